@@ -1,0 +1,1 @@
+"""infoscope: the information scope of sparse-autoencoder features in vision transformers."""

@@ -1,0 +1,78 @@
+"""The command line: compose the configuration, run the stage, turn every failure into one sentence and an exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from infoscope.config import CONF_FOLDER, explain_config_error, make_config, register_schemas
+from infoscope.errors import InputError
+
+EXIT_OK, EXIT_BUG, EXIT_INPUT, EXIT_INTERRUPT = 0, 1, 2, 130
+_failures: list[str] = []
+
+
+def main() -> None:
+    """Entry point of the console command `infoscope`; exits with 0, 1 (a bug of ours), 2 (input) or 130 (Ctrl-C)."""
+    sys.exit(run_command_line())
+
+
+def run_command_line() -> int:
+    """Run `sys.argv` and return the exit code.
+
+    Failures that a user can mend are one sentence on stderr; INFOSCOPE_TRACEBACK=1 shows the traceback as well.
+    """
+    _failures.clear()
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra raises instead of printing its own report
+    register_schemas()
+    try:
+        _hydra_main()
+    except KeyboardInterrupt:
+        return _say_interrupted()
+    except SystemExit as error:
+        if isinstance(error.__context__, KeyboardInterrupt):  # Lightning turns Ctrl-C into an exit
+            return _say_interrupted()
+        return error.code if isinstance(error.code, int) else EXIT_BUG
+    except InputError as error:
+        _fail(str(error), error)
+    except (HydraException, OmegaConfBaseException) as error:
+        _fail(explain_config_error(error), error)
+    return EXIT_INPUT if _failures else EXIT_OK
+
+
+def _fail(sentence: str, error: BaseException) -> None:
+    _failures.append(sentence)
+    print(f"infoscope: {sentence}", file=sys.stderr)
+    if os.environ.get("INFOSCOPE_TRACEBACK") == "1":
+        traceback.print_exception(error)
+
+
+def _say_interrupted() -> int:
+    print("infoscope: interrupted; finished artifacts are kept, the same command goes on from there.", file=sys.stderr)
+    return EXIT_INTERRUPT
+
+
+@hydra.main(version_base="1.3", config_path=str(CONF_FOLDER), config_name="config")
+def _hydra_main(tree: DictConfig) -> Any:
+    """Run one job. In a sweep of this process a failed job does not stop the others; elsewhere it must fail itself."""
+    try:
+        from infoscope.pipeline import run  # late: --help and shell completion need no torch
+
+        return run(make_config(tree))
+    except (InputError, OmegaConfBaseException) as error:
+        if not HydraConfig.get().launcher._target_.endswith("BasicLauncher"):
+            raise
+        _fail(explain_config_error(error) if isinstance(error, OmegaConfBaseException) else str(error), error)
+        return None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,319 @@
+"""Folders named by the hash of what determines their content.
+
+An artifact is `<root>/<stage>/<name>-<hash>/`. The hash covers its *key* alone: the part of the configuration that
+matters, fingerprints of data and weights, the hashes of the artifacts it was made from, and the format version; never
+paths, devices, worker counts or time. It is built in a temporary folder beside it, under a file lock, and renamed when
+whole, so a folder under its final name is complete; its manifest lists the checksum of every file, and a folder that
+no longer agrees with its manifest is rebuilt, never used. A lost lock is harmless: at worst a thing is computed twice.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import filelock
+import yaml
+
+from infoscope.errors import InputError
+
+FORMAT_VERSION = 1
+"""Part of every hash: raise it when the meaning of any stored file changes."""
+
+MANIFEST = "manifest.json"
+CONFIG = "config.yaml"
+_PACKAGES = ("infoscope", "torch", "lightning", "open_clip_torch", "numpy", "scipy", "pot", "geomloss", "hydra-core")
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What an artifact is, before it exists.
+
+    Args:
+        stage: the stage that makes it, the name of its parent folder.
+        name: for people; not part of the hash.
+        key: everything that determines the content: plain JSON types.
+    """
+
+    stage: str
+    name: str
+    key: dict[str, Any]
+
+    @property
+    def hash(self) -> str:
+        """First 16 hexadecimal digits of the SHA-256 of (format version, stage, key)."""
+        return compute_hash([FORMAT_VERSION, self.stage, self.key])
+
+    @property
+    def folder_name(self) -> str:
+        return f"{self.name}-{self.hash}"
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A finished artifact: its folder, its hash, its manifest, and whether this call built it."""
+
+    folder: Path
+    hash: str
+    manifest: dict[str, Any]
+    built: bool
+
+    def read_json(self, name: str) -> Any:
+        """Return the content of a JSON file of the artifact."""
+        return json.loads((self.folder / name).read_text())
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Where a builder works.
+
+    folder: the temporary folder whose files become the artifact.
+    progress: a folder that outlives an interrupted build (checkpoints to resume from) and is deleted after success.
+    """
+
+    folder: Path
+    progress: Path
+
+
+def compute_hash(value: Any) -> str:
+    """Return the first 16 hexadecimal digits of the SHA-256 of `value` as canonical JSON.
+
+    Raises:
+        TypeError: if `value` holds anything but plain JSON types.
+        ValueError: if it holds NaN or infinity.
+    """
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def compute_checksum(path: Path) -> str:
+    """Return the SHA-256 of a file as 64 hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class Store:
+    """The artifacts below one folder.
+
+    Args:
+        root: usually `outputs/artifacts`.
+        on_event: told "building", "built", "reused", "waiting" or "damaged" with the spec and a detail.
+        lock_timeout_s: how long to wait for another process that builds the same artifact.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        on_event: Callable[[str, Spec, str], None] | None = None,
+        lock_timeout_s: float = 6 * 3600,
+    ) -> None:
+        self.root = root
+        self.on_event = on_event or (lambda event, spec, detail: None)
+        self.lock_timeout_s = lock_timeout_s
+        self._verified: dict[Path, dict[str, Any]] = {}
+
+    def folder(self, spec: Spec) -> Path:
+        """Return where the artifact lies, or would lie."""
+        return self.root / spec.stage / spec.folder_name
+
+    def find(self, spec: Spec) -> Artifact | None:
+        """Return the artifact if it exists and agrees with its manifest, else None. Names do not matter, hashes do."""
+        for folder in [self.folder(spec), *sorted((self.root / spec.stage).glob(f"*-{spec.hash}"))]:
+            if folder.name.startswith(".") or not folder.is_dir():
+                continue
+            manifest = self._verify(folder, spec)
+            if manifest is not None:
+                return Artifact(folder, spec.hash, manifest, built=False)
+        return None
+
+    def get(self, spec: Spec, build: Callable[[Workspace], None], *, config: Any = None, **upstream: Artifact):
+        """Return the artifact of `spec`, building it if it is missing or damaged.
+
+        Args:
+            build: writes the artifact's files into `workspace.folder`.
+            config: the resolved configuration (plain containers), stored for people to read.
+            upstream: the artifacts it is made from, by role, for the manifest.
+
+        Raises:
+            InputError: if the folder cannot be written, the disk is full, or another process holds the lock too long.
+        """
+        found = self.find(spec)
+        if found is not None:
+            self.on_event("reused", spec, str(found.folder))
+            return found
+        parent = self.root / spec.stage
+        try:
+            parent.mkdir(parents=True, exist_ok=True)
+            with self._lock(spec):
+                return self._build_locked(spec, build, config, upstream)
+        except OSError as error:
+            raise _explain_os_error(error, self.root) from error
+
+    def _build_locked(
+        self, spec: Spec, build: Callable[[Workspace], None], config: Any, upstream: dict[str, Artifact]
+    ) -> Artifact:
+        found = self.find(spec)  # another process may have finished it while this one waited
+        if found is not None:
+            self.on_event("reused", spec, str(found.folder))
+            return found
+        final = self.folder(spec)
+        if final.exists():
+            self.on_event("damaged", spec, str(final))
+            shutil.rmtree(final)
+        for stale in final.parent.glob(f".{spec.hash}.*.tmp"):  # left by a killed process; the lock is ours now
+            shutil.rmtree(stale, ignore_errors=True)
+        temporary = final.parent / f".{spec.hash}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp"
+        progress = final.parent / f".{spec.hash}.progress"
+        temporary.mkdir()
+        progress.mkdir(exist_ok=True)
+        self.on_event("building", spec, "resuming" if any(progress.iterdir()) else "")
+        start = time.perf_counter()
+        try:
+            build(Workspace(temporary, progress))
+            if config is not None:
+                (temporary / CONFIG).write_text(yaml.safe_dump(config, sort_keys=False))
+            manifest = _make_manifest(spec, temporary, time.perf_counter() - start, upstream)
+            _write_durably(temporary / MANIFEST, json.dumps(manifest, indent=2))
+            os.replace(temporary, final)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            if not any(progress.iterdir()):
+                progress.rmdir()
+            raise
+        shutil.rmtree(progress, ignore_errors=True)
+        self._verified[final] = manifest
+        self.on_event("built", spec, f"{manifest['wall_s']:.1f} s")
+        return Artifact(final, spec.hash, manifest, built=True)
+
+    def _lock(self, spec: Spec) -> filelock.BaseFileLock:
+        path = self.root / spec.stage / f".{spec.hash}.lock"
+        lock = filelock.FileLock(path)
+        try:
+            lock.acquire(timeout=0)
+        except filelock.Timeout:
+            self.on_event("waiting", spec, f"for the process that builds it, at most {self.lock_timeout_s:.0f} s")
+            try:
+                lock.acquire(timeout=self.lock_timeout_s)
+            except filelock.Timeout as error:
+                raise InputError(
+                    f"Waited {self.lock_timeout_s:.0f} s for another process to build {spec.stage}/{spec.folder_name}:"
+                    f" if none runs, delete {path} and start again."
+                ) from error
+        lock.release()
+        return lock
+
+    def _verify(self, folder: Path, spec: Spec) -> dict[str, Any] | None:
+        """Return the manifest if every file agrees with it; checked once per process and folder."""
+        if folder in self._verified:
+            return self._verified[folder]
+        try:
+            manifest = json.loads((folder / MANIFEST).read_text())
+            if manifest["hash"] != spec.hash:
+                return None
+            for name, entry in manifest["files"].items():
+                file = folder / name
+                if file.stat().st_size != entry["bytes"] or compute_checksum(file) != entry["sha256"]:
+                    return None
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return None
+        self._verified[folder] = manifest
+        return manifest
+
+
+def _make_manifest(spec: Spec, folder: Path, wall_s: float, upstream: dict[str, Artifact]) -> dict[str, Any]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {
+        "format_version": FORMAT_VERSION,
+        "stage": spec.stage,
+        "name": spec.name,
+        "hash": spec.hash,
+        "key": spec.key,
+        "upstream": {role: artifact.hash for role, artifact in upstream.items()},
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "wall_s": round(wall_s, 3),
+        **describe_environment(),
+        "files": {
+            path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": compute_checksum(path)}
+            for path in files
+        },
+    }
+
+
+@cache
+def describe_environment() -> dict[str, Any]:
+    """Return versions, commit and hardware, for manifests and reports."""
+    versions = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = "not installed"
+    return {"versions": versions, "commit": _find_commit(), "hardware": _describe_hardware()}
+
+
+def _find_commit() -> str | None:
+    """Return the commit of the source tree ("+changes" if it was edited), None outside a checkout."""
+    here = Path(__file__).resolve().parent
+    try:
+        top = subprocess.run(
+            ["git", "-C", str(here), "rev-parse", "--show-toplevel", "HEAD"], capture_output=True, text=True, check=True
+        ).stdout.split()
+        if len(top) != 2 or not (Path(top[0]) / "src" / "infoscope").samefile(here):
+            return None
+        changed = subprocess.run(
+            ["git", "-C", top[0], "status", "--porcelain", "--untracked-files=no"],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return top[1] + ("+changes" if changed else "")
+
+
+def _describe_hardware() -> dict[str, Any]:
+    import torch
+
+    model = platform.processor() or platform.machine()
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                model = line.split(":", 1)[1].strip()
+                break
+    except OSError:
+        pass
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {"cpu": model, "cores": os.cpu_count(), "gpus": gpus, "system": platform.system()}
+
+
+def _write_durably(path: Path, text: str) -> None:
+    """Write a file and force it to the disk, so that a rename after it never shows an empty file."""
+    with path.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _explain_os_error(error: OSError, root: Path) -> Exception:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return InputError(
+            f"The disk that holds {root} is full: free some space or set output_dir to another disk, and run the same"
+            " command again; finished artifacts are kept."
+        )
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
+        return InputError(f"Cannot write to {root} ({error.strerror}): set output_dir to a folder you may write to.")
+    return error

@@ -1,0 +1,68 @@
+"""Data sets as they lie on disk, and the procedural scenes.
+
+Names are looked up when they are first used, so that a process that only renders scenes imports numpy and no more.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from infoscope.data.baseline import compute_pixel_baseline
+    from infoscope.data.config import DataConfig, DataKind, make_image_sets
+    from infoscope.data.image_folder import ImageFolder
+    from infoscope.data.images import (
+        ImageBatch,
+        ImageError,
+        ImageSet,
+        LabelledImages,
+        OnError,
+        Resize,
+        iterate_images,
+        resize_image,
+    )
+    from infoscope.data.scene_set import SceneSet, make_scenes_fingerprint, save_scenes
+
+_HOMES = {
+    "baseline": ("compute_pixel_baseline",),
+    "config": ("DataConfig", "DataKind", "make_image_sets"),
+    "image_folder": ("ImageFolder",),
+    "images": (
+        "ImageBatch",
+        "ImageError",
+        "ImageSet",
+        "LabelledImages",
+        "OnError",
+        "Resize",
+        "iterate_images",
+        "resize_image",
+    ),
+    "scene_set": ("SceneSet", "make_scenes_fingerprint", "save_scenes"),
+}
+
+__all__ = [
+    "DataConfig",
+    "DataKind",
+    "ImageBatch",
+    "ImageError",
+    "ImageFolder",
+    "ImageSet",
+    "LabelledImages",
+    "OnError",
+    "Resize",
+    "SceneSet",
+    "compute_pixel_baseline",
+    "iterate_images",
+    "make_image_sets",
+    "make_scenes_fingerprint",
+    "resize_image",
+    "save_scenes",
+]
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(f"{__name__}.{module}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,226 @@
+"""What every later stage asks of a data set: images by index, at the size it wants, in a fixed order."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from enum import Enum
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float32, Int64, UInt8
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from infoscope.errors import InputError
+
+# Written as a call because `raise` is a keyword, and the names are what one types: data.on_error=raise.
+OnError = Enum("OnError", {"raise": "raise", "skip": "skip"}, module=__name__)
+OnError.__doc__ = "What an image that cannot be read does: stop with its name, or be left out, listed and counted."
+RAISE, SKIP = OnError["raise"], OnError["skip"]
+
+
+class Resize(Enum):
+    """How an image becomes a square: both sides on their own, or the short side followed by a centre crop."""
+
+    squash = "squash"
+    crop = "crop"
+
+
+class ImageError(InputError):
+    """An image cannot be read.
+
+    Args:
+        file: the file, as the user can find it.
+        reason: why, in a few words.
+    """
+
+    def __init__(self, file: str, reason: str) -> None:
+        super().__init__(
+            f"Cannot read the image {file} ({reason}): mend or remove the file, or set data.on_error=skip."
+        )
+        self.file, self.reason = file, reason
+
+    def __reduce__(self) -> tuple[type[ImageError], tuple[str, str]]:
+        return type(self), (self.file, self.reason)
+
+
+class ImageBatch(NamedTuple):
+    """Images and their places in the image set: index [batch], images [batch, 3, size_px, size_px]."""
+
+    index: Int64[Tensor, " batch"]
+    images: UInt8[Tensor, "batch 3 size size"]
+
+
+class ImageSet(ABC):
+    """Images in a fixed order.
+
+    Args:
+        split: "train" or "test".
+        image_ids: one unique name per image, ascending; ties in rankings are broken by it.
+    """
+
+    skipped: dict[str, str]
+    """Images that could not be read so far: id -> reason. `iterate_images` fills it."""
+
+    def __init__(self, split: str, image_ids: list[str]) -> None:
+        self.split, self.image_ids = split, image_ids
+        self.skipped = {}
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    @property
+    @abstractmethod
+    def fingerprint(self) -> dict[str, Any]:
+        """What determines the images, as plain JSON types: never a path or a time."""
+
+    @abstractmethod
+    def load(self, index: int, size_px: int) -> UInt8[np.ndarray, "size size 3"]:
+        """Return an image as RGB, resized as the set was told to.
+
+        Raises:
+            ImageError: if it cannot be read.
+        """
+
+
+class LabelledImages(ImageSet):
+    """Images with ground truth for the probes."""
+
+    class_names: tuple[str, ...]
+    """What the target "class" tells apart."""
+    label_names: tuple[str, ...]
+    """What the label maps tell apart; 255 in a map means ignore."""
+    targets: tuple[str, ...]
+    """What `labels` accepts; "class" first."""
+
+    @property
+    def n_classes(self) -> int:
+        """Number of values of the target "class"."""
+        return len(self.class_names)
+
+    @abstractmethod
+    def labels(self, target: str) -> Int64[np.ndarray, " n_images"]:
+        """Return the label of every image, 0..n_target_classes - 1.
+
+        Raises:
+            InputError: if the set has no such target.
+        """
+
+    @abstractmethod
+    def n_target_classes(self, target: str) -> int:
+        """Return how many values a target has.
+
+        Raises:
+            InputError: if the set has no such target.
+        """
+
+    @abstractmethod
+    def label_map(self, index: int) -> UInt8[np.ndarray, "height width"]:
+        """Return the label of every pixel, an index into `label_names`, or 255 = ignore; at the size it is stored."""
+
+    @abstractmethod
+    def depth_m(self, index: int) -> Float32[np.ndarray, "height width"]:
+        """Return the depth of every pixel in metres, 0 = no measurement; at the size it is stored."""
+
+    @abstractmethod
+    def caption(self, index: int) -> str:
+        """Return what is in the image, in words."""
+
+
+def resize_image(
+    image: Image.Image | UInt8[np.ndarray, "height width 3"], size_px: int, resize: Resize = Resize.squash
+) -> UInt8[np.ndarray, "size size 3"]:
+    """Return an RGB image as a square of side `size_px` (antialiased bicubic, as CLIP's own preprocessing).
+
+    `Resize.crop` gives what torchvision's Resize and CenterCrop give, without resizing what is cut off.
+    """
+    if isinstance(image, np.ndarray):
+        image = Image.fromarray(image)
+    width, height = image.size
+    if (width, height) == (size_px, size_px):
+        return np.array(image)
+    box = (0.0, 0.0, float(width), float(height))
+    if resize is Resize.crop:
+        short = min(width, height)
+        wide, high = int(size_px * width / short), int(size_px * height / short)
+        left, top = round((wide - size_px) / 2), round((high - size_px) / 2)
+        box = (
+            left * width / wide,
+            top * height / high,
+            min((left + size_px) * width / wide, width),
+            min((top + size_px) * height / high, height),
+        )
+    return np.array(image.resize((size_px, size_px), Image.Resampling.BICUBIC, box=box))
+
+
+def iterate_images(
+    image_set: ImageSet,
+    size_px: int,
+    batch_size: int,
+    indices: Sequence[int] | Int64[np.ndarray, " n"] | None = None,
+    on_error: OnError = RAISE,
+    n_workers: int = 0,
+) -> Iterator[ImageBatch]:
+    """Yield images in the order of `indices` (by default all, ascending), the last incomplete batch included.
+
+    Args:
+        on_error: with "skip", an image that cannot be read is left out (its batch is shorter, an empty batch is not
+            given) and recorded in `image_set.skipped`.
+        n_workers: processes that read ahead; 0 reads in this one. The batches are the same.
+
+    Raises:
+        ImageError: if an image cannot be read and `on_error` is "raise".
+        InputError: if images were asked for and none can be read.
+    """
+    index = np.arange(len(image_set)) if indices is None else np.asarray(indices, dtype=np.int64)
+    assert batch_size >= 1, batch_size
+    assert index.size == 0 or (index.min() >= 0 and index.max() < len(image_set)), "index out of range"
+    chunks = [index[start : start + batch_size] for start in range(0, len(index), batch_size)]
+    batches = _Batches(image_set, size_px, chunks)
+    loader = DataLoader(
+        batches, batch_size=None, num_workers=min(n_workers, len(chunks)), collate_fn=_identity, shuffle=False
+    )
+    n_read = 0
+    for batch, errors in loader:
+        if errors and on_error is not SKIP:
+            raise next(iter(errors.values()))
+        image_set.skipped.update({name: error.reason for name, error in errors.items()})
+        n_read += len(batch.index)
+        if len(batch.index):
+            yield batch
+    if len(index) and not n_read:
+        name, reason = next(iter(image_set.skipped.items()))
+        raise InputError(
+            f"Expected images, but none of the {len(index)} asked for can be read (the first, {name}: {reason}):"
+            " check data.root."
+        )
+
+
+class _Batches(Dataset):
+    """Whole batches as items, each with the errors met: errors travel as values, so that workers can report them."""
+
+    def __init__(self, image_set: ImageSet, size_px: int, chunks: list[np.ndarray]) -> None:
+        self.image_set, self.size_px, self.chunks = image_set, size_px, chunks
+
+    def __len__(self) -> int:
+        return len(self.chunks)
+
+    def __getitem__(self, number: int) -> tuple[ImageBatch, dict[str, ImageError]]:
+        chunk = self.chunks[number]
+        images = np.empty((len(chunk), self.size_px, self.size_px, 3), np.uint8)
+        read, errors = [], {}
+        for i in chunk.tolist():
+            try:
+                images[len(read)] = self.image_set.load(i, self.size_px)
+                read.append(i)
+            except ImageError as error:
+                errors[self.image_set.image_ids[i]] = error
+        pixels = torch.from_numpy(images[: len(read)]).permute(0, 3, 1, 2).contiguous()
+        return ImageBatch(torch.tensor(read, dtype=torch.int64), pixels), errors
+
+
+def _identity(item: Any) -> Any:
+    return item

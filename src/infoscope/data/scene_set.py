@@ -1,0 +1,200 @@
+"""Procedural scenes on disk: rendered once, read through memory maps.
+
+A folder holds `images.npy` uint8 [n, S, S, 3], `label_maps.npy` uint8 [n, S, S], `depth_mm.npy` uint16 [n, S, S]
+(millimetres, 0 = no measurement) and `factors.json`: how the set was made, and the factors of every scene.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Callable, Generator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack, closing
+from dataclasses import asdict
+from functools import cached_property, partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from jaxtyping import Float32, Int64, UInt8, UInt16
+
+from infoscope.data import scenes
+from infoscope.data.images import LabelledImages, resize_image
+from infoscope.data.scenes import Factors, Scene, SceneObject
+from infoscope.errors import InputError
+
+_SCENES_PER_TASK = 64
+_MAPS: dict[str, tuple[type[np.generic], tuple[int, ...]]] = {
+    "images": (np.uint8, (3,)),
+    "label_maps": (np.uint8, ()),
+    "depth_mm": (np.uint16, ()),
+}
+
+
+def make_scenes_fingerprint(seed: int, split: str, n_images: int, size_px: int) -> dict[str, Any]:
+    """Return what determines a set of scenes, before or after it is rendered."""
+    return {
+        "kind": "scenes",
+        "renderer": scenes.RENDERER_VERSION,
+        "seed": seed,
+        "split": split,
+        "n_images": n_images,
+        "size_px": size_px,
+    }
+
+
+def save_scenes(
+    folder: Path,
+    seed: int,
+    split: str,
+    n_images: int,
+    size_px: int,
+    n_workers: int = 0,
+    progress: Callable[[int], None] | None = None,
+) -> None:
+    """Render scenes 0 to n_images - 1 of a split into a folder that exists.
+
+    Args:
+        size_px: side of the pictures in pixels, at least 32.
+        n_workers: processes that render; 0 or 1 renders in this one. The files are the same.
+        progress: told how many scenes are done, in rising order.
+
+    Raises:
+        OSError: if the disk is full or the folder cannot be written.
+    """
+    assert n_images >= 1, n_images
+    with ExitStack() as stack:
+        # Written in order, not through a memory map: a full disk is then an error and not a dead process.
+        files = {name: stack.enter_context((folder / f"{name}.npy").open("wb")) for name in _MAPS}
+        for name, (dtype, tail) in _MAPS.items():
+            _write_header(files[name], np.dtype(dtype), (n_images, size_px, size_px, *tail))
+        factors: list[dict[str, Any]] = []
+        for part in stack.enter_context(closing(_render(seed, split, n_images, size_px, n_workers))):
+            files["images"].write(np.stack([scene.image for scene in part]).tobytes())
+            files["label_maps"].write(np.stack([scene.label_map for scene in part]).tobytes())
+            files["depth_mm"].write(np.stack([_to_millimetres(scene.depth_m) for scene in part]).tobytes())
+            factors += [asdict(scene.factors) for scene in part]
+            if progress is not None:
+                progress(len(factors))
+    made_from = make_scenes_fingerprint(seed, split, n_images, size_px)
+    (folder / "factors.json").write_text(json.dumps({"made_from": made_from, "factors": factors}))
+
+
+def _render(seed: int, split: str, n_images: int, size_px: int, n_workers: int) -> Generator[list[Scene], None, None]:
+    starts = range(0, n_images, _SCENES_PER_TASK)
+    stops = [min(start + _SCENES_PER_TASK, n_images) for start in starts]
+    render = partial(scenes.render_split_part, seed, split, size_px=size_px)  # its module imports numpy alone
+    n_workers = min(n_workers, len(starts))
+    if n_workers <= 1:
+        yield from map(render, starts, stops)
+        return
+    pool = ProcessPoolExecutor(
+        n_workers,
+        mp_context=get_context("spawn"),
+        initializer=signal.signal,  # Ctrl-C is for the parent to handle
+        initargs=(signal.SIGINT, signal.SIG_IGN),
+    )
+    try:
+        yield from pool.map(render, starts, stops)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _write_header(file: BinaryIO, dtype: np.dtype, shape: tuple[int, ...]) -> None:
+    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, header)
+
+
+def _to_millimetres(depth_m: np.ndarray) -> np.ndarray:
+    return np.rint(depth_m * 1000).astype(np.uint16)
+
+
+class SceneSet(LabelledImages):
+    """Scenes as `save_scenes` wrote them. Targets: "class" (the kind of the nearest object) and the global factors.
+
+    Args:
+        folder: what was given to `save_scenes`.
+
+    Raises:
+        InputError: if the folder does not hold a whole set.
+    """
+
+    class_names = scenes.KINDS
+    label_names = scenes.LABELS
+    targets = ("class", *scenes.GLOBAL_FACTORS)
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        try:
+            stored = json.loads((self.folder / "factors.json").read_text())
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"Expected a folder of rendered scenes, but {self.folder} holds no readable factors.json: give a folder"
+                " that save_scenes wrote."
+            ) from error
+        self._made_from, self._factors = stored["made_from"], stored["factors"]
+        self.size_px: int = self._made_from["size_px"]
+        split = self._made_from["split"]
+        super().__init__(split, [f"{split}-{i:06d}" for i in range(len(self._factors))])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name not in _MAPS}  # never pickle the pixels
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        return self._made_from
+
+    @cached_property
+    def images(self) -> UInt8[np.ndarray, "n size size 3"]:
+        """All pictures, memory-mapped."""
+        return self._open_map("images")
+
+    @cached_property
+    def label_maps(self) -> UInt8[np.ndarray, "n size size"]:
+        """All label maps, memory-mapped."""
+        return self._open_map("label_maps")
+
+    @cached_property
+    def depth_mm(self) -> UInt16[np.ndarray, "n size size"]:
+        """All depth maps in millimetres, 0 = no measurement, memory-mapped."""
+        return self._open_map("depth_mm")
+
+    def _open_map(self, name: str) -> np.ndarray:
+        return np.load(self.folder / f"{name}.npy", mmap_mode="r")
+
+    def load(self, index: int, size_px: int) -> UInt8[np.ndarray, "size size 3"]:
+        image = np.array(self.images[index])
+        return image if size_px == self.size_px else resize_image(image, size_px)
+
+    def labels(self, target: str) -> Int64[np.ndarray, " n_images"]:
+        values = self._target_values(target)
+        if target == "class":
+            words = [factors["objects"][0]["kind"] for factors in self._factors]
+        else:
+            words = [factors[target] for factors in self._factors]
+        return np.array([values.index(word) for word in words], dtype=np.int64)
+
+    def n_target_classes(self, target: str) -> int:
+        return len(self._target_values(target))
+
+    def _target_values(self, target: str) -> tuple[str, ...]:
+        if target not in self.targets:
+            raise InputError(f"Expected a target of the scenes ({', '.join(self.targets)}), got {target!r}.")
+        return scenes.KINDS if target == "class" else scenes.GLOBAL_FACTORS[target]
+
+    def label_map(self, index: int) -> UInt8[np.ndarray, "size size"]:
+        return np.array(self.label_maps[index])
+
+    def depth_m(self, index: int) -> Float32[np.ndarray, "size size"]:
+        return self.depth_mm[index].astype(np.float32) / np.float32(1000)
+
+    def factors(self, index: int) -> Factors:
+        """Return what a scene was drawn from."""
+        stored = self._factors[index]
+        return Factors(**{**stored, "objects": tuple(SceneObject(**thing) for thing in stored["objects"])})
+
+    def caption(self, index: int, rng: np.random.Generator | None = None) -> str:
+        """Say everything about a scene, or with `rng` a random part of it."""
+        return scenes.caption(self.factors(index), rng)

@@ -1,0 +1,176 @@
+"""What the probes are judged by: pure functions of sufficient statistics, and torchmetrics classes around them.
+
+Segmentation: one confusion matrix over the whole split, ignored pixels left out of truth and prediction alike. Depth:
+0 = no measurement; errors per image first, then their mean (BTS, DINOv3), and the pooled RMSE beside it.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torchmetrics import Metric
+
+IGNORE_LABEL = 255
+MIN_DEPTH_M = 1e-3
+
+
+def compute_confusion(
+    prediction: Int[Tensor, "*shape"], truth: Int[Tensor, "*shape"], n_classes: int
+) -> Int[Tensor, "n_classes n_classes"]:
+    """Return how many pixels of truth i were called j, at [i, j]; pixels whose truth is 255 count nowhere."""
+    code = (truth.int() * n_classes + prediction.int()).masked_fill_(truth == IGNORE_LABEL, n_classes**2)
+    counts = torch.bincount(code.flatten(), minlength=n_classes**2 + 1)
+    assert len(counts) == n_classes**2 + 1, "a label or a prediction lies outside the classes"
+    return counts[:-1].view(n_classes, n_classes)
+
+
+def compute_iou(confusion: Int[Tensor, "*batch n_classes n_classes"]) -> Float[Tensor, "*batch n_classes"]:
+    """Return intersection over union of each class; NaN where it occurs neither in truth nor in prediction."""
+    hits = confusion.diagonal(dim1=-2, dim2=-1).double()
+    union = confusion.sum(-1) + confusion.sum(-2) - hits
+    return hits / union  # 0 / 0 is NaN
+
+
+def compute_miou(
+    confusion: Int[Tensor, "*batch n_classes n_classes"], absent_as_zero: bool = False
+) -> Float[Tensor, "*batch"]:
+    """Return the mean IoU in 0..1 over the classes that occur in truth or prediction; NaN if none does.
+
+    Args:
+        absent_as_zero: take the mean over all classes, one that occurs nowhere counting 0.
+    """
+    iou = compute_iou(confusion)
+    return iou.nan_to_num(0).mean(-1) if absent_as_zero else iou.nanmean(-1)
+
+
+def compute_pixel_accuracy(confusion: Int[Tensor, "*batch n_classes n_classes"]) -> Float[Tensor, "*batch"]:
+    """Return the share in 0..1 of labelled pixels that are right; NaN without any."""
+    return confusion.diagonal(dim1=-2, dim2=-1).sum(-1).double() / confusion.sum((-2, -1))
+
+
+def compute_top1(scores: Float[Tensor, "*batch n n_classes"], labels: Int[Tensor, " n"]) -> Int[Tensor, "*batch"]:
+    """Return how many of n images have their own class on top (micro: every image counts the same)."""
+    return (scores.argmax(-1) == labels).sum(-1)
+
+
+def valid_depth(depth_m: Float[Tensor, "*shape"], max_depth_m: float) -> Bool[Tensor, "*shape"]:
+    """Return where depth is measured and in range: 1 mm < depth < max_depth_m (0 = missing)."""
+    return (depth_m > MIN_DEPTH_M) & (depth_m < max_depth_m)
+
+
+class DepthErrors(NamedTuple):
+    """Sums over the valid pixels of one image, one per prediction.
+
+    n_valid: pixels; squared: of the error, m^2; relative: |error| / truth; n_delta1: max(p / t, t / p) < 1.25.
+    """
+
+    n_valid: Int[Tensor, ""]
+    squared: Float[Tensor, " n"]
+    relative: Float[Tensor, " n"]
+    n_delta1: Float[Tensor, " n"]
+
+
+def compute_depth_errors(
+    prediction_m: Float[Tensor, "n *shape"], depth_m: Float[Tensor, "*shape"], max_depth_m: float
+) -> DepthErrors:
+    """Return the error sums of n predictions for one image over its valid pixels."""
+    valid = valid_depth(depth_m, max_depth_m)
+    truth = depth_m[valid].double()
+    predicted = prediction_m[:, valid].double()
+    error = predicted - truth
+    ratio = torch.maximum(predicted / truth, truth / predicted)
+    return DepthErrors(
+        valid.sum(),
+        error.square().sum(-1),
+        (error.abs() / truth).sum(-1),
+        (ratio < 1.25).sum(-1).double(),
+    )
+
+
+class SegmentationMetrics(Metric):
+    """Confusion matrices of several heads over a split."""
+
+    full_state_update = False
+    confusion: Tensor
+
+    def __init__(self, n_heads: int, n_classes: int) -> None:
+        super().__init__()
+        self.n_classes = n_classes
+        zeros = torch.zeros(n_heads, n_classes, n_classes, dtype=torch.int64)
+        self.add_state("confusion", default=zeros, dist_reduce_fx="sum")
+
+    def update(self, predictions: Int[Tensor, "n_heads *shape"], truth: Int[Tensor, "*shape"]) -> None:
+        for head, prediction in enumerate(predictions):
+            self.confusion[head] += compute_confusion(prediction, truth, self.n_classes)
+
+    def compute(self) -> dict[str, Float[Tensor, " n_heads"]]:
+        return {
+            "miou": compute_miou(self.confusion),
+            "miou_absent_zero": compute_miou(self.confusion, absent_as_zero=True),
+            "pixel_accuracy": compute_pixel_accuracy(self.confusion),
+        }
+
+
+class DepthMetrics(Metric):
+    """Depth errors of several heads over a split; images without a valid pixel are left out and counted."""
+
+    full_state_update = False
+    n_images: Tensor
+    n_without_depth: Tensor
+    n_pixels: Tensor
+    squared: Tensor
+    rmse: Tensor
+    abs_rel: Tensor
+    delta1: Tensor
+
+    def __init__(self, n_heads: int, max_depth_m: float) -> None:
+        super().__init__()
+        self.max_depth_m = max_depth_m
+        for name in ("n_images", "n_without_depth", "n_pixels"):
+            self.add_state(name, default=torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+        for name in ("squared", "rmse", "abs_rel", "delta1"):
+            self.add_state(name, default=torch.zeros(n_heads, dtype=torch.float64), dist_reduce_fx="sum")
+
+    def update(self, predictions_m: Float[Tensor, "n_heads *shape"], depth_m: Float[Tensor, "*shape"]) -> None:
+        errors = compute_depth_errors(predictions_m, depth_m, self.max_depth_m)
+        if errors.n_valid == 0:
+            self.n_without_depth += 1
+            return
+        self.n_images += 1
+        self.n_pixels += errors.n_valid
+        self.squared += errors.squared
+        self.rmse += (errors.squared / errors.n_valid).sqrt()
+        self.abs_rel += errors.relative / errors.n_valid
+        self.delta1 += errors.n_delta1 / errors.n_valid
+
+    def compute(self) -> dict[str, Float[Tensor, " n_heads"]]:
+        """rmse_m, abs_rel, delta1: means over images; rmse_pooled_m: over all pixels. NaN without any valid pixel."""
+        return {
+            "rmse_m": self.rmse / self.n_images,
+            "rmse_pooled_m": (self.squared / self.n_pixels).sqrt(),
+            "abs_rel": self.abs_rel / self.n_images,
+            "delta1": self.delta1 / self.n_images,
+        }
+
+
+class Top1Metric(Metric):
+    """Top-1 accuracy (micro) of several heads over a split."""
+
+    full_state_update = False
+    n_right: Tensor
+    n_images: Tensor
+
+    def __init__(self, n_heads: int) -> None:
+        super().__init__()
+        self.add_state("n_right", default=torch.zeros(n_heads, dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("n_images", default=torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, scores: Float[Tensor, "n_heads n n_classes"], labels: Int[Tensor, " n"]) -> None:
+        self.n_right += compute_top1(scores, labels)
+        self.n_images += len(labels)
+
+    def compute(self) -> dict[str, Float[Tensor, " n_heads"]]:
+        return {"top1": self.n_right.double() / self.n_images}

@@ -1,0 +1,164 @@
+"""The edited versions of the tokens that the probes compare: what is removed, how, and against which controls."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from infoscope.errors import InputError
+from infoscope.sae.edit import EditMode
+
+
+class Role(Enum):
+    """What a variant is for."""
+
+    original = "original"
+    nothing = "nothing"
+    group = "group"
+    all = "all"
+    control = "control"
+
+
+class Control(Enum):
+    """What a random group has in common with the group it stands beside."""
+
+    size = "size"
+    mass = "mass"
+
+
+@dataclass(frozen=True, eq=False)
+class Variant:
+    """One edited version of the tokens.
+
+    Args:
+        name: unique among the variants of one SAE.
+        mode: how the latents are removed.
+        removed: the latents removed.
+        role: what the variant is for.
+        group: "high" or "low", for a group and for its controls.
+        control: of a random group.
+        draw: of a random group, from 0.
+        overlap: share of the control's latents that are in the group.
+        mass_share_train: share of the activation mass of all latents, as given to `make_variants`.
+    """
+
+    name: str
+    mode: EditMode
+    removed: Bool[np.ndarray, " d_sae"]
+    role: Role
+    group: str | None = None
+    control: Control | None = None
+    draw: int | None = None
+    overlap: float | None = None
+    mass_share_train: float = 0.0
+
+    @property
+    def n_latents(self) -> int:
+        """How many latents are removed."""
+        return int(self.removed.sum())
+
+    @property
+    def empty(self) -> bool:
+        """Whether the variant removes a group that has no features: a row to mark, not an error."""
+        return self.role is Role.group and self.n_latents == 0
+
+    def key(self, sae: str = "") -> str:
+        """Return the hash of what determines the edited tokens (64 hexadecimal digits).
+
+        Args:
+            sae: what tells SAEs apart, such as the hash of the artifact. Tokens from which nothing is removed while
+                the SAE's error stays are the original ones, whatever the SAE: they have one key.
+        """
+        if self.mode is EditMode.error_preserving and self.n_latents == 0:
+            return hashlib.sha256(b"original tokens").hexdigest()
+        digest = hashlib.sha256(f"{sae}|{self.mode.name}|{len(self.removed)}|".encode())
+        digest.update(np.packbits(self.removed).tobytes())
+        return digest.hexdigest()
+
+
+def make_variants(
+    high: Bool[np.ndarray, " d_sae"],
+    low: Bool[np.ndarray, " d_sae"],
+    drawable: Bool[np.ndarray, " d_sae"],
+    mass: Float[np.ndarray, " d_sae"],
+    n_draws: int = 5,
+    seed: int = 0,
+    modes: Sequence[EditMode] = (EditMode.error_preserving, EditMode.reconstruct),
+) -> list[Variant]:
+    """Return the rows of the feature-removal table, the original tokens first.
+
+    The original tokens; the plain reconstruction (nothing removed, mode `reconstruct`); without the high group, without
+    the low group, without anything, in each mode; random groups of the size and of the mass of each group (only while
+    the SAE's error stays). An empty group keeps its rows, marked `empty`, and has no controls.
+
+    Args:
+        high, low: the two groups.
+        drawable: the latents that random groups are drawn from: scored and alive.
+        mass: activation mass of each latent (sum or mean of z * |W_dec|) on the training split; only ratios matter.
+        n_draws: random groups of each kind for each group.
+        seed: of the draws.
+        modes: how the groups are removed.
+
+    Raises:
+        InputError: negative n_draws, or no mode.
+    """
+    high, low, drawable = (np.asarray(mask, dtype=bool) for mask in (high, low, drawable))
+    mass = np.asarray(mass, dtype=np.float64)
+    assert high.shape == low.shape == drawable.shape == mass.shape, "masks and mass must be over the same latents"
+    assert not (high & low).any(), "a latent is in both groups"
+    if n_draws < 0 or not modes:
+        raise InputError(f"Expected probe.n_draws >= 0 and at least one mode, got {n_draws} and {list(modes)}.")
+    total = max(float(mass.sum()), np.finfo(np.float64).tiny)
+    nothing, everything = np.zeros_like(high), np.ones_like(high)
+    groups = {"high": high, "low": low}
+
+    variants = [Variant("original", EditMode.error_preserving, nothing, Role.original)]
+    if EditMode.reconstruct in modes:
+        variants.append(Variant("reconstruct_all_kept", EditMode.reconstruct, nothing, Role.nothing))
+    for mode in modes:
+        for group, removed in groups.items():
+            share = float(mass[removed].sum()) / total
+            name = f"{mode.name}_without_{group}"
+            variants.append(Variant(name, mode, removed, Role.group, group, mass_share_train=share))
+        variants.append(Variant(f"{mode.name}_without_all", mode, everything, Role.all, mass_share_train=1.0))
+    for g, (group, members) in enumerate(groups.items()):
+        if not (members.any() and drawable.any()):
+            continue
+        for c, control in enumerate(Control):
+            for draw in range(n_draws):
+                order = np.random.default_rng([seed, g, c, draw]).permutation(np.flatnonzero(drawable))
+                chosen = order[: _control_size(control, members, mass, order)]
+                removed = np.zeros_like(high)
+                removed[chosen] = True
+                variants.append(
+                    Variant(
+                        f"random_{control.name}_of_{group}_{draw}",
+                        EditMode.error_preserving,
+                        removed,
+                        Role.control,
+                        group,
+                        control,
+                        draw,
+                        overlap=float(members[chosen].mean()),
+                        mass_share_train=float(mass[removed].sum()) / total,
+                    )
+                )
+    return variants
+
+
+def _control_size(
+    control: Control, members: Bool[np.ndarray, " d_sae"], mass: Float[np.ndarray, " d_sae"], order: np.ndarray
+) -> int:
+    """How many latents of a random order make the control: as many as the group, or up to the closest mass.
+
+    At least one; all of them where the group has more mass than they have together.
+    """
+    if control is Control.size:
+        return min(int(members.sum()), len(order))
+    distance = np.abs(np.cumsum(mass[order]) - mass[members].sum())
+    return int(np.argmin(distance)) + 1

@@ -1,0 +1,78 @@
+"""One look for every figure: typography, colours that colour-blind readers tell apart, saving."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+
+LOW, MIDDLE, HIGH = "#0072B2", "#009E73", "#D55E00"
+INK, GREY, FAINT = "#222222", "#7A7A7A", "#DDDDDD"
+"""Okabe and Ito's palette for the groups; landmarks and controls in greys."""
+BAND_COLOURS = {"low": LOW, "middle": MIDDLE, "high": HIGH}
+
+WIDTH_IN = 7.2
+"""Figures are as wide as a README's column; text is set at its final size."""
+DPI = 200
+
+RC: dict[str, Any] = {
+    "font.family": "DejaVu Sans",  # comes with matplotlib, so figures look the same everywhere
+    "font.size": 8.5,
+    "axes.titlesize": 9.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.labelsize": 8.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": INK,
+    "axes.linewidth": 0.8,
+    "axes.axisbelow": True,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "xtick.major.width": 0.8,
+    "ytick.major.width": 0.8,
+    "legend.fontsize": 8,
+    "legend.frameon": False,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "savefig.facecolor": "white",
+    "pdf.fonttype": 42,
+}
+
+
+def save_figure(draw: Callable[[], Figure], name: str, folder: Path, suffixes: Iterable[str] = ("png",)) -> list[Path]:
+    """Draw a figure in the house style and write it; no pyplot, so no global state and no display is touched."""
+    paths = [folder / f"{name}.{suffix}" for suffix in suffixes]
+    with mpl.rc_context(RC):
+        figure = draw()
+        for path in paths:
+            # Without a date the same numbers give the same file.
+            metadata = {"CreationDate": None} if path.suffix == ".pdf" else None
+            figure.savefig(path, dpi=DPI, metadata=metadata)
+    return paths
+
+
+def make_figure(height_in: float, width_in: float = WIDTH_IN) -> Figure:
+    """Return an empty figure that keeps its parts apart by itself."""
+    return Figure(figsize=(width_in, height_in), layout="constrained")
+
+
+def colour_groups(names: Sequence[str]) -> dict[str, str]:
+    """Return a colour per group: low and high have their own, bands run through cividis from low to high."""
+    bands = [name for name in names if name not in BAND_COLOURS]
+    steps = mpl.colormaps["cividis"](np.linspace(0.05, 0.95, max(len(bands), 1)))
+    return {name: BAND_COLOURS.get(name) or to_hex(steps[bands.index(name)]) for name in names}
+
+
+def write_empty(axes: Axes, text: str) -> None:
+    """Say in the place of a plot why there is none."""
+    axes.set_axis_off()
+    axes.text(0.5, 0.5, text, ha="center", va="center", transform=axes.transAxes, color=GREY)

@@ -1,0 +1,216 @@
+"""What was scored and how the features split: one column per SAE seed, landmarks beside the numbers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float
+from scipy.stats import rankdata
+
+from infoscope.report.inputs import ScopeResult
+from infoscope.report.tables import Align, Cell, Column, Stat, Table, Value, compute_stat
+from infoscope.scope.cds import (
+    compute_cds,
+    compute_cds_with_zeros,
+    compute_chance_ratio,
+    count_zero_maps,
+    position_locked_score,
+    uniform_chance_score,
+)
+
+SAE_METRICS = {
+    "fvu": ("FVU, unexplained share of variance", 1.0, 4),
+    "l0": ("L0, active features per token", 1.0, 1),
+    "dead_share": ("dead in training (%)", 100.0, 1),
+    "cosine": ("cosine of token and reconstruction", 1.0, 4),
+}
+"""Rows of the SAE's own metrics: heading, scale, digits. Others are printed under their own names."""
+
+
+class Quantity(NamedTuple):
+    """A row: key and heading, how to compute it for one seed, how to print it."""
+
+    key: str
+    heading: str
+    compute: Callable[[ScopeResult], Value]
+    digits: int = 3
+    scale: float = 1.0
+
+
+def get_scored(result: ScopeResult) -> Bool[np.ndarray, "d_sae"]:
+    """Features with a CDS."""
+    return np.isfinite(result.cds)
+
+
+def get_living(result: ScopeResult) -> Bool[np.ndarray, "d_sae"]:
+    """Features that fire at all on the images that were ranked."""
+    return np.asarray(result.firing_rate) > 0
+
+
+def compute_mass_share(result: ScopeResult, members: Bool[np.ndarray, "d_sae"]) -> float:
+    """Share of all activation mass that these features have; NaN when nothing fires."""
+    mass = np.nan_to_num(np.asarray(result.mean_act, dtype=np.float64))
+    return float(mass[members].sum() / mass.sum()) if mass.sum() > 0 else math.nan
+
+
+def compute_chance(result: ScopeResult) -> Float[np.ndarray, "d_sae"]:
+    """The CDS each feature has by chance: its maps on two different images."""
+    return np.asarray(compute_cds(result.chance_emd, result.k_cds).values)
+
+
+def compute_ratio(result: ScopeResult) -> Float[np.ndarray, "d_sae"]:
+    """The CDS divided by the chance level of the same feature."""
+    return compute_chance_ratio(result.cds, compute_chance(result))
+
+
+def compute_zero_shares(result: ScopeResult) -> tuple[float, float]:
+    """Return the shares of ranked pairs in which one map is all zero, and in which both are; NaN without pairs."""
+    zeros = count_zero_maps(result.mass1, result.mass2, result.k_cds)
+    n_pairs = int((~np.isnan(result.mass1[:, : result.k_cds])).sum())
+    if n_pairs == 0:
+        return math.nan, math.nan
+    return float(zeros.one_sided.sum() / n_pairs), float(zeros.two_sided.sum() / n_pairs)
+
+
+def compute_stability(result: ScopeResult) -> dict[str, float]:
+    """Return how the CDS on held-out images agrees with that on training images, over features that have both.
+
+    rank_correlation: Spearman's; NaN if either is constant.
+    median_difference: median of the absolute differences.
+    same_side: share of features on the same side of gamma; NaN without a gamma.
+    """
+    held_out = np.asarray(result.held_out_cds, dtype=np.float64)
+    both = get_scored(result) & np.isfinite(held_out)
+    if both.sum() < 2:
+        return dict.fromkeys(("rank_correlation", "median_difference", "same_side"), math.nan)
+    ours, theirs = result.cds[both], held_out[both]
+    ranks = np.stack([rankdata(ours), rankdata(theirs)])
+    gamma = result.partition.gamma
+    is_constant = bool((ranks.std(axis=1) == 0).any())
+    return {
+        "rank_correlation": math.nan if is_constant else float(np.corrcoef(ranks)[0, 1]),
+        "median_difference": float(np.median(np.abs(ours - theirs))),
+        "same_side": math.nan if gamma is None else float(((ours > gamma) == (theirs > gamma)).mean()),
+    }
+
+
+def make_scope_table(seeds: Sequence[ScopeResult]) -> Table:
+    """Return the table: a row per quantity, a column per SAE seed, then mean ± sd when there are several seeds."""
+    columns = [Column("quantity", "", Align.left)]
+    columns += [Column(f"seed_{result.sae_seed}", f"SAE seed {result.sae_seed}") for result in seeds]
+    if len(seeds) > 1:
+        columns.append(Column("mean", "mean ± sd"))
+    table = Table(
+        "scope",
+        "Information scope of the features",
+        columns,
+        notes=[
+            "CDS: 0 = the activation stays where its evidence is, 1 = it moves from corner to corner. Mass: share of"
+            " the sum of activations. A feature with too few valid pairs has no CDS and is in neither group.",
+        ],
+    )
+    for title, quantities in _quantities(seeds).items():
+        table.add_section(title)
+        for quantity in quantities:
+            values = [quantity.compute(result) for result in seeds]
+            cells = [Cell(value, digits=quantity.digits, scale=quantity.scale) for value in values]
+            if len(seeds) > 1:
+                cells.append(Cell(_spread(values), digits=quantity.digits, scale=quantity.scale))
+            table.add_row(quantity.heading, *cells)
+    return table
+
+
+def _quantities(seeds: Sequence[ScopeResult]) -> dict[str, list[Quantity]]:
+    names = list(dict.fromkeys(name for result in seeds for name, _ in result.partition.groups))
+    sections = {
+        "features": [
+            Quantity("n_latents", "all", lambda r: len(r.cds), 0),
+            Quantity("n_scored", "scored", lambda r: int(get_scored(r).sum()), 0),
+            Quantity("n_unscored", "firing, not scored", lambda r: int(_unscored(r).sum()), 0),
+            Quantity("unscored_mass", "mass of those (%)", lambda r: compute_mass_share(r, _unscored(r)), 2, 100),
+            Quantity("n_dead", "dead (never fire on these images)", lambda r: int((~get_living(r)).sum()), 0),
+        ],
+        "groups": [
+            Quantity("rule", "rule", lambda r: r.rule),
+            Quantity("gamma", "gamma", lambda r: math.nan if r.partition.gamma is None else r.partition.gamma, 4),
+            *(quantity for name in names for quantity in _group_quantities(name)),
+        ],
+        "CDS": [
+            Quantity("median_cds", "median", lambda r: _median(r.cds)),
+            Quantity("mean_cds", "mean", lambda r: _mean(r.cds)),
+            Quantity("mean_chance", "chance, mean", lambda r: _mean(compute_chance(r))),
+            Quantity("ratio", "CDS over chance, median", lambda r: _median(compute_ratio(r))),
+            Quantity("uniform", "chance, two uniform patches", lambda r: uniform_chance_score(r.grid - r.shift)),
+            Quantity("locked", "a position-locked feature", lambda r: position_locked_score(r.grid, r.shift)),
+            Quantity("one_sided", "pairs with one map all zero (%)", lambda r: compute_zero_shares(r)[0], 2, 100),
+            Quantity("two_sided", "pairs with both maps all zero (%)", lambda r: compute_zero_shares(r)[1], 2, 100),
+            Quantity("sensitive", "mean when one all-zero map counts as 1", _mean_with_zeros),
+        ],
+    }
+    if any(result.held_out_cds is not None for result in seeds):
+        sections["CDS on held-out images"] = [
+            Quantity("rank_correlation", "rank correlation", lambda r: _stability(r, "rank_correlation")),
+            Quantity("median_difference", "median difference", lambda r: _stability(r, "median_difference")),
+            Quantity("same_side", "same side of gamma (%)", lambda r: _stability(r, "same_side"), 1, 100),
+        ]
+    if measured := {name for result in seeds for name in result.sae_metrics}:
+        known = [name for name in SAE_METRICS if name in measured]
+        sections["SAE"] = [_sae_quantity(name) for name in [*known, *sorted(measured - set(known))]]
+    return sections
+
+
+def _group_quantities(name: str) -> list[Quantity]:
+    heading = {"high": "high-scope (CDS > gamma)", "low": "low-scope (CDS ≤ gamma)"}.get(name, name)
+    key = name.replace(" ", "_")
+
+    def members(result: ScopeResult) -> np.ndarray:
+        return dict(result.partition.groups).get(name, np.zeros(len(result.cds), dtype=bool))
+
+    return [
+        Quantity(f"n_{key}", heading, lambda r: int(members(r).sum()), 0),
+        Quantity(f"{key}_mass", "   mass (%)", lambda r: compute_mass_share(r, members(r)), 1, 100),
+    ]
+
+
+def _mean_with_zeros(result: ScopeResult) -> float:
+    return _mean(compute_cds_with_zeros(result.emd, result.mass1, result.mass2, result.k_cds).values)
+
+
+def _sae_quantity(name: str) -> Quantity:
+    heading, scale, digits = SAE_METRICS.get(name, (name, 1.0, 4))
+    return Quantity(name, heading, lambda r: float(r.sae_metrics.get(name, math.nan)), digits, scale)
+
+
+def summarise_scope(result: ScopeResult) -> dict[str, Value]:
+    """Return the table's numbers for one seed, unscaled and by key; None where there is none (JSON knows no NaN)."""
+    summary: dict[str, Value] = {"sae_seed": result.sae_seed, "k_cds": result.k_cds}
+    for quantities in _quantities([result]).values():
+        for quantity in quantities:
+            value = quantity.compute(result)
+            summary[quantity.key] = None if isinstance(value, float) and not math.isfinite(value) else value
+    return summary
+
+
+def _unscored(result: ScopeResult) -> Bool[np.ndarray, "d_sae"]:
+    return get_living(result) & ~get_scored(result)
+
+
+def _stability(result: ScopeResult, name: str) -> float:
+    return math.nan if result.held_out_cds is None else compute_stability(result)[name]
+
+
+def _spread(values: Sequence[Value]) -> Stat | None:
+    numbers = [float(value) for value in values if isinstance(value, int | float)]
+    return compute_stat(numbers) if len(numbers) == len(values) else None
+
+
+def _median(values: np.ndarray) -> float:
+    finite = values[np.isfinite(values)]
+    return float(np.median(finite)) if len(finite) else math.nan
+
+
+def _mean(values: np.ndarray) -> float:
+    return compute_stat(values).mean

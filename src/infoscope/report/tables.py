@@ -1,0 +1,323 @@
+"""A small table that can be read in a terminal, in Markdown, in LaTeX, and by a program (CSV with raw numbers)."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from rich import box
+from rich.console import Console
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from infoscope.report.latex import make_latex
+
+MISSING = "–"  # noqa: RUF001
+"""What stands where a number should be and is not (NaN)."""
+PARTIAL = "°"
+"""Mark of a mean over fewer runs than were asked for."""
+AUTO_NOTES = {
+    MISSING: f"{MISSING} no number: not measured, or not defined here.",
+    PARTIAL: f"{PARTIAL} runs without a number were left out of this mean.",
+}
+
+
+class Align(Enum):
+    """Alignment of a column."""
+
+    left = "left"
+    right = "right"
+
+
+class Stat(NamedTuple):
+    """Mean and spread of several runs.
+
+    mean: over the finite values; NaN when there are none.
+    sd: sample standard deviation (ddof = 1); NaN for fewer than two finite values, and then it is not printed.
+    n: how many values were finite.
+    n_missing: how many were not.
+    """
+
+    mean: float
+    sd: float
+    n: int
+    n_missing: int = 0
+
+
+def compute_stat(values: Iterable[float | None]) -> Stat:
+    """Return mean and sample standard deviation of the finite values; None counts as missing.
+
+    >>> compute_stat([1.0, 3.0, float("nan")])
+    Stat(mean=2.0, sd=1.4142135623730951, n=2, n_missing=1)
+    """
+    everything = np.array([math.nan if value is None else value for value in values], dtype=np.float64)
+    finite = everything[np.isfinite(everything)]
+    return Stat(
+        mean=float(finite.mean()) if len(finite) else math.nan,
+        sd=float(finite.std(ddof=1)) if len(finite) > 1 else math.nan,
+        n=len(finite),
+        n_missing=len(everything) - len(finite),
+    )
+
+
+Value = str | int | float | Stat | None
+
+
+@dataclass(frozen=True)
+class Column:
+    """How one column is headed and its numbers are written.
+
+    Args:
+        key: the header in CSV: lower case, with the unit as a suffix.
+        heading: the header for people.
+        align: of the cells.
+        digits: after the point.
+        scale: numbers are multiplied by it for people (100 for a share in percent); CSV keeps the raw number.
+        unit: printed behind the heading.
+        signed: print a plus sign too (differences).
+        optional: a terminal too narrow for the whole table leaves it out.
+    """
+
+    key: str
+    heading: str
+    align: Align = Align.right
+    digits: int = 2
+    scale: float = 1.0
+    unit: str = ""
+    signed: bool = False
+    optional: bool = False
+
+    @property
+    def title(self) -> str:
+        """Heading and unit."""
+        return f"{self.heading} ({self.unit})" if self.unit else self.heading
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A value and what is special about it.
+
+    Args:
+        value: None is an empty cell; NaN is a number that is missing.
+        mark: footnote signs behind the value; the table's `marks` explain them.
+        digits, scale: instead of the column's, for tables whose rows are different quantities.
+    """
+
+    value: Value = None
+    mark: str = ""
+    digits: int | None = None
+    scale: float | None = None
+
+    @property
+    def is_missing(self) -> bool:
+        """Whether a number should stand here and does not."""
+        number = self.value.mean if isinstance(self.value, Stat) else self.value
+        return isinstance(number, float) and not math.isfinite(number)
+
+    @property
+    def marks(self) -> str:
+        """The footnote signs, that of an incomplete mean included."""
+        partial = isinstance(self.value, Stat) and self.value.n > 0 and self.value.n_missing > 0
+        return self.mark + (PARTIAL if partial else "")
+
+
+def format_number(value: float, digits: int, signed: bool = False) -> str:
+    """Return a number as people read it: thousands apart, a true minus sign, no "-0"."""
+    if not math.isfinite(value):
+        return MISSING
+    rounded = round(value, digits) + 0.0  # -0.0 becomes 0.0
+    sign = "+" if signed and rounded > 0 else ""
+    return f"{sign}{rounded:,.{digits}f}".replace("-", "−")  # noqa: RUF001
+
+
+def format_cell(cell: Cell, column: Column, with_spread: bool = True) -> str:
+    """Return the text of a cell, footnote marks included: `mean ± sd` for a `Stat`."""
+    digits = column.digits if cell.digits is None else cell.digits
+    scale = column.scale if cell.scale is None else cell.scale
+    match cell.value:
+        case None:
+            text = ""
+        case str(text):
+            pass
+        case Stat(mean, sd, _, _):
+            text = format_number(mean * scale, digits, column.signed)
+            if with_spread and math.isfinite(sd) and sd > 1e-12 * abs(mean):  # runs that agree have no spread to show
+                text += f" ± {format_number(sd * scale, digits)}"
+        case int(number):
+            text = format_number(number * scale, 0 if scale == 1 else digits, column.signed)
+        case number:
+            text = format_number(number * scale, digits, column.signed)
+    return f"{text} {cell.marks}".strip() if cell.marks else text
+
+
+@dataclass(frozen=True)
+class Section:
+    """Rows that stand together under a line; the title may be empty."""
+
+    title: str = ""
+    rows: list[list[Cell]] = field(default_factory=list)
+
+
+@dataclass
+class Table:
+    """Rows of cells under columns, in sections, with notes.
+
+    Args:
+        name: file name and LaTeX label.
+        title: one line above the table.
+        columns: the columns.
+        notes: sentences below the table.
+        marks: what each footnote mark means; only those in use are printed.
+    """
+
+    name: str
+    title: str
+    columns: Sequence[Column]
+    notes: list[str] = field(default_factory=list)
+    marks: dict[str, str] = field(default_factory=dict)
+    sections: list[Section] = field(default_factory=list)
+
+    def add_section(self, title: str = "") -> None:
+        """Begin a new group of rows."""
+        self.sections.append(Section(title))
+
+    def add_row(self, *values: Value | Cell) -> None:
+        """Append one row: a value or a `Cell` for each column."""
+        assert len(values) == len(self.columns), f"{len(values)} values for {len(self.columns)} columns"
+        if not self.sections:
+            self.add_section()
+        self.sections[-1].rows.append([value if isinstance(value, Cell) else Cell(value) for value in values])
+
+    @property
+    def rows(self) -> list[list[Cell]]:
+        """All rows, whatever their section."""
+        return [row for section in self.sections for row in section.rows]
+
+    @property
+    def footnotes(self) -> list[str]:
+        """The notes, then what the marks in use mean."""
+        used = "".join(cell.marks + (MISSING if cell.is_missing else "") for row in self.rows for cell in row)
+        marks = [f"{mark} {text}" for mark, text in self.marks.items() if mark in used]
+        return [*self.notes, *marks, *(text for mark, text in AUTO_NOTES.items() if mark in used)]
+
+    def text_rows(self, section: Section, with_spread: bool = True) -> list[list[str]]:
+        """The section's cells as people read them."""
+        return [
+            [format_cell(cell, column, with_spread) for cell, column in zip(row, self.columns, strict=True)]
+            for row in section.rows
+        ]
+
+    def records(self) -> list[dict[str, str | int | float | None]]:
+        """Rows as flat dictionaries of raw numbers; a mean has its `_sd` and `_n` beside it."""
+        stats = {i for row in self.rows for i, cell in enumerate(row) if isinstance(cell.value, Stat)}
+        has_titles = any(section.title for section in self.sections)
+        has_marks = any(cell.marks for row in self.rows for cell in row)
+        records = []
+        for section in self.sections:
+            for row in section.rows:
+                record: dict[str, str | int | float | None] = {"section": section.title} if has_titles else {}
+                for i, (cell, column) in enumerate(zip(row, self.columns, strict=True)):
+                    record |= _flatten(cell.value, column.key, i in stats)
+                if has_marks:
+                    pairs = zip(row, self.columns, strict=True)
+                    record["marks"] = " ".join(f"{column.key}:{cell.marks}" for cell, column in pairs if cell.marks)
+                records.append(record)
+        return records
+
+    def to_csv(self) -> str:
+        """Raw, unscaled numbers at full precision; an empty field is an empty cell, `nan` a missing number."""
+        records, text = self.records(), io.StringIO()
+        if records:
+            writer = csv.DictWriter(text, list(records[0]), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(records)
+        return text.getvalue()
+
+    def to_markdown(self) -> str:
+        """A GitHub table under its title in bold, notes below."""
+        lines = [f"**{_escape_markdown(self.title)}**", ""]
+        lines.append(_markdown_row([column.title for column in self.columns]))
+        rules = ["---:" if column.align is Align.right else ":---" for column in self.columns]
+        lines.append("| " + " | ".join(rules) + " |")
+        for section in self.sections:
+            if section.title:
+                title = f"*{_escape_markdown(section.title)}*"
+                lines.append("| " + " | ".join([title, *[""] * (len(self.columns) - 1)]) + " |")
+            lines += [_markdown_row(row) for row in self.text_rows(section)]
+        for note in self.footnotes:
+            lines += ["", _escape_markdown(note)]
+        return "\n".join(lines) + "\n"
+
+    def to_latex(self) -> str:
+        """A `table` environment in booktabs style; needs `\\usepackage{booktabs}` and nothing else."""
+        return make_latex(
+            name=self.name,
+            title=self.title,
+            headings=[column.title for column in self.columns],
+            aligns=["r" if column.align is Align.right else "l" for column in self.columns],
+            sections=[(section.title, self.text_rows(section)) for section in self.sections],
+            notes=self.footnotes,
+        )
+
+    def to_rich(self, with_spread: bool = True, with_optional: bool = True) -> RichTable:
+        """The table for a terminal; headings and section titles may be broken into lines there, cells may not."""
+        keep = [i for i, column in enumerate(self.columns) if with_optional or not column.optional]
+        bodies = [self.text_rows(section, with_spread) for section in self.sections]
+        title = Text(self.title, style="bold")
+        table = RichTable(title=title, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+        for i in keep:
+            cells = [len(row[i]) for rows in bodies for row in rows]
+            width = max([*cells, *(len(word) for word in self.columns[i].title.split())], default=0)
+            justify = self.columns[i].align.value
+            table.add_column(Text(self.columns[i].title), justify=justify, vertical="bottom", min_width=width)
+        for section, rows in zip(self.sections, bodies, strict=True):
+            if section.title:
+                table.add_row(Text(section.title, style="italic"))
+            for row in rows:
+                table.add_row(*[Text(row[i], no_wrap=True) for i in keep])
+            table.add_section()
+        return table
+
+    def print(self, console: Console) -> None:
+        """Print the table and its notes; a narrow terminal is shown fewer columns, then no spreads, and told so."""
+        forms = {(True, True): "", (True, False): "some columns", (False, False): "some columns and the spreads"}
+        for (with_spread, with_optional), left_out in forms.items():
+            table = self.to_rich(with_spread, with_optional)
+            if sum((column.min_width or 0) + 3 for column in table.columns) - 3 <= console.width:
+                break
+        console.print(table)
+        shortened = [f"The terminal is too narrow for {left_out}; the files have them."] if left_out else []
+        for note in [*self.footnotes, *shortened]:
+            console.print(Text(note, style="dim"))
+
+    def save(self, folder: Path) -> dict[str, Path]:
+        """Write `<name>.md`, `.csv` and `.tex` and return their paths by suffix, without the dot."""
+        texts = {"md": self.to_markdown(), "csv": self.to_csv(), "tex": self.to_latex()}
+        paths = {suffix: folder / f"{self.name}.{suffix}" for suffix in texts}
+        for suffix, path in paths.items():
+            path.write_text(texts[suffix], encoding="utf-8")
+        return paths
+
+
+def _flatten(value: Value, key: str, is_stat_column: bool) -> dict[str, str | int | float | None]:
+    if isinstance(value, Stat):
+        return {key: value.mean, f"{key}_sd": value.sd, f"{key}_n": value.n}
+    return {key: value, f"{key}_sd": None, f"{key}_n": None} if is_stat_column else {key: value}
+
+
+def _escape_markdown(text: str) -> str:
+    for character in "\\|*":
+        text = text.replace(character, "\\" + character)
+    return text.replace("<", "&lt;").replace("\n", " ")
+
+
+def _markdown_row(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(_escape_markdown(cell) for cell in cells) + " |"
+

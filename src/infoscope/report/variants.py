@@ -1,0 +1,126 @@
+"""Results of many runs sorted by variant: what was removed, how, and what each probe made of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from infoscope.report.tables import Column
+
+Result = Mapping[str, Any]
+"""One run: {"sae_seed", "variant": {...}, "metrics": {task: {name: value}}, "frozen_head": same, "lr": {task: {...}}}."""
+
+MODES = {"error_preserving": "error-preserving", "reconstruct": "reconstruct"}
+
+
+class Metric(NamedTuple):
+    """A number that a probe reports, and its column."""
+
+    task: str
+    name: str
+    column: Column
+    higher_is_better: bool = True
+
+    def read(self, result: Result, source: str = "metrics") -> float:
+        """Return the value in one run, NaN if it is not there; `source` is "metrics" or "frozen_head"."""
+        value = ((result.get(source) or {}).get(self.task) or {}).get(self.name)
+        return math.nan if value is None else float(value)
+
+
+def _percent(key: str, heading: str) -> Column:
+    return Column(key, heading, digits=1, scale=100, unit="%")
+
+
+MAIN_METRICS = (
+    Metric("classification/patch_mean", "top1", _percent("top1_patch_mean", "top-1 patch mean")),
+    Metric("classification/cls_final", "top1", _percent("top1_cls_final", "top-1 final CLS")),
+    Metric("segmentation", "miou", _percent("miou", "mIoU")),
+    Metric("depth", "rmse_m", Column("depth_rmse_m", "depth RMSE", digits=3, unit="m"), higher_is_better=False),
+)
+SECOND_METRICS = (
+    Metric("segmentation", "miou_absent_zero", _percent("miou_absent_zero", "mIoU, absent as 0")),
+    Metric("segmentation", "pixel_accuracy", _percent("pixel_accuracy", "pixel accuracy")),
+    Metric("depth", "rmse_pooled_m", Column("depth_rmse_pooled_m", "pooled RMSE", digits=3, unit="m"), False),
+    Metric("depth", "abs_rel", Column("depth_abs_rel", "AbsRel", digits=3), False),
+    Metric("depth", "delta1", _percent("depth_delta1", "delta 1")),
+)
+
+
+class Variant(NamedTuple):
+    """What was removed and how; runs over SAE seeds and control draws share it."""
+
+    role: str
+    mode: str
+    group: str | None = None
+    control: str | None = None
+
+    @property
+    def label(self) -> str:
+        """For the first column of a table."""
+        group = f"{self.group}-scope" if self.group in ("high", "low") else self.group
+        match self.role:
+            case "original":
+                return "original tokens"
+            case "nothing":
+                return "nothing removed"
+            case "all":
+                return "all removed"
+            case "control":
+                return f"random, {self.control} of {self.group}"
+            case _:
+                return f"without {group}"
+
+
+def get_variant(result: Result) -> Variant:
+    """Return the variant of one run."""
+    variant = result["variant"]
+    role = variant["role"]
+    mode = "" if role == "original" else variant["mode"]
+    return Variant(role, mode, variant.get("group"), variant.get("control"))
+
+
+def group_by_variant(results: Sequence[Result]) -> dict[Variant, list[Result]]:
+    """Return the runs of each variant, in the order in which tables show them."""
+    runs: dict[Variant, list[Result]] = {}
+    for result in results:
+        runs.setdefault(get_variant(result), []).append(result)
+    groups = list(dict.fromkeys(["high", "low", *(variant.group or "" for variant in runs)]))
+    modes = list(dict.fromkeys(["", *MODES, *(variant.mode for variant in runs)]))
+
+    def place(variant: Variant) -> tuple[int, int, bool, bool]:
+        first, last = variant.role in ("original", "nothing"), variant.role == "all"
+        group = -1 if first else len(groups) if last else groups.index(variant.group or "")
+        return modes.index(variant.mode), group, variant.role == "control", variant.control == "mass"
+
+    return {variant: runs[variant] for variant in sorted(runs, key=place)}
+
+
+def is_empty(result: Result) -> bool:
+    """Whether the variant removes a group that has no features."""
+    return bool(result["variant"].get("empty", False))
+
+
+def at_edge(result: Result, task: str) -> bool:
+    """Whether the best learning rate lies at an edge of its grid, so that a better one may lie outside."""
+    return bool(((result.get("lr") or {}).get(task) or {}).get("at_edge", False))
+
+
+def find_originals(results: Sequence[Result]) -> dict[int, Result]:
+    """Return the run on unedited tokens of each SAE seed."""
+    return {result["sae_seed"]: result for result in results if result["variant"]["role"] == "original"}
+
+
+def present_metrics(
+    results: Sequence[Result], metrics: Sequence[Metric], source: str = "metrics"
+) -> Iterator[Metric]:
+    """Give the metrics that at least one run has."""
+    for metric in metrics:
+        if any(math.isfinite(metric.read(result, source)) for result in results):
+            yield metric
+
+
+def read_difference(result: Result, originals: Mapping[int, Result], metric: Metric, source: str = "metrics") -> float:
+    """Return the metric's difference from the original tokens of the same SAE seed, NaN without them."""
+    original = originals.get(result["sae_seed"])
+    return math.nan if original is None else metric.read(result, source) - metric.read(original)

@@ -1,0 +1,125 @@
+"""An SAE on disk: `sae.safetensors` (weights, mu, c) and `sae.json` (everything else). No pickle.
+
+Tensors: W_enc [d_in, d_sae], b_enc, W_dec [d_sae, d_in], b_dec, mean [d_in], scale []; a threshold of later kinds as
+`activation.<name>`. JSON: format, format_version, kind, activation (its settings), d_in, d_sae, layer, backbone
+(fingerprint), training (config), sha256 of the weights file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from infoscope.errors import InputError
+from infoscope.sae.activations import Kind, make_activation
+from infoscope.sae.model import SparseAutoencoder
+
+FORMAT = "infoscope-sae"
+FORMAT_VERSION = 1
+WEIGHTS_NAME, INFO_NAME = "sae.safetensors", "sae.json"
+
+
+def save_sae(
+    folder: Path | str,
+    sae: SparseAutoencoder,
+    *,
+    layer: int | None = None,
+    backbone: dict[str, Any] | None = None,
+    training: dict[str, Any] | None = None,
+) -> None:
+    """Write both files into `folder`, which is made.
+
+    Args:
+        layer: the block whose output the SAE reads, counted from 0.
+        backbone: the fingerprint of the backbone that gave the tokens.
+        training: the training config, for the record. Both as plain JSON values.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in sae.state_dict().items()}
+    save_file(tensors, folder / WEIGHTS_NAME, metadata={"format": FORMAT})
+    info = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "kind": sae.activation.kind.name,
+        "activation": sae.activation.settings(),
+        "d_in": sae.d_in,
+        "d_sae": sae.d_sae,
+        "layer": layer,
+        "backbone": backbone or {},
+        "training": training or {},
+        "sha256": _compute_sha256(folder / WEIGHTS_NAME),
+    }
+    (folder / INFO_NAME).write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
+
+
+def load_sae(path: Path | str) -> SparseAutoencoder:
+    """Return the SAE saved in a folder, given the folder or either of its two files. On the CPU, in eval mode.
+
+    Raises:
+        InputError: if the files are missing, damaged, of another program or of a newer version.
+    """
+    info = load_sae_info(path)
+    weights = _find_folder(path) / WEIGHTS_NAME
+    if not weights.is_file():
+        raise InputError(f"Expected {WEIGHTS_NAME} beside {INFO_NAME} in {weights.parent}, found none.")
+    if _compute_sha256(weights) != info["sha256"]:
+        raise InputError(f"{weights} is damaged: its checksum is not the one in {INFO_NAME}; make it again.")
+    try:
+        tensors = load_file(weights)
+        sae = SparseAutoencoder(info["d_in"], info["d_sae"], make_activation(Kind[info["kind"]], info["activation"]))
+        for name, tensor in tensors.items():
+            if not torch.isfinite(tensor).all():
+                raise InputError(f"{weights} holds NaN or Inf in {name}: train the SAE again.")
+        # Copied into the model's own memory layout: loading then computes exactly what was saved.
+        sae.load_state_dict(tensors)
+    except (SafetensorError, RuntimeError) as error:
+        reason = str(error).splitlines()[0].rstrip(".:")
+        raise InputError(f"{weights} does not hold the SAE that {INFO_NAME} describes ({reason}).") from None
+    return sae.eval()
+
+
+def load_sae_info(path: Path | str) -> dict[str, Any]:
+    """Return what `sae.json` says: kind, sizes, layer, backbone fingerprint, training config.
+
+    Raises:
+        InputError: if the file is missing, damaged, of another program or of a newer version.
+    """
+    file = _find_folder(path) / INFO_NAME
+    if not file.is_file():
+        raise InputError(f"Expected a saved SAE ({WEIGHTS_NAME} and {INFO_NAME}) in {file.parent}, found no {INFO_NAME}.")
+    try:
+        info = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError:
+        raise InputError(f"{file} is damaged: expected JSON; make it again.") from None
+    if not isinstance(info, dict) or info.get("format") != FORMAT:
+        raise InputError(f'{file} was not written by infoscope: expected "format": "{FORMAT}".')
+    version = info.get("format_version")
+    if not isinstance(version, int) or version > FORMAT_VERSION:
+        raise InputError(
+            f"{file} has format version {version}, this infoscope reads up to {FORMAT_VERSION}: update infoscope."
+        )
+    if info.get("kind") not in Kind.__members__:
+        kinds = ", ".join(Kind.__members__)
+        raise InputError(f"{file} has the kind {info.get('kind')!r}, this infoscope knows {kinds}: update infoscope.")
+    expected = {"activation": dict, "d_in": int, "d_sae": int, "backbone": dict, "training": dict, "sha256": str}
+    wrong = [name for name, kind in expected.items() if not isinstance(info.get(name), kind)]
+    if wrong:
+        raise InputError(f"{file} is damaged: {', '.join(wrong)} missing or of the wrong type; make it again.")
+    return info
+
+
+def _find_folder(path: Path | str) -> Path:
+    path = Path(path)
+    return path.parent if path.name in (WEIGHTS_NAME, INFO_NAME) else path
+
+
+def _compute_sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,167 @@
+"""Group removal: tokens without what a group of latents wrote, in raw units."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from enum import Enum
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from infoscope.errors import InputError
+from infoscope.sae.activations import SparseActs
+from infoscope.sae.model import SparseAutoencoder, sum_decoder_rows
+
+
+class EditMode(Enum):
+    """error_preserving: x - (alpha/c) z_G W_dec, the SAE's error stays; reconstruct: decode without the group."""
+
+    error_preserving = "error_preserving"
+    reconstruct = "reconstruct"
+
+
+class GroupEditor:
+    """Encodes a batch of tokens once and forms its edited versions for any number of groups.
+
+    A version costs k decoder rows per token, whatever the group: both modes need z_G W_dec alone, since decoding
+    without the group is the full reconstruction (formed once) minus that.
+
+    Args:
+        x: raw tokens.
+        acts: their latent activations, where they are known already.
+    """
+
+    def __init__(self, sae: SparseAutoencoder, x: Float[Tensor, "... d_in"], acts: SparseActs | None = None) -> None:
+        self.sae, self.x = sae, x
+        with torch.no_grad():
+            self.acts = sae.encode_sparse(x.reshape(-1, sae.d_in)) if acts is None else acts
+
+    @cached_property
+    def x_hat(self) -> Float[Tensor, "... d_in"]:
+        """The full reconstruction in raw units."""
+        with torch.no_grad():
+            return self.sae.decode_sparse(self.acts).view(self.x.shape)
+
+    @torch.no_grad()
+    def contribution(self, removed: Bool[Tensor, " d_sae"]) -> Float[Tensor, "... d_in"]:
+        """Return what the group wrote, z_G W_dec / c, in raw units.
+
+        Raises:
+            InputError: if `removed` is not one boolean per latent.
+        """
+        _check_group(removed, self.sae.d_sae)
+        values = self.acts.values * removed[self.acts.indices]
+        rows = sum_decoder_rows(SparseActs(values, self.acts.indices), self.sae.W_dec)
+        # z lives in normalised units, x_n = c (x - mu): without 1/c the edit would be c times too large.
+        return (rows / self.sae.scale).view(self.x.shape)
+
+    def edit(
+        self, removed: Bool[Tensor, " d_sae"], mode: EditMode, alpha: float = 1.0
+    ) -> Float[Tensor, "... d_in"]:
+        """Return the tokens without the group; see `edit_tokens`."""
+        return self._take(self.contribution(removed), mode, alpha)
+
+    def edit_all_modes(
+        self, removed: Bool[Tensor, " d_sae"], alpha: float = 1.0
+    ) -> dict[EditMode, Float[Tensor, "... d_in"]]:
+        """Return the tokens without the group in every mode, for little more than the price of one."""
+        contribution = self.contribution(removed)
+        return {mode: self._take(contribution, mode, alpha) for mode in EditMode}
+
+    @torch.no_grad()
+    def _take(self, contribution: Tensor, mode: EditMode, alpha: float) -> Tensor:
+        start = self.x if mode is EditMode.error_preserving else self.x_hat
+        return torch.sub(start, contribution, alpha=alpha)
+
+
+def edit_tokens(
+    sae: SparseAutoencoder,
+    x: Float[Tensor, "... d_in"],
+    acts: SparseActs,
+    removed: Bool[Tensor, " d_sae"],
+    mode: EditMode,
+    alpha: float = 1.0,
+) -> Float[Tensor, "... d_in"]:
+    """Return raw tokens x from which the group `removed` is taken.
+
+    error_preserving: x - (alpha/c) z_G W_dec; the empty group gives x itself, bit for bit.
+    reconstruct: mu + (z W_dec - alpha z_G W_dec + b_dec) / c; with alpha 1, the decoding of the other latents.
+
+    Raises:
+        InputError: if `removed` is not one boolean per latent.
+    """
+    return GroupEditor(sae, x, acts).edit(removed, mode, alpha)
+
+
+class RemovedShares(NamedTuple):
+    """What each group's removal takes, as shares of the whole.
+
+    mass: sum of z |W_dec| over the group's latents / over all latents. energy: sum |x - x'|^2 / sum |x - mu|^2 (ours);
+    it can exceed 1. NaN where nothing was active, or no token differs from the mean.
+    """
+
+    mass: Float[Tensor, " n_groups"]
+    energy: Float[Tensor, " n_groups"]
+
+
+class RemovedShareMeter:
+    """Accumulates removed shares over batches, in float64.
+
+    Args:
+        removed: one boolean row per group.
+        mode, alpha: of the edit whose energy is measured; the mass is the group's, whatever alpha.
+    """
+
+    def __init__(
+        self,
+        sae: SparseAutoencoder,
+        removed: Bool[Tensor, "n_groups d_sae"],
+        mode: EditMode = EditMode.error_preserving,
+        alpha: float = 1.0,
+    ) -> None:
+        self.sae, self.mode, self.alpha = sae, mode, alpha
+        self.removed = removed.to(sae.mean.device)
+        new = {"dtype": torch.float64, "device": sae.mean.device}
+        self.latent_mass = torch.zeros(sae.d_sae, **new)
+        self.energy = torch.zeros(len(removed), **new)
+        self.total_energy = torch.zeros((), **new)
+
+    @torch.no_grad()
+    def update(self, editor: GroupEditor) -> None:
+        """Add one batch of tokens."""
+        values, indices = editor.acts
+        self.latent_mass.index_add_(0, indices.flatten(), values.flatten().double())
+        self.total_energy += (editor.x - self.sae.mean).square().sum(dtype=torch.float64)
+        for group, removed in enumerate(self.removed):
+            difference = editor.x - editor.edit(removed, self.mode, self.alpha)
+            self.energy[group] += difference.square().sum(dtype=torch.float64)
+
+    @torch.no_grad()
+    def compute(self) -> RemovedShares:
+        """Return the shares of everything seen so far."""
+        mass = self.latent_mass * self.sae.W_dec.norm(dim=1)
+        return RemovedShares(self.removed.double() @ mass / mass.sum(), self.energy / self.total_energy)
+
+
+def compute_removed_shares(
+    sae: SparseAutoencoder,
+    batches: Iterable[Float[Tensor, "... d_in"]],
+    removed: Bool[Tensor, "n_groups d_sae"],
+    mode: EditMode = EditMode.error_preserving,
+    alpha: float = 1.0,
+) -> RemovedShares:
+    """Return the share of activation mass and of energy that removing each group takes from these raw tokens."""
+    meter = RemovedShareMeter(sae, removed, mode, alpha)
+    for x in batches:
+        meter.update(GroupEditor(sae, x))
+    return meter.compute()
+
+
+def _check_group(removed: Tensor, d_sae: int) -> None:
+    if removed.dtype != torch.bool or tuple(removed.shape) != (d_sae,):
+        raise InputError(
+            f"Expected a group as {d_sae} booleans, one per latent, got {removed.dtype} {list(removed.shape)}."
+        )

@@ -1,0 +1,52 @@
+"""How well an SAE reconstructs tokens, and how many latents it uses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from infoscope.errors import InputError
+from infoscope.sae.model import SparseAutoencoder
+
+
+@torch.no_grad()
+def compute_sae_metrics(
+    sae: SparseAutoencoder, batches: Iterable[Float[Tensor, "n d_in"]]
+) -> dict[str, float]:
+    """Return figures over raw tokens, best held-out ones.
+
+    fvu: squared error / squared deviation from the data-set mean (the SAE's mu). mse: squared error per component, raw
+    units. cosine: mean cosine between x - mu and x_hat - mu (ours: without mu, the mean direction alone would make it
+    high). l0: mean number of active latents per token. dead_share: share of latents that fire on none of these tokens.
+
+    Raises:
+        InputError: if there are no tokens.
+    """
+    device = sae.mean.device
+    totals = torch.zeros(4, dtype=torch.float64, device=device)
+    fired = torch.zeros(sae.d_sae, dtype=torch.bool, device=device)
+    n_tokens = 0
+    for x in batches:
+        x = x.to(device, sae.mean.dtype)
+        acts = sae.encode_sparse(x)
+        x_hat = sae.decode_sparse(acts)
+        active = acts.values > 0
+        deviation = x - sae.mean
+        cosine = torch.cosine_similarity(deviation, x_hat - sae.mean, dim=-1)
+        parts = ((x - x_hat).square(), deviation.square(), cosine, active)
+        totals += torch.stack([part.sum(dtype=torch.float64) for part in parts])
+        fired[acts.indices[active]] = True
+        n_tokens += len(x)
+    if n_tokens == 0:
+        raise InputError("Expected at least one token to measure the SAE on, got none.")
+    error, total, cosine, n_active = totals.tolist()
+    return {
+        "fvu": error / total if total > 0 else float("nan"),
+        "l0": n_active / n_tokens,
+        "dead_share": 1 - fired.double().mean().item(),
+        "cosine": cosine / n_tokens,
+        "mse": error / (n_tokens * sae.d_in),
+    }

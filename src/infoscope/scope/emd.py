@@ -1,0 +1,153 @@
+"""The earth mover's distance between pairs of small maps, exactly and for many pairs at once."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from functools import cache
+
+import numpy as np
+import ot
+from jaxtyping import Float
+
+from infoscope.errors import InputError
+
+CHUNK_PAIRS = 2048
+"""Pairs per unit of work. Each pair is solved alone, so neither this nor the number of workers changes a result."""
+
+MIN_PAIRS_PER_WORKER = 50_000
+"""Starting a worker process takes seconds: below this many pairs each, fewer are started."""
+
+ROUNDING = 1e-15
+"""Differences of normalised maps up to this are rounding, not mass; at most 1e-15 * n_patches of mass is lost."""
+
+MAX_ITERATIONS = 1_000_000
+
+ProgressHook = Callable[[int, int], None]
+"""Called with (pairs done, pairs in all)."""
+
+
+def compute_emd(
+    maps1: Float[np.ndarray, "n_pairs side side"],
+    maps2: Float[np.ndarray, "n_pairs side side"],
+    n_workers: int = 1,
+    progress: ProgressHook | None = None,
+) -> Float[np.ndarray, " n_pairs"]:
+    """Return exact earth mover's distances in patches (float64), each map divided by its sum first.
+
+    The ground distance is Euclidean between patch centres. NaN where either map is all zero.
+
+    Args:
+        maps1, maps2: non-negative and finite, of any dtype; normalised in float64.
+        n_workers: processes at most (POT's solver holds the interpreter lock, so threads do not help); 0 for one per
+            core. The result does not depend on it.
+
+    Raises:
+        InputError: if shapes differ, a map is not square, or a value is negative or not finite.
+    """
+    chunks = list(_chunks(maps1, maps2))
+    n_workers = count_workers(len(maps1), n_workers)
+    if n_workers == 1:
+        solved = map(_emd_of_chunk, *zip(*chunks, strict=True)) if chunks else iter(())
+        return _gather(solved, len(maps1), progress)
+    # spawn: forking a process that runs torch's threads can deadlock
+    with ProcessPoolExecutor(n_workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return _gather(pool.map(_emd_of_chunk, *zip(*chunks, strict=True)), len(maps1), progress)
+
+
+def count_workers(n_pairs: int, n_workers: int) -> int:
+    """Return how many of `n_workers` (0: one per core) are worth starting for `n_pairs` pairs; at least 1."""
+    if n_workers == 0:
+        n_workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(n_workers, n_pairs // MIN_PAIRS_PER_WORKER))
+
+
+def normalise_maps(maps: np.ndarray) -> Float[np.ndarray, "n_pairs n_patches"]:
+    """Flatten maps and divide each by its sum, in float64; all-zero maps stay zero."""
+    flat = maps.reshape(len(maps), -1).astype(np.float64)
+    total = flat.sum(axis=1, keepdims=True)
+    return np.divide(flat, total, out=np.zeros_like(flat), where=total > 0)
+
+
+@cache
+def patch_distances(side: int) -> Float[np.ndarray, "n_patches n_patches"]:
+    """Return the distances between the centres of all patches of a side x side grid, in patches; read-only."""
+    row, column = np.divmod(np.arange(side * side), side)
+    distances = np.hypot(row[:, None] - row[None, :], column[:, None] - column[None, :])
+    distances.flags.writeable = False
+    return distances
+
+
+def _chunks(maps1: np.ndarray, maps2: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    if maps1.shape != maps2.shape or maps1.ndim != 3 or maps1.shape[1] != maps1.shape[2]:
+        raise InputError(
+            f"Expected two arrays of maps of one shape [n_pairs, side, side], got {list(maps1.shape)} and"
+            f" {list(maps2.shape)}: cut both crops' maps to the shared region."
+        )
+    for start in range(0, len(maps1), CHUNK_PAIRS):
+        part1, part2 = maps1[start : start + CHUNK_PAIRS], maps2[start : start + CHUNK_PAIRS]
+        for part in (part1, part2):
+            if not (np.isfinite(part).all() and (part >= 0).all()):
+                raise InputError(
+                    "Expected maps of finite values of at least 0, got a negative value, NaN or Inf: check the SAE."
+                )
+        yield part1, part2
+
+
+def _gather(solved: Iterator[np.ndarray], n_pairs: int, progress: ProgressHook | None) -> np.ndarray:
+    emd = np.empty(n_pairs)
+    done = 0
+    for part in solved:
+        emd[done : done + len(part)] = part
+        done += len(part)
+        if progress is not None:
+            progress(done, n_pairs)
+    assert done == n_pairs, (done, n_pairs)
+    return emd
+
+
+def _emd_of_chunk(maps1: np.ndarray, maps2: np.ndarray) -> np.ndarray:
+    """Solve a chunk: what is left after cancelling common mass has a closed form, or goes to the solver."""
+    cost = patch_distances(maps1.shape[-1])
+    weights1, weights2 = normalise_maps(maps1), normalise_maps(maps2)
+    # mass that both maps have in a patch need not move: for a metric, cancelling min(a, b) is exact
+    rest = weights1 - weights2
+    rest[np.abs(rest) <= ROUNDING] = 0
+    n_sources, n_sinks = (rest > 0).sum(axis=1), (rest < 0).sum(axis=1)
+    has_mass = weights1.any(axis=1) & weights2.any(axis=1)
+    open_pairs = has_mass & (n_sources > 0) & (n_sinks > 0)
+
+    emd = np.where(has_mass, 0.0, np.nan)  # 0 for identical maps, whose rest is empty
+    one_source = open_pairs & (n_sources == 1)
+    emd[one_source] = _move_all(-rest[one_source], cost[rest[one_source].argmax(axis=1)])
+    one_sink = open_pairs & (n_sinks == 1) & ~one_source
+    emd[one_sink] = _move_all(rest[one_sink], cost[rest[one_sink].argmin(axis=1)])
+    for pair in np.flatnonzero(open_pairs & ~one_source & ~one_sink):
+        emd[pair] = _solve(rest[pair], cost)
+    return emd
+
+
+def _move_all(rest: np.ndarray, to_point: np.ndarray) -> np.ndarray:
+    """Return the cost of moving all positive mass of each row to (or from) one point."""
+    return np.einsum("np,np->n", rest.clip(min=0), to_point)
+
+
+def _solve(rest: np.ndarray, cost: np.ndarray) -> float:
+    """Move the positive part of `rest` onto its negative part by POT's network simplex, on the supports alone."""
+    sources, sinks = np.flatnonzero(rest > 0), np.flatnonzero(rest < 0)
+    supply, demand = rest[sources], -rest[sinks]
+    mass = supply.sum()
+    # unit mass: the solver's tolerances are absolute, and nearly equal maps leave very little
+    _, log = ot.emd(
+        supply / mass,
+        demand / demand.sum(),
+        cost[np.ix_(sources, sinks)],
+        numItermax=MAX_ITERATIONS,
+        log=True,
+        center_dual=False,  # the duals are not used, and centring them costs more than small problems take
+        check_marginals=False,
+    )
+    assert log["warning"] is None, log["warning"]
+    return float(mass * log["cost"])

@@ -1,0 +1,117 @@
+"""Features in groups by their contextual dependency score: high and low scope, or quantile bands."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from infoscope.errors import InputError
+
+
+class Rule(Enum):
+    """How features are divided."""
+
+    threshold = "threshold"
+    """gamma is the given number."""
+    quantile = "quantile"
+    """gamma is a quantile of the scores: comparable between models, whose scores lie on different scales."""
+    otsu = "otsu"
+    """gamma divides the scores into two groups of least variance within."""
+    bands = "bands"
+    """No gamma: groups of equal size from the lowest to the highest scores."""
+
+
+@dataclass
+class PartitionConfig:
+    """How scored features are divided into groups."""
+
+    rule: Rule = Rule.threshold
+    gamma: float = 0.1
+    """High scope is CDS > gamma, low scope CDS <= gamma; read by the rule threshold (0.1 is ours)."""
+    quantile: float = 0.5
+    """Share of the scored features in the low group; read by the rule quantile."""
+    n_bands: int = 4
+    """Groups of equal size; read by the rule bands."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.gamma <= 1:
+            raise InputError(f"Expected partition.gamma in 0..1, the range of the score, got {self.gamma}.")
+        if not 0 < self.quantile < 1:
+            raise InputError(f"Expected partition.quantile between 0 and 1, got {self.quantile}.")
+        if self.n_bands < 2:
+            raise InputError(f"Expected partition.n_bands to be at least 2, got {self.n_bands}.")
+
+
+@dataclass
+class Partition:
+    """Groups of features as masks over all latents; any of them may be empty.
+
+    gamma is None for bands, and where a rule that reads the scores found none. With bands, `high` and `low` are empty
+    and `bands` names the groups from the lowest scores to the highest; without, `bands` is empty.
+    """
+
+    gamma: float | None
+    high: Bool[np.ndarray, " d_sae"]
+    low: Bool[np.ndarray, " d_sae"]
+    unscored: Bool[np.ndarray, " d_sae"]
+    """Features without a score (NaN): in no group."""
+    bands: list[tuple[str, Bool[np.ndarray, " d_sae"]]] = field(default_factory=list)
+
+    @property
+    def groups(self) -> list[tuple[str, Bool[np.ndarray, " d_sae"]]]:
+        """The named groups whatever the rule: ("high", ...) and ("low", ...), or the bands."""
+        return self.bands or [("high", self.high), ("low", self.low)]
+
+
+def make_partition(cds: Float[np.ndarray, " d_sae"], config: PartitionConfig) -> Partition:
+    """Divide features by their scores (0..1, NaN: unscored) under the configured rule."""
+    unscored = np.isnan(cds)
+    scored = cds[~unscored]
+    if config.rule is Rule.bands:
+        nobody = np.zeros(len(cds), dtype=bool)
+        return Partition(None, nobody, nobody.copy(), unscored, _make_bands(cds, config.n_bands))
+    gamma = _choose_gamma(scored, config)
+    cut = np.nan if gamma is None else gamma
+    return Partition(gamma, high=cds > cut, low=cds <= cut, unscored=unscored)  # comparisons with NaN are false
+
+
+def _choose_gamma(scored: np.ndarray, config: PartitionConfig) -> float | None:
+    if config.rule is Rule.threshold:
+        return config.gamma
+    if len(scored) == 0:
+        return None
+    return float(np.quantile(scored, config.quantile)) if config.rule is Rule.quantile else otsu_threshold(scored)
+
+
+def otsu_threshold(values: Float[np.ndarray, " n"]) -> float:
+    """Return the cut that divides values into two groups with the greatest variance between them (Otsu, 1979).
+
+    Exact on the sorted values (a histogram with bins as fine as the data), halfway between the two neighbours; the
+    first of several equal cuts. Values that are all equal are their own cut, so that none lies above.
+    """
+    ordered = np.sort(values)
+    n_below = np.arange(1, len(ordered))
+    sum_below = np.cumsum(ordered)[:-1]
+    n_above, sum_above = len(ordered) - n_below, ordered.sum() - sum_below
+    between = n_below * n_above * (sum_below / n_below - sum_above / n_above) ** 2
+    between[ordered[1:] == ordered[:-1]] = -1  # equal values are not divided
+    if len(between) == 0 or between.max() < 0:
+        return float(ordered[0])
+    best = int(between.argmax())
+    low, high = float(ordered[best]), float(ordered[best + 1])
+    middle = (low + high) / 2
+    return middle if middle < high else low  # between neighbouring floats there is nothing
+
+
+def _make_bands(cds: np.ndarray, n_bands: int) -> list[tuple[str, np.ndarray]]:
+    """Bands of equal counts; equal scores share a band, so ties can make counts differ (or a band empty)."""
+    unscored = np.isnan(cds)
+    if unscored.all():
+        band = np.zeros(len(cds), dtype=int)
+    else:
+        edges = np.quantile(cds[~unscored], np.arange(1, n_bands) / n_bands)
+        band = np.searchsorted(edges, cds, side="left")  # as for gamma: a score on the edge belongs below it
+    return [(f"band {i + 1} of {n_bands}", ~unscored & (band == i)) for i in range(n_bands)]

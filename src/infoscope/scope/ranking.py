@@ -1,0 +1,192 @@
+"""Which images each latent fires on most: one streaming pass over the tokens of a split."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from infoscope.errors import InputError
+from infoscope.sae.model import SparseAutoencoder
+
+MAX_LATENT_VALUES = 2**26
+"""Dense latents held at a time (256 MiB in float32); a batch that has more is encoded in parts."""
+
+_ARRAYS = ("top_images", "top_values", "firing_rate", "mean_act")
+
+
+class RankBy(Enum):
+    """What of a latent's activations over an image's patches its rank goes by."""
+
+    max = "max"
+    mean = "mean"
+
+
+@dataclass
+class Ranking:
+    """The images on which each latent fires most.
+
+    top_images: [d_sae, k_max] positions in the image set, best first; -1 where the latent fires on no further image.
+    top_values: [d_sae, k_max] what they were ranked by; 0 beside -1.
+    firing_rate: [d_sae] share of patch tokens on which the latent fires.
+    mean_act: [d_sae] mean activation per patch token, silent ones included.
+    """
+
+    top_images: Int[np.ndarray, "d_sae k_max"]
+    top_values: Float[np.ndarray, "d_sae k_max"]
+    firing_rate: Float[np.ndarray, " d_sae"]
+    mean_act: Float[np.ndarray, " d_sae"]
+    n_images: int
+    n_tokens: int
+    rank_by: RankBy = RankBy.max
+
+    @property
+    def d_sae(self) -> int:
+        """Latents."""
+        return len(self.top_images)
+
+    @property
+    def k_max(self) -> int:
+        """Ranks kept per latent."""
+        return self.top_images.shape[1]
+
+    def unique_images(self) -> Int[np.ndarray, " n_unique"]:
+        """Return every image that any latent ranks, ascending."""
+        images = np.unique(self.top_images)
+        return images[images >= 0]
+
+    def check_enough_images(self, k_cds: int) -> None:
+        """Refuse a k that this ranking cannot give.
+
+        Raises:
+            InputError: if fewer than `k_cds` images, or ranks, were ranked.
+        """
+        if self.n_images < k_cds:
+            raise InputError(
+                f"Expected at least scope.k_cds={k_cds} images to rank, got {self.n_images}: add images or lower"
+                " scope.k_cds."
+            )
+        if self.k_max < k_cds:
+            raise InputError(
+                f"Expected a ranking of at least scope.k_cds={k_cds} ranks, got {self.k_max}: rank again with a larger"
+                " scope.k_max."
+            )
+
+    def save(self, folder: Path) -> None:
+        """Write one .npy file per array and ranking.json into `folder` (made if missing)."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in _ARRAYS:
+            np.save(folder / f"{name}.npy", getattr(self, name))
+        facts = {"n_images": self.n_images, "n_tokens": self.n_tokens, "rank_by": self.rank_by.name}
+        (folder / "ranking.json").write_text(json.dumps(facts, indent=1) + "\n")
+
+    @classmethod
+    def load(cls, folder: Path) -> Ranking:
+        """Read what `save` wrote."""
+        facts = json.loads((folder / "ranking.json").read_text())
+        rank_by = RankBy[facts.pop("rank_by")]
+        return cls(**{name: np.load(folder / f"{name}.npy") for name in _ARRAYS}, **facts, rank_by=rank_by)
+
+
+class TopImages:
+    """The best `k_max` images per latent, merged batch by batch: memory does not grow with the number of images.
+
+    Equals a stable sort of all images by descending value with ties by image, whatever the batches and their order, as
+    long as no image comes twice.
+    """
+
+    def __init__(self, d_sae: int, k_max: int, device: torch.device | str = "cpu") -> None:
+        if k_max < 1:
+            raise InputError(f"Expected scope.k_max to be at least 1, got {k_max}.")
+        self.images = torch.full((d_sae, k_max), -1, dtype=torch.int64, device=device)
+        self.values = torch.zeros(d_sae, k_max, device=device)
+
+    def update(self, index: Int[Tensor, " batch"], values: Float[Tensor, "batch d_sae"]) -> None:
+        """Merge a batch: `index` are positions in the image set, `values` what to rank by; 0 is no candidate."""
+        # a latent whose last place is out of reach needs no sorting: soon that is most of them
+        rows = ((values > 0) & (values >= self.values[:, -1])).any(dim=0).nonzero().squeeze(1)
+        values = values[:, rows].T.to(self.values)
+        images = index.to(self.images).expand(len(rows), -1)
+        self.values[rows], self.images[rows] = best_first(
+            torch.cat([self.values[rows], values], dim=1),
+            torch.cat([self.images[rows], images], dim=1),
+            k=self.values.shape[1],
+        )
+
+
+def best_first(
+    values: Float[Tensor, "rows n"], images: Int[Tensor, "rows n"], k: int
+) -> tuple[Float[Tensor, "rows k"], Int[Tensor, "rows k"]]:
+    """Return the first `k` of each row by descending value, ties by ascending image; value 0 has no image (-1)."""
+    images, by_image = images.sort(dim=1, stable=True)
+    values, by_value = values.gather(1, by_image).sort(dim=1, descending=True, stable=True)
+    values, images = values[:, :k], images.gather(1, by_value)[:, :k]
+    return values, torch.where(values > 0, images, -1)
+
+
+@torch.inference_mode()
+def iterate_latents(
+    sae: SparseAutoencoder, patches: Float[Tensor, "batch n_patches d_in"]
+) -> Iterator[tuple[slice, Float[Tensor, "part n_patches d_sae"]]]:
+    """Encode a batch of images' patch tokens in parts of whole images, so that dense latents stay within bounds."""
+    n_at_once = max(1, MAX_LATENT_VALUES // (patches.shape[1] * sae.d_sae))
+    for start in range(0, len(patches), n_at_once):
+        part = slice(start, start + n_at_once)
+        yield part, sae.encode(patches[part])
+
+
+@torch.inference_mode()
+def rank_images(
+    sae: SparseAutoencoder,
+    token_batches: Iterable[tuple[Int[Tensor, " batch"], Float[Tensor, "batch n_patches d_in"]]],
+    k_max: int,
+    rank_by: RankBy = RankBy.max,
+    progress: Callable[[int], None] | None = None,
+) -> Ranking:
+    """Rank images per latent in one pass.
+
+    Args:
+        token_batches: positions in the image set and raw patch tokens; every image once, in any order.
+        k_max: ranks to keep.
+        rank_by: the maximum or the mean of a latent's activation over the image's patches.
+        progress: called with the number of images ranked so far.
+
+    Raises:
+        InputError: if there are no images, or `k_max` is below 1.
+    """
+    top: TopImages | None = None
+    n_firing = act_sum = torch.zeros(())
+    n_images = n_tokens = 0
+    for index, batch in token_batches:
+        patches = torch.as_tensor(batch).to(sae.W_enc.device)
+        if top is None:
+            top = TopImages(sae.d_sae, k_max, patches.device)
+            n_firing = act_sum = torch.zeros(sae.d_sae, dtype=torch.float64, device=patches.device)
+        for part, latent_acts in iterate_latents(sae, patches):
+            image_sum = latent_acts.sum(dim=1, dtype=torch.float32)
+            ranked_by = latent_acts.amax(dim=1) if rank_by is RankBy.max else image_sum / patches.shape[1]
+            top.update(torch.as_tensor(index)[part], ranked_by)
+            n_firing = n_firing + (latent_acts > 0).sum(dim=(0, 1))
+            act_sum = act_sum + image_sum.sum(dim=0, dtype=torch.float64)
+        n_images += len(patches)
+        n_tokens += patches.shape[0] * patches.shape[1]
+        if progress is not None:
+            progress(n_images)
+    if top is None:
+        raise InputError("Expected images to rank, got none: check the data set and its split.")
+    return Ranking(
+        top_images=top.images.cpu().numpy(),
+        top_values=top.values.cpu().numpy(),
+        firing_rate=(n_firing / n_tokens).float().cpu().numpy(),
+        mean_act=(act_sum / n_tokens).float().cpu().numpy(),
+        n_images=n_images,
+        n_tokens=n_tokens,
+        rank_by=rank_by,
+    )

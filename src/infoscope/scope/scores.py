@@ -1,0 +1,100 @@
+"""What scoring leaves: distances, masses and maps per latent and rank, and the scores that are arithmetic on them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float
+
+from infoscope.scope.cds import (
+    CDS,
+    ZeroCounts,
+    compute_cds,
+    compute_cds_with_zeros,
+    compute_chance_ratio,
+    count_zero_maps,
+    position_locked_score,
+    uniform_chance_score,
+)
+
+_ARRAYS = ("emd", "mass1", "mass2", "chance_emd", "maps")
+
+
+@dataclass
+class Scores:
+    """Distances between the maps of two shifted crops, for every latent and rank.
+
+    emd: [d_sae, k_max] in units of D_grid, 0..1; NaN where a map is all zero or there is no image.
+    mass1, mass2: [d_sae, k_max] summed activation on the shared region of crop 1 and 2; NaN where there is no image.
+    chance_emd: [d_sae, k_max] as `emd`, but map 1 at this rank against map 2 at the latent's next valid rank, the last
+        against the first; NaN where the latent has fewer than two valid pairs.
+    maps: [d_sae, k_max, 2, grid, grid] activation on all patches of both crops, raw; 0 where there is no image.
+    """
+
+    emd: Float[np.ndarray, "d_sae k_max"]
+    mass1: Float[np.ndarray, "d_sae k_max"]
+    mass2: Float[np.ndarray, "d_sae k_max"]
+    chance_emd: Float[np.ndarray, "d_sae k_max"]
+    maps: Float[np.ndarray, "d_sae k_max 2 grid grid"]
+    grid: int
+    shift_patches: int
+
+    @property
+    def k_max(self) -> int:
+        """Ranks that were scored: k may be anything up to this."""
+        return self.emd.shape[1]
+
+    @property
+    def position_locked(self) -> float:
+        """Landmark: the score of a latent that fires at a fixed place of the grid."""
+        return position_locked_score(self.grid, self.shift_patches)
+
+    @property
+    def uniform_chance(self) -> float:
+        """Landmark: the expected score of two independent uniform one-patch maps."""
+        return uniform_chance_score(self.grid - self.shift_patches)
+
+    def cds(self, k: int) -> CDS:
+        """Return the scores over the first `k` ranks (see `compute_cds`)."""
+        return compute_cds(self.emd, k)
+
+    def cds_with_zeros(self, k: int) -> CDS:
+        """Return the sensitivity variant (see `compute_cds_with_zeros`)."""
+        return compute_cds_with_zeros(self.emd, self.mass1, self.mass2, k)
+
+    def zero_counts(self, k: int) -> ZeroCounts:
+        """Count all-zero maps among the first `k` ranks (see `count_zero_maps`)."""
+        return count_zero_maps(self.mass1, self.mass2, k)
+
+    def chance(self, k: int) -> Float[np.ndarray, " d_sae"]:
+        """Return each latent's chance level over the first `k` ranks, NaN by the same rule as the score."""
+        return compute_cds(self.chance_emd, k).values
+
+    def chance_ratio(self, k: int) -> Float[np.ndarray, " d_sae"]:
+        """Return score / chance level; NaN where the chance level is below 1e-6."""
+        return compute_chance_ratio(self.cds(k).values, self.chance(k))
+
+    def save(self, folder: Path) -> None:
+        """Write one .npy file per array and scores.json into `folder` (made if missing).
+
+        Maps that are memory-mapped from that very folder are flushed, not written again.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in _ARRAYS:
+            array, file = getattr(self, name), folder / f"{name}.npy"
+            if isinstance(array, np.memmap) and Path(str(array.filename)).resolve() == file.resolve():
+                array.flush()
+            else:
+                np.save(file, array)
+        facts = {"grid": self.grid, "shift_patches": self.shift_patches}
+        (folder / "scores.json").write_text(json.dumps(facts, indent=1) + "\n")
+
+    @classmethod
+    def load(cls, folder: Path) -> Scores:
+        """Read what `save` wrote; `maps` stay on disk, memory-mapped and read-only."""
+        facts = json.loads((folder / "scores.json").read_text())
+        arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r" if name == "maps" else None) for name in _ARRAYS}
+        return cls(**arrays, **facts)

@@ -1,0 +1,132 @@
+"""A frozen vision transformer: tokens after any block, and going on from there with edited tokens."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+
+from infoscope.errors import InputError
+
+
+class Tokens(NamedTuple):
+    """The residual stream after one block.
+
+    prefix: [batch, n_prefix_tokens, d_in], CLS first, then registers; empty for towers without them.
+    patches: [batch, grid * grid, d_in], row by row from the top left.
+    """
+
+    prefix: Float[Tensor, "batch n_prefix d_in"]
+    patches: Float[Tensor, "batch n_patches d_in"]
+
+
+class Backbone(nn.Module, ABC):
+    """A frozen vision transformer as every later stage sees it.
+
+    Args:
+        d_in: width of a token.
+        n_layers: number of blocks; layers are counted from 0, negative ones from the end.
+        n_prefix_tokens: tokens before the patches (CLS, registers).
+        grid: patches per side.
+        patch_px: side of a patch in pixels.
+        mean, std: the model's own normalisation of RGB values in 0..1.
+        fingerprint: what determines the numbers it gives (architecture, hash of the weights): plain JSON types.
+    """
+
+    n_images_encoded: int
+    """Images that have gone through `tokens` or `embed_images` so far: the cost of a stage, and what tests count."""
+
+    def __init__(
+        self,
+        *,
+        d_in: int,
+        n_layers: int,
+        n_prefix_tokens: int,
+        grid: int,
+        patch_px: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        fingerprint: dict[str, Any],
+    ) -> None:
+        super().__init__()
+        self.d_in, self.n_layers, self.n_prefix_tokens = d_in, n_layers, n_prefix_tokens
+        self.grid, self.patch_px = grid, patch_px
+        self.fingerprint = fingerprint
+        self.n_images_encoded = 0
+        self.mean: Tensor
+        self.std: Tensor
+        self.register_buffer("mean", torch.tensor(list(mean), dtype=torch.float32).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(list(std), dtype=torch.float32).view(1, 3, 1, 1), persistent=False)
+
+    @property
+    def image_px(self) -> int:
+        """Side of the input in pixels."""
+        return self.grid * self.patch_px
+
+    def normalise(self, images: UInt8[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 3 height width"]:
+        """Return uint8 images as the model wants them: in 0..1, then (value - mean) / std."""
+        return (images.to(self.mean.device, torch.float32) / 255 - self.mean) / self.std
+
+    def check_layer(self, layer: int) -> int:
+        """Return `layer` counted from 0.
+
+        Raises:
+            InputError: if the layer does not exist.
+        """
+        if not -self.n_layers <= layer < self.n_layers:
+            raise InputError(
+                f"Expected model.layer in {-self.n_layers}..{self.n_layers - 1} (the model has {self.n_layers} blocks),"
+                f" got {layer}."
+            )
+        return layer % self.n_layers
+
+    @torch.inference_mode()
+    def tokens(self, images: UInt8[Tensor, "batch 3 height width"], layer: int) -> Tokens:
+        """Return the tokens after block `layer` (0-based, negative from the end) of square images of side `image_px`.
+
+        Raises:
+            InputError: if the layer does not exist, the images have another size, or a token is not finite.
+        """
+        layer = self.check_layer(layer)
+        if tuple(images.shape[1:]) != (3, self.image_px, self.image_px):
+            raise InputError(f"Expected images [batch, 3, {self.image_px}, {self.image_px}], got {list(images.shape)}.")
+        self.n_images_encoded += len(images)
+        tokens = self._tokens(self.normalise(images), layer)
+        if not (torch.isfinite(tokens.patches).all() and torch.isfinite(tokens.prefix).all()):
+            raise InputError(
+                f"The backbone gave NaN or Inf after block {layer}: check its weights, or use precision=32-true."
+            )
+        return tokens
+
+    @torch.inference_mode()
+    def resume(self, tokens: Tokens, layer: int) -> Float[Tensor, "batch d_out"]:
+        """Run edited tokens of block `layer` through the blocks after it and pool: the vector before projection.
+
+        With unedited tokens this equals the plain forward. Only what the pooled vector needs is computed.
+
+        Raises:
+            InputError: if the layer does not exist, or is the last one of a CLS-pooled model: nothing would be left
+                through which an edit of patches could reach CLS.
+        """
+        layer = self.check_layer(layer)
+        if layer == self.n_layers - 1 and self.pools_prefix:
+            raise InputError(
+                f"Going on from the last block ({layer}) cannot change CLS: expected an earlier model.layer, or the"
+                " readout patch_mean."
+            )
+        return self._resume(tokens, layer)
+
+    @property
+    def pools_prefix(self) -> bool:
+        """Whether the pooled vector is read from a prefix token (CLS) rather than from patches."""
+        return self.n_prefix_tokens > 0
+
+    @abstractmethod
+    def _tokens(self, pixels: Float[Tensor, "batch 3 height width"], layer: int) -> Tokens: ...
+
+    @abstractmethod
+    def _resume(self, tokens: Tokens, layer: int) -> Float[Tensor, "batch d_out"]: ...

@@ -1,0 +1,401 @@
+"""open_clip's vision transformers as frozen backbones: any pretrained tag, local file or folder, or our own scenes_clip."""
+
+from __future__ import annotations
+
+import json
+import socket
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+import open_clip
+import torch
+from jaxtyping import Float
+from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from infoscope.artifacts import compute_checksum, compute_hash
+from infoscope.errors import InputError
+from infoscope.vision.backbone import Backbone, Tokens
+from infoscope.vision.planted import make_context_free, make_planted_registers
+
+SHIPPED_FOLDER = Path(__file__).with_name("scenes_clip")
+LOCAL_CONFIG = "open_clip_config.json"
+LOCAL_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+_DOWNLOAD_PROBE_S = 3.0
+
+
+class ModelKind(Enum):
+    """Where a backbone comes from."""
+
+    open_clip = "open_clip"
+    planted_registers = "planted_registers"
+    context_free = "context_free"
+
+
+@dataclass
+class ModelConfig:
+    """Which frozen vision transformer is looked into, and where."""
+
+    name: str = "scenes_clip"
+    """For people: appears in the names of artifacts."""
+    kind: ModelKind = ModelKind.open_clip
+    arch: str | None = None
+    """open_clip's architecture, such as ViT-B-16; null where `pretrained` brings its own configuration."""
+    pretrained: str | None = "shipped"
+    """`shipped` (scenes_clip), `train_clip` (made by that stage), `random`, a file (.safetensors, .pt, .bin),
+    `local-dir:<folder>`, or one of open_clip's tags for the architecture."""
+    quick_gelu: bool | None = None
+    """null: as the tag demands. A local file does not say: give true for OpenAI, MetaCLIP and DFN2B weights."""
+    image_px: int | None = None
+    """Side of the input; null: the model's own. Another one interpolates the position embeddings."""
+    mean: list[float] | None = None
+    """RGB mean of the preprocessing; null: the model's own."""
+    std: list[float] | None = None
+    layer: int = -2
+    """Block whose output (residual stream) is read: 0-based, negative from the end. Ours: the penultimate."""
+    precision: str = "float32"
+    """float32 or bfloat16 (autocast) inside the backbone; tokens leave it as float32."""
+    seed: int = 0
+    """Of the weights where pretrained=random."""
+
+    def __post_init__(self) -> None:
+        if self.precision not in ("float32", "bfloat16"):
+            raise InputError(f"Expected model.precision to be float32 or bfloat16, got {self.precision!r}.")
+        if self.kind is ModelKind.open_clip:
+            if self.pretrained is None:
+                raise InputError(
+                    "model.pretrained is missing: give one of open_clip's tags, a local file (.safetensors, .pt),"
+                    " local-dir:<folder>, or random."
+                )
+            brings_config = self.pretrained in ("shipped", "train_clip") or self.pretrained.startswith("local-dir:")
+            if self.arch is None and not brings_config and self.name != "scenes_clip":
+                raise InputError(f"model.arch is missing: model.pretrained={self.pretrained} needs it (ViT-B-16, ...).")
+        for name in ("mean", "std"):
+            value = getattr(self, name)
+            if value is not None and len(value) != 3:
+                raise InputError(f"Expected model.{name} to hold three numbers (R, G, B), got {len(value)}.")
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A model configuration resolved to what open_clip needs: its model config, the preprocessing, the weights."""
+
+    model_cfg: dict[str, Any]
+    mean: Sequence[float]
+    std: Sequence[float]
+    weights: Path | None
+    weights_id: str
+
+
+def compute_model_fingerprint(config: ModelConfig, trained_folder: Path | None = None) -> dict[str, Any]:
+    """Return what determines a backbone's numbers, without building it; plain JSON types, no paths.
+
+    Args:
+        trained_folder: the artifact of stage train_clip where `pretrained=train_clip`.
+
+    Raises:
+        InputError: as `load_backbone`.
+    """
+    if config.kind is not ModelKind.open_clip:
+        return {"kind": config.kind.name, "seed": config.seed}
+    source = _find_source(config, trained_folder)
+    return {
+        "kind": "open_clip",
+        "model_cfg": compute_hash(source.model_cfg),
+        "mean": list(source.mean),
+        "std": list(source.std),
+        "weights": source.weights_id,
+        "precision": config.precision,
+    }
+
+
+def load_backbone(config: ModelConfig | str = "scenes_clip", trained_folder: Path | None = None) -> Backbone:
+    """Return a frozen backbone in evaluation mode.
+
+    Args:
+        config: a full configuration, or a short form: "scenes_clip", or "<arch>:<pretrained>" such as
+            "ViT-B-16:openai" or "ViT-B-16:/weights/b16.safetensors".
+        trained_folder: the artifact of stage train_clip where `pretrained=train_clip`.
+
+    Raises:
+        InputError: unknown architecture or tag, weights that are missing, damaged or of another architecture, no
+            network and no cached weights, or a tower that is not a plain vision transformer.
+    """
+    if isinstance(config, str):
+        arch, _, pretrained = config.partition(":")
+        config = ModelConfig() if config == "scenes_clip" else ModelConfig(arch, arch=arch, pretrained=pretrained or None)
+    if config.kind is ModelKind.planted_registers:
+        return make_planted_registers(seed=config.seed)
+    if config.kind is ModelKind.context_free:
+        return make_context_free(seed=config.seed)
+    source = _find_source(config, trained_folder)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        clip = _make_clip(source.model_cfg)
+    if source.weights is not None:
+        _load_weights(clip, source.weights, config)
+    elif source.weights_id.startswith("tag:"):
+        clip = _load_tag(config)
+    fingerprint = compute_model_fingerprint(config, trained_folder)
+    backbone = OpenClipBackbone(clip, source.mean, source.std, fingerprint, precision=config.precision)
+    return backbone.eval().requires_grad_(False)
+
+
+class OpenClipBackbone(Backbone):
+    """A CLIP whose image tower is open_clip's own VisionTransformer with CLS pooling.
+
+    Args:
+        clip: the whole model; the text tower serves zero-shot heads.
+        mean, std: RGB normalisation.
+        fingerprint: what determines its numbers.
+        precision: float32, or bfloat16 by autocast.
+    """
+
+    def __init__(
+        self,
+        clip: torch.nn.Module,
+        mean: Sequence[float],
+        std: Sequence[float],
+        fingerprint: dict[str, Any],
+        precision: str = "float32",
+    ) -> None:
+        visual = clip.visual
+        if not isinstance(visual, VisionTransformer) or visual.attn_pool is not None or visual.pool_type != "tok":
+            raise InputError(
+                f"Expected an open_clip vision transformer with CLS pooling, got {type(visual).__name__}: choose a"
+                " ViT-* architecture (timm, SigLIP and ResNet towers are not supported yet)."
+            )
+        grid, patch = visual.grid_size, visual.patch_size
+        if grid[0] != grid[1] or patch[0] != patch[1]:
+            raise InputError(f"Expected square patches and a square grid, got patches {patch} and grid {grid}.")
+        super().__init__(
+            d_in=visual.class_embedding.shape[0],
+            n_layers=len(visual.transformer.resblocks),
+            n_prefix_tokens=1,
+            grid=grid[0],
+            patch_px=patch[0],
+            mean=mean,
+            std=std,
+            fingerprint=fingerprint,
+        )
+        self.clip = clip
+        self.visual: VisionTransformer = visual
+        self.precision = precision
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.mean.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
+
+    def _tokens(self, pixels: Float[Tensor, "batch 3 height width"], layer: int) -> Tokens:
+        with self._autocast():
+            x = self.visual._embeds(pixels)
+            for block in self.visual.transformer.resblocks[: layer + 1]:
+                x = block(x)
+        x = x.float()
+        return Tokens(x[:, :1], x[:, 1:])
+
+    def _resume(self, tokens: Tokens, layer: int) -> Float[Tensor, "batch d_out"]:
+        x = torch.cat([tokens.prefix, tokens.patches], dim=1)
+        blocks = list(self.visual.transformer.resblocks[layer + 1 :])
+        with self._autocast():
+            for block in blocks[:-1]:
+                x = block(x)
+            x = self._run_for_cls(blocks[-1], x) if isinstance(blocks[-1], ResidualAttentionBlock) else blocks[-1](x)
+            pooled, _ = self.visual._pool(x)
+        return pooled.float()
+
+    @staticmethod
+    def _run_for_cls(block: ResidualAttentionBlock, x: Float[Tensor, "batch n_tokens d_in"]) -> Tensor:
+        """Run the last block for CLS alone: only CLS asks, all tokens answer. A sixth of the block's work."""
+        normed = block.ln_1(x)
+        cls = x[:, :1] + block.ls_1(block.attention(normed[:, :1], normed, normed))
+        return cls + block.ls_2(block.mlp(block.ln_2(cls)))
+
+    @torch.inference_mode()
+    def embed_images(self, images: Tensor) -> Float[Tensor, "batch embed_dim"]:
+        """Return CLIP's image embeddings (unit norm) of uint8 images [batch, 3, image_px, image_px]."""
+        self.n_images_encoded += len(images)
+        with self._autocast():
+            return self.clip.encode_image(self.normalise(images), normalize=True).float()
+
+
+def _make_clip(model_cfg: dict[str, Any]) -> torch.nn.Module:
+    cfg = {**model_cfg}
+    custom_text = cfg.pop("custom_text", False) or "hf_model_name" in cfg.get("text_cfg", {})
+    cfg.pop("multimodal_cfg", None)
+    make = open_clip.CustomTextCLIP if custom_text else open_clip.CLIP
+    return make(**cfg)
+
+
+def _find_source(config: ModelConfig, trained_folder: Path | None) -> _Source:
+    """Resolve a configuration to a model config, preprocessing and weights; nothing is loaded yet."""
+    pretrained = config.pretrained or ""
+    local_file: Path | None = None
+    if pretrained == "shipped" or (pretrained == "random" and config.arch is None):
+        folder: Path | None = SHIPPED_FOLDER
+    elif pretrained == "train_clip":
+        if trained_folder is None:
+            raise InputError("model.pretrained=train_clip needs the artifact of stage train_clip: give its folder.")
+        folder = trained_folder
+    elif pretrained.startswith("local-dir:"):
+        folder = Path(pretrained.removeprefix("local-dir:")).expanduser()
+    else:
+        folder = None
+        if pretrained.endswith((".safetensors", ".pt", ".pth", ".bin")) or "/" in pretrained:
+            local_file = Path(pretrained).expanduser()
+            if not local_file.is_file():
+                raise InputError(f"model.pretrained={pretrained} is no file: give an existing .safetensors, .pt or .bin.")
+            if config.arch is None and config.name == "scenes_clip":
+                folder = SHIPPED_FOLDER
+
+    if folder is not None:
+        model_cfg, preprocess = _read_local_config(folder)
+        if local_file is None and pretrained != "random":
+            local_file = _find_local_weights(folder)
+    else:
+        model_cfg, preprocess = _read_builtin_config(config, is_tag=local_file is None and pretrained != "random")
+    if config.quick_gelu is not None:
+        model_cfg["quick_gelu"] = config.quick_gelu
+    if config.image_px is not None:
+        model_cfg["vision_cfg"] = {**model_cfg["vision_cfg"], "image_size": config.image_px}
+
+    if pretrained == "random":
+        weights_id = f"random:{config.seed}"
+    elif local_file is not None:
+        weights_id = f"sha256:{compute_checksum(local_file)}"
+    else:
+        weights_id = f"tag:{config.arch}:{pretrained}"
+    mean = config.mean or preprocess.get("mean") or open_clip.OPENAI_DATASET_MEAN
+    std = config.std or preprocess.get("std") or open_clip.OPENAI_DATASET_STD
+    return _Source(model_cfg, list(mean), list(std), local_file, weights_id)
+
+
+def _read_local_config(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    path = folder / LOCAL_CONFIG
+    try:
+        content = json.loads(path.read_text())
+        return dict(content["model_cfg"]), dict(content.get("preprocess_cfg", {}))
+    except OSError as error:
+        raise InputError(f"Expected {LOCAL_CONFIG} in {folder}, found none that can be read.") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"Expected {path} to be JSON with a `model_cfg`, got something else: {error}.") from error
+
+
+def _find_local_weights(folder: Path) -> Path:
+    for name in LOCAL_WEIGHTS:
+        if (folder / name).is_file():
+            return folder / name
+    raise InputError(f"Expected {' or '.join(LOCAL_WEIGHTS)} in {folder}, found neither.")
+
+
+def _read_builtin_config(config: ModelConfig, is_tag: bool) -> tuple[dict[str, Any], dict[str, Any]]:
+    assert config.arch is not None
+    model_cfg = open_clip.get_model_config(config.arch)
+    if model_cfg is None:
+        near = [name for name in open_clip.list_models() if name.startswith("ViT-")][:12]
+        raise InputError(f"Expected model.arch to be one of open_clip's, such as {', '.join(near)}; got {config.arch!r}.")
+    if not is_tag:
+        return dict(model_cfg), {}
+    tags = open_clip.list_pretrained_tags_by_model(config.arch)
+    if config.pretrained not in tags:
+        raise InputError(
+            f"Expected model.pretrained to be a file, local-dir:<folder>, random, or a tag of {config.arch}"
+            f" ({', '.join(tags) or 'it has none'}); got {config.pretrained!r}."
+        )
+    preprocess = open_clip.get_pretrained_cfg(config.arch, config.pretrained) or {}
+    if preprocess.get("quick_gelu"):
+        model_cfg = {**model_cfg, "quick_gelu": True}
+    return dict(model_cfg), preprocess
+
+
+def _load_weights(clip: torch.nn.Module, path: Path, config: ModelConfig) -> None:
+    """Load a local file into a model, by safetensors or `weights_only=True`; never an unguarded pickle."""
+    try:
+        if path.suffix == ".safetensors":
+            state = load_file(path)
+        else:
+            if zipfile.is_zipfile(path) and any("/code/" in name for name in zipfile.ZipFile(path).namelist()):
+                raise InputError(
+                    f"{path} is a TorchScript archive (OpenAI's own format): expected a state dict; convert it with"
+                    " open_clip (load_openai_model, then save its state_dict as .safetensors)."
+                )
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except InputError:
+        raise
+    except Exception as error:  # a damaged file can fail anywhere inside the readers
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        kind = "safetensors" if isinstance(error, SafetensorError) else "weights"
+        raise InputError(f"Cannot read {kind} file {path}: {reason[:200]}.") from error
+    state = state.get("state_dict", state) if isinstance(state, dict) else state
+    if not isinstance(state, dict) or not state or not all(isinstance(v, Tensor) for v in state.values()):
+        raise InputError(f"Expected {path} to hold a state dict of tensors, got {type(state).__name__}.")
+    state = {name.removeprefix("module."): value for name, value in state.items()}
+    open_clip.model.resize_pos_embed(state, clip)
+    for name, value in state.items():
+        if not torch.isfinite(value).all():
+            raise InputError(f"{path} holds NaN or Inf in {name}: the file is damaged, get a good one.")
+    try:
+        clip.load_state_dict(state)
+    except RuntimeError as error:
+        arch = config.arch or config.name
+        detail = " ".join(str(error).split())[:240]
+        raise InputError(f"{path} does not fit model.arch={arch}: give the architecture it was made with ({detail}).") from error
+
+
+def _load_tag(config: ModelConfig) -> torch.nn.Module:
+    """Load one of open_clip's pretrained tags; without the cached file and a network, fail at once."""
+    assert config.arch is not None and config.pretrained is not None
+    cfg = open_clip.get_pretrained_cfg(config.arch, config.pretrained) or {}
+    if not _is_cached(cfg) and not _can_connect(cfg):
+        raise InputError(
+            f"The weights {config.arch}:{config.pretrained} are not in the cache ({_cache_folder(cfg)}) and there is no"
+            " network: give a local file by model.pretrained=<file>.safetensors, or fill the cache."
+        )
+    return open_clip.create_model(
+        config.arch,
+        pretrained=config.pretrained,
+        force_quick_gelu=bool(config.quick_gelu or cfg.get("quick_gelu")),
+        force_image_size=config.image_px,
+        require_pretrained=True,
+    )
+
+
+def _is_cached(cfg: dict[str, Any]) -> bool:
+    if cfg.get("hf_hub"):
+        from huggingface_hub import try_to_load_from_cache
+
+        repo = cfg["hf_hub"].rstrip("/")
+        if any(isinstance(try_to_load_from_cache(repo, name), str) for name in LOCAL_WEIGHTS):
+            return True
+    return bool(cfg.get("url")) and (Path("~/.cache/clip").expanduser() / Path(cfg["url"]).name).is_file()
+
+
+def _cache_folder(cfg: dict[str, Any]) -> Path:
+    if cfg.get("hf_hub"):
+        from huggingface_hub import constants
+
+        return Path(constants.HF_HUB_CACHE)
+    return Path("~/.cache/clip").expanduser()
+
+
+def _can_connect(cfg: dict[str, Any]) -> bool:
+    """Whether the host of the weights answers within seconds; huggingface_hub would retry for minutes."""
+    url = cfg.get("url", "")
+    if cfg.get("hf_hub"):
+        from huggingface_hub import constants
+
+        url = constants.ENDPOINT
+    host = urlparse(url).hostname
+    if not host:
+        return False
+    try:
+        socket.create_connection((host, 443), timeout=_DOWNLOAD_PROBE_S).close()
+    except OSError:
+        return False
+    return True

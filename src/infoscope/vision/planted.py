@@ -1,0 +1,273 @@
+"""Backbones that are a formula: what a feature of theirs sees, and how far it moves, is known before measuring.
+
+`ContextFree`, `PositionLocked` and `PlantedJump` have contextual dependency scores in closed form. `PlantedRegisters`
+is the positive control of the whole chain: local features beside tokens that carry a fact about the whole picture. None
+of them has weights to load or anything to learn; a seed fixes their random directions.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from infoscope.errors import InputError
+from infoscope.vision.backbone import Backbone, Tokens
+
+PLANTED_VERSION = 1
+"""Part of every fingerprint here: raise it whenever a token changes."""
+
+MARKER_RGB = (255, 0, 0)
+"""A patch of this colour is where `PlantedJump` looks for its evidence: the reddest patch of a picture."""
+CONTEXT_RGB = (0, 0, 255)
+"""The jump happens if the top left patch of the crop is bluer than it is red and green."""
+
+# What the first row of patches shows in the pictures of infoscope.data.scenes: median RGB in clear air and in fog over
+# 2,000 scenes of split clip_train, seed 0, at 96 px.
+LIGHT_ANCHORS: dict[str, tuple[tuple[int, int, int], tuple[int, int, int]]] = {
+    "noon": ((122, 178, 243), (95, 99, 103)),
+    "dusk": ((103, 71, 122), (67, 65, 68)),
+    "night": ((10, 12, 34), (60, 60, 62)),
+    "dawn": ((150, 169, 214), (93, 94, 97)),
+}
+"""The two colours of the sky by which `PlantedRegisters` tells the light, in the order of its factor codes."""
+N_LOCAL_CODES = (9, 4, 5, 4)
+"""Number of codes for colour, texture, edge and row band."""
+
+
+class PlantedBackbone(Backbone):
+    """Tokens computed from the pixels by a formula, then blocks that leave patches as they are.
+
+    With `n_prefix_tokens=1` the CLS token is zero until the last block, which adds the mean of the patches to it: the
+    pooled vector depends on edited patches alone. Without it the pooled vector is the mean of the patches.
+    """
+
+    def __init__(self, grid: int, patch_px: int, d_in: int, n_prefix_tokens: int, fingerprint: dict[str, Any]) -> None:
+        identity = {
+            "architecture": type(self).__name__,
+            "version": PLANTED_VERSION,
+            "grid": grid,
+            "patch_px": patch_px,
+            **fingerprint,
+        }
+        super().__init__(
+            d_in=d_in,
+            n_layers=2,
+            n_prefix_tokens=n_prefix_tokens,
+            grid=grid,
+            patch_px=patch_px,
+            mean=(0.0, 0.0, 0.0),
+            std=(1.0, 1.0, 1.0),
+            fingerprint=identity,
+        )
+
+    @abstractmethod
+    def patch_tokens(
+        self, patches: Float[Tensor, "batch n_patches 3 patch_px patch_px"]
+    ) -> Float[Tensor, "batch n_patches d_in"]:
+        """Return the tokens of patches whose pixels are whole numbers in 0..255."""
+
+    def _tokens(self, pixels: Float[Tensor, "batch 3 height width"], layer: int) -> Tokens:
+        levels = (pixels * 255).round()
+        patches = levels.unfold(2, self.patch_px, self.patch_px).unfold(3, self.patch_px, self.patch_px)
+        tokens = self.patch_tokens(patches.permute(0, 2, 3, 1, 4, 5).flatten(1, 2))
+        prefix = tokens.new_zeros(len(tokens), self.n_prefix_tokens, self.d_in)
+        if layer == self.n_layers - 1:
+            prefix = prefix + tokens.mean(1, keepdim=True)
+        return Tokens(prefix, tokens)
+
+    def _resume(self, tokens: Tokens, layer: int) -> Float[Tensor, "batch d_in"]:
+        pooled = tokens.patches.mean(1)
+        return pooled + tokens.prefix[:, 0] if self.pools_prefix else pooled
+
+
+class ContextFree(PlantedBackbone):
+    """Patch embedding alone: a fixed random projection of a patch's pixels, rectified. Every score is exactly 0.
+
+    Weights are whole numbers, so that sums are exact in float32 and a patch gives the same bits wherever it lies.
+    """
+
+    def __init__(self, grid: int = 12, patch_px: int = 8, d_in: int = 32, seed: int = 0) -> None:
+        super().__init__(grid, patch_px, d_in, n_prefix_tokens=0, fingerprint={"d_in": d_in, "seed": seed})
+        n_pixels = 3 * patch_px**2
+        if n_pixels * 128 * 8 >= 2**24:  # beyond, float32 no longer holds the sums exactly
+            raise InputError(f"Expected patches of at most 73 px a side, got {patch_px}: use a smaller model.patch_px.")
+        weight = np.random.default_rng([seed, 0]).integers(-8, 9, (n_pixels, d_in))
+        self.weight: Tensor
+        self.register_buffer("weight", torch.from_numpy(weight).float(), persistent=False)
+        self._unit = 1 / (128 * 8 * math.sqrt(n_pixels))
+
+    def patch_tokens(
+        self, patches: Float[Tensor, "batch n_patches 3 patch_px patch_px"]
+    ) -> Float[Tensor, "batch n_patches d_in"]:
+        return F.relu((patches.flatten(2) - 128) @ self.weight) * self._unit
+
+
+class PositionLocked(PlantedBackbone):
+    """Channel i is 1 at the grid place `places[i]` (row, column) and 0 elsewhere, whatever the picture shows.
+
+    A place in rows and columns s..p-s-1 lies in the shared region of both crops and scores s / (p - s - 1).
+    """
+
+    def __init__(self, grid: int = 12, patch_px: int = 8, places: Sequence[tuple[int, int]] = ((5, 5),)) -> None:
+        places = [(int(row), int(column)) for row, column in places]
+        if not places or not all(0 <= at < grid for place in places for at in place):
+            raise InputError(f"Expected places within a grid of {grid} x {grid} patches, got {places}.")
+        locked = torch.zeros(grid * grid, len(places))
+        for channel, (row, column) in enumerate(places):
+            locked[row * grid + column, channel] = 1
+        super().__init__(grid, patch_px, len(places), 0, fingerprint={"places": [list(place) for place in places]})
+        self.locked: Tensor
+        self.register_buffer("locked", locked, persistent=False)
+
+    def patch_tokens(
+        self, patches: Float[Tensor, "batch n_patches 3 patch_px patch_px"]
+    ) -> Float[Tensor, "batch n_patches d_in"]:
+        return self.locked.expand(len(patches), -1, -1)
+
+
+class PlantedJump(PlantedBackbone):
+    """Channel i fires at the reddest patch, moved by `offsets[i]` (rows, columns) if the crop's context says so.
+
+    Context is the crop's own top left patch: where it is blue (`CONTEXT_RGB`), the activation moves. So in a picture
+    with a red patch in the middle and a blue one in its top left corner, the activation of crop 1 jumps and that of
+    crop 2, which does not see the corner, stays: the score is |offset| / D_grid. The activation is the patch's redness
+    (red minus the mean of green and blue, in 0..1): without a red patch, or with a target off the grid, nothing fires.
+    """
+
+    def __init__(self, grid: int = 12, patch_px: int = 8, offsets: Sequence[tuple[int, int]] = ((0, 1),)) -> None:
+        offsets = [(int(down), int(right)) for down, right in offsets]
+        if not offsets:
+            raise InputError("Expected at least one offset (rows, columns), got none.")
+        super().__init__(grid, patch_px, len(offsets), 0, fingerprint={"offsets": [list(offset) for offset in offsets]})
+        self.offsets: Tensor
+        self.register_buffer("offsets", torch.tensor(offsets), persistent=False)
+
+    def patch_tokens(
+        self, patches: Float[Tensor, "batch n_patches 3 patch_px patch_px"]
+    ) -> Float[Tensor, "batch n_patches d_in"]:
+        red, green, blue = patches.mean((-1, -2)).unbind(-1)
+        redness, place = (red - (green + blue) / 2).max(1)
+        moves = (blue - (red + green) / 2)[:, 0] > 0
+        start = torch.stack([place // self.grid, place % self.grid], -1)
+        target = start[:, None] + moves[:, None, None] * self.offsets  # [batch, d_in, 2]
+        fires = ((target >= 0) & (target < self.grid)).all(-1)
+        index = (target * torch.tensor([self.grid, 1], device=target.device)).sum(-1)
+        place_codes = F.one_hot(torch.where(fires, index, 0), self.grid**2).mT  # [batch, n_patches, d_in]
+        return place_codes * (redness.clamp(min=0) / 255)[:, None, None] * fires[:, None]
+
+
+class PlantedRegisters(PlantedBackbone):
+    """Local features in every token, and on one token, chosen by context, the light of the whole scene.
+
+    Local part: one-hot codes of a patch's colour, texture and edge, each relative to the crop, and of its band of rows,
+    written along fixed orthonormal directions. The mean over the crop is taken off, so a linear readout of the mean
+    local feature knows nothing. A little grain, a hash of the patch's pixels in every direction, keeps a probe from
+    reading the tiny remainder that an edit leaves.
+
+    Register: the light (noon, dusk, night, dawn; decided by the colour of the first row of patches) as one of four
+    further directions, `register_norm` long, on the patch that a hash of all pixels of the crop points at: it leaps to
+    another patch as soon as the context changes.
+    """
+
+    def __init__(
+        self,
+        grid: int = 12,
+        patch_px: int = 8,
+        d_in: int = 32,
+        register_norm: float = 20.0,
+        grain: float = 0.1,
+        seed: int = 0,
+    ) -> None:
+        self.n_local = sum(N_LOCAL_CODES)
+        self.n_codes = self.n_local + len(LIGHT_ANCHORS)
+        if d_in < self.n_codes:
+            raise InputError(f"Expected d_in of at least {self.n_codes}, one direction for each code, got {d_in}.")
+        if patch_px < 2:
+            raise InputError(f"Expected patches of at least 2 px, which can hold an edge, got {patch_px}.")
+        parameters = {"d_in": d_in, "register_norm": register_norm, "grain": grain, "seed": seed}
+        super().__init__(grid, patch_px, d_in, n_prefix_tokens=1, fingerprint=parameters)
+        rng = np.random.default_rng([seed, 1])
+        directions = np.linalg.qr(rng.standard_normal((d_in, d_in)))[0][: self.n_codes]
+        grain_weight = rng.integers(-128, 128, (3 * patch_px**2, d_in))
+        self.register_norm, self.grain = register_norm, grain
+        self.directions: Tensor
+        self.grain_weight: Tensor
+        self.anchors: Tensor
+        self.register_buffer("directions", torch.from_numpy(directions).float(), persistent=False)
+        self.register_buffer("grain_weight", torch.from_numpy(grain_weight).float(), persistent=False)
+        self.register_buffer("anchors", torch.tensor(list(LIGHT_ANCHORS.values())).float(), persistent=False)
+
+    def patch_tokens(
+        self, patches: Float[Tensor, "batch n_patches 3 patch_px patch_px"]
+    ) -> Float[Tensor, "batch n_patches d_in"]:
+        codes = compute_local_codes(patches, self.grid)
+        local = (codes - codes.mean(1, keepdim=True)) @ self.directions[: self.n_local]
+        # whole numbers: the sum is exact, so its remainder is a hash of the pixels and not of rounding
+        phase = (patches.flatten(2) @ self.grain_weight).remainder(256) / 256
+        grain = self.grain * math.sqrt(2) * torch.cos(2 * math.pi * phase)
+        light = self.directions[self.n_local :][self.compute_light(patches)]
+        at_register = F.one_hot(self.compute_place(patches), self.grid**2)
+        return local + grain + self.register_norm * at_register[..., None] * light[:, None]
+
+    def compute_light(self, patches: Float[Tensor, "batch n_patches 3 patch_px patch_px"]) -> Int64[Tensor, " batch"]:
+        """Return the light of each crop as a position in `LIGHT_ANCHORS`: the one with the nearest anchor."""
+        sky = patches[:, : self.grid].transpose(1, 2).flatten(2).median(2).values
+
+        def opponent(rgb: Tensor) -> Tensor:  # fog takes colour away: what is left must weigh more than brightness
+            red, green, blue = rgb.unbind(-1)
+            return torch.stack([green, 3 * (red - green), 3 * (blue - green)], -1)
+
+        distance = (opponent(sky)[:, None, None] - opponent(self.anchors)).square().sum(-1)
+        return distance.amin(-1).argmin(-1)
+
+    def compute_place(self, patches: Float[Tensor, "batch n_patches 3 patch_px patch_px"]) -> Int64[Tensor, " batch"]:
+        """Return the patch on which each crop's register lies: the sum of all pixel values, modulo the patches."""
+        return patches.long().sum((1, 2, 3, 4)) % self.grid**2
+
+
+def compute_local_codes(
+    patches: Float[Tensor, "batch n_patches 3 patch_px patch_px"], grid: int
+) -> Float[Tensor, "batch n_patches n_codes"]:
+    """Return what each patch shows, four ones and else zeros: colour (darker or brighter than the crop, cooler or
+    warmer), texture (contrast in four steps about the crop's own), edge (none, or one of four orientations), and the
+    quarter of the rows that it lies in."""
+
+    def step(values: Tensor, bounds: Sequence[float]) -> Tensor:  # in standard deviations of the crop
+        spread = values.std(1, keepdim=True) + 1e-3
+        return torch.bucketize((values - values.mean(1, keepdim=True)) / spread, torch.tensor(bounds).to(values))
+
+    red, green, blue = patches.mean((-1, -2)).unbind(-1)
+    grey = patches.mean(2)
+    colour = 3 * step((red + green + blue) / 3, (-0.5, 0.5)) + step(red - blue, (-0.5, 0.5))
+    texture = step((grey.std((-1, -2)) + 1).log(), (-0.7, 0.0, 0.7))
+    band = (torch.arange(grid * grid, device=patches.device) // grid * 4 // grid).expand(colour.shape)
+    indices = (colour, texture, compute_edges(grey), band)
+    return torch.cat([F.one_hot(i, n) for i, n in zip(indices, N_LOCAL_CODES, strict=True)], -1).float()
+
+
+def compute_edges(grey: Float[Tensor, "*batch patch_px patch_px"]) -> Int64[Tensor, "*batch"]:
+    """Return 0 for a patch without one dominant edge, else 1..4 for the gradient's axis in steps of 45 degrees."""
+    right = (grey[..., :, 1:] - grey[..., :, :-1])[..., :-1, :]
+    down = (grey[..., 1:, :] - grey[..., :-1, :])[..., :, :-1]
+    xx, yy, xy = (product.mean((-1, -2)) for product in (right * right, down * down, right * down))
+    coherence = torch.hypot(xx - yy, 2 * xy) / (xx + yy + 1e-3)
+    axis = torch.atan2(2 * xy, xx - yy) / (2 * math.pi)  # twice the angle: opposite gradients are one axis
+    return torch.where(coherence > 0.35, 1 + ((axis + 0.125) * 4).floor().long() % 4, 0)
+
+
+def make_context_free(grid: int = 12, patch_px: int = 8, d_in: int = 32, seed: int = 0) -> ContextFree:
+    """Return the control in which no feature depends on context."""
+    return ContextFree(grid, patch_px, d_in, seed).eval()
+
+
+def make_planted_registers(grid: int = 12, patch_px: int = 8, d_in: int = 32, seed: int = 0) -> PlantedRegisters:
+    """Return the positive control with its standard strengths."""
+    return PlantedRegisters(grid, patch_px, d_in, seed=seed).eval()
