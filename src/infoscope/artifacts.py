@@ -18,7 +18,8 @@ import shutil
 import subprocess
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
@@ -140,7 +141,9 @@ class Store:
                 return Artifact(folder, spec.hash, manifest, built=False)
         return None
 
-    def get(self, spec: Spec, build: Callable[[Workspace], None], *, config: Any = None, **upstream: Artifact):
+    def get(
+        self, spec: Spec, build: Callable[[Workspace], None], *, config: Any = None, **upstream: Artifact
+    ) -> Artifact:
         """Return the artifact of `spec`, building it if it is missing or damaged.
 
         Args:
@@ -158,7 +161,7 @@ class Store:
         parent = self.root / spec.stage
         try:
             parent.mkdir(parents=True, exist_ok=True)
-            with self._lock(spec):
+            with self._hold_lock(spec):
                 return self._build_locked(spec, build, config, upstream)
         except OSError as error:
             raise _explain_os_error(error, self.root) from error
@@ -199,7 +202,8 @@ class Store:
         self.on_event("built", spec, f"{manifest['wall_s']:.1f} s")
         return Artifact(final, spec.hash, manifest, built=True)
 
-    def _lock(self, spec: Spec) -> filelock.BaseFileLock:
+    @contextmanager
+    def _hold_lock(self, spec: Spec) -> Iterator[None]:
         path = self.root / spec.stage / f".{spec.hash}.lock"
         lock = filelock.FileLock(path)
         try:
@@ -213,8 +217,10 @@ class Store:
                     f"Waited {self.lock_timeout_s:.0f} s for another process to build {spec.stage}/{spec.folder_name}:"
                     f" if none runs, delete {path} and start again."
                 ) from error
-        lock.release()
-        return lock
+        try:
+            yield
+        finally:
+            lock.release()
 
     def _verify(self, folder: Path, spec: Spec) -> dict[str, Any] | None:
         """Return the manifest if every file agrees with it; checked once per process and folder."""

@@ -202,6 +202,8 @@ def _explain_unknown_key(error: OmegaConfBaseException) -> str:
     near = difflib.get_close_matches(key, known, n=1)
     hint = f" (did you mean {f'{parent}.' if parent else ''}{near[0]}?)" if near else ""
     where = f" in {parent}" if parent else ""
-    return f"Unknown key {full_key!r}: expected one of {', '.join(known)}{where}{hint}." if known else (
-        f"Unknown key {full_key!r}: {_first_line(error)}."
+    return (
+        f"Unknown key {full_key!r}: expected one of {', '.join(known)}{where}{hint}."
+        if known
+        else (f"Unknown key {full_key!r}: {_first_line(error)}.")
     )

@@ -92,7 +92,9 @@ class CsvTracker(Tracker):
 class WandbTracker(Tracker):
     """A Weights & Biases run: job type = stage, group = experiment, config = resolved tree."""
 
-    def __init__(self, config: LoggerConfig, stage: str, group: str, tree: Mapping[str, Any], folder: Path) -> None:
+    def __init__(
+        self, config: LoggerConfig, stage: str, name: str, group: str, tree: Mapping[str, Any], folder: Path
+    ) -> None:
         import wandb
 
         online = config.mode is WandbMode.online
@@ -103,9 +105,9 @@ class WandbTracker(Tracker):
         self._run = wandb.init(
             project=config.project,
             entity=config.entity,
-            group=config.group or group,
+            group=group,
             job_type=stage,
-            name=f"{stage}-{group}",
+            name=f"{group}-{name}",
             config=dict(tree),
             dir=folder,
             mode="online" if online else "offline",
@@ -141,28 +143,58 @@ class WandbTracker(Tracker):
 
 @contextmanager
 def track(
-    config: LoggerConfig, stage: str, group: str, tree: Mapping[str, Any], output_dir: Path
+    config: LoggerConfig,
+    stage: str,
+    group: str,
+    tree: Mapping[str, Any],
+    output_dir: Path,
+    seed: int | None = None,
+    locations: dict[str, Path] | None = None,
 ) -> Iterator[Tracker]:
     """Open the run of one stage; it is marked as failed if the stage raises.
 
     Args:
-        group: joins the runs of one experiment where `config.group` is null.
+        group: joins the runs of one experiment.
         tree: the resolved configuration, plain containers.
         output_dir: runs lie in `<output_dir>/wandb` or `<output_dir>/csv/<group>/<stage>`.
+        seed: of the SAE, for the run's name.
+        locations: told where the run lies, by name.
 
     Raises:
         InputError: logger.mode=online without an account.
     """
+    name = stage if seed is None else f"{stage}-seed{seed}"
     tracker: Tracker
     if config.kind is LoggerKind.none:
         tracker = Tracker()
     elif config.kind is LoggerKind.csv:
-        tracker = CsvTracker(output_dir / "csv" / (config.group or group) / stage, tree)
+        tracker = CsvTracker(output_dir / "csv" / group / name, tree)
     else:
-        tracker = WandbTracker(config, stage, group, tree, output_dir)
+        tracker = WandbTracker(config, stage, name, group, tree, output_dir)
+    if locations is not None and tracker.location is not None:
+        locations[name] = tracker.location
     try:
         yield tracker
     except BaseException:
         tracker.finish(failed=True)
         raise
     tracker.finish()
+
+
+def make_lightning_logger(tracker: Tracker) -> Any:
+    """Return a Lightning logger that passes a trainer's metrics on to a run."""
+    from lightning.pytorch.loggers.logger import Logger
+
+    class TrackerLogger(Logger):
+        """Forwards numbers; hyperparameters are in the run's config already."""
+
+        name = "infoscope"
+        version = "0"
+
+        def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+            tracker.log({key: float(value) for key, value in metrics.items() if key != "epoch"}, step)
+
+        def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+            pass
+
+    return TrackerLogger()

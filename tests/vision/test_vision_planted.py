@@ -15,13 +15,13 @@ from infoscope.vision.backbone import Backbone
 from infoscope.vision.planted import (
     CONTEXT_RGB,
     LIGHT_ANCHORS,
+    LOCAL_MEASURES,
     MARKER_RGB,
-    N_LOCAL_CODES,
+    N_QUARTERS,
     ContextFree,
     PlantedJump,
     PlantedRegisters,
     PositionLocked,
-    compute_edges,
     compute_local_codes,
     make_context_free,
     make_planted_registers,
@@ -157,11 +157,10 @@ def test_registers_jump_and_local_codes_stay(scenes: tuple[Tensor, Tensor]) -> N
     stays = backbone.compute_place(crop1) - backbone.compute_place(crop2) == GRID + 1
     assert stays.float().mean() < 0.05
     codes = [compute_local_codes(crop, GRID).unflatten(1, (GRID, GRID)) for crop in (crop1, crop2)]
-    both = codes[0][:, 1:, 1:] * codes[1][:, :-1, :-1]
-    colour, texture, edge, band = (part.sum(-1).mean() for part in both.split(N_LOCAL_CODES, -1))
-    assert edge == 1  # of the patch alone
-    assert min(colour, texture) > 0.8  # relative to the crop, which changes by a row and a column of patches
-    assert band == pytest.approx(8 / 11)  # three of the eleven rows of the shared region change their quarter
+    both = (codes[0][:, 1:, 1:] * codes[1][:, :-1, :-1]).unflatten(-1, (len(LOCAL_MEASURES), N_QUARTERS)).sum(-1)
+    *shown, row = both.mean((0, 1, 2)).tolist()
+    assert min(shown) > 0.8  # relative to the crop, which changes by a row and a column of patches
+    assert row == pytest.approx(8 / 11)  # three of the eleven rows of the shared region change their quarter
 
 
 def test_one_token_per_picture_carries_the_register(scenes: tuple[Tensor, Tensor]) -> None:
@@ -177,34 +176,38 @@ def test_one_token_per_picture_carries_the_register(scenes: tuple[Tensor, Tensor
     assert torch.equal(along_light[is_register].argmax(-1), light)
 
 
-def test_the_mean_local_feature_is_zero_whatever_the_picture(scenes: tuple[Tensor, Tensor]) -> None:
-    images = scenes[0][..., :CROP_PX, :CROP_PX]
-    backbone = PlantedRegisters(register_norm=0.0, grain=0.0)
-    patches = backbone.tokens(images, -2).patches
-    assert patches.norm(dim=-1).mean() > 1
-    assert patches.mean(1).abs().max() < 1e-6
+def test_the_mean_local_feature_is_the_same_whatever_the_picture(scenes: tuple[Tensor, Tensor]) -> None:
+    codes = compute_local_codes(cut_patches(scenes[0][..., :CROP_PX, :CROP_PX]), GRID)
+    assert codes.shape == (len(scenes[0]), GRID**2, len(LOCAL_MEASURES) * N_QUARTERS)
+    assert torch.equal(codes.mean(1), torch.full_like(codes[:, 0], 1 / N_QUARTERS))
+    assert torch.equal(codes.sum(-1), torch.full_like(codes[..., 0], len(LOCAL_MEASURES)))
+    assert codes.std(0).mean() > 0.2  # and yet a patch shows different things in different pictures
 
 
-def test_local_codes_are_four_ones() -> None:
-    codes = compute_local_codes(cut_patches(make_noise(2, CROP_PX, seed=4)), GRID)
-    assert codes.shape == (2, GRID**2, sum(N_LOCAL_CODES))
-    for part in codes.split(N_LOCAL_CODES, -1):
-        assert torch.equal(part.sum(-1), torch.ones(2, GRID**2))
+def test_each_measure_sees_what_its_name_says() -> None:
+    images = torch.full((1, 3, CROP_PX, CROP_PX), 100, dtype=torch.uint8)
+    for row, part in enumerate(images[0].unflatten(1, (GRID, PATCH_PX)).unbind(1)):  # rows 0, 4 and 8 differ
+        if row % 4 == 0:
+            part[:, :, : CROP_PX // 2] = torch.tensor([[220], [100], [20]], dtype=torch.uint8)[..., None]
+    stripes = images[0, :, 16:24, 48:]
+    stripes[:, ::2] += 40  # level stripes: brightness changes down the patch
+    codes = compute_local_codes(cut_patches(images), GRID).unflatten(-1, (len(LOCAL_MEASURES), N_QUARTERS))
+    brightness, warmth, contrast, edge, row = codes.argmax(-1)[0].unflatten(0, (GRID, GRID)).unbind(-1)
+    assert (warmth[4, :6] == 3).all()
+    assert (brightness[4, :6] == 3).all()
+    assert (contrast[2, 6:] == 3).all()
+    assert (edge[2, 6:] == 0).all()
+    assert torch.equal(row[:, 0], torch.arange(GRID) * N_QUARTERS // GRID)
 
 
-def test_edges_tell_orientations_apart() -> None:
-    y, x = torch.meshgrid(torch.arange(8.0), torch.arange(8.0), indexing="ij")
-    flat = torch.full((8, 8), 7.0)
-    found = compute_edges(torch.stack([flat, x, -x, y, x + y, x - y]))
-    assert found[0] == 0
-    assert found[1] == found[2]
-    assert len(set(found[[1, 3, 4, 5]].tolist())) == 4
-    assert (found[1:] > 0).all()
+def test_an_odd_grid_has_no_equal_quarters() -> None:
+    with pytest.raises(InputError, match="even number of patches, got 7"):
+        PlantedRegisters(grid=7)
 
 
 def test_too_few_directions_are_refused() -> None:
-    with pytest.raises(InputError, match="d_in of at least 26"):
-        PlantedRegisters(d_in=25)
+    with pytest.raises(InputError, match="d_in of at least 24"):
+        PlantedRegisters(d_in=23)
 
 
 def test_huge_patches_are_refused_where_sums_would_not_be_exact() -> None:

@@ -10,34 +10,32 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from infoscope.data.baseline import compute_pixel_baseline
-    from infoscope.data.config import DataConfig, DataKind, make_image_sets
+    from infoscope.data.config import DataConfig, DataKind, OnError, Resize
     from infoscope.data.image_folder import ImageFolder
     from infoscope.data.images import (
         ImageBatch,
         ImageError,
         ImageSet,
         LabelledImages,
-        OnError,
-        Resize,
         iterate_images,
         resize_image,
     )
     from infoscope.data.scene_set import SceneSet, make_scenes_fingerprint, save_scenes
+    from infoscope.data.sets import make_image_sets
 
 _HOMES = {
     "baseline": ("compute_pixel_baseline",),
-    "config": ("DataConfig", "DataKind", "make_image_sets"),
+    "config": ("DataConfig", "DataKind", "OnError", "Resize"),
     "image_folder": ("ImageFolder",),
     "images": (
         "ImageBatch",
         "ImageError",
         "ImageSet",
         "LabelledImages",
-        "OnError",
-        "Resize",
         "iterate_images",
         "resize_image",
     ),
+    "sets": ("make_image_sets",),
     "scene_set": ("SceneSet", "make_scenes_fingerprint", "save_scenes"),
 }
 

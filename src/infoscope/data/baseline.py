@@ -11,7 +11,7 @@ from scipy.special import log_softmax, softmax
 N_BINS = 8
 """Bins per colour channel."""
 THUMBNAIL_PX = 8
-RIDGES = (1.0, 0.3, 0.1, 0.03, 0.01, 3e-3, 1e-3)
+RIDGES = (1.0, 0.1, 0.03, 0.01, 3e-3, 1e-3)
 """Strengths tried, strongest first: weights of |W|^2 / 2 beside the mean cross-entropy of standardised features."""
 HELD_OUT_SHARE = 0.1
 

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from pathlib import Path
 
-from infoscope.data.image_folder import ImageFolder
-from infoscope.data.images import RAISE, ImageSet, OnError, Resize
-from infoscope.data.scene_set import SceneSet
 from infoscope.errors import InputError
+
+# Written as a call because `raise` is a keyword, and the names are what one types: data.on_error=raise.
+OnError = Enum("OnError", {"raise": "raise", "skip": "skip"}, module=__name__)
+OnError.__doc__ = "What an image that cannot be read does: stop with its name, or be left out, listed and counted."
+RAISE, SKIP = OnError["raise"], OnError["skip"]
+
+
+class Resize(Enum):
+    """How an image becomes a square: both sides on their own, or the short side followed by a centre crop."""
+
+    squash = "squash"
+    crop = "crop"
 
 
 class DataKind(Enum):
@@ -42,8 +49,10 @@ class DataConfig:
     """Image folder: `squash` both sides, or `crop` the centre after resizing the short side."""
     on_error: OnError = field(default=RAISE)
     """What an unreadable image does: `raise` stops, `skip` leaves it out, listed and counted."""
+    cache_dtype: str = "float32"
+    """Of the tokens on disk: float32, or float16 at half the size."""
     n_workers: int = 0
-    """Processes that render or read images; 0 works in the main process."""
+    """Processes that read images ahead; 0 reads in the main process. Scenes are rendered on all cores."""
 
     def __post_init__(self) -> None:
         if self.kind is DataKind.image_folder and not self.root:
@@ -55,32 +64,7 @@ class DataConfig:
         for name, least in (("n_train", 1), ("n_test", 1), ("size_px", 32), ("seed", 0), ("n_workers", 0)):
             if getattr(self, name) < least:
                 raise InputError(f"Expected data.{name} to be at least {least}, got {getattr(self, name)}.")
+        if self.cache_dtype not in ("float32", "float16"):
+            raise InputError(f"Expected data.cache_dtype to be float32 or float16, got {self.cache_dtype!r}.")
         if not 0 <= self.test_share < 1:
             raise InputError(f"Expected data.test_share to be at least 0 and below 1, got {self.test_share}.")
-
-
-def make_image_sets(config: DataConfig, scene_folders: Mapping[str, Path] | None = None) -> tuple[ImageSet, ImageSet]:
-    """Return the training and the test images.
-
-    Args:
-        scene_folders: for `scenes`, the folders that `save_scenes` wrote: {"train": ..., "test": ...}.
-
-    Raises:
-        InputError: if the folder of images is missing, unreadable or empty.
-    """
-    if config.kind is DataKind.scenes:
-        assert scene_folders is not None, "scenes are rendered into a folder before they are opened"
-        return SceneSet(scene_folders["train"]), SceneSet(scene_folders["test"])
-    assert config.root is not None
-    train, test = (
-        ImageFolder(
-            config.root,
-            split,
-            seed=config.seed,
-            test_share=config.test_share,
-            resize=config.resize,
-            on_error=config.on_error,
-        )
-        for split in ("train", "test")
-    )
-    return train, test

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from enum import Enum
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,19 +13,8 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from infoscope.data.config import RAISE, SKIP, OnError, Resize
 from infoscope.errors import InputError
-
-# Written as a call because `raise` is a keyword, and the names are what one types: data.on_error=raise.
-OnError = Enum("OnError", {"raise": "raise", "skip": "skip"}, module=__name__)
-OnError.__doc__ = "What an image that cannot be read does: stop with its name, or be left out, listed and counted."
-RAISE, SKIP = OnError["raise"], OnError["skip"]
-
-
-class Resize(Enum):
-    """How an image becomes a square: both sides on their own, or the short side followed by a centre crop."""
-
-    squash = "squash"
-    crop = "crop"
 
 
 class ImageError(InputError):
@@ -181,7 +169,11 @@ def iterate_images(
     chunks = [index[start : start + batch_size] for start in range(0, len(index), batch_size)]
     batches = _Batches(image_set, size_px, chunks)
     loader = DataLoader(
-        batches, batch_size=None, num_workers=min(n_workers, len(chunks)), collate_fn=_identity, shuffle=False
+        batches,
+        batch_size=None,
+        num_workers=min(n_workers, len(chunks)),
+        collate_fn=_identity,
+        generator=torch.Generator(),  # else each pass would draw from the global one
     )
     n_read = 0
     for batch, errors in loader:

@@ -29,7 +29,10 @@ COLOURS: dict[str, tuple[float, float, float]] = {
     "orange": (0.95, 0.50, 0.10),
     "black": (0.08, 0.08, 0.10),
 }
-TEXTURES = ("plain", "striped", "checked", "dotted")
+TEXTURES = ("dotted", "checked", "striped", "plain", "barred", "diagonal", "speckled", "ringed", "crossed")
+TYPICAL_TEXTURE = dict(zip(KINDS, TEXTURES, strict=True))
+TYPICAL_SHARE = 0.85
+"""Most objects wear the texture of their kind, as most zebras are striped: texture is a cue to kind, not a proof."""
 SIZES: dict[str, float] = {"small": 0.44, "medium": 0.57, "large": 0.72}  # radius in metres
 PLACES = ("desert", "meadow", "sea", "street", "forest")
 LIGHTS = ("noon", "dusk", "night", "dawn")
@@ -54,9 +57,10 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
     "purple": ("violet",),
     "white": ("pale",),
     "plain": ("solid", "smooth"),
-    "striped": ("banded", "lined"),
+    "striped": ("lined",),
     "checked": ("chequered", "tiled"),
-    "dotted": ("spotted", "speckled"),
+    "dotted": ("spotted",),
+    "speckled": ("grainy",),
     "small": ("little", "tiny"),
     "medium": ("average",),
     "large": ("big", "huge"),
@@ -162,37 +166,33 @@ def scene_rng(seed: int, split: str, index: int) -> np.random.Generator:
 
 
 def sample_factors(rng: np.random.Generator) -> Factors:
-    """Draw the factors of one scene: four global ones, and one to four objects, the first one within 2.3 m."""
+    """Draw the factors of one scene: four global ones, and one to four objects, the first one within 1.9 m."""
 
     def choose(names: tuple[str, ...] | list[str]) -> str:
         return names[int(rng.integers(len(names)))]
 
     n_objects = int(rng.integers(1, 5))
-    nearest = rng.uniform(1.3, 2.3)
+    nearest = rng.uniform(1.2, 1.9)
     depths = np.concatenate([[nearest], np.sort(rng.uniform(nearest + 0.2, 6.5, n_objects - 1))])
-    objects = tuple(
-        SceneObject(
-            kind=choose(KINDS),
-            colour=choose(list(COLOURS)),
-            texture=choose(TEXTURES),
-            size=choose(list(SIZES)),
-            depth_m=float(depth),
-            x=float(rng.uniform(0.14, 0.86) if i == 0 else rng.uniform(0.04, 0.96)),
-        )
-        for i, depth in enumerate(depths)
-    )
-    return Factors(choose(PLACES), choose(LIGHTS), choose(WEATHERS), choose(CAMERAS), objects)
+    objects = []
+    for i, depth in enumerate(depths):
+        kind = choose(KINDS)
+        texture = TYPICAL_TEXTURE[kind] if rng.random() < TYPICAL_SHARE else choose(TEXTURES)
+        x = rng.uniform(0.14, 0.86) if i == 0 else rng.uniform(0.04, 0.96)
+        objects.append(SceneObject(kind, choose(list(COLOURS)), texture, choose(list(SIZES)), float(depth), float(x)))
+    return Factors(choose(PLACES), choose(LIGHTS), choose(WEATHERS), choose(CAMERAS), tuple(objects))
 
 
-def caption(factors: Factors, rng: np.random.Generator | None = None) -> str:
+def caption(factors: Factors, rng: np.random.Generator | None = None, kinds_only: bool = False) -> str:
     """Describe a scene in words, nearest object first.
 
     Without `rng` everything is said (the first three objects and all global factors). With `rng` clauses other than
-    the nearest object's kind are left out at random, so that a model trained on captions needs each of them.
+    the nearest object's kind are left out at random, so that a model trained on captions needs each of them. With
+    `kinds_only` nothing is said but the kinds of objects: what is hardest to learn, undisturbed by what is easy.
     """
 
     def keep(p: float) -> bool:
-        return rng is None or rng.random() < p
+        return not kinds_only and (rng is None or rng.random() < p)
 
     def say(word: str) -> str:
         others = SYNONYMS.get(word, ())
@@ -203,7 +203,7 @@ def caption(factors: Factors, rng: np.random.Generator | None = None) -> str:
         return " ".join(["a", *map(say, said), say(thing.kind)])
 
     text = phrase(factors.objects[0])
-    others = [phrase(thing) for thing in factors.objects[1:3] if keep(0.5)]
+    others = [phrase(thing) for thing in factors.objects[1:3] if kinds_only or keep(0.5)]
     if others:
         text += " in front of " + " and ".join(others)
     if keep(0.3):
@@ -219,7 +219,23 @@ def caption(factors: Factors, rng: np.random.Generator | None = None) -> str:
 
 def vocabulary() -> list[str]:
     """Return every word that captions and prompts use, in a fixed order."""
-    words = "a an the photo picture scene image of in on under front behind and at from camera weather with".split()
+    words = [
+        "a",
+        "an",
+        "the",
+        "photo",
+        "picture",
+        "scene",
+        "image",
+        "of",
+        "in",
+        "on",
+        "under",
+        "front",
+        "behind",
+        "and",
+    ]
+    words += ["at", "from", "camera", "weather", "with"]
     for names in (KINDS, COLOURS, TEXTURES, SIZES, PLACES, LIGHTS, WEATHERS, CAMERAS, LABELS, *SYNONYMS.values()):
         words.extend(names)
     return list(dict.fromkeys(words))
@@ -251,13 +267,19 @@ def _inside(kind: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
 
 def _texture(name: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
     """Brightness factor of a texture on object coordinates."""
-    if name == "striped":
-        return np.where(np.sin(9 * v) > 0, 1.0, 0.68)
-    if name == "checked":
-        return np.where(np.sin(8 * u) * np.sin(8 * v) > 0, 1.0, 0.68)
-    if name == "dotted":
-        return np.where(np.cos(10 * u) * np.cos(10 * v) > 0.35, 0.62, 1.0)
-    return np.ones_like(u)
+    if name == "plain":
+        return np.ones_like(u)
+    wave = {
+        "dotted": lambda: np.cos(12 * u) * np.cos(12 * v) - 0.3,
+        "checked": lambda: np.sin(10 * u) * np.sin(10 * v),
+        "striped": lambda: np.sin(13 * v),
+        "barred": lambda: np.sin(13 * u),
+        "diagonal": lambda: np.sin(9 * (u + v)),
+        "speckled": lambda: np.sin(37 * u + 11 * np.sin(23 * v)) * np.sin(31 * v + 13 * np.sin(19 * u)),
+        "ringed": lambda: np.sin(15 * np.hypot(u, v)),
+        "crossed": lambda: np.maximum(np.cos(9 * (u + v)), np.cos(9 * (u - v))) - 0.8,
+    }[name]()
+    return np.where(wave > 0, 0.5, 1.0)
 
 
 def _ground_pattern(place: str, x: np.ndarray, distance: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -56,7 +56,7 @@ def compute_top1(scores: Float[Tensor, "*batch n n_classes"], labels: Int[Tensor
     return (scores.argmax(-1) == labels).sum(-1)
 
 
-def valid_depth(depth_m: Float[Tensor, "*shape"], max_depth_m: float) -> Bool[Tensor, "*shape"]:
+def valid_depth(depth_m: Float[Tensor, ...], max_depth_m: float) -> Bool[Tensor, "*shape"]:
     """Return where depth is measured and in range: 1 mm < depth < max_depth_m (0 = missing)."""
     return (depth_m > MIN_DEPTH_M) & (depth_m < max_depth_m)
 
@@ -74,19 +74,15 @@ class DepthErrors(NamedTuple):
 
 
 def compute_depth_errors(
-    prediction_m: Float[Tensor, "n *shape"], depth_m: Float[Tensor, "*shape"], max_depth_m: float
+    prediction_m: Float[Tensor, "n ..."], depth_m: Float[Tensor, "*shape"], max_depth_m: float
 ) -> DepthErrors:
     """Return the error sums of n predictions for one image over its valid pixels."""
     valid = valid_depth(depth_m, max_depth_m)
-    truth = depth_m[valid].double()
-    predicted = prediction_m[:, valid].double()
-    error = predicted - truth
-    ratio = torch.maximum(predicted / truth, truth / predicted)
+    truth, predicted = depth_m[valid], prediction_m[:, valid]
+    error = (predicted - truth).abs_()
+    close = (predicted < 1.25 * truth) & (truth < 1.25 * predicted)
     return DepthErrors(
-        valid.sum(),
-        error.square().sum(-1),
-        (error.abs() / truth).sum(-1),
-        (ratio < 1.25).sum(-1).double(),
+        valid.sum(), error.square().sum(-1).double(), (error / truth).sum(-1).double(), close.sum(-1).double()
     )
 
 
@@ -102,7 +98,7 @@ class SegmentationMetrics(Metric):
         zeros = torch.zeros(n_heads, n_classes, n_classes, dtype=torch.int64)
         self.add_state("confusion", default=zeros, dist_reduce_fx="sum")
 
-    def update(self, predictions: Int[Tensor, "n_heads *shape"], truth: Int[Tensor, "*shape"]) -> None:
+    def update(self, predictions: Int[Tensor, "n_heads ..."], truth: Int[Tensor, "*shape"]) -> None:
         for head, prediction in enumerate(predictions):
             self.confusion[head] += compute_confusion(prediction, truth, self.n_classes)
 
@@ -134,7 +130,7 @@ class DepthMetrics(Metric):
         for name in ("squared", "rmse", "abs_rel", "delta1"):
             self.add_state(name, default=torch.zeros(n_heads, dtype=torch.float64), dist_reduce_fx="sum")
 
-    def update(self, predictions_m: Float[Tensor, "n_heads *shape"], depth_m: Float[Tensor, "*shape"]) -> None:
+    def update(self, predictions_m: Float[Tensor, "n_heads ..."], depth_m: Float[Tensor, "*shape"]) -> None:
         errors = compute_depth_errors(predictions_m, depth_m, self.max_depth_m)
         if errors.n_valid == 0:
             self.n_without_depth += 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -40,7 +40,7 @@ class Variant:
         mode: how the latents are removed.
         removed: the latents removed.
         role: what the variant is for.
-        group: "high" or "low", for a group and for its controls.
+        group: its name ("high", "low", a band), for a group and for its controls.
         control: of a random group.
         draw: of a random group, from 0.
         overlap: share of the control's latents that are in the group.
@@ -82,8 +82,7 @@ class Variant:
 
 
 def make_variants(
-    high: Bool[np.ndarray, " d_sae"],
-    low: Bool[np.ndarray, " d_sae"],
+    groups: Mapping[str, Bool[np.ndarray, " d_sae"]],
     drawable: Bool[np.ndarray, " d_sae"],
     mass: Float[np.ndarray, " d_sae"],
     n_draws: int = 5,
@@ -92,12 +91,12 @@ def make_variants(
 ) -> list[Variant]:
     """Return the rows of the feature-removal table, the original tokens first.
 
-    The original tokens; the plain reconstruction (nothing removed, mode `reconstruct`); without the high group, without
-    the low group, without anything, in each mode; random groups of the size and of the mass of each group (only while
+    The original tokens; the plain reconstruction (nothing removed, mode `reconstruct`); without each
+    group, without anything, in each mode; random groups of the size and of the mass of each group (only while
     the SAE's error stays). An empty group keeps its rows, marked `empty`, and has no controls.
 
     Args:
-        high, low: the two groups.
+        groups: the named groups, such as "high" and "low", or quantile bands; none shares a latent with another.
         drawable: the latents that random groups are drawn from: scored and alive.
         mass: activation mass of each latent (sum or mean of z * |W_dec|) on the training split; only ratios matter.
         n_draws: random groups of each kind for each group.
@@ -107,15 +106,15 @@ def make_variants(
     Raises:
         InputError: negative n_draws, or no mode.
     """
-    high, low, drawable = (np.asarray(mask, dtype=bool) for mask in (high, low, drawable))
+    groups = {name: np.asarray(members, dtype=bool) for name, members in groups.items()}
+    drawable = np.asarray(drawable, dtype=bool)
     mass = np.asarray(mass, dtype=np.float64)
-    assert high.shape == low.shape == drawable.shape == mass.shape, "masks and mass must be over the same latents"
-    assert not (high & low).any(), "a latent is in both groups"
+    assert all(members.shape == mass.shape for members in [drawable, *groups.values()]), "one entry per latent"
+    assert sum(members.astype(int) for members in groups.values()).max() <= 1, "a latent is in two groups"
     if n_draws < 0 or not modes:
         raise InputError(f"Expected probe.n_draws >= 0 and at least one mode, got {n_draws} and {list(modes)}.")
     total = max(float(mass.sum()), np.finfo(np.float64).tiny)
-    nothing, everything = np.zeros_like(high), np.ones_like(high)
-    groups = {"high": high, "low": low}
+    nothing, everything = np.zeros_like(drawable), np.ones_like(drawable)
 
     variants = [Variant("original", EditMode.error_preserving, nothing, Role.original)]
     if EditMode.reconstruct in modes:
@@ -133,7 +132,7 @@ def make_variants(
             for draw in range(n_draws):
                 order = np.random.default_rng([seed, g, c, draw]).permutation(np.flatnonzero(drawable))
                 chosen = order[: _control_size(control, members, mass, order)]
-                removed = np.zeros_like(high)
+                removed = np.zeros_like(drawable)
                 removed[chosen] = True
                 variants.append(
                     Variant(

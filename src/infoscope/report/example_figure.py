@@ -44,10 +44,11 @@ def draw_examples(examples: Sequence[Example], shift: int, max_pairs: int = MAX_
         y = top - height * (row + 1)
         tile = width * WIDTH_IN / 2 / figure.get_figheight()
         colour = BAND_COLOURS.get(example.band, MIDDLE)
+        band = f"{example.band} scope" if example.band in BAND_COLOURS else example.band
         cds = f"{example.cds:.3f}" if math.isfinite(example.cds) else "none"
-        figure.text(left, y + tile + 0.17 / figure.get_figheight(), f"{example.band} scope", color=colour, weight="bold")
+        figure.text(left, y + tile + 0.17 / figure.get_figheight(), band, color=colour, weight="bold")
         figure.text(
-            left + 0.15, y + tile + 0.17 / figure.get_figheight(), f"feature {example.latent}, CDS {cds}", color=INK
+            left + 0.14, y + tile + 0.17 / figure.get_figheight(), f"feature {example.latent}, CDS {cds}", color=INK
         )
         for rank in range(min(n_pairs, len(example.images))):
             x = left + rank * (width + gap)
@@ -65,7 +66,7 @@ def draw_pair(
     patch_px = image.shape[0] // (grid + shift)
     crop_px, shift_px = grid * patch_px, shift * patch_px
     largest = float(np.nanmax(maps, initial=0.0))
-    space_px = max(2, crop_px // 40)
+    space_px = max(2, crop_px // 24)
     for number, (origin_px, shared_px) in enumerate(((0, shift_px), (shift_px, 0))):
         crop = image[origin_px : origin_px + crop_px, origin_px : origin_px + crop_px]
         heat = maps[number] / largest if largest > 0 else np.zeros_like(maps[number])
@@ -73,7 +74,9 @@ def draw_pair(
         extent = (left, left + crop_px, crop_px, 0)
         axes.imshow(lay_heat(crop, np.nan_to_num(heat)), extent=extent, interpolation="nearest")
         side = crop_px - shift_px
-        axes.add_patch(Rectangle((left + shared_px, shared_px), side, side, fill=False, edgecolor="white", linewidth=1.6))
+        axes.add_patch(
+            Rectangle((left + shared_px, shared_px), side, side, fill=False, edgecolor="white", linewidth=1.6)
+        )
         axes.add_patch(Rectangle((left + shared_px, shared_px), side, side, fill=False, edgecolor=INK, linewidth=0.6))
     axes.set(xlim=(0, 2 * crop_px + space_px), ylim=(crop_px, 0))
     axes.set_axis_off()
@@ -100,7 +103,13 @@ def _describe_pair(example: Example, rank: int) -> str:
 def _draw_key(figure: Figure) -> None:
     height = figure.get_figheight()
     text_y = 1 - 0.2 / height
-    figure.text(0.01, text_y, "Top images as crop 1 | crop 2, EMD over the outlined region they share", va="center", color=GREY)
+    figure.text(
+        0.01,
+        text_y,
+        "Top images as crop 1 | crop 2; EMD: in diagonals of the outlined region they share",
+        va="center",
+        color=GREY,
+    )
     steps = np.linspace(0, 1, 64)[:, None]
     ramp = (1 - MAX_ALPHA * steps) * 0.75 + MAX_ALPHA * steps * np.array(HEAT)
     bar = figure.add_axes((0.79, text_y - 0.045 / height, 0.12, 0.09 / height))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import matplotlib as mpl
 import numpy as np
@@ -51,7 +51,7 @@ RC: dict[str, Any] = {
 def save_figure(draw: Callable[[], Figure], name: str, folder: Path, suffixes: Iterable[str] = ("png",)) -> list[Path]:
     """Draw a figure in the house style and write it; no pyplot, so no global state and no display is touched."""
     paths = [folder / f"{name}.{suffix}" for suffix in suffixes]
-    with mpl.rc_context(RC):
+    with mpl.rc_context(cast(Any, RC)):
         figure = draw()
         for path in paths:
             # Without a date the same numbers give the same file.

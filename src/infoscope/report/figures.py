@@ -123,8 +123,12 @@ def _draw_chance(axes: Axes, chances: Sequence[np.ndarray], edges: np.ndarray) -
 def _draw_landmarks(axes: Axes, seeds: Sequence[ScopeResult]) -> list[Line2D]:
     grid, shift = seeds[0].grid, seeds[0].shift
     gamma = _mean_gamma(seeds)
+    gammas = {result.partition.gamma for result in seeds if result.partition.gamma is not None}
+    gamma_label = "gamma" if len(gammas) < 2 else "gamma, mean and\nrange of seeds"
+    if len(gammas) > 1:
+        axes.axvspan(min(gammas), max(gammas), color=INK, alpha=0.12, linewidth=0)
     landmarks = [
-        (math.nan if gamma is None else gamma, INK, "-", "gamma"),
+        (math.nan if gamma is None else gamma, INK, "-", gamma_label),
         (position_locked_score(grid, shift), MIDDLE, (0, (5, 2)), "position-locked\nfeature"),
         (uniform_chance_score(grid - shift), GREY, (0, (5, 1.5, 1, 1.5)), "chance of two\nuniform patches"),
     ]
@@ -170,7 +174,9 @@ def draw_removal(results: Sequence[Result]) -> Figure:
     panels[0].set_ylim(len(lines) - 0.5, -0.5)
     handles = [
         Line2D([], [], color=INK, marker="o", linestyle="", markersize=5, label="error-preserving"),
-        Line2D([], [], color=INK, marker="D", markerfacecolor="white", linestyle="", markersize=4.5, label="reconstruct"),
+        Line2D(
+            [], [], color=INK, marker="D", markerfacecolor="white", linestyle="", markersize=4.5, label="reconstruct"
+        ),
         Line2D([], [], color=INK, linewidth=1, label="± standard deviation"),
         Line2D([], [], color=INK, marker="|", alpha=0.6, linestyle="", markersize=8, label="one run"),
     ]
@@ -227,8 +233,10 @@ def draw_token_norms(stats: TokenStats) -> Figure:
     is_outlier = centres > stats.threshold
     for members, colour, label in ((~is_outlier, LOW, "normal tokens"), (is_outlier, HIGH, "outlier tokens")):
         counts = np.where(members, stats.counts, 0)
+        if not counts.sum():
+            continue
         axes.bar(stats.edges[:-1], counts, np.diff(stats.edges), align="edge", color=colour, linewidth=0, label=label)
-    axes.axvline(stats.threshold, color=INK, linewidth=1.4, label=f"threshold {stats.threshold:.4g}\n({stats.rule})")
+    axes.axvline(stats.threshold, color=INK, linewidth=1.4, label=f"threshold {stats.threshold:.4g} ({stats.rule})")
     axes.set_yscale("log")
     axes.set_ylim(bottom=0.7)
     occupied = np.flatnonzero(stats.counts)
@@ -238,5 +246,5 @@ def draw_token_norms(stats: TokenStats) -> Figure:
     axes.set_xlim(left - margin, right + margin)
     axes.set(xlabel="norm of the raw patch token", ylabel="tokens")
     axes.set_title(stats.statement, fontsize=8.5, fontweight="normal")
-    figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper")
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure

@@ -24,7 +24,7 @@ class ScopeResult:
         cds: NaN where fewer than half of the ranks have a valid pair.
         emd: per rank, divided by D_grid; NaN where a map is all zero.
         chance_emd: the same between crop 1 of rank m and crop 2 of rank m + 1.
-        mass1, mass2: sum of the activation over the shared region of crop 1 and of crop 2; NaN where there is no image.
+        mass1, mass2: sum of the activation over the shared region of crop 1 and 2; NaN where there is no image.
         mean_act: mean activation per token; rows of W_dec have unit norm, so this is the mass per token.
         firing_rate: share of tokens on which the latent fires.
         partition: gamma and the groups.
@@ -36,19 +36,19 @@ class ScopeResult:
 
     sae_seed: int
     k_cds: int
-    cds: Float[np.ndarray, "d_sae"]
+    cds: Float[np.ndarray, " d_sae"]
     emd: Float[np.ndarray, "d_sae k_max"]
     chance_emd: Float[np.ndarray, "d_sae k_max"]
     mass1: Float[np.ndarray, "d_sae k_max"]
     mass2: Float[np.ndarray, "d_sae k_max"]
-    mean_act: Float[np.ndarray, "d_sae"]
-    firing_rate: Float[np.ndarray, "d_sae"]
+    mean_act: Float[np.ndarray, " d_sae"]
+    firing_rate: Float[np.ndarray, " d_sae"]
     partition: Partition
     rule: str
     grid: int
     shift: int
     sae_metrics: Mapping[str, float] = field(default_factory=dict)
-    held_out_cds: Float[np.ndarray, "d_sae"] | None = None
+    held_out_cds: Float[np.ndarray, " d_sae"] | None = None
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Example:
     band: str
     images: UInt8[np.ndarray, "n size_px size_px 3"]
     maps: Float[np.ndarray, "n 2 grid grid"]
-    emd: Float[np.ndarray, "n"]
+    emd: Float[np.ndarray, " n"]
     image_ids: Sequence[str] = ()
 
 
@@ -87,8 +87,8 @@ class TokenStats:
         is_bimodal: whether the histogram has a second, high mode.
     """
 
-    counts: Int[np.ndarray, "n_bins"]
-    edges: Float[np.ndarray, "n_bins_plus_1"]
+    counts: Int[np.ndarray, " n_bins"]
+    edges: Float[np.ndarray, " n_bins_plus_1"]
     threshold: float
     n_outliers: int
     rule: str
@@ -103,8 +103,9 @@ class TokenStats:
     def statement(self) -> str:
         """One sentence about outliers: that there is no outlier mode is a legal result."""
         share = self.n_outliers / max(self.n_tokens, 1)
-        mode = "The norm histogram is bimodal" if self.is_bimodal else "No outlier mode: the norm histogram has one mode"
-        return f"{mode}; {self.n_outliers:,} of {self.n_tokens:,} patch tokens ({share:.2%}) lie above {self.threshold:.4g}."
+        mode = "The norm histogram is bimodal" if self.is_bimodal else "No outlier mode: the norm histogram is unimodal"
+        tokens = f"{self.n_outliers:,} of {self.n_tokens:,} patch tokens ({share:.2%})"
+        return f"{mode}; {tokens} lie above {self.threshold:.4g}."
 
 
 @dataclass

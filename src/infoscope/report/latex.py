@@ -19,12 +19,12 @@ _ESCAPES = {
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
     "±": r"$\pm$",
-    "−": r"$-$",  # noqa: RUF001
-    "–": "--",  # noqa: RUF001
-    "×": r"$\times$",  # noqa: RUF001
+    "\N{MINUS SIGN}": r"$-$",
+    "\N{EN DASH}": "--",
+    "\N{MULTIPLICATION SIGN}": r"$\times$",
     "≤": r"$\leq$",
     "≥": r"$\geq$",
-    "γ": r"$\gamma$",  # noqa: RUF001
+    "\N{GREEK SMALL LETTER GAMMA}": r"$\gamma$",
     "δ": r"$\delta$",
     "μ": r"$\mu$",
     "↑": r"$\uparrow$",

@@ -26,8 +26,8 @@ EDGE, EMPTY, PAPER = "†", "∅", "‡"
 MARKS = {
     EDGE: "the best learning rate lies at an edge of its grid in at least one run.",
     EMPTY: "the group is empty in at least one run; such runs are in no mean.",
-    PAPER: "from arXiv 2604.05724: ImageNet top-1, ADE20K mIoU, NYU Depth v2 RMSE. Which tokens its classifier reads and"
-    " how it removes a group are unknown to us; its top-1 stands under every readout.",
+    PAPER: "from arXiv 2604.05724: ImageNet top-1, ADE20K mIoU, NYU Depth v2 RMSE. Which tokens its classifier reads"
+    " and how it removes a group are unknown to us; its top-1 stands under every readout.",
 }
 LABEL = Column("variant", "tokens", Align.left)
 SHARES = (
@@ -66,8 +66,8 @@ def make_main_table(results: Sequence[Result], paper_reference: str | None = Non
         [LABEL, *SHARES, *_metric_columns(metrics)],
         notes=[
             f"{_count_runs(results)} Heads are retrained for each variant.",
-            "Error-preserving: tokens minus the group's part, so the SAE's error stays. Reconstruct: decoded without the"
-            " group, so it goes.",
+            "Error-preserving: tokens minus the group's part, so the SAE's error stays. Reconstruct: decoded without"
+            " the group, so it goes.",
             "Mass: share of the sum of activations. Energy: share of the squared distance from the mean token that the"
             " edit changes. Overlap: share of a random group that is also in the group it stands in for.",
         ],
@@ -187,9 +187,7 @@ def _metric_columns(metrics: Sequence[Metric], relative: bool = False) -> list[C
     return columns
 
 
-def _add_paper(
-    table: Table, paper_reference: str | None, metrics: Sequence[Metric], skip: int, relative: bool
-) -> None:
+def _add_paper(table: Table, paper_reference: str | None, metrics: Sequence[Metric], skip: int, relative: bool) -> None:
     """Add the paper's rows, only where the caller says that model and data are the paper's."""
     if paper_reference is None:
         return
@@ -225,7 +223,11 @@ def summarise_removal(results: Sequence[Result]) -> list[dict[str, float | int |
     rows = []
     for variant, runs in group_by_variant(results).items():
         filled = [run for run in runs if not is_empty(run)]
-        row: dict[str, float | int | str | None] = {**variant._asdict(), "n_runs": len(runs), "n_empty": len(runs) - len(filled)}
+        row: dict[str, float | int | str | None] = {
+            **variant._asdict(),
+            "n_runs": len(runs),
+            "n_empty": len(runs) - len(filled),
+        }
         for metric in present_metrics(results, MAIN_METRICS):
             row |= _as_json(metric.column.key, compute_stat(metric.read(run) for run in filled))
             difference = compute_stat(read_difference(run, originals, metric) for run in filled)

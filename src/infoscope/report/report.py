@@ -10,7 +10,6 @@ from typing import Any
 
 from matplotlib.figure import Figure
 from rich.console import Console
-from rich.table import Table as RichTable
 from rich.text import Text
 
 from infoscope.report.example_figure import draw_examples
@@ -50,6 +49,15 @@ class ReportFiles:
     summary: Path
     tables: dict[str, dict[str, Path]] = field(default_factory=dict)
     figures: dict[str, dict[str, Path]] = field(default_factory=dict)
+
+    @classmethod
+    def find(cls, folder: Path) -> ReportFiles:
+        """Return the files of a report that `write_report` wrote into `folder`."""
+        files = cls(folder, folder / "report.md", folder / "summary.json")
+        for kind, found in (("tables", files.tables), ("figures", files.figures)):
+            for path in sorted((folder / kind).iterdir()):
+                found.setdefault(path.stem, {})[path.suffix.lstrip(".")] = path
+        return files
 
 
 def make_tables(inputs: ReportInputs) -> dict[str, Table]:
@@ -100,7 +108,7 @@ def write_report(inputs: ReportInputs, folder: Path) -> ReportFiles:
 
 def print_report(inputs: ReportInputs, files: ReportFiles | None = None, console: Console | None = None) -> None:
     """Print the tables for people, then where the files lie."""
-    console = console or Console()
+    console = Console() if console is None else console
     console.print(Text(inputs.title, style="bold"))
     for table in reversed(make_tables(inputs).values()):  # the main table last, where the reader looks first
         table.print(console)
@@ -110,10 +118,8 @@ def print_report(inputs: ReportInputs, files: ReportFiles | None = None, console
     if inputs.token_stats is not None:
         console.print(Text(inputs.token_stats.statement))
     if files is not None:
-        paths = RichTable.grid(padding=(0, 2))
-        for name, path in _list_paths(files).items():
-            paths.add_row(name, Text(str(path), overflow="fold"))
-        console.print(paths)
+        for name, path in _list_paths(files).items():  # a broken path could not be copied
+            console.print(Text(f"{name:<22}{path}"), soft_wrap=True)
 
 
 def _choose_figures(inputs: ReportInputs) -> dict[str, Callable[[], Figure]]:

@@ -40,28 +40,28 @@ class Quantity(NamedTuple):
     scale: float = 1.0
 
 
-def get_scored(result: ScopeResult) -> Bool[np.ndarray, "d_sae"]:
+def get_scored(result: ScopeResult) -> Bool[np.ndarray, " d_sae"]:
     """Features with a CDS."""
     return np.isfinite(result.cds)
 
 
-def get_living(result: ScopeResult) -> Bool[np.ndarray, "d_sae"]:
+def get_living(result: ScopeResult) -> Bool[np.ndarray, " d_sae"]:
     """Features that fire at all on the images that were ranked."""
     return np.asarray(result.firing_rate) > 0
 
 
-def compute_mass_share(result: ScopeResult, members: Bool[np.ndarray, "d_sae"]) -> float:
+def compute_mass_share(result: ScopeResult, members: Bool[np.ndarray, " d_sae"]) -> float:
     """Share of all activation mass that these features have; NaN when nothing fires."""
     mass = np.nan_to_num(np.asarray(result.mean_act, dtype=np.float64))
     return float(mass[members].sum() / mass.sum()) if mass.sum() > 0 else math.nan
 
 
-def compute_chance(result: ScopeResult) -> Float[np.ndarray, "d_sae"]:
+def compute_chance(result: ScopeResult) -> Float[np.ndarray, " d_sae"]:
     """The CDS each feature has by chance: its maps on two different images."""
     return np.asarray(compute_cds(result.chance_emd, result.k_cds).values)
 
 
-def compute_ratio(result: ScopeResult) -> Float[np.ndarray, "d_sae"]:
+def compute_ratio(result: ScopeResult) -> Float[np.ndarray, " d_sae"]:
     """The CDS divided by the chance level of the same feature."""
     return compute_chance_ratio(result.cds, compute_chance(result))
 
@@ -194,7 +194,7 @@ def summarise_scope(result: ScopeResult) -> dict[str, Value]:
     return summary
 
 
-def _unscored(result: ScopeResult) -> Bool[np.ndarray, "d_sae"]:
+def _unscored(result: ScopeResult) -> Bool[np.ndarray, " d_sae"]:
     return get_living(result) & ~get_scored(result)
 
 

@@ -19,8 +19,11 @@ from rich.text import Text
 
 from infoscope.report.latex import make_latex
 
-MISSING = "–"  # noqa: RUF001
+MISSING = "\N{EN DASH}"
 """What stands where a number should be and is not (NaN)."""
+COLUMN_GAP = 3
+"""Characters between the columns of a rich table without edges: padding, separator, padding."""
+MINUS = "\N{MINUS SIGN}"
 PARTIAL = "°"
 """Mark of a mean over fewer runs than were asked for."""
 AUTO_NOTES = {
@@ -134,7 +137,7 @@ def format_number(value: float, digits: int, signed: bool = False) -> str:
         return MISSING
     rounded = round(value, digits) + 0.0  # -0.0 becomes 0.0
     sign = "+" if signed and rounded > 0 else ""
-    return f"{sign}{rounded:,.{digits}f}".replace("-", "−")  # noqa: RUF001
+    return f"{sign}{rounded:,.{digits}f}".replace("-", MINUS)
 
 
 def format_cell(cell: Cell, column: Column, with_spread: bool = True) -> str:
@@ -270,13 +273,12 @@ class Table:
         """The table for a terminal; headings and section titles may be broken into lines there, cells may not."""
         keep = [i for i, column in enumerate(self.columns) if with_optional or not column.optional]
         bodies = [self.text_rows(section, with_spread) for section in self.sections]
-        title = Text(self.title, style="bold")
-        table = RichTable(title=title, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+        table = RichTable(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
         for i in keep:
+            title = self.columns[i].title
             cells = [len(row[i]) for rows in bodies for row in rows]
-            width = max([*cells, *(len(word) for word in self.columns[i].title.split())], default=0)
-            justify = self.columns[i].align.value
-            table.add_column(Text(self.columns[i].title), justify=justify, vertical="bottom", min_width=width)
+            width = max([*cells, *map(len, title.split()), math.ceil(len(title) / 3)])
+            table.add_column(Text(title), justify=self.columns[i].align.value, vertical="bottom", width=width)
         for section, rows in zip(self.sections, bodies, strict=True):
             if section.title:
                 table.add_row(Text(section.title, style="italic"))
@@ -287,11 +289,13 @@ class Table:
 
     def print(self, console: Console) -> None:
         """Print the table and its notes; a narrow terminal is shown fewer columns, then no spreads, and told so."""
-        forms = {(True, True): "", (True, False): "some columns", (False, False): "some columns and the spreads"}
-        for (with_spread, with_optional), left_out in forms.items():
-            table = self.to_rich(with_spread, with_optional)
-            if sum((column.min_width or 0) + 3 for column in table.columns) - 3 <= console.width:
-                break
+        left_out = ""
+        table = self.to_rich()
+        if _measure(table) > console.width:
+            left_out, table = "some columns", self.to_rich(with_optional=False)
+        if _measure(table) > console.width:
+            left_out, table = "some columns and the spreads", self.to_rich(with_spread=False, with_optional=False)
+        console.print(Text(self.title, style="bold"))
         console.print(table)
         shortened = [f"The terminal is too narrow for {left_out}; the files have them."] if left_out else []
         for note in [*self.footnotes, *shortened]:
@@ -304,6 +308,10 @@ class Table:
         for suffix, path in paths.items():
             path.write_text(texts[suffix], encoding="utf-8")
         return paths
+
+
+def _measure(table: RichTable) -> int:
+    return sum((column.width or 0) + COLUMN_GAP for column in table.columns) - COLUMN_GAP
 
 
 def _flatten(value: Value, key: str, is_stat_column: bool) -> dict[str, str | int | float | None]:
@@ -320,4 +328,3 @@ def _escape_markdown(text: str) -> str:
 
 def _markdown_row(cells: Sequence[str]) -> str:
     return "| " + " | ".join(_escape_markdown(cell) for cell in cells) + " |"
-

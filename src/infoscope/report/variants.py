@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from infoscope.report.tables import Column
 
 Result = Mapping[str, Any]
-"""One run: {"sae_seed", "variant": {...}, "metrics": {task: {name: value}}, "frozen_head": same, "lr": {task: {...}}}."""
+"""One run: {"sae_seed", "variant": {...}, "metrics": {task: {name: value}}, "frozen_head": the same, "lr": {...}}."""
 
 MODES = {"error_preserving": "error-preserving", "reconstruct": "reconstruct"}
 
@@ -97,8 +97,9 @@ def group_by_variant(results: Sequence[Result]) -> dict[Variant, list[Result]]:
 
 
 def is_empty(result: Result) -> bool:
-    """Whether the variant removes a group that has no features."""
-    return bool(result["variant"].get("empty", False))
+    """Whether the variant removes a group that has no features, or is a random control of such a group."""
+    variant = result["variant"]
+    return bool(variant.get("empty")) or (variant["role"] == "control" and variant.get("n_latents") == 0)
 
 
 def at_edge(result: Result, task: str) -> bool:
@@ -111,9 +112,7 @@ def find_originals(results: Sequence[Result]) -> dict[int, Result]:
     return {result["sae_seed"]: result for result in results if result["variant"]["role"] == "original"}
 
 
-def present_metrics(
-    results: Sequence[Result], metrics: Sequence[Metric], source: str = "metrics"
-) -> Iterator[Metric]:
+def present_metrics(results: Sequence[Result], metrics: Sequence[Metric], source: str = "metrics") -> Iterator[Metric]:
     """Give the metrics that at least one run has."""
     for metric in metrics:
         if any(math.isfinite(metric.read(result, source)) for result in results):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from enum import Enum
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -11,13 +10,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from infoscope.errors import InputError
-
-
-class Kind(Enum):
-    """Which activation an SAE has; the names are what the command line and a checkpoint write."""
-
-    topk = "topk"
-    relu = "relu"
+from infoscope.sae.config import Kind
 
 
 class SparseActs(NamedTuple):

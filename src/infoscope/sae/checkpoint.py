@@ -14,10 +14,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from infoscope.errors import InputError
-from infoscope.sae.activations import Kind, make_activation
+from infoscope.sae.activations import make_activation
+from infoscope.sae.config import Kind
 from infoscope.sae.model import SparseAutoencoder
 
 FORMAT = "infoscope-sae"
@@ -43,7 +44,8 @@ def save_sae(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in sae.state_dict().items()}
-    save_file(tensors, folder / WEIGHTS_NAME, metadata={"format": FORMAT})
+    # Written by Python: a full disk is then an OSError like any other.
+    (folder / WEIGHTS_NAME).write_bytes(save(tensors, metadata={"format": FORMAT}))
     info = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -93,7 +95,9 @@ def load_sae_info(path: Path | str) -> dict[str, Any]:
     """
     file = _find_folder(path) / INFO_NAME
     if not file.is_file():
-        raise InputError(f"Expected a saved SAE ({WEIGHTS_NAME} and {INFO_NAME}) in {file.parent}, found no {INFO_NAME}.")
+        raise InputError(
+            f"Expected a saved SAE ({WEIGHTS_NAME} and {INFO_NAME}) in {file.parent}, found no {INFO_NAME}."
+        )
     try:
         info = json.loads(file.read_text(encoding="utf-8"))
     except ValueError:

@@ -58,9 +58,7 @@ class GroupEditor:
         # z lives in normalised units, x_n = c (x - mu): without 1/c the edit would be c times too large.
         return (rows / self.sae.scale).view(self.x.shape)
 
-    def edit(
-        self, removed: Bool[Tensor, " d_sae"], mode: EditMode, alpha: float = 1.0
-    ) -> Float[Tensor, "... d_in"]:
+    def edit(self, removed: Bool[Tensor, " d_sae"], mode: EditMode, alpha: float = 1.0) -> Float[Tensor, "... d_in"]:
         """Return the tokens without the group; see `edit_tokens`."""
         return self._take(self.contribution(removed), mode, alpha)
 

@@ -13,9 +13,7 @@ from infoscope.sae.model import SparseAutoencoder
 
 
 @torch.no_grad()
-def compute_sae_metrics(
-    sae: SparseAutoencoder, batches: Iterable[Float[Tensor, "n d_in"]]
-) -> dict[str, float]:
+def compute_sae_metrics(sae: SparseAutoencoder, batches: Iterable[Float[Tensor, "n d_in"]]) -> dict[str, float]:
     """Return figures over raw tokens, best held-out ones.
 
     fvu: squared error / squared deviation from the data-set mean (the SAE's mu). mse: squared error per component, raw

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from enum import Enum
 
 import numpy as np
 import torch
@@ -13,14 +12,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from infoscope.errors import InputError
-
-
-class TokenChoice(Enum):
-    """Which tokens an SAE is trained on: the patches, every token, or CLS (the first prefix token) alone."""
-
-    patch = "patch"
-    all = "all"
-    cls = "cls"
+from infoscope.sae.config import TokenChoice
 
 
 class TokenArray:
@@ -98,7 +90,7 @@ class TokenStream(IterableDataset):
     Each epoch shows every token once, in a fresh order: images are shuffled and dealt into pools of `pool_images`, the
     tokens of a pool are shuffled among themselves (one pool: every token among all). Within an epoch, disk pages of
     one pool at a time are in use. A batch that an epoch cannot fill takes the rest from the next epoch, so no token is
-    dropped. The orders are pseudo-random permutations computed per position, so no table of them is kept.
+    dropped.
 
     Args:
         pin_memory: put batches into page-locked memory, for copies to a GPU.
@@ -117,6 +109,7 @@ class TokenStream(IterableDataset):
         self.source, self.batch_tokens, self.seed = source, batch_tokens, seed
         self.first_step, self.n_steps, self.pin_memory = first_step, n_steps, pin_memory
         self.pool_images = min(pool_images, source.n_images)
+        self._orders: dict[tuple[int, ...], np.ndarray] = {}
 
     def __iter__(self) -> Iterator[Float[Tensor, "batch_tokens d_in"]]:
         # One thread reads the next batch while this one is used.
@@ -136,46 +129,31 @@ class TokenStream(IterableDataset):
 
     def places(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """Return (image, place within the image) of each token of this step's batch."""
-        position = np.arange(step * self.batch_tokens, (step + 1) * self.batch_tokens)
-        image, token = np.empty_like(position), np.empty_like(position)
         pool_tokens = self.pool_images * self.source.tokens_per_image
-        epoch, within = np.divmod(position, self.source.n_tokens)
-        pool = within // pool_tokens
-        for e, p in np.unique(np.stack([epoch, pool], axis=1), axis=0).tolist():
-            mine = (epoch == e) & (pool == p)
-            image[mine], token[mine] = self._places_in_pool(e, p, within[mine] - p * pool_tokens)
-        return image, token
+        start, end = step * self.batch_tokens, (step + 1) * self.batch_tokens
+        images, tokens = [], []
+        while start < end:  # once, or once more for each pool that ends within the batch
+            epoch, within = divmod(start, self.source.n_tokens)
+            pool, offset = divmod(within, pool_tokens)
+            image, token = self._places_in_pool(epoch, pool, offset, offset + end - start)
+            images.append(image)
+            tokens.append(token)
+            start += len(image)
+        return np.concatenate(images), np.concatenate(tokens)
 
-    def _places_in_pool(self, epoch: int, pool: int, position: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        n_images = min(self.pool_images, self.source.n_images - pool * self.pool_images)
-        per_image = self.source.tokens_per_image
-        shuffled = permute(position, n_images * per_image, [self.seed, epoch, 1, pool])
-        place, token = np.divmod(shuffled, per_image)
-        return permute(pool * self.pool_images + place, self.source.n_images, [self.seed, epoch, 0]), token
+    def _places_in_pool(self, epoch: int, pool: int, start: int, end: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the places of a pool's tokens start..end, or up to the pool's own end."""
+        first = pool * self.pool_images
+        n_images = min(self.pool_images, self.source.n_images - first)
+        images = self._order(self.source.n_images, epoch, 0)
+        tokens = self._order(n_images * self.source.tokens_per_image, epoch, 1, pool)
+        place, token = np.divmod(tokens[start:end], self.source.tokens_per_image)
+        return images[first + place], token
 
-
-def permute(position: np.ndarray, n: int, key: list[int], n_rounds: int = 6) -> np.ndarray:
-    """Return where a pseudo-random permutation of 0..n-1, chosen by `key`, sends these positions.
-
-    A Feistel network permutes 0..4^b-1 >= n; a position that lands outside 0..n-1 goes through it again until it is
-    inside (cycle walking), which leaves a permutation of 0..n-1.
-    """
-    half_bits = np.uint64(max(1, ((n - 1).bit_length() + 1) // 2))
-    mask = np.uint64((1 << int(half_bits)) - 1)
-    round_keys = np.random.default_rng(key).integers(0, 2**64, size=n_rounds, dtype=np.uint64)
-    out = position.astype(np.uint64)
-    outside = np.arange(len(out))
-    while len(outside):
-        left, right = out[outside] >> half_bits, out[outside] & mask
-        for round_key in round_keys:
-            left, right = right, left ^ (_mix(right, round_key) & mask)
-        out[outside] = (left << half_bits) | right
-        outside = outside[out[outside] >= n]
-    return out.astype(np.int64)
-
-
-def _mix(value: np.ndarray, key: np.uint64) -> np.ndarray:
-    """Return 64 well-mixed bits per value (the finaliser of splitmix64; products wrap)."""
-    value = (value ^ key) * np.uint64(0xBF58476D1CE4E5B9)
-    value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return value ^ (value >> np.uint64(31))
+    def _order(self, n: int, *key: int) -> np.ndarray:
+        """Return the permutation of 0..n-1 that belongs to a key; the few in use are kept."""
+        if key not in self._orders:
+            while len(self._orders) >= 4:  # at an epoch's end: its images and pool, and those of the next
+                del self._orders[next(iter(self._orders))]
+            self._orders[key] = np.random.default_rng([self.seed, *key]).permutation(n)
+        return self._orders[key]

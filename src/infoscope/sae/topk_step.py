@@ -28,7 +28,7 @@ class Weights(NamedTuple):
 
 
 class TopKStep(NamedTuple):
-    """acts, and x_hat_n = z W_dec + b_dec in normalised units; error_hat: AuxK's z_aux W_dec, None without dead latents."""
+    """acts: z; x_hat_n: z W_dec + b_dec, normalised units; error_hat: AuxK's z_aux W_dec, None without dead latents."""
 
     acts: SparseActs
     x_hat_n: Float[Tensor, "n d_in"]

@@ -16,9 +16,10 @@ from infoscope.data.image_folder import ImageFolder
 from infoscope.data.images import ImageSet, iterate_images, resize_image
 from infoscope.errors import InputError
 from infoscope.sae.model import SparseAutoencoder
+from infoscope.scope.config import ScopeConfig
 from infoscope.scope.ranking import Ranking, rank_images
 from infoscope.scope.scores import Scores
-from infoscope.scope.scoring import ScopeConfig, score_latents
+from infoscope.scope.scoring import score_latents
 from infoscope.vision.backbone import Backbone
 
 Images = ImageSet | str | Path | Tensor | np.ndarray | Sequence[np.ndarray]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import cache
+from multiprocessing.context import BaseContext
 
 import numpy as np
 import ot
@@ -17,8 +19,8 @@ from infoscope.errors import InputError
 CHUNK_PAIRS = 2048
 """Pairs per unit of work. Each pair is solved alone, so neither this nor the number of workers changes a result."""
 
-MIN_PAIRS_PER_WORKER = 50_000
-"""Starting a worker process takes seconds: below this many pairs each, fewer are started."""
+MIN_PAIRS_PER_WORKER = 4096
+"""Below this many pairs each (about half a second of work), fewer workers are started."""
 
 ROUNDING = 1e-15
 """Differences of normalised maps up to this are rounding, not mass; at most 1e-15 * n_patches of mass is lost."""
@@ -52,8 +54,7 @@ def compute_emd(
     if n_workers == 1:
         solved = map(_emd_of_chunk, *zip(*chunks, strict=True)) if chunks else iter(())
         return _gather(solved, len(maps1), progress)
-    # spawn: forking a process that runs torch's threads can deadlock
-    with ProcessPoolExecutor(n_workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(n_workers, mp_context=_worker_context()) as pool:
         return _gather(pool.map(_emd_of_chunk, *zip(*chunks, strict=True)), len(maps1), progress)
 
 
@@ -62,6 +63,14 @@ def count_workers(n_pairs: int, n_workers: int) -> int:
     if n_workers == 0:
         n_workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(n_workers, n_pairs // MIN_PAIRS_PER_WORKER))
+
+
+def _worker_context() -> BaseContext:
+    """Fork on Linux, as torch's own data loaders do: a fresh interpreter would first import torch and all that.
+
+    A worker runs NumPy and POT's solver on one thread; it never calls torch, whose threads do not survive the fork.
+    """
+    return multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
 
 
 def normalise_maps(maps: np.ndarray) -> Float[np.ndarray, "n_pairs n_patches"]:

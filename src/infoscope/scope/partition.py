@@ -3,46 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from enum import Enum
 
 import numpy as np
 from jaxtyping import Bool, Float
 
-from infoscope.errors import InputError
-
-
-class Rule(Enum):
-    """How features are divided."""
-
-    threshold = "threshold"
-    """gamma is the given number."""
-    quantile = "quantile"
-    """gamma is a quantile of the scores: comparable between models, whose scores lie on different scales."""
-    otsu = "otsu"
-    """gamma divides the scores into two groups of least variance within."""
-    bands = "bands"
-    """No gamma: groups of equal size from the lowest to the highest scores."""
-
-
-@dataclass
-class PartitionConfig:
-    """How scored features are divided into groups."""
-
-    rule: Rule = Rule.threshold
-    gamma: float = 0.1
-    """High scope is CDS > gamma, low scope CDS <= gamma; read by the rule threshold (0.1 is ours)."""
-    quantile: float = 0.5
-    """Share of the scored features in the low group; read by the rule quantile."""
-    n_bands: int = 4
-    """Groups of equal size; read by the rule bands."""
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.gamma <= 1:
-            raise InputError(f"Expected partition.gamma in 0..1, the range of the score, got {self.gamma}.")
-        if not 0 < self.quantile < 1:
-            raise InputError(f"Expected partition.quantile between 0 and 1, got {self.quantile}.")
-        if self.n_bands < 2:
-            raise InputError(f"Expected partition.n_bands to be at least 2, got {self.n_bands}.")
+from infoscope.scope.config import PartitionConfig, Rule
 
 
 @dataclass

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from enum import Enum
 from pathlib import Path
 
 import numpy as np
@@ -15,18 +14,12 @@ from torch import Tensor
 
 from infoscope.errors import InputError
 from infoscope.sae.model import SparseAutoencoder
+from infoscope.scope.config import RankBy
 
 MAX_LATENT_VALUES = 2**26
 """Dense latents held at a time (256 MiB in float32); a batch that has more is encoded in parts."""
 
 _ARRAYS = ("top_images", "top_values", "firing_rate", "mean_act")
-
-
-class RankBy(Enum):
-    """What of a latent's activations over an image's patches its rank goes by."""
-
-    max = "max"
-    mean = "mean"
 
 
 @dataclass

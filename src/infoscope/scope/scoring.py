@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from enum import Enum
 from pathlib import Path
 
 import lightning as L
@@ -14,61 +13,15 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from infoscope.data.images import ImageBatch, ImageSet, iterate_images
-from infoscope.errors import InputError
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.scope import cds as cds_arithmetic
 from infoscope.scope import crops
+from infoscope.scope.config import EMDMethod, ScopeConfig
 from infoscope.scope.emd import ProgressHook, compute_emd
-from infoscope.scope.ranking import RankBy, Ranking, iterate_latents
+from infoscope.scope.ranking import Ranking, iterate_latents
 from infoscope.scope.scores import Scores
 from infoscope.scope.sinkhorn import compute_emd_sinkhorn
 from infoscope.vision.backbone import Backbone
-
-
-class EMDMethod(Enum):
-    """How distances between maps are computed."""
-
-    exact = "exact"
-    sinkhorn = "sinkhorn"
-
-
-@dataclass
-class ScopeConfig:
-    """How contextual dependency is scored."""
-
-    k_cds: int = 8
-    """Images per latent that the score averages over."""
-    k_max: int | None = None
-    """Images per latent that are ranked and scored, so that any k_cds up to it is arithmetic; null: max(16, k_cds)."""
-    shift_patches: int = 1
-    """By how many patches, down and to the right, crop 2 is shifted against crop 1."""
-    rank_by: RankBy = RankBy.max
-    emd: EMDMethod = EMDMethod.exact
-    sinkhorn_blur: float = 0.1
-    """Blur of the transport plan in patches; read by emd=sinkhorn."""
-    batch_images: int = 32
-    """Images encoded at a time (each crop apart)."""
-    n_workers: int = 0
-    """Processes for exact distances at most; 0: one per core. Results do not depend on it."""
-
-    def __post_init__(self) -> None:
-        for name in ("k_cds", "shift_patches", "batch_images"):
-            if getattr(self, name) < 1:
-                raise InputError(f"Expected scope.{name} to be at least 1, got {getattr(self, name)}.")
-        if self.k_max is not None and self.k_max < self.k_cds:
-            raise InputError(
-                f"Expected scope.k_max to be at least scope.k_cds ({self.k_cds}), got {self.k_max}: raise it or set"
-                " null."
-            )
-        if not self.sinkhorn_blur > 0:
-            raise InputError(f"Expected scope.sinkhorn_blur to be above 0 patches, got {self.sinkhorn_blur}.")
-        if self.n_workers < 0:
-            raise InputError(f"Expected scope.n_workers to be at least 0, got {self.n_workers}.")
-
-    @property
-    def n_ranks(self) -> int:
-        """k_max with its default filled in."""
-        return max(16, self.k_cds) if self.k_max is None else self.k_max
 
 
 class RankedImages:
@@ -186,12 +139,16 @@ def make_maps(shape: tuple[int, ...], file: Path | None) -> Float[np.ndarray, "d
     """Return float32 zeros, memory-mapped from a new .npy file where one is given."""
     if file is None:
         return np.zeros(shape, dtype=np.float32)
-    return np.lib.format.open_memmap(file, mode="w+", dtype=np.float32, shape=shape)
+    maps = np.lib.format.open_memmap(file, mode="w+", dtype=np.float32, shape=shape)
+    with file.open("r+b") as opened:  # claim the space now: writing through the map to a full disk kills the process
+        os.posix_fallocate(opened.fileno(), 0, file.stat().st_size)
+    return maps
 
 
-def make_trainer(callbacks: Sequence[L.Callback] = ()) -> L.Trainer:
+def make_trainer(callbacks: Sequence[L.Callback] = (), accelerator: str = "auto") -> L.Trainer:
     """Return a Lightning trainer for one device that only runs: no logger, no checkpoints, no output of its own."""
     return L.Trainer(
+        accelerator=accelerator,
         devices=1,
         logger=False,
         enable_checkpointing=False,
@@ -233,7 +190,7 @@ def compute_scores(
 
 
 def next_valid_ranks(latents: Int[np.ndarray, " n"], ranks: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
-    """For valid pairs sorted by latent and rank, return the latent's next valid rank, cyclically; -1 if there is none."""
+    """For valid pairs sorted by latent and rank, return the latent's next valid rank, cyclically; -1: no other."""
     n = len(latents)
     if n == 0:
         return ranks

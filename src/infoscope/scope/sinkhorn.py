@@ -23,7 +23,9 @@ def compute_emd_sinkhorn(
 
     NaN where either map is all zero: such pairs are left out before the solver, which would return nonsense.
 
-    Bias: entropy blurs the plan, so distances come out too large, identical maps above 0. PLACEHOLDER
+    Bias: entropy blurs the plan, so distances come out too large and identical maps above 0. Against the exact distance
+    on 100 mixed pairs of 11 x 11 maps (`experiments/benchmarks/emd.py`), in units of D_grid: +0.020 on average and at
+    most 0.041 at a blur of 0.2 patches, +0.007 and 0.017 at 0.1, +0.001 and 0.019 at 0.05.
 
     Args:
         blur: the blur of the plan in patches; smaller is more exact and slower.

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -12,51 +13,16 @@ import numpy as np
 import open_clip
 import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
+from infoscope.errors import InputError
+from infoscope.vision.config import ContrastiveConfig
 from infoscope.vision.tokenizer import WordTokenizer
 
-
-@dataclass
-class ContrastiveConfig:
-    """How `stage=train_clip` trains a CLIP on captioned scenes."""
-
-    n_images: int = 30_000
-    """Training pictures, rendered from a stream of their own (never the ones the SAE or the probes see)."""
-    n_test_images: int = 1_000
-    n_steps: int = 2_400
-    batch_size: int = 128
-    lr: float = 1.0e-3
-    weight_decay: float = 0.1
-    warmup_steps: int = 100
-    patch_dropout: float = 0.5
-    """Share of patch tokens left out while training, until `full_share` of the steps is left (Li et al., 2023)."""
-    full_share: float = 0.25
-    seed: int = 0
-    precision: str = "32-true"
-    """Lightning's precision of the training run."""
-    width: int = 128
-    layers: int = 4
-    text_layers: int = 2
-    embed_dim: int = 128
-    patch_px: int = 8
-    grid: int = 12
-    context_length: int = 32
-
-    def __post_init__(self) -> None:
-        for name in ("n_images", "n_test_images", "n_steps", "batch_size", "width", "layers", "text_layers", "grid"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"Expected clip.{name} to be at least 1, got {getattr(self, name)}.")
-        if self.batch_size > self.n_images:
-            raise ValueError(
-                f"Expected clip.batch_size to be at most clip.n_images ({self.n_images}), got {self.batch_size}."
-            )
-
-    @property
-    def image_px(self) -> int:
-        """Side of the model's input in pixels."""
-        return self.grid * self.patch_px
+CLIP_MEAN, CLIP_STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
+"""RGB normalisation of the CLIPs trained here."""
 
 
 def make_clip_config(config: ContrastiveConfig, vocab_size: int) -> dict[str, Any]:
@@ -85,19 +51,20 @@ def make_clip_config(config: ContrastiveConfig, vocab_size: int) -> dict[str, An
 class CaptionedBatches(IterableDataset):
     """Batches of (uint8 images [b, 3, s, s], token ids [b, context]); batch t is a function of (seed, t).
 
-    Half of the batches are random crops of side `image_px` (so positions vary as under shifted context cropping), half
+    In some batches the captions name the kinds of objects alone: a whole batch, because one caption that says more would
+    be told apart without them. Half of the batches are random crops of side `image_px` (so positions vary as under shifted context cropping), half
     are whole images, squashed to that side; every batch is mirrored at random.
 
     Args:
         images: uint8 [n, S, S, 3], S >= image_px.
-        make_caption: gives the caption of image i, words left out by the generator.
+        make_caption: gives the caption of image i, words left out by the generator; true asks for kinds alone.
         first_step: step to begin at, for resumed training.
     """
 
     def __init__(
         self,
         images: np.ndarray,
-        make_caption: Callable[[int, np.random.Generator], str],
+        make_caption: Callable[[int, np.random.Generator, bool], str],
         tokenizer: WordTokenizer,
         config: ContrastiveConfig,
         first_step: int = 0,
@@ -119,7 +86,8 @@ class CaptionedBatches(IterableDataset):
             mine = positions // n == epoch
             index[mine] = order[positions[mine] % n]
         rng = np.random.default_rng([self.config.seed, 2, step])
-        ids = self.tokenizer([self.make_caption(int(i), rng) for i in index])
+        kinds_only = bool(rng.random() < self.config.kinds_only_share)
+        ids = self.tokenizer([self.make_caption(int(i), rng, kinds_only) for i in index])
         images = torch.from_numpy(self.images[index]).permute(0, 3, 1, 2)
         spare = images.shape[-1] - px
         if spare == 0 or rng.random() < 0.5:
@@ -162,7 +130,7 @@ class ContrastiveModule(L.LightningModule):
         target = torch.arange(len(logits), device=logits.device)
         loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
         if not torch.isfinite(loss):
-            raise ValueError(f"The contrastive loss became {loss.item()} at step {self.global_step}: lower clip.lr.")
+            raise InputError(f"The contrastive loss became {loss.item()} at step {self.global_step}: lower clip.lr.")
         self.log("loss", loss, prog_bar=True)
         self.log("in_batch_top1", (logits.argmax(1) == target).float().mean(), prog_bar=True)
         self.log("lr", self.optimizers().param_groups[0]["lr"])  # pyright: ignore[reportAttributeAccessIssue]
@@ -187,3 +155,87 @@ class ContrastiveModule(L.LightningModule):
 def make_caption_loader(dataset: CaptionedBatches) -> DataLoader:
     """Return the loader of ready-made batches, one worker preparing them ahead."""
     return DataLoader(dataset, batch_size=None, num_workers=1, prefetch_factor=4)
+
+
+def train_clip(
+    config: ContrastiveConfig,
+    images: np.ndarray,
+    make_caption: Callable[[int, np.random.Generator, bool], str],
+    words: Sequence[str],
+    folder: Path,
+    progress_folder: Path,
+    trainer_options: dict[str, Any] | None = None,
+) -> open_clip.CLIP:
+    """Train a CLIP from scratch and write it into `folder` in open_clip's `local-dir` form, with its vocabulary.
+
+    Args:
+        images: uint8 [n, S, S, 3], S >= config.image_px.
+        make_caption: gives the caption of image i, words left out by the generator; true asks for kinds alone.
+        words: the vocabulary.
+        progress_folder: holds `last.ckpt`, from which an interrupted training goes on.
+        trainer_options: accelerator, callbacks, logger and progress bar of Lightning's Trainer.
+
+    Raises:
+        InputError: if the loss becomes NaN or infinite.
+    """
+    tokenizer = WordTokenizer(words, config.context_length)
+    L.seed_everything(config.seed, verbose=False)
+    model_cfg = make_clip_config(config, tokenizer.vocab_size)
+    clip = open_clip.CLIP(**model_cfg)
+    module = ContrastiveModule(clip, config, CLIP_MEAN, CLIP_STD)
+    last = progress_folder / "last.ckpt"
+    checkpoint = L.pytorch.callbacks.ModelCheckpoint(
+        progress_folder, save_last=True, save_top_k=0, every_n_train_steps=200, enable_version_counter=False
+    )
+    options = {**(trainer_options or {})}
+    trainer = L.Trainer(
+        max_steps=config.n_steps,
+        precision=config.precision,  # pyright: ignore[reportArgumentType]
+        enable_model_summary=False,
+        callbacks=[checkpoint, *options.pop("callbacks", [])],
+        **options,
+    )
+    first_step = torch.load(last, weights_only=True)["global_step"] if last.is_file() else 0
+    batches = CaptionedBatches(images, make_caption, tokenizer, config, first_step)
+    trainer.fit(module, make_caption_loader(batches), ckpt_path=str(last) if first_step else None, weights_only=True)
+    save_clip(clip.eval(), model_cfg, words, config, folder)
+    return clip
+
+
+def save_clip(
+    clip: open_clip.CLIP, model_cfg: dict[str, Any], words: Sequence[str], config: ContrastiveConfig, folder: Path
+) -> None:
+    """Write `open_clip_config.json`, `open_clip_model.safetensors` and `vocabulary.json` into an existing folder."""
+    vision_cfg = {name: value for name, value in model_cfg["vision_cfg"].items() if name != "patch_dropout"}
+    content = {
+        "model_cfg": {**model_cfg, "vision_cfg": vision_cfg},
+        "preprocess_cfg": {"mean": CLIP_MEAN, "std": CLIP_STD, "size": [config.image_px] * 2, "resize_mode": "squash"},
+    }
+    (folder / "open_clip_config.json").write_text(json.dumps(content, indent=2))
+    (folder / "vocabulary.json").write_text(json.dumps({"context_length": config.context_length, "words": list(words)}))
+    tensors = {name: value.contiguous() for name, value in clip.state_dict().items()}
+    save_file(tensors, folder / "open_clip_model.safetensors")
+
+
+@torch.inference_mode()
+def compute_retrieval(
+    clip: open_clip.CLIP, images: np.ndarray, captions: Sequence[str], tokenizer: WordTokenizer, batch_size: int = 128
+) -> dict[str, float]:
+    """Return the shares 0..1 of images that find their own caption, and captions that find their image, first.
+
+    The choice is among `batch_size` of them, as in training; the last incomplete batch is left out because chance
+    would differ there. Images are uint8 [n, S, S, 3] and are squashed to the model's size.
+    """
+    size_px = clip.visual.image_size[0]
+    mean, std = (torch.tensor(value).view(1, 3, 1, 1) * 255 for value in (CLIP_MEAN, CLIP_STD))
+    hits = torch.zeros(2)
+    n_batches = len(images) // batch_size
+    for start in range(0, n_batches * batch_size, batch_size):
+        pixels = squash(torch.from_numpy(np.array(images[start : start + batch_size])).permute(0, 3, 1, 2), size_px)
+        image = clip.encode_image((pixels - mean) / std, normalize=True)
+        text = clip.encode_text(tokenizer(captions[start : start + batch_size]), normalize=True)
+        scores = image @ text.T
+        target = torch.arange(batch_size)
+        hits += torch.stack([(scores.argmax(1) == target).sum(), (scores.argmax(0) == target).sum()])
+    image_to_text, text_to_image = (hits / max(1, n_batches * batch_size)).tolist()
+    return {"image_to_text_top1": image_to_text, "text_to_image_top1": text_to_image, "among": float(batch_size)}

@@ -33,7 +33,7 @@ class TokenCache:
 
     @cached_property
     def meta(self) -> dict:
-        """n_images, grid, d_in, n_prefix, layer, dtype, scale, mean_norm, skipped."""
+        """n_images, grid, patch_px, d_in, n_prefix, layer, dtype, scale, mean_norm."""
         return json.loads((self.folder / _META).read_text())
 
     @cached_property
@@ -81,7 +81,9 @@ class TokenCache:
             torch.from_numpy(np.asarray(self.patches[rows], dtype=np.float32)),
         )
 
-    def batches(self, batch_images: int) -> Iterator[tuple[Int[Tensor, " batch"], Float[Tensor, "batch n_patches d_in"]]]:
+    def batches(
+        self, batch_images: int
+    ) -> Iterator[tuple[Int[Tensor, " batch"], Float[Tensor, "batch n_patches d_in"]]]:
         """Yield (image index, patch tokens as float32) over all rows; the last batch may be smaller."""
         for start in range(0, len(self), batch_images):
             rows = slice(start, start + batch_images)
@@ -145,6 +147,7 @@ def extract_tokens(
         "n_images": n_rows,
         "grid": backbone.grid,
         "d_in": d_in,
+        "patch_px": backbone.patch_px,
         "n_prefix": backbone.n_prefix_tokens,
         "layer": layer,
         "dtype": dtype,

@@ -1,4 +1,4 @@
-"""open_clip's vision transformers as frozen backbones: any pretrained tag, local file or folder, or our own scenes_clip."""
+"""open_clip's vision transformers as frozen backbones: a pretrained tag, a local file or folder, our own scenes_clip."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import socket
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import Enum
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -23,64 +22,13 @@ from torch import Tensor
 from infoscope.artifacts import compute_checksum, compute_hash
 from infoscope.errors import InputError
 from infoscope.vision.backbone import Backbone, Tokens
+from infoscope.vision.config import ModelConfig, ModelKind
 from infoscope.vision.planted import make_context_free, make_planted_registers
 
 SHIPPED_FOLDER = Path(__file__).with_name("scenes_clip")
 LOCAL_CONFIG = "open_clip_config.json"
 LOCAL_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 _DOWNLOAD_PROBE_S = 3.0
-
-
-class ModelKind(Enum):
-    """Where a backbone comes from."""
-
-    open_clip = "open_clip"
-    planted_registers = "planted_registers"
-    context_free = "context_free"
-
-
-@dataclass
-class ModelConfig:
-    """Which frozen vision transformer is looked into, and where."""
-
-    name: str = "scenes_clip"
-    """For people: appears in the names of artifacts."""
-    kind: ModelKind = ModelKind.open_clip
-    arch: str | None = None
-    """open_clip's architecture, such as ViT-B-16; null where `pretrained` brings its own configuration."""
-    pretrained: str | None = "shipped"
-    """`shipped` (scenes_clip), `train_clip` (made by that stage), `random`, a file (.safetensors, .pt, .bin),
-    `local-dir:<folder>`, or one of open_clip's tags for the architecture."""
-    quick_gelu: bool | None = None
-    """null: as the tag demands. A local file does not say: give true for OpenAI, MetaCLIP and DFN2B weights."""
-    image_px: int | None = None
-    """Side of the input; null: the model's own. Another one interpolates the position embeddings."""
-    mean: list[float] | None = None
-    """RGB mean of the preprocessing; null: the model's own."""
-    std: list[float] | None = None
-    layer: int = -2
-    """Block whose output (residual stream) is read: 0-based, negative from the end. Ours: the penultimate."""
-    precision: str = "float32"
-    """float32 or bfloat16 (autocast) inside the backbone; tokens leave it as float32."""
-    seed: int = 0
-    """Of the weights where pretrained=random."""
-
-    def __post_init__(self) -> None:
-        if self.precision not in ("float32", "bfloat16"):
-            raise InputError(f"Expected model.precision to be float32 or bfloat16, got {self.precision!r}.")
-        if self.kind is ModelKind.open_clip:
-            if self.pretrained is None:
-                raise InputError(
-                    "model.pretrained is missing: give one of open_clip's tags, a local file (.safetensors, .pt),"
-                    " local-dir:<folder>, or random."
-                )
-            brings_config = self.pretrained in ("shipped", "train_clip") or self.pretrained.startswith("local-dir:")
-            if self.arch is None and not brings_config and self.name != "scenes_clip":
-                raise InputError(f"model.arch is missing: model.pretrained={self.pretrained} needs it (ViT-B-16, ...).")
-        for name in ("mean", "std"):
-            value = getattr(self, name)
-            if value is not None and len(value) != 3:
-                raise InputError(f"Expected model.{name} to hold three numbers (R, G, B), got {len(value)}.")
 
 
 @dataclass(frozen=True)
@@ -130,7 +78,9 @@ def load_backbone(config: ModelConfig | str = "scenes_clip", trained_folder: Pat
     """
     if isinstance(config, str):
         arch, _, pretrained = config.partition(":")
-        config = ModelConfig() if config == "scenes_clip" else ModelConfig(arch, arch=arch, pretrained=pretrained or None)
+        config = (
+            ModelConfig() if config == "scenes_clip" else ModelConfig(arch, arch=arch, pretrained=pretrained or None)
+        )
     if config.kind is ModelKind.planted_registers:
         return make_planted_registers(seed=config.seed)
     if config.kind is ModelKind.context_free:
@@ -250,7 +200,9 @@ def _find_source(config: ModelConfig, trained_folder: Path | None) -> _Source:
         if pretrained.endswith((".safetensors", ".pt", ".pth", ".bin")) or "/" in pretrained:
             local_file = Path(pretrained).expanduser()
             if not local_file.is_file():
-                raise InputError(f"model.pretrained={pretrained} is no file: give an existing .safetensors, .pt or .bin.")
+                raise InputError(
+                    f"model.pretrained={pretrained} is no file: give an existing .safetensors, .pt or .bin."
+                )
             if config.arch is None and config.name == "scenes_clip":
                 folder = SHIPPED_FOLDER
 
@@ -299,7 +251,9 @@ def _read_builtin_config(config: ModelConfig, is_tag: bool) -> tuple[dict[str, A
     model_cfg = open_clip.get_model_config(config.arch)
     if model_cfg is None:
         near = [name for name in open_clip.list_models() if name.startswith("ViT-")][:12]
-        raise InputError(f"Expected model.arch to be one of open_clip's, such as {', '.join(near)}; got {config.arch!r}.")
+        raise InputError(
+            f"Expected model.arch to be one of open_clip's, such as {', '.join(near)}; got {config.arch!r}."
+        )
     if not is_tag:
         return dict(model_cfg), {}
     tags = open_clip.list_pretrained_tags_by_model(config.arch)
@@ -345,12 +299,15 @@ def _load_weights(clip: torch.nn.Module, path: Path, config: ModelConfig) -> Non
     except RuntimeError as error:
         arch = config.arch or config.name
         detail = " ".join(str(error).split())[:240]
-        raise InputError(f"{path} does not fit model.arch={arch}: give the architecture it was made with ({detail}).") from error
+        raise InputError(
+            f"{path} does not fit model.arch={arch}: give the architecture it was made with ({detail})."
+        ) from error
 
 
 def _load_tag(config: ModelConfig) -> torch.nn.Module:
     """Load one of open_clip's pretrained tags; without the cached file and a network, fail at once."""
-    assert config.arch is not None and config.pretrained is not None
+    assert config.arch is not None
+    assert config.pretrained is not None
     cfg = open_clip.get_pretrained_cfg(config.arch, config.pretrained) or {}
     if not _is_cached(cfg) and not _can_connect(cfg):
         raise InputError(

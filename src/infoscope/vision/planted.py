@@ -38,8 +38,9 @@ LIGHT_ANCHORS: dict[str, tuple[tuple[int, int, int], tuple[int, int, int]]] = {
     "dawn": ((150, 169, 214), (93, 94, 97)),
 }
 """The two colours of the sky by which `PlantedRegisters` tells the light, in the order of its factor codes."""
-N_LOCAL_CODES = (9, 4, 5, 4)
-"""Number of codes for colour, texture, edge and row band."""
+LOCAL_MEASURES = ("brightness", "warmth", "contrast", "edge direction", "row")
+"""What `PlantedRegisters` knows of each patch, in the order of its local codes."""
+N_QUARTERS = 4
 
 
 class PlantedBackbone(Backbone):
@@ -165,16 +166,18 @@ class PlantedJump(PlantedBackbone):
 
 
 class PlantedRegisters(PlantedBackbone):
-    """Local features in every token, and on one token, chosen by context, the light of the whole scene.
+    """Local features in every token but one, and in that one, chosen by context, the light of the whole scene.
 
-    Local part: one-hot codes of a patch's colour, texture and edge, each relative to the crop, and of its band of rows,
-    written along fixed orthonormal directions. The mean over the crop is taken off, so a linear readout of the mean
-    local feature knows nothing. A little grain, a hash of the patch's pixels in every direction, keeps a probe from
-    reading the tiny remainder that an edit leaves.
+    Local: for each of five measures of the patch (`LOCAL_MEASURES`) a one-hot code of the quarter of the crop's patches
+    to which it belongs, written along fixed orthonormal directions. Every crop has as many patches in each quarter, so
+    the mean local feature is a constant, and no linear readout of it knows anything of the picture.
 
-    Register: the light (noon, dusk, night, dawn; decided by the colour of the first row of patches) as one of four
-    further directions, `register_norm` long, on the patch that a hash of all pixels of the crop points at: it leaps to
-    another patch as soon as the context changes.
+    Register: on one patch the local part gives way to the light (noon, dusk, night, dawn: decided by the colour of the
+    first row of patches) as one of four further directions, `register_norm` long. Which patch, a hash of all pixels of
+    the crop decides: it leaps to another one as soon as the context changes.
+
+    Grain: a hash of the patch's own pixels in every direction, `grain` strong. Its mean over the patches is a floor of
+    noise under which a probe cannot read the tiny remainder that an edit leaves.
     """
 
     def __init__(
@@ -183,13 +186,15 @@ class PlantedRegisters(PlantedBackbone):
         patch_px: int = 8,
         d_in: int = 32,
         register_norm: float = 20.0,
-        grain: float = 0.1,
+        grain: float = 0.15,
         seed: int = 0,
     ) -> None:
-        self.n_local = sum(N_LOCAL_CODES)
+        self.n_local = len(LOCAL_MEASURES) * N_QUARTERS
         self.n_codes = self.n_local + len(LIGHT_ANCHORS)
         if d_in < self.n_codes:
             raise InputError(f"Expected d_in of at least {self.n_codes}, one direction for each code, got {d_in}.")
+        if grid % 2:  # otherwise the quarters of the crop would not be of equal size
+            raise InputError(f"Expected a grid of an even number of patches, got {grid}.")
         if patch_px < 2:
             raise InputError(f"Expected patches of at least 2 px, which can hold an edge, got {patch_px}.")
         parameters = {"d_in": d_in, "register_norm": register_norm, "grain": grain, "seed": seed}
@@ -208,14 +213,14 @@ class PlantedRegisters(PlantedBackbone):
     def patch_tokens(
         self, patches: Float[Tensor, "batch n_patches 3 patch_px patch_px"]
     ) -> Float[Tensor, "batch n_patches d_in"]:
-        codes = compute_local_codes(patches, self.grid)
-        local = (codes - codes.mean(1, keepdim=True)) @ self.directions[: self.n_local]
+        local = compute_local_codes(patches, self.grid) @ self.directions[: self.n_local]
         # whole numbers: the sum is exact, so its remainder is a hash of the pixels and not of rounding
         phase = (patches.flatten(2) @ self.grain_weight).remainder(256) / 256
         grain = self.grain * math.sqrt(2) * torch.cos(2 * math.pi * phase)
         light = self.directions[self.n_local :][self.compute_light(patches)]
-        at_register = F.one_hot(self.compute_place(patches), self.grid**2)
-        return local + grain + self.register_norm * at_register[..., None] * light[:, None]
+        at_register = F.one_hot(self.compute_place(patches), self.grid**2).bool()
+        register = self.register_norm * light[:, None]
+        return torch.where(at_register[..., None], register, local) + grain
 
     def compute_light(self, patches: Float[Tensor, "batch n_patches 3 patch_px patch_px"]) -> Int64[Tensor, " batch"]:
         """Return the light of each crop as a position in `LIGHT_ANCHORS`: the one with the nearest anchor."""
@@ -236,31 +241,19 @@ class PlantedRegisters(PlantedBackbone):
 def compute_local_codes(
     patches: Float[Tensor, "batch n_patches 3 patch_px patch_px"], grid: int
 ) -> Float[Tensor, "batch n_patches n_codes"]:
-    """Return what each patch shows, four ones and else zeros: colour (darker or brighter than the crop, cooler or
-    warmer), texture (contrast in four steps about the crop's own), edge (none, or one of four orientations), and the
-    quarter of the rows that it lies in."""
+    """Return for each patch and measure which quarter of its own crop's patches it belongs to, one-hot.
 
-    def step(values: Tensor, bounds: Sequence[float]) -> Tensor:  # in standard deviations of the crop
-        spread = values.std(1, keepdim=True) + 1e-3
-        return torch.bucketize((values - values.mean(1, keepdim=True)) / spread, torch.tensor(bounds).to(values))
-
+    Measures: brightness, warmth (red minus blue), contrast, edge direction (upright against level), and the row.
+    Quarters are of equal size in every crop, so the mean over patches is the same whatever the picture shows.
+    """
     red, green, blue = patches.mean((-1, -2)).unbind(-1)
     grey = patches.mean(2)
-    colour = 3 * step((red + green + blue) / 3, (-0.5, 0.5)) + step(red - blue, (-0.5, 0.5))
-    texture = step((grey.std((-1, -2)) + 1).log(), (-0.7, 0.0, 0.7))
-    band = (torch.arange(grid * grid, device=patches.device) // grid * 4 // grid).expand(colour.shape)
-    indices = (colour, texture, compute_edges(grey), band)
-    return torch.cat([F.one_hot(i, n) for i, n in zip(indices, N_LOCAL_CODES, strict=True)], -1).float()
-
-
-def compute_edges(grey: Float[Tensor, "*batch patch_px patch_px"]) -> Int64[Tensor, "*batch"]:
-    """Return 0 for a patch without one dominant edge, else 1..4 for the gradient's axis in steps of 45 degrees."""
-    right = (grey[..., :, 1:] - grey[..., :, :-1])[..., :-1, :]
-    down = (grey[..., 1:, :] - grey[..., :-1, :])[..., :, :-1]
-    xx, yy, xy = (product.mean((-1, -2)) for product in (right * right, down * down, right * down))
-    coherence = torch.hypot(xx - yy, 2 * xy) / (xx + yy + 1e-3)
-    axis = torch.atan2(2 * xy, xx - yy) / (2 * math.pi)  # twice the angle: opposite gradients are one axis
-    return torch.where(coherence > 0.35, 1 + ((axis + 0.125) * 4).floor().long() % 4, 0)
+    across, down = (grey.diff(dim=axis).square().mean((-1, -2)) for axis in (-1, -2))
+    row = (torch.arange(grid * grid, device=patches.device) // grid).expand(red.shape)
+    measures = torch.stack([red + green + blue, red - blue, grey.std((-1, -2)), (across + 1) / (down + 1), row], 1)
+    order = measures.argsort(dim=-1, stable=True)  # equal values are ranked by position
+    quarter = order.argsort(dim=-1) * N_QUARTERS // grid**2
+    return F.one_hot(quarter, N_QUARTERS).transpose(1, 2).flatten(2).float()
 
 
 def make_context_free(grid: int = 12, patch_px: int = 8, d_in: int = 32, seed: int = 0) -> ContextFree:

@@ -63,7 +63,7 @@ class ProbeConfig:
     dense_batch_images: int = 8
     weight_decay: float = 0.01
     """Of AdamW."""
-    n_pixels_per_image: int | None = 128
+    n_pixels_per_image: int | None = 64
     """Pixels of each image of a step on which the dense losses are taken; null: all. Evaluation takes all."""
     n_held_out_pixels_per_image: int | None = 1024
     """Pixels of each held-out image on which the learning rate of the dense heads is chosen; null: all."""

@@ -1,0 +1,75 @@
+"""What probes are run on, and which of the images take part."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Int
+
+from infoscope.data.images import LabelledImages
+from infoscope.errors import InputError
+from infoscope.sae.model import SparseAutoencoder
+from infoscope.vision.backbone import Backbone
+from infoscope.vision.extract import TokenCache
+
+Progress = Callable[[str, int, int], None]
+"""Called with (what is being done, how many of it are done, how many there are)."""
+
+
+class ProbeData(NamedTuple):
+    """One split: its cached tokens and its ground truth; `tokens.image_index` joins them."""
+
+    tokens: TokenCache
+    images: LabelledImages
+
+
+@dataclass(frozen=True)
+class ProbeInputs:
+    """What probes are run on.
+
+    Args:
+        sae: the SAE whose latents are removed; where its weights lie, everything is computed.
+        train, test: the two splits, their tokens of the block `layer`.
+        backbone: needed for the readout cls_final alone.
+        layer: the hooked block, negative from the end.
+        edits_patches, edits_prefix: which tokens the SAE was trained on, and so which are edited.
+    """
+
+    sae: SparseAutoencoder
+    train: ProbeData
+    test: ProbeData
+    backbone: Backbone | None = None
+    layer: int = -2
+    edits_patches: bool = True
+    edits_prefix: bool = False
+
+    @property
+    def device(self) -> torch.device:
+        """Where tokens are edited and heads trained."""
+        return self.sae.W_dec.device
+
+
+def choose_rows(n_rows: int, n_wanted: int | None, seed: int) -> Int[np.ndarray, " n_chosen"]:
+    """Return which rows of a token cache take part, ascending: all, or as many as wanted, drawn at random."""
+    if n_wanted is None or n_wanted >= n_rows:
+        return np.arange(n_rows)
+    return np.sort(np.random.default_rng([seed, 10]).permutation(n_rows)[:n_wanted])
+
+
+def split_held_out(
+    rows: Int[np.ndarray, " n"], share: float, seed: int
+) -> tuple[Int[np.ndarray, " n_fit"], Int[np.ndarray, " n_held_out"]]:
+    """Return the rows to train on and the rows to choose the learning rate on, at least one of each.
+
+    Raises:
+        InputError: fewer than two rows.
+    """
+    if len(rows) < 2:
+        raise InputError(f"Expected at least two training images for the probes, got {len(rows)}.")
+    order = np.random.default_rng([seed, 11]).permutation(len(rows))
+    n_held_out = min(max(1, round(share * len(rows))), len(rows) - 1)
+    return np.sort(rows[order[n_held_out:]]), np.sort(rows[order[:n_held_out]])

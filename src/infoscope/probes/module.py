@@ -1,0 +1,128 @@
+"""The Lightning module that trains every (variant x learning rate) head of all its tasks in one loop."""
+
+from __future__ import annotations
+
+import logging
+import math
+import signal
+import threading
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from enum import Enum
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.trainer.states import TrainerStatus
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset
+
+from infoscope.probes.heads import LinearHeads, MapBatch, VectorBatch
+
+
+class Optimiser(Enum):
+    """What trains the heads: SGD with momentum 0.9 for classification, AdamW for dense tasks."""
+
+    sgd = "sgd"
+    adamw = "adamw"
+
+
+class ProbeModule(L.LightningModule):
+    """Trains the heads of one or more tasks, every rate decaying to 0 along a cosine.
+
+    The losses of all heads are added up: no head's gradient depends on another's. A head that diverges (rate too high)
+    becomes NaN alone and loses the choice of the rate.
+
+    Args:
+        heads: by task.
+        n_steps: length of the cosine.
+        lr_scale: factor on every rate (classification: images per batch / 256).
+    """
+
+    def __init__(
+        self,
+        heads: Mapping[str, LinearHeads],
+        n_steps: int,
+        optimiser: Optimiser,
+        lr_scale: float = 1.0,
+        weight_decay: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.heads = nn.ModuleDict(dict(heads))
+        self.n_steps, self.optimiser = n_steps, optimiser
+        self.lr_scale, self.weight_decay = lr_scale, weight_decay
+
+    def training_step(self, batch: VectorBatch | MapBatch, batch_idx: int) -> Tensor:
+        losses = [head.losses(batch).sum() for head in self.heads.values()]  # pyright: ignore[reportCallIssue]
+        return torch.stack(losses).sum()
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        groups = []
+        for head in self.heads.values():
+            assert isinstance(head, LinearHeads)
+            groups += [{**group, "lr": group["lr"] * self.lr_scale} for group in head.parameter_groups()]
+        if self.optimiser is Optimiser.sgd:
+            optimizer: torch.optim.Optimizer = torch.optim.SGD(groups, momentum=0.9, fused=True)
+        else:
+            optimizer = torch.optim.AdamW(groups, weight_decay=self.weight_decay, fused=True)
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * min(step / self.n_steps, 1.0)))
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def fit_heads(module: ProbeModule, batches: Iterable[VectorBatch] | Iterable[MapBatch], device: torch.device) -> None:
+    """Train a module on ready-made batches that lie on `device`, one pass over them, and leave it there.
+
+    Raises:
+        KeyboardInterrupt: on Ctrl-C; Lightning itself would end the process and deafen it to Ctrl-C.
+    """
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    on_interrupt = signal.getsignal(signal.SIGINT)
+    with _quiet_lightning():
+        trainer = L.Trainer(
+            max_epochs=1,
+            accelerator="gpu" if device.type == "cuda" else device.type,
+            devices=1 if device.index is None else [device.index],
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        try:
+            trainer.fit(module, DataLoader(_Stream(batches), batch_size=None))
+        except SystemExit:
+            if trainer.state.status != TrainerStatus.INTERRUPTED:
+                raise
+            raise KeyboardInterrupt from None
+        finally:
+            if in_main_thread:
+                signal.signal(signal.SIGINT, on_interrupt)
+    module.to(device)
+
+
+class _Stream(IterableDataset):
+    """Ready-made batches, as Lightning wants them: it takes a list for several loaders."""
+
+    def __init__(self, batches: Iterable) -> None:
+        self.batches = batches
+
+    def __iter__(self) -> Iterator:
+        return iter(self.batches)
+
+
+@contextmanager
+def _quiet_lightning() -> Iterator[None]:
+    """Keep Lightning's announcements and advice from the terminal: it is started twice for every chunk."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"lightning\.")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

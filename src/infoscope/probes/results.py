@@ -1,0 +1,105 @@
+"""What came out for one variant, as a JSON file and the heads it was measured with."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from infoscope.errors import InputError
+from infoscope.probes.heads import LinearMaps
+from infoscope.probes.variants import Variant
+
+RESULT_FILE, HEADS_FILE = "result.json", "heads.safetensors"
+
+
+@dataclass
+class VariantResult:
+    """One row of the feature-removal table.
+
+    Args:
+        variant: name, mode, role, group, control, draw, n_latents, empty, overlap, mass_share_train (on the training
+            split, what controls were matched by), mass_share and energy_share (on the test tokens).
+        metrics: {"classification/<readout>" | "segmentation" | "depth": {metric: value}} of heads trained on this
+            variant's tokens; None: nothing to measure on.
+        frozen_head: the same of the heads trained on the original tokens, applied to this variant's.
+        lr: {task: {"best", "at_edge", "held_out": {learning rate: metric}}}.
+        heads: {task: the chosen head, one variant}, maps of raw tokens or vectors.
+    """
+
+    variant: dict[str, Any]
+    metrics: dict[str, dict[str, float | None]]
+    frozen_head: dict[str, dict[str, float | None]]
+    lr: dict[str, dict[str, Any]]
+    heads: dict[str, LinearMaps] = field(default_factory=dict, repr=False)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return everything but the heads, as plain JSON types."""
+        return {"variant": self.variant, "metrics": self.metrics, "frozen_head": self.frozen_head, "lr": self.lr}
+
+    def relabel(self, variant: Variant) -> VariantResult:
+        """Return the same result for another variant with the same tokens (equal groups, empty groups)."""
+        shares = {name: self.variant[name] for name in ("mass_share", "energy_share")}
+        return VariantResult(describe_variant(variant, **shares), self.metrics, self.frozen_head, self.lr, self.heads)
+
+
+def describe_variant(variant: Variant, mass_share: float, energy_share: float) -> dict[str, Any]:
+    """Return a variant as plain JSON types; shares are those measured on the test tokens."""
+    return {
+        "name": variant.name,
+        "mode": variant.mode.name,
+        "role": variant.role.name,
+        "group": variant.group,
+        "control": variant.control.name if variant.control else None,
+        "draw": variant.draw,
+        "n_latents": variant.n_latents,
+        "empty": variant.empty,
+        "overlap": variant.overlap,
+        "mass_share_train": variant.mass_share_train,
+        "mass_share": finite(mass_share),
+        "energy_share": finite(energy_share),
+    }
+
+
+def finite(value: float) -> float | None:
+    """Return a number as JSON can hold it: None for NaN and Inf."""
+    return value if math.isfinite(value) else None
+
+
+def save_result(folder: Path, result: VariantResult) -> None:
+    """Write `result.json` and `heads.safetensors` into an existing folder."""
+    tensors = {}
+    for task, maps in result.heads.items():
+        tensors[f"{task}.weight"], tensors[f"{task}.bias"] = maps.weight[0].cpu(), maps.bias[0].cpu()
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / HEADS_FILE)
+    (folder / RESULT_FILE).write_text(json.dumps(result.to_json(), indent=2, allow_nan=False))
+
+
+def load_result(folder: Path, device: torch.device | str = "cpu") -> VariantResult:
+    """Return what `save_result` wrote.
+
+    Raises:
+        InputError: if a file is missing or damaged.
+    """
+    try:
+        content: Mapping[str, Any] = json.loads((folder / RESULT_FILE).read_text())
+        tensors = load_file(folder / HEADS_FILE, device=str(device))
+        heads = {
+            name.removesuffix(".weight"): LinearMaps(
+                weight[None], tensors[name.removesuffix(".weight") + ".bias"][None]
+            )
+            for name, weight in tensors.items()
+            if name.endswith(".weight")
+        }
+        return VariantResult(content["variant"], content["metrics"], content["frozen_head"], content["lr"], heads)
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise InputError(
+            f"Expected the result of a probe in {folder}, found none that can be read: {error}."
+        ) from error

@@ -1,0 +1,146 @@
+"""From artifacts to what a report is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from infoscope.artifacts import Artifact, describe_environment
+from infoscope.config import Config
+from infoscope.data.config import DataKind
+from infoscope.data.images import ImageSet
+from infoscope.report.inputs import Example, ReportInputs, ScopeResult, TokenStats
+from infoscope.scope.config import PartitionConfig, Rule
+from infoscope.scope.examples import choose_example_latents
+from infoscope.scope.outliers import compute_norm_summary
+from infoscope.scope.partition import make_partition
+from infoscope.scope.ranking import Ranking
+from infoscope.scope.scores import Scores
+from infoscope.vision.extract import TokenCache
+
+N_EXAMPLES_EACH, N_EXAMPLE_IMAGES = 2, 4
+
+
+def make_report_inputs(
+    config: Config,
+    images: ImageSet,
+    tokens: Artifact,
+    artifacts: Mapping[int, tuple[Artifact, Artifact, Artifact]],
+    probed: Mapping[int, Sequence[Artifact]],
+) -> ReportInputs:
+    """Read everything a report shows.
+
+    Args:
+        images: the training images, from which the examples' pictures are taken.
+        tokens: of the training split.
+        artifacts: per SAE seed, its SAE, ranking and score artifacts.
+        probed: per SAE seed, the artifacts of its variants; empty without labels.
+    """
+    seeds = [_read_scope(config, seed, *three) for seed, three in artifacts.items()]
+    results = [
+        {"sae_seed": seed, **artifact.read_json("result.json")} for seed, many in probed.items() for artifact in many
+    ]
+    first = config.seeds[0]
+    _, ranked, scored = artifacts[first]
+    return ReportInputs(
+        title=f"Information scope of {config.model.name} on {config.data.kind.name}",
+        seeds=seeds,
+        results=results,
+        examples=_read_examples(config, images, seeds[0], ranked, scored, tokens.read_json("tokens.json")["patch_px"]),
+        token_stats=_read_token_stats(tokens),
+        context=_describe(config, tokens, images),
+    )
+
+
+def _read_scope(config: Config, seed: int, sae: Artifact, ranked: Artifact, scored: Artifact) -> ScopeResult:
+    scores, ranking = Scores.load(scored.folder), Ranking.load(ranked.folder)
+    cds = scores.cds(config.scope.k_cds).values
+    return ScopeResult(
+        sae_seed=seed,
+        k_cds=config.scope.k_cds,
+        cds=cds,
+        emd=scores.emd,
+        chance_emd=scores.chance_emd,
+        mass1=scores.mass1,
+        mass2=scores.mass2,
+        mean_act=ranking.mean_act,
+        firing_rate=ranking.firing_rate,
+        partition=make_partition(cds, config.partition),
+        rule=describe_rule(config.partition),
+        grid=scores.grid,
+        shift=scores.shift_patches,
+        sae_metrics=sae.read_json("metrics.json"),
+    )
+
+
+def describe_rule(partition: PartitionConfig) -> str:
+    """Return how gamma is found, in words."""
+    return {
+        Rule.threshold: "given",
+        Rule.quantile: f"quantile {partition.quantile:g}",
+        Rule.otsu: "Otsu",
+        Rule.bands: f"{partition.n_bands} bands",
+    }[partition.rule]
+
+
+def _read_examples(
+    config: Config, images: ImageSet, scope: ScopeResult, ranked: Artifact, scored: Artifact, patch_px: int
+) -> list[Example]:
+    """The top pictures of some low, middle and high features of the first seed."""
+    ranking, scores = Ranking.load(ranked.folder), Scores.load(scored.folder)
+    size_px = (scope.grid + scope.shift) * patch_px
+    examples = []
+    for band, latents in choose_example_latents(scope.cds, N_EXAMPLES_EACH).items():
+        for latent in latents:
+            ranks = np.flatnonzero(ranking.top_images[latent] >= 0)[:N_EXAMPLE_IMAGES]
+            index = ranking.top_images[latent, ranks]
+            examples.append(
+                Example(
+                    latent=latent,
+                    cds=float(scope.cds[latent]),
+                    band=band,
+                    images=np.stack([images.load(int(i), size_px) for i in index]),
+                    maps=np.array(scores.maps[latent, ranks]),
+                    emd=scores.emd[latent, ranks],
+                    image_ids=[images.image_ids[i] for i in index],
+                )
+            )
+    return examples
+
+
+def _read_token_stats(tokens: Artifact) -> TokenStats:
+    summary = compute_norm_summary(TokenCache(tokens.folder).norms)
+    return TokenStats(
+        counts=summary.counts,
+        edges=summary.edges,
+        threshold=summary.threshold,
+        n_outliers=summary.n_outliers,
+        rule="median + 6 x 1.4826 x MAD",
+        is_bimodal=summary.has_outlier_mode,
+    )
+
+
+def _describe(config: Config, tokens: Artifact, images: ImageSet) -> dict[str, str]:
+    meta: dict[str, Any] = tokens.read_json("tokens.json")
+    environment = describe_environment()
+    hardware, versions = environment["hardware"], environment["versions"]
+    context = {
+        "model": f"{config.model.name} ({config.model.pretrained}), block {meta['layer']},"
+        f" {meta['grid']} x {meta['grid']} patches, d_in {meta['d_in']}",
+        "data": f"{config.data.kind.name}, {meta['n_images']} training images",
+        "SAE": f"{config.sae.kind.name}, {meta['d_in'] * config.sae.expansion_factor} latents,"
+        f" seeds {', '.join(map(str, config.seeds))}",
+        "scope": f"k_CDS {config.scope.k_cds}, shift {config.scope.shift_patches}, EMD {config.scope.emd.name}",
+        "software": f"infoscope {versions['infoscope']}, torch {versions['torch']}",
+        "hardware": f"{hardware['cpu']}, {hardware['cores']} cores" + "".join(f", {gpu}" for gpu in hardware["gpus"]),
+    }
+    if config.data.kind is DataKind.scenes:
+        context["data"] += f", {config.data.n_test} test images"
+    if config.model.pretrained == "random":
+        context["model"] += "; random weights, so nothing here is about a trained model"
+    n_skipped = len(tokens.read_json("skipped.json"))
+    if n_skipped:
+        context["data"] += f", {n_skipped} of {len(images)} files skipped"
+    return context

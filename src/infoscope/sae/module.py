@@ -1,0 +1,100 @@
+"""One training step of an SAE as a Lightning module."""
+
+from __future__ import annotations
+
+import lightning as L
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from infoscope.errors import InputError
+from infoscope.sae.activations import Activation, ReLU, TopK
+from infoscope.sae.config import Kind, SAEConfig
+from infoscope.sae.losses import LossOutput, Objective, ReLUObjective, TopKObjective
+from infoscope.sae.model import SparseAutoencoder
+
+
+def make_sae(config: SAEConfig, mean: Float[Tensor, " d_in"], scale: float, seed: int) -> SparseAutoencoder:
+    """Return an untrained SAE for tokens with this mean and scale.
+
+    Raises:
+        InputError: if k exceeds the number of latents.
+    """
+    activation: Activation = TopK(config.k) if config.kind is Kind.topk else ReLU()
+    d_in = len(mean)
+    return SparseAutoencoder(d_in, d_in * config.expansion_factor, activation, mean, scale, seed)
+
+
+def make_objective(config: SAEConfig, d_in: int) -> Objective:
+    """Return the loss of the configured kind."""
+    if config.kind is Kind.topk:
+        return TopKObjective(config.k, d_in // 2 if config.aux_k is None else config.aux_k, config.aux_coef)
+    return ReLUObjective(config.l1)
+
+
+class SAEModule(L.LightningModule):
+    """Trains an SAE on raw tokens [n, d_in] with Adam; the optimiser is driven by hand to keep the decoder's rows unit.
+
+    Logs, every `log_every_n_steps` (which the trainer must be given too): loss, fvu, l0, cosine (of the batch,
+    normalised units), dead_share (share of latents that have not fired for `dead_after_tokens` tokens) and lr.
+    """
+
+    tokens_since_fired: Int64[Tensor, " d_sae"]
+
+    def __init__(self, sae: SparseAutoencoder, config: SAEConfig) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.sae, self.config = sae, config
+        self.objective = make_objective(config, sae.d_in)
+        self.register_buffer("tokens_since_fired", torch.zeros(sae.d_sae, dtype=torch.int64))
+        self.at_step_boundary = True
+        """Whether weights, optimiser and counters belong to the same step: only then may a checkpoint be written."""
+
+    def training_step(self, batch: Float[Tensor, "n d_in"], batch_idx: int) -> None:
+        optimizer = self.optimizers()
+        assert not isinstance(optimizer, list)
+        step = self.global_step
+        x_n = self.sae.normalise(batch)
+        out = self.objective(self.sae, x_n, self.tokens_since_fired > self.config.dead_after_tokens)
+        if not torch.isfinite(out.loss):
+            raise InputError(
+                f"The SAE's loss became {out.loss.item()} at step {step}: expected finite tokens and a stable loss;"
+                " check the tokens, or lower sae.lr."
+            )
+        self.manual_backward(out.loss)
+        self.sae.project_decoder_grad()
+        self.at_step_boundary = False
+        for group in optimizer.param_groups:
+            group["lr"] = self.config.lr * compute_lr_factor(step, self.config)
+        optimizer.step()
+        optimizer.zero_grad()
+        self.sae.normalise_decoder()
+        self.tokens_since_fired.add_(len(batch)).masked_fill_(out.n_fired > 0, 0)
+        self.at_step_boundary = True
+        if (step + 1) % self.config.log_every_n_steps == 0:
+            self._log_figures(x_n, out)
+
+    @torch.no_grad()
+    def _log_figures(self, x_n: Tensor, out: LossOutput) -> None:
+        figures = {
+            "loss": out.loss.detach(),
+            "fvu": out.fvu,
+            "l0": out.n_fired.sum() / len(x_n),
+            "cosine": torch.cosine_similarity(x_n, out.x_hat_n, dim=-1).mean(),
+            "dead_share": (self.tokens_since_fired > self.config.dead_after_tokens).float().mean(),
+        }
+        self.log_dict(figures, prog_bar=True)
+        self.log("lr", self.optimizers().param_groups[0]["lr"])  # pyright: ignore[reportAttributeAccessIssue]
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        fused = self.device.type in ("cpu", "cuda")
+        # A small eps: the loss is a ratio, so the gradients of rare latents are far below Adam's default of 1e-8.
+        return torch.optim.Adam(self.sae.parameters(), lr=self.config.lr, eps=6.25e-10, fused=fused)
+
+
+def compute_lr_factor(step: int, config: SAEConfig) -> float:
+    """Return the share of the learning rate at a step counted from 0: linear warm-up, flat, linear decay."""
+    warmup = (step + 1) / config.warmup_steps if step < config.warmup_steps else 1.0
+    n_decay = config.decay_share * config.n_steps
+    decay = (config.n_steps - step) / n_decay if n_decay > 0 else 1.0
+    return min(warmup, decay, 1.0)

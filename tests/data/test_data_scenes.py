@@ -1,0 +1,140 @@
+"""The scenes keep their promises: a scene depends on (seed, split, index) alone, and its ground truth is the truth."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from infoscope.data import scenes
+from infoscope.data.scenes import Factors, SceneObject, render_scene, render_split_part, scene_rng
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.fixture(scope="module")
+def some_scenes():
+    return render_split_part(0, "train", 0, 60, 64)
+
+
+def test_same_seed_split_and_index_give_the_same_scene(some_scenes):
+    [again] = render_split_part(0, "train", 17, 18, 64)
+    assert np.array_equal(again.image, some_scenes[17].image)
+    assert np.array_equal(again.label_map, some_scenes[17].label_map)
+    assert np.array_equal(again.depth_m, some_scenes[17].depth_m)
+    assert again.factors == some_scenes[17].factors
+
+
+@pytest.mark.parametrize(("seed", "split", "index"), [(1, "train", 0), (0, "test", 0), (0, "train", 1)])
+def test_another_seed_split_or_index_gives_another_scene(some_scenes, seed, split, index):
+    [other] = render_split_part(seed, split, index, index + 1, 64)
+    assert not np.array_equal(other.image, some_scenes[0].image)
+
+
+def test_growing_a_set_keeps_the_earlier_scenes(some_scenes):
+    smaller = render_split_part(0, "train", 0, 5, 64)
+    assert all(np.array_equal(a.image, b.image) for a, b in zip(smaller, some_scenes[:5], strict=True))
+
+
+def test_factors_do_not_depend_on_the_size(some_scenes):
+    larger = render_split_part(0, "train", 0, 10, 104)
+    assert [scene.factors for scene in larger] == [scene.factors for scene in some_scenes[:10]]
+
+
+def test_types_and_ranges(some_scenes):
+    for scene in some_scenes:
+        assert scene.image.dtype == np.uint8
+        assert scene.image.shape == (64, 64, 3)
+        assert scene.label_map.dtype == np.uint8
+        assert scene.depth_m.dtype == np.float32
+        assert 0 <= scene.depth_m.min() <= scene.depth_m.max() < scenes.MAX_DEPTH_M
+
+
+def test_label_maps_hold_the_twelve_classes_and_ignore_only(some_scenes):
+    seen = set(np.unique(np.stack([scene.label_map for scene in some_scenes])).tolist())
+    assert seen == {*range(12), scenes.IGNORE_LABEL}
+    assert len(scenes.LABELS) == 12
+
+
+def test_pixels_of_a_kind_have_the_depth_of_an_object_of_that_kind(some_scenes):
+    for scene in some_scenes:
+        for kind in {thing.kind for thing in scene.factors.objects}:
+            depths = scene.depth_m[scene.label_map == scenes.LABELS.index(kind)]
+            expected = np.array([thing.depth_m for thing in scene.factors.objects if thing.kind == kind], np.float32)
+            assert np.isin(depths, expected).all()
+
+
+def test_the_sky_has_no_depth_and_the_backdrop_one(some_scenes):
+    for scene in some_scenes:
+        assert not scene.depth_m[scene.label_map == scenes.LABELS.index("sky")].any()
+        assert (scene.depth_m[scene.label_map == scenes.LABELS.index("backdrop")] == 9.5).all()
+
+
+def test_objects_run_from_near_to_far_and_the_nearest_is_the_class(some_scenes):
+    for scene in some_scenes:
+        depths = [thing.depth_m for thing in scene.factors.objects]
+        assert depths == sorted(depths)
+        assert 1 <= len(depths) <= 4
+        assert 1.3 <= depths[0] <= 2.3
+
+
+def test_near_objects_occlude_far_ones():
+    near = SceneObject("ball", "red", "plain", "medium", depth_m=1.5, x=0.5)
+    far = SceneObject("cube", "blue", "plain", "large", depth_m=2.0, x=0.55)
+
+    def draw(*objects: SceneObject):
+        return render_scene(Factors("sea", "noon", "clear", "level", objects), scene_rng(0, "test", 0), 104)
+
+    both, near_alone, far_alone = draw(near, far), draw(near), draw(far)
+    near_pixels = near_alone.depth_m == np.float32(1.5)
+    overlap = near_pixels & (far_alone.depth_m == np.float32(2.0))
+    assert overlap.sum() > 100
+    assert (both.depth_m[near_pixels] == np.float32(1.5)).all()
+    assert np.array_equal(both.label_map[near_pixels], near_alone.label_map[near_pixels])
+    core = overlap & (near_alone.label_map == scenes.LABELS.index("ball"))
+    assert (both.image[core][:, 0] > both.image[core][:, 2]).all()  # red, not blue
+
+
+def test_captions_use_the_vocabulary_alone(some_scenes):
+    known = set(scenes.vocabulary())
+    rng = np.random.default_rng(0)
+    for scene in some_scenes:
+        for text in (scenes.caption(scene.factors), *(scenes.caption(scene.factors, rng) for _ in range(20))):
+            assert set(text.split()) <= known
+
+
+def test_a_full_caption_says_everything_about_the_nearest_object_and_the_whole(some_scenes):
+    for scene in some_scenes:
+        words = scenes.caption(scene.factors).split()
+        nearest = scene.factors.objects[0]
+        said = (nearest.size, nearest.texture, nearest.colour, nearest.kind)
+        whole = (scene.factors.place, scene.factors.light, scene.factors.weather, scene.factors.camera)
+        assert tuple(words[1:5]) == said
+        assert set(whole) <= set(words)
+
+
+@pytest.mark.parametrize(
+    ("split", "index", "label_hash"),
+    [("train", 0, "8292478895ce13e2"), ("test", 3, "41505c889b6d9e56"), ("clip_train", 17, "b71de465d4e0aa47")],
+)
+def test_scenes_are_what_they_were(split, index, label_hash):
+    """A failure means that scenes changed: if that was the aim, raise RENDERER_VERSION and store the pictures anew.
+
+    Pixels may differ by one level where sines differ in the last bit from processor to processor.
+    """
+    [scene] = render_split_part(0, split, index, index + 1, 64)
+    stored = np.array(Image.open(GOLDEN / f"scene-{split}-{index}.png"))
+    assert np.abs(scene.image.astype(int) - stored).max() <= 1
+    assert (scene.image != stored).mean() < 0.01
+    assert hashlib.sha256(scene.label_map.tobytes()).hexdigest()[:16] == label_hash
+
+
+def test_a_split_that_does_not_exist_is_refused():
+    with pytest.raises(ValueError, match="train, test, clip_train, clip_test"):
+        scene_rng(0, "val", 0)
+
+
+def test_too_small_a_picture_is_refused():
+    with pytest.raises(ValueError, match="at least 32, got 16"):
+        render_split_part(0, "train", 0, 1, 16)

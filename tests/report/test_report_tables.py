@@ -1,0 +1,145 @@
+"""Tables: means and spreads, and the four ways to write them."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import re
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from infoscope.report.latex import escape_latex
+from infoscope.report.tables import MINUS, MISSING, Align, Cell, Column, Stat, Table, compute_stat, format_number
+
+NASTY = r"50% of a_b & c#1 {x} $y$ ~z ^2 \w <p> |q|"
+
+
+def make_table() -> Table:
+    columns = [
+        Column("name", "name", Align.left),
+        Column("share", "share", digits=1, scale=100, unit="%"),
+        Column("n", "n", digits=0, optional=True),
+    ]
+    table = Table("some_table", "A title", columns, notes=["A note & more."], marks={"†": "at the edge.", "∅": "never"})
+    table.add_row(NASTY, Stat(0.5, 0.1234, 3), 1200)
+    table.add_section("second")
+    table.add_row("[b]", Cell(compute_stat([0.25, math.nan]), "†"), 7)
+    table.add_row("missing", compute_stat([]), None)
+    return table
+
+
+def test_mean_and_sd_are_numpys() -> None:
+    values = np.random.default_rng(0).normal(3, 2, 15)
+    stat = compute_stat([*values, math.nan, None])
+    assert stat.mean == pytest.approx(np.mean(values), abs=1e-12)
+    assert stat.sd == pytest.approx(np.std(values, ddof=1), abs=1e-12)
+    assert (stat.n, stat.n_missing) == (15, 2)
+
+
+def test_one_value_has_no_spread_and_none_no_mean() -> None:
+    assert compute_stat([2.0])[::2] == (2.0, 1)
+    assert math.isnan(compute_stat([2.0]).sd)
+    assert math.isnan(compute_stat([math.nan]).mean)
+
+
+@pytest.mark.parametrize(
+    ("value", "digits", "signed", "text"),
+    [
+        (-0.004, 2, True, "0.00"),
+        (0.126, 2, True, "+0.13"),
+        (-1234.5, 1, False, f"{MINUS}1,234.5"),
+        (math.nan, 2, False, MISSING),
+        (math.inf, 2, False, MISSING),
+    ],
+)
+def test_numbers_as_people_read_them(value: float, digits: int, signed: bool, text: str) -> None:
+    assert format_number(value, digits, signed) == text
+
+
+def test_csv_gives_the_numbers_back_exactly() -> None:
+    table = make_table()
+    rows = list(csv.DictReader(io.StringIO(table.to_csv())))
+    assert [row["name"] for row in rows] == [NASTY, "[b]", "missing"]
+    assert [row["section"] for row in rows] == ["", "second", "second"]
+    assert float(rows[0]["share"]) == 0.5
+    assert float(rows[0]["share_sd"]) == 0.1234
+    assert rows[0]["share_n"] == "3"
+    assert rows[0]["n"] == "1200"
+    assert math.isnan(float(rows[2]["share"]))
+    assert rows[2]["n"] == ""
+    assert rows[1]["marks"] == "share:†°"
+
+
+def test_csv_numbers_survive_at_full_precision() -> None:
+    value = 1 / 3 + 1e-16
+    table = Table("t", "t", [Column("x", "x", digits=1)])
+    table.add_row(value)
+    assert float(table.to_csv().splitlines()[1]) == value
+
+
+def test_markdown_rows_have_as_many_cells_as_columns() -> None:
+    lines = [line for line in make_table().to_markdown().splitlines() if line.startswith("|")]
+    assert {len(re.split(r"(?<!\\)\|", line)) for line in lines} == {5}
+    assert f"| missing | {MISSING} |  |" in lines
+    assert "50.0 ± 12.3" in lines[2]
+
+
+def test_only_marks_in_use_are_explained() -> None:
+    text = make_table().to_markdown()
+    assert "† at the edge." in text
+    assert "never" not in text
+    assert f"{MISSING} no number" in text
+    assert "° runs without a number" in text
+
+
+def test_latex_escapes_every_special_character() -> None:
+    escaped = escape_latex(NASTY)
+    plain = re.sub(r"\\text[a-z]+\{\}|\\[%&#_{}$]", "", escaped)
+    assert not set(plain) & set("%&#_{}$~^\\<>|")
+    assert escape_latex(f"1 ± 2 {MINUS} 3") == r"1 $\pm$ 2 $-$ 3"
+
+
+def test_latex_is_balanced() -> None:
+    text = make_table().to_latex()
+    bare = text.replace(r"\\", "").replace(r"\{", "").replace(r"\}", "").replace(r"\$", "")
+    assert bare.count("{") == bare.count("}")
+    assert bare.count("$") % 2 == 0
+    begins, ends = re.findall(r"\\begin\{(\w+)\}", text), re.findall(r"\\end\{(\w+)\}", text)
+    assert begins == ends[::-1] == ["table", "tabular"]
+    body = text[text.index(r"\toprule") : text.index(r"\bottomrule")]
+    rows = [line for line in body.splitlines() if line.endswith(r"\\") and "multicolumn" not in line]
+    assert {len(re.findall(r"(?<!\\)&", row)) for row in rows} == {2}
+    assert "{}[b]" in text  # not an optional argument of the row before
+    assert text.isascii()
+
+
+@pytest.mark.parametrize("width", [30, 60, 200])
+def test_terminal_cuts_no_number(width: int) -> None:
+    table = Table("t", "t", [Column("a", "name", Align.left), Column("b", "share"), Column("c", "n", optional=True)])
+    table.add_row("first", Stat(12.345, 1.5, 3), Stat(1.0, 0.5, 3))
+    console = Console(width=width, file=io.StringIO(), color_system=None)
+    table.print(console)
+    output = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "12.3" in output
+    assert "…" not in output
+    assert max(map(len, output.splitlines())) <= width
+
+
+def test_narrow_terminal_says_what_is_left_out() -> None:
+    console = Console(width=38, file=io.StringIO(), color_system=None)
+    make_table().print(console)
+    assert "too narrow" in " ".join(console.file.getvalue().split())  # type: ignore[attr-defined]
+
+
+def test_square_brackets_are_not_markup() -> None:
+    console = Console(width=120, file=io.StringIO(), color_system=None)
+    make_table().print(console)
+    assert "[b]" in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_a_row_needs_a_value_per_column() -> None:
+    with pytest.raises(AssertionError, match="2 values for 3 columns"):
+        make_table().add_row("a", 1)

@@ -1,0 +1,148 @@
+"""The sparse TopK step against dense autograd, and what it allocates."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from infoscope.sae import SparseAutoencoder
+from infoscope.sae.activations import TopK
+from infoscope.sae.losses import ReLUObjective, TopKObjective, compute_aux_loss
+from infoscope.sae.topk_step import Weights, compute_topk_step
+
+N, D_IN, D_SAE, K, AUX_K = 50, 12, 40, 4, 5
+PARAMETERS = ("W_enc", "b_enc", "W_dec", "b_dec")
+
+
+def make_case(dtype: torch.dtype = torch.float64) -> tuple[SparseAutoencoder, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    sae = SparseAutoencoder(D_IN, D_SAE, TopK(K), seed=2).to(dtype)
+    with torch.no_grad():
+        sae.W_enc.add_(0.1 * torch.randn(D_IN, D_SAE, generator=generator, dtype=dtype))
+        sae.b_enc.add_(0.2 * torch.randn(D_SAE, generator=generator, dtype=dtype))
+        sae.b_dec.add_(0.2 * torch.randn(D_IN, generator=generator, dtype=dtype))
+        dead = torch.arange(D_SAE) % 3 == 0
+        sae.b_enc[dead] -= 1.0
+    return sae, torch.randn(N, D_IN, generator=generator, dtype=dtype), dead
+
+
+def compute_dense_loss(sae: SparseAutoencoder, x_n: Tensor, dead: Tensor, aux_k: int, aux_coef: float) -> Tensor:
+    """FVU + AuxK by plain autograd, written from the definitions with masks over dense codes."""
+    pre_acts = (x_n - sae.b_dec) @ sae.W_enc + sae.b_enc
+    kept = torch.zeros_like(pre_acts).scatter(1, pre_acts.topk(K, dim=1).indices, 1.0)
+    x_hat_n = (pre_acts * kept).clamp(min=0) @ sae.W_dec + sae.b_dec
+    fvu = (x_n - x_hat_n).pow(2).sum() / x_n.pow(2).sum()
+    if aux_k == 0 or not dead.any():
+        return fvu
+    of_dead = pre_acts.masked_fill(~dead, -torch.inf)
+    chosen = torch.zeros_like(pre_acts).scatter(1, of_dead.topk(min(aux_k, int(dead.sum())), dim=1).indices, 1.0)
+    residual = (x_n - x_hat_n).detach()
+    residual_hat = (pre_acts * chosen).clamp(min=0) @ sae.W_dec
+    auxk = (residual - residual_hat).pow(2).sum() / (residual - residual.mean(0)).pow(2).sum()
+    return fvu + aux_coef * auxk
+
+
+def compute_grads(sae: SparseAutoencoder, loss: Tensor) -> list[Tensor]:
+    return list(torch.autograd.grad(loss, [getattr(sae, name) for name in PARAMETERS]))
+
+
+@pytest.mark.parametrize("n_dead", [0, 3, 14])
+def test_every_gradient_equals_dense_autograd(n_dead: int) -> None:
+    sae, x_n, dead = make_case()
+    dead = dead & (dead.cumsum(0) <= n_dead)
+    out = TopKObjective(K, AUX_K, 1 / 32)(sae, x_n, dead)
+    expected = compute_dense_loss(sae, x_n, dead, AUX_K, 1 / 32)
+    torch.testing.assert_close(out.loss, expected)
+    for name, ours, theirs in zip(PARAMETERS, compute_grads(sae, out.loss), compute_grads(sae, expected), strict=True):
+        torch.testing.assert_close(ours, theirs, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_auxk_alone_reaches_the_dead_encoder_columns_and_only_those() -> None:
+    sae, x_n, dead = make_case()
+    step = compute_topk_step(x_n, Weights(sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec), K, dead, AUX_K)
+    assert step.error_hat is not None
+    W_enc_grad, b_enc_grad, W_dec_grad, b_dec_grad = torch.autograd.grad(
+        compute_aux_loss((x_n - step.x_hat_n).detach(), step.error_hat), [sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec]
+    )
+    assert W_enc_grad[:, dead].abs().sum(0).gt(0).any()
+    assert b_enc_grad[dead].ne(0).any()
+    assert b_dec_grad.ne(0).all()
+    assert not W_enc_grad[:, ~dead].any()
+    assert not W_dec_grad[~dead].any()
+
+
+def test_n_fired_counts_positive_entries_only() -> None:
+    sae, x_n, dead = make_case()
+    with torch.no_grad():
+        sae.b_enc -= 2.0
+    z = sae.encode(x_n)
+    out = TopKObjective(K, 0, 0.0)(sae, x_n, dead)
+    assert torch.equal(out.n_fired, (z > 0).sum(0).double())
+    assert out.n_fired.sum() < N * K
+
+
+def test_relu_loss_is_the_definition() -> None:
+    sae, x_n, dead = make_case()
+    z = ((x_n - sae.b_dec) @ sae.W_enc + sae.b_enc).clamp(min=0)
+    x_hat_n = z @ sae.W_dec + sae.b_dec
+    expected = (x_n - x_hat_n).pow(2).sum() / x_n.pow(2).sum() + 0.3 * z.sum(1).mean() / D_IN**0.5
+    out = ReLUObjective(0.3)(sae, x_n, dead)
+    torch.testing.assert_close(out.loss, expected, rtol=1e-6, atol=0)  # the penalty is summed in float32
+    assert torch.equal(out.n_fired, (z > 0).sum(0).double())
+
+
+def test_bf16_autocast_stays_near_float32() -> None:
+    sae, x_n, dead = make_case(torch.float32)
+    objective = TopKObjective(K, 0, 0.0)
+    exact = objective(sae, x_n, dead).loss
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = objective(sae, x_n, dead)
+    grads = compute_grads(sae, out.loss)
+    assert out.loss.dtype == torch.float32
+    assert out.loss.item() == pytest.approx(exact.item(), rel=0.02)
+    assert all(torch.isfinite(grad).all() for grad in grads)
+
+
+class RecordShapes(TorchDispatchMode):
+    """Collects the shape of every tensor that an operation returns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shapes: set[tuple[int, ...]] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, (tuple, list)) else [out]:
+            if isinstance(tensor, Tensor):
+                self.shapes.add(tuple(tensor.shape))
+        return out
+
+
+@pytest.mark.parametrize("sparse", [True, False])
+def test_no_dense_codes_in_the_backward(sparse: bool) -> None:
+    sae, x_n, dead = make_case()
+    loss = (
+        TopKObjective(K, AUX_K, 1 / 32)(sae, x_n, dead).loss
+        if sparse
+        else compute_dense_loss(sae, x_n, dead, AUX_K, 1 / 32)
+    )
+    with RecordShapes() as recorder:
+        compute_grads(sae, loss)
+    dense = [shape for shape in recorder.shapes if N in shape and D_SAE in shape]
+    assert bool(dense) is not sparse  # the dense loss shows that the recorder would see one
+    assert max(torch.Size(shape).numel() for shape in recorder.shapes) <= N * D_SAE
+    if sparse:
+        assert max(torch.Size(shape).numel() for shape in recorder.shapes) < N * D_SAE
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_gradients_on_cuda_equal_those_on_the_cpu() -> None:
+    sae, x_n, dead = make_case()
+    objective = TopKObjective(K, AUX_K, 1 / 32)
+    expected = compute_grads(sae, objective(sae, x_n, dead).loss)
+    sae, x_n, dead = sae.cuda(), x_n.cuda(), dead.cuda()
+    for ours, theirs in zip(compute_grads(sae, objective(sae, x_n, dead).loss), expected, strict=True):
+        torch.testing.assert_close(ours.cpu(), theirs)

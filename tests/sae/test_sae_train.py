@@ -1,0 +1,233 @@
+"""Training: it learns, resumes bit for bit, revives dead latents, and says plainly what is wrong."""
+
+from __future__ import annotations
+
+import os
+import signal
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import CSVLogger
+
+from infoscope.errors import InputError
+from infoscope.sae import Kind, SAEConfig, SAEModule, TokenChoice, train_sae
+from infoscope.sae.module import compute_lr_factor
+from infoscope.sae.train import make_normalisation, split_tokens
+
+CONFIG = SAEConfig(
+    expansion_factor=4,
+    k=3,
+    n_tokens=20 * 64,
+    batch_tokens=64,
+    warmup_steps=4,
+    lr=3e-3,
+    dead_after_tokens=128,
+    eval_tokens=100,
+    log_every_n_steps=5,
+    checkpoint_every_n_steps=6,
+)
+
+
+@dataclass
+class Tokens:
+    patches: np.ndarray
+    prefix: np.ndarray
+    mean: np.ndarray
+    scale: float
+
+
+@pytest.fixture(scope="module")
+def cache() -> Tokens:
+    """Tokens that are sums of 3 of 20 directions, off centre."""
+    rng = np.random.default_rng(0)
+    directions = rng.normal(size=(20, 12))
+    codes = rng.uniform(0.5, 1.5, size=(60, 9, 20)) * (rng.random((60, 9, 20)) < 0.15)
+    patches = (codes @ directions + 2.0).astype(np.float32)
+    mean = patches.mean((0, 1))
+    scale = float(12**0.5 / np.linalg.norm(patches - mean, axis=-1).mean())
+    return Tokens(patches, patches[:, :1].copy(), mean, scale)
+
+
+class Stop(Callback):
+    """Interrupts at a step, in one of the ways that happen; else only remembers how training ended."""
+
+    def __init__(self, step: int | None = None, how: str = "signal") -> None:
+        self.step, self.how = step, how
+        self.end: dict = {}
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: object) -> None:
+        if self.how == "raise_before" and trainer.global_step == self.step:
+            raise KeyboardInterrupt
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: object) -> None:
+        if trainer.global_step == self.step and self.how == "signal":
+            os.kill(os.getpid(), signal.SIGINT)
+        if trainer.global_step == self.step and self.how == "raise_after":
+            raise KeyboardInterrupt
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        optimizer = trainer.optimizers[0].state_dict()["state"]
+        moments = {f"{i}.{name}": value for i, state in optimizer.items() for name, value in state.items()}
+        self.end = {name: tensor.clone() for name, tensor in (pl_module.state_dict() | moments).items()}
+
+
+def assert_same(ours: dict, theirs: dict) -> None:
+    assert ours.keys() == theirs.keys()
+    for name, tensor in ours.items():
+        assert torch.equal(tensor, theirs[name]), name
+
+
+@pytest.mark.parametrize("how", ["signal", "raise_before", "raise_after"])
+def test_resumed_run_equals_an_undisturbed_one_bit_for_bit(cache: Tokens, tmp_path: Path, how: str) -> None:
+    handler = signal.getsignal(signal.SIGINT)
+    whole = Stop()
+    _, expected = train_sae(cache, CONFIG, 5, tmp_path / "whole", callbacks=[whole])
+    with pytest.raises(KeyboardInterrupt):
+        train_sae(cache, CONFIG, 5, tmp_path / "cut", callbacks=[Stop(7, how)])
+    assert signal.getsignal(signal.SIGINT) is handler
+    checkpoint = torch.load(tmp_path / "cut" / "last.ckpt", weights_only=True)
+    assert checkpoint["global_step"] == 7
+    resumed = Stop()
+    _, figures = train_sae(cache, CONFIG, 5, tmp_path / "cut", callbacks=[resumed])
+    assert resumed.end["0.step"] == 20
+    assert_same(resumed.end, whole.end)
+    assert figures == expected
+
+
+def test_periodic_checkpoint_is_enough_to_resume(cache: Tokens, tmp_path: Path) -> None:
+    whole, resumed = Stop(), Stop()
+    train_sae(cache, CONFIG, 5, tmp_path, callbacks=[whole])
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 18
+    train_sae(cache, CONFIG, 5, tmp_path, callbacks=[resumed])
+    assert_same(resumed.end, whole.end)
+
+
+def test_checkpoint_of_another_run_or_a_damaged_one_is_refused(cache: Tokens, tmp_path: Path) -> None:
+    train_sae(cache, CONFIG, 5, tmp_path)
+    with pytest.raises(InputError, match="another seed"):
+        train_sae(cache, CONFIG, 6, tmp_path)
+    with pytest.raises(InputError, match="another config"):
+        train_sae(cache, replace(CONFIG, lr=1e-4), 5, tmp_path)
+    (tmp_path / "last.ckpt").write_bytes(b"PK but not whole")
+    with pytest.raises(InputError, match="damaged"):
+        train_sae(cache, CONFIG, 5, tmp_path)
+
+
+@pytest.mark.parametrize("kind", list(Kind))
+def test_training_learns_and_keeps_unit_rows(cache: Tokens, tmp_path: Path, kind: Kind) -> None:
+    config = replace(CONFIG, kind=kind, n_tokens=300 * 64, l1=0.02, checkpoint_every_n_steps=1000)
+    sae, figures = train_sae(cache, config, 0, tmp_path)
+    assert figures["fvu"] < 0.25
+    assert figures["cosine"] > 0.85
+    assert figures["l0"] <= (3 if kind is Kind.topk else 48)
+    torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(48))
+    assert not sae.training
+    assert all(parameter.device.type == "cpu" for parameter in sae.parameters())
+
+
+class KillHalf(Callback):
+    """Puts half of the latents out of reach before training; counts at the end how many of them fire."""
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: SAEModule) -> None:
+        with torch.no_grad():
+            pl_module.sae.b_enc[::2] = -4.0
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: SAEModule) -> None:
+        self.revived_share = float((pl_module.tokens_since_fired[::2] < 1000).float().mean())
+
+
+def test_auxk_revives_dead_latents(cache: Tokens, tmp_path: Path) -> None:
+    config = replace(CONFIG, n_tokens=200 * 64, checkpoint_every_n_steps=1000, lr=1e-2)
+    revived = {}
+    for aux_coef in (0.0, 1 / 32):
+        kill_half = KillHalf()
+        train_sae(cache, replace(config, aux_coef=aux_coef), 0, tmp_path / str(aux_coef), callbacks=[kill_half])
+        revived[aux_coef] = kill_half.revived_share
+    assert revived[0.0] == 0
+    assert revived[1 / 32] > 0.05
+
+
+def test_same_seed_same_sae_other_seed_another(cache: Tokens, tmp_path: Path) -> None:
+    first, again, other = (
+        train_sae(cache, CONFIG, seed, tmp_path / name)[0] for name, seed in (("a", 1), ("b", 1), ("c", 2))
+    )
+    assert torch.equal(first.W_dec, again.W_dec)
+    assert not torch.equal(first.W_dec, other.W_dec)
+
+
+def test_figures_are_logged_and_nothing_is_printed(
+    cache: Tokens, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    logger = CSVLogger(tmp_path / "logs", name="", version="")
+    train_sae(cache, CONFIG, 5, tmp_path / "progress", logger=logger)
+    header, *rows = (tmp_path / "logs" / "metrics.csv").read_text().splitlines()
+    assert {"loss", "fvu", "l0", "cosine", "dead_share", "lr", "step"} <= set(header.split(","))
+    assert len(rows) == 4
+    assert capfd.readouterr() == ("", "")
+
+
+def test_nan_tokens_end_training_with_a_sentence(cache: Tokens, tmp_path: Path) -> None:
+    patches = cache.patches.copy()
+    patches[3, 2, 1] = np.nan
+    with pytest.raises(InputError, match=r"loss became nan at step \d+: expected finite tokens"):
+        train_sae(replace(cache, patches=patches), CONFIG, 0, tmp_path)
+
+
+def test_held_out_images_are_never_trained_on(cache: Tokens) -> None:
+    training, evaluation = split_tokens(cache, CONFIG)
+    assert (training.images, evaluation.images) == (range(54), range(54, 60))
+    training, evaluation = split_tokens(cache, replace(CONFIG, tokens=TokenChoice.cls), held_out=cache)
+    assert (training.n_tokens, evaluation.n_tokens) == (60, 60)
+    with pytest.raises(InputError, match="at least 2 images"):
+        split_tokens(replace(cache, patches=cache.patches[:1]), CONFIG)
+
+
+def test_patches_keep_the_normalisation_of_the_cache_and_other_tokens_get_their_own(cache: Tokens) -> None:
+    prefix = np.random.default_rng(1).normal(3.0, 2.0, size=(60, 2, 12)).astype(np.float32)
+    cache = replace(cache, prefix=prefix)
+    for choice, tokens in ((TokenChoice.cls, prefix[:54, 0]), (TokenChoice.all, None)):
+        if tokens is None:
+            tokens = np.concatenate([prefix[:54], cache.patches[:54]], axis=1).reshape(-1, 12)
+        config = replace(CONFIG, tokens=choice, eval_tokens=10_000)
+        mean, scale = make_normalisation(cache, split_tokens(cache, config)[0], config)
+        np.testing.assert_allclose(mean.numpy(), tokens.mean(0), rtol=1e-4)
+        assert scale * np.linalg.norm(tokens - tokens.mean(0), axis=1).mean() == pytest.approx(12**0.5, rel=1e-5)
+    mean, scale = make_normalisation(cache, split_tokens(cache, CONFIG)[0], CONFIG)
+    assert (mean.tolist(), scale) == (cache.mean.tolist(), cache.scale)
+
+
+def test_only_what_decides_the_weights_is_determining() -> None:
+    assert CONFIG.determining() == replace(CONFIG, l1=9.0, log_every_n_steps=1).determining()
+    assert CONFIG.determining() != replace(CONFIG, k=4).determining()
+    relu = replace(CONFIG, kind=Kind.relu)
+    assert relu.determining() == replace(relu, k=4, checkpoint_every_n_steps=1).determining()
+    assert relu.determining() != replace(relu, l1=9.0).determining()
+    assert relu.determining()["kind"] == "relu"
+
+
+def test_learning_rate_warms_up_and_decays() -> None:
+    config = replace(CONFIG, warmup_steps=4, decay_share=0.5)
+    factors = [compute_lr_factor(step, config) for step in range(20)]
+    assert factors[:4] == [0.25, 0.5, 0.75, 1.0]
+    assert factors[4:11] == [1.0] * 7
+    assert factors[11:] == pytest.approx([0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1])
+    assert compute_lr_factor(19, replace(CONFIG, warmup_steps=0, decay_share=0.0)) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"k": 0}, r"sae\.k to be at least 1"),
+        ({"lr": 0.0}, r"sae\.lr above 0"),
+        ({"decay_share": 1.5}, r"sae\.decay_share in 0\.\.1"),
+        ({"aux_k": -1}, r"sae\.aux_k to be 0 or more"),
+    ],
+)
+def test_bad_settings_are_refused(changes: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        replace(CONFIG, **changes)

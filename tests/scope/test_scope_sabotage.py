@@ -1,0 +1,54 @@
+"""The named tests see the faults they are for: each fault is planted in one function, and the test must turn red."""
+
+import math
+
+import numpy as np
+import pytest
+from test_scope_crops import test_shared_region_holds_the_same_pixels as shared_region_test
+from test_scope_emd import test_maps_are_normalised_before_emd as normalisation_test
+from test_scope_ranking import test_ranking_equals_a_full_sort as ranking_test
+from test_scope_scoring import test_last_incomplete_batch_is_scored as last_batch_test
+from test_scope_scoring import test_planted_jump_scores_its_offset_over_d_grid as d_grid_test
+
+from infoscope.scope import cds, crops, emd, ranking, scoring
+
+
+def swapped(grid, shift_patches, crop):
+    return slice(shift_patches, grid) if crop == 2 else slice(0, grid - shift_patches)
+
+
+def centre_to_edge(grid, shift_patches):
+    return math.sqrt(2) * (grid - shift_patches)
+
+
+def not_normalised(maps):
+    return maps.reshape(len(maps), -1).astype(np.float64)
+
+
+best_first, iterate_images = ranking.best_first, scoring.iterate_images
+
+
+def one_rank_late(values, images, k):
+    values, images = best_first(values, images, k + 1)
+    return values[:, -k:], images[:, -k:]
+
+
+def whole_batches_only(image_set, size_px, batch_size, **options):
+    return (b for b in iterate_images(image_set, size_px, batch_size, **options) if len(b.index) == batch_size)
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "fault", "test"),
+    [
+        (crops, "shared_slice", swapped, shared_region_test),
+        (cds, "compute_d_grid", centre_to_edge, d_grid_test),
+        (emd, "normalise_maps", not_normalised, normalisation_test),
+        (ranking, "best_first", one_rank_late, ranking_test),
+        (scoring, "iterate_images", whole_batches_only, last_batch_test),
+    ],
+    ids=["alignment", "d_grid", "normalisation", "ranks", "last_batch"],
+)
+def test_a_planted_fault_turns_its_test_red(module, name, fault, test, monkeypatch):
+    monkeypatch.setattr(module, name, fault)
+    with pytest.raises(AssertionError):
+        test()

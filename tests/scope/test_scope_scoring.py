@@ -1,0 +1,263 @@
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch.callbacks import Callback
+from scipy.stats import wasserstein_distance_nd
+
+from infoscope.errors import InputError
+from infoscope.sae.activations import ReLU, TopK
+from infoscope.sae.model import SparseAutoencoder
+from infoscope.scope import ranking as ranking_module
+from infoscope.scope.api import ImageArrays, as_image_set, contextual_dependency, iterate_patch_tokens
+from infoscope.scope.crops import shared_region
+from infoscope.scope.ranking import RankBy, rank_images
+from infoscope.scope.scores import Scores
+from infoscope.scope.scoring import EMDMethod, ScopeConfig, compute_scores, next_valid_ranks, score_latents
+from infoscope.vision.planted import CONTEXT_RGB, MARKER_RGB, PlantedJump, PlantedRegisters
+
+GRID, PATCH_PX = 12, 2
+
+
+def make_sae(d_in, d_sae=None, activation=None):
+    """The identity, or random directions where d_sae is given."""
+    sae = SparseAutoencoder(d_in, d_sae or d_in, activation or ReLU(), seed=0)
+    if d_sae is None:
+        with torch.no_grad():
+            sae.W_enc.copy_(torch.eye(d_in))
+    return sae.requires_grad_(False)
+
+
+def make_jump_pictures(n):
+    """Pictures at the size from which crops are cut: nothing is resized, a red patch each and a blue corner."""
+    rng = np.random.default_rng(0)
+    pictures = np.full((n, (GRID + 1) * PATCH_PX, (GRID + 1) * PATCH_PX, 3), 90, np.uint8)
+    for picture in pictures:
+        row, column = (PATCH_PX * rng.integers(2, 7, 2)).tolist()
+        picture[row : row + PATCH_PX, column : column + PATCH_PX] = MARKER_RGB
+        picture[:PATCH_PX, :PATCH_PX] = CONTEXT_RGB
+    return pictures
+
+
+def make_noise(n, side=26, seed=1):
+    return np.random.default_rng(seed).integers(0, 256, (n, side, side, 3), dtype=np.uint8)
+
+
+def measure(backbone, sae, pictures, config, **options):
+    images = ImageArrays(list(pictures))
+    ranking = rank_images(sae, iterate_patch_tokens(backbone, images, -2, 7), config.n_ranks, config.rank_by)
+    backbone.n_images_encoded = 0
+    return ranking, score_latents(backbone, sae, images, ranking, config, **options)
+
+
+def test_planted_jump_scores_its_offset_over_d_grid():
+    backbone = PlantedJump(GRID, PATCH_PX, offsets=[(3, 4), (0, 0), (1, 0)])
+    _, scores = measure(backbone, make_sae(3), make_jump_pictures(9), ScopeConfig(k_cds=8))
+    diagonal = 14.142135623730951  # between opposite corners of the 11 x 11 shared patches
+    np.testing.assert_allclose(scores.cds(8).values, [5 / diagonal, 0, 1 / diagonal], atol=1e-9)
+
+
+def test_last_incomplete_batch_is_scored():
+    backbone = PlantedJump(GRID, PATCH_PX, offsets=[(0, 1)])
+    config = ScopeConfig(k_cds=1, k_max=9, batch_images=4)
+    ranking, scores = measure(backbone, make_sae(1), make_jump_pictures(9), config)
+    assert (ranking.top_images >= 0).all()
+    assert (scores.maps.sum(axis=(3, 4)) > 0).all()
+    assert np.isfinite(scores.emd).all()
+    assert scores.cds(9).n_valid.tolist() == [9]
+
+
+def make_registers():
+    backbone = PlantedRegisters(grid=6, patch_px=4, d_in=32)
+    return backbone, make_sae(32, 40, TopK(4))
+
+
+def test_each_crop_is_encoded_once_for_all_latents():
+    backbone, sae = make_registers()
+    config = ScopeConfig(k_cds=2, k_max=3, batch_images=4)
+    ranking, _ = measure(backbone, sae, make_noise(11), config)
+    n_unique = len(ranking.unique_images())
+    assert n_unique < (ranking.top_images >= 0).sum()
+    assert backbone.n_images_encoded == 2 * n_unique
+
+
+def reference_scores(backbone, sae, pictures, ranking, shift):
+    """DESIGN's definition, one latent and rank at a time, every crop encoded anew."""
+    images, p, n = ImageArrays(list(pictures)), backbone.grid, backbone.patch_px
+    maps = np.zeros((*ranking.top_images.shape, 2, p, p), np.float32)
+    for (latent, rank), image in np.ndenumerate(ranking.top_images):
+        if image < 0:
+            continue
+        whole = torch.from_numpy(images.load(image, (p + shift) * n)).permute(2, 0, 1)[None]
+        for side, origin in enumerate((0, shift * n)):
+            crop = whole[..., origin : origin + p * n, origin : origin + p * n]
+            acts = sae.encode(backbone.tokens(crop, -2).patches)
+            maps[latent, rank, side] = acts[0, :, latent].reshape(p, p)
+    return maps
+
+
+def reference_emd(first, second):
+    places = np.stack(np.divmod(np.arange(first.size), len(first)), axis=1)
+    keep = [m.ravel() > 0 for m in (first, second)]
+    if not (keep[0].any() and keep[1].any()):
+        return np.nan
+    weights = [m.ravel()[kept].astype(float) for m, kept in zip((first, second), keep, strict=True)]
+    return wasserstein_distance_nd(places[keep[0]], places[keep[1]], *weights)
+
+
+@pytest.mark.parametrize("shift", [1, 2])
+def test_scores_equal_the_definition_taken_literally(shift, monkeypatch):
+    backbone, sae = make_registers()
+    pictures = make_noise(8)
+    monkeypatch.setattr(ranking_module, "MAX_LATENT_VALUES", 36 * 40 * 2)  # a batch is encoded in parts
+    config = ScopeConfig(k_cds=2, k_max=3, shift_patches=shift, batch_images=5)
+    ranking, scores = measure(backbone, sae, pictures, config)
+    maps = reference_scores(backbone, sae, pictures, ranking, shift)
+    np.testing.assert_allclose(scores.maps, maps, atol=1e-4)
+
+    d_grid = np.sqrt(2) * (6 - shift - 1)
+    first, second = shared_region(scores.maps[:, :, 0], shift, 1), shared_region(scores.maps[:, :, 1], shift, 2)
+    ranked = ranking.top_images >= 0
+    np.testing.assert_allclose(scores.mass1, np.where(ranked, first.sum((2, 3)), np.nan), rtol=1e-5)
+    np.testing.assert_allclose(scores.mass2, np.where(ranked, second.sum((2, 3)), np.nan), rtol=1e-5)
+    for latent in range(0, 40, 5):
+        emd = [reference_emd(first[latent, m], second[latent, m]) for m in range(3)]
+        np.testing.assert_allclose(scores.emd[latent] * d_grid, emd, atol=1e-7)
+        valid = np.flatnonzero(np.isfinite(emd))
+        chance = np.full(3, np.nan)
+        for at, rank in enumerate(valid if len(valid) > 1 else []):
+            chance[rank] = reference_emd(first[latent, rank], second[latent, valid[(at + 1) % len(valid)]])
+        np.testing.assert_allclose(scores.chance_emd[latent] * d_grid, chance, atol=1e-7)
+
+
+def test_next_valid_rank_goes_round_within_a_latent():
+    latents = np.array([0, 0, 0, 2, 5, 5])
+    ranks = np.array([0, 2, 3, 1, 0, 1])
+    assert next_valid_ranks(latents, ranks).tolist() == [2, 3, 0, -1, 1, 0]
+    assert next_valid_ranks(latents[:0], ranks[:0]).tolist() == []
+
+
+def test_zero_maps_and_missing_ranks_have_no_distance():
+    maps = np.zeros((1, 5, 2, 4, 4), np.float32)
+    maps[0, 0, :, 2, 2] = 1  # valid: the same place in the grid of both crops
+    maps[0, 1, 0, 0, 0] = maps[0, 1, 1, 1, 1] = 1  # crop 1 fires outside the shared region: one-sided
+    maps[0, 2, 0, 0, 3] = 1  # outside, and nothing: two-sided
+    maps[0, 3, :, 1, 1] = 2  # valid
+    ranked = np.array([[True, True, True, True, False]])
+    scores = compute_scores(maps, ranked, ScopeConfig(k_cds=4, k_max=5))
+    assert np.isnan(scores.emd).tolist() == [[False, True, True, False, True]]
+    np.testing.assert_allclose(scores.mass1, [[1, 0, 0, 2, np.nan]])
+    np.testing.assert_allclose(scores.mass2, [[1, 1, 0, 2, np.nan]])
+    np.testing.assert_allclose(scores.emd[0, [0, 3]], scores.position_locked)
+    # map 1 of rank 0 is at (1, 1) of the shared region, map 2 of rank 3 at (1, 1): that pair is a chance hit
+    np.testing.assert_allclose(scores.chance_emd[0, [0, 3]], [0, 1])
+    one_sided, two_sided = scores.zero_counts(5)
+    assert (one_sided.tolist(), two_sided.tolist()) == ([1], [1])
+    assert scores.cds(4).n_valid.tolist() == [2]
+    np.testing.assert_allclose(scores.cds_with_zeros(4).values, [(0.5 + 0.5 + 1) / 3])
+
+
+def test_scores_are_read_as_they_were_written(tmp_path):
+    backbone, sae = make_registers()
+    config = ScopeConfig(k_cds=2, k_max=2)
+    _, in_memory = measure(backbone, sae, make_noise(6), config)
+    (tmp_path / "mapped").mkdir()
+    _, mapped = measure(backbone, sae, make_noise(6), config, maps_file=tmp_path / "mapped" / "maps.npy")
+    for scores, folder in ((in_memory, tmp_path / "memory"), (mapped, tmp_path / "mapped")):
+        scores.save(folder)
+        read = Scores.load(folder)
+        assert isinstance(read.maps, np.memmap)
+        for name in ("emd", "mass1", "mass2", "chance_emd", "maps"):
+            np.testing.assert_array_equal(getattr(read, name), getattr(in_memory, name))
+        assert (read.grid, read.shift_patches, read.k_max) == (6, 1, 2)
+    assert (read.emd.dtype, read.mass1.dtype, read.maps.dtype) == (np.float64, np.float32, np.float32)
+
+
+class CountBatches(Callback):
+    def __init__(self):
+        self.n = 0
+
+    def on_test_batch_end(self, *args, **kwargs):
+        self.n += 1
+
+
+def test_callbacks_and_progress_are_called():
+    backbone, sae = make_registers()
+    count, seen = CountBatches(), []
+    ranking, scores = measure(
+        backbone,
+        sae,
+        make_noise(6),
+        ScopeConfig(k_cds=2, k_max=2, batch_images=4, emd=EMDMethod.sinkhorn),
+        callbacks=[count],
+        progress=lambda done, total: seen.append((done, total)),
+    )
+    assert count.n == -(-len(ranking.unique_images()) // 4)
+    n_pairs = int(np.isfinite(scores.emd).sum() + np.isfinite(scores.chance_emd).sum())
+    assert seen[-1] == (n_pairs, n_pairs)
+
+
+def test_latents_that_never_fire_need_no_images():
+    backbone = PlantedJump(GRID, PATCH_PX, offsets=[(0, 1)])
+    ranking, scores = measure(backbone, make_sae(1), np.full((3, 26, 26, 3), 90, np.uint8), ScopeConfig(k_cds=2))
+    assert backbone.n_images_encoded == 0
+    assert (ranking.top_images == -1).all()
+    assert np.isnan(scores.cds(2).values).all()
+    assert scores.cds(2).n_valid.tolist() == [0]
+
+
+def test_the_public_entry_takes_images_of_every_kind(tmp_path):
+    from PIL import Image
+
+    backbone, sae = make_registers()
+    pictures = make_noise(6)
+    for i, picture in enumerate(pictures):
+        Image.fromarray(picture).save(tmp_path / f"{i}.png")
+    tensor = torch.from_numpy(pictures).permute(0, 3, 1, 2)
+    found = [
+        contextual_dependency(backbone, sae, images, k_cds=3, rank_by=RankBy.mean)
+        for images in (pictures, list(pictures), tensor, tmp_path, str(tmp_path), as_image_set(tensor))
+    ]
+    assert found[0].cds.shape == found[0].chance.shape == (40,)
+    assert found[0].emd.shape == (40, 16)
+    assert np.isfinite(found[0].cds).any()
+    assert found[0].ranking.rank_by is RankBy.mean
+    for other in found[1:]:
+        np.testing.assert_array_equal(found[0].cds, other.cds)
+
+
+def test_fewer_images_than_k_cds_are_refused():
+    backbone, sae = make_registers()
+    with pytest.raises(InputError, match=r"at least scope\.k_cds=8 images to rank, got 5"):
+        contextual_dependency(backbone, sae, make_noise(5))
+
+
+@pytest.mark.parametrize("bad", [np.zeros((2, 8, 8, 3)), np.zeros((2, 8, 8), np.uint8), torch.zeros(2, 8, 8, 3), [3]])
+def test_pictures_that_are_none_are_refused(bad):
+    with pytest.raises(InputError, match="Expected"):
+        as_image_set(bad)
+
+
+def test_pictures_have_a_fingerprint():
+    assert ImageArrays(list(make_noise(2))).fingerprint == ImageArrays(list(make_noise(2))).fingerprint
+    assert ImageArrays(list(make_noise(2))).fingerprint != ImageArrays(list(make_noise(2, seed=5))).fingerprint
+
+
+@pytest.mark.parametrize(
+    ("bad", "key"),
+    [
+        ({"k_cds": 0}, "k_cds"),
+        ({"k_max": 4}, "k_max"),
+        ({"shift_patches": 0}, "shift_patches"),
+        ({"batch_images": 0}, "batch_images"),
+        ({"sinkhorn_blur": 0.0}, "sinkhorn_blur"),
+        ({"n_workers": -1}, "n_workers"),
+    ],
+)
+def test_values_out_of_range_are_refused(bad, key):
+    with pytest.raises(InputError, match=f"scope.{key}"):
+        ScopeConfig(**bad)
+
+
+def test_k_max_defaults_to_sixteen_or_k_cds():
+    assert [ScopeConfig(k_cds=k).n_ranks for k in (1, 16, 32)] == [16, 16, 32]
+    assert ScopeConfig(k_cds=4, k_max=4).n_ranks == 4
