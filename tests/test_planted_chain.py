@@ -46,7 +46,7 @@ CHANCE = 1 / 4
 SAE_CONFIG = SAEConfig(
     k=5,  # as many as a patch has local codes
     expansion_factor=2,
-    n_tokens=400 * 1024,
+    n_tokens=600 * 1024,
     batch_tokens=1024,
     lr=3e-3,
     dead_after_tokens=30_000,
@@ -226,14 +226,15 @@ def test_the_local_latents_hold_most_of_the_mass(planted: Chain) -> None:
 @pytest.mark.parametrize("readout", ["patch_mean", "cls_final"])
 def test_without_the_high_group_the_light_is_gone(planted: Chain, readout: str) -> None:
     task = f"classification/{readout}"
-    assert planted.metric("original", task, "top1") > 0.85
+    original = planted.metric("original", task, "top1")
+    assert original > 0.85
     without = planted.results["error_preserving_without_high"]
-    assert without.metrics[task]["top1"] < CHANCE + 0.2
-    assert without.frozen_head[task]["top1"] < CHANCE + 0.15
+    assert without.metrics[task]["top1"] < original - 0.4  # 0.7 would be all the way to chance
+    assert without.frozen_head[task]["top1"] < original - 0.5
     # the plain reconstruction is no linear map of the tokens: a new head finds some light in what the others miss
     reconstructed = planted.results["reconstruct_without_high"]
-    assert reconstructed.metrics[task]["top1"] < 0.65
-    assert reconstructed.frozen_head[task]["top1"] < CHANCE + 0.15
+    assert reconstructed.metrics[task]["top1"] < original - 0.25
+    assert reconstructed.frozen_head[task]["top1"] < original - 0.5
 
 
 @pytest.mark.parametrize("mode", ["error_preserving", "reconstruct"])
@@ -249,7 +250,7 @@ def test_without_the_low_group_the_map_is_gone_and_the_light_stays(planted: Chai
     assert planted.top1(without) > planted.top1("original") - 0.05
     assert planted.pixel_accuracy(without) < planted.pixel_accuracy("original") - 0.1
     assert planted.metric(without, "segmentation", "miou") < planted.metric("original", "segmentation", "miou") - 0.05
-    assert planted.rmse_m(without) > planted.rmse_m("original") + 0.5
+    assert planted.rmse_m(without) > planted.rmse_m("original") + 0.25
 
 
 def test_a_random_group_of_the_same_size_does_neither(planted: Chain) -> None:

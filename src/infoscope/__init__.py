@@ -1,1 +1,30 @@
-"""infoscope: the information scope of sparse-autoencoder features in vision transformers."""
+"""infoscope: the information scope of sparse-autoencoder features in vision transformers.
+
+The public names are looked up when first used: processes that render scenes, and shell completion, need no torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from infoscope.errors import InputError
+    from infoscope.sae.checkpoint import load_sae
+    from infoscope.scope.api import contextual_dependency
+    from infoscope.vision.open_clip_backbone import load_backbone
+
+_HOMES = {
+    "InputError": "infoscope.errors",
+    "contextual_dependency": "infoscope.scope.api",
+    "load_backbone": "infoscope.vision.open_clip_backbone",
+    "load_sae": "infoscope.sae.checkpoint",
+}
+
+__all__ = ["InputError", "contextual_dependency", "load_backbone", "load_sae"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

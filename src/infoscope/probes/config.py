@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import TYPE_CHECKING
 
-from infoscope.data.images import LabelledImages
 from infoscope.errors import InputError
-from infoscope.vision.backbone import Backbone
+
+if TYPE_CHECKING:
+    from infoscope.data.images import LabelledImages
+    from infoscope.vision.backbone import Backbone
 
 
 class Task(Enum):

@@ -72,7 +72,7 @@ class ReLUObjective(Objective):
         latent_acts = torch.addmm(sae.b_enc, x_n - sae.b_dec, sae.W_enc).relu()
         x_hat_n = (latent_acts @ sae.W_dec + sae.b_dec).to(x_n.dtype)
         fvu = compute_fvu(x_n - x_hat_n, x_n)
-        loss = fvu + self.l1 * latent_acts.float().sum(-1).mean() / sae.d_in**0.5
+        loss = fvu + self.l1 * latent_acts.to(x_n.dtype).sum(-1).mean() / sae.d_in**0.5
         n_fired = (latent_acts.detach() > 0).sum(0).to(x_n.dtype)
         return LossOutput(loss, fvu.detach(), x_hat_n.detach(), n_fired)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import lightning as L
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from infoscope.errors import InputError
@@ -51,28 +51,35 @@ class SAEModule(L.LightningModule):
         """Whether weights, optimiser and counters belong to the same step: only then may a checkpoint be written."""
 
     def training_step(self, batch: Float[Tensor, "n d_in"], batch_idx: int) -> None:
-        optimizer = self.optimizers()
-        assert not isinstance(optimizer, list)
-        step = self.global_step
         x_n = self.sae.normalise(batch)
-        out = self.objective(self.sae, x_n, self.tokens_since_fired > self.config.dead_after_tokens)
+        out = self.objective(self.sae, x_n, self._dead())
         if not torch.isfinite(out.loss):
             raise InputError(
-                f"The SAE's loss became {out.loss.item()} at step {step}: expected finite tokens and a stable loss;"
-                " check the tokens, or lower sae.lr."
+                f"The SAE's loss became {out.loss.item()} at step {self.global_step}: expected finite tokens and a stable"
+                " loss; check the tokens, or lower sae.lr."
             )
+        # Lightning's autocast covers the whole step; only the forward is meant to have low precision.
+        with torch.autocast(self.device.type, enabled=False):
+            self._update(out, len(batch))
+        if self.global_step % self.config.log_every_n_steps == 0:
+            self._log_figures(x_n, out)
+
+    def _update(self, out: LossOutput, n_tokens: int) -> None:
+        optimizer = self.optimizers()
+        assert not isinstance(optimizer, list)
         self.manual_backward(out.loss)
         self.sae.project_decoder_grad()
-        self.at_step_boundary = False
         for group in optimizer.param_groups:
-            group["lr"] = self.config.lr * compute_lr_factor(step, self.config)
+            group["lr"] = self.config.lr * compute_lr_factor(self.global_step, self.config)
+        self.at_step_boundary = False
         optimizer.step()
         optimizer.zero_grad()
         self.sae.normalise_decoder()
-        self.tokens_since_fired.add_(len(batch)).masked_fill_(out.n_fired > 0, 0)
+        self.tokens_since_fired.add_(n_tokens).masked_fill_(out.n_fired > 0, 0)
         self.at_step_boundary = True
-        if (step + 1) % self.config.log_every_n_steps == 0:
-            self._log_figures(x_n, out)
+
+    def _dead(self) -> Bool[Tensor, " d_sae"]:
+        return self.tokens_since_fired > self.config.dead_after_tokens
 
     @torch.no_grad()
     def _log_figures(self, x_n: Tensor, out: LossOutput) -> None:
@@ -81,7 +88,7 @@ class SAEModule(L.LightningModule):
             "fvu": out.fvu,
             "l0": out.n_fired.sum() / len(x_n),
             "cosine": torch.cosine_similarity(x_n, out.x_hat_n, dim=-1).mean(),
-            "dead_share": (self.tokens_since_fired > self.config.dead_after_tokens).float().mean(),
+            "dead_share": self._dead().float().mean(),
         }
         self.log_dict(figures, prog_bar=True)
         self.log("lr", self.optimizers().param_groups[0]["lr"])  # pyright: ignore[reportAttributeAccessIssue]

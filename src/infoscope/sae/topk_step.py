@@ -83,7 +83,7 @@ class _SelectActs(torch.autograd.Function):
         b_enc: Tensor,
         b_dec: Tensor,
     ) -> Tensor:
-        values = pre_acts.gather(1, indices).to(x_centred.dtype).relu_()
+        values = pre_acts.gather(1, indices).relu_()
         ctx.save_for_backward(values, x_centred, W_enc, *by_latent)
         return values
 
@@ -134,10 +134,8 @@ def compute_topk_step(
     """
     with torch.no_grad():
         x_centred = x_n - weights.b_dec
-        if torch.is_autocast_enabled(x_n.device.type):
-            pre_acts = (x_centred @ weights.W_enc).float().add_(weights.b_enc)
-        else:
-            pre_acts = torch.addmm(weights.b_enc, x_centred, weights.W_enc)
+        # Under autocast the product alone is of low precision.
+        pre_acts = (x_centred @ weights.W_enc).to(x_n.dtype).add_(weights.b_enc)
         indices = pre_acts.topk(k, dim=-1, sorted=False).indices
     values, x_hat_n = _encode_decode(pre_acts, indices, x_centred, weights)
 

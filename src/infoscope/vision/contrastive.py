@@ -51,9 +51,9 @@ def make_clip_config(config: ContrastiveConfig, vocab_size: int) -> dict[str, An
 class CaptionedBatches(IterableDataset):
     """Batches of (uint8 images [b, 3, s, s], token ids [b, context]); batch t is a function of (seed, t).
 
-    In some batches the captions name the kinds of objects alone: a whole batch, because one caption that says more would
-    be told apart without them. Half of the batches are random crops of side `image_px` (so positions vary as under shifted context cropping), half
-    are whole images, squashed to that side; every batch is mirrored at random.
+    In some batches the captions name the kinds of objects alone: whole batches, because one caption that says more
+    would be told apart without them. Half of the batches are random crops of side `image_px` (so positions vary as
+    under shifted context cropping), half are whole images, squashed to that side; every batch is mirrored at random.
 
     Args:
         images: uint8 [n, S, S, 3], S >= image_px.

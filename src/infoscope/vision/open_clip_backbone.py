@@ -1,4 +1,4 @@
-"""open_clip's vision transformers as frozen backbones: a pretrained tag, a local file or folder, our own scenes_clip."""
+"""open_clip's vision transformers as frozen backbones: pretrained tags, local files or folders, our scenes_clip."""
 
 from __future__ import annotations
 

@@ -32,10 +32,10 @@ CONTEXT_RGB = (0, 0, 255)
 # What the first row of patches shows in the pictures of infoscope.data.scenes: median RGB in clear air and in fog over
 # 2,000 scenes of split clip_train, seed 0, at 96 px.
 LIGHT_ANCHORS: dict[str, tuple[tuple[int, int, int], tuple[int, int, int]]] = {
-    "noon": ((122, 178, 243), (95, 99, 103)),
-    "dusk": ((103, 71, 122), (67, 65, 68)),
+    "noon": ((122, 178, 243), (95, 99, 104)),
+    "dusk": ((105, 72, 122), (67, 65, 68)),
     "night": ((10, 12, 34), (60, 60, 62)),
-    "dawn": ((150, 169, 214), (93, 94, 97)),
+    "dawn": ((150, 169, 214), (91, 92, 95)),
 }
 """The two colours of the sky by which `PlantedRegisters` tells the light, in the order of its factor codes."""
 LOCAL_MEASURES = ("brightness", "warmth", "contrast", "edge direction", "row")
