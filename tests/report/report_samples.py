@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from infoscope.report import Example, ScopeResult, TokenStats
+from infoscope.report.inputs import Example, ScopeResult, TokenStats
 from infoscope.scope.cds import compute_cds
 from infoscope.scope.partition import PartitionConfig, Rule, make_partition
 

@@ -27,20 +27,19 @@ from report_samples import (
 from rich.console import Console
 
 from infoscope.errors import InputError
-from infoscope.report import (
-    Example,
-    ReportFiles,
-    ReportInputs,
-    make_removal_tables,
-    make_scope_table,
-    print_report,
-    write_report,
-)
 from infoscope.report.example_figure import draw_examples, lay_heat
 from infoscope.report.figure_style import make_figure, save_figure
 from infoscope.report.figures import draw_token_norms
-from infoscope.report.report import NO_PROBES
-from infoscope.report.scope_table import compute_mass_share, compute_stability, compute_zero_shares, summarise_scope
+from infoscope.report.inputs import Example, ReportInputs
+from infoscope.report.removal import make_removal_tables
+from infoscope.report.report import NO_PROBES, ReportFiles, print_report, write_report
+from infoscope.report.scope_table import (
+    compute_mass_share,
+    compute_stability,
+    compute_zero_shares,
+    make_scope_table,
+    summarise_scope,
+)
 from infoscope.report.tables import MISSING
 from infoscope.scope.partition import PartitionConfig, Rule
 

@@ -10,8 +10,9 @@ import torch
 from safetensors.torch import load_file
 
 from infoscope.errors import InputError
-from infoscope.sae import SparseAutoencoder, load_sae, load_sae_info, save_sae
 from infoscope.sae.activations import Activation, ReLU, TopK
+from infoscope.sae.checkpoint import load_sae, load_sae_info, save_sae
+from infoscope.sae.model import SparseAutoencoder
 
 
 def make_saved(folder: Path, activation: Activation) -> SparseAutoencoder:

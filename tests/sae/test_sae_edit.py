@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from infoscope.errors import InputError
-from infoscope.sae import EditMode, GroupEditor, SparseAutoencoder, compute_removed_shares, edit_tokens
 from infoscope.sae.activations import Activation, ReLU, TopK
+from infoscope.sae.edit import EditMode, GroupEditor, compute_removed_shares, edit_tokens
+from infoscope.sae.model import SparseAutoencoder
 
 SCALE = 4.0
 ACTIVATIONS = [TopK(5), ReLU()]

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from infoscope.errors import InputError
-from infoscope.sae import SparseAutoencoder, compute_sae_metrics
 from infoscope.sae.activations import Activation, ReLU, TopK
+from infoscope.sae.metrics import compute_sae_metrics
+from infoscope.sae.model import SparseAutoencoder
 
 
 def make_sae(activation: Activation, d_in: int = 8, d_sae: int = 24) -> SparseAutoencoder:

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from infoscope.errors import InputError
-from infoscope.sae import TokenArray, TokenChoice, TokenStream
+from infoscope.sae.config import TokenChoice
+from infoscope.sae.stream import TokenArray, TokenStream
 
 N_IMAGES, N_PATCHES, N_PREFIX = 11, 6, 2
 

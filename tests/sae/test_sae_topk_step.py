@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from infoscope.sae import SparseAutoencoder
 from infoscope.sae.activations import TopK
 from infoscope.sae.losses import ReLUObjective, TopKObjective, compute_aux_loss
+from infoscope.sae.model import SparseAutoencoder
 from infoscope.sae.topk_step import Weights, compute_topk_step
 
 N, D_IN, D_SAE, K, AUX_K = 50, 12, 40, 4, 5

@@ -15,9 +15,9 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import CSVLogger
 
 from infoscope.errors import InputError
-from infoscope.sae import Kind, SAEConfig, SAEModule, TokenChoice, train_sae
-from infoscope.sae.module import compute_lr_factor
-from infoscope.sae.train import make_normalisation, split_tokens
+from infoscope.sae.config import Kind, SAEConfig, TokenChoice
+from infoscope.sae.module import SAEModule, compute_lr_factor
+from infoscope.sae.train import make_normalisation, split_tokens, train_sae
 
 CONFIG = SAEConfig(
     expansion_factor=4,

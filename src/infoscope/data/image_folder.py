@@ -17,7 +17,8 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from infoscope.data.images import RAISE, ImageError, ImageSet, OnError, Resize, resize_image
+from infoscope.data.config import RAISE, OnError, Resize
+from infoscope.data.images import ImageError, ImageSet, resize_image
 from infoscope.errors import InputError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")

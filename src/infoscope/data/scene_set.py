@@ -198,3 +198,7 @@ class SceneSet(LabelledImages):
     def caption(self, index: int, rng: np.random.Generator | None = None) -> str:
         """Say everything about a scene, or with `rng` a random part of it."""
         return scenes.caption(self.factors(index), rng)
+
+    def prompt(self, index: int) -> str:
+        """Return the sentence that names a scene's class and nothing else."""
+        return scenes.class_prompt(self._factors[index]["objects"][0]["kind"])

@@ -183,16 +183,15 @@ def sample_factors(rng: np.random.Generator) -> Factors:
     return Factors(choose(PLACES), choose(LIGHTS), choose(WEATHERS), choose(CAMERAS), tuple(objects))
 
 
-def caption(factors: Factors, rng: np.random.Generator | None = None, kinds_only: bool = False) -> str:
+def caption(factors: Factors, rng: np.random.Generator | None = None) -> str:
     """Describe a scene in words, nearest object first.
 
     Without `rng` everything is said (the first three objects and all global factors). With `rng` clauses other than
-    the nearest object's kind are left out at random, so that a model trained on captions needs each of them. With
-    `kinds_only` nothing is said but the kinds of objects: what is hardest to learn, undisturbed by what is easy.
+    the nearest object's kind are left out at random, so that a model trained on captions needs each of them.
     """
 
     def keep(p: float) -> bool:
-        return not kinds_only and (rng is None or rng.random() < p)
+        return rng is None or rng.random() < p
 
     def say(word: str) -> str:
         others = SYNONYMS.get(word, ())
@@ -203,7 +202,7 @@ def caption(factors: Factors, rng: np.random.Generator | None = None, kinds_only
         return " ".join(["a", *map(say, said), say(thing.kind)])
 
     text = phrase(factors.objects[0])
-    others = [phrase(thing) for thing in factors.objects[1:3] if kinds_only or keep(0.5)]
+    others = [phrase(thing) for thing in factors.objects[1:3] if keep(0.5)]
     if others:
         text += " in front of " + " and ".join(others)
     if keep(0.3):
@@ -215,6 +214,11 @@ def caption(factors: Factors, rng: np.random.Generator | None = None, kinds_only
     if keep(0.3):
         text += f" from a {say(factors.camera)} camera"
     return text
+
+
+def class_prompt(kind: str) -> str:
+    """Return the sentence that names a class and nothing else, for prompt batches and zero-shot heads."""
+    return f"a photo of a {kind}"
 
 
 def vocabulary() -> list[str]:

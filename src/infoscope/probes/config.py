@@ -51,7 +51,7 @@ class ProbeConfig:
     n_train_images: int | None = None
     """Training images for classification; null: all."""
     n_test_images: int | None = None
-    classification_lrs: list[float] = field(default_factory=lambda: [0.003, 0.01, 0.03, 0.1, 0.3])
+    classification_lrs: list[float] = field(default_factory=lambda: [0.01, 0.03, 0.1, 0.3, 1.0, 3.0])
     """Learning rates per 256 images of a batch (SGD, momentum 0.9, no weight decay, cosine to 0)."""
     classification_epochs: int = 30
     classification_batch_images: int = 256
@@ -59,9 +59,9 @@ class ProbeConfig:
     n_dense_train_images: int | None = 500
     """Training images for segmentation and depth, drawn at random; null: all."""
     n_dense_test_images: int | None = None
-    segmentation_lrs: list[float] = field(default_factory=lambda: [1e-3, 3e-3, 1e-2])
-    """Learning rates of AdamW, cosine to 0."""
-    depth_lrs: list[float] = field(default_factory=lambda: [1e-3, 3e-3, 1e-2])
+    segmentation_lrs: list[float] = field(default_factory=lambda: [0.01, 0.03, 0.1])
+    """Learning rates of AdamW, cosine to 0; these suit the few steps of the default, thousands want about 1e-3."""
+    depth_lrs: list[float] = field(default_factory=lambda: [0.01, 0.03, 0.1])
     dense_steps: int = 150
     dense_batch_images: int = 8
     weight_decay: float = 0.01

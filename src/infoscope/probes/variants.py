@@ -110,7 +110,7 @@ def make_variants(
     drawable = np.asarray(drawable, dtype=bool)
     mass = np.asarray(mass, dtype=np.float64)
     assert all(members.shape == mass.shape for members in [drawable, *groups.values()]), "one entry per latent"
-    assert sum(members.astype(int) for members in groups.values()).max() <= 1, "a latent is in two groups"
+    assert np.sum(list(groups.values()), axis=0).max(initial=0) <= 1, "a latent is in two groups"
     if n_draws < 0 or not modes:
         raise InputError(f"Expected probe.n_draws >= 0 and at least one mode, got {n_draws} and {list(modes)}.")
     total = max(float(mass.sum()), np.finfo(np.float64).tiny)

@@ -55,8 +55,8 @@ class SAEModule(L.LightningModule):
         out = self.objective(self.sae, x_n, self._dead())
         if not torch.isfinite(out.loss):
             raise InputError(
-                f"The SAE's loss became {out.loss.item()} at step {self.global_step}: expected finite tokens and a stable"
-                " loss; check the tokens, or lower sae.lr."
+                f"The SAE's loss became {out.loss.item()} at step {self.global_step}: expected finite tokens and a"
+                " stable loss; check the tokens, or lower sae.lr."
             )
         # Lightning's autocast covers the whole step; only the forward is meant to have low precision.
         with torch.autocast(self.device.type, enabled=False):

@@ -47,6 +47,7 @@ def compute_norm_summary(norms: Float[np.ndarray, "..."], c: float = 6.0) -> Nor
     positive = np.maximum(flat, max(flat.max() * 1e-6, 1e-12))
     low, high = np.log(positive.min()), np.log(positive.max())
     edges = np.exp(np.linspace(low, max(high, low + 1e-6), N_BINS + 1))
+    edges[0] = min(edges[0], positive.min())  # exp(log(x)) may round past x
     edges[-1] = np.nextafter(max(edges[-1], positive.max()), np.inf)
     counts = np.histogram(positive, edges)[0]
     smooth = gaussian_filter1d(counts.astype(np.float64), 2.0)

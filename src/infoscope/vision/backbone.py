@@ -98,7 +98,7 @@ class Backbone(nn.Module, ABC):
         tokens = self._tokens(self.normalise(images), layer)
         if not (torch.isfinite(tokens.patches).all() and torch.isfinite(tokens.prefix).all()):
             raise InputError(
-                f"The backbone gave NaN or Inf after block {layer}: check its weights, or use precision=32-true."
+                f"The backbone gave NaN or Inf after block {layer}: check its weights, or use model.precision=float32."
             )
         return tokens
 

@@ -67,15 +67,15 @@ class ContrastiveConfig:
     n_images: int = 30_000
     """Training pictures, rendered from a stream of their own (never the ones the SAE or the probes see)."""
     n_test_images: int = 1_000
-    n_steps: int = 1_600
+    n_steps: int = 1_500
     batch_size: int = 128
-    lr: float = 1.0e-3
+    lr: float = 2.0e-3
     weight_decay: float = 0.1
     warmup_steps: int = 100
     patch_dropout: float = 0.5
     """Share of patch tokens left out while training, until `full_share` of the steps is left (Li et al., 2023)."""
-    kinds_only_share: float = 0.3
-    """Share of the batches whose captions name the kinds of objects and nothing else."""
+    prompt_share: float = 0.5
+    """Share of the batches whose captions are class prompts: what is hardest to learn, undisturbed by what is easy."""
     full_share: float = 0.25
     seed: int = 0
     precision: str = "32-true"

@@ -77,8 +77,8 @@ class TokenCache:
     def tokens(self, rows: Sequence[int] | np.ndarray | slice) -> Tokens:
         """Return the tokens of some rows as float32 tensors."""
         return Tokens(
-            torch.from_numpy(np.asarray(self.prefix[rows], dtype=np.float32)),
-            torch.from_numpy(np.asarray(self.patches[rows], dtype=np.float32)),
+            torch.from_numpy(np.array(self.prefix[rows], dtype=np.float32)),  # a copy: the file is read-only
+            torch.from_numpy(np.array(self.patches[rows], dtype=np.float32)),
         )
 
     def batches(
@@ -162,7 +162,7 @@ def _compute_mean_norm(patches: np.ndarray, mean: Tensor) -> float:
     """Mean norm of x - mu over all tokens, block by block."""
     total = 0.0
     for start in range(0, len(patches), 256):
-        block = torch.from_numpy(np.asarray(patches[start : start + 256], dtype=np.float32))
+        block = torch.from_numpy(np.array(patches[start : start + 256], dtype=np.float32))
         total += (block - mean).norm(dim=-1).double().sum().item()
     return total / (patches.shape[0] * patches.shape[1])
 

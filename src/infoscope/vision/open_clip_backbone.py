@@ -86,13 +86,14 @@ def load_backbone(config: ModelConfig | str = "scenes_clip", trained_folder: Pat
     if config.kind is ModelKind.context_free:
         return make_context_free(seed=config.seed)
     source = _find_source(config, trained_folder)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        clip = _make_clip(source.model_cfg)
-    if source.weights is not None:
-        _load_weights(clip, source.weights, config)
-    elif source.weights_id.startswith("tag:"):
+    if source.weights_id.startswith("tag:"):
         clip = _load_tag(config)
+    else:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            clip = _make_clip(source.model_cfg)
+        if source.weights is not None:
+            _load_weights(clip, source.weights, config)
     fingerprint = compute_model_fingerprint(config, trained_folder)
     backbone = OpenClipBackbone(clip, source.mean, source.std, fingerprint, precision=config.precision)
     return backbone.eval().requires_grad_(False)

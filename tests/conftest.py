@@ -1,0 +1,23 @@
+"""Tests that need a GPU, or minutes, say so by a mark and are left out where they cannot or should not run."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--runslow", action="store_true", help="run the tests marked slow too (or set INFOSCOPE_SLOW=1)")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    run_slow = config.getoption("--runslow") or os.environ.get("INFOSCOPE_SLOW", "") not in ("", "0")
+    skip_slow = pytest.mark.skip(reason="slow: give --runslow or set INFOSCOPE_SLOW=1")
+    skip_gpu = pytest.mark.skip(reason="needs a CUDA device")
+    for item in items:
+        if "slow" in item.keywords and not run_slow:
+            item.add_marker(skip_slow)
+        if "gpu" in item.keywords and not torch.cuda.is_available():
+            item.add_marker(skip_gpu)
