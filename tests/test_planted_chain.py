@@ -265,7 +265,8 @@ def test_random_weights_have_scores_but_no_group_that_holds_the_light(random_wei
     assert len(values) > 30
     assert values.min() >= 0
     assert values.max() <= 1
-    assert values.max() < planted.cds[planted.partition.high].max()
+    highest = random_weights.cds[random_weights.partition.high].mean()  # of the highest third
+    assert highest < planted.cds[planted.partition.high].mean() - 0.05
     for task in ("classification/patch_mean", "classification/cls_final"):
         original = random_weights.metric("original", task, "top1")
         assert original > CHANCE + 0.25  # random projections of colours tell the light

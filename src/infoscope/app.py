@@ -9,12 +9,12 @@ from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from infoscope.artifacts import explain_write_error
 from infoscope.config import CONF_FOLDER, explain_config_error, make_config, register_schemas
+from infoscope.config_errors import COMPOSITION_ERRORS
 from infoscope.errors import InputError
 
 EXIT_OK, EXIT_BUG, EXIT_INPUT, EXIT_INTERRUPT = 0, 1, 2, 130
@@ -44,13 +44,16 @@ def run_command_line() -> int:
         return error.code if isinstance(error.code, int) else EXIT_BUG
     except InputError as error:
         _fail(str(error), error)
-    except (HydraException, OmegaConfBaseException) as error:
+    except COMPOSITION_ERRORS as error:
+        if _was_in_job(error):
+            raise
         _fail(explain_config_error(error), error)
     except OSError as error:  # Hydra writes into output_dir before any stage does
         explained = explain_write_error(error, error.filename or "output_dir")
-        if explained is None:
+        if explained is None and (_was_in_job(error) or error.filename is None):
             raise
-        _fail(str(explained), error)
+        fallback = f"Cannot use {error.filename} ({error.strerror}): set output_dir to a folder you may write to."
+        _fail(str(explained or fallback), error)
     return EXIT_INPUT if _failures else EXIT_OK
 
 

@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import (
     ConfigAttributeError,
     ConfigKeyError,
+    InterpolationResolutionError,
     MissingMandatoryValue,
     OmegaConfBaseException,
     ValidationError,
@@ -53,6 +54,8 @@ def explain(error: BaseException, schema: type) -> str:
             return explain_unknown_key(str(link.full_key or link.key), schema, where)
         if isinstance(link, ValidationError):
             return _explain_wrong_value(link, schema, where)
+        if isinstance(link, InterpolationResolutionError):
+            return f"Wrong value for {link.full_key or 'a key'}{where}: {_first_line(link)}."
         if isinstance(link, MissingMandatoryValue):
             return f"Expected a value for {link.full_key}, got none: give it as {link.full_key}=..."
         if isinstance(link, yaml.MarkedYAMLError) and link.problem_mark:
@@ -66,7 +69,7 @@ def explain_unknown_key(full_key: str, schema: type, where: str = "") -> str:
     parent, _, key = full_key.rpartition(".")
     node = find_type(parent, schema)
     if not dataclasses.is_dataclass(node):
-        return f"Unknown key {full_key!r}{where}: {parent or 'the configuration'} has no keys."
+        return f"Unknown key {full_key!r}{where}: expected one of those that `infoscope --cfg job` shows."
     known = sorted(f.name for f in dataclasses.fields(node))
     prefix = f"{parent}." if parent else ""
     near = _suggest(key, known, prefix)

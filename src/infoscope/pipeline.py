@@ -157,7 +157,14 @@ class Pipeline:
             with self._track(Stage.train_clip) as tracker:
                 options = self._trainer_options("training CLIP", tracker)
                 trained = train_clip(
-                    clip, train.images, train.caption, train.prompt, words, work.folder, work.progress, trainer_options=options
+                    clip,
+                    train.images,
+                    train.caption,
+                    train.prompt,
+                    words,
+                    work.folder,
+                    work.progress,
+                    trainer_options=options,
                 )
                 captions = [test.caption(i) for i in range(len(test))]
                 tokenizer = WordTokenizer(words, clip.context_length)

@@ -39,7 +39,6 @@ def make_clip_config(config: ContrastiveConfig, vocab_size: int) -> dict[str, An
             "width": config.width,
             "head_width": head_width,
             "patch_size": config.patch_px,
-            "patch_dropout": config.patch_dropout,
         },
         "text_cfg": {
             "context_length": config.context_length,
@@ -54,8 +53,8 @@ def make_clip_config(config: ContrastiveConfig, vocab_size: int) -> dict[str, An
 class CaptionedBatches(IterableDataset):
     """Batches of (uint8 images [b, 3, s, s], token ids [b, context]); batch t is a function of (seed, t).
 
-    In some batches the captions are class prompts: whole batches, because one caption that says more would be told apart
-    without its class. Half of the batches are random crops of side `image_px` (so positions vary as under shifted
+    In some batches the captions are class prompts: whole batches, because one caption that says more would be told
+    apart without its class. Half of the batches are random crops of side `image_px` (so positions vary as under shifted
     context cropping), half are whole images, squashed to that side; every batch is mirrored at random.
 
     Args:
@@ -128,8 +127,6 @@ class ContrastiveModule(L.LightningModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         images, ids = batch
-        if self.global_step >= (1 - self.config.full_share) * self.config.n_steps:
-            self.clip.visual.patch_dropout.prob = 0.0
         image = self.clip.encode_image((images - self.mean) / self.std, normalize=True)
         texts, of_image = ids.unique(dim=0, return_inverse=True)
         text = self.clip.encode_text(texts, normalize=True)[of_image]
@@ -202,6 +199,7 @@ def train_clip(
     options = {**(trainer_options or {})}
     trainer = L.Trainer(
         max_steps=config.n_steps,
+        gradient_clip_val=1.0,
         precision=config.precision,  # pyright: ignore[reportArgumentType]
         enable_model_summary=False,
         callbacks=[checkpoint, *options.pop("callbacks", [])],
@@ -238,9 +236,8 @@ def save_clip(
     clip: open_clip.CLIP, model_cfg: dict[str, Any], words: Sequence[str], config: ContrastiveConfig, folder: Path
 ) -> None:
     """Write `open_clip_config.json`, `open_clip_model.safetensors` and `vocabulary.json` into an existing folder."""
-    vision_cfg = {name: value for name, value in model_cfg["vision_cfg"].items() if name != "patch_dropout"}
     content = {
-        "model_cfg": {**model_cfg, "vision_cfg": vision_cfg},
+        "model_cfg": model_cfg,
         "preprocess_cfg": {"mean": CLIP_MEAN, "std": CLIP_STD, "size": [config.image_px] * 2, "resize_mode": "squash"},
     }
     (folder / "open_clip_config.json").write_text(json.dumps(content, indent=2))

@@ -186,16 +186,15 @@ class _RowWriter:
         np.lib.format.write_array_header_1_0(self.file, header)
 
     def write(self, rows: Tensor) -> None:
-        block = rows.numpy().astype(self.dtype, copy=False)
+        with np.errstate(over="ignore"):  # it is reported below
+            block = rows.numpy().astype(self.dtype, copy=False)
         if not np.isfinite(block).all():
             raise InputError(f"Tokens are too large for {self.dtype}: set data.cache_dtype=float32.")
         self.file.write(np.ascontiguousarray(block).tobytes())
         self.n_rows += len(block)
 
     def __exit__(self, *_: object) -> None:
-        if self.n_rows != self.shape[0] and not self.file.closed:
-            start = self.file.tell()
-            self.file.seek(0)
-            self._write_header(self.n_rows)  # padded by numpy to the same length
-            self.file.seek(start)
-        self.file.close()
+        with self.file:  # on a full disk it raises, and is closed all the same
+            if self.n_rows != self.shape[0]:
+                self.file.seek(0)
+                self._write_header(self.n_rows)  # padded by numpy to the same length

@@ -86,14 +86,15 @@ def load_backbone(config: ModelConfig | str = "scenes_clip", trained_folder: Pat
     if config.kind is ModelKind.context_free:
         return make_context_free(seed=config.seed)
     source = _find_source(config, trained_folder)
-    if source.weights_id.startswith("tag:"):
-        clip = _load_tag(config)
-    else:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(config.seed)
-            clip = _make_clip(source.model_cfg)
-        if source.weights is not None:
-            _load_weights(clip, source.weights, config)
+    is_tag = source.weights_id.startswith("tag:")
+    weights = _fetch_tag(config) if is_tag else source.weights
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        clip = _make_clip(source.model_cfg)
+    if weights is not None and is_tag:
+        _load_tag_weights(clip, weights, config)
+    elif weights is not None:
+        _load_weights(clip, weights, config)
     fingerprint = compute_model_fingerprint(config, trained_folder)
     backbone = OpenClipBackbone(clip, source.mean, source.std, fingerprint, precision=config.precision)
     return backbone.eval().requires_grad_(False)
@@ -284,9 +285,8 @@ def _load_weights(clip: torch.nn.Module, path: Path, config: ModelConfig) -> Non
     except InputError:
         raise
     except Exception as error:  # a damaged file can fail anywhere inside the readers
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         kind = "safetensors" if isinstance(error, SafetensorError) else "weights"
-        raise InputError(f"Cannot read {kind} file {path}: {reason[:200]}.") from error
+        raise InputError(f"Cannot read {kind} file {path}: {_first_line(error)}.") from error
     state = state.get("state_dict", state) if isinstance(state, dict) else state
     if not isinstance(state, dict) or not state or not all(isinstance(v, Tensor) for v in state.values()):
         raise InputError(f"Expected {path} to hold a state dict of tensors, got {type(state).__name__}.")
@@ -305,33 +305,50 @@ def _load_weights(clip: torch.nn.Module, path: Path, config: ModelConfig) -> Non
         ) from error
 
 
-def _load_tag(config: ModelConfig) -> torch.nn.Module:
-    """Load one of open_clip's pretrained tags; without the cached file and a network, fail at once."""
+def _fetch_tag(config: ModelConfig) -> Path:
+    """Return the weights of one of open_clip's tags; without the cached file and a network, fail at once."""
     assert config.arch is not None
     assert config.pretrained is not None
     cfg = open_clip.get_pretrained_cfg(config.arch, config.pretrained) or {}
-    if not _is_cached(cfg) and not _can_connect(cfg):
+    cached = _find_cached(cfg)
+    if cached is not None:
+        return cached
+    name = f"{config.arch}:{config.pretrained}"
+    if not _can_connect(cfg):
         raise InputError(
-            f"The weights {config.arch}:{config.pretrained} are not in the cache ({_cache_folder(cfg)}) and there is no"
+            f"The weights {name} are not in the cache ({_cache_folder(cfg)}) and there is no"
             " network: give a local file by model.pretrained=<file>.safetensors, or fill the cache."
         )
-    return open_clip.create_model(
-        config.arch,
-        pretrained=config.pretrained,
-        force_quick_gelu=bool(config.quick_gelu or cfg.get("quick_gelu")),
-        force_image_size=config.image_px,
-        require_pretrained=True,
-    )
+    try:
+        return Path(open_clip.download_pretrained(cfg))
+    except Exception as error:  # whatever the network and the hub lead to
+        raise InputError(f"Cannot download the weights {name}: {_first_line(error)}.") from error
 
 
-def _is_cached(cfg: dict[str, Any]) -> bool:
+def _load_tag_weights(clip: torch.nn.Module, path: Path, config: ModelConfig) -> None:
+    """Load the weights of a tag as open_clip does (old names, other shapes of the logit scale, other grids)."""
+    try:
+        open_clip.load_checkpoint(clip, str(path), weights_only=True)
+    except Exception as error:  # a damaged file can fail anywhere inside the readers
+        raise InputError(
+            f"Cannot load the weights {config.arch}:{config.pretrained} from {path}: {_first_line(error)}."
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")[:200]
+
+
+def _find_cached(cfg: dict[str, Any]) -> Path | None:
+    """Return the cached file of a tag. Where the hub has it, the hub's cache counts: open_clip asks there alone."""
     if cfg.get("hf_hub"):
         from huggingface_hub import try_to_load_from_cache
 
-        repo = cfg["hf_hub"].rstrip("/")
-        if any(isinstance(try_to_load_from_cache(repo, name), str) for name in LOCAL_WEIGHTS):
-            return True
-    return bool(cfg.get("url")) and (Path("~/.cache/clip").expanduser() / Path(cfg["url"]).name).is_file()
+        repo, _, name = cfg["hf_hub"].rpartition("/")
+        found = [try_to_load_from_cache(repo, file) for file in ([name] if name else LOCAL_WEIGHTS)]
+        return next((Path(file) for file in found if isinstance(file, str)), None)
+    path = _cache_folder(cfg) / Path(cfg.get("url", "")).name
+    return path if path.is_file() else None
 
 
 def _cache_folder(cfg: dict[str, Any]) -> Path:

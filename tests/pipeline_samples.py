@@ -1,0 +1,139 @@
+"""A tiny experiment, run once for all tests of the pipeline, and what they need to run it again in another way."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from infoscope.artifacts import Artifact, Spec, Store
+from infoscope.config import Config, compose
+from infoscope.pipeline import run
+from infoscope.progress import Display
+from infoscope.report.report import ReportFiles
+
+N_TRAIN, N_TEST = 40, 16
+STAGES = ("scenes", "tokens", "train_sae", "rank", "score", "probe", "report")
+TINY = (
+    "debug=tiny",
+    "logger=none",
+    "trainer.progress=false",
+    "trainer.device=cpu",
+    "model=planted_registers",
+    f"data.n_train={N_TRAIN}",
+    f"data.n_test={N_TEST}",
+    "data.n_workers=1",
+    "sae.expansion_factor=1",
+    "sae.k=4",
+    "sae.n_tokens=16000",
+    "sae.batch_tokens=500",
+    "scope.k_cds=2",
+    "scope.k_max=3",
+    "scope.n_workers=1",
+    "probe.classification_epochs=2",
+    "probe.classification_lrs=[0.1]",
+    "probe.segmentation_lrs=[0.003]",
+    "probe.depth_lrs=[0.003]",
+    "probe.dense_steps=3",
+    "probe.n_dense_train_images=16",
+    "probe.n_dense_test_images=8",
+)
+
+
+def make_overrides(output_dir: Path, *overrides: str) -> list[str]:
+    """Return the command line of the tiny experiment; later values win."""
+    chosen: dict[str, str] = {}
+    for override in (*TINY, f"output_dir={output_dir}", *overrides):
+        key = override.partition("=")[0]
+        chosen.pop(key, None)
+        chosen[key] = override
+    return list(chosen.values())
+
+
+def make_tiny_config(output_dir: Path, *overrides: str) -> Config:
+    """Return the tiny experiment's configuration."""
+    return compose(make_overrides(output_dir, *overrides))
+
+
+class Recorder(Display):
+    """A display that remembers what it was told."""
+
+    def __init__(self) -> None:
+        super().__init__(Console(file=io.StringIO(), width=200), bars=False)
+        self.events: list[tuple[str, str, str]] = []
+        """(event, stage, folder name)"""
+        self.files: ReportFiles | None = None
+
+    def event(self, event: str, spec: Spec, detail: str) -> None:
+        super().event(event, spec, detail)
+        self.events.append((event, spec.stage, spec.folder_name))
+
+    @property
+    def text(self) -> str:
+        """What was printed."""
+        assert isinstance(self.console.file, io.StringIO)
+        return self.console.file.getvalue()
+
+    def stages(self, event: str) -> list[str]:
+        """Return the stages of an event in the order in which they came, once for each artifact."""
+        return [
+            stage for stage, _ in dict.fromkeys((stage, name) for what, stage, name in self.events if what == event)
+        ]
+
+    def names(self, event: str, stage: str) -> list[str]:
+        """Return the folder names of an event of one stage."""
+        return list(dict.fromkeys(name for what, of, name in self.events if (what, of) == (event, stage)))
+
+
+def run_tiny(output_dir: Path, *overrides: str) -> Recorder:
+    """Run the tiny experiment and return what the display was told."""
+    recorder = Recorder()
+    recorder.files = run(make_tiny_config(output_dir, *overrides), recorder)
+    return recorder
+
+
+_FINISHED: list[tuple[Path, Recorder]] = []
+
+
+def finish_tiny_run(factory: pytest.TempPathFactory) -> tuple[Path, Recorder]:
+    """Return the folder and the record of the one whole run that tests share; they must leave it as it is."""
+    if not _FINISHED:
+        output_dir = factory.mktemp("finished")
+        _FINISHED.append((output_dir, run_tiny(output_dir)))
+    return _FINISHED[0]
+
+
+def copy_run(output_dir: Path, to: Path, but: tuple[str, ...] = ()) -> Path:
+    """Copy a run's artifacts without those of some stages."""
+    shutil.copytree(output_dir / "artifacts", to / "artifacts", ignore=lambda folder, names: set(names) & set(but))
+    return to
+
+
+def find_artifacts(output_dir: Path) -> dict[str, dict[str, Any]]:
+    """Return the manifest of every folder under a final name, {"<stage>/<folder>": manifest}; each must be whole."""
+    found = {}
+    for folder in sorted((output_dir / "artifacts").glob("*/*")):
+        if folder.name.startswith("."):
+            continue
+        manifest = json.loads((folder / "manifest.json").read_text())
+        assert find_artifact(output_dir, manifest) is not None, f"{folder} does not agree with its manifest"
+        found[f"{folder.parent.name}/{folder.name}"] = manifest
+    return found
+
+
+def find_artifact(output_dir: Path, manifest: dict[str, Any]) -> Artifact | None:
+    """Return the artifact of a manifest, checked anew."""
+    return Store(output_dir / "artifacts").find(Spec(manifest["stage"], manifest["name"], manifest["key"]))
+
+
+def find_folder(output_dir: Path, stage: str, name: str = "") -> Path:
+    """Return the only artifact of a stage whose name holds `name`."""
+    folders = [path for path in (output_dir / "artifacts" / stage).iterdir() if not path.name.startswith(".")]
+    found = [path for path in folders if name in path.name]
+    assert len(found) == 1, f"expected one artifact of {stage} {name}, got {[path.name for path in found]}"
+    return found[0]

@@ -1,0 +1,155 @@
+"""The configuration: every choice composes, and whatever is wrong with it is one sentence that says what to write."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from enum import Enum
+from pathlib import Path
+
+import pytest
+import yaml
+from hydra.core.global_hydra import GlobalHydra
+
+from infoscope.config import CONF_FOLDER, Config, Stage, compose, to_tree
+from infoscope.config_errors import find_type
+from infoscope.data.config import DataKind
+from infoscope.errors import InputError
+from infoscope.probes.config import Readout
+from infoscope.scope.config import Rule
+from infoscope.vision.config import ModelConfig
+
+CHOICES = sorted(file.relative_to(CONF_FOLDER).with_suffix("").as_posix() for file in CONF_FOLDER.glob("*/*.yaml"))
+
+
+@pytest.fixture(autouse=True)
+def _clean_hydra() -> Iterator[None]:
+    yield
+    GlobalHydra.instance().clear()
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_every_choice_composes(name: str):
+    group, choice = name.split("/")
+    more = ["data.root=photos"] if choice == "image_folder" else []
+    config = compose([f"{group}={choice}", *more])
+    assert isinstance(config, Config)
+    section = getattr(config, group, None)
+    for key, value in (yaml.safe_load((CONF_FOLDER / f"{name}.yaml").read_text()) or {}).items():
+        if section is None:
+            section, value = config, {key: value}  # an experiment's values stand at the top
+        if not isinstance(value, dict) and value not in ("???", None):
+            typed = getattr(section, key)
+            assert (typed.name if isinstance(typed, Enum) else typed) == value
+
+
+def test_defaults_come_from_the_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    config = compose()
+    assert (config.stage, config.seeds, config.model.name, config.output_dir) == (
+        Stage.report,
+        [0, 1, 2],
+        "scenes_clip",
+        "outputs",
+    )
+    assert config.data.kind is DataKind.scenes
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_values_are_typed():
+    config = compose(["partition.rule=otsu", "probe.readouts=[patch_mean]", "sae.lr=1e-3", "scope.k_max=null"])
+    assert config.partition.rule is Rule.otsu
+    assert config.probe.readouts == [Readout.patch_mean]
+    assert (config.sae.lr, config.scope.k_max) == (1e-3, None)
+    assert isinstance(config.model, ModelConfig)
+
+
+def test_an_experiment_wins_over_a_group_and_the_command_line_over_both():
+    assert compose(["debug=tiny"]).seeds == [0]
+    assert compose(["debug=tiny", "seeds=[4]", "scope.k_cds=2"]).seeds == [4]
+
+
+def test_the_tree_is_plain_and_complete():
+    config = compose(["model=planted_registers"])
+    tree = to_tree(config)
+    assert json.loads(json.dumps(tree)) == tree
+    assert yaml.safe_load(yaml.safe_dump(tree)) == tree
+    assert tree["model"]["kind"] == "planted_registers"
+    assert tree["probe"]["tasks"] == ["classification", "segmentation", "depth"]
+    assert set(tree) == set(Config.__dataclass_fields__)
+
+
+WRONG = [
+    # a key that does not exist
+    (["scope.kk=3"], ["'scope.kk'", "expected one of batch_images, emd, k_cds", "in scope"]),
+    (["scope.k_cd=3"], ["'scope.k_cd'", "(did you mean scope.k_cds?)"]),
+    (["+scope.kk=3"], ["'scope.kk'", "expected one of batch_images"]),
+    (["seed=3"], ["'seed'", "expected one of clip, data", "(did you mean seeds?)"]),
+    (["hydra.foo=3"], ["'hydra.foo'", "infoscope --cfg job"]),
+    # a choice that does not exist
+    (["model=clip_b17"], ["model 'clip_b17'", "clip_b32, clip_l14", "scenes_clip", "(did you mean model=clip_b16?)"]),
+    (["experiment=nothing"], ["experiment 'nothing'", "expected one of feature_removal"]),
+    (["model=3"], ["name of a choice for a group", "such as model="]),
+    # a value of the wrong type
+    (["scope.k_cds=abc"], ["scope.k_cds: expected a whole number, got 'abc'"]),
+    (["scope.k_max=abc"], ["scope.k_max: expected a whole number or null, got 'abc'"]),
+    (["sae.lr=fast"], ["sae.lr: expected a number, got 'fast'"]),
+    (["trainer.progress=maybe"], ["trainer.progress: expected true or false, got 'maybe'"]),
+    (["model.layer=null"], ["model.layer: expected a whole number, got null"]),
+    (["seeds=3"], ["seeds: expected a list in brackets, each a whole number, got 3"]),
+    (["seeds=[0,a]"], ["seeds[1]: expected a whole number, got 'a'"]),
+    (["partition.rule=foo"], ["partition.rule: expected one of threshold, quantile, otsu, bands, got 'foo'"]),
+    (["partition.rule=band"], ["got 'band' (did you mean partition.rule=bands?)"]),
+    (["data.on_error=stop"], ["data.on_error: expected one of raise, skip, got 'stop'"]),
+    (["probe.readouts=[foo]"], ["probe.readouts[0]: expected one of patch_mean, cls_final, cls_layer, got 'foo'"]),
+    (["scope.k_cds=${model.layr}"], ["scope.k_cds", "'model.layr' not found"]),
+    (["scope.k_cds=???"], ["Expected a value for scope.k_cds", "scope.k_cds=..."]),
+    # values that contradict each other
+    (["scope.k_cds=8", "scope.k_max=4"], ["scope.k_max to be at least scope.k_cds (8), got 4"]),
+    (["data.root=x"], ["Expected no data.root for data.kind=scenes, got 'x'"]),
+    (["data=image_folder"], ["Expected data.root for data.kind=image_folder"]),
+    (["model.layer=-1"], ["probe.readouts", "cls_final", "model.layer=-1"]),
+    (["seeds=[0,0]"], ["seeds to be a list of different numbers", "[0, 0]"]),
+    (["seeds=[]"], ["seeds to be a list of different numbers"]),
+    (["trainer.n_threads=0"], ["trainer.n_threads to be at least 1 or null, got 0"]),
+    # what is not KEY=VALUE
+    (["foo"], ["'foo'", "expected KEY=VALUE"]),
+    (["scope.k_cds=[1"], ["'scope.k_cds=[1'", "expected KEY=VALUE"]),
+    (["scope.k_cds=1,2"], ["Several values for scope.k_cds", "infoscope -m scope.k_cds=1,2", "[1,2]"]),
+    (["+model=clip_b16"], ["model is chosen twice", "without a +"]),
+]
+
+
+@pytest.mark.parametrize(("overrides", "parts"), WRONG, ids=[" ".join(overrides) for overrides, _ in WRONG])
+def test_what_is_wrong_is_one_sentence(overrides: list[str], parts: list[str]):
+    with pytest.raises(InputError) as caught:
+        compose(overrides)
+    sentence = str(caught.value)
+    assert [part for part in parts if part not in sentence] == [], sentence
+    assert "\n" not in sentence
+    assert sentence.endswith(".")
+
+
+def test_a_layer_at_the_end_is_fine_where_only_patches_are_read():
+    assert compose(["model.layer=-1", "probe.readouts=[patch_mean]"]).model.layer == -1
+
+
+def test_types_are_found_by_full_key():
+    assert find_type("scope.k_cds", Config) is int
+    assert find_type("probe.readouts[1]", Config) is Readout
+    assert find_type("scope.kk", Config) is None
+    assert find_type("scope.k_cds.more", Config) is None
+
+
+def test_composing_needs_none_of_the_heavy_packages():
+    script = """
+import sys
+from infoscope.config import compose
+compose(["model=planted_registers"])
+heavy = {"torch", "lightning", "open_clip", "wandb", "scipy", "matplotlib", "geomloss"}
+print(sorted(heavy & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
