@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,7 @@ class Config:
             )
 
 
+@cache
 def register_schemas() -> None:
     """Make the dataclasses known to Hydra: conf/config.yaml begins with this schema, so typos fail at composition."""
     ConfigStore.instance().store(name="infoscope_schema", node=Config)

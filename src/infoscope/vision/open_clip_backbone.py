@@ -8,11 +8,13 @@ import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 from urllib.parse import urlparse
 
 import open_clip
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from safetensors import SafetensorError
@@ -164,9 +166,21 @@ class OpenClipBackbone(Backbone):
 
     @staticmethod
     def _run_for_cls(block: ResidualAttentionBlock, x: Float[Tensor, "batch n_tokens d_in"]) -> Tensor:
-        """Run the last block for CLS alone: only CLS asks, all tokens answer. A sixth of the block's work."""
+        """Run the last block for CLS alone: only CLS asks, all tokens answer.
+
+        Keys and values of all tokens are never formed: the query goes through W_k once, and the attended mean of the
+        tokens through W_v once, which is the same by linearity (b_k moves all scores alike, and softmax ignores it).
+        """
+        attn, (n_heads, d) = block.attn, (block.attn.num_heads, x.shape[-1])
+        width = d // n_heads
+        w_q, w_k, w_v = attn.in_proj_weight.chunk(3)
+        b_q, _, b_v = attn.in_proj_bias.chunk(3)
         normed = block.ln_1(x)
-        cls = x[:, :1] + block.ls_1(block.attention(normed[:, :1], normed, normed))
+        query = F.linear(normed[:, 0], w_q, b_q).view(-1, n_heads, width) / width**0.5
+        asked = torch.einsum("bhw,hwd->bhd", query, w_k.view(n_heads, width, d))
+        share = torch.softmax(asked @ normed.transpose(1, 2), dim=-1)
+        answer = torch.einsum("bhd,hwd->bhw", share @ normed, w_v.view(n_heads, width, d)).flatten(1) + b_v
+        cls = x[:, :1] + block.ls_1(attn.out_proj(answer)[:, None])
         return cls + block.ls_2(block.mlp(block.ln_2(cls)))
 
     @torch.inference_mode()
@@ -286,7 +300,11 @@ def _load_weights(clip: torch.nn.Module, path: Path, config: ModelConfig) -> Non
         raise
     except Exception as error:  # a damaged file can fail anywhere inside the readers
         kind = "safetensors" if isinstance(error, SafetensorError) else "weights"
-        raise InputError(f"Cannot read {kind} file {path}: {_first_line(error)}.") from error
+        if isinstance(error, UnpicklingError):  # torch's own words advise to run whatever the file holds
+            reason = "it is damaged, or holds other objects than tensors, which are not loaded; give a state dict"
+        else:
+            reason = _first_line(error)
+        raise InputError(f"Cannot read {kind} file {path}: {reason}.") from error
     state = state.get("state_dict", state) if isinstance(state, dict) else state
     if not isinstance(state, dict) or not state or not all(isinstance(v, Tensor) for v in state.values()):
         raise InputError(f"Expected {path} to hold a state dict of tensors, got {type(state).__name__}.")

@@ -1,0 +1,301 @@
+"""A small CLIP learns what goes with what, goes on where it was stopped, and is read back by open_clip."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import lightning as L
+import numpy as np
+import open_clip
+import pytest
+import torch
+
+from infoscope.errors import InputError
+from infoscope.vision.config import ContrastiveConfig, ModelConfig
+from infoscope.vision.contrastive import CaptionedBatches, compute_retrieval, squash, train_clip
+from infoscope.vision.open_clip_backbone import OpenClipBackbone, load_backbone
+from infoscope.vision.tokenizer import WordTokenizer
+
+WORDS = ["a", "photo", "of", "light", "dark", "red", "green", "blue"]
+COLOURS = {"red": (1.0, 0.2, 0.2), "green": (0.2, 1.0, 0.2), "blue": (0.2, 0.2, 1.0)}
+CONFIG = ContrastiveConfig(
+    n_images=24,
+    n_steps=30,
+    batch_size=6,
+    lr=3e-3,
+    warmup_steps=2,
+    prompt_share=0.0,
+    width=32,
+    layers=1,
+    text_layers=1,
+    embed_dim=16,
+    patch_px=8,
+    grid=4,
+    context_length=6,
+)
+OPTIONS: dict[str, Any] = {"accelerator": "cpu", "devices": 1, "logger": False, "enable_progress_bar": False}
+quiet = pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*`IterableDataset` has `__len__`")
+
+
+def make_images(n: int = 24, size_px: int = 40) -> np.ndarray:
+    """Image i: one of three colours, light or dark, and some noise."""
+    rng = np.random.default_rng(0)
+    colours = np.array(list(COLOURS.values()))
+    level = np.where(np.arange(n) % 2 == 0, 220, 100)
+    values = colours[np.arange(n) % 3] * level[:, None]
+    return np.clip(values[:, None, None] + rng.normal(0, 20, (n, size_px, size_px, 3)), 0, 255).astype(np.uint8)
+
+
+def make_caption(i: int, rng: np.random.Generator) -> str:
+    words = [("light", "dark")[i % 2]] if rng.random() < 0.7 else []
+    return " ".join(["a", *words, list(COLOURS)[i % 3]])
+
+
+def make_prompt(i: int) -> str:
+    return f"a photo of {list(COLOURS)[i % 3]}"
+
+
+def full_caption(i: int) -> str:
+    return f"a {('light', 'dark')[i % 2]} {list(COLOURS)[i % 3]}"
+
+
+def make_batches(images: np.ndarray, first_step: int = 0, **changes: Any) -> CaptionedBatches:
+    config = dataclasses.replace(CONFIG, **changes)
+    tokenizer = WordTokenizer(WORDS, config.context_length)
+    return CaptionedBatches(images, make_caption, make_prompt, tokenizer, config, first_step)
+
+
+def train(folder: Path, *callbacks: L.Callback, **changes: Any) -> open_clip.CLIP:
+    for needed in (folder / "made", folder / "progress"):
+        needed.mkdir(parents=True, exist_ok=True)
+    return train_clip(
+        dataclasses.replace(CONFIG, **changes),
+        make_images(),
+        make_caption,
+        make_prompt,
+        WORDS,
+        folder / "made",
+        folder / "progress",
+        trainer_options={**OPTIONS, "callbacks": list(callbacks)},
+    )
+
+
+class Diary(L.Callback):
+    """Notes the loss and the batch of every step; stops with an error after `stop_after` steps."""
+
+    def __init__(self, stop_after: int | None = None) -> None:
+        self.losses: list[float] = []
+        self.ids: list[torch.Tensor] = []
+        self.dropout: list[float] = []
+        self.stop_after = stop_after
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.losses.append(float(outputs["loss"]))
+        self.ids.append(batch[1])
+        self.dropout.append(getattr(pl_module.clip.visual.patch_dropout, "prob", 0.0))
+        if self.stop_after is not None and len(self.losses) == self.stop_after:
+            raise RuntimeError("the plug was pulled")
+
+
+class TestTokenizer:
+    def test_words_become_ids_and_the_end_mark_is_the_largest(self):
+        tokenizer = WordTokenizer(["red", "ball"], 6)
+        assert tokenizer.vocab_size == 5
+        assert tokenizer("Red  BALL").tolist() == [[2, 3, 4, 0, 0, 0]]
+        assert tokenizer(["ball", ""]).tolist() == [[3, 4, 0, 0, 0, 0], [4, 0, 0, 0, 0, 0]]
+        ids = tokenizer(["red", "ball red ball"])
+        assert ids.dtype == torch.int64
+        assert ids.argmax(1).tolist() == [1, 3]  # where open_clip's text tower pools
+
+    def test_unknown_words_share_an_id(self):
+        assert WordTokenizer(["red"], 5)("a red zebra").tolist() == [[1, 2, 1, 3, 0]]
+
+    def test_long_texts_are_cut_before_the_end_mark(self):
+        assert WordTokenizer(["red", "ball"], 3)("red ball red ball").tolist() == [[2, 3, 4]]
+
+    def test_a_vocabulary_without_repeats(self):
+        with pytest.raises(ValueError, match="without duplicates"):
+            WordTokenizer(["red", "red"], 4)
+
+
+class TestBatches:
+    @pytest.fixture(scope="class")
+    def numbered(self) -> np.ndarray:
+        """Image i is filled with i."""
+        return np.broadcast_to(np.arange(24, dtype=np.uint8)[:, None, None, None], (24, 40, 40, 3)).copy()
+
+    def test_a_batch_is_a_function_of_seed_and_step(self):
+        images = make_images()
+        one, other = make_batches(images), make_batches(images)
+        expected = [other.batch(step) for step in range(8)]
+        for step in (5, 0, 7):  # in any order
+            for mine, theirs in zip(one.batch(step), expected[step], strict=True):
+                assert torch.equal(mine, theirs)
+        assert not torch.equal(make_batches(images, seed=1).batch(0)[0], expected[0][0])
+
+    def test_iteration_goes_through_the_steps_that_are_left(self):
+        images = make_images()
+        whole, rest = list(make_batches(images)), list(make_batches(images, first_step=27))
+        assert (len(whole), len(rest)) == (CONFIG.n_steps, 3)
+        assert all(torch.equal(a, b) for x, y in zip(whole[27:], rest, strict=True) for a, b in zip(x, y, strict=True))
+
+    def test_shapes_and_types(self):
+        images, ids = make_batches(make_images()).batch(0)
+        assert images.shape == (6, 3, 32, 32)
+        assert images.dtype == torch.uint8
+        assert images.is_contiguous()
+        assert ids.shape == (6, CONFIG.context_length)
+
+    @pytest.mark.parametrize("size", [6, 7])  # with 7, batches reach over the end of an epoch
+    def test_every_image_comes_once_per_epoch(self, numbered, size):
+        batches = make_batches(numbered, batch_size=size)
+        seen = torch.cat([batches.batch(step)[0][:, 0, 0, 0] for step in range(24)]).tolist()
+        orders = [seen[start : start + 24] for start in range(0, len(seen) - 23, 24)]
+        assert all(sorted(order) == list(range(24)) for order in orders)
+        assert len({tuple(order) for order in orders}) == len(orders)
+
+    def test_image_and_text_belong_together(self, numbered):
+        batches = make_batches(numbered)
+        for step in range(6):
+            images, ids = batches.batch(step)
+            for i, row in zip(images[:, 0, 0, 0].tolist(), ids.tolist(), strict=True):
+                assert WORDS.index(list(COLOURS)[i % 3]) + 2 in row
+
+    def test_prompts_come_in_whole_batches(self):
+        photo = WORDS.index("photo") + 2
+        batches = make_batches(make_images(), prompt_share=0.5)
+        prompts = [(batches.batch(step)[1] == photo).any(1) for step in range(40)]
+        assert all(rows.all() or not rows.any() for rows in prompts)
+        assert 8 < sum(bool(rows.all()) for rows in prompts) < 32
+
+    def test_crops_and_whole_images_plain_and_mirrored(self):
+        """Column numbers tell how a batch was made: a crop keeps steps of one, a squashed image has larger ones."""
+        ramp = np.broadcast_to(4 * np.arange(40, dtype=np.uint8)[None, None, :, None], (6, 40, 40, 3)).copy()
+        batches = make_batches(ramp)
+        seen = set()
+        for step in range(40):
+            row = batches.batch(step)[0][0, 0, 16].int()
+            inner = row.diff()[4:-4]
+            seen.add((bool((inner.abs() == 4).all()), bool((inner > 0).all())))
+        assert seen == {(True, True), (True, False), (False, True), (False, False)}
+
+    def test_images_of_the_models_size_are_left_alone(self):
+        images = torch.from_numpy(make_images(2, 32)).permute(0, 3, 1, 2)
+        assert squash(images, 32) is images
+        assert squash(images, 16).shape == (2, 3, 16, 16)
+        assert squash(images, 16).dtype == torch.uint8
+
+
+@quiet
+class TestTraining:
+    @pytest.fixture(scope="class")
+    def trained(self, tmp_path_factory) -> tuple[open_clip.CLIP, Path, Diary]:
+        folder, diary = tmp_path_factory.mktemp("trained"), Diary()
+        return train(folder, diary), folder / "made", diary
+
+    def test_the_loss_falls_and_images_find_their_captions(self, trained):
+        clip, _, diary = trained
+        assert len(diary.losses) == CONFIG.n_steps
+        assert np.mean(diary.losses[-5:]) < np.mean(diary.losses[:5]) - 0.2
+        tokenizer = WordTokenizer(WORDS, CONFIG.context_length)
+        found = compute_retrieval(clip, make_images()[:6], [full_caption(i) for i in range(6)], tokenizer, batch_size=6)
+        assert found["image_to_text_top1"] > 0.4  # one sixth would be chance
+        assert found["among"] == 6
+
+    def test_patches_are_left_out_until_the_last_quarter(self, trained):
+        assert trained[2].dropout == [0.5] * 23 + [0.0] * 7
+
+    def test_open_clip_loads_the_folder(self, trained):
+        clip, folder, _ = trained
+        names = {"open_clip_config.json", "open_clip_model.safetensors", "vocabulary.json"}
+        assert {path.name for path in folder.iterdir()} == names
+        theirs = open_clip.create_model(f"local-dir:{folder}").eval()
+        pixels = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+        ids = WordTokenizer(WORDS, CONFIG.context_length)(["a red", "a blue"])
+        with torch.inference_mode():
+            assert torch.equal(theirs.encode_image(pixels), clip.encode_image(pixels))
+            assert torch.equal(theirs.encode_text(ids), clip.encode_text(ids))
+
+    def test_load_backbone_loads_it_with_equal_outputs(self, trained):
+        clip, folder, _ = trained
+        images = torch.from_numpy(make_images(4, 32)).permute(0, 3, 1, 2)
+        for config, where in (
+            (ModelConfig("mine", pretrained=f"local-dir:{folder}"), None),
+            (ModelConfig("mine", pretrained="train_clip"), folder),
+        ):
+            backbone = load_backbone(config, where)
+            assert isinstance(backbone, OpenClipBackbone)
+            assert (backbone.grid, backbone.patch_px) == (4, 8)
+            with torch.inference_mode():
+                expected = clip.encode_image((images / 255 - 0.5) / 0.25, normalize=True)
+            torch.testing.assert_close(backbone.embed_images(images), expected)
+
+    def test_the_vocabulary_is_kept(self, trained):
+        stored = json.loads((trained[1] / "vocabulary.json").read_text())
+        assert WordTokenizer(**stored)("a red")[0, :3].tolist() == [2, 7, 10]
+
+    def test_the_same_seed_gives_the_same_weights(self, trained, tmp_path):
+        again = train(tmp_path)
+        for name, value in trained[0].state_dict().items():
+            torch.testing.assert_close(again.state_dict()[name], value, rtol=1e-4, atol=1e-5)
+
+    def test_a_stopped_training_goes_on_to_the_same_end(self, tmp_path):
+        settings = {"n_steps": 212, "patch_dropout": 0.0}
+        through, before, after = Diary(), Diary(stop_after=206), Diary()
+        whole = train(tmp_path / "whole", through, **settings)
+        with pytest.raises(RuntimeError, match="the plug was pulled"):
+            train(tmp_path / "stopped", before, **settings)
+        assert torch.load(tmp_path / "stopped" / "progress" / "last.ckpt", weights_only=True)["global_step"] == 200
+        resumed = train(tmp_path / "stopped", after, **settings)
+        assert before.losses == pytest.approx(through.losses[:206], rel=1e-3, abs=1e-4)
+        assert len(after.losses) == 12
+        assert all(torch.equal(a, b) for a, b in zip(after.ids, through.ids[200:], strict=True))
+        assert after.losses == pytest.approx(through.losses[200:], rel=1e-2, abs=1e-3)
+        torch.testing.assert_close(resumed.visual.proj, whole.visual.proj, rtol=1e-2, atol=1e-3)
+
+    def test_a_loss_that_is_no_number_stops_it(self, tmp_path):
+        with pytest.raises(InputError, match=r"contrastive loss became nan at step \d+: lower clip\.lr"):
+            train(tmp_path, lr=1e30, warmup_steps=1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"n_steps": 0}, "clip.n_steps to be at least 1, got 0"),
+        ({"batch_size": 25}, r"clip.batch_size to be at most clip.n_images \(24\), got 25"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(changes, message):
+    with pytest.raises(InputError, match=message):
+        dataclasses.replace(CONFIG, **changes)
+
+
+class Perfect:
+    """Reads the number that an image is filled with and the number of its caption's word."""
+
+    visual = SimpleNamespace(image_size=(8, 8))
+
+    def encode_image(self, pixels: torch.Tensor, normalize: bool) -> torch.Tensor:
+        number = ((pixels.mean((1, 2, 3)) * 0.25 + 0.5) * 255 / 20).round().long()
+        return torch.nn.functional.one_hot(number, 16).float()
+
+    def encode_text(self, ids: torch.Tensor, normalize: bool) -> torch.Tensor:
+        return torch.nn.functional.one_hot(ids[:, 0] - 2, 16).float()
+
+
+@pytest.mark.parametrize(("shift", "expected"), [(0, 1.0), (1, 0.0)])
+def test_retrieval_of_a_perfect_model_is_one_and_of_a_mistaken_one_zero(shift, expected):
+    words = [f"w{i}" for i in range(12)]
+    images = np.broadcast_to(20 * np.arange(12, dtype=np.uint8)[:, None, None, None], (12, 12, 12, 3))
+    captions = [words[(i + shift) % 12] for i in range(12)]
+    tokenizer: Any = WordTokenizer(words, 4)
+    clip: Any = Perfect()
+    found = compute_retrieval(clip, images[:11], captions[:11], tokenizer, batch_size=5)  # the eleventh is left out
+    if shift:
+        assert found["image_to_text_top1"] < 0.3  # argmax of nothing but zeros is the first
+    else:
+        assert found == {"image_to_text_top1": 1.0, "text_to_image_top1": 1.0, "among": 5.0}
