@@ -124,15 +124,12 @@ def measure(options: argparse.Namespace) -> dict:
 
 def print_table(options: argparse.Namespace, result: dict) -> None:
     """Print one line per side."""
-    source = options.root or "scenes"
-    print(f"{options.model}, {result['n_images']} images of {result['image_px']} px from {source}, block")
-    print(f"{result['layer']}, batch {options.batch}, {torch.get_num_threads()} threads, {options.device}")
-    print(f"{'side':6} {'median s':>10} {'best s':>10} {'images/s':>10} {'tokens/s':>12}")
+    images = f"{result['n_images']} {'photographs' if options.root else 'scenes'} at {result['image_px']} px"
+    print(f"{options.model}, block {result['layer']}, {images}, batch {options.batch}, {options.threads} threads")
+    print(f"{'side':6} {'median s':>10} {'best s':>10} {'images/s':>10} {'tokens/s':>10}")
     for row in result["rows"]:
-        numbers = (
-            f"{row['median_s']:10.3f} {row['best_s']:10.3f} {row['images_per_s']:10.1f} {row['tokens_per_s']:12.0f}"
-        )
-        print(f"{row['side']:6} {numbers}")
+        times = f"{row['median_s']:10.3f} {row['best_s']:10.3f}"
+        print(f"{row['side']:6} {times} {row['images_per_s']:10.1f} {row['tokens_per_s']:10.0f}")
     print(f"ours reaches {result['ours_of_bare']:.0%} of bare; {result['cache_bytes'] / 1e6:.1f} MB of tokens on disk")
 
 

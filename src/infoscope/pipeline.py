@@ -160,7 +160,6 @@ class Pipeline:
                     clip,
                     train.images,
                     train.caption,
-                    train.prompt,
                     words,
                     work.folder,
                     work.progress,

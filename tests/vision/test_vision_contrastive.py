@@ -59,10 +59,6 @@ def make_prompt(i: int) -> str:
     return f"a photo of {list(COLOURS)[i % 3]}"
 
 
-def full_caption(i: int) -> str:
-    return f"a {('light', 'dark')[i % 2]} {list(COLOURS)[i % 3]}"
-
-
 def make_batches(images: np.ndarray, first_step: int = 0, **changes: Any) -> CaptionedBatches:
     config = dataclasses.replace(CONFIG, **changes)
     tokenizer = WordTokenizer(WORDS, config.context_length)
@@ -90,13 +86,11 @@ class Diary(L.Callback):
     def __init__(self, stop_after: int | None = None) -> None:
         self.losses: list[float] = []
         self.ids: list[torch.Tensor] = []
-        self.dropout: list[float] = []
         self.stop_after = stop_after
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         self.losses.append(float(outputs["loss"]))
         self.ids.append(batch[1])
-        self.dropout.append(getattr(pl_module.clip.visual.patch_dropout, "prob", 0.0))
         if self.stop_after is not None and len(self.losses) == self.stop_after:
             raise RuntimeError("the plug was pulled")
 
@@ -197,17 +191,10 @@ class TestTraining:
         folder, diary = tmp_path_factory.mktemp("trained"), Diary()
         return train(folder, diary), folder / "made", diary
 
-    def test_the_loss_falls_and_images_find_their_captions(self, trained):
-        clip, _, diary = trained
-        assert len(diary.losses) == CONFIG.n_steps
-        assert np.mean(diary.losses[-5:]) < np.mean(diary.losses[:5]) - 0.2
-        tokenizer = WordTokenizer(WORDS, CONFIG.context_length)
-        found = compute_retrieval(clip, make_images()[:6], [full_caption(i) for i in range(6)], tokenizer, batch_size=6)
-        assert found["image_to_text_top1"] > 0.4  # one sixth would be chance
-        assert found["among"] == 6
-
-    def test_patches_are_left_out_until_the_last_quarter(self, trained):
-        assert trained[2].dropout == [0.5] * 23 + [0.0] * 7
+    def test_the_loss_falls(self, trained):
+        losses = trained[2].losses
+        assert len(losses) == CONFIG.n_steps
+        assert np.mean(losses[-5:]) < np.mean(losses[:5]) - 0.2
 
     def test_open_clip_loads_the_folder(self, trained):
         clip, folder, _ = trained
@@ -243,19 +230,26 @@ class TestTraining:
         for name, value in trained[0].state_dict().items():
             torch.testing.assert_close(again.state_dict()[name], value, rtol=1e-4, atol=1e-5)
 
-    def test_a_stopped_training_goes_on_to_the_same_end(self, tmp_path):
-        settings = {"n_steps": 212, "patch_dropout": 0.0}
-        through, before, after = Diary(), Diary(stop_after=206), Diary()
-        whole = train(tmp_path / "whole", through, **settings)
+    def test_a_stopped_training_goes_on_to_the_same_end(self, trained, tmp_path, monkeypatch):
+        whole, _, through = trained
+        checkpoint = L.pytorch.callbacks.ModelCheckpoint
+        monkeypatch.setattr(  # as after 200 of 1500 steps, but sooner
+            L.pytorch.callbacks,
+            "ModelCheckpoint",
+            lambda folder, **options: checkpoint(folder, **{**options, "every_n_train_steps": 10}),
+        )
+        before, after = Diary(stop_after=26), Diary()
         with pytest.raises(RuntimeError, match="the plug was pulled"):
-            train(tmp_path / "stopped", before, **settings)
-        assert torch.load(tmp_path / "stopped" / "progress" / "last.ckpt", weights_only=True)["global_step"] == 200
-        resumed = train(tmp_path / "stopped", after, **settings)
-        assert before.losses == pytest.approx(through.losses[:206], rel=1e-3, abs=1e-4)
-        assert len(after.losses) == 12
-        assert all(torch.equal(a, b) for a, b in zip(after.ids, through.ids[200:], strict=True))
-        assert after.losses == pytest.approx(through.losses[200:], rel=1e-2, abs=1e-3)
-        torch.testing.assert_close(resumed.visual.proj, whole.visual.proj, rtol=1e-2, atol=1e-3)
+            train(tmp_path, before)
+        assert torch.load(tmp_path / "progress" / "last.ckpt", weights_only=True)["global_step"] == 20
+        assert not list((tmp_path / "made").iterdir())
+        resumed = train(tmp_path, after)
+        assert before.losses == pytest.approx(through.losses[:26], rel=1e-3, abs=1e-4)
+        assert len(after.losses) == 10
+        assert all(torch.equal(a, b) for a, b in zip(after.ids, through.ids[20:], strict=True))
+        assert after.losses == pytest.approx(through.losses[20:], rel=1e-3, abs=1e-4)
+        for name, value in whole.state_dict().items():
+            torch.testing.assert_close(resumed.state_dict()[name], value, rtol=1e-3, atol=1e-4)
 
     def test_a_loss_that_is_no_number_stops_it(self, tmp_path):
         with pytest.raises(InputError, match=r"contrastive loss became nan at step \d+: lower clip\.lr"):

@@ -26,6 +26,7 @@ from infoscope.data.scenes import Factors, Scene, SceneObject
 from infoscope.errors import InputError
 
 _SCENES_PER_TASK = 64
+_NEAREST = {"colour": tuple(scenes.COLOURS), "texture": scenes.TEXTURES, "size": tuple(scenes.SIZES)}
 _MAPS: dict[str, tuple[type[np.generic], tuple[int, ...]]] = {
     "images": (np.uint8, (3,)),
     "label_maps": (np.uint8, ()),
@@ -112,7 +113,9 @@ def _to_millimetres(depth_m: np.ndarray) -> np.ndarray:
 
 
 class SceneSet(LabelledImages):
-    """Scenes as `save_scenes` wrote them. Targets: "class" (the kind of the nearest object) and the global factors.
+    """Scenes as `save_scenes` wrote them.
+
+    Targets: "class" (the kind of the nearest object), its "colour", "texture" and "size", and the global factors.
 
     Args:
         folder: what was given to `save_scenes`.
@@ -123,7 +126,7 @@ class SceneSet(LabelledImages):
 
     class_names = scenes.KINDS
     label_names = scenes.LABELS
-    targets = ("class", *scenes.GLOBAL_FACTORS)
+    targets = ("class", *_NEAREST, *scenes.GLOBAL_FACTORS)
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
@@ -170,8 +173,9 @@ class SceneSet(LabelledImages):
 
     def labels(self, target: str) -> Int64[np.ndarray, " n_images"]:
         values = self._target_values(target)
-        if target == "class":
-            words = [factors["objects"][0]["kind"] for factors in self._factors]
+        if target == "class" or target in _NEAREST:
+            of_nearest = "kind" if target == "class" else target
+            words = [factors["objects"][0][of_nearest] for factors in self._factors]
         else:
             words = [factors[target] for factors in self._factors]
         return np.array([values.index(word) for word in words], dtype=np.int64)
@@ -182,7 +186,7 @@ class SceneSet(LabelledImages):
     def _target_values(self, target: str) -> tuple[str, ...]:
         if target not in self.targets:
             raise InputError(f"Expected a target of the scenes ({', '.join(self.targets)}), got {target!r}.")
-        return scenes.KINDS if target == "class" else scenes.GLOBAL_FACTORS[target]
+        return {"class": scenes.KINDS, **_NEAREST, **scenes.GLOBAL_FACTORS}[target]
 
     def label_map(self, index: int) -> UInt8[np.ndarray, "size size"]:
         return np.array(self.label_maps[index])
@@ -198,7 +202,3 @@ class SceneSet(LabelledImages):
     def caption(self, index: int, rng: np.random.Generator | None = None) -> str:
         """Say everything about a scene, or with `rng` a random part of it."""
         return scenes.caption(self.factors(index), rng)
-
-    def prompt(self, index: int) -> str:
-        """Return the sentence that names a scene's class and nothing else."""
-        return scenes.class_prompt(self._factors[index]["objects"][0]["kind"])

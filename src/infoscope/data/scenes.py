@@ -216,11 +216,6 @@ def caption(factors: Factors, rng: np.random.Generator | None = None) -> str:
     return text
 
 
-def class_prompt(kind: str) -> str:
-    """Return the sentence that names a class and nothing else, for prompt batches and zero-shot heads."""
-    return f"a photo of a {kind}"
-
-
 def vocabulary() -> list[str]:
     """Return every word that captions and prompts use, in a fixed order."""
     words = [

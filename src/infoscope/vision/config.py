@@ -67,13 +67,14 @@ class ContrastiveConfig:
     n_images: int = 30_000
     """Training pictures, rendered from a stream of their own (never the ones the SAE or the probes see)."""
     n_test_images: int = 1_000
-    n_steps: int = 1_500
-    batch_size: int = 64
+    n_steps: int = 1_000
+    batch_size: int = 128
     lr: float = 1.0e-3
     weight_decay: float = 0.1
     warmup_steps: int = 100
-    prompt_share: float = 0.6
-    """Share of the batches whose captions are class prompts: what is hardest to learn, undisturbed by what is easy."""
+    patch_dropout: float = 0.5
+    """Share of patch tokens left out while training, until `full_share` of the steps is left (Li et al., 2023)."""
+    full_share: float = 0.2
     seed: int = 0
     precision: str = "32-true"
     """Lightning's precision of the training run."""

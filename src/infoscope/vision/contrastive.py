@@ -24,9 +24,6 @@ from infoscope.vision.tokenizer import WordTokenizer
 CLIP_MEAN, CLIP_STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 """RGB normalisation of the CLIPs trained here."""
 
-WHITENING_FLOOR = 0.02
-"""Added to variances before whitening, in units of normalised pixels: about three times that of the scenes' noise."""
-
 
 def make_clip_config(config: ContrastiveConfig, vocab_size: int) -> dict[str, Any]:
     """Return the open_clip model configuration of a small CLIP with a CLS-pooled vision tower."""
@@ -39,6 +36,7 @@ def make_clip_config(config: ContrastiveConfig, vocab_size: int) -> dict[str, An
             "width": config.width,
             "head_width": head_width,
             "patch_size": config.patch_px,
+            "patch_dropout": config.patch_dropout,
         },
         "text_cfg": {
             "context_length": config.context_length,
@@ -53,14 +51,12 @@ def make_clip_config(config: ContrastiveConfig, vocab_size: int) -> dict[str, An
 class CaptionedBatches(IterableDataset):
     """Batches of (uint8 images [b, 3, s, s], token ids [b, context]); batch t is a function of (seed, t).
 
-    In some batches the captions are class prompts: whole batches, because one caption that says more would be told
-    apart without its class. Half of the batches are random crops of side `image_px` (so positions vary as under shifted
+    Half of the batches are random crops of side `image_px` (so positions vary as under shifted
     context cropping), half are whole images, squashed to that side; every batch is mirrored at random.
 
     Args:
         images: uint8 [n, S, S, 3], S >= image_px.
         make_caption: gives the caption of image i, words left out by the generator.
-        make_prompt: gives the prompt of image i's class.
         first_step: step to begin at, for resumed training.
     """
 
@@ -68,13 +64,11 @@ class CaptionedBatches(IterableDataset):
         self,
         images: np.ndarray,
         make_caption: Callable[[int, np.random.Generator], str],
-        make_prompt: Callable[[int], str],
         tokenizer: WordTokenizer,
         config: ContrastiveConfig,
         first_step: int = 0,
     ) -> None:
-        self.images, self.make_caption, self.make_prompt = images, make_caption, make_prompt
-        self.tokenizer, self.config = tokenizer, config
+        self.images, self.make_caption, self.tokenizer, self.config = images, make_caption, tokenizer, config
         self.first_step = first_step
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
@@ -91,8 +85,7 @@ class CaptionedBatches(IterableDataset):
             mine = positions // n == epoch
             index[mine] = order[positions[mine] % n]
         rng = np.random.default_rng([self.config.seed, 2, step])
-        prompts = rng.random() < self.config.prompt_share
-        ids = self.tokenizer([self.make_prompt(int(i)) if prompts else self.make_caption(int(i), rng) for i in index])
+        ids = self.tokenizer([self.make_caption(int(i), rng) for i in index])
         images = torch.from_numpy(self.images[index]).permute(0, 3, 1, 2)
         spare = images.shape[-1] - px
         if spare == 0 or rng.random() < 0.5:
@@ -115,8 +108,7 @@ def squash(images: Tensor, size_px: int) -> Tensor:
 class ContrastiveModule(L.LightningModule):
     """Trains an open_clip CLIP with the symmetric contrastive loss, AdamW, linear warm-up and cosine decay.
 
-    Images whose texts are the same are positives of one another (UniCL: Yang et al., 2022), so a batch of class prompts
-    is no contradiction. Logs `loss`, `in_batch_top1` (share of images whose highest score is their own text) and `lr`.
+    Images whose texts are the same are positives of one another (UniCL: Yang et al., 2022). Logs `loss`, `in_batch_top1` (share of images whose highest score is their own text) and `lr`.
     """
 
     def __init__(self, clip: open_clip.CLIP, config: ContrastiveConfig, mean: Sequence[float], std: Sequence[float]):
@@ -127,6 +119,8 @@ class ContrastiveModule(L.LightningModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         images, ids = batch
+        if self.global_step >= (1 - self.config.full_share) * self.config.n_steps:
+            self.clip.visual.patch_dropout.prob = 0.0
         image = self.clip.encode_image((images - self.mean) / self.std, normalize=True)
         texts, of_image = ids.unique(dim=0, return_inverse=True)
         text = self.clip.encode_text(texts, normalize=True)[of_image]
@@ -167,7 +161,6 @@ def train_clip(
     config: ContrastiveConfig,
     images: np.ndarray,
     make_caption: Callable[[int, np.random.Generator], str],
-    make_prompt: Callable[[int], str],
     words: Sequence[str],
     folder: Path,
     progress_folder: Path,
@@ -178,7 +171,6 @@ def train_clip(
     Args:
         images: uint8 [n, S, S, 3], S >= config.image_px.
         make_caption: gives the caption of image i, words left out by the generator.
-        make_prompt: gives the prompt of image i's class.
         words: the vocabulary.
         progress_folder: holds `last.ckpt`, from which an interrupted training goes on.
         trainer_options: accelerator, callbacks, logger and progress bar of Lightning's Trainer.
@@ -190,7 +182,6 @@ def train_clip(
     L.seed_everything(config.seed, verbose=False)
     model_cfg = make_clip_config(config, tokenizer.vocab_size)
     clip = open_clip.CLIP(**model_cfg)
-    whiten_patch_embedding(clip, images[: min(len(images), 1000)], config.image_px)
     module = ContrastiveModule(clip, config, CLIP_MEAN, CLIP_STD)
     last = progress_folder / "last.ckpt"
     checkpoint = L.pytorch.callbacks.ModelCheckpoint(
@@ -206,38 +197,19 @@ def train_clip(
         **options,
     )
     first_step = torch.load(last, weights_only=True)["global_step"] if last.is_file() else 0
-    batches = CaptionedBatches(images, make_caption, make_prompt, tokenizer, config, first_step)
+    batches = CaptionedBatches(images, make_caption, tokenizer, config, first_step)
     trainer.fit(module, make_caption_loader(batches), ckpt_path=str(last) if first_step else None, weights_only=True)
     save_clip(clip.eval(), model_cfg, words, config, folder)
     return clip
-
-
-@torch.no_grad()
-def whiten_patch_embedding(clip: open_clip.CLIP, images: np.ndarray, size_px: int) -> None:
-    """Set the patch embedding to the images' principal components, each scaled to about unit variance.
-
-    Neighbouring pixels are alike, so under random filters brightness and colour drown texture, which a small model then
-    takes thousands of steps to see; whitened, all have one voice from the start (Coates and Ng, 2012).
-
-    Args:
-        images: uint8 [n, S, S, 3], a sample of the training images; squashed to `size_px`.
-    """
-    conv = clip.visual.conv1
-    mean, std = (torch.tensor(value).view(1, 3, 1, 1) * 255 for value in (CLIP_MEAN, CLIP_STD))
-    pixels = (squash(torch.from_numpy(np.array(images)).permute(0, 3, 1, 2), size_px) - mean) / std
-    patches = F.unfold(pixels, conv.kernel_size, stride=conv.stride).transpose(1, 2).flatten(0, 1)
-    variances, components = torch.linalg.eigh(torch.cov(patches.T))
-    n_filters = min(conv.out_channels, len(variances))
-    scales = 1 / (variances[-n_filters:].clamp(min=0) + WHITENING_FLOOR).sqrt()
-    conv.weight[:n_filters] = (components[:, -n_filters:] * scales).T.view(n_filters, *conv.weight.shape[1:])
 
 
 def save_clip(
     clip: open_clip.CLIP, model_cfg: dict[str, Any], words: Sequence[str], config: ContrastiveConfig, folder: Path
 ) -> None:
     """Write `open_clip_config.json`, `open_clip_model.safetensors` and `vocabulary.json` into an existing folder."""
+    vision_cfg = {name: value for name, value in model_cfg["vision_cfg"].items() if name != "patch_dropout"}
     content = {
-        "model_cfg": model_cfg,
+        "model_cfg": {**model_cfg, "vision_cfg": vision_cfg},
         "preprocess_cfg": {"mean": CLIP_MEAN, "std": CLIP_STD, "size": [config.image_px] * 2, "resize_mode": "squash"},
     }
     (folder / "open_clip_config.json").write_text(json.dumps(content, indent=2))
