@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 
 from infoscope import app, pipeline
 from infoscope.errors import InputError
+from infoscope.report import figure_style
 from infoscope.sae.module import SAEModule
 from infoscope.vision import extract, open_clip_backbone
 from infoscope.vision.backbone import Tokens
@@ -270,8 +271,9 @@ def test_skipped_images_are_listed_and_counted(photographs: Path, tmp_path: Path
 
 
 def test_an_image_folder_from_end_to_end(
-    photographs: Path, tmp_path: Path, fail: Fail, capsys: pytest.CaptureFixture[str]
+    photographs: Path, tmp_path: Path, fail: Fail, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(figure_style, "DPI", 40)
     root = tmp_path / "pictures"
     shutil.copytree(photographs, root)
     made = run_tiny(tmp_path, *FOLDER, *SMALL_CLIP, f"data.root={root}")

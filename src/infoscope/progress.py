@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -32,11 +34,14 @@ class Display:
     def __init__(self, console: Console | None = None, bars: bool = True) -> None:
         self.console = console or Console(highlight=False)
         self.bars = bars
+        self._known: set[str] = set()
 
     def event(self, event: str, spec: Spec, detail: str) -> None:
-        """Say what happens to an artifact: building, built, reused, waiting, damaged."""
-        if event == "building" and not detail:
-            return  # its bars say so
+        """Say what happens to an artifact: building (its bars say so), built, reused (once), waiting, damaged."""
+        if (event == "building" and not detail) or (event == "reused" and spec.hash in self._known):
+            return
+        if event in ("built", "reused"):
+            self._known.add(spec.hash)
         line = Text(f"{event:>8}  ", style=_EVENTS[event])
         line.append(f"{spec.stage}/{spec.folder_name}", style="default" if event == "built" else "dim")
         line.append(f"  {detail}" if event != "reused" else "", style="dim")
@@ -57,13 +62,13 @@ class Display:
             TimeRemainingColumn(compact=True),
             console=self.console,
             transient=True,
-            disable=not self.bars,
+            disable=not (self.bars and self.console.is_terminal),
         )
         with progress:
             task = progress.add_task(what, total=total)
 
             def advance(done: int, of: int | None = None) -> None:
-                progress.update(task, completed=done, **({} if of is None else {"total": of}))
+                progress.update(task, completed=done, total=total if of is None else of)
 
             yield advance
 
@@ -75,6 +80,13 @@ class Display:
                 yield item
                 done += size(item)
                 advance(done, None)
+
+
+def quieten_lightning() -> None:
+    """Leave Lightning its warnings, but not its banners, tips, and a deprecation inside Lightning itself."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
 
 
 class LightningBar(L.Callback):

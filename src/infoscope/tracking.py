@@ -131,8 +131,9 @@ class WandbTracker(Tracker):
             self._run.log({**metrics, "step": step})
 
     def log_table(self, name: str, columns: list[str], rows: list[list[Any]]) -> None:
-        text = [[str(value) if value is not None else "" for value in row] for row in rows]
-        self._run.log({name: self._wandb.Table(columns=columns, data=text)})
+        text: list[Any] = [[str(value) if value is not None else "" for value in row] for row in rows]
+        names: list[Any] = list(columns)
+        self._run.log({name: self._wandb.Table(columns=names, data=text)})
 
     def log_figure(self, name: str, path: Path) -> None:
         self._run.log({name: self._wandb.Image(str(path))})
@@ -188,8 +189,13 @@ def make_lightning_logger(tracker: Tracker) -> Any:
     class TrackerLogger(Logger):
         """Forwards numbers; hyperparameters are in the run's config already."""
 
-        name = "infoscope"
-        version = "0"
+        @property
+        def name(self) -> str:
+            return "infoscope"
+
+        @property
+        def version(self) -> str:
+            return "0"
 
         def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
             tracker.log({key: float(value) for key, value in metrics.items() if key != "epoch"}, step)

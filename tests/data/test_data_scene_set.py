@@ -47,11 +47,6 @@ def test_a_caption_in_part_is_what_the_generator_says(folder, rendered):
     assert said == scenes.caption(rendered[5].factors, np.random.default_rng(1))
 
 
-def test_a_prompt_names_the_kind_of_the_nearest_object(folder, rendered):
-    kinds = [scene.factors.objects[0].kind for scene in rendered]
-    assert [SceneSet(folder).prompt(i) for i in range(N)] == [scenes.class_prompt(kind) for kind in kinds]
-
-
 def test_other_sizes_are_resized(folder, rendered):
     image = SceneSet(folder).load(2, 24)
     assert np.array_equal(image, resize_image(rendered[2].image, 24))
@@ -66,13 +61,21 @@ def test_iterating_at_the_stored_size_gives_the_stored_pixels(folder, rendered):
 
 def test_labels_are_indices_of_words(folder, rendered):
     scene_set = SceneSet(folder)
-    assert scene_set.targets == ("class", "place", "light", "weather", "camera")
+    assert scene_set.targets == ("class", "colour", "texture", "size", "place", "light", "weather", "camera")
     kinds = [scenes.KINDS[label] for label in scene_set.labels("class")]
     assert kinds == [scene.factors.objects[0].kind for scene in rendered]
     for target, words in scenes.GLOBAL_FACTORS.items():
         assert [words[label] for label in scene_set.labels(target)] == [
             getattr(scene.factors, target) for scene in rendered
         ]
+        assert scene_set.n_target_classes(target) == len(words)
+    for target, words in {
+        "colour": list(scenes.COLOURS),
+        "texture": scenes.TEXTURES,
+        "size": list(scenes.SIZES),
+    }.items():
+        of_nearest = [getattr(scene.factors.objects[0], target) for scene in rendered]
+        assert [words[label] for label in scene_set.labels(target)] == of_nearest
         assert scene_set.n_target_classes(target) == len(words)
     assert scene_set.labels("class").dtype == np.int64
     assert scene_set.n_target_classes("class") == scene_set.n_classes == 9
@@ -81,8 +84,8 @@ def test_labels_are_indices_of_words(folder, rendered):
 
 def test_an_unknown_target_is_refused(folder):
     for ask in (SceneSet(folder).labels, SceneSet(folder).n_target_classes):
-        with pytest.raises(InputError, match=r"class, place, light, weather, camera.*got 'colour'"):
-            ask("colour")
+        with pytest.raises(InputError, match=r"class, colour, .*light, weather, camera.*got 'hue'"):
+            ask("hue")
 
 
 def test_worker_processes_write_the_same_files(folder, tmp_path):

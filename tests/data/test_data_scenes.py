@@ -114,14 +114,6 @@ def test_a_full_caption_says_everything_about_the_nearest_object_and_the_whole(s
         assert set(whole) <= set(words)
 
 
-def test_a_class_prompt_names_the_class_alone_in_known_words():
-    prompts = [scenes.class_prompt(kind) for kind in scenes.KINDS]
-    assert len(set(prompts)) == len(scenes.KINDS)
-    for kind, prompt in zip(scenes.KINDS, prompts, strict=True):
-        assert set(prompt.split()) & set(scenes.vocabulary()) == set(prompt.split())
-        assert set(prompt.split()) & set(scenes.KINDS) == {kind}
-
-
 def test_a_training_caption_varies_but_always_names_the_kind_of_the_nearest_object(some_scenes):
     factors = some_scenes[0].factors
     texts = [scenes.caption(factors, np.random.default_rng(seed)) for seed in range(40)]

@@ -20,7 +20,7 @@ from infoscope.vision.contrastive import CaptionedBatches, compute_retrieval, sq
 from infoscope.vision.open_clip_backbone import OpenClipBackbone, load_backbone
 from infoscope.vision.tokenizer import WordTokenizer
 
-WORDS = ["a", "photo", "of", "light", "dark", "red", "green", "blue"]
+WORDS = ["a", "light", "dark", "red", "green", "blue"]
 COLOURS = {"red": (1.0, 0.2, 0.2), "green": (0.2, 1.0, 0.2), "blue": (0.2, 0.2, 1.0)}
 CONFIG = ContrastiveConfig(
     n_images=24,
@@ -28,7 +28,7 @@ CONFIG = ContrastiveConfig(
     batch_size=6,
     lr=3e-3,
     warmup_steps=2,
-    prompt_share=0.0,
+    patch_dropout=0.0,  # which would draw other patches after a stop
     width=32,
     layers=1,
     text_layers=1,
@@ -55,14 +55,10 @@ def make_caption(i: int, rng: np.random.Generator) -> str:
     return " ".join(["a", *words, list(COLOURS)[i % 3]])
 
 
-def make_prompt(i: int) -> str:
-    return f"a photo of {list(COLOURS)[i % 3]}"
-
-
 def make_batches(images: np.ndarray, first_step: int = 0, **changes: Any) -> CaptionedBatches:
     config = dataclasses.replace(CONFIG, **changes)
     tokenizer = WordTokenizer(WORDS, config.context_length)
-    return CaptionedBatches(images, make_caption, make_prompt, tokenizer, config, first_step)
+    return CaptionedBatches(images, make_caption, tokenizer, config, first_step)
 
 
 def train(folder: Path, *callbacks: L.Callback, **changes: Any) -> open_clip.CLIP:
@@ -72,7 +68,6 @@ def train(folder: Path, *callbacks: L.Callback, **changes: Any) -> open_clip.CLI
         dataclasses.replace(CONFIG, **changes),
         make_images(),
         make_caption,
-        make_prompt,
         WORDS,
         folder / "made",
         folder / "progress",
@@ -86,11 +81,13 @@ class Diary(L.Callback):
     def __init__(self, stop_after: int | None = None) -> None:
         self.losses: list[float] = []
         self.ids: list[torch.Tensor] = []
+        self.dropout: list[float] = []
         self.stop_after = stop_after
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         self.losses.append(float(outputs["loss"]))
         self.ids.append(batch[1])
+        self.dropout.append(getattr(pl_module.clip.visual.patch_dropout, "prob", 0.0))
         if self.stop_after is not None and len(self.losses) == self.stop_after:
             raise RuntimeError("the plug was pulled")
 
@@ -159,13 +156,6 @@ class TestBatches:
             for i, row in zip(images[:, 0, 0, 0].tolist(), ids.tolist(), strict=True):
                 assert WORDS.index(list(COLOURS)[i % 3]) + 2 in row
 
-    def test_prompts_come_in_whole_batches(self):
-        photo = WORDS.index("photo") + 2
-        batches = make_batches(make_images(), prompt_share=0.5)
-        prompts = [(batches.batch(step)[1] == photo).any(1) for step in range(40)]
-        assert all(rows.all() or not rows.any() for rows in prompts)
-        assert 8 < sum(bool(rows.all()) for rows in prompts) < 32
-
     def test_crops_and_whole_images_plain_and_mirrored(self):
         """Column numbers tell how a batch was made: a crop keeps steps of one, a squashed image has larger ones."""
         ramp = np.broadcast_to(4 * np.arange(40, dtype=np.uint8)[None, None, :, None], (6, 40, 40, 3)).copy()
@@ -196,6 +186,16 @@ class TestTraining:
         assert len(losses) == CONFIG.n_steps
         assert np.mean(losses[-5:]) < np.mean(losses[:5]) - 0.2
 
+    def test_patches_are_left_out_until_the_last_steps(self, tmp_path):
+        diary = Diary()
+        clip = train(tmp_path, diary, n_steps=8, patch_dropout=0.5, full_share=0.25)
+        assert diary.dropout == [0.5] * 6 + [0.0] * 2
+        stored = json.loads((tmp_path / "made" / "open_clip_config.json").read_text())
+        assert "patch_dropout" not in stored["model_cfg"]["vision_cfg"]
+        theirs = open_clip.create_model(f"local-dir:{tmp_path / 'made'}").eval()
+        pixels = torch.zeros(1, 3, 32, 32)
+        torch.testing.assert_close(theirs.encode_image(pixels), clip.encode_image(pixels))
+
     def test_open_clip_loads_the_folder(self, trained):
         clip, folder, _ = trained
         names = {"open_clip_config.json", "open_clip_model.safetensors", "vocabulary.json"}
@@ -223,7 +223,7 @@ class TestTraining:
 
     def test_the_vocabulary_is_kept(self, trained):
         stored = json.loads((trained[1] / "vocabulary.json").read_text())
-        assert WordTokenizer(**stored)("a red")[0, :3].tolist() == [2, 7, 10]
+        assert WordTokenizer(**stored)("a red")[0, :3].tolist() == [2, 5, 8]
 
     def test_the_same_seed_gives_the_same_weights(self, trained, tmp_path):
         again = train(tmp_path)

@@ -30,7 +30,7 @@ COLOURS: dict[str, tuple[float, float, float]] = {
     "black": (0.08, 0.08, 0.10),
 }
 TEXTURES = ("dotted", "checked", "striped", "plain", "barred", "diagonal", "speckled", "ringed", "crossed")
-TYPICAL_TEXTURE = dict(zip(KINDS, TEXTURES, strict=True))
+TYPICAL_TEXTURE: dict[str, str] = dict(zip(KINDS, TEXTURES, strict=True))
 TYPICAL_SHARE = 0.85
 """Most objects wear the texture of their kind, as most zebras are striped: texture is a cue to kind, not a proof."""
 SIZES: dict[str, float] = {"small": 0.44, "medium": 0.57, "large": 0.72}  # radius in metres

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from functools import partial
 from inspect import signature
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import lightning as L
 import numpy as np
@@ -29,42 +29,19 @@ from infoscope.sae.metrics import compute_sae_metrics
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.sae.module import SAEModule, make_sae
 from infoscope.sae.stream import TokenArray, TokenStream
+from infoscope.vision.extract import TokenCache
 
 CHECKPOINT_NAME = "last.ckpt"
 _OURS = "infoscope"
 
 
-class TokenStore(Protocol):
-    """Tokens of a data set: what training reads of a token cache."""
-
-    @property
-    def patches(self) -> np.ndarray:
-        """[n_images, n_patches, d_in]"""
-        ...
-
-    @property
-    def prefix(self) -> np.ndarray:
-        """[n_images, n_prefix, d_in]"""
-        ...
-
-    @property
-    def mean(self) -> Any:
-        """mu, [d_in]"""
-        ...
-
-    @property
-    def scale(self) -> float:
-        """c"""
-        ...
-
-
 def train_sae(
-    cache: TokenStore,
+    cache: TokenCache,
     config: SAEConfig,
     seed: int,
     progress_folder: Path | str,
     *,
-    held_out: TokenStore | None = None,
+    held_out: TokenCache | None = None,
     accelerator: str = "cpu",
     precision: Any = "32-true",
     callbacks: Sequence[Callback] = (),
@@ -110,7 +87,7 @@ def train_sae(
 
 
 def split_tokens(
-    cache: TokenStore, config: SAEConfig, held_out: TokenStore | None = None
+    cache: TokenCache, config: SAEConfig, held_out: TokenCache | None = None
 ) -> tuple[TokenArray, TokenArray]:
     """Return the tokens to train on and those to measure on, which never share an image.
 
@@ -130,7 +107,7 @@ def split_tokens(
 
 
 def make_normalisation(
-    cache: TokenStore, training: TokenArray, config: SAEConfig
+    cache: TokenCache, training: TokenArray, config: SAEConfig
 ) -> tuple[Float[Tensor, " d_in"], float]:
     """Return mu and c of the chosen tokens: the cache's own for patches, else measured on the training tokens.
 

@@ -13,6 +13,7 @@ import numpy as np
 import open_clip
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.callbacks import ModelCheckpoint
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
@@ -108,19 +109,23 @@ def squash(images: Tensor, size_px: int) -> Tensor:
 class ContrastiveModule(L.LightningModule):
     """Trains an open_clip CLIP with the symmetric contrastive loss, AdamW, linear warm-up and cosine decay.
 
-    Images whose texts are the same are positives of one another (UniCL: Yang et al., 2022). Logs `loss`, `in_batch_top1` (share of images whose highest score is their own text) and `lr`.
+    Images whose texts are the same are positives of one another (UniCL: Yang et al., 2022). Logs `loss`,
+    `in_batch_top1` (share of images whose highest score is their own text) and `lr`.
     """
 
     def __init__(self, clip: open_clip.CLIP, config: ContrastiveConfig, mean: Sequence[float], std: Sequence[float]):
         super().__init__()
         self.clip, self.config = clip, config
+        self.mean: Tensor
+        self.std: Tensor
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1) * 255, persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1) * 255, persistent=False)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         images, ids = batch
         if self.global_step >= (1 - self.config.full_share) * self.config.n_steps:
-            self.clip.visual.patch_dropout.prob = 0.0
+            visual: Any = self.clip.visual
+            visual.patch_dropout.prob = 0.0
         image = self.clip.encode_image((images - self.mean) / self.std, normalize=True)
         texts, of_image = ids.unique(dim=0, return_inverse=True)
         text = self.clip.encode_text(texts, normalize=True)[of_image]
@@ -184,7 +189,7 @@ def train_clip(
     clip = open_clip.CLIP(**model_cfg)
     module = ContrastiveModule(clip, config, CLIP_MEAN, CLIP_STD)
     last = progress_folder / "last.ckpt"
-    checkpoint = L.pytorch.callbacks.ModelCheckpoint(
+    checkpoint = ModelCheckpoint(
         progress_folder, save_last=True, save_top_k=0, every_n_train_steps=200, enable_version_counter=False
     )
     options = {**(trainer_options or {})}
@@ -227,7 +232,8 @@ def compute_retrieval(
     The choice is among `batch_size` of them, as in training; the last incomplete batch is left out because chance
     would differ there. Images are uint8 [n, S, S, 3] and are squashed to the model's size.
     """
-    size_px = clip.visual.image_size[0]
+    visual: Any = clip.visual
+    size_px: int = visual.image_size[0]
     mean, std = (torch.tensor(value).view(1, 3, 1, 1) * 255 for value in (CLIP_MEAN, CLIP_STD))
     hits = torch.zeros(2)
     n_batches = len(images) // batch_size

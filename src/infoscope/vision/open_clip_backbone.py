@@ -120,17 +120,18 @@ class OpenClipBackbone(Backbone):
         fingerprint: dict[str, Any],
         precision: str = "float32",
     ) -> None:
-        visual = clip.visual
+        visual: Any = clip.visual
         if not isinstance(visual, VisionTransformer) or visual.attn_pool is not None or visual.pool_type != "tok":
             raise InputError(
                 f"Expected an open_clip vision transformer with CLS pooling, got {type(visual).__name__}: choose a"
                 " ViT-* architecture (timm, SigLIP and ResNet towers are not supported yet)."
             )
-        grid, patch = visual.grid_size, visual.patch_size
+        tower: Any = visual  # open_clip annotates its sizes as plain numbers
+        grid, patch = tower.grid_size, tower.patch_size
         if grid[0] != grid[1] or patch[0] != patch[1]:
             raise InputError(f"Expected square patches and a square grid, got patches {patch} and grid {grid}.")
         super().__init__(
-            d_in=visual.class_embedding.shape[0],
+            d_in=tower.class_embedding.shape[0],
             n_layers=len(visual.transformer.resblocks),
             n_prefix_tokens=1,
             grid=grid[0],
@@ -165,13 +166,13 @@ class OpenClipBackbone(Backbone):
         return pooled.float()
 
     @staticmethod
-    def _run_for_cls(block: ResidualAttentionBlock, x: Float[Tensor, "batch n_tokens d_in"]) -> Tensor:
+    def _run_for_cls(block: Any, x: Float[Tensor, "batch n_tokens d_in"]) -> Tensor:
         """Run the last block for CLS alone: only CLS asks, all tokens answer.
 
         Keys and values of all tokens are never formed: the query goes through W_k once, and the attended mean of the
         tokens through W_v once, which is the same by linearity (b_k moves all scores alike, and softmax ignores it).
         """
-        attn, (n_heads, d) = block.attn, (block.attn.num_heads, x.shape[-1])
+        attn, n_heads, d = block.attn, block.attn.num_heads, x.shape[-1]
         width = d // n_heads
         w_q, w_k, w_v = attn.in_proj_weight.chunk(3)
         b_q, _, b_v = attn.in_proj_bias.chunk(3)
@@ -278,7 +279,7 @@ def _read_builtin_config(config: ModelConfig, is_tag: bool) -> tuple[dict[str, A
             f"Expected model.pretrained to be a file, local-dir:<folder>, random, or a tag of {config.arch}"
             f" ({', '.join(tags) or 'it has none'}); got {config.pretrained!r}."
         )
-    preprocess = open_clip.get_pretrained_cfg(config.arch, config.pretrained) or {}
+    preprocess = open_clip.get_pretrained_cfg(config.arch, config.pretrained or "") or {}
     if preprocess.get("quick_gelu"):
         model_cfg = {**model_cfg, "quick_gelu": True}
     return dict(model_cfg), preprocess
@@ -343,7 +344,7 @@ def _fetch_tag(config: ModelConfig) -> Path:
         raise InputError(f"Cannot download the weights {name}: {_first_line(error)}.") from error
 
 
-def _load_tag_weights(clip: torch.nn.Module, path: Path, config: ModelConfig) -> None:
+def _load_tag_weights(clip: Any, path: Path, config: ModelConfig) -> None:
     """Load the weights of a tag as open_clip does (old names, other shapes of the logit scale, other grids)."""
     try:
         open_clip.load_checkpoint(clip, str(path), weights_only=True)
