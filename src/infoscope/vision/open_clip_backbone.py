@@ -189,7 +189,8 @@ class OpenClipBackbone(Backbone):
         """Return CLIP's image embeddings (unit norm) of uint8 images [batch, 3, image_px, image_px]."""
         self.n_images_encoded += len(images)
         with self._autocast():
-            return self.clip.encode_image(self.normalise(images), normalize=True).float()
+            clip: Any = self.clip
+            return clip.encode_image(self.normalise(images), normalize=True).float()
 
 
 def _make_clip(model_cfg: dict[str, Any]) -> torch.nn.Module:
