@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -126,7 +127,7 @@ def _describe(config: Config, tokens: Artifact, images: ImageSet) -> dict[str, s
     environment = describe_environment()
     hardware, versions = environment["hardware"], environment["versions"]
     context = {
-        "model": f"{config.model.name} ({config.model.pretrained}), block {meta['layer']},"
+        "model": f"{config.model.name} ({Path(config.model.pretrained or config.model.kind.name).name}), block {meta['layer']},"
         f" {meta['grid']} x {meta['grid']} patches, d_in {meta['d_in']}",
         "data": f"{config.data.kind.name}, {meta['n_images']} training images",
         "SAE": f"{config.sae.kind.name}, {meta['d_in'] * config.sae.expansion_factor} latents,"

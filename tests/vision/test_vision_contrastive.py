@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from infoscope.errors import InputError
+from infoscope.vision import contrastive
 from infoscope.vision.config import ContrastiveConfig, ModelConfig
 from infoscope.vision.contrastive import CaptionedBatches, compute_retrieval, squash, train_clip
 from infoscope.vision.open_clip_backbone import OpenClipBackbone, load_backbone
@@ -232,9 +233,9 @@ class TestTraining:
 
     def test_a_stopped_training_goes_on_to_the_same_end(self, trained, tmp_path, monkeypatch):
         whole, _, through = trained
-        checkpoint = L.pytorch.callbacks.ModelCheckpoint
-        monkeypatch.setattr(  # as after 200 of 1500 steps, but sooner
-            L.pytorch.callbacks,
+        checkpoint = contrastive.ModelCheckpoint
+        monkeypatch.setattr(  # as after 200 steps, but sooner
+            contrastive,
             "ModelCheckpoint",
             lambda folder, **options: checkpoint(folder, **{**options, "every_n_train_steps": 10}),
         )
