@@ -126,8 +126,9 @@ def _describe(config: Config, tokens: Artifact, images: ImageSet) -> dict[str, s
     meta: dict[str, Any] = tokens.read_json("tokens.json")
     environment = describe_environment()
     hardware, versions = environment["hardware"], environment["versions"]
+    weights = Path(config.model.pretrained or config.model.kind.name).name
     context = {
-        "model": f"{config.model.name} ({Path(config.model.pretrained or config.model.kind.name).name}), block {meta['layer']},"
+        "model": f"{config.model.name} ({weights}), block {meta['layer']},"
         f" {meta['grid']} x {meta['grid']} patches, d_in {meta['d_in']}",
         "data": f"{config.data.kind.name}, {meta['n_images']} training images",
         "SAE": f"{config.sae.kind.name}, {meta['d_in'] * config.sae.expansion_factor} latents,"
