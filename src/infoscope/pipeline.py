@@ -352,6 +352,8 @@ class Pipeline:
         missing = [variant for variant, spec in specs.items() if self.store.find(spec) is None]
         if missing:
             self._build_probes(seed, missing, specs, original, sae, (train, train_images), (test, test_images))
+        n_new, n_all = len({specs[variant].hash for variant in missing}), len({spec.hash for spec in specs.values()})
+        self.display.say(f"          probed variants of seed {seed}: {n_new} built, {n_all - n_new} reused")
         return {variant: self._get(spec, _must_exist) for variant, spec in specs.items()}
 
     def _variant_spec(self, variant: Variant, base: dict[str, Any], sae: Artifact, seed: int) -> Spec:
