@@ -33,7 +33,8 @@ from infoscope.probes.inputs import ProbeData, ProbeInputs
 from infoscope.probes.results import VariantResult, load_result, save_result
 from infoscope.probes.run import run_probes
 from infoscope.probes.variants import Role, Variant, make_variants
-from infoscope.progress import Display, LightningBar, flatten, quieten_lightning
+from infoscope.progress import Display, LightningBar, flatten
+from infoscope.quiet import quiet_lightning
 from infoscope.report.report import ReportFiles, make_tables, print_report, write_report
 from infoscope.reporting import make_report_inputs
 from infoscope.sae.checkpoint import load_sae, save_sae
@@ -57,11 +58,15 @@ def run(config: Config, display: Display | None = None) -> ReportFiles | None:
     Raises:
         InputError: whatever the user can mend; artifacts finished before it are kept.
     """
-    quieten_lightning()
     display = display or Display(bars=config.trainer.progress)
     if config.trainer.n_threads is not None:
         torch.set_num_threads(config.trainer.n_threads)
     pipeline = Pipeline(config, display)
+    with quiet_lightning():
+        return _run_stage(pipeline, config)
+
+
+def _run_stage(pipeline: Pipeline, config: Config) -> ReportFiles | None:
     if config.stage is Stage.train_clip:
         pipeline.train_clip()
     elif config.stage is Stage.report:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -83,13 +81,6 @@ class Display:
                 yield item
                 done += size(item)
                 advance(done, None)
-
-
-def quieten_lightning() -> None:
-    """Leave Lightning its warnings, but not its banners, tips, and a deprecation inside Lightning itself."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
 
 
 class LightningBar(L.Callback):

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import signal
 import threading
-import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from enum import Enum
 from typing import Any
 
@@ -19,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from infoscope.probes.heads import LinearHeads, MapBatch, VectorBatch
+from infoscope.quiet import quiet_lightning
 
 
 class Optimiser(Enum):
@@ -80,7 +78,7 @@ def fit_heads(module: ProbeModule, batches: Iterable[VectorBatch] | Iterable[Map
     """
     in_main_thread = threading.current_thread() is threading.main_thread()
     on_interrupt = signal.getsignal(signal.SIGINT)
-    with _quiet_lightning():
+    with quiet_lightning():
         trainer = L.Trainer(
             max_epochs=1,
             accelerator="gpu" if device.type == "cuda" else device.type,
@@ -110,19 +108,3 @@ class _Stream(IterableDataset):
 
     def __iter__(self) -> Iterator:
         return iter(self.batches)
-
-
-@contextmanager
-def _quiet_lightning() -> Iterator[None]:
-    """Keep Lightning's announcements and advice from the terminal: it is started twice for every chunk."""
-    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
-    levels = [logger.level for logger in loggers]
-    try:
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module=r"lightning\.")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import os
 import signal
 import threading
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import partial
 from inspect import signature
 from pathlib import Path
@@ -24,6 +21,7 @@ from lightning.pytorch.trainer.states import TrainerStatus
 from torch import Tensor
 
 from infoscope.errors import InputError
+from infoscope.quiet import quiet_lightning
 from infoscope.sae.config import SAEConfig, TokenChoice
 from infoscope.sae.metrics import compute_sae_metrics
 from infoscope.sae.model import SparseAutoencoder
@@ -66,7 +64,7 @@ def train_sae(
     training, evaluation = split_tokens(cache, config, held_out)
     module = SAEModule(make_sae(config, *make_normalisation(cache, training, config), seed), config)
     checkpoints = ResumeCheckpoint(folder, config, seed, training.n_tokens)
-    with _quiet_lightning():
+    with quiet_lightning():
         trainer = L.Trainer(
             max_steps=config.n_steps,
             max_epochs=-1,
@@ -223,19 +221,3 @@ def _fit(trainer: L.Trainer, module: SAEModule, data: TokenData, checkpoints: Re
             signal.signal(signal.SIGINT, handler)
     if checkpoints.stop_asked:
         raise KeyboardInterrupt
-
-
-@contextmanager
-def _quiet_lightning() -> Iterator[None]:
-    """Keep Lightning's announcements (devices, tips, "max_steps reached") and advice from the terminal."""
-    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
-    levels = [logger.level for logger in loggers]
-    try:
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module=r"lightning\.")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
