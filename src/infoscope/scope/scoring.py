@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from infoscope.data.images import ImageBatch, ImageSet, iterate_images
+from infoscope.quiet import quiet_lightning
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.scope import cds as cds_arithmetic
 from infoscope.scope import crops
@@ -130,8 +131,9 @@ def score_latents(
     module = ScoringModule(backbone, sae, ranking, layer, config.shift_patches, maps)
     images = RankedImages(image_set, ranking, size_px, config.batch_images, n_readers)
     if len(images):
-        trainer = trainer or make_trainer(callbacks)
-        trainer.test(module, dataloaders=images, verbose=False)
+        with quiet_lightning():
+            trainer = trainer or make_trainer(callbacks)
+            trainer.test(module, dataloaders=images, verbose=False)
     return compute_scores(maps, ranking.top_images >= 0, config, progress)
 
 
