@@ -140,7 +140,7 @@ def save(options: argparse.Namespace, result: dict) -> Path:
     content = {
         "settings": {**settings, "source": source, "torch_threads": torch.get_num_threads()},
         **describe_environment(),
-        "platform": platform.platform(),
+        "platform": platform.system(),
         "date": datetime.date.today().isoformat(),
         **result,
     }
