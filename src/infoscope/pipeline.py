@@ -224,11 +224,7 @@ class Pipeline:
         spec = Spec(
             "train_sae",
             f"{config.model.name}-{config.sae.kind.name}-seed{seed}",
-            {
-                "tokens": tokens.hash,
-                "sae": _without(to_tree(config.sae), "log_every_n_steps", "checkpoint_every_n_steps"),
-                "seed": seed,
-            },
+            {"tokens": tokens.hash, "sae": config.sae.determining(), "seed": seed},
         )
 
         def build(work: Workspace) -> None:
@@ -425,7 +421,6 @@ class Pipeline:
             "tokens": self.tokens("train").hash,
             "k_cds": config.scope.k_cds,
             "partition": to_tree(config.partition),
-            "format": 1,
         }
         three = {seed: (self.train_sae(seed), self.rank(seed), artifact) for seed, artifact in scored.items()}
         results = {

@@ -113,7 +113,6 @@ def make_variants(
     assert np.sum(list(groups.values()), axis=0).max(initial=0) <= 1, "a latent is in two groups"
     if n_draws < 0 or not modes:
         raise InputError(f"Expected probe.n_draws >= 0 and at least one mode, got {n_draws} and {list(modes)}.")
-    total = max(float(mass.sum()), np.finfo(np.float64).tiny)
     nothing, everything = np.zeros_like(drawable), np.ones_like(drawable)
 
     variants = [Variant("original", EditMode.error_preserving, nothing, Role.original)]
@@ -121,33 +120,50 @@ def make_variants(
         variants.append(Variant("reconstruct_all_kept", EditMode.reconstruct, nothing, Role.nothing))
     for mode in modes:
         for group, removed in groups.items():
-            share = float(mass[removed].sum()) / total
-            name = f"{mode.name}_without_{group}"
+            name, share = f"{mode.name}_without_{group}", _compute_share(mass, removed)
             variants.append(Variant(name, mode, removed, Role.group, group, mass_share_train=share))
         variants.append(Variant(f"{mode.name}_without_all", mode, everything, Role.all, mass_share_train=1.0))
-    for g, (group, members) in enumerate(groups.items()):
-        if not (members.any() and drawable.any()):
-            continue
-        for c, control in enumerate(Control):
-            for draw in range(n_draws):
-                order = np.random.default_rng([seed, g, c, draw]).permutation(np.flatnonzero(drawable))
-                chosen = order[: _control_size(control, members, mass, order)]
-                removed = np.zeros_like(drawable)
-                removed[chosen] = True
-                variants.append(
-                    Variant(
-                        f"random_{control.name}_of_{group}_{draw}",
-                        EditMode.error_preserving,
-                        removed,
-                        Role.control,
-                        group,
-                        control,
-                        draw,
-                        overlap=float(members[chosen].mean()),
-                        mass_share_train=float(mass[removed].sum()) / total,
-                    )
-                )
+    for number, (group, members) in enumerate(groups.items()):
+        if members.any() and drawable.any():
+            variants += _make_controls(group, members, drawable, mass, n_draws, [seed, number])
     return variants
+
+
+def _make_controls(
+    group: str,
+    members: Bool[np.ndarray, " d_sae"],
+    drawable: Bool[np.ndarray, " d_sae"],
+    mass: Float[np.ndarray, " d_sae"],
+    n_draws: int,
+    seed: list[int],
+) -> list[Variant]:
+    """Return the random groups beside one group: `n_draws` of its size, and as many of its mass."""
+    controls = []
+    for kind, control in enumerate(Control):
+        for draw in range(n_draws):
+            order = np.random.default_rng([*seed, kind, draw]).permutation(np.flatnonzero(drawable))
+            chosen = order[: _control_size(control, members, mass, order)]
+            removed = np.zeros_like(drawable)
+            removed[chosen] = True
+            controls.append(
+                Variant(
+                    f"random_{control.name}_of_{group}_{draw}",
+                    EditMode.error_preserving,
+                    removed,
+                    Role.control,
+                    group,
+                    control,
+                    draw,
+                    overlap=float(members[chosen].mean()),
+                    mass_share_train=_compute_share(mass, removed),
+                )
+            )
+    return controls
+
+
+def _compute_share(mass: Float[np.ndarray, " d_sae"], removed: Bool[np.ndarray, " d_sae"]) -> float:
+    """The group's share of all mass, 0 where there is none."""
+    return float(mass[removed].sum()) / max(float(mass.sum()), np.finfo(np.float64).tiny)
 
 
 def _control_size(
