@@ -24,8 +24,8 @@ from infoscope.artifacts import Artifact, Spec, Store, Workspace
 from infoscope.config import Config, Device, Stage, to_tree
 from infoscope.data.config import DataKind
 from infoscope.data.images import ImageSet, LabelledImages, iterate_images
+from infoscope.data.scene_factors import vocabulary
 from infoscope.data.scene_set import SceneSet, make_scenes_fingerprint, save_scenes
-from infoscope.data.scenes import vocabulary
 from infoscope.data.sets import make_image_sets
 from infoscope.errors import InputError
 from infoscope.probes.config import Task, check_probes

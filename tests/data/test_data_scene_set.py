@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from infoscope.data import scenes
+from infoscope.data import scene_factors, scenes
 from infoscope.data.images import iterate_images, resize_image
 from infoscope.data.scene_set import SceneSet, make_scenes_fingerprint, save_scenes
 from infoscope.errors import InputError
@@ -38,13 +38,13 @@ def test_a_set_gives_back_what_was_rendered(folder, rendered):
         assert np.abs(scene_set.depth_m(i) - rendered[i].depth_m).max() <= 0.000501
         assert np.array_equal(scene_set.depth_m(i) == 0, rendered[i].depth_m == 0)
         assert scene_set.factors(i) == rendered[i].factors
-        assert scene_set.caption(i) == scenes.caption(rendered[i].factors)
+        assert scene_set.caption(i) == scene_factors.caption(rendered[i].factors)
     assert scene_set.depth_m(0).dtype == np.float32
 
 
 def test_a_caption_in_part_is_what_the_generator_says(folder, rendered):
     said = SceneSet(folder).caption(5, np.random.default_rng(1))
-    assert said == scenes.caption(rendered[5].factors, np.random.default_rng(1))
+    assert said == scene_factors.caption(rendered[5].factors, np.random.default_rng(1))
 
 
 def test_other_sizes_are_resized(folder, rendered):
@@ -62,17 +62,17 @@ def test_iterating_at_the_stored_size_gives_the_stored_pixels(folder, rendered):
 def test_labels_are_indices_of_words(folder, rendered):
     scene_set = SceneSet(folder)
     assert scene_set.targets == ("class", "colour", "texture", "size", "place", "light", "weather", "camera")
-    kinds = [scenes.KINDS[label] for label in scene_set.labels("class")]
+    kinds = [scene_factors.KINDS[label] for label in scene_set.labels("class")]
     assert kinds == [scene.factors.objects[0].kind for scene in rendered]
-    for target, words in scenes.GLOBAL_FACTORS.items():
+    for target, words in scene_factors.GLOBAL_FACTORS.items():
         assert [words[label] for label in scene_set.labels(target)] == [
             getattr(scene.factors, target) for scene in rendered
         ]
         assert scene_set.n_target_classes(target) == len(words)
     for target, words in {
-        "colour": list(scenes.COLOURS),
-        "texture": scenes.TEXTURES,
-        "size": list(scenes.SIZES),
+        "colour": list(scene_factors.COLOURS),
+        "texture": scene_factors.TEXTURES,
+        "size": list(scene_factors.SIZES),
     }.items():
         of_nearest = [getattr(scene.factors.objects[0], target) for scene in rendered]
         assert [words[label] for label in scene_set.labels(target)] == of_nearest

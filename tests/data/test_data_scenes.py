@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from infoscope.data import scenes
-from infoscope.data.scenes import Factors, SceneObject, render_scene, render_split_part, scene_rng
+from infoscope.data import scene_factors, scenes
+from infoscope.data.scene_factors import Factors, SceneObject, scene_rng
+from infoscope.data.scenes import render_scene, render_split_part
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -54,21 +55,21 @@ def test_types_and_ranges(some_scenes):
 def test_label_maps_hold_the_twelve_classes_and_ignore_only(some_scenes):
     seen = set(np.unique(np.stack([scene.label_map for scene in some_scenes])).tolist())
     assert seen == {*range(12), scenes.IGNORE_LABEL}
-    assert len(scenes.LABELS) == 12
+    assert len(scene_factors.LABELS) == 12
 
 
 def test_pixels_of_a_kind_have_the_depth_of_an_object_of_that_kind(some_scenes):
     for scene in some_scenes:
         for kind in {thing.kind for thing in scene.factors.objects}:
-            depths = scene.depth_m[scene.label_map == scenes.LABELS.index(kind)]
+            depths = scene.depth_m[scene.label_map == scene_factors.LABELS.index(kind)]
             expected = np.array([thing.depth_m for thing in scene.factors.objects if thing.kind == kind], np.float32)
             assert np.isin(depths, expected).all()
 
 
 def test_the_sky_has_no_depth_and_the_backdrop_one(some_scenes):
     for scene in some_scenes:
-        assert not scene.depth_m[scene.label_map == scenes.LABELS.index("sky")].any()
-        assert (scene.depth_m[scene.label_map == scenes.LABELS.index("backdrop")] == 9.5).all()
+        assert not scene.depth_m[scene.label_map == scene_factors.LABELS.index("sky")].any()
+        assert (scene.depth_m[scene.label_map == scene_factors.LABELS.index("backdrop")] == 9.5).all()
 
 
 def test_objects_run_from_near_to_far_and_the_nearest_is_the_class(some_scenes):
@@ -92,21 +93,24 @@ def test_near_objects_occlude_far_ones():
     assert overlap.sum() > 100
     assert (both.depth_m[near_pixels] == np.float32(1.5)).all()
     assert np.array_equal(both.label_map[near_pixels], near_alone.label_map[near_pixels])
-    core = overlap & (near_alone.label_map == scenes.LABELS.index("ball"))
+    core = overlap & (near_alone.label_map == scene_factors.LABELS.index("ball"))
     assert (both.image[core][:, 0] > both.image[core][:, 2]).all()  # red, not blue
 
 
 def test_captions_use_the_vocabulary_alone(some_scenes):
-    known = set(scenes.vocabulary())
+    known = set(scene_factors.vocabulary())
     rng = np.random.default_rng(0)
     for scene in some_scenes:
-        for text in (scenes.caption(scene.factors), *(scenes.caption(scene.factors, rng) for _ in range(20))):
+        for text in (
+            scene_factors.caption(scene.factors),
+            *(scene_factors.caption(scene.factors, rng) for _ in range(20)),
+        ):
             assert set(text.split()) <= known
 
 
 def test_a_full_caption_says_everything_about_the_nearest_object_and_the_whole(some_scenes):
     for scene in some_scenes:
-        words = scenes.caption(scene.factors).split()
+        words = scene_factors.caption(scene.factors).split()
         nearest = scene.factors.objects[0]
         said = (nearest.size, nearest.texture, nearest.colour, nearest.kind)
         whole = (scene.factors.place, scene.factors.light, scene.factors.weather, scene.factors.camera)
@@ -116,24 +120,26 @@ def test_a_full_caption_says_everything_about_the_nearest_object_and_the_whole(s
 
 def test_a_training_caption_varies_but_always_names_the_kind_of_the_nearest_object(some_scenes):
     factors = some_scenes[0].factors
-    texts = [scenes.caption(factors, np.random.default_rng(seed)) for seed in range(40)]
-    nearest = {factors.objects[0].kind, *scenes.SYNONYMS.get(factors.objects[0].kind, ())}
+    texts = [scene_factors.caption(factors, np.random.default_rng(seed)) for seed in range(40)]
+    nearest = {factors.objects[0].kind, *scene_factors.SYNONYMS.get(factors.objects[0].kind, ())}
     assert len(set(texts)) > 10
     assert all(nearest & set(text.split()) for text in texts)
-    assert texts[7] == scenes.caption(factors, np.random.default_rng(7))
+    assert texts[7] == scene_factors.caption(factors, np.random.default_rng(7))
 
 
 def test_most_objects_wear_the_texture_of_their_kind():
     """Texture is a cue to kind, not a proof: the typical share, and what falls on it by chance."""
-    assert sorted(scenes.TYPICAL_TEXTURE) == sorted(scenes.KINDS)
-    assert sorted(scenes.TYPICAL_TEXTURE.values()) == sorted(scenes.TEXTURES)
-    drawn = [scenes.sample_factors(scene_rng(0, "train", i)).objects for i in range(1200)]
-    typical = np.array([thing.texture == scenes.TYPICAL_TEXTURE[thing.kind] for things in drawn for thing in things])
-    expected = scenes.TYPICAL_SHARE + (1 - scenes.TYPICAL_SHARE) / len(scenes.TEXTURES)
+    assert sorted(scene_factors.TYPICAL_TEXTURE) == sorted(scene_factors.KINDS)
+    assert sorted(scene_factors.TYPICAL_TEXTURE.values()) == sorted(scene_factors.TEXTURES)
+    drawn = [scene_factors.sample_factors(scene_rng(0, "train", i)).objects for i in range(1200)]
+    typical = np.array(
+        [thing.texture == scene_factors.TYPICAL_TEXTURE[thing.kind] for things in drawn for thing in things]
+    )
+    expected = scene_factors.TYPICAL_SHARE + (1 - scene_factors.TYPICAL_SHARE) / len(scene_factors.TEXTURES)
     standard_error = np.sqrt(expected * (1 - expected) / len(typical))
     assert abs(typical.mean() - expected) < 4 * standard_error
     seen = {(thing.kind, thing.texture) for things in drawn for thing in things}
-    assert len(seen) > len(scenes.KINDS) * (len(scenes.TEXTURES) - 2)  # every other texture occurs too
+    assert len(seen) > len(scene_factors.KINDS) * (len(scene_factors.TEXTURES) - 2)  # every other texture occurs too
 
 
 @pytest.mark.parametrize(

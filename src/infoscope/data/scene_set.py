@@ -20,13 +20,18 @@ from typing import Any, BinaryIO
 import numpy as np
 from jaxtyping import Float32, Int64, UInt8, UInt16
 
-from infoscope.data import scenes
+from infoscope.data import scene_factors, scenes
 from infoscope.data.images import LabelledImages, resize_image
-from infoscope.data.scenes import Factors, Scene, SceneObject
+from infoscope.data.scene_factors import Factors, SceneObject
+from infoscope.data.scenes import Scene
 from infoscope.errors import InputError
 
 _SCENES_PER_TASK = 64
-_NEAREST = {"colour": tuple(scenes.COLOURS), "texture": scenes.TEXTURES, "size": tuple(scenes.SIZES)}
+_NEAREST = {
+    "colour": tuple(scene_factors.COLOURS),
+    "texture": scene_factors.TEXTURES,
+    "size": tuple(scene_factors.SIZES),
+}
 _MAPS: dict[str, tuple[type[np.generic], tuple[int, ...]]] = {
     "images": (np.uint8, (3,)),
     "label_maps": (np.uint8, ()),
@@ -124,9 +129,9 @@ class SceneSet(LabelledImages):
         InputError: if the folder does not hold a whole set.
     """
 
-    class_names = scenes.KINDS
-    label_names = scenes.LABELS
-    targets = ("class", *_NEAREST, *scenes.GLOBAL_FACTORS)
+    class_names = scene_factors.KINDS
+    label_names = scene_factors.LABELS
+    targets = ("class", *_NEAREST, *scene_factors.GLOBAL_FACTORS)
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
@@ -186,7 +191,7 @@ class SceneSet(LabelledImages):
     def _target_values(self, target: str) -> tuple[str, ...]:
         if target not in self.targets:
             raise InputError(f"Expected a target of the scenes ({', '.join(self.targets)}), got {target!r}.")
-        return {"class": scenes.KINDS, **_NEAREST, **scenes.GLOBAL_FACTORS}[target]
+        return {"class": scene_factors.KINDS, **_NEAREST, **scene_factors.GLOBAL_FACTORS}[target]
 
     def label_map(self, index: int) -> UInt8[np.ndarray, "size size"]:
         return np.array(self.label_maps[index])
@@ -201,4 +206,4 @@ class SceneSet(LabelledImages):
 
     def caption(self, index: int, rng: np.random.Generator | None = None) -> str:
         """Say everything about a scene, or with `rng` a random part of it."""
-        return scenes.caption(self.factors(index), rng)
+        return scene_factors.caption(self.factors(index), rng)
