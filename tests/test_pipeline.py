@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import yaml
 
-from infoscope import app, pipeline
+from infoscope import app, pipeline, probing
 from infoscope.artifacts import Spec, Store, compute_checksum
 from infoscope.config import to_tree
 from infoscope.data import scenes
@@ -182,7 +182,7 @@ def test_the_original_row_is_trained_once_for_all_seeds_and_gammas(
         trained.extend(variant.role.name for variant in variants)
         return run_probes(variants, *args, **options)
 
-    monkeypatch.setattr(pipeline, "run_probes", run_and_count)
+    monkeypatch.setattr(probing, "run_probes", run_and_count)
     run_tiny(output_dir, "stage=probe", "seeds=[0,1]", "partition.gamma=0.05")
     assert "group" in trained
     assert "original" not in trained

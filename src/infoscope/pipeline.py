@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,26 +19,24 @@ import numpy as np
 import torch
 
 from infoscope import tracking
-from infoscope.artifacts import Artifact, Spec, Store, Workspace
-from infoscope.config import Config, Device, Stage, to_tree
+from infoscope.artifacts import Artifact, Spec, Workspace
+from infoscope.config import Config, Stage, to_tree
 from infoscope.data.config import DataKind
 from infoscope.data.images import ImageSet, LabelledImages, iterate_images
 from infoscope.data.scene_factors import vocabulary
 from infoscope.data.scene_set import SceneSet, make_scenes_fingerprint, save_scenes
 from infoscope.data.sets import make_image_sets
 from infoscope.errors import InputError
-from infoscope.probes.config import Task, check_probes
-from infoscope.probes.inputs import ProbeData, ProbeInputs
-from infoscope.probes.results import VariantResult, load_result, save_result
-from infoscope.probes.run import run_probes
+from infoscope.probes.config import Task
+from infoscope.probes.results import load_result
 from infoscope.probes.variants import Role, Variant, make_variants
-from infoscope.progress import Display, LightningBar, flatten
+from infoscope.probing import build_probes
+from infoscope.progress import Display, LightningBar
 from infoscope.quiet import quiet_lightning
 from infoscope.report.report import ReportFiles, make_tables, print_report, write_report
 from infoscope.reporting import make_report_inputs
-from infoscope.sae.checkpoint import load_sae, save_sae
+from infoscope.sae.checkpoint import save_sae
 from infoscope.sae.config import TokenChoice
-from infoscope.sae.model import SparseAutoencoder
 from infoscope.sae.train import train_sae
 from infoscope.scope.partition import Partition, make_partition
 from infoscope.scope.ranking import Ranking, rank_images
@@ -48,6 +45,7 @@ from infoscope.scope.scoring import make_trainer, score_latents
 from infoscope.vision.backbone import Backbone
 from infoscope.vision.extract import TokenCache, compute_cache_bytes, extract_tokens
 from infoscope.vision.open_clip_backbone import compute_model_fingerprint, load_backbone
+from infoscope.workbench import Workbench
 
 TOKEN_BATCH_IMAGES = 64
 
@@ -83,28 +81,10 @@ def _run_stage(pipeline: Pipeline, config: Config) -> ReportFiles | None:
     return None
 
 
-class Pipeline:
+class Pipeline(Workbench):
     """The stages of one configuration over one store."""
 
-    def __init__(self, config: Config, display: Display) -> None:
-        self.config, self.display = config, display
-        self.tree = to_tree(config)
-        self.output_dir = Path(config.output_dir)
-        self.store = Store(self.output_dir / "artifacts", on_event=display.event)
-        self.tracker_group = config.logger.group or f"{config.model.name}-{config.data.kind.name}"
-        self.tracked: dict[str, Path] = {}
-        """Where each stage's run was logged."""
-
     # -- what everything stands on -------------------------------------------------------------------------------
-
-    @cached_property
-    def device(self) -> torch.device:
-        """Where the heavy work runs."""
-        choice = self.config.trainer.device
-        if choice is Device.cuda and not torch.cuda.is_available():
-            raise InputError("trainer.device=cuda, but torch finds no CUDA device: use trainer.device=cpu or auto.")
-        use_cuda = choice is Device.cuda or (choice is Device.auto and torch.cuda.is_available())
-        return torch.device("cuda" if use_cuda else "cpu")
 
     @cached_property
     def model_fingerprint(self) -> dict[str, Any]:
@@ -132,7 +112,7 @@ class Pipeline:
                     work.folder, data.seed, split, n_images, data.size_px, n_workers, lambda done: advance(done, None)
                 )
 
-        return self._get(Spec("scenes", split, key), build)
+        return self.get(Spec("scenes", split, key), build)
 
     @cached_property
     def image_sets(self) -> tuple[ImageSet, ImageSet]:
@@ -160,8 +140,8 @@ class Pipeline:
         def build(work: Workspace) -> None:
             train, test = (SceneSet(self.scenes(split, n).folder) for split, n in sets.items())
             words = vocabulary()
-            with self._track(Stage.train_clip) as tracker:
-                options = self._trainer_options("training CLIP", tracker)
+            with self.track(Stage.train_clip) as tracker:
+                options = self.trainer_options("training CLIP", tracker)
                 trained = train_clip(
                     clip,
                     train.images,
@@ -177,7 +157,7 @@ class Pipeline:
                 tracker.log(figures)
             _write_json(work.folder / "training.json", {"config": to_tree(clip), "held_out": figures})
 
-        return self._get(spec, build)
+        return self.get(spec, build)
 
     def tokens(self, split: str) -> Artifact:
         """Encode every image of a split once."""
@@ -194,7 +174,7 @@ class Pipeline:
 
         def build(work: Workspace) -> None:
             backbone = self.backbone
-            self._check_disk(compute_cache_bytes(backbone, len(images), config.data.cache_dtype))
+            self.check_disk(compute_cache_bytes(backbone, len(images), config.data.cache_dtype))
             batches = iterate_images(
                 images,
                 backbone.image_px,
@@ -210,7 +190,7 @@ class Pipeline:
             )
             _write_json(work.folder / "skipped.json", images.skipped)
 
-        artifact = self._get(Spec("tokens", f"{config.model.name}-{split}", key), build)
+        artifact = self.get(Spec("tokens", f"{config.model.name}-{split}", key), build)
         skipped = artifact.read_json("skipped.json")
         if skipped:
             names = ", ".join(list(skipped)[:5]) + (", ..." if len(skipped) > 5 else "")
@@ -228,7 +208,7 @@ class Pipeline:
         )
 
         def build(work: Workspace) -> None:
-            with self._track(Stage.train_sae, seed) as tracker:
+            with self.track(Stage.train_sae, seed) as tracker:
                 sae, figures = train_sae(
                     TokenCache(tokens.folder),
                     config.sae,
@@ -243,7 +223,7 @@ class Pipeline:
             save_sae(work.folder, sae, layer=layer, backbone=self.model_fingerprint, training=self.tree["sae"])
             _write_json(work.folder / "metrics.json", figures)
 
-        return self._get(spec, build, tokens=tokens)
+        return self.get(spec, build, tokens=tokens)
 
     def rank(self, seed: int) -> Artifact:
         """Rank the training images for every latent."""
@@ -256,9 +236,9 @@ class Pipeline:
         def build(work: Workspace) -> None:
             cache = TokenCache(tokens.folder)
             self._check_enough_images(len(cache))
-            with self._track(Stage.rank, seed) as tracker, self.display.bar("ranking images", len(cache)) as advance:
+            with self.track(Stage.rank, seed) as tracker, self.display.bar("ranking images", len(cache)) as advance:
                 ranking = rank_images(
-                    self._load_sae(sae),
+                    self.load_sae(sae),
                     cache.batches(TOKEN_BATCH_IMAGES),
                     scope.n_ranks,
                     scope.rank_by,
@@ -267,7 +247,7 @@ class Pipeline:
                 ranking.save(work.folder)
                 tracker.log({"n_images": ranking.n_images, "silent_latents": int((ranking.firing_rate == 0).sum())})
 
-        return self._get(Spec("rank", sae.folder.name.rsplit("-", 1)[0], key), build, sae=sae, tokens=tokens)
+        return self.get(Spec("rank", sae.folder.name.rsplit("-", 1)[0], key), build, sae=sae, tokens=tokens)
 
     def score(self, seed: int) -> Artifact:
         """Score every latent on shifted crops of the images that it ranks."""
@@ -288,11 +268,11 @@ class Pipeline:
         def build(work: Workspace) -> None:
             ranking = Ranking.load(ranked.folder)
             self.backbone.check_layer(config.model.layer)
-            self._check_disk(ranking.d_sae * ranking.k_max * 2 * self.backbone.grid**2 * 4)
-            with self._track(Stage.score, seed) as tracker, self.display.bar("moving earth (EMD)") as advance:
+            self.check_disk(ranking.d_sae * ranking.k_max * 2 * self.backbone.grid**2 * 4)
+            with self.track(Stage.score, seed) as tracker, self.display.bar("moving earth (EMD)") as advance:
                 scores = score_latents(
                     self.backbone,
-                    self._load_sae(sae),
+                    self.load_sae(sae),
                     images,
                     ranking,
                     scope,
@@ -309,7 +289,7 @@ class Pipeline:
                 if not np.isnan(cds).all():
                     tracker.log({"mean_cds": float(np.nanmean(cds)), "scored_share": float((~np.isnan(cds)).mean())})
 
-        return self._get(Spec("score", sae.folder.name.rsplit("-", 1)[0], key), build, sae=sae, ranking=ranked)
+        return self.get(Spec("score", sae.folder.name.rsplit("-", 1)[0], key), build, sae=sae, ranking=ranked)
 
     def partition(self, seed: int) -> Partition:
         """Divide the latents by their scores on the training split: arithmetic on the score artifact."""
@@ -347,66 +327,20 @@ class Pipeline:
             "model": self.model_fingerprint,
             "layer": config.model.layer,
         }
-        specs = {variant: self._variant_spec(variant, base, sae, seed) for variant in variants}
+        specs = {}
+        for variant in variants:
+            name = variant.name if variant.role is Role.original else f"{variant.name}-seed{seed}"
+            key = {**base, "variant": variant.key(sae.hash)}
+            specs[variant] = Spec("probe", f"{config.model.name}-{name}", key)
         original = specs[variants[0]]
         assert variants[0].role is Role.original
         missing = [variant for variant, spec in specs.items() if self.store.find(spec) is None]
         if missing:
-            self._build_probes(seed, missing, specs, original, sae, (train, train_images), (test, test_images))
+            splits = (train, train_images), (test, test_images)
+            build_probes(self, self.backbone, seed, missing, specs, original, sae, *splits)
         n_new, n_all = len({specs[variant].hash for variant in missing}), len({spec.hash for spec in specs.values()})
         self.display.say(f"          probed variants of seed {seed}: {n_new} built, {n_all - n_new} reused")
-        return {variant: self._get(spec, _must_exist) for variant, spec in specs.items()}
-
-    def _variant_spec(self, variant: Variant, base: dict[str, Any], sae: Artifact, seed: int) -> Spec:
-        name = variant.name if variant.role is Role.original else f"{variant.name}-seed{seed}"
-        return Spec("probe", f"{self.config.model.name}-{name}", {**base, "variant": variant.key(sae.hash)})
-
-    def _build_probes(
-        self,
-        seed: int,
-        missing: list[Variant],
-        specs: dict[Variant, Spec],
-        original: Spec,
-        sae: Artifact,
-        train: tuple[Artifact, LabelledImages],
-        test: tuple[Artifact, LabelledImages],
-    ) -> None:
-        """Train what is missing in one loop; a chunk of variants becomes artifacts as soon as it is finished."""
-        found = self.store.find(original)
-        by_key = {variant.key(sae.hash): specs[variant] for variant in reversed(missing)}
-        inputs = ProbeInputs(
-            self._load_sae(sae),
-            ProbeData(TokenCache(train[0].folder), train[1]),
-            ProbeData(TokenCache(test[0].folder), test[1]),
-            self.backbone,
-            self.config.model.layer,
-            edits_prefix=self.config.sae.tokens is TokenChoice.all,
-        )
-        check_probes(
-            self.config.probe, inputs.backbone, inputs.layer, train[1], inputs.edits_patches, inputs.edits_prefix
-        )
-        with self._track(Stage.probe, seed) as tracker, self.display.bar(f"probing, seed {seed}") as advance:
-
-            def keep(key: str, result: VariantResult) -> None:
-                self.store.get(
-                    by_key[key],
-                    lambda work: save_result(work.folder, result),
-                    config=self.tree,
-                    sae=sae,
-                    train=train[0],
-                    test=test[0],
-                )
-                tracker.log(flatten(result.metrics, f"{result.variant['name']}/"))
-
-            run_probes(
-                missing,
-                inputs,
-                self.config.probe,
-                sae_key=sae.hash,
-                original_heads=load_result(found.folder).heads if found else None,
-                on_result=keep,
-                progress=lambda what, done, of: advance(done, of),
-            )
+        return {variant: self.get(spec, _must_exist) for variant, spec in specs.items()}
 
     def report(self) -> ReportFiles:
         """Make every table and figure of the experiment, and print the tables."""
@@ -430,7 +364,7 @@ class Pipeline:
         inputs = make_report_inputs(config, self.image_sets[0], self.tokens("train"), three, results)
 
         def build(work: Workspace) -> None:
-            with self._track(Stage.report) as tracker:
+            with self.track(Stage.report) as tracker:
                 made = write_report(inputs, work.folder)
                 for name, table in make_tables(inputs).items():
                     records = table.records()
@@ -440,34 +374,12 @@ class Pipeline:
                     tracker.log_figure(name, figures["png"])
 
         upstream = {f"score_seed{seed}": artifact for seed, artifact in scored.items()}
-        artifact = self._get(Spec("report", self.tracker_group, key), build, **upstream)
+        artifact = self.get(Spec("report", self.tracker_group, key), build, **upstream)
         made = ReportFiles.find(artifact.folder)
         print_report(inputs, made, self.display.console)
         for stage, location in self.tracked.items():
             self.display.say(f"logged {stage}: {location}")
         return made
-
-    # -- shared pieces -------------------------------------------------------------------------------------------
-
-    def _get(self, spec: Spec, build: Any, **upstream: Artifact) -> Artifact:
-        return self.store.get(spec, build, config=self.tree, **upstream)
-
-    def _load_sae(self, artifact: Artifact) -> SparseAutoencoder:
-        return load_sae(artifact.folder).to(self.device).requires_grad_(False)
-
-    def _track(self, stage: Stage, seed: int | None = None) -> Any:
-        return tracking.track(
-            self.config.logger, stage.name, self.tracker_group, self.tree, self.output_dir, seed, self.tracked
-        )
-
-    def _trainer_options(self, what: str, tracker: tracking.Tracker) -> dict[str, Any]:
-        return {
-            "accelerator": self.device.type,
-            "devices": 1,
-            "callbacks": [LightningBar(self.display, what)],
-            "logger": tracking.make_lightning_logger(tracker),
-            "enable_progress_bar": False,
-        }
 
     def _check_target(self) -> None:
         """Refuse a target that the data do not have, before hours of work."""
@@ -480,16 +392,6 @@ class Pipeline:
         if n_images < k:
             raise InputError(
                 f"Expected at least scope.k_cds={k} training images, got {n_images}: add images or lower scope.k_cds."
-            )
-
-    def _check_disk(self, n_bytes: int) -> None:
-        """Refuse what cannot fit, before hours of work."""
-        self.output_dir.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(self.output_dir).free
-        if n_bytes > free:
-            raise InputError(
-                f"This needs {n_bytes / 1e9:.1f} GB in {self.output_dir}, where {free / 1e9:.1f} GB are free: use fewer"
-                " images, data.cache_dtype=float16, or another output_dir."
             )
 
 

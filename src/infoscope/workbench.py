@@ -1,0 +1,74 @@
+"""What every stage works with: the store, the device, the display, the tracker, trained SAEs, room on the disk."""
+
+from __future__ import annotations
+
+import shutil
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from infoscope import tracking
+from infoscope.artifacts import Artifact, Spec, Store
+from infoscope.config import Config, Device, Stage, to_tree
+from infoscope.errors import InputError
+from infoscope.progress import Display, LightningBar
+from infoscope.sae.checkpoint import load_sae
+from infoscope.sae.model import SparseAutoencoder
+
+
+class Workbench:
+    """One configuration on this machine; nothing here knows what a stage computes."""
+
+    def __init__(self, config: Config, display: Display) -> None:
+        self.config, self.display = config, display
+        self.tree = to_tree(config)
+        self.output_dir = Path(config.output_dir)
+        self.store = Store(self.output_dir / "artifacts", on_event=display.event)
+        self.tracker_group = config.logger.group or f"{config.model.name}-{config.data.kind.name}"
+        self.tracked: dict[str, Path] = {}
+        """Where each stage's run was logged."""
+
+    @cached_property
+    def device(self) -> torch.device:
+        """Where the heavy work runs."""
+        choice = self.config.trainer.device
+        if choice is Device.cuda and not torch.cuda.is_available():
+            raise InputError("trainer.device=cuda, but torch finds no CUDA device: use trainer.device=cpu or auto.")
+        use_cuda = choice is Device.cuda or (choice is Device.auto and torch.cuda.is_available())
+        return torch.device("cuda" if use_cuda else "cpu")
+
+    def get(self, spec: Spec, build: Any, **upstream: Artifact) -> Artifact:
+        """Return an artifact, building it if it is missing; its config is this experiment's."""
+        return self.store.get(spec, build, config=self.tree, **upstream)
+
+    def load_sae(self, artifact: Artifact) -> SparseAutoencoder:
+        """Return a trained SAE, frozen, on this machine's device."""
+        return load_sae(artifact.folder).to(self.device).requires_grad_(False)
+
+    def track(self, stage: Stage, seed: int | None = None) -> Any:
+        """Open the run of a stage (a context manager that gives its tracker)."""
+        return tracking.track(
+            self.config.logger, stage.name, self.tracker_group, self.tree, self.output_dir, seed, self.tracked
+        )
+
+    def trainer_options(self, what: str, tracker: tracking.Tracker) -> dict[str, Any]:
+        """Return what a Lightning trainer of this experiment is made with."""
+        return {
+            "accelerator": self.device.type,
+            "devices": 1,
+            "callbacks": [LightningBar(self.display, what)],
+            "logger": tracking.make_lightning_logger(tracker),
+            "enable_progress_bar": False,
+        }
+
+    def check_disk(self, n_bytes: int) -> None:
+        """Refuse what cannot fit, before hours of work."""
+        self.output_dir.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(self.output_dir).free
+        if n_bytes > free:
+            raise InputError(
+                f"This needs {n_bytes / 1e9:.1f} GB in {self.output_dir}, where {free / 1e9:.1f} GB are free: use fewer"
+                " images, data.cache_dtype=float16, or another output_dir."
+            )
