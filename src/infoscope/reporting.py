@@ -118,7 +118,7 @@ def _read_token_stats(tokens: Artifact) -> TokenStats:
         threshold=summary.threshold,
         n_outliers=summary.n_outliers,
         rule="median + 6 x 1.4826 x MAD",
-        is_bimodal=summary.has_outlier_mode,
+        has_outlier_mode=summary.has_outlier_mode,
     )
 
 

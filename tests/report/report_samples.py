@@ -114,9 +114,9 @@ def make_examples(n_pairs: int = 4, patch_px: int = 4) -> list[Example]:
     return examples
 
 
-def make_token_stats(is_bimodal: bool = True) -> TokenStats:
+def make_token_stats(has_outlier_mode: bool = True) -> TokenStats:
     """Norms around 12, with a few around 60 if asked for."""
     rng = np.random.default_rng(0)
-    norms = np.concatenate([rng.normal(12, 1.5, 20_000), rng.normal(60, 5, 150 if is_bimodal else 0)])
+    norms = np.concatenate([rng.normal(12, 1.5, 20_000), rng.normal(60, 5, 150 if has_outlier_mode else 0)])
     counts, edges = np.histogram(norms, 80)
-    return TokenStats(counts, edges, 21.0, int((norms > 21).sum()), "median + 6 MAD", is_bimodal)
+    return TokenStats(counts, edges, 21.0, int((norms > 21).sum()), "median + 6 MAD", has_outlier_mode)

@@ -84,7 +84,7 @@ class TokenStats:
         threshold: norms above it are outliers.
         n_outliers: how many tokens that is.
         rule: how the threshold was found, in words for people.
-        is_bimodal: whether the histogram has a second, high mode.
+        has_outlier_mode: whether the histogram has a peak of its own above the threshold, whatever it has below.
     """
 
     counts: Int[np.ndarray, " n_bins"]
@@ -92,7 +92,7 @@ class TokenStats:
     threshold: float
     n_outliers: int
     rule: str
-    is_bimodal: bool
+    has_outlier_mode: bool
 
     @property
     def n_tokens(self) -> int:
@@ -103,9 +103,10 @@ class TokenStats:
     def statement(self) -> str:
         """One sentence about outliers: that there is no outlier mode is a legal result."""
         share = self.n_outliers / max(self.n_tokens, 1)
-        mode = "The norm histogram is bimodal" if self.is_bimodal else "No outlier mode: the norm histogram is unimodal"
+        mode = "Outlier mode" if self.has_outlier_mode else "No outlier mode"
         tokens = f"{self.n_outliers:,} of {self.n_tokens:,} patch tokens ({share:.2%})"
-        return f"{mode}; {tokens} lie above {self.threshold:.4g}."
+        peak = "a peak of its own" if self.has_outlier_mode else "no peak"
+        return f"{mode}: the norm histogram has {peak} above {self.threshold:.4g}, where {tokens} lie."
 
 
 @dataclass

@@ -83,7 +83,7 @@ def make_summary(inputs: ReportInputs) -> dict[str, Any]:
             "n_outliers": stats.n_outliers,
             "threshold": stats.threshold,
             "rule": stats.rule,
-            "is_bimodal": stats.is_bimodal,
+            "has_outlier_mode": stats.has_outlier_mode,
         },
     }
 
