@@ -144,8 +144,7 @@ class Pipeline(Workbench):
                 options = self.trainer_options("training CLIP", tracker)
                 trained = train_clip(
                     clip,
-                    train.images,
-                    train.caption,
+                    train,
                     words,
                     work.folder,
                     work.progress,

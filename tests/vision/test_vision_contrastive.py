@@ -29,7 +29,7 @@ CONFIG = ContrastiveConfig(
     batch_size=6,
     lr=3e-3,
     warmup_steps=2,
-    patch_dropout=0.0,  # which would draw other patches after a stop
+    patch_dropout=0.25,
     width=32,
     layers=1,
     text_layers=1,
@@ -51,15 +51,19 @@ def make_images(n: int = 24, size_px: int = 40) -> np.ndarray:
     return np.clip(values[:, None, None] + rng.normal(0, 20, (n, size_px, size_px, 3)), 0, 255).astype(np.uint8)
 
 
-def make_caption(i: int, rng: np.random.Generator) -> str:
-    words = [("light", "dark")[i % 2]] if rng.random() < 0.7 else []
-    return " ".join(["a", *words, list(COLOURS)[i % 3]])
+@dataclasses.dataclass
+class Swatches:
+    images: np.ndarray
+
+    def caption(self, index: int, rng: np.random.Generator | None = None) -> str:
+        words = [("light", "dark")[index % 2]] if rng is None or rng.random() < 0.7 else []
+        return " ".join(["a", *words, list(COLOURS)[index % 3]])
 
 
 def make_batches(images: np.ndarray, first_step: int = 0, **changes: Any) -> CaptionedBatches:
     config = dataclasses.replace(CONFIG, **changes)
     tokenizer = WordTokenizer(WORDS, config.context_length)
-    return CaptionedBatches(images, make_caption, tokenizer, config, first_step)
+    return CaptionedBatches(Swatches(images), tokenizer, config, first_step)
 
 
 def train(folder: Path, *callbacks: L.Callback, **changes: Any) -> open_clip.CLIP:
@@ -67,8 +71,7 @@ def train(folder: Path, *callbacks: L.Callback, **changes: Any) -> open_clip.CLI
         needed.mkdir(parents=True, exist_ok=True)
     return train_clip(
         dataclasses.replace(CONFIG, **changes),
-        make_images(),
-        make_caption,
+        Swatches(make_images()),
         WORDS,
         folder / "made",
         folder / "progress",
@@ -135,8 +138,15 @@ class TestBatches:
         assert (len(whole), len(rest)) == (CONFIG.n_steps, 3)
         assert all(torch.equal(a, b) for x, y in zip(whole[27:], rest, strict=True) for a, b in zip(x, y, strict=True))
 
+    @quiet
+    def test_workers_take_turns(self):
+        batches = make_batches(make_images(), first_step=20)
+        loaded = list(torch.utils.data.DataLoader(batches, batch_size=None, num_workers=2))
+        assert len(loaded) == 10
+        assert all(torch.equal(a, b) for x, y in zip(loaded, batches, strict=True) for a, b in zip(x, y, strict=True))
+
     def test_shapes_and_types(self):
-        images, ids = make_batches(make_images()).batch(0)
+        images, ids = make_batches(make_images(size_px=32)).batch(0)
         assert images.shape == (6, 3, 32, 32)
         assert images.dtype == torch.uint8
         assert images.is_contiguous()
@@ -158,21 +168,22 @@ class TestBatches:
                 assert WORDS.index(list(COLOURS)[i % 3]) + 2 in row
 
     def test_crops_and_whole_images_plain_and_mirrored(self):
-        """Column numbers tell how a batch was made: a crop keeps steps of one, a squashed image has larger ones."""
+        """A crop has the model's side, a whole image its own; column numbers tell whether it is mirrored."""
         ramp = np.broadcast_to(4 * np.arange(40, dtype=np.uint8)[None, None, :, None], (6, 40, 40, 3)).copy()
         batches = make_batches(ramp)
         seen = set()
         for step in range(40):
             row = batches.batch(step)[0][0, 0, 16].int()
-            inner = row.diff()[4:-4]
-            seen.add((bool((inner.abs() == 4).all()), bool((inner > 0).all())))
-        assert seen == {(True, True), (True, False), (False, True), (False, False)}
+            seen.add((len(row), bool((row.diff() == 4).all()), bool((row.diff() == -4).all())))
+        assert seen == {(32, True, False), (32, False, True), (40, True, False), (40, False, True)}
 
     def test_images_of_the_models_size_are_left_alone(self):
         images = torch.from_numpy(make_images(2, 32)).permute(0, 3, 1, 2)
-        assert squash(images, 32) is images
-        assert squash(images, 16).shape == (2, 3, 16, 16)
-        assert squash(images, 16).dtype == torch.uint8
+        assert torch.equal(squash(images, 32), images.float())
+        small = squash(images, 16)
+        assert (small.shape, small.dtype) == ((2, 3, 16, 16), torch.float32)
+        assert small.min() >= 0
+        assert small.max() <= 255
 
 
 @quiet

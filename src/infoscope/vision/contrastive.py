@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import lightning as L
 import numpy as np
@@ -16,7 +17,7 @@ import torch.nn.functional as F
 from lightning.pytorch.callbacks import ModelCheckpoint
 from safetensors.torch import save_file
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from infoscope.errors import InputError
 from infoscope.vision.config import ContrastiveConfig
@@ -49,36 +50,45 @@ def make_clip_config(config: ContrastiveConfig, vocab_size: int) -> dict[str, An
     }
 
 
+class CaptionedImages(Protocol):
+    """Pictures and what is said of them; pickled without the pixels, for workers."""
+
+    @property
+    def images(self) -> np.ndarray:
+        """All pictures: uint8 [n, S, S, 3], S at least the model's side."""
+        ...
+
+    def caption(self, index: int, rng: np.random.Generator | None = None) -> str:
+        """Return the caption of a picture: whole, or with clauses left out by the generator."""
+        ...
+
+
 class CaptionedBatches(IterableDataset):
     """Batches of (uint8 images [b, 3, s, s], token ids [b, context]); batch t is a function of (seed, t).
 
     Half of the batches are random crops of side `image_px` (so positions vary as under shifted
-    context cropping), half are whole images, squashed to that side; every batch is mirrored at random.
+    context cropping), half are whole images, to be squashed to that side; every batch is mirrored at random.
+    Loader workers take turns, so the batches come in order whatever their number.
 
     Args:
-        images: uint8 [n, S, S, 3], S >= image_px.
-        make_caption: gives the caption of image i, words left out by the generator.
         first_step: step to begin at, for resumed training.
     """
 
     def __init__(
-        self,
-        images: np.ndarray,
-        make_caption: Callable[[int, np.random.Generator], str],
-        tokenizer: WordTokenizer,
-        config: ContrastiveConfig,
-        first_step: int = 0,
+        self, scenes: CaptionedImages, tokenizer: WordTokenizer, config: ContrastiveConfig, first_step: int = 0
     ) -> None:
-        self.images, self.make_caption, self.tokenizer, self.config = images, make_caption, tokenizer, config
+        self.scenes, self.tokenizer, self.config = scenes, tokenizer, config
         self.first_step = first_step
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for step in range(self.first_step, self.config.n_steps):
+        worker = get_worker_info()
+        turn, n_workers = (worker.id, worker.num_workers) if worker else (0, 1)
+        for step in range(self.first_step + turn, self.config.n_steps, n_workers):
             yield self.batch(step)
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         """Return batch `step`; each epoch is a fresh permutation, its incomplete last batch filled from the next."""
-        n, size, px = len(self.images), self.config.batch_size, self.config.image_px
+        n, size, px = len(self.scenes.images), self.config.batch_size, self.config.image_px
         positions = np.arange(step * size, (step + 1) * size)
         index = np.empty(size, dtype=np.int64)
         for epoch in np.unique(positions // n):
@@ -86,12 +96,10 @@ class CaptionedBatches(IterableDataset):
             mine = positions // n == epoch
             index[mine] = order[positions[mine] % n]
         rng = np.random.default_rng([self.config.seed, 2, step])
-        ids = self.tokenizer([self.make_caption(int(i), rng) for i in index])
-        images = torch.from_numpy(self.images[index]).permute(0, 3, 1, 2)
+        ids = self.tokenizer([self.scenes.caption(int(i), rng) for i in index])
+        images = torch.from_numpy(self.scenes.images[index]).permute(0, 3, 1, 2)
         spare = images.shape[-1] - px
-        if spare == 0 or rng.random() < 0.5:
-            images = squash(images, px)
-        else:
+        if spare > 0 and rng.random() < 0.5:
             top, left = rng.integers(spare + 1, size=2)
             images = images[..., top : top + px, left : left + px]
         if rng.random() < 0.5:
@@ -100,10 +108,11 @@ class CaptionedBatches(IterableDataset):
 
 
 def squash(images: Tensor, size_px: int) -> Tensor:
-    """Resize uint8 images [b, 3, h, w] to [b, 3, size_px, size_px], both sides on their own (antialiased bicubic)."""
+    """Resize images [b, 3, h, w], 0..255, to float32 [b, 3, size_px, size_px] (either side alone, bicubic)."""
+    images = images.float()
     if images.shape[-2:] == (size_px, size_px):
         return images
-    return F.interpolate(images, (size_px, size_px), mode="bicubic", antialias=True)
+    return F.interpolate(images, (size_px, size_px), mode="bicubic", antialias=True).clamp(0, 255)
 
 
 class ContrastiveModule(L.LightningModule):
@@ -123,9 +132,11 @@ class ContrastiveModule(L.LightningModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         images, ids = batch
+        torch.manual_seed(self.config.seed + self.global_step)  # which patches are left out, after a stop as without
         if self.global_step >= (1 - self.config.full_share) * self.config.n_steps:
             visual: Any = self.clip.visual
             visual.patch_dropout.prob = 0.0
+        images = squash(images, self.config.image_px)
         image = self.clip.encode_image((images - self.mean) / self.std, normalize=True)
         texts, of_image = ids.unique(dim=0, return_inverse=True)
         text = self.clip.encode_text(texts, normalize=True)[of_image]
@@ -158,14 +169,14 @@ class ContrastiveModule(L.LightningModule):
 
 
 def make_caption_loader(dataset: CaptionedBatches) -> DataLoader:
-    """Return the loader of ready-made batches, one worker preparing them ahead."""
-    return DataLoader(dataset, batch_size=None, num_workers=1, prefetch_factor=4)
+    """Return the loader of ready-made batches, some workers preparing them ahead."""
+    n_workers = min(8, max(1, (os.cpu_count() or 1) // 2))
+    return DataLoader(dataset, batch_size=None, num_workers=n_workers, prefetch_factor=4)
 
 
 def train_clip(
     config: ContrastiveConfig,
-    images: np.ndarray,
-    make_caption: Callable[[int, np.random.Generator], str],
+    scenes: CaptionedImages,
     words: Sequence[str],
     folder: Path,
     progress_folder: Path,
@@ -174,8 +185,7 @@ def train_clip(
     """Train a CLIP from scratch and write it into `folder` in open_clip's `local-dir` form, with its vocabulary.
 
     Args:
-        images: uint8 [n, S, S, 3], S >= config.image_px.
-        make_caption: gives the caption of image i, words left out by the generator.
+        scenes: pictures of side config.image_px or more, and their captions.
         words: the vocabulary.
         progress_folder: holds `last.ckpt`, from which an interrupted training goes on.
         trainer_options: accelerator, callbacks, logger and progress bar of Lightning's Trainer.
@@ -202,7 +212,7 @@ def train_clip(
         **options,
     )
     first_step = torch.load(last, weights_only=True)["global_step"] if last.is_file() else 0
-    batches = CaptionedBatches(images, make_caption, tokenizer, config, first_step)
+    batches = CaptionedBatches(scenes, tokenizer, config, first_step)
     trainer.fit(module, make_caption_loader(batches), ckpt_path=str(last) if first_step else None, weights_only=True)
     save_clip(clip.eval(), model_cfg, words, config, folder)
     return clip
