@@ -64,14 +64,14 @@ class ModelConfig:
 class ContrastiveConfig:
     """How `stage=train_clip` trains a CLIP on captioned scenes."""
 
-    n_images: int = 30_000
+    n_images: int = 100_000
     """Training pictures, rendered from a stream of their own (never the ones the SAE or the probes see)."""
     n_test_images: int = 1_000
-    n_steps: int = 1_000
-    batch_size: int = 128
+    n_steps: int = 8_000
+    batch_size: int = 512
     lr: float = 1.0e-3
     weight_decay: float = 0.1
-    warmup_steps: int = 100
+    warmup_steps: int = 500
     patch_dropout: float = 0.5
     """Share of patch tokens left out while training, until `full_share` of the steps is left (Li et al., 2023)."""
     full_share: float = 0.2
