@@ -131,9 +131,13 @@ def score_latents(
     module = ScoringModule(backbone, sae, ranking, layer, config.shift_patches, maps)
     images = RankedImages(image_set, ranking, size_px, config.batch_images, n_readers)
     if len(images):
-        with quiet_lightning():
-            trainer = trainer or make_trainer(callbacks)
-            trainer.test(module, dataloaders=images, verbose=False)
+        device = sae.W_enc.device
+        try:
+            with quiet_lightning():
+                trainer = trainer or make_trainer(callbacks)
+                trainer.test(module, dataloaders=images, verbose=False)
+        finally:
+            module.to(device)  # Lightning leaves it on the CPU
     return compute_scores(maps, ranking.top_images >= 0, config, progress)
 
 

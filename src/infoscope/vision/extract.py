@@ -121,25 +121,25 @@ def extract_tokens(
     norms = np.zeros((n_images, n_patches), np.float32)
     image_index = np.zeros(n_images, np.int64)
     total = torch.zeros(d_in, dtype=torch.float64)
-    n_rows = 0
+    n_rows, device = 0, torch.device("cpu")
     with (
         _RowWriter(folder / "patches.npy", (n_images, n_patches, d_in), dtype) as patches_file,
         _RowWriter(folder / "prefix.npy", (n_images, backbone.n_prefix_tokens, d_in), dtype) as prefix_file,
     ):
         for index, images in batches:
             tokens = backbone.tokens(images, layer)
-            patches = tokens.patches.cpu()
-            patches_file.write(patches)
-            prefix_file.write(tokens.prefix.cpu())
+            patches_file.write(tokens.patches)
+            prefix_file.write(tokens.prefix)
             rows = slice(n_rows, n_rows + len(index))
-            norms[rows] = patches.norm(dim=-1).numpy()
+            norms[rows] = tokens.patches.norm(dim=-1).cpu().numpy()
             image_index[rows] = index.numpy()
-            total += patches.double().sum((0, 1))
+            total += tokens.patches.sum((0, 1), dtype=torch.float64).cpu()
+            device = tokens.patches.device
             n_rows += len(index)
     if n_rows == 0:
         raise InputError("Expected at least one readable image, got none: see the list of skipped files.")
     mean = (total / (n_rows * n_patches)).float()
-    mean_norm = _compute_mean_norm(np.load(folder / "patches.npy", mmap_mode="r"), mean)
+    mean_norm = _compute_mean_norm(np.load(folder / "patches.npy", mmap_mode="r"), mean.to(device))
     np.save(folder / "norms.npy", norms[:n_rows])
     np.save(folder / "image_index.npy", image_index[:n_rows])
     np.save(folder / "mean.npy", mean.numpy())
@@ -159,11 +159,11 @@ def extract_tokens(
 
 
 def _compute_mean_norm(patches: np.ndarray, mean: Tensor) -> float:
-    """Mean norm of x - mu over all tokens, block by block."""
+    """Mean norm of x - mu over all tokens, block by block, where `mean` lies."""
     total = 0.0
     for start in range(0, len(patches), 256):
-        block = torch.from_numpy(np.array(patches[start : start + 256], dtype=np.float32))
-        total += (block - mean).norm(dim=-1).double().sum().item()
+        block = torch.from_numpy(np.array(patches[start : start + 256])).to(mean.device).float()
+        total += (block - mean).norm(dim=-1).sum(dtype=torch.float64).item()
     return total / (patches.shape[0] * patches.shape[1])
 
 
@@ -186,11 +186,10 @@ class _RowWriter:
         np.lib.format.write_array_header_1_0(self.file, header)
 
     def write(self, rows: Tensor) -> None:
-        with np.errstate(over="ignore"):  # it is reported below
-            block = rows.numpy().astype(self.dtype, copy=False)
-        if not np.isfinite(block).all():
+        block = rows.to(getattr(torch, self.dtype.name)).contiguous()  # before it leaves a GPU: half the way is saved
+        if not torch.isfinite(block).all():
             raise InputError(f"Tokens are too large for {self.dtype}: set data.cache_dtype=float32.")
-        self.file.write(np.ascontiguousarray(block).tobytes())
+        self.file.write(block.cpu().numpy().data)
         self.n_rows += len(block)
 
     def __exit__(self, *_: object) -> None:
