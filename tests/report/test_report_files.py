@@ -40,7 +40,8 @@ from infoscope.report.scope_table import (
     make_scope_table,
     summarise_scope,
 )
-from infoscope.report.tables import MISSING
+from infoscope.report.section import ReportSection, SectionFigure
+from infoscope.report.tables import MISSING, Column, Table
 from infoscope.scope.partition import PartitionConfig, Rule
 
 BANDS = PartitionConfig(rule=Rule.bands, n_bands=3)
@@ -226,3 +227,33 @@ def test_the_experiment_says_what_is_wrong_in_one_sentence(
     assert lines[0] == "feature_removal: Unknown key."
     assert "labels" in lines[1]
     assert len(lines) == 2
+
+
+def test_a_section_adds_its_tables_figures_findings_and_numbers(tmp_path: Path) -> None:
+    table = Table("frequency", "By firing frequency", [Column("rate", "rate")])
+    table.add_row(0.5)
+    figure = SectionFigure(lambda: make_figure(1.0), "Nothing is drawn.")
+    section = ReportSection(
+        "confounds",
+        "Confounds",
+        ("It is mass.", "It is not scope."),
+        {"frequency": table},
+        {"cds_frequency": figure},
+        {"spearman": -0.5},
+    )
+    inputs = replace(INPUTS["full"], sections=[section])
+    files = write_report(inputs, tmp_path)
+    assert set(files.tables["frequency"]) == {"md", "csv", "tex"}
+    assert set(files.figures["cds_frequency"]) == {"png", "pdf"}
+    page = files.page.read_text()
+    own = page[page.index("## Confounds") :]
+    assert all(
+        text in own for text in ("It is mass.", "It is not scope.", "frequency.md", "cds_frequency.png", "drawn.")
+    )
+    assert "frequency" not in page[: page.index("## Confounds")]
+    assert json.loads(files.summary.read_text())["confounds"] == {"spearman": -0.5}
+    console = Console(file=io.StringIO(), width=100)
+    print_report(inputs, files, console)
+    text = console.file.getvalue()
+    assert "Confounds: It is mass." in text
+    assert "By firing frequency" not in text

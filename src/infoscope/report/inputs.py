@@ -11,6 +11,7 @@ from jaxtyping import Float, Int, UInt8
 
 from infoscope.errors import InputError
 from infoscope.report.paper import PAPER_VALUES
+from infoscope.report.section import ReportSection
 from infoscope.scope.partition import Partition
 
 
@@ -121,6 +122,7 @@ class ReportInputs:
         token_stats: norms of the patch tokens, if known.
         context: model, data, layer, hardware, command, wall time, ...: printed as they are.
         paper_reference: a key of `PAPER_VALUES` when model and data are the paper's; never for anything else.
+        sections: of the analyses beside the main table, in the order of the page.
     """
 
     title: str
@@ -130,6 +132,7 @@ class ReportInputs:
     token_stats: TokenStats | None = None
     context: Mapping[str, str] = field(default_factory=dict)
     paper_reference: str | None = None
+    sections: Sequence[ReportSection] = ()
 
     def __post_init__(self) -> None:
         if self.paper_reference is not None and self.paper_reference not in PAPER_VALUES:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,10 +61,13 @@ class ReportFiles:
 
 
 def make_tables(inputs: ReportInputs) -> dict[str, Table]:
-    """Return the report's tables by name: the removal tables first (none without probes), then the scope table."""
+    """Return the report's tables by name: removal (none without probes), scope, then those of the sections."""
     tables = make_removal_tables(inputs.results, inputs.paper_reference)
     if inputs.seeds:
         tables["scope"] = make_scope_table(inputs.seeds)
+    for section in inputs.sections:
+        assert not tables.keys() & section.tables.keys(), f"two tables of one name, in section {section.name}"
+        tables |= section.tables
     return tables
 
 
@@ -85,6 +88,7 @@ def make_summary(inputs: ReportInputs) -> dict[str, Any]:
             "rule": stats.rule,
             "has_outlier_mode": stats.has_outlier_mode,
         },
+        **{section.name: dict(section.summary) for section in inputs.sections},
     }
 
 
@@ -110,13 +114,17 @@ def print_report(inputs: ReportInputs, files: ReportFiles | None = None, console
     """Print the tables for people, then where the files lie."""
     console = Console() if console is None else console
     console.print(Text(inputs.title, style="bold"))
-    for table in reversed(make_tables(inputs).values()):  # the main table last, where the reader looks first
+    main = make_tables(replace(inputs, sections=()))
+    for table in reversed(main.values()):  # the main table last, where the reader looks first
         table.print(console)
         console.print()
     if not inputs.results:
         console.print(NO_PROBES)
     if inputs.token_stats is not None:
         console.print(Text(inputs.token_stats.statement))
+    for section in inputs.sections:
+        for finding in section.findings[:1]:
+            console.print(Text(f"{section.title}: {finding}"))
     if files is not None:
         for name, path in _list_paths(files).items():  # a broken path could not be copied
             console.print(Text(f"{name:<22}{path}"), soft_wrap=True)
@@ -132,6 +140,8 @@ def _choose_figures(inputs: ReportInputs) -> dict[str, Callable[[], Figure]]:
         figures["examples"] = lambda: draw_examples(inputs.examples, shift)
     if (stats := inputs.token_stats) is not None:
         figures["token_norms"] = lambda: draw_token_norms(stats)
+    for section in inputs.sections:
+        figures |= {name: figure.draw for name, figure in section.figures.items()}
     return figures
 
 
@@ -144,15 +154,30 @@ def _make_page(inputs: ReportInputs, tables: dict[str, Table], files: ReportFile
         parts.append("\n".join(f"- {name}: {value}" for name, value in inputs.context.items()))
     if not inputs.results:
         parts.append(NO_PROBES)
-    for name, table in tables.items():
+
+    def show_table(name: str, table: Table) -> None:
         sources = ", ".join(f"[{suffix}]({link(path)})" for suffix, path in files.tables[name].items())
-        parts += [table.to_markdown().strip(), f"As a file: {sources}."]
-    for name, paths in files.figures.items():
-        caption = CAPTIONS[name]
-        if name == "token_norms" and inputs.token_stats is not None:
-            caption = f"{caption} {inputs.token_stats.statement}"
+        parts.extend([table.to_markdown().strip(), f"As a file: {sources}."])
+
+    def show_figure(name: str, caption: str) -> None:
+        paths = files.figures[name]
         pdf = f" ([pdf]({link(paths['pdf'])}))" if "pdf" in paths else ""
-        parts += [f"![{name.replace('_', ' ')}]({link(paths['png'])})", f"{caption}{pdf}"]
+        parts.extend([f"![{name.replace('_', ' ')}]({link(paths['png'])})", f"{caption}{pdf}"])
+
+    of_sections = {name for section in inputs.sections for name in (*section.tables, *section.figures)}
+    for name, table in tables.items():
+        if name not in of_sections:
+            show_table(name, table)
+    for name in files.figures:
+        if name not in of_sections:
+            statement = inputs.token_stats.statement if name == "token_norms" and inputs.token_stats else ""
+            show_figure(name, f"{CAPTIONS[name]} {statement}".strip())
+    for section in inputs.sections:
+        parts += [f"## {section.title}", *section.findings]
+        for name in section.tables:
+            show_table(name, tables[name])
+        for name, figure in section.figures.items():
+            show_figure(name, figure.caption)
     parts.append(f"Key numbers: [{link(files.summary)}]({link(files.summary)}).")
     return "\n\n".join(parts) + "\n"
 
