@@ -12,7 +12,7 @@ from collections.abc import Callable, Generator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import asdict
-from functools import cached_property, partial
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -142,35 +142,38 @@ class SceneSet(LabelledImages):
                 f"Expected a folder of rendered scenes, but {self.folder} holds no readable factors.json: give a folder"
                 " that save_scenes wrote."
             ) from error
+        self._opened: dict[str, np.ndarray] = {}
         self._made_from, self._factors = stored["made_from"], stored["factors"]
         self.size_px: int = self._made_from["size_px"]
         split = self._made_from["split"]
         super().__init__(split, [f"{split}-{i:06d}" for i in range(len(self._factors))])
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name not in _MAPS}  # never pickle the pixels
+        return {**self.__dict__, "_opened": {}}  # never pickle the pixels
 
     @property
     def fingerprint(self) -> dict[str, Any]:
         return self._made_from
 
-    @cached_property
+    @property
     def images(self) -> UInt8[np.ndarray, "n size size 3"]:
         """All pictures, memory-mapped."""
         return self._open_map("images")
 
-    @cached_property
+    @property
     def label_maps(self) -> UInt8[np.ndarray, "n size size"]:
         """All label maps, memory-mapped."""
         return self._open_map("label_maps")
 
-    @cached_property
+    @property
     def depth_mm(self) -> UInt16[np.ndarray, "n size size"]:
         """All depth maps in millimetres, 0 = no measurement, memory-mapped."""
         return self._open_map("depth_mm")
 
     def _open_map(self, name: str) -> np.ndarray:
-        return np.load(self.folder / f"{name}.npy", mmap_mode="r")
+        if name not in self._opened:
+            self._opened[name] = np.load(self.folder / f"{name}.npy", mmap_mode="r")
+        return self._opened[name]
 
     def load(self, index: int, size_px: int) -> UInt8[np.ndarray, "size size 3"]:
         image = np.array(self.images[index])
