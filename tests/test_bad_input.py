@@ -21,7 +21,7 @@ from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from infoscope import app, pipeline
+from infoscope import app, stages
 from infoscope.errors import InputError
 from infoscope.report import figure_style
 from infoscope.sae.module import SAEModule
@@ -332,7 +332,7 @@ def test_a_disk_that_fills_up(fail: Fail, output_dir: Path, monkeypatch: pytest.
     def write(*_: Any, **__: Any) -> Any:
         raise FULL[words]()
 
-    monkeypatch.setattr(pipeline, "save_sae", write)
+    monkeypatch.setattr(stages, "save_sae", write)
     sentence = fail("stage=train_sae", "sae.n_tokens=1000")
     assert mentions(sentence, "full", str(output_dir), "output_dir")
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import yaml
 
-from infoscope import app, pipeline, probing
+from infoscope import app, probing, stages
 from infoscope.artifacts import Spec, Store, compute_checksum
 from infoscope.config import to_tree
 from infoscope.data import scenes
@@ -442,7 +442,7 @@ def test_ctrl_c_loses_nothing_that_is_finished(
     kept: list[str],
 ) -> None:
     output_dir = copy_run(finished, tmp_path, but=missing)
-    monkeypatch.setattr(pipeline, "TOKEN_BATCH_IMAGES", 10)
+    monkeypatch.setattr(stages, "TOKEN_BATCH_IMAGES", 10)
     goal = "train_sae" if stage in ("scenes", "tokens") else stage
     overrides = (f"stage={goal}", "probe.variants_per_chunk=3", "scope.batch_images=10")
     with monkeypatch.context() as patch:

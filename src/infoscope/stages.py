@@ -1,0 +1,332 @@
+"""The chain: what each stage needs, what it makes, and in which order.
+
+    scenes -> (train_clip) -> tokens -> train_sae -> rank -> score -> partition -> probe
+
+A stage is a method that returns its artifact (or artifacts) and asks the methods before it for what it needs; the store
+builds only what is missing. Everything about *what* is computed lies in the packages; here is only *what depends on
+what*. Keys hold what determines a result and nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from infoscope import tracking
+from infoscope.artifacts import Artifact, Spec, Workspace
+from infoscope.config import Stage, to_tree
+from infoscope.data.config import DataKind
+from infoscope.data.images import ImageSet, LabelledImages, iterate_images
+from infoscope.data.scene_factors import vocabulary
+from infoscope.data.scene_set import SceneSet, make_scenes_fingerprint, save_scenes
+from infoscope.data.sets import make_image_sets
+from infoscope.errors import InputError
+from infoscope.probes.config import Task
+from infoscope.probes.variants import Role, Variant, make_variants
+from infoscope.probing import build_probes
+from infoscope.progress import LightningBar
+from infoscope.sae.checkpoint import save_sae
+from infoscope.sae.config import TokenChoice
+from infoscope.sae.train import train_sae
+from infoscope.scope.partition import Partition, make_partition
+from infoscope.scope.ranking import Ranking, rank_images
+from infoscope.scope.scores import Scores
+from infoscope.scope.scoring import make_trainer, score_latents
+from infoscope.vision.backbone import Backbone
+from infoscope.vision.extract import TokenCache, compute_cache_bytes, extract_tokens
+from infoscope.vision.open_clip_backbone import compute_model_fingerprint, load_backbone
+from infoscope.workbench import Workbench
+
+TOKEN_BATCH_IMAGES = 64
+
+
+class Stages(Workbench):
+    """The chain of one configuration over one store: from pictures to probes."""
+
+    # -- what everything stands on -------------------------------------------------------------------------------
+
+    @cached_property
+    def model_fingerprint(self) -> dict[str, Any]:
+        """What determines the backbone, known without building it."""
+        return compute_model_fingerprint(self.config.model, self._trained_folder)
+
+    @cached_property
+    def _trained_folder(self) -> Path | None:
+        return self.train_clip().folder if self.config.model.pretrained == "train_clip" else None
+
+    @cached_property
+    def backbone(self) -> Backbone:
+        """The frozen backbone: loaded when something has to be encoded, not before."""
+        return load_backbone(self.config.model, self._trained_folder).to(self.device)
+
+    def scenes(self, split: str, n_images: int) -> Artifact:
+        """Render a split of the scenes."""
+        data = self.config.data
+        key = make_scenes_fingerprint(data.seed, split, n_images, data.size_px)
+
+        def build(work: Workspace) -> None:
+            n_workers = data.n_workers or (os.cpu_count() or 1)
+            with self.display.bar(f"rendering {split} scenes", n_images) as advance:
+                save_scenes(
+                    work.folder, data.seed, split, n_images, data.size_px, n_workers, lambda done: advance(done, None)
+                )
+
+        return self.get(Spec("scenes", split, key), build)
+
+    @cached_property
+    def image_sets(self) -> tuple[ImageSet, ImageSet]:
+        """The training and the test images."""
+        data = self.config.data
+        if data.kind is DataKind.scenes:
+            sizes = {"train": data.n_train, "test": data.n_test}
+            return make_image_sets(data, {split: self.scenes(split, n).folder for split, n in sizes.items()})
+        return make_image_sets(data)
+
+    # -- stages --------------------------------------------------------------------------------------------------
+
+    def train_clip(self) -> Artifact:
+        """Train a CLIP on captioned scenes of its own stream."""
+        from infoscope.vision.contrastive import compute_retrieval, train_clip
+        from infoscope.vision.tokenizer import WordTokenizer
+
+        clip, data = self.config.clip, self.config.data
+        if data.kind is not DataKind.scenes:
+            raise InputError(f"stage=train_clip learns from captioned scenes: use data=scenes, not {data.kind.name}.")
+        sets = {"clip_train": clip.n_images, "clip_test": clip.n_test_images}
+        fingerprints = [make_scenes_fingerprint(data.seed, split, n, data.size_px) for split, n in sets.items()]
+        spec = Spec("train_clip", "scenes_clip", {"clip": to_tree(clip), "scenes": fingerprints})
+
+        def build(work: Workspace) -> None:
+            train, test = (SceneSet(self.scenes(split, n).folder) for split, n in sets.items())
+            words = vocabulary()
+            with self.track(Stage.train_clip) as tracker:
+                options = self.trainer_options("training CLIP", tracker)
+                trained = train_clip(
+                    clip,
+                    train,
+                    words,
+                    work.folder,
+                    work.progress,
+                    trainer_options=options,
+                )
+                captions = [test.caption(i) for i in range(len(test))]
+                tokenizer = WordTokenizer(words, clip.context_length)
+                figures = compute_retrieval(trained.cpu(), test.images, captions, tokenizer)
+                tracker.log(figures)
+            _write_json(work.folder / "training.json", {"config": to_tree(clip), "held_out": figures})
+
+        return self.get(spec, build)
+
+    def tokens(self, split: str) -> Artifact:
+        """Encode every image of a split once."""
+        config = self.config
+        images = self.image_sets[0 if split == "train" else 1]
+        if len(images) == 0:
+            raise InputError(f"The {split} split holds no images: raise data.test_share, or add images.")
+        key = {
+            "model": self.model_fingerprint,
+            "layer": config.model.layer,
+            "images": images.fingerprint,
+            "dtype": config.data.cache_dtype,
+        }
+
+        def build(work: Workspace) -> None:
+            backbone = self.backbone
+            self.check_disk(compute_cache_bytes(backbone, len(images), config.data.cache_dtype))
+            batches = iterate_images(
+                images,
+                backbone.image_px,
+                TOKEN_BATCH_IMAGES,
+                on_error=config.data.on_error,
+                n_workers=config.data.n_workers,
+            )
+            batches = self.display.track(
+                f"encoding {split} images", batches, len(images), lambda batch: len(batch.index)
+            )
+            extract_tokens(
+                backbone, batches, len(images), config.model.layer, work.folder, dtype=config.data.cache_dtype
+            )
+            _write_json(work.folder / "skipped.json", images.skipped)
+
+        artifact = self.get(Spec("tokens", f"{config.model.name}-{split}", key), build)
+        skipped = artifact.read_json("skipped.json")
+        if skipped:
+            names = ", ".join(list(skipped)[:5]) + (", ..." if len(skipped) > 5 else "")
+            self.display.say(f"{len(skipped)} of {len(images)} {split} images were skipped: {names} (skipped.json)")
+        return artifact
+
+    def train_sae(self, seed: int) -> Artifact:
+        """Train the SAE of one seed on the training split's tokens."""
+        config = self.config
+        tokens = self.tokens("train")
+        spec = Spec(
+            "train_sae",
+            f"{config.model.name}-{config.sae.kind.name}-seed{seed}",
+            {"tokens": tokens.hash, "sae": config.sae.determining(), "seed": seed},
+        )
+
+        def build(work: Workspace) -> None:
+            with self.track(Stage.train_sae, seed) as tracker:
+                sae, figures = train_sae(
+                    TokenCache(tokens.folder),
+                    config.sae,
+                    seed,
+                    work.progress,
+                    accelerator=self.device.type,
+                    callbacks=[LightningBar(self.display, f"training SAE, seed {seed}")],
+                    logger=tracking.make_lightning_logger(tracker),
+                )
+                tracker.log(figures)
+            layer = TokenCache(tokens.folder).meta["layer"]
+            save_sae(work.folder, sae, layer=layer, backbone=self.model_fingerprint, training=self.tree["sae"])
+            _write_json(work.folder / "metrics.json", figures)
+
+        return self.get(spec, build, tokens=tokens)
+
+    def rank(self, seed: int) -> Artifact:
+        """Rank the training images for every latent."""
+        scope = self.config.scope
+        if self.config.sae.tokens is TokenChoice.cls:
+            raise InputError("An SAE of CLS tokens has no activation maps to score: use sae.tokens=patch or all.")
+        sae, tokens = self.train_sae(seed), self.tokens("train")
+        key = {"sae": sae.hash, "tokens": tokens.hash, "k_max": scope.n_ranks, "rank_by": scope.rank_by.name}
+
+        def build(work: Workspace) -> None:
+            cache = TokenCache(tokens.folder)
+            self._check_enough_images(len(cache))
+            with self.track(Stage.rank, seed) as tracker, self.display.bar("ranking images", len(cache)) as advance:
+                ranking = rank_images(
+                    self.load_sae(sae),
+                    cache.batches(TOKEN_BATCH_IMAGES),
+                    scope.n_ranks,
+                    scope.rank_by,
+                    lambda done: advance(done, None),
+                )
+                ranking.save(work.folder)
+                tracker.log({"n_images": ranking.n_images, "silent_latents": int((ranking.firing_rate == 0).sum())})
+
+        return self.get(Spec("rank", sae.folder.name.rsplit("-", 1)[0], key), build, sae=sae, tokens=tokens)
+
+    def score(self, seed: int) -> Artifact:
+        """Score every latent on shifted crops of the images that it ranks."""
+        config, scope = self.config, self.config.scope
+        sae, ranked = self.train_sae(seed), self.rank(seed)
+        images = self.image_sets[0]
+        self._check_enough_images(Ranking.load(ranked.folder).n_images)
+        key = {
+            "sae": sae.hash,
+            "ranking": ranked.hash,
+            "model": self.model_fingerprint,
+            "layer": config.model.layer,
+            "images": images.fingerprint,
+            "shift_patches": scope.shift_patches,
+            "emd": scope.emd.name if scope.emd.name == "exact" else [scope.emd.name, scope.sinkhorn_blur],
+        }
+
+        def build(work: Workspace) -> None:
+            ranking = Ranking.load(ranked.folder)
+            self.backbone.check_layer(config.model.layer)
+            self.check_disk(ranking.d_sae * ranking.k_max * 2 * self.backbone.grid**2 * 4)
+            with self.track(Stage.score, seed) as tracker, self.display.bar("moving earth (EMD)") as advance:
+                scores = score_latents(
+                    self.backbone,
+                    self.load_sae(sae),
+                    images,
+                    ranking,
+                    scope,
+                    layer=config.model.layer,
+                    maps_file=work.folder / "maps.npy",
+                    trainer=make_trainer(
+                        [LightningBar(self.display, f"encoding crops, seed {seed}")], self.device.type
+                    ),
+                    progress=advance,
+                    n_readers=config.data.n_workers,
+                )
+                scores.save(work.folder)
+                cds = scores.cds(scope.k_cds).values
+                if not np.isnan(cds).all():
+                    tracker.log({"mean_cds": float(np.nanmean(cds)), "scored_share": float((~np.isnan(cds)).mean())})
+
+        return self.get(Spec("score", sae.folder.name.rsplit("-", 1)[0], key), build, sae=sae, ranking=ranked)
+
+    def partition(self, seed: int) -> Partition:
+        """Divide the latents by their scores on the training split: arithmetic on the score artifact."""
+        scores = Scores.load(self.score(seed).folder)
+        return make_partition(scores.cds(self.config.scope.k_cds).values, self.config.partition)
+
+    def probe(self, seed: int) -> dict[Variant, Artifact]:
+        """Train and evaluate the probes of every variant of one seed; each set of tokens is an artifact of its own.
+
+        Variants with equal tokens share one (an empty group has the original's), so what is stored in it names but the
+        first of them.
+        """
+        config = self.config
+        train_images, test_images = self.image_sets
+        if not isinstance(train_images, LabelledImages) or not isinstance(test_images, LabelledImages):
+            raise InputError(
+                f"stage=probe needs labels, which data={config.data.kind.name} does not have: use data=scenes, or"
+                " stage=report for the scope alone."
+            )
+        self._check_target()
+        sae = self.train_sae(seed)
+        train, test = self.tokens("train"), self.tokens("test")
+        ranking = Ranking.load(self.rank(seed).folder)
+        partition = self.partition(seed)
+        variants = make_variants(
+            dict(partition.groups),
+            drawable=~partition.unscored & (ranking.mean_act > 0),
+            mass=ranking.mean_act,
+            n_draws=config.probe.n_draws,
+            seed=config.probe.seed,
+        )
+        base = {
+            "probe": _without(to_tree(config.probe), "n_draws", "variants_per_chunk", "feature_batch_images"),
+            "tokens": [train.hash, test.hash],
+            "model": self.model_fingerprint,
+            "layer": config.model.layer,
+        }
+        specs = {}
+        for variant in variants:
+            name = variant.name if variant.role is Role.original else f"{variant.name}-seed{seed}"
+            key = {**base, "variant": variant.key(sae.hash)}
+            specs[variant] = Spec("probe", f"{config.model.name}-{name}", key)
+        original = specs[variants[0]]
+        assert variants[0].role is Role.original
+        missing = [variant for variant, spec in specs.items() if self.store.find(spec) is None]
+        if missing:
+            splits = (train, train_images), (test, test_images)
+            build_probes(self, self.backbone, seed, missing, specs, original, sae, *splits)
+        n_new, n_all = len({specs[variant].hash for variant in missing}), len({spec.hash for spec in specs.values()})
+        self.display.say(f"          probed variants of seed {seed}: {n_new} built, {n_all - n_new} reused")
+        return {variant: self.get(spec, _must_exist) for variant, spec in specs.items()}
+
+    def _check_target(self) -> None:
+        """Refuse a target that the data do not have, before hours of work."""
+        images, probe = self.image_sets[0], self.config.probe
+        if isinstance(images, LabelledImages) and Task.classification in probe.tasks:
+            images.n_target_classes(probe.target)
+
+    def _check_enough_images(self, n_images: int) -> None:
+        k = self.config.scope.k_cds
+        if n_images < k:
+            raise InputError(
+                f"Expected at least scope.k_cds={k} training images, got {n_images}: add images or lower scope.k_cds."
+            )
+
+
+def _must_exist(work: Workspace) -> None:
+    raise AssertionError("a variant that was just trained is not in the store")
+
+
+def _without(tree: dict[str, Any], *names: str) -> dict[str, Any]:
+    """A part of the configuration without the values that cannot change its result."""
+    return {name: value for name, value in tree.items() if name not in names}
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2))
