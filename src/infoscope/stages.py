@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 
 from infoscope import tracking
-from infoscope.artifacts import Artifact, Spec, Workspace
+from infoscope.artifacts import Artifact, Workspace
 from infoscope.config import Stage, to_tree
 from infoscope.data.config import DataKind
 from infoscope.data.images import ImageSet, LabelledImages, iterate_images
 from infoscope.data.scene_factors import vocabulary
-from infoscope.data.scene_set import SceneSet, make_scenes_fingerprint, save_scenes
+from infoscope.data.scene_set import SceneSet, save_scenes
 from infoscope.data.sets import make_image_sets
 from infoscope.errors import InputError
 from infoscope.probes.config import Task
@@ -37,23 +37,18 @@ from infoscope.scope.partition import Partition, make_partition
 from infoscope.scope.ranking import Ranking, rank_images
 from infoscope.scope.scores import Scores
 from infoscope.scope.scoring import make_trainer, score_latents
+from infoscope.specs import Specs
 from infoscope.vision.backbone import Backbone
 from infoscope.vision.extract import TokenCache, compute_cache_bytes, extract_tokens
-from infoscope.vision.open_clip_backbone import compute_model_fingerprint, load_backbone
-from infoscope.workbench import Workbench
+from infoscope.vision.open_clip_backbone import load_backbone
 
 TOKEN_BATCH_IMAGES = 64
 
 
-class Stages(Workbench):
+class Stages(Specs):
     """The chain of one configuration over one store: from pictures to probes."""
 
     # -- what everything stands on -------------------------------------------------------------------------------
-
-    @cached_property
-    def model_fingerprint(self) -> dict[str, Any]:
-        """What determines the backbone, known without building it."""
-        return compute_model_fingerprint(self.config.model, self._trained_folder)
 
     @cached_property
     def _trained_folder(self) -> Path | None:
@@ -67,7 +62,6 @@ class Stages(Workbench):
     def scenes(self, split: str, n_images: int) -> Artifact:
         """Render a split of the scenes."""
         data = self.config.data
-        key = make_scenes_fingerprint(data.seed, split, n_images, data.size_px)
 
         def build(work: Workspace) -> None:
             n_workers = data.n_workers or (os.cpu_count() or 1)
@@ -76,16 +70,15 @@ class Stages(Workbench):
                     work.folder, data.seed, split, n_images, data.size_px, n_workers, lambda done: advance(done, None)
                 )
 
-        return self.get(Spec("scenes", split, key), build)
+        return self.get(self.scenes_spec(split, n_images), build)
 
     @cached_property
     def image_sets(self) -> tuple[ImageSet, ImageSet]:
         """The training and the test images."""
-        data = self.config.data
-        if data.kind is DataKind.scenes:
-            sizes = {"train": data.n_train, "test": data.n_test}
-            return make_image_sets(data, {split: self.scenes(split, n).folder for split, n in sizes.items()})
-        return make_image_sets(data)
+        if self.config.data.kind is not DataKind.scenes:
+            return self.folder_sets
+        splits = {split: self.scenes(split, self.n_images(split)).folder for split in ("train", "test")}
+        return make_image_sets(self.config.data, splits)
 
     # -- stages --------------------------------------------------------------------------------------------------
 
@@ -94,15 +87,10 @@ class Stages(Workbench):
         from infoscope.vision.contrastive import compute_retrieval, train_clip
         from infoscope.vision.tokenizer import WordTokenizer
 
-        clip, data = self.config.clip, self.config.data
-        if data.kind is not DataKind.scenes:
-            raise InputError(f"stage=train_clip learns from captioned scenes: use data=scenes, not {data.kind.name}.")
-        sets = {"clip_train": clip.n_images, "clip_test": clip.n_test_images}
-        fingerprints = [make_scenes_fingerprint(data.seed, split, n, data.size_px) for split, n in sets.items()]
-        spec = Spec("train_clip", "scenes_clip", {"clip": to_tree(clip), "scenes": fingerprints})
+        clip, spec = self.config.clip, self.clip_spec
 
         def build(work: Workspace) -> None:
-            train, test = (SceneSet(self.scenes(split, n).folder) for split, n in sets.items())
+            train, test = (SceneSet(self.scenes(split, n).folder) for split, n in clip.sets.items())
             words = vocabulary()
             with self.track(Stage.train_clip) as tracker:
                 options = self.trainer_options("training CLIP", tracker)
@@ -128,12 +116,6 @@ class Stages(Workbench):
         images = self.image_sets[0 if split == "train" else 1]
         if len(images) == 0:
             raise InputError(f"The {split} split holds no images: raise data.test_share, or add images.")
-        key = {
-            "model": self.model_fingerprint,
-            "layer": config.model.layer,
-            "images": images.fingerprint,
-            "dtype": config.data.cache_dtype,
-        }
 
         def build(work: Workspace) -> None:
             backbone = self.backbone
@@ -153,7 +135,7 @@ class Stages(Workbench):
             )
             _write_json(work.folder / "skipped.json", images.skipped)
 
-        artifact = self.get(Spec("tokens", f"{config.model.name}-{split}", key), build)
+        artifact = self.get(self.tokens_spec(split), build)
         skipped = artifact.read_json("skipped.json")
         if skipped:
             names = ", ".join(list(skipped)[:5]) + (", ..." if len(skipped) > 5 else "")
@@ -164,11 +146,6 @@ class Stages(Workbench):
         """Train the SAE of one seed on the training split's tokens."""
         config = self.config
         tokens = self.tokens("train")
-        spec = Spec(
-            "train_sae",
-            f"{config.model.name}-{config.sae.kind.name}-seed{seed}",
-            {"tokens": tokens.hash, "sae": config.sae.determining(), "seed": seed},
-        )
 
         def build(work: Workspace) -> None:
             with self.track(Stage.train_sae, seed) as tracker:
@@ -186,7 +163,7 @@ class Stages(Workbench):
             save_sae(work.folder, sae, layer=layer, backbone=self.model_fingerprint, training=self.tree["sae"])
             _write_json(work.folder / "metrics.json", figures)
 
-        return self.get(spec, build, tokens=tokens)
+        return self.get(self.sae_spec(seed), build, tokens=tokens)
 
     def rank(self, seed: int) -> Artifact:
         """Rank the training images for every latent."""
@@ -194,7 +171,6 @@ class Stages(Workbench):
         if self.config.sae.tokens is TokenChoice.cls:
             raise InputError("An SAE of CLS tokens has no activation maps to score: use sae.tokens=patch or all.")
         sae, tokens = self.train_sae(seed), self.tokens("train")
-        key = {"sae": sae.hash, "tokens": tokens.hash, "k_max": scope.n_ranks, "rank_by": scope.rank_by.name}
 
         def build(work: Workspace) -> None:
             cache = TokenCache(tokens.folder)
@@ -210,7 +186,7 @@ class Stages(Workbench):
                 ranking.save(work.folder)
                 tracker.log({"n_images": ranking.n_images, "silent_latents": int((ranking.firing_rate == 0).sum())})
 
-        return self.get(Spec("rank", sae.folder.name.rsplit("-", 1)[0], key), build, sae=sae, tokens=tokens)
+        return self.get(self.rank_spec(seed), build, sae=sae, tokens=tokens)
 
     def score(self, seed: int) -> Artifact:
         """Score every latent on shifted crops of the images that it ranks."""
@@ -218,15 +194,6 @@ class Stages(Workbench):
         sae, ranked = self.train_sae(seed), self.rank(seed)
         images = self.image_sets[0]
         self._check_enough_images(Ranking.load(ranked.folder).n_images)
-        key = {
-            "sae": sae.hash,
-            "ranking": ranked.hash,
-            "model": self.model_fingerprint,
-            "layer": config.model.layer,
-            "images": images.fingerprint,
-            "shift_patches": scope.shift_patches,
-            "emd": scope.emd.name if scope.emd.name == "exact" else [scope.emd.name, scope.sinkhorn_blur],
-        }
 
         def build(work: Workspace) -> None:
             ranking = Ranking.load(ranked.folder)
@@ -252,7 +219,7 @@ class Stages(Workbench):
                 if not np.isnan(cds).all():
                     tracker.log({"mean_cds": float(np.nanmean(cds)), "scored_share": float((~np.isnan(cds)).mean())})
 
-        return self.get(Spec("score", sae.folder.name.rsplit("-", 1)[0], key), build, sae=sae, ranking=ranked)
+        return self.get(self.score_spec(seed), build, sae=sae, ranking=ranked)
 
     def partition(self, seed: int) -> Partition:
         """Divide the latents by their scores on the training split: arithmetic on the score artifact."""
@@ -284,17 +251,7 @@ class Stages(Workbench):
             n_draws=config.probe.n_draws,
             seed=config.probe.seed,
         )
-        base = {
-            "probe": _without(to_tree(config.probe), "n_draws", "variants_per_chunk", "feature_batch_images"),
-            "tokens": [train.hash, test.hash],
-            "model": self.model_fingerprint,
-            "layer": config.model.layer,
-        }
-        specs = {}
-        for variant in variants:
-            name = variant.name if variant.role is Role.original else f"{variant.name}-seed{seed}"
-            key = {**base, "variant": variant.key(sae.hash)}
-            specs[variant] = Spec("probe", f"{config.model.name}-{name}", key)
+        specs = {variant: self.probe_spec(seed, variant) for variant in variants}
         original = specs[variants[0]]
         assert variants[0].role is Role.original
         missing = [variant for variant, spec in specs.items() if self.store.find(spec) is None]
@@ -321,11 +278,6 @@ class Stages(Workbench):
 
 def _must_exist(work: Workspace) -> None:
     raise AssertionError("a variant that was just trained is not in the store")
-
-
-def _without(tree: dict[str, Any], *names: str) -> dict[str, Any]:
-    """A part of the configuration without the values that cannot change its result."""
-    return {name: value for name, value in tree.items() if name not in names}
 
 
 def _write_json(path: Path, value: Any) -> None:

@@ -96,6 +96,11 @@ class ContrastiveConfig:
             )
 
     @property
+    def sets(self) -> dict[str, int]:
+        """The splits of the scenes that it is trained and measured on, and how many pictures of each."""
+        return {"clip_train": self.n_images, "clip_test": self.n_test_images}
+
+    @property
     def image_px(self) -> int:
         """Side of the model's input in pixels."""
         return self.grid * self.patch_px

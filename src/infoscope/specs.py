@@ -1,0 +1,134 @@
+"""What determines each artifact: the specs of the chain, known before anything is built.
+
+Keys hold what determines a result and nothing else: no path, device, worker count or time.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from infoscope.artifacts import Spec
+from infoscope.config import to_tree
+from infoscope.data.config import DataKind
+from infoscope.data.images import ImageSet
+from infoscope.data.scene_set import make_scenes_fingerprint
+from infoscope.data.sets import make_image_sets
+from infoscope.errors import InputError
+from infoscope.probes.variants import Role, Variant
+from infoscope.vision.open_clip_backbone import compute_model_fingerprint
+from infoscope.workbench import Workbench
+
+
+class Specs(Workbench):
+    """The specs of one configuration."""
+
+    @cached_property
+    def model_fingerprint(self) -> dict[str, Any]:
+        """What determines the backbone, known without building it."""
+        return compute_model_fingerprint(self.config.model, self._trained_folder)
+
+    @cached_property
+    def _trained_folder(self) -> Path | None:
+        """Where the CLIP of stage train_clip lies, if the configuration asks for one."""
+        if self.config.model.pretrained != "train_clip":
+            return None
+        found = self.store.find(self.clip_spec)
+        if found is None:
+            raise InputError("model.pretrained=train_clip: there is no such CLIP yet, run stage=train_clip first.")
+        return found.folder
+
+    def scenes_spec(self, split: str, n_images: int) -> Spec:
+        """A split of the scenes."""
+        data = self.config.data
+        return Spec("scenes", split, make_scenes_fingerprint(data.seed, split, n_images, data.size_px))
+
+    @cached_property
+    def clip_spec(self) -> Spec:
+        """The CLIP of stage train_clip.
+
+        Raises:
+            InputError: if the data have no captions.
+        """
+        clip, data = self.config.clip, self.config.data
+        if data.kind is not DataKind.scenes:
+            raise InputError(f"stage=train_clip learns from captioned scenes: use data=scenes, not {data.kind.name}.")
+        key = [self.scenes_spec(split, n).key for split, n in clip.sets.items()]
+        return Spec("train_clip", "scenes_clip", {"clip": to_tree(clip), "scenes": key})
+
+    @cached_property
+    def folder_sets(self) -> tuple[ImageSet, ImageSet]:
+        """The training and the test images of a folder of photographs."""
+        return make_image_sets(self.config.data)
+
+    def n_images(self, split: str) -> int:
+        """Images of a split, unreadable ones included."""
+        data = self.config.data
+        if data.kind is DataKind.scenes:
+            return data.n_train if split == "train" else data.n_test
+        return len(self.folder_sets[0 if split == "train" else 1])
+
+    def images_fingerprint(self, split: str) -> dict[str, Any]:
+        """What determines a split's images, known before they are rendered."""
+        if self.config.data.kind is DataKind.scenes:
+            return self.scenes_spec(split, self.n_images(split)).key
+        return self.folder_sets[0 if split == "train" else 1].fingerprint
+
+    def tokens_spec(self, split: str) -> Spec:
+        """The tokens of a split."""
+        config = self.config
+        key = {
+            "model": self.model_fingerprint,
+            "layer": config.model.layer,
+            "images": self.images_fingerprint(split),
+            "dtype": config.data.cache_dtype,
+        }
+        return Spec("tokens", f"{config.model.name}-{split}", key)
+
+    def sae_spec(self, seed: int) -> Spec:
+        """The SAE of a seed."""
+        key = {"tokens": self.tokens_spec("train").hash, "sae": self.config.sae.determining(), "seed": seed}
+        return Spec("train_sae", self._sae_name(seed), key)
+
+    def rank_spec(self, seed: int) -> Spec:
+        """The ranking of the training images for the latents of a seed's SAE."""
+        scope = self.config.scope
+        key = {
+            "sae": self.sae_spec(seed).hash,
+            "tokens": self.tokens_spec("train").hash,
+            "k_max": scope.n_ranks,
+            "rank_by": scope.rank_by.name,
+        }
+        return Spec("rank", self._sae_name(seed), key)
+
+    def score_spec(self, seed: int) -> Spec:
+        """The distances between the maps of shifted crops."""
+        scope = self.config.scope
+        key = {
+            "sae": self.sae_spec(seed).hash,
+            "ranking": self.rank_spec(seed).hash,
+            "model": self.model_fingerprint,
+            "layer": self.config.model.layer,
+            "images": self.images_fingerprint("train"),
+            "shift_patches": scope.shift_patches,
+            "emd": scope.emd.name if scope.emd.name == "exact" else [scope.emd.name, scope.sinkhorn_blur],
+        }
+        return Spec("score", self._sae_name(seed), key)
+
+    def probe_spec(self, seed: int, variant: Variant) -> Spec:
+        """The probes of one variant of the tokens; equal tokens have one."""
+        config = self.config
+        name = variant.name if variant.role is Role.original else f"{variant.name}-seed{seed}"
+        indifferent = ("n_draws", "variants_per_chunk", "feature_batch_images")
+        key = {
+            "probe": {field: value for field, value in to_tree(config.probe).items() if field not in indifferent},
+            "tokens": [self.tokens_spec(split).hash for split in ("train", "test")],
+            "model": self.model_fingerprint,
+            "layer": config.model.layer,
+            "variant": variant.key(self.sae_spec(seed).hash),
+        }
+        return Spec("probe", f"{config.model.name}-{name}", key)
+
+    def _sae_name(self, seed: int) -> str:
+        return f"{self.config.model.name}-{self.config.sae.kind.name}-seed{seed}"
