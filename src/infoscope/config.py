@@ -17,9 +17,10 @@ from omegaconf import DictConfig, OmegaConf
 from infoscope import config_errors
 from infoscope.data.config import DataConfig
 from infoscope.errors import InputError
+from infoscope.predictions.config import PredictConfig
 from infoscope.probes.config import ProbeConfig, Readout
 from infoscope.sae.config import SAEConfig, TokenChoice
-from infoscope.scope.config import PartitionConfig, ScopeConfig
+from infoscope.scope.config import OutlierConfig, PartitionConfig, ScopeConfig, StabilityConfig
 from infoscope.tracking import LoggerConfig
 from infoscope.vision.config import ContrastiveConfig, ModelConfig
 
@@ -36,6 +37,8 @@ class Stage(Enum):
     rank = "rank"
     score = "score"
     probe = "probe"
+    predict = "predict"
+    stability = "stability"
     report = "report"
 
 
@@ -75,11 +78,16 @@ class Config:
     scope: ScopeConfig = field(default_factory=ScopeConfig)
     partition: PartitionConfig = field(default_factory=PartitionConfig)
     probe: ProbeConfig = field(default_factory=ProbeConfig)
+    outliers: OutlierConfig = field(default_factory=OutlierConfig)
+    predict: PredictConfig = field(default_factory=PredictConfig)
+    stability: StabilityConfig = field(default_factory=StabilityConfig)
     clip: ContrastiveConfig = field(default_factory=ContrastiveConfig)
     """How stage=train_clip trains the scenes' own CLIP."""
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
     output_dir: str = "outputs"
+    plan: bool = False
+    """Say what this command would reuse and build, and what that costs here, instead of doing it."""
 
     def __post_init__(self) -> None:
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import torch
 
+from infoscope.analyses import Analyses
 from infoscope.artifacts import Spec, Workspace
 from infoscope.config import Config, Stage, to_tree
 from infoscope.data.images import LabelledImages
+from infoscope.plan import make_plan, print_plan
 from infoscope.probes.results import load_result
 from infoscope.progress import Display
 from infoscope.quiet import quiet_lightning
+from infoscope.report.inputs import ReportInputs
 from infoscope.report.report import ReportFiles, make_tables, print_report, write_report
-from infoscope.reporting import make_report_inputs
-from infoscope.stages import Stages
+from infoscope.report.section import ReportSection
+from infoscope.reporting import describe_experiment, make_report_inputs
 
 
 def run(config: Config, display: Display | None = None) -> ReportFiles | None:
@@ -26,52 +32,83 @@ def run(config: Config, display: Display | None = None) -> ReportFiles | None:
         torch.set_num_threads(config.trainer.n_threads)
     pipeline = Pipeline(config, display)
     with quiet_lightning():
+        if config.plan:
+            print_plan(make_plan(pipeline), display.console)
+            return None
         return _run_stage(pipeline, config)
 
 
 def _run_stage(pipeline: Pipeline, config: Config) -> ReportFiles | None:
-    if config.stage is Stage.train_clip:
-        pipeline.train_clip()
-    elif config.stage is Stage.report:
-        return pipeline.report()
-    else:
-        stage = {
-            Stage.train_sae: pipeline.train_sae,
-            Stage.rank: pipeline.rank,
-            Stage.score: pipeline.score,
-            Stage.probe: pipeline.probe,
-        }[config.stage]
-        for seed in config.seeds:
-            stage(seed)
+    whole = {
+        Stage.train_clip: pipeline.train_clip,
+        Stage.report: pipeline.report,
+        Stage.predict: pipeline.report_predictions,
+        Stage.stability: pipeline.report_stability,
+    }
+    if config.stage in whole:
+        made = whole[config.stage]()
+        return made if isinstance(made, ReportFiles) else None
+    stage = {
+        Stage.train_sae: pipeline.train_sae,
+        Stage.rank: pipeline.rank,
+        Stage.score: pipeline.score,
+        Stage.probe: pipeline.probe,
+    }[config.stage]
+    for seed in config.seeds:
+        stage(seed)
     return None
 
 
-class Pipeline(Stages):
+class Pipeline(Analyses):
     """Everything that one configuration can ask for."""
 
     def report(self) -> ReportFiles:
-        """Make every table and figure of the experiment, and print the tables."""
+        """Make every table and figure of the experiment, and print the main tables."""
         config = self.config
         labelled = isinstance(self.image_sets[0], LabelledImages)
         self._check_target()
         scored = {seed: self.score(seed) for seed in config.seeds}
         probed = {seed: self.probe(seed) if labelled else {} for seed in config.seeds}
-        key = {
-            "scores": [artifact.hash for artifact in scored.values()],
-            "probes": [artifact.hash for many in probed.values() for artifact in many.values()],
-            "tokens": self.tokens("train").hash,
-            "k_cds": config.scope.k_cds,
-            "partition": to_tree(config.partition),
-        }
         three = {seed: (self.train_sae(seed), self.rank(seed), artifact) for seed, artifact in scored.items()}
         results = {
             seed: [load_result(artifact.folder).relabel(variant) for variant, artifact in many.items()]
             for seed, many in probed.items()
         }
         inputs = make_report_inputs(config, self.image_sets[0], self.tokens("train"), three, results)
+        outliers, confounds = self.outlier_section(), self.confound_section(inputs.seeds, inputs.results)
+        key = {
+            "scores": [artifact.hash for artifact in scored.values()],
+            "probes": [artifact.hash for many in probed.values() for artifact in many.values()],
+            "tokens": self.tokens("train").hash,
+            "k_cds": config.scope.k_cds,
+            "partition": to_tree(config.partition),
+            "outliers": [self.token_outliers().hash, *(self.group_activation(seed).hash for seed in config.seeds)],
+            "confounds": [self.confounds(seed).hash for seed in config.seeds],
+        }
+        return self._publish(Stage.report, replace(inputs, sections=[outliers, confounds]), key)
+
+    def report_predictions(self) -> ReportFiles:
+        """Make the tables and figures of stage predict, and print them."""
+        section = self.prediction_section()
+        key = {"predictions": [self.predict(seed).hash for seed in self.config.seeds]}
+        return self._publish(Stage.predict, self._inputs_of(section), key)
+
+    def report_stability(self) -> ReportFiles:
+        """Make the table and the figure of stage stability, and print them."""
+        section = self.stability_section()
+        return self._publish(Stage.stability, self._inputs_of(section), {"stability": self.stability().hash})
+
+    def _inputs_of(self, section: ReportSection) -> ReportInputs:
+        config = self.config
+        title = f"{section.title}: {config.model.name} on {config.data.kind.name}"
+        context = describe_experiment(config, self.tokens("train"), self.image_sets[0])
+        return ReportInputs(title, [], context=context, sections=[section])
+
+    def _publish(self, stage: Stage, inputs: ReportInputs, key: dict[str, Any]) -> ReportFiles:
+        """Write a report as an artifact, unless the same exists, and print it."""
 
         def build(work: Workspace) -> None:
-            with self.track(Stage.report) as tracker:
+            with self.track(stage) as tracker:
                 made = write_report(inputs, work.folder)
                 for name, table in make_tables(inputs).items():
                     records = table.records()
@@ -80,10 +117,9 @@ class Pipeline(Stages):
                 for name, figures in made.figures.items():
                     tracker.log_figure(name, figures["png"])
 
-        upstream = {f"score_seed{seed}": artifact for seed, artifact in scored.items()}
-        artifact = self.get(Spec("report", self.tracker_group, key), build, **upstream)
-        made = ReportFiles.find(artifact.folder)
+        name = self.tracker_group if stage is Stage.report else f"{self.tracker_group}-{stage.name}"
+        made = ReportFiles.find(self.get(Spec("report", name, key), build).folder)
         print_report(inputs, made, self.display.console)
-        for stage, location in self.tracked.items():
-            self.display.say(f"logged {stage}: {location}")
+        for tracked, location in self.tracked.items():
+            self.display.say(f"logged {tracked}: {location}")
         return made

@@ -49,8 +49,8 @@ def make_report_inputs(
         seeds=seeds,
         results=results,
         examples=_read_examples(config, images, seeds[0], ranked, scored, tokens.read_json("tokens.json")["patch_px"]),
-        token_stats=_read_token_stats(tokens),
-        context=_describe(config, tokens, images),
+        token_stats=_read_token_stats(config, tokens),
+        context=describe_experiment(config, tokens, images),
     )
 
 
@@ -110,19 +110,20 @@ def _read_examples(
     return examples
 
 
-def _read_token_stats(tokens: Artifact) -> TokenStats:
-    summary = compute_norm_summary(TokenCache(tokens.folder).norms)
+def _read_token_stats(config: Config, tokens: Artifact) -> TokenStats:
+    summary = compute_norm_summary(TokenCache(tokens.folder).norms, config.outliers)
     return TokenStats(
         counts=summary.counts,
         edges=summary.edges,
         threshold=summary.threshold,
         n_outliers=summary.n_outliers,
-        rule="median + 6 x 1.4826 x MAD",
+        rule=config.outliers.rule_in_words,
         has_outlier_mode=summary.has_outlier_mode,
     )
 
 
-def _describe(config: Config, tokens: Artifact, images: ImageSet) -> dict[str, str]:
+def describe_experiment(config: Config, tokens: Artifact, images: ImageSet) -> dict[str, str]:
+    """Return model, data, SAE, scope, software and hardware, in words."""
     meta: dict[str, Any] = tokens.read_json("tokens.json")
     environment = describe_environment()
     hardware, versions = environment["hardware"], environment["versions"]

@@ -17,6 +17,7 @@ from infoscope.data.scene_set import make_scenes_fingerprint
 from infoscope.data.sets import make_image_sets
 from infoscope.errors import InputError
 from infoscope.probes.variants import Role, Variant
+from infoscope.scope.config import Diagonal
 from infoscope.vision.open_clip_backbone import compute_model_fingerprint
 from infoscope.workbench import Workbench
 
@@ -89,7 +90,7 @@ class Specs(Workbench):
     def sae_spec(self, seed: int) -> Spec:
         """The SAE of a seed."""
         key = {"tokens": self.tokens_spec("train").hash, "sae": self.config.sae.determining(), "seed": seed}
-        return Spec("train_sae", self._sae_name(seed), key)
+        return Spec("train_sae", self.sae_name(seed), key)
 
     def rank_spec(self, seed: int) -> Spec:
         """The ranking of the training images for the latents of a seed's SAE."""
@@ -100,7 +101,7 @@ class Specs(Workbench):
             "k_max": scope.n_ranks,
             "rank_by": scope.rank_by.name,
         }
-        return Spec("rank", self._sae_name(seed), key)
+        return Spec("rank", self.sae_name(seed), key)
 
     def score_spec(self, seed: int) -> Spec:
         """The distances between the maps of shifted crops."""
@@ -114,7 +115,9 @@ class Specs(Workbench):
             "shift_patches": scope.shift_patches,
             "emd": scope.emd.name if scope.emd.name == "exact" else [scope.emd.name, scope.sinkhorn_blur],
         }
-        return Spec("score", self._sae_name(seed), key)
+        if scope.diagonal is not Diagonal.main:
+            key["diagonal"] = scope.diagonal.name
+        return Spec("score", self.sae_name(seed), key)
 
     def probe_spec(self, seed: int, variant: Variant) -> Spec:
         """The probes of one variant of the tokens; equal tokens have one."""
@@ -130,5 +133,6 @@ class Specs(Workbench):
         }
         return Spec("probe", f"{config.model.name}-{name}", key)
 
-    def _sae_name(self, seed: int) -> str:
+    def sae_name(self, seed: int) -> str:
+        """What artifacts of a seed are called, for people."""
         return f"{self.config.model.name}-{self.config.sae.kind.name}-seed{seed}"

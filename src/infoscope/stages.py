@@ -27,7 +27,7 @@ from infoscope.data.scene_set import SceneSet, save_scenes
 from infoscope.data.sets import make_image_sets
 from infoscope.errors import InputError
 from infoscope.probes.config import Task
-from infoscope.probes.variants import Role, Variant, make_variants
+from infoscope.probes.variants import Role, Variant, make_matched_variants, make_variants
 from infoscope.probing import build_probes
 from infoscope.progress import LightningBar
 from infoscope.sae.checkpoint import save_sae
@@ -226,6 +226,22 @@ class Stages(Specs):
         scores = Scores.load(self.score(seed).folder)
         return make_partition(scores.cds(self.config.scope.k_cds).values, self.config.partition)
 
+    def variants(self, seed: int) -> list[Variant]:
+        """Return what is removed from the tokens, the original ones first: groups, everything, random controls."""
+        ranking, partition, probe = Ranking.load(self.rank(seed).folder), self.partition(seed), self.config.probe
+        return make_variants(
+            dict(partition.groups),
+            drawable=~partition.unscored & (ranking.mean_act > 0),
+            mass=ranking.mean_act,
+            n_draws=probe.n_draws,
+            seed=probe.seed,
+        )
+
+    def matched_variants(self, seed: int) -> list[Variant]:
+        """Return the groups thinned out until they fire equally often; none for bands."""
+        ranking, groups = Ranking.load(self.rank(seed).folder), dict(self.partition(seed).groups)
+        return make_matched_variants(groups, ranking.firing_rate, ranking.mean_act, self.config.probe.seed)
+
     def probe(self, seed: int) -> dict[Variant, Artifact]:
         """Train and evaluate the probes of every variant of one seed; each set of tokens is an artifact of its own.
 
@@ -242,15 +258,7 @@ class Stages(Specs):
         self._check_target()
         sae = self.train_sae(seed)
         train, test = self.tokens("train"), self.tokens("test")
-        ranking = Ranking.load(self.rank(seed).folder)
-        partition = self.partition(seed)
-        variants = make_variants(
-            dict(partition.groups),
-            drawable=~partition.unscored & (ranking.mean_act > 0),
-            mass=ranking.mean_act,
-            n_draws=config.probe.n_draws,
-            seed=config.probe.seed,
-        )
+        variants = self.variants(seed) + self.matched_variants(seed)
         specs = {variant: self.probe_spec(seed, variant) for variant in variants}
         original = specs[variants[0]]
         assert variants[0].role is Role.original

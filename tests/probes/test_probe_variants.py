@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from infoscope.errors import InputError
-from infoscope.probes.variants import Control, Role, Variant, make_variants
+from infoscope.probes.variants import Control, Role, Variant, make_matched_variants, make_variants
 from infoscope.sae.edit import EditMode
 
 D_SAE = 100
@@ -100,3 +100,29 @@ def test_keys_tell_apart_what_differs(mass):
 def test_negative_draws_are_refused(mass):
     with pytest.raises(InputError, match="n_draws"):
         make_variants({"high": first(3), "low": first(3, 3)}, first(6), mass, n_draws=-1)
+
+
+def test_groups_of_matched_frequency(mass):
+    rate = np.repeat([0.001, 0.01, 0.1, 0], 25)
+    groups = {"high": first(40), "low": first(60, 40)}  # both fire at .01, high ones alone at .001
+    high, low = make_matched_variants(groups, rate, mass, seed=1)
+    assert [variant.group for variant in (high, low)] == ["high, matched frequency", "low, matched frequency"]
+    assert [variant.name for variant in (high, low)] == [
+        "error_preserving_without_high_matched",
+        "error_preserving_without_low_matched",
+    ]
+    assert {(variant.role, variant.mode) for variant in (high, low)} == {(Role.group, EditMode.error_preserving)}
+    assert np.sort(rate[high.removed]).tolist() == np.sort(rate[low.removed]).tolist() == [0.01] * 10
+    assert not (high.removed & ~groups["high"]).any()
+    assert not (low.removed & ~groups["low"]).any()
+    assert high.mass_share_train == pytest.approx(mass[high.removed].sum() / mass.sum())
+
+
+def test_groups_without_a_common_frequency_are_empty_rows(mass):
+    rate = np.repeat([0.001, 0.1], 50)
+    variants = make_matched_variants({"high": first(50), "low": first(50, 50)}, rate, mass)
+    assert [variant.empty for variant in variants] == [True, True]
+
+
+def test_bands_have_no_matched_rows(mass):
+    assert make_matched_variants({"band 1 of 2": first(50), "band 2 of 2": first(50, 50)}, np.ones(D_SAE), mass) == []

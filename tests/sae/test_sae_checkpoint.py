@@ -53,7 +53,7 @@ def test_file_holds_the_documented_names_and_shapes(tmp_path: Path) -> None:
     [
         ({"format_version": 99}, "update infoscope"),
         ({"format_version": None}, "update infoscope"),
-        ({"kind": "gated"}, "'gated'.*topk, relu"),
+        ({"kind": "gated"}, "'gated'.*topk, relu, batchtopk"),
         ({"format": "other"}, "not written by infoscope"),
         ({"d_in": "8"}, "d_in missing or of the wrong type"),
         ({"d_in": 9}, "does not hold the SAE"),

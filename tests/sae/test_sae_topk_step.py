@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor
@@ -10,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from infoscope.sae.activations import TopK
 from infoscope.sae.losses import ReLUObjective, TopKObjective, compute_aux_loss
 from infoscope.sae.model import SparseAutoencoder
-from infoscope.sae.topk_step import Weights, compute_topk_step
+from infoscope.sae.topk_step import Weights, compute_sparse_step, select_topk
 
 N, D_IN, D_SAE, K, AUX_K = 50, 12, 40, 4, 5
 PARAMETERS = ("W_enc", "b_enc", "W_dec", "b_dec")
@@ -61,10 +63,12 @@ def test_every_gradient_equals_dense_autograd(n_dead: int) -> None:
 
 def test_auxk_alone_reaches_the_dead_encoder_columns_and_only_those() -> None:
     sae, x_n, dead = make_case()
-    step = compute_topk_step(x_n, Weights(sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec), K, dead, AUX_K)
+    weights = Weights(sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec)
+    step = compute_sparse_step(x_n, weights, partial(select_topk, k=K), dead=dead, aux_k=AUX_K)
     assert step.error_hat is not None
     W_enc_grad, b_enc_grad, W_dec_grad, b_dec_grad = torch.autograd.grad(
-        compute_aux_loss((x_n - step.x_hat_n).detach(), step.error_hat), [sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec]
+        compute_aux_loss((x_n - step.x_hats_n[0]).detach(), step.error_hat),
+        [sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec],
     )
     assert W_enc_grad[:, dead].abs().sum(0).gt(0).any()
     assert b_enc_grad[dead].ne(0).any()

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from infoscope.errors import InputError
 from infoscope.scope import crops
+from infoscope.scope.config import Diagonal
 
 
 def cut_patches(images, patch_px):
@@ -27,6 +28,32 @@ def test_shared_region_holds_the_same_pixels():
             shown.append(crops.shared_region(content, shift, number))
         assert shown[0].shape[-2:] == (grid - shift, grid - shift)
         assert torch.equal(shown[0], shown[1])
+
+
+def test_crops_on_the_other_diagonal_share_the_same_pixels():
+    generator = torch.Generator().manual_seed(0)
+    for grid, patch_px, shift in ((4, 3, 1), (7, 2, 2), (12, 8, 1), (5, 1, 3)):
+        size_px, start = crops.scc_size_px(grid, patch_px, shift), shift * patch_px
+        images = torch.randint(0, 256, (2, 3, size_px, size_px), dtype=torch.uint8, generator=generator)
+        first, second = crops.shifted_crops(images, patch_px, grid, shift, Diagonal.anti)
+        assert torch.equal(first, images[..., : grid * patch_px, start:])
+        assert torch.equal(second, images[..., start:, : grid * patch_px])
+        shown = [
+            crops.shared_region(cut_patches(crop, patch_px).permute(0, 3, 1, 2), shift, number, Diagonal.anti)
+            for number, crop in enumerate((first, second), start=1)
+        ]
+        assert shown[0].shape[-2:] == (grid - shift, grid - shift)
+        assert torch.equal(shown[0], shown[1])
+
+
+@given(grid=st.integers(3, 20), data=st.data())
+@settings(max_examples=50, deadline=None)
+def test_shared_region_of_the_other_diagonal_is_where_its_definition_says(grid, data):
+    shift = data.draw(st.integers(1, grid - 2))
+    places, last = np.stack(np.mgrid[:grid, :grid]), grid - shift - 1
+    first, second = (crops.shared_region(places, shift, crop, Diagonal.anti) for crop in (1, 2))
+    assert (first[:, 0, 0].tolist(), first[:, -1, -1].tolist()) == ([shift, 0], [grid - 1, last])
+    assert (second[:, 0, 0].tolist(), second[:, -1, -1].tolist()) == ([0, shift], [last, grid - 1])
 
 
 @given(grid=st.integers(3, 20), data=st.data())

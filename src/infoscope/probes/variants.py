@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float
 
 from infoscope.errors import InputError
 from infoscope.sae.edit import EditMode
+from infoscope.scope.separation import match_frequency, name_matched
 
 
 class Role(Enum):
@@ -127,6 +128,40 @@ def make_variants(
         if members.any() and drawable.any():
             variants += _make_controls(group, members, drawable, mass, n_draws, [seed, number])
     return variants
+
+
+def make_matched_variants(
+    groups: Mapping[str, Bool[np.ndarray, " d_sae"]],
+    firing_rate: Float[np.ndarray, " d_sae"],
+    mass: Float[np.ndarray, " d_sae"],
+    seed: int = 0,
+) -> list[Variant]:
+    """Return the rows without as many high-scope as low-scope latents that fire equally often.
+
+    Both groups are thinned out until they have equally many latents in every bin of log firing rate (see
+    `match_frequency`), and removed while the SAE's error stays. Groups other than "high" and "low" (bands) have no such
+    rows; groups that fire at no common rate have two empty ones.
+
+    Args:
+        groups, mass: as for `make_variants`.
+        firing_rate: share of tokens on which each latent fires.
+        seed: of the draw.
+    """
+    if not {"high", "low"} <= groups.keys():
+        return []
+    mass = np.asarray(mass, dtype=np.float64)
+    high, low = (np.asarray(groups[name], dtype=bool) for name in ("high", "low"))
+    return [
+        Variant(
+            f"{EditMode.error_preserving.name}_without_{name}_matched",
+            EditMode.error_preserving,
+            removed,
+            Role.group,
+            name_matched(name),
+            mass_share_train=_compute_share(mass, removed),
+        )
+        for name, removed in zip(("high", "low"), match_frequency(high, low, firing_rate, seed), strict=True)
+    ]
 
 
 def _make_controls(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 from infoscope.report.paper import PAPER_TITLES, PAPER_VALUES, PaperRow
 from infoscope.report.tables import Align, Cell, Column, Stat, Table, compute_stat
@@ -127,6 +128,38 @@ def make_second_table(results: Sequence[Result]) -> Table:
         marks=MARKS,
     )
     _fill(table, results, lambda runs: [_metric_cell(runs, metric) for metric in metrics])
+    return table
+
+
+def make_matched_table(results: Sequence[Result]) -> Table | None:
+    """Return the rows of the groups that fire equally often, with differences; None where there are none."""
+    variants = group_by_variant(results, matched=True)
+    metrics, originals = list(present_metrics(results, MAIN_METRICS)), find_originals(results)
+    if not variants or not metrics:
+        return None
+    differences = [replace(column, heading=f"Δ {column.heading}") for column in _metric_columns(metrics, relative=True)]
+    table = Table(
+        "removal_matched",
+        "Feature removal at matched firing frequency",
+        [LABEL, *SHARES[:2], *_metric_columns(metrics), *differences],
+        notes=[
+            f"{_count_runs(list(originals.values()))} Both groups are thinned out until they have equally many features"
+            " in every half octave of firing rate, and removed while the SAE's error stays; differences are taken from"
+            " the original tokens within a run. Their mass is not matched.",
+        ],
+        marks=MARKS,
+    )
+    unedited = [_metric_cell(list(originals.values()), metric) for metric in metrics]
+    table.add_row("original tokens", None, None, *unedited, *[None] * len(metrics))
+    for variant, runs in variants.items():
+        filled = [run for run in runs if not is_empty(run)]
+        mark = EMPTY if len(filled) < len(runs) else ""
+        table.add_row(
+            Cell(variant.label, mark),
+            *_shares(filled)[:2],
+            *(_metric_cell(filled, metric) for metric in metrics),
+            *(_metric_cell(filled, metric, originals) for metric in metrics),
+        )
     return table
 
 

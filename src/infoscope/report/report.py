@@ -114,11 +114,11 @@ def print_report(inputs: ReportInputs, files: ReportFiles | None = None, console
     """Print the tables for people, then where the files lie."""
     console = Console() if console is None else console
     console.print(Text(inputs.title, style="bold"))
-    main = make_tables(replace(inputs, sections=()))
+    main = make_tables(replace(inputs, sections=()) if inputs.seeds else inputs)
     for table in reversed(main.values()):  # the main table last, where the reader looks first
         table.print(console)
         console.print()
-    if not inputs.results:
+    if inputs.seeds and not inputs.results:
         console.print(NO_PROBES)
     if inputs.token_stats is not None:
         console.print(Text(inputs.token_stats.statement))
@@ -152,7 +152,7 @@ def _make_page(inputs: ReportInputs, tables: dict[str, Table], files: ReportFile
     parts = [f"# {inputs.title}"]
     if inputs.context:
         parts.append("\n".join(f"- {name}: {value}" for name, value in inputs.context.items()))
-    if not inputs.results:
+    if inputs.seeds and not inputs.results:
         parts.append(NO_PROBES)
 
     def show_table(name: str, table: Table) -> None:

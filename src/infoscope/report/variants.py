@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from infoscope.report.tables import Column
+from infoscope.scope.separation import MATCHED
 
 Result = Mapping[str, Any]
 """One run: {"sae_seed", "variant": {...}, "metrics": {task: {name: value}}, "frozen_head": the same, "lr": {...}}."""
@@ -58,7 +59,8 @@ class Variant(NamedTuple):
     @property
     def label(self) -> str:
         """For the first column of a table."""
-        group = f"{self.group}-scope" if self.group in ("high", "low") else self.group
+        name, *rest = (self.group or "").split(", ", 1)
+        group = ", ".join([f"{name}-scope" if name in ("high", "low") else name, *rest])
         match self.role:
             case "original":
                 return "original tokens"
@@ -80,11 +82,21 @@ def get_variant(result: Result) -> Variant:
     return Variant(role, mode, variant.get("group"), variant.get("control"))
 
 
-def group_by_variant(results: Sequence[Result]) -> dict[Variant, list[Result]]:
-    """Return the runs of each variant, in the order in which tables show them."""
+def is_matched(variant: Variant) -> bool:
+    """Whether the variant removes the part of a group that fires as often as its counterpart."""
+    return (variant.group or "").endswith(MATCHED)
+
+
+def group_by_variant(results: Sequence[Result], matched: bool = False) -> dict[Variant, list[Result]]:
+    """Return the runs of each variant, in the order in which tables show them.
+
+    Args:
+        matched: give the groups of matched frequency alone; else all others, for these have a table of their own.
+    """
     runs: dict[Variant, list[Result]] = {}
     for result in results:
-        runs.setdefault(get_variant(result), []).append(result)
+        if is_matched(variant := get_variant(result)) == matched:
+            runs.setdefault(variant, []).append(result)
     groups = list(dict.fromkeys(["high", "low", *(variant.group or "" for variant in runs)]))
     modes = list(dict.fromkeys(["", *MODES, *(variant.mode for variant in runs)]))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar, NamedTuple
 
@@ -24,7 +25,10 @@ class SparseActs(NamedTuple):
 
 
 class Activation(nn.Module, ABC):
-    """Turns pre-activations into latent activations. A kind with a threshold keeps it as a parameter or buffer."""
+    """Turns pre-activations into latent activations. A kind with a threshold keeps it as a parameter or buffer.
+
+    What an SAE does when it is used; BatchTopK selects otherwise in training (see losses.py).
+    """
 
     kind: ClassVar[Kind]
 
@@ -35,6 +39,9 @@ class Activation(nn.Module, ABC):
     @abstractmethod
     def sparse(self, pre_acts: Float[Tensor, "n d_sae"]) -> SparseActs:
         """Return the same activations as entries."""
+
+    def check(self, d_sae: int) -> None:
+        """Raise InputError if an SAE with this many latents cannot have the activation."""
 
     def settings(self) -> dict[str, Any]:
         """Return the constructor's arguments as plain JSON values; a checkpoint keeps them."""
@@ -59,25 +66,117 @@ class TopK(Activation):
         acts = self.sparse(pre_acts)
         return torch.zeros_like(pre_acts).scatter(-1, acts.indices, acts.values)
 
+    def check(self, d_sae: int) -> None:
+        _check_k(self.k, d_sae)
+
     def settings(self) -> dict[str, Any]:
         return {"k": self.k}
 
 
-class ReLU(Activation):
-    """Every positive pre-activation; sparse form: as many entries as the fullest token of the batch has."""
+class MatryoshkaK(TopK):
+    """TopK, trained so that fewer of the k entries reconstruct too (Zaigrajew et al., 2025, MSAE)."""
+
+    kind = Kind.matryoshka_k
+
+
+class _Gate(Activation):
+    """Some of the positive pre-activations; sparse form: as many entries as the fullest token of the batch has."""
+
+    def sparse(self, pre_acts: Float[Tensor, "n d_sae"]) -> SparseActs:
+        acts = self.dense(pre_acts)
+        fullest = int((acts > 0).sum(-1).amax()) if len(acts) else 0
+        return SparseActs(*acts.topk(max(1, fullest), dim=-1, sorted=False))
+
+
+class ReLU(_Gate):
+    """Every positive pre-activation."""
 
     kind = Kind.relu
 
     def dense(self, pre_acts: Float[Tensor, "n d_sae"]) -> Float[Tensor, "n d_sae"]:
         return pre_acts.relu()
 
-    def sparse(self, pre_acts: Float[Tensor, "n d_sae"]) -> SparseActs:
-        fullest = int((pre_acts > 0).sum(-1).amax()) if len(pre_acts) else 0
-        values, indices = pre_acts.topk(max(1, fullest), dim=-1, sorted=False)
-        return SparseActs(values.relu(), indices)
+
+class BatchTopK(_Gate):
+    """The pre-activations above one threshold, which k per token on average exceed (Bussmann et al., 2024).
+
+    In training the k * n largest of a batch of n tokens are active. The threshold, which makes a token's latents
+    independent of its batch, is the running mean of the smallest of them; 0 before training, which is ReLU.
+    """
+
+    kind = Kind.batchtopk
+    threshold: Tensor
+
+    THRESHOLD_DECAY: ClassVar[float] = 0.95
+    """Share of the running mean that a step keeps (ours): short, since the code goes on changing in training."""
+
+    def __init__(self, k: int) -> None:
+        super().__init__()
+        self.k = k
+        self.register_buffer("threshold", torch.tensor(0.0))
+
+    def dense(self, pre_acts: Float[Tensor, "n d_sae"]) -> Float[Tensor, "n d_sae"]:
+        return pre_acts.where(pre_acts > self.threshold, 0)
+
+    @torch.no_grad()
+    def track(self, smallest: Float[Tensor, ""]) -> None:
+        """Take the smallest positive activation of a training batch into the threshold; inf where there was none."""
+        first = self.threshold == 0
+        mean = torch.where(first, smallest, smallest.lerp(self.threshold, self.THRESHOLD_DECAY))
+        self.threshold.copy_(torch.where(smallest.isfinite(), mean, self.threshold))
+
+    def check(self, d_sae: int) -> None:
+        _check_k(self.k, d_sae)
+
+    def settings(self) -> dict[str, Any]:
+        return {"k": self.k}
 
 
-ACTIVATIONS: dict[Kind, type[Activation]] = {cls.kind: cls for cls in (TopK, ReLU)}
+class MatryoshkaPrefix(BatchTopK):
+    """BatchTopK, trained so that the first latents reconstruct without the rest (Bussmann et al., 2025)."""
+
+    kind = Kind.matryoshka_prefix
+
+
+class JumpReLU(_Gate):
+    """The pre-activations above a threshold that each latent learns (Rajamanoharan et al., 2024).
+
+    Args:
+        d_sae: the number of latents.
+        threshold: what all thresholds start at; in the units of normalised tokens, above 0.
+    """
+
+    kind = Kind.jumprelu
+
+    def __init__(self, d_sae: int, threshold: float = 1.0) -> None:
+        super().__init__()
+        # The logarithm is learnt: thresholds stay positive.
+        self.log_threshold = nn.Parameter(torch.full((d_sae,), math.log(threshold)))
+
+    @property
+    def threshold(self) -> Float[Tensor, " d_sae"]:
+        """Each latent's threshold."""
+        return self.log_threshold.exp()
+
+    def dense(self, pre_acts: Float[Tensor, "n d_sae"]) -> Float[Tensor, "n d_sae"]:
+        return pre_acts.where(pre_acts > self.threshold, 0)
+
+    def check(self, d_sae: int) -> None:
+        if len(self.log_threshold) != d_sae:
+            raise InputError(f"Expected {d_sae} thresholds, one per latent, got {len(self.log_threshold)}.")
+
+    def settings(self) -> dict[str, Any]:
+        return {"d_sae": len(self.log_threshold)}
+
+
+ACTIVATIONS: dict[Kind, type[Activation]] = {
+    cls.kind: cls for cls in (TopK, ReLU, BatchTopK, JumpReLU, MatryoshkaK, MatryoshkaPrefix)
+}
+
+
+def _check_k(k: int, d_sae: int) -> None:
+    if not 1 <= k <= d_sae:
+        raise InputError(f"Expected sae.k in 1..{d_sae} (the number of latents), got {k}.")
 
 
 def make_activation(kind: Kind, settings: dict[str, Any]) -> Activation:

@@ -1,8 +1,9 @@
 """An SAE on disk: `sae.safetensors` (weights, mu, c) and `sae.json` (everything else). No pickle.
 
-Tensors: W_enc [d_in, d_sae], b_enc, W_dec [d_sae, d_in], b_dec, mean [d_in], scale []; a threshold of later kinds as
-`activation.<name>`. JSON: format, format_version, kind, activation (its settings), d_in, d_sae, layer, backbone
-(fingerprint), training (config), sha256 of the weights file.
+Tensors: W_enc [d_in, d_sae], b_enc, W_dec [d_sae, d_in], b_dec, mean [d_in], scale []; what an activation keeps, as
+`activation.<name>`: threshold [] (batchtopk, matryoshka_prefix), log_threshold [d_sae] (jumprelu). JSON: format,
+format_version, kind, activation (its settings), d_in, d_sae, layer, backbone (fingerprint), training (config), sha256
+of the weights file.
 """
 
 from __future__ import annotations

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from enum import Enum
+from itertools import pairwise
 from typing import Any
 
 from infoscope.errors import InputError
@@ -15,6 +17,34 @@ class Kind(Enum):
 
     topk = "topk"
     relu = "relu"
+    batchtopk = "batchtopk"
+    jumprelu = "jumprelu"
+    matryoshka_k = "matryoshka_k"
+    matryoshka_prefix = "matryoshka_prefix"
+
+
+_TOPK_LIKE = {Kind.topk, Kind.batchtopk, Kind.matryoshka_k, Kind.matryoshka_prefix}
+_READ_BY = {
+    "k": _TOPK_LIKE,
+    "aux_k": _TOPK_LIKE,
+    "aux_coef": _TOPK_LIKE,
+    "dead_after_tokens": _TOPK_LIKE,
+    "l1": {Kind.relu},
+    "l0_coef": {Kind.jumprelu},
+    "bandwidth": {Kind.jumprelu},
+    "initial_threshold": {Kind.jumprelu},
+    "k_levels": {Kind.matryoshka_k},
+    "level_weights": {Kind.matryoshka_k},
+    "prefixes": {Kind.matryoshka_prefix},
+}
+"""The kinds that read a setting, where that is not all of them."""
+
+
+class LevelWeights(Enum):
+    """How much each nested code counts: all the same, or n, n-1, ..., 1 from the smallest k to the largest."""
+
+    uniform = "uniform"
+    decreasing = "decreasing"
 
 
 class TokenChoice(Enum):
@@ -30,15 +60,19 @@ class SAEConfig:
     """What determines an SAE, beside its tokens and its seed."""
 
     kind: Kind = Kind.topk
-    """topk: k active latents per token (Gao et al., 2024). relu: ReLU with an L1 penalty."""
+    """topk: k active latents per token (Gao et al., 2024). relu: ReLU with an L1 penalty. batchtopk: k per token on
+    average over a batch, one threshold for all afterwards (Bussmann et al., 2024). jumprelu: a learnt threshold per
+    latent with an L0 penalty (Rajamanoharan et al., 2024). matryoshka_k: TopK whose first few entries reconstruct too
+    (MSAE, Zaigrajew et al., 2025). matryoshka_prefix: BatchTopK whose first latents reconstruct too (Bussmann et al.,
+    2025)."""
     expansion_factor: int = 8
     """d_sae / d_in."""
     k: int = 16
-    """Active latents per token (topk)."""
+    """Active latents per token (topk, matryoshka_k), or their average (batchtopk, matryoshka_prefix)."""
     l1: float = 0.1
     """Weight of the mean sum of latent activations, in units of a token's mean norm, beside FVU (relu; ours)."""
     aux_k: int | None = None
-    """Dead latents per token that AuxK trains on the residual (topk); null is d_in / 2, 0 is none."""
+    """Dead latents per token that AuxK trains on the residual (all kinds with k); null is d_in / 2, 0 is none."""
     aux_coef: float = 1 / 32
     """Weight of AuxK's loss (Gao et al., 2024)."""
     dead_after_tokens: int = 250_000
@@ -63,6 +97,18 @@ class SAEConfig:
     """Steps between logged figures."""
     checkpoint_every_n_steps: int = 500
     """Steps between checkpoints to resume from."""
+    l0_coef: float = 0.003
+    """Weight of the mean number of active latents per token, beside FVU (jumprelu; ours)."""
+    bandwidth: float = 0.1
+    """Width of the window around a threshold in which activations teach it (jumprelu; ours, normalised units)."""
+    initial_threshold: float = 1.0
+    """What every threshold starts at (jumprelu; ours). Pre-activations start with a standard deviation of about 1."""
+    k_levels: list[int] | None = None
+    """Active latents of the nested codes, ascending up to k (matryoshka_k); null is 1, 2, 4, ... up to k."""
+    level_weights: LevelWeights = LevelWeights.uniform
+    """How much each nested code counts (matryoshka_k)."""
+    prefixes: list[float] = field(default_factory=lambda: [0.0625, 0.125, 0.25, 0.5, 1.0])
+    """Shares of the dictionary whose first latents reconstruct alone, ascending up to 1 (matryoshka_prefix)."""
 
     def __post_init__(self) -> None:
         at_least_one = ("expansion_factor", "k", "dead_after_tokens", "n_tokens", "batch_tokens", "pool_images")
@@ -70,23 +116,67 @@ class SAEConfig:
         for name in at_least_one:
             if getattr(self, name) < 1:
                 raise InputError(f"Expected sae.{name} to be at least 1, got {getattr(self, name)}.")
-        for name in ("l1", "aux_coef", "warmup_steps", "aux_k"):
+        for name in ("l1", "aux_coef", "warmup_steps", "aux_k", "l0_coef"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < math.inf:
                 raise InputError(f"Expected sae.{name} to be 0 or more, got {value}.")
-        if not 0 < self.lr < math.inf:
-            raise InputError(f"Expected sae.lr above 0, got {self.lr}.")
+        for name in ("lr", "bandwidth", "initial_threshold"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise InputError(f"Expected sae.{name} above 0, got {getattr(self, name)}.")
         if not 0 <= self.decay_share <= 1:
             raise InputError(f"Expected sae.decay_share in 0..1, got {self.decay_share}.")
+        if self.k_levels is not None and (not _ascends(self.k_levels) or self.k_levels[0] < 1):
+            raise InputError(f"Expected sae.k_levels to ascend from at least 1, such as [4,8,16], got {self.k_levels}.")
+        if self.kind is Kind.matryoshka_k and self.all_k_levels[-1] != self.k:
+            raise InputError(
+                f"Expected sae.k to be the largest of sae.k_levels, {self.all_k_levels[-1]}, got {self.k}: change"
+                " either, or leave out sae.k_levels."
+            )
+        if not _ascends(self.prefixes) or self.prefixes[0] <= 0 or self.prefixes[-1] != 1:
+            raise InputError(
+                f"Expected sae.prefixes to ascend from above 0 to 1, such as [0.25,0.5,1], got {self.prefixes}."
+            )
 
     @property
     def n_steps(self) -> int:
         """Steps that show `n_tokens` tokens, or a little more."""
         return math.ceil(self.n_tokens / self.batch_tokens)
 
+    @property
+    def all_k_levels(self) -> list[int]:
+        """`k_levels`, with null resolved."""
+        if self.k_levels is not None:
+            return list(self.k_levels)
+        return [2**i for i in range((self.k - 1).bit_length())] + [self.k]
+
+    def compute_level_weights(self) -> list[int]:
+        """Return how much each of the nested codes counts; the scale does not matter."""
+        n = len(self.all_k_levels)
+        return [1] * n if self.level_weights is LevelWeights.uniform else list(range(n, 0, -1))
+
+    def compute_prefix_sizes(self, d_sae: int) -> list[int]:
+        """Return the latents in each prefix of a dictionary, ascending up to d_sae.
+
+        Raises:
+            InputError: if one would be empty or like the one before.
+        """
+        sizes = [round(share * d_sae) for share in self.prefixes]
+        if not _ascends([0, *sizes]):
+            raise InputError(
+                f"Expected sae.prefixes to add latents each, got {sizes} of {d_sae}: use fewer, or a larger"
+                " sae.expansion_factor."
+            )
+        return sizes
+
     def determining(self) -> dict[str, Any]:
         """Return what decides the weights, as plain JSON values: not how often to log, not what another kind reads."""
         ignored = {"log_every_n_steps", "checkpoint_every_n_steps"}
-        ignored |= {"l1"} if self.kind is Kind.topk else {"k", "aux_k", "aux_coef", "dead_after_tokens"}
-        fields = {name: value for name, value in asdict(self).items() if name not in ignored}
+        ignored |= {name for name, kinds in _READ_BY.items() if self.kind not in kinds}
+        fields = {**asdict(self), "k_levels": self.all_k_levels}
+        fields = {name: value for name, value in fields.items() if name not in ignored}
         return {name: value.name if isinstance(value, Enum) else value for name, value in fields.items()}
+
+
+def _ascends(values: Sequence[float]) -> bool:
+    """Whether there are values and each exceeds the one before; False with a NaN."""
+    return len(values) > 0 and all(low < high for low, high in pairwise([-math.inf, *values]))

@@ -3,23 +3,36 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from infoscope.sae.activations import JumpReLU
 from infoscope.sae.model import SparseAutoencoder
-from infoscope.sae.topk_step import Weights, compute_topk_step
+from infoscope.sae.topk_step import (
+    Entries,
+    Weights,
+    compute_sparse_step,
+    select_batch_topk,
+    select_nested_topk,
+    select_topk,
+)
 
 
 class LossOutput(NamedTuple):
-    """loss: what is minimised; fvu: of this batch; x_hat_n: reconstruction; n_fired: tokens each latent fired on."""
+    """loss: what is minimised; fvu: of this batch; x_hat_n: reconstruction; n_fired: tokens each latent fired on.
+
+    smallest_act: the smallest positive latent activation, inf if there is none (BatchTopK's threshold follows it).
+    """
 
     loss: Float[Tensor, ""]
     fvu: Float[Tensor, ""]
     x_hat_n: Float[Tensor, "n d_in"]
     n_fired: Float[Tensor, " d_sae"]
+    smallest_act: Float[Tensor, ""] | None = None
 
 
 class Objective(ABC):
@@ -38,22 +51,66 @@ class TopKObjective(Objective):
     fixed); squared error over the squared deviation of that residual from its mean.
     """
 
+    level_weights: tuple[float, ...] = (1.0,)
+    """Of the FVUs of the nested reconstructions, the full one last; sum 1."""
+
     def __init__(self, k: int, aux_k: int, aux_coef: float) -> None:
         self.k, self.aux_k, self.aux_coef = k, aux_k, aux_coef
+
+    def select(self, pre_acts: Float[Tensor, "n d_sae"]) -> Entries:
+        """Return the active entries of a training batch."""
+        return select_topk(pre_acts, self.k)
 
     def __call__(
         self, sae: SparseAutoencoder, x_n: Float[Tensor, "n d_in"], dead: Bool[Tensor, " d_sae"]
     ) -> LossOutput:
+        weights = Weights(sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec)
         aux_k = self.aux_k if self.aux_coef > 0 else 0
-        step = compute_topk_step(x_n, Weights(sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec), self.k, dead, aux_k)
-        error = x_n - step.x_hat_n
-        fvu = compute_fvu(error, x_n)
-        loss = fvu
+        step = compute_sparse_step(x_n, weights, self.select, len(self.level_weights), dead, aux_k)
+        x_hat_n = step.x_hats_n[-1]
+        fvus = [compute_fvu(x_n - level, x_n) for level in step.x_hats_n]
+        loss = torch.stack([weight * fvu for weight, fvu in zip(self.level_weights, fvus, strict=True)]).sum()
         if step.error_hat is not None:
-            loss = fvu + self.aux_coef * compute_aux_loss(error.detach(), step.error_hat)
-        fired = (step.acts.values > 0).to(x_n.dtype)
-        n_fired = torch.zeros_like(sae.b_enc).index_add_(0, step.acts.indices.flatten(), fired.flatten())
-        return LossOutput(loss, fvu.detach(), step.x_hat_n.detach(), n_fired)
+            loss = loss + self.aux_coef * compute_aux_loss((x_n - x_hat_n).detach(), step.error_hat)
+        fired = (step.acts > 0).to(x_n.dtype)
+        n_fired = torch.zeros_like(sae.b_enc).index_add_(0, step.latents, fired)
+        smallest = step.acts.where(step.acts > 0, torch.inf).amin()
+        return LossOutput(loss, fvus[-1].detach(), x_hat_n.detach(), n_fired, smallest)
+
+
+class MatryoshkaKObjective(TopKObjective):
+    """The mean FVU of nested TopK codes over one dictionary (Zaigrajew et al., 2025) + aux_coef * AuxK of the full one.
+
+    Args:
+        k_levels: active latents of each code, ascending.
+        level_weights: of the codes' FVUs; their scale does not matter.
+    """
+
+    def __init__(self, k_levels: Sequence[int], level_weights: Sequence[float], aux_k: int, aux_coef: float) -> None:
+        super().__init__(k_levels[-1], aux_k, aux_coef)
+        self.k_levels = k_levels
+        self.level_weights = tuple(weight / sum(level_weights) for weight in level_weights)
+
+    def select(self, pre_acts: Float[Tensor, "n d_sae"]) -> Entries:
+        return select_nested_topk(pre_acts, self.k_levels)
+
+
+class BatchTopKObjective(TopKObjective):
+    """As TopK's, with the k * n largest activations of a batch of n tokens (Bussmann et al., 2024).
+
+    Args:
+        prefix_sizes: the loss is the mean FVU of the reconstructions from the first so many latents (Bussmann et al.,
+            2025), ascending up to d_sae; empty: of the full one alone.
+    """
+
+    def __init__(self, k: int, aux_k: int, aux_coef: float, prefix_sizes: Sequence[int] = ()) -> None:
+        super().__init__(k, aux_k, aux_coef)
+        self.prefix_sizes = prefix_sizes
+        n_levels = max(1, len(prefix_sizes))
+        self.level_weights = (1 / n_levels,) * n_levels
+
+    def select(self, pre_acts: Float[Tensor, "n d_sae"]) -> Entries:
+        return select_batch_topk(pre_acts, self.k, self.prefix_sizes)
 
 
 class ReLUObjective(Objective):
@@ -75,6 +132,61 @@ class ReLUObjective(Objective):
         loss = fvu + self.l1 * latent_acts.to(x_n.dtype).sum(-1).mean() / sae.d_in**0.5
         n_fired = (latent_acts.detach() > 0).sum(0).to(x_n.dtype)
         return LossOutput(loss, fvu.detach(), x_hat_n.detach(), n_fired)
+
+
+class JumpReLUObjective(Objective):
+    """FVU + l0_coef * mean number of active latents per token (Rajamanoharan et al., 2024).
+
+    Neither a latent's jump nor its count has a gradient with respect to the threshold: both get the straight-through
+    one, by a rectangle of this bandwidth around the threshold.
+    """
+
+    def __init__(self, l0_coef: float, bandwidth: float) -> None:
+        self.l0_coef, self.bandwidth = l0_coef, bandwidth
+
+    def __call__(
+        self, sae: SparseAutoencoder, x_n: Float[Tensor, "n d_in"], dead: Bool[Tensor, " d_sae"]
+    ) -> LossOutput:
+        assert isinstance(sae.activation, JumpReLU)
+        # Under autocast the products alone are of low precision.
+        pre_acts = torch.addmm(sae.b_enc, x_n - sae.b_dec, sae.W_enc).to(x_n.dtype)
+        latent_acts, n_active = compute_jump(pre_acts, sae.activation.threshold, self.bandwidth)
+        x_hat_n = (latent_acts @ sae.W_dec + sae.b_dec).to(x_n.dtype)
+        fvu = compute_fvu(x_n - x_hat_n, x_n)
+        loss = fvu + self.l0_coef * n_active / len(x_n)
+        n_fired = (latent_acts.detach() > 0).sum(0).to(x_n.dtype)
+        return LossOutput(loss, fvu.detach(), x_hat_n.detach(), n_fired)
+
+
+class _Jump(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, pre_acts: Tensor, threshold: Tensor, bandwidth: float) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(pre_acts, threshold)
+        ctx.bandwidth = bandwidth
+        active = pre_acts > threshold
+        return pre_acts.where(active, 0), active.sum().to(pre_acts.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        pre_acts, threshold = ctx.saved_tensors
+        acts_grad, n_active_grad = grads
+        near = (pre_acts - threshold).abs() < ctx.bandwidth / 2
+        of_jump = acts_grad.where(near, 0).sum(0) * threshold
+        of_count = near.sum(0) * n_active_grad
+        return acts_grad.where(pre_acts > threshold, 0), -(of_jump + of_count) / ctx.bandwidth, None
+
+
+def compute_jump(
+    pre_acts: Float[Tensor, "n d_sae"], threshold: Float[Tensor, " d_sae"], bandwidth: float
+) -> tuple[Float[Tensor, "n d_sae"], Float[Tensor, ""]]:
+    """Return JumpReLU's latent activations and how many are active in all.
+
+    Gradients: to pre_acts through the active ones; to each threshold, with K = 1 where |pre_act - threshold| <
+    bandwidth / 2, -threshold / bandwidth * K times an activation's gradient, -K / bandwidth times the count's.
+    """
+    jumped = _Jump.apply(pre_acts, threshold, bandwidth)
+    assert isinstance(jumped, tuple)
+    return jumped
 
 
 def compute_fvu(error: Float[Tensor, "n d_in"], x_n: Float[Tensor, "n d_in"]) -> Float[Tensor, ""]:

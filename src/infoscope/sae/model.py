@@ -9,8 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from infoscope.errors import InputError
-from infoscope.sae.activations import Activation, SparseActs, TopK
+from infoscope.sae.activations import Activation, SparseActs
 
 
 class SAEOutput(NamedTuple):
@@ -33,7 +32,7 @@ class SparseAutoencoder(nn.Module):
         seed: of the random unit rows that W_dec starts with.
 
     Raises:
-        InputError: if more latents should be active than there are.
+        InputError: if the activation does not fit this many latents.
     """
 
     mean: Tensor
@@ -49,8 +48,7 @@ class SparseAutoencoder(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if isinstance(activation, TopK) and not 1 <= activation.k <= d_sae:
-            raise InputError(f"Expected sae.k in 1..{d_sae} (the number of latents), got {activation.k}.")
+        activation.check(d_sae)
         self.d_in, self.d_sae, self.activation = d_in, d_sae, activation
         rows = F.normalize(torch.randn(d_sae, d_in, generator=torch.Generator().manual_seed(seed)), dim=1)
         self.W_dec = nn.Parameter(rows)

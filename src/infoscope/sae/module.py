@@ -8,9 +8,17 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from infoscope.errors import InputError
-from infoscope.sae.activations import Activation, ReLU, TopK
+from infoscope.sae.activations import BatchTopK, make_activation
 from infoscope.sae.config import Kind, SAEConfig
-from infoscope.sae.losses import LossOutput, Objective, ReLUObjective, TopKObjective
+from infoscope.sae.losses import (
+    BatchTopKObjective,
+    JumpReLUObjective,
+    LossOutput,
+    MatryoshkaKObjective,
+    Objective,
+    ReLUObjective,
+    TopKObjective,
+)
 from infoscope.sae.model import SparseAutoencoder
 
 
@@ -20,16 +28,40 @@ def make_sae(config: SAEConfig, mean: Float[Tensor, " d_in"], scale: float, seed
     Raises:
         InputError: if k exceeds the number of latents.
     """
-    activation: Activation = TopK(config.k) if config.kind is Kind.topk else ReLU()
     d_in = len(mean)
-    return SparseAutoencoder(d_in, d_in * config.expansion_factor, activation, mean, scale, seed)
+    d_sae = d_in * config.expansion_factor
+    match config.kind:
+        case Kind.relu:
+            settings = {}
+        case Kind.jumprelu:
+            settings = {"d_sae": d_sae, "threshold": config.initial_threshold}
+        case _:
+            settings = {"k": config.k}
+    return SparseAutoencoder(d_in, d_sae, make_activation(config.kind, settings), mean, scale, seed)
 
 
 def make_objective(config: SAEConfig, d_in: int) -> Objective:
-    """Return the loss of the configured kind."""
-    if config.kind is Kind.topk:
-        return TopKObjective(config.k, d_in // 2 if config.aux_k is None else config.aux_k, config.aux_coef)
-    return ReLUObjective(config.l1)
+    """Return the loss of the configured kind.
+
+    Raises:
+        InputError: if the prefixes are too close together for the number of latents.
+    """
+    aux = {"aux_k": d_in // 2 if config.aux_k is None else config.aux_k, "aux_coef": config.aux_coef}
+    match config.kind:
+        case Kind.topk:
+            return TopKObjective(config.k, **aux)
+        case Kind.batchtopk:
+            return BatchTopKObjective(config.k, **aux)
+        case Kind.matryoshka_k:
+            return MatryoshkaKObjective(config.all_k_levels, config.compute_level_weights(), **aux)
+        case Kind.matryoshka_prefix:
+            return BatchTopKObjective(
+                config.k, **aux, prefix_sizes=config.compute_prefix_sizes(d_in * config.expansion_factor)
+            )
+        case Kind.relu:
+            return ReLUObjective(config.l1)
+        case Kind.jumprelu:
+            return JumpReLUObjective(config.l0_coef, config.bandwidth)
 
 
 class SAEModule(L.LightningModule):
@@ -76,6 +108,8 @@ class SAEModule(L.LightningModule):
         optimizer.zero_grad()
         self.sae.normalise_decoder()
         self.tokens_since_fired.add_(n_tokens).masked_fill_(out.n_fired > 0, 0)
+        if isinstance(self.sae.activation, BatchTopK) and out.smallest_act is not None:
+            self.sae.activation.track(out.smallest_act)
         self.at_step_boundary = True
 
     def _dead(self) -> Bool[Tensor, " d_sae"]:

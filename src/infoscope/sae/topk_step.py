@@ -1,12 +1,16 @@
-"""The TopK step without dense codes: one dense product (the encoder's forward), everything else on n * k entries.
+"""The training step without dense codes: one dense product (the encoder's forward), everything else on the entries.
 
 Autograd's own backward of topk would fill a [tokens, d_sae] matrix with zeros and multiply it twice. Here the weight
 gradients are the transposed code matrix, sorted by latent, times a dense matrix: each latent sums the few tokens on
-which it is active. Both functions know nothing of loss or AuxK, so AuxK's entries get their gradients the same way.
+which it is active. A kind says which entries it selects and to which level of a nested reconstruction each belongs;
+the functions know nothing of loss or AuxK, so AuxK's entries get their gradients the same way.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Sequence
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import torch
@@ -14,8 +18,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from infoscope.sae.activations import SparseActs
-from infoscope.sae.model import sum_decoder_rows
+_SAMPLE_TOKENS = 256
+"""Tokens on which the bound of `_find_largest` is guessed."""
 
 
 class Weights(NamedTuple):
@@ -27,108 +31,190 @@ class Weights(NamedTuple):
     b_dec: Float[Tensor, " d_in"]
 
 
-class TopKStep(NamedTuple):
-    """acts: z; x_hat_n: z W_dec + b_dec, normalised units; error_hat: AuxK's z_aux W_dec, None without dead latents."""
+class Entries(NamedTuple):
+    """Selected places of a code matrix [n, d_sae], all different; z is 0 elsewhere.
 
-    acts: SparseActs
-    x_hat_n: Float[Tensor, "n d_in"]
+    tokens, latents: of each place. rows: token * n_levels + level, ascending. Level l of a nested reconstruction adds
+    the entries of level l to those of the levels before.
+    """
+
+    tokens: Int64[Tensor, " n_entries"]
+    latents: Int64[Tensor, " n_entries"]
+    rows: Int64[Tensor, " n_entries"]
+
+
+Select = Callable[[Float[Tensor, "n d_sae"]], Entries]
+
+
+class SparseStep(NamedTuple):
+    """What one step computes; all in normalised units.
+
+    latents, acts: the selected entries (without gradient; acts are 0 or more). x_hats_n: z W_dec + b_dec per level, the
+    last with all entries. error_hat: AuxK's z_aux W_dec, None without dead latents.
+    """
+
+    latents: Int64[Tensor, " n_entries"]
+    acts: Float[Tensor, " n_entries"]
+    x_hats_n: list[Float[Tensor, "n d_in"]]
     error_hat: Float[Tensor, "n d_in"] | None
 
 
-class ByLatent(NamedTuple):
-    """Entries of a code matrix [n, d_sae] sorted by latent: the CSR form of its transpose.
+def select_topk(pre_acts: Float[Tensor, "n d_sae"], k: int) -> Entries:
+    """Return the k largest places of each token."""
+    return _make_entries(pre_acts.topk(k, dim=-1, sorted=False).indices)
 
-    order: positions in the flattened [n, k] entries; tokens: their tokens; latent j has order[offsets[j]:offsets[j+1]].
+
+def select_nested_topk(pre_acts: Float[Tensor, "n d_sae"], k_levels: Sequence[int]) -> Entries:
+    """Return the k_levels[-1] largest places of each token; up to level l, they are its k_levels[l] largest."""
+    indices = pre_acts.topk(k_levels[-1], dim=-1, sorted=True).indices
+    entries = _make_entries(indices)
+    bounds = torch.tensor(k_levels, device=indices.device)
+    level_of_rank = torch.bucketize(torch.arange(k_levels[-1], device=indices.device), bounds, right=True)
+    return entries._replace(rows=entries.tokens * len(k_levels) + level_of_rank.repeat(len(indices)))
+
+
+def select_batch_topk(pre_acts: Float[Tensor, "n d_sae"], k: int, prefix_sizes: Sequence[int] = ()) -> Entries:
+    """Return the k * n largest places of the batch (Bussmann et al., 2024): k per token on average.
+
+    Args:
+        prefix_sizes: numbers of latents; level l holds what the first prefix_sizes[l] latents add. Empty: one level.
+    """
+    d_sae = pre_acts.shape[1]
+    # Sorted by token, then latent: the levels of a token ascend too.
+    places = _find_largest(pre_acts, k * len(pre_acts)).sort().values
+    tokens, latents = places // d_sae, places % d_sae
+    if not prefix_sizes:
+        return Entries(tokens, latents, tokens)
+    levels = torch.bucketize(latents, torch.tensor(prefix_sizes, device=latents.device), right=True)
+    return Entries(tokens, latents, tokens * len(prefix_sizes) + levels)
+
+
+def _make_entries(indices: Int64[Tensor, "n k"]) -> Entries:
+    n, k = indices.shape
+    tokens = torch.arange(n, device=indices.device).repeat_interleave(k)
+    return Entries(tokens, indices.flatten(), tokens)
+
+
+def _find_largest(matrix: Float[Tensor, "n d"], n_largest: int) -> Int64[Tensor, " n_largest"]:
+    """Return the places of the largest values of the whole matrix, in the flattened one.
+
+    A topk over everything costs as much as the encoder. A lower bound, guessed from some tokens, leaves few candidates;
+    where the guess was too high, everything is a candidate.
+    """
+    flat = matrix.flatten()
+    if len(matrix) > 2 * _SAMPLE_TOKENS:
+        sample = matrix[:: len(matrix) // _SAMPLE_TOKENS].flatten()
+        n_above = min(len(sample), math.ceil(1.2 * n_largest / flat.numel() * len(sample)))
+        candidates = (flat > sample.topk(n_above, sorted=False).values.amin()).nonzero().squeeze(1)
+        if len(candidates) >= n_largest:
+            return candidates[flat[candidates].topk(n_largest, sorted=False).indices]
+    return flat.topk(n_largest, sorted=False).indices
+
+
+class ByLatent(NamedTuple):
+    """Entries of a code matrix sorted by latent: the CSR form of its transpose.
+
+    order: positions in the entries; latent j has order[offsets[j]:offsets[j+1]].
     """
 
     order: Int64[Tensor, " n_entries"]
-    tokens: Int64[Tensor, " n_entries"]
     offsets: Int64[Tensor, " d_sae+1"]
 
 
-def sort_by_latent(indices: Int64[Tensor, "n k"], d_sae: int) -> ByLatent:
+def sort_by_latent(latents: Int64[Tensor, " n_entries"], d_sae: int) -> ByLatent:
     """Return the entries in the order of their latents; a stable sort, so that sums are added in a fixed order."""
-    flat = indices.flatten()
-    order = flat.argsort(stable=True)
-    offsets = torch.zeros(d_sae + 1, dtype=torch.int64, device=flat.device)
-    torch.cumsum(torch.bincount(flat, minlength=d_sae), 0, out=offsets[1:])
-    return ByLatent(order, order // indices.shape[1], offsets)
+    return ByLatent(latents.argsort(stable=True), _count_offsets(latents, d_sae))
 
 
 def transposed_product(
-    values: Float[Tensor, "n k"], by_latent: ByLatent, dense: Float[Tensor, "n d"]
+    values: Float[Tensor, " n_entries"],
+    rows: Int64[Tensor, " n_entries"],
+    by_latent: ByLatent,
+    dense: Float[Tensor, "n d"],
 ) -> Float[Tensor, "d_sae d"]:
-    """Return Z^T dense, where Z [n, d_sae] has these entries."""
+    """Return Z^T dense, where Z [n, d_sae] has these values in these rows."""
     return F.embedding_bag(
-        by_latent.tokens,
+        rows[by_latent.order],
         dense,
         by_latent.offsets,
         mode="sum",
-        per_sample_weights=values.flatten()[by_latent.order],
+        per_sample_weights=values[by_latent.order],
         include_last_offset=True,
     )
 
 
+def _count_offsets(sorted_or_not: Int64[Tensor, " n_entries"], n: int) -> Int64[Tensor, " n+1"]:
+    """Return where each of the values 0..n-1 begins, once the entries are sorted, and their number."""
+    offsets = torch.zeros(n + 1, dtype=torch.int64, device=sorted_or_not.device)
+    torch.cumsum(torch.bincount(sorted_or_not, minlength=n), 0, out=offsets[1:])
+    return offsets
+
+
 class _SelectActs(torch.autograd.Function):
-    """relu(pre_acts) at `indices`; the backward goes to W_enc, b_enc and b_dec as if through the encoder's product."""
+    """relu(pre_acts) at the entries; the backward goes to W_enc, b_enc, b_dec as if through the encoder's product."""
 
     @staticmethod
     def forward(
         ctx: Any,
         pre_acts: Tensor,
-        indices: Tensor,
+        entries: Entries,
         by_latent: ByLatent,
         x_centred: Tensor,
         W_enc: Tensor,
         b_enc: Tensor,
         b_dec: Tensor,
     ) -> Tensor:
-        values = pre_acts.gather(1, indices).relu_()
-        ctx.save_for_backward(values, x_centred, W_enc, *by_latent)
+        values = pre_acts[entries.tokens, entries.latents].relu_()
+        ctx.save_for_backward(values, entries.tokens, x_centred, W_enc, *by_latent)
         return values
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        values, x_centred, W_enc, *rest = ctx.saved_tensors
+        values, tokens, x_centred, W_enc, *rest = ctx.saved_tensors
         by_latent = ByLatent(*rest)
         values_grad = grads[0] * (values > 0)
-        W_enc_grad = transposed_product(values_grad, by_latent, x_centred).T
-        b_enc_grad = transposed_product(values_grad, by_latent, x_centred.new_ones(len(x_centred), 1)).squeeze(1)
+        W_enc_grad = transposed_product(values_grad, tokens, by_latent, x_centred).T
+        ones = x_centred.new_ones(len(x_centred), 1)
+        b_enc_grad = transposed_product(values_grad, tokens, by_latent, ones).squeeze(1)
         # b_dec is subtracted from every token: summing over tokens first leaves one matrix-vector product.
         return None, None, None, None, W_enc_grad, b_enc_grad, -(W_enc @ b_enc_grad)
 
 
 class _SumDecoderRows(torch.autograd.Function):
-    """z W_dec from entries; the backward goes to the values and to W_dec."""
+    """Decoder rows summed into the entries' rows, weighted by z; the backward goes to the values and to W_dec."""
 
     @staticmethod
-    def forward(ctx: Any, values: Tensor, indices: Tensor, by_latent: ByLatent, W_dec: Tensor) -> Tensor:
-        ctx.save_for_backward(values, indices, W_dec, *by_latent)
-        return sum_decoder_rows(SparseActs(values, indices), W_dec)
+    def forward(ctx: Any, values: Tensor, entries: Entries, by_latent: ByLatent, W_dec: Tensor, n_rows: int) -> Tensor:
+        offsets = _count_offsets(entries.rows, n_rows)
+        ctx.save_for_backward(values, entries.latents, entries.rows, offsets, W_dec, *by_latent)
+        return F.embedding_bag(
+            entries.latents, W_dec, offsets, per_sample_weights=values, mode="sum", include_last_offset=True
+        )
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        values, indices, W_dec, *rest = ctx.saved_tensors
-        (n, k), grad = indices.shape, grads[0].contiguous()
-        starts = torch.arange(0, n * k, k, device=grad.device)
-        tokens = torch.arange(n, device=grad.device).repeat_interleave(k)
-        # The kernel behind embedding_bag's own backward: one dot product of a token's gradient and a row per entry.
+        values, latents, rows, offsets, W_dec, *rest = ctx.saved_tensors
+        grad = grads[0].contiguous()
+        # The kernel behind embedding_bag's own backward: one dot product of a row's gradient and a latent's per entry.
         values_grad = torch.ops.aten._embedding_bag_per_sample_weights_backward(
-            grad, W_dec, indices.flatten(), starts, tokens, 0
+            grad, W_dec, latents, offsets[:-1], rows, 0
         )
-        return values_grad.view(n, k), None, None, transposed_product(values, ByLatent(*rest), grad)
+        return values_grad, None, None, transposed_product(values, rows, ByLatent(*rest), grad), None
 
 
-def compute_topk_step(
+def compute_sparse_step(
     x_n: Float[Tensor, "n d_in"],
     weights: Weights,
-    k: int,
+    select: Select,
+    n_levels: int = 1,
     dead: Bool[Tensor, " d_sae"] | None = None,
     aux_k: int = 0,
-) -> TopKStep:
+) -> SparseStep:
     """Encode and decode normalised tokens; gradients reach all four weights (not x_n).
 
     Args:
+        select: the kind's choice of entries by their pre-activations; negative ones count as 0.
+        n_levels: how many levels its entries have. All together cost one decoding.
         dead: latents counted as dead. Where there are any, AuxK's part of Gao et al. (2024) is computed: the aux_k
             largest pre-activations among them (ReLU), decoded without b_dec.
     """
@@ -136,22 +222,25 @@ def compute_topk_step(
         x_centred = x_n - weights.b_dec
         # Under autocast the product alone is of low precision.
         pre_acts = (x_centred @ weights.W_enc).to(x_n.dtype).add_(weights.b_enc)
-        indices = pre_acts.topk(k, dim=-1, sorted=False).indices
-    values, x_hat_n = _encode_decode(pre_acts, indices, x_centred, weights)
+        entries = select(pre_acts)
+    values, increments = _encode_decode(pre_acts, entries, x_centred, weights, n_levels)
+    x_hats_n = [level + weights.b_dec for level in accumulate(increments.unflatten(0, (-1, n_levels)).unbind(1))]
 
     error_hat = None
     candidates = None if dead is None or aux_k == 0 else dead.nonzero().squeeze(1)
     if candidates is not None and len(candidates) > 0:
         with torch.no_grad():
             chosen = pre_acts[:, candidates].topk(min(aux_k, len(candidates)), dim=-1, sorted=False).indices
-        _, error_hat = _encode_decode(pre_acts, candidates[chosen], x_centred, weights)
-    return TopKStep(SparseActs(values.detach(), indices), x_hat_n + weights.b_dec, error_hat)
+        _, error_hat = _encode_decode(pre_acts, _make_entries(candidates[chosen]), x_centred, weights, 1)
+    return SparseStep(entries.latents, values.detach(), x_hats_n, error_hat)
 
 
-def _encode_decode(pre_acts: Tensor, indices: Tensor, x_centred: Tensor, weights: Weights) -> tuple[Tensor, Tensor]:
-    by_latent = sort_by_latent(indices, len(weights.b_enc))
-    values = _SelectActs.apply(pre_acts, indices, by_latent, x_centred, weights.W_enc, weights.b_enc, weights.b_dec)
+def _encode_decode(
+    pre_acts: Tensor, entries: Entries, x_centred: Tensor, weights: Weights, n_levels: int
+) -> tuple[Tensor, Tensor]:
+    by_latent = sort_by_latent(entries.latents, len(weights.b_enc))
+    values = _SelectActs.apply(pre_acts, entries, by_latent, x_centred, weights.W_enc, weights.b_enc, weights.b_dec)
     assert isinstance(values, Tensor)
-    decoded = _SumDecoderRows.apply(values, indices, by_latent, weights.W_dec)
+    decoded = _SumDecoderRows.apply(values, entries, by_latent, weights.W_dec, len(pre_acts) * n_levels)
     assert isinstance(decoded, Tensor)
     return values, decoded

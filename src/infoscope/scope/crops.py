@@ -9,6 +9,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from infoscope.errors import InputError
+from infoscope.scope.config import Diagonal
 
 Maps = TypeVar("Maps", Tensor, np.ndarray)
 
@@ -39,9 +40,15 @@ def scc_size_px(grid: int, patch_px: int, shift_patches: int) -> int:
 
 
 def shifted_crops(
-    images: UInt8[Tensor, "batch 3 size_px size_px"], patch_px: int, grid: int, shift_patches: int
+    images: UInt8[Tensor, "batch 3 size_px size_px"],
+    patch_px: int,
+    grid: int,
+    shift_patches: int,
+    diagonal: Diagonal = Diagonal.main,
 ) -> tuple[UInt8[Tensor, "batch 3 crop_px crop_px"], UInt8[Tensor, "batch 3 crop_px crop_px"]]:
-    """Return crop 1 (origin at the top left) and crop 2 (origin `shift_patches` patches further down and right).
+    """Return crop 1, at the top, and crop 2, `shift_patches` patches further down and to the side.
+
+    Origins (row, column) in patches: main (0, 0) and (s, s), anti (0, s) and (s, 0).
 
     Raises:
         InputError: if the images have another side than `scc_size_px`, or as `check_shift`.
@@ -53,11 +60,13 @@ def shifted_crops(
             f" {images.shape[-2]} x {images.shape[-1]}: resize them once, before cropping."
         )
     crop_px, offset_px = grid * patch_px, shift_patches * patch_px
-    return images[..., :crop_px, :crop_px], images[..., offset_px:, offset_px:]
+    first, second = slice(0, crop_px), slice(offset_px, offset_px + crop_px)
+    columns = (first, second) if diagonal is Diagonal.main else (second, first)
+    return images[..., first, columns[0]], images[..., second, columns[1]]
 
 
 def shared_slice(grid: int, shift_patches: int, crop: int) -> slice:
-    """Return the rows (and columns) of `crop` (1 or 2) that the other crop also shows.
+    """Return the rows of `crop` (1 or 2) that the other crop also shows; on the main diagonal the columns too.
 
     Crop 2 starts `shift_patches` later, so what it shows first lies `shift_patches` into crop 1.
     """
@@ -65,7 +74,7 @@ def shared_slice(grid: int, shift_patches: int, crop: int) -> slice:
     return slice(shift_patches, grid) if crop == 1 else slice(0, grid - shift_patches)
 
 
-def shared_region(maps: Maps, shift_patches: int, crop: int) -> Maps:
+def shared_region(maps: Maps, shift_patches: int, crop: int, diagonal: Diagonal = Diagonal.main) -> Maps:
     """Cut [..., grid, grid] maps of one crop to the patches both crops show: [..., grid - shift, grid - shift].
 
     Position (r, c) of the result is the same patch of the image for crop 1 and crop 2. The result is a view.
@@ -76,5 +85,7 @@ def shared_region(maps: Maps, shift_patches: int, crop: int) -> Maps:
     grid = maps.shape[-1]
     assert maps.shape[-2] == grid, maps.shape
     check_shift(grid, shift_patches)
-    part = shared_slice(grid, shift_patches, crop)
-    return maps[..., part, part]
+    rows = shared_slice(grid, shift_patches, crop)
+    # on the other diagonal it is crop 1 that starts further right
+    columns = rows if diagonal is Diagonal.main else shared_slice(grid, shift_patches, 3 - crop)
+    return maps[..., rows, columns]

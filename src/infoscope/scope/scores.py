@@ -19,6 +19,7 @@ from infoscope.scope.cds import (
     position_locked_score,
     uniform_chance_score,
 )
+from infoscope.scope.config import Diagonal
 
 _ARRAYS = ("emd", "mass1", "mass2", "chance_emd", "maps")
 
@@ -41,6 +42,7 @@ class Scores:
     maps: Float[np.ndarray, "d_sae k_max 2 grid grid"]
     grid: int
     shift_patches: int
+    diagonal: Diagonal = Diagonal.main
 
     @property
     def k_max(self) -> int:
@@ -89,12 +91,13 @@ class Scores:
                 array.flush()
             else:
                 np.save(file, array)
-        facts = {"grid": self.grid, "shift_patches": self.shift_patches}
+        facts = {"grid": self.grid, "shift_patches": self.shift_patches, "diagonal": self.diagonal.name}
         (folder / "scores.json").write_text(json.dumps(facts, indent=1) + "\n")
 
     @classmethod
     def load(cls, folder: Path) -> Scores:
         """Read what `save` wrote; `maps` stay on disk, memory-mapped and read-only."""
         facts = json.loads((folder / "scores.json").read_text())
+        diagonal = Diagonal[facts.pop("diagonal", Diagonal.main.name)]  # early files do not name it
         arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r" if name == "maps" else None) for name in _ARRAYS}
-        return cls(**arrays, **facts)
+        return cls(**arrays, **facts, diagonal=diagonal)

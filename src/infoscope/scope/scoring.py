@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import lightning as L
@@ -25,6 +26,21 @@ from infoscope.scope.sinkhorn import compute_emd_sinkhorn
 from infoscope.vision.backbone import Backbone
 
 
+@dataclass(frozen=True)
+class LatentMaps:
+    """Maps to be made: those of some latents of one SAE on the images that each ranks.
+
+    latents: [n] which of the SAE's.
+    top_images: [n, k] positions in the image set; -1 for none.
+    maps: [n, k, 2, grid, grid] float32, filled in place where there is an image; it may be memory-mapped.
+    """
+
+    sae: SparseAutoencoder
+    latents: Int[np.ndarray, " n"]
+    top_images: Int[np.ndarray, "n k"]
+    maps: Float[np.ndarray, "n k 2 grid grid"]
+
+
 class RankedImages:
     """Batches of the images that any latent ranks, each image once, at the size from which crops are cut.
 
@@ -32,10 +48,15 @@ class RankedImages:
     """
 
     def __init__(
-        self, image_set: ImageSet, ranking: Ranking, size_px: int, batch_images: int, n_readers: int = 0
+        self,
+        image_set: ImageSet,
+        indices: Int[np.ndarray, " n_images"],
+        size_px: int,
+        batch_images: int,
+        n_readers: int = 0,
     ) -> None:
-        self.image_set, self.size_px, self.batch_images, self.n_readers = image_set, size_px, batch_images, n_readers
-        self.indices = ranking.unique_images()
+        self.image_set, self.indices, self.size_px = image_set, indices, size_px
+        self.batch_images, self.n_readers = batch_images, n_readers
 
     def __len__(self) -> int:
         return -(-len(self.indices) // self.batch_images)
@@ -47,53 +68,56 @@ class RankedImages:
 
 
 class PairLookup:
-    """For an image, the (latent, rank) pairs that want its maps."""
+    """For an image, the (row, rank) pairs of `top_images` [n, k] that want its maps."""
 
-    def __init__(self, ranking: Ranking) -> None:
-        flat = ranking.top_images.ravel()
+    def __init__(self, top_images: Int[np.ndarray, "n k"]) -> None:
+        flat = top_images.ravel()
         self._positions = np.argsort(flat, kind="stable")
         self._images = flat[self._positions]
-        self._k_max = ranking.k_max
+        self._k = top_images.shape[1]
 
     def __call__(self, image: int) -> tuple[Int[np.ndarray, " n_pairs"], Int[np.ndarray, " n_pairs"]]:
-        """Return latents and ranks."""
+        """Return rows and ranks."""
         start, stop = np.searchsorted(self._images, [image, image + 1])
-        return np.divmod(self._positions[start:stop], self._k_max)
+        return np.divmod(self._positions[start:stop], self._k)
 
 
 class ScoringModule(L.LightningModule):
     """Fills the activation maps of both crops for every (latent, rank); run by `Trainer.test` over `RankedImages`.
 
-    `maps` [d_sae, k_max, 2, grid, grid], float32, is written in place; it may be memory-mapped. Every rank has one
-    image and every image comes once, so each map is written once. Works on one device.
+    Every rank has one image and every image comes once, so each map is written once; several SAEs share what the
+    backbone gives. Works on one device.
     """
 
-    def __init__(
-        self,
-        backbone: Backbone,
-        sae: SparseAutoencoder,
-        ranking: Ranking,
-        layer: int,
-        shift_patches: int,
-        maps: np.ndarray,
-    ) -> None:
+    def __init__(self, backbone: Backbone, wanted: Sequence[LatentMaps], layer: int, config: ScopeConfig) -> None:
         super().__init__()
-        self.backbone, self.sae = backbone, sae
-        self.layer, self.shift_patches, self.maps = layer, shift_patches, maps
-        self.pairs_of = PairLookup(ranking)
+        self.backbone, self.layer = backbone, layer
+        self.shift_patches, self.diagonal = config.shift_patches, config.diagonal
+        self.saes = torch.nn.ModuleList(part.sae for part in wanted)  # Lightning moves them to the device
+        self.wanted = [(part, PairLookup(part.top_images)) for part in wanted]
 
     def test_step(self, batch: ImageBatch, batch_idx: int) -> None:
-        both = crops.shifted_crops(batch.images, self.backbone.patch_px, self.backbone.grid, self.shift_patches)
+        backbone = self.backbone
+        both = crops.shifted_crops(batch.images, backbone.patch_px, backbone.grid, self.shift_patches, self.diagonal)
         for side, images in enumerate(both):
-            patches = self.backbone.tokens(images, self.layer).patches
-            for part, latent_acts in iterate_latents(self.sae, patches):
-                for image, acts in zip(batch.index[part].tolist(), latent_acts, strict=True):
-                    self._keep(side, image, acts)
+            patches = backbone.tokens(images, self.layer).patches
+            for wanted, pairs_of in self.wanted:
+                for part, latent_acts in iterate_latents(wanted.sae, patches):
+                    for image, acts in zip(batch.index[part].tolist(), latent_acts, strict=True):
+                        rows, ranks = pairs_of(image)
+                        self._keep(wanted, rows, ranks, side, acts)
 
-    def _keep(self, side: int, image: int, acts: Float[Tensor, "n_patches d_sae"]) -> None:
-        latents, ranks = self.pairs_of(image)
-        wanted = acts[:, torch.from_numpy(latents).to(acts.device)].T.float().cpu().numpy()
-        self.maps[latents, ranks, side] = wanted.reshape(-1, self.backbone.grid, self.backbone.grid)
+    def _keep(
+        self,
+        wanted: LatentMaps,
+        rows: Int[np.ndarray, " n_pairs"],
+        ranks: Int[np.ndarray, " n_pairs"],
+        side: int,
+        acts: Float[Tensor, "n_patches d_sae"],
+    ) -> None:
+        latents = torch.from_numpy(wanted.latents[rows]).to(acts.device)
+        maps = acts[:, latents].T.float().cpu().numpy()
+        wanted.maps[rows, ranks, side] = maps.reshape(-1, self.backbone.grid, self.backbone.grid)
 
 
 def score_latents(
@@ -125,20 +149,40 @@ def score_latents(
             patches, an image cannot be read, or a token is not finite.
     """
     ranking.check_enough_images(config.k_cds)
-    size_px = crops.scc_size_px(backbone.grid, backbone.patch_px, config.shift_patches)
-    shape = (ranking.d_sae, ranking.k_max, 2, backbone.grid, backbone.grid)
-    maps = make_maps(shape, maps_file)
-    module = ScoringModule(backbone, sae, ranking, layer, config.shift_patches, maps)
-    images = RankedImages(image_set, ranking, size_px, config.batch_images, n_readers)
-    if len(images):
-        device = sae.W_enc.device
-        try:
-            with quiet_lightning():
-                trainer = trainer or make_trainer(callbacks)
-                trainer.test(module, dataloaders=images, verbose=False)
-        finally:
-            module.to(device)  # Lightning leaves it on the CPU
+    crops.check_shift(backbone.grid, config.shift_patches)
+    maps = make_maps((ranking.d_sae, ranking.k_max, 2, backbone.grid, backbone.grid), maps_file)
+    wanted = LatentMaps(sae, np.arange(ranking.d_sae), ranking.top_images, maps)
+    fill_maps(backbone, image_set, [wanted], config, layer, trainer or make_trainer(callbacks), n_readers)
     return compute_scores(maps, ranking.top_images >= 0, config, progress)
+
+
+def fill_maps(
+    backbone: Backbone,
+    image_set: ImageSet,
+    wanted: Sequence[LatentMaps],
+    config: ScopeConfig,
+    layer: int,
+    trainer: L.Trainer,
+    n_readers: int = 0,
+) -> None:
+    """Encode both crops of every image that is ranked, once for all latents and SAEs, and keep the maps asked for.
+
+    Raises:
+        InputError: if the shift leaves fewer than 2 x 2 shared patches, an image cannot be read, or a token is not
+            finite.
+    """
+    size_px = crops.scc_size_px(backbone.grid, backbone.patch_px, config.shift_patches)
+    indices = np.unique(np.concatenate([part.top_images.ravel() for part in wanted]))
+    images = RankedImages(image_set, indices[indices >= 0], size_px, config.batch_images, n_readers)
+    if not len(images):
+        return
+    module = ScoringModule(backbone, wanted, layer, config)
+    device = wanted[0].sae.W_enc.device
+    try:
+        with quiet_lightning():
+            trainer.test(module, dataloaders=images, verbose=False)
+    finally:
+        module.to(device)  # Lightning leaves it on the CPU
 
 
 def make_maps(shape: tuple[int, ...], file: Path | None) -> Float[np.ndarray, "d_sae k_max 2 grid grid"]:
@@ -153,15 +197,16 @@ def make_maps(shape: tuple[int, ...], file: Path | None) -> Float[np.ndarray, "d
 
 def make_trainer(callbacks: Sequence[L.Callback] = (), accelerator: str = "auto") -> L.Trainer:
     """Return a Lightning trainer for one device that only runs: no logger, no checkpoints, no output of its own."""
-    return L.Trainer(
-        accelerator=accelerator,
-        devices=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=list(callbacks),
-    )
+    with quiet_lightning():
+        return L.Trainer(
+            accelerator=accelerator,
+            devices=1,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            callbacks=list(callbacks),
+        )
 
 
 def compute_scores(
@@ -169,18 +214,20 @@ def compute_scores(
     ranked: np.ndarray,
     config: ScopeConfig,
     progress: ProgressHook | None = None,
+    with_chance: bool = True,
 ) -> Scores:
     """Turn both crops' maps into distances, masses and chance distances.
 
     Args:
         ranked: bool [d_sae, k_max], where there is an image at that rank.
+        with_chance: False leaves the chance distances NaN, which halves the work.
     """
     shift = config.shift_patches
-    shared = [crops.shared_region(maps[:, :, side], shift, crop) for side, crop in ((0, 1), (1, 2))]
+    shared = [crops.shared_region(maps[:, :, side], shift, side + 1, config.diagonal) for side in (0, 1)]
     mass1, mass2 = (np.where(ranked, part.sum(axis=(2, 3), dtype=np.float64), np.nan) for part in shared)
     latents, ranks = np.nonzero((mass1 > 0) & (mass2 > 0))
     following = next_valid_ranks(latents, ranks)
-    other = following >= 0
+    other = (following >= 0) & with_chance
 
     # the pairs themselves and the chance pairs are one list, so that workers start once
     distances = _distances(
@@ -192,7 +239,8 @@ def compute_scores(
     emd, chance_emd = np.full(ranked.shape, np.nan), np.full(ranked.shape, np.nan)
     emd[latents, ranks] = distances[: len(latents)]
     chance_emd[latents[other], ranks[other]] = distances[len(latents) :]
-    return Scores(emd, mass1.astype(np.float32), mass2.astype(np.float32), chance_emd, maps, maps.shape[-1], shift)
+    masses = mass1.astype(np.float32), mass2.astype(np.float32)
+    return Scores(emd, *masses, chance_emd, maps, maps.shape[-1], shift, config.diagonal)
 
 
 def next_valid_ranks(latents: Int[np.ndarray, " n"], ranks: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:

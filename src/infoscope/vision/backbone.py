@@ -120,6 +120,37 @@ class Backbone(nn.Module, ABC):
             )
         return self._resume(tokens, layer)
 
+    def embed_tokens(self, tokens: Tokens, layer: int) -> Float[Tensor, "batch embed_dim"]:
+        """Go on from edited tokens of block `layer` to what texts are compared with, of unit norm.
+
+        Raises:
+            InputError: as `resume`, or if the model has no text tower.
+        """
+        raise self._no_text()
+
+    def embed_texts(self, texts: Sequence[str]) -> Float[Tensor, "n embed_dim"]:
+        """Return text embeddings of unit norm.
+
+        Raises:
+            InputError: if the model has no text tower, no tokenizer, or one that does not know a word.
+        """
+        raise self._no_text()
+
+    @property
+    def logit_scale(self) -> float:
+        """What the cosine of image and text is multiplied by before softmax: 1 / temperature.
+
+        Raises:
+            InputError: if the model has no text tower.
+        """
+        raise self._no_text()
+
+    def _no_text(self) -> InputError:
+        return InputError(
+            f"{type(self).__name__} has no text tower, so there are no zero-shot predictions: use a CLIP, such as"
+            " model=scenes_clip or model=clip_b16."
+        )
+
     @property
     def pools_prefix(self) -> bool:
         """Whether the pooled vector is read from a prefix token (CLS) rather than from patches."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import socket
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -26,22 +27,34 @@ from infoscope.errors import InputError
 from infoscope.vision.backbone import Backbone, Tokens
 from infoscope.vision.config import ModelConfig, ModelKind
 from infoscope.vision.planted import make_context_free, make_planted_registers
+from infoscope.vision.tokenizer import WordTokenizer
 
 SHIPPED_FOLDER = Path(__file__).with_name("scenes_clip")
 LOCAL_CONFIG = "open_clip_config.json"
 LOCAL_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+VOCABULARY = "vocabulary.json"
+MAX_LOGIT_SCALE = 100.0
+"""CLIP's own bound (Radford et al., 2021, 2.5); training of the scenes' CLIP clips the scale, not the parameter."""
 _DOWNLOAD_PROBE_S = 3.0
+_TEXT_BATCH = 256
+
+Tokenizer = Callable[[list[str]], Tensor]
+"""Texts to token ids, int64 [n_texts, context_length]."""
 
 
 @dataclass(frozen=True)
 class _Source:
-    """A model configuration resolved to what open_clip needs: its model config, the preprocessing, the weights."""
+    """A model configuration resolved to what open_clip needs: its model config, the preprocessing, the weights.
+
+    tokenizer: what its tokenizer is called: `local-dir:<folder>`, or an architecture.
+    """
 
     model_cfg: dict[str, Any]
     mean: Sequence[float]
     std: Sequence[float]
     weights: Path | None
     weights_id: str
+    tokenizer: str
 
 
 def compute_model_fingerprint(config: ModelConfig, trained_folder: Path | None = None) -> dict[str, Any]:
@@ -98,7 +111,8 @@ def load_backbone(config: ModelConfig | str = "scenes_clip", trained_folder: Pat
     elif weights is not None:
         _load_weights(clip, weights, config)
     fingerprint = compute_model_fingerprint(config, trained_folder)
-    backbone = OpenClipBackbone(clip, source.mean, source.std, fingerprint, precision=config.precision)
+    tokenizer = partial(_make_tokenizer, source.tokenizer)
+    backbone = OpenClipBackbone(clip, source.mean, source.std, fingerprint, config.precision, tokenizer)
     return backbone.eval().requires_grad_(False)
 
 
@@ -110,6 +124,7 @@ class OpenClipBackbone(Backbone):
         mean, std: RGB normalisation.
         fingerprint: what determines its numbers.
         precision: float32, or bfloat16 by autocast.
+        make_tokenizer: makes the text tower's tokenizer when a text is embedded, not before.
     """
 
     def __init__(
@@ -119,6 +134,7 @@ class OpenClipBackbone(Backbone):
         std: Sequence[float],
         fingerprint: dict[str, Any],
         precision: str = "float32",
+        make_tokenizer: Callable[[], Tokenizer] | None = None,
     ) -> None:
         visual: Any = clip.visual
         if not isinstance(visual, VisionTransformer) or visual.attn_pool is not None or visual.pool_type != "tok":
@@ -143,6 +159,7 @@ class OpenClipBackbone(Backbone):
         self.clip = clip
         self.visual: VisionTransformer = visual
         self.precision = precision
+        self._make_tokenizer = make_tokenizer
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.mean.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
@@ -191,6 +208,65 @@ class OpenClipBackbone(Backbone):
         with self._autocast():
             clip: Any = self.clip
             return clip.encode_image(self.normalise(images), normalize=True).float()
+
+    @torch.inference_mode()
+    def embed_tokens(self, tokens: Tokens, layer: int) -> Float[Tensor, "batch embed_dim"]:
+        pooled, proj = self.resume(tokens, layer), self.visual.proj  # the final LayerNorm is behind it already
+        return F.normalize(pooled if proj is None else pooled @ proj, dim=-1)
+
+    @torch.inference_mode()
+    def embed_texts(self, texts: Sequence[str]) -> Float[Tensor, "n embed_dim"]:
+        self._check_words(texts)
+        clip: Any = self.clip
+        embedded = []
+        for start in range(0, len(texts), _TEXT_BATCH):
+            ids = self._tokenizer(list(texts[start : start + _TEXT_BATCH]))
+            if int(ids.max()) >= clip.vocab_size:
+                raise InputError(
+                    f"The tokenizer gives ids up to {int(ids.max())}, but the text tower has {clip.vocab_size}: put the"
+                    f" model's {VOCABULARY} beside its weights."
+                )
+            with self._autocast():
+                embedded.append(clip.encode_text(ids.to(self.mean.device), normalize=True).float())
+        return F.normalize(torch.cat(embedded), dim=-1)
+
+    @property
+    def logit_scale(self) -> float:
+        clip: Any = self.clip
+        return min(float(clip.logit_scale.detach().exp()), MAX_LOGIT_SCALE)
+
+    @cached_property
+    def _tokenizer(self) -> Tokenizer:
+        if self._make_tokenizer is None:
+            raise InputError("This CLIP came without a tokenizer: load it by load_backbone, which brings the model's.")
+        return self._make_tokenizer()
+
+    def _check_words(self, texts: Sequence[str]) -> None:
+        """A closed vocabulary would read every word that it does not know as the same one."""
+        if isinstance(self._tokenizer, WordTokenizer):
+            known = set(self._tokenizer.words)
+            unknown = dict.fromkeys(word for text in texts for word in text.lower().split() if word not in known)
+            if unknown:
+                raise InputError(
+                    f"Expected words of the model's own vocabulary ({len(known)} words), got"
+                    f" {', '.join(map(repr, list(unknown)[:5]))}: choose other class names or templates, or another"
+                    " model."
+                )
+
+
+def _make_tokenizer(name: str) -> Tokenizer:
+    """Return the tokenizer of a folder or an architecture; CLIP's own comes with open_clip, offline.
+
+    Raises:
+        InputError: if it cannot be had: a damaged file, or one of a hub's without network or library.
+    """
+    vocabulary = Path(name.removeprefix("local-dir:")) / VOCABULARY
+    try:
+        if name.startswith("local-dir:") and vocabulary.is_file():
+            return WordTokenizer(**json.loads(vocabulary.read_text()))
+        return open_clip.get_tokenizer(name)
+    except Exception as error:  # whatever the tokenizer's library leads to
+        raise InputError(f"Cannot make the tokenizer of {name}: {_first_line(error)}.") from error
 
 
 def _make_clip(model_cfg: dict[str, Any]) -> torch.nn.Module:
@@ -243,7 +319,8 @@ def _find_source(config: ModelConfig, trained_folder: Path | None) -> _Source:
         weights_id = f"tag:{config.arch}:{pretrained}"
     mean = config.mean or preprocess.get("mean") or open_clip.OPENAI_DATASET_MEAN
     std = config.std or preprocess.get("std") or open_clip.OPENAI_DATASET_STD
-    return _Source(model_cfg, list(mean), list(std), local_file, weights_id)
+    tokenizer = f"local-dir:{folder}" if folder is not None else str(config.arch)
+    return _Source(model_cfg, list(mean), list(std), local_file, weights_id, tokenizer)
 
 
 def _read_local_config(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -1,0 +1,243 @@
+"""The analyses beside the main table: outlier tokens, confounds, predictions, stability.
+
+Each is an artifact (or one per SAE seed) that reads what the chain made, and a section of a report.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from infoscope.artifacts import Artifact, Spec, Workspace
+from infoscope.config import Stage, to_tree
+from infoscope.predictions.inputs import PredictInputs, check_predictions
+from infoscope.predictions.prompts import Prompts, make_prompts
+from infoscope.predictions.results import PredictionResult
+from infoscope.predictions.run import run_predictions
+from infoscope.predictions.zero_shot import ZeroShotHead, make_zero_shot_head
+from infoscope.progress import LightningBar
+from infoscope.report.confound_section import make_confound_section
+from infoscope.report.inputs import ScopeResult
+from infoscope.report.outlier_section import make_outlier_section
+from infoscope.report.prediction_section import make_prediction_section
+from infoscope.report.section import ReportSection
+from infoscope.report.stability_section import make_stability_section
+from infoscope.sae.config import TokenChoice
+from infoscope.scope.confounds import ConfoundResult, compute_confounds
+from infoscope.scope.outliers import GroupActivation, TokenOutliers, compute_group_activation, compute_token_outliers
+from infoscope.scope.ranking import Ranking, rank_images
+from infoscope.scope.scores import Scores
+from infoscope.scope.scoring import make_trainer
+from infoscope.scope.stability import ScoredSAE, StabilityResult, compute_stability
+from infoscope.stages import TOKEN_BATCH_IMAGES, Stages
+from infoscope.vision.extract import TokenCache
+
+
+class Analyses(Stages):
+    """The analyses of one configuration; `report` joins those that take seconds, the others are stages of their own."""
+
+    # -- outlier tokens ------------------------------------------------------------------------------------------
+
+    def token_outliers(self) -> Artifact:
+        """Measure how far the outlier tokens move between shifted crops, and the norms block by block."""
+        config, tokens = self.config, self.tokens("train")
+        scope = config.scope
+        key = {
+            "tokens": tokens.hash,
+            "outliers": to_tree(config.outliers),
+            "shift_patches": scope.shift_patches,
+            "emd": [scope.emd.name, scope.sinkhorn_blur],
+        }
+
+        def build(work: Workspace) -> None:
+            with self.display.bar("outlier tokens") as advance:
+                found = compute_token_outliers(
+                    self.backbone,
+                    self.image_sets[0],
+                    TokenCache(tokens.folder),
+                    config.outliers,
+                    scope,
+                    n_readers=config.data.n_workers,
+                    progress=advance,
+                )
+            found.save(work.folder)
+
+        return self.get(Spec("outliers", config.model.name, key), build, tokens=tokens)
+
+    def group_activation(self, seed: int) -> Artifact:
+        """Measure how strongly each group acts on outlier and on normal tokens."""
+        sae, tokens, outliers = self.train_sae(seed), self.tokens("train"), self.token_outliers()
+        key = {**self._groups_key(seed), "tokens": tokens.hash, "outliers": outliers.hash}
+
+        def build(work: Workspace) -> None:
+            partition = self.partition(seed)
+            groups = dict(partition.groups)
+            if partition.unscored.any():
+                groups["unscored"] = partition.unscored
+            threshold = TokenOutliers.load(outliers.folder).norms.threshold
+            with self.display.bar(f"groups on outlier tokens, seed {seed}") as advance:
+                compute_group_activation(
+                    self.load_sae(sae), TokenCache(tokens.folder), groups, threshold, progress=advance
+                ).save(work.folder)
+
+        return self.get(Spec("group_activation", self.sae_name(seed), key), build, sae=sae, tokens=tokens)
+
+    def outlier_section(self) -> ReportSection:
+        """What outlier tokens do."""
+        by_seed = {seed: GroupActivation.load(self.group_activation(seed).folder) for seed in self.config.seeds}
+        return make_outlier_section(TokenOutliers.load(self.token_outliers().folder), by_seed)
+
+    # -- confounds -----------------------------------------------------------------------------------------------
+
+    def confounds(self, seed: int) -> Artifact:
+        """Measure what else tells features apart: how often, how strongly and how widely they fire, and on what."""
+        sae, tokens, images = self.train_sae(seed), self.tokens("train"), self.image_sets[0]
+        k_top = self.config.scope.k_cds
+        key = {"sae": sae.hash, "tokens": tokens.hash, "images": self.images_fingerprint("train"), "k_top": k_top}
+
+        def build(work: Workspace) -> None:
+            with self.display.bar(f"confounds, seed {seed}", self.n_images("train")) as advance:
+                compute_confounds(
+                    self.load_sae(sae),
+                    TokenCache(tokens.folder),
+                    images,
+                    k_top,
+                    progress=lambda done: advance(done, None),
+                ).save(work.folder)
+
+        return self.get(Spec("confounds", self.sae_name(seed), key), build, sae=sae, tokens=tokens)
+
+    def confound_section(self, scopes: Sequence[ScopeResult], results: Sequence[Mapping[str, Any]]) -> ReportSection:
+        """What else the scores may measure."""
+        by_seed = {seed: ConfoundResult.load(self.confounds(seed).folder) for seed in self.config.seeds}
+        return make_confound_section(scopes, by_seed, results)
+
+    # -- predictions ---------------------------------------------------------------------------------------------
+
+    @cached_property
+    def prompts(self) -> Prompts:
+        """Class names and the sentences they are put into; a model that cannot predict is refused before any work."""
+        check_predictions(self.backbone, self.config.model.layer)
+        return make_prompts(self.config.predict, self.image_sets[1])
+
+    def zero_shot_head(self) -> Artifact:
+        """Embed the class names."""
+        prompts = self.prompts
+        key = {"model": self.model_fingerprint, "prompts": prompts.determining()}
+
+        def build(work: Workspace) -> None:
+            with self.display.bar("embedding class names", len(prompts.class_names)) as advance:
+                make_zero_shot_head(self.backbone, prompts, advance).save(work.folder)
+
+        return self.get(Spec("zero_shot_head", self.config.model.name, key), build)
+
+    def predict(self, seed: int) -> Artifact:
+        """Let the model's own zero-shot head predict under each removal and control."""
+        config = self.config
+        head, sae, test = self.zero_shot_head(), self.train_sae(seed), self.tokens("test")
+        variants = self.variants(seed)
+        key = {
+            "model": self.model_fingerprint,
+            "head": head.hash,
+            "tokens": test.hash,
+            "layer": config.model.layer,
+            "predict": config.predict.determining(),
+            "target": config.predict.target,
+            "variants": [[variant.name, variant.key(sae.hash)] for variant in variants],
+        }
+
+        def build(work: Workspace) -> None:
+            inputs = PredictInputs(
+                self.load_sae(sae),
+                TokenCache(test.folder),
+                self.backbone,
+                config.model.layer,
+                edits_patches=config.sae.tokens is not TokenChoice.cls,
+                edits_prefix=config.sae.tokens is not TokenChoice.patch,
+            )
+            with self.track(Stage.predict, seed) as tracker, self.display.bar(f"predicting, seed {seed}") as advance:
+                found = run_predictions(
+                    variants,
+                    inputs,
+                    ZeroShotHead.load(head.folder),
+                    config.predict,
+                    self.prompts.labels,
+                    lambda what, done, of: advance(done, of),
+                )
+                found.save(work.folder)
+                tracker.log({name: value for name, value in found.metrics(0).items() if value is not None})
+
+        return self.get(Spec("predict", self.sae_name(seed), key), build, sae=sae, tokens=test, head=head)
+
+    def prediction_section(self) -> ReportSection:
+        """What the model predicts without a group of features."""
+        found = {seed: PredictionResult.load(self.predict(seed).folder) for seed in self.config.seeds}
+        images, size_px = self.image_sets[1], self.backbone.image_px
+        shown = {image.image_index for image in found[min(found)].changed}
+        return make_prediction_section(found, {index: images.load(index, size_px) for index in shown})
+
+    # -- stability -----------------------------------------------------------------------------------------------
+
+    def stability(self) -> Artifact:
+        """Score the features again with one choice made otherwise: shift, diagonal, images, k, solver, seed."""
+        config = self.config
+        scored = {seed: self.score(seed) for seed in config.seeds}
+        held_out = self.tokens("test") if self.n_images("test") >= config.scope.k_cds else None
+        key = {
+            "stability": to_tree(config.stability),
+            "groups": [self._groups_key(seed) for seed in config.seeds],
+            "held_out": held_out.hash if held_out else None,
+        }
+
+        def build(work: Workspace) -> None:
+            saes = []
+            for seed, artifact in scored.items():
+                sae = self.load_sae(self.train_sae(seed))
+                ranked = Ranking.load(self.rank(seed).folder)
+                again = None
+                if held_out is not None:
+                    batches = TokenCache(held_out.folder).batches(TOKEN_BATCH_IMAGES)
+                    again = rank_images(sae, batches, config.scope.n_ranks, config.scope.rank_by)
+                gamma = self.partition(seed).gamma
+                saes.append(ScoredSAE(seed, sae, ranked, Scores.load(artifact.folder), gamma, again))
+            with self.track(Stage.stability) as tracker, self.display.bar("moving earth (EMD)") as advance:
+                found = compute_stability(
+                    self.backbone,
+                    saes,
+                    *self.image_sets,
+                    config.scope,
+                    config.stability,
+                    layer=config.model.layer,
+                    trainer_for=self._make_trainer,
+                    progress=advance,
+                    n_readers=config.data.n_workers,
+                )
+                for result in found:
+                    result.save(work.folder / f"seed{result.sae_seed}")
+                    rhos = {v.name: result.compare(v).rank_correlation for v in result.variations}
+                    seed = result.sae_seed
+                    tracker.log({f"seed{seed}/{name}": rho for name, rho in rhos.items() if np.isfinite(rho)})
+
+        return self.get(Spec("stability", config.model.name, key), build, **{f"s{n}": a for n, a in scored.items()})
+
+    def stability_section(self) -> ReportSection:
+        """How far the scores depend on choices that should not matter."""
+        folder = self.stability().folder
+        return make_stability_section([StabilityResult.load(folder / f"seed{seed}") for seed in self.config.seeds])
+
+    # -- helpers -------------------------------------------------------------------------------------------------
+
+    def _make_trainer(self, setting: str) -> Any:
+        return make_trainer([LightningBar(self.display, f"encoding crops, {setting}")], self.device.type)
+
+    def _groups_key(self, seed: int) -> dict[str, Any]:
+        """What determines the groups of a seed's features."""
+        config = self.config
+        return {
+            "score": self.score_spec(seed).hash,
+            "k_cds": config.scope.k_cds,
+            "partition": to_tree(config.partition),
+        }

@@ -1,0 +1,59 @@
+"""What a zero-shot head is asked, and of how many images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from infoscope.errors import InputError
+
+
+class Templates(Enum):
+    """Sentences into which class names are put: for the scenes, OpenAI's 80 for ImageNet, or a list of one's own."""
+
+    scenes = "scenes"
+    imagenet = "imagenet"
+    list = "list"
+
+
+@dataclass
+class PredictConfig:
+    """Zero-shot predictions; their temperature is the model's own."""
+
+    templates: Templates = Templates.scenes
+    template_list: list[str] = field(default_factory=list)
+    """For templates=list: sentences with one {} each. With ImageNet, one instead of 80 spares a CPU an hour."""
+    class_names: str | None = None
+    """A text file, one name per line, in the order of the target's labels where there are any; null: the data's own
+    classes, ImageNet's for data without labels."""
+    target: str = "class"
+    """Which labels predictions are held against. Only "class" has names of its own; others need `class_names`."""
+    n_images: int | None = None
+    """Test images, drawn at random; null: all."""
+    seed: int = 0
+    """Of the images drawn."""
+    batch_images: int = 32
+    """Images sent through the remaining blocks at a time: bounds memory, changes no result beyond rounding."""
+    n_shown: int = 5
+    """Images shown for each group: those whose prediction changes most."""
+    n_candidates: int = 64
+    """Features tried, one by one, for each of those images: the group's most active ones in it."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("n_images", 1), ("batch_images", 1), ("n_shown", 0), ("n_candidates", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise InputError(f"Expected predict.{name} to be at least {least}, got {value}.")
+        if (self.templates is Templates.list) != bool(self.template_list):
+            raise InputError(
+                "Expected predict.template_list for predict.templates=list and for nothing else, got"
+                f" predict.templates={self.templates.name} with {len(self.template_list)} sentences."
+            )
+        for template in self.template_list:
+            if template.count("{}") != 1:
+                raise InputError(f"Expected one {{}} in each of predict.template_list, got {template!r}.")
+
+    def determining(self) -> dict[str, Any]:
+        """Return what decides the numbers beside the prompts, as plain JSON values: no path, no batch size."""
+        return {name: getattr(self, name) for name in ("n_images", "seed", "n_shown", "n_candidates")}

@@ -1,0 +1,79 @@
+"""What predictions are made from, and cached tokens without a group of latents."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from infoscope.errors import InputError
+from infoscope.sae.edit import EditMode, GroupEditor
+from infoscope.sae.model import SparseAutoencoder
+from infoscope.vision.backbone import Backbone, Tokens
+from infoscope.vision.extract import TokenCache
+
+
+@dataclass(frozen=True)
+class PredictInputs:
+    """What predictions are made from.
+
+    Args:
+        sae: the SAE whose latents are removed; where its weights lie, everything is computed.
+        tokens: of the test images, of the block `layer`.
+        backbone: goes on from edited tokens.
+        layer: the hooked block, negative from the end.
+        edits_patches, edits_prefix: which tokens the SAE was trained on, and so which are edited.
+    """
+
+    sae: SparseAutoencoder
+    tokens: TokenCache
+    backbone: Backbone
+    layer: int = -2
+    edits_patches: bool = True
+    edits_prefix: bool = False
+
+    def __post_init__(self) -> None:
+        check_predictions(self.backbone, self.layer)
+        assert self.edits_patches or self.edits_prefix, "an SAE is trained on some tokens"
+
+    @property
+    def device(self) -> torch.device:
+        """Where tokens are edited and sent on."""
+        return self.sae.W_dec.device
+
+    def load(self, rows: Int[np.ndarray, " batch"]) -> Tokens:
+        """Return the cached tokens of some rows on the device."""
+        tokens = self.tokens.tokens(rows)
+        return Tokens(tokens.prefix.to(self.device), tokens.patches.to(self.device))
+
+
+def check_predictions(backbone: Backbone, layer: int) -> None:
+    """Refuse, before hours of work, a model that cannot predict or a layer from which no edit reaches the prediction.
+
+    Raises:
+        InputError: a model without a text tower, a layer that does not exist, the last one of a CLS-pooled model.
+    """
+    _ = backbone.logit_scale
+    if backbone.check_layer(layer) == backbone.n_layers - 1 and backbone.pools_prefix:
+        raise InputError(
+            f"Predictions need a block after the hooked one, but model.layer={layer} is the last: use an earlier layer."
+        )
+
+
+class TokenEditor:
+    """Encodes a batch of tokens once and forms their edited versions; tokens the SAE does not read stay as they are."""
+
+    def __init__(self, inputs: PredictInputs, tokens: Tokens) -> None:
+        self.inputs, self.tokens = inputs, tokens
+        read = [tokens.prefix] * inputs.edits_prefix + [tokens.patches] * inputs.edits_patches
+        self.editor = GroupEditor(inputs.sae, torch.cat(read, dim=1))
+
+    def edit(self, removed: Bool[Tensor, " d_sae"], mode: EditMode) -> Tokens:
+        """Return the tokens without a group of latents."""
+        edited, n_prefix = self.editor.edit(removed, mode), self.tokens.prefix.shape[1]
+        if not self.inputs.edits_prefix:
+            return Tokens(self.tokens.prefix, edited)
+        return Tokens(edited[:, :n_prefix], edited[:, n_prefix:] if self.inputs.edits_patches else self.tokens.patches)

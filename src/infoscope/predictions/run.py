@@ -1,0 +1,149 @@
+"""Zero-shot predictions of every variant of the test tokens, and the images that a group's removal changes most."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from jaxtyping import Int, Int64
+from torch import Tensor
+
+from infoscope.errors import InputError
+from infoscope.predictions.config import PredictConfig
+from infoscope.predictions.inputs import PredictInputs, TokenEditor
+from infoscope.predictions.metrics import compute_entropy, compute_total_variation
+from infoscope.predictions.responsible import explain_change
+from infoscope.predictions.results import ChangedImage, PredictionResult
+from infoscope.predictions.zero_shot import ZeroShotHead
+from infoscope.probes.inputs import Progress, choose_rows
+from infoscope.probes.results import describe_variant
+from infoscope.probes.variants import Role, Variant
+from infoscope.sae.edit import EditMode
+
+_PER_IMAGE = {
+    "predicted": np.int16,
+    "max_prob": np.float32,
+    "entropy": np.float32,
+    "original_prob": np.float32,
+    "total_variation": np.float32,
+}
+
+
+@torch.no_grad()
+def run_predictions(
+    variants: Sequence[Variant],
+    inputs: PredictInputs,
+    head: ZeroShotHead,
+    config: PredictConfig,
+    labels: Int64[np.ndarray, " n_all_images"] | None = None,
+    progress: Progress | None = None,
+) -> PredictionResult:
+    """Return the predictions of every variant; variants with equal tokens are computed once.
+
+    Args:
+        variants: as `make_variants` gives them, the original tokens first.
+        labels: of every image of the test set; None without ground truth.
+
+    Raises:
+        InputError: no test image, NaN or Inf in a prediction.
+    """
+    assert variants[0].role is Role.original, "predictions are held against the original tokens, which come first"
+    rows = choose_rows(len(inputs.tokens), config.n_images, config.seed)
+    if not len(rows):
+        raise InputError("Expected test images to predict, got none: raise data.test_share, or add images.")
+    keys = [variant.key() for variant in variants]
+    unique = {key: keys.index(key) for key in keys}
+    removed = {place: torch.from_numpy(variants[place].removed).to(inputs.device) for place in unique.values()}
+    arrays = {name: np.zeros((len(variants), len(rows)), dtype) for name, dtype in _PER_IMAGE.items()}
+    for start in range(0, len(rows), config.batch_images):
+        part = slice(start, min(start + config.batch_images, len(rows)))
+        tokens = inputs.load(rows[part])
+        editor = TokenEditor(inputs, tokens)
+        original: Tensor | None = None
+        for place, members in removed.items():
+            edited = editor.edit(members, variants[place].mode)
+            log_p = head.log_probabilities(inputs.backbone.embed_tokens(edited, inputs.layer))
+            if not torch.isfinite(log_p).all():
+                raise InputError(
+                    f"The predictions of {variants[place].name} hold NaN or Inf: check the SAE and the tokens it was"
+                    " trained on."
+                )
+            original = log_p if original is None else original  # the first one is
+            for name, values in _measure(log_p, original).items():
+                arrays[name][place, part] = values.cpu().numpy()
+        if progress:
+            progress("predictions", part.stop, len(rows))
+    for values in arrays.values():
+        values[:] = values[[unique[key] for key in keys]]
+    image_index = np.asarray(inputs.tokens.image_index[rows], dtype=np.int64)
+    result = PredictionResult(
+        tuple(describe_variant(variant, math.nan, math.nan) for variant in variants),
+        head.class_names,
+        head.logit_scale,
+        image_index,
+        np.zeros(0, np.int64) if labels is None else np.asarray(labels, dtype=np.int64)[image_index],
+        predicted=arrays["predicted"],
+        max_prob=arrays["max_prob"],
+        entropy=arrays["entropy"],
+        original_prob=arrays["original_prob"],
+        total_variation=arrays["total_variation"],
+    )
+    changed = _explain_changes(variants, inputs, head, config, rows, result, progress)
+    return replace(result, changed=changed)
+
+
+def _measure(log_p: Tensor, original: Tensor) -> dict[str, Tensor]:
+    p = log_p.exp()
+    max_prob, predicted = p.max(-1)
+    return {
+        "predicted": predicted,
+        "max_prob": max_prob,
+        "entropy": compute_entropy(log_p),
+        "original_prob": p.gather(-1, original.argmax(-1, keepdim=True))[:, 0],
+        "total_variation": compute_total_variation(p, original.exp()),
+    }
+
+
+def _explain_changes(
+    variants: Sequence[Variant],
+    inputs: PredictInputs,
+    head: ZeroShotHead,
+    config: PredictConfig,
+    rows: Int[np.ndarray, " n_images"],
+    result: PredictionResult,
+    progress: Progress | None,
+) -> tuple[ChangedImage, ...]:
+    """Return, for each group, the images whose original class loses most probability; images that lose none are out."""
+    wanted = []
+    for place, variant in enumerate(variants):
+        if variant.role is Role.group and variant.mode is EditMode.error_preserving and not variant.empty:
+            fall = result.original_prob[0] - result.original_prob[place]
+            order = np.argsort(-fall, kind="stable")[: config.n_shown]
+            wanted += [(place, int(i)) for i in order if fall[i] > 0]
+    changed = []
+    for number, (place, i) in enumerate(wanted):
+        variant, old_class = variants[place], int(result.predicted[0, i])
+        why = explain_change(
+            inputs, head, int(rows[i]), variant.removed, old_class, config.n_candidates, config.batch_images
+        )
+        changed.append(
+            ChangedImage(
+                group=str(variant.group),
+                image_index=int(result.image_index[i]),
+                label=int(result.labels[i]) if result.has_labels else None,
+                old_class=old_class,
+                new_class=int(result.predicted[place, i]),
+                old_prob=float(result.original_prob[0, i]),
+                old_prob_after=float(result.original_prob[place, i]),
+                new_prob=float(result.max_prob[place, i]),
+                rival_class=why.rival,
+                drop=why.drop,
+                features=why.features,
+            )
+        )
+        if progress:
+            progress("responsible features", number + 1, len(wanted))
+    return tuple(changed)

@@ -1,0 +1,88 @@
+"""CLIP's zero-shot head: one direction per class, the mean of what its sentences say (Radford et al., 2021)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from zipfile import BadZipFile
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from infoscope.errors import InputError
+from infoscope.predictions.prompts import Prompts
+from infoscope.vision.backbone import Backbone
+
+_HEAD_ARRAYS, _HEAD_NAMES = "zero_shot.npz", "zero_shot.json"
+_CLASSES_PER_CALL = 16
+
+
+@dataclass(frozen=True)
+class ZeroShotHead:
+    """From image embeddings to class probabilities.
+
+    A logit bias, where a model has one, moves all classes alike: softmax ignores it, so there is none here.
+
+    Args:
+        class_names: in the order of the rows.
+        weights: the mean text embedding of each class, of unit norm.
+        logit_scale: the model's own, 1 / temperature.
+    """
+
+    class_names: tuple[str, ...]
+    weights: Float[Tensor, "n_classes embed_dim"]
+    logit_scale: float
+
+    def log_probabilities(self, embeddings: Float[Tensor, "n embed_dim"]) -> Float[Tensor, "n n_classes"]:
+        """Return log softmax of the scaled cosines of image embeddings of unit norm."""
+        weights = self.weights.to(embeddings.device)
+        return F.log_softmax(self.logit_scale * embeddings.float() @ weights.T, dim=-1)
+
+    def save(self, folder: Path) -> None:
+        """Write `zero_shot.npz` and `zero_shot.json` into an existing folder."""
+        np.savez(folder / _HEAD_ARRAYS, weights=self.weights.cpu().numpy())
+        content = {"class_names": self.class_names, "logit_scale": self.logit_scale}
+        (folder / _HEAD_NAMES).write_text(json.dumps(content, indent=2))
+
+    @classmethod
+    def load(cls, folder: Path) -> ZeroShotHead:
+        """Return what `save` wrote.
+
+        Raises:
+            InputError: if a file is missing or damaged.
+        """
+        try:
+            content = json.loads((folder / _HEAD_NAMES).read_text())
+            with (folder / _HEAD_ARRAYS).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+                weights = torch.from_numpy(arrays["weights"])
+            return cls(tuple(content["class_names"]), weights, content["logit_scale"])
+        except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
+            raise InputError(f"Expected a zero-shot head in {folder}, found none that can be read: {error}.") from error
+
+
+@torch.inference_mode()
+def make_zero_shot_head(
+    backbone: Backbone, prompts: Prompts, progress: Callable[[int, int], None] | None = None
+) -> ZeroShotHead:
+    """Return the head of a CLIP for these classes: all sentences of a class embedded, averaged, set to unit norm.
+
+    Args:
+        progress: called with (classes done, all classes); ImageNet's 80,000 sentences take a while.
+
+    Raises:
+        InputError: a model without a text tower, or words that its tokenizer does not know.
+    """
+    n_classes, n_templates = len(prompts.class_names), len(prompts.templates)
+    scale, weights = backbone.logit_scale, []
+    for start in range(0, n_classes, _CLASSES_PER_CALL):
+        classes = range(start, min(start + _CLASSES_PER_CALL, n_classes))
+        embedded = backbone.embed_texts([text for index in classes for text in prompts.texts(index)])
+        weights.append(F.normalize(embedded.unflatten(0, (len(classes), n_templates)).mean(1), dim=-1))
+        if progress:
+            progress(classes.stop, n_classes)
+    return ZeroShotHead(prompts.class_names, torch.cat(weights).cpu(), scale)

@@ -1,0 +1,301 @@
+"""The report on stability: how far the scores depend on crops, images, k, solver and seed, and how sure each is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from infoscope.report.figure_style import FAINT, GREY, HIGH, INK, LOW, make_figure, write_empty
+from infoscope.report.section import ReportSection, SectionFigure
+from infoscope.report.tables import Align, Cell, Column, Stat, Table, compute_stat, format_number
+from infoscope.scope.agreement import Agreement, IntervalSummary, contains_gamma
+from infoscope.scope.stability import Kind, StabilityResult
+
+TITLES = {
+    Kind.shift: "other crops",
+    Kind.diagonal: "other crops",
+    Kind.images: "other images",
+    Kind.k_cds: "fewer or more images per feature",
+    Kind.solver: "another solver",
+    Kind.seed: "another SAE",
+}
+"""Over the rows of the table, in the order of the page."""
+MIN_FEATURES = 20
+"""Below, the standard error of a rank correlation near 0 is above .23: such rows are marked, and best or worst of
+nothing."""
+FEW = "†"
+MARKS = {FEW: f"fewer than {MIN_FEATURES} features (on average): the rank correlation says little."}
+MAX_INTERVALS = 240
+"""Features whose intervals are drawn: more would be a smear."""
+
+
+class Comparison(NamedTuple):
+    """A row: one choice made otherwise, one agreement per SAE seed (per pair of seeds, of kind seed)."""
+
+    name: str
+    kind: Kind
+    heading: str
+    agreements: list[Agreement]
+    note: str = ""
+
+    @property
+    def is_solid(self) -> bool:
+        """Whether its rank correlation is worth a sentence."""
+        return math.isfinite(self.stat("rank_correlation").mean) and self.stat("n").mean >= MIN_FEATURES
+
+    def stat(self, field: str) -> Stat:
+        """Return mean and spread of one of the numbers."""
+        return compute_stat([getattr(agreement, field) for agreement in self.agreements])
+
+
+def make_stability_section(results: Sequence[StabilityResult]) -> ReportSection:
+    """Return the table, the figure and the findings.
+
+    Args:
+        results: one per SAE seed, at least one; they may be of different seeds only.
+    """
+    comparisons = collect_comparisons(results)
+    caption = (
+        "Left: rank correlation of the CDS as configured with the CDS when one choice is made otherwise; a mark per SAE"
+        " seed (per pair of seeds), dots are means, hollow where the features are few. Right: features of SAE seed"
+        f" {results[0].sae_seed} in the order of their CDS with {100 * results[0].level:g}% bootstrap intervals over"
+        " their images; grey intervals contain gamma."
+    )
+    return ReportSection(
+        name="stability",
+        title="Stability of the scores",
+        findings=tuple(_describe(results, comparisons)),
+        tables={"stability": make_stability_table(results, comparisons)},
+        figures={"stability_cds": SectionFigure(partial(draw_stability, results, comparisons), caption)},
+        summary=_summarise(results, comparisons),
+    )
+
+
+def collect_comparisons(results: Sequence[StabilityResult]) -> list[Comparison]:
+    """Return the rows in the order of `Kind`; every pair of SAE seeds counts once."""
+    rows: dict[str, Comparison] = {}
+
+    def add(name: str, kind: Kind, heading: str, agreement: Agreement, note: str = "") -> None:
+        rows.setdefault(name, Comparison(name, kind, heading, [], note)).agreements.append(agreement)
+
+    seen = set()
+    for result in results:
+        seen.add(f"seed_{result.sae_seed}")
+        for variation in result.variations:
+            agreement = result.compare(variation)
+            if variation.kind is not Kind.seed:
+                add(variation.name, variation.kind, variation.setting, agreement, variation.note)
+            elif variation.name not in seen:  # else the pair was counted from the other side
+                add("seeds", Kind.seed, f"two seeds, cosine > {result.min_cosine:g}", agreement)
+                add("seeds_all", Kind.seed, "two seeds, all pairs", result.compare(variation, all_pairs=True))
+    order = list(Kind)
+    return sorted(rows.values(), key=lambda row: order.index(row.kind))
+
+
+def make_stability_table(results: Sequence[StabilityResult], comparisons: Sequence[Comparison]) -> Table:
+    """Return the table: a row per comparison, mean ± sd over SAE seeds."""
+    first = results[0]
+    table = Table(
+        "stability",
+        "Stability of the CDS when one choice is made otherwise",
+        [
+            Column("comparison", "", Align.left),
+            Column("rank_correlation", "rank correlation", digits=3),
+            Column("median_difference", "median difference", digits=4),
+            Column("same_side", "same side of gamma", digits=1, scale=100, unit="%"),
+            Column("n_features", "features", digits=0),
+        ],
+        notes=[
+            f"Each row is against the scores as configured: {first.configured}. Rank correlation: Spearman's. Median"
+            " difference: of the absolute differences of CDS. Features: those that have a score both ways.",
+            "Rows of k_CDS are means over distances that the configured score partly shares, and other crops are of the"
+            " same images: there some agreement is built in.",
+        ],
+        marks=MARKS,
+    )
+    if any(row.kind is Kind.shift for row in comparisons):
+        table.notes.append(
+            "One gamma is not the same cut at every shift: with the shift grows what a feature scores that is locked to"
+            " its place in the crop."
+        )
+    if any(row.kind is Kind.seed for row in comparisons):
+        table.notes.append(f"Two seeds: {_describe_matches(results, comparisons)}.")
+    table.notes += [f"Not measured, {row.heading}: {row.note}." for row in comparisons if row.note]
+    title = None
+    for row in comparisons:
+        if TITLES[row.kind] != title:
+            title = TITLES[row.kind]
+            table.add_section(title)
+        is_few = 0 < row.stat("n").mean < MIN_FEATURES
+        correlation = Cell(row.stat("rank_correlation"), mark=FEW if is_few else "")
+        table.add_row(row.heading, correlation, *map(row.stat, ("median_difference", "same_side", "n")))
+    return table
+
+
+def _describe_matches(results: Sequence[StabilityResult], comparisons: Sequence[Comparison]) -> str:
+    """How many features of two seeds were paired, and how many pairs are alike enough to be compared."""
+    n_alike, n_pairs = (row.stat("n").mean for row in comparisons if row.kind is Kind.seed)
+    cosines = [v.cosine for result in results for v in result.variations if v.cosine is not None]
+    median = np.nanmedian(np.concatenate(cosines)) if n_pairs else math.nan
+    return (
+        f"scored features are matched one to one by the cosine of their decoder rows (median {_number(median)}); on"
+        f" average {n_alike:,.0f} of {n_pairs:,.0f} pairs lie above {results[0].min_cosine:g}"
+    )
+
+
+def _describe(results: Sequence[StabilityResult], comparisons: Sequence[Comparison]) -> list[str]:
+    measured = [row for row in comparisons if row.is_solid]
+    findings = []
+    if measured:
+        ordered = sorted(measured, key=lambda row: row.stat("rank_correlation").mean)
+        worst, best = ordered[0], ordered[-1]
+        findings.append(
+            f"The order of the features by CDS is kept best under {_name(best)} and worst under {_name(worst)}."
+            if len(ordered) > 1
+            else f"The order of the features by CDS under {_name(best)}."
+        )
+    else:
+        findings.append(
+            f"No comparison has {MIN_FEATURES} features with a score both ways, too few to say what is stable."
+        )
+    by_name = {row.name: row for row in measured}
+    if shifts := [row for row in measured if row.kind is Kind.shift]:
+        numbers = ", ".join(f"{_number(row.stat('rank_correlation').mean)} ({row.heading})" for row in shifts)
+        findings.append(f"Between crops that lie further apart the rank correlation is {numbers}.")
+    if "held_out" in by_name:
+        row = by_name["held_out"]
+        findings.append(
+            f"On held-out images the rank correlation is {_number(row.stat('rank_correlation').mean)} and the median"
+            f" difference {_number(row.stat('median_difference').mean)}{_same_side(row)}."
+        )
+    if any(row.kind is Kind.seed for row in comparisons):
+        rows = [
+            f"{_number(row.stat('rank_correlation').mean)} ({row.heading})"
+            for row in by_name.values()
+            if row.kind is Kind.seed
+        ]
+        found = f"the rank correlation is {', '.join(rows)}" if rows else "too few for a rank correlation"
+        findings.append(f"Between SAE seeds {_describe_matches(results, comparisons)}: {found}.")
+    elif len(results) == 1:
+        findings.append("There is one SAE seed, so nothing is known of the agreement between seeds.")
+    findings.append(_describe_intervals(results))
+    if missing := [row.heading for row in comparisons if row not in measured]:
+        findings.append(f"Too few features, or not measured: {', '.join(missing)}.")
+    return findings
+
+
+def _name(row: Comparison) -> str:
+    return f"{row.heading} (rank correlation {_number(row.stat('rank_correlation').mean)})"
+
+
+def _same_side(row: Comparison) -> str:
+    share = row.stat("same_side").mean
+    return f"; {share:.0%} of the features stay on their side of gamma" if math.isfinite(share) else ""
+
+
+def _describe_intervals(results: Sequence[StabilityResult]) -> str:
+    width = compute_stat([result.intervals.median_width for result in results]).mean
+    crossing = compute_stat([result.intervals.crossing_share for result in results]).mean
+    if not math.isfinite(width):
+        return "No feature has a bootstrap interval: none has two images with a distance."
+    first = results[0]
+    text = f"The {100 * first.level:g}% bootstrap intervals over k_CDS {first.k_cds} images have a median width of"
+    text += f" {_number(width)}"
+    if not math.isfinite(crossing):
+        return text + "; there is no gamma to hold them against."
+    text += f"; {crossing:.0%} of them contain gamma, and their features' group is not settled by these images"
+    high = compute_stat([result.intervals.crossing_share_high for result in results]).mean
+    return text + (f": of the features above gamma {high:.0%}." if math.isfinite(high) else ".")
+
+
+def _number(value: float) -> str:
+    return format_number(value, 3)
+
+
+def _summarise(results: Sequence[StabilityResult], comparisons: Sequence[Comparison]) -> dict[str, Any]:
+    """Return means over SAE seeds; None where there is no number."""
+    summary: dict[str, Any] = {
+        row.name: {name: _finite(row.stat(name).mean) for name in Agreement._fields} for row in comparisons
+    }
+    summary["intervals"] = {
+        name: _finite(compute_stat([getattr(result.intervals, name) for result in results]).mean)
+        for name in IntervalSummary._fields
+    }
+    return summary
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def draw_stability(results: Sequence[StabilityResult], comparisons: Sequence[Comparison]) -> Figure:
+    """Draw rank correlations per comparison, and the first seed's scores with their intervals."""
+    figure = make_figure(max(2.8, 1.0 + 0.21 * len(comparisons)))
+    left, right = figure.subplots(1, 2, width_ratios=(1, 1.15))
+    _draw_correlations(left, comparisons)
+    _draw_intervals(right, results[0])
+    return figure
+
+
+def _draw_correlations(axes: Axes, comparisons: Sequence[Comparison]) -> None:
+    values = [np.array([agreement.rank_correlation for agreement in row.agreements]) for row in comparisons]
+    if not any(np.isfinite(part).any() for part in values):
+        write_empty(axes, "No comparison has\na rank correlation.")
+        return
+    for place, part in enumerate(values):
+        part = part[np.isfinite(part)]
+        if not len(part):
+            axes.text(0.02, place, "not measured", va="center", color=GREY, fontsize=7.5)
+            continue
+        axes.plot(part, np.full(len(part), place), "|", color=INK, alpha=0.45, markersize=8, markeredgewidth=0.8)
+        fill = INK if comparisons[place].is_solid else "white"
+        axes.plot(part.mean(), place, "o", color=INK, markerfacecolor=fill, markersize=5)
+    lowest = min(float(np.nanmin(part)) for part in values if np.isfinite(part).any())
+    axes.set_xlim(min(0.0, lowest - 0.05), 1.03)
+    axes.set_ylim(len(comparisons) - 0.4, -0.6)
+    axes.set_yticks(range(len(comparisons)), [row.heading for row in comparisons])
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
+    axes.grid(axis="x", color=FAINT, linewidth=0.6)
+    kinds = [TITLES[row.kind] for row in comparisons]
+    for place in range(1, len(kinds)):
+        if kinds[place] != kinds[place - 1]:
+            axes.axhline(place - 0.5, color=FAINT, linewidth=0.8)
+    axes.set_xlabel("Spearman's rank correlation")
+    axes.set_title("The order of the features")
+
+
+def _draw_intervals(axes: Axes, result: StabilityResult) -> None:
+    lower, upper = result.interval
+    order = np.argsort(result.cds, kind="stable")
+    order = order[np.isfinite(lower[order])]
+    if not len(order):
+        write_empty(axes, "No feature has\na bootstrap interval.")
+        return
+    place = np.linspace(0, len(order) - 1, min(len(order), MAX_INTERVALS)).round().astype(int)
+    shown, gamma = order[place], result.gamma
+    is_open = np.zeros(len(shown), bool) if gamma is None else contains_gamma(result.interval, gamma)[shown]
+    colours = np.where(is_open, GREY, HIGH if gamma is None else np.where(result.cds[shown] > gamma, HIGH, LOW))
+    segments = [[(x, lower[i]), (x, upper[i])] for x, i in zip(place, shown, strict=True)]
+    axes.add_collection(LineCollection(segments, colors=colours.tolist(), linewidths=1.0, alpha=0.6))
+    axes.scatter(place, result.cds[shown], s=2.5, c=INK, linewidths=0, zorder=3)
+    if gamma is not None:
+        axes.axhline(gamma, color=INK, linewidth=1.2)
+        axes.text(0.01 * len(order), gamma, f"gamma {gamma:.3f}", va="bottom", fontsize=7.5)
+    axes.set_xlim(-0.01 * len(order), 1.01 * len(order))
+    axes.set_ylim(0, 1.05 * float(upper[shown].max()) or 1)
+    axes.set_xlabel(f"features of SAE seed {result.sae_seed}, by CDS")
+    axes.set_ylabel(f"CDS, {100 * result.level:g}% interval")
+    axes.set_title("What the images leave open")
+    if gamma is not None:
+        names = {LOW: "low", HIGH: "high", GREY: "open"}
+        handles = [Line2D([], [], color=colour, linewidth=2, label=name) for colour, name in names.items()]
+        axes.legend(handles=handles, loc="upper left", ncols=3, handlelength=1, columnspacing=1)

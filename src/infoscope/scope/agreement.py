@@ -1,0 +1,169 @@
+"""How sets of scores agree: comparison of two, intervals by resampling, features of two SAEs matched one to one."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+from scipy.optimize import linear_sum_assignment
+from scipy.stats import rankdata
+
+from infoscope.errors import InputError
+from infoscope.scope.cds import compute_cds
+
+MAX_ASSIGNED = 4096
+"""Latents per SAE up to which two SAEs are matched by the best assignment; above, by mutual nearest neighbours."""
+
+CHUNK_VALUES = 2**22
+"""Means of resampled ranks, or cosines, held at a time (32 MiB in float64)."""
+
+
+class Agreement(NamedTuple):
+    """How two sets of scores of the same features agree, over the features that have both.
+
+    rank_correlation: Spearman's; NaN if either is constant or fewer than two features have both.
+    median_difference: median of the absolute differences; NaN without features.
+    same_side: share of features on the same side of gamma; NaN without a gamma or features.
+    n: features that have both.
+    """
+
+    rank_correlation: float
+    median_difference: float
+    same_side: float
+    n: int
+
+
+def compare_cds(
+    a: Float[np.ndarray, " n"], b: Float[np.ndarray, " n"], gamma: float | None, gamma_b: float | None = None
+) -> Agreement:
+    """Compare scores (NaN: unscored) of the same features; `gamma_b` is that of `b` where it is another one."""
+    a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    both = np.isfinite(a) & np.isfinite(b)
+    a, b = a[both], b[both]
+    if len(a) == 0:
+        return Agreement(np.nan, np.nan, np.nan, 0)
+    ranks = np.stack([rankdata(a), rankdata(b)])
+    is_constant = bool((ranks == ranks[:, :1]).all(axis=1).any())
+    gamma_b = gamma if gamma_b is None else gamma_b
+    same_side = np.nan if gamma is None else float(((a > gamma) == (b > gamma_b)).mean())
+    return Agreement(
+        rank_correlation=np.nan if is_constant else float(np.corrcoef(ranks)[0, 1]),
+        median_difference=float(np.median(np.abs(a - b))),
+        same_side=same_side,
+        n=len(a),
+    )
+
+
+class Interval(NamedTuple):
+    """Bounds of each latent's score; NaN where it is unscored or has fewer than two valid pairs."""
+
+    lower: Float[np.ndarray, " d_sae"]
+    upper: Float[np.ndarray, " d_sae"]
+
+
+def bootstrap_cds(
+    emd: Float[np.ndarray, "d_sae k_max"], k: int, n_draws: int = 1000, seed: int = 0, level: float = 0.95
+) -> Interval:
+    """Return the percentile bootstrap interval of each latent's CDS over its valid pairs among the first `k` ranks.
+
+    It says how far a score hangs on which of its few images it was averaged over. The images are a latent's best, no
+    random sample, and percentile intervals of 8 values are too narrow (95% covers about 90%): a lower bound of the
+    doubt. Latents with equally many valid pairs share one set of resamplings, so intervals do not depend on each other
+    and all of them are one product of matrices.
+
+    Raises:
+        InputError: if `k` is not in 1..k_max, or there are no draws, or the level is not between 0 and 1.
+    """
+    if n_draws < 1 or not 0 < level < 1:
+        raise InputError(f"Expected at least one draw and a level between 0 and 1, got {n_draws} and {level}.")
+    cds, n_valid = compute_cds(emd, k)
+    first = np.sort(emd[:, :k], axis=1)  # NaN last
+    tails = np.array([(1 - level) / 2, (1 + level) / 2])
+    bounds = np.full((2, len(emd)), np.nan)
+    n_at_once = max(1, CHUNK_VALUES // n_draws)
+    for n in np.unique(n_valid[np.isfinite(cds) & (n_valid >= 2)]).tolist():
+        counts = np.random.default_rng([seed, n]).multinomial(n, np.full(n, 1 / n), n_draws)  # of each pair in a draw
+        latents = np.flatnonzero(np.isfinite(cds) & (n_valid == n))
+        for start in range(0, len(latents), n_at_once):
+            part = latents[start : start + n_at_once]
+            bounds[:, part] = np.quantile(first[part, :n] @ (counts.T / n), tails, axis=1)
+    return Interval(*bounds)
+
+
+class IntervalSummary(NamedTuple):
+    """Of all intervals; NaN where there is nothing to count.
+
+    median_width: from lower to upper bound.
+    crossing_share: share that contains gamma, so that the feature's group is open.
+    crossing_share_high: the same among features whose score lies above gamma.
+    n: how many there are.
+    """
+
+    median_width: float
+    crossing_share: float
+    crossing_share_high: float
+    n: int
+
+
+def summarise_intervals(cds: Float[np.ndarray, " d_sae"], interval: Interval, gamma: float | None) -> IntervalSummary:
+    """Summarise the intervals of the latents that have one."""
+    has_one = np.isfinite(interval.lower)
+    lower, upper = interval.lower[has_one], interval.upper[has_one]
+    n = len(lower)
+    width = float(np.median(upper - lower)) if n else np.nan
+    if gamma is None or n == 0:
+        return IntervalSummary(width, np.nan, np.nan, n)
+    crosses = contains_gamma(interval, gamma)[has_one]
+    high = cds[has_one] > gamma
+    return IntervalSummary(width, float(crosses.mean()), float(crosses[high].mean()) if high.any() else np.nan, n)
+
+
+def contains_gamma(interval: Interval, gamma: float) -> Bool[np.ndarray, " d_sae"]:
+    """Return whether an interval reaches into both groups; gamma itself belongs to the low one, as in the partition."""
+    return (interval.lower <= gamma) & (interval.upper > gamma)
+
+
+class Matches(NamedTuple):
+    """Pairs of latents of two SAEs, ascending in `a`: positions in each, and the cosine of their decoder rows."""
+
+    a: Int[np.ndarray, " n_pairs"]
+    b: Int[np.ndarray, " n_pairs"]
+    cosine: Float[np.ndarray, " n_pairs"]
+
+
+def match_latents(W_dec_a: Float[np.ndarray, "n_a d_in"], W_dec_b: Float[np.ndarray, "n_b d_in"]) -> Matches:
+    """Match latents of two SAEs one to one by the cosine of their decoder rows.
+
+    Up to `MAX_ASSIGNED` latents each it is the assignment of the largest sum of cosines, in which every latent of the
+    smaller SAE has a partner, however unlike; above, pairs that are each other's nearest, which are fewer.
+
+    Raises:
+        InputError: if the rows differ in width.
+    """
+    if W_dec_a.ndim != 2 or W_dec_b.ndim != 2 or W_dec_a.shape[1] != W_dec_b.shape[1]:
+        raise InputError(
+            f"Expected two decoders [d_sae, d_in] of one width d_in, got {list(W_dec_a.shape)} and"
+            f" {list(W_dec_b.shape)}: match SAEs of the same tokens."
+        )
+    rows_a, rows_b = _unit_rows(W_dec_a), _unit_rows(W_dec_b)
+    if max(len(rows_a), len(rows_b)) <= MAX_ASSIGNED:
+        a, b = linear_sum_assignment(rows_a @ rows_b.T, maximize=True)
+    else:
+        a = np.arange(len(rows_a))
+        b = _find_nearest(rows_a, rows_b)
+        mutual = _find_nearest(rows_b, rows_a)[b] == a
+        a, b = a[mutual], b[mutual]
+    return Matches(a, b, np.einsum("nd,nd->n", rows_a[a], rows_b[b]))
+
+
+def _unit_rows(rows: np.ndarray) -> np.ndarray:
+    rows = np.asarray(rows, dtype=np.float32)
+    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+
+
+def _find_nearest(rows: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Return for each unit row which of the others has the largest cosine."""
+    n_at_once = max(1, CHUNK_VALUES // len(others))
+    starts = range(0, len(rows), n_at_once)
+    return np.concatenate([(rows[start : start + n_at_once] @ others.T).argmax(axis=1) for start in starts])

@@ -1,0 +1,173 @@
+"""Does a score tell two groups of latents apart, and does it still where they fire equally often?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+from scipy.stats import rankdata
+
+from infoscope.errors import InputError
+from infoscope.scope.confounds import ConfoundResult
+
+MATCHED = "matched frequency"
+"""What the name of a group ends in once it is thinned out to fire as often as its counterpart."""
+BINS_PER_OCTAVE = 2
+"""Matched latents differ in firing rate by a factor of sqrt(2) at most."""
+SUBSETS = {
+    "all": "all",
+    "compact": "compact",
+    "diffuse": "diffuse",
+    "matched": MATCHED,
+}
+"""Latents within which known-global and known-local ones are told apart: key and name."""
+SCORES = ("cds", "firing_rate", "support", "peak")
+"""The score, and the properties that should not do its work."""
+
+_MAX_DRAWN_COUNTS = 2**22
+
+
+@dataclass(frozen=True)
+class Auroc:
+    """The chance that a random positive scores above a random negative one, ties counting half.
+
+    value: 0..1, 0.5 where nothing is told apart; NaN if a group is empty.
+    draws: [n_bootstrap] the same with both groups drawn anew, with replacement; NaN where value is.
+    n_positive, n_negative: members with a score.
+    """
+
+    value: float
+    draws: Float[np.ndarray, " n_bootstrap"]
+    n_positive: int
+    n_negative: int
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The middle 95 % of the draws; NaN if a group is empty."""
+        low, high = np.quantile(self.draws, [0.025, 0.975])
+        return float(low), float(high)
+
+
+def compute_auroc(
+    scores: Float[np.ndarray, " d_sae"],
+    positive: Bool[np.ndarray, " d_sae"],
+    negative: Bool[np.ndarray, " d_sae"],
+    n_bootstrap: int = 1000,
+    seed: int = 0,
+) -> Auroc:
+    """Return how well scores separate two groups of latents; latents without a score (NaN) are left out.
+
+    Raises:
+        InputError: if `n_bootstrap` is below 1.
+    """
+    if n_bootstrap < 1:
+        raise InputError(f"Expected at least one bootstrap draw, got {n_bootstrap}.")
+    scores = np.asarray(scores, dtype=np.float64)
+    above, below = (scores[group & np.isfinite(scores)] for group in (positive, negative))
+    if not len(above) or not len(below):
+        return Auroc(np.nan, np.full(n_bootstrap, np.nan), len(above), len(below))
+    levels, codes = np.unique(np.concatenate([above, below]), return_inverse=True)
+    parts = codes[: len(above)], codes[len(above) :]
+    n_above, n_below = (np.bincount(part, minlength=len(levels)) for part in parts)
+    rng = np.random.default_rng(seed)
+    draws = []
+    while (n_left := n_bootstrap - sum(map(len, draws))) > 0:
+        n_at_once = min(n_left, max(1, _MAX_DRAWN_COUNTS // len(levels)))
+        drawn = (rng.multinomial(n.sum(), n / n.sum(), size=n_at_once) for n in (n_above, n_below))
+        draws.append(_count_wins(*drawn))
+    return Auroc(float(_count_wins(n_above, n_below)), np.concatenate(draws), len(above), len(below))
+
+
+def _count_wins(n_above: Int[np.ndarray, "*draws n_levels"], n_below: Int[np.ndarray, "*draws n_levels"]) -> np.ndarray:
+    """Share of pairs in which the first lies higher, equal ones counting half, from counts at ascending levels."""
+    wins = (n_above * (np.cumsum(n_below, axis=-1) - n_below / 2)).sum(axis=-1)
+    return wins / (n_above.sum(axis=-1) * n_below.sum(axis=-1))
+
+
+def compute_separation(
+    cds: Float[np.ndarray, " d_sae"], confounds: ConfoundResult, n_bootstrap: int = 1000, seed: int = 0
+) -> Mapping[str, Mapping[str, Auroc]]:
+    """Return {subset: {score: AUROC}}, known-global latents being the positive ones.
+
+    Only latents with a CDS take part, so that all scores are compared on the same ones. The matched subset is one
+    seeded draw of equally many from both groups in each bin of firing rate.
+    """
+    properties = confounds.properties
+    scored = np.isfinite(cds)
+    known_global, known_local = confounds.known_global & scored, confounds.known_local & scored
+    everyone = np.ones_like(scored)
+    subsets = {
+        "all": (everyone, everyone),
+        "compact": (confounds.compact, confounds.compact),
+        "diffuse": (confounds.diffuse, confounds.diffuse),
+        "matched": match_frequency(known_global, known_local, properties.firing_rate, seed),
+    }
+    scores = {"cds": cds, **{name: getattr(properties, name) for name in SCORES[1:]}}
+    return {
+        subset: {
+            name: compute_auroc(values, known_global & first, known_local & second, n_bootstrap, seed)
+            for name, values in scores.items()
+        }
+        for subset, (first, second) in subsets.items()
+    }
+
+
+def match_frequency(
+    high: Bool[np.ndarray, " d_sae"],
+    low: Bool[np.ndarray, " d_sae"],
+    firing_rate: Float[np.ndarray, " d_sae"],
+    seed: int = 0,
+    bins_per_octave: int = BINS_PER_OCTAVE,
+) -> tuple[Bool[np.ndarray, " d_sae"], Bool[np.ndarray, " d_sae"]]:
+    """Return subgroups of two groups with equally many latents in every bin of log firing rate.
+
+    From each bin as many are drawn from both groups as the smaller one has there. Latents that never fire are in no
+    bin. Both subgroups are empty where the groups share no bin.
+
+    Raises:
+        InputError: if `bins_per_octave` is below 1.
+    """
+    if bins_per_octave < 1:
+        raise InputError(f"Expected at least one bin per octave of firing rate, got {bins_per_octave}.")
+    rate = np.asarray(firing_rate, dtype=np.float64)
+    fires = rate > 0
+    bins = np.floor(bins_per_octave * np.log2(np.where(fires, rate, 1))).astype(np.int64)
+    rng = np.random.default_rng(seed)
+    chosen = np.zeros_like(fires), np.zeros_like(fires)
+    for number in np.unique(bins[fires & (high | low)]):
+        members = [np.flatnonzero(group & fires & (bins == number)) for group in (high, low)]
+        n_each = min(map(len, members))
+        for subgroup, there in zip(chosen, members, strict=True):
+            subgroup[rng.permutation(there)[:n_each]] = True
+    return chosen
+
+
+def name_matched(group: str) -> str:
+    """Return what the matched part of a group is called."""
+    return f"{group}, {MATCHED}"
+
+
+def compute_spearman(
+    a: Float[np.ndarray, " n"], b: Float[np.ndarray, " n"], given: Float[np.ndarray, " n"] | None = None
+) -> tuple[float, int]:
+    """Return Spearman's rank correlation over pairs of finite numbers, and how many those are.
+
+    With `given`, the partial correlation: of what is left of the ranks when those of `given` have explained what they
+    can (linearly). NaN if nothing is left of either.
+    """
+    columns = [a, b] if given is None else [a, b, given]
+    finite = np.isfinite(columns).all(axis=0)
+    n = int(finite.sum())
+    if n < len(columns):
+        return np.nan, n
+    ranks = np.stack([rankdata(np.asarray(column)[finite]) for column in columns])
+    ranks -= ranks.mean(axis=1, keepdims=True)
+    left = ranks[:2]
+    if given is not None and (size := ranks[2] @ ranks[2]) > 0:
+        left = left - np.outer(left @ ranks[2] / size, ranks[2])
+    norms = np.linalg.norm(left, axis=1)
+    if (norms <= 1e-9 * n**1.5).any():  # n ranks have a norm of about n^1.5
+        return np.nan, n
+    return float(left[0] @ left[1] / norms.prod()), n
