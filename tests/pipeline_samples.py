@@ -18,7 +18,8 @@ from infoscope.progress import Display
 from infoscope.report.report import ReportFiles
 
 N_TRAIN, N_TEST = 40, 16
-STAGES = ("scenes", "tokens", "train_sae", "rank", "score", "probe", "report")
+ANALYSES = ("outliers", "group_activation", "confounds")
+STAGES = ("scenes", "tokens", "train_sae", "rank", "score", "probe", *ANALYSES, "report")
 TINY = (
     "debug=tiny",
     "logger=none",

@@ -128,7 +128,7 @@ def test_the_console_command_exits_with_the_code(infoscope: CommandLine):
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
-        (["scope.kk=3"], ["'scope.kk'", "expected one of batch_images, emd, k_cds"]),
+        (["scope.kk=3"], ["'scope.kk'", "expected one of batch_images, diagonal"]),
         (["model=clip_b17"], ["'clip_b17'", "expected one of clip_b16", "did you mean model=clip_b16"]),
         (["scope.k_cds=abc"], ["scope.k_cds", "expected a whole number"]),
         (["model=3"], ["such as model=scenes_clip"]),
@@ -150,7 +150,10 @@ def test_a_wrong_configuration_is_one_line(infoscope: CommandLine, arguments: li
 @pytest.mark.parametrize(
     ("text", "parts"),
     [
-        ("k_cds: 4\nkk: 3\n", ["'scope.kk' (in scope/mine.yaml)", "expected one of batch_images, emd, k_cds"]),
+        (
+            "k_cds: 4\nkk: 3\n",
+            ["'scope.kk' (in scope/mine.yaml)", "expected one of batch_images, diagonal, emd, k_cds"],
+        ),
         ("k_cds: many\n", ["scope.k_cds (in scope/mine.yaml): expected a whole number, got 'many'"]),
         ("emd: fast\n", ["scope.emd (in scope/mine.yaml): expected one of exact, sinkhorn, got 'fast'"]),
         ("k_cds: [4\n", ["mine.yaml, line 2: ", "expected YAML"]),

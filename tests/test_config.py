@@ -83,7 +83,7 @@ def test_the_tree_is_plain_and_complete():
 
 WRONG = [
     # a key that does not exist
-    (["scope.kk=3"], ["'scope.kk'", "expected one of batch_images, emd, k_cds", "in scope"]),
+    (["scope.kk=3"], ["'scope.kk'", "expected one of batch_images, diagonal, emd, k_cds", "in scope"]),
     (["scope.k_cd=3"], ["'scope.k_cd'", "(did you mean scope.k_cds?)"]),
     (["+scope.kk=3"], ["'scope.kk'", "expected one of batch_images"]),
     (["seed=3"], ["'seed'", "expected one of clip, data", "(did you mean seeds?)"]),

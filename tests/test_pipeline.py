@@ -198,7 +198,7 @@ def test_equal_groups_are_trained_once_and_keep_their_own_names(
     run_tiny(output_dir, "stage=probe", *halves)
     forbid(monkeypatch, "tokens", "resume")
     again = run_tiny(output_dir, "partition.rule=bands", "partition.n_bands=2", "probe.n_draws=0")
-    assert set(again.stages("built")) == {"report"}
+    assert set(again.stages("built")) == {"group_activation", "report"}
     assert again.files is not None
     rows = again.files.tables["removal"]["csv"].read_text()
     assert "without band 1 of 2" in rows
@@ -283,7 +283,9 @@ def test_hashes_do_not_depend_on_the_folder(finished: Path, tmp_path: Path, monk
         ("scope.emd=sinkhorn", "score"),
         ("probe.target=light", "probe"),
         ("probe.seed=1", "probe"),
-        ("partition.gamma=0.099999", "report"),
+        ("outliers.c=5", "outliers"),
+        ("outliers.n_images=7", "outliers"),
+        ("partition.gamma=0.099999", "group_activation"),
     ],
 )
 def test_hashes_depend_on_what_changes_the_result(

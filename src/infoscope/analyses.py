@@ -190,6 +190,7 @@ class Analyses(Stages):
             "stability": to_tree(config.stability),
             "groups": [self._groups_key(seed) for seed in config.seeds],
             "held_out": held_out.hash if held_out else None,
+            "sinkhorn_blur": config.scope.sinkhorn_blur,
         }
 
         def build(work: Workspace) -> None:

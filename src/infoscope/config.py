@@ -20,7 +20,7 @@ from infoscope.errors import InputError
 from infoscope.predictions.config import PredictConfig
 from infoscope.probes.config import ProbeConfig, Readout
 from infoscope.sae.config import SAEConfig, TokenChoice
-from infoscope.scope.config import OutlierConfig, PartitionConfig, ScopeConfig, StabilityConfig
+from infoscope.scope.config import Diagonal, OutlierConfig, PartitionConfig, ScopeConfig, StabilityConfig
 from infoscope.tracking import LoggerConfig
 from infoscope.vision.config import ContrastiveConfig, ModelConfig
 
@@ -96,6 +96,11 @@ class Config:
             raise InputError(
                 "probe.readouts holds cls_final, but after the last block (model.layer=-1) an edit of patches cannot"
                 " reach CLS any more: use an earlier layer, or probe.readouts=[patch_mean]."
+            )
+        if self.scope.diagonal is not Diagonal.main and self.stage is Stage.report:
+            raise InputError(
+                f"scope.diagonal={self.scope.diagonal.name} is for stage=score and stage=probe: the report draws the"
+                " main diagonal."
             )
         if Readout.cls_layer in self.probe.readouts and self.sae.tokens is TokenChoice.patch:
             raise InputError(

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from infoscope.analyses import Analyses
-from infoscope.artifacts import Spec, Workspace
+from infoscope.artifacts import Artifact, Spec, Workspace
 from infoscope.config import Config, Stage, to_tree
 from infoscope.data.images import LabelledImages
 from infoscope.plan import make_plan, print_plan
@@ -85,18 +85,21 @@ class Pipeline(Analyses):
             "outliers": [self.token_outliers().hash, *(self.group_activation(seed).hash for seed in config.seeds)],
             "confounds": [self.confounds(seed).hash for seed in config.seeds],
         }
-        return self._publish(Stage.report, replace(inputs, sections=[outliers, confounds]), key)
+        upstream = {f"score_seed{seed}": artifact for seed, artifact in scored.items()}
+        return self._publish(Stage.report, replace(inputs, sections=[outliers, confounds]), key, upstream)
 
     def report_predictions(self) -> ReportFiles:
         """Make the tables and figures of stage predict, and print them."""
         section = self.prediction_section()
-        key = {"predictions": [self.predict(seed).hash for seed in self.config.seeds]}
-        return self._publish(Stage.predict, self._inputs_of(section), key)
+        upstream = {f"predict_seed{seed}": self.predict(seed) for seed in self.config.seeds}
+        key = {name: artifact.hash for name, artifact in upstream.items()}
+        return self._publish(Stage.predict, self._inputs_of(section), key, upstream)
 
     def report_stability(self) -> ReportFiles:
         """Make the table and the figure of stage stability, and print them."""
         section = self.stability_section()
-        return self._publish(Stage.stability, self._inputs_of(section), {"stability": self.stability().hash})
+        found = self.stability()
+        return self._publish(Stage.stability, self._inputs_of(section), {"stability": found.hash}, {"stability": found})
 
     def _inputs_of(self, section: ReportSection) -> ReportInputs:
         config = self.config
@@ -104,7 +107,9 @@ class Pipeline(Analyses):
         context = describe_experiment(config, self.tokens("train"), self.image_sets[0])
         return ReportInputs(title, [], context=context, sections=[section])
 
-    def _publish(self, stage: Stage, inputs: ReportInputs, key: dict[str, Any]) -> ReportFiles:
+    def _publish(
+        self, stage: Stage, inputs: ReportInputs, key: dict[str, Any], upstream: dict[str, Artifact]
+    ) -> ReportFiles:
         """Write a report as an artifact, unless the same exists, and print it."""
 
         def build(work: Workspace) -> None:
@@ -118,7 +123,7 @@ class Pipeline(Analyses):
                     tracker.log_figure(name, figures["png"])
 
         name = self.tracker_group if stage is Stage.report else f"{self.tracker_group}-{stage.name}"
-        made = ReportFiles.find(self.get(Spec("report", name, key), build).folder)
+        made = ReportFiles.find(self.get(Spec("report", name, key), build, **upstream).folder)
         print_report(inputs, made, self.display.console)
         for tracked, location in self.tracked.items():
             self.display.say(f"logged {tracked}: {location}")

@@ -43,7 +43,6 @@ def make_scope_result(seed: int = 0, n_latents: int = 200, config: PartitionConf
         grid=GRID,
         shift=SHIFT,
         sae_metrics={"fvu": 0.112 + 0.001 * seed, "l0": 32.0, "dead_share": 0.05, "cosine": 0.94},
-        held_out_cds=cds + rng.normal(0, 0.01, n_latents),
     )
 
 

@@ -35,7 +35,6 @@ from infoscope.report.removal import make_removal_tables
 from infoscope.report.report import NO_PROBES, ReportFiles, print_report, write_report
 from infoscope.report.scope_table import (
     compute_mass_share,
-    compute_stability,
     compute_zero_shares,
     make_scope_table,
     summarise_scope,
@@ -128,14 +127,6 @@ def test_zero_shares_count_ranked_pairs_only() -> None:
         mass2=np.array([[one, zero, zero], [zero, nan, nan]]),
     )
     assert compute_zero_shares(result) == (pytest.approx(1 / 3), pytest.approx(1 / 3))
-
-
-def test_stability_of_equal_scores_is_perfect() -> None:
-    result = make_scope_result()
-    perfect = compute_stability(replace(result, held_out_cds=result.cds))
-    assert perfect == {"rank_correlation": pytest.approx(1), "median_difference": 0, "same_side": 1}
-    reverse = compute_stability(replace(result, held_out_cds=1 - result.cds))
-    assert reverse["rank_correlation"] == pytest.approx(-1)
 
 
 def test_scope_table_has_a_column_per_seed() -> None:

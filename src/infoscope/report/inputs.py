@@ -32,7 +32,6 @@ class ScopeResult:
         rule: how gamma was found, in words for people ("Otsu", "quantile 0.9", ...).
         grid, shift: of the crops, in patches.
         sae_metrics: numbers to print, among them fvu, l0, dead_share and cosine when known.
-        held_out_cds: the CDS on held-out images, where it was measured.
     """
 
     sae_seed: int
@@ -49,7 +48,6 @@ class ScopeResult:
     grid: int
     shift: int
     sae_metrics: Mapping[str, float] = field(default_factory=dict)
-    held_out_cds: Float[np.ndarray, " d_sae"] | None = None
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float
-from scipy.stats import rankdata
 
 from infoscope.report.inputs import ScopeResult
 from infoscope.report.tables import Align, Cell, Column, Stat, Table, Value, compute_stat
@@ -75,28 +74,6 @@ def compute_zero_shares(result: ScopeResult) -> tuple[float, float]:
     return float(zeros.one_sided.sum() / n_pairs), float(zeros.two_sided.sum() / n_pairs)
 
 
-def compute_stability(result: ScopeResult) -> dict[str, float]:
-    """Return how the CDS on held-out images agrees with that on training images, over features that have both.
-
-    rank_correlation: Spearman's; NaN if either is constant.
-    median_difference: median of the absolute differences.
-    same_side: share of features on the same side of gamma; NaN without a gamma.
-    """
-    held_out = np.asarray(result.held_out_cds, dtype=np.float64)
-    both = get_scored(result) & np.isfinite(held_out)
-    if both.sum() < 2:
-        return dict.fromkeys(("rank_correlation", "median_difference", "same_side"), math.nan)
-    ours, theirs = result.cds[both], held_out[both]
-    ranks = np.stack([rankdata(ours), rankdata(theirs)])
-    gamma = result.partition.gamma
-    is_constant = bool((ranks.std(axis=1) == 0).any())
-    return {
-        "rank_correlation": math.nan if is_constant else float(np.corrcoef(ranks)[0, 1]),
-        "median_difference": float(np.median(np.abs(ours - theirs))),
-        "same_side": math.nan if gamma is None else float(((ours > gamma) == (theirs > gamma)).mean()),
-    }
-
-
 def make_scope_table(seeds: Sequence[ScopeResult]) -> Table:
     """Return the table: a row per quantity, a column per SAE seed, then mean ± sd when there are several seeds."""
     columns = [Column("quantity", "", Align.left)]
@@ -150,12 +127,6 @@ def _quantities(seeds: Sequence[ScopeResult]) -> dict[str, list[Quantity]]:
             Quantity("sensitive", "mean when one all-zero map counts as 1", _mean_with_zeros),
         ],
     }
-    if any(result.held_out_cds is not None for result in seeds):
-        sections["CDS on held-out images"] = [
-            Quantity("rank_correlation", "rank correlation", lambda r: _stability(r, "rank_correlation")),
-            Quantity("median_difference", "median difference", lambda r: _stability(r, "median_difference")),
-            Quantity("same_side", "same side of gamma (%)", lambda r: _stability(r, "same_side"), 1, 100),
-        ]
     if measured := {name for result in seeds for name in result.sae_metrics}:
         known = [name for name in SAE_METRICS if name in measured]
         sections["SAE"] = [_sae_quantity(name) for name in [*known, *sorted(measured - set(known))]]
@@ -196,10 +167,6 @@ def summarise_scope(result: ScopeResult) -> dict[str, Value]:
 
 def _unscored(result: ScopeResult) -> Bool[np.ndarray, " d_sae"]:
     return get_living(result) & ~get_scored(result)
-
-
-def _stability(result: ScopeResult, name: str) -> float:
-    return math.nan if result.held_out_cds is None else compute_stability(result)[name]
 
 
 def _spread(values: Sequence[Value]) -> Stat | None:
