@@ -64,6 +64,24 @@ def test_everything_is_missing_at_first(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("quick")
+def test_a_stage_plans_no_further_than_itself(tmp_path: Path) -> None:
+    assert [step.what for step in plan_of(tmp_path, "stage=train_sae").steps] == [
+        "scenes",
+        "tokens, train",
+        "train_sae, seed 0",
+    ]
+    analysis = [step.what for step in plan_of(tmp_path, "stage=stability").steps]
+    assert analysis[2:] == [
+        "tokens, test",
+        "train_sae, seed 0",
+        "rank, seed 0",
+        "score, seed 0",
+        "stability (not estimated)",
+    ]
+    assert find(plan_of(tmp_path, "probe.n_draws=5"), "probe").n_built == 30
+
+
+@pytest.mark.usefixtures("quick")
 def test_what_exists_is_reused(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> None:
     finished = finish_tiny_run(tmp_path_factory)[0]
     made = plan_of(finished)

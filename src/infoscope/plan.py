@@ -29,7 +29,7 @@ from infoscope.data.scene_set import SceneSet, save_scenes
 from infoscope.probes.config import ProbeConfig
 from infoscope.probes.inputs import ProbeData, ProbeInputs
 from infoscope.probes.run import run_probes
-from infoscope.probes.variants import Variant, make_variants
+from infoscope.probes.variants import Variant, make_matched_variants, make_variants
 from infoscope.sae.config import SAEConfig
 from infoscope.sae.module import make_sae
 from infoscope.sae.train import train_sae
@@ -43,6 +43,7 @@ N_CALIBRATION_IMAGES = 32
 N_CALIBRATION_PAIRS = 400
 SUPPORT_PATCHES = 12
 """Patches on which the calibration's maps are not zero: distances cost more on larger supports."""
+ANALYSES = (Stage.predict, Stage.stability)
 ORDER = (Stage.train_sae, Stage.rank, Stage.score, Stage.probe, Stage.report)
 
 
@@ -115,6 +116,8 @@ def make_plan(stages: Stages) -> Plan:
     steps += [_plan_tokens(stages, split, rates) for split in counts.splits]
     for seed in config.seeds:
         steps += _plan_seed(stages, seed, counts, rates)
+    if config.stage in ANALYSES:
+        steps.append(Step(f"{config.stage.name} (not estimated)", 1, 0))
     d_sae, k_max = counts.d_sae, config.scope.n_ranks
     return Plan(steps, 2 * d_sae * k_max * len(config.seeds), rates)
 
@@ -125,10 +128,12 @@ class _Counts:
     def __init__(self, stages: Stages) -> None:
         config = stages.config
         self.reached = ORDER[: ORDER.index(config.stage) + 1] if config.stage in ORDER else ()
+        if config.stage in ANALYSES:
+            self.reached = ORDER[: ORDER.index(Stage.score) + 1]
         self.d_sae = stages.backbone.d_in * config.sae.expansion_factor
         self.is_labelled = config.data.kind is DataKind.scenes
         self.probes = self.is_labelled and Stage.probe in self.reached
-        self.splits = ("train", "test") if self.probes else ("train",)
+        self.splits = ("train", "test") if self.probes or config.stage in ANALYSES else ("train",)
 
 
 def _plan_scenes(stages: Stages, rates: Rates) -> Step:
@@ -212,7 +217,10 @@ def _plan_probes(stages: Stages, seed: int, rates: Rates) -> Step:
 def _nominal_variants(config: Config) -> list[Variant]:
     n_groups = config.partition.n_bands if config.partition.rule is Rule.bands else 2
     groups = {str(i): np.arange(2 * n_groups) // 2 == i for i in range(n_groups)}
-    return make_variants(groups, np.ones(2 * n_groups, bool), np.ones(2 * n_groups), config.probe.n_draws)
+    everyone, alike = np.ones(2 * n_groups, bool), np.ones(2 * n_groups)
+    variants = make_variants(groups, everyone, alike, config.probe.n_draws)
+    matched = {"high": groups["0"], "low": groups["1"]} if n_groups == 2 else {}
+    return variants + make_matched_variants(matched, alike, alike)
 
 
 def _exists(stages: Stages, spec: Spec) -> bool:

@@ -126,8 +126,10 @@ def print_report(inputs: ReportInputs, files: ReportFiles | None = None, console
         for finding in section.findings[:1]:
             console.print(Text(f"{section.title}: {finding}"))
     if files is not None:
-        for name, path in _list_paths(files).items():  # a broken path could not be copied
-            console.print(Text(f"{name:<22}{path}"), soft_wrap=True)
+        paths = _list_paths(files)
+        width = max(map(len, paths)) + 2
+        for name, path in paths.items():  # a broken path could not be copied
+            console.print(Text(f"{name:<{width}}{path}"), soft_wrap=True)
 
 
 def _choose_figures(inputs: ReportInputs) -> dict[str, Callable[[], Figure]]:
