@@ -27,11 +27,12 @@ from infoscope.report.section import ReportSection
 from infoscope.report.stability_section import make_stability_section
 from infoscope.sae.config import TokenChoice
 from infoscope.scope.confounds import ConfoundResult, compute_confounds
-from infoscope.scope.outliers import GroupActivation, TokenOutliers, compute_group_activation, compute_token_outliers
+from infoscope.scope.group_activation import GroupActivation, compute_group_activation
 from infoscope.scope.ranking import Ranking, rank_images
 from infoscope.scope.scores import Scores
 from infoscope.scope.scoring import make_trainer
 from infoscope.scope.stability import ScoredSAE, StabilityResult, compute_stability
+from infoscope.scope.token_outliers import TokenOutliers, compute_token_outliers
 from infoscope.stages import TOKEN_BATCH_IMAGES, Stages
 from infoscope.vision.extract import TokenCache
 

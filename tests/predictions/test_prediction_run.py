@@ -36,7 +36,8 @@ from infoscope.sae.config import TokenChoice
 from infoscope.sae.edit import EditMode
 from infoscope.vision.backbone import Tokens
 from infoscope.vision.config import ModelConfig, ModelKind
-from infoscope.vision.open_clip_backbone import SHIPPED_FOLDER, OpenClipBackbone, load_backbone
+from infoscope.vision.open_clip_backbone import OpenClipBackbone, load_backbone
+from infoscope.vision.weights import SHIPPED_FOLDER
 
 
 @pytest.fixture(scope="module")

@@ -17,15 +17,10 @@ from infoscope.report.report import write_report
 from infoscope.report.section import ReportSection
 from infoscope.report.tables import Cell, Stat, Table
 from infoscope.scope.config import ScopeConfig
-from infoscope.scope.outliers import (
-    MAPS,
-    GroupActivation,
-    OutlierDistances,
-    TokenOutliers,
-    compute_norm_summary,
-    make_token_maps,
-)
+from infoscope.scope.group_activation import GroupActivation
+from infoscope.scope.outliers import compute_norm_summary
 from infoscope.scope.scoring import compute_scores
+from infoscope.scope.token_outliers import MAPS, OutlierDistances, TokenOutliers, make_token_maps
 
 GRID, SHIFT, N_IMAGES = 6, 1, 24
 

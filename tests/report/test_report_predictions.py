@@ -13,7 +13,7 @@ import pytest
 from infoscope.predictions.responsible import ResponsibleFeature
 from infoscope.predictions.results import ChangedImage, PredictionResult
 from infoscope.report.figure_style import save_figure
-from infoscope.report.prediction_figures import draw_changed_predictions, draw_reliability
+from infoscope.report.prediction_figures import _cut, draw_changed_predictions, draw_reliability
 from infoscope.report.prediction_section import make_prediction_section
 
 N_IMAGES, NAMES = 200, ("ball", "cube", "a very long name of a class", "ring")
@@ -156,3 +156,9 @@ def test_without_pictures_or_changes_there_is_no_such_figure():
     with mpl.rc_context():
         figure = draw_changed_predictions((), NAMES, PICTURES)
     assert "No prediction lost probability" in figure.axes[0].texts[0].get_text()
+
+
+def test_a_long_name_is_cut_and_not_lost() -> None:
+    assert _cut("ball", 8) == "ball"
+    assert _cut("rhododendron", 8) == "rhodode…"
+    assert _cut("sea lion pup", 9) == "sea lion…"

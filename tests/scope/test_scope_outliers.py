@@ -17,16 +17,14 @@ from infoscope.sae.model import SparseAutoencoder
 from infoscope.scope.api import ImageArrays
 from infoscope.scope.cds import uniform_chance_score
 from infoscope.scope.config import Diagonal, OutlierConfig, OutlierRule, ScopeConfig
-from infoscope.scope.outliers import (
+from infoscope.scope.group_activation import GroupActivation, compute_group_activation
+from infoscope.scope.outliers import compute_norm_summary, compute_outlier_threshold
+from infoscope.scope.token_outliers import (
     MAPS,
-    GroupActivation,
     TokenOutliers,
     choose_images,
-    compute_group_activation,
-    compute_norm_summary,
     compute_norms_by_layer,
     compute_outlier_emd,
-    compute_outlier_threshold,
     compute_token_outliers,
     make_token_maps,
 )

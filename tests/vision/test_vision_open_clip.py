@@ -20,6 +20,7 @@ from infoscope.errors import InputError
 from infoscope.vision import open_clip_backbone
 from infoscope.vision.config import ModelConfig, ModelKind
 from infoscope.vision.open_clip_backbone import OpenClipBackbone, compute_model_fingerprint, load_backbone
+from infoscope.vision.weights import SHIPPED_FOLDER
 
 ARCH = "ViT-B-16"
 
@@ -152,7 +153,7 @@ class TestRandomAndShipped:
     def test_scenes_clip_ships(self):
         backbone = load("scenes_clip")
         assert (backbone.grid, backbone.patch_px, backbone.d_in, backbone.n_layers) == (12, 8, 128, 4)
-        theirs = open_clip.create_model(f"local-dir:{open_clip_backbone.SHIPPED_FOLDER}").eval()
+        theirs = open_clip.create_model(f"local-dir:{SHIPPED_FOLDER}").eval()
         images = make_images(2, 96)
         torch.testing.assert_close(backbone.embed_images(images), encode(theirs, backbone, images))
 
@@ -166,7 +167,7 @@ class TestRandomAndShipped:
     def test_trained_weights_need_their_folder(self):
         with pytest.raises(InputError, match="needs the artifact of stage train_clip"):
             load_backbone(ModelConfig(pretrained="train_clip"))
-        found = load_backbone(ModelConfig(pretrained="train_clip"), open_clip_backbone.SHIPPED_FOLDER)
+        found = load_backbone(ModelConfig(pretrained="train_clip"), SHIPPED_FOLDER)
         assert torch.equal(found.get_buffer("mean"), load("scenes_clip").mean)
 
     def test_the_planted_ones(self):

@@ -15,7 +15,7 @@ from infoscope.report.example_figure import draw_pair
 from infoscope.report.figure_style import GREY, HIGH, INK, LOW, MIDDLE, make_figure
 from infoscope.report.tables import compute_stat
 from infoscope.scope.cds import position_locked_score
-from infoscope.scope.outliers import MAPS, N_PICTURES, TokenOutliers, make_token_maps
+from infoscope.scope.token_outliers import MAPS, N_PICTURES, TokenOutliers, make_token_maps
 
 HEADINGS = {
     "outlier": "outlier tokens",

@@ -20,7 +20,8 @@ from infoscope.report.section import ReportSection, SectionFigure
 from infoscope.report.tables import Align, Cell, Column, Table, compute_stat
 from infoscope.scope.cds import uniform_chance_score
 from infoscope.scope.crops import shared_region
-from infoscope.scope.outliers import MAPS, GroupActivation, TokenOutliers
+from infoscope.scope.group_activation import GroupActivation
+from infoscope.scope.token_outliers import MAPS, TokenOutliers
 
 EMPTY, NO_TOKENS = "∅", "†"
 MARKS = {EMPTY: "no features in this group, in at least one run.", NO_TOKENS: "no token is an outlier."}

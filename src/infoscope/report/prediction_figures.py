@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -153,7 +152,7 @@ def _describe(image: ChangedImage, class_names: Sequence[str], n_letters: int) -
     """The lines under an image, each with its colour."""
 
     def name(index: int) -> str:
-        return textwrap.shorten(class_names[index], n_letters - 7, placeholder="…")
+        return _cut(class_names[index], n_letters - len(" >0.99") - len("→ "))
 
     after = "→ " + f"{name(image.new_class)} {_probability(image.new_prob)}"
     lines = [(f"{name(image.old_class)} {_probability(image.old_prob)}", INK), (after, INK)]
@@ -163,6 +162,11 @@ def _describe(image: ChangedImage, class_names: Sequence[str], n_letters: int) -
     for feature in image.features:
         lines.append((f"feature {feature.latent}: {_signed(-feature.drop)}", GREY))
     return lines
+
+
+def _cut(text: str, n_letters: int) -> str:
+    """The text's beginning where it is too long; a single long word too."""
+    return text if len(text) <= n_letters else text[: max(1, n_letters - 1)].rstrip() + "…"
 
 
 def _probability(p: float) -> str:

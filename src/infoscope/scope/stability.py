@@ -191,52 +191,49 @@ def compute_stability(
     """
     k = scope.k_cds
     base = [one.scores.cds(k).values for one in scored]
-    drawn = [
-        _draw_latents(cds, config.n_latents, [config.seed, one.seed]) for cds, one in zip(base, scored, strict=True)
-    ]
     for one in scored:
         one.ranking.check_enough_images(k)
-
-    def score_again(plan: _Plan) -> list[np.ndarray]:
-        held_out = plan.kind is Kind.images
-        images = held_out_images if held_out else train_images
-        assert images is not None
-        rankings = [one.held_out if held_out else one.ranking for one in scored]
-        wanted = [
-            _want_maps(one.sae, ranking, latents, k, backbone.grid)
-            for one, ranking, latents in zip(scored, rankings, drawn, strict=True)
-        ]
-        fill_maps(backbone, images, wanted, plan.scope, layer, trainer_for(plan.setting), n_readers)
-        return [_score_maps(part, plan.scope, len(cds), progress) for part, cds in zip(wanted, base, strict=True)]
-
+    latents = [
+        _draw_latents(cds, config.n_latents, [config.seed, one.seed]) for cds, one in zip(base, scored, strict=True)
+    ]
     found: list[list[Variation]] = [[] for _ in scored]
     for plan in _plan_encoding(backbone.grid, scored, held_out_images, scope, config.shifts):
-        again = [np.full(len(cds), np.nan) for cds in base] if plan.note else score_again(plan)
+        again = [np.full(len(cds), np.nan) for cds in base]
+        if not plan.note:
+            images = train_images if plan.kind is not Kind.images else held_out_images
+            wanted = _want_maps(scored, latents, plan, k, backbone.grid)
+            assert images is not None
+            fill_maps(backbone, images, wanted, plan.scope, layer, trainer_for(plan.setting), n_readers)
+            again = [_score_maps(maps, plan.scope, len(cds), progress) for maps, cds in zip(wanted, base, strict=True)]
         for variations, cds in zip(found, again, strict=True):
             variations.append(Variation(plan.name, plan.kind, plan.setting, cds, plan.note))
-    for i, one in enumerate(scored):
-        found[i] += _vary_k(one.scores, k)
-        latents = _draw_latents(base[i], config.n_solver_latents, [config.seed, one.seed, 1])
-        found[i].append(_vary_solver(one.scores, latents, scope, progress))
+    for variations, one, cds in zip(found, scored, base, strict=True):
+        few = _draw_latents(cds, config.n_solver_latents, [config.seed, one.seed, 1])
+        variations += [*_vary_k(one.scores, k), _vary_solver(one.scores, few, scope, progress)]
     for i, j in combinations(range(len(scored)), 2):
-        of_i, of_j = _vary_seed(scored[i], scored[j], base[i], base[j])
-        found[i].append(of_i)
-        found[j].append(of_j)
+        for at, variation in zip((i, j), _vary_seed(scored[i], scored[j], base[i], base[j]), strict=True):
+            found[at].append(variation)
     return [
-        StabilityResult(
-            sae_seed=one.seed,
-            configured=_describe(scope),
-            k_cds=k,
-            gamma=one.gamma,
-            cds=cds,
-            interval=bootstrap_cds(one.scores.emd, k, config.n_draws, config.seed, config.level),
-            level=config.level,
-            n_draws=config.n_draws,
-            min_cosine=config.min_cosine,
-            variations=tuple(variations),
-        )
+        _assemble(one, cds, tuple(variations), scope, config)
         for one, cds, variations in zip(scored, base, found, strict=True)
     ]
+
+
+def _assemble(
+    one: ScoredSAE, cds: np.ndarray, variations: tuple[Variation, ...], scope: ScopeConfig, config: StabilityConfig
+) -> StabilityResult:
+    return StabilityResult(
+        sae_seed=one.seed,
+        configured=_describe(scope),
+        k_cds=scope.k_cds,
+        gamma=one.gamma,
+        cds=cds,
+        interval=bootstrap_cds(one.scores.emd, scope.k_cds, config.n_draws, config.seed, config.level),
+        level=config.level,
+        n_draws=config.n_draws,
+        min_cosine=config.min_cosine,
+        variations=variations,
+    )
 
 
 def _describe(scope: ScopeConfig) -> str:
@@ -288,12 +285,17 @@ def _draw_latents(cds: np.ndarray, n: int | None, seed: list[int]) -> Int[np.nda
 
 
 def _want_maps(
-    sae: SparseAutoencoder, ranking: Ranking | None, latents: Int[np.ndarray, " n"], k: int, grid: int
-) -> LatentMaps:
-    assert ranking is not None
-    assert ranking.k_max >= k, (ranking.k_max, k)
-    top_images = ranking.top_images[latents, :k]
-    return LatentMaps(sae, latents, top_images, make_maps((*top_images.shape, 2, grid, grid), None))
+    scored: Sequence[ScoredSAE], latents: Sequence[Int[np.ndarray, " n"]], plan: _Plan, k: int, grid: int
+) -> list[LatentMaps]:
+    """Return what is to be filled, for each SAE: maps of its latents on the images that they rank."""
+    wanted = []
+    for one, some in zip(scored, latents, strict=True):
+        ranking = one.held_out if plan.kind is Kind.images else one.ranking
+        assert ranking is not None
+        assert ranking.k_max >= k, (ranking.k_max, k)
+        top_images = ranking.top_images[some, :k]
+        wanted.append(LatentMaps(one.sae, some, top_images, make_maps((*top_images.shape, 2, grid, grid), None)))
+    return wanted
 
 
 def _score_maps(
