@@ -1,6 +1,6 @@
 """Which SAE settings make the score trustworthy: twelve settings on one set of scenes, the chosen one on another.
 
-    python experiments/sae_settings.py                      # 12 runs, then the chosen and the default setting again
+    python experiments/sae_settings.py                      # 12 runs, then the chosen and the first setting again
     python experiments/sae_settings.py data.n_train=1200    # arguments are overrides of every run
 
 What is chosen by, declared before any run: at equal firing frequency, the rank correlation of the CDS with what the
@@ -39,7 +39,7 @@ SETTINGS = (
     "sae=matryoshka_prefix sae.k=8",
     "sae=jumprelu",
 )
-DEFAULT = SETTINGS[0]
+PLAIN = SETTINGS[0]
 CHOOSE_ON, REPORT_ON = "data.seed=1", "data.seed=0"
 MAX_FVU = 0.25
 COLUMNS = {
@@ -91,9 +91,9 @@ def main(arguments: list[str]) -> int:
             found[setting], output_dir = measure([*setting.split(), CHOOSE_ON, *arguments])
             first.add_row(setting, *found[setting].values())
         fit = {setting: row["score"] for setting, row in found.items() if row["fvu"] <= MAX_FVU}
-        chosen = max(fit or {DEFAULT: 0.0}, key=lambda setting: fit.get(setting, 0.0))
+        chosen = max(fit or {PLAIN: 0.0}, key=lambda setting: fit.get(setting, 0.0))
         second = Table("sae_settings_reported", f"Reported on {REPORT_ON}", columns)
-        for setting in dict.fromkeys([chosen, DEFAULT]):
+        for setting in dict.fromkeys([chosen, PLAIN]):
             second.add_row(setting, *measure([*setting.split(), REPORT_ON, *arguments])[0].values())
         folder = output_dir / "experiments" / "sae_settings"
         folder.mkdir(parents=True, exist_ok=True)

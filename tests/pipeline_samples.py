@@ -29,6 +29,7 @@ TINY = (
     f"data.n_train={N_TRAIN}",
     f"data.n_test={N_TEST}",
     "data.n_workers=1",
+    "sae=topk",
     "sae.expansion_factor=1",
     "sae.k=4",
     "sae.n_tokens=16000",
