@@ -87,6 +87,21 @@ def test_stability_is_a_report_of_its_own(finished: Path) -> None:
     assert run_tiny(finished, "stage=stability", *FEW).stages("built") == []
 
 
+def test_selection_is_a_report_of_its_own(finished: Path) -> None:
+    few = ("stage=select", "select.n_kept=[1,2]", "select.n_bands=2", "select.n_draws=2")
+    first = run_tiny(finished, *few)
+    assert set(first.stages("built")) == {"probe", "report"}
+    assert first.files is not None
+    assert first.files.tables.keys() == {"selection"}
+    summary = json.loads(first.files.summary.read_text())["selection"]
+    assert summary.keys() == {"1", "2"}
+    assert {"activation", "random", "probe"} <= summary["1"].keys()
+    again = run_tiny(finished, *few)
+    assert again.stages("built") == []
+    more = run_tiny(finished, "stage=select", "select.n_kept=[1,2,3]", *few[2:])
+    assert len(more.names("built", "probe")) <= 9  # what keeps one or two features exists
+
+
 @pytest.mark.parametrize("kind", ["batchtopk", "jumprelu", "matryoshka_k", "matryoshka_prefix"])
 def test_other_saes_are_trained_on_the_same_tokens(finished: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     """One pass over the backbone serves SAEs of every kind, width and k."""

@@ -1,4 +1,4 @@
-"""The analyses beside the main table: outlier tokens, confounds, predictions, stability.
+"""The analyses beside the main table: outlier tokens, confounds, predictions, selection, stability.
 
 Each is an artifact (or one per SAE seed) that reads what the chain made, and a section of a report.
 """
@@ -18,16 +18,23 @@ from infoscope.predictions.prompts import Prompts, make_prompts
 from infoscope.predictions.results import PredictionResult
 from infoscope.predictions.run import run_predictions
 from infoscope.predictions.zero_shot import ZeroShotHead, make_zero_shot_head
+from infoscope.probes.results import load_result
+from infoscope.probes.selection import compute_probe_importance, make_selection_variants
+from infoscope.probes.variants import Variant, make_variants
 from infoscope.progress import LightningBar
 from infoscope.report.confound_section import make_confound_section
 from infoscope.report.inputs import ScopeResult
 from infoscope.report.outlier_section import make_outlier_section
 from infoscope.report.prediction_section import make_prediction_section
 from infoscope.report.section import ReportSection
+from infoscope.report.selection_section import make_selection_section
 from infoscope.report.stability_section import make_stability_section
 from infoscope.sae.config import TokenChoice
+from infoscope.sae.edit import EditMode
+from infoscope.scope.config import PartitionConfig, Rule
 from infoscope.scope.confounds import ConfoundResult, compute_confounds
 from infoscope.scope.group_activation import GroupActivation, compute_group_activation
+from infoscope.scope.partition import make_partition
 from infoscope.scope.ranking import Ranking, rank_images
 from infoscope.scope.scores import Scores
 from infoscope.scope.scoring import make_trainer
@@ -179,6 +186,39 @@ class Analyses(Stages):
         images, size_px = self.image_sets[1], self.backbone.image_px
         shown = {image.image_index for image in found[min(found)].changed}
         return make_prediction_section(found, {index: images.load(index, size_px) for index in shown})
+
+    # -- selection -----------------------------------------------------------------------------------------------
+
+    def select(self, seed: int) -> dict[Variant, Artifact]:
+        """Probe n kept latents at a time; before them the original tokens, all latents kept, and none."""
+        config = self.config
+        self._check_labels()
+        cds = Scores.load(self.score(seed).folder).cds(config.scope.k_cds).values
+        ranking = Ranking.load(self.rank(seed).folder)
+        whole = make_variants({}, ~np.isnan(cds), ranking.mean_act, modes=[EditMode.reconstruct])
+        probed = self.probe_variants(seed, whole)
+        heads = load_result(probed[whole[0]].folder).heads
+        bands = make_partition(cds, PartitionConfig(Rule.bands, n_bands=config.select.n_bands)).bands
+        W_dec = self.load_sae(self.train_sae(seed)).W_dec.detach().cpu().double().numpy()
+        kept = make_selection_variants(
+            dict(bands),
+            ~np.isnan(cds) & (ranking.mean_act > 0),
+            ranking.mean_act,
+            compute_probe_importance(heads, W_dec, ranking.mean_act),
+            config.select,
+            config.probe.seed,
+        )
+        return probed | self.probe_variants(seed, [whole[0], *kept])
+
+    def selection_section(self, probed: Mapping[int, Mapping[Variant, Artifact]]) -> ReportSection:
+        """What probes read from a few features, by the rule that chose them; `probed` is `select` of every seed."""
+        return make_selection_section(
+            [
+                {"sae_seed": seed, **load_result(artifact.folder).relabel(variant).to_json()}
+                for seed, many in probed.items()
+                for variant, artifact in many.items()
+            ]
+        )
 
     # -- stability -----------------------------------------------------------------------------------------------
 

@@ -18,7 +18,7 @@ from infoscope import config_errors
 from infoscope.data.config import DataConfig
 from infoscope.errors import InputError
 from infoscope.predictions.config import PredictConfig
-from infoscope.probes.config import ProbeConfig, Readout
+from infoscope.probes.config import ProbeConfig, Readout, SelectConfig
 from infoscope.sae.config import SAEConfig, TokenChoice
 from infoscope.scope.config import Diagonal, OutlierConfig, PartitionConfig, ScopeConfig, StabilityConfig
 from infoscope.tracking import LoggerConfig
@@ -39,6 +39,7 @@ class Stage(Enum):
     probe = "probe"
     predict = "predict"
     stability = "stability"
+    select = "select"
     report = "report"
 
 
@@ -81,6 +82,7 @@ class Config:
     outliers: OutlierConfig = field(default_factory=OutlierConfig)
     predict: PredictConfig = field(default_factory=PredictConfig)
     stability: StabilityConfig = field(default_factory=StabilityConfig)
+    select: SelectConfig = field(default_factory=SelectConfig)
     clip: ContrastiveConfig = field(default_factory=ContrastiveConfig)
     """How stage=train_clip trains the scenes' own CLIP."""
     trainer: TrainerConfig = field(default_factory=TrainerConfig)

@@ -44,6 +44,7 @@ def _run_stage(pipeline: Pipeline, config: Config) -> ReportFiles | None:
         Stage.report: pipeline.report,
         Stage.predict: pipeline.report_predictions,
         Stage.stability: pipeline.report_stability,
+        Stage.select: pipeline.report_selection,
     }
     if config.stage in whole:
         made = whole[config.stage]()
@@ -100,6 +101,16 @@ class Pipeline(Analyses):
         section = self.stability_section()
         found = self.stability()
         return self._publish(Stage.stability, self._inputs_of(section), {"stability": found.hash}, {"stability": found})
+
+    def report_selection(self) -> ReportFiles:
+        """Make the table and the figure of stage select, and print them."""
+        probed = {seed: self.select(seed) for seed in self.config.seeds}
+        key = {
+            "probes": {str(seed): [artifact.hash for artifact in many.values()] for seed, many in probed.items()},
+            "select": to_tree(self.config.select),
+        }
+        upstream = {f"score_seed{seed}": self.score(seed) for seed in probed}
+        return self._publish(Stage.select, self._inputs_of(self.selection_section(probed)), key, upstream)
 
     def _inputs_of(self, section: ReportSection) -> ReportInputs:
         config = self.config

@@ -243,22 +243,19 @@ class Stages(Specs):
         return make_matched_variants(groups, ranking.firing_rate, ranking.mean_act, self.config.probe.seed)
 
     def probe(self, seed: int) -> dict[Variant, Artifact]:
-        """Train and evaluate the probes of every variant of one seed; each set of tokens is an artifact of its own.
+        """Train and evaluate the probes of every variant of one seed."""
+        self._check_labels()
+        return self.probe_variants(seed, self.variants(seed) + self.matched_variants(seed))
+
+    def probe_variants(self, seed: int, variants: list[Variant]) -> dict[Variant, Artifact]:
+        """Train and evaluate the probes of some variants, the original first; each set of tokens is an artifact.
 
         Variants with equal tokens share one (an empty group has the original's), so what is stored in it names but the
         first of them.
         """
-        config = self.config
-        train_images, test_images = self.image_sets
-        if not isinstance(train_images, LabelledImages) or not isinstance(test_images, LabelledImages):
-            raise InputError(
-                f"stage=probe needs labels, which data={config.data.kind.name} does not have: use data=scenes, or"
-                " stage=report for the scope alone."
-            )
-        self._check_target()
+        train_images, test_images = self._check_labels()
         sae = self.train_sae(seed)
         train, test = self.tokens("train"), self.tokens("test")
-        variants = self.variants(seed) + self.matched_variants(seed)
         specs = {variant: self.probe_spec(seed, variant) for variant in variants}
         original = specs[variants[0]]
         assert variants[0].role is Role.original
@@ -269,6 +266,18 @@ class Stages(Specs):
         n_new, n_all = len({specs[variant].hash for variant in missing}), len({spec.hash for spec in specs.values()})
         self.display.say(f"          probed variants of seed {seed}: {n_new} built, {n_all - n_new} reused")
         return {variant: self.get(spec, _must_exist) for variant, spec in specs.items()}
+
+    def _check_labels(self) -> tuple[LabelledImages, LabelledImages]:
+        """Return the image sets of data that probes can be trained on."""
+        config = self.config
+        train_images, test_images = self.image_sets
+        if not isinstance(train_images, LabelledImages) or not isinstance(test_images, LabelledImages):
+            raise InputError(
+                f"stage={config.stage.name} needs labels, which data={config.data.kind.name} does not have: use"
+                " data=scenes, or stage=report for the scope alone."
+            )
+        self._check_target()
+        return train_images, test_images
 
     def _check_target(self) -> None:
         """Refuse a target that the data do not have, before hours of work."""

@@ -104,6 +104,26 @@ class ProbeConfig:
             )
 
 
+@dataclass
+class SelectConfig:
+    """How many latents `stage=select` keeps, and what their scope is told apart by. All numbers are ours."""
+
+    n_kept: list[int] = field(default_factory=lambda: [4, 8, 16, 32, 64])
+    """Latents kept; a rule that has fewer to choose from is left out."""
+    n_bands: int = 3
+    """Groups of equal size by CDS, from each of which the most active latents are kept."""
+    n_draws: int = 3
+    """Random choices of each size."""
+
+    def __post_init__(self) -> None:
+        if not self.n_kept or min(self.n_kept) < 1 or sorted(set(self.n_kept)) != list(self.n_kept):
+            raise InputError(f"Expected select.n_kept to hold ascending numbers of at least 1, got {self.n_kept}.")
+        if self.n_bands < 2 or self.n_draws < 1:
+            raise InputError(
+                f"Expected select.n_bands >= 2 and select.n_draws >= 1, got {self.n_bands} and {self.n_draws}."
+            )
+
+
 _COUNTS = (
     "n_train_images",
     "n_test_images",

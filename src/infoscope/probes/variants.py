@@ -23,6 +23,8 @@ class Role(Enum):
     group = "group"
     all = "all"
     control = "control"
+    kept = "kept"
+    """All latents but a chosen few are removed."""
 
 
 class Control(Enum):
@@ -41,7 +43,7 @@ class Variant:
         mode: how the latents are removed.
         removed: the latents removed.
         role: what the variant is for.
-        group: its name ("high", "low", a band), for a group and for its controls.
+        group: its name ("high", "low", a band), for a group and for its controls; the rule that chose what is kept.
         control: of a random group.
         draw: of a random group, from 0.
         overlap: share of the control's latents that are in the group.

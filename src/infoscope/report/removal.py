@@ -64,7 +64,7 @@ def make_main_table(results: Sequence[Result], paper_reference: str | None = Non
     table = Table(
         "removal",
         "Feature removal",
-        [LABEL, *SHARES, *_metric_columns(metrics)],
+        [LABEL, *SHARES, *make_metric_columns(metrics)],
         notes=[
             f"{_count_runs(results)} Heads are retrained for each variant.",
             "Error-preserving: tokens minus the group's part, so the SAE's error stays. Reconstruct: decoded without"
@@ -74,7 +74,7 @@ def make_main_table(results: Sequence[Result], paper_reference: str | None = Non
         ],
         marks=MARKS,
     )
-    _fill(table, results, lambda runs: [*_shares(runs), *(_metric_cell(runs, metric) for metric in metrics)])
+    _fill(table, results, lambda runs: [*_shares(runs), *(metric_cell(runs, metric) for metric in metrics)])
     _add_paper(table, paper_reference, metrics, skip=len(SHARES), relative=False)
     return table
 
@@ -85,13 +85,13 @@ def make_delta_table(results: Sequence[Result], paper_reference: str | None = No
     table = Table(
         "removal_delta",
         "Feature removal, differences from the original tokens",
-        [LABEL, *_metric_columns(metrics, relative=True)],
+        [LABEL, *make_metric_columns(metrics, relative=True)],
         notes=[f"{_count_runs(results)} Differences are taken within a run, then averaged."],
         marks=MARKS,
     )
 
     def cells(runs: Sequence[Result]) -> list[Cell]:
-        return [_metric_cell(runs, metric, originals) for metric in metrics]
+        return [metric_cell(runs, metric, originals) for metric in metrics]
 
     _fill(table, _without_original(results), cells)
     _add_paper(table, paper_reference, metrics, skip=0, relative=True)
@@ -105,12 +105,12 @@ def make_frozen_head_table(results: Sequence[Result]) -> Table:
     table = Table(
         "removal_frozen_head",
         "Feature removal under the original head, differences from the original tokens",
-        [LABEL, *_metric_columns(metrics, relative=True)],
+        [LABEL, *make_metric_columns(metrics, relative=True)],
         notes=[f"{_count_runs(results)} The head was trained on the original tokens and reads the edited ones."],
         marks=MARKS,
     )
     with_head = [result for result in _without_original(results) if result.get(source)]
-    _fill(table, with_head, lambda runs: [_metric_cell(runs, metric, originals, source) for metric in metrics])
+    _fill(table, with_head, lambda runs: [metric_cell(runs, metric, originals, source) for metric in metrics])
     return table
 
 
@@ -120,14 +120,14 @@ def make_second_table(results: Sequence[Result]) -> Table:
     table = Table(
         "removal_more",
         "Feature removal, further metrics",
-        [LABEL, *_metric_columns(metrics)],
+        [LABEL, *make_metric_columns(metrics)],
         notes=[
             f"{_count_runs(results)} Depth RMSE in the main table is a mean over images; pooled RMSE is over all"
             " pixels. mIoU there is over the classes that occur; here classes that do not count as 0."
         ],
         marks=MARKS,
     )
-    _fill(table, results, lambda runs: [_metric_cell(runs, metric) for metric in metrics])
+    _fill(table, results, lambda runs: [metric_cell(runs, metric) for metric in metrics])
     return table
 
 
@@ -137,11 +137,13 @@ def make_matched_table(results: Sequence[Result]) -> Table | None:
     metrics, originals = list(present_metrics(results, MAIN_METRICS)), find_originals(results)
     if not variants or not metrics:
         return None
-    differences = [replace(column, heading=f"Δ {column.heading}") for column in _metric_columns(metrics, relative=True)]
+    differences = [
+        replace(column, heading=f"Δ {column.heading}") for column in make_metric_columns(metrics, relative=True)
+    ]
     table = Table(
         "removal_matched",
         "Feature removal at matched firing frequency",
-        [LABEL, *SHARES[:2], *_metric_columns(metrics), *differences],
+        [LABEL, *SHARES[:2], *make_metric_columns(metrics), *differences],
         notes=[
             f"{_count_runs(list(originals.values()))} Both groups are thinned out until they have equally many features"
             " in every half octave of firing rate, and removed while the SAE's error stays; differences are taken from"
@@ -149,7 +151,7 @@ def make_matched_table(results: Sequence[Result]) -> Table | None:
         ],
         marks=MARKS,
     )
-    unedited = [_metric_cell(list(originals.values()), metric) for metric in metrics]
+    unedited = [metric_cell(list(originals.values()), metric) for metric in metrics]
     table.add_row("original tokens", None, None, *unedited, *[None] * len(metrics))
     for variant, runs in variants.items():
         filled = [run for run in runs if not is_empty(run)]
@@ -157,8 +159,8 @@ def make_matched_table(results: Sequence[Result]) -> Table | None:
         table.add_row(
             Cell(variant.label, mark),
             *_shares(filled)[:2],
-            *(_metric_cell(filled, metric) for metric in metrics),
-            *(_metric_cell(filled, metric, originals) for metric in metrics),
+            *(metric_cell(filled, metric) for metric in metrics),
+            *(metric_cell(filled, metric, originals) for metric in metrics),
         )
     return table
 
@@ -191,9 +193,10 @@ def _shares(runs: Sequence[Result]) -> list[Cell]:
     return cells
 
 
-def _metric_cell(
+def metric_cell(
     runs: Sequence[Result], metric: Metric, originals: Mapping[int, Result] | None = None, source: str = "metrics"
 ) -> Cell:
+    """Return mean and spread of a metric over runs, or of its differences from the original tokens; edges marked."""
     if originals is None:
         values = [metric.read(run, source) for run in runs]
     else:
@@ -203,7 +206,8 @@ def _metric_cell(
     return Cell(compute_stat(values), EDGE if is_edge else "")
 
 
-def _metric_columns(metrics: Sequence[Metric], relative: bool = False) -> list[Column]:
+def make_metric_columns(metrics: Sequence[Metric], relative: bool = False) -> list[Column]:
+    """Return the columns of metrics, with arrows towards the better; `relative` for differences."""
     columns = []
     for metric in metrics:
         column, arrow = metric.column, "↑" if metric.higher_is_better else "↓"

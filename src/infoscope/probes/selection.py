@@ -1,0 +1,91 @@
+"""Which n latents a task can be read from: kept by scope, by activation, by the probe's own weights, or at random."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from infoscope.probes.config import SelectConfig
+from infoscope.probes.rates import Heads
+from infoscope.probes.variants import Role, Variant
+from infoscope.sae.edit import EditMode
+
+BY_ACTIVATION, BY_CHANCE, BY_PROBE = "activation", "random", "probe"
+LOGITS = ("classification/patch_mean", "segmentation")
+"""Heads that read patch tokens and whose outputs count up to a number common to all."""
+SCORES = ("depth",)
+"""Heads that read patch tokens and whose outputs count as they are."""
+
+
+def name_probe_rule(task: str) -> str:
+    """Return what the rule is called that goes by the weights of a task's probe."""
+    return f"{BY_PROBE} {task}"
+
+
+def compute_probe_importance(
+    heads: Heads, W_dec: Float[np.ndarray, "d_sae d_in"], mean_act: Float[np.ndarray, " d_sae"]
+) -> dict[str, Float[np.ndarray, " d_sae"]]:
+    """Return how much each latent adds to what a linear head says: {task: mean activation * |W_dec W_head|}.
+
+    The norm is over the head's outputs, centred over classes where only differences count. Heads behind further blocks
+    (final CLS) are not linear in the latents and are left out.
+
+    Args:
+        heads: one variant's, of the original tokens.
+        mean_act: mean activation per token on the training split, 0 or more.
+    """
+    found = {}
+    for task in (*LOGITS, *SCORES):
+        if task in heads:
+            effect = W_dec @ heads[task].weight[0].double().cpu().numpy()
+            if task in LOGITS:
+                effect = effect - effect.mean(1, keepdims=True)
+            found[task] = np.linalg.norm(effect, axis=1) * mean_act
+    return found
+
+
+def make_selection_variants(
+    bands: Mapping[str, Bool[np.ndarray, " d_sae"]],
+    candidates: Bool[np.ndarray, " d_sae"],
+    mass: Float[np.ndarray, " d_sae"],
+    importance: Mapping[str, Float[np.ndarray, " d_sae"]],
+    config: SelectConfig,
+    seed: int = 0,
+) -> list[Variant]:
+    """Return the variants that keep n latents alone: tokens are decoded from them, so the SAE's error goes too.
+
+    For every n: the n latents of most mass within each band of the CDS; of most mass among all; of most importance to
+    each probe; and random ones. The rule is the variant's `group`. A band of fewer than n latents has none.
+
+    Args:
+        bands: latents by their CDS, from the lowest scores to the highest.
+        candidates: scored and alive latents, from which all rules choose.
+        mass: activation mass of each latent on the training split.
+        importance: by task, see `compute_probe_importance`.
+        seed: of the random draws.
+    """
+    mass = np.asarray(mass, dtype=np.float64)
+    by_activation = {name: (members & candidates, mass) for name, members in bands.items()}
+    by_activation[BY_ACTIVATION] = (candidates, mass)
+    rules = by_activation | {name_probe_rule(task): (candidates, values) for task, values in importance.items()}
+    variants = []
+    for n_kept in config.n_kept:
+        for rule, (pool, values) in rules.items():
+            if n_kept <= pool.sum():
+                order = np.argsort(np.where(pool, -values, np.inf), kind="stable")
+                variants.append(_keep(order[:n_kept], mass, rule))
+        if n_kept <= candidates.sum():
+            for draw in range(config.n_draws):
+                order = np.random.default_rng([seed, 13, n_kept, draw]).permutation(np.flatnonzero(candidates))
+                variants.append(_keep(order[:n_kept], mass, BY_CHANCE, draw))
+    return variants
+
+
+def _keep(kept: np.ndarray, mass: np.ndarray, rule: str, draw: int | None = None) -> Variant:
+    removed = np.ones(len(mass), dtype=bool)
+    removed[kept] = False
+    name = f"keep_{len(kept)}_{rule}".replace(" ", "_").replace("/", "_") + ("" if draw is None else f"_{draw}")
+    share = float(mass[removed].sum() / max(mass.sum(), np.finfo(np.float64).tiny))
+    return Variant(name, EditMode.reconstruct, removed, Role.kept, rule, draw=draw, mass_share_train=share)
