@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.text import Text
 
+from infoscope.report.continuum_figure import draw_continuum
 from infoscope.report.example_figure import draw_examples
 from infoscope.report.figure_style import save_figure
 from infoscope.report.figures import draw_cds_histogram, draw_removal, draw_token_norms
@@ -24,6 +25,8 @@ NO_PROBES = "No probes: the data set has no labels, so nothing was measured with
 CAPTIONS = {
     "removal": "What each probe gains or loses without a group of features, against the original tokens of the same"
     " run. Left of zero is worse in every panel.",
+    "continuum": "What each probe gains or loses without each band of features, by the band's mean CDS; lower is worse"
+    " in every panel. Means over SAE seeds and draws, shades are ± one standard deviation.",
     "cds_histogram": "How far the features' activations move between two crops that share all but one border of"
     " patches. Chance: the same maps compared between two different images.",
     "examples": "Features of low, middle and high scope on the training images that excite them most.",
@@ -136,6 +139,8 @@ def _choose_figures(inputs: ReportInputs) -> dict[str, Callable[[], Figure]]:
     figures: dict[str, Callable[[], Figure]] = {}
     if inputs.results:
         figures["removal"] = lambda: draw_removal(inputs.results)
+        if any(result.partition.bands for result in inputs.seeds):
+            figures["continuum"] = lambda: draw_continuum(inputs.seeds, inputs.results)
     if inputs.seeds:
         shift = inputs.seeds[0].shift
         figures["cds_histogram"] = lambda: draw_cds_histogram(inputs.seeds)

@@ -151,8 +151,8 @@ def _describe(runs: Runs, metrics: Sequence[Metric]) -> list[str]:
         return [*findings, "One SAE seed: how far rules differ by chance is not known."]
     n_better, n_worse = sum(gain > 1 for gain in gains), sum(gain < -1 for gain in gains)
     first = (
-        "Keeping the most active features of the best band of CDS, against the most active of all, for every metric and"
-        f" number of features: better in {n_better}, worse in {n_worse} of {len(gains)} by more than one standard"
+        "The most active features of the best band of CDS against the most active of all, for every metric and number"
+        f" of features: better in {n_better}, worse in {n_worse} of {len(gains)} by more than one standard"
         " deviation of the difference over SAE seeds. (The best band is picked by the same numbers, which favours it.)"
     )
     return [first, *findings]
