@@ -40,7 +40,7 @@ from infoscope.scope.scores import Scores
 from infoscope.scope.scoring import make_trainer
 from infoscope.scope.stability import ScoredSAE, StabilityResult, compute_stability
 from infoscope.scope.token_outliers import TokenOutliers, compute_token_outliers
-from infoscope.stages import TOKEN_BATCH_IMAGES, Stages
+from infoscope.stages import TOKEN_BATCH_IMAGES, Stages, must_exist
 from infoscope.vision.extract import TokenCache
 
 
@@ -191,24 +191,31 @@ class Analyses(Stages):
 
     def select(self, seed: int) -> dict[Variant, Artifact]:
         """Probe n kept latents at a time; before them the original tokens, all latents kept, and none."""
-        config = self.config
         self._check_labels()
+        whole = self.whole_variants(seed)
+        probed = self.probe_variants(seed, whole)
+        return probed | self.probe_variants(seed, [whole[0], *self.selection_variants(seed)])
+
+    def whole_variants(self, seed: int) -> list[Variant]:
+        """Return the original tokens, and those decoded from all latents and from none."""
+        ranking = Ranking.load(self.rank(seed).folder)
+        return make_variants({}, ranking.mean_act > 0, ranking.mean_act, modes=[EditMode.reconstruct])
+
+    def selection_variants(self, seed: int) -> list[Variant]:
+        """Return the variants that keep n latents; the weights of the original's probes choose some of them."""
+        config = self.config
         cds = Scores.load(self.score(seed).folder).cds(config.scope.k_cds).values
         ranking = Ranking.load(self.rank(seed).folder)
-        whole = make_variants({}, ~np.isnan(cds), ranking.mean_act, modes=[EditMode.reconstruct])
-        probed = self.probe_variants(seed, whole)
-        heads = load_result(probed[whole[0]].folder).heads
-        bands = make_partition(cds, PartitionConfig(Rule.bands, n_bands=config.select.n_bands)).bands
+        original = self.get(self.probe_spec(seed, self.whole_variants(seed)[0]), must_exist)
         W_dec = self.load_sae(self.train_sae(seed)).W_dec.detach().cpu().double().numpy()
-        kept = make_selection_variants(
-            dict(bands),
+        return make_selection_variants(
+            dict(make_partition(cds, PartitionConfig(Rule.bands, n_bands=config.select.n_bands)).bands),
             ~np.isnan(cds) & (ranking.mean_act > 0),
             ranking.mean_act,
-            compute_probe_importance(heads, W_dec, ranking.mean_act),
+            compute_probe_importance(load_result(original.folder).heads, W_dec, ranking.mean_act),
             config.select,
             config.probe.seed,
         )
-        return probed | self.probe_variants(seed, [whole[0], *kept])
 
     def selection_section(self, probed: Mapping[int, Mapping[Variant, Artifact]]) -> ReportSection:
         """What probes read from a few features, by the rule that chose them; `probed` is `select` of every seed."""

@@ -11,7 +11,7 @@ from infoscope.analyses import Analyses
 from infoscope.artifacts import Artifact, Spec, Workspace
 from infoscope.config import Config, Stage, to_tree
 from infoscope.data.images import LabelledImages
-from infoscope.plan import make_plan, print_plan
+from infoscope.planning import make_plan, print_plan
 from infoscope.probes.results import load_result
 from infoscope.progress import Display
 from infoscope.quiet import quiet_lightning

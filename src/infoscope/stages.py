@@ -265,7 +265,7 @@ class Stages(Specs):
             build_probes(self, self.backbone, seed, missing, specs, original, sae, *splits)
         n_new, n_all = len({specs[variant].hash for variant in missing}), len({spec.hash for spec in specs.values()})
         self.display.say(f"          probed variants of seed {seed}: {n_new} built, {n_all - n_new} reused")
-        return {variant: self.get(spec, _must_exist) for variant, spec in specs.items()}
+        return {variant: self.get(spec, must_exist) for variant, spec in specs.items()}
 
     def _check_labels(self) -> tuple[LabelledImages, LabelledImages]:
         """Return the image sets of data that probes can be trained on."""
@@ -293,7 +293,8 @@ class Stages(Specs):
             )
 
 
-def _must_exist(work: Workspace) -> None:
+def must_exist(work: Workspace) -> None:
+    """Build nothing: for an artifact that the same run has just made."""
     raise AssertionError("a variant that was just trained is not in the store")
 
 

@@ -103,6 +103,13 @@ class ProbeConfig:
                 f" got {self.n_depth_bins} and {self.max_depth_m}."
             )
 
+    @property
+    def heads(self) -> set[str]:
+        """The heads that are trained, as results name them: "classification/<readout>", "segmentation", "depth"."""
+        dense = {task.name for task in self.tasks if task is not Task.classification}
+        readouts = self.readouts if Task.classification in self.tasks else []
+        return dense | {f"{Task.classification.name}/{readout.name}" for readout in readouts}
+
 
 @dataclass
 class SelectConfig:
