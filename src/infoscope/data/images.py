@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from enum import Enum
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +16,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from infoscope.data.config import RAISE, SKIP, OnError, Resize
 from infoscope.errors import InputError
+
+CHECK_PX = 32
+"""Side to which images are resized when they are only checked."""
 
 
 class ImageError(InputError):
@@ -73,15 +77,38 @@ class ImageSet(ABC):
             ImageError: if it cannot be read.
         """
 
+    def describe(self) -> dict[str, str]:
+        """Return what was found on the disk, for people: {"layout": ..., "classes": ...}; cheap, nothing is decoded."""
+        return {}
+
+    def check_image(self, index: int) -> dict[str, str]:
+        """Read an image and all that is known of it in full, and return facts worth counting, such as its mode.
+
+        Raises:
+            InputError: if something cannot be read, or is not what the data set should hold.
+        """
+        self.load(index, CHECK_PX)
+        return {}
+
+
+class Truth(Enum):
+    """What may be known of an image: its labels, a label per pixel, a depth per pixel, a sentence."""
+
+    labels = "labels"
+    label_maps = "label maps"
+    depth = "depth"
+    captions = "captions"
+
 
 class LabelledImages(ImageSet):
-    """Images with ground truth for the probes."""
+    """Images with ground truth for the probes; what a set does not know is not among its `truths`, and refused."""
 
-    class_names: tuple[str, ...]
+    truths: frozenset[Truth]
+    class_names: tuple[str, ...] = ()
     """What the target "class" tells apart."""
-    label_names: tuple[str, ...]
+    label_names: tuple[str, ...] = ()
     """What the label maps tell apart; 255 in a map means ignore."""
-    targets: tuple[str, ...]
+    targets: tuple[str, ...] = ()
     """What `labels` accepts; "class" first."""
 
     @property
@@ -89,33 +116,47 @@ class LabelledImages(ImageSet):
         """Number of values of the target "class"."""
         return len(self.class_names)
 
-    @abstractmethod
     def labels(self, target: str) -> Int64[np.ndarray, " n_images"]:
         """Return the label of every image, 0..n_target_classes - 1.
 
         Raises:
             InputError: if the set has no such target.
         """
+        raise self._unknown(Truth.labels)
 
-    @abstractmethod
     def n_target_classes(self, target: str) -> int:
         """Return how many values a target has.
 
         Raises:
             InputError: if the set has no such target.
         """
+        raise self._unknown(Truth.labels)
 
-    @abstractmethod
     def label_map(self, index: int) -> UInt8[np.ndarray, "height width"]:
-        """Return the label of every pixel, an index into `label_names`, or 255 = ignore; at the size it is stored."""
+        """Return the label of every pixel, an index into `label_names`, or 255 = ignore; at the size it is stored.
 
-    @abstractmethod
+        Raises:
+            InputError: if the set has no label maps, or this one is not what the data set should hold.
+        """
+        raise self._unknown(Truth.label_maps)
+
     def depth_m(self, index: int) -> Float32[np.ndarray, "height width"]:
-        """Return the depth of every pixel in metres, 0 = no measurement; at the size it is stored."""
+        """Return the depth of every pixel in metres, 0 = no measurement; at the size it is stored.
 
-    @abstractmethod
+        Raises:
+            InputError: if the set has no depth, or this map is not what the data set should hold.
+        """
+        raise self._unknown(Truth.depth)
+
     def caption(self, index: int) -> str:
         """Return what is in the image, in words."""
+        raise self._unknown(Truth.captions)
+
+    def _unknown(self, truth: Truth) -> InputError:
+        known = ", ".join(sorted(known.value for known in self.truths)) or "nothing"
+        return InputError(
+            f"Expected {truth.value} of the images, but {type(self).__name__} knows {known}: choose another data set."
+        )
 
 
 def resize_image(

@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import Float32, Int64, UInt8, UInt16
 
 from infoscope.data import scene_factors, scenes
-from infoscope.data.images import LabelledImages, resize_image
+from infoscope.data.images import LabelledImages, Truth, resize_image
 from infoscope.data.scene_factors import Factors, SceneObject
 from infoscope.data.scenes import Scene
 from infoscope.errors import InputError
@@ -129,6 +129,7 @@ class SceneSet(LabelledImages):
         InputError: if the folder does not hold a whole set.
     """
 
+    truths = frozenset(Truth)
     class_names = scene_factors.KINDS
     label_names = scene_factors.LABELS
     targets = ("class", *_NEAREST, *scene_factors.GLOBAL_FACTORS)
