@@ -193,7 +193,7 @@ def make_weights(folder: Path, kind: str) -> Path:
         ("garbage", ["Cannot read safetensors file"]),
         ("garbage pickle", ["Cannot read weights file", "damaged", "state dict"]),
         ("pickled object", ["Cannot read weights file", "other objects than tensors"]),
-        ("TorchScript", ["TorchScript", "state dict", "convert"]),
+        ("TorchScript", ["does not fit", "architecture"]),
         ("other shapes", ["does not fit", "architecture"]),
         ("NaN", ["NaN", "visual.class_embedding"]),
     ],
@@ -290,7 +290,7 @@ def test_an_image_folder_from_end_to_end(
     assert again.files == made.files
 
     sentence = fail(*FOLDER, *SMALL_CLIP, f"data.root={root}", "stage=probe", folder=tmp_path)
-    assert mentions(sentence, "labels", "image_folder", "stage=report")
+    assert mentions(sentence, "labels", "image_folder", "probe_data.classification", "stage=report")
 
 
 # -- numbers and disks ---------------------------------------------------------------------------------------------

@@ -33,14 +33,18 @@ def _clean_hydra() -> Iterator[None]:
 @pytest.mark.parametrize("name", CHOICES)
 def test_every_choice_composes(name: str):
     group, choice = name.split("/")
-    more = ["data.root=photos"] if choice == "image_folder" else []
+    more = ["data.root=photos"] if group == "data" and choice != "scenes" else []
+    if name == "probe_data/paper":
+        more = ["probe_data.segmentation.root=ade", "probe_data.depth.root=nyu"]
     config = compose([f"{group}={choice}", *more])
     assert isinstance(config, Config)
     section = getattr(config, group, None)
     for key, value in (yaml.safe_load((CONF_FOLDER / f"{name}.yaml").read_text()) or {}).items():
         if section is None:
             section, value = config, {key: value}  # an experiment's values stand at the top
-        if not isinstance(value, dict) and value not in ("???", None):
+        if group == "probe_data":
+            assert getattr(section, key).kind.name == value["kind"]
+        elif not isinstance(value, dict) and value not in ("???", None):
             typed = getattr(section, key)
             assert (typed.name if isinstance(typed, Enum) else typed) == value
 
@@ -109,7 +113,7 @@ WRONG = [
     # values that contradict each other
     (["scope.k_cds=8", "scope.k_max=4"], ["scope.k_max to be at least scope.k_cds (8), got 4"]),
     (["data.root=x"], ["Expected no data.root for data.kind=scenes, got 'x'"]),
-    (["data=image_folder"], ["Expected data.root for data.kind=image_folder"]),
+    (["data=image_folder"], ["Expected a root for kind=image_folder"]),
     (["model.layer=-1"], ["probe.readouts", "cls_final", "model.layer=-1"]),
     (["seeds=[0,0]"], ["seeds to be a list of different numbers", "[0, 0]"]),
     (["seeds=[]"], ["seeds to be a list of different numbers"]),

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from PIL import Image
 
 from infoscope import app, probing, stages
 from infoscope.artifacts import Spec, Store, compute_checksum
@@ -20,6 +21,7 @@ from infoscope.config import to_tree
 from infoscope.data import scenes
 from infoscope.data.images import ImageSet
 from infoscope.data.scene_set import SceneSet
+from infoscope.errors import InputError
 from infoscope.pipeline import Pipeline
 from infoscope.probes.module import ProbeModule
 from infoscope.probes.run import run_probes
@@ -370,6 +372,37 @@ def test_a_planted_fault_turns_the_gamma_test_red(
     monkeypatch.setattr(where, name, fault)
     with pytest.raises(AssertionError):
         test_gamma_comes_from_the_training_split(finished, tmp_path)
+
+
+def test_a_task_is_probed_on_data_of_its_own(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other data have tokens and probe artifacts of their own; what the other tasks have is not made again."""
+    output_dir = copy_run(finished, tmp_path, but=("report",))
+    draw_without_saving(monkeypatch)
+    other = "probe_data.segmentation={kind: scenes, seed: 5, n_train: 20, n_test: 10}"
+    first = run_tiny(output_dir, other)
+    assert first.names("built", "tokens") != []
+    assert first.names("built", "train_sae") == []
+    n_probes = len(first.names("built", "probe"))
+    assert first.files is not None
+    header = first.files.tables["removal"]["csv"].read_text().splitlines()[0]
+    assert {"top1_patch_mean", "miou", "depth_rmse_m"} <= set(header.split(","))
+    own = json.loads(run_tiny(finished).files.summary.read_text())["removal"][0]  # type: ignore[union-attr]
+    mixed = json.loads(first.files.summary.read_text())["removal"][0]
+    assert mixed["role"] == "original"
+    assert mixed["depth_rmse_m"] == own["depth_rmse_m"]  # of the same data
+    assert mixed["miou"] != own["miou"]
+    assert run_tiny(output_dir, other).stages("built") == []
+
+    third = run_tiny(output_dir, other.replace("seed: 5", "seed: 6"))
+    assert len(third.names("built", "probe")) == n_probes / 2  # classification and depth are there
+
+
+def test_a_task_without_truth_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "pictures").mkdir()
+    Image.new("RGB", (40, 40)).save(tmp_path / "pictures" / "a.png")
+    root = f"root: '{tmp_path / 'pictures'}', test_share: 0"
+    with pytest.raises(InputError, match=r"know depth for the probe of depth, got data=image_folder"):
+        run_tiny(tmp_path, f"probe_data.depth={{kind: image_folder, {root}}}", "stage=probe")
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from infoscope.predictions.prompts import Prompts, make_prompts
 from infoscope.predictions.results import PredictionResult
 from infoscope.predictions.run import run_predictions
 from infoscope.predictions.zero_shot import ZeroShotHead, make_zero_shot_head
-from infoscope.probes.results import load_result
+from infoscope.probes.results import load_results
 from infoscope.probes.selection import compute_probe_importance, make_selection_variants
 from infoscope.probes.variants import Variant, make_variants
 from infoscope.progress import LightningBar
@@ -189,9 +189,9 @@ class Analyses(Stages):
 
     # -- selection -----------------------------------------------------------------------------------------------
 
-    def select(self, seed: int) -> dict[Variant, Artifact]:
+    def select(self, seed: int) -> dict[Variant, list[Artifact]]:
         """Probe n kept latents at a time; before them the original tokens, all latents kept, and none."""
-        self._check_labels()
+        self.check_truths()
         whole = self.whole_variants(seed)
         probed = self.probe_variants(seed, whole)
         return probed | self.probe_variants(seed, [whole[0], *self.selection_variants(seed)])
@@ -206,24 +206,25 @@ class Analyses(Stages):
         config = self.config
         cds = Scores.load(self.score(seed).folder).cds(config.scope.k_cds).values
         ranking = Ranking.load(self.rank(seed).folder)
-        original = self.get(self.probe_spec(seed, self.whole_variants(seed)[0]), must_exist)
+        original = self.whole_variants(seed)[0]
+        probed = [self.get(self.probe_spec(seed, original, *of), must_exist).folder for of in self.probe_groups()]
         W_dec = self.load_sae(self.train_sae(seed)).W_dec.detach().cpu().double().numpy()
         return make_selection_variants(
             dict(make_partition(cds, PartitionConfig(Rule.bands, n_bands=config.select.n_bands)).bands),
             ~np.isnan(cds) & (ranking.mean_act > 0),
             ranking.mean_act,
-            compute_probe_importance(load_result(original.folder).heads, W_dec, ranking.mean_act),
+            compute_probe_importance(load_results(probed, original).heads, W_dec, ranking.mean_act),
             config.select,
             config.probe.seed,
         )
 
-    def selection_section(self, probed: Mapping[int, Mapping[Variant, Artifact]]) -> ReportSection:
+    def selection_section(self, probed: Mapping[int, Mapping[Variant, Sequence[Artifact]]]) -> ReportSection:
         """What probes read from a few features, by the rule that chose them; `probed` is `select` of every seed."""
         return make_selection_section(
             [
-                {"sae_seed": seed, **load_result(artifact.folder).relabel(variant).to_json()}
+                {"sae_seed": seed, **load_results([one.folder for one in artifacts], variant).to_json()}
                 for seed, many in probed.items()
-                for variant, artifact in many.items()
+                for variant, artifacts in many.items()
             ]
         )
 

@@ -15,7 +15,7 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
 
 from infoscope import config_errors
-from infoscope.data.config import DataConfig
+from infoscope.data.config import DataConfig, DataKind, ProbeDataConfig
 from infoscope.errors import InputError
 from infoscope.predictions.config import PredictConfig
 from infoscope.probes.config import ProbeConfig, Readout, SelectConfig
@@ -39,6 +39,7 @@ class Stage(Enum):
     probe = "probe"
     predict = "predict"
     stability = "stability"
+    check_data = "check_data"
     select = "select"
     report = "report"
 
@@ -79,6 +80,7 @@ class Config:
     scope: ScopeConfig = field(default_factory=ScopeConfig)
     partition: PartitionConfig = field(default_factory=PartitionConfig)
     probe: ProbeConfig = field(default_factory=ProbeConfig)
+    probe_data: ProbeDataConfig = field(default_factory=ProbeDataConfig)
     outliers: OutlierConfig = field(default_factory=OutlierConfig)
     predict: PredictConfig = field(default_factory=PredictConfig)
     stability: StabilityConfig = field(default_factory=StabilityConfig)
@@ -94,6 +96,8 @@ class Config:
     def __post_init__(self) -> None:
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise InputError(f"Expected seeds to be a list of different numbers, such as [0,1,2]; got {self.seeds}.")
+        if self.data.kind is DataKind.own:
+            raise InputError("data.kind=own is for probe_data alone: choose data=scenes, image_folder or imagenet.")
         if Readout.cls_final in self.probe.readouts and self.model.layer == -1:
             raise InputError(
                 "probe.readouts holds cls_final, but after the last block (model.layer=-1) an edit of patches cannot"

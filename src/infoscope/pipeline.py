@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -10,11 +11,13 @@ import torch
 from infoscope.analyses import Analyses
 from infoscope.artifacts import Artifact, Spec, Workspace
 from infoscope.config import Config, Stage, to_tree
-from infoscope.data.images import LabelledImages
+from infoscope.data.check import check_images
+from infoscope.errors import InputError
 from infoscope.planning import make_plan, print_plan
-from infoscope.probes.results import load_result
+from infoscope.probes.results import load_results
 from infoscope.progress import Display
 from infoscope.quiet import quiet_lightning
+from infoscope.report.check_table import make_check_table
 from infoscope.report.inputs import ReportInputs
 from infoscope.report.report import ReportFiles, make_tables, print_report, write_report
 from infoscope.report.section import ReportSection
@@ -41,6 +44,7 @@ def run(config: Config, display: Display | None = None) -> ReportFiles | None:
 def _run_stage(pipeline: Pipeline, config: Config) -> ReportFiles | None:
     whole = {
         Stage.train_clip: pipeline.train_clip,
+        Stage.check_data: pipeline.check_data,
         Stage.report: pipeline.report,
         Stage.predict: pipeline.report_predictions,
         Stage.stability: pipeline.report_stability,
@@ -63,23 +67,47 @@ def _run_stage(pipeline: Pipeline, config: Config) -> ReportFiles | None:
 class Pipeline(Analyses):
     """Everything that one configuration can ask for."""
 
+    def check_data(self) -> None:
+        """Read every image of the experiment's data and of its probes' data, say what they hold, refuse what is wrong.
+
+        All that is wrong is written to `<output_dir>/check_data/<use>-<data>-<split>.json`, with what was found.
+
+        Raises:
+            InputError: if anything is wrong.
+        """
+        others = [(data, probe.tasks[0].name) for data, probe in self.probe_groups() if data != self.config.data]
+        folder = self.output_dir / "check_data"
+        folder.mkdir(parents=True, exist_ok=True)
+        wrong: list[str] = []
+        for data, use in [(self.config.data, "data"), *others]:
+            for images in self.open_sets(data):
+                name = f"{use}-{data.kind.name}-{images.split}"
+                with self.display.bar(f"reading {name}", len(images)) as advance:
+                    found = check_images(images, data.n_workers or None, lambda done, tell=advance: tell(done, None))
+                (folder / f"{name}.json").write_text(json.dumps(asdict(found), indent=2))
+                make_check_table(name, found).print(self.display.console)
+                wrong += [f"{name}: {error}" for error in found.errors.values()]
+        if wrong:
+            raise InputError(f"Found {len(wrong)} wrong, all listed in {folder}; the first in {wrong[0]}")
+
     def report(self) -> ReportFiles:
         """Make every table and figure of the experiment, and print the main tables."""
         config = self.config
-        labelled = isinstance(self.image_sets[0], LabelledImages)
-        self._check_target()
+        is_probed = self.knows_truths()
+        if is_probed:
+            self.check_truths()
         scored = {seed: self.score(seed) for seed in config.seeds}
-        probed = {seed: self.probe(seed) if labelled else {} for seed in config.seeds}
+        probed = {seed: self.probe(seed) if is_probed else {} for seed in config.seeds}
         three = {seed: (self.train_sae(seed), self.rank(seed), artifact) for seed, artifact in scored.items()}
         results = {
-            seed: [load_result(artifact.folder).relabel(variant) for variant, artifact in many.items()]
+            seed: [load_results([one.folder for one in artifacts], variant) for variant, artifacts in many.items()]
             for seed, many in probed.items()
         }
         inputs = make_report_inputs(config, self.image_sets[0], self.tokens("train"), three, results)
         outliers, confounds = self.outlier_section(), self.confound_section(inputs.seeds, inputs.results)
         key = {
             "scores": [artifact.hash for artifact in scored.values()],
-            "probes": [artifact.hash for many in probed.values() for artifact in many.values()],
+            "probes": [one.hash for many in probed.values() for artifacts in many.values() for one in artifacts],
             "tokens": self.tokens("train").hash,
             "k_cds": config.scope.k_cds,
             "partition": to_tree(config.partition),
@@ -106,7 +134,10 @@ class Pipeline(Analyses):
         """Make the table and the figure of stage select, and print them."""
         probed = {seed: self.select(seed) for seed in self.config.seeds}
         key = {
-            "probes": {str(seed): [artifact.hash for artifact in many.values()] for seed, many in probed.items()},
+            "probes": {
+                str(seed): [one.hash for artifacts in many.values() for one in artifacts]
+                for seed, many in probed.items()
+            },
             "select": to_tree(self.config.select),
         }
         upstream = {f"score_seed{seed}": self.score(seed) for seed in probed}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from infoscope.artifacts import Artifact, Spec
 from infoscope.config import Stage
-from infoscope.data.images import LabelledImages
-from infoscope.probes.config import check_probes
+from infoscope.data.images import ImageSet, LabelledImages
+from infoscope.probes.config import ProbeConfig, check_probes
 from infoscope.probes.inputs import ProbeData, ProbeInputs
 from infoscope.probes.results import VariantResult, load_result, save_result
 from infoscope.probes.run import run_probes
@@ -25,8 +25,9 @@ def build_probes(
     specs: dict[Variant, Spec],
     original: Spec,
     sae: Artifact,
-    train: tuple[Artifact, LabelledImages],
-    test: tuple[Artifact, LabelledImages],
+    train: tuple[Artifact, ImageSet],
+    test: tuple[Artifact, ImageSet],
+    probe: ProbeConfig,
 ) -> None:
     """Train what is missing in one loop; a chunk of variants becomes artifacts as soon as it is finished.
 
@@ -34,10 +35,13 @@ def build_probes(
         missing: the variants to train; `specs` says which artifact each becomes.
         original: of the unedited tokens, whose heads are read where they exist already.
         train, test: of each split, its tokens and its images.
+        probe: the probes of the tasks that these images are for.
 
     Raises:
         InputError: as `run_probes`.
     """
+    assert isinstance(train[1], LabelledImages)
+    assert isinstance(test[1], LabelledImages)
     found = bench.store.find(original)
     by_key = {variant.key(sae.hash): specs[variant] for variant in reversed(missing)}
     inputs = ProbeInputs(
@@ -48,7 +52,7 @@ def build_probes(
         bench.config.model.layer,
         edits_prefix=bench.config.sae.tokens is TokenChoice.all,
     )
-    check_probes(bench.config.probe, inputs.backbone, inputs.layer, train[1], inputs.edits_patches, inputs.edits_prefix)
+    check_probes(probe, inputs.backbone, inputs.layer, train[1], inputs.edits_patches, inputs.edits_prefix)
     with bench.track(Stage.probe, seed) as tracker, bench.display.bar(f"probing, seed {seed}") as advance:
 
         def keep(key: str, result: VariantResult) -> None:
@@ -59,7 +63,7 @@ def build_probes(
         run_probes(
             missing,
             inputs,
-            bench.config.probe,
+            probe,
             sae_key=sae.hash,
             original_heads=load_result(found.folder).heads if found else None,
             on_result=keep,

@@ -20,9 +20,11 @@ from infoscope.scope.outliers import compute_norm_summary
 from infoscope.scope.partition import make_partition
 from infoscope.scope.ranking import Ranking
 from infoscope.scope.scores import Scores
+from infoscope.vision.config import ModelKind
 from infoscope.vision.extract import TokenCache
 
 N_EXAMPLES_EACH, N_EXAMPLE_IMAGES = 2, 4
+PAPER_ARCHS = {"ViT-B-16": "clip_b16", "ViT-L-14": "clip_l14"}
 
 
 def make_report_inputs(
@@ -51,7 +53,27 @@ def make_report_inputs(
         examples=_read_examples(config, images, seeds[0], ranked, scored, tokens.read_json("tokens.json")["patch_px"]),
         token_stats=_read_token_stats(config, tokens),
         context=describe_experiment(config, tokens, images),
+        paper_reference=find_paper_reference(config),
     )
+
+
+def find_paper_reference(config: Config) -> str | None:
+    """Return whose values of the paper stand beside ours: only where model and data are the paper's.
+
+    That is CLIP B/16 or L/14 with QuickGELU, as OpenAI's weights need it, on all of ImageNet, ADE20K and NYU Depth v2.
+    What a local file holds nobody can see: it is taken for OpenAI's.
+    """
+    model, data, probes = config.model, config.data, config.probe_data
+    is_openai = model.kind is ModelKind.open_clip and model.quick_gelu and model.pretrained not in ("random", None)
+    has_data = (
+        data.kind is DataKind.imagenet
+        and probes.classification.kind is DataKind.own
+        and probes.segmentation.kind is DataKind.ade20k
+        and probes.depth.kind is DataKind.nyud
+        and not data.subset
+        and all(of.max_train is None and of.max_test is None for of in (data, probes.segmentation, probes.depth))
+    )
+    return PAPER_ARCHS.get(model.arch or "") if is_openai and has_data and config.probe.target == "class" else None
 
 
 def _read_scope(config: Config, seed: int, sae: Artifact, ranked: Artifact, scored: Artifact) -> ScopeResult:

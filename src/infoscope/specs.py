@@ -5,17 +5,19 @@ Keys hold what determines a result and nothing else: no path, device, worker cou
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from infoscope.artifacts import Spec
 from infoscope.config import to_tree
-from infoscope.data.config import DataKind
+from infoscope.data.config import DataConfig, DataKind
 from infoscope.data.images import ImageSet
 from infoscope.data.scene_set import make_scenes_fingerprint
 from infoscope.data.sets import make_image_sets
 from infoscope.errors import InputError
+from infoscope.probes.config import ProbeConfig, Task
 from infoscope.probes.variants import Role, Variant
 from infoscope.scope.config import Diagonal
 from infoscope.vision.open_clip_backbone import compute_model_fingerprint
@@ -40,9 +42,9 @@ class Specs(Workbench):
             raise InputError("model.pretrained=train_clip: there is no such CLIP yet, run stage=train_clip first.")
         return found.folder
 
-    def scenes_spec(self, split: str, n_images: int) -> Spec:
+    def scenes_spec(self, split: str, n_images: int, data: DataConfig | None = None) -> Spec:
         """A split of the scenes."""
-        data = self.config.data
+        data = data or self.config.data
         return Spec("scenes", split, make_scenes_fingerprint(data.seed, split, n_images, data.size_px))
 
     @cached_property
@@ -58,34 +60,47 @@ class Specs(Workbench):
         key = [self.scenes_spec(split, n).key for split, n in clip.sets.items()]
         return Spec("train_clip", "scenes_clip", {"clip": to_tree(clip), "scenes": key})
 
-    @cached_property
-    def folder_sets(self) -> tuple[ImageSet, ImageSet]:
-        """The training and the test images of a folder of photographs."""
-        return make_image_sets(self.config.data)
+    def probe_data(self, task: Task) -> DataConfig:
+        """What a task is probed on."""
+        data: DataConfig = getattr(self.config.probe_data, task.name)
+        return self.config.data if data.kind is DataKind.own else data
 
-    def n_images(self, split: str) -> int:
+    def sets_on_disk(self, data: DataConfig | None = None) -> tuple[ImageSet, ImageSet]:
+        """The training and the test images of a data set that is not rendered."""
+        data = data or self.config.data
+        key = repr(data)
+        if key not in self._sets_on_disk:
+            self._sets_on_disk[key] = make_image_sets(data)
+        return self._sets_on_disk[key]
+
+    @cached_property
+    def _sets_on_disk(self) -> dict[str, tuple[ImageSet, ImageSet]]:
+        return {}
+
+    def n_images(self, split: str, data: DataConfig | None = None) -> int:
         """Images of a split, unreadable ones included."""
-        data = self.config.data
+        data = data or self.config.data
         if data.kind is DataKind.scenes:
             return data.n_train if split == "train" else data.n_test
-        return len(self.folder_sets[0 if split == "train" else 1])
+        return len(self.sets_on_disk(data)[0 if split == "train" else 1])
 
-    def images_fingerprint(self, split: str) -> dict[str, Any]:
+    def images_fingerprint(self, split: str, data: DataConfig | None = None) -> dict[str, Any]:
         """What determines a split's images, known before they are rendered."""
-        if self.config.data.kind is DataKind.scenes:
-            return self.scenes_spec(split, self.n_images(split)).key
-        return self.folder_sets[0 if split == "train" else 1].fingerprint
+        data = data or self.config.data
+        if data.kind is DataKind.scenes:
+            return self.scenes_spec(split, self.n_images(split, data), data).key
+        return self.sets_on_disk(data)[0 if split == "train" else 1].fingerprint
 
-    def tokens_spec(self, split: str) -> Spec:
+    def tokens_spec(self, split: str, data: DataConfig | None = None) -> Spec:
         """The tokens of a split."""
-        config = self.config
+        data, model = data or self.config.data, self.config.model
         key = {
             "model": self.model_fingerprint,
-            "layer": config.model.layer,
-            "images": self.images_fingerprint(split),
-            "dtype": config.data.cache_dtype,
+            "layer": model.layer,
+            "images": self.images_fingerprint(split, data),
+            "dtype": data.cache_dtype,
         }
-        return Spec("tokens", f"{config.model.name}-{split}", key)
+        return Spec("tokens", f"{model.name}-{split}", key)
 
     def sae_spec(self, seed: int) -> Spec:
         """The SAE of a seed."""
@@ -119,14 +134,22 @@ class Specs(Workbench):
             key["diagonal"] = scope.diagonal.name
         return Spec("score", self.sae_name(seed), key)
 
-    def probe_spec(self, seed: int, variant: Variant) -> Spec:
-        """The probes of one variant of the tokens; equal tokens have one."""
+    def probe_groups(self) -> list[tuple[DataConfig, ProbeConfig]]:
+        """The tasks that share a data set are probed in one loop: [(data, probes of those tasks)]."""
+        tasks: dict[str, tuple[DataConfig, list[Task]]] = {}
+        for task in self.config.probe.tasks:
+            data = self.probe_data(task)
+            tasks.setdefault(repr(data), (data, []))[1].append(task)
+        return [(data, replace(self.config.probe, tasks=of)) for data, of in tasks.values()]
+
+    def probe_spec(self, seed: int, variant: Variant, data: DataConfig, probe: ProbeConfig) -> Spec:
+        """The probes of one variant of the tokens of one data set; equal tokens have one."""
         config = self.config
         name = variant.name if variant.role is Role.original else f"{variant.name}-seed{seed}"
         indifferent = ("n_draws", "variants_per_chunk", "feature_batch_images")
         key = {
-            "probe": {field: value for field, value in to_tree(config.probe).items() if field not in indifferent},
-            "tokens": [self.tokens_spec(split).hash for split in ("train", "test")],
+            "probe": {field: value for field, value in to_tree(probe).items() if field not in indifferent},
+            "tokens": [self.tokens_spec(split, data).hash for split in ("train", "test")],
             "model": self.model_fingerprint,
             "layer": config.model.layer,
             "variant": variant.key(self.sae_spec(seed).hash),

@@ -20,8 +20,8 @@ import numpy as np
 from infoscope import tracking
 from infoscope.artifacts import Artifact, Workspace
 from infoscope.config import Stage, to_tree
-from infoscope.data.config import DataKind
-from infoscope.data.images import ImageSet, LabelledImages, iterate_images
+from infoscope.data.config import DataConfig, DataKind
+from infoscope.data.images import ImageSet, LabelledImages, Truth, iterate_images
 from infoscope.data.scene_factors import vocabulary
 from infoscope.data.scene_set import SceneSet, save_scenes
 from infoscope.data.sets import make_image_sets
@@ -43,6 +43,8 @@ from infoscope.vision.extract import TokenCache, compute_cache_bytes, extract_to
 from infoscope.vision.open_clip_backbone import load_backbone
 
 TOKEN_BATCH_IMAGES = 64
+TRUTHS = {Task.classification: Truth.labels, Task.segmentation: Truth.label_maps, Task.depth: Truth.depth}
+"""What each task has to know of an image."""
 
 
 class Stages(Specs):
@@ -59,9 +61,9 @@ class Stages(Specs):
         """The frozen backbone: loaded when something has to be encoded, not before."""
         return load_backbone(self.config.model, self._trained_folder).to(self.device)
 
-    def scenes(self, split: str, n_images: int) -> Artifact:
+    def scenes(self, split: str, n_images: int, data: DataConfig | None = None) -> Artifact:
         """Render a split of the scenes."""
-        data = self.config.data
+        data = data or self.config.data
 
         def build(work: Workspace) -> None:
             n_workers = data.n_workers or (os.cpu_count() or 1)
@@ -70,15 +72,23 @@ class Stages(Specs):
                     work.folder, data.seed, split, n_images, data.size_px, n_workers, lambda done: advance(done, None)
                 )
 
-        return self.get(self.scenes_spec(split, n_images), build)
+        return self.get(self.scenes_spec(split, n_images, data), build)
 
     @cached_property
     def image_sets(self) -> tuple[ImageSet, ImageSet]:
-        """The training and the test images."""
-        if self.config.data.kind is not DataKind.scenes:
-            return self.folder_sets
-        splits = {split: self.scenes(split, self.n_images(split)).folder for split in ("train", "test")}
-        return make_image_sets(self.config.data, splits)
+        """The training and the test images of the experiment."""
+        data = self.config.data
+        return self._open_scenes(data) if data.kind is DataKind.scenes else self.sets_on_disk(data)
+
+    def open_sets(self, data: DataConfig) -> tuple[ImageSet, ImageSet]:
+        """Return the training and the test images of a data set, which may be the experiment's own."""
+        if data == self.config.data:
+            return self.image_sets
+        return self._open_scenes(data) if data.kind is DataKind.scenes else self.sets_on_disk(data)
+
+    def _open_scenes(self, data: DataConfig) -> tuple[ImageSet, ImageSet]:
+        folders = {s: self.scenes(s, self.n_images(s, data), data).folder for s in ("train", "test")}
+        return make_image_sets(data, folders)
 
     # -- stages --------------------------------------------------------------------------------------------------
 
@@ -110,32 +120,30 @@ class Stages(Specs):
 
         return self.get(spec, build)
 
-    def tokens(self, split: str) -> Artifact:
-        """Encode every image of a split once."""
-        config = self.config
-        images = self.image_sets[0 if split == "train" else 1]
+    def tokens(self, split: str, data: DataConfig | None = None) -> Artifact:
+        """Encode every image of a split once; of the experiment's own data unless others are given."""
+        config, data = self.config, data or self.config.data
+        images = self.open_sets(data)[0 if split == "train" else 1]
         if len(images) == 0:
             raise InputError(f"The {split} split holds no images: raise data.test_share, or add images.")
 
         def build(work: Workspace) -> None:
             backbone = self.backbone
-            self.check_disk(compute_cache_bytes(backbone, len(images), config.data.cache_dtype))
+            self.check_disk(compute_cache_bytes(backbone, len(images), data.cache_dtype))
             batches = iterate_images(
                 images,
                 backbone.image_px,
                 TOKEN_BATCH_IMAGES,
-                on_error=config.data.on_error,
-                n_workers=config.data.n_workers,
+                on_error=data.on_error,
+                n_workers=data.n_workers,
             )
             batches = self.display.track(
                 f"encoding {split} images", batches, len(images), lambda batch: len(batch.index)
             )
-            extract_tokens(
-                backbone, batches, len(images), config.model.layer, work.folder, dtype=config.data.cache_dtype
-            )
+            extract_tokens(backbone, batches, len(images), config.model.layer, work.folder, dtype=data.cache_dtype)
             _write_json(work.folder / "skipped.json", images.skipped)
 
-        artifact = self.get(self.tokens_spec(split), build)
+        artifact = self.get(self.tokens_spec(split, data), build)
         skipped = artifact.read_json("skipped.json")
         if skipped:
             names = ", ".join(list(skipped)[:5]) + (", ..." if len(skipped) > 5 else "")
@@ -242,48 +250,63 @@ class Stages(Specs):
         ranking, groups = Ranking.load(self.rank(seed).folder), dict(self.partition(seed).groups)
         return make_matched_variants(groups, ranking.firing_rate, ranking.mean_act, self.config.probe.seed)
 
-    def probe(self, seed: int) -> dict[Variant, Artifact]:
+    def probe(self, seed: int) -> dict[Variant, list[Artifact]]:
         """Train and evaluate the probes of every variant of one seed."""
-        self._check_labels()
+        self.check_truths()
         return self.probe_variants(seed, self.variants(seed) + self.matched_variants(seed))
 
-    def probe_variants(self, seed: int, variants: list[Variant]) -> dict[Variant, Artifact]:
+    def probe_variants(self, seed: int, variants: list[Variant]) -> dict[Variant, list[Artifact]]:
         """Train and evaluate the probes of some variants, the original first; each set of tokens is an artifact.
 
-        Variants with equal tokens share one (an empty group has the original's), so what is stored in it names but the
-        first of them.
+        Tasks with data of their own have artifacts of their own: each variant has one per data set. Variants with equal
+        tokens share one (an empty group has the original's), so what is stored in it names but the first of them.
         """
-        train_images, test_images = self._check_labels()
-        sae = self.train_sae(seed)
-        train, test = self.tokens("train"), self.tokens("test")
-        specs = {variant: self.probe_spec(seed, variant) for variant in variants}
-        original = specs[variants[0]]
+        self.check_truths()
+        sae, found = self.train_sae(seed), {variant: [] for variant in variants}
         assert variants[0].role is Role.original
-        missing = [variant for variant, spec in specs.items() if self.store.find(spec) is None]
-        if missing:
-            splits = (train, train_images), (test, test_images)
-            build_probes(self, self.backbone, seed, missing, specs, original, sae, *splits)
-        n_new, n_all = len({specs[variant].hash for variant in missing}), len({spec.hash for spec in specs.values()})
+        n_new = n_all = 0
+        for data, probe in self.probe_groups():
+            specs = {variant: self.probe_spec(seed, variant, data, probe) for variant in variants}
+            missing = [variant for variant, spec in specs.items() if self.store.find(spec) is None]
+            if missing:
+                tokens = [self.tokens(split, data) for split in ("train", "test")]
+                train, test = zip(tokens, self.open_sets(data), strict=True)
+                build_probes(self, self.backbone, seed, missing, specs, specs[variants[0]], sae, train, test, probe)
+            n_new += len({specs[variant].hash for variant in missing})
+            n_all += len({spec.hash for spec in specs.values()})
+            for variant, spec in specs.items():
+                found[variant].append(self.get(spec, must_exist))
         self.display.say(f"          probed variants of seed {seed}: {n_new} built, {n_all - n_new} reused")
-        return {variant: self.get(spec, must_exist) for variant, spec in specs.items()}
+        return found
 
-    def _check_labels(self) -> tuple[LabelledImages, LabelledImages]:
-        """Return the image sets of data that probes can be trained on."""
-        config = self.config
-        train_images, test_images = self.image_sets
-        if not isinstance(train_images, LabelledImages) or not isinstance(test_images, LabelledImages):
-            raise InputError(
-                f"stage={config.stage.name} needs labels, which data={config.data.kind.name} does not have: use"
-                " data=scenes, or stage=report for the scope alone."
-            )
-        self._check_target()
-        return train_images, test_images
+    def knows_truths(self) -> bool:
+        """Whether there is anything to probe: some task whose data know the truth."""
+        return any(self._knows(task) for task in self.config.probe.tasks)
 
-    def _check_target(self) -> None:
-        """Refuse a target that the data do not have, before hours of work."""
-        images, probe = self.image_sets[0], self.config.probe
-        if isinstance(images, LabelledImages) and Task.classification in probe.tasks:
-            images.n_target_classes(probe.target)
+    def check_truths(self) -> None:
+        """Refuse tasks whose data do not know the truth, and a target that they do not have, before hours of work.
+
+        Raises:
+            InputError: such a task or target.
+        """
+        for task in self.config.probe.tasks:
+            data = self.probe_data(task)
+            if not self._knows(task):
+                raise InputError(
+                    f"Expected data that know {TRUTHS[task].value} for the probe of {task.name}, got"
+                    f" data={data.kind.name}: give probe_data.{task.name}, drop the task from probe.tasks, or ask for"
+                    " the scope alone (stage=report with data that know nothing)."
+                )
+            if task is Task.classification:
+                images = self.open_sets(data)[0]
+                assert isinstance(images, LabelledImages)
+                images.n_target_classes(self.config.probe.target)
+
+    def _knows(self, task: Task) -> bool:
+        return all(
+            isinstance(images, LabelledImages) and TRUTHS[task] in images.truths
+            for images in self.open_sets(self.probe_data(task))
+        )
 
     def _check_enough_images(self, n_images: int) -> None:
         k = self.config.scope.k_cds

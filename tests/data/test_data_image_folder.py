@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from infoscope.data import image_folder
+from infoscope.data import photographs
 from infoscope.data.config import SKIP, Resize
-from infoscope.data.image_folder import ImageFolder, load_rgb
+from infoscope.data.image_folder import ImageFolder
 from infoscope.data.images import ImageError, iterate_images
+from infoscope.data.photographs import load_rgb
 from infoscope.errors import InputError
 
 RED, BLUE = (200, 30, 40), (20, 60, 220)
@@ -113,7 +114,7 @@ class TestSplit:
 
     def test_the_share_is_kept_and_the_seed_matters(self):
         names = [f"class{i % 7}/{i}.jpg" for i in range(4000)]
-        shares = [np.array([image_folder._split_position(seed, name) for name in names]) < 0.1 for seed in (0, 1)]
+        shares = [np.array([photographs.compute_split_position(seed, name) for name in names]) < 0.1 for seed in (0, 1)]
         for held_out in shares:
             assert 0.08 < held_out.mean() < 0.12
         assert (shares[0] & shares[1]).mean() < 0.03
@@ -162,8 +163,8 @@ class TestFingerprint:
         assert len({str(image_set.fingerprint) for image_set in sets}) == len(sets)
 
     def test_a_large_set_is_known_by_sizes_and_beginnings(self, root, monkeypatch):
-        monkeypatch.setattr(image_folder, "_WHOLE_CONTENT_BYTES", 0)
-        monkeypatch.setattr(image_folder, "_HEAD_BYTES", 16)
+        monkeypatch.setattr(photographs, "WHOLE_CONTENT_BYTES", 0)
+        monkeypatch.setattr(photographs, "HEAD_BYTES", 16)
         before = whole(root).fingerprint
         assert before["hashed"] == "first 16 bytes"
         file = root / "class0" / "00.png"

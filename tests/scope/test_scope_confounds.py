@@ -9,7 +9,7 @@ import pytest
 import torch
 from scipy import stats
 
-from infoscope.data.images import LabelledImages
+from infoscope.data.images import LabelledImages, Truth
 from infoscope.data.scene_factors import GLOBAL_FACTORS
 from infoscope.errors import InputError
 from infoscope.sae.activations import ReLU
@@ -33,6 +33,7 @@ GLOBAL, EVEN, LOCAL, BOTH, NOISE, RARE, CONSTANT, DEAD = range(D)
 class SampleSet(LabelledImages):
     """Label maps at 6 px a patch, whose first pixel row is ignored; the light and the weather are known."""
 
+    truths = frozenset({Truth.labels, Truth.label_maps})
     label_names = ("a", "b", "c")
     targets = ("class", "light", "weather")
 

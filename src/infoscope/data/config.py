@@ -21,10 +21,20 @@ class Resize(Enum):
 
 
 class DataKind(Enum):
-    """The procedural scenes, or any folder of photographs (no labels, so no probes)."""
+    """Which data set, and so what is known of its images."""
 
     scenes = "scenes"
+    """The procedural scenes: every truth."""
     image_folder = "image_folder"
+    """Photographs: a folder tree, a list file (.txt) or WebDataset tars; no truth."""
+    imagenet = "imagenet"
+    """Class labels."""
+    ade20k = "ade20k"
+    """Label maps (SceneParsing, 150 classes)."""
+    nyud = "nyud"
+    """Depth."""
+    own = "own"
+    """Of a probe: the experiment's own data."""
 
 
 @dataclass
@@ -32,9 +42,10 @@ class DataConfig:
     """Which images, and how they are split and read."""
 
     kind: DataKind = DataKind.scenes
-    """`scenes` are rendered on first use; `image_folder` needs `root`."""
+    """`scenes` are rendered on first use; the others need `root`."""
     root: str | None = None
-    """Image folder: its path. Not part of any hash: a moved folder is the same data."""
+    """Where the data lie; which layout they have is found out by looking. Not part of any hash: a moved folder is the
+    same data."""
     n_train: int = 3000
     """Scenes: pictures of the training split."""
     n_test: int = 1000
@@ -42,11 +53,23 @@ class DataConfig:
     size_px: int = 104
     """Scenes: side of the rendered pictures, at least 32; 104 is what one shift of scenes_clip needs, (12 + 1) * 8."""
     seed: int = 0
-    """Of the rendered scenes, or of the split of an image folder."""
+    """Of the rendered scenes, of the split of an image folder, of the images that max_train and max_test draw."""
+    max_train: int | None = None
+    """Sets on disk: training images drawn at random with `seed`; null: all."""
+    max_test: int | None = None
+    """Sets on disk: test images, likewise."""
     test_share: float = 0.1
-    """Image folder: expected share of held-out images."""
+    """Image folder: expected share of held-out images; the others have splits of their own."""
     resize: Resize = Resize.squash
-    """Image folder: `squash` both sides, or `crop` the centre after resizing the short side."""
+    """`squash` both sides, or `crop` the centre after resizing the short side (not for label maps and depth)."""
+    ground_truth: str | None = None
+    """ImageNet with a flat val/: the devkit's ground-truth file or Kaggle's LOC_val_solution.csv."""
+    subset: bool = False
+    """ImageNet: fewer than the 1,000 classes are meant."""
+    raw_depth: bool = False
+    """NYU Depth v2, .mat: measured depth alone instead of the in-filled one."""
+    eigen_crop: bool = True
+    """NYU Depth v2: evaluate on rows 45 to 470 and columns 41 to 600 alone (Eigen et al., 2014)."""
     on_error: OnError = field(default=RAISE)
     """What an unreadable image does: `raise` stops, `skip` leaves it out, listed and counted."""
     cache_dtype: str = "float32"
@@ -55,16 +78,31 @@ class DataConfig:
     """Processes that read images ahead; 0 reads in the main process. Scenes are rendered on all cores."""
 
     def __post_init__(self) -> None:
-        if self.kind is DataKind.image_folder and not self.root:
-            raise InputError("Expected data.root for data.kind=image_folder, got none: set data.root=FOLDER.")
-        if self.kind is DataKind.scenes and self.root is not None:
+        if self.kind not in (DataKind.scenes, DataKind.own) and not self.root:
             raise InputError(
-                f"Expected no data.root for data.kind=scenes, got {self.root!r}: drop it or set data.kind=image_folder."
+                f"Expected a root for kind={self.kind.name}, got none: set data.root=FOLDER (probe_data.<task>.root for"
+                " the data of a probe)."
             )
-        for name, least in (("n_train", 1), ("n_test", 1), ("size_px", 32), ("seed", 0), ("n_workers", 0)):
-            if getattr(self, name) < least:
-                raise InputError(f"Expected data.{name} to be at least {least}, got {getattr(self, name)}.")
+        if self.kind in (DataKind.scenes, DataKind.own) and self.root is not None:
+            raise InputError(
+                f"Expected no data.root for data.kind={self.kind.name}, got {self.root!r}: drop it or choose another"
+                " data.kind."
+            )
+        counts = ("n_train", "n_test", "max_train", "max_test")
+        for name, least in (*((count, 1) for count in counts), ("size_px", 32), ("seed", 0), ("n_workers", 0)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise InputError(f"Expected data.{name} to be at least {least}, got {value}.")
         if self.cache_dtype not in ("float32", "float16"):
             raise InputError(f"Expected data.cache_dtype to be float32 or float16, got {self.cache_dtype!r}.")
         if not 0 <= self.test_share < 1:
             raise InputError(f"Expected data.test_share to be at least 0 and below 1, got {self.test_share}.")
+
+
+@dataclass
+class ProbeDataConfig:
+    """What each task is probed on."""
+
+    classification: DataConfig = field(default_factory=lambda: DataConfig(DataKind.own))
+    segmentation: DataConfig = field(default_factory=lambda: DataConfig(DataKind.own))
+    depth: DataConfig = field(default_factory=lambda: DataConfig(DataKind.own))

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from infoscope.data.ade20k import ADE20K
 from infoscope.data.config import DataConfig, DataKind
 from infoscope.data.image_folder import ImageFolder
+from infoscope.data.image_list import ImageList
+from infoscope.data.imagenet import open_imagenet
 from infoscope.data.images import ImageSet
+from infoscope.data.nyud import NYUd
+from infoscope.data.sample import draw_images
 from infoscope.data.scene_set import SceneSet
+from infoscope.data.tar_images import TarImages, is_tar_source
 
 
 def make_image_sets(config: DataConfig, scene_folders: Mapping[str, Path] | None = None) -> tuple[ImageSet, ImageSet]:
@@ -18,21 +24,59 @@ def make_image_sets(config: DataConfig, scene_folders: Mapping[str, Path] | None
         scene_folders: for `scenes`, the folders that `save_scenes` wrote: {"train": ..., "test": ...}.
 
     Raises:
-        InputError: if the folder of images is missing, unreadable or empty.
+        InputError: if the data are missing, unreadable, empty, or laid out in no way that is known.
     """
     if config.kind is DataKind.scenes:
         assert scene_folders is not None, "scenes are rendered into a folder before they are opened"
         return SceneSet(scene_folders["train"]), SceneSet(scene_folders["test"])
-    assert config.root is not None
-    train, test = (
-        ImageFolder(
-            config.root,
-            split,
-            seed=config.seed,
-            test_share=config.test_share,
+    train, test = _open_sets(config)
+    return draw_images(train, config.max_train, config.seed), draw_images(test, config.max_test, config.seed)
+
+
+def _open_sets(config: DataConfig) -> tuple[ImageSet, ImageSet]:
+    if config.kind is DataKind.imagenet:
+        return open_imagenet(
+            str(config.root),
+            ground_truth=config.ground_truth,
+            subset=config.subset,
             resize=config.resize,
             on_error=config.on_error,
         )
-        for split in ("train", "test")
+    make = _MAKERS[config.kind]
+    return make(config, "train"), make(config, "test")
+
+
+def _make_photographs(config: DataConfig, split: str) -> ImageSet:
+    """A folder tree, a list file, or tars: what the root looks like says which."""
+    root = str(config.root)
+    kind = ImageList if root.endswith(".txt") else TarImages if is_tar_source(root) else ImageFolder
+    return kind(
+        root,
+        split,
+        seed=config.seed,
+        test_share=config.test_share,
+        resize=config.resize,
+        on_error=config.on_error,
     )
-    return train, test
+
+
+def _make_ade20k(config: DataConfig, split: str) -> ImageSet:
+    return ADE20K(str(config.root), split, resize=config.resize, on_error=config.on_error)
+
+
+def _make_nyud(config: DataConfig, split: str) -> ImageSet:
+    return NYUd(
+        str(config.root),
+        split,
+        raw_depth=config.raw_depth,
+        eigen_crop=config.eigen_crop,
+        resize=config.resize,
+        on_error=config.on_error,
+    )
+
+
+_MAKERS: dict[DataKind, Callable[[DataConfig, str], ImageSet]] = {
+    DataKind.image_folder: _make_photographs,
+    DataKind.ade20k: _make_ade20k,
+    DataKind.nyud: _make_nyud,
+}

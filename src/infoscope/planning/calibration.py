@@ -83,7 +83,7 @@ class Calibration:
     @cached_property
     def images_set(self) -> ImageSet:
         """Pictures like those of the command."""
-        return self._rendering[0] if self.config.data.kind is DataKind.scenes else self.stages.folder_sets[0]
+        return self._rendering[0] if self.config.data.kind is DataKind.scenes else self.stages.sets_on_disk()[0]
 
     @cached_property
     def _encoding(self) -> tuple[TokenCache, float]:

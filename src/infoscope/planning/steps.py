@@ -131,8 +131,10 @@ class _Known:
         last = Stage.score if self.is_analysis else config.stage
         self.reached = ORDER[: ORDER.index(last) + 1] if last in ORDER else ()
         self.d_sae = stages.backbone.d_in * config.sae.expansion_factor
-        self.is_labelled = config.data.kind is DataKind.scenes
-        self.probes = self.is_labelled and Stage.probe in self.reached
+        own_truth = config.data.kind is DataKind.scenes and all(
+            data == config.data for data, _ in stages.probe_groups()
+        )
+        self.probes = own_truth and Stage.probe in self.reached
         self.splits = ("train", "test") if self.probes or self.is_analysis else ("train",)
 
     def exists(self, spec: Spec) -> bool:
@@ -176,6 +178,8 @@ def _make_plan(known: _Known) -> Plan:
     steps += [_plan_tokens(known, split) for split in known.splits]
     for seed in config.seeds:
         steps += _plan_seed(known, seed)
+    if Stage.probe in known.reached and not known.probes and known.find("knows_truths") is not False:
+        steps.append(Step("probes on data of their own (not estimated)", 1, 0))
     if config.stage is Stage.report:
         steps += _plan_report(known)
     if known.is_analysis:
@@ -277,7 +281,9 @@ def _plan_probes(known: _Known, seed: int) -> Step:
 
 def _count_probes(known: _Known, seed: int, variants: Sequence[Variant]) -> tuple[int, int]:
     """Return how many probe artifacts of some variants are missing, and how many exist."""
-    specs = {spec.hash: spec for spec in (known.stages.probe_spec(seed, variant) for variant in variants)}
+    groups = known.stages.probe_groups()
+    specs = (known.stages.probe_spec(seed, variant, *group) for variant in variants for group in groups)
+    specs = {spec.hash: spec for spec in specs}
     n_missing = sum(not known.exists(spec) for spec in specs.values())
     return n_missing, len(specs) - n_missing
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64
 
-from infoscope.data.images import ImageSet, LabelledImages
+from infoscope.data.images import ImageSet, LabelledImages, Truth
 from infoscope.errors import InputError
 from infoscope.predictions.config import PredictConfig, Templates
 
@@ -54,7 +54,7 @@ def make_prompts(config: PredictConfig, images: ImageSet) -> Prompts:
         InputError: unknown target, a file of class names that cannot be read or does not fit the labels, fewer than
             two classes.
     """
-    labelled = images if isinstance(images, LabelledImages) else None
+    labelled = images if isinstance(images, LabelledImages) and Truth.labels in images.truths else None
     if config.class_names is not None:
         names = read_class_names(Path(config.class_names))
         if labelled is not None and len(names) != labelled.n_target_classes(config.target):

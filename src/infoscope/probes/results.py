@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,18 @@ class VariantResult:
         """Return the same result for another variant with the same tokens (equal groups, empty groups)."""
         shares = {name: self.variant[name] for name in ("mass_share", "energy_share")}
         return VariantResult(describe_variant(variant, **shares), self.metrics, self.frozen_head, self.lr, self.heads)
+
+
+def load_results(folders: Sequence[Path], variant: Variant) -> VariantResult:
+    """Return the results of one variant on one or more data sets as one, named after `variant`.
+
+    The shares removed are those on the first data set's test tokens.
+    """
+    first, *others = (load_result(folder) for folder in folders)
+    for other in others:
+        for name in ("metrics", "frozen_head", "lr", "heads"):
+            getattr(first, name).update(getattr(other, name))
+    return first.relabel(variant)
 
 
 def describe_variant(variant: Variant, mass_share: float, energy_share: float) -> dict[str, Any]:

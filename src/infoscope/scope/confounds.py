@@ -29,7 +29,7 @@ import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
-from infoscope.data.images import ImageSet, LabelledImages
+from infoscope.data.images import ImageSet, LabelledImages, Truth
 from infoscope.data.scene_factors import GLOBAL_FACTORS
 from infoscope.errors import InputError
 from infoscope.sae.activations import SparseActs
@@ -194,7 +194,8 @@ def compute_confounds(
         for name in (name for name in GLOBAL_FACTORS if name in images.targets):
             values = torch.from_numpy(images.labels(name)[cache.image_index]).to(device)
             factors[name] = _FactorMeter(values, images.n_target_classes(name), sae.d_sae)
-        labels = _LabelMeter(len(images.label_names), sae.d_sae, device)
+        if Truth.label_maps in images.truths:
+            labels = _LabelMeter(len(images.label_names), sae.d_sae, device)
     for rows, acts in _iterate_acts(sae, cache, batch_images):
         meter.update(rows, acts)
         for factor in factors.values():

@@ -34,6 +34,7 @@ class Backbone(nn.Module, ABC):
         grid: patches per side.
         patch_px: side of a patch in pixels.
         mean, std: the model's own normalisation of RGB values in 0..1.
+        precision: float32, or bfloat16 by autocast; tokens leave it as float32.
         fingerprint: what determines the numbers it gives (architecture, hash of the weights): plain JSON types.
     """
 
@@ -51,11 +52,12 @@ class Backbone(nn.Module, ABC):
         mean: Sequence[float],
         std: Sequence[float],
         fingerprint: dict[str, Any],
+        precision: str = "float32",
     ) -> None:
         super().__init__()
         self.d_in, self.n_layers, self.n_prefix_tokens = d_in, n_layers, n_prefix_tokens
         self.grid, self.patch_px = grid, patch_px
-        self.fingerprint = fingerprint
+        self.fingerprint, self.precision = fingerprint, precision
         self.n_images_encoded = 0
         self.mean: Tensor
         self.std: Tensor
@@ -155,6 +157,14 @@ class Backbone(nn.Module, ABC):
     def pools_prefix(self) -> bool:
         """Whether the pooled vector is read from a prefix token (CLS) rather than from patches."""
         return self.n_prefix_tokens > 0
+
+    @property
+    def has_cls(self) -> bool:
+        """Whether the first prefix token is CLS; a model may have registers alone."""
+        return self.n_prefix_tokens > 0
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.mean.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
 
     @abstractmethod
     def _tokens(self, pixels: Float[Tensor, "batch 3 height width"], layer: int) -> Tokens: ...

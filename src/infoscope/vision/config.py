@@ -12,6 +12,7 @@ class ModelKind(Enum):
     """Where a backbone comes from."""
 
     open_clip = "open_clip"
+    timm = "timm"
     planted_registers = "planted_registers"
     context_free = "context_free"
 
@@ -24,14 +25,17 @@ class ModelConfig:
     """For people: appears in the names of artifacts."""
     kind: ModelKind = ModelKind.open_clip
     arch: str | None = None
-    """open_clip's architecture, such as ViT-B-16; null where `pretrained` brings its own configuration."""
+    """open_clip's architecture, such as ViT-B-16; null where `pretrained` brings its own configuration. timm's, with
+    kind timm: vit_base_patch16_224, or vit_base_patch16_224.mae where mean and std depend on whose weights a file has.
+    """
     pretrained: str | None = "shipped"
-    """`shipped` (scenes_clip), `train_clip` (made by that stage), `random`, a file (.safetensors, .pt, .bin),
-    `local-dir:<folder>`, or one of open_clip's tags for the architecture."""
+    """`random`, a file (.safetensors, .pt, .pth, .bin), or a tag that open_clip or timm has for the architecture. With
+    open_clip also `shipped` (scenes_clip), `train_clip` (made by that stage), and `local-dir:<folder>`."""
     quick_gelu: bool | None = None
-    """null: as the tag demands. A local file does not say: give true for OpenAI, MetaCLIP and DFN2B weights."""
+    """null: as the tag demands. A local file does not say, unless it is OpenAI's own TorchScript archive: give true
+    for OpenAI, MetaCLIP and DFN2B weights. For open_clip's towers alone."""
     image_px: int | None = None
-    """Side of the input; null: the model's own. Another one interpolates the position embeddings."""
+    """Side of the input, a multiple of the patch; null: the model's own. Another one interpolates the positions."""
     mean: list[float] | None = None
     """RGB mean of the preprocessing; null: the model's own."""
     std: list[float] | None = None
@@ -45,6 +49,8 @@ class ModelConfig:
     def __post_init__(self) -> None:
         if self.precision not in ("float32", "bfloat16"):
             raise InputError(f"Expected model.precision to be float32 or bfloat16, got {self.precision!r}.")
+        if self.kind is ModelKind.timm:
+            self._check_timm()
         if self.kind is ModelKind.open_clip:
             if self.pretrained is None:
                 raise InputError(
@@ -58,6 +64,21 @@ class ModelConfig:
             value = getattr(self, name)
             if value is not None and len(value) != 3:
                 raise InputError(f"Expected model.{name} to hold three numbers (R, G, B), got {len(value)}.")
+
+    def _check_timm(self) -> None:
+        if self.arch is None:
+            raise InputError("model.arch is missing: model.kind=timm needs it (vit_base_patch14_dinov2, ...).")
+        is_open_clip = self.pretrained in (None, "shipped", "train_clip")
+        if is_open_clip or str(self.pretrained).startswith("local-dir:"):
+            raise InputError(
+                f"Expected model.pretrained to be one of timm's tags, a local file (.safetensors, .pth) or random with"
+                f" model.kind=timm, got {self.pretrained}."
+            )
+        if self.quick_gelu is not None:
+            raise InputError(
+                "model.quick_gelu is for open_clip's towers: with model.kind=timm choose an architecture such as"
+                " vit_base_patch16_clip_quickgelu_224."
+            )
 
 
 @dataclass

@@ -1,41 +1,32 @@
-"""open_clip's vision transformers as frozen backbones: pretrained tags, local files or folders, our scenes_clip."""
+"""Frozen backbones by configuration, and open_clip's CLIPs: tags, local files or folders, our scenes_clip; SigLIP."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import open_clip
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
+from open_clip.timm_model import TimmModel
 from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from torch import Tensor
 
 from infoscope.artifacts import compute_hash
 from infoscope.errors import InputError
 from infoscope.vision.backbone import Backbone, Tokens
+from infoscope.vision.clip_backbone import ClipBackbone, Tokenizer, make_tokenizer
+from infoscope.vision.cls_attention import attend_for_cls
 from infoscope.vision.config import ModelConfig, ModelKind
 from infoscope.vision.planted import make_context_free, make_planted_registers
-from infoscope.vision.tokenizer import WordTokenizer
-from infoscope.vision.weights import (
-    fetch_tag,
-    find_source,
-    get_first_line,
-    load_tag_weights,
-    load_weights,
-)
+from infoscope.vision.timm_backbone import TimmBackbone, check_tower
+from infoscope.vision.timm_weights import fetch_timm_tag, find_timm_source, load_timm_weights, make_trunk
+from infoscope.vision.weights import fetch_tag, find_source, load_tag_weights, load_weights
 
-VOCABULARY = "vocabulary.json"
-MAX_LOGIT_SCALE = 100.0
-"""CLIP's own bound (Radford et al., 2021, 2.5); training of the scenes' CLIP clips the scale, not the parameter."""
-_TEXT_BATCH = 256
-
-Tokenizer = Callable[[list[str]], Tensor]
-"""Texts to token ids, int64 [n_texts, context_length]."""
+TIMM_PREFIX = "timm:"
+"""Before the architecture in the short form of `load_backbone`."""
 
 
 def compute_model_fingerprint(config: ModelConfig, trained_folder: Path | None = None) -> dict[str, Any]:
@@ -47,6 +38,17 @@ def compute_model_fingerprint(config: ModelConfig, trained_folder: Path | None =
     Raises:
         InputError: as `load_backbone`.
     """
+    if config.kind is ModelKind.timm:
+        found = find_timm_source(config)
+        return {
+            "kind": "timm",
+            "arch": found.arch,
+            "image_px": found.image_px,
+            "mean": list(found.mean),
+            "std": list(found.std),
+            "weights": found.weights_id,
+            "precision": config.precision,
+        }
     if config.kind is not ModelKind.open_clip:
         return {"kind": config.kind.name, "seed": config.seed}
     source = find_source(config, trained_folder)
@@ -64,8 +66,9 @@ def load_backbone(config: ModelConfig | str = "scenes_clip", trained_folder: Pat
     """Return a frozen backbone in evaluation mode.
 
     Args:
-        config: a full configuration, or a short form: "scenes_clip", or "<arch>:<pretrained>" such as
-            "ViT-B-16:openai" or "ViT-B-16:/weights/b16.safetensors".
+        config: a full configuration, or a short form: "scenes_clip", "<arch>:<pretrained>" such as "ViT-B-16:openai" or
+            "ViT-B-16:/weights/b16.safetensors", or "timm:<arch>:<pretrained>" such as
+            "timm:vit_base_patch14_dinov2:lvd142m".
         trained_folder: the artifact of stage train_clip where `pretrained=train_clip`.
 
     Raises:
@@ -73,14 +76,43 @@ def load_backbone(config: ModelConfig | str = "scenes_clip", trained_folder: Pat
             network and no cached weights, or a tower that is not a plain vision transformer.
     """
     if isinstance(config, str):
-        arch, _, pretrained = config.partition(":")
-        config = (
-            ModelConfig() if config == "scenes_clip" else ModelConfig(arch, arch=arch, pretrained=pretrained or None)
+        config = _read_short_form(config)
+    match config.kind:
+        case ModelKind.planted_registers:
+            return make_planted_registers(seed=config.seed)
+        case ModelKind.context_free:
+            return make_context_free(seed=config.seed)
+        case ModelKind.timm:
+            backbone = _load_timm(config)
+        case ModelKind.open_clip:
+            backbone = _load_clip(config, trained_folder)
+    if config.image_px is not None and backbone.image_px != config.image_px:
+        raise InputError(
+            f"Expected model.image_px to be a multiple of the patch ({backbone.patch_px} px), got {config.image_px}."
         )
-    if config.kind is ModelKind.planted_registers:
-        return make_planted_registers(seed=config.seed)
-    if config.kind is ModelKind.context_free:
-        return make_context_free(seed=config.seed)
+    return backbone.eval().requires_grad_(False)
+
+
+def _read_short_form(text: str) -> ModelConfig:
+    if text == "scenes_clip":
+        return ModelConfig()
+    is_timm = text.startswith(TIMM_PREFIX)
+    arch, _, pretrained = text.removeprefix(TIMM_PREFIX).partition(":")
+    kind = ModelKind.timm if is_timm else ModelKind.open_clip
+    return ModelConfig(arch, kind=kind, arch=arch, pretrained=pretrained or None)
+
+
+def _load_timm(config: ModelConfig) -> Backbone:
+    source = find_timm_source(config)
+    weights = fetch_timm_tag(source) if source.repo is not None else source.weights
+    trunk = make_trunk(source, config.seed)
+    if weights is not None:
+        load_timm_weights(trunk, weights, source.full_name)
+    fingerprint = compute_model_fingerprint(config)
+    return TimmBackbone(trunk, source.mean, source.std, fingerprint, config.precision)
+
+
+def _load_clip(config: ModelConfig, trained_folder: Path | None) -> Backbone:
     source = find_source(config, trained_folder)
     is_tag = source.weights_id.startswith("tag:")
     weights = fetch_tag(config) if is_tag else source.weights
@@ -91,13 +123,17 @@ def load_backbone(config: ModelConfig | str = "scenes_clip", trained_folder: Pat
         load_tag_weights(clip, weights, config)
     elif weights is not None:
         load_weights(clip, weights, config)
+    tower: Any = clip.visual
+    is_timm = isinstance(tower, TimmModel)
+    if is_timm and config.image_px is not None:
+        check_tower(tower.trunk).set_input_size((config.image_px, config.image_px))
     fingerprint = compute_model_fingerprint(config, trained_folder)
-    tokenizer = partial(_make_tokenizer, source.tokenizer)
-    backbone = OpenClipBackbone(clip, source.mean, source.std, fingerprint, config.precision, tokenizer)
-    return backbone.eval().requires_grad_(False)
+    tokenizer = partial(make_tokenizer, source.tokenizer)
+    make = TimmClipBackbone if is_timm else OpenClipBackbone
+    return make(clip, source.mean, source.std, fingerprint, config.precision, tokenizer)
 
 
-class OpenClipBackbone(Backbone):
+class OpenClipBackbone(ClipBackbone):
     """A CLIP whose image tower is open_clip's own VisionTransformer with CLS pooling.
 
     Args:
@@ -120,14 +156,16 @@ class OpenClipBackbone(Backbone):
         visual: Any = clip.visual
         if not isinstance(visual, VisionTransformer) or visual.attn_pool is not None or visual.pool_type != "tok":
             raise InputError(
-                f"Expected an open_clip vision transformer with CLS pooling, got {type(visual).__name__}: choose a"
-                " ViT-* architecture (timm, SigLIP and ResNet towers are not supported yet)."
+                f"Expected open_clip's vision transformer with CLS pooling, or timm's (SigLIP), got"
+                f" {type(visual).__name__}: choose a ViT-* architecture."
             )
         tower: Any = visual  # open_clip annotates its sizes as plain numbers
         grid, patch = tower.grid_size, tower.patch_size
         if grid[0] != grid[1] or patch[0] != patch[1]:
             raise InputError(f"Expected square patches and a square grid, got patches {patch} and grid {grid}.")
         super().__init__(
+            clip,
+            make_tokenizer,
             d_in=tower.class_embedding.shape[0],
             n_layers=len(visual.transformer.resblocks),
             n_prefix_tokens=1,
@@ -136,14 +174,9 @@ class OpenClipBackbone(Backbone):
             mean=mean,
             std=std,
             fingerprint=fingerprint,
+            precision=precision,
         )
-        self.clip = clip
         self.visual: VisionTransformer = visual
-        self.precision = precision
-        self._make_tokenizer = make_tokenizer
-
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.mean.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
 
     def _tokens(self, pixels: Float[Tensor, "batch 3 height width"], layer: int) -> Tokens:
         with self._autocast():
@@ -164,95 +197,54 @@ class OpenClipBackbone(Backbone):
         return pooled.float()
 
     @staticmethod
-    def _run_for_cls(block: Any, x: Float[Tensor, "batch n_tokens d_in"]) -> Tensor:
-        """Run the last block for CLS alone: only CLS asks, all tokens answer.
-
-        Keys and values of all tokens are never formed: the query goes through W_k once, and the attended mean of the
-        tokens through W_v once, which is the same by linearity (b_k moves all scores alike, and softmax ignores it).
-        """
-        attn, n_heads, d = block.attn, block.attn.num_heads, x.shape[-1]
-        width = d // n_heads
-        w_q, w_k, w_v = attn.in_proj_weight.chunk(3)
-        b_q, _, b_v = attn.in_proj_bias.chunk(3)
-        normed = block.ln_1(x)
-        query = F.linear(normed[:, 0], w_q, b_q).view(-1, n_heads, width) / width**0.5
-        asked = torch.einsum("bhw,hwd->bhd", query, w_k.view(n_heads, width, d))
-        share = torch.softmax(asked @ normed.transpose(1, 2), dim=-1)
-        answer = torch.einsum("bhd,hwd->bhw", share @ normed, w_v.view(n_heads, width, d)).flatten(1) + b_v
+    def _run_for_cls(block: Any, x: Float[Tensor, "batch n_tokens d_in"]) -> Float[Tensor, "batch 1 d_in"]:
+        """Run the last block for CLS alone: only CLS asks, all tokens answer."""
+        attn = block.attn
+        answer = attend_for_cls(block.ln_1(x), attn.in_proj_weight, attn.in_proj_bias, attn.num_heads)
         cls = x[:, :1] + block.ls_1(attn.out_proj(answer)[:, None])
         return cls + block.ls_2(block.mlp(block.ln_2(cls)))
 
-    @torch.inference_mode()
-    def embed_images(self, images: Tensor) -> Float[Tensor, "batch embed_dim"]:
-        """Return CLIP's image embeddings (unit norm) of uint8 images [batch, 3, image_px, image_px]."""
-        self.n_images_encoded += len(images)
-        with self._autocast():
-            clip: Any = self.clip
-            return clip.encode_image(self.normalise(images), normalize=True).float()
-
-    @torch.inference_mode()
-    def embed_tokens(self, tokens: Tokens, layer: int) -> Float[Tensor, "batch embed_dim"]:
-        pooled, proj = self.resume(tokens, layer), self.visual.proj  # the final LayerNorm is behind it already
-        return F.normalize(pooled if proj is None else pooled @ proj, dim=-1)
-
-    @torch.inference_mode()
-    def embed_texts(self, texts: Sequence[str]) -> Float[Tensor, "n embed_dim"]:
-        self._check_words(texts)
-        clip: Any = self.clip
-        embedded = []
-        for start in range(0, len(texts), _TEXT_BATCH):
-            ids = self._tokenizer(list(texts[start : start + _TEXT_BATCH]))
-            if int(ids.max()) >= clip.vocab_size:
-                raise InputError(
-                    f"The tokenizer gives ids up to {int(ids.max())}, but the text tower has {clip.vocab_size}: put the"
-                    f" model's {VOCABULARY} beside its weights."
-                )
-            with self._autocast():
-                embedded.append(clip.encode_text(ids.to(self.mean.device), normalize=True).float())
-        return F.normalize(torch.cat(embedded), dim=-1)
-
-    @property
-    def logit_scale(self) -> float:
-        clip: Any = self.clip
-        return min(float(clip.logit_scale.detach().exp()), MAX_LOGIT_SCALE)
-
-    @cached_property
-    def _tokenizer(self) -> Tokenizer:
-        if self._make_tokenizer is None:
-            raise InputError("This CLIP came without a tokenizer: load it by load_backbone, which brings the model's.")
-        return self._make_tokenizer()
-
-    def _check_words(self, texts: Sequence[str]) -> None:
-        """A closed vocabulary would read every word that it does not know as the same one."""
-        if isinstance(self._tokenizer, WordTokenizer):
-            known = set(self._tokenizer.words)
-            unknown = dict.fromkeys(word for text in texts for word in text.lower().split() if word not in known)
-            if unknown:
-                raise InputError(
-                    f"Expected words of the model's own vocabulary ({len(known)} words), got"
-                    f" {', '.join(map(repr, list(unknown)[:5]))}: choose other class names or templates, or another"
-                    " model."
-                )
+    def _project(self, pooled: Float[Tensor, "batch d_out"]) -> Float[Tensor, "batch embed_dim"]:
+        proj = self.visual.proj  # the final LayerNorm is behind it already
+        return pooled if proj is None else pooled @ proj
 
 
-def _make_tokenizer(name: str) -> Tokenizer:
-    """Return the tokenizer of a folder or an architecture; CLIP's own comes with open_clip, offline.
+class TimmClipBackbone(ClipBackbone, TimmBackbone):
+    """A CLIP whose image tower is a plain vision transformer of timm's: SigLIP, which pools its patches by attention.
 
-    Raises:
-        InputError: if it cannot be had: a damaged file, or one of a hub's without network or library.
+    Args: as `OpenClipBackbone`.
     """
-    vocabulary = Path(name.removeprefix("local-dir:")) / VOCABULARY
-    try:
-        if name.startswith("local-dir:") and vocabulary.is_file():
-            return WordTokenizer(**json.loads(vocabulary.read_text()))
-        return open_clip.get_tokenizer(name)
-    except Exception as error:  # whatever the tokenizer's library leads to
-        raise InputError(f"Cannot make the tokenizer of {name}: {get_first_line(error)}.") from error
+
+    def __init__(
+        self,
+        clip: torch.nn.Module,
+        mean: Sequence[float],
+        std: Sequence[float],
+        fingerprint: dict[str, Any],
+        precision: str = "float32",
+        make_tokenizer: Callable[[], Tokenizer] | None = None,
+    ) -> None:
+        visual: Any = clip.visual
+        super().__init__(
+            clip,
+            make_tokenizer,
+            trunk=visual.trunk,
+            mean=mean,
+            std=std,
+            fingerprint=fingerprint,
+            precision=precision,
+        )
+        self.head = visual.head
+
+    def _project(self, pooled: Float[Tensor, "batch d_out"]) -> Float[Tensor, "batch embed_dim"]:
+        return self.head(self.trunk.head(pooled))
 
 
 def _make_clip(model_cfg: dict[str, Any]) -> torch.nn.Module:
     cfg = {**model_cfg}
     custom_text = cfg.pop("custom_text", False) or "hf_model_name" in cfg.get("text_cfg", {})
     cfg.pop("multimodal_cfg", None)
+    if "timm_model_name" in cfg["vision_cfg"]:  # its weights come with the rest, never by themselves
+        cfg["vision_cfg"] = {**cfg["vision_cfg"], "timm_model_pretrained": False}
     make = open_clip.CustomTextCLIP if custom_text else open_clip.CLIP
     return make(**cfg)

@@ -6,14 +6,11 @@ A configuration is resolved first (`find_source`), so that what determines a mod
 from __future__ import annotations
 
 import json
-import socket
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
-from urllib.parse import urlparse
 
 import open_clip
 import torch
@@ -24,11 +21,13 @@ from torch import Tensor
 from infoscope.artifacts import compute_checksum
 from infoscope.errors import InputError
 from infoscope.vision.config import ModelConfig
+from infoscope.vision.hub import check_network, find_cached, get_cache_folder
+from infoscope.vision.torchscript import is_torchscript, read_torchscript
 
 SHIPPED_FOLDER = Path(__file__).with_name("scenes_clip")
 LOCAL_CONFIG = "open_clip_config.json"
 LOCAL_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
-_DOWNLOAD_PROBE_S = 3.0
+_WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 
 
 @dataclass(frozen=True)
@@ -63,15 +62,9 @@ def find_source(config: ModelConfig, trained_folder: Path | None) -> Source:
     elif pretrained.startswith("local-dir:"):
         folder = Path(pretrained.removeprefix("local-dir:")).expanduser()
     else:
-        folder = None
-        if pretrained.endswith((".safetensors", ".pt", ".pth", ".bin")) or "/" in pretrained:
-            local_file = Path(pretrained).expanduser()
-            if not local_file.is_file():
-                raise InputError(
-                    f"model.pretrained={pretrained} is no file: give an existing .safetensors, .pt or .bin."
-                )
-            if config.arch is None and config.name == "scenes_clip":
-                folder = SHIPPED_FOLDER
+        local_file = find_local_file(pretrained)
+        is_ours = local_file is not None and config.arch is None and config.name == "scenes_clip"
+        folder = SHIPPED_FOLDER if is_ours else None
 
     if folder is not None:
         model_cfg, preprocess = _read_local_config(folder)
@@ -81,19 +74,39 @@ def find_source(config: ModelConfig, trained_folder: Path | None) -> Source:
         model_cfg, preprocess = _read_builtin_config(config, is_tag=local_file is None and pretrained != "random")
     if config.quick_gelu is not None:
         model_cfg["quick_gelu"] = config.quick_gelu
+    elif local_file is not None and is_torchscript(local_file):
+        model_cfg["quick_gelu"] = True  # OpenAI alone ships this format
     if config.image_px is not None:
         model_cfg["vision_cfg"] = {**model_cfg["vision_cfg"], "image_size": config.image_px}
 
-    if pretrained == "random":
-        weights_id = f"random:{config.seed}"
-    elif local_file is not None:
-        weights_id = f"sha256:{compute_checksum(local_file)}"
-    else:
-        weights_id = f"tag:{config.arch}:{pretrained}"
     mean = config.mean or preprocess.get("mean") or open_clip.OPENAI_DATASET_MEAN
     std = config.std or preprocess.get("std") or open_clip.OPENAI_DATASET_STD
     tokenizer = f"local-dir:{folder}" if folder is not None else str(config.arch)
+    weights_id = get_weights_id(config, local_file, config.arch)
     return Source(model_cfg, list(mean), list(std), local_file, weights_id, tokenizer)
+
+
+def find_local_file(pretrained: str) -> Path | None:
+    """Return the file that `model.pretrained` names, or None if it is the name of something else.
+
+    Raises:
+        InputError: if there is no such file.
+    """
+    if not pretrained.endswith(_WEIGHT_SUFFIXES) and "/" not in pretrained:
+        return None
+    path = Path(pretrained).expanduser()
+    if not path.is_file():
+        raise InputError(f"model.pretrained={pretrained} is no file: give an existing .safetensors, .pt or .bin.")
+    return path
+
+
+def get_weights_id(config: ModelConfig, local_file: Path | None, arch: str | None) -> str:
+    """Return what determines the weights: a seed, the hash of a file, or a tag."""
+    if config.pretrained == "random":
+        return f"random:{config.seed}"
+    if local_file is not None:
+        return f"sha256:{compute_checksum(local_file)}"
+    return f"tag:{arch}:{config.pretrained}"
 
 
 def _read_local_config(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -123,7 +136,7 @@ def _read_builtin_config(config: ModelConfig, is_tag: bool) -> tuple[dict[str, A
             f"Expected model.arch to be one of open_clip's, such as {', '.join(near)}; got {config.arch!r}."
         )
     if not is_tag:
-        return dict(model_cfg), {}
+        return dict(model_cfg), _find_shared_preprocessing(config.arch)
     tags = open_clip.list_pretrained_tags_by_model(config.arch)
     if config.pretrained not in tags:
         raise InputError(
@@ -136,24 +149,39 @@ def _read_builtin_config(config: ModelConfig, is_tag: bool) -> tuple[dict[str, A
     return dict(model_cfg), preprocess
 
 
+def _find_shared_preprocessing(arch: str) -> dict[str, Any]:
+    """What all tags of an architecture agree on: a local file does not say. (SigLIP's do, those of ViT-L-14 do not.)"""
+    cfgs = [open_clip.get_pretrained_cfg(arch, tag) or {} for tag in open_clip.list_pretrained_tags_by_model(arch)]
+    ways = [{"mean": cfg.get("mean"), "std": cfg.get("std")} for cfg in cfgs]
+    return ways[0] if ways and all(way == ways[0] for way in ways) else {}
+
+
 def load_weights(clip: torch.nn.Module, path: Path, config: ModelConfig) -> None:
-    """Load a local file into a model, by safetensors or `weights_only=True`; never an unguarded pickle.
+    """Load a local file into a CLIP; positions of another grid are interpolated as open_clip does.
 
     Raises:
         InputError: if the file is damaged, holds NaN or Inf, or is of another architecture.
     """
+    state = read_weights(path)
+    open_clip.model.resize_pos_embed(state, clip)
+    load_state(clip, state, path, config.arch or config.name)
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Return the state dict of a local file, without what training wraps around it (`state_dict`, `model`, `module.`).
+
+    Nothing that a file holds is ever run: safetensors, `weights_only=True`, or the tensors of a TorchScript archive.
+
+    Raises:
+        InputError: if the file is damaged, holds NaN or Inf, or no state dict.
+    """
     try:
         if path.suffix == ".safetensors":
-            state = load_file(path)
+            state: Any = load_file(path)
+        elif is_torchscript(path):
+            state = read_torchscript(path)
         else:
-            if zipfile.is_zipfile(path) and any("/code/" in name for name in zipfile.ZipFile(path).namelist()):
-                raise InputError(
-                    f"{path} is a TorchScript archive (OpenAI's own format): expected a state dict; convert it with"
-                    " open_clip (load_openai_model, then save its state_dict as .safetensors)."
-                )
             state = torch.load(path, map_location="cpu", weights_only=True)
-    except InputError:
-        raise
     except Exception as error:  # a damaged file can fail anywhere inside the readers
         kind = "safetensors" if isinstance(error, SafetensorError) else "weights"
         if isinstance(error, UnpicklingError):  # torch's own words advise to run whatever the file holds
@@ -161,18 +189,26 @@ def load_weights(clip: torch.nn.Module, path: Path, config: ModelConfig) -> None
         else:
             reason = get_first_line(error)
         raise InputError(f"Cannot read {kind} file {path}: {reason}.") from error
-    state = state.get("state_dict", state) if isinstance(state, dict) else state
+    for wrapper in ("state_dict", "model"):
+        if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
+            state = state[wrapper]
     if not isinstance(state, dict) or not state or not all(isinstance(v, Tensor) for v in state.values()):
         raise InputError(f"Expected {path} to hold a state dict of tensors, got {type(state).__name__}.")
-    state = {name.removeprefix("module."): value for name, value in state.items()}
-    open_clip.model.resize_pos_embed(state, clip)
     for name, value in state.items():
         if not torch.isfinite(value).all():
             raise InputError(f"{path} holds NaN or Inf in {name}: the file is damaged, get a good one.")
+    return {name.removeprefix("module."): value for name, value in state.items()}
+
+
+def load_state(model: torch.nn.Module, state: dict[str, Tensor], path: Path, arch: str) -> None:
+    """Load a state dict whose names and shapes are exactly the model's.
+
+    Raises:
+        InputError: if they are not.
+    """
     try:
-        clip.load_state_dict(state)
+        model.load_state_dict(state)
     except RuntimeError as error:
-        arch = config.arch or config.name
         detail = " ".join(str(error).split())[:240]
         raise InputError(
             f"{path} does not fit model.arch={arch}: give the architecture it was made with ({detail})."
@@ -192,11 +228,7 @@ def fetch_tag(config: ModelConfig) -> Path:
     if cached is not None:
         return cached
     name = f"{config.arch}:{config.pretrained}"
-    if not _can_connect(cfg):
-        raise InputError(
-            f"The weights {name} are not in the cache ({_cache_folder(cfg)}) and there is no"
-            " network: give a local file by model.pretrained=<file>.safetensors, or fill the cache."
-        )
+    check_network("" if cfg.get("hf_hub") else cfg.get("url", ""), name, _cache_folder(cfg))
     try:
         return Path(open_clip.download_pretrained(cfg))
     except Exception as error:  # whatever the network and the hub lead to
@@ -225,35 +257,11 @@ def get_first_line(error: Exception) -> str:
 def _find_cached(cfg: dict[str, Any]) -> Path | None:
     """Return the cached file of a tag. Where the hub has it, the hub's cache counts: open_clip asks there alone."""
     if cfg.get("hf_hub"):
-        from huggingface_hub import try_to_load_from_cache
-
         repo, _, name = cfg["hf_hub"].rpartition("/")
-        found = [try_to_load_from_cache(repo, file) for file in ([name] if name else LOCAL_WEIGHTS)]
-        return next((Path(file) for file in found if isinstance(file, str)), None)
+        return find_cached(repo, [name] if name else LOCAL_WEIGHTS)
     path = _cache_folder(cfg) / Path(cfg.get("url", "")).name
     return path if path.is_file() else None
 
 
 def _cache_folder(cfg: dict[str, Any]) -> Path:
-    if cfg.get("hf_hub"):
-        from huggingface_hub import constants
-
-        return Path(constants.HF_HUB_CACHE)
-    return Path("~/.cache/clip").expanduser()
-
-
-def _can_connect(cfg: dict[str, Any]) -> bool:
-    """Whether the host of the weights answers within seconds; huggingface_hub would retry for minutes."""
-    url = cfg.get("url", "")
-    if cfg.get("hf_hub"):
-        from huggingface_hub import constants
-
-        url = constants.ENDPOINT
-    host = urlparse(url).hostname
-    if not host:
-        return False
-    try:
-        socket.create_connection((host, 443), timeout=_DOWNLOAD_PROBE_S).close()
-    except OSError:
-        return False
-    return True
+    return get_cache_folder() if cfg.get("hf_hub") else Path("~/.cache/clip").expanduser()

@@ -1,0 +1,231 @@
+"""ADE20K as the scene parsing benchmark gives it (ADEChallengeData2016): photographs with 150 classes of pixels."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable
+from contextlib import suppress
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Shaped, UInt8
+from PIL import ExifTags, Image
+
+from infoscope.data.config import RAISE, OnError, Resize
+from infoscope.data.images import CHECK_PX, ImageError, LabelledImages, Truth, resize_image
+from infoscope.data.photographs import describe_error, hash_files, load_rgb
+from infoscope.errors import InputError
+
+N_LABELS = 150
+_FOLDER = "ADEChallengeData2016"
+_NAMES = "objectInfo150.txt"
+_SPLITS = {"train": "training", "test": "validation"}
+_SEGMENTS_OF_FULL = ("*_seg.png", "images/*/*_seg.png", "images/*/*/*/*_seg.png")
+
+
+class ADE20K(LabelledImages):
+    """One split of ADEChallengeData2016. Ids are file names without their extension, ascending.
+
+    An annotation holds 0 (other) and the classes 1..150 of objectInfo150.txt; a label map 255 (ignored) and 0..149.
+
+    Args:
+        root: ADEChallengeData2016, or the folder it lies in.
+        split: "train" (its training) or "test" (its validation).
+        resize: squash; a crop would not fit the label maps.
+        on_error: part of the fingerprint, because skipping leaves other images.
+
+    Raises:
+        InputError: if the folder is another data set or lacks something, such as the annotation of an image.
+    """
+
+    truths = frozenset({Truth.label_maps})
+
+    def __init__(
+        self, root: str | Path, split: str, *, resize: Resize = Resize.squash, on_error: OnError = RAISE
+    ) -> None:
+        if split not in _SPLITS:
+            raise InputError(f"Expected split to be train or test, got {split!r}.")
+        refuse_crop(resize)
+        self.root, self.on_error = _find_folder(Path(root)), on_error
+        self._images, self._annotations = (self.root / kind / _SPLITS[split] for kind in ("images", "annotations"))
+        for folder in (self._images, self._annotations):
+            if not folder.is_dir():
+                raise InputError(
+                    f"Expected the {split} images of {_FOLDER} in {folder}, but there is no such folder: unpack"
+                    f" {_FOLDER}.zip in full."
+                )
+        super().__init__(split, _pair(self._images, self._annotations))
+        self.label_names, self._named = _read_names(self.root / _NAMES)
+
+    def describe(self) -> dict[str, str]:
+        return {
+            "layout": f"{_FOLDER}, {_SPLITS[self.split]}",
+            "images": str(len(self)),
+            "classes": f"{N_LABELS}, " + (f"named by {_NAMES}" if self._named else f"numbered ({_NAMES} is missing)"),
+        }
+
+    def load(self, index: int, size_px: int) -> UInt8[np.ndarray, "size size 3"]:
+        return resize_image(load_rgb(self._image_file(index)), size_px)
+
+    def label_map(self, index: int) -> UInt8[np.ndarray, "height width"]:
+        file = self._annotations / f"{self.image_ids[index]}.png"
+        mode, values = read_png(file)
+        if mode.startswith("RGB"):
+            raise _full_data_set(f"{file} has colours")
+        if mode not in ("L", "P"):
+            found = "16 bits" if mode.startswith("I") else f"Pillow's mode {mode}"
+            raise InputError(
+                f"Expected annotations of 8 bits with values 0 to {N_LABELS}, but {file} has {found}: take those of"
+                f" {_FOLDER}."
+            )
+        height, width = values.shape
+        refuse_other_size(file, (width, height), self._image_file(index))
+        if values.max() > N_LABELS:
+            raise InputError(
+                f"Expected annotations with values 0 to {N_LABELS}, but {file} holds {values.max()}: take those of"
+                f" {_FOLDER}, unchanged."
+            )
+        return values - np.uint8(1)  # 0 becomes 255
+
+    def check_image(self, index: int) -> dict[str, str]:
+        self.load(index, CHECK_PX)
+        self.label_map(index)
+        return read_facts(self._image_file(index))
+
+    @cached_property
+    def fingerprint(self) -> dict[str, Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Names, sizes and contents of images and annotations (beyond 4 GiB in all, the first 64 KiB of each).
+
+        Raises:
+            ImageError: if a file cannot be read at all and `on_error` is "raise".
+        """
+        images, annotations = (folder.relative_to(self.root).as_posix() for folder in (self._images, self._annotations))
+        names = [f"{images}/{name}.jpg" for name in self.image_ids]
+        names += [f"{annotations}/{name}.png" for name in self.image_ids]
+        return {
+            "kind": "ade20k",
+            "split": self.split,
+            "on_error": self.on_error.name,
+            "n_images": len(self),
+            **hash_files(self.root, names, self.on_error),
+        }
+
+    def _image_file(self, index: int) -> Path:
+        return self._images / f"{self.image_ids[index]}.jpg"
+
+
+def _find_folder(root: Path) -> Path:
+    try:
+        names = os.listdir(root)
+    except OSError as error:
+        raise InputError(
+            f"Expected the folder {_FOLDER} at {root}, got: {describe_error(error)}; check data.root."
+        ) from error
+    for folder in (root / _FOLDER, root):
+        if (folder / "images").is_dir() and (folder / "annotations").is_dir():
+            return folder
+    for name in (*root.resolve().parts, *names):
+        if re.match(r"ADE20K_\d{4}_", name):
+            raise _full_data_set(f"{root} is or holds {name}")
+    for pattern in _SEGMENTS_OF_FULL:
+        for file in root.glob(pattern):
+            raise _full_data_set(f"{root} holds {file.relative_to(root)}")
+    raise InputError(
+        f"Expected {_FOLDER} with its folders images and annotations, but {root} lacks them: check data.root."
+    )
+
+
+def _full_data_set(sign: str) -> InputError:
+    return InputError(
+        f"Expected the ADE20K of the scene parsing benchmark, but {sign}, as in the full ADE20K: download {_FOLDER}.zip"
+        " and set data.root to its folder."
+    )
+
+
+def _pair(images: Path, annotations: Path) -> list[str]:
+    """Return the names, without extension, of images with annotation, ascending; refuse anything without the other."""
+    photographs, maps = (
+        {file.stem for file in folder.glob(f"[!.]*.{extension}")}
+        for folder, extension in ((images, "jpg"), (annotations, "png"))
+    )
+    for name in sorted(maps):
+        if name.endswith("_seg"):
+            raise _full_data_set(f"{annotations} holds {name}.png")
+    refuse_unpaired(images, [f"{name}.jpg" for name in photographs - maps], "an annotation")
+    refuse_unpaired(annotations, [f"{name}.png" for name in maps - photographs], "an image")
+    if not photographs:
+        raise InputError(f"Expected images ADE_*.jpg in {images}, but there is none: unpack {_FOLDER}.zip in full.")
+    return sorted(photographs)
+
+
+def _read_names(file: Path) -> tuple[tuple[str, ...], bool]:
+    """Return a name for each label, and whether they come from the file: its last column up to the first comma."""
+    if not file.is_file():
+        return tuple(str(i) for i in range(1, N_LABELS + 1)), False
+    lines = file.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    rows = [line.split("\t") for line in lines[1:]]
+    if [row[0].strip() for row in rows] != [str(i) for i in range(1, N_LABELS + 1)]:
+        raise InputError(
+            f"Expected a header and the classes 1 to {N_LABELS}, one a line, in {file}, got something else: take the"
+            f" {_NAMES} of {_FOLDER} or remove it."
+        )
+    return tuple(row[-1].split(",")[0].strip() for row in rows), True
+
+
+def refuse_crop(resize: Resize) -> None:
+    """Refuse to crop images whose maps are read whole."""
+    if resize is not Resize.squash:
+        raise InputError(
+            f"Expected data.resize=squash for images with a map of their pixels, got {resize.name}: the maps would not"
+            " fit the images."
+        )
+
+
+def refuse_unpaired(folder: Path, names: Iterable[str], lacking: str) -> None:
+    """Refuse files that lack their other half, if there are any."""
+    if unpaired := sorted(names):
+        raise InputError(
+            f"Expected {lacking} for every file in {folder}, but {len(unpaired)} have none (the first:"
+            f" {unpaired[0]}): complete the data set or remove them."
+        )
+
+
+def refuse_other_size(file: Path, size: tuple[int, int], image: Path) -> None:
+    """Refuse a map (of that width and height) whose image has another size."""
+    if (expected := _read_header(image)[0]) != size:
+        raise InputError(
+            f"Expected {file} at the size of its image, {expected[0]}x{expected[1]}, got {size[0]}x{size[1]}: take the"
+            " data set's own images and maps, unscaled."
+        )
+
+
+def read_png(file: Path) -> tuple[str, Shaped[np.ndarray, "height width ..."]]:
+    """Return Pillow's mode of a PNG file, and its values as they are stored: of a palette, the indices."""
+    try:
+        with Image.open(file, formats=["PNG"]) as image:
+            return image.mode, np.array(image)
+    except Exception as error:  # decoders raise whatever a damaged file leads them to
+        raise InputError(
+            f"Cannot read {file} as PNG ({describe_error(error)}): replace it by the data set's own."
+        ) from error
+
+
+def read_facts(file: Path) -> dict[str, str]:
+    """Return the size (upright) and the mode in which an image is stored."""
+    (width, height), mode = _read_header(file)
+    return {"size": f"{width}x{height}", "mode": mode}
+
+
+def _read_header(file: Path) -> tuple[tuple[int, int], str]:
+    try:
+        with Image.open(file) as image:
+            turned = False
+            with suppress(Exception):  # damaged EXIF tags, as in `load_rgb`
+                turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+            width, height = image.size
+            return (height, width) if turned else (width, height), image.mode
+    except Exception as error:
+        raise ImageError(str(file), describe_error(error)) from error

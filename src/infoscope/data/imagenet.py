@@ -1,0 +1,391 @@
+"""ImageNet-1k as people have it: class folders, a flat val with its ground truth, Kaggle's nesting, WebDataset tars.
+
+The class order is that of the 1,000 sorted WordNet ids (wnids), as everywhere; the devkit's ILSVRC2012_ID is another.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import os
+import re
+from collections.abc import Sequence
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int64, UInt8
+
+from infoscope.data.config import RAISE, OnError, Resize
+from infoscope.data.images import LabelledImages, Truth, resize_image
+from infoscope.data.photographs import EXTENSIONS, check_photograph, describe_error, hash_files, load_rgb
+from infoscope.data.tar_images import TarImages
+from infoscope.errors import InputError
+
+N_CLASSES = 1000
+_FOLDERS = {"train": ("train",), "test": ("val", "validation")}
+_NESTED = ("", "ILSVRC/Data/CLS-LOC", "Data/CLS-LOC", "CLS-LOC")  # Kaggle's archive, and parts of its path
+_TRUTH_FOLDERS = ("", "data", "ILSVRC2012_devkit_t12/data", "devkit/data")
+_TRUTH_FILES = ("LOC_val_solution.csv", "ILSVRC2012_validation_ground_truth.txt")
+
+
+class ImageNet(LabelledImages):
+    """One split of ImageNet-1k; target "class".
+
+    Found out by looking, in `root` or Kaggle's ILSVRC/Data/CLS-LOC below it:
+
+    - `train/<wnid>/*.JPEG`, `val/<wnid>/*.JPEG`; ids are paths relative to train or val;
+    - `val/ILSVRC2012_val_00000001.JPEG` with a ground truth;
+    - `*train*.tar`, `*val*.tar` or folders train, val of them, with `.cls` labels 0 to 999; ids are keys.
+
+    Args:
+        root: the folder that holds train and val.
+        split: "train", or "test", which is ImageNet's val.
+        ground_truth: of a flat val: Kaggle's LOC_val_solution.csv, or a text file with the class of image n in line n,
+            as a wnid or an ILSVRC2012_ID, for which the devkit's meta.mat or map_clsloc.txt lies beside it. None looks
+            for the two usual files in and below `root`.
+        subset: whether fewer than 1,000 classes are meant; they are then numbered without gaps, in the same order.
+        resize: how `load` makes a square.
+        on_error: with "skip", what is whole of a damaged shard is taken.
+
+    Raises:
+        InputError: if the split is not there, its classes are not those of ImageNet or not all of them, or the ground
+            truth is missing or does not fit the images.
+    """
+
+    truths = frozenset({Truth.labels})
+    targets = ("class",)
+
+    def __init__(
+        self,
+        root: str | Path,
+        split: str = "train",
+        *,
+        ground_truth: str | Path | None = None,
+        subset: bool = False,
+        resize: Resize = Resize.squash,
+        on_error: OnError = RAISE,
+    ) -> None:
+        if split not in _FOLDERS:
+            raise InputError(f"Expected split to be train or test, got {split!r}.")
+        self.root, self.resize, self.on_error = Path(root).expanduser(), resize, on_error
+        self._tars: TarImages | None = None
+        self.folder, shards = _find_split(self.root, split)
+        if shards is not None:
+            self._tars = TarImages(shards, test_share=0.0, resize=resize, on_error=on_error)
+            ids, positions = self._tars.image_ids, _check_positions(self._tars)
+            self.layout, where, unit = "WebDataset tars", shards, "classes"
+        elif folders := _list_class_folders(self.folder):
+            positions = _find_positions(folders, self.folder)
+            if not subset:
+                _check_whole(positions, self.folder, "class folders")
+            ids, counts = _list_images(self.folder, folders)
+            positions = np.repeat(positions, counts)
+            self.layout, where, unit = "class folders", self.folder, "class folders"
+        else:
+            ids = _list_names(self.folder)
+            if split == "train" or not ids:
+                what = "class folders" if split == "train" else "class folders or images"
+                raise InputError(f"Expected {what} in {self.folder}, got none: check data.root.")
+            truth = _find_ground_truth(self.root, self.folder, ground_truth)
+            positions = _find_positions(_read_ground_truth(truth, ids, subset), truth)
+            self.layout, where, unit = f"flat, classes from {truth.name}", truth, "classes"
+        if not subset:
+            _check_whole(positions, where, unit)
+        present, labels = np.unique(positions, return_inverse=True)
+        self._labels = labels.astype(np.int64)
+        self.wnids = tuple(get_wnids()[i] for i in present)
+        names = _get_class_names()
+        self.class_names = tuple(names[i] for i in present)
+        super().__init__(split, ids)
+
+    def load(self, index: int, size_px: int) -> UInt8[np.ndarray, "size size 3"]:
+        if self._tars is not None:
+            return self._tars.load(index, size_px)
+        return resize_image(load_rgb(self.folder / self.image_ids[index]), size_px, self.resize)
+
+    def labels(self, target: str) -> Int64[np.ndarray, " n_images"]:
+        self.n_target_classes(target)
+        return self._labels
+
+    def n_target_classes(self, target: str) -> int:
+        if target not in self.targets:
+            raise InputError(f"Expected a target of ImageNet (class), got {target!r}.")
+        return self.n_classes
+
+    def describe(self) -> dict[str, str]:
+        found = self._tars.describe() if self._tars is not None else {}
+        return {**found, "layout": self.layout, "classes": str(self.n_classes), "images": str(len(self))}
+
+    def check_image(self, index: int) -> dict[str, str]:
+        if self._tars is not None:
+            return self._tars.check_image(index)
+        return check_photograph(self.folder / self.image_ids[index])
+
+    @cached_property
+    def fingerprint(self) -> dict[str, Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Classes, names, sizes and contents of the images, see `hash_images`: of the whole train split no contents.
+
+        Raises:
+            ImageError: if a file cannot be read at all and `on_error` is "raise".
+        """
+        if self._tars is not None:
+            hashed = {key: self._tars.fingerprint[key] for key in ("hashed", "sha256")}
+        else:
+            hashed = hash_files(self.folder, self.image_ids, self.on_error)
+        return {
+            "kind": "imagenet",
+            "split": self.split,
+            "resize": self.resize.name,
+            "on_error": self.on_error.name,
+            "n_images": len(self),
+            "n_classes": self.n_classes,
+            "labels_sha256": hashlib.sha256(" ".join(self.wnids).encode() + self._labels.tobytes()).hexdigest(),
+            **hashed,
+        }
+
+
+def open_imagenet(
+    root: str | Path,
+    *,
+    ground_truth: str | Path | None = None,
+    subset: bool = False,
+    resize: Resize = Resize.squash,
+    on_error: OnError = RAISE,
+) -> tuple[ImageNet, ImageNet]:
+    """Return train and test of the same classes; arguments as those of `ImageNet`.
+
+    Raises:
+        InputError: as `ImageNet`, or if a class of one split is not in the other.
+    """
+    train, test = (
+        ImageNet(root, split, ground_truth=ground_truth, subset=subset, resize=resize, on_error=on_error)
+        for split in ("train", "test")
+    )
+    differing = sorted(set(train.wnids) ^ set(test.wnids))
+    if differing:
+        has, lacks = ("train", "val") if differing[0] in train.wnids else ("val", "train")
+        raise InputError(
+            f"Expected the same classes in train and val of {train.root}, got {len(differing)} that only one of them"
+            f" has, first {differing[0]} ({has} has it, {lacks} does not): complete or remove them."
+        )
+    return train, test
+
+
+@cache
+def get_wnids() -> tuple[str, ...]:
+    """Return the 1,000 wnids, ascending, as timm has them."""
+    from timm.data import ImageNetInfo
+
+    wnids = tuple(ImageNetInfo("imagenet-1k").label_names())
+    assert len(wnids) == N_CLASSES
+    assert list(wnids) == sorted(wnids)
+    return wnids
+
+
+def _get_class_names() -> tuple[str, ...]:
+    from open_clip import zero_shot_metadata
+
+    return tuple(zero_shot_metadata.IMAGENET_CLASSNAMES)
+
+
+def _find_split(root: Path, split: str) -> tuple[Path, str | None]:
+    """Return the folder of a split and, if it consists of tars, what `TarImages` is to open."""
+    names = _FOLDERS[split]
+    if not root.is_dir():
+        raise InputError(f"Expected the folder of ImageNet at {root}, got none: check data.root.")
+    for base in (root / nested for nested in _NESTED):
+        for name in names:
+            if (base / name).is_dir():
+                is_tars = bool(_list_tars(base / name)) and not _list_class_folders(base / name)
+                return base / name, str(base / name) if is_tars else None
+        tars = [name for name in _list_tars(base) if names[0] in name.lower()]
+        if tars:
+            return base, _join_shards(base, tars)
+    raise InputError(
+        f"Expected the folder {names[0]} or tar files with {names[0]} in their names in {root}, got neither: set"
+        " data.root to the folder that holds train and val."
+    )
+
+
+def _scan(folder: Path) -> list[os.DirEntry[str]]:
+    """Return what is visible in a folder, ascending."""
+    try:
+        with os.scandir(folder) as entries:
+            return sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
+    except OSError as error:
+        raise InputError(f"Cannot list the folder {folder} ({describe_error(error)}): make it readable.") from error
+
+
+def _list_tars(folder: Path) -> list[str]:
+    return [entry.name for entry in _scan(folder) if entry.name.endswith(".tar")] if folder.is_dir() else []
+
+
+def _join_shards(folder: Path, names: list[str]) -> str:
+    """Return the range that numbered shards span, so that a gap is noticed."""
+    matches = [re.fullmatch(r"(.*?)(\d+)\.tar", name) for name in names]
+    prefixes = {match[1] if match else name for match, name in zip(matches, names, strict=True)}
+    if len(prefixes) > 1:
+        first, second, *_ = sorted(prefixes)
+        raise InputError(f"Expected one set of shards in {folder}, got {first}* and {second}*: move one elsewhere.")
+    numbers = sorted((match[2] for match in matches if match), key=int)
+    if not numbers:
+        return str(folder / names[0])
+    return str(folder / f"{prefixes.pop()}{{{numbers[0]}..{numbers[-1]}}}.tar")
+
+
+def _list_class_folders(folder: Path) -> list[str]:
+    return [entry.name for entry in _scan(folder) if entry.is_dir()]
+
+
+def _list_names(folder: Path) -> list[str]:
+    return [entry.name for entry in _scan(folder) if entry.name.lower().endswith(EXTENSIONS)]
+
+
+def _list_images(folder: Path, wnids: list[str]) -> tuple[list[str], list[int]]:
+    """Return the images of all class folders, ascending, and how many each holds."""
+    ids: list[str] = []
+    counts: list[int] = []
+    for wnid in wnids:
+        names = _list_names(folder / wnid)
+        if not names:
+            raise InputError(f"Expected images in {folder / wnid}, got none: complete or remove the folder.")
+        ids += [f"{wnid}/{name}" for name in names]
+        counts.append(len(names))
+    return ids, counts
+
+
+def _find_positions(wnids: Sequence[str], where: Path) -> Int64[np.ndarray, " n"]:
+    """Return the place of every wnid among the 1,000."""
+    place = {wnid: i for i, wnid in enumerate(get_wnids())}
+    unknown = sorted(set(wnids) - place.keys())
+    if unknown:
+        raise InputError(
+            f"Expected the wnids of ImageNet-1k in {where}, got {len(unknown)} that are none of them, first"
+            f" {unknown[0]!r}: remove what is not ImageNet-1k."
+        )
+    return np.array([place[wnid] for wnid in wnids], dtype=np.int64)
+
+
+def _check_whole(positions: Int64[np.ndarray, " n"], where: Path | str, unit: str) -> None:
+    missing = np.setdiff1d(np.arange(N_CLASSES), positions)
+    if len(missing):
+        raise InputError(
+            f"Expected all of ImageNet-1k in {where}, got {N_CLASSES - len(missing)} of {N_CLASSES} {unit} found, first"
+            f" missing: {get_wnids()[missing[0]]}; data.subset=true takes a subset."
+        )
+
+
+def _check_positions(tars: TarImages) -> Int64[np.ndarray, " n_images"]:
+    labels = tars.read_labels()
+    wrong = np.flatnonzero(labels >= N_CLASSES)
+    if len(wrong):
+        raise InputError(
+            f"Expected labels 0 to {N_CLASSES - 1} in the tar files, got {labels[wrong[0]]} for"
+            f" {tars.image_ids[wrong[0]]}: choose shards of ImageNet-1k."
+        )
+    return labels
+
+
+def _find_ground_truth(root: Path, folder: Path, given: str | Path | None) -> Path:
+    if given is not None:
+        file = Path(given).expanduser()
+        if not file.is_file():
+            raise InputError(f"Expected a file as ground_truth, got {file}, which is none: check data.ground_truth.")
+        return file
+    for place in (root, folder.parent, folder):
+        for nested in _TRUTH_FOLDERS:
+            for name in _TRUTH_FILES:
+                if (place / nested / name).is_file():
+                    return place / nested / name
+    raise InputError(
+        f"Expected class folders or a ground truth, but {folder.name} is flat: give ground_truth="
+        f"{' or '.join(reversed(_TRUTH_FILES))} (data.ground_truth)."
+    )
+
+
+def _read_ground_truth(file: Path, ids: list[str], subset: bool) -> list[str]:
+    """Return the wnid of every image; the file may know more images only if a subset is meant."""
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = "it is no UTF-8 text" if isinstance(error, UnicodeDecodeError) else describe_error(error)
+        raise InputError(f"Cannot read the ground truth {file} ({reason}): check data.ground_truth.") from error
+    if file.suffix.lower() == ".csv":
+        known = _parse_solution(text, file)
+        keys = [Path(name).stem for name in ids]
+    else:
+        known = {f"{i + 1:08d}": wnid for i, wnid in enumerate(_parse_classes(text, file))}
+        keys = [_number_of(name, file) for name in ids]
+    if len(known) != len(ids) and not subset:
+        raise InputError(
+            f"Expected a class in {file} for each of the {len(ids)} images, got {len(known)}: complete the images or"
+            " set another data.ground_truth."
+        )
+    unknown = [name for name, key in zip(ids, keys, strict=True) if key not in known]
+    if unknown:
+        raise InputError(
+            f"Expected a class in {file} for every image, got none for {len(unknown)} of {len(ids)}, first"
+            f" {unknown[0]}: remove them or set another data.ground_truth."
+        )
+    return [known[key] for key in keys]
+
+
+def _number_of(name: str, file: Path) -> str:
+    match = re.fullmatch(r"ILSVRC2012_val_(\d{8})", Path(name).stem)
+    if match is None:
+        raise InputError(
+            f"Expected names as ILSVRC2012_val_00000001.JPEG, by which {file} is ordered, got {name}: rename or"
+            " remove it."
+        )
+    return match[1]
+
+
+def _parse_solution(text: str, file: Path) -> dict[str, str]:
+    """Return {image: wnid} of Kaggle's table, whose rows are "ILSVRC2012_val_00048981,n03995372 85 1 499 272 "."""
+    try:
+        rows = list(csv.DictReader(text.splitlines()))
+        return {row["ImageId"].strip(): row["PredictionString"].split()[0] for row in rows}
+    except (KeyError, IndexError, AttributeError, csv.Error) as error:
+        raise InputError(
+            f"Expected the columns ImageId and PredictionString, filled in every row, in {file}: give Kaggle's"
+            " LOC_val_solution.csv."
+        ) from error
+
+
+def _parse_classes(text: str, file: Path) -> list[str]:
+    """Return the wnids that the lines of a text file stand for."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if all(re.fullmatch(r"n\d{8}", line) for line in lines):
+        return lines
+    wnid_of = _read_id_map(file)
+    wnids: list[str] = []
+    for number, line in enumerate(lines, 1):
+        if line not in wnid_of:
+            raise InputError(
+                f"Expected an ILSVRC2012_ID from 1 to {len(wnid_of)} or a wnid in line {number} of {file}, got"
+                f" {line[:40]!r}: give the devkit's ILSVRC2012_validation_ground_truth.txt."
+            )
+        wnids.append(wnid_of[line])
+    return wnids
+
+
+def _read_id_map(beside: Path) -> dict[str, str]:
+    """Return {ILSVRC2012_ID: wnid} of the classes without subclasses; the ids as text."""
+    matlab, text = beside.with_name("meta.mat"), beside.with_name("map_clsloc.txt")
+    file = matlab if matlab.is_file() or not text.is_file() else text
+    if not file.is_file():
+        raise InputError(
+            f"Expected meta.mat beside {beside}, got none: its ids say nothing without the devkit's data/meta.mat."
+        )
+    try:
+        if file is text:  # "n02119789 1 kit_fox"
+            rows = [line.split() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+            return {str(int(row[1])): row[0] for row in rows}
+        from scipy.io import loadmat
+
+        synsets = np.atleast_1d(loadmat(file, squeeze_me=True, variable_names=["synsets"])["synsets"])
+        return {str(int(row["ILSVRC2012_ID"])): str(row["WNID"]) for row in synsets if int(row["num_children"]) == 0}
+    except Exception as error:  # whatever a damaged file leads SciPy to
+        raise InputError(f"Expected the devkit's table of classes in {file}, got none: fetch it again.") from error

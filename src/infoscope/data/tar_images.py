@@ -1,0 +1,324 @@
+"""WebDataset shards: images and their labels in tar files, read in place and in any order.
+
+A sample is what shares a key, the member's path up to the first dot of its basename: `n0/17.jpg` and `n0/17.cls` are an
+image and its label. Nothing is extracted and no member but images and `.cls` labels is looked at.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import itertools
+import os
+import re
+import tarfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+from jaxtyping import Int64, UInt8
+
+from infoscope.data.config import RAISE, OnError, Resize
+from infoscope.data.images import ImageError, ImageSet, resize_image
+from infoscope.data.photographs import (
+    EXTENSIONS,
+    N_READERS,
+    check_photograph,
+    choose_split,
+    describe_error,
+    hash_images,
+    load_rgb,
+)
+from infoscope.errors import InputError
+
+_COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tar.lz4")
+_MAX_LABEL_BYTES = 32
+_MAX_OPEN = 64  # shards held open by a process
+
+
+class TarImages(ImageSet):
+    """The images in WebDataset shards: members that end in .jpg, .jpeg, .png, .webp or .bmp. Ids are keys, ascending.
+
+    The headers of the shards are read once, here; an image is then one read at its place. The split is by hash, as
+    that of an image folder.
+
+    Args:
+        source: one tar file, a folder of them, or files with a range as `shards-{000000..000010}.tar`.
+        split: "train" or "test".
+        seed: of the split.
+        test_share: expected share of the images that are held out, 0 to below 1; the test split may be empty.
+        resize: how `load` makes a square.
+        on_error: with "skip", what is whole of a damaged shard is taken.
+
+    Raises:
+        InputError: if a shard is missing, compressed, damaged or no tar file, a key occurs twice, no shard holds an
+            image, or none is left to train on.
+    """
+
+    def __init__(
+        self,
+        source: str | Path,
+        split: str = "train",
+        *,
+        seed: int = 0,
+        test_share: float = 0.1,
+        resize: Resize = Resize.squash,
+        on_error: OnError = RAISE,
+    ) -> None:
+        self._opened: dict[int, int] = {}  # number of a shard -> file descriptor, the latest used last
+        self.seed, self.resize, self.on_error = seed, resize, on_error
+        self.shards = list_shards(source)
+        with ThreadPoolExecutor(N_READERS) as pool:
+            indices = list(pool.map(lambda shard: _index_shard(shard, on_error), self.shards))
+        self.damaged = {str(shard): index.damage for shard, index in zip(self.shards, indices, strict=True)}
+        self.damaged = {shard: damage for shard, damage in self.damaged.items() if damage}
+        keys = [key for index in indices for key in index.keys]
+        if not keys:
+            raise InputError(
+                f"Expected images, but the {len(self.shards)} tar files of {source} hold no member that ends in"
+                f" {', '.join(EXTENSIONS)}: check data.root."
+            )
+        shard = np.repeat(np.arange(len(indices)), [len(index.keys) for index in indices])
+        order = sorted(range(len(keys)), key=keys.__getitem__)
+        for first, second in itertools.pairwise(order):
+            if keys[first] == keys[second]:
+                raise _duplicate(keys[first], self.shards[shard[first]], self.shards[shard[second]])
+        ids = [keys[i] for i in order]
+        kept = choose_split(ids, split, seed, test_share, source)
+        rows = np.array(order, dtype=np.int64)[kept]
+        self._shard, self._places = shard[rows], np.concatenate([index.places for index in indices])[rows]
+        super().__init__(split, [ids[i] for i in kept])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_opened": {}}
+
+    def __del__(self) -> None:
+        for descriptor in getattr(self, "_opened", {}).values():
+            os.close(descriptor)
+
+    def load(self, index: int, size_px: int) -> UInt8[np.ndarray, "size size 3"]:
+        try:
+            image = load_rgb(io.BytesIO(self._read(index)))  # pyright: ignore[reportArgumentType] # a stream will do
+        except (OSError, ImageError) as error:
+            raise self._image_error(index, error) from error
+        return resize_image(image, size_px, self.resize)
+
+    def check_image(self, index: int) -> dict[str, str]:
+        try:
+            return check_photograph(io.BytesIO(self._read(index)))
+        except (OSError, ImageError) as error:
+            raise self._image_error(index, error) from error
+
+    def _read(self, index: int) -> bytes:
+        number = int(self._shard[index])
+        descriptor = self._opened.pop(number, None)
+        if descriptor is None:
+            descriptor = os.open(self.shards[number], os.O_RDONLY)
+            if len(self._opened) >= _MAX_OPEN:
+                os.close(self._opened.pop(next(iter(self._opened))))
+        self._opened[number] = descriptor
+        offset, size = self._places[index, :2].tolist()
+        return os.pread(descriptor, size, offset)  # keeps no position, so forked workers may share it
+
+    def _image_error(self, index: int, error: OSError | ImageError) -> ImageError:
+        reason = error.reason if isinstance(error, ImageError) else describe_error(error)
+        return ImageError(f"{self.image_ids[index]} in {self.shards[self._shard[index]]}", reason)
+
+    def read_labels(self) -> Int64[np.ndarray, " n_images"]:
+        """Return the integers in the `.cls` members.
+
+        Raises:
+            InputError: if an image has none, or it holds something else.
+        """
+        labels = np.empty(len(self), np.int64)
+        for number in np.unique(self._shard):
+            with self.shards[number].open("rb", buffering=0) as stream:
+                for i in np.flatnonzero(self._shard == number).tolist():
+                    offset, size = self._places[i, 2:].tolist()
+                    text = os.pread(stream.fileno(), min(size, _MAX_LABEL_BYTES), offset) if size else b""
+                    if not re.fullmatch(rb"\s*\d{1,18}\s*", text) or size > _MAX_LABEL_BYTES:
+                        found = repr(text.decode(errors="replace")) if size else "none"
+                        raise InputError(
+                            f"Expected a class number in {self.image_ids[i]}.cls in {self.shards[number]}, got {found}:"
+                            " choose shards that hold labels."
+                        )
+                    labels[i] = int(text)
+        return labels
+
+    def describe(self) -> dict[str, str]:
+        found = {"layout": "WebDataset tars", "shards": str(len(self.shards)), "images": str(len(self))}
+        if self.damaged:
+            shard, damage = next(iter(self.damaged.items()))
+            found["damaged shards"] = f"{len(self.damaged)}, first {shard} ({damage})"
+        return found
+
+    @cached_property
+    def fingerprint(self) -> dict[str, Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Keys, sizes and contents of the images of the split, see `hash_images`; not how they are spread over shards.
+
+        Raises:
+            ImageError: if a shard cannot be read any more.
+        """
+
+        def digest(i: int, n_bytes: int | None) -> str:
+            offset, size = self._places[i, :2].tolist()
+            try:
+                with self.shards[self._shard[i]].open("rb", buffering=0) as stream:
+                    data = os.pread(stream.fileno(), size if n_bytes is None else min(size, n_bytes), offset)
+            except OSError as error:
+                raise self._image_error(i, error) from error
+            return hashlib.sha256(data).hexdigest()
+
+        return {
+            "kind": "tar_images",
+            "split": self.split,
+            "seed": self.seed,
+            "resize": self.resize.name,
+            "on_error": self.on_error.name,
+            "n_images": len(self),
+            **hash_images(self.image_ids, self._places[:, 1].tolist(), digest),
+        }
+
+
+def is_tar_source(source: str | Path) -> bool:
+    """Say whether a source is one for `TarImages`: a tar file, a range of them, or a folder of them without images."""
+    tars = (".tar", *_COMPRESSED)
+    if Path(source).name.endswith(tars):
+        return True
+    try:
+        with os.scandir(source) as entries:
+            visible = [entry for entry in entries if not entry.name.startswith(".")]
+    except OSError:
+        return False
+    return any(entry.name.endswith(tars) for entry in visible) and not any(
+        entry.is_dir() or entry.name.lower().endswith(EXTENSIONS) for entry in visible
+    )
+
+
+def list_shards(source: str | Path) -> list[Path]:
+    """Return the tar files of a source: one, a folder of them, or a range in braces in the last part of the path.
+
+    Raises:
+        InputError: if one is missing or compressed, or there is none.
+    """
+    path = Path(source).expanduser()
+    shards = [path]
+    if path.is_dir():
+        names = sorted(name for name in os.listdir(path) if not name.startswith("."))
+        tars = [name for name in names if name.endswith((".tar", *_COMPRESSED))]
+        if not tars:
+            raise InputError(f"Expected tar files in {path}, got none: check data.root.")
+        shards = [path / name for name in tars]
+    elif "{" in path.name and not path.exists():
+        shards = [path.with_name(name) for name in _expand_braces(path.name)]
+    missing = [shard for shard in shards if not shard.is_file()]
+    if missing:
+        raise InputError(
+            f"Expected the {len(shards)} tar files of {source}, got {len(missing)} that are missing, first"
+            f" {missing[0]}: fetch them or set another data.root."
+        )
+    for shard in shards:
+        if shard.name.endswith(_COMPRESSED):
+            raise InputError(
+                f"Expected plain tar files, but {shard} is compressed, which allows no random access: decompress it."
+            )
+    return shards
+
+
+def _expand_braces(pattern: str) -> list[str]:
+    """Return the names that `{000..010}`, once or more often in a name, stands for; padded as its bounds are."""
+    parts = re.split(r"\{(\d+)\.\.(\d+)\}", pattern)
+    if len(parts) == 1 or re.search(r"[{}]", "".join(parts[::3])):
+        raise InputError(f"Expected a range of shards as in shards-{{000000..000010}}.tar, got {pattern!r}.")
+    choices: list[list[str]] = [[parts[0]]]
+    for first, last, text in zip(parts[1::3], parts[2::3], parts[3::3], strict=True):
+        if int(first) > int(last) or int(last) - int(first) >= 1_000_000:
+            raise InputError(f"Expected a range that rises by less than a million in {pattern!r}, got {first}..{last}.")
+        width = max(len(first), len(last)) if first.startswith("0") or last.startswith("0") else 0
+        choices += [[str(i).zfill(width) for i in range(int(first), int(last) + 1)], [text]]
+    return ["".join(chosen) for chosen in itertools.product(*choices)]
+
+
+class _ShardIndex(NamedTuple):
+    """Keys of the images of a shard and, [n, 4], offset and size of each and of its label (0, 0 = none), in bytes."""
+
+    keys: list[str]
+    places: Int64[np.ndarray, "n 4"]
+    damage: str
+
+
+class _DamageError(Exception):
+    """A tar file that cannot be read on."""
+
+
+def _index_shard(shard: Path, on_error: OnError) -> _ShardIndex:
+    images: dict[str, tuple[int, int]] = {}
+    labels: dict[str, tuple[int, int]] = {}
+    damage = ""
+    try:
+        with shard.open("rb") as stream:
+            for name, offset, size in _read_members(stream):
+                folder, slash, base = name.rpartition("/")
+                stem, _, extension = base.partition(".")
+                extension = f".{extension.lower()}"
+                if not stem or extension not in (*EXTENSIONS, ".cls"):
+                    continue
+                key = f"{folder}{slash}{stem}".removeprefix("./")
+                if extension == ".cls":
+                    labels[key] = offset, size
+                elif key in images:
+                    raise _duplicate(key, shard, shard)
+                else:
+                    images[key] = offset, size
+    except OSError as error:
+        raise InputError(f"Cannot read the tar file {shard} ({describe_error(error)}): make it readable.") from error
+    except _DamageError as error:
+        last = next(reversed(images), None)
+        damage = f"{error}; the last whole key is {last}" if last is not None else f"{error}; no image of it is whole"
+        if on_error is RAISE:
+            raise InputError(
+                f"Expected a whole tar file, but {shard} {damage}: fetch it again, or set data.on_error=skip to keep"
+                " what is whole."
+            ) from error
+        if labels:  # what was cut off may be the label of the last image
+            images = {key: place for key, place in images.items() if key in labels}
+    places = np.array([(*place, *labels.get(key, (0, 0))) for key, place in images.items()], dtype=np.int64)
+    return _ShardIndex(list(images), places.reshape(-1, 4), damage)
+
+
+def _duplicate(key: str, first: Path, second: Path) -> InputError:
+    where = f"twice in {first}" if first == second else f"in {first} and in {second}"
+    return InputError(f"Expected every key once, but {key} has an image {where}: rename or remove one of them.")
+
+
+def _read_members(stream: BinaryIO) -> Iterator[tuple[str, int, int]]:
+    """Yield name, offset and size in bytes of the regular files of a tar file, reading headers alone.
+
+    `tarfile` takes a file cut off between two members, or one with rubbish there, for whole: the end
+    mark is looked for.
+
+    Raises:
+        _DamageError: where the file ends before its end mark, or holds no header where one should be.
+    """
+    n_bytes = os.fstat(stream.fileno()).st_size
+    try:
+        with tarfile.open(fileobj=stream, mode="r:") as tar:
+            for member in tar:
+                if member.issparse():
+                    raise _DamageError("holds a sparse file")
+                if member.isreg():
+                    if member.size < 0:
+                        raise _DamageError("holds a damaged header")
+                    if member.offset_data + member.size > n_bytes:
+                        raise _DamageError("ends in the middle")
+                    yield member.name, member.offset_data, member.size
+            end = os.pread(stream.fileno(), tarfile.BLOCKSIZE, tar.offset)
+    except (tarfile.TarError, ValueError, OverflowError) as error:
+        raise _DamageError(f"is no tar file, or a damaged one ({error})") from error
+    if len(end) < tarfile.BLOCKSIZE:
+        raise _DamageError("ends in the middle")
+    if any(end):
+        raise _DamageError("holds no tar header where one should be")

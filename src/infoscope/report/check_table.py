@@ -1,0 +1,33 @@
+"""What `stage=check_data` found in a data set, as a table."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from infoscope.data.check import SplitCheck
+from infoscope.report.tables import Align, Cell, Column, Table
+
+MAX_VALUES = 6
+"""Values of a fact that are shown, the most frequent ones; the rest are counted together."""
+MAX_LETTERS = 72
+
+
+def make_check_table(name: str, found: SplitCheck) -> Table:
+    """Return what one split holds: layout, counts, facts by frequency, and the first things that are wrong."""
+    table = Table(name, name, [Column("what", "what", Align.left), Column("found", "found", Align.left)])
+    table.add_row("images", Cell(f"{found.n_images:,}"))
+    for what, value in found.found.items():
+        table.add_row(what, Cell(_cut(value)))
+    for what, counts in found.facts.items():
+        shown = Counter(counts).most_common(MAX_VALUES)
+        rest = sum(counts.values()) - sum(n for _, n in shown)
+        text = ", ".join(f"{value}: {n:,}" for value, n in shown)
+        table.add_row(what, Cell(text + (f", {len(counts) - len(shown)} others: {rest:,}" if rest else "")))
+    table.add_row("wrong", Cell(f"{len(found.errors):,}"))
+    for error in list(found.errors.values())[:3]:
+        table.notes.append(error)
+    return table
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= MAX_LETTERS else text[: MAX_LETTERS - 3] + "..."

@@ -1,0 +1,124 @@
+"""What every CLIP has, whatever its image tower: a text tower, embeddings, the scale of its cosines."""
+
+from __future__ import annotations
+
+import json
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from infoscope.errors import InputError
+from infoscope.vision.backbone import Backbone, Tokens
+from infoscope.vision.tokenizer import WordTokenizer
+from infoscope.vision.weights import get_first_line
+
+VOCABULARY = "vocabulary.json"
+MAX_LOGIT_SCALE = 100.0
+"""CLIP's own bound (Radford et al., 2021, 2.5); training of the scenes' CLIP clips the scale, not the parameter."""
+_TEXT_BATCH = 256
+
+Tokenizer = Callable[[list[str]], Tensor]
+"""Texts to token ids, int64 [n_texts, context_length]."""
+
+
+class ClipBackbone(Backbone):
+    """A CLIP: an image tower, which subclasses read, beside the text tower that serves zero-shot heads.
+
+    Args:
+        clip: the whole model, open_clip's.
+        make_tokenizer: makes the text tower's tokenizer when a text is embedded, not before.
+        tower: what the image tower's own class takes.
+    """
+
+    def __init__(
+        self, clip: torch.nn.Module, make_tokenizer: Callable[[], Tokenizer] | None = None, **tower: Any
+    ) -> None:
+        super().__init__(**tower)
+        self.clip = clip
+        self._make_tokenizer = make_tokenizer
+
+    @abstractmethod
+    def _project(self, pooled: Float[Tensor, "batch d_out"]) -> Float[Tensor, "batch embed_dim"]: ...
+
+    @torch.inference_mode()
+    def embed_images(self, images: Tensor) -> Float[Tensor, "batch embed_dim"]:
+        """Return CLIP's image embeddings (unit norm) of uint8 images [batch, 3, image_px, image_px]."""
+        self.n_images_encoded += len(images)
+        with self._autocast():
+            clip: Any = self.clip
+            return clip.encode_image(self.normalise(images), normalize=True).float()
+
+    @torch.inference_mode()
+    def embed_tokens(self, tokens: Tokens, layer: int) -> Float[Tensor, "batch embed_dim"]:
+        return F.normalize(self._project(self.resume(tokens, layer)), dim=-1)
+
+    @torch.inference_mode()
+    def embed_texts(self, texts: Sequence[str]) -> Float[Tensor, "n embed_dim"]:
+        self._check_words(texts)
+        clip: Any = self.clip
+        embedded = []
+        for start in range(0, len(texts), _TEXT_BATCH):
+            ids = self._tokenizer(list(texts[start : start + _TEXT_BATCH]))
+            if int(ids.max()) >= clip.vocab_size:
+                raise InputError(
+                    f"The tokenizer gives ids up to {int(ids.max())}, but the text tower has {clip.vocab_size}: put the"
+                    f" model's {VOCABULARY} beside its weights."
+                )
+            with self._autocast():
+                embedded.append(clip.encode_text(ids.to(self.mean.device), normalize=True).float())
+        return F.normalize(torch.cat(embedded), dim=-1)
+
+    @property
+    def logit_scale(self) -> float:
+        clip: Any = self.clip
+        scale = float(clip.logit_scale.detach().exp())
+        return scale if clip.logit_bias is not None else min(scale, MAX_LOGIT_SCALE)  # SigLIP's has no bound
+
+    @property
+    def logit_bias(self) -> float:
+        """What SigLIP adds to the scaled cosines before its sigmoid, 0 elsewhere; a softmax over classes ignores it."""
+        clip: Any = self.clip
+        return 0.0 if clip.logit_bias is None else float(clip.logit_bias.detach())
+
+    @cached_property
+    def _tokenizer(self) -> Tokenizer:
+        if self._make_tokenizer is None:
+            raise InputError("This CLIP came without a tokenizer: load it by load_backbone, which brings the model's.")
+        return self._make_tokenizer()
+
+    def _check_words(self, texts: Sequence[str]) -> None:
+        """A closed vocabulary would read every word that it does not know as the same one."""
+        if isinstance(self._tokenizer, WordTokenizer):
+            known = set(self._tokenizer.words)
+            unknown = dict.fromkeys(word for text in texts for word in text.lower().split() if word not in known)
+            if unknown:
+                raise InputError(
+                    f"Expected words of the model's own vocabulary ({len(known)} words), got"
+                    f" {', '.join(map(repr, list(unknown)[:5]))}: choose other class names or templates, or another"
+                    " model."
+                )
+
+
+def make_tokenizer(name: str) -> Tokenizer:
+    """Return the tokenizer of a folder or an architecture; CLIP's own comes with open_clip, offline.
+
+    Raises:
+        InputError: if it cannot be had: a damaged file, or one of a hub's without network or library.
+    """
+    vocabulary = Path(name.removeprefix("local-dir:")) / VOCABULARY
+    try:
+        if name.startswith("local-dir:") and vocabulary.is_file():
+            return WordTokenizer(**json.loads(vocabulary.read_text()))
+        return open_clip.get_tokenizer(name)
+    except ModuleNotFoundError as error:  # SigLIP's tokenizers are Hugging Face's
+        raise InputError(f"The tokenizer of {name} needs a package: pip install {error.name}.") from error
+    except Exception as error:  # whatever the tokenizer's library leads to
+        raise InputError(f"Cannot make the tokenizer of {name}: {get_first_line(error)}.") from error

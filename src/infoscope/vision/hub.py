@@ -1,0 +1,49 @@
+"""The Hugging Face hub's cache, and whether there is a network: asked before the hub's client, which retries long."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+from urllib.parse import urlparse
+
+from infoscope.errors import InputError
+
+_PROBE_S = 3.0
+
+
+def get_cache_folder() -> Path:
+    """Return where the hub's client keeps what it downloads."""
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE)
+
+
+def find_cached(repo: str, names: Sequence[str]) -> Path | None:
+    """Return the first of these files of a repository that lies in the cache, or None."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = [try_to_load_from_cache(repo, name) for name in names]
+    return next((Path(file) for file in found if isinstance(file, str)), None)
+
+
+def check_network(url: str, weights: str, cache_folder: Path) -> None:
+    """Ask the host of a URL (empty: the hub's) for a connection, for seconds at most.
+
+    Args:
+        weights: what the weights are called, and `cache_folder` where they were looked for: said in the error.
+
+    Raises:
+        InputError: if there is no answer.
+    """
+    if not url:
+        from huggingface_hub import constants
+
+        url = constants.ENDPOINT
+    try:
+        socket.create_connection((urlparse(url).hostname or "", 443), timeout=_PROBE_S).close()
+    except OSError as error:
+        raise InputError(
+            f"The weights {weights} are not in the cache ({cache_folder}) and there is no network: give a local file"
+            " by model.pretrained=<file>.safetensors, or fill the cache."
+        ) from error

@@ -1,0 +1,172 @@
+"""Where timm's configurations and weights come from: tags, local files as timm or as the authors wrote them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.data.config import resolve_data_config
+from timm.models import get_arch_pretrained_cfgs, is_model_in_modules
+from timm.models.vision_transformer import checkpoint_filter_fn
+from torch import nn
+
+from infoscope.errors import InputError
+from infoscope.vision.config import ModelConfig
+from infoscope.vision.hub import check_network, find_cached, get_cache_folder
+from infoscope.vision.weights import (
+    find_local_file,
+    get_first_line,
+    get_weights_id,
+    load_state,
+    read_weights,
+)
+
+MODULES = ("vision_transformer", "deit")
+"""timm's modules of plain vision transformers."""
+EXAMPLES = "vit_base_patch14_dinov2, vit_base_patch14_reg4_dinov2, deit3_base_patch16_224, vit_base_patch16_224.mae"
+HUB_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+NO_ENCODER = ("head.", "head_dist.", "decoder_")
+"""What files hold beside the encoder: classifiers, and the decoder of MAE's pretraining."""
+
+
+@dataclass(frozen=True)
+class TimmSource:
+    """A model configuration resolved to what timm needs.
+
+    full_name: architecture and tag, whose preprocessing and pooling hold.
+    repo, hub_files: where the hub has the weights, if a tag is asked for, and under which names.
+    """
+
+    full_name: str
+    image_px: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    weights: Path | None
+    weights_id: str
+    repo: str | None
+    hub_files: tuple[str, ...]
+
+    @property
+    def arch(self) -> str:
+        """The architecture, without a tag."""
+        return self.full_name.partition(".")[0]
+
+
+def find_timm_source(config: ModelConfig) -> TimmSource:
+    """Resolve a configuration to an architecture, preprocessing and weights; nothing is loaded yet.
+
+    Raises:
+        InputError: an unknown architecture or tag, a file that is missing, or one whose preprocessing is not known.
+    """
+    assert config.arch is not None
+    assert config.pretrained is not None
+    arch, _, tag = config.arch.partition(".")
+    if not is_model_in_modules(arch, MODULES):
+        raise InputError(
+            f"Expected model.arch to be a plain vision transformer of timm's, such as {EXAMPLES}; got {config.arch!r}."
+        )
+    cfgs = {name.partition(".")[2]: cfg for name, cfg in get_arch_pretrained_cfgs(arch).items()}
+    local_file = find_local_file(config.pretrained)
+    is_tag = local_file is None and config.pretrained != "random"
+    if is_tag:
+        if tag and tag != config.pretrained:
+            raise InputError(
+                f"model.arch={config.arch} and model.pretrained={config.pretrained} name two tags: give one of them."
+            )
+        tag = config.pretrained
+    elif not tag:
+        tag = _find_default_tag(config, cfgs, local_file is not None)
+    if tag not in cfgs or (is_tag and cfgs[tag].hf_hub_id is None):
+        known = ", ".join(name for name, cfg in cfgs.items() if cfg.hf_hub_id) or "it has none"
+        raise InputError(f"Expected model.pretrained to be a file, random, or a tag of {arch} ({known}); got {tag!r}.")
+    cfg = cfgs[tag]
+    data = resolve_data_config(pretrained_cfg=cfg.to_dict())
+    return TimmSource(
+        full_name=f"{arch}.{tag}" if tag else arch,
+        image_px=config.image_px or data["input_size"][-1],
+        mean=tuple(config.mean or data["mean"]),
+        std=tuple(config.std or data["std"]),
+        weights=local_file,
+        weights_id=get_weights_id(config, local_file, arch),
+        repo=cfg.hf_hub_id if is_tag else None,
+        hub_files=(cfg.hf_hub_filename,) if cfg.hf_hub_filename else HUB_WEIGHTS,
+    )
+
+
+def _find_default_tag(config: ModelConfig, cfgs: dict[str, Any], is_file: bool) -> str:
+    """The tag whose preprocessing holds where none is named: timm's default one.
+
+    Raises:
+        InputError: if the weights come from a file and the architecture's tags disagree: a wrong mean says nothing.
+    """
+    arch = str(config.arch)
+    ways = {(tuple(cfg.mean), tuple(cfg.std)) for cfg in cfgs.values()}
+    if is_file and len(ways) > 1 and (config.mean is None or config.std is None):
+        raise InputError(
+            f"The mean and std of {arch} depend on whose weights the file holds: give model.arch={arch}.<tag> (one of"
+            f" {', '.join(cfgs)}), or model.mean and model.std."
+        )
+    default = timm.get_pretrained_cfg(arch)
+    return (default.tag or "") if default is not None else ""
+
+
+def make_trunk(source: TimmSource, seed: int) -> nn.Module:
+    """Return the tower with random weights and without a classifier; torch's own random state stays as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return timm.create_model(source.full_name, pretrained=False, num_classes=0, img_size=source.image_px)
+
+
+def fetch_timm_tag(source: TimmSource) -> Path:
+    """Return the weights of one of timm's tags.
+
+    Raises:
+        InputError: at once where they are not cached and there is no network; if the download fails.
+    """
+    assert source.repo is not None
+    cached = find_cached(source.repo, source.hub_files)
+    if cached is not None:
+        return cached
+    check_network("", source.full_name, get_cache_folder())
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    try:
+        for name in source.hub_files[:-1]:
+            try:
+                return Path(hf_hub_download(source.repo, name))
+            except EntryNotFoundError:
+                continue
+        return Path(hf_hub_download(source.repo, source.hub_files[-1]))
+    except Exception as error:  # whatever the network and the hub lead to
+        raise InputError(f"Cannot download the weights {source.full_name}: {get_first_line(error)}.") from error
+
+
+def load_timm_weights(trunk: nn.Module, path: Path, arch: str) -> None:
+    """Load a file into a tower: timm's own, or as DINOv2, DeiT-III and MAE were published.
+
+    Positions of another grid are interpolated as timm does; patches of another size are refused.
+
+    Raises:
+        InputError: if the file is damaged, holds NaN or Inf, or is of another architecture.
+    """
+    tower: Any = trunk
+    state = read_weights(path)
+    expected = tuple(tower.patch_embed.proj.weight.shape)
+    for name, value in state.items():
+        if name.endswith("patch_embed.proj.weight") and value.ndim == 4 and tuple(value.shape) != expected:
+            raise InputError(
+                f"{path} does not fit model.arch={arch}: its patch embedding is {list(value.shape)}, expected"
+                f" {list(expected)}; give the architecture it was made with."
+            )
+    try:
+        state = checkpoint_filter_fn(state, tower, adapt_layer_scale=True)
+    except Exception as error:  # positions that are no square grid, names of another model
+        raise InputError(
+            f"{path} does not fit model.arch={arch}: give the architecture it was made with ({get_first_line(error)})."
+        ) from error
+    unused = (*NO_ENCODER, "attn_pool.") if tower.attn_pool is None else NO_ENCODER
+    load_state(tower, {name: value for name, value in state.items() if not name.startswith(unused)}, path, arch)

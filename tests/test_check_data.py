@@ -1,0 +1,54 @@
+"""stage=check_data reads everything, stops at nothing, and refuses what is wrong in one sentence."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from infoscope.errors import InputError
+from pipeline_samples import run_tiny
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for i in range(6):
+        Image.effect_noise((60, 40), 50).convert("RGB").save(folder / f"{i}.jpg")
+    return folder
+
+
+def check(tmp_path: Path, root: Path, *more: str) -> str:
+    return run_tiny(tmp_path, "stage=check_data", "data=image_folder", f"data.root={root}", *more).text
+
+
+def test_what_is_found_is_printed_and_written(tmp_path: Path, pictures: Path) -> None:
+    text = check(tmp_path, pictures, "data.test_share=0.4")
+    assert "image_folder-train" in text
+    written = [
+        json.loads((tmp_path / "check_data" / f"data-image_folder-{s}.json").read_text()) for s in ("train", "test")
+    ]
+    assert sum(split["n_images"] for split in written) == 6
+    assert not any(split["errors"] for split in written)
+    assert not (tmp_path / "artifacts").exists()
+
+
+def test_everything_wrong_is_listed_and_the_first_is_said(tmp_path: Path, pictures: Path) -> None:
+    for name in ("2.jpg", "4.jpg"):
+        whole = (pictures / name).read_bytes()
+        (pictures / name).write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InputError, match=r"Found 2 wrong, all listed in .*check_data; the first in .*2\.jpg"):
+        check(tmp_path, pictures, "data.test_share=0")
+    errors = json.loads((tmp_path / "check_data" / "data-image_folder-train.json").read_text())["errors"]
+    assert errors.keys() == {"2.jpg", "4.jpg"}
+
+
+def test_the_data_of_probes_are_read_too(tmp_path: Path) -> None:
+    other = "probe_data.depth={kind: scenes, seed: 5, n_train: 3, n_test: 2}"
+    run_tiny(tmp_path, "stage=check_data", "data.n_train=4", "data.n_test=2", other)
+    written = {path.name for path in (tmp_path / "check_data").iterdir()}
+    both = {f"{use}-scenes-{split}.json" for use in ("data", "depth") for split in ("train", "test")}
+    assert written == both
