@@ -5,14 +5,17 @@ from __future__ import annotations
 import dataclasses
 import json
 from itertools import chain
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from probe_samples import CLASS_LATENTS, DEPTH_LATENT, LABEL_LATENTS, make_config, make_inputs, mask
 
+from infoscope.data.scene_set import SceneSet
 from infoscope.errors import InputError
-from infoscope.probes.config import Readout, Task
+from infoscope.probes.config import ProbeConfig, Readout, Task, check_probes
 from infoscope.probes.dense_images import DenseImages, MapBatches
 from infoscope.probes.editing import VariantEditor
 from infoscope.probes.inputs import ProbeInputs
@@ -246,3 +249,10 @@ def test_tokens_that_are_not_finite_are_refused():
     broken.train.tokens.patches[3, 2] = np.nan
     with pytest.raises(InputError, match="NaN or Inf"):
         run_probes([ORIGINAL], broken, make_config(tasks=[Task.classification]))
+
+
+def test_a_tower_without_cls_has_none_to_read() -> None:
+    backbone: Any = SimpleNamespace(has_cls=False)
+    config = ProbeConfig(readouts=[Readout.cls_layer])
+    with pytest.raises(InputError, match="cls_layer needs a CLS token"):
+        check_probes(config, backbone, -2, SceneSet.__new__(SceneSet), edits_prefix=True)

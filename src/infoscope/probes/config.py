@@ -177,6 +177,8 @@ def check_probes(
             "The readout cls_layer cannot change: the SAE was trained on patch tokens and leaves CLS alone; use"
             " patch_mean or cls_final, or an SAE that covers CLS."
         )
+    if Readout.cls_layer in config.readouts and backbone is not None and not backbone.has_cls:
+        raise InputError("The readout cls_layer needs a CLS token, which this model does not have: use patch_mean.")
     if Readout.cls_final in config.readouts:
         if backbone is None:
             raise InputError("The readout cls_final needs the backbone, to go on from the edited tokens: give it.")
