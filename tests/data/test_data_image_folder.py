@@ -327,6 +327,6 @@ class TestRealPhotographs:
 
         oracle = v2.Resize([56, 56], InterpolationMode.BICUBIC)
         for i in range(0, len(photographs), 40):
-            with Image.open(photographs.root / photographs.image_ids[i]) as image:
+            with Image.open(photographs.folder / photographs.image_ids[i]) as image:
                 expected = np.array(oracle(ImageOps.exif_transpose(image).convert("RGB")))
             assert np.array_equal(photographs.load(i, 56), expected)

@@ -4,80 +4,30 @@ from __future__ import annotations
 
 import os
 import stat
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from jaxtyping import UInt8
-
-from infoscope.data.config import RAISE, OnError, Resize
-from infoscope.data.images import ImageSet, resize_image
-from infoscope.data.photographs import (
-    EXTENSIONS,
-    check_photograph,
-    choose_split,
-    describe_error,
-    hash_files,
-    load_rgb,
-)
+from infoscope.data.photographs import EXTENSIONS, PhotographFiles, describe_error
 from infoscope.errors import InputError
 
 
-class ImageFolder(ImageSet):
+class ImageFolder(PhotographFiles):
     """The images of one split of a folder tree. Ids are paths relative to the root, with `/`, ascending.
 
-    Hidden files and folders are left out; links to folders are followed, each folder once. An image belongs to the test
-    split if a hash of (seed, its id) falls below `test_share`: adding or removing files moves no other file.
+    Hidden files and folders are left out; links to folders are followed, each folder once.
 
     Args:
         root: the folder.
-        split: "train" or "test".
-        seed: of the split.
-        test_share: expected share of the images that are held out, 0 to below 1; the test split may be empty.
-        resize: how `load` makes a square.
-        on_error: part of the fingerprint, because skipping leaves other images.
+        split, options: as of `PhotographFiles`.
 
     Raises:
         InputError: if the root is missing, is no folder, cannot be read, holds no image, or leaves none to train on.
     """
 
-    def __init__(
-        self,
-        root: str | Path,
-        split: str = "train",
-        *,
-        seed: int = 0,
-        test_share: float = 0.1,
-        resize: Resize = Resize.squash,
-        on_error: OnError = RAISE,
-    ) -> None:
-        self.root, self.seed, self.resize, self.on_error = Path(root), seed, resize, on_error
-        found = _list_images(self.root)
-        super().__init__(split, [found[i] for i in choose_split(found, split, seed, test_share, self.root)])
+    kind = "image_folder"
 
-    def load(self, index: int, size_px: int) -> UInt8[np.ndarray, "size size 3"]:
-        return resize_image(load_rgb(self.root / self.image_ids[index]), size_px, self.resize)
-
-    @cached_property
-    def fingerprint(self) -> dict[str, Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Names, sizes and contents of the files of the split, see `hash_files`.
-
-        Raises:
-            ImageError: if a file cannot be read at all and `on_error` is "raise".
-        """
-        return {
-            "kind": "image_folder",
-            "split": self.split,
-            "seed": self.seed,
-            "resize": self.resize.name,
-            "on_error": self.on_error.name,
-            "n_images": len(self),
-            **hash_files(self.root, self.image_ids, self.on_error),
-        }
-
-    def check_image(self, index: int) -> dict[str, str]:
-        return check_photograph(self.root / self.image_ids[index])
+    def __init__(self, root: str | Path, split: str = "train", **options: Any) -> None:
+        super().__init__(Path(root), _list_images(Path(root)), split, **options)
 
 
 def _list_images(root: Path) -> list[str]:

@@ -8,14 +8,16 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
+from jaxtyping import UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from infoscope.data.config import RAISE, OnError
-from infoscope.data.images import ImageError
+from infoscope.data.config import RAISE, OnError, Resize
+from infoscope.data.images import ImageError, ImageSet, resize_image
 from infoscope.errors import InputError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
@@ -25,6 +27,66 @@ HEAD_BYTES = 64 * 1024
 N_READERS = 8  # threads that hash files: enough to hide the latency of a network disk
 MAX_HASHED_IMAGES = 100_000
 """Of more images than this, the fingerprint knows names and sizes alone: opening a million files takes too long."""
+
+
+class PhotographFiles(ImageSet):
+    """The photographs of one split of a list of files, divided by a hash of their names.
+
+    An image belongs to the test split if a hash of (seed, its id) falls below `test_share`: adding or removing files
+    moves no other file.
+
+    Args:
+        folder: what the names are relative to.
+        names: the ids of all images, ascending; absolute ones may be among them.
+        split: "train" or "test".
+        seed: of the split.
+        test_share: expected share of the images that are held out, 0 to below 1; the test split may be empty.
+        resize: how `load` makes a square.
+        on_error: part of the fingerprint, because skipping leaves other images.
+
+    Raises:
+        InputError: if none is left to train on.
+    """
+
+    kind: str
+    """In the fingerprint."""
+
+    def __init__(
+        self,
+        folder: Path,
+        names: list[str],
+        split: str = "train",
+        *,
+        seed: int = 0,
+        test_share: float = 0.1,
+        resize: Resize = Resize.squash,
+        on_error: OnError = RAISE,
+    ) -> None:
+        self.folder, self.seed, self.resize, self.on_error = folder, seed, resize, on_error
+        super().__init__(split, [names[i] for i in choose_split(names, split, seed, test_share, folder)])
+
+    def load(self, index: int, size_px: int) -> UInt8[np.ndarray, "size size 3"]:
+        return resize_image(load_rgb(self.folder / self.image_ids[index]), size_px, self.resize)
+
+    def check_image(self, index: int) -> dict[str, str]:
+        return check_photograph(self.folder / self.image_ids[index])
+
+    @cached_property
+    def fingerprint(self) -> dict[str, Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Names, sizes and contents of the files of the split, see `hash_images`.
+
+        Raises:
+            ImageError: if a file cannot be read at all and `on_error` is "raise".
+        """
+        return {
+            "kind": self.kind,
+            "split": self.split,
+            "seed": self.seed,
+            "resize": self.resize.name,
+            "on_error": self.on_error.name,
+            "n_images": len(self),
+            **hash_files(self.folder, self.image_ids, self.on_error),
+        }
 
 
 def load_rgb(file: Path | BinaryIO) -> Image.Image:
