@@ -179,7 +179,7 @@ def _make_plan(known: _Known) -> Plan:
     for seed in config.seeds:
         steps += _plan_seed(known, seed)
     if Stage.probe in known.reached and not known.probes and known.find("knows_truths") is not False:
-        steps.append(Step("probes on data of their own (not estimated)", 1, 0))
+        steps.append(Step("probes (not estimated)", 1, 0))
     if config.stage is Stage.report:
         steps += _plan_report(known)
     if known.is_analysis:

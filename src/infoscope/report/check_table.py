@@ -17,7 +17,8 @@ def make_check_table(name: str, found: SplitCheck) -> Table:
     table = Table(name, name, [Column("what", "what", Align.left), Column("found", "found", Align.left)])
     table.add_row("images", Cell(f"{found.n_images:,}"))
     for what, value in found.found.items():
-        table.add_row(what, Cell(_cut(value)))
+        if what != "images":
+            table.add_row(what, Cell(_cut(value)))
     for what, counts in found.facts.items():
         shown = Counter(counts).most_common(MAX_VALUES)
         rest = sum(counts.values()) - sum(n for _, n in shown)
