@@ -81,6 +81,14 @@ class TokenCache:
             torch.from_numpy(np.array(self.patches[rows], dtype=np.float32)),
         )
 
+    def iterate(
+        self, rows: Int[np.ndarray, " n"], batch_images: int
+    ) -> Iterator[tuple[Int[np.ndarray, " batch"], Tokens]]:
+        """Yield (rows, their tokens as float32) in the order of `rows`; the last batch may be smaller."""
+        for start in range(0, len(rows), batch_images):
+            batch = rows[start : start + batch_images]
+            yield batch, self.tokens(batch)
+
     def batches(
         self, batch_images: int
     ) -> Iterator[tuple[Int[Tensor, " batch"], Float[Tensor, "batch n_patches d_in"]]]:
