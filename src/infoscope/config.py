@@ -52,6 +52,13 @@ class Device(Enum):
     cuda = "cuda"
 
 
+class TokenBuffer(Enum):
+    """Where tokens that are not stored wait to be trained on; part of no hash."""
+
+    ram = "ram"
+    device = "device"
+
+
 @dataclass
 class TrainerConfig:
     """How the work is run on this machine; part of no hash."""
@@ -61,6 +68,9 @@ class TrainerConfig:
     """CPU threads of torch; null: all cores."""
     progress: bool = True
     """Progress bars in the terminal."""
+    token_buffer: TokenBuffer = TokenBuffer.ram
+    """Where a pool of tokens waits that are not stored (data.store_tokens=false): sae.pool_images x
+    sae.tokens_per_image x d_in x 4 bytes, twice."""
 
     def __post_init__(self) -> None:
         if self.n_threads is not None and self.n_threads < 1:

@@ -10,6 +10,7 @@ from infoscope.probes.inputs import ProbeData, ProbeInputs
 from infoscope.sae.activations import TopK
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.vision.backbone import Backbone, Tokens
+from infoscope.vision.token_source import TokenSource
 
 GRID, PIXELS, D = 4, 12, 16
 CLASS_LATENTS, LABEL_LATENTS, DEPTH_LATENT = [0, 1, 2], [3, 4, 5], 6
@@ -18,6 +19,8 @@ N_CLASSES, N_LABELS = 3, 3
 
 class SampleCache:
     """Token cache in memory: each token holds its image's class, its patch's label and its depth, and some noise."""
+
+    iterate = TokenSource.iterate
 
     def __init__(self, n_images: int, seed: int) -> None:
         rng = np.random.default_rng(seed)

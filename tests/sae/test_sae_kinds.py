@@ -385,7 +385,7 @@ def test_levels_double_up_to_k(k: int, levels: list[int]) -> None:
 # -- what determines an SAE ------------------------------------------------------------------------------------------
 
 SHARED = {"kind", "expansion_factor", "tokens", "n_tokens", "batch_tokens", "pool_images", "lr", "warmup_steps"}
-SHARED |= {"decay_share", "eval_tokens"}
+SHARED |= {"decay_share", "eval_tokens", "tokens_per_image"}
 AUX = {"k", "aux_k", "aux_coef", "dead_after_tokens"}
 
 
@@ -421,6 +421,7 @@ def test_topk_and_relu_are_determined_as_before() -> None:
         "n_tokens": 2_000_000,
         "batch_tokens": 4096,
         "pool_images": 4096,
+        "tokens_per_image": None,
         "lr": 1e-3,
         "warmup_steps": 50,
         "decay_share": 0.2,

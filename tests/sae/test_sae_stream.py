@@ -8,7 +8,7 @@ import torch
 
 from infoscope.errors import InputError
 from infoscope.sae.config import TokenChoice
-from infoscope.sae.stream import TokenArray, TokenStream
+from infoscope.sae.stream import StoredTokens, TokenStream
 
 N_IMAGES, N_PATCHES, N_PREFIX = 11, 6, 2
 
@@ -23,7 +23,7 @@ def make_arrays() -> tuple[np.ndarray, np.ndarray]:
 def make_stream(choice: TokenChoice = TokenChoice.patch, **options) -> TokenStream:
     patches, prefix = make_arrays()
     settings = {"batch_tokens": 7, "n_steps": 40, "seed": 3} | options
-    return TokenStream(TokenArray(patches, prefix, choice), **settings)
+    return TokenStream(StoredTokens(patches, prefix, choice), **settings)
 
 
 @pytest.mark.parametrize("choice", list(TokenChoice))
@@ -57,7 +57,7 @@ def test_last_incomplete_batch_is_filled_from_the_next_epoch() -> None:
 def test_tokens_of_a_pool_are_mixed() -> None:
     patches = np.arange(400 * 10, dtype=np.float32).reshape(400, 10, 1)
     for pool_images, spread in ((400, 4000), (100, 1000)):
-        seen = torch.cat(list(TokenStream(TokenArray(patches), 100, 40, seed=0, pool_images=pool_images))).flatten()
+        seen = torch.cat(list(TokenStream(StoredTokens(patches), 100, 40, seed=0, pool_images=pool_images))).flatten()
         first_pool = seen[: pool_images * 10]
         assert len(first_pool.unique()) == spread
         neighbours = torch.corrcoef(torch.stack([first_pool[:-1], first_pool[1:]]))[0, 1]
@@ -83,7 +83,7 @@ def test_order_depends_on_seed_and_step_only(first_step: int) -> None:
 
 def test_range_of_images_and_iteration_in_order() -> None:
     patches, prefix = make_arrays()
-    part = TokenArray(patches, prefix, images=range(8, 11))
+    part = StoredTokens(patches, prefix, images=range(8, 11))
     batches = list(part.iterate(5, n_tokens=12))
     assert [len(batch) for batch in batches] == [5, 5, 2]
     assert torch.cat(batches)[:, 0].tolist() == [8.0] * 6 + [9.0] * 6
@@ -94,8 +94,8 @@ def test_range_of_images_and_iteration_in_order() -> None:
 def test_reads_from_a_file(tmp_path) -> None:
     patches, _ = make_arrays()
     np.save(tmp_path / "patches.npy", patches)
-    mapped = TokenArray(np.load(tmp_path / "patches.npy", mmap_mode="r"))
-    in_memory = TokenArray(patches)
+    mapped = StoredTokens(np.load(tmp_path / "patches.npy", mmap_mode="r"))
+    in_memory = StoredTokens(patches)
     for a, b in zip(TokenStream(mapped, 7, 5, seed=0), TokenStream(in_memory, 7, 5, seed=0), strict=True):
         assert torch.equal(a, b)
 
@@ -103,6 +103,22 @@ def test_reads_from_a_file(tmp_path) -> None:
 def test_what_cannot_be_read_is_refused() -> None:
     patches, prefix = make_arrays()
     with pytest.raises(InputError, match=r"sae\.tokens=cls"):
-        TokenArray(patches, prefix[:, :0], TokenChoice.cls)
+        StoredTokens(patches, prefix[:, :0], TokenChoice.cls)
     with pytest.raises(InputError, match="at least one image"):
-        TokenArray(patches[:0])
+        StoredTokens(patches[:0])
+
+
+def test_some_tokens_of_each_image_are_drawn_afresh_in_every_epoch() -> None:
+    stream = make_stream(n_steps=40, batch_tokens=11, tokens_per_image=2, pool_images=4)
+    seen = torch.cat(list(stream)).int()
+    epochs = seen[: len(seen) // 22 * 22].view(-1, 22, 2)
+    assert len(epochs) == 20
+    for epoch in epochs:
+        images, counts = epoch[:, 0].unique(return_counts=True)
+        assert images.tolist() == list(range(N_IMAGES))
+        assert counts.tolist() == [2] * N_IMAGES
+        assert len({tuple(token) for token in epoch.tolist()}) == 22  # no token twice
+    drawn = [{tuple(token) for token in epoch.tolist()} for epoch in epochs]
+    assert len(set.union(*drawn)) == N_IMAGES * N_PATCHES
+    later = make_stream(n_steps=40, batch_tokens=11, tokens_per_image=2, pool_images=4, first_step=17)
+    assert torch.equal(torch.cat(list(later)).int(), seen[17 * 11 :])

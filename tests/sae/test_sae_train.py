@@ -125,7 +125,7 @@ def test_training_learns_and_keeps_unit_rows(cache: Tokens, tmp_path: Path, kind
     learnt = kind in (Kind.topk, Kind.relu, Kind.matryoshka_k)  # the others spend their few steps on thresholds too
     assert figures["fvu"] < (0.25 if learnt else 0.32)
     assert figures["cosine"] > (0.85 if learnt else 0.77)
-    assert figures["l0"] <= {Kind.relu: 48, Kind.topk: 3, Kind.matryoshka_k: 3}.get(kind, 3.5)
+    assert figures["l0"] <= {Kind.relu: 48, Kind.topk: 3, Kind.matryoshka_k: 3}.get(kind, 4.5)
     torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(48))
     assert not sae.training
     assert all(parameter.device.type == "cpu" for parameter in sae.parameters())
@@ -191,7 +191,8 @@ def test_nan_tokens_end_training_with_a_sentence(cache: Tokens, tmp_path: Path) 
 
 def test_held_out_images_are_never_trained_on(cache: Tokens) -> None:
     training, evaluation = split_tokens(cache, CONFIG)
-    assert (training.images, evaluation.images) == (range(54), range(54, 60))
+    assert evaluation.images.tolist() == [0, 10, 20, 30, 40, 50]  # spread: images may be sorted by class
+    assert sorted([*training.images, *evaluation.images]) == list(range(60))
     training, evaluation = split_tokens(cache, replace(CONFIG, tokens=TokenChoice.cls), held_out=cache)
     assert (training.n_tokens, evaluation.n_tokens) == (60, 60)
     with pytest.raises(InputError, match="at least 2 images"):
@@ -201,9 +202,10 @@ def test_held_out_images_are_never_trained_on(cache: Tokens) -> None:
 def test_patches_keep_the_normalisation_of_the_cache_and_other_tokens_get_their_own(cache: Tokens) -> None:
     prefix = np.random.default_rng(1).normal(3.0, 2.0, size=(60, 2, 12)).astype(np.float32)
     cache = replace(cache, prefix=prefix)
-    for choice, tokens in ((TokenChoice.cls, prefix[:54, 0]), (TokenChoice.all, None)):
+    trained = np.flatnonzero(np.arange(60) % 10)
+    for choice, tokens in ((TokenChoice.cls, prefix[trained, 0]), (TokenChoice.all, None)):
         if tokens is None:
-            tokens = np.concatenate([prefix[:54], cache.patches[:54]], axis=1).reshape(-1, 12)
+            tokens = np.concatenate([prefix[trained], cache.patches[trained]], axis=1).reshape(-1, 12)
         config = replace(CONFIG, tokens=choice, eval_tokens=10_000)
         mean, scale = make_normalisation(cache, split_tokens(cache, config)[0], config)
         np.testing.assert_allclose(mean.numpy(), tokens.mean(0), rtol=1e-4)

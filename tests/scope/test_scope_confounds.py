@@ -25,6 +25,7 @@ from infoscope.scope.confounds import (
 )
 from infoscope.scope.separation import compute_auroc, compute_separation, compute_spearman, match_frequency
 from infoscope.vision.backbone import Tokens
+from infoscope.vision.token_source import TokenSource
 
 GRID, N_PATCHES, D, N_LABELS = 4, 16, 8, 3
 GLOBAL, EVEN, LOCAL, BOTH, NOISE, RARE, CONSTANT, DEAD = range(D)
@@ -72,6 +73,7 @@ class SampleCache:
     """Tokens whose channels are what the latents will be; rows are images in reverse, the last is not there."""
 
     grid = GRID
+    iterate = TokenSource.iterate
 
     def __init__(self, images: SampleSet) -> None:
         rng = np.random.default_rng(1)

@@ -72,6 +72,10 @@ class DataConfig:
     """NYU Depth v2: evaluate on rows 45 to 470 and columns 41 to 600 alone (Eigen et al., 2014)."""
     on_error: OnError = field(default=RAISE)
     """What an unreadable image does: `raise` stops, `skip` leaves it out, listed and counted."""
+    store_tokens: bool = True
+    """Keep all tokens on disk; false: encode images whenever their tokens are asked for, as sets that do not fit on the
+    disk need. An image is then encoded once by each stage that reads all, and for the SAE as often as it is trained on.
+    """
     cache_dtype: str = "float32"
     """Of the tokens on disk: float32, or float16 at half the size."""
     n_workers: int = 0

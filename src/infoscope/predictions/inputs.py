@@ -1,7 +1,8 @@
-"""What predictions are made from, and cached tokens without a group of latents."""
+"""What predictions are made from, and tokens without a group of latents."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +14,7 @@ from infoscope.errors import InputError
 from infoscope.sae.edit import EditMode, GroupEditor
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.vision.backbone import Backbone, Tokens
-from infoscope.vision.extract import TokenCache
+from infoscope.vision.token_source import TokenSource
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class PredictInputs:
     """
 
     sae: SparseAutoencoder
-    tokens: TokenCache
+    tokens: TokenSource
     backbone: Backbone
     layer: int = -2
     edits_patches: bool = True
@@ -45,9 +46,15 @@ class PredictInputs:
         return self.sae.W_dec.device
 
     def load(self, rows: Int[np.ndarray, " batch"]) -> Tokens:
-        """Return the cached tokens of some rows on the device."""
-        tokens = self.tokens.tokens(rows)
-        return Tokens(tokens.prefix.to(self.device), tokens.patches.to(self.device))
+        """Return the tokens of some rows on the device."""
+        return next(tokens for _, tokens in self.iterate(rows, len(rows)))
+
+    def iterate(
+        self, rows: Int[np.ndarray, " n"], batch_images: int
+    ) -> Iterator[tuple[Int[np.ndarray, " batch"], Tokens]]:
+        """Yield (rows, their tokens on the device), a batch at a time."""
+        for batch, tokens in self.tokens.iterate(rows, batch_images):
+            yield batch, Tokens(tokens.prefix.to(self.device), tokens.patches.to(self.device))
 
 
 def check_predictions(backbone: Backbone, layer: int) -> None:

@@ -54,7 +54,7 @@ def explain_change(
     prediction loses ground. Features act together, so the drops need not sum to what the whole group does.
 
     Args:
-        row: of the token cache.
+        row: of the tokens.
     """
     tokens = inputs.load(np.array([row]))
     editor = TokenEditor(inputs, tokens)

@@ -58,9 +58,10 @@ def run_predictions(
     unique = {key: keys.index(key) for key in keys}
     removed = {place: torch.from_numpy(variants[place].removed).to(inputs.device) for place in unique.values()}
     arrays = {name: np.zeros((len(variants), len(rows)), dtype) for name, dtype in _PER_IMAGE.items()}
-    for start in range(0, len(rows), config.batch_images):
-        part = slice(start, min(start + config.batch_images, len(rows)))
-        tokens = inputs.load(rows[part])
+    n_done = 0
+    for batch, tokens in inputs.iterate(rows, config.batch_images):
+        part = slice(n_done, n_done + len(batch))
+        n_done = part.stop
         editor = TokenEditor(inputs, tokens)
         original: Tensor | None = None
         for place, members in removed.items():

@@ -84,7 +84,11 @@ class SAEConfig:
     batch_tokens: int = 4096
     """Tokens per step."""
     pool_images: int = 4096
-    """Tokens are shuffled among this many images at a time (the images are shuffled first): bounds random reads."""
+    """Tokens are shuffled among this many images at a time (the images are shuffled first): bounds random reads, and
+    memory where tokens are not stored (see `LiveTokenSet`)."""
+    tokens_per_image: int | None = None
+    """Tokens taken from an image each time it is read, drawn at random; null: all. Few of them make a pool of many
+    images cheap to hold, and a training of many images cheap to shuffle; what an image costs to encode stays."""
     lr: float = 1e-3
     """Adam's learning rate after warm-up."""
     warmup_steps: int = 50
@@ -116,6 +120,8 @@ class SAEConfig:
         for name in at_least_one:
             if getattr(self, name) < 1:
                 raise InputError(f"Expected sae.{name} to be at least 1, got {getattr(self, name)}.")
+        if self.tokens_per_image is not None and self.tokens_per_image < 1:
+            raise InputError(f"Expected sae.tokens_per_image to be at least 1 or null, got {self.tokens_per_image}.")
         for name in ("l1", "aux_coef", "warmup_steps", "aux_k", "l0_coef"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < math.inf:

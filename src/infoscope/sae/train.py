@@ -26,20 +26,22 @@ from infoscope.sae.config import SAEConfig, TokenChoice
 from infoscope.sae.metrics import compute_sae_metrics
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.sae.module import SAEModule, make_sae
-from infoscope.sae.stream import TokenArray, TokenStream
+from infoscope.sae.stream import TokenSet, TokenStream, make_token_set
 from infoscope.vision.extract import TokenCache
+from infoscope.vision.live_tokens import LiveTokens
 
 CHECKPOINT_NAME = "last.ckpt"
 _OURS = "infoscope"
 
 
 def train_sae(
-    cache: TokenCache,
+    tokens: TokenCache | LiveTokens,
     config: SAEConfig,
     seed: int,
     progress_folder: Path | str,
     *,
-    held_out: TokenCache | None = None,
+    held_out: TokenCache | LiveTokens | None = None,
+    buffer_device: torch.device | str = "cpu",
     accelerator: str = "cpu",
     precision: Any = "32-true",
     callbacks: Sequence[Callback] = (),
@@ -52,7 +54,8 @@ def train_sae(
     caller deletes the folder when the result is safe.
 
     Args:
-        held_out: tokens for the figures; by default the last images of `cache` are kept from training for them.
+        held_out: tokens for the figures; by default some of the images are kept from training for them.
+        buffer_device: where tokens that are not stored are held until they are used (see `LiveTokenSet`).
         accelerator, precision, callbacks, logger: Lightning's.
 
     Raises:
@@ -61,8 +64,8 @@ def train_sae(
     """
     folder = Path(progress_folder)
     folder.mkdir(parents=True, exist_ok=True)
-    training, evaluation = split_tokens(cache, config, held_out)
-    module = SAEModule(make_sae(config, *make_normalisation(cache, training, config), seed), config)
+    training, evaluation = split_tokens(tokens, config, held_out, buffer_device)
+    module = SAEModule(make_sae(config, *make_normalisation(tokens, training, config), seed), config)
     checkpoints = ResumeCheckpoint(folder, config, seed, training.n_tokens)
     with quiet_lightning():
         trainer = L.Trainer(
@@ -85,39 +88,46 @@ def train_sae(
 
 
 def split_tokens(
-    cache: TokenCache, config: SAEConfig, held_out: TokenCache | None = None
-) -> tuple[TokenArray, TokenArray]:
+    tokens: TokenCache | LiveTokens,
+    config: SAEConfig,
+    held_out: TokenCache | LiveTokens | None = None,
+    buffer_device: torch.device | str = "cpu",
+) -> tuple[TokenSet, TokenSet]:
     """Return the tokens to train on and those to measure on, which never share an image.
+
+    The images held out are evenly spread: sets are often sorted by class.
 
     Raises:
         InputError: if there are fewer than two images and no held-out ones, or the chosen tokens do not exist.
     """
-    everything = TokenArray(cache.patches, cache.prefix, config.tokens)
+    everything = make_token_set(tokens, config.tokens, buffer_device=buffer_device)
     if held_out is not None:
-        return everything, TokenArray(held_out.patches, held_out.prefix, config.tokens)
+        return everything, make_token_set(held_out, config.tokens)
     n = everything.n_images
     if n < 2:
         raise InputError(f"Expected tokens of at least 2 images, one of them held out, got {n}.")
     n_held_out = max(1, min(n // 10, math.ceil(config.eval_tokens / everything.tokens_per_image)))
-    parts = range(n - n_held_out), range(n - n_held_out, n)
-    training, evaluation = (TokenArray(cache.patches, cache.prefix, config.tokens, part) for part in parts)
+    held = np.arange(n_held_out) * n // n_held_out
+    parts = np.setdiff1d(np.arange(n), held), held
+    training, evaluation = (make_token_set(tokens, config.tokens, part, buffer_device) for part in parts)
     return training, evaluation
 
 
 def make_normalisation(
-    cache: TokenCache, training: TokenArray, config: SAEConfig
+    tokens: TokenCache | LiveTokens, training: TokenSet, config: SAEConfig
 ) -> tuple[Float[Tensor, " d_in"], float]:
-    """Return mu and c of the chosen tokens: the cache's own for patches, else measured on the training tokens.
+    """Return mu and c of the chosen tokens: the source's own for patches, else measured on the training tokens.
 
     Raises:
         InputError: if the tokens are not finite, or all the same.
     """
     if config.tokens is TokenChoice.patch:
-        return torch.as_tensor(np.asarray(cache.mean), dtype=torch.float32), float(cache.scale)
-    batches = partial(training.iterate, config.batch_tokens)
-    mean = sum(x.double().sum(0) for x in batches()) / training.n_tokens
+        return torch.as_tensor(np.asarray(tokens.mean), dtype=torch.float32), float(tokens.scale)
+    measured = training.thin_for_statistics()
+    batches = partial(measured.iterate, config.batch_tokens)
+    mean = sum(x.double().sum(0) for x in batches()) / measured.n_tokens
     assert isinstance(mean, Tensor)
-    mean_norm = sum((x - mean).norm(dim=1).sum().item() for x in batches()) / training.n_tokens
+    mean_norm = sum((x - mean).norm(dim=1).sum().item() for x in batches()) / measured.n_tokens
     if not 0 < mean_norm < math.inf:
         raise InputError(f"Expected finite tokens that differ, got a mean distance of {mean_norm} from their mean.")
     return mean.float(), training.d_in**0.5 / mean_norm
@@ -126,7 +136,7 @@ def make_normalisation(
 class TokenData(L.LightningDataModule):
     """Feeds the trainer from the token stream, at the step that the trainer has reached."""
 
-    def __init__(self, source: TokenArray, config: SAEConfig, seed: int) -> None:
+    def __init__(self, source: TokenSet, config: SAEConfig, seed: int) -> None:
         super().__init__()
         self.source, self.config, self.seed = source, config, seed
 
@@ -140,6 +150,7 @@ class TokenData(L.LightningDataModule):
             self.seed,
             first_step=self.trainer.global_step,
             pool_images=self.config.pool_images,
+            tokens_per_image=self.config.tokens_per_image,
             pin_memory=self.trainer.strategy.root_device.type == "cuda",
         )
 

@@ -35,7 +35,7 @@ from infoscope.errors import InputError
 from infoscope.sae.activations import SparseActs
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.scope.ranking import MAX_LATENT_VALUES, TopImages
-from infoscope.vision.extract import TokenCache
+from infoscope.vision.token_source import TokenSource
 
 IMAGE_CUTS, LABEL_CUTS = (0.06, 0.14), (0.01, 0.06)
 """Cohen's (1988) benchmarks for eta^2: small .01, medium .06, large .14. The label effect is that of single patches,
@@ -154,20 +154,20 @@ class ConfoundResult:
 
 
 def compute_latent_properties(
-    sae: SparseAutoencoder, cache: TokenCache, k_top: int = 8, batch_images: int = 64
+    sae: SparseAutoencoder, tokens: TokenSource, k_top: int = 8, batch_images: int = 64
 ) -> LatentProperties:
     """Return how often, how strongly and how widely each latent fires, in one pass over a split's tokens.
 
     Raises:
         InputError: if there are no images.
     """
-    return compute_confounds(sae, cache, None, k_top, batch_images).properties
+    return compute_confounds(sae, tokens, None, k_top, batch_images).properties
 
 
 @torch.inference_mode()
 def compute_confounds(
     sae: SparseAutoencoder,
-    cache: TokenCache,
+    tokens: TokenSource,
     images: ImageSet | None,
     k_top: int = 8,
     batch_images: int = 64,
@@ -176,39 +176,39 @@ def compute_confounds(
     """Measure properties and effects of all latents in one pass; activations are never kept, only sums.
 
     Args:
-        cache: of the training split, from which everything is declared.
-        images: the set the cache's positions refer to; without labels (photographs, None) there are no effects.
+        tokens: of the training split, from which everything is declared.
+        images: the set the rows' positions refer to; without labels (photographs, None) there are no effects.
         k_top: images whose peaks `peak_top` averages.
         progress: called with the number of images done so far.
 
     Raises:
         InputError: if there are no images, or `k_top` is below 1.
     """
-    if len(cache) == 0:
+    if len(tokens) == 0:
         raise InputError("Expected images to measure the latents on, got none: check the data set and its split.")
-    device, n_patches = sae.W_enc.device, cache.grid**2
+    device, n_patches = sae.W_enc.device, tokens.grid**2
     meter = _PropertyMeter(sae.d_sae, n_patches, k_top, device)
     factors: dict[str, _FactorMeter] = {}
     labels: _LabelMeter | None = None
     if isinstance(images, LabelledImages):
         for name in (name for name in GLOBAL_FACTORS if name in images.targets):
-            values = torch.from_numpy(images.labels(name)[cache.image_index]).to(device)
+            values = torch.from_numpy(images.labels(name)[tokens.image_index]).to(device)
             factors[name] = _FactorMeter(values, images.n_target_classes(name), sae.d_sae)
         if Truth.label_maps in images.truths:
             labels = _LabelMeter(len(images.label_names), sae.d_sae, device)
-    for rows, acts in _iterate_acts(sae, cache, batch_images):
+    for rows, acts in _iterate_acts(sae, tokens, batch_images):
         meter.update(rows, acts)
         for factor in factors.values():
             factor.update(rows, acts.sums / n_patches)
         if labels is not None:
             assert isinstance(images, LabelledImages)
-            maps = [compute_patch_labels(images.label_map(int(i)), cache.grid) for i in cache.image_index[rows]]
+            maps = [compute_patch_labels(images.label_map(int(i)), tokens.grid) for i in tokens.image_index[rows]]
             labels.update(torch.from_numpy(np.stack(maps)).to(device), acts)
         if progress is not None:
             progress(rows.stop)
     return ConfoundResult(
         meter.compute(),
-        len(cache),
+        len(tokens),
         k_top,
         {name: factor.compute() for name, factor in factors.items()},
         None if labels is None else labels.compute(),
@@ -279,12 +279,11 @@ class _ImageActs:
         return self.values.new_zeros(self.n_images * self.d_sae)
 
 
-def _iterate_acts(sae: SparseAutoencoder, cache: TokenCache, batch_images: int) -> Iterator[tuple[slice, _ImageActs]]:
-    """Encode the images of a cache a few at a time, so that pre-activations stay within bounds."""
-    n_at_once = min(batch_images, max(1, MAX_LATENT_VALUES // (cache.grid**2 * sae.d_sae)))
-    for start in range(0, len(cache), n_at_once):
-        rows = slice(start, min(start + n_at_once, len(cache)))
-        patches = cache.tokens(rows).patches.to(sae.W_enc.device)
+def _iterate_acts(sae: SparseAutoencoder, tokens: TokenSource, batch_images: int) -> Iterator[tuple[slice, _ImageActs]]:
+    """Put all images through the SAE a few at a time, so that pre-activations stay within bounds."""
+    n_at_once = min(batch_images, max(1, MAX_LATENT_VALUES // (tokens.grid**2 * sae.d_sae)))
+    for batch, read in tokens.iterate(np.arange(len(tokens)), n_at_once):
+        patches, rows = read.patches.to(sae.W_enc.device), slice(int(batch[0]), int(batch[-1]) + 1)
         yield rows, _ImageActs(sae.encode_sparse(patches.flatten(0, 1)), len(patches), sae.d_sae)
 
 
@@ -318,7 +317,7 @@ class _PropertyMeter:
 
 
 class _FactorMeter:
-    """Sums of the image means by the values of one global factor; `values` has one entry per row of the cache."""
+    """Sums of the image means by the values of one global factor; `values` has one entry per row of the tokens."""
 
     def __init__(self, values: Int[Tensor, " n_images"], n_values: int, d_sae: int) -> None:
         self.values = values

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 
 from infoscope.sae.model import SparseAutoencoder, sum_decoder_rows
 from infoscope.scope.emd import ProgressHook
-from infoscope.vision.extract import TokenCache
+from infoscope.vision.token_source import TokenSource
 
 BATCH_TOKENS = 2**14
 """Tokens through the SAE at a time."""
@@ -67,12 +67,12 @@ class GroupActivation:
 @torch.inference_mode()
 def compute_group_activation(
     sae: SparseAutoencoder,
-    cache: TokenCache,
+    tokens: TokenSource,
     groups: Mapping[str, Bool[np.ndarray, " d_sae"]],
     threshold: float,
     progress: ProgressHook | None = None,
 ) -> GroupActivation:
-    """Average each group's summed activation over the outlier tokens and over the normal ones of a whole cache.
+    """Average each group's summed activation over the outlier tokens and over the normal ones of a whole split.
 
     Args:
         groups: by name, masks over the latents; they may be empty, and may overlap.
@@ -82,17 +82,17 @@ def compute_group_activation(
     device = sae.W_enc.device
     everyone = np.ones(sae.d_sae, dtype=bool)
     members = torch.from_numpy(np.stack([*groups.values(), everyone], axis=1)).to(device, torch.float32)
-    is_outlier = torch.from_numpy(cache.norms > threshold).to(device)
+    is_outlier = torch.from_numpy(tokens.norms > threshold).to(device)
     sums = torch.zeros(2, members.shape[1], dtype=torch.float64, device=device)  # normal, outlier
     n_done = 0
-    for _, patches in cache.batches(max(1, BATCH_TOKENS // cache.norms.shape[1])):
+    for _, patches in tokens.batches(max(1, BATCH_TOKENS // tokens.norms.shape[1])):
         rows = slice(n_done, n_done + len(patches))
         acts = sae.encode_sparse(patches.flatten(0, 1).to(device))
         by_group = sum_decoder_rows(acts, members).double()  # the sum over a group's latents, of each token
         sums.index_add_(0, is_outlier[rows].flatten().long(), by_group)
         n_done = rows.stop
         if progress is not None:
-            progress(n_done, len(cache))
+            progress(n_done, len(tokens))
     n_outlier = int(is_outlier.sum())
     counts = np.array([[is_outlier.numel() - n_outlier], [n_outlier]])
     means = np.divide(sums.cpu().numpy(), counts, out=np.full(sums.shape, np.nan), where=counts > 0)

@@ -17,7 +17,7 @@ from infoscope.scope.emd import ProgressHook
 from infoscope.scope.outliers import NormSummary, compute_norm_summary
 from infoscope.scope.scoring import compute_scores
 from infoscope.vision.backbone import Backbone
-from infoscope.vision.extract import TokenCache
+from infoscope.vision.token_source import TokenFacts
 
 MAPS = ("outlier", "next_highest", "normal")
 """Maps of norms whose distances are compared: of outlier tokens, of equally many next-highest normal ones, of all
@@ -114,7 +114,7 @@ _NORM_FACTS = ("threshold", "n_outliers", "has_outlier_mode")
 def compute_token_outliers(
     backbone: Backbone,
     image_set: ImageSet,
-    cache: TokenCache,
+    facts: TokenFacts,
     config: OutlierConfig,
     scope: ScopeConfig,
     *,
@@ -123,10 +123,10 @@ def compute_token_outliers(
 ) -> TokenOutliers:
     """Find the outlier tokens of a model on the training split, and measure what needs no SAE.
 
-    Encodes each of `n_images` twice, and each of `n_layer_images` once per block but the cache's own.
+    Encodes each of `n_images` twice, and each of `n_layer_images` once per block but the hooked one.
 
     Args:
-        image_set: the images of the cache.
+        image_set: the images of the facts.
         scope: the shift, how distances are computed, and how many images are encoded at a time.
         n_readers: processes that read images ahead; 0 reads in this one.
         progress: called with (images read, all that will be).
@@ -135,10 +135,10 @@ def compute_token_outliers(
         InputError: if the shift leaves fewer than 2 x 2 shared patches, an image cannot be read, or a token is not
             finite.
     """
-    norms, layer = compute_norm_summary(cache.norms, config), cache.meta["layer"]
-    has_outlier = np.any(cache.norms > norms.threshold, axis=1)
-    cropped = cache.image_index[choose_images(has_outlier, config.n_images)]
-    layer_rows = _spread(len(cache), config.n_layer_images)
+    norms, layer = compute_norm_summary(facts.norms, config), facts.meta["layer"]
+    has_outlier = np.any(facts.norms > norms.threshold, axis=1)
+    cropped = facts.image_index[choose_images(has_outlier, config.n_images)]
+    layer_rows = _spread(len(facts), config.n_layer_images)
 
     def report(n_read: int) -> None:
         if progress is not None:
@@ -150,13 +150,13 @@ def compute_token_outliers(
         backbone,
         image_set,
         others,
-        cache.image_index[layer_rows],
+        facts.image_index[layer_rows],
         config,
         scope.batch_images,
         n_readers,
         lambda n_read: report(len(cropped) + n_read),
     )
-    by_layer[layer] = compute_norm_summary(cache.norms[layer_rows], config)
+    by_layer[layer] = compute_norm_summary(facts.norms[layer_rows], config)
     size_px = scc_size_px(backbone.grid, backbone.patch_px, scope.shift_patches)
     pictures = [image_set.load(int(i), size_px) for i in cropped[_choose_pictured(distances)]]
     return TokenOutliers(
@@ -164,7 +164,7 @@ def compute_token_outliers(
         layer=layer,
         shift_patches=scope.shift_patches,
         norms=norms,
-        n_images=len(cache),
+        n_images=len(facts),
         n_images_with=int(has_outlier.sum()),
         distances=distances,
         pictures=np.array(pictures, np.uint8).reshape(-1, size_px, size_px, 3),

@@ -1,0 +1,94 @@
+"""Where every later stage reads tokens from: kept on disk, or encoded anew whenever they are asked for."""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from infoscope.vision.backbone import Tokens
+
+META_FILE, NORMS_FILE, INDEX_FILE, MEAN_FILE = "tokens.json", "norms.npy", "image_index.npy", "mean.npy"
+
+
+@dataclass(frozen=True)
+class TokenFacts:
+    """What is kept of the tokens of an image set after one block, wherever the tokens themselves are.
+
+    Rows are images in the order they were read; images that could not be read have no row. Files: `norms.npy`
+    [n_images, grid * grid] (raw norm of each patch token), `image_index.npy`, `mean.npy`, `tokens.json`.
+    """
+
+    folder: Path
+
+    @cached_property
+    def meta(self) -> dict:
+        """n_images, grid, patch_px, d_in, n_prefix, layer, dtype (null: not stored), scale, mean_norm."""
+        return json.loads((self.folder / META_FILE).read_text())
+
+    @cached_property
+    def norms(self) -> np.ndarray:
+        """Raw norm of each patch token, float32 [n_images, grid * grid]."""
+        return np.load(self.folder / NORMS_FILE)
+
+    @cached_property
+    def image_index(self) -> Int[np.ndarray, " n_images"]:
+        """Position of each row's image in its image set."""
+        return np.load(self.folder / INDEX_FILE)
+
+    @cached_property
+    def mean(self) -> Float[np.ndarray, " d_in"]:
+        """Mean patch token (mu of DESIGN)."""
+        return np.load(self.folder / MEAN_FILE)
+
+    @property
+    def scale(self) -> float:
+        """c such that the mean norm of c (x - mu) over patch tokens is sqrt(d_in)."""
+        return self.meta["scale"]
+
+    @property
+    def is_stored(self) -> bool:
+        """Whether the tokens themselves lie beside these facts."""
+        return self.meta["dtype"] is not None
+
+    @property
+    def grid(self) -> int:
+        """Patches per side."""
+        return self.meta["grid"]
+
+    def __len__(self) -> int:
+        return self.meta["n_images"]
+
+
+class TokenSource(TokenFacts, ABC):
+    """The tokens of an image set after one block, row by row.
+
+    Reading in passes (`iterate`, `batches`) is what every source is good at; single rows (`tokens`) may cost a forward.
+    """
+
+    @abstractmethod
+    def tokens(self, rows: Sequence[int] | Int[np.ndarray, " n"] | slice) -> Tokens:
+        """Return the tokens of some rows as float32 tensors on the CPU or where the backbone lies."""
+
+    def iterate(
+        self, rows: Int[np.ndarray, " n"], batch_images: int
+    ) -> Iterator[tuple[Int[np.ndarray, " batch"], Tokens]]:
+        """Yield (rows, their tokens as float32) in the order of `rows`; the last batch may be smaller."""
+        for start in range(0, len(rows), batch_images):
+            batch = rows[start : start + batch_images]
+            yield batch, self.tokens(batch)
+
+    def batches(
+        self, batch_images: int
+    ) -> Iterator[tuple[Int[Tensor, " batch"], Float[Tensor, "batch n_patches d_in"]]]:
+        """Yield (image index, patch tokens as float32) over all rows; the last batch may be smaller."""
+        for rows, tokens in self.iterate(np.arange(len(self)), batch_images):
+            yield torch.from_numpy(self.image_index[rows]), tokens.patches
