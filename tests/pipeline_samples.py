@@ -20,6 +20,8 @@ from infoscope.report.report import ReportFiles
 N_TRAIN, N_TEST = 40, 16
 ANALYSES = ("outliers", "group_activation", "confounds")
 STAGES = ("scenes", "tokens", "train_sae", "rank", "score", "probe", *ANALYSES, "report")
+FEATURES = ("image_means", "features")
+"""What the probes of classification make for themselves, and ask for only when a probe is missing."""
 TINY = (
     "debug=tiny",
     "logger=none",

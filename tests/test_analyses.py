@@ -90,7 +90,7 @@ def test_stability_is_a_report_of_its_own(finished: Path) -> None:
 def test_selection_is_a_report_of_its_own(finished: Path) -> None:
     few = ("stage=select", "select.n_kept=[1,2]", "select.n_bands=2", "select.n_draws=2")
     first = run_tiny(finished, *few)
-    assert set(first.stages("built")) == {"probe", "report"}
+    assert set(first.stages("built")) == {"features", "probe", "report"}
     assert first.files is not None
     assert first.files.tables.keys() == {"selection"}
     summary = json.loads(first.files.summary.read_text())["selection"]

@@ -326,3 +326,40 @@ def test_two_processes_build_once(tmp_path: Path):
     assert len(list(tmp_path.glob("built-by-*"))) == 1
     told = [json.loads((tmp_path / f"{name}.json").read_text()) for name in names]
     assert sorted(told) == [["building", "built"], ["waiting", "reused"]]
+
+
+# -- several at once -------------------------------------------------------------------------------------------------
+
+
+def make_specs(*names: str) -> dict[str, Spec]:
+    return {name: Spec("features", name, {"of": name}) for name in names}
+
+
+def test_what_is_missing_is_built_by_one_call(tmp_path: Path):
+    store, calls = Store(tmp_path), []
+
+    def build(works: dict[str, Workspace]) -> None:
+        calls.append(sorted(works))
+        for name, work in works.items():
+            (work.folder / "name").write_text(name)
+
+    store.get(make_specs("b")["b"], lambda work: build({"b": work}))
+    made = store.get_together(make_specs("a", "b", "c"), build)
+    assert calls == [["b"], ["a", "c"]]
+    assert [(made[name].folder / "name").read_text() for name in "abc"] == ["a", "b", "c"]
+    assert {name: artifact.built for name, artifact in made.items()} == {"a": True, "b": False, "c": True}
+    again = Store(tmp_path).get_together(make_specs("a", "b", "c"), build)
+    assert len(calls) == 2
+    assert not any(artifact.built for artifact in again.values())
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), ValueError("a fault"), OSError(errno.ENOSPC, "full")])
+def test_what_fails_together_leaves_nothing(tmp_path: Path, error: BaseException):
+    def build(works: dict[str, Workspace]) -> None:
+        (works["a"].folder / "name").write_text("a")
+        raise error
+
+    store = Store(tmp_path)
+    with pytest.raises(InputError if isinstance(error, OSError) else type(error)):
+        store.get_together(make_specs("a", "b"), build)
+    assert [path.name for path in (tmp_path / "features").iterdir() if not path.name.endswith(".lock")] == []

@@ -52,3 +52,16 @@ def test_the_data_of_probes_are_read_too(tmp_path: Path) -> None:
     written = {path.name for path in (tmp_path / "check_data").iterdir()}
     both = {f"{use}-scenes-{split}.json" for use in ("data", "depth") for split in ("train", "test")}
     assert written == both
+
+
+def test_a_set_that_is_not_whole_is_refused_unless_it_is_meant(tmp_path: Path) -> None:
+    root = tmp_path / "ADEChallengeData2016"
+    for split, part in (("training", "train"), ("validation", "val")):
+        for kind, mode in (("images", "RGB"), ("annotations", "L")):
+            (root / kind / split).mkdir(parents=True)
+            name = f"ADE_{part}_00000001" + (".jpg" if kind == "images" else ".png")
+            Image.new(mode, (30, 20), 3 if mode == "L" else (9, 9, 9)).save(root / kind / split / name)
+    options = ["stage=check_data", "data=ade20k", f"data.root={root}", "probe.tasks=[segmentation]"]
+    with pytest.raises(InputError, match=r"Found 2 wrong.*expected the 20,210 images that were published, found 1;"):
+        run_tiny(tmp_path, *options)
+    assert "1 of 2,000 published" in run_tiny(tmp_path, *options, "data.subset=true").text

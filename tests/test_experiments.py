@@ -1,25 +1,231 @@
-"""The experiments that are scripts of their own run through on the tiny configuration."""
+"""What the files of experiments/ share: sweeps, failures, tables; and the scripts that are no sweep."""
 
 from __future__ import annotations
 
-import importlib.util
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
+from matplotlib.figure import Figure
 
+from experiment_samples import FOLDER, load_experiment, read_rows
+from infoscope import experiments
+from infoscope.errors import InputError
+from infoscope.experiments import Experiment, Shown, add_defaults, expand_sweep, main, share_ranks
+from infoscope.pipeline import Pipeline
+from infoscope.report.paper import PAPER_ACTIVATION
+from infoscope.report.tables import Column, Part, Table, join_tables
+from infoscope.report.variants import Result
 from pipeline_samples import make_overrides
+
+SWEEPS = sorted(path.stem for path in FOLDER.glob("*.py") if "EXPERIMENT =" in path.read_text())
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ([], [[]]),
+        (["a=1,2", "b=x"], [["a=1", "b=x"], ["a=2", "b=x"]]),
+        (["seeds=[0,1],[2]"], [["seeds=[0,1]"], ["seeds=[2]"]]),
+        (['t=["a {}, b","c"]'], [['t=["a {}, b","c"]']]),
+        (["root='a,b',c"], [["root='a,b'"], ["root=c"]]),
+        (["flag"], [["flag="]]),
+    ],
+)
+def test_commas_outside_brackets_and_quotes_are_a_sweep(overrides: list[str], expected: list[list[str]]) -> None:
+    if overrides == ["flag"]:
+        expected = [["flag"]]
+    assert expand_sweep(overrides) == expected
+
+
+def test_a_default_gives_way_to_its_key_or_its_group() -> None:
+    defaults = ["partition.gamma=0.1,0.2"]
+    assert add_defaults(defaults, ["seeds=[0]"]) == [*defaults, "seeds=[0]"]
+    assert add_defaults(defaults, ["partition.gamma=0.3"]) == ["partition.gamma=0.3"]
+    assert add_defaults(defaults, ["partition=otsu"]) == ["partition=otsu"]
+    assert add_defaults(["model=a,b"], ["model.pretrained=random"]) == ["model=a,b", "model.pretrained=random"]
+
+
+def test_a_sweep_over_k_scores_as_many_ranks_as_the_largest_needs() -> None:
+    swept = expand_sweep(["scope.k_cds=4,32"])
+    assert share_ranks(swept) == [["scope.k_cds=4", "scope.k_max=32"], ["scope.k_cds=32", "scope.k_max=32"]]
+    assert share_ranks(expand_sweep(["scope.k_cds=1,2"]))[0][-1] == "scope.k_max=16"
+    for as_it_is in (["scope.k_cds=4"], ["scope.k_cds=4,32", "scope.k_max=64"], ["scope.k_cds=4,x"]):
+        assert share_ranks(expand_sweep(as_it_is)) == expand_sweep(as_it_is)
+
+
+def test_tables_are_joined_with_facts_for_programs_and_titles_for_people() -> None:
+    def make_table(key: str, value: float, note: str) -> Table:
+        table = Table("t", "Title", [Column("name", "name"), Column(key, key)], notes=["both", note])
+        table.add_section()
+        table.add_row("row", value)
+        table.add_section("mode")
+        table.add_row("other", value + 1)
+        return table
+
+    joined = join_tables(
+        [Part("A", {"k": 1}, make_table("x", 1.0, "only A")), Part("B", {"k": 2}, make_table("y", 3.0, "only B"))]
+    )
+    assert [section.title for section in joined.sections] == ["A", "A: mode", "B", "B: mode"]
+    assert joined.records()[3] == {"section": "B: mode", "k": 2, "name": "other", "x": None, "y": 4.0}
+    assert joined.notes == ["both", "A: only A", "B: only B"]
+    assert [column.key for column in joined.shown] == ["name", "x", "y"]
+    assert joined.to_markdown().splitlines()[2] == "| name | x | y |"
+    assert all("k" not in row[:3] for row in joined.to_latex().splitlines() if row.startswith("A &"))
+
+
+def count_images(pipeline: Pipeline) -> int:
+    """A measurement that builds nothing but scenes."""
+    if pipeline.config.data.seed == 2:
+        raise InputError("two is refused.")
+    return len(pipeline.image_sets[0])
+
+
+def show_counts(runs: Any) -> Shown:
+    columns = [Column("n", "images", digits=0)]
+    table = experiments.make_run_table("counts", "Counts", runs, columns, lambda n: [n])
+    return Shown([table], {"empty": lambda: Figure()})
+
+
+@pytest.fixture
+def counting() -> Experiment[int]:
+    return Experiment("counting", "Counts images.\n\n    a command", count_images, show_counts, is_scored=False)
+
+
+@pytest.fixture
+def run_counting(counting: Experiment[int], tmp_path: Path) -> Callable[..., int]:
+    return lambda *overrides: main(counting, make_overrides(tmp_path, *overrides))
+
+
+def test_a_combination_that_fails_does_not_lose_the_others(
+    run_counting: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_counting("data.seed=1,2,-1,3") == 2
+    printed = capsys.readouterr()
+    assert printed.err.splitlines()[0] == "counting: data.seed=2: two is refused."
+    assert printed.err.splitlines()[1].startswith("counting: data.seed=-1: Expected data.seed to be at least 0")
+    assert len(printed.err.splitlines()) == 2
+    rows = read_rows(tmp_path / "experiments" / "counting" / "counts.csv")
+    assert [row["setting"] for row in rows] == ["data.seed=1", "data.seed=3"]
+    assert [row["n"] for row in rows] == ["40", "40"]
+    assert all("scenes:" in row["artifacts"] and "data.n_train=40" in row["overrides"] for row in rows)
+    assert "| images |" in printed.out
+    assert (tmp_path / "experiments" / "counting" / "empty.pdf").exists()
+
+
+def test_what_was_finished_before_ctrl_c_is_written(
+    run_counting: Callable[..., int],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    compose = experiments.compose
+
+    def interrupted(overrides: list[str]) -> Any:
+        if "data.seed=3" in overrides:
+            raise KeyboardInterrupt
+        return compose(overrides)
+
+    monkeypatch.setattr(experiments, "compose", interrupted)
+    assert run_counting("data.seed=1,3") == 130
+    assert "counting: interrupted; what was finished is kept" in capsys.readouterr().err
+    assert len(read_rows(tmp_path / "experiments" / "counting" / "counts.csv")) == 1
+
+
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        ("sae.kk=3", "counting: Unknown key 'sae.kk'"),
+        ("stage=report", "counting: Expected stage=score for this experiment, got report"),
+        ("nonsense", "counting: "),
+        ("model=clip_b17", "counting: "),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_writes_nothing(
+    run_counting: Callable[..., int], wrong: str, sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_counting(wrong) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(sentence)
+    assert not (tmp_path / "experiments").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_one_sentence(
+    run_counting: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "experiments").write_text("a file where a folder should be")
+    assert run_counting() == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("counting: Cannot write to ")
+
+
+def test_a_plan_measures_nothing(run_counting: Callable[..., int], tmp_path: Path) -> None:
+    assert run_counting("plan=true") == 0
+    assert not (tmp_path / "experiments").exists()
+    assert not list((tmp_path / "artifacts").glob("scenes/train-*"))
+
+
+@pytest.mark.parametrize("name", SWEEPS)
+def test_help_is_the_files_docstring_and_every_command_of_it_can_be_composed(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    experiment = load_experiment(name).EXPERIMENT
+    assert experiment.name == name
+    assert main(experiment, ["--help"]) == 0
+    text = capsys.readouterr().out
+    assert text.strip() == experiment.description.strip()
+    commands = [line for line in text.replace("\\\n", " ").splitlines() if line.startswith("    python ")]
+    assert len(commands) >= 2
+    for command in commands:
+        _, file, *arguments = command.partition("  #")[0].split()
+        assert file == f"experiments/{name}.py"
+        overrides = add_defaults(experiment.defaults, [argument.strip("'") for argument in arguments])
+        for combination in expand_sweep(overrides):
+            assert experiments.compose(combination).seeds == [0, 1, 2]
+
+
+def make_results() -> list[Result]:
+    """What probes read, without any probe."""
+    groups = [("original", None), ("group", "high"), ("group", "low")]
+    metrics = {"classification/patch_mean": {"top1": 0.7}, "segmentation": {"miou": 0.3}, "depth": {"rmse_m": 0.9}}
+    shares = {"n_latents": 1, "mass_share": 0.1, "energy_share": 0.1, "empty": False}
+    variants = [{"role": role, "group": group, "mode": "error_preserving", **shares} for role, group in groups]
+    return [
+        {"sae_seed": 0, "variant": variant, "metrics": metrics, "frozen_head": {}, "lr": {}} for variant in variants
+    ]
+
+
+@pytest.mark.parametrize("reference", ["clip_b16", None])
+def test_the_papers_values_stand_beside_ours_where_model_and_data_are_its_own(
+    reference: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def find(config: Any) -> str | None:
+        asked.append(config.model.name)
+        return reference
+
+    monkeypatch.setattr(experiments, "find_paper_reference", find)
+    show = load_experiment("feature_removal").show
+    config = experiments.compose(make_overrides(tmp_path))
+    run = experiments.Run(config, "the run", {"model": "m"}, make_results())
+    page = show([run]).tables[0].to_markdown()
+    assert asked == ["planted_registers"]
+    assert ("*the run: the paper, CLIP-B/16*" in page) == (reference is not None)
+    assert ("| 74.8 ‡ |" in page or "74.8" in page) == (reference is not None)
+
+
+def test_the_papers_ratios_are_those_of_its_activations() -> None:
+    high, low = (PAPER_ACTIVATION["clip_b16"][name] for name in ("high", "low"))
+    assert high.on_outlier / high.on_normal == pytest.approx(50.3, abs=0.05)
+    assert low.on_outlier / low.on_normal == pytest.approx(0.33, abs=0.005)
 
 
 @pytest.fixture
 def sae_settings() -> ModuleType:
-    path = Path(__file__).parents[1] / "experiments" / "sae_settings.py"
-    spec = importlib.util.spec_from_file_location("sae_settings", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_experiment("sae_settings")
 
 
 def test_the_best_setting_that_reconstructs_is_reported_on_other_scenes(

@@ -77,7 +77,8 @@ def test_every_task_reads_its_own_data(tmp_path: Path, roots: list[str], monkeyp
 
 
 def test_they_are_checked_beforehand(tmp_path: Path, roots: list[str]) -> None:
-    run_tiny(tmp_path / "out", *SMALL, *roots, "stage=check_data")
+    few = [f"probe_data.{task}.subset=true" for task in ("segmentation", "depth")]
+    run_tiny(tmp_path / "out", *SMALL, *roots, *few, "stage=check_data")
     written = sorted(path.name for path in (tmp_path / "out" / "check_data").iterdir())
     uses = ("data-imagenet", "depth-nyud", "segmentation-ade20k")
     assert written == [f"{use}-{split}.json" for use in uses for split in ("test", "train")]

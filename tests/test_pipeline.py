@@ -35,7 +35,11 @@ from infoscope.scope.scoring import ScoringModule, score_latents
 from infoscope.vision.backbone import Backbone
 from infoscope.vision.extract import TokenCache
 from infoscope.vision.planted import make_planted_registers
+from infoscope.vision.token_source import TokenSource
+from infoscope.workbench import Workbench
 from pipeline_samples import (
+    ANALYSES,
+    FEATURES,
     N_TEST,
     N_TRAIN,
     STAGES,
@@ -93,7 +97,9 @@ def draw_without_saving(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_stage_builds_what_it_lacks(finished: Path, first_run: Recorder) -> None:
-    assert list(dict.fromkeys(first_run.stages("built"))) == list(STAGES)
+    built = list(dict.fromkeys(first_run.stages("built")))
+    assert [stage for stage in built if stage not in FEATURES] == list(STAGES)
+    assert set(built) == {*STAGES, *FEATURES}
     assert len(first_run.stages("built")) == len(find_artifacts(finished))
     assert first_run.files is not None
     assert first_run.files.page.is_file()
@@ -154,7 +160,7 @@ def test_a_new_gamma_is_probed_and_nothing_else(
     output_dir = copy_run(finished, tmp_path)
     forbid(monkeypatch, "tokens")
     new = run_tiny(output_dir, "stage=probe", "partition.rule=quantile", "partition.quantile=0.7")
-    assert set(new.stages("built")) == {"probe"}
+    assert set(new.stages("built")) == {"features", "probe"}
     assert set(UP_TO_SCORE) <= set(new.stages("reused"))
     reused = " ".join(set(new.names("reused", "probe")) - set(new.names("built", "probe")))
     for name in ("original", "reconstruct_all_kept", "error_preserving_without_all", "reconstruct_without_all"):
@@ -170,7 +176,7 @@ def test_a_new_k_cds_up_to_k_max_scores_nothing_again(
     output_dir = copy_run(finished, tmp_path)
     forbid(monkeypatch, "tokens")
     new = run_tiny(output_dir, "stage=probe", "scope.k_cds=3")
-    assert set(new.stages("built")) <= {"probe"}
+    assert set(new.stages("built")) <= {"features", "probe"}
     assert set(UP_TO_SCORE) <= set(new.stages("reused"))
 
 
@@ -188,7 +194,9 @@ def test_the_original_row_is_trained_once_for_all_seeds_and_gammas(
     run_tiny(output_dir, "stage=probe", "seeds=[0,1]", "partition.gamma=0.05")
     assert "group" in trained
     assert "original" not in trained
-    assert len([name for name in find_artifacts(output_dir) if "-original-" in name]) == 1
+    for stage in ("features", "probe"):
+        found = [name for name in find_artifacts(output_dir) if name.startswith(stage)]
+        assert len([name for name in found if "-original-" in name]) == 1
 
 
 def test_equal_groups_are_trained_once_and_keep_their_own_names(
@@ -210,6 +218,41 @@ def test_equal_groups_are_trained_once_and_keep_their_own_names(
     assert between is not None
     nearby = run_tiny(output_dir, "stage=probe", f"partition.gamma={between + 1e-9}")
     assert nearby.stages("built") == []
+
+
+def test_another_solver_reads_the_same_features(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: Any) -> Any:
+        raise AssertionError("tokens were read")
+
+    output_dir = copy_run(finished, tmp_path)
+    forbid(monkeypatch, "tokens", "resume")
+    monkeypatch.setattr(TokenSource, "iterate", refuse)
+    quick = ("probe.classification_l2=[1]", "probe.classification_l2_halvings=0", "probe.lbfgs_max_iterations=3")
+    lbfgs = ("stage=probe", "probe.tasks=[classification]", "probe.classification_solver=lbfgs", *quick)
+    new = run_tiny(output_dir, *lbfgs)
+    assert set(new.stages("built")) == {"probe"}
+    assert set(FEATURES) <= set(new.stages("reused"))
+    assert "at a time" not in new.text
+    few = run_tiny(output_dir, *lbfgs, "probe.lbfgs_max_iterations=4", "probe.memory_gb=1e-9")
+    assert few.text.count("classification: 1 of") == 1
+
+
+def test_features_that_do_not_fit_are_refused(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    output_dir = copy_run(finished, tmp_path, but=(*FEATURES, "probe", "report"))
+    asked: list[int] = []
+
+    def check_disk(self: Workbench, n_bytes: int) -> None:
+        asked.append(n_bytes)
+        if len(asked) == 2:  # the vectors alone, then with the means
+            raise InputError("no room")
+
+    monkeypatch.setattr(Workbench, "check_disk", check_disk)
+    with pytest.raises(InputError, match="no room"):
+        run_tiny(output_dir, "stage=probe", "probe.tasks=[classification]")
+    assert 0 < asked[0] < asked[1]
+    assert {name.split("/")[0] for name in find_artifacts(output_dir)} == {*UP_TO_SCORE, *ANALYSES}
 
 
 def test_an_empty_group_is_a_marked_row(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -253,7 +296,7 @@ def find_first_missing(monkeypatch: pytest.MonkeyPatch, output_dir: Path, *overr
         ["trainer.progress=true", "logger=csv"],
         ["sae.log_every_n_steps=3", "sae.checkpoint_every_n_steps=7"],
         ["model.name=another_name", "logger.group=another_group"],
-        ["probe.variants_per_chunk=3", "probe.feature_batch_images=5"],
+        ["probe.variants_per_chunk=3", "probe.feature_batch_images=5", "probe.memory_gb=0.001"],
         ["scope.k_cds=1", "partition.gamma=0.1", "stage=score"],
     ],
     ids=lambda overrides: overrides[0],
@@ -284,7 +327,9 @@ def test_hashes_do_not_depend_on_the_folder(finished: Path, tmp_path: Path, monk
         ("scope.shift_patches=2", "score"),
         ("scope.emd=sinkhorn", "score"),
         ("probe.target=light", "probe"),
-        ("probe.seed=1", "probe"),
+        ("probe.seed=1", "features"),  # other random groups
+        ("probe.feature_dtype=float16", "features"),
+        ("probe.classification_epochs=3", "probe"),
         ("outliers.c=5", "outliers"),
         ("outliers.n_images=7", "outliers"),
         ("partition.gamma=0.099999", "group_activation"),
@@ -457,7 +502,8 @@ INTERRUPTIONS = [
     ("train_sae", SAEModule, "training_step", 9, STAGES[2:], ["scenes", "scenes", "tokens", "tokens"]),
     ("rank", TopImages, "update", 2, STAGES[3:], ["scenes", "scenes", "tokens", "tokens", "train_sae"]),
     ("score", ScoringModule, "test_step", 1, STAGES[4:], ["scenes", "scenes", "tokens", "tokens", "train_sae", "rank"]),
-    ("probe", ProbeModule, "training_step", 9, STAGES[5:], [*UP_TO_SCORE, "probe", "probe", "probe"]),
+    ("features", Backbone, "resume", 2, STAGES[5:], [*UP_TO_SCORE]),
+    ("probe", ProbeModule, "training_step", 9, STAGES[5:], [*UP_TO_SCORE, *FEATURES, "probe", "probe", "probe"]),
 ]
 
 
@@ -476,9 +522,9 @@ def test_ctrl_c_loses_nothing_that_is_finished(
     missing: tuple[str, ...],
     kept: list[str],
 ) -> None:
-    output_dir = copy_run(finished, tmp_path, but=missing)
+    output_dir = copy_run(finished, tmp_path, but=(*missing, *FEATURES))
     monkeypatch.setattr(stages, "TOKEN_BATCH_IMAGES", 10)
-    goal = "train_sae" if stage in ("scenes", "tokens") else stage
+    goal = {"scenes": "train_sae", "tokens": "train_sae", "features": "probe"}.get(stage, stage)
     overrides = (f"stage={goal}", "probe.variants_per_chunk=3", "scope.batch_images=10")
     with monkeypatch.context() as patch:
         interrupt(patch, owner, name, after)
@@ -517,7 +563,7 @@ def test_a_sweep_over_gamma_scores_once(
     printed = capsys.readouterr().out
     assert printed.count("built  score/") == 1
     originals = [name for name in find_artifacts(output_dir) if "-original-" in name]
-    assert len(originals) == 1
+    assert [name.split("/")[0] for name in originals] == ["features", "probe"]
     assert re.search(r"probed variants of seed 0: \d+ built, [1-9]\d* reused", printed)
     variants = [manifest for name, manifest in find_artifacts(output_dir).items() if name.startswith("probe/")]
     assert {json.dumps(manifest["upstream"]) for manifest in variants} == {json.dumps(variants[0]["upstream"])}

@@ -17,10 +17,10 @@ from infoscope.pipeline import Pipeline
 from infoscope.planning import Plan, Step, make_plan
 from infoscope.planning import steps as planned_steps
 from infoscope.planning.calibration import Calibration, make_sparse
-from infoscope.planning.probe_costs import REPORTED, ChunkCosts, ProbeCosts, count_probe_work
+from infoscope.planning.probe_costs import N_EVALUATIONS, REPORTED, ChunkCosts, ProbeCosts, count_probe_work
 from infoscope.planning.table import format_bytes, format_seconds
 from infoscope.probes import classification
-from infoscope.probes.config import Task
+from infoscope.probes.config import Solver, Task
 from infoscope.sae.config import Kind, SAEConfig
 from infoscope.sae.module import make_sae
 from infoscope.scope import scoring, stability
@@ -28,6 +28,7 @@ from infoscope.scope.ranking import Ranking
 from infoscope.vision.backbone import Backbone
 from infoscope.vision.open_clip_backbone import OpenClipBackbone
 from pipeline_samples import (
+    FEATURES,
     N_TEST,
     N_TRAIN,
     Recorder,
@@ -38,7 +39,15 @@ from pipeline_samples import (
     run_tiny,
 )
 
-PER_CHUNK = {"image": 0.1, "class_step": 0.2, "dense_image": 0.3, "dense_step": 0.4, "dense_test_image": 0.5}
+PER_CHUNK = {
+    "train_image": 0.1,
+    "test_image": 0.15,
+    "class_step": 0.2,
+    "class_image": 0.01,
+    "dense_image": 0.3,
+    "dense_step": 0.4,
+    "dense_test_image": 0.5,
+}
 SHIPPED = ("model=scenes_clip", "data.n_train=24", "sae.n_tokens=4000", "partition.rule=quantile")
 FEW = ("stability.shifts=[1,2]", "stability.n_solver_latents=2", "stability.n_draws=20")
 
@@ -49,6 +58,7 @@ class Quick(Calibration):
     scenes, images, tokens, ranked, distances = 10.0, 5.0, 1000.0, 20.0, 100.0
     sinkhorn, texts = 2.0, 10.0
     cropped_s, cropped_sae_s, group_activation_s, confounds_s, resumed_s = 0.5, 0.1, 0.01, 0.02, 0.05
+    mean_entries = 20.0
     probes = ProbeCosts(
         ChunkCosts(2, 1.0, dict(PER_CHUNK)), ChunkCosts(4, 1.5, {kind: 2 * cost for kind, cost in PER_CHUNK.items()})
     )
@@ -220,7 +230,7 @@ def test_stability_is_counted_as_it_is_made(
 def test_the_work_of_probes_is_what_a_run_reports(
     tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    output_dir = copy_run(finish_tiny_run(tmp_path_factory)[0], tmp_path / "run", but=("probe", "report"))
+    output_dir = copy_run(finish_tiny_run(tmp_path_factory)[0], tmp_path / "run", but=(*FEATURES, "probe", "report"))
     said: list[tuple[str, int, int]] = []
 
     def run_probes(*args: Any, progress: Any, **options: Any) -> Any:
@@ -236,33 +246,42 @@ def test_the_work_of_probes_is_what_a_run_reports(
     work = count_probe_work(make_tiny_config(output_dir, *few).probe, N_TRAIN, N_TEST)
     assert done == {what: work[kind] for what, kind in REPORTED.items()}
     assert steps.counts == [work["class_step"]]
-    assert work["share_image"] == 12
+    assert (work["train_image"], work["test_image"]) == (N_TRAIN, 12)
 
 
 def test_tasks_that_are_left_out_are_no_work(tmp_path: Path) -> None:
     config = make_tiny_config(tmp_path).probe
     config.tasks = [Task.depth]
     work = count_probe_work(config, N_TRAIN, N_TEST)
-    assert (work["image"], work["class_step"]) == (0, 0)
+    assert (work["train_image"], work["test_image"], work["class_step"]) == (0, N_TEST, 0)  # shares are measured
     assert (work["dense_image"], work["dense_step"], work["dense_test_image"]) == (16, 3, 8)
     config.tasks = [Task.classification]
     work = count_probe_work(config, N_TRAIN, N_TEST)
-    assert work["image"] == N_TRAIN + N_TEST
+    assert (work["train_image"], work["test_image"], work["class_image"]) == (N_TRAIN, N_TEST, 0)
     assert (work["dense_image"], work["dense_step"], work["dense_test_image"]) == (0, 0, 0)
+    read = count_probe_work(config, N_TRAIN, N_TEST, has_features=True)
+    assert (read["train_image"], read["test_image"], read["class_step"]) == (0, 0, work["class_step"])
+    config.classification_solver = Solver.lbfgs
+    work = count_probe_work(config, N_TRAIN, N_TEST)
+    assert (work["class_step"], work["class_image"]) == (0, 16 * N_EVALUATIONS * 0.9 * N_TRAIN)
 
 
 def test_probes_cost_by_variants_chunks_and_work(tmp_path: Path) -> None:
-    config, costs = make_tiny_config(tmp_path).probe, Quick.probes
-    config.variants_per_chunk = 8
-    work = count_probe_work(config, N_TRAIN, N_TEST)
+    costs, work = Quick.probes, count_probe_work(make_tiny_config(tmp_path).probe, N_TRAIN, N_TEST)
     small, large = costs.small.seconds(work), costs.large.seconds(work)
-    assert costs.seconds(2, config, work) == pytest.approx(small)
-    assert costs.seconds(4, config, work) == pytest.approx(large)
-    assert costs.seconds(6, config, work) == pytest.approx(2 * large - small)
-    assert costs.seconds(8 + 8 + 2, config, work) == pytest.approx(2 * (3 * large - 2 * small) + small)
+    assert costs.seconds(2, 8, 8, work) == pytest.approx(small)
+    assert costs.seconds(4, 8, 8, work) == pytest.approx(large)
+    assert costs.seconds(6, 8, 8, work) == pytest.approx(2 * large - small)
+    assert costs.seconds(0, 8, 8, work) == 0
     more = {**work, "dense_step": work["dense_step"] + 10}
-    assert costs.seconds(2, config, more) - small == pytest.approx(10 * PER_CHUNK["dense_step"])
-    assert costs.seconds(0, config, work) == 0
+    assert costs.seconds(2, 8, 8, more) - small == pytest.approx(10 * PER_CHUNK["dense_step"])
+    dense = {kind: amount for kind, amount in work.items() if kind.startswith("dense")}
+    small, large = costs.small.seconds(dense), costs.large.seconds(dense)
+    assert costs.seconds(8 + 8 + 2, 8, 8, dense) == pytest.approx(2 * (3 * large - 2 * small) + small)
+    assert costs.seconds(18, 8, 2, work) - costs.seconds(18, 8, 2, dense) == pytest.approx(
+        9 * work["class_step"] * PER_CHUNK["class_step"]  # in nine chunks of two
+        + 9 * (N_TRAIN * PER_CHUNK["train_image"] + N_TEST * PER_CHUNK["test_image"])  # once, nine times as many as two
+    )
 
 
 @pytest.mark.parametrize("kind", [Kind.relu, Kind.batchtopk, Kind.jumprelu, Kind.topk])

@@ -25,6 +25,7 @@ from infoscope.report.paper import PAPER_TITLES
 from infoscope.report.removal import PAPER
 from infoscope.report.report import NO_PROBES, ReportFiles
 from infoscope.scope.scores import Scores
+from infoscope.vision.extract import TokenCache
 
 N_PHOTOGRAPHS, K_CDS = 60, 4
 SMALL = [
@@ -174,6 +175,6 @@ def test_a_vit_b16_from_a_local_file(photographs, tmp_path):
     )
     check_report(made, tmp_path / "outputs", 24)
     assert "14 x 14 patches, d_in 768" in made.page.read_text()
-    patches = np.load(find_artifact(tmp_path / "outputs", "tokens") / "patches.npy", mmap_mode="r")
+    patches = TokenCache(find_artifact(tmp_path / "outputs", "tokens")).patches
     assert patches.shape == (24, 196, 768)
     (tmp_path / "b16.safetensors").unlink()  # 0.6 GB

@@ -41,7 +41,7 @@ from infoscope.scope.scoring import make_trainer
 from infoscope.scope.stability import ScoredSAE, StabilityResult, compute_stability
 from infoscope.scope.token_outliers import TokenOutliers, compute_token_outliers
 from infoscope.stages import TOKEN_BATCH_IMAGES, Stages, must_exist
-from infoscope.vision.extract import TokenCache
+from infoscope.vision.token_source import TokenFacts
 
 
 class Analyses(Stages):
@@ -65,7 +65,7 @@ class Analyses(Stages):
                 found = compute_token_outliers(
                     self.backbone,
                     self.image_sets[0],
-                    TokenCache(tokens.folder),
+                    TokenFacts(tokens.folder),
                     config.outliers,
                     scope,
                     n_readers=config.data.n_workers,
@@ -88,7 +88,7 @@ class Analyses(Stages):
             threshold = TokenOutliers.load(outliers.folder).norms.threshold
             with self.display.bar(f"groups on outlier tokens, seed {seed}") as advance:
                 compute_group_activation(
-                    self.load_sae(sae), TokenCache(tokens.folder), groups, threshold, progress=advance
+                    self.load_sae(sae), self.open_tokens("train"), groups, threshold, progress=advance
                 ).save(work.folder)
 
         return self.get(Spec("group_activation", self.sae_name(seed), key), build, sae=sae, tokens=tokens)
@@ -110,7 +110,7 @@ class Analyses(Stages):
             with self.display.bar(f"confounds, seed {seed}", self.n_images("train")) as advance:
                 compute_confounds(
                     self.load_sae(sae),
-                    TokenCache(tokens.folder),
+                    self.open_tokens("train"),
                     images,
                     k_top,
                     progress=lambda done: advance(done, None),
@@ -160,7 +160,7 @@ class Analyses(Stages):
         def build(work: Workspace) -> None:
             inputs = PredictInputs(
                 self.load_sae(sae),
-                TokenCache(test.folder),
+                self.open_tokens("test"),
                 self.backbone,
                 config.model.layer,
                 edits_patches=config.sae.tokens is not TokenChoice.cls,
@@ -249,7 +249,7 @@ class Analyses(Stages):
                 ranked = Ranking.load(self.rank(seed).folder)
                 again = None
                 if held_out is not None:
-                    batches = TokenCache(held_out.folder).batches(TOKEN_BATCH_IMAGES)
+                    batches = self.open_tokens("test").batches(TOKEN_BATCH_IMAGES)
                     again = rank_images(sae, batches, config.scope.n_ranks, config.scope.rank_by)
                 gamma = self.partition(seed).gamma
                 saes.append(ScoredSAE(seed, sae, ranked, Scores.load(artifact.folder), gamma, again))

@@ -18,8 +18,8 @@ import shutil
 import subprocess
 import time
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
@@ -32,7 +32,7 @@ import yaml
 
 from infoscope.errors import InputError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Part of every hash: raise it when the meaning of any stored file changes."""
 
 MANIFEST = "manifest.json"
@@ -154,28 +154,61 @@ class Store:
         Raises:
             InputError: if the folder cannot be written, the disk is full, or another process holds the lock too long.
         """
-        found = self.find(spec)
-        if found is not None:
-            self.on_event("reused", spec, str(found.folder))
-            return found
-        parent = self.root / spec.stage
+        return self.get_together({"": spec}, lambda works: build(works[""]), config=config, **upstream)[""]
+
+    def get_together(
+        self,
+        specs: Mapping[str, Spec],
+        build: Callable[[dict[str, Workspace]], None],
+        *,
+        config: Any = None,
+        **upstream: Artifact,
+    ) -> dict[str, Artifact]:
+        """Return several artifacts by name; those that are missing are built by one call, and none if it fails.
+
+        Args:
+            specs: by name; no two the same.
+            build: writes the files of every missing artifact into the workspace of its name.
+            config, upstream: as for `get`, of each.
+
+        Raises:
+            InputError: as `get`.
+        """
+        found: dict[str, Artifact] = {}
         try:
-            parent.mkdir(parents=True, exist_ok=True)
-            with self._hold_lock(spec):
-                return self._build_locked(spec, build, config, upstream)
+            with ExitStack() as locks, ExitStack() as building:
+                works = {}
+                # One order for all processes, so that no two wait for each other.
+                for name, spec in sorted(specs.items(), key=lambda item: item[1].hash):
+                    if self._reuse(name, spec, found):
+                        continue
+                    (self.root / spec.stage).mkdir(parents=True, exist_ok=True)
+                    locks.enter_context(self._hold_lock(spec))
+                    if not self._reuse(name, spec, found):  # another process may have built it while this one waited
+                        works[name] = building.enter_context(self._build_locked(spec, config, upstream))
+                if works:
+                    build(works)
         except Exception as error:
             explained = explain_write_error(error, self.root)
             if explained is None:
                 raise
             raise explained from error
+        for name in works:
+            folder = self.folder(specs[name])
+            found[name] = Artifact(folder, specs[name].hash, self._verified[folder], built=True)
+        return found
 
-    def _build_locked(
-        self, spec: Spec, build: Callable[[Workspace], None], config: Any, upstream: dict[str, Artifact]
-    ) -> Artifact:
-        found = self.find(spec)  # another process may have finished it while this one waited
-        if found is not None:
-            self.on_event("reused", spec, str(found.folder))
-            return found
+    def _reuse(self, name: str, spec: Spec, found: dict[str, Artifact]) -> bool:
+        """Put the artifact under its name if it exists, and say whether it does."""
+        artifact = self.find(spec)
+        if artifact is not None:
+            self.on_event("reused", spec, str(artifact.folder))
+            found[name] = artifact
+        return artifact is not None
+
+    @contextmanager
+    def _build_locked(self, spec: Spec, config: Any, upstream: dict[str, Artifact]) -> Iterator[Workspace]:
+        """Give a workspace that becomes the artifact when the block is done, and goes when it is left by an error."""
         final = self.folder(spec)
         if final.exists():
             self.on_event("damaged", spec, str(final))
@@ -189,7 +222,7 @@ class Store:
         self.on_event("building", spec, "resuming" if any(progress.iterdir()) else "")
         start = time.perf_counter()
         try:
-            build(Workspace(temporary, progress))
+            yield Workspace(temporary, progress)
             if config is not None:
                 (temporary / CONFIG).write_text(yaml.safe_dump(config, sort_keys=False))
             manifest = _make_manifest(spec, temporary, time.perf_counter() - start, upstream)
@@ -203,7 +236,6 @@ class Store:
         shutil.rmtree(progress, ignore_errors=True)
         self._verified[final] = manifest
         self.on_event("built", spec, f"{manifest['wall_s']:.1f} s")
-        return Artifact(final, spec.hash, manifest, built=True)
 
     @contextmanager
     def _hold_lock(self, spec: Spec) -> Iterator[None]:

@@ -87,6 +87,12 @@ class Pipeline(Analyses):
                 (folder / f"{name}.json").write_text(json.dumps(asdict(found), indent=2))
                 make_check_table(name, found).print(self.display.console)
                 wrong += [f"{name}: {error}" for error in found.errors.values()]
+                setting = "data" if use == "data" else f"probe_data.{use}"
+                if found.n_published not in (None, found.n_images) and not data.subset:
+                    wrong.append(
+                        f"{name}: expected the {found.n_published:,} images that were published, found"
+                        f" {found.n_images:,}; complete the data, or set {setting}.subset=true if so many are meant."
+                    )
         if wrong:
             raise InputError(f"Found {len(wrong)} wrong, all listed in {folder}; the first in {wrong[0]}")
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from infoscope.artifacts import Artifact, Spec
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from infoscope.artifacts import Artifact, Spec, Workspace
 from infoscope.config import Stage
 from infoscope.data.images import ImageSet, LabelledImages
 from infoscope.probes.config import ProbeConfig, check_probes
+from infoscope.probes.features import FeatureFolders
 from infoscope.probes.inputs import ProbeData, ProbeInputs
 from infoscope.probes.results import VariantResult, load_result, save_result
 from infoscope.probes.run import run_probes
@@ -13,7 +17,7 @@ from infoscope.probes.variants import Variant
 from infoscope.progress import flatten
 from infoscope.sae.config import TokenChoice
 from infoscope.vision.backbone import Backbone
-from infoscope.vision.extract import TokenCache
+from infoscope.vision.token_source import TokenSource
 from infoscope.workbench import Workbench
 
 
@@ -25,38 +29,45 @@ def build_probes(
     specs: dict[Variant, Spec],
     original: Spec,
     sae: Artifact,
-    train: tuple[Artifact, ImageSet],
-    test: tuple[Artifact, ImageSet],
+    train: tuple[Artifact, TokenSource, ImageSet],
+    test: tuple[Artifact, TokenSource, ImageSet],
     probe: ProbeConfig,
+    features: Mapping[str, Spec],
+    backbone_at: Callable[[int], Backbone],
+    n_workers: int,
 ) -> None:
     """Train what is missing in one loop; a chunk of variants becomes artifacts as soon as it is finished.
 
     Args:
         missing: the variants to train; `specs` says which artifact each becomes.
         original: of the unedited tokens, whose heads are read where they exist already.
-        train, test: of each split, its tokens and its images.
+        train, test: of each split, its tokens as an artifact and as they are read, and its images.
         probe: the probes of the tasks that these images are for.
+        features: what classification's features become, by variant key and `MEANS`.
+        backbone_at, n_workers: for crops, see `ProbeInputs`.
 
     Raises:
         InputError: as `run_probes`.
     """
-    assert isinstance(train[1], LabelledImages)
-    assert isinstance(test[1], LabelledImages)
+    assert isinstance(train[2], LabelledImages)
+    assert isinstance(test[2], LabelledImages)
     found = bench.store.find(original)
     by_key = {variant.key(sae.hash): specs[variant] for variant in reversed(missing)}
     inputs = ProbeInputs(
         bench.load_sae(sae),
-        ProbeData(TokenCache(train[0].folder), train[1]),
-        ProbeData(TokenCache(test[0].folder), test[1]),
+        ProbeData(train[1], train[2]),
+        ProbeData(test[1], test[2]),
         backbone,
         bench.config.model.layer,
         edits_prefix=bench.config.sae.tokens is TokenChoice.all,
+        backbone_at=backbone_at,
+        n_workers=n_workers,
     )
-    check_probes(probe, inputs.backbone, inputs.layer, train[1], inputs.edits_patches, inputs.edits_prefix)
+    check_probes(probe, inputs.backbone, inputs.layer, train[2], inputs.edits_patches, inputs.edits_prefix)
+    upstream = {"sae": sae, "train": train[0], "test": test[0]}
     with bench.track(Stage.probe, seed) as tracker, bench.display.bar(f"probing, seed {seed}") as advance:
 
         def keep(key: str, result: VariantResult) -> None:
-            upstream = {"sae": sae, "train": train[0], "test": test[0]}
             bench.get(by_key[key], lambda work: save_result(work.folder, result), **upstream)
             tracker.log(flatten(result.metrics, f"{result.variant['name']}/"))
 
@@ -68,4 +79,24 @@ def build_probes(
             original_heads=load_result(found.folder).heads if found else None,
             on_result=keep,
             progress=lambda what, done, of: advance(done, of),
+            folders=_StoredFolders(bench, features, upstream),
+            say=lambda sentence: bench.display.say(f"          {sentence}"),
         )
+
+
+class _StoredFolders(FeatureFolders):
+    """Features as artifacts: other heads, another solver or an interrupted run find them again."""
+
+    def __init__(self, bench: Workbench, specs: Mapping[str, Spec], upstream: dict[str, Artifact]) -> None:
+        super().__init__(bench.store.root)
+        self.bench, self.specs, self.upstream = bench, specs, upstream
+
+    def make(self, names: Sequence[str], fill: Callable[[dict[str, Path]], None]) -> dict[str, Path]:
+        def build(works: dict[str, Workspace]) -> None:
+            fill({name: work.folder for name, work in works.items()})
+
+        made = self.bench.get_together({name: self.specs[name] for name in names}, build, **self.upstream)
+        return {name: artifact.folder for name, artifact in made.items()}
+
+    def check_disk(self, n_bytes: int) -> None:
+        self.bench.check_disk(n_bytes)

@@ -21,7 +21,7 @@ from infoscope.scope.partition import make_partition
 from infoscope.scope.ranking import Ranking
 from infoscope.scope.scores import Scores
 from infoscope.vision.config import ModelKind
-from infoscope.vision.extract import TokenCache
+from infoscope.vision.token_source import TokenFacts
 
 N_EXAMPLES_EACH, N_EXAMPLE_IMAGES = 2, 4
 PAPER_ARCHS = {"ViT-B-16": "clip_b16", "ViT-L-14": "clip_l14"}
@@ -42,7 +42,7 @@ def make_report_inputs(
         artifacts: per SAE seed, its SAE, ranking and score artifacts.
         probed: per SAE seed, the results of its variants; empty without labels.
     """
-    seeds = [_read_scope(config, seed, *three) for seed, three in artifacts.items()]
+    seeds = [read_scope(config, seed, *three) for seed, three in artifacts.items()]
     results = [{"sae_seed": seed, **result.to_json()} for seed, many in probed.items() for result in many]
     first = config.seeds[0]
     _, ranked, scored = artifacts[first]
@@ -63,20 +63,26 @@ def find_paper_reference(config: Config) -> str | None:
     That is CLIP B/16 or L/14 with QuickGELU, as OpenAI's weights need it, on all of ImageNet, ADE20K and NYU Depth v2.
     What a local file holds nobody can see: it is taken for OpenAI's.
     """
-    model, data, probes = config.model, config.data, config.probe_data
-    is_openai = model.kind is ModelKind.open_clip and model.quick_gelu and model.pretrained not in ("random", None)
+    probes = config.probe_data
     has_data = (
-        data.kind is DataKind.imagenet
-        and probes.classification.kind is DataKind.own
+        probes.classification.kind is DataKind.own
         and probes.segmentation.kind is DataKind.ade20k
         and probes.depth.kind is DataKind.nyud
-        and not data.subset
-        and all(of.max_train is None and of.max_test is None for of in (data, probes.segmentation, probes.depth))
+        and all(of.max_train is None and of.max_test is None for of in (probes.segmentation, probes.depth))
     )
-    return PAPER_ARCHS.get(model.arch or "") if is_openai and has_data and config.probe.target == "class" else None
+    return find_paper_model(config) if has_data and config.probe.target == "class" else None
 
 
-def _read_scope(config: Config, seed: int, sae: Artifact, ranked: Artifact, scored: Artifact) -> ScopeResult:
+def find_paper_model(config: Config) -> str | None:
+    """Return the paper's name of this model where the SAE too reads the paper's data, all of ImageNet; else None."""
+    model, data = config.model, config.data
+    is_openai = model.kind is ModelKind.open_clip and model.quick_gelu and model.pretrained not in ("random", None)
+    has_data = data.kind is DataKind.imagenet and not data.subset and data.max_train is None and data.max_test is None
+    return PAPER_ARCHS.get(model.arch or "") if is_openai and has_data else None
+
+
+def read_scope(config: Config, seed: int, sae: Artifact, ranked: Artifact, scored: Artifact) -> ScopeResult:
+    """Return the scores and the groups of one SAE, from its SAE, ranking and score artifacts."""
     scores, ranking = Scores.load(scored.folder), Ranking.load(ranked.folder)
     cds = scores.cds(config.scope.k_cds).values
     return ScopeResult(
@@ -133,7 +139,7 @@ def _read_examples(
 
 
 def _read_token_stats(config: Config, tokens: Artifact) -> TokenStats:
-    summary = compute_norm_summary(TokenCache(tokens.folder).norms, config.outliers)
+    summary = compute_norm_summary(TokenFacts(tokens.folder).norms, config.outliers)
     return TokenStats(
         counts=summary.counts,
         edges=summary.edges,

@@ -5,6 +5,7 @@ Keys hold what determines a result and nothing else: no path, device, worker cou
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +18,8 @@ from infoscope.data.images import ImageSet
 from infoscope.data.scene_set import make_scenes_fingerprint
 from infoscope.data.sets import make_image_sets
 from infoscope.errors import InputError
-from infoscope.probes.config import ProbeConfig, Task
+from infoscope.probes.config import ProbeConfig, Readout, Task
+from infoscope.probes.features import MEANS
 from infoscope.probes.variants import Role, Variant
 from infoscope.scope.config import Diagonal
 from infoscope.vision.open_clip_backbone import compute_model_fingerprint
@@ -98,7 +100,7 @@ class Specs(Workbench):
             "model": self.model_fingerprint,
             "layer": model.layer,
             "images": self.images_fingerprint(split, data),
-            "dtype": data.cache_dtype,
+            "dtype": data.cache_dtype if data.store_tokens else None,
         }
         return Spec("tokens", f"{model.name}-{split}", key)
 
@@ -146,15 +148,36 @@ class Specs(Workbench):
         """The probes of one variant of the tokens of one data set; equal tokens have one."""
         config = self.config
         name = variant.name if variant.role is Role.original else f"{variant.name}-seed{seed}"
-        indifferent = ("n_draws", "variants_per_chunk", "feature_batch_images")
         key = {
-            "probe": {field: value for field, value in to_tree(probe).items() if field not in indifferent},
+            "probe": probe.determining(),
             "tokens": [self.tokens_spec(split, data).hash for split in ("train", "test")],
             "model": self.model_fingerprint,
             "layer": config.model.layer,
             "variant": variant.key(self.sae_spec(seed).hash),
         }
         return Spec("probe", f"{config.model.name}-{name}", key)
+
+    def feature_specs(
+        self, seed: int, variants: Iterable[Variant], data: DataConfig, probe: ProbeConfig
+    ) -> dict[str, Spec]:
+        """What classification reads of some variants, by variant key, and means of images, if it does, as `MEANS`."""
+        config, sae = self.config, self.sae_spec(seed).hash
+        shared = {
+            "tokens": [self.tokens_spec(split, data).hash for split in ("train", "test")],
+            "images": probe.chosen_images,
+        }
+        read = {"model": self.model_fingerprint, "layer": config.model.layer}
+        read["readouts"] = [readout.name for readout in probe.cls_readouts]
+        if probe.cls_readouts:
+            read["dtype"] = probe.feature_dtype
+        specs: dict[str, Spec] = {}
+        if Readout.patch_mean in probe.readouts:
+            specs[MEANS] = Spec("image_means", self.sae_name(seed), {**shared, "sae": sae})
+        for variant in variants:
+            name = variant.name if variant.role is Role.original else f"{variant.name}-seed{seed}"
+            key = variant.key(sae)
+            specs.setdefault(key, Spec("features", f"{config.model.name}-{name}", {**shared, **read, "variant": key}))
+        return specs
 
     def sae_name(self, seed: int) -> str:
         """What artifacts of a seed are called, for people."""

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,9 +21,17 @@ import numpy as np
 
 from infoscope import tracking
 from infoscope.artifacts import Artifact, Workspace
-from infoscope.config import Stage, to_tree
+from infoscope.config import Stage, TokenBuffer, to_tree
 from infoscope.data.config import DataConfig, DataKind
-from infoscope.data.images import ImageSet, LabelledImages, Truth, iterate_images
+from infoscope.data.images import (
+    CHECK_PX,
+    ImageBatch,
+    ImageError,
+    ImageSet,
+    LabelledImages,
+    Truth,
+    iterate_images,
+)
 from infoscope.data.scene_factors import vocabulary
 from infoscope.data.scene_set import SceneSet, save_scenes
 from infoscope.data.sets import make_image_sets
@@ -39,7 +49,8 @@ from infoscope.scope.scores import Scores
 from infoscope.scope.scoring import make_trainer, score_latents
 from infoscope.specs import Specs
 from infoscope.vision.backbone import Backbone
-from infoscope.vision.extract import TokenCache, compute_cache_bytes, extract_tokens
+from infoscope.vision.extract import TokenCache, compute_cache_bytes, extract_tokens, find_finished_images
+from infoscope.vision.live_tokens import LiveTokens
 from infoscope.vision.open_clip_backbone import load_backbone
 
 TOKEN_BATCH_IMAGES = 64
@@ -60,6 +71,28 @@ class Stages(Specs):
     def backbone(self) -> Backbone:
         """The frozen backbone: loaded when something has to be encoded, not before."""
         return load_backbone(self.config.model, self._trained_folder).to(self.device)
+
+    def backbone_at(self, image_px: int) -> Backbone:
+        """Return the backbone for images of a side in pixels, its position embeddings interpolated if it is another.
+
+        Raises:
+            InputError: if the model takes images of its own size alone, or the side is no multiple of its patch.
+        """
+        if image_px == self.backbone.image_px:
+            return self.backbone
+        if image_px not in self._backbones_at:
+            loaded = load_backbone(replace(self.config.model, image_px=image_px), self._trained_folder)
+            if loaded.image_px != image_px:
+                raise InputError(
+                    f"Expected a model that takes crops of {image_px} px, but {self.config.model.name} takes images of"
+                    f" {loaded.image_px} px alone: set crop_px to that, or probe whole images."
+                )
+            self._backbones_at[image_px] = loaded.to(self.device)
+        return self._backbones_at[image_px]
+
+    @cached_property
+    def _backbones_at(self) -> dict[int, Backbone]:
+        return {}
 
     def scenes(self, split: str, n_images: int, data: DataConfig | None = None) -> Artifact:
         """Render a split of the scenes."""
@@ -128,19 +161,16 @@ class Stages(Specs):
             raise InputError(f"The {split} split holds no images: raise data.test_share, or add images.")
 
         def build(work: Workspace) -> None:
-            backbone = self.backbone
-            self.check_disk(compute_cache_bytes(backbone, len(images), data.cache_dtype))
+            backbone, dtype = self.backbone, data.cache_dtype if data.store_tokens else None
+            if dtype is not None:
+                self.check_disk(compute_cache_bytes(backbone, len(images), dtype))
+            left = self._find_images_left(images, work.progress)
             batches = iterate_images(
-                images,
-                backbone.image_px,
-                TOKEN_BATCH_IMAGES,
-                on_error=data.on_error,
-                n_workers=data.n_workers,
+                images, backbone.image_px, TOKEN_BATCH_IMAGES, left, on_error=data.on_error, n_workers=data.n_workers
             )
-            batches = self.display.track(
-                f"encoding {split} images", batches, len(images), lambda batch: len(batch.index)
-            )
-            extract_tokens(backbone, batches, len(images), config.model.layer, work.folder, dtype=data.cache_dtype)
+            what = f"encoding {split} images"
+            batches = self.display.track(what, batches, len(left), lambda batch: len(batch.index))
+            extract_tokens(backbone, batches, len(images), config.model.layer, work.folder, dtype, work.progress)
             _write_json(work.folder / "skipped.json", images.skipped)
 
         artifact = self.get(self.tokens_spec(split, data), build)
@@ -150,6 +180,35 @@ class Stages(Specs):
             self.display.say(f"{len(skipped)} of {len(images)} {split} images were skipped: {names} (skipped.json)")
         return artifact
 
+    def _find_images_left(self, images: ImageSet, progress: Path) -> np.ndarray:
+        """Return the images that an interrupted encoding has still to read: whole batches from the first of all on.
+
+        What the interrupted run had to skip is found again.
+        """
+        finished = find_finished_images(progress)
+        if len(finished) == 0:
+            return np.arange(len(images))
+        first = min(-(-(int(finished[-1]) + 1) // TOKEN_BATCH_IMAGES) * TOKEN_BATCH_IMAGES, len(images))
+        for i in np.setdiff1d(np.arange(first), finished).tolist():
+            try:
+                images.load(i, CHECK_PX)
+            except ImageError as error:
+                images.skipped[images.image_ids[i]] = error.reason
+        return np.arange(first, len(images))
+
+    def open_tokens(self, split: str, data: DataConfig | None = None) -> TokenCache | LiveTokens:
+        """Return the tokens of a split, to be read from the disk or encoded as they are asked for."""
+        data = data or self.config.data
+        folder = self.tokens(split, data).folder
+        if data.store_tokens:
+            return TokenCache(folder)
+        images, backbone = self.open_sets(data)[0 if split == "train" else 1], self.backbone
+
+        def read(positions: np.ndarray, batch_images: int) -> Iterator[ImageBatch]:
+            return iterate_images(images, backbone.image_px, batch_images, positions, n_workers=data.n_workers)
+
+        return LiveTokens(folder, backbone, read)
+
     def train_sae(self, seed: int) -> Artifact:
         """Train the SAE of one seed on the training split's tokens."""
         config = self.config
@@ -157,18 +216,21 @@ class Stages(Specs):
 
         def build(work: Workspace) -> None:
             with self.track(Stage.train_sae, seed) as tracker:
+                source = self.open_tokens("train")
                 sae, figures = train_sae(
-                    TokenCache(tokens.folder),
+                    source,
                     config.sae,
                     seed,
                     work.progress,
                     accelerator=self.device.type,
                     callbacks=[LightningBar(self.display, f"training SAE, seed {seed}")],
                     logger=tracking.make_lightning_logger(tracker),
+                    buffer_device=self.device if config.trainer.token_buffer is TokenBuffer.device else "cpu",
                 )
                 tracker.log(figures)
-            layer = TokenCache(tokens.folder).meta["layer"]
-            save_sae(work.folder, sae, layer=layer, backbone=self.model_fingerprint, training=self.tree["sae"])
+            save_sae(
+                work.folder, sae, layer=source.meta["layer"], backbone=self.model_fingerprint, training=self.tree["sae"]
+            )
             _write_json(work.folder / "metrics.json", figures)
 
         return self.get(self.sae_spec(seed), build, tokens=tokens)
@@ -181,12 +243,12 @@ class Stages(Specs):
         sae, tokens = self.train_sae(seed), self.tokens("train")
 
         def build(work: Workspace) -> None:
-            cache = TokenCache(tokens.folder)
-            self._check_enough_images(len(cache))
-            with self.track(Stage.rank, seed) as tracker, self.display.bar("ranking images", len(cache)) as advance:
+            source = self.open_tokens("train")
+            self._check_enough_images(len(source))
+            with self.track(Stage.rank, seed) as tracker, self.display.bar("ranking images", len(source)) as advance:
                 ranking = rank_images(
                     self.load_sae(sae),
-                    cache.batches(TOKEN_BATCH_IMAGES),
+                    source.batches(TOKEN_BATCH_IMAGES),
                     scope.n_ranks,
                     scope.rank_by,
                     lambda done: advance(done, None),
@@ -270,8 +332,23 @@ class Stages(Specs):
             missing = [variant for variant, spec in specs.items() if self.store.find(spec) is None]
             if missing:
                 tokens = [self.tokens(split, data) for split in ("train", "test")]
-                train, test = zip(tokens, self.open_sets(data), strict=True)
-                build_probes(self, self.backbone, seed, missing, specs, specs[variants[0]], sae, train, test, probe)
+                sources = [self.open_tokens(split, data) for split in ("train", "test")]
+                train, test = zip(tokens, sources, self.open_sets(data), strict=True)
+                build_probes(
+                    self,
+                    self.backbone,
+                    seed,
+                    missing,
+                    specs,
+                    specs[variants[0]],
+                    sae,
+                    train,
+                    test,
+                    probe,
+                    self.feature_specs(seed, missing, data, probe),
+                    self.backbone_at,
+                    data.n_workers,
+                )
             n_new += len({specs[variant].hash for variant in missing})
             n_all += len({spec.hash for spec in specs.values()})
             for variant, spec in specs.items():

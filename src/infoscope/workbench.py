@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,10 @@ class Workbench:
     def get(self, spec: Spec, build: Any, **upstream: Artifact) -> Artifact:
         """Return an artifact, building it if it is missing; its config is this experiment's."""
         return self.store.get(spec, build, config=self.tree, **upstream)
+
+    def get_together(self, specs: Mapping[str, Spec], build: Any, **upstream: Artifact) -> dict[str, Artifact]:
+        """Return several artifacts, building by one call those that are missing; see `Store.get_together`."""
+        return self.store.get_together(specs, build, config=self.tree, **upstream)
 
     def load_sae(self, artifact: Artifact) -> SparseAutoencoder:
         """Return a trained SAE, frozen, on this machine's device."""

@@ -1,5 +1,6 @@
 import os
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +10,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from infoscope.data.config import RAISE, SKIP, OnError, Resize
+from infoscope.data.image_folder import ImageFolder
 from infoscope.data.images import ImageError, ImageSet, iterate_images, resize_image
+from infoscope.data.sample import draw_images
 from infoscope.errors import InputError
 
 
@@ -139,3 +142,24 @@ def test_a_very_long_image_costs_no_more_than_its_crop():
     image = np.zeros((2, 60_000, 3), np.uint8)
     image[:, 29_990:30_010] = 255
     assert resize_image(image, 64, Resize.crop).min() == 255
+
+
+def test_a_photograph_is_what_load_resizes(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for i, (width, height) in enumerate([(40, 30), (21, 57), (16, 16)]):
+        pixels = rng.integers(0, 255, (height, width, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{i}.png")
+    for resize in Resize:
+        images = ImageFolder(tmp_path, test_share=0.0, resize=resize)
+        for i, size in enumerate([(30, 40), (57, 21), (16, 16)]):
+            photograph = images.photograph(i)
+            assert photograph.shape == (*size, 3)
+            assert np.array_equal(images.load(i, 16), resize_image(photograph, 16, resize))
+    drawn = draw_images(images, 2, seed=0)
+    for i, name in enumerate(drawn.image_ids):
+        assert np.array_equal(drawn.photograph(i), images.photograph(images.image_ids.index(name)))
+
+
+def test_a_set_without_photographs_says_so() -> None:
+    with pytest.raises(InputError, match="Numbered does not give: probe whole images"):
+        Numbered(3).photograph(0)

@@ -134,6 +134,7 @@ class TestReading:
 
     def test_few_shards_are_held_open_and_none_is_left(self, shards, monkeypatch):
         monkeypatch.setattr(tar_images, "_MAX_OPEN", 2)
+        gc.collect()  # what other tests left open
         before = len(os.listdir("/proc/self/fd"))
         images = read(shards)
         for _ in range(2):

@@ -18,12 +18,13 @@ from infoscope.errors import InputError
 from infoscope.probes.config import ProbeConfig, Readout, Task, check_probes
 from infoscope.probes.dense_images import DenseImages, MapBatches
 from infoscope.probes.editing import VariantEditor
+from infoscope.probes.extraction import iterate_encoded
 from infoscope.probes.inputs import ProbeInputs
 from infoscope.probes.rates import choose_rates
 from infoscope.probes.results import load_result, save_result
 from infoscope.probes.run import run_probes
 from infoscope.probes.variants import Role, Variant
-from infoscope.probes.vectors import VectorBatches, extract_vectors
+from infoscope.probes.vectors import VectorBatches
 from infoscope.sae.edit import EditMode, edit_tokens
 
 KEEP, DECODE = EditMode.error_preserving, EditMode.reconstruct
@@ -78,10 +79,16 @@ def test_shares_are_measured_on_test_tokens(results):
     assert sum(groups) < 1
 
 
+def read_vectors(inputs: ProbeInputs, editor: VariantEditor, readout: Readout) -> torch.Tensor:
+    """What classification reads of six test images in every variant, computed directly."""
+    batches = iterate_encoded(inputs, inputs.test, np.arange(6), 4)
+    return torch.cat([batch.read(batch.edit(editor), readout) for batch in batches], dim=1)
+
+
 @pytest.mark.parametrize("readout", [Readout.patch_mean, Readout.cls_final])
 def test_a_group_with_mass_changes_what_classification_reads(inputs, readout):
     editor = VariantEditor(inputs.sae, VARIANTS)
-    vectors = extract_vectors(inputs, inputs.test, np.arange(6), editor, [readout], 4)[readout.name]
+    vectors = read_vectors(inputs, editor, readout)
     assert vectors.shape[:2] == (len(VARIANTS), 6)
     for variant in range(1, len(VARIANTS)):
         assert (vectors[variant] - vectors[0]).abs().amax(-1).min() > 1e-3
@@ -96,11 +103,11 @@ def test_a_group_with_mass_changes_what_segmentation_and_depth_read(inputs):
 
 
 def test_cls_at_the_layer_cannot_change_under_a_patch_sae_and_does_under_one_for_all_tokens(inputs):
-    editor, rows = VariantEditor(inputs.sae, VARIANTS[:2]), np.arange(5)
-    vectors = extract_vectors(inputs, inputs.test, rows, editor, [Readout.cls_layer], 4)["cls_layer"]
+    editor = VariantEditor(inputs.sae, VARIANTS[:2])
+    vectors = read_vectors(inputs, editor, Readout.cls_layer)
     assert torch.equal(vectors[0], vectors[1])
     whole = dataclasses.replace(inputs, edits_prefix=True)
-    vectors = extract_vectors(whole, inputs.test, rows, editor, [Readout.cls_layer], 4)["cls_layer"]
+    vectors = read_vectors(whole, editor, Readout.cls_layer)
     assert not torch.equal(vectors[0], vectors[1])
 
 

@@ -15,7 +15,7 @@ from jaxtyping import Shaped, UInt8
 from PIL import ExifTags, Image
 
 from infoscope.data.config import RAISE, OnError, Resize
-from infoscope.data.images import CHECK_PX, ImageError, LabelledImages, Truth, resize_image
+from infoscope.data.images import CHECK_PX, ImageError, LabelledImages, Truth
 from infoscope.data.photographs import describe_error, hash_files, load_rgb
 from infoscope.errors import InputError
 
@@ -23,6 +23,7 @@ N_LABELS = 150
 _FOLDER = "ADEChallengeData2016"
 _NAMES = "objectInfo150.txt"
 _SPLITS = {"train": "training", "test": "validation"}
+_N_PUBLISHED = {"train": 20_210, "test": 2_000}
 _SEGMENTS_OF_FULL = ("*_seg.png", "images/*/*_seg.png", "images/*/*/*/*_seg.png")
 
 
@@ -58,6 +59,7 @@ class ADE20K(LabelledImages):
                     f" {_FOLDER}.zip in full."
                 )
         super().__init__(split, _pair(self._images, self._annotations))
+        self.n_published = _N_PUBLISHED[split]
         self.label_names, self._named = _read_names(self.root / _NAMES)
 
     def describe(self) -> dict[str, str]:
@@ -67,8 +69,8 @@ class ADE20K(LabelledImages):
             "classes": f"{N_LABELS}, " + (f"named by {_NAMES}" if self._named else f"numbered ({_NAMES} is missing)"),
         }
 
-    def load(self, index: int, size_px: int) -> UInt8[np.ndarray, "size size 3"]:
-        return resize_image(load_rgb(self._image_file(index)), size_px)
+    def decode(self, index: int) -> Image.Image:
+        return load_rgb(self._image_file(index))
 
     def label_map(self, index: int) -> UInt8[np.ndarray, "height width"]:
         file = self._annotations / f"{self.image_ids[index]}.png"

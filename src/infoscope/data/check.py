@@ -19,12 +19,14 @@ class SplitCheck:
 
     Args:
         n_images: images listed.
+        n_published: images that there should be; None: unknown.
         found: what `describe` says of the layout.
         facts: how often each fact was seen: {"mode": {"RGB": 395, "L": 5}}.
         errors: {image id: what is wrong}, in the order of the images.
     """
 
     n_images: int
+    n_published: int | None
     found: dict[str, str]
     facts: dict[str, dict[str, int]] = field(default_factory=dict)
     errors: dict[str, str] = field(default_factory=dict)
@@ -38,7 +40,7 @@ def check_images(
     Args:
         progress: called with the number of images done so far.
     """
-    result = SplitCheck(len(images), images.describe())
+    result = SplitCheck(len(images), images.n_published, images.describe())
 
     def check(index: int) -> dict[str, str] | str:
         try:

@@ -65,7 +65,7 @@ class DataConfig:
     ground_truth: str | None = None
     """ImageNet with a flat val/: the devkit's ground-truth file or Kaggle's LOC_val_solution.csv."""
     subset: bool = False
-    """ImageNet: fewer than the 1,000 classes are meant."""
+    """Fewer images than were published are meant, of ImageNet fewer than the 1,000 classes too."""
     raw_depth: bool = False
     """NYU Depth v2, .mat: measured depth alone instead of the in-filled one."""
     eigen_crop: bool = True

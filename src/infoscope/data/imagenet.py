@@ -15,15 +15,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int64, UInt8
+from jaxtyping import Int64
+from PIL import Image
 
 from infoscope.data.config import RAISE, OnError, Resize
-from infoscope.data.images import LabelledImages, Truth, resize_image
+from infoscope.data.images import LabelledImages, Truth
 from infoscope.data.photographs import EXTENSIONS, check_photograph, describe_error, hash_files, load_rgb
 from infoscope.data.tar_images import TarImages
 from infoscope.errors import InputError
 
 N_CLASSES = 1000
+_N_PUBLISHED = {"train": 1_281_167, "test": 50_000}
 _FOLDERS = {"train": ("train",), "test": ("val", "validation")}
 _NESTED = ("", "ILSVRC/Data/CLS-LOC", "Data/CLS-LOC", "CLS-LOC")  # Kaggle's archive, and parts of its path
 _TRUTH_FOLDERS = ("", "data", "ILSVRC2012_devkit_t12/data", "devkit/data")
@@ -99,11 +101,12 @@ class ImageNet(LabelledImages):
         names = _get_class_names()
         self.class_names = tuple(names[i] for i in present)
         super().__init__(split, ids)
+        self.n_published = _N_PUBLISHED[split]
 
-    def load(self, index: int, size_px: int) -> UInt8[np.ndarray, "size size 3"]:
+    def decode(self, index: int) -> Image.Image:
         if self._tars is not None:
-            return self._tars.load(index, size_px)
-        return resize_image(load_rgb(self.folder / self.image_ids[index]), size_px, self.resize)
+            return self._tars.decode(index)
+        return load_rgb(self.folder / self.image_ids[index])
 
     def labels(self, target: str) -> Int64[np.ndarray, " n_images"]:
         self.n_target_classes(target)

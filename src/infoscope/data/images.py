@@ -56,6 +56,12 @@ class ImageSet(ABC):
 
     skipped: dict[str, str]
     """Images that could not be read so far: id -> reason. `iterate_images` fills it."""
+    n_published: int | None = None
+    """Images of the split as the data set was published; None: unknown."""
+    resize: Resize = Resize.squash
+    """How `load` makes a square."""
+    training_region: tuple[slice, slice] | None = None
+    """Rows and columns of its photographs that training crops are cut from; None: all."""
 
     def __init__(self, split: str, image_ids: list[str]) -> None:
         self.split, self.image_ids = split, image_ids
@@ -69,13 +75,29 @@ class ImageSet(ABC):
     def fingerprint(self) -> dict[str, Any]:
         """What determines the images, as plain JSON types: never a path or a time."""
 
-    @abstractmethod
     def load(self, index: int, size_px: int) -> UInt8[np.ndarray, "size size 3"]:
         """Return an image as RGB, resized as the set was told to.
 
         Raises:
             ImageError: if it cannot be read.
         """
+        return resize_image(self.decode(index), size_px, self.resize)
+
+    def photograph(self, index: int) -> UInt8[np.ndarray, "height width 3"]:
+        """Return an image as RGB at the size it is stored, upright.
+
+        Raises:
+            ImageError: if it cannot be read.
+            InputError: if the set knows its images at a size that is asked for alone.
+        """
+        return np.array(self.decode(index))
+
+    def decode(self, index: int) -> Image.Image | UInt8[np.ndarray, "height width 3"]:
+        """Return an image as it is stored: what `load` and `photograph` make theirs of."""
+        raise InputError(
+            f"Expected images at the size they are stored, which {type(self).__name__} does not give: probe whole"
+            " images (probe.segmentation_crops.crop_px=null, probe.depth_crops.crop_px=null)."
+        )
 
     def describe(self) -> dict[str, str]:
         """Return what was found on the disk, for people: {"layout": ..., "classes": ...}; cheap, nothing is decoded."""
@@ -167,6 +189,8 @@ def resize_image(
     `Resize.crop` gives what torchvision's Resize and CenterCrop give, without resizing what is cut off.
     """
     if isinstance(image, np.ndarray):
+        if image.shape[:2] == (size_px, size_px):
+            return np.array(image)
         image = Image.fromarray(image)
     width, height = image.size
     if (width, height) == (size_px, size_px):

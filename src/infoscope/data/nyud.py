@@ -21,18 +21,22 @@ from infoscope.data.ade20k import (
     refuse_unpaired,
 )
 from infoscope.data.config import RAISE, OnError, Resize
-from infoscope.data.images import CHECK_PX, ImageError, LabelledImages, Truth, resize_image
+from infoscope.data.images import CHECK_PX, ImageError, LabelledImages, Truth
 from infoscope.data.photographs import describe_error, hash_files, load_rgb
 from infoscope.errors import InputError
 
 EIGEN_CROP = np.s_[45:471, 41:601]
 """Rows and columns that are evaluated (Eigen et al. 2014, arXiv 1406.2283), of maps of 480 x 640 pixels."""
+BTS_CROP = np.s_[45:472, 43:608]
+"""Rows and columns that training crops are cut from, "to avoid blank boundaries due to pixel registration" (the data
+loader of BTS, arXiv 1907.10326: box 43, 45, 608, 472), of photographs of 480 x 640 pixels."""
 MAX_DEPTH_M = 20.0
 """A Kinect measures up to 10 m: more than this is depth in another unit."""
 
 _MAT = "nyu_depth_v2_labeled.mat"
 _SPLITS_MAT = "splits.mat"
 _INDICES = {"train": "trainNdxs", "test": "testNdxs"}
+_N_PUBLISHED = {"train": 795, "test": 654}
 _BTS_FOLDERS = {"train": ("sync", "official_splits/train"), "test": ("official_splits/test",)}
 _BLOCKS, _BLOCK_BYTES = 256, 64 * 1024
 
@@ -61,6 +65,7 @@ class NYUd(LabelledImages):
     """
 
     truths = frozenset({Truth.depth})
+    training_region = BTS_CROP
 
     def __init__(
         self,
@@ -79,13 +84,14 @@ class NYUd(LabelledImages):
         self.eigen_crop = eigen_crop and split == "test"
         self._source = _open_source(self.root, split, raw_depth)
         super().__init__(split, self._source.ids)
+        self.n_published = self._source.n_published
 
     def describe(self) -> dict[str, str]:
         facts = {"layout": self._source.layout, "images": str(len(self)), "classes": "none, but depth"}
         return facts | ({"left out": self._source.left_out} if self._source.left_out else {})
 
-    def load(self, index: int, size_px: int) -> UInt8[np.ndarray, "size size 3"]:
-        return resize_image(self._source.load_image(index), size_px)
+    def decode(self, index: int) -> Image.Image | UInt8[np.ndarray, "height width 3"]:
+        return self._source.load_image(index)
 
     def depth_m(self, index: int) -> Float32[np.ndarray, "height width"]:
         depth = self._source.load_depth(index)
@@ -169,6 +175,7 @@ class _MatFile:
         self.ids = [f"{number:04d}" for number in self.numbers]
         filled = "as measured" if raw_depth else "with gaps filled in"
         self.layout = f"{file.name}, depth {filled} ({self.depth_kind})"
+        self.n_published: int | None = _N_PUBLISHED[split]
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_opened": None}
@@ -280,6 +287,8 @@ class _Pairs:
             )
         self.folder = folders[0]
         self.layout, self.left_out = f"BTS, {self.folder.relative_to(root)}", ""
+        # BTS samples the raw videos for training: how many frames depends on the download
+        self.n_published = _N_PUBLISHED[split] if split == "test" else None
         list_file = root / f"nyudepthv2_{split}_files_with_gt.txt"
         if list_file.is_file():
             pairs, n_without = _read_list(list_file, self.folder)

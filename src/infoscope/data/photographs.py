@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from jaxtyping import UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from infoscope.data.config import RAISE, OnError, Resize
-from infoscope.data.images import ImageError, ImageSet, resize_image
+from infoscope.data.images import ImageError, ImageSet
 from infoscope.errors import InputError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
@@ -65,8 +64,8 @@ class PhotographFiles(ImageSet):
         self.folder, self.seed, self.resize, self.on_error = folder, seed, resize, on_error
         super().__init__(split, [names[i] for i in choose_split(names, split, seed, test_share, folder)])
 
-    def load(self, index: int, size_px: int) -> UInt8[np.ndarray, "size size 3"]:
-        return resize_image(load_rgb(self.folder / self.image_ids[index]), size_px, self.resize)
+    def decode(self, index: int) -> Image.Image:
+        return load_rgb(self.folder / self.image_ids[index])
 
     def check_image(self, index: int) -> dict[str, str]:
         return check_photograph(self.folder / self.image_ids[index])

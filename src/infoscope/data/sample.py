@@ -27,6 +27,7 @@ class _Sample(ImageSet):
     def __init__(self, images: ImageSet, chosen: Int64[np.ndarray, " n"], seed: int) -> None:
         super().__init__(images.split, [images.image_ids[i] for i in chosen])
         self.images, self.chosen, self.seed = images, chosen, seed
+        self.training_region = images.training_region
 
     @property
     def fingerprint(self) -> dict[str, Any]:
@@ -35,6 +36,9 @@ class _Sample(ImageSet):
 
     def load(self, index: int, size_px: int) -> UInt8[np.ndarray, "size size 3"]:
         return self.images.load(int(self.chosen[index]), size_px)
+
+    def photograph(self, index: int) -> UInt8[np.ndarray, "height width 3"]:
+        return self.images.photograph(int(self.chosen[index]))
 
     def describe(self) -> dict[str, str]:
         return {**self.images.describe(), "sample": f"{len(self):,} of {len(self.images):,} images, seed {self.seed}"}

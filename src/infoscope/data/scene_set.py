@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import Float32, Int64, UInt8, UInt16
 
 from infoscope.data import scene_factors, scenes
-from infoscope.data.images import LabelledImages, Truth, resize_image
+from infoscope.data.images import LabelledImages, Truth
 from infoscope.data.scene_factors import Factors, SceneObject
 from infoscope.data.scenes import Scene
 from infoscope.errors import InputError
@@ -176,9 +176,8 @@ class SceneSet(LabelledImages):
             self._opened[name] = np.load(self.folder / f"{name}.npy", mmap_mode="r")
         return self._opened[name]
 
-    def load(self, index: int, size_px: int) -> UInt8[np.ndarray, "size size 3"]:
-        image = np.array(self.images[index])
-        return image if size_px == self.size_px else resize_image(image, size_px)
+    def decode(self, index: int) -> UInt8[np.ndarray, "size size 3"]:
+        return self.images[index]
 
     def labels(self, target: str) -> Int64[np.ndarray, " n_images"]:
         values = self._target_values(target)

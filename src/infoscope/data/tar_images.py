@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
-from jaxtyping import Int64, UInt8
+from jaxtyping import Int64
+from PIL import Image
 
 from infoscope.data.config import RAISE, OnError, Resize
-from infoscope.data.images import ImageError, ImageSet, resize_image
+from infoscope.data.images import ImageError, ImageSet
 from infoscope.data.photographs import (
     EXTENSIONS,
     N_READERS,
@@ -99,12 +100,11 @@ class TarImages(ImageSet):
         for descriptor in getattr(self, "_opened", {}).values():
             os.close(descriptor)
 
-    def load(self, index: int, size_px: int) -> UInt8[np.ndarray, "size size 3"]:
+    def decode(self, index: int) -> Image.Image:
         try:
-            image = load_rgb(io.BytesIO(self._read(index)))  # pyright: ignore[reportArgumentType] # a stream will do
+            return load_rgb(io.BytesIO(self._read(index)))  # pyright: ignore[reportArgumentType] # a stream will do
         except (OSError, ImageError) as error:
             raise self._image_error(index, error) from error
-        return resize_image(image, size_px, self.resize)
 
     def check_image(self, index: int) -> dict[str, str]:
         try:

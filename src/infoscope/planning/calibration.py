@@ -205,6 +205,14 @@ class Calibration:
         return seconds / (len(variants) * n_images)
 
     @cached_property
+    def mean_entries(self) -> float:
+        """Latents that are active somewhere in an image."""
+        patches = self._cache.tokens(slice(None)).patches.to(self.stages.device)
+        with torch.no_grad():
+            acts = [self._sae.encode_sparse(one) for one in patches]
+        return float(np.mean([len(torch.unique(indices[values > 0])) for values, indices in acts]))
+
+    @cached_property
     def probes(self) -> ProbeCosts:
         """What probes cost by the number of variants in a chunk."""
         images, config = self.images_set, self.config.probe

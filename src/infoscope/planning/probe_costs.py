@@ -13,9 +13,11 @@ import numpy as np
 import torch
 
 from infoscope.config import Config
-from infoscope.probes.config import ProbeConfig, Task
+from infoscope.probes.config import ProbeConfig, Solver, Task
+from infoscope.probes.extraction import PASSES
 from infoscope.probes.heads import ClassificationHeads
 from infoscope.probes.inputs import ProbeInputs
+from infoscope.probes.lbfgs import LogisticRegression, count_regressions
 from infoscope.probes.module import Optimiser, ProbeModule, fit_heads
 from infoscope.probes.run import run_probes
 from infoscope.probes.variants import Variant, make_matched_variants, make_variants
@@ -23,11 +25,16 @@ from infoscope.probes.vectors import VectorBatches
 from infoscope.scope.config import Rule
 
 REPORTED = {
-    "features for classification": "image",
+    PASSES["train"]: "train_image",
+    PASSES["test"]: "test_image",
     "segmentation and depth": "dense_step",
     "evaluation of segmentation and depth": "dense_test_image",
 }
 """What a probe run says that it does, and the kind of work (see `count_probe_work`) it is."""
+ONCE, CLASSIFYING = ("train_image", "test_image"), ("class_step", "class_image")
+"""Kinds of work that are done for all variants at once, and chunk by chunk of those that are classified together."""
+N_EVALUATIONS = 100
+"""Gradients that a logistic regression is assumed to take."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +46,8 @@ class ChunkCosts:
     per_unit: dict[str, float]
 
     def seconds(self, work: dict[str, float]) -> float:
-        """Return the seconds for a chunk of this size."""
-        return self.fixed + sum(cost * work[name] for name, cost in self.per_unit.items())
+        """Return the seconds for a chunk of this size, of the kinds of work that are given."""
+        return self.fixed + sum(self.per_unit[kind] * amount for kind, amount in work.items())
 
 
 @dataclass(frozen=True)
@@ -50,39 +57,60 @@ class ProbeCosts:
     small: ChunkCosts
     large: ChunkCosts
 
-    def seconds(self, n_variants: int, config: ProbeConfig, work: dict[str, float]) -> float:
-        """Return the seconds for some variants, chunk by chunk."""
-        n_full, rest = divmod(n_variants, config.variants_per_chunk)
-        sizes = [config.variants_per_chunk] * n_full + [rest] * (rest > 0)
-        return sum(self._chunk_seconds(size, work) for size in sizes)
+    def seconds(self, n_variants: int, n_per_chunk: int, n_classified: int, work: dict[str, float]) -> float:
+        """Return the seconds for some variants.
 
-    def _chunk_seconds(self, n_variants: int, work: dict[str, float]) -> float:
-        small, large = self.small.seconds(work), self.large.seconds(work)
+        Args:
+            n_per_chunk, n_classified: variants trained together: at all, and in classification.
+        """
+        once, classifying, others = {}, {}, {}
+        for kind, amount in work.items():
+            (once if kind in ONCE else classifying if kind in CLASSIFYING else others)[kind] = amount
+        passes = [n_variants] * (n_variants > 0)
+        return (
+            sum(self._line(size, others) for size in _cut(n_variants, n_per_chunk))
+            + sum(self._line(size, classifying, with_fixed=False) for size in _cut(n_variants, n_classified))
+            + sum(self._line(size, once, with_fixed=False) for size in passes)
+        )
+
+    def _line(self, n_variants: int, work: dict[str, float], with_fixed: bool = True) -> float:
+        small, large = (chunk.seconds(work) - chunk.fixed * (not with_fixed) for chunk in (self.small, self.large))
         if self.large.n_variants == self.small.n_variants:
             return large * n_variants / self.large.n_variants
         slope = max(0.0, large - small) / (self.large.n_variants - self.small.n_variants)
         return max(0.0, small + slope * (n_variants - self.small.n_variants))
 
 
-def count_probe_work(config: ProbeConfig, n_train: int, n_test: int) -> dict[str, float]:
+def _cut(n_variants: int, size: int) -> list[int]:
+    """Return the sizes of chunks."""
+    n_full, rest = divmod(n_variants, size)
+    return [size] * n_full + [rest] * (rest > 0)
+
+
+def count_probe_work(config: ProbeConfig, n_train: int, n_test: int, has_features: bool = False) -> dict[str, float]:
     """Return how much of each kind of work a chunk of variants takes, whatever its size.
 
-    image: images whose features classification reads. class_step: steps of its training. dense_image: training images
-    of segmentation and depth. dense_step: steps of their training. dense_test_image: images they are evaluated on.
-    share_image: images on which the removed shares are measured.
+    train_image, test_image: images that are edited for classification, and on which the removed shares are measured;
+    none if the features are there. class_step: steps of SGD. class_image: images in all gradients of L-BFGS.
+    dense_image: training images of segmentation and depth. dense_step: steps of their training. dense_test_image:
+    images they are evaluated on.
     """
     n_class = min(n_train, config.n_train_images or n_train)
     n_class_test = min(n_test, config.n_test_images or n_test)
     n_fit = max(1, n_class - max(1, round(config.held_out_share * n_class)))
     classifies = Task.classification in config.tasks
     is_dense = Task.segmentation in config.tasks or Task.depth in config.tasks
+    n_steps = config.classification_epochs * math.ceil(n_fit / config.classification_batch_images)
+    n_gradients = count_regressions(config) * min(N_EVALUATIONS, config.lbfgs_max_iterations)
+    uses_sgd = config.classification_solver is Solver.sgd
     return {
-        "image": classifies * (n_class + n_class_test),
-        "class_step": classifies * config.classification_epochs * math.ceil(n_fit / config.classification_batch_images),
+        "train_image": 0 if has_features else classifies * n_class,
+        "test_image": 0 if has_features and classifies else n_class_test,
+        "class_step": classifies * uses_sgd * n_steps,
+        "class_image": classifies * (not uses_sgd) * n_gradients * n_fit,
         "dense_image": is_dense * min(n_train, config.n_dense_train_images or n_train),
         "dense_step": is_dense * config.dense_steps,
         "dense_test_image": is_dense * min(n_test, config.n_dense_test_images or n_test),
-        "share_image": n_class_test,
     }
 
 
@@ -114,18 +142,20 @@ def shorten(config: ProbeConfig, n_images: int) -> ProbeConfig:
         n_dense_test_images=n_images,
         dense_steps=min(8, n_images),
         classification_epochs=1,
+        classification_l2=config.classification_l2[:1],
+        classification_l2_halvings=0,
+        lbfgs_max_iterations=1,
     )
 
 
 class _ProbeClock:
-    """Times a probe run: each unit that it reports, what comes after the last of them, and the rest."""
+    """Times a probe run: each unit that it reports, and the whole."""
 
     def __init__(self, work: Callable[[Callable[[str, int, int], None]], Any]) -> None:
         self._events: list[tuple[str, int, float]] = []
         start = time.perf_counter()
         work(lambda what, done, of: self._events.append((what, done, time.perf_counter())))
-        end = time.perf_counter()
-        self.total_s, self.tail_s = end - start, end - max([start, *(then for *_, then in self._events)])
+        self.total_s = time.perf_counter() - start
 
     def unit_s(self, what: str) -> float:
         """Return the median seconds of a unit: half the units may be disturbed by other work of the machine."""
@@ -141,25 +171,27 @@ def measure_chunk(inputs: ProbeInputs, config: ProbeConfig, n_variants: int) -> 
     """Return what a chunk of some variants costs.
 
     Two short runs of the real thing. What reports its progress is timed unit by unit; what does not, by how much longer
-    it takes for more images. Steps of classification take more images than there are: they are timed on noise.
+    it takes for more images. Training for classification takes more images than there are: it is timed on noise.
     """
     variants, n = make_halves(inputs.sae.d_sae, n_variants), len(inputs.train.tokens)
 
-    def run(n_images: int) -> tuple[_ProbeClock, dict[str, float], float]:
+    def run(n_images: int) -> tuple[float, dict[str, float], float]:
         short = shorten(config, n_images)
         clock = _ProbeClock(lambda progress: run_probes(variants, inputs, short, progress=progress))
         work = count_probe_work(short, n, n)
         per_unit = {kind: clock.unit_s(what) for what, kind in REPORTED.items()}
-        untimed_s = clock.total_s - clock.tail_s - sum(cost * work[kind] for kind, cost in per_unit.items())
-        return clock, per_unit, untimed_s
+        return clock.total_s, per_unit, clock.total_s - sum(cost * work[kind] for kind, cost in per_unit.items())
 
     few = max(2, n // 4)
-    (short, _, short_s), (long, per_unit, long_s) = run(few), run(n)
+    (_, _, short_s), (total_s, per_unit, long_s) = run(few), run(n)
     per_unit["dense_image"] = max(0.0, long_s - short_s) / max(1, n - few)
-    per_unit["share_image"] = max(0.0, long.tail_s - short.tail_s) / max(1, n - few)
     work = count_probe_work(shorten(config, n), n, n)
-    fixed = long.total_s - sum(cost * work[kind] for kind, cost in per_unit.items())
-    per_unit["class_step"] = _time_class_step(inputs, config, n_variants)
+    fixed = total_s - sum(cost * work[kind] for kind, cost in per_unit.items())
+    per_unit["class_step"] = per_unit["class_image"] = 0.0
+    if config.classification_solver is Solver.sgd:
+        per_unit["class_step"] = _time_class_step(inputs, config, n_variants)
+    else:
+        per_unit["class_image"] = n_variants * len(config.readouts) * _time_class_image(inputs, config)
     return ChunkCosts(n_variants, max(0.0, fixed), per_unit)
 
 
@@ -180,6 +212,17 @@ def _time_class_step(inputs: ProbeInputs, config: ProbeConfig, n_variants: int) 
 
     few, many = 2, 10
     return max(0.0, -run(few) + run(many)) / (many - few)
+
+
+def _time_class_image(inputs: ProbeInputs, config: ProbeConfig) -> float:
+    """Return the seconds that an image takes in a gradient of one logistic regression."""
+    n_images, device = 4096, inputs.device
+    n_classes, rows = inputs.train.images.n_target_classes(config.target), torch.arange(n_images, device=device)
+    vectors = torch.randn(n_images, inputs.sae.d_in, device=device)
+    problem = LogisticRegression(vectors, rows, rows % n_classes, n_classes)
+    weight, bias, _ = problem.start()
+    problem.evaluate(weight, bias)  # warms up
+    return time_work(lambda: problem.evaluate(weight, bias)) / n_images
 
 
 def time_work(work: Callable[[], Any]) -> float:

@@ -27,6 +27,7 @@ from infoscope.planning.calibration import Calibration
 from infoscope.planning.probe_costs import count_probe_work, make_nominal_variants
 from infoscope.predictions.inputs import check_predictions
 from infoscope.predictions.prompts import make_prompts
+from infoscope.probes.classification import count_variants_at_a_time
 from infoscope.probes.config import Readout, Task
 from infoscope.probes.selection import LOGITS, SCORES
 from infoscope.probes.variants import Role, Variant
@@ -273,10 +274,12 @@ def _plan_probes(known: _Known, seed: int) -> Step:
     stages = known.stages
     variants = known.find("variants", seed)
     if variants is None:
-        n_built, n_reused = len(make_nominal_variants(known.config)), 0
+        n_built, n_reused, has_features = len(make_nominal_variants(known.config)), 0, False
     else:
-        n_built, n_reused = _count_probes(known, seed, [*variants, *stages.matched_variants(seed)])
-    return plan_variants(known, f"probe, seed {seed}", n_built, n_reused)
+        variants = [*variants, *stages.matched_variants(seed)]
+        n_built, n_reused = _count_probes(known, seed, variants)
+        has_features = _has_features(known, seed, variants)
+    return plan_variants(known, f"probe, seed {seed}", n_built, n_reused, has_features)
 
 
 def _count_probes(known: _Known, seed: int, variants: Sequence[Variant]) -> tuple[int, int]:
@@ -288,18 +291,47 @@ def _count_probes(known: _Known, seed: int, variants: Sequence[Variant]) -> tupl
     return n_missing, len(specs) - n_missing
 
 
-def plan_variants(known: _Known, what: str, n_built: int, n_reused: int) -> Step:
-    """Return the step of probing some variants of the tokens of one SAE."""
-    config, stages = known.config.probe, known.stages
-    work = count_probe_work(config, stages.n_images("train"), stages.n_images("test"))
-    resumes = Task.classification in config.tasks and Readout.cls_final in config.readouts
+def _has_features(known: _Known, seed: int, variants: Sequence[Variant]) -> bool:
+    """Whether everything exists that classification reads of the variants whose probes are missing."""
+    stages = known.stages
+    for data, probe in stages.probe_groups():
+        if Task.classification in probe.tasks:
+            missing = [one for one in variants if not known.exists(stages.probe_spec(seed, one, data, probe))]
+            if not all(map(known.exists, stages.feature_specs(seed, missing, data, probe).values())):
+                return False
+    return True
+
+
+def plan_variants(known: _Known, what: str, n_built: int, n_reused: int, has_features: bool = False) -> Step:
+    """Return the step of probing some variants of the tokens of one SAE.
+
+    Args:
+        has_features: whether what classification reads of them exists.
+    """
+    config, stages, d_in = known.config.probe, known.stages, known.stages.backbone.d_in
+    n_train, n_test = stages.n_images("train"), stages.n_images("test")
+    work = count_probe_work(config, n_train, n_test, has_features)
+    if not n_built:
+        return Step(what, n_built, n_reused)
+    if any(config.crops(task) for task in config.tasks):
+        return Step(f"{what} (on crops: not estimated)", n_built, n_reused)
+    n_read = min(n_train, config.n_train_images or n_train) + min(n_test, config.n_test_images or n_test)
+    n_classified, vectors_bytes = count_variants_at_a_time(config, n_read, d_in)
+    classifies = Task.classification in config.tasks
+    disk_bytes = n_built * 4 * d_in * 1000
+    if classifies and not has_features:
+        disk_bytes += n_built * len(config.cls_readouts) * n_read * d_in * np.dtype(config.feature_dtype).itemsize
+        if Readout.patch_mean in config.readouts:
+            disk_bytes += int(n_read * (4 * d_in + 8 * known.rates.mean_entries))
+    resumes = Readout.cls_final in config.cls_readouts
     return Step(
         what,
         n_built,
         n_reused,
-        resumed=int(n_built * work["image"]) if resumes else 0,
-        seconds=known.rates.probes.seconds(n_built, config, work) if n_built else 0.0,
-        disk_bytes=n_built * 4 * stages.backbone.d_in * 1000,
+        resumed=int(n_built * (work["train_image"] + work["test_image"])) if resumes else 0,
+        seconds=known.rates.probes.seconds(n_built, config.variants_per_chunk, n_classified, work),
+        disk_bytes=disk_bytes,
+        memory_bytes=classifies * min(n_built, n_classified) * vectors_bytes,
     )
 
 
@@ -424,13 +456,14 @@ def _plan_select(known: _Known) -> list[Step]:
     """The variants are known once the original's probes are; before, as many as every rule has features enough for."""
     config, steps = known.config, []
     for seed in config.seeds:
-        whole, kept = known.find("whole_variants", seed), known.find("selection_variants", seed)
+        whole, kept, has_features = known.find("whole_variants", seed), known.find("selection_variants", seed), False
         if whole is None or kept is None:
             n_rules = config.select.n_bands + 1 + config.select.n_draws + len({*LOGITS, *SCORES} & config.probe.heads)
             n_built, n_reused = 3 + len(config.select.n_kept) * n_rules, 0
         else:
             n_built, n_reused = _count_probes(known, seed, [*whole, *kept])
-        steps.append(plan_variants(known, f"select, seed {seed}", n_built, n_reused))
+            has_features = _has_features(known, seed, [*whole, *kept])
+        steps.append(plan_variants(known, f"select, seed {seed}", n_built, n_reused, has_features))
     return steps
 
 

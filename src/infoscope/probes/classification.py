@@ -1,79 +1,162 @@
-"""Classification of a chunk of variants: vectors, heads for every readout and rate, top-1."""
+"""Classification of a chunk of variants: vectors, heads for every readout and rate (or L2 strength), top-1."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from infoscope.probes.config import ProbeConfig
-from infoscope.probes.editing import VariantEditor
-from infoscope.probes.heads import ClassificationHeads
+from infoscope.probes.config import ProbeConfig, Solver
+from infoscope.probes.features import Features
+from infoscope.probes.heads import ClassificationHeads, LinearMaps, Standardisation
 from infoscope.probes.inputs import ProbeData, ProbeInputs, Progress, split_held_out
-from infoscope.probes.metrics import Top1Metric, compute_top1
+from infoscope.probes.lbfgs import count_regressions, search_strength
+from infoscope.probes.metrics import Top1Metric
 from infoscope.probes.module import Optimiser, ProbeModule, fit_heads
 from infoscope.probes.rates import Heads, TaskOutcome, choose_rates, first_row
-from infoscope.probes.vectors import VectorBatches, extract_vectors, standardise_vectors
+from infoscope.probes.variants import Variant
+from infoscope.probes.vectors import VectorBatches, iterate_blocks, measure_top1, standardise_vectors
+
+REGRESSIONS = "logistic regressions"
+"""What L-BFGS is called when it reports its progress."""
+
+
+def count_variants_at_a_time(config: ProbeConfig, n_images: int, d_in: int) -> tuple[int, int]:
+    """Return how many variants classification trains together, and the bytes of the vectors of one.
+
+    `probe.memory_gb` bounds the vectors of both splits and all readouts, float32; a variant takes 4 bytes x images x
+    d_in x readouts. A ViT-B/16 (d_in 768) on ImageNet (1,331,167 images of both splits) takes 4.1 GB per readout, 8.2
+    GB for two: one variant at a time with the default of 4 GB, eight with 66. Beside them lie heads, gradients and
+    momenta, 3 x 4 bytes x d_in x classes x rates for each variant and readout (0.12 GB for 13 rates), and blocks of
+    some hundred MB.
+
+    Args:
+        n_images: of both splits.
+    """
+    n_bytes = 4 * n_images * d_in * len(config.readouts)
+    fitting = int(config.memory_gb * 1e9 // max(1, n_bytes))
+    return max(1, min(config.variants_per_chunk, fitting)), n_bytes
 
 
 def run_classification(
     inputs: ProbeInputs,
     config: ProbeConfig,
-    editor: VariantEditor,
-    train_rows: Int[np.ndarray, " n_train"],
-    test_rows: Int[np.ndarray, " n_test"],
+    features: Features,
+    variants: Mapping[str, Variant],
     original_heads: Heads | None,
     progress: Progress | None = None,
 ) -> dict[str, TaskOutcome]:
-    """Return {"classification/<readout>": outcome}; without `original_heads` the first variant is the original."""
-    device, readouts, batch_images = inputs.device, config.readouts, config.feature_batch_images
-    train = extract_vectors(inputs, inputs.train, train_rows, editor, readouts, batch_images, progress)
-    test = extract_vectors(inputs, inputs.test, test_rows, editor, readouts, batch_images, progress)
-    train_labels = _read_labels(inputs.train, train_rows, config.target).to(device)
-    test_labels = _read_labels(inputs.test, test_rows, config.target).to(device)
-    split = split_held_out(np.arange(len(train_rows)), config.held_out_share, config.seed)
-    fit, held_out = (torch.from_numpy(part).to(device) for part in split)
+    """Return {"classification/<readout>": outcome}; without `original_heads` the first variant is the original.
 
-    n_classes = inputs.train.images.n_target_classes(config.target)
+    Args:
+        features: of all variants; those of `variants` (by key) are loaded.
+    """
+    device = inputs.device
+    train = features.load("train", variants)
+    train_labels = _read_labels(inputs.train, features.rows["train"], config.target).to(device)
+    test_labels = _read_labels(inputs.test, features.rows["test"], config.target).to(device)
+    split = split_held_out(np.arange(len(train_labels)), config.held_out_share, config.seed)
+    fit, held_out = (torch.from_numpy(part).to(device) for part in split)
+    images = _Images(fit, held_out, train_labels, inputs.train.images.n_target_classes(config.target))
+    if config.classification_solver is Solver.sgd:
+        trained = _train_sgd(config, train, images)
+    else:
+        trained = _train_lbfgs(config, train, images, progress)
+    del train
+
+    test, outcomes = features.load("test", variants), {}
+    for name, (chosen, records) in trained.items():
+        task = f"classification/{name}"
+        original = (original_heads[task] if original_heads else first_row(chosen)).to(device)
+        measured = [_measure(maps, test[name], test_labels) for maps in (chosen, original.repeat(len(variants)))]
+        outcomes[task] = TaskOutcome(chosen, measured[0], measured[1], records)
+    return outcomes
+
+
+class _Images(NamedTuple):
+    """The training images: rows to fit and to choose on, and the labels of all."""
+
+    fit: Int[Tensor, " n_fit"]
+    held_out: Int[Tensor, " n_held_out"]
+    labels: Int[Tensor, " n"]
+    n_classes: int
+
+
+_Trained = dict[str, tuple[LinearMaps, list[dict[str, Any]]]]
+"""{readout: (the chosen head of each variant, how it was chosen)}."""
+
+
+def _train_sgd(config: ProbeConfig, train: dict[str, Tensor], images: _Images) -> _Trained:
+    """Train every variant, readout and rate in one loop."""
+    fit, held_out, labels, n_classes = images
     heads = {
         name: ClassificationHeads(
             name,
-            len(editor),
+            len(vectors),
             vectors.shape[2],
             n_classes,
             config.classification_lrs,
-            standardise_vectors(vectors[:, fit]) if config.batch_norm else None,
-        ).to(device)
+            standardise_vectors(vectors, fit) if config.classification_batch_norm else None,
+        ).to(vectors.device)
         for name, vectors in train.items()
     }
     batches = VectorBatches(
-        train, fit, train_labels[fit], config.classification_batch_images, config.classification_epochs, config.seed
+        train, fit, labels[fit], config.classification_batch_images, config.classification_epochs, config.seed
     )
-    fit_heads(ProbeModule(heads, len(batches), Optimiser.sgd, lr_scale=batches.batch_images / 256), batches, device)
-
-    outcomes = {}
+    module = ProbeModule(heads, len(batches), Optimiser.sgd, lr_scale=batches.batch_images / 256)
+    fit_heads(module, batches, fit.device)
+    trained = {}
     for name, head in heads.items():
-        task = f"classification/{name}"
-        accuracy = _held_out_top1(head, train[name][:, held_out], train_labels[held_out])
-        best, lr = choose_rates(task, config.classification_lrs, accuracy, higher_is_better=True)
-        chosen = head.select(best)
-        original = (original_heads[task] if original_heads else first_row(chosen)).to(device)
-        measured = []
-        for maps in (chosen, original.repeat(len(editor))):
-            metric = Top1Metric(len(editor)).to(device)
-            metric.update(maps(test[name]), test_labels)
-            measured.append(metric.compute())
-        outcomes[task] = TaskOutcome(chosen, measured[0], measured[1], lr)
-    return outcomes
+        accuracy = measure_top1(head.fold(), train[name], held_out, labels[held_out], n_classes)
+        accuracy = accuracy.masked_fill(~head.is_finite(), torch.nan)
+        best, records = choose_rates(f"classification/{name}", config.classification_lrs, accuracy, True)
+        trained[name] = (head.select(best), records)
+    return trained
+
+
+def _train_lbfgs(config: ProbeConfig, train: dict[str, Tensor], images: _Images, progress: Progress | None) -> _Trained:
+    """Search the strength of every variant and readout, one after the other."""
+    fit, held_out, labels, n_classes = images
+    n_done, n_all = 0, count_regressions(config) * sum(len(vectors) for vectors in train.values())
+
+    def advance() -> None:
+        nonlocal n_done
+        n_done += 1
+        if progress:
+            progress(REGRESSIONS, n_done, n_all)
+
+    trained = {}
+    for name, vectors in train.items():
+        found = []
+        for one in vectors:
+            standardisation = None
+            if config.classification_batch_norm:
+                mean, std = standardise_vectors(one[None], fit)
+                standardisation = Standardisation(mean[0], std[0])
+            found.append(
+                search_strength(
+                    f"classification/{name}", one, labels, fit, held_out, n_classes, standardisation, config, advance
+                )
+            )
+        weights, biases = zip(*(maps for maps, _ in found), strict=True)
+        trained[name] = (LinearMaps(torch.cat(weights), torch.cat(biases)), [record for _, record in found])
+    return trained
+
+
+@torch.no_grad()
+def _measure(
+    maps: LinearMaps, vectors: Float[Tensor, "n_variants n d"], labels: Int[Tensor, " n"]
+) -> dict[str, Float[Tensor, " n_variants"]]:
+    """Return top-1 of one head for each variant."""
+    metric = Top1Metric(len(vectors)).to(vectors.device)
+    for block in iterate_blocks(len(labels), 4 * len(vectors) * sum(maps.weight.shape[1:])):
+        metric.update(maps(vectors[:, block]), labels[block])
+    return metric.compute()
 
 
 def _read_labels(data: ProbeData, rows: Int[np.ndarray, " n"], target: str) -> Int[Tensor, " n"]:
     return torch.from_numpy(data.images.labels(target)[data.tokens.image_index[rows]])
-
-
-@torch.no_grad()
-def _held_out_top1(head: ClassificationHeads, vectors: Tensor, labels: Int[Tensor, " n"]) -> Tensor:
-    """Return top-1 of every head [n_variants, n_rates]; NaN where a head diverged."""
-    right = compute_top1(head.outputs(vectors).transpose(1, 2), labels).double() / len(labels)
-    return right.masked_fill(~head.is_finite(), torch.nan)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from infoscope.errors import InputError
 
@@ -30,6 +30,67 @@ class Readout(Enum):
     cls_layer = "cls_layer"
 
 
+class Solver(Enum):
+    """What trains the heads of classification: SGD over a grid of learning rates, or L-BFGS over a search of L2
+    strengths."""
+
+    sgd = "sgd"
+    lbfgs = "lbfgs"
+
+
+class DenseSchedule(Enum):
+    """How the learning rates of segmentation and depth fall to 0 after the warm-up."""
+
+    cosine = "cosine"
+    linear = "linear"
+
+
+@dataclass
+class CropConfig:
+    """Segmentation or depth on crops of the photographs; without `crop_px`, on whole images squashed to the model's
+    resolution.
+
+    Training: random scale, random square crop, flip; padding has the model's mean colour and no truth. Evaluation:
+    windows of the crops' size, averaged where they overlap, resized bilinearly to the size of the truth. The backbone's
+    positions are interpolated to the crops' size. The SAE was trained on tokens at the model's own resolution, from
+    which those of crops differ slightly.
+    """
+
+    crop_px: int | None = None
+    """Side of a crop and of a window, taken to the nearest multiple of the model's patch (512: 518 for 14 px); null:
+    whole images, and nothing else here counts."""
+    stride_px: int = 341
+    """From one window to the next; the last one of a row or column is shifted back to fit."""
+    short_side_px: int | None = 512
+    """To which a photograph is resized, keeping its aspect; null: as it is stored."""
+    scale_range: list[float] = field(default_factory=lambda: [0.5, 2.0])
+    """Between which a training photograph is scaled, beyond that, uniformly."""
+    flip: bool = True
+    """Mirror every second training crop, left to right."""
+    n_steps: int | None = None
+    """Training steps; null: probe.dense_steps."""
+    n_norm_crops: int = 1024
+    """With probe.batch_norm, the statistics are those of the first so many training crops, exact and the same anew."""
+    n_held_out: int | None = 100
+    """Photographs held out to choose the learning rate, at most; null: probe.held_out_share of all."""
+
+    def __post_init__(self) -> None:
+        for name in ("crop_px", "stride_px", "short_side_px", "n_steps", "n_norm_crops", "n_held_out"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"Expected {name} of the crops of a probe to be at least 1, got {value}.")
+        if self.crop_px is not None and self.stride_px > self.crop_px:
+            raise InputError(
+                f"Expected stride_px of the crops of a probe to be at most crop_px={self.crop_px}, so that windows"
+                f" leave no gap, got {self.stride_px}."
+            )
+        if len(self.scale_range) != 2 or not 0 < self.scale_range[0] <= self.scale_range[1]:
+            raise InputError(
+                "Expected scale_range of the crops of a probe to hold two positive numbers, the smaller one first, got"
+                f" {self.scale_range}."
+            )
+
+
 @dataclass
 class ProbeConfig:
     """Linear probes on frozen, edited tokens. Learning rates are grids: the best is chosen on images held out."""
@@ -43,10 +104,10 @@ class ProbeConfig:
     n_draws: int = 5
     """Random groups of each kind beside each group."""
     held_out_share: float = 0.1
-    """Share of the training images on which the learning rate is chosen."""
+    """Share of the training images on which the learning rate, or L2 strength, is chosen."""
     batch_norm: bool = True
-    """Standardise every channel by the mean and the variance of the training tokens of that variant (BatchNorm with
-    the statistics of the whole training set; its affine part is the linear head's)."""
+    """Segmentation and depth: standardise every channel by the mean and the variance of the training tokens of that
+    variant (BatchNorm with the statistics of the whole training set; its affine part is the linear head's)."""
 
     n_train_images: int | None = None
     """Training images for classification; null: all."""
@@ -55,14 +116,31 @@ class ProbeConfig:
     """Learning rates per 256 images of a batch (SGD, momentum 0.9, no weight decay, cosine to 0)."""
     classification_epochs: int = 30
     classification_batch_images: int = 256
+    classification_batch_norm: bool = True
+    """Standardise every channel of the vectors, as `batch_norm` does with tokens."""
+    classification_solver: Solver = Solver.sgd
+    classification_l2: list[float] = field(default_factory=lambda: [1e-6, 1e-4, 1e-2, 1.0, 1e2, 1e4, 1e6])
+    """L-BFGS: strengths at which the search begins, of the penalty strength / 2 * |W|^2 beside the sum of the images'
+    cross-entropies (as CLIP; scikit-learn's C is 1 / strength)."""
+    classification_l2_halvings: int = 4
+    """L-BFGS: how often the intervals on both sides of the best strength are halved."""
+    lbfgs_max_iterations: int = 1000
+    """L-BFGS: iterations for one strength at most; results say where they did not suffice."""
+    feature_dtype: str = "float32"
+    """Of the cached vectors of CLS on disk: float32, or float16 at half the size."""
 
     n_dense_train_images: int | None = 500
     """Training images for segmentation and depth, drawn at random; null: all."""
     n_dense_test_images: int | None = None
     segmentation_lrs: list[float] = field(default_factory=lambda: [0.01, 0.03, 0.1])
-    """Learning rates of AdamW, cosine to 0; these suit the few steps of the default, thousands want about 1e-3."""
+    """Learning rates of AdamW, falling to 0; these suit the few steps of the default, thousands want about 1e-3."""
     depth_lrs: list[float] = field(default_factory=lambda: [0.01, 0.03, 0.1])
+    segmentation_crops: CropConfig = field(default_factory=CropConfig)
+    depth_crops: CropConfig = field(default_factory=CropConfig)
     dense_steps: int = 150
+    dense_warmup_steps: int = 0
+    """Steps over which the dense learning rates rise from 0."""
+    dense_schedule: DenseSchedule = DenseSchedule.cosine
     dense_batch_images: int = 8
     weight_decay: float = 0.01
     """Of AdamW."""
@@ -77,13 +155,17 @@ class ProbeConfig:
     """Variants trained in one go: bounds memory, changes no result beyond rounding."""
     feature_batch_images: int = 8
     """Images edited and sent through the remaining blocks at a time, for all variants of a chunk."""
+    memory_gb: float = 4.0
+    """Vectors that classification holds in memory at a time, float32, both splits and all readouts: so many variants
+    are trained together as fit (at least one, `variants_per_chunk` at most). And edited tokens and logits that
+    segmentation and depth hold: they go through in slices of variants. Changes no result beyond rounding."""
 
     def __post_init__(self) -> None:
-        for name in ("tasks", "readouts", "classification_lrs", "segmentation_lrs", "depth_lrs"):
+        for name in ("tasks", "readouts", "classification_lrs", "classification_l2", "segmentation_lrs", "depth_lrs"):
             values = getattr(self, name)
             if not values or len(set(values)) != len(values):
                 raise InputError(f"Expected probe.{name} to hold at least one value and none twice, got {values}.")
-        for name in ("classification_lrs", "segmentation_lrs", "depth_lrs"):
+        for name in ("classification_lrs", "classification_l2", "segmentation_lrs", "depth_lrs"):
             values = getattr(self, name)
             if min(values) <= 0 or sorted(values) != list(values):
                 raise InputError(f"Expected probe.{name} to be positive and ascending, got {values}.")
@@ -95,6 +177,17 @@ class ProbeConfig:
             raise InputError(
                 f"Expected probe.n_draws and probe.weight_decay >= 0, got {self.n_draws} and {self.weight_decay}."
             )
+        if self.dense_warmup_steps < 0:
+            raise InputError(f"Expected probe.dense_warmup_steps >= 0, got {self.dense_warmup_steps}.")
+        if self.classification_l2_halvings < 0:
+            raise InputError(
+                f"Expected probe.classification_l2_halvings >= 0, got {self.classification_l2_halvings}: 4 give 8 steps"
+                " per decade around the best of the default strengths."
+            )
+        if self.feature_dtype not in ("float32", "float16"):
+            raise InputError(f"Expected probe.feature_dtype to be float32 or float16, got {self.feature_dtype!r}.")
+        if not self.memory_gb > 0:
+            raise InputError(f"Expected probe.memory_gb to be a size above 0 in GB, got {self.memory_gb}.")
         if not 0 < self.held_out_share < 1:
             raise InputError(f"Expected probe.held_out_share between 0 and 1, got {self.held_out_share}.")
         if self.n_depth_bins < 2 or self.max_depth_m <= 1e-3:
@@ -103,12 +196,43 @@ class ProbeConfig:
                 f" got {self.n_depth_bins} and {self.max_depth_m}."
             )
 
+    def crops(self, task: Task) -> CropConfig | None:
+        """Return how one of the tasks is shown crops; None: it is shown whole images, is no dense task or not there."""
+        crops = {Task.segmentation: self.segmentation_crops, Task.depth: self.depth_crops}.get(task)
+        return None if crops is None or crops.crop_px is None or task not in self.tasks else crops
+
     @property
     def heads(self) -> set[str]:
         """The heads that are trained, as results name them: "classification/<readout>", "segmentation", "depth"."""
         dense = {task.name for task in self.tasks if task is not Task.classification}
         readouts = self.readouts if Task.classification in self.tasks else []
         return dense | {f"{Task.classification.name}/{readout.name}" for readout in readouts}
+
+    @property
+    def cls_readouts(self) -> list[Readout]:
+        """The readouts whose vectors are cached for each variant; means of patches follow from those of the images."""
+        chosen = self.readouts if Task.classification in self.tasks else []
+        return [readout for readout in Readout if readout in chosen and readout is not Readout.patch_mean]
+
+    @property
+    def chosen_images(self) -> list[int | None]:
+        """What decides which images classification reads: n_train_images, n_test_images, and the seed of a draw."""
+        wanted = [self.n_train_images, self.n_test_images]
+        return [*wanted, None if wanted == [None, None] else self.seed]
+
+    def determining(self) -> dict[str, Any]:
+        """Return what decides the results of `tasks`, as plain JSON values: no sizes of batches or chunks of variants,
+        nothing that another task or solver reads."""
+        ignored = {"n_draws", "variants_per_chunk", "feature_batch_images", "memory_gb"}
+        if Task.classification not in self.tasks:
+            ignored |= {*_CLASSIFICATION, *_SGD, *_LBFGS}
+        else:
+            ignored |= set(_LBFGS if self.classification_solver is Solver.sgd else _SGD)
+            ignored |= set() if self.cls_readouts else {"feature_dtype"}
+        if not {Task.segmentation, Task.depth} & set(self.tasks):
+            ignored |= set(_DENSE)
+        ignored |= {f"{task.name}_crops" for task in (Task.segmentation, Task.depth) if self.crops(task) is None}
+        return {name: _plain(value) for name, value in asdict(self).items() if name not in ignored}
 
 
 @dataclass
@@ -131,6 +255,46 @@ class SelectConfig:
             )
 
 
+# What `ProbeConfig.determining` leaves out where a task or a solver is not used; a field in none of these counts.
+_CLASSIFICATION = (
+    "readouts",
+    "target",
+    "n_train_images",
+    "classification_batch_norm",
+    "classification_solver",
+    "feature_dtype",
+)
+_SGD = ("classification_lrs", "classification_epochs", "classification_batch_images")
+_LBFGS = ("classification_l2", "classification_l2_halvings", "lbfgs_max_iterations")
+_DENSE = (
+    "batch_norm",
+    "n_dense_train_images",
+    "n_dense_test_images",
+    "segmentation_lrs",
+    "depth_lrs",
+    "segmentation_crops",
+    "depth_crops",
+    "dense_steps",
+    "dense_warmup_steps",
+    "dense_schedule",
+    "dense_batch_images",
+    "weight_decay",
+    "n_pixels_per_image",
+    "n_held_out_pixels_per_image",
+    "n_depth_bins",
+    "max_depth_m",
+)
+
+
+def _plain(value: Any) -> Any:
+    """Return enums by name, and tuples as lists, at every depth."""
+    if isinstance(value, dict):
+        return {name: _plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value.name if isinstance(value, Enum) else value
+
+
 _COUNTS = (
     "n_train_images",
     "n_test_images",
@@ -144,6 +308,7 @@ _COUNTS = (
     "n_held_out_pixels_per_image",
     "variants_per_chunk",
     "feature_batch_images",
+    "lbfgs_max_iterations",
 )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
@@ -44,26 +44,31 @@ class VariantEditor:
         return edited
 
 
-def compute_variant_shares(
-    sae: SparseAutoencoder, batches: Iterable[Float[Tensor, "n d_in"]], variants: Sequence[Variant]
-) -> list[tuple[float, float]]:
-    """Return (share of activation mass, share of energy) that each variant removes from these raw tokens.
+class VariantShares:
+    """Accumulates what each variant removes from raw tokens: (share of activation mass, share of energy).
 
     The energy counts everything in which the edited tokens differ, so in mode `reconstruct` the SAE's error too.
     """
-    meters = {}
-    for mode in EditMode:
-        places = [i for i, variant in enumerate(variants) if variant.mode is mode]
-        if places:
-            removed = torch.stack([torch.from_numpy(variants[i].removed) for i in places])
-            meters[mode] = (places, RemovedShareMeter(sae, removed, mode))
-    for x in batches:
-        editor = GroupEditor(sae, x)
-        for _, meter in meters.values():
+
+    def __init__(self, sae: SparseAutoencoder, variants: Sequence[Variant]) -> None:
+        self.n_variants = len(variants)
+        self.meters: list[tuple[list[int], RemovedShareMeter]] = []
+        for mode in EditMode:
+            places = [i for i, variant in enumerate(variants) if variant.mode is mode]
+            if places:
+                removed = torch.stack([torch.from_numpy(variants[i].removed) for i in places])
+                self.meters.append((places, RemovedShareMeter(sae, removed, mode)))
+
+    def update(self, editor: GroupEditor) -> None:
+        """Add one batch of tokens."""
+        for _, meter in self.meters:
             meter.update(editor)
-    shares = [(0.0, 0.0)] * len(variants)
-    for places, meter in meters.values():
-        mass, energy = meter.compute()
-        for i, m, e in zip(places, mass.tolist(), energy.tolist(), strict=True):
-            shares[i] = (m, e)
-    return shares
+
+    def compute(self) -> list[tuple[float, float]]:
+        """Return the shares of everything seen so far, in the order of the variants."""
+        shares = [(0.0, 0.0)] * self.n_variants
+        for places, meter in self.meters:
+            mass, energy = meter.compute()
+            for i, m, e in zip(places, mass.tolist(), energy.tolist(), strict=True):
+                shares[i] = (m, e)
+        return shares

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from infoscope.probes.metrics import IGNORE_LABEL, MIN_DEPTH_M, valid_depth
-from infoscope.probes.pixels import PixelSample
+from infoscope.probes.pixels import AllPixels, PixelSample, upsample
 
 BATCH_NORM_EPS = 1e-5
 
@@ -65,7 +65,7 @@ class MapBatch:
     """
 
     tokens: Float[Tensor, "n_variants batch n_patches d"]
-    pixels: PixelSample
+    pixels: PixelSample | AllPixels
     labels: Int[Tensor, "batch n_pixels"] | None
     depth_m: Float[Tensor, "batch n_pixels"] | None
 
@@ -161,12 +161,22 @@ class SegmentationHeads(LinearHeads):
 
     def losses(self, batch: VectorBatch | MapBatch) -> Float[Tensor, "n_variants n_rates"]:
         assert isinstance(batch, MapBatch)
-        assert batch.labels is not None
-        return compute_cross_entropy(self.read_pixels(batch), batch.labels.flatten(), IGNORE_LABEL)
+        return self.losses_of(self.fold(), batch)
 
-    def read_pixels(self, batch: MapBatch) -> Float[Tensor, "n_variants n_all_pixels n_rates n_classes"]:
-        """Return the logits of every head at all pixels of the batch."""
-        logits = self.fold()(batch.tokens.flatten(1, 2)).unflatten(1, batch.tokens.shape[1:3])
+    def losses_of(self, maps: LinearMaps, batch: MapBatch) -> Float[Tensor, "n_variants n_rates"]:
+        """Return the losses of folded heads, of all variants or some, on a batch of the same variants."""
+        assert batch.labels is not None
+        if isinstance(batch.pixels, AllPixels):
+            logits = maps(batch.tokens.flatten(1, 2)).unflatten(1, batch.tokens.shape[1:3])
+            upsampled = upsample(logits, *batch.pixels).unflatten(2, (len(self.lrs), self.n_outputs))
+            return compute_map_cross_entropy(upsampled, batch.labels.unflatten(1, tuple(batch.pixels)), IGNORE_LABEL)
+        return compute_cross_entropy(self.read_pixels(batch, maps), batch.labels.flatten(), IGNORE_LABEL)
+
+    def read_pixels(
+        self, batch: MapBatch, maps: LinearMaps | None = None
+    ) -> Float[Tensor, "n_variants n_all_pixels n_rates n_classes"]:
+        """Return the logits of every head at all pixels of the batch; `maps`: the folded heads, if there already."""
+        logits = (maps or self.fold())(batch.tokens.flatten(1, 2)).unflatten(1, batch.tokens.shape[1:3])
         return batch.pixels.read(logits).flatten(1, 2).unflatten(2, (len(self.lrs), self.n_outputs))
 
 
@@ -190,12 +200,19 @@ class DepthHeads(LinearHeads):
 
     def losses(self, batch: VectorBatch | MapBatch) -> Float[Tensor, "n_variants n_rates"]:
         assert isinstance(batch, MapBatch)
-        assert batch.depth_m is not None
-        return compute_sig_loss(self.read_pixels(batch), batch.depth_m.flatten(), self.max_depth_m)
+        return self.losses_of(self.fold(), batch)
 
-    def read_pixels(self, batch: MapBatch) -> Float[Tensor, "n_variants n_all_pixels n_rates"]:
-        """Return the depth in metres that every head sees at all pixels of the batch."""
-        depth_m = compute_depth_m(self.outputs(batch.tokens.flatten(1, 2)), self.max_depth_m)
+    def losses_of(self, maps: LinearMaps, batch: MapBatch) -> Float[Tensor, "n_variants n_rates"]:
+        """Return the losses of folded heads, of all variants or some, on a batch of the same variants."""
+        assert batch.depth_m is not None
+        return compute_sig_loss(self.read_pixels(batch, maps), batch.depth_m.flatten(), self.max_depth_m)
+
+    def read_pixels(
+        self, batch: MapBatch, maps: LinearMaps | None = None
+    ) -> Float[Tensor, "n_variants n_all_pixels n_rates"]:
+        """Return the depth in metres that every head sees at all pixels of the batch; `maps`: the folded heads."""
+        scores = (maps or self.fold())(batch.tokens.flatten(1, 2)).unflatten(2, (len(self.lrs), self.n_outputs))
+        depth_m = compute_depth_m(scores, self.max_depth_m)
         return batch.pixels.read(depth_m.unflatten(1, batch.tokens.shape[1:3])).flatten(1, 2)
 
 
@@ -228,6 +245,20 @@ def compute_cross_entropy(
 ) -> Float[Tensor, "n_variants n_rates"]:
     """Return each head's mean cross-entropy over the labels that are not ignored; 0 if all are."""
     return _CrossEntropy.apply(logits, labels, ignore_label)
+
+
+def compute_map_cross_entropy(
+    logits: Float[Tensor, "n_variants batch n_rates n_classes height width"],
+    labels: Int[Tensor, "batch height width"],
+    ignore_label: int,
+) -> Float[Tensor, "n_variants n_rates"]:
+    """Return `compute_cross_entropy` at every pixel of maps: on millions of pixels it needs a third of the memory."""
+    n_variants, _, n_rates = logits.shape[:3]
+    targets = labels.long()[None, :, None].expand(n_variants, -1, n_rates, -1, -1)
+    # Summed afterwards: torch's own sum over maps adds in no fixed order on a GPU.
+    losses = F.cross_entropy(logits.flatten(0, 2), targets.flatten(0, 2), ignore_index=ignore_label, reduction="none")
+    n_labelled = (labels != ignore_label).sum().clamp_min(1)
+    return losses.view(n_variants, -1, n_rates, losses[0].numel()).sum((1, 3)) / n_labelled
 
 
 class _CrossEntropy(torch.autograd.Function):

@@ -14,16 +14,16 @@ from infoscope.data.images import LabelledImages
 from infoscope.errors import InputError
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.vision.backbone import Backbone
-from infoscope.vision.extract import TokenCache
+from infoscope.vision.token_source import TokenSource
 
 Progress = Callable[[str, int, int], None]
 """Called with (what is being done, how many of it are done, how many there are)."""
 
 
 class ProbeData(NamedTuple):
-    """One split: its cached tokens and its ground truth; `tokens.image_index` joins them."""
+    """One split: its tokens and its ground truth; `tokens.image_index` joins them."""
 
-    tokens: TokenCache
+    tokens: TokenSource
     images: LabelledImages
 
 
@@ -37,6 +37,9 @@ class ProbeInputs:
         backbone: needed for the readout cls_final alone.
         layer: the hooked block, negative from the end.
         edits_patches, edits_prefix: which tokens the SAE was trained on, and so which are edited.
+        backbone_at: gives the backbone for images of another side in pixels, its positions interpolated; needed for
+            segmentation and depth on crops alone.
+        n_workers: processes that read crops ahead; 0 reads in this one. The crops are the same.
     """
 
     sae: SparseAutoencoder
@@ -46,6 +49,8 @@ class ProbeInputs:
     layer: int = -2
     edits_patches: bool = True
     edits_prefix: bool = False
+    backbone_at: Callable[[int], Backbone] | None = None
+    n_workers: int = 0
 
     @property
     def device(self) -> torch.device:
@@ -54,7 +59,7 @@ class ProbeInputs:
 
 
 def choose_rows(n_rows: int, n_wanted: int | None, seed: int) -> Int[np.ndarray, " n_chosen"]:
-    """Return which rows of a token cache take part, ascending: all, or as many as wanted, drawn at random."""
+    """Return which rows of tokens take part, ascending: all, or as many as wanted, drawn at random."""
     if n_wanted is None or n_wanted >= n_rows:
         return np.arange(n_rows)
     return np.sort(np.random.default_rng([seed, 10]).permutation(n_rows)[:n_wanted])
@@ -63,7 +68,7 @@ def choose_rows(n_rows: int, n_wanted: int | None, seed: int) -> Int[np.ndarray,
 def split_held_out(
     rows: Int[np.ndarray, " n"], share: float, seed: int
 ) -> tuple[Int[np.ndarray, " n_fit"], Int[np.ndarray, " n_held_out"]]:
-    """Return the rows to train on and the rows to choose the learning rate on, at least one of each.
+    """Return the rows to train on and the rows to choose the learning rate (or L2 strength) on, at least one of each.
 
     Raises:
         InputError: fewer than two rows.

@@ -15,7 +15,9 @@ from lightning.pytorch.trainer.states import TrainerStatus
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
+from infoscope.probes.config import DenseSchedule
 from infoscope.probes.heads import LinearHeads, MapBatch, VectorBatch
+from infoscope.probes.slices import SlicedBatch
 from infoscope.quiet import quiet_lightning
 
 
@@ -27,15 +29,17 @@ class Optimiser(Enum):
 
 
 class ProbeModule(L.LightningModule):
-    """Trains the heads of one or more tasks, every rate decaying to 0 along a cosine.
+    """Trains the heads of one or more tasks, every rate rising linearly in the warm-up and decaying to 0.
 
     The losses of all heads are added up: no head's gradient depends on another's. A head that diverges (rate too high)
     becomes NaN alone and loses the choice of the rate.
 
     Args:
         heads: by task.
-        n_steps: length of the cosine.
+        n_steps: length of the decay, warm-up included.
         lr_scale: factor on every rate (classification: images per batch / 256).
+        n_warmup_steps: steps in which every rate is multiplied by step / n_warmup_steps besides, 1-based.
+        schedule: along what the rates decay.
     """
 
     def __init__(
@@ -45,15 +49,26 @@ class ProbeModule(L.LightningModule):
         optimiser: Optimiser,
         lr_scale: float = 1.0,
         weight_decay: float = 0.0,
+        n_warmup_steps: int = 0,
+        schedule: DenseSchedule = DenseSchedule.cosine,
     ) -> None:
         super().__init__()
         self.heads = nn.ModuleDict(dict(heads))
         self.n_steps, self.optimiser = n_steps, optimiser
+        self.n_warmup_steps, self.schedule = n_warmup_steps, schedule
         self.lr_scale, self.weight_decay = lr_scale, weight_decay
 
-    def training_step(self, batch: VectorBatch | MapBatch, batch_idx: int) -> Tensor:
-        losses = [head.losses(batch).sum() for head in self.heads.values()]  # pyright: ignore[reportCallIssue]
-        return torch.stack(losses).sum()
+    def training_step(self, batch: VectorBatch | MapBatch | SlicedBatch, batch_idx: int) -> Tensor:
+        heads: list[Any] = list(self.heads.values())
+        if isinstance(batch, SlicedBatch):
+            return torch.stack([batch.losses(head).sum() for head in heads]).sum()
+        return torch.stack([head.losses(batch).sum() for head in heads]).sum()
+
+    def compute_rate_factor(self, step: int) -> float:
+        """Return what every learning rate is multiplied by at a step, counted from 0."""
+        share = min(step / self.n_steps, 1.0)
+        factor = 0.5 * (1 + math.cos(math.pi * share)) if self.schedule is DenseSchedule.cosine else 1 - share
+        return factor * min(1.0, (step + 1) / self.n_warmup_steps) if self.n_warmup_steps else factor
 
     def configure_optimizers(self) -> dict[str, Any]:
         groups = []
@@ -64,13 +79,15 @@ class ProbeModule(L.LightningModule):
             optimizer: torch.optim.Optimizer = torch.optim.SGD(groups, momentum=0.9, fused=True)
         else:
             optimizer = torch.optim.AdamW(groups, weight_decay=self.weight_decay, fused=True)
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * min(step / self.n_steps, 1.0)))
-        )
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self.compute_rate_factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-def fit_heads(module: ProbeModule, batches: Iterable[VectorBatch] | Iterable[MapBatch], device: torch.device) -> None:
+def fit_heads(
+    module: ProbeModule,
+    batches: Iterable[VectorBatch] | Iterable[MapBatch] | Iterable[SlicedBatch],
+    device: torch.device,
+) -> None:
     """Train a module on ready-made batches that lie on `device`, one pass over them, and leave it there.
 
     Raises:

@@ -23,6 +23,17 @@ class PixelSample(NamedTuple):
         return torch.einsum("bpt,vbtc->vbpc", self.weights, maps)
 
 
+class AllPixels(NamedTuple):
+    """Every pixel of images of one size, row by row."""
+
+    height_px: int
+    width_px: int
+
+    def read(self, maps: Float[Tensor, "n_variants batch n_patches n"]) -> Float[Tensor, "n_variants batch n_pixels n"]:
+        """Return the maps' values at the pixels."""
+        return upsample(maps, *self).flatten(-2).transpose(-1, -2)
+
+
 def choose_pixels(
     seed: int, step: int, row: int, height_px: int, width_px: int, n_pixels: int | None
 ) -> tuple[Int[np.ndarray, " n_pixels"], Int[np.ndarray, " n_pixels"]]:

@@ -1,4 +1,4 @@
-"""Choosing each head's learning rate on images held out of training, and what comes out for a task."""
+"""Choosing each head's learning rate (or L2 strength) on images held out of training, and what comes out for a task."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ class TaskOutcome:
         heads: the chosen ones.
         metrics: of these heads, on the test split.
         frozen_head: the same of the original variant's head, applied to every variant's tokens.
-        lr: for each variant {"best", "at_edge", "held_out": {learning rate: metric}}.
+        lr: for each variant {"best", "at_edge", "held_out": {learning rate, or L2 strength: metric}}, and what the
+            solver adds.
     """
 
     heads: LinearMaps

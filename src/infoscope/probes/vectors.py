@@ -1,93 +1,61 @@
-"""What classification reads: one vector per image and variant, extracted once and kept in memory."""
+"""Vectors in memory, one per image and variant: batches for training, means, blocks that bound what is held."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Iterator
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from infoscope.errors import InputError
-from infoscope.probes.config import Readout
-from infoscope.probes.editing import VariantEditor
-from infoscope.probes.heads import BATCH_NORM_EPS, Standardisation, VectorBatch
-from infoscope.probes.inputs import ProbeData, ProbeInputs, Progress
-from infoscope.vision.backbone import Tokens
+from infoscope.probes.heads import BATCH_NORM_EPS, LinearMaps, Standardisation, VectorBatch
+from infoscope.probes.metrics import compute_top1
+
+BLOCK_BYTES = 2**27
+"""What is computed for many images at once is cut into blocks of images of about this size."""
+
+
+def iterate_blocks(n_rows: int, row_bytes: int) -> Iterator[slice]:
+    """Yield slices that cover `n_rows` rows, each of about `BLOCK_BYTES` if a row takes `row_bytes`."""
+    size = max(1, BLOCK_BYTES // row_bytes)
+    for start in range(0, n_rows, size):
+        yield slice(start, min(start + size, n_rows))
 
 
 @torch.no_grad()
-def extract_vectors(
-    inputs: ProbeInputs,
-    data: ProbeData,
-    rows: Int[np.ndarray, " n"],
-    editor: VariantEditor,
-    readouts: Sequence[Readout],
-    batch_images: int,
-    progress: Progress | None = None,
-) -> dict[str, Float[Tensor, "n_variants n d"]]:
-    """Return {readout: one vector for each variant and image}, images in the order of `rows`.
+def standardise_vectors(vectors: Float[Tensor, "n_variants n d"], rows: Int[Tensor, " n_fit"]) -> Standardisation:
+    """Return the mean and the standard deviation of every channel over some of the images (sums in float64)."""
+    n_variants, _, d = vectors.shape
+    mean, variance = (torch.zeros(n_variants, d, dtype=torch.float64, device=vectors.device) for _ in range(2))
+    for block in iterate_blocks(len(rows), 8 * n_variants * d):
+        mean += vectors.index_select(1, rows[block]).sum(1, dtype=torch.float64)
+    mean /= len(rows)
+    for block in iterate_blocks(len(rows), 8 * n_variants * d):
+        variance += (vectors.index_select(1, rows[block]) - mean[:, None]).square().sum(1)
+    return Standardisation(mean.float(), (variance / len(rows) + BATCH_NORM_EPS).sqrt().float())
 
-    Raises:
-        InputError: if a vector is not finite.
+
+@torch.no_grad()
+def measure_top1(
+    maps: LinearMaps,
+    vectors: Float[Tensor, "n_variants n d"],
+    rows: Int[Tensor, " n_some"],
+    labels: Int[Tensor, " n_some"],
+    n_classes: int,
+) -> Float[Tensor, "n_variants n_heads"]:
+    """Return the share of some images, 0..1, that each head gets right.
+
+    Args:
+        maps: of each variant one or more heads, their classes side by side.
+        rows: which images; `labels` are theirs.
     """
-    vectors: dict[str, Tensor] = {}
-    for start in range(0, len(rows), batch_images):
-        batch = rows[start : start + batch_images]
-        tokens = data.tokens.tokens(batch)
-        edited = _edit(inputs, Tokens(tokens.prefix.to(inputs.device), tokens.patches.to(inputs.device)), editor)
-        for readout in readouts:
-            read = _read(inputs, edited, readout)
-            if readout.name not in vectors:
-                vectors[readout.name] = torch.empty(read.shape[0], len(rows), read.shape[2], device=read.device)
-            vectors[readout.name][:, start : start + len(batch)] = read
-        if progress:
-            progress("features for classification", start + len(batch), len(rows))
-    for name, values in vectors.items():
-        if not torch.isfinite(values).all():
-            raise InputError(f"The readout {name} gave NaN or Inf: check the SAE and the tokens it was trained on.")
-    return vectors
-
-
-class _EditedTokens(NamedTuple):
-    prefix: Float[Tensor, "n_variants batch n_prefix d"]
-    patches: Float[Tensor, "n_variants batch n_patches d"]
-
-
-def _edit(inputs: ProbeInputs, tokens: Tokens, editor: VariantEditor) -> _EditedTokens:
-    """Edit the tokens that the SAE was trained on; the others are the same in every variant."""
-    parts = {"prefix": (tokens.prefix, inputs.edits_prefix), "patches": (tokens.patches, inputs.edits_patches)}
-    edited = {}
-    for name, (part, is_edited) in parts.items():
-        batch, n_tokens, d = part.shape
-        if is_edited:
-            flat = part.reshape(-1, d)
-            values = editor.edit(flat, inputs.sae.encode_sparse(flat))
-        else:
-            values = part.reshape(1, -1, d).expand(len(editor), -1, -1)
-        edited[name] = values.unflatten(1, (batch, n_tokens))
-    return _EditedTokens(**edited)
-
-
-def _read(inputs: ProbeInputs, edited: _EditedTokens, readout: Readout) -> Float[Tensor, "n_variants batch d"]:
-    match readout:
-        case Readout.patch_mean:
-            return edited.patches.mean(2)
-        case Readout.cls_layer:
-            return edited.prefix[:, :, 0]
-        case Readout.cls_final:
-            assert inputs.backbone is not None
-            n_variants, batch = edited.patches.shape[:2]
-            both = Tokens(edited.prefix.flatten(0, 1), edited.patches.flatten(0, 1))
-            return inputs.backbone.resume(both, inputs.layer).unflatten(0, (n_variants, batch))
-
-
-def standardise_vectors(vectors: Float[Tensor, "n_variants n d"]) -> Standardisation:
-    """Return the mean and the standard deviation of every channel over the images."""
-    variance, mean = torch.var_mean(vectors, dim=1, correction=0)
-    return Standardisation(mean, (variance + BATCH_NORM_EPS).sqrt())
+    n_heads = maps.weight.shape[2] // n_classes
+    right = torch.zeros(len(vectors), n_heads, dtype=torch.float64, device=vectors.device)
+    for block in iterate_blocks(len(rows), 4 * len(vectors) * (maps.weight.shape[2] + vectors.shape[2])):
+        scores = maps(vectors.index_select(1, rows[block])).unflatten(2, (n_heads, n_classes))
+        right += compute_top1(scores.transpose(1, 2), labels[block])
+    return right / len(rows)
 
 
 class VectorBatches:

@@ -15,7 +15,8 @@ MAX_LETTERS = 72
 def make_check_table(name: str, found: SplitCheck) -> Table:
     """Return what one split holds: layout, counts, facts by frequency, and the first things that are wrong."""
     table = Table(name, name, [Column("what", "what", Align.left), Column("found", "found", Align.left)])
-    table.add_row("images", Cell(f"{found.n_images:,}"))
+    published = f" of {found.n_published:,} published" if found.n_published is not None else ""
+    table.add_row("images", Cell(f"{found.n_images:,}{published}"))
     for what, value in found.found.items():
         if what != "images":
             table.add_row(what, Cell(_cut(value)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -49,12 +49,26 @@ def draw_cds_histogram(seeds: Sequence[ScopeResult]) -> Figure:
 
     With several SAE seeds the bars are means over seeds and thin lines show each seed; gamma is then the mean.
     """
-    figure = make_figure(3.3)
-    axes = figure.subplots()
-    finite = np.concatenate([np.zeros(0), *(result.cds[np.isfinite(result.cds)] for result in seeds)])
-    if len(finite) == 0:
-        write_empty(axes, "No feature has a CDS: too few pairs of crops in which both maps are non-zero.")
-        return figure
+    return draw_cds_histograms({"": seeds})
+
+
+def draw_cds_histograms(panels: Mapping[str, Sequence[ScopeResult]]) -> Figure:
+    """Draw a histogram as `draw_cds_histogram` for each configuration, one below the other, under its title."""
+    figure = make_figure(0.5 + 2.8 * len(panels))
+    for part, (title, seeds) in zip(figure.subfigures(len(panels), 1, squeeze=False).flat, panels.items(), strict=True):
+        axes = part.subplots()
+        if title:
+            axes.set_title(title)
+        finite = np.concatenate([np.zeros(0), *(result.cds[np.isfinite(result.cds)] for result in seeds)])
+        if len(finite) == 0:
+            write_empty(axes, "No feature has a CDS: too few pairs of crops in which both maps are non-zero.")
+            continue
+        handles = _draw_histogram(axes, seeds, finite)
+        part.legend(handles=handles, loc="outside right upper", handlelength=1.8, labelspacing=0.7)
+    return figure
+
+
+def _draw_histogram(axes: Axes, seeds: Sequence[ScopeResult], finite: np.ndarray) -> list[Patch | Line2D]:
     chances = [compute_chance(result) for result in seeds]
     landmark = max(uniform_chance_score(result.grid - result.shift) for result in seeds)
     largest = np.nanmax(np.concatenate([finite, [landmark], *[c[np.isfinite(c)] for c in chances]]))
@@ -65,8 +79,7 @@ def draw_cds_histogram(seeds: Sequence[ScopeResult]) -> Figure:
     axes.set(xlim=(0, edges[-1]), xlabel="contextual dependency score (CDS)", ylabel="features")
     axes.yaxis.set_major_locator(MaxNLocator(6, integer=True))
     _add_quantile_axis(axes, finite)
-    figure.legend(handles=handles, loc="outside right upper", handlelength=1.8, labelspacing=0.7)
-    return figure
+    return handles
 
 
 def _mean_gamma(seeds: Sequence[ScopeResult]) -> float | None:

@@ -16,6 +16,7 @@ from infoscope.report.outlier_figures import (
     draw_outlier_distances,
     draw_outlier_maps,
 )
+from infoscope.report.paper import PAPER_ACTIVATION, PAPER_TITLES
 from infoscope.report.section import ReportSection, SectionFigure
 from infoscope.report.tables import Align, Cell, Column, Table, compute_stat
 from infoscope.scope.cds import uniform_chance_score
@@ -182,6 +183,15 @@ def _make_activation_table(runs: Sequence[GroupActivation]) -> Table:
         None,
         None,
     )
+    return table
+
+
+def add_paper_activation(table: Table, paper_reference: str | None) -> Table:
+    """Add the paper's rows to the table of activations, only where the caller says that model and data are its own."""
+    if paper_reference in PAPER_ACTIVATION:
+        table.add_section(f"{PAPER_TITLES[paper_reference]}, in units of its SAE")
+        for name, (on_outlier, on_normal) in PAPER_ACTIVATION[paper_reference].items():
+            table.add_row(_name_group(name), None, on_outlier, on_normal, on_outlier / on_normal, None, None)
     return table
 
 

@@ -1,4 +1,4 @@
-"""The paper's main table (arXiv 2604.05724), to stand beside ours where model and data are the paper's."""
+"""The paper's numbers (arXiv 2604.05724), to stand beside ours where model and data are the paper's."""
 
 from __future__ import annotations
 
@@ -28,3 +28,16 @@ PAPER_VALUES: dict[str, dict[str, PaperRow]] = {
     },
 }
 """By model, then "original" or the group that was removed."""
+
+
+class PaperActivation(NamedTuple):
+    """A group's summed activation per outlier and per normal token, in the units of the paper's SAE."""
+
+    on_outlier: float
+    on_normal: float
+
+
+PAPER_ACTIVATION: dict[str, dict[str, PaperActivation]] = {
+    "clip_b16": {"high": PaperActivation(83.45, 1.66), "low": PaperActivation(10.39, 31.51)},
+}
+"""By model, then group, as we read a summary of the paper: only ratios can be compared."""

@@ -25,7 +25,7 @@ from infoscope.report.variants import (
 
 EDGE, EMPTY, PAPER = "†", "∅", "‡"
 MARKS = {
-    EDGE: "the best learning rate lies at an edge of its grid in at least one run.",
+    EDGE: "the best learning rate (or L2 strength) lies at an edge of its grid in at least one run.",
     EMPTY: "the group is empty in at least one run; such runs are in no mean.",
     PAPER: "from arXiv 2604.05724: ImageNet top-1, ADE20K mIoU, NYU Depth v2 RMSE. Which tokens its classifier reads"
     " and how it removes a group are unknown to us; its top-1 stands under every readout.",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -86,6 +86,7 @@ class Column:
         unit: printed behind the heading.
         signed: print a plus sign too (differences).
         optional: a terminal too narrow for the whole table leaves it out.
+        csv_only: for programs alone: what people read leaves it out.
     """
 
     key: str
@@ -96,6 +97,7 @@ class Column:
     unit: str = ""
     signed: bool = False
     optional: bool = False
+    csv_only: bool = False
 
     @property
     def title(self) -> str:
@@ -204,16 +206,30 @@ class Table:
         return [row for section in self.sections for row in section.rows]
 
     @property
+    def shown(self) -> list[Column]:
+        """The columns that people read."""
+        return [column for column in self.columns if not column.csv_only]
+
+    @property
     def footnotes(self) -> list[str]:
         """The notes, then what the marks in use mean."""
-        used = "".join(cell.marks + (MISSING if cell.is_missing else "") for row in self.rows for cell in row)
+        used = "".join(
+            cell.marks + (MISSING if cell.is_missing else "")
+            for row in self.rows
+            for cell, column in zip(row, self.columns, strict=True)
+            if not column.csv_only
+        )
         marks = [f"{mark} {text}" for mark, text in self.marks.items() if mark in used]
         return [*self.notes, *marks, *(text for mark, text in AUTO_NOTES.items() if mark in used)]
 
     def text_rows(self, section: Section, with_spread: bool = True) -> list[list[str]]:
         """The section's cells as people read them."""
         return [
-            [format_cell(cell, column, with_spread) for cell, column in zip(row, self.columns, strict=True)]
+            [
+                format_cell(cell, column, with_spread)
+                for cell, column in zip(row, self.columns, strict=True)
+                if not column.csv_only
+            ]
             for row in section.rows
         ]
 
@@ -246,13 +262,13 @@ class Table:
     def to_markdown(self) -> str:
         """A GitHub table under its title in bold, notes below."""
         lines = [f"**{_escape_markdown(self.title)}**", ""]
-        lines.append(_markdown_row([column.title for column in self.columns]))
-        rules = ["---:" if column.align is Align.right else ":---" for column in self.columns]
+        lines.append(_markdown_row([column.title for column in self.shown]))
+        rules = ["---:" if column.align is Align.right else ":---" for column in self.shown]
         lines.append("| " + " | ".join(rules) + " |")
         for section in self.sections:
             if section.title:
                 title = f"*{_escape_markdown(section.title)}*"
-                lines.append("| " + " | ".join([title, *[""] * (len(self.columns) - 1)]) + " |")
+                lines.append("| " + " | ".join([title, *[""] * (len(self.shown) - 1)]) + " |")
             lines += [_markdown_row(row) for row in self.text_rows(section)]
         for note in self.footnotes:
             lines += ["", _escape_markdown(note)]
@@ -263,22 +279,23 @@ class Table:
         return make_latex(
             name=self.name,
             title=self.title,
-            headings=[column.title for column in self.columns],
-            aligns=["r" if column.align is Align.right else "l" for column in self.columns],
+            headings=[column.title for column in self.shown],
+            aligns=["r" if column.align is Align.right else "l" for column in self.shown],
             sections=[(section.title, self.text_rows(section)) for section in self.sections],
             notes=self.footnotes,
         )
 
     def to_rich(self, with_spread: bool = True, with_optional: bool = True) -> RichTable:
         """The table for a terminal; headings and section titles may be broken into lines there, cells may not."""
-        keep = [i for i, column in enumerate(self.columns) if with_optional or not column.optional]
+        columns = self.shown
+        keep = [i for i, column in enumerate(columns) if with_optional or not column.optional]
         bodies = [self.text_rows(section, with_spread) for section in self.sections]
         table = RichTable(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
         for i in keep:
-            title = self.columns[i].title
+            title = columns[i].title
             cells = [len(row[i]) for rows in bodies for row in rows]
             width = max([*cells, *map(len, title.split()), math.ceil(len(title) / 3)])
-            table.add_column(Text(title), justify=self.columns[i].align.value, vertical="bottom", width=width)
+            table.add_column(Text(title), justify=columns[i].align.value, vertical="bottom", width=width)
         for section, rows in zip(self.sections, bodies, strict=True):
             if section.title:
                 table.add_row(Text(section.title, style="italic"))
@@ -308,6 +325,39 @@ class Table:
         for suffix, path in paths.items():
             path.write_text(texts[suffix], encoding="utf-8")
         return paths
+
+
+class Part(NamedTuple):
+    """What `join_tables` joins: a heading, what holds for every row of it (by key), and the table."""
+
+    heading: str
+    facts: Mapping[str, Value]
+    table: Table
+
+
+def join_tables(parts: Sequence[Part]) -> Table:
+    """Return tables of one kind as one table, named as the first: a section per part, its facts columns of the CSV.
+
+    A column that a part does not have is empty there; a note that not every part has says whose it is.
+    """
+    first = parts[0].table
+    columns = {column.key: column for part in parts for column in part.table.columns}
+    facts = {key: Column(key, key, csv_only=True) for part in parts for key in part.facts}
+    joined = Table(first.name, first.title, [*facts.values(), *columns.values()])
+    for part in parts:
+        joined.marks |= part.table.marks
+        places = {column.key: i for i, column in enumerate(part.table.columns)}
+        for section in part.table.sections:
+            is_first = section is part.table.sections[0]
+            titled = f"{part.heading}: {section.title}" if section.title else ""
+            joined.add_section(titled or (part.heading if is_first else ""))
+            for row in section.rows:
+                cells = [row[places[key]] if key in places else Cell() for key in columns]
+                joined.add_row(*(part.facts.get(key) for key in facts), *cells)
+    for note in dict.fromkeys(note for part in parts for note in part.table.notes):
+        holding = [part.heading for part in parts if note in part.table.notes]
+        joined.notes.append(note if len(holding) == len(parts) else f"{', '.join(holding)}: {note}")
+    return joined
 
 
 def _measure(table: RichTable) -> int:

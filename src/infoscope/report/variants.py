@@ -115,7 +115,7 @@ def is_empty(result: Result) -> bool:
 
 
 def at_edge(result: Result, task: str) -> bool:
-    """Whether the best learning rate lies at an edge of its grid, so that a better one may lie outside."""
+    """Whether the best learning rate (or L2 strength) lies at an edge of its grid: a better one may lie outside."""
     return bool(((result.get("lr") or {}).get(task) or {}).get("at_edge", False))
 
 

@@ -1,0 +1,288 @@
+"""Segmentation or depth on photographs: heads trained on random crops, evaluated by sliding windows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, Shaped, UInt8
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from infoscope.data.images import LabelledImages
+from infoscope.errors import InputError
+from infoscope.probes.config import CropConfig, ProbeConfig, Task
+from infoscope.probes.crops import (
+    FILL,
+    Windows,
+    choose_crop,
+    cut_image,
+    cut_truth,
+    cut_windows,
+    get_fill,
+    merge_windows,
+    read_photograph,
+    round_to_patches,
+)
+from infoscope.probes.dense_views import DenseViews, Part, Prediction, choose_images
+from infoscope.probes.editing import VariantEditor
+from infoscope.probes.heads import LinearMaps, compute_depth_m
+from infoscope.probes.inputs import ProbeInputs, Progress, split_held_out
+from infoscope.probes.pixels import AllPixels, PixelSample, compute_axis_weights
+from infoscope.probes.slices import BYTES, SlicedBatch, divide, encode_in_parts, narrow, select_maps
+
+WINDOWS_AT_A_TIME = 16
+"""That go through the backbone together."""
+
+
+class CropViews(DenseViews):
+    """One task on crops of the photographs, encoded as they come by the frozen backbone at the crops' size.
+
+    Tokens and logits of as many variants as fit into `config.memory_gb` are held at a time (of one variant and, for
+    segmentation, one crop at least); all variants share one encoding of a crop. On top come what does not grow with the
+    variants (the backbone's own activations, the weights of chosen pixels), and the heads with AdamW's two moments.
+
+    Args:
+        train_rows, test_rows: rows of the token caches, which say which images take part.
+
+    Raises:
+        InputError: if the backbone is not given, or cannot take images of this size.
+    """
+
+    def __init__(
+        self,
+        inputs: ProbeInputs,
+        config: ProbeConfig,
+        task: Task,
+        train_rows: Int[np.ndarray, " n_train"],
+        test_rows: Int[np.ndarray, " n_test"],
+        progress: Progress | None = None,
+    ) -> None:
+        crops = config.crops(task)
+        assert crops is not None
+        assert crops.crop_px is not None
+        if inputs.backbone is None or inputs.backbone_at is None:
+            raise InputError(f"{task.name} on crops needs the backbone, to encode them: give it, or whole images.")
+        super().__init__([task], crops.n_steps or config.dense_steps)
+        self.task, self.inputs, self.config, self.crops, self.progress = task, inputs, config, crops, progress
+        self.backbone = inputs.backbone_at(round_to_patches(crops.crop_px, inputs.backbone.patch_px))
+        self.memory_bytes = config.memory_gb * 1e9
+        share = config.held_out_share
+        if crops.n_held_out is not None:
+            share = min(share, crops.n_held_out / len(train_rows))
+        fit, held_out = split_held_out(train_rows, share, config.seed)
+        fill, size = get_fill(self.backbone.mean), self.backbone.image_px
+        train, test = inputs.train, inputs.test
+        self.steps = CropSteps(train.images, train.tokens.image_index[fit], task, crops, config, size, fill)
+        self.parts = {
+            Part.held_out: WindowedImages(train.images, train.tokens.image_index[held_out], task, crops, size, fill),
+            Part.test: WindowedImages(test.images, test.tokens.image_index[test_rows], task, crops, size, fill),
+        }
+
+    def iterate_tokens(self, editor: VariantEditor) -> Iterator[tuple[slice, Float[Tensor, "n_variants n d"]]]:
+        n_steps = min(-(-self.crops.n_norm_crops // self.steps.batch_images), self.n_steps)
+        for read in read_ahead(self.steps, n_steps, self.inputs.n_workers):
+            batch = self._make_batch(read, editor)
+            for variants, tokens in batch.iterate_tokens(batch.token_bytes):
+                yield variants, tokens.flatten(1, 2)
+
+    def make_batches(self, editor: VariantEditor) -> CropBatches:
+        return CropBatches(self, editor)
+
+    def _make_batch(self, read: CropStep, editor: VariantEditor) -> SlicedBatch:
+        patches, device = self.encode(read.images), self.inputs.device
+        truth = read.truth.to(device)
+        pixels: AllPixels | PixelSample = AllPixels(*read.images.shape[-2:])
+        if read.pixels is not None:
+            along = torch.from_numpy(compute_axis_weights(self.backbone.image_px, self.backbone.grid)).to(device)
+            rows, columns = read.pixels.to(device).unbind(-1)
+            pixels = PixelSample(torch.einsum("bpi,bpj->bpij", along[rows], along[columns]).flatten(2))
+        is_labels = self.task is Task.segmentation
+        return SlicedBatch(
+            patches,
+            encode_in_parts(self.inputs.sae, patches.flatten(0, 1), self.memory_bytes),
+            editor,
+            pixels,
+            truth if is_labels else None,
+            None if is_labels else truth,
+            self.memory_bytes,
+        )
+
+    @torch.no_grad()
+    def encode(self, images: UInt8[Tensor, "batch 3 crop_px crop_px"]) -> Float[Tensor, "batch n_patches d"]:
+        """Return the raw patch tokens of crops or windows."""
+        parts = [
+            self.backbone.tokens(images[start : start + WINDOWS_AT_A_TIME], self.inputs.layer).patches
+            for start in range(0, len(images), WINDOWS_AT_A_TIME)
+        ]
+        return torch.cat(parts).to(self.inputs.device)
+
+    @torch.no_grad()
+    def predict(self, part: Part, editor: VariantEditor, heads: dict[Task, list[LinearMaps]]) -> Iterator[Prediction]:
+        images = self.parts[part]
+        for done, (windows, truth) in enumerate(read_ahead(images, len(images), self.inputs.n_workers), 1):
+            seen = torch.from_numpy(truth).to(self.inputs.device)
+            for number, values in enumerate(self._predict_image(windows, truth.shape, editor, heads[self.task])):
+                yield Prediction(self.task, number, values, seen)
+            if self.progress:
+                self.progress(f"evaluation of {self.task.name} by windows", done, len(images))
+
+    def _predict_image(
+        self, windows: Windows, size: tuple[int, ...], editor: VariantEditor, heads: list[LinearMaps]
+    ) -> Shaped[Tensor, "n_heads n_variants height width"]:
+        """Return what each list entry's heads make of one photograph, at the size of its truth."""
+        patches = self.encode(torch.from_numpy(windows.images))
+        acts = encode_in_parts(self.inputs.sae, patches.flatten(0, 1), self.memory_bytes)
+        is_labels, window_px = self.task is Task.segmentation, self.backbone.image_px
+        n_outputs = heads[0].bias.shape[1]
+        n_pixels = max(windows.height_px, window_px) * max(windows.width_px, window_px) + size[0] * size[1]
+        n_values = 2 * patches.numel() + 2 * n_outputs * patches.shape[0] * patches.shape[1]
+        n_values += (n_outputs if is_labels else 1) * (n_pixels + 2 * window_px**2)
+        dtype = torch.uint8 if is_labels else torch.float32
+        found = torch.empty(len(heads), len(editor), *size, dtype=dtype, device=patches.device)
+        for variants in divide(len(editor), BYTES * n_values, self.memory_bytes):
+            tokens = narrow(editor, variants).edit(patches.flatten(0, 1), acts)
+            for number, maps in enumerate(heads):
+                grids = select_maps(maps, variants)(tokens).unflatten(1, patches.shape[:2])
+                if not is_labels:
+                    grids = compute_depth_m(grids, self.config.max_depth_m)[..., None]
+                merged = merge_windows(grids, windows, *size)
+                # max, not argmax: the same indices, six times faster over a strided axis on a CPU.
+                found[number, variants] = merged.max(1).indices.to(dtype) if is_labels else merged[:, 0]
+        return found
+
+
+class CropBatches:
+    """The training batches of crops, encoded as they come; the images are read ahead by worker processes."""
+
+    def __init__(self, views: CropViews, editor: VariantEditor) -> None:
+        self.views, self.editor = views, editor
+
+    def __len__(self) -> int:
+        return self.views.n_steps
+
+    def __iter__(self) -> Iterator[SlicedBatch]:
+        views = self.views
+        for done, read in enumerate(read_ahead(views.steps, len(self), views.inputs.n_workers), 1):
+            yield views._make_batch(read, self.editor)
+            if views.progress:
+                views.progress(f"{views.task.name} on crops", done, len(self))
+
+
+class CropStep(NamedTuple):
+    """The crops of a training step. pixels: (row, column) of those whose truth is given; None: all, row by row."""
+
+    images: UInt8[Tensor, "batch 3 crop_px crop_px"]
+    truth: Shaped[Tensor, "batch n_pixels"]
+    pixels: Int[Tensor, "batch n_pixels 2"] | None
+
+
+class CropSteps(Dataset):
+    """Training steps as items: what a step sees is a function of (seed, step).
+
+    Args:
+        index: positions in the image set of those to train on.
+        crop_px: side of a crop.
+        fill: RGB of padding.
+    """
+
+    def __init__(
+        self,
+        images: LabelledImages,
+        index: Int[np.ndarray, " n"],
+        task: Task,
+        crops: CropConfig,
+        config: ProbeConfig,
+        crop_px: int,
+        fill: UInt8[np.ndarray, " 3"],
+    ) -> None:
+        self.images, self.index, self.task, self.crops, self.crop_px, self.fill = (
+            images,
+            index,
+            task,
+            crops,
+            crop_px,
+            fill,
+        )
+        self.seed, self.n_pixels = config.seed, config.n_pixels_per_image
+        self.batch_images = min(config.dense_batch_images, len(index))
+
+    def __getitem__(self, step: int) -> CropStep:
+        images, truths, pixels, side = [], [], [], self.crop_px
+        for place, i in enumerate(choose_images(self.seed, step, len(self.index), self.batch_images)):
+            rng = np.random.default_rng([self.seed, 14, step, place])
+            photograph = read_photograph(self.images, int(self.index[i]), self.task)
+            image, truth = photograph.cut(self.images.training_region)
+            crop = choose_crop(rng, *truth.shape, self.crops, side)
+            images.append(cut_image(image, crop, side, self.fill))
+            truth = cut_truth(truth, crop, side, FILL[self.task]).ravel()
+            if self.n_pixels is not None:
+                chosen = rng.integers(side * side, size=self.n_pixels)
+                truth = truth[chosen]
+                pixels.append(np.stack(np.divmod(chosen, side), axis=1))
+            truths.append(truth)
+        stacked = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
+        chosen = torch.from_numpy(np.stack(pixels)) if pixels else None
+        return CropStep(stacked, torch.from_numpy(np.stack(truths)), chosen)
+
+
+class WindowedImages(Dataset):
+    """Photographs in windows as items, with their truth as it is stored. Args: as `CropSteps`."""
+
+    def __init__(
+        self,
+        images: LabelledImages,
+        index: Int[np.ndarray, " n"],
+        task: Task,
+        crops: CropConfig,
+        window_px: int,
+        fill: UInt8[np.ndarray, " 3"],
+    ) -> None:
+        self.images, self.index, self.task, self.crops = images, index, task, crops
+        self.window_px, self.fill = window_px, fill
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, i: int) -> tuple[Windows, Shaped[np.ndarray, "height width"]]:
+        image, truth = read_photograph(self.images, int(self.index[i]), self.task)
+        return cut_windows(image, self.crops, self.window_px, self.fill), truth
+
+
+def read_ahead(items: Dataset, n_items: int, n_workers: int) -> Iterator[Any]:
+    """Yield the first items in order, read by worker processes (0: by this one).
+
+    Raises:
+        InputError: the one that reading an item raised, whole, wherever it was read.
+    """
+    loader = DataLoader(
+        _Attempts(items.__getitem__),  # pyright: ignore[reportArgumentType] # indexed by the sampler alone
+        batch_size=None,
+        sampler=range(n_items),
+        num_workers=min(n_workers, n_items),
+        collate_fn=_identity,
+        generator=torch.Generator(),  # else each pass would draw from the global one
+    )
+    for item in loader:
+        if isinstance(item, InputError):
+            raise item
+        yield item
+
+
+class _Attempts(Dataset):
+    """Items, or the error that reading one raised, as a value: so it comes whole out of a worker process."""
+
+    def __init__(self, read: Callable[[int], Any]) -> None:
+        self.read = read
+
+    def __getitem__(self, number: int) -> Any:
+        try:
+            return self.read(number)
+        except InputError as error:
+            return error
+
+
+def _identity(item: Any) -> Any:
+    return item

@@ -1,0 +1,183 @@
+"""Multinomial logistic regression on cached vectors by L-BFGS, its L2 strength searched for on images held out.
+
+Source: the linear probes of CLIP (Radford et al. 2021, arXiv 2103.00020, appendix A.3): L-BFGS, at most 1,000
+iterations; the strength by a "parametric binary search" that starts with seven strengths from 1e-6 to 1e6 and halves
+the interval around the peak until there are 8 steps per decade; the chosen one is fitted again to all training images.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from infoscope.probes.config import ProbeConfig
+from infoscope.probes.heads import LinearMaps, Standardisation
+from infoscope.probes.rates import choose_rates
+from infoscope.probes.vectors import iterate_blocks, measure_top1
+
+TOLERANCE = 1e-5
+"""Converged: the largest entry of the gradient is below this share of what it is at weights 0 (ours)."""
+HISTORY = 10
+"""Steps that the curvature is read from, as scipy's and scikit-learn's L-BFGS."""
+
+
+class Solution(NamedTuple):
+    """weight, bias: of the vectors as they are standardised. converged: within the iterations that were allowed."""
+
+    weight: Float[Tensor, "d n_classes"]
+    bias: Float[Tensor, " n_classes"]
+    converged: bool
+
+
+class LogisticRegression:
+    """The cross-entropy of some images, in blocks, so that memory does not grow with their number.
+
+    Args:
+        vectors: of all images of one variant.
+        rows, labels: which of the images, and their classes.
+        standardisation: of the vectors (of one variant); None: read them as they are.
+    """
+
+    def __init__(
+        self,
+        vectors: Float[Tensor, "n d"],
+        rows: Int[Tensor, " n_some"],
+        labels: Int[Tensor, " n_some"],
+        n_classes: int,
+        standardisation: Standardisation | None = None,
+    ) -> None:
+        self.vectors, self.rows, self.labels, self.n_classes = vectors, rows, labels, n_classes
+        self.standardisation = standardisation
+
+    def start(self) -> Solution:
+        """Return weights and biases of 0."""
+        new = {"device": self.vectors.device, "dtype": self.vectors.dtype}
+        d = self.vectors.shape[1]
+        return Solution(torch.zeros(d, self.n_classes, **new), torch.zeros(self.n_classes, **new), True)
+
+    @torch.no_grad()
+    def evaluate(
+        self, weight: Float[Tensor, "d n_classes"], bias: Float[Tensor, " n_classes"]
+    ) -> tuple[float, Float[Tensor, "d n_classes"], Float[Tensor, " n_classes"]]:
+        """Return the mean cross-entropy (summed in float64) and its gradient by weight and bias."""
+        loss, of_weight, of_bias = 0.0, torch.zeros_like(weight), torch.zeros_like(bias)
+        for block in iterate_blocks(len(self.rows), 8 * sum(weight.shape)):
+            x, labels = self.vectors.index_select(0, self.rows[block]), self.labels[block, None]
+            if self.standardisation is not None:
+                x = (x - self.standardisation.mean) / self.standardisation.std
+            log_share = F.log_softmax(torch.addmm(bias, x, weight), dim=1)
+            loss -= log_share.gather(1, labels).sum(dtype=torch.float64).item()
+            of_logits = log_share.exp_()
+            of_logits.scatter_add_(1, labels, torch.full_like(of_logits[:, :1], -1.0))
+            of_weight.addmm_(x.T, of_logits)
+            of_bias += of_logits.sum(0)
+        n = len(self.rows)
+        return loss / n, of_weight / n, of_bias / n
+
+    def solve(self, strength: float, max_iterations: int, start: Solution | None = None) -> Solution:
+        """Return the minimum of sum of cross-entropies + strength / 2 * |W|^2 (the bias is not penalised).
+
+        What is minimised is that divided by the number of images.
+
+        Args:
+            start: where to begin, such as the solution for a strength nearby; None: at 0.
+        """
+        at_zero = self.start()
+        _, *gradient = self.evaluate(at_zero.weight, at_zero.bias)
+        largest = max(part.abs().max().item() for part in gradient)
+        weight, bias = (part.clone() for part in (start or at_zero)[:2])
+        penalty = strength / len(self.rows)
+
+        def closure() -> float:
+            loss, of_weight, of_bias = self.evaluate(weight, bias)
+            weight.grad, bias.grad = of_weight.add_(weight, alpha=penalty), of_bias
+            return loss + penalty / 2 * weight.square().sum(dtype=torch.float64).item()
+
+        optimizer = torch.optim.LBFGS(
+            [weight, bias],
+            max_iter=max_iterations,
+            max_eval=20 * max_iterations,
+            tolerance_grad=TOLERANCE * largest,
+            tolerance_change=1e-10,
+            history_size=HISTORY,
+            line_search_fn="strong_wolfe",
+        )
+        optimizer.step(closure)  # pyright: ignore[reportArgumentType] # a float serves, and keeps 64 bits
+        n_iterations = optimizer.state[weight]["n_iter"]
+        return Solution(weight, bias, n_iterations < max_iterations)
+
+    def fold(self, solution: Solution) -> LinearMaps:
+        """Return a solution as a map of raw vectors, for one variant."""
+        weight, bias = solution.weight, solution.bias
+        if self.standardisation is not None:
+            weight = weight / self.standardisation.std[:, None]
+            bias = bias - self.standardisation.mean @ weight
+        return LinearMaps(weight[None], bias[None])
+
+
+def search_strength(
+    task: str,
+    vectors: Float[Tensor, "n d"],
+    labels: Int[Tensor, " n"],
+    fit: Int[Tensor, " n_fit"],
+    held_out: Int[Tensor, " n_held_out"],
+    n_classes: int,
+    standardisation: Standardisation | None,
+    config: ProbeConfig,
+    on_solved: Callable[[], None] = lambda: None,
+) -> tuple[LinearMaps, dict[str, Any]]:
+    """Return the head of one variant, fitted to all images at the strength that is best on held-out ones, and a record.
+
+    Solutions begin at the one of the nearest strength that is solved already, the largest strength first.
+
+    Args:
+        task: its name in the record's errors.
+        fit, held_out: rows of `vectors`; together all of them.
+        on_solved: called after every regression.
+
+    Returns:
+        The record is that of `choose_rates`, strengths in place of rates, and {"unconverged": strengths for which the
+        iterations did not suffice, "refit_converged": bool}.
+    """
+    problem = LogisticRegression(vectors, fit, labels[fit], n_classes, standardisation)
+    solved: dict[float, Solution] = {}
+    top1: dict[float, Tensor] = {}
+
+    def solve(of: LogisticRegression, strength: float) -> Solution:
+        near = min(solved, key=lambda other: abs(math.log(other / strength)), default=None)
+        solution = of.solve(strength, config.lbfgs_max_iterations, solved[near] if near is not None else None)
+        on_solved()
+        return solution
+
+    def add(strengths: Sequence[float]) -> tuple[int, list[float], dict[str, Any]]:
+        """Solve some strengths; return the place of the best among all, all of them, and the record."""
+        for strength in sorted(strengths, reverse=True):
+            solved[strength] = solve(problem, strength)
+            maps = problem.fold(solved[strength])
+            top1[strength] = measure_top1(maps, vectors[None], held_out, labels[held_out], n_classes)
+        ordered = sorted(solved)
+        (best,), (record,) = choose_rates(task, ordered, torch.cat([top1[s] for s in ordered], dim=1), True)
+        return int(best), ordered, record
+
+    best, strengths, record = add(config.classification_l2)
+    for _ in range(config.classification_l2_halvings):
+        around = strengths[max(0, best - 1) : best + 2]
+        best, strengths, record = add([math.sqrt(low * high) for low, high in pairwise(around)])
+    everything = LogisticRegression(
+        vectors, torch.arange(len(vectors), device=vectors.device), labels, n_classes, standardisation
+    )
+    final = solve(everything, strengths[best])
+    unconverged = [f"{strength:g}" for strength in strengths if not solved[strength].converged]
+    return everything.fold(final), {**record, "unconverged": unconverged, "refit_converged": final.converged}
+
+
+def count_regressions(config: ProbeConfig) -> int:
+    """Return how many regressions one head takes at most."""
+    return len(config.classification_l2) + 2 * config.classification_l2_halvings + 1

@@ -1,0 +1,109 @@
+"""Tokens in the chain: an interrupted encoding goes on where it was, and tokens that are never stored change no result."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from infoscope import stages as stages_module
+from infoscope.config import compose
+from infoscope.pipeline import Pipeline
+from infoscope.predictions.results import PredictionResult
+from infoscope.probes.results import load_results
+from infoscope.scope.confounds import ConfoundResult
+from infoscope.scope.group_activation import GroupActivation
+from infoscope.scope.ranking import Ranking
+from infoscope.scope.scores import Scores
+from infoscope.vision import extract
+from pipeline_samples import Recorder, make_tiny_config
+
+N_PHOTOGRAPHS, BROKEN = 29, 3
+
+
+@pytest.fixture
+def photographs(tmp_path: Path) -> Path:
+    folder = tmp_path / "photographs"
+    folder.mkdir()
+    for i in range(N_PHOTOGRAPHS):
+        pixels = np.random.default_rng(i).integers(256, size=(40, 50, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i:02}.png")
+    (folder / f"{BROKEN:02}.png").write_bytes(b"no picture")
+    return folder
+
+
+def make_pipeline(photographs: Path, output_dir: Path, *overrides: str) -> Pipeline:
+    own = [f"data.root={photographs}", "data.on_error=skip", "data.test_share=0", f"output_dir={output_dir}"]
+    fixed = ["data=image_folder", "logger=none", "trainer.device=cpu", "trainer.progress=false"]
+    return Pipeline(compose([*fixed, *own, *overrides]), Recorder())
+
+
+@pytest.mark.parametrize("store_tokens", ["true", "false"])
+def test_an_interrupted_encoding_goes_on_where_it_was(
+    photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store_tokens: str
+) -> None:
+    monkeypatch.setattr(stages_module, "TOKEN_BATCH_IMAGES", 4)
+    monkeypatch.setattr(extract, "SHARD_BYTES", 1)  # every batch is a shard
+    override = f"data.store_tokens={store_tokens}"
+    whole = make_pipeline(photographs, tmp_path / "whole", override).tokens("train")
+    cut = make_pipeline(photographs, tmp_path / "cut", override)
+    encode = cut.backbone.tokens
+
+    def give_up(images, layer):
+        if cut.backbone.n_images_encoded >= 15:
+            raise KeyboardInterrupt
+        return encode(images, layer)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cut.backbone, "tokens", give_up)
+        with pytest.raises(KeyboardInterrupt):
+            cut.tokens("train")
+    assert cut.store.find(cut.tokens_spec("train")) is None
+
+    again = make_pipeline(photographs, tmp_path / "cut", override)
+    resumed = again.tokens("train")
+    assert again.backbone.n_images_encoded == N_PHOTOGRAPHS - 16  # 4 batches were finished, of which one image is broken
+    assert resumed.manifest["files"] == {
+        name: entry if name != "config.yaml" else resumed.manifest["files"][name]  # it names the output folder
+        for name, entry in whole.manifest["files"].items()
+    }
+    assert list(resumed.read_json("skipped.json")) == [f"{BROKEN:02}.png"]
+    assert isinstance(again.display, Recorder)
+    assert "1 of 29 train images were skipped: 03.png" in again.display.text
+
+
+def test_tokens_that_are_never_stored_change_no_result(tmp_path: Path) -> None:
+    """From the SAE to probes and predictions; only rounding may differ, since batches do."""
+
+    def make(name: str, *overrides: str) -> Pipeline:
+        options = ["model=scenes_clip", "probe.n_draws=0", "sae.n_tokens=8000", *overrides]
+        return Pipeline(make_tiny_config(tmp_path / name, *options), Recorder())
+
+    stored, live = make("stored"), make("live", "data.store_tokens=false")
+    for pipeline in (stored, live):
+        pipeline.probe(0)
+        pipeline.predict(0)
+    files = {path.name for path in (tmp_path / "live" / "artifacts" / "tokens").rglob("*.npy")}
+    assert files == {"norms.npy", "mean.npy", "image_index.npy"}
+
+    figures = [pipeline.train_sae(0).read_json("metrics.json") for pipeline in (stored, live)]
+    assert figures[1] == pytest.approx(figures[0], rel=1e-3)
+    rankings = [Ranking.load(pipeline.rank(0).folder) for pipeline in (stored, live)]
+    assert np.mean(rankings[0].top_images == rankings[1].top_images) > 0.98
+    assert rankings[1].mean_act == pytest.approx(rankings[0].mean_act, rel=0.02, abs=1e-3)
+    scores = [Scores.load(pipeline.score(0).folder).cds(2).values for pipeline in (stored, live)]
+    assert np.nanmedian(np.abs(scores[0] - scores[1])) < 1e-3
+    activations = [GroupActivation.load(pipeline.group_activation(0).folder) for pipeline in (stored, live)]
+    assert activations[1].all_on_normal == pytest.approx(activations[0].all_on_normal, rel=0.01)
+    confounds = [ConfoundResult.load(pipeline.confounds(0).folder).properties for pipeline in (stored, live)]
+    assert confounds[1].firing_rate == pytest.approx(confounds[0].firing_rate, abs=0.01)
+    probed = []
+    for pipeline in (stored, live):
+        original, *_ = found = pipeline.probe(0)
+        probed.append(load_results([one.folder for one in found[original]], original).metrics)
+    for task, metrics in probed[0].items():
+        assert probed[1][task] == pytest.approx(metrics, rel=0.02, abs=0.02), task
+    predictions = [PredictionResult.load(pipeline.predict(0).folder).metrics(0) for pipeline in (stored, live)]
+    assert predictions[1] == pytest.approx(predictions[0], rel=1e-3, abs=1e-3)
