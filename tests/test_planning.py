@@ -249,6 +249,23 @@ def test_the_work_of_probes_is_what_a_run_reports(
     assert (work["train_image"], work["test_image"]) == (N_TRAIN, 12)
 
 
+@pytest.mark.usefixtures("quick")
+def test_tokens_that_are_not_stored_are_counted_as_often_as_they_are_encoded(tmp_path: Path) -> None:
+    live = ("data.store_tokens=false", "stage=rank", "sae.n_tokens=16000", "sae.tokens_per_image=32")
+    made = plan_of(tmp_path, *live)
+    n_trained = 16_000 // 32
+    assert [find(made, what).forwards for what in ("tokens, train", "train_sae", "rank")] == [N_TRAIN, n_trained, N_TRAIN]
+    assert find(made, "rank").seconds == N_TRAIN / Quick.ranked + N_TRAIN / Quick.images
+    stored = plan_of(tmp_path, "stage=rank", "sae.n_tokens=16000")
+    assert find(stored, "tokens, train").disk_bytes > 10 * find(made, "tokens, train").disk_bytes > 0
+    assert find(stored, "train_sae").forwards == find(stored, "rank").forwards == 0
+    pipeline = Pipeline(make_tiny_config(tmp_path, *live), Recorder())
+    pipeline.rank(0)
+    n_held_out = N_TRAIN // 10
+    whole_passes = -(-n_trained // (N_TRAIN - n_held_out)) * (N_TRAIN - n_held_out)  # one pool holds all images here
+    assert pipeline.backbone.n_images_encoded == 2 * N_TRAIN + whole_passes + n_held_out
+
+
 def test_tasks_that_are_left_out_are_no_work(tmp_path: Path) -> None:
     config = make_tiny_config(tmp_path).probe
     config.tasks = [Task.depth]

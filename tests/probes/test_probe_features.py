@@ -82,7 +82,8 @@ def test_features_are_what_editing_gives(tmp_path: Path, edits_prefix: bool, sae
     inputs = dataclasses.replace(make_inputs(20, 6), edits_prefix=edits_prefix)
     inputs = dataclasses.replace(inputs, sae=sae or inputs.sae)
     readouts = [Readout.cls_final, Readout.patch_mean] + [Readout.cls_layer] * edits_prefix
-    config = make_config(readouts=readouts, feature_batch_images=2, variants_per_chunk=2)
+    memory_gb = 3.5 * 12 * 4 * 2 * 17 * 16 / 1e9  # tokens of three variants at a time
+    config = make_config(readouts=readouts, feature_batch_images=2, memory_gb=memory_gb)
     features = write_all(inputs, config, tmp_path)
     editor = VariantEditor(inputs.sae, list(VARIANTS.values()))
     for split, data in (("train", inputs.train), ("test", inputs.test)):

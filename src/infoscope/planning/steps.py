@@ -10,9 +10,10 @@ A further analysis is one function from what is known to its steps, named in `AN
 from __future__ import annotations
 
 import copy
+import math
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -168,6 +169,13 @@ class _Known:
             return n_pairs / self.rates.sinkhorn
         return n_pairs / (self.rates.distances * count_workers(n_pairs, self.config.scope.n_workers))
 
+    def read_tokens(self, step: Step, n_images: int) -> Step:
+        """Return a step with what it costs to read the tokens of some images: a forward of each if none are stored."""
+        if self.config.data.store_tokens or not step.n_built:
+            return step
+        seconds = step.seconds + n_images / self.rates.images
+        return replace(step, forwards=step.forwards + n_images, seconds=seconds)
+
     def crop_s(self, n_images: int, n_saes: int = 1) -> float:
         """Seconds for encoding both crops of some images and keeping the maps of some SAEs."""
         return n_images * (self.rates.cropped_s + (n_saes - 1) * self.rates.cropped_sae_s)
@@ -207,9 +215,12 @@ def _plan_tokens(known: _Known, split: str) -> Step:
     n, name = stages.n_images(split), f"tokens, {split}"
     if known.exists(stages.tokens_spec(split)):
         return Step(name, 0, 1)
-    n_bytes = compute_cache_bytes(stages.backbone, n, known.config.data.cache_dtype)
-    batch = n_bytes // n * TOKEN_BATCH_IMAGES
-    return Step(name, 1, 0, forwards=n, seconds=n / known.rates.images, disk_bytes=n_bytes, memory_bytes=batch)
+    data, backbone = known.config.data, stages.backbone
+    n_bytes = compute_cache_bytes(backbone, n, data.cache_dtype)
+    batch, seconds = n_bytes // n * TOKEN_BATCH_IMAGES, n / known.rates.images
+    if not data.store_tokens:
+        n_bytes = n * backbone.grid**2 * 4  # the norms
+    return Step(name, 1, 0, forwards=n, seconds=seconds, disk_bytes=n_bytes, memory_bytes=batch)
 
 
 def _plan_seed(known: _Known, seed: int) -> Iterator[Step]:
@@ -226,8 +237,13 @@ def _plan_sae(known: _Known, seed: int) -> Step:
         return Step(f"train_sae, seed {seed}", 0, 1)
     n_bytes = 4 * (2 * d_in * known.d_sae + known.d_sae + 2 * d_in)
     held = 4 * n_bytes + 4 * sae.batch_tokens * (known.d_sae + 4 * d_in)  # weights, gradients, two moments; one batch
-    seconds = sae.n_steps * sae.batch_tokens / known.rates.tokens
-    return Step(f"train_sae, seed {seed}", 1, 0, seconds=seconds, disk_bytes=n_bytes, memory_bytes=held)
+    n_tokens, per_image = sae.n_steps * sae.batch_tokens, known.stages.backbone.grid**2
+    per_image = min(sae.tokens_per_image or per_image, per_image)
+    if not known.config.data.store_tokens:
+        held += 2 * 4 * min(sae.pool_images, known.stages.n_images("train")) * per_image * d_in
+    seconds = n_tokens / known.rates.tokens
+    step = Step(f"train_sae, seed {seed}", 1, 0, seconds=seconds, disk_bytes=n_bytes, memory_bytes=held)
+    return known.read_tokens(step, math.ceil(n_tokens / per_image))
 
 
 def _plan_rank(known: _Known, seed: int) -> Step:
@@ -235,8 +251,10 @@ def _plan_rank(known: _Known, seed: int) -> Step:
         return Step(f"rank, seed {seed}", 0, 1)
     n_bytes = known.d_sae * known.config.scope.n_ranks * 12
     held = 2 * n_bytes + 4 * TOKEN_BATCH_IMAGES * known.stages.backbone.grid**2 * known.d_sae
-    seconds = known.stages.n_images("train") / known.rates.ranked
-    return Step(f"rank, seed {seed}", 1, 0, seconds=seconds, disk_bytes=n_bytes, memory_bytes=held)
+    n_images = known.stages.n_images("train")
+    seconds = n_images / known.rates.ranked
+    step = Step(f"rank, seed {seed}", 1, 0, seconds=seconds, disk_bytes=n_bytes, memory_bytes=held)
+    return known.read_tokens(step, n_images)
 
 
 def _plan_score(known: _Known, seed: int) -> Step:
@@ -324,7 +342,7 @@ def plan_variants(known: _Known, what: str, n_built: int, n_reused: int, has_fea
         if Readout.patch_mean in config.readouts:
             disk_bytes += int(n_read * (4 * d_in + 8 * known.rates.mean_entries))
     resumes = Readout.cls_final in config.cls_readouts
-    return Step(
+    step = Step(
         what,
         n_built,
         n_reused,
@@ -333,6 +351,7 @@ def plan_variants(known: _Known, what: str, n_built: int, n_reused: int, has_fea
         disk_bytes=disk_bytes,
         memory_bytes=classifies * min(n_built, n_classified) * vectors_bytes,
     )
+    return known.read_tokens(step, int(work["train_image"] + work["test_image"]))
 
 
 # -- the analyses ------------------------------------------------------------------------------------------------
@@ -352,7 +371,7 @@ def _plan_report(known: _Known) -> list[Step]:
         n_found = sum(known.find(name, seed) is not None for seed in config.seeds)
         n_built = len(config.seeds) - n_found
         seconds = n_built * n * getattr(known.rates, f"{name}_s") if n_built else 0.0
-        steps.append(Step(what, n_built, n_found, seconds=seconds))
+        steps.append(known.read_tokens(Step(what, n_built, n_found, seconds=seconds), n_built * n))
     return steps
 
 
@@ -386,7 +405,8 @@ def _plan_predictions(known: _Known, seed: int) -> Step:
     n_bytes = n_images * len(variants) * 18
     bound = not is_known or n_trials > 0
     seconds = resumed * known.rates.resumed_s
-    return Step(name, 1, 0, resumed=resumed, seconds=seconds, disk_bytes=n_bytes, is_bound=bound)
+    step = Step(name, 1, 0, resumed=resumed, seconds=seconds, disk_bytes=n_bytes, is_bound=bound)
+    return known.read_tokens(step, n_images)
 
 
 def _is_explained(variant: Variant) -> bool:

@@ -31,8 +31,8 @@ def count_variants_at_a_time(config: ProbeConfig, n_images: int, d_in: int) -> t
     `probe.memory_gb` bounds the vectors of both splits and all readouts, float32; a variant takes 4 bytes x images x
     d_in x readouts. A ViT-B/16 (d_in 768) on ImageNet (1,331,167 images of both splits) takes 4.1 GB per readout, 8.2
     GB for two: one variant at a time with the default of 4 GB, eight with 66. Beside them lie heads, gradients and
-    momenta, 3 x 4 bytes x d_in x classes x rates for each variant and readout (0.12 GB for 13 rates), and blocks of
-    some hundred MB.
+    momenta, 3 x 4 bytes x d_in x classes x rates for each variant and readout (0.12 GB for 13 rates), the logits of a
+    batch a few times (0.05 GB each for 1024 images and 13 rates), and blocks of some hundred MB.
 
     Args:
         n_images: of both splits.

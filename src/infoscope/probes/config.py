@@ -255,7 +255,7 @@ class SelectConfig:
             )
 
 
-# What `ProbeConfig.determining` leaves out where a task or a solver is not used; a field in none of these counts.
+# What `ProbeConfig.determining` leaves out where a task or a solver is not used; all others always count.
 _CLASSIFICATION = (
     "readouts",
     "target",

@@ -30,6 +30,8 @@ PASSES = {"train": "editing training images", "test": "editing test images"}
 
 _READ_IMAGES = 64
 """Images read at a time; they are edited in smaller batches."""
+_COPIES = 12
+"""Tokens are held so many times over while a transformer block works on them: its MLP alone makes eight."""
 
 
 class EditedTokens(NamedTuple):
@@ -215,17 +217,26 @@ class _VectorsWriter:
         folders: Mapping[str, Path],
         split: str,
     ) -> None:
-        self.config, self.files, keys = config, {}, list(variants)
-        for key in keys:
+        self.config, self.sae, self.variants, self.files = config, sae, variants, {}
+        self.editors: list[tuple[list[str], VariantEditor]] = []
+        for key in variants:
             for readout in config.cls_readouts:
                 path = folders[key] / f"{split}-{readout.name}.npy"
                 self.files[key, readout] = RowWriter(path, (sae.d_in,), config.feature_dtype)
-        size = config.variants_per_chunk
-        chunks = [keys[start : start + size] for start in range(0, len(keys), size)]
-        self.editors = [(chunk, VariantEditor(sae, [variants[key] for key in chunk])) for chunk in chunks]
+
+    def _make_editors(self, batch: EncodedBatch) -> None:
+        """Cut the variants into slices whose tokens, with what a block makes of them, fit into `probe.memory_gb`."""
+        variant_bytes = _COPIES * 4 * sum(part.numel() for part in batch.tokens)
+        size = max(1, min(self.config.variants_per_chunk, int(self.config.memory_gb * 1e9 // variant_bytes)))
+        keys = list(self.variants)
+        for start in range(0, len(keys), size):
+            chunk = keys[start : start + size]
+            self.editors.append((chunk, VariantEditor(self.sae, [self.variants[key] for key in chunk])))
 
     def write(self, batch: EncodedBatch) -> None:
         """Append the vectors of some images."""
+        if not self.editors:
+            self._make_editors(batch)
         for keys, editor in self.editors:
             edited = batch.edit(editor)
             for readout in self.config.cls_readouts:
