@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from infoscope.config import compose
-from infoscope.errors import InputError
+from infoscope.experiments import run_command
 from infoscope.pipeline import Pipeline
 from infoscope.progress import Display
 from infoscope.report.tables import Align, Column, Table
@@ -81,32 +81,31 @@ def measure(overrides: list[str]) -> tuple[dict[str, float], Path]:
     return found, Path(config.output_dir)
 
 
+def run(arguments: list[str]) -> list[str]:
+    """Run everything, print and write the tables; a setting that fails stops it, so nothing is left to report."""
+    columns = [Column("setting", "setting", Align.left), *COLUMNS.values()]
+    first = Table("sae_settings", f"Chosen on {CHOOSE_ON}; correlations at equal firing frequency", columns)
+    found = {}
+    for setting in SETTINGS:
+        found[setting], output_dir = measure([*setting.split(), CHOOSE_ON, *arguments])
+        first.add_row(setting, *found[setting].values())
+    fit = {setting: row["score"] for setting, row in found.items() if row["fvu"] <= MAX_FVU}
+    chosen = max(fit or {PLAIN: 0.0}, key=lambda setting: fit.get(setting, 0.0))
+    second = Table("sae_settings_reported", f"Reported on {REPORT_ON}", columns)
+    for setting in dict.fromkeys([chosen, PLAIN]):
+        second.add_row(setting, *measure([*setting.split(), REPORT_ON, *arguments])[0].values())
+    folder = output_dir / "experiments" / "sae_settings"
+    folder.mkdir(parents=True, exist_ok=True)
+    for table in (first, second):
+        table.save(folder)
+        print(table.to_markdown())
+    print(f"Chosen: {chosen}. Tables: {folder}")
+    return []
+
+
 def main(arguments: list[str]) -> int:
-    """Run everything and print the tables; return the exit code (2: something a user can mend)."""
-    try:
-        columns = [Column("setting", "setting", Align.left), *COLUMNS.values()]
-        first = Table("sae_settings", f"Chosen on {CHOOSE_ON}; correlations at equal firing frequency", columns)
-        found = {}
-        for setting in SETTINGS:
-            found[setting], output_dir = measure([*setting.split(), CHOOSE_ON, *arguments])
-            first.add_row(setting, *found[setting].values())
-        fit = {setting: row["score"] for setting, row in found.items() if row["fvu"] <= MAX_FVU}
-        chosen = max(fit or {PLAIN: 0.0}, key=lambda setting: fit.get(setting, 0.0))
-        second = Table("sae_settings_reported", f"Reported on {REPORT_ON}", columns)
-        for setting in dict.fromkeys([chosen, PLAIN]):
-            second.add_row(setting, *measure([*setting.split(), REPORT_ON, *arguments])[0].values())
-        folder = output_dir / "experiments" / "sae_settings"
-        folder.mkdir(parents=True, exist_ok=True)
-        for table in (first, second):
-            table.save(folder)
-            print(table.to_markdown())
-        print(f"Chosen: {chosen}. Tables: {folder}")
-    except InputError as error:
-        print(f"sae_settings: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    """Run from the command line and return the exit code."""
+    return run_command("sae_settings", __doc__, lambda: run(arguments), arguments)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from infoscope.report.paper import PAPER_ACTIVATION
 from infoscope.report.tables import Column, Part, Table, join_tables
 from infoscope.report.variants import Result
 from pipeline_samples import make_overrides
+from test_paper_data import save_noise
 
 SWEEPS = sorted(path.stem for path in FOLDER.glob("*.py") if "EXPERIMENT =" in path.read_text())
 
@@ -184,6 +185,20 @@ def test_help_is_the_files_docstring_and_every_command_of_it_can_be_composed(
         overrides = add_defaults(experiment.defaults, [argument.strip("'") for argument in arguments])
         for combination in expand_sweep(overrides):
             assert experiments.compose(combination).seeds == [0, 1, 2]
+
+
+@pytest.mark.parametrize("name", ["feature_removal", "gamma_sweep", "model_size", "other_vits"])
+def test_data_without_labels_are_refused_before_any_work(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for i in range(12):
+        save_noise(tmp_path / "photographs" / f"{i}.png", i)
+    photographs = ["data=image_folder", f"data.root={tmp_path / 'photographs'}"]
+    overrides = [one for one in make_overrides(tmp_path / "out") if not one.startswith("data.n_t")]
+    assert main(load_experiment(name).EXPERIMENT, [*overrides, *photographs, "partition.gamma=0.1"]) == 2
+    (sentence,) = capsys.readouterr().err.splitlines()
+    assert sentence.startswith(f"{name}: Expected data that know")
+    assert not (tmp_path / "out" / "artifacts" / "tokens").exists()
 
 
 def make_results() -> list[Result]:

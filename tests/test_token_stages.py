@@ -78,7 +78,7 @@ def test_tokens_that_are_never_stored_change_no_result(tmp_path: Path) -> None:
     """From the SAE to probes and predictions; only rounding may differ, since batches do."""
 
     def make(name: str, *overrides: str) -> Pipeline:
-        options = ["model=scenes_clip", "probe.n_draws=0", "sae.n_tokens=8000", *overrides]
+        options = ["model=scenes_clip", "data.n_workers=0", "probe.n_draws=0", "sae.n_tokens=8000", *overrides]
         return Pipeline(make_tiny_config(tmp_path / name, *options), Recorder())
 
     stored, live = make("stored"), make("live", "data.store_tokens=false")

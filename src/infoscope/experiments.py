@@ -18,7 +18,7 @@ import torch
 from matplotlib.figure import Figure
 
 from infoscope.artifacts import Spec, Store, explain_write_error
-from infoscope.config import Config, compose, to_tree
+from infoscope.config import Config, Stage, compose, to_tree
 from infoscope.errors import InputError
 from infoscope.pipeline import Pipeline
 from infoscope.planning import make_plan, print_plan
@@ -256,6 +256,8 @@ class Sweep:
         if config.plan:
             print_plan(make_plan(pipeline), self.display.console)
             return
+        if config.stage is Stage.probe:
+            pipeline.check_truths()  # before hours of work
         found = self.experiment.measure(pipeline)
         facts = self._describe(pipeline, overrides)
         names = [f"k_CDS {facts['k_cds']}", _name_gamma(config)] if self.experiment.is_scored else []

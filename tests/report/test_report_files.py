@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import json
 import math
 import re
-import sys
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
 
 import matplotlib as mpl
 import numpy as np
@@ -31,8 +28,7 @@ from infoscope.report.example_figure import draw_examples, lay_heat
 from infoscope.report.figure_style import make_figure, save_figure
 from infoscope.report.figures import draw_token_norms
 from infoscope.report.inputs import Example, ReportInputs
-from infoscope.report.removal import make_removal_tables
-from infoscope.report.report import NO_PROBES, ReportFiles, print_report, write_report
+from infoscope.report.report import NO_PROBES, print_report, write_report
 from infoscope.report.scope_table import (
     compute_mass_share,
     compute_zero_shares,
@@ -162,62 +158,6 @@ def test_example_without_activation(tmp_path: Path) -> None:
     example = make_examples(1)[0]
     silent = Example(0, math.nan, "low", example.images, 0 * example.maps, np.full(1, math.nan))
     save_figure(lambda: draw_examples([silent], SHIFT), "examples", tmp_path)
-
-
-@pytest.fixture
-def experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """experiments/feature_removal.py without the pipeline and the configuration under it."""
-    config, pipeline = ModuleType("infoscope.config"), ModuleType("infoscope.pipeline")
-
-    def compose(overrides: list[str]) -> SimpleNamespace:
-        if any(override.startswith("unknown") for override in overrides):
-            raise InputError("Unknown key.")
-        return SimpleNamespace(output_dir=str(tmp_path), overrides=overrides)
-
-    vars(config)["compose"] = compose
-    vars(pipeline)["run"] = None  # each test has its own
-    monkeypatch.setitem(sys.modules, "infoscope.config", config)
-    monkeypatch.setitem(sys.modules, "infoscope.pipeline", pipeline)
-    path = Path(__file__).parents[2] / "experiments" / "feature_removal.py"
-    spec = importlib.util.spec_from_file_location("feature_removal_experiment", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_the_experiment_runs_every_combination(
-    experiment: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    tables = {name: table.save(tmp_path) for name, table in make_removal_tables(make_results(1, 1)).items()}
-    seen: list[list[str]] = []
-
-    def run(config: SimpleNamespace) -> ReportFiles:
-        seen.append(config.overrides)
-        return ReportFiles(tmp_path, tmp_path, tmp_path, tables)
-
-    monkeypatch.setattr(experiment, "run", run)
-    assert experiment.main(["partition.gamma=0.05,0.1", "seeds=[0,1]"]) == 0
-    assert seen == [["stage=report", f"partition.gamma={gamma}", "seeds=[0,1]"] for gamma in ("0.05", "0.1")]
-    folder = tmp_path / "experiments" / "feature_removal"
-    for gamma in ("0.05", "0.1"):
-        for suffix in ("md", "csv", "tex"):
-            copy = folder / f"partition.gamma={gamma}_seeds=_0_1_" / f"removal.{suffix}"
-            assert copy.read_bytes() == tables["removal"][suffix].read_bytes()
-    assert capsys.readouterr().out.count("without low-scope") == 4
-
-
-def test_the_experiment_says_what_is_wrong_in_one_sentence(
-    experiment: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(experiment, "run", lambda config: ReportFiles(tmp_path, tmp_path, tmp_path))
-    assert experiment.main(["unknown=1"]) == 2
-    assert experiment.main([]) == 2
-    lines = capsys.readouterr().err.splitlines()
-    assert lines[0] == "feature_removal: Unknown key."
-    assert "labels" in lines[1]
-    assert len(lines) == 2
 
 
 def test_a_section_adds_its_tables_figures_findings_and_numbers(tmp_path: Path) -> None:

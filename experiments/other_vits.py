@@ -1,0 +1,105 @@
+"""Other vision transformers: DINOv2 with and without registers first, then DeiT-III, MAE and SigLIP.
+
+    python experiments/other_vits.py sae=topk sae.k=32 sae.expansion_factor=8 sae.n_tokens=50000000 probe=plain \
+        data=imagenet data.root=/imagenet probe_data=paper probe_data.segmentation.root=/ADEChallengeData2016 \
+        probe_data.depth.root=/nyu 'model.pretrained=/ckpt/${model.name}.safetensors'
+    python experiments/other_vits.py experiment=planted_registers model=planted_registers,context_free
+
+Without model= it runs dinov2_b14, dinov2_b14_reg, deit3_b16, mae_b16 and siglip_b16, whose weights it needs: from the
+net, or from files named after the models as above. Outlier tokens and how far they move, the CDS, and what removal
+costs. Predicted: registers take the outliers away, and with them the features of high scope that act on them. The
+second command is the same question where the answer is known: tokens that leap, and tokens without any context.
+
+The paper has other families of vision transformers; which, and their numbers, are unknown to us.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from infoscope.experiments import (
+    SCOPE_COLUMNS,
+    Experiment,
+    Run,
+    Shown,
+    join_removal,
+    main,
+    make_run_table,
+    name_figures,
+    read_removal,
+    read_scopes,
+    scope_cells,
+)
+from infoscope.pipeline import Pipeline
+from infoscope.report.figures import draw_cds_histograms
+from infoscope.report.inputs import ScopeResult
+from infoscope.report.outlier_figures import draw_outlier_distances
+from infoscope.report.outlier_section import make_outlier_section
+from infoscope.report.sweep_figures import Point, draw_removal_sweep
+from infoscope.report.tables import Align, Column, Value
+from infoscope.report.variants import Result
+from infoscope.scope.token_outliers import TokenOutliers
+
+OUTLIER_COLUMNS = (
+    Column("outlier_share", "outliers", digits=2, scale=100, unit="%"),
+    Column("images_share", "images with any", digits=1, scale=100, unit="%"),
+    Column("has_mode", "a mode of their own", Align.left),
+    Column("emd_outlier", "EMD outliers", digits=3),
+    Column("emd_next_highest", "EMD next-highest", digits=3),
+    Column("chance_outlier", "chance of outliers", digits=3),
+)
+
+Found = tuple[TokenOutliers, list[ScopeResult], list[Result]]
+
+
+def measure(pipeline: Pipeline) -> Found:
+    """Return norms and distances of the tokens, the scores, and what the probes read from each variant."""
+    tokens = TokenOutliers.load(pipeline.token_outliers().folder)
+    return tokens, read_scopes(pipeline), read_removal(pipeline)
+
+
+def outlier_cells(tokens: TokenOutliers) -> list[Value]:
+    """Return `OUTLIER_COLUMNS`; a distance that does not exist is NaN."""
+    found = make_outlier_section(tokens, {}).summary
+    return [
+        found["n_outliers"] / found["n_tokens"],
+        found["n_images_with_outliers"] / tokens.n_images,
+        "yes" if found["has_outlier_mode"] else "no",
+        *(found["emd"][name]["mean"] for name in ("outlier", "next_highest")),
+        found["chance_emd"]["outlier"],
+    ]
+
+
+def show(runs: Sequence[Run[Found]]) -> Shown:
+    """A row of outliers and scores per model, the removal tables, and figures of all three."""
+    table = make_run_table(
+        "other_vits",
+        "Outlier tokens and information scope by model",
+        runs,
+        [*OUTLIER_COLUMNS, *SCOPE_COLUMNS],
+        lambda found: [*outlier_cells(found[0]), *scope_cells(found[1])],
+        ["Mean ± standard deviation over SAE seeds. Chance: the same maps on two different images."],
+    )
+    points = [Point(place, str(run.facts["model"]), run.found[2]) for place, run in enumerate(runs)]
+    panels = {run.label: run.found[1] for run in runs}
+    figures = {
+        "other_vits": lambda: draw_removal_sweep(points, "", is_scale=False),
+        "cds_histograms": lambda: draw_cds_histograms(panels),
+        **name_figures("outlier_emd", runs, lambda run: draw_outlier_distances(run.found[0])),
+    }
+    removal, others = join_removal(runs, lambda found: found[2])
+    return Shown([removal, table], figures, others)
+
+
+EXPERIMENT = Experiment(
+    "other_vits",
+    __doc__,
+    measure,
+    show,
+    stages=["probe"],
+    defaults=["model=dinov2_b14,dinov2_b14_reg,deit3_b16,mae_b16,siglip_b16"],
+)
+
+if __name__ == "__main__":
+    sys.exit(main(EXPERIMENT, sys.argv[1:]))
