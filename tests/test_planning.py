@@ -254,7 +254,8 @@ def test_tokens_that_are_not_stored_are_counted_as_often_as_they_are_encoded(tmp
     live = ("data.store_tokens=false", "stage=rank", "sae.n_tokens=16000", "sae.tokens_per_image=32")
     made = plan_of(tmp_path, *live)
     n_trained = 16_000 // 32
-    assert [find(made, what).forwards for what in ("tokens, train", "train_sae", "rank")] == [N_TRAIN, n_trained, N_TRAIN]
+    forwards = [find(made, what).forwards for what in ("tokens, train", "train_sae", "rank")]
+    assert forwards == [N_TRAIN, n_trained, N_TRAIN]
     assert find(made, "rank").seconds == N_TRAIN / Quick.ranked + N_TRAIN / Quick.images
     stored = plan_of(tmp_path, "stage=rank", "sae.n_tokens=16000")
     assert find(stored, "tokens, train").disk_bytes > 10 * find(made, "tokens, train").disk_bytes > 0

@@ -1,4 +1,4 @@
-"""Tokens in the chain: an interrupted encoding goes on where it was, and tokens that are never stored change no result."""
+"""Tokens in the chain: an interrupted encoding goes on, and tokens that are never stored change no result."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_an_interrupted_encoding_goes_on_where_it_was(
 
     again = make_pipeline(photographs, tmp_path / "cut", override)
     resumed = again.tokens("train")
-    assert again.backbone.n_images_encoded == N_PHOTOGRAPHS - 16  # 4 batches were finished, of which one image is broken
+    assert again.backbone.n_images_encoded == N_PHOTOGRAPHS - 16  # 4 batches were finished
     assert resumed.manifest["files"] == {
         name: entry if name != "config.yaml" else resumed.manifest["files"][name]  # it names the output folder
         for name, entry in whole.manifest["files"].items()

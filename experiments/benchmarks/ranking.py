@@ -1,9 +1,10 @@
 """Ranking a data set as large as ImageNet for as many latents as a wide SAE has: memory, time, and exactness.
 
 `rank_images` runs as it is, on a stand-in for an SAE that makes latents up: latent j fires on an image with a
-probability of its own (log-uniform, 1e-5 to 0.1), with a uniform strength in 64 steps, so that ties are common. An image
-is one token here: what an encoder adds while it works does not grow with the number of images (`MAX_LATENT_VALUES`), and
-is not part of this. For some latents all values are kept aside, and their ranking is compared with a stable sort.
+probability of its own (log-uniform, 1e-5 to 0.1), with a uniform strength in 64 steps, so that ties are common. An
+image is one token here: what an encoder adds while it works does not grow with the number of images
+(`MAX_LATENT_VALUES`), and is not part of this. For some latents all values are kept aside (a third of a GB for
+ImageNet), and their ranking is compared with a stable sort.
 
     python experiments/benchmarks/ranking.py                     # 1,281,167 images x 49,152 latents
     python experiments/benchmarks/ranking.py --images 100000 --latents 6144 --save

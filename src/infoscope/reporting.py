@@ -68,7 +68,7 @@ def find_paper_reference(config: Config) -> str | None:
         probes.classification.kind is DataKind.own
         and probes.segmentation.kind is DataKind.ade20k
         and probes.depth.kind is DataKind.nyud
-        and all(of.max_train is None and of.max_test is None for of in (probes.segmentation, probes.depth))
+        and not any(of.subset or of.max_train or of.max_test for of in (probes.segmentation, probes.depth))
     )
     return find_paper_model(config) if has_data and config.probe.target == "class" else None
 

@@ -144,10 +144,14 @@ def test_every_split_is_read_once_and_features_serve_another_recipe(
 
 def test_memory_bounds_how_many_variants_are_classified_together(monkeypatch: pytest.MonkeyPatch) -> None:
     config = make_config(readouts=[Readout.patch_mean, Readout.cls_final], variants_per_chunk=32)
-    assert count_variants_at_a_time(config, 1_331_167, 768) == (1, 1_331_167 * 768 * 8)
-    for memory_gb, n_variants in ((66, 8), (1e-3, 1), (1e6, 32)):
+    heads_and_logits = 3 * 8 * 3 * 1000 * (768 + 16)  # three rates, batches of 16
+    n_bytes = 1_331_167 * 768 * 8 + heads_and_logits
+    assert count_variants_at_a_time(config, 1_331_167, 768, 1000) == (1, n_bytes)
+    for memory_gb, n_variants in ((8.01 * n_bytes / 1e9, 8), (7.99 * n_bytes / 1e9, 7), (1e-3, 1), (1e6, 32)):
         changed = dataclasses.replace(config, memory_gb=memory_gb)
-        assert count_variants_at_a_time(changed, 1_331_167, 768)[0] == n_variants
+        assert count_variants_at_a_time(changed, 1_331_167, 768, 1000)[0] == n_variants
+    alone = dataclasses.replace(config, classification_solver=Solver.lbfgs)  # one head after the other
+    assert count_variants_at_a_time(alone, 1_331_167, 768, 1000) == (1, 1_331_167 * 768 * 8)
 
     inputs, said, together = make_inputs(30, 8), [], []
     loaded = Features.load
@@ -162,7 +166,8 @@ def test_memory_bounds_how_many_variants_are_classified_together(monkeypatch: py
     whole = run_probes(variants, inputs, config, say=said.append)
     assert (said, together) == ([], [("train", 5), ("test", 5)])
     together.clear()
-    config = dataclasses.replace(config, memory_gb=2.5 * 38 * 16 * 8 / 1e9)  # two variants and a half
+    n_bytes = count_variants_at_a_time(config, 38, 16, 3)[1]
+    config = dataclasses.replace(config, memory_gb=2.5 * n_bytes / 1e9)
     monkeypatch.setattr(vectors, "BLOCK_BYTES", 1000)
     parts = run_probes(variants, inputs, config, on_result=lambda key, _: done.append(key), say=said.append)
     assert [n for split, n in together if split == "train"] == [2, 2, 1]

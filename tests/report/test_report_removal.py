@@ -143,6 +143,17 @@ def test_a_rate_at_the_edge_is_flagged_where_it_was_chosen() -> None:
     assert "†" not in tables["removal_frozen_head"].to_markdown()
 
 
+def test_a_head_that_did_not_converge_is_flagged() -> None:
+    results = make_results(2)
+    results[1]["lr"]["classification/cls_final"] |= {"at_edge": True, "refit_converged": False}
+    results[2]["lr"]["classification/cls_final"]["refit_converged"] = True
+    table = make_removal_tables(results)["removal"]
+    marks = [cell.mark for cell in read(table, "nothing removed", "reconstruct").values()]
+    assert "†§" in marks
+    assert sum("§" in cell.mark for row in table.rows for cell in row) == 1
+    assert "§ L-BFGS had not converged" in table.to_markdown()
+
+
 def test_missing_tasks_have_no_column_and_missing_values_a_dash() -> None:
     results = copy.deepcopy(make_results(2))
     for result in results:

@@ -24,6 +24,7 @@ from rich.console import Console
 from infoscope.artifacts import Artifact, Spec, Store, Workspace
 from infoscope.config import Stage
 from infoscope.data.config import DataKind
+from infoscope.data.images import LabelledImages
 from infoscope.planning.calibration import Calibration
 from infoscope.planning.probe_costs import count_probe_work, make_nominal_variants
 from infoscope.predictions.inputs import check_predictions
@@ -334,8 +335,9 @@ def plan_variants(known: _Known, what: str, n_built: int, n_reused: int, has_fea
     if any(config.crops(task) for task in config.tasks):
         return Step(f"{what} (on crops: not estimated)", n_built, n_reused)
     n_read = min(n_train, config.n_train_images or n_train) + min(n_test, config.n_test_images or n_test)
-    n_classified, vectors_bytes = count_variants_at_a_time(config, n_read, d_in)
-    classifies = Task.classification in config.tasks
+    classifies, images = Task.classification in config.tasks, known.rates.images_set
+    n_classes = images.n_target_classes(config.target) if classifies and isinstance(images, LabelledImages) else 0
+    n_classified, vectors_bytes = count_variants_at_a_time(config, n_read, d_in, n_classes)
     disk_bytes = n_built * 4 * d_in * 1000
     if classifies and not has_features:
         disk_bytes += n_built * len(config.cls_readouts) * n_read * d_in * np.dtype(config.feature_dtype).itemsize

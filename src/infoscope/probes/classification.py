@@ -25,19 +25,21 @@ REGRESSIONS = "logistic regressions"
 """What L-BFGS is called when it reports its progress."""
 
 
-def count_variants_at_a_time(config: ProbeConfig, n_images: int, d_in: int) -> tuple[int, int]:
-    """Return how many variants classification trains together, and the bytes of the vectors of one.
+def count_variants_at_a_time(config: ProbeConfig, n_images: int, d_in: int, n_classes: int) -> tuple[int, int]:
+    """Return how many variants classification trains together within `probe.memory_gb`, and the bytes that one takes.
 
-    `probe.memory_gb` bounds the vectors of both splits and all readouts, float32; a variant takes 4 bytes x images x
-    d_in x readouts. A ViT-B/16 (d_in 768) on ImageNet (1,331,167 images of both splits) takes 4.1 GB per readout, 8.2
-    GB for two: one variant at a time with the default of 4 GB, eight with 66. Beside them lie heads, gradients and
-    momenta, 3 x 4 bytes x d_in x classes x rates for each variant and readout (0.12 GB for 13 rates), the logits of a
-    batch a few times (0.05 GB each for 1024 images and 13 rates), and blocks of some hundred MB.
+    A variant takes 4 bytes x images x d_in for each readout: a ViT-B/16 (d_in 768) on ImageNet (1,331,167 images of
+    both splits) 4.1 GB, 8.2 GB for two. With SGD come its heads, gradients and momenta, 3 x 4 bytes x d_in x classes
+    for each readout and rate (0.24 GB for two and 13), and three times the logits of a batch (0.32 GB for 1024 images).
+    So one variant at a time with the default of 4 GB, eight with 71. Blocks of some hundred MB come on top.
 
     Args:
         n_images: of both splits.
     """
-    n_bytes = 4 * n_images * d_in * len(config.readouts)
+    n_values = n_images * d_in
+    if config.classification_solver is Solver.sgd:
+        n_values += 3 * len(config.classification_lrs) * n_classes * (d_in + config.classification_batch_images)
+    n_bytes = 4 * len(config.readouts) * n_values
     fitting = int(config.memory_gb * 1e9 // max(1, n_bytes))
     return max(1, min(config.variants_per_chunk, fitting)), n_bytes
 

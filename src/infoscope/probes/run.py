@@ -83,7 +83,8 @@ def run_probes(
     with ExitStack() as stack:
         features, size = None, config.variants_per_chunk
         if Task.classification in config.tasks:
-            size, n_bytes = count_variants_at_a_time(config, sum(map(len, rows.values())), inputs.sae.d_in)
+            n_classes, n_images = inputs.train.images.n_target_classes(config.target), sum(map(len, rows.values()))
+            size, n_bytes = count_variants_at_a_time(config, n_images, inputs.sae.d_in, n_classes)
             if say and size < len(keys):
                 say(f"classification: {size} of {len(keys)} variants at a time, {size * n_bytes / 1e9:.2g} GB")
             if folders is None:

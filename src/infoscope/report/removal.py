@@ -19,13 +19,15 @@ from infoscope.report.variants import (
     find_originals,
     group_by_variant,
     is_empty,
+    is_unconverged,
     present_metrics,
     read_difference,
 )
 
-EDGE, EMPTY, PAPER = "†", "∅", "‡"
+EDGE, EMPTY, PAPER, UNCONVERGED = "†", "∅", "‡", "§"
 MARKS = {
     EDGE: "the best learning rate (or L2 strength) lies at an edge of its grid in at least one run.",
+    UNCONVERGED: "L-BFGS had not converged within probe.lbfgs_max_iterations in at least one run.",
     EMPTY: "the group is empty in at least one run; such runs are in no mean.",
     PAPER: "from arXiv 2604.05724: ImageNet top-1, ADE20K mIoU, NYU Depth v2 RMSE. Which tokens its classifier reads"
     " and how it removes a group are unknown to us; its top-1 stands under every readout.",
@@ -202,8 +204,11 @@ def metric_cell(
     else:
         values = [read_difference(run, originals, metric, source) for run in runs]
     # The original head has no rate of its own to choose, so only retrained ones can be at an edge.
-    is_edge = source == "metrics" and any(at_edge(run, metric.task) for run in runs)
-    return Cell(compute_stat(values), EDGE if is_edge else "")
+    marks = ""
+    if source == "metrics":
+        marks += EDGE if any(at_edge(run, metric.task) for run in runs) else ""
+        marks += UNCONVERGED if any(is_unconverged(run, metric.task) for run in runs) else ""
+    return Cell(compute_stat(values), marks)
 
 
 def make_metric_columns(metrics: Sequence[Metric], relative: bool = False) -> list[Column]:

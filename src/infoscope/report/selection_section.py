@@ -15,7 +15,7 @@ from matplotlib.ticker import NullFormatter, NullLocator
 
 from infoscope.probes.selection import BY_ACTIVATION, BY_CHANCE, BY_PROBE, name_probe_rule
 from infoscope.report.figure_style import FAINT, GREY, HIGH, INK, LOW, MIDDLE, make_figure, write_empty
-from infoscope.report.removal import EDGE, MARKS, make_metric_columns, metric_cell
+from infoscope.report.removal import EDGE, MARKS, UNCONVERGED, make_metric_columns, metric_cell
 from infoscope.report.section import ReportSection, SectionFigure
 from infoscope.report.tables import Align, Cell, Column, Stat, Table, compute_stat
 from infoscope.report.variants import MAIN_METRICS, Metric, Result, present_metrics
@@ -104,7 +104,7 @@ def make_selection_table(results: Sequence[Result], runs: Runs, metrics: Sequenc
             "Heaviest in the probe: by mean activation times the norm of what a feature adds to the outputs of the"
             " original head of the same task; the final CLS has the choice of the mean patch token's head.",
         ],
-        marks={EDGE: MARKS[EDGE]},
+        marks={mark: MARKS[mark] for mark in (EDGE, UNCONVERGED)},
     )
     for role, label in REFERENCES.items():
         chosen = [result for result in results if result["variant"]["role"] == role]

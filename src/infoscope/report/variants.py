@@ -119,6 +119,11 @@ def at_edge(result: Result, task: str) -> bool:
     return bool(((result.get("lr") or {}).get(task) or {}).get("at_edge", False))
 
 
+def is_unconverged(result: Result, task: str) -> bool:
+    """Whether the iterations of L-BFGS did not suffice for the head that was measured."""
+    return not ((result.get("lr") or {}).get(task) or {}).get("refit_converged", True)
+
+
 def find_originals(results: Sequence[Result]) -> dict[int, Result]:
     """Return the run on unedited tokens of each SAE seed."""
     return {result["sae_seed"]: result for result in results if result["variant"]["role"] == "original"}
