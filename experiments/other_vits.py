@@ -15,6 +15,7 @@ The paper has other families of vision transformers; which, and their numbers, a
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Sequence
 
@@ -62,12 +63,12 @@ def measure(pipeline: Pipeline) -> Found:
 def outlier_cells(tokens: TokenOutliers) -> list[Value]:
     """Return `OUTLIER_COLUMNS`; a distance that does not exist is NaN."""
     found = make_outlier_section(tokens, {}).summary
+    distances = [found["emd"]["outlier"]["mean"], found["emd"]["next_highest"]["mean"], found["chance_emd"]["outlier"]]
     return [
         found["n_outliers"] / found["n_tokens"],
         found["n_images_with_outliers"] / tokens.n_images,
         "yes" if found["has_outlier_mode"] else "no",
-        *(found["emd"][name]["mean"] for name in ("outlier", "next_highest")),
-        found["chance_emd"]["outlier"],
+        *(math.nan if distance is None else distance for distance in distances),
     ]
 
 
