@@ -341,7 +341,7 @@ def test_a_disk_that_fills_up_while_tokens_are_written(fail: Fail, monkeypatch: 
     def write(*_: Any) -> Any:
         raise FULL["the system"]()
 
-    monkeypatch.setattr(extract._RowWriter, "write", write)
+    monkeypatch.setattr(extract.RowWriter, "write", write)
     assert mentions(fail("stage=train_sae", "model.seed=3"), "full", "finished artifacts are kept")
 
 
