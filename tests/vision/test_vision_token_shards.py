@@ -131,12 +131,11 @@ class TestLive:
         return LiveTokens(tmp_path / "live", backbone, read_positions)
 
     def test_nothing_but_facts_is_on_the_disk(self, live: LiveTokens) -> None:
-        assert not live.is_stored
+        assert live.meta["dtype"] is None
         names = {path.name for path in live.folder.iterdir()}
         assert names == {"norms.npy", "image_index.npy", "mean.npy", "tokens.json"}
 
     def test_the_tokens_are_those_of_a_cache(self, live: LiveTokens, stored: TokenCache, backbone: Backbone) -> None:
-        assert stored.is_stored
         assert 5 not in live.image_index
         rows = np.array([21, 3, 6, 5])
         found = live.tokens(rows)

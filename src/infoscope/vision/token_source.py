@@ -55,11 +55,6 @@ class TokenFacts:
         return self.meta["scale"]
 
     @property
-    def is_stored(self) -> bool:
-        """Whether the tokens themselves lie beside these facts."""
-        return self.meta["dtype"] is not None
-
-    @property
     def grid(self) -> int:
         """Patches per side."""
         return self.meta["grid"]
