@@ -12,9 +12,10 @@ from PIL import Image
 from infoscope.config import compose
 from infoscope.data.images import LabelledImages, Truth
 from infoscope.data.sets import make_image_sets
+from infoscope.pipeline import Pipeline
 from infoscope.report import figure_style
 from infoscope.reporting import find_paper_reference
-from pipeline_samples import make_overrides, run_tiny
+from pipeline_samples import Recorder, make_overrides, run_tiny
 
 WNIDS = ("n01440764", "n01443537")
 SMALL = (
@@ -85,6 +86,16 @@ def test_they_are_checked_beforehand(tmp_path: Path, roots: list[str]) -> None:
     found = json.loads((tmp_path / "out" / "check_data" / "depth-nyud-train.json").read_text())
     assert found["n_images"] == 6
     assert found["errors"] == {}
+
+
+def test_tokens_that_crops_make_idle_are_not_kept(tmp_path: Path, roots: list[str]) -> None:
+    config = compose([*make_overrides(tmp_path, *SMALL), *roots, "probe.segmentation_crops.crop_px=512"])
+    kept = {
+        task: data.store_tokens
+        for data, probe in Pipeline(config, Recorder()).probe_groups()
+        for task in (task.name for task in probe.tasks)
+    }
+    assert kept == {"classification": config.data.store_tokens, "segmentation": False, "depth": True}
 
 
 def test_a_sample_is_drawn_and_keeps_its_truth(tmp_path: Path, roots: list[str]) -> None:

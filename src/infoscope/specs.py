@@ -63,9 +63,11 @@ class Specs(Workbench):
         return Spec("train_clip", "scenes_clip", {"clip": to_tree(clip), "scenes": key})
 
     def probe_data(self, task: Task) -> DataConfig:
-        """What a task is probed on."""
+        """What a task is probed on; tokens of whole images are not kept where it is shown crops instead."""
         data: DataConfig = getattr(self.config.probe_data, task.name)
-        return self.config.data if data.kind is DataKind.own else data
+        if data.kind is DataKind.own:
+            return self.config.data
+        return replace(data, store_tokens=False) if self.config.probe.crops(task) else data
 
     def sets_on_disk(self, data: DataConfig | None = None) -> tuple[ImageSet, ImageSet]:
         """The training and the test images of a data set that is not rendered."""

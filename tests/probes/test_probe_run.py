@@ -188,6 +188,8 @@ def test_rates_are_chosen_on_held_out_images_and_edges_flagged():
     best, records = choose_rates("segmentation", [1, 2, 3], held_out, higher_is_better=True)
     assert best.tolist() == [1, 2, 1, 0]
     assert [record["at_edge"] for record in records] == [False, True, False, True]
+    (given,) = choose_rates("depth", [0.1], torch.tensor([[2.0]]), higher_is_better=False)[1]
+    assert not given["at_edge"]  # it was not chosen
     assert records[3]["held_out"]["2"] is None
     best, _ = choose_rates("depth", [1, 2, 3], held_out, higher_is_better=False)
     assert best.tolist() == [0, 0, 1, 2]

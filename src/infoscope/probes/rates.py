@@ -62,7 +62,8 @@ def choose_rates(
         place = min((i for i, value in enumerate(row) if value == top), key=lambda i: abs(i - middle))
         best.append(place)
         measured = {f"{lr:g}": None if value != value else value for lr, value in zip(lrs, values, strict=True)}
-        records.append({"best": lrs[place], "at_edge": place in (0, len(lrs) - 1), "held_out": measured})
+        at_edge = len(lrs) > 1 and place in (0, len(lrs) - 1)  # a rate that was given was not chosen
+        records.append({"best": lrs[place], "at_edge": at_edge, "held_out": measured})
     return torch.tensor(best, device=held_out.device), records
 
 
