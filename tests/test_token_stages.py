@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,12 +14,13 @@ from infoscope.config import compose
 from infoscope.pipeline import Pipeline
 from infoscope.predictions.results import PredictionResult
 from infoscope.probes.results import load_results
+from infoscope.scope import ranking as ranking_module
 from infoscope.scope.confounds import ConfoundResult
 from infoscope.scope.group_activation import GroupActivation
 from infoscope.scope.ranking import Ranking
 from infoscope.scope.scores import Scores
 from infoscope.vision import extract
-from pipeline_samples import Recorder, make_tiny_config
+from pipeline_samples import N_TRAIN, Recorder, make_tiny_config
 
 N_PHOTOGRAPHS, BROKEN = 29, 3
 
@@ -72,6 +74,30 @@ def test_an_interrupted_encoding_goes_on_where_it_was(
     assert list(resumed.read_json("skipped.json")) == [f"{BROKEN:02}.png"]
     assert isinstance(again.display, Recorder)
     assert "1 of 29 train images were skipped: 03.png" in again.display.text
+
+
+def test_an_interrupted_ranking_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stages_module, "TOKEN_BATCH_IMAGES", 4)
+    monkeypatch.setattr(ranking_module, "SAVE_EVERY_IMAGES", 8)
+    whole = Pipeline(make_tiny_config(tmp_path / "whole"), Recorder()).rank(0)
+    cut = Pipeline(make_tiny_config(tmp_path / "cut"), Recorder())
+    cut.train_sae(0)
+    update, n_updates = ranking_module.TopImages.update, 0
+
+    def give_up(self: ranking_module.TopImages, *args: Any) -> None:
+        nonlocal n_updates
+        n_updates += 1
+        if n_updates == 6:
+            raise KeyboardInterrupt
+        update(self, *args)
+
+    monkeypatch.setattr(ranking_module.TopImages, "update", give_up)
+    with pytest.raises(KeyboardInterrupt):
+        cut.rank(0)
+    resumed = Pipeline(make_tiny_config(tmp_path / "cut"), Recorder()).rank(0)
+    assert n_updates == 6 + (N_TRAIN - 16) // 4  # 16 of the images were ranked for good
+    for name, entry in whole.manifest["files"].items():
+        assert name == "config.yaml" or resumed.manifest["files"][name] == entry
 
 
 def test_tokens_that_are_never_stored_change_no_result(tmp_path: Path) -> None:

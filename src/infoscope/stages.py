@@ -44,7 +44,7 @@ from infoscope.sae.checkpoint import save_sae
 from infoscope.sae.config import TokenChoice
 from infoscope.sae.train import train_sae
 from infoscope.scope.partition import Partition, make_partition
-from infoscope.scope.ranking import Ranking, rank_images
+from infoscope.scope.ranking import Ranking, count_ranked, rank_images
 from infoscope.scope.scores import Scores
 from infoscope.scope.scoring import make_trainer, score_latents
 from infoscope.specs import Specs
@@ -248,10 +248,11 @@ class Stages(Specs):
             with self.track(Stage.rank, seed) as tracker, self.display.bar("ranking images", len(source)) as advance:
                 ranking = rank_images(
                     self.load_sae(sae),
-                    source.batches(TOKEN_BATCH_IMAGES),
+                    source.batches(TOKEN_BATCH_IMAGES, count_ranked(work.progress)),
                     scope.n_ranks,
                     scope.rank_by,
                     lambda done: advance(done, None),
+                    work.progress,
                 )
                 ranking.save(work.folder)
                 tracker.log({"n_images": ranking.n_images, "silent_latents": int((ranking.firing_rate == 0).sum())})

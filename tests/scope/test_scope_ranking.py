@@ -6,7 +6,7 @@ from infoscope.errors import InputError
 from infoscope.sae.activations import ReLU
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.scope import ranking as ranking_module
-from infoscope.scope.ranking import RankBy, Ranking, TopImages, rank_images
+from infoscope.scope.ranking import RankBy, Ranking, TopImages, count_ranked, rank_images
 
 
 def make_identity_sae(d_in):
@@ -65,6 +65,29 @@ def test_neither_batches_nor_their_order_change_the_ranking(monkeypatch):
         np.testing.assert_array_equal(found.top_values, expected.top_values)
         np.testing.assert_array_equal(found.firing_rate, expected.firing_rate)
         np.testing.assert_array_equal(found.mean_act, expected.mean_act)
+
+
+@pytest.mark.parametrize("rank_by", list(RankBy))
+def test_an_interrupted_pass_goes_on_and_ends_the_same(tmp_path, monkeypatch, rank_by):
+    monkeypatch.setattr(ranking_module, "SAVE_EVERY_IMAGES", 8)
+    tokens = make_tokens() + torch.rand(23, 4, 6, generator=torch.Generator().manual_seed(4))
+    sae, whole = make_identity_sae(6), batches(tokens, 4)
+    expected = rank_images(sae, whole, 5, rank_by)
+
+    def cut_off():
+        yield from whole[:5]
+        raise KeyboardInterrupt
+
+    assert count_ranked(tmp_path) == 0
+    with pytest.raises(KeyboardInterrupt):
+        rank_images(sae, cut_off(), 5, rank_by, progress_folder=tmp_path)
+    assert count_ranked(tmp_path) == 16
+    seen = []
+    found = rank_images(sae, whole[4:], 5, rank_by, seen.append, tmp_path)
+    assert seen == [20, 23]
+    assert (found.n_images, found.n_tokens) == (23, 92)
+    for name in ("top_images", "top_values", "firing_rate", "mean_act"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
 
 
 def test_merging_random_floats_equals_a_full_sort():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,10 @@ from infoscope.scope.config import RankBy
 MAX_LATENT_VALUES = 2**26
 """Dense latents held at a time (256 MiB in float32); a batch that has more is encoded in parts."""
 
+SAVE_EVERY_IMAGES = 2**14
+"""Images between states to resume from: what an interruption of a ranking can cost."""
+
+_STATE = "ranking_state.npz"
 _ARRAYS = ("top_images", "top_values", "firing_rate", "mean_act")
 
 
@@ -135,6 +140,50 @@ def iterate_latents(
         yield part, sae.encode(patches[part])
 
 
+class _Running:
+    """What is known of the latents after some images; written now and then, so that an interrupted pass can go on."""
+
+    def __init__(self, d_sae: int, k_max: int, device: torch.device | str) -> None:
+        self.top = TopImages(d_sae, k_max, device)
+        self.n_firing, self.act_sum = (torch.zeros(d_sae, dtype=torch.float64, device=device) for _ in range(2))
+        self.n_images = self.n_tokens = 0
+
+    def update(
+        self, index: Int[Tensor, " part"], latent_acts: Float[Tensor, "part n_patches d_sae"], by: RankBy
+    ) -> None:
+        """Add some images."""
+        image_sum = latent_acts.sum(dim=1, dtype=torch.float32)
+        self.top.update(index, latent_acts.amax(dim=1) if by is RankBy.max else image_sum / latent_acts.shape[1])
+        self.n_firing += (latent_acts > 0).sum(dim=(0, 1))
+        self.act_sum += image_sum.sum(dim=0, dtype=torch.float64)
+        self.n_images += len(latent_acts)
+        self.n_tokens += latent_acts.shape[0] * latent_acts.shape[1]
+
+    def save(self, folder: Path) -> None:
+        """Write the state, whole or not at all."""
+        tensors = {"images": self.top.images, "values": self.top.values, "n_firing": self.n_firing, "sum": self.act_sum}
+        arrays = {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
+        unfinished = folder / f"unfinished-{_STATE}"
+        np.savez(unfinished, counts=np.array([self.n_images, self.n_tokens]), **arrays)  # pyright: ignore[reportArgumentType]
+        os.replace(unfinished, folder / _STATE)
+
+    def load(self, folder: Path) -> None:
+        """Go on from what `save` wrote."""
+        with np.load(folder / _STATE) as state:
+            own = (self.top.images, self.top.values, self.n_firing, self.act_sum)
+            for tensor, name in zip(own, ("images", "values", "n_firing", "sum"), strict=True):
+                tensor.copy_(torch.from_numpy(state[name]))
+            self.n_images, self.n_tokens = map(int, state["counts"])
+
+
+def count_ranked(progress_folder: Path) -> int:
+    """Return how many images an interrupted `rank_images` has ranked for good; 0 where there was none."""
+    if not (progress_folder / _STATE).exists():
+        return 0
+    with np.load(progress_folder / _STATE) as state:
+        return int(state["counts"][0])
+
+
 @torch.inference_mode()
 def rank_images(
     sae: SparseAutoencoder,
@@ -142,44 +191,43 @@ def rank_images(
     k_max: int,
     rank_by: RankBy = RankBy.max,
     progress: Callable[[int], None] | None = None,
+    progress_folder: Path | None = None,
 ) -> Ranking:
     """Rank images per latent in one pass.
 
     Args:
-        token_batches: positions in the image set and raw patch tokens; every image once, in any order.
+        token_batches: positions in the image set and raw patch tokens; every image once, in any order. After an
+            interruption they begin after the first `count_ranked` images of the same order.
         k_max: ranks to keep.
         rank_by: the maximum or the mean of a latent's activation over the image's patches.
         progress: called with the number of images ranked so far.
+        progress_folder: where the state is kept every `SAVE_EVERY_IMAGES` images; None: nowhere. A resumed pass over the
+            same batches ends with the same numbers as an undisturbed one.
 
     Raises:
         InputError: if there are no images, or `k_max` is below 1.
     """
-    top: TopImages | None = None
-    n_firing = act_sum = torch.zeros(())
-    n_images = n_tokens = 0
+    running = _Running(sae.d_sae, k_max, sae.W_enc.device)
+    if progress_folder is not None and count_ranked(progress_folder):
+        running.load(progress_folder)
+    n_saved = running.n_images
     for index, batch in token_batches:
         patches = torch.as_tensor(batch).to(sae.W_enc.device)
-        if top is None:
-            top = TopImages(sae.d_sae, k_max, patches.device)
-            n_firing = act_sum = torch.zeros(sae.d_sae, dtype=torch.float64, device=patches.device)
         for part, latent_acts in iterate_latents(sae, patches):
-            image_sum = latent_acts.sum(dim=1, dtype=torch.float32)
-            ranked_by = latent_acts.amax(dim=1) if rank_by is RankBy.max else image_sum / patches.shape[1]
-            top.update(torch.as_tensor(index)[part], ranked_by)
-            n_firing = n_firing + (latent_acts > 0).sum(dim=(0, 1))
-            act_sum = act_sum + image_sum.sum(dim=0, dtype=torch.float64)
-        n_images += len(patches)
-        n_tokens += patches.shape[0] * patches.shape[1]
+            running.update(torch.as_tensor(index)[part], latent_acts, rank_by)
+        if progress_folder is not None and running.n_images >= n_saved + SAVE_EVERY_IMAGES:
+            running.save(progress_folder)
+            n_saved = running.n_images
         if progress is not None:
-            progress(n_images)
-    if top is None:
+            progress(running.n_images)
+    if running.n_images == 0:
         raise InputError("Expected images to rank, got none: check the data set and its split.")
     return Ranking(
-        top_images=top.images.cpu().numpy(),
-        top_values=top.values.cpu().numpy(),
-        firing_rate=(n_firing / n_tokens).float().cpu().numpy(),
-        mean_act=(act_sum / n_tokens).float().cpu().numpy(),
-        n_images=n_images,
-        n_tokens=n_tokens,
+        top_images=running.top.images.cpu().numpy(),
+        top_values=running.top.values.cpu().numpy(),
+        firing_rate=(running.n_firing / running.n_tokens).float().cpu().numpy(),
+        mean_act=(running.act_sum / running.n_tokens).float().cpu().numpy(),
+        n_images=running.n_images,
+        n_tokens=running.n_tokens,
         rank_by=rank_by,
     )

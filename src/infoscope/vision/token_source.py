@@ -82,8 +82,8 @@ class TokenSource(TokenFacts, ABC):
             yield batch, self.tokens(batch)
 
     def batches(
-        self, batch_images: int
+        self, batch_images: int, first_row: int = 0
     ) -> Iterator[tuple[Int[Tensor, " batch"], Float[Tensor, "batch n_patches d_in"]]]:
-        """Yield (image index, patch tokens as float32) over all rows; the last batch may be smaller."""
-        for rows, tokens in self.iterate(np.arange(len(self)), batch_images):
+        """Yield (image index, patch tokens as float32) of all rows from `first_row` on; the last may be smaller."""
+        for rows, tokens in self.iterate(np.arange(first_row, len(self)), batch_images):
             yield torch.from_numpy(self.image_index[rows]), tokens.patches
