@@ -201,8 +201,8 @@ def rank_images(
         k_max: ranks to keep.
         rank_by: the maximum or the mean of a latent's activation over the image's patches.
         progress: called with the number of images ranked so far.
-        progress_folder: where the state is kept every `SAVE_EVERY_IMAGES` images; None: nowhere. A resumed pass over the
-            same batches ends with the same numbers as an undisturbed one.
+        progress_folder: where the state is kept every `SAVE_EVERY_IMAGES` images; None: nowhere. A resumed pass over
+            the same batches ends with the same numbers as an undisturbed one.
 
     Raises:
         InputError: if there are no images, or `k_max` is below 1.
