@@ -19,22 +19,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from infoscope.experiments import (
-    SCOPE_COLUMNS,
-    Experiment,
-    Run,
-    Shown,
-    join_removal,
-    main,
-    make_run_table,
-    read_removal,
-    read_scopes,
-    scope_cells,
-)
+from infoscope.experiments import Experiment, Run, Shown, main, read_removal, read_scopes, show_models
 from infoscope.pipeline import Pipeline
-from infoscope.report.figures import draw_cds_histograms
 from infoscope.report.inputs import ScopeResult
-from infoscope.report.sweep_figures import Point, draw_removal_sweep
 from infoscope.report.variants import Result
 
 Found = tuple[list[ScopeResult], list[Result]]
@@ -47,22 +34,7 @@ def measure(pipeline: Pipeline) -> Found:
 
 def show(runs: Sequence[Run[Found]]) -> Shown:
     """A row of scores per model, the removal tables, histograms, and a panel of effects per metric."""
-    table = make_run_table(
-        "model_size",
-        "Information scope by model",
-        runs,
-        SCOPE_COLUMNS,
-        lambda found: scope_cells(found[0]),
-        ["Mean ± standard deviation over SAE seeds. Chance: the same maps on two different images."],
-    )
-    points = [Point(place, str(run.facts["model"]), run.found[1]) for place, run in enumerate(runs)]
-    panels = {run.label: run.found[0] for run in runs}
-    figures = {
-        "model_size": lambda: draw_removal_sweep(points, "", is_scale=False),
-        "cds_histograms": lambda: draw_cds_histograms(panels),
-    }
-    removal, others = join_removal(runs, lambda found: found[1])
-    return Shown([removal, table], figures, others)
+    return show_models("model_size", "Information scope by model", runs, (), lambda found: (), lambda found: found)
 
 
 EXPERIMENT = Experiment(

@@ -18,26 +18,13 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 
-from infoscope.experiments import (
-    SCOPE_COLUMNS,
-    Experiment,
-    Run,
-    Shown,
-    join_removal,
-    main,
-    make_run_table,
-    name_figures,
-    read_removal,
-    read_scopes,
-    scope_cells,
-)
+from infoscope.experiments import Experiment, Run, Shown, main, name_figures, read_removal, read_scopes, show_models
 from infoscope.pipeline import Pipeline
-from infoscope.report.figures import draw_cds_histograms
 from infoscope.report.inputs import ScopeResult
 from infoscope.report.outlier_figures import draw_outlier_distances
 from infoscope.report.outlier_section import make_outlier_section
-from infoscope.report.sweep_figures import Point, draw_removal_sweep
 from infoscope.report.tables import Align, Column, Value
 from infoscope.report.variants import Result
 from infoscope.scope.token_outliers import TokenOutliers
@@ -74,23 +61,16 @@ def outlier_cells(tokens: TokenOutliers) -> list[Value]:
 
 def show(runs: Sequence[Run[Found]]) -> Shown:
     """A row of outliers and scores per model, the removal tables, and figures of all three."""
-    table = make_run_table(
+    shown = show_models(
         "other_vits",
         "Outlier tokens and information scope by model",
         runs,
-        [*OUTLIER_COLUMNS, *SCOPE_COLUMNS],
-        lambda found: [*outlier_cells(found[0]), *scope_cells(found[1])],
-        ["Mean ± standard deviation over SAE seeds. Chance: the same maps on two different images."],
+        OUTLIER_COLUMNS,
+        lambda found: outlier_cells(found[0]),
+        lambda found: found[1:],
     )
-    points = [Point(place, str(run.facts["model"]), run.found[2]) for place, run in enumerate(runs)]
-    panels = {run.label: run.found[1] for run in runs}
-    figures = {
-        "other_vits": lambda: draw_removal_sweep(points, "", is_scale=False),
-        "cds_histograms": lambda: draw_cds_histograms(panels),
-        **name_figures("outlier_emd", runs, lambda run: draw_outlier_distances(run.found[0])),
-    }
-    removal, others = join_removal(runs, lambda found: found[2])
-    return Shown([removal, table], figures, others)
+    distances = name_figures("outlier_emd", runs, lambda run: draw_outlier_distances(run.found[0]))
+    return replace(shown, figures={**shown.figures, **distances})
 
 
 EXPERIMENT = Experiment(

@@ -13,7 +13,9 @@ from matplotlib.figure import Figure
 from experiment_samples import FOLDER, load_experiment, read_rows
 from infoscope import experiments
 from infoscope.errors import InputError
-from infoscope.experiments import Experiment, Shown, add_defaults, expand_sweep, main, share_ranks
+from infoscope.experiments import Experiment, Shown, expand_sweep, main, sweep
+from infoscope.experiments import runs as runs_module
+from infoscope.experiments.sweep import add_defaults, share_ranks
 from infoscope.pipeline import Pipeline
 from infoscope.report.paper import PAPER_ACTIVATION
 from infoscope.report.tables import Column, Part, Table, join_tables
@@ -122,14 +124,14 @@ def test_what_was_finished_before_ctrl_c_is_written(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    compose = experiments.compose
+    compose = sweep.compose
 
     def interrupted(overrides: list[str]) -> Any:
         if "data.seed=3" in overrides:
             raise KeyboardInterrupt
         return compose(overrides)
 
-    monkeypatch.setattr(experiments, "compose", interrupted)
+    monkeypatch.setattr(sweep, "compose", interrupted)
     assert run_counting("data.seed=1,3") == 130
     assert "counting: interrupted; what was finished is kept" in capsys.readouterr().err
     assert len(read_rows(tmp_path / "experiments" / "counting" / "counts.csv")) == 1
@@ -184,7 +186,7 @@ def test_help_is_the_files_docstring_and_every_command_of_it_can_be_composed(
         assert file == f"experiments/{name}.py"
         overrides = add_defaults(experiment.defaults, [argument.strip("'") for argument in arguments])
         for combination in expand_sweep(overrides):
-            assert experiments.compose(combination).seeds == [0, 1, 2]
+            assert sweep.compose(combination).seeds == [0, 1, 2]
 
 
 @pytest.mark.parametrize("name", ["feature_removal", "gamma_sweep", "model_size", "other_vits"])
@@ -222,9 +224,9 @@ def test_the_papers_values_stand_beside_ours_where_model_and_data_are_its_own(
         asked.append(config.model.name)
         return reference
 
-    monkeypatch.setattr(experiments, "find_paper_reference", find)
+    monkeypatch.setattr(runs_module, "find_paper_reference", find)
     show = load_experiment("feature_removal").show
-    config = experiments.compose(make_overrides(tmp_path))
+    config = sweep.compose(make_overrides(tmp_path))
     run = experiments.Run(config, "the run", {"model": "m"}, make_results())
     page = show([run]).tables[0].to_markdown()
     assert asked == ["planted_registers"]

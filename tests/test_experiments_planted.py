@@ -15,7 +15,7 @@ import pytest
 import torch.nn.functional as F
 
 from experiment_samples import PLANTED, check_files, load_experiment, read_rows, run_planted
-from infoscope import stages
+from infoscope import encoding
 from infoscope.experiments import main
 from infoscope.report import figure_style
 from infoscope.scope.scores import Scores
@@ -216,7 +216,7 @@ class PlantedClip(PlantedRegisters):
 def test_predictions_of_the_light_change_without_the_high_group_alone(
     output_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stages, "load_backbone", lambda *_: PlantedClip().eval())
+    monkeypatch.setattr(encoding, "load_backbone", lambda *_: PlantedClip().eval())
     names = tmp_path / "names.txt"
     names.write_text("\n".join(LIGHT_ANCHORS))
     asked = ["predict.target=light", f"predict.class_names={names}", "predict.templates=list"]

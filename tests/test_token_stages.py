@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from infoscope import encoding as encoding_module
 from infoscope import stages as stages_module
 from infoscope.config import compose
 from infoscope.pipeline import Pipeline
@@ -46,7 +47,7 @@ def make_pipeline(photographs: Path, output_dir: Path, *overrides: str) -> Pipel
 def test_an_interrupted_encoding_goes_on_where_it_was(
     photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store_tokens: str
 ) -> None:
-    monkeypatch.setattr(stages_module, "TOKEN_BATCH_IMAGES", 4)
+    monkeypatch.setattr(encoding_module, "TOKEN_BATCH_IMAGES", 4)
     monkeypatch.setattr(extract, "SHARD_BYTES", 1)  # every batch is a shard
     override = f"data.store_tokens={store_tokens}"
     whole = make_pipeline(photographs, tmp_path / "whole", override).tokens("train")

@@ -13,6 +13,7 @@ import numpy as np
 
 from infoscope.artifacts import Artifact, Spec, Workspace
 from infoscope.config import Stage, to_tree
+from infoscope.encoding import TOKEN_BATCH_IMAGES
 from infoscope.predictions.inputs import PredictInputs, check_predictions
 from infoscope.predictions.prompts import Prompts, make_prompts
 from infoscope.predictions.results import PredictionResult
@@ -40,7 +41,7 @@ from infoscope.scope.scores import Scores
 from infoscope.scope.scoring import make_trainer
 from infoscope.scope.stability import ScoredSAE, StabilityResult, compute_stability
 from infoscope.scope.token_outliers import TokenOutliers, compute_token_outliers
-from infoscope.stages import TOKEN_BATCH_IMAGES, Stages, must_exist
+from infoscope.stages import Stages, must_exist
 from infoscope.vision.token_source import TokenFacts
 
 

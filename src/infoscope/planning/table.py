@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from infoscope.planning.steps import Plan
+from infoscope.planning.known import Plan
 
 
 def print_plan(plan: Plan, console: Console) -> None:

@@ -59,9 +59,7 @@ def run_probes(
             that diverge at every learning rate.
     """
     check_probes(config, inputs.backbone, inputs.layer, inputs.train.images, inputs.edits_patches, inputs.edits_prefix)
-    unique: dict[str, Variant] = {}
-    for variant in sorted(variants, key=lambda variant: variant.role is not Role.original):
-        unique.setdefault(variant.key(sae_key), variant)
+    unique = _unite(variants, sae_key)
     keys, results = list(unique), {}
     if not keys:
         return results
@@ -83,10 +81,7 @@ def run_probes(
     with ExitStack() as stack:
         features, size = None, config.variants_per_chunk
         if Task.classification in config.tasks:
-            n_classes, n_images = inputs.train.images.n_target_classes(config.target), sum(map(len, rows.values()))
-            size, n_bytes = count_variants_at_a_time(config, n_images, inputs.sae.d_in, n_classes)
-            if say and size < len(keys):
-                say(f"classification: {size} of {len(keys)} variants at a time, {size * n_bytes / 1e9:.2g} GB")
+            size = _count_at_a_time(inputs, config, len(keys), rows, say)
             if folders is None:
                 folders = FeatureFolders(Path(stack.enter_context(tempfile.TemporaryDirectory())))
             features = _make_features(inputs, config, unique, rows, folders, progress)
@@ -112,6 +107,29 @@ def run_probes(
                         on_result(key, results[key])
                 original_heads = original_heads or results[keys[0]].heads
     return results
+
+
+def _count_at_a_time(
+    inputs: ProbeInputs,
+    config: ProbeConfig,
+    n_variants: int,
+    rows: Mapping[str, Int[np.ndarray, " n"]],
+    say: Callable[[str], None] | None,
+) -> int:
+    """Return how many variants are classified together, and say so if that is not all of them."""
+    n_classes, n_images = inputs.train.images.n_target_classes(config.target), sum(map(len, rows.values()))
+    size, n_bytes = count_variants_at_a_time(config, n_images, inputs.sae.d_in, n_classes)
+    if say and size < n_variants:
+        say(f"classification: {size} of {n_variants} variants at a time, {size * n_bytes / 1e9:.2g} GB")
+    return size
+
+
+def _unite(variants: Sequence[Variant], sae_key: str) -> dict[str, Variant]:
+    """Return variants by key, the original first; of those with equal tokens the first one."""
+    unique: dict[str, Variant] = {}
+    for variant in sorted(variants, key=lambda variant: variant.role is not Role.original):
+        unique.setdefault(variant.key(sae_key), variant)
+    return unique
 
 
 def _make_features(

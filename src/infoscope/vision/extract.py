@@ -154,6 +154,24 @@ def extract_tokens(
     for path in _find_shards(shards):
         if int(path.stem[-5:]) >= len(parts):
             path.unlink()  # begun before an interruption, and then there was nothing left to read
+    _save_facts(backbone, layer, dtype, parts, shards, folder)
+    for path in _find_facts(shards):  # before the shards leave: without them nobody could go on
+        path.unlink()
+    if progress:
+        for path in _find_shards(progress):
+            os.replace(path, folder / path.name)
+    return TokenCache(folder)
+
+
+def _save_facts(
+    backbone: Backbone, layer: int, dtype: str | None, parts: list[dict[str, np.ndarray]], shards: Path, folder: Path
+) -> None:
+    """Join what is known of the shards' tokens into the files of `TokenFacts`.
+
+    Args:
+        parts: of each shard.
+        shards: where the shards lie by now.
+    """
     norms = np.concatenate([part["norms"] for part in parts])
     mean = torch.from_numpy(sum(part["total"] for part in parts) / norms.size).float()
     if dtype is None:
@@ -176,12 +194,6 @@ def extract_tokens(
         "scale": math.sqrt(backbone.d_in) / mean_norm if mean_norm > 0 else 1.0,
     }
     (folder / META_FILE).write_text(json.dumps(meta, indent=2))
-    for path in _find_facts(shards):  # before the shards leave: without them nobody could go on
-        path.unlink()
-    if progress:
-        for path in _find_shards(progress):
-            os.replace(path, folder / path.name)
-    return TokenCache(folder)
 
 
 def _find_facts(folder: Path) -> list[Path]:

@@ -1,0 +1,153 @@
+"""What everything stands on: backbones, images, and their tokens, kept or encoded as they are asked for."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from infoscope.artifacts import Artifact, Workspace
+from infoscope.data.config import DataConfig, DataKind
+from infoscope.data.images import (
+    CHECK_PX,
+    ImageBatch,
+    ImageError,
+    ImageSet,
+    iterate_images,
+)
+from infoscope.data.scene_set import save_scenes
+from infoscope.data.sets import make_image_sets
+from infoscope.errors import InputError
+from infoscope.specs import Specs
+from infoscope.vision.backbone import Backbone
+from infoscope.vision.extract import TokenCache, compute_cache_bytes, extract_tokens, find_finished_images
+from infoscope.vision.live_tokens import LiveTokens
+from infoscope.vision.open_clip_backbone import load_backbone
+
+TOKEN_BATCH_IMAGES = 64
+
+
+class Encoding(Specs):
+    """The images and the tokens of one configuration."""
+
+    @cached_property
+    def backbone(self) -> Backbone:
+        """The frozen backbone: loaded when something has to be encoded, not before."""
+        return load_backbone(self.config.model, self._trained_folder).to(self.device)
+
+    def backbone_at(self, image_px: int) -> Backbone:
+        """Return the backbone for images of a side in pixels, its position embeddings interpolated if it is another.
+
+        Raises:
+            InputError: if the model takes images of its own size alone, or the side is no multiple of its patch.
+        """
+        if image_px == self.backbone.image_px:
+            return self.backbone
+        if image_px not in self._backbones_at:
+            loaded = load_backbone(replace(self.config.model, image_px=image_px), self._trained_folder)
+            if loaded.image_px != image_px:
+                raise InputError(
+                    f"Expected a model that takes crops of {image_px} px, but {self.config.model.name} takes images of"
+                    f" {loaded.image_px} px alone: set crop_px to that, or probe whole images."
+                )
+            self._backbones_at[image_px] = loaded.to(self.device)
+        return self._backbones_at[image_px]
+
+    @cached_property
+    def _backbones_at(self) -> dict[int, Backbone]:
+        return {}
+
+    def scenes(self, split: str, n_images: int, data: DataConfig | None = None) -> Artifact:
+        """Render a split of the scenes."""
+        data = data or self.config.data
+
+        def build(work: Workspace) -> None:
+            n_workers = data.n_workers or (os.cpu_count() or 1)
+            with self.display.bar(f"rendering {split} scenes", n_images) as advance:
+                save_scenes(
+                    work.folder, data.seed, split, n_images, data.size_px, n_workers, lambda done: advance(done, None)
+                )
+
+        return self.get(self.scenes_spec(split, n_images, data), build)
+
+    @cached_property
+    def image_sets(self) -> tuple[ImageSet, ImageSet]:
+        """The training and the test images of the experiment."""
+        data = self.config.data
+        return self._open_scenes(data) if data.kind is DataKind.scenes else self.sets_on_disk(data)
+
+    def open_sets(self, data: DataConfig) -> tuple[ImageSet, ImageSet]:
+        """Return the training and the test images of a data set, which may be the experiment's own."""
+        if data == self.config.data:
+            return self.image_sets
+        return self._open_scenes(data) if data.kind is DataKind.scenes else self.sets_on_disk(data)
+
+    def _open_scenes(self, data: DataConfig) -> tuple[ImageSet, ImageSet]:
+        folders = {s: self.scenes(s, self.n_images(s, data), data).folder for s in ("train", "test")}
+        return make_image_sets(data, folders)
+
+    def tokens(self, split: str, data: DataConfig | None = None) -> Artifact:
+        """Encode every image of a split once; of the experiment's own data unless others are given."""
+        config, data = self.config, data or self.config.data
+        images = self.open_sets(data)[0 if split == "train" else 1]
+        if len(images) == 0:
+            raise InputError(f"The {split} split holds no images: raise data.test_share, or add images.")
+
+        def build(work: Workspace) -> None:
+            backbone, dtype = self.backbone, data.cache_dtype if data.store_tokens else None
+            if dtype is not None:
+                self.check_disk(compute_cache_bytes(backbone, len(images), dtype))
+            left = self._find_images_left(images, work.progress)
+            batches = iterate_images(
+                images, backbone.image_px, TOKEN_BATCH_IMAGES, left, on_error=data.on_error, n_workers=data.n_workers
+            )
+            what = f"encoding {split} images"
+            batches = self.display.track(what, batches, len(left), lambda batch: len(batch.index))
+            extract_tokens(backbone, batches, len(images), config.model.layer, work.folder, dtype, work.progress)
+            write_json(work.folder / "skipped.json", images.skipped)
+
+        artifact = self.get(self.tokens_spec(split, data), build)
+        skipped = artifact.read_json("skipped.json")
+        if skipped:
+            names = ", ".join(list(skipped)[:5]) + (", ..." if len(skipped) > 5 else "")
+            self.display.say(f"{len(skipped)} of {len(images)} {split} images were skipped: {names} (skipped.json)")
+        return artifact
+
+    def _find_images_left(self, images: ImageSet, progress: Path) -> np.ndarray:
+        """Return the images that an interrupted encoding has still to read: whole batches from the first of all on.
+
+        What the interrupted run had to skip is found again.
+        """
+        finished = find_finished_images(progress)
+        if len(finished) == 0:
+            return np.arange(len(images))
+        first = min(-(-(int(finished[-1]) + 1) // TOKEN_BATCH_IMAGES) * TOKEN_BATCH_IMAGES, len(images))
+        for i in np.setdiff1d(np.arange(first), finished).tolist():
+            try:
+                images.load(i, CHECK_PX)
+            except ImageError as error:
+                images.skipped[images.image_ids[i]] = error.reason
+        return np.arange(first, len(images))
+
+    def open_tokens(self, split: str, data: DataConfig | None = None) -> TokenCache | LiveTokens:
+        """Return the tokens of a split, to be read from the disk or encoded as they are asked for."""
+        data = data or self.config.data
+        folder = self.tokens(split, data).folder
+        if data.store_tokens:
+            return TokenCache(folder)
+        images, backbone = self.open_sets(data)[0 if split == "train" else 1], self.backbone
+
+        def read(positions: np.ndarray, batch_images: int) -> Iterator[ImageBatch]:
+            return iterate_images(images, backbone.image_px, batch_images, positions, n_workers=data.n_workers)
+
+        return LiveTokens(folder, backbone, read)
+
+
+def write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2))
