@@ -198,14 +198,8 @@ class CropSteps(Dataset):
         crop_px: int,
         fill: UInt8[np.ndarray, " 3"],
     ) -> None:
-        self.images, self.index, self.task, self.crops, self.crop_px, self.fill = (
-            images,
-            index,
-            task,
-            crops,
-            crop_px,
-            fill,
-        )
+        self.images, self.index, self.task, self.crops = images, index, task, crops
+        self.crop_px, self.fill = crop_px, fill
         self.seed, self.n_pixels = config.seed, config.n_pixels_per_image
         self.batch_images = min(config.dense_batch_images, len(index))
 
