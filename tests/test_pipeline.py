@@ -15,7 +15,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from infoscope import app, probing, stages
+from infoscope import app, encoding, probing, stages
 from infoscope.artifacts import Spec, Store, compute_checksum
 from infoscope.config import to_tree
 from infoscope.data import scenes
@@ -523,7 +523,8 @@ def test_ctrl_c_loses_nothing_that_is_finished(
     kept: list[str],
 ) -> None:
     output_dir = copy_run(finished, tmp_path, but=(*missing, *FEATURES))
-    monkeypatch.setattr(stages, "TOKEN_BATCH_IMAGES", 10)
+    for module in (encoding, stages):
+        monkeypatch.setattr(module, "TOKEN_BATCH_IMAGES", 10)
     goal = {"scenes": "train_sae", "tokens": "train_sae", "features": "probe"}.get(stage, stage)
     overrides = (f"stage={goal}", "probe.variants_per_chunk=3", "scope.batch_images=10")
     with monkeypatch.context() as patch:
