@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+from pathlib import Path
 from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
@@ -16,6 +18,7 @@ from infoscope.artifacts import explain_write_error
 from infoscope.config import CONF_FOLDER, explain_config_error, make_config, register_schemas
 from infoscope.config_errors import COMPOSITION_ERRORS
 from infoscope.errors import InputError
+from infoscope.job import Job
 
 EXIT_OK, EXIT_BUG, EXIT_INPUT, EXIT_INTERRUPT = 0, 1, 2, 130
 _failures: list[str] = []
@@ -79,12 +82,24 @@ def _run_job(tree: DictConfig) -> Any:
     try:
         from infoscope.pipeline import run  # late: --help and shell completion need no torch
 
-        return run(make_config(tree))
+        return run(make_config(tree), job=_find_job())
     except (InputError, OmegaConfBaseException) as error:
         if not HydraConfig.get().launcher._target_.endswith("BasicLauncher"):
             raise
         _fail(explain_config_error(error) if isinstance(error, OmegaConfBaseException) else str(error), error)
         return None
+
+
+def _find_job() -> Job:
+    """Return what Hydra says of the run that has begun."""
+    hydra_config = HydraConfig.get()
+    in_sweep = hydra_config.mode is RunMode.MULTIRUN
+    return Job(
+        folder=Path(hydra_config.runtime.output_dir),
+        sweep=Path(hydra_config.sweep.dir) if in_sweep else None,
+        number=hydra_config.job.num if in_sweep else 0,
+        overrides=tuple(hydra_config.overrides.task),
+    )
 
 
 _hydra_main = hydra.main(version_base="1.3", config_path=str(CONF_FOLDER), config_name="config")(_run_job)

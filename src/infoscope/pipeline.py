@@ -13,6 +13,7 @@ from infoscope.artifacts import Artifact, Spec, Workspace
 from infoscope.config import Config, Stage, to_tree
 from infoscope.data.check import check_images
 from infoscope.errors import InputError
+from infoscope.job import Job
 from infoscope.planning import make_plan, print_plan
 from infoscope.probes.results import load_results
 from infoscope.progress import Display
@@ -24,8 +25,11 @@ from infoscope.report.section import ReportSection
 from infoscope.reporting import describe_experiment, make_report_inputs
 
 
-def run(config: Config, display: Display | None = None) -> ReportFiles | None:
+def run(config: Config, display: Display | None = None, job: Job | None = None) -> ReportFiles | None:
     """Run one experiment up to `config.stage`; return the report's files where that is the last stage.
+
+    Args:
+        job: the run it is, of a sweep or alone; None: one that has no folder.
 
     Raises:
         InputError: whatever the user can mend; artifacts finished before it are kept.
@@ -33,7 +37,7 @@ def run(config: Config, display: Display | None = None) -> ReportFiles | None:
     display = display or Display(bars=config.trainer.progress)
     if config.trainer.n_threads is not None:
         torch.set_num_threads(config.trainer.n_threads)
-    pipeline = Pipeline(config, display)
+    pipeline = Pipeline(config, display, job)
     with quiet_lightning():
         if config.plan:
             print_plan(make_plan(pipeline), display.console)

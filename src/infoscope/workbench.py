@@ -14,6 +14,7 @@ from infoscope import tracking
 from infoscope.artifacts import Artifact, Spec, Store
 from infoscope.config import Config, Device, Stage, to_tree
 from infoscope.errors import InputError
+from infoscope.job import Job
 from infoscope.progress import Display, LightningBar
 from infoscope.sae.checkpoint import load_sae
 from infoscope.sae.model import SparseAutoencoder
@@ -22,8 +23,8 @@ from infoscope.sae.model import SparseAutoencoder
 class Workbench:
     """One configuration on this machine; nothing here knows what a stage computes."""
 
-    def __init__(self, config: Config, display: Display) -> None:
-        self.config, self.display = config, display
+    def __init__(self, config: Config, display: Display, job: Job | None = None) -> None:
+        self.config, self.display, self.job = config, display, job or Job()
         self.tree = to_tree(config)
         self.output_dir = Path(config.output_dir)
         self.store = Store(self.output_dir / "artifacts", on_event=display.event)
