@@ -5,6 +5,8 @@ matters, fingerprints of data and weights, the hashes of the artifacts it was ma
 paths, devices, worker counts or time. It is built in a temporary folder beside it, under a file lock, and renamed when
 whole, so a folder under its final name is complete; its manifest lists the checksum of every file, and a folder that
 no longer agrees with its manifest is rebuilt, never used. A lost lock is harmless: at worst a thing is computed twice.
+
+Where several processes work on one job (`world`), the main one finds, locks and commits, and the others take its word.
 """
 
 from __future__ import annotations
@@ -19,17 +21,19 @@ import subprocess
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
 from importlib import metadata
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import filelock
 import yaml
 
+from infoscope import world
 from infoscope.errors import InputError
 
 FORMAT_VERSION = 2
@@ -107,6 +111,12 @@ def compute_checksum(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+_stores = count()
+"""All processes of a job open their stores in the same order: so they know which one is meant."""
+VISIBLE_S = 120
+"""How long a folder that another machine has made may take to show on this one."""
+
+
 class Store:
     """The artifacts below one folder.
 
@@ -126,6 +136,8 @@ class Store:
         self.on_event = on_event or (lambda event, spec, detail: None)
         self.lock_timeout_s = lock_timeout_s
         self._verified: dict[Path, dict[str, Any]] = {}
+        self._number = next(_stores)
+        self._told: dict[str, dict[str, Artifact]] = {}
 
     def folder(self, spec: Spec) -> Path:
         """Return where the artifact lies, or would lie."""
@@ -142,25 +154,35 @@ class Store:
         return None
 
     def get(
-        self, spec: Spec, build: Callable[[Workspace], None], *, config: Any = None, **upstream: Artifact
+        self,
+        spec: Spec,
+        build: Callable[[Workspace], None],
+        *,
+        shared: bool = False,
+        config: Any = None,
+        **upstream: Artifact,
     ) -> Artifact:
         """Return the artifact of `spec`, building it if it is missing or damaged.
 
         Args:
             build: writes the artifact's files into `workspace.folder`.
+            shared: whether all processes of the job build together: each calls `build` with the same workspace, and the
+                main one writes the files. Else the main one builds, as if it were alone, and the others wait.
             config: the resolved configuration (plain containers), stored for people to read.
             upstream: the artifacts it is made from, by role, for the manifest.
 
         Raises:
             InputError: if the folder cannot be written, the disk is full, or another process holds the lock too long.
         """
-        return self.get_together({"": spec}, lambda works: build(works[""]), config=config, **upstream)[""]
+        works = {"": spec}
+        return self.get_together(works, lambda works: build(works[""]), shared=shared, config=config, **upstream)[""]
 
     def get_together(
         self,
         specs: Mapping[str, Spec],
         build: Callable[[dict[str, Workspace]], None],
         *,
+        shared: bool = False,
         config: Any = None,
         **upstream: Artifact,
     ) -> dict[str, Artifact]:
@@ -169,11 +191,62 @@ class Store:
         Args:
             specs: by name; no two the same.
             build: writes the files of every missing artifact into the workspace of its name.
-            config, upstream: as for `get`, of each.
+            shared, config, upstream: as for `get`, of each.
 
         Raises:
             InputError: as `get`.
         """
+        key = f"{self._number}/{compute_hash(sorted(spec.hash for spec in specs.values()))}"
+        if world.current().rank > 0:
+            return self._take_part(key, specs, build)
+        is_shared = shared and world.current().size > 1
+
+        def build_with_others(works: dict[str, Workspace]) -> None:
+            if is_shared:
+                places = {name: [str(work.folder), str(work.progress)] for name, work in works.items()}
+                world.post(key, json.dumps({"works": places}))
+            with nullcontext() if is_shared else world.alone():
+                build(works)
+            if is_shared:
+                world.barrier()  # all files are written
+
+        found = self._get_all(specs, build_with_others, config, upstream)
+        folders = {name: str(artifact.folder) for name, artifact in found.items()}
+        if is_shared and any(artifact.built for artifact in found.values()):
+            world.post(f"{key}/built", json.dumps(folders))
+        else:
+            world.post(key, json.dumps({"folders": folders}))
+        return found
+
+    def _take_part(
+        self, key: str, specs: Mapping[str, Spec], build: Callable[[dict[str, Workspace]], None]
+    ) -> dict[str, Artifact]:
+        """Do what the main process says: take what exists, or build with it what does not."""
+        if key not in self._told:
+            told = json.loads(world.wait_for(key))
+            if "works" in told:
+                works = {name: Workspace(*map(Path, places)) for name, places in told["works"].items()}
+                for work in works.values():
+                    _wait_until_visible(work.folder)
+                build(works)
+                world.barrier()
+                told = {"folders": json.loads(world.wait_for(f"{key}/built"))}
+            self._told[key] = {}
+            for name, place in told["folders"].items():
+                folder = Path(place)
+                _wait_until_visible(folder / MANIFEST)
+                manifest = json.loads((folder / MANIFEST).read_text())
+                self._told[key][name] = Artifact(folder, specs[name].hash, manifest, built=False)
+        return dict(self._told[key])
+
+    def _get_all(
+        self,
+        specs: Mapping[str, Spec],
+        build: Callable[[dict[str, Workspace]], None],
+        config: Any,
+        upstream: dict[str, Artifact],
+    ) -> dict[str, Artifact]:
+        """Find, or lock, build and commit, as one process."""
         found: dict[str, Artifact] = {}
         try:
             with ExitStack() as locks, ExitStack() as building:
@@ -273,6 +346,22 @@ class Store:
             return None
         self._verified[folder] = manifest
         return manifest
+
+
+def _wait_until_visible(path: Path) -> None:
+    """Wait for what another machine has written to show on this one (network file systems take their time).
+
+    Raises:
+        InputError: it does not.
+    """
+    end = time.monotonic() + VISIBLE_S
+    while not path.exists():
+        if time.monotonic() > end:
+            raise InputError(
+                f"Expected {path}, which another process of this job has made, but it does not show here: let"
+                " output_dir lie on a disk that all nodes share."
+            )
+        time.sleep(0.1)
 
 
 def _make_manifest(spec: Spec, folder: Path, wall_s: float, upstream: dict[str, Artifact]) -> dict[str, Any]:

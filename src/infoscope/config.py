@@ -66,6 +66,9 @@ class TrainerConfig:
     device: Device = Device.auto
     n_threads: int | None = None
     """CPU threads of torch; null: all cores."""
+    n_processes: int = 1
+    """Processes on this machine that share the work, one for each GPU. Tasks of a Slurm job, of a launcher's
+    tasks_per_node or of torchrun share it by themselves: then this stays 1."""
     progress: bool = True
     """Progress bars in the terminal."""
     token_buffer: TokenBuffer = TokenBuffer.ram
@@ -73,6 +76,8 @@ class TrainerConfig:
     sae.tokens_per_image x d_in x 4 bytes, twice."""
 
     def __post_init__(self) -> None:
+        if self.n_processes < 1:
+            raise InputError(f"Expected trainer.n_processes to be at least 1, got {self.n_processes}.")
         if self.n_threads is not None and self.n_threads < 1:
             raise InputError(f"Expected trainer.n_threads to be at least 1 or null, got {self.n_threads}.")
 

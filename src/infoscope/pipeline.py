@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from infoscope import world
 from infoscope.analyses import Analyses
 from infoscope.artifacts import Artifact, Spec, Workspace
 from infoscope.config import Config, Stage, to_tree
@@ -34,21 +35,31 @@ def run(config: Config, display: Display | None = None, job: Job | None = None) 
     Raises:
         InputError: whatever the user can mend; artifacts finished before it are kept.
     """
-    display = display or Display(bars=config.trainer.progress)
     if config.trainer.n_threads is not None:
         torch.set_num_threads(config.trainer.n_threads)
-    pipeline = Pipeline(config, display, job)
-    with quiet_lightning():
-        if config.plan:
-            print_plan(make_plan(pipeline), display.console)
-            return None
+    with quiet_lightning(), world.sharing(config.trainer.n_processes, run, config, None, job):
+        if not world.is_main():
+            display = Display.silent()
+        display = display or Display(bars=config.trainer.progress)
+        pipeline = Pipeline(config, display, job)
+        if config.plan or config.stage is Stage.check_data:
+            return _run_by_main(pipeline, config)
         return _run_stage(pipeline, config)
+
+
+def _run_by_main(pipeline: Pipeline, config: Config) -> None:
+    """Run what one process does alone."""
+    if world.is_main():
+        with world.alone():
+            if config.plan:
+                print_plan(make_plan(pipeline), pipeline.display.console)
+            else:
+                pipeline.check_data()
 
 
 def _run_stage(pipeline: Pipeline, config: Config) -> ReportFiles | None:
     whole = {
         Stage.train_clip: pipeline.train_clip,
-        Stage.check_data: pipeline.check_data,
         Stage.report: pipeline.report,
         Stage.predict: pipeline.report_predictions,
         Stage.stability: pipeline.report_stability,

@@ -34,6 +34,11 @@ class Display:
         self.bars = bars
         self._known: set[str] = set()
 
+    @classmethod
+    def silent(cls) -> Display:
+        """Return a display that shows nothing: of a process that is not the main one."""
+        return cls(Console(quiet=True), bars=False)
+
     def event(self, event: str, spec: Spec, detail: str) -> None:
         """Say what happens to an artifact: building (its bars say so), built, reused (once), waiting, damaged."""
         is_one_of_many = spec.stage in ("probe", "features")  # dozens per seed: the stage itself says how many

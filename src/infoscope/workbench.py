@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
+from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from infoscope import tracking
+from infoscope import tracking, world
 from infoscope.artifacts import Artifact, Spec, Store
 from infoscope.config import Config, Device, Stage, to_tree
 from infoscope.errors import InputError
@@ -41,20 +42,24 @@ class Workbench:
         use_cuda = choice is Device.cuda or (choice is Device.auto and torch.cuda.is_available())
         return torch.device("cuda" if use_cuda else "cpu")
 
-    def get(self, spec: Spec, build: Any, **upstream: Artifact) -> Artifact:
-        """Return an artifact, building it if it is missing; its config is this experiment's."""
-        return self.store.get(spec, build, config=self.tree, **upstream)
+    def get(self, spec: Spec, build: Any, *, shared: bool = False, **upstream: Artifact) -> Artifact:
+        """Return an artifact, building it if it is missing; its config is this experiment's. See `Store.get`."""
+        return self.store.get(spec, build, shared=shared, config=self.tree, **upstream)
 
-    def get_together(self, specs: Mapping[str, Spec], build: Any, **upstream: Artifact) -> dict[str, Artifact]:
+    def get_together(
+        self, specs: Mapping[str, Spec], build: Any, *, shared: bool = False, **upstream: Artifact
+    ) -> dict[str, Artifact]:
         """Return several artifacts, building by one call those that are missing; see `Store.get_together`."""
-        return self.store.get_together(specs, build, config=self.tree, **upstream)
+        return self.store.get_together(specs, build, shared=shared, config=self.tree, **upstream)
 
     def load_sae(self, artifact: Artifact) -> SparseAutoencoder:
         """Return a trained SAE, frozen, on this machine's device."""
         return load_sae(artifact.folder).to(self.device).requires_grad_(False)
 
     def track(self, stage: Stage, seed: int | None = None) -> Any:
-        """Open the run of a stage (a context manager that gives its tracker)."""
+        """Open the run of a stage (a context manager that gives its tracker); the main process alone logs."""
+        if not world.is_main():
+            return nullcontext(tracking.Tracker())
         return tracking.track(
             self.config.logger, stage.name, self.tracker_group, self.tree, self.output_dir, seed, self.tracked
         )

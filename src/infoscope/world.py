@@ -1,0 +1,245 @@
+"""Several processes that work on one job: who this one is, and what they tell each other.
+
+Every process runs the same program on the same configuration; the one of rank 0 is the main one. It alone decides what
+has to be built, writes artifacts, prints and logs; the others take part in the stages that share their work. With one
+process, which is the rule, every function here does the obvious at once.
+
+Processes come from `trainer.n_processes` on one machine (`sharing`), or from outside: tasks of a submitit job, srun,
+torchrun (`find_place`). Each sees one GPU. What they exchange goes over gloo, gradients on GPUs over NCCL.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import random
+import socket
+import subprocess
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from infoscope.errors import InputError
+
+Value = TypeVar("Value")
+
+GATHERING_S = 600
+"""How long processes wait for each other at the start: nodes may come up one by one."""
+WORKING = timedelta(days=7)
+"""How long one waits for another afterwards. One that dies is noticed at once, by its closed connections."""
+_FAILURE = "failure"
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among those of the job: rank 0 .. size - 1, and its place on its machine."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    address: str = "127.0.0.1"
+    port: int = 0
+
+
+_world, _store, _n_alone = World(), None, 0
+
+
+def current() -> World:
+    """Return this process among those that share work; (0 of 1) where there is one, or inside `alone`."""
+    return World() if _n_alone else _world
+
+
+def is_main() -> bool:
+    """Whether this process decides, writes artifacts, prints and logs, also inside `alone`."""
+    return _world.rank == 0
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Work as if there were no other process; the others do not take part."""
+    global _n_alone
+    _n_alone += 1
+    try:
+        yield
+    finally:
+        _n_alone -= 1
+
+
+def barrier() -> None:
+    """Wait until every process has come here."""
+    gather(None)
+
+
+def broadcast(value: Value) -> Value:
+    """Return the main process's value (anything that pickles) in every process."""
+    if current().size == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
+    return box[0]
+
+
+def gather(value: Value) -> list[Value]:
+    """Return every process's value (anything that pickles) in every process, by rank."""
+    size = current().size
+    if size == 1:
+        return [value]
+    boxes: list[Any] = [None] * size
+    dist.all_gather_object(boxes, value)
+    return boxes
+
+
+def post(key: str, text: str) -> None:
+    """Tell all processes something; unlike `broadcast`, each asks for it when it wants."""
+    if _store is not None:
+        _store.set(key, text)
+
+
+def wait_for(key: str) -> str:
+    """Return what was posted under a key, as soon as it is."""
+    assert _store is not None, "one process has nobody to wait for"
+    _store.wait([key], WORKING)
+    return _store.get(key).decode()
+
+
+def find_place(environment: Mapping[str, str] = os.environ) -> World | None:
+    """Return this process among those that were started from outside: torchrun, submitit, srun; None: there are none.
+
+    MASTER_ADDR and MASTER_PORT, where given, say where the main process listens.
+
+    Raises:
+        InputError: if srun's nodes cannot be found out.
+    """
+    if int(environment.get("WORLD_SIZE", "1")) > 1 and "RANK" in environment:
+        rank, size, local = (environment.get(name, "0") for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+        host, job = "127.0.0.1", "torchrun"
+    elif environment.get("SUBMITIT_EXECUTOR") == "local" and int(environment.get("SUBMITIT_LOCAL_NTASKS", "1")) > 1:
+        names = ("SUBMITIT_LOCAL_GLOBALID", "SUBMITIT_LOCAL_NTASKS", "SUBMITIT_LOCAL_LOCALID")
+        rank, size, local = (environment[name] for name in names)
+        host, job = "127.0.0.1", environment["SUBMITIT_LOCAL_JOB_ID"]
+    elif int(environment.get("SLURM_STEP_NUM_TASKS", "1")) > 1:  # set by srun alone: a batch script is no task
+        rank, size, local = (environment[name] for name in ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"))
+        host = environment.get("MASTER_ADDR") or _find_first_host(environment["SLURM_STEP_NODELIST"])
+        job = environment["SLURM_JOB_ID"] + environment.get("SLURM_STEP_ID", "")
+    else:
+        return None
+    port = environment.get("MASTER_PORT") or random.Random(job).randint(20000, 60000)
+    return World(int(rank), int(size), int(local), environment.get("MASTER_ADDR", host), int(port))
+
+
+def _find_first_host(nodes: str) -> str:
+    command = ["scontrol", "show", "hostnames", nodes]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[0]
+    except (OSError, subprocess.CalledProcessError, IndexError):
+        raise InputError(
+            f"Cannot find out the first node of {nodes} ({' '.join(command)} failed): set MASTER_ADDR to its address."
+        ) from None
+
+
+@contextmanager
+def sharing(n_processes: int, work: Callable[..., Any], *arguments: Any) -> Iterator[None]:
+    """Let processes share what is done inside the block: those from outside, else `n_processes` started here.
+
+    This process has rank 0 then, and goes on with the block; the others call `work(*arguments)`, which must come to the
+    same stages. All is over when the block is.
+
+    Args:
+        work: a function of a module (it is pickled by name), as are its arguments.
+
+    Raises:
+        InputError: also what another process failed with, if this one could not go on without it.
+    """
+    place = find_place() if _world.size == 1 else None
+    if place is not None and n_processes > 1:
+        raise InputError(
+            f"trainer.n_processes={n_processes}, but {place.size} processes were started already (by Slurm, torchrun or"
+            " a launcher's tasks_per_node): drop one of the two."
+        )
+    if place is not None:
+        with _joined(place):
+            yield
+        return
+    if n_processes == 1 or _world.size > 1:  # a process that was started here is in its world already
+        yield
+        return
+    port = _find_free_port()
+    context = multiprocessing.get_context("spawn")
+    others = [
+        context.Process(
+            target=_work_as, args=(World(rank, n_processes, rank, port=port), work, arguments), daemon=False
+        )
+        for rank in range(1, n_processes)
+    ]
+    for process in others:
+        process.start()
+    try:
+        with _joined(World(0, n_processes, 0, port=port)):
+            yield
+    except BaseException:
+        for process in others:
+            process.terminate()
+        raise
+    finally:
+        for process in others:
+            process.join()
+
+
+def _work_as(place: World, work: Callable[..., Any], arguments: tuple) -> None:
+    """A process that was started here."""
+    try:
+        with _joined(place):
+            work(*arguments)
+    except (InputError, KeyboardInterrupt):
+        raise SystemExit(2) from None  # the main process says it
+
+
+@contextmanager
+def _joined(place: World) -> Iterator[None]:
+    global _world, _store
+    _choose_gpu(place.local_rank)
+    is_main = place.rank == 0
+    try:
+        store = dist.TCPStore(place.address, place.port, place.size, is_main, timedelta(seconds=GATHERING_S))
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        dist.init_process_group(backend, store=store, rank=place.rank, world_size=place.size, timeout=WORKING)
+    except (RuntimeError, ValueError, OSError) as error:
+        raise InputError(
+            f"Process {place.rank} of {place.size} cannot meet the others at {place.address}:{place.port}"
+            f" ({str(error).splitlines()[0]}): are all of them running, and is MASTER_ADDR the first one's address?"
+        ) from error
+    _world, _store = place, store
+    try:
+        yield
+        dist.barrier()  # the main process holds the store that the others may still be asking
+    except InputError as error:
+        store.set(_FAILURE, str(error))
+        raise
+    except RuntimeError as error:
+        if is_main and store.check([_FAILURE]):
+            raise InputError(store.get(_FAILURE).decode()) from error
+        raise
+    finally:
+        _world, _store = World(), None
+        dist.destroy_process_group()
+
+
+def _choose_gpu(local_rank: int) -> None:
+    """Leave this process the GPU of its place on the machine, unless it was given one alone."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    gpus = visible.split(",") if visible else [str(i) for i in range(torch.cuda.device_count())]
+    if len(gpus) > 1:
+        if local_rank >= len(gpus):
+            raise InputError(f"Expected a GPU for each process of a machine, found {len(gpus)}: start fewer processes.")
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpus[local_rank]
+
+
+def _find_free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]

@@ -1,0 +1,106 @@
+"""Several processes that work on one job."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from infoscope import resume, world
+from infoscope.artifacts import Spec, Store, Workspace
+from infoscope.errors import InputError
+
+SHARED, OWN = Spec("rank", "shared", {"a": 1}), Spec("rank", "own", {"a": 2})
+
+
+def work(folder: Path, fails: int | None = None) -> dict:
+    """What every process does; each leaves a record of it."""
+    here = world.current()
+    found = {"ranks": world.gather(here.rank), "told": world.broadcast(f"by {here.rank}"), "main": world.is_main()}
+    store = Store(folder / "artifacts")
+    if here.rank == fails:
+        raise InputError(f"process {here.rank} cannot go on")
+
+    def build_shared(place: Workspace) -> None:
+        parts = resume.compute_parts(5, lambda n: {"by": torch.tensor([n, here.rank])}, place.progress, "parts")
+        joined = [part["by"].tolist() for part in parts]
+        if world.is_main():
+            (place.folder / "joined.json").write_text(json.dumps(joined))
+
+    def build_own(place: Workspace) -> None:
+        assert world.current().size == 1
+        (place.folder / "by.json").write_text(json.dumps(here.rank))
+
+    shared = store.get(SHARED, build_shared, shared=True)
+    own = store.get(OWN, build_own, shared=False)
+    again = store.get(SHARED, build_shared, shared=True)
+    assert again.hash == shared.hash
+    found |= {"shared": shared.read_json("joined.json"), "own": own.read_json("by.json")}
+    if here.rank > 0:
+        with world.alone():  # an artifact that no other process makes
+            store.get(Spec("probe", "mine", {"rank": here.rank}), build_own)
+    world.barrier()
+    (folder / f"{here.rank}.json").write_text(json.dumps(found))
+    return found
+
+
+def test_processes_share_work_and_exchange_what_they_find(tmp_path: Path):
+    with world.sharing(2, work, tmp_path):
+        work(tmp_path)
+    expected = {"ranks": [0, 1], "told": "by 0", "shared": [[n, n % 2] for n in range(5)], "own": 0}
+    for rank in range(2):
+        assert json.loads((tmp_path / f"{rank}.json").read_text()) == {**expected, "main": rank == 0}
+    assert len(list((tmp_path / "artifacts").glob("*/*/manifest.json"))) == 3
+    assert world.current() == world.World()
+
+
+@pytest.mark.parametrize("fails", [0, 1])
+def test_one_process_that_fails_ends_all_with_its_sentence(tmp_path: Path, fails: int):
+    with pytest.raises(InputError, match=f"process {fails} cannot go on"), world.sharing(2, work, tmp_path, fails):
+        work(tmp_path, fails)
+    assert not list((tmp_path / "artifacts").glob("*/*/manifest.json"))
+
+
+def test_one_process_is_a_world_of_its_own():
+    with world.sharing(1, work):
+        assert world.current() == world.World(0, 1)
+        assert world.gather("a") == ["a"]
+        assert world.broadcast("a") == "a"
+        world.barrier()
+
+
+def test_processes_are_found_in_the_environment():
+    torchrun = {"RANK": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500"}
+    assert world.find_place(torchrun) == world.World(1, 4, 1, "10.0.0.1", 29500)
+    slurm = {
+        "SLURM_PROCID": "3",
+        "SLURM_STEP_NUM_TASKS": "4",
+        "SLURM_LOCALID": "1",
+        "SLURM_STEP_NODELIST": "n[1-2]",
+        "SLURM_JOB_ID": "7",
+        "MASTER_ADDR": "n1",
+    }
+    found = world.find_place(slurm)
+    assert found is not None
+    assert (found.rank, found.size, found.local_rank, found.address) == (3, 4, 1, "n1")
+    assert found.port == world.find_place({**slurm, "SLURM_PROCID": "0"}).port  # pyright: ignore
+    local = {
+        "SUBMITIT_EXECUTOR": "local",
+        "SUBMITIT_LOCAL_GLOBALID": "1",
+        "SUBMITIT_LOCAL_NTASKS": "2",
+        "SUBMITIT_LOCAL_LOCALID": "1",
+        "SUBMITIT_LOCAL_JOB_ID": "99",
+    }
+    assert world.find_place(local).rank == 1  # pyright: ignore
+    assert world.find_place({}) is None
+    assert world.find_place({"SLURM_NTASKS": "2", "SLURM_PROCID": "0"}) is None, "a batch script without srun is alone"
+
+
+def test_processes_from_outside_and_from_here_are_refused_together(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(os.environ, "WORLD_SIZE", "2")
+    monkeypatch.setitem(os.environ, "RANK", "0")
+    with pytest.raises(InputError, match="2 processes were started already"), world.sharing(2, work):
+        pass
