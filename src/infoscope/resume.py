@@ -25,6 +25,8 @@ Part = Mapping[str, Tensor]
 
 SAVE_EVERY_S = 60.0
 """Seconds between checkpoints of a loop: what an interruption can cost it."""
+SHARE_OF_SAVING = 20
+"""A loop works at least so many times as long as it writes checkpoints."""
 
 
 def cut(n_items: int, part_items: int) -> list[slice]:
@@ -33,29 +35,27 @@ def cut(n_items: int, part_items: int) -> list[slice]:
 
 
 def compute_parts(n_parts: int, compute: Callable[[int], Part], folder: Path | None, name: str) -> Iterator[Part]:
-    """Yield what `compute` returns for parts 0 .. n_parts - 1, in this order; each is computed once, by one process.
+    """Return what `compute` returns for parts 0 .. n_parts - 1, in this order; each is computed once, by one process.
 
-    With a folder all parts are there, as files, before the first is yielded. Every process of the job gets all of them.
+    With a folder all parts are computed, and lie there as files, when this returns: what it returns reads them, in
+    every process of the job, for those that want to.
 
     Args:
-        compute: a function of the number of a part; its tensors may lie on any device, what is yielded is on the CPU.
+        compute: a function of the number of a part; its tensors may lie on any device, what is returned is on the CPU.
         folder: where finished parts wait, on a disk that all processes see; whoever made it deletes it after success.
             None: nowhere, and this process computes all of them one by one as they are asked for.
         name: of the pass, different for each pass that shares the folder.
     """
     if folder is None:
         assert world.current().size == 1, "processes exchange parts in a folder"
-        for number in range(n_parts):
-            yield _to_cpu(compute(number))
-        return
+        return (_to_cpu(compute(number)) for number in range(n_parts))
     here = world.current()
     for number in range(here.rank, n_parts, here.size):
         path = _name_part(folder, name, number)
         if not path.exists():
-            save_state(path, dict(compute(number)))
+            save_state(path, compute(number))
     world.barrier()
-    for number in range(n_parts):
-        yield load_state(_name_part(folder, name, number))
+    return (load_state(_name_part(folder, name, number)) for number in range(n_parts))
 
 
 def count_parts(folder: Path, name: str) -> int:
@@ -73,13 +73,13 @@ class Checkpoint:
     Args:
         path: of the file; None: nothing is kept. Whoever made its folder deletes it after success.
         key: what determines the loop; a state that was kept under another key is none.
-        every_s: seconds between states.
+        every_s: seconds between states, at least; a state that takes long to write is written the more rarely.
     """
 
     def __init__(self, path: Path | None, key: str = "", every_s: float | None = None) -> None:
         self.path, self.key = path, key
         self.every_s = SAVE_EVERY_S if every_s is None else every_s
-        self._last = time.monotonic()
+        self._next = time.monotonic() + self.every_s
 
     def load(self) -> dict[str, Any] | None:
         """Return the state to go on from, on the CPU; None where there is none, or none that can be read."""
@@ -93,13 +93,15 @@ class Checkpoint:
 
     def is_due(self) -> bool:
         """Whether it is time for the next state."""
-        return self.path is not None and time.monotonic() - self._last >= self.every_s
+        return self.path is not None and time.monotonic() >= self._next
 
     def save(self, state: Mapping[str, Any]) -> None:
         """Keep a state of tensors and plain values, which replaces the one before; whole or not at all."""
         if self.path is not None:
+            start = time.monotonic()
             save_state(self.path, {"key": self.key, "state": state})
-            self._last = time.monotonic()
+            end = time.monotonic()
+            self._next = end + max(self.every_s, SHARE_OF_SAVING * (end - start))
 
 
 def save_state(path: Path, state: Mapping[str, Any]) -> None:
