@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from infoscope import encoding as encoding_module
+from infoscope import resume
 from infoscope import stages as stages_module
 from infoscope.config import compose
 from infoscope.pipeline import Pipeline
@@ -79,7 +80,7 @@ def test_an_interrupted_encoding_goes_on_where_it_was(
 
 def test_an_interrupted_ranking_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stages_module, "TOKEN_BATCH_IMAGES", 4)
-    monkeypatch.setattr(ranking_module, "SAVE_EVERY_IMAGES", 8)
+    monkeypatch.setattr(resume, "PART_IMAGES", (8, 8))
     whole = Pipeline(make_tiny_config(tmp_path / "whole"), Recorder()).rank(0)
     cut = Pipeline(make_tiny_config(tmp_path / "cut"), Recorder())
     cut.train_sae(0)

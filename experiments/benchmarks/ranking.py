@@ -1,6 +1,6 @@
 """Ranking a data set as large as ImageNet for as many latents as a wide SAE has: memory, time, and exactness.
 
-`rank_images` runs as it is, on a stand-in for an SAE that makes latents up: latent j fires on an image with a
+`rank_in_parts` runs as it is, on a stand-in for an SAE that makes latents up: latent j fires on an image with a
 probability of its own (log-uniform, 1e-5 to 0.1), with a uniform strength in 64 steps, so that ties are common. An
 image is one token here: what an encoder adds while it works does not grow with the number of images
 (`MAX_LATENT_VALUES`), and is not part of this. For some latents all values are kept aside (a third of a GB for
@@ -19,6 +19,7 @@ import resource
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ import torch
 from torch import Tensor
 
 from infoscope.artifacts import describe_environment
-from infoscope.scope.ranking import Ranking, rank_images
+from infoscope.scope.ranking import Ranking, rank_in_parts
 
 RESULTS = Path(__file__).parent / "results"
 N_STEPS = 64
@@ -34,7 +35,7 @@ N_CHECKED = 64
 
 
 class MadeUpLatents:
-    """What `rank_images` asks of an SAE: `encode` returns made-up latents of the next images, whatever it is given."""
+    """What ranking asks of an SAE: `encode` returns made-up latents of the next images, whatever it is given."""
 
     def __init__(self, n_images: int, n_latents: int, seed: int) -> None:
         self.d_sae, self.W_enc = n_latents, torch.zeros(1, n_latents)
@@ -54,9 +55,8 @@ class MadeUpLatents:
         return latents[:, None]
 
 
-def make_batches(n_images: int, batch_images: int) -> Iterator[tuple[Tensor, Tensor]]:
-    for start in range(0, n_images, batch_images):
-        index = torch.arange(start, min(start + batch_images, n_images))
+def make_batches(rows: slice, batch_images: int) -> Iterator[tuple[Tensor, Tensor]]:
+    for index in torch.arange(rows.start, rows.stop).split(batch_images):
         yield index, torch.zeros(len(index), 1, 1)
 
 
@@ -81,8 +81,15 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             told = done
             print(f"{done:>9} images, {time.perf_counter() - start:6.0f} s, peak {peak_gb():.2f} GB", flush=True)
 
-    batches = make_batches(options.images, options.batch_images)
-    ranking = rank_images(latents, batches, options.ranks, progress=tell)  # pyright: ignore[reportArgumentType]
+    with TemporaryDirectory() as folder:
+        ranking = rank_in_parts(
+            latents,  # pyright: ignore[reportArgumentType]
+            lambda rows: make_batches(rows, options.batch_images),
+            options.images,
+            options.ranks,
+            progress=tell,
+            progress_folder=Path(folder),
+        )
     seconds = time.perf_counter() - start
     return {
         "seconds": seconds,

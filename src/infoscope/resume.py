@@ -29,6 +29,22 @@ SHARE_OF_SAVING = 20
 """A loop works at least so many times as long as it writes checkpoints."""
 
 
+PART_IMAGES = (2**10, 2**14)
+"""Images in a part of a pass over images, at least and at most."""
+N_PARTS = 64
+"""Parts of a pass over images, at least, where their size allows: some for each of many processes."""
+
+
+def cut_images(n_images: int) -> list[slice]:
+    """Return the parts of a pass over images.
+
+    They depend on nothing but the number of images: large enough that it costs little to start their readers, small
+    enough that an interruption costs a slow machine minutes.
+    """
+    least, most = PART_IMAGES
+    return cut(n_images, min(max(n_images // N_PARTS // least, 1) * least, most))
+
+
 def cut(n_items: int, part_items: int) -> list[slice]:
     """Return the slices of `n_items` items in order, `part_items` each but for the last."""
     return [slice(start, min(start + part_items, n_items)) for start in range(0, n_items, part_items)]

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from infoscope import tracking
+from infoscope import tracking, world
 from infoscope.artifacts import Artifact, Workspace
 from infoscope.config import Stage, TokenBuffer, to_tree
 from infoscope.data.images import (
@@ -33,7 +33,7 @@ from infoscope.sae.checkpoint import save_sae
 from infoscope.sae.config import TokenChoice
 from infoscope.sae.train import train_sae
 from infoscope.scope.partition import Partition, make_partition
-from infoscope.scope.ranking import Ranking, count_ranked, rank_images
+from infoscope.scope.ranking import Ranking, rank_in_parts
 from infoscope.scope.scores import Scores
 from infoscope.scope.scoring import make_trainer, score_latents
 
@@ -113,18 +113,20 @@ class Stages(Encoding):
             source = self.open_tokens("train")
             self._check_enough_images(len(source))
             with self.track(Stage.rank, seed) as tracker, self.display.bar("ranking images", len(source)) as advance:
-                ranking = rank_images(
+                ranking = rank_in_parts(
                     self.load_sae(sae),
-                    source.batches(TOKEN_BATCH_IMAGES, count_ranked(work.progress)),
+                    lambda rows: source.batches(TOKEN_BATCH_IMAGES, rows),
+                    len(source),
                     scope.n_ranks,
                     scope.rank_by,
                     lambda done: advance(done, None),
                     work.progress,
                 )
-                ranking.save(work.folder)
+                if world.current().rank == 0:
+                    ranking.save(work.folder)
                 tracker.log({"n_images": ranking.n_images, "silent_latents": int((ranking.firing_rate == 0).sum())})
 
-        return self.get(self.rank_spec(seed), build, sae=sae, tokens=tokens)
+        return self.get(self.rank_spec(seed), build, shared=True, sae=sae, tokens=tokens)
 
     def score(self, seed: int) -> Artifact:
         """Score every latent on shifted crops of the images that it ranks."""

@@ -2,11 +2,12 @@ import numpy as np
 import pytest
 import torch
 
+from infoscope import resume
 from infoscope.errors import InputError
 from infoscope.sae.activations import ReLU
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.scope import ranking as ranking_module
-from infoscope.scope.ranking import RankBy, Ranking, TopImages, count_ranked, rank_images
+from infoscope.scope.ranking import RankBy, Ranking, TopImages, rank_images, rank_in_parts
 
 
 def make_identity_sae(d_in):
@@ -67,27 +68,74 @@ def test_neither_batches_nor_their_order_change_the_ranking(monkeypatch):
         np.testing.assert_array_equal(found.mean_act, expected.mean_act)
 
 
+ARRAYS = ("top_images", "top_values", "firing_rate", "mean_act")
+
+
 @pytest.mark.parametrize("rank_by", list(RankBy))
 def test_an_interrupted_pass_goes_on_and_ends_the_same(tmp_path, monkeypatch, rank_by):
-    monkeypatch.setattr(ranking_module, "SAVE_EVERY_IMAGES", 8)
+    monkeypatch.setattr(resume, "PART_IMAGES", (8, 8))
     tokens = make_tokens() + torch.rand(23, 4, 6, generator=torch.Generator().manual_seed(4))
-    sae, whole = make_identity_sae(6), batches(tokens, 4)
-    expected = rank_images(sae, whole, 5, rank_by)
+    sae, asked, seen = make_identity_sae(6), [], []
 
-    def cut_off():
-        yield from whole[:5]
-        raise KeyboardInterrupt
+    def read(rows, stops_in=None):
+        asked.append(rows.start)
+        yield from [(index, tokens[index]) for index in torch.arange(rows.start, rows.stop).split(4)]
+        if rows.start == stops_in:
+            raise KeyboardInterrupt
 
-    assert count_ranked(tmp_path) == 0
+    def rank(folder, stops_in=None):
+        return rank_in_parts(sae, lambda rows: read(rows, stops_in), 23, 5, rank_by, seen.append, folder)
+
+    expected = rank(None)
     with pytest.raises(KeyboardInterrupt):
-        rank_images(sae, cut_off(), 5, rank_by, progress_folder=tmp_path)
-    assert count_ranked(tmp_path) == 16
-    seen = []
-    found = rank_images(sae, whole[4:], 5, rank_by, seen.append, tmp_path)
-    assert seen == [20, 23]
+        rank(tmp_path, stops_in=8)
+    asked.clear()
+    seen.clear()
+    found = rank(tmp_path)
+    assert asked == [8, 16]
+    assert seen == [12, 16, 20, 23]
     assert (found.n_images, found.n_tokens) == (23, 92)
-    for name in ("top_images", "top_values", "firing_rate", "mean_act"):
+    for name in ARRAYS:
         np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
+
+
+def test_parts_join_to_the_ranking_of_one_pass_whoever_made_them(tmp_path, monkeypatch):
+    tokens, sae = make_tokens(), make_identity_sae(6)  # many ties
+    expected = rank_images(sae, batches(tokens, 23), 5)
+    monkeypatch.setattr(resume, "PART_IMAGES", (3, 3))
+
+    def read(rows):
+        yield torch.arange(rows.start, rows.stop), tokens[rows]
+
+    def give_up(rows):
+        if rows.start == 12:
+            raise KeyboardInterrupt
+        return read(rows)
+
+    with pytest.raises(KeyboardInterrupt):
+        rank_in_parts(sae, give_up, 23, 5, progress_folder=tmp_path)
+    for number in (0, 2):  # as if another process, which knew less or more, were to make them
+        (tmp_path / f"ranked-{number:05d}.pt").unlink()
+    for folder in (None, tmp_path):
+        found = rank_in_parts(sae, read, 23, 5, progress_folder=folder)
+        for name in ARRAYS:
+            np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
+
+
+def test_a_part_leaves_out_what_cannot_be_among_the_best(monkeypatch):
+    """The first images are the best: none of the later parts holds an image."""
+    monkeypatch.setattr(resume, "PART_IMAGES", (4, 4))
+    tokens, joined = torch.arange(12, 0, -1.0)[:, None, None].expand(-1, 1, 3), []
+    merge = TopImages.merge
+
+    def note(self, rows, values, images):
+        joined.append(len(rows))
+        merge(self, rows, values, images)
+
+    monkeypatch.setattr(TopImages, "merge", note)
+    found = rank_in_parts(make_identity_sae(3), lambda rows: [(torch.arange(12)[rows], tokens[rows])], 12, 4)
+    assert found.top_images.tolist() == [[0, 1, 2, 3]] * 3
+    assert joined == [3, 3, 3] + [0] * 6  # each part: its only batch, what its process knows, and the join
 
 
 def test_merging_random_floats_equals_a_full_sort():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,16 +13,16 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from infoscope.errors import InputError
+from infoscope.resume import Part, compute_parts, cut_images
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.scope.config import RankBy
+
+TokenBatches = Iterable[tuple[Int[Tensor, " batch"], Float[Tensor, "batch n_patches d_in"]]]
+"""Positions in the image set and raw patch tokens."""
 
 MAX_LATENT_VALUES = 2**26
 """Dense latents held at a time (256 MiB in float32); a batch that has more is encoded in parts."""
 
-SAVE_EVERY_IMAGES = 2**14
-"""Images between states to resume from: what an interruption of a ranking can cost."""
-
-_STATE = "ranking_state.npz"
 _ARRAYS = ("top_images", "top_values", "firing_rate", "mean_act")
 
 
@@ -98,20 +97,34 @@ class TopImages:
 
     Equals a stable sort of all images by descending value with ties by image, whatever the batches and their order, as
     long as no image comes twice.
+
+    Args:
+        floor: what an image has to reach to count at all, where so much is known already: latents whose batch stays
+            below need no sorting, and what is kept below it means nothing.
     """
 
-    def __init__(self, d_sae: int, k_max: int, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        d_sae: int,
+        k_max: int,
+        device: torch.device | str = "cpu",
+        floor: Float[Tensor, " d_sae"] | None = None,
+    ) -> None:
         if k_max < 1:
             raise InputError(f"Expected scope.k_max to be at least 1, got {k_max}.")
         self.images = torch.full((d_sae, k_max), -1, dtype=torch.int64, device=device)
         self.values = torch.zeros(d_sae, k_max, device=device)
+        self.floor = torch.zeros(d_sae, device=device) if floor is None else floor
 
     def update(self, index: Int[Tensor, " batch"], values: Float[Tensor, "batch d_sae"]) -> None:
         """Merge a batch: `index` are positions in the image set, `values` what to rank by; 0 is no candidate."""
         # a latent whose last place is out of reach needs no sorting: soon that is most of them
-        rows = ((values > 0) & (values >= self.values[:, -1])).any(dim=0).nonzero().squeeze(1)
-        values = values[:, rows].T.to(self.values)
-        images = index.to(self.images).expand(len(rows), -1)
+        reached = torch.maximum(self.values[:, -1], self.floor)
+        rows = ((values > 0) & (values >= reached)).any(dim=0).nonzero().squeeze(1)
+        self.merge(rows, values[:, rows].T.to(self.values), index.to(self.images).expand(len(rows), -1))
+
+    def merge(self, rows: Int[Tensor, " rows"], values: Float[Tensor, "rows n"], images: Int[Tensor, "rows n"]) -> None:
+        """Merge images of some latents, each with its own."""
         self.values[rows], self.images[rows] = best_first(
             torch.cat([self.values[rows], values], dim=1),
             torch.cat([self.images[rows], images], dim=1),
@@ -141,17 +154,24 @@ def iterate_latents(
 
 
 class _Running:
-    """What is known of the latents after some images; written now and then, so that an interrupted pass can go on."""
+    """What is known of the latents after some images."""
 
-    def __init__(self, d_sae: int, k_max: int, device: torch.device | str) -> None:
-        self.top = TopImages(d_sae, k_max, device)
+    def __init__(self, d_sae: int, k_max: int, device: torch.device | str, floor: Tensor | None = None) -> None:
+        self.top = TopImages(d_sae, k_max, device, floor)
         self.n_firing, self.act_sum = (torch.zeros(d_sae, dtype=torch.float64, device=device) for _ in range(2))
         self.n_images = self.n_tokens = 0
 
-    def update(
+    def rank(self, sae: SparseAutoencoder, batches: TokenBatches, by: RankBy) -> Iterator[int]:
+        """Add the images of some batches; after each, yield how many images there are."""
+        for index, batch in batches:
+            patches = torch.as_tensor(batch).to(sae.W_enc.device)
+            for part, latent_acts in iterate_latents(sae, patches):
+                self._update(torch.as_tensor(index)[part], latent_acts, by)
+            yield self.n_images
+
+    def _update(
         self, index: Int[Tensor, " part"], latent_acts: Float[Tensor, "part n_patches d_sae"], by: RankBy
     ) -> None:
-        """Add some images."""
         image_sum = latent_acts.sum(dim=1, dtype=torch.float32)
         self.top.update(index, latent_acts.amax(dim=1) if by is RankBy.max else image_sum / latent_acts.shape[1])
         self.n_firing += (latent_acts > 0).sum(dim=(0, 1))
@@ -159,75 +179,106 @@ class _Running:
         self.n_images += len(latent_acts)
         self.n_tokens += latent_acts.shape[0] * latent_acts.shape[1]
 
-    def save(self, folder: Path) -> None:
-        """Write the state, whole or not at all."""
-        tensors = {"images": self.top.images, "values": self.top.values, "n_firing": self.n_firing, "sum": self.act_sum}
-        arrays = {name: tensor.cpu().numpy() for name, tensor in tensors.items()}
-        unfinished = folder / f"unfinished-{_STATE}"
-        np.savez(unfinished, counts=np.array([self.n_images, self.n_tokens]), **arrays)  # pyright: ignore[reportArgumentType]
-        os.replace(unfinished, folder / _STATE)
+    def to_part(self) -> Part:
+        """Return everything; of the latents that no image of here can be among the best of, no images."""
+        top = self.top
+        rows = ((top.values[:, 0] > 0) & (top.values[:, 0] >= top.floor)).nonzero().squeeze(1)
+        return {
+            "rows": rows,
+            "values": top.values[rows],
+            "images": top.images[rows],
+            "n_firing": self.n_firing,
+            "act_sum": self.act_sum,
+            "counts": torch.tensor([self.n_images, self.n_tokens]),
+        }
 
-    def load(self, folder: Path) -> None:
-        """Go on from what `save` wrote."""
-        with np.load(folder / _STATE) as state:
-            own = (self.top.images, self.top.values, self.n_firing, self.act_sum)
-            for tensor, name in zip(own, ("images", "values", "n_firing", "sum"), strict=True):
-                tensor.copy_(torch.from_numpy(state[name]))
-            self.n_images, self.n_tokens = map(int, state["counts"])
+    def add(self, part: Part) -> None:
+        """Add the images of a part."""
+        self.top.merge(part["rows"], part["values"], part["images"])
+        self.n_firing += part["n_firing"]
+        self.act_sum += part["act_sum"]
+        n_images, n_tokens = part["counts"].tolist()
+        self.n_images, self.n_tokens = self.n_images + n_images, self.n_tokens + n_tokens
 
+    def to_ranking(self, rank_by: RankBy) -> Ranking:
+        """Return what all images say.
 
-def count_ranked(progress_folder: Path) -> int:
-    """Return how many images an interrupted `rank_images` has ranked for good; 0 where there was none."""
-    if not (progress_folder / _STATE).exists():
-        return 0
-    with np.load(progress_folder / _STATE) as state:
-        return int(state["counts"][0])
+        Raises:
+            InputError: if there were none.
+        """
+        if self.n_images == 0:
+            raise InputError("Expected images to rank, got none: check the data set and its split.")
+        return Ranking(
+            top_images=self.top.images.cpu().numpy(),
+            top_values=self.top.values.cpu().numpy(),
+            firing_rate=(self.n_firing / self.n_tokens).float().cpu().numpy(),
+            mean_act=(self.act_sum / self.n_tokens).float().cpu().numpy(),
+            n_images=self.n_images,
+            n_tokens=self.n_tokens,
+            rank_by=rank_by,
+        )
 
 
 @torch.inference_mode()
 def rank_images(
     sae: SparseAutoencoder,
-    token_batches: Iterable[tuple[Int[Tensor, " batch"], Float[Tensor, "batch n_patches d_in"]]],
+    token_batches: TokenBatches,
     k_max: int,
     rank_by: RankBy = RankBy.max,
     progress: Callable[[int], None] | None = None,
-    progress_folder: Path | None = None,
 ) -> Ranking:
-    """Rank images per latent in one pass.
+    """Rank images per latent in one pass that cannot be interrupted.
 
     Args:
-        token_batches: positions in the image set and raw patch tokens; every image once, in any order. After an
-            interruption they begin after the first `count_ranked` images of the same order.
+        token_batches: every image once, in any order.
         k_max: ranks to keep.
         rank_by: the maximum or the mean of a latent's activation over the image's patches.
         progress: called with the number of images ranked so far.
-        progress_folder: where the state is kept every `SAVE_EVERY_IMAGES` images; None: nowhere. A resumed pass over
-            the same batches ends with the same numbers as an undisturbed one.
 
     Raises:
         InputError: if there are no images, or `k_max` is below 1.
     """
     running = _Running(sae.d_sae, k_max, sae.W_enc.device)
-    if progress_folder is not None and count_ranked(progress_folder):
-        running.load(progress_folder)
-    n_saved = running.n_images
-    for index, batch in token_batches:
-        patches = torch.as_tensor(batch).to(sae.W_enc.device)
-        for part, latent_acts in iterate_latents(sae, patches):
-            running.update(torch.as_tensor(index)[part], latent_acts, rank_by)
-        if progress_folder is not None and running.n_images >= n_saved + SAVE_EVERY_IMAGES:
-            running.save(progress_folder)
-            n_saved = running.n_images
+    for n_images in running.rank(sae, token_batches, rank_by):
         if progress is not None:
-            progress(running.n_images)
-    if running.n_images == 0:
-        raise InputError("Expected images to rank, got none: check the data set and its split.")
-    return Ranking(
-        top_images=running.top.images.cpu().numpy(),
-        top_values=running.top.values.cpu().numpy(),
-        firing_rate=(running.n_firing / running.n_tokens).float().cpu().numpy(),
-        mean_act=(running.act_sum / running.n_tokens).float().cpu().numpy(),
-        n_images=running.n_images,
-        n_tokens=running.n_tokens,
-        rank_by=rank_by,
-    )
+            progress(n_images)
+    return running.to_ranking(rank_by)
+
+
+@torch.inference_mode()
+def rank_in_parts(
+    sae: SparseAutoencoder,
+    read: Callable[[slice], TokenBatches],
+    n_rows: int,
+    k_max: int,
+    rank_by: RankBy = RankBy.max,
+    progress: Callable[[int], None] | None = None,
+    progress_folder: Path | None = None,
+    name: str = "ranked",
+) -> Ranking:
+    """Rank images per latent as `rank_images`, in parts that an interruption leaves and processes share.
+
+    Args:
+        read: gives the batches of a slice of the `n_rows` images.
+        progress: called with the row up to which images are ranked; other processes' parts are among them.
+        progress_folder, name: see `compute_parts`.
+
+    Raises:
+        InputError: as `rank_images`.
+    """
+    parts, device = cut_images(n_rows), sae.W_enc.device
+    known = TopImages(sae.d_sae, k_max, device)  # of the parts that this process ranked: a floor for the next ones
+
+    def rank_part(number: int) -> Part:
+        running = _Running(sae.d_sae, k_max, device, floor=known.values[:, -1].clone())
+        for n_images in running.rank(sae, read(parts[number]), rank_by):
+            if progress is not None:
+                progress(parts[number].start + n_images)
+        part = running.to_part()
+        known.merge(part["rows"], part["values"], part["images"])
+        return part
+
+    joined = _Running(sae.d_sae, k_max, "cpu")
+    for part in compute_parts(len(parts), rank_part, progress_folder, name):
+        joined.add(part)
+    return joined.to_ranking(rank_by)

@@ -82,8 +82,8 @@ class TokenSource(TokenFacts, ABC):
             yield batch, self.tokens(batch)
 
     def batches(
-        self, batch_images: int, first_row: int = 0
+        self, batch_images: int, rows: slice = slice(None)
     ) -> Iterator[tuple[Int[Tensor, " batch"], Float[Tensor, "batch n_patches d_in"]]]:
-        """Yield (image index, patch tokens as float32) of all rows from `first_row` on; the last may be smaller."""
-        for rows, tokens in self.iterate(np.arange(first_row, len(self)), batch_images):
-            yield torch.from_numpy(self.image_index[rows]), tokens.patches
+        """Yield (image index, patch tokens as float32) of some rows, by default all; the last may be smaller."""
+        for batch, tokens in self.iterate(np.arange(len(self))[rows], batch_images):
+            yield torch.from_numpy(self.image_index[batch]), tokens.patches
