@@ -18,6 +18,7 @@ from hydra.core.global_hydra import GlobalHydra
 from infoscope import app
 from infoscope.config import Config, Stage, compose, to_tree
 from infoscope.errors import InputError
+from infoscope.job import Job
 
 
 @dataclass
@@ -48,7 +49,7 @@ class CommandLine:
         pipeline.run = self.run  # pyright: ignore[reportAttributeAccessIssue]
         self.monkeypatch.setitem(sys.modules, "infoscope.pipeline", pipeline)
 
-    def run(self, config: Config) -> None:
+    def run(self, config: Config, job: Job) -> None:
         self.configs.append(config)
         self.action(config)
 

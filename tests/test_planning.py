@@ -237,7 +237,7 @@ def test_the_work_of_probes_is_what_a_run_reports(
         return original(*args, progress=lambda *event: said.append(event), **options)
 
     original = probing.run_probes
-    steps = Spy(classification.fit_heads, lambda module, batches, device: len(batches))
+    steps = Spy(classification.fit_heads, lambda module, batches, device, checkpoint: len(batches))
     monkeypatch.setattr(probing, "run_probes", run_probes)
     monkeypatch.setattr(classification, "fit_heads", steps)
     few = ("probe.n_test_images=12", "probe.classification_batch_images=10", "stage=probe")

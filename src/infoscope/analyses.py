@@ -272,7 +272,9 @@ class Analyses(Stages):
                     seed = result.sae_seed
                     tracker.log({f"seed{seed}/{name}": rho for name, rho in rhos.items() if np.isfinite(rho)})
 
-        return self.get(Spec("stability", config.model.name, key), build, **{f"s{n}": a for n, a in scored.items()})
+        return self.get(
+            Spec("stability", config.model.name, key), build, shared=False, **{f"s{n}": a for n, a in scored.items()}
+        )
 
     def stability_section(self) -> ReportSection:
         """How far the scores depend on choices that should not matter."""

@@ -20,7 +20,7 @@ import shutil
 import subprocess
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -138,6 +138,7 @@ class Store:
         self._verified: dict[Path, dict[str, Any]] = {}
         self._number = next(_stores)
         self._told: dict[str, dict[str, Artifact]] = {}
+        self._claimed: dict[str, filelock.BaseFileLock | None] = {}
 
     def folder(self, spec: Spec) -> Path:
         """Return where the artifact lies, or would lie."""
@@ -255,7 +256,6 @@ class Store:
                 for name, spec in sorted(specs.items(), key=lambda item: item[1].hash):
                     if self._reuse(name, spec, found):
                         continue
-                    (self.root / spec.stage).mkdir(parents=True, exist_ok=True)
                     locks.enter_context(self._hold_lock(spec))
                     if not self._reuse(name, spec, found):  # another process may have built it while this one waited
                         works[name] = building.enter_context(self._build_locked(spec, config, upstream))
@@ -312,8 +312,22 @@ class Store:
 
     @contextmanager
     def _hold_lock(self, spec: Spec) -> Iterator[None]:
-        path = self.root / spec.stage / f".{spec.hash}.lock"
-        lock = filelock.FileLock(path)
+        if spec.hash in self._claimed:
+            yield
+            self._release(spec.hash)
+            return
+        lock = self._make_lock(spec)
+        self._acquire(lock, spec)
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def _make_lock(self, spec: Spec) -> filelock.BaseFileLock:
+        (self.root / spec.stage).mkdir(parents=True, exist_ok=True)
+        return filelock.FileLock(self.root / spec.stage / f".{spec.hash}.lock")
+
+    def _acquire(self, lock: filelock.BaseFileLock, spec: Spec) -> None:
         try:
             lock.acquire(timeout=0)
         except filelock.Timeout:
@@ -323,12 +337,66 @@ class Store:
             except filelock.Timeout as error:
                 raise InputError(
                     f"Waited {self.lock_timeout_s:.0f} s for another process to build {spec.stage}/{spec.folder_name}:"
-                    f" if none runs, delete {path} and start again."
+                    f" if none runs, delete {lock.lock_file} and start again."
                 ) from error
-        try:
-            yield
-        finally:
+
+    def _release(self, name: str) -> None:
+        lock = self._claimed.pop(name)
+        if lock is not None:
             lock.release()
+
+    @contextmanager
+    def claim(self, specs: Iterable[Spec]) -> Iterator[list[str]]:
+        """Lock those artifacts that are missing and that no other process builds, and give their hashes, in order.
+
+        Where others build all that is missing, the first of these is waited for; so no hashes means that nothing is
+        missing. Inside the block this store builds claimed artifacts without locking again, and each is free for other
+        processes as soon as it is there; the rest when the block ends.
+
+        Raises:
+            InputError: as `get`.
+        """
+        held = self._lock_missing(specs) if world.current().rank == 0 else {}
+        locks = {name: held.get(name) for name in world.broadcast(list(held))}  # other processes know of them
+        self._claimed |= locks
+        try:
+            yield list(locks)
+        finally:
+            for name in locks:
+                if name in self._claimed:
+                    self._release(name)
+
+    def _lock_missing(self, specs: Iterable[Spec]) -> dict[str, filelock.BaseFileLock]:
+        locks: dict[str, filelock.BaseFileLock] = {}
+        for spec in specs:
+            if spec.hash in locks or self.find(spec) is not None:
+                continue
+            lock = self._make_lock(spec)
+            try:
+                lock.acquire(timeout=0)
+            except filelock.Timeout:
+                if locks:  # never wait for somebody while somebody may wait for this process
+                    continue
+                self._acquire(lock, spec)
+            if self.find(spec) is None:
+                locks[spec.hash] = lock
+            else:  # built while this one waited
+                lock.release()
+        return locks
+
+    @contextmanager
+    def open_progress(self, stage: str, key: Any) -> Iterator[Path]:
+        """Give a folder that outlives an interruption of work that makes several artifacts, and goes when it is done.
+
+        Args:
+            key: what determines the work, plain JSON types.
+        """
+        folder = self.root / stage / f".{compute_hash([stage, key])}.progress"
+        folder.mkdir(parents=True, exist_ok=True)
+        yield folder
+        world.barrier()
+        if world.is_main():
+            shutil.rmtree(folder, ignore_errors=True)
 
     def _verify(self, folder: Path, spec: Spec) -> dict[str, Any] | None:
         """Return the manifest if every file agrees with it; checked once per process and folder."""

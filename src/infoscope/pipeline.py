@@ -186,7 +186,7 @@ class Pipeline(Analyses):
                     tracker.log_figure(name, figures["png"])
 
         name = self.tracker_group if stage is Stage.report else f"{self.tracker_group}-{stage.name}"
-        made = ReportFiles.find(self.get(Spec("report", name, key), build, **upstream).folder)
+        made = ReportFiles.find(self.get(Spec("report", name, key), build, shared=False, **upstream).folder)
         print_report(inputs, made, self.display.console)
         for tracked, location in self.tracked.items():
             self.display.say(f"logged {tracked}: {location}")

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from infoscope.artifacts import Artifact, Spec, Workspace
+from infoscope import world
+from infoscope.artifacts import Artifact, Spec, Workspace, compute_hash
 from infoscope.config import Stage
 from infoscope.data.images import ImageSet, LabelledImages
 from infoscope.probes.config import ProbeConfig, check_probes
@@ -27,7 +28,7 @@ def build_probes(
     seed: int,
     missing: list[Variant],
     specs: dict[Variant, Spec],
-    original: Spec,
+    original: Artifact | None,
     sae: Artifact,
     train: tuple[Artifact, TokenSource, ImageSet],
     test: tuple[Artifact, TokenSource, ImageSet],
@@ -40,7 +41,7 @@ def build_probes(
 
     Args:
         missing: the variants to train; `specs` says which artifact each becomes.
-        original: of the unedited tokens, whose heads are read where they exist already.
+        original: of the unedited tokens, whose heads are read; None: it is the first of the missing.
         train, test: of each split, its tokens as an artifact and as they are read, and its images.
         probe: the probes of the tasks that these images are for.
         features: what classification's features become, by variant key and `MEANS`.
@@ -51,7 +52,6 @@ def build_probes(
     """
     assert isinstance(train[2], LabelledImages)
     assert isinstance(test[2], LabelledImages)
-    found = bench.store.find(original)
     by_key = {variant.key(sae.hash): specs[variant] for variant in reversed(missing)}
     inputs = ProbeInputs(
         bench.load_sae(sae),
@@ -68,20 +68,29 @@ def build_probes(
     with bench.track(Stage.probe, seed) as tracker, bench.display.bar(f"probing, seed {seed}") as advance:
 
         def keep(key: str, result: VariantResult) -> None:
-            bench.get(by_key[key], lambda work: save_result(work.folder, result), **upstream)
-            tracker.log(flatten(result.metrics, f"{result.variant['name']}/"))
+            with world.alone():  # each process has variants of its own
+                bench.get(by_key[key], lambda work: save_result(work.folder, result), shared=False, **upstream)
 
-        run_probes(
-            missing,
-            inputs,
-            probe,
-            sae_key=sae.hash,
-            original_heads=load_result(found.folder).heads if found else None,
-            on_result=keep,
-            progress=lambda what, done, of: advance(done, of),
-            folders=_StoredFolders(bench, features, upstream),
-            say=lambda sentence: bench.display.say(f"          {sentence}"),
-        )
+        key = sorted({spec.hash for spec in by_key.values()})
+        with bench.store.open_progress("probe", key) as folder:
+            run_probes(
+                missing,
+                inputs,
+                probe,
+                sae_key=sae.hash,
+                original_heads=load_result(original.folder).heads if original else None,
+                on_result=keep,
+                progress=lambda what, done, of: advance(done, of),
+                folders=_StoredFolders(bench, features, upstream),
+                say=lambda sentence: bench.display.say(f"          {sentence}"),
+                folder=folder,
+            )
+        if world.is_main():
+            for spec in by_key.values():
+                made = bench.store.find(spec)
+                assert made is not None, "a variant that was just trained is not in the store"
+                result = load_result(made.folder)
+                tracker.log(flatten(result.metrics, f"{result.variant['name']}/"))
 
 
 class _StoredFolders(FeatureFolders):
@@ -91,11 +100,14 @@ class _StoredFolders(FeatureFolders):
         super().__init__(bench.store.root)
         self.bench, self.specs, self.upstream = bench, specs, upstream
 
-    def make(self, names: Sequence[str], fill: Callable[[dict[str, Path]], None]) -> dict[str, Path]:
+    def make(self, names: Sequence[str], fill: Callable[[dict[str, Path], Path | None], None]) -> dict[str, Path]:
         def build(works: dict[str, Workspace]) -> None:
-            fill({name: work.folder for name, work in works.items()})
+            folder = works[min(works)].progress / compute_hash(sorted(works))
+            folder.mkdir(exist_ok=True)
+            fill({name: work.folder for name, work in works.items()}, folder)
 
-        made = self.bench.get_together({name: self.specs[name] for name in names}, build, **self.upstream)
+        specs = {name: self.specs[name] for name in names}
+        made = self.bench.get_together(specs, build, shared=True, **self.upstream)
         return {name: artifact.folder for name, artifact in made.items()}
 
     def check_disk(self, n_bytes: int) -> None:

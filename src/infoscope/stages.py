@@ -15,17 +15,15 @@ from pathlib import Path
 import numpy as np
 
 from infoscope import tracking, world
-from infoscope.artifacts import Artifact, Workspace
+from infoscope.artifacts import Artifact, Spec, Workspace
 from infoscope.config import Stage, TokenBuffer, to_tree
-from infoscope.data.images import (
-    LabelledImages,
-    Truth,
-)
+from infoscope.data.config import DataConfig
+from infoscope.data.images import LabelledImages, Truth
 from infoscope.data.scene_factors import vocabulary
 from infoscope.data.scene_set import SceneSet
 from infoscope.encoding import TOKEN_BATCH_IMAGES, Encoding, write_json
 from infoscope.errors import InputError
-from infoscope.probes.config import Task
+from infoscope.probes.config import ProbeConfig, Task
 from infoscope.probes.variants import Role, Variant, make_matched_variants, make_variants
 from infoscope.probing import build_probes
 from infoscope.progress import LightningBar
@@ -192,6 +190,7 @@ class Stages(Encoding):
 
         Tasks with data of their own have artifacts of their own: each variant has one per data set. Variants with equal
         tokens share one (an empty group has the original's), so what is stored in it names but the first of them.
+        Other jobs may want some of the same variants: each is trained by the job that claims it first.
         """
         self.check_truths()
         sae, found = self.train_sae(seed), {variant: [] for variant in variants}
@@ -199,32 +198,43 @@ class Stages(Encoding):
         n_new = n_all = 0
         for data, probe in self.probe_groups():
             specs = {variant: self.probe_spec(seed, variant, data, probe) for variant in variants}
-            missing = [variant for variant, spec in specs.items() if self.store.find(spec) is None]
-            if missing:
-                tokens = [self.tokens(split, data) for split in ("train", "test")]
-                sources = [self.open_tokens(split, data) for split in ("train", "test")]
-                train, test = zip(tokens, sources, self.open_sets(data), strict=True)
-                build_probes(
-                    self,
-                    self.backbone,
-                    seed,
-                    missing,
-                    specs,
-                    specs[variants[0]],
-                    sae,
-                    train,
-                    test,
-                    probe,
-                    self.feature_specs(seed, missing, data, probe),
-                    self.backbone_at,
-                    data.n_workers,
-                )
-            n_new += len({specs[variant].hash for variant in missing})
+            while n_built := self._probe_missing(seed, specs, sae, data, probe):
+                n_new += n_built
             n_all += len({spec.hash for spec in specs.values()})
             for variant, spec in specs.items():
                 found[variant].append(self.get(spec, must_exist))
         self.display.say(f"          probed variants of seed {seed}: {n_new} built, {n_all - n_new} reused")
         return found
+
+    def _probe_missing(
+        self, seed: int, specs: dict[Variant, Spec], sae: Artifact, data: DataConfig, probe: ProbeConfig
+    ) -> int:
+        """Probe the variants that are missing and that no other job is at, and return how many; 0: none is missing."""
+        by_hash = {spec.hash: variant for variant, spec in reversed(specs.items())}
+        original = next(iter(specs.values()))
+        with self.store.claim(specs.values()) as claimed:
+            if not claimed:
+                return 0
+            missing = [by_hash[name] for name in claimed]
+            tokens = [self.tokens(split, data) for split in ("train", "test")]
+            sources = [self.open_tokens(split, data) for split in ("train", "test")]
+            train, test = zip(tokens, sources, self.open_sets(data), strict=True)
+            build_probes(
+                self,
+                self.backbone,
+                seed,
+                missing,
+                specs,
+                None if original.hash in claimed else self.get(original, must_exist),
+                sae,
+                train,
+                test,
+                probe,
+                self.feature_specs(seed, missing, data, probe),
+                self.backbone_at,
+                data.n_workers,
+            )
+            return len(missing)
 
     def knows_truths(self) -> bool:
         """Whether there is anything to probe: some task whose data know the truth."""

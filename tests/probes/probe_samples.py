@@ -6,7 +6,10 @@ import numpy as np
 import torch
 
 from infoscope.probes.config import ProbeConfig
+from infoscope.probes.dense import DenseProbes
+from infoscope.probes.editing import VariantEditor
 from infoscope.probes.inputs import ProbeData, ProbeInputs
+from infoscope.probes.rates import TaskOutcome, first_row
 from infoscope.sae.activations import TopK
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.vision.backbone import Backbone, Tokens
@@ -143,3 +146,19 @@ def mask(latents: list[int]) -> np.ndarray:
     removed = np.zeros(D, dtype=bool)
     removed[latents] = True
     return removed
+
+
+class ListedBatches:
+    """Batches in a list, as training wants them."""
+
+    def __init__(self, batches: list) -> None:
+        self.batches = batches
+
+    def iterate(self, first_step: int = 0):
+        yield from self.batches[first_step:]
+
+
+def run_dense(probes: DenseProbes, editor: VariantEditor) -> dict[str, TaskOutcome]:
+    """Train and measure variants of which the first is the original."""
+    trained = probes.train(editor)
+    return probes.measure_test(editor, trained, {task: first_row(maps) for task, (maps, _) in trained.items()})

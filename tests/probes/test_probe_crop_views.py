@@ -16,6 +16,7 @@ import open_clip
 import pytest
 import torch
 from PIL import Image
+from probe_samples import run_dense
 
 from infoscope.data.ade20k import ADE20K
 from infoscope.data.images import ImageSet, LabelledImages, Truth
@@ -180,16 +181,16 @@ def test_a_crop_that_is_the_whole_image_is_the_whole_image(scenes, task):
     assert isinstance(whole, WholeImages)
     assert isinstance(cropped, CropViews)
     editor = VariantEditor(inputs.sae, make_variants(3))
-    for batch, sliced in zip(whole.make_batches(editor), cropped.make_batches(editor), strict=True):
+    for batch, sliced in zip(whole.make_batches(editor).iterate(), cropped.make_batches(editor).iterate(), strict=True):
         (tokens,) = [tokens for _, tokens in sliced.iterate_tokens(1)]
         torch.testing.assert_close(tokens, batch.tokens, rtol=1e-4, atol=1e-4)
         truths = [part.labels if task is Task.segmentation else part.depth_m for part in (batch, sliced)]
         assert torch.equal(*truths)
     for expected, found in zip(*(compute_standardisation(views, editor) for views in (whole, cropped)), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
-    heads = DenseProbes(inputs, config, whole).train(editor)
+    heads = DenseProbes(inputs, config, whole).fit(editor)
     maps = {task: [head.select(torch.zeros(3, dtype=torch.int64)) for head in heads.values()]}
-    seen = [list(views.predict(Part.test, editor, maps)) for views in (whole, cropped)]
+    seen = [list(views.predict(Part.test, slice(None), editor, maps)) for views in (whole, cropped)]
     assert len(seen[0]) == len(seen[1]) == N_TEST
     for expected, found in zip(*seen, strict=True):
         assert torch.equal(found.truth, expected.truth)
@@ -197,7 +198,7 @@ def test_a_crop_that_is_the_whole_image_is_the_whole_image(scenes, task):
             torch.testing.assert_close(found.values, expected.values, rtol=1e-3, atol=1e-3)
         else:
             assert (found.values == expected.values).float().mean() > 0.999
-    outcomes = [DenseProbes(inputs, config, views).run(editor, None)[task.name] for views in (whole, cropped)]
+    outcomes = [run_dense(DenseProbes(inputs, config, views), editor)[task.name] for views in (whole, cropped)]
     for name, values in outcomes[0].metrics.items():
         torch.testing.assert_close(outcomes[1].metrics[name], values, rtol=2e-2, atol=2e-3)
 
@@ -205,7 +206,7 @@ def test_a_crop_that_is_the_whole_image_is_the_whole_image(scenes, task):
 def test_steps_are_functions_of_seed_and_step_however_many_read_them(pictures):
     config = make_config(tasks=[Task.segmentation], segmentation_crops=make_crops(), n_pixels_per_image=50)
     (views,) = open_views(make_inputs(*pictures), config)
-    alone, ahead = (list(read_ahead(views.steps, 5, n_workers)) for n_workers in (0, 2))
+    alone, ahead = (list(read_ahead(views.steps, range(5), n_workers)) for n_workers in (0, 2))
     for step, (one, other) in enumerate(zip(alone, ahead, strict=True)):
         again = views.steps[step]
         for part, same, anew in zip(one, other, again, strict=True):
@@ -242,7 +243,7 @@ def test_memory_changes_no_result(pictures):
         editor = VariantEditor(inputs.sae, variants)
         outcomes = {}
         for views in open_views(inputs, replace(config, memory_gb=memory_gb)):
-            outcomes |= DenseProbes(inputs, config, views).run(editor, None)
+            outcomes |= run_dense(DenseProbes(inputs, config, views), editor)
         found.append(outcomes)
     assert found[0].keys() == found[1].keys() == {"segmentation", "depth"}
     for task, outcome in found[0].items():
@@ -267,7 +268,7 @@ def test_photographs_of_any_size_are_learned_from(pictures):
     editor = VariantEditor(inputs.sae, make_variants(2))
     for views in open_views(inputs, config):
         assert len(views.parts[Part.held_out]) == 2
-        outcomes |= DenseProbes(inputs, config, views).run(editor, None)
+        outcomes |= run_dense(DenseProbes(inputs, config, views), editor)
     assert outcomes["segmentation"].metrics["miou"].min() > 0.6
     assert outcomes["depth"].metrics["rmse_m"].max() < 1.5  # the standard deviation of the depths is 2.2 m
     assert set(outcomes["segmentation"].lr[0]["held_out"]) == {"0.003", "0.02"}
@@ -281,7 +282,7 @@ def test_a_map_of_another_size_is_refused_wherever_it_is_read(pictures, n_worker
     config = make_config(tasks=[Task.segmentation], segmentation_crops=make_crops())
     (views,) = open_views(make_inputs(*pictures), config)
     with pytest.raises(InputError, match=r"label map of picture \d+ at the size of its image, 70x70, got \d+x\d+"):
-        list(read_ahead(views.steps, 2, n_workers))
+        list(read_ahead(views.steps, range(2), n_workers))
 
 
 def test_crops_need_a_backbone_and_photographs(pictures, scenes):
@@ -294,7 +295,7 @@ def test_crops_need_a_backbone_and_photographs(pictures, scenes):
 
     (views,) = open_views(make_inputs(Squares([(50, 50)] * 5), pictures[1]), config)
     with pytest.raises(InputError, match="Squares does not give: probe whole images"):
-        list(read_ahead(views.steps, 1, 1))
+        list(read_ahead(views.steps, range(1), 1))
 
 
 # -- the backbone at the size of crops ---------------------------------------------------------------------------------
@@ -347,9 +348,9 @@ def test_an_ade20k_of_different_sizes_runs_through(tmp_path):
     (views,) = open_views(inputs, config)
     editor = VariantEditor(inputs.sae, make_variants(2))
     probes = DenseProbes(inputs, config, views)
-    outcome = probes.run(editor, None)["segmentation"]
+    outcome = run_dense(probes, editor)["segmentation"]
     assert outcome.metrics["miou"].min() > 1 / 150
-    seen = list(views.predict(Part.test, editor, {Task.segmentation: [outcome.heads]}))
+    seen = list(views.predict(Part.test, slice(None), editor, {Task.segmentation: [outcome.heads]}))
     assert [tuple(prediction.values.shape) for prediction in seen] == [(2, *test.label_map(i).shape) for i in range(4)]
 
 
@@ -372,9 +373,9 @@ def test_crops_of_nyu_leave_its_blank_borders_out(tmp_path):
         assert read.images.max() < 130
         assert read.truth.max() < 9
     editor = VariantEditor(inputs.sae, make_variants(2))
-    outcome = DenseProbes(inputs, config, views).run(editor, None)["depth"]
+    outcome = run_dense(DenseProbes(inputs, config, views), editor)["depth"]
     assert 0 < outcome.metrics["rmse_m"].max() < 9
-    (first, _) = views.predict(Part.test, editor, {Task.depth: [outcome.heads]})
+    (first, _) = views.predict(Part.test, slice(None), editor, {Task.depth: [outcome.heads]})
     assert first.values.shape == (2, 480, 640)
     assert (first.truth > 0).sum() == 426 * 560  # the Eigen crop
 
@@ -421,8 +422,8 @@ def test_windows_over_real_photographs_give_maps_at_their_own_size():
         inputs = make_inputs(images, images, make=formula_at)
         (views,) = open_views(inputs, config)
         editor = VariantEditor(inputs.sae, make_variants(1))
-        outcome = DenseProbes(inputs, config, views).run(editor, None)[task.name]
+        outcome = run_dense(DenseProbes(inputs, config, views), editor)[task.name]
         assert all(bool(torch.isfinite(values).all()) for values in outcome.metrics.values())
-        seen = list(views.predict(Part.test, editor, {task: [outcome.heads]}))
+        seen = list(views.predict(Part.test, slice(None), editor, {task: [outcome.heads]}))
         sizes = [images.photograph(i).shape[:2] for i in range(len(images))]
         assert [tuple(prediction.values.shape[1:]) for prediction in seen] == sizes

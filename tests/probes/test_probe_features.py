@@ -56,8 +56,8 @@ def make_odd_sae() -> SparseAutoencoder:
 def write_all(inputs: ProbeInputs, config: ProbeConfig, root: Path) -> Features:
     folders = FeatureFolders(root)
 
-    def fill(missing: dict[str, Path]) -> None:
-        write_features(inputs, config, VARIANTS, ROWS, missing, folders.check_disk)
+    def fill(missing: dict[str, Path], folder: Path | None) -> None:
+        write_features(inputs, config, VARIANTS, ROWS, missing, folders.check_disk, folder)
 
     return Features(inputs, config, folders.make([*VARIANTS, MEANS], fill), ROWS)
 

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from probe_samples import ListedBatches
 
 from infoscope.probes.heads import (
     ClassificationHeads,
@@ -121,7 +122,7 @@ def make_dense_heads(n_variants: int, lrs: list[float], standardisation: Standar
 def test_dense_heads_trained_together_equal_heads_trained_alone():
     batches, lrs, standardisation = make_map_batches(6), [0.01, 0.1], make_standardisation()
     together = make_dense_heads(V, lrs, standardisation)
-    fit_heads(ProbeModule(together, 6, Optimiser.adamw, weight_decay=0.01), batches, CPU)
+    fit_heads(ProbeModule(together, 6, Optimiser.adamw, weight_decay=0.01), ListedBatches(batches), CPU)
     for variant in range(V):
         rows = slice(variant, variant + 1)
         for rate, lr in enumerate(lrs):
@@ -129,7 +130,7 @@ def test_dense_heads_trained_together_equal_heads_trained_alone():
                 part = Standardisation(standardisation.mean[rows], standardisation.std[rows])
                 alone = make_dense_heads(1, [lr], part)[task]
                 mine = [select_variant(batch, variant) for batch in batches]
-                fit_heads(ProbeModule({task: alone}, 6, Optimiser.adamw, weight_decay=0.01), mine, CPU)
+                fit_heads(ProbeModule({task: alone}, 6, Optimiser.adamw, weight_decay=0.01), ListedBatches(mine), CPU)
                 for ours, theirs in (
                     (together[task].weights[rate][rows], alone.weights[0]),
                     (together[task].biases[rate][rows], alone.biases[0]),
@@ -144,7 +145,9 @@ def test_classification_heads_trained_together_equal_heads_trained_alone():
 
     def train(n_variants: int, readouts: list[str], lrs: list[float], vectors: dict) -> dict:
         heads = {name: ClassificationHeads(name, n_variants, vectors[name].shape[2], 4, lrs) for name in readouts}
-        fit_heads(ProbeModule(heads, 5, Optimiser.sgd, lr_scale=0.5), [VectorBatch(vectors, labels)] * 5, CPU)
+        fit_heads(
+            ProbeModule(heads, 5, Optimiser.sgd, lr_scale=0.5), ListedBatches([VectorBatch(vectors, labels)] * 5), CPU
+        )
         return heads
 
     together = train(V, ["a", "b"], [0.1, 1.0], features)
@@ -158,5 +161,5 @@ def test_classification_heads_trained_together_equal_heads_trained_alone():
 def test_a_head_that_diverges_does_so_alone():
     labels, features = torch.arange(12) % 4, {"a": draw(1, 12, D) * 1e15}
     heads = ClassificationHeads("a", 1, D, 4, [1e-30, 1e30])
-    fit_heads(ProbeModule({"a": heads}, 5, Optimiser.sgd), [VectorBatch(features, labels)] * 5, CPU)
+    fit_heads(ProbeModule({"a": heads}, 5, Optimiser.sgd), ListedBatches([VectorBatch(features, labels)] * 5), CPU)
     assert heads.is_finite().tolist() == [[True, False]]

@@ -165,10 +165,12 @@ def test_last_incomplete_batch_is_evaluated(inputs):
 def test_every_training_image_is_in_every_epoch():
     vectors = {"x": torch.arange(10.0)[None, :, None]}
     batches = VectorBatches(vectors, torch.arange(10), torch.zeros(10, dtype=torch.int64), 4, 3, seed=0)
-    seen = [batch.features["x"].flatten().tolist() for batch in batches]
+    seen = [batch.features["x"].flatten().tolist() for batch in batches.iterate()]
     assert len(seen) == len(batches) == 9
     assert all(sorted(chain(*seen[i : i + 3])) == list(range(10)) for i in (0, 3, 6))
     assert seen[:3] != seen[3:6]
+    for step in (2, 3, 8):
+        assert [batch.features["x"].flatten().tolist() for batch in batches.iterate(step)] == seen[step:]
 
 
 def test_dense_batches_are_a_function_of_the_step(inputs):
@@ -177,7 +179,7 @@ def test_dense_batches_are_a_function_of_the_step(inputs):
     orders = [batches.order(step).tolist() for step in range(5)]
     assert sorted(chain(*orders)) == sorted([*range(10), *range(10)])
     again = images.make_batch(batches.order(3), batches.editor, 8, 0, 3)
-    for step, batch in enumerate(batches):
+    for step, batch in enumerate(batches.iterate()):
         if step == 3:
             assert torch.equal(batch.labels, again.labels)
             assert torch.equal(batch.pixels.weights, again.pixels.weights)

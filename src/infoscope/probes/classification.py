@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,9 +18,10 @@ from infoscope.probes.inputs import ProbeData, ProbeInputs, Progress, split_held
 from infoscope.probes.lbfgs import count_regressions, search_strength
 from infoscope.probes.metrics import Top1Metric
 from infoscope.probes.module import Optimiser, ProbeModule, fit_heads
-from infoscope.probes.rates import Heads, TaskOutcome, choose_rates, first_row
+from infoscope.probes.rates import Heads, TaskOutcome, Trained, choose_rates
 from infoscope.probes.variants import Variant
 from infoscope.probes.vectors import VectorBatches, iterate_blocks, measure_top1, standardise_vectors
+from infoscope.resume import Checkpoint
 
 REGRESSIONS = "logistic regressions"
 """What L-BFGS is called when it reports its progress."""
@@ -44,38 +46,48 @@ def count_variants_at_a_time(config: ProbeConfig, n_images: int, d_in: int, n_cl
     return max(1, min(config.variants_per_chunk, fitting)), n_bytes
 
 
-def run_classification(
+def train_classification(
     inputs: ProbeInputs,
     config: ProbeConfig,
     features: Features,
     variants: Mapping[str, Variant],
-    original_heads: Heads | None,
+    folder: Path | None = None,
     progress: Progress | None = None,
-) -> dict[str, TaskOutcome]:
-    """Return {"classification/<readout>": outcome}; without `original_heads` the first variant is the original.
+) -> Trained:
+    """Return {"classification/<readout>": (the chosen head of each variant, how it was chosen)}.
 
     Args:
         features: of all variants; those of `variants` (by key) are loaded.
+        folder: where an interrupted run of the same variants goes on from; None: nowhere.
     """
     device = inputs.device
     train = features.load("train", variants)
     train_labels = _read_labels(inputs.train, features.rows["train"], config.target).to(device)
-    test_labels = _read_labels(inputs.test, features.rows["test"], config.target).to(device)
     split = split_held_out(np.arange(len(train_labels)), config.held_out_share, config.seed)
     fit, held_out = (torch.from_numpy(part).to(device) for part in split)
     images = _Images(fit, held_out, train_labels, inputs.train.images.n_target_classes(config.target))
     if config.classification_solver is Solver.sgd:
-        trained = _train_sgd(config, train, images)
-    else:
-        trained = _train_lbfgs(config, train, images, progress)
-    del train
+        return _train_sgd(config, train, images, folder)
+    return _train_lbfgs(config, train, images, folder, progress)
 
+
+def measure_classification(
+    inputs: ProbeInputs,
+    config: ProbeConfig,
+    features: Features,
+    variants: Mapping[str, Variant],
+    trained: Trained,
+    original_heads: Heads,
+) -> dict[str, TaskOutcome]:
+    """Return {"classification/<readout>": outcome} on the test split: of each variant's head, and of the original's."""
+    device = inputs.device
+    labels = _read_labels(inputs.test, features.rows["test"], config.target).to(device)
     test, outcomes = features.load("test", variants), {}
-    for name, (chosen, records) in trained.items():
-        task = f"classification/{name}"
-        original = (original_heads[task] if original_heads else first_row(chosen)).to(device)
-        measured = [_measure(maps, test[name], test_labels) for maps in (chosen, original.repeat(len(variants)))]
-        outcomes[task] = TaskOutcome(chosen, measured[0], measured[1], records)
+    for readout in config.readouts:
+        task = f"classification/{readout.name}"
+        chosen, original = trained[task][0].to(device), original_heads[task].to(device)
+        both = [_measure(maps, test[readout.name], labels) for maps in (chosen, original.repeat(len(variants)))]
+        outcomes[task] = TaskOutcome(chosen, trained[task][1], *both)
     return outcomes
 
 
@@ -88,11 +100,7 @@ class _Images(NamedTuple):
     n_classes: int
 
 
-_Trained = dict[str, tuple[LinearMaps, list[dict[str, Any]]]]
-"""{readout: (the chosen head of each variant, how it was chosen)}."""
-
-
-def _train_sgd(config: ProbeConfig, train: dict[str, Tensor], images: _Images) -> _Trained:
+def _train_sgd(config: ProbeConfig, train: dict[str, Tensor], images: _Images, folder: Path | None) -> Trained:
     """Train every variant, readout and rate in one loop."""
     fit, held_out, labels, n_classes = images
     heads = {
@@ -110,17 +118,19 @@ def _train_sgd(config: ProbeConfig, train: dict[str, Tensor], images: _Images) -
         train, fit, labels[fit], config.classification_batch_images, config.classification_epochs, config.seed
     )
     module = ProbeModule(heads, len(batches), Optimiser.sgd, lr_scale=batches.batch_images / 256)
-    fit_heads(module, batches, fit.device)
-    trained = {}
+    fit_heads(module, batches, fit.device, Checkpoint(folder and folder / "classification.pt"))
+    trained: Trained = {}
     for name, head in heads.items():
         accuracy = measure_top1(head.fold(), train[name], held_out, labels[held_out], n_classes)
         accuracy = accuracy.masked_fill(~head.is_finite(), torch.nan)
         best, records = choose_rates(f"classification/{name}", config.classification_lrs, accuracy, True)
-        trained[name] = (head.select(best), records)
+        trained[f"classification/{name}"] = (head.select(best), records)
     return trained
 
 
-def _train_lbfgs(config: ProbeConfig, train: dict[str, Tensor], images: _Images, progress: Progress | None) -> _Trained:
+def _train_lbfgs(
+    config: ProbeConfig, train: dict[str, Tensor], images: _Images, folder: Path | None, progress: Progress | None
+) -> Trained:
     """Search the strength of every variant and readout, one after the other."""
     fit, held_out, labels, n_classes = images
     n_done, n_all = 0, count_regressions(config) * sum(len(vectors) for vectors in train.values())
@@ -131,21 +141,34 @@ def _train_lbfgs(config: ProbeConfig, train: dict[str, Tensor], images: _Images,
         if progress:
             progress(REGRESSIONS, n_done, n_all)
 
-    trained = {}
+    trained: Trained = {}
     for name, vectors in train.items():
         found = []
-        for one in vectors:
+        for place, one in enumerate(vectors):
+            checkpoint = Checkpoint(folder and folder / f"regressions-{name}-{place}.pt")
             standardisation = None
             if config.classification_batch_norm:
                 mean, std = standardise_vectors(one[None], fit)
                 standardisation = Standardisation(mean[0], std[0])
             found.append(
                 search_strength(
-                    f"classification/{name}", one, labels, fit, held_out, n_classes, standardisation, config, advance
+                    f"classification/{name}",
+                    one,
+                    labels,
+                    fit,
+                    held_out,
+                    n_classes,
+                    standardisation,
+                    config,
+                    advance,
+                    checkpoint,
                 )
             )
         weights, biases = zip(*(maps for maps, _ in found), strict=True)
-        trained[name] = (LinearMaps(torch.cat(weights), torch.cat(biases)), [record for _, record in found])
+        trained[f"classification/{name}"] = (
+            LinearMaps(torch.cat(weights), torch.cat(biases)),
+            [record for _, record in found],
+        )
     return trained
 
 

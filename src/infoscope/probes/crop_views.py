@@ -83,7 +83,7 @@ class CropViews(DenseViews):
 
     def iterate_tokens(self, editor: VariantEditor) -> Iterator[tuple[slice, Float[Tensor, "n_variants n d"]]]:
         n_steps = min(-(-self.crops.n_norm_crops // self.steps.batch_images), self.n_steps)
-        for read in read_ahead(self.steps, n_steps, self.inputs.n_workers):
+        for read in read_ahead(self.steps, range(n_steps), self.inputs.n_workers):
             batch = self._make_batch(read, editor)
             for variants, tokens in batch.iterate_tokens(batch.token_bytes):
                 yield variants, tokens.flatten(1, 2)
@@ -119,15 +119,21 @@ class CropViews(DenseViews):
         ]
         return torch.cat(parts).to(self.inputs.device)
 
+    def count(self, part: Part) -> int:
+        return len(self.parts[part])
+
     @torch.no_grad()
-    def predict(self, part: Part, editor: VariantEditor, heads: dict[Task, list[LinearMaps]]) -> Iterator[Prediction]:
-        images = self.parts[part]
-        for done, (windows, truth) in enumerate(read_ahead(images, len(images), self.inputs.n_workers), 1):
+    def predict(
+        self, part: Part, images: slice, editor: VariantEditor, heads: dict[Task, list[LinearMaps]]
+    ) -> Iterator[Prediction]:
+        photographs = self.parts[part]
+        chosen = range(len(photographs))[images]
+        for image, (windows, truth) in zip(chosen, read_ahead(photographs, chosen, self.inputs.n_workers), strict=True):
             seen = torch.from_numpy(truth).to(self.inputs.device)
             for number, values in enumerate(self._predict_image(windows, truth.shape, editor, heads[self.task])):
                 yield Prediction(self.task, number, values, seen)
             if self.progress:
-                self.progress(f"evaluation of {self.task.name} by windows", done, len(images))
+                self.progress(f"evaluation of {self.task.name} by windows", image + 1, len(photographs))
 
     def _predict_image(
         self, windows: Windows, size: tuple[int, ...], editor: VariantEditor, heads: list[LinearMaps]
@@ -163,12 +169,13 @@ class CropBatches:
     def __len__(self) -> int:
         return self.views.n_steps
 
-    def __iter__(self) -> Iterator[SlicedBatch]:
-        views = self.views
-        for done, read in enumerate(read_ahead(views.steps, len(self), views.inputs.n_workers), 1):
+    def iterate(self, first_step: int = 0) -> Iterator[SlicedBatch]:
+        """Yield the batches from a step on."""
+        views, steps = self.views, range(first_step, len(self))
+        for step, read in zip(steps, read_ahead(views.steps, steps, views.inputs.n_workers), strict=True):
             yield views._make_batch(read, self.editor)
             if views.progress:
-                views.progress(f"{views.task.name} on crops", done, len(self))
+                views.progress(f"{views.task.name} on crops", step + 1, len(self))
 
 
 class CropStep(NamedTuple):
@@ -245,8 +252,8 @@ class WindowedImages(Dataset):
         return cut_windows(image, self.crops, self.window_px, self.fill), truth
 
 
-def read_ahead(items: Dataset, n_items: int, n_workers: int) -> Iterator[Any]:
-    """Yield the first items in order, read by worker processes (0: by this one).
+def read_ahead(items: Dataset, chosen: range, n_workers: int) -> Iterator[Any]:
+    """Yield some items in order, read by worker processes (0: by this one).
 
     Raises:
         InputError: the one that reading an item raised, whole, wherever it was read.
@@ -254,8 +261,8 @@ def read_ahead(items: Dataset, n_items: int, n_workers: int) -> Iterator[Any]:
     loader = DataLoader(
         _Attempts(items.__getitem__),  # pyright: ignore[reportArgumentType] # indexed by the sampler alone
         batch_size=None,
-        sampler=range(n_items),
-        num_workers=min(n_workers, n_items),
+        sampler=chosen,
+        num_workers=min(n_workers, len(chosen)),
         collate_fn=_identity,
         generator=torch.Generator(),  # else each pass would draw from the global one
     )

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torchmetrics import Metric
 
 from infoscope.probes.config import ProbeConfig, Task
 from infoscope.probes.crop_views import CropViews
 from infoscope.probes.dense_images import WholeImages
 from infoscope.probes.dense_views import DenseViews, Part, compute_standardisation
 from infoscope.probes.editing import VariantEditor
-from infoscope.probes.heads import DepthHeads, LinearMaps, SegmentationHeads
+from infoscope.probes.heads import DepthHeads, LinearMaps, SegmentationHeads, Standardisation
 from infoscope.probes.inputs import ProbeInputs, Progress
-from infoscope.probes.metrics import DepthMetrics, SegmentationMetrics
+from infoscope.probes.metrics import DepthMetrics, SegmentationMetrics, SumMetric
 from infoscope.probes.module import Optimiser, ProbeModule, fit_heads
-from infoscope.probes.rates import Heads, TaskOutcome, choose_rates, first_row
+from infoscope.probes.rates import Heads, TaskOutcome, Trained, choose_rates
+from infoscope.resume import Checkpoint, compute_parts, cut
 
 CHOSEN_BY = {Task.segmentation: ("miou", True), Task.depth: ("rmse_m", False)}
 """The metric that a learning rate is chosen by, and whether higher is better."""
+MEASURED_IMAGES = 256
+"""Images between which an interrupted evaluation can go on."""
 
 
 def make_dense_views(
@@ -55,29 +59,44 @@ class DenseProbes:
         self.inputs, self.config, self.views = inputs, config, views
         self.n_labels = len(inputs.train.images.label_names)
 
-    def run(self, editor: VariantEditor, original_heads: Heads | None) -> dict[str, TaskOutcome]:
-        """Return {"segmentation" | "depth": outcome}; without `original_heads` the first variant is the original."""
-        heads = self.train(editor)
-        held_out = self._measure_held_out(editor, heads)
-        chosen, records = {}, {}
-        for task, head in heads.items():
-            best, records[task] = choose_rates(task.name, head.lrs, held_out[task], CHOSEN_BY[task][1])
-            chosen[task] = head.select(best)
-        original = {
-            task: (original_heads[task.name] if original_heads else first_row(maps)).to(self.inputs.device)
-            for task, maps in chosen.items()
-        }
-        # Two tables from one pass: heads of each variant, then the original's head for all of them.
-        both = {task: [chosen[task], original[task].repeat(len(editor))] for task in heads}
-        measured = self.measure(Part.test, editor, both)
-        return {
-            task.name: TaskOutcome(chosen[task], measured[task][0], measured[task][1], records[task]) for task in heads
-        }
+    @property
+    def name(self) -> str:
+        """The tasks, for the files of an interrupted run."""
+        return "-".join(task.name for task in self.views.tasks)
 
-    def train(self, editor: VariantEditor) -> dict[Task, SegmentationHeads | DepthHeads]:
+    def train(self, editor: VariantEditor, folder: Path | None = None) -> Trained:
+        """Return {"segmentation" | "depth": (the chosen head of each variant, how its rate was chosen)}.
+
+        Args:
+            folder: where an interrupted run of the same variants goes on from; None: nowhere.
+        """
+        heads = self.fit(editor, folder)
+        held_out = self._measure_held_out(editor, heads, folder)
+        trained: Trained = {}
+        for task, head in heads.items():
+            best, records = choose_rates(task.name, head.lrs, held_out[task], CHOSEN_BY[task][1])
+            trained[task.name] = (head.select(best), records)
+        return trained
+
+    def measure_test(
+        self, editor: VariantEditor, trained: Trained, original_heads: Heads, folder: Path | None = None
+    ) -> dict[str, TaskOutcome]:
+        """Return {"segmentation" | "depth": outcome} on the test split: of each variant's head, and of the original's.
+
+        Args:
+            folder: as for `train`.
+        """
+        both, device = {}, self.inputs.device
+        for task in self.views.tasks:
+            original = original_heads[task.name].to(device)
+            both[task] = [trained[task.name][0].to(device), original.repeat(len(editor))]
+        measured = self.measure(Part.test, editor, both, folder)  # two tables from one pass
+        return {task.name: TaskOutcome(*trained[task.name], *measured[task]) for task in self.views.tasks}
+
+    def fit(self, editor: VariantEditor, folder: Path | None = None) -> dict[Task, SegmentationHeads | DepthHeads]:
         """Return the heads of all tasks, variants and rates, trained in one loop."""
         config, views, d = self.config, self.views, self.inputs.sae.d_in
-        standardisation = compute_standardisation(views, editor) if config.batch_norm else None
+        standardisation = self._standardise(editor, folder) if config.batch_norm else None
         heads: dict[Task, SegmentationHeads | DepthHeads] = {}
         if Task.segmentation in views.tasks:
             heads[Task.segmentation] = SegmentationHeads(
@@ -95,18 +114,28 @@ class DenseProbes:
             n_warmup_steps=config.dense_warmup_steps,
             schedule=config.dense_schedule,
         )
-        fit_heads(module.to(self.inputs.device), views.make_batches(editor), self.inputs.device)
+        checkpoint = Checkpoint(folder and folder / f"{self.name}.pt")
+        fit_heads(module.to(self.inputs.device), views.make_batches(editor), self.inputs.device, checkpoint)
         return heads
 
+    def _standardise(self, editor: VariantEditor, folder: Path | None) -> Standardisation:
+        """Return mean and spread of the training tokens, measured once."""
+        kept = Checkpoint(folder and folder / f"{self.name}-standardisation.pt")
+        state = kept.load()
+        if state is None:
+            state = compute_standardisation(self.views, editor)._asdict()
+            kept.save(state)
+        return Standardisation(**{name: tensor.to(self.inputs.device) for name, tensor in state.items()})
+
     def _measure_held_out(
-        self, editor: VariantEditor, heads: dict[Task, SegmentationHeads | DepthHeads]
+        self, editor: VariantEditor, heads: dict[Task, SegmentationHeads | DepthHeads], folder: Path | None
     ) -> dict[Task, Float[Tensor, "n_variants n_rates"]]:
         """Return the metric that each rate is chosen by, on the held-out images."""
         every = {
             task: [head.select(torch.full((len(editor),), i, device=head.mean.device)) for i in range(len(head.lrs))]
             for task, head in heads.items()
         }
-        measured = self.measure(Part.held_out, editor, every)
+        measured = self.measure(Part.held_out, editor, every, folder)
         held_out = {}
         for task, head in heads.items():
             # torchmetrics gives a single head's value without its axis
@@ -116,15 +145,40 @@ class DenseProbes:
 
     @torch.no_grad()
     def measure(
-        self, part: Part, editor: VariantEditor, heads: dict[Task, list[LinearMaps]]
+        self, part: Part, editor: VariantEditor, heads: dict[Task, list[LinearMaps]], folder: Path | None = None
     ) -> dict[Task, list[dict[str, Float[Tensor, " n_variants"]]]]:
-        """Return the metrics of each list entry (one head per variant) on the images of a part."""
-        metrics = {task: [self._make_metric(task, len(editor)) for _ in maps] for task, maps in heads.items()}
-        for task, number, values, truth in self.views.predict(part, editor, heads):
-            metrics[task][number].update(values, truth)
+        """Return the metrics of each list entry (one head per variant) on the images of a part.
+
+        Some images after the other: the sums behind the metrics are added up in one order.
+
+        Args:
+            folder: as for `train`.
+        """
+        device, slices = self.inputs.device, cut(self.views.count(part), MEASURED_IMAGES)
+
+        def measure_some(number: int) -> dict[str, Tensor]:
+            metrics = self._make_metrics(heads, len(editor))
+            for task, listed, values, truth in self.views.predict(part, slices[number], editor, heads):
+                metrics[task][listed].update(values, truth)
+            return {
+                f"{task.name}/{i}/{name}": value
+                for task, each in metrics.items()
+                for i, metric in enumerate(each)
+                for name, value in metric.metric_state.items()
+                if isinstance(value, Tensor)
+            }
+
+        metrics = self._make_metrics(heads, len(editor))
+        for state in compute_parts(len(slices), measure_some, folder, f"{self.name}-{part.name}"):
+            for task, each in metrics.items():
+                for i, metric in enumerate(each):
+                    metric.add({name: state[f"{task.name}/{i}/{name}"].to(device) for name in metric.metric_state})
         return {task: [metric.compute() for metric in each] for task, each in metrics.items()}
 
-    def _make_metric(self, task: Task, n_heads: int) -> Metric:
+    def _make_metrics(self, heads: dict[Task, list[LinearMaps]], n_heads: int) -> dict[Task, list[SumMetric]]:
+        return {task: [self._make_metric(task, n_heads) for _ in maps] for task, maps in heads.items()}
+
+    def _make_metric(self, task: Task, n_heads: int) -> SumMetric:
         if task is Task.segmentation:
             return SegmentationMetrics(n_heads, self.n_labels).to(self.inputs.device)
         return DepthMetrics(n_heads, self.config.max_depth_m).to(self.inputs.device)

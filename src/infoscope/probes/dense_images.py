@@ -136,8 +136,9 @@ class MapBatches:
     def __len__(self) -> int:
         return self.n_steps
 
-    def __iter__(self) -> Iterator[MapBatch]:
-        for step in range(self.n_steps):
+    def iterate(self, first_step: int = 0) -> Iterator[MapBatch]:
+        """Yield the batches from a step on."""
+        for step in range(first_step, self.n_steps):
             yield self.images.make_batch(self.order(step), self.editor, self.n_pixels, self.seed, step)
             if self.progress:
                 self.progress("segmentation and depth", step + 1, self.n_steps)
@@ -194,14 +195,24 @@ class WholeImages(DenseViews):
             self.progress,
         )
 
-    def predict(self, part: Part, editor: VariantEditor, heads: dict[Task, list[LinearMaps]]) -> Iterator[Prediction]:
-        return self._predict_some(editor, heads) if part is Part.held_out else self._predict_all(editor, heads)
+    def count(self, part: Part) -> int:
+        return len(self.held_out_images if part is Part.held_out else self.test_images)
+
+    def predict(
+        self, part: Part, images: slice, editor: VariantEditor, heads: dict[Task, list[LinearMaps]]
+    ) -> Iterator[Prediction]:
+        chosen = np.arange(self.count(part))[images]
+        if part is Part.held_out:
+            return self._predict_some(chosen, editor, heads)
+        return self._predict_all(chosen, editor, heads)
 
     @torch.no_grad()
-    def _predict_some(self, editor: VariantEditor, heads: dict[Task, list[LinearMaps]]) -> Iterator[Prediction]:
-        """Yield predictions at some pixels of each held-out image."""
+    def _predict_some(
+        self, chosen: Int[np.ndarray, " n"], editor: VariantEditor, heads: dict[Task, list[LinearMaps]]
+    ) -> Iterator[Prediction]:
+        """Yield predictions at some pixels of held-out images."""
         config = self.config
-        for image in range(len(self.held_out_images)):
+        for image in chosen.tolist():
             batch = self.held_out_images.make_batch(
                 np.array([image]), editor, config.n_held_out_pixels_per_image, config.seed, _HELD_OUT_STEP + image
             )
@@ -214,14 +225,16 @@ class WholeImages(DenseViews):
                     yield Prediction(task, number, values, truth[0])
 
     @torch.no_grad()
-    def _predict_all(self, editor: VariantEditor, heads: dict[Task, list[LinearMaps]]) -> Iterator[Prediction]:
-        """Yield predictions at every pixel of every test image, at the size its truth is stored in.
+    def _predict_all(
+        self, chosen: Int[np.ndarray, " n"], editor: VariantEditor, heads: dict[Task, list[LinearMaps]]
+    ) -> Iterator[Prediction]:
+        """Yield predictions at every pixel of test images, at the size its truth is stored in.
 
         The last batch may be smaller and counts like the others.
         """
         images, size = self.test_images, self.config.feature_batch_images
-        for start in range(0, len(images), size):
-            batch = np.arange(start, min(start + size, len(images)))
+        for start in range(0, len(chosen), size):
+            batch = chosen[start : start + size]
             tokens = images.edit(batch, editor)
             for task, listed in heads.items():
                 for number, maps in enumerate(listed):
@@ -230,7 +243,7 @@ class WholeImages(DenseViews):
                         truth = torch.from_numpy(images.truth(int(image), task)).to(images.device)
                         yield Prediction(task, number, self._read_pixels(task, grids[:, i], *truth.shape), truth)
             if self.progress:
-                self.progress("evaluation of segmentation and depth", start + len(batch), len(images))
+                self.progress("evaluation of segmentation and depth", int(batch[-1]) + 1, len(images))
 
     def _read_grids(
         self, task: Task, maps: LinearMaps, tokens: Float[Tensor, "n_variants batch n_patches d"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from enum import Enum
 from typing import NamedTuple
 
@@ -14,8 +14,8 @@ from torch import Tensor
 
 from infoscope.probes.config import Task
 from infoscope.probes.editing import VariantEditor
-from infoscope.probes.heads import BATCH_NORM_EPS, LinearMaps, MapBatch, Standardisation
-from infoscope.probes.slices import SlicedBatch
+from infoscope.probes.heads import BATCH_NORM_EPS, LinearMaps, Standardisation
+from infoscope.probes.module import Batches
 
 
 class Part(Enum):
@@ -53,12 +53,18 @@ class DenseViews(ABC):
         """Yield (which variants, some of their training tokens), in all the same for each: what BatchNorm measures."""
 
     @abstractmethod
-    def make_batches(self, editor: VariantEditor) -> Iterable[MapBatch] | Iterable[SlicedBatch]:
-        """Return the training batches, one for each step; a batch is a function of (seed, step)."""
+    def make_batches(self, editor: VariantEditor) -> Batches:
+        """Return the training batches, one for each step."""
 
     @abstractmethod
-    def predict(self, part: Part, editor: VariantEditor, heads: dict[Task, list[LinearMaps]]) -> Iterator[Prediction]:
-        """Yield what each entry of each task's list (one head per variant) makes of every image of a part."""
+    def count(self, part: Part) -> int:
+        """Return how many images a part has."""
+
+    @abstractmethod
+    def predict(
+        self, part: Part, images: slice, editor: VariantEditor, heads: dict[Task, list[LinearMaps]]
+    ) -> Iterator[Prediction]:
+        """Yield what each entry of each task's list (one head per variant) makes of some images of a part, in order."""
 
 
 def compute_standardisation(views: DenseViews, editor: VariantEditor) -> Standardisation:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from jaxtyping import Float
@@ -63,6 +63,21 @@ class VariantShares:
         """Add one batch of tokens."""
         for _, meter in self.meters:
             meter.update(editor)
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the sums so far, for `add`."""
+        return {
+            f"shares/{number}/{name}": getattr(meter, name)
+            for number, (_, meter) in enumerate(self.meters)
+            for name in meter.SUMS
+        }
+
+    def add(self, state: Mapping[str, Tensor]) -> None:
+        """Add the sums of other tokens, which may lie among other things."""
+        for number, (_, meter) in enumerate(self.meters):
+            for name in meter.SUMS:
+                sums = getattr(meter, name)
+                sums += state[f"shares/{number}/{name}"].to(sums.device)
 
     def compute(self) -> list[tuple[float, float]]:
         """Return the shares of everything seen so far, in the order of the variants."""

@@ -38,14 +38,18 @@ class FeatureFolders:
     def __init__(self, root: Path) -> None:
         self.root = root
 
-    def make(self, names: Sequence[str], fill: Callable[[dict[str, Path]], None]) -> dict[str, Path]:
-        """Return the folder of each name; those that are missing are made, and filled by one call."""
+    def make(self, names: Sequence[str], fill: Callable[[dict[str, Path], Path | None], None]) -> dict[str, Path]:
+        """Return the folder of each name; those that are missing are made, and filled by one call.
+
+        Args:
+            fill: takes them, and where an interrupted call for the same ones goes on from (None: nowhere).
+        """
         folders = {name: self.root / name for name in names}
         missing = {name: folder for name, folder in folders.items() if not folder.exists()}
         for folder in missing.values():
             folder.mkdir()
         if missing:
-            fill(missing)
+            fill(missing, None)
         return folders
 
     def check_disk(self, n_bytes: int) -> None:

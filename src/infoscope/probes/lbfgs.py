@@ -21,6 +21,7 @@ from infoscope.probes.config import ProbeConfig
 from infoscope.probes.heads import LinearMaps, Standardisation
 from infoscope.probes.rates import choose_rates
 from infoscope.probes.vectors import iterate_blocks, measure_top1
+from infoscope.resume import Checkpoint
 
 TOLERANCE = 1e-5
 """Converged: the largest entry of the gradient is below this share of what it is at weights 0 (ours)."""
@@ -132,6 +133,7 @@ def search_strength(
     standardisation: Standardisation | None,
     config: ProbeConfig,
     on_solved: Callable[[], None] = lambda: None,
+    checkpoint: Checkpoint | None = None,
 ) -> tuple[LinearMaps, dict[str, Any]]:
     """Return the head of one variant, fitted to all images at the strength that is best on held-out ones, and a record.
 
@@ -141,12 +143,16 @@ def search_strength(
         task: its name in the record's errors.
         fit, held_out: rows of `vectors`; together all of them.
         on_solved: called after every regression.
+        checkpoint: where what is solved is kept; where there is something, the search goes on from it, and ends as if
+            it had never stopped. An interruption costs the regression in hand.
 
     Returns:
         The record is that of `choose_rates`, strengths in place of rates, and {"unconverged": strengths for which the
         iterations did not suffice, "refit_converged": bool}.
     """
     problem = LogisticRegression(vectors, fit, labels[fit], n_classes, standardisation)
+    checkpoint, device = checkpoint or Checkpoint(None), vectors.device
+    kept = (checkpoint.load() or {}).get("solved", [])
     solved: dict[float, Solution] = {}
     top1: dict[float, Tensor] = {}
 
@@ -159,9 +165,19 @@ def search_strength(
     def add(strengths: Sequence[float]) -> tuple[int, list[float], dict[str, Any]]:
         """Solve some strengths; return the place of the best among all, all of them, and the record."""
         for strength in sorted(strengths, reverse=True):
+            if len(solved) < len(kept):  # in the order in which they were solved
+                assert kept[len(solved)]["strength"] == strength
+                one = kept[len(solved)]
+                top1[strength] = one["top1"].to(device)
+                solved[strength] = Solution(one["weight"].to(device), one["bias"].to(device), one["converged"])
+                on_solved()
+                continue
             solved[strength] = solve(problem, strength)
             maps = problem.fold(solved[strength])
             top1[strength] = measure_top1(maps, vectors[None], held_out, labels[held_out], n_classes)
+            if checkpoint.is_due():
+                order = [{"strength": s, "top1": top1[s], **solved[s]._asdict()} for s in solved]
+                checkpoint.save({"solved": order})
         ordered = sorted(solved)
         (best,), (record,) = choose_rates(task, ordered, torch.cat([top1[s] for s in ordered], dim=1), True)
         return int(best), ordered, record

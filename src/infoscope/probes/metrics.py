@@ -6,6 +6,7 @@ Segmentation: one confusion matrix over the whole split, ignored pixels left out
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -86,10 +87,27 @@ def compute_depth_errors(
     )
 
 
-class SegmentationMetrics(Metric):
-    """Confusion matrices of several heads over a split."""
+class SumMetric(Metric):
+    """A metric of sums alone, so that those of several sets of images can be added.
+
+    Processes share out variants, not images: what one process has seen is all there is, and nothing is synchronised.
+    """
 
     full_state_update = False
+
+    def __init__(self) -> None:
+        super().__init__(sync_on_compute=False)
+
+    def add(self, state: Mapping[str, Tensor]) -> None:
+        """Add the `metric_state` of other images."""
+        for name, value in state.items():
+            setattr(self, name, getattr(self, name) + value)
+        self._update_count += 1
+
+
+class SegmentationMetrics(SumMetric):
+    """Confusion matrices of several heads over a split."""
+
     confusion: Tensor
 
     def __init__(self, n_heads: int, n_classes: int) -> None:
@@ -110,10 +128,9 @@ class SegmentationMetrics(Metric):
         }
 
 
-class DepthMetrics(Metric):
+class DepthMetrics(SumMetric):
     """Depth errors of several heads over a split; images without a valid pixel are left out and counted."""
 
-    full_state_update = False
     n_images: Tensor
     n_without_depth: Tensor
     n_pixels: Tensor
@@ -152,10 +169,9 @@ class DepthMetrics(Metric):
         }
 
 
-class Top1Metric(Metric):
+class Top1Metric(SumMetric):
     """Top-1 accuracy (micro) of several heads over a split."""
 
-    full_state_update = False
     n_right: Tensor
     n_images: Tensor
 

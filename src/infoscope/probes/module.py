@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import signal
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from enum import Enum
-from typing import Any
+from typing import Any, Protocol
 
 import lightning as L
 import torch
+from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.trainer.states import TrainerStatus
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
@@ -19,6 +20,7 @@ from infoscope.probes.config import DenseSchedule
 from infoscope.probes.heads import LinearHeads, MapBatch, VectorBatch
 from infoscope.probes.slices import SlicedBatch
 from infoscope.quiet import quiet_lightning
+from infoscope.resume import Checkpoint
 
 
 class Optimiser(Enum):
@@ -83,32 +85,46 @@ class ProbeModule(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
+class Batches(Protocol):
+    """Training batches, of which each is a function of (seed, step)."""
+
+    def iterate(self, first_step: int = 0) -> Iterator[VectorBatch | MapBatch | SlicedBatch]:
+        """Yield the batches from a step on."""
+        ...
+
+
 def fit_heads(
-    module: ProbeModule,
-    batches: Iterable[VectorBatch] | Iterable[MapBatch] | Iterable[SlicedBatch],
-    device: torch.device,
+    module: ProbeModule, batches: Batches, device: torch.device, checkpoint: Checkpoint | None = None
 ) -> None:
     """Train a module on ready-made batches that lie on `device`, one pass over them, and leave it there.
+
+    Args:
+        checkpoint: where the state is kept now and then; where there is one, training goes on from it, and ends as if
+            it had never stopped.
 
     Raises:
         KeyboardInterrupt: on Ctrl-C; Lightning itself would end the process and deafen it to Ctrl-C.
     """
     in_main_thread = threading.current_thread() is threading.main_thread()
     on_interrupt = signal.getsignal(signal.SIGINT)
+    keeper = _StateKeeper(checkpoint or Checkpoint(None))
     with quiet_lightning():
         trainer = L.Trainer(
             max_epochs=1,
             accelerator="gpu" if device.type == "cuda" else device.type,
             devices=1 if device.index is None else [device.index],
+            plugins=[LightningEnvironment()],
             logger=False,
+            callbacks=[keeper],
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
         )
         try:
-            trainer.fit(module, DataLoader(_Stream(batches), batch_size=None))
-        except SystemExit:
-            if trainer.state.status != TrainerStatus.INTERRUPTED:
+            trainer.fit(module, DataLoader(_Stream(batches, keeper.first_step), batch_size=None))
+        except SystemExit as error:
+            is_interrupted = trainer.state.status == TrainerStatus.INTERRUPTED
+            if not is_interrupted or not isinstance(error.__context__, KeyboardInterrupt):
                 raise
             raise KeyboardInterrupt from None
         finally:
@@ -117,11 +133,38 @@ def fit_heads(
     module.to(device)
 
 
+class _StateKeeper(L.Callback):
+    """Goes on from a checkpoint's state, and keeps the state of heads, optimiser and schedule when it is time."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.checkpoint, self.state = checkpoint, checkpoint.load()
+        self.first_step: int = self.state["step"] if self.state else 0
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self.state:
+            pl_module.load_state_dict(self.state["module"])
+            trainer.optimizers[0].load_state_dict(self.state["optimizer"])
+            trainer.lr_scheduler_configs[0].scheduler.load_state_dict(self.state["schedule"])
+            self.state = None
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        # before a step, since the schedule moves after on_train_batch_end
+        if self.checkpoint.is_due() and trainer.global_step > 0:
+            self.checkpoint.save(
+                {
+                    "step": self.first_step + trainer.global_step,
+                    "module": pl_module.state_dict(),
+                    "optimizer": trainer.optimizers[0].state_dict(),
+                    "schedule": trainer.lr_scheduler_configs[0].scheduler.state_dict(),
+                }
+            )
+
+
 class _Stream(IterableDataset):
     """Ready-made batches, as Lightning wants them: it takes a list for several loaders."""
 
-    def __init__(self, batches: Iterable) -> None:
-        self.batches = batches
+    def __init__(self, batches: Batches, first_step: int) -> None:
+        self.batches, self.first_step = batches, first_step
 
     def __iter__(self) -> Iterator:
-        return iter(self.batches)
+        return self.batches.iterate(self.first_step)

@@ -15,6 +15,8 @@ from infoscope.probes.heads import LinearMaps
 
 Heads = dict[str, LinearMaps]
 """{task: trained heads}, of one variant or of several."""
+Trained = dict[str, tuple[LinearMaps, list[dict[str, Any]]]]
+"""{task: (the chosen head of each variant, how its rate or strength was chosen)}."""
 
 
 @dataclass
@@ -23,16 +25,16 @@ class TaskOutcome:
 
     Args:
         heads: the chosen ones.
-        metrics: of these heads, on the test split.
-        frozen_head: the same of the original variant's head, applied to every variant's tokens.
         lr: for each variant {"best", "at_edge", "held_out": {learning rate, or L2 strength: metric}}, and what the
             solver adds.
+        metrics: of these heads, on the test split.
+        frozen_head: the same of the original variant's head, applied to every variant's tokens.
     """
 
     heads: LinearMaps
+    lr: list[dict[str, Any]]
     metrics: dict[str, Float[Tensor, " n_variants"]]
     frozen_head: dict[str, Float[Tensor, " n_variants"]]
-    lr: list[dict[str, Any]]
 
 
 def choose_rates(

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
+import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from infoscope.probes.classification import count_variants_at_a_time, run_classification
+from infoscope import world
+from infoscope.probes.classification import count_variants_at_a_time, measure_classification, train_classification
 from infoscope.probes.config import ProbeConfig, Readout, Task, check_probes
 from infoscope.probes.dense import DenseProbes, make_dense_views
 from infoscope.probes.editing import VariantEditor
@@ -19,9 +22,10 @@ from infoscope.probes.extraction import measure_shares, write_features
 from infoscope.probes.features import MEANS, FeatureFolders, Features
 from infoscope.probes.heads import LinearMaps
 from infoscope.probes.inputs import ProbeInputs, Progress, choose_rows
-from infoscope.probes.rates import Heads, TaskOutcome
+from infoscope.probes.rates import Heads, TaskOutcome, Trained, first_row
 from infoscope.probes.results import VariantResult, describe_variant, finite
 from infoscope.probes.variants import Role, Variant
+from infoscope.resume import Checkpoint, cut
 
 OnResult = Callable[[str, VariantResult], None]
 """Called with (variant key, result) as soon as all tasks of the variant are finished."""
@@ -37,6 +41,7 @@ def run_probes(
     progress: Progress | None = None,
     folders: FeatureFolders | None = None,
     say: Callable[[str], None] | None = None,
+    folder: Path | None = None,
 ) -> dict[str, VariantResult]:
     """Return {variant key: result}; variants with equal tokens are trained once, under the name of the first.
 
@@ -44,7 +49,9 @@ def run_probes(
     (up to the rounding of differently shaped products).
 
     Classification reads features that one pass over each split makes for all variants; heads are then trained for
-    `variants_per_chunk` variants at a time, those of classification for as many as `memory_gb` allows.
+    `variants_per_chunk` variants at a time, those of classification for as many as `memory_gb` allows. Several
+    processes of a job share that pass, and then the chunks: heads know nothing of each other, so no gradient is
+    exchanged, and what a process returns are the results of its own chunks.
 
     Args:
         sae_key: what tells SAEs apart in the keys, see `Variant.key`.
@@ -53,6 +60,8 @@ def run_probes(
         on_result: gets each result as soon as it is there, so that an interruption loses one chunk at most.
         folders: where the features of classification lie, or will lie; None: in a temporary folder, for this run.
         say: told once how many variants are classified at a time, if that is not all of them.
+        folder: where an interrupted run goes on from, in the middle of a chunk too; None: nowhere. Results are the
+            same, bit for bit, if the rest of the same variants is asked for.
 
     Raises:
         InputError: probes that an edit could not change, an unknown target, too few images, NaN or Inf in tokens, heads
@@ -66,47 +75,137 @@ def run_probes(
     assert original_heads is not None or unique[keys[0]].role is Role.original, (
         "the original tokens' heads are neither given nor among the variants"
     )
-    rows = {
-        "train": choose_rows(len(inputs.train.tokens), config.n_train_images, config.seed),
-        "test": choose_rows(len(inputs.test.tokens), config.n_test_images, config.seed),
-    }
-    views = make_dense_views(
-        inputs,
-        config,
-        choose_rows(len(inputs.train.tokens), config.n_dense_train_images, config.seed),
-        choose_rows(len(inputs.test.tokens), config.n_dense_test_images, config.seed),
-        progress,
-    )
-    dense = [DenseProbes(inputs, config, view) for view in views]
+    here = world.current()
+    chunks = [keys[part] for part in cut(len(keys), min(config.variants_per_chunk, -(-len(keys) // here.size)))]
     with ExitStack() as stack:
-        features, size = None, config.variants_per_chunk
-        if Task.classification in config.tasks:
-            size = _count_at_a_time(inputs, config, len(keys), rows, say)
-            if folders is None:
-                folders = FeatureFolders(Path(stack.enter_context(tempfile.TemporaryDirectory())))
-            features = _make_features(inputs, config, unique, rows, folders, progress)
-            shares = {key: features.shares(key) for key in keys}
-        else:
-            measured = measure_shares(inputs, config, rows["test"], list(unique.values()), progress)
-            shares = dict(zip(keys, measured, strict=True))
-        for start in range(0, len(keys), config.variants_per_chunk):
-            chunk = keys[start : start + config.variants_per_chunk]
-            editor, seen = VariantEditor(inputs.sae, [unique[key] for key in chunk]), {}
-            for probes in dense:
-                seen |= probes.run(editor, original_heads)
-            for first in range(0, len(chunk), size):
-                part = {key: unique[key] for key in chunk[first : first + size]}
-                read: dict[str, TaskOutcome] = {}
-                if features is not None:
-                    read = run_classification(inputs, config, features, part, original_heads, progress)
-                for i, (key, variant) in enumerate(part.items()):
-                    places = {task: (outcome, i) for task, outcome in read.items()}
-                    places |= {task: (outcome, first + i) for task, outcome in seen.items()}
-                    results[key] = _assemble(variant, shares[key], places)
-                    if on_result:
-                        on_result(key, results[key])
-                original_heads = original_heads or results[keys[0]].heads
+        if folders is None:
+            folders = FeatureFolders(Path(stack.enter_context(tempfile.TemporaryDirectory())))
+        work = _Work(inputs, config, unique, folders, folder, progress, say)
+        for chunk in chunks[here.rank :: here.size] or [[]]:
+            trained = work.train(chunk)
+            if original_heads is None:  # nobody can measure before; the main process has trained them just now
+                own = {task: first_row(maps) for task, (maps, _) in trained.items()}
+                original_heads = world.broadcast({task: maps.to(torch.device("cpu")) for task, maps in own.items()})
+            for key, result in work.measure(chunk, trained, original_heads):
+                results[key] = result
+                if on_result:
+                    on_result(key, result)
+    world.barrier()
     return results
+
+
+class _Work:
+    """What the chunks of a run share."""
+
+    def __init__(
+        self,
+        inputs: ProbeInputs,
+        config: ProbeConfig,
+        variants: Mapping[str, Variant],
+        folders: FeatureFolders,
+        folder: Path | None,
+        progress: Progress | None,
+        say: Callable[[str], None] | None,
+    ) -> None:
+        self.inputs, self.config, self.variants = inputs, config, variants
+        self.folder, self.progress = folder, progress
+        tokens = {"train": inputs.train.tokens, "test": inputs.test.tokens}
+        wanted = {"train": config.n_train_images, "test": config.n_test_images}
+        rows = {split: choose_rows(len(tokens[split]), wanted[split], config.seed) for split in tokens}
+        wanted = {"train": config.n_dense_train_images, "test": config.n_dense_test_images}
+        dense_rows = [choose_rows(len(tokens[split]), wanted[split], config.seed) for split in tokens]
+        views = make_dense_views(inputs, config, dense_rows[0], dense_rows[1], progress)
+        self.dense = [DenseProbes(inputs, config, view) for view in views]
+        self.features, self.size = None, config.variants_per_chunk
+        if Task.classification in config.tasks:
+            self.size = _count_at_a_time(inputs, config, len(variants), rows, say)
+            self.features = _make_features(inputs, config, variants, rows, folders, progress)
+            self.shares = {key: self.features.shares(key) for key in variants}
+        else:
+            measured = measure_shares(
+                inputs, config, rows["test"], list(variants.values()), self._open(list(variants)), progress
+            )
+            self.shares = dict(zip(variants, measured, strict=True))
+
+    def _open(self, keys: Sequence[str]) -> Path | None:
+        """Return where work on these variants is kept."""
+        if self.folder is None:
+            return None
+        folder = self.folder / hashlib.sha256("\n".join(keys).encode()).hexdigest()[:16]
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def _divide(self, chunk: Sequence[str]) -> list[dict[str, Variant]]:
+        """Return a chunk as what classification holds at a time."""
+        return [{key: self.variants[key] for key in chunk[part]} for part in cut(len(chunk), self.size)]
+
+    def train(self, chunk: Sequence[str]) -> Trained:
+        """Return the heads of all tasks for a chunk of variants, the chosen ones; kept once they are there."""
+        if not chunk:
+            return {}
+        folder = self._open(chunk)
+        editor, trained = VariantEditor(self.inputs.sae, [self.variants[key] for key in chunk]), {}
+        with world.alone():
+            for probes in self.dense:
+                trained |= _train_once(probes.name, folder, lambda on=probes: on.train(editor, folder))
+            parts = []
+            for part in self._divide(chunk) if self.features is not None else []:
+                parts.append(self._train_classification(part))
+        for task in parts[0] if parts else []:
+            maps, records = zip(*(part[task] for part in parts), strict=True)
+            weight, bias = (torch.cat([part[i].cpu() for part in maps]) for i in (0, 1))
+            trained[task] = (LinearMaps(weight, bias), [record for part in records for record in part])
+        return trained
+
+    def _train_classification(self, variants: Mapping[str, Variant]) -> Trained:
+        assert self.features is not None
+        features, folder = self.features, self._open(list(variants))
+
+        def train() -> Trained:
+            return train_classification(self.inputs, self.config, features, variants, folder, self.progress)
+
+        return _train_once("classification", folder, train)
+
+    def measure(
+        self, chunk: Sequence[str], trained: Trained, original_heads: Heads
+    ) -> Iterator[tuple[str, VariantResult]]:
+        """Yield (key, result) of a chunk's variants on the test split."""
+        if not chunk:
+            return
+        editor, folder, seen = VariantEditor(self.inputs.sae, [self.variants[key] for key in chunk]), None, {}
+        if self.dense:
+            folder = self._open(chunk)
+        for probes in self.dense:
+            with world.alone():
+                seen |= probes.measure_test(editor, trained, original_heads, folder)
+        first = 0
+        for part in self._divide(chunk):
+            read: dict[str, TaskOutcome] = {}
+            if self.features is not None:
+                of_part = {
+                    task: (
+                        LinearMaps(*(both[first : first + len(part)] for both in maps)),
+                        records[first:][: len(part)],
+                    )
+                    for task, (maps, records) in trained.items()
+                }
+                read = measure_classification(self.inputs, self.config, self.features, part, of_part, original_heads)
+            for i, (key, variant) in enumerate(part.items()):
+                places = {task: (outcome, i) for task, outcome in read.items()}
+                places |= {task: (outcome, first + i) for task, outcome in seen.items()}
+                yield key, _assemble(variant, self.shares[key], places)
+            first += len(part)
+
+
+def _train_once(name: str, folder: Path | None, train: Callable[[], Trained]) -> Trained:
+    """Return the heads that lie in the folder, or train them and keep them there."""
+    kept = Checkpoint(folder and folder / f"trained-{name}.pt")
+    state = kept.load()
+    if state is not None:
+        return {task: (LinearMaps(one["weight"], one["bias"]), one["lr"]) for task, one in state.items()}
+    trained = train()
+    kept.save({task: {**maps._asdict(), "lr": records} for task, (maps, records) in trained.items()})
+    return trained
 
 
 def _count_at_a_time(
@@ -142,8 +241,8 @@ def _make_features(
 ) -> Features:
     """Return what classification reads; what is missing of it is made by one pass over each split."""
 
-    def fill(missing: dict[str, Path]) -> None:
-        write_features(inputs, config, variants, rows, missing, folders.check_disk, progress)
+    def fill(missing: dict[str, Path], folder: Path | None) -> None:
+        write_features(inputs, config, variants, rows, missing, folders.check_disk, folder, progress)
 
     names = [*variants, MEANS] if Readout.patch_mean in config.readouts else list(variants)
     return Features(inputs, config, folders.make(names, fill), rows)

@@ -81,10 +81,13 @@ class VectorBatches:
     def __len__(self) -> int:
         return self.n_epochs * -(-len(self.rows) // self.batch_images)
 
-    def __iter__(self) -> Iterator[VectorBatch]:
-        for epoch in range(self.n_epochs):
+    def iterate(self, first_step: int = 0) -> Iterator[VectorBatch]:
+        """Yield the batches from a step on."""
+        first_epoch, first = divmod(first_step, len(self) // self.n_epochs)
+        for epoch in range(first_epoch, self.n_epochs):
             order = np.random.default_rng([self.seed, 12, epoch]).permutation(len(self.rows))
-            for chosen in torch.from_numpy(order).to(self.rows.device).split(self.batch_images):
+            chunks = torch.from_numpy(order).to(self.rows.device).split(self.batch_images)
+            for chosen in chunks[first if epoch == first_epoch else 0 :]:
                 images = self.rows[chosen]
                 batch = {name: values.index_select(1, images) for name, values in self.vectors.items()}
                 yield VectorBatch(batch, self.labels[chosen])

@@ -113,6 +113,9 @@ class RemovedShareMeter:
         mode, alpha: of the edit whose energy is measured; the mass is the group's, whatever alpha.
     """
 
+    SUMS = ("latent_mass", "energy", "total_energy")
+    """Everything that is known of the batches so far; those of other batches may be added."""
+
     def __init__(
         self,
         sae: SparseAutoencoder,

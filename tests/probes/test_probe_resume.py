@@ -1,0 +1,185 @@
+"""Probes that are interrupted, or shared by two processes, end with the same bits."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from probe_samples import CLASS_LATENTS, DEPTH_LATENT, LABEL_LATENTS, ListedBatches, make_config, make_inputs, mask
+
+from infoscope import resume, world
+from infoscope.probes import dense, extraction
+from infoscope.probes.config import ProbeConfig, Solver, Task
+from infoscope.probes.features import FeatureFolders
+from infoscope.probes.heads import ClassificationHeads, VectorBatch
+from infoscope.probes.module import Optimiser, ProbeModule, fit_heads
+from infoscope.probes.results import VariantResult, load_result, save_result
+from infoscope.probes.run import run_probes
+from infoscope.probes.variants import Role, Variant
+from infoscope.resume import Checkpoint
+from infoscope.sae.edit import EditMode
+
+CPU = torch.device("cpu")
+KEEP = EditMode.error_preserving
+VARIANTS = [
+    Variant("original", KEEP, mask([]), Role.original),
+    Variant("without_class", KEEP, mask(CLASS_LATENTS), Role.group, "high"),
+    Variant("without_labels", KEEP, mask(LABEL_LATENTS), Role.group, "low"),
+    Variant("without_depth", KEEP, mask([DEPTH_LATENT]), Role.control, "low"),
+    Variant("without_all", EditMode.reconstruct, mask(list(range(16))), Role.all),
+]
+SGD = make_config(variants_per_chunk=3, classification_epochs=3, dense_steps=6)
+LBFGS = dataclasses.replace(
+    SGD,
+    tasks=[Task.classification],
+    classification_solver=Solver.lbfgs,
+    classification_l2=[1e-2, 1.0, 1e2],
+    classification_l2_halvings=1,
+)
+
+
+def shorten_parts() -> None:
+    """Let every pass over the few images of a test have several parts, and every loop keep each step."""
+    resume.SAVE_EVERY_S, resume.SHARE_OF_SAVING = 0.0, 0
+    extraction.PART_IMAGES, extraction._READ_IMAGES, dense.MEASURED_IMAGES = 16, 16, 7
+
+
+@pytest.fixture(autouse=True)
+def _short_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    for where, name in (
+        (resume, "SAVE_EVERY_S"),
+        (resume, "SHARE_OF_SAVING"),
+        (extraction, "PART_IMAGES"),
+        (extraction, "_READ_IMAGES"),
+        (dense, "MEASURED_IMAGES"),
+    ):
+        monkeypatch.setattr(where, name, getattr(where, name))  # given back after the test
+    shorten_parts()
+
+
+class Folders(FeatureFolders):
+    """Features that are whole or not there, and that go on in a folder."""
+
+    def make(self, names, fill):
+        folders = {name: self.root / name for name in names}
+        missing = {name: folder for name, folder in folders.items() if not (folder / "whole").exists()}
+        progress = self.root / "progress"
+        if missing:
+            for folder in (*missing.values(), progress):
+                folder.mkdir(parents=True, exist_ok=True)
+            world.barrier()
+            fill(missing, progress)
+            world.barrier()
+            if world.is_main():
+                for folder in missing.values():
+                    (folder / "whole").touch()
+            world.barrier()
+        return folders
+
+
+class Stop(Exception):
+    """An interruption, at any call of a progress hook."""
+
+
+def run(config: ProbeConfig, root: Path, stop_at: int | None = None) -> tuple[dict[str, VariantResult], int]:
+    """Run with everything kept below `root`; return the results and how often progress was reported."""
+    n_calls, finished = 0, {}
+
+    def progress(what: str, done: int, of: int) -> None:
+        nonlocal n_calls
+        n_calls += 1
+        if n_calls == stop_at:
+            raise Stop
+
+    (root / "features").mkdir(parents=True, exist_ok=True)
+    results = run_probes(
+        VARIANTS,
+        make_inputs(),
+        config,
+        on_result=finished.__setitem__,
+        progress=progress,
+        folders=Folders(root / "features"),
+        folder=root / "work",
+    )
+    assert results.keys() == finished.keys()
+    return results, n_calls
+
+
+def assert_same(found: dict[str, VariantResult], expected: dict[str, VariantResult]) -> None:
+    assert found.keys() == expected.keys()
+    for key, result in found.items():
+        assert result.to_json() == expected[key].to_json()
+        for task, maps in result.heads.items():
+            for mine, other in zip(maps, expected[key].heads[task], strict=True):
+                assert torch.equal(mine, other), f"{task} of {result.variant['name']}"
+
+
+@pytest.mark.parametrize("config", [SGD, LBFGS], ids=["sgd", "lbfgs"])
+def test_probes_interrupted_at_any_moment_end_with_the_same_bits(tmp_path: Path, config: ProbeConfig):
+    expected, n_calls = run(config, tmp_path / "undisturbed")
+    stops = range(2, n_calls, max(1, n_calls // 9))
+    assert len(stops) >= 6
+    for stop_at in stops:
+        root = tmp_path / f"stopped_at_{stop_at}"
+        with pytest.raises(Stop):
+            run(config, root, stop_at)
+        found, n_again = run(config, root)
+        assert_same(found, expected)
+        if config is SGD:  # the search for a strength reports what it finds solved too
+            assert n_again <= n_calls - stop_at + 4, "what was finished is not done again"
+
+
+@pytest.mark.parametrize("optimiser", list(Optimiser))
+def test_training_goes_on_from_its_checkpoint_bit_for_bit(tmp_path: Path, optimiser: Optimiser):
+    generator = torch.Generator().manual_seed(0)
+    batches = [
+        VectorBatch({"x": torch.randn(2, 8, 5, generator=generator)}, torch.randint(3, (8,), generator=generator))
+        for _ in range(12)
+    ]
+
+    class Stopping(ListedBatches):
+        def iterate(self, first_step: int = 0):
+            for step, batch in enumerate(super().iterate(first_step), first_step):
+                if step == 7:
+                    raise Stop
+                yield batch
+
+    def train(on: Any, checkpoint: Checkpoint | None) -> dict[str, torch.Tensor]:
+        heads = ClassificationHeads("x", 2, 5, 3, [0.1, 1.0])
+        module = ProbeModule({"x": heads}, 12, optimiser, weight_decay=0.01, n_warmup_steps=4)
+        fit_heads(module, on, CPU, checkpoint)
+        return module.state_dict()
+
+    expected = train(ListedBatches(batches), None)
+    with pytest.raises(Stop):
+        train(Stopping(batches), Checkpoint(tmp_path / "loop.pt"))
+    kept = Checkpoint(tmp_path / "loop.pt").load()
+    assert kept is not None
+    assert 0 < kept["step"] < 8
+    found = train(ListedBatches(batches), Checkpoint(tmp_path / "loop.pt"))
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+
+def run_shared(root: Path) -> None:
+    """What each of two processes does."""
+    shorten_parts()
+    torch.set_num_threads(1)
+    results, _ = run(dataclasses.replace(SGD, variants_per_chunk=2), root)
+    for key, result in results.items():
+        folder = root / "results" / f"{world.current().rank}-{key}"
+        folder.mkdir(parents=True)
+        save_result(folder, result)
+    world.barrier()
+
+
+def test_two_processes_share_the_variants_and_find_what_one_finds(tmp_path: Path):
+    (tmp_path / "work").mkdir()
+    with world.sharing(2, run_shared, tmp_path / "two"):
+        run_shared(tmp_path / "two")
+    expected, _ = run(dataclasses.replace(SGD, variants_per_chunk=2), tmp_path / "one")
+    folders = list((tmp_path / "two" / "results").iterdir())
+    assert {folder.name[0] for folder in folders} == {"0", "1"}
+    assert_same({folder.name[2:]: load_result(folder) for folder in folders}, expected)
