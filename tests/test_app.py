@@ -284,6 +284,35 @@ def test_a_typo_stops_a_sweep_before_its_first_job(infoscope: CommandLine):
     assert infoscope.configs == []
 
 
+@pytest.mark.parametrize("launcher", ["local", "slurm"])
+def test_a_launcher_without_a_sweep_is_refused(infoscope: CommandLine, launcher: str):
+    result = infoscope(f"hydra/launcher={launcher}")
+    assert (result.code, infoscope.configs) == (2, [])
+    assert result.sentence() == f"hydra/launcher={launcher} is for sweeps: give -m (infoscope -m ...), or drop it."
+
+
+@pytest.mark.parametrize("launcher", ["local", "slurm"])
+def test_a_sweep_that_cannot_write_starts_no_job(infoscope: CommandLine, tmp_path: Path, launcher: str):
+    (tmp_path / "file").write_text("not a folder")
+    result = infoscope("-m", f"hydra/launcher={launcher}", "scope.k_cds=2,4", "output_dir=file")
+    assert result.code == 2
+    assert "set output_dir to a folder you may write to" in result.sentence()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["hydra.launcher.partition=gpu"],
+        ["hydra/launcher=local", "hydra.launcher.partition=gpu"],
+        ["hydra/launcher=slurm", "hydra.launcher.n_parallel=2"],
+    ],
+)
+def test_a_setting_of_another_launcher_is_one_line(infoscope: CommandLine, arguments: list[str]):
+    result = infoscope("-m", "scope.k_cds=2,4", *arguments)
+    assert (result.code, infoscope.configs) == (2, [])
+    assert "those of hydra.launcher come with hydra/launcher=local or slurm" in result.sentence()
+
+
 def test_a_failure_is_forgotten_by_the_next_run(infoscope: CommandLine):
     assert infoscope("foo").code == 2
     assert infoscope().code == 0

@@ -14,14 +14,11 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from infoscope.artifacts import explain_write_error
 from infoscope.config import CONF_FOLDER, explain_config_error, make_config, register_schemas
 from infoscope.config_errors import COMPOSITION_ERRORS
-from infoscope.errors import InputError
+from infoscope.errors import InputError, explain_write_error
+from infoscope.failures import EXIT_BUG, EXIT_INTERRUPT, find_exit_code, forget_failures, say_failure
 from infoscope.job import Job
-
-EXIT_OK, EXIT_BUG, EXIT_INPUT, EXIT_INTERRUPT = 0, 1, 2, 130
-_failures: list[str] = []
 
 
 def main() -> None:
@@ -34,37 +31,30 @@ def run_command_line() -> int:
 
     Failures that a user can mend are one sentence on stderr; INFOSCOPE_TRACEBACK=1 shows the traceback as well.
     """
-    _failures.clear()
+    forget_failures()
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra raises instead of printing its own report
     register_schemas()
     try:
         _hydra_main()
-    except KeyboardInterrupt:
-        return _say_interrupted()
+    except KeyboardInterrupt as error:
+        return _say_interrupted(str(error))
     except SystemExit as error:
         if isinstance(error.__context__, KeyboardInterrupt):  # Lightning turns Ctrl-C into an exit
             return _say_interrupted()
         return error.code if isinstance(error.code, int) else EXIT_BUG
     except InputError as error:
-        _fail(str(error), error)
+        say_failure(str(error), error)
     except COMPOSITION_ERRORS as error:
         if _was_in_job(error):
             raise
-        _fail(explain_config_error(error), error)
+        say_failure(explain_config_error(error), error)
     except OSError as error:  # Hydra writes into output_dir before any stage does
         explained = explain_write_error(error, error.filename or "output_dir")
         if explained is None and (_was_in_job(error) or error.filename is None):
             raise
         fallback = f"Cannot use {error.filename} ({error.strerror}): set output_dir to a folder you may write to."
-        _fail(str(explained or fallback), error)
-    return EXIT_INPUT if _failures else EXIT_OK
-
-
-def _fail(sentence: str, error: BaseException) -> None:
-    _failures.append(sentence)
-    print(f"infoscope: {sentence}", file=sys.stderr)
-    if os.environ.get("INFOSCOPE_TRACEBACK") == "1":
-        traceback.print_exception(error)
+        say_failure(str(explained or fallback), error)
+    return find_exit_code()
 
 
 def _was_in_job(error: BaseException) -> bool:
@@ -72,21 +62,28 @@ def _was_in_job(error: BaseException) -> bool:
     return any(frame.f_code is _run_job.__code__ for frame, _ in traceback.walk_tb(error.__traceback__))
 
 
-def _say_interrupted() -> int:
-    print("infoscope: interrupted; finished artifacts are kept, the same command goes on from there.", file=sys.stderr)
+def _say_interrupted(words: str = "") -> int:
+    words = words or "finished artifacts are kept, the same command goes on from there."
+    print(f"infoscope: interrupted; {words}", file=sys.stderr)
     return EXIT_INTERRUPT
 
 
 def _run_job(tree: DictConfig) -> Any:
     """Run one job. In a sweep of this process a failed job does not stop the others; elsewhere it must fail itself."""
+    hydra_config = HydraConfig.get()
+    in_sweep = hydra_config.mode is RunMode.MULTIRUN
+    is_launched = not hydra_config.launcher._target_.endswith("BasicLauncher")
     try:
+        if is_launched and not in_sweep:
+            choice = hydra_config.runtime.choices["hydra/launcher"]
+            raise InputError(f"hydra/launcher={choice} is for sweeps: give -m (infoscope -m ...), or drop it.")
         from infoscope.pipeline import run  # late: --help and shell completion need no torch
 
         return run(make_config(tree), job=_find_job())
     except (InputError, OmegaConfBaseException) as error:
-        if not HydraConfig.get().launcher._target_.endswith("BasicLauncher"):
+        if is_launched and in_sweep:
             raise
-        _fail(explain_config_error(error) if isinstance(error, OmegaConfBaseException) else str(error), error)
+        say_failure(explain_config_error(error) if isinstance(error, OmegaConfBaseException) else str(error), error)
         return None
 
 
@@ -106,4 +103,6 @@ _hydra_main = hydra.main(version_base="1.3", config_path=str(CONF_FOLDER), confi
 
 
 if __name__ == "__main__":
-    main()
+    from infoscope import app  # under its own name, by which launchers send the job's function to other processes
+
+    app.main()

@@ -11,7 +11,6 @@ Where several processes work on one job (`world`), the main one finds, locks and
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
@@ -34,7 +33,7 @@ import filelock
 import yaml
 
 from infoscope import world
-from infoscope.errors import InputError
+from infoscope.errors import InputError, explain_write_error
 
 FORMAT_VERSION = 2
 """Part of every hash: raise it when the meaning of any stored file changes."""
@@ -504,23 +503,3 @@ def _write_durably(path: Path, text: str) -> None:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-
-
-def explain_write_error(error: BaseException, place: Path | str) -> InputError | None:
-    """Return what a user can do about a failed write, or None if it is no such failure."""
-    if _is_full_disk(error):
-        return InputError(
-            f"The disk that holds {place} is full: free some space or set output_dir to another disk, and run the same"
-            " command again; finished artifacts are kept."
-        )
-    if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
-        return InputError(f"Cannot write to {place} ({error.strerror}): set output_dir to a folder you may write to.")
-    return None
-
-
-def _is_full_disk(error: BaseException) -> bool:
-    """safetensors tells of it in words alone, and numpy by a count of what it could write."""
-    if isinstance(error, OSError) and error.errno is not None:
-        return error.errno in (errno.ENOSPC, errno.EDQUOT)
-    words = str(error)
-    return "No space left on device" in words or (isinstance(error, OSError) and "requested and" in words)

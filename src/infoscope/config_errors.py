@@ -68,6 +68,11 @@ def explain_unknown_key(full_key: str, schema: type, where: str = "") -> str:
     """Return the sentence about a key that the schema does not have."""
     parent, _, key = full_key.rpartition(".")
     node = find_type(parent, schema)
+    if full_key.startswith("hydra."):
+        return (
+            f"Unknown key {full_key!r}: expected one of those that `infoscope --cfg hydra` shows; those of"
+            " hydra.launcher come with hydra/launcher=local or slurm."
+        )
     if not dataclasses.is_dataclass(node):
         return f"Unknown key {full_key!r}{where}: expected one of those that `infoscope --cfg job` shows."
     known = sorted(f.name for f in dataclasses.fields(node))

@@ -1,4 +1,9 @@
-"""The one exception for what a user can mend."""
+"""The one exception for what a user can mend, and failed writes as such."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
 
 
 class InputError(ValueError):
@@ -6,3 +11,23 @@ class InputError(ValueError):
 
     The command line prints the message alone and exits with code 2. Broken invariants of our own are `assert`s.
     """
+
+
+def explain_write_error(error: BaseException, place: Path | str) -> InputError | None:
+    """Return what a user can do about a failed write, or None if it is no such failure."""
+    if _is_full_disk(error):
+        return InputError(
+            f"The disk that holds {place} is full: free some space or set output_dir to another disk, and run the same"
+            " command again; finished artifacts are kept."
+        )
+    if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
+        return InputError(f"Cannot write to {place} ({error.strerror}): set output_dir to a folder you may write to.")
+    return None
+
+
+def _is_full_disk(error: BaseException) -> bool:
+    """safetensors tells of it in words alone, and numpy by a count of what it could write."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    words = str(error)
+    return "No space left on device" in words or (isinstance(error, OSError) and "requested and" in words)

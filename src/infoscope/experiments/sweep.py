@@ -16,9 +16,9 @@ from typing import Any, Generic
 
 import torch
 
-from infoscope.artifacts import Spec, Store, explain_write_error
+from infoscope.artifacts import Spec, Store
 from infoscope.config import Config, Stage, compose
-from infoscope.errors import InputError
+from infoscope.errors import InputError, explain_write_error
 from infoscope.experiments.runs import Found, Run, Shown
 from infoscope.pipeline import Pipeline
 from infoscope.planning import make_plan, print_plan

@@ -1,0 +1,32 @@
+"""What can be set of the launchers; conf/hydra/launcher/ gives the values."""
+
+from dataclasses import dataclass
+
+from hydra.core.config_store import ConfigStore
+from hydra_plugins.hydra_submitit_launcher.config import SlurmQueueConf
+
+
+@dataclass
+class LocalConf:
+    """Jobs of a sweep as processes of this machine."""
+
+    _target_: str = "hydra_plugins.infoscope_launchers.launchers.LocalLauncher"
+    submitit_folder: str = "${hydra.sweep.dir}/.submitit/%j"
+    """Where jobs and their logs lie; %j is the number of the job's first process."""
+    n_parallel: int = 2
+    """Jobs that run at a time."""
+    tasks_per_node: int = 1
+    """Processes that share the work of each job."""
+
+
+@dataclass
+class SlurmConf(SlurmQueueConf):
+    """Jobs of a sweep as jobs of Slurm."""
+
+    _target_: str = "hydra_plugins.infoscope_launchers.launchers.SlurmLauncher"
+    srun_args: list[str] | None = None
+    """Options for srun, which starts the tasks of a job."""
+
+
+ConfigStore.instance().store(group="hydra/launcher", name="infoscope_local", node=LocalConf, provider="infoscope")
+ConfigStore.instance().store(group="hydra/launcher", name="infoscope_slurm", node=SlurmConf, provider="infoscope")

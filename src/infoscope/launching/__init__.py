@@ -1,0 +1,1 @@
+"""Jobs in other processes: how they end, and what Slurm knows of them. The launchers are in `hydra_plugins`."""
