@@ -29,9 +29,10 @@ from infoscope.report import report
 from infoscope.report.figure_style import save_figure
 from infoscope.sae.checkpoint import load_sae
 from infoscope.sae.module import SAEModule
+from infoscope.scope.maps import ScoringModule
 from infoscope.scope.partition import make_partition
 from infoscope.scope.ranking import TopImages, rank_images
-from infoscope.scope.scoring import ScoringModule, score_latents
+from infoscope.scope.scoring import score_latents
 from infoscope.vision.backbone import Backbone
 from infoscope.vision.extract import TokenCache
 from infoscope.vision.planted import make_planted_registers

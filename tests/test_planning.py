@@ -23,7 +23,7 @@ from infoscope.probes import classification
 from infoscope.probes.config import Solver, Task
 from infoscope.sae.config import Kind, SAEConfig
 from infoscope.sae.module import make_sae
-from infoscope.scope import scoring, stability
+from infoscope.scope import rescoring, scoring
 from infoscope.scope.ranking import Ranking
 from infoscope.vision.backbone import Backbone
 from infoscope.vision.open_clip_backbone import OpenClipBackbone
@@ -202,15 +202,15 @@ def test_stability_is_counted_as_it_is_made(
     assert planned.n_built == 1
     assert planned.seconds > planned.forwards / 2 * Quick.cropped_s
 
-    def count_images(backbone: Backbone, images: Any, wanted: Any, *_: Any) -> int:
+    def count_images(backbone: Backbone, images: Any, wanted: Any, *_: Any, **__: Any) -> int:
         ranked = np.concatenate([part.top_images.ravel() for part in wanted])
         return len(np.unique(ranked[ranked >= 0]))
 
-    settings = Spy(stability.fill_maps, count_images)
+    settings = Spy(rescoring.encode_maps, count_images)
     encoded = Spy(Backbone.tokens, lambda self, images, layer: len(images))
     exact = Spy(scoring.compute_emd, lambda maps, *_: len(maps))
     sinkhorn = Spy(scoring.compute_emd_sinkhorn, lambda maps, *_, **__: len(maps))
-    monkeypatch.setattr(stability, "fill_maps", settings)
+    monkeypatch.setattr(rescoring, "encode_maps", settings)
     monkeypatch.setattr(Backbone, "tokens", lambda *args: encoded(*args))
     monkeypatch.setattr(scoring, "compute_emd", exact)
     monkeypatch.setattr(scoring, "compute_emd_sinkhorn", sinkhorn)

@@ -21,7 +21,7 @@ from test_scope_scoring import test_planted_jump_scores_its_offset_over_d_grid a
 from infoscope.probes import metrics
 from infoscope.sae import edit
 from infoscope.sae.activations import TopK
-from infoscope.scope import cds, crops, emd, ranking, scoring
+from infoscope.scope import cds, crops, emd, maps, ranking
 
 
 def swapped(grid, shift_patches, crop):
@@ -36,7 +36,7 @@ def not_normalised(maps):
     return maps.reshape(len(maps), -1).astype(np.float64)
 
 
-best_first, iterate_images, sum_decoder_rows = ranking.best_first, scoring.iterate_images, edit.sum_decoder_rows
+best_first, iterate_images, sum_decoder_rows = ranking.best_first, maps.iterate_images, edit.sum_decoder_rows
 
 
 def one_rank_late(values, images, k):
@@ -61,7 +61,7 @@ def normalised_units(acts, W_dec):
         (ranking, "best_first", one_rank_late, ranking_test),
         (edit, "sum_decoder_rows", normalised_units, partial(edit_test, TopK(5), 1.0)),
         (metrics, "IGNORE_LABEL", 254, ignored_pixels_test),
-        (scoring, "iterate_images", whole_batches_only, last_batch_test),
+        (maps, "iterate_images", whole_batches_only, last_batch_test),
     ],
     ids=["alignment", "d_grid", "normalisation", "ranks", "edit_scale", "ignored_pixels", "last_batch"],
 )

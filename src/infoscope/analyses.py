@@ -22,7 +22,6 @@ from infoscope.predictions.zero_shot import ZeroShotHead, make_zero_shot_head
 from infoscope.probes.results import load_results
 from infoscope.probes.selection import compute_probe_importance, make_selection_variants
 from infoscope.probes.variants import Variant, make_variants
-from infoscope.progress import LightningBar
 from infoscope.report.confound_section import make_confound_section
 from infoscope.report.inputs import ScopeResult
 from infoscope.report.outlier_section import make_outlier_section
@@ -35,11 +34,12 @@ from infoscope.sae.edit import EditMode
 from infoscope.scope.config import PartitionConfig, Rule
 from infoscope.scope.confounds import ConfoundResult, compute_confounds
 from infoscope.scope.group_activation import GroupActivation, compute_group_activation
+from infoscope.scope.maps import make_trainer
 from infoscope.scope.partition import make_partition
-from infoscope.scope.ranking import Ranking, rank_images
+from infoscope.scope.ranking import Ranking, rank_in_parts
+from infoscope.scope.rescoring import ScoredSAE, compute_stability
 from infoscope.scope.scores import Scores
-from infoscope.scope.scoring import make_trainer
-from infoscope.scope.stability import ScoredSAE, StabilityResult, compute_stability
+from infoscope.scope.stability import StabilityResult
 from infoscope.scope.token_outliers import TokenOutliers, compute_token_outliers
 from infoscope.stages import Stages, must_exist
 from infoscope.vision.token_source import TokenFacts
@@ -244,17 +244,8 @@ class Analyses(Stages):
         }
 
         def build(work: Workspace) -> None:
-            saes = []
-            for seed, artifact in scored.items():
-                sae = self.load_sae(self.train_sae(seed))
-                ranked = Ranking.load(self.rank(seed).folder)
-                again = None
-                if held_out is not None:
-                    batches = self.open_tokens("test").batches(TOKEN_BATCH_IMAGES)
-                    again = rank_images(sae, batches, config.scope.n_ranks, config.scope.rank_by)
-                gamma = self.partition(seed).gamma
-                saes.append(ScoredSAE(seed, sae, ranked, Scores.load(artifact.folder), gamma, again))
-            with self.track(Stage.stability) as tracker, self.display.bar("moving earth (EMD)") as advance:
+            saes = [self._find_scored(seed, artifact, held_out, work) for seed, artifact in scored.items()]
+            with self.track(Stage.stability) as tracker:
                 found = compute_stability(
                     self.backbone,
                     saes,
@@ -262,9 +253,10 @@ class Analyses(Stages):
                     config.scope,
                     config.stability,
                     layer=config.model.layer,
-                    trainer_for=self._make_trainer,
-                    progress=advance,
+                    trainer=make_trainer(self.device.type),
+                    show_bar=self.display.bar,
                     n_readers=config.data.n_workers,
+                    progress_folder=work.progress,
                 )
                 for result in found:
                     result.save(work.folder / f"seed{result.sae_seed}")
@@ -272,9 +264,27 @@ class Analyses(Stages):
                     seed = result.sae_seed
                     tracker.log({f"seed{seed}/{name}": rho for name, rho in rhos.items() if np.isfinite(rho)})
 
-        return self.get(
-            Spec("stability", config.model.name, key), build, shared=False, **{f"s{n}": a for n, a in scored.items()}
-        )
+        upstream = {f"s{n}": a for n, a in scored.items()}
+        return self.get(Spec("stability", config.model.name, key), build, shared=True, **upstream)
+
+    def _find_scored(self, seed: int, scores: Artifact, held_out: Artifact | None, work: Workspace) -> ScoredSAE:
+        """Return what is known of one SAE, ranked on the held-out images too where there are any."""
+        sae, scope, again = self.load_sae(self.train_sae(seed)), self.config.scope, None
+        if held_out is not None:
+            source = self.open_tokens("test")
+            with self.display.bar(f"ranking held-out images, seed {seed}", len(source)) as advance:
+                again = rank_in_parts(
+                    sae,
+                    lambda rows: source.batches(TOKEN_BATCH_IMAGES, rows),
+                    len(source),
+                    scope.n_ranks,
+                    scope.rank_by,
+                    lambda done: advance(done, None),
+                    work.progress,
+                    f"held-out-{seed}",
+                )
+        ranked = Ranking.load(self.rank(seed).folder)
+        return ScoredSAE(seed, sae, ranked, Scores.load(scores.folder), self.partition(seed).gamma, again)
 
     def stability_section(self) -> ReportSection:
         """How far the scores depend on choices that should not matter."""
@@ -282,9 +292,6 @@ class Analyses(Stages):
         return make_stability_section([StabilityResult.load(folder / f"seed{seed}") for seed in self.config.seeds])
 
     # -- helpers -------------------------------------------------------------------------------------------------
-
-    def _make_trainer(self, setting: str) -> Any:
-        return make_trainer([LightningBar(self.display, f"encoding crops, {setting}")], self.device.type)
 
     def _groups_key(self, seed: int) -> dict[str, Any]:
         """What determines the groups of a seed's features."""

@@ -92,6 +92,11 @@ class Workspace:
     folder: Path
     progress: Path
 
+    @property
+    def progress_bytes(self) -> int:
+        """What an interrupted build has left."""
+        return sum(path.stat().st_size for path in self.progress.rglob("*") if path.is_file())
+
 
 def compute_hash(value: Any) -> str:
     """Return the first 16 hexadecimal digits of the SHA-256 of `value` as canonical JSON.

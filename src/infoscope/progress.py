@@ -111,19 +111,7 @@ class LightningBar(L.Callback):
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any, **__: Any) -> None:
         self._advance(trainer.global_step, None)
 
-    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        total = trainer.num_test_batches[0]
-        self._open(int(total))
-
-    def on_test_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
-    ) -> None:
-        self._advance(batch_idx + 1, None)
-
     def on_train_end(self, *_: Any) -> None:
-        self._close()
-
-    def on_test_end(self, *_: Any) -> None:
         self._close()
 
     def on_exception(self, *_: Any) -> None:

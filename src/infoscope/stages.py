@@ -30,10 +30,11 @@ from infoscope.progress import LightningBar
 from infoscope.sae.checkpoint import save_sae
 from infoscope.sae.config import TokenChoice
 from infoscope.sae.train import train_sae
+from infoscope.scope.maps import make_trainer
 from infoscope.scope.partition import Partition, make_partition
 from infoscope.scope.ranking import Ranking, rank_in_parts
 from infoscope.scope.scores import Scores
-from infoscope.scope.scoring import make_trainer, score_latents
+from infoscope.scope.scoring import score_latents
 
 TRUTHS = {Task.classification: Truth.labels, Task.segmentation: Truth.label_maps, Task.depth: Truth.depth}
 """What each task has to know of an image."""
@@ -136,8 +137,13 @@ class Stages(Encoding):
         def build(work: Workspace) -> None:
             ranking = Ranking.load(ranked.folder)
             self.backbone.check_layer(config.model.layer)
-            self.check_disk(ranking.d_sae * ranking.k_max * 2 * self.backbone.grid**2 * 4)
-            with self.track(Stage.score, seed) as tracker, self.display.bar("moving earth (EMD)") as advance:
+            maps_bytes = ranking.d_sae * ranking.k_max * 2 * self.backbone.grid**2 * 4
+            self.check_disk(2 * maps_bytes - work.progress_bytes)  # in parts, and joined
+            with (
+                self.track(Stage.score, seed) as tracker,
+                self.display.bar(f"encoding crops, seed {seed}") as encoded,
+                self.display.bar("moving earth (EMD)") as moved,
+            ):
                 scores = score_latents(
                     self.backbone,
                     self.load_sae(sae),
@@ -146,18 +152,19 @@ class Stages(Encoding):
                     scope,
                     layer=config.model.layer,
                     maps_file=work.folder / "maps.npy",
-                    trainer=make_trainer(
-                        [LightningBar(self.display, f"encoding crops, seed {seed}")], self.device.type
-                    ),
-                    progress=advance,
+                    trainer=make_trainer(self.device.type),
+                    crop_progress=encoded,
+                    progress=moved,
                     n_readers=config.data.n_workers,
+                    progress_folder=work.progress,
                 )
-                scores.save(work.folder)
+                if world.current().rank == 0:
+                    scores.save(work.folder)
                 cds = scores.cds(scope.k_cds).values
                 if not np.isnan(cds).all():
                     tracker.log({"mean_cds": float(np.nanmean(cds)), "scored_share": float((~np.isnan(cds)).mean())})
 
-        return self.get(self.score_spec(seed), build, sae=sae, ranking=ranked)
+        return self.get(self.score_spec(seed), build, shared=True, sae=sae, ranking=ranked)
 
     def partition(self, seed: int) -> Partition:
         """Divide the latents by their scores on the training split: arithmetic on the score artifact."""

@@ -17,7 +17,7 @@ import socket
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -37,13 +37,17 @@ _FAILURE = "failure"
 
 @dataclass(frozen=True)
 class World:
-    """This process among those of the job: rank 0 .. size - 1, and its place on its machine."""
+    """This process among those of the job: rank 0 .. size - 1, and its place on its machine.
+
+    n_on_cores: processes of the job that may use the same cores as this one, itself among them.
+    """
 
     rank: int = 0
     size: int = 1
     local_rank: int = 0
     address: str = "127.0.0.1"
     port: int = 0
+    n_on_cores: int = 1
 
 
 _world, _store, _n_alone = World(), None, 0
@@ -57,6 +61,15 @@ def current() -> World:
 def is_main() -> bool:
     """Whether this process decides, writes artifacts, prints and logs, also inside `alone`."""
     return _world.rank == 0
+
+
+def count_cores() -> int:
+    """Return how many cores this process may keep busy: its share of those that it may use; at least 1."""
+    return max(1, len(_find_cores()) // current().n_on_cores)
+
+
+def _find_cores() -> list[int]:
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
 
 
 @contextmanager
@@ -215,6 +228,8 @@ def _joined(place: World) -> Iterator[None]:
         ) from error
     _world, _store = place, store
     try:
+        cores = (socket.gethostname(), _find_cores())
+        _world = replace(place, n_on_cores=gather(cores).count(cores))
         yield
         dist.barrier()  # the main process holds the store that the others may still be asking
     except InputError as error:

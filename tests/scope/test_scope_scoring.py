@@ -1,7 +1,6 @@
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch.callbacks import Callback
 from scipy.stats import wasserstein_distance_nd
 
 from infoscope.errors import InputError
@@ -172,28 +171,21 @@ def test_scores_are_read_as_they_were_written(tmp_path):
     assert (read.emd.dtype, read.mass1.dtype, read.maps.dtype) == (np.float64, np.float32, np.float32)
 
 
-class CountBatches(Callback):
-    def __init__(self):
-        self.n = 0
-
-    def on_test_batch_end(self, *args, **kwargs):
-        self.n += 1
-
-
-def test_callbacks_and_progress_are_called():
+def test_progress_is_told():
     backbone, sae = make_registers()
-    count, seen = CountBatches(), []
+    encoded, moved = [], []
     ranking, scores = measure(
         backbone,
         sae,
         make_noise(6),
         ScopeConfig(k_cds=2, k_max=2, batch_images=4, emd=EMDMethod.sinkhorn),
-        callbacks=[count],
-        progress=lambda done, total: seen.append((done, total)),
+        crop_progress=lambda done, total: encoded.append((done, total)),
+        progress=lambda done, total: moved.append((done, total)),
     )
-    assert count.n == -(-len(ranking.unique_images()) // 4)
+    n_images = len(ranking.unique_images())
+    assert encoded == [(4, n_images), (n_images, n_images)]
     n_pairs = int(np.isfinite(scores.emd).sum() + np.isfinite(scores.chance_emd).sum())
-    assert seen[-1] == (n_pairs, n_pairs)
+    assert moved[-1] == (n_pairs, n_pairs)
 
 
 def test_latents_that_never_fire_need_no_images():

@@ -22,9 +22,10 @@ from infoscope.scope.api import ImageArrays, iterate_patch_tokens
 from infoscope.scope.cds import compute_cds
 from infoscope.scope.config import Diagonal, EMDMethod, ScopeConfig
 from infoscope.scope.ranking import rank_images
+from infoscope.scope.rescoring import ScoredSAE, StabilityConfig, compute_stability
 from infoscope.scope.scores import Scores
 from infoscope.scope.scoring import score_latents
-from infoscope.scope.stability import Kind, ScoredSAE, StabilityConfig, StabilityResult, compute_stability
+from infoscope.scope.stability import Kind, StabilityResult
 from infoscope.vision.planted import CONTEXT_RGB, PlantedJump, PlantedRegisters
 
 # -- the other diagonal ------------------------------------------------------------------------------------------------

@@ -39,8 +39,8 @@ from infoscope.sae.train import train_sae
 from infoscope.scope.confounds import compute_confounds
 from infoscope.scope.emd import compute_emd
 from infoscope.scope.group_activation import compute_group_activation
+from infoscope.scope.maps import WantedMaps, encode_maps, make_trainer
 from infoscope.scope.ranking import rank_images
-from infoscope.scope.scoring import LatentMaps, fill_maps, make_maps, make_trainer
 from infoscope.scope.sinkhorn import compute_emd_sinkhorn
 from infoscope.stages import Stages
 from infoscope.vision.extract import TokenCache, extract_tokens
@@ -235,10 +235,9 @@ class Calibration:
 
         def run(n_images: int) -> float:
             top_images = np.tile(np.arange(n_images), n_each)[: self._sae.d_sae, None]
-            maps = make_maps((*top_images.shape, 2, backbone.grid, backbone.grid), None)
-            wanted = [LatentMaps(self._sae, np.arange(len(top_images)), top_images, maps)] * n_saes
-            trainer = make_trainer(accelerator=self.stages.device.type)
-            return time_work(lambda: fill_maps(backbone, self.images_set, wanted, scope, self.layer, trainer))
+            wanted = [WantedMaps(self._sae, np.arange(len(top_images)), top_images)] * n_saes
+            trainer = make_trainer(self.stages.device.type)
+            return time_work(lambda: encode_maps(backbone, self.images_set, wanted, scope, self.layer, trainer))
 
         best = min(run(n) for _ in range(3))  # the first one warms up
         return max(0.0, best - min(run(few), run(few))) / max(1, n - few)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -14,6 +13,7 @@ import numpy as np
 import ot
 from jaxtyping import Float
 
+from infoscope import world
 from infoscope.errors import InputError
 
 CHUNK_PAIRS = 2048
@@ -60,8 +60,7 @@ def compute_emd(
 
 def count_workers(n_pairs: int, n_workers: int) -> int:
     """Return how many of `n_workers` (0: one per core) are worth starting for `n_pairs` pairs; at least 1."""
-    if n_workers == 0:
-        n_workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    n_workers = n_workers or world.count_cores()
     return max(1, min(n_workers, n_pairs // MIN_PAIRS_PER_WORKER))
 
 

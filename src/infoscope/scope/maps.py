@@ -1,0 +1,255 @@
+"""Activation maps of shifted crops: every image that any latent ranks is cropped and encoded once, for all latents."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import lightning as L
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from lightning.pytorch.plugins.environments import LightningEnvironment
+from torch import Tensor
+
+from infoscope import world
+from infoscope.data.images import ImageBatch, ImageSet, iterate_images
+from infoscope.quiet import quiet_lightning
+from infoscope.resume import Part, compute_parts, cut, cut_images
+from infoscope.sae.model import SparseAutoencoder
+from infoscope.scope import crops
+from infoscope.scope.config import ScopeConfig
+from infoscope.scope.emd import ProgressHook
+from infoscope.scope.ranking import iterate_latents
+from infoscope.vision.backbone import Backbone
+
+PART_BYTES = 2**28
+"""Maps in a part of the encoding, about: a part is held in memory, and a few images may be ranked by all latents."""
+
+
+@dataclass(frozen=True)
+class WantedMaps:
+    """Maps to be made: those of some latents of one SAE on the images that each ranks.
+
+    latents: [n] which of the SAE's.
+    top_images: [n, k] positions in the image set; -1 for none.
+    file: where to keep the maps, memory-mapped; None keeps them in memory.
+    """
+
+    sae: SparseAutoencoder
+    latents: Int[np.ndarray, " n"]
+    top_images: Int[np.ndarray, "n k"]
+    file: Path | None = None
+
+
+class RankedImages:
+    """Batches of the images that any latent ranks, each image once, at the size from which crops are cut.
+
+    Lightning takes it as a data loader; reading in parallel is `iterate_images`' own matter.
+    """
+
+    def __init__(
+        self,
+        image_set: ImageSet,
+        indices: Int[np.ndarray, " n_images"],
+        size_px: int,
+        batch_images: int,
+        n_readers: int = 0,
+    ) -> None:
+        self.image_set, self.indices, self.size_px = image_set, indices, size_px
+        self.batch_images, self.n_readers = batch_images, n_readers
+
+    def __len__(self) -> int:
+        return -(-len(self.indices) // self.batch_images)
+
+    def __iter__(self) -> Iterator[ImageBatch]:
+        yield from iterate_images(
+            self.image_set, self.size_px, self.batch_images, indices=self.indices, n_workers=self.n_readers
+        )
+
+
+class PairLookup:
+    """For an image, or for those of a range, the (row, rank) pairs of `top_images` [n, k] that want its maps."""
+
+    def __init__(self, top_images: Int[np.ndarray, "n k"]) -> None:
+        flat = top_images.ravel()
+        self._positions = np.argsort(flat, kind="stable")
+        self._images = flat[self._positions]
+        self._k = top_images.shape[1]
+
+    def __call__(
+        self, image: int, last: int | None = None
+    ) -> tuple[Int[np.ndarray, " n_pairs"], Int[np.ndarray, " n_pairs"]]:
+        """Return rows and ranks, by image."""
+        start, stop = np.searchsorted(self._images, [image, (image if last is None else last) + 1])
+        return np.divmod(self._positions[start:stop], self._k)
+
+
+class PairMaps:
+    """The maps of some (latent, image) pairs of one SAE: [n_pairs, 2, grid, grid] float32, on both crops, to be filled.
+
+    Args:
+        latents: of each pair, one of the SAE's.
+        images: of each pair, a position in the image set.
+    """
+
+    def __init__(
+        self,
+        sae: SparseAutoencoder,
+        latents: Int[np.ndarray, " n_pairs"],
+        images: Int[np.ndarray, " n_pairs"],
+        grid: int,
+    ) -> None:
+        self.sae, self.latents, self.pairs_of = sae, latents, PairLookup(images[:, None])
+        self.maps = np.zeros((len(latents), 2, grid, grid), np.float32)
+
+    def keep(self, image: int, side: int, acts: Float[Tensor, "n_patches d_sae"]) -> None:
+        """Keep what the latents of an image's pairs do on one of its crops."""
+        pairs, _ = self.pairs_of(image)
+        latents = torch.from_numpy(self.latents[pairs]).to(acts.device)
+        self.maps[pairs, side] = acts[:, latents].T.float().cpu().numpy().reshape(-1, *self.maps.shape[2:])
+
+
+class ScoringModule(L.LightningModule):
+    """Fills the activation maps of both crops of (latent, image) pairs; run by `Trainer.test` over `RankedImages`.
+
+    Every image comes once, so each map is written once; several SAEs share what the backbone gives. Works on one
+    device.
+
+    Args:
+        progress: called with the number of images encoded so far.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        wanted: Sequence[PairMaps],
+        layer: int,
+        config: ScopeConfig,
+        progress: Callable[[int], None] | None = None,
+    ) -> None:
+        super().__init__()
+        self.backbone, self.layer, self.wanted = backbone, layer, wanted
+        self.shift_patches, self.diagonal = config.shift_patches, config.diagonal
+        self.saes = torch.nn.ModuleList(part.sae for part in wanted)  # Lightning moves them to the device
+        self.n_encoded, self.progress = 0, progress
+
+    def test_step(self, batch: ImageBatch, batch_idx: int) -> None:
+        backbone = self.backbone
+        both = crops.shifted_crops(batch.images, backbone.patch_px, backbone.grid, self.shift_patches, self.diagonal)
+        for side, images in enumerate(both):
+            patches = backbone.tokens(images, self.layer).patches
+            for wanted in self.wanted:
+                for part, latent_acts in iterate_latents(wanted.sae, patches):
+                    for image, acts in zip(batch.index[part].tolist(), latent_acts, strict=True):
+                        wanted.keep(image, side, acts)
+        self.n_encoded += len(batch.index)
+        if self.progress is not None:
+            self.progress(self.n_encoded)
+
+
+def encode_maps(
+    backbone: Backbone,
+    image_set: ImageSet,
+    wanted: Sequence[WantedMaps],
+    config: ScopeConfig,
+    layer: int,
+    trainer: L.Trainer,
+    *,
+    n_readers: int = 0,
+    progress: ProgressHook | None = None,
+    progress_folder: Path | None = None,
+) -> list[Float[np.ndarray, "n k 2 grid grid"]]:
+    """Encode both crops of every image that is ranked, once for all latents and SAEs, and return the maps asked for.
+
+    They are raw, and 0 where there is no image. Maps in a file are written by the main process alone.
+
+    Args:
+        progress: called with (images encoded, all images).
+        progress_folder: as for `score_latents`.
+
+    Raises:
+        InputError: if the shift leaves fewer than 2 x 2 shared patches, an image cannot be read, or a token is not
+            finite.
+    """
+    size_px, grid = crops.scc_size_px(backbone.grid, backbone.patch_px, config.shift_patches), backbone.grid
+    indices = np.unique(np.concatenate([one.top_images.ravel() for one in wanted]))
+    indices = indices[indices >= 0]
+    lookups = [PairLookup(one.top_images) for one in wanted]
+    parts = [indices[part] for part in _cut_ranked(len(indices), wanted, grid)]
+    device = wanted[0].sae.W_enc.device
+
+    def find_pairs(number: int) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        for which, pairs_of in enumerate(lookups):
+            yield which, *pairs_of(parts[number][0], parts[number][-1])
+
+    def encode(number: int) -> Part:
+        made = [
+            PairMaps(wanted[i].sae, wanted[i].latents[rows], wanted[i].top_images[rows, ranks], grid)
+            for i, rows, ranks in find_pairs(number)
+        ]
+        n_before = int(np.searchsorted(indices, parts[number][0]))
+        tell = None if progress is None else (lambda n, tell=progress: tell(n_before + n, len(indices)))
+        module = ScoringModule(backbone, made, layer, config, tell)
+        images = RankedImages(image_set, parts[number], size_px, config.batch_images, n_readers)
+        try:
+            with quiet_lightning():
+                trainer.test(module, dataloaders=images, verbose=False)
+        finally:
+            module.to(device)  # Lightning leaves it on the CPU
+        return {str(i): torch.from_numpy(one.maps) for i, one in enumerate(made)}
+
+    found = compute_parts(len(parts), encode, progress_folder, "crops")
+    is_main = world.current().rank == 0
+    own = {
+        i: make_maps((*one.top_images.shape, 2, grid, grid), one.file)
+        for i, one in enumerate(wanted)
+        if is_main or one.file is None
+    }
+    for number, part in enumerate(found if own else ()):
+        for i, rows, ranks in find_pairs(number):
+            if i in own:
+                own[i][rows, ranks] = part[str(i)].numpy()
+    for maps in own.values():
+        if isinstance(maps, np.memmap):
+            maps.flush()
+    world.barrier()
+    return [own[i] if i in own else np.load(str(one.file), mmap_mode="r") for i, one in enumerate(wanted)]
+
+
+def _cut_ranked(n_images: int, wanted: Sequence[WantedMaps], grid: int) -> list[slice]:
+    """Return the parts of an encoding: as for any pass over images, but of no more maps than memory should hold."""
+    n_bytes = sum(int((one.top_images >= 0).sum()) for one in wanted) * 2 * grid**2 * 4
+    parts = cut_images(n_images)
+    if not parts or n_bytes <= PART_BYTES * len(parts):
+        return parts
+    return cut(n_images, max(1, n_images * PART_BYTES // n_bytes))
+
+
+def make_maps(shape: tuple[int, ...], file: Path | None) -> Float[np.ndarray, "d_sae k_max 2 grid grid"]:
+    """Return float32 zeros, memory-mapped from a new .npy file where one is given."""
+    if file is None:
+        return np.zeros(shape, dtype=np.float32)
+    maps = np.lib.format.open_memmap(file, mode="w+", dtype=np.float32, shape=shape)
+    with file.open("r+b") as opened:  # claim the space now: writing through the map to a full disk kills the process
+        os.posix_fallocate(opened.fileno(), 0, file.stat().st_size)
+    return maps
+
+
+def make_trainer(accelerator: str = "auto") -> L.Trainer:
+    """Return a Lightning trainer for one device that only runs: no logger, no checkpoints, no output of its own.
+
+    Processes that share work have a trainer each, which must not take them for its own.
+    """
+    with quiet_lightning():
+        return L.Trainer(
+            accelerator=accelerator,
+            devices=1,
+            plugins=[LightningEnvironment()],
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
