@@ -3,9 +3,11 @@ import pytest
 import torch
 from scipy.stats import wasserstein_distance_nd
 
+from infoscope import resume
 from infoscope.errors import InputError
 from infoscope.sae.activations import ReLU, TopK
 from infoscope.sae.model import SparseAutoencoder
+from infoscope.scope import maps, scoring
 from infoscope.scope import ranking as ranking_module
 from infoscope.scope.api import ImageArrays, as_image_set, contextual_dependency, iterate_patch_tokens
 from infoscope.scope.crops import shared_region
@@ -186,6 +188,58 @@ def test_progress_is_told():
     assert encoded == [(4, n_images), (n_images, n_images)]
     n_pairs = int(np.isfinite(scores.emd).sum() + np.isfinite(scores.chance_emd).sum())
     assert moved[-1] == (n_pairs, n_pairs)
+
+
+@pytest.mark.parametrize("stops_after", [0, 1, 3, 4, 6])
+def test_an_interrupted_scoring_goes_on_and_ends_the_same(tmp_path, monkeypatch, stops_after):
+    monkeypatch.setattr(resume, "PART_IMAGES", (3, 3))
+    monkeypatch.setattr(scoring, "PART_PAIRS", {EMDMethod.exact: 50})
+    (backbone, sae), config = make_registers(), ScopeConfig(k_cds=2, k_max=3, batch_images=2, n_workers=1)
+    ranking, expected = measure(backbone, sae, make_noise(11), config)
+    save, saved = resume.save_state, []
+
+    def save_some(path, state):
+        if len(saved) == stops_after:
+            raise KeyboardInterrupt
+        save(path, state)
+        saved.append(path.name)
+
+    def score(folder):
+        options = {"maps_file": folder / "maps.npy", "progress_folder": tmp_path / "progress"}
+        folder.mkdir()
+        return score_latents(backbone, sae, ImageArrays(list(make_noise(11))), ranking, config, **options)
+
+    (tmp_path / "progress").mkdir()
+    monkeypatch.setattr(resume, "save_state", save_some)
+    with pytest.raises(KeyboardInterrupt):
+        score(tmp_path / "cut")
+    monkeypatch.setattr(resume, "save_state", save)
+    n_parts = -(-len(ranking.unique_images()) // 3)
+    n_left = sum(len(part) for part in np.split(ranking.unique_images(), range(3, 3 * n_parts, 3))[stops_after:])
+    backbone.n_images_encoded = 0
+    found = score(tmp_path / "again")
+    assert backbone.n_images_encoded == 2 * n_left
+    for name in ("emd", "mass1", "mass2", "chance_emd", "maps"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
+
+
+def test_parts_of_the_encoding_are_bounded_by_their_maps(monkeypatch):
+    backbone, sae = make_registers()
+    _, expected = measure(backbone, sae, make_noise(8), ScopeConfig(k_cds=2, k_max=3, batch_images=1))
+    monkeypatch.setattr(maps, "PART_BYTES", 20 * 2 * 6 * 6 * 4)  # some 20 pairs: an image or two
+    made = []
+
+    class Noted(maps.PairMaps):
+        def __init__(self, *args):
+            super().__init__(*args)
+            made.append(len(self.maps))
+
+    monkeypatch.setattr(maps, "PairMaps", Noted)
+    ranking, found = measure(backbone, sae, make_noise(8), ScopeConfig(k_cds=2, k_max=3, batch_images=1))
+    assert sum(made) == (ranking.top_images >= 0).sum()
+    assert len(made) > 4
+    np.testing.assert_array_equal(found.maps, expected.maps)
+    np.testing.assert_array_equal(found.emd, expected.emd)
 
 
 def test_latents_that_never_fire_need_no_images():
