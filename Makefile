@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint clean
+.PHONY: demo test chaos lint clean
 
 demo: $(READY)
 	$(BIN)/infoscope $(ARGS)
@@ -15,6 +15,9 @@ test: $(READY)
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest
+
+chaos: $(READY)  # runs killed at 50 random moments, some 10 minutes
+	INFOSCOPE_CHAOS=50 $(BIN)/python -m pytest tests/test_chaos.py --timeout=3600
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "infoscope needs Python 3.11 or newer: make PYTHON=python3.11 ...")'

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,18 @@ def test_one_process_that_fails_ends_all_with_its_sentence(tmp_path: Path, fails
     assert not list((tmp_path / "artifacts").glob("*/*/manifest.json"))
 
 
+def die(folder: Path) -> None:
+    """The second process is killed, the first waits for it."""
+    if world.current().rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    world.barrier()
+
+
+def test_a_process_that_is_killed_ends_all(tmp_path: Path):
+    with pytest.raises(InputError, match=r"was killed \(signal 9"), world.sharing(2, die, tmp_path):
+        die(tmp_path)
+
+
 def test_one_process_is_a_world_of_its_own():
     with world.sharing(1, work):
         assert world.current() == world.World(0, 1)
@@ -73,7 +86,14 @@ def test_one_process_is_a_world_of_its_own():
 
 
 def test_processes_are_found_in_the_environment():
-    torchrun = {"RANK": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500"}
+    torchrun = {
+        "RANK": "1",
+        "WORLD_SIZE": "4",
+        "LOCAL_RANK": "1",
+        "LOCAL_WORLD_SIZE": "2",
+        "MASTER_ADDR": "10.0.0.1",
+        "MASTER_PORT": "29500",
+    }
     assert world.find_place(torchrun) == world.World(1, 4, 1, "10.0.0.1", 29500)
     slurm = {
         "SLURM_PROCID": "3",

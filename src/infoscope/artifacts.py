@@ -20,7 +20,7 @@ import subprocess
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
@@ -390,7 +390,9 @@ class Store:
 
     @contextmanager
     def open_progress(self, stage: str, key: Any) -> Iterator[Path]:
-        """Give a folder that outlives an interruption of work that makes several artifacts, and goes when it is done.
+        """Give a folder for progress of work that makes several artifacts; it goes when it is left empty.
+
+        Jobs that do such work at the same time share it, and each takes away what it has put there.
 
         Args:
             key: what determines the work, plain JSON types.
@@ -400,7 +402,8 @@ class Store:
         yield folder
         world.barrier()
         if world.is_main():
-            shutil.rmtree(folder, ignore_errors=True)
+            with suppress(OSError):  # another job is at it
+                folder.rmdir()
 
     def _verify(self, folder: Path, spec: Spec) -> dict[str, Any] | None:
         """Return the manifest if every file agrees with it; checked once per process and folder."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from infoscope import world
+from infoscope import resume, world
 from infoscope.analyses import Analyses
 from infoscope.artifacts import Artifact, Spec, Workspace
 from infoscope.config import Config, Stage, to_tree
@@ -35,9 +35,10 @@ def run(config: Config, display: Display | None = None, job: Job | None = None) 
     Raises:
         InputError: whatever the user can mend; artifacts finished before it are kept.
     """
-    if config.trainer.n_threads is not None:
-        torch.set_num_threads(config.trainer.n_threads)
+    resume.SAVE_EVERY_S = config.trainer.save_every_s
     with quiet_lightning(), world.sharing(config.trainer.n_processes, run, config, None, job):
+        if config.trainer.n_threads is not None or world.current().size > 1:
+            torch.set_num_threads(config.trainer.n_threads or world.count_cores())
         if not world.is_main():
             display = Display.silent()
         display = display or Display(bars=config.trainer.progress)

@@ -71,7 +71,7 @@ def build_probes(
             with world.alone():  # each process has variants of its own
                 bench.get(by_key[key], lambda work: save_result(work.folder, result), shared=False, **upstream)
 
-        key = sorted({spec.hash for spec in by_key.values()})
+        key = [sae.hash, train[0].hash, test[0].hash, probe.determining()]
         with bench.store.open_progress("probe", key) as folder:
             run_probes(
                 missing,

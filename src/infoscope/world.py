@@ -185,7 +185,9 @@ def sharing(n_processes: int, work: Callable[..., Any], *arguments: Any) -> Iter
     context = multiprocessing.get_context("spawn")
     others = [
         context.Process(
-            target=_work_as, args=(World(rank, n_processes, rank, port=port), work, arguments), daemon=False
+            target=_work_as,
+            args=(World(rank, n_processes, rank, port=port), work, arguments),
+            daemon=False,
         )
         for rank in range(1, n_processes)
     ]
@@ -194,13 +196,26 @@ def sharing(n_processes: int, work: Callable[..., Any], *arguments: Any) -> Iter
     try:
         with _joined(World(0, n_processes, 0, port=port)):
             yield
-    except BaseException:
+    except BaseException as error:
+        signals = [code for code in _read_exits(others) if code < 0] if isinstance(error, RuntimeError) else []
         for process in others:
             process.terminate()
+        if signals:
+            raise InputError(
+                f"A process of this job was killed (signal {-signals[0]}; for want of memory, perhaps): what was"
+                " finished is kept, the same command goes on from there."
+            ) from error
         raise
     finally:
         for process in others:
             process.join()
+
+
+def _read_exits(processes: list[Any]) -> list[int]:
+    """Return the exit codes of those processes that have ended; below 0: by that signal."""
+    for process in processes:
+        process.join(0.5)  # its connections close a moment before it has ended
+    return [process.exitcode for process in processes if process.exitcode is not None]
 
 
 def _work_as(place: World, work: Callable[..., Any], arguments: tuple) -> None:

@@ -85,8 +85,9 @@ class Stop(Exception):
 
 
 def run(config: ProbeConfig, root: Path, stop_at: int | None = None) -> tuple[dict[str, VariantResult], int]:
-    """Run with everything kept below `root`; return the results and how often progress was reported."""
-    n_calls, finished = 0, {}
+    """Run what is missing below `root`, where everything is kept; return the results and the calls of progress."""
+    n_calls = 0
+    finished = {folder.name: load_result(folder) for folder in (root / "results").glob("*")}
 
     def progress(what: str, done: int, of: int) -> None:
         nonlocal n_calls
@@ -94,18 +95,25 @@ def run(config: ProbeConfig, root: Path, stop_at: int | None = None) -> tuple[di
         if n_calls == stop_at:
             raise Stop
 
+    def keep(key: str, result: VariantResult) -> None:
+        finished[key] = result
+        (root / "results" / key).mkdir(parents=True)
+        save_result(root / "results" / key, result)
+
     (root / "features").mkdir(parents=True, exist_ok=True)
-    results = run_probes(
-        VARIANTS,
+    original = finished.get(VARIANTS[0].key(""))
+    run_probes(
+        [variant for variant in VARIANTS if variant.key("") not in finished],
         make_inputs(),
         config,
-        on_result=finished.__setitem__,
+        original_heads=original.heads if original else None,
+        on_result=keep,
         progress=progress,
         folders=Folders(root / "features"),
         folder=root / "work",
     )
-    assert results.keys() == finished.keys()
-    return results, n_calls
+    assert not list((root / "work").glob("*")), "what was kept of finished work is gone"
+    return finished, n_calls
 
 
 def assert_same(found: dict[str, VariantResult], expected: dict[str, VariantResult]) -> None:
@@ -168,10 +176,7 @@ def run_shared(root: Path) -> None:
     shorten_parts()
     torch.set_num_threads(1)
     results, _ = run(dataclasses.replace(SGD, variants_per_chunk=2), root)
-    for key, result in results.items():
-        folder = root / "results" / f"{world.current().rank}-{key}"
-        folder.mkdir(parents=True)
-        save_result(folder, result)
+    (root / f"{world.current().rank}.txt").write_text("\n".join(results))
     world.barrier()
 
 
@@ -180,6 +185,9 @@ def test_two_processes_share_the_variants_and_find_what_one_finds(tmp_path: Path
     with world.sharing(2, run_shared, tmp_path / "two"):
         run_shared(tmp_path / "two")
     expected, _ = run(dataclasses.replace(SGD, variants_per_chunk=2), tmp_path / "one")
-    folders = list((tmp_path / "two" / "results").iterdir())
-    assert {folder.name[0] for folder in folders} == {"0", "1"}
-    assert_same({folder.name[2:]: load_result(folder) for folder in folders}, expected)
+    mine, others = ((tmp_path / "two" / f"{rank}.txt").read_text().split() for rank in range(2))
+    assert sorted(mine + others) == sorted(expected)
+    assert len(mine) > 0
+    assert len(others) > 0
+    found = {folder.name: load_result(folder) for folder in (tmp_path / "two" / "results").iterdir()}
+    assert_same(found, expected)

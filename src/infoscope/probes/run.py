@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -90,6 +91,7 @@ def run_probes(
                 results[key] = result
                 if on_result:
                     on_result(key, result)
+            work.forget(chunk)
     world.barrier()
     return results
 
@@ -120,20 +122,28 @@ class _Work:
         if Task.classification in config.tasks:
             self.size = _count_at_a_time(inputs, config, len(variants), rows, say)
             self.features = _make_features(inputs, config, variants, rows, folders, progress)
-            self.shares = {key: self.features.shares(key) for key in variants}
-        else:
-            measured = measure_shares(
-                inputs, config, rows["test"], list(variants.values()), self._open(list(variants)), progress
-            )
-            self.shares = dict(zip(variants, measured, strict=True))
+        self.test_rows = rows["test"]
 
-    def _open(self, keys: Sequence[str]) -> Path | None:
-        """Return where work on these variants is kept."""
+    def _open(self, chunk: Sequence[str], name: str = "") -> Path | None:
+        """Return where work on a chunk, or on some of it, is kept."""
         if self.folder is None:
             return None
-        folder = self.folder / hashlib.sha256("\n".join(keys).encode()).hexdigest()[:16]
+        folder = self.folder / hashlib.sha256("\n".join(chunk).encode()).hexdigest()[:16] / name
         folder.mkdir(parents=True, exist_ok=True)
         return folder
+
+    def forget(self, chunk: Sequence[str]) -> None:
+        """Delete what was kept of a chunk whose results are safe."""
+        folder = self._open(chunk) if chunk else None
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _measure_shares(self, chunk: Sequence[str]) -> list[tuple[float, float]]:
+        """Return the shares of mass and energy that each variant removes, as the features know them or by a pass."""
+        if self.features is not None:
+            return [self.features.shares(key) for key in chunk]
+        variants, folder = [self.variants[key] for key in chunk], self._open(chunk, "shares")
+        return measure_shares(self.inputs, self.config, self.test_rows, variants, folder, self.progress)
 
     def _divide(self, chunk: Sequence[str]) -> list[dict[str, Variant]]:
         """Return a chunk as what classification holds at a time."""
@@ -149,17 +159,17 @@ class _Work:
             for probes in self.dense:
                 trained |= _train_once(probes.name, folder, lambda on=probes: on.train(editor, folder))
             parts = []
-            for part in self._divide(chunk) if self.features is not None else []:
-                parts.append(self._train_classification(part))
+            for number, part in enumerate(self._divide(chunk) if self.features is not None else []):
+                parts.append(self._train_classification(part, self._open(chunk, f"classification-{number}")))
         for task in parts[0] if parts else []:
             maps, records = zip(*(part[task] for part in parts), strict=True)
             weight, bias = (torch.cat([part[i].cpu() for part in maps]) for i in (0, 1))
             trained[task] = (LinearMaps(weight, bias), [record for part in records for record in part])
         return trained
 
-    def _train_classification(self, variants: Mapping[str, Variant]) -> Trained:
+    def _train_classification(self, variants: Mapping[str, Variant], folder: Path | None) -> Trained:
         assert self.features is not None
-        features, folder = self.features, self._open(list(variants))
+        features = self.features
 
         def train() -> Trained:
             return train_classification(self.inputs, self.config, features, variants, folder, self.progress)
@@ -172,12 +182,11 @@ class _Work:
         """Yield (key, result) of a chunk's variants on the test split."""
         if not chunk:
             return
-        editor, folder, seen = VariantEditor(self.inputs.sae, [self.variants[key] for key in chunk]), None, {}
-        if self.dense:
-            folder = self._open(chunk)
-        for probes in self.dense:
-            with world.alone():
-                seen |= probes.measure_test(editor, trained, original_heads, folder)
+        editor, seen = VariantEditor(self.inputs.sae, [self.variants[key] for key in chunk]), {}
+        with world.alone():
+            for probes in self.dense:
+                seen |= probes.measure_test(editor, trained, original_heads, self._open(chunk))
+            shares = dict(zip(chunk, self._measure_shares(chunk), strict=True))
         first = 0
         for part in self._divide(chunk):
             read: dict[str, TaskOutcome] = {}
@@ -193,7 +202,7 @@ class _Work:
             for i, (key, variant) in enumerate(part.items()):
                 places = {task: (outcome, i) for task, outcome in read.items()}
                 places |= {task: (outcome, first + i) for task, outcome in seen.items()}
-                yield key, _assemble(variant, self.shares[key], places)
+                yield key, _assemble(variant, shares[key], places)
             first += len(part)
 
 
