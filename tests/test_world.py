@@ -49,6 +49,7 @@ def work(folder: Path, fails: int | None = None) -> dict:
 
 
 def test_processes_share_work_and_exchange_what_they_find(tmp_path: Path):
+    Store(tmp_path / "other").get(OWN, lambda place: None)  # this process has done other things before
     with world.sharing(2, work, tmp_path):
         work(tmp_path)
     expected = {"ranks": [0, 1], "told": "by 0", "shared": [[n, n % 2] for n in range(5)], "own": 0}

@@ -25,7 +25,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
 from importlib import metadata
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -115,8 +114,6 @@ def compute_checksum(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-_stores = count()
-"""All processes of a job open their stores in the same order: so they know which one is meant."""
 VISIBLE_S = 120
 """How long a folder that another machine has made may take to show on this one."""
 
@@ -140,7 +137,6 @@ class Store:
         self.on_event = on_event or (lambda event, spec, detail: None)
         self.lock_timeout_s = lock_timeout_s
         self._verified: dict[Path, dict[str, Any]] = {}
-        self._number = next(_stores)
         self._told: dict[str, dict[str, Artifact]] = {}
         self._claimed: dict[str, filelock.BaseFileLock | None] = {}
 
@@ -201,7 +197,7 @@ class Store:
         Raises:
             InputError: as `get`.
         """
-        key = f"{self._number}/{compute_hash(sorted(spec.hash for spec in specs.values()))}"
+        key = compute_hash([str(self.root.absolute()), *sorted(spec.hash for spec in specs.values())])
         if world.current().rank > 0:
             return self._take_part(key, specs, build)
         is_shared = shared and world.current().size > 1
@@ -217,10 +213,8 @@ class Store:
 
         found = self._get_all(specs, build_with_others, config, upstream)
         folders = {name: str(artifact.folder) for name, artifact in found.items()}
-        if is_shared and any(artifact.built for artifact in found.values()):
-            world.post(f"{key}/built", json.dumps(folders))
-        else:
-            world.post(key, json.dumps({"folders": folders}))
+        world.post(key, json.dumps({"folders": folders}))  # from now on; those who have built read:
+        world.post(f"{key}/built", json.dumps(folders))
         return found
 
     def _take_part(
