@@ -18,6 +18,7 @@ import numpy as np
 
 from infoscope.config import compose
 from infoscope.experiments import run_command
+from infoscope.job import Job
 from infoscope.pipeline import Pipeline
 from infoscope.progress import Display
 from infoscope.report.tables import Align, Column, Table
@@ -58,9 +59,10 @@ COLUMNS = {
 def measure(overrides: list[str]) -> tuple[dict[str, float], Path]:
     """Train and score one SAE; return what is known of its score's trustworthiness, and the output folder."""
     config = compose([*overrides, "seeds=[0]", "stage=score"])
-    pipeline = Pipeline(config, Display(bars=config.trainer.progress))
-    confounds = ConfoundResult.load(pipeline.confounds(0).folder)
-    cds = Scores.load(pipeline.score(0).folder).cds(config.scope.k_cds).values
+    pipeline = Pipeline(config, Display(bars=config.trainer.progress), Job(overrides=tuple(overrides)))
+    with pipeline.tracking:
+        confounds = ConfoundResult.load(pipeline.confounds(0).folder)
+        cds = Scores.load(pipeline.score(0).folder).cds(config.scope.k_cds).values
     cds = np.where(confounds.fires_enough, cds, np.nan)
     rate = confounds.properties.firing_rate
     assert confounds.label_effect is not None

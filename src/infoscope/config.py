@@ -21,7 +21,7 @@ from infoscope.predictions.config import PredictConfig
 from infoscope.probes.config import ProbeConfig, Readout, SelectConfig
 from infoscope.sae.config import SAEConfig, TokenChoice
 from infoscope.scope.config import Diagonal, OutlierConfig, PartitionConfig, ScopeConfig, StabilityConfig
-from infoscope.tracking import LoggerConfig
+from infoscope.tracking.config import LoggerConfig
 from infoscope.vision.config import ContrastiveConfig, ModelConfig
 
 _HERE = Path(__file__).resolve().parent

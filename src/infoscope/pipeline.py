@@ -45,7 +45,8 @@ def run(config: Config, display: Display | None = None, job: Job | None = None) 
         pipeline = Pipeline(config, display, job)
         if config.plan or config.stage is Stage.check_data:
             return _run_by_main(pipeline, config)
-        return _run_stage(pipeline, config)
+        with pipeline.tracking:
+            return _run_stage(pipeline, config)
 
 
 def _run_by_main(pipeline: Pipeline, config: Config) -> None:
@@ -55,7 +56,8 @@ def _run_by_main(pipeline: Pipeline, config: Config) -> None:
             if config.plan:
                 print_plan(make_plan(pipeline), pipeline.display.console)
             else:
-                pipeline.check_data()
+                with pipeline.tracking:
+                    pipeline.check_data()
 
 
 def _run_stage(pipeline: Pipeline, config: Config) -> ReportFiles | None:
@@ -186,9 +188,7 @@ class Pipeline(Analyses):
                 for name, figures in made.figures.items():
                     tracker.log_figure(name, figures["png"])
 
-        name = self.tracker_group if stage is Stage.report else f"{self.tracker_group}-{stage.name}"
+        name = self.title if stage is Stage.report else f"{self.title}-{stage.name}"
         made = ReportFiles.find(self.get(Spec("report", name, key), build, shared=False, **upstream).folder)
         print_report(inputs, made, self.display.console)
-        for tracked, location in self.tracked.items():
-            self.display.say(f"logged {tracked}: {location}")
         return made

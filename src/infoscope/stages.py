@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from infoscope import tracking, world
+from infoscope import world
 from infoscope.artifacts import Artifact, Spec, Workspace
 from infoscope.config import Stage, TokenBuffer, to_tree
 from infoscope.data.config import DataConfig
@@ -35,6 +35,7 @@ from infoscope.scope.partition import Partition, make_partition
 from infoscope.scope.ranking import Ranking, rank_in_parts
 from infoscope.scope.scores import Scores
 from infoscope.scope.scoring import score_latents
+from infoscope.tracking.lightning import TrackerLogger
 
 TRUTHS = {Task.classification: Truth.labels, Task.segmentation: Truth.label_maps, Task.depth: Truth.depth}
 """What each task has to know of an image."""
@@ -90,7 +91,7 @@ class Stages(Encoding):
                     work.progress,
                     accelerator=self.device.type,
                     callbacks=[LightningBar(self.display, f"training SAE, seed {seed}")],
-                    logger=tracking.make_lightning_logger(tracker),
+                    logger=TrackerLogger(tracker),
                     buffer_device=self.device if config.trainer.token_buffer is TokenBuffer.device else "cpu",
                 )
                 tracker.log(figures)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from infoscope import tracking, world
+from infoscope import world
 from infoscope.artifacts import Artifact, Spec, Store
 from infoscope.config import Config, Device, Stage, to_tree
 from infoscope.errors import InputError
@@ -19,6 +19,10 @@ from infoscope.job import Job
 from infoscope.progress import Display, LightningBar
 from infoscope.sae.checkpoint import load_sae
 from infoscope.sae.model import SparseAutoencoder
+from infoscope.tracking.config import LoggerConfig, LoggerKind
+from infoscope.tracking.lightning import TrackerLogger
+from infoscope.tracking.names import choose_group, name_job
+from infoscope.tracking.tracker import JobTracking, Tracker
 
 
 class Workbench:
@@ -29,9 +33,8 @@ class Workbench:
         self.tree = to_tree(config)
         self.output_dir = Path(config.output_dir)
         self.store = Store(self.output_dir / "artifacts", on_event=display.event)
-        self.tracker_group = config.logger.group or f"{config.model.name}-{config.data.kind.name}"
-        self.tracked: dict[str, Path] = {}
-        """Where each stage's run was logged."""
+        self.title = config.logger.group or f"{config.model.name}-{config.data.kind.name}"
+        """What people call this experiment."""
 
     @cached_property
     def device(self) -> torch.device:
@@ -56,21 +59,28 @@ class Workbench:
         """Return a trained SAE, frozen, on this machine's device."""
         return load_sae(artifact.folder).to(self.device).requires_grad_(False)
 
-    def track(self, stage: Stage, seed: int | None = None) -> Any:
-        """Open the run of a stage (a context manager that gives its tracker); the main process alone logs."""
+    @cached_property
+    def tracking(self) -> JobTracking:
+        """The one run of this job, by its main process alone; it ends with the job: `with bench.tracking: ...`."""
+        logger, job = self.config.logger, self.job
+        name = name_job(choose_group(logger.group, job, self.title), self.config.stage.name, self.tree, job)
         if not world.is_main():
-            return nullcontext(tracking.Tracker())
-        return tracking.track(
-            self.config.logger, stage.name, self.tracker_group, self.tree, self.output_dir, seed, self.tracked
-        )
+            logger = LoggerConfig(kind=LoggerKind.none)
+        is_of_sweep = job.sweep is not None
+        return JobTracking(logger, name, self.tree, self.output_dir, self.display.say, tells_failure=is_of_sweep)
 
-    def trainer_options(self, what: str, tracker: tracking.Tracker) -> dict[str, Any]:
+    @contextmanager
+    def track(self, stage: Stage, seed: int | None = None) -> Iterator[Tracker]:
+        """Give what a stage logs to: the job's run, under the stage's name."""
+        yield self.tracking.view(stage.name if seed is None else f"{stage.name}/seed{seed}")
+
+    def trainer_options(self, what: str, tracker: Tracker) -> dict[str, Any]:
         """Return what a Lightning trainer of this experiment is made with."""
         return {
             "accelerator": self.device.type,
             "devices": 1,
             "callbacks": [LightningBar(self.display, what)],
-            "logger": tracking.make_lightning_logger(tracker),
+            "logger": TrackerLogger(tracker),
             "enable_progress_bar": False,
         }
 

@@ -20,6 +20,7 @@ from infoscope.artifacts import Spec, Store
 from infoscope.config import Config, Stage, compose
 from infoscope.errors import InputError, explain_write_error
 from infoscope.experiments.runs import Found, Run, Shown
+from infoscope.job import Job
 from infoscope.pipeline import Pipeline
 from infoscope.planning import make_plan, print_plan
 from infoscope.progress import Display
@@ -197,7 +198,7 @@ class Sweep:
         self.output_dir = self.output_dir or Path(config.output_dir)
         self.display.bars = config.trainer.progress
         self.display.read.clear()
-        pipeline = Pipeline(config, self.display)
+        pipeline = Pipeline(config, self.display, Job(overrides=tuple(overrides)))
         # what was checked once need not be read again for every gamma
         pipeline.store = self._stores.setdefault(pipeline.output_dir, pipeline.store)
         if config.plan:
@@ -205,7 +206,8 @@ class Sweep:
             return
         if config.stage is Stage.probe:
             pipeline.check_truths()  # before hours of work
-        found = self.experiment.measure(pipeline)
+        with pipeline.tracking:
+            found = self.experiment.measure(pipeline)
         facts = self._describe(pipeline, overrides)
         names = [f"k_CDS {facts['k_cds']}", _name_gamma(config)] if self.experiment.is_scored else []
         names = [f"{facts['model']}", f"block {facts['layer']}", *names, f"{facts['setting']}"]
