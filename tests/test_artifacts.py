@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 import multiprocessing
+import socket
 from collections.abc import Callable
 from multiprocessing.synchronize import Event
 from pathlib import Path
@@ -194,7 +195,8 @@ def test_a_damaged_artifact_is_rebuilt(recorder: Recorder, damage: Callable[[Pat
 
 
 def test_what_a_killed_process_left_is_ignored_and_cleaned(recorder: Recorder):
-    left = recorder.root / SPEC.stage / f".{SPEC.hash}.4194304-deadbeef.tmp"
+    host = "".join(character for character in socket.gethostname() if character.isalnum())
+    left = recorder.root / SPEC.stage / f".{SPEC.hash}.{host}-4194304-deadbeef.tmp"
     left.mkdir(parents=True)
     (left / "values.bin").write_bytes(b"012")
     (left.parent / f".{SPEC.hash}.lock").touch()
@@ -202,6 +204,40 @@ def test_what_a_killed_process_left_is_ignored_and_cleaned(recorder: Recorder):
     made = recorder.get()
     assert made.built
     assert recorder.visible() == [made.folder.name]
+
+
+@pytest.mark.parametrize("other_is_damaged", [False, True])
+def test_a_lost_lock_costs_work_and_nothing_else(recorder: Recorder, other_is_damaged: bool):
+    """Another process makes the same artifact at the same time, since the lock is gone, and is done first."""
+    other = Recorder(recorder.root)
+
+    def build(work: Workspace) -> None:
+        recorder.build(work)
+        (recorder.root / SPEC.stage / f".{SPEC.hash}.lock").unlink()
+        made = other.get()
+        assert made.built
+        assert work.folder.exists(), "it does not touch what this process is at"
+        if other_is_damaged:
+            (made.folder / "values.bin").write_bytes(b"other")
+
+    made = recorder.open().get(SPEC, build)
+    assert (made.folder / "values.bin").read_bytes() == CONTENT["values.bin"]
+    assert recorder.open().find(SPEC) is not None
+    assert recorder.visible() == [made.folder.name]
+
+
+def test_a_process_that_loses_its_progress_to_a_faster_one_takes_what_that_has_made(recorder: Recorder):
+    other = Recorder(recorder.root)
+
+    def build(work: Workspace) -> None:
+        (recorder.root / SPEC.stage / f".{SPEC.hash}.lock").unlink()
+        (work.progress / "part").touch()
+        assert other.get().built
+        (work.progress / "part").read_bytes()
+
+    made = recorder.open().get(SPEC, build)
+    assert not made.built
+    assert (made.folder / "values.bin").read_bytes() == CONTENT["values.bin"]
 
 
 @pytest.mark.parametrize("error", [RuntimeError("boom"), KeyboardInterrupt(), SystemExit(1)])

@@ -11,11 +11,13 @@ Where several processes work on one job (`world`), the main one finds, locks and
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import platform
 import shutil
+import socket
 import subprocess
 import time
 import uuid
@@ -260,6 +262,9 @@ class Store:
                 if works:
                     build(works)
         except Exception as error:
+            if isinstance(error, FileNotFoundError) and all(self.find(specs[name]) for name in works):
+                # A lock was lost, and the process that was faster has taken the progress away.
+                return {name: found.get(name) or self._read(specs[name]) for name in specs}
             explained = explain_write_error(error, self.root)
             if explained is None:
                 raise
@@ -268,6 +273,11 @@ class Store:
             folder = self.folder(specs[name])
             found[name] = Artifact(folder, specs[name].hash, self._verified[folder], built=True)
         return found
+
+    def _read(self, spec: Spec) -> Artifact:
+        artifact = self.find(spec)
+        assert artifact is not None
+        return artifact
 
     def _reuse(self, name: str, spec: Spec, found: dict[str, Artifact]) -> bool:
         """Put the artifact under its name if it exists, and say whether it does."""
@@ -284,9 +294,10 @@ class Store:
         if final.exists():
             self.on_event("damaged", spec, str(final))
             shutil.rmtree(final)
-        for stale in final.parent.glob(f".{spec.hash}.*.tmp"):  # left by a killed process; the lock is ours now
-            shutil.rmtree(stale, ignore_errors=True)
-        temporary = final.parent / f".{spec.hash}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp"
+        for stale in final.parent.glob(f".{spec.hash}.*.tmp"):
+            if not _may_be_alive(stale.name.removeprefix(f".{spec.hash}.")):
+                shutil.rmtree(stale, ignore_errors=True)
+        temporary = final.parent / f".{spec.hash}.{_HOST}-{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp"
         progress = final.parent / f".{spec.hash}.progress"
         temporary.mkdir()
         progress.mkdir(exist_ok=True)
@@ -298,15 +309,31 @@ class Store:
                 (temporary / CONFIG).write_text(yaml.safe_dump(config, sort_keys=False))
             manifest = _make_manifest(spec, temporary, time.perf_counter() - start, upstream)
             _write_durably(temporary / MANIFEST, json.dumps(manifest, indent=2))
-            os.replace(temporary, final)
+            manifest = self._commit(temporary, final, spec) or manifest
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
-            if not any(progress.iterdir()):
+            with suppress(OSError):  # not empty: there is something to go on from
                 progress.rmdir()
             raise
         shutil.rmtree(progress, ignore_errors=True)
         self._verified[final] = manifest
         self.on_event("built", spec, f"{manifest['wall_s']:.1f} s")
+
+    def _commit(self, temporary: Path, final: Path, spec: Spec) -> dict[str, Any] | None:
+        """Give an artifact its name; where another process was faster (a lock was lost), return its manifest."""
+        try:
+            os.replace(temporary, final)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            manifest = self._verify(final, spec)
+            if manifest is None:
+                shutil.rmtree(final)
+                os.replace(temporary, final)
+            else:
+                shutil.rmtree(temporary)
+            return manifest
+        return None
 
     @contextmanager
     def _hold_lock(self, spec: Spec) -> Iterator[None]:
@@ -415,6 +442,22 @@ class Store:
             return None
         self._verified[folder] = manifest
         return manifest
+
+
+_HOST = "".join(character for character in socket.gethostname() if character.isalnum())
+
+
+def _may_be_alive(owner: str) -> bool:
+    """Whether a temporary folder, `<host>-<pid>-<random>.tmp`, may still be filled: its lock may have been lost."""
+    host, _, rest = owner.partition("-")
+    pid = rest.partition("-")[0]
+    if host != _HOST or not pid.isdigit():
+        return True
+    try:
+        os.kill(int(pid), 0)
+    except OSError as error:
+        return error.errno == errno.EPERM
+    return True
 
 
 def _wait_until_visible(path: Path) -> None:

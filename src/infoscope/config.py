@@ -69,6 +69,8 @@ class TrainerConfig:
     save_every_s: float = 60.0
     """Seconds between checkpoints of long loops: what an interruption can cost. (Passes over images save parts of fixed
     size, SAE training also every sae.checkpoint_every_n_steps steps.)"""
+    max_wait_s: float = 6 * 3600.0
+    """How long to wait for another process that builds an artifact which this one needs."""
     n_processes: int = 1
     """Processes on this machine that share the work, one for each GPU. Tasks of a Slurm job, of a launcher's
     tasks_per_node or of torchrun share it by themselves: then this stays 1."""
@@ -79,8 +81,9 @@ class TrainerConfig:
     sae.tokens_per_image x d_in x 4 bytes, twice."""
 
     def __post_init__(self) -> None:
-        if self.save_every_s < 0:
-            raise InputError(f"Expected trainer.save_every_s to be at least 0, got {self.save_every_s}.")
+        for name in ("save_every_s", "max_wait_s"):
+            if getattr(self, name) < 0:
+                raise InputError(f"Expected trainer.{name} to be at least 0, got {getattr(self, name)}.")
         if self.n_processes < 1:
             raise InputError(f"Expected trainer.n_processes to be at least 1, got {self.n_processes}.")
         if self.n_threads is not None and self.n_threads < 1:

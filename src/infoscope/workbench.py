@@ -32,7 +32,7 @@ class Workbench:
         self.config, self.display, self.job = config, display, job or Job()
         self.tree = to_tree(config)
         self.output_dir = Path(config.output_dir)
-        self.store = Store(self.output_dir / "artifacts", on_event=display.event)
+        self.store = Store(self.output_dir / "artifacts", display.event, config.trainer.max_wait_s)
         self.title = config.logger.group or f"{config.model.name}-{config.data.kind.name}"
         """What people call this experiment."""
 
