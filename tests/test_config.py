@@ -93,7 +93,7 @@ WRONG = [
     (["scope.k_cd=3"], ["'scope.k_cd'", "(did you mean scope.k_cds?)"]),
     (["+scope.kk=3"], ["'scope.kk'", "expected one of batch_images"]),
     (["seed=3"], ["'seed'", "expected one of clip, data", "(did you mean seeds?)"]),
-    (["hydra.foo=3"], ["'hydra.foo'", "infoscope --cfg job"]),
+    (["hydra.foo=3"], ["'hydra.foo'", "infoscope --cfg hydra"]),
     # a choice that does not exist
     (["model=clip_b17"], ["model 'clip_b17'", "clip_b32, clip_l14", "scenes_clip", "(did you mean model=clip_b16?)"]),
     (["experiment=nothing"], ["experiment 'nothing'", "expected one of feature_removal"]),
