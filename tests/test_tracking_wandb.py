@@ -166,6 +166,7 @@ def read_steps(run: ServedRun) -> list[int]:
 
 JOB = f"""
 import sys
+import time
 from pathlib import Path
 from infoscope.tracking.config import LoggerConfig
 from infoscope.tracking.names import RunName
@@ -178,10 +179,10 @@ with JobTracking(LoggerConfig(), RunName("monday", "train_sae", "a job", "0123")
         tracker.log({{"loss": step / 2}}, step)
     print("logged", flush=True)
     sys.stdin.read()
-    for step in range({N_STEPS}, {100 * N_STEPS}):
+    end = time.monotonic() + 20
+    while len(list(output_dir.glob("wandb/offline-run-*"))) == 1 and time.monotonic() < end:
+        step += 1
         tracker.log({{"loss": step / 2}}, step)
-        if len(list(output_dir.glob("wandb/offline-run-*"))) == 2:
-            break
     tracker.log({{"loss": -1.0}}, step + 1)
 """
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,6 +19,9 @@ from infoscope.errors import InputError
 from infoscope.sae.config import Kind, SAEConfig, TokenChoice
 from infoscope.sae.module import SAEModule, compute_lr_factor
 from infoscope.sae.train import make_normalisation, split_tokens, train_sae
+from infoscope.tracking.lightning import TrackerLogger
+from infoscope.tracking.log import Log
+from infoscope.tracking.tracker import Tracker
 
 CONFIG = SAEConfig(
     expansion_factor=4,
@@ -105,6 +109,30 @@ def test_periodic_checkpoint_is_enough_to_resume(cache: Tokens, tmp_path: Path) 
     assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 18
     train_sae(cache, CONFIG, 5, tmp_path, callbacks=[resumed])
     assert_same(resumed.end, whole.end)
+
+
+def test_a_resumed_run_logs_the_steps_that_follow(cache: Tokens, tmp_path: Path) -> None:
+    class Steps(Log):
+        def __init__(self) -> None:
+            self.losses: dict[int, float] = {}
+
+        def log_point(self, curve: str, numbers: Mapping[str, float], step: int) -> None:
+            self.losses[step] = numbers["train_sae/seed5/fvu"]
+
+    def train(folder: str, *callbacks: Callback) -> dict[int, float]:
+        log = Steps()
+        logger = TrackerLogger(Tracker(lambda action: action(log), "train_sae/seed5"))
+        try:
+            train_sae(cache, CONFIG, 5, tmp_path / folder, callbacks=callbacks, logger=logger)
+        except KeyboardInterrupt:
+            assert callbacks
+        return log.losses
+
+    whole, before, after = train("whole"), train("cut", Stop(7)), train("cut")
+    assert list(whole) == [4, 9, 14, 19]
+    assert list(before) == [4, 6], "and where it was stopped"
+    assert list(after) == [9, 14, 19]
+    assert whole.items() <= (before | after).items()
 
 
 def test_checkpoint_of_another_run_or_a_damaged_one_is_refused(cache: Tokens, tmp_path: Path) -> None:
