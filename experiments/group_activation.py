@@ -55,7 +55,7 @@ def show(runs: Sequence[Run[Found]]) -> Shown:
     return Shown([table], {"group_activation": lambda: draw_group_activation(panels, paper)})
 
 
-EXPERIMENT = Experiment("group_activation", __doc__, measure, show)
+EXPERIMENT = Experiment("group_activation", __doc__, measure, show, stages=["outliers"])
 
 if __name__ == "__main__":
     sys.exit(main(EXPERIMENT, sys.argv[1:]))

@@ -79,6 +79,7 @@ EXPERIMENT = Experiment(
     measure,
     show,
     stages=["probe"],
+    also=["outliers"],
     defaults=["model=dinov2_b14,dinov2_b14_reg,deit3_b16,mae_b16,siglip_b16"],
 )
 

@@ -40,7 +40,7 @@ def show(runs: Sequence[Run[TokenOutliers]]) -> Shown:
     return Shown([table], figures)
 
 
-EXPERIMENT = Experiment("outlier_emd", __doc__, measure, show, is_scored=False)
+EXPERIMENT = Experiment("outlier_emd", __doc__, measure, show, stages=["outliers"], is_scored=False)
 
 if __name__ == "__main__":
     sys.exit(main(EXPERIMENT, sys.argv[1:]))

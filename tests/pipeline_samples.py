@@ -12,10 +12,14 @@ import pytest
 from rich.console import Console
 
 from infoscope.artifacts import Artifact, Spec, Store
+from infoscope.collecting.jobs import CollectedJob, read_jobs
+from infoscope.collecting.opening import Opener
 from infoscope.config import Config, compose
+from infoscope.job import Job
 from infoscope.pipeline import run
 from infoscope.progress import Display
 from infoscope.report.report import ReportFiles
+from infoscope.sweeps import Sweep
 
 N_TRAIN, N_TEST = 40, 16
 ANALYSES = ("outliers", "group_activation", "confounds")
@@ -143,3 +147,10 @@ def find_folder(output_dir: Path, stage: str, name: str = "") -> Path:
     found = [path for path in folders if name in path.name]
     assert len(found) == 1, f"expected one artifact of {stage} {name}, got {[path.name for path in found]}"
     return found[0]
+
+
+def collect_tiny(output_dir: Path, *overrides: str) -> CollectedJob:
+    """Return what the tiny experiment has left, as stage=collect reads it."""
+    job = Job(number=0, overrides=tuple(make_overrides(output_dir, *overrides)))
+    (collected,) = read_jobs([Sweep(output_dir / "sweeps" / "tiny", (job,))], Opener(Display.silent(), builds=False))
+    return collected

@@ -13,7 +13,7 @@ from infoscope.report import figure_style
 from infoscope.sae.checkpoint import load_sae
 from infoscope.scope.stability import StabilityResult
 from infoscope.vision.backbone import Backbone
-from pipeline_samples import ANALYSES, copy_run, find_folder, finish_tiny_run, run_tiny
+from pipeline_samples import ANALYSES, collect_tiny, copy_run, find_folder, finish_tiny_run, run_tiny
 
 SHIPPED = ("model=scenes_clip", "data.n_train=24", "sae.n_tokens=4000", "predict.n_shown=1", "predict.n_candidates=2")
 FEW = ("stability.shifts=[1,2]", "stability.n_solver_latents=2", "stability.n_draws=20")
@@ -73,6 +73,11 @@ def test_predictions_are_a_report_of_their_own(tmp_path: Path, monkeypatch: pyte
     assert again.stages("built") == []
     other = run_tiny(tmp_path, *SHIPPED, "stage=predict", "partition.gamma=0.02")
     assert set(other.stages("built")) == {"predict", "report"}
+    collected = collect_tiny(tmp_path, *SHIPPED, "stage=predict")
+    assert collected.state == "done"
+    assert {"original", "error_preserving/high"} <= {row["variant"] for row in collected.rows}
+    assert all(str(row["artifact"]).startswith("predict:") for row in collected.rows)
+    assert collect_tiny(tmp_path, *SHIPPED, "stage=predict", "predict.seed=1").state.startswith("missing at predict")
 
 
 def test_stability_is_a_report_of_its_own(finished: Path) -> None:
@@ -85,6 +90,9 @@ def test_stability_is_a_report_of_its_own(finished: Path) -> None:
     assert kinds == {"shift", "diagonal", "images", "k_cds", "solver"}  # one SAE seed has none to be compared with
     assert np.isfinite(result.cds).any()
     assert run_tiny(finished, "stage=stability", *FEW).stages("built") == []
+    collected = collect_tiny(finished, "stage=stability", *FEW)
+    assert collected.state == "done"
+    assert [row["variant"] for row in collected.rows] == [variation.name for variation in result.variations]
 
 
 def test_selection_is_a_report_of_its_own(finished: Path) -> None:
@@ -98,6 +106,9 @@ def test_selection_is_a_report_of_its_own(finished: Path) -> None:
     assert {"activation", "random", "probe"} <= summary["1"].keys()
     again = run_tiny(finished, *few)
     assert again.stages("built") == []
+    collected = collect_tiny(finished, *few)
+    assert collected.state == "done"
+    assert {row["role"] for row in collected.rows} >= {"original", "kept"}
     more = run_tiny(finished, "stage=select", "select.n_kept=[1,2,3]", *few[2:])
     assert len(more.names("built", "probe")) <= 9  # what keeps one or two features exists
 

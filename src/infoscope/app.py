@@ -14,7 +14,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from infoscope.config import CONF_FOLDER, explain_config_error, make_config, register_schemas
+from infoscope.config import CONF_FOLDER, Config, Stage, explain_config_error, make_config, register_schemas
 from infoscope.config_errors import COMPOSITION_ERRORS
 from infoscope.errors import InputError, explain_write_error
 from infoscope.failures import EXIT_BUG, EXIT_INTERRUPT, find_exit_code, forget_failures, say_failure
@@ -77,14 +77,23 @@ def _run_job(tree: DictConfig) -> Any:
         if is_launched and not in_sweep:
             choice = hydra_config.runtime.choices["hydra/launcher"]
             raise InputError(f"hydra/launcher={choice} is for sweeps: give -m (infoscope -m ...), or drop it.")
-        from infoscope.pipeline import run  # late: --help and shell completion need no torch
-
-        return run(make_config(tree), job=_find_job())
+        return _run(make_config(tree), _find_job())
     except (InputError, OmegaConfBaseException) as error:
         if is_launched and in_sweep:
             raise
         say_failure(explain_config_error(error) if isinstance(error, OmegaConfBaseException) else str(error), error)
         return None
+
+
+def _run(config: Config, job: Job) -> Any:
+    """Do what the stage asks for; imports are late, for --help and shell completion need no torch."""
+    if config.stage is Stage.collect:
+        from infoscope.collecting.collect import collect
+
+        return collect(config, job)
+    from infoscope.pipeline import run
+
+    return run(config, job=job)
 
 
 def _find_job() -> Job:

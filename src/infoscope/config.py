@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import cache
@@ -11,7 +13,9 @@ from typing import Any
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
 from infoscope import config_errors
@@ -41,7 +45,9 @@ class Stage(Enum):
     stability = "stability"
     check_data = "check_data"
     select = "select"
+    outliers = "outliers"
     report = "report"
+    collect = "collect"
 
 
 class Device(Enum):
@@ -91,6 +97,16 @@ class TrainerConfig:
 
 
 @dataclass
+class CollectConfig:
+    """What stage=collect joins; part of no hash."""
+
+    sweeps: list[str] = field(default_factory=list)
+    """Folders of sweeps, or their names in <output_dir>/sweeps; none: the newest one there."""
+    require_all: bool = False
+    """Exit with code 2 if a job is missing."""
+
+
+@dataclass
 class Config:
     """One experiment."""
 
@@ -112,6 +128,7 @@ class Config:
     """How stage=train_clip trains the scenes' own CLIP."""
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
+    collect: CollectConfig = field(default_factory=CollectConfig)
     output_dir: str = "outputs"
     plan: bool = False
     """Say what this command would reuse and build, and what that costs here, instead of doing it."""
@@ -160,19 +177,35 @@ def make_config(tree: DictConfig) -> Config:
     return config
 
 
-def compose(overrides: list[str] | None = None) -> Config:
+@contextmanager
+def open_hydra() -> Iterator[ConfigLoader]:
+    """Let Hydra read conf/; the Hydra that runs the program, if one does, is left as it is."""
+    register_schemas()
+    running = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(CONF_FOLDER), version_base="1.3"):
+            yield GlobalHydra.instance().config_loader()
+    finally:
+        GlobalHydra.instance().clear()
+        if running is not None:
+            GlobalHydra.instance().initialize(running)
+
+
+def compose(overrides: Sequence[str] | None = None, config_dirs: Sequence[str] = ()) -> Config:
     """Return the configuration of a command line, without running anything.
 
     Args:
         overrides: as on the command line: `["data=scenes", "scope.k_cds=4"]`.
+        config_dirs: absolute folders with choices of one's own, as after `--config-dir`.
 
     Raises:
         InputError: unknown keys or choices, wrong types, contradictory values.
     """
-    register_schemas()
+    places = [f"hydra.searchpath=[{','.join(f'file://{folder}' for folder in config_dirs)}]"] if config_dirs else []
     try:
-        with initialize_config_dir(str(CONF_FOLDER), version_base="1.3"):
-            tree = hydra_compose("config", overrides=overrides or [])
+        with open_hydra():
+            tree = hydra_compose("config", overrides=[*(overrides or []), *places])
         return make_config(tree)
     except InputError:
         raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -17,6 +18,7 @@ from infoscope.errors import InputError
 from infoscope.job import Job
 from infoscope.planning import make_plan, print_plan
 from infoscope.probes.results import load_results
+from infoscope.probes.variants import Variant
 from infoscope.progress import Display
 from infoscope.quiet import quiet_lightning
 from infoscope.report.check_table import make_check_table
@@ -24,6 +26,10 @@ from infoscope.report.inputs import ReportInputs
 from infoscope.report.report import ReportFiles, make_tables, print_report, write_report
 from infoscope.report.section import ReportSection
 from infoscope.reporting import describe_experiment, make_report_inputs
+from infoscope.stages import must_exist
+
+Naming = tuple[Stage, dict[str, Any], dict[str, Artifact]]
+"""What names a report: the stage that ends with it, its key, and what it is made from."""
 
 
 def run(config: Config, display: Display | None = None, job: Job | None = None) -> ReportFiles | None:
@@ -76,6 +82,7 @@ def _run_stage(pipeline: Pipeline, config: Config) -> ReportFiles | None:
         Stage.rank: pipeline.rank,
         Stage.score: pipeline.score,
         Stage.probe: pipeline.probe,
+        Stage.outliers: pipeline.group_activation,
     }[config.stage]
     for seed in config.seeds:
         stage(seed)
@@ -117,18 +124,27 @@ class Pipeline(Analyses):
     def report(self) -> ReportFiles:
         """Make every table and figure of the experiment, and print the main tables."""
         config = self.config
-        is_probed = self.knows_truths()
-        if is_probed:
-            self.check_truths()
-        scored = {seed: self.score(seed) for seed in config.seeds}
-        probed = {seed: self.probe(seed) if is_probed else {} for seed in config.seeds}
-        three = {seed: (self.train_sae(seed), self.rank(seed), artifact) for seed, artifact in scored.items()}
+        probed = self._probe_all()
+        three = {seed: (self.train_sae(seed), self.rank(seed), self.score(seed)) for seed in config.seeds}
         results = {
             seed: [load_results([one.folder for one in artifacts], variant) for variant, artifacts in many.items()]
             for seed, many in probed.items()
         }
         inputs = make_report_inputs(config, self.image_sets[0], self.tokens("train"), three, results)
         outliers, confounds = self.outlier_section(), self.confound_section(inputs.seeds, inputs.results)
+        return self._publish(replace(inputs, sections=[outliers, confounds]), *self._name_report(probed))
+
+    def _probe_all(self) -> dict[int, dict[Variant, list[Artifact]]]:
+        """The probes of every seed; none where the data know nothing to probe."""
+        is_probed = self.knows_truths()
+        if is_probed:
+            self.check_truths()
+            for seed in self.config.seeds:
+                self.score(seed)  # of all seeds first
+        return {seed: self.probe(seed) if is_probed else {} for seed in self.config.seeds}
+
+    def _name_report(self, probed: Mapping[int, Mapping[Variant, Sequence[Artifact]]]) -> Naming:
+        config, scored = self.config, {seed: self.score(seed) for seed in self.config.seeds}
         key = {
             "scores": [artifact.hash for artifact in scored.values()],
             "probes": [one.hash for many in probed.values() for artifacts in many.values() for one in artifacts],
@@ -138,25 +154,32 @@ class Pipeline(Analyses):
             "outliers": [self.token_outliers().hash, *(self.group_activation(seed).hash for seed in config.seeds)],
             "confounds": [self.confounds(seed).hash for seed in config.seeds],
         }
-        upstream = {f"score_seed{seed}": artifact for seed, artifact in scored.items()}
-        return self._publish(Stage.report, replace(inputs, sections=[outliers, confounds]), key, upstream)
+        return Stage.report, key, {f"score_seed{seed}": artifact for seed, artifact in scored.items()}
 
     def report_predictions(self) -> ReportFiles:
         """Make the tables and figures of stage predict, and print them."""
         section = self.prediction_section()
+        return self._publish(self._inputs_of(section), *self._name_predictions())
+
+    def _name_predictions(self) -> Naming:
         upstream = {f"predict_seed{seed}": self.predict(seed) for seed in self.config.seeds}
-        key = {name: artifact.hash for name, artifact in upstream.items()}
-        return self._publish(Stage.predict, self._inputs_of(section), key, upstream)
+        return Stage.predict, {name: artifact.hash for name, artifact in upstream.items()}, upstream
 
     def report_stability(self) -> ReportFiles:
         """Make the table and the figure of stage stability, and print them."""
         section = self.stability_section()
+        return self._publish(self._inputs_of(section), *self._name_stability())
+
+    def _name_stability(self) -> Naming:
         found = self.stability()
-        return self._publish(Stage.stability, self._inputs_of(section), {"stability": found.hash}, {"stability": found})
+        return Stage.stability, {"stability": found.hash}, {"stability": found}
 
     def report_selection(self) -> ReportFiles:
         """Make the table and the figure of stage select, and print them."""
         probed = {seed: self.select(seed) for seed in self.config.seeds}
+        return self._publish(self._inputs_of(self.selection_section(probed)), *self._name_selection(probed))
+
+    def _name_selection(self, probed: Mapping[int, Mapping[Variant, Sequence[Artifact]]]) -> Naming:
         key = {
             "probes": {
                 str(seed): [one.hash for artifacts in many.values() for one in artifacts]
@@ -164,8 +187,18 @@ class Pipeline(Analyses):
             },
             "select": to_tree(self.config.select),
         }
-        upstream = {f"score_seed{seed}": self.score(seed) for seed in probed}
-        return self._publish(Stage.select, self._inputs_of(self.selection_section(probed)), key, upstream)
+        return Stage.select, key, {f"score_seed{seed}": self.score(seed) for seed in probed}
+
+    def find_report(self) -> Artifact:
+        """Return the report that the configured stage ends with, which exists if the store may not build."""
+        name = {
+            Stage.report: lambda: self._name_report(self._probe_all()),
+            Stage.predict: self._name_predictions,
+            Stage.stability: self._name_stability,
+            Stage.select: lambda: self._name_selection({seed: self.select(seed) for seed in self.config.seeds}),
+        }[self.config.stage]
+        stage, key, upstream = name()
+        return self.get(self._report_spec(stage, key), must_exist, shared=False, **upstream)
 
     def _inputs_of(self, section: ReportSection) -> ReportInputs:
         config = self.config
@@ -174,7 +207,7 @@ class Pipeline(Analyses):
         return ReportInputs(title, [], context=context, sections=[section])
 
     def _publish(
-        self, stage: Stage, inputs: ReportInputs, key: dict[str, Any], upstream: dict[str, Artifact]
+        self, inputs: ReportInputs, stage: Stage, key: dict[str, Any], upstream: dict[str, Artifact]
     ) -> ReportFiles:
         """Write a report as an artifact, unless the same exists, and print it."""
 
@@ -188,7 +221,10 @@ class Pipeline(Analyses):
                 for name, figures in made.figures.items():
                     tracker.log_figure(name, figures["png"])
 
-        name = self.title if stage is Stage.report else f"{self.title}-{stage.name}"
-        made = ReportFiles.find(self.get(Spec("report", name, key), build, shared=False, **upstream).folder)
+        made = ReportFiles.find(self.get(self._report_spec(stage, key), build, shared=False, **upstream).folder)
         print_report(inputs, made, self.display.console)
         return made
+
+    def _report_spec(self, stage: Stage, key: dict[str, Any]) -> Spec:
+        name = self.title if stage is Stage.report else f"{self.title}-{stage.name}"
+        return Spec("report", name, key)

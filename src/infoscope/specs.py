@@ -77,6 +77,10 @@ class Specs(Workbench):
             self._sets_on_disk[key] = make_image_sets(data)
         return self._sets_on_disk[key]
 
+    def share_sets(self, other: Specs) -> None:
+        """Use the image sets that another configuration has found on the disk, where the data are the same."""
+        self._sets_on_disk = other._sets_on_disk
+
     @cached_property
     def _sets_on_disk(self) -> dict[str, tuple[ImageSet, ImageSet]]:
         return {}

@@ -32,9 +32,17 @@ class Workbench:
         self.config, self.display, self.job = config, display, job or Job()
         self.tree = to_tree(config)
         self.output_dir = Path(config.output_dir)
-        self.store = Store(self.output_dir / "artifacts", display.event, config.trainer.max_wait_s)
+        self.store = Store(self.output_dir / "artifacts", self.on_event, config.trainer.max_wait_s)
+        self.used: dict[str, Spec] = {}
+        """What was read or built, by hash."""
         self.title = config.logger.group or f"{config.model.name}-{config.data.kind.name}"
         """What people call this experiment."""
+
+    def on_event(self, event: str, spec: Spec, detail: str) -> None:
+        """Note what is used, and show it; told by the store."""
+        if event in ("building", "built", "reused"):
+            self.used.setdefault(spec.hash, spec)
+        self.display.event(event, spec, detail)
 
     @cached_property
     def device(self) -> torch.device:

@@ -15,14 +15,13 @@ from infoscope.experiments.runs import (
     show_models,
     split_runs,
 )
-from infoscope.experiments.sweep import Experiment, expand_sweep, main, run_command
+from infoscope.experiments.sweep import Experiment, main, run_command
 
 __all__ = [
     "SCOPE_COLUMNS",
     "Experiment",
     "Run",
     "Shown",
-    "expand_sweep",
     "is_swept",
     "join_removal",
     "join_runs",

@@ -2,6 +2,7 @@
 
 An `Experiment` says what it measures under one configuration and what it shows of all of them. A configuration that
 fails does not lose the others. Whatever exists already is reused: a sweep over gamma trains and scores nothing twice.
+With `build=false` what exists is all that is used, such as what a sweep of `infoscope -m` has made on a cluster.
 """
 
 from __future__ import annotations
@@ -10,13 +11,12 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 from typing import Any, Generic
 
 import torch
 
-from infoscope.artifacts import Spec, Store
+from infoscope.collecting.opening import Opener, describe_artifacts, describe_choices
 from infoscope.config import Config, Stage, compose
 from infoscope.errors import InputError, explain_write_error
 from infoscope.experiments.runs import Found, Run, Shown
@@ -25,14 +25,18 @@ from infoscope.pipeline import Pipeline
 from infoscope.planning import make_plan, print_plan
 from infoscope.progress import Display
 from infoscope.quiet import quiet_lightning
+from infoscope.read_only import MissingArtifact
 from infoscope.report.figure_style import save_figure
 from infoscope.report.tables import Stat, Value, compute_stat
 from infoscope.reporting import describe_rule
 from infoscope.scope.config import Rule
+from infoscope.sweeps import expand_sweep, find_swept, make_commands
 
 EXIT_OK, EXIT_INPUT, EXIT_INTERRUPT = 0, 2, 130
 NAMED_KEYS = ("model", "model.layer", "scope.k_cds", "partition.gamma", "partition.quantile")
 """What the columns of a table say anyway; every other key of a sweep is named beside them."""
+BUILD_NOTHING = "build=false"
+"""Tables and figures of what exists; what is missing is named with the command that makes it."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,7 @@ class Experiment(Generic[Found]):
         stages: the stage of `infoscope` that goes as far (`plan=true` plans that one), then others one may ask for.
         defaults: overrides that hold unless the user gives the same key or its group; values with commas are a sweep.
         is_scored: whether `measure` scores features, so that there is a gamma to name.
+        also: stages that make what `measure` reads beside that of the stage asked for.
     """
 
     name: str
@@ -56,6 +61,7 @@ class Experiment(Generic[Found]):
     stages: Sequence[str] = ("score",)
     defaults: Sequence[str] = ()
     is_scored: bool = True
+    also: Sequence[str] = ()
 
 
 def main(experiment: Experiment[Any], arguments: Sequence[str]) -> int:
@@ -106,38 +112,8 @@ def run_experiment(experiment: Experiment[Any], arguments: Sequence[str]) -> lis
     finally:
         if sweep.runs:
             sweep.write()
+        sweep.say_missing()
     return sweep.failures
-
-
-def expand_sweep(overrides: Sequence[str]) -> list[list[str]]:
-    """Return one list of overrides per combination of the values given with commas outside brackets and quotes.
-
-    >>> expand_sweep(["scope.k_cds=4,8", "seeds=[0,1]"])
-    [['scope.k_cds=4', 'seeds=[0,1]'], ['scope.k_cds=8', 'seeds=[0,1]']]
-    """
-    choices = []
-    for override in overrides:
-        key, equals, values = override.partition("=")
-        choices.append([f"{key}{equals}{value}" for value in _split(values)])
-    return [list(combination) for combination in product(*choices)]
-
-
-def _split(values: str) -> list[str]:
-    parts, depth, quote = [""], 0, ""
-    for character in values:
-        if quote:
-            quote = "" if character == quote else quote
-        elif character in "\"'":
-            quote = character
-        elif character in "[({":
-            depth += 1
-        elif character in "])}":
-            depth -= 1
-        if character == "," and depth <= 0 and not quote:
-            parts.append("")
-        else:
-            parts[-1] += character
-    return parts
 
 
 def add_defaults(defaults: Sequence[str], arguments: Sequence[str]) -> list[str]:
@@ -160,33 +136,40 @@ class Sweep:
 
     def __init__(self, experiment: Experiment[Any], arguments: Sequence[str]) -> None:
         self.experiment = experiment
-        overrides = add_defaults([f"stage={experiment.stages[0]}", *experiment.defaults], arguments)
+        self.builds = BUILD_NOTHING not in arguments
+        given = [argument for argument in arguments if argument not in (BUILD_NOTHING, "build=true")]
+        overrides = add_defaults([f"stage={experiment.stages[0]}", *experiment.defaults], given)
         self.combinations = share_ranks(expand_sweep(overrides))
         self.runs: list[Run[Any]] = []
         self.failures: list[str] = []
+        self.missing: list[list[str]] = []
+        """The combinations of which something does not exist, with build=false."""
         self.output_dir: Path | None = None
-        self.display = _Recorder()
-        self._stores: dict[Path, Store] = {}
-        self._swept = [override.partition("=")[0] for override in overrides if len(expand_sweep([override])) > 1]
+        self.display = Display() if self.builds else Display.silent()
+        self._opener = Opener(self.display, self.builds)
+        self._swept = find_swept(self.combinations)
 
-    def _name(self, overrides: Sequence[str], but: Sequence[str] = ()) -> str:
+    def _name(self, number: int, but: Sequence[str] = ()) -> str:
         """What tells a combination from the others."""
-        keys = set(self._swept) - set(but)
-        return ", ".join(override for override in overrides if override.partition("=")[0] in keys)
+        return ", ".join(f"{key}={value}" for key, value in self._swept[number].items() if key not in but)
 
     def run(self) -> None:
-        """Measure every combination; one that fails is noted and the others go on."""
-        for number, overrides in enumerate(self.combinations, 1):
-            if len(self.combinations) > 1:
-                self.display.say(f"{number} of {len(self.combinations)}: {self._name(overrides)}")
+        """Measure every combination; one that fails, or is missing, is noted and the others go on."""
+        n = len(self.combinations)
+        for number, overrides in enumerate(self.combinations):
+            if n > 1:
+                self.display.say(f"{number + 1} of {n}: {self._name(number)}")
             try:
-                self._run_one(overrides)
+                self._run_one(number, overrides)
+            except MissingArtifact as missing:
+                self.missing.append(overrides)
+                print(f"missing{f' ({self._name(number)})' if n > 1 else ''}: {missing}")
             except InputError as error:
-                where = f"{self._name(overrides)}: " if len(self.combinations) > 1 else ""
+                where = f"{self._name(number)}: " if n > 1 else ""
                 if f"{where}{error}" not in self.failures:
                     self.failures.append(f"{where}{error}")
 
-    def _run_one(self, overrides: list[str]) -> None:
+    def _run_one(self, number: int, overrides: list[str]) -> None:
         config = compose(overrides)
         if config.stage.name not in self.experiment.stages:
             raise InputError(
@@ -197,10 +180,7 @@ class Sweep:
             torch.set_num_threads(config.trainer.n_threads)
         self.output_dir = self.output_dir or Path(config.output_dir)
         self.display.bars = config.trainer.progress
-        self.display.read.clear()
-        pipeline = Pipeline(config, self.display, Job(overrides=tuple(overrides)))
-        # what was checked once need not be read again for every gamma
-        pipeline.store = self._stores.setdefault(pipeline.output_dir, pipeline.store)
+        pipeline = self._opener.open(config, Job(overrides=tuple(overrides)))
         if config.plan:
             print_plan(make_plan(pipeline), self.display.console)
             return
@@ -208,28 +188,36 @@ class Sweep:
             pipeline.check_truths()  # before hours of work
         with pipeline.tracking:
             found = self.experiment.measure(pipeline)
-        facts = self._describe(pipeline, overrides)
+        facts = self._describe(pipeline, number)
         names = [f"k_CDS {facts['k_cds']}", _name_gamma(config)] if self.experiment.is_scored else []
         names = [f"{facts['model']}", f"block {facts['layer']}", *names, f"{facts['setting']}"]
         self.runs.append(Run(config, ", ".join(filter(None, names)), facts, found))
 
-    def _describe(self, pipeline: Pipeline, overrides: Sequence[str]) -> dict[str, Value]:
-        config = pipeline.config
+    def _describe(self, pipeline: Pipeline, number: int) -> dict[str, Value]:
+        config, choices = pipeline.config, describe_choices(pipeline.config)
         facts: dict[str, Value] = {
-            "model": config.model.name,
+            "model": choices["model"],
             "layer": pipeline.tokens("train").read_json("tokens.json")["layer"],
-            "setting": self._name(overrides, but=NAMED_KEYS),
-            "data": config.data.kind.name,
+            "setting": self._name(number, but=NAMED_KEYS),
+            "data": choices["data"],
         }
         if self.experiment.is_scored:
             facts |= {
-                "k_cds": config.scope.k_cds,
                 "gamma": compute_stat(pipeline.partition(seed).gamma for seed in config.seeds),
-                "rule": describe_rule(config.partition),
-                "sae": f"{config.sae.kind.name}, expansion {config.sae.expansion_factor}",
-                "seeds": " ".join(map(str, config.seeds)),
+                **{key: choices[key] for key in ("k_cds", "rule", "sae", "seeds")},
             }
-        return facts | {"overrides": " ".join(overrides), "artifacts": " ".join(sorted(self.display.read))}
+        hashes = [f"{stage}:{one}" for stage, of in describe_artifacts(pipeline).items() for one in of.split()]
+        return facts | {"overrides": " ".join(self.combinations[number]), "artifacts": " ".join(sorted(hashes))}
+
+    def say_missing(self) -> None:
+        """Print the command that makes what is missing; it may run on a cluster (`hydra/launcher=...`)."""
+        if not self.missing:
+            return
+        print(f"{len(self.missing)} of {len(self.combinations)} configurations are missing; this makes them:")
+        for stage in dict.fromkeys(["", *self.experiment.also]):
+            jobs = [[_at_stage(override, stage) for override in one] for one in self.missing]
+            for command in make_commands(jobs):
+                print(f"    {command}")
 
     def write(self) -> None:
         """Write tables, figures and the artifacts behind them into `<output_dir>/experiments/<name>/`, and print.
@@ -258,17 +246,8 @@ class Sweep:
         print(f"Tables and figures: {folder}")
 
 
-class _Recorder(Display):
-    """A display that remembers which artifacts were read, probes aside: their number is in the dozens."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.read: set[str] = set()
-
-    def event(self, event: str, spec: Spec, detail: str) -> None:
-        super().event(event, spec, detail)
-        if event in ("built", "reused") and spec.stage != "probe":
-            self.read.add(f"{spec.stage}:{spec.hash}")
+def _at_stage(override: str, stage: str) -> str:
+    return f"stage={stage}" if stage and override.startswith("stage=") else override
 
 
 def _name_gamma(config: Config) -> str:

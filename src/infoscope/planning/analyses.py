@@ -21,6 +21,10 @@ from infoscope.scope.token_outliers import MAPS
 
 def plan_report(known: Known) -> list[Step]:
     """The analyses that the report joins."""
+    return [*_plan_outliers(known), _plan_seeds(known, "confounds", "confounds")]
+
+
+def _plan_outliers(known: Known) -> list[Step]:
     config, stages = known.config, known.stages
     n, backbone, step = stages.n_images("train"), stages.backbone, Step("outliers", 0, 1)
     if known.find("token_outliers") is None:
@@ -28,13 +32,16 @@ def plan_report(known: Known) -> list[Step]:
         forwards, pairs = 2 * n_cropped + (backbone.n_layers - 1) * n_by_layer, 2 * len(MAPS) * n_cropped
         seconds = forwards / known.rates.images + known.distance_s(pairs, config.scope.emd)
         step = Step("outliers", 1, 0, forwards=forwards, distances=pairs, seconds=seconds, is_bound=True)
-    steps = [step]
-    for name, what in (("group_activation", "group activation"), ("confounds", "confounds")):
-        n_found = sum(known.find(name, seed) is not None for seed in config.seeds)
-        n_built = len(config.seeds) - n_found
-        seconds = n_built * n * getattr(known.rates, f"{name}_s") if n_built else 0.0
-        steps.append(known.read_tokens(Step(what, n_built, n_found, seconds=seconds), n_built * n))
-    return steps
+    return [step, _plan_seeds(known, "group_activation", "group activation")]
+
+
+def _plan_seeds(known: Known, name: str, what: str) -> Step:
+    """What reads all tokens for each SAE seed."""
+    n, seeds = known.stages.n_images("train"), known.config.seeds
+    n_found = sum(known.find(name, seed) is not None for seed in seeds)
+    n_built = len(seeds) - n_found
+    seconds = n_built * n * getattr(known.rates, f"{name}_s") if n_built else 0.0
+    return known.read_tokens(Step(what, n_built, n_found, seconds=seconds), n_built * n)
 
 
 def _plan_predict(known: Known) -> list[Step]:
@@ -153,5 +160,6 @@ ANALYSES: dict[Stage, Callable[[Known], list[Step]]] = {
     Stage.predict: _plan_predict,
     Stage.stability: _plan_stability,
     Stage.select: _plan_select,
+    Stage.outliers: _plan_outliers,
 }
 """What the stages beside the chain need once scores and tokens exist."""

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from infoscope.artifacts import Artifact, Spec, Store, Workspace
+from infoscope.artifacts import Spec
 from infoscope.config import Stage
 from infoscope.data.config import DataKind
 from infoscope.planning.calibration import Calibration
+from infoscope.read_only import MissingArtifact
 from infoscope.scope.config import EMDMethod
 from infoscope.scope.emd import count_workers
 from infoscope.scope.ranking import Ranking
@@ -65,26 +65,6 @@ class Plan:
         return sum(step.seconds for step in self.steps)
 
 
-class _MissingError(Exception):
-    """An artifact that does not exist."""
-
-
-class ReadOnlyStore(Store):
-    """A store that builds nothing and says nothing: what is missing raises."""
-
-    def __init__(self, store: Store) -> None:
-        super().__init__(store.root)
-        self._verified = store._verified
-
-    def get(
-        self, spec: Spec, build: Callable[[Workspace], None], *, config: Any = None, **upstream: Artifact
-    ) -> Artifact:
-        found = self.find(spec)
-        if found is None:
-            raise _MissingError(spec.folder_name)
-        return found
-
-
 class Known:
     """What the steps are planned from: the stages over a store that builds nothing, rates, and sizes."""
 
@@ -99,7 +79,8 @@ class Known:
             data == config.data for data, _ in stages.probe_groups()
         )
         self.probes = own_truth and Stage.probe in self.reached
-        self.splits = ("train", "test") if self.probes or self.is_analysis else ("train",)
+        is_tested = self.probes or (self.is_analysis and config.stage is not Stage.outliers)
+        self.splits = ("train", "test") if is_tested else ("train",)
 
     def exists(self, spec: Spec) -> bool:
         """Whether there is such an artifact."""
@@ -112,7 +93,7 @@ class Known:
         """
         try:
             return getattr(self.stages, name)(*args)
-        except _MissingError:
+        except MissingArtifact:
             return None
 
     def find_ranking(self, seed: int) -> Ranking | None:

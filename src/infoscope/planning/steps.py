@@ -20,8 +20,9 @@ from infoscope.data.config import DataKind
 from infoscope.planning.analyses import ANALYSES, plan_report
 from infoscope.planning.calibration import Calibration
 from infoscope.planning.chain import plan_scenes, plan_seed, plan_tokens
-from infoscope.planning.known import Known, Plan, ReadOnlyStore, Step
+from infoscope.planning.known import Known, Plan, Step
 from infoscope.progress import Display
+from infoscope.read_only import ReadOnlyStore
 from infoscope.stages import Stages
 
 
@@ -32,7 +33,7 @@ def make_plan(stages: Stages) -> Plan:
         InputError: whatever the stages would refuse before they begin.
     """
     reading = copy.copy(stages)
-    reading.store, reading.display = ReadOnlyStore(stages.store), Display(Console(quiet=True), bars=False)
+    reading.store, reading.display = ReadOnlyStore.of(stages.store), Display(Console(quiet=True), bars=False)
     with tempfile.TemporaryDirectory() as scratch:
         return _make_plan(Known(reading, Calibration(reading, Path(scratch))))
 

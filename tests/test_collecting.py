@@ -1,0 +1,322 @@
+"""stage=collect: what the jobs of a sweep have left, what is missing, and the commands that make it."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import shlex
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hydra.core.global_hydra import GlobalHydra
+from pyarrow import parquet
+
+from experiment_samples import load_experiment, read_rows
+from infoscope import app, stages
+from infoscope.errors import InputError
+from infoscope.experiments import main
+from infoscope.scope.scores import Scores
+from infoscope.sweeps import expand_sweep, find_swept, make_commands, read_sweep
+from pipeline_samples import collect_tiny, copy_run, find_folder, finish_tiny_run, make_overrides
+
+GAMMAS = ("partition.gamma=0.1,0.2", "stage=score", "seeds=[0]")
+
+
+@contextmanager
+def as_it_was() -> Iterator[None]:
+    """Hydra changes logging and a global of its own: all of it is put back."""
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    try:
+        yield
+    finally:
+        for handler in set(root.handlers) - set(handlers):
+            handler.close()
+        root.handlers[:] = handlers
+        root.setLevel(level)
+        GlobalHydra.instance().clear()
+
+
+def run_infoscope(*arguments: str) -> int:
+    with as_it_was(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["infoscope", *arguments])
+        return app.run_command_line()
+
+
+@pytest.fixture(scope="module")
+def finished_sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output folder of a sweep over gamma, of which two jobs of four are refused; tests leave it as it is."""
+    output_dir = tmp_path_factory.mktemp("swept")
+    assert run_infoscope("-m", *make_overrides(output_dir, "scope.k_cds=2,9", *GAMMAS)) == 2
+    return output_dir
+
+
+@pytest.fixture
+def swept(finished_sweep: Path, tmp_path: Path) -> Path:
+    """A copy of it; its jobs look for their artifacts here."""
+    output_dir = tmp_path / "out"
+    shutil.copytree(finished_sweep, output_dir)
+    for file in (output_dir / "sweeps").rglob("*.yaml"):
+        file.write_text(file.read_text().replace(str(finished_sweep), str(output_dir)))
+    return output_dir
+
+
+@pytest.fixture
+def collect(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Run stage=collect and return its exit code, what it printed, and what it said on stderr."""
+
+    def run(output_dir: Path, *overrides: str) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = run_infoscope("stage=collect", f"output_dir={output_dir}", *overrides)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+def find_collected(output_dir: Path) -> Path:
+    (folder,) = (output_dir / "collected").iterdir()
+    return folder
+
+
+# -- sweeps as command lines -------------------------------------------------------------------------------------------
+
+
+def test_a_sweep_is_read_from_what_hydra_writes_before_its_jobs(finished_sweep: Path) -> None:
+    (folder,) = (finished_sweep / "sweeps").iterdir()
+    sweep = read_sweep(folder)
+    assert [job.number for job in sweep.jobs] == [0, 1, 2, 3]
+    assert [job.folder for job in sweep.jobs] == [folder / str(number) for number in range(4)]
+    for job in sweep.jobs:
+        assert job.folder is not None
+        begun = yaml.safe_load((job.folder / ".hydra" / "overrides.yaml").read_text())
+        assert tuple(begun) == job.overrides
+    told = find_swept([job.overrides for job in sweep.jobs])
+    assert told[1] == {"scope.k_cds": "2", "partition.gamma": "0.2"}
+
+
+def test_jobs_of_another_sweeper_are_those_that_have_begun(tmp_path: Path) -> None:
+    hydra = {
+        "overrides": {"hydra": ["hydra.mode=MULTIRUN", "hydra/sweeper=optuna"], "task": ["x=interval(0,1)"]},
+        "sweeper": {"_target_": "hydra_plugins.hydra_optuna_sweeper.optuna_sweeper.OptunaSweeper"},
+        "runtime": {"config_sources": [{"path": "/mine", "schema": "file", "provider": "command-line"}]},
+    }
+    (tmp_path / "multirun.yaml").write_text(yaml.safe_dump({"hydra": hydra}))
+    for number in (10, 2):
+        folder = tmp_path / str(number) / ".hydra"
+        folder.mkdir(parents=True)
+        (folder / "overrides.yaml").write_text(f"- x=0.{number}\n")
+    sweep = read_sweep(tmp_path)
+    assert [(job.number, job.overrides) for job in sweep.jobs] == [(2, ("x=0.2",)), (10, ("x=0.10",))]
+    assert sweep.options == ("hydra/sweeper=optuna",)
+    assert sweep.config_dirs == ("/mine",)
+
+
+@pytest.mark.parametrize("text", ["", "hydra: 3", "hydra: [", "hydra: {overrides: {}}", "\x00"])
+def test_a_sweep_that_cannot_be_read_is_one_sentence(tmp_path: Path, text: str) -> None:
+    (tmp_path / "multirun.yaml").write_text(text)
+    with pytest.raises(InputError, match=r"Cannot read .*multirun\.yaml, which Hydra writes"):
+        read_sweep(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("jobs", "n_commands", "n_run"),
+    [
+        ([["a=1", "b='x, y'"]], 1, 1),
+        ([["a=1", "seeds=[0,1]"], ["a=2", "seeds=[0,1]"]], 1, 2),
+        ([["a=1", "b=1"], ["a=2", "b=2"]], 1, 4),  # the product has two jobs more
+        ([["a=1"], ["a=1", "b=2"]], 2, 2),
+    ],
+)
+def test_commands_run_the_jobs_that_they_are_for(jobs: list[list[str]], n_commands: int, n_run: int) -> None:
+    commands = [shlex.split(command) for command in make_commands(jobs, ["hydra/launcher=slurm"], ["/my folder"])]
+    assert len(commands) == n_commands
+    run: list[list[str]] = []
+    for name, option, folder, *rest in commands:
+        assert (name, option, folder) == ("infoscope", "--config-dir", "/my folder")
+        is_sweep = rest[:2] == ["-m", "hydra/launcher=slurm"]
+        run += expand_sweep(rest[2:]) if is_sweep else [rest]
+    assert len(run) == n_run
+    assert [job for job in jobs if job not in run] == []
+
+
+# -- collecting --------------------------------------------------------------------------------------------------------
+
+
+def test_the_table_holds_what_the_artifacts_hold(swept: Path, collect: Callable[..., Any]) -> None:
+    code, printed, errors = collect(swept)
+    assert (code, errors) == (0, "")
+    folder = find_collected(swept)
+    assert folder.name == next((swept / "sweeps").iterdir()).name
+    assert {file.name for file in folder.iterdir()} == {"jobs.parquet", "jobs.csv", "jobs.md"}
+    rows = parquet.read_table(folder / "jobs.parquet").to_pylist()
+    assert [(row["job"], row["seed"], row["partition.gamma"]) for row in rows] == [(0, 0, 0.1), (1, 0, 0.2)]
+    scored = find_folder(swept, "score")
+    cds = Scores.load(scored).cds(2).values
+    assert [row["n_high"] for row in rows] == [int((cds > gamma).sum()) for gamma in (0.1, 0.2)]
+    metrics = json.loads((find_folder(swept, "train_sae") / "metrics.json").read_text())
+    for row in rows:
+        assert row["fvu"] == metrics["fvu"]
+        assert row["artifact"] == f"score:{row['hash.score']}"
+        for stage in ("train_sae", "rank", "score"):
+            assert find_folder(swept, stage).name.endswith(row[f"hash.{stage}"])
+        assert (row["sae.k"], row["scope.k_cds"], row["model.name"]) == (4, 2, "planted_registers")
+    with (folder / "jobs.csv").open(newline="") as file:
+        written = list(csv.DictReader(file))
+    assert [list(row) for row in written] == [list(rows[0])] * 2
+    assert [float(row["fvu"]) for row in written] == [metrics["fvu"]] * 2
+    page = (folder / "jobs.md").read_text().splitlines()
+    assert page[2].startswith("| sweep | job | stage | model | scope.k_cds | partition.gamma | seed |")
+    assert len([line for line in page if "score:" in line]) == 2
+    assert printed.count("is refused: Expected scope.k_max to be at least scope.k_cds (9), got 3") == 2
+    assert " is missing" not in printed
+
+
+def test_the_command_of_a_missing_job_makes_it(swept: Path, collect: Callable[..., Any]) -> None:
+    """Job 1 never began, and what it shares with job 0 has gone too."""
+    (sweep,) = (swept / "sweeps").iterdir()
+    shutil.rmtree(sweep / "1")
+    scored = find_folder(swept, "score")
+    shutil.rmtree(scored)
+    before = {path for path in (swept / "artifacts").rglob("*") if not path.name.endswith(".lock")}
+    code, printed, errors = collect(swept)
+    assert (code, errors) == (0, "")
+    assert {path for path in (swept / "artifacts").rglob("*") if not path.name.endswith(".lock")} == before
+    assert f"job 1 is missing at score ({scored.name}); this makes it:" in printed
+    commands = [line.strip() for line in printed.splitlines() if line.startswith("    infoscope ")]
+    assert len(commands) == 3
+    file = find_collected(swept) / "missing.txt"
+    assert [line for line in file.read_text().splitlines() if line.startswith("infoscope")] == commands[:2]
+    everything = shlex.split(commands[2])
+    assert everything[1] == "-m"
+    assert "partition.gamma=0.1,0.2" in everything
+    assert collect(swept, "collect.require_all=true")[::2] == (
+        2,
+        f"infoscope: 2 of 4 jobs are missing: run the command above, listed in {file} too, and collect again.\n",
+    )
+    assert run_infoscope(*shlex.split(commands[1])[1:]) == 0
+    assert scored.is_dir()
+    assert collect(swept, "collect.require_all=true")[0] == 0
+    assert not file.exists()
+
+
+def test_equal_jobs_of_several_sweeps_count_once(swept: Path, collect: Callable[..., Any]) -> None:
+    (first,) = (swept / "sweeps").iterdir()
+    assert run_infoscope("-m", *make_overrides(swept, *GAMMAS[1:], "partition.gamma=0.2,0.3")) == 0
+    second = max((swept / "sweeps").iterdir())
+    collect(swept)
+    assert [path.name for path in (swept / "collected").iterdir()] == [second.name]  # the newest
+    code, printed, _ = collect(swept, f"collect.sweeps=[{first.name},{second}]")
+    assert code == 0
+    assert "5 jobs of" in printed
+    (folder,) = (swept / "collected").glob(f"{first.name}-and-1-more-*")
+    rows = read_rows(folder / "jobs.csv")
+    assert [(row["sweep"], row["job"], row["partition.gamma"]) for row in rows] == [
+        (first.name, "0", "0.1"),
+        (first.name, "1", "0.2"),
+        (second.name, "1", "0.3"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ([], "Expected sweeps in "),
+        (["collect.sweeps=[nowhere]"], "Expected the folder of a sweep"),
+        (["seeds=[0],[1]", "-m"], "stage=collect reads sweeps and is none: drop -m"),
+        (["stage=check_data"], "stage=check_data leaves no artifact to collect"),
+    ],
+)
+def test_what_cannot_be_collected_is_one_sentence(
+    tmp_path: Path, collect: Callable[..., Any], arguments: Sequence[str], sentence: str
+) -> None:
+    if arguments == ["stage=check_data"]:
+        assert sentence in collect_tiny(tmp_path, *arguments).refused
+        return
+    code, _, errors = collect(tmp_path, *arguments)
+    assert code == 2
+    assert errors.startswith(f"infoscope: {sentence}")
+    assert all(line.startswith("infoscope: ") for line in errors.splitlines())
+    assert not (tmp_path / "collected").exists()
+
+
+# -- what a job has left -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return finish_tiny_run(tmp_path_factory)[0]
+
+
+@pytest.mark.parametrize(
+    ("stage", "stage_of_rows"),
+    [("train_sae", "train_sae"), ("rank", "rank"), ("score", "score"), ("outliers", "group_activation")],
+)
+def test_every_stage_has_rows(finished: Path, stage: str, stage_of_rows: str) -> None:
+    collected = collect_tiny(finished, f"stage={stage}")
+    assert collected.state == "done"
+    assert {row["seed"] for row in collected.rows} == {0}
+    assert all(str(row["artifact"]).startswith(f"{stage_of_rows}:") for row in collected.rows)
+
+
+def test_a_report_is_collected_by_variant(finished: Path) -> None:
+    collected = collect_tiny(finished)
+    assert collected.state == "done"
+    rows = {str(row["variant"]): row for row in collected.rows}
+    assert len(rows) == len(collected.rows) > 5
+    assert rows["original"]["n_removed"] == 0
+    summary = json.loads(next(finished.glob("artifacts/report/*/summary.json")).read_text())
+    assert rows["original"]["n_scored"] == summary["scope"][0]["n_scored"]
+    for name, row in rows.items():
+        folder = next(finished.glob(f"artifacts/probe/*-{str(row['artifact']).removeprefix('probe:')}"))
+        metrics = json.loads((folder / "result.json").read_text())["metrics"]
+        assert row["segmentation/miou"] == metrics["segmentation"]["miou"], name
+
+
+@pytest.mark.parametrize("gone", ["report", "probe", "confounds", "scenes"])
+def test_a_report_that_lacks_something_is_missing_and_nothing_is_built(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gone: str
+) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("probes were to be trained")
+
+    monkeypatch.setattr(stages, "build_probes", refuse)  # it works before it asks the store
+    output_dir = copy_run(finished, tmp_path / "run", but=(gone,))
+    before = sorted(output_dir.rglob("*"))
+    collected = collect_tiny(output_dir)
+    assert sorted(output_dir.rglob("*")) == before
+    assert collected.missing is not None
+    assert collected.missing.stage == gone
+    assert bool(collected.rows) == (gone in ("report", "confounds"))
+
+
+def test_seeds_that_are_whole_are_kept(finished: Path) -> None:
+    collected = collect_tiny(finished, "stage=score", "seeds=[7,0]")
+    assert collected.state.startswith("missing at train_sae (planted_registers-topk-seed7-")
+    assert [row["seed"] for row in collected.rows] == [0]
+
+
+def test_an_experiment_of_what_exists_builds_nothing(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output_dir = copy_run(finished, tmp_path / "run")
+    experiment = load_experiment("gamma_sweep").EXPERIMENT
+    before = sorted((output_dir / "artifacts").rglob("*"))
+    overrides = make_overrides(output_dir, "partition.gamma=0.1,0.12", "stage=probe")
+    assert main(experiment, [*overrides, "build=false"]) == 0
+    assert sorted((output_dir / "artifacts").rglob("*")) == before
+    rows = read_rows(output_dir / "experiments" / "gamma_sweep" / "removal.csv")
+    assert {float(row["gamma"]) for row in rows if row["gamma"]} == {0.1}
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    assert "missing (partition.gamma=0.12): probe/" in printed.out
+    assert "1 of 2 configurations are missing; this makes them:" in printed.out
+    (command,) = [line.strip() for line in printed.out.splitlines() if line.startswith("    infoscope ")]
+    assert {"partition.gamma=0.12", "stage=probe", f"output_dir={output_dir}"} <= set(shlex.split(command))
