@@ -75,7 +75,7 @@ def test_predictions_are_a_report_of_their_own(tmp_path: Path, monkeypatch: pyte
     assert set(other.stages("built")) == {"predict", "report"}
     collected = collect_tiny(tmp_path, *SHIPPED, "stage=predict")
     assert collected.state == "done"
-    assert {"original", "error_preserving/high"} <= {row["variant"] for row in collected.rows}
+    assert {"original", "group", "control"} <= {row["role"] for row in collected.rows}
     assert all(str(row["artifact"]).startswith("predict:") for row in collected.rows)
     assert collect_tiny(tmp_path, *SHIPPED, "stage=predict", "predict.seed=1").state.startswith("missing at predict")
 
