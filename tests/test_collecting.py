@@ -72,9 +72,9 @@ def swept(finished_sweep: Path, tmp_path: Path) -> Path:
 def collect(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
     """Run stage=collect and return its exit code, what it printed, and what it said on stderr."""
 
-    def run(output_dir: Path, *overrides: str) -> tuple[int, str, str]:
+    def run(output_dir: Path, *overrides: str, logger: str = "none") -> tuple[int, str, str]:
         capsys.readouterr()
-        code = run_infoscope("stage=collect", f"output_dir={output_dir}", *overrides)
+        code = run_infoscope("stage=collect", f"output_dir={output_dir}", f"logger={logger}", *overrides)
         captured = capsys.readouterr()
         return code, captured.out, captured.err
 
@@ -177,6 +177,24 @@ def test_the_table_holds_what_the_artifacts_hold(swept: Path, collect: Callable[
     assert len([line for line in page if "score:" in line]) == 2
     assert printed.count("is refused: Expected scope.k_max to be at least scope.k_cds (9), got 3") == 2
     assert " is missing" not in printed
+
+
+def test_a_sweep_is_summed_up_in_one_run_of_the_logger(swept: Path, collect: Callable[..., Any]) -> None:
+    for _ in range(2):
+        assert collect(swept, logger="csv")[0] == 0
+    (sweep,) = (swept / "sweeps").iterdir()
+    (table,) = swept.rglob("csv/**/jobs.csv")
+    assert sweep.name in str(table)
+    rows = read_rows(table)
+    assert [(row["job"], row["scope.k_cds"], row["state"]) for row in rows] == [
+        ("0", "2", "done"),
+        ("1", "2", "done"),
+        ("2", "9", "refused"),
+        ("3", "9", "refused"),
+    ]
+    numbers = (table.parent / "metrics.csv").read_text()
+    assert "n_done,2" in numbers
+    assert "n_refused,2" in numbers
 
 
 def test_the_command_of_a_missing_job_makes_it(swept: Path, collect: Callable[..., Any]) -> None:

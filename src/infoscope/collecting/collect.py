@@ -12,12 +12,14 @@ from infoscope.artifacts import compute_hash
 from infoscope.collecting.jobs import CollectedJob, read_jobs
 from infoscope.collecting.opening import Opener
 from infoscope.collecting.table import list_rows, make_jobs_table, save_rows
-from infoscope.config import Config
+from infoscope.config import Config, to_tree
 from infoscope.errors import InputError, explain_write_error
 from infoscope.job import Job
 from infoscope.progress import Display
 from infoscope.quiet import quiet_lightning
+from infoscope.report.tables import Table
 from infoscope.sweeps import Sweep, find_sweep, make_commands, read_sweep
+from infoscope.tracking.tracker import log_summary
 
 MISSING_FILE = "missing.txt"
 N_SHOWN = 20
@@ -48,10 +50,11 @@ def collect(config: Config, job: Job | None = None, display: Display | None = No
     missing = [one for one in jobs if one.missing is not None]
     folder = output_dir / "collected" / _name_folder(sweeps)
     files = _write(jobs, sweeps, folder)
-    title = f"{len(jobs)} jobs of {', '.join(sweep.folder.name for sweep in sweeps)}"
-    _print(jobs, make_commands_for(sweeps, missing), title, display.console)
+    table = make_jobs_table(jobs, f"{len(jobs)} jobs of {', '.join(sweep.folder.name for sweep in sweeps)}")
+    _print(jobs, make_commands_for(sweeps, missing), table, display.console)
     for file in files:
         display.console.print(Text(f"wrote {file}"), soft_wrap=True)
+    _log(config, jobs, table, folder.name, display)
     if missing and config.collect.require_all:
         raise InputError(
             f"{len(missing)} of {len(jobs)} jobs are missing: run the command above, listed in"
@@ -97,8 +100,18 @@ def _write(jobs: Sequence[CollectedJob], sweeps: Sequence[Sweep], folder: Path) 
     return [*files, folder / MISSING_FILE]
 
 
-def _print(jobs: Sequence[CollectedJob], all_missing: Sequence[str], title: str, console: Console) -> None:
-    table = make_jobs_table(jobs, title)
+def _log(config: Config, jobs: Sequence[CollectedJob], table: Table, name: str, display: Display) -> None:
+    """Sum the sweep up in a run of its own."""
+    records = table.records()
+    n_missing, n_refused = (sum(one.state.startswith(word) for one in jobs) for word in ("missing", "refused"))
+    counts = {"jobs": len(jobs), "missing": n_missing, "refused": n_refused}
+    counts["done"] = len(jobs) - n_missing - n_refused
+    columns, rows = list(records[0]) if records else [], [list(record.values()) for record in records]
+    group = config.logger.group or name
+    log_summary(config.logger, group, to_tree(config), Path(config.output_dir), columns, rows, counts, display.say)
+
+
+def _print(jobs: Sequence[CollectedJob], all_missing: Sequence[str], table: Table, console: Console) -> None:
     if console.is_terminal:
         table.print(console)
     else:  # a log has any width

@@ -13,7 +13,7 @@ from infoscope.progress import Display
 from infoscope.read_only import ReadOnlyStore
 from infoscope.report.tables import Value
 from infoscope.reporting import describe_rule
-from infoscope.tracking import LoggerKind
+from infoscope.tracking.config import LoggerKind
 
 
 class Opener:

@@ -124,16 +124,6 @@ def save_rows(rows: Sequence[Row], folder: Path) -> list[Path]:
     return list(paths.values())
 
 
-def list_records(jobs: Sequence[CollectedJob]) -> tuple[list[str], list[list[Value]]]:
-    """Return the columns and the rows of a table of all jobs, those that are missing included, for a tracker."""
-    rows: list[Row] = []
-    for job in jobs:
-        named: Row = {"sweep": job.sweep.folder.name, "job": job.job.number, "state": job.state}
-        rows += [{**named, **row} for row in job.rows] or [{**named, "overrides": " ".join(job.job.overrides)}]
-    keys = list(dict.fromkeys(key for row in rows for key in row))
-    return keys, [[row.get(key) for key in keys] for row in rows]
-
-
 def _tell(value: Value) -> Value:
     """A switch is written as on the command line."""
     return str(value).lower() if isinstance(value, bool) else value
