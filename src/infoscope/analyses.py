@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from infoscope import world
 from infoscope.artifacts import Artifact, Spec, Workspace
 from infoscope.config import Stage, to_tree
 from infoscope.encoding import TOKEN_BATCH_IMAGES
@@ -88,11 +89,14 @@ class Analyses(Stages):
                 groups["unscored"] = partition.unscored
             threshold = TokenOutliers.load(outliers.folder).norms.threshold
             with self.display.bar(f"groups on outlier tokens, seed {seed}") as advance:
-                compute_group_activation(
-                    self.load_sae(sae), self.open_tokens("train"), groups, threshold, progress=advance
-                ).save(work.folder)
+                found = compute_group_activation(
+                    self.load_sae(sae), self.open_tokens("train"), groups, threshold, advance, work.progress
+                )
+            if world.current().rank == 0:
+                found.save(work.folder)
 
-        return self.get(Spec("group_activation", self.sae_name(seed), key), build, sae=sae, tokens=tokens)
+        spec = Spec("group_activation", self.sae_name(seed), key)
+        return self.get(spec, build, shared=True, sae=sae, tokens=tokens)
 
     def outlier_section(self) -> ReportSection:
         """What outlier tokens do."""
@@ -109,15 +113,18 @@ class Analyses(Stages):
 
         def build(work: Workspace) -> None:
             with self.display.bar(f"confounds, seed {seed}", self.n_images("train")) as advance:
-                compute_confounds(
+                found = compute_confounds(
                     self.load_sae(sae),
                     self.open_tokens("train"),
                     images,
                     k_top,
                     progress=lambda done: advance(done, None),
-                ).save(work.folder)
+                    progress_folder=work.progress,
+                )
+            if world.current().rank == 0:
+                found.save(work.folder)
 
-        return self.get(Spec("confounds", self.sae_name(seed), key), build, sae=sae, tokens=tokens)
+        return self.get(Spec("confounds", self.sae_name(seed), key), build, shared=True, sae=sae, tokens=tokens)
 
     def confound_section(self, scopes: Sequence[ScopeResult], results: Sequence[Mapping[str, Any]]) -> ReportSection:
         """What else the scores may measure."""
@@ -139,9 +146,11 @@ class Analyses(Stages):
 
         def build(work: Workspace) -> None:
             with self.display.bar("embedding class names", len(prompts.class_names)) as advance:
-                make_zero_shot_head(self.backbone, prompts, advance).save(work.folder)
+                head = make_zero_shot_head(self.backbone, prompts, advance, work.progress)
+            if world.current().rank == 0:
+                head.save(work.folder)
 
-        return self.get(Spec("zero_shot_head", self.config.model.name, key), build)
+        return self.get(Spec("zero_shot_head", self.config.model.name, key), build, shared=True)
 
     def predict(self, seed: int) -> Artifact:
         """Let the model's own zero-shot head predict under each removal and control."""
@@ -175,11 +184,13 @@ class Analyses(Stages):
                     config.predict,
                     self.prompts.labels,
                     lambda what, done, of: advance(done, of),
+                    work.progress,
                 )
-                found.save(work.folder)
+                if world.current().rank == 0:
+                    found.save(work.folder)
                 tracker.log({name: value for name, value in found.metrics(0).items() if value is not None})
 
-        return self.get(Spec("predict", self.sae_name(seed), key), build, sae=sae, tokens=test, head=head)
+        return self.get(Spec("predict", self.sae_name(seed), key), build, shared=True, sae=sae, tokens=test, head=head)
 
     def prediction_section(self) -> ReportSection:
         """What the model predicts without a group of features."""

@@ -14,12 +14,13 @@ from infoscope.data.scene_factors import GLOBAL_FACTORS
 from infoscope.errors import InputError
 from infoscope.sae.activations import ReLU
 from infoscope.sae.model import SparseAutoencoder
+from infoscope.scope import confound_meters
 from infoscope.scope import confounds as confounds_module
+from infoscope.scope.confound_meters import compute_epsilon_squared
 from infoscope.scope.confounds import (
     ConfoundResult,
     LatentProperties,
     compute_confounds,
-    compute_epsilon_squared,
     compute_latent_properties,
     compute_patch_labels,
 )
@@ -223,7 +224,7 @@ class TestProperties:
         assert np.isnan([found.support[DEAD], found.participation[DEAD]]).all()
 
     def test_the_batch_size_changes_nothing(self, monkeypatch, cache, result):
-        monkeypatch.setattr(confounds_module, "MAX_LATENT_VALUES", 1)  # image by image
+        monkeypatch.setattr(confound_meters, "MAX_LATENT_VALUES", 1)  # image by image
         found = compute_latent_properties(make_identity_sae(), cache, k_top=4)
         for name in vars(found):
             np.testing.assert_allclose(getattr(found, name), getattr(result.properties, name), rtol=1e-6)

@@ -10,6 +10,7 @@ from jaxtyping import Bool
 
 from infoscope.predictions.inputs import PredictInputs, TokenEditor
 from infoscope.predictions.zero_shot import ZeroShotHead
+from infoscope.resume import Part
 from infoscope.sae.edit import EditMode
 from infoscope.vision.backbone import Tokens
 
@@ -34,6 +35,18 @@ class Explanation(NamedTuple):
     rival: int
     drop: float
     features: tuple[ResponsibleFeature, ...]
+
+    def to_part(self) -> Part:
+        """Return it as tensors, for `from_part`."""
+        numbers = torch.tensor([self.rival, self.drop, *(drop for _, drop in self.features)], dtype=torch.float64)
+        return {"numbers": numbers, "latents": torch.tensor([one.latent for one in self.features], dtype=torch.int64)}
+
+    @classmethod
+    def from_part(cls, part: Part) -> Explanation:
+        """Return what `to_part` was of."""
+        rival, drop, *drops = part["numbers"].tolist()
+        features = zip(part["latents"].tolist(), drops, strict=True)
+        return cls(int(rival), drop, tuple(ResponsibleFeature(*one) for one in features))
 
 
 @torch.no_grad()

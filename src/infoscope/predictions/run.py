@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,14 +16,18 @@ from infoscope.errors import InputError
 from infoscope.predictions.config import PredictConfig
 from infoscope.predictions.inputs import PredictInputs, TokenEditor
 from infoscope.predictions.metrics import compute_entropy, compute_total_variation
-from infoscope.predictions.responsible import explain_change
+from infoscope.predictions.responsible import Explanation, explain_change
 from infoscope.predictions.results import ChangedImage, PredictionResult
 from infoscope.predictions.zero_shot import ZeroShotHead
 from infoscope.probes.inputs import Progress, choose_rows
 from infoscope.probes.results import describe_variant
 from infoscope.probes.variants import Role, Variant
+from infoscope.resume import Part, compute_parts, cut
 from infoscope.sae.edit import EditMode
+from infoscope.vision.backbone import Tokens
 
+PART_IMAGES = 2**8
+"""Images in a part: fewer than in other passes, for each goes through the remaining blocks once per variant."""
 _PER_IMAGE = {
     "predicted": np.int16,
     "max_prob": np.float32,
@@ -40,12 +45,14 @@ def run_predictions(
     config: PredictConfig,
     labels: Int64[np.ndarray, " n_all_images"] | None = None,
     progress: Progress | None = None,
+    progress_folder: Path | None = None,
 ) -> PredictionResult:
     """Return the predictions of every variant; variants with equal tokens are computed once.
 
     Args:
         variants: as `make_variants` gives them, the original tokens first.
         labels: of every image of the test set; None without ground truth.
+        progress_folder: see `compute_parts`.
 
     Raises:
         InputError: no test image, NaN or Inf in a prediction.
@@ -57,28 +64,26 @@ def run_predictions(
     keys = [variant.key() for variant in variants]
     unique = {key: keys.index(key) for key in keys}
     removed = {place: torch.from_numpy(variants[place].removed).to(inputs.device) for place in unique.values()}
+    parts = cut(len(rows), PART_IMAGES)
+
+    def predict(number: int) -> Part:
+        """Return what is kept of each image [n_unique, n_part], in the order of `removed`."""
+        found: dict[str, list[Tensor]] = {name: [] for name in _PER_IMAGE}
+        n_done = parts[number].start
+        for batch, tokens in inputs.iterate(rows[parts[number]], config.batch_images):
+            measured = _predict_batch(variants, removed, inputs, head, tokens)
+            for name, values in measured.items():
+                found[name].append(values.cpu())
+            n_done += len(batch)
+            if progress:
+                progress("predictions", n_done, len(rows))
+        return {name: torch.cat(values, dim=1) for name, values in found.items()}
+
     arrays = {name: np.zeros((len(variants), len(rows)), dtype) for name, dtype in _PER_IMAGE.items()}
-    n_done = 0
-    for batch, tokens in inputs.iterate(rows, config.batch_images):
-        part = slice(n_done, n_done + len(batch))
-        n_done = part.stop
-        editor = TokenEditor(inputs, tokens)
-        original: Tensor | None = None
-        for place, members in removed.items():
-            edited = editor.edit(members, variants[place].mode)
-            log_p = head.log_probabilities(inputs.backbone.embed_tokens(edited, inputs.layer))
-            if not torch.isfinite(log_p).all():
-                raise InputError(
-                    f"The predictions of {variants[place].name} hold NaN or Inf: check the SAE and the tokens it was"
-                    " trained on."
-                )
-            original = log_p if original is None else original  # the first one is
-            for name, values in _measure(log_p, original).items():
-                arrays[name][place, part] = values.cpu().numpy()
-        if progress:
-            progress("predictions", part.stop, len(rows))
-    for values in arrays.values():
-        values[:] = values[[unique[key] for key in keys]]
+    places = [list(removed).index(unique[key]) for key in keys]
+    for some, part in zip(parts, compute_parts(len(parts), predict, progress_folder, "predicted"), strict=True):
+        for name, values in arrays.items():
+            values[:, some] = part[name].numpy()[places]
     image_index = np.asarray(inputs.tokens.image_index[rows], dtype=np.int64)
     result = PredictionResult(
         tuple(describe_variant(variant, math.nan, math.nan) for variant in variants),
@@ -92,8 +97,31 @@ def run_predictions(
         original_prob=arrays["original_prob"],
         total_variation=arrays["total_variation"],
     )
-    changed = _explain_changes(variants, inputs, head, config, rows, result, progress)
+    changed = _explain_changes(variants, inputs, head, config, rows, result, progress, progress_folder)
     return replace(result, changed=changed)
+
+
+def _predict_batch(
+    variants: Sequence[Variant],
+    removed: Mapping[int, Tensor],
+    inputs: PredictInputs,
+    head: ZeroShotHead,
+    tokens: Tokens,
+) -> dict[str, Tensor]:
+    """Return what is kept of each image of a batch [n_removed, batch]; the first that is removed is nothing."""
+    editor = TokenEditor(inputs, tokens)
+    found, original = [], None
+    for place, members in removed.items():
+        edited = editor.edit(members, variants[place].mode)
+        log_p = head.log_probabilities(inputs.backbone.embed_tokens(edited, inputs.layer))
+        if not torch.isfinite(log_p).all():
+            raise InputError(
+                f"The predictions of {variants[place].name} hold NaN or Inf: check the SAE and the tokens it was"
+                " trained on."
+            )
+        original = log_p if original is None else original
+        found.append(_measure(log_p, original))
+    return {name: torch.stack([measured[name] for measured in found]) for name in _PER_IMAGE}
 
 
 def _measure(log_p: Tensor, original: Tensor) -> dict[str, Tensor]:
@@ -116,6 +144,7 @@ def _explain_changes(
     rows: Int[np.ndarray, " n_images"],
     result: PredictionResult,
     progress: Progress | None,
+    progress_folder: Path | None,
 ) -> tuple[ChangedImage, ...]:
     """Return, for each group, the images whose original class loses most probability; images that lose none are out."""
     wanted = []
@@ -124,18 +153,25 @@ def _explain_changes(
             fall = result.original_prob[0] - result.original_prob[place]
             order = np.argsort(-fall, kind="stable")[: config.n_shown]
             wanted += [(place, int(i)) for i in order if fall[i] > 0]
+
+    def explain(number: int) -> Part:
+        place, i = wanted[number]
+        row, removed, old_class = int(rows[i]), variants[place].removed, int(result.predicted[0, i])
+        why = explain_change(inputs, head, row, removed, old_class, config.n_candidates, config.batch_images)
+        if progress:
+            progress("responsible features", number + 1, len(wanted))
+        return why.to_part()
+
     changed = []
-    for number, (place, i) in enumerate(wanted):
-        variant, old_class = variants[place], int(result.predicted[0, i])
-        why = explain_change(
-            inputs, head, int(rows[i]), variant.removed, old_class, config.n_candidates, config.batch_images
-        )
+    found = compute_parts(len(wanted), explain, progress_folder, "explained")
+    for (place, i), part in zip(wanted, found, strict=True):
+        variant, why = variants[place], Explanation.from_part(part)
         changed.append(
             ChangedImage(
                 group=str(variant.group),
                 image_index=int(result.image_index[i]),
                 label=int(result.labels[i]) if result.has_labels else None,
-                old_class=old_class,
+                old_class=int(result.predicted[0, i]),
                 new_class=int(result.predicted[place, i]),
                 old_prob=float(result.original_prob[0, i]),
                 old_prob_after=float(result.original_prob[place, i]),
@@ -145,6 +181,4 @@ def _explain_changes(
                 features=why.features,
             )
         )
-        if progress:
-            progress("responsible features", number + 1, len(wanted))
     return tuple(changed)

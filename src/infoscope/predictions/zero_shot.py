@@ -16,10 +16,11 @@ from torch import Tensor
 
 from infoscope.errors import InputError
 from infoscope.predictions.prompts import Prompts
+from infoscope.resume import Part, compute_parts, cut
 from infoscope.vision.backbone import Backbone
 
 _HEAD_ARRAYS, _HEAD_NAMES = "zero_shot.npz", "zero_shot.json"
-_CLASSES_PER_CALL = 16
+CLASSES_PER_CALL = 16
 
 
 @dataclass(frozen=True)
@@ -67,22 +68,29 @@ class ZeroShotHead:
 
 @torch.inference_mode()
 def make_zero_shot_head(
-    backbone: Backbone, prompts: Prompts, progress: Callable[[int, int], None] | None = None
+    backbone: Backbone,
+    prompts: Prompts,
+    progress: Callable[[int, int], None] | None = None,
+    progress_folder: Path | None = None,
 ) -> ZeroShotHead:
     """Return the head of a CLIP for these classes: all sentences of a class embedded, averaged, set to unit norm.
 
     Args:
         progress: called with (classes done, all classes); ImageNet's 80,000 sentences take a while.
+        progress_folder: see `compute_parts`.
 
     Raises:
         InputError: a model without a text tower, or words that its tokenizer does not know.
     """
     n_classes, n_templates = len(prompts.class_names), len(prompts.templates)
-    scale, weights = backbone.logit_scale, []
-    for start in range(0, n_classes, _CLASSES_PER_CALL):
-        classes = range(start, min(start + _CLASSES_PER_CALL, n_classes))
+    scale, parts = backbone.logit_scale, cut(n_classes, CLASSES_PER_CALL)
+
+    def embed(number: int) -> Part:
+        classes = range(n_classes)[parts[number]]
         embedded = backbone.embed_texts([text for index in classes for text in prompts.texts(index)])
-        weights.append(F.normalize(embedded.unflatten(0, (len(classes), n_templates)).mean(1), dim=-1))
         if progress:
             progress(classes.stop, n_classes)
-    return ZeroShotHead(prompts.class_names, torch.cat(weights).cpu(), scale)
+        return {"weights": F.normalize(embedded.unflatten(0, (len(classes), n_templates)).mean(1), dim=-1)}
+
+    weights = [part["weights"] for part in compute_parts(len(parts), embed, progress_folder, "classes")]
+    return ZeroShotHead(prompts.class_names, torch.cat(weights), scale)

@@ -20,7 +20,7 @@ everywhere scores near 0 by definition, whatever it knows: diffuse known-global 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -32,9 +32,18 @@ from torch import Tensor
 from infoscope.data.images import ImageSet, LabelledImages, Truth
 from infoscope.data.scene_factors import GLOBAL_FACTORS
 from infoscope.errors import InputError
-from infoscope.sae.activations import SparseActs
+from infoscope.resume import Part, compute_parts, cut_images
 from infoscope.sae.model import SparseAutoencoder
-from infoscope.scope.ranking import MAX_LATENT_VALUES, TopImages
+from infoscope.scope.confound_meters import (
+    IGNORE_LABEL,
+    FactorMeter,
+    ImageActs,
+    LabelMeter,
+    Meter,
+    PropertyMeter,
+    iterate_acts,
+)
+from infoscope.scope.ranking import TopImages
 from infoscope.vision.token_source import TokenSource
 
 IMAGE_CUTS, LABEL_CUTS = (0.06, 0.14), (0.01, 0.06)
@@ -47,7 +56,6 @@ MIN_IMAGES = 20
 """Four images for each value of the factor with most values (place, five): with fewer, chance makes groups."""
 DIFFUSE_SUPPORT = 0.25
 """A square map on a share f of the grid can move by at most 1 - sqrt(f) of the diagonal: here, half of it is gone."""
-IGNORE_LABEL = 255
 
 
 @dataclass(frozen=True)
@@ -172,6 +180,7 @@ def compute_confounds(
     k_top: int = 8,
     batch_images: int = 64,
     progress: Callable[[int], None] | None = None,
+    progress_folder: Path | None = None,
 ) -> ConfoundResult:
     """Measure properties and effects of all latents in one pass; activations are never kept, only sums.
 
@@ -179,40 +188,82 @@ def compute_confounds(
         tokens: of the training split, from which everything is declared.
         images: the set the rows' positions refer to; without labels (photographs, None) there are no effects.
         k_top: images whose peaks `peak_top` averages.
-        progress: called with the number of images done so far.
+        progress: called with the row up to which images are done.
+        progress_folder: see `compute_parts`.
 
     Raises:
         InputError: if there are no images, or `k_top` is below 1.
     """
     if len(tokens) == 0:
         raise InputError("Expected images to measure the latents on, got none: check the data set and its split.")
-    device, n_patches = sae.W_enc.device, tokens.grid**2
-    meter = _PropertyMeter(sae.d_sae, n_patches, k_top, device)
-    factors: dict[str, _FactorMeter] = {}
-    labels: _LabelMeter | None = None
-    if isinstance(images, LabelledImages):
-        for name in (name for name in GLOBAL_FACTORS if name in images.targets):
-            values = torch.from_numpy(images.labels(name)[tokens.image_index]).to(device)
-            factors[name] = _FactorMeter(values, images.n_target_classes(name), sae.d_sae)
-        if Truth.label_maps in images.truths:
-            labels = _LabelMeter(len(images.label_names), sae.d_sae, device)
-    for rows, acts in _iterate_acts(sae, tokens, batch_images):
-        meter.update(rows, acts)
-        for factor in factors.values():
-            factor.update(rows, acts.sums / n_patches)
-        if labels is not None:
-            assert isinstance(images, LabelledImages)
-            maps = [compute_patch_labels(images.label_map(int(i)), tokens.grid) for i in tokens.image_index[rows]]
-            labels.update(torch.from_numpy(np.stack(maps)).to(device), acts)
-        if progress is not None:
-            progress(rows.stop)
+    parts, device = cut_images(len(tokens)), sae.W_enc.device
+    known = TopImages(sae.d_sae, k_top, device)  # of the parts of this process: a floor for the next ones
+
+    def measure(number: int) -> Part:
+        meters = _Meters(sae.d_sae, tokens, images, k_top, device, known.values[:, -1].clone())
+        for rows, acts in iterate_acts(sae, tokens, parts[number], batch_images):
+            meters.update(rows, acts)
+            if progress is not None:
+                progress(rows.stop)
+        known.add(meters.properties.to_part())
+        return meters.to_part()
+
+    joined = _Meters(sae.d_sae, tokens, images, k_top, "cpu")
+    for part in compute_parts(len(parts), measure, progress_folder, "confounds"):
+        joined.add(part)
     return ConfoundResult(
-        meter.compute(),
+        LatentProperties(**joined.properties.compute()),
         len(tokens),
         k_top,
-        {name: factor.compute() for name, factor in factors.items()},
-        None if labels is None else labels.compute(),
+        {name: factor.compute() for name, factor in joined.factors.items()},
+        None if joined.labels is None else joined.labels.compute(),
     )
+
+
+class _Meters:
+    """Everything that is measured on some images of a split."""
+
+    def __init__(
+        self,
+        d_sae: int,
+        tokens: TokenSource,
+        images: ImageSet | None,
+        k_top: int,
+        device: torch.device | str,
+        floor: Float[Tensor, " d_sae"] | None = None,
+    ) -> None:
+        self.tokens, self.images, self.device = tokens, images, device
+        self.properties = PropertyMeter(d_sae, tokens.grid**2, k_top, device, floor)
+        self.factors: dict[str, FactorMeter] = {}
+        self.labels: LabelMeter | None = None
+        if isinstance(images, LabelledImages):
+            for name in (name for name in GLOBAL_FACTORS if name in images.targets):
+                values = torch.from_numpy(images.labels(name)[tokens.image_index]).to(device)
+                self.factors[name] = FactorMeter(values, images.n_target_classes(name), d_sae)
+            if Truth.label_maps in images.truths:
+                self.labels = LabelMeter(len(images.label_names), d_sae, device)
+
+    def update(self, rows: slice, acts: ImageActs) -> None:
+        self.properties.update(rows, acts)
+        for factor in self.factors.values():
+            factor.update(rows, acts.sums / self.tokens.grid**2)
+        if self.labels is not None:
+            assert isinstance(self.images, LabelledImages)
+            index, grid = self.tokens.image_index[rows], self.tokens.grid
+            maps = [compute_patch_labels(self.images.label_map(int(i)), grid) for i in index]
+            self.labels.update(torch.from_numpy(np.stack(maps)).to(self.device), acts)
+
+    @property
+    def _by_name(self) -> dict[str, Meter]:
+        labels = {} if self.labels is None else {"labels": self.labels}
+        return {"properties": self.properties, **labels, **{f"of_{name}": of for name, of in self.factors.items()}}
+
+    def to_part(self) -> Part:
+        return {f"{of}/{name}": sums for of, meter in self._by_name.items() for name, sums in meter.to_part().items()}
+
+    def add(self, part: Part) -> None:
+        for of, meter in self._by_name.items():
+            meter.add({name.removeprefix(f"{of}/"): sums for name, sums in part.items() if name.startswith(f"{of}/")})
 
 
 def compute_patch_labels(label_map: UInt8[np.ndarray, "height width"], grid: int) -> Int[np.ndarray, " n_patches"]:
@@ -227,143 +278,3 @@ def compute_patch_labels(label_map: UInt8[np.ndarray, "height width"], grid: int
     votes = np.bincount((patch * 256 + label_map).ravel(), minlength=grid**2 * 256).reshape(-1, 256)
     labels = votes[:, :IGNORE_LABEL].argmax(axis=1)
     return np.where(votes[:, :IGNORE_LABEL].any(axis=1), labels, IGNORE_LABEL)
-
-
-def compute_epsilon_squared(
-    n: Float[Tensor, " n_groups"],
-    sums: Float[Tensor, "n_groups d_sae"],
-    ss_total: Float[Tensor, " d_sae"],
-    df_total: float,
-) -> Float[np.ndarray, " d_sae"]:
-    """Return the share of variance between groups, corrected for chance: (SSB - df_between MSW) / SST.
-
-    It equals 1 - (1 - eta^2) df_total / df_within. NaN where nothing varies, with fewer than two groups that have
-    members, or with no degree of freedom left within groups.
-
-    Args:
-        n: observations in each group; groups without members do not count.
-        sums: of the observations in each group.
-        ss_total: sum of squared deviations from the mean.
-        df_total: its degrees of freedom.
-    """
-    n, sums = n[n > 0], sums[n > 0]
-    df_within = df_total - (len(n) - 1)
-    if len(n) < 2 or df_within <= 0:
-        return np.full(len(ss_total), np.nan)
-    ss_between = (sums**2 / n[:, None]).sum(0) - sums.sum(0) ** 2 / n.sum()
-    eta_squared = torch.where(ss_total > 0, ss_between / ss_total, torch.nan)
-    return (1 - (1 - eta_squared.clamp(0, 1)) * df_total / df_within).cpu().numpy()
-
-
-class _ImageActs:
-    """The activations of some whole images as entries, gathered per image and latent, in float64."""
-
-    def __init__(self, acts: SparseActs, n_images: int, d_sae: int) -> None:
-        self.n_images, self.d_sae = n_images, d_sae
-        self.latents = acts.indices.reshape(n_images, -1, acts.indices.shape[-1])
-        self.values = acts.values.double().reshape(self.latents.shape)
-        images = torch.arange(n_images, device=self.latents.device)[:, None, None]
-        self._cells = (images * d_sae + self.latents).flatten()
-        self.sums, self.squares = self.gather(self.values), self.gather(self.values**2)
-        self.counts = self.gather((self.values > 0).double())
-
-    def gather(self, entries: Float[Tensor, "n_images n_patches k"]) -> Float[Tensor, "n_images d_sae"]:
-        """Sum entries over the patches of each image."""
-        return self._empty().index_add_(0, self._cells, entries.flatten()).view(-1, self.d_sae)
-
-    def peaks(self) -> Float[Tensor, "n_images d_sae"]:
-        """The largest activation in each image."""
-        return self._empty().scatter_reduce_(0, self._cells, self.values.flatten(), "amax").view(-1, self.d_sae)
-
-    def _empty(self) -> Tensor:
-        return self.values.new_zeros(self.n_images * self.d_sae)
-
-
-def _iterate_acts(sae: SparseAutoencoder, tokens: TokenSource, batch_images: int) -> Iterator[tuple[slice, _ImageActs]]:
-    """Put all images through the SAE a few at a time, so that pre-activations stay within bounds."""
-    n_at_once = min(batch_images, max(1, MAX_LATENT_VALUES // (tokens.grid**2 * sae.d_sae)))
-    for batch, read in tokens.iterate(np.arange(len(tokens)), n_at_once):
-        patches, rows = read.patches.to(sae.W_enc.device), slice(int(batch[0]), int(batch[-1]) + 1)
-        yield rows, _ImageActs(sae.encode_sparse(patches.flatten(0, 1)), len(patches), sae.d_sae)
-
-
-class _PropertyMeter:
-    """Sums from which `LatentProperties` follow."""
-
-    def __init__(self, d_sae: int, n_patches: int, k_top: int, device: torch.device) -> None:
-        self.n_patches, self.n_images = n_patches, 0
-        self.top = TopImages(d_sae, k_top, device)
-        new = {"dtype": torch.float64, "device": device}
-        self.n_tokens_on, self.n_images_on, self.participation = (torch.zeros(d_sae, **new) for _ in range(3))
-
-    def update(self, rows: slice, acts: _ImageActs) -> None:
-        self.n_images += acts.n_images
-        self.n_tokens_on += acts.counts.sum(0)
-        self.n_images_on += (acts.counts > 0).sum(0)
-        self.participation += torch.where(acts.counts > 0, acts.sums**2 / acts.squares, 0.0).sum(0)
-        self.top.update(torch.arange(rows.start, rows.stop), acts.peaks().float())
-
-    def compute(self) -> LatentProperties:
-        best, on = self.top.values, self.n_images_on * self.n_patches
-        columns = {
-            "firing_rate": self.n_tokens_on / (self.n_images * self.n_patches),
-            "image_rate": self.n_images_on / self.n_images,
-            "peak": best[:, 0],
-            "peak_top": best.sum(1) / (best > 0).sum(1).clamp(min=1),
-            "support": self.n_tokens_on / on,  # 0 / 0 is NaN: it never fires
-            "participation": self.participation / on,
-        }
-        return LatentProperties(**{name: column.double().cpu().numpy() for name, column in columns.items()})
-
-
-class _FactorMeter:
-    """Sums of the image means by the values of one global factor; `values` has one entry per row of the tokens."""
-
-    def __init__(self, values: Int[Tensor, " n_images"], n_values: int, d_sae: int) -> None:
-        self.values = values
-        new = {"dtype": torch.float64, "device": values.device}
-        self.n, self.sums = torch.zeros(n_values, **new), torch.zeros(n_values, d_sae, **new)
-        self.squares = torch.zeros(d_sae, **new)
-
-    def update(self, rows: slice, means: Float[Tensor, "batch d_sae"]) -> None:
-        values = self.values[rows]
-        self.n.index_add_(0, values, torch.ones_like(values, dtype=self.n.dtype))
-        self.sums.index_add_(0, values, means)
-        self.squares += (means**2).sum(0)
-
-    def compute(self) -> Float[np.ndarray, " d_sae"]:
-        n = self.n.sum()
-        ss_total = self.squares - self.sums.sum(0) ** 2 / n
-        ss_total[ss_total <= 1e-12 * self.squares] = 0  # what rounding leaves of a constant
-        return compute_epsilon_squared(self.n, self.sums, ss_total, float(n) - 1)
-
-
-class _LabelMeter:
-    """Sums, by the label of the patch, of its deviation from the mean over the image's labelled patches."""
-
-    def __init__(self, n_labels: int, d_sae: int, device: torch.device) -> None:
-        new = {"dtype": torch.float64, "device": device}
-        self.n, self.sums = torch.zeros(n_labels, **new), torch.zeros(n_labels * d_sae, **new)
-        self.squares, self.ss_total = torch.zeros(d_sae, **new), torch.zeros(d_sae, **new)
-        self.n_images, self.d_sae = 0, d_sae
-
-    def update(self, labels: Int[Tensor, "batch n_patches"], acts: _ImageActs) -> None:
-        known = labels != IGNORE_LABEL
-        n_of_label = torch.stack([(labels == label).sum(1) for label in range(len(self.n))], dim=1).double()
-        n_known = n_of_label.sum(1, keepdim=True)
-        self.n += n_of_label.sum(0)
-        self.n_images += int((n_known > 0).sum())
-
-        values = acts.values * known[:, :, None]
-        squares = acts.gather(values**2)
-        means = acts.gather(values) / n_known.clamp(min=1)
-        self.squares += squares.sum(0)
-        self.ss_total += (squares - n_known * means**2).sum(0)
-        cells = (labels * known)[:, :, None] * self.d_sae + acts.latents  # an ignored patch adds 0, anywhere
-        self.sums.index_add_(0, cells.flatten(), values.flatten())
-        self.sums -= (n_of_label.T @ means).flatten()
-
-    def compute(self) -> Float[np.ndarray, " d_sae"]:
-        ss_total = torch.where(self.ss_total <= 1e-12 * self.squares, 0.0, self.ss_total)
-        df_total = float(self.n.sum()) - self.n_images  # each image's mean takes one
-        return compute_epsilon_squared(self.n, self.sums.view(-1, self.d_sae), ss_total, df_total)

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 
+from infoscope.resume import Part, compute_parts, cut_images
 from infoscope.sae.model import SparseAutoencoder, sum_decoder_rows
 from infoscope.scope.emd import ProgressHook
 from infoscope.vision.token_source import TokenSource
@@ -71,31 +72,38 @@ def compute_group_activation(
     groups: Mapping[str, Bool[np.ndarray, " d_sae"]],
     threshold: float,
     progress: ProgressHook | None = None,
+    progress_folder: Path | None = None,
 ) -> GroupActivation:
     """Average each group's summed activation over the outlier tokens and over the normal ones of a whole split.
 
     Args:
         groups: by name, masks over the latents; they may be empty, and may overlap.
         threshold: tokens of a greater raw norm are outliers.
-        progress: called with (images encoded, all images).
+        progress: called with (row up to which images are encoded, all images).
+        progress_folder: see `compute_parts`.
     """
     device = sae.W_enc.device
     everyone = np.ones(sae.d_sae, dtype=bool)
     members = torch.from_numpy(np.stack([*groups.values(), everyone], axis=1)).to(device, torch.float32)
-    is_outlier = torch.from_numpy(tokens.norms > threshold).to(device)
-    sums = torch.zeros(2, members.shape[1], dtype=torch.float64, device=device)  # normal, outlier
-    n_done = 0
-    for _, patches in tokens.batches(max(1, BATCH_TOKENS // tokens.norms.shape[1])):
-        rows = slice(n_done, n_done + len(patches))
-        acts = sae.encode_sparse(patches.flatten(0, 1).to(device))
-        by_group = sum_decoder_rows(acts, members).double()  # the sum over a group's latents, of each token
-        sums.index_add_(0, is_outlier[rows].flatten().long(), by_group)
-        n_done = rows.stop
-        if progress is not None:
-            progress(n_done, len(tokens))
-    n_outlier = int(is_outlier.sum())
-    counts = np.array([[is_outlier.numel() - n_outlier], [n_outlier]])
-    means = np.divide(sums.cpu().numpy(), counts, out=np.full(sums.shape, np.nan), where=counts > 0)
+    parts, batch_images = cut_images(len(tokens)), max(1, BATCH_TOKENS // tokens.norms.shape[1])
+
+    def add_up(number: int) -> Part:
+        sums = torch.zeros(2, members.shape[1], dtype=torch.float64, device=device)  # normal, outlier
+        for rows, read in tokens.iterate(np.arange(len(tokens))[parts[number]], batch_images):
+            acts = sae.encode_sparse(read.patches.flatten(0, 1).to(device))
+            by_group = sum_decoder_rows(acts, members).double()  # the sum over a group's latents, of each token
+            is_outlier = torch.from_numpy(tokens.norms[rows] > threshold).to(device)
+            sums.index_add_(0, is_outlier.flatten().long(), by_group)
+            if progress is not None:
+                progress(int(rows[-1]) + 1, len(tokens))
+        return {"sums": sums}
+
+    sums = np.zeros((2, members.shape[1]))
+    for part in compute_parts(len(parts), add_up, progress_folder, "sums"):
+        sums += part["sums"].numpy()
+    n_outlier = int((tokens.norms > threshold).sum())
+    counts = np.array([[tokens.norms.size - n_outlier], [n_outlier]])
+    means = np.divide(sums, counts, out=np.full(sums.shape, np.nan), where=counts > 0)
     return GroupActivation(
         names=tuple(groups),
         n_features=np.array([mask.sum() for mask in groups.values()], dtype=np.int64),

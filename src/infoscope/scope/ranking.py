@@ -131,6 +131,16 @@ class TopImages:
             k=self.values.shape[1],
         )
 
+    def to_part(self) -> Part:
+        """Return the images of the latents that reach their floor, for `add`."""
+        best = self.values[:, 0]
+        rows = ((best > 0) & (best >= self.floor)).nonzero().squeeze(1)
+        return {"rows": rows, "values": self.values[rows], "images": self.images[rows]}
+
+    def add(self, part: Part) -> None:
+        """Merge the images of a part."""
+        self.merge(part["rows"], part["values"], part["images"])
+
 
 def best_first(
     values: Float[Tensor, "rows n"], images: Int[Tensor, "rows n"], k: int
@@ -181,12 +191,8 @@ class _Running:
 
     def to_part(self) -> Part:
         """Return everything; of the latents that no image of here can be among the best of, no images."""
-        top = self.top
-        rows = ((top.values[:, 0] > 0) & (top.values[:, 0] >= top.floor)).nonzero().squeeze(1)
         return {
-            "rows": rows,
-            "values": top.values[rows],
-            "images": top.images[rows],
+            **self.top.to_part(),
             "n_firing": self.n_firing,
             "act_sum": self.act_sum,
             "counts": torch.tensor([self.n_images, self.n_tokens]),
@@ -194,7 +200,7 @@ class _Running:
 
     def add(self, part: Part) -> None:
         """Add the images of a part."""
-        self.top.merge(part["rows"], part["values"], part["images"])
+        self.top.add(part)
         self.n_firing += part["n_firing"]
         self.act_sum += part["act_sum"]
         n_images, n_tokens = part["counts"].tolist()
@@ -275,7 +281,7 @@ def rank_in_parts(
             if progress is not None:
                 progress(parts[number].start + n_images)
         part = running.to_part()
-        known.merge(part["rows"], part["values"], part["images"])
+        known.add(part)
         return part
 
     joined = _Running(sae.d_sae, k_max, "cpu")
