@@ -21,6 +21,9 @@ def work(folder: Path, fails: int | None = None) -> dict:
     """What every process does; each leaves a record of it."""
     here = world.current()
     found = {"ranks": world.gather(here.rank), "told": world.broadcast(f"by {here.rank}"), "main": world.is_main()}
+    with world.alone():
+        n_cores = world.count_cores()
+    found["cores_shared"] = world.count_cores() == max(1, n_cores // 2)
     store = Store(folder / "artifacts")
     if here.rank == fails:
         raise InputError(f"process {here.rank} cannot go on")
@@ -52,7 +55,13 @@ def test_processes_share_work_and_exchange_what_they_find(tmp_path: Path):
     Store(tmp_path / "other").get(OWN, lambda place: None)  # this process has done other things before
     with world.sharing(2, work, tmp_path):
         work(tmp_path)
-    expected = {"ranks": [0, 1], "told": "by 0", "shared": [[n, n % 2] for n in range(5)], "own": 0}
+    expected = {
+        "ranks": [0, 1],
+        "told": "by 0",
+        "shared": [[n, n % 2] for n in range(5)],
+        "own": 0,
+        "cores_shared": True,
+    }
     for rank in range(2):
         assert json.loads((tmp_path / f"{rank}.json").read_text()) == {**expected, "main": rank == 0}
     assert len(list((tmp_path / "artifacts").glob("*/*/manifest.json"))) == 3
