@@ -142,6 +142,7 @@ def test_what_was_finished_before_ctrl_c_is_written(
         ("sae.kk=3", "counting: Unknown key 'sae.kk'"),
         ("stage=report", "counting: Expected stage=score for this experiment, got report"),
         ("nonsense", "counting: "),
+        ("trainer.n_processes=2", "counting: An experiment is one process"),
         ("model=clip_b17", "counting: "),
     ],
 )

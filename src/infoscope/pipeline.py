@@ -12,7 +12,7 @@ import torch
 from infoscope import resume, world
 from infoscope.analyses import Analyses
 from infoscope.artifacts import Artifact, Spec, Workspace
-from infoscope.config import Config, Stage, to_tree
+from infoscope.config import Config, Stage, TrainerConfig, to_tree
 from infoscope.data.check import check_images
 from infoscope.errors import InputError
 from infoscope.job import Job
@@ -41,10 +41,8 @@ def run(config: Config, display: Display | None = None, job: Job | None = None) 
     Raises:
         InputError: whatever the user can mend; artifacts finished before it are kept.
     """
-    resume.SAVE_EVERY_S = config.trainer.save_every_s
     with quiet_lightning(), world.sharing(config.trainer.n_processes, run, config, None, job):
-        if config.trainer.n_threads is not None or world.current().size > 1:
-            torch.set_num_threads(config.trainer.n_threads or world.count_cores())
+        settle(config.trainer)
         if not world.is_main():
             display = Display.silent()
         display = display or Display(bars=config.trainer.progress)
@@ -53,6 +51,13 @@ def run(config: Config, display: Display | None = None, job: Job | None = None) 
             return _run_by_main(pipeline, config)
         with pipeline.tracking:
             return _run_stage(pipeline, config)
+
+
+def settle(trainer: TrainerConfig) -> None:
+    """Let this process work as it is told: with so many threads, keeping its state so often."""
+    resume.SAVE_EVERY_S = trainer.save_every_s
+    if trainer.n_threads is not None or world.current().size > 1:
+        torch.set_num_threads(trainer.n_threads or world.count_cores())
 
 
 def _run_by_main(pipeline: Pipeline, config: Config) -> None:

@@ -14,14 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic
 
-import torch
-
+from infoscope import world
 from infoscope.collecting.opening import Opener, describe_artifacts, describe_choices
 from infoscope.config import Config, Stage, compose
 from infoscope.errors import InputError, explain_write_error
 from infoscope.experiments.runs import Found, Run, Shown
 from infoscope.job import Job
-from infoscope.pipeline import Pipeline
+from infoscope.pipeline import Pipeline, settle
 from infoscope.planning import make_plan, print_plan
 from infoscope.progress import Display
 from infoscope.quiet import quiet_lightning
@@ -176,8 +175,12 @@ class Sweep:
                 f"Expected stage={' or '.join(self.experiment.stages)} for this experiment, got {config.stage.name}:"
                 " drop stage=."
             )
-        if config.trainer.n_threads is not None:
-            torch.set_num_threads(config.trainer.n_threads)
+        if config.trainer.n_processes > 1 or world.find_place() is not None:
+            raise InputError(
+                f"An experiment is one process: let several make what it reads (infoscope -m stage={config.stage.name}"
+                f" trainer.n_processes={config.trainer.n_processes} ...), then run it without them."
+            )
+        settle(config.trainer)
         self.output_dir = self.output_dir or Path(config.output_dir)
         self.display.bars = config.trainer.progress
         pipeline = self._opener.open(config, Job(overrides=tuple(overrides)))
