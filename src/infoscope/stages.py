@@ -95,12 +95,12 @@ class Stages(Encoding):
                     buffer_device=self.device if config.trainer.token_buffer is TokenBuffer.device else "cpu",
                 )
                 tracker.log(figures)
-            save_sae(
-                work.folder, sae, layer=source.meta["layer"], backbone=self.model_fingerprint, training=self.tree["sae"]
-            )
-            write_json(work.folder / "metrics.json", figures)
+            if world.is_main():
+                about = {"backbone": self.model_fingerprint, "training": self.tree["sae"]}
+                save_sae(work.folder, sae, layer=source.meta["layer"], **about)
+                write_json(work.folder / "metrics.json", figures)
 
-        return self.get(self.sae_spec(seed), build, tokens=tokens)
+        return self.get(self.sae_spec(seed), build, shared=True, tokens=tokens)
 
     def rank(self, seed: int) -> Artifact:
         """Rank the training images for every latent."""

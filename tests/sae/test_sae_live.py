@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import Callback
 
 from infoscope.errors import InputError
 from infoscope.sae.config import SAEConfig, TokenChoice
-from infoscope.sae.stream import LiveTokenSet, TokenStream, make_token_set
+from infoscope.sae.stream import TokenStream, make_token_set
 from infoscope.sae.train import make_normalisation, split_tokens, train_sae
 from infoscope.vision.backbone import Backbone, Tokens
 from infoscope.vision.extract import TokenCache, extract_tokens
@@ -140,17 +140,6 @@ def test_images_are_encoded_no_more_than_is_needed(live: LiveTokens) -> None:
     training = make_token_set(live, TokenChoice.patch, np.arange(32))
     list(TokenStream(training, 32, 30, seed=0, pool_images=8, tokens_per_image=4))
     assert live.backbone.n_images_encoded == 240
-
-
-def test_an_abandoned_training_does_not_encode_to_the_end(live: LiveTokens, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("infoscope.sae.stream.LIVE_BATCH_IMAGES", 1)
-    training = make_token_set(live, TokenChoice.patch)
-    assert isinstance(training, LiveTokenSet)
-    stream = TokenStream(training, 9 * N, 100, seed=0, pool_images=N)
-    stream._stopping.set()
-    with pytest.raises(InterruptedError):
-        stream.batch(0)
-    assert live.backbone.n_images_encoded == 1
 
 
 def test_a_model_without_cls_has_none_to_train_on(live: LiveTokens) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 from collections.abc import Mapping
@@ -15,7 +16,9 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import CSVLogger
 
+from infoscope import resume, training
 from infoscope.errors import InputError
+from infoscope.sae.checkpoint import WEIGHTS_NAME, save_sae
 from infoscope.sae.config import Kind, SAEConfig, TokenChoice
 from infoscope.sae.module import SAEModule, compute_lr_factor
 from infoscope.sae.train import make_normalisation, split_tokens, train_sae
@@ -67,12 +70,16 @@ class Stop(Callback):
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: object) -> None:
         if self.how == "raise_before" and trainer.global_step == self.step:
             raise KeyboardInterrupt
+        if self.how == "bug" and trainer.global_step == self.step:
+            raise ValueError("a bug")
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: object) -> None:
         if trainer.global_step == self.step and self.how == "signal":
             os.kill(os.getpid(), signal.SIGINT)
         if trainer.global_step == self.step and self.how == "raise_after":
             raise KeyboardInterrupt
+        if trainer.global_step == self.step and self.how in ("SIGTERM", "SIGUSR2"):
+            os.kill(os.getpid(), signal.Signals[self.how])
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         optimizer = trainer.optimizers[0].state_dict()["state"]
@@ -133,6 +140,69 @@ def test_a_resumed_run_logs_the_steps_that_follow(cache: Tokens, tmp_path: Path)
     assert list(before) == [4, 6], "and where it was stopped"
     assert list(after) == [9, 14, 19]
     assert whole.items() <= (before | after).items()
+
+
+def test_a_checkpoint_is_also_due_after_a_time(cache: Tokens, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resume, "SAVE_EVERY_S", 0.0)
+    with pytest.raises(ValueError, match="a bug"):
+        train_sae(cache, replace(CONFIG, checkpoint_every_n_steps=1000), 5, tmp_path, callbacks=[Stop(7, "bug")])
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 7
+
+
+def test_whoever_handles_a_signal_decides_how_training_ends(cache: Tokens, tmp_path: Path) -> None:
+    """A launcher that queues the job again leaves by SystemExit: that is no Ctrl-C."""
+
+    def queue_again(signum: int, frame: object) -> None:
+        raise SystemExit(75)
+
+    handlers = {number: signal.signal(number, queue_again) for number in (signal.SIGTERM, signal.SIGUSR2)}
+    whole = Stop()
+    train_sae(cache, CONFIG, 5, tmp_path / "whole", callbacks=[whole])
+    try:
+        for number in handlers:
+            with pytest.raises(SystemExit) as ended:
+                train_sae(cache, CONFIG, 5, tmp_path / number.name, callbacks=[Stop(8, number.name)])
+            assert ended.value.code == 75
+            assert signal.getsignal(number) is queue_again
+            assert torch.load(tmp_path / number.name / "last.ckpt", weights_only=True)["global_step"] == 8
+            resumed = Stop()
+            train_sae(cache, CONFIG, 5, tmp_path / number.name, callbacks=[resumed])
+            assert_same(resumed.end, whole.end)
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def train_and_die(cache: Tokens, folder: Path, n_threads: int) -> None:
+    """Train until the second checkpoint is written, but not yet in its place."""
+    torch.set_num_threads(n_threads)
+    fsync, n_written = os.fsync, 0
+
+    def die_at_the_second(file: int) -> None:
+        nonlocal n_written
+        n_written += 1
+        if n_written == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        fsync(file)
+
+    training.os.fsync = die_at_the_second  # pyright: ignore
+    train_sae(cache, CONFIG, 5, folder)
+
+
+def test_a_run_after_kill_9_ends_with_the_same_bytes(cache: Tokens, tmp_path: Path) -> None:
+    process = multiprocessing.get_context("spawn").Process(
+        target=train_and_die, args=(cache, tmp_path / "cut", torch.get_num_threads())
+    )
+    process.start()
+    process.join(120)
+    assert process.exitcode == -signal.SIGKILL
+    assert {path.name for path in (tmp_path / "cut").iterdir()} == {"last.ckpt", "last.part"}
+    assert torch.load(tmp_path / "cut" / "last.ckpt", weights_only=True)["global_step"] == 6
+    (tmp_path / "cut" / "last.part").write_bytes(b"PK but not whole")
+    for name in ("whole", "cut"):
+        sae, _ = train_sae(cache, CONFIG, 5, tmp_path / name)
+        save_sae(tmp_path / f"{name}_sae", sae)
+    assert (tmp_path / "cut_sae" / WEIGHTS_NAME).read_bytes() == (tmp_path / "whole_sae" / WEIGHTS_NAME).read_bytes()
 
 
 def test_checkpoint_of_another_run_or_a_damaged_one_is_refused(cache: Tokens, tmp_path: Path) -> None:

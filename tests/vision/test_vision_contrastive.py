@@ -244,12 +244,7 @@ class TestTraining:
 
     def test_a_stopped_training_goes_on_to_the_same_end(self, trained, tmp_path, monkeypatch):
         whole, _, through = trained
-        checkpoint = contrastive.ModelCheckpoint
-        monkeypatch.setattr(  # as after 200 steps, but sooner
-            contrastive,
-            "ModelCheckpoint",
-            lambda folder, **options: checkpoint(folder, **{**options, "every_n_train_steps": 10}),
-        )
+        monkeypatch.setattr(contrastive, "CHECKPOINT_EVERY_N_STEPS", 10)
         before, after = Diary(stop_after=26), Diary()
         with pytest.raises(RuntimeError, match="the plug was pulled"):
             train(tmp_path, before)

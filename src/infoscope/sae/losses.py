@@ -1,4 +1,9 @@
-"""What training minimises, one class per kind of SAE. All in normalised units, all relative to the tokens' energy."""
+"""What training minimises, one class per kind of SAE. All in normalised units, all relative to the tokens' energy.
+
+Where several processes have a part of a batch each, all of one size, everything that a part is related to (energy, the
+choice of BatchTopK) is that of the whole batch. Then the mean of the parts' losses, and of their gradients, is the loss
+of the batch, and its gradient.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +12,11 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from infoscope import world
 from infoscope.sae.activations import JumpReLU
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.sae.topk_step import (
@@ -25,7 +32,8 @@ from infoscope.sae.topk_step import (
 class LossOutput(NamedTuple):
     """loss: what is minimised; fvu: of this batch; x_hat_n: reconstruction; n_fired: tokens each latent fired on.
 
-    smallest_act: the smallest positive latent activation, inf if there is none (BatchTopK's threshold follows it).
+    smallest_act: the smallest positive latent activation, inf if there is none (BatchTopK's threshold follows it). All
+    are of this process's part of the batch: the batch's are their means (the smallest one: the least) over processes.
     """
 
     loss: Float[Tensor, ""]
@@ -68,13 +76,15 @@ class TopKObjective(Objective):
         aux_k = self.aux_k if self.aux_coef > 0 else 0
         step = compute_sparse_step(x_n, weights, self.select, len(self.level_weights), dead, aux_k)
         x_hat_n = step.x_hats_n[-1]
-        fvus = [compute_fvu(x_n - level, x_n) for level in step.x_hats_n]
+        energy = compute_energy(x_n)
+        fvus = [compute_fvu(x_n - level, energy) for level in step.x_hats_n]
         loss = torch.stack([weight * fvu for weight, fvu in zip(self.level_weights, fvus, strict=True)]).sum()
         if step.error_hat is not None:
             loss = loss + self.aux_coef * compute_aux_loss((x_n - x_hat_n).detach(), step.error_hat)
         fired = (step.acts > 0).to(x_n.dtype)
         n_fired = torch.zeros_like(sae.b_enc).index_add_(0, step.latents, fired)
-        smallest = step.acts.where(step.acts > 0, torch.inf).amin()
+        # A part of a batch may hold none of BatchTopK's entries.
+        smallest = F.pad(step.acts.where(step.acts > 0, torch.inf), (0, 1), value=torch.inf).amin()
         return LossOutput(loss, fvus[-1].detach(), x_hat_n.detach(), n_fired, smallest)
 
 
@@ -128,7 +138,7 @@ class ReLUObjective(Objective):
     ) -> LossOutput:
         latent_acts = torch.addmm(sae.b_enc, x_n - sae.b_dec, sae.W_enc).relu()
         x_hat_n = (latent_acts @ sae.W_dec + sae.b_dec).to(x_n.dtype)
-        fvu = compute_fvu(x_n - x_hat_n, x_n)
+        fvu = compute_fvu(x_n - x_hat_n, compute_energy(x_n))
         loss = fvu + self.l1 * latent_acts.to(x_n.dtype).sum(-1).mean() / sae.d_in**0.5
         n_fired = (latent_acts.detach() > 0).sum(0).to(x_n.dtype)
         return LossOutput(loss, fvu.detach(), x_hat_n.detach(), n_fired)
@@ -152,7 +162,7 @@ class JumpReLUObjective(Objective):
         pre_acts = torch.addmm(sae.b_enc, x_n - sae.b_dec, sae.W_enc).to(x_n.dtype)
         latent_acts, n_active = compute_jump(pre_acts, sae.activation.threshold, self.bandwidth)
         x_hat_n = (latent_acts @ sae.W_dec + sae.b_dec).to(x_n.dtype)
-        fvu = compute_fvu(x_n - x_hat_n, x_n)
+        fvu = compute_fvu(x_n - x_hat_n, compute_energy(x_n))
         loss = fvu + self.l0_coef * n_active / len(x_n)
         n_fired = (latent_acts.detach() > 0).sum(0).to(x_n.dtype)
         return LossOutput(loss, fvu.detach(), x_hat_n.detach(), n_fired)
@@ -189,12 +199,17 @@ def compute_jump(
     return jumped
 
 
-def compute_fvu(error: Float[Tensor, "n d_in"], x_n: Float[Tensor, "n d_in"]) -> Float[Tensor, ""]:
-    """Return squared error over squared deviation from the data-set mean (which normalised tokens have at 0)."""
-    return error.square().sum() / x_n.square().sum()
+def compute_energy(x_n: Float[Tensor, "n d_in"]) -> Float[Tensor, ""]:
+    """Return the squared deviation of tokens from the data-set mean (which normalised tokens have at 0)."""
+    return world.mean(x_n.square().sum())
+
+
+def compute_fvu(error: Float[Tensor, "n d_in"], energy: Float[Tensor, ""]) -> Float[Tensor, ""]:
+    """Return squared error over squared deviation from the data-set mean, see `compute_energy`."""
+    return error.square().sum() / energy
 
 
 def compute_aux_loss(error: Float[Tensor, "n d_in"], error_hat: Float[Tensor, "n d_in"]) -> Float[Tensor, ""]:
     """Return |error - error_hat|^2 over the residual's squared deviation from its mean; 0 where that is 0."""
-    deviation = (error - error.mean(0)).square().sum()
+    deviation = world.mean((error - world.mean(error.mean(0))).square().sum())
     return (error - error_hat).square().sum() / deviation.clamp_min(torch.finfo(error.dtype).tiny)

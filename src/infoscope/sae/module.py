@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
+from infoscope import world
 from infoscope.errors import InputError
 from infoscope.sae.activations import BatchTopK, make_activation
 from infoscope.sae.config import Kind, SAEConfig
@@ -67,6 +68,8 @@ def make_objective(config: SAEConfig, d_in: int) -> Objective:
 class SAEModule(L.LightningModule):
     """Trains an SAE on raw tokens [n, d_in] with Adam; the optimiser is driven by hand to keep the decoder's rows unit.
 
+    Each process of the job gets its part of every batch; whatever is counted, checked or logged is the whole batch's.
+
     Logs, every `log_every_n_steps` (which the trainer must be given too): loss, fvu, l0, cosine (of the batch,
     normalised units), dead_share (share of latents that have not fired for `dead_after_tokens` tokens) and lr.
     """
@@ -85,18 +88,21 @@ class SAEModule(L.LightningModule):
     def training_step(self, batch: Float[Tensor, "n d_in"], batch_idx: int) -> None:
         x_n = self.sae.normalise(batch)
         out = self.objective(self.sae, x_n, self._dead())
-        if not torch.isfinite(out.loss):
+        batch_figures = torch.stack([out.loss.detach().to(out.n_fired.dtype), out.fvu.to(out.n_fired.dtype)])
+        n_fired, (loss, fvu) = world.mean(torch.cat([out.n_fired, batch_figures])).split([self.sae.d_sae, 2])
+        if not torch.isfinite(loss):
             raise InputError(
-                f"The SAE's loss became {out.loss.item()} at step {self.global_step}: expected finite tokens and a"
+                f"The SAE's loss became {loss.item()} at step {self.global_step}: expected finite tokens and a"
                 " stable loss; check the tokens, or lower sae.lr."
             )
         # Lightning's autocast covers the whole step; only the forward is meant to have low precision.
         with torch.autocast(self.device.type, enabled=False):
-            self._update(out, len(batch))
+            self._update(out, n_fired, len(batch) * world.current().size)
         if self.global_step % self.config.log_every_n_steps == 0:
-            self._log_figures(x_n, out)
+            cosine = torch.cosine_similarity(x_n, out.x_hat_n, dim=-1).mean()
+            self._log_figures(loss=loss, fvu=fvu, l0=n_fired.sum() / len(batch), cosine=world.mean(cosine))
 
-    def _update(self, out: LossOutput, n_tokens: int) -> None:
+    def _update(self, out: LossOutput, n_fired: Float[Tensor, " d_sae"], n_tokens: int) -> None:
         optimizer = self.optimizers()
         assert not isinstance(optimizer, list)
         self.manual_backward(out.loss)
@@ -107,23 +113,16 @@ class SAEModule(L.LightningModule):
         optimizer.step()
         optimizer.zero_grad()
         self.sae.normalise_decoder()
-        self.tokens_since_fired.add_(n_tokens).masked_fill_(out.n_fired > 0, 0)
+        self.tokens_since_fired.add_(n_tokens).masked_fill_(n_fired > 0, 0)
         if isinstance(self.sae.activation, BatchTopK) and out.smallest_act is not None:
-            self.sae.activation.track(out.smallest_act)
+            self.sae.activation.track(world.least(out.smallest_act))
         self.at_step_boundary = True
 
     def _dead(self) -> Bool[Tensor, " d_sae"]:
         return self.tokens_since_fired > self.config.dead_after_tokens
 
-    @torch.no_grad()
-    def _log_figures(self, x_n: Tensor, out: LossOutput) -> None:
-        figures = {
-            "loss": out.loss.detach(),
-            "fvu": out.fvu,
-            "l0": out.n_fired.sum() / len(x_n),
-            "cosine": torch.cosine_similarity(x_n, out.x_hat_n, dim=-1).mean(),
-            "dead_share": self._dead().float().mean(),
-        }
+    def _log_figures(self, **figures: Tensor) -> None:
+        figures["dead_share"] = self._dead().float().mean()
         self.log_dict(figures, prog_bar=True)
         self.log("lr", self.optimizers().param_groups[0]["lr"])  # pyright: ignore[reportAttributeAccessIssue]
 

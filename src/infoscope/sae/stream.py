@@ -1,8 +1,10 @@
-"""Shuffled batches of tokens, from a cache or straight from images; batch t is a function of (seed, t) alone."""
+"""Shuffled batches of tokens, from a cache or straight from images; batch t is a function of (seed, t) alone.
+
+Several processes have a part of every batch each; together the parts are the batch of one process.
+"""
 
 from __future__ import annotations
 
-import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
+from infoscope import world
 from infoscope.errors import InputError
 from infoscope.sae.config import TokenChoice
 from infoscope.vision.backbone import Tokens
@@ -21,8 +24,8 @@ from infoscope.vision.extract import ShardedRows, TokenCache
 from infoscope.vision.live_tokens import LiveTokens
 
 Places = Int[np.ndarray, "n_images n_chosen"]
-Gather = Callable[[Int[np.ndarray, " n"]], Float[Tensor, "n d_in"]]
-"""Positions among the n_images * n_chosen tokens of a pool -> those tokens, float32."""
+Gather = Callable[[slice], Float[Tensor, "n d_in"]]
+"""Which of the tokens of a pool that this process shows, in the order it shows them -> those tokens, float32."""
 
 LIVE_BATCH_IMAGES = 64
 """Images encoded at a time; part of what makes a resumed training bit for bit the same."""
@@ -69,11 +72,12 @@ class TokenSet(ABC):
         return self.n_images * self.tokens_per_image
 
     @abstractmethod
-    def open_pool(self, images: Int[np.ndarray, " n_images"], places: Places, stopping: threading.Event) -> Gather:
-        """Return how to read some tokens of some images (positions in `images`), in any order.
+    def open_pool(self, images: Int[np.ndarray, " n_images"], places: Places, shown: list[np.ndarray]) -> Gather:
+        """Return how to read those tokens of some images that this process shows; all processes open it together.
 
         Args:
-            stopping: when set, an opening that takes long may end with an error: nobody waits for it any more.
+            images: positions in `images`.
+            shown: for each process, by rank, which of the n_images * n_chosen places it shows, in its order.
         """
 
     @abstractmethod
@@ -112,9 +116,11 @@ class StoredTokens(TokenSet):
         parts = [part for part in parts if part is not None]
         self.parts = [ShardedRows([part]) if isinstance(part, np.ndarray) else part for part in parts]
 
-    def open_pool(self, images: Int[np.ndarray, " n_images"], places: Places, stopping: threading.Event) -> Gather:
-        def gather(order: Int[np.ndarray, " n"]) -> Float[Tensor, "n d_in"]:
-            image, number = np.divmod(order, places.shape[1])
+    def open_pool(self, images: Int[np.ndarray, " n_images"], places: Places, shown: list[np.ndarray]) -> Gather:
+        order = shown[world.current().rank]
+
+        def gather(part: slice) -> Float[Tensor, "n d_in"]:
+            image, number = np.divmod(order[part], places.shape[1])
             return self.gather(images[image], places[image, number])
 
         return gather
@@ -146,7 +152,8 @@ class LiveTokenSet(TokenSet):
     """Tokens encoded from the images as they are needed.
 
     A pool is encoded when its first token is asked for and then held: pool images * tokens per image * d_in * 4 bytes,
-    twice while the next one takes its place.
+    twice while the next one takes its place. Several processes encode a part of its images each and exchange tokens;
+    each holds those that it shows.
 
     Args:
         images: rows in use; all by default.
@@ -167,20 +174,39 @@ class LiveTokenSet(TokenSet):
         super().__init__(images, choice, source.meta["n_prefix"], source.grid**2, source.meta["d_in"])
         self.source, self.buffer_device = source, torch.device(buffer_device)
 
-    def open_pool(self, images: Int[np.ndarray, " n_images"], places: Places, stopping: threading.Event) -> Gather:
-        n_chosen = places.shape[1]
-        buffer = torch.empty(len(images), n_chosen, self.d_in, device=self.buffer_device)
+    def open_pool(self, images: Int[np.ndarray, " n_images"], places: Places, shown: list[np.ndarray]) -> Gather:
+        here, n_chosen = world.current(), places.shape[1]
+        # Whole batches are dealt out: a batch of other images would be rounded otherwise.
+        holder = np.arange(len(images)) // LIVE_BATCH_IMAGES % here.size
+        mine = np.flatnonzero(holder == here.rank)
+        encoded = self._encode(images[mine], places[mine]).flatten(0, 1)
+        if here.size == 1:
+            order = torch.from_numpy(shown[0]).to(encoded.device)
+            return lambda part: encoded[order[part]]
+        row = np.full(len(images), -1)
+        row[mine] = np.arange(len(mine))
+        sent = []
+        for wanted in shown:
+            image, number = np.divmod(wanted[holder[wanted // n_chosen] == here.rank], n_chosen)
+            sent.append(encoded[torch.from_numpy(row[image] * n_chosen + number).to(encoded.device)])
+        comes_from = holder[shown[here.rank] // n_chosen]
+        received = world.exchange_rows(sent, np.bincount(comes_from, minlength=here.size).tolist())
+        buffer = encoded.new_empty(len(comes_from), self.d_in)
+        for rank, part in enumerate(received):
+            buffer[torch.from_numpy(np.flatnonzero(comes_from == rank)).to(buffer.device)] = part
+        return lambda part: buffer[part]
+
+    def _encode(self, images: Int[np.ndarray, " n_images"], places: Places) -> Float[Tensor, "n_images n_chosen d_in"]:
+        """Return some tokens of some images, on the buffer's device."""
+        buffer = torch.empty(*places.shape, self.d_in, device=self.buffer_device)
         n_done = 0
         for rows, tokens in self.source.iterate(self.images[images], LIVE_BATCH_IMAGES):
-            if stopping.is_set():
-                raise InterruptedError("the training that these tokens were for has ended")
             chosen = self._choose(tokens)
             part = slice(n_done, n_done + len(rows))
             index = torch.from_numpy(np.array(places[part])).to(chosen.device)[:, :, None].expand(-1, -1, self.d_in)
             buffer[part] = chosen.gather(1, index).to(buffer.device)
             n_done = part.stop
-        flat = buffer.flatten(0, 1)
-        return lambda order: flat[torch.from_numpy(order).to(flat.device)]
+        return buffer
 
     def _choose(self, tokens: Tokens) -> Float[Tensor, "batch n_places d_in"]:
         match self.choice:
@@ -221,13 +247,16 @@ def make_token_set(
 
 
 class _Pool(NamedTuple):
-    order: Int[np.ndarray, " n_tokens"]
-    """In which its tokens are shown."""
+    first: int
+    """Place of its first token among all that are ever shown."""
+    end: int
+    mine: Int[np.ndarray, " n_mine"]
+    """Which of its tokens this process shows, counted from the first in the order they are shown; ascending."""
     gather: Gather
 
 
 class TokenStream(IterableDataset):
-    """Ready-made batches of tokens for steps first_step .. n_steps - 1.
+    """Ready-made batches of tokens, or this process's part of them, for steps first_step .. n_steps - 1.
 
     Each epoch shows `tokens_per_image` tokens of every image once (all by default; else drawn afresh in every epoch),
     in a fresh order: images are shuffled and dealt into pools of `pool_images`, the tokens of a pool are shuffled among
@@ -237,6 +266,9 @@ class TokenStream(IterableDataset):
     Args:
         tokens_per_image: None: all.
         pin_memory: put batches into page-locked memory, for copies to a GPU.
+
+    Raises:
+        InputError: if the processes cannot have parts of one size.
     """
 
     def __init__(
@@ -252,52 +284,63 @@ class TokenStream(IterableDataset):
     ) -> None:
         self.source, self.batch_tokens, self.seed = source, batch_tokens, seed
         self.first_step, self.n_steps, self.pin_memory = first_step, n_steps, pin_memory
+        self.here = world.current()
+        if batch_tokens % self.here.size:
+            raise InputError(
+                f"Expected sae.batch_tokens to be a multiple of the {self.here.size} processes that share each batch,"
+                f" got {batch_tokens}."
+            )
+        self.part_tokens = batch_tokens // self.here.size
         self.pool_images = min(pool_images, source.n_images)
         self.tokens_per_image = min(tokens_per_image or source.tokens_per_image, source.tokens_per_image)
-        self._stopping = threading.Event()
         self._image_order: tuple[int, np.ndarray] = (-1, np.empty(0, np.int64))
-        self._pool: tuple[tuple[int, int], _Pool] | None = None
+        self._pool: _Pool | None = None
 
-    def __iter__(self) -> Iterator[Float[Tensor, "batch_tokens d_in"]]:
-        # One thread reads the next batch while this one is used.
+    def __iter__(self) -> Iterator[Float[Tensor, "part_tokens d_in"]]:
+        # One thread reads the next batch while this one is used. Pools are opened here: processes do that together.
         with ThreadPoolExecutor(1, thread_name_prefix="token_stream") as reader:
-            try:
-                ahead = reader.submit(self.batch, self.first_step) if self.first_step < self.n_steps else None
-                for step in range(self.first_step, self.n_steps):
-                    assert ahead is not None
-                    batch = ahead.result()
-                    ahead = reader.submit(self.batch, step + 1) if step + 1 < self.n_steps else None
-                    yield batch
-            finally:
-                self._stopping.set()
+            ahead = None
+            for step in range(self.first_step, self.n_steps):
+                batch = self.batch(step) if ahead is None else ahead.result()
+                ahead = reader.submit(self.batch, step + 1) if self._is_open(step + 1) else None
+                yield batch
 
-    def batch(self, step: int) -> Float[Tensor, "batch_tokens d_in"]:
-        """Return the batch of this step."""
-        n_epoch = self.source.n_images * self.tokens_per_image
-        n_pool = self.pool_images * self.tokens_per_image
+    def batch(self, step: int) -> Float[Tensor, "part_tokens d_in"]:
+        """Return this process's part of the batch of this step."""
         start, end = step * self.batch_tokens, (step + 1) * self.batch_tokens
+        my_start = start + self.here.rank * self.part_tokens
         parts = []
         while start < end:  # once, or once more for each pool that ends within the batch
-            epoch, within = divmod(start, n_epoch)
-            number, offset = divmod(within, n_pool)
-            pool = self._open(epoch, number)
-            order = pool.order[offset : offset + end - start]
-            parts.append(pool.gather(order))
-            start += len(order)
+            pool = self._open(start)
+            window = [max(my_start, start) - pool.first, min(my_start + self.part_tokens, pool.end) - pool.first]
+            if window[0] < window[1]:
+                parts.append(pool.gather(slice(*np.searchsorted(pool.mine, window).tolist())))
+            start = pool.end
         batch = torch.cat(parts) if len(parts) > 1 else parts[0]
         return batch.pin_memory() if self.pin_memory and batch.device.type == "cpu" else batch
 
-    def _open(self, epoch: int, number: int) -> _Pool:
-        """Return a pool; the one in use is kept."""
-        if self._pool is None or self._pool[0] != (epoch, number):
+    def _is_open(self, step: int) -> bool:
+        """Whether there is such a batch, and the pool in use holds all of it."""
+        start, end = step * self.batch_tokens, (step + 1) * self.batch_tokens
+        return self._pool is not None and self._pool.first <= start and end <= self._pool.end and step < self.n_steps
+
+    def _open(self, start: int) -> _Pool:
+        """Return the pool that holds a token, by its place among all that are ever shown; the one in use is kept."""
+        if self._pool is None or not self._pool.first <= start < self._pool.end:
+            epoch, within = divmod(start, self.source.n_images * self.tokens_per_image)
+            number = within // (self.pool_images * self.tokens_per_image)
             if self._image_order[0] != epoch:
                 self._image_order = epoch, self._rng(epoch, 0).permutation(self.source.n_images)
-            first = number * self.pool_images
-            images = self._image_order[1][first : first + self.pool_images]
+            first_image = number * self.pool_images
+            images = self._image_order[1][first_image : first_image + self.pool_images]
             places = self._choose_places(len(images), epoch, number)
             order = self._rng(epoch, 1, number).permutation(places.size)
-            self._pool = (epoch, number), _Pool(order, self.source.open_pool(images, places, self._stopping))
-        return self._pool[1]
+            first = start - within + first_image * self.tokens_per_image
+            shower = (first + np.arange(len(order))) % self.batch_tokens // self.part_tokens
+            shown = [np.flatnonzero(shower == rank) for rank in range(self.here.size)]
+            gather = self.source.open_pool(images, places, [order[mine] for mine in shown])
+            self._pool = _Pool(first, first + len(order), shown[self.here.rank], gather)
+        return self._pool
 
     def _choose_places(self, n_images: int, epoch: int, number: int) -> Places:
         n_all, n_chosen = self.source.tokens_per_image, self.tokens_per_image

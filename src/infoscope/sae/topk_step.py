@@ -18,6 +18,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
+from infoscope import world
+
 _SAMPLE_TOKENS = 256
 """Tokens on which the bound of `_find_largest` is guessed."""
 
@@ -76,12 +78,14 @@ def select_nested_topk(pre_acts: Float[Tensor, "n d_sae"], k_levels: Sequence[in
 def select_batch_topk(pre_acts: Float[Tensor, "n d_sae"], k: int, prefix_sizes: Sequence[int] = ()) -> Entries:
     """Return the k * n largest places of the batch (Bussmann et al., 2024): k per token on average.
 
+    Where several processes have a part of the batch each, those of the whole batch that lie in this part.
+
     Args:
         prefix_sizes: numbers of latents; level l holds what the first prefix_sizes[l] latents add. Empty: one level.
     """
     d_sae = pre_acts.shape[1]
     # Sorted by token, then latent: the levels of a token ascend too.
-    places = _find_largest(pre_acts, k * len(pre_acts)).sort().values
+    places = _find_largest_of_all(pre_acts, k * len(pre_acts)).sort().values
     tokens, latents = places // d_sae, places % d_sae
     if not prefix_sizes:
         return Entries(tokens, latents, tokens)
@@ -93,6 +97,20 @@ def _make_entries(indices: Int64[Tensor, "n k"]) -> Entries:
     n, k = indices.shape
     tokens = torch.arange(n, device=indices.device).repeat_interleave(k)
     return Entries(tokens, indices.flatten(), tokens)
+
+
+def _find_largest_of_all(part: Float[Tensor, "n d"], n_per_part: int) -> Int64[Tensor, " n_mine"]:
+    """Return which places of this process's part are among the n_per_part * n_processes largest of all parts.
+
+    Each process proposes its own largest, as many as all together may have: so none is missed, however they lie.
+    """
+    here = world.current()
+    if here.size == 1:
+        return _find_largest(part, n_per_part)
+    places = _find_largest(part, min(n_per_part * here.size, part.numel()))
+    proposed = world.gather_tensor(part.flatten()[places]).flatten()
+    chosen = proposed.topk(n_per_part * here.size, sorted=False).indices - here.rank * len(places)
+    return places[chosen[(chosen >= 0) & (chosen < len(places))]]
 
 
 def _find_largest(matrix: Float[Tensor, "n d"], n_largest: int) -> Int64[Tensor, " n_largest"]:

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import math
-import os
-import signal
-import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import lightning as L
 import numpy as np
 import torch
 from jaxtyping import Float
 from lightning.pytorch.callbacks import Callback, ProgressBar
-from lightning.pytorch.trainer.states import TrainerStatus
 from torch import Tensor
 
+from infoscope import world
 from infoscope.errors import InputError
 from infoscope.quiet import quiet_lightning
 from infoscope.sae.config import SAEConfig, TokenChoice
@@ -27,11 +23,11 @@ from infoscope.sae.metrics import compute_sae_metrics
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.sae.module import SAEModule, make_sae
 from infoscope.sae.stream import TokenSet, TokenStream, make_token_set
+from infoscope.training import LastCheckpoint, place_trainer
 from infoscope.vision.extract import TokenCache
 from infoscope.vision.live_tokens import LiveTokens
 
-CHECKPOINT_NAME = "last.ckpt"
-_OURS = "infoscope"
+Value = TypeVar("Value")
 
 
 def train_sae(
@@ -50,8 +46,11 @@ def train_sae(
     """Return a trained SAE (on the CPU) and its figures on held-out tokens (see `compute_sae_metrics`).
 
     `last.ckpt` in `progress_folder` is written now and then, and at Ctrl-C after the step in hand; where it lies
-    already, training goes on from it, and ends bit for bit as if it had never stopped (same machine and threads). The
-    caller deletes the folder when the result is safe.
+    already, training goes on from it, and ends bit for bit as if it had never stopped (same machine and threads, as
+    many processes). The caller deletes the folder when the result is safe.
+
+    Several processes come here together, and each returns the same: each has its part of every batch, and but for
+    rounding the result is that of one process. They may go on from a checkpoint of fewer or more processes.
 
     Args:
         held_out: tokens for the figures; by default some of the images are kept from training for them.
@@ -59,22 +58,25 @@ def train_sae(
         accelerator, precision, callbacks, logger: Lightning's.
 
     Raises:
-        InputError: if tokens or loss are not finite, or `last.ckpt` is damaged or of another run.
+        InputError: if tokens or loss are not finite, the processes do not divide the batch, or `last.ckpt` is damaged
+            or of another run.
         KeyboardInterrupt: at Ctrl-C, when the checkpoint is written.
     """
     folder = Path(progress_folder)
     folder.mkdir(parents=True, exist_ok=True)
     training, evaluation = split_tokens(tokens, config, held_out, buffer_device)
-    module = SAEModule(make_sae(config, *make_normalisation(tokens, training, config), seed), config)
-    checkpoints = ResumeCheckpoint(folder, config, seed, training.n_tokens)
+    mean, scale = _by_main(lambda: make_normalisation(tokens, training, config))
+    module = SAEModule(make_sae(config, mean, scale, seed), config)
+    run = {"config": config.determining(), "seed": seed, "n_tokens": training.n_tokens}
+    checkpoint = LastCheckpoint(folder, run, config.checkpoint_every_n_steps)
     with quiet_lightning():
         trainer = L.Trainer(
+            **place_trainer(),
             max_steps=config.n_steps,
             max_epochs=-1,
             accelerator=accelerator,
-            devices=1,
             precision=precision,
-            callbacks=[*callbacks, checkpoints],
+            callbacks=[*callbacks, checkpoint],
             logger=logger,
             log_every_n_steps=config.log_every_n_steps,
             default_root_dir=folder,
@@ -82,9 +84,14 @@ def train_sae(
             enable_model_summary=False,
             enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in callbacks),
         )
-        _fit(trainer, module, TokenData(training, config, seed), checkpoints)
+        checkpoint.fit(trainer, module, datamodule=TokenData(training, config, seed))
     sae = module.sae.cpu().eval()
-    return sae, compute_sae_metrics(sae, evaluation.iterate(config.batch_tokens, config.eval_tokens))
+    return sae, _by_main(lambda: compute_sae_metrics(sae, evaluation.iterate(config.batch_tokens, config.eval_tokens)))
+
+
+def _by_main(compute: Callable[[], Value]) -> Value:
+    """Return what the main process computes, in every process."""
+    return cast(Value, world.broadcast(compute() if world.current().rank == 0 else None))
 
 
 def split_tokens(
@@ -153,82 +160,3 @@ class TokenData(L.LightningDataModule):
             tokens_per_image=self.config.tokens_per_image,
             pin_memory=self.trainer.strategy.root_device.type == "cuda",
         )
-
-
-class ResumeCheckpoint(Callback):
-    """Keeps `last.ckpt`: every `checkpoint_every_n_steps` steps, and when Ctrl-C asks for the end of training.
-
-    The first Ctrl-C lets the step in hand end, so that weights, optimiser and counters belong together; a second one
-    ends at once, and the checkpoint of an earlier step remains.
-    """
-
-    def __init__(self, folder: Path, config: SAEConfig, seed: int, n_tokens: int) -> None:
-        self.file = folder / CHECKPOINT_NAME
-        self.every_n_steps = config.checkpoint_every_n_steps
-        self.run = {"config": config.determining(), "seed": seed, "n_tokens": n_tokens}
-        self.stop_asked = False
-
-    def find(self) -> Path | None:
-        """Return the checkpoint to go on from, or None.
-
-        Raises:
-            InputError: if it is damaged, or belongs to another run.
-        """
-        if not self.file.exists():
-            return None
-        try:
-            run = torch.load(self.file, map_location="cpu", weights_only=True)[_OURS]
-        except Exception:  # torch.load raises whatever its parts raise on a damaged file
-            raise InputError(
-                f"{self.file} is damaged or no checkpoint of infoscope: delete it to start anew."
-            ) from None
-        for name, ours in self.run.items():
-            if run.get(name) != ours:
-                raise InputError(f"{self.file} belongs to a run with another {name}: delete it to start anew.")
-        return self.file
-
-    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        checkpoint[_OURS] = self.run
-
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, self._ask_to_stop)  # given back after the fit
-
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
-        if self.stop_asked or trainer.global_step % self.every_n_steps == 0:
-            self._save(trainer)
-        if self.stop_asked:
-            trainer.should_stop = True
-
-    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        assert isinstance(pl_module, SAEModule)
-        if isinstance(exception, KeyboardInterrupt) and pl_module.at_step_boundary and trainer.global_step > 0:
-            self._save(trainer)
-
-    def _ask_to_stop(self, signum: int, frame: Any) -> None:
-        if self.stop_asked:
-            raise KeyboardInterrupt
-        self.stop_asked = True
-
-    def _save(self, trainer: L.Trainer) -> None:
-        unfinished = self.file.with_suffix(".part")
-        trainer.save_checkpoint(unfinished)
-        os.replace(unfinished, self.file)
-
-
-def _fit(trainer: L.Trainer, module: SAEModule, data: TokenData, checkpoints: ResumeCheckpoint) -> None:
-    """Run the trainer; Ctrl-C comes out as KeyboardInterrupt, whichever way Lightning took it."""
-    # Lightning has this option from 2.6 on.
-    options: dict[str, Any] = {"weights_only": True} if "weights_only" in signature(trainer.fit).parameters else {}
-    handler = signal.getsignal(signal.SIGINT)
-    try:
-        trainer.fit(module, datamodule=data, ckpt_path=checkpoints.find(), **options)
-    except SystemExit:
-        if trainer.state.status != TrainerStatus.INTERRUPTED:
-            raise
-        raise KeyboardInterrupt from None  # Lightning turns KeyboardInterrupt into exit(1), and leaves SIGINT ignored
-    finally:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGINT, handler)
-    if checkpoints.stop_asked:
-        raise KeyboardInterrupt

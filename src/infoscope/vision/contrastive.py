@@ -6,6 +6,7 @@ import json
 import math
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,14 +15,17 @@ import numpy as np
 import open_clip
 import torch
 import torch.nn.functional as F
-from lightning.pytorch.callbacks import ModelCheckpoint
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from infoscope.errors import InputError
+from infoscope.quiet import quiet_lightning
+from infoscope.training import LastCheckpoint, place_trainer
 from infoscope.vision.config import ContrastiveConfig
 from infoscope.vision.tokenizer import WordTokenizer
+
+CHECKPOINT_EVERY_N_STEPS = 200
 
 CLIP_MEAN, CLIP_STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 """RGB normalisation of the CLIPs trained here."""
@@ -191,29 +195,31 @@ def train_clip(
         trainer_options: accelerator, callbacks, logger and progress bar of Lightning's Trainer.
 
     Raises:
-        InputError: if the loss becomes NaN or infinite.
+        InputError: if the loss becomes NaN or infinite, or `last.ckpt` is damaged or of another run.
+        KeyboardInterrupt: at Ctrl-C, after the step in hand, when the checkpoint is written.
     """
     tokenizer = WordTokenizer(words, config.context_length)
     L.seed_everything(config.seed, verbose=False)
     model_cfg = make_clip_config(config, tokenizer.vocab_size)
     clip = open_clip.CLIP(**model_cfg)
     module = ContrastiveModule(clip, config, CLIP_MEAN, CLIP_STD)
-    last = progress_folder / "last.ckpt"
-    checkpoint = ModelCheckpoint(
-        progress_folder, save_last=True, save_top_k=0, every_n_train_steps=200, enable_version_counter=False
-    )
-    options = {**(trainer_options or {})}
-    trainer = L.Trainer(
-        max_steps=config.n_steps,
-        gradient_clip_val=1.0,
-        precision=config.precision,  # pyright: ignore[reportArgumentType]
-        enable_model_summary=False,
-        callbacks=[checkpoint, *options.pop("callbacks", [])],
-        **options,
-    )
-    first_step = torch.load(last, weights_only=True)["global_step"] if last.is_file() else 0
+    checkpoint = LastCheckpoint(progress_folder, {"config": asdict(config)}, CHECKPOINT_EVERY_N_STEPS)
+    options = {**place_trainer(), **(trainer_options or {})}
+    last = checkpoint.find()
+    first_step = torch.load(last, weights_only=True)["global_step"] if last else 0
     batches = CaptionedBatches(scenes, tokenizer, config, first_step)
-    trainer.fit(module, make_caption_loader(batches), ckpt_path=str(last) if first_step else None, weights_only=True)
+    with quiet_lightning():
+        trainer = L.Trainer(
+            max_steps=config.n_steps,
+            gradient_clip_val=1.0,
+            precision=config.precision,  # pyright: ignore[reportArgumentType]
+            enable_checkpointing=False,
+            enable_model_summary=False,
+            default_root_dir=progress_folder,
+            callbacks=[*options.pop("callbacks", []), checkpoint],
+            **options,
+        )
+        checkpoint.fit(trainer, module, train_dataloaders=make_caption_loader(batches))
     save_clip(clip.eval(), model_cfg, words, config, folder)
     return clip
 
