@@ -21,7 +21,7 @@ from lightning.fabric.plugins.environments import ClusterEnvironment, LightningE
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import DDPStrategy
 
-from infoscope import resume, world
+from infoscope import collective, resume, world
 from infoscope.errors import InputError
 
 CHECKPOINT_NAME = "last.ckpt"
@@ -162,7 +162,7 @@ class LastCheckpoint(Callback):
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         # Every process has its batch by now; one that failed to get it is gone, and here the others see that.
         if world.current().size > 1:
-            self.is_stopped, self._time_is_up = world.any_of(self._stop_asked, self._is_time())
+            self.is_stopped, self._time_is_up = collective.any_of(self._stop_asked, self._is_time())
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         if world.current().size == 1:

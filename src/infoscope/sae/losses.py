@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from infoscope import world
+from infoscope import collective
 from infoscope.sae.activations import JumpReLU
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.sae.topk_step import (
@@ -201,7 +201,7 @@ def compute_jump(
 
 def compute_energy(x_n: Float[Tensor, "n d_in"]) -> Float[Tensor, ""]:
     """Return the squared deviation of tokens from the data-set mean (which normalised tokens have at 0)."""
-    return world.mean(x_n.square().sum())
+    return collective.mean(x_n.square().sum())
 
 
 def compute_fvu(error: Float[Tensor, "n d_in"], energy: Float[Tensor, ""]) -> Float[Tensor, ""]:
@@ -211,5 +211,5 @@ def compute_fvu(error: Float[Tensor, "n d_in"], energy: Float[Tensor, ""]) -> Fl
 
 def compute_aux_loss(error: Float[Tensor, "n d_in"], error_hat: Float[Tensor, "n d_in"]) -> Float[Tensor, ""]:
     """Return |error - error_hat|^2 over the residual's squared deviation from its mean; 0 where that is 0."""
-    deviation = world.mean((error - world.mean(error.mean(0))).square().sum())
+    deviation = collective.mean((error - collective.mean(error.mean(0))).square().sum())
     return (error - error_hat).square().sum() / deviation.clamp_min(torch.finfo(error.dtype).tiny)

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from infoscope import world
+from infoscope import collective, world
 from infoscope.errors import InputError
 from infoscope.sae.activations import BatchTopK, make_activation
 from infoscope.sae.config import Kind, SAEConfig
@@ -89,7 +89,7 @@ class SAEModule(L.LightningModule):
         x_n = self.sae.normalise(batch)
         out = self.objective(self.sae, x_n, self._dead())
         batch_figures = torch.stack([out.loss.detach().to(out.n_fired.dtype), out.fvu.to(out.n_fired.dtype)])
-        n_fired, (loss, fvu) = world.mean(torch.cat([out.n_fired, batch_figures])).split([self.sae.d_sae, 2])
+        n_fired, (loss, fvu) = collective.mean(torch.cat([out.n_fired, batch_figures])).split([self.sae.d_sae, 2])
         if not torch.isfinite(loss):
             raise InputError(
                 f"The SAE's loss became {loss.item()} at step {self.global_step}: expected finite tokens and a"
@@ -100,7 +100,7 @@ class SAEModule(L.LightningModule):
             self._update(out, n_fired, len(batch) * world.current().size)
         if self.global_step % self.config.log_every_n_steps == 0:
             cosine = torch.cosine_similarity(x_n, out.x_hat_n, dim=-1).mean()
-            self._log_figures(loss=loss, fvu=fvu, l0=n_fired.sum() / len(batch), cosine=world.mean(cosine))
+            self._log_figures(loss=loss, fvu=fvu, l0=n_fired.sum() / len(batch), cosine=collective.mean(cosine))
 
     def _update(self, out: LossOutput, n_fired: Float[Tensor, " d_sae"], n_tokens: int) -> None:
         optimizer = self.optimizers()
@@ -115,7 +115,7 @@ class SAEModule(L.LightningModule):
         self.sae.normalise_decoder()
         self.tokens_since_fired.add_(n_tokens).masked_fill_(n_fired > 0, 0)
         if isinstance(self.sae.activation, BatchTopK) and out.smallest_act is not None:
-            self.sae.activation.track(world.least(out.smallest_act))
+            self.sae.activation.track(collective.least(out.smallest_act))
         self.at_step_boundary = True
 
     def _dead(self) -> Bool[Tensor, " d_sae"]:

@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
-from infoscope import world
+from infoscope import collective, world
 from infoscope.errors import InputError
 from infoscope.sae.config import TokenChoice
 from infoscope.vision.backbone import Tokens
@@ -190,7 +190,7 @@ class LiveTokenSet(TokenSet):
             image, number = np.divmod(wanted[holder[wanted // n_chosen] == here.rank], n_chosen)
             sent.append(encoded[torch.from_numpy(row[image] * n_chosen + number).to(encoded.device)])
         comes_from = holder[shown[here.rank] // n_chosen]
-        received = world.exchange_rows(sent, np.bincount(comes_from, minlength=here.size).tolist())
+        received = collective.exchange_rows(sent, np.bincount(comes_from, minlength=here.size).tolist())
         buffer = encoded.new_empty(len(comes_from), self.d_in)
         for rank, part in enumerate(received):
             buffer[torch.from_numpy(np.flatnonzero(comes_from == rank)).to(buffer.device)] = part

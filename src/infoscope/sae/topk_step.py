@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from infoscope import world
+from infoscope import collective, world
 
 _SAMPLE_TOKENS = 256
 """Tokens on which the bound of `_find_largest` is guessed."""
@@ -108,7 +108,7 @@ def _find_largest_of_all(part: Float[Tensor, "n d"], n_per_part: int) -> Int64[T
     if here.size == 1:
         return _find_largest(part, n_per_part)
     places = _find_largest(part, min(n_per_part * here.size, part.numel()))
-    proposed = world.gather_tensor(part.flatten()[places]).flatten()
+    proposed = collective.gather_tensor(part.flatten()[places]).flatten()
     chosen = proposed.topk(n_per_part * here.size, sorted=False).indices - here.rank * len(places)
     return places[chosen[(chosen >= 0) & (chosen < len(places))]]
 
