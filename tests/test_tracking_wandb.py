@@ -304,7 +304,9 @@ def test_without_a_server_a_run_is_offline_after_a_bounded_time(tmp_path: Path, 
         log_into(monkeypatch, f"http://127.0.0.1:{nobody.getsockname()[1]}")
         start = time.monotonic()
         run_job(make_tracking(tmp_path, said, replace(ONLINE, timeout_s=2)), 10)
-    assert time.monotonic() - start < 15
+        took = time.monotonic() - start
+    assert took < 15
+    wandb.teardown()  # the last 0.2 s of a run are written behind its back
     (folder,) = find_runs(tmp_path)
     assert read_wandb(folder).read_curve("train_sae/seed0/loss") == [(10, 0.1), (20, 0.05)]
     assert said[0].startswith("Weights & Biases does not answer (")
