@@ -96,7 +96,11 @@ class Workspace:
     @property
     def progress_bytes(self) -> int:
         """What an interrupted build has left."""
-        return sum(path.stat().st_size for path in self.progress.rglob("*") if path.is_file())
+        n_bytes = 0
+        for path in self.progress.rglob("*"):
+            with suppress(FileNotFoundError):  # another process has just finished it
+                n_bytes += path.stat().st_size
+        return n_bytes
 
 
 def compute_hash(value: Any) -> str:
