@@ -68,9 +68,8 @@ def _plan_rank(known: Known, seed: int) -> Step:
     if known.exists(known.stages.rank_spec(seed)):
         return Step(f"rank, seed {seed}", 0, 1)
     n_bytes = known.d_sae * known.config.scope.n_ranks * 12
-    held = (
-        3 * n_bytes + 4 * TOKEN_BATCH_IMAGES * known.stages.backbone.grid**2 * known.d_sae
-    )  # of a part, of one process, of all
+    held = 3 * n_bytes  # of a part, of what this process has ranked, of all
+    held += 4 * TOKEN_BATCH_IMAGES * known.stages.backbone.grid**2 * known.d_sae
     n_images = known.stages.n_images("train")
     seconds = n_images / known.rates.ranked
     step = Step(f"rank, seed {seed}", 1, 0, seconds=seconds, disk_bytes=n_bytes, memory_bytes=held)
