@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import signal
+import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -349,7 +350,10 @@ def test_a_damaged_artifact_is_rebuilt_and_what_came_after_it_stays(finished: Pa
     content = bytearray((folder / "emd.npy").read_bytes())
     content[-3] ^= 1
     (folder / "emd.npy").write_bytes(content)
-    stale = folder.parent / f".{folder.name.rsplit('-', 1)[1]}.1-killed.tmp"  # what a killed process leaves
+    host = "".join(character for character in socket.gethostname() if character.isalnum())
+    stale = (
+        folder.parent / f".{folder.name.rsplit('-', 1)[1]}.{host}-4194304-killed.tmp"
+    )  # what a killed process leaves
     stale.mkdir()
     (stale / "maps.npy").write_bytes(b"half")
     again = run_tiny(output_dir)
