@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import csv
 import json
-import logging
 import shlex
 import shutil
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from hydra.core.global_hydra import GlobalHydra
 from pyarrow import parquet
 
+from app_samples import run_infoscope
 from experiment_samples import load_experiment, read_rows
-from infoscope import app, stages
+from infoscope import stages
 from infoscope.errors import InputError
 from infoscope.experiments import main
 from infoscope.scope.scores import Scores
@@ -27,27 +24,6 @@ from infoscope.sweeps import expand_sweep, find_swept, make_commands, read_sweep
 from pipeline_samples import collect_tiny, copy_run, find_folder, finish_tiny_run, make_overrides
 
 GAMMAS = ("partition.gamma=0.1,0.2", "stage=score", "seeds=[0]")
-
-
-@contextmanager
-def as_it_was() -> Iterator[None]:
-    """Hydra changes logging and a global of its own: all of it is put back."""
-    root = logging.getLogger()
-    handlers, level = list(root.handlers), root.level
-    try:
-        yield
-    finally:
-        for handler in set(root.handlers) - set(handlers):
-            handler.close()
-        root.handlers[:] = handlers
-        root.setLevel(level)
-        GlobalHydra.instance().clear()
-
-
-def run_infoscope(*arguments: str) -> int:
-    with as_it_was(), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["infoscope", *arguments])
-        return app.run_command_line()
 
 
 @pytest.fixture(scope="module")

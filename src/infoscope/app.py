@@ -91,6 +91,10 @@ def _run(config: Config, job: Job) -> Any:
         from infoscope.collecting.collect import collect
 
         return collect(config, job)
+    if config.stage is Stage.artifacts:
+        from infoscope.housekeeping.command import keep_house
+
+        return keep_house(config)
     from infoscope.pipeline import run
 
     return run(config, job=job)

@@ -103,6 +103,10 @@ class Workspace:
         return n_bytes
 
 
+class NewerArtifact(InputError):
+    """An artifact whose format this version does not know."""
+
+
 def compute_hash(value: Any) -> str:
     """Return the first 16 hexadecimal digits of the SHA-256 of `value` as canonical JSON.
 
@@ -129,7 +133,8 @@ class Store:
 
     Args:
         root: usually `outputs/artifacts`.
-        on_event: told "building", "built", "reused", "waiting" or "damaged" with the spec and a detail.
+        on_event: told "building", "built", "reused", "waiting" or "damaged" with the spec and a detail; and "claimed"
+            of what will be built, alone or with others, and of the progress of such work.
         lock_timeout_s: how long to wait for another process that builds the same artifact.
     """
 
@@ -143,6 +148,8 @@ class Store:
         self.on_event = on_event or (lambda event, spec, detail: None)
         self.lock_timeout_s = lock_timeout_s
         self._verified: dict[Path, dict[str, Any]] = {}
+        self._checked: set[str] = set()
+        """Stages without artifacts of a newer format."""
         self._told: dict[str, dict[str, Artifact]] = {}
         self._claimed: dict[str, filelock.BaseFileLock | None] = {}
 
@@ -299,9 +306,9 @@ class Store:
             self.on_event("damaged", spec, str(final))
             shutil.rmtree(final)
         for stale in final.parent.glob(f".{spec.hash}.*.tmp"):
-            if not _may_be_alive(stale.name.removeprefix(f".{spec.hash}.")):
+            if not may_be_alive(stale.name.removeprefix(f".{spec.hash}.")):
                 shutil.rmtree(stale, ignore_errors=True)
-        temporary = final.parent / f".{spec.hash}.{_HOST}-{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp"
+        temporary = final.parent / name_temporary(spec.hash)
         progress = final.parent / f".{spec.hash}.progress"
         temporary.mkdir()
         progress.mkdir(exist_ok=True)
@@ -354,6 +361,7 @@ class Store:
 
     def _make_lock(self, spec: Spec) -> filelock.BaseFileLock:
         (self.root / spec.stage).mkdir(parents=True, exist_ok=True)
+        self._refuse_newer(spec.stage)
         return filelock.FileLock(self.root / spec.stage / f".{spec.hash}.lock")
 
     def _acquire(self, lock: filelock.BaseFileLock, spec: Spec) -> None:
@@ -409,6 +417,7 @@ class Store:
                 self._acquire(lock, spec)
             if self.find(spec) is None:
                 locks[spec.hash] = lock
+                self.on_event("claimed", spec, "")
             else:  # built while this one waited
                 lock.release()
         return locks
@@ -422,8 +431,10 @@ class Store:
         Args:
             key: what determines the work, plain JSON types.
         """
-        folder = self.root / stage / f".{compute_hash([stage, key])}.progress"
+        spec = Spec(stage, "progress", {"progress": key})
+        folder = self.root / stage / f".{spec.hash}.progress"
         folder.mkdir(parents=True, exist_ok=True)
+        self.on_event("claimed", spec, "")
         yield folder
         world.barrier()
         if world.is_main():
@@ -434,24 +445,61 @@ class Store:
         """Return the manifest if every file agrees with it; checked once per process and folder."""
         if folder in self._verified:
             return self._verified[folder]
-        try:
-            manifest = json.loads((folder / MANIFEST).read_text())
-            if manifest["hash"] != spec.hash:
-                return None
-            for name, entry in manifest["files"].items():
-                file = folder / name
-                if file.stat().st_size != entry["bytes"] or compute_checksum(file) != entry["sha256"]:
-                    return None
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        manifest = read_manifest(folder)
+        if manifest is None or manifest["hash"] != spec.hash or any(find_damage(folder, manifest)):
             return None
         self._verified[folder] = manifest
         return manifest
+
+    def _refuse_newer(self, stage: str) -> None:
+        """Refuse to build beside what a newer infoscope has made: it may be the same thing under another hash."""
+        if stage not in self._checked:
+            for folder in (self.root / stage).glob("[!.]*"):
+                read_manifest(folder)
+            self._checked.add(stage)
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """Return the manifest of an artifact's folder, None if there is none that can be read.
+
+    Raises:
+        InputError: a newer infoscope has made it.
+    """
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        version = int(manifest["format_version"])
+        is_whole = isinstance(manifest["hash"], str) and isinstance(manifest["files"], dict)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    if version > FORMAT_VERSION:
+        raise NewerArtifact(
+            f"{folder} has format version {version}, and this infoscope knows {FORMAT_VERSION}: update infoscope, or"
+            " set another output_dir; nothing was changed."
+        )
+    return manifest if is_whole else None
+
+
+def find_damage(folder: Path, manifest: dict[str, Any], with_checksums: bool = True) -> Iterator[str]:
+    """Yield the files of an artifact that are missing or do not agree with its manifest: in size, in checksum."""
+    for name, entry in manifest["files"].items():
+        file = folder / name
+        try:
+            is_whole = file.stat().st_size == entry["bytes"]
+            if not is_whole or (with_checksums and compute_checksum(file) != entry["sha256"]):
+                yield name
+        except (OSError, KeyError, TypeError):
+            yield name
 
 
 _HOST = "".join(character for character in socket.gethostname() if character.isalnum())
 
 
-def _may_be_alive(owner: str) -> bool:
+def name_temporary(name: str) -> str:
+    """Return what this process calls a temporary folder for the artifact of a hash: `.<hash>.<owner>`."""
+    return f".{name}.{_HOST}-{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp"
+
+
+def may_be_alive(owner: str) -> bool:
     """Whether a temporary folder, `<host>-<pid>-<random>.tmp`, may still be filled: its lock may have been lost."""
     host, _, rest = owner.partition("-")
     pid = rest.partition("-")[0]

@@ -48,6 +48,7 @@ class Stage(Enum):
     outliers = "outliers"
     report = "report"
     collect = "collect"
+    artifacts = "artifacts"
 
 
 class Device(Enum):
@@ -107,6 +108,26 @@ class CollectConfig:
 
 
 @dataclass
+class HousekeepingConfig:
+    """What stage=artifacts does beside listing them; part of no hash."""
+
+    verify: bool = False
+    """Read every file and compare its checksum."""
+    prune: bool = False
+    """Say what nothing refers to, and what killed runs have left."""
+    delete: bool = False
+    """With prune: delete it."""
+    min_age_h: float = 24.0
+    """What is younger, in hours, is never pruned: a run may be about to use it."""
+
+    def __post_init__(self) -> None:
+        if self.delete and not self.prune:
+            raise InputError("artifacts.delete=true deletes what artifacts.prune=true finds: give both.")
+        if self.min_age_h < 0:
+            raise InputError(f"Expected artifacts.min_age_h to be at least 0, got {self.min_age_h}.")
+
+
+@dataclass
 class Config:
     """One experiment."""
 
@@ -129,6 +150,7 @@ class Config:
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
     collect: CollectConfig = field(default_factory=CollectConfig)
+    artifacts: HousekeepingConfig = field(default_factory=HousekeepingConfig)
     output_dir: str = "outputs"
     plan: bool = False
     """Say what this command would reuse and build, and what that costs here, instead of doing it."""

@@ -23,6 +23,7 @@ from infoscope.tracking.config import LoggerConfig, LoggerKind
 from infoscope.tracking.lightning import TrackerLogger
 from infoscope.tracking.names import choose_group, name_job
 from infoscope.tracking.tracker import JobTracking, Tracker
+from infoscope.uses import UseRecord
 
 
 class Workbench:
@@ -35,14 +36,18 @@ class Workbench:
         self.store = Store(self.output_dir / "artifacts", self.on_event, config.trainer.max_wait_s)
         self.used: dict[str, Spec] = {}
         """What was read or built, by hash."""
+        self._uses = UseRecord(self.job.folder, self.store.root)
         self.title = config.logger.group or f"{config.model.name}-{config.data.kind.name}"
         """What people call this experiment."""
 
     def on_event(self, event: str, spec: Spec, detail: str) -> None:
-        """Note what is used, and show it; told by the store."""
-        if event in ("building", "built", "reused"):
+        """Write down what is used, and show it; told by the store."""
+        if event in ("built", "reused"):
             self.used.setdefault(spec.hash, spec)
-        self.display.event(event, spec, detail)
+        if event in ("claimed", "building", "reused"):
+            self._uses.add(spec)
+        if event != "claimed":
+            self.display.event(event, spec, detail)
 
     @cached_property
     def device(self) -> torch.device:

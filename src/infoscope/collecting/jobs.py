@@ -16,7 +16,7 @@ from infoscope.job import Job
 from infoscope.read_only import MissingArtifact
 from infoscope.sweeps import Sweep
 
-NOT_DETERMINING = ("stage", "seeds", "trainer", "logger", "collect", "output_dir", "plan")
+NOT_DETERMINING = ("stage", "seeds", "trainer", "logger", "collect", "artifacts", "output_dir", "plan")
 """Parts of a configuration that change no number, or stand in columns of their own."""
 
 

@@ -30,6 +30,7 @@ from infoscope.report.tables import Stat, Value, compute_stat
 from infoscope.reporting import describe_rule
 from infoscope.scope.config import Rule
 from infoscope.sweeps import expand_sweep, find_swept, make_commands
+from infoscope.uses import write_uses
 
 EXIT_OK, EXIT_INPUT, EXIT_INTERRUPT = 0, 2, 130
 NAMED_KEYS = ("model", "model.layer", "scope.k_cds", "partition.gamma", "partition.quantile")
@@ -147,6 +148,8 @@ class Sweep:
         self.display = Display() if self.builds else Display.silent()
         self._opener = Opener(self.display, self.builds)
         self._swept = find_swept(self.combinations)
+        self._uses: dict[str, str] = {}
+        """The artifacts behind what is written, by hash."""
 
     def _name(self, number: int, but: Sequence[str] = ()) -> str:
         """What tells a combination from the others."""
@@ -183,7 +186,8 @@ class Sweep:
         settle(config.trainer)
         self.output_dir = self.output_dir or Path(config.output_dir)
         self.display.bars = config.trainer.progress
-        pipeline = self._opener.open(config, Job(overrides=tuple(overrides)))
+        folder = self.output_dir / "experiments" / self.experiment.name
+        pipeline = self._opener.open(config, Job(folder, overrides=tuple(overrides)))
         if config.plan:
             print_plan(make_plan(pipeline), self.display.console)
             return
@@ -191,6 +195,7 @@ class Sweep:
             pipeline.check_truths()  # before hours of work
         with pipeline.tracking:
             found = self.experiment.measure(pipeline)
+        self._uses |= {spec.hash: f"{spec.stage}/{spec.name}" for spec in pipeline.used.values()}
         facts = self._describe(pipeline, number)
         names = [f"k_CDS {facts['k_cds']}", _name_gamma(config)] if self.experiment.is_scored else []
         names = [f"{facts['model']}", f"block {facts['layer']}", *names, f"{facts['setting']}"]
@@ -239,6 +244,7 @@ class Sweep:
                 save_figure(draw, name, folder, ("png", "pdf"))
             facts = [{key: _plain(value) for key, value in run.facts.items()} for run in self.runs]
             (folder / "runs.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+            write_uses(folder, self._uses)  # those of earlier commands were written over
         except OSError as error:
             raise explain_write_error(error, folder) or error from error
         for table in shown.tables:
