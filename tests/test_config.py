@@ -92,7 +92,7 @@ WRONG = [
     (["scope.kk=3"], ["'scope.kk'", "expected one of batch_images, diagonal, emd, k_cds", "in scope"]),
     (["scope.k_cd=3"], ["'scope.k_cd'", "(did you mean scope.k_cds?)"]),
     (["+scope.kk=3"], ["'scope.kk'", "expected one of batch_images"]),
-    (["seed=3"], ["'seed'", "expected one of clip, data", "(did you mean seeds?)"]),
+    (["seed=3"], ["'seed'", "expected one of artifacts, clip, collect, data", "(did you mean seeds?)"]),
     (["hydra.foo=3"], ["'hydra.foo'", "infoscope --cfg hydra"]),
     # a choice that does not exist
     (["model=clip_b17"], ["model 'clip_b17'", "clip_b32, clip_l14", "scenes_clip", "(did you mean model=clip_b16?)"]),
