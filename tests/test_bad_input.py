@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 
 from infoscope import app, stages
 from infoscope.errors import InputError
+from infoscope.failures import EXIT_INPUT
 from infoscope.report import figure_style
 from infoscope.sae.module import SAEModule
 from infoscope.vision import extract, open_clip_backbone
@@ -77,7 +78,7 @@ def fail(output_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
         before = find_artifacts(folder) if (folder / "artifacts").is_dir() else {}
         monkeypatch.setattr(sys, "argv", ["infoscope", *make_overrides(folder, *overrides)])
         capsys.readouterr()
-        assert app.run_command_line() == app.EXIT_INPUT
+        assert app.run_command_line() == EXIT_INPUT
         lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("infoscope: ")]
         assert len(lines) == 1
         assert lines[0].endswith((".", ")", "..."))
@@ -136,7 +137,7 @@ def test_a_failed_job_of_a_sweep_stops_no_other(
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
     overrides = make_overrides(output_dir, "stage=score", "model.layer=7,-2")
     monkeypatch.setattr(sys, "argv", ["infoscope", "-m", *overrides])
-    assert app.run_command_line() == app.EXIT_INPUT
+    assert app.run_command_line() == EXIT_INPUT
     printed = capsys.readouterr()
     assert printed.err.count("infoscope: Expected model.layer") == 1
     assert f"score/{find_folder(output_dir, 'score').name}" in printed.out
