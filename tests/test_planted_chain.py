@@ -117,8 +117,15 @@ def make_chain(
     splits = {}
     for name, images in scenes.items():
         (folder / name).mkdir()
-        batches = iterate_images(images, backbone.image_px, batch_size=50)
-        splits[name] = Split(images, extract_tokens(backbone, batches, len(images), LAYER, folder / name))
+        cache = extract_tokens(
+            backbone,
+            lambda rows, n, of=images: iterate_images(of, backbone.image_px, n, rows),
+            len(images),
+            LAYER,
+            folder / name,
+            batch_images=50,
+        )
+        splits[name] = Split(images, cache)
     train, test = splits["train"], splits["test"]
     sae, figures = train_sae(train.cache, SAE_CONFIG, seed, folder / "progress")
     ranking = rank_images(sae, train.cache.batches(50), k_max=K_CDS)

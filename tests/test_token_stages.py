@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from infoscope import encoding as encoding_module
-from infoscope import resume
+from infoscope import resume, world
 from infoscope import stages as stages_module
 from infoscope.config import compose
 from infoscope.pipeline import Pipeline
@@ -76,6 +78,36 @@ def test_an_interrupted_encoding_goes_on_where_it_was(
     assert list(resumed.read_json("skipped.json")) == [f"{BROKEN:02}.png"]
     assert isinstance(again.display, Recorder)
     assert "1 of 29 train images were skipped: 03.png" in again.display.text
+
+
+def encode(photographs: Path, output_dir: Path, n_threads: int) -> None:
+    """What every process does: tokens, stored and not."""
+    torch.set_num_threads(n_threads)
+    encoding_module.TOKEN_BATCH_IMAGES = 4
+    for store_tokens in ("true", "false"):
+        make_pipeline(photographs, output_dir, f"data.store_tokens={store_tokens}").tokens("train")
+
+
+def test_two_processes_encode_the_bytes_of_one(
+    photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(encoding_module, "TOKEN_BATCH_IMAGES", 4)
+    (photographs / "27.png").write_bytes(b"no picture either, and of the other process")
+    n_threads = torch.get_num_threads()
+    encode(photographs, tmp_path / "one", n_threads)
+    with world.sharing(2, encode, photographs, tmp_path / "two", n_threads):
+        encode(photographs, tmp_path / "two", n_threads)
+    found = []
+    for name in ("one", "two"):
+        files = [path for path in (tmp_path / name / "artifacts" / "tokens").rglob("*") if path.is_file()]
+        of_data = [
+            path for path in files if path.name not in ("manifest.json", "config.yaml") and path.suffix != ".lock"
+        ]
+        found.append({path.relative_to(tmp_path / name): path.read_bytes() for path in of_data})
+    assert len([path for path in found[0] if path.name.startswith("patches-")]) == 8
+    assert found[0] == found[1]
+    skipped = [json.loads(content) for path, content in found[1].items() if path.name == "skipped.json"]
+    assert [list(reasons) for reasons in skipped] == [["03.png", "27.png"]] * 2
 
 
 def test_an_interrupted_ranking_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from infoscope import world
 from infoscope.artifacts import Artifact, Workspace
 from infoscope.data.config import DataConfig, DataKind
 from infoscope.data.images import (
@@ -26,7 +27,7 @@ from infoscope.data.sets import make_image_sets
 from infoscope.errors import InputError
 from infoscope.specs import Specs
 from infoscope.vision.backbone import Backbone
-from infoscope.vision.extract import TokenCache, compute_cache_bytes, extract_tokens, find_finished_images
+from infoscope.vision.extract import TokenCache, compute_cache_bytes, extract_tokens
 from infoscope.vision.live_tokens import LiveTokens
 from infoscope.vision.open_clip_backbone import load_backbone
 
@@ -103,37 +104,27 @@ class Encoding(Specs):
             backbone, dtype = self.backbone, data.cache_dtype if data.store_tokens else None
             if dtype is not None:
                 self.check_disk(compute_cache_bytes(backbone, len(images), dtype))
-            left = self._find_images_left(images, work.progress)
-            batches = iterate_images(
-                images, backbone.image_px, TOKEN_BATCH_IMAGES, left, on_error=data.on_error, n_workers=data.n_workers
-            )
-            what = f"encoding {split} images"
-            batches = self.display.track(what, batches, len(left), lambda batch: len(batch.index))
-            extract_tokens(backbone, batches, len(images), config.model.layer, work.folder, dtype, work.progress)
-            write_json(work.folder / "skipped.json", images.skipped)
 
-        artifact = self.get(self.tokens_spec(split, data), build)
+            def read(positions: np.ndarray, batch_images: int) -> Iterator[ImageBatch]:
+                batches = iterate_images(
+                    images, backbone.image_px, batch_images, positions, on_error=data.on_error, n_workers=data.n_workers
+                )
+                what = f"encoding {split} images"
+                return self.display.track(what, batches, len(positions), lambda batch: len(batch.index))
+
+            layer, n = config.model.layer, len(images)
+            made = extract_tokens(
+                backbone, read, n, layer, work.folder, dtype, work.progress, batch_images=TOKEN_BATCH_IMAGES
+            )
+            if world.is_main():
+                write_json(work.folder / "skipped.json", find_skipped(images, made.image_index))
+
+        artifact = self.get(self.tokens_spec(split, data), build, shared=True)
         skipped = artifact.read_json("skipped.json")
         if skipped:
             names = ", ".join(list(skipped)[:5]) + (", ..." if len(skipped) > 5 else "")
             self.display.say(f"{len(skipped)} of {len(images)} {split} images were skipped: {names} (skipped.json)")
         return artifact
-
-    def _find_images_left(self, images: ImageSet, progress: Path) -> np.ndarray:
-        """Return the images that an interrupted encoding has still to read: whole batches from the first of all on.
-
-        What the interrupted run had to skip is found again.
-        """
-        finished = find_finished_images(progress)
-        if len(finished) == 0:
-            return np.arange(len(images))
-        first = min(-(-(int(finished[-1]) + 1) // TOKEN_BATCH_IMAGES) * TOKEN_BATCH_IMAGES, len(images))
-        for i in np.setdiff1d(np.arange(first), finished).tolist():
-            try:
-                images.load(i, CHECK_PX)
-            except ImageError as error:
-                images.skipped[images.image_ids[i]] = error.reason
-        return np.arange(first, len(images))
 
     def open_tokens(self, split: str, data: DataConfig | None = None) -> TokenCache | LiveTokens:
         """Return the tokens of a split, to be read from the disk or encoded as they are asked for."""
@@ -147,6 +138,23 @@ class Encoding(Specs):
             return iterate_images(images, backbone.image_px, batch_images, positions, n_workers=data.n_workers)
 
         return LiveTokens(folder, backbone, read)
+
+
+def find_skipped(images: ImageSet, read: np.ndarray) -> dict[str, str]:
+    """Return why images could not be read, by id: all that are not among those read, whichever process or run did it.
+
+    Args:
+        read: positions of the images that were.
+    """
+    reasons = {}
+    for i in np.setdiff1d(np.arange(len(images)), read).tolist():
+        try:
+            images.load(i, CHECK_PX)
+            reason = "could not be read when its tokens were made"
+        except ImageError as error:
+            reason = error.reason
+        reasons[images.image_ids[i]] = reason
+    return reasons
 
 
 def write_json(path: Path, value: Any) -> None:

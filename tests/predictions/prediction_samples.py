@@ -43,7 +43,14 @@ def make_scene_inputs(folder: Path) -> SceneInputs:
         (folder / name).mkdir()
     save_scenes(folder / "scenes", 0, "test", N_SCENES, 104)
     images, backbone = SceneSet(folder / "scenes"), load_backbone("scenes_clip")
-    cache = extract_tokens(backbone, iterate_images(images, 96, 32), N_SCENES, LAYER, folder / "tokens")
+    cache = extract_tokens(
+        backbone,
+        lambda positions, n: iterate_images(images, 96, n, positions),
+        N_SCENES,
+        LAYER,
+        folder / "tokens",
+        batch_images=32,
+    )
     with torch.random.fork_rng():
         torch.manual_seed(0)
         sae = SparseAutoencoder(backbone.d_in, D_SAE, TopK(16), mean=torch.from_numpy(cache.mean), scale=cache.scale)

@@ -70,13 +70,13 @@ def read_images(positions: np.ndarray, batch_images: int) -> Iterator[tuple[torc
 @pytest.fixture
 def stored(tmp_path: Path) -> TokenCache:
     (tmp_path / "stored").mkdir()
-    return extract_tokens(PixelBackbone(), read_images(np.arange(N), 8), N, 0, tmp_path / "stored")
+    return extract_tokens(PixelBackbone(), read_images, N, 0, tmp_path / "stored", batch_images=8)
 
 
 @pytest.fixture
 def live(tmp_path: Path) -> LiveTokens:
     (tmp_path / "live").mkdir()
-    extract_tokens(PixelBackbone(), read_images(np.arange(N), 8), N, 0, tmp_path / "live", None)
+    extract_tokens(PixelBackbone(), read_images, N, 0, tmp_path / "live", None, batch_images=8)
     return LiveTokens(tmp_path / "live", PixelBackbone(), read_images)
 
 

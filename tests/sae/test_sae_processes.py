@@ -128,7 +128,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     folder = tmp_path_factory.mktemp("processes")
     for name in ("live_tokens", "alone", "together"):
         (folder / name).mkdir()
-    extract_tokens(PixelBackbone(), read_images(np.arange(N_LIVE), 8), N_LIVE, 0, folder / "live_tokens", None)
+    extract_tokens(PixelBackbone(), read_images, N_LIVE, 0, folder / "live_tokens", None, batch_images=8)
     n_live = stream_module.LIVE_BATCH_IMAGES
     try:
         alone = train_every_kind(folder / "alone", folder / "live_tokens")

@@ -66,7 +66,14 @@ def make_noise(n: int, side: int = (GRID + SHIFT) * PATCH_PX) -> np.ndarray:
 
 
 def make_cache(backbone: Backbone, images: ImageArrays, folder: Path) -> TokenCache:
-    return extract_tokens(backbone, iterate_images(images, backbone.image_px, 16), len(images), -2, folder)
+    return extract_tokens(
+        backbone,
+        lambda rows, n: iterate_images(images, backbone.image_px, n, rows),
+        len(images),
+        -2,
+        folder,
+        batch_images=16,
+    )
 
 
 def test_threshold_by_each_rule() -> None:

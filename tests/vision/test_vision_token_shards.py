@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,10 +13,10 @@ import torch
 from clip_samples import GRID, WIDTH, make_backbone, make_images
 from torch import Tensor
 
-from infoscope.vision import extract
+from infoscope.vision import extract, token_shards
 from infoscope.vision.backbone import Backbone
-from infoscope.vision.extract import ShardedRows, TokenCache, extract_tokens, find_finished_images
-from infoscope.vision.live_tokens import LiveTokens
+from infoscope.vision.extract import ShardedRows, TokenCache, extract_tokens
+from infoscope.vision.live_tokens import LiveTokens, ReadImages
 
 N, LAYER, BATCH = 23, -2, 4
 IMAGE_BYTES = (GRID**2 + 1) * WIDTH * 4
@@ -24,20 +25,26 @@ IMAGE_BYTES = (GRID**2 + 1) * WIDTH * 4
 @pytest.fixture(autouse=True)
 def _shards_of_eight_images(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(extract, "SHARD_BYTES", 8 * IMAGE_BYTES)
+    monkeypatch.setattr(extract, "N_SHARDS", 1)
 
 
-def read_images(first: int = 0, until: int = N, unreadable: tuple[int, ...] = ()) -> Iterator[tuple[Tensor, Tensor]]:
-    images = make_images(N)
-    for start in range(first, until, BATCH):
-        index = [i for i in range(start, min(start + BATCH, N)) if i not in unreadable]
-        if index:
-            yield torch.tensor(index), images[index]
+def make_reader(unreadable: tuple[int, ...] = (), until: int = N) -> ReadImages:
+    """Reads images, and is cut off at the batch of one of them."""
+
+    def read(positions: np.ndarray, batch_images: int) -> Iterator[tuple[Tensor, Tensor]]:
+        images = make_images(N)
+        for start in range(0, len(positions), batch_images):
+            index = [i for i in positions[start : start + batch_images].tolist() if i not in unreadable]
+            if positions[start] >= until:
+                raise KeyboardInterrupt
+            if index:
+                yield torch.tensor(index), images[index]
+
+    return read
 
 
-def read_positions(positions: np.ndarray, batch_images: int) -> Iterator[tuple[Tensor, Tensor]]:
-    for start in range(0, len(positions), batch_images):
-        index = torch.from_numpy(positions[start : start + batch_images])
-        yield index, make_images(N)[index]
+def extract_all(backbone: Backbone, read: ReadImages, folder: Path, *options: Any) -> TokenCache:
+    return extract_tokens(backbone, read, N, LAYER, folder, *options, batch_images=BATCH)
 
 
 def read_folder(folder: Path) -> dict[str, bytes]:
@@ -52,9 +59,10 @@ def make_folders(root: Path) -> tuple[Path, Path]:
 
 class TestShards:
     def test_rows_are_the_same_however_many_shards_hold_them(self, tmp_path: Path) -> None:
-        cache = extract_tokens(make_backbone(), read_images(), N, LAYER, tmp_path)
+        cache = extract_all(make_backbone(), make_reader(), tmp_path)
         assert [len(shard) for shard in cache.patches.shards] == [8, 8, 7]
-        expected = torch.cat([make_backbone().tokens(images, LAYER).patches for _, images in read_images()])
+        batches = make_reader()(np.arange(N), BATCH)
+        expected = torch.cat([make_backbone().tokens(images, LAYER).patches for _, images in batches])
         assert torch.equal(cache.tokens(slice(None)).patches, expected)
         rows = np.array([22, 0, 7, 8, 9, 8, 15, 16])
         assert torch.equal(cache.tokens(rows).patches, expected[rows])
@@ -77,48 +85,52 @@ class TestShards:
             start, stop = sorted(rng.integers(51, size=2))
             assert np.array_equal(sharded[start:stop], whole[start:stop])
 
+    def test_there_are_enough_shards_to_share_out(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        for n_shards, expected in ((16, [4] * 5 + [3]), (4, [8, 8, 7]), (1, [12, 11])):
+            monkeypatch.setattr(extract, "N_SHARDS", n_shards)
+            monkeypatch.setattr(extract, "SHARD_BYTES", 11 * IMAGE_BYTES)
+            (tmp_path / str(n_shards)).mkdir()
+            cache = extract_all(make_backbone(), make_reader(), tmp_path / str(n_shards))
+            assert [len(shard) for shard in cache.patches.shards] == expected
+
 
 class TestResume:
     @pytest.mark.parametrize("dtype", ["float32", None])
-    @pytest.mark.parametrize("unreadable", [(), (0, 7, 14, 15), tuple(range(16, 23))])
+    @pytest.mark.parametrize("unreadable", [(), (0, 7, 14, 15), tuple(range(8, 16)), tuple(range(16, 23))])
     def test_it_ends_as_if_it_had_never_stopped(
         self, tmp_path: Path, dtype: str | None, unreadable: tuple[int, ...]
     ) -> None:
         folder, progress = make_folders(tmp_path)
         whole = tmp_path / "whole"
         whole.mkdir()
-        extract_tokens(make_backbone(), read_images(unreadable=unreadable), N, LAYER, whole, dtype)
-
-        def cut_off() -> Iterator[tuple[Tensor, Tensor]]:
-            yield from read_images(until=16, unreadable=unreadable)
-            raise KeyboardInterrupt
+        extract_all(make_backbone(), make_reader(unreadable), whole, dtype)
 
         with pytest.raises(KeyboardInterrupt):
-            extract_tokens(make_backbone(), cut_off(), N, LAYER, folder, dtype, progress)
+            extract_all(make_backbone(), make_reader(unreadable, until=20), folder, dtype, progress)
         assert not list(folder.iterdir())
-        finished = find_finished_images(progress)
-        assert len(finished) >= 8
-        first = -(-(int(finished[-1]) + 1) // BATCH) * BATCH
+        n_finished = 16 if set(range(16, 20)) - set(unreadable) or 15 not in unreadable else 8
+        assert len(list(progress.glob("facts-*"))) == n_finished / 8
         backbone = make_backbone()
-        rest = read_images(first, unreadable=unreadable)
-        cache = extract_tokens(backbone, rest, N, LAYER, folder, dtype, progress)
-        assert backbone.n_images_encoded == len(cache) - len(finished)
+        cache = extract_all(backbone, make_reader(unreadable), folder, dtype, progress)
+        assert backbone.n_images_encoded == sum(i not in unreadable for i in range(n_finished, N))
+        assert len(cache) == N - len(unreadable)
         assert read_folder(folder) == read_folder(whole)
         assert not list(progress.iterdir())
 
     def test_a_shard_without_its_facts_counts_for_nothing(self, tmp_path: Path) -> None:
         folder, progress = make_folders(tmp_path)
-        (progress / "patches-00000.npy").write_bytes(b"half a shard of a killed process")
-        assert len(find_finished_images(progress)) == 0
-        cache = extract_tokens(make_backbone(), read_images(), N, LAYER, folder, progress=progress)
-        assert len(cache) == len(cache.patches) == N
+        for number in range(3):
+            (progress / f"patches-{number:05d}.npy").write_bytes(b"half a shard of a killed process")
+        cache = extract_all(make_backbone(), make_reader(tuple(range(8, 16))), folder, "float32", progress)
+        assert len(cache) == len(cache.patches) == N - 8
+        assert [path.name for path in sorted(folder.glob("patches-*"))] == ["patches-00000.npy", "patches-00002.npy"]
 
 
 class TestLive:
     @pytest.fixture
     def stored(self, tmp_path: Path) -> TokenCache:
         (tmp_path / "stored").mkdir()
-        return extract_tokens(make_backbone(), read_images(), N, LAYER, tmp_path / "stored")
+        return extract_all(make_backbone(), make_reader(), tmp_path / "stored")
 
     @pytest.fixture
     def backbone(self) -> Backbone:
@@ -127,8 +139,8 @@ class TestLive:
     @pytest.fixture
     def live(self, tmp_path: Path, backbone: Backbone) -> LiveTokens:
         (tmp_path / "live").mkdir()
-        extract_tokens(make_backbone(), read_images(unreadable=(5,)), N, LAYER, tmp_path / "live", None)
-        return LiveTokens(tmp_path / "live", backbone, read_positions)
+        extract_all(make_backbone(), make_reader((5,)), tmp_path / "live", None)
+        return LiveTokens(tmp_path / "live", backbone, make_reader())
 
     def test_nothing_but_facts_is_on_the_disk(self, live: LiveTokens) -> None:
         assert live.meta["dtype"] is None
@@ -157,9 +169,9 @@ class TestLive:
     ) -> None:
         facts = []
         for name, n_tokens in (("all", 32), ("some", 4)):
-            monkeypatch.setattr(extract, "N_SAMPLE_TOKENS", n_tokens)
+            monkeypatch.setattr(token_shards, "N_SAMPLE_TOKENS", n_tokens)
             (tmp_path / name).mkdir()
-            facts.append(extract_tokens(make_backbone(), read_images(), N, LAYER, tmp_path / name, None))
+            facts.append(extract_all(make_backbone(), make_reader(), tmp_path / name, None))
         for found in facts:
             assert np.array_equal(found.norms, stored.norms)
             assert np.array_equal(found.mean, stored.mean)

@@ -226,7 +226,7 @@ def iterate_images(
 
     Raises:
         ImageError: if an image cannot be read and `on_error` is "raise".
-        InputError: if images were asked for and none can be read.
+        InputError: if all images were asked for and none can be read.
     """
     index = np.arange(len(image_set)) if indices is None else np.asarray(indices, dtype=np.int64)
     assert batch_size >= 1, batch_size
@@ -248,7 +248,7 @@ def iterate_images(
         n_read += len(batch.index)
         if len(batch.index):
             yield batch
-    if len(index) and not n_read:
+    if len(index) == len(image_set) > 0 and not n_read:
         name, reason = next(iter(image_set.skipped.items()))
         raise InputError(
             f"Expected images, but none of the {len(index)} asked for can be read (the first, {name}: {reason}):"

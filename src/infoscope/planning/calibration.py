@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from infoscope.data.config import DataKind
-from infoscope.data.images import ImageSet, LabelledImages, iterate_images
+from infoscope.data.images import ImageBatch, ImageSet, LabelledImages, iterate_images
 from infoscope.data.scene_set import SceneSet, save_scenes
 from infoscope.planning.probe_costs import (
     ProbeCosts,
@@ -91,8 +91,11 @@ class Calibration:
         backbone, index = self.backbone, np.arange(min(N_CALIBRATION_IMAGES, len(self.images_set)))
 
         def encode(rows: np.ndarray) -> TokenCache:
-            batches = iterate_images(self.images_set, backbone.image_px, 16, rows, on_error=self.config.data.on_error)
-            return extract_tokens(backbone, batches, len(rows), self.layer, self.folder)
+            def read(positions: np.ndarray, batch_images: int) -> Iterator[ImageBatch]:
+                images, on_error = self.images_set, self.config.data.on_error
+                return iterate_images(images, backbone.image_px, batch_images, rows[positions], on_error=on_error)
+
+            return extract_tokens(backbone, read, len(rows), self.layer, self.folder, batch_images=16)
 
         encode(index[:4])  # warm up
         seconds = time_work(lambda: encode(index))

@@ -25,7 +25,7 @@ from infoscope.resume import Part, compute_parts, cut
 from infoscope.sae.edit import GroupEditor
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.vision.backbone import Tokens
-from infoscope.vision.extract import RowWriter
+from infoscope.vision.token_shards import RowWriter
 
 PASSES = {"train": "editing training images", "test": "editing test images"}
 """What a pass over a split is called when it reports its progress."""

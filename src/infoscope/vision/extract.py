@@ -1,32 +1,41 @@
-"""Encoding a whole image set once: its tokens on disk as a memory-mapped cache in shards, or what is known of them."""
+"""Encoding a whole image set once: its tokens on disk as a memory-mapped cache in shards, or what is known of them.
+
+Shards are cut by a fixed rule, at whole batches of images: who encodes one, and when, changes nothing.
+"""
 
 from __future__ import annotations
 
 import json
 import math
-import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
 
+from infoscope import world
 from infoscope.errors import InputError
+from infoscope.resume import cut
 from infoscope.vision.backbone import Backbone, Tokens
+from infoscope.vision.live_tokens import BATCH_IMAGES, ReadImages
+from infoscope.vision.token_shards import (
+    N_SAMPLE_IMAGES,
+    ShardWriter,
+    compute_mean_norm,
+    join_facts,
+    move_shards,
+    name_facts,
+)
 from infoscope.vision.token_source import INDEX_FILE, MEAN_FILE, META_FILE, NORMS_FILE, TokenSource
 
-SHARD_BYTES = 2**30
-"""A shard is closed when it holds this many bytes of tokens, stored or not: what an interruption can cost."""
-
-N_SAMPLE_IMAGES, N_SAMPLE_TOKENS = 2048, 32
-"""Of tokens that are not stored, the scale is measured on a sample: at most so many images, so many tokens of each."""
-
-_PARTS = ("patches", "prefix")
+SHARD_BYTES, N_SHARDS = 2**30, 16
+"""A shard is as many batches as first hold this many bytes of tokens, stored or not, but fewer where there would not be
+so many shards: what an interruption can cost, and what processes share out."""
 
 
 @dataclass(frozen=True)
@@ -113,77 +122,80 @@ def compute_cache_bytes(backbone: Backbone, n_images: int, dtype: str) -> int:
     return n_images * n_tokens * backbone.d_in * np.dtype(dtype).itemsize
 
 
-def find_finished_images(progress: Path) -> Int[np.ndarray, " n"]:
-    """Return the positions of the images that an interrupted `extract_tokens` has finished, ascending."""
-    finished = [np.load(path)["image_index"] for path in _find_facts(progress)]
-    return np.concatenate([np.empty(0, np.int64), *finished])
-
-
 def extract_tokens(
     backbone: Backbone,
-    batches: Iterable[tuple[Tensor, Tensor]],
+    read: ReadImages,
     n_images: int,
     layer: int,
     folder: Path,
     dtype: str | None = "float32",
     progress: Path | None = None,
+    batch_images: int = BATCH_IMAGES,
 ) -> TokenCache:
     """Encode images once, write their tokens, or only what is known of them, into `folder`, and return the cache.
 
+    Several processes come here together and share the work; the files are the same bytes however many there are, and
+    however often they were interrupted.
+
     Args:
-        batches: (position of each image in its set int64 [b], uint8 images [b, 3, image_px, image_px]); images that
-            could not be read are simply not there. None of `find_finished_images` is among them.
-        n_images: upper bound of the number of images.
+        read: images of the set by position; those that could not be read are simply not there.
+        n_images: of the set, unreadable ones included.
         layer: block whose output is kept; negative from the end.
         dtype: float32 or float16 on disk; norms, mean and scale are computed in float64 from the float32 tokens. None:
             no token is stored, and the scale is measured on an evenly spread sample of them.
-        progress: where finished shards wait, so that an interruption costs one at most; None: nothing is kept.
+        progress: where finished shards wait, so that an interruption costs one at most, on a disk that all processes
+            see; None: nothing is kept, and there must be one process.
+        batch_images: images that are read and encoded at a time.
 
     Raises:
         InputError: no image at all, NaN or Inf in tokens, tokens too large for float16.
     """
     layer = backbone.check_layer(layer)
     shards = progress or folder
-    with closing(_ShardWriter(shards, dtype, -(-n_images // N_SAMPLE_IMAGES))) as writer:
-        for index, images in batches:
+    cuts = _cut_shards(backbone, n_images, batch_images)
+    missing = world.broadcast([i for i in range(len(cuts)) if not name_facts(shards, i).exists()])
+    mine = missing[world.current().rank :: world.current().size]
+    positions = np.concatenate([np.empty(0, np.int64), *(np.arange(cuts[i].start, cuts[i].stop) for i in mine)])
+    with closing(ShardWriter(shards, dtype, -(-n_images // N_SAMPLE_IMAGES), mine, cuts[0].stop)) as writer:
+        for index, images in read(positions, batch_images):
             writer.write(index, backbone.tokens(images, layer))
-        writer.finish_shard()
-    parts = [dict(np.load(path)) for path in _find_facts(shards)]
-    if not parts:
+        writer.finish()
+    world.barrier()
+    known = join_facts(shards) if world.current().rank == 0 else {}
+    mean = world.broadcast(known.get("mean"))
+    if mean is None:
         raise InputError("Expected at least one readable image, got none: see the list of skipped files.")
-    for path in _find_shards(shards):
-        if int(path.stem[-5:]) >= len(parts):
-            path.unlink()  # begun before an interruption, and then there was nothing left to read
-    _save_facts(backbone, layer, dtype, parts, shards, folder)
-    for path in _find_facts(shards):  # before the shards leave: without them nobody could go on
-        path.unlink()
-    if progress:
-        for path in _find_shards(progress):
-            os.replace(path, folder / path.name)
+    mean_norm = compute_mean_norm(shards, progress, mean.to(backbone.mean.device)) if dtype is not None else 0.0
+    if world.current().rank == 0:
+        if dtype is None:
+            sample = torch.from_numpy(known["sample"])
+            mean_norm = (sample - mean).norm(dim=-1).mean(dtype=torch.float64).item()
+        _save_facts(backbone, layer, dtype, known, mean_norm, folder)
+        move_shards(shards, folder)
+    world.barrier()
     return TokenCache(folder)
 
 
+def _cut_shards(backbone: Backbone, n_images: int, batch_images: int) -> list[slice]:
+    """Return the images of each shard."""
+    batch_bytes = compute_cache_bytes(backbone, batch_images, "float32")
+    n_batches = min(-(-SHARD_BYTES // batch_bytes), max(1, -(-n_images // (batch_images * N_SHARDS))))
+    return cut(n_images, n_batches * batch_images)
+
+
 def _save_facts(
-    backbone: Backbone, layer: int, dtype: str | None, parts: list[dict[str, np.ndarray]], shards: Path, folder: Path
+    backbone: Backbone, layer: int, dtype: str | None, known: dict[str, Any], mean_norm: float, folder: Path
 ) -> None:
-    """Join what is known of the shards' tokens into the files of `TokenFacts`.
+    """Write the files of `TokenFacts`.
 
     Args:
-        parts: of each shard.
-        shards: where the shards lie by now.
+        known: as `join_facts` returns it.
     """
-    norms = np.concatenate([part["norms"] for part in parts])
-    mean = torch.from_numpy(sum(part["total"] for part in parts) / norms.size).float()
-    if dtype is None:
-        sample = torch.from_numpy(np.concatenate([part["sample"] for part in parts]))
-        mean_norm = (sample - mean).norm(dim=-1).mean(dtype=torch.float64).item()
-    else:
-        mean_norm = _compute_mean_norm(ShardedRows.open(shards, "patches"), mean.to(backbone.mean.device))
-    np.save(folder / NORMS_FILE, norms)
-    np.save(folder / INDEX_FILE, np.concatenate([part["image_index"] for part in parts]))
-    np.save(folder / MEAN_FILE, mean.numpy())
+    np.save(folder / NORMS_FILE, known["norms"])
+    np.save(folder / INDEX_FILE, known["image_index"])
+    np.save(folder / MEAN_FILE, known["mean"].numpy())
     meta = {
-        "n_images": len(norms),
+        "n_images": len(known["norms"]),
         "grid": backbone.grid,
         "d_in": backbone.d_in,
         "patch_px": backbone.patch_px,
@@ -194,112 +206,3 @@ def _save_facts(
         "scale": math.sqrt(backbone.d_in) / mean_norm if mean_norm > 0 else 1.0,
     }
     (folder / META_FILE).write_text(json.dumps(meta, indent=2))
-
-
-def _find_facts(folder: Path) -> list[Path]:
-    """What is kept of each finished shard until all are there; the last file that a shard gets."""
-    return sorted(folder.glob("facts-*.npz"))
-
-
-def _find_shards(folder: Path) -> list[Path]:
-    return sorted(path for name in _PARTS for path in folder.glob(f"{name}-*.npy"))
-
-
-def _compute_mean_norm(patches: ShardedRows, mean: Tensor) -> float:
-    """Mean norm of x - mu over all tokens, block by block, where `mean` lies."""
-    total = 0.0
-    for start in range(0, len(patches), 256):
-        block = torch.from_numpy(patches[start : start + 256]).to(mean.device).float()
-        total += (block - mean).norm(dim=-1).sum(dtype=torch.float64).item()
-    return total / (patches.shape[0] * patches.shape[1])
-
-
-class _ShardWriter:
-    """Writes shard after shard: the tokens as they come, and when a shard is full what is known of its tokens."""
-
-    def __init__(self, folder: Path, dtype: str | None, sample_every: int) -> None:
-        self.folder, self.dtype, self.sample_every = folder, dtype, sample_every
-        self.number = len(_find_facts(folder))
-        self.files: dict[str, RowWriter] = {}
-        self._begin()
-
-    def _begin(self) -> None:
-        self.known: dict[str, list[np.ndarray]] = {"norms": [], "image_index": [], "total": [], "sample": []}
-        self.n_bytes = 0
-
-    def write(self, index: Tensor, tokens: Tokens) -> None:
-        if self.dtype is not None:
-            for name in _PARTS:
-                part = getattr(tokens, name)
-                if name not in self.files:
-                    path = self.folder / f"{name}-{self.number:05d}.npy"
-                    self.files[name] = RowWriter(path, tuple(part.shape[1:]), self.dtype)
-                self.files[name].write(part)
-        patches = tokens.patches
-        self.known["norms"].append(patches.norm(dim=-1).cpu().numpy())
-        self.known["image_index"].append(index.numpy())
-        self.known["total"].append(patches.sum((0, 1), dtype=torch.float64).cpu().numpy()[None])
-        if self.dtype is None:
-            step = -(-patches.shape[1] // N_SAMPLE_TOKENS)
-            chosen = (index % self.sample_every == 0).to(patches.device)
-            self.known["sample"].append(patches[chosen, ::step].flatten(0, 1).cpu().numpy())
-        self.n_bytes += sum(part.numel() * part.element_size() for part in tokens)
-        if self.n_bytes >= SHARD_BYTES:
-            self.finish_shard()
-
-    def finish_shard(self) -> None:
-        """Close the shard in hand, if there is one; what is known of it is written last, and makes it count."""
-        if not self.n_bytes:
-            return
-        self.close()
-        unfinished = self.folder / f"unfinished-{self.number:05d}.npz"
-        known = {name: np.concatenate(values) for name, values in self.known.items() if values}
-        np.savez(unfinished, **{**known, "total": known["total"].sum(0)})  # pyright: ignore[reportArgumentType]
-        os.replace(unfinished, self.folder / f"facts-{self.number:05d}.npz")
-        self.number += 1
-        self._begin()
-
-    def close(self) -> None:
-        """Close the files of the shard in hand, finished or not."""
-        files, self.files = self.files, {}
-        for file in files.values():
-            file.close()
-
-
-class RowWriter:
-    """Writes a .npy file row block by row block through plain writes, so that a full disk is an OSError.
-
-    (Writing through a memory map would end in a bus error.) The header is corrected on closing.
-
-    Args:
-        row_shape: of one row.
-        dtype: on disk, float32 or float16.
-    """
-
-    def __init__(self, path: Path, row_shape: tuple[int, ...], dtype: str) -> None:
-        self.row_shape, self.dtype, self.n_rows = row_shape, np.dtype(dtype), 0
-        self.file = path.open("wb")
-        self._write_header()
-
-    def _write_header(self) -> None:
-        self.file.seek(0)
-        header = {"descr": self.dtype.str, "fortran_order": False, "shape": (self.n_rows, *self.row_shape)}
-        np.lib.format.write_array_header_1_0(self.file, header)  # numpy leaves room for a row count that grows
-
-    def write(self, rows: Float[Tensor, "n_rows ..."]) -> None:
-        """Append rows.
-
-        Raises:
-            InputError: if a value does not fit the type.
-            OSError: on a full disk.
-        """
-        block = rows.to(getattr(torch, self.dtype.name)).contiguous()  # before it leaves a GPU: half the way is saved
-        if not torch.isfinite(block).all():
-            raise InputError(f"Tokens are too large for {self.dtype}: set data.cache_dtype=float32.")
-        self.file.write(block.cpu().numpy().data)
-        self.n_rows += len(block)
-
-    def close(self) -> None:
-        """Write how many rows came, and close the file; on a full disk it raises, and is closed all the same."""
-        with self.file:
-            self._write_header()
