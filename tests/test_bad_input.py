@@ -26,7 +26,7 @@ from infoscope.errors import InputError
 from infoscope.failures import EXIT_INPUT
 from infoscope.report import figure_style
 from infoscope.sae.module import SAEModule
-from infoscope.vision import extract, open_clip_backbone
+from infoscope.vision import open_clip_backbone, token_shards
 from infoscope.vision.backbone import Tokens
 from infoscope.vision.config import ContrastiveConfig, ModelConfig
 from infoscope.vision.contrastive import make_clip_config
@@ -342,7 +342,7 @@ def test_a_disk_that_fills_up_while_tokens_are_written(fail: Fail, monkeypatch: 
     def write(*_: Any) -> Any:
         raise FULL["the system"]()
 
-    monkeypatch.setattr(extract.RowWriter, "write", write)
+    monkeypatch.setattr(token_shards.RowWriter, "write", write)
     assert mentions(fail("stage=train_sae", "model.seed=3"), "full", "finished artifacts are kept")
 
 

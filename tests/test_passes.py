@@ -79,6 +79,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[st
             patch.setattr(module, name, value)
         pipeline = make_pipeline(folder)
         pipeline.token_outliers()
+        pipeline.tokens("test")
         save = resume.save_state
         for stage in PASSES:
 
