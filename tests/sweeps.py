@@ -49,6 +49,7 @@ def start(
     environment["PYTHONPATH"] = os.pathsep.join(paths)
     own = ["logger.project=0"] if stand_in else ["logger=none", "debug=tiny", "trainer.n_threads=1"]
     command = [sys.executable, "-m", "infoscope.app", "-m", f"hydra/launcher={launcher}", f"output_dir={folder}", *own]
+    folder.parent.mkdir(exist_ok=True)
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen([*command, *arguments], cwd=folder.parent, env=environment, **pipes)
 

@@ -80,6 +80,15 @@ def test_these_jobs_go_on(name: str):
     assert slurm.find_patience_s(State(name)) is None
 
 
+def test_only_unusual_reasons_to_wait_are_obstacles():
+    states = [
+        State("PENDING", 0, "Priority"),
+        State("PENDING", 0, "JobHeldUser"),
+        State("FAILED", 1, "NonZeroExitCode"),
+    ]
+    assert slurm.find_obstacles(states) == {"JobHeldUser"}
+
+
 def test_refusals_in_words(commands: Path):
     partition = "sbatch: error: invalid partition specified: gpux\nsbatch: error: Batch job submission failed: {}"
     write_command(commands, "sinfo", "echo main; echo high")

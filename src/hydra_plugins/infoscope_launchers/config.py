@@ -24,6 +24,8 @@ class SlurmConf(SlurmQueueConf):
     """Jobs of a sweep as jobs of Slurm."""
 
     _target_: str = "hydra_plugins.infoscope_launchers.launchers.SlurmLauncher"
+    name: str | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
+    """Of the jobs; null: infoscope-STAGE."""
     srun_args: list[str] | None = None
     """Options for srun, which starts the tasks of a job."""
 

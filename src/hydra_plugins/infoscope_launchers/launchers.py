@@ -10,7 +10,9 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import redirect_stderr
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -29,7 +31,7 @@ ASK_EVERY_S = (1.0, 30.0)
 """Seconds between questions to Slurm: at first, at last."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PlannedJob:
     """A job before it starts: its place in the sweep, the overrides that it alone has, what it is called with."""
 
@@ -159,13 +161,17 @@ class SlurmLauncher(SweepLauncher):
 
         params = {name: value for name, value in self.params.items() if value is not None}
         folder, n_timeouts = params.pop("submitit_folder"), params.pop("max_num_timeout")
+        params.setdefault("name", f"infoscope-{self.config.stage.name}" if self.config else "infoscope")
         if "cpus_per_task" in params:  # srun does not take it over from sbatch
             params["srun_args"] = [*params.get("srun_args", []), f"--cpus-per-task={params['cpus_per_task']}"]
         generic = submitit.AutoExecutor._typed_parameters()
         executor = submitit.AutoExecutor(folder, cluster="slurm", slurm_max_num_timeout=n_timeouts)
         executor.update_parameters(**{x if x in generic else f"slurm_{x}": value for x, value in params.items()})
+        how_to_reach = {name: value for name, value in os.environ.items() if name in ("SLURM_CONF", "SLURM_JWT")}
         try:
-            with submitit.helpers.clean_env():  # where this process is in a job of Slurm itself
+            # Clean, for this process may be in a job of Slurm itself; quiet, for submitit prints what sbatch says.
+            with submitit.helpers.clean_env(), redirect_stderr(StringIO()):
+                os.environ.update(how_to_reach)
                 return executor.map_array(self, *zip(*(job.arguments for job in planned), strict=True))
         except (FailedJobError, FailedSubmissionError) as error:
             words = slurm.explain_refusal(str(error), params.get("partition"), params.get("account"))
@@ -179,6 +185,7 @@ def _follow(running: dict[PlannedJob, Any]) -> Iterator[tuple[PlannedJob, Outcom
     preempted is not its last word.
     """
     over_since: dict[PlannedJob, float] = {}
+    told: set[str] = set()
     pause_s, asked = ASK_EVERY_S[0], time.monotonic()
     while running:
         time.sleep(LOOK_EVERY_S)
@@ -191,6 +198,9 @@ def _follow(running: dict[PlannedJob, Any]) -> Iterator[tuple[PlannedJob, Outcom
             continue
         states = slurm.ask_states(process.job_id for process in running.values()) or {}
         pause_s, asked = min(1.2 * pause_s, ASK_EVERY_S[1]), time.monotonic()
+        for reason in slurm.find_obstacles(states.values()) - told:
+            told.add(reason)
+            print(f"Slurm does not start all jobs: {reason} (`man squeue` explains it).", flush=True)
         for job, process in list(running.items()):
             state = states.get(process.job_id)
             patience_s = None if state is None else slurm.find_patience_s(state)

@@ -44,6 +44,7 @@ _ENDS = {
         " (hydra.launcher.timeout_min), or tell it earlier (hydra.launcher.signal_delay_s)."
     ),
 }
+_USUAL_REASONS = {"", "None", "BeginTime", "Cleaning", "JobArrayTaskLimit", "Priority", "Prolog", "Resources"}
 _PATIENCE_S = {"COMPLETED": 60.0, "PREEMPTED": 60.0, "NODE_FAIL": 60.0, "FORGOTTEN": 60.0}
 
 
@@ -67,8 +68,8 @@ def explain_refusal(words: str, partition: str | None, account: str | None) -> s
     Args:
         words: what it said on stderr.
     """
-    said = [line.split("error: ", 1)[1] for line in words.splitlines() if "error: " in line] or words.splitlines()
-    reason = re.sub("^Batch job submission failed: ", "", said[-1].strip().rstrip(".")) if said else "no reason given"
+    last_line = (words.splitlines() or ["no reason given"])[-1]
+    reason = re.sub("^sbatch: (error|fatal): (Batch job submission failed: )?", "", last_line).strip().rstrip(".")
     given = f"hydra.launcher.account={account or 'null'}, hydra.launcher.partition={partition or 'null'}"
     if "account" in reason.lower():
         return f"Slurm does not take the jobs ({reason}): got {given}."
@@ -110,6 +111,11 @@ def find_patience_s(state: State) -> float | None:
     be put back into the queue.
     """
     return _PATIENCE_S.get(state.name, 5.0) if state.name in _ENDS or state.name == "FAILED" else None
+
+
+def find_obstacles(states: Iterable[State]) -> set[str]:
+    """Return why jobs wait, as Slurm names it, where it is not just their turn."""
+    return {state.reason for state in states if state.name == "PENDING"} - _USUAL_REASONS
 
 
 def explain_end(state: State) -> str:
