@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tiny_runs import TINY
+
 ROOT = Path(__file__).resolve().parents[1]
 LIMIT_S = 240
 """How long a sweep may take: one that hangs fails."""
@@ -43,11 +45,11 @@ def read_logs(folder: Path) -> str:
 def start(
     folder: Path, *arguments: str, launcher: str, environment: dict[str, str] | None = None, stand_in: bool = True
 ) -> subprocess.Popen:
-    """Start a sweep whose output_dir is `folder`; with a stand-in its jobs do as `logger.group` says, nothing else."""
+    """Start a sweep whose output_dir is `folder`; its jobs are `TINY`, or do as `logger.group` says."""
     environment = dict(environment or {**os.environ, "CUDA_VISIBLE_DEVICES": ""})  # none: no time to look for any
     paths = [str(ROOT / "src"), *([str(ROOT / "tests" / "stand_in")] if stand_in else [])]
     environment["PYTHONPATH"] = os.pathsep.join(paths)
-    own = ["logger.project=0"] if stand_in else ["logger=none", "debug=tiny", "trainer.n_threads=1"]
+    own = ["logger.project=0"] if stand_in else TINY
     command = [sys.executable, "-m", "infoscope.app", "-m", f"hydra/launcher={launcher}", f"output_dir={folder}", *own]
     folder.parent.mkdir(exist_ok=True)
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import os
 import random
@@ -15,28 +14,11 @@ from pathlib import Path
 import pytest
 
 from infoscope import world
-from infoscope.artifacts import CONFIG, Spec, Store, Workspace
+from infoscope.artifacts import Spec, Store, Workspace
+from tiny_runs import TINY, read_checksums
 
 N_KILLS = int(os.environ.get("INFOSCOPE_CHAOS", "5"))
 KILLS_PER_RUN = 5
-TINY = [
-    "debug=tiny",
-    "stage=probe",
-    "logger=none",
-    "data.n_train=48",
-    "data.n_test=24",
-    "sae.n_tokens=60000",
-    "sae.checkpoint_every_n_steps=2",
-    "scope.k_cds=2",
-    "scope.k_max=2",
-    "probe.n_draws=0",
-    "probe.n_dense_train_images=24",
-    "probe.variants_per_chunk=3",
-    "trainer.save_every_s=0",
-    "trainer.n_threads=1",
-    "trainer.progress=false",
-]
-
 Context = multiprocessing.context.ForkServerContext
 
 
@@ -58,17 +40,6 @@ def run_tiny(output_dir: Path, log: Path) -> None:
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     run(compose([*TINY, f"output_dir={output_dir}"]))
-
-
-def read_checksums(output_dir: Path) -> dict[str, dict]:
-    """{artifact: {file: checksum}}, from the manifests; the copy of the configuration, which names folders, aside."""
-    found = {}
-    for manifest in (output_dir / "artifacts").glob("*/*/manifest.json"):
-        if not manifest.parent.name.startswith("."):
-            files = json.loads(manifest.read_text())["files"]
-            del files[CONFIG]
-            found[f"{manifest.parent.parent.name}/{manifest.parent.name}"] = files
-    return found
 
 
 def test_kill_9_at_random_moments(fresh: Context, tmp_path: Path):

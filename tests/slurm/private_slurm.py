@@ -44,7 +44,7 @@ SchedulerType=sched/builtin
 SchedulerParameters=sched_interval=1
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
-KillWait=5
+KillWait=1
 ReturnToService=2
 SlurmdParameters=config_overrides
 """

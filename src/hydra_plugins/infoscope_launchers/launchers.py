@@ -81,6 +81,7 @@ class SweepLauncher(BaseSubmititLauncher):
         from submitit import JobEnvironment
 
         _keep_signals_from_children()
+        os.environ.setdefault("COLUMNS", "160")  # lines of the log
         place = JobEnvironment().paths
         rank = place.task_id
         path = name_outcome(place.folder, str(place.job_id), rank)

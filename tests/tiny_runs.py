@@ -1,0 +1,37 @@
+"""The whole chain as small as it goes, and what its runs must agree in."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from infoscope.artifacts import CONFIG
+
+TINY = [
+    "debug=tiny",
+    "stage=probe",
+    "logger=none",
+    "data.n_train=48",
+    "data.n_test=24",
+    "sae.n_tokens=60000",
+    "sae.checkpoint_every_n_steps=2",
+    "scope.k_cds=2",
+    "scope.k_max=2",
+    "probe.n_draws=0",
+    "probe.n_dense_train_images=24",
+    "probe.variants_per_chunk=3",
+    "trainer.save_every_s=0",
+    "trainer.n_threads=1",
+    "trainer.progress=false",
+]
+
+
+def read_checksums(output_dir: Path) -> dict[str, dict]:
+    """{artifact: {file: checksum}}, from the manifests; the copy of the configuration, which names folders, aside."""
+    found = {}
+    for manifest in (output_dir / "artifacts").glob("*/*/manifest.json"):
+        if not manifest.parent.name.startswith("."):
+            files = json.loads(manifest.read_text())["files"]
+            del files[CONFIG]
+            found[f"{manifest.parent.parent.name}/{manifest.parent.name}"] = files
+    return found
