@@ -27,11 +27,14 @@ TINY = [
 
 
 def read_checksums(output_dir: Path) -> dict[str, dict]:
-    """{artifact: {file: checksum}}, from the manifests; the copy of the configuration, which names folders, aside."""
+    """{"stage/hash": {file: checksum}}, from the manifests; the copy of the configuration, which names folders, aside.
+
+    Names are for people: two jobs may give the same heads different ones.
+    """
     found = {}
     for manifest in (output_dir / "artifacts").glob("*/*/manifest.json"):
         if not manifest.parent.name.startswith("."):
-            files = json.loads(manifest.read_text())["files"]
-            del files[CONFIG]
-            found[f"{manifest.parent.parent.name}/{manifest.parent.name}"] = files
+            content = json.loads(manifest.read_text())
+            del content["files"][CONFIG]
+            found[f"{content['stage']}/{content['hash']}"] = content["files"]
     return found

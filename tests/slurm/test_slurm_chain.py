@@ -35,7 +35,8 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def list_built(folder: Path) -> list[str]:
     """Return every artifact that jobs say they built, once for each time; they name no single heads and features."""
-    return sorted(re.findall(r"^ *built +(\S+)", read_logs(folder), re.MULTILINE))
+    found = re.findall(r"^ *built +(\w+)/\S+-(\w+) ", read_logs(folder), re.MULTILINE)
+    return sorted("/".join(stage_and_hash) for stage_and_hash in found)
 
 
 def list_named(folder: Path) -> list[str]:
@@ -49,18 +50,31 @@ def list_others(folder: Path, undisturbed: Path) -> list[str]:
     return [name for name, files in read_checksums(folder).items() if files != expected.get(name)]
 
 
-def find_process(array: str, number: int) -> int | None:
-    """Return the process of a job of an array, None if it runs none now."""
+def find_process(**variables: str) -> int | None:
+    """Return the process of a job that has these variables in its environment, None if there is none now."""
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             words = (folder / "cmdline").read_bytes().split(b"\0")
             environment = (folder / "environ").read_bytes().split(b"\0")
         except OSError:  # it has ended meanwhile
             continue
-        wanted = {f"SLURM_ARRAY_JOB_ID={array}".encode(), f"SLURM_ARRAY_TASK_ID={number}".encode()}
+        wanted = {f"{name}={value}".encode() for name, value in variables.items()}
         if wanted <= set(environment) and b"python" in words[0] and b"submitit.core._submit" in words:
             return int(folder.name)
     return None
+
+
+def hold_still(pid: int) -> None:
+    """Stop a process until Slurm, which wakes it first, kills it: it shall not get on with its work meanwhile."""
+
+    def is_gone() -> bool:
+        try:
+            os.kill(pid, signal.SIGSTOP)
+        except ProcessLookupError:
+            return True
+        return False
+
+    wait_until(is_gone, "the process to be killed")
 
 
 def read_job_id(process: subprocess.Popen) -> str:
@@ -82,11 +96,8 @@ def test_a_sweep_computes_everything_once(slurm: PrivateSlurm, tmp_path: Path, u
 
 def test_two_sweeps_that_race_compute_everything_once(slurm: PrivateSlurm, tmp_path: Path, undisturbed: Path):
     out = tmp_path / "out"
-    racing = [
-        start(out, LONGER, "stage=score", launcher="slurm", environment=slurm.environment, stand_in=False)
-        for _ in range(2)
-    ]
-    for process in racing:
+    options: dict[str, Any] = {"launcher": "slurm", "environment": slurm.environment, "stand_in": False}
+    for process in [start(out, LONGER, "stage=score", **options) for _ in range(2)]:
         done = finish(process, out)
         assert (done.code, done.err) == (0, "")
     assert list_built(out) == list_named(out)
@@ -100,7 +111,8 @@ def test_after_a_killed_job_only_what_is_missing_is_computed(slurm: PrivateSlurm
     array = read_job_id(running)
     (log,) = wait_for(lambda: list(out.glob(f"sweeps/*/.submitit/{array}_1/*_log.out")), "its log")
     wait_until(lambda: is_at_work(log.read_text(), 0), "training to begin")
-    os.kill(wait_for(lambda: find_process(array, 1), "its process"), signal.SIGKILL)
+    process = wait_for(lambda: find_process(SLURM_ARRAY_JOB_ID=array, SLURM_ARRAY_TASK_ID="1"), "its process")
+    os.kill(process, signal.SIGKILL)
     done = finish(running, out)
     assert done.code == 1
     assert done.failures() == [f"job 1 (seeds=[1]): it was killed (signal 9). Its log: {log}"]
@@ -120,15 +132,19 @@ def test_a_job_that_is_put_back_three_times_ends_as_if_undisturbed(
     out = tmp_path / "out"
     running = start(out, LONGER, launcher="slurm", environment=slurm.environment, stand_in=False)
     job = read_job_id(running)
-    put_back = [
-        lambda: slurm.run("scontrol", "requeue", job),  # by hand, or after its node failed
-        lambda: slurm.run("scancel", "--signal=USR2", job),  # as before its time limit
-        lambda: slurm.run("sbatch", "--partition=high", "--exclusive", "--output=/dev/null", "--wrap=true"),
+    put_back: list[tuple[list[str], bool]] = [
+        (["scontrol", "requeue", job], True),  # by hand, or after its node failed
+        (["scancel", "--signal=USR2", job], False),  # as before its time limit: it ends by itself
+        (["sbatch", "--partition=high", "--exclusive", "--output=/dev/null", "--wrap=true"], True),
     ]
-    for number, act in enumerate(put_back):
+    for number, (command, is_killed) in enumerate(put_back):
         wait_until(lambda: is_at_work(read_logs(out), number), f"start {number}")  # noqa: B023
         assert running.poll() is None
-        act()
+        process = find_process(SLURM_JOB_ID=job)
+        slurm.run(*command)
+        if is_killed:
+            assert process
+            hold_still(process)
     done = finish(running, out)
     assert (done.code, done.err) == (0, "")
     assert read_logs(out).count("Starting with JobEnvironment") == 4
@@ -148,12 +164,8 @@ def test_two_nodes_rank_and_score_as_one_process_does(
     out = tmp_path / "out"
     for stage in ("scenes", "tokens", "train_sae"):
         shutil.copytree(undisturbed / "artifacts" / stage, out / "artifacts" / stage)
-    arguments = (
-        LONGER,
-        "stage=score",
-        "hydra.launcher.nodes=2",
-        'hydra.launcher.setup=["export MASTER_ADDR=127.0.0.1"]',
-    )
+    nodes = ("hydra.launcher.nodes=2", 'hydra.launcher.setup=["export MASTER_ADDR=127.0.0.1"]')
+    arguments = (LONGER, "stage=score", *nodes)
     done = sweep(out, *arguments, launcher="slurm", environment=slurm_of_two_nodes.environment, stand_in=False)
     assert (done.code, done.err) == (0, "")
     assert [name.split("/")[0] for name in list_built(out)] == ["rank", "score"]
