@@ -91,7 +91,10 @@ def test_a_sweep_computes_everything_once(slurm: PrivateSlurm, tmp_path: Path, u
     done = sweep(out, LONGER, *grid, launcher="slurm", environment=slurm.environment, stand_in=False)
     assert (done.code, done.err) == (0, "")
     assert list_built(out) == list_named(out)
-    assert list_others(undisturbed, out) == [], "gamma=0.15 and k_cds=2 are among them"
+    assert set(read_checksums(undisturbed)) <= set(read_checksums(out)), "gamma=0.15 and k_cds=2 are among them"
+    others = list_others(undisturbed, out)
+    # Jobs deal out the heads among them, and the last bits of heads depend on which are trained together.
+    assert [name for name in others if not name.startswith(("probe/", "features/"))] == []
 
 
 def test_two_sweeps_that_race_compute_everything_once(slurm: PrivateSlurm, tmp_path: Path, undisturbed: Path):

@@ -9,8 +9,8 @@ import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
-from contextlib import redirect_stderr
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing, redirect_stderr
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
@@ -46,6 +46,9 @@ class PlannedJob:
 class SweepLauncher(BaseSubmititLauncher):
     """What both launchers do: say how every job ends, and fail in the job when it fails."""
 
+    left_behind = ""
+    """What is said of the jobs at Ctrl-C; empty where they end with it."""
+
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Run the jobs, wait for all, say how each ended.
 
@@ -60,19 +63,16 @@ class SweepLauncher(BaseSubmititLauncher):
             planned.append(
                 PlannedJob(number, own, (list(overrides), "hydra.sweep.dir", number, f"job_{number}", state))
             )
-        n_failed = 0
-        for job, outcome in self.run_jobs(planned):
-            if outcome.failure:
-                n_failed += 1
-                code = EXIT_INPUT if outcome.is_input else EXIT_BUG
-                say_failure(f"{job}: {outcome.failure} Its log: {outcome.log}", code=code)
-            else:
-                print(f"{job} is done.", flush=True)
+        try:
+            with closing(self.run_jobs(planned)) as ended:
+                n_failed = sum([_tell(job, outcome) for job, outcome in ended])
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(self.left_behind) from None
         if n_failed:
             print(f"{n_failed} of {len(planned)} jobs failed; the same command does again only what is missing.")
         return [JobReturn(overrides=overrides, status=JobStatus.COMPLETED) for overrides in job_overrides]
 
-    def run_jobs(self, planned: list[PlannedJob]) -> Iterator[tuple[PlannedJob, Outcome]]:
+    def run_jobs(self, planned: list[PlannedJob]) -> Generator[tuple[PlannedJob, Outcome], None, None]:
         """Start the jobs, and yield each with its outcome when it is over, in whatever order."""
         raise NotImplementedError
 
@@ -106,7 +106,7 @@ class LocalLauncher(SweepLauncher):
 
     _EXECUTOR = "local"
 
-    def run_jobs(self, planned: list[PlannedJob]) -> Iterator[tuple[PlannedJob, Outcome]]:
+    def run_jobs(self, planned: list[PlannedJob]) -> Generator[tuple[PlannedJob, Outcome], None, None]:
         from infoscope.launching.local import ShareExecutor, share_machine
 
         n_parallel, n_tasks = self.params["n_parallel"], self.params["tasks_per_node"]
@@ -137,19 +137,17 @@ class SlurmLauncher(SweepLauncher):
 
     _EXECUTOR = "slurm"
 
-    def run_jobs(self, planned: list[PlannedJob]) -> Iterator[tuple[PlannedJob, Outcome]]:
+    def run_jobs(self, planned: list[PlannedJob]) -> Generator[tuple[PlannedJob, Outcome], None, None]:
         slurm.check_commands()
         running = dict(zip(planned, self.submit(planned), strict=True))
         array = ",".join(sorted({job.job_id.split("_")[0] for job in running.values()}))
+        self.left_behind = (
+            f"the jobs go on in Slurm: `squeue -j {array}` shows them, `scancel {array}` ends them, and the same"
+            " command does later only what is missing by then."
+        )
         folder = Path(self.params["submitit_folder"]).parent.absolute()
         print(f"{len(running)} jobs are with Slurm as {array} (squeue -j {array}); their logs: {folder}", flush=True)
-        try:
-            yield from _follow(running)
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt(
-                f"the jobs go on in Slurm: `squeue -j {array}` shows them, `scancel {array}` ends them, and the same"
-                " command does later only what is missing by then."
-            ) from None
+        yield from _follow(running)
 
     def submit(self, planned: list[PlannedJob]) -> list[Any]:
         """Hand the jobs to Slurm.
@@ -213,6 +211,16 @@ def _follow(running: dict[PlannedJob, Any]) -> Iterator[tuple[PlannedJob, Outcom
             if outcome is not None or time.monotonic() - since >= patience_s:
                 del running[job]
                 yield job, outcome or _die(process, slurm.explain_end(state))
+
+
+def _tell(job: PlannedJob, outcome: Outcome) -> bool:
+    """Say how a job ended, and return whether it failed."""
+    if outcome.failure:
+        code = EXIT_INPUT if outcome.is_input else EXIT_BUG
+        say_failure(f"{job}: {outcome.failure} Its log: {outcome.log}", code=code)
+    else:
+        print(f"{job} is done.", flush=True)
+    return bool(outcome.failure)
 
 
 def _find_outcome(process: Any) -> Outcome | None:

@@ -107,7 +107,7 @@ def fit_heads(
     """
     in_main_thread = threading.current_thread() is threading.main_thread()
     on_interrupt = signal.getsignal(signal.SIGINT)
-    keeper = _StateKeeper(checkpoint or Checkpoint(None))
+    keeper = _StateKeeper(checkpoint or Checkpoint(None), signal.getsignal(signal.SIGTERM))
     with quiet_lightning():
         trainer = L.Trainer(
             max_epochs=1,
@@ -136,11 +136,15 @@ def fit_heads(
 class _StateKeeper(L.Callback):
     """Goes on from a checkpoint's state, and keeps the state of heads, optimiser and schedule when it is time."""
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
+    def __init__(self, checkpoint: Checkpoint, on_terminate: Any) -> None:
         self.checkpoint, self.state = checkpoint, checkpoint.load()
+        self.on_terminate = on_terminate
         self.first_step: int = self.state["step"] if self.state else 0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if threading.current_thread() is threading.main_thread():
+            # Lightning would end the process; a job that Slurm preempts must live until it is killed and queued again.
+            signal.signal(signal.SIGTERM, self.on_terminate)
         if self.state:
             pl_module.load_state_dict(self.state["module"])
             trainer.optimizers[0].load_state_dict(self.state["optimizer"])
