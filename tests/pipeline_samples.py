@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from infoscope.artifacts import Artifact, Spec, Store
+from infoscope.artifacts import Store
 from infoscope.collecting.jobs import CollectedJob, read_jobs
 from infoscope.collecting.opening import Opener
 from infoscope.config import Config, compose
 from infoscope.job import Job
+from infoscope.manifests import Artifact, Spec
 from infoscope.pipeline import run
 from infoscope.progress import Display
 from infoscope.report.report import ReportFiles

@@ -15,9 +15,10 @@ from pathlib import Path
 import filelock
 import pytest
 
-from infoscope import artifacts
-from infoscope.artifacts import FORMAT_VERSION, MANIFEST, Artifact, Spec, Store, Workspace, compute_hash
+from infoscope import environment, manifests
+from infoscope.artifacts import Store, Workspace
 from infoscope.errors import InputError
+from infoscope.manifests import FORMAT_VERSION, MANIFEST, Artifact, Spec, compute_hash
 
 SPEC = Spec("rank", "topk", {"k": 8, "images": {"seed": 0, "split": "train"}})
 CONTENT = {"values.bin": b"0123456789", "maps/first.bin": b"abc"}
@@ -26,7 +27,7 @@ CONTENT = {"values.bin": b"0123456789", "maps/first.bin": b"abc"}
 @pytest.fixture(autouse=True)
 def _cheap_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """Asking torch and git what they are takes seconds; one test does."""
-    monkeypatch.setattr(artifacts, "describe_environment", dict)
+    monkeypatch.setattr(manifests, "describe_environment", dict)
 
 
 class Recorder:
@@ -124,11 +125,11 @@ def test_a_build_becomes_a_folder_with_a_manifest(recorder: Recorder):
 
 def test_the_environment_names_versions_and_hardware(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.undo()
-    environment = artifacts.describe_environment()
-    assert {"python", "infoscope", "torch", "lightning"} <= set(environment["versions"])
-    assert "not installed" not in environment["versions"].values()
-    assert environment["hardware"]["cores"] >= 1
-    assert set(environment) == {"versions", "commit", "hardware"}
+    facts = environment.describe_environment()
+    assert {"python", "infoscope", "torch", "lightning"} <= set(facts["versions"])
+    assert "not installed" not in facts["versions"].values()
+    assert facts["hardware"]["cores"] >= 1
+    assert set(facts) == {"versions", "commit", "hardware"}
 
 
 def test_a_second_request_reuses_without_building(recorder: Recorder):
@@ -329,7 +330,7 @@ def test_a_lock_that_is_never_released_is_one_sentence(recorder: Recorder):
 
 def build_in_another_process(root: Path, name: str, other_waits: Event) -> None:
     """Ask for the artifact; whoever builds it goes on only when the other one is seen to wait."""
-    artifacts.describe_environment = dict  # pyright: ignore[reportAttributeAccessIssue]
+    manifests.describe_environment = dict  # pyright: ignore[reportAttributeAccessIssue]
     events: list[str] = []
 
     def on_event(event: str, spec: Spec, detail: str) -> None:

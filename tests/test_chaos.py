@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from infoscope import world
-from infoscope.artifacts import Spec, Store, Workspace
+from infoscope.artifacts import Store, Workspace
+from infoscope.manifests import Spec
 from tiny_runs import TINY, read_checksums
 
 N_KILLS = int(os.environ.get("INFOSCOPE_CHAOS", "5"))

@@ -15,7 +15,7 @@ import pytest
 
 from app_samples import run_infoscope
 from experiment_samples import load_experiment
-from infoscope.artifacts import FORMAT_VERSION, MANIFEST, Artifact, Spec, Store, Workspace
+from infoscope.artifacts import Store, Workspace
 from infoscope.config import compose
 from infoscope.errors import InputError
 from infoscope.experiments import main
@@ -23,6 +23,7 @@ from infoscope.housekeeping import command
 from infoscope.housekeeping.command import keep_house
 from infoscope.housekeeping.inventory import Entry, Kind, list_entries
 from infoscope.job import Job
+from infoscope.manifests import FORMAT_VERSION, MANIFEST, Artifact, Spec
 from infoscope.pipeline import run
 from infoscope.uses import USES_FILE, UseRecord, find_uses, read_uses, write_uses
 from pipeline_samples import Recorder, copy_run, finish_tiny_run, make_overrides, make_tiny_config

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from infoscope import resume, world
-from infoscope.artifacts import Artifact
+from infoscope.manifests import Artifact
 from infoscope.pipeline import Pipeline
 from infoscope.predictions import run, zero_shot
 from infoscope.scope import scoring

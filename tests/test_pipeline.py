@@ -17,12 +17,13 @@ import yaml
 from PIL import Image
 
 from infoscope import app, encoding, probing, stages
-from infoscope.artifacts import Spec, Store, compute_checksum
+from infoscope.artifacts import Store
 from infoscope.config import to_tree
 from infoscope.data import scenes
 from infoscope.data.images import ImageSet
 from infoscope.data.scene_set import SceneSet
 from infoscope.errors import InputError
+from infoscope.manifests import Spec, compute_checksum
 from infoscope.pipeline import Pipeline
 from infoscope.probes.module import ProbeModule
 from infoscope.probes.run import run_probes

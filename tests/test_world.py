@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from infoscope import resume, world
-from infoscope.artifacts import Spec, Store, Workspace
+from infoscope.artifacts import Store, Workspace
 from infoscope.errors import InputError
+from infoscope.manifests import Spec
 
 SHARED, OWN = Spec("rank", "shared", {"a": 1}), Spec("rank", "own", {"a": 2})
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from infoscope.artifacts import CONFIG
+from infoscope.manifests import CONFIG
 
 TINY = [
     "debug=tiny",

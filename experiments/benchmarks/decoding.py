@@ -29,9 +29,9 @@ from torchvision.io import ImageReadMode, decode_jpeg, read_file
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2.functional import resize
 
-from infoscope.artifacts import describe_environment
 from infoscope.data.image_folder import ImageFolder
 from infoscope.data.photographs import load_rgb
+from infoscope.environment import describe_environment
 
 RESULTS = Path(__file__).parent / "results"
 

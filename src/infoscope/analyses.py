@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 
 from infoscope import world
-from infoscope.artifacts import Artifact, Spec, Workspace
+from infoscope.artifacts import Workspace
 from infoscope.config import Stage, to_tree
 from infoscope.encoding import TOKEN_BATCH_IMAGES
+from infoscope.manifests import Artifact, Spec
 from infoscope.predictions.inputs import PredictInputs, check_predictions
 from infoscope.predictions.prompts import Prompts, make_prompts
 from infoscope.predictions.results import PredictionResult

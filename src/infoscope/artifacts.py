@@ -12,21 +12,15 @@ Where several processes work on one job (`world`), the main one finds, locks and
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
-import platform
 import shutil
 import socket
-import subprocess
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from functools import cache
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -35,51 +29,17 @@ import yaml
 
 from infoscope import world
 from infoscope.errors import InputError, explain_write_error
-
-FORMAT_VERSION = 2
-"""Part of every hash: raise it when the meaning of any stored file changes."""
-
-MANIFEST = "manifest.json"
-CONFIG = "config.yaml"
-_PACKAGES = ("infoscope", "torch", "lightning", "open_clip_torch", "numpy", "scipy", "pot", "geomloss", "hydra-core")
-
-
-@dataclass(frozen=True)
-class Spec:
-    """What an artifact is, before it exists.
-
-    Args:
-        stage: the stage that makes it, the name of its parent folder.
-        name: for people; not part of the hash.
-        key: everything that determines the content: plain JSON types.
-    """
-
-    stage: str
-    name: str
-    key: dict[str, Any]
-
-    @property
-    def hash(self) -> str:
-        """First 16 hexadecimal digits of the SHA-256 of (format version, stage, key)."""
-        return compute_hash([FORMAT_VERSION, self.stage, self.key])
-
-    @property
-    def folder_name(self) -> str:
-        return f"{self.name}-{self.hash}"
-
-
-@dataclass(frozen=True)
-class Artifact:
-    """A finished artifact: its folder, its hash, its manifest, and whether this call built it."""
-
-    folder: Path
-    hash: str
-    manifest: dict[str, Any]
-    built: bool
-
-    def read_json(self, name: str) -> Any:
-        """Return the content of a JSON file of the artifact."""
-        return json.loads((self.folder / name).read_text())
+from infoscope.manifests import (
+    CONFIG,
+    MANIFEST,
+    Artifact,
+    Spec,
+    compute_hash,
+    find_damage,
+    make_manifest,
+    read_manifest,
+    write_durably,
+)
 
 
 @dataclass(frozen=True)
@@ -101,27 +61,6 @@ class Workspace:
             with suppress(FileNotFoundError):  # another process has just finished it
                 n_bytes += path.stat().st_size
         return n_bytes
-
-
-class NewerArtifact(InputError):
-    """An artifact whose format this version does not know."""
-
-
-def compute_hash(value: Any) -> str:
-    """Return the first 16 hexadecimal digits of the SHA-256 of `value` as canonical JSON.
-
-    Raises:
-        TypeError: if `value` holds anything but plain JSON types.
-        ValueError: if it holds NaN or infinity.
-    """
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def compute_checksum(path: Path) -> str:
-    """Return the SHA-256 of a file as 64 hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 VISIBLE_S = 120
@@ -318,8 +257,8 @@ class Store:
             yield Workspace(temporary, progress)
             if config is not None:
                 (temporary / CONFIG).write_text(yaml.safe_dump(config, sort_keys=False))
-            manifest = _make_manifest(spec, temporary, time.perf_counter() - start, upstream)
-            _write_durably(temporary / MANIFEST, json.dumps(manifest, indent=2))
+            manifest = make_manifest(spec, temporary, time.perf_counter() - start, upstream)
+            write_durably(temporary / MANIFEST, json.dumps(manifest, indent=2))
             manifest = self._commit(temporary, final, spec) or manifest
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -459,38 +398,6 @@ class Store:
             self._checked.add(stage)
 
 
-def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """Return the manifest of an artifact's folder, None if there is none that can be read.
-
-    Raises:
-        InputError: a newer infoscope has made it.
-    """
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text())
-        version = int(manifest["format_version"])
-        is_whole = isinstance(manifest["hash"], str) and isinstance(manifest["files"], dict)
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    if version > FORMAT_VERSION:
-        raise NewerArtifact(
-            f"{folder} has format version {version}, and this infoscope knows {FORMAT_VERSION}: update infoscope, or"
-            " set another output_dir; nothing was changed."
-        )
-    return manifest if is_whole else None
-
-
-def find_damage(folder: Path, manifest: dict[str, Any], with_checksums: bool = True) -> Iterator[str]:
-    """Yield the files of an artifact that are missing or do not agree with its manifest: in size, in checksum."""
-    for name, entry in manifest["files"].items():
-        file = folder / name
-        try:
-            is_whole = file.stat().st_size == entry["bytes"]
-            if not is_whole or (with_checksums and compute_checksum(file) != entry["sha256"]):
-                yield name
-        except (OSError, KeyError, TypeError):
-            yield name
-
-
 _HOST = "".join(character for character in socket.gethostname() if character.isalnum())
 
 
@@ -526,77 +433,3 @@ def _wait_until_visible(path: Path) -> None:
                 " output_dir lie on a disk that all nodes share."
             )
         time.sleep(0.1)
-
-
-def _make_manifest(spec: Spec, folder: Path, wall_s: float, upstream: dict[str, Artifact]) -> dict[str, Any]:
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {
-        "format_version": FORMAT_VERSION,
-        "stage": spec.stage,
-        "name": spec.name,
-        "hash": spec.hash,
-        "key": spec.key,
-        "upstream": {role: artifact.hash for role, artifact in upstream.items()},
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "wall_s": round(wall_s, 3),
-        **describe_environment(),
-        "files": {
-            path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": compute_checksum(path)}
-            for path in files
-        },
-    }
-
-
-@cache
-def describe_environment() -> dict[str, Any]:
-    """Return versions, commit and hardware, for manifests and reports."""
-    versions = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            versions[package] = "not installed"
-    return {"versions": versions, "commit": _find_commit(), "hardware": _describe_hardware()}
-
-
-def _find_commit() -> str | None:
-    """Return the commit of the source tree ("+changes" if it was edited), None outside a checkout."""
-    here = Path(__file__).resolve().parent
-    try:
-        top = subprocess.run(
-            ["git", "-C", str(here), "rev-parse", "--show-toplevel", "HEAD"], capture_output=True, text=True, check=True
-        ).stdout.split()
-        if len(top) != 2 or not (Path(top[0]) / "src" / "infoscope").samefile(here):
-            return None
-        changed = subprocess.run(
-            ["git", "-C", top[0], "status", "--porcelain", "--untracked-files=no"],
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return top[1] + ("+changes" if changed else "")
-
-
-def _describe_hardware() -> dict[str, Any]:
-    import torch
-
-    model = platform.processor() or platform.machine()
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                model = line.split(":", 1)[1].strip()
-                break
-    except OSError:
-        pass
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return {"cpu": model, "cores": os.cpu_count(), "gpus": gpus, "system": platform.system()}
-
-
-def _write_durably(path: Path, text: str) -> None:
-    """Write a file and force it to the disk, so that a rename after it never shows an empty file."""
-    with path.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from infoscope import world
-from infoscope.artifacts import Artifact, Workspace
+from infoscope.artifacts import Workspace
 from infoscope.data.config import DataConfig, DataKind
 from infoscope.data.images import (
     CHECK_PX,
@@ -25,6 +25,7 @@ from infoscope.data.images import (
 from infoscope.data.scene_set import save_scenes
 from infoscope.data.sets import make_image_sets
 from infoscope.errors import InputError
+from infoscope.manifests import Artifact
 from infoscope.specs import Specs
 from infoscope.vision.backbone import Backbone
 from infoscope.vision.extract import TokenCache, compute_cache_bytes, extract_tokens

@@ -11,11 +11,12 @@ import torch
 
 from infoscope import resume, world
 from infoscope.analyses import Analyses
-from infoscope.artifacts import Artifact, Spec, Workspace
+from infoscope.artifacts import Workspace
 from infoscope.config import Config, Stage, TrainerConfig, to_tree
 from infoscope.data.check import check_images
 from infoscope.errors import InputError
 from infoscope.job import Job
+from infoscope.manifests import Artifact, Spec
 from infoscope.planning import make_plan, print_plan
 from infoscope.probes.results import load_results
 from infoscope.probes.variants import Variant

@@ -6,9 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from infoscope import world
-from infoscope.artifacts import Artifact, Spec, Workspace, compute_hash
+from infoscope.artifacts import Workspace
 from infoscope.config import Stage
 from infoscope.data.images import ImageSet, LabelledImages
+from infoscope.manifests import Artifact, Spec, compute_hash
 from infoscope.probes.config import ProbeConfig, check_probes
 from infoscope.probes.features import FeatureFolders
 from infoscope.probes.inputs import ProbeData, ProbeInputs

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from infoscope.artifacts import Spec
+from infoscope.manifests import Spec
 
 Item = TypeVar("Item")
 

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from infoscope.artifacts import Artifact, Spec, Store, Workspace
+from infoscope.artifacts import Store, Workspace
+from infoscope.manifests import Artifact, Spec
 
 
 class MissingArtifact(Exception):

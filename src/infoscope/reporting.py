@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from infoscope.artifacts import Artifact, describe_environment
 from infoscope.config import Config
 from infoscope.data.config import DataKind
 from infoscope.data.images import ImageSet
+from infoscope.environment import describe_environment
+from infoscope.manifests import Artifact
 from infoscope.probes.results import VariantResult
 from infoscope.report.inputs import Example, ReportInputs, ScopeResult, TokenStats
 from infoscope.scope.config import PartitionConfig, Rule

@@ -11,13 +11,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from infoscope.artifacts import Spec
 from infoscope.config import to_tree
 from infoscope.data.config import DataConfig, DataKind
 from infoscope.data.images import ImageSet
 from infoscope.data.scene_set import make_scenes_fingerprint
 from infoscope.data.sets import make_image_sets
 from infoscope.errors import InputError
+from infoscope.manifests import Spec
 from infoscope.probes.config import ProbeConfig, Readout, Task
 from infoscope.probes.features import MEANS
 from infoscope.probes.variants import Role, Variant

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from infoscope import world
-from infoscope.artifacts import Artifact, Spec, Workspace
+from infoscope.artifacts import Workspace
 from infoscope.config import Stage, TokenBuffer, to_tree
 from infoscope.data.config import DataConfig
 from infoscope.data.images import LabelledImages, Truth
@@ -23,6 +23,7 @@ from infoscope.data.scene_factors import vocabulary
 from infoscope.data.scene_set import SceneSet
 from infoscope.encoding import TOKEN_BATCH_IMAGES, Encoding, write_json
 from infoscope.errors import InputError
+from infoscope.manifests import Artifact, Spec
 from infoscope.probes.config import ProbeConfig, Task
 from infoscope.probes.variants import Role, Variant, make_matched_variants, make_variants
 from infoscope.probing import build_probes

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from infoscope import world
-from infoscope.artifacts import Spec, compute_hash
+from infoscope.manifests import Spec, compute_hash
 
 USES_FILE = "artifacts.json"
 NOTES = ".elsewhere"

@@ -12,10 +12,11 @@ from typing import Any
 import torch
 
 from infoscope import world
-from infoscope.artifacts import Artifact, Spec, Store
+from infoscope.artifacts import Store
 from infoscope.config import Config, Device, Stage, to_tree
 from infoscope.errors import InputError
 from infoscope.job import Job
+from infoscope.manifests import Artifact, Spec
 from infoscope.progress import Display, LightningBar
 from infoscope.sae.checkpoint import load_sae
 from infoscope.sae.model import SparseAutoencoder

@@ -8,13 +8,13 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from infoscope.artifacts import compute_hash
 from infoscope.collecting.jobs import CollectedJob, read_jobs
 from infoscope.collecting.opening import Opener
 from infoscope.collecting.table import list_rows, make_jobs_table, save_rows
 from infoscope.config import Config, to_tree
 from infoscope.errors import InputError, explain_write_error
 from infoscope.job import Job
+from infoscope.manifests import compute_hash
 from infoscope.progress import Display
 from infoscope.quiet import quiet_lightning
 from infoscope.report.tables import Table

@@ -7,12 +7,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from infoscope.artifacts import Spec
 from infoscope.collecting.opening import Opener, describe_artifacts, describe_choices
 from infoscope.collecting.rows import Row, read_last, read_rows
 from infoscope.config import Config, Stage, compose, to_tree
 from infoscope.errors import InputError
 from infoscope.job import Job
+from infoscope.manifests import Spec
 from infoscope.read_only import MissingArtifact
 from infoscope.sweeps import Sweep
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from infoscope.artifacts import Artifact
 from infoscope.config import Stage
 from infoscope.errors import InputError
+from infoscope.manifests import Artifact
 from infoscope.pipeline import Pipeline
 from infoscope.predictions.results import PredictionResult
 from infoscope.probes.results import load_results

@@ -12,7 +12,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from infoscope.artifacts import FORMAT_VERSION, NewerArtifact, find_damage, read_manifest
+from infoscope.manifests import FORMAT_VERSION, NewerArtifact, find_damage, read_manifest
 
 _FINAL = re.compile(r".+-(?P<hash>[0-9a-f]{16})")
 _LEFT = re.compile(r"\.(?P<hash>[0-9a-f]{16})\.(?:(?P<owner>[^.]+\.tmp)|(?P<kind>progress|lock))")

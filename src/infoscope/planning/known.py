@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from infoscope.artifacts import Spec
 from infoscope.config import Stage
 from infoscope.data.config import DataKind
+from infoscope.manifests import Spec
 from infoscope.planning.calibration import Calibration
 from infoscope.read_only import MissingArtifact
 from infoscope.scope.config import EMDMethod

@@ -14,8 +14,8 @@ from open_clip.timm_model import TimmModel
 from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from torch import Tensor
 
-from infoscope.artifacts import compute_hash
 from infoscope.errors import InputError
+from infoscope.manifests import compute_hash
 from infoscope.vision.backbone import Backbone, Tokens
 from infoscope.vision.clip_backbone import ClipBackbone, Tokenizer, make_tokenizer
 from infoscope.vision.cls_attention import attend_for_cls

@@ -18,8 +18,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from infoscope.artifacts import compute_checksum
 from infoscope.errors import InputError
+from infoscope.manifests import compute_checksum
 from infoscope.vision.config import ModelConfig
 from infoscope.vision.hub import check_network, find_cached, get_cache_folder
 from infoscope.vision.torchscript import is_torchscript, read_torchscript
