@@ -14,7 +14,8 @@ from lightning.pytorch.callbacks import Callback
 
 from infoscope.errors import InputError
 from infoscope.sae.config import SAEConfig, TokenChoice
-from infoscope.sae.stream import TokenStream, make_token_set
+from infoscope.sae.stream import TokenStream
+from infoscope.sae.token_sets import make_token_set
 from infoscope.sae.train import make_normalisation, split_tokens, train_sae
 from infoscope.vision.backbone import Backbone, Tokens
 from infoscope.vision.extract import TokenCache, extract_tokens

@@ -20,9 +20,10 @@ from test_sae_live import PixelBackbone, read_images
 
 from infoscope import world
 from infoscope.errors import InputError
-from infoscope.sae import stream as stream_module
+from infoscope.sae import token_sets
 from infoscope.sae.config import Kind, SAEConfig, TokenChoice
-from infoscope.sae.stream import TokenStream, make_token_set
+from infoscope.sae.stream import TokenStream
+from infoscope.sae.token_sets import make_token_set
 from infoscope.sae.train import train_sae
 from infoscope.vision.extract import extract_tokens
 from infoscope.vision.live_tokens import LiveTokens
@@ -89,7 +90,7 @@ def train_every_kind(folder: Path, live_folder: Path) -> dict[str, Any]:
         config = replace(CONFIG, kind=kind)
         _, figures = train_sae(make_tokens(), config, 5, folder / kind.name, callbacks=[watch], logger=logger)
         found[kind.name] = {"state": watch.end, "figures": figures, "n_dead": watch.n_dead}
-    stream_module.LIVE_BATCH_IMAGES = 2
+    token_sets.LIVE_BATCH_IMAGES = 2
     backbone = PixelBackbone()
     live = LiveTokens(live_folder, backbone, read_images)
     tokens = make_token_set(live, TokenChoice.all, np.arange(1, N_LIVE))
@@ -129,13 +130,13 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     for name in ("live_tokens", "alone", "together"):
         (folder / name).mkdir()
     extract_tokens(PixelBackbone(), read_images, N_LIVE, 0, folder / "live_tokens", None, batch_images=8)
-    n_live = stream_module.LIVE_BATCH_IMAGES
+    n_live = token_sets.LIVE_BATCH_IMAGES
     try:
         alone = train_every_kind(folder / "alone", folder / "live_tokens")
         with world.sharing(2, train_every_kind, folder / "together", folder / "live_tokens"):
             first = train_every_kind(folder / "together", folder / "live_tokens")
     finally:
-        stream_module.LIVE_BATCH_IMAGES = n_live
+        token_sets.LIVE_BATCH_IMAGES = n_live
     second = torch.load(folder / "together" / "1.pt", weights_only=True)
     watch = Watch()
     train_sae(

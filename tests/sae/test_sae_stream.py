@@ -8,7 +8,8 @@ import torch
 
 from infoscope.errors import InputError
 from infoscope.sae.config import TokenChoice
-from infoscope.sae.stream import StoredTokens, TokenStream
+from infoscope.sae.stream import TokenStream
+from infoscope.sae.token_sets import StoredTokens
 
 N_IMAGES, N_PATCHES, N_PREFIX = 11, 6, 2
 

@@ -22,7 +22,8 @@ from infoscope.sae.config import SAEConfig, TokenChoice
 from infoscope.sae.metrics import compute_sae_metrics
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.sae.module import SAEModule, make_sae
-from infoscope.sae.stream import TokenSet, TokenStream, make_token_set
+from infoscope.sae.stream import TokenStream
+from infoscope.sae.token_sets import TokenSet, make_token_set
 from infoscope.training import LastCheckpoint, place_trainer
 from infoscope.vision.extract import TokenCache
 from infoscope.vision.live_tokens import LiveTokens
