@@ -20,6 +20,9 @@ from infoscope.errors import InputError, explain_write_error
 from infoscope.failures import EXIT_BUG, EXIT_INTERRUPT, find_exit_code, forget_failures, say_failure
 from infoscope.job import Job
 
+_sweeps: list[Path] = []
+"""The folders of sweeps whose jobs ran in this process."""
+
 
 def main() -> None:
     """Entry point of the console command `infoscope`; exits with 0, 1 (a bug of ours), 2 (input) or 130 (Ctrl-C)."""
@@ -32,6 +35,7 @@ def run_command_line() -> int:
     Failures that a user can mend are one sentence on stderr; INFOSCOPE_TRACEBACK=1 shows the traceback as well.
     """
     forget_failures()
+    _sweeps.clear()
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra raises instead of printing its own report
     register_schemas()
     try:
@@ -54,6 +58,8 @@ def run_command_line() -> int:
             raise
         fallback = f"Cannot use {error.filename} ({error.strerror}): set output_dir to a folder you may write to."
         say_failure(str(explained or fallback), error)
+    for folder in _sweeps:
+        print(f"infoscope stage=collect 'collect.sweeps=[{folder}]' joins what the jobs have found.")
     return find_exit_code()
 
 
@@ -77,7 +83,10 @@ def _run_job(tree: DictConfig) -> Any:
         if is_launched and not in_sweep:
             choice = hydra_config.runtime.choices["hydra/launcher"]
             raise InputError(f"hydra/launcher={choice} is for sweeps: give -m (infoscope -m ...), or drop it.")
-        return _run(make_config(tree), _find_job())
+        job = _find_job()
+        if job.sweep is not None and not is_launched and job.sweep not in _sweeps:
+            _sweeps.append(job.sweep)
+        return _run(make_config(tree), job)
     except (InputError, OmegaConfBaseException) as error:
         if is_launched and in_sweep:
             raise

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import shutil
 import socket
@@ -76,6 +77,9 @@ class Store:
             of what will be built, alone or with others, and of the progress of such work.
         lock_timeout_s: how long to wait for another process that builds the same artifact.
     """
+
+    checked_bytes = math.inf
+    """Files up to this size are compared with their checksums before an artifact is used, larger ones by size alone."""
 
     def __init__(
         self,
@@ -385,7 +389,7 @@ class Store:
         if folder in self._verified:
             return self._verified[folder]
         manifest = read_manifest(folder)
-        if manifest is None or manifest["hash"] != spec.hash or any(find_damage(folder, manifest)):
+        if manifest is None or manifest["hash"] != spec.hash or any(find_damage(folder, manifest, self.checked_bytes)):
             return None
         self._verified[folder] = manifest
         return manifest

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -103,13 +104,18 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     return manifest if is_whole else None
 
 
-def find_damage(folder: Path, manifest: dict[str, Any], with_checksums: bool = True) -> Iterator[str]:
-    """Yield the files of an artifact that are missing or do not agree with its manifest: in size, in checksum."""
+def find_damage(folder: Path, manifest: dict[str, Any], checked_bytes: float = math.inf) -> Iterator[str]:
+    """Yield the files of an artifact that are missing or do not agree with its manifest.
+
+    Args:
+        checked_bytes: files up to this size are compared by size and checksum, larger ones by size alone.
+    """
     for name, entry in manifest["files"].items():
         file = folder / name
         try:
             is_whole = file.stat().st_size == entry["bytes"]
-            if not is_whole or (with_checksums and compute_checksum(file) != entry["sha256"]):
+            is_checked = entry["bytes"] <= checked_bytes
+            if not is_whole or (is_checked and compute_checksum(file) != entry["sha256"]):
                 yield name
         except (OSError, KeyError, TypeError):
             yield name

@@ -70,6 +70,10 @@ class SweepLauncher(BaseSubmititLauncher):
             raise KeyboardInterrupt(self.left_behind) from None
         if n_failed:
             print(f"{n_failed} of {len(planned)} jobs failed; the same command does again only what is missing.")
+        assert self.config is not None
+        print(
+            f"infoscope stage=collect 'collect.sweeps=[{self.config.hydra.sweep.dir}]' joins what the jobs have found."
+        )
         return [JobReturn(overrides=overrides, status=JobStatus.COMPLETED) for overrides in job_overrides]
 
     def run_jobs(self, planned: list[PlannedJob]) -> Generator[tuple[PlannedJob, Outcome], None, None]:

@@ -107,7 +107,8 @@ def _log(config: Config, jobs: Sequence[CollectedJob], table: Table, name: str, 
     counts = {"jobs": len(jobs), "missing": n_missing, "refused": n_refused}
     counts["done"] = len(jobs) - n_missing - n_refused
     columns, rows = list(records[0]) if records else [], [list(record.values()) for record in records]
-    group = config.logger.group or name
+    given = [one.config.logger.group for one in jobs if one.config is not None]
+    group = config.logger.group or next(filter(None, given), name)
     log_summary(config.logger, group, to_tree(config), Path(config.output_dir), columns, rows, counts, display.say)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import time
@@ -120,15 +121,15 @@ def _read(entry: Entry) -> Entry:
     elif manifest["hash"] != entry.hash:
         entry.kind, entry.damage = Kind.damaged, [f"its manifest is that of {manifest['hash']}"]
     else:
-        check(entry, manifest, with_checksums=False)
+        check(entry, manifest, checked_bytes=-1)
     return entry
 
 
-def check(entry: Entry, manifest: dict[str, Any] | None = None, with_checksums: bool = True) -> None:
+def check(entry: Entry, manifest: dict[str, Any] | None = None, checked_bytes: float = math.inf) -> None:
     """Compare the files of an artifact with its manifest: sizes, or checksums too."""
     manifest = manifest or read_manifest(entry.path)
     assert manifest is not None
-    entry.damage = list(find_damage(entry.path, manifest, with_checksums))
+    entry.damage = list(find_damage(entry.path, manifest, checked_bytes))
     entry.kind = Kind.damaged if entry.damage else entry.kind
 
 
