@@ -33,8 +33,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(autouse=True)
 def _own_logging() -> Iterator[None]:
-    """Hydra sets up logging anew; what it wrote to in one test is closed in the next."""
+    """Hydra sets up logging for good; what it wrote to in one test is closed in the next."""
     root = logging.getLogger()
-    handlers, level = list(root.handlers), root.level
+    before, level = list(root.handlers), root.level
     yield
-    root.handlers[:], root.level = handlers, level
+    for handler in list(root.handlers):
+        if handler not in before and type(handler) in (logging.StreamHandler, logging.FileHandler):  # not pytest's own
+            root.removeHandler(handler)
+            handler.close()
+    root.setLevel(level)
