@@ -328,6 +328,15 @@ def test_a_lock_that_is_never_released_is_one_sentence(recorder: Recorder):
     assert recorder.get().built
 
 
+def test_a_disk_without_locks_is_one_sentence(recorder: Recorder, monkeypatch: pytest.MonkeyPatch):
+    def refuse(descriptor: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with pytest.raises(InputError, match=r"No locks available.*: let output_dir lie on a disk that knows locks"):
+        recorder.get()
+
+
 def build_in_another_process(root: Path, name: str, other_waits: Event) -> None:
     """Ask for the artifact; whoever builds it goes on only when the other one is seen to wait."""
     manifests.describe_environment = dict  # pyright: ignore[reportAttributeAccessIssue]

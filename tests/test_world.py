@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -128,6 +131,30 @@ def test_processes_are_found_in_the_environment():
     assert world.find_place(local).rank == 1  # pyright: ignore
     assert world.find_place({}) is None
     assert world.find_place({"SLURM_NTASKS": "2", "SLURM_PROCID": "0"}) is None, "a batch script without srun is alone"
+
+
+MEET_TWICE = """
+from infoscope import world
+for _ in range(3):
+    with world.sharing(1, print):
+        found = world.gather(world.current().rank)
+    print(*found)
+"""
+
+
+def test_processes_from_outside_meet_for_one_job_after_the_other(tmp_path: Path):
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    environments = [{**os.environ, **place, "RANK": rank, "LOCAL_RANK": rank} for rank in "01"]
+    processes = [
+        subprocess.Popen([sys.executable, "-c", MEET_TWICE], env=environment, stdout=subprocess.PIPE, text=True)
+        for environment in environments
+    ]
+    for process in processes:
+        assert process.communicate(timeout=120)[0] == "0 1\n" * 3
+        assert process.returncode == 0
 
 
 def test_processes_from_outside_and_from_here_are_refused_together(monkeypatch: pytest.MonkeyPatch):

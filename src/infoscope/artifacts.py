@@ -25,11 +25,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import filelock
 import yaml
 
 from infoscope import world
 from infoscope.errors import InputError, explain_write_error
+from infoscope.locks import Locks
 from infoscope.manifests import (
     CONFIG,
     MANIFEST,
@@ -89,12 +89,11 @@ class Store:
     ) -> None:
         self.root = root
         self.on_event = on_event or (lambda event, spec, detail: None)
-        self.lock_timeout_s = lock_timeout_s
+        self.locks = Locks(root, lambda *told: self.on_event(*told), lock_timeout_s)
         self._verified: dict[Path, dict[str, Any]] = {}
         self._checked: set[str] = set()
         """Stages without artifacts of a newer format."""
         self._told: dict[str, dict[str, Artifact]] = {}
-        self._claimed: dict[str, filelock.BaseFileLock | None] = {}
 
     def folder(self, spec: Spec) -> Path:
         """Return where the artifact lies, or would lie."""
@@ -210,7 +209,8 @@ class Store:
                 for name, spec in sorted(specs.items(), key=lambda item: item[1].hash):
                     if self._reuse(name, spec, found):
                         continue
-                    locks.enter_context(self._hold_lock(spec))
+                    self._refuse_newer(spec.stage)
+                    locks.enter_context(self.locks.hold(spec))
                     if not self._reuse(name, spec, found):  # another process may have built it while this one waited
                         works[name] = building.enter_context(self._build_locked(spec, config, upstream))
                 if works:
@@ -290,42 +290,6 @@ class Store:
         return None
 
     @contextmanager
-    def _hold_lock(self, spec: Spec) -> Iterator[None]:
-        if spec.hash in self._claimed:
-            yield
-            self._release(spec.hash)
-            return
-        lock = self._make_lock(spec)
-        self._acquire(lock, spec)
-        try:
-            yield
-        finally:
-            lock.release()
-
-    def _make_lock(self, spec: Spec) -> filelock.BaseFileLock:
-        (self.root / spec.stage).mkdir(parents=True, exist_ok=True)
-        self._refuse_newer(spec.stage)
-        return filelock.FileLock(self.root / spec.stage / f".{spec.hash}.lock")
-
-    def _acquire(self, lock: filelock.BaseFileLock, spec: Spec) -> None:
-        try:
-            lock.acquire(timeout=0)
-        except filelock.Timeout:
-            self.on_event("waiting", spec, f"for the process that builds it, at most {self.lock_timeout_s:.0f} s")
-            try:
-                lock.acquire(timeout=self.lock_timeout_s)
-            except filelock.Timeout as error:
-                raise InputError(
-                    f"Waited {self.lock_timeout_s:.0f} s for another process to build {spec.stage}/{spec.folder_name}:"
-                    f" if none runs, delete {lock.lock_file} and start again."
-                ) from error
-
-    def _release(self, name: str) -> None:
-        lock = self._claimed.pop(name)
-        if lock is not None:
-            lock.release()
-
-    @contextmanager
     def claim(self, specs: Iterable[Spec]) -> Iterator[list[str]]:
         """Lock those artifacts that are missing and that no other process builds, and give their hashes, in order.
 
@@ -336,34 +300,11 @@ class Store:
         Raises:
             InputError: as `get`.
         """
-        held = self._lock_missing(specs) if world.current().rank == 0 else {}
-        locks = {name: held.get(name) for name in world.broadcast(list(held))}  # other processes know of them
-        self._claimed |= locks
-        try:
-            yield list(locks)
-        finally:
-            for name in locks:
-                if name in self._claimed:
-                    self._release(name)
-
-    def _lock_missing(self, specs: Iterable[Spec]) -> dict[str, filelock.BaseFileLock]:
-        locks: dict[str, filelock.BaseFileLock] = {}
-        for spec in specs:
-            if spec.hash in locks or self.find(spec) is not None:
-                continue
-            lock = self._make_lock(spec)
-            try:
-                lock.acquire(timeout=0)
-            except filelock.Timeout:
-                if locks:  # never wait for somebody while somebody may wait for this process
-                    continue
-                self._acquire(lock, spec)
-            if self.find(spec) is None:
-                locks[spec.hash] = lock
-                self.on_event("claimed", spec, "")
-            else:  # built while this one waited
-                lock.release()
-        return locks
+        specs = list(specs)
+        for stage in {spec.stage for spec in specs}:
+            self._refuse_newer(stage)
+        with self.locks.claim(specs, lambda spec: self.find(spec) is not None) as claimed:
+            yield claimed
 
     @contextmanager
     def open_progress(self, stage: str, key: Any) -> Iterator[Path]:

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from itertools import count
 from typing import Any, TypeVar
 
 import torch
@@ -51,6 +52,7 @@ class World:
 
 
 _world, _store, _n_alone = World(), None, 0
+_meetings = count()
 
 
 def current() -> World:
@@ -175,7 +177,8 @@ def sharing(n_processes: int, work: Callable[..., Any], *arguments: Any) -> Iter
             " a launcher's tasks_per_node): drop one of the two."
         )
     if place is not None:
-        with _joined(place):
+        # Jobs one after the other: the next must not meet at what the last has not closed yet.
+        with _joined(replace(place, port=place.port + next(_meetings))):
             yield
         return
     if n_processes == 1 or _world.size > 1:  # a process that was started here is in its world already
