@@ -19,6 +19,7 @@ from pipeline_samples import Recorder, copy_run, find_artifacts, make_tiny_confi
 BEFORE = ("scenes", "tokens", "train_sae", "outliers")
 """What the passes read, made by other means."""
 PASSES = ("rank", "score", "group_activation", "confounds", "zero_shot_head", "predict", "stability")
+PROBES = ("features", "image_means", "probe")
 SMALL = (
     "model=scenes_clip",
     "data.n_workers=0",
@@ -26,6 +27,7 @@ SMALL = (
     "sae.n_tokens=2000",
     "scope.n_workers=0",
     "probe.n_draws=1",
+    "probe.variants_per_chunk=3",
     "predict.n_shown=2",
     "predict.n_candidates=3",
     "predict.batch_images=4",
@@ -68,6 +70,7 @@ def work(folder: Path) -> None:
     pipeline = make_pipeline(folder)
     for stage in PASSES:
         make(pipeline, stage)
+    pipeline.probe(0)
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +92,8 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[st
 
             patch.setattr(resume, "save_state", note)
             make(pipeline, stage)
+        patch.setattr(resume, "save_state", save)
+        pipeline.probe(0)
     return folder, saved
 
 
@@ -103,13 +108,14 @@ def find_files(folder: Path) -> dict[str, Any]:
 
 
 def test_two_processes_make_what_one_makes(undisturbed: tuple[Path, dict[str, list[str]]], tmp_path: Path) -> None:
-    folder = copy_run(undisturbed[0], tmp_path, but=PASSES)
+    folder = copy_run(undisturbed[0], tmp_path, but=(*PASSES, *PROBES))
     with world.sharing(2, work, folder):
         pipeline = make_pipeline(folder)
         for stage in PASSES:
             made = make(pipeline, stage)
             assert made.built
             assert not list(made.folder.parent.glob(".*.progress"))
+        pipeline.probe(0)
     assert find_files(folder) == find_files(undisturbed[0])
 
 
