@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,9 @@ def shorten_parts() -> None:
 
 
 @pytest.fixture(autouse=True)
-def _short_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+def _short_parts(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # two would wait for each other most of the time
     for where, name in (
         (resume, "SAVE_EVERY_S"),
         (resume, "SHARE_OF_SAVING"),
@@ -58,6 +61,8 @@ def _short_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     ):
         monkeypatch.setattr(where, name, getattr(where, name))  # given back after the test
     shorten_parts()
+    yield
+    torch.set_num_threads(n_threads)
 
 
 class Folders(FeatureFolders):
