@@ -145,6 +145,29 @@ def test_probes_interrupted_at_any_moment_end_with_the_same_bits(tmp_path: Path,
             assert n_again <= n_calls - stop_at + 4, "what was finished is not done again"
 
 
+def test_a_chunk_that_is_handed_on_in_part_is_not_trained_in_other_company(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    expected, n_calls = run(SGD, tmp_path / "undisturbed")
+    saved = []
+
+    def save_two(folder: Path, result: VariantResult) -> None:
+        if len(saved) == 2:
+            raise Stop
+        saved.append(folder)
+        save_result(folder, result)
+
+    with monkeypatch.context() as patch:
+        patch.setitem(globals(), "save_result", save_two)
+        with pytest.raises(Stop):
+            run(SGD, tmp_path / "killed")
+    (unsaved,) = [folder for folder in (tmp_path / "killed" / "results").iterdir() if folder not in saved]
+    unsaved.rmdir()
+    found, n_again = run(SGD, tmp_path / "killed")
+    assert_same(found, expected)
+    assert n_again < n_calls / 2
+
+
 @pytest.mark.parametrize("optimiser", list(Optimiser))
 def test_training_goes_on_from_its_checkpoint_bit_for_bit(tmp_path: Path, optimiser: Optimiser):
     generator = torch.Generator().manual_seed(0)

@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,8 +27,9 @@ from infoscope.probes.inputs import ProbeInputs, Progress, choose_rows
 from infoscope.probes.rates import Heads, TaskOutcome, Trained, first_row
 from infoscope.probes.results import VariantResult, describe_variant, finite
 from infoscope.probes.variants import Role, Variant
-from infoscope.resume import Checkpoint, cut
+from infoscope.resume import Checkpoint, cut, load_state, save_state
 
+_RESULTS_FILE = "results.pt"
 OnResult = Callable[[str, VariantResult], None]
 """Called with (variant key, result) as soon as all tasks of the variant are finished."""
 
@@ -58,7 +60,7 @@ def run_probes(
         sae_key: what tells SAEs apart in the keys, see `Variant.key`.
         original_heads: `heads` of the original variant's result, where it was made before; otherwise the original must
             be among the variants, and is trained first.
-        on_result: gets each result as soon as it is there, so that an interruption loses one chunk at most.
+        on_result: gets each result as soon as its chunk is done, so that an interruption loses one chunk at most.
         folders: where the features of classification lie, or will lie; None: in a temporary folder, for this run.
         say: told once how many variants are classified at a time, if that is not all of them.
         folder: where an interrupted run goes on from, in the middle of a chunk too; None: nowhere. Results are the
@@ -77,6 +79,19 @@ def run_probes(
         "the original tokens' heads are neither given nor among the variants"
     )
     here = world.current()
+    if folder is not None:
+        results |= world.broadcast(_take_finished(folder, keys) if here.rank == 0 else {})
+        if here.rank == 0:
+            for key, result in results.items():
+                if on_result:
+                    on_result(key, result)
+            _forget_finished(folder, results)
+        if original_heads is None and keys[0] in results:
+            original_heads = results[keys[0]].heads
+        unique = {key: variant for key, variant in unique.items() if key not in results}
+        keys = list(unique)
+        if not keys:
+            return results
     chunks = [keys[part] for part in cut(len(keys), min(config.variants_per_chunk, -(-len(keys) // here.size)))]
     with ExitStack() as stack:
         if folders is None:
@@ -87,8 +102,10 @@ def run_probes(
             if original_heads is None:  # nobody can measure before; the main process has trained them just now
                 own = {task: first_row(maps) for task, (maps, _) in trained.items()}
                 original_heads = world.broadcast({task: maps.to(torch.device("cpu")) for task, maps in own.items()})
-            for key, result in work.measure(chunk, trained, original_heads):
-                results[key] = result
+            measured = dict(work.measure(chunk, trained, original_heads))
+            work.keep(chunk, measured)
+            results |= measured
+            for key, result in measured.items():
                 if on_result:
                     on_result(key, result)
             work.forget(chunk)
@@ -131,6 +148,12 @@ class _Work:
         folder = self.folder / hashlib.sha256("\n".join(chunk).encode()).hexdigest()[:16] / name
         folder.mkdir(parents=True, exist_ok=True)
         return folder
+
+    def keep(self, chunk: Sequence[str], measured: Mapping[str, VariantResult]) -> None:
+        """Keep the results of a chunk until all are handed on: what is left of it would be trained in other company."""
+        folder = self._open(chunk) if chunk else None
+        if folder is not None:
+            save_state(folder / _RESULTS_FILE, {key: _to_state(result) for key, result in measured.items()})
 
     def forget(self, chunk: Sequence[str]) -> None:
         """Delete what was kept of a chunk whose results are safe."""
@@ -204,6 +227,29 @@ class _Work:
                 places |= {task: (outcome, first + i) for task, outcome in seen.items()}
                 yield key, _assemble(variant, shares[key], places)
             first += len(part)
+
+
+def _take_finished(folder: Path, keys: Sequence[str]) -> dict[str, VariantResult]:
+    """Return those of the variants asked for that an interrupted run had worked out, but not handed on, in order."""
+    found = {}
+    for path in sorted(folder.glob(f"*/{_RESULTS_FILE}")):
+        found |= {key: _from_state(state) for key, state in load_state(path).items() if key in keys}
+    return {key: found[key] for key in keys if key in found}
+
+
+def _forget_finished(folder: Path, handed_on: Mapping[str, VariantResult]) -> None:
+    """Delete what was kept of chunks whose rest is handed on; those of other jobs stay."""
+    for path in folder.glob(f"*/{_RESULTS_FILE}"):
+        if any(key in handed_on for key in load_state(path)):
+            shutil.rmtree(path.parent, ignore_errors=True)
+
+
+def _to_state(result: VariantResult) -> dict[str, Any]:
+    return {**result.to_json(), "heads": {task: maps._asdict() for task, maps in result.heads.items()}}
+
+
+def _from_state(state: dict[str, Any]) -> VariantResult:
+    return VariantResult(**{**state, "heads": {task: LinearMaps(**maps) for task, maps in state["heads"].items()}})
 
 
 def _train_once(name: str, folder: Path | None, train: Callable[[], Trained]) -> Trained:
