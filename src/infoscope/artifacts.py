@@ -204,7 +204,7 @@ class Store:
         found: dict[str, Artifact] = {}
         try:
             with ExitStack() as locks, ExitStack() as building:
-                works = {}
+                works, seals = {}, []
                 # One order for all processes, so that no two wait for each other.
                 for name, spec in sorted(specs.items(), key=lambda item: item[1].hash):
                     if self._reuse(name, spec, found):
@@ -212,9 +212,12 @@ class Store:
                     self._refuse_newer(spec.stage)
                     locks.enter_context(self.locks.hold(spec))
                     if not self._reuse(name, spec, found):  # another process may have built it while this one waited
-                        works[name] = building.enter_context(self._build_locked(spec, config, upstream))
+                        works[name], seal = building.enter_context(self._build_locked(spec, config, upstream))
+                        seals.append(seal)
                 if works:
                     build(works)
+                    for seal in seals:  # checksums take their time: all first, then all are committed in one go
+                        seal()
         except Exception as error:
             if isinstance(error, FileNotFoundError) and all(self.find(specs[name]) for name in works):
                 # A lock was lost, and the process that was faster has taken the progress away.
@@ -242,8 +245,13 @@ class Store:
         return artifact is not None
 
     @contextmanager
-    def _build_locked(self, spec: Spec, config: Any, upstream: dict[str, Artifact]) -> Iterator[Workspace]:
-        """Give a workspace that becomes the artifact when the block is done, and goes when it is left by an error."""
+    def _build_locked(
+        self, spec: Spec, config: Any, upstream: dict[str, Artifact]
+    ) -> Iterator[tuple[Workspace, Callable[[], None]]]:
+        """Give a workspace that becomes the artifact when the block is done, and goes when it is left by an error.
+
+        Also what makes the manifest, when all files are there: to be called at the end of the block.
+        """
         final = self.folder(spec)
         if final.exists():
             self.on_event("damaged", spec, str(final))
@@ -256,13 +264,16 @@ class Store:
         temporary.mkdir()
         progress.mkdir(exist_ok=True)
         self.on_event("building", spec, "resuming" if any(progress.iterdir()) else "")
-        start = time.perf_counter()
-        try:
-            yield Workspace(temporary, progress)
+        start, manifest = time.perf_counter(), {}
+
+        def seal() -> None:
             if config is not None:
                 (temporary / CONFIG).write_text(yaml.safe_dump(config, sort_keys=False))
-            manifest = make_manifest(spec, temporary, time.perf_counter() - start, upstream)
+            manifest.update(make_manifest(spec, temporary, time.perf_counter() - start, upstream))
             write_durably(temporary / MANIFEST, json.dumps(manifest, indent=2))
+
+        try:
+            yield Workspace(temporary, progress), seal
             manifest = self._commit(temporary, final, spec) or manifest
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)

@@ -149,13 +149,13 @@ def test_a_chunk_that_is_handed_on_in_part_is_not_trained_in_other_company(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     expected, n_calls = run(SGD, tmp_path / "undisturbed")
-    saved = []
+    save, saved = save_result, []
 
     def save_two(folder: Path, result: VariantResult) -> None:
         if len(saved) == 2:
             raise Stop
         saved.append(folder)
-        save_result(folder, result)
+        save(folder, result)
 
     with monkeypatch.context() as patch:
         patch.setitem(globals(), "save_result", save_two)

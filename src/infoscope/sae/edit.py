@@ -144,7 +144,10 @@ class RemovedShareMeter:
     def compute(self) -> RemovedShares:
         """Return the shares of everything seen so far."""
         mass = self.latent_mass * self.sae.W_dec.norm(dim=1)
-        return RemovedShares(self.removed.double() @ mass / mass.sum(), self.energy / self.total_energy)
+        # group by group, so that no group's sum depends on how many others there are
+        taken = [mass[group].sum() for group in self.removed]
+        share = torch.stack(taken) / mass.sum() if taken else mass.new_zeros(0)
+        return RemovedShares(share, self.energy / self.total_energy)
 
 
 def compute_removed_shares(
