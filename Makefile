@@ -16,7 +16,7 @@ test: $(READY)
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest
 
-chaos: $(READY)  # runs killed at 50 random moments, some 10 minutes
+chaos: $(READY)  # runs killed at 50 random moments, some 4 minutes
 	INFOSCOPE_CHAOS=50 $(BIN)/python -m pytest tests/test_chaos.py --timeout=3600
 
 $(READY): pyproject.toml constraints.txt
