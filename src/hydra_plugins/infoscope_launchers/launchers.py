@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import time
+from abc import abstractmethod
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, redirect_stderr
@@ -76,9 +77,9 @@ class SweepLauncher(BaseSubmititLauncher):
         )
         return [JobReturn(overrides=overrides, status=JobStatus.COMPLETED) for overrides in job_overrides]
 
+    @abstractmethod
     def run_jobs(self, planned: list[PlannedJob]) -> Generator[tuple[PlannedJob, Outcome], None, None]:
         """Start the jobs, and yield each with its outcome when it is over, in whatever order."""
-        raise NotImplementedError
 
     def __call__(self, *args: Any, **kwargs: Any) -> JobReturn:
         """Do one job, in its own process."""
