@@ -15,6 +15,7 @@ from infoscope.predictions import run, zero_shot
 from infoscope.scope import scoring
 from infoscope.scope.config import EMDMethod
 from pipeline_samples import Recorder, copy_run, find_artifacts, make_tiny_config
+from slow import fall_behind
 
 BEFORE = ("scenes", "tokens", "train_sae", "outliers")
 """What the passes read, made by other means."""
@@ -64,7 +65,8 @@ def make(pipeline: Pipeline, stage: str) -> Artifact:
 
 
 def work(folder: Path) -> None:
-    """What a process does that was started by another one."""
+    """What a process does that was started by another one, and is slower than that."""
+    fall_behind()
     for (module, name), value in cut_small().items():
         setattr(module, name, value)
     pipeline = make_pipeline(folder)

@@ -25,6 +25,7 @@ from infoscope.scope.ranking import Ranking
 from infoscope.scope.scores import Scores
 from infoscope.vision import extract
 from pipeline_samples import N_TRAIN, Recorder, make_tiny_config
+from slow import fall_behind
 
 N_PHOTOGRAPHS, BROKEN = 29, 3
 
@@ -82,6 +83,8 @@ def test_an_interrupted_encoding_goes_on_where_it_was(
 
 def encode(photographs: Path, output_dir: Path, n_threads: int) -> None:
     """What every process does: tokens, stored and not."""
+    if world.current().rank == 1:
+        fall_behind()
     torch.set_num_threads(n_threads)
     encoding_module.TOKEN_BATCH_IMAGES = 4
     for store_tokens in ("true", "false"):

@@ -58,7 +58,8 @@ def compute_parts(n_parts: int, compute: Callable[[int], Part], folder: Path | N
 
     Args:
         compute: a function of the number of a part; its tensors may lie on any device, what is returned is on the CPU.
-        folder: where finished parts wait, on a disk that all processes see; whoever made it deletes it after success.
+        folder: where finished parts wait, on a disk that all processes see; whoever made it deletes it after success,
+            when every process has read what it wants (`world.barrier`).
             None: nowhere, and this process computes all of them one by one as they are asked for.
         name: of the pass, different for each pass that shares the folder.
     """

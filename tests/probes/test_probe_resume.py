@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from probe_samples import CLASS_LATENTS, DEPTH_LATENT, LABEL_LATENTS, ListedBatc
 
 from infoscope import resume, world
 from infoscope.probes import dense, extraction
+from infoscope.probes import run as probe_run
 from infoscope.probes.config import ProbeConfig, Solver, Task
 from infoscope.probes.features import FeatureFolders
 from infoscope.probes.heads import ClassificationHeads, VectorBatch
@@ -166,6 +168,23 @@ def test_a_chunk_that_is_handed_on_in_part_is_not_trained_in_other_company(
     found, n_again = run(SGD, tmp_path / "killed")
     assert_same(found, expected)
     assert n_again < n_calls / 2
+
+
+def test_what_another_job_keeps_may_go_at_any_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    others = tmp_path / "work" / "of another job" / "results.pt"
+    others.parent.mkdir(parents=True)
+    others.write_bytes(b"a chunk")
+    load, gone = probe_run.load_state, []
+
+    def load_late(path: Path) -> dict[str, Any]:
+        if path == others:
+            gone.append(path)
+            shutil.rmtree(path.parent)
+        return load(path)
+
+    monkeypatch.setattr(probe_run, "load_state", load_late)
+    run(SGD, tmp_path)
+    assert gone == [others]
 
 
 @pytest.mark.parametrize("optimiser", list(Optimiser))

@@ -6,7 +6,7 @@ import hashlib
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -231,17 +231,22 @@ class _Work:
 
 def _take_finished(folder: Path, keys: Sequence[str]) -> dict[str, VariantResult]:
     """Return those of the variants asked for that an interrupted run had worked out, but not handed on, in order."""
-    found = {}
-    for path in sorted(folder.glob(f"*/{_RESULTS_FILE}")):
-        found |= {key: _from_state(state) for key, state in load_state(path).items() if key in keys}
-    return {key: found[key] for key in keys if key in found}
+    found = {key: state for _, states in _load_finished(folder) for key, state in states.items()}
+    return {key: _from_state(found[key]) for key in keys if key in found}
 
 
 def _forget_finished(folder: Path, handed_on: Mapping[str, VariantResult]) -> None:
     """Delete what was kept of chunks whose rest is handed on; those of other jobs stay."""
-    for path in folder.glob(f"*/{_RESULTS_FILE}"):
-        if any(key in handed_on for key in load_state(path)):
+    for path, states in _load_finished(folder):
+        if any(key in handed_on for key in states):
             shutil.rmtree(path.parent, ignore_errors=True)
+
+
+def _load_finished(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Yield the file of each finished chunk, and the state of each of its results by variant key."""
+    for path in sorted(folder.glob(f"*/{_RESULTS_FILE}")):
+        with suppress(FileNotFoundError):  # another job's, which has just handed it on
+            yield path, load_state(path)
 
 
 def _to_state(result: VariantResult) -> dict[str, Any]:

@@ -166,6 +166,7 @@ def extract_tokens(
     if mean is None:
         raise InputError("Expected at least one readable image, got none: see the list of skipped files.")
     mean_norm = compute_mean_norm(shards, progress, mean.to(backbone.mean.device)) if dtype is not None else 0.0
+    world.barrier()  # all have read what is now taken away
     if world.current().rank == 0:
         if dtype is None:
             sample = torch.from_numpy(known["sample"])
