@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from infoscope import resume
+from infoscope.data import check as check_module
+from infoscope.data.photographs import PhotographFiles
 from infoscope.errors import InputError
 from pipeline_samples import run_tiny
 
@@ -65,3 +68,34 @@ def test_a_set_that_is_not_whole_is_refused_unless_it_is_meant(tmp_path: Path) -
     with pytest.raises(InputError, match=r"Found 2 wrong.*expected the 20,210 images that were published, found 1;"):
         run_tiny(tmp_path, *options)
     assert "1 of 2,000 published" in run_tiny(tmp_path, *options, "data.subset=true").text
+
+
+def test_an_interrupted_check_goes_on_and_reads_what_was_wrong_again(
+    tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(check_module, "_AHEAD", 1)
+    monkeypatch.setattr(resume, "SHARE_OF_SAVING", 0)
+    read, check_image = [], PhotographFiles.check_image
+
+    def give_up(self: PhotographFiles, index: int) -> dict[str, str]:
+        read.append(index)
+        if len(read) == 2:
+            raise InputError("The disk of 1.jpg is away for a moment.")
+        if len(read) == 5:
+            raise KeyboardInterrupt
+        return check_image(self, index)
+
+    monkeypatch.setattr(PhotographFiles, "check_image", give_up)
+    with pytest.raises(KeyboardInterrupt):
+        check(tmp_path, pictures, "data.test_share=0", "trainer.save_every_s=0")
+    check(tmp_path, pictures, "data.test_share=0")
+    assert read == [0, 1, 2, 3, 4, 1, 4, 5]
+    (written,) = (tmp_path / "check_data").glob("*train*")
+    found = json.loads(written.read_text())
+    assert found["errors"] == {}
+    assert found["facts"]["mode"] == {"RGB": 6}
+
+    (pictures / "5.jpg").write_bytes(b"other contents")
+    with pytest.raises(InputError, match=r"Found 1 wrong.*5\.jpg"):
+        check(tmp_path, pictures, "data.test_share=0")
+    assert not list((tmp_path / "check_data").glob("*.pt"))

@@ -16,7 +16,7 @@ from infoscope.config import Config, Stage, TrainerConfig, to_tree
 from infoscope.data.check import check_images
 from infoscope.errors import InputError
 from infoscope.job import Job
-from infoscope.manifests import Artifact, Spec
+from infoscope.manifests import Artifact, Spec, compute_hash
 from infoscope.planning import make_plan, print_plan
 from infoscope.probes.results import load_results
 from infoscope.probes.variants import Variant
@@ -101,7 +101,8 @@ class Pipeline(Analyses):
     def check_data(self) -> None:
         """Read every image of the experiment's data and of its probes' data, say what they hold, refuse what is wrong.
 
-        All that is wrong is written to `<output_dir>/check_data/<use>-<data>-<split>.json`, with what was found.
+        All that is wrong is written to `<output_dir>/check_data/<use>-<data>-<split>.json`, with what was found. An
+        interrupted check goes on where it was.
 
         Raises:
             InputError: if anything is wrong.
@@ -113,9 +114,13 @@ class Pipeline(Analyses):
         for data, use in [(self.config.data, "data"), *others]:
             for images in self.open_sets(data):
                 name = f"{use}-{data.kind.name}-{images.split}"
+                unfinished = resume.Checkpoint(folder / f"{name}.pt", compute_hash(images.fingerprint))
                 with self.display.bar(f"reading {name}", len(images)) as advance:
-                    found = check_images(images, data.n_workers or None, lambda done, tell=advance: tell(done, None))
+                    found = check_images(
+                        images, data.n_workers or None, lambda done, tell=advance: tell(done, None), unfinished
+                    )
                 (folder / f"{name}.json").write_text(json.dumps(asdict(found), indent=2))
+                unfinished.forget()
                 make_check_table(name, found).print(self.display.console)
                 wrong += [f"{name}: {error}" for error in found.errors.values()]
                 setting = "data" if use == "data" else f"probe_data.{use}"

@@ -88,7 +88,7 @@ class Checkpoint:
     """The state of a loop, kept in a file every now and then.
 
     Args:
-        path: of the file; None: nothing is kept. Whoever made its folder deletes it after success.
+        path: of the file; None: nothing is kept. Whoever made its folder deletes it after success, or the file alone.
         key: what determines the loop; a state that was kept under another key is none.
         every_s: seconds between states, at least; a state that takes long to write is written the more rarely.
     """
@@ -119,6 +119,11 @@ class Checkpoint:
             save_state(self.path, {"key": self.key, "state": state})
             end = time.monotonic()
             self._next = end + max(self.every_s, SHARE_OF_SAVING * (end - start))
+
+    def forget(self) -> None:
+        """Delete the state, when what came of the loop is safe."""
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)
 
 
 def save_state(path: Path, state: Mapping[str, Any]) -> None:

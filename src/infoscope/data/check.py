@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from infoscope.data.images import ImageSet
 from infoscope.errors import InputError
+from infoscope.resume import Checkpoint, cut
 
 _AHEAD = 256
 
@@ -22,7 +23,7 @@ class SplitCheck:
         n_published: images that there should be; None: unknown.
         found: what `describe` says of the layout.
         facts: how often each fact was seen: {"mode": {"RGB": 395, "L": 5}}.
-        errors: {image id: what is wrong}, in the order of the images.
+        errors: {image id: what is wrong}.
     """
 
     n_images: int
@@ -33,14 +34,22 @@ class SplitCheck:
 
 
 def check_images(
-    images: ImageSet, n_threads: int | None = None, progress: Callable[[int], None] | None = None
+    images: ImageSet,
+    n_threads: int | None = None,
+    progress: Callable[[int], None] | None = None,
+    kept: Checkpoint | None = None,
 ) -> SplitCheck:
     """Read every image and all that is known of it, in threads; nothing stops at the first error.
 
     Args:
         progress: called with the number of images done so far.
+        kept: where an interrupted check goes on from; what was wrong until then is read again, it may have been mended.
     """
-    result = SplitCheck(len(images), images.n_published, images.describe())
+    result, n_done = SplitCheck(len(images), images.n_published, images.describe()), 0
+    state = kept.load() if kept is not None else None
+    if state is not None:
+        result.facts, result.errors, n_done = state["facts"], state["errors"], state["n_done"]
+    again = [index for index in range(n_done) if images.image_ids[index] in result.errors]
 
     def check(index: int) -> dict[str, str] | str:
         try:
@@ -48,16 +57,20 @@ def check_images(
         except InputError as error:
             return str(error)
 
+    left = [*again, *range(n_done, len(images))]
     with ThreadPoolExecutor(n_threads or os.cpu_count() or 1) as pool:
-        for start in range(0, len(images), _AHEAD):
-            part = range(start, min(start + _AHEAD, len(images)))
+        for part in (left[of] for of in cut(len(left), _AHEAD)):
             for index, found in zip(part, pool.map(check, part), strict=True):
+                result.errors.pop(images.image_ids[index], None)
                 if isinstance(found, str):
                     result.errors[images.image_ids[index]] = found
                 else:
                     for name, value in found.items():
                         counts = result.facts.setdefault(name, {})
                         counts[value] = counts.get(value, 0) + 1
+            n_done = max(n_done, part[-1] + 1)
+            if kept is not None and kept.is_due():
+                kept.save({"n_done": n_done, "facts": result.facts, "errors": result.errors})
             if progress is not None:
-                progress(part.stop)
+                progress(n_done)
     return result
