@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -77,6 +78,31 @@ def test_one_process_that_fails_ends_all_with_its_sentence(tmp_path: Path, fails
     with pytest.raises(InputError, match=f"process {fails} cannot go on"), world.sharing(2, work, tmp_path, fails):
         work(tmp_path, fails)
     assert not list((tmp_path / "artifacts").glob("*/*/manifest.json"))
+
+
+def fail(name: str) -> None:
+    """The second process cannot go on, the first waits for it."""
+    if world.current().rank == 1:
+        raise FAULTS[name]
+    world.barrier()
+
+
+FAULTS = {"full": OSError(errno.ENOSPC, "No space left on device"), "fault": KeyError("a fault of ours")}
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "says"),
+    [
+        ("full", InputError, "The disk that holds output_dir is full: free some space"),
+        ("fault", RuntimeError, r"Process 1 of this job failed \(KeyError: 'a fault of ours'\); see its traceback"),
+    ],
+)
+def test_the_first_process_says_why_another_failed(
+    capfd: pytest.CaptureFixture[str], name: str, kind: type[Exception], says: str
+):
+    with pytest.raises(kind, match=says), world.sharing(2, fail, name):
+        fail(name)
+    assert ("Traceback" in capfd.readouterr().err) == (kind is RuntimeError)
 
 
 def die(folder: Path) -> None:

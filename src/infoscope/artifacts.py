@@ -219,7 +219,7 @@ class Store:
                     for seal in seals:  # checksums take their time: all first, then all are committed in one go
                         seal()
         except Exception as error:
-            if isinstance(error, FileNotFoundError) and all(self.find(specs[name]) for name in works):
+            if isinstance(error, FileNotFoundError) and works and all(self.find(specs[name]) for name in works):
                 # A lock was lost, and the process that was faster has taken the progress away.
                 return {name: found.get(name) or self._read(specs[name]) for name in specs}
             explained = explain_write_error(error, self.root)

@@ -10,13 +10,14 @@ torchrun (`find_place`). Each sees one GPU. What they exchange goes over gloo, g
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import random
 import socket
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from itertools import count
@@ -25,7 +26,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from infoscope.errors import InputError
+from infoscope.errors import InputError, explain_write_error
 
 Value = TypeVar("Value")
 
@@ -169,6 +170,7 @@ def sharing(n_processes: int, work: Callable[..., Any], *arguments: Any) -> Iter
 
     Raises:
         InputError: also what another process failed with, if this one could not go on without it.
+        RuntimeError: another process failed of a fault.
     """
     place = find_place() if _world.size == 1 else None
     if place is not None and n_processes > 1:
@@ -250,16 +252,29 @@ def _joined(place: World) -> Iterator[None]:
         _world = replace(place, n_on_cores=gather(cores).count(cores))
         yield
         dist.barrier()  # the main process holds the store that the others may still be asking
-    except InputError as error:
-        store.set(_FAILURE, str(error))
-        raise
-    except RuntimeError as error:
-        if is_main and store.check([_FAILURE]):
-            raise InputError(store.get(_FAILURE).decode()) from error
+    except Exception as error:
+        if not is_main:
+            raise _tell_failure(store, place.rank, error) or error from error
+        if isinstance(error, RuntimeError) and store.check([_FAILURE]):  # a connection is closed: here is why
+            told = json.loads(store.get(_FAILURE))
+            raise (InputError if told["is_input"] else RuntimeError)(told["text"]) from error
         raise
     finally:
         _world, _store = World(), None
         dist.destroy_process_group()
+
+
+def _tell_failure(store: dist.TCPStore, rank: int, error: Exception) -> InputError | None:
+    """Let the main process say why this one failed, and return what it says where a user can mend it.
+
+    The first failure counts: others follow from it.
+    """
+    explained = error if isinstance(error, InputError) else explain_write_error(error, "output_dir")
+    text = str(explained or f"Process {rank} of this job failed ({type(error).__name__}: {error}); see its traceback.")
+    with suppress(RuntimeError):  # the main process is gone already
+        if not store.check([_FAILURE]):
+            store.set(_FAILURE, json.dumps({"is_input": explained is not None, "text": text}))
+    return explained
 
 
 def _choose_gpu(local_rank: int) -> None:
