@@ -14,7 +14,7 @@ test: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 chaos: $(READY)  # runs killed at 50 random moments, some 4 minutes
 	INFOSCOPE_CHAOS=50 $(BIN)/python -m pytest tests/test_chaos.py --timeout=3600

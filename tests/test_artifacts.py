@@ -274,6 +274,22 @@ def test_an_interrupted_build_goes_on_from_its_progress(recorder: Recorder):
     assert set(made.manifest["files"]) == set(CONTENT)
 
 
+@pytest.mark.parametrize("kept", [[], ["part-0.pt"]])
+def test_interrupted_work_on_several_artifacts_leaves_a_folder_only_where_it_kept_something(
+    tmp_path: Path, kept: list[str]
+):
+    def work() -> None:
+        with Store(tmp_path).open_progress("probe", {"seed": 0}) as folder:
+            for name in kept:
+                (folder / name).touch()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert [path.name for path in tmp_path.glob("probe/.*.progress/*")] == kept
+    assert len(list((tmp_path / "probe").iterdir())) == len(kept)
+
+
 # -- disks that are full or may not be written -------------------------------------------------------------------------
 
 

@@ -339,9 +339,9 @@ def test_hashes_do_not_depend_on_the_folder(finished: Path, tmp_path: Path, monk
     ],
 )
 def test_hashes_depend_on_what_changes_the_result(
-    finished: Path, monkeypatch: pytest.MonkeyPatch, override: str, stage: str
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, override: str, stage: str
 ) -> None:
-    assert find_first_missing(monkeypatch, finished, override) == stage
+    assert find_first_missing(monkeypatch, copy_run(finished, tmp_path / "run"), override) == stage
 
 
 def test_a_damaged_artifact_is_rebuilt_and_what_came_after_it_stays(finished: Path, tmp_path: Path) -> None:

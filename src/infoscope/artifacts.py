@@ -330,11 +330,13 @@ class Store:
         folder = self.root / stage / f".{spec.hash}.progress"
         folder.mkdir(parents=True, exist_ok=True)
         self.on_event("claimed", spec, "")
-        yield folder
-        world.barrier()
-        if world.is_main():
-            with suppress(OSError):  # another job is at it
-                folder.rmdir()
+        try:
+            yield folder
+            world.barrier()
+        finally:
+            if world.is_main():
+                with suppress(OSError):  # there is something to go on from, or another job is at it
+                    folder.rmdir()
 
     def _verify(self, folder: Path, spec: Spec) -> dict[str, Any] | None:
         """Return the manifest if every file agrees with it; checked once per process and folder."""
