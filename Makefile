@@ -9,12 +9,12 @@ READY := $(VENV)/.ready
 demo: $(READY)
 	$(BIN)/infoscope $(ARGS)
 
-test: $(READY)
+test: $(READY)  # pytest in two processes of one thread each
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 chaos: $(READY)  # runs killed at 50 random moments, some 4 minutes
 	INFOSCOPE_CHAOS=50 $(BIN)/python -m pytest tests/test_chaos.py --timeout=3600
