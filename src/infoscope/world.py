@@ -254,7 +254,10 @@ def _joined(place: World) -> Iterator[None]:
         dist.barrier()  # the main process holds the store that the others may still be asking
     except Exception as error:
         if not is_main:
-            raise _tell_failure(store, place.rank, error) or error from error
+            explained = _tell_failure(store, place.rank, error)
+            if explained in (None, error):
+                raise
+            raise explained from error
         if isinstance(error, RuntimeError) and store.check([_FAILURE]):  # a connection is closed: here is why
             told = json.loads(store.get(_FAILURE))
             raise (InputError if told["is_input"] else RuntimeError)(told["text"]) from error
