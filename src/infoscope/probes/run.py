@@ -80,12 +80,7 @@ def run_probes(
     )
     here = world.current()
     if folder is not None:
-        results |= world.broadcast(_take_finished(folder, keys) if here.rank == 0 else {})
-        if here.rank == 0:
-            for key, result in results.items():
-                if on_result:
-                    on_result(key, result)
-            _forget_finished(folder, results)
+        results |= _hand_on_finished(folder, keys, on_result)
         if original_heads is None and keys[0] in results:
             original_heads = results[keys[0]].heads
         unique = {key: variant for key, variant in unique.items() if key not in results}
@@ -229,17 +224,22 @@ class _Work:
             first += len(part)
 
 
-def _take_finished(folder: Path, keys: Sequence[str]) -> dict[str, VariantResult]:
-    """Return those of the variants asked for that an interrupted run had worked out, but not handed on, in order."""
-    found = {key: state for _, states in _load_finished(folder) for key, state in states.items()}
-    return {key: _from_state(found[key]) for key in keys if key in found}
+def _hand_on_finished(folder: Path, keys: Sequence[str], on_result: OnResult | None) -> dict[str, VariantResult]:
+    """Hand on what an interrupted run had worked out of the variants asked for, in order, and return it everywhere.
 
-
-def _forget_finished(folder: Path, handed_on: Mapping[str, VariantResult]) -> None:
-    """Delete what was kept of chunks whose rest is handed on; those of other jobs stay."""
-    for path, states in _load_finished(folder):
-        if any(key in handed_on for key in states):
-            shutil.rmtree(path.parent, ignore_errors=True)
+    What was kept of it is deleted then; what other jobs keep stays.
+    """
+    results = {}
+    if world.current().rank == 0:
+        found = {key: state for _, states in _load_finished(folder) for key, state in states.items()}
+        results = {key: _from_state(found[key]) for key in keys if key in found}
+        for key, result in results.items():
+            if on_result:
+                on_result(key, result)
+        for path, states in _load_finished(folder):
+            if any(key in results for key in states):
+                shutil.rmtree(path.parent, ignore_errors=True)
+    return world.broadcast(results)
 
 
 def _load_finished(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
