@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from enum import Enum
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 from hydra.core.global_hydra import GlobalHydra
 
+from hydra_plugins.infoscope_launchers.config import LocalConf, SlurmConf
+from infoscope.bounds import (
+    Bounds,
+    check_setting,
+    check_settings,
+    find_item,
+    find_kind,
+    find_limits,
+    get_settings,
+)
 from infoscope.config import CONF_FOLDER, Config, Stage, compose, to_tree
 from infoscope.config_errors import find_type
 from infoscope.data.config import DataKind
@@ -115,11 +129,33 @@ WRONG = [
     # values that contradict each other
     (["scope.k_cds=8", "scope.k_max=4"], ["scope.k_max to be at least scope.k_cds (8), got 4"]),
     (["data.root=x"], ["Expected no data.root for data.kind=scenes, got 'x'"]),
-    (["data=image_folder"], ["Expected a root for kind=image_folder"]),
+    (["data=image_folder"], ["Expected a root for data.kind=image_folder"]),
     (["model.layer=-1"], ["probe.readouts", "cls_final", "model.layer=-1"]),
-    (["seeds=[0,0]"], ["seeds to be a list of different numbers", "[0, 0]"]),
-    (["seeds=[]"], ["seeds to be a list of different numbers"]),
-    (["trainer.n_threads=0"], ["trainer.n_threads to be at least 1 or null, got 0"]),
+    (["seeds=[0,0]"], ["seeds to hold none twice", "[0,0]"]),
+    (["seeds=[]"], ["seeds to hold at least one value, got []"]),
+    (["probe_data.depth.kind=nyud"], ["Expected a root for probe_data.depth.kind=nyud", "set probe_data.depth.root"]),
+    (["probe.depth_crops.crop_px=9"], ["Expected probe.depth_crops.stride_px to be at most crop_px=9"]),
+    (["probe.dense_warmup_steps=151"], ["probe.dense_warmup_steps to be at most the steps of segmentation, 150"]),
+    (["clip.warmup_steps=9000"], ["clip.warmup_steps to be at most clip.n_steps (8000), got 9000"]),
+    (["clip.width=48"], ["clip.width to be a multiple of 32"]),
+    # what is out of bounds
+    (["seeds=[0,-1]"], ["Expected seeds[1] to be at least 0, got -1."]),
+    (["seeds=[18446744073709551616]"], ["seeds[0] to be at most 4294967295, got 18446744073709551616."]),
+    (["model.image_px=0"], ["Expected model.image_px to be at least 1, got 0."]),
+    (["sae.lr=nan"], ["Expected sae.lr to be above 0, got nan."]),
+    (["sae.lr=inf"], ["Expected sae.lr to be at most 1e+30, got inf."]),
+    (["partition.gamma=nan"], ["partition.gamma to be in 0..1, the range of the score, got nan."]),
+    (["probe_data.depth.max_train=0"], ["Expected probe_data.depth.max_train to be at least 1, got 0."]),
+    (["probe.depth_crops.crop_px=-3"], ["Expected probe.depth_crops.crop_px to be at least 1, got -3."]),
+    (["probe.tasks=[]"], ["Expected probe.tasks to hold at least one value, got []."]),
+    (["probe.readouts=[patch_mean,patch_mean]"], ["probe.readouts to hold none twice, got [patch_mean,patch_mean]."]),
+    (["sae.k_levels=[4,2]"], ["Expected sae.k_levels to ascend, got [4,2]."]),
+    (["stability.shifts=[1,1]"], ["stability.shifts to hold none twice"]),
+    (["clip.precision=many"], ["clip.precision to be 32-true or 16-mixed or bf16-mixed, got 'many'."]),
+    (["output_dir=''"], ["Expected output_dir not to be empty, got ''."]),
+    (["logger.group=a/b"], ["Expected logger.group to be a name", "got 'a/b'."]),
+    (["predict.template_list=['']", "predict.templates=list"], ["predict.template_list[0] not to be empty"]),
+    (["trainer.n_threads=0"], ["trainer.n_threads to be at least 1, got 0"]),
     # what is not KEY=VALUE
     (["foo"], ["'foo'", "expected KEY=VALUE"]),
     (["scope.k_cds=[1"], ["'scope.k_cds=[1'", "expected KEY=VALUE"]),
@@ -136,6 +172,34 @@ def test_what_is_wrong_is_one_sentence(overrides: list[str], parts: list[str]):
     assert [part for part in parts if part not in sentence] == [], sentence
     assert "\n" not in sentence
     assert sentence.endswith(".")
+
+
+def list_numbers(schema: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the key and the type of every number among the settings, those in lists included."""
+    for name, annotation in get_settings(schema).items():
+        kind = find_item(annotation) or annotation
+        if dataclasses.is_dataclass(kind):
+            yield from list_numbers(kind, f"{prefix}{name}.")
+        elif find_kind(kind) in (int, float):
+            yield f"{prefix}{name}{'[0]' if find_item(annotation) else ''}", kind
+
+
+@pytest.mark.parametrize(
+    ("key", "annotation"),
+    [*list_numbers(Config), *list_numbers(LocalConf, "hydra.launcher."), *list_numbers(SlurmConf, "hydra.launcher.")],
+)
+def test_every_number_has_bounds(key: str, annotation: Any):
+    has_bounds = any(isinstance(limit, Bounds) for limit in find_limits(annotation))
+    assert has_bounds, f"{key} has no bounds: give it one of the types in infoscope.bounds"
+    is_whole = find_kind(annotation) is int
+    for value in (math.nan, math.inf, -math.inf, *((10**31, -(10**31)) if is_whole else (1e31, -1e31))):
+        with pytest.raises(InputError) as caught:
+            check_setting(key, value, annotation)
+        assert re.fullmatch(rf"Expected {re.escape(key)} to be .+, got .+\.", str(caught.value))
+
+
+def test_every_default_is_within_bounds():
+    check_settings(Config, vars(Config()), "")
 
 
 def test_a_layer_at_the_end_is_fine_where_only_patches_are_read():

@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
+import pytest
 from private_slurm import wait_until
 
+from app_samples import run_infoscope
 from sweeps import finish, read_logs, start, sweep
 
 
@@ -66,6 +69,15 @@ def test_an_interruption_ends_local_jobs(tmp_path: Path):
     assert done.code == 130
     assert done.failures() == ["interrupted; finished artifacts are kept, the same command goes on from there."]
     assert done.ran() == []
+
+
+@pytest.mark.parametrize(
+    ("launcher", "setting"), [("local", "n_parallel"), ("slurm", "timeout_min"), ("slurm", "nodes")]
+)
+def test_a_launcher_that_can_start_nothing_is_refused(tmp_path: Path, launcher: str, setting: str, capsys: Any):
+    given = [f"hydra/launcher={launcher}", f"hydra.launcher.{setting}=0", f"output_dir={tmp_path}"]
+    assert run_infoscope("-m", *given, "scope.k_cds=1,2") == 2
+    assert f"Expected hydra.launcher.{setting} to be at least 1, got 0." in capsys.readouterr().err
 
 
 def test_slurm_without_its_commands_is_one_sentence(tmp_path: Path):

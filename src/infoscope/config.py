@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
@@ -19,10 +19,11 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
 from infoscope import config_errors
+from infoscope.bounds import Bounds, Few, FilePath, Items, Seconds, Seed, check, check_settings
 from infoscope.data.config import DataConfig, DataKind, ProbeDataConfig
 from infoscope.errors import InputError
 from infoscope.predictions.config import PredictConfig
-from infoscope.probes.config import ProbeConfig, Readout, SelectConfig
+from infoscope.probes.config import ProbeConfig, Readout, SelectConfig, Task
 from infoscope.sae.config import SAEConfig, TokenChoice
 from infoscope.scope.config import Diagonal, OutlierConfig, PartitionConfig, ScopeConfig, StabilityConfig
 from infoscope.tracking.config import LoggerConfig
@@ -71,14 +72,14 @@ class TrainerConfig:
     """How the work is run on this machine; part of no hash."""
 
     device: Device = Device.auto
-    n_threads: int | None = None
+    n_threads: Few | None = None
     """CPU threads of torch; null: all cores, divided among the processes of a machine."""
-    save_every_s: float = 60.0
+    save_every_s: Seconds = 60.0
     """Seconds between checkpoints of long loops: what an interruption can cost. (Passes over images save parts of fixed
     size, SAE training also every sae.checkpoint_every_n_steps steps.)"""
-    max_wait_s: float = 6 * 3600.0
+    max_wait_s: Seconds = 6 * 3600.0
     """How long to wait for another process that builds an artifact which this one needs."""
-    n_processes: int = 1
+    n_processes: Few = 1
     """Processes on this machine that share the work, one for each GPU. Tasks of a Slurm job, of a launcher's
     tasks_per_node or of torchrun share it by themselves: then this stays 1."""
     progress: bool = True
@@ -88,23 +89,20 @@ class TrainerConfig:
     sae.tokens_per_image x d_in x 4 bytes, twice."""
 
     def __post_init__(self) -> None:
-        for name in ("save_every_s", "max_wait_s"):
-            if getattr(self, name) < 0:
-                raise InputError(f"Expected trainer.{name} to be at least 0, got {getattr(self, name)}.")
-        if self.n_processes < 1:
-            raise InputError(f"Expected trainer.n_processes to be at least 1, got {self.n_processes}.")
-        if self.n_threads is not None and self.n_threads < 1:
-            raise InputError(f"Expected trainer.n_threads to be at least 1 or null, got {self.n_threads}.")
+        check(self, "trainer")
 
 
 @dataclass
 class CollectConfig:
     """What stage=collect joins; part of no hash."""
 
-    sweeps: list[str] = field(default_factory=list)
+    sweeps: list[FilePath] = field(default_factory=list)
     """Folders of sweeps, or their names in <output_dir>/sweeps; none: the newest one there."""
     require_all: bool = False
     """Exit with code 2 if a job is missing."""
+
+    def __post_init__(self) -> None:
+        check(self, "collect")
 
 
 @dataclass
@@ -117,14 +115,13 @@ class HousekeepingConfig:
     """Say what nothing refers to, and what killed runs have left."""
     delete: bool = False
     """With prune: delete it."""
-    min_age_h: float = 24.0
+    min_age_h: Annotated[float, Bounds(0, 1e6)] = 24.0
     """What is younger, in hours, is never pruned: a run may be about to use it."""
 
     def __post_init__(self) -> None:
+        check(self, "artifacts")
         if self.delete and not self.prune:
             raise InputError("artifacts.delete=true deletes what artifacts.prune=true finds: give both.")
-        if self.min_age_h < 0:
-            raise InputError(f"Expected artifacts.min_age_h to be at least 0, got {self.min_age_h}.")
 
 
 @dataclass
@@ -132,7 +129,7 @@ class Config:
     """One experiment."""
 
     stage: Stage = Stage.report
-    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    seeds: Annotated[list[Seed], Items()] = field(default_factory=lambda: [0, 1, 2])
     """Seeds of the SAEs; tables give mean and spread over them."""
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -151,13 +148,12 @@ class Config:
     logger: LoggerConfig = field(default_factory=LoggerConfig)
     collect: CollectConfig = field(default_factory=CollectConfig)
     artifacts: HousekeepingConfig = field(default_factory=HousekeepingConfig)
-    output_dir: str = "outputs"
+    output_dir: FilePath = "outputs"
     plan: bool = False
     """Say what this command would reuse and build, and what that costs here, instead of doing it."""
 
     def __post_init__(self) -> None:
-        if not self.seeds or len(set(self.seeds)) != len(self.seeds):
-            raise InputError(f"Expected seeds to be a list of different numbers, such as [0,1,2]; got {self.seeds}.")
+        check(self, "")
         if self.data.kind is DataKind.own:
             raise InputError("data.kind=own is for probe_data alone: choose data=scenes, image_folder or imagenet.")
         if Readout.cls_final in self.probe.readouts and self.model.layer == -1:
@@ -177,6 +173,13 @@ class Config:
             )
 
 
+_NAMESAKES = {
+    **{f"probe_data.{task.name}": "data" for task in Task},
+    **{f"probe.{task.name}_crops": "probe.<task>_crops" for task in (Task.segmentation, Task.depth)},
+}
+"""Where the dataclasses lie that stand in several places, and how they call their place themselves."""
+
+
 @cache
 def register_schemas() -> None:
     """Make the dataclasses known to Hydra: conf/config.yaml begins with this schema, so typos fail at composition."""
@@ -194,6 +197,12 @@ def make_config(tree: DictConfig) -> Config:
         raise InputError(f"Expected a value for {', '.join(missing)}, got none: give it as {missing[0]}=...")
     for key in config_errors.find_unknown_keys(tree, Config):  # added by +key=value, which the schema lets through
         raise InputError(config_errors.explain_unknown_key(key, Config))
+    check_settings(Config, tree, "")  # before the dataclasses do, for here their places are known
+    for key, name in _NAMESAKES.items():
+        try:
+            OmegaConf.to_object(OmegaConf.select(tree, key))
+        except InputError as error:
+            raise InputError(str(error).replace(f"{name}.", f"{key}.")) from error
     config = OmegaConf.to_object(tree)
     assert isinstance(config, Config)
     return config

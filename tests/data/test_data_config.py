@@ -38,7 +38,7 @@ def test_a_wrong_choice_lists_the_right_ones():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (["kind=image_folder"], "Expected a root for kind=image_folder, got none"),
+        (["kind=image_folder"], "Expected a root for data.kind=image_folder, got none"),
         (["root=photos"], "Expected no data.root for data.kind=scenes, got 'photos'"),
         (["n_train=0"], "data.n_train to be at least 1, got 0"),
         (["n_test=0"], "data.n_test to be at least 1, got 0"),

@@ -183,7 +183,7 @@ def test_padding_is_the_mean_colour():
     ("settings", "message"),
     [
         ({"crop_px": 64, "stride_px": 65}, "stride_px"),
-        ({"scale_range": [2.0, 0.5]}, "smaller one first"),
+        ({"scale_range": [2.0, 0.5]}, "smaller number first"),
         ({"scale_range": [1.0]}, "scale_range"),
         ({"scale_range": [0.0, 1.0]}, "scale_range"),
         ({"crop_px": 0}, "crop_px"),
@@ -211,7 +211,10 @@ def test_presets_show_crops_alike():
     assert dinov2.crops(Task.depth) == CropConfig(416, 277, None, [1.0, 1.0], True, 38_400)
     assert dinov2.dense_schedule is DenseSchedule.linear
     assert compose(["probe=plain"]).probe.crops(Task.segmentation) is None
-    assert compose(["probe=dinov2", "probe.depth_crops.crop_px=null"]).probe.crops(Task.depth) is None
+    assert (
+        compose(["probe=dinov2", "probe.depth_crops.crop_px=null", "probe.dense_steps=2000"]).probe.crops(Task.depth)
+        is None
+    )
 
 
 # -- slices of variants ------------------------------------------------------------------------------------------------

@@ -104,11 +104,11 @@ def test_importance_is_what_a_latent_adds_to_the_outputs() -> None:
     ("given", "words"),
     [
         ({"n_kept": []}, "select.n_kept"),
-        ({"n_kept": [8, 4]}, "ascending"),
+        ({"n_kept": [8, 4]}, "to ascend"),
         ({"n_kept": [0, 4]}, "at least 1"),
-        ({"n_kept": [4, 4]}, "ascending"),
-        ({"n_bands": 1}, "select.n_bands >= 2"),
-        ({"n_draws": 0}, "select.n_draws >= 1"),
+        ({"n_kept": [4, 4]}, "to ascend"),
+        ({"n_bands": 1}, "select.n_bands to be at least 2"),
+        ({"n_draws": 0}, "select.n_draws to be at least 1"),
     ],
 )
 def test_bad_settings(given: dict, words: str) -> None:

@@ -440,17 +440,17 @@ def test_null_levels_are_the_levels_they_stand_for() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"bandwidth": 0.0}, r"sae\.bandwidth above 0"),
-        ({"initial_threshold": -1.0}, r"sae\.initial_threshold above 0"),
-        ({"l0_coef": float("nan")}, r"sae\.l0_coef to be 0 or more"),
-        ({"k_levels": []}, r"sae\.k_levels to ascend"),
-        ({"k_levels": [0, 3]}, r"sae\.k_levels to ascend"),
+        ({"bandwidth": 0.0}, r"sae\.bandwidth to be above 0"),
+        ({"initial_threshold": -1.0}, r"sae\.initial_threshold to be above 0"),
+        ({"l0_coef": float("nan")}, r"sae\.l0_coef to be at least 0"),
+        ({"k_levels": []}, r"sae\.k_levels to hold at least one value"),
+        ({"k_levels": [0, 3]}, r"sae\.k_levels\[0\] to be at least 1"),
         ({"k_levels": [2, 2, 3]}, r"sae\.k_levels to ascend"),
         ({"k_levels": [2, 4], "kind": Kind.matryoshka_k}, r"sae\.k to be the largest of sae\.k_levels, 4, got 3"),
         ({"prefixes": [0.5]}, r"sae\.prefixes to ascend"),
         ({"prefixes": [0.5, 0.25, 1.0]}, r"sae\.prefixes to ascend"),
-        ({"prefixes": [0.0, 1.0]}, r"sae\.prefixes to ascend"),
-        ({"prefixes": [float("nan"), 1.0]}, r"sae\.prefixes to ascend"),
+        ({"prefixes": [0.0, 1.0]}, r"sae\.prefixes\[0\] to be above 0"),
+        ({"prefixes": [float("nan"), 1.0]}, r"sae\.prefixes\[0\] to be above 0"),
     ],
 )
 def test_bad_settings_are_one_sentence(changes: dict[str, Any], message: str) -> None:

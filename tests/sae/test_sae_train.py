@@ -334,9 +334,9 @@ def test_learning_rate_warms_up_and_decays() -> None:
     ("changes", "message"),
     [
         ({"k": 0}, r"sae\.k to be at least 1"),
-        ({"lr": 0.0}, r"sae\.lr above 0"),
-        ({"decay_share": 1.5}, r"sae\.decay_share in 0\.\.1"),
-        ({"aux_k": -1}, r"sae\.aux_k to be 0 or more"),
+        ({"lr": 0.0}, r"sae\.lr to be above 0"),
+        ({"decay_share": 1.5}, r"sae\.decay_share to be in 0\.\.1"),
+        ({"aux_k": -1}, r"sae\.aux_k to be at least 0"),
     ],
 )
 def test_bad_settings_are_refused(changes: dict, message: str) -> None:

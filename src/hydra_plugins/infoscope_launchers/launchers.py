@@ -22,6 +22,8 @@ from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn, JobStatus, filter_overrides
 from hydra_plugins.hydra_submitit_launcher.submitit_launcher import BaseSubmititLauncher
 
+from hydra_plugins.infoscope_launchers.config import LocalConf, SlurmConf
+from infoscope.bounds import check_settings
 from infoscope.errors import InputError
 from infoscope.failures import EXIT_BUG, EXIT_INPUT, say_failure
 from infoscope.launching import slurm
@@ -47,6 +49,8 @@ class PlannedJob:
 class SweepLauncher(BaseSubmititLauncher):
     """What both launchers do: say how every job ends, and fail in the job when it fails."""
 
+    schema: type
+    """What can be set of it."""
     left_behind = ""
     """What is said of the jobs at Ctrl-C; empty where they end with it."""
 
@@ -56,6 +60,7 @@ class SweepLauncher(BaseSubmititLauncher):
         Raises:
             InputError: they cannot be started.
         """
+        check_settings(self.schema, self.params, "hydra.launcher.")
         shared = set.intersection(*map(set, job_overrides)) if len(job_overrides) > 1 else set()
         state = Singleton.get_state()
         planned = []
@@ -110,13 +115,12 @@ class LocalLauncher(SweepLauncher):
     """Jobs as processes of this machine, `n_parallel` at a time."""
 
     _EXECUTOR = "local"
+    schema = LocalConf
 
     def run_jobs(self, planned: list[PlannedJob]) -> Generator[tuple[PlannedJob, Outcome], None, None]:
         from infoscope.launching.local import ShareExecutor, share_machine
 
         n_parallel, n_tasks = self.params["n_parallel"], self.params["tasks_per_node"]
-        if n_parallel < 1 or n_tasks < 1:
-            raise InputError("Expected hydra.launcher.n_parallel and hydra.launcher.tasks_per_node to be at least 1.")
         places = range(min(n_parallel, len(planned)))
         shares = [share_machine(len(places), place, n_tasks) for place in places]
         executor = ShareExecutor(self.params["submitit_folder"], n_tasks)
@@ -141,6 +145,7 @@ class SlurmLauncher(SweepLauncher):
     """Jobs as an array of Slurm."""
 
     _EXECUTOR = "slurm"
+    schema = SlurmConf
 
     def run_jobs(self, planned: list[PlannedJob]) -> Generator[tuple[PlannedJob, Outcome], None, None]:
         slurm.check_commands()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Annotated
 
+from infoscope.bounds import Bounds, Count, FewOrNone, FilePath, Float, Pixels, Seed, check
 from infoscope.errors import InputError
 
 # Written as a call because `raise` is a keyword, and the names are what one types: data.on_error=raise.
@@ -43,26 +45,26 @@ class DataConfig:
 
     kind: DataKind = DataKind.scenes
     """`scenes` are rendered on first use; the others need `root`."""
-    root: str | None = None
+    root: FilePath | None = None
     """Where the data lie; which layout they have is found out by looking. Not part of any hash: a moved folder is the
     same data."""
-    n_train: int = 3000
+    n_train: Count = 3000
     """Scenes: pictures of the training split."""
-    n_test: int = 1000
+    n_test: Count = 1000
     """Scenes: pictures of the test split."""
-    size_px: int = 104
+    size_px: Annotated[Pixels, Bounds(32)] = 104
     """Scenes: side of the rendered pictures, at least 32; 104 is what one shift of scenes_clip needs, (12 + 1) * 8."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the rendered scenes, of the split of an image folder, of the images that max_train and max_test draw."""
-    max_train: int | None = None
+    max_train: Count | None = None
     """Sets on disk: training images drawn at random with `seed`; null: all."""
-    max_test: int | None = None
+    max_test: Count | None = None
     """Sets on disk: test images, likewise."""
-    test_share: float = 0.1
+    test_share: Annotated[float, Bounds(0, below=1, words="at least 0 and below 1")] = 0.1
     """Image folder: expected share of held-out images; the others have splits of their own."""
     resize: Resize = Resize.squash
     """`squash` both sides, or `crop` the centre after resizing the short side (not for label maps and depth)."""
-    ground_truth: str | None = None
+    ground_truth: FilePath | None = None
     """ImageNet with a flat val/: the devkit's ground-truth file or Kaggle's LOC_val_solution.csv."""
     subset: bool = False
     """Fewer images than were published are meant, of ImageNet fewer than the 1,000 classes too."""
@@ -76,31 +78,20 @@ class DataConfig:
     """Keep all tokens on disk; false: encode images whenever their tokens are asked for, as sets that do not fit on the
     disk need. An image is then encoded once by each stage that reads all, and for the SAE as often as it is trained on.
     """
-    cache_dtype: str = "float32"
+    cache_dtype: Float = "float32"
     """Of the tokens on disk: float32, or float16 at half the size."""
-    n_workers: int = 0
+    n_workers: FewOrNone = 0
     """Processes that read images ahead; 0 reads in the main process. Scenes are rendered on all cores."""
 
     def __post_init__(self) -> None:
+        check(self, "data")
         if self.kind not in (DataKind.scenes, DataKind.own) and not self.root:
-            raise InputError(
-                f"Expected a root for kind={self.kind.name}, got none: set data.root=FOLDER (probe_data.<task>.root for"
-                " the data of a probe)."
-            )
+            raise InputError(f"Expected a root for data.kind={self.kind.name}, got none: set data.root=FOLDER.")
         if self.kind in (DataKind.scenes, DataKind.own) and self.root is not None:
             raise InputError(
                 f"Expected no data.root for data.kind={self.kind.name}, got {self.root!r}: drop it or choose another"
                 " data.kind."
             )
-        counts = ("n_train", "n_test", "max_train", "max_test")
-        for name, least in (*((count, 1) for count in counts), ("size_px", 32), ("seed", 0), ("n_workers", 0)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise InputError(f"Expected data.{name} to be at least {least}, got {value}.")
-        if self.cache_dtype not in ("float32", "float16"):
-            raise InputError(f"Expected data.cache_dtype to be float32 or float16, got {self.cache_dtype!r}.")
-        if not 0 <= self.test_share < 1:
-            raise InputError(f"Expected data.test_share to be at least 0 and below 1, got {self.test_share}.")
 
 
 @dataclass

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
+from typing import Annotated, Any
 
+from infoscope.bounds import Bounds, Count, FilePath, Seed, check
 from infoscope.errors import InputError
 
 
@@ -24,27 +25,24 @@ class PredictConfig:
     templates: Templates = Templates.scenes
     template_list: list[str] = field(default_factory=list)
     """For templates=list: sentences with one {} each. With ImageNet, one instead of 80 spares a CPU an hour."""
-    class_names: str | None = None
+    class_names: FilePath | None = None
     """A text file, one name per line, in the order of the target's labels where there are any; null: the data's own
     classes, ImageNet's for data without labels."""
     target: str = "class"
     """Which labels predictions are held against. Only "class" has names of its own; others need `class_names`."""
-    n_images: int | None = None
+    n_images: Count | None = None
     """Test images, drawn at random; null: all."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the images drawn."""
-    batch_images: int = 32
+    batch_images: Count = 32
     """Images sent through the remaining blocks at a time: bounds memory, changes no result beyond rounding."""
-    n_shown: int = 5
+    n_shown: Annotated[int, Bounds(0, 1000)] = 5
     """Images shown for each group: those whose prediction changes most."""
-    n_candidates: int = 64
+    n_candidates: Count = 64
     """Features tried, one by one, for each of those images: the group's most active ones in it."""
 
     def __post_init__(self) -> None:
-        for name, least in (("n_images", 1), ("batch_images", 1), ("n_shown", 0), ("n_candidates", 1)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise InputError(f"Expected predict.{name} to be at least {least}, got {value}.")
+        check(self, "predict")
         if (self.templates is Templates.list) != bool(self.template_list):
             raise InputError(
                 "Expected predict.template_list for predict.templates=list and for nothing else, got"

@@ -4,13 +4,29 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+from infoscope.bounds import (
+    Bounds,
+    Count,
+    CountOrNone,
+    Float,
+    Items,
+    NotNegative,
+    Pixels,
+    Positive,
+    Seed,
+    TrueShare,
+    check,
+)
 from infoscope.errors import InputError
 
 if TYPE_CHECKING:
     from infoscope.data.images import LabelledImages
     from infoscope.vision.backbone import Backbone
+
+
+Rates = Annotated[list[Positive], Items(ascending=True)]
 
 
 class Task(Enum):
@@ -56,38 +72,36 @@ class CropConfig:
     which those of crops differ slightly.
     """
 
-    crop_px: int | None = None
+    crop_px: Pixels | None = None
     """Side of a crop and of a window, taken to the nearest multiple of the model's patch (512: 518 for 14 px); null:
     whole images, and nothing else here counts."""
-    stride_px: int = 341
+    stride_px: Pixels = 341
     """From one window to the next; the last one of a row or column is shifted back to fit."""
-    short_side_px: int | None = 512
+    short_side_px: Pixels | None = 512
     """To which a photograph is resized, keeping its aspect; null: as it is stored."""
-    scale_range: list[float] = field(default_factory=lambda: [0.5, 2.0])
+    scale_range: Annotated[list[Annotated[float, Bounds(above=0, most=100)]], Items(2)] = field(
+        default_factory=lambda: [0.5, 2.0]
+    )
     """Between which a training photograph is scaled, beyond that, uniformly."""
     flip: bool = True
     """Mirror every second training crop, left to right."""
-    n_steps: int | None = None
+    n_steps: Count | None = None
     """Training steps; null: probe.dense_steps."""
-    n_norm_crops: int = 1024
+    n_norm_crops: Count = 1024
     """With probe.batch_norm, the statistics are those of the first so many training crops, exact and the same anew."""
-    n_held_out: int | None = 100
+    n_held_out: Count | None = 100
     """Photographs held out to choose the learning rate, at most; null: probe.held_out_share of all."""
 
     def __post_init__(self) -> None:
-        for name in ("crop_px", "stride_px", "short_side_px", "n_steps", "n_norm_crops", "n_held_out"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(f"Expected {name} of the crops of a probe to be at least 1, got {value}.")
+        check(self, "probe.<task>_crops")
         if self.crop_px is not None and self.stride_px > self.crop_px:
             raise InputError(
-                f"Expected stride_px of the crops of a probe to be at most crop_px={self.crop_px}, so that windows"
-                f" leave no gap, got {self.stride_px}."
+                f"Expected probe.<task>_crops.stride_px to be at most crop_px={self.crop_px}, so that windows leave no"
+                f" gap, got {self.stride_px}."
             )
-        if len(self.scale_range) != 2 or not 0 < self.scale_range[0] <= self.scale_range[1]:
+        if self.scale_range[0] > self.scale_range[1]:
             raise InputError(
-                "Expected scale_range of the crops of a probe to hold two positive numbers, the smaller one first, got"
-                f" {self.scale_range}."
+                f"Expected probe.<task>_crops.scale_range to hold the smaller number first, got {self.scale_range}."
             )
 
 
@@ -95,106 +109,83 @@ class CropConfig:
 class ProbeConfig:
     """Linear probes on frozen, edited tokens. Learning rates are grids: the best is chosen on images held out."""
 
-    tasks: list[Task] = field(default_factory=lambda: list(Task))
-    readouts: list[Readout] = field(default_factory=lambda: [Readout.patch_mean, Readout.cls_final])
+    tasks: Annotated[list[Task], Items()] = field(default_factory=lambda: list(Task))
+    readouts: Annotated[list[Readout], Items()] = field(default_factory=lambda: [Readout.patch_mean, Readout.cls_final])
     target: str = "class"
     """What classification predicts: "class", or a factor that the data set knows."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the random groups, the images held out, the order of images and the pixels drawn."""
-    n_draws: int = 5
+    n_draws: Annotated[int, Bounds(0, 10**4)] = 5
     """Random groups of each kind beside each group."""
-    held_out_share: float = 0.1
+    held_out_share: TrueShare = 0.1
     """Share of the training images on which the learning rate, or L2 strength, is chosen."""
     batch_norm: bool = True
     """Segmentation and depth: standardise every channel by the mean and the variance of the training tokens of that
     variant (BatchNorm with the statistics of the whole training set; its affine part is the linear head's)."""
 
-    n_train_images: int | None = None
+    n_train_images: Count | None = None
     """Training images for classification; null: all."""
-    n_test_images: int | None = None
-    classification_lrs: list[float] = field(default_factory=lambda: [0.01, 0.03, 0.1, 0.3, 1.0, 3.0])
+    n_test_images: Count | None = None
+    classification_lrs: Rates = field(default_factory=lambda: [0.01, 0.03, 0.1, 0.3, 1.0, 3.0])
     """Learning rates per 256 images of a batch (SGD, momentum 0.9, no weight decay, cosine to 0)."""
-    classification_epochs: int = 30
-    classification_batch_images: int = 256
+    classification_epochs: Count = 30
+    classification_batch_images: Count = 256
     classification_batch_norm: bool = True
     """Standardise every channel of the vectors, as `batch_norm` does with tokens."""
     classification_solver: Solver = Solver.sgd
-    classification_l2: list[float] = field(default_factory=lambda: [1e-6, 1e-4, 1e-2, 1.0, 1e2, 1e4, 1e6])
+    classification_l2: Rates = field(default_factory=lambda: [1e-6, 1e-4, 1e-2, 1.0, 1e2, 1e4, 1e6])
     """L-BFGS: strengths at which the search begins, of the penalty strength / 2 * |W|^2 beside the sum of the images'
     cross-entropies (as CLIP; scikit-learn's C is 1 / strength)."""
-    classification_l2_halvings: int = 4
+    classification_l2_halvings: Annotated[int, Bounds(0, 100)] = 4
     """L-BFGS: how often the intervals on both sides of the best strength are halved."""
-    lbfgs_max_iterations: int = 1000
+    lbfgs_max_iterations: Count = 1000
     """L-BFGS: iterations for one strength at most; results say where they did not suffice."""
-    feature_dtype: str = "float32"
+    feature_dtype: Float = "float32"
     """Of the cached vectors of CLS on disk: float32, or float16 at half the size."""
 
-    n_dense_train_images: int | None = 500
+    n_dense_train_images: Count | None = 500
     """Training images for segmentation and depth, drawn at random; null: all."""
-    n_dense_test_images: int | None = None
-    segmentation_lrs: list[float] = field(default_factory=lambda: [0.01, 0.03, 0.1])
+    n_dense_test_images: Count | None = None
+    segmentation_lrs: Rates = field(default_factory=lambda: [0.01, 0.03, 0.1])
     """Learning rates of AdamW, falling to 0; these suit the few steps of the default, thousands want about 1e-3."""
-    depth_lrs: list[float] = field(default_factory=lambda: [0.01, 0.03, 0.1])
+    depth_lrs: Rates = field(default_factory=lambda: [0.01, 0.03, 0.1])
     segmentation_crops: CropConfig = field(default_factory=CropConfig)
     depth_crops: CropConfig = field(default_factory=CropConfig)
-    dense_steps: int = 150
-    dense_warmup_steps: int = 0
+    dense_steps: Count = 150
+    dense_warmup_steps: CountOrNone = 0
     """Steps over which the dense learning rates rise from 0."""
     dense_schedule: DenseSchedule = DenseSchedule.cosine
-    dense_batch_images: int = 8
-    weight_decay: float = 0.01
+    dense_batch_images: Count = 8
+    weight_decay: NotNegative = 0.01
     """Of AdamW."""
-    n_pixels_per_image: int | None = 64
+    n_pixels_per_image: Count | None = 64
     """Pixels of each image of a step on which the dense losses are taken; null: all. Evaluation takes all."""
-    n_held_out_pixels_per_image: int | None = 1024
+    n_held_out_pixels_per_image: Count | None = 1024
     """Pixels of each held-out image on which the learning rate of the dense heads is chosen; null: all."""
-    n_depth_bins: int = 256
-    max_depth_m: float = 10.0
+    n_depth_bins: Annotated[int, Bounds(2, 10**6)] = 256
+    max_depth_m: Annotated[float, Bounds(above=1e-3, most=1e6)] = 10.0
 
-    variants_per_chunk: int = 32
+    variants_per_chunk: Count = 32
     """Variants trained in one go: bounds memory, changes no result beyond rounding."""
-    feature_batch_images: int = 8
+    feature_batch_images: Count = 8
     """Images edited and sent through the remaining blocks at a time, for all variants of a chunk."""
-    memory_gb: float = 4.0
+    memory_gb: Annotated[float, Bounds(above=0, most=1e9)] = 4.0
     """Vectors that classification holds in memory at a time, float32, both splits and all readouts: so many variants
     are trained together as fit (at least one, `variants_per_chunk` at most). And edited tokens and logits that
     segmentation and depth hold: they go through in slices of variants. Changes no result beyond rounding."""
 
     def __post_init__(self) -> None:
-        for name in ("tasks", "readouts", "classification_lrs", "classification_l2", "segmentation_lrs", "depth_lrs"):
-            values = getattr(self, name)
-            if not values or len(set(values)) != len(values):
-                raise InputError(f"Expected probe.{name} to hold at least one value and none twice, got {values}.")
-        for name in ("classification_lrs", "classification_l2", "segmentation_lrs", "depth_lrs"):
-            values = getattr(self, name)
-            if min(values) <= 0 or sorted(values) != list(values):
-                raise InputError(f"Expected probe.{name} to be positive and ascending, got {values}.")
-        for name in _COUNTS:
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InputError(f"Expected probe.{name} to be at least 1, got {value}.")
-        if self.n_draws < 0 or self.weight_decay < 0:
-            raise InputError(
-                f"Expected probe.n_draws and probe.weight_decay >= 0, got {self.n_draws} and {self.weight_decay}."
-            )
-        if self.dense_warmup_steps < 0:
-            raise InputError(f"Expected probe.dense_warmup_steps >= 0, got {self.dense_warmup_steps}.")
-        if self.classification_l2_halvings < 0:
-            raise InputError(
-                f"Expected probe.classification_l2_halvings >= 0, got {self.classification_l2_halvings}: 4 give 8 steps"
-                " per decade around the best of the default strengths."
-            )
-        if self.feature_dtype not in ("float32", "float16"):
-            raise InputError(f"Expected probe.feature_dtype to be float32 or float16, got {self.feature_dtype!r}.")
-        if not self.memory_gb > 0:
-            raise InputError(f"Expected probe.memory_gb to be a size above 0 in GB, got {self.memory_gb}.")
-        if not 0 < self.held_out_share < 1:
-            raise InputError(f"Expected probe.held_out_share between 0 and 1, got {self.held_out_share}.")
-        if self.n_depth_bins < 2 or self.max_depth_m <= 1e-3:
-            raise InputError(
-                "Expected probe.n_depth_bins >= 2 and probe.max_depth_m > 0.001,"
-                f" got {self.n_depth_bins} and {self.max_depth_m}."
-            )
+        check(self, "probe")
+        for task in self.tasks:
+            if task is Task.classification:
+                continue
+            crops = self.crops(task)
+            n_steps = (crops and crops.n_steps) or self.dense_steps
+            if self.dense_warmup_steps > n_steps:
+                raise InputError(
+                    f"Expected probe.dense_warmup_steps to be at most the steps of {task.name}, {n_steps}, got"
+                    f" {self.dense_warmup_steps}."
+                )
 
     def crops(self, task: Task) -> CropConfig | None:
         """Return how one of the tasks is shown crops; None: it is shown whole images, is no dense task or not there."""
@@ -239,20 +230,15 @@ class ProbeConfig:
 class SelectConfig:
     """How many latents `stage=select` keeps, and what their scope is told apart by. All numbers are ours."""
 
-    n_kept: list[int] = field(default_factory=lambda: [4, 8, 16, 32, 64])
+    n_kept: Annotated[list[Count], Items(ascending=True)] = field(default_factory=lambda: [4, 8, 16, 32, 64])
     """Latents kept; a rule that has fewer to choose from is left out."""
-    n_bands: int = 3
+    n_bands: Annotated[int, Bounds(2, 1000)] = 3
     """Groups of equal size by CDS, from each of which the most active latents are kept."""
-    n_draws: int = 3
+    n_draws: Annotated[int, Bounds(1, 10**4)] = 3
     """Random choices of each size."""
 
     def __post_init__(self) -> None:
-        if not self.n_kept or min(self.n_kept) < 1 or sorted(set(self.n_kept)) != list(self.n_kept):
-            raise InputError(f"Expected select.n_kept to hold ascending numbers of at least 1, got {self.n_kept}.")
-        if self.n_bands < 2 or self.n_draws < 1:
-            raise InputError(
-                f"Expected select.n_bands >= 2 and select.n_draws >= 1, got {self.n_bands} and {self.n_draws}."
-            )
+        check(self, "select")
 
 
 # What `ProbeConfig.determining` leaves out where a task or a solver is not used; all others always count.
@@ -293,23 +279,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     return value.name if isinstance(value, Enum) else value
-
-
-_COUNTS = (
-    "n_train_images",
-    "n_test_images",
-    "classification_epochs",
-    "classification_batch_images",
-    "n_dense_train_images",
-    "n_dense_test_images",
-    "dense_steps",
-    "dense_batch_images",
-    "n_pixels_per_image",
-    "n_held_out_pixels_per_image",
-    "variants_per_chunk",
-    "feature_batch_images",
-    "lbfgs_max_iterations",
-)
 
 
 def check_probes(

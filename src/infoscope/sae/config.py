@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from enum import Enum
 from itertools import pairwise
-from typing import Any
+from typing import Annotated, Any
 
+from infoscope.bounds import Bounds, Count, CountOrNone, Few, Items, NotNegative, Positive, Share, check
 from infoscope.errors import InputError
 
 
@@ -65,83 +66,66 @@ class SAEConfig:
     latent with an L0 penalty (Rajamanoharan et al., 2024). matryoshka_k: TopK whose first few entries reconstruct too
     (MSAE, Zaigrajew et al., 2025). matryoshka_prefix: BatchTopK whose first latents reconstruct too (Bussmann et al.,
     2025)."""
-    expansion_factor: int = 8
+    expansion_factor: Few = 8
     """d_sae / d_in."""
-    k: int = 16
+    k: Count = 16
     """Active latents per token (topk, matryoshka_k), or their average (batchtopk, matryoshka_prefix)."""
-    l1: float = 0.1
+    l1: NotNegative = 0.1
     """Weight of the mean sum of latent activations, in units of a token's mean norm, beside FVU (relu; ours)."""
-    aux_k: int | None = None
+    aux_k: CountOrNone | None = None
     """Dead latents per token that AuxK trains on the residual (all kinds with k); null is d_in / 2, 0 is none."""
-    aux_coef: float = 1 / 32
+    aux_coef: NotNegative = 1 / 32
     """Weight of AuxK's loss (Gao et al., 2024)."""
-    dead_after_tokens: int = 250_000
+    dead_after_tokens: Count = 250_000
     """A latent counts as dead in training when it has not fired for this many tokens."""
     tokens: TokenChoice = TokenChoice.patch
     """Which tokens it is trained on."""
-    n_tokens: int = 2_000_000
+    n_tokens: Count = 2_000_000
     """Tokens to train on, rounded up to whole batches; may exceed the data set (several epochs)."""
-    batch_tokens: int = 4096
+    batch_tokens: Count = 4096
     """Tokens per step."""
-    pool_images: int = 4096
+    pool_images: Count = 4096
     """Tokens are shuffled among this many images at a time (the images are shuffled first): bounds random reads, and
     memory where tokens are not stored (see `LiveTokenSet`)."""
-    tokens_per_image: int | None = None
+    tokens_per_image: Count | None = None
     """Tokens taken from an image each time it is read, drawn at random; null: all. Few of them make a pool of many
     images cheap to hold, and a training of many images cheap to shuffle; what an image costs to encode stays."""
-    lr: float = 1e-3
+    lr: Positive = 1e-3
     """Adam's learning rate after warm-up."""
-    warmup_steps: int = 50
+    warmup_steps: CountOrNone = 50
     """Steps of linear warm-up."""
-    decay_share: float = 0.2
+    decay_share: Share = 0.2
     """Share of the steps, at the end, over which the learning rate falls linearly to 0."""
-    eval_tokens: int = 65_536
+    eval_tokens: Count = 65_536
     """Held-out tokens for the final figures; at most a tenth of the images is kept from training for them."""
-    log_every_n_steps: int = 10
+    log_every_n_steps: Count = 10
     """Steps between logged figures."""
-    checkpoint_every_n_steps: int = 500
+    checkpoint_every_n_steps: Count = 500
     """Steps between checkpoints to resume from."""
-    l0_coef: float = 0.003
+    l0_coef: NotNegative = 0.003
     """Weight of the mean number of active latents per token, beside FVU (jumprelu; ours)."""
-    bandwidth: float = 0.1
+    bandwidth: Positive = 0.1
     """Width of the window around a threshold in which activations teach it (jumprelu; ours, normalised units)."""
-    initial_threshold: float = 1.0
+    initial_threshold: Positive = 1.0
     """What every threshold starts at (jumprelu; ours). Pre-activations start with a standard deviation of about 1."""
-    k_levels: list[int] | None = None
+    k_levels: Annotated[list[Count], Items(ascending=True)] | None = None
     """Active latents of the nested codes, ascending up to k (matryoshka_k); null is 1, 2, 4, ... up to k."""
     level_weights: LevelWeights = LevelWeights.uniform
     """How much each nested code counts (matryoshka_k)."""
-    prefixes: list[float] = field(default_factory=lambda: [0.0625, 0.125, 0.25, 0.5, 1.0])
+    prefixes: Annotated[list[Annotated[float, Bounds(above=0, most=1)]], Items(ascending=True)] = field(
+        default_factory=lambda: [0.0625, 0.125, 0.25, 0.5, 1.0]
+    )
     """Shares of the dictionary whose first latents reconstruct alone, ascending up to 1 (matryoshka_prefix)."""
 
     def __post_init__(self) -> None:
-        at_least_one = ("expansion_factor", "k", "dead_after_tokens", "n_tokens", "batch_tokens", "pool_images")
-        at_least_one += ("eval_tokens", "log_every_n_steps", "checkpoint_every_n_steps")
-        for name in at_least_one:
-            if getattr(self, name) < 1:
-                raise InputError(f"Expected sae.{name} to be at least 1, got {getattr(self, name)}.")
-        if self.tokens_per_image is not None and self.tokens_per_image < 1:
-            raise InputError(f"Expected sae.tokens_per_image to be at least 1 or null, got {self.tokens_per_image}.")
-        for name in ("l1", "aux_coef", "warmup_steps", "aux_k", "l0_coef"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value < math.inf:
-                raise InputError(f"Expected sae.{name} to be 0 or more, got {value}.")
-        for name in ("lr", "bandwidth", "initial_threshold"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise InputError(f"Expected sae.{name} above 0, got {getattr(self, name)}.")
-        if not 0 <= self.decay_share <= 1:
-            raise InputError(f"Expected sae.decay_share in 0..1, got {self.decay_share}.")
-        if self.k_levels is not None and (not _ascends(self.k_levels) or self.k_levels[0] < 1):
-            raise InputError(f"Expected sae.k_levels to ascend from at least 1, such as [4,8,16], got {self.k_levels}.")
+        check(self, "sae")
         if self.kind is Kind.matryoshka_k and self.all_k_levels[-1] != self.k:
             raise InputError(
                 f"Expected sae.k to be the largest of sae.k_levels, {self.all_k_levels[-1]}, got {self.k}: change"
                 " either, or leave out sae.k_levels."
             )
-        if not _ascends(self.prefixes) or self.prefixes[0] <= 0 or self.prefixes[-1] != 1:
-            raise InputError(
-                f"Expected sae.prefixes to ascend from above 0 to 1, such as [0.25,0.5,1], got {self.prefixes}."
-            )
+        if self.prefixes[-1] != 1:
+            raise InputError(f"Expected sae.prefixes to ascend to 1, such as [0.25,0.5,1], got {self.prefixes}.")
 
     @property
     def n_steps(self) -> int:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+from typing import Annotated
 
-from infoscope.errors import InputError
+from infoscope.bounds import Bounds, Name, check
 
 
 class LoggerKind(Enum):
@@ -29,13 +30,12 @@ class LoggerConfig:
 
     kind: LoggerKind = LoggerKind.wandb
     mode: WandbMode = WandbMode.offline
-    project: str = "infoscope"
-    group: str | None = None
+    project: Name = "infoscope"
+    group: Name | None = None
     """Name that joins the runs of one experiment; null: the sweep's folder, outside a sweep model and data."""
     entity: str | None = None
-    timeout_s: float = 15.0
+    timeout_s: Annotated[float, Bounds(above=0, most=1e9)] = 15.0
     """How long the server of mode=online may keep a job waiting, at its start and again at its end."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.timeout_s < float("inf"):
-            raise InputError(f"Expected logger.timeout_s to be a number of seconds above 0, got {self.timeout_s}.")
+        check(self, "logger")
