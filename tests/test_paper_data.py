@@ -12,6 +12,7 @@ from PIL import Image
 from infoscope.config import compose
 from infoscope.data.images import LabelledImages, Truth
 from infoscope.data.sets import make_image_sets
+from infoscope.errors import InputError
 from infoscope.pipeline import Pipeline
 from infoscope.report import figure_style
 from infoscope.reporting import find_paper_reference
@@ -86,6 +87,20 @@ def test_they_are_checked_beforehand(tmp_path: Path, roots: list[str]) -> None:
     found = json.loads((tmp_path / "out" / "check_data" / "depth-nyud-train.json").read_text())
     assert found["n_images"] == 6
     assert found["errors"] == {}
+    assert found["depth"] == {"min_m": 1.0, "median_m": 2.0, "max_m": 3.5, "measured_share": 1.0}
+
+
+@pytest.mark.parametrize("stage", ["probe", "report", "check_data"])
+def test_another_unit_of_depth_is_refused_before_anything_is_built(
+    tmp_path: Path, roots: list[str], stage: str
+) -> None:
+    for file in (tmp_path / "nyu").rglob("*.png"):
+        depth = np.array(Image.open(file)) * 0.256
+        Image.fromarray(depth.astype(np.uint16)).save(file)
+    few = [f"probe_data.{task}.subset=true" for task in ("segmentation", "depth")]
+    with pytest.raises(InputError, match=r"looks like 1/256 m.*multiply what is stored by 3\.906"):
+        run_tiny(tmp_path / "out", *SMALL, *roots, *few, f"stage={stage}")
+    assert not (tmp_path / "out" / "artifacts").exists()
 
 
 def test_tokens_that_crops_make_idle_are_not_kept(tmp_path: Path, roots: list[str]) -> None:

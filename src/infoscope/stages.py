@@ -17,6 +17,7 @@ import numpy as np
 from infoscope import world
 from infoscope.artifacts import Workspace
 from infoscope.config import Stage, TokenBuffer, to_tree
+from infoscope.data.check import check_sample
 from infoscope.data.config import DataConfig
 from infoscope.data.images import LabelledImages, Truth
 from infoscope.data.scene_factors import vocabulary
@@ -250,10 +251,11 @@ class Stages(Encoding):
         return any(self._knows(task) for task in self.config.probe.tasks)
 
     def check_truths(self) -> None:
-        """Refuse tasks whose data do not know the truth, and a target that they do not have, before hours of work.
+        """Refuse tasks whose data do not know the truth or code it wrongly, and unknown targets, before hours of work.
 
         Raises:
-            InputError: such a task or target.
+            InputError: such a task or target; maps of labels or depth that are not what they should be, see
+                `check_sample`.
         """
         for task in self.config.probe.tasks:
             data = self.probe_data(task)
@@ -267,6 +269,20 @@ class Stages(Encoding):
                 images = self.open_sets(data)[0]
                 assert isinstance(images, LabelledImages)
                 images.n_target_classes(self.config.probe.target)
+            self._check_sample(task)
+
+    def _check_sample(self, task: Task) -> None:
+        """Read some of the maps that a task learns, once."""
+        data = self.probe_data(task)
+        if task is not Task.classification and repr(data) not in self._sampled:
+            for images in self.open_sets(data):
+                assert isinstance(images, LabelledImages)
+                check_sample(images)
+            self._sampled.add(repr(data))
+
+    @cached_property
+    def _sampled(self) -> set[str]:
+        return set()
 
     def _knows(self, task: Task) -> bool:
         return all(

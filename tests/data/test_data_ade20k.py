@@ -12,6 +12,7 @@ from PIL import Image
 from torchmetrics.classification import MulticlassJaccardIndex
 
 from infoscope.data.ade20k import ADE20K
+from infoscope.data.check import check_sample
 from infoscope.data.config import SKIP, Resize
 from infoscope.data.images import ImageError, Truth, iterate_images
 from infoscope.errors import InputError
@@ -228,6 +229,13 @@ class TestRefusals:
         values[3, 4] = value
         Image.fromarray(values).save(annotation_file(root, 2))
         refuse_map(root, "0 to 150", f"holds {value}", "ADE_val_00000002.png")
+
+    def test_classes_counted_from_0(self, root):
+        values = make_annotation(2, 16, 24) - np.uint8(1)  # what makes 255 of "other"
+        Image.fromarray(values).save(annotation_file(root, 2))
+        refuse_map(root, "holds 255", "counted from 0", "unchanged")
+        with pytest.raises(InputError, match="counted from 0"):
+            check_sample(ADE20K(root, "test"))
 
     def test_16_bits_and_1(self, root):
         Image.fromarray(make_annotation(2, 16, 24).astype(np.uint16)).save(annotation_file(root, 2))

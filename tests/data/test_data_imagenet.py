@@ -12,7 +12,7 @@ from PIL import Image
 from scipy.io import savemat
 
 from infoscope.data.config import SKIP, Resize
-from infoscope.data.imagenet import ImageNet, get_wnids, open_imagenet
+from infoscope.data.imagenet import ImageNet, _check_order, get_wnids, open_imagenet
 from infoscope.data.images import Truth, iterate_images
 from infoscope.errors import InputError
 
@@ -234,6 +234,17 @@ class TestFlat:
         refused(tmp_path, "test", f"999 of 1000 classes found, first missing: {order[-1]}")
         write_solution(tmp_path / "LOC_val_solution.csv", (*order, order[0]))
         refused(tmp_path, "test", "for each of the 1000 images, got 1001")
+
+    def test_another_order_of_the_whole_val(self, tmp_path):
+        """The devkit's ids taken for ranks, say: known by the first images, whose classes are published."""
+        names = [f"ILSVRC2012_val_{i:08d}.JPEG" for i in range(1, 50_001)]
+        positions = np.arange(50_000) % 1000
+        positions[:10] = (65, 970, 230, 809, 516, 57, 334, 415, 674, 332)
+        _check_order(names, positions, tmp_path)
+        positions[6] = 12
+        with pytest.raises(InputError) as caught:
+            _check_order([f"{WNIDS[65]}/{name}" for name in names], positions, tmp_path)
+        assert_one_sentence(caught.value, f"ILSVRC2012_val_00000007 to be of class {WNIDS[334]}", WNIDS[12], "order")
 
     def test_a_subset_of_the_images(self, tmp_path):
         """The first files of val with the whole ground truth; but no image without a class."""

@@ -86,8 +86,10 @@ class ADE20K(LabelledImages):
         height, width = values.shape
         refuse_other_size(file, (width, height), self._image_file(index))
         if values.max() > N_LABELS:
+            was_reduced = values.max() == 255 and values[values < 255].max(initial=0) < N_LABELS
+            why = ", as if the classes had been counted from 0 and the rest set to 255" if was_reduced else ""
             raise InputError(
-                f"Expected annotations with values 0 to {N_LABELS}, but {file} holds {values.max()}: take those of"
+                f"Expected annotations with values 0 to {N_LABELS}, but {file} holds {values.max()}{why}: take those of"
                 f" {_FOLDER}, unchanged."
             )
         return values - np.uint8(1)  # 0 becomes 255

@@ -7,10 +7,17 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from infoscope.data.images import ImageSet
+import numpy as np
+import torch
+
+from infoscope.data.depth_units import DepthCounts
+from infoscope.data.images import ImageSet, LabelledImages, Truth
 from infoscope.errors import InputError
 from infoscope.resume import Checkpoint, cut
 
+ALL = "all images"
+N_SAMPLED = 32
+"""Maps of each split that are read before anything is built."""
 _AHEAD = 256
 
 
@@ -23,7 +30,8 @@ class SplitCheck:
         n_published: images that there should be; None: unknown.
         found: what `describe` says of the layout.
         facts: how often each fact was seen: {"mode": {"RGB": 395, "L": 5}}.
-        errors: {image id: what is wrong}.
+        errors: {image id: what is wrong}; of all images together, under `ALL`.
+        depth: of data whose unit may be in doubt, range and median of what was measured, and its share.
     """
 
     n_images: int
@@ -31,6 +39,7 @@ class SplitCheck:
     found: dict[str, str]
     facts: dict[str, dict[str, int]] = field(default_factory=dict)
     errors: dict[str, str] = field(default_factory=dict)
+    depth: dict[str, float] = field(default_factory=dict)
 
 
 def check_images(
@@ -46,14 +55,16 @@ def check_images(
         kept: where an interrupted check goes on from; what was wrong until then is read again, it may have been mended.
     """
     result, n_done = SplitCheck(len(images), images.n_published, images.describe()), 0
+    depth = DepthCounts()
     state = kept.load() if kept is not None else None
-    if state is not None:
+    if state is not None and "depth" in state:
         result.facts, result.errors, n_done = state["facts"], state["errors"], state["n_done"]
+        depth = DepthCounts(state["depth"].numpy())
     again = [index for index in range(n_done) if images.image_ids[index] in result.errors]
 
-    def check(index: int) -> dict[str, str] | str:
+    def check(index: int) -> tuple[dict[str, str], DepthCounts] | str:
         try:
-            return images.check_image(index)
+            return images.examine(index)
         except InputError as error:
             return str(error)
 
@@ -65,12 +76,37 @@ def check_images(
                 if isinstance(found, str):
                     result.errors[images.image_ids[index]] = found
                 else:
-                    for name, value in found.items():
+                    depth.add_counts(found[1])
+                    for name, value in found[0].items():
                         counts = result.facts.setdefault(name, {})
                         counts[value] = counts.get(value, 0) + 1
             n_done = max(n_done, part[-1] + 1)
             if kept is not None and kept.is_due():
-                kept.save({"n_done": n_done, "facts": result.facts, "errors": result.errors})
+                counts = torch.from_numpy(depth.counts)
+                kept.save({"n_done": n_done, "facts": result.facts, "errors": result.errors, "depth": counts})
             if progress is not None:
                 progress(n_done)
+    result.depth = depth.summary()
+    if depth and isinstance(images, LabelledImages):
+        try:
+            images.refuse_unit(depth, len(images) - len(result.errors))
+        except InputError as error:
+            result.errors[ALL] = str(error)
     return result
+
+
+def check_sample(images: LabelledImages) -> None:
+    """Read a few dozen label maps or depth maps, from all over the set: what is wrong with all is found at once.
+
+    Raises:
+        InputError: if one is not what the data set should hold, or all together are in a wrong unit.
+    """
+    depth = DepthCounts()
+    rows = np.unique(np.linspace(0, len(images) - 1, min(len(images), N_SAMPLED)).astype(int)).tolist()
+    for i in rows:
+        if Truth.label_maps in images.truths:
+            images.label_map(i)
+        if Truth.depth in images.truths:
+            depth.add(images.depth_m(i))
+    if depth:
+        images.refuse_unit(depth, len(rows))

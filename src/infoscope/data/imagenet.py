@@ -29,6 +29,8 @@ _N_PUBLISHED = {"train": 1_281_167, "test": 50_000}
 _FOLDERS = {"train": ("train",), "test": ("val", "validation")}
 _NESTED = ("", "ILSVRC/Data/CLS-LOC", "Data/CLS-LOC", "CLS-LOC")  # Kaggle's archive, and parts of its path
 _TRUTH_FOLDERS = ("", "data", "ILSVRC2012_devkit_t12/data", "devkit/data")
+_FIRST_OF_VAL = (65, 970, 230, 809, 516, 57, 334, 415, 674, 332)
+"""Classes, by sorted wnid, of ILSVRC2012_val_00000001 to 10: another order of the classes or the images shows here."""
 _TRUTH_FILES = ("LOC_val_solution.csv", "ILSVRC2012_validation_ground_truth.txt")
 
 
@@ -95,6 +97,8 @@ class ImageNet(LabelledImages):
             self.layout, where, unit = f"flat, classes from {truth.name}", truth, "classes"
         if not subset:
             _check_whole(positions, where, unit)
+        if split == "test" and len(ids) == _N_PUBLISHED[split]:
+            _check_order(ids, positions, where)
         present, labels = np.unique(positions, return_inverse=True)
         self._labels = labels.astype(np.int64)
         self.wnids = tuple(get_wnids()[i] for i in present)
@@ -278,6 +282,18 @@ def _check_whole(positions: Int64[np.ndarray, " n"], where: Path | str, unit: st
             f"Expected all of ImageNet-1k in {where}, got {N_CLASSES - len(missing)} of {N_CLASSES} {unit} found, first"
             f" missing: {get_wnids()[missing[0]]}; data.subset=true takes a subset."
         )
+
+
+def _check_order(ids: Sequence[str], positions: Int64[np.ndarray, " n"], where: Path | str) -> None:
+    """Refuse a whole val whose first images have classes that they do not have."""
+    found = {match[1]: i for i, name in enumerate(ids) if (match := re.search(r"ILSVRC2012_val_000000(\d\d)\b", name))}
+    for number, expected in enumerate(_FIRST_OF_VAL, 1):
+        i = found.get(f"{number:02d}")
+        if i is not None and positions[i] != expected:
+            raise InputError(
+                f"Expected ILSVRC2012_val_{number:08d} to be of class {get_wnids()[expected]}, but {where} makes it"
+                f" {get_wnids()[positions[i]]}: its classes or images are in another order, take those of ILSVRC2012."
+            )
 
 
 def _check_positions(tars: TarImages) -> Int64[np.ndarray, " n_images"]:

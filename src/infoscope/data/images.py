@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from infoscope.data.config import RAISE, SKIP, OnError, Resize
+from infoscope.data.depth_units import DepthCounts
 from infoscope.errors import InputError
 
 CHECK_PX = 32
@@ -112,6 +113,14 @@ class ImageSet(ABC):
         self.load(index, CHECK_PX)
         return {}
 
+    def examine(self, index: int) -> tuple[dict[str, str], DepthCounts]:
+        """Return what `check_image` does, and how often each depth occurs, where its unit may be in doubt.
+
+        Raises:
+            InputError: as `check_image`.
+        """
+        return self.check_image(index), DepthCounts()
+
 
 class Truth(Enum):
     """What may be known of an image: its labels, a label per pixel, a depth per pixel, a sentence."""
@@ -169,6 +178,13 @@ class LabelledImages(ImageSet):
             InputError: if the set has no depth, or this map is not what the data set should hold.
         """
         raise self._unknown(Truth.depth)
+
+    def refuse_unit(self, depth: DepthCounts, n_maps: int) -> None:
+        """Refuse depths, of that many maps, that must be in another unit than metres.
+
+        Raises:
+            InputError: such depths, with the unit that would fit.
+        """
 
     def caption(self, index: int) -> str:
         """Return what is in the image, in words."""

@@ -21,6 +21,7 @@ from infoscope.data.ade20k import (
     refuse_unpaired,
 )
 from infoscope.data.config import RAISE, OnError, Resize
+from infoscope.data.depth_units import DepthCounts, describe_wrong_map, refuse_unit
 from infoscope.data.images import CHECK_PX, ImageError, LabelledImages, Truth
 from infoscope.data.photographs import describe_error, hash_files, load_rgb
 from infoscope.errors import InputError
@@ -103,8 +104,9 @@ class NYUd(LabelledImages):
             )
         if depth.max() > MAX_DEPTH_M:
             raise InputError(
-                f"Expected depth of at most {MAX_DEPTH_M:g} m, but that of {where} reaches {depth.max():.1f} m: store"
-                " metres in a .mat file and millimetres in PNG files."
+                f"Expected depth of at most {MAX_DEPTH_M:g} m, but that of {where} reaches {depth.max():.1f} m;"
+                f" {describe_wrong_map(depth, self._source.is_png)}: store metres in a .mat file and millimetres in PNG"
+                " files."
             )
         if not self.eigen_crop:
             return depth
@@ -118,9 +120,14 @@ class NYUd(LabelledImages):
         return cropped
 
     def check_image(self, index: int) -> dict[str, str]:
+        return self.examine(index)[0]
+
+    def examine(self, index: int) -> tuple[dict[str, str], DepthCounts]:
         self.load(index, CHECK_PX)
-        self.depth_m(index)
-        return self._source.read_facts(index)
+        return self._source.read_facts(index), DepthCounts().add(self.depth_m(index))
+
+    def refuse_unit(self, depth: DepthCounts, n_maps: int) -> None:
+        refuse_unit(depth, n_maps, f"the {self.split} split of {self.root}", self._source.is_png)
 
     @cached_property
     def fingerprint(self) -> dict[str, Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -166,6 +173,7 @@ class _MatFile:
     """The published file, MATLAB v7.3, that is HDF5 with the axes reversed: images [n, 3, width, height]."""
 
     left_out = ""
+    is_png = False
 
     def __init__(self, file: Path, split: str, raw_depth: bool) -> None:
         self.file, self.depth_kind = file, "rawDepths" if raw_depth else "depths"
@@ -277,6 +285,7 @@ class _Pairs:
     """The layout of BTS: pairs of files below one folder."""
 
     depth_kind = "png"
+    is_png = True
 
     def __init__(self, root: Path, split: str) -> None:
         folders = [root / name for name in _BTS_FOLDERS[split] if (root / name).is_dir()]

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, Int64, UInt8
 
+from infoscope.data.depth_units import DepthCounts
 from infoscope.data.images import ImageSet, LabelledImages
 
 
@@ -46,6 +47,9 @@ class _Sample(ImageSet):
     def check_image(self, index: int) -> dict[str, str]:
         return self.images.check_image(int(self.chosen[index]))
 
+    def examine(self, index: int) -> tuple[dict[str, str], DepthCounts]:
+        return self.images.examine(int(self.chosen[index]))
+
 
 class _LabelledSample(_Sample, LabelledImages):
     def __init__(self, images: LabelledImages, chosen: Int64[np.ndarray, " n"], seed: int) -> None:
@@ -65,6 +69,9 @@ class _LabelledSample(_Sample, LabelledImages):
 
     def depth_m(self, index: int) -> Float32[np.ndarray, "height width"]:
         return self.images.depth_m(int(self.chosen[index]))
+
+    def refuse_unit(self, depth: DepthCounts, n_maps: int) -> None:
+        self.images.refuse_unit(depth, n_maps)
 
     def caption(self, index: int) -> str:
         return self.images.caption(int(self.chosen[index]))

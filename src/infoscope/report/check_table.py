@@ -25,6 +25,11 @@ def make_check_table(name: str, found: SplitCheck) -> Table:
         rest = sum(counts.values()) - sum(n for _, n in shown)
         text = ", ".join(f"{value}: {n:,}" for value, n in shown)
         table.add_row(what, Cell(text + (f", {len(counts) - len(shown)} others: {rest:,}" if rest else "")))
+    if found.depth:
+        low, middle, high, share = (found.depth[name] for name in ("min_m", "median_m", "max_m", "measured_share"))
+        table.add_row(
+            "depth", Cell(f"{low:.2f} to {high:.2f} m, median {middle:.2f} m, {share:.0%} of pixels measured")
+        )
     table.add_row("wrong", Cell(f"{len(found.errors):,}"))
     for error in list(found.errors.values())[:3]:
         table.notes.append(error)
