@@ -36,8 +36,9 @@ from infoscope.scope.partition import make_partition
 from infoscope.scope.ranking import TopImages, rank_images
 from infoscope.scope.scoring import score_latents
 from infoscope.vision.backbone import Backbone
+from infoscope.vision.config import ModelConfig, ModelKind
 from infoscope.vision.extract import TokenCache
-from infoscope.vision.planted import make_planted_registers
+from infoscope.vision.open_clip_backbone import load_backbone
 from infoscope.vision.token_source import TokenSource
 from infoscope.workbench import Workbench
 from pipeline_samples import (
@@ -384,7 +385,8 @@ def test_gamma_comes_from_the_training_split(finished: Path, tmp_path: Path) -> 
     images = SceneSet(find_folder(output_dir, "scenes", "train"))
     assert (images.split, len(images), len(cache)) == ("train", N_TRAIN, N_TRAIN)
     ranking = rank_images(sae, cache.batches(16), config.scope.n_ranks)
-    scores = score_latents(make_planted_registers(), sae, images, ranking, config.scope, layer=config.model.layer)
+    backbone = load_backbone(ModelConfig(kind=ModelKind.planted_registers))
+    scores = score_latents(backbone, sae, images, ranking, config.scope, layer=config.model.layer)
     expected = make_partition(scores.cds(config.scope.k_cds).values, config.partition)
     assert found.gamma == expected.gamma
     for ours, theirs in ((found.high, expected.high), (found.low, expected.low), (found.unscored, expected.unscored)):

@@ -203,7 +203,9 @@ def test_known_directions_score_low_for_local_codes_and_chance_for_registers(sce
         sae.W_dec.copy_(backbone.directions)
         sae.b_enc.fill_(-0.7)  # a local code is 1, less or more grain
         sae.b_enc[backbone.n_local :] = -backbone.register_norm / 2
-    found = contextual_dependency(backbone, sae.requires_grad_(False), scenes["train"], k_cds=60, n_workers=1)
+    found = contextual_dependency(
+        backbone, sae.requires_grad_(False), scenes["train"], layer=LAYER, k_cds=60, n_workers=1
+    )
     registers, local = found.cds[backbone.n_local :], found.cds[: backbone.n_local]
     assert np.isfinite(found.cds).all()
     assert local.max() < 0.15 < 0.3 < registers.min()

@@ -98,8 +98,7 @@ class Stages(Encoding):
                 )
                 tracker.log(figures)
             if world.is_main():
-                about = {"backbone": self.model_fingerprint, "training": self.tree["sae"]}
-                save_sae(work.folder, sae, layer=source.meta["layer"], **about)
+                save_sae(work.folder, sae, backbone=self.model_fingerprint, training=self.tree["sae"])
                 write_json(work.folder / "metrics.json", figures)
 
         return self.get(self.sae_spec(seed), build, shared=True, tokens=tokens)

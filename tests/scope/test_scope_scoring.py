@@ -47,7 +47,7 @@ def measure(backbone, sae, pictures, config, **options):
     images = ImageArrays(list(pictures))
     ranking = rank_images(sae, iterate_patch_tokens(backbone, images, -2, 7), config.n_ranks, config.rank_by)
     backbone.n_images_encoded = 0
-    return ranking, score_latents(backbone, sae, images, ranking, config, **options)
+    return ranking, score_latents(backbone, sae, images, ranking, config, layer=-2, **options)
 
 
 def test_planted_jump_scores_its_offset_over_d_grid():
@@ -205,7 +205,7 @@ def test_an_interrupted_scoring_goes_on_and_ends_the_same(tmp_path, monkeypatch,
         saved.append(path.name)
 
     def score(folder):
-        options = {"maps_file": folder / "maps.npy", "progress_folder": tmp_path / "progress"}
+        options = {"layer": -2, "maps_file": folder / "maps.npy", "progress_folder": tmp_path / "progress"}
         folder.mkdir()
         return score_latents(backbone, sae, ImageArrays(list(make_noise(11))), ranking, config, **options)
 
@@ -260,7 +260,7 @@ def test_the_public_entry_takes_images_of_every_kind(tmp_path):
         Image.fromarray(picture).save(tmp_path / f"{i}.png")
     tensor = torch.from_numpy(pictures).permute(0, 3, 1, 2)
     found = [
-        contextual_dependency(backbone, sae, images, k_cds=3, rank_by=RankBy.mean)
+        contextual_dependency(backbone, sae, images, layer=-2, k_cds=3, rank_by=RankBy.mean)
         for images in (pictures, list(pictures), tensor, tmp_path, str(tmp_path), as_image_set(tensor))
     ]
     assert found[0].cds.shape == found[0].chance.shape == (40,)
@@ -274,7 +274,7 @@ def test_the_public_entry_takes_images_of_every_kind(tmp_path):
 def test_fewer_images_than_k_cds_are_refused():
     backbone, sae = make_registers()
     with pytest.raises(InputError, match=r"at least scope\.k_cds=8 images to rank, got 5"):
-        contextual_dependency(backbone, sae, make_noise(5))
+        contextual_dependency(backbone, sae, make_noise(5), layer=-2)
 
 
 @pytest.mark.parametrize("bad", [np.zeros((2, 8, 8, 3)), np.zeros((2, 8, 8), np.uint8), torch.zeros(2, 8, 8, 3), [3]])

@@ -180,7 +180,8 @@ def permute_latents(sae, order):
 
 def measure_stability(backbone, scored, scope=SCOPE, **config):
     images = [ImageArrays(list(pictures)) for pictures in (TRAIN, HELD_OUT)]
-    return compute_stability(backbone, scored, *images, scope, StabilityConfig(n_draws=50, **config))
+    config = StabilityConfig(n_draws=50, **config)
+    return compute_stability(backbone, scored, *images, scope, config, layer=-2)
 
 
 @pytest.fixture(scope="module")
@@ -221,7 +222,7 @@ def test_every_choice_is_varied(results):
 )
 def test_crops_are_varied_as_if_configured(backbone, scored, results, name, changed):
     config = ScopeConfig(k_cds=2, k_max=3, **changed)
-    expected = score_latents(backbone, scored[0].sae, ImageArrays(list(TRAIN)), scored[0].ranking, config)
+    expected = score_latents(backbone, scored[0].sae, ImageArrays(list(TRAIN)), scored[0].ranking, config, layer=-2)
     known = np.isfinite(results[0].cds)
     assert known.sum() > 5
     found = find(results[0], name).cds
@@ -231,7 +232,7 @@ def test_crops_are_varied_as_if_configured(backbone, scored, results, name, chan
 
 
 def test_held_out_images_are_ranked_and_scored_for_themselves(backbone, scored, results):
-    expected = score_latents(backbone, scored[0].sae, ImageArrays(list(HELD_OUT)), scored[0].held_out, SCOPE)
+    expected = score_latents(backbone, scored[0].sae, ImageArrays(list(HELD_OUT)), scored[0].held_out, SCOPE, layer=-2)
     known = np.isfinite(results[0].cds)
     np.testing.assert_allclose(find(results[0], "held_out").cds[known], expected.cds(2).values[known])
 
@@ -309,7 +310,8 @@ def test_what_cannot_be_measured_is_noted(backbone, scored):
 
 def test_without_held_out_images_that_row_is_left_out(backbone, scored):
     images = ImageArrays(list(TRAIN))
-    (result,) = compute_stability(backbone, scored[:1], images, None, SCOPE, StabilityConfig(shifts=[], n_draws=5))
+    config = StabilityConfig(shifts=[], n_draws=5)
+    (result,) = compute_stability(backbone, scored[:1], images, None, SCOPE, config, layer=-2)
     assert Kind.images not in {variation.kind for variation in result.variations}
 
 

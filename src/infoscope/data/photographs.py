@@ -105,12 +105,13 @@ def load_rgb(file: Path | BinaryIO) -> Image.Image:
                 image.load()
                 with suppress(Exception):  # damaged EXIF tags do not make the picture unreadable
                     ImageOps.exif_transpose(image, in_place=True)
-                return _to_rgb(image)
+                return to_rgb(image)
     except Exception as error:  # decoders raise whatever a damaged file leads them to
         raise ImageError(str(file), describe_error(error)) from error
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Return an image as 8-bit RGB, see `load_rgb`."""
     if image.mode.startswith("I"):  # 16-bit grey: Pillow would clip it at 255
         return Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
     if image.mode == "P" and "transparency" in image.info:

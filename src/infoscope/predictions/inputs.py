@@ -13,6 +13,7 @@ from torch import Tensor
 from infoscope.errors import InputError
 from infoscope.sae.edit import EditMode, GroupEditor
 from infoscope.sae.model import SparseAutoencoder
+from infoscope.sae.origin import check_edits, choose_layer
 from infoscope.vision.backbone import Backbone, Tokens
 from infoscope.vision.token_source import TokenSource
 
@@ -27,6 +28,10 @@ class PredictInputs:
         backbone: goes on from edited tokens.
         layer: the hooked block, negative from the end.
         edits_patches, edits_prefix: which tokens the SAE was trained on, and so which are edited.
+        check_origin: False insists on another layer or backbone than the SAE was trained on, see `choose_layer`.
+
+    Raises:
+        InputError: if the model cannot predict from there, or the SAE was trained on other tokens.
     """
 
     sae: SparseAutoencoder
@@ -35,9 +40,12 @@ class PredictInputs:
     layer: int = -2
     edits_patches: bool = True
     edits_prefix: bool = False
+    check_origin: bool = True
 
     def __post_init__(self) -> None:
         check_predictions(self.backbone, self.layer)
+        check_edits(self.sae, self.edits_patches, self.edits_prefix)
+        choose_layer(self.sae, self.backbone, self.layer, self.check_origin)
         assert self.edits_patches or self.edits_prefix, "an SAE is trained on some tokens"
 
     @property

@@ -13,6 +13,7 @@ from jaxtyping import Int
 from infoscope.data.images import LabelledImages
 from infoscope.errors import InputError
 from infoscope.sae.model import SparseAutoencoder
+from infoscope.sae.origin import check_edits, choose_layer
 from infoscope.vision.backbone import Backbone
 from infoscope.vision.token_source import TokenSource
 
@@ -40,6 +41,10 @@ class ProbeInputs:
         backbone_at: gives the backbone for images of another side in pixels, its positions interpolated; needed for
             segmentation and depth on crops alone.
         n_workers: processes that read crops ahead; 0 reads in this one. The crops are the same.
+        check_origin: False insists on another layer or backbone than the SAE was trained on, see `choose_layer`.
+
+    Raises:
+        InputError: if the SAE was trained on other tokens.
     """
 
     sae: SparseAutoencoder
@@ -51,6 +56,12 @@ class ProbeInputs:
     edits_prefix: bool = False
     backbone_at: Callable[[int], Backbone] | None = None
     n_workers: int = 0
+    check_origin: bool = True
+
+    def __post_init__(self) -> None:
+        check_edits(self.sae, self.edits_patches, self.edits_prefix)
+        if self.backbone is not None:
+            choose_layer(self.sae, self.backbone, self.layer, self.check_origin)
 
     @property
     def device(self) -> torch.device:

@@ -2,8 +2,8 @@
 
 Tensors: W_enc [d_in, d_sae], b_enc, W_dec [d_sae, d_in], b_dec, mean [d_in], scale []; what an activation keeps, as
 `activation.<name>`: threshold [] (batchtopk, matryoshka_prefix), log_threshold [d_sae] (jumprelu). JSON: format,
-format_version, kind, activation (its settings), d_in, d_sae, layer, backbone (fingerprint), training (config), sha256
-of the weights file.
+format_version, kind, activation (its settings), d_in, d_sae, layer, backbone (fingerprint), image_px, tokens (the four
+of its `Origin`), training (config), sha256 of the weights file.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from safetensors.torch import load_file, save
 
 from infoscope.errors import InputError
 from infoscope.sae.activations import make_activation
-from infoscope.sae.config import Kind
+from infoscope.sae.config import Kind, TokenChoice
 from infoscope.sae.model import SparseAutoencoder
+from infoscope.sae.origin import Origin
 
 FORMAT = "infoscope-sae"
 FORMAT_VERSION = 1
@@ -35,14 +36,14 @@ def save_sae(
     backbone: dict[str, Any] | None = None,
     training: dict[str, Any] | None = None,
 ) -> None:
-    """Write both files into `folder`, which is made.
+    """Write both files into `folder`, which is made; what the SAE knows of its origin goes with it.
 
     Args:
-        layer: the block whose output the SAE reads, counted from 0.
-        backbone: the fingerprint of the backbone that gave the tokens.
+        layer: the block whose output the SAE reads; None: as its origin says.
+        backbone: the fingerprint of the backbone that gave the tokens; None: as its origin says.
         training: the training config, for the record. Both as plain JSON values.
     """
-    folder = Path(folder)
+    folder, origin = Path(folder).expanduser(), sae.origin
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in sae.state_dict().items()}
     # Written by Python: a full disk is then an OSError like any other.
@@ -54,8 +55,10 @@ def save_sae(
         "activation": sae.activation.settings(),
         "d_in": sae.d_in,
         "d_sae": sae.d_sae,
-        "layer": layer,
-        "backbone": backbone or {},
+        "layer": origin.layer if layer is None else layer,
+        "backbone": origin.backbone if backbone is None else backbone,
+        "image_px": origin.image_px,
+        "tokens": origin.tokens and origin.tokens.name,
         "training": training or {},
         "sha256": _compute_sha256(folder / WEIGHTS_NAME),
     }
@@ -85,6 +88,7 @@ def load_sae(path: Path | str) -> SparseAutoencoder:
     except (SafetensorError, RuntimeError) as error:
         reason = str(error).splitlines()[0].rstrip(".:")
         raise InputError(f"{weights} does not hold the SAE that {INFO_NAME} describes ({reason}).") from None
+    sae.origin = _read_origin(info)
     return sae.eval()
 
 
@@ -113,11 +117,21 @@ def load_sae_info(path: Path | str) -> dict[str, Any]:
     if info.get("kind") not in Kind.__members__:
         kinds = ", ".join(Kind.__members__)
         raise InputError(f"{file} has the kind {info.get('kind')!r}, this infoscope knows {kinds}: update infoscope.")
-    expected = {"activation": dict, "d_in": int, "d_sae": int, "backbone": dict, "training": dict, "sha256": str}
+    expected: dict[str, Any] = {"activation": dict, "d_in": int, "d_sae": int, "backbone": dict, "training": dict}
+    expected |= {"sha256": str, "layer": int | None, "image_px": int | None, "tokens": str | None}
     wrong = [name for name, kind in expected.items() if not isinstance(info.get(name), kind)]
+    if info.get("tokens") not in (None, *TokenChoice.__members__):
+        wrong.append("tokens")
     if wrong:
         raise InputError(f"{file} is damaged: {', '.join(wrong)} missing or of the wrong type; make it again.")
     return info
+
+
+def _read_origin(info: dict[str, Any]) -> Origin:
+    """Return what `sae.json` knows; of the tokens, files of an earlier infoscope know what the training config says."""
+    tokens = info.get("tokens") or info["training"].get("tokens")
+    known = TokenChoice.__members__.get(str(tokens))
+    return Origin(info.get("layer"), info["backbone"], info.get("image_px"), known)
 
 
 def _find_folder(path: Path | str) -> Path:

@@ -9,7 +9,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from infoscope.errors import InputError
 from infoscope.sae.activations import Activation, SparseActs
+from infoscope.sae.origin import Origin
 
 
 class SAEOutput(NamedTuple):
@@ -32,11 +34,13 @@ class SparseAutoencoder(nn.Module):
         seed: of the random unit rows that W_dec starts with.
 
     Raises:
-        InputError: if the activation does not fit this many latents.
+        InputError: if the activation does not fit this many latents; of every method, if tokens have another width.
     """
 
     mean: Tensor
     scale: Tensor
+    origin: Origin
+    """Which tokens it was trained on: known of what infoscope trains and loads; of others, what one says."""
 
     def __init__(
         self,
@@ -49,7 +53,7 @@ class SparseAutoencoder(nn.Module):
     ) -> None:
         super().__init__()
         activation.check(d_sae)
-        self.d_in, self.d_sae, self.activation = d_in, d_sae, activation
+        self.d_in, self.d_sae, self.activation, self.origin = d_in, d_sae, activation, Origin()
         rows = F.normalize(torch.randn(d_sae, d_in, generator=torch.Generator().manual_seed(seed)), dim=1)
         self.W_dec = nn.Parameter(rows)
         # A transposed view: in memory a latent's encoder column is contiguous, like its decoder row, so that a sparse
@@ -62,6 +66,7 @@ class SparseAutoencoder(nn.Module):
 
     def normalise(self, x: Float[Tensor, "... d_in"]) -> Float[Tensor, "... d_in"]:
         """Return x_n = c (x - mu) of raw tokens, in the precision of the weights."""
+        self._check_width(x)
         return (x.to(self.mean.dtype) - self.mean) * self.scale
 
     def denormalise(self, x_n: Float[Tensor, "... d_in"]) -> Float[Tensor, "... d_in"]:
@@ -74,6 +79,7 @@ class SparseAutoencoder(nn.Module):
 
     def encode(self, x: Float[Tensor, "... d_in"]) -> Float[Tensor, "... d_sae"]:
         """Return the latent activations z of raw tokens."""
+        self._check_width(x)  # before rows of another width are taken apart
         acts = self.activation.dense(self.pre_acts(x.reshape(-1, self.d_in)))
         return acts.view(*x.shape[:-1], self.d_sae)
 
@@ -92,6 +98,13 @@ class SparseAutoencoder(nn.Module):
     def forward(self, x: Float[Tensor, "... d_in"]) -> SAEOutput:
         latent_acts = self.encode(x)
         return SAEOutput(self.decode(latent_acts), latent_acts)
+
+    def _check_width(self, x: Tensor) -> None:
+        if x.shape[-1] != self.d_in:
+            raise InputError(
+                f"This SAE reads tokens of width {self.d_in}, got tokens of width {x.shape[-1]}: give tokens of the"
+                " backbone that it was trained on."
+            )
 
     @torch.no_grad()
     def normalise_decoder(self) -> None:

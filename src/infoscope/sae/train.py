@@ -22,6 +22,7 @@ from infoscope.sae.config import SAEConfig, TokenChoice
 from infoscope.sae.metrics import compute_sae_metrics
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.sae.module import SAEModule, make_sae
+from infoscope.sae.origin import Origin
 from infoscope.sae.stream import TokenStream
 from infoscope.sae.token_sets import TokenSet, make_token_set
 from infoscope.training import LastCheckpoint, place_trainer
@@ -87,7 +88,14 @@ def train_sae(
         )
         checkpoint.fit(trainer, module, datamodule=TokenData(training, config, seed))
     sae = module.sae.cpu().eval()
+    sae.origin = _find_origin(tokens, config)
     return sae, _by_main(lambda: compute_sae_metrics(sae, evaluation.iterate(config.batch_tokens, config.eval_tokens)))
+
+
+def _find_origin(tokens: TokenCache | LiveTokens, config: SAEConfig) -> Origin:
+    meta = getattr(tokens, "meta", {})  # tokens of one's own name nothing, caches of an earlier infoscope no backbone
+    image_px = meta["grid"] * meta["patch_px"] if meta else None
+    return Origin(meta.get("layer"), meta.get("backbone", {}), image_px, config.tokens)
 
 
 def _by_main(compute: Callable[[], Value]) -> Value:

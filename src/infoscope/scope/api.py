@@ -16,6 +16,7 @@ from infoscope.data.image_folder import ImageFolder
 from infoscope.data.images import ImageSet, iterate_images, resize_image
 from infoscope.errors import InputError
 from infoscope.sae.model import SparseAutoencoder
+from infoscope.sae.origin import check_has_maps, choose_layer
 from infoscope.scope.config import ScopeConfig
 from infoscope.scope.ranking import Ranking, rank_images
 from infoscope.scope.scores import Scores
@@ -58,31 +59,36 @@ def contextual_dependency(
     backbone: Backbone,
     sae: SparseAutoencoder,
     images: Images,
-    layer: int = -2,
+    layer: int | None = None,
     k_cds: int = 8,
     shift_patches: int = 1,
+    check_origin: bool = True,
     **options: Any,
 ) -> ContextualDependency:
     """Rank images per latent, then score how far each latent's activation moves when only the context changes.
 
     Args:
         backbone: a frozen vision transformer.
-        sae: a sparse autoencoder of its patch tokens after block `layer`.
+        sae: a sparse autoencoder of its patch tokens.
         images: an ImageSet, a folder of image files, or uint8 RGB pictures: a tensor [n, 3, height, width], an array
             [n, height, width, 3], or a list of arrays [height, width, 3] of any sizes.
-        layer: 0-based; negative from the end.
+        layer: the block that the SAE reads, 0-based or negative from the end; None: the one it was trained on.
         k_cds: images per latent that the score averages over.
         shift_patches: by how much the two crops of an image differ.
+        check_origin: False insists on another layer or backbone than the SAE was trained on, see `choose_layer`.
         options: other fields of `ScopeConfig`.
 
     Raises:
-        InputError: if there are fewer images than `k_cds`, or an option or image is not what it should be.
+        InputError: if the SAE was trained on another backbone or layer, there are fewer images than `k_cds`, or an
+            option or image is not what it should be.
     """
     config = ScopeConfig(k_cds=k_cds, shift_patches=shift_patches, **options)
+    check_has_maps(sae)
+    layer = choose_layer(sae, backbone, layer, check_origin)
     image_set = as_image_set(images)
     tokens = iterate_patch_tokens(backbone, image_set, layer, config.batch_images)
     ranking = rank_images(sae, tokens, config.n_ranks, config.rank_by)
-    scores = score_latents(backbone, sae, image_set, ranking, config, layer=layer)
+    scores = score_latents(backbone, sae, image_set, ranking, config, layer=layer, check_origin=check_origin)
     return ContextualDependency(ranking, scores, config.k_cds)
 
 

@@ -59,6 +59,17 @@ class Ranking:
         images = np.unique(self.top_images)
         return images[images >= 0]
 
+    def check_latents(self, d_sae: int) -> None:
+        """Refuse an SAE that this cannot be the ranking of.
+
+        Raises:
+            InputError: if it has another number of latents.
+        """
+        if self.d_sae != d_sae:
+            raise InputError(
+                f"Expected the ranking of this SAE's {d_sae} latents, got one of {self.d_sae}: rank with the same SAE."
+            )
+
     def check_enough_images(self, k_cds: int) -> None:
         """Refuse a k that this ranking cannot give.
 

@@ -17,8 +17,10 @@ from jaxtyping import Float, Int
 
 from infoscope import world
 from infoscope.data.images import ImageSet
+from infoscope.errors import InputError
 from infoscope.resume import Checkpoint
 from infoscope.sae.model import SparseAutoencoder
+from infoscope.sae.origin import choose_layer
 from infoscope.scope.agreement import bootstrap_cds, match_latents
 from infoscope.scope.config import Diagonal, EMDMethod, ScopeConfig, StabilityConfig
 from infoscope.scope.emd import ProgressHook
@@ -58,7 +60,8 @@ def compute_stability(
     scope: ScopeConfig,
     config: StabilityConfig,
     *,
-    layer: int = -2,
+    layer: int | None = None,
+    check_origin: bool = True,
     trainer: L.Trainer | None = None,
     show_bar: ShowBar = lambda what: nullcontext(lambda done, of: None),
     n_readers: int = 0,
@@ -72,6 +75,7 @@ def compute_stability(
     Args:
         scored: the SAEs, in the order of the results; several are compared with each other.
         scope: with which `scores` were made.
+        layer, check_origin: as for `score_latents`.
         trainer: runs the encoding; by default a bare one.
         progress_folder: where finished parts of the work are kept, to go on from after an interruption, and to share
             among processes (see `compute_parts`): as large as the maps of one comparison.
@@ -80,12 +84,14 @@ def compute_stability(
         One per SAE; none in other processes than the main one.
 
     Raises:
-        InputError: if a ranking has fewer ranks than k_cds, an image cannot be read, or a token is not finite.
+        InputError: if an SAE was trained on another layer or backbone, a ranking has fewer ranks than k_cds, an image
+            cannot be read, or a token is not finite.
     """
     k = scope.k_cds
     base = [one.scores.cds(k).values for one in scored]
     for one in scored:
         one.ranking.check_enough_images(k)
+    layer = _choose_layer(backbone, scored, layer, check_origin)
     latents = [
         _draw_latents(cds, config.n_latents, [config.seed, one.seed]) for cds, one in zip(base, scored, strict=True)
     ]
@@ -113,6 +119,13 @@ def compute_stability(
         _assemble(one, cds, tuple(variations), scope, config)
         for one, cds, variations in zip(scored, base, found, strict=True)
     ]
+
+
+def _choose_layer(backbone: Backbone, scored: Sequence[ScoredSAE], layer: int | None, check_origin: bool) -> int:
+    chosen = {choose_layer(one.sae, backbone, layer, check_origin) for one in scored}
+    if len(chosen) > 1:
+        raise InputError(f"Expected SAEs of one layer, got SAEs of blocks {', '.join(map(str, sorted(chosen)))}.")
+    return chosen.pop()
 
 
 def _assemble(

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from infoscope.data.images import ImageSet
 from infoscope.resume import Part, compute_parts, cut
 from infoscope.sae.model import SparseAutoencoder
+from infoscope.sae.origin import check_has_maps, choose_layer
 from infoscope.scope import cds as cds_arithmetic
 from infoscope.scope import crops
 from infoscope.scope.config import EMDMethod, ScopeConfig
@@ -33,7 +34,8 @@ def score_latents(
     ranking: Ranking,
     config: ScopeConfig,
     *,
-    layer: int = -2,
+    layer: int | None = None,
+    check_origin: bool = True,
     maps_file: Path | None = None,
     trainer: L.Trainer | None = None,
     crop_progress: ProgressHook | None = None,
@@ -45,7 +47,8 @@ def score_latents(
 
     Args:
         image_set: the one the ranking's positions refer to.
-        layer: the block after which the SAE reads tokens; negative from the end.
+        layer: the block after which the SAE reads tokens; negative from the end; None: the one it was trained on.
+        check_origin: False insists on another layer or backbone than the SAE was trained on, see `choose_layer`.
         maps_file: where to keep the maps memory-mapped while they are made; None keeps them in memory.
         trainer: runs the module, on one device; by default a bare one.
         crop_progress: called with (images, all images) while crops are encoded.
@@ -55,9 +58,13 @@ def score_latents(
             among processes (see `compute_parts`): as large as the maps.
 
     Raises:
-        InputError: if the ranking has fewer images or ranks than k_cds, the shift leaves fewer than 2 x 2 shared
-            patches, an image cannot be read, or a token is not finite.
+        InputError: if the SAE was trained on another layer, backbone or on CLS alone, the ranking is of another number
+            of latents, or has fewer images or ranks than k_cds, the shift leaves fewer than 2 x 2 shared patches, an
+            image cannot be read, or a token is not finite.
     """
+    check_has_maps(sae)
+    layer = choose_layer(sae, backbone, layer, check_origin)
+    ranking.check_latents(sae.d_sae)
     ranking.check_enough_images(config.k_cds)
     crops.check_shift(backbone.grid, config.shift_patches)
     wanted = WantedMaps(sae, np.arange(ranking.d_sae), ranking.top_images, maps_file)

@@ -202,6 +202,7 @@ def _save_facts(
         "patch_px": backbone.patch_px,
         "n_prefix": backbone.n_prefix_tokens,
         "layer": layer,
+        "backbone": backbone.fingerprint,
         "dtype": dtype,
         "mean_norm": mean_norm,
         "scale": math.sqrt(backbone.d_in) / mean_norm if mean_norm > 0 else 1.0,

@@ -78,10 +78,8 @@ def load_backbone(config: ModelConfig | str = "scenes_clip", trained_folder: Pat
     if isinstance(config, str):
         config = _read_short_form(config)
     match config.kind:
-        case ModelKind.planted_registers:
-            return make_planted_registers(seed=config.seed)
-        case ModelKind.context_free:
-            return make_context_free(seed=config.seed)
+        case ModelKind.planted_registers | ModelKind.context_free:
+            return _make_planted(config)
         case ModelKind.timm:
             backbone = _load_timm(config)
         case ModelKind.open_clip:
@@ -100,6 +98,13 @@ def _read_short_form(text: str) -> ModelConfig:
     arch, _, pretrained = text.removeprefix(TIMM_PREFIX).partition(":")
     kind = ModelKind.timm if is_timm else ModelKind.open_clip
     return ModelConfig(arch, kind=kind, arch=arch, pretrained=pretrained or None)
+
+
+def _make_planted(config: ModelConfig) -> Backbone:
+    make = make_planted_registers if config.kind is ModelKind.planted_registers else make_context_free
+    backbone = make(seed=config.seed)
+    backbone.fingerprint = compute_model_fingerprint(config)
+    return backbone
 
 
 def _load_timm(config: ModelConfig) -> Backbone:

@@ -31,7 +31,8 @@ class TokenFacts:
 
     @cached_property
     def meta(self) -> dict:
-        """n_images, grid, patch_px, d_in, n_prefix, layer, dtype (null: not stored), scale, mean_norm."""
+        """n_images, grid, patch_px, d_in, n_prefix, layer, backbone (fingerprint), dtype (null: not stored), mean_norm,
+        scale."""
         return json.loads((self.folder / META_FILE).read_text())
 
     @cached_property

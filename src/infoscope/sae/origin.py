@@ -1,0 +1,147 @@
+"""Which tokens an SAE was trained on, and whether it is used on the same: features of other tokens are no features."""
+
+from __future__ import annotations
+
+import json
+import operator
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from infoscope.errors import InputError
+from infoscope.sae.config import TokenChoice
+from infoscope.vision.backbone import Backbone
+
+if TYPE_CHECKING:
+    from infoscope.sae.model import SparseAutoencoder
+
+_HARMLESS = {"precision"}
+"""Parts of a fingerprint that move tokens by rounding alone."""
+_LABELS = {"model_cfg": "settings of the architecture such as quick_gelu", "arch": "architecture", "kind": "family"}
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Which tokens an SAE was trained on; what is unknown compares with everything.
+
+    layer: the block whose output it reads, as infoscope writes it counted from 0; None: unknown.
+    backbone: fingerprint of the backbone; empty: unknown.
+    image_px: side of the images that the backbone read; None: unknown.
+    tokens: patches, every token, or CLS alone; None: unknown.
+    """
+
+    layer: int | None = None
+    backbone: dict[str, Any] = field(default_factory=dict)
+    image_px: int | None = None
+    tokens: TokenChoice | None = None
+
+    @classmethod
+    def of(cls, backbone: Backbone, layer: int, tokens: TokenChoice | None = None) -> Origin:
+        """Return the origin of an SAE that is trained on this backbone's tokens after a block.
+
+        Raises:
+            InputError: if the block does not exist.
+        """
+        return cls(backbone.check_layer(layer), backbone.fingerprint, backbone.image_px, tokens)
+
+
+def choose_layer(
+    sae: SparseAutoencoder, backbone: Backbone, layer: int | None = None, check_origin: bool = True
+) -> int:
+    """Return the block after which an SAE is to read a backbone's tokens, counted from 0.
+
+    Precision is no mismatch: bfloat16 moves tokens by rounding alone.
+
+    Args:
+        layer: negative from the end; None: the one that the SAE was trained on.
+        check_origin: False insists: any layer, and any backbone whose tokens have the width that the SAE reads.
+
+    Raises:
+        InputError: if the layer does not exist or is not known, or the SAE was trained on another width, layer or
+            backbone than those given.
+    """
+    if backbone.d_in != sae.d_in:
+        raise InputError(
+            f"This SAE reads tokens of width {sae.d_in}, and this backbone gives tokens of width {backbone.d_in}: load"
+            " the backbone that the SAE was trained on."
+        )
+    origin = sae.origin
+    if layer is None and origin.layer is None:
+        raise InputError(
+            "This SAE does not know which block it reads, for it was not trained by infoscope: give layer=, 0-based or"
+            " negative from the end."
+        )
+    chosen = backbone.check_layer(_as_int(origin.layer if layer is None else layer))
+    if not check_origin:
+        return chosen
+    different = "; ".join(_find_differences(origin, Origin.of(backbone, chosen)))
+    if different:
+        raise InputError(
+            f"This SAE was trained on another backbone than the one given: {different}. Load the one it was trained on,"
+            " or insist with check_origin=False."
+        )
+    if origin.layer is not None and origin.layer not in (chosen, chosen - backbone.n_layers):
+        raise InputError(
+            f"This SAE was trained on the tokens after block {origin.layer}, and layer={layer} is block {chosen} of"
+            f" {backbone.n_layers}: leave out layer=, or insist with check_origin=False."
+        )
+    return chosen
+
+
+def check_has_maps(sae: SparseAutoencoder) -> None:
+    """Refuse an SAE whose features have no place in the picture.
+
+    Raises:
+        InputError: if it was trained on CLS alone.
+    """
+    if sae.origin.tokens is TokenChoice.cls:
+        raise InputError(
+            "An SAE of CLS tokens has no activation maps to score: use one that was trained with sae.tokens=patch or"
+            " all."
+        )
+
+
+def check_edits(sae: SparseAutoencoder, edits_patches: bool, edits_prefix: bool) -> None:
+    """Refuse to edit other tokens than the SAE was trained on.
+
+    Raises:
+        InputError: if patches or prefix are to be edited and it was not trained on them, or the reverse.
+    """
+    tokens = sae.origin.tokens
+    expected = tokens is not TokenChoice.cls, tokens is not TokenChoice.patch
+    if tokens is not None and expected != (edits_patches, edits_prefix):
+        raise InputError(
+            f"This SAE was trained with sae.tokens={tokens.name}: expected edits_patches={expected[0]} and"
+            f" edits_prefix={expected[1]}, got {edits_patches} and {edits_prefix}."
+        )
+
+
+def _as_int(layer: Any) -> int:
+    try:
+        return operator.index(layer)
+    except TypeError:
+        raise InputError(f"Expected layer= to be a whole number, got {layer!r}.") from None
+
+
+def _find_differences(trained: Origin, given: Origin) -> Iterator[str]:
+    """Yield what of a backbone, its layer aside, is not as an SAE was trained on, in words."""
+    if trained.image_px not in (None, given.image_px):
+        yield f"images of {trained.image_px} px, given {given.image_px} px"
+    then, now = (json.loads(json.dumps(origin.backbone)) for origin in (trained, given))  # tuples become lists
+    if not then or not now:
+        return
+    names = [name for name in {**then, **now} if then.get(name) != now.get(name) and name not in _HARMLESS]
+    if "kind" in names:
+        names = ["kind"]  # families share no other part
+    for name in names:
+        if name == "model_cfg":  # a hash says nothing to people
+            if trained.image_px in (None, given.image_px):
+                yield f"other {_LABELS[name]}"
+        else:
+            yield f"{_LABELS.get(name, name)} {_shorten(then.get(name))}, given {_shorten(now.get(name))}"
+
+
+def _shorten(value: Any) -> str:
+    """Return a part of a fingerprint for people: of a hash its beginning."""
+    text = "none" if value is None else str(value)
+    return f"{text[:19]}..." if text.startswith("sha256:") else text
