@@ -39,6 +39,19 @@ def test_what_is_found_is_printed_and_written(tmp_path: Path, pictures: Path) ->
     assert not (tmp_path / "artifacts").exists()
 
 
+def test_what_is_left_out_is_counted_and_named(tmp_path: Path, pictures: Path) -> None:
+    for name in ("a.heic", "b.heic", "Thumbs.db", ".hidden.jpg"):
+        (pictures / name).touch()
+    text = check(tmp_path, pictures, "data.test_share=0")
+    assert "4 files" in text
+    assert "2 .heic: a.heic, b.heic" in text
+    written = json.loads((tmp_path / "check_data" / "data-image_folder-train.json").read_text())
+    assert written["left_out"]["counts"] == {".heic": 2, ".db": 1, "hidden": 1}
+    assert written["left_out"]["first"]["hidden"] == [".hidden.jpg"]
+    said = f"{pictures}: left out 4 files: 2 .heic (a.heic, b.heic), 1 .db (Thumbs.db), 1 hidden (.hidden.jpg)"
+    assert " ".join(text.split()).count(said) == 1  # as any run says it, once for both splits
+
+
 def test_everything_wrong_is_listed_and_the_first_is_said(tmp_path: Path, pictures: Path) -> None:
     for name in ("2.jpg", "4.jpg"):
         whole = (pictures / name).read_bytes()

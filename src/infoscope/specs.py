@@ -74,7 +74,9 @@ class Specs(Workbench):
         data = data or self.config.data
         key = repr(data)
         if key not in self._sets_on_disk:
-            self._sets_on_disk[key] = make_image_sets(data)
+            self._sets_on_disk[key] = sets = make_image_sets(data)
+            for left_out in dict.fromkeys(images.left_out.describe() for images in sets if images.left_out):
+                self.display.say(f"          {data.root}: left out {left_out}")
         return self._sets_on_disk[key]
 
     def share_sets(self, other: Specs) -> None:

@@ -172,6 +172,19 @@ class TestRefusals:
         shutil.rmtree(root / "annotations" / "validation")
         refuse(root, "annotations/validation")
 
+    def test_what_is_left_out_and_other_formats(self, root):
+        before = ADE20K(root, "test").fingerprint
+        for name in ("images/validation/Thumbs.db", "images/validation/._x.jpg", "annotations/validation/a.txt"):
+            (root / name).touch()
+        images = ADE20K(root, "test")
+        assert images.fingerprint == before
+        assert images.left_out.counts == {".db": 1, "hidden": 1, ".txt": 1}
+        with Image.open(image_file(root, 2)) as image:
+            image.save(image_file(root, 2).with_suffix(".PNG"))
+        refuse(root, "one file ADE_val_00000002", "ADE_val_00000002.PNG and ADE_val_00000002.jpg")
+        image_file(root, 2).unlink()
+        assert ADE20K(root, "test").check_image(1) == {"size": "16x24", "mode": "RGB"}
+
     def test_an_empty_split(self, root):
         for number in (1, 2, 3):
             image_file(root, number).unlink()

@@ -48,11 +48,43 @@ def assert_one_sentence(error: BaseException, *parts: str) -> None:
 
 class TestListing:
     def test_ids_are_sorted_paths_below_the_root(self, tmp_path):
-        names = ["b/x.JPG", "a.jpeg", "b/c/y.Png", "z.webp", "B.bmp"]
-        for name in [*names, "notes.txt", "b/.hidden.jpg", ".cache/k.jpg", "b/._x.jpg", "photo.gif"]:
+        names = [
+            "b/x.JPG",
+            "a.jpeg",
+            "b/c/y.Png",
+            "z.webp",
+            "B.bmp",
+            "t.Tif",
+            "u.TIFF",
+            "photo.gif",
+            "d.e.01.jp2",
+            "j.jfif",
+        ]
+        others = ["notes.txt", "b/.hidden.jpg", ".cache/k.jpg", "b/._x.jpg", "__MACOSX/b/x.jpg", "b/@eaDir/x.JPG/S.jpg"]
+        others += ["a.heic", "b/c.HEIC", "IMG_1", "depth.pfm", "paper.pdf", "p.eps", "Thumbs.db", "photos.tar", "a.npy"]
+        for name in [*names, *others]:
             (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / name).write_bytes(b"")
-        assert whole(tmp_path).image_ids == sorted(names)
+        os.mkfifo(tmp_path / "pipe.jpg")
+        images = whole(tmp_path)
+        assert images.image_ids == sorted(names)
+        assert images.left_out.counts == {
+            "hidden": 2,
+            "hidden folders": 3,
+            ".heic": 2,
+            "without a suffix": 1,
+            "pipes, sockets or devices": 1,
+            **dict.fromkeys([".txt", ".pfm", ".pdf", ".eps", ".db", ".tar", ".npy"], 1),
+        }
+        assert "2 .heic (a.heic, b/c.HEIC)" in images.left_out.describe()
+        assert images.left_out.total == len(others) + 1
+
+    def test_what_is_left_out_is_of_both_splits_and_the_first_are_named(self, root):
+        for i in range(7):
+            (root / f"{i}.raw").touch()
+        for split in ("train", "test"):
+            found = ImageFolder(root, split, test_share=0.4).left_out
+            assert found.describe() == "7 files: 7 .raw (0.raw, 1.raw, 2.raw, ...)"
 
     def test_links_to_folders_are_followed_once(self, root):
         (root / "class0" / "back").symlink_to(root, target_is_directory=True)
@@ -60,7 +92,9 @@ class TestListing:
         elsewhere.mkdir()
         two_halves().save(elsewhere / "linked.png")
         (root / "more").symlink_to(elsewhere, target_is_directory=True)
-        ids = whole(root).image_ids
+        images = whole(root)
+        ids = images.image_ids
+        assert images.left_out.first == {"links back to a folder that was read": ["class0/back"]}
         assert len(ids) == 13
         assert "more/linked.png" in ids
 
@@ -78,7 +112,7 @@ class TestListing:
         (tmp_path / "notes.txt").write_text("no image")
         with pytest.raises(InputError) as caught:
             ImageFolder(tmp_path)
-        assert_one_sentence(caught.value, "holds no file that ends in .jpg, .jpeg, .png, .webp, .bmp", "data.root")
+        assert_one_sentence(caught.value, "but 1 files: 1 .txt (notes.txt)", "data.root")
 
     def test_a_folder_that_may_not_be_listed(self, root, monkeypatch):
         scandir = os.scandir
@@ -219,6 +253,37 @@ class TestLoading:
         Image.fromarray(values).save(tmp_path / "a.png")
         assert np.asarray(load_rgb(tmp_path / "a.png"))[0, :, 1].tolist() == [0, 0, 1, 128, 255]
 
+    @pytest.mark.parametrize(
+        "name", ["a.tif", "a.tiff", "a.gif", "a.ppm", "a.jp2", "a.tga", "a.avif", "a.dib", "a.jfif"]
+    )
+    def test_formats_of_pillow(self, tmp_path, name):
+        if os.path.splitext(name)[1] not in photographs.find_suffixes():
+            pytest.skip(f"this Pillow has no codec of {name}")
+        two_halves().save(tmp_path / name)
+        loaded = np.asarray(whole(tmp_path).decode(0))
+        assert close(loaded[:, :16], RED, 16)
+        assert close(loaded[:, 24:], BLUE, 16)
+
+    @pytest.mark.parametrize(
+        ("values", "reason"),
+        [(np.float32(0.5), "floating-point"), (np.int32(70000), "32 bits"), (np.int32(-1), "32 bits")],
+    )
+    def test_values_that_are_no_colours(self, tmp_path, values, reason):
+        Image.fromarray(np.full((4, 4), values)).save(tmp_path / "a.tif")
+        with pytest.raises(ImageError, match=reason):
+            load_rgb(tmp_path / "a.tif")
+
+    @pytest.mark.parametrize(
+        ("name", "form"), [("a.gif", "GIF"), ("a.tif", "TIFF"), ("a.png", "PNG"), ("a.jpg", "MPO")]
+    )
+    def test_of_several_frames_the_first_is_read_and_said(self, tmp_path, name, form):
+        first = Image.new("RGB", (8, 8), RED)
+        first.save(tmp_path / name, form, save_all=True, append_images=[Image.new("RGB", (8, 8), BLUE)])
+        assert close(np.asarray(load_rgb(tmp_path / name)), RED, 12)
+        facts = whole(tmp_path).check_image(0)
+        assert facts["frames"] == "2, the first is read"
+        assert facts["format"] == form
+
     def test_alpha_is_dropped(self, tmp_path):
         Image.new("RGBA", (4, 4), (*RED, 0)).save(tmp_path / "a.png")
         assert close(np.asarray(load_rgb(tmp_path / "a.png")), RED, 0)
@@ -228,8 +293,9 @@ class TestLoading:
         image.save(tmp_path / "a.png", transparency=bytes([0, 128, 255, 255]))
         assert close(np.asarray(load_rgb(tmp_path / "a.png"))[:, :20], RED, 0)
 
+    @pytest.mark.parametrize("name", ["a.png", "a.tif"])
     @pytest.mark.parametrize("orientation", range(1, 9))
-    def test_exif_orientation_is_honoured(self, tmp_path, orientation):
+    def test_exif_orientation_is_honoured(self, tmp_path, orientation, name):
         upright = np.asarray(two_halves())
         stored = {  # what a camera stores so that this orientation brings it back
             1: upright,
@@ -243,8 +309,8 @@ class TestLoading:
         }[orientation]
         exif = Image.Exif()
         exif[0x0112] = orientation
-        Image.fromarray(np.ascontiguousarray(stored)).save(tmp_path / "a.png", exif=exif)
-        assert np.array_equal(np.asarray(load_rgb(tmp_path / "a.png")), upright)
+        Image.fromarray(np.ascontiguousarray(stored)).save(tmp_path / name, exif=exif)
+        assert np.array_equal(np.asarray(load_rgb(tmp_path / name)), upright)
 
     def test_damaged_exif_does_not_cost_the_picture(self, tmp_path):
         two_halves().save(tmp_path / "a.jpg", exif=b"Exif\0\0" + b"nonsense" * 4, quality=95)
@@ -299,7 +365,7 @@ class TestDamage:
         batches = list(iterate_images(images, 16, 4, on_error=SKIP, n_workers=n_workers))
         assert sum(len(batch.index) for batch in batches) == 12
         assert sorted(images.skipped) == DAMAGED
-        assert images.skipped["text.png"] == "it is no JPEG, PNG, WebP or BMP image"
+        assert images.skipped["text.png"] == "it is no JPEG, PNG or other image that Pillow reads"
         assert "truncated" in images.skipped["cut.jpg"]
 
     def test_a_gigantic_image_is_refused(self, root, monkeypatch):

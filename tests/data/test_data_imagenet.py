@@ -135,6 +135,17 @@ class TestClassFolders:
         train = ImageNet(tmp_path, "train")
         assert train.labels("class").tolist() == list(range(1000))
         assert train.class_names == tuple(IMAGENET_CLASSNAMES)
+        assert train.left_out.counts == {"hidden": 2, ".txt": 1}
+        write(base / "train" / "loose.jpg")
+        write(base / "train" / WNIDS[0] / "images" / "x.jpg")
+        write(base / "train" / WNIDS[0] / "x.heic")
+        assert ImageNet(tmp_path, "train").left_out.first == {
+            "hidden": ["train/.DS_Store", f"{WNIDS[0]}/._x.JPEG"],
+            ".txt": ["train/notes.txt"],
+            "outside of the class folders": ["train/loose.jpg"],
+            "subfolders": [f"{WNIDS[0]}/images"],
+            ".heic": [f"{WNIDS[0]}/x.heic"],
+        }
         assert ImageNet(base, "train").image_ids == train.image_ids
 
         for name in (WNIDS[700], WNIDS[701]):

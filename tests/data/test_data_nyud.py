@@ -272,9 +272,9 @@ class TestBts:
             "layout": "BTS, sync, listed in nyudepthv2_train_files_with_gt.txt",
             "images": "1",
             "classes": "none, but depth",
-            "left out": "1 pairs without depth in nyudepthv2_train_files_with_gt.txt",
         }
-        assert "left out" not in test.describe()
+        assert train.left_out.counts == {"without depth in nyudepthv2_train_files_with_gt.txt": 1, "not in the list": 4}
+        assert test.left_out.first == {"not in the list": ["bathroom/rgb_00003.jpg", "bathroom/sync_depth_00003.png"]}
 
     @pytest.mark.parametrize(
         ("text", "parts"),
@@ -289,6 +289,16 @@ class TestBts:
     def test_lists_that_are_refused(self, bts, text, parts):
         (bts / "nyudepthv2_test_files_with_gt.txt").write_text(text)
         refuse(bts, "nyudepthv2_test_files_with_gt.txt", *parts)
+
+    def test_what_is_in_no_pair(self, bts):
+        for name in ("index.html", "kitchen/rgb_00004.bmp", "kitchen/._rgb_00004.jpg", "kitchen/intrinsics"):
+            (bts / "official_splits" / "test" / name).touch()
+        assert NYUd(bts, "test").left_out.first == {
+            ".html": ["index.html"],
+            "hidden": ["kitchen/._rgb_00004.jpg"],
+            "without a suffix": ["kitchen/intrinsics"],
+            "in no pair": ["kitchen/rgb_00004.bmp"],
+        }
 
     def test_unpaired_files(self, bts):
         (bts / "sync" / "attic_0001" / "sync_depth_00002.png").unlink()

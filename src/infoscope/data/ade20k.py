@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +16,8 @@ from PIL import ExifTags, Image
 
 from infoscope.data.config import RAISE, OnError, Resize
 from infoscope.data.images import CHECK_PX, ImageError, LabelledImages, Truth
-from infoscope.data.photographs import describe_error, hash_files, load_rgb
+from infoscope.data.left_out import HIDDEN, LeftOut, is_hidden
+from infoscope.data.photographs import describe_error, hash_files, is_image_name, load_rgb
 from infoscope.errors import InputError
 
 N_LABELS = 150
@@ -58,7 +59,9 @@ class ADE20K(LabelledImages):
                     f"Expected the {split} images of {_FOLDER} in {folder}, but there is no such folder: unpack"
                     f" {_FOLDER}.zip in full."
                 )
-        super().__init__(split, _pair(self._images, self._annotations))
+        self._names, left_out = _pair(self._images, self._annotations)
+        super().__init__(split, sorted(self._names))
+        self.left_out = left_out
         self.n_published = _N_PUBLISHED[split]
         self.label_names, self._named = _read_names(self.root / _NAMES)
 
@@ -107,7 +110,7 @@ class ADE20K(LabelledImages):
             ImageError: if a file cannot be read at all and `on_error` is "raise".
         """
         images, annotations = (folder.relative_to(self.root).as_posix() for folder in (self._images, self._annotations))
-        names = [f"{images}/{name}.jpg" for name in self.image_ids]
+        names = [f"{images}/{self._names[name]}" for name in self.image_ids]
         names += [f"{annotations}/{name}.png" for name in self.image_ids]
         return {
             "kind": "ade20k",
@@ -118,7 +121,7 @@ class ADE20K(LabelledImages):
         }
 
     def _image_file(self, index: int) -> Path:
-        return self._images / f"{self.image_ids[index]}.jpg"
+        return self._images / self._names[self.image_ids[index]]
 
 
 def _find_folder(root: Path) -> Path:
@@ -149,20 +152,35 @@ def _full_data_set(sign: str) -> InputError:
     )
 
 
-def _pair(images: Path, annotations: Path) -> list[str]:
-    """Return the names, without extension, of images with annotation, ascending; refuse anything without the other."""
-    photographs, maps = (
-        {file.stem for file in folder.glob(f"[!.]*.{extension}")}
-        for folder, extension in ((images, "jpg"), (annotations, "png"))
-    )
+def _pair(images: Path, annotations: Path) -> tuple[dict[str, str], LeftOut]:
+    """Return {name without suffix: name} of the images, and what else lies there; refuse one without the other half."""
+    left_out = LeftOut()
+    photographs = _list_files(images, is_image_name, left_out)
+    maps = _list_files(annotations, lambda name: name.endswith(".png"), left_out)
     for name in sorted(maps):
         if name.endswith("_seg"):
             raise _full_data_set(f"{annotations} holds {name}.png")
-    refuse_unpaired(images, [f"{name}.jpg" for name in photographs - maps], "an annotation")
-    refuse_unpaired(annotations, [f"{name}.png" for name in maps - photographs], "an image")
+    refuse_unpaired(images, [name for stem, name in photographs.items() if stem not in maps], "an annotation")
+    refuse_unpaired(annotations, [name for stem, name in maps.items() if stem not in photographs], "an image")
     if not photographs:
         raise InputError(f"Expected images ADE_*.jpg in {images}, but there is none: unpack {_FOLDER}.zip in full.")
-    return sorted(photographs)
+    return photographs, left_out
+
+
+def _list_files(folder: Path, is_wanted: Callable[[str], bool], left_out: LeftOut) -> dict[str, str]:
+    """Return {name without suffix: name} of the wanted files of a folder, and count the rest."""
+    found: dict[str, str] = {}
+    for name in sorted(os.listdir(folder)):
+        stem = os.path.splitext(name)[0]
+        if is_hidden(name):
+            left_out.add(HIDDEN, f"{folder.parent.name}/{name}")
+        elif not is_wanted(name):
+            left_out.add_file(f"{folder.parent.name}/{name}")
+        elif stem in found:
+            raise InputError(f"Expected one file {stem}.* in {folder}, got {found[stem]} and {name}: remove one.")
+        else:
+            found[stem] = name
+    return found
 
 
 def _read_names(file: Path) -> tuple[tuple[str, ...], bool]:

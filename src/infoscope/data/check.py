@@ -12,6 +12,7 @@ import torch
 
 from infoscope.data.depth_units import DepthCounts
 from infoscope.data.images import ImageSet, LabelledImages, Truth
+from infoscope.data.left_out import LeftOut
 from infoscope.errors import InputError
 from infoscope.resume import Checkpoint, cut
 
@@ -31,6 +32,7 @@ class SplitCheck:
         found: what `describe` says of the layout.
         facts: how often each fact was seen: {"mode": {"RGB": 395, "L": 5}}.
         errors: {image id: what is wrong}; of all images together, under `ALL`.
+        left_out: what lies beside the images and is not read, of all splits together.
         depth: of data whose unit may be in doubt, range and median of what was measured, and its share.
     """
 
@@ -39,6 +41,7 @@ class SplitCheck:
     found: dict[str, str]
     facts: dict[str, dict[str, int]] = field(default_factory=dict)
     errors: dict[str, str] = field(default_factory=dict)
+    left_out: LeftOut = field(default_factory=LeftOut)
     depth: dict[str, float] = field(default_factory=dict)
 
 
@@ -54,7 +57,7 @@ def check_images(
         progress: called with the number of images done so far.
         kept: where an interrupted check goes on from; what was wrong until then is read again, it may have been mended.
     """
-    result, n_done = SplitCheck(len(images), images.n_published, images.describe()), 0
+    result, n_done = SplitCheck(len(images), images.n_published, images.describe(), left_out=images.left_out), 0
     depth = DepthCounts()
     state = kept.load() if kept is not None else None
     if state is not None and "depth" in state:

@@ -1,4 +1,4 @@
-"""A folder of photographs: every JPEG, PNG, WebP and BMP file below it, whatever its size and colour mode."""
+"""A folder of photographs: every image below it that Pillow reads, whatever its size and colour mode."""
 
 from __future__ import annotations
 
@@ -7,14 +7,16 @@ import stat
 from pathlib import Path
 from typing import Any
 
-from infoscope.data.photographs import EXTENSIONS, PhotographFiles, describe_error
+from infoscope.data.left_out import HIDDEN, LeftOut, is_hidden
+from infoscope.data.photographs import PhotographFiles, describe_error, is_image_name
 from infoscope.errors import InputError
 
 
 class ImageFolder(PhotographFiles):
     """The images of one split of a folder tree. Ids are paths relative to the root, with `/`, ascending.
 
-    Hidden files and folders are left out; links to folders are followed, each folder once.
+    What is no image is left out, and counted: files with another suffix or none, hidden files and folders, those that
+    systems make (__MACOSX). Links to folders are followed, each folder once.
 
     Args:
         root: the folder.
@@ -27,10 +29,12 @@ class ImageFolder(PhotographFiles):
     kind = "image_folder"
 
     def __init__(self, root: str | Path, split: str = "train", **options: Any) -> None:
-        super().__init__(Path(root), _list_images(Path(root)), split, **options)
+        names, left_out = _list_images(Path(root))
+        super().__init__(Path(root), names, split, left_out=left_out, **options)
 
 
-def _list_images(root: Path) -> list[str]:
+def _list_images(root: Path) -> tuple[list[str], LeftOut]:
+    """Return the images below a folder, ascending, and what else lies there."""
     try:
         is_folder = stat.S_ISDIR(root.stat().st_mode)
     except OSError as error:
@@ -40,28 +44,45 @@ def _list_images(root: Path) -> list[str]:
     if not is_folder:
         raise InputError(f"Expected a folder of images, but {root} is a file: set data.root to the folder it lies in.")
 
-    def refuse(error: OSError) -> None:
+    names: list[str] = []
+    left_out = LeftOut()
+    seen: set[Path] = set()
+    unread = [""]
+    while unread:
+        folder = unread.pop()
+        real = (root / folder).resolve()
+        if real in seen:
+            left_out.add("links back to a folder that was read", folder)
+            continue
+        seen.add(real)
+        subfolders: list[str] = []
+        for entry in _scan(root / folder):
+            path = f"{folder}/{entry.name}" if folder else entry.name
+            if is_hidden(entry.name):
+                left_out.add("hidden folders" if entry.is_dir() else HIDDEN, path)
+            elif entry.is_dir():
+                subfolders.append(path)
+            elif not is_image_name(entry.name):
+                left_out.add_file(path)
+            elif entry.is_file() or entry.is_symlink():  # a link to nowhere is named when it is read
+                names.append(path)
+            else:
+                left_out.add("pipes, sockets or devices", path)
+        unread += reversed(subfolders)
+    if not names:
+        holds = f" but {left_out.describe()}" if left_out else ""
+        raise InputError(
+            f"Expected images, but {root} holds no file with the suffix of a format that Pillow reads (.jpg, .png,"
+            f" ...){holds}: check data.root."
+        )
+    return sorted(names), left_out
+
+
+def _scan(folder: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entries, key=lambda entry: entry.name)
+    except OSError as error:
         raise InputError(
             f"Cannot list the folder {error.filename} ({error.strerror}): make it readable or set another data.root."
         ) from error
-
-    names: list[str] = []
-    seen: set[Path] = set()
-    for folder, subfolders, files in os.walk(root, onerror=refuse, followlinks=True):
-        real = Path(folder).resolve()
-        if real in seen:  # a link back to where we have been
-            subfolders.clear()
-            continue
-        seen.add(real)
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        relative = Path(folder).relative_to(root)
-        names += [
-            (relative / name).as_posix()
-            for name in files
-            if name.lower().endswith(EXTENSIONS) and not name.startswith(".")
-        ]
-    if not names:
-        raise InputError(
-            f"Expected images, but {root} holds no file that ends in {', '.join(EXTENSIONS)}: check data.root."
-        )
-    return sorted(names)

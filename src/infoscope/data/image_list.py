@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from infoscope.data.config import RAISE, OnError
+from infoscope.data.left_out import LeftOut
 from infoscope.data.photographs import PhotographFiles, describe_error
 from infoscope.errors import InputError
 
@@ -33,11 +34,11 @@ class ImageList(PhotographFiles):
     def __init__(self, file: str | Path, split: str = "train", *, on_error: OnError = RAISE, **options: Any) -> None:
         self.file = Path(file)
         folder = self.file.absolute().parent
-        listed = _read_list(self.file, folder)
+        listed, left_out = _read_list(self.file, folder)
         if on_error is RAISE:
             _refuse_missing(self.file, folder, listed)
         self.n_listed = len(listed)
-        super().__init__(folder, listed, split, on_error=on_error, **options)
+        super().__init__(folder, listed, split, on_error=on_error, left_out=left_out, **options)
 
     def describe(self) -> dict[str, str]:
         return {"layout": "list of files", "images": str(len(self)), "listed": str(self.n_listed)}
@@ -52,13 +53,18 @@ def _refuse_missing(file: Path, folder: Path, listed: list[str]) -> None:
         )
 
 
-def _read_list(file: Path, folder: Path) -> list[str]:
-    """Return the ids that a list stands for, ascending."""
+def _read_list(file: Path, folder: Path) -> tuple[list[str], LeftOut]:
+    """Return the ids that a list stands for, ascending, and which lines stand for none."""
     names: list[str] = []
+    left_out = LeftOut("lines")
     try:
         with file.open(encoding="utf-8-sig") as stream:
-            for line in map(str.strip, stream):
-                if line and not line.startswith("#"):
+            for number, line in enumerate(map(str.strip, stream), 1):
+                if not line:
+                    left_out.add("blank", f"line {number}")
+                elif line.startswith("#"):
+                    left_out.add("of comment", f"line {number}")
+                else:
                     path = os.path.normpath(folder / line)
                     inside = path.startswith(f"{folder}{os.sep}")
                     names.append(Path(os.path.relpath(path, folder) if inside else os.path.normpath(line)).as_posix())
@@ -73,4 +79,4 @@ def _read_list(file: Path, folder: Path) -> list[str]:
     for name, following in itertools.pairwise(names):
         if name == following:
             raise InputError(f"Expected every image once, but {file} lists {name} more than once: remove the repeats.")
-    return names
+    return names, left_out

@@ -20,7 +20,8 @@ from PIL import Image
 
 from infoscope.data.config import RAISE, OnError, Resize
 from infoscope.data.images import LabelledImages, Truth
-from infoscope.data.photographs import EXTENSIONS, check_photograph, describe_error, hash_files, load_rgb
+from infoscope.data.left_out import HIDDEN, LeftOut, is_hidden
+from infoscope.data.photographs import check_photograph, describe_error, hash_files, is_image_name, load_rgb
 from infoscope.data.tar_images import TarImages
 from infoscope.errors import InputError
 
@@ -75,20 +76,23 @@ class ImageNet(LabelledImages):
             raise InputError(f"Expected split to be train or test, got {split!r}.")
         self.root, self.resize, self.on_error = Path(root).expanduser(), resize, on_error
         self._tars: TarImages | None = None
+        left_out = LeftOut()
         self.folder, shards = _find_split(self.root, split)
         if shards is not None:
             self._tars = TarImages(shards, test_share=0.0, resize=resize, on_error=on_error)
-            ids, positions = self._tars.image_ids, _check_positions(self._tars)
+            ids, positions, left_out = self._tars.image_ids, _check_positions(self._tars), self._tars.left_out
             self.layout, where, unit = "WebDataset tars", shards, "classes"
         elif folders := _list_class_folders(self.folder):
             positions = _find_positions(folders, self.folder)
             if not subset:
                 _check_whole(positions, self.folder, "class folders")
-            ids, counts = _list_images(self.folder, folders)
+            for name in _list_names(self.folder, left_out, has_classes=True):
+                left_out.add("outside of the class folders", f"{self.folder.name}/{name}")
+            ids, counts = _list_images(self.folder, folders, left_out)
             positions = np.repeat(positions, counts)
             self.layout, where, unit = "class folders", self.folder, "class folders"
         else:
-            ids = _list_names(self.folder)
+            ids = _list_names(self.folder, left_out)
             if split == "train" or not ids:
                 what = "class folders" if split == "train" else "class folders or images"
                 raise InputError(f"Expected {what} in {self.folder}, got none: check data.root.")
@@ -105,7 +109,7 @@ class ImageNet(LabelledImages):
         names = _get_class_names()
         self.class_names = tuple(names[i] for i in present)
         super().__init__(split, ids)
-        self.n_published = _N_PUBLISHED[split]
+        self.n_published, self.left_out = _N_PUBLISHED[split], left_out
 
     def decode(self, index: int) -> Image.Image:
         if self._tars is not None:
@@ -216,13 +220,17 @@ def _find_split(root: Path, split: str) -> tuple[Path, str | None]:
     )
 
 
-def _scan(folder: Path) -> list[os.DirEntry[str]]:
-    """Return what is visible in a folder, ascending."""
+def _scan(folder: Path, left_out: LeftOut | None = None) -> list[os.DirEntry[str]]:
+    """Return what is visible in a folder, ascending, and count the rest."""
     try:
         with os.scandir(folder) as entries:
-            return sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
+            found = sorted(entries, key=lambda entry: entry.name)
     except OSError as error:
         raise InputError(f"Cannot list the folder {folder} ({describe_error(error)}): make it readable.") from error
+    for entry in found:
+        if left_out is not None and is_hidden(entry.name):
+            left_out.add(HIDDEN, f"{folder.name}/{entry.name}")
+    return [entry for entry in found if not is_hidden(entry.name)]
 
 
 def _list_tars(folder: Path) -> list[str]:
@@ -246,16 +254,26 @@ def _list_class_folders(folder: Path) -> list[str]:
     return [entry.name for entry in _scan(folder) if entry.is_dir()]
 
 
-def _list_names(folder: Path) -> list[str]:
-    return [entry.name for entry in _scan(folder) if entry.name.lower().endswith(EXTENSIONS)]
+def _list_names(folder: Path, left_out: LeftOut, has_classes: bool = False) -> list[str]:
+    """Return the images that lie in a folder itself, ascending, and count the rest, but for class folders."""
+    names: list[str] = []
+    for entry in _scan(folder, left_out):
+        if entry.is_dir():
+            if not has_classes:
+                left_out.add("subfolders", f"{folder.name}/{entry.name}")
+        elif is_image_name(entry.name):
+            names.append(entry.name)
+        else:
+            left_out.add_file(f"{folder.name}/{entry.name}")
+    return names
 
 
-def _list_images(folder: Path, wnids: list[str]) -> tuple[list[str], list[int]]:
+def _list_images(folder: Path, wnids: list[str], left_out: LeftOut) -> tuple[list[str], list[int]]:
     """Return the images of all class folders, ascending, and how many each holds."""
     ids: list[str] = []
     counts: list[int] = []
     for wnid in wnids:
-        names = _list_names(folder / wnid)
+        names = _list_names(folder / wnid, left_out)
         if not names:
             raise InputError(f"Expected images in {folder / wnid}, got none: complete or remove the folder.")
         ids += [f"{wnid}/{name}" for name in names]

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from infoscope.data.config import RAISE, SKIP, OnError, Resize
 from infoscope.data.depth_units import DepthCounts
+from infoscope.data.left_out import LeftOut
 from infoscope.errors import InputError
 
 CHECK_PX = 32
@@ -57,6 +58,8 @@ class ImageSet(ABC):
 
     skipped: dict[str, str]
     """Images that could not be read so far: id -> reason. `iterate_images` fills it."""
+    left_out: LeftOut
+    """What lies beside the images and is not read, of all splits together."""
     n_published: int | None = None
     """Images of the split as the data set was published; None: unknown."""
     resize: Resize = Resize.squash
@@ -67,6 +70,7 @@ class ImageSet(ABC):
     def __init__(self, split: str, image_ids: list[str]) -> None:
         self.split, self.image_ids = split, image_ids
         self.skipped = {}
+        self.left_out = LeftOut()
 
     def __len__(self) -> int:
         return len(self.image_ids)

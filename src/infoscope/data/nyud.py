@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -23,7 +24,8 @@ from infoscope.data.ade20k import (
 from infoscope.data.config import RAISE, OnError, Resize
 from infoscope.data.depth_units import DepthCounts, describe_wrong_map, refuse_unit
 from infoscope.data.images import CHECK_PX, ImageError, LabelledImages, Truth
-from infoscope.data.photographs import describe_error, hash_files, load_rgb
+from infoscope.data.left_out import HIDDEN, NO_SUFFIX, LeftOut, is_hidden
+from infoscope.data.photographs import describe_error, hash_files, is_image_name, load_rgb
 from infoscope.errors import InputError
 
 EIGEN_CROP = np.s_[45:471, 41:601]
@@ -85,11 +87,10 @@ class NYUd(LabelledImages):
         self.eigen_crop = eigen_crop and split == "test"
         self._source = _open_source(self.root, split, raw_depth)
         super().__init__(split, self._source.ids)
-        self.n_published = self._source.n_published
+        self.n_published, self.left_out = self._source.n_published, self._source.left_out
 
     def describe(self) -> dict[str, str]:
-        facts = {"layout": self._source.layout, "images": str(len(self)), "classes": "none, but depth"}
-        return facts | ({"left out": self._source.left_out} if self._source.left_out else {})
+        return {"layout": self._source.layout, "images": str(len(self)), "classes": "none, but depth"}
 
     def decode(self, index: int) -> Image.Image | UInt8[np.ndarray, "height width 3"]:
         return self._source.load_image(index)
@@ -172,11 +173,11 @@ def _open_source(root: Path, split: str, raw_depth: bool) -> _MatFile | _Pairs:
 class _MatFile:
     """The published file, MATLAB v7.3, that is HDF5 with the axes reversed: images [n, 3, width, height]."""
 
-    left_out = ""
     is_png = False
 
     def __init__(self, file: Path, split: str, raw_depth: bool) -> None:
         self.file, self.depth_kind = file, "rawDepths" if raw_depth else "depths"
+        self.left_out = LeftOut()
         self._opened: tuple[int, h5py.File] | None = None
         n_images = self._check()
         self.numbers = _read_split(file.with_name(_SPLITS_MAT), split, n_images)
@@ -295,16 +296,16 @@ class _Pairs:
                 " such folder: complete the data set or set another data.root."
             )
         self.folder = folders[0]
-        self.layout, self.left_out = f"BTS, {self.folder.relative_to(root)}", ""
+        self.layout, self.left_out = f"BTS, {self.folder.relative_to(root)}", LeftOut()
         # BTS samples the raw videos for training: how many frames depends on the download
         self.n_published = _N_PUBLISHED[split] if split == "test" else None
         list_file = root / f"nyudepthv2_{split}_files_with_gt.txt"
         if list_file.is_file():
-            pairs, n_without = _read_list(list_file, self.folder)
+            pairs = _read_list(list_file, self.folder, self.left_out)
             self.layout += f", listed in {list_file.name}"
-            self.left_out = f"{n_without} pairs without depth in {list_file.name}" if n_without else ""
         else:
             pairs = _find_pairs(self.folder)
+        _count_others(self.folder, pairs, self.left_out, "in no pair" if not list_file.is_file() else "not in the list")
         self.ids = sorted(pairs)
         self._depth = [pairs[name] for name in self.ids]
 
@@ -346,13 +347,24 @@ def _find_pairs(folder: Path) -> dict[str, str]:
     return pairs
 
 
-def _read_list(file: Path, folder: Path) -> tuple[dict[str, str], int]:
-    """Return the images of a list with their depth, as paths below the folder, and how many lines have no depth.
+def _count_others(folder: Path, pairs: Mapping[str, str], left_out: LeftOut, kind: str) -> None:
+    """Count what lies below a folder of scenes and is no half of a pair."""
+    known = {*pairs, *pairs.values()}
+    for place, _, names in os.walk(folder):
+        for name in sorted(names):
+            path = (Path(place) / name).relative_to(folder).as_posix()
+            if is_hidden(name):
+                left_out.add(HIDDEN, path)
+            elif path not in known:
+                left_out.add(kind if is_image_name(name) else os.path.splitext(name)[1].lower() or NO_SUFFIX, path)
+
+
+def _read_list(file: Path, folder: Path, left_out: LeftOut) -> dict[str, str]:
+    """Return the images of a list with their depth, as paths below the folder, and count lines without depth.
 
     A line is "image depth focal length"; a leading slash means nothing.
     """
     pairs: dict[str, str] = {}
-    n_without = 0
     for line in file.read_text(encoding="utf-8", errors="surrogateescape").splitlines():
         words = line.split()
         if not words:
@@ -363,7 +375,7 @@ def _read_list(file: Path, folder: Path) -> tuple[dict[str, str], int]:
         if ".." in (*PurePosixPath(image).parts, *PurePosixPath(depth).parts):
             raise InputError(f"Expected paths below {folder} in {file}, got {line!r}: leave out the '..'.")
         if depth == "None":
-            n_without += 1
+            left_out.add(f"without depth in {file.name}", image)
         else:
             pairs[image] = depth
     missing = [name for pair in sorted(pairs.items()) for name in pair if not (folder / name).is_file()]
@@ -374,4 +386,4 @@ def _read_list(file: Path, folder: Path) -> tuple[dict[str, str], int]:
         )
     if not pairs:
         raise InputError(f"Expected images with depth in {file}, but it lists none: mend or remove the list.")
-    return pairs, n_without
+    return pairs

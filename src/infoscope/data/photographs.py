@@ -1,4 +1,8 @@
-"""Photographs as files: decoding them, dividing them, and what stands for their contents in a fingerprint."""
+"""Photographs as files: decoding them, dividing them, and what stands for their contents in a fingerprint.
+
+Every format is read that Pillow itself decodes to pixels; the content says which it is, the suffix only what is looked
+at. Of a file with several frames (GIF, TIFF, ...) the first is the picture.
+"""
 
 from __future__ import annotations
 
@@ -8,19 +12,22 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError, features
 
 from infoscope.data.config import RAISE, OnError, Resize
 from infoscope.data.images import ImageError, ImageSet
+from infoscope.data.left_out import LeftOut
 from infoscope.errors import InputError
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP")  # what the content may be, whatever the extension says
+_NO_PICTURES = frozenset({"BUFR", "GRIB", "HDF5", "MPEG", "WMF", "EPS", "FITS"})
+"""Formats that Pillow only recognises, or has other programs decode (EPS), or that hold measurements (FITS)."""
+_CODECS = {"AVIF": "avif", "JPEG2000": "jpg_2000", "WEBP": "webp"}
+"""Formats that Pillow may have been built without."""
 WHOLE_CONTENT_BYTES = 4 * 1024**3
 HEAD_BYTES = 64 * 1024
 N_READERS = 8  # threads that hash files: enough to hide the latency of a network disk
@@ -42,6 +49,7 @@ class PhotographFiles(ImageSet):
         test_share: expected share of the images that are held out, 0 to below 1; the test split may be empty.
         resize: how `load` makes a square.
         on_error: part of the fingerprint, because skipping leaves other images.
+        left_out: what else lies there, of both splits.
 
     Raises:
         InputError: if none is left to train on.
@@ -60,9 +68,11 @@ class PhotographFiles(ImageSet):
         test_share: float = 0.1,
         resize: Resize = Resize.squash,
         on_error: OnError = RAISE,
+        left_out: LeftOut | None = None,
     ) -> None:
         self.folder, self.seed, self.resize, self.on_error = folder, seed, resize, on_error
         super().__init__(split, [names[i] for i in choose_split(names, split, seed, test_share, folder)])
+        self.left_out = left_out or LeftOut()
 
     def decode(self, index: int) -> Image.Image:
         return load_rgb(self.folder / self.image_ids[index])
@@ -88,12 +98,36 @@ class PhotographFiles(ImageSet):
         }
 
 
-def load_rgb(file: Path | BinaryIO) -> Image.Image:
-    """Return an image file upright (its EXIF orientation applied) as 8-bit RGB.
+@cache
+def find_formats() -> tuple[str, ...]:
+    """Return the formats that the content of an image may have, as Pillow calls them."""
+    Image.init()
+    return tuple(
+        name for name in Image.ID if name not in _NO_PICTURES and (name not in _CODECS or features.check(_CODECS[name]))
+    )
 
-    Alpha is dropped, as CLIP's own preprocessing does; 16-bit grey keeps its high byte. JPEGs are decoded in full:
-    decoding at a fraction of the size where that stays close to the truth (factor 2 or more left for the resize)
-    saves a tenth of the time on photographs of 500 x 375 px and moves single pixels by up to 55 of 255 levels.
+
+@cache
+def find_suffixes() -> frozenset[str]:
+    """Return the suffixes, in small letters, of the files that are taken for images."""
+    formats = {*find_formats(), "MPO"}  # a JPEG with more pictures behind it
+    known = (suffix for suffix, name in Image.registered_extensions().items() if name in formats)
+    return frozenset(suffix for suffix in known if suffix != ".pfm")  # floating-point maps
+
+
+def is_image_name(name: str) -> bool:
+    """Whether a file name has the suffix of an image, in capitals or small letters."""
+    return os.path.splitext(name)[1].lower() in find_suffixes()
+
+
+def load_rgb(file: Path | BinaryIO) -> Image.Image:
+    """Return an image file upright (its EXIF orientation applied) as 8-bit RGB: its first frame.
+
+    Alpha is dropped, as CLIP's own preprocessing does, of palettes too; 16 bits keep their high byte; CMYK is converted
+    without a colour profile. Floating-point and 32-bit values, which have no known white, are refused. JPEGs are
+    decoded in full: decoding at a fraction of the size where that stays close to the truth (factor 2 or more left for
+    the resize) saves a tenth of the time on photographs of 500 x 375 px and moves single pixels by up to 55 of 255
+    levels.
 
     Raises:
         ImageError: if it cannot be read, with the reason.
@@ -101,7 +135,7 @@ def load_rgb(file: Path | BinaryIO) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about damaged tags; what matters raises
-            with Image.open(file, formats=FORMATS) as image:
+            with Image.open(file, formats=find_formats()) as image:
                 image.load()
                 with suppress(Exception):  # damaged EXIF tags do not make the picture unreadable
                     ImageOps.exif_transpose(image, in_place=True)
@@ -113,7 +147,12 @@ def load_rgb(file: Path | BinaryIO) -> Image.Image:
 def to_rgb(image: Image.Image) -> Image.Image:
     """Return an image as 8-bit RGB, see `load_rgb`."""
     if image.mode.startswith("I"):  # 16-bit grey: Pillow would clip it at 255
-        return Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
+        values = np.asarray(image).astype(np.int64)
+        if values.min(initial=0) < 0 or values.max(initial=0) > 0xFFFF:
+            raise ValueError("it has values of 32 bits, which are no colours")
+        return Image.fromarray((values >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode.startswith("F"):
+        raise ValueError("it has floating-point values, which are no colours")
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
     return image.convert("RGB")
@@ -142,7 +181,7 @@ def choose_split(ids: Sequence[str], split: str, seed: int, test_share: float, s
 
 
 def check_photograph(file: Path | BinaryIO) -> dict[str, str]:
-    """Decode an image in full and return its colour mode and its format, whatever its name says.
+    """Decode an image in full and return its colour mode, its format, whatever its name says, and frames beyond one.
 
     Raises:
         ImageError: if it cannot be read.
@@ -150,8 +189,10 @@ def check_photograph(file: Path | BinaryIO) -> dict[str, str]:
     load_rgb(file)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with Image.open(file, formats=FORMATS) as image:
-            return {"mode": image.mode, "format": image.format or "?"}
+        with Image.open(file, formats=find_formats()) as image:
+            n_frames = getattr(image, "n_frames", 1)
+            frames = {"frames": f"{n_frames}, the first is read"} if n_frames > 1 else {}
+            return {"mode": image.mode, "format": image.format or "?", **frames}
 
 
 def hash_files(folder: Path, names: Sequence[str], on_error: OnError) -> dict[str, str]:
@@ -231,7 +272,7 @@ def compute_split_position(seed: int, name: str) -> float:
 def describe_error(error: Exception) -> str:
     """Say in a few words, without the path, why an image cannot be read."""
     if isinstance(error, UnidentifiedImageError):
-        return "it is no JPEG, PNG, WebP or BMP image"
+        return "it is no JPEG, PNG or other image that Pillow reads"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror.lower()
     return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -28,7 +28,7 @@ class _Sample(ImageSet):
     def __init__(self, images: ImageSet, chosen: Int64[np.ndarray, " n"], seed: int) -> None:
         super().__init__(images.split, [images.image_ids[i] for i in chosen])
         self.images, self.chosen, self.seed = images, chosen, seed
-        self.training_region = images.training_region
+        self.training_region, self.left_out = images.training_region, images.left_out
 
     @property
     def fingerprint(self) -> dict[str, Any]:

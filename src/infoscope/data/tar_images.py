@@ -1,7 +1,9 @@
 """WebDataset shards: images and their labels in tar files, read in place and in any order.
 
-A sample is what shares a key, the member's path up to the first dot of its basename: `n0/17.jpg` and `n0/17.cls` are an
-image and its label. Nothing is extracted and no member but images and `.cls` labels is looked at.
+A sample is what shares a key, the member's path up to the first dot of its basename: `n0/17.jpg` and `n0/17.cls` are
+an image and its label. Where a name has more dots, it is a picture of its own (`IMG_2020.01.3.jpg`), unless it says
+that it belongs to another: `17.seg.png` and `17.depth.png` are maps, and beside `17.jpg` so is `17.any.png`. Nothing is
+extracted and no member but images and `.cls` labels is read; what is left out is counted.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import itertools
 import os
 import re
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
@@ -24,24 +26,30 @@ from PIL import Image
 
 from infoscope.data.config import RAISE, OnError, Resize
 from infoscope.data.images import ImageError, ImageSet
+from infoscope.data.left_out import HIDDEN, NO_SUFFIX, LeftOut, is_hidden
 from infoscope.data.photographs import (
-    EXTENSIONS,
     N_READERS,
     check_photograph,
     choose_split,
     describe_error,
     hash_images,
+    is_image_name,
     load_rgb,
 )
 from infoscope.errors import InputError
 
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tar.lz4")
+_MAP = re.compile(
+    "alpha|annotations?|depth|disp|disparity|edges?|flow|gt|instances?|labels?|masks?|matte|normals?|panoptic|parsing|seg"
+    "|segmentation|semantic|semseg|sketch|thumb|thumbnail|trimap"
+)
+"""Last words of the names of what is known of a picture, and is none."""
 _MAX_LABEL_BYTES = 32
 _MAX_OPEN = 64  # shards held open by a process
 
 
 class TarImages(ImageSet):
-    """The images in WebDataset shards: members that end in .jpg, .jpeg, .png, .webp or .bmp. Ids are keys, ascending.
+    """The images in WebDataset shards: members with the suffix of an image. Ids are names without it, ascending.
 
     The headers of the shards are read once, here; an image is then one read at its place. The split is by hash, as
     that of an image folder.
@@ -77,10 +85,14 @@ class TarImages(ImageSet):
         self.damaged = {str(shard): index.damage for shard, index in zip(self.shards, indices, strict=True)}
         self.damaged = {shard: damage for shard, damage in self.damaged.items() if damage}
         keys = [key for index in indices for key in index.keys]
+        left_out = LeftOut("members")
+        for index in indices:
+            left_out.add_all(index.left_out)
         if not keys:
+            holds = f" but {left_out.describe()}" if left_out else ""
             raise InputError(
-                f"Expected images, but the {len(self.shards)} tar files of {source} hold no member that ends in"
-                f" {', '.join(EXTENSIONS)}: check data.root."
+                f"Expected images, but the {len(self.shards)} tar files of {source} hold no member that ends in .jpg,"
+                f" .png or another suffix of an image{holds}: check data.root."
             )
         shard = np.repeat(np.arange(len(indices)), [len(index.keys) for index in indices])
         order = sorted(range(len(keys)), key=keys.__getitem__)
@@ -92,6 +104,8 @@ class TarImages(ImageSet):
         rows = np.array(order, dtype=np.int64)[kept]
         self._shard, self._places = shard[rows], np.concatenate([index.places for index in indices])[rows]
         super().__init__(split, [ids[i] for i in kept])
+        left_out.add_all(_list_other_files(Path(source).expanduser()))
+        self.left_out = left_out
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_opened": {}}
@@ -185,17 +199,31 @@ class TarImages(ImageSet):
 
 def is_tar_source(source: str | Path) -> bool:
     """Say whether a source is one for `TarImages`: a tar file, a range of them, or a folder of them without images."""
-    tars = (".tar", *_COMPRESSED)
-    if Path(source).name.endswith(tars):
-        return True
+    if _is_tar_name(Path(source).name):
+        return not Path(source).is_dir()
     try:
         with os.scandir(source) as entries:
-            visible = [entry for entry in entries if not entry.name.startswith(".")]
+            visible = [entry for entry in entries if not is_hidden(entry.name)]
     except OSError:
         return False
-    return any(entry.name.endswith(tars) for entry in visible) and not any(
-        entry.is_dir() or entry.name.lower().endswith(EXTENSIONS) for entry in visible
+    return any(_is_tar_name(entry.name) for entry in visible) and not any(
+        entry.is_dir() or is_image_name(entry.name) for entry in visible
     )
+
+
+def _is_tar_name(name: str) -> bool:
+    return name.lower().endswith((".tar", *_COMPRESSED))
+
+
+def _list_other_files(source: Path) -> LeftOut:
+    """Return what lies in a folder of shards beside them."""
+    left_out = LeftOut("members")
+    for name in sorted(os.listdir(source)) if source.is_dir() else []:
+        if is_hidden(name):
+            left_out.add(HIDDEN, name)
+        elif not _is_tar_name(name):
+            left_out.add_file(name)
+    return left_out
 
 
 def list_shards(source: str | Path) -> list[Path]:
@@ -207,8 +235,7 @@ def list_shards(source: str | Path) -> list[Path]:
     path = Path(source).expanduser()
     shards = [path]
     if path.is_dir():
-        names = sorted(name for name in os.listdir(path) if not name.startswith("."))
-        tars = [name for name in names if name.endswith((".tar", *_COMPRESSED))]
+        tars = sorted(name for name in os.listdir(path) if _is_tar_name(name) and not is_hidden(name))
         if not tars:
             raise InputError(f"Expected tar files in {path}, got none: check data.root.")
         shards = [path / name for name in tars]
@@ -221,7 +248,7 @@ def list_shards(source: str | Path) -> list[Path]:
             f" {missing[0]}: fetch them or set another data.root."
         )
     for shard in shards:
-        if shard.name.endswith(_COMPRESSED):
+        if shard.name.lower().endswith(_COMPRESSED):
             raise InputError(
                 f"Expected plain tar files, but {shard} is compressed, which allows no random access: decompress it."
             )
@@ -248,45 +275,87 @@ class _ShardIndex(NamedTuple):
     keys: list[str]
     places: Int64[np.ndarray, "n 4"]
     damage: str
+    left_out: LeftOut
 
 
 class _DamageError(Exception):
     """A tar file that cannot be read on."""
 
 
+class _Name(NamedTuple):
+    """A member's name: `a/b.01.3.JPG` has the key a/b, the stem a/b.01.3 and the suffix .jpg."""
+
+    path: str
+    key: str
+    stem: str
+    suffix: str
+
+    @classmethod
+    def parse(cls, path: str) -> _Name:
+        folder, slash, base = path.removeprefix("./").rpartition("/")
+        stem, suffix = os.path.splitext(base)
+        return cls(path, f"{folder}{slash}{base.partition('.')[0]}", f"{folder}{slash}{stem}", suffix.lower())
+
+    def is_hidden(self) -> bool:
+        return any(is_hidden(part) for part in self.path.split("/") if part not in (".", ".."))
+
+    def is_map(self, keys: Set[str]) -> bool:
+        """Whether it belongs to a picture, which has one of these keys, rather than being one."""
+        words = self.stem[len(self.key) :].lower().split(".")[1:]
+        return bool(words) and (
+            _MAP.fullmatch(words[-1]) is not None or (self.key in keys and not words[0][:1].isdigit())
+        )
+
+
 def _index_shard(shard: Path, on_error: OnError) -> _ShardIndex:
-    images: dict[str, tuple[int, int]] = {}
-    labels: dict[str, tuple[int, int]] = {}
-    damage = ""
-    try:
-        with shard.open("rb") as stream:
-            for name, offset, size in _read_members(stream):
-                folder, slash, base = name.rpartition("/")
-                stem, _, extension = base.partition(".")
-                extension = f".{extension.lower()}"
-                if not stem or extension not in (*EXTENSIONS, ".cls"):
-                    continue
-                key = f"{folder}{slash}{stem}".removeprefix("./")
-                if extension == ".cls":
-                    labels[key] = offset, size
-                elif key in images:
-                    raise _duplicate(key, shard, shard)
-                else:
-                    images[key] = offset, size
-    except OSError as error:
-        raise InputError(f"Cannot read the tar file {shard} ({describe_error(error)}): make it readable.") from error
-    except _DamageError as error:
+    members, left_out, damage = _list_members(shard)
+    labels = {name.stem: place for name, place in members if name.suffix == ".cls"}
+    pictures = [(name, place) for name, place in members if name.suffix != ".cls"]
+    keys = {name.key for name, _ in pictures if name.stem == name.key}
+    images: dict[str, tuple[int, int, int, int]] = {}
+    for name, place in pictures:
+        label = labels.get(name.stem, labels.get(name.key, (0, 0)))
+        if name.is_map(keys):
+            left_out.add("of another picture's key", name.path)
+        elif name.stem in images:
+            raise _duplicate(name.stem, shard, shard)
+        else:
+            images[name.stem] = (*place, *label)
+    if damage:
         last = next(reversed(images), None)
-        damage = f"{error}; the last whole key is {last}" if last is not None else f"{error}; no image of it is whole"
+        damage += f"; the last whole key is {last}" if last is not None else "; no image of it is whole"
         if on_error is RAISE:
             raise InputError(
                 f"Expected a whole tar file, but {shard} {damage}: fetch it again, or set data.on_error=skip to keep"
                 " what is whole."
-            ) from error
+            )
         if labels:  # what was cut off may be the label of the last image
-            images = {key: place for key, place in images.items() if key in labels}
-    places = np.array([(*place, *labels.get(key, (0, 0))) for key, place in images.items()], dtype=np.int64)
-    return _ShardIndex(list(images), places.reshape(-1, 4), damage)
+            images = {key: place for key, place in images.items() if any(place[2:])}
+    places = np.array(list(images.values()), dtype=np.int64)
+    return _ShardIndex(list(images), places.reshape(-1, 4), damage, left_out)
+
+
+def _list_members(shard: Path) -> tuple[list[tuple[_Name, tuple[int, int]]], LeftOut, str]:
+    """Return the images and labels of a shard with offset and size, what else it holds, and how it is damaged."""
+    found: list[tuple[_Name, tuple[int, int]]] = []
+    left_out = LeftOut("members")
+    try:
+        with shard.open("rb") as stream:
+            for member in _read_members(stream):
+                name = _Name.parse(member.name)
+                if name.is_hidden():
+                    left_out.add(HIDDEN, name.path)
+                elif not member.isreg():
+                    left_out.add("links or devices", name.path)
+                elif name.suffix == ".cls" or is_image_name(name.path):
+                    found.append((name, (member.offset_data, member.size)))
+                else:
+                    left_out.add(name.suffix or NO_SUFFIX, name.path)
+    except OSError as error:
+        raise InputError(f"Cannot read the tar file {shard} ({describe_error(error)}): make it readable.") from error
+    except _DamageError as error:
+        return found, left_out, str(error)
+    return found, left_out, ""
 
 
 def _duplicate(key: str, first: Path, second: Path) -> InputError:
@@ -294,8 +363,8 @@ def _duplicate(key: str, first: Path, second: Path) -> InputError:
     return InputError(f"Expected every key once, but {key} has an image {where}: rename or remove one of them.")
 
 
-def _read_members(stream: BinaryIO) -> Iterator[tuple[str, int, int]]:
-    """Yield name, offset and size in bytes of the regular files of a tar file, reading headers alone.
+def _read_members(stream: BinaryIO) -> Iterator[tarfile.TarInfo]:
+    """Yield the members of a tar file that are no folders, reading headers alone.
 
     `tarfile` takes a file cut off between two members, or one with rubbish there, for whole: the end
     mark is looked for.
@@ -309,12 +378,12 @@ def _read_members(stream: BinaryIO) -> Iterator[tuple[str, int, int]]:
             for member in tar:
                 if member.issparse():
                     raise _DamageError("holds a sparse file")
-                if member.isreg():
-                    if member.size < 0:
-                        raise _DamageError("holds a damaged header")
-                    if member.offset_data + member.size > n_bytes:
-                        raise _DamageError("ends in the middle")
-                    yield member.name, member.offset_data, member.size
+                if member.isreg() and member.size < 0:
+                    raise _DamageError("holds a damaged header")
+                if member.isreg() and member.offset_data + member.size > n_bytes:
+                    raise _DamageError("ends in the middle")
+                if not member.isdir():
+                    yield member
             end = os.pread(stream.fileno(), tarfile.BLOCKSIZE, tar.offset)
     except (tarfile.TarError, ValueError, OverflowError) as error:
         raise _DamageError(f"is no tar file, or a damaged one ({error})") from error

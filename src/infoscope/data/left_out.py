@@ -1,0 +1,65 @@
+"""What lies beside the images of a data set and is not read: counted by what it is, the first of each kind named."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+
+N_NAMED = 3
+"""Names that are kept of each kind."""
+SYSTEM_FOLDERS = ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found")
+"""What systems put beside photographs: their own small copies among it."""
+HIDDEN, NO_SUFFIX = "hidden", "without a suffix"
+
+
+@dataclass
+class LeftOut:
+    """What a reader leaves out.
+
+    Args:
+        unit: what is counted: "files", "lines", "members".
+        counts: how many of each kind: {".heic": 5, "hidden": 3}.
+        first: the first names of each kind.
+    """
+
+    unit: str = "files"
+    counts: dict[str, int] = field(default_factory=dict)
+    first: dict[str, list[str]] = field(default_factory=dict)
+
+    def __bool__(self) -> bool:
+        return bool(self.counts)
+
+    @property
+    def total(self) -> int:
+        return sum(self.counts.values())
+
+    def add(self, kind: str, name: str) -> None:
+        """Count one, of a kind that reads well behind a number."""
+        self.counts[kind] = self.counts.get(kind, 0) + 1
+        named = self.first.setdefault(kind, [])
+        if len(named) < N_NAMED:
+            named.append(name)
+
+    def add_all(self, other: LeftOut) -> None:
+        """Count what another part of the same data set leaves out."""
+        for kind, n in other.counts.items():
+            self.counts[kind] = self.counts.get(kind, 0) + n
+            self.first[kind] = (self.first.get(kind, []) + other.first[kind])[:N_NAMED]
+
+    def add_file(self, path: str) -> None:
+        """Count a file that is no image, by its suffix."""
+        self.add(PurePosixPath(path).suffix.lower() or NO_SUFFIX, path)
+
+    def describe(self) -> str:
+        """Return, for people: "8 files: 5 .heic (a.heic, b.heic, c.heic, ...), 3 hidden (.a.jpg, ...)"."""
+        kinds = sorted(self.counts, key=lambda kind: (-self.counts[kind], kind))
+        return f"{self.total:,} {self.unit}: " + ", ".join(
+            f"{self.counts[kind]:,} {kind} ({', '.join(self.first[kind])}"
+            f"{', ...' if self.counts[kind] > len(self.first[kind]) else ''})"
+            for kind in kinds
+        )
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder is none of the user's: hidden, or a system's own."""
+    return name.startswith(".") or name in SYSTEM_FOLDERS
