@@ -79,8 +79,8 @@ def test_defaults_come_from_the_files(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_values_are_typed():
-    config = compose(["partition.rule=otsu", "probe.readouts=[patch_mean]", "sae.lr=1e-3", "scope.k_max=null"])
-    assert config.partition.rule is Rule.otsu
+    config = compose(["partition=otsu", "probe.readouts=[patch_mean]", "sae.lr=1e-3", "scope.k_max=null"])
+    assert config.partition.chosen == (Rule.otsu, None)
     assert config.probe.readouts == [Readout.patch_mean]
     assert (config.sae.lr, config.scope.k_max) == (1e-3, None)
     assert isinstance(config.model, ModelConfig)
@@ -120,7 +120,10 @@ WRONG = [
     (["model.layer=null"], ["model.layer: expected a whole number, got null"]),
     (["seeds=3"], ["seeds: expected a list in brackets, each a whole number, got 3"]),
     (["seeds=[0,a]"], ["seeds[1]: expected a whole number, got 'a'"]),
-    (["partition.rule=foo"], ["partition.rule: expected one of threshold, quantile, otsu, bands, got 'foo'"]),
+    (
+        ["partition.rule=foo"],
+        ["partition.rule: expected one of mass, threshold, quantile, otsu, bands or null, got 'foo'"],
+    ),
     (["partition.rule=band"], ["got 'band' (did you mean partition.rule=bands?)"]),
     (["data.on_error=stop"], ["data.on_error: expected one of raise, skip, got 'stop'"]),
     (["probe.readouts=[foo]"], ["probe.readouts[0]: expected one of patch_mean, cls_final, cls_layer, got 'foo'"]),
@@ -156,6 +159,8 @@ WRONG = [
     (["logger.group=a/b"], ["Expected logger.group to be a name", "got 'a/b'."]),
     (["predict.template_list=['']", "predict.templates=list"], ["predict.template_list[0] not to be empty"]),
     (["trainer.n_threads=0"], ["trainer.n_threads to be at least 1, got 0"]),
+    (["partition=otsu", "partition.gamma=0.1"], ["partition.gamma=0.1", "partition.rule=otsu", "partition=threshold"]),
+    (["partition=bands", "partition.gamma=0.1"], ["partition.gamma=0.1", "partition.rule=bands"]),
     # what is not KEY=VALUE
     (["foo"], ["'foo'", "expected KEY=VALUE"]),
     (["scope.k_cds=[1"], ["'scope.k_cds=[1'", "expected KEY=VALUE"]),

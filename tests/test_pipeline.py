@@ -377,7 +377,7 @@ def test_a_missing_file_is_noticed(finished: Path, tmp_path: Path) -> None:
 
 def test_gamma_comes_from_the_training_split(finished: Path, tmp_path: Path) -> None:
     output_dir = copy_run(finished, tmp_path / "run", but=("rank", "score", "probe", "report"))
-    config = make_tiny_config(output_dir, "partition.rule=quantile", "partition.quantile=0.6")
+    config = make_tiny_config(output_dir, "partition=quantile", "partition.quantile=0.6")
     found = Pipeline(config, Recorder()).partition(0)
 
     sae = load_sae(find_folder(output_dir, "train_sae")).requires_grad_(False)
@@ -387,7 +387,7 @@ def test_gamma_comes_from_the_training_split(finished: Path, tmp_path: Path) -> 
     ranking = rank_images(sae, cache.batches(16), config.scope.n_ranks)
     backbone = load_backbone(ModelConfig(kind=ModelKind.planted_registers))
     scores = score_latents(backbone, sae, images, ranking, config.scope, layer=config.model.layer)
-    expected = make_partition(scores.cds(config.scope.k_cds).values, config.partition)
+    expected = make_partition(scores.cds(config.scope.k_cds).values, ranking.mean_act, config.partition)
     assert found.gamma == expected.gamma
     for ours, theirs in ((found.high, expected.high), (found.low, expected.low), (found.unscored, expected.unscored)):
         assert np.array_equal(ours, theirs)
@@ -408,7 +408,7 @@ def partition_on_test_images(self: Pipeline, seed: int) -> Any:
     sae = load_sae(self.train_sae(seed).folder).requires_grad_(False)
     ranking = rank_images(sae, cache.batches(16), self.config.scope.n_ranks)
     scores = score_latents(self.backbone, sae, self.image_sets[1], ranking, self.config.scope)
-    return make_partition(scores.cds(self.config.scope.k_cds).values, self.config.partition)
+    return make_partition(scores.cds(self.config.scope.k_cds).values, ranking.mean_act, self.config.partition)
 
 
 @pytest.mark.parametrize(
@@ -461,11 +461,12 @@ def test_a_task_without_truth_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
+        (["partition=mass", "partition.mass_share=0.3"], ["30% of the mass", "without high-scope", "energy"]),
         (["partition=quantile", "partition.quantile=0.4"], ["quantile 0.4", "without high-scope"]),
         (["partition=otsu"], ["Otsu", "without low-scope"]),
         (["partition=bands", "partition.n_bands=3"], ["without band 1 of 3", "without band 3 of 3"]),
     ],
-    ids=["quantile", "otsu", "bands"],
+    ids=["mass", "quantile", "otsu", "bands"],
 )
 def test_every_rule_runs_through_to_the_report(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overrides: list[str], words: list[str]

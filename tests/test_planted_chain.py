@@ -131,8 +131,8 @@ def make_chain(
     ranking = rank_images(sae, train.cache.batches(50), k_max=K_CDS)
     config = ScopeConfig(k_cds=K_CDS, k_max=K_CDS, n_workers=1)
     scores = score_latents(backbone, sae, train.scenes, ranking, config, layer=LAYER)
-    groups = make_partition(scores.cds(K_CDS).values, partition)
     mass = ranking.mean_act * sae.W_dec.detach().norm(dim=1).numpy()
+    groups = make_partition(scores.cds(K_CDS).values, mass, partition)
     drawable = ~groups.unscored & (ranking.firing_rate > 0)
     variants = make_variants(dict(groups.groups), drawable, mass, n_draws=2, seed=seed)
     wanted = [v for v in variants if v.role.name != "control" or (v.group == "high" and v.control.name == "size")]

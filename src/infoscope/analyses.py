@@ -33,7 +33,7 @@ from infoscope.report.selection_section import make_selection_section
 from infoscope.report.stability_section import make_stability_section
 from infoscope.sae.config import TokenChoice
 from infoscope.sae.edit import EditMode
-from infoscope.scope.config import PartitionConfig, Rule
+from infoscope.scope.config import PartitionConfig
 from infoscope.scope.confounds import ConfoundResult, compute_confounds
 from infoscope.scope.group_activation import GroupActivation, compute_group_activation
 from infoscope.scope.maps import make_trainer
@@ -223,7 +223,7 @@ class Analyses(Stages):
         probed = [self.get(self.probe_spec(seed, original, *of), must_exist).folder for of in self.probe_groups()]
         W_dec = self.load_sae(self.train_sae(seed)).W_dec.detach().cpu().double().numpy()
         return make_selection_variants(
-            dict(make_partition(cds, PartitionConfig(Rule.bands, n_bands=config.select.n_bands)).bands),
+            dict(make_partition(cds, ranking.mean_act, PartitionConfig(n_bands=config.select.n_bands)).bands),
             ~np.isnan(cds) & (ranking.mean_act > 0),
             ranking.mean_act,
             compute_probe_importance(load_results(probed, original).heads, W_dec, ranking.mean_act),
@@ -311,5 +311,5 @@ class Analyses(Stages):
         return {
             "score": self.score_spec(seed).hash,
             "k_cds": config.scope.k_cds,
-            "partition": to_tree(config.partition),
+            "partition": config.partition.determining(),
         }

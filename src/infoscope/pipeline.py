@@ -161,7 +161,7 @@ class Pipeline(Analyses):
             "probes": [one.hash for many in probed.values() for artifacts in many.values() for one in artifacts],
             "tokens": self.tokens("train").hash,
             "k_cds": config.scope.k_cds,
-            "partition": to_tree(config.partition),
+            "partition": config.partition.determining(),
             "outliers": [self.token_outliers().hash, *(self.group_activation(seed).hash for seed in config.seeds)],
             "confounds": [self.confounds(seed).hash for seed in config.seeds],
         }

@@ -15,7 +15,6 @@ from infoscope.environment import describe_environment
 from infoscope.manifests import Artifact
 from infoscope.probes.results import VariantResult
 from infoscope.report.inputs import Example, ReportInputs, ScopeResult, TokenStats
-from infoscope.scope.config import PartitionConfig, Rule
 from infoscope.scope.examples import choose_example_latents
 from infoscope.scope.outliers import compute_norm_summary
 from infoscope.scope.partition import make_partition
@@ -96,22 +95,12 @@ def read_scope(config: Config, seed: int, sae: Artifact, ranked: Artifact, score
         mass2=scores.mass2,
         mean_act=ranking.mean_act,
         firing_rate=ranking.firing_rate,
-        partition=make_partition(cds, config.partition),
-        rule=describe_rule(config.partition),
+        partition=make_partition(cds, ranking.mean_act, config.partition),
+        rule=config.partition.rule_in_words,
         grid=scores.grid,
         shift=scores.shift_patches,
         sae_metrics=sae.read_json("metrics.json"),
     )
-
-
-def describe_rule(partition: PartitionConfig) -> str:
-    """Return how gamma is found, in words."""
-    return {
-        Rule.threshold: "given",
-        Rule.quantile: f"quantile {partition.quantile:g}",
-        Rule.otsu: "Otsu",
-        Rule.bands: f"{partition.n_bands} bands",
-    }[partition.rule]
 
 
 def _read_examples(

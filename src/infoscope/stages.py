@@ -170,8 +170,8 @@ class Stages(Encoding):
 
     def partition(self, seed: int) -> Partition:
         """Divide the latents by their scores on the training split: arithmetic on the score artifact."""
-        scores = Scores.load(self.score(seed).folder)
-        return make_partition(scores.cds(self.config.scope.k_cds).values, self.config.partition)
+        cds = Scores.load(self.score(seed).folder).cds(self.config.scope.k_cds).values
+        return make_partition(cds, Ranking.load(self.rank(seed).folder).mean_act, self.config.partition)
 
     def variants(self, seed: int) -> list[Variant]:
         """Return what is removed from the tokens, the original ones first: groups, everything, random controls."""

@@ -33,7 +33,7 @@ from infoscope.predictions.run import run_predictions
 from infoscope.predictions.zero_shot import ZeroShotHead, make_zero_shot_head
 from infoscope.probes.variants import make_variants
 from infoscope.sae.config import TokenChoice
-from infoscope.sae.edit import EditMode
+from infoscope.sae.edit import EditMode, compute_removed_shares
 from infoscope.vision.backbone import Tokens
 from infoscope.vision.config import ModelConfig, ModelKind
 from infoscope.vision.open_clip_backbone import OpenClipBackbone, load_backbone
@@ -125,6 +125,17 @@ def test_removing_everything_changes_predictions_and_equal_tokens_give_equal_row
     assert gone["total_variation"] > 0.5
     assert gone["top1"] < 0.5
     assert rows["error_preserving_without_empty"] == rows["original"]
+
+
+def test_shares_are_those_of_the_test_tokens(scenes, result):
+    inputs = scenes.inputs
+    _, tokens = next(inputs.iterate(np.arange(len(inputs.tokens)), len(inputs.tokens)))
+    for variant, told in zip(scenes.variants, result.variants, strict=True):
+        group = torch.from_numpy(variant.removed)[None]
+        expected = compute_removed_shares(inputs.sae, [tokens.patches], group, variant.mode)
+        assert told["mass_share"] == pytest.approx(expected.mass.item(), abs=1e-5)
+        assert told["energy_share"] == pytest.approx(expected.energy.item(), rel=1e-4)
+    assert any(told["energy_share"] > 0.1 for told in result.variants)
 
 
 def test_batches_and_drawn_images_change_nothing_else(scenes, result):

@@ -8,7 +8,8 @@ import numpy as np
 
 from infoscope.report.inputs import Example, ScopeResult, TokenStats
 from infoscope.scope.cds import compute_cds
-from infoscope.scope.partition import PartitionConfig, Rule, make_partition
+from infoscope.scope.config import PartitionConfig, Rule
+from infoscope.scope.partition import make_partition
 
 GRID, SHIFT, K_MAX = 12, 1, 8
 EFFECTS = {"high": 0.01, "low": -0.25, "all": -0.5, "nothing": -0.03, "control": -0.06}
@@ -28,6 +29,7 @@ def make_scope_result(seed: int = 0, n_latents: int = 200, config: PartitionConf
     chance = np.where(np.isnan(emd), np.nan, rng.beta(12, 22, emd.shape))
     cds = compute_cds(emd, K_MAX).values
     rate = np.where(np.arange(n_latents) < n_dead, 0, rng.exponential(0.02, n_latents))
+    mean_act = (rate * rng.gamma(2, 1, n_latents)).astype(np.float32)
     return ScopeResult(
         sae_seed=seed,
         k_cds=K_MAX,
@@ -36,9 +38,9 @@ def make_scope_result(seed: int = 0, n_latents: int = 200, config: PartitionConf
         chance_emd=chance,
         mass1=mass1,
         mass2=mass2,
-        mean_act=(rate * rng.gamma(2, 1, n_latents)).astype(np.float32),
+        mean_act=mean_act,
         firing_rate=rate.astype(np.float32),
-        partition=make_partition(cds, config or PartitionConfig(gamma=0.2)),
+        partition=make_partition(cds, mean_act, config or PartitionConfig(gamma=0.2)),
         rule="threshold 0.2",
         grid=GRID,
         shift=SHIFT,
@@ -50,7 +52,7 @@ def make_unscored_result() -> ScopeResult:
     """Every feature is without a CDS."""
     n, nan = 10, np.full((10, K_MAX), np.nan)
     cds, zeros = nan[:, 0], np.zeros(10, dtype=np.float32)
-    partition = make_partition(cds, PartitionConfig(rule=Rule.otsu))
+    partition = make_partition(cds, zeros, PartitionConfig(rule=Rule.otsu))
     return ScopeResult(0, K_MAX, cds, nan, nan, nan, nan, zeros, np.zeros(n), partition, "Otsu", GRID, SHIFT)
 
 

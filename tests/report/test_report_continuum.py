@@ -9,7 +9,7 @@ import pytest
 from report_samples import make_result, make_scope_result
 
 from infoscope.report.continuum_figure import draw_continuum
-from infoscope.scope.partition import PartitionConfig, Rule
+from infoscope.scope.config import PartitionConfig, Rule
 
 BANDS = ("band 1 of 2", "band 2 of 2")
 LOSSES = dict(zip(BANDS, (0.3, 0.05), strict=True))

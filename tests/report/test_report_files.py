@@ -37,7 +37,7 @@ from infoscope.report.scope_table import (
 )
 from infoscope.report.section import ReportSection, SectionFigure
 from infoscope.report.tables import MISSING, Column, Table
-from infoscope.scope.partition import PartitionConfig, Rule
+from infoscope.scope.config import PartitionConfig, Rule
 
 BANDS = PartitionConfig(rule=Rule.bands, n_bands=3)
 INPUTS = {

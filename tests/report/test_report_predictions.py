@@ -23,7 +23,7 @@ PICTURES = {i: np.full((16, 16, 3), 20 * i, np.uint8) for i in range(6)}
 def make_variant(role: str, mode: str = "error_preserving", **given) -> dict:
     defaults = {"group": None, "control": None, "draw": None, "n_latents": 40, "empty": False, "overlap": None}
     name = "_".join(map(str, (role, mode, *given.values())))
-    return {"name": name, "mode": mode, "role": role, **defaults, "mass_share_train": 0.3, **given}
+    return {"name": name, "mode": mode, "role": role, **defaults, "mass_share_train": 0.3, "energy_share": 0.2, **given}
 
 
 def make_variants(n_draws: int = 3) -> list[dict]:
@@ -92,9 +92,17 @@ def test_a_row_for_each_variant_and_means_over_seeds_and_draws():
     assert row["top1"] == pytest.approx(np.mean(expected))
     assert row["top1_sd"] == pytest.approx(np.std(expected, ddof=1))
     assert "3 SAE seeds, 3 draws of each random group" in table.to_markdown()
+    assert row["energy_share"] == pytest.approx(0.2)
+    assert "differ in mass" not in table.to_markdown()
     by_role = {(v["role"], v["mode"], v["group"], v["control"]): v for v in section.summary["variants"]}
     assert by_role["group", "error_preserving", "low", None]["top1"] == row["top1"]
     json.dumps(section.summary, allow_nan=False)
+
+
+def test_groups_of_unequal_mass_are_said_to_be_so():
+    variants = [v | {"mass_share_train": 0.6 if v["group"] == "low" else 0.3} for v in make_variants()]
+    table = make_prediction_section({0: make_result(0, variants)}).tables["predictions"]
+    assert "The groups differ in mass (high-scope 30.0%, low-scope 60.0%)" in table.to_markdown()
 
 
 def test_findings_follow_the_numbers():

@@ -109,6 +109,32 @@ def test_paper_differences() -> None:
     assert row["depth_rmse_m_difference"].value == pytest.approx(0.9481 - 0.8841)
 
 
+@pytest.mark.parametrize(
+    ("masses", "is_said"),
+    [
+        ({"high": 0.47, "low": 0.52}, False),  # half and half, as close as the features allow
+        ({"high": 0.45, "low": 0.549}, False),  # apart by less than a tenth of both
+        ({"high": 0.44, "low": 0.56}, True),
+        ({"high": 0.006, "low": 0.986}, True),
+        ({"high": 0.02, "low": 0.05}, True),  # most features without a score
+    ],
+)
+def test_groups_of_unequal_mass_are_said_to_be_so(masses: dict[str, float], is_said: bool) -> None:
+    results = make_results(2, n_draws=1)
+    for result in results:
+        if result["variant"]["role"] == "group":
+            result["variant"]["mass_share"] = masses[result["variant"]["group"]]
+    told = f"differ in mass (high-scope {100 * masses['high']:.1f}%, low-scope {100 * masses['low']:.1f}%)"
+    for name in ("removal", "removal_delta", "removal_frozen_head"):
+        assert (told in make_removal_tables(results)[name].to_markdown()) is is_said
+
+
+def test_an_empty_group_differs_in_mass_from_the_other() -> None:
+    results = [make_result(0, "original"), *(make_result(0, "group", group=group) for group in ("high", "low"))]
+    results[1]["variant"] |= {"n_latents": 0, "empty": True, "mass_share": 0.0}
+    assert "high-scope 0.0%, low-scope 30.0%" in make_removal_tables(results)["removal"].to_markdown()
+
+
 def test_an_empty_group_is_a_marked_row() -> None:
     results = make_results(1)
     for result in results:

@@ -1,4 +1,5 @@
 from itertools import chain, pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -6,16 +7,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from infoscope.errors import InputError
+from infoscope.scope.config import PartitionConfig, Rule
 from infoscope.scope.examples import choose_example_latents
-from infoscope.scope.partition import PartitionConfig, Rule, make_partition, otsu_threshold
+from infoscope.scope.partition import Partition, make_partition, mass_threshold, otsu_threshold
 
 NAN = np.nan
+NUMBERS = {Rule.mass: {"mass_share": 0.4}, Rule.threshold: {"gamma": 0.1}, Rule.quantile: {"quantile": 0.4}}
 SCORES = np.array([0.3, NAN, 0.1, 0.05, 0.1000001, NAN, 0.9])
 score_lists = st.lists(st.one_of(st.just(NAN), st.integers(0, 20).map(lambda i: i / 20)), max_size=30)
 
 
+def divide(cds: np.ndarray, mass: np.ndarray | None = None, **config: Any) -> Partition:
+    """Every feature has the same mass unless said otherwise."""
+    return make_partition(cds, np.ones(len(cds)) if mass is None else mass, PartitionConfig(**config))
+
+
 def test_high_is_above_gamma_and_low_is_not():
-    found = make_partition(SCORES, PartitionConfig(gamma=0.1))
+    found = divide(SCORES, gamma=0.1)
     assert found.gamma == 0.1
     assert np.flatnonzero(found.high).tolist() == [0, 4, 6]
     assert np.flatnonzero(found.low).tolist() == [2, 3]  # a score of gamma itself is low
@@ -27,7 +35,8 @@ def test_high_is_above_gamma_and_low_is_not():
 @settings(max_examples=150, deadline=None)
 def test_every_scored_feature_is_in_one_group(scores, rule, n_bands):
     cds = np.array(scores, dtype=float)
-    found = make_partition(cds, PartitionConfig(rule=rule, n_bands=n_bands))
+    numbers = {"n_bands": n_bands} if rule is Rule.bands else NUMBERS.get(rule, {})
+    found = divide(cds, np.random.default_rng(0).random(len(cds)), rule=rule, **numbers)
     membership = np.sum([mask for _, mask in found.groups], axis=0)
     np.testing.assert_array_equal(membership, ~np.isnan(cds))
     np.testing.assert_array_equal(found.unscored, np.isnan(cds))
@@ -39,16 +48,16 @@ def test_every_scored_feature_is_in_one_group(scores, rule, n_bands):
 
 def test_quantile_divides_by_rank():
     cds = np.r_[NAN, np.linspace(0, 1, 10)]
-    assert make_partition(cds, PartitionConfig(rule=Rule.quantile, quantile=0.7)).low.sum() == 7
-    scaled = make_partition(cds**3, PartitionConfig(rule=Rule.quantile, quantile=0.7))
-    np.testing.assert_array_equal(scaled.low, make_partition(cds, PartitionConfig(Rule.quantile, quantile=0.7)).low)
+    assert divide(cds, quantile=0.7).low.sum() == 7
+    scaled = divide(cds**3, quantile=0.7)
+    np.testing.assert_array_equal(scaled.low, divide(cds, quantile=0.7).low)
 
 
 @pytest.mark.parametrize("n", [4, 10, 41])
 @pytest.mark.parametrize("n_bands", [2, 3, 4])
 def test_bands_have_equal_counts_in_ascending_order(n, n_bands):
     cds = np.random.default_rng(0).permutation(np.linspace(0, 1, n) ** 2)
-    found = make_partition(cds, PartitionConfig(rule=Rule.bands, n_bands=n_bands))
+    found = divide(cds, n_bands=n_bands)
     counts = [int(mask.sum()) for _, mask in found.bands]
     assert max(counts) - min(counts) <= 1
     ends = [(cds[mask].min(), cds[mask].max()) for _, mask in found.bands]
@@ -59,7 +68,7 @@ def test_bands_have_equal_counts_in_ascending_order(n, n_bands):
 
 
 def test_equal_scores_share_a_band():
-    found = make_partition(np.array([0.5] * 6 + [0.7]), PartitionConfig(rule=Rule.bands, n_bands=3))
+    found = divide(np.array([0.5] * 6 + [0.7]), n_bands=3)
     assert [int(mask.sum()) for _, mask in found.bands] == [6, 0, 1]
 
 
@@ -80,8 +89,8 @@ def test_otsu_equals_a_search_over_all_cuts(seed):
 
 
 def test_equal_scores_have_an_empty_high_group():
-    for rule in (Rule.otsu, Rule.quantile):
-        found = make_partition(np.full(4, 0.25), PartitionConfig(rule=rule))
+    for rule in (Rule.otsu, Rule.quantile, Rule.mass):
+        found = divide(np.full(4, 0.25), rule=rule)
         assert found.gamma == 0.25
         assert found.low.all()
         assert not found.high.any()
@@ -89,18 +98,99 @@ def test_equal_scores_have_an_empty_high_group():
 
 @pytest.mark.parametrize("rule", list(Rule))
 def test_without_scores_all_groups_are_empty(rule):
-    found = make_partition(np.full(3, NAN), PartitionConfig(rule=rule))
+    found = divide(np.full(3, NAN), rule=rule, **NUMBERS.get(rule, {}))
     assert not any(mask.any() for _, mask in found.groups)
     assert found.unscored.all()
     assert found.gamma == (0.1 if rule is Rule.threshold else None)
 
 
 @pytest.mark.parametrize(
-    ("bad", "key"), [({"gamma": 1.5}, "gamma"), ({"quantile": 0.0}, "quantile"), ({"n_bands": 1}, "n_bands")]
+    "bad",
+    [
+        {"gamma": 1.5},
+        {"gamma": NAN},
+        {"quantile": 0.0},
+        {"quantile": NAN},
+        {"mass_share": 1.0},
+        {"mass_share": -0.1},
+        {"mass_share": NAN},
+        {"n_bands": 1},
+    ],
 )
-def test_values_out_of_range_are_refused(bad, key):
-    with pytest.raises(InputError, match=f"partition.{key}"):
+def test_values_out_of_range_are_refused(bad):
+    with pytest.raises(InputError, match=rf"Expected partition\.{next(iter(bad))}"):
         PartitionConfig(**bad)
+
+
+@pytest.mark.parametrize(
+    ("given", "rule", "number"),
+    [
+        ({}, Rule.mass, {"mass_share": 0.5}),
+        ({"gamma": 0.1}, Rule.threshold, {"gamma": 0.1}),
+        ({"mass_share": 0.3}, Rule.mass, {"mass_share": 0.3}),
+        ({"quantile": 0.3}, Rule.quantile, {"quantile": 0.3}),
+        ({"n_bands": 3}, Rule.bands, {"n_bands": 3}),
+        ({"rule": Rule.quantile}, Rule.quantile, {"quantile": 0.5}),
+        ({"rule": Rule.bands}, Rule.bands, {"n_bands": 4}),
+        ({"rule": Rule.otsu}, Rule.otsu, {}),
+    ],
+)
+def test_the_number_given_says_which_rule_it_is(given, rule, number):
+    config = PartitionConfig(**given)
+    assert config.chosen == (rule, *(number.values() or [None]))
+    assert config.determining() == {"rule": rule.name} | number
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"rule": Rule.mass, "gamma": 0.1}, ["partition.gamma=0.1", "partition.rule=mass", "partition=threshold"]),
+        ({"rule": Rule.otsu, "n_bands": 3}, ["partition.n_bands=3", "partition.rule=otsu", "partition=bands"]),
+        ({"gamma": 0.1, "quantile": 0.5}, ["partition.quantile=0.5", "partition.rule=threshold"]),
+        ({"rule": Rule.threshold}, ["partition.gamma", "got none"]),
+    ],
+)
+def test_a_number_that_the_rule_does_not_read_is_refused(given, words):
+    with pytest.raises(InputError) as refused:
+        PartitionConfig(**given)
+    assert all(word in str(refused.value) for word in words)
+
+
+# -- the split by mass ---------------------------------------------------------------------------------------------
+
+
+def test_gamma_is_where_the_cumulative_mass_reaches_the_share():
+    cds = np.array([0.4, 0.1, NAN, 0.3, 0.2])
+    mass = np.array([4.0, 1.0, 100.0, 3.0, 2.0])  # by ascending score 1, 2, 3, 4 of 10; an unscored one counts nowhere
+    for share, gamma in [(0.05, 0.1), (0.1, 0.1), (0.11, 0.2), (0.3, 0.2), (0.5, 0.3), (0.6, 0.3), (0.61, 0.4)]:
+        assert divide(cds, mass, mass_share=share).gamma == gamma, share
+
+
+@given(
+    scores=score_lists.filter(lambda scores: not np.isnan(scores).all()),
+    share=st.floats(0.01, 0.99),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=150, deadline=None)
+def test_low_scope_holds_the_share_and_would_not_without_its_highest_scores(scores, share, seed):
+    cds = np.array(scores, dtype=float)
+    mass = np.random.default_rng(seed).exponential(size=len(cds)) + 1e-3
+    found = divide(cds, mass, mass_share=share)
+    total = mass[~np.isnan(cds)].sum()
+    assert mass[found.low].sum() >= share * total * (1 - 1e-9)
+    assert mass[cds < found.gamma].sum() < share * total
+    np.testing.assert_array_equal(found.low, divide(cds, 1e-6 * mass, mass_share=share).low)  # only ratios matter
+
+
+def test_sums_of_floats_reach_a_share_that_they_are():
+    scores = np.arange(10) / 10
+    for n in range(1, 10):
+        assert mass_threshold(scores, np.full(10, 0.1), n / 10) == scores[n - 1]
+
+
+def test_equal_scores_stay_together_whatever_their_mass():
+    found = divide(np.array([0.1, 0.2, 0.2, 0.2, 0.3]), np.array([1.0, 9, 9, 9, 1]))
+    assert found.low.tolist() == [True, True, True, True, False]
 
 
 def test_examples_come_from_the_ends_and_the_middle():

@@ -12,7 +12,6 @@ from infoscope.pipeline import Pipeline
 from infoscope.progress import Display
 from infoscope.read_only import ReadOnlyStore
 from infoscope.report.tables import Value
-from infoscope.reporting import describe_rule
 from infoscope.tracking.config import LoggerKind
 
 
@@ -50,7 +49,7 @@ def describe_choices(config: Config) -> dict[str, Value]:
         "model": config.model.name,
         "data": config.data.kind.name,
         "sae": f"{config.sae.kind.name}, expansion {config.sae.expansion_factor}",
-        "rule": describe_rule(config.partition),
+        "rule": config.partition.rule_in_words,
         "k_cds": config.scope.k_cds,
         "seeds": " ".join(map(str, config.seeds)),
     }

@@ -27,13 +27,12 @@ from infoscope.quiet import quiet_lightning
 from infoscope.read_only import MissingArtifact
 from infoscope.report.figure_style import save_figure
 from infoscope.report.tables import Stat, Value, compute_stat
-from infoscope.reporting import describe_rule
 from infoscope.scope.config import Rule
 from infoscope.sweeps import expand_sweep, find_swept, make_commands
 from infoscope.uses import write_uses
 
 EXIT_OK, EXIT_INPUT, EXIT_INTERRUPT = 0, 2, 130
-NAMED_KEYS = ("model", "model.layer", "scope.k_cds", "partition.gamma", "partition.quantile")
+NAMED_KEYS = ("model", "model.layer", "scope.k_cds", "partition.gamma", "partition.quantile", "partition.mass_share")
 """What the columns of a table say anyway; every other key of a sweep is named beside them."""
 BUILD_NOTHING = "build=false"
 """Tables and figures of what exists; what is missing is named with the command that makes it."""
@@ -260,13 +259,10 @@ def _at_stage(override: str, stage: str) -> str:
 
 
 def _name_gamma(config: Config) -> str:
-    match config.partition.rule:
-        case Rule.threshold:
-            return f"gamma {config.partition.gamma:g}"
-        case Rule.bands:
-            return describe_rule(config.partition)
-        case _:
-            return f"gamma by {describe_rule(config.partition)}"
+    rule, number = config.partition.chosen
+    if rule is Rule.bands:
+        return config.partition.rule_in_words
+    return f"gamma {number:g}" if rule is Rule.threshold else f"gamma by {config.partition.rule_in_words}"
 
 
 def _plain(value: Value) -> Any:

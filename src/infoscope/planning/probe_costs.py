@@ -115,7 +115,8 @@ def count_probe_work(config: ProbeConfig, n_train: int, n_test: int, has_feature
 
 
 def make_nominal_variants(config: Config) -> list[Variant]:
-    n_groups = config.partition.n_bands if config.partition.rule is Rule.bands else 2
+    rule, number = config.partition.chosen
+    n_groups = int(number or 0) if rule is Rule.bands else 2
     groups = {str(i): np.arange(2 * n_groups) // 2 == i for i in range(n_groups)}
     everyone, alike = np.ones(2 * n_groups, bool), np.ones(2 * n_groups)
     variants = make_variants(groups, everyone, alike, config.probe.n_draws)

@@ -52,8 +52,8 @@ class PredictionResult:
     """Zero-shot predictions of every variant of one SAE's tokens; the first variant is the original.
 
     Args:
-        variants: name, mode, role, group, control, draw, n_latents, empty, overlap, mass_share_train, as
-            `describe_variant` gives them; the shares on test tokens are the probes' to measure, None here.
+        variants: name, mode, role, group, control, draw, n_latents, empty, overlap, mass_share_train, and
+            mass_share and energy_share on the test tokens, as `describe_variant` gives them (None in early files)
         class_names: of the head.
         logit_scale: of the head.
         image_index: position in the test images of each image that took part.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from infoscope.predictions.metrics import compute_entropy, compute_total_variati
 from infoscope.predictions.responsible import Explanation, explain_change
 from infoscope.predictions.results import ChangedImage, PredictionResult
 from infoscope.predictions.zero_shot import ZeroShotHead
+from infoscope.probes.editing import VariantShares
 from infoscope.probes.inputs import Progress, choose_rows
 from infoscope.probes.results import describe_variant
 from infoscope.probes.variants import Role, Variant
@@ -65,28 +65,32 @@ def run_predictions(
     unique = {key: keys.index(key) for key in keys}
     removed = {place: torch.from_numpy(variants[place].removed).to(inputs.device) for place in unique.values()}
     parts = cut(len(rows), PART_IMAGES)
+    distinct = [variants[place] for place in removed]
 
     def predict(number: int) -> Part:
         """Return what is kept of each image [n_unique, n_part], in the order of `removed`."""
         found: dict[str, list[Tensor]] = {name: [] for name in _PER_IMAGE}
+        shares = VariantShares(inputs.sae, distinct)
         n_done = parts[number].start
         for batch, tokens in inputs.iterate(rows[parts[number]], config.batch_images):
-            measured = _predict_batch(variants, removed, inputs, head, tokens)
+            measured = _predict_batch(variants, removed, inputs, head, tokens, shares)
             for name, values in measured.items():
                 found[name].append(values.cpu())
             n_done += len(batch)
             if progress:
                 progress("predictions", n_done, len(rows))
-        return {name: torch.cat(values, dim=1) for name, values in found.items()}
+        return {name: torch.cat(values, dim=1) for name, values in found.items()} | shares.state()
 
     arrays = {name: np.zeros((len(variants), len(rows)), dtype) for name, dtype in _PER_IMAGE.items()}
-    places = [list(removed).index(unique[key]) for key in keys]
-    for some, part in zip(parts, compute_parts(len(parts), predict, progress_folder, "predicted"), strict=True):
+    places, shares = [list(removed).index(unique[key]) for key in keys], VariantShares(inputs.sae, distinct)
+    for some, part in zip(parts, compute_parts(len(parts), predict, progress_folder, "predictions"), strict=True):
+        shares.add(part)
         for name, values in arrays.items():
             values[:, some] = part[name].numpy()[places]
     image_index = np.asarray(inputs.tokens.image_index[rows], dtype=np.int64)
+    shared = shares.compute()
     result = PredictionResult(
-        tuple(describe_variant(variant, math.nan, math.nan) for variant in variants),
+        tuple(describe_variant(variant, *shared[place]) for variant, place in zip(variants, places, strict=True)),
         head.class_names,
         head.logit_scale,
         image_index,
@@ -107,9 +111,11 @@ def _predict_batch(
     inputs: PredictInputs,
     head: ZeroShotHead,
     tokens: Tokens,
+    shares: VariantShares,
 ) -> dict[str, Tensor]:
     """Return what is kept of each image of a batch [n_removed, batch]; the first that is removed is nothing."""
     editor = TokenEditor(inputs, tokens)
+    shares.update(editor.editor)
     found, original = [], None
     for place, members in removed.items():
         edited = editor.edit(members, variants[place].mode)

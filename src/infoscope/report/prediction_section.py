@@ -14,7 +14,7 @@ from infoscope.report.prediction_figures import MIN_PREDICTIONS, draw_changed_pr
 from infoscope.report.removal import EMPTY, LABEL, MARKS
 from infoscope.report.section import ReportSection, SectionFigure
 from infoscope.report.tables import Cell, Column, Stat, Table, compute_stat, format_number
-from infoscope.report.variants import MODES, Metric, Result, Variant, group_by_variant, is_empty
+from infoscope.report.variants import MODES, Metric, Result, Variant, group_by_variant, is_empty, tell_unequal_mass
 
 TASK = "predictions"
 METRICS = (
@@ -28,6 +28,7 @@ METRICS = (
 SHARES = (
     Column("n_latents", "latents removed", digits=0, optional=True),
     Column("mass_share_train", "mass", digits=1, scale=100, unit="%", optional=True),
+    Column("energy_share", "energy", digits=1, scale=100, unit="%", optional=True),
 )
 ORIGINAL = Variant("original", "")
 KEPT = "error_preserving"
@@ -105,7 +106,9 @@ def _make_table(runs: Mapping[Variant, Sequence[Result]], results: Mapping[int, 
             f" {len(results)} SAE seed{'s' if len(results) > 1 else ''}{draws}{spread}.",
             "Changed: share of predictions unlike those on the original tokens. Confidence: mean probability of the"
             " predicted class. ECE: expected calibration error, 15 bins. TV: mean total-variation distance of the"
-            " probabilities from the original ones. Mass: share of the sum of activations on the training images.",
+            " probabilities from the original ones. Mass: share of the sum of activations on the training images."
+            " Energy: share of the squared distance from the mean token that the edit changes, on these images.",
+            *tell_unequal_mass(runs, "mass_share_train"),
         ],
         marks=MARKS,
     )

@@ -22,6 +22,7 @@ from infoscope.report.variants import (
     is_unconverged,
     present_metrics,
     read_difference,
+    tell_unequal_mass,
 )
 
 EDGE, EMPTY, PAPER, UNCONVERGED = "†", "∅", "‡", "§"
@@ -73,6 +74,7 @@ def make_main_table(results: Sequence[Result], paper_reference: str | None = Non
             " the group, so it goes.",
             "Mass: share of the sum of activations. Energy: share of the squared distance from the mean token that the"
             " edit changes. Overlap: share of a random group that is also in the group it stands in for.",
+            *tell_unequal_mass(group_by_variant(results)),
         ],
         marks=MARKS,
     )
@@ -88,7 +90,10 @@ def make_delta_table(results: Sequence[Result], paper_reference: str | None = No
         "removal_delta",
         "Feature removal, differences from the original tokens",
         [LABEL, *make_metric_columns(metrics, relative=True)],
-        notes=[f"{_count_runs(results)} Differences are taken within a run, then averaged."],
+        notes=[
+            f"{_count_runs(results)} Differences are taken within a run, then averaged.",
+            *tell_unequal_mass(group_by_variant(results)),
+        ],
         marks=MARKS,
     )
 
@@ -108,7 +113,10 @@ def make_frozen_head_table(results: Sequence[Result]) -> Table:
         "removal_frozen_head",
         "Feature removal under the original head, differences from the original tokens",
         [LABEL, *make_metric_columns(metrics, relative=True)],
-        notes=[f"{_count_runs(results)} The head was trained on the original tokens and reads the edited ones."],
+        notes=[
+            f"{_count_runs(results)} The head was trained on the original tokens and reads the edited ones.",
+            *tell_unequal_mass(group_by_variant(results)),
+        ],
         marks=MARKS,
     )
     with_head = [result for result in _without_original(results) if result.get(source)]
@@ -142,25 +150,27 @@ def make_matched_table(results: Sequence[Result]) -> Table | None:
     differences = [
         replace(column, heading=f"Δ {column.heading}") for column in make_metric_columns(metrics, relative=True)
     ]
+    shares = [column for column in SHARES if column.key != "overlap"]  # only random groups have an overlap
     table = Table(
         "removal_matched",
         "Feature removal at matched firing frequency",
-        [LABEL, *SHARES[:2], *make_metric_columns(metrics), *differences],
+        [LABEL, *shares, *make_metric_columns(metrics), *differences],
         notes=[
             f"{_count_runs(list(originals.values()))} Both groups are thinned out until they have equally many features"
             " in every half octave of firing rate, and removed while the SAE's error stays; differences are taken from"
             " the original tokens within a run. Their mass is not matched.",
+            *tell_unequal_mass(variants),
         ],
         marks=MARKS,
     )
     unedited = [metric_cell(list(originals.values()), metric) for metric in metrics]
-    table.add_row("original tokens", None, None, *unedited, *[None] * len(metrics))
+    table.add_row("original tokens", *[None] * len(shares), *unedited, *[None] * len(metrics))
     for variant, runs in variants.items():
         filled = [run for run in runs if not is_empty(run)]
         mark = EMPTY if len(filled) < len(runs) else ""
         table.add_row(
             Cell(variant.label, mark),
-            *_shares(filled)[:2],
+            *_shares(filled)[: len(shares)],
             *(metric_cell(filled, metric) for metric in metrics),
             *(metric_cell(filled, metric, originals) for metric in metrics),
         )

@@ -6,13 +6,15 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from infoscope.report.tables import Column
+from infoscope.report.tables import Column, compute_stat
 from infoscope.scope.separation import MATCHED
 
 Result = Mapping[str, Any]
 """One run: {"sae_seed", "variant": {...}, "metrics": {task: {name: value}}, "frozen_head": the same, "lr": {...}}."""
 
 MODES = {"error_preserving": "error-preserving", "reconstruct": "reconstruct"}
+UNEQUAL_MASS = 0.1
+"""Groups differ in mass where the largest and the smallest are further apart than this share of both together."""
 
 
 class Metric(NamedTuple):
@@ -57,10 +59,14 @@ class Variant(NamedTuple):
     control: str | None = None
 
     @property
+    def group_label(self) -> str:
+        """The group's name for people: "high-scope", "band 1 of 4", ..."""
+        name, *rest = (self.group or "").split(", ", 1)
+        return ", ".join([f"{name}-scope" if name in ("high", "low") else name, *rest])
+
+    @property
     def label(self) -> str:
         """For the first column of a table."""
-        name, *rest = (self.group or "").split(", ", 1)
-        group = ", ".join([f"{name}-scope" if name in ("high", "low") else name, *rest])
         match self.role:
             case "original":
                 return "original tokens"
@@ -71,7 +77,7 @@ class Variant(NamedTuple):
             case "control":
                 return f"random, {self.control} of {self.group}"
             case _:
-                return f"without {group}"
+                return f"without {self.group_label}"
 
 
 def get_variant(result: Result) -> Variant:
@@ -112,6 +118,22 @@ def is_empty(result: Result) -> bool:
     """Whether the variant removes a group that has no features, or is a random control of such a group."""
     variant = result["variant"]
     return bool(variant.get("empty")) or (variant["role"] == "control" and variant.get("n_latents") == 0)
+
+
+def tell_unequal_mass(runs: Mapping[Variant, Sequence[Result]], key: str = "mass_share") -> list[str]:
+    """Return a sentence if the groups differ in mass by more than `UNEQUAL_MASS`, else nothing.
+
+    Args:
+        runs: of each variant, as `group_by_variant` gives them.
+        key: which of a variant's mass shares is meant.
+    """
+    groups = [variant for variant in runs if variant.role == "group" and variant.mode == "error_preserving"]
+    masses = {of.group_label: compute_stat(run["variant"].get(key) for run in runs[of]).mean for of in groups}
+    least, most = min(masses.values(), default=0.0), max(masses.values(), default=0.0)
+    if not most - least > UNEQUAL_MASS * (most + least):
+        return []
+    told = ", ".join(f"{name} {100 * mass:.1f}%" for name, mass in masses.items())
+    return [f"The groups differ in mass ({told}): hold each against random groups of its mass, not against the other."]
 
 
 def at_edge(result: Result, task: str) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Annotated
+from typing import Annotated, Any
 
 from infoscope.bounds import Bounds, Count, Few, FewOrNone, Positive, Seed, TrueShare, check
 from infoscope.errors import InputError
@@ -70,6 +70,8 @@ class ScopeConfig:
 class Rule(Enum):
     """How features are divided."""
 
+    mass = "mass"
+    """gamma is where the activation mass divides, half and half by default: removing either group removes as much."""
     threshold = "threshold"
     """gamma is the given number."""
     quantile = "quantile"
@@ -80,20 +82,66 @@ class Rule(Enum):
     """No gamma: groups of equal size from the lowest to the highest scores."""
 
 
+_READS = {Rule.mass: "mass_share", Rule.threshold: "gamma", Rule.quantile: "quantile", Rule.bands: "n_bands"}
+"""The number that each rule reads; otsu reads none."""
+_DEFAULTS = {Rule.mass: 0.5, Rule.quantile: 0.5, Rule.bands: 4}
+
+
 @dataclass
 class PartitionConfig:
-    """How scored features are divided into groups."""
+    """How scored features are divided into groups: by a rule, and the number that it reads.
 
-    rule: Rule = Rule.threshold
-    gamma: Annotated[float, Bounds(0, 1, words="in 0..1, the range of the score")] = 0.1
-    """High scope is CDS > gamma, low scope CDS <= gamma; read by the rule threshold (0.1 is ours)."""
-    quantile: TrueShare = 0.5
-    """Share of the scored features in the low group; read by the rule quantile."""
-    n_bands: Annotated[int, Bounds(2, 1000)] = 4
-    """Groups of equal size; read by the rule bands."""
+    A number that the rule does not read is refused. Without a rule it is the one that reads the number given, else
+    `mass`.
+    """
+
+    rule: Rule | None = None
+    mass_share: TrueShare | None = None
+    """Least share of the scored features' activation mass in the low group; null: half."""
+    gamma: Annotated[float, Bounds(0, 1, words="in 0..1, the range of the score")] | None = None
+    """High scope is CDS > gamma, low scope CDS <= gamma; 0..1."""
+    quantile: TrueShare | None = None
+    """Share of the scored features in the low group; null: half."""
+    n_bands: Annotated[int, Bounds(2, 1000)] | None = None
+    """Groups of equal size; null: 4."""
 
     def __post_init__(self) -> None:
         check(self, "partition")
+        rule, number = self.chosen
+        for reader, name in _READS.items():
+            value = getattr(self, name)
+            if value is not None and reader is not rule:
+                raise InputError(
+                    f"partition.{name}={value} means nothing to partition.rule={rule.name}: drop it, or choose"
+                    f" partition={reader.name} (partition.{name}=null where a preset gives it)."
+                )
+        if rule is Rule.threshold and number is None:
+            raise InputError("Expected partition.gamma, the number that partition.rule=threshold reads, got none.")
+
+    @property
+    def chosen(self) -> tuple[Rule, float | None]:
+        """The rule and its number, defaults filled in; otsu has none."""
+        given = (rule for rule, name in _READS.items() if getattr(self, name) is not None)
+        rule = self.rule or next(given, Rule.mass)
+        number = getattr(self, _READS[rule]) if rule in _READS else None
+        return rule, _DEFAULTS.get(rule) if number is None else number
+
+    def determining(self) -> dict[str, Any]:
+        """Return what decides the groups: the rule and its number, as plain JSON values."""
+        rule, number = self.chosen
+        return {"rule": rule.name} | ({} if number is None else {_READS[rule]: number})
+
+    @property
+    def rule_in_words(self) -> str:
+        """How the groups are found, for people."""
+        rule, number = self.chosen
+        return {
+            Rule.mass: f"{number or 0:.0%} of the mass",
+            Rule.threshold: "given",
+            Rule.quantile: f"quantile {number or 0:g}",
+            Rule.otsu: "Otsu",
+            Rule.bands: f"{number} bands",
+        }[rule]
 
 
 class OutlierRule(Enum):

@@ -31,24 +31,47 @@ class Partition:
         return self.bands or [("high", self.high), ("low", self.low)]
 
 
-def make_partition(cds: Float[np.ndarray, " d_sae"], config: PartitionConfig) -> Partition:
-    """Divide features by their scores (0..1, NaN: unscored) under the configured rule."""
+def make_partition(
+    cds: Float[np.ndarray, " d_sae"], mass: Float[np.ndarray, " d_sae"], config: PartitionConfig
+) -> Partition:
+    """Divide features by their scores under the configured rule.
+
+    Args:
+        cds: scores, 0..1; NaN: unscored.
+        mass: activation mass of each feature (sum or mean of z * |W_dec|) on the training split; only ratios matter,
+            and only the rule `mass` reads it.
+    """
     unscored = np.isnan(cds)
-    scored = cds[~unscored]
-    if config.rule is Rule.bands:
+    rule, number = config.chosen
+    if rule is Rule.bands:
         nobody = np.zeros(len(cds), dtype=bool)
-        return Partition(None, nobody, nobody.copy(), unscored, _make_bands(cds, config.n_bands))
-    gamma = _choose_gamma(scored, config)
+        return Partition(None, nobody, nobody.copy(), unscored, _make_bands(cds, int(number or 0)))
+    gamma = _choose_gamma(cds[~unscored], mass[~unscored], rule, number or 0)
     cut = np.nan if gamma is None else gamma
     return Partition(gamma, high=cds > cut, low=cds <= cut, unscored=unscored)  # comparisons with NaN are false
 
 
-def _choose_gamma(scored: np.ndarray, config: PartitionConfig) -> float | None:
-    if config.rule is Rule.threshold:
-        return config.gamma
-    if len(scored) == 0:
+def _choose_gamma(scores: np.ndarray, mass: np.ndarray, rule: Rule, number: float) -> float | None:
+    """The cut of a rule; None where it reads scores and there are none."""
+    if rule is Rule.threshold:
+        return number
+    if len(scores) == 0:
         return None
-    return float(np.quantile(scored, config.quantile)) if config.rule is Rule.quantile else otsu_threshold(scored)
+    if rule is Rule.mass:
+        return mass_threshold(scores, mass, number)
+    return float(np.quantile(scores, number)) if rule is Rule.quantile else otsu_threshold(scores)
+
+
+def mass_threshold(scores: Float[np.ndarray, " n"], mass: Float[np.ndarray, " n"], share: float) -> float:
+    """Return the score at which the cumulative mass of features, by ascending score, reaches a share of all of it.
+
+    So features up to this score hold at least that share; equal scores stay together. Where nothing has mass, the
+    lowest score.
+    """
+    order = np.argsort(scores, kind="stable")
+    reached = np.cumsum(mass[order], dtype=np.float64)
+    wanted = share * reached[-1] * (1 - 1e-12)  # sums of floats may fall short of a share that they are
+    return float(scores[order][np.searchsorted(reached, wanted)])
 
 
 def otsu_threshold(values: Float[np.ndarray, " n"]) -> float:
