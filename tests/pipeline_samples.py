@@ -62,7 +62,7 @@ def make_overrides(output_dir: Path, *overrides: str) -> list[str]:
     for override in (*TINY, f"output_dir={output_dir}", *overrides):
         key = override.partition("=")[0]
         chosen.pop(key, None)
-        if key == "partition":
+        if key in ("partition", "partition.rule"):
             chosen.pop("partition.gamma", None)  # is read by the rule threshold alone
         chosen[key] = override
     return list(chosen.values())
