@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from infoscope.config import Config, compose
 from infoscope.job import Job
 from infoscope.manifests import Artifact, Spec
 from infoscope.pipeline import run
-from infoscope.progress import Display
+from infoscope.progress import Advance, Display
 from infoscope.report.report import ReportFiles
 from infoscope.sweeps import Sweep
 
@@ -80,11 +81,17 @@ class Recorder(Display):
         super().__init__(Console(file=io.StringIO(), width=200), bars=False)
         self.events: list[tuple[str, str, str]] = []
         """(event, stage, folder name)"""
+        self.shown: list[str] = []
+        """The loops of which it was told how far they are."""
         self.files: ReportFiles | None = None
 
     def event(self, event: str, spec: Spec, detail: str) -> None:
         super().event(event, spec, detail)
         self.events.append((event, spec.stage, spec.folder_name))
+
+    def bar(self, what: str, total: int | None = None, unit: str = "") -> AbstractContextManager[Advance]:
+        self.shown.append(what)
+        return super().bar(what, total, unit)
 
     @property
     def text(self) -> str:

@@ -110,6 +110,25 @@ def test_every_stage_builds_what_it_lacks(finished: Path, first_run: Recorder) -
     assert first_run.files.tables.keys() >= {"removal", "scope"}
 
 
+def test_whatever_can_take_long_shows_how_far_it_is(first_run: Recorder) -> None:
+    assert set(first_run.shown) == {
+        "reading the weights' checksum",
+        "rendering train scenes",
+        "rendering test scenes",
+        "loading the backbone",
+        "encoding train images",
+        "training SAE, seed 0",
+        "ranking images, seed 0",
+        "scoring, seed 0",
+        "encoding test images",
+        "probing, seed 0",
+        "outlier tokens",
+        "groups on outlier tokens, seed 0",
+        "confounds, seed 0",
+        "writing the report",
+    }
+
+
 @pytest.mark.parametrize("stage", ["train_sae", "score"])
 def test_a_stage_stops_where_it_is_told_and_depends_on_no_folder(finished: Path, tmp_path: Path, stage: str) -> None:
     assert run_tiny(tmp_path, f"stage={stage}").files is None

@@ -64,7 +64,7 @@ class Analyses(Stages):
         }
 
         def build(work: Workspace) -> None:
-            with self.display.bar("outlier tokens") as advance:
+            with self.display.bar("outlier tokens", unit="images") as advance:
                 found = compute_token_outliers(
                     self.backbone,
                     self.image_sets[0],
@@ -89,7 +89,7 @@ class Analyses(Stages):
             if partition.unscored.any():
                 groups["unscored"] = partition.unscored
             threshold = TokenOutliers.load(outliers.folder).norms.threshold
-            with self.display.bar(f"groups on outlier tokens, seed {seed}") as advance:
+            with self.display.bar(f"groups on outlier tokens, seed {seed}", unit="images") as advance:
                 found = compute_group_activation(
                     self.load_sae(sae), self.open_tokens("train"), groups, threshold, advance, work.progress
                 )
@@ -113,13 +113,14 @@ class Analyses(Stages):
         key = {"sae": sae.hash, "tokens": tokens.hash, "images": self.images_fingerprint("train"), "k_top": k_top}
 
         def build(work: Workspace) -> None:
-            with self.display.bar(f"confounds, seed {seed}", self.n_images("train")) as advance:
+            n = self.n_images("train")
+            with self.display.bar(f"confounds, seed {seed}", n, "images") as advance:
                 found = compute_confounds(
                     self.load_sae(sae),
                     self.open_tokens("train"),
                     images,
                     k_top,
-                    progress=lambda done: advance(done, None),
+                    progress=advance,
                     progress_folder=work.progress,
                 )
             if world.current().rank == 0:
@@ -146,7 +147,7 @@ class Analyses(Stages):
         key = {"model": self.model_fingerprint, "prompts": prompts.determining()}
 
         def build(work: Workspace) -> None:
-            with self.display.bar("embedding class names", len(prompts.class_names)) as advance:
+            with self.display.bar("embedding class names", len(prompts.class_names), "classes") as advance:
                 head = make_zero_shot_head(self.backbone, prompts, advance, work.progress)
             if world.current().rank == 0:
                 head.save(work.folder)
@@ -184,7 +185,7 @@ class Analyses(Stages):
                     ZeroShotHead.load(head.folder),
                     config.predict,
                     self.prompts.labels,
-                    lambda what, done, of: advance(done, of),
+                    lambda what, done, of: advance(done, of, what),
                     work.progress,
                 )
                 if world.current().rank == 0:
@@ -284,14 +285,14 @@ class Analyses(Stages):
         sae, scope, again = self.load_sae(self.train_sae(seed)), self.config.scope, None
         if held_out is not None:
             source = self.open_tokens("test")
-            with self.display.bar(f"ranking held-out images, seed {seed}", len(source)) as advance:
+            with self.display.bar(f"ranking held-out images, seed {seed}", len(source), "images") as advance:
                 again = rank_in_parts(
                     sae,
                     lambda rows: source.batches(TOKEN_BATCH_IMAGES, rows),
                     len(source),
                     scope.n_ranks,
                     scope.rank_by,
-                    lambda done: advance(done, None),
+                    advance,
                     work.progress,
                     f"held-out-{seed}",
                 )

@@ -20,7 +20,7 @@ import socket
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from typing import Any
 import yaml
 
 from infoscope import world
-from infoscope.errors import InputError, explain_write_error
+from infoscope.errors import explain_write_error
 from infoscope.locks import Locks
 from infoscope.manifests import (
     CONFIG,
@@ -41,6 +41,7 @@ from infoscope.manifests import (
     read_manifest,
     write_durably,
 )
+from infoscope.progress import Advance, ShowBar, show_nothing
 
 
 @dataclass(frozen=True)
@@ -57,15 +58,19 @@ class Workspace:
     @property
     def progress_bytes(self) -> int:
         """What an interrupted build has left."""
-        n_bytes = 0
-        for path in self.progress.rglob("*"):
-            with suppress(FileNotFoundError):  # another process has just finished it
-                n_bytes += path.stat().st_size
-        return n_bytes
+        return _count_bytes(self.progress)
 
 
-VISIBLE_S = 120
-"""How long a folder that another machine has made may take to show on this one."""
+def _count_bytes(folder: Path) -> int:
+    n_bytes = 0
+    for path in folder.rglob("*"):
+        with suppress(FileNotFoundError):  # another process has just finished it
+            n_bytes += path.stat().st_size
+    return n_bytes
+
+
+SHOWN_BYTES = 2**28
+"""The reading of more than this is shown."""
 
 
 class Store:
@@ -76,6 +81,7 @@ class Store:
         on_event: told "building", "built", "reused", "waiting" or "damaged" with the spec and a detail; and "claimed"
             of what will be built, alone or with others, and of the progress of such work.
         lock_timeout_s: how long to wait for another process that builds the same artifact.
+        show_bar: given a name, shows how far the reading of large files is, or for how long one has waited.
     """
 
     checked_bytes = math.inf
@@ -86,10 +92,11 @@ class Store:
         root: Path,
         on_event: Callable[[str, Spec, str], None] | None = None,
         lock_timeout_s: float = 6 * 3600,
+        show_bar: ShowBar = show_nothing,
     ) -> None:
         self.root = root
         self.on_event = on_event or (lambda event, spec, detail: None)
-        self.locks = Locks(root, lambda *told: self.on_event(*told), lock_timeout_s)
+        self.locks, self._show_bar = Locks(root, lambda *told: self.on_event(*told), lock_timeout_s, show_bar), show_bar
         self._verified: dict[Path, dict[str, Any]] = {}
         self._checked: set[str] = set()
         """Stages without artifacts of a newer format."""
@@ -181,14 +188,14 @@ class Store:
             if "works" in told:
                 works = {name: Workspace(*map(Path, places)) for name, places in told["works"].items()}
                 for work in works.values():
-                    _wait_until_visible(work.folder)
+                    world.wait_until_visible(work.folder)
                 build(works)
                 world.barrier()
                 told = {"folders": json.loads(world.wait_for(f"{key}/built"))}
             self._told[key] = {}
             for name, place in told["folders"].items():
                 folder = Path(place)
-                _wait_until_visible(folder / MANIFEST)
+                world.wait_until_visible(folder / MANIFEST)
                 manifest = json.loads((folder / MANIFEST).read_text())
                 self._told[key][name] = Artifact(folder, specs[name].hash, manifest, built=False)
         return dict(self._told[key])
@@ -269,7 +276,8 @@ class Store:
         def seal() -> None:
             if config is not None:
                 (temporary / CONFIG).write_text(yaml.safe_dump(config, sort_keys=False))
-            manifest.update(make_manifest(spec, temporary, time.perf_counter() - start, upstream))
+            with self._reading(spec, temporary) as tell:
+                manifest.update(make_manifest(spec, temporary, time.perf_counter() - start, upstream, tell))
             write_durably(temporary / MANIFEST, json.dumps(manifest, indent=2))
 
         try:
@@ -343,10 +351,18 @@ class Store:
         if folder in self._verified:
             return self._verified[folder]
         manifest = read_manifest(folder)
-        if manifest is None or manifest["hash"] != spec.hash or any(find_damage(folder, manifest, self.checked_bytes)):
+        if manifest is None or manifest["hash"] != spec.hash:
             return None
+        with self._reading(spec, folder) as tell:
+            if any(find_damage(folder, manifest, self.checked_bytes, tell)):
+                return None
         self._verified[folder] = manifest
         return manifest
+
+    def _reading(self, spec: Spec, folder: Path) -> AbstractContextManager[Advance]:
+        """Show how far the files of a folder are read, where that takes more than a moment."""
+        show_bar = self._show_bar if _count_bytes(folder) > SHOWN_BYTES else show_nothing
+        return show_bar(f"reading {spec.stage}/{spec.name}, file by file")
 
     def _refuse_newer(self, stage: str) -> None:
         """Refuse to build beside what a newer infoscope has made: it may be the same thing under another hash."""
@@ -375,19 +391,3 @@ def may_be_alive(owner: str) -> bool:
     except OSError as error:
         return error.errno == errno.EPERM
     return True
-
-
-def _wait_until_visible(path: Path) -> None:
-    """Wait for what another machine has written to show on this one (network file systems take their time).
-
-    Raises:
-        InputError: it does not.
-    """
-    end = time.monotonic() + VISIBLE_S
-    while not path.exists():
-        if time.monotonic() > end:
-            raise InputError(
-                f"Expected {path}, which another process of this job has made, but it does not show here: let"
-                " output_dir lie on a disk that all nodes share."
-            )
-        time.sleep(0.1)

@@ -83,7 +83,7 @@ class TrainerConfig:
     """Processes on this machine that share the work, one for each GPU. Tasks of a Slurm job, of a launcher's
     tasks_per_node or of torchrun share it by themselves: then this stays 1."""
     progress: bool = True
-    """Progress bars in the terminal."""
+    """Show how far long loops are: bars in a terminal, elsewhere a line every half minute."""
     token_buffer: TokenBuffer = TokenBuffer.ram
     """Where a pool of tokens waits that are not stored (data.store_tokens=false): sae.pool_images x
     sae.tokens_per_image x d_in x 4 bytes, twice."""

@@ -41,7 +41,8 @@ class Encoding(Specs):
     @cached_property
     def backbone(self) -> Backbone:
         """The frozen backbone: loaded when something has to be encoded, not before."""
-        return load_backbone(self.config.model, self._trained_folder).to(self.device)
+        with self.display.bar("loading the backbone"):
+            return load_backbone(self.config.model, self._trained_folder).to(self.device)
 
     def backbone_at(self, image_px: int) -> Backbone:
         """Return the backbone for images of a side in pixels, its position embeddings interpolated if it is another.
@@ -71,10 +72,8 @@ class Encoding(Specs):
 
         def build(work: Workspace) -> None:
             n_workers = data.n_workers or (os.cpu_count() or 1)
-            with self.display.bar(f"rendering {split} scenes", n_images) as advance:
-                save_scenes(
-                    work.folder, data.seed, split, n_images, data.size_px, n_workers, lambda done: advance(done, None)
-                )
+            with self.display.bar(f"rendering {split} scenes", n_images, "images") as advance:
+                save_scenes(work.folder, data.seed, split, n_images, data.size_px, n_workers, advance)
 
         return self.get(self.scenes_spec(split, n_images, data), build)
 
@@ -107,16 +106,23 @@ class Encoding(Specs):
                 self.check_disk(compute_cache_bytes(backbone, len(images), dtype))
 
             def read(positions: np.ndarray, batch_images: int) -> Iterator[ImageBatch]:
-                batches = iterate_images(
-                    images, backbone.image_px, batch_images, positions, on_error=data.on_error, n_workers=data.n_workers
-                )
-                what = f"encoding {split} images"
-                return self.display.track(what, batches, len(positions), lambda batch: len(batch.index))
+                size_px, n_done = backbone.image_px, 0
+                for batch in iterate_images(images, size_px, batch_images, positions, data.on_error, data.n_workers):
+                    yield batch
+                    n_done += len(batch.index)
+                    advance(n_done, len(positions))
 
-            layer, n = config.model.layer, len(images)
-            made = extract_tokens(
-                backbone, read, n, layer, work.folder, dtype, work.progress, batch_images=TOKEN_BATCH_IMAGES
-            )
+            with self.display.bar(f"encoding {split} images", len(images), "images") as advance:
+                made = extract_tokens(
+                    backbone,
+                    read,
+                    len(images),
+                    config.model.layer,
+                    work.folder,
+                    dtype,
+                    work.progress,
+                    batch_images=TOKEN_BATCH_IMAGES,
+                )
             if world.is_main():
                 write_json(work.folder / "skipped.json", find_skipped(images, made.image_index))
 

@@ -12,6 +12,7 @@ import filelock
 from infoscope import world
 from infoscope.errors import InputError
 from infoscope.manifests import Spec
+from infoscope.progress import ShowBar, show_nothing
 
 ASK_EVERY_S = 0.5
 """Between two looks at a lock that another process holds; a hundred jobs may look at one."""
@@ -23,10 +24,17 @@ class Locks:
     Args:
         on_event: told "waiting" and "claimed" with the spec and a detail.
         timeout_s: how long to wait for another process.
+        show_bar: given a name, shows for how long one has waited.
     """
 
-    def __init__(self, root: Path, on_event: Callable[[str, Spec, str], None], timeout_s: float) -> None:
-        self.root, self.on_event, self.timeout_s = root, on_event, timeout_s
+    def __init__(
+        self,
+        root: Path,
+        on_event: Callable[[str, Spec, str], None],
+        timeout_s: float,
+        show_bar: ShowBar = show_nothing,
+    ) -> None:
+        self.root, self.on_event, self.timeout_s, self._show_bar = root, on_event, timeout_s, show_bar
         self._claimed: dict[str, filelock.BaseFileLock | None] = {}
 
     @contextmanager
@@ -85,7 +93,9 @@ class Locks:
         if self._try(lock):
             return
         self.on_event("waiting", spec, f"for the process that builds it, at most {self.timeout_s:.0f} s")
-        if not self._try(lock, self.timeout_s):
+        with self._show_bar(f"waiting for {spec.stage}/{spec.folder_name}"):
+            is_held = self._try(lock, self.timeout_s)
+        if not is_held:
             raise InputError(
                 f"Waited {self.timeout_s:.0f} s for another process to build {spec.stage}/{spec.folder_name}:"
                 f" if none runs, delete {lock.lock_file} and start again."

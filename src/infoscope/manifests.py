@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -104,13 +104,20 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     return manifest if is_whole else None
 
 
-def find_damage(folder: Path, manifest: dict[str, Any], checked_bytes: float = math.inf) -> Iterator[str]:
+def find_damage(
+    folder: Path,
+    manifest: dict[str, Any],
+    checked_bytes: float = math.inf,
+    tell: Callable[[int, int], None] = lambda done, of: None,
+) -> Iterator[str]:
     """Yield the files of an artifact that are missing or do not agree with its manifest.
 
     Args:
         checked_bytes: files up to this size are compared by size and checksum, larger ones by size alone.
+        tell: called with (files done, all files).
     """
-    for name, entry in manifest["files"].items():
+    for number, (name, entry) in enumerate(manifest["files"].items()):
+        tell(number, len(manifest["files"]))
         file = folder / name
         try:
             is_whole = file.stat().st_size == entry["bytes"]
@@ -121,9 +128,23 @@ def find_damage(folder: Path, manifest: dict[str, Any], checked_bytes: float = m
             yield name
 
 
-def make_manifest(spec: Spec, folder: Path, wall_s: float, upstream: dict[str, Artifact]) -> dict[str, Any]:
-    """Return what is to be known of an artifact whose files lie in a folder, built in `wall_s` seconds."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
+def make_manifest(
+    spec: Spec,
+    folder: Path,
+    wall_s: float,
+    upstream: dict[str, Artifact],
+    tell: Callable[[int, int], None] = lambda done, of: None,
+) -> dict[str, Any]:
+    """Return what is to be known of an artifact whose files lie in a folder, built in `wall_s` seconds.
+
+    Args:
+        tell: called with (files read, all files).
+    """
+    paths, files = sorted(path for path in folder.rglob("*") if path.is_file()), {}
+    for number, path in enumerate(paths):
+        tell(number, len(paths))
+        entry = {"bytes": path.stat().st_size, "sha256": compute_checksum(path)}
+        files[path.relative_to(folder).as_posix()] = entry
     return {
         "format_version": FORMAT_VERSION,
         "stage": spec.stage,
@@ -134,10 +155,7 @@ def make_manifest(spec: Spec, folder: Path, wall_s: float, upstream: dict[str, A
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "wall_s": round(wall_s, 3),
         **describe_environment(),
-        "files": {
-            path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": compute_checksum(path)}
-            for path in files
-        },
+        "files": files,
     }
 
 

@@ -66,7 +66,9 @@ def _run_by_main(pipeline: Pipeline, config: Config) -> None:
     if world.is_main():
         with world.alone():
             if config.plan:
-                print_plan(make_plan(pipeline), pipeline.display.console)
+                with pipeline.display.bar("measuring this machine"):
+                    plan = make_plan(pipeline)
+                print_plan(plan, pipeline.display.console)
             else:
                 with pipeline.tracking:
                     pipeline.check_data()
@@ -115,10 +117,8 @@ class Pipeline(Analyses):
             for images in self.open_sets(data):
                 name = f"{use}-{data.kind.name}-{images.split}"
                 unfinished = resume.Checkpoint(folder / f"{name}.pt", compute_hash(images.fingerprint))
-                with self.display.bar(f"reading {name}", len(images)) as advance:
-                    found = check_images(
-                        images, data.n_workers or None, lambda done, tell=advance: tell(done, None), unfinished
-                    )
+                with self.display.bar(f"reading {name}", len(images), "images") as advance:
+                    found = check_images(images, data.n_workers or None, advance, unfinished)
                 (folder / f"{name}.json").write_text(json.dumps(asdict(found), indent=2))
                 unfinished.forget()
                 make_check_table(name, found).print(self.display.console)
@@ -223,7 +223,7 @@ class Pipeline(Analyses):
         """Write a report as an artifact, unless the same exists, and print it."""
 
         def build(work: Workspace) -> None:
-            with self.track(stage) as tracker:
+            with self.track(stage) as tracker, self.display.bar("writing the report"):
                 made = write_report(inputs, work.folder)
                 for name, table in make_tables(inputs).items():
                     records = table.records()

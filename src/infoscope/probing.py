@@ -81,7 +81,7 @@ def build_probes(
                 sae_key=sae.hash,
                 original_heads=load_result(original.folder).heads if original else None,
                 on_result=keep,
-                progress=lambda what, done, of: advance(done, of),
+                progress=lambda what, done, of: advance(done, of, what),
                 folders=_StoredFolders(bench, features, upstream),
                 say=lambda sentence: bench.display.say(f"          {sentence}"),
                 folder=folder,

@@ -32,7 +32,8 @@ class Specs(Workbench):
     @cached_property
     def model_fingerprint(self) -> dict[str, Any]:
         """What determines the backbone, known without building it."""
-        return compute_model_fingerprint(self.config.model, self._trained_folder)
+        with self.display.bar("reading the weights' checksum"):
+            return compute_model_fingerprint(self.config.model, self._trained_folder)
 
     @cached_property
     def _trained_folder(self) -> Path | None:
@@ -74,7 +75,8 @@ class Specs(Workbench):
         data = data or self.config.data
         key = repr(data)
         if key not in self._sets_on_disk:
-            self._sets_on_disk[key] = sets = make_image_sets(data)
+            with self.display.bar(f"listing the images of data={data.kind.name}"):
+                self._sets_on_disk[key] = sets = make_image_sets(data)
             for left_out in dict.fromkeys(images.left_out.describe() for images in sets if images.left_out):
                 self.display.say(f"          {data.root}: left out {left_out}")
         return self._sets_on_disk[key]
@@ -82,6 +84,10 @@ class Specs(Workbench):
     def share_sets(self, other: Specs) -> None:
         """Use the image sets that another configuration has found on the disk, where the data are the same."""
         self._sets_on_disk = other._sets_on_disk
+
+    @cached_property
+    def _fingerprints(self) -> dict[tuple[str, str], dict[str, Any]]:
+        return {}
 
     @cached_property
     def _sets_on_disk(self) -> dict[str, tuple[ImageSet, ImageSet]]:
@@ -99,7 +105,11 @@ class Specs(Workbench):
         data = data or self.config.data
         if data.kind is DataKind.scenes:
             return self.scenes_spec(split, self.n_images(split, data), data).key
-        return self.sets_on_disk(data)[0 if split == "train" else 1].fingerprint
+        images, key = self.sets_on_disk(data)[0 if split == "train" else 1], (repr(data), split)
+        if key not in self._fingerprints:
+            with self.display.bar(f"reading the checksum of {len(images):,} {split} images"):
+                self._fingerprints[key] = images.fingerprint
+        return self._fingerprints[key]
 
     def tokens_spec(self, split: str, data: DataConfig | None = None) -> Spec:
         """The tokens of a split."""

@@ -9,7 +9,7 @@ what*. Keys hold what determines a result and nothing else.
 
 from __future__ import annotations
 
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +28,6 @@ from infoscope.manifests import Artifact, Spec
 from infoscope.probes.config import ProbeConfig, Task
 from infoscope.probes.variants import Role, Variant, make_matched_variants, make_variants
 from infoscope.probing import build_probes
-from infoscope.progress import LightningBar
 from infoscope.sae.checkpoint import save_sae
 from infoscope.sae.config import TokenChoice
 from infoscope.sae.train import train_sae
@@ -38,6 +37,7 @@ from infoscope.scope.ranking import Ranking, rank_in_parts
 from infoscope.scope.scores import Scores
 from infoscope.scope.scoring import score_latents
 from infoscope.tracking.lightning import TrackerLogger
+from infoscope.training import StepCounter
 
 TRUTHS = {Task.classification: Truth.labels, Task.segmentation: Truth.label_maps, Task.depth: Truth.depth}
 """What each task has to know of an image."""
@@ -60,8 +60,8 @@ class Stages(Encoding):
         def build(work: Workspace) -> None:
             train, test = (SceneSet(self.scenes(split, n).folder) for split, n in clip.sets.items())
             words = vocabulary()
-            with self.track(Stage.train_clip) as tracker:
-                options = self.trainer_options("training CLIP", tracker)
+            with self.track(Stage.train_clip) as tracker, self.display.bar("training CLIP", unit="steps") as advance:
+                options = self.trainer_options(advance, tracker)
                 trained = train_clip(
                     clip,
                     train,
@@ -84,7 +84,8 @@ class Stages(Encoding):
         tokens = self.tokens("train")
 
         def build(work: Workspace) -> None:
-            with self.track(Stage.train_sae, seed) as tracker:
+            what = f"training SAE, seed {seed}"
+            with self.track(Stage.train_sae, seed) as tracker, self.display.bar(what, unit="steps") as advance:
                 source = self.open_tokens("train")
                 sae, figures = train_sae(
                     source,
@@ -92,7 +93,7 @@ class Stages(Encoding):
                     seed,
                     work.progress,
                     accelerator=self.device.type,
-                    callbacks=[LightningBar(self.display, f"training SAE, seed {seed}")],
+                    callbacks=[StepCounter(advance)],
                     logger=TrackerLogger(tracker),
                     buffer_device=self.device if config.trainer.token_buffer is TokenBuffer.device else "cpu",
                 )
@@ -113,14 +114,15 @@ class Stages(Encoding):
         def build(work: Workspace) -> None:
             source = self.open_tokens("train")
             self._check_enough_images(len(source))
-            with self.track(Stage.rank, seed) as tracker, self.display.bar("ranking images", len(source)) as advance:
+            bar = self.display.bar(f"ranking images, seed {seed}", len(source), "images")
+            with self.track(Stage.rank, seed) as tracker, bar as advance:
                 ranking = rank_in_parts(
                     self.load_sae(sae),
                     lambda rows: source.batches(TOKEN_BATCH_IMAGES, rows),
                     len(source),
                     scope.n_ranks,
                     scope.rank_by,
-                    lambda done: advance(done, None),
+                    advance,
                     work.progress,
                 )
                 if world.current().rank == 0:
@@ -141,11 +143,7 @@ class Stages(Encoding):
             self.backbone.check_layer(config.model.layer)
             maps_bytes = ranking.d_sae * ranking.k_max * 2 * self.backbone.grid**2 * 4
             self.check_disk(2 * maps_bytes - work.progress_bytes)  # in parts, and joined
-            with (
-                self.track(Stage.score, seed) as tracker,
-                self.display.bar(f"encoding crops, seed {seed}") as encoded,
-                self.display.bar("moving earth (EMD)") as moved,
-            ):
+            with self.track(Stage.score, seed) as tracker, self.display.bar(f"scoring, seed {seed}") as advance:
                 scores = score_latents(
                     self.backbone,
                     self.load_sae(sae),
@@ -155,8 +153,8 @@ class Stages(Encoding):
                     layer=config.model.layer,
                     maps_file=work.folder / "maps.npy",
                     trainer=make_trainer(self.device.type),
-                    crop_progress=encoded,
-                    progress=moved,
+                    crop_progress=partial(advance, part="encoding crops"),
+                    progress=partial(advance, part="moving earth (EMD)"),
                     n_readers=config.data.n_workers,
                     progress_folder=work.progress,
                 )

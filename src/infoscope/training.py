@@ -10,7 +10,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -86,6 +86,23 @@ def place_trainer() -> dict[str, Any]:
         return {"devices": 1, "plugins": [LightningEnvironment()]}  # else it takes Slurm's or torchrun's for its own
     strategy = _JoinedDDP(cluster_environment=_Processes(), broadcast_buffers=False)
     return {"devices": 1, "num_nodes": size, "strategy": strategy, "use_distributed_sampler": False}
+
+
+class StepCounter(Callback):
+    """Tells how many steps of a training are done, and how many there are.
+
+    Args:
+        tell: called with both.
+    """
+
+    def __init__(self, tell: Callable[[int, int], None]) -> None:
+        self.tell = tell
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.tell(trainer.global_step, trainer.max_steps)
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any, **__: Any) -> None:
+        self.tell(trainer.global_step, trainer.max_steps)
 
 
 class LastCheckpoint(Callback):

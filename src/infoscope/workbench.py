@@ -17,13 +17,14 @@ from infoscope.config import Config, Device, Stage, to_tree
 from infoscope.errors import InputError
 from infoscope.job import Job
 from infoscope.manifests import Artifact, Spec
-from infoscope.progress import Display, LightningBar
+from infoscope.progress import Advance, Display
 from infoscope.sae.checkpoint import load_sae
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.tracking.config import LoggerConfig, LoggerKind
 from infoscope.tracking.lightning import TrackerLogger
 from infoscope.tracking.names import choose_group, name_job
 from infoscope.tracking.tracker import JobTracking, Tracker
+from infoscope.training import StepCounter
 from infoscope.uses import UseRecord
 
 
@@ -34,7 +35,7 @@ class Workbench:
         self.config, self.display, self.job = config, display, job or Job()
         self.tree = to_tree(config)
         self.output_dir = Path(config.output_dir)
-        self.store = Store(self.output_dir / "artifacts", self.on_event, config.trainer.max_wait_s)
+        self.store = Store(self.output_dir / "artifacts", self.on_event, config.trainer.max_wait_s, display.bar)
         self.used: dict[str, Spec] = {}
         """What was read or built, by hash."""
         self._uses = UseRecord(self.job.folder, self.store.root)
@@ -88,12 +89,12 @@ class Workbench:
         """Give what a stage logs to: the job's run, under the stage's name."""
         yield self.tracking.view(stage.name if seed is None else f"{stage.name}/seed{seed}")
 
-    def trainer_options(self, what: str, tracker: Tracker) -> dict[str, Any]:
-        """Return what a Lightning trainer of this experiment is made with."""
+    def trainer_options(self, advance: Advance, tracker: Tracker) -> dict[str, Any]:
+        """Return what a Lightning trainer of this experiment is made with; `advance` is told its steps."""
         return {
             "accelerator": self.device.type,
             "devices": 1,
-            "callbacks": [LightningBar(self.display, what)],
+            "callbacks": [StepCounter(advance)],
             "logger": TrackerLogger(tracker),
             "enable_progress_bar": False,
         }

@@ -16,11 +16,13 @@ import os
 import random
 import socket
 import subprocess
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from itertools import count
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -34,6 +36,8 @@ GATHERING_S = 600
 """How long processes wait for each other at the start: nodes may come up one by one."""
 WORKING = timedelta(days=7)
 """How long one waits for another afterwards. One that dies is noticed at once, by its closed connections."""
+VISIBLE_S = 120
+"""How long a file that another machine has made may take to show on this one."""
 _FAILURE = "failure"
 
 
@@ -121,6 +125,22 @@ def wait_for(key: str) -> str:
     assert _store is not None, "one process has nobody to wait for"
     _store.wait([key], WORKING)
     return _store.get(key).decode()
+
+
+def wait_until_visible(path: Path) -> None:
+    """Wait for what another machine has written to show on this one (network file systems take their time).
+
+    Raises:
+        InputError: it does not.
+    """
+    end = time.monotonic() + VISIBLE_S
+    while not path.exists():
+        if time.monotonic() > end:
+            raise InputError(
+                f"Expected {path}, which another process of this job has made, but it does not show here: let"
+                " output_dir lie on a disk that all nodes share."
+            )
+        time.sleep(0.1)
 
 
 def find_place(environment: Mapping[str, str] = os.environ) -> World | None:

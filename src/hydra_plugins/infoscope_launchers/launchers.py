@@ -63,15 +63,19 @@ class SweepLauncher(BaseSubmititLauncher):
         check_settings(self.schema, self.params, "hydra.launcher.")
         shared = set.intersection(*map(set, job_overrides)) if len(job_overrides) > 1 else set()
         state = Singleton.get_state()
-        planned = []
+        planned, n_failed = [], 0
         for number, overrides in enumerate(job_overrides, initial_job_idx):
             own = " ".join(override for override in filter_overrides(overrides) if override not in shared)
             planned.append(
                 PlannedJob(number, own, (list(overrides), "hydra.sweep.dir", number, f"job_{number}", state))
             )
+        from infoscope.progress import Display
+
         try:
-            with closing(self.run_jobs(planned)) as ended:
-                n_failed = sum([_tell(job, outcome) for job, outcome in ended])
+            with closing(self.run_jobs(planned)) as ended, Display().bar("jobs", len(planned), "jobs") as advance:
+                for n_ended, (job, outcome) in enumerate(ended, 1):
+                    n_failed += _tell(job, outcome)
+                    advance(n_ended)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(self.left_behind) from None
         if n_failed:

@@ -43,10 +43,10 @@ def collect(config: Config, job: Job | None = None, display: Display | None = No
     sweeps = [read_sweep(folder) for folder in dict.fromkeys(find_sweep(output_dir, name) for name in names)]
     jobs: list[CollectedJob] = []
     n_jobs = sum(len(sweep.jobs) for sweep in sweeps)
-    with quiet_lightning(), display.bar("reading jobs", n_jobs) as advance:
+    with quiet_lightning(), display.bar("reading jobs", n_jobs, "jobs") as advance:
         for one in read_jobs(sweeps, Opener(Display.silent(), builds=False)):
             jobs.append(one)
-            advance(len(jobs), None)
+            advance(len(jobs))
     missing = [one for one in jobs if one.missing is not None]
     folder = output_dir / "collected" / _name_folder(sweeps)
     files = _write(jobs, sweeps, folder)

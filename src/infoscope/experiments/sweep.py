@@ -188,7 +188,9 @@ class Sweep:
         folder = self.output_dir / "experiments" / self.experiment.name
         pipeline = self._opener.open(config, Job(folder, overrides=tuple(overrides)))
         if config.plan:
-            print_plan(make_plan(pipeline), self.display.console)
+            with self.display.bar("measuring this machine"):
+                plan = make_plan(pipeline)
+            print_plan(plan, self.display.console)
             return
         if config.stage is Stage.probe:
             pipeline.check_truths()  # before hours of work

@@ -12,8 +12,8 @@ from infoscope.config import Config, HousekeepingConfig
 from infoscope.errors import InputError, explain_write_error
 from infoscope.housekeeping.inventory import ARTIFACTS, Entry, Kind, check, list_entries
 from infoscope.housekeeping.pruning import choose, delete, delete_notes, find_users
-from infoscope.planning.table import format_bytes, format_seconds
-from infoscope.progress import Display
+from infoscope.planning.table import format_bytes
+from infoscope.progress import Display, format_seconds
 from infoscope.report.tables import Align, Column, Table
 
 LIST_FILE = "artifacts.csv"
@@ -39,8 +39,9 @@ def keep_house(config: Config, display: Display | None = None) -> list[Entry]:
     root = (output_dir / "artifacts").resolve()
     chosen = config.artifacts
     try:
-        entries = list_entries(root)
-        reached = find_users(entries, output_dir)
+        with display.bar("looking for artifacts and their users"):
+            entries = list_entries(root)
+            reached = find_users(entries, output_dir)
         if chosen.verify:
             _verify(entries, display)
         _list(entries, reached, output_dir, display)
@@ -59,10 +60,10 @@ def keep_house(config: Config, display: Display | None = None) -> list[Entry]:
 
 def _verify(entries: Sequence[Entry], display: Display) -> None:
     whole = [entry for entry in entries if entry.kind is Kind.whole]
-    with display.bar("reading artifacts", len(whole)) as advance:
+    with display.bar("reading artifacts", len(whole), "artifacts") as advance:
         for number, entry in enumerate(whole, 1):
             check(entry)
-            advance(number, None)
+            advance(number)
 
 
 def _list(entries: Sequence[Entry], reached: set[str], output_dir: Path, display: Display) -> None:

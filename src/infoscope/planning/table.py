@@ -7,6 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from infoscope.planning.known import Plan
+from infoscope.progress import format_seconds
 
 
 def print_plan(plan: Plan, console: Console) -> None:
@@ -50,13 +51,6 @@ def print_plan(plan: Plan, console: Console) -> None:
             f" ({format_seconds(plan.naive_s)})."
         )
     )
-
-
-def format_seconds(seconds: float) -> str:
-    """Return a duration for people: 8 s, 3 min, 2.5 h."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def format_bytes(n_bytes: float) -> str:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
@@ -18,6 +17,7 @@ from jaxtyping import Float, Int
 from infoscope import world
 from infoscope.data.images import ImageSet
 from infoscope.errors import InputError
+from infoscope.progress import ShowBar, show_nothing
 from infoscope.resume import Checkpoint
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.sae.origin import choose_layer
@@ -48,10 +48,6 @@ class ScoredSAE:
     held_out: Ranking | None = None
 
 
-ShowBar = Callable[[str], AbstractContextManager[ProgressHook]]
-"""Shows a bar of some work, in words: what it gives is told (how much is done, how much there is)."""
-
-
 def compute_stability(
     backbone: Backbone,
     scored: Sequence[ScoredSAE],
@@ -63,7 +59,7 @@ def compute_stability(
     layer: int | None = None,
     check_origin: bool = True,
     trainer: L.Trainer | None = None,
-    show_bar: ShowBar = lambda what: nullcontext(lambda done, of: None),
+    show_bar: ShowBar = show_nothing,
     n_readers: int = 0,
     progress_folder: Path | None = None,
 ) -> list[StabilityResult]:
@@ -115,10 +111,11 @@ def compute_stability(
     for i, j in combinations(range(len(scored)), 2):
         for at, variation in zip((i, j), _vary_seed(scored[i], scored[j], base[i], base[j]), strict=True):
             found[at].append(variation)
-    return [
-        _assemble(one, cds, tuple(variations), scope, config)
-        for one, cds, variations in zip(scored, base, found, strict=True)
-    ]
+    with show_bar("bootstrap over images"):
+        return [
+            _assemble(one, cds, tuple(variations), scope, config)
+            for one, cds, variations in zip(scored, base, found, strict=True)
+        ]
 
 
 def _choose_layer(backbone: Backbone, scored: Sequence[ScoredSAE], layer: int | None, check_origin: bool) -> int:
