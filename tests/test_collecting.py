@@ -19,10 +19,12 @@ from experiment_samples import load_experiment, read_rows
 from infoscope import stages
 from infoscope.errors import InputError
 from infoscope.experiments import main
+from infoscope.overrides import quote_override
 from infoscope.scope.scores import Scores
 from infoscope.sweeps import expand_sweep, find_swept, make_commands, read_sweep
 from pipeline_samples import collect_tiny, copy_run, find_folder, finish_tiny_run, make_overrides
 
+NASTY = "my, photos [2020] x=1 {a} (b) #ü%'\"$ ~&;<|>"
 GAMMAS = ("partition.gamma=0.1,0.2", "stage=score", "seeds=[0]")
 
 
@@ -199,6 +201,33 @@ def test_the_command_of_a_missing_job_makes_it(swept: Path, collect: Callable[..
     assert scored.is_dir()
     assert collect(swept, "collect.require_all=true")[0] == 0
     assert not file.exists()
+
+
+def test_what_is_printed_for_odd_names_can_be_pasted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    own = tmp_path / NASTY / "conf"
+    (own / "experiment").mkdir(parents=True)
+    (own / "experiment" / "mine.yaml").write_text("# @package _global_\nstage: train_sae\n")
+    name = quote_override("output_dir", str(tmp_path / NASTY / "out"))
+    tiny = [one for one in make_overrides(tmp_path) if not one.startswith("output_dir")]
+    odd = ["experiment=mine", name, 'predict.template_list=["it\'s, a \\"{}\\"."]', "predict.templates=list"]
+    assert run_infoscope("--config-dir", str(own), "-m", *tiny, *odd, "sae.k=4,900", "hydra.launcher={}") == 2
+
+    def find_commands() -> list[list[str]]:
+        lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+        return [shlex.split(line)[1:] for line in lines if line.startswith("infoscope ")]
+
+    (collect,) = find_commands()
+    assert run_infoscope(*collect, "logger=none") == 0
+    (makes,) = find_commands()
+    assert makes[:2] == ["--config-dir", str(own)]
+    assert run_infoscope(*makes, "sae.n_tokens=600", "sae.k=3") == 0
+    assert "train_sae/" in capsys.readouterr().out
+    (listed,) = (tmp_path / NASTY / "out" / "collected").glob("*/missing.txt")
+    (line,) = [line for line in listed.read_text().splitlines() if line.startswith("infoscope")]
+    assert shlex.split(line)[1:] == makes
 
 
 def test_equal_jobs_of_several_sweeps_count_once(swept: Path, collect: Callable[..., Any]) -> None:

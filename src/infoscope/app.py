@@ -14,14 +14,23 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from infoscope.config import CONF_FOLDER, Config, Stage, explain_config_error, make_config, register_schemas
+from infoscope.config import (
+    CONF_FOLDER,
+    Config,
+    Stage,
+    explain_config_error,
+    make_config,
+    prepare_arguments,
+    register_schemas,
+)
 from infoscope.config_errors import COMPOSITION_ERRORS
 from infoscope.errors import InputError, explain_write_error
 from infoscope.failures import EXIT_BUG, EXIT_INTERRUPT, find_exit_code, forget_failures, say_failure
 from infoscope.job import Job
+from infoscope.sweeps import make_collect_command
 
-_sweeps: list[Path] = []
-"""The folders of sweeps whose jobs ran in this process."""
+_sweeps: dict[Path, str] = {}
+"""The folders of sweeps whose jobs ran in this process, and their output folders."""
 
 
 def main() -> None:
@@ -39,6 +48,7 @@ def run_command_line() -> int:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra raises instead of printing its own report
     register_schemas()
     try:
+        sys.argv[1:] = prepare_arguments(sys.argv[1:])
         _hydra_main()
     except KeyboardInterrupt as error:
         return _say_interrupted(str(error))
@@ -58,8 +68,8 @@ def run_command_line() -> int:
             raise
         fallback = f"Cannot use {error.filename} ({error.strerror}): set output_dir to a folder you may write to."
         say_failure(str(explained or fallback), error)
-    for folder in _sweeps:
-        print(f"infoscope stage=collect 'collect.sweeps=[{folder}]' joins what the jobs have found.")
+    for folder, output_dir in _sweeps.items():
+        print(f"This joins what the jobs have found:\n    {make_collect_command(folder, output_dir)}")
     return find_exit_code()
 
 
@@ -84,8 +94,8 @@ def _run_job(tree: DictConfig) -> Any:
             choice = hydra_config.runtime.choices["hydra/launcher"]
             raise InputError(f"hydra/launcher={choice} is for sweeps: give -m (infoscope -m ...), or drop it.")
         job = _find_job()
-        if job.sweep is not None and not is_launched and job.sweep not in _sweeps:
-            _sweeps.append(job.sweep)
+        if job.sweep is not None and not is_launched:
+            _sweeps[job.sweep] = tree.output_dir
         return _run(make_config(tree), job)
     except (InputError, OmegaConfBaseException) as error:
         if is_launched and in_sweep:

@@ -133,7 +133,7 @@ def expand_path(text: str, name: str = "a path") -> str:
     def put_in(found: re.Match[str]) -> str:
         variable = found[1] or found[2]
         if variable not in os.environ:
-            raise InputError(f"The environment has no variable {variable}, which {name}={text} names: set it first.")
+            raise InputError(f"The environment has no variable {variable}, which {name}={text} names.")
         return os.environ[variable]
 
     return prefix + os.path.expanduser(re.sub(r"\$(?:(\w+)|\{(\w+)\})", put_in, text.removeprefix(prefix)))

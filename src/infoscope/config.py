@@ -19,9 +19,10 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
 from infoscope import config_errors
-from infoscope.bounds import Bounds, Few, FilePath, Items, Seconds, Seed, check, check_settings
+from infoscope.bounds import Bounds, Few, FilePath, Items, Seconds, Seed, check, check_settings, expand_path
 from infoscope.data.config import DataConfig, DataKind, ProbeDataConfig
 from infoscope.errors import InputError
+from infoscope.overrides import make_readable, quote_override
 from infoscope.predictions.config import PredictConfig
 from infoscope.probes.config import ProbeConfig, Readout, SelectConfig, Task
 from infoscope.sae.config import SAEConfig, TokenChoice
@@ -182,7 +183,11 @@ _NAMESAKES = {
 
 @cache
 def register_schemas() -> None:
-    """Make the dataclasses known to Hydra: conf/config.yaml begins with this schema, so typos fail at composition."""
+    """Make the dataclasses known to Hydra: conf/config.yaml begins with this schema, so typos fail at composition.
+
+    And the resolver for paths that Hydra itself uses: ${path:${output_dir}} puts in ~ and $HOME, as `check` does.
+    """
+    OmegaConf.register_new_resolver("path", lambda text: expand_path(text, "output_dir"), replace=True)
     ConfigStore.instance().store(name="infoscope_schema", node=Config)
 
 
@@ -206,6 +211,11 @@ def make_config(tree: DictConfig) -> Config:
     config = OmegaConf.to_object(tree)
     assert isinstance(config, Config)
     return config
+
+
+def prepare_arguments(arguments: Sequence[str]) -> list[str]:
+    """Return a command line as Hydra should get it, see `make_readable`."""
+    return make_readable(arguments, lambda key: config_errors.holds_text(key, Config))
 
 
 @contextmanager
@@ -233,10 +243,11 @@ def compose(overrides: Sequence[str] | None = None, config_dirs: Sequence[str] =
     Raises:
         InputError: unknown keys or choices, wrong types, contradictory values.
     """
-    places = [f"hydra.searchpath=[{','.join(f'file://{folder}' for folder in config_dirs)}]"] if config_dirs else []
+    folders = [f"file://{folder}" for folder in config_dirs]
+    places = [quote_override("hydra.searchpath", folders)] if folders else []
     try:
         with open_hydra():
-            tree = hydra_compose("config", overrides=[*(overrides or []), *places])
+            tree = hydra_compose("config", overrides=[*prepare_arguments(overrides or []), *places])
         return make_config(tree)
     except InputError:
         raise

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import os
 import re
+import shlex
 from collections.abc import Iterator
 from enum import Enum
 from types import NoneType, UnionType
@@ -26,6 +28,7 @@ from omegaconf.errors import (
 )
 
 from infoscope.errors import InputError
+from infoscope.overrides import FOLDER_KEYS, quote_argument
 
 COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError)
 """What a wrong command line or file raises before the job begins (Hydra raises a bare ValueError for `model=3`)."""
@@ -43,25 +46,25 @@ def explain(error: BaseException, schema: type) -> str:
     chain = list(_walk_chain(error))
     where = next((f" (in {name[1]}.yaml)" for link in chain if (name := re.match("In '(.+?)'", str(link)))), "")
     for link in chain:
+        if isinstance(link, InputError):
+            return str(link)
         if isinstance(link, MissingConfigException):
             return _explain_missing_config(link)
     for link in chain:
-        if isinstance(link, InputError):
-            return str(link)
         if isinstance(link, OverrideParseException):
-            return f"Cannot read {link.override!r}: expected KEY=VALUE; quote a value that holds special characters."
+            return _explain_unreadable(str(link.override), schema)
         if isinstance(link, ConfigAttributeError | ConfigKeyError) and (link.full_key or link.key):
             return explain_unknown_key(str(link.full_key or link.key), schema, where)
         if isinstance(link, ValidationError):
             return _explain_wrong_value(link, schema, where)
         if isinstance(link, InterpolationResolutionError):
-            return f"Wrong value for {link.full_key or 'a key'}{where}: {_first_line(link)}."
+            return f"Wrong value for {link.full_key or 'a key'}{where}: {_first_line(link)}{_suggest_variable(link)}."
         if isinstance(link, MissingMandatoryValue):
             return f"Expected a value for {link.full_key}, got none: give it as {link.full_key}=..."
         if isinstance(link, yaml.MarkedYAMLError) and link.problem_mark:
             mark = link.problem_mark
             return f"Cannot read {mark.name}, line {mark.line + 1}: {link.problem}; expected YAML."
-    return _explain_by_text(error)
+    return _explain_by_text(error, schema)
 
 
 def explain_unknown_key(full_key: str, schema: type, where: str = "") -> str:
@@ -148,7 +151,16 @@ def _explain_wrong_value(error: ValidationError, schema: type, where: str) -> st
     choices = list(choice.__members__) if isinstance(choice, type) and issubclass(choice, Enum) else []
     near = _suggest(str(value), choices, f"{key}=")
     got = "null" if value is None else repr(value)
+    if choice is str and isinstance(value, list):
+        typed = ",".join(map(str, value))
+        near = f" (a text in brackets is {quote_argument(key, f'[{typed}]')})"
     return f"Wrong value for {key}{where}: expected {_describe_type(kind)}, got {got}{near}."
+
+
+def _suggest_variable(error: InterpolationResolutionError) -> str:
+    """Return how to write a variable of the environment, where one was taken for a key of the configuration."""
+    found = re.match("Interpolation key '(.+?)'", str(error))
+    return f"; write ${found[1]} for the variable of the environment" if found and found[1] in os.environ else ""
 
 
 def _explain_missing_config(error: MissingConfigException) -> str:
@@ -162,12 +174,35 @@ def _explain_missing_config(error: MissingConfigException) -> str:
     return f"Unknown {group} {choice!r}: expected one of {', '.join(options)}{_suggest(choice, options, f'{group}=')}."
 
 
-def _explain_by_text(error: BaseException) -> str:
+def holds_text(full_key: str, schema: type) -> bool:
+    """Whether a key's value is a text, or a list of texts."""
+    kind = _split_optional(find_type(full_key, schema))[0]
+    return str in (kind, *get_args(kind))
+
+
+def _explain_unreadable(override: str, schema: type) -> str:
+    """Return the sentence for what Hydra's grammar does not cover, with the argument that says the same to it."""
+    key, equals, value = override.partition("=")
+    name = key.lstrip("+")
+    if not equals or not (holds_text(name, schema) or name in FOLDER_KEYS):
+        return f"Cannot read {override!r}: expected KEY=VALUE; quote a value that holds special characters."
+    is_list = name == "hydra.searchpath" or get_origin(_split_optional(find_type(name, schema))[0]) is list
+    quoted = quote_argument(key, value, is_list)
+    return f"Cannot read {override}: Hydra needs quotes around such a value, give {quoted} instead."
+
+
+def _explain_by_text(error: BaseException, schema: type) -> str:
     """Return the sentence for what Hydra tells apart by its text alone."""
     line = _first_line(error)
     if found := re.match("Ambiguous value for argument '(.+?)=(.+)'", line):
         key, value = found.groups()
-        return f"Several values for {key}: run each with `infoscope -m {key}={value}`, or write a list {key}=[{value}]."
+        many = shlex.quote(f"{key}={value}")
+        if _split_optional(find_type(key, schema))[0] is str:
+            return (
+                f"Several values for {key}, or one with commas: give {quote_argument(key, value)} for one, or run each"
+                f" with `infoscope -m {many}`."
+            )
+        return f"Several values for {key}: run each with `infoscope -m {many}`, or write a list {key}=[{value}]."
     if found := re.match("Multiple values for ([^.]+)", line):
         return f"{found[1]} is chosen twice: write {found[1]}=CHOICE once, without a +."
     if line.startswith("Config group override must be a string"):

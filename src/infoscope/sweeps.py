@@ -12,10 +12,11 @@ import yaml
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from infoscope.config import explain_config_error, open_hydra
+from infoscope.config import Config, explain_config_error, open_hydra, prepare_arguments
 from infoscope.config_errors import COMPOSITION_ERRORS
 from infoscope.errors import InputError
 from infoscope.job import Job
+from infoscope.overrides import quote_override
 
 SWEEP_FILE = "multirun.yaml"
 """Hydra writes it into the sweep's folder before any job starts, whatever the launcher."""
@@ -47,7 +48,7 @@ def expand_sweep(overrides: Sequence[str]) -> list[list[str]]:
     """
     try:
         with open_hydra() as loader:
-            parsed = OverridesParser.create(config_loader=loader).parse_overrides(list(overrides))
+            parsed = OverridesParser.create(config_loader=loader).parse_overrides(prepare_arguments(overrides))
             return BasicSweeper.split_arguments(parsed, max_batch_size=None)[0]
     except COMPOSITION_ERRORS as error:
         raise InputError(explain_config_error(error)) from error
@@ -135,6 +136,12 @@ def make_commands(
         many = ["-m", *options] if len(alike) > 1 else []
         commands.append(shlex.join([*start, *many, *(f"{key}{value}" for key, value in values.items())]))
     return commands
+
+
+def make_collect_command(folder: Path | str, output_dir: Path | str) -> str:
+    """Return the command that collects a sweep."""
+    into = [] if str(output_dir) == Config.output_dir else [quote_override("output_dir", str(output_dir))]
+    return shlex.join(["infoscope", "stage=collect", quote_override("collect.sweeps", [str(folder)]), *into])
 
 
 def find_swept(jobs: Sequence[Sequence[str]]) -> list[dict[str, str]]:

@@ -41,6 +41,15 @@ def refused(file: Path, *parts: str, **options) -> None:
 
 
 class TestReading:
+    def test_home_and_variables_in_lines(self, root, monkeypatch):
+        monkeypatch.setenv("HOME", str(root))
+        monkeypatch.delenv("NOPE", raising=False)
+        shutil.copy(root / NAMES[0], root / "$NOPE.png")
+        (root / "list.txt").write_text(f"~/{NAMES[1]}\n$HOME/{NAMES[2]}\n$NOPE.png")
+        assert sorted(read(root / "list.txt").image_ids) == ["$NOPE.png", *NAMES[1:3]]
+        (root / "list.txt").write_text("$NOPE/a.png")
+        refused(root / "list.txt", "no variable NOPE", "a line of it", "$NOPE/a.png")
+
     def test_bytes_as_windows_and_people_write_them(self, root):
         text = f"# photographs\r\n\r\n{NAMES[3]}\r\n  ./{NAMES[1]}  \r\n#{NAMES[0]}\r\n{root / NAMES[2]}\r\n"
         (root / "list.txt").write_bytes(b"\xef\xbb\xbf" + text.encode())

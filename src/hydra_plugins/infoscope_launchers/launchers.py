@@ -28,6 +28,7 @@ from infoscope.errors import InputError
 from infoscope.failures import EXIT_BUG, EXIT_INPUT, say_failure
 from infoscope.launching import slurm
 from infoscope.launching.outcome import Outcome, explain_failure, name_outcome, read_outcome, write_outcome
+from infoscope.sweeps import make_collect_command
 
 LOOK_EVERY_S = 0.5
 ASK_EVERY_S = (1.0, 30.0)
@@ -81,9 +82,8 @@ class SweepLauncher(BaseSubmititLauncher):
         if n_failed:
             print(f"{n_failed} of {len(planned)} jobs failed; the same command does again only what is missing.")
         assert self.config is not None
-        print(
-            f"infoscope stage=collect 'collect.sweeps=[{self.config.hydra.sweep.dir}]' joins what the jobs have found."
-        )
+        command = make_collect_command(self.config.hydra.sweep.dir, self.config.output_dir)
+        print(f"This joins what the jobs have found:\n    {command}")
         return [JobReturn(overrides=overrides, status=JobStatus.COMPLETED) for overrides in job_overrides]
 
     @abstractmethod

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from infoscope.bounds import expand_path
 from infoscope.data.config import RAISE, OnError
 from infoscope.data.left_out import LeftOut
 from infoscope.data.photographs import PhotographFiles, describe_error
@@ -65,6 +66,8 @@ def _read_list(file: Path, folder: Path) -> tuple[list[str], LeftOut]:
                 elif line.startswith("#"):
                     left_out.add("of comment", f"line {number}")
                 else:
+                    if line.startswith("~") or ("$" in line and not os.path.lexists(folder / line)):
+                        line = expand_path(line, f"{file}, a line of it")
                     path = os.path.normpath(folder / line)
                     inside = path.startswith(f"{folder}{os.sep}")
                     names.append(Path(os.path.relpath(path, folder) if inside else os.path.normpath(line)).as_posix())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -73,7 +74,7 @@ class WandbLog(Log):
             run = self._init_as(self._mode)
             self.say(
                 f"Weights & Biases does not answer ({_first_line(error)}): this run is logged offline,"
-                f" `wandb sync {Path(run.dir).parent}` sends it."
+                f" `wandb sync {shlex.quote(str(Path(run.dir).parent))}` sends it."
             )
             return run
 
@@ -135,7 +136,7 @@ class WandbLog(Log):
         except TimeoutError:
             self.say(
                 f"Weights & Biases did not take all of a run within {self.config.timeout_s:g} s: it lies on the disk,"
-                f" `wandb sync --include-online {self.location}` sends it."
+                f" `wandb sync --include-online {shlex.quote(str(self.location))}` sends it."
             )
 
     def _do(self, action: Callable[[wandb.Run], None]) -> None:
