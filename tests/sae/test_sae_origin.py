@@ -87,7 +87,7 @@ def test_another_layer_is_refused_by_name_unless_one_insists(sae: SparseAutoenco
     for layer in (4, -5):
         with pytest.raises(InputError, match=r"-4\.\.3"):
             choose_layer(sae, backbone, layer, check_origin=False)
-    with pytest.raises(InputError, match=r"layer= to be a whole number, got 1\.5"):
+    with pytest.raises(InputError, match=r"layer to be a whole number, got 1\.5"):
         choose_layer(sae, backbone, 1.5)  # pyright: ignore[reportArgumentType]
 
 

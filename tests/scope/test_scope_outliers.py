@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from infoscope.data.images import iterate_images
+from infoscope.data.pictures import Pictures
 from infoscope.errors import InputError
 from infoscope.sae.activations import ReLU
 from infoscope.sae.model import SparseAutoencoder
-from infoscope.scope.api import ImageArrays
 from infoscope.scope.cds import uniform_chance_score
 from infoscope.scope.config import Diagonal, OutlierConfig, OutlierRule, ScopeConfig
 from infoscope.scope.group_activation import GroupActivation, compute_group_activation
@@ -65,7 +65,7 @@ def make_noise(n: int, side: int = (GRID + SHIFT) * PATCH_PX) -> np.ndarray:
     return np.random.default_rng(1).integers(0, 256, (n, side, side, 3), dtype=np.uint8)
 
 
-def make_cache(backbone: Backbone, images: ImageArrays, folder: Path) -> TokenCache:
+def make_cache(backbone: Backbone, images: Pictures, folder: Path) -> TokenCache:
     return extract_tokens(
         backbone,
         lambda rows, n: iterate_images(images, backbone.image_px, n, rows),
@@ -143,7 +143,7 @@ def test_maps_hold_outliers_the_next_highest_and_all_normal_tokens() -> None:
 
 
 def test_a_known_jump_is_the_distance_of_the_outliers_and_the_ground_stays() -> None:
-    backbone, images = JumpOverGround(), ImageArrays(list(make_jump_pictures(9)))
+    backbone, images = JumpOverGround(), Pictures(list(make_jump_pictures(9)))
     found = compute_outlier_emd(backbone, images, np.arange(9), -2, 5.0, SCOPE)
     outlier, following, normal = found.emd
     np.testing.assert_allclose(outlier, 5 / DIAGONAL, atol=1e-9)
@@ -155,7 +155,7 @@ def test_a_known_jump_is_the_distance_of_the_outliers_and_the_ground_stays() -> 
 
 
 def test_crops_lie_on_the_main_diagonal_whatever_the_scores_do() -> None:
-    backbone, images = JumpOverGround(), ImageArrays(list(make_jump_pictures(3)))
+    backbone, images = JumpOverGround(), Pictures(list(make_jump_pictures(3)))
     scope = replace(SCOPE, diagonal=Diagonal.anti)
     found = compute_outlier_emd(backbone, images, np.arange(3), -2, 5.0, scope)
     np.testing.assert_allclose(found.emd[0], 5 / DIAGONAL, atol=1e-9)
@@ -164,7 +164,7 @@ def test_crops_lie_on_the_main_diagonal_whatever_the_scores_do() -> None:
 def test_pairs_without_outliers_in_both_crops_have_no_distance() -> None:
     pictures = make_jump_pictures(4)
     pictures[2] = 40  # nothing red: no token jumps, so none is an outlier
-    found = compute_outlier_emd(JumpOverGround(), ImageArrays(list(pictures)), np.arange(4), -2, 5.0, SCOPE)
+    found = compute_outlier_emd(JumpOverGround(), Pictures(list(pictures)), np.arange(4), -2, 5.0, SCOPE)
     for name in ("outlier", "next_highest"):
         emd, chance = found.emd[MAPS.index(name)], found.chance_emd[MAPS.index(name)]
         np.testing.assert_array_equal(np.isnan(emd), [False, False, True, False])
@@ -173,7 +173,7 @@ def test_pairs_without_outliers_in_both_crops_have_no_distance() -> None:
 
 
 def test_norms_by_layer_are_those_of_every_block() -> None:
-    backbone, images = ContextFree(GRID, PATCH_PX), ImageArrays(list(make_noise(5)))
+    backbone, images = ContextFree(GRID, PATCH_PX), Pictures(list(make_noise(5)))
     summaries = compute_norms_by_layer(backbone, images, [0, 1], np.array([1, 3]), OutlierConfig(), batch_images=1)
     batch = next(iter(iterate_images(images, backbone.image_px, 2, [1, 3])))
     norms = backbone.tokens(batch.images, 0).patches.norm(dim=-1).numpy()
@@ -184,17 +184,17 @@ def test_norms_by_layer_are_those_of_every_block() -> None:
 
 
 @pytest.fixture(scope="module")
-def registers() -> tuple[PlantedRegisters, ImageArrays]:
-    return PlantedRegisters(GRID, PATCH_PX).eval(), ImageArrays(list(make_noise(80)))
+def registers() -> tuple[PlantedRegisters, Pictures]:
+    return PlantedRegisters(GRID, PATCH_PX).eval(), Pictures(list(make_noise(80)))
 
 
 @pytest.fixture(scope="module")
-def register_cache(registers: tuple[PlantedRegisters, ImageArrays], tmp_path_factory) -> TokenCache:
+def register_cache(registers: tuple[PlantedRegisters, Pictures], tmp_path_factory) -> TokenCache:
     return make_cache(*registers, tmp_path_factory.mktemp("tokens"))
 
 
 @pytest.fixture(scope="module")
-def found(registers: tuple[PlantedRegisters, ImageArrays], register_cache: TokenCache) -> TokenOutliers:
+def found(registers: tuple[PlantedRegisters, Pictures], register_cache: TokenCache) -> TokenOutliers:
     config = OutlierConfig(n_images=60, n_layer_images=10)
     return compute_token_outliers(*registers, register_cache, config, SCOPE)
 
@@ -220,7 +220,7 @@ def test_planted_registers_leap_and_normal_tokens_stay(found: TokenOutliers) -> 
 
 
 def test_the_group_of_registers_acts_on_outliers_and_the_local_group_on_normal_tokens(
-    registers: tuple[PlantedRegisters, ImageArrays], register_cache: TokenCache, found: TokenOutliers
+    registers: tuple[PlantedRegisters, Pictures], register_cache: TokenCache, found: TokenOutliers
 ) -> None:
     backbone = registers[0]
     sae = SparseAutoencoder(backbone.d_in, backbone.n_codes, ReLU())
@@ -252,7 +252,7 @@ def test_the_group_of_registers_acts_on_outliers_and_the_local_group_on_normal_t
 
 
 def test_no_outlier_at_all_is_a_result(
-    registers: tuple[PlantedRegisters, ImageArrays], register_cache: TokenCache, tmp_path: Path
+    registers: tuple[PlantedRegisters, Pictures], register_cache: TokenCache, tmp_path: Path
 ) -> None:
     config = OutlierConfig(rule=OutlierRule.absolute, value=1e3, n_images=5, n_layer_images=2)
     found = compute_token_outliers(*registers, register_cache, config, SCOPE)
@@ -273,7 +273,7 @@ def test_no_outlier_at_all_is_a_result(
 
 
 def test_progress_counts_the_images_read(
-    registers: tuple[PlantedRegisters, ImageArrays], register_cache: TokenCache
+    registers: tuple[PlantedRegisters, Pictures], register_cache: TokenCache
 ) -> None:
     seen: list[tuple[int, int]] = []
     config = OutlierConfig(n_images=10, n_layer_images=4)

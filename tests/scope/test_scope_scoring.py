@@ -4,14 +4,14 @@ import torch
 from scipy.stats import wasserstein_distance_nd
 
 from infoscope import resume
+from infoscope.data.pictures import Pictures
 from infoscope.errors import InputError
 from infoscope.sae.activations import ReLU, TopK
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.scope import maps, scoring
 from infoscope.scope import ranking as ranking_module
-from infoscope.scope.api import ImageArrays, as_image_set, contextual_dependency, iterate_patch_tokens
 from infoscope.scope.crops import shared_region
-from infoscope.scope.ranking import RankBy, rank_images
+from infoscope.scope.ranking import iterate_patch_tokens, rank_images
 from infoscope.scope.scores import Scores
 from infoscope.scope.scoring import EMDMethod, ScopeConfig, compute_scores, next_valid_ranks, score_latents
 from infoscope.vision.planted import CONTEXT_RGB, MARKER_RGB, PlantedJump, PlantedRegisters
@@ -44,7 +44,7 @@ def make_noise(n, side=26, seed=1):
 
 
 def measure(backbone, sae, pictures, config, **options):
-    images = ImageArrays(list(pictures))
+    images = Pictures(list(pictures))
     ranking = rank_images(sae, iterate_patch_tokens(backbone, images, -2, 7), config.n_ranks, config.rank_by)
     backbone.n_images_encoded = 0
     return ranking, score_latents(backbone, sae, images, ranking, config, layer=-2, **options)
@@ -83,7 +83,7 @@ def test_each_crop_is_encoded_once_for_all_latents():
 
 def reference_scores(backbone, sae, pictures, ranking, shift):
     """DESIGN's definition, one latent and rank at a time, every crop encoded anew."""
-    images, p, n = ImageArrays(list(pictures)), backbone.grid, backbone.patch_px
+    images, p, n = Pictures(list(pictures)), backbone.grid, backbone.patch_px
     maps = np.zeros((*ranking.top_images.shape, 2, p, p), np.float32)
     for (latent, rank), image in np.ndenumerate(ranking.top_images):
         if image < 0:
@@ -207,7 +207,7 @@ def test_an_interrupted_scoring_goes_on_and_ends_the_same(tmp_path, monkeypatch,
     def score(folder):
         options = {"layer": -2, "maps_file": folder / "maps.npy", "progress_folder": tmp_path / "progress"}
         folder.mkdir()
-        return score_latents(backbone, sae, ImageArrays(list(make_noise(11))), ranking, config, **options)
+        return score_latents(backbone, sae, Pictures(list(make_noise(11))), ranking, config, **options)
 
     (tmp_path / "progress").mkdir()
     monkeypatch.setattr(resume, "save_state", save_some)
@@ -249,43 +249,6 @@ def test_latents_that_never_fire_need_no_images():
     assert (ranking.top_images == -1).all()
     assert np.isnan(scores.cds(2).values).all()
     assert scores.cds(2).n_valid.tolist() == [0]
-
-
-def test_the_public_entry_takes_images_of_every_kind(tmp_path):
-    from PIL import Image
-
-    backbone, sae = make_registers()
-    pictures = make_noise(6)
-    for i, picture in enumerate(pictures):
-        Image.fromarray(picture).save(tmp_path / f"{i}.png")
-    tensor = torch.from_numpy(pictures).permute(0, 3, 1, 2)
-    found = [
-        contextual_dependency(backbone, sae, images, layer=-2, k_cds=3, rank_by=RankBy.mean)
-        for images in (pictures, list(pictures), tensor, tmp_path, str(tmp_path), as_image_set(tensor))
-    ]
-    assert found[0].cds.shape == found[0].chance.shape == (40,)
-    assert found[0].emd.shape == (40, 16)
-    assert np.isfinite(found[0].cds).any()
-    assert found[0].ranking.rank_by is RankBy.mean
-    for other in found[1:]:
-        np.testing.assert_array_equal(found[0].cds, other.cds)
-
-
-def test_fewer_images_than_k_cds_are_refused():
-    backbone, sae = make_registers()
-    with pytest.raises(InputError, match=r"at least scope\.k_cds=8 images to rank, got 5"):
-        contextual_dependency(backbone, sae, make_noise(5), layer=-2)
-
-
-@pytest.mark.parametrize("bad", [np.zeros((2, 8, 8, 3)), np.zeros((2, 8, 8), np.uint8), torch.zeros(2, 8, 8, 3), [3]])
-def test_pictures_that_are_none_are_refused(bad):
-    with pytest.raises(InputError, match="Expected"):
-        as_image_set(bad)
-
-
-def test_pictures_have_a_fingerprint():
-    assert ImageArrays(list(make_noise(2))).fingerprint == ImageArrays(list(make_noise(2))).fingerprint
-    assert ImageArrays(list(make_noise(2))).fingerprint != ImageArrays(list(make_noise(2, seed=5))).fingerprint
 
 
 @pytest.mark.parametrize(

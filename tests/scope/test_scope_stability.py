@@ -7,6 +7,7 @@ import torch
 from scipy.stats import spearmanr
 from test_scope_scoring import GRID, PATCH_PX, make_jump_pictures, make_noise, make_sae, measure
 
+from infoscope.data.pictures import Pictures
 from infoscope.errors import InputError
 from infoscope.sae.activations import TopK
 from infoscope.sae.model import SparseAutoencoder
@@ -18,10 +19,9 @@ from infoscope.scope.agreement import (
     match_latents,
     summarise_intervals,
 )
-from infoscope.scope.api import ImageArrays, iterate_patch_tokens
 from infoscope.scope.cds import compute_cds
 from infoscope.scope.config import Diagonal, EMDMethod, ScopeConfig
-from infoscope.scope.ranking import rank_images
+from infoscope.scope.ranking import iterate_patch_tokens, rank_images
 from infoscope.scope.rescoring import ScoredSAE, StabilityConfig, compute_stability
 from infoscope.scope.scores import Scores
 from infoscope.scope.scoring import score_latents
@@ -44,7 +44,7 @@ def test_maps_of_the_other_diagonal_are_those_of_its_crops():
     backbone, sae, n = PlantedRegisters(6, 4, 32), make_sae(32, 40, TopK(4)), 4
     config = ScopeConfig(k_cds=2, k_max=2, shift_patches=2, diagonal=Diagonal.anti)
     ranking, scores = measure(backbone, sae, make_noise(5), config)
-    images = ImageArrays(list(make_noise(5)))
+    images = Pictures(list(make_noise(5)))
     for latent, rank in ((0, 0), (7, 1), (20, 0)):
         whole = torch.from_numpy(images.load(ranking.top_images[latent, rank], 8 * n)).permute(2, 0, 1)[None]
         for side, crop in enumerate((whole[..., : 6 * n, 2 * n :], whole[..., 2 * n :, : 6 * n])):
@@ -165,7 +165,7 @@ TRAIN, HELD_OUT = make_noise(12), make_noise(9, seed=2)
 
 def make_scored(backbone, sae, seed=0, scope=SCOPE, gamma=0.3):
     ranking, scores = measure(backbone, sae, TRAIN, scope)
-    batches = iterate_patch_tokens(backbone, ImageArrays(list(HELD_OUT)), -2, 7)
+    batches = iterate_patch_tokens(backbone, Pictures(list(HELD_OUT)), -2, 7)
     return ScoredSAE(seed, sae, ranking, scores, gamma, rank_images(sae, batches, scope.n_ranks))
 
 
@@ -179,7 +179,7 @@ def permute_latents(sae, order):
 
 
 def measure_stability(backbone, scored, scope=SCOPE, **config):
-    images = [ImageArrays(list(pictures)) for pictures in (TRAIN, HELD_OUT)]
+    images = [Pictures(list(pictures)) for pictures in (TRAIN, HELD_OUT)]
     config = StabilityConfig(n_draws=50, **config)
     return compute_stability(backbone, scored, *images, scope, config, layer=-2)
 
@@ -222,7 +222,7 @@ def test_every_choice_is_varied(results):
 )
 def test_crops_are_varied_as_if_configured(backbone, scored, results, name, changed):
     config = ScopeConfig(k_cds=2, k_max=3, **changed)
-    expected = score_latents(backbone, scored[0].sae, ImageArrays(list(TRAIN)), scored[0].ranking, config, layer=-2)
+    expected = score_latents(backbone, scored[0].sae, Pictures(list(TRAIN)), scored[0].ranking, config, layer=-2)
     known = np.isfinite(results[0].cds)
     assert known.sum() > 5
     found = find(results[0], name).cds
@@ -232,7 +232,7 @@ def test_crops_are_varied_as_if_configured(backbone, scored, results, name, chan
 
 
 def test_held_out_images_are_ranked_and_scored_for_themselves(backbone, scored, results):
-    expected = score_latents(backbone, scored[0].sae, ImageArrays(list(HELD_OUT)), scored[0].held_out, SCOPE, layer=-2)
+    expected = score_latents(backbone, scored[0].sae, Pictures(list(HELD_OUT)), scored[0].held_out, SCOPE, layer=-2)
     known = np.isfinite(results[0].cds)
     np.testing.assert_allclose(find(results[0], "held_out").cds[known], expected.cds(2).values[known])
 
@@ -309,7 +309,7 @@ def test_what_cannot_be_measured_is_noted(backbone, scored):
 
 
 def test_without_held_out_images_that_row_is_left_out(backbone, scored):
-    images = ImageArrays(list(TRAIN))
+    images = Pictures(list(TRAIN))
     config = StabilityConfig(shifts=[], n_draws=5)
     (result,) = compute_stability(backbone, scored[:1], images, None, SCOPE, config, layer=-2)
     assert Kind.images not in {variation.kind for variation in result.variations}

@@ -61,7 +61,8 @@ class DataConfig:
     max_test: Count | None = None
     """Sets on disk: test images, likewise."""
     test_share: Annotated[float, Bounds(0, below=1, words="at least 0 and below 1")] = 0.1
-    """Image folder: expected share of held-out images; the others have splits of their own."""
+    """Image folder: expected share of held-out images, by a hash of their names (from Python too); the others have
+    splits of their own."""
     resize: Resize = Resize.squash
     """`squash` both sides, or `crop` the centre after resizing the short side (not for label maps and depth)."""
     ground_truth: FilePath | None = None

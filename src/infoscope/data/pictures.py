@@ -16,6 +16,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from infoscope.calls import name_type
 from infoscope.data.config import RAISE, OnError, Resize
 from infoscope.data.images import ImageError, ImageSet
 from infoscope.data.photographs import load_rgb, to_rgb
@@ -50,7 +51,7 @@ class Pictures(ImageSet):
             twice = Counter(ids).most_common(1)[0][0]
             raise InputError(f"Expected every picture once, but {twice} is given more than once: remove the repeats.")
         if on_error is RAISE:
-            _refuse_missing([one for one in self.pictures if isinstance(one, Path)])
+            _refuse_other_files([one for one in self.pictures if isinstance(one, Path)])
         super().__init__("train", ids)
         self.resize = resize
 
@@ -92,12 +93,20 @@ def _unstack(pictures: Any) -> Iterable[Any]:
         return (pictures[i] for i in range(len(pictures)))  # a data set of torch's
     raise InputError(
         "Expected images= to be a folder, a list file (.txt), tars, an ImageSet, or pictures in an order: a list of"
-        f" paths, PIL images or uint8 arrays, or one array or tensor; got {_name(pictures)}."
+        f" paths, PIL images or uint8 arrays, or one array or tensor; got {name_type(pictures)}."
     )
 
 
-def _refuse_missing(files: Sequence[Path]) -> None:
+def _refuse_other_files(files: Sequence[Path]) -> None:
+    for file in files:
+        if file.name.endswith((".tar", ".txt")):
+            raise InputError(f"Expected pictures in the list, got {file}: give it by itself, images={str(file)!r}.")
     missing = [file for file in files if not file.is_file()]
+    if missing and missing[0].is_dir():
+        raise InputError(
+            f"Expected pictures in the list, got the folder {missing[0]}: give it by itself,"
+            f" images={str(missing[0])!r}."
+        )
     if missing:
         raise InputError(
             f"Expected image files, got {len(missing)} of {len(files)} that are missing, first {missing[0]}: mend the"
@@ -108,7 +117,7 @@ def _refuse_missing(files: Sequence[Path]) -> None:
 def _take(picture: Any, position: int) -> Path | Image.Image | np.ndarray:
     """Return a picture as it is kept."""
     if isinstance(picture, str | os.PathLike):
-        return _find_file(Path(picture).expanduser(), position)
+        return Path(picture).expanduser()
     if isinstance(picture, Image.Image):
         with suppress(Exception):  # what cannot be decoded is told by `decode`
             picture.load()  # now: processes that read ahead would share the place in an open file
@@ -118,18 +127,8 @@ def _take(picture: Any, position: int) -> Path | Image.Image | np.ndarray:
     hint = ""
     if isinstance(picture, Sequence) and picture and isinstance(picture[0], Image.Image | np.ndarray | Tensor):
         hint = "; leave out what comes with the pictures: [picture for picture, label in data]"
-    raise InputError(
-        f"Expected a path, a PIL image or a uint8 array at position {position} of images=, got {_name(picture)}{hint}."
-    )
-
-
-def _find_file(path: Path, position: int) -> Path:
-    if path.is_dir() or path.name.endswith((".tar", ".txt")):
-        raise InputError(
-            f"Expected a picture at position {position} of images=, got {path}: give a folder, a list file or tars by"
-            f" themselves, images={str(path)!r}."
-        )
-    return path
+    got = f"{name_type(picture)}{hint}"
+    raise InputError(f"Expected a path, a PIL image or a uint8 array at position {position} of images=, got {got}.")
 
 
 def _arrange(values: np.ndarray, position: int) -> UInt8[np.ndarray, "height width 3"]:
@@ -165,8 +164,3 @@ def _explain_scale(values: np.ndarray) -> str:
     if values.dtype.kind == "f" and high <= 1:
         return f"{found}: multiply by 255, round, and convert them to uint8"
     return f"{found}: round them, and convert them to uint8"
-
-
-def _name(value: Any) -> str:
-    kind = type(value)
-    return kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"

@@ -8,8 +8,10 @@ of its `Origin`), training (config), sha256 of the weights file.
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
+from infoscope.calls import name_type, speaks_python
 from infoscope.errors import InputError
+from infoscope.manifests import read_manifest
 from infoscope.sae.activations import make_activation
 from infoscope.sae.config import Kind, TokenChoice
 from infoscope.sae.model import SparseAutoencoder
@@ -65,8 +69,11 @@ def save_sae(
     (folder / INFO_NAME).write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
 
 
+@speaks_python()
 def load_sae(path: Path | str) -> SparseAutoencoder:
     """Return the SAE saved in a folder, given the folder or either of its two files. On the CPU, in eval mode.
+
+    It knows its `origin`: the layer and the backbone that it was trained on.
 
     Raises:
         InputError: if the files are missing, damaged, of another program or of a newer version.
@@ -101,7 +108,7 @@ def load_sae_info(path: Path | str) -> dict[str, Any]:
     file = _find_folder(path) / INFO_NAME
     if not file.is_file():
         raise InputError(
-            f"Expected a saved SAE ({WEIGHTS_NAME} and {INFO_NAME}) in {file.parent}, found no {INFO_NAME}."
+            f"Expected a saved SAE ({WEIGHTS_NAME} and {INFO_NAME}) in {file.parent}, {_describe_folder(file.parent)}."
         )
     try:
         info = json.loads(file.read_text(encoding="utf-8"))
@@ -134,9 +141,35 @@ def _read_origin(info: dict[str, Any]) -> Origin:
     return Origin(info.get("layer"), info["backbone"], info.get("image_px"), known)
 
 
-def _find_folder(path: Path | str) -> Path:
-    path = Path(path)
-    return path.parent if path.name in (WEIGHTS_NAME, INFO_NAME) else path
+def _find_folder(path: Any) -> Path:
+    if not isinstance(path, str | os.PathLike):
+        raise InputError(f"Expected path= to be the folder of a saved SAE, got {name_type(path)}.")
+    path = Path(path).expanduser()
+    if path.name in (WEIGHTS_NAME, INFO_NAME):
+        return path.parent
+    if path.is_file():
+        raise InputError(f"Expected the folder of a saved SAE, got the file {path}: infoscope reads only its own SAEs.")
+    return path
+
+
+def _describe_folder(folder: Path) -> str:
+    """Say what is there in place of an SAE, and where one is."""
+    if not folder.is_dir():
+        near = difflib.get_close_matches(folder.name, _list_saes(folder.parent), n=1, cutoff=0.3)
+        return f"found no {INFO_NAME}: there is no such folder" + (f", beside it lies {near[0]}" if near else "")
+    manifest = read_manifest(folder)
+    if manifest is not None:
+        upstream = (manifest.get("upstream") or {}).values()
+        saes = [sae for one in upstream for sae in sorted(folder.parent.parent.glob(f"train_sae/*-{one}"))]
+        where = f"its SAE is {saes[0]}" if saes else "give a folder of train_sae"
+        return f"found an artifact of the stage {manifest.get('stage')}: {where}"
+    inside = _list_saes(folder)
+    return f"found no {INFO_NAME}" + (f": give one of the folders in it, such as {inside[0]}" if inside else "")
+
+
+def _list_saes(folder: Path) -> list[str]:
+    """Return the names of the folders of SAEs in a folder."""
+    return sorted(path.parent.name for path in folder.glob(f"*/{INFO_NAME}"))
 
 
 def _compute_sha256(file: Path) -> str:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import operator
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from infoscope.calls import convert
 from infoscope.errors import InputError
 from infoscope.sae.config import TokenChoice
 from infoscope.vision.backbone import Backbone
@@ -66,12 +66,13 @@ def choose_layer(
             " the backbone that the SAE was trained on."
         )
     origin = sae.origin
-    if layer is None and origin.layer is None:
+    asked = origin.layer if layer is None else layer
+    if asked is None:
         raise InputError(
             "This SAE does not know which block it reads, for it was not trained by infoscope: give layer=, 0-based or"
             " negative from the end."
         )
-    chosen = backbone.check_layer(_as_int(origin.layer if layer is None else layer))
+    chosen = backbone.check_layer(convert("layer", asked, int))
     if not check_origin:
         return chosen
     different = "; ".join(_find_differences(origin, Origin.of(backbone, chosen)))
@@ -114,13 +115,6 @@ def check_edits(sae: SparseAutoencoder, edits_patches: bool, edits_prefix: bool)
             f"This SAE was trained with sae.tokens={tokens.name}: expected edits_patches={expected[0]} and"
             f" edits_prefix={expected[1]}, got {edits_patches} and {edits_prefix}."
         )
-
-
-def _as_int(layer: Any) -> int:
-    try:
-        return operator.index(layer)
-    except TypeError:
-        raise InputError(f"Expected layer= to be a whole number, got {layer!r}.") from None
 
 
 def _find_differences(trained: Origin, given: Origin) -> Iterator[str]:

@@ -2,42 +2,73 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from hashlib import sha256
-from pathlib import Path
-from typing import Any
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, fields
+from functools import partial
+from inspect import signature
+from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, UInt8
-from torch import Tensor
+import torch
+from jaxtyping import Float
+from rich.console import Console
 
-from infoscope.data.image_folder import ImageFolder
-from infoscope.data.images import ImageSet, iterate_images, resize_image
+from infoscope.calls import convert, make_options, name_type, refuse_unknown, speaks_python
+from infoscope.data.config import DataConfig, DataKind, OnError, Resize
+from infoscope.data.images import ImageSet
+from infoscope.data.pictures import Picture, Pictures
+from infoscope.data.sample import draw_images
+from infoscope.data.sets import make_image_sets
 from infoscope.errors import InputError
+from infoscope.progress import Display
+from infoscope.sae.config import SAEConfig
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.sae.origin import check_has_maps, choose_layer
+from infoscope.scope import crops
 from infoscope.scope.config import ScopeConfig
-from infoscope.scope.ranking import Ranking, rank_images
+from infoscope.scope.maps import make_trainer
+from infoscope.scope.ranking import Ranking, iterate_patch_tokens, rank_in_parts
 from infoscope.scope.scores import Scores
 from infoscope.scope.scoring import score_latents
 from infoscope.vision.backbone import Backbone
+from infoscope.vision.config import ModelConfig
+from infoscope.vision.live_tokens import BATCH_IMAGES
 
-Images = ImageSet | str | Path | Tensor | np.ndarray | Sequence[np.ndarray]
+Images = ImageSet | str | os.PathLike[str] | Iterable[Picture]
+Tell = Callable[[str, int, int | None], object]
+"""Told (what is being done, how many of it are done, how many there are)."""
 
 
-@dataclass
+@dataclass(repr=False)
 class ContextualDependency:
     """What `contextual_dependency` found.
 
-    ranking: which images each latent fires on most.
+    ranking: which images each latent fires on most, as positions in `image_ids`.
     scores: distances, masses and maps; scores for any k up to `scores.k_max` are arithmetic on them.
     k_cds: the k that `cds` and `chance` stand for.
+    layer: the block that the SAE read, counted from 0.
+    image_ids: what the images are called: paths below the folder, keys in tars, files of a list, or numbers.
+    n_held_out: photographs that the split left out, as on the command line.
+    skipped: images that could not be read, and why: {id: reason}.
     """
 
     ranking: Ranking
     scores: Scores
     k_cds: int
+    layer: int
+    image_ids: list[str]
+    n_held_out: int
+    skipped: dict[str, str]
+
+    def __repr__(self) -> str:
+        scored = int(np.isfinite(self.cds).sum())
+        return (
+            f"ContextualDependency({scored} of {self.ranking.d_sae} latents scored on {self.ranking.n_images} images,"
+            f" {self.n_held_out} held out, {len(self.skipped)} skipped; layer={self.layer}, k_cds={self.k_cds})"
+        )
 
     @property
     def cds(self) -> Float[np.ndarray, " d_sae"]:
@@ -55,6 +86,7 @@ class ContextualDependency:
         return self.scores.emd
 
 
+@speaks_python(data=DataConfig, model=ModelConfig, sae=SAEConfig, scope=ScopeConfig)
 def contextual_dependency(
     backbone: Backbone,
     sae: SparseAutoencoder,
@@ -62,82 +94,218 @@ def contextual_dependency(
     layer: int | None = None,
     k_cds: int = 8,
     shift_patches: int = 1,
+    *,
+    test_share: float | None = None,
+    seed: int | None = None,
+    max_train: int | None = None,
+    resize: str | Resize | None = None,
+    on_error: str | OnError = "raise",
+    n_readers: int = 0,
     check_origin: bool = True,
+    progress: bool | Tell = True,
     **options: Any,
 ) -> ContextualDependency:
     """Rank images per latent, then score how far each latent's activation moves when only the context changes.
 
+    Photographs on the disk are divided as on the command line: a tenth of them (`test_share`), chosen by a hash of the
+    name, is held out, so that both give the same numbers. Pictures that are given one by one are all taken.
+
     Args:
-        backbone: a frozen vision transformer.
+        backbone: a frozen vision transformer; the work is done where it lies.
         sae: a sparse autoencoder of its patch tokens.
-        images: an ImageSet, a folder of image files, or uint8 RGB pictures: a tensor [n, 3, height, width], an array
-            [n, height, width, 3], or a list of arrays [height, width, 3] of any sizes.
+        images: a folder, a list file (.txt) or WebDataset tars, as `data.root` of the command line; an ImageSet; or
+            pictures: a list (or what else has an order) of paths, PIL images and uint8 arrays or tensors of any sizes,
+            [height, width, 3] or [3, height, width], or one array or tensor of [n, ...]. They are resized to fit.
         layer: the block that the SAE reads, 0-based or negative from the end; None: the one it was trained on.
         k_cds: images per latent that the score averages over.
         shift_patches: by how much the two crops of an image differ.
-        check_origin: False insists on another layer or backbone than the SAE was trained on, see `choose_layer`.
-        options: other fields of `ScopeConfig`.
+        test_share: of photographs on the disk: share that is held out; 0 takes all. None: 0.1.
+        seed: of that split and of `max_train`; None: 0.
+        max_train: draw as many of the images; None: all.
+        resize: "squash" both sides, or "crop" the centre; None: squash, or as the ImageSet does.
+        on_error: what an image that cannot be read does: "raise", or "skip" to leave it out and list it in `skipped`.
+        n_readers: processes that read images ahead; 0 reads in this one.
+        check_origin: False insists on another layer or backbone than the SAE was trained on.
+        progress: True shows on stderr how far it is; a function is called with (what, done, total); False is silent.
+        options: other fields of `ScopeConfig`: k_max, diagonal, rank_by, emd, sinkhorn_blur, batch_images, n_workers.
 
     Raises:
-        InputError: if the SAE was trained on another backbone or layer, there are fewer images than `k_cds`, or an
-            option or image is not what it should be.
+        InputError: before anything is encoded, if an option or image is not what it should be, the SAE was trained on
+            another backbone or layer, or there are fewer images than `k_cds`; later, if an image cannot be read.
     """
-    config = ScopeConfig(k_cds=k_cds, shift_patches=shift_patches, **options)
-    check_has_maps(sae)
+    _refuse_unknown_options(options)
+    config = make_options(ScopeConfig, {"k_cds": k_cds, "shift_patches": shift_patches, **options})
+    n_readers = make_options(DataConfig, {"n_workers": n_readers}).n_workers
+    skips: OnError = convert("on_error", on_error, OnError)
+    show = _choose_display(progress)
+    _check_types(backbone, sae)
     layer = choose_layer(sae, backbone, layer, check_origin)
-    image_set = as_image_set(images)
-    tokens = iterate_patch_tokens(backbone, image_set, layer, config.batch_images)
-    ranking = rank_images(sae, tokens, config.n_ranks, config.rank_by)
-    scores = score_latents(backbone, sae, image_set, ranking, config, layer=layer, check_origin=check_origin)
-    return ContextualDependency(ranking, scores, config.k_cds)
+    if check_origin:
+        check_has_maps(sae)
+    crops.check_shift(backbone.grid, config.shift_patches)
+    split = {"test_share": test_share, "seed": seed, "max_train": max_train, "resize": resize}
+    found = _open(images, {name: value for name, value in split.items() if value is not None}, skips)
+    found.check_enough(config.k_cds)
+    if found.n_held_out:
+        show.say(f"{found.words}; test_share=0 takes all.")
+    work = _Work(backbone, sae, found.images, layer, config, skips, n_readers, check_origin, show)
+    with _on_one_device(backbone, sae):
+        ranking = work.rank()
+        scores = work.score(ranking)
+    ids, skipped = found.images.image_ids, dict(found.images.skipped)
+    return ContextualDependency(ranking, scores, config.k_cds, layer, ids, found.n_held_out, skipped)
 
 
-def iterate_patch_tokens(
-    backbone: Backbone, image_set: ImageSet, layer: int, batch_images: int
-) -> Iterator[tuple[Tensor, Float[Tensor, "batch n_patches d_in"]]]:
-    """Yield positions and patch tokens of whole images, resized to the backbone's input: what `rank_images` takes."""
-    for batch in iterate_images(image_set, backbone.image_px, batch_images):
-        yield batch.index, backbone.tokens(batch.images, layer).patches
+class _Work(NamedTuple):
+    """What is to be measured, and how."""
+
+    backbone: Backbone
+    sae: SparseAutoencoder
+    images: ImageSet
+    layer: int
+    config: ScopeConfig
+    on_error: OnError
+    n_readers: int
+    check_origin: bool
+    show: Display | _Told
+
+    def rank(self) -> Ranking:
+        """Rank the images, encoded in the batches of the command line: the numbers are then the same to the bit."""
+        read = partial(
+            iterate_patch_tokens,
+            self.backbone,
+            self.images,
+            self.layer,
+            BATCH_IMAGES,
+            self.on_error,
+            self.n_readers,
+        )
+        n, config = len(self.images), self.config
+        with self.show.bar("ranking images", n) as advance:
+            return rank_in_parts(self.sae, read, n, config.n_ranks, config.rank_by, lambda done: advance(done, None))
+
+    def score(self, ranking: Ranking) -> Scores:
+        """Score the latents on their images."""
+        with self.show.bar("encoding crops") as encoded, self.show.bar("moving earth (EMD)") as moved:
+            return score_latents(
+                self.backbone,
+                self.sae,
+                self.images,
+                ranking,
+                self.config,
+                layer=self.layer,
+                check_origin=self.check_origin,
+                trainer=_make_trainer(self.backbone.mean.device),
+                crop_progress=encoded,
+                progress=moved,
+                n_readers=self.n_readers,
+            )
 
 
-def as_image_set(images: Images) -> ImageSet:
-    """Return images of any of the accepted kinds as an ImageSet.
-
-    Raises:
-        InputError: if the folder holds no images, or pictures are not uint8 RGB.
-    """
-    if isinstance(images, ImageSet):
-        return images
-    if isinstance(images, str | Path):
-        return ImageFolder(images, test_share=0.0)
-    if isinstance(images, Tensor):
-        if images.ndim != 4 or images.shape[1] != 3:
-            raise InputError(f"Expected a tensor of images [n, 3, height, width], got {list(images.shape)}.")
-        return ImageArrays(list(images.cpu().permute(0, 2, 3, 1).numpy()))
-    return ImageArrays(list(images))
+def _refuse_unknown_options(options: Mapping[str, Any]) -> None:
+    own = [name for name in signature(contextual_dependency).parameters if name != "options"]
+    own += [one.name for one in fields(ScopeConfig) if one.name not in own]
+    refuse_unknown(options, own, "contextual_dependency")
 
 
-class ImageArrays(ImageSet):
-    """Pictures in memory, squashed to the size asked for.
+def _check_types(backbone: Any, sae: Any) -> None:
+    if not isinstance(backbone, Backbone):
+        raise InputError(f"Expected backbone= to be what load_backbone returns, got {name_type(backbone)}.")
+    if not isinstance(sae, SparseAutoencoder):
+        raise InputError(f"Expected sae= to be what load_sae returns, got {name_type(sae)}.")
 
-    Raises:
-        InputError: if a picture is not uint8 [height, width, 3].
-    """
 
-    def __init__(self, pictures: Sequence[UInt8[np.ndarray, "height width 3"]]) -> None:
-        for i, picture in enumerate(pictures):
-            if not isinstance(picture, np.ndarray) or picture.dtype != np.uint8 or picture.shape[2:] != (3,):
-                got = f"{picture.dtype} {list(picture.shape)}" if isinstance(picture, np.ndarray) else type(picture)
-                raise InputError(f"Expected pictures as uint8 arrays [height, width, 3], got {got} at position {i}.")
-        super().__init__("train", [f"{i:09d}" for i in range(len(pictures))])
-        self.pictures = pictures
+class _Opened(NamedTuple):
+    """Images to score, and how many were held out of them, for which share."""
+
+    images: ImageSet
+    n_held_out: int = 0
+    test_share: float = 0.0
 
     @property
-    def fingerprint(self) -> dict[str, Any]:
-        digest = sha256()
-        for picture in self.pictures:
-            digest.update(str(picture.shape).encode() + np.ascontiguousarray(picture).tobytes())
-        return {"kind": "arrays", "n_images": len(self), "sha256": digest.hexdigest()}
+    def words(self) -> str:
+        """How the images were divided."""
+        return f"{len(self.images):,} images without the {self.n_held_out:,} held out (test_share={self.test_share:g})"
 
-    def load(self, index: int, size_px: int) -> UInt8[np.ndarray, "size size 3"]:
-        return resize_image(np.ascontiguousarray(self.pictures[index]), size_px)
+    def check_enough(self, k_cds: int) -> None:
+        """Refuse a k that the images cannot give.
+
+        Raises:
+            InputError: if there are fewer images.
+        """
+        if len(self.images) < k_cds:
+            got = self.words if self.n_held_out else len(self.images)
+            raise InputError(f"Expected at least k_cds={k_cds} images, got {got}: add images or lower k_cds.")
+
+
+def _open(images: Images, split: Mapping[str, Any], on_error: OnError) -> _Opened:
+    """Return images of any of the accepted kinds, divided as on the command line if they lie on the disk.
+
+    Args:
+        split: test_share, seed, max_train and resize, as far as they are given.
+
+    Raises:
+        InputError: if there are none, or they are not what they should be.
+    """
+    if isinstance(images, str | os.PathLike):
+        source = {"kind": DataKind.image_folder, "root": images, "on_error": on_error}
+        config = make_options(DataConfig, {**source, **split})
+        train, test = make_image_sets(config)
+        return _Opened(train, len(test), config.test_share)
+    if "test_share" in split:
+        raise InputError(
+            "test_share= divides photographs on the disk; pictures that are given one by one, and an ImageSet, are all"
+            " taken: leave it out."
+        )
+    if isinstance(images, ImageSet) and "resize" in split:
+        raise InputError("An ImageSet squashes or crops as it was made to: leave out resize=.")
+    config = make_options(DataConfig, split)
+    found = images if isinstance(images, ImageSet) else Pictures(images, config.resize, on_error)
+    return _Opened(draw_images(found, config.max_train, config.seed))
+
+
+@contextmanager
+def _on_one_device(backbone: Backbone, sae: SparseAutoencoder) -> Iterator[None]:
+    """Let the SAE be where the backbone is; afterwards it is where it was."""
+    before = sae.W_enc.device
+    sae.to(backbone.mean.device)
+    try:
+        yield
+    finally:
+        sae.to(before)
+
+
+def _make_trainer(device: torch.device) -> Any:
+    is_numbered = device.type == "cuda" and device.index is not None
+    return make_trainer(device.type, [device.index] if is_numbered else 1)
+
+
+class _Told:
+    """A display that tells a function."""
+
+    def __init__(self, tell: Tell) -> None:
+        self.tell = tell
+
+    def say(self, sentence: str) -> None:
+        """Say nothing: whoever gives a function wants to be told in its way."""
+
+    def bar(self, what: str, total: int | None = None) -> AbstractContextManager[Callable[[int, int | None], None]]:
+        """Tell the function how far a loop is."""
+
+        def advance(done: int, of: int | None = None) -> None:
+            self.tell(what, done, total if of is None else of)
+
+        return nullcontext(advance)
+
+
+def _choose_display(progress: Any) -> Display | _Told:
+    if progress is False:
+        return _Told(lambda what, done, total: None)
+    if progress is True:
+        is_terminal = sys.stderr is not None and sys.stderr.isatty()
+        return Display(Console(stderr=True, highlight=False, force_interactive=None if is_terminal else False))
+    if not callable(progress):
+        raise InputError(
+            f"Expected progress= to be True, False or a function of (what, done, total), got {name_type(progress)}."
+        )
+    return _Told(progress)

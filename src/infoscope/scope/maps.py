@@ -238,7 +238,7 @@ def make_maps(shape: tuple[int, ...], file: Path | None) -> Float[np.ndarray, "d
     return maps
 
 
-def make_trainer(accelerator: str = "auto") -> L.Trainer:
+def make_trainer(accelerator: str = "auto", devices: int | list[int] = 1) -> L.Trainer:
     """Return a Lightning trainer for one device that only runs: no logger, no checkpoints, no output of its own.
 
     Processes that share work have a trainer each, which must not take them for its own.
@@ -246,7 +246,7 @@ def make_trainer(accelerator: str = "auto") -> L.Trainer:
     with quiet_lightning():
         return L.Trainer(
             accelerator=accelerator,
-            devices=1,
+            devices=devices,
             plugins=[LightningEnvironment()],
             logger=False,
             enable_checkpointing=False,

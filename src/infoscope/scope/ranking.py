@@ -12,10 +12,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from infoscope.data.config import RAISE, OnError
+from infoscope.data.images import ImageSet, iterate_images
 from infoscope.errors import InputError
 from infoscope.resume import Part, compute_parts, cut_images
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.scope.config import RankBy
+from infoscope.vision.backbone import Backbone
 
 TokenBatches = Iterable[tuple[Int[Tensor, " batch"], Float[Tensor, "batch n_patches d_in"]]]
 """Positions in the image set and raw patch tokens."""
@@ -101,6 +104,26 @@ class Ranking:
         facts = json.loads((folder / "ranking.json").read_text())
         rank_by = RankBy[facts.pop("rank_by")]
         return cls(**{name: np.load(folder / f"{name}.npy") for name in _ARRAYS}, **facts, rank_by=rank_by)
+
+
+def iterate_patch_tokens(
+    backbone: Backbone,
+    image_set: ImageSet,
+    layer: int,
+    batch_images: int,
+    on_error: OnError = RAISE,
+    n_readers: int = 0,
+    rows: slice = slice(None),
+) -> Iterator[tuple[Int[Tensor, " batch"], Float[Tensor, "batch n_patches d_in"]]]:
+    """Yield positions and patch tokens of whole images, resized to the backbone's input: what `rank_images` takes.
+
+    Args:
+        on_error, n_readers: as for `iterate_images`, whose `n_workers` are the readers.
+        rows: of the image set; by default all.
+    """
+    positions = np.arange(len(image_set))[rows]
+    for batch in iterate_images(image_set, backbone.image_px, batch_images, positions, on_error, n_readers):
+        yield batch.index, backbone.tokens(batch.images, layer).patches
 
 
 class TopImages:
