@@ -81,13 +81,7 @@ class Encoding(Specs):
     def image_sets(self) -> tuple[ImageSet, ImageSet]:
         """The training and the test images of the experiment."""
         data = self.config.data
-        if data.kind is DataKind.scenes:
-            return self._open_scenes(data)
-        train, test = self.sets_on_disk(data)
-        if data.kind is DataKind.image_folder:
-            held_out = f"{len(test):,} held out as test images (data.test_share={data.test_share:g})"
-            self.display.say(f"          {len(train):,} training images, {held_out}")
-        return train, test
+        return self._open_scenes(data) if data.kind is DataKind.scenes else self.sets_on_disk(data)
 
     def open_sets(self, data: DataConfig) -> tuple[ImageSet, ImageSet]:
         """Return the training and the test images of a data set, which may be the experiment's own."""

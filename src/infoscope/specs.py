@@ -77,6 +77,9 @@ class Specs(Workbench):
         if key not in self._sets_on_disk:
             with self.display.bar(f"listing the images of data={data.kind.name}"):
                 self._sets_on_disk[key] = sets = make_image_sets(data)
+            if data.kind is DataKind.image_folder:
+                held_out = f"{len(sets[1]):,} held out as test images (data.test_share={data.test_share:g})"
+                self.display.say(f"          {data.root}: {len(sets[0]):,} training images, {held_out}")
             for left_out in dict.fromkeys(images.left_out.describe() for images in sets if images.left_out):
                 self.display.say(f"          {data.root}: left out {left_out}")
         return self._sets_on_disk[key]

@@ -15,7 +15,7 @@ from PIL import Image
 from rich.console import Console
 
 import infoscope
-from infoscope import InputError, contextual_dependency, load_backbone, load_sae
+from infoscope import InputError, contextual_dependency, load_backbone, load_sae, progress
 from infoscope.calls import say_in_python
 from infoscope.config import compose
 from infoscope.data.image_folder import ImageFolder
@@ -298,6 +298,24 @@ def test_a_function_is_told_how_far_it_is(backbone: Backbone, sae: SparseAutoenc
     assert last["ranking images"] == (6, 6)
 
 
+def test_long_work_says_how_far_it_is_on_stderr(
+    backbone: Backbone,
+    sae: SparseAutoencoder,
+    noise: np.ndarray,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    contextual_dependency(backbone, sae, noise, k_cds=3, n_workers=1)
+    assert capsys.readouterr().err == ""  # short work is quiet
+    monkeypatch.setattr(progress, "LINE_EVERY_S", 0.0)
+    contextual_dependency(backbone, sae, noise, k_cds=3, n_workers=1)
+    told = capsys.readouterr()
+    assert "ranking images: 6 of 6 images (100%)" in told.err
+    assert "scoring: encoding crops: 6 of 6" in told.err
+    assert "scoring: moving earth (EMD): " in told.err
+    assert told.out == ""
+
+
 # -- the same photographs through both doors ---------------------------------------------------------------------------
 
 
@@ -397,3 +415,17 @@ def test_the_readme_runs(photographs: Path, scored: tuple[Path, str], tmp_path: 
     assert names["found"].ranking.n_images < 24
     assert np.isfinite(names["found"].cds).any()
     assert "images without the" in capsys.readouterr().err
+
+
+def test_what_lies_beside_the_images_is_said(
+    backbone: Backbone, sae: SparseAutoencoder, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for file in folder.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "notes.doc").write_text("no picture")
+    contextual_dependency(backbone, sae, tmp_path, k_cds=2, n_workers=1)
+    told = capsys.readouterr()
+    assert "1 .doc (notes.doc)" in told.err
+    assert told.out == ""
+    contextual_dependency(backbone, sae, tmp_path, **{**QUIET, "k_cds": 2})
+    assert capsys.readouterr().err == ""

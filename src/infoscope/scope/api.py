@@ -23,7 +23,7 @@ from infoscope.data.pictures import Picture, Pictures
 from infoscope.data.sample import draw_images
 from infoscope.data.sets import make_image_sets
 from infoscope.errors import InputError
-from infoscope.progress import Display
+from infoscope.progress import Advance, Display
 from infoscope.sae.config import SAEConfig
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.sae.origin import check_has_maps, choose_layer
@@ -125,7 +125,7 @@ def contextual_dependency(
         resize: "squash" both sides, or "crop" the centre; None: squash, or as the ImageSet does.
         on_error: what an image that cannot be read does: "raise", or "skip" to leave it out and list it in `skipped`.
         n_readers: processes that read images ahead; 0 reads in this one.
-        check_origin: False insists on another layer or backbone than the SAE was trained on.
+        check_origin: False insists on other tokens than the SAE was trained on: of another layer or backbone.
         progress: True shows on stderr how far it is; a function is called with (what, done, total); False is silent.
         options: other fields of `ScopeConfig`: k_max, diagonal, rank_by, emd, sinkhorn_blur, batch_images, n_workers.
 
@@ -148,6 +148,8 @@ def contextual_dependency(
     found.check_enough(config.k_cds)
     if found.n_held_out:
         show.say(f"{found.words}; test_share=0 takes all.")
+    if found.images.left_out:
+        show.say(f"Left out {found.images.left_out.describe()}.")
     work = _Work(backbone, sae, found.images, layer, config, skips, n_readers, check_origin, show)
     with _on_one_device(backbone, sae):
         ranking = work.rank()
@@ -181,12 +183,12 @@ class _Work(NamedTuple):
             self.n_readers,
         )
         n, config = len(self.images), self.config
-        with self.show.bar("ranking images", n) as advance:
-            return rank_in_parts(self.sae, read, n, config.n_ranks, config.rank_by, lambda done: advance(done, None))
+        with self.show.bar("ranking images", n, "images") as advance:
+            return rank_in_parts(self.sae, read, n, config.n_ranks, config.rank_by, advance)
 
     def score(self, ranking: Ranking) -> Scores:
         """Score the latents on their images."""
-        with self.show.bar("encoding crops") as encoded, self.show.bar("moving earth (EMD)") as moved:
+        with self.show.bar("scoring") as advance:
             return score_latents(
                 self.backbone,
                 self.sae,
@@ -196,8 +198,8 @@ class _Work(NamedTuple):
                 layer=self.layer,
                 check_origin=self.check_origin,
                 trainer=_make_trainer(self.backbone.mean.device),
-                crop_progress=encoded,
-                progress=moved,
+                crop_progress=partial(advance, part="encoding crops"),
+                progress=partial(advance, part="moving earth (EMD)"),
                 n_readers=self.n_readers,
             )
 
@@ -289,11 +291,11 @@ class _Told:
     def say(self, sentence: str) -> None:
         """Say nothing: whoever gives a function wants to be told in its way."""
 
-    def bar(self, what: str, total: int | None = None) -> AbstractContextManager[Callable[[int, int | None], None]]:
+    def bar(self, what: str, total: int | None = None, unit: str = "") -> AbstractContextManager[Advance]:
         """Tell the function how far a loop is."""
 
-        def advance(done: int, of: int | None = None) -> None:
-            self.tell(what, done, total if of is None else of)
+        def advance(done: int, of: int | None = None, part: str = "") -> None:
+            self.tell(part or what, done, total if of is None else of)
 
         return nullcontext(advance)
 

@@ -48,7 +48,7 @@ def score_latents(
     Args:
         image_set: the one the ranking's positions refer to.
         layer: the block after which the SAE reads tokens; negative from the end; None: the one it was trained on.
-        check_origin: False insists on another layer or backbone than the SAE was trained on, see `choose_layer`.
+        check_origin: False insists on other tokens than the SAE was trained on, see `choose_layer`.
         maps_file: where to keep the maps memory-mapped while they are made; None keeps them in memory.
         trainer: runs the module, on one device; by default a bare one.
         crop_progress: called with (images, all images) while crops are encoded.
@@ -62,7 +62,8 @@ def score_latents(
             of latents, or has fewer images or ranks than k_cds, the shift leaves fewer than 2 x 2 shared patches, an
             image cannot be read, or a token is not finite.
     """
-    check_has_maps(sae)
+    if check_origin:
+        check_has_maps(sae)
     layer = choose_layer(sae, backbone, layer, check_origin)
     ranking.check_latents(sae.d_sae)
     ranking.check_enough_images(config.k_cds)
