@@ -48,6 +48,7 @@ def run(config: Config, display: Display | None = None, job: Job | None = None) 
             display = Display.silent()
         display = display or Display(bars=config.trainer.progress)
         pipeline = Pipeline(config, display, job)
+        pipeline.say_model()
         if config.plan or config.stage is Stage.check_data:
             return _run_by_main(pipeline, config)
         with pipeline.tracking:
@@ -100,6 +101,18 @@ def _run_stage(pipeline: Pipeline, config: Config) -> ReportFiles | None:
 class Pipeline(Analyses):
     """Everything that one configuration can ask for."""
 
+    def say_model(self) -> None:
+        """Say with which activation, mean and std the model is run, and who says so, before anything is built.
+
+        Raises:
+            InputError: if nobody says so, or the model's weights are not where they should be.
+        """
+        model, is_needed = self.config.model, self.config.stage not in (Stage.check_data, Stage.train_clip)
+        if is_needed and model.pretrained != "train_clip" and self.model_facts is not None:
+            warning = "Warning: " if self.model_facts.is_contradicted else ""
+            hint = "; if it is of another origin, give its tag as model.origin" if self.model_facts.is_assumed else ""
+            self.display.say(f"{warning}{model.name} runs with {self.model_facts.words}{hint}.")
+
     def check_data(self) -> None:
         """Read every image of the experiment's data and of its probes' data, say what they hold, refuse what is wrong.
 
@@ -141,7 +154,7 @@ class Pipeline(Analyses):
             seed: [load_results([one.folder for one in artifacts], variant) for variant, artifacts in many.items()]
             for seed, many in probed.items()
         }
-        inputs = make_report_inputs(config, self.image_sets[0], self.tokens("train"), three, results)
+        inputs = make_report_inputs(config, self.image_sets[0], self.tokens("train"), three, results, self.model_facts)
         outliers, confounds = self.outlier_section(), self.confound_section(inputs.seeds, inputs.results)
         return self._publish(replace(inputs, sections=[outliers, confounds]), *self._name_report(probed))
 
@@ -214,7 +227,7 @@ class Pipeline(Analyses):
     def _inputs_of(self, section: ReportSection) -> ReportInputs:
         config = self.config
         title = f"{section.title}: {config.model.name} on {config.data.kind.name}"
-        context = describe_experiment(config, self.tokens("train"), self.image_sets[0])
+        context = describe_experiment(config, self.tokens("train"), self.image_sets[0], self.model_facts)
         return ReportInputs(title, [], context=context, sections=[section])
 
     def _publish(

@@ -20,7 +20,8 @@ from infoscope.scope.outliers import compute_norm_summary
 from infoscope.scope.partition import make_partition
 from infoscope.scope.ranking import Ranking
 from infoscope.scope.scores import Scores
-from infoscope.vision.config import ModelKind
+from infoscope.vision.origins import Facts
+from infoscope.vision.sources import is_of_origin
 from infoscope.vision.token_source import TokenFacts
 
 N_EXAMPLES_EACH, N_EXAMPLE_IMAGES = 2, 4
@@ -33,6 +34,7 @@ def make_report_inputs(
     tokens: Artifact,
     artifacts: Mapping[int, tuple[Artifact, Artifact, Artifact]],
     probed: Mapping[int, Sequence[VariantResult]],
+    model_facts: Facts | None,
 ) -> ReportInputs:
     """Read everything a report shows.
 
@@ -41,6 +43,7 @@ def make_report_inputs(
         tokens: of the training split.
         artifacts: per SAE seed, its SAE, ranking and score artifacts.
         probed: per SAE seed, the results of its variants; empty without labels.
+        model_facts: its activation, mean and std, and who says so; None for planted backbones.
     """
     seeds = [read_scope(config, seed, *three) for seed, three in artifacts.items()]
     results = [{"sae_seed": seed, **result.to_json()} for seed, many in probed.items() for result in many]
@@ -52,7 +55,7 @@ def make_report_inputs(
         results=results,
         examples=_read_examples(config, images, seeds[0], ranked, scored, tokens.read_json("tokens.json")["patch_px"]),
         token_stats=_read_token_stats(config, tokens),
-        context=describe_experiment(config, tokens, images),
+        context=describe_experiment(config, tokens, images, model_facts),
         paper_reference=find_paper_reference(config),
     )
 
@@ -60,8 +63,8 @@ def make_report_inputs(
 def find_paper_reference(config: Config) -> str | None:
     """Return whose values of the paper stand beside ours: only where model and data are the paper's.
 
-    That is CLIP B/16 or L/14 with QuickGELU, as OpenAI's weights need it, on all of ImageNet, ADE20K and NYU Depth v2.
-    What a local file holds nobody can see: it is taken for OpenAI's.
+    That is OpenAI's CLIP B/16 or L/14 on all of ImageNet, ADE20K and NYU Depth v2. What a local file holds nobody can
+    see: it is taken for OpenAI's where `model.origin` says so.
     """
     probes = config.probe_data
     has_data = (
@@ -76,9 +79,9 @@ def find_paper_reference(config: Config) -> str | None:
 def find_paper_model(config: Config) -> str | None:
     """Return the paper's name of this model where the SAE too reads the paper's data, all of ImageNet; else None."""
     model, data = config.model, config.data
-    is_openai = model.kind is ModelKind.open_clip and model.quick_gelu and model.pretrained not in ("random", None)
     has_data = data.kind is DataKind.imagenet and not data.subset and data.max_train is None and data.max_test is None
-    return PAPER_ARCHS.get(model.arch or "") if is_openai and has_data else None
+    name = PAPER_ARCHS.get(model.arch or "")
+    return name if name is not None and has_data and is_of_origin(model, "openai") else None
 
 
 def read_scope(config: Config, seed: int, sae: Artifact, ranked: Artifact, scored: Artifact) -> ScopeResult:
@@ -140,7 +143,9 @@ def _read_token_stats(config: Config, tokens: Artifact) -> TokenStats:
     )
 
 
-def describe_experiment(config: Config, tokens: Artifact, images: ImageSet) -> dict[str, str]:
+def describe_experiment(
+    config: Config, tokens: Artifact, images: ImageSet, model_facts: Facts | None
+) -> dict[str, str]:
     """Return model, data, SAE, scope, software and hardware, in words."""
     meta: dict[str, Any] = tokens.read_json("tokens.json")
     environment = describe_environment()
@@ -156,6 +161,8 @@ def describe_experiment(config: Config, tokens: Artifact, images: ImageSet) -> d
         "software": f"infoscope {versions['infoscope']}, torch {versions['torch']}",
         "hardware": f"{hardware['cpu']}, {hardware['cores']} cores" + "".join(f", {gpu}" for gpu in hardware["gpus"]),
     }
+    if model_facts is not None:
+        context["model"] += f", {model_facts.words}"
     if config.data.kind is DataKind.scenes:
         context["data"] += f", {config.data.n_test} test images"
     if config.model.pretrained == "random":

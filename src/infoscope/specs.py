@@ -22,7 +22,8 @@ from infoscope.probes.config import ProbeConfig, Readout, Task
 from infoscope.probes.features import MEANS
 from infoscope.probes.variants import Role, Variant
 from infoscope.scope.config import Diagonal
-from infoscope.vision.open_clip_backbone import compute_model_fingerprint
+from infoscope.vision.open_clip_backbone import compute_model_fingerprint, find_facts
+from infoscope.vision.origins import Facts
 from infoscope.workbench import Workbench
 
 
@@ -34,6 +35,11 @@ class Specs(Workbench):
         """What determines the backbone, known without building it."""
         with self.display.bar("reading the weights' checksum"):
             return compute_model_fingerprint(self.config.model, self._trained_folder)
+
+    @cached_property
+    def model_facts(self) -> Facts | None:
+        """The model's activation, mean and std, and who says so; None for planted backbones."""
+        return find_facts(self.config.model, self._trained_folder)
 
     @cached_property
     def _trained_folder(self) -> Path | None:

@@ -150,7 +150,7 @@ def family(request, tmp_path_factory) -> Iterator[Family]:
         else:
             cfg = {**copy.deepcopy(open_clip.get_model_config(arch)), "text_cfg": SMALL_TEXT}
             patch.setattr(open_clip, "get_model_config", lambda _name: copy.deepcopy(cfg))
-            theirs = make_open_clip(arch, quick_gelu=bool(config.quick_gelu))
+            theirs = make_open_clip(arch, quick_gelu=config.origin == "openai")
             state = make_weights(lambda: make_open_clip(arch))
             save_file(state, path)
             theirs.load_state_dict(state)

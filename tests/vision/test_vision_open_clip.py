@@ -47,8 +47,8 @@ def weights(clip, tmp_path) -> Path:
     return path
 
 
-def with_file(path: Path, **options) -> ModelConfig:
-    return ModelConfig("tiny", arch=ARCH, pretrained=str(path), **options)
+def with_file(path: Path, quick_gelu: bool | None = False, **options) -> ModelConfig:
+    return ModelConfig("tiny", arch=ARCH, pretrained=str(path), quick_gelu=quick_gelu, **options)
 
 
 def load(config: ModelConfig | str) -> OpenClipBackbone:
@@ -90,7 +90,8 @@ class TestFiles:
         assert torch.equal(backbone.embed_images(images), encode(clip, backbone, images))
 
     def test_the_short_form(self, clip, weights):
-        backbone, images = load(f"{ARCH}:{weights}"), make_images(2)
+        backbone, images = load_backbone(f"{ARCH}:{weights}", quick_gelu=False), make_images(2)
+        assert isinstance(backbone, OpenClipBackbone)
         assert torch.equal(backbone.embed_images(images), encode(clip, backbone, images))
 
     @pytest.mark.parametrize("file_name", ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"])
@@ -112,9 +113,9 @@ class TestFiles:
         torch.testing.assert_close(backbone.embed_images(images), encode(theirs, backbone, images))
 
     def test_own_mean_and_std_win(self, weights):
-        backbone = load(with_file(weights, mean=[0.1, 0.2, 0.3], std=[0.5, 0.6, 0.7]))
-        assert backbone.mean.flatten().tolist() == pytest.approx([0.1, 0.2, 0.3])
-        assert backbone.std.flatten().tolist() == pytest.approx([0.5, 0.6, 0.7])
+        backbone = load(with_file(weights, mean=[0.5, 0.6, 0.7], std=[0.1, 0.2, 0.3]))
+        assert backbone.mean.flatten().tolist() == pytest.approx([0.5, 0.6, 0.7])
+        assert backbone.std.flatten().tolist() == pytest.approx([0.1, 0.2, 0.3])
 
     def test_quick_gelu_is_another_activation(self, tiny_arch, weights):
         images = make_images(2)
@@ -188,8 +189,10 @@ class TestRefusals:
         assert_one_sentence(caught.value)
 
     def test_no_weights_named(self):
-        with pytest.raises(InputError, match=r"model\.pretrained is missing"):
+        with pytest.raises(InputError, match=r'"<arch>:<weights>", such as "ViT-B-16:openai".* got \'ViT-B-16\''):
             load_backbone("ViT-B-16")
+        with pytest.raises(InputError, match=r"model\.pretrained is missing"):
+            ModelConfig("b16", arch="ViT-B-16", pretrained=None)
 
     def test_a_missing_file(self, tmp_path):
         with pytest.raises(InputError, match=r"gone\.safetensors is no file") as caught:
@@ -309,8 +312,8 @@ class TestFingerprints:
             with_file(weights, quick_gelu=True),
             with_file(weights, image_px=48),
             with_file(weights, precision="bfloat16"),
-            with_file(weights, mean=[0.5, 0.5, 0.5]),
-            with_file(weights, std=[0.5, 0.5, 0.5]),
+            with_file(weights, mean=[0.5, 0.5, 0.5], std=[0.25, 0.25, 0.25]),
+            with_file(weights, mean=[0.5, 0.5, 0.5], std=[0.5, 0.5, 0.5]),
             ModelConfig("tiny", arch=ARCH, pretrained="random"),
             ModelConfig("tiny", arch=ARCH, pretrained="random", seed=1),
             ModelConfig("tiny", arch=ARCH, pretrained="openai"),

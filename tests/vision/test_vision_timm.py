@@ -248,8 +248,8 @@ class TestConfigurations:
             with_timm("random", seed=1),
             with_timm("random", image_px=96),
             with_timm("random", precision="bfloat16"),
-            with_timm("random", mean=[0.5, 0.5, 0.4]),
-            with_timm("random", std=[0.5, 0.5, 0.4]),
+            with_timm("random", mean=[0.5, 0.5, 0.4], std=[0.5, 0.5, 0.5]),
+            with_timm("random", mean=[0.5, 0.5, 0.4], std=[0.5, 0.5, 0.4]),
             with_timm("random", arch="vit_small_patch16_224"),
             with_timm("augreg_in21k"),
         ]

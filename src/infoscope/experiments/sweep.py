@@ -187,6 +187,7 @@ class Sweep:
         self.display.bars = config.trainer.progress
         folder = self.output_dir / "experiments" / self.experiment.name
         pipeline = self._opener.open(config, Job(folder, overrides=tuple(overrides)))
+        pipeline.say_model()
         if config.plan:
             with self.display.bar("measuring this machine"):
                 plan = make_plan(pipeline)

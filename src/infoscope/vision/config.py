@@ -12,7 +12,6 @@ from infoscope.bounds import (
     CountOrNone,
     Few,
     FilePath,
-    Items,
     Name,
     NotNegative,
     OneOf,
@@ -23,6 +22,10 @@ from infoscope.bounds import (
     check,
 )
 from infoscope.errors import InputError
+from infoscope.vision.preprocessing import check_preprocessing
+
+Channel = Annotated[float, Bounds(-1e30, 1e30, words="a finite number on the scale 0..1")]
+"""Of a mean or a std, whose sense `check_preprocessing` sees in all of them."""
 
 
 class ModelKind(Enum):
@@ -48,14 +51,17 @@ class ModelConfig:
     pretrained: FilePath | None = "shipped"
     """`random`, a file (.safetensors, .pt, .pth, .bin), or a tag that open_clip or timm has for the architecture. With
     open_clip also `shipped` (scenes_clip), `train_clip` (made by that stage), and `local-dir:<folder>`."""
+    origin: str | None = None
+    """Whose weights a local file holds, as one of open_clip's tags: it has the activation, mean and std of that tag,
+    unless it tells of another. Tags and folders know themselves. With kind timm the tag stands in `arch`."""
     quick_gelu: bool | None = None
-    """null: as the tag demands. A local file does not say, unless it is OpenAI's own TorchScript archive: give true
-    for OpenAI, MetaCLIP and DFN2B weights. For open_clip's towers alone."""
+    """The activation: true QuickGELU, false GELU; null: as the tag, the folder, the file or its origin has it. For
+    open_clip's towers alone."""
     image_px: Pixels | None = None
     """Side of the input, a multiple of the patch; null: the model's own. Another one interpolates the positions."""
-    mean: Annotated[list[Annotated[float, Bounds(-1e30, 1e30)]], Items(3)] | None = None
-    """RGB mean of the preprocessing; null: the model's own."""
-    std: Annotated[list[Positive], Items(3)] | None = None
+    mean: list[Channel] | None = None
+    """RGB mean of the preprocessing, on the scale 0..1, with `std`; null: the model's own, found as the activation."""
+    std: list[Channel] | None = None
     layer: Annotated[int, Bounds(-4096, 4096)] = -2
     """Block whose output (residual stream) is read: 0-based, negative from the end. Ours: the penultimate."""
     precision: Annotated[str, OneOf(("float32", "bfloat16"))] = "float32"
@@ -64,7 +70,11 @@ class ModelConfig:
     """Of the weights where pretrained=random."""
 
     def __post_init__(self) -> None:
+        if self.mean is not None or self.std is not None:
+            check_preprocessing(self.mean, self.std, "model.")
         check(self, "model")
+        if not isinstance(self.quick_gelu, bool | None):
+            raise InputError(f"Expected model.quick_gelu to be true, false or null, got {self.quick_gelu!r}.")
         if self.kind is ModelKind.timm:
             self._check_timm()
         if self.kind is ModelKind.open_clip:
@@ -90,6 +100,11 @@ class ModelConfig:
             raise InputError(
                 "model.quick_gelu is for open_clip's towers: with model.kind=timm choose an architecture such as"
                 " vit_base_patch16_clip_quickgelu_224."
+            )
+        if self.origin is not None:
+            raise InputError(
+                f"model.origin is for open_clip's towers: with model.kind=timm give model.arch={self.arch}.<tag>, the"
+                " tag that the file comes from."
             )
 
 

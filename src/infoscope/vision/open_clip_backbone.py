@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,13 +23,24 @@ from infoscope.vision.backbone import Backbone, Tokens
 from infoscope.vision.clip_backbone import ClipBackbone, Tokenizer, make_tokenizer
 from infoscope.vision.cls_attention import attend_for_cls
 from infoscope.vision.config import ModelConfig, ModelKind
+from infoscope.vision.origins import Facts
 from infoscope.vision.planted import make_context_free, make_planted_registers
+from infoscope.vision.sources import find_source
 from infoscope.vision.timm_backbone import TimmBackbone, check_tower
 from infoscope.vision.timm_weights import fetch_timm_tag, find_timm_source, load_timm_weights, make_trunk
-from infoscope.vision.weights import fetch_tag, find_source, load_tag_weights, load_weights
+from infoscope.vision.weights import fetch_tag, get_first_line, load_tag_weights, load_weights
 
 TIMM_PREFIX = "timm:"
 """Before the architecture in the short form of `load_backbone`."""
+_IN_PYTHON = {
+    r"\b(model\.quick_gelu=)?true or false": r"\1True or False",
+    r"\bmodel\.(origin|quick_gelu|mean|std)\b": r"\1",
+    r"\bmodel\.kind=timm\b": f'"{TIMM_PREFIX}<arch>:<weights>"',
+    r"\bmodel\.(arch|pretrained)=": "",
+    r"\bmodel\.arch\b": "the architecture",
+    r"\bmodel\.pretrained\b": "the weights",
+}
+"""How settings of the command line are called in Python."""
 
 
 def compute_model_fingerprint(config: ModelConfig, trained_folder: Path | None = None) -> dict[str, Any]:
@@ -62,21 +76,64 @@ def compute_model_fingerprint(config: ModelConfig, trained_folder: Path | None =
     }
 
 
-def load_backbone(config: ModelConfig | str = "scenes_clip", trained_folder: Path | None = None) -> Backbone:
+def find_facts(config: ModelConfig, trained_folder: Path | None = None) -> Facts | None:
+    """Return with which activation, mean and std a model is run, and who says so; None for planted backbones.
+
+    Raises:
+        InputError: as `load_backbone`.
+    """
+    match config.kind:
+        case ModelKind.open_clip:
+            return find_source(config, trained_folder).facts
+        case ModelKind.timm:
+            return find_timm_source(config).facts
+        case _:
+            return None
+
+
+def load_backbone(
+    config: ModelConfig | str = "scenes_clip",
+    trained_folder: Path | None = None,
+    *,
+    origin: str | None = None,
+    quick_gelu: bool | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> Backbone:
     """Return a frozen backbone in evaluation mode.
+
+    A short form means what the same architecture and weights mean on the command line.
 
     Args:
         config: a full configuration, or a short form: "scenes_clip", "<arch>:<pretrained>" such as "ViT-B-16:openai" or
-            "ViT-B-16:/weights/b16.safetensors", or "timm:<arch>:<pretrained>" such as
+            "ViT-B-16:/weights/b16.safetensors", "local-dir:<folder>", or "timm:<arch>:<pretrained>" such as
             "timm:vit_base_patch14_dinov2:lvd142m".
         trained_folder: the artifact of stage train_clip where `pretrained=train_clip`.
+        origin: the tag of open_clip's that a file comes from, such as "openai": whose activation, mean and std it has.
+        quick_gelu: whether the activation is QuickGELU.
+        mean, std: of the preprocessing, RGB values in 0..1.
 
     Raises:
         InputError: unknown architecture or tag, weights that are missing, damaged or of another architecture, no
-            network and no cached weights, or a tower that is not a plain vision transformer.
+            network and no cached weights, a tower that is not a plain vision transformer, or a file that does not say
+            with which activation, mean or std it was trained.
     """
-    if isinstance(config, str):
-        config = _read_short_form(config)
+    given = {"origin": origin, "quick_gelu": quick_gelu, "mean": mean, "std": std}
+    options = {name: value for name, value in given.items() if value is not None}
+    if not isinstance(config, str):
+        return make_backbone(replace(config, **options) if options else config, trained_folder)
+    try:
+        config = _read_short_form(config, options)
+        facts = find_facts(config, trained_folder)
+        if facts is not None and facts.is_contradicted:
+            warnings.warn(_speak_python(f"{config.arch or config.pretrained} runs with {facts.words}."), stacklevel=2)
+        return make_backbone(config, trained_folder)
+    except InputError as error:
+        raise InputError(_speak_python(str(error))) from error
+
+
+def make_backbone(config: ModelConfig, trained_folder: Path | None = None) -> Backbone:
+    """Return the frozen backbone of a configuration, see `load_backbone`."""
     match config.kind:
         case ModelKind.planted_registers | ModelKind.context_free:
             return _make_planted(config)
@@ -91,13 +148,28 @@ def load_backbone(config: ModelConfig | str = "scenes_clip", trained_folder: Pat
     return backbone.eval().requires_grad_(False)
 
 
-def _read_short_form(text: str) -> ModelConfig:
+def _read_short_form(text: str, options: dict[str, Any]) -> ModelConfig:
     if text == "scenes_clip":
-        return ModelConfig()
-    is_timm = text.startswith(TIMM_PREFIX)
+        return ModelConfig(**options)
+    if text.startswith("local-dir:"):
+        return ModelConfig("local-dir", pretrained=text, **options)
+    kind = ModelKind.timm if text.startswith(TIMM_PREFIX) else ModelKind.open_clip
     arch, _, pretrained = text.removeprefix(TIMM_PREFIX).partition(":")
-    kind = ModelKind.timm if is_timm else ModelKind.open_clip
-    return ModelConfig(arch, kind=kind, arch=arch, pretrained=pretrained or None)
+    if arch == "hf-hub":
+        arch, pretrained = text, "openai"  # refused by its name
+    if not arch or not pretrained:
+        raise InputError(
+            f'Expected "scenes_clip", "local-dir:<folder>" or "<arch>:<weights>", such as "ViT-B-16:openai" or'
+            f' "{TIMM_PREFIX}vit_base_patch14_dinov2:lvd142m", got {text!r}.'
+        )
+    return ModelConfig(Path(arch).name, kind=kind, arch=arch, pretrained=pretrained, **options)
+
+
+def _speak_python(sentence: str) -> str:
+    """Return a sentence that names the arguments of `load_backbone` in place of the settings of the command line."""
+    for settings, words in _IN_PYTHON.items():
+        sentence = re.sub(settings, words, sentence)
+    return sentence
 
 
 def _make_planted(config: ModelConfig) -> Backbone:
@@ -123,7 +195,7 @@ def _load_clip(config: ModelConfig, trained_folder: Path | None) -> Backbone:
     weights = fetch_tag(config) if is_tag else source.weights
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        clip = _make_clip(source.model_cfg)
+        clip = _make_clip(source.model_cfg, source.tokenizer)
     if weights is not None and is_tag:
         load_tag_weights(clip, weights, config)
     elif weights is not None:
@@ -245,11 +317,14 @@ class TimmClipBackbone(ClipBackbone, TimmBackbone):
         return self.head(self.trunk.head(pooled))
 
 
-def _make_clip(model_cfg: dict[str, Any]) -> torch.nn.Module:
+def _make_clip(model_cfg: dict[str, Any], name: str) -> torch.nn.Module:
     cfg = {**model_cfg}
     custom_text = cfg.pop("custom_text", False) or "hf_model_name" in cfg.get("text_cfg", {})
     cfg.pop("multimodal_cfg", None)
     if "timm_model_name" in cfg["vision_cfg"]:  # its weights come with the rest, never by themselves
         cfg["vision_cfg"] = {**cfg["vision_cfg"], "timm_model_pretrained": False}
     make = open_clip.CustomTextCLIP if custom_text else open_clip.CLIP
-    return make(**cfg)
+    try:
+        return make(**cfg)
+    except Exception as error:  # whatever sizes that do not fit, or a library that is not there, lead to
+        raise InputError(f"Cannot make the model that {name} describes: {get_first_line(error)}.") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,10 @@ from torch import nn
 from infoscope.errors import InputError
 from infoscope.vision.config import ModelConfig
 from infoscope.vision.hub import check_network, find_cached, get_cache_folder
-from infoscope.vision.weights import (
-    find_local_file,
-    get_first_line,
-    get_weights_id,
-    load_state,
-    read_weights,
-)
+from infoscope.vision.origins import Account, Fact, Facts, choose, read_asked, read_json
+from infoscope.vision.preprocessing import Preprocessing, check_preprocessing
+from infoscope.vision.sources import get_weights_id
+from infoscope.vision.weights import find_local_file, get_first_line, load_state, read_weights
 
 MODULES = ("vision_transformer", "deit")
 """timm's modules of plain vision transformers."""
@@ -36,14 +34,14 @@ NO_ENCODER = ("head.", "head_dist.", "decoder_")
 class TimmSource:
     """A model configuration resolved to what timm needs.
 
-    full_name: architecture and tag, whose preprocessing and pooling hold.
+    full_name: architecture and tag, whose pooling holds.
+    facts: mean and std, and who says so.
     repo, hub_files: where the hub has the weights, if a tag is asked for, and under which names.
     """
 
     full_name: str
     image_px: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    facts: Facts
     weights: Path | None
     weights_id: str
     repo: str | None
@@ -53,6 +51,16 @@ class TimmSource:
     def arch(self) -> str:
         """The architecture, without a tag."""
         return self.full_name.partition(".")[0]
+
+    @property
+    def mean(self) -> tuple[float, ...]:
+        """RGB mean of the preprocessing."""
+        return self.facts.preprocessing.value.mean
+
+    @property
+    def std(self) -> tuple[float, ...]:
+        """RGB standard deviation of the preprocessing."""
+        return self.facts.preprocessing.value.std
 
 
 def find_timm_source(config: ModelConfig) -> TimmSource:
@@ -71,29 +79,50 @@ def find_timm_source(config: ModelConfig) -> TimmSource:
     cfgs = {name.partition(".")[2]: cfg for name, cfg in get_arch_pretrained_cfgs(arch).items()}
     local_file = find_local_file(config.pretrained)
     is_tag = local_file is None and config.pretrained != "random"
+    if is_tag and tag and tag != config.pretrained:
+        raise InputError(
+            f"model.arch={config.arch} and model.pretrained={config.pretrained} name two tags: give one of them."
+        )
+    own = None if local_file is None else _read_account(local_file, arch)
+    by = f"the tag {config.pretrained}" if is_tag else f"model.arch={config.arch}"
     if is_tag:
-        if tag and tag != config.pretrained:
-            raise InputError(
-                f"model.arch={config.arch} and model.pretrained={config.pretrained} name two tags: give one of them."
-            )
         tag = config.pretrained
+    elif own is not None and own.tag in cfgs:
+        tag = str(own.tag)
     elif not tag:
-        tag = _find_default_tag(config, cfgs, local_file is not None)
+        tag, by = _find_default_tag(config, cfgs, local_file is not None), f"timm's default for {arch}"
     if tag not in cfgs or (is_tag and cfgs[tag].hf_hub_id is None):
         known = ", ".join(name for name, cfg in cfgs.items() if cfg.hf_hub_id) or "it has none"
         raise InputError(f"Expected model.pretrained to be a file, random, or a tag of {arch} ({known}); got {tag!r}.")
     cfg = cfgs[tag]
     data = resolve_data_config(pretrained_cfg=cfg.to_dict())
+    accounts = [own] if own is not None else []
+    accounts.append(Account(by, None, Preprocessing(tuple(data["mean"]), tuple(data["std"]))))
     return TimmSource(
         full_name=f"{arch}.{tag}" if tag else arch,
         image_px=config.image_px or data["input_size"][-1],
-        mean=tuple(config.mean or data["mean"]),
-        std=tuple(config.std or data["std"]),
+        facts=_settle(config, accounts, arch, cfg),
         weights=local_file,
         weights_id=get_weights_id(config, local_file, arch),
         repo=cfg.hf_hub_id if is_tag else None,
         hub_files=(cfg.hf_hub_filename,) if cfg.hf_hub_filename else HUB_WEIGHTS,
     )
+
+
+def _settle(config: ModelConfig, accounts: Sequence[Account], arch: str, cfg: Any) -> Facts:
+    """Return mean and std, and the activation of CLIPs: the architecture's, whatever the weights were trained with."""
+    preprocessing = choose(read_asked(config).preprocessing, "model.mean and model.std", accounts, "preprocessing")
+    assert preprocessing is not None
+    if config.pretrained == "random" or not _is_natively_quick(cfg):
+        return Facts(None, preprocessing)
+    is_quick = "quickgelu" in arch
+    against = "" if is_quick else f" against QuickGELU, with which {cfg.tag} was trained"
+    return Facts(Fact(is_quick, f"the architecture {arch}", against), preprocessing)
+
+
+def _is_natively_quick(cfg: Any) -> bool:
+    """Whether weights were trained with QuickGELU, as timm notes; it has architectures with GELU for them too."""
+    return any("natively QuickGELU" in note for note in cfg.notes or ())
 
 
 def _find_default_tag(config: ModelConfig, cfgs: dict[str, Any], is_file: bool) -> str:
@@ -103,14 +132,35 @@ def _find_default_tag(config: ModelConfig, cfgs: dict[str, Any], is_file: bool) 
         InputError: if the weights come from a file and the architecture's tags disagree: a wrong mean says nothing.
     """
     arch = str(config.arch)
-    ways = {(tuple(cfg.mean), tuple(cfg.std)) for cfg in cfgs.values()}
-    if is_file and len(ways) > 1 and (config.mean is None or config.std is None):
+    pixels, activations = (
+        {(tuple(cfg.mean), tuple(cfg.std)) for cfg in cfgs.values()},
+        {_is_natively_quick(cfg) for cfg in cfgs.values()},
+    )
+    if is_file and config.mean is None and (len(pixels) > 1 or len(activations) > 1):
+        what = "mean and std" if len(activations) == 1 else "activation, mean and std"
         raise InputError(
-            f"The mean and std of {arch} depend on whose weights the file holds: give model.arch={arch}.<tag> (one of"
+            f"The {what} of {arch} depend on whose weights the file holds: give model.arch={arch}.<tag> (one of"
             f" {', '.join(cfgs)}), or model.mean and model.std."
         )
     default = timm.get_pretrained_cfg(arch)
     return (default.tag or "") if default is not None else ""
+
+
+def _read_account(file: Path, arch: str) -> Account | None:
+    """Return what the config.json says that timm's hub has beside its weights.
+
+    Raises:
+        InputError: if it is damaged or its mean and std make no sense.
+    """
+    path = file.with_name("config.json")
+    if file.name not in HUB_WEIGHTS or not path.is_file():
+        return None
+    content = read_json(path)
+    cfg = content.get("pretrained_cfg")
+    if content.get("architecture") != arch or not isinstance(cfg, dict):
+        return None
+    known = check_preprocessing(cfg.get("mean"), cfg.get("std"), f"{path}: ")
+    return Account("the config.json beside the file", None, known, str(cfg.get("tag")))
 
 
 def make_trunk(source: TimmSource, seed: int) -> nn.Module:
