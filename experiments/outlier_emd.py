@@ -34,10 +34,19 @@ def show(runs: Sequence[Run[TokenOutliers]]) -> Shown:
     sections = {run.label: make_outlier_section(run.found, {}) for run in runs}
     figures = name_figures("outlier_emd", runs, lambda run: draw_outlier_distances(run.found))
     figures |= name_figures("norms_by_block", runs, lambda run: draw_norms_by_layer(run.found))
-    findings = [f"{label}: {finding}" for label, section in sections.items() for finding in section.findings]
-    table = join_runs(runs, lambda run: sections[run.label].tables["outlier_emd"])
-    table.notes += findings
-    return Shown([table], figures)
+    findings = [
+        f"{label}: {finding}"
+        for label, section in sections.items()
+        for finding in section.findings
+        if not section.tables["outlier_emd"].sentence
+    ]
+    tables = {label: section.tables["outlier_emd"] for label, section in sections.items()}
+    for label, table in tables.items():
+        if table.instead:  # the findings say it, and more
+            table.instead = " ".join(sections[label].findings)
+    joined = join_runs(runs, lambda run: tables[run.label])
+    joined.notes += findings
+    return Shown([joined], figures)
 
 
 EXPERIMENT = Experiment("outlier_emd", __doc__, measure, show, stages=["outliers"], is_scored=False)

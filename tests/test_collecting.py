@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
+import re
 import shlex
 import shutil
 from collections.abc import Callable, Sequence
@@ -13,15 +15,21 @@ from typing import Any
 import pytest
 import yaml
 from pyarrow import parquet
+from rich.console import Console
 
 from app_samples import run_infoscope
 from experiment_samples import load_experiment, read_rows
 from infoscope import stages
+from infoscope.collecting.jobs import CollectedJob
+from infoscope.collecting.table import N_ROWS_SHOWN, cut_table, make_jobs_table
 from infoscope.errors import InputError
 from infoscope.experiments import main
+from infoscope.job import Job
 from infoscope.overrides import quote_override
+from infoscope.report.tables import Table
 from infoscope.scope.scores import Scores
-from infoscope.sweeps import expand_sweep, find_swept, make_commands, read_sweep
+from infoscope.scope.separation import name_matched
+from infoscope.sweeps import Sweep, expand_sweep, find_swept, make_commands, read_sweep
 from pipeline_samples import collect_tiny, copy_run, find_folder, finish_tiny_run, make_overrides
 
 NASTY = "my, photos [2020] x=1 {a} (b) #ü%'\"$ ~&;<|>"
@@ -343,3 +351,136 @@ def test_an_experiment_of_what_exists_builds_nothing(
     assert "1 of 2 configurations are missing; this makes them:" in printed.out
     (command,) = [line.strip() for line in printed.out.splitlines() if line.startswith("    infoscope ")]
     assert {"partition.gamma=0.12", "stage=probe", f"output_dir={output_dir}"} <= set(shlex.split(command))
+
+
+# -- what people see of a sweep ----------------------------------------------------------------------------------------
+
+
+def make_job(number: int, rows: Sequence[dict[str, Any]], *swept: str, refused: str = "") -> CollectedJob:
+    """A job that has found these rows."""
+    return CollectedJob(
+        Job(number=number, overrides=swept), Sweep(Path("sweeps/s"), ()), rows=list(rows), refused=refused
+    )
+
+
+def make_probe_rows(seed: int, miou: float) -> list[dict[str, Any]]:
+    """The rows of one seed as stage=probe has them: those that are shown, then others."""
+    shown = [("original", "original", None), ("group", "without_high", "high"), ("group", "without_low", "low")]
+    return [
+        {
+            "seed": seed,
+            "variant": name,
+            "role": role,
+            "mode": mode,
+            "group": group,
+            "control": control,
+            "n_removed": 10 * place,
+            "mass_share": place / 10,
+            "n_high": 7,
+            "segmentation/miou": miou - place / 10,
+            "depth/rmse_m": 1.0 + place,
+        }
+        for place, (role, name, group, mode, control) in enumerate(
+            [
+                *((role, name, group, "error_preserving", None) for role, name, group in shown),
+                ("group", "without_high", "high", "reconstruct", None),
+                ("group", "without_high_matched", name_matched("high"), "error_preserving", None),
+                ("control", "random_mass_of_high_0", "high", "error_preserving", "mass"),
+                ("all", "without_all", None, "error_preserving", None),
+            ]
+        )
+    ]
+
+
+def draw(table: Table, width: int) -> str:
+    console = Console(file=io.StringIO(), width=width, force_terminal=True)
+    table.print(console)
+    assert isinstance(console.file, io.StringIO)
+    return re.sub(r"\x1b\[[0-9;]*m", "", console.file.getvalue())
+
+
+def test_a_sweep_of_probes_shows_what_was_swept_and_what_each_group_costs() -> None:
+    jobs = [
+        make_job(0, [*make_probe_rows(0, 0.5), *make_probe_rows(1, 0.7)], "partition.gamma=0.05"),
+        make_job(1, make_probe_rows(0, 0.6), "partition.gamma=0.1"),
+        make_job(2, [], "partition.gamma=7", refused="no"),
+    ]
+    table = make_jobs_table(jobs, "3 jobs")
+    records = table.records()
+    told = [(record["job"], record["partition.gamma"], record["variant"], record["state"]) for record in records]
+    variants = ["original tokens", "without high-scope", "without low-scope"]
+    assert told == [
+        *((0, "0.05", variant, "done") for variant in variants),
+        *((1, "0.1", variant, "done") for variant in variants),
+        (2, "7", None, "refused"),
+    ]
+    assert [records[i]["segmentation/miou"] for i in range(3)] == pytest.approx([0.6, 0.5, 0.4])
+    assert records[0]["segmentation/miou_sd"] == pytest.approx(0.02**0.5)
+    assert records[4]["mass_share"] == pytest.approx(0.1)
+    assert "n_high" not in records[0]  # of the SAE: the same for each of its variants
+    for width in (100, 120):
+        lines = draw(table, width).splitlines()
+        assert max(map(len, lines)) <= width
+        assert any("50.0 ± 14.1" in line and "without high-scope" in line for line in lines)
+
+
+def test_a_long_sweep_is_cut_and_says_where_the_rest_is() -> None:
+    jobs = [make_job(number, make_probe_rows(0, 0.5), f"seeds=[{number}]") for number in range(40)]
+    table = make_jobs_table(jobs, "40 jobs")
+    assert len(table.rows) == 120
+    cut = cut_table(table, Path("collected/jobs.md"))
+    assert len(cut.rows) == N_ROWS_SHOWN
+    assert "... and 60 more rows: all jobs stand in collected/jobs.md." in cut.to_markdown()
+    assert cut_table(cut, Path("elsewhere")) is cut
+
+
+@pytest.mark.parametrize("stage", ["train_sae", "rank", "score", "outliers", "probe", "report"])
+def test_the_overview_of_every_stage_has_its_metrics(finished: Path, stage: str) -> None:
+    table = make_jobs_table([collect_tiny(finished, f"stage={stage}")], "one job")
+    headings = {
+        "train_sae": ["FVU", "L0"],
+        "rank": ["silent", "FVU"],
+        "score": ["scored", "high scope", "mean CDS", "chance"],
+        "outliers": ["on outlier tokens", "on normal tokens", "ratio"],
+        "probe": ["mass removed (%)", "top-1 patch mean (%)", "mIoU (%)", "depth RMSE (m)"],
+    }[stage.replace("report", "probe")]
+    first = table.to_markdown().splitlines()[2]
+    assert all(f"| {heading} |" in first for heading in headings)
+    assert len(draw(table, 100).splitlines()[1]) <= 100
+    assert table.sentence == ""
+
+
+@pytest.mark.parametrize(
+    ("rows", "labels", "key"),
+    [
+        (
+            [
+                {"variant": "original", "role": "original", "mode": "error_preserving", "group": None, "control": None},
+                *(
+                    {
+                        "variant": f"keep_{n}_{rule}",
+                        "role": "kept",
+                        "mode": "reconstruct",
+                        "group": rule,
+                        "control": None,
+                    }
+                    for n in (4, 16, 64)
+                    for rule in ("band 1 of 3", "activation", "random", "probe depth")
+                ),
+            ],
+            [
+                "original tokens",
+                "16 kept, most active of band 1 of 3",
+                "16 kept, most active of all",
+                "16 kept, random",
+            ],
+            "depth/rmse_m",
+        ),
+        ([{"variant": "shift 2"}, {"variant": "k_CDS 1"}], ["shift 2", "k_CDS 1"], "rank_correlation"),
+    ],
+    ids=["select", "stability"],
+)
+def test_rows_of_selection_and_stability_are_summed_up(rows: Any, labels: list[str], key: str) -> None:
+    table = make_jobs_table([make_job(0, [{**row, key: 0.5} for row in rows])], "one job")
+    assert [record["variant"] for record in table.records()] == labels
+    assert [record[key] for record in table.records()] == [0.5] * len(labels)

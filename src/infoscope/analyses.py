@@ -31,6 +31,7 @@ from infoscope.report.prediction_section import make_prediction_section
 from infoscope.report.section import ReportSection
 from infoscope.report.selection_section import make_selection_section
 from infoscope.report.stability_section import make_stability_section
+from infoscope.reporting import read_results
 from infoscope.sae.config import TokenChoice
 from infoscope.sae.edit import EditMode
 from infoscope.scope.config import PartitionConfig
@@ -234,13 +235,7 @@ class Analyses(Stages):
 
     def selection_section(self, probed: Mapping[int, Mapping[Variant, Sequence[Artifact]]]) -> ReportSection:
         """What probes read from a few features, by the rule that chose them; `probed` is `select` of every seed."""
-        return make_selection_section(
-            [
-                {"sae_seed": seed, **load_results([one.folder for one in artifacts], variant).to_json()}
-                for seed, many in probed.items()
-                for variant, artifacts in many.items()
-            ]
-        )
+        return make_selection_section(read_results(probed))
 
     # -- stability -----------------------------------------------------------------------------------------------
 

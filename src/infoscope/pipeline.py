@@ -12,6 +12,7 @@ import torch
 from infoscope import resume, world
 from infoscope.analyses import Analyses
 from infoscope.artifacts import Workspace
+from infoscope.closing import run_to_end
 from infoscope.config import Config, Stage, TrainerConfig, to_tree
 from infoscope.data.check import check_images
 from infoscope.errors import InputError
@@ -26,6 +27,7 @@ from infoscope.report.check_table import make_check_table
 from infoscope.report.inputs import ReportInputs
 from infoscope.report.report import ReportFiles, make_tables, print_report, write_report
 from infoscope.report.section import ReportSection
+from infoscope.report.tables import Table
 from infoscope.reporting import describe_experiment, make_report_inputs
 from infoscope.stages import must_exist
 
@@ -77,24 +79,18 @@ def _run_by_main(pipeline: Pipeline, config: Config) -> None:
 
 def _run_stage(pipeline: Pipeline, config: Config) -> ReportFiles | None:
     whole = {
-        Stage.train_clip: pipeline.train_clip,
         Stage.report: pipeline.report,
         Stage.predict: pipeline.report_predictions,
         Stage.stability: pipeline.report_stability,
         Stage.select: pipeline.report_selection,
     }
     if config.stage in whole:
-        made = whole[config.stage]()
-        return made if isinstance(made, ReportFiles) else None
-    stage = {
-        Stage.train_sae: pipeline.train_sae,
-        Stage.rank: pipeline.rank,
-        Stage.score: pipeline.score,
-        Stage.probe: pipeline.probe,
-        Stage.outliers: pipeline.group_activation,
-    }[config.stage]
-    for seed in config.seeds:
-        stage(seed)
+        return whole[config.stage]()
+    for shown in run_to_end(pipeline, config.stage):
+        if isinstance(shown, Table):
+            shown.show(pipeline.display.console)
+        else:
+            pipeline.display.say(shown)
     return None
 
 

@@ -13,8 +13,10 @@ from infoscope.data.config import DataKind
 from infoscope.data.images import ImageSet
 from infoscope.environment import describe_environment
 from infoscope.manifests import Artifact
-from infoscope.probes.results import VariantResult
+from infoscope.probes.results import VariantResult, load_results
+from infoscope.probes.variants import Variant
 from infoscope.report.inputs import Example, ReportInputs, ScopeResult, TokenStats
+from infoscope.report.variants import Result
 from infoscope.scope.examples import choose_example_latents
 from infoscope.scope.outliers import compute_norm_summary
 from infoscope.scope.partition import make_partition
@@ -104,6 +106,15 @@ def read_scope(config: Config, seed: int, sae: Artifact, ranked: Artifact, score
         shift=scores.shift_patches,
         sae_metrics=sae.read_json("metrics.json"),
     )
+
+
+def read_results(probed: Mapping[int, Mapping[Variant, Sequence[Artifact]]]) -> list[Result]:
+    """Return what was probed, by SAE seed and variant, as the tables of a report read it."""
+    return [
+        {"sae_seed": seed, **load_results([one.folder for one in artifacts], variant).to_json()}
+        for seed, many in probed.items()
+        for variant, artifacts in many.items()
+    ]
 
 
 def _read_examples(

@@ -167,17 +167,20 @@ def make_without_outliers() -> ReportSection:
     )
 
 
-def test_no_outliers_at_all_is_said_and_marked() -> None:
+def test_no_outliers_at_all_is_one_sentence_instead_of_a_table() -> None:
     section = make_without_outliers()
     assert section.findings[0].startswith("No outlier tokens: none of the 864 patch tokens")
     assert section.findings[1] == "After none of the 3 blocks do outliers form a mode of their own."
     assert len(section.findings) == 2
     row = read(section.tables["outlier_emd"], "outlier tokens")
-    assert row["emd"].mark == "†"
     assert row["emd"].is_missing
     assert row["n_pairs"].value == 0
     assert value(read(section.tables["outlier_emd"], "all normal tokens")["emd"]) > 0
-    assert read(section.tables["outlier_activation"], "low-scope")["on_outlier"].mark == "†"
+    for table in section.tables.values():  # people read a sentence, programs the rows
+        title, _, sentence = table.to_markdown().splitlines()
+        assert title == f"**{table.title}**"
+        assert sentence == section.findings[0]
+        assert len(table.records()) == len(table.rows) > 2
     assert list(section.figures) == ["norms_by_layer"]
     assert section.summary["emd"]["outlier"] == {"mean": None, "standard_error": None, "n_images": 0}
     assert not section.summary["has_outlier_mode"]

@@ -12,7 +12,20 @@ import pytest
 from rich.console import Console
 
 from infoscope.report.latex import escape_latex
-from infoscope.report.tables import MINUS, MISSING, Align, Cell, Column, Stat, Table, compute_stat, format_number
+from infoscope.report.tables import (
+    MINUS,
+    MISSING,
+    NO_NUMBER,
+    Align,
+    Cell,
+    Column,
+    Part,
+    Stat,
+    Table,
+    compute_stat,
+    format_number,
+    join_tables,
+)
 
 NASTY = r"50% of a_b & c#1 {x} $y$ ~z ^2 \w <p> |q|"
 
@@ -143,3 +156,55 @@ def test_square_brackets_are_not_markup() -> None:
 def test_a_row_needs_a_value_per_column() -> None:
     with pytest.raises(AssertionError, match="2 values for 3 columns"):
         make_table().add_row("a", 1)
+
+
+def make_blank(instead: str = "") -> Table:
+    """A job, how many pairs it had, and nothing that was found in them."""
+    columns = [
+        Column("job", "job", digits=0, is_count=True),
+        Column("n", "pairs", is_count=True),
+        Column("emd", "EMD", digits=3),
+        Column("sd", "sd", csv_only=True),
+    ]
+    table = Table("blank", "Distances", columns, notes=["of 3 pairs"], marks={"†": "none"}, instead=instead)
+    table.add_row(0, 3, Cell(math.nan, "†"), 0.5)
+    table.add_row(1, 3, compute_stat([math.nan]), 0.5)
+    return table
+
+
+@pytest.mark.parametrize("instead", ["", "There are no pairs."])
+def test_a_table_of_dashes_is_one_sentence_for_people_and_rows_for_programs(instead: str) -> None:
+    table = make_blank(instead)
+    sentence = instead or NO_NUMBER
+    assert table.to_markdown() == f"**Distances**\n\n{sentence}\n"
+    latex = table.to_latex()
+    assert sentence in latex
+    assert "tabular" not in latex
+    console = Console(file=io.StringIO(), width=200, force_terminal=True)
+    table.print(console)
+    assert isinstance(console.file, io.StringIO)
+    assert sentence in console.file.getvalue()
+    assert MISSING not in console.file.getvalue()
+    assert [row["job"] for row in csv.DictReader(io.StringIO(table.to_csv()))] == ["0", "1"]
+
+
+def test_one_number_makes_a_table() -> None:
+    table = make_blank()
+    table.add_row(2, 3, 0.25, None)
+    assert table.sentence == ""
+    assert "0.250" in table.to_markdown()
+    assert Table("empty", "No rows, nothing missing", [Column("x", "x")]).sentence == ""
+
+
+def test_a_part_without_numbers_is_a_sentence_among_others() -> None:
+    whole = make_blank()
+    whole.add_row(2, 3, 0.25, None)
+    joined = join_tables([Part("A", {"k": 1}, make_blank("None here.")), Part("B", {"k": 2}, whole)])
+    page = joined.to_markdown()
+    assert "A: None here." in page.splitlines()
+    assert "| 0 |" in page.split("*B*")[1]
+    assert "| 0 |" not in page.split("*B*")[0]
+    nothing = join_tables([Part("A", {}, make_blank("None.")), Part("B", {}, make_blank("None."))])
+    assert nothing.to_markdown() == "**Distances**\n\nNone.\n"
+    apart = join_tables([Part("A", {}, make_blank("None.")), Part("B", {}, make_blank("Nothing."))])
+    assert apart.to_markdown() == "**Distances**\n\nA: None. B: Nothing.\n"

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from infoscope.collecting.jobs import CollectedJob, read_jobs
 from infoscope.collecting.opening import Opener
-from infoscope.collecting.table import list_rows, make_jobs_table, save_rows
+from infoscope.collecting.table import cut_table, list_rows, make_jobs_table, save_rows
 from infoscope.config import Config, to_tree
 from infoscope.errors import InputError, explain_write_error
 from infoscope.job import Job
@@ -51,7 +51,7 @@ def collect(config: Config, job: Job | None = None, display: Display | None = No
     folder = output_dir / "collected" / _name_folder(sweeps)
     files = _write(jobs, sweeps, folder)
     table = make_jobs_table(jobs, f"{len(jobs)} jobs of {', '.join(sweep.folder.name for sweep in sweeps)}")
-    _print(jobs, make_commands_for(sweeps, missing), table, display.console)
+    _print(jobs, make_commands_for(sweeps, missing), cut_table(table, folder / "jobs.md"), display.console)
     for file in files:
         display.console.print(Text(f"wrote {file}"), soft_wrap=True)
     _log(config, jobs, table, folder.name, display)
@@ -113,10 +113,7 @@ def _log(config: Config, jobs: Sequence[CollectedJob], table: Table, name: str, 
 
 
 def _print(jobs: Sequence[CollectedJob], all_missing: Sequence[str], table: Table, console: Console) -> None:
-    if console.is_terminal:
-        table.print(console)
-    else:  # a log has any width
-        console.print(Text(table.to_markdown()), soft_wrap=True)
+    table.show(console)
     for one in jobs:
         if one.refused:
             console.print(Text(f"job {one.job.number} is {one.state}"), soft_wrap=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,18 +12,23 @@ from pyarrow import parquet
 
 from infoscope.collecting.jobs import CollectedJob
 from infoscope.collecting.rows import Row
-from infoscope.report.tables import Align, Column, Table, Value, compute_stat
+from infoscope.probes.selection import BY_PROBE
+from infoscope.report.selection_section import name_rule
+from infoscope.report.tables import Align, Column, Section, Table, Value, compute_stat
+from infoscope.report.variants import Variant, is_matched
 from infoscope.sweeps import find_swept
 
 NAME, SUFFIXES = "jobs", ("parquet", "csv", "md")
 NAMED = (
     Column("sweep", "sweep", Align.left, optional=True),
-    Column("job", "job", digits=0),
+    Column("job", "job", digits=0, is_count=True),
     Column("stage", "stage", Align.left, optional=True),
     Column("model", "model", Align.left),
 )
-OBSERVED = (Column("seed", "seed", digits=0), Column("variant", "variant", Align.left))
-METRICS = (
+OBSERVED = (Column("seed", "seed", digits=0, is_count=True), Column("variant", "variant", Align.left))
+OF_SAE = (
+    Column("image_to_text_top1", "captions found for pictures", digits=1, scale=100, unit="%"),
+    Column("text_to_image_top1", "pictures found for captions", digits=1, scale=100, unit="%"),
     Column("gamma", "gamma", digits=3),
     Column("fvu", "FVU", digits=4),
     Column("l0", "L0", digits=1),
@@ -33,6 +39,9 @@ METRICS = (
     Column("high_mass", "their mass", digits=1, scale=100, unit="%"),
     Column("mean_cds", "mean CDS", digits=3),
     Column("mean_chance", "chance", digits=3),
+)
+OF_VARIANT = (
+    Column("n_removed", "latents removed", digits=0, optional=True, is_count=True),
     Column("mass_share", "mass removed", digits=1, scale=100, unit="%"),
     Column("classification/patch_mean/top1", "top-1 patch mean", digits=1, scale=100, unit="%"),
     Column("classification/cls_final/top1", "top-1 final CLS", digits=1, scale=100, unit="%"),
@@ -42,13 +51,18 @@ METRICS = (
     Column("top1", "top-1", digits=1, scale=100, unit="%"),
     Column("changed", "changed", digits=1, scale=100, unit="%"),
     Column("max_prob", "confidence", digits=1, scale=100, unit="%"),
-    Column("entropy", "entropy", digits=3),
+    Column("entropy", "entropy", digits=3, optional=True),
     Column("ece", "ECE", digits=3),
     Column("rank_correlation", "Spearman", digits=3),
     Column("on_outlier", "on outlier tokens", digits=2),
     Column("on_normal", "on normal tokens", digits=2),
+    Column("activation_ratio", "ratio", digits=2),
 )
-"""What people read, where there is any of it; every other metric stands in the parquet and the CSV."""
+METRICS = (*OF_SAE, *OF_VARIANT)
+"""What people read, where there is any of it: of an SAE, or of a variant of its tokens where the stage compares these.
+Every other metric stands in the parquet and the CSV."""
+N_ROWS_SHOWN = 60
+"""Rows of the overview that are printed."""
 
 
 def list_rows(jobs: Sequence[CollectedJob]) -> list[Row]:
@@ -79,29 +93,75 @@ def make_rows_table(rows: Sequence[Row]) -> Table:
 
 
 def make_jobs_table(jobs: Sequence[CollectedJob], title: str) -> Table:
-    """Return a row per job: what differs, mean and spread over SAE seeds of the main metrics, what has become of it."""
-    metrics = [
-        column
-        for column in METRICS
-        if any("variant" not in row and _is_number(row.get(column.key)) for job in jobs for row in job.rows)
-    ]
+    """Return what was swept and what became of it: a row per job, and per variant where the stage compares these.
+
+    A row holds mean and spread over SAE seeds of the main metrics. Of what is removed from tokens it tells the original
+    ones and each group, removed while the SAE's error stays; of kept features those of one number; of the others all.
+    """
+    shown = [_choose_rows(job.rows) for job in jobs]
+    rows = [(row, OF_VARIANT if label else OF_SAE) for of_job in shown for label, of in of_job.items() for row in of]
+    metrics = [c for c in METRICS if any(c in columns and _is_number(row.get(c.key)) for row, columns in rows)]
     swept = find_swept([job.job.overrides for job in jobs])
     keys = dict.fromkeys(key for of_job in swept for key in of_job)
     names = [Column("sweep", "sweep", Align.left)] if len({job.sweep.folder for job in jobs}) > 1 else []
-    names.append(Column("job", "job", digits=0))
-    columns = [*(Column(key, key, Align.left) for key in keys), Column("n_rows", "rows", digits=0), *metrics]
-    table = Table("overview", title, [*names, *columns, Column("state", "state", Align.left)])
-    for job, of_job in zip(jobs, swept, strict=True):
-        place = [job.sweep.folder.name, job.job.number][-len(names) :]
-        stats = [compute_stat(_number(row.get(column.key)) for row in job.rows) for column in metrics]
-        table.add_row(
-            *place,
-            *(of_job.get(key) for key in keys),
-            len(job.rows),
-            *(stat if stat.n else None for stat in stats),
-            job.state_in_short,
-        )
+    names += [Column("job", "job", digits=0, is_count=True), *(Column(key, key, Align.left) for key in keys)]
+    if any(label for of_job in shown for label in of_job):
+        names.append(Column("variant", "variant", Align.left))
+    all_done = all(job.state_in_short == "done" for job in jobs)
+    ends = [Column("n_rows", "rows", csv_only=True), Column("state", "state", Align.left, csv_only=all_done)]
+    table = Table("overview", f"{title}, all done" if all_done else title, [*names, *metrics, *ends])
+    if metrics:
+        table.notes.append("Mean ± standard deviation over SAE seeds. Other variants and metrics stand in the files.")
+    for job, of_job, chosen in zip(jobs, swept, shown, strict=True):
+        place = {"sweep": job.sweep.folder.name, "job": job.job.number, **of_job}
+        for label, of in (chosen or {"": []}).items():
+            named = {**place, "variant": label or None}
+            stats = [compute_stat(_number(row.get(column.key)) for row in of) for column in metrics]
+            table.add_row(
+                *(named.get(column.key) for column in names),
+                *(stat if stat.n else None for stat in stats),
+                len(job.rows),
+                job.state_in_short,
+            )
     return table
+
+
+def cut_table(table: Table, where: Path, n_rows: int = N_ROWS_SHOWN) -> Table:
+    """Return the first rows of a table of one section, and where the rest of it is."""
+    if len(table.rows) <= n_rows:
+        return table
+    n_more = len(table.rows) - n_rows
+    notes = [f"... and {n_more:,} more rows: all jobs stand in {where}.", *table.notes]
+    return replace(table, notes=notes, sections=[Section(rows=table.rows[:n_rows])])
+
+
+def _choose_rows(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """Return the rows that an overview sums up, of all SAE seeds and draws, by what they are of; "": of the SAE."""
+    chosen: dict[str, list[Row]] = {}
+    numbers = sorted({_count_kept(row) for row in rows if row.get("role") == "kept"})
+    n_kept = numbers[len(numbers) // 2] if numbers else 0
+    for row in rows:
+        if (label := _label(row, n_kept)) is not None:
+            chosen.setdefault(label, []).append(row)
+    return chosen
+
+
+def _label(row: Row, n_kept: int) -> str | None:
+    """What a row is of, in words; None where an overview leaves it out."""
+    if "role" not in row:
+        return str(row.get("variant", ""))
+    group, control = (None if row[key] is None else str(row[key]) for key in ("group", "control"))
+    variant = Variant(str(row["role"]), str(row["mode"]), group, control)
+    if variant.role == "kept":
+        is_shown = _count_kept(row) == n_kept and not str(group).startswith(BY_PROBE)
+        return f"{n_kept} kept, {name_rule(str(group))}" if is_shown else None
+    is_group = variant.role == "group" and variant.mode == "error_preserving" and not is_matched(variant)
+    return variant.label if variant.role == "original" or is_group else None
+
+
+def _count_kept(row: Row) -> int:
+    """How many features a variant keeps, from its name: `keep_16_random_0`."""
+    return int(str(row["variant"]).split("_")[1])
 
 
 def save_rows(rows: Sequence[Row], folder: Path) -> list[Path]:

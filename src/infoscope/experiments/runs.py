@@ -11,7 +11,6 @@ from matplotlib.figure import Figure
 
 from infoscope.config import Config, to_tree
 from infoscope.pipeline import Pipeline
-from infoscope.probes.results import load_results
 from infoscope.probes.variants import Control, Role, Variant
 from infoscope.report.figures import draw_cds_histograms
 from infoscope.report.inputs import ScopeResult
@@ -20,21 +19,21 @@ from infoscope.report.scope_table import summarise_scope
 from infoscope.report.sweep_figures import Point, draw_removal_sweep
 from infoscope.report.tables import Align, Cell, Column, Part, Stat, Table, Value, compute_stat, join_tables
 from infoscope.report.variants import Result
-from infoscope.reporting import find_paper_reference, read_scope
+from infoscope.reporting import find_paper_reference, read_results, read_scope
 from infoscope.sae.edit import EditMode
 
 Found = TypeVar("Found")
 CONFIG_COLUMNS = {
     "model": Column("model", "model", Align.left),
-    "layer": Column("layer", "block", digits=0),
-    "k_cds": Column("k_cds", "k_CDS", digits=0),
-    "gamma": Column("gamma", "gamma", digits=3),
+    "layer": Column("layer", "block", digits=0, is_count=True),
+    "k_cds": Column("k_cds", "k_CDS", digits=0, is_count=True),
+    "gamma": Column("gamma", "gamma", digits=3, is_count=True),
     "setting": Column("setting", "setting", Align.left),
 }
 """The configuration as people read it; the other facts of a run stand in the CSV alone."""
 SCOPE_COLUMNS = (
-    Column("n_scored", "scored", digits=0),
-    Column("n_high", "high scope", digits=0),
+    Column("n_scored", "scored", digits=0, is_count=True),
+    Column("n_high", "high scope", digits=0, is_count=True),
     Column("high_mass", "their mass", digits=1, scale=100, unit="%"),
     Column("mean_cds", "mean CDS", digits=3),
     Column("median_cds", "median", digits=3),
@@ -80,15 +79,11 @@ def read_removal(pipeline: Pipeline, choose: Callable[[Variant], bool] = lambda 
     Raises:
         InputError: as `Pipeline.probe`.
     """
-    results = []
+    probed = {}
     for seed in pipeline.config.seeds:
         original, *others = pipeline.variants(seed)
-        probed = pipeline.probe_variants(seed, [original, *filter(choose, others)])
-        for variant, artifacts in probed.items():
-            results.append(
-                {"sae_seed": seed, **load_results([artifact.folder for artifact in artifacts], variant).to_json()}
-            )
-    return results
+        probed[seed] = pipeline.probe_variants(seed, [original, *filter(choose, others)])
+    return read_results(probed)
 
 
 def is_swept(variant: Variant) -> bool:

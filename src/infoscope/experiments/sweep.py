@@ -250,10 +250,7 @@ class Sweep:
         except OSError as error:
             raise explain_write_error(error, folder) or error from error
         for table in shown.tables:
-            if self.display.console.is_terminal:
-                table.print(self.display.console)
-            else:  # a log has any width
-                print(table.to_markdown())
+            table.show(Display().console)  # whether anything is built or not
         print(f"Tables and figures: {folder}")
 
 

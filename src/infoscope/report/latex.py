@@ -54,7 +54,10 @@ def make_latex(
     sections: Sequence[tuple[str, Sequence[Sequence[str]]]],
     notes: Sequence[str],
 ) -> str:
-    r"""Return a `table` environment; `aligns` holds `l` or `r` for each column, a section is (title, rows)."""
+    r"""Return a `table` environment; `aligns` holds `l` or `r` for each column, a section is (title, rows).
+
+    Without columns it holds the notes alone.
+    """
     rows = [_row(headings)]
     for section_title, section in sections:
         rows.append(r"\midrule")
@@ -66,12 +69,10 @@ def make_latex(
         r"\centering",
         rf"\caption{{{escape_latex(title)}}}",
         rf"\label{{tab:{name.replace('_', '-')}}}",
-        rf"\begin{{tabular}}{{@{{}}{''.join(aligns)}@{{}}}}",
-        r"\toprule",
-        *rows,
-        r"\bottomrule",
-        r"\end{tabular}",
     ]
+    if headings:
+        begin = rf"\begin{{tabular}}{{@{{}}{''.join(aligns)}@{{}}}}"
+        lines += [begin, r"\toprule", *rows, r"\bottomrule", r"\end{tabular}"]
     if notes:
         lines += [r"\par\smallskip", r"{\footnotesize\raggedright", *[rf"{escape_latex(n)}\par" for n in notes], "}"]
     return "\n".join([*lines, r"\end{table}"]) + "\n"

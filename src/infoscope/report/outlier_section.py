@@ -24,8 +24,9 @@ from infoscope.scope.crops import shared_region
 from infoscope.scope.group_activation import GroupActivation
 from infoscope.scope.token_outliers import MAPS, TokenOutliers
 
-EMPTY, NO_TOKENS = "∅", "†"
-MARKS = {EMPTY: "no features in this group, in at least one run.", NO_TOKENS: "no token is an outlier."}
+EMPTY = "∅"
+MARKS = {EMPTY: "no features in this group, in at least one run."}
+NOT_SHARED = "Whether outlier tokens leap is not known: in no image both crops have one in the region they share."
 N_ERRORS = 2
 """Standard errors that a mean difference must exceed to be called one."""
 
@@ -54,7 +55,8 @@ def make_outlier_section(tokens: TokenOutliers, groups: Mapping[int, GroupActiva
     tables = {"outlier_emd": _make_emd_table(tokens)}
     findings = [*_describe_distances(tokens), _describe_layers(tokens)]
     if groups:
-        tables["outlier_activation"] = _make_activation_table(list(groups.values()))
+        table = tables["outlier_activation"] = _make_activation_table(list(groups.values()))
+        table.instead = "" if tokens.norms.n_outliers else _say_no_outliers(tokens)
         findings.insert(len(findings) - 1, _describe_activation(list(groups.values())))
     return ReportSection(
         name="outliers",
@@ -90,7 +92,7 @@ def _make_emd_table(tokens: TokenOutliers) -> Table:
         Column("emd_se", "std. error", digits=4),
         Column("chance", "chance", digits=4),
         Column("emd_to_chance", "EMD / chance", digits=2, optional=True),
-        Column("n_pairs", "pairs", digits=0),
+        Column("n_pairs", "pairs", digits=0, is_count=True),
     ]
     counts = _count_shared_outliers(tokens)
     has = counts > 0
@@ -115,17 +117,19 @@ def _make_emd_table(tokens: TokenOutliers) -> Table:
             f"Without a distance of outliers: {n_one_sided} images with outliers in the shared region of one crop"
             f" alone, {n_neither} with none in either."
         )
-    mark = "" if tokens.norms.n_outliers else NO_TOKENS
+    if not tokens.norms.n_outliers:
+        table.instead = _say_no_outliers(tokens)
+    elif not has.all(axis=1).any():
+        table.instead = NOT_SHARED
     table.add_section()
     for i, (name, mean) in enumerate(_compute_means(tokens).items()):
         chance = compute_stat(tokens.distances.chance_emd[i]).mean
         ratio = mean.mean / chance if chance > 0 else math.nan
-        cell = Cell(mean.mean, "" if name == "normal" else mark)
-        table.add_row(HEADINGS[name], cell, mean.error, chance, ratio, mean.n)
+        table.add_row(HEADINGS[name], mean.mean, mean.error, chance, ratio, mean.n)
     table.add_section("outlier tokens minus, on the same images")
     for name in MAPS[1:]:
         difference = _compute_difference(tokens, name)
-        table.add_row(HEADINGS[name], Cell(difference.mean, mark), difference.error, None, None, difference.n)
+        table.add_row(HEADINGS[name], difference.mean, difference.error, None, None, difference.n)
     return table
 
 
@@ -137,7 +141,7 @@ def _make_activation_table(runs: Sequence[GroupActivation]) -> Table:
     percent = {"digits": 1, "scale": 100.0, "unit": "%", "optional": True}
     columns = [
         Column("group", "features", Align.left),
-        Column("n_features", "count", digits=0),
+        Column("n_features", "count", digits=0, is_count=True),
         Column("on_outlier", "on an outlier token"),
         Column("on_normal", "on a normal token"),
         Column("ratio", "ratio"),
@@ -158,7 +162,6 @@ def _make_activation_table(runs: Sequence[GroupActivation]) -> Table:
         ],
         marks=MARKS,
     )
-    no_tokens = NO_TOKENS if first.n_outlier == 0 else ""
     for name in _group_names(runs):
         holding = [(run, run.names.index(name)) for run in runs if name in run.names]
         filled = [(run, i) for run, i in holding if run.n_features[i]]
@@ -167,7 +170,7 @@ def _make_activation_table(runs: Sequence[GroupActivation]) -> Table:
         table.add_row(
             Cell(_name_group(name), EMPTY if len(filled) < len(holding) else ""),
             compute_stat(float(run.n_features[i]) for run, i in holding),
-            Cell(compute_stat(outlier), no_tokens),
+            compute_stat(outlier),
             compute_stat(normal),
             compute_stat(float(run.ratio[i]) for run, i in filled),
             compute_stat(_divide(x, run.all_on_outlier) for x, (run, _) in zip(outlier, filled, strict=True)),
@@ -177,7 +180,7 @@ def _make_activation_table(runs: Sequence[GroupActivation]) -> Table:
     table.add_row(
         "all features",
         None,
-        Cell(compute_stat(run.all_on_outlier for run in runs), no_tokens),
+        compute_stat(run.all_on_outlier for run in runs),
         compute_stat(run.all_on_normal for run in runs),
         compute_stat(_divide(run.all_on_outlier, run.all_on_normal) for run in runs),
         None,
@@ -207,14 +210,23 @@ def _divide(part: float, whole: float) -> float:
     return part / whole if whole > 0 else math.nan
 
 
-def _describe_distances(tokens: TokenOutliers) -> list[str]:
+def _say_no_outliers(tokens: TokenOutliers) -> str:
     norms = tokens.norms
-    where = f"the threshold {norms.threshold:.4g} ({tokens.rule}) after block {tokens.layer}"
+    return (
+        f"No outlier tokens: none of the {norms.n_tokens:,} patch tokens of the training split has a norm above"
+        f" {_name_threshold(tokens)}, where the norm histogram has no second mode, so there is nothing to compare with"
+        " normal tokens."
+    )
+
+
+def _name_threshold(tokens: TokenOutliers) -> str:
+    return f"the threshold {tokens.norms.threshold:.4g} ({tokens.rule}) after block {tokens.layer}"
+
+
+def _describe_distances(tokens: TokenOutliers) -> list[str]:
+    norms, where = tokens.norms, _name_threshold(tokens)
     if norms.n_outliers == 0:
-        return [
-            f"No outlier tokens: none of the {norms.n_tokens:,} patch tokens of the training split has a norm above"
-            f" {where}, so there is nothing to compare with normal tokens."
-        ]
+        return [_say_no_outliers(tokens)]
     mode = "form a mode of their own" if norms.has_outlier_mode else "form no mode of their own: they are a tail"
     there = (
         f"{norms.n_outliers:,} of {norms.n_tokens:,} patch tokens ({norms.n_outliers / norms.n_tokens:.2%}), in"
@@ -223,10 +235,7 @@ def _describe_distances(tokens: TokenOutliers) -> list[str]:
     )
     mean = _compute_means(tokens)["outlier"]
     if mean.n == 0:
-        return [
-            "Whether outlier tokens leap is not known: in no image both crops have one in the region they share.",
-            there,
-        ]
+        return [NOT_SHARED, there]
     parts = [_compare(tokens, name) for name in reversed(MAPS[1:])]
     moved = f"Between two shifted crops, the map of outlier tokens' norms moves by {mean.mean:.3f} diagonals"
     return [f"{moved} (mean of {mean.n} images): {' and '.join(parts)}.", there]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -19,6 +19,7 @@ from infoscope.scope.cds import (
     position_locked_score,
     uniform_chance_score,
 )
+from infoscope.scope.ranking import Ranking
 
 SAE_METRICS = {
     "fvu": ("FVU, unexplained share of variance", 1.0, 4),
@@ -34,7 +35,7 @@ class Quantity(NamedTuple):
 
     key: str
     heading: str
-    compute: Callable[[ScopeResult], Value]
+    compute: Callable[[Any], Value]
     digits: int = 3
     scale: float = 1.0
 
@@ -76,23 +77,35 @@ def compute_zero_shares(result: ScopeResult) -> tuple[float, float]:
 
 def make_scope_table(seeds: Sequence[ScopeResult]) -> Table:
     """Return the table: a row per quantity, a column per SAE seed, then mean ± sd when there are several seeds."""
+    note = (
+        "CDS: 0 = the activation stays where its evidence is, 1 = it moves from corner to corner. Mass: share of the"
+        " sum of activations. A feature with too few valid pairs has no CDS and is in neither group."
+    )
+    by_seed = {result.sae_seed: result for result in seeds}
+    return make_seed_table("scope", "Information scope of the features", by_seed, _quantities(seeds), [note])
+
+
+def make_seed_table(
+    name: str,
+    title: str,
+    seeds: Mapping[int, Any],
+    sections: Mapping[str, Sequence[Quantity]],
+    notes: Sequence[str] = (),
+) -> Table:
+    """Return a table of quantities by section, a column per SAE seed, then mean ± sd when there are several seeds.
+
+    Args:
+        seeds: what the quantities are computed from, by SAE seed.
+    """
     columns = [Column("quantity", "", Align.left)]
-    columns += [Column(f"seed_{result.sae_seed}", f"SAE seed {result.sae_seed}") for result in seeds]
+    columns += [Column(f"seed_{seed}", f"SAE seed {seed}") for seed in seeds]
     if len(seeds) > 1:
         columns.append(Column("mean", "mean ± sd"))
-    table = Table(
-        "scope",
-        "Information scope of the features",
-        columns,
-        notes=[
-            "CDS: 0 = the activation stays where its evidence is, 1 = it moves from corner to corner. Mass: share of"
-            " the sum of activations. A feature with too few valid pairs has no CDS and is in neither group.",
-        ],
-    )
-    for title, quantities in _quantities(seeds).items():
-        table.add_section(title)
+    table = Table(name, title, columns, notes=list(notes))
+    for heading, quantities in sections.items():
+        table.add_section(heading)
         for quantity in quantities:
-            values = [quantity.compute(result) for result in seeds]
+            values = [quantity.compute(result) for result in seeds.values()]
             cells = [Cell(value, digits=quantity.digits, scale=quantity.scale) for value in values]
             if len(seeds) > 1:
                 cells.append(Cell(_spread(values), digits=quantity.digits, scale=quantity.scale))
@@ -116,10 +129,12 @@ def _quantities(seeds: Sequence[ScopeResult]) -> dict[str, list[Quantity]]:
             *(quantity for name in names for quantity in _group_quantities(name)),
         ],
         "CDS": [
-            Quantity("median_cds", "median", lambda r: _median(r.cds)),
+            Quantity("median_cds", "median", lambda r: _quantile(r.cds, 0.5)),
             Quantity("mean_cds", "mean", lambda r: _mean(r.cds)),
+            Quantity("tenth_cds", "a tenth lies below", lambda r: _quantile(r.cds, 0.1)),
+            Quantity("ninetieth_cds", "a tenth lies above", lambda r: _quantile(r.cds, 0.9)),
             Quantity("mean_chance", "chance, mean", lambda r: _mean(compute_chance(r))),
-            Quantity("ratio", "CDS over chance, median", lambda r: _median(compute_ratio(r))),
+            Quantity("ratio", "CDS over chance, median", lambda r: _quantile(compute_ratio(r), 0.5)),
             Quantity("uniform", "chance, two uniform patches", lambda r: uniform_chance_score(r.grid - r.shift)),
             Quantity("locked", "a position-locked feature", lambda r: position_locked_score(r.grid, r.shift)),
             Quantity("one_sided", "pairs with one map all zero (%)", lambda r: compute_zero_shares(r)[0], 2, 100),
@@ -127,10 +142,37 @@ def _quantities(seeds: Sequence[ScopeResult]) -> dict[str, list[Quantity]]:
             Quantity("sensitive", "mean when one all-zero map counts as 1", _mean_with_zeros),
         ],
     }
-    if measured := {name for result in seeds for name in result.sae_metrics}:
-        known = [name for name in SAE_METRICS if name in measured]
-        sections["SAE"] = [_sae_quantity(name) for name in [*known, *sorted(measured - set(known))]]
+    if quantities := _sae_quantities([result.sae_metrics for result in seeds], lambda result: result.sae_metrics):
+        sections["SAE"] = quantities
     return sections
+
+
+def make_sae_table(metrics: Mapping[int, Mapping[str, float]]) -> Table:
+    """Return the SAEs' own metrics, which are given by SAE seed."""
+    quantities = _sae_quantities(list(metrics.values()), lambda of_seed: of_seed)
+    return make_seed_table("sae", "Sparse autoencoders", metrics, {"": quantities})
+
+
+def make_ranking_table(rankings: Mapping[int, Ranking]) -> Table:
+    """Return what was ranked, by SAE seed."""
+    quantities = [
+        Quantity("n_images", "images", lambda r: r.n_images, 0),
+        Quantity("n_latents", "latents", lambda r: r.d_sae, 0),
+        Quantity("n_silent", "silent (never fire on these images)", lambda r: int((r.firing_rate == 0).sum()), 0),
+        Quantity("firing_rate", "share of tokens a latent fires on, median (%)", _median_firing_rate, 2, 100),
+        Quantity("n_half", "latents with half of the mass", lambda r: _count_heaviest(r.mean_act, 0.5), 0),
+    ]
+    return make_seed_table("ranking", "Images ranked for every latent", rankings, {"": quantities})
+
+
+def _median_firing_rate(ranking: Ranking) -> float:
+    return _quantile(ranking.firing_rate[ranking.firing_rate > 0], 0.5)
+
+
+def _count_heaviest(mass: Float[np.ndarray, " d_sae"], share: float) -> int:
+    """How many latents, the heaviest first, it takes to reach a share of all mass."""
+    total = np.cumsum(np.sort(mass)[::-1])
+    return int(np.searchsorted(total, share * total[-1])) + 1 if total[-1] > 0 else 0
 
 
 def _group_quantities(name: str) -> list[Quantity]:
@@ -150,9 +192,20 @@ def _mean_with_zeros(result: ScopeResult) -> float:
     return _mean(compute_cds_with_zeros(result.emd, result.mass1, result.mass2, result.k_cds).values)
 
 
-def _sae_quantity(name: str) -> Quantity:
-    heading, scale, digits = SAE_METRICS.get(name, (name, 1.0, 4))
-    return Quantity(name, heading, lambda r: float(r.sae_metrics.get(name, math.nan)), digits, scale)
+def _sae_quantities(
+    metrics: Sequence[Mapping[str, float]], read: Callable[[Any], Mapping[str, float]]
+) -> list[Quantity]:
+    """A row per metric that any SAE has, those of `SAE_METRICS` first; `read` gets them from what the table is of."""
+    measured = {name for of_sae in metrics for name in of_sae}
+    quantities = []
+    for name in [*(name for name in SAE_METRICS if name in measured), *sorted(measured - SAE_METRICS.keys())]:
+        heading, scale, digits = SAE_METRICS.get(name, (name, 1.0, 4))
+
+        def compute(result: Any, name: str = name) -> float:
+            return float(read(result).get(name, math.nan))
+
+        quantities.append(Quantity(name, heading, compute, digits, scale))
+    return quantities
 
 
 def summarise_scope(result: ScopeResult) -> dict[str, Value]:
@@ -174,9 +227,9 @@ def _spread(values: Sequence[Value]) -> Stat | None:
     return compute_stat(numbers) if len(numbers) == len(values) else None
 
 
-def _median(values: np.ndarray) -> float:
+def _quantile(values: np.ndarray, share: float) -> float:
     finite = values[np.isfinite(values)]
-    return float(np.median(finite)) if len(finite) else math.nan
+    return float(np.quantile(finite, share)) if len(finite) else math.nan
 
 
 def _mean(values: np.ndarray) -> float:

@@ -26,6 +26,8 @@ COLUMN_GAP = 3
 MINUS = "\N{MINUS SIGN}"
 PARTIAL = "°"
 """Mark of a mean over fewer runs than were asked for."""
+NO_NUMBER = "No number: nothing of this was measured, or is defined here."
+"""What stands in place of a table of missing numbers alone that does not say why."""
 AUTO_NOTES = {
     MISSING: f"{MISSING} no number: not measured, or not defined here.",
     PARTIAL: f"{PARTIAL} runs without a number were left out of this mean.",
@@ -87,6 +89,7 @@ class Column:
         signed: print a plus sign too (differences).
         optional: a terminal too narrow for the whole table leaves it out.
         csv_only: for programs alone: what people read leaves it out.
+        is_count: its numbers say which row it is, or of how many, and are no results.
     """
 
     key: str
@@ -98,6 +101,7 @@ class Column:
     signed: bool = False
     optional: bool = False
     csv_only: bool = False
+    is_count: bool = False
 
     @property
     def title(self) -> str:
@@ -121,10 +125,15 @@ class Cell:
     scale: float | None = None
 
     @property
+    def number(self) -> float | None:
+        """The value, or the mean, where it is a number; NaN where one should stand here and does not."""
+        number = self.value.mean if isinstance(self.value, Stat) else self.value
+        return None if isinstance(number, str) else number
+
+    @property
     def is_missing(self) -> bool:
         """Whether a number should stand here and does not."""
-        number = self.value.mean if isinstance(self.value, Stat) else self.value
-        return isinstance(number, float) and not math.isfinite(number)
+        return self.number is not None and not math.isfinite(self.number)
 
     @property
     def marks(self) -> str:
@@ -164,10 +173,14 @@ def format_cell(cell: Cell, column: Column, with_spread: bool = True) -> str:
 
 @dataclass(frozen=True)
 class Section:
-    """Rows that stand together under a line; the title may be empty."""
+    """Rows that stand together under a line; the title may be empty.
+
+    instead: what people read in place of the rows, as a footnote.
+    """
 
     title: str = ""
     rows: list[list[Cell]] = field(default_factory=list)
+    instead: str = ""
 
 
 @dataclass
@@ -180,6 +193,8 @@ class Table:
         columns: the columns.
         notes: sentences below the table.
         marks: what each footnote mark means; only those in use are printed.
+        instead: a sentence that people read in place of the rows, where these say nothing; programs get the rows. A
+            table of nothing but missing numbers has one of its own.
     """
 
     name: str
@@ -188,10 +203,11 @@ class Table:
     notes: list[str] = field(default_factory=list)
     marks: dict[str, str] = field(default_factory=dict)
     sections: list[Section] = field(default_factory=list)
+    instead: str = ""
 
-    def add_section(self, title: str = "") -> None:
+    def add_section(self, title: str = "", instead: str = "") -> None:
         """Begin a new group of rows."""
-        self.sections.append(Section(title))
+        self.sections.append(Section(title, instead=instead))
 
     def add_row(self, *values: Value | Cell) -> None:
         """Append one row: a value or a `Cell` for each column."""
@@ -211,19 +227,34 @@ class Table:
         return [column for column in self.columns if not column.csv_only]
 
     @property
+    def sentence(self) -> str:
+        """What people read in place of the table; empty where there are numbers to read."""
+        if self.instead:
+            return self.instead
+        results = [i for i, column in enumerate(self.columns) if not (column.csv_only or column.is_count)]
+        numbers = [cell.number for row in self.rows for cell in (row[i] for i in results) if cell.number is not None]
+        return NO_NUMBER if numbers and not any(map(math.isfinite, numbers)) else ""
+
+    @property
     def footnotes(self) -> list[str]:
-        """The notes, then what the marks in use mean."""
+        """The notes, then what the marks in use mean; where a sentence stands in place of the table, that alone."""
+        if self.sentence:
+            return [self.sentence]
         used = "".join(
             cell.marks + (MISSING if cell.is_missing else "")
-            for row in self.rows
+            for section in self.sections
+            for row in section.rows
             for cell, column in zip(row, self.columns, strict=True)
-            if not column.csv_only
+            if not (column.csv_only or section.instead)
         )
+        untold = [f"{section.title}: {section.instead}" for section in self.sections if section.instead]
         marks = [f"{mark} {text}" for mark, text in self.marks.items() if mark in used]
-        return [*self.notes, *marks, *(text for mark, text in AUTO_NOTES.items() if mark in used)]
+        return [*untold, *self.notes, *marks, *(text for mark, text in AUTO_NOTES.items() if mark in used)]
 
     def text_rows(self, section: Section, with_spread: bool = True) -> list[list[str]]:
-        """The section's cells as people read them."""
+        """The section's cells as people read them; none where they read a sentence instead."""
+        if section.instead:
+            return []
         return [
             [
                 format_cell(cell, column, with_spread)
@@ -262,6 +293,8 @@ class Table:
     def to_markdown(self) -> str:
         """A GitHub table under its title in bold, notes below."""
         lines = [f"**{_escape_markdown(self.title)}**", ""]
+        if self.sentence:
+            return "\n".join([*lines, _escape_markdown(self.sentence)]) + "\n"
         lines.append(_markdown_row([column.title for column in self.shown]))
         rules = ["---:" if column.align is Align.right else ":---" for column in self.shown]
         lines.append("| " + " | ".join(rules) + " |")
@@ -276,11 +309,12 @@ class Table:
 
     def to_latex(self) -> str:
         """A `table` environment in booktabs style; needs `\\usepackage{booktabs}` and nothing else."""
+        shown = [] if self.sentence else self.shown
         return make_latex(
             name=self.name,
             title=self.title,
-            headings=[column.title for column in self.shown],
-            aligns=["r" if column.align is Align.right else "l" for column in self.shown],
+            headings=[column.title for column in shown],
+            aligns=["r" if column.align is Align.right else "l" for column in shown],
             sections=[(section.title, self.text_rows(section)) for section in self.sections],
             notes=self.footnotes,
         )
@@ -306,6 +340,9 @@ class Table:
 
     def print(self, console: Console) -> None:
         """Print the table and its notes; a narrow terminal is shown fewer columns, then no spreads, and told so."""
+        if self.sentence:
+            console.print(Text(f"{self.title}: {self.sentence}"))
+            return
         left_out = ""
         table = self.to_rich()
         if _measure(table) > console.width:
@@ -314,9 +351,16 @@ class Table:
             left_out, table = "some columns and the spreads", self.to_rich(with_spread=False, with_optional=False)
         console.print(Text(self.title, style="bold"))
         console.print(table)
-        shortened = [f"The terminal is too narrow for {left_out}; the files have them."] if left_out else []
+        shortened = [f"The terminal is too narrow for {left_out}; a wider one shows them."] if left_out else []
         for note in [*self.footnotes, *shortened]:
             console.print(Text(note, style="dim"))
+
+    def show(self, console: Console) -> None:
+        """Print the table for a terminal, or as Markdown into a log, which has any width."""
+        if console.is_terminal:
+            self.print(console)
+        else:
+            console.print(Text(self.to_markdown()), soft_wrap=True)
 
     def save(self, folder: Path) -> dict[str, Path]:
         """Write `<name>.md`, `.csv` and `.tex` and return their paths by suffix, without the dot."""
@@ -338,19 +382,28 @@ class Part(NamedTuple):
 def join_tables(parts: Sequence[Part]) -> Table:
     """Return tables of one kind as one table, named as the first: a section per part, its facts columns of the CSV.
 
-    A column that a part does not have is empty there; a note that not every part has says whose it is.
+    A column that a part does not have is empty there; a note that not every part has says whose it is, and so does a
+    sentence in place of a part. Where all of them say the same, it stands in place of the whole.
     """
     first = parts[0].table
     columns = {column.key: column for part in parts for column in part.table.columns}
     facts = {key: Column(key, key, csv_only=True) for part in parts for key in part.facts}
     joined = Table(first.name, first.title, [*facts.values(), *columns.values()])
+    sentences = {part.heading: part.table.sentence for part in parts}
+    if all(sentences.values()):
+        joined.instead = parts[0].table.sentence
+        if len(set(sentences.values())) > 1:
+            joined.instead = " ".join(f"{heading}: {sentence}" for heading, sentence in sentences.items())
     for part in parts:
         joined.marks |= part.table.marks
         places = {column.key: i for i, column in enumerate(part.table.columns)}
         for section in part.table.sections:
             is_first = section is part.table.sections[0]
             titled = f"{part.heading}: {section.title}" if section.title else ""
-            joined.add_section(titled or (part.heading if is_first else ""))
+            if not part.table.sentence:
+                joined.add_section(titled or (part.heading if is_first else ""))
+            elif is_first:
+                joined.add_section(part.heading, part.table.sentence)
             for row in section.rows:
                 cells = [row[places[key]] if key in places else Cell() for key in columns]
                 joined.add_row(*(part.facts.get(key) for key in facts), *cells)
