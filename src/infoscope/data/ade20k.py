@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import cached_property
@@ -18,6 +17,7 @@ from infoscope.data.config import RAISE, OnError, Resize
 from infoscope.data.images import CHECK_PX, ImageError, LabelledImages, Truth
 from infoscope.data.left_out import HIDDEN, LeftOut, is_hidden
 from infoscope.data.photographs import describe_error, hash_files, is_image_name, load_rgb
+from infoscope.data.recognition import explaining
 from infoscope.errors import InputError
 
 N_LABELS = 150
@@ -25,7 +25,6 @@ _FOLDER = "ADEChallengeData2016"
 _NAMES = "objectInfo150.txt"
 _SPLITS = {"train": "training", "test": "validation"}
 _N_PUBLISHED = {"train": 20_210, "test": 2_000}
-_SEGMENTS_OF_FULL = ("*_seg.png", "images/*/*_seg.png", "images/*/*/*/*_seg.png")
 
 
 class ADE20K(LabelledImages):
@@ -51,14 +50,10 @@ class ADE20K(LabelledImages):
         if split not in _SPLITS:
             raise InputError(f"Expected split to be train or test, got {split!r}.")
         refuse_crop(resize)
-        self.root, self.on_error = _find_folder(Path(root)), on_error
-        self._images, self._annotations = (self.root / kind / _SPLITS[split] for kind in ("images", "annotations"))
-        for folder in (self._images, self._annotations):
-            if not folder.is_dir():
-                raise InputError(
-                    f"Expected the {split} images of {_FOLDER} in {folder}, but there is no such folder: unpack"
-                    f" {_FOLDER}.zip in full."
-                )
+        with explaining(Path(root), "ade20k"):
+            self.root, self.on_error = _find_folder(Path(root)), on_error
+            self._images, self._annotations = (self.root / kind / _SPLITS[split] for kind in ("images", "annotations"))
+            _refuse_missing(split, self._images, self._annotations)
         self._names, left_out = _pair(self._images, self._annotations)
         super().__init__(split, sorted(self._names))
         self.left_out = left_out
@@ -126,7 +121,7 @@ class ADE20K(LabelledImages):
 
 def _find_folder(root: Path) -> Path:
     try:
-        names = os.listdir(root)
+        os.listdir(root)
     except OSError as error:
         raise InputError(
             f"Expected the folder {_FOLDER} at {root}, got: {describe_error(error)}; check data.root."
@@ -134,15 +129,18 @@ def _find_folder(root: Path) -> Path:
     for folder in (root / _FOLDER, root):
         if (folder / "images").is_dir() and (folder / "annotations").is_dir():
             return folder
-    for name in (*root.resolve().parts, *names):
-        if re.match(r"ADE20K_\d{4}_", name):
-            raise _full_data_set(f"{root} is or holds {name}")
-    for pattern in _SEGMENTS_OF_FULL:
-        for file in root.glob(pattern):
-            raise _full_data_set(f"{root} holds {file.relative_to(root)}")
     raise InputError(
         f"Expected {_FOLDER} with its folders images and annotations, but {root} lacks them: check data.root."
     )
+
+
+def _refuse_missing(split: str, *folders: Path) -> None:
+    for folder in folders:
+        if not folder.is_dir():
+            raise InputError(
+                f"Expected the {split} images of {_FOLDER} in {folder}, but there is no such folder: unpack"
+                f" {_FOLDER}.zip in full."
+            )
 
 
 def _full_data_set(sign: str) -> InputError:

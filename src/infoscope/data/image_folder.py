@@ -9,6 +9,7 @@ from typing import Any
 
 from infoscope.data.left_out import HIDDEN, LeftOut, is_hidden
 from infoscope.data.photographs import PhotographFiles, describe_error, is_image_name
+from infoscope.data.recognition import explaining, refuse_maps
 from infoscope.errors import InputError
 
 
@@ -23,13 +24,15 @@ class ImageFolder(PhotographFiles):
         split, options: as of `PhotographFiles`.
 
     Raises:
-        InputError: if the root is missing, is no folder, cannot be read, holds no image, or leaves none to train on.
+        InputError: if the root is missing, is no folder, cannot be read, holds no image, or images that are known to be
+            maps of labels or depth, or leaves none to train on.
     """
 
     kind = "image_folder"
 
     def __init__(self, root: str | Path, split: str = "train", **options: Any) -> None:
         names, left_out = _list_images(Path(root))
+        refuse_maps(Path(root), names)
         super().__init__(Path(root), names, split, left_out=left_out, **options)
 
 
@@ -42,7 +45,8 @@ def _list_images(root: Path) -> tuple[list[str], LeftOut]:
             f"Expected a folder of images at {root}, got: {describe_error(error)}; check data.root."
         ) from error
     if not is_folder:
-        raise InputError(f"Expected a folder of images, but {root} is a file: set data.root to the folder it lies in.")
+        with explaining(root, "image_folder"):
+            raise InputError(f"Expected a folder of images, but {root} is a file: set data.root to its folder.")
 
     names: list[str] = []
     left_out = LeftOut()
@@ -71,10 +75,11 @@ def _list_images(root: Path) -> tuple[list[str], LeftOut]:
         unread += reversed(subfolders)
     if not names:
         holds = f" but {left_out.describe()}" if left_out else ""
-        raise InputError(
-            f"Expected images, but {root} holds no file with the suffix of a format that Pillow reads (.jpg, .png,"
-            f" ...){holds}: check data.root."
-        )
+        with explaining(root, "image_folder"):
+            raise InputError(
+                f"Expected images, but {root} holds no file with the suffix of a format that Pillow reads (.jpg, .png,"
+                f" ...){holds}: check data.root."
+            )
     return sorted(names), left_out
 
 

@@ -5,7 +5,6 @@ The class order is that of the 1,000 sorted WordNet ids (wnids), as everywhere; 
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import os
 import re
@@ -19,9 +18,11 @@ from jaxtyping import Int64
 from PIL import Image
 
 from infoscope.data.config import RAISE, OnError, Resize
+from infoscope.data.imagenet_truth import find_ground_truth, read_ground_truth
 from infoscope.data.images import LabelledImages, Truth
 from infoscope.data.left_out import HIDDEN, LeftOut, is_hidden
 from infoscope.data.photographs import check_photograph, describe_error, hash_files, is_image_name, load_rgb
+from infoscope.data.recognition import explaining
 from infoscope.data.tar_images import TarImages
 from infoscope.errors import InputError
 
@@ -29,10 +30,8 @@ N_CLASSES = 1000
 _N_PUBLISHED = {"train": 1_281_167, "test": 50_000}
 _FOLDERS = {"train": ("train",), "test": ("val", "validation")}
 _NESTED = ("", "ILSVRC/Data/CLS-LOC", "Data/CLS-LOC", "CLS-LOC")  # Kaggle's archive, and parts of its path
-_TRUTH_FOLDERS = ("", "data", "ILSVRC2012_devkit_t12/data", "devkit/data")
 _FIRST_OF_VAL = (65, 970, 230, 809, 516, 57, 334, 415, 674, 332)
 """Classes, by sorted wnid, of ILSVRC2012_val_00000001 to 10: another order of the classes or the images shows here."""
-_TRUTH_FILES = ("LOC_val_solution.csv", "ILSVRC2012_validation_ground_truth.txt")
 
 
 class ImageNet(LabelledImages):
@@ -76,10 +75,24 @@ class ImageNet(LabelledImages):
             raise InputError(f"Expected split to be train or test, got {split!r}.")
         self.root, self.resize, self.on_error = Path(root).expanduser(), resize, on_error
         self._tars: TarImages | None = None
+        with explaining(self.root, "imagenet"):
+            self.folder, shards = _find_split(self.root, split)
+            ids, positions, left_out = self._find_images(split, shards, ground_truth, subset)
+        present, labels = np.unique(positions, return_inverse=True)
+        self._labels = labels.astype(np.int64)
+        self.wnids = tuple(get_wnids()[i] for i in present)
+        names = _get_class_names()
+        self.class_names = tuple(names[i] for i in present)
+        super().__init__(split, ids)
+        self.n_published, self.left_out = _N_PUBLISHED[split], left_out
+
+    def _find_images(
+        self, split: str, shards: str | None, ground_truth: str | Path | None, subset: bool
+    ) -> tuple[list[str], Int64[np.ndarray, " n"], LeftOut]:
+        """Return the ids of the images, the place of each one's class among the 1,000, and what is left out."""
         left_out = LeftOut()
-        self.folder, shards = _find_split(self.root, split)
         if shards is not None:
-            self._tars = TarImages(shards, test_share=0.0, resize=resize, on_error=on_error)
+            self._tars = TarImages(shards, test_share=0.0, resize=self.resize, on_error=self.on_error)
             ids, positions, left_out = self._tars.image_ids, _check_positions(self._tars), self._tars.left_out
             self.layout, where, unit = "WebDataset tars", shards, "classes"
         elif folders := _list_class_folders(self.folder):
@@ -96,20 +109,14 @@ class ImageNet(LabelledImages):
             if split == "train" or not ids:
                 what = "class folders" if split == "train" else "class folders or images"
                 raise InputError(f"Expected {what} in {self.folder}, got none: check data.root.")
-            truth = _find_ground_truth(self.root, self.folder, ground_truth)
-            positions = _find_positions(_read_ground_truth(truth, ids, subset), truth)
+            truth = find_ground_truth(self.root, self.folder, ground_truth)
+            positions = _find_positions(read_ground_truth(truth, ids, subset), truth)
             self.layout, where, unit = f"flat, classes from {truth.name}", truth, "classes"
         if not subset:
             _check_whole(positions, where, unit)
         if split == "test" and len(ids) == _N_PUBLISHED[split]:
             _check_order(ids, positions, where)
-        present, labels = np.unique(positions, return_inverse=True)
-        self._labels = labels.astype(np.int64)
-        self.wnids = tuple(get_wnids()[i] for i in present)
-        names = _get_class_names()
-        self.class_names = tuple(names[i] for i in present)
-        super().__init__(split, ids)
-        self.n_published, self.left_out = _N_PUBLISHED[split], left_out
+        return ids, positions, left_out
 
     def decode(self, index: int) -> Image.Image:
         if self._tars is not None:
@@ -323,106 +330,3 @@ def _check_positions(tars: TarImages) -> Int64[np.ndarray, " n_images"]:
             f" {tars.image_ids[wrong[0]]}: choose shards of ImageNet-1k."
         )
     return labels
-
-
-def _find_ground_truth(root: Path, folder: Path, given: str | Path | None) -> Path:
-    if given is not None:
-        file = Path(given).expanduser()
-        if not file.is_file():
-            raise InputError(f"Expected a file as ground_truth, got {file}, which is none: check data.ground_truth.")
-        return file
-    for place in (root, folder.parent, folder):
-        for nested in _TRUTH_FOLDERS:
-            for name in _TRUTH_FILES:
-                if (place / nested / name).is_file():
-                    return place / nested / name
-    raise InputError(
-        f"Expected class folders or a ground truth, but {folder.name} is flat: give ground_truth="
-        f"{' or '.join(reversed(_TRUTH_FILES))} (data.ground_truth)."
-    )
-
-
-def _read_ground_truth(file: Path, ids: list[str], subset: bool) -> list[str]:
-    """Return the wnid of every image; the file may know more images only if a subset is meant."""
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = "it is no UTF-8 text" if isinstance(error, UnicodeDecodeError) else describe_error(error)
-        raise InputError(f"Cannot read the ground truth {file} ({reason}): check data.ground_truth.") from error
-    if file.suffix.lower() == ".csv":
-        known = _parse_solution(text, file)
-        keys = [Path(name).stem for name in ids]
-    else:
-        known = {f"{i + 1:08d}": wnid for i, wnid in enumerate(_parse_classes(text, file))}
-        keys = [_number_of(name, file) for name in ids]
-    if len(known) != len(ids) and not subset:
-        raise InputError(
-            f"Expected a class in {file} for each of the {len(ids)} images, got {len(known)}: complete the images or"
-            " set another data.ground_truth."
-        )
-    unknown = [name for name, key in zip(ids, keys, strict=True) if key not in known]
-    if unknown:
-        raise InputError(
-            f"Expected a class in {file} for every image, got none for {len(unknown)} of {len(ids)}, first"
-            f" {unknown[0]}: remove them or set another data.ground_truth."
-        )
-    return [known[key] for key in keys]
-
-
-def _number_of(name: str, file: Path) -> str:
-    match = re.fullmatch(r"ILSVRC2012_val_(\d{8})", Path(name).stem)
-    if match is None:
-        raise InputError(
-            f"Expected names as ILSVRC2012_val_00000001.JPEG, by which {file} is ordered, got {name}: rename or"
-            " remove it."
-        )
-    return match[1]
-
-
-def _parse_solution(text: str, file: Path) -> dict[str, str]:
-    """Return {image: wnid} of Kaggle's table, whose rows are "ILSVRC2012_val_00048981,n03995372 85 1 499 272 "."""
-    try:
-        rows = list(csv.DictReader(text.splitlines()))
-        return {row["ImageId"].strip(): row["PredictionString"].split()[0] for row in rows}
-    except (KeyError, IndexError, AttributeError, csv.Error) as error:
-        raise InputError(
-            f"Expected the columns ImageId and PredictionString, filled in every row, in {file}: give Kaggle's"
-            " LOC_val_solution.csv."
-        ) from error
-
-
-def _parse_classes(text: str, file: Path) -> list[str]:
-    """Return the wnids that the lines of a text file stand for."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    if all(re.fullmatch(r"n\d{8}", line) for line in lines):
-        return lines
-    wnid_of = _read_id_map(file)
-    wnids: list[str] = []
-    for number, line in enumerate(lines, 1):
-        if line not in wnid_of:
-            raise InputError(
-                f"Expected an ILSVRC2012_ID from 1 to {len(wnid_of)} or a wnid in line {number} of {file}, got"
-                f" {line[:40]!r}: give the devkit's ILSVRC2012_validation_ground_truth.txt."
-            )
-        wnids.append(wnid_of[line])
-    return wnids
-
-
-def _read_id_map(beside: Path) -> dict[str, str]:
-    """Return {ILSVRC2012_ID: wnid} of the classes without subclasses; the ids as text."""
-    matlab, text = beside.with_name("meta.mat"), beside.with_name("map_clsloc.txt")
-    file = matlab if matlab.is_file() or not text.is_file() else text
-    if not file.is_file():
-        raise InputError(
-            f"Expected meta.mat beside {beside}, got none: its ids say nothing without the devkit's data/meta.mat."
-        )
-    try:
-        if file is text:  # "n02119789 1 kit_fox"
-            rows = [line.split() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-            return {str(int(row[1])): row[0] for row in rows}
-        from scipy.io import loadmat
-
-        synsets = np.atleast_1d(loadmat(file, squeeze_me=True, variable_names=["synsets"])["synsets"])
-        return {str(int(row["ILSVRC2012_ID"])): str(row["WNID"]) for row in synsets if int(row["num_children"]) == 0}
-    except Exception as error:  # whatever a damaged file leads SciPy to
-        raise InputError(f"Expected the devkit's table of classes in {file}, got none: fetch it again.") from error

@@ -26,6 +26,7 @@ from infoscope.data.depth_units import DepthCounts, describe_wrong_map, refuse_u
 from infoscope.data.images import CHECK_PX, ImageError, LabelledImages, Truth
 from infoscope.data.left_out import HIDDEN, NO_SUFFIX, LeftOut, is_hidden
 from infoscope.data.photographs import describe_error, hash_files, is_image_name, load_rgb
+from infoscope.data.recognition import explaining
 from infoscope.errors import InputError
 
 EIGEN_CROP = np.s_[45:471, 41:601]
@@ -85,7 +86,8 @@ class NYUd(LabelledImages):
         refuse_crop(resize)
         self.root, self.on_error = Path(root), on_error
         self.eigen_crop = eigen_crop and split == "test"
-        self._source = _open_source(self.root, split, raw_depth)
+        with explaining(self.root, "nyud"):
+            self._source = _open_source(self.root, split, raw_depth)
         super().__init__(split, self._source.ids)
         self.n_published, self.left_out = self._source.n_published, self._source.left_out
 

@@ -36,6 +36,7 @@ from infoscope.data.photographs import (
     is_image_name,
     load_rgb,
 )
+from infoscope.data.recognition import explaining
 from infoscope.errors import InputError
 
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tar.lz4")
@@ -90,10 +91,11 @@ class TarImages(ImageSet):
             left_out.add_all(index.left_out)
         if not keys:
             holds = f" but {left_out.describe()}" if left_out else ""
-            raise InputError(
-                f"Expected images, but the {len(self.shards)} tar files of {source} hold no member that ends in .jpg,"
-                f" .png or another suffix of an image{holds}: check data.root."
-            )
+            with explaining(self.shards[0], "image_folder"):
+                raise InputError(
+                    f"Expected images, but the {len(self.shards)} tar files of {source} hold no member that ends in"
+                    f" .jpg, .png or another suffix of an image{holds}: check data.root."
+                )
         shard = np.repeat(np.arange(len(indices)), [len(index.keys) for index in indices])
         order = sorted(range(len(keys)), key=keys.__getitem__)
         for first, second in itertools.pairwise(order):
