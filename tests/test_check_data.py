@@ -43,12 +43,12 @@ def test_what_is_left_out_is_counted_and_named(tmp_path: Path, pictures: Path) -
     for name in ("a.heic", "b.heic", "Thumbs.db", ".hidden.jpg"):
         (pictures / name).touch()
     text = check(tmp_path, pictures, "data.test_share=0")
-    assert "4 files" in text
+    assert "4 of 10 files" in text
     assert "2 .heic: a.heic, b.heic" in text
     written = json.loads((tmp_path / "check_data" / "data-image_folder-train.json").read_text())
     assert written["left_out"]["counts"] == {".heic": 2, ".db": 1, "hidden": 1}
     assert written["left_out"]["first"]["hidden"] == [".hidden.jpg"]
-    said = f"{pictures}: left out 4 files: 2 .heic (a.heic, b.heic), 1 .db (Thumbs.db), 1 hidden (.hidden.jpg)"
+    said = f"{pictures}: left out 4 of 10 files: 2 .heic (a.heic, b.heic), 1 .db (Thumbs.db), 1 hidden (.hidden.jpg)"
     assert " ".join(text.split()).count(said) == 1  # as any run says it, once for both splits
 
 

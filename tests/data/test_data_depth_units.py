@@ -81,6 +81,11 @@ class TestUnits:
         median = np.median(make_rooms(20))
         assert f"1/256 m, as KITTI stores it (median {median:.2f} m then): multiply what is stored by 3.906" in message
 
+    def test_one_pixel_of_a_map_in_metres(self):
+        room = make_rooms(1)[0]
+        room[0, 0] = 655
+        assert describe_wrong_map(room, is_png=False).startswith("the rest of it looks like metres")
+
     def test_no_unit_fits(self):
         noise = [np.linspace(0.01, 19, 768, dtype=np.float32).reshape(24, 32)] * 5
         assert "no unit that is known here" in refused(noise, is_png=True)
@@ -137,7 +142,7 @@ class TestNyu:
         with pytest.raises(InputError, match=r"looks like .*centimetres"):
             check_sample(images)
 
-    @pytest.mark.parametrize(("coding", "named"), [("1/5000 m, as TUM", "1/5000 m"), ("whole", "which is 0 here")])
+    @pytest.mark.parametrize(("coding", "named"), [("1/5000 m, as TUM", "1/5000 m"), ("whole", "store 0 for that")])
     def test_one_map_that_reaches_too_far(self, tmp_path, coding, named):
         def mark_invalid(metres: np.ndarray) -> np.ndarray:
             return np.where(metres > 3, 65.535, metres)

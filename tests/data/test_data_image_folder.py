@@ -84,7 +84,7 @@ class TestListing:
             (root / f"{i}.raw").touch()
         for split in ("train", "test"):
             found = ImageFolder(root, split, test_share=0.4).left_out
-            assert found.describe() == "7 files: 7 .raw (0.raw, 1.raw, 2.raw, ...)"
+            assert found.describe() == "7 of 19 files: 7 .raw (0.raw, 1.raw, 2.raw, ...)"
 
     def test_links_to_folders_are_followed_once(self, root):
         (root / "class0" / "back").symlink_to(root, target_is_directory=True)
@@ -112,7 +112,7 @@ class TestListing:
         (tmp_path / "notes.txt").write_text("no image")
         with pytest.raises(InputError) as caught:
             ImageFolder(tmp_path)
-        assert_one_sentence(caught.value, "but 1 files: 1 .txt (notes.txt)", "data.root")
+        assert_one_sentence(caught.value, "but 1 of 1 files: 1 .txt (notes.txt)", "data.root")
 
     def test_a_folder_that_may_not_be_listed(self, root, monkeypatch):
         scandir = os.scandir

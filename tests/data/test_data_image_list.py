@@ -56,7 +56,7 @@ class TestReading:
         images = read(root / "list.txt")
         assert images.image_ids == NAMES[1:4]
         assert [images.load(i, 4)[0, 0, 0] for i in range(3)] == [20, 40, 60]
-        assert images.left_out.describe() == "3 lines: 2 of comment (line 1, line 5), 1 blank (line 2)"
+        assert images.left_out.describe() == "3 of 6 lines: 2 of comment (line 1, line 5), 1 blank (line 2)"
 
     def test_files_outside_keep_the_path_that_was_written(self, root):
         (root / "lists").mkdir()

@@ -332,7 +332,10 @@ class TestTars:
     def test_too_few_and_wrong_classes(self, root):
         refused(root, "train", f"3 of 1000 classes found, first missing: {WNIDS[1]}", "train-{0000..0002}.tar")
         write_tar(root / "imagenet1k-validation-01.tar", {"a": 1000})
-        refused(root, "test", "Expected labels 0 to 999", "got 1000 for a", subset=True)
+        refused(root, "test", "Expected labels 0 to 999", "got 1000 for a:", subset=True)
+        write_tar(root / "imagenet1k-validation-00.tar", {"b": 1, "c": 1000})
+        refused(root, "test", "and no 0, as if they were counted from 1", subset=True)
+        write_tar(root / "imagenet1k-validation-00.tar", dict(zip("bcd", POSITIONS, strict=True)))
         write_tar(root / "imagenet1k-validation-01.tar", {"a": 1})
         with pytest.raises(InputError, match=f"first {WNIDS[1]} "):
             open_imagenet(root, subset=True)

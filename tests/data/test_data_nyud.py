@@ -291,14 +291,25 @@ class TestBts:
         refuse(bts, "nyudepthv2_test_files_with_gt.txt", *parts)
 
     def test_what_is_in_no_pair(self, bts):
-        for name in ("index.html", "kitchen/rgb_00004.bmp", "kitchen/._rgb_00004.jpg", "kitchen/intrinsics"):
+        for name in ("index.html", "kitchen/depth_00004.bmp", "kitchen/._rgb_00004.jpg", "kitchen/intrinsics"):
             (bts / "official_splits" / "test" / name).touch()
         assert NYUd(bts, "test").left_out.first == {
             ".html": ["index.html"],
             "hidden": ["kitchen/._rgb_00004.jpg"],
             "without a suffix": ["kitchen/intrinsics"],
-            "in no pair": ["kitchen/rgb_00004.bmp"],
+            "in no pair": ["kitchen/depth_00004.bmp"],
         }
+
+    def test_pictures_of_another_format(self, bts):
+        file = bts / "official_splits" / "test" / "kitchen" / "rgb_00004.jpg"
+        before = NYUd(bts, "test").load(1, 16)
+        with Image.open(file) as image:
+            image.save(file.with_suffix(".png"))
+        refuse(bts, "one image for each depth map")
+        file.unlink()
+        images = NYUd(bts, "test")
+        assert images.image_ids[1] == "kitchen/rgb_00004.png"
+        assert np.array_equal(images.load(1, 16), before)
 
     def test_unpaired_files(self, bts):
         (bts / "sync" / "attic_0001" / "sync_depth_00002.png").unlink()

@@ -232,6 +232,10 @@ class TestMapsAmongPhotographs:
         root = plant(tmp_path / "a set", [*photographs, *maps])
         refuse(ImageFolder, root, name, f"find '{root}' -name '{pattern}' > pictures.txt")
 
+    def test_what_is_to_be_given_can_be_typed(self, tmp_path):
+        root = plant(tmp_path / "a set", ["images/a.jpg", "masks/a.png"])
+        refuse(ImageFolder, root, f"""set 'data.root="{root / "images"}"'.""")
+
     def test_the_reader_that_knows_them_is_named(self, tmp_path):
         for name, kind in (("NYU Depth v2 in the layout", "nyud"), ("ADEChallengeData2016", "ade20k")):
             photographs, maps, _ = {**MAPS, **MIXED}[name]

@@ -56,7 +56,7 @@ class ADE20K(LabelledImages):
             _refuse_missing(split, self._images, self._annotations)
         self._names, left_out = _pair(self._images, self._annotations)
         super().__init__(split, sorted(self._names))
-        self.left_out = left_out
+        self.left_out, left_out.n_read = left_out, 2 * len(self._names)
         self.n_published = _N_PUBLISHED[split]
         self.label_names, self._named = _read_names(self.root / _NAMES)
 

@@ -162,7 +162,7 @@ def name_unit(found: Spread, is_png: bool) -> str:
             how_far = abs(math.log(metres.median / _USUAL_MEDIAN_M))
             named.append((how_far, f"{unit.name} (median {metres.median:.2f} m then): {unit.advice}"))
     if not named:
-        return f"is no unit that is known here (is it inverse depth, or scaled by map?): store {stored}"
+        return f"is no unit that is known here (is it inverse depth, or scaled map by map?): store {stored}"
     closest = min(named)[0]
     likely = [text for how_far, text in sorted(named) if how_far <= closest + _AS_LIKELY]
     return f"looks like {'; or '.join(likely)}, to store {stored}"
@@ -174,6 +174,8 @@ def describe_wrong_map(depth_m: Float[np.ndarray, "height width"], is_png: bool)
     end = valid.max()
     rest = valid[valid < end]
     if is_png and end == np.float32(65.535) and (not rest.size or rest.max() <= FARTHEST_M * 1.05):
-        return "65535 seems to stand there for what was not measured, which is 0 here"
+        return "65535 seems to stand there for what was not measured: store 0 for that, and millimetres elsewhere"
     found = Spread(*np.quantile(valid, [0.01, 0.5, 0.99]).tolist())
+    if found.is_a_room():
+        return "the rest of it looks like metres: replace it by the data set's own"
     return f"it {name_unit(found, is_png)}"

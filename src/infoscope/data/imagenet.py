@@ -85,6 +85,7 @@ class ImageNet(LabelledImages):
         self.class_names = tuple(names[i] for i in present)
         super().__init__(split, ids)
         self.n_published, self.left_out = _N_PUBLISHED[split], left_out
+        left_out.n_read = len(ids)
 
     def _find_images(
         self, split: str, shards: str | None, ground_truth: str | Path | None, subset: bool
@@ -327,6 +328,7 @@ def _check_positions(tars: TarImages) -> Int64[np.ndarray, " n_images"]:
     if len(wrong):
         raise InputError(
             f"Expected labels 0 to {N_CLASSES - 1} in the tar files, got {labels[wrong[0]]} for"
-            f" {tars.image_ids[wrong[0]]}: choose shards of ImageNet-1k."
+            f" {tars.image_ids[wrong[0]]}{' and no 0, as if they were counted from 1' if labels.min() else ''}: choose"
+            " shards of ImageNet-1k, labelled by sorted wnid."
         )
     return labels

@@ -20,11 +20,13 @@ class LeftOut:
         unit: what is counted: "files", "lines", "members".
         counts: how many of each kind: {".heic": 5, "hidden": 3}.
         first: the first names of each kind.
+        n_read: how many of the unit are read.
     """
 
     unit: str = "files"
     counts: dict[str, int] = field(default_factory=dict)
     first: dict[str, list[str]] = field(default_factory=dict)
+    n_read: int = 0
 
     def __bool__(self) -> bool:
         return bool(self.counts)
@@ -51,9 +53,9 @@ class LeftOut:
         self.add(PurePosixPath(path).suffix.lower() or NO_SUFFIX, path)
 
     def describe(self) -> str:
-        """Return, for people: "8 files: 5 .heic (a.heic, b.heic, c.heic, ...), 3 hidden (.a.jpg, ...)"."""
+        """Return, for people: "8 of 24 files: 5 .heic (a.heic, b.heic, c.heic, ...), 3 hidden (.a.jpg, ...)"."""
         kinds = sorted(self.counts, key=lambda kind: (-self.counts[kind], kind))
-        return f"{self.total:,} {self.unit}: " + ", ".join(
+        return f"{self.total:,} of {self.n_read + self.total:,} {self.unit}: " + ", ".join(
             f"{self.counts[kind]:,} {kind} ({', '.join(self.first[kind])}"
             f"{', ...' if self.counts[kind] > len(self.first[kind]) else ''})"
             for kind in kinds

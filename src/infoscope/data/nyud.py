@@ -108,8 +108,7 @@ class NYUd(LabelledImages):
         if depth.max() > MAX_DEPTH_M:
             raise InputError(
                 f"Expected depth of at most {MAX_DEPTH_M:g} m, but that of {where} reaches {depth.max():.1f} m;"
-                f" {describe_wrong_map(depth, self._source.is_png)}: store metres in a .mat file and millimetres in PNG"
-                " files."
+                f" {describe_wrong_map(depth, self._source.is_png)}."
             )
         if not self.eigen_crop:
             return depth
@@ -309,6 +308,7 @@ class _Pairs:
             pairs = _find_pairs(self.folder)
         _count_others(self.folder, pairs, self.left_out, "in no pair" if not list_file.is_file() else "not in the list")
         self.ids = sorted(pairs)
+        self.left_out.n_read = 2 * len(pairs)
         self._depth = [pairs[name] for name in self.ids]
 
     def load_image(self, index: int) -> Image.Image:
@@ -336,9 +336,11 @@ class _Pairs:
 
 def _find_pairs(folder: Path) -> dict[str, str]:
     """Return all images below a folder of scenes with their depth, as paths below it."""
-    images = {file.relative_to(folder).as_posix() for file in folder.glob("*/rgb_*.jpg")}
+    images = {path.relative_to(folder).as_posix() for path in folder.glob("*/rgb_*") if is_image_name(path.name)}
     depths = {file.relative_to(folder).as_posix() for file in folder.glob("*/sync_depth_*.png")}
-    pairs = {name: name.replace("/rgb_", "/sync_depth_").removesuffix(".jpg") + ".png" for name in images}
+    pairs = {name: os.path.splitext(name.replace("/rgb_", "/sync_depth_"))[0] + ".png" for name in images}
+    if len(set(pairs.values())) < len(pairs):
+        raise InputError(f"Expected one image for each depth map in {folder}, got several: leave one rgb_* for each.")
     refuse_unpaired(folder, [name for name, depth in pairs.items() if depth not in depths], "a depth map")
     refuse_unpaired(folder, depths - set(pairs.values()), "an image")
     if not pairs:

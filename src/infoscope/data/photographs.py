@@ -73,6 +73,7 @@ class PhotographFiles(ImageSet):
         self.folder, self.seed, self.resize, self.on_error = folder, seed, resize, on_error
         super().__init__(split, [names[i] for i in choose_split(names, split, seed, test_share, folder)])
         self.left_out = left_out or LeftOut()
+        self.left_out.n_read = len(names)
 
     def decode(self, index: int) -> Image.Image:
         return load_rgb(self.folder / self.image_ids[index])

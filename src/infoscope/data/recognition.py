@@ -94,7 +94,7 @@ def _advise(root: Path, kind: str) -> str | None:
     inside = [root / name for name in _list(root)[:_N_CHILDREN] if (root / name).is_dir()]
     near = [place for place in (*inside, *root.absolute().parents[:3]) if _reader(place) == kind]
     if near:
-        return f"what looks like it lies at {near[0]}: set data.root={near[0]}"
+        return f"what looks like it lies at {near[0]}: set {_set_root(near[0])}"
     for place in (root, *inside):
         if found := identify(place):
             return f"{place} is {found[0].name} (by {found[1]}): {_say_instead(found[0], place, kind)}"
@@ -118,7 +118,7 @@ def _say_instead(layout: Layout, place: Path, kind: str) -> str:
     if layout.advice and layout.advised in ("", kind):
         return layout.advice
     if layout.reader:
-        return f"set data={layout.reader} data.root={place}, or {_GIVE[kind]}"
+        return f"set data={layout.reader} {_set_root(place)}, or {_GIVE[kind]}"
     scope = _say_photographs(layout, place, place) if not layout.advised else ""
     return _GIVE[kind] + (f"; for the scope alone, {scope} with data=image_folder" if scope else "")
 
@@ -159,7 +159,7 @@ def refuse_maps(root: Path, names: Sequence[str]) -> None:
                 n_maps = sum(_find_map(start, other) is not None for other in maps)
                 instead = _say_photographs(layout, place, root) or "set data.root to a folder of photographs alone"
                 if layout.reader and _reader(place) == layout.reader:
-                    instead += f", or data={layout.reader} data.root={place}"
+                    instead += f", or data={layout.reader} {_set_root(place)}"
                 raise InputError(
                     f"Expected photographs, but {n_maps:,} images below {root} are maps of labels or depth, as of"
                     f" {layout.name} (the first: {name}): {instead}."
@@ -178,9 +178,15 @@ def _find_map(start: str, name: str) -> tuple[Layout, Path] | None:
 def _say_photographs(layout: Layout, place: Path, root: Path) -> str:
     """Say how to give the photographs of a data set alone; nothing where that is not known."""
     if photographs := _find_photographs(layout, place):
-        return f"set data.root={photographs}"
+        return f"set {_set_root(photographs)}"
     pattern = next((name for name in layout.photographs.split(_OR) if "*" in name), "")
     if not pattern:
         return ""
     search = f"find {shlex.quote(str(root.absolute()))} -name {shlex.quote(pattern)} > pictures.txt"
     return f"list the pictures alone ({search}) and set data.root=pictures.txt"
+
+
+def _set_root(place: Path) -> str:
+    """Return a setting as it is typed in a shell: Hydra wants unusual characters in quotes."""
+    is_plain = re.fullmatch(r"[\w./+@%-]+", str(place), re.ASCII)
+    return f"data.root={place}" if is_plain else shlex.quote(f'data.root="{place}"')

@@ -107,7 +107,7 @@ class TarImages(ImageSet):
         self._shard, self._places = shard[rows], np.concatenate([index.places for index in indices])[rows]
         super().__init__(split, [ids[i] for i in kept])
         left_out.add_all(_list_other_files(Path(source).expanduser()))
-        self.left_out = left_out
+        self.left_out, left_out.n_read = left_out, len(keys)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_opened": {}}
