@@ -18,7 +18,9 @@ import infoscope
 from infoscope import InputError, contextual_dependency, load_backbone, load_sae, progress
 from infoscope.calls import say_in_python
 from infoscope.config import compose
+from infoscope.data.config import Resize
 from infoscope.data.image_folder import ImageFolder
+from infoscope.data.images import resize_image
 from infoscope.data.pictures import Pictures
 from infoscope.pipeline import run
 from infoscope.progress import Display
@@ -115,7 +117,9 @@ def test_grey_pictures_and_other_modes_are_read_as_files_are(noise: np.ndarray, 
     turned.getexif()[0x0112] = 6
     assert Pictures([turned]).photograph(0).shape == (20, 26, 3)
     assert Pictures(noise).fingerprint == Pictures(list(noise)).fingerprint != Pictures(noise[:5]).fingerprint
-    assert Pictures([noise[0][:, :13]], infoscope.data.config.Resize.crop).load(0, 13).tobytes() != b""
+    squashed, cropped = (Pictures([noise[0][:, :13]], resize).load(0, 13) for resize in (Resize.squash, Resize.crop))
+    assert np.array_equal(cropped, resize_image(noise[0][:, :13], 13, Resize.crop))
+    assert not np.array_equal(cropped, squashed)
 
 
 BAD_IMAGES = {
@@ -141,6 +145,7 @@ BAD_IMAGES = {
     "batches": ([np.zeros((2, 8, 8, 3), np.uint8)], r"got \[2, 8, 8, 3\] at position 0"),
     "no folder": ("/no/where", "check images="),
     "no list": ("/no/where.txt", "check images="),
+    "a pattern": ("/no/*.jpg", r"got the pattern /no/\*\.jpg: give a list"),
     "no tars": ("/no/s-{0..2}.tar", "3 that are missing"),
     "tars in a list": (["a.tar"], "give it by itself, images='a.tar'"),
     "no file in a list": (["/no/where.png"], r'1 of 1 that are missing.*on_error="skip"'),

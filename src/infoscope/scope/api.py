@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -252,6 +253,10 @@ def _open(images: Images, split: Mapping[str, Any], on_error: OnError) -> _Opene
     if isinstance(images, str | os.PathLike):
         source = {"kind": DataKind.image_folder, "root": images, "on_error": on_error}
         config = make_options(DataConfig, {**source, **split})
+        if glob.has_magic(str(config.root)) and not os.path.lexists(str(config.root)):
+            raise InputError(
+                f"Expected images= to be a place, got the pattern {config.root}: give a list, glob.glob(...)."
+            )
         train, test = make_image_sets(config)
         return _Opened(train, len(test), config.test_share)
     if "test_share" in split:
