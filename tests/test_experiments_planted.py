@@ -19,6 +19,8 @@ from infoscope import encoding
 from infoscope.experiments import main
 from infoscope.report import figure_style
 from infoscope.scope.scores import Scores
+from infoscope.vision.config import ModelConfig
+from infoscope.vision.open_clip_backbone import compute_model_fingerprint
 from infoscope.vision.planted import LIGHT_ANCHORS, PlantedRegisters
 
 CHANCE = 1 / 4
@@ -213,10 +215,16 @@ class PlantedClip(PlantedRegisters):
         return self.directions[self.n_local :][[list(LIGHT_ANCHORS).index(text) for text in texts]]
 
 
+def make_planted_clip(config: ModelConfig, trained_folder: Path | None) -> PlantedClip:
+    backbone = PlantedClip().eval()
+    backbone.fingerprint = compute_model_fingerprint(config)  # to its SAEs it is the backbone without texts
+    return backbone
+
+
 def test_predictions_of_the_light_change_without_the_high_group_alone(
     output_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(encoding, "load_backbone", lambda *_: PlantedClip().eval())
+    monkeypatch.setattr(encoding, "make_backbone", make_planted_clip)
     names = tmp_path / "names.txt"
     names.write_text("\n".join(LIGHT_ANCHORS))
     asked = ["predict.target=light", f"predict.class_names={names}", "predict.templates=list"]

@@ -97,13 +97,22 @@ def refuse_unknown(given: Iterable[str], known: Sequence[str], function: str) ->
 
 
 def make_options(make: type[Made], options: Mapping[str, Any]) -> Made:
-    """Return a configuration of plain values: whole numbers of any kind, choices by name, sequences as lists.
+    """Return a configuration of what a caller gives.
 
     Raises:
         InputError: if a value has the wrong type, is NaN, or is refused by the configuration itself.
     """
+    return make(**convert_all(make, options))
+
+
+def convert_all(make: type, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return plain values for a configuration: whole numbers of any kind, choices by name, sequences as lists.
+
+    Raises:
+        InputError: if a value has the wrong type or is NaN.
+    """
     hints = get_type_hints(make)
-    return make(**{name: convert(name, value, hints[name]) for name, value in options.items()})
+    return {name: convert(name, value, hints[name]) for name, value in options.items()}
 
 
 def convert(name: str, value: Any, kind: Any) -> Any:

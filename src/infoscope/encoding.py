@@ -30,7 +30,7 @@ from infoscope.specs import Specs
 from infoscope.vision.backbone import Backbone
 from infoscope.vision.extract import TokenCache, compute_cache_bytes, extract_tokens
 from infoscope.vision.live_tokens import LiveTokens
-from infoscope.vision.open_clip_backbone import load_backbone
+from infoscope.vision.open_clip_backbone import make_backbone
 
 TOKEN_BATCH_IMAGES = 64
 
@@ -42,7 +42,7 @@ class Encoding(Specs):
     def backbone(self) -> Backbone:
         """The frozen backbone: loaded when something has to be encoded, not before."""
         with self.display.bar("loading the backbone"):
-            return load_backbone(self.config.model, self._trained_folder).to(self.device)
+            return make_backbone(self.config.model, self._trained_folder).to(self.device)
 
     def backbone_at(self, image_px: int) -> Backbone:
         """Return the backbone for images of a side in pixels, its position embeddings interpolated if it is another.
@@ -53,7 +53,7 @@ class Encoding(Specs):
         if image_px == self.backbone.image_px:
             return self.backbone
         if image_px not in self._backbones_at:
-            loaded = load_backbone(replace(self.config.model, image_px=image_px), self._trained_folder)
+            loaded = make_backbone(replace(self.config.model, image_px=image_px), self._trained_folder)
             if loaded.image_px != image_px:
                 raise InputError(
                     f"Expected a model that takes crops of {image_px} px, but {self.config.model.name} takes images of"

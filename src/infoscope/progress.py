@@ -18,6 +18,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from infoscope.calls import name_type
+from infoscope.errors import InputError
 from infoscope.manifests import Spec
 
 LINE_EVERY_S = 30.0
@@ -41,6 +43,10 @@ class Advance(Protocol):
 
 ShowBar = Callable[[str], AbstractContextManager[Advance]]
 """Given a name, shows how far a loop is; gives what it must tell: `Display.bar`."""
+
+
+Tell = Callable[[str, int, int | None], object]
+"""Told (what is being done, how many of it are done, how many there are)."""
 
 
 def show_nothing(what: str, total: int | None = None, unit: str = "") -> AbstractContextManager[Advance]:
@@ -98,10 +104,49 @@ class Display:
         return view.show(what, total, unit)
 
 
-def _make_console() -> Console:
+def _make_console(stderr: bool = False) -> Console:
     """Return the console of this program: what only looks like a terminal (FORCE_COLOR in CI) gets no bars."""
-    is_terminal = sys.stdout is not None and sys.stdout.isatty()
-    return Console(highlight=False, force_interactive=None if is_terminal else False)
+    stream = sys.stderr if stderr else sys.stdout
+    is_terminal = stream is not None and stream.isatty()
+    return Console(stderr=stderr, highlight=False, force_interactive=None if is_terminal else False)
+
+
+class Told:
+    """In place of a display: a function that is told how far loops are."""
+
+    def __init__(self, tell: Tell) -> None:
+        self.tell = tell
+
+    def say(self, sentence: str) -> None:
+        """Say nothing: whoever gives a function wants to be told in its way."""
+
+    def bar(self, what: str, total: int | None = None, unit: str = "") -> AbstractContextManager[Advance]:
+        """Tell the function how far a loop is."""
+
+        def advance(done: int, of: int | None = None, part: str = "") -> None:
+            self.tell(part or what, done, total if of is None else of)
+
+        return nullcontext(advance)
+
+
+def choose_display(progress: Any) -> Display | Told:
+    """Return what shows how far work is that was called from Python.
+
+    Args:
+        progress: True shows it on stderr, False nowhere, and a function is told, see `Tell`.
+
+    Raises:
+        InputError: if it is something else.
+    """
+    if progress is False:
+        return Told(lambda what, done, total: None)
+    if progress is True:
+        return Display(_make_console(stderr=True))
+    if not callable(progress):
+        raise InputError(
+            f"Expected progress= to be True, False or a function of (what, done, total), got {name_type(progress)}."
+        )
+    return Told(progress)
 
 
 def _ignore(done: int, of: int | None = None, part: str = "") -> None:

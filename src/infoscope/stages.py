@@ -99,7 +99,8 @@ class Stages(Encoding):
                 )
                 tracker.log(figures)
             if world.is_main():
-                save_sae(work.folder, sae, backbone=self.model_fingerprint, training=self.tree["sae"])
+                backbone = source.meta.get("backbone", self.model_fingerprint)  # older tokens do not name theirs
+                save_sae(work.folder, sae, backbone=backbone, training=self.tree["sae"])
                 write_json(work.folder / "metrics.json", figures)
 
         return self.get(self.sae_spec(seed), build, shared=True, tokens=tokens)

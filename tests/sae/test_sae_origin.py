@@ -102,8 +102,11 @@ def test_an_sae_of_unknown_origin_wants_a_layer(backbone: Backbone) -> None:
     [
         (ModelConfig(pretrained="random", seed=1), r"weights sha256:\w{12}\.\.\., given random:1"),
         (ModelConfig(image_px=128), "images of 96 px, given 128 px"),
-        (ModelConfig(mean=[0.4, 0.4, 0.4]), r"mean \[0\.5, 0\.5, 0\.5\], given \[0\.4, 0\.4, 0\.4\]"),
-        (ModelConfig(std=[0.3, 0.3, 0.3]), r"std \[.*\], given \[0\.3, 0\.3, 0\.3\]"),
+        (
+            ModelConfig(mean=[0.4, 0.4, 0.4], std=[0.3, 0.3, 0.3]),
+            r"mean \[0\.5, 0\.5, 0\.5\], given \[0\.4, 0\.4, 0\.4\]",
+        ),
+        (ModelConfig(mean=[0.5, 0.5, 0.5], std=[0.3, 0.3, 0.3]), r"std \[.*\], given \[0\.3, 0\.3, 0\.3\]"),
         (ModelConfig(quick_gelu=True), "other settings of the architecture such as quick_gelu"),
     ],
     ids=["weights", "image size", "mean", "std", "quick_gelu"],

@@ -267,6 +267,30 @@ def test_arguments_of_other_types_are_named(backbone: Backbone, sae: SparseAutoe
         load_sae("x", device="cpu")  # pyright: ignore[reportCallIssue]
 
 
+@pytest.mark.parametrize(
+    ("config", "options", "words"),
+    [
+        ("scenes_clip", {"imgae_px": 96}, r"load_backbone takes no option 'imgae_px' \(did you mean image_px\?\)"),
+        ("scenes_clip", {"image_px": "96"}, "image_px to be a whole number, got '96'"),
+        ("scenes_clip", {"image_px": 100}, "Expected image_px to be a multiple of the patch"),
+        ("scenes_clip", {"mean": 0.5}, r"mean to be a list of numbers, got 0\.5"),
+        ("scenes_clip", {"quick_gelu": "yes"}, "quick_gelu to be True or False, got 'yes'"),
+        ("scenes_clip", {"precision": "half"}, "precision to be float32 or bfloat16"),
+        ("ViT-B-16:random", {"seed": -1}, "Expected seed to be at least 0"),
+        (Path("ViT-B-16:a"), {}, "Expected a name .* got pathlib"),
+        ("scenes_clip", {"progress": 1.5}, "progress= to be True, False"),
+    ],
+)
+def test_options_of_a_backbone_are_checked(config: Any, options: dict[str, Any], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        load_backbone(config, **options)
+
+
+def test_a_backbone_has_the_options_of_the_command_line() -> None:
+    loaded = load_backbone("scenes_clip", image_px=np.int64(128), precision="bfloat16", progress=False)
+    assert (loaded.image_px, loaded.precision) == (128, "bfloat16")
+
+
 def test_an_sae_of_cls_tokens_or_another_backbone_is_refused(
     backbone: Backbone, sae: SparseAutoencoder, noise: np.ndarray
 ) -> None:

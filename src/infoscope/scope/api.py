@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import glob
 import os
-import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import partial
 from inspect import signature
@@ -15,7 +14,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Float
-from rich.console import Console
 
 from infoscope.calls import convert, make_options, name_type, refuse_unknown, speaks_python
 from infoscope.data.config import DataConfig, DataKind, OnError, Resize
@@ -24,7 +22,7 @@ from infoscope.data.pictures import Picture, Pictures
 from infoscope.data.sample import draw_images
 from infoscope.data.sets import make_image_sets
 from infoscope.errors import InputError
-from infoscope.progress import Advance, Display
+from infoscope.progress import Display, Tell, Told, choose_display
 from infoscope.sae.config import SAEConfig
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.sae.origin import check_has_maps, choose_layer
@@ -39,8 +37,6 @@ from infoscope.vision.config import ModelConfig
 from infoscope.vision.live_tokens import BATCH_IMAGES
 
 Images = ImageSet | str | os.PathLike[str] | Iterable[Picture]
-Tell = Callable[[str, int, int | None], object]
-"""Told (what is being done, how many of it are done, how many there are)."""
 
 
 @dataclass(repr=False)
@@ -138,7 +134,7 @@ def contextual_dependency(
     config = make_options(ScopeConfig, {"k_cds": k_cds, "shift_patches": shift_patches, **options})
     n_readers = make_options(DataConfig, {"n_workers": n_readers}).n_workers
     skips: OnError = convert("on_error", on_error, OnError)
-    show = _choose_display(progress)
+    show = choose_display(progress)
     _check_types(backbone, sae)
     layer = choose_layer(sae, backbone, layer, check_origin)
     if check_origin:
@@ -170,7 +166,7 @@ class _Work(NamedTuple):
     on_error: OnError
     n_readers: int
     check_origin: bool
-    show: Display | _Told
+    show: Display | Told
 
     def rank(self) -> Ranking:
         """Rank the images, encoded in the batches of the command line: the numbers are then the same to the bit."""
@@ -285,34 +281,3 @@ def _on_one_device(backbone: Backbone, sae: SparseAutoencoder) -> Iterator[None]
 def _make_trainer(device: torch.device) -> Any:
     is_numbered = device.type == "cuda" and device.index is not None
     return make_trainer(device.type, [device.index] if is_numbered else 1)
-
-
-class _Told:
-    """A display that tells a function."""
-
-    def __init__(self, tell: Tell) -> None:
-        self.tell = tell
-
-    def say(self, sentence: str) -> None:
-        """Say nothing: whoever gives a function wants to be told in its way."""
-
-    def bar(self, what: str, total: int | None = None, unit: str = "") -> AbstractContextManager[Advance]:
-        """Tell the function how far a loop is."""
-
-        def advance(done: int, of: int | None = None, part: str = "") -> None:
-            self.tell(part or what, done, total if of is None else of)
-
-        return nullcontext(advance)
-
-
-def _choose_display(progress: Any) -> Display | _Told:
-    if progress is False:
-        return _Told(lambda what, done, total: None)
-    if progress is True:
-        is_terminal = sys.stderr is not None and sys.stderr.isatty()
-        return Display(Console(stderr=True, highlight=False, force_interactive=None if is_terminal else False))
-    if not callable(progress):
-        raise InputError(
-            f"Expected progress= to be True, False or a function of (what, done, total), got {name_type(progress)}."
-        )
-    return _Told(progress)

@@ -17,8 +17,10 @@ from open_clip.timm_model import TimmModel
 from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from torch import Tensor
 
+from infoscope.calls import convert_all, name_type, speaks_python
 from infoscope.errors import InputError
 from infoscope.manifests import compute_hash
+from infoscope.progress import Tell, choose_display
 from infoscope.vision.backbone import Backbone, Tokens
 from infoscope.vision.clip_backbone import ClipBackbone, Tokenizer, make_tokenizer
 from infoscope.vision.cls_attention import attend_for_cls
@@ -34,7 +36,7 @@ TIMM_PREFIX = "timm:"
 """Before the architecture in the short form of `load_backbone`."""
 _IN_PYTHON = {
     r"\b(model\.quick_gelu=)?true or false": r"\1True or False",
-    r"\bmodel\.(origin|quick_gelu|mean|std)\b": r"\1",
+    r"\bmodel\.(origin|quick_gelu|mean|std|image_px|precision|seed)\b": r"\1",
     r"\bmodel\.kind=timm\b": f'"{TIMM_PREFIX}<arch>:<weights>"',
     r"\bmodel\.(arch|pretrained)=": "",
     r"\bmodel\.arch\b": "the architecture",
@@ -91,6 +93,7 @@ def find_facts(config: ModelConfig, trained_folder: Path | None = None) -> Facts
             return None
 
 
+@speaks_python()
 def load_backbone(
     config: ModelConfig | str = "scenes_clip",
     trained_folder: Path | None = None,
@@ -99,6 +102,10 @@ def load_backbone(
     quick_gelu: bool | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
+    image_px: int | None = None,
+    precision: str | None = None,
+    seed: int | None = None,
+    progress: bool | Tell = True,
 ) -> Backbone:
     """Return a frozen backbone in evaluation mode.
 
@@ -112,6 +119,10 @@ def load_backbone(
         origin: the tag of open_clip's that a file comes from, such as "openai": whose activation, mean and std it has.
         quick_gelu: whether the activation is QuickGELU.
         mean, std: of the preprocessing, RGB values in 0..1.
+        image_px: side of the input; another one than the model's own interpolates its positions.
+        precision: "float32", or "bfloat16" by autocast.
+        seed: of the weights with "<arch>:random".
+        progress: True says on stderr, every half minute, that it goes on; False does not.
 
     Raises:
         InputError: unknown architecture or tag, weights that are missing, damaged or of another architecture, no
@@ -119,15 +130,21 @@ def load_backbone(
             with which activation, mean or std it was trained.
     """
     given = {"origin": origin, "quick_gelu": quick_gelu, "mean": mean, "std": std}
-    options = {name: value for name, value in given.items() if value is not None}
+    given |= {"image_px": image_px, "precision": precision, "seed": seed}
+    options = convert_all(ModelConfig, {name: value for name, value in given.items() if value is not None})
+    show = choose_display(progress)
+    if isinstance(config, ModelConfig):
+        with show.bar("loading the backbone"):
+            return make_backbone(replace(config, **options) if options else config, trained_folder)
     if not isinstance(config, str):
-        return make_backbone(replace(config, **options) if options else config, trained_folder)
+        raise InputError(f'Expected a name such as "scenes_clip" or "ViT-B-16:openai", got {name_type(config)}.')
     try:
         config = _read_short_form(config, options)
         facts = find_facts(config, trained_folder)
         if facts is not None and facts.is_contradicted:
-            warnings.warn(_speak_python(f"{config.arch or config.pretrained} runs with {facts.words}."), stacklevel=2)
-        return make_backbone(config, trained_folder)
+            warnings.warn(_speak_python(f"{config.arch or config.pretrained} runs with {facts.words}."), stacklevel=3)
+        with show.bar("loading the backbone"):
+            return make_backbone(config, trained_folder)
     except InputError as error:
         raise InputError(_speak_python(str(error))) from error
 
