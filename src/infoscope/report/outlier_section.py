@@ -337,6 +337,14 @@ def _summarise(tokens: TokenOutliers, groups: Mapping[int, GroupActivation]) -> 
         "n_images_with_outliers": tokens.n_images_with,
         "has_outlier_mode": tokens.norms.has_outlier_mode,
         "blocks_with_outlier_mode": [i for i, summary in enumerate(tokens.by_layer) if summary.has_outlier_mode],
+        "by_block": [
+            {
+                "n_outliers": summary.n_outliers,
+                "n_tokens": summary.n_tokens,
+                "has_outlier_mode": summary.has_outlier_mode,
+            }
+            for summary in tokens.by_layer
+        ],
         "emd": {name: _plain(mean) for name, mean in means.items()},
         "chance_emd": {name: _finite(compute_stat(tokens.distances.chance_emd[i]).mean) for i, name in enumerate(MAPS)},
         "outlier_minus": {name: _plain(_compute_difference(tokens, name)) for name in MAPS[1:]},

@@ -1,0 +1,158 @@
+"""What both READMEs claim in numbers, beside what the results say: run it before each release.
+
+    python experiments/check_readme.py                       # builds what is missing: half an hour on two idle cores
+    python experiments/check_readme.py build=false           # checks what exists, builds nothing
+    python experiments/check_readme.py near=true             # on another machine, whose SAEs are others by a little
+
+The numbers are read from the sentences and tables of README.md and experiments/README.md, and must have the digits that
+the results have. A sentence that was written anew is named: write its words here anew too. Exit code 2 if a number
+differs. Other arguments are overrides of every run (output_dir=..., trainer.n_threads=1).
+
+Not checked: times, memory and disk, what ran at true model size, estimates, and the table of what was predicted, whose
+signs tests assert.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stdout
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+
+from infoscope.collecting.opening import Opener
+from infoscope.config import compose
+from infoscope.experiments import run_command
+from infoscope.experiments.claims import DIFFERS, LOST, MISSING, NEAR, Finding, check_claims
+from infoscope.experiments.sweep import Sweep
+from infoscope.pipeline import run
+from infoscope.progress import Display
+from infoscope.read_only import MissingArtifact
+from infoscope.report.tables import Align, Column, Table
+from readme_claims import CLAIMS
+
+ROOT = Path(__file__).resolve().parents[1]
+Find = Callable[[Sequence[str], bool], Path | None]
+"""Returns the folder of a source, built if that is asked for and it is missing; None: it is missing."""
+
+
+def find_report(*overrides: str) -> Find:
+    """The report that a command of `infoscope` ends with."""
+
+    def find(given: Sequence[str], builds: bool) -> Path | None:
+        config = compose([*given, *overrides])
+        if builds:
+            run(config)
+        try:
+            return Opener(Display.silent(), builds=False).open(config).find_report().folder
+        except MissingArtifact:
+            return None
+
+    return find
+
+
+def find_tables(name: str, *overrides: str) -> Find:
+    """The tables that a file of experiments/ writes; they are written anew, from what exists."""
+
+    def find(given: Sequence[str], builds: bool) -> Path | None:
+        experiment = load_script(name).EXPERIMENT
+        sweep = Sweep(experiment, [*given, *overrides, *([] if builds else ["build=false"])])
+        sweep.run()
+        if sweep.failures or sweep.missing or sweep.output_dir is None:
+            return None
+        sweep.write()
+        return sweep.output_dir / "experiments" / name
+
+    return find
+
+
+def find_settings(given: Sequence[str], builds: bool) -> Path | None:
+    """The tables of sae_settings.py; where there are any they stay as they are, for that trains twelve SAEs."""
+    folder = Path(compose(list(given)).output_dir) / "experiments" / "sae_settings"
+    if builds and not (folder / "sae_settings_reported.csv").exists():
+        load_script("sae_settings").run(list(given))
+    return folder if (folder / "sae_settings_reported.csv").exists() else None
+
+
+def load_script(name: str) -> ModuleType:
+    """Return a file of experiments/ as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "experiments" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def find_folder(path: str) -> Find:
+    """A folder of the repository."""
+    return lambda given, builds: ROOT / path
+
+
+SOURCES: Mapping[str, Find] = {
+    "demo": find_report(),
+    "bands": find_report("partition=bands"),
+    "predict": find_report("stage=predict"),
+    "stability": find_report("stage=stability"),
+    "select": find_report("stage=select"),
+    "planted": find_report("experiment=planted_registers", "seeds=[0]"),
+    "gamma_sweep": find_tables("gamma_sweep"),
+    "k_cds_sweep": find_tables("k_cds_sweep"),
+    "sae_settings": find_settings,
+    "scenes_clip": find_folder("src/infoscope/vision/scenes_clip"),
+    "benchmarks": find_folder("experiments/benchmarks/results"),
+}
+
+
+def check(arguments: Sequence[str]) -> list[str]:
+    """Print every claim beside what was found, and return what is wrong, a sentence each."""
+    builds, given = "build=false" not in arguments, ["logger=none"]
+    given += [one for one in arguments if one not in ("build=true", "build=false", "near=true", "near=false")]
+
+    @cache
+    def find(name: str) -> Path | None:
+        with redirect_stdout(sys.stderr):  # what the runs print
+            return SOURCES[name](given, builds)
+
+    findings = {
+        file: list(check_claims(claims, (ROOT / file).read_text(encoding="utf-8"), find))
+        for file, claims in CLAIMS.items()
+    }
+    make_table(findings).show(Display().console)
+    return judge(findings, accepts_near="near=true" in arguments)
+
+
+def make_table(findings: Mapping[str, Sequence[Finding]]) -> Table:
+    """Return a row per number."""
+    titles = {"file": "file", "claim": "claim", "said": "README says", "found": "found", "verdict": ""}
+    table = Table("claims", "Claims of the READMEs", [Column(key, title, Align.left) for key, title in titles.items()])
+    for file, of_file in findings.items():
+        for one in of_file:
+            table.add_row(file, one.label, one.said, "" if one.verdict == LOST else one.found, one.verdict)
+    return table
+
+
+def judge(findings: Mapping[str, Sequence[Finding]], accepts_near: bool = False) -> list[str]:
+    """Return what is wrong, a sentence each; say what could not be checked."""
+    every = [(file, one) for file, of_file in findings.items() for one in of_file]
+    counts = Counter(one.verdict for _, one in every)
+    n_wrong = counts[DIFFERS] + (0 if accepts_near else counts[NEAR])
+    if counts[MISSING]:
+        print(f"{counts[MISSING]} of {len(every)} numbers have no result yet: run without build=false.")
+    lost = [f"{file}: {one.found}" for file, one in every if one.verdict == LOST]
+    return [
+        *dict.fromkeys(lost),
+        *([f"{n_wrong} of {len(every)} numbers are not those of the results."] if n_wrong else []),
+    ]
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run from the command line and return the exit code."""
+    return run_command("check_readme", __doc__, lambda: check(arguments), arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,274 @@
+"""The numbers in both READMEs: each sentence or table, and where its numbers are found; see check_readme.py.
+
+A sentence here is the README's own, with {} for each number: who writes one anew writes it here anew. How an address is
+read stands in infoscope.experiments.claims; SOURCES of check_readme.py says what the sources are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from infoscope.experiments.claims import Claim, TableClaim
+
+KEPT = "error-preserving"
+"""The section of the removal table that the READMEs quote."""
+
+
+def removal(variant: str, source: str = "demo") -> str:
+    """The address of a row of a report's table of feature removal."""
+    return f"{source}/removal/section={KEPT};variant={variant}"
+
+
+METRICS = {
+    "top-1 patch mean": "top1_patch_mean * 100",
+    "top-1 final CLS": "top1_cls_final * 100",
+    "mIoU": "miou * 100",
+    "depth RMSE": "depth_rmse_m",
+}
+SHARES = {"latents removed": "n_latents", "mass": "mass_share * 100"}
+ORIGINAL = "demo/removal/section=;variant=original tokens"
+CONFOUNDS = "demo/summary/confounds"
+MATCHED = "demo/removal_matched/variant=without {}-scope, matched frequency"
+SCOPE = "demo/scope/quantity="
+BLOCK = "demo/summary/outliers/by_block"
+DECODING, RANKING = "benchmarks/decoding-224-cpu/rows/method=", "benchmarks/ranking-1281167-49152-cpu"
+EXTRACTION = "benchmarks/extraction-{}/rows/side={}/images_per_s"
+
+
+def band(place: int, metric: str) -> list[str]:
+    """The addresses of what a quarter costs, and what random groups of its mass cost."""
+    names = f"without band {place} of 4", f"random, mass of band {place} of 4"
+    return [f"bands/removal_delta/section={KEPT};variant={name}/{metric}_difference * -100" for name in names]
+
+
+def kept(rule: str, metric: str) -> str:
+    """The address of what 16 features give."""
+    return f"select/selection/section=16 features kept;rule={rule}/{metric}"
+
+
+LOWEST, ACTIVE, CHANCE = "most active of band 1 of 3", "most active of all", "random"
+PREDICTED = "predict/predictions/section=error-preserving;variant={}/top1 * 100"
+README = (
+    TableClaim(
+        "| tokens | latents removed | mass (%)",
+        [
+            ("original", ORIGINAL),
+            ("without high scope", removal("without high-scope")),
+            ("random group of the same size", removal("random, size of high")),
+            ("random group of the same mass", removal("random, mass of high")),
+            ("without low scope", removal("without low-scope")),
+            ("random group of the same size", removal("random, size of low")),
+            ("random group of the same mass", removal("random, mass of low")),
+            ("everything removed", removal("all removed")),
+        ],
+        SHARES | METRICS,
+    ),
+    Claim("without high scope (CDS > {})", ["demo/scope/quantity=gamma/mean"]),
+    Claim("the low-scope group holds {}% of the activation mass", [f"{removal('without low-scope')}/mass_share * 100"]),
+    Claim(
+        "give {}% from the final CLS and {} mIoU; the 16 most active of all, with more mass, {}% and {}; random ones"
+        " {}% and {}.",
+        [
+            kept(rule, metric)
+            for rule in (LOWEST, ACTIVE, CHANCE)
+            for metric in (METRICS["top-1 final CLS"], METRICS["mIoU"])
+        ],
+    ),
+    Claim("are better ({} against {} m)", [kept(rule, "depth_rmse_m") for rule in (ACTIVE, LOWEST)]),
+    Claim(
+        "Among {} held-out scenes it finds the right caption for {}% of the pictures.",
+        ["scenes_clip/training/held_out/among", "scenes_clip/training/held_out/image_to_text_top1 * 100"],
+    ),
+    Claim(
+        "{} steps of {} pairs, {} minutes on an H200",
+        [
+            "scenes_clip/training/config/n_steps",
+            "scenes_clip/training/config/batch_size",
+            f"scenes_clip/training/wall_s * {1 / 60}",
+        ],
+    ),
+    Claim(
+        "texture of the nearest object: {}% from the mean patch token, {}% from the final CLS",
+        [f"{ORIGINAL}/{METRICS[name]}" for name in ("top-1 patch mean", "top-1 final CLS")],
+    ),
+    Claim(
+        "The score falls with the firing frequency (Spearman {}) and with the peak ({}). At equal frequency it goes"
+        " with what the picture's global factors explain of a feature ({}) and against what patch labels explain ({})",
+        [
+            f"{CONFOUNDS}/spearman/firing_rate/mean",
+            f"{CONFOUNDS}/spearman/peak/mean",
+            f"{CONFOUNDS}/spearman/image_effect/at_equal_rate",
+            f"{CONFOUNDS}/spearman/label_effect/at_equal_rate",
+        ],
+    ),
+    Claim("are told from local ones with an AUROC of {};", [f"{CONFOUNDS}/auroc/all/cds/mean"]),
+    Claim(
+        "removing {} low-scope features costs {} points from the mean patch token, {} high-scope ones {}: no",
+        [
+            f"{MATCHED.format(group)}/{key}"
+            for group in ("low", "high")
+            for key in ("n_latents", "top1_patch_mean_difference * -100")
+        ],
+    ),
+    Claim(
+        "Without the quarter of lowest CDS ({}% of the mass) the final CLS loses {} points and mIoU {}, random groups"
+        " of equal mass {} and {}; without the quarter of highest CDS ({}%) nothing is lost.",
+        [
+            f"{removal('without band 1 of 4', 'bands')}/mass_share * 100",
+            *(band(1, metric)[i] for i in (0, 1) for metric in ("top1_cls_final", "miou")),
+            f"{removal('without band 4 of 4', 'bands')}/mass_share * 100",
+        ],
+    ),
+    Claim(
+        "holds for the other solver ({}), other crops (other diagonal {}, shift 2 {}) and held-out pictures ({}), less"
+        " for fewer pictures (k_CDS 1: {}). Two SAE seeds share few features: {} over matched pairs.",
+        [
+            f"stability/summary/stability/{name}/rank_correlation"
+            for name in ("solver", "diagonal", "shift_2", "held_out", "k_1", "seeds")
+        ],
+    ),
+    Claim(
+        "CLIP's own head: {}% top-1 on the class, {}% without high scope, {}% without low scope (random features of"
+        " equal mass: {}%).",
+        [
+            "predict/predictions/section=;variant=original tokens/top1 * 100",
+            *(PREDICTED.format(name) for name in ("without high-scope", "without low-scope", "random, mass of low")),
+        ],
+    ),
+    Claim(
+        "Without the high group ({}% of the mass) the light falls from {}% to {}% (chance 25%; a random group of equal"
+        " mass: {}%) and mIoU stays ({}, then {}); without the low group the light stays ({}%) and mIoU falls to {}.",
+        [
+            f"{removal('without high-scope', 'planted')}/mass_share * 100",
+            "planted/removal/section=;variant=original tokens/top1_patch_mean * 100",
+            f"{removal('without high-scope', 'planted')}/top1_patch_mean * 100",
+            f"{removal('random, mass of high', 'planted')}/top1_patch_mean * 100",
+            "planted/removal/section=;variant=original tokens/miou * 100",
+            f"{removal('without high-scope', 'planted')}/miou * 100",
+            f"{removal('without low-scope', 'planted')}/top1_patch_mean * 100",
+            f"{removal('without low-scope', 'planted')}/miou * 100",
+        ],
+    ),
+)
+SETTINGS = {
+    "matryoshka_prefix, k 8": "sae=matryoshka_prefix sae.k=8",
+    "topk, k 8, expansion 2": "sae=topk sae.k=8 sae.expansion_factor=2",
+    "topk, k 8, expansion 8": "sae=topk sae.k=8 sae.expansion_factor=8",
+    "batchtopk, k 8": "sae=batchtopk sae.k=8",
+    "jumprelu": "sae=jumprelu",
+    "topk, k 8": "sae=topk sae.k=8",
+    "topk (k 16, expansion 4)": "sae=topk",
+    "topk, expansion 2": "sae=topk sae.expansion_factor=2",
+    "topk, k 32": "sae=topk sae.k=32",
+    "topk, expansion 8": "sae=topk sae.expansion_factor=8",
+    "topk, k 4": "sae=topk sae.k=4",
+    "matryoshka_prefix, k 16": "sae=matryoshka_prefix",
+}
+SWEPT = "gamma_sweep/removal/gamma={};variant={}"
+LOW, LOW_MASS = "without low-scope", "random, mass of low"
+EXPERIMENTS = (
+    Claim(
+        "scenes_clip has {} outlier tokens among {} after the block that the SAE reads",
+        ["demo/summary/outliers/n_outliers", "demo/summary/outliers/n_tokens"],
+    ),
+    Claim(
+        "Among {} after block 1 there are {}, a tail and no mode of its own, and {}, {} and {} after the other blocks.",
+        [f"{BLOCK}/1/n_tokens", *(f"{BLOCK}/{block}/n_outliers" for block in (1, 0, 2, 3))],
+    ),
+    Claim(
+        "Its CDS is {} on average (chance {}); {} of {} scored features lie above gamma {}, with {}% of the mass.",
+        [
+            f"{SCOPE}mean/mean",
+            f"{SCOPE}chance, mean/mean",
+            f"{SCOPE}high-scope (CDS > gamma)/mean",
+            f"{SCOPE}scored/mean",
+            f"{SCOPE}gamma/mean",
+            f"{removal('without high-scope')}/mass_share * 100",
+        ],
+    ),
+    Claim(
+        "removing low scope costs what a random group of its mass costs (final CLS {}% against {}% at 0.15), but for"
+        " gamma 0.05, where the low group has {}% of the mass: {}% against {}%.",
+        [
+            *(f"{SWEPT.format(0.15, name)}/top1_cls_final * 100" for name in (LOW, LOW_MASS)),
+            f"{SWEPT.format(0.05, LOW)}/mass_share * 100",
+            *(f"{SWEPT.format(0.05, name)}/top1_cls_final * 100" for name in (LOW, LOW_MASS)),
+        ],
+    ),
+    Claim(
+        "(Spearman with k = 16: {}, {}, {}, {} for k = 1, 2, 4, 8)",
+        [f"k_cds_sweep/k_cds_sweep/k_cds={k}/rank_correlation" for k in (1, 2, 4, 8)],
+    ),
+    Claim(
+        "Zero-shot predictions: {}% top-1 with and without high scope, {}% without low scope, random features of its"
+        " mass {}%.",
+        [PREDICTED.format(name) for name in ("without high-scope", LOW, LOW_MASS)],
+    ),
+    Claim(
+        "| Token extraction, scenes_clip, batch 64 | {} images/s | {} images/s, the bare backbone |",
+        [EXTRACTION.format("scenes_clip-scenes-cpu", side) for side in ("ours", "bare")],
+    ),
+    Claim(
+        "| Token extraction, scenes_clip, batch 256, 8 readers | {} images/s | {} images/s, the bare backbone |",
+        [EXTRACTION.format("scenes_clip-scenes-cuda", side) for side in ("ours", "bare")],
+    ),
+    Claim(
+        "| Token extraction, ViT-B/16, bfloat16, batch 256, 12 readers | {} images/s | {} images/s, the bare",
+        [EXTRACTION.format("ViT-B-16-scenes-cuda", side) for side in ("ours", "bare")],
+    ),
+    Claim(
+        "one core | {} images/s | {} plain Pillow, {} torchvision (up to {} of 255 levels off) |",
+        [
+            f"{DECODING}load/images_per_s",
+            f"{DECODING}plain Pillow/images_per_s",
+            *(f"{DECODING}torchvision decode and resize/{key}" for key in ("images_per_s", "max_difference")),
+        ],
+    ),
+    Claim(
+        "one process | {} pairs/s | {} (POT `emd2` on supports), {} (whole grid), {}-{} (geomloss) |",
+        [
+            f"benchmarks/emd-11x11-cpu/rows/method={method}/pairs_per_s"
+            for method in (
+                "infoscope exact, 1 process",
+                "POT emd2, supports",
+                "POT emd2, whole grid",
+                "geomloss, blur 0.05",
+                "geomloss, blur 0.2",
+            )
+        ],
+    ),
+    Claim(
+        "| TopK training step, 768 x 6144, k 32 | {} tokens/s | {} tokens/s, plain dense autograd |",
+        [f"benchmarks/sae_step-768-6144-32-cpu/rows/step={step}/tokens_per_s" for step in ("sparse", "dense")],
+    ),
+    Claim(
+        "| TopK training step, 768 x 49152, k 32, bfloat16 | {} tokens/s | {} tokens/s, plain dense autograd |",
+        [f"benchmarks/sae_step-768-49152-32-cuda/rows/step={step}/tokens_per_s" for step in ("sparse", "dense")],
+    ),
+    Claim(
+        "| Ranking {} images for {} made-up latents (other work beside it) | {} min, peak {} GB; {} of {} checked"
+        " latents exact | {} GB, all latents at once |",
+        [
+            f"{RANKING}/settings/images",
+            f"{RANKING}/settings/latents",
+            f"{RANKING}/seconds * {1 / 60}",
+            f"{RANKING}/peak_gb",
+            f"{RANKING}/checked_latents",
+            f"{RANKING}/checked_latents",
+            f"{RANKING}/all_latents_would_be_gb",
+        ],
+    ),
+    TableClaim(
+        "| setting | difference | CDS with firing frequency | FVU |",
+        [(name, f"sae_settings/sae_settings/setting={setting}") for name, setting in SETTINGS.items()],
+        {"difference": "score", "CDS with firing frequency": "firing_rate", "FVU": "fvu"},
+    ),
+    Claim(
+        "On scenes of seed 0 the chosen setting reaches {}, the first one (topk, k 16) {}.",
+        [
+            f"sae_settings/sae_settings_reported/setting={setting}/score"
+            for setting in (SETTINGS["matryoshka_prefix, k 8"], "sae=topk")
+        ],
+    ),
+)
+CLAIMS: Mapping[str, Sequence[Claim | TableClaim]] = {"README.md": README, "experiments/README.md": EXPERIMENTS}

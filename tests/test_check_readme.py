@@ -1,0 +1,176 @@
+"""experiments/check_readme.py: what the READMEs claim is read from their own words and held against results."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+import check_readme
+from infoscope.errors import InputError
+from infoscope.experiments.claims import Claim, TableClaim, check_claims, compare, find_number
+from infoscope.report.tables import MINUS, Stat
+from readme_claims import CLAIMS
+
+DOCUMENT = """
+The light falls from 93.7 ± 0.2% to
+32.3% (chance 25%), by -0.46 on average of 1,200 pictures; the order holds (.99).
+
+| tokens | mass (%) | mIoU (%) | remark |
+| :--- | ---: | ---: | :--- |
+| original | | 54.0 | as it is |
+| without low scope (CDS > 0.1) | 9.5 ± 4.3 | 22.9 ± 1.3 | |
+"""
+LIGHT = Claim(
+    "falls from {}% to {}% (chance 25%), by {} on average of {} pictures; the order holds ({})",
+    [
+        "run/removal/section=a;variant=original/top1 * 100",
+        "run/removal/section=b;variant=original/top1 * 100",
+        "run/summary/rho",
+        "run/summary/n",
+        "run/summary/seeds/*/order",
+    ],
+)
+TABLE = TableClaim(
+    "| tokens | mass (%) |",
+    [("original", "run/removal/section=a;variant=original"), ("without low", "run/removal/section=b;variant=low")],
+    {"mass": "mass * 100", "mIoU": "miou * 100"},
+)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """What a run has left: a table and a summary."""
+    (tmp_path / "tables").mkdir()
+    (tmp_path / "tables" / "removal.csv").write_text(
+        "section,variant,top1,top1_sd,mass,mass_sd,miou,miou_sd\n"
+        "a,original,0.9371,0.0024,,,0.5404,0\n"
+        "b,original,0.3226,,,,0.5,0\n"
+        "b,low,0.3,,0.0953,0.0434,0.2294,0.0149\n"
+    )
+    summary = {"rho": -0.463, "n": 1200, "seeds": [{"order": 0.98}, {"order": 1.0}]}
+    (tmp_path / "summary.json").write_text(json.dumps(summary))
+    return tmp_path
+
+
+def test_a_claim_that_holds_and_one_that_does_not(folder: Path) -> None:
+    findings = list(check_claims([LIGHT, TABLE], DOCUMENT, lambda source: folder))
+    assert [(one.said, one.found, one.verdict) for one in findings] == [
+        ("93.7 ± 0.2", "93.7 ± 0.2", "ok"),
+        ("32.3", "32.3", "ok"),
+        ("-0.46", "-0.46", "ok"),
+        ("1,200", "1,200", "ok"),
+        (".99", ".99", "ok"),
+        ("54.0", "54.0", "ok"),
+        ("9.5 ± 4.3", "9.5 ± 4.3", "ok"),
+        ("22.9 ± 1.3", "22.9 ± 1.5", "near"),  # the spread is another one
+    ]
+    assert findings[6].label == "without low scope (CDS > 0.1): mass (%)"
+    (wrong,) = check_claims([Claim("(chance {}%)", ["run/summary/n"])], DOCUMENT, lambda source: folder)
+    assert (wrong.said, wrong.found, wrong.verdict) == ("25", "1,200", "differs")
+    (unbuilt,) = check_claims([Claim("(chance {}%)", ["run/summary/n"])], DOCUMENT, lambda source: None)
+    assert unbuilt.verdict == "not built"
+
+
+@pytest.mark.parametrize(
+    ("claim", "sentence"),
+    [
+        (Claim("the light rises to {}%", ["run/summary/n"]), "Expected one sentence"),
+        (Claim("chance {}%", ["run/summary/m"]), "Nothing stands at 'm'"),
+        (Claim("chance {}%", ["run/scope/n"]), "Expected scope.csv or scope.json"),
+        (Claim("chance {}%", ["run/removal/variant=original/top1"]), "found 2"),
+        (Claim("chance {}%", ["run/removal/section=a;variant=original/variant"]), "Expected a number"),
+        (TableClaim("| other |", [], {}), "Expected one table"),
+        (TableClaim("| tokens |", [("without", "run/x")], {}), "Expected row 1"),
+        (TableClaim("| tokens |", [("original", "run/x")], {}), "got more"),
+        (TableClaim("| tokens |", [("original", "run/x")], {"top-1": "y"}), "Expected one column 'top-1'"),
+        (TableClaim("| tokens |", [("original", "run/x")], {"remark": "y"}), "Expected a number under 'remark'"),
+    ],
+)
+def test_what_has_changed_in_the_text_or_the_results_is_named(
+    claim: Claim | TableClaim, sentence: str, folder: Path
+) -> None:
+    found = list(check_claims([claim], DOCUMENT, lambda source: folder))
+    assert found[-1].verdict == "lost"
+    assert sentence in found[-1].found
+
+
+@pytest.mark.parametrize(
+    ("said", "found", "written", "verdict"),
+    [
+        ("0.7 ± 1.3", Stat(0.66, 1.31, 3), "0.7 ± 1.3", "ok"),
+        ("0.7 ± 1.3", Stat(1.9, 1.31, 3), "1.9 ± 1.3", "near"),
+        ("0.7 ± 0.1", Stat(1.9, 1.31, 3), "1.9 ± 1.3", "differs"),
+        ("+0.33", Stat(0.331, 0.1, 3), "+0.33", "ok"),
+        ("+0.33", Stat(-0.331, 0.1, 3), "-0.33", "differs"),
+        (f"{MINUS}4.1", Stat(-4.1, 0, 3), f"{MINUS}4.1", "ok"),
+        ("0", Stat(0.0, 0, 1), "0", "ok"),
+        ("2", Stat(1.4, 0, 1), "1", "near"),
+        ("8,000", Stat(8000, 0, 1), "8,000", "ok"),
+        ("8000", Stat(8000, 0, 1), "8000", "ok"),
+        ("0.0", Stat(-0.04, 0, 1), "0.0", "ok"),
+        ("5", Stat(float("nan"), 0, 0), "no number", "differs"),
+    ],
+)
+def test_numbers_are_held_against_each_other_as_they_are_written(
+    said: str, found: Stat, written: str, verdict: str
+) -> None:
+    finding = compare("label", said, found)
+    assert (finding.found, finding.verdict) == (written, verdict)
+
+
+def test_the_spread_stands_beside_the_mean(folder: Path) -> None:
+    found = find_number(folder, "run/removal/section=b;variant=low/mass * -100")
+    assert found[:2] == pytest.approx((-9.53, 4.34))
+    over_seeds = find_number(folder, "run/summary/seeds/*/order")
+    assert over_seeds.n == 2
+    assert over_seeds.mean == pytest.approx(0.99)
+
+
+@pytest.mark.parametrize("file", CLAIMS)
+def test_the_readmes_say_what_the_script_checks(file: str) -> None:
+    """Who writes a sentence with numbers anew writes it anew in readme_claims.py."""
+    document = (check_readme.ROOT / file).read_text(encoding="utf-8")
+    numbers = [number for claim in CLAIMS[file] for number in claim.read(document)]
+    assert {address.split("/")[0] for _, _, address in numbers} <= check_readme.SOURCES.keys()
+    spreads = Counter(re.findall(r"\d+(?:\.\d+)? ± \d+(?:\.\d+)?", document))
+    assert not spreads - Counter(said for _, said, _ in numbers)  # every one is checked
+
+
+def test_the_script_judges(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "README.md").write_text(DOCUMENT)
+    chance = Claim("(chance {}%)", ["run/summary/n"])
+    asked: list[tuple[list[str], bool]] = []
+
+    def find(given: list[str], builds: bool) -> Path | None:
+        asked.append((given, builds))
+        return folder
+
+    monkeypatch.setattr(check_readme, "ROOT", tmp_path)
+    monkeypatch.setattr(check_readme, "SOURCES", {"run": find})
+    monkeypatch.setattr(check_readme, "CLAIMS", {"README.md": [LIGHT]})
+    assert check_readme.main(["build=false", "seeds=[0]"]) == 0
+    assert asked == [(["logger=none", "seeds=[0]"], False)]  # once
+    assert "| README.md | falls from …% to  | 32.3 | 32.3 | ok |" in capsys.readouterr().out
+    monkeypatch.setattr(check_readme, "CLAIMS", {"README.md": [LIGHT, TABLE]})
+    assert check_readme.main([]) == 2
+    assert "1 of 8 numbers are not those of the results" in capsys.readouterr().err
+    assert check_readme.main(["near=true"]) == 0
+    monkeypatch.setattr(check_readme, "CLAIMS", {"README.md": [chance, Claim("gone {}", ["run/summary/n"])]})
+    assert check_readme.main(["near=true"]) == 2
+    errors = capsys.readouterr().err
+    assert "check_readme: README.md: Expected one sentence 'gone {}', found 0" in errors
+    assert "1 of 2 numbers are not those of the results." in errors
+
+
+def test_a_report_that_is_not_built_is_none(tmp_path: Path) -> None:
+    find = check_readme.find_report("debug=tiny", "data.n_train=8", "data.n_test=4")
+    assert find([f"output_dir={tmp_path}", "logger=none"], False) is None
+    assert check_readme.find_settings([f"output_dir={tmp_path}"], False) is None
+    with pytest.raises(InputError):
+        find(["sae.kk=1"], False)
