@@ -13,6 +13,7 @@ from PIL import Image
 
 from infoscope.data.ade20k import ADE20K
 from infoscope.data.image_folder import ImageFolder
+from infoscope.data.image_list import ImageList
 from infoscope.data.imagenet import ImageNet
 from infoscope.data.layouts import LAYOUTS
 from infoscope.data.nyud import NYUd
@@ -51,6 +52,7 @@ TREES: dict[str, list[str]] = {
         "ILSVRC2012_img_val.tar",
         "ILSVRC2012_devkit_t12.tar.gz",
     ],
+    "the archives of ILSVRC2012 (half)": ["train/n01440764.tar", "val/ILSVRC2012_img_val.tar"],
     "Places365": ["places365_standard/train/abbey/00000001.jpg"],
     "Places365 (easy)": ["train/abbey/00000001.jpg", "val/abbey/1.jpg"],
     "Places365 (256)": ["data_256/a/abbey/00000001.jpg", "val_256/Places365_val_00000001.jpg"],
@@ -135,6 +137,7 @@ def make_right(root: Path) -> Path:
     [
         ("imagenet", ".", "imagenet"),
         ("imagenet", "imagenet/train", "imagenet"),
+        ("imagenet", "..", "imagenet"),
         ("imagenet", "imagenet/val/n01440764", "imagenet"),
         ("ade20k", ".", "ade"),
         ("ade20k", "ade/images", "ade"),
@@ -144,8 +147,8 @@ def make_right(root: Path) -> Path:
     ],
 )
 def test_a_folder_above_or_below_the_right_one(tmp_path: Path, kind: str, given: str, named: str) -> None:
-    root = make_right(tmp_path)
-    refuse(READERS[kind], root / given, f"set data.root={root / named}.")
+    root = make_right(tmp_path / "all")
+    refuse(READERS[kind], (root / given).resolve(), f"set data.root={root / named}.")
 
 
 @pytest.mark.parametrize(
@@ -231,6 +234,18 @@ class TestMapsAmongPhotographs:
         photographs, maps, pattern = MIXED[name]
         root = plant(tmp_path / "a set", [*photographs, *maps])
         refuse(ImageFolder, root, name, f"find '{root}' -name '{pattern}' > pictures.txt")
+
+    def test_in_a_list_and_in_a_tar(self, tmp_path):
+        root = plant(tmp_path / "ade", ["images/training/ADE_train_1.jpg", "annotations/training/ADE_train_1.png"])
+        paths = [path for path in root.rglob("*.*") if path.is_file()]
+        (tmp_path / "all.txt").write_text("\n".join(map(str, paths)))
+        refuse(ImageList, tmp_path / "all.txt", "1 images below", f"set data.root={root / 'images'}, or ")
+        with tarfile.open(tmp_path / "a.tar", "w") as tar:
+            for path in paths:
+                tar.add(path, path.relative_to(tmp_path))
+        images = TarImages(tmp_path / "a.tar", test_share=0.0)
+        assert images.image_ids == ["ade/images/training/ADE_train_1"]
+        assert images.left_out.counts == {"maps of ADEChallengeData2016": 1}
 
     def test_what_is_to_be_given_can_be_typed(self, tmp_path):
         root = plant(tmp_path / "a set", ["images/a.jpg", "masks/a.png"])

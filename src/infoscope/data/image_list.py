@@ -11,6 +11,7 @@ from infoscope.bounds import expand_path
 from infoscope.data.config import RAISE, OnError
 from infoscope.data.left_out import LeftOut
 from infoscope.data.photographs import PhotographFiles, describe_error
+from infoscope.data.recognition import refuse_maps
 from infoscope.errors import InputError
 
 
@@ -26,8 +27,8 @@ class ImageList(PhotographFiles):
         on_error: with "skip", listed files that are missing are met, and skipped, when they are read.
 
     Raises:
-        InputError: if the list cannot be read, is empty, names a file twice or a missing one, or leaves none to train
-            on.
+        InputError: if the list cannot be read, is empty, names a file twice, a missing one or a known map of
+            labels or depth, or leaves none to train on.
     """
 
     kind = "image_list"
@@ -36,6 +37,7 @@ class ImageList(PhotographFiles):
         self.file = Path(file)
         folder = self.file.absolute().parent
         listed, left_out = _read_list(self.file, folder)
+        refuse_maps(folder, listed)
         if on_error is RAISE:
             _refuse_missing(self.file, folder, listed)
         self.n_listed = len(listed)

@@ -92,7 +92,8 @@ LAYOUTS: tuple[Layout, ...] = (
     Layout(
         "the archives of ILSVRC2012, not unpacked",
         "ILSVRC2012_img_train.tar | ILSVRC2012_img_val.tar | ILSVRC2012_img_*.tar.gz | "
-        "imagenet-object-local* | ~ilsvrc2012_img_* | ~imagenet-object-localization*",
+        "imagenet-object-local* | ~ilsvrc2012_img_* | ~imagenet-object-localization* | "
+        "train/<wnid>.tar | train/ILSVRC2012_img_train.tar | val/ILSVRC2012_img_val.tar",
         advice="unpack ILSVRC2012_img_train.tar (which holds a tar for each class: train/<wnid>/*.JPEG) and the"
         " val, and set data.root to the folder that holds train and val",
     ),
@@ -300,8 +301,8 @@ LAYOUTS: tuple[Layout, ...] = (
     ),
     Layout(
         "a data set of Hugging Face",
-        "*.parquet | */*.parquet | */*/*.parquet | *.arrow | */*.arrow | dataset_info.json | "
-        "dataset_dict.json | blobs + snapshots | datasets--* | ~*.parquet | ~*.arrow",
+        "*.parquet | */*.parquet | */*/*.parquet | *.arrow | */*.arrow | dataset_info.json | dataset_dict.json | "
+        "train_images_*.tar.gz | */train_images_*.tar.gz | blobs + snapshots | datasets--* | ~*.parquet | ~*.arrow",
         advice="save its pictures as files first, with load_dataset(...) and image.save(...)",
     ),
     Layout(

@@ -91,7 +91,8 @@ def _advise(root: Path, kind: str) -> str | None:
     here = identify(root)
     if here is not None and here[0].reader == kind:
         return None
-    inside = [root / name for name in _list(root)[:_N_CHILDREN] if (root / name).is_dir()]
+    inside = _list_folders([root])
+    inside += _list_folders(inside)
     near = [place for place in (*inside, *root.absolute().parents[:3]) if _reader(place) == kind]
     if near:
         return f"what looks like it lies at {near[0]}: set {_set_root(near[0])}"
@@ -103,6 +104,12 @@ def _advise(root: Path, kind: str) -> str | None:
         if found and _is_part(found[1], root.absolute().relative_to(place).parts[0]):
             return f"{root} is a part of {found[0].name}: {_say_instead(found[0], place, kind)}"
     return None
+
+
+def _list_folders(places: Sequence[Path]) -> list[Path]:
+    """Return some of the folders in folders."""
+    found = (place / name for place in places for name in _list(place))
+    return list(islice((folder for folder in found if folder.is_dir()), _N_CHILDREN))
 
 
 def _reader(place: Path) -> str:
@@ -145,7 +152,7 @@ def refuse_maps(root: Path, names: Sequence[str]) -> None:
     """Refuse a folder of photographs some of whose images are known to be label maps or depth maps.
 
     Args:
-        names: of the images below it, ascending.
+        names: of the images below it, ascending; absolute ones may be among them.
 
     Raises:
         InputError: such images, with the folder to give instead.
@@ -166,9 +173,16 @@ def refuse_maps(root: Path, names: Sequence[str]) -> None:
                 )
 
 
+def name_map(path: str) -> str | None:
+    """Return of which data set an image is a map, by its path alone; None: it is no map that is known so."""
+    found = _MAPS.search(path) if path.lower().endswith(_MAP_SUFFIXES) else None
+    layout = LAYOUTS[int(str(found.lastgroup)[1:])] if found else None
+    return layout.name if layout and not layout.beside_photographs else None
+
+
 def _find_map(start: str, name: str) -> tuple[Layout, Path] | None:
     """Return of which data set an image below a folder is a map, and where that lies; None: it is no known map."""
-    found = _MAPS.search(f"{start}/{name}")
+    found = _MAPS.search(os.path.join(start, name))
     if found is None:
         return None
     layout, place = LAYOUTS[int(str(found.lastgroup)[1:])], Path(found.string[: found.start()])

@@ -36,7 +36,7 @@ from infoscope.data.photographs import (
     is_image_name,
     load_rgb,
 )
-from infoscope.data.recognition import explaining
+from infoscope.data.recognition import explaining, name_map
 from infoscope.errors import InputError
 
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tar.lz4")
@@ -349,6 +349,8 @@ def _list_members(shard: Path) -> tuple[list[tuple[_Name, tuple[int, int]]], Lef
                     left_out.add(HIDDEN, name.path)
                 elif not member.isreg():
                     left_out.add("links or devices", name.path)
+                elif map_of := name_map(name.path):
+                    left_out.add(f"maps of {map_of}", name.path)
                 elif name.suffix == ".cls" or is_image_name(name.path):
                     found.append((name, (member.offset_data, member.size)))
                 else:
