@@ -19,6 +19,7 @@ import numpy as np
 from infoscope.config import compose
 from infoscope.experiments import run_command
 from infoscope.job import Job
+from infoscope.output import say
 from infoscope.pipeline import Pipeline
 from infoscope.progress import Display
 from infoscope.report.tables import Align, Column, Table
@@ -100,8 +101,8 @@ def run(arguments: list[str]) -> list[str]:
     folder.mkdir(parents=True, exist_ok=True)
     for table in (first, second):
         table.save(folder)
-        print(table.to_markdown())
-    print(f"Chosen: {chosen}. Tables: {folder}")
+        say(table.to_markdown())
+    say(f"Chosen: {chosen}. Tables: {folder}")
     return []
 
 

@@ -27,6 +27,7 @@ from infoscope.config_errors import COMPOSITION_ERRORS
 from infoscope.errors import InputError, explain_write_error
 from infoscope.failures import EXIT_BUG, EXIT_INTERRUPT, find_exit_code, forget_failures, say_failure
 from infoscope.job import Job
+from infoscope.output import LostOutput, adapt_streams, complain, end_output, say
 from infoscope.sweeps import make_collect_command
 
 _sweeps: dict[Path, str] = {}
@@ -43,6 +44,15 @@ def run_command_line() -> int:
 
     Failures that a user can mend are one sentence on stderr; INFOSCOPE_TRACEBACK=1 shows the traceback as well.
     """
+    adapt_streams()
+    try:
+        code = _run_hydra()
+    except LostOutput as error:
+        return end_output(error)
+    return end_output() or code
+
+
+def _run_hydra() -> int:
     forget_failures()
     _sweeps.clear()
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra raises instead of printing its own report
@@ -62,14 +72,16 @@ def run_command_line() -> int:
         if _was_in_job(error):
             raise
         say_failure(explain_config_error(error), error)
-    except OSError as error:  # Hydra writes into output_dir before any stage does
+    except OSError as error:  # Hydra prints, and writes into output_dir before any stage does
+        if code := end_output():
+            return code
         explained = explain_write_error(error, error.filename or "output_dir")
         if explained is None and (_was_in_job(error) or error.filename is None):
             raise
         fallback = f"Cannot use {error.filename} ({error.strerror}): set output_dir to a folder you may write to."
         say_failure(str(explained or fallback), error)
     for folder, output_dir in _sweeps.items():
-        print(f"This joins what the jobs have found:\n    {make_collect_command(folder, output_dir)}")
+        say(f"This joins what the jobs have found:\n    {make_collect_command(folder, output_dir)}")
     return find_exit_code()
 
 
@@ -80,7 +92,7 @@ def _was_in_job(error: BaseException) -> bool:
 
 def _say_interrupted(words: str = "") -> int:
     words = words or "finished artifacts are kept, the same command goes on from there."
-    print(f"infoscope: interrupted; {words}", file=sys.stderr)
+    complain(f"infoscope: interrupted; {words}")
     return EXIT_INTERRUPT
 
 

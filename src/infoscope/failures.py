@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-import sys
 import traceback
+
+from infoscope.output import complain
 
 EXIT_OK, EXIT_BUG, EXIT_INPUT, EXIT_INTERRUPT = 0, 1, 2, 130
 _codes: list[int] = []
@@ -13,7 +14,7 @@ _codes: list[int] = []
 def say_failure(sentence: str, error: BaseException | None = None, code: int = EXIT_INPUT) -> None:
     """Print the sentence, and with INFOSCOPE_TRACEBACK=1 the traceback; remember the exit code that it asks for."""
     _codes.append(code)
-    print(f"infoscope: {sentence}", file=sys.stderr, flush=True)
+    complain(f"infoscope: {sentence}")
     if error is not None and os.environ.get("INFOSCOPE_TRACEBACK") == "1":
         traceback.print_exception(error)
 

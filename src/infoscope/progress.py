@@ -21,6 +21,7 @@ from rich.text import Text
 from infoscope.calls import name_type
 from infoscope.errors import InputError
 from infoscope.manifests import Spec
+from infoscope.output import LostOutput, Terminal
 
 LINE_EVERY_S = 30.0
 """Between two plain lines, at least."""
@@ -108,7 +109,7 @@ def _make_console(stderr: bool = False) -> Console:
     """Return the console of this program: what only looks like a terminal (FORCE_COLOR in CI) gets no bars."""
     stream = sys.stderr if stderr else sys.stdout
     is_terminal = stream is not None and stream.isatty()
-    return Console(stderr=stderr, highlight=False, force_interactive=None if is_terminal else False)
+    return Terminal(stderr=stderr, highlight=False, force_interactive=None if is_terminal else False)
 
 
 class Told:
@@ -251,7 +252,7 @@ class _Repeated:
         self._thread.start()
 
     def _run(self, do: Callable[[], None]) -> None:
-        with suppress(OSError, ValueError):  # a closed pipe, a full disk: whoever prints next meets it too
+        with suppress(LostOutput, OSError, ValueError):  # a closed pipe, a full disk: whoever prints next meets it too
             while not self._is_over.wait(LOOK_EVERY_S):
                 do()
 

@@ -28,6 +28,7 @@ from infoscope.errors import InputError
 from infoscope.failures import EXIT_BUG, EXIT_INPUT, say_failure
 from infoscope.launching import slurm
 from infoscope.launching.outcome import Outcome, explain_failure, name_outcome, read_outcome, write_outcome
+from infoscope.output import adapt_streams, say
 from infoscope.sweeps import make_collect_command
 
 LOOK_EVERY_S = 0.5
@@ -80,10 +81,10 @@ class SweepLauncher(BaseSubmititLauncher):
         except KeyboardInterrupt:
             raise KeyboardInterrupt(self.left_behind) from None
         if n_failed:
-            print(f"{n_failed} of {len(planned)} jobs failed; the same command does again only what is missing.")
+            say(f"{n_failed} of {len(planned)} jobs failed; the same command does again only what is missing.")
         assert self.config is not None
         command = make_collect_command(self.config.hydra.sweep.dir, self.config.output_dir)
-        print(f"This joins what the jobs have found:\n    {command}")
+        say(f"This joins what the jobs have found:\n    {command}")
         return [JobReturn(overrides=overrides, status=JobStatus.COMPLETED) for overrides in job_overrides]
 
     @abstractmethod
@@ -94,6 +95,7 @@ class SweepLauncher(BaseSubmititLauncher):
         """Do one job, in its own process."""
         from submitit import JobEnvironment
 
+        adapt_streams()
         _keep_signals_from_children()
         os.environ.setdefault("COLUMNS", "160")  # lines of the log
         place = JobEnvironment().paths
@@ -160,7 +162,7 @@ class SlurmLauncher(SweepLauncher):
             " command does later only what is missing by then."
         )
         folder = Path(self.params["submitit_folder"]).parent.absolute()
-        print(f"{len(running)} jobs are with Slurm as {array} (squeue -j {array}); their logs: {folder}", flush=True)
+        say(f"{len(running)} jobs are with Slurm as {array} (squeue -j {array}); their logs: {folder}")
         yield from _follow(running)
 
     def submit(self, planned: list[PlannedJob]) -> list[Any]:
@@ -213,7 +215,7 @@ def _follow(running: dict[PlannedJob, Any]) -> Iterator[tuple[PlannedJob, Outcom
         pause_s, asked = min(1.2 * pause_s, ASK_EVERY_S[1]), time.monotonic()
         for reason in slurm.find_obstacles(states.values()) - told:
             told.add(reason)
-            print(f"Slurm does not start all jobs: {reason} (`man squeue` explains it).", flush=True)
+            say(f"Slurm does not start all jobs: {reason} (`man squeue` explains it).")
         for job, process in list(running.items()):
             state = states.get(process.job_id)
             patience_s = None if state is None else slurm.find_patience_s(state)
@@ -233,7 +235,7 @@ def _tell(job: PlannedJob, outcome: Outcome) -> bool:
         code = EXIT_INPUT if outcome.is_input else EXIT_BUG
         say_failure(f"{job}: {outcome.failure} Its log: {outcome.log}", code=code)
     else:
-        print(f"{job} is done.", flush=True)
+        say(f"{job} is done.")
     return bool(outcome.failure)
 
 

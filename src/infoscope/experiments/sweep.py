@@ -8,7 +8,6 @@ With `build=false` what exists is all that is used, such as what a sweep of `inf
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from infoscope.config import Config, Stage, compose
 from infoscope.errors import InputError, explain_write_error
 from infoscope.experiments.runs import Found, Run, Shown
 from infoscope.job import Job
+from infoscope.output import LostOutput, adapt_streams, complain, end_output, say
 from infoscope.pipeline import Pipeline, settle
 from infoscope.planning import make_plan, print_plan
 from infoscope.progress import Display
@@ -79,6 +79,7 @@ def run_command(name: str, description: str, work: Callable[[], Sequence[str]], 
         description: what `--help` among the arguments prints instead.
         work: returns what failed, a sentence each.
     """
+    adapt_streams()
     if {"-h", "--help"} & set(arguments):
         print(description.strip())
         return EXIT_OK
@@ -90,11 +91,13 @@ def run_command(name: str, description: str, work: Callable[[], Sequence[str]], 
     except (KeyboardInterrupt, SystemExit) as error:
         if not isinstance(error, KeyboardInterrupt) and not isinstance(error.__context__, KeyboardInterrupt):
             raise  # Lightning turns Ctrl-C into an exit
-        print(f"{name}: interrupted; what was finished is kept, the same command goes on from there.", file=sys.stderr)
+        complain(f"{name}: interrupted; what was finished is kept, the same command goes on from there.")
         return EXIT_INTERRUPT
+    except LostOutput as error:
+        return end_output(error)
     for failure in failures:
-        print(f"{name}: {failure}", file=sys.stderr)
-    return EXIT_INPUT if failures else EXIT_OK
+        complain(f"{name}: {failure}")
+    return end_output() or (EXIT_INPUT if failures else EXIT_OK)
 
 
 def run_experiment(experiment: Experiment[Any], arguments: Sequence[str]) -> list[str]:
@@ -164,7 +167,7 @@ class Sweep:
                 self._run_one(number, overrides)
             except MissingArtifact as missing:
                 self.missing.append(overrides)
-                print(f"missing{f' ({self._name(number)})' if n > 1 else ''}: {missing}")
+                say(f"missing{f' ({self._name(number)})' if n > 1 else ''}: {missing}")
             except InputError as error:
                 where = f"{self._name(number)}: " if n > 1 else ""
                 if f"{where}{error}" not in self.failures:
@@ -223,11 +226,11 @@ class Sweep:
         """Print the command that makes what is missing; it may run on a cluster (`hydra/launcher=...`)."""
         if not self.missing:
             return
-        print(f"{len(self.missing)} of {len(self.combinations)} configurations are missing; this makes them:")
+        say(f"{len(self.missing)} of {len(self.combinations)} configurations are missing; this makes them:")
         for stage in dict.fromkeys(["", *self.experiment.also]):
             jobs = [[_at_stage(override, stage) for override in one] for one in self.missing]
             for command in make_commands(jobs):
-                print(f"    {command}")
+                say(f"    {command}")
 
     def write(self) -> None:
         """Write tables, figures and the artifacts behind them into `<output_dir>/experiments/<name>/`, and print.
@@ -251,7 +254,7 @@ class Sweep:
             raise explain_write_error(error, folder) or error from error
         for table in shown.tables:
             table.show(Display().console)  # whether anything is built or not
-        print(f"Tables and figures: {folder}")
+        say(f"Tables and figures: {folder}")
 
 
 def _at_stage(override: str, stage: str) -> str:

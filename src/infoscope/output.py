@@ -1,0 +1,117 @@
+"""What is printed, to any terminal, pipe or log file: in letters that it knows, and what happens when nobody takes it."""
+
+from __future__ import annotations
+
+import codecs
+import errno
+import io
+import os
+import sys
+import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from rich.console import Console
+
+EXIT_CLOSED, EXIT_FULL = 128 + 13, 2
+"""As of a program that SIGPIPE ends; as of anything that the user can mend."""
+_PLAIN = {
+    **dict.fromkeys("─━═╌╍┄┅┈┉╴╶╸╺╼╾‐‑‒–—−", "-"),
+    **dict.fromkeys("│┃║╎╏┆┇┊┋", "|"),
+    **dict.fromkeys("▁▂▃▄▅▆▇█▉▊▋▌▍▎▏▐░▒▓", "#"),
+    **dict.fromkeys("‘’′", "'"),
+    **dict.fromkeys("“”″", '"'),
+    **{"±": "+-", "≤": "<=", "≥": ">=", "≈": "~", "≠": "!=", "×": "x", "·": "*", "•": "*", "→": "->", "←": "<-"},
+    **{"↑": "^", "↓": "v", "†": "+", "‡": "++", "°": " deg", "∅": "none", "∞": "inf", "…": "...", "§": "S", "ß": "ss"},
+    **{"α": "alpha", "β": "beta", "γ": "gamma", "δ": "delta", "ε": "eps", "λ": "lambda", "μ": "u", "µ": "u", "ρ": "rho"},
+    **{"σ": "sigma", "τ": "tau", "Δ": "Delta"},
+}
+
+
+class LostOutput(BaseException):
+    """What is printed reaches nobody any more: whatever runs ends as at Ctrl-C."""
+
+
+class Terminal(Console):
+    """rich's console, which ends the program itself where its reader is gone."""
+
+    def print(self, *args: Any, **kwargs: Any) -> None:
+        with _printing():
+            super().print(*args, **kwargs)
+
+    def on_broken_pipe(self) -> None:
+        raise  # noqa: PLE0704 - within rich's `except BrokenPipeError`
+
+
+def say(text: str) -> None:
+    """Print a line to stdout at once.
+
+    Raises:
+        LostOutput: nobody takes it.
+    """
+    with _printing():
+        print(text, flush=True)
+
+
+def complain(text: str) -> None:
+    """Print a line to stderr, if anybody reads that."""
+    with suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def _printing() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise LostOutput(error) from error
+
+
+def adapt_streams() -> None:
+    """Let stdout and stderr take every letter: what their encoding lacks is written in plain ones."""
+    codecs.register_error("infoscope", _write_plainly)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="infoscope")
+
+
+def end_output(error: LostOutput | None = None) -> int:
+    """Write what is still in hand; return 0, or the exit code of a program whose output is lost, having said why.
+
+    A closed pipe (`| head -1`) is no fault: nothing is said. Nothing can be printed afterwards.
+    """
+    lost: Any = error and error.args[0]
+    try:
+        if lost is None and sys.stdout is not None:
+            sys.stdout.flush()
+            return 0
+    except OSError as failed:
+        lost = failed
+    except ValueError:  # closed by whoever called this
+        return 0
+    if lost is None:
+        return 0
+    with suppress(OSError, ValueError, AttributeError):  # else Python says so once more, when it ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if lost.errno == errno.EPIPE:
+        return EXIT_CLOSED
+    complain(
+        f"infoscope: cannot print any more ({lost.strerror}): send stdout elsewhere; finished artifacts are kept, the"
+        " same command goes on from there."
+    )
+    return EXIT_FULL
+
+
+def _write_plainly(error: UnicodeError) -> tuple[str, int]:
+    """Replace what an encoding lacks; bytes of file names that are no text at all become \\xff."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return "".join(map(_spell, error.object[error.start : error.end])), error.end
+
+
+def _spell(letter: str) -> str:
+    if "\udc80" <= letter <= "\udcff":
+        return f"\\x{ord(letter) - 0xDC00:02x}"
+    bare = unicodedata.normalize("NFKD", letter)[0]
+    return _PLAIN.get(letter) or (bare if bare.isascii() else letter.encode("ascii", "backslashreplace").decode())
