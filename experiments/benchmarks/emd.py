@@ -134,7 +134,7 @@ def main() -> None:
         facts = {key: str(value) for key, value in vars(options).items() if key != "save"}
         facts |= {"machine": platform.machine(), "python": platform.python_version(), "pot": ot.__version__}
         options.save.parent.mkdir(parents=True, exist_ok=True)
-        options.save.write_text(json.dumps({"settings": facts, "rows": rows}, indent=1) + "\n")
+        options.save.write_text(json.dumps({"settings": facts, "rows": rows}, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

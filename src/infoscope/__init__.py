@@ -5,6 +5,7 @@ The public names are looked up when first used: processes that render scenes, an
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,10 @@ if TYPE_CHECKING:
     from infoscope.sae.checkpoint import load_sae
     from infoscope.scope.api import contextual_dependency
     from infoscope.vision.open_clip_backbone import load_backbone
+
+# Threads of torch that wait for each other leave their core to others. By default they spin on it: beside other work on
+# the machine, two threads then take many times as long as one. OpenMP reads this when torch is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 _HOMES = {
     "InputError": "infoscope.errors",

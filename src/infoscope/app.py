@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import traceback
@@ -73,7 +74,7 @@ def _run_hydra() -> int:
             raise
         say_failure(explain_config_error(error), error)
     except OSError as error:  # Hydra prints, and writes into output_dir before any stage does
-        if code := end_output():
+        if code := end_output(LostOutput(error) if error.errno == errno.EPIPE else None):
             return code
         explained = explain_write_error(error, error.filename or "output_dir")
         if explained is None and (_was_in_job(error) or error.filename is None):

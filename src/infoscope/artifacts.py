@@ -196,7 +196,7 @@ class Store:
             for name, place in told["folders"].items():
                 folder = Path(place)
                 world.wait_until_visible(folder / MANIFEST)
-                manifest = json.loads((folder / MANIFEST).read_text())
+                manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
                 self._told[key][name] = Artifact(folder, specs[name].hash, manifest, built=False)
         return dict(self._told[key])
 
@@ -275,7 +275,7 @@ class Store:
 
         def seal() -> None:
             if config is not None:
-                (temporary / CONFIG).write_text(yaml.safe_dump(config, sort_keys=False))
+                (temporary / CONFIG).write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
             with self._reading(spec, temporary) as tell:
                 manifest.update(make_manifest(spec, temporary, time.perf_counter() - start, upstream, tell))
             write_durably(temporary / MANIFEST, json.dumps(manifest, indent=2))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cached_property
@@ -71,7 +70,7 @@ class Encoding(Specs):
         data = data or self.config.data
 
         def build(work: Workspace) -> None:
-            n_workers = data.n_workers or (os.cpu_count() or 1)
+            n_workers = data.n_workers or world.count_cores()
             with self.display.bar(f"rendering {split} scenes", n_images, "images") as advance:
                 save_scenes(work.folder, data.seed, split, n_images, data.size_px, n_workers, advance)
 
@@ -165,4 +164,4 @@ def find_skipped(images: ImageSet, read: np.ndarray) -> dict[str, str]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=2))
+    path.write_text(json.dumps(value, indent=2), encoding="utf-8")

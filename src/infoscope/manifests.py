@@ -60,7 +60,7 @@ class Artifact:
 
     def read_json(self, name: str) -> Any:
         """Return the content of a JSON file of the artifact."""
-        return json.loads((self.folder / name).read_text())
+        return json.loads((self.folder / name).read_text(encoding="utf-8"))
 
 
 class NewerArtifact(InputError):
@@ -91,7 +91,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
         InputError: a newer infoscope has made it.
     """
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         version = int(manifest["format_version"])
         is_whole = isinstance(manifest["hash"], str) and isinstance(manifest["files"], dict)
     except (OSError, ValueError, KeyError, TypeError):
@@ -161,7 +161,7 @@ def make_manifest(
 
 def write_durably(path: Path, text: str) -> None:
     """Write a file and force it to the disk, so that a rename after it never shows an empty file."""
-    with path.open("w") as file:
+    with path.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())

@@ -1,4 +1,4 @@
-"""What is printed, to any terminal, pipe or log file: in letters that it knows, and what happens when nobody takes it."""
+"""What is printed, to any terminal, pipe or log file: in letters that it knows; and what is done if nobody takes it."""
 
 from __future__ import annotations
 
@@ -16,17 +16,22 @@ from rich.console import Console
 
 EXIT_CLOSED, EXIT_FULL = 128 + 13, 2
 """As of a program that SIGPIPE ends; as of anything that the user can mend."""
-_PLAIN = {
-    **dict.fromkeys("─━═╌╍┄┅┈┉╴╶╸╺╼╾‐‑‒–—−", "-"),
-    **dict.fromkeys("│┃║╎╏┆┇┊┋", "|"),
-    **dict.fromkeys("▁▂▃▄▅▆▇█▉▊▋▌▍▎▏▐░▒▓", "#"),
-    **dict.fromkeys("‘’′", "'"),
-    **dict.fromkeys("“”″", '"'),
-    **{"±": "+-", "≤": "<=", "≥": ">=", "≈": "~", "≠": "!=", "×": "x", "·": "*", "•": "*", "→": "->", "←": "<-"},
-    **{"↑": "^", "↓": "v", "†": "+", "‡": "++", "°": " deg", "∅": "none", "∞": "inf", "…": "...", "§": "S", "ß": "ss"},
-    **{"α": "alpha", "β": "beta", "γ": "gamma", "δ": "delta", "ε": "eps", "λ": "lambda", "μ": "u", "µ": "u", "ρ": "rho"},
-    **{"σ": "sigma", "τ": "tau", "Δ": "Delta"},
+_PLAIN = {"±": "+-", "≤": "<=", "≥": ">=", "≈": "~", "≠": "!=", "\u00d7": "x", "\u2212": "-", "·": "*", "•": "*"}
+_PLAIN |= {
+    "→": "->",
+    "←": "<-",
+    "↑": "^",
+    "↓": "v",
+    "†": "+",
+    "‡": "++",
+    "°": " deg",
+    "∅": "none",
+    "∞": "inf",
+    "µ": "u",
+    "ß": "ss",
 }
+_KINDS = {"Pd": "-", "Pi": "'", "Pf": "'", "Zs": " "}
+"""Dashes, quotation marks and spaces, by their category in Unicode."""
 
 
 class LostOutput(BaseException):
@@ -41,7 +46,7 @@ class Terminal(Console):
             super().print(*args, **kwargs)
 
     def on_broken_pipe(self) -> None:
-        raise  # noqa: PLE0704 - within rich's `except BrokenPipeError`
+        raise  # rich is handling it
 
 
 def say(text: str) -> None:
@@ -92,8 +97,9 @@ def end_output(error: LostOutput | None = None) -> int:
         return 0
     if lost is None:
         return 0
-    with suppress(OSError, ValueError, AttributeError):  # else Python says so once more, when it ends
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if sys.stdout is not None:
+        with suppress(OSError, ValueError):  # else Python says so once more, when it ends
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     if lost.errno == errno.EPIPE:
         return EXIT_CLOSED
     complain(
@@ -113,5 +119,13 @@ def _write_plainly(error: UnicodeError) -> tuple[str, int]:
 def _spell(letter: str) -> str:
     if "\udc80" <= letter <= "\udcff":
         return f"\\x{ord(letter) - 0xDC00:02x}"
-    bare = unicodedata.normalize("NFKD", letter)[0]
-    return _PLAIN.get(letter) or (bare if bare.isascii() else letter.encode("ascii", "backslashreplace").decode())
+    words = unicodedata.name(letter, "").split()
+    bare = "".join(_PLAIN.get(part, part) for part in unicodedata.normalize("NFKD", letter))
+    if words[:2] == ["BOX", "DRAWINGS"]:
+        return "+" if "AND" in words else "|" if words[-1] == "VERTICAL" else "-"
+    if words[-1:] == ["BLOCK"] or words[-1:] == ["SHADE"]:
+        return "#"
+    if words[:1] == ["GREEK"]:
+        return words[-1].lower()
+    known = _PLAIN.get(letter) or _KINDS.get(unicodedata.category(letter)) or bare.encode("ascii", "ignore").decode()
+    return known or letter.encode("ascii", "backslashreplace").decode()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
@@ -15,6 +16,7 @@ from infoscope.artifacts import Workspace
 from infoscope.closing import run_to_end
 from infoscope.config import Config, Stage, TrainerConfig, to_tree
 from infoscope.data.check import check_images
+from infoscope.environment import count_busy_cores
 from infoscope.errors import InputError
 from infoscope.job import Job
 from infoscope.manifests import Artifact, Spec, compute_hash
@@ -45,10 +47,10 @@ def run(config: Config, display: Display | None = None, job: Job | None = None) 
         InputError: whatever the user can mend; artifacts finished before it are kept.
     """
     with quiet_lightning(), world.sharing(config.trainer.n_processes, run, config, None, job):
-        settle(config.trainer)
         if not world.is_main():
             display = Display.silent()
         display = display or Display(bars=config.trainer.progress)
+        settle(config.trainer, display)
         pipeline = Pipeline(config, display, job)
         pipeline.say_model()
         if config.plan or config.stage is Stage.check_data:
@@ -57,11 +59,22 @@ def run(config: Config, display: Display | None = None, job: Job | None = None) 
             return _run_stage(pipeline, config)
 
 
-def settle(trainer: TrainerConfig) -> None:
-    """Let this process work as it is told: with so many threads, keeping its state so often."""
+def settle(trainer: TrainerConfig, display: Display) -> None:
+    """Let this process work as it is told: with so many threads, keeping its state so often.
+
+    How many threads is a matter of the machine, never of what else runs on it just now: last digits depend on it.
+    """
     resume.SAVE_EVERY_S = trainer.save_every_s
-    if trainer.n_threads is not None or world.current().size > 1:
-        torch.set_num_threads(trainer.n_threads or world.count_cores())
+    n_cores, most = world.count_cores(), torch.get_num_threads()
+    n_threads = trainer.n_threads or (n_cores if world.current().size > 1 else min(most, n_cores))
+    if n_threads != most:
+        torch.set_num_threads(n_threads)
+    n_free = (os.cpu_count() or 1) - count_busy_cores()
+    if trainer.n_threads is None and n_threads > 1 and n_free < n_threads / 2:
+        display.say(
+            f"Other work keeps this machine busy, {max(n_free, 0):.0f} of {os.cpu_count()} cores are free: this run"
+            f" takes {n_threads} threads (trainer.n_threads) and is slower than alone."
+        )
 
 
 def _run_by_main(pipeline: Pipeline, config: Config) -> None:
@@ -128,7 +141,7 @@ class Pipeline(Analyses):
                 unfinished = resume.Checkpoint(folder / f"{name}.pt", compute_hash(images.fingerprint))
                 with self.display.bar(f"reading {name}", len(images), "images") as advance:
                     found = check_images(images, data.n_workers or None, advance, unfinished)
-                (folder / f"{name}.json").write_text(json.dumps(asdict(found), indent=2))
+                (folder / f"{name}.json").write_text(json.dumps(asdict(found), indent=2), encoding="utf-8")
                 unfinished.forget()
                 make_check_table(name, found).print(self.display.console)
                 wrong += [f"{name}: {error}" for error in found.errors.values()]

@@ -28,6 +28,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
+from infoscope.environment import count_usable_cores, find_cores
 from infoscope.errors import InputError, explain_write_error
 
 Value = TypeVar("Value")
@@ -72,11 +73,7 @@ def is_main() -> bool:
 
 def count_cores() -> int:
     """Return how many cores this process may keep busy: its share of those that it may use; at least 1."""
-    return max(1, len(_find_cores()) // current().n_on_cores)
-
-
-def _find_cores() -> list[int]:
-    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+    return max(1, count_usable_cores() // current().n_on_cores)
 
 
 @contextmanager
@@ -171,7 +168,7 @@ def find_place(environment: Mapping[str, str] = os.environ) -> World | None:
 def _find_first_host(nodes: str) -> str:
     command = ["scontrol", "show", "hostnames", nodes]
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[0]
+        return subprocess.run(command, capture_output=True, encoding="utf-8", check=True).stdout.split()[0]
     except (OSError, subprocess.CalledProcessError, IndexError):
         raise InputError(
             f"Cannot find out the first node of {nodes} ({' '.join(command)} failed): set MASTER_ADDR to its address."
@@ -268,7 +265,7 @@ def _joined(place: World) -> Iterator[None]:
         ) from error
     _world, _store = place, store
     try:
-        cores = (socket.gethostname(), _find_cores())
+        cores = (socket.gethostname(), find_cores())
         _world = replace(place, n_on_cores=gather(cores).count(cores))
         yield
         dist.barrier()  # the main process holds the store that the others may still be asking

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -10,6 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from infoscope import world
 from infoscope.data.depth_units import DepthCounts
 from infoscope.data.images import ImageSet, LabelledImages, Truth
 from infoscope.data.left_out import LeftOut
@@ -72,7 +72,7 @@ def check_images(
             return str(error)
 
     left = [*again, *range(n_done, len(images))]
-    with ThreadPoolExecutor(n_threads or os.cpu_count() or 1) as pool:
+    with ThreadPoolExecutor(n_threads or world.count_cores()) as pool:
         for part in (left[of] for of in cut(len(left), _AHEAD)):
             for index, found in zip(part, pool.map(check, part), strict=True):
                 result.errors.pop(images.image_ids[index], None)

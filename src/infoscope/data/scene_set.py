@@ -85,7 +85,7 @@ def save_scenes(
             if progress is not None:
                 progress(len(factors))
     made_from = make_scenes_fingerprint(seed, split, n_images, size_px)
-    (folder / "factors.json").write_text(json.dumps({"made_from": made_from, "factors": factors}))
+    (folder / "factors.json").write_text(json.dumps({"made_from": made_from, "factors": factors}), encoding="utf-8")
 
 
 def _render(seed: int, split: str, n_images: int, size_px: int, n_workers: int) -> Generator[list[Scene], None, None]:
@@ -137,7 +137,7 @@ class SceneSet(LabelledImages):
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         try:
-            stored = json.loads((self.folder / "factors.json").read_text())
+            stored = json.loads((self.folder / "factors.json").read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise InputError(
                 f"Expected a folder of rendered scenes, but {self.folder} holds no readable factors.json: give a folder"

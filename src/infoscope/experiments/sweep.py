@@ -185,7 +185,7 @@ class Sweep:
                 f"An experiment is one process: let several make what it reads (infoscope -m stage={config.stage.name}"
                 f" trainer.n_processes={config.trainer.n_processes} ...), then run it without them."
             )
-        settle(config.trainer)
+        settle(config.trainer, self.display)
         self.output_dir = self.output_dir or Path(config.output_dir)
         self.display.bars = config.trainer.progress
         folder = self.output_dir / "experiments" / self.experiment.name

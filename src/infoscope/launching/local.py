@@ -9,6 +9,8 @@ from typing import Any
 
 from submitit.local.local import LocalExecutor, LocalJob
 
+from infoscope.environment import count_usable_cores
+
 FOREVER_S = 365 * 24 * 3600
 
 
@@ -64,7 +66,7 @@ def share_machine(n_jobs: int, place: int, n_tasks: int) -> dict[str, str]:
     """
     gpus = _list_gpus()
     own = gpus[place::n_jobs] or [gpu for gpu in gpus if gpu == gpus[place % len(gpus)]]
-    n_threads = max(1, len(os.sched_getaffinity(0)) // (n_jobs * n_tasks))
+    n_threads = max(1, count_usable_cores() // (n_jobs * n_tasks))
     return {
         "CUDA_VISIBLE_DEVICES": ",".join(own),
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or str(n_threads),

@@ -50,7 +50,7 @@ def name_outcome(folder: Path, job_id: str, rank: int) -> Path:
 def write_outcome(path: Path, outcome: Outcome) -> None:
     """Write it, whole or not at all."""
     unfinished = path.with_suffix(f".{os.getpid()}.part")
-    unfinished.write_text(json.dumps(asdict(outcome)))
+    unfinished.write_text(json.dumps(asdict(outcome)), encoding="utf-8")
     os.replace(unfinished, path)
 
 
@@ -65,4 +65,4 @@ def _read_tasks(folder: Path, job_id: str) -> Iterator[tuple[int, Outcome]]:
     for path in folder.glob(f"{job_id}_*_outcome.json"):  # listing a folder shows what other machines wrote
         rank = path.name.removeprefix(f"{job_id}_").removesuffix("_outcome.json")
         if rank.isdigit():
-            yield int(rank), Outcome(**json.loads(path.read_text()))
+            yield int(rank), Outcome(**json.loads(path.read_text(encoding="utf-8")))

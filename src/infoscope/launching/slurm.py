@@ -130,7 +130,9 @@ def _ask(command: list[str]) -> subprocess.CompletedProcess[str] | None:
     """Run a command; None if it is not there, or hangs."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("SQUEUE_", "SACCT_"))}
     try:
-        return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=ANSWER_S, check=False)
+        return subprocess.run(
+            command, capture_output=True, encoding="utf-8", errors="replace", env=environment, timeout=ANSWER_S
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
 

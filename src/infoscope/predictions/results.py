@@ -118,7 +118,7 @@ class PredictionResult:
             "changed": [asdict(image) for image in self.changed],
             "metrics": {variant["name"]: self.metrics(place) for place, variant in enumerate(self.variants)},
         }
-        (folder / _JSON_FILE).write_text(json.dumps(content, indent=2, allow_nan=False))
+        (folder / _JSON_FILE).write_text(json.dumps(content, indent=2, allow_nan=False), encoding="utf-8")
 
     @classmethod
     def load(cls, folder: Path) -> PredictionResult:
@@ -128,7 +128,7 @@ class PredictionResult:
             InputError: if a file is missing or damaged.
         """
         try:
-            content = json.loads((folder / _JSON_FILE).read_text())
+            content = json.loads((folder / _JSON_FILE).read_text(encoding="utf-8"))
             with (folder / _ARRAYS_FILE).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
                 values = {name: arrays[name] for name in _ARRAYS}
             changed = tuple(_read_changed(image) for image in content["changed"])

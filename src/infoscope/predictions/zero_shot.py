@@ -48,7 +48,7 @@ class ZeroShotHead:
         """Write `zero_shot.npz` and `zero_shot.json` into an existing folder."""
         np.savez(folder / _HEAD_ARRAYS, weights=self.weights.cpu().numpy())
         content = {"class_names": self.class_names, "logit_scale": self.logit_scale}
-        (folder / _HEAD_NAMES).write_text(json.dumps(content, indent=2))
+        (folder / _HEAD_NAMES).write_text(json.dumps(content, indent=2), encoding="utf-8")
 
     @classmethod
     def load(cls, folder: Path) -> ZeroShotHead:
@@ -58,7 +58,7 @@ class ZeroShotHead:
             InputError: if a file is missing or damaged.
         """
         try:
-            content = json.loads((folder / _HEAD_NAMES).read_text())
+            content = json.loads((folder / _HEAD_NAMES).read_text(encoding="utf-8"))
             with (folder / _HEAD_ARRAYS).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
                 weights = torch.from_numpy(arrays["weights"])
             return cls(tuple(content["class_names"]), weights, content["logit_scale"])

@@ -173,7 +173,7 @@ def write_features(
                     shares.add(part)
         if shares:
             for key, values in zip(missing, shares.compute(), strict=True):
-                (folders[key] / SHARES_FILE).write_text(json.dumps(values))
+                (folders[key] / SHARES_FILE).write_text(json.dumps(values), encoding="utf-8")
 
 
 @dataclass(frozen=True)

@@ -140,7 +140,7 @@ class Features:
     def shares(self, key: str) -> tuple[float, float]:
         """Return the shares of activation mass and of energy that a variant removes from the test tokens; NaN where
         there is nothing to remove."""
-        mass, energy = json.loads((self.folders[key] / SHARES_FILE).read_text())
+        mass, energy = json.loads((self.folders[key] / SHARES_FILE).read_text(encoding="utf-8"))
         return mass, energy
 
     def load(self, split: str, variants: Mapping[str, Variant]) -> dict[str, Float[Tensor, "n_variants n d"]]:

@@ -91,7 +91,7 @@ def save_result(folder: Path, result: VariantResult) -> None:
     for task, maps in result.heads.items():
         tensors[f"{task}.weight"], tensors[f"{task}.bias"] = maps.weight[0].cpu(), maps.bias[0].cpu()
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / HEADS_FILE)
-    (folder / RESULT_FILE).write_text(json.dumps(result.to_json(), indent=2, allow_nan=False))
+    (folder / RESULT_FILE).write_text(json.dumps(result.to_json(), indent=2, allow_nan=False), encoding="utf-8")
 
 
 def load_result(folder: Path, device: torch.device | str = "cpu") -> VariantResult:
@@ -101,7 +101,7 @@ def load_result(folder: Path, device: torch.device | str = "cpu") -> VariantResu
         InputError: if a file is missing or damaged.
     """
     try:
-        content: Mapping[str, Any] = json.loads((folder / RESULT_FILE).read_text())
+        content: Mapping[str, Any] = json.loads((folder / RESULT_FILE).read_text(encoding="utf-8"))
         tensors = load_file(folder / HEADS_FILE, device=str(device))
         heads = {
             name.removesuffix(".weight"): LinearMaps(

@@ -145,12 +145,12 @@ class ConfoundResult:
             arrays["label_effect"] = self.label_effect
         np.savez(folder / "confounds.npz", **arrays)
         facts = {"n_images": self.n_images, "k_top": self.k_top, "factors": list(self.image_effects)}
-        (folder / "confounds.json").write_text(json.dumps(facts, indent=1) + "\n")
+        (folder / "confounds.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, folder: Path) -> ConfoundResult:
         """Read what `save` wrote."""
-        facts = json.loads((folder / "confounds.json").read_text())
+        facts = json.loads((folder / "confounds.json").read_text(encoding="utf-8"))
         with np.load(folder / "confounds.npz", allow_pickle=False) as arrays:
             return cls(
                 LatentProperties(**{field.name: arrays[field.name] for field in fields(LatentProperties)}),

@@ -54,12 +54,12 @@ class GroupActivation:
         values = dict(vars(self))
         facts = {name: values.pop(name) for name in ("names", "n_outlier", "n_normal")}
         np.savez(folder / "group_activation.npz", **values)
-        (folder / "group_activation.json").write_text(json.dumps(facts, indent=1) + "\n")
+        (folder / "group_activation.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, folder: Path) -> GroupActivation:
         """Read what `save` wrote."""
-        facts = json.loads((folder / "group_activation.json").read_text())
+        facts = json.loads((folder / "group_activation.json").read_text(encoding="utf-8"))
         with np.load(folder / "group_activation.npz", allow_pickle=False) as file:
             values = {name: array if array.ndim else array.item() for name, array in file.items()}
         return cls(names=tuple(facts.pop("names")), **facts, **values)

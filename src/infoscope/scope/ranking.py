@@ -96,12 +96,12 @@ class Ranking:
         for name in _ARRAYS:
             np.save(folder / f"{name}.npy", getattr(self, name))
         facts = {"n_images": self.n_images, "n_tokens": self.n_tokens, "rank_by": self.rank_by.name}
-        (folder / "ranking.json").write_text(json.dumps(facts, indent=1) + "\n")
+        (folder / "ranking.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, folder: Path) -> Ranking:
         """Read what `save` wrote."""
-        facts = json.loads((folder / "ranking.json").read_text())
+        facts = json.loads((folder / "ranking.json").read_text(encoding="utf-8"))
         rank_by = RankBy[facts.pop("rank_by")]
         return cls(**{name: np.load(folder / f"{name}.npy") for name in _ARRAYS}, **facts, rank_by=rank_by)
 

@@ -92,12 +92,12 @@ class Scores:
             else:
                 np.save(file, array)
         facts = {"grid": self.grid, "shift_patches": self.shift_patches, "diagonal": self.diagonal.name}
-        (folder / "scores.json").write_text(json.dumps(facts, indent=1) + "\n")
+        (folder / "scores.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, folder: Path) -> Scores:
         """Read what `save` wrote; `maps` stay on disk, memory-mapped and read-only."""
-        facts = json.loads((folder / "scores.json").read_text())
+        facts = json.loads((folder / "scores.json").read_text(encoding="utf-8"))
         diagonal = Diagonal[facts.pop("diagonal", Diagonal.main.name)]  # early files do not name it
         arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r" if name == "maps" else None) for name in _ARRAYS}
         return cls(**arrays, **facts, diagonal=diagonal)

@@ -104,12 +104,12 @@ class StabilityResult:
             {name: getattr(variation, name) for name in _VARIATION_FACTS} | {"kind": variation.kind.name}
             for variation in self.variations
         ]
-        (folder / "stability.json").write_text(json.dumps(facts, indent=1) + "\n")
+        (folder / "stability.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, folder: Path) -> StabilityResult:
         """Read what `save` wrote."""
-        facts = json.loads((folder / "stability.json").read_text())
+        facts = json.loads((folder / "stability.json").read_text(encoding="utf-8"))
         with np.load(folder / "stability.npz", allow_pickle=False) as arrays:
             variations = []
             for one, cds, cosine in zip(facts.pop("variations"), arrays["variations"], arrays["cosines"], strict=True):

@@ -91,12 +91,12 @@ class TokenOutliers:
         )
         facts = {name: getattr(self, name) for name in _FACTS}
         facts["norms"] = [{name: getattr(summary, name) for name in _NORM_FACTS} for summary in summaries]
-        (folder / "token_outliers.json").write_text(json.dumps(facts, indent=1) + "\n")
+        (folder / "token_outliers.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, folder: Path) -> TokenOutliers:
         """Read what `save` wrote."""
-        facts = json.loads((folder / "token_outliers.json").read_text())
+        facts = json.loads((folder / "token_outliers.json").read_text(encoding="utf-8"))
         with np.load(folder / "token_outliers.npz", allow_pickle=False) as file:
             arrays = dict(file)
         counts, edges, pictures = (arrays.pop(name) for name in ("counts", "edges", "pictures"))

@@ -20,8 +20,8 @@ class CsvLog(Log):
     def __init__(self, folder: Path, tree: Mapping[str, Any]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = self.location = folder
-        (folder / "config.json").write_text(json.dumps(tree, indent=2))
-        self._file = (folder / "metrics.csv").open("a", newline="")
+        (folder / "config.json").write_text(json.dumps(tree, indent=2), encoding="utf-8")
+        self._file = (folder / "metrics.csv").open("a", newline="", encoding="utf-8")
         self._writer = csv.writer(self._file)
         if self._file.tell() == 0:
             self._write([["step", "name", "value"]])
@@ -33,7 +33,7 @@ class CsvLog(Log):
         self._write([[step, name, value] for name, value in numbers.items()])
 
     def log_table(self, name: str, columns: list[str], rows: list[list[Any]]) -> None:
-        with (self.folder / f"{name.replace('/', '_')}.csv").open("w", newline="") as file:
+        with (self.folder / f"{name.replace('/', '_')}.csv").open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(columns)
             writer.writerows(rows)

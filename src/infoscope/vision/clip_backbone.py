@@ -116,7 +116,7 @@ def make_tokenizer(name: str) -> Tokenizer:
     vocabulary = Path(name.removeprefix("local-dir:")) / VOCABULARY
     try:
         if name.startswith("local-dir:") and vocabulary.is_file():
-            return WordTokenizer(**json.loads(vocabulary.read_text()))
+            return WordTokenizer(**json.loads(vocabulary.read_text(encoding="utf-8")))
         return open_clip.get_tokenizer(name)
     except ModuleNotFoundError as error:  # SigLIP's tokenizers are Hugging Face's
         raise InputError(f"The tokenizer of {name} needs a package: pip install {error.name}.") from error

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -19,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from infoscope import world
 from infoscope.errors import InputError
 from infoscope.quiet import quiet_lightning
 from infoscope.training import LastCheckpoint, place_trainer
@@ -174,7 +174,7 @@ class ContrastiveModule(L.LightningModule):
 
 def make_caption_loader(dataset: CaptionedBatches) -> DataLoader:
     """Return the loader of ready-made batches, some workers preparing them ahead."""
-    n_workers = min(8, max(1, (os.cpu_count() or 1) // 2))
+    n_workers = min(8, max(1, world.count_cores() // 2))
     return DataLoader(dataset, batch_size=None, num_workers=n_workers, prefetch_factor=4)
 
 
@@ -233,8 +233,9 @@ def save_clip(
         "model_cfg": {**model_cfg, "vision_cfg": vision_cfg},
         "preprocess_cfg": {"mean": CLIP_MEAN, "std": CLIP_STD, "size": [config.image_px] * 2, "resize_mode": "squash"},
     }
-    (folder / "open_clip_config.json").write_text(json.dumps(content, indent=2))
-    (folder / "vocabulary.json").write_text(json.dumps({"context_length": config.context_length, "words": list(words)}))
+    (folder / "open_clip_config.json").write_text(json.dumps(content, indent=2), encoding="utf-8")
+    vocabulary = {"context_length": config.context_length, "words": list(words)}
+    (folder / "vocabulary.json").write_text(json.dumps(vocabulary), encoding="utf-8")
     tensors = {name: value.contiguous() for name, value in clip.state_dict().items()}
     save_file(tensors, folder / "open_clip_model.safetensors")
 

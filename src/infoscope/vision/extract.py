@@ -207,4 +207,4 @@ def _save_facts(
         "mean_norm": mean_norm,
         "scale": math.sqrt(backbone.d_in) / mean_norm if mean_norm > 0 else 1.0,
     }
-    (folder / META_FILE).write_text(json.dumps(meta, indent=2))
+    (folder / META_FILE).write_text(json.dumps(meta, indent=2), encoding="utf-8")

@@ -33,7 +33,7 @@ class TokenFacts:
     def meta(self) -> dict:
         """n_images, grid, patch_px, d_in, n_prefix, layer, backbone (fingerprint), dtype (null: not stored), mean_norm,
         scale."""
-        return json.loads((self.folder / META_FILE).read_text())
+        return json.loads((self.folder / META_FILE).read_text(encoding="utf-8"))
 
     @cached_property
     def norms(self) -> np.ndarray:
