@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import sys
 import traceback
@@ -74,8 +73,8 @@ def _run_hydra() -> int:
             raise
         say_failure(explain_config_error(error), error)
     except OSError as error:  # Hydra prints, and writes into output_dir before any stage does
-        if code := end_output(LostOutput(error) if error.errno == errno.EPIPE else None):
-            return code
+        if error.filename is None:
+            say("")  # if it cannot be printed either, stdout is what failed
         explained = explain_write_error(error, error.filename or "output_dir")
         if explained is None and (_was_in_job(error) or error.filename is None):
             raise
