@@ -41,7 +41,10 @@ class Encoding(Specs):
     def backbone(self) -> Backbone:
         """The frozen backbone: loaded when something has to be encoded, not before."""
         with self.display.bar("loading the backbone"):
-            return make_backbone(self.config.model, self._trained_folder).to(self.device)
+            backbone = make_backbone(self.config.model, self._trained_folder).to(self.device)
+        if backbone.notes:
+            self.display.say(backbone.notes)
+        return backbone
 
     def backbone_at(self, image_px: int) -> Backbone:
         """Return the backbone for images of a side in pixels, its position embeddings interpolated if it is another.

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import open_clip
@@ -113,7 +114,7 @@ class TestTags:
         assert source.facts.is_contradicted
         assert "GELU (by model.quick_gelu against QuickGELU of the tag openai)" in source.facts.words
         assert "std [0.5,0.5,0.5] (by model.mean and model.std against mean [0.4815," in source.facts.words
-        monkeypatch.setattr(open_clip_backbone, "make_backbone", lambda *_: None)
+        monkeypatch.setattr(open_clip_backbone, "make_backbone", lambda *_: SimpleNamespace(notes=""))
         with pytest.warns(UserWarning, match=r"runs with QuickGELU \(by quick_gelu against GELU of the tag laion400m"):
             load_backbone("ViT-B-16:laion400m_e32", quick_gelu=True)
 
@@ -380,7 +381,7 @@ class TestTimm:
         assert quick is not None
         assert not quick.is_contradicted
         assert quick.words.startswith("QuickGELU (by the architecture")
-        monkeypatch.setattr(open_clip_backbone, "make_backbone", lambda *_: None)
+        monkeypatch.setattr(open_clip_backbone, "make_backbone", lambda *_: SimpleNamespace(notes=""))
         with pytest.warns(UserWarning, match="against QuickGELU, with which openai was trained"):
             load_backbone("timm:vit_base_patch16_clip_224:openai")
 

@@ -40,6 +40,8 @@ class Backbone(nn.Module, ABC):
 
     n_images_encoded: int
     """Images that have gone through `tokens` or `embed_images` so far: the cost of a stage, and what tests count."""
+    notes: str = ""
+    """A sentence on what was decided or left out when its weights were read; empty: nothing."""
 
     def __init__(
         self,

@@ -38,6 +38,11 @@ class ClipBackbone(Backbone):
         tower: what the image tower's own class takes.
     """
 
+    has_text = True
+    """Whether its weights brought a text tower."""
+    has_projection = True
+    """Whether its weights brought the projection into the space of texts."""
+
     def __init__(
         self, clip: torch.nn.Module, make_tokenizer: Callable[[], Tokenizer] | None = None, **tower: Any
     ) -> None:
@@ -51,6 +56,8 @@ class ClipBackbone(Backbone):
     @torch.inference_mode()
     def embed_images(self, images: Tensor) -> Float[Tensor, "batch embed_dim"]:
         """Return CLIP's image embeddings (unit norm) of uint8 images [batch, 3, image_px, image_px]."""
+        if not self.has_projection:
+            raise InputError("These weights have no projection, so images have no embeddings: give them with it.")
         self.n_images_encoded += len(images)
         with self._autocast():
             clip: Any = self.clip
@@ -58,10 +65,12 @@ class ClipBackbone(Backbone):
 
     @torch.inference_mode()
     def embed_tokens(self, tokens: Tokens, layer: int) -> Float[Tensor, "batch embed_dim"]:
+        self._check_text()
         return F.normalize(self._project(self.resume(tokens, layer)), dim=-1)
 
     @torch.inference_mode()
     def embed_texts(self, texts: Sequence[str]) -> Float[Tensor, "n embed_dim"]:
+        self._check_text()
         self._check_words(texts)
         clip: Any = self.clip
         embedded = []
@@ -78,6 +87,7 @@ class ClipBackbone(Backbone):
 
     @property
     def logit_scale(self) -> float:
+        self._check_text()
         clip: Any = self.clip
         scale = float(clip.logit_scale.detach().exp())
         return scale if clip.logit_bias is not None else min(scale, MAX_LOGIT_SCALE)  # SigLIP's has no bound
@@ -93,6 +103,13 @@ class ClipBackbone(Backbone):
         if self._make_tokenizer is None:
             raise InputError("This CLIP came without a tokenizer: load it by load_backbone, which brings the model's.")
         return self._make_tokenizer()
+
+    def _check_text(self) -> None:
+        if not self.has_text:
+            raise InputError(
+                "These weights hold an image tower alone, so there are no predictions from texts: give a file with the"
+                " text tower by model.pretrained."
+            )
 
     def _check_words(self, texts: Sequence[str]) -> None:
         """A closed vocabulary would read every word that it does not know as the same one."""

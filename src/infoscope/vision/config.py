@@ -54,6 +54,9 @@ class ModelConfig:
     origin: str | None = None
     """Whose weights a local file holds, as one of open_clip's tags: it has the activation, mean and std of that tag,
     unless it tells of another. Tags and folders know themselves. With kind timm the tag stands in `arch`."""
+    weights_key: str | None = None
+    """Which set of weights is read of a local file that holds several (teacher, state_dict, ...); null: the averaged
+    one, as timm does."""
     quick_gelu: bool | None = None
     """The activation: true QuickGELU, false GELU; null: as the tag, the folder, the file or its origin has it. For
     open_clip's towers alone."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import warnings
 from collections.abc import Callable, Sequence
@@ -30,13 +31,15 @@ from infoscope.vision.planted import make_context_free, make_planted_registers
 from infoscope.vision.sources import find_source
 from infoscope.vision.timm_backbone import TimmBackbone, check_tower
 from infoscope.vision.timm_weights import fetch_timm_tag, find_timm_source, load_timm_weights, make_trunk
-from infoscope.vision.weights import fetch_tag, get_first_line, load_tag_weights, load_weights
+from infoscope.vision.weight_files import get_first_line
+from infoscope.vision.weights import Loaded, fetch_tag, load_tag_weights, load_weights
 
+LOG = logging.getLogger("infoscope")
 TIMM_PREFIX = "timm:"
 """Before the architecture in the short form of `load_backbone`."""
 _IN_PYTHON = {
     r"\b(model\.quick_gelu=)?true or false": r"\1True or False",
-    r"\bmodel\.(origin|quick_gelu|mean|std|image_px|precision|seed)\b": r"\1",
+    r"\bmodel\.(origin|quick_gelu|mean|std|image_px|precision|seed|weights_key)\b": r"\1",
     r"\bmodel\.kind=timm\b": f'"{TIMM_PREFIX}<arch>:<weights>"',
     r"\bmodel\.(arch|pretrained)=": "",
     r"\bmodel\.arch\b": "the architecture",
@@ -102,6 +105,7 @@ def load_backbone(
     quick_gelu: bool | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
+    weights_key: str | None = None,
     image_px: int | None = None,
     precision: str | None = None,
     seed: int | None = None,
@@ -119,6 +123,7 @@ def load_backbone(
         origin: the tag of open_clip's that a file comes from, such as "openai": whose activation, mean and std it has.
         quick_gelu: whether the activation is QuickGELU.
         mean, std: of the preprocessing, RGB values in 0..1.
+        weights_key: which set of weights is read of a file that holds several, such as "teacher".
         image_px: side of the input; another one than the model's own interpolates its positions.
         precision: "float32", or "bfloat16" by autocast.
         seed: of the weights with "<arch>:random".
@@ -130,12 +135,12 @@ def load_backbone(
             with which activation, mean or std it was trained.
     """
     given = {"origin": origin, "quick_gelu": quick_gelu, "mean": mean, "std": std}
-    given |= {"image_px": image_px, "precision": precision, "seed": seed}
+    given |= {"weights_key": weights_key, "image_px": image_px, "precision": precision, "seed": seed}
     options = convert_all(ModelConfig, {name: value for name, value in given.items() if value is not None})
     show = choose_display(progress)
     if isinstance(config, ModelConfig):
         with show.bar("loading the backbone"):
-            return make_backbone(replace(config, **options) if options else config, trained_folder)
+            return _tell_notes(make_backbone(replace(config, **options) if options else config, trained_folder))
     if not isinstance(config, str):
         raise InputError(f'Expected a name such as "scenes_clip" or "ViT-B-16:openai", got {name_type(config)}.')
     try:
@@ -144,13 +149,20 @@ def load_backbone(
         if facts is not None and facts.is_contradicted:
             warnings.warn(_speak_python(f"{config.arch or config.pretrained} runs with {facts.words}."), stacklevel=3)
         with show.bar("loading the backbone"):
-            return make_backbone(config, trained_folder)
+            return _tell_notes(make_backbone(config, trained_folder))
     except InputError as error:
         raise InputError(_speak_python(str(error))) from error
 
 
+def _tell_notes(backbone: Backbone) -> Backbone:
+    """Log what a user of Python should know of the weights: the command line says it itself."""
+    if backbone.notes:
+        LOG.warning(_speak_python(backbone.notes))
+    return backbone
+
+
 def make_backbone(config: ModelConfig, trained_folder: Path | None = None) -> Backbone:
-    """Return the frozen backbone of a configuration, see `load_backbone`."""
+    """Return the frozen backbone of a configuration, see `load_backbone`; its notes are not told."""
     match config.kind:
         case ModelKind.planted_registers | ModelKind.context_free:
             return _make_planted(config)
@@ -163,6 +175,10 @@ def make_backbone(config: ModelConfig, trained_folder: Path | None = None) -> Ba
             f"Expected model.image_px to be a multiple of the patch ({backbone.patch_px} px), got {config.image_px}."
         )
     return backbone.eval().requires_grad_(False)
+
+
+def _say_notes(config: ModelConfig, notes: Sequence[str]) -> str:
+    return f"{config.pretrained}: {'; '.join(notes)}." if notes else ""
 
 
 def _read_short_form(text: str, options: dict[str, Any]) -> ModelConfig:
@@ -200,10 +216,11 @@ def _load_timm(config: ModelConfig) -> Backbone:
     source = find_timm_source(config)
     weights = fetch_timm_tag(source) if source.repo is not None else source.weights
     trunk = make_trunk(source, config.seed)
-    if weights is not None:
-        load_timm_weights(trunk, weights, source.full_name)
+    notes = load_timm_weights(trunk, weights, source.full_name, config) if weights is not None else ()
     fingerprint = compute_model_fingerprint(config)
-    return TimmBackbone(trunk, source.mean, source.std, fingerprint, config.precision)
+    backbone = TimmBackbone(trunk, source.mean, source.std, fingerprint, config.precision)
+    backbone.notes = _say_notes(config, notes)
+    return backbone
 
 
 def _load_clip(config: ModelConfig, trained_folder: Path | None) -> Backbone:
@@ -213,10 +230,11 @@ def _load_clip(config: ModelConfig, trained_folder: Path | None) -> Backbone:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         clip = _make_clip(source.model_cfg, source.tokenizer)
+    loaded = Loaded()
     if weights is not None and is_tag:
         load_tag_weights(clip, weights, config)
     elif weights is not None:
-        load_weights(clip, weights, config)
+        loaded = load_weights(clip, weights, config)
     tower: Any = clip.visual
     is_timm = isinstance(tower, TimmModel)
     if is_timm and config.image_px is not None:
@@ -224,7 +242,10 @@ def _load_clip(config: ModelConfig, trained_folder: Path | None) -> Backbone:
     fingerprint = compute_model_fingerprint(config, trained_folder)
     tokenizer = partial(make_tokenizer, source.tokenizer)
     make = TimmClipBackbone if is_timm else OpenClipBackbone
-    return make(clip, source.mean, source.std, fingerprint, config.precision, tokenizer)
+    backbone = make(clip, source.mean, source.std, fingerprint, config.precision, tokenizer)
+    backbone.has_text, backbone.has_projection = loaded.has_text, loaded.has_projection
+    backbone.notes = _say_notes(config, loaded.notes)
+    return backbone
 
 
 class OpenClipBackbone(ClipBackbone):

@@ -51,14 +51,22 @@ class Fact(NamedTuple):
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known of weights. A timm tower's activation is its architecture's: None."""
+    """What is known of weights. A timm tower's activation is its architecture's: None.
+
+    weights_set: which of several sets in the file is read, else empty.
+    """
 
     quick_gelu: Fact | None
     preprocessing: Fact
+    weights_set: str = ""
 
     @property
     def words(self) -> str:
         """The facts and who says them."""
+        chosen = f", {self.weights_set} of the sets of weights in the file" if self.weights_set else ""
+        return self._say_facts() + chosen
+
+    def _say_facts(self) -> str:
         known = [fact for fact in (self.quick_gelu, self.preprocessing) if fact is not None]
         if len({fact.by + fact.against for fact in known}) == 1:
             return f"{', '.join(_show(fact.value) for fact in known)} (by {known[0].by}{known[0].against})"

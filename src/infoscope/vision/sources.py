@@ -29,6 +29,7 @@ from infoscope.vision.origins import (
     read_asked,
     read_local_config,
 )
+from infoscope.vision.weight_sets import choose_set
 from infoscope.vision.weights import LOCAL_WEIGHTS, SHIPPED_FOLDER, find_local_file
 
 
@@ -67,6 +68,7 @@ def find_source(config: ModelConfig, trained_folder: Path | None) -> Source:
             of which nobody says with which activation, mean or std it was trained.
     """
     folder, file = _find_place(config, trained_folder)
+    chosen = choose_weights_set(config, file)  # before the file's origin is asked for: it may hold no weights
     if folder is not None:
         path = folder / LOCAL_CONFIG
         model_cfg, preprocess = read_local_config(path)
@@ -74,7 +76,7 @@ def find_source(config: ModelConfig, trained_folder: Path | None) -> Source:
     else:
         model_cfg = _get_model_config(config)
         accounts = _find_accounts(config, file, model_cfg)
-    facts = _settle(config, model_cfg if folder is None else {}, accounts, file)
+    facts = replace(_settle(config, model_cfg if folder is None else {}, accounts, file), weights_set=chosen)
     assert facts.quick_gelu is not None
     if facts.quick_gelu.value or _is_said(config, folder, file):
         model_cfg["quick_gelu"] = facts.quick_gelu.value
@@ -91,12 +93,29 @@ def find_source(config: ModelConfig, trained_folder: Path | None) -> Source:
 
 
 def get_weights_id(config: ModelConfig, local_file: Path | None, arch: str | None) -> str:
-    """Return what determines the weights: a seed, the hash of a file, or a tag."""
+    """Return what determines the weights: a seed, the hash of a file and which of its sets is read, or a tag."""
     if config.pretrained == "random":
         return f"random:{config.seed}"
     if local_file is not None:
-        return f"sha256:{compute_file_checksum(local_file)}"
+        chosen = choose_weights_set(config, local_file)
+        return f"sha256:{compute_file_checksum(local_file)}" + (f":{chosen}" if chosen else "")
     return f"tag:{arch}:{config.pretrained}"
+
+
+def choose_weights_set(config: ModelConfig, local_file: Path | None) -> str:
+    """Return what the set is called that is read of a file with several, else empty; the file's form is checked by it.
+
+    Raises:
+        InputError: if the file holds no weights, or sets of which none is chosen; a key for weights that are no file.
+    """
+    if local_file is not None:
+        return choose_set(local_file, config.arch or config.name, config.weights_key)
+    if config.weights_key is not None:
+        raise InputError(
+            f"model.weights_key={config.weights_key} chooses among the sets of weights in a local file, but"
+            f" model.pretrained={config.pretrained} is none: give a file, or drop the key."
+        )
+    return ""
 
 
 def compute_file_checksum(file: Path) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,6 @@ import timm
 import torch
 from timm.data.config import resolve_data_config
 from timm.models import get_arch_pretrained_cfgs, is_model_in_modules
-from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import nn
 
 from infoscope.errors import InputError
@@ -19,15 +18,17 @@ from infoscope.vision.config import ModelConfig
 from infoscope.vision.hub import check_network, find_cached, get_cache_folder
 from infoscope.vision.origins import Account, Fact, Facts, choose, read_asked, read_json
 from infoscope.vision.preprocessing import Preprocessing, check_preprocessing
-from infoscope.vision.sources import get_weights_id
-from infoscope.vision.weights import find_local_file, get_first_line, load_state, read_weights
+from infoscope.vision.sources import choose_weights_set, get_weights_id
+from infoscope.vision.timm_layout import MODULES, to_timm
+from infoscope.vision.transformers_names import translate
+from infoscope.vision.weight_files import get_first_line
+from infoscope.vision.weight_fit import check_fit, check_size, refuse
+from infoscope.vision.weight_origins import guess_origin
+from infoscope.vision.weight_sets import read_weights
+from infoscope.vision.weights import find_local_file
 
-MODULES = ("vision_transformer", "deit")
-"""timm's modules of plain vision transformers."""
 EXAMPLES = "vit_base_patch14_dinov2, vit_base_patch14_reg4_dinov2, deit3_base_patch16_224, vit_base_patch16_224.mae"
 HUB_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
-NO_ENCODER = ("head.", "head_dist.", "decoder_")
-"""What files hold beside the encoder: classifiers, and the decoder of MAE's pretraining."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,7 @@ def find_timm_source(config: ModelConfig) -> TimmSource:
         )
     cfgs = {name.partition(".")[2]: cfg for name, cfg in get_arch_pretrained_cfgs(arch).items()}
     local_file = find_local_file(config.pretrained)
+    chosen = choose_weights_set(config, local_file)
     is_tag = local_file is None and config.pretrained != "random"
     if is_tag and tag and tag != config.pretrained:
         raise InputError(
@@ -101,7 +103,7 @@ def find_timm_source(config: ModelConfig) -> TimmSource:
     return TimmSource(
         full_name=f"{arch}.{tag}" if tag else arch,
         image_px=config.image_px or data["input_size"][-1],
-        facts=_settle(config, accounts, arch, cfg),
+        facts=replace(_settle(config, accounts, arch, cfg), weights_set=chosen),
         weights=local_file,
         weights_id=get_weights_id(config, local_file, arch),
         repo=cfg.hf_hub_id if is_tag else None,
@@ -195,28 +197,30 @@ def fetch_timm_tag(source: TimmSource) -> Path:
         raise InputError(f"Cannot download the weights {source.full_name}: {get_first_line(error)}.") from error
 
 
-def load_timm_weights(trunk: nn.Module, path: Path, arch: str) -> None:
-    """Load a file into a tower: timm's own, or as DINOv2, DeiT-III and MAE were published.
+def load_timm_weights(trunk: nn.Module, path: Path, arch: str, config: ModelConfig) -> tuple[str, ...]:
+    """Load a file into a tower: timm's own, as DINOv2, DeiT-III and MAE were published, transformers', open_clip's.
 
     Positions of another grid are interpolated as timm does; patches of another size are refused.
 
+    Args:
+        arch: with its tag.
+
+    Returns:
+        What was decided or left out, each in a few words.
+
     Raises:
-        InputError: if the file is damaged, holds NaN or Inf, or is of another architecture.
+        InputError: if the file is damaged, holds NaN or Inf, is of another architecture, or holds several sets of
+            weights of which none is chosen.
     """
-    tower: Any = trunk
-    state = read_weights(path)
-    expected = tuple(tower.patch_embed.proj.weight.shape)
-    for name, value in state.items():
-        if name.endswith("patch_embed.proj.weight") and value.ndim == 4 and tuple(value.shape) != expected:
-            raise InputError(
-                f"{path} does not fit model.arch={arch}: its patch embedding is {list(value.shape)}, expected"
-                f" {list(expected)}; give the architecture it was made with."
-            )
+    weights = read_weights(path, arch, config.weights_key)
+    original = translate(weights.state)
+    notes = check_size(trunk, original, path, arch, config.image_px)
     try:
-        state = checkpoint_filter_fn(state, tower, adapt_layer_scale=True)
+        state = to_timm(original, trunk)
     except Exception as error:  # positions that are no square grid, names of another model
-        raise InputError(
-            f"{path} does not fit model.arch={arch}: give the architecture it was made with ({get_first_line(error)})."
-        ) from error
-    unused = (*NO_ENCODER, "attn_pool.") if tower.attn_pool is None else NO_ENCODER
-    load_state(tower, {name: value for name, value in state.items() if not name.startswith(unused)}, path, arch)
+        origin = guess_origin(original)
+        reason = f"it looks like {origin}" if origin else get_first_line(error)
+        raise refuse(original, reason, path, arch) from error
+    check_fit(trunk, state, path, arch, original)
+    trunk.load_state_dict(state)
+    return (*weights.notes, *notes)

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import open_clip
+import timm
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor
 
 from infoscope.errors import InputError
 from infoscope.vision.config import ModelConfig
 from infoscope.vision.hub import check_network, find_cached, get_cache_folder
-from infoscope.vision.torchscript import is_torchscript, read_torchscript
+from infoscope.vision.open_clip_layout import SCALES, to_open_clip
+from infoscope.vision.transformers_names import translate
+from infoscope.vision.weight_files import get_first_line
+from infoscope.vision.weight_fit import check_fit, check_size, has_square_grid
+from infoscope.vision.weight_sets import read_weights
 
 SHIPPED_FOLDER = Path(__file__).with_name("scenes_clip")
 LOCAL_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+_WORDS = ("random", "shipped", "train_clip")
 _WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 
 
@@ -28,71 +31,71 @@ def find_local_file(pretrained: str) -> Path | None:
     Raises:
         InputError: if there is no such file.
     """
-    if not pretrained.endswith(_WEIGHT_SUFFIXES) and "/" not in pretrained:
-        return None
     path = Path(pretrained).expanduser()
+    is_word = "/" not in pretrained and path.suffix == ""
+    if is_word and (pretrained in _WORDS or not path.is_file() or _is_tag(pretrained)):
+        return None
+    if path.is_dir():
+        raise InputError(f"model.pretrained={pretrained} is a folder: {_say_what_to_give(path)}.")
     if not path.is_file():
         raise InputError(f"model.pretrained={pretrained} is no file: give an existing .safetensors, .pt or .bin.")
     return path
 
 
-def load_weights(clip: torch.nn.Module, path: Path, config: ModelConfig) -> None:
-    """Load a local file into a CLIP; positions of another grid are interpolated as open_clip does.
+def _is_tag(word: str) -> bool:
+    tags = {tag for _, tag in open_clip.list_pretrained()} | {name.partition(".")[2] for name in timm.list_pretrained()}
+    return word in tags
+
+
+def _say_what_to_give(folder: Path) -> str:
+    if (folder / "open_clip_config.json").is_file():
+        return f"give local-dir:{folder}"
+    if any(folder.glob("*.index.json")):
+        return "its weights are in parts: join them into one .safetensors file, and give that"
+    files = [path for path in sorted(folder.iterdir()) if path.suffix in _WEIGHT_SUFFIXES]
+    return f"give the file of weights in it, such as {files[0]}" if files else "give a file of weights"
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What a local file gave to a CLIP.
+
+    notes: what was decided or left out, each in a few words.
+    has_text: whether it brought a text tower; has_projection: whether what images and texts are compared in.
+    """
+
+    notes: tuple[str, ...] = ()
+    has_text: bool = True
+    has_projection: bool = True
+
+
+def load_weights(clip: torch.nn.Module, path: Path, config: ModelConfig) -> Loaded:
+    """Load a local file into a CLIP: open_clip's, OpenAI's, transformers', whole or its image tower alone.
+
+    Positions of another grid are interpolated as open_clip does.
 
     Raises:
-        InputError: if the file is damaged, holds NaN or Inf, or is of another architecture.
+        InputError: if the file is damaged, holds NaN or Inf, is of another architecture, or holds several sets of
+            weights of which none is chosen.
     """
-    state = read_weights(path)
-    open_clip.model.resize_pos_embed(state, clip)
-    load_state(clip, state, path, config.arch or config.name)
-
-
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """Return the state dict of a local file, without what training wraps around it (`state_dict`, `model`, `module.`).
-
-    Nothing that a file holds is ever run: safetensors, `weights_only=True`, or the tensors of a TorchScript archive.
-
-    Raises:
-        InputError: if the file is damaged, holds NaN or Inf, or no state dict.
-    """
-    try:
-        if path.suffix == ".safetensors":
-            state: Any = load_file(path)
-        elif is_torchscript(path):
-            state = read_torchscript(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file can fail anywhere inside the readers
-        kind = "safetensors" if isinstance(error, SafetensorError) else "weights"
-        if isinstance(error, UnpicklingError):  # torch's own words advise to run whatever the file holds
-            reason = "it is damaged, or holds other objects than tensors, which are not loaded; give a state dict"
-        else:
-            reason = get_first_line(error)
-        raise InputError(f"Cannot read {kind} file {path}: {reason}.") from error
-    for wrapper in ("state_dict", "model"):
-        if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
-            state = state[wrapper]
-    if not isinstance(state, dict) or not state or not all(isinstance(v, Tensor) for v in state.values()):
-        raise InputError(f"Expected {path} to hold a state dict of tensors, got {type(state).__name__}.")
-    for name, value in state.items():
-        if not torch.isfinite(value).all():
-            raise InputError(f"{path} holds NaN or Inf in {name}: the file is damaged, get a good one.")
-    return {name.removeprefix("module."): value for name, value in state.items()}
-
-
-def load_state(model: torch.nn.Module, state: dict[str, Tensor], path: Path, arch: str) -> None:
-    """Load a state dict whose names and shapes are exactly the model's.
-
-    Raises:
-        InputError: if they are not.
-    """
-    try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
-        detail = " ".join(str(error).split())[:240]
-        raise InputError(
-            f"{path} does not fit model.arch={arch}: give the architecture it was made with ({detail})."
-        ) from error
+    arch = config.arch or config.name
+    weights = read_weights(path, arch, config.weights_key)
+    expected = clip.state_dict()
+    original = to_open_clip(translate(weights.state), expected)
+    notes = check_size(clip, original, path, arch, config.image_px)
+    state = dict(original)
+    if has_square_grid(original):
+        open_clip.model.resize_pos_embed(state, clip)
+    text = {name for name in expected if not name.startswith("visual.")}
+    has_text = any(name in text - SCALES for name in state)
+    has_projection = has_text or "visual.proj" in state or "visual.proj" not in expected
+    without = set() if has_text else text | ({"visual.proj"} - state.keys())
+    state = {name: value for name, value in state.items() if has_text or name not in SCALES}
+    check_fit(clip, state, path, arch, original, without)
+    clip.load_state_dict(state, strict=has_text)
+    if not has_text:
+        notes = (*notes, "it has no text tower, so there are no predictions from texts")
+    return Loaded((*weights.notes, *notes), has_text, has_projection)
 
 
 def fetch_tag(config: ModelConfig) -> Path:
@@ -127,11 +130,6 @@ def load_tag_weights(clip: Any, path: Path, config: ModelConfig) -> None:
         raise InputError(
             f"Cannot load the weights {config.arch}:{config.pretrained} from {path}: {get_first_line(error)}."
         ) from error
-
-
-def get_first_line(error: Exception) -> str:
-    """Return what an error says first, in at most 200 letters."""
-    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")[:200]
 
 
 def _find_cached(cfg: dict[str, Any]) -> Path | None:
