@@ -11,6 +11,7 @@ from PIL import Image
 
 from infoscope.config import compose
 from infoscope.data.images import LabelledImages, Truth
+from infoscope.data.recognition import name_settings
 from infoscope.data.sets import make_image_sets
 from infoscope.errors import InputError
 from infoscope.pipeline import Pipeline
@@ -101,6 +102,19 @@ def test_another_unit_of_depth_is_refused_before_anything_is_built(
     with pytest.raises(InputError, match=r"looks like 1/256 m.*multiply what is stored by 3\.906"):
         run_tiny(tmp_path / "out", *SMALL, *roots, *few, f"stage={stage}")
     assert not (tmp_path / "out" / "artifacts").exists()
+
+
+def test_the_data_of_a_probe_are_told_by_its_own_settings(tmp_path: Path, roots: list[str]) -> None:
+    scenes = ["data=scenes", f"probe_data.depth={{kind: nyud, root: {tmp_path / 'ADEChallengeData2016'}}}"]
+    with pytest.raises(InputError) as caught:
+        run_tiny(tmp_path / "out", *scenes, "stage=check_data")
+    assert "is ADEChallengeData2016" in str(caught.value)
+    assert f"set probe_data.depth.kind=ade20k probe_data.depth.root={tmp_path / 'ADEChallengeData2016'}, or for" in str(
+        caught.value
+    )
+    assert not (tmp_path / "out" / "artifacts").exists()  # no scene was rendered before
+    kept = name_settings("Set data.root=/data/data.root, or data=own; /x holds data.mdb.", "probe_data.depth")
+    assert kept == "Set probe_data.depth.root=/data/data.root, or probe_data.depth.kind=own; /x holds data.mdb."
 
 
 def test_tokens_that_crops_make_idle_are_not_kept(tmp_path: Path, roots: list[str]) -> None:

@@ -16,6 +16,7 @@ from infoscope.artifacts import Workspace
 from infoscope.closing import run_to_end
 from infoscope.config import Config, Stage, TrainerConfig, to_tree
 from infoscope.data.check import check_images
+from infoscope.data.config import DataKind
 from infoscope.environment import count_busy_cores
 from infoscope.errors import InputError
 from infoscope.job import Job
@@ -132,6 +133,9 @@ class Pipeline(Analyses):
             InputError: if anything is wrong.
         """
         others = [(data, probe.tasks[0].name) for data, probe in self.probe_groups() if data != self.config.data]
+        for data in (self.config.data, *(data for data, _ in others)):
+            if data.kind is not DataKind.scenes:
+                self.open_sets(data)  # before any scene is rendered, and before anything is read
         folder = self.output_dir / "check_data"
         folder.mkdir(parents=True, exist_ok=True)
         wrong: list[str] = []

@@ -5,7 +5,8 @@ Keys hold what determines a result and nothing else: no path, device, worker cou
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 from infoscope.config import to_tree
 from infoscope.data.config import DataConfig, DataKind
 from infoscope.data.images import ImageSet
+from infoscope.data.recognition import name_settings
 from infoscope.data.scene_set import make_scenes_fingerprint
 from infoscope.data.sets import make_image_sets
 from infoscope.errors import InputError
@@ -81,7 +83,7 @@ class Specs(Workbench):
         data = data or self.config.data
         key = repr(data)
         if key not in self._sets_on_disk:
-            with self.display.bar(f"listing the images of data={data.kind.name}"):
+            with self.display.bar(f"listing the images of data={data.kind.name}"), self.naming_settings(data):
                 self._sets_on_disk[key] = sets = make_image_sets(data)
             if data.kind is DataKind.image_folder:
                 held_out = f"{len(sets[1]):,} held out as test images (data.test_share={data.test_share:g})"
@@ -89,6 +91,21 @@ class Specs(Workbench):
             for left_out in dict.fromkeys(images.left_out.describe() for images in sets if images.left_out):
                 self.display.say(f"          {data.root}: left out {left_out}")
         return self._sets_on_disk[key]
+
+    @contextmanager
+    def naming_settings(self, data: DataConfig) -> Iterator[None]:
+        """Let what is wrong with the data of a probe be told in terms of `probe_data`; `data` are the experiment's own.
+
+        Raises:
+            InputError: what was raised inside.
+        """
+        try:
+            yield
+        except InputError as error:
+            tasks = [task.name for task in self.config.probe.tasks if self.probe_data(task) == data != self.config.data]
+            if not tasks or type(error) is not InputError:
+                raise
+            raise InputError(name_settings(str(error), f"probe_data.{tasks[0]}")) from error
 
     def share_sets(self, other: Specs) -> None:
         """Use the image sets that another configuration has found on the disk, where the data are the same."""

@@ -275,7 +275,8 @@ class Stages(Encoding):
         if task is not Task.classification and repr(data) not in self._sampled:
             for images in self.open_sets(data):
                 assert isinstance(images, LabelledImages)
-                check_sample(images)
+                with self.naming_settings(data):
+                    check_sample(images)
             self._sampled.add(repr(data))
 
     @cached_property

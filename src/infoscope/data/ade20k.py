@@ -52,7 +52,8 @@ class ADE20K(LabelledImages):
         refuse_crop(resize)
         with explaining(Path(root), "ade20k"):
             self.root, self.on_error = _find_folder(Path(root)), on_error
-            self._images, self._annotations = (self.root / kind / _SPLITS[split] for kind in ("images", "annotations"))
+        self._images, self._annotations = (self.root / kind / _SPLITS[split] for kind in ("images", "annotations"))
+        with explaining(self.root, "ade20k"):
             _refuse_missing(split, self._images, self._annotations)
         self._names, left_out = _pair(self._images, self._annotations)
         super().__init__(split, sorted(self._names))

@@ -7,10 +7,13 @@ import re
 import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from itertools import groupby, islice
 from pathlib import Path
 
+from infoscope.data.config import DataConfig, DataKind
 from infoscope.data.layouts import LAYOUTS, Layout
 from infoscope.errors import InputError
 
@@ -58,6 +61,7 @@ def _match(folder: Path, parts: Sequence[str]) -> Iterator[str]:
         yield from (f"{name}/{below}" for below in _match(folder / name, rest))
 
 
+@lru_cache(512)
 def _list(folder: Path) -> list[str]:
     try:
         with os.scandir(folder) as entries:
@@ -88,6 +92,7 @@ def _advise(root: Path, kind: str) -> str | None:
     """Return what a folder is and what to give instead; None: it is what was expected, or nothing that is known."""
     if not root.exists():
         return None
+    _list.cache_clear()  # what lies there may have changed since it was last looked at
     here = identify(root)
     if here is not None and here[0].reader == kind:
         return None
@@ -163,6 +168,7 @@ def refuse_maps(root: Path, names: Sequence[str]) -> None:
         for name in islice(together, _N_OF_FOLDER):
             if found := _find_map(start, name):
                 layout, place = found
+                _list.cache_clear()
                 n_maps = sum(_find_map(start, other) is not None for other in maps)
                 instead = _say_photographs(layout, place, root) or "set data.root to a folder of photographs alone"
                 if layout.reader and _reader(place) == layout.reader:
@@ -198,6 +204,17 @@ def _say_photographs(layout: Layout, place: Path, root: Path) -> str:
         return ""
     search = f"find {shlex.quote(str(root.absolute()))} -name {shlex.quote(pattern)} > pictures.txt"
     return f"list the pictures alone ({search}) and set data.root=pictures.txt"
+
+
+def name_settings(sentence: str, section: str) -> str:
+    """Return a sentence about `data` as one about another section of the same settings, such as probe_data.depth.
+
+    What is said of the scope, which is measured on `data` alone, is left out.
+    """
+    settings = "|".join(sorted(one.name for one in fields(DataConfig)))
+    sentence = re.sub(r"; for the scope alone, .*(?=\.$)", "", sentence)
+    sentence = re.sub(rf"(?<![\w./-])data\.(?=(?:{settings})\b)", f"{section}.", sentence)
+    return re.sub(rf"(?<![\w./-])data=(?=(?:{'|'.join(DataKind.__members__)})\b)", f"{section}.kind=", sentence)
 
 
 def _set_root(place: Path) -> str:
