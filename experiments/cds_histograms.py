@@ -16,7 +16,17 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from infoscope.experiments import SCOPE_COLUMNS, Experiment, Run, Shown, main, make_run_table, read_scopes, scope_cells
+from infoscope.experiments import (
+    SCOPE_COLUMNS,
+    Experiment,
+    Run,
+    Shown,
+    explain_unscored,
+    main,
+    make_run_table,
+    read_scopes,
+    scope_cells,
+)
 from infoscope.report.figures import draw_cds_histograms
 from infoscope.report.inputs import ScopeResult
 
@@ -31,6 +41,7 @@ def show(runs: Sequence[Run[list[ScopeResult]]]) -> Shown:
         scope_cells,
         ["Mean ± standard deviation over SAE seeds. Chance: the same maps on two different images."],
     )
+    table.instead = explain_unscored([scope for run in runs for scope in run.found])
     panels = {run.label: run.found for run in runs}
     return Shown([table], {"cds_histograms": lambda: draw_cds_histograms(panels)})
 

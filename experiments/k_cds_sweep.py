@@ -26,6 +26,7 @@ from infoscope.experiments import (
     Experiment,
     Run,
     Shown,
+    explain_unscored,
     is_swept,
     join_removal,
     main,
@@ -87,6 +88,7 @@ def show(runs: Sequence[Run[Found]]) -> Shown:
             " of the features that fire."
         ],
     )
+    table.instead = explain_unscored([scope for run in runs for scope in run.found[0]])
     curves = {
         of[0].label.replace(f"k_CDS {of[0].config.scope.k_cds}, ", ""): {
             run.config.scope.k_cds: compared[id(run.found)] for run in of

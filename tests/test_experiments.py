@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from matplotlib.figure import Figure
+from report_samples import make_scope_result, make_unscored_result
 
 from experiment_samples import FOLDER, load_experiment, read_rows
 from infoscope import experiments
@@ -17,6 +18,7 @@ from infoscope.experiments import Experiment, Shown, main, sweep
 from infoscope.experiments import runs as runs_module
 from infoscope.experiments.sweep import add_defaults, share_ranks
 from infoscope.pipeline import Pipeline
+from infoscope.report.inputs import ScopeResult
 from infoscope.report.paper import PAPER_ACTIVATION
 from infoscope.report.tables import Column, Part, Table, join_tables
 from infoscope.report.variants import Result
@@ -238,6 +240,23 @@ def test_the_papers_ratios_are_those_of_its_activations() -> None:
     high, low = (PAPER_ACTIVATION["clip_b16"][name] for name in ("high", "low"))
     assert high.on_outlier / high.on_normal == pytest.approx(50.3, abs=0.05)
     assert low.on_outlier / low.on_normal == pytest.approx(0.33, abs=0.005)
+
+
+@pytest.mark.parametrize("name", ["cds_histograms", "k_cds_sweep"])
+def test_scores_that_do_not_exist_are_one_sentence(name: str, tmp_path: Path) -> None:
+    unscored, scored = make_unscored_result(), make_scope_result(n_latents=10)
+    config = sweep.compose(make_overrides(tmp_path))
+    facts = {"model": "m", "layer": 1, "k_cds": 2}
+
+    def show(*scopes: ScopeResult) -> Table:
+        found = [([scope], []) if name == "k_cds_sweep" else [scope] for scope in scopes]
+        runs = [experiments.Run(config, f"run {place}", facts, one) for place, one in enumerate(found)]
+        return load_experiment(name).show(runs).tables[0]
+
+    page = show(unscored).to_markdown().splitlines()
+    assert len(page) == 3
+    assert page[2].startswith(f"No feature is scored: none of {len(unscored.cds):,} fires")
+    assert len(show(unscored, scored).text_rows(show(unscored, scored).sections[0])) == 2
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+import numpy as np
 from matplotlib.figure import Figure
 
 from infoscope.config import Config, to_tree
@@ -109,6 +110,17 @@ def scope_cells(scopes: Sequence[ScopeResult]) -> list[Value]:
         return compute_stat(value if isinstance(value, int | float) else None for value in values)
 
     return [read(column.key) for column in SCOPE_COLUMNS]
+
+
+def explain_unscored(scopes: Sequence[ScopeResult]) -> str:
+    """Return what stands in place of a table on scores where no feature has one; empty where any has."""
+    if any(np.isfinite(scope.cds).any() for scope in scopes):
+        return ""
+    n_latents = sum(len(scope.cds) for scope in scopes)
+    return (
+        f"No feature is scored: none of {n_latents:,} fires on both crops of half of the pictures that excite it most,"
+        " so there is no CDS to show. More training images or a smaller scope.k_cds may help."
+    )
 
 
 def make_run_table(

@@ -301,7 +301,10 @@ def _describe_pair(pairs: Sequence[tuple[float, float]]) -> str:
 def _describe_layers(tokens: TokenOutliers) -> str:
     with_mode = [str(i) for i, summary in enumerate(tokens.by_layer) if summary.has_outlier_mode]
     if not with_mode:
-        return f"After none of the {len(tokens.by_layer)} blocks do outliers form a mode of their own."
+        found = [f"{one.n_outliers:,} of {one.n_tokens:,} after block {i}" for i, one in enumerate(tokens.by_layer)]
+        tails = [text for text in found if not text.startswith("0 ")]
+        tail = f": tokens above the threshold of their block are {', '.join(tails)}" if tails else ""
+        return f"After none of the {len(tokens.by_layer)} blocks do outliers form a mode of their own{tail}."
     blocks = "block" if len(with_mode) == 1 else "blocks"
     return f"Outliers form a mode of their own after {blocks} {', '.join(with_mode)} of 0..{len(tokens.by_layer) - 1}."
 
