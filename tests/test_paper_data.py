@@ -72,7 +72,9 @@ def test_every_task_reads_its_own_data(tmp_path: Path, roots: list[str], monkeyp
     monkeypatch.setattr(figure_style, "DPI", 30)
     made = run_tiny(tmp_path / "out", *SMALL, *roots)
     assert made.files is not None
-    original = json.loads(made.files.summary.read_text())["removal"][0]
+    summary = json.loads(made.files.summary.read_text())
+    assert "GELU, mean [0.5,0.5,0.5], std [0.25,0.25,0.25] (by open_clip_config.json)" in summary["context"]["model"]
+    original = summary["removal"][0]
     assert original["role"] == "original"
     assert all(original[name] is not None for name in ("top1_patch_mean", "top1_cls_final", "miou", "depth_rmse_m"))
     assert len(made.names("built", "tokens")) == 6  # two splits of three data sets
@@ -162,6 +164,8 @@ ROOTS = ("probe_data.segmentation.root=a", "probe_data.depth.root=n")
         (("model=clip_b32",), None),
         (("model.quick_gelu=false",), None),
         (("model.pretrained=random",), None),
+        (("model.pretrained=laion2b_s34b_b88k",), None),
+        (("model.pretrained=metaclip_400m",), None),  # QuickGELU too
         (("data.max_train=1000",), None),
         (("probe_data.depth.max_test=5",), None),
         (("data.subset=true",), None),

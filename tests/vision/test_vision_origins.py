@@ -191,7 +191,8 @@ class TestFiles:
 
     def test_the_command_line_and_python_make_the_same_model(self, file):
         images = make_images(2)
-        for options in ({"origin": "openai"}, {"quick_gelu": True}, {"quick_gelu": False}, {"origin": "laion400m_e32"}):
+        answers: list[dict[str, Any]] = [{"quick_gelu": True}, {"quick_gelu": False}]
+        for options in ({"origin": "openai"}, {"origin": "laion400m_e32"}, *answers):
             ours = [f"model.{name}={str(value).lower()}" for name, value in options.items()]
             config = compose(["model=clip_b16", f"model.pretrained={file}", *ours]).model
             backbone, same = load_backbone(f"ViT-B-16:{file}", **options), load_backbone(config)
@@ -215,6 +216,18 @@ class TestFiles:
         assert not source.facts.is_contradicted
         assert "(by model.origin=openai, for the file does not say)" in source.facts.words
         assert is_of_origin(config, "openai")
+
+    def test_the_folder_of_a_file_without_a_name_of_its_own_speaks_for_it(self, file):
+        folder = file.with_name("CLIP-ViT-B-16-DataComp.L-s1B-b8K")
+        folder.mkdir()
+        refuse(
+            load_preset("clip_b16", pretrained=str(file.rename(folder / "open_clip_pytorch_model.bin"))),
+            "its name speaks of datacomp",
+        )
+
+    def test_an_origin_of_what_is_no_file_is_refused_in_python(self):
+        with pytest.raises(InputError, match=r"^origin says whose weights a file holds, but openai is a tag"):
+            load_backbone("ViT-B-16:openai", origin="laion400m_e31")
 
     def test_another_origin_answers_everything_at_once(self, file):
         config = load_preset("clip_l14", pretrained=str(file), origin="laion2b_s32b_b82k")

@@ -28,11 +28,12 @@ from infoscope.vision.cls_attention import attend_for_cls
 from infoscope.vision.config import ModelConfig, ModelKind
 from infoscope.vision.origins import Facts
 from infoscope.vision.planted import make_context_free, make_planted_registers
+from infoscope.vision.preprocessing import check_preprocessing
 from infoscope.vision.sources import find_source
 from infoscope.vision.timm_backbone import TimmBackbone, check_tower
 from infoscope.vision.timm_weights import fetch_timm_tag, find_timm_source, load_timm_weights, make_trunk
 from infoscope.vision.weight_files import get_first_line
-from infoscope.vision.weights import Loaded, fetch_tag, load_tag_weights, load_weights
+from infoscope.vision.weights import Loaded, fetch_tag, find_local_file, load_tag_weights, load_weights
 
 LOG = logging.getLogger("infoscope")
 TIMM_PREFIX = "timm:"
@@ -134,8 +135,10 @@ def load_backbone(
             network and no cached weights, a tower that is not a plain vision transformer, or a file that does not say
             with which activation, mean or std it was trained.
     """
-    given = {"origin": origin, "quick_gelu": quick_gelu, "mean": mean, "std": std}
-    given |= {"weights_key": weights_key, "image_px": image_px, "precision": precision, "seed": seed}
+    given = {"origin": origin, "quick_gelu": quick_gelu, "weights_key": weights_key}
+    given |= {"image_px": image_px, "precision": precision, "seed": seed}
+    if mean is not None or std is not None:
+        given |= check_preprocessing(mean, std, "")._asdict()
     options = convert_all(ModelConfig, {name: value for name, value in given.items() if value is not None})
     show = choose_display(progress)
     if isinstance(config, ModelConfig):
@@ -195,6 +198,8 @@ def _read_short_form(text: str, options: dict[str, Any]) -> ModelConfig:
             f'Expected "scenes_clip", "local-dir:<folder>" or "<arch>:<weights>", such as "ViT-B-16:openai" or'
             f' "{TIMM_PREFIX}vit_base_patch14_dinov2:lvd142m", got {text!r}.'
         )
+    if "origin" in options and pretrained != "random" and find_local_file(pretrained) is None:
+        raise InputError(f"origin says whose weights a file holds, but {pretrained} is a tag: leave it out.")
     return ModelConfig(Path(arch).name, kind=kind, arch=arch, pretrained=pretrained, **options)
 
 

@@ -40,8 +40,7 @@ def check_preprocessing(mean: Any, std: Any, place: str) -> Preprocessing:
     """
     given = {name: value for name, value in (("mean", mean), ("std", std)) if value is not None}
     numbers = {name: _read_numbers(value, place + name) for name, value in given.items()}
-    for name, value in numbers.items():
-        _check_scale(name, value, place)
+    _check_scale(numbers, place)
     if len(numbers) < 2:
         have, lacks = ("mean", "std") if "mean" in numbers else ("std", "mean")
         raise InputError(f"{place}{have} comes without {place}{lacks}: they belong together, give both or neither.")
@@ -74,17 +73,20 @@ def _read_numbers(value: Any, name: str) -> tuple[float, ...]:
     return numbers
 
 
-def _check_scale(name: str, values: tuple[float, ...], place: str) -> None:
-    if _is_on_scale(name, values):
+def _check_scale(numbers: dict[str, tuple[float, ...]], place: str) -> None:
+    off = {name: values for name, values in numbers.items() if not _is_on_scale(name, values)}
+    if not off:
         return
     advice = ""
     for factor, words in ((1 / 255, "on the scale 0..255: divide by 255"), (255, "divided by 255 twice: multiply")):
-        other = tuple(value * factor for value in values)
-        if _is_on_scale(name, other) and min(other) >= SMALLEST:
-            advice = f"; they look {words}, {place}{name}={show_numbers(other)}"
+        others = {name: tuple(value * factor for value in values) for name, values in off.items()}
+        if all(_is_on_scale(name, other) and min(other) >= SMALLEST for name, other in others.items()):
+            given = " ".join(f"{place}{name}={show_numbers(other)}" for name, other in others.items())
+            advice = f"; they look {words}, {given}"
             break
-    words = "in 0..1" if name == "mean" else f"in {SMALLEST}..1"
-    raise InputError(f"Expected {place}{name} to be {words} ({SCALE}), got {show_numbers(values)}{advice}.")
+    expected = {"mean": "in 0..1", "std": f"in {SMALLEST}..1"}
+    wrong = [f"{place}{name} to be {expected[name]}, got {show_numbers(values)}" for name, values in off.items()]
+    raise InputError(f"Expected {', and '.join(wrong)} ({SCALE}){advice}.")
 
 
 def _is_on_scale(name: str, values: tuple[float, ...]) -> bool:

@@ -148,8 +148,8 @@ def _find_place(config: ModelConfig, trained_folder: Path | None) -> tuple[Path 
     for name, value in (("arch", config.arch or ""), ("pretrained", pretrained)):
         if value.startswith("hf-hub:") or (name == "arch" and ":" in value):
             raise InputError(
-                f"model.{name}={value} is not read: give a tag of open_clip's (model.arch=ViT-B-16"
-                " model.pretrained=openai), or download the repository and give model.pretrained=local-dir:<folder>."
+                f"model.{name}={value} is not read: give an architecture and a tag of open_clip's, or download the"
+                " repository and give model.pretrained=local-dir:<folder>."
             )
     if pretrained == "random":
         return (SHIPPED_FOLDER, None) if config.arch is None else (None, None)
