@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,14 +15,16 @@ from infoscope.data.images import iterate_images
 from infoscope.data.pictures import Pictures
 from infoscope.errors import InputError
 from infoscope.predictions.inputs import PredictInputs
-from infoscope.probes.inputs import ProbeInputs
+from infoscope.probes.inputs import ProbeData, ProbeInputs
 from infoscope.sae.activations import ReLU, TopK
 from infoscope.sae.checkpoint import load_sae, save_sae
 from infoscope.sae.config import SAEConfig, TokenChoice
 from infoscope.sae.model import SparseAutoencoder
-from infoscope.sae.origin import Origin, check_edits, check_has_maps, choose_layer
+from infoscope.sae.origin import Origin, check_edits, check_has_maps, check_tokens, choose_layer
 from infoscope.sae.train import train_sae
 from infoscope.scope.config import ScopeConfig, StabilityConfig
+from infoscope.scope.confounds import compute_confounds
+from infoscope.scope.group_activation import compute_group_activation
 from infoscope.scope.ranking import rank_images
 from infoscope.scope.rescoring import ScoredSAE, compute_stability
 from infoscope.scope.scoring import score_latents
@@ -160,11 +163,12 @@ def test_every_door_refuses_another_layer(
     ranking = rank_images(sae, tokens.batches(6), 2)
     scores = score_latents(backbone, sae, pictures, ranking, config)
     scored = [ScoredSAE(0, sae, ranking, scores, None)]
+    data: Any = ProbeData(tokens, pictures)  # pyright: ignore[reportArgumentType]
     backbone.n_images_encoded = 0
     doors = [
         lambda: score_latents(backbone, sae, pictures, ranking, config, layer=1),
         lambda: compute_stability(backbone, scored, pictures, None, config, StabilityConfig(), layer=1),
-        lambda: ProbeInputs(sae, None, None, backbone, layer=1),  # pyright: ignore[reportArgumentType]
+        lambda: ProbeInputs(sae, data, data, backbone, layer=1),
         lambda: PredictInputs(sae, tokens, backbone, layer=1),
     ]
     for door in doors:
@@ -178,12 +182,40 @@ def test_every_door_refuses_another_layer(
         score_latents(backbone, make_sae(128), pictures, ranking, config, layer=2)
 
 
+def test_tokens_of_another_layer_or_backbone_are_refused(
+    sae: SparseAutoencoder, backbone: Backbone, pictures: Pictures, tokens: TokenCache, tmp_path: Path
+) -> None:
+    def read(rows: np.ndarray, n: int) -> Any:
+        return iterate_images(pictures, backbone.image_px, n, rows)
+
+    earlier = extract_tokens(backbone, read, len(pictures), 1, tmp_path)
+    foreign = SimpleNamespace(meta={**tokens.meta, "backbone": {**backbone.fingerprint, "weights": "random:1"}})
+    check_tokens(sae, tokens, object(), SimpleNamespace(meta={"layer": LAYER}))
+    check_tokens(make_sae(128), earlier)
+    with pytest.raises(InputError, match=r"given: weights sha256:\w{12}\.\.\., given random:1"):
+        check_tokens(sae, foreign)
+    data: Any = ProbeData(earlier, pictures)  # pyright: ignore[reportArgumentType]
+    groups = {"all": np.ones(128, dtype=bool)}
+    doors = [
+        lambda: compute_confounds(sae, earlier, pictures),
+        lambda: compute_group_activation(sae, earlier, groups, 1.0),
+        lambda: ProbeInputs(sae, data, data),
+        lambda: PredictInputs(sae, earlier, backbone),
+    ]
+    for door in doors:
+        with pytest.raises(InputError, match="other tokens than those given: block 2, given block 1"):
+            door()
+    ProbeInputs(sae, data, data, check_origin=False)
+
+
 def test_tokens_that_were_not_trained_on_are_not_read() -> None:
     cls, patch, every = (
         make_sae(4, Origin(tokens=choice)) for choice in (TokenChoice.cls, TokenChoice.patch, TokenChoice.all)
     )
     with pytest.raises(InputError, match="SAE of CLS tokens has no activation maps"):
         check_has_maps(cls)
+    with pytest.raises(InputError, match="SAE of CLS tokens has no activation maps"):
+        rank_images(cls, [(torch.arange(2), torch.zeros(2, 9, 4))], 2)
     for sae, edits in ((cls, (False, True)), (patch, (True, False)), (every, (True, True))):
         check_has_maps(sae) if sae is not cls else None
         check_edits(sae, *edits)

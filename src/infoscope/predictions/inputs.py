@@ -13,7 +13,7 @@ from torch import Tensor
 from infoscope.errors import InputError
 from infoscope.sae.edit import EditMode, GroupEditor
 from infoscope.sae.model import SparseAutoencoder
-from infoscope.sae.origin import check_edits, choose_layer
+from infoscope.sae.origin import check_edits, check_tokens, choose_layer
 from infoscope.vision.backbone import Backbone, Tokens
 from infoscope.vision.token_source import TokenSource
 
@@ -46,6 +46,8 @@ class PredictInputs:
         check_predictions(self.backbone, self.layer)
         check_edits(self.sae, self.edits_patches, self.edits_prefix)
         choose_layer(self.sae, self.backbone, self.layer, self.check_origin)
+        if self.check_origin:
+            check_tokens(self.sae, self.tokens)
         assert self.edits_patches or self.edits_prefix, "an SAE is trained on some tokens"
 
     @property

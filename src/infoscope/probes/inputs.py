@@ -13,7 +13,7 @@ from jaxtyping import Int
 from infoscope.data.images import LabelledImages
 from infoscope.errors import InputError
 from infoscope.sae.model import SparseAutoencoder
-from infoscope.sae.origin import check_edits, choose_layer
+from infoscope.sae.origin import check_edits, check_tokens, choose_layer
 from infoscope.vision.backbone import Backbone
 from infoscope.vision.token_source import TokenSource
 
@@ -62,6 +62,8 @@ class ProbeInputs:
         check_edits(self.sae, self.edits_patches, self.edits_prefix)
         if self.backbone is not None:
             choose_layer(self.sae, self.backbone, self.layer, self.check_origin)
+        if self.check_origin:
+            check_tokens(self.sae, self.train.tokens, self.test.tokens)
 
     @property
     def device(self) -> torch.device:

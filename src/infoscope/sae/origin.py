@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _HARMLESS = {"precision"}
 """Parts of a fingerprint that move tokens by rounding alone."""
-_LABELS = {"model_cfg": "settings of the architecture such as quick_gelu", "arch": "architecture", "kind": "family"}
+_LABELS = {"arch": "architecture", "kind": "family"}
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,17 @@ class Origin:
             InputError: if the block does not exist.
         """
         return cls(backbone.check_layer(layer), backbone.fingerprint, backbone.image_px, tokens)
+
+    @classmethod
+    def of_tokens(cls, facts: object, tokens: TokenChoice | None = None) -> Origin:
+        """Return the origin of an SAE that is trained on some tokens, as far as these know their own.
+
+        Args:
+            facts: a `TokenSource`; those of one's own name nothing, caches of an earlier infoscope no backbone.
+        """
+        meta: dict[str, Any] = getattr(facts, "meta", {})
+        image_px = meta["grid"] * meta["patch_px"] if {"grid", "patch_px"} <= meta.keys() else None
+        return cls(meta.get("layer"), meta.get("backbone", {}), image_px, tokens)
 
 
 def choose_layer(
@@ -89,6 +100,23 @@ def choose_layer(
     return chosen
 
 
+def check_tokens(sae: SparseAutoencoder, *sources: object) -> None:
+    """Refuse tokens of another layer or backbone than the SAE was trained on, as far as both are known.
+
+    Raises:
+        InputError: if there are such tokens.
+    """
+    for given in map(Origin.of_tokens, sources):
+        layers = [layer for layer in (sae.origin.layer, given.layer) if layer is not None and layer >= 0]
+        different = [f"block {layers[0]}, given block {layers[1]}"] if len(set(layers)) > 1 else []
+        different += _find_differences(sae.origin, given)
+        if different:
+            raise InputError(
+                f"This SAE was trained on other tokens than those given: {'; '.join(different)}. Give those of its"
+                " layer and backbone."
+            )
+
+
 def check_has_maps(sae: SparseAutoencoder) -> None:
     """Refuse an SAE whose features have no place in the picture.
 
@@ -119,7 +147,8 @@ def check_edits(sae: SparseAutoencoder, edits_patches: bool, edits_prefix: bool)
 
 def _find_differences(trained: Origin, given: Origin) -> Iterator[str]:
     """Yield what of a backbone, its layer aside, is not as an SAE was trained on, in words."""
-    if trained.image_px not in (None, given.image_px):
+    is_known = None not in (trained.image_px, given.image_px)
+    if is_known and trained.image_px != given.image_px:
         yield f"images of {trained.image_px} px, given {given.image_px} px"
     then, now = (json.loads(json.dumps(origin.backbone)) for origin in (trained, given))  # tuples become lists
     if not then or not now:
@@ -128,10 +157,12 @@ def _find_differences(trained: Origin, given: Origin) -> Iterator[str]:
     if "kind" in names:
         names = ["kind"]  # families share no other part
     for name in names:
-        if name == "model_cfg":  # a hash says nothing to people
-            if trained.image_px in (None, given.image_px):
-                yield f"other {_LABELS[name]}"
-        else:
+        if name == "model_cfg":  # a hash, which says nothing to people
+            if trained.image_px == given.image_px:
+                yield "other settings of the architecture such as quick_gelu"
+            elif not is_known:
+                yield "other architecture, image size or quick_gelu"
+        elif name != "image_px" or not is_known:
             yield f"{_LABELS.get(name, name)} {_shorten(then.get(name))}, given {_shorten(now.get(name))}"
 
 

@@ -88,14 +88,8 @@ def train_sae(
         )
         checkpoint.fit(trainer, module, datamodule=TokenData(training, config, seed))
     sae = module.sae.cpu().eval()
-    sae.origin = _find_origin(tokens, config)
+    sae.origin = Origin.of_tokens(tokens, config.tokens)
     return sae, _by_main(lambda: compute_sae_metrics(sae, evaluation.iterate(config.batch_tokens, config.eval_tokens)))
-
-
-def _find_origin(tokens: TokenCache | LiveTokens, config: SAEConfig) -> Origin:
-    meta = getattr(tokens, "meta", {})  # tokens of one's own name nothing, caches of an earlier infoscope no backbone
-    image_px = meta["grid"] * meta["patch_px"] if meta else None
-    return Origin(meta.get("layer"), meta.get("backbone", {}), image_px, config.tokens)
 
 
 def _by_main(compute: Callable[[], Value]) -> Value:

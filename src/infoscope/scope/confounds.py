@@ -34,6 +34,7 @@ from infoscope.data.scene_factors import GLOBAL_FACTORS
 from infoscope.errors import InputError
 from infoscope.resume import Part, compute_parts, cut_images
 from infoscope.sae.model import SparseAutoencoder
+from infoscope.sae.origin import check_tokens
 from infoscope.scope.confound_meters import (
     IGNORE_LABEL,
     FactorMeter,
@@ -192,8 +193,9 @@ def compute_confounds(
         progress_folder: see `compute_parts`.
 
     Raises:
-        InputError: if there are no images, or `k_top` is below 1.
+        InputError: if there are no images, `k_top` is below 1, or the SAE was trained on other tokens.
     """
+    check_tokens(sae, tokens)
     if len(tokens) == 0:
         raise InputError("Expected images to measure the latents on, got none: check the data set and its split.")
     parts, device = cut_images(len(tokens)), sae.W_enc.device

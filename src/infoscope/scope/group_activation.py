@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Int
 
 from infoscope.resume import Part, compute_parts, cut_images
 from infoscope.sae.model import SparseAutoencoder, sum_decoder_rows
+from infoscope.sae.origin import check_tokens
 from infoscope.scope.emd import ProgressHook
 from infoscope.vision.token_source import TokenSource
 
@@ -81,7 +82,11 @@ def compute_group_activation(
         threshold: tokens of a greater raw norm are outliers.
         progress: called with (row up to which images are encoded, all images).
         progress_folder: see `compute_parts`.
+
+    Raises:
+        InputError: if the SAE was trained on other tokens.
     """
+    check_tokens(sae, tokens)
     device = sae.W_enc.device
     everyone = np.ones(sae.d_sae, dtype=bool)
     members = torch.from_numpy(np.stack([*groups.values(), everyone], axis=1)).to(device, torch.float32)

@@ -17,6 +17,7 @@ from infoscope.data.images import ImageSet, iterate_images
 from infoscope.errors import InputError
 from infoscope.resume import Part, compute_parts, cut_images
 from infoscope.sae.model import SparseAutoencoder
+from infoscope.sae.origin import check_has_maps
 from infoscope.scope.config import RankBy
 from infoscope.vision.backbone import Backbone
 
@@ -276,8 +277,9 @@ def rank_images(
         progress: called with the number of images ranked so far.
 
     Raises:
-        InputError: if there are no images, or `k_max` is below 1.
+        InputError: if there are no images, `k_max` is below 1, or the SAE was trained on CLS alone.
     """
+    check_has_maps(sae)
     running = _Running(sae.d_sae, k_max, sae.W_enc.device)
     for n_images in running.rank(sae, token_batches, rank_by):
         if progress is not None:
@@ -306,6 +308,7 @@ def rank_in_parts(
     Raises:
         InputError: as `rank_images`.
     """
+    check_has_maps(sae)
     parts, device = cut_images(n_rows), sae.W_enc.device
     known = TopImages(sae.d_sae, k_max, device)  # of the parts that this process ranked: a floor for the next ones
 
