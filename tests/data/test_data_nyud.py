@@ -214,6 +214,9 @@ class TestMat:
         with h5py.File(file, "w") as stored:  # axes as in numpy
             stored["images"], stored["depths"] = IMAGES[:, ::16, ::16], FILLED[:, ::16, ::16]
         refuse(mat, "[n, 3, width, height]", "[5, 30, 40, 3]")
+        with h5py.File(file, "w") as stored:  # and turned: every picture would lie on its side
+            stored["images"], stored["depths"] = IMAGES[:, ::16, ::16].transpose(0, 3, 1, 2), FILLED[:, ::16, ::16]
+        refuse(mat, "[n, 3, width, height]", "[5, 3, 30, 40]", split="train")
 
     def test_splits(self, mat):
         savemat(mat / "splits.mat", {"testNdxs": np.array([[1], [1449]])})

@@ -56,7 +56,7 @@ def _list_images(root: Path) -> tuple[list[str], LeftOut]:
         folder = unread.pop()
         real = (root / folder).resolve()
         if real in seen:
-            left_out.add("links back to a folder that was read", folder)
+            left_out.add("folders met before by another path", folder)
             continue
         seen.add(real)
         subfolders: list[str] = []

@@ -254,7 +254,8 @@ class _MatFile:
                 )
         images, depth = shapes["images"], shapes[self.depth_kind]
         n_images, *size = images[0][:1] + images[0][2:]
-        if images != ((n_images, 3, *size), "uint8") or depth[0] != (n_images, *size) or len(size) != 2:
+        is_turned = size != sorted(size, reverse=True)  # its pictures are wide: here are the axes of numpy
+        if images != ((n_images, 3, *size), "uint8") or depth[0] != (n_images, *size) or len(size) != 2 or is_turned:
             raise InputError(
                 f"Expected images uint8 [n, 3, width, height] and {self.depth_kind} [n, width, height] in {self.file},"
                 f" got {images[1]} {list(images[0])} and {list(depth[0])}: take {_MAT}."
