@@ -67,7 +67,6 @@ def test_an_index_out_of_range_is_a_broken_invariant():
 
 
 @pytest.mark.parametrize("n_workers", [0, min(2, os.cpu_count() or 1)])
-@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # torch, where there is one core
 class TestUnreadableImages:
     def test_skip_leaves_them_out_and_lists_them(self, n_workers):
         image_set = Numbered(11, broken=(0, 4, 5, 6, 7, 9))

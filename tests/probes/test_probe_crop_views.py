@@ -23,8 +23,9 @@ from infoscope.data.images import ImageSet, LabelledImages, Truth
 from infoscope.data.nyud import BTS_CROP, NYUd
 from infoscope.data.scene_set import SceneSet, save_scenes
 from infoscope.errors import InputError
+from infoscope.helpers import map_ahead
 from infoscope.probes.config import CropConfig, DenseSchedule, ProbeConfig, Task
-from infoscope.probes.crop_views import CropViews, read_ahead
+from infoscope.probes.crop_views import CropViews
 from infoscope.probes.dense import DenseProbes, make_dense_views
 from infoscope.probes.dense_images import WholeImages
 from infoscope.probes.dense_views import Part, compute_standardisation
@@ -206,7 +207,7 @@ def test_a_crop_that_is_the_whole_image_is_the_whole_image(scenes, task):
 def test_steps_are_functions_of_seed_and_step_however_many_read_them(pictures):
     config = make_config(tasks=[Task.segmentation], segmentation_crops=make_crops(), n_pixels_per_image=50)
     (views,) = open_views(make_inputs(*pictures), config)
-    alone, ahead = (list(read_ahead(views.steps, range(5), n_workers)) for n_workers in (0, 2))
+    alone, ahead = (list(map_ahead(views.steps.__getitem__, range(5), n_workers, "")) for n_workers in (0, 2))
     for step, (one, other) in enumerate(zip(alone, ahead, strict=True)):
         again = views.steps[step]
         for part, same, anew in zip(one, other, again, strict=True):
@@ -282,7 +283,7 @@ def test_a_map_of_another_size_is_refused_wherever_it_is_read(pictures, n_worker
     config = make_config(tasks=[Task.segmentation], segmentation_crops=make_crops())
     (views,) = open_views(make_inputs(*pictures), config)
     with pytest.raises(InputError, match=r"label map of picture \d+ at the size of its image, 70x70, got \d+x\d+"):
-        list(read_ahead(views.steps, range(2), n_workers))
+        list(map_ahead(views.steps.__getitem__, range(2), n_workers, ""))
 
 
 def test_crops_need_a_backbone_and_photographs(pictures, scenes):
@@ -295,7 +296,7 @@ def test_crops_need_a_backbone_and_photographs(pictures, scenes):
 
     (views,) = open_views(make_inputs(Squares([(50, 50)] * 5), pictures[1]), config)
     with pytest.raises(InputError, match="Squares does not give: probe whole images"):
-        list(read_ahead(views.steps, range(1), 1))
+        list(map_ahead(views.steps.__getitem__, range(1), 1, ""))
 
 
 # -- the backbone at the size of crops ---------------------------------------------------------------------------------

@@ -138,10 +138,9 @@ class TestBatches:
         assert (len(whole), len(rest)) == (CONFIG.n_steps, 3)
         assert all(torch.equal(a, b) for x, y in zip(whole[27:], rest, strict=True) for a, b in zip(x, y, strict=True))
 
-    @quiet
-    def test_workers_take_turns(self):
+    def test_helpers_take_turns(self):
         batches = make_batches(make_images(), first_step=20)
-        loaded = list(torch.utils.data.DataLoader(batches, batch_size=None, num_workers=2))
+        loaded = list(CaptionedBatches(batches.scenes, batches.tokenizer, batches.config, 20, n_helpers=2))
         assert len(loaded) == 10
         assert all(torch.equal(a, b) for x, y in zip(loaded, batches, strict=True) for a, b in zip(x, y, strict=True))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from enum import Enum
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,12 +13,12 @@ import torch
 from jaxtyping import Float32, Int64, UInt8
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from infoscope.data.config import RAISE, SKIP, OnError, Resize
 from infoscope.data.depth_units import DepthCounts
 from infoscope.data.left_out import LeftOut
 from infoscope.errors import InputError
+from infoscope.helpers import map_ahead
 
 CHECK_PX = 32
 """Side to which images are resized when they are only checked."""
@@ -252,16 +253,9 @@ def iterate_images(
     assert batch_size >= 1, batch_size
     assert index.size == 0 or (index.min() >= 0 and index.max() < len(image_set)), "index out of range"
     chunks = [index[start : start + batch_size] for start in range(0, len(index), batch_size)]
-    batches = _Batches(image_set, size_px, chunks)
-    loader = DataLoader(
-        batches,
-        batch_size=None,
-        num_workers=min(n_workers, len(chunks)),
-        collate_fn=_identity,
-        generator=torch.Generator(),  # else each pass would draw from the global one
-    )
+    read = partial(_read_batch, image_set, size_px)
     n_read = 0
-    for batch, errors in loader:
+    for batch, errors in map_ahead(read, chunks, n_workers, "set data.n_workers=0"):
         if errors and on_error is not SKIP:
             raise next(iter(errors.values()))
         image_set.skipped.update({name: error.reason for name, error in errors.items()})
@@ -276,28 +270,17 @@ def iterate_images(
         )
 
 
-class _Batches(Dataset):
-    """Whole batches as items, each with the errors met: errors travel as values, so that workers can report them."""
-
-    def __init__(self, image_set: ImageSet, size_px: int, chunks: list[np.ndarray]) -> None:
-        self.image_set, self.size_px, self.chunks = image_set, size_px, chunks
-
-    def __len__(self) -> int:
-        return len(self.chunks)
-
-    def __getitem__(self, number: int) -> tuple[ImageBatch, dict[str, ImageError]]:
-        chunk = self.chunks[number]
-        images = np.empty((len(chunk), self.size_px, self.size_px, 3), np.uint8)
-        read, errors = [], {}
-        for i in chunk.tolist():
-            try:
-                images[len(read)] = self.image_set.load(i, self.size_px)
-                read.append(i)
-            except ImageError as error:
-                errors[self.image_set.image_ids[i]] = error
-        pixels = torch.from_numpy(images[: len(read)]).permute(0, 3, 1, 2).contiguous()
-        return ImageBatch(torch.tensor(read, dtype=torch.int64), pixels), errors
-
-
-def _identity(item: Any) -> Any:
-    return item
+def _read_batch(
+    image_set: ImageSet, size_px: int, chunk: Int64[np.ndarray, " n"]
+) -> tuple[ImageBatch, dict[str, ImageError]]:
+    """Return the images that can be read, and the errors of the others."""
+    images = np.empty((len(chunk), size_px, size_px, 3), np.uint8)
+    read, errors = [], {}
+    for i in chunk.tolist():
+        try:
+            images[len(read)] = image_set.load(i, size_px)
+            read.append(i)
+        except ImageError as error:
+            errors[image_set.image_ids[i]] = error
+    pixels = torch.from_numpy(images[: len(read)]).permute(0, 3, 1, 2).contiguous()
+    return ImageBatch(torch.tensor(read, dtype=torch.int64), pixels), errors

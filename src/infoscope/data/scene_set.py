@@ -7,13 +7,10 @@ A folder holds `images.npy` uint8 [n, S, S, 3], `label_maps.npy` uint8 [n, S, S]
 from __future__ import annotations
 
 import json
-import signal
 from collections.abc import Callable, Generator
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import asdict
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -25,6 +22,7 @@ from infoscope.data.images import LabelledImages, Truth
 from infoscope.data.scene_factors import Factors, SceneObject
 from infoscope.data.scenes import Scene
 from infoscope.errors import InputError
+from infoscope.helpers import map_ahead
 
 _SCENES_PER_TASK = 64
 _NEAREST = {
@@ -89,23 +87,13 @@ def save_scenes(
 
 
 def _render(seed: int, split: str, n_images: int, size_px: int, n_workers: int) -> Generator[list[Scene], None, None]:
+    render = partial(_render_part, seed, split, n_images, size_px)
     starts = range(0, n_images, _SCENES_PER_TASK)
-    stops = [min(start + _SCENES_PER_TASK, n_images) for start in starts]
-    render = partial(scenes.render_split_part, seed, split, size_px=size_px)  # its module imports numpy alone
-    n_workers = min(n_workers, len(starts))
-    if n_workers <= 1:
-        yield from map(render, starts, stops)
-        return
-    pool = ProcessPoolExecutor(
-        n_workers,
-        mp_context=get_context("spawn"),
-        initializer=signal.signal,  # Ctrl-C is for the parent to handle
-        initargs=(signal.SIGINT, signal.SIG_IGN),
-    )
-    try:
-        yield from pool.map(render, starts, stops)
-    finally:
-        pool.shutdown(cancel_futures=True)
+    return map_ahead(render, starts, n_workers if n_workers > 1 else 0, "set data.n_workers=1")
+
+
+def _render_part(seed: int, split: str, n_images: int, size_px: int, start: int) -> list[Scene]:
+    return scenes.render_split_part(seed, split, start, min(start + _SCENES_PER_TASK, n_images), size_px=size_px)
 
 
 def _write_header(file: BinaryIO, dtype: np.dtype, shape: tuple[int, ...]) -> None:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int, Shaped, UInt8
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from infoscope.data.images import LabelledImages
 from infoscope.errors import InputError
+from infoscope.helpers import map_ahead
 from infoscope.probes.config import CropConfig, ProbeConfig, Task
 from infoscope.probes.crops import (
     FILL,
@@ -33,6 +34,8 @@ from infoscope.probes.inputs import ProbeInputs, Progress, split_held_out
 from infoscope.probes.pixels import AllPixels, PixelSample, compute_axis_weights
 from infoscope.probes.slices import BYTES, SlicedBatch, divide, encode_in_parts, narrow, select_maps
 
+NO_HELPERS = "set data.n_workers=0"
+"""Where the processes that read ahead fail."""
 WINDOWS_AT_A_TIME = 16
 """That go through the backbone together."""
 
@@ -83,7 +86,7 @@ class CropViews(DenseViews):
 
     def iterate_tokens(self, editor: VariantEditor) -> Iterator[tuple[slice, Float[Tensor, "n_variants n d"]]]:
         n_steps = min(-(-self.crops.n_norm_crops // self.steps.batch_images), self.n_steps)
-        for read in read_ahead(self.steps, range(n_steps), self.inputs.n_workers):
+        for read in map_ahead(self.steps.__getitem__, range(n_steps), self.inputs.n_workers, NO_HELPERS):
             batch = self._make_batch(read, editor)
             for variants, tokens in batch.iterate_tokens(batch.token_bytes):
                 yield variants, tokens.flatten(1, 2)
@@ -128,7 +131,11 @@ class CropViews(DenseViews):
     ) -> Iterator[Prediction]:
         photographs = self.parts[part]
         chosen = range(len(photographs))[images]
-        for image, (windows, truth) in zip(chosen, read_ahead(photographs, chosen, self.inputs.n_workers), strict=True):
+        for image, (windows, truth) in zip(
+            chosen,
+            map_ahead(photographs.__getitem__, chosen, self.inputs.n_workers, NO_HELPERS),
+            strict=True,
+        ):
             seen = torch.from_numpy(truth).to(self.inputs.device)
             for number, values in enumerate(self._predict_image(windows, truth.shape, editor, heads[self.task])):
                 yield Prediction(self.task, number, values, seen)
@@ -172,7 +179,11 @@ class CropBatches:
     def iterate(self, first_step: int = 0) -> Iterator[SlicedBatch]:
         """Yield the batches from a step on."""
         views, steps = self.views, range(first_step, len(self))
-        for step, read in zip(steps, read_ahead(views.steps, steps, views.inputs.n_workers), strict=True):
+        for step, read in zip(
+            steps,
+            map_ahead(views.steps.__getitem__, steps, views.inputs.n_workers, NO_HELPERS),
+            strict=True,
+        ):
             yield views._make_batch(read, self.editor)
             if views.progress:
                 views.progress(f"{views.task.name} on crops", step + 1, len(self))
@@ -250,40 +261,3 @@ class WindowedImages(Dataset):
     def __getitem__(self, i: int) -> tuple[Windows, Shaped[np.ndarray, "height width"]]:
         image, truth = read_photograph(self.images, int(self.index[i]), self.task)
         return cut_windows(image, self.crops, self.window_px, self.fill), truth
-
-
-def read_ahead(items: Dataset, chosen: range, n_workers: int) -> Iterator[Any]:
-    """Yield some items in order, read by worker processes (0: by this one).
-
-    Raises:
-        InputError: the one that reading an item raised, whole, wherever it was read.
-    """
-    loader = DataLoader(
-        _Attempts(items.__getitem__),  # pyright: ignore[reportArgumentType] # indexed by the sampler alone
-        batch_size=None,
-        sampler=chosen,
-        num_workers=min(n_workers, len(chosen)),
-        collate_fn=_identity,
-        generator=torch.Generator(),  # else each pass would draw from the global one
-    )
-    for item in loader:
-        if isinstance(item, InputError):
-            raise item
-        yield item
-
-
-class _Attempts(Dataset):
-    """Items, or the error that reading one raised, as a value: so it comes whole out of a worker process."""
-
-    def __init__(self, read: Callable[[int], Any]) -> None:
-        self.read = read
-
-    def __getitem__(self, number: int) -> Any:
-        try:
-            return self.read(number)
-        except InputError as error:
-            return error
-
-
-def _identity(item: Any) -> Any:
-    return item

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import sys
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from functools import cache
-from multiprocessing.context import BaseContext
 
 import numpy as np
 import ot
@@ -15,6 +11,7 @@ from jaxtyping import Float
 
 from infoscope import world
 from infoscope.errors import InputError
+from infoscope.helpers import map_ahead
 
 CHUNK_PAIRS = 2048
 """Pairs per unit of work. Each pair is solved alone, so neither this nor the number of workers changes a result."""
@@ -51,25 +48,15 @@ def compute_emd(
     """
     chunks = list(_chunks(maps1, maps2))
     n_workers = count_workers(len(maps1), n_workers)
-    if n_workers == 1:
-        solved = map(_emd_of_chunk, *zip(*chunks, strict=True)) if chunks else iter(())
-        return _gather(solved, len(maps1), progress)
-    with ProcessPoolExecutor(n_workers, mp_context=_worker_context()) as pool:
-        return _gather(pool.map(_emd_of_chunk, *zip(*chunks, strict=True)), len(maps1), progress)
+    # A helper runs NumPy and POT's solver on one thread; a fresh interpreter would first import torch and all that.
+    solved = map_ahead(_emd_of_chunk, chunks, n_workers if n_workers > 1 else 0, "set scope.n_workers=1")
+    return _gather(solved, len(maps1), progress)
 
 
 def count_workers(n_pairs: int, n_workers: int) -> int:
     """Return how many of `n_workers` (0: one per core) are worth starting for `n_pairs` pairs; at least 1."""
     n_workers = n_workers or world.count_cores()
     return max(1, min(n_workers, n_pairs // MIN_PAIRS_PER_WORKER))
-
-
-def _worker_context() -> BaseContext:
-    """Fork on Linux, as torch's own data loaders do: a fresh interpreter would first import torch and all that.
-
-    A worker runs NumPy and POT's solver on one thread; it never calls torch, whose threads do not survive the fork.
-    """
-    return multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
 
 
 def normalise_maps(maps: np.ndarray) -> Float[np.ndarray, "n_pairs n_patches"]:
@@ -116,8 +103,9 @@ def _gather(solved: Iterator[np.ndarray], n_pairs: int, progress: ProgressHook |
     return emd
 
 
-def _emd_of_chunk(maps1: np.ndarray, maps2: np.ndarray) -> np.ndarray:
+def _emd_of_chunk(chunk: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
     """Solve a chunk: what is left after cancelling common mass has a closed form, or goes to the solver."""
+    maps1, maps2 = chunk
     cost = patch_distances(maps1.shape[-1])
     weights1, weights2 = normalise_maps(maps1), normalise_maps(maps2)
     # mass that both maps have in a patch need not move: for a metric, cancelling min(a, b) is exact

@@ -16,10 +16,10 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from infoscope import world
 from infoscope.errors import InputError
+from infoscope.helpers import map_ahead
 from infoscope.quiet import quiet_lightning
 from infoscope.training import LastCheckpoint, place_trainer
 from infoscope.vision.config import ContrastiveConfig
@@ -67,28 +67,31 @@ class CaptionedImages(Protocol):
         ...
 
 
-class CaptionedBatches(IterableDataset):
+class CaptionedBatches:
     """Batches of (uint8 images [b, 3, s, s], token ids [b, context]); batch t is a function of (seed, t).
 
     Half of the batches are random crops of side `image_px` (so positions vary as under shifted
     context cropping), half are whole images, to be squashed to that side; every batch is mirrored at random.
-    Loader workers take turns, so the batches come in order whatever their number.
 
     Args:
         first_step: step to begin at, for resumed training.
+        n_helpers: processes that make batches ahead.
     """
 
     def __init__(
-        self, scenes: CaptionedImages, tokenizer: WordTokenizer, config: ContrastiveConfig, first_step: int = 0
+        self,
+        scenes: CaptionedImages,
+        tokenizer: WordTokenizer,
+        config: ContrastiveConfig,
+        first_step: int = 0,
+        n_helpers: int = 0,
     ) -> None:
         self.scenes, self.tokenizer, self.config = scenes, tokenizer, config
-        self.first_step = first_step
+        self.first_step, self.n_helpers = first_step, n_helpers
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        worker = get_worker_info()
-        turn, n_workers = (worker.id, worker.num_workers) if worker else (0, 1)
-        for step in range(self.first_step + turn, self.config.n_steps, n_workers):
-            yield self.batch(step)
+        steps = range(self.first_step, self.config.n_steps)
+        return map_ahead(self.batch, steps, self.n_helpers, "leave it more memory")
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         """Return batch `step`; each epoch is a fresh permutation, its incomplete last batch filled from the next."""
@@ -172,12 +175,6 @@ class ContrastiveModule(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-def make_caption_loader(dataset: CaptionedBatches) -> DataLoader:
-    """Return the loader of ready-made batches, some workers preparing them ahead."""
-    n_workers = min(8, max(1, world.count_cores() // 2))
-    return DataLoader(dataset, batch_size=None, num_workers=n_workers, prefetch_factor=4)
-
-
 def train_clip(
     config: ContrastiveConfig,
     scenes: CaptionedImages,
@@ -207,7 +204,8 @@ def train_clip(
     options = {**place_trainer(), **(trainer_options or {})}
     last = checkpoint.find()
     first_step = torch.load(last, weights_only=True)["global_step"] if last else 0
-    batches = CaptionedBatches(scenes, tokenizer, config, first_step)
+    n_helpers = min(8, max(1, world.count_cores() // 2))
+    batches = CaptionedBatches(scenes, tokenizer, config, first_step, n_helpers)
     with quiet_lightning():
         trainer = L.Trainer(
             max_steps=config.n_steps,
@@ -219,7 +217,7 @@ def train_clip(
             callbacks=[*options.pop("callbacks", []), checkpoint],
             **options,
         )
-        checkpoint.fit(trainer, module, train_dataloaders=make_caption_loader(batches))
+        checkpoint.fit(trainer, module, train_dataloaders=batches)
     save_clip(clip.eval(), model_cfg, words, config, folder)
     return clip
 
