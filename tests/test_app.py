@@ -15,6 +15,7 @@ import pytest
 import yaml
 from hydra.core.global_hydra import GlobalHydra
 
+from app_samples import run_infoscope
 from infoscope import app
 from infoscope.config import Config, Stage, compose, to_tree
 from infoscope.errors import InputError
@@ -328,3 +329,28 @@ def test_the_process_exits_with_the_code(tmp_path: Path):
     assert done.stdout == ""
     assert Result(2, "", done.stderr).sentence().startswith("Unknown model 'clip_b17'")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered", "shell"),
+    [
+        ("stage=re", ["stage=report"], "zsh"),
+        ("stage=re", ["stage=report"], "fish"),
+        ("stage=re", ["stage=report"], "bash"),
+        ("partition.rule=", ["bands", "mass", "null", "otsu", "quantile", "threshold"], "bash"),
+        ("seeds=[0] scope.emd=", ["exact", "sinkhorn"], "bash"),
+        ("trainer.progress=", ["false", "true"], "bash"),
+        ("scope.k_cds=", ["8"], "bash"),
+        ("probe.tasks=", ["[classification,segmentation,depth]"], "bash"),
+        ("scope.k_", ["scope.k_cds=", "scope.k_max="], "bash"),
+        ("model=clip_b", ["model=clip_b16", "model=clip_b32"], "bash"),
+    ],
+)
+def test_completion_offers_what_one_types(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], typed: str, offered: list[str], shell: str
+):
+    monkeypatch.setenv("COMP_LINE", f"infoscope {typed}")
+    monkeypatch.setenv("COMP_POINT", str(len(typed)))
+    assert run_infoscope("-sc", f"query={shell}") == 0
+    key = typed.split()[-1].partition("=")[0]
+    assert capsys.readouterr().out.split() == [one if one.startswith(key) else f"{key}={one}" for one in offered]

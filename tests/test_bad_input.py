@@ -21,7 +21,7 @@ from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from infoscope import app, stages
+from infoscope import app, encoding, stages
 from infoscope.errors import InputError
 from infoscope.failures import EXIT_INPUT
 from infoscope.report import figure_style
@@ -120,10 +120,70 @@ def test_a_wrong_value_is_one_sentence(fail: Fail, overrides: list[str], words: 
     assert mentions(fail(*overrides), *words)
 
 
-def test_a_readout_that_cannot_change_is_refused_before_anything_is_built(tmp_path: Path, fail: Fail) -> None:
-    fail("probe.readouts=[patch_mean,cls_layer]", "stage=probe", folder=tmp_path)
-    fail("probe.target=colour_of_the_sea", folder=tmp_path)
-    assert {name.split("/")[0] for name in find_artifacts(tmp_path)} <= {"scenes"}
+EARLY = [
+    (["stage=score", f"scope.k_cds={N_TRAIN + 1}", "scope.k_max=null"], ["scope.k_cds=41", f"got {N_TRAIN}"]),
+    (["stage=rank", "sae.tokens=cls"], ["CLS tokens", "sae.tokens=patch"]),
+    (["stage=train_sae", "sae.k=33"], ["sae.k in 1..32", "got 33"]),
+    (["stage=train_sae", "sae=matryoshka_prefix", "sae.prefixes=[0.001,1]"], ["sae.prefixes to add latents", "of 32"]),
+    (["stage=score", "scope.shift_patches=11"], ["scope.shift_patches", "got 11", "at most 10"]),
+    (["stage=outliers", "scope.shift_patches=11"], ["scope.shift_patches", "got 11"]),
+    (["stage=train_sae", "model.layer=7"], ["model.layer", "got 7"]),
+    (
+        ["stage=train_sae", *SMALL_CLIP[:1], "model.pretrained=nowhere.safetensors"],
+        ["nowhere.safetensors", "is no file"],
+    ),
+    (
+        ["stage=train_sae", *SMALL_CLIP[:1], "model.pretrained=train_clip", "sae.expansion_factor=1", "sae.k=200"],
+        ["1..128"],
+    ),
+    (["stage=train_sae", "data.n_train=1"], ["at least 2 images", "got 1"]),
+    (["probe.target=colour_of_the_sea"], ["colour_of_the_sea", "class", "light"]),
+    (["probe.readouts=[patch_mean,cls_layer]", "stage=probe"], ["cls_layer", "patch_mean"]),
+    (["stage=probe", "probe.n_train_images=1"], ["two training images", "got 1"]),
+    (
+        ["stage=probe", "probe.depth_crops.crop_px=64", "probe.depth_crops.stride_px=32"],
+        ["64 px", "probe whole images"],
+    ),
+    (["stage=probe", "probe_data.depth={kind: nyud, root: nowhere}"], ["NYU", "nowhere"]),
+    (["stage=probe", "partition=bands", "partition.n_bands=33"], ["partition.n_bands to be at most 32", "got 33"]),
+    (["stage=select", "select.n_kept=[64]"], ["select.n_kept[0] to be at most 32", "got 64"]),
+    (["stage=predict"], ["no text tower", "scenes_clip"]),
+    (["stage=predict", *SMALL_CLIP, "predict.class_names=nowhere.txt"], ["predict.class_names", "nowhere.txt"]),
+    (["stage=predict", *SMALL_CLIP, "predict.target=light"], ["predict.class_names", "light"]),
+    (["stage=score", "trainer.device=cuda"], ["trainer.device=cuda", "cpu"]),
+    (["stage=train_clip", "trainer.device=cuda"], ["trainer.device=cuda", "cpu"]),
+]
+"""What a stage could only say after others had worked, and what must be named."""
+
+
+@pytest.mark.parametrize(("overrides", "words"), EARLY, ids=[" ".join(overrides) for overrides, _ in EARLY])
+def test_what_is_known_beforehand_is_refused_before_anything_is_built(
+    tmp_path: Path, fail: Fail, monkeypatch: pytest.MonkeyPatch, overrides: list[str], words: list[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.chdir(tmp_path)
+    for plan in ("plan=true", "plan=false"):
+        assert mentions(fail(*overrides, plan, folder=tmp_path / "out"), *words)
+    assert not list(tmp_path.glob("out/artifacts/*/*"))
+
+
+def test_every_job_of_a_sweep_is_refused_before_its_first_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    overrides = make_overrides(tmp_path, "stage=score", "scope.shift_patches=11,12")
+    monkeypatch.setattr(sys, "argv", ["infoscope", "-m", *overrides])
+    assert app.run_command_line() == EXIT_INPUT
+    assert capsys.readouterr().err.count("infoscope: Expected scope.shift_patches") == 2
+    assert not list(tmp_path.glob("artifacts/*/*"))
+
+
+def test_what_exists_is_reused_without_its_model(output_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(*_: Any) -> Any:
+        raise AssertionError("a model was loaded for nothing")
+
+    monkeypatch.setattr(encoding, "load_backbone", load)
+    assert run_tiny(output_dir, "stage=probe").stages("built") == []
 
 
 def test_cuda_without_cuda(fail: Fail, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -314,9 +374,10 @@ def test_a_loss_that_runs_away(fail: Fail) -> None:
     assert mentions(sentence, "loss", "step", "sae.lr")
 
 
-def test_a_disk_too_small_is_seen_beforehand(fail: Fail, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_too_small_is_seen_beforehand(fail: Fail, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(2000, 1000, 1000))
-    sentence = fail("stage=train_sae", "data.cache_dtype=float16")
+    sentence = fail("stage=train_sae", "data.cache_dtype=float16", folder=tmp_path)
+    assert not list(tmp_path.glob("artifacts/*/*"))
     assert mentions(sentence, "GB", "output_dir")
 
 

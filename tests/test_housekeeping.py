@@ -7,6 +7,8 @@ import json
 import os
 import shutil
 import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -331,3 +333,17 @@ def test_a_mistake_is_one_sentence(
 ) -> None:
     assert run_infoscope("stage=artifacts", f"output_dir={tmp_path}", *arguments) == 2
     assert capsys.readouterr().err == f"infoscope: {sentence}\n"
+
+
+def test_listing_needs_none_of_the_heavy_packages(tmp_path: Path) -> None:
+    use(tmp_path / "runs" / "1", make(tmp_path, "tokens"))
+    script = """
+import sys
+from infoscope import app
+code = app.run_command_line()
+heavy = {"torch", "lightning", "open_clip", "wandb", "scipy", "matplotlib"}
+print(code, sorted(heavy & set(sys.modules)))
+"""
+    options = ["stage=artifacts", "artifacts.prune=true", f"output_dir={tmp_path}"]
+    done = subprocess.run([sys.executable, "-c", script, *options], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "0 []"

@@ -18,10 +18,9 @@ from infoscope.planning import Plan, Step, make_plan
 from infoscope.planning import steps as planned_steps
 from infoscope.planning.calibration import Calibration, make_sparse
 from infoscope.planning.probe_costs import N_EVALUATIONS, REPORTED, ChunkCosts, ProbeCosts, count_probe_work
-from infoscope.planning.table import format_bytes
 from infoscope.probes import classification
 from infoscope.probes.config import Solver, Task
-from infoscope.progress import format_seconds
+from infoscope.progress import format_bytes, format_seconds
 from infoscope.sae.config import Kind, SAEConfig
 from infoscope.sae.module import make_sae
 from infoscope.scope import rescoring, scoring

@@ -14,6 +14,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from infoscope.completion import offer_names
 from infoscope.config import (
     CONF_FOLDER,
     Config,
@@ -59,6 +60,8 @@ def _run_hydra() -> int:
     register_schemas()
     try:
         sys.argv[1:] = prepare_arguments(sys.argv[1:])
+        if {"-sc", "--shell-completion"} & set(sys.argv):
+            offer_names()
         _hydra_main()
     except KeyboardInterrupt as error:
         return _say_interrupted(str(error))

@@ -128,6 +128,16 @@ def _split_optional(annotation: Any) -> tuple[Any, bool]:
     return annotation, False
 
 
+def list_choices(annotation: Any) -> list[str]:
+    """Return the values that a type has, as one types them; none where they cannot be listed."""
+    kind, optional = _split_optional(annotation)
+    if kind is bool:
+        names = ["true", "false"]
+    else:
+        names = list(kind.__members__) if isinstance(kind, type) and issubclass(kind, Enum) else []
+    return [*names, "null"] if names and optional else names
+
+
 def _describe_type(annotation: Any) -> str:
     """Return what a user can write for a value of this type."""
     kind, optional = _split_optional(annotation)

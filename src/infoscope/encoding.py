@@ -98,9 +98,8 @@ class Encoding(Specs):
     def tokens(self, split: str, data: DataConfig | None = None) -> Artifact:
         """Encode every image of a split once; of the experiment's own data unless others are given."""
         config, data = self.config, data or self.config.data
+        self.check_split(split, data)
         images = self.open_sets(data)[0 if split == "train" else 1]
-        if len(images) == 0:
-            raise InputError(f"The {split} split holds no images: raise data.test_share, or add images.")
 
         def build(work: Workspace) -> None:
             backbone, dtype = self.backbone, data.cache_dtype if data.store_tokens else None
@@ -134,6 +133,15 @@ class Encoding(Specs):
             names = ", ".join(list(skipped)[:5]) + (", ..." if len(skipped) > 5 else "")
             self.display.say(f"{len(skipped)} of {len(images)} {split} images were skipped: {names} (skipped.json)")
         return artifact
+
+    def check_split(self, split: str, data: DataConfig) -> None:
+        """Refuse a split of nothing.
+
+        Raises:
+            InputError: it holds no images.
+        """
+        if self.n_images(split, data) == 0:
+            raise InputError(f"The {split} split holds no images: raise data.test_share, or add images.")
 
     def open_tokens(self, split: str, data: DataConfig | None = None) -> TokenCache | LiveTokens:
         """Return the tokens of a split, to be read from the disk or encoded as they are asked for."""

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from infoscope import resume, world
-from infoscope.analyses import Analyses
 from infoscope.artifacts import Workspace
+from infoscope.checks import Checks
 from infoscope.closing import run_to_end
 from infoscope.config import Config, Stage, TrainerConfig, to_tree
 from infoscope.data.check import check_images
@@ -83,6 +83,7 @@ def _run_by_main(pipeline: Pipeline, config: Config) -> None:
     if world.is_main():
         with world.alone():
             if config.plan:
+                pipeline.check()
                 with pipeline.display.bar("measuring this machine"):
                     plan = make_plan(pipeline)
                 print_plan(plan, pipeline.display.console)
@@ -92,6 +93,7 @@ def _run_by_main(pipeline: Pipeline, config: Config) -> None:
 
 
 def _run_stage(pipeline: Pipeline, config: Config) -> ReportFiles | None:
+    pipeline.check()
     whole = {
         Stage.report: pipeline.report,
         Stage.predict: pipeline.report_predictions,
@@ -108,7 +110,7 @@ def _run_stage(pipeline: Pipeline, config: Config) -> ReportFiles | None:
     return None
 
 
-class Pipeline(Analyses):
+class Pipeline(Checks):
     """Everything that one configuration can ask for."""
 
     def say_model(self) -> None:

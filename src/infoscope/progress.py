@@ -294,6 +294,14 @@ class _Loop:
         return f"{self.what}: {count} in {format_seconds(self.clock() - self.opened_s)}"
 
 
+def format_bytes(n_bytes: float) -> str:
+    """Return a size for people: 12 kB, 3.4 MB, 1.2 GB."""
+    for unit, size in (("GB", 1e9), ("MB", 1e6)):
+        if n_bytes >= size:
+            return f"{n_bytes / size:.1f} {unit}"
+    return f"{n_bytes / 1e3:.0f} kB"
+
+
 def format_seconds(seconds: float) -> str:
     """Return a duration for people: 8 s, 3 min, 2.5 h."""
     if seconds < 90:

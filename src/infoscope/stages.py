@@ -18,7 +18,7 @@ from infoscope import world
 from infoscope.artifacts import Workspace
 from infoscope.config import Stage, TokenBuffer, to_tree
 from infoscope.data.check import check_sample
-from infoscope.data.config import DataConfig
+from infoscope.data.config import DataConfig, DataKind
 from infoscope.data.images import LabelledImages, Truth
 from infoscope.data.scene_factors import vocabulary
 from infoscope.data.scene_set import SceneSet
@@ -108,13 +108,12 @@ class Stages(Encoding):
     def rank(self, seed: int) -> Artifact:
         """Rank the training images for every latent."""
         scope = self.config.scope
-        if self.config.sae.tokens is TokenChoice.cls:
-            raise InputError("An SAE of CLS tokens has no activation maps to score: use sae.tokens=patch or all.")
+        self.check_maps()
         sae, tokens = self.train_sae(seed), self.tokens("train")
 
         def build(work: Workspace) -> None:
             source = self.open_tokens("train")
-            self._check_enough_images(len(source))
+            self.check_enough_images(len(source))
             bar = self.display.bar(f"ranking images, seed {seed}", len(source), "images")
             with self.track(Stage.rank, seed) as tracker, bar as advance:
                 ranking = rank_in_parts(
@@ -137,7 +136,7 @@ class Stages(Encoding):
         config, scope = self.config, self.config.scope
         sae, ranked = self.train_sae(seed), self.rank(seed)
         images = self.image_sets[0]
-        self._check_enough_images(Ranking.load(ranked.folder).n_images)
+        self.check_enough_images(Ranking.load(ranked.folder).n_images)
 
         def build(work: Workspace) -> None:
             ranking = Ranking.load(ranked.folder)
@@ -263,16 +262,15 @@ class Stages(Encoding):
                     f" data={data.kind.name}: give probe_data.{task.name}, drop the task from probe.tasks, or ask for"
                     " the scope alone (stage=report with data that know nothing)."
                 )
-            if task is Task.classification:
-                images = self.open_sets(data)[0]
-                assert isinstance(images, LabelledImages)
-                images.n_target_classes(self.config.probe.target)
+            if task is Task.classification and (known := self.find_known(data)[0]):
+                known.n_target_classes(self.config.probe.target)
             self._check_sample(task)
 
     def _check_sample(self, task: Task) -> None:
         """Read some of the maps that a task learns, once."""
         data = self.probe_data(task)
-        if task is not Task.classification and repr(data) not in self._sampled:
+        is_read = task is not Task.classification and data.kind is not DataKind.scenes
+        if is_read and repr(data) not in self._sampled:
             for images in self.open_sets(data):
                 assert isinstance(images, LabelledImages)
                 with self.naming_settings(data):
@@ -284,12 +282,29 @@ class Stages(Encoding):
         return set()
 
     def _knows(self, task: Task) -> bool:
-        return all(
-            isinstance(images, LabelledImages) and TRUTHS[task] in images.truths
-            for images in self.open_sets(self.probe_data(task))
-        )
+        return all(known and TRUTHS[task] in known.truths for known in self.find_known(self.probe_data(task)))
 
-    def _check_enough_images(self, n_images: int) -> None:
+    def find_known(self, data: DataConfig) -> list[LabelledImages | type[SceneSet] | None]:
+        """Return what knows the truth of each split, None where nothing does; scenes need not be rendered for it."""
+        if data.kind is DataKind.scenes:
+            return [SceneSet, SceneSet]
+        return [images if isinstance(images, LabelledImages) else None for images in self.open_sets(data)]
+
+    def check_maps(self) -> None:
+        """Refuse an SAE whose latents have no place in the picture.
+
+        Raises:
+            InputError: sae.tokens=cls.
+        """
+        if self.config.sae.tokens is TokenChoice.cls:
+            raise InputError("An SAE of CLS tokens has no activation maps to score: use sae.tokens=patch or all.")
+
+    def check_enough_images(self, n_images: int) -> None:
+        """Refuse fewer training images than the score averages over.
+
+        Raises:
+            InputError: fewer than scope.k_cds.
+        """
         k = self.config.scope.k_cds
         if n_images < k:
             raise InputError(

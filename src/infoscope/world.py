@@ -23,13 +23,13 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from itertools import count
 from pathlib import Path
-from typing import Any, TypeVar
-
-import torch
-import torch.distributed as dist
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from infoscope.environment import count_usable_cores, find_cores
 from infoscope.errors import InputError, explain_write_error
+
+if TYPE_CHECKING:
+    import torch.distributed as dist  # else late: who lists artifacts, or starts processes, need not wait for torch
 
 Value = TypeVar("Value")
 
@@ -96,6 +96,9 @@ def broadcast(value: Value) -> Value:
     """Return the main process's value (anything that pickles) in every process."""
     if current().size == 1:
         return value
+    import torch
+    import torch.distributed as dist
+
     box = [value]
     dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
     return box[0]
@@ -106,6 +109,8 @@ def gather(value: Value) -> list[Value]:
     size = current().size
     if size == 1:
         return [value]
+    import torch.distributed as dist
+
     boxes: list[Any] = [None] * size
     dist.all_gather_object(boxes, value)
     return boxes
@@ -251,6 +256,9 @@ def _work_as(place: World, work: Callable[..., Any], arguments: tuple) -> None:
 
 @contextmanager
 def _joined(place: World) -> Iterator[None]:
+    import torch
+    import torch.distributed as dist
+
     global _world, _store
     _choose_gpu(place.local_rank)
     is_main = place.rank == 0
@@ -299,6 +307,8 @@ def _tell_failure(store: dist.TCPStore, rank: int, error: Exception) -> InputErr
 
 def _choose_gpu(local_rank: int) -> None:
     """Leave this process the GPU of its place on the machine, unless it was given one alone."""
+    import torch
+
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     gpus = visible.split(",") if visible else [str(i) for i in range(torch.cuda.device_count())]
     if len(gpus) > 1:

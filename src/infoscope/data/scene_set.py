@@ -176,12 +176,14 @@ class SceneSet(LabelledImages):
             words = [factors[target] for factors in self._factors]
         return np.array([values.index(word) for word in words], dtype=np.int64)
 
-    def n_target_classes(self, target: str) -> int:
-        return len(self._target_values(target))
+    @classmethod
+    def n_target_classes(cls, target: str) -> int:
+        return len(cls._target_values(target))
 
-    def _target_values(self, target: str) -> tuple[str, ...]:
-        if target not in self.targets:
-            raise InputError(f"Expected a target of the scenes ({', '.join(self.targets)}), got {target!r}.")
+    @classmethod
+    def _target_values(cls, target: str) -> tuple[str, ...]:
+        if target not in cls.targets:
+            raise InputError(f"Expected a target of the scenes ({', '.join(cls.targets)}), got {target!r}.")
         return {"class": scene_factors.KINDS, **_NEAREST, **scene_factors.GLOBAL_FACTORS}[target]
 
     def label_map(self, index: int) -> UInt8[np.ndarray, "size size"]:

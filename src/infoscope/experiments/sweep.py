@@ -15,7 +15,7 @@ from typing import Any, Generic
 
 from infoscope import world
 from infoscope.collecting.opening import Opener, describe_artifacts, describe_choices
-from infoscope.config import Config, Stage, compose
+from infoscope.config import Config, compose
 from infoscope.errors import InputError, explain_write_error
 from infoscope.experiments.runs import Found, Run, Shown
 from infoscope.job import Job
@@ -190,14 +190,14 @@ class Sweep:
         self.display.bars = config.trainer.progress
         folder = self.output_dir / "experiments" / self.experiment.name
         pipeline = self._opener.open(config, Job(folder, overrides=tuple(overrides)))
+        if self.builds:
+            pipeline.check()
         pipeline.say_model()
         if config.plan:
             with self.display.bar("measuring this machine"):
                 plan = make_plan(pipeline)
             print_plan(plan, self.display.console)
             return
-        if config.stage is Stage.probe:
-            pipeline.check_truths()  # before hours of work
         with pipeline.tracking:
             found = self.experiment.measure(pipeline)
         self._uses |= {spec.hash: f"{spec.stage}/{spec.name}" for spec in pipeline.used.values()}

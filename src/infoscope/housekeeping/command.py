@@ -12,8 +12,7 @@ from infoscope.config import Config, HousekeepingConfig
 from infoscope.errors import InputError, explain_write_error
 from infoscope.housekeeping.inventory import ARTIFACTS, Entry, Kind, check, list_entries
 from infoscope.housekeeping.pruning import choose, delete, delete_notes, find_users
-from infoscope.planning.table import format_bytes
-from infoscope.progress import Display, format_seconds
+from infoscope.progress import Display, format_bytes, format_seconds
 from infoscope.report.tables import Align, Column, Table
 
 LIST_FILE = "artifacts.csv"

@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from infoscope.planning.known import Plan
-from infoscope.progress import format_seconds
+from infoscope.progress import format_bytes, format_seconds
 
 
 def print_plan(plan: Plan, console: Console) -> None:
@@ -51,11 +51,3 @@ def print_plan(plan: Plan, console: Console) -> None:
             f" ({format_seconds(plan.naive_s)})."
         )
     )
-
-
-def format_bytes(n_bytes: float) -> str:
-    """Return a size for people: 12 kB, 3.4 MB, 1.2 GB."""
-    for unit, size in (("GB", 1e9), ("MB", 1e6)):
-        if n_bytes >= size:
-            return f"{n_bytes / size:.1f} {unit}"
-    return f"{n_bytes / 1e3:.0f} kB"

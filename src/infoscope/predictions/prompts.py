@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from infoscope.data.images import ImageSet, LabelledImages, Truth
+from infoscope.data.scene_set import SceneSet
 from infoscope.errors import InputError
 from infoscope.predictions.config import PredictConfig, Templates
 
@@ -55,6 +56,20 @@ def make_prompts(config: PredictConfig, images: ImageSet) -> Prompts:
             two classes.
     """
     labelled = images if isinstance(images, LabelledImages) and Truth.labels in images.truths else None
+    names = choose_class_names(config, labelled)
+    labels = None if labelled is None else labelled.labels(config.target)
+    return Prompts(names, make_templates(config), config.target, labels)
+
+
+def choose_class_names(config: PredictConfig, labelled: LabelledImages | type[SceneSet] | None) -> tuple[str, ...]:
+    """Return the classes that are told apart.
+
+    Args:
+        labelled: the data, if they know labels; the scenes need not be rendered for it.
+
+    Raises:
+        InputError: as `make_prompts`.
+    """
     if config.class_names is not None:
         names = read_class_names(Path(config.class_names))
         if labelled is not None and len(names) != labelled.n_target_classes(config.target):
@@ -72,8 +87,7 @@ def make_prompts(config: PredictConfig, images: ImageSet) -> Prompts:
             f"Expected predict.class_names for predict.target={config.target}: only the target 'class' has names."
         )
     _check_class_names(names)
-    labels = None if labelled is None else labelled.labels(config.target)
-    return Prompts(names, make_templates(config), config.target, labels)
+    return names
 
 
 def make_templates(config: PredictConfig) -> tuple[str, ...]:

@@ -23,6 +23,7 @@ from infoscope.errors import InputError
 
 if TYPE_CHECKING:
     from infoscope.data.images import LabelledImages
+    from infoscope.data.scene_set import SceneSet
     from infoscope.vision.backbone import Backbone
 
 
@@ -285,7 +286,7 @@ def check_probes(
     config: ProbeConfig,
     backbone: Backbone | None,
     layer: int,
-    images: LabelledImages,
+    images: LabelledImages | type[SceneSet],
     edits_patches: bool = True,
     edits_prefix: bool = False,
 ) -> None:

@@ -158,6 +158,17 @@ class SAEConfig:
             )
         return sizes
 
+    def check_width(self, d_sae: int) -> None:
+        """Refuse a dictionary of another width than these settings need.
+
+        Raises:
+            InputError: more active latents than there are, or prefixes that add none.
+        """
+        if self.kind in _TOPK_LIKE and self.k > d_sae:
+            raise InputError(f"Expected sae.k in 1..{d_sae} (the number of latents), got {self.k}.")
+        if self.kind is Kind.matryoshka_prefix:
+            self.compute_prefix_sizes(d_sae)
+
     def determining(self) -> dict[str, Any]:
         """Return what decides the weights, as plain JSON values: not how often to log, not what another kind reads."""
         ignored = {"log_every_n_steps", "checkpoint_every_n_steps"}

@@ -29,6 +29,19 @@ class _Pool(NamedTuple):
     gather: Gather
 
 
+def check_batch(batch_tokens: int, n_processes: int) -> None:
+    """Refuse a batch that its processes cannot share evenly.
+
+    Raises:
+        InputError: such a batch.
+    """
+    if batch_tokens % n_processes:
+        raise InputError(
+            f"Expected sae.batch_tokens to be a multiple of the {n_processes} processes that share each batch, got"
+            f" {batch_tokens}."
+        )
+
+
 class TokenStream(IterableDataset):
     """Ready-made batches of tokens, or this process's part of them, for steps first_step .. n_steps - 1.
 
@@ -59,11 +72,7 @@ class TokenStream(IterableDataset):
         self.source, self.batch_tokens, self.seed = source, batch_tokens, seed
         self.first_step, self.n_steps, self.pin_memory = first_step, n_steps, pin_memory
         self.here = world.current()
-        if batch_tokens % self.here.size:
-            raise InputError(
-                f"Expected sae.batch_tokens to be a multiple of the {self.here.size} processes that share each batch,"
-                f" got {batch_tokens}."
-            )
+        check_batch(batch_tokens, self.here.size)
         self.part_tokens = batch_tokens // self.here.size
         self.pool_images = min(pool_images, source.n_images)
         self.tokens_per_image = min(tokens_per_image or source.tokens_per_image, source.tokens_per_image)

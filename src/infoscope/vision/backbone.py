@@ -24,6 +24,19 @@ class Tokens(NamedTuple):
     patches: Float[Tensor, "batch n_patches d_in"]
 
 
+def check_layer(layer: int, n_layers: int) -> int:
+    """Return a layer of a model with so many blocks, counted from 0.
+
+    Raises:
+        InputError: if the layer does not exist.
+    """
+    if not -n_layers <= layer < n_layers:
+        raise InputError(
+            f"Expected model.layer in {-n_layers}..{n_layers - 1} (the model has {n_layers} blocks), got {layer}."
+        )
+    return layer % n_layers
+
+
 class Backbone(nn.Module, ABC):
     """A frozen vision transformer as every later stage sees it.
 
@@ -81,12 +94,7 @@ class Backbone(nn.Module, ABC):
         Raises:
             InputError: if the layer does not exist.
         """
-        if not -self.n_layers <= layer < self.n_layers:
-            raise InputError(
-                f"Expected model.layer in {-self.n_layers}..{self.n_layers - 1} (the model has {self.n_layers} blocks),"
-                f" got {layer}."
-            )
-        return layer % self.n_layers
+        return check_layer(layer, self.n_layers)
 
     @torch.inference_mode()
     def tokens(self, images: UInt8[Tensor, "batch 3 height width"], layer: int) -> Tokens:
