@@ -95,8 +95,10 @@ class IsPath:
 
 Count = Annotated[int, Bounds(1, 10**12)]
 CountOrNone = Annotated[int, Bounds(0, 10**12)]
+Batch = Annotated[int, Bounds(1, 2**24)]
+"""What is held in memory at a time, or made one by one."""
 Few = Annotated[int, Bounds(1, 4096)]
-"""Processes, threads, blocks, multiples."""
+"""Processes, threads, blocks, multiples, ranks."""
 FewOrNone = Annotated[int, Bounds(0, 4096)]
 Pixels = Annotated[int, Bounds(1, 16384)]
 """The side of a picture."""

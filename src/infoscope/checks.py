@@ -49,9 +49,17 @@ class Checks(Analyses):
     def check(self) -> None:
         """Refuse what the configured stage, and what comes before it, could not be done with; nothing is built.
 
+        Of several processes the main one looks.
+
         Raises:
             InputError: images, truths, classes, weights, a layer, sizes, a device or a disk that will not do.
         """
+        n_processes = world.current().size
+        if world.is_main():
+            with world.alone():
+                self._check(n_processes)
+
+    def _check(self, n_processes: int) -> None:
         stage = self.config.stage
         if stage is Stage.check_data:
             return
@@ -67,6 +75,8 @@ class Checks(Analyses):
             known = self.find_known(self.config.data)[1]
             choose_class_names(self.config.predict, known if known and Truth.labels in known.truths else None)
         facts = self._find_facts()
+        if facts.lacks_saes:
+            check_batch(self.config.sae.batch_tokens, n_processes)
         self._check_sizes(facts)
         if facts.backbone is not None:
             self._check_backbone(facts.backbone)
@@ -120,8 +130,6 @@ class Checks(Analyses):
                 f"Expected prefix tokens for sae.tokens={choice.name}, but the model has none: use sae.tokens=patch."
             )
         config.sae.check_width(d_sae)
-        if facts.lacks_saes:
-            check_batch(config.sae.batch_tokens, world.current().size)
         if config.stage in _CROPS:
             check_shift(facts.grid, config.scope.shift_patches)
             self._check_groups(d_sae)

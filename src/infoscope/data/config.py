@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Annotated
 
-from infoscope.bounds import Bounds, Count, FewOrNone, FilePath, Float, Pixels, Seed, check
+from infoscope.bounds import Batch, Bounds, Count, FewOrNone, FilePath, Float, Pixels, Seed, check
 from infoscope.errors import InputError
 
 # Written as a call because `raise` is a keyword, and the names are what one types: data.on_error=raise.
@@ -48,9 +48,9 @@ class DataConfig:
     root: FilePath | None = None
     """Where the data lie; which layout they have is found out by looking. Not part of any hash: a moved folder is the
     same data."""
-    n_train: Count = 3000
+    n_train: Batch = 3000
     """Scenes: pictures of the training split."""
-    n_test: Count = 1000
+    n_test: Batch = 1000
     """Scenes: pictures of the test split."""
     size_px: Annotated[Pixels, Bounds(32)] = 104
     """Scenes: side of the rendered pictures, at least 32; 104 is what one shift of scenes_clip needs, (12 + 1) * 8."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Annotated, Any
 
-from infoscope.bounds import Bounds, Count, FilePath, Seed, check
+from infoscope.bounds import Batch, Bounds, Count, FilePath, Seed, check
 from infoscope.errors import InputError
 
 
@@ -34,7 +34,7 @@ class PredictConfig:
     """Test images, drawn at random; null: all."""
     seed: Seed = 0
     """Of the images drawn."""
-    batch_images: Count = 32
+    batch_images: Batch = 32
     """Images sent through the remaining blocks at a time: bounds memory, changes no result beyond rounding."""
     n_shown: Annotated[int, Bounds(0, 1000)] = 5
     """Images shown for each group: those whose prediction changes most."""

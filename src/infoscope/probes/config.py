@@ -7,6 +7,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Annotated, Any
 
 from infoscope.bounds import (
+    Batch,
     Bounds,
     Count,
     CountOrNone,
@@ -88,7 +89,7 @@ class CropConfig:
     """Mirror every second training crop, left to right."""
     n_steps: Count | None = None
     """Training steps; null: probe.dense_steps."""
-    n_norm_crops: Count = 1024
+    n_norm_crops: Batch = 1024
     """With probe.batch_norm, the statistics are those of the first so many training crops, exact and the same anew."""
     n_held_out: Count | None = 100
     """Photographs held out to choose the learning rate, at most; null: probe.held_out_share of all."""
@@ -130,7 +131,7 @@ class ProbeConfig:
     classification_lrs: Rates = field(default_factory=lambda: [0.01, 0.03, 0.1, 0.3, 1.0, 3.0])
     """Learning rates per 256 images of a batch (SGD, momentum 0.9, no weight decay, cosine to 0)."""
     classification_epochs: Count = 30
-    classification_batch_images: Count = 256
+    classification_batch_images: Batch = 256
     classification_batch_norm: bool = True
     """Standardise every channel of the vectors, as `batch_norm` does with tokens."""
     classification_solver: Solver = Solver.sgd
@@ -156,7 +157,7 @@ class ProbeConfig:
     dense_warmup_steps: CountOrNone = 0
     """Steps over which the dense learning rates rise from 0."""
     dense_schedule: DenseSchedule = DenseSchedule.cosine
-    dense_batch_images: Count = 8
+    dense_batch_images: Batch = 8
     weight_decay: NotNegative = 0.01
     """Of AdamW."""
     n_pixels_per_image: Count | None = 64
@@ -168,7 +169,7 @@ class ProbeConfig:
 
     variants_per_chunk: Count = 32
     """Variants trained in one go: bounds memory, changes no result beyond rounding."""
-    feature_batch_images: Count = 8
+    feature_batch_images: Batch = 8
     """Images edited and sent through the remaining blocks at a time, for all variants of a chunk."""
     memory_gb: Annotated[float, Bounds(above=0, most=1e9)] = 4.0
     """Vectors that classification holds in memory at a time, float32, both splits and all readouts: so many variants

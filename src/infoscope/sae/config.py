@@ -9,7 +9,7 @@ from enum import Enum
 from itertools import pairwise
 from typing import Annotated, Any
 
-from infoscope.bounds import Bounds, Count, CountOrNone, Few, Items, NotNegative, Positive, Share, check
+from infoscope.bounds import Batch, Bounds, Count, CountOrNone, Few, Items, NotNegative, Positive, Share, check
 from infoscope.errors import InputError
 
 
@@ -82,7 +82,7 @@ class SAEConfig:
     """Which tokens it is trained on."""
     n_tokens: Count = 2_000_000
     """Tokens to train on, rounded up to whole batches; may exceed the data set (several epochs)."""
-    batch_tokens: Count = 4096
+    batch_tokens: Batch = 4096
     """Tokens per step."""
     pool_images: Count = 4096
     """Tokens are shuffled among this many images at a time (the images are shuffled first): bounds random reads, and

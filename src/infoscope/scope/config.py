@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Annotated, Any
 
-from infoscope.bounds import Bounds, Count, Few, FewOrNone, Positive, Seed, TrueShare, check
+from infoscope.bounds import Batch, Bounds, Count, Few, FewOrNone, Positive, Seed, TrueShare, check
 from infoscope.errors import InputError
 
 
@@ -37,9 +37,9 @@ class Diagonal(Enum):
 class ScopeConfig:
     """How contextual dependency is scored."""
 
-    k_cds: Count = 8
+    k_cds: Few = 8
     """Images per latent that the score averages over."""
-    k_max: Count | None = None
+    k_max: Few | None = None
     """Images per latent that are ranked and scored, so that any k_cds up to it is arithmetic; null: max(16, k_cds)."""
     shift_patches: Few = 1
     """By how many patches, down and to the side, crop 2 is shifted against crop 1."""
@@ -48,7 +48,7 @@ class ScopeConfig:
     emd: EMDMethod = EMDMethod.exact
     sinkhorn_blur: Positive = 0.1
     """Blur of the transport plan in patches; read by emd=sinkhorn."""
-    batch_images: Count = 32
+    batch_images: Batch = 32
     """Images encoded at a time (each crop apart)."""
     n_workers: FewOrNone = 0
     """Processes for exact distances at most; 0: one per core. Results do not depend on it."""

@@ -7,6 +7,7 @@ from enum import Enum
 from typing import Annotated
 
 from infoscope.bounds import (
+    Batch,
     Bounds,
     Count,
     CountOrNone,
@@ -115,11 +116,11 @@ class ModelConfig:
 class ContrastiveConfig:
     """How `stage=train_clip` trains a CLIP on captioned scenes."""
 
-    n_images: Count = 100_000
+    n_images: Batch = 100_000
     """Training pictures, rendered from a stream of their own (never the ones the SAE or the probes see)."""
-    n_test_images: Count = 1_000
+    n_test_images: Batch = 1_000
     n_steps: Count = 8_000
-    batch_size: Count = 512
+    batch_size: Batch = 512
     lr: Positive = 1.0e-3
     weight_decay: NotNegative = 0.1
     warmup_steps: CountOrNone = 500
