@@ -182,7 +182,7 @@ def test_what_exists_is_reused_without_its_model(output_dir: Path, monkeypatch: 
     def load(*_: Any) -> Any:
         raise AssertionError("a model was loaded for nothing")
 
-    monkeypatch.setattr(encoding, "load_backbone", load)
+    monkeypatch.setattr(encoding, "make_backbone", load)
     assert run_tiny(output_dir, "stage=probe").stages("built") == []
 
 

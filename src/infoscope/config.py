@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -207,7 +208,7 @@ def make_config(tree: DictConfig) -> Config:
         try:
             OmegaConf.to_object(OmegaConf.select(tree, key))
         except InputError as error:
-            raise InputError(str(error).replace(f"{name}.", f"{key}.")) from error
+            raise InputError(re.sub(rf"(?<![\w./]){name}\.", f"{key}.", str(error))) from error
     config = OmegaConf.to_object(tree)
     assert isinstance(config, Config)
     return config
