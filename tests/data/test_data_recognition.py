@@ -38,8 +38,7 @@ TREES: dict[str, list[str]] = {
     "NYU Depth v2 in 8 bits": ["data/nyu2_train/basement_0001a_out/1.jpg", "data/nyu2_test/00000_colors.png"],
     "NYU Depth v2 as FCRN": ["train/basement_0001a/00001.h5", "val/official/00001.h5"],
     "Tiny ImageNet": ["wnids.txt", "words.txt", "train/n01443537/images/n01443537_0.JPEG", "val/images/val_0.JPEG"],
-    "ImageNet-21k": [f"n{i:08d}" for i in range(1001)],
-    "ImageNet-21k (train)": [f"train/n{i:08d}" for i in range(1001)],
+    "ImageNet-21k": [f"n{i:08d}/" for i in range(1001)],
     "ImageNet-21k (tars)": ["n00004475.tar", "n00005787.tar"],
     "ImageNet-V2": ["imagenetv2-matched-frequency-format-val/0/1.jpeg"],
     "ImageNet-V2 (inside)": ["0/1.jpeg", "9/1.jpeg", "999/1.jpeg"],
@@ -72,6 +71,13 @@ TREES: dict[str, list[str]] = {
     "Food-101": ["meta/classes.txt", "images/apple_pie/1.jpg"],
     "Open Images": ["oidv6-train-annotations-bbox.csv", "train/000002b66c9c498e.jpg"],
     "SUN397": ["SUN397/a/abbey/1.jpg"],
+    "ScanNet": ["scans/scene0000_00/scene0000_00.sens"],
+    "DIODE": ["val/indoors/scene_00019/scan_00183/00019_00183_indoors_000_010_depth.npy"],
+    "Hypersim": ["ai_001_001/images/scene_cam_00_final_preview/frame.0000.tonemap.jpg"],
+    "ObjectNet": ["objectnet-1.0/images/air_freshener/1.png"],
+    "CelebA": ["img_align_celeba/000001.jpg", "list_attr_celeba.txt"],
+    "Flowers-102": ["jpg/image_00001.jpg", "imagelabels.mat", "setid.mat"],
+    "STL-10 or SVHN": ["train_32x32.mat", "test_32x32.mat"],
     "a data set of Hugging Face": ["data/train-00000-of-00294-e6cb1ac2.parquet", "README.md"],
     "a data set of Hugging Face (arrow)": ["dataset_info.json", "imagenet-1k-train-00000-of-00257.arrow"],
     "a data set in LMDB": ["data.mdb", "lock.mdb"],
@@ -82,6 +88,9 @@ TREES: dict[str, list[str]] = {
 
 def plant(root: Path, paths: list[str]) -> Path:
     for path in paths:
+        if path.endswith("/"):
+            (root / path).mkdir(parents=True)
+            continue
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         (root / path).touch()
     return root
@@ -202,6 +211,7 @@ MAPS: dict[str, tuple[list[str], list[str], str]] = {
     "COCO-Stuff": (["images/val2017/1.jpg"], ["stuffthingmaps/val2017/000000000139.png"], "images"),
     "COCO": (["val2017/1.jpg"], ["annotations/panoptic_val2017/000000000139.png"], "val2017"),
     "KITTI": (["training/image_2/000000_10.png"], ["training/semantic/000000_10.png"], "training/image_2"),
+    "ImageNet-S": (["train-semi/n0/a.JPEG"], ["train-semi-segmentation/n0/a.png"], "train-semi"),
     "the Oxford-IIIT pets": (["images/a.jpg"], ["annotations/trimaps/a.png"], "images"),
     "a folder of pictures beside": (["images/a.jpg"], ["masks/a.png"], "images"),
     "SUN RGB-D": (["kv1/a/image/1.jpg"], ["kv1/a/depth_bfx/1.png"], "kv1/a/image"),

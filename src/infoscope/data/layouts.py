@@ -141,6 +141,17 @@ LAYOUTS: tuple[Layout, ...] = (
         reader="imagenet",
     ),
     Layout(
+        "ImageNet-S, the segmentation of ImageNet",
+        "train-semi + train-semi-segmentation | validation-segmentation | ImageNetS919 | ImageNetS300 | ImageNetS50",
+        photographs="train-semi | train | validation",
+        maps=r"(?:train-semi|validation)-segmentation[\w-]*/[^/]+/[^/]+\.png",
+    ),
+    Layout(
+        "ObjectNet",
+        "objectnet-1.0 | mappings/folder_to_objectnet_label.json | ~objectnet*",
+        photographs="images | objectnet-1.0/images",
+    ),
+    Layout(
         "ImageNet-Sketch",
         "<wnid>/sketch_* | sketch/<wnid>",
         photographs=".",
@@ -233,6 +244,9 @@ LAYOUTS: tuple[Layout, ...] = (
         maps=r"depth/\d+\.\d+\.png",
         beside_photographs=True,
     ),
+    Layout("ScanNet", "scans/scene????_?? | scene????_?? | scannet_frames_25k", photographs="color"),
+    Layout("DIODE", "train/indoors | val/indoors | indoors/scene_?????", photographs="*.png"),
+    Layout("Hypersim", "ai_???_??? | evermotion_dataset", photographs="*.tonemap.jpg"),
     Layout(
         "Mapillary Vistas",
         "training/v?.? | config_v?.?.json | training/images + training/instances",
@@ -278,6 +292,15 @@ LAYOUTS: tuple[Layout, ...] = (
         "CUB-200",
         "CUB_200_2011 | images.txt + image_class_labels.txt",
         photographs="images | CUB_200_2011/images",
+    ),
+    Layout(
+        "CelebA", "img_align_celeba* | list_attr_celeba.* | Anno/list_attr_celeba.txt", photographs="img_align_celeba"
+    ),
+    Layout("Flowers-102", "imagelabels.mat | 102flowers.tgz | flowers-102", photographs="jpg | flowers-102/jpg"),
+    Layout(
+        "STL-10 or SVHN",
+        "stl10_binary | train_X.bin | train_32x32.mat",
+        advice="its pictures lie in arrays: save them as PNG files, for the scope alone",
     ),
     Layout(
         "Caltech-101 or -256",
