@@ -139,6 +139,7 @@ BAD_IMAGES = {
     "normalised": (torch.full((2, 3, 8, 8), -1.5), "before any normalisation"),
     "NaN": (torch.full((2, 3, 8, 8), torch.nan), "before any normalisation"),
     "integers": (np.zeros((2, 8, 8, 3), np.int64), "int64.*convert them to uint8"),
+    "16 bits": (np.full((2, 8, 8, 3), 40_000, np.uint16), r"uint16.*40000.*bring them to 0\.\.255"),
     "seven colours": (np.zeros((2, 8, 8, 7), np.uint8), "neither its first nor its last axis"),
     "two sides that could be colours": ([np.zeros((4, 8, 4), np.uint8)], "either could be its colours"),
     "with labels": ([(np.zeros((8, 8, 3), np.uint8), 1)], "got tuple; leave out what comes with the pictures"),

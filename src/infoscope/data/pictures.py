@@ -158,9 +158,11 @@ def _explain_scale(values: np.ndarray) -> str:
     if values.dtype.kind not in "fiu" or not values.size:
         return ""
     low, high = float(values.min()), float(values.max())
-    found = f" with values {low:.4g}..{high:.4g}"
-    if not (low >= 0 and high <= 255):  # NaN too
+    found = f" with values {low:g}..{high:g}"
+    if not low >= 0:  # NaN too
         return f"{found}: give the pictures as they were before any normalisation, for the backbone has its own"
+    if high > 255:
+        return f"{found}: bring them to 0..255, and convert them to uint8"
     if values.dtype.kind == "f" and high <= 1:
         return f"{found}: multiply by 255, round, and convert them to uint8"
     return f"{found}: round them, and convert them to uint8"
