@@ -107,6 +107,10 @@ class TestTags:
         assert find_source(laion, None).facts.words.startswith("GELU, mean [0.4815,0.4578,0.4082], std [0.2686,")
         assert "(by the tag laion2b_s34b_b88k)" in find_source(laion, None).facts.words
 
+    def test_a_tag_needs_its_architecture(self):
+        with pytest.raises(InputError, match=r"model\.arch is missing: model\.pretrained=openai needs it"):
+            find_source(compose(["model.pretrained=openai"]).model, None)
+
     def test_who_insists_is_obeyed_and_it_is_said(self, monkeypatch):
         config = load_preset("clip_l14", quick_gelu=False, mean=HALF, std=HALF)
         source = find_source(config, None)

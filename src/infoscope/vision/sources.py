@@ -176,7 +176,8 @@ def _find_local_weights(folder: Path) -> Path:
 
 
 def _get_model_config(config: ModelConfig) -> dict[str, Any]:
-    assert config.arch is not None
+    if config.arch is None:
+        raise InputError(f"model.arch is missing: model.pretrained={config.pretrained} needs it (ViT-B-16, ...).")
     model_cfg = open_clip.get_model_config(config.arch)
     if model_cfg is None:
         near = [name for name in open_clip.list_models() if name.startswith("ViT-")][:12]
@@ -214,8 +215,8 @@ def _find_other_name(config: ModelConfig, file: Path | None) -> str | None:
     """Return whose weights a file's name speaks of, where that is not OpenAI and the preset takes it for OpenAI's."""
     if file is None or config.origin != "openai":
         return None
-    has_name = not file.stem.startswith(("open_clip_", "model", "pytorch_model"))
-    name = (file.name if has_name else file.parent.name).lower()
+    is_named = not file.name.startswith(("open_clip_", "model.", "pytorch_model."))
+    name = (file.name if is_named else file.parent.name).lower()
     owners = {re.split("[^a-z]", tag)[0] for tag in open_clip.list_pretrained_tags_by_model(str(config.arch))}
     return next((owner for owner in sorted(owners) if owner in name and "openai" not in name), None)
 
