@@ -92,6 +92,10 @@ README = (
         [f"{ORIGINAL}/{METRICS[name]}" for name in ("top-1 patch mean", "top-1 final CLS")],
     ),
     Claim(
+        "The class itself is read from the final CLS in {}% of the pictures",
+        ["class/removal/section=;variant=original tokens/top1_cls_final * 100"],
+    ),
+    Claim(
         "The score falls with the firing frequency (Spearman {}) and with the peak ({}). At equal frequency it goes"
         " with what the picture's global factors explain of a feature ({}) and against what patch labels explain ({})",
         [

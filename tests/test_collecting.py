@@ -470,9 +470,9 @@ def test_the_overview_of_every_stage_has_its_metrics(finished: Path, stage: str)
             ],
             [
                 "original tokens",
-                "16 kept, most active of band 1 of 3",
-                "16 kept, most active of all",
-                "16 kept, random",
+                "16 kept: band 1 of 3",
+                "16 kept: activation",
+                "16 kept: random",
             ],
             "depth/rmse_m",
         ),

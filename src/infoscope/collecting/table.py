@@ -13,7 +13,6 @@ from pyarrow import parquet
 from infoscope.collecting.jobs import CollectedJob
 from infoscope.collecting.rows import Row
 from infoscope.probes.selection import BY_PROBE
-from infoscope.report.selection_section import name_rule
 from infoscope.report.tables import Align, Column, Section, Table, Value, compute_stat
 from infoscope.report.variants import Variant, is_matched
 from infoscope.sweeps import find_swept
@@ -52,7 +51,7 @@ OF_VARIANT = (
     Column("changed", "changed", digits=1, scale=100, unit="%"),
     Column("max_prob", "confidence", digits=1, scale=100, unit="%"),
     Column("entropy", "entropy", digits=3, optional=True),
-    Column("ece", "ECE", digits=3),
+    Column("ece", "ECE", digits=3, optional=True),
     Column("rank_correlation", "Spearman", digits=3),
     Column("on_outlier", "on outlier tokens", digits=2),
     Column("on_normal", "on normal tokens", digits=2),
@@ -108,7 +107,8 @@ def make_jobs_table(jobs: Sequence[CollectedJob], title: str) -> Table:
     if any(label for of_job in shown for label in of_job):
         names.append(Column("variant", "variant", Align.left))
     all_done = all(job.state_in_short == "done" for job in jobs)
-    ends = [Column("n_rows", "rows", csv_only=True), Column("state", "state", Align.left, csv_only=all_done)]
+    ends = [Column("n_rows", "rows", csv_only=True), Column("state", "state", csv_only=True)]
+    ends.append(Column("fate", "", Align.left, csv_only=all_done))
     table = Table("overview", f"{title}, all done" if all_done else title, [*names, *metrics, *ends])
     if metrics:
         table.notes.append("Mean ± standard deviation over SAE seeds. Other variants and metrics stand in the files.")
@@ -122,6 +122,7 @@ def make_jobs_table(jobs: Sequence[CollectedJob], title: str) -> Table:
                 *(stat if stat.n else None for stat in stats),
                 len(job.rows),
                 job.state_in_short,
+                job.state_in_short.split()[0],  # where it is missing is said below
             )
     return table
 
@@ -154,7 +155,7 @@ def _label(row: Row, n_kept: int) -> str | None:
     variant = Variant(str(row["role"]), str(row["mode"]), group, control)
     if variant.role == "kept":
         is_shown = _count_kept(row) == n_kept and not str(group).startswith(BY_PROBE)
-        return f"{n_kept} kept, {name_rule(str(group))}" if is_shown else None
+        return f"{n_kept} kept: {group}" if is_shown else None
     is_group = variant.role == "group" and variant.mode == "error_preserving" and not is_matched(variant)
     return variant.label if variant.role == "original" or is_group else None
 
