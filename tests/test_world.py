@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from infoscope import resume, world
+from infoscope import places, resume, world
 from infoscope.artifacts import Store, Workspace
 from infoscope.errors import InputError
 from infoscope.manifests import Spec
@@ -159,6 +160,99 @@ def test_processes_are_found_in_the_environment():
     assert world.find_place({"SLURM_NTASKS": "2", "SLURM_PROCID": "0"}) is None, "a batch script without srun is alone"
 
 
+MPI = {"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "3", "OMPI_COMM_WORLD_LOCAL_RANK": "1"}
+STEP = {"SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_JOB_ID": "7", "MASTER_ADDR": "n"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "place"),
+    [
+        (MPI, (3, 4, 1)),
+        ({"PMI_SIZE": "2", "PMI_RANK": "1"}, (1, 2, 0)),
+        ({"WORLD_SIZE": "2", "RANK": "1"}, (1, 2, 0)),
+        ({"WORLD_SIZE": "8"}, None),
+        ({"RANK": "1", "LOCAL_RANK": "1"}, None),
+        ({"WORLD_SIZE": "", "RANK": "0"}, None),
+        ({**MPI, "OMPI_COMM_WORLD_SIZE": "1"}, None),
+        ({**STEP, "SLURM_TASK_PID": str(os.getpid()), "SLURM_JOB_NAME": "interactive"}, (0, 4, 0)),  # srun of a shell
+        ({**STEP, "SLURM_TASK_PID": "1", "SLURM_JOB_NAME": "interactive"}, (0, 4, 0)),  # a script that srun started
+        ({**STEP, "SLURM_JOB_NAME": "bash"}, None),
+        ({**STEP, "SLURM_JOB_NAME": "interactive"}, None),
+        ({**STEP, "SLURM_STEP_ID": "4294967290", "SLURM_TASK_PID": "1"}, None),
+    ],
+)
+def test_a_place_is_found_where_there_is_one(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], place: tuple[int, int, int] | None
+):
+    monkeypatch.setattr(places, "is_at_terminal", lambda: False)
+    found = world.find_place(environment)
+    assert (found and (found.rank, found.size, found.local_rank)) == place
+
+
+def test_a_person_at_a_terminal_is_no_task(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(places, "is_at_terminal", lambda: True)
+    assert world.find_place({**STEP, "SLURM_TASK_PID": "1"}) is None
+    assert world.find_place({**STEP, "SLURM_TASK_PID": str(os.getpid())}) is not None
+    assert world.find_place({"WORLD_SIZE": "2", "RANK": "1"}) is not None
+
+
+@pytest.mark.parametrize(
+    ("environment", "says"),
+    [
+        ({"WORLD_SIZE": "two", "RANK": "0"}, "Expected the variable WORLD_SIZE to be a number, got 'two'"),
+        ({"WORLD_SIZE": "2", "RANK": "2"}, "Expected RANK to be 0 to WORLD_SIZE - 1 = 1, got 2: .*unset WORLD_SIZE"),
+        ({"WORLD_SIZE": "2", "RANK": "-1"}, "Expected RANK to be 0 to"),
+        ({"WORLD_SIZE": "2", "RANK": "0", "MASTER_PORT": "99999"}, "Expected MASTER_PORT to be 1 to 65535, got 99999"),
+        ({"WORLD_SIZE": "2", "RANK": "0", "MASTER_PORT": "http"}, "MASTER_PORT to be a number, got 'http'"),
+    ],
+)
+def test_a_place_that_cannot_be_is_one_sentence(environment: dict[str, str], says: str):
+    with pytest.raises(InputError, match=says):
+        world.find_place(environment)
+
+
+def find_free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+@pytest.mark.parametrize(
+    ("rank", "says", "ends"),
+    [
+        ("0", r"Waiting for 3 of 4 processes \(WORLD_SIZE=4\) at 127\.0\.0\.1:\d+, up to", "Waited .* for 3 of 4 pro"),
+        (
+            "2",
+            r"Process 2 of 4 \(WORLD_SIZE=4\) is waiting for the first one at 127\.0\.0\.1:",
+            "cannot meet the others",
+        ),
+    ],
+)
+def test_whoever_waits_says_for_whom_and_how_long_and_what_to_unset(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], rank: str, says: str, ends: str
+):
+    monkeypatch.setattr(world, "GATHERING_S", 0.4)
+    monkeypatch.setattr(world, "SAY_AFTER_S", 0.0)
+    for name, value in {"WORLD_SIZE": "4", "RANK": rank, "MASTER_PORT": str(find_free_port())}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match=f"{ends}.*To work alone: unset WORLD_SIZE"), world.sharing(1, work):
+        pass
+    said = capsys.readouterr().err
+    assert re.match(says, said), said
+    assert said.endswith("To work alone: unset WORLD_SIZE.\n")
+    assert world.current() == world.World()
+
+
+def test_a_shell_of_slurm_is_told_that_it_works_alone(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    for name, value in {**STEP, "SLURM_JOB_NAME": "bash"}.items():
+        monkeypatch.setenv(name, value)
+    with world.sharing(1, work):
+        assert world.current().size == 1
+    assert capsys.readouterr().err.startswith("This is one process in a shell of Slurm: it works alone (`srun info")
+
+
 MEET_TWICE = """
 from infoscope import world
 for _ in range(3):
@@ -169,9 +263,7 @@ for _ in range(3):
 
 
 def test_processes_from_outside_meet_for_one_job_after_the_other(tmp_path: Path):
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
+    port = find_free_port()
     place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     environments = [{**os.environ, **place, "RANK": rank, "LOCAL_RANK": rank} for rank in "01"]
     processes = [

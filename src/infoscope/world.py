@@ -11,15 +11,14 @@ torchrun (`find_place`). Each sees one GPU. What they exchange goes over gloo, g
 from __future__ import annotations
 
 import json
+import math
 import multiprocessing
 import os
-import random
 import socket
-import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import timedelta
 from itertools import count
 from pathlib import Path
@@ -27,6 +26,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from infoscope.environment import count_usable_cores, find_cores
 from infoscope.errors import InputError, explain_write_error
+from infoscope.output import complain
+from infoscope.places import World, find_place, is_shell
 
 if TYPE_CHECKING:
     import torch.distributed as dist  # else late: who lists artifacts, or starts processes, need not wait for torch
@@ -35,26 +36,13 @@ Value = TypeVar("Value")
 
 GATHERING_S = 600
 """How long processes wait for each other at the start: nodes may come up one by one."""
+SAY_AFTER_S, SAY_EVERY_S = 2.0, 30.0
+"""When one says first that one waits, and then again."""
 WORKING = timedelta(days=7)
 """How long one waits for another afterwards. One that dies is noticed at once, by its closed connections."""
 VISIBLE_S = 120
 """How long a file that another machine has made may take to show on this one."""
 _FAILURE = "failure"
-
-
-@dataclass(frozen=True)
-class World:
-    """This process among those of the job: rank 0 .. size - 1, and its place on its machine.
-
-    n_on_cores: processes of the job that may use the same cores as this one, itself among them.
-    """
-
-    rank: int = 0
-    size: int = 1
-    local_rank: int = 0
-    address: str = "127.0.0.1"
-    port: int = 0
-    n_on_cores: int = 1
 
 
 _world, _store, _n_alone = World(), None, 0
@@ -145,41 +133,6 @@ def wait_until_visible(path: Path) -> None:
         time.sleep(0.1)
 
 
-def find_place(environment: Mapping[str, str] = os.environ) -> World | None:
-    """Return this process among those that were started from outside: torchrun, submitit, srun; None: there are none.
-
-    MASTER_ADDR and MASTER_PORT, where given, say where the main process listens.
-
-    Raises:
-        InputError: if srun's nodes cannot be found out.
-    """
-    if int(environment.get("WORLD_SIZE", "1")) > 1 and "RANK" in environment:
-        rank, size, local = (environment.get(name, "0") for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
-        host, job = "127.0.0.1", "torchrun"
-    elif environment.get("SUBMITIT_EXECUTOR") == "local" and int(environment.get("SUBMITIT_LOCAL_NTASKS", "1")) > 1:
-        names = ("SUBMITIT_LOCAL_GLOBALID", "SUBMITIT_LOCAL_NTASKS", "SUBMITIT_LOCAL_LOCALID")
-        rank, size, local = (environment[name] for name in names)
-        host, job = "127.0.0.1", environment["SUBMITIT_LOCAL_JOB_ID"]
-    elif int(environment.get("SLURM_STEP_NUM_TASKS", "1")) > 1:  # set by srun alone: a batch script is no task
-        rank, size, local = (environment[name] for name in ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"))
-        host = environment.get("MASTER_ADDR") or _find_first_host(environment["SLURM_STEP_NODELIST"])
-        job = environment["SLURM_JOB_ID"] + environment.get("SLURM_STEP_ID", "")
-    else:
-        return None
-    port = environment.get("MASTER_PORT") or random.Random(job).randint(20000, 60000)
-    return World(int(rank), int(size), int(local), environment.get("MASTER_ADDR", host), int(port))
-
-
-def _find_first_host(nodes: str) -> str:
-    command = ["scontrol", "show", "hostnames", nodes]
-    try:
-        return subprocess.run(command, capture_output=True, encoding="utf-8", check=True).stdout.split()[0]
-    except (OSError, subprocess.CalledProcessError, IndexError):
-        raise InputError(
-            f"Cannot find out the first node of {nodes} ({' '.join(command)} failed): set MASTER_ADDR to its address."
-        ) from None
-
-
 @contextmanager
 def sharing(n_processes: int, work: Callable[..., Any], *arguments: Any) -> Iterator[None]:
     """Let processes share what is done inside the block: those from outside, else `n_processes` started here.
@@ -195,6 +148,8 @@ def sharing(n_processes: int, work: Callable[..., Any], *arguments: Any) -> Iter
         RuntimeError: another process failed of a fault.
     """
     place = find_place() if _world.size == 1 else None
+    if _world.size == 1 and place is None and is_shell():
+        complain("This is one process in a shell of Slurm: it works alone (`srun infoscope ...` starts all tasks).")
     if place is not None and n_processes > 1:
         raise InputError(
             f"trainer.n_processes={n_processes}, but {place.size} processes were started already (by Slurm, torchrun or"
@@ -263,13 +218,17 @@ def _joined(place: World) -> Iterator[None]:
     _choose_gpu(place.local_rank)
     is_main = place.rank == 0
     try:
-        store = dist.TCPStore(place.address, place.port, place.size, is_main, timedelta(seconds=GATHERING_S))
+        store = _open_store(place, is_main)
+        _await_all(place, store, is_main)
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         dist.init_process_group(backend, store=store, rank=place.rank, world_size=place.size, timeout=WORKING)
+    except InputError:
+        raise
     except (RuntimeError, ValueError, OSError) as error:
         raise InputError(
             f"Process {place.rank} of {place.size} cannot meet the others at {place.address}:{place.port}"
-            f" ({str(error).splitlines()[0]}): are all of them running, and is MASTER_ADDR the first one's address?"
+            f" ({str(error).splitlines()[0]}): are all of them running, is MASTER_ADDR the first one's address, and"
+            f" MASTER_PORT free there?{_explain_alone(place)}"
         ) from error
     _world, _store = place, store
     try:
@@ -290,6 +249,55 @@ def _joined(place: World) -> Iterator[None]:
     finally:
         _world, _store = World(), None
         dist.destroy_process_group()
+
+
+def _open_store(place: World, is_main: bool) -> dist.TCPStore:
+    """Open what processes meet at, or reach it, having said for whom one waits."""
+    if place.named_by and not is_main:
+        start = time.monotonic()
+        while not (is_there := _can_reach(place)) and time.monotonic() - start < SAY_AFTER_S:
+            time.sleep(0.05)
+        if not is_there:
+            complain(
+                f"Process {place.rank} of {place.size} ({place.named_by}={place.size}) is waiting for the first one at"
+                f" {place.address}:{place.port}, up to {GATHERING_S:.0f} s.{_explain_alone(place)}"
+            )
+    limit = timedelta(seconds=GATHERING_S)
+    return dist.TCPStore(place.address, place.port, place.size, is_main, limit, wait_for_workers=False)
+
+
+def _can_reach(place: World) -> bool:
+    try:
+        socket.create_connection((place.address, place.port), 1).close()
+    except OSError:
+        return False
+    return True
+
+
+def _await_all(place: World, store: dist.TCPStore, is_main: bool) -> None:
+    """Wait until every process is there; the main one says for how many it waits.
+
+    Raises:
+        InputError: they do not come.
+    """
+    n_here, start, said_s = store.add("here", 1), time.monotonic(), -math.inf
+    while is_main and n_here < place.size:
+        waited_s, n_here = time.monotonic() - start, store.add("here", 0)
+        missing = f"{place.size - n_here} of {place.size} processes"
+        where = f"at {place.address}:{place.port}"
+        if n_here < place.size and waited_s > GATHERING_S:
+            raise InputError(
+                f"Waited {GATHERING_S:.0f} s for {missing} {where}: start all of them.{_explain_alone(place)}"
+            )
+        if place.named_by and n_here < place.size and waited_s > SAY_AFTER_S and waited_s - said_s >= SAY_EVERY_S:
+            said_s = waited_s
+            name = f"{place.named_by}={place.size}"
+            complain(f"Waiting for {missing} ({name}) {where}, up to {GATHERING_S:.0f} s.{_explain_alone(place)}")
+        time.sleep(0.05)
+
+
+def _explain_alone(place: World) -> str:
+    return f" To work alone: unset {place.named_by}." if place.named_by else ""
 
 
 def _tell_failure(store: dist.TCPStore, rank: int, error: Exception) -> InputError | None:
