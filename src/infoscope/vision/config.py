@@ -57,7 +57,7 @@ class ModelConfig:
     unless it tells of another. Tags and folders know themselves. With kind timm the tag stands in `arch`."""
     weights_key: str | None = None
     """Which set of weights is read of a local file that holds several (teacher, state_dict, ...); null: the averaged
-    one, as timm does."""
+    one, as timm and DINOv2 do."""
     quick_gelu: bool | None = None
     """The activation: true QuickGELU, false GELU; null: as the tag, the folder, the file or its origin has it. For
     open_clip's towers alone."""

@@ -22,8 +22,7 @@ from infoscope.vision.sources import choose_weights_set, get_weights_id
 from infoscope.vision.timm_layout import MODULES, to_timm
 from infoscope.vision.transformers_names import translate
 from infoscope.vision.weight_files import get_first_line
-from infoscope.vision.weight_fit import check_fit, check_size, refuse
-from infoscope.vision.weight_origins import guess_origin
+from infoscope.vision.weight_fit import check_fit, check_size, get_shapes, refuse_names
 from infoscope.vision.weight_sets import read_weights
 from infoscope.vision.weights import find_local_file
 
@@ -218,9 +217,7 @@ def load_timm_weights(trunk: nn.Module, path: Path, arch: str, config: ModelConf
     try:
         state = to_timm(original, trunk)
     except Exception as error:  # positions that are no square grid, names of another model
-        origin = guess_origin(original)
-        reason = f"it looks like {origin}" if origin else get_first_line(error)
-        raise refuse(original, reason, path, arch) from error
+        raise refuse_names(original, original, get_shapes(trunk.state_dict()), path, arch) from error
     check_fit(trunk, state, path, arch, original)
     trunk.load_state_dict(state)
     return (*weights.notes, *notes)

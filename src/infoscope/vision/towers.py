@@ -51,13 +51,15 @@ def find_tower(names: Iterable[str]) -> str | None:
 
 
 def measure(shapes: Shapes) -> Size | None:
-    """Return how large the image tower among some tensors is, None if none is found."""
+    """Return how large the image tower among some tensors is, None if none with blocks is found."""
     tower = find_tower(shapes)
     if tower is None or len(shapes[tower]) != 4:
         return None
     blocks, positions = TOWERS[tower]
     matches = (re.match(rf"{re.escape(blocks)}(?:\d+\.)*?(\d+)\.\D", name) for name in shapes)
     depth = len({match[1] for match in matches if match})
+    if depth == 0:
+        return None
     return Size(shapes[tower][0], depth, shapes[tower][-1], _find_side(shapes.get(positions, ())))
 
 

@@ -53,8 +53,7 @@ def check_fit(
     """
     expected = {name: shape for name, shape in get_shapes(model.state_dict()).items() if name not in without}
     if get_shapes(state) != expected:
-        reason = "; ".join(_list_differences(get_shapes(state), expected))
-        raise refuse(original, reason, path, arch)
+        raise refuse_names(original, state, expected, path, arch)
     for name, value in state.items():
         if not value.is_floating_point():
             kind = str(value.dtype).removeprefix("torch.")
@@ -80,7 +79,7 @@ def check_size(
     if theirs is None or ours is None:
         return ()  # another family, or no plain tower: names tell
     if theirs[:3] != ours[:3]:
-        raise refuse(state, f"its image tower is {theirs}; that of {arch} is {ours}", path, arch)
+        raise _refuse(state, f"its image tower is {theirs}; that of {arch} is {ours}", path, arch)
     if theirs.grid in (None, ours.grid) or image_px is not None:
         return ()
     return (f"positions of {theirs.grid} x {theirs.grid} patches are interpolated to {ours.grid} x {ours.grid}",)
@@ -97,13 +96,26 @@ def get_shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(value.shape) for name, value in state.items()}
 
 
-def refuse(original: Mapping[str, Tensor], reason: str, path: Path, arch: str) -> InputError:
-    """Return the sentence about weights that do not fit, with architectures that these weights fit."""
+def refuse_names(
+    original: Mapping[str, Tensor],
+    state: Mapping[str, Tensor],
+    expected: Mapping[str, tuple[int, ...]],
+    path: Path,
+    arch: str,
+) -> InputError:
+    """Return the sentence about weights whose names or shapes are not those that are expected."""
+    return _refuse(original, "; ".join(_list_differences(get_shapes(state), expected)), path, arch)
+
+
+def _refuse(original: Mapping[str, Tensor], reason: str, path: Path, arch: str) -> InputError:
+    base = arch.partition(".")[0]
+    kind = "timm" if timm.is_model(base) else "open_clip"
     fitting = _find_fitting(original)
-    if any(name in (f"model.arch={arch}", f"model.kind=timm model.arch={arch.partition('.')[0]}") for name in fitting):
+    names = [f"model.arch={name}" if of == kind else f"model.kind={of} model.arch={name}" for of, name in fitting]
+    if (kind, base) in fitting:
         advice = "give the whole file as its authors wrote it, or the architecture that it was made with"
-    elif fitting:
-        advice = f"give {list_some(fitting, _N_NAMED)}, which fits"
+    elif names:
+        advice = f"give {' or '.join(names[:_N_NAMED])}, which is of its size"
     else:
         advice = "give the architecture it was made with"
     return InputError(f"{path} does not fit model.arch={arch}: {reason}; {advice}.")
@@ -122,15 +134,13 @@ def _list_differences(found: Mapping[str, tuple[int, ...]], expected: Mapping[st
         yield f"its {name} is {list(found[name])}, expected {list(expected[name])}"
 
 
-def _find_fitting(state: Mapping[str, Tensor]) -> list[str]:
-    """Return the settings of some architectures whose image tower has just these weights."""
+def _find_fitting(state: Mapping[str, Tensor]) -> list[tuple[str, str]]:
+    """Return kinds and names of architectures: CLIPs of the same size, or timm's that have just these weights."""
     size, tower = measure(get_shapes(state)), find_tower(state)
     if size is None or tower is None:
         return []
     clips = list(_find_clips(get_shapes(state), size)) if tower.startswith("visual.") else []
-    if clips:
-        return [f"model.arch={name}" for name in clips]
-    return [f"model.kind=timm model.arch={name}" for name in _find_timm(state, size)]
+    return [("open_clip", name) for name in clips] or [("timm", name) for name in _find_timm(state, size)]
 
 
 def _find_clips(found: Mapping[str, tuple[int, ...]], size: Size) -> Iterator[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 _BASE = "give the weights of a plain vision transformer"
@@ -24,20 +24,26 @@ _ORIGINS = (
     (r"(^|\.)layer[14]\.0\.conv1", "a ResNet", "choose a vision transformer"),
     (r"(^|\.)neck\.|rel_pos_[hw]$", "Segment Anything's tower", _BASE),
     (r"language_model\.|lm_head\.|(^|\.)layers\.\d+\.self_attn\.q_proj", "a language model", _BASE),
+)
+"""What names look like, whose they are, what to do; the first that is found counts."""
+_FRAGMENTS = (
     (r"text_model\.|token_embedding|word_embeddings", "a text tower alone", "give the file with the image tower"),
     (r"exp_avg|momentum_buffer", "the state of an optimizer alone", "give the model's weights"),
     (r"encoderblock|(^|[./])params[./]", "JAX's or big_vision's weights", _PYTORCH),
     (r"(^|\.)resblocks\.", "a part of a CLIP", "give it whole, as open_clip or transformers writes it"),
     (r"(^|\.)blocks\.\d", "a vision transformer without its patch embedding", "give it whole"),
 )
-"""What names look like, whose they are, what to do; the first that is found counts."""
+"""The same, of names that stand beside an image tower too."""
 
 
 def guess_origin(names: Iterable[str]) -> str | None:
     """Return whose weights some names look like, and what to do, in words; None if nobody's that is known."""
-    text = list(names)
-    for pattern, whose, advice in _ORIGINS:
-        if any(re.search(pattern, name) for name in text):
+    return _guess(list(names), _ORIGINS)
+
+
+def _guess(names: Sequence[str], origins: Iterable[tuple[str, str, str]]) -> str | None:
+    for pattern, whose, advice in origins:
+        if any(re.search(pattern, name) for name in names):
             return f"{whose}: {advice}"
     return None
 
@@ -47,7 +53,10 @@ def describe_content(path: Path, arch: str, names: Iterable[str]) -> str:
     names = list(names)
     if not names:
         return f"Expected {path} to hold a state dict of tensors, found none: {_BASE}."
-    origin = guess_origin(names) or f"nothing that is known: {_BASE}, as open_clip, timm or transformers writes it"
+    origin = (
+        _guess(names, (*_ORIGINS, *_FRAGMENTS))
+        or f"nothing that is known: {_BASE}, as open_clip, timm or transformers writes it"
+    )
     return (
         f"{path} does not fit model.arch={arch}: it holds {len(names)} tensors ({list_some(names)}), but no image tower"
         f" of an architecture that is known; it looks like {origin}."

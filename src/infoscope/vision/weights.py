@@ -85,7 +85,8 @@ def load_weights(clip: torch.nn.Module, path: Path, config: ModelConfig) -> Load
     notes = check_size(clip, original, path, arch, config.image_px)
     state = dict(original)
     if has_square_grid(original):
-        open_clip.model.resize_pos_embed(state, clip)
+        state = {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
+        open_clip.model.resize_pos_embed(state, clip)  # which knows no half precision
     text = {name for name in expected if not name.startswith("visual.")}
     has_text = any(name in text - SCALES for name in state)
     has_projection = has_text or "visual.proj" in state or "visual.proj" not in expected
