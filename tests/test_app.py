@@ -281,7 +281,7 @@ def test_a_contradiction_in_one_job_does_not_stop_the_others(infoscope: CommandL
 def test_a_typo_stops_a_sweep_before_its_first_job(infoscope: CommandLine):
     result = infoscope("-m", "partition.rule=otsu,foo")
     assert result.code == 2
-    assert "partition.rule: expected one of threshold" in result.sentence()
+    assert "partition.rule: expected one of mass" in result.sentence()
     assert infoscope.configs == []
 
 

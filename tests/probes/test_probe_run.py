@@ -244,7 +244,7 @@ def test_probes_that_cannot_change_are_refused(inputs, changes, config, message)
     ("settings", "message"),
     [
         ({"held_out_share": 1.0}, "held_out_share"),
-        ({"depth_lrs": [1.0, 0.1]}, "ascending"),
+        ({"depth_lrs": [1.0, 0.1]}, "to ascend"),
         ({"tasks": []}, "at least one"),
         ({"dense_steps": 0}, "dense_steps"),
         ({"n_depth_bins": 1}, "n_depth_bins"),

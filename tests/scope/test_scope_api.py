@@ -259,6 +259,28 @@ def test_numbers_of_any_kind_and_names_are_taken(backbone: Backbone, sae: Sparse
     assert found.layer == 0
 
 
+def test_latents_are_divided_as_on_the_command_line(
+    backbone: Backbone, sae: SparseAutoencoder, noise: np.ndarray
+) -> None:
+    with torch.no_grad():
+        sae.W_dec[::2] *= 3.0  # rows of any length, as other people's SAEs have
+    found = contextual_dependency(backbone, sae, noise, **QUIET)
+    halves, scored = found.divide(), np.isfinite(found.cds)
+    mass = found.ranking.mean_act * np.where(np.arange(40) % 2, 1, 3) * sae.W_dec[1].norm().item()
+    np.testing.assert_allclose(found.mass, mass, rtol=1e-5)
+    assert mass[halves.low].sum() >= 0.5 * mass[scored].sum() > mass[found.cds < halves.gamma].sum()
+    assert np.array_equal(found.divide(gamma=0.2).high, found.cds > 0.2)
+    assert len(found.divide(n_bands=3).bands) == 3
+    for options, words in {
+        "gama": ({"gama": 0.1}, "gamma"),
+        "range": ({"gamma": 1.5}, "Expected gamma to be in 0..1"),
+        "contradiction": ({"rule": "otsu", "gamma": 0.1}, 'gamma=0.1 means nothing to rule="otsu"'),
+        "type": ({"quantile": "half"}, "quantile"),
+    }.values():
+        with pytest.raises(InputError, match=words):
+            found.divide(**options)
+
+
 def test_arguments_of_other_types_are_named(backbone: Backbone, sae: SparseAutoencoder, noise: np.ndarray) -> None:
     with pytest.raises(InputError, match=r"backbone= .* load_backbone .* got infoscope\.sae\.model\.SparseAuto"):
         contextual_dependency(sae, backbone, noise)  # pyright: ignore[reportArgumentType]

@@ -27,8 +27,9 @@ from infoscope.sae.config import SAEConfig
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.sae.origin import check_has_maps, choose_layer
 from infoscope.scope import crops
-from infoscope.scope.config import ScopeConfig
+from infoscope.scope.config import PartitionConfig, ScopeConfig
 from infoscope.scope.maps import make_trainer
+from infoscope.scope.partition import Partition, make_partition
 from infoscope.scope.ranking import Ranking, iterate_patch_tokens, rank_in_parts
 from infoscope.scope.scores import Scores
 from infoscope.scope.scoring import score_latents
@@ -44,6 +45,7 @@ class ContextualDependency:
     """What `contextual_dependency` found.
 
     ranking: which images each latent fires on most, as positions in `image_ids`.
+    mass: activation mass of each latent (mean over tokens of z * |W_dec|).
     scores: distances, masses and maps; scores for any k up to `scores.k_max` are arithmetic on them.
     k_cds: the k that `cds` and `chance` stand for.
     layer: the block that the SAE read, counted from 0.
@@ -53,6 +55,7 @@ class ContextualDependency:
     """
 
     ranking: Ranking
+    mass: Float[np.ndarray, " d_sae"]
     scores: Scores
     k_cds: int
     layer: int
@@ -81,6 +84,20 @@ class ContextualDependency:
     def emd(self) -> Float[np.ndarray, "d_sae k_max"]:
         """Normalised distances per latent and rank."""
         return self.scores.emd
+
+    @speaks_python(partition=PartitionConfig)
+    def divide(self, **options: Any) -> Partition:
+        """Divide the latents into high and low scope, as `partition=...` does on the command line.
+
+        Args:
+            options: fields of `PartitionConfig`: gamma=0.1, quantile=0.5, n_bands=4, rule="otsu", mass_share=0.5. None:
+                gamma is where the activation mass divides, half and half.
+
+        Raises:
+            InputError: an option that does not exist, is out of range or has nothing to do with the rule.
+        """
+        refuse_unknown(options, [one.name for one in fields(PartitionConfig)], "divide")
+        return make_partition(self.cds, self.mass, make_options(PartitionConfig, options))
 
 
 @speaks_python(data=DataConfig, model=ModelConfig, sae=SAEConfig, scope=ScopeConfig)
@@ -151,7 +168,8 @@ def contextual_dependency(
         ranking = work.rank()
         scores = work.score(ranking)
     ids, skipped = found.images.image_ids, dict(found.images.skipped)
-    return ContextualDependency(ranking, scores, config.k_cds, layer, ids, found.n_held_out, skipped)
+    mass = ranking.mean_act * sae.W_dec.detach().norm(dim=1).cpu().numpy()
+    return ContextualDependency(ranking, mass, scores, config.k_cds, layer, ids, found.n_held_out, skipped)
 
 
 class _Work(NamedTuple):
