@@ -161,6 +161,11 @@ def _find_place(config: ModelConfig, trained_folder: Path | None) -> tuple[Path 
         return trained_folder, _find_local_weights(trained_folder)
     if pretrained.startswith("local-dir:"):
         folder = Path(pretrained.removeprefix("local-dir:")).expanduser()
+        if (folder / "config.json").is_file() and not (folder / LOCAL_CONFIG).is_file():
+            raise InputError(
+                f"{folder} holds no {LOCAL_CONFIG}, but a config.json, as transformers and timm write it: give its file"
+                f" of weights, such as model.pretrained={folder}/model.safetensors, with model.arch."
+            )
         read_local_config(folder / LOCAL_CONFIG)  # a missing configuration is said before missing weights
         return folder, _find_local_weights(folder)
     file = find_local_file(pretrained)
