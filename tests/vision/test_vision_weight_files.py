@@ -236,9 +236,7 @@ class TestPlaces:
         with pytest.raises(InputError, match=r"give the file of weights in it, such as .*model\.safetensors"):
             find_local_file(str(tmp_path))
         (tmp_path / "config.json").write_text("{}")
-        with pytest.raises(
-            InputError, match=r"a config\.json, as transformers .*pretrained=.*model\.safetensors"
-        ):
+        with pytest.raises(InputError, match=r"a config\.json, as transformers .*pretrained=.*model\.safetensors"):
             find_source(ModelConfig("x", pretrained=f"local-dir:{tmp_path}"), None)
         (tmp_path / "model.safetensors.index.json").write_text("{}")
         with pytest.raises(InputError, match="its weights are in parts: join them"):
