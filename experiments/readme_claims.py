@@ -128,7 +128,7 @@ README = (
         " for fewer pictures (k_CDS 1: {}). Two SAE seeds share few features: {} over matched pairs.",
         [
             f"stability/summary/stability/{name}/rank_correlation"
-            for name in ("solver", "diagonal", "shift_2", "held_out", "k_1", "seeds")
+            for name in ("sinkhorn", "diagonal", "shift_2", "held_out", "k_1", "seeds")
         ],
     ),
     Claim(
