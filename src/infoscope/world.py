@@ -253,6 +253,8 @@ def _joined(place: World) -> Iterator[None]:
 
 def _open_store(place: World, is_main: bool) -> dist.TCPStore:
     """Open what processes meet at, or reach it, having said for whom one waits."""
+    import torch.distributed as dist
+
     if place.named_by and not is_main:
         start = time.monotonic()
         while not (is_there := _can_reach(place)) and time.monotonic() - start < SAY_AFTER_S:
