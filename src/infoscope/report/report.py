@@ -119,7 +119,7 @@ def print_report(inputs: ReportInputs, files: ReportFiles | None = None, console
     console.print(Text(inputs.title, style="bold"))
     main = make_tables(replace(inputs, sections=()) if inputs.seeds else inputs)
     for table in reversed(main.values()):  # the main table last, where the reader looks first
-        table.print(console)
+        table.show(console)
         console.print()
     if inputs.seeds and not inputs.results:
         console.print(NO_PROBES)
