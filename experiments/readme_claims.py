@@ -25,7 +25,7 @@ METRICS = {
     "mIoU": "miou * 100",
     "depth RMSE": "depth_rmse_m",
 }
-SHARES = {"latents removed": "n_latents", "mass": "mass_share * 100"}
+SHARES = {"latents removed": "n_latents", "mass": "mass_share * 100", "energy": "energy_share * 100"}
 ORIGINAL = "demo/removal/section=;variant=original tokens"
 CONFOUNDS = "demo/summary/confounds"
 MATCHED = "demo/removal_matched/variant=without {}-scope, matched frequency"
@@ -33,6 +33,12 @@ SCOPE = "demo/scope/quantity="
 BLOCK = "demo/summary/outliers/by_block"
 DECODING, RANKING = "benchmarks/decoding-224-cpu/rows/method=", "benchmarks/ranking-1281167-49152-cpu"
 EXTRACTION = "benchmarks/extraction-{}/rows/side={}/images_per_s"
+
+
+SWEPT = "gamma_sweep/removal/gamma={};variant={}"
+LOW, LOW_MASS = "without low-scope", "random, mass of low"
+LOST = ("top1_cls_final_difference * -100", "miou_difference * -100", "depth_rmse_m_difference")
+"""What a group's removal costs, by column of the table of matched groups."""
 
 
 def band(place: int, metric: str) -> list[str]:
@@ -50,7 +56,7 @@ LOWEST, ACTIVE, CHANCE = "most active of band 1 of 3", "most active of all", "ra
 PREDICTED = "predict/predictions/section=error-preserving;variant={}/top1 * 100"
 README = (
     TableClaim(
-        "| tokens | latents removed | mass (%)",
+        "| tokens | latents removed | mass (%) | energy (%)",
         [
             ("original", ORIGINAL),
             ("without high scope", removal("without high-scope")),
@@ -64,7 +70,11 @@ README = (
         SHARES | METRICS,
     ),
     Claim("without high scope (CDS > {})", ["demo/scope/quantity=gamma/mean"]),
-    Claim("the low-scope group holds {}% of the activation mass", [f"{removal('without low-scope')}/mass_share * 100"]),
+    Claim("without low scope (CDS ≤ {})", ["demo/scope/quantity=gamma/mean"]),
+    Claim(
+        "(`partition.gamma=0.15`) the low group here holds {}% of the mass",
+        [f"{SWEPT.format(0.15, LOW)}/mass_share * 100"],
+    ),
     Claim(
         "give {}% from the final CLS and {} mIoU; the 16 most active of all, with more mass, {}% and {}; random ones"
         " {}% and {}.",
@@ -107,11 +117,12 @@ README = (
     ),
     Claim("are told from local ones with an AUROC of {};", [f"{CONFOUNDS}/auroc/all/cds/mean"]),
     Claim(
-        "removing {} low-scope features costs {} points from the mean patch token, {} high-scope ones {}: no",
+        "At matched frequency ({} features each, {}% and {}% of the mass), removing low-scope features costs {} points"
+        " from the final CLS, {} of mIoU and {} m of depth, removing high-scope ones {}, {} and {} m.",
         [
-            f"{MATCHED.format(group)}/{key}"
-            for group in ("low", "high")
-            for key in ("n_latents", "top1_patch_mean_difference * -100")
+            f"{MATCHED.format('low')}/n_latents",
+            *(f"{MATCHED.format(group)}/mass_share * 100" for group in ("low", "high")),
+            *(f"{MATCHED.format(group)}/{key}" for group in ("low", "high") for key in LOST),
         ],
     ),
     Claim(
@@ -168,8 +179,6 @@ SETTINGS = {
     "topk, k 4": "sae=topk sae.k=4",
     "matryoshka_prefix, k 16": "sae=matryoshka_prefix",
 }
-SWEPT = "gamma_sweep/removal/gamma={};variant={}"
-LOW, LOW_MASS = "without low-scope", "random, mass of low"
 EXPERIMENTS = (
     Claim(
         "scenes_clip has {} outlier tokens among {} after the block that the SAE reads",
