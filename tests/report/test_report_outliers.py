@@ -169,7 +169,7 @@ def make_without_outliers() -> ReportSection:
 
 def test_no_outliers_at_all_is_one_sentence_instead_of_a_table() -> None:
     section = make_without_outliers()
-    assert section.findings[0].startswith("No outlier tokens: none of the 864 patch tokens")
+    assert section.findings[0].startswith("None of the 864 patch tokens")
     assert section.findings[1] == "After none of the 3 blocks do outliers form a mode of their own."
     assert len(section.findings) == 2
     row = read(section.tables["outlier_emd"], "outlier tokens")

@@ -213,7 +213,7 @@ def _divide(part: float, whole: float) -> float:
 def _say_no_outliers(tokens: TokenOutliers) -> str:
     norms = tokens.norms
     return (
-        f"No outlier tokens: none of the {norms.n_tokens:,} patch tokens of the training split has a norm above"
+        f"None of the {norms.n_tokens:,} patch tokens of the training split has a norm above"
         f" {_name_threshold(tokens)}, where the norm histogram has no second mode, so there is nothing to compare with"
         " normal tokens."
     )
