@@ -8,6 +8,7 @@ import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -279,6 +280,20 @@ class TestMapsAmongPhotographs:
         ]
         assert len(ImageFolder(plant(tmp_path / "a", names), test_share=0.0)) == len(names)
         assert len(ImageFolder(make_right(tmp_path / "b") / "imagenet", test_share=0.0)) == 2
+
+    @pytest.mark.parametrize(
+        ("suffix", "is_named_after"), [("png", False), ("jpg", False), ("gif", False), ("jpg", True)]
+    )
+    def test_photographs_are_no_maps_whatever_they_are_called(self, tmp_path, suffix, is_named_after):
+        """Labels of bottles, people with masks: they have the colours of photographs."""
+        root = plant(tmp_path / "set", ["images/cat.jpg", "labels/wine.txt"])
+        file = root / ("images/cat_mask.jpg" if is_named_after else f"labels/wine.{suffix}")
+        colours = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+        Image.fromarray(colours // 128).save(file)
+        refuse(ImageFolder, root, f"1 images below {root} are maps", file.relative_to(root).as_posix())
+        if suffix != "gif":  # of 256 colours at most
+            Image.fromarray(colours).save(file)
+            assert len(ImageFolder(root, test_share=0.0)) == 2
 
 
 class TestRealSamples:

@@ -43,7 +43,7 @@ LAYOUTS: tuple[Layout, ...] = (
         "*_seg.png | images/*/*_seg.png | images/*/*/*/*_seg.png | images/*/*/*/*/*_seg.png | "
         "*/*/*_seg.png | ADE/training",
         photographs="ADE_*.jpg",
-        maps=r"[^/]+_(?:seg|parts_\d+)\.png|instance_\d+_ADE_\w+\.png",
+        maps=r"ADE_[^/]+_(?:seg|parts_\d+)\.png|instance_\d+_ADE_\w+\.png",
     ),
     Layout(
         "ADEChallengeData2016",
@@ -251,7 +251,7 @@ LAYOUTS: tuple[Layout, ...] = (
         "Mapillary Vistas",
         "training/v?.? | config_v?.?.json | training/images + training/instances",
         photographs="images | training/images",
-        maps=r"(?:v\d\.\d/)?(?:labels|instances|panoptic)/[^/]+\.png",
+        maps=r"v\d\.\d/(?:labels|instances|panoptic)/[^/]+\.png",
         beside_photographs=True,
     ),
     Layout(
@@ -343,7 +343,7 @@ LAYOUTS: tuple[Layout, ...] = (
         "",
         photographs="images | image | imgs | img | rgb | color | photos | JPEGImages",
         maps=r"(?:masks?|labels?|annotations?|segmentations?|depths?|gt|ground_?truth|trimaps|label_?maps?"
-        r"|disparity)/(?:[^/]+/)?[^/]+\.(?:png|tiff?|pgm)",
+        r"|disparity)/(?:[^/]+/)?[^/]+\.(?:png|tiff?|pgm|gif|bmp|jpe?g)",
         beside_photographs=True,
     ),
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
@@ -12,6 +13,8 @@ from fnmatch import fnmatchcase
 from functools import lru_cache
 from itertools import groupby, islice
 from pathlib import Path
+
+from PIL import Image
 
 from infoscope.data.config import DataConfig, DataKind
 from infoscope.data.layouts import LAYOUTS, Layout
@@ -147,10 +150,13 @@ def _find_photographs(layout: Layout, place: Path) -> Path | None:
     )
 
 
-_MAP_SUFFIXES = (".png", ".pgm", ".tif", ".tiff")
+_MAP_SUFFIXES = (".png", ".pgm", ".tif", ".tiff", ".gif", ".bmp", ".jpg", ".jpeg")
+_N_COLOURS = 256  # that a map may have, by its labels or its palette; a photograph has more
 _MAPS = re.compile(
     "(?:^|/)(?:" + "|".join(f"(?P<m{i}>{layout.maps})" for i, layout in enumerate(LAYOUTS) if layout.maps) + ")$"
 )
+_MAP_OF = re.compile(r"(.+)[_-](?:masks?|seg(?:mentation)?|labels?|annotation|depth|trimap|gt)\.\w+$", re.IGNORECASE)
+"""A map that lies in the folder of its picture: `cat_mask.png` beside `cat.jpg`."""
 
 
 def refuse_maps(root: Path, names: Sequence[str]) -> None:
@@ -166,7 +172,8 @@ def refuse_maps(root: Path, names: Sequence[str]) -> None:
     maps = [name for name in names if name.lower().endswith(_MAP_SUFFIXES)]
     for _, together in groupby(maps, os.path.dirname):
         for name in islice(together, _N_OF_FOLDER):
-            if found := _find_map(start, name):
+            found = _find_map(start, name)
+            if found and not (found[0].beside_photographs and _is_photograph(root / name)):
                 layout, place = found
                 _list.cache_clear()
                 n_maps = sum(_find_map(start, other) is not None for other in maps)
@@ -177,6 +184,28 @@ def refuse_maps(root: Path, names: Sequence[str]) -> None:
                     f"Expected photographs, but {n_maps:,} images below {root} are maps of labels or depth, as of"
                     f" {layout.name} (the first: {name}): {instead}."
                 )
+            if _is_beside_its_picture(name, names) and not _is_photograph(root / name):
+                n_maps = sum(_is_beside_its_picture(other, names) for other in maps)
+                raise InputError(
+                    f"Expected photographs, but {n_maps:,} images below {root} are maps of others by their names (the"
+                    f" first: {name}): set data.root to a folder, or a list, of photographs alone."
+                )
+
+
+def _is_beside_its_picture(name: str, names: Sequence[str]) -> bool:
+    """Whether an image is called after another one in its folder, as its map is; `names` ascending."""
+    found = _MAP_OF.match(name)
+    picture = f"{found[1]}." if found else ""
+    return bool(found) and "".join(names[(i := bisect_left(names, picture)) : i + 1]).startswith(picture)
+
+
+def _is_photograph(file: Path) -> bool:
+    """Whether an image has more colours than a map; one that cannot be read is what its name says."""
+    try:
+        with Image.open(file) as image:
+            return image.mode in ("RGB", "RGBA", "CMYK", "YCbCr") and image.getcolors(_N_COLOURS) is None
+    except Exception:  # decoders raise whatever a damaged file leads them to
+        return False
 
 
 def name_map(path: str) -> str | None:
