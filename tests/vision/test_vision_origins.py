@@ -252,9 +252,17 @@ class TestFiles:
         assert (of_b16.model_cfg["quick_gelu"], of_b16.mean) == (False, OPENAI)  # on which all tags agree
         assert "(by all tags of ViT-B-16)" in of_b16.facts.words
 
-    @pytest.mark.parametrize("name", ["CLIP-ViT-B-16-laion2B-s34B-b88K.safetensors", "metaclip_b16.safetensors"])
+    @pytest.mark.parametrize(
+        "name",
+        [
+            "CLIP-ViT-B-16-laion2B-s34B-b88K.safetensors",
+            "metaclip_b16.safetensors",
+            "models--laion--CLIP-ViT-B-16/snapshots/1d2a/open_clip_model.safetensors",  # in the hub's cache
+        ],
+    )
     def test_a_name_that_speaks_of_another_origin_is_not_taken_for_openais(self, file, name):
-        config = load_preset("clip_b16", pretrained=str(file.rename(file.with_name(name))))
+        (file.parent / name).parent.mkdir(parents=True, exist_ok=True)
+        config = load_preset("clip_b16", pretrained=str(file.rename(file.parent / name)))
         refuse(config, r"\(not taken for openai's, as model\.origin says: its name speaks of (laion|metaclip)\)")
         assert not is_quick(replace(config, origin="laion2b_s34b_b88k"))
         assert is_quick(replace(config, quick_gelu=True))
@@ -307,7 +315,7 @@ class TestFilesThatSay:
     @pytest.mark.parametrize(("activation", "expected"), [("quick_gelu", True), ("gelu", False), (None, True)])
     def test_by_the_configuration_of_transformers_beside_them(self, file, activation, expected):
         file = file.rename(file.with_name("model.safetensors"))
-        tower = {"hidden_act": activation} if activation else {}  # transformers' own default is QuickGELU
+        tower = {"hidden_act": activation} if activation else None  # transformers' own default is QuickGELU
         file.with_name("config.json").write_text(json.dumps({"model_type": "clip", "vision_config": tower}))
         pixels = {"image_mean": HALF, "image_std": HALF}
         file.with_name("preprocessor_config.json").write_text(json.dumps(pixels))
@@ -427,3 +435,16 @@ class TestTimm:
         file.with_name("config.json").write_text(json.dumps(content))
         with pytest.raises(InputError, match="divide by 255"):
             find_facts(self.with_timm(arch, file))
+
+    def test_so_does_that_of_transformers(self, file):
+        """Google's ViT under MAE's preset; of a CLIP it says nothing about the activation."""
+        file = file.rename(file.with_name("model.safetensors"))
+        pixels = {"image_mean": HALF, "image_std": HALF}
+        file.with_name("preprocessor_config.json").write_text(json.dumps(pixels))
+        for named in ("vit_base_patch16_224", "vit_base_patch16_224.mae"):
+            found = find_facts(self.with_timm(named, file))
+            assert found is not None
+            assert list(found.preprocessing.value.mean) == HALF
+            assert found.preprocessing.by == "the preprocessor_config.json beside the file"
+        with pytest.raises(InputError, match="activation, mean and std of vit_large_patch14_clip_224 depend"):
+            find_facts(self.with_timm("vit_large_patch14_clip_224", file))

@@ -21,6 +21,8 @@ from infoscope.vision.preprocessing import Preprocessing, check_preprocessing
 from infoscope.vision.torchscript import is_torchscript
 
 LOCAL_CONFIG = "open_clip_config.json"
+HUB_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+"""What timm and transformers call the weights in a folder."""
 DEFAULT = Preprocessing(open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD)
 """open_clip's, where nothing is said."""
 _N_NAMED = 8
@@ -196,22 +198,31 @@ def describe_local(model_cfg: dict[str, Any], preprocess: dict[str, Any], path: 
 
 
 def _read_transformers(file: Path) -> Account | None:
-    """Return what the configurations that transformers writes say of the weights beside them."""
-    config, processor = file.with_name("config.json"), file.with_name("preprocessor_config.json")
-    if file.name not in ("model.safetensors", "pytorch_model.bin") or not config.is_file():
+    """Return what the configurations that transformers writes say of the CLIP beside them."""
+    config = file.with_name("config.json")
+    if file.name not in HUB_WEIGHTS or not config.is_file():
         return None
     content = read_json(config)
     if content.get("model_type") not in ("clip", "clip_vision_model"):
         return None
-    tower = content.get("vision_config") if content["model_type"] == "clip" else content
+    tower = (content.get("vision_config") or {}) if content["model_type"] == "clip" else content
     activation = tower.get("hidden_act", "quick_gelu") if isinstance(tower, dict) else None  # its own default
     if activation not in ("quick_gelu", "gelu"):
         raise InputError(f"Expected the activation in {config} to be quick_gelu or gelu, got {activation!r}.")
-    known = None
-    if processor.is_file():
-        mean, std = (read_json(processor).get(name) for name in ("image_mean", "image_std"))
-        known = None if mean is std is None else check_preprocessing(mean, std, f"{processor}: image_")
-    return Account("the config.json beside the file", activation == "quick_gelu", known)
+    return Account("the config.json beside the file", activation == "quick_gelu", read_processor(file))
+
+
+def read_processor(file: Path) -> Preprocessing | None:
+    """Return mean and std of the preprocessor_config.json that transformers writes beside its weights.
+
+    Raises:
+        InputError: if it is damaged, or they make no sense.
+    """
+    processor = file.with_name("preprocessor_config.json")
+    if file.name not in HUB_WEIGHTS or not processor.is_file():
+        return None
+    mean, std = (read_json(processor).get(name) for name in ("image_mean", "image_std"))
+    return None if mean is std is None else check_preprocessing(mean, std, f"{processor}: image_")
 
 
 def read_json(path: Path) -> dict[str, Any]:

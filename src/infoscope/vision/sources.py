@@ -221,7 +221,7 @@ def _find_other_name(config: ModelConfig, file: Path | None) -> str | None:
     if file is None or config.origin != "openai":
         return None
     is_named = not file.name.startswith(("open_clip_", "model.", "pytorch_model."))
-    name = (file.name if is_named else file.parent.name).lower()
+    name = (file.name if is_named else "/".join(file.parts[-4:-1])).lower()  # models--laion--.../snapshots/<hash>
     owners = {re.split("[^a-z]", tag)[0] for tag in open_clip.list_pretrained_tags_by_model(str(config.arch))}
     return next((owner for owner in sorted(owners) if owner in name and "openai" not in name), None)
 

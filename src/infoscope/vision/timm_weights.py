@@ -16,7 +16,7 @@ from torch import nn
 from infoscope.errors import InputError
 from infoscope.vision.config import ModelConfig
 from infoscope.vision.hub import check_network, find_cached, get_cache_folder
-from infoscope.vision.origins import Account, Fact, Facts, choose, read_asked, read_json
+from infoscope.vision.origins import HUB_WEIGHTS, Account, Fact, Facts, choose, read_asked, read_json, read_processor
 from infoscope.vision.preprocessing import Preprocessing, check_preprocessing
 from infoscope.vision.sources import choose_weights_set, get_weights_id
 from infoscope.vision.timm_layout import MODULES, to_timm
@@ -27,7 +27,6 @@ from infoscope.vision.weight_sets import read_weights
 from infoscope.vision.weights import find_local_file
 
 EXAMPLES = "vit_base_patch14_dinov2, vit_base_patch14_reg4_dinov2, deit3_base_patch16_224, vit_base_patch16_224.mae"
-HUB_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
 
 @dataclass(frozen=True)
@@ -91,7 +90,7 @@ def find_timm_source(config: ModelConfig) -> TimmSource:
     elif own is not None and own.tag in cfgs:
         tag = str(own.tag)
     elif not tag:
-        tag, by = _find_default_tag(config, cfgs, local_file is not None), f"timm's default for {arch}"
+        tag, by = _find_default_tag(config, cfgs, local_file is not None, own), f"timm's default for {arch}"
     if tag not in cfgs or (is_tag and cfgs[tag].hf_hub_id is None):
         known = ", ".join(name for name, cfg in cfgs.items() if cfg.hf_hub_id) or "it has none"
         raise InputError(f"Expected model.pretrained to be a file, random, or a tag of {arch} ({known}); got {tag!r}.")
@@ -126,8 +125,11 @@ def _is_natively_quick(cfg: Any) -> bool:
     return any("natively QuickGELU" in note for note in cfg.notes or ())
 
 
-def _find_default_tag(config: ModelConfig, cfgs: dict[str, Any], is_file: bool) -> str:
+def _find_default_tag(config: ModelConfig, cfgs: dict[str, Any], is_file: bool, own: Account | None) -> str:
     """The tag whose preprocessing holds where none is named: timm's default one.
+
+    Args:
+        own: what the file says, of mean and std.
 
     Raises:
         InputError: if the weights come from a file and the architecture's tags disagree: a wrong mean says nothing.
@@ -137,7 +139,7 @@ def _find_default_tag(config: ModelConfig, cfgs: dict[str, Any], is_file: bool) 
         {(tuple(cfg.mean), tuple(cfg.std)) for cfg in cfgs.values()},
         {_is_natively_quick(cfg) for cfg in cfgs.values()},
     )
-    if is_file and config.mean is None and (len(pixels) > 1 or len(activations) > 1):
+    if is_file and config.mean is None and ((own is None and len(pixels) > 1) or len(activations) > 1):
         what = "mean and std" if len(activations) == 1 else "activation, mean and std"
         raise InputError(
             f"The {what} of {arch} depend on whose weights the file holds: give model.arch={arch}.<tag> (one of"
@@ -148,11 +150,13 @@ def _find_default_tag(config: ModelConfig, cfgs: dict[str, Any], is_file: bool) 
 
 
 def _read_account(file: Path, arch: str) -> Account | None:
-    """Return what the config.json says that timm's hub has beside its weights.
+    """Return what the config.json of timm, or else the preprocessor_config.json of transformers, says beside weights.
 
     Raises:
         InputError: if it is damaged or its mean and std make no sense.
     """
+    if (processor := read_processor(file)) is not None:
+        return Account("the preprocessor_config.json beside the file", None, processor)
     path = file.with_name("config.json")
     if file.name not in HUB_WEIGHTS or not path.is_file():
         return None
