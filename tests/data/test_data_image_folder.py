@@ -106,7 +106,10 @@ class TestListing:
     def test_a_file_as_root(self, root):
         with pytest.raises(InputError) as caught:
             ImageFolder(root / "class0" / "00.png")
-        assert_one_sentence(caught.value, "00.png is a file", "data.root")
+        assert_one_sentence(caught.value, "00.png is a file", "set data.root to its folder")
+        (root / "paths.csv").write_text("class0/00.png")
+        with pytest.raises(InputError, match=r"paths\.csv is a file: set data\.root to .* ends in \.txt"):
+            ImageFolder(root / "paths.csv")
 
     def test_an_empty_folder(self, tmp_path):
         (tmp_path / "notes.txt").write_text("no image")
@@ -252,6 +255,15 @@ class TestLoading:
         values = np.array([[0, 255, 256, 32768, 65535]], np.uint16)
         Image.fromarray(values).save(tmp_path / "a.png")
         assert np.asarray(load_rgb(tmp_path / "a.png"))[0, :, 1].tolist() == [0, 0, 1, 128, 255]
+        Image.fromarray(values).save(tmp_path / "a.tif", tiffinfo={262: 0})  # 0 is white
+        assert np.asarray(load_rgb(tmp_path / "a.tif"))[0, :, 1].tolist() == [255, 255, 254, 127, 0]
+
+    def test_twelve_bits_in_sixteen_are_refused_for_they_would_be_black(self, tmp_path):
+        Image.fromarray(np.array([[0, 255, 4095]], np.uint16)).save(tmp_path / "a.png")
+        with pytest.raises(ImageError, match=r"hold 12 or fewer, .*: scale them to 0\.\.65535"):
+            load_rgb(tmp_path / "a.png")
+        Image.fromarray(np.zeros((4, 4), np.uint16)).save(tmp_path / "a.png")
+        assert np.asarray(load_rgb(tmp_path / "a.png")).max() == 0
 
     @pytest.mark.parametrize(
         "name", ["a.tif", "a.tiff", "a.gif", "a.ppm", "a.jp2", "a.tga", "a.avif", "a.dib", "a.jfif"]

@@ -111,8 +111,8 @@ class DepthCounts:
         return Spread(*(self.quantile(q) for q in (0.01, 0.5, 0.99)))
 
     def summary(self) -> dict[str, float]:
-        """Return range and median of what was measured, in metres, and its share of the pixels; empty: no map."""
-        if not self:
+        """Return range and median of what was measured, in metres, and its share of the pixels; empty: nothing was."""
+        if not self.counts[1:].any():
             return {}
         found = {name: self.quantile(q) for name, q in (("min_m", 0.0), ("median_m", 0.5), ("max_m", 1.0))}
         return {

@@ -46,7 +46,8 @@ def _list_images(root: Path) -> tuple[list[str], LeftOut]:
         ) from error
     if not is_folder:
         with explaining(root, "image_folder"):
-            raise InputError(f"Expected a folder of images, but {root} is a file: set data.root to its folder.")
+            place = "its folder" if is_image_name(root.name) else "a folder, or to a list of paths that ends in .txt"
+            raise InputError(f"Expected a folder of images, but {root} is a file: set data.root to {place}.")
 
     names: list[str] = []
     left_out = LeftOut()

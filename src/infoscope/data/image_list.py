@@ -52,7 +52,8 @@ def _refuse_missing(file: Path, folder: Path, listed: list[str]) -> None:
     if missing:
         raise InputError(
             f"Expected the files that {file} lists, got {len(missing)} of {len(listed)} that are missing, first"
-            f" {missing[0]}: mend the list, or set data.on_error=skip."
+            f" {missing[0]}: a line is one path, relative to the list's folder; mend the list, or set"
+            " data.on_error=skip."
         )
 
 

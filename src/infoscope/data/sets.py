@@ -49,7 +49,7 @@ def _open_sets(config: DataConfig) -> tuple[ImageSet, ImageSet]:
 def _make_photographs(config: DataConfig, split: str) -> ImageSet:
     """A folder tree, a list file, or tars: what the root looks like says which."""
     root = str(config.root)
-    kind = ImageList if root.endswith(".txt") else TarImages if is_tar_source(root) else ImageFolder
+    kind = ImageList if root.lower().endswith(".txt") else TarImages if is_tar_source(root) else ImageFolder
     return kind(
         root,
         split,
