@@ -77,25 +77,18 @@ def _find_commit() -> str | None:
     """Return the commit of the source tree ("+changes" if it was edited), None outside a checkout."""
     here = Path(__file__).resolve().parent
     try:
-        top = subprocess.run(
-            ["git", "-C", str(here), "rev-parse", "--show-toplevel", "HEAD"],
-            capture_output=True,
-            encoding="utf-8",
-            errors="surrogateescape",
-            check=True,
-        ).stdout.split()
+        top = _ask_git(here, "rev-parse", "--show-toplevel", "HEAD").split()
         if len(top) != 2 or not (Path(top[0]) / "src" / "infoscope").samefile(here):
             return None
-        changed = subprocess.run(
-            ["git", "-C", top[0], "status", "--porcelain", "--untracked-files=no"],
-            capture_output=True,
-            encoding="utf-8",
-            errors="surrogateescape",
-            check=True,
-        ).stdout.strip()
+        changed = _ask_git(Path(top[0]), "status", "--porcelain", "--untracked-files=no").strip()
     except (OSError, subprocess.CalledProcessError):
         return None
     return top[1] + ("+changes" if changed else "")
+
+
+def _ask_git(folder: Path, *words: str) -> str:
+    command = ["git", "-C", str(folder), *words]
+    return subprocess.run(command, capture_output=True, encoding="utf-8", errors="surrogateescape", check=True).stdout
 
 
 def _describe_hardware() -> dict[str, Any]:

@@ -29,7 +29,7 @@ Result = TypeVar("Result")
 
 
 def map_ahead(
-    compute: Callable[[Item], Result], items: Sequence[Item], n_helpers: int, remedy: str
+    compute: Callable[[Item], Result], items: Sequence[Item], n_helpers: int, remedy: str = "set data.n_workers=0"
 ) -> Generator[Result, None, None]:
     """Yield `compute(item)` of every item in order, computed ahead by helpers, who take turns; 0: by this process.
 
@@ -37,7 +37,7 @@ def map_ahead(
     may hold tensors.
 
     Args:
-        remedy: what to do where helpers fail: "set data.n_workers=0".
+        remedy: what to do where helpers fail.
 
     Raises:
         InputError: helpers cannot be started, or one was killed. What `compute` raises is raised here, in its turn.

@@ -44,15 +44,13 @@ class Advance(Protocol):
 
 ShowBar = Callable[[str], AbstractContextManager[Advance]]
 """Given a name, shows how far a loop is; gives what it must tell: `Display.bar`."""
-
-
 Tell = Callable[[str, int, int | None], object]
 """Told (what is being done, how many of it are done, how many there are)."""
 
 
-def show_nothing(what: str, total: int | None = None, unit: str = "") -> AbstractContextManager[Advance]:
+def show_nothing(_what: str) -> AbstractContextManager[Advance]:
     """A `ShowBar` for those who have no display."""
-    return nullcontext(_ignore)
+    return nullcontext(lambda done, of=None, part="": None)
 
 
 class Display:
@@ -72,7 +70,7 @@ class Display:
 
     @classmethod
     def silent(cls) -> Display:
-        """Return a display that shows nothing: of a process that is not the main one."""
+        """Return a display that shows nothing, such as that of a process that is not the main one."""
         return cls(Console(quiet=True), bars=False)
 
     def event(self, event: str, spec: Spec, detail: str) -> None:
@@ -140,7 +138,7 @@ def choose_display(progress: Any) -> Display | Told:
         InputError: if it is something else.
     """
     if progress is False:
-        return Told(lambda what, done, total: None)
+        return Display.silent()
     if progress is True:
         return Display(_make_console(stderr=True))
     if not callable(progress):
@@ -148,10 +146,6 @@ def choose_display(progress: Any) -> Display | Told:
             f"Expected progress= to be True, False or a function of (what, done, total), got {name_type(progress)}."
         )
     return Told(progress)
-
-
-def _ignore(done: int, of: int | None = None, part: str = "") -> None:
-    pass
 
 
 class _RateColumn(ProgressColumn):

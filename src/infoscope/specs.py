@@ -112,10 +112,6 @@ class Specs(Workbench):
         self._sets_on_disk = other._sets_on_disk
 
     @cached_property
-    def _fingerprints(self) -> dict[tuple[str, str], dict[str, Any]]:
-        return {}
-
-    @cached_property
     def _sets_on_disk(self) -> dict[str, tuple[ImageSet, ImageSet]]:
         return {}
 
@@ -131,11 +127,9 @@ class Specs(Workbench):
         data = data or self.config.data
         if data.kind is DataKind.scenes:
             return self.scenes_spec(split, self.n_images(split, data), data).key
-        images, key = self.sets_on_disk(data)[0 if split == "train" else 1], (repr(data), split)
-        if key not in self._fingerprints:
-            with self.display.bar(f"reading the checksum of {len(images):,} {split} images"):
-                self._fingerprints[key] = images.fingerprint
-        return self._fingerprints[key]
+        images = self.sets_on_disk(data)[0 if split == "train" else 1]
+        with self.display.bar(f"reading the checksum of {len(images):,} {split} images"):
+            return images.fingerprint
 
     def tokens_spec(self, split: str, data: DataConfig | None = None) -> Spec:
         """The tokens of a split."""

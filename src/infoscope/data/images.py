@@ -255,7 +255,7 @@ def iterate_images(
     chunks = [index[start : start + batch_size] for start in range(0, len(index), batch_size)]
     read = partial(_read_batch, image_set, size_px)
     n_read = 0
-    for batch, errors in map_ahead(read, chunks, n_workers, "set data.n_workers=0"):
+    for batch, errors in map_ahead(read, chunks, n_workers):
         if errors and on_error is not SKIP:
             raise next(iter(errors.values()))
         image_set.skipped.update({name: error.reason for name, error in errors.items()})

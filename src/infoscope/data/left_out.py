@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
@@ -54,12 +55,18 @@ class LeftOut:
 
     def describe(self) -> str:
         """Return, for people: "8 of 24 files: 5 .heic (a.heic, b.heic, c.heic, ...), 3 hidden (.a.jpg, ...)"."""
-        kinds = sorted(self.counts, key=lambda kind: (-self.counts[kind], kind))
-        return f"{self.total:,} of {self.n_read + self.total:,} {self.unit}: " + ", ".join(
-            f"{self.counts[kind]:,} {kind} ({', '.join(self.first[kind])}"
-            f"{', ...' if self.counts[kind] > len(self.first[kind]) else ''})"
-            for kind in kinds
-        )
+        return f"{self.share}: {', '.join(f'{kind} ({names})' for kind, names in self.list_kinds())}"
+
+    @property
+    def share(self) -> str:
+        """How many of how many: "8 of 24 files"."""
+        return f"{self.total:,} of {self.n_read + self.total:,} {self.unit}"
+
+    def list_kinds(self) -> Iterator[tuple[str, str]]:
+        """Yield how many of each kind and their first names, the most first: ("5 .heic", "a.heic, b.heic, ...")."""
+        for kind, n in sorted(self.counts.items(), key=lambda item: (-item[1], item[0])):
+            names = self.first[kind]
+            yield f"{n:,} {kind}", ", ".join([*names, "..."] if n > len(names) else names)
 
 
 def is_hidden(name: str) -> bool:

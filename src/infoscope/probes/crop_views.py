@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int, Shaped, UInt8
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from infoscope.data.images import LabelledImages
 from infoscope.errors import InputError
@@ -34,8 +33,6 @@ from infoscope.probes.inputs import ProbeInputs, Progress, split_held_out
 from infoscope.probes.pixels import AllPixels, PixelSample, compute_axis_weights
 from infoscope.probes.slices import BYTES, SlicedBatch, divide, encode_in_parts, narrow, select_maps
 
-NO_HELPERS = "set data.n_workers=0"
-"""Where the processes that read ahead fail."""
 WINDOWS_AT_A_TIME = 16
 """That go through the backbone together."""
 
@@ -86,7 +83,7 @@ class CropViews(DenseViews):
 
     def iterate_tokens(self, editor: VariantEditor) -> Iterator[tuple[slice, Float[Tensor, "n_variants n d"]]]:
         n_steps = min(-(-self.crops.n_norm_crops // self.steps.batch_images), self.n_steps)
-        for read in map_ahead(self.steps.__getitem__, range(n_steps), self.inputs.n_workers, NO_HELPERS):
+        for read in map_ahead(self.steps.__getitem__, range(n_steps), self.inputs.n_workers):
             batch = self._make_batch(read, editor)
             for variants, tokens in batch.iterate_tokens(batch.token_bytes):
                 yield variants, tokens.flatten(1, 2)
@@ -131,11 +128,8 @@ class CropViews(DenseViews):
     ) -> Iterator[Prediction]:
         photographs = self.parts[part]
         chosen = range(len(photographs))[images]
-        for image, (windows, truth) in zip(
-            chosen,
-            map_ahead(photographs.__getitem__, chosen, self.inputs.n_workers, NO_HELPERS),
-            strict=True,
-        ):
+        read = map_ahead(photographs.__getitem__, chosen, self.inputs.n_workers)
+        for image, (windows, truth) in zip(chosen, read, strict=True):
             seen = torch.from_numpy(truth).to(self.inputs.device)
             for number, values in enumerate(self._predict_image(windows, truth.shape, editor, heads[self.task])):
                 yield Prediction(self.task, number, values, seen)
@@ -179,11 +173,7 @@ class CropBatches:
     def iterate(self, first_step: int = 0) -> Iterator[SlicedBatch]:
         """Yield the batches from a step on."""
         views, steps = self.views, range(first_step, len(self))
-        for step, read in zip(
-            steps,
-            map_ahead(views.steps.__getitem__, steps, views.inputs.n_workers, NO_HELPERS),
-            strict=True,
-        ):
+        for step, read in zip(steps, map_ahead(views.steps.__getitem__, steps, views.inputs.n_workers), strict=True):
             yield views._make_batch(read, self.editor)
             if views.progress:
                 views.progress(f"{views.task.name} on crops", step + 1, len(self))
@@ -197,7 +187,7 @@ class CropStep(NamedTuple):
     pixels: Int[Tensor, "batch n_pixels 2"] | None
 
 
-class CropSteps(Dataset):
+class CropSteps:
     """Training steps as items: what a step sees is a function of (seed, step).
 
     Args:
@@ -240,7 +230,7 @@ class CropSteps(Dataset):
         return CropStep(stacked, torch.from_numpy(np.stack(truths)), chosen)
 
 
-class WindowedImages(Dataset):
+class WindowedImages:
     """Photographs in windows as items, with their truth as it is stored. Args: as `CropSteps`."""
 
     def __init__(

@@ -21,11 +21,9 @@ def make_check_table(name: str, found: SplitCheck) -> Table:
         if what != "images":
             table.add_row(what, Cell(_cut(value)))
     if found.left_out:
-        there = found.left_out.n_read + found.left_out.total
-        table.add_row("left out", Cell(f"{found.left_out.total:,} of {there:,} {found.left_out.unit}"))
-        for kind, n in sorted(found.left_out.counts.items(), key=lambda item: -item[1]):
-            more = ", ..." if n > len(found.left_out.first[kind]) else ""
-            table.add_row("", Cell(_cut(f"{n:,} {kind}: {', '.join(found.left_out.first[kind])}{more}")))
+        table.add_row("left out", Cell(found.left_out.share))
+        for kind, names in found.left_out.list_kinds():
+            table.add_row("", Cell(_cut(f"{kind}: {names}")))
     for what, counts in found.facts.items():
         shown = Counter(counts).most_common(MAX_VALUES)
         rest = sum(counts.values()) - sum(n for _, n in shown)
