@@ -14,9 +14,12 @@ from infoscope.predictions.prompts import choose_class_names
 from infoscope.probes.config import Task, check_probes
 from infoscope.probes.crops import round_to_patches
 from infoscope.sae.config import TokenChoice
+from infoscope.sae.origin import check_has_maps
 from infoscope.sae.stream import check_batch
+from infoscope.sae.token_sets import check_prefix
 from infoscope.scope.config import Rule
 from infoscope.scope.crops import check_shift
+from infoscope.scope.ranking import check_enough_images
 from infoscope.vision.backbone import Backbone, check_layer
 from infoscope.vision.extract import compute_cache_bytes
 
@@ -92,8 +95,8 @@ class Checks(Analyses):
         if n < 2:
             raise InputError(f"Expected tokens of at least 2 images, one of them held out, got {n}.")
         if self.config.stage not in _TRAINS:
-            self.check_maps()
-            self.check_enough_images(n)
+            check_has_maps(self.config.sae.tokens)
+            check_enough_images(n, self.config.scope.k_cds)
 
     def _check_probe_images(self) -> None:
         self.check_truths()
@@ -124,11 +127,8 @@ class Checks(Analyses):
         config = self.config
         if facts.n_layers is not None:
             check_layer(config.model.layer, facts.n_layers)
-        choice, d_sae = config.sae.tokens, config.sae.expansion_factor * facts.d_in
-        if choice is not TokenChoice.patch and facts.n_prefix == 0:
-            raise InputError(
-                f"Expected prefix tokens for sae.tokens={choice.name}, but the model has none: use sae.tokens=patch."
-            )
+        check_prefix(config.sae.tokens, facts.n_prefix)
+        d_sae = config.sae.expansion_factor * facts.d_in
         config.sae.check_width(d_sae)
         if config.stage in _CROPS:
             check_shift(facts.grid, config.scope.shift_patches)

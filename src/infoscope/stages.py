@@ -29,11 +29,11 @@ from infoscope.probes.config import ProbeConfig, Task
 from infoscope.probes.variants import Role, Variant, make_matched_variants, make_variants
 from infoscope.probing import build_probes
 from infoscope.sae.checkpoint import save_sae
-from infoscope.sae.config import TokenChoice
+from infoscope.sae.origin import check_has_maps
 from infoscope.sae.train import train_sae
 from infoscope.scope.maps import make_trainer
 from infoscope.scope.partition import Partition, make_partition
-from infoscope.scope.ranking import Ranking, rank_in_parts
+from infoscope.scope.ranking import Ranking, check_enough_images, rank_in_parts
 from infoscope.scope.scores import Scores
 from infoscope.scope.scoring import score_latents
 from infoscope.tracking.lightning import TrackerLogger
@@ -108,12 +108,12 @@ class Stages(Encoding):
     def rank(self, seed: int) -> Artifact:
         """Rank the training images for every latent."""
         scope = self.config.scope
-        self.check_maps()
+        check_has_maps(self.config.sae.tokens)
         sae, tokens = self.train_sae(seed), self.tokens("train")
 
         def build(work: Workspace) -> None:
             source = self.open_tokens("train")
-            self.check_enough_images(len(source))
+            check_enough_images(len(source), scope.k_cds)
             bar = self.display.bar(f"ranking images, seed {seed}", len(source), "images")
             with self.track(Stage.rank, seed) as tracker, bar as advance:
                 ranking = rank_in_parts(
@@ -136,7 +136,7 @@ class Stages(Encoding):
         config, scope = self.config, self.config.scope
         sae, ranked = self.train_sae(seed), self.rank(seed)
         images = self.image_sets[0]
-        self.check_enough_images(Ranking.load(ranked.folder).n_images)
+        check_enough_images(Ranking.load(ranked.folder).n_images, scope.k_cds)
 
         def build(work: Workspace) -> None:
             ranking = Ranking.load(ranked.folder)
@@ -289,27 +289,6 @@ class Stages(Encoding):
         if data.kind is DataKind.scenes:
             return [SceneSet, SceneSet]
         return [images if isinstance(images, LabelledImages) else None for images in self.open_sets(data)]
-
-    def check_maps(self) -> None:
-        """Refuse an SAE whose latents have no place in the picture.
-
-        Raises:
-            InputError: sae.tokens=cls.
-        """
-        if self.config.sae.tokens is TokenChoice.cls:
-            raise InputError("An SAE of CLS tokens has no activation maps to score: use sae.tokens=patch or all.")
-
-    def check_enough_images(self, n_images: int) -> None:
-        """Refuse fewer training images than the score averages over.
-
-        Raises:
-            InputError: fewer than scope.k_cds.
-        """
-        k = self.config.scope.k_cds
-        if n_images < k:
-            raise InputError(
-                f"Expected at least scope.k_cds={k} training images, got {n_images}: add images or lower scope.k_cds."
-            )
 
 
 def must_exist(work: Workspace) -> None:

@@ -213,11 +213,11 @@ def test_tokens_that_were_not_trained_on_are_not_read() -> None:
         make_sae(4, Origin(tokens=choice)) for choice in (TokenChoice.cls, TokenChoice.patch, TokenChoice.all)
     )
     with pytest.raises(InputError, match="SAE of CLS tokens has no activation maps"):
-        check_has_maps(cls)
+        check_has_maps(cls.origin.tokens)
     with pytest.raises(InputError, match="SAE of CLS tokens has no activation maps"):
         rank_images(cls, [(torch.arange(2), torch.zeros(2, 9, 4))], 2)
     for sae, edits in ((cls, (False, True)), (patch, (True, False)), (every, (True, True))):
-        check_has_maps(sae) if sae is not cls else None
+        check_has_maps(sae.origin.tokens) if sae is not cls else None
         check_edits(sae, *edits)
         check_edits(make_sae(4), *edits)
         with pytest.raises(InputError, match=f"sae.tokens={sae.origin.tokens.name}"):  # pyright: ignore

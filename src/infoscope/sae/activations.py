@@ -11,7 +11,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from infoscope.errors import InputError
-from infoscope.sae.config import Kind
+from infoscope.sae.config import Kind, check_k
 
 
 class SparseActs(NamedTuple):
@@ -67,7 +67,7 @@ class TopK(Activation):
         return torch.zeros_like(pre_acts).scatter(-1, acts.indices, acts.values)
 
     def check(self, d_sae: int) -> None:
-        _check_k(self.k, d_sae)
+        check_k(self.k, d_sae)
 
     def settings(self) -> dict[str, Any]:
         return {"k": self.k}
@@ -126,7 +126,7 @@ class BatchTopK(_Gate):
         self.threshold.copy_(torch.where(smallest.isfinite(), mean, self.threshold))
 
     def check(self, d_sae: int) -> None:
-        _check_k(self.k, d_sae)
+        check_k(self.k, d_sae)
 
     def settings(self) -> dict[str, Any]:
         return {"k": self.k}
@@ -172,11 +172,6 @@ class JumpReLU(_Gate):
 ACTIVATIONS: dict[Kind, type[Activation]] = {
     cls.kind: cls for cls in (TopK, ReLU, BatchTopK, JumpReLU, MatryoshkaK, MatryoshkaPrefix)
 }
-
-
-def _check_k(k: int, d_sae: int) -> None:
-    if not 1 <= k <= d_sae:
-        raise InputError(f"Expected sae.k in 1..{d_sae} (the number of latents), got {k}.")
 
 
 def make_activation(kind: Kind, settings: dict[str, Any]) -> Activation:

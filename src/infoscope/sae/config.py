@@ -56,6 +56,16 @@ class TokenChoice(Enum):
     cls = "cls"
 
 
+def check_k(k: int, d_sae: int) -> None:
+    """Refuse more active latents than there are.
+
+    Raises:
+        InputError: so many, or none.
+    """
+    if not 1 <= k <= d_sae:
+        raise InputError(f"Expected sae.k in 1..{d_sae} (the number of latents), got {k}.")
+
+
 @dataclass
 class SAEConfig:
     """What determines an SAE, beside its tokens and its seed."""
@@ -164,8 +174,8 @@ class SAEConfig:
         Raises:
             InputError: more active latents than there are, or prefixes that add none.
         """
-        if self.kind in _TOPK_LIKE and self.k > d_sae:
-            raise InputError(f"Expected sae.k in 1..{d_sae} (the number of latents), got {self.k}.")
+        if self.kind in _TOPK_LIKE:
+            check_k(self.k, d_sae)
         if self.kind is Kind.matryoshka_prefix:
             self.compute_prefix_sizes(d_sae)
 

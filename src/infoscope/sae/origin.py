@@ -117,17 +117,17 @@ def check_tokens(sae: SparseAutoencoder, *sources: object) -> None:
             )
 
 
-def check_has_maps(sae: SparseAutoencoder) -> None:
+def check_has_maps(tokens: TokenChoice | None) -> None:
     """Refuse an SAE whose features have no place in the picture.
 
+    Args:
+        tokens: which it is trained on; None: unknown.
+
     Raises:
-        InputError: if it was trained on CLS alone.
+        InputError: CLS alone.
     """
-    if sae.origin.tokens is TokenChoice.cls:
-        raise InputError(
-            "An SAE of CLS tokens has no activation maps to score: use one that was trained with sae.tokens=patch or"
-            " all."
-        )
+    if tokens is TokenChoice.cls:
+        raise InputError("An SAE of CLS tokens has no activation maps to score: use one of sae.tokens=patch or all.")
 
 
 def check_edits(sae: SparseAutoencoder, edits_patches: bool, edits_prefix: bool) -> None:

@@ -27,6 +27,18 @@ LIVE_STATISTICS_IMAGES = 4096
 """Images on which mean and scale are measured where tokens are not stored, evenly spread."""
 
 
+def check_prefix(choice: TokenChoice, n_prefix: int) -> None:
+    """Refuse to choose prefix tokens of a model that has none.
+
+    Raises:
+        InputError: such a choice.
+    """
+    if choice is not TokenChoice.patch and n_prefix == 0:
+        raise InputError(
+            f"Expected prefix tokens for sae.tokens={choice.name}, but the model has none: use sae.tokens=patch."
+        )
+
+
 class TokenSet(ABC):
     """The chosen tokens of some images of a token source. A token's place counts prefix tokens first, if chosen.
 
@@ -42,10 +54,7 @@ class TokenSet(ABC):
     def __init__(
         self, images: Int[np.ndarray, " n"], choice: TokenChoice, n_prefix: int, n_patches: int, d_in: int
     ) -> None:
-        if choice is not TokenChoice.patch and n_prefix == 0:
-            raise InputError(
-                f"Expected prefix tokens for sae.tokens={choice.name}, but the model has none: use sae.tokens=patch."
-            )
+        check_prefix(choice, n_prefix)
         if len(images) == 0 or n_patches == 0:
             raise InputError("Expected at least one image of tokens to train on, got none.")
         self.images, self.choice, self.d_in = np.asarray(images, dtype=np.int64), choice, d_in

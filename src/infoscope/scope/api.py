@@ -154,7 +154,7 @@ def contextual_dependency(
     show = choose_display(progress)
     _check_types(backbone, sae)
     layer = choose_layer(sae, backbone, layer, check_origin)
-    check_has_maps(sae)
+    check_has_maps(sae.origin.tokens)
     crops.check_shift(backbone.grid, config.shift_patches)
     split = {"test_share": test_share, "seed": seed, "max_train": max_train, "resize": resize}
     found = _open(images, {name: value for name, value in split.items() if value is not None}, skips)

@@ -30,6 +30,18 @@ MAX_LATENT_VALUES = 2**26
 _ARRAYS = ("top_images", "top_values", "firing_rate", "mean_act")
 
 
+def check_enough_images(n_images: int, k_cds: int) -> None:
+    """Refuse fewer images than the score averages over.
+
+    Raises:
+        InputError: so few.
+    """
+    if n_images < k_cds:
+        raise InputError(
+            f"Expected at least scope.k_cds={k_cds} images to rank, got {n_images}: add images or lower scope.k_cds."
+        )
+
+
 @dataclass
 class Ranking:
     """The images on which each latent fires most.
@@ -80,11 +92,7 @@ class Ranking:
         Raises:
             InputError: if fewer than `k_cds` images, or ranks, were ranked.
         """
-        if self.n_images < k_cds:
-            raise InputError(
-                f"Expected at least scope.k_cds={k_cds} images to rank, got {self.n_images}: add images or lower"
-                " scope.k_cds."
-            )
+        check_enough_images(self.n_images, k_cds)
         if self.k_max < k_cds:
             raise InputError(
                 f"Expected a ranking of at least scope.k_cds={k_cds} ranks, got {self.k_max}: rank again with a larger"
@@ -279,7 +287,7 @@ def rank_images(
     Raises:
         InputError: if there are no images, `k_max` is below 1, or the SAE was trained on CLS alone.
     """
-    check_has_maps(sae)
+    check_has_maps(sae.origin.tokens)
     running = _Running(sae.d_sae, k_max, sae.W_enc.device)
     for n_images in running.rank(sae, token_batches, rank_by):
         if progress is not None:
@@ -308,7 +316,7 @@ def rank_in_parts(
     Raises:
         InputError: as `rank_images`.
     """
-    check_has_maps(sae)
+    check_has_maps(sae.origin.tokens)
     parts, device = cut_images(n_rows), sae.W_enc.device
     known = TopImages(sae.d_sae, k_max, device)  # of the parts that this process ranked: a floor for the next ones
 

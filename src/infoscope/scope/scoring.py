@@ -62,7 +62,7 @@ def score_latents(
             of latents, or has fewer images or ranks than k_cds, the shift leaves fewer than 2 x 2 shared patches, an
             image cannot be read, or a token is not finite.
     """
-    check_has_maps(sae)
+    check_has_maps(sae.origin.tokens)
     layer = choose_layer(sae, backbone, layer, check_origin)
     ranking.check_latents(sae.d_sae)
     ranking.check_enough_images(config.k_cds)

@@ -6,7 +6,7 @@ import logging
 import re
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from open_clip.timm_model import TimmModel
 from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from torch import Tensor
 
-from infoscope.calls import convert_all, name_type, speaks_python
+from infoscope.calls import convert_all, name_type, say_in_python, speaks_python
 from infoscope.errors import InputError
 from infoscope.manifests import compute_hash
 from infoscope.progress import Tell, choose_display
@@ -39,14 +39,14 @@ LOG = logging.getLogger("infoscope")
 TIMM_PREFIX = "timm:"
 """Before the architecture in the short form of `load_backbone`."""
 _IN_PYTHON = {
-    r"\b(model\.quick_gelu=)?true or false": r"\1True or False",
-    r"\bmodel\.(origin|quick_gelu|mean|std|image_px|precision|seed|weights_key)\b": r"\1",
+    r"\btrue or false\b": "True or False",
     r"\bmodel\.kind=timm\b": f'"{TIMM_PREFIX}<arch>:<weights>"',
     r"\bmodel\.(arch|pretrained)=": "",
     r"\bmodel\.arch\b": "the architecture",
     r"\bmodel\.pretrained\b": "the weights",
 }
-"""How settings of the command line are called in Python."""
+"""How settings of the command line are called in Python that are no arguments there."""
+_ARGUMENTS = {f"model.{one.name}" for one in fields(ModelConfig)}
 
 
 def compute_model_fingerprint(config: ModelConfig, trained_folder: Path | None = None) -> dict[str, Any]:
@@ -64,8 +64,8 @@ def compute_model_fingerprint(config: ModelConfig, trained_folder: Path | None =
             "kind": "timm",
             "arch": found.arch,
             "image_px": found.image_px,
-            "mean": list(found.mean),
-            "std": list(found.std),
+            "mean": found.facts.mean,
+            "std": found.facts.std,
             "weights": found.weights_id,
             "precision": config.precision,
         }
@@ -75,8 +75,8 @@ def compute_model_fingerprint(config: ModelConfig, trained_folder: Path | None =
     return {
         "kind": "open_clip",
         "model_cfg": compute_hash(source.model_cfg),
-        "mean": list(source.mean),
-        "std": list(source.std),
+        "mean": source.facts.mean,
+        "std": source.facts.std,
         "weights": source.weights_id,
         "precision": config.precision,
     }
@@ -207,7 +207,7 @@ def _speak_python(sentence: str) -> str:
     """Return a sentence that names the arguments of `load_backbone` in place of the settings of the command line."""
     for settings, words in _IN_PYTHON.items():
         sentence = re.sub(settings, words, sentence)
-    return sentence
+    return say_in_python(sentence, _ARGUMENTS)
 
 
 def _make_planted(config: ModelConfig) -> Backbone:
@@ -223,7 +223,7 @@ def _load_timm(config: ModelConfig) -> Backbone:
     trunk = make_trunk(source, config.seed)
     notes = load_timm_weights(trunk, weights, source.full_name, config) if weights is not None else ()
     fingerprint = compute_model_fingerprint(config)
-    backbone = TimmBackbone(trunk, source.mean, source.std, fingerprint, config.precision)
+    backbone = TimmBackbone(trunk, source.facts.mean, source.facts.std, fingerprint, config.precision)
     backbone.notes = _say_notes(config, notes)
     return backbone
 
@@ -247,7 +247,7 @@ def _load_clip(config: ModelConfig, trained_folder: Path | None) -> Backbone:
     fingerprint = compute_model_fingerprint(config, trained_folder)
     tokenizer = partial(make_tokenizer, source.tokenizer)
     make = TimmClipBackbone if is_timm else OpenClipBackbone
-    backbone = make(clip, source.mean, source.std, fingerprint, config.precision, tokenizer)
+    backbone = make(clip, source.facts.mean, source.facts.std, fingerprint, config.precision, tokenizer)
     backbone.has_text, backbone.has_projection = loaded.has_text, loaded.has_projection
     backbone.notes = _say_notes(config, loaded.notes)
     return backbone

@@ -19,6 +19,7 @@ from infoscope.errors import InputError
 from infoscope.vision.config import ModelConfig
 from infoscope.vision.preprocessing import Preprocessing, check_preprocessing
 from infoscope.vision.torchscript import is_torchscript
+from infoscope.vision.weight_origins import list_some
 
 LOCAL_CONFIG = "open_clip_config.json"
 HUB_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
@@ -63,27 +64,37 @@ class Facts:
     weights_set: str = ""
 
     @property
+    def mean(self) -> list[float]:
+        """RGB mean of the preprocessing."""
+        return list(self.preprocessing.value.mean)
+
+    @property
+    def std(self) -> list[float]:
+        """RGB standard deviation of the preprocessing."""
+        return list(self.preprocessing.value.std)
+
+    @property
     def words(self) -> str:
         """The facts and who says them."""
-        chosen = f", {self.weights_set} of the sets of weights in the file" if self.weights_set else ""
-        return self._say_facts() + chosen
-
-    def _say_facts(self) -> str:
-        known = [fact for fact in (self.quick_gelu, self.preprocessing) if fact is not None]
-        if len({fact.by + fact.against for fact in known}) == 1:
-            return f"{', '.join(_show(fact.value) for fact in known)} (by {known[0].by}{known[0].against})"
-        return ", ".join(f"{_show(fact.value)} (by {fact.by}{fact.against})" for fact in known)
+        said: dict[str, list[str]] = {}
+        for fact in self._known:
+            said.setdefault(f" (by {fact.by}{fact.against})", []).append(_show(fact.value))
+        chosen = [f"{self.weights_set} of the sets of weights in the file"] if self.weights_set else []
+        return ", ".join([*(", ".join(values) + by for by, values in said.items()), *chosen])
 
     @property
     def is_assumed(self) -> bool:
         """Whether a file is taken for one of the origin that is named."""
-        known = [fact for fact in (self.quick_gelu, self.preprocessing) if fact is not None]
-        return any(fact.by.startswith("model.origin=") and "the file does not say" in fact.by for fact in known)
+        return any(fact.by.startswith("model.origin=") and "the file does not say" in fact.by for fact in self._known)
 
     @property
     def is_contradicted(self) -> bool:
         """Whether the user overrides what the weights were trained with."""
-        return any(fact is not None and fact.against for fact in (self.quick_gelu, self.preprocessing))
+        return any(fact.against for fact in self._known)
+
+    @property
+    def _known(self) -> list[Fact]:
+        return [fact for fact in (self.quick_gelu, self.preprocessing) if fact is not None]
 
 
 def choose(asked: Any, asked_by: str, accounts: Sequence[Account], name: str) -> Fact | None:
@@ -143,8 +154,7 @@ def find_agreement(arch: str, model_cfg: dict[str, Any]) -> Account:
 
 def list_tags(arch: str) -> str:
     """Return the first tags of an architecture, for a sentence."""
-    tags = open_clip.list_pretrained_tags_by_model(arch)
-    return ", ".join(tags[:_N_NAMED] + ["..."] * (len(tags) > _N_NAMED)) or "it has none"
+    return list_some(open_clip.list_pretrained_tags_by_model(arch), _N_NAMED) or "it has none"
 
 
 def read_account(file: Path, checksum: str, arch: str) -> Account | None:

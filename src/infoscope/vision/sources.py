@@ -49,16 +49,6 @@ class Source:
     weights_id: str
     tokenizer: str
 
-    @property
-    def mean(self) -> list[float]:
-        """RGB mean of the preprocessing."""
-        return list(self.facts.preprocessing.value.mean)
-
-    @property
-    def std(self) -> list[float]:
-        """RGB standard deviation of the preprocessing."""
-        return list(self.facts.preprocessing.value.std)
-
 
 def find_source(config: ModelConfig, trained_folder: Path | None) -> Source:
     """Resolve a configuration to a model config, preprocessing and weights; nothing is loaded yet.

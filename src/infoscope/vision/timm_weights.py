@@ -20,9 +20,10 @@ from infoscope.vision.origins import HUB_WEIGHTS, Account, Fact, Facts, choose, 
 from infoscope.vision.preprocessing import Preprocessing, check_preprocessing
 from infoscope.vision.sources import choose_weights_set, get_weights_id
 from infoscope.vision.timm_layout import MODULES, to_timm
+from infoscope.vision.towers import get_shapes
 from infoscope.vision.transformers_names import translate
 from infoscope.vision.weight_files import get_first_line
-from infoscope.vision.weight_fit import check_fit, check_size, get_shapes, refuse_names
+from infoscope.vision.weight_fit import check_fit, check_size, refuse_names
 from infoscope.vision.weight_sets import read_weights
 from infoscope.vision.weights import find_local_file
 
@@ -50,16 +51,6 @@ class TimmSource:
     def arch(self) -> str:
         """The architecture, without a tag."""
         return self.full_name.partition(".")[0]
-
-    @property
-    def mean(self) -> tuple[float, ...]:
-        """RGB mean of the preprocessing."""
-        return self.facts.preprocessing.value.mean
-
-    @property
-    def std(self) -> tuple[float, ...]:
-        """RGB standard deviation of the preprocessing."""
-        return self.facts.preprocessing.value.std
 
 
 def find_timm_source(config: ModelConfig) -> TimmSource:

@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
+from torch import Tensor
+
 Shapes = Mapping[str, tuple[int, ...]]
 
 
@@ -42,6 +44,11 @@ class Size(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.width} wide, {self.depth} blocks deep, with patches of {self.patch_px} px"
+
+
+def get_shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of tensors, by name."""
+    return {name: tuple(value.shape) for name, value in state.items()}
 
 
 def find_tower(names: Iterable[str]) -> str | None:

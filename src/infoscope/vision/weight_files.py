@@ -23,6 +23,8 @@ from torch import Tensor
 from infoscope.errors import InputError
 from infoscope.vision.inert_pickle import Inert, read_inert
 from infoscope.vision.torchscript import is_torchscript, read_torchscript
+from infoscope.vision.towers import get_shapes
+from infoscope.vision.weight_origins import list_some
 
 _MAX_HEADER = 100_000_000
 """Bytes: safetensors' own bound."""
@@ -98,7 +100,7 @@ def _read(path: Path) -> dict[str, Tensor]:
 def _read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     head = _read_head(path)
     if not _is_safetensors(head):
-        return {name: tuple(value.shape) for name, value in _read(path).items()}
+        return get_shapes(_read(path))
     _check_length(path, head)
     with safe_open(path, "pt") as file:
         return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
@@ -161,13 +163,13 @@ def _check_archive(path: Path) -> None:
         names = archive.namelist()
     if any(name.endswith(".npy") for name in names):
         raise _NotRead(
-            f"it holds numpy arrays ({_list(names)}), as JAX and big_vision write them: give the PyTorch weights"
+            f"it holds numpy arrays ({list_some(names)}), as JAX and big_vision write them: give the PyTorch weights"
             " (model.safetensors, .bin, .pth)"
         )
     if is_torchscript(path):
         return
     if not any(name.endswith("data.pkl") for name in names) or any(name.endswith("constants.pkl") for name in names):
-        raise _NotRead(f"it is a zip archive of {_list(names)}: unpack it and give the file of weights in it")
+        raise _NotRead(f"it is a zip archive of {list_some(names)}: unpack it and give the file of weights in it")
 
 
 def _check_head(path: Path, head: bytes) -> None:
@@ -195,13 +197,9 @@ def _explain_text(path: Path, head: bytes) -> str:
     except (ValueError, KeyError, TypeError, AttributeError):
         return "it is JSON, not weights: give the file of weights beside it"
     return (
-        f"it is the index of weights in {len(parts)} parts ({_list(parts)}): join them into one .safetensors file"
+        f"it is the index of weights in {len(parts)} parts ({list_some(parts)}): join them into one .safetensors file"
         " (safetensors.torch.load_file of each, save_file of all), and give that"
     )
-
-
-def _list(names: list[str]) -> str:
-    return ", ".join(names[:3] + ["..."] * (len(names) > 3))
 
 
 def _flatten(content: Any, name: str = "", depth: int = 0) -> Iterator[tuple[str, Tensor]]:

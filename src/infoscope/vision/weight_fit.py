@@ -15,7 +15,7 @@ from torch import Tensor
 
 from infoscope.errors import InputError
 from infoscope.vision.timm_layout import MODULES, to_timm
-from infoscope.vision.towers import Size, find_tower, measure
+from infoscope.vision.towers import Size, find_tower, get_shapes, measure
 from infoscope.vision.weight_origins import guess_origin, list_some
 
 _N_NAMED = 3
@@ -89,11 +89,6 @@ def has_square_grid(state: Mapping[str, Tensor]) -> bool:
     """Whether the positions of an image tower are those of a square of patches."""
     size = measure(get_shapes(state))
     return size is not None and size.grid is not None
-
-
-def get_shapes(state: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of tensors, by name."""
-    return {name: tuple(value.shape) for name, value in state.items()}
 
 
 def refuse_names(
@@ -181,4 +176,4 @@ def _fits_timm(state: Mapping[str, Tensor], name: str) -> bool:
         found = to_timm(state, tower)
     except Exception:  # no plain tower, or weights that timm's rules cannot read
         return False
-    return {name: value.shape for name, value in found.items()} == {n: v.shape for n, v in tower.state_dict().items()}
+    return get_shapes(found) == get_shapes(tower.state_dict())

@@ -16,7 +16,7 @@ from typing import TypeVar
 from torch import Tensor
 
 from infoscope.errors import InputError
-from infoscope.vision.towers import TOWERS, Shapes, measure
+from infoscope.vision.towers import TOWERS, Shapes, get_shapes, measure
 from infoscope.vision.weight_files import read_shapes, read_tensors
 from infoscope.vision.weight_origins import describe_content, list_some
 
@@ -91,7 +91,7 @@ def read_weights(path: Path, arch: str, key: str | None = None) -> Weights:
             says which one is meant.
     """
     tensors = clean(read_tensors(path))
-    shapes = {name: tuple(value.shape) for name, value in tensors.items()}
+    shapes = get_shapes(tensors)
     roots = find_roots(shapes)
     root = _choose(path, arch, shapes, roots, key)
     state = {name: tensors[root + name] for name in roots[root]}
