@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from infoscope.artifacts import Workspace
-from infoscope.closing import run_to_end
+from infoscope.closing import CLOSINGS
 from infoscope.config import Stage
 from infoscope.manifests import Spec
 from infoscope.pipeline import Pipeline
@@ -104,7 +104,7 @@ def test_a_clip_ends_with_its_retrieval(tmp_path: Path) -> None:
 
     spec: Spec = pipeline.clip_spec
     pipeline.get(spec, build)
-    (table,) = run_to_end(pipeline, Stage.train_clip)
+    (table,) = CLOSINGS[Stage.train_clip](pipeline)
     assert isinstance(table, Table)
     assert "| 87.5 | 50.0 | 128 |" in table.to_markdown()
 

@@ -18,11 +18,6 @@ Closing = Sequence[Table | str]
 """What is printed: tables, and sentences."""
 
 
-def run_to_end(chain: Analyses, stage: Stage) -> Closing:
-    """Run a stage for every SAE seed and return what it ends with, also where everything was there already."""
-    return _CLOSINGS[stage](chain)
-
-
 def _close_clip(chain: Analyses) -> Closing:
     held_out = chain.train_clip().read_json("training.json")["held_out"]
     percent = {"digits": 1, "scale": 100.0, "unit": "%"}
@@ -73,7 +68,7 @@ def _close_outliers(chain: Analyses) -> Closing:
     return [*section.tables.values(), *section.findings]
 
 
-_CLOSINGS: Mapping[Stage, Callable[[Analyses], Closing]] = {
+CLOSINGS: Mapping[Stage, Callable[[Analyses], Closing]] = {
     Stage.train_clip: _close_clip,
     Stage.train_sae: _close_saes,
     Stage.rank: _close_rankings,

@@ -13,7 +13,7 @@ import torch
 from infoscope import resume, world
 from infoscope.artifacts import Workspace
 from infoscope.checks import Checks
-from infoscope.closing import run_to_end
+from infoscope.closing import CLOSINGS
 from infoscope.config import Config, Stage, TrainerConfig, to_tree
 from infoscope.data.check import check_images
 from infoscope.data.config import DataKind
@@ -102,7 +102,7 @@ def _run_stage(pipeline: Pipeline, config: Config) -> ReportFiles | None:
     }
     if config.stage in whole:
         return whole[config.stage]()
-    for shown in run_to_end(pipeline, config.stage):
+    for shown in CLOSINGS[config.stage](pipeline):
         if isinstance(shown, Table):
             shown.show(pipeline.display.console)
         else:

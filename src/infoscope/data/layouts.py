@@ -52,15 +52,8 @@ LAYOUTS: tuple[Layout, ...] = (
         photographs="images",
         maps=r"annotations\w*/(?:training|validation)/ADE_\w+\.png",
     ),
-    Layout(
-        "NYU Depth v1",
-        "nyu_depth_data_labeled.mat | ~nyu_depth_data_labeled.mat | nyu_depth_v1*",
-    ),
-    Layout(
-        "NYU Depth v2",
-        "nyu_depth_v2_labeled.mat | ~nyu_depth_v2_labeled.mat",
-        reader="nyud",
-    ),
+    Layout("NYU Depth v1", "nyu_depth_data_labeled.mat | ~nyu_depth_data_labeled.mat | nyu_depth_v1*"),
+    Layout("NYU Depth v2", "nyu_depth_v2_labeled.mat | ~nyu_depth_v2_labeled.mat", reader="nyud"),
     Layout(
         "NYU Depth v2 in the layout of BTS",
         "official_splits/test | official_splits/train | sync/*/sync_depth_*.png",
@@ -132,12 +125,8 @@ LAYOUTS: tuple[Layout, ...] = (
     ),
     Layout(
         "ImageNet-1k",
-        "train/<wnid> | val/<wnid> | ILSVRC/Data/CLS-LOC | Data/CLS-LOC",
-        reader="imagenet",
-    ),
-    Layout(
-        "ImageNet-1k",
-        "*train*.tar + *val*.tar | train/*.tar | CLS-LOC/train",
+        "train/<wnid> | val/<wnid> | ILSVRC/Data/CLS-LOC | Data/CLS-LOC | *train*.tar + *val*.tar | train/*.tar | "
+        "CLS-LOC/train",
         reader="imagenet",
     ),
     Layout(
@@ -151,13 +140,7 @@ LAYOUTS: tuple[Layout, ...] = (
         "objectnet-1.0 | mappings/folder_to_objectnet_label.json | ~objectnet*",
         photographs="images | objectnet-1.0/images",
     ),
-    Layout(
-        "ImageNet-Sketch",
-        "<wnid>/sketch_* | sketch/<wnid>",
-        photographs=".",
-        advice=_SUBSET,
-        advised="imagenet",
-    ),
+    Layout("ImageNet-Sketch", "<wnid>/sketch_* | sketch/<wnid>", photographs=".", advice=_SUBSET, advised="imagenet"),
     Layout(
         "ImageNet-R",
         "<wnid>/art_* | <wnid>/cartoon_* | imagenet-r | ~imagenet-r",
@@ -186,11 +169,7 @@ LAYOUTS: tuple[Layout, ...] = (
         "filelist_places365-standard | data_256* | train_256_places* | *_places365*.tar* | ~places365*",
         photographs="data_256 | data_large | train | places365_standard/train",
     ),
-    Layout(
-        "SUN397",
-        "SUN397 | ClassName.txt | ~sun397",
-        photographs="SUN397",
-    ),
+    Layout("SUN397", "SUN397 | ClassName.txt | ~sun397", photographs="SUN397"),
     Layout(
         "Cityscapes",
         "leftImg8bit | gtFine | gtCoarse | leftImg8bit_trainvaltest | gtFine_trainvaltest.zip",
@@ -261,12 +240,7 @@ LAYOUTS: tuple[Layout, ...] = (
         maps=r"labels/.*\.png",
         beside_photographs=True,
     ),
-    Layout(
-        "the Oxford-IIIT pets",
-        "annotations/trimaps",
-        photographs="images",
-        maps=r"annotations/trimaps/[^/]+\.png",
-    ),
+    Layout("the Oxford-IIIT pets", "annotations/trimaps", photographs="images", maps=r"annotations/trimaps/[^/]+\.png"),
     Layout(
         "iNaturalist",
         "train_mini | train_val20?? | 20??_train | 20??_train_mini | */0????_*_*_* | 0????_*_*_* | "
@@ -279,20 +253,14 @@ LAYOUTS: tuple[Layout, ...] = (
         advice="its pictures of 32 x 32 px lie in arrays: save them as PNG files, for the scope alone",
     ),
     Layout(
-        "Food-101",
-        "food-101 | meta/classes.txt + images | images/apple_pie",
-        photographs="images | food-101/images",
+        "Food-101", "food-101 | meta/classes.txt + images | images/apple_pie", photographs="images | food-101/images"
     ),
     Layout(
         "Open Images",
         "*-images-boxable*.csv | oidv6-*.csv | class-descriptions-boxable.csv | train_0 + train_1 | validation-images*",
         photographs="train | validation | train_0",
     ),
-    Layout(
-        "CUB-200",
-        "CUB_200_2011 | images.txt + image_class_labels.txt",
-        photographs="images | CUB_200_2011/images",
-    ),
+    Layout("CUB-200", "CUB_200_2011 | images.txt + image_class_labels.txt", photographs="images | CUB_200_2011/images"),
     Layout(
         "CelebA", "img_align_celeba* | list_attr_celeba.* | Anno/list_attr_celeba.txt", photographs="img_align_celeba"
     ),
@@ -302,21 +270,9 @@ LAYOUTS: tuple[Layout, ...] = (
         "stl10_binary | train_X.bin | train_32x32.mat",
         advice="its pictures lie in arrays: save them as PNG files, for the scope alone",
     ),
-    Layout(
-        "Caltech-101 or -256",
-        "101_ObjectCategories | 256_ObjectCategories",
-        photographs="101_ObjectCategories",
-    ),
-    Layout(
-        "MNIST",
-        "*-ubyte | *-ubyte.gz | */*-ubyte",
-        advice="its pictures lie in arrays: save them as PNG files",
-    ),
-    Layout(
-        "a data set in LMDB",
-        "data.mdb | *_lmdb | */data.mdb",
-        advice="save its pictures as files first",
-    ),
+    Layout("Caltech-101 or -256", "101_ObjectCategories | 256_ObjectCategories", photographs="101_ObjectCategories"),
+    Layout("MNIST", "*-ubyte | *-ubyte.gz | */*-ubyte", advice="its pictures lie in arrays: save them as PNG files"),
+    Layout("a data set in LMDB", "data.mdb | *_lmdb | */data.mdb", advice="save its pictures as files first"),
     Layout(
         "a data set of TensorFlow",
         "*.tfrecord* | */*.tfrecord* | train-?????-of-?????",
