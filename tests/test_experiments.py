@@ -19,8 +19,9 @@ from infoscope.experiments import runs as runs_module
 from infoscope.experiments.sweep import add_defaults, share_ranks
 from infoscope.pipeline import Pipeline
 from infoscope.report.inputs import ScopeResult
+from infoscope.report.joining import Part, join_tables
 from infoscope.report.paper import PAPER_ACTIVATION
-from infoscope.report.tables import Column, Part, Table, join_tables
+from infoscope.report.tables import Column, Table
 from infoscope.report.variants import Result
 from infoscope.sweeps import expand_sweep
 from pipeline_samples import make_overrides

@@ -7,7 +7,6 @@ it is found, in terms of settings; functions that are called from Python say it 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import inspect
 import math
@@ -22,7 +21,7 @@ from typing import Any, ParamSpec, SupportsIndex, TypeVar, Union, get_args, get_
 
 import numpy as np
 
-from infoscope.errors import InputError
+from infoscope.errors import InputError, suggest
 
 Given = ParamSpec("Given")
 Made = TypeVar("Made")
@@ -91,9 +90,8 @@ def refuse_unknown(given: Iterable[str], known: Sequence[str], function: str) ->
     """
     for name in given:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f" (did you mean {near[0]}?)" if near else ""
-            raise InputError(f"{function} takes no option {name!r}{hint}: expected one of {', '.join(known)}.")
+            near = suggest(name, known)
+            raise InputError(f"{function} takes no option {name!r}{near}: expected one of {', '.join(known)}.")
 
 
 def make_options(make: type[Made], options: Mapping[str, Any]) -> Made:
@@ -148,6 +146,5 @@ def _choose(name: str, value: Any, choices: type[Enum]) -> Enum:
     names = list(choices.__members__)
     if isinstance(value, str) and value in names:
         return choices[value]
-    near = difflib.get_close_matches(str(value), names, n=1)
-    hint = f' (did you mean "{near[0]}"?)' if near else ""
-    raise InputError(f"Expected {name} to be one of {', '.join(names)}, got {value!r}{hint}.")
+    near = suggest(str(value), names, '"', '"')
+    raise InputError(f"Expected {name} to be one of {', '.join(names)}, got {value!r}{near}.")

@@ -6,7 +6,6 @@ Hydra and OmegaConf say it in several lines and in terms of their own classes; t
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import os
 import re
 import shlex
@@ -27,7 +26,7 @@ from omegaconf.errors import (
     ValidationError,
 )
 
-from infoscope.errors import InputError
+from infoscope.errors import InputError, suggest
 from infoscope.overrides import FOLDER_KEYS, quote_argument
 
 COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError)
@@ -80,7 +79,7 @@ def explain_unknown_key(full_key: str, schema: type, where: str = "") -> str:
         return f"Unknown key {full_key!r}{where}: expected one of those that `infoscope --cfg job` shows."
     known = sorted(f.name for f in dataclasses.fields(node))
     prefix = f"{parent}." if parent else ""
-    near = _suggest(key, known, prefix)
+    near = suggest(key, known, prefix)
     return (
         f"Unknown key {full_key!r}{where}: expected one of {', '.join(known)}{f' in {parent}' if parent else ''}{near}."
     )
@@ -159,7 +158,7 @@ def _explain_wrong_value(error: ValidationError, schema: type, where: str) -> st
     value = OmegaConf.to_container(error.value) if OmegaConf.is_config(error.value) else error.value
     choice = _split_optional(kind)[0]
     choices = list(choice.__members__) if isinstance(choice, type) and issubclass(choice, Enum) else []
-    near = _suggest(str(value), choices, f"{key}=")
+    near = suggest(str(value), choices, f"{key}=")
     got = "null" if value is None else repr(value)
     if choice is str and isinstance(value, list):
         typed = ",".join(map(str, value))
@@ -181,7 +180,7 @@ def _explain_missing_config(error: MissingConfigException) -> str:
         return f"Unknown configuration {name!r}: {_first_line(error)}."
     if not options:
         return f"Unknown {group} {choice!r}: there are no choices."
-    return f"Unknown {group} {choice!r}: expected one of {', '.join(options)}{_suggest(choice, options, f'{group}=')}."
+    return f"Unknown {group} {choice!r}: expected one of {', '.join(options)}{suggest(choice, options, f'{group}=')}."
 
 
 def holds_text(full_key: str, schema: type) -> bool:
@@ -218,11 +217,6 @@ def _explain_by_text(error: BaseException, schema: type) -> str:
     if line.startswith("Config group override must be a string"):
         return "Expected the name of a choice for a group, such as model=scenes_clip, got a number or nothing."
     return f"Cannot read the command line or a configuration file: {line}."
-
-
-def _suggest(word: str, known: list[str], prefix: str) -> str:
-    near = difflib.get_close_matches(word, known, n=1)
-    return f" (did you mean {prefix}{near[0]}?)" if near else ""
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,8 +1,10 @@
-"""The one exception for what a user can mend, and failed writes as such."""
+"""The one exception for what a user can mend, failed writes as such, and what a wrong word may have meant."""
 
 from __future__ import annotations
 
+import difflib
 import errno
+from collections.abc import Sequence
 from pathlib import Path
 
 
@@ -31,3 +33,9 @@ def _is_full_disk(error: BaseException) -> bool:
         return error.errno in (errno.ENOSPC, errno.EDQUOT)
     words = str(error)
     return "No space left on device" in words or (isinstance(error, OSError) and "requested and" in words)
+
+
+def suggest(word: str, known: Sequence[str], before: str = "", after: str = "") -> str:
+    """Return the known word that is most like another, as a question in brackets; empty: none is like it."""
+    near = difflib.get_close_matches(word, known, n=1)
+    return f" (did you mean {before}{near[0]}{after}?)" if near else ""

@@ -196,7 +196,7 @@ class TestClassFolders:
             return scandir(path)
 
         monkeypatch.setattr(os, "scandir", refuse)
-        refused(tmp_path, "test", FEW[1], "permission denied", subset=True)
+        refused(tmp_path, "test", FEW[1], "Permission denied", subset=True)
 
     def test_another_target(self, tmp_path):
         write_folders(tmp_path, "val", FEW)

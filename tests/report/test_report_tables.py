@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from infoscope.report.joining import Part, join_tables
 from infoscope.report.latex import escape_latex
 from infoscope.report.tables import (
     MINUS,
@@ -19,12 +20,10 @@ from infoscope.report.tables import (
     Align,
     Cell,
     Column,
-    Part,
     Stat,
     Table,
     compute_stat,
     format_number,
-    join_tables,
 )
 
 NASTY = r"50% of a_b & c#1 {x} $y$ ~z ^2 \w <p> |q|"

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import stat
 from pathlib import Path
 from typing import Any
 
 from infoscope.data.left_out import HIDDEN, LeftOut, is_hidden
-from infoscope.data.photographs import PhotographFiles, describe_error, is_image_name
+from infoscope.data.photographs import PhotographFiles, describe_error, is_image_name, scan_folder
 from infoscope.data.recognition import explaining, refuse_maps
 from infoscope.errors import InputError
 
@@ -61,7 +60,7 @@ def _list_images(root: Path) -> tuple[list[str], LeftOut]:
             continue
         seen.add(real)
         subfolders: list[str] = []
-        for entry in _scan(root / folder):
+        for entry in scan_folder(root / folder):
             path = f"{folder}/{entry.name}" if folder else entry.name
             if is_hidden(entry.name):
                 left_out.add("hidden folders" if entry.is_dir() else HIDDEN, path)
@@ -82,13 +81,3 @@ def _list_images(root: Path) -> tuple[list[str], LeftOut]:
                 f" ...){holds}: check data.root."
             )
     return sorted(names), left_out
-
-
-def _scan(folder: Path) -> list[os.DirEntry[str]]:
-    try:
-        with os.scandir(folder) as entries:
-            return sorted(entries, key=lambda entry: entry.name)
-    except OSError as error:
-        raise InputError(
-            f"Cannot list the folder {error.filename} ({error.strerror}): make it readable or set another data.root."
-        ) from error

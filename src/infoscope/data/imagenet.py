@@ -21,7 +21,13 @@ from infoscope.data.config import RAISE, OnError, Resize
 from infoscope.data.imagenet_truth import find_ground_truth, read_ground_truth
 from infoscope.data.images import LabelledImages, Truth
 from infoscope.data.left_out import HIDDEN, LeftOut, is_hidden
-from infoscope.data.photographs import check_photograph, describe_error, hash_files, is_image_name, load_rgb
+from infoscope.data.photographs import (
+    check_photograph,
+    hash_files,
+    is_image_name,
+    load_rgb,
+    scan_folder,
+)
 from infoscope.data.recognition import explaining
 from infoscope.data.tar_images import TarImages
 from infoscope.errors import InputError
@@ -230,11 +236,7 @@ def _find_split(root: Path, split: str) -> tuple[Path, str | None]:
 
 def _scan(folder: Path, left_out: LeftOut | None = None) -> list[os.DirEntry[str]]:
     """Return what is visible in a folder, ascending, and count the rest."""
-    try:
-        with os.scandir(folder) as entries:
-            found = sorted(entries, key=lambda entry: entry.name)
-    except OSError as error:
-        raise InputError(f"Cannot list the folder {folder} ({describe_error(error)}): make it readable.") from error
+    found = scan_folder(folder)
     for entry in found:
         if left_out is not None and is_hidden(entry.name):
             left_out.add(HIDDEN, f"{folder.name}/{entry.name}")

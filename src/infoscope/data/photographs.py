@@ -117,6 +117,21 @@ def find_suffixes() -> frozenset[str]:
     return frozenset(suffix for suffix in known if suffix != ".pfm")  # floating-point maps
 
 
+def scan_folder(folder: Path) -> list[os.DirEntry[str]]:
+    """Return what lies in a folder, ascending.
+
+    Raises:
+        InputError: if it cannot be listed.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entries, key=lambda entry: entry.name)
+    except OSError as error:
+        raise InputError(
+            f"Cannot list the folder {folder} ({error.strerror}): make it readable or set another data.root."
+        ) from error
+
+
 def is_image_name(name: str) -> bool:
     """Whether a file name has the suffix of an image, in capitals or small letters."""
     return os.path.splitext(name)[1].lower() in find_suffixes()

@@ -15,10 +15,11 @@ from infoscope.pipeline import Pipeline
 from infoscope.probes.variants import Control, Role, Variant
 from infoscope.report.figures import draw_cds_histograms
 from infoscope.report.inputs import ScopeResult
+from infoscope.report.joining import Part, join_tables
 from infoscope.report.removal import make_removal_tables
 from infoscope.report.scope_table import summarise_scope
 from infoscope.report.sweep_figures import Point, draw_removal_sweep
-from infoscope.report.tables import Align, Cell, Column, Part, Stat, Table, Value, compute_stat, join_tables
+from infoscope.report.tables import Align, Cell, Column, Stat, Table, Value, compute_stat
 from infoscope.report.variants import Result
 from infoscope.reporting import find_paper_reference, read_results, read_scope
 from infoscope.sae.edit import EditMode

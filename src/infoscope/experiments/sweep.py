@@ -18,6 +18,7 @@ from infoscope.collecting.opening import Opener, describe_artifacts, describe_ch
 from infoscope.config import Config, compose
 from infoscope.errors import InputError, explain_write_error
 from infoscope.experiments.runs import Found, Run, Shown
+from infoscope.failures import EXIT_INPUT, EXIT_INTERRUPT, EXIT_OK
 from infoscope.job import Job
 from infoscope.output import LostOutput, adapt_streams, complain, end_output, say
 from infoscope.pipeline import Pipeline, settle
@@ -31,7 +32,6 @@ from infoscope.scope.config import Rule
 from infoscope.sweeps import expand_sweep, find_swept, make_commands
 from infoscope.uses import write_uses
 
-EXIT_OK, EXIT_INPUT, EXIT_INTERRUPT = 0, 2, 130
 NAMED_KEYS = ("model", "model.layer", "scope.k_cds", "partition.gamma", "partition.quantile", "partition.mass_share")
 """What the columns of a table say anyway; every other key of a sweep is named beside them."""
 BUILD_NOTHING = "build=false"
