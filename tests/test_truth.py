@@ -63,7 +63,7 @@ def score(backbone: Backbone, sae: torch.nn.Module, pictures: Pictures, shift_pa
     tokens = ((batch.index, backbone.tokens(batch.images, -2).patches) for batch in batches)
     ranking = rank_images(sae, tokens, k_max=k)  # type: ignore[arg-type]
     config = ScopeConfig(k_cds=k, k_max=k, shift_patches=shift_patches, batch_images=3, n_workers=1)
-    return score_latents(backbone, sae, pictures, ranking, config)
+    return score_latents(backbone, sae, pictures, ranking, config, layer=-2)
 
 
 @pytest.mark.parametrize(("grid", "shift"), GEOMETRIES)
