@@ -252,8 +252,10 @@ def test_bugs_of_ours_are_not_hidden(infoscope: CommandLine, error: Exception):
 # -- sweeps ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_sweep_runs_every_combination(infoscope: CommandLine):
-    result = infoscope("-m", "scope.k_cds=2,4", "partition.rule=otsu,bands")
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_a_sweep_runs_every_combination(infoscope: CommandLine, place: int):
+    arguments = ["scope.k_cds=2,4", "partition.rule=otsu,bands"]
+    result = infoscope(*arguments[:place], "-m", *arguments[place:])
     assert (result.code, result.err) == (0, "")
     ran = [(config.scope.k_cds, config.partition.rule.name) for config in infoscope.configs]
     assert ran == [(2, "otsu"), (2, "bands"), (4, "otsu"), (4, "bands")]

@@ -59,7 +59,8 @@ def _run_hydra() -> int:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra raises instead of printing its own report
     register_schemas()
     try:
-        sys.argv[1:] = prepare_arguments(sys.argv[1:])
+        arguments = prepare_arguments(sys.argv[1:])
+        sys.argv[1:] = sorted(arguments, key=lambda one: one not in ("-m", "--multirun"))  # argparse wants it there
         if {"-sc", "--shell-completion"} & set(sys.argv):
             offer_names()
         _hydra_main()
