@@ -75,6 +75,14 @@ def test_a_lost_stdout_ends_the_run_whatever_prints(monkeypatch: pytest.MonkeyPa
     assert end_output() == 0
 
 
+def test_a_terminal_without_a_size_is_written_to(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("COLUMNS", "0")
+    adapt_streams()
+    stream = io.StringIO()
+    Terminal(file=stream).print("built")
+    assert stream.getvalue() == "built\n"
+
+
 def test_stderr_may_be_lost_too(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(sys, "stderr", Lost())
     output.complain("infoscope: a sentence")

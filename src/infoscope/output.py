@@ -74,7 +74,12 @@ def _printing() -> Iterator[None]:
 
 
 def adapt_streams() -> None:
-    """Let stdout and stderr take every letter: what their encoding lacks is written in plain ones."""
+    """Let stdout and stderr take every letter: what their encoding lacks is written in plain ones.
+
+    COLUMNS=0, as terminals without a size have it, is no width: in none, tables and lines would vanish.
+    """
+    if os.environ.get("COLUMNS") == "0":
+        del os.environ["COLUMNS"]
     codecs.register_error("infoscope", _write_plainly)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
