@@ -50,6 +50,7 @@ def test_a_default_gives_way_to_its_key_or_its_group() -> None:
     assert add_defaults(defaults, ["seeds=[0]"]) == [*defaults, "seeds=[0]"]
     assert add_defaults(defaults, ["partition.gamma=0.3"]) == ["partition.gamma=0.3"]
     assert add_defaults(defaults, ["partition=otsu"]) == ["partition=otsu"]
+    assert add_defaults(defaults, ["partition.mass_share=0.3,0.6"]) == ["partition.mass_share=0.3,0.6"]
     assert add_defaults(["model=a,b"], ["model.pretrained=random"]) == ["model=a,b", "model.pretrained=random"]
 
 

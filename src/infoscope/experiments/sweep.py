@@ -119,8 +119,12 @@ def run_experiment(experiment: Experiment[Any], arguments: Sequence[str]) -> lis
 
 
 def add_defaults(defaults: Sequence[str], arguments: Sequence[str]) -> list[str]:
-    """Return the arguments after the defaults of which the user has given neither the key nor its group."""
+    """Return the arguments after the defaults of which the user has given neither the key nor its group.
+
+    Of a partition, whose numbers exclude each other, none that the user says something else of.
+    """
     given = {argument.partition("=")[0] for argument in arguments}
+    given |= {"partition" for key in given if key.startswith("partition.")}
     return [d for d in defaults if not given & {d.partition("=")[0], d.partition(".")[0]}] + list(arguments)
 
 
