@@ -73,7 +73,8 @@ def say_in_python(sentence: str, settings: Set[str]) -> str:
         is_word = re.fullmatch(r"[a-z]\w*", value) is not None and value not in _VALUES
         return f'{name}="{value}"' if is_word else f"{name}={_VALUES.get(value, value)}"
 
-    return re.sub(r"\bnull\b", "None", _SETTING.sub(replace, sentence))
+    told = re.sub(r"\bpartition=([a-z]+)", r'rule="\1"', _SETTING.sub(replace, sentence))  # a choice of presets
+    return re.sub(r"\bnull\b", "None", told)
 
 
 def name_type(value: Any) -> str:

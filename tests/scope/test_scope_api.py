@@ -274,7 +274,10 @@ def test_latents_are_divided_as_on_the_command_line(
     for options, words in {
         "gama": ({"gama": 0.1}, "gamma"),
         "range": ({"gamma": 1.5}, "Expected gamma to be in 0..1"),
-        "contradiction": ({"rule": "otsu", "gamma": 0.1}, 'gamma=0.1 means nothing to rule="otsu"'),
+        "contradiction": (
+            {"rule": "otsu", "gamma": 0.1},
+            'nothing to rule="otsu": drop it, or choose rule="threshold"',
+        ),
         "type": ({"quantile": "half"}, "quantile"),
     }.values():
         with pytest.raises(InputError, match=words):
