@@ -418,8 +418,9 @@ class TestTimm:
             find_facts(self.with_timm("vit_large_patch14_clip_224", file))
 
     def test_origins_are_tags_of_the_architecture_there(self):
-        with pytest.raises(InputError, match=r"model\.origin is for open_clip's .*model\.arch=vit_x\.<tag>"):
-            self.with_timm("vit_x", "random", origin="openai")
+        for named in ("vit_x", "vit_x.mae"):
+            with pytest.raises(InputError, match=r"set model\.origin=null and model\.arch=vit_x\.<tag>"):
+                self.with_timm(named, "random", origin="openai")
 
     def test_the_hubs_configuration_beside_a_file_decides(self, file):
         file = file.rename(file.with_name("model.safetensors"))

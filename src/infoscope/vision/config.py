@@ -107,8 +107,8 @@ class ModelConfig:
             )
         if self.origin is not None:
             raise InputError(
-                f"model.origin is for open_clip's towers: with model.kind=timm give model.arch={self.arch}.<tag>, the"
-                " tag that the file comes from."
+                "model.origin is for open_clip's towers: with model.kind=timm set model.origin=null and"
+                f" model.arch={self.arch.partition('.')[0]}.<tag>, the tag that the file comes from."
             )
 
 
