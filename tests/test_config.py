@@ -164,7 +164,8 @@ WRONG = [
     # what is not KEY=VALUE
     (["foo"], ["'foo'", "expected KEY=VALUE"]),
     (["scope.k_cds=[1"], ["'scope.k_cds=[1'", "expected KEY=VALUE"]),
-    (["scope.k_cds=1,2"], ["Several values for scope.k_cds", "infoscope -m scope.k_cds=1,2", "[1,2]"]),
+    (["scope.k_cds=1,2"], ["Several values for scope.k_cds: run each with `infoscope -m scope.k_cds=1,2`."]),
+    (["seeds=1,2"], ["Several values for seeds: write a list seeds=[1,2]."]),
     (["+model=clip_b16"], ["model is chosen twice", "without a +"]),
 ]
 

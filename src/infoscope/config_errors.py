@@ -206,12 +206,15 @@ def _explain_by_text(error: BaseException, schema: type) -> str:
     if found := re.match("Ambiguous value for argument '(.+?)=(.+)'", line):
         key, value = found.groups()
         many = shlex.quote(f"{key}={value}")
-        if _split_optional(find_type(key, schema))[0] is str:
+        kind = _split_optional(find_type(key, schema))[0]
+        if get_origin(kind) is list:
+            return f"Several values for {key}: write a list {key}=[{value}]."
+        if kind is str:
             return (
                 f"Several values for {key}, or one with commas: give {quote_argument(key, value)} for one, or run each"
                 f" with `infoscope -m {many}`."
             )
-        return f"Several values for {key}: run each with `infoscope -m {many}`, or write a list {key}=[{value}]."
+        return f"Several values for {key}: run each with `infoscope -m {many}`."
     if found := re.match("Multiple values for ([^.]+)", line):
         return f"{found[1]} is chosen twice: write {found[1]}=CHOICE once, without a +."
     if line.startswith("Config group override must be a string"):

@@ -228,9 +228,15 @@ def _find_split(root: Path, split: str) -> tuple[Path, str | None]:
         tars = [name for name in _list_tars(base) if names[0] in name.lower()]
         if tars:
             return base, _join_shards(base, tars)
+    present = [name for of in _FOLDERS.values() for name in of if (root / name).is_dir()]
+    advice = (
+        f"there is {present[0]} alone, and both splits are needed; for the scope of one folder give data=image_folder"
+        f" data.root={root / present[0]}"
+        if present
+        else "set data.root to the folder that holds train and val"
+    )
     raise InputError(
-        f"Expected the folder {names[0]} or tar files with {names[0]} in their names in {root}, got neither: set"
-        " data.root to the folder that holds train and val."
+        f"Expected the folder {names[0]} or tar files with {names[0]} in their names in {root}, got neither: {advice}."
     )
 
 

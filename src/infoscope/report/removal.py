@@ -73,7 +73,8 @@ def make_main_table(results: Sequence[Result], paper_reference: str | None = Non
             "Error-preserving: tokens minus the group's part, so the SAE's error stays. Reconstruct: decoded without"
             " the group, so it goes.",
             "Mass: share of the sum of activations. Energy: share of the squared distance from the mean token that the"
-            " edit changes. Overlap: share of a random group that is also in the group it stands in for.",
+            " edit changes. Both are those of the test images. Overlap: share of a random group that is also in the"
+            " group it stands in for.",
             *tell_unequal_mass(group_by_variant(results)),
         ],
         marks=MARKS,

@@ -79,7 +79,7 @@ def make_scope_table(seeds: Sequence[ScopeResult]) -> Table:
     """Return the table: a row per quantity, a column per SAE seed, then mean ± sd when there are several seeds."""
     note = (
         "CDS: 0 = the activation stays where its evidence is, 1 = it moves from corner to corner. Mass: share of the"
-        " sum of activations. A feature with too few valid pairs has no CDS and is in neither group."
+        " sum of activations on the training images. A feature with too few valid pairs has no CDS and is in no group."
     )
     by_seed = {result.sae_seed: result for result in seeds}
     return make_seed_table("scope", "Information scope of the features", by_seed, _quantities(seeds), [note])
@@ -182,10 +182,13 @@ def _group_quantities(name: str) -> list[Quantity]:
     def members(result: ScopeResult) -> np.ndarray:
         return dict(result.partition.groups).get(name, np.zeros(len(result.cds), dtype=bool))
 
-    return [
+    quantities = [
         Quantity(f"n_{key}", heading, lambda r: int(members(r).sum()), 0),
         Quantity(f"{key}_mass", "   mass (%)", lambda r: compute_mass_share(r, members(r)), 1, 100),
     ]
+    if name not in ("high", "low"):  # gamma divides those; a band ends at its highest score
+        quantities.append(Quantity(f"{key}_end", "   highest CDS", lambda r: _quantile(r.cds[members(r)], 1.0), 4))
+    return quantities
 
 
 def _mean_with_zeros(result: ScopeResult) -> float:

@@ -163,7 +163,8 @@ def _find_differences(trained: Origin, given: Origin) -> Iterator[str]:
             elif not is_known:
                 yield "other architecture, image size or quick_gelu"
         elif name != "image_px" or not is_known:
-            yield f"{_LABELS.get(name, name)} {_shorten(then.get(name))}, given {_shorten(now.get(name))}"
+            hint = " (hashes of files: the same weights in another format are another file)" * (name == "weights")
+            yield f"{_LABELS.get(name, name)} {_shorten(then.get(name))}, given {_shorten(now.get(name))}{hint}"
 
 
 def _shorten(value: Any) -> str:

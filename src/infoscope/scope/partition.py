@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 from infoscope.scope.config import PartitionConfig, Rule
 
 
-@dataclass
+@dataclass(repr=False)
 class Partition:
     """Groups of features as masks over all latents; any of them may be empty.
 
@@ -24,6 +24,11 @@ class Partition:
     unscored: Bool[np.ndarray, " d_sae"]
     """Features without a score (NaN): in no group."""
     bands: list[tuple[str, Bool[np.ndarray, " d_sae"]]] = field(default_factory=list)
+
+    def __repr__(self) -> str:
+        gamma = "" if self.gamma is None else f"gamma={self.gamma:.4g}: "
+        counts = [f"{name} {int(members.sum())}" for name, members in [*self.groups, ("unscored", self.unscored)]]
+        return f"Partition({gamma}{', '.join(counts)} of {len(self.unscored)} latents)"
 
     @property
     def groups(self) -> list[tuple[str, Bool[np.ndarray, " d_sae"]]]:
