@@ -201,7 +201,7 @@ def test_blocks_change_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ({"feature_dtype": "bfloat16"}, "feature_dtype to be float32 or float16"),
         ({"memory_gb": 0.0}, "memory_gb"),
-        ({"classification_l2": [1.0, 0.1]}, "classification_l2 to be positive and ascending"),
+        ({"classification_l2": [1.0, 0.1]}, "classification_l2 to ascend"),
         ({"classification_l2_halvings": -1}, "classification_l2_halvings"),
         ({"lbfgs_max_iterations": 0}, "lbfgs_max_iterations"),
     ],

@@ -87,11 +87,11 @@ def read_job_id(process: subprocess.Popen) -> str:
 
 def test_a_sweep_computes_everything_once(slurm: PrivateSlurm, tmp_path: Path, undisturbed: Path):
     out = tmp_path / "out"
-    grid = ("partition.gamma=0.15,0.3", "scope.k_cds=1,2")
+    grid = ("partition.mass_share=0.5,0.3", "scope.k_cds=1,2")
     done = sweep(out, LONGER, *grid, launcher="slurm", environment=slurm.environment, stand_in=False)
     assert (done.code, done.err) == (0, "")
     assert list_built(out) == list_named(out)
-    assert set(read_checksums(undisturbed)) <= set(read_checksums(out)), "gamma=0.15 and k_cds=2 are among them"
+    assert set(read_checksums(undisturbed)) <= set(read_checksums(out)), "half of the mass and k_cds=2 are among them"
     others = list_others(undisturbed, out)
     # Jobs deal out the heads among them, and the last bits of heads depend on which are trained together.
     assert [name for name in others if not name.startswith(("probe/", "features/"))] == []
