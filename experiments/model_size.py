@@ -7,7 +7,8 @@
 
 Without model= it runs clip_b32, clip_b16, clip_l14 and clip_l14_336, whose weights it needs: from the net, or from
 files named after the models as above. The miniature has one size of CLIP, so there it shows no more than that the chain
-runs. One gamma does not mean the same in two models (grids differ): partition=quantile compares groups of equal size.
+runs. One gamma does not mean the same in two models (grids differ): the split by mass, the
+default, compares groups of equal mass, partition=quantile groups of equal size.
 
 The paper: neither CLIP-B/16 nor L/14 loses top-1 without high-scope features; without low-scope ones B/16 loses 10.0
 points and L/14 2.5. Its values stand below ours where model and data are its own; those of its third CLIP are unknown
