@@ -16,7 +16,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from infoscope.experiments import (
+from infoscope.commands.experiments import (
     SCOPE_COLUMNS,
     Experiment,
     Run,

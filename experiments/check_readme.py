@@ -23,15 +23,15 @@ from functools import cache
 from pathlib import Path
 from types import ModuleType
 
-from infoscope.collecting.opening import Opener
+from infoscope.commands.collect.opening import Opener
+from infoscope.commands.experiments import run_command
+from infoscope.commands.experiments.claims import DIFFERS, LOST, MISSING, NEAR, Finding, check_claims
+from infoscope.commands.experiments.sweep import Sweep
 from infoscope.config import compose
-from infoscope.experiments import run_command
-from infoscope.experiments.claims import DIFFERS, LOST, MISSING, NEAR, Finding, check_claims
-from infoscope.experiments.sweep import Sweep
-from infoscope.pipeline import run
-from infoscope.progress import Display
-from infoscope.read_only import MissingArtifact
+from infoscope.pipeline.run import run
 from infoscope.report.tables import Align, Column, Table
+from infoscope.runtime.progress import Display
+from infoscope.runtime.read_only import MissingArtifact
 from readme_claims import CLAIMS
 
 ROOT = Path(__file__).resolve().parents[1]

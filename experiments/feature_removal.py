@@ -19,7 +19,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from infoscope.experiments import Experiment, Run, Shown, join_removal, main, name_figures, read_removal
+from infoscope.commands.experiments import Experiment, Run, Shown, join_removal, main, name_figures, read_removal
 from infoscope.report.figures import draw_removal
 from infoscope.report.variants import Result
 

@@ -18,8 +18,17 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from infoscope.experiments import Experiment, Run, Shown, is_swept, join_removal, main, read_removal, split_runs
-from infoscope.pipeline import Pipeline
+from infoscope.commands.experiments import (
+    Experiment,
+    Run,
+    Shown,
+    is_swept,
+    join_removal,
+    main,
+    read_removal,
+    split_runs,
+)
+from infoscope.pipeline.run import Pipeline
 from infoscope.report.sweep_figures import Point, draw_removal_sweep
 from infoscope.report.tables import Stat
 from infoscope.report.variants import Result

@@ -18,13 +18,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from infoscope.experiments import Experiment, Run, Shown, join_runs, main
-from infoscope.pipeline import Pipeline
+from infoscope.commands.experiments import Experiment, Run, Shown, join_runs, main
+from infoscope.pipeline.reporting import find_paper_model
+from infoscope.pipeline.run import Pipeline
 from infoscope.report.outlier_section import add_paper_activation, make_outlier_section
 from infoscope.report.paper import PAPER_ACTIVATION
 from infoscope.report.sweep_figures import draw_group_activation
 from infoscope.report.tables import Table
-from infoscope.reporting import find_paper_model
 from infoscope.scope.group_activation import GroupActivation
 from infoscope.scope.token_outliers import TokenOutliers
 

@@ -20,8 +20,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from infoscope.config import Stage
-from infoscope.experiments import (
+from infoscope.commands.experiments import (
     SCOPE_COLUMNS,
     Experiment,
     Run,
@@ -36,7 +35,8 @@ from infoscope.experiments import (
     scope_cells,
     split_runs,
 )
-from infoscope.pipeline import Pipeline
+from infoscope.config import Stage
+from infoscope.pipeline.run import Pipeline
 from infoscope.report.inputs import ScopeResult
 from infoscope.report.sweep_figures import Point, draw_removal_sweep, draw_settling
 from infoscope.report.tables import Column, Stat, compute_stat

@@ -20,8 +20,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from infoscope.experiments import Experiment, Run, Shown, main, read_removal, read_scopes, show_models
-from infoscope.pipeline import Pipeline
+from infoscope.commands.experiments import Experiment, Run, Shown, main, read_removal, read_scopes, show_models
+from infoscope.pipeline.run import Pipeline
 from infoscope.report.inputs import ScopeResult
 from infoscope.report.variants import Result
 

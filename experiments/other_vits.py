@@ -20,8 +20,17 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
-from infoscope.experiments import Experiment, Run, Shown, main, name_figures, read_removal, read_scopes, show_models
-from infoscope.pipeline import Pipeline
+from infoscope.commands.experiments import (
+    Experiment,
+    Run,
+    Shown,
+    main,
+    name_figures,
+    read_removal,
+    read_scopes,
+    show_models,
+)
+from infoscope.pipeline.run import Pipeline
 from infoscope.report.inputs import ScopeResult
 from infoscope.report.outlier_figures import draw_outlier_distances
 from infoscope.report.outlier_section import make_outlier_section

@@ -17,8 +17,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from infoscope.experiments import Experiment, Run, Shown, join_runs, main, name_figures
-from infoscope.pipeline import Pipeline
+from infoscope.commands.experiments import Experiment, Run, Shown, join_runs, main, name_figures
+from infoscope.pipeline.run import Pipeline
 from infoscope.report.outlier_figures import draw_norms_by_layer, draw_outlier_distances
 from infoscope.report.outlier_section import make_outlier_section
 from infoscope.scope.token_outliers import TokenOutliers

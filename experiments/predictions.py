@@ -16,8 +16,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from infoscope.experiments import Experiment, Run, Shown, join_runs, main, name_figures
-from infoscope.pipeline import Pipeline
+from infoscope.commands.experiments import Experiment, Run, Shown, join_runs, main, name_figures
+from infoscope.pipeline.run import Pipeline
 from infoscope.predictions.results import PredictionResult
 from infoscope.report.prediction_figures import draw_reliability
 from infoscope.report.prediction_section import make_prediction_section

@@ -16,13 +16,13 @@ from pathlib import Path
 
 import numpy as np
 
+from infoscope.commands.experiments import run_command
 from infoscope.config import compose
-from infoscope.experiments import run_command
-from infoscope.job import Job
-from infoscope.output import say
-from infoscope.pipeline import Pipeline
-from infoscope.progress import Display
+from infoscope.pipeline.run import Pipeline
 from infoscope.report.tables import Align, Column, Table
+from infoscope.runtime.job import Job
+from infoscope.runtime.output import say
+from infoscope.runtime.progress import Display
 from infoscope.scope.confounds import ConfoundResult
 from infoscope.scope.scores import Scores
 from infoscope.scope.separation import compute_separation, compute_spearman

@@ -10,7 +10,7 @@ from types import ModuleType
 import numpy as np
 from PIL import Image
 
-from infoscope.experiments import main
+from infoscope.commands.experiments import main
 
 FOLDER = Path(__file__).parents[1] / "experiments"
 PLANTED = (

@@ -12,16 +12,16 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from infoscope.artifacts import Store
-from infoscope.collecting.jobs import CollectedJob, read_jobs
-from infoscope.collecting.opening import Opener
+from infoscope.commands.collect.jobs import CollectedJob, read_jobs
+from infoscope.commands.collect.opening import Opener
 from infoscope.config import Config, compose
-from infoscope.job import Job
-from infoscope.manifests import Artifact, Spec
-from infoscope.pipeline import run
-from infoscope.progress import Advance, Display
+from infoscope.config.sweeps import Sweep
+from infoscope.pipeline.run import run
 from infoscope.report.report import ReportFiles
-from infoscope.sweeps import Sweep
+from infoscope.runtime.job import Job
+from infoscope.runtime.manifests import Artifact, Spec
+from infoscope.runtime.progress import Advance, Display
+from infoscope.runtime.store import Store
 
 N_TRAIN, N_TEST = 40, 16
 ANALYSES = ("outliers", "group_activation", "confounds")

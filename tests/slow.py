@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from infoscope import resume, world
+from infoscope.runtime import parts, processes
 
 LAG_S = 0.05
 
@@ -23,5 +23,10 @@ def fall_behind() -> None:
 
         return call
 
-    for module, name in ((world, "gather"), (world, "broadcast"), (world, "wait_for"), (resume, "load_state")):
+    for module, name in (
+        (processes, "gather"),
+        (processes, "broadcast"),
+        (processes, "wait_for"),
+        (parts, "load_state"),
+    ):
         setattr(module, name, slow(getattr(module, name)))

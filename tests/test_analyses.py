@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from infoscope.errors import InputError
 from infoscope.report import figure_style
+from infoscope.runtime.errors import InputError
 from infoscope.sae.checkpoint import load_sae
 from infoscope.scope.stability import StabilityResult
 from infoscope.vision.backbone import Backbone

@@ -18,8 +18,8 @@ from hydra.core.global_hydra import GlobalHydra
 from app_samples import run_infoscope
 from infoscope import app
 from infoscope.config import Config, Stage, compose, to_tree
-from infoscope.errors import InputError
-from infoscope.job import Job
+from infoscope.runtime.errors import InputError
+from infoscope.runtime.job import Job
 
 
 @dataclass
@@ -46,9 +46,9 @@ class CommandLine:
     configs: list[Config] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        pipeline = ModuleType("infoscope.pipeline")
+        pipeline = ModuleType("infoscope.pipeline.run")
         pipeline.run = self.run  # pyright: ignore[reportAttributeAccessIssue]
-        self.monkeypatch.setitem(sys.modules, "infoscope.pipeline", pipeline)
+        self.monkeypatch.setitem(sys.modules, "infoscope.pipeline.run", pipeline)
 
     def run(self, config: Config, job: Job) -> None:
         self.configs.append(config)

@@ -15,10 +15,10 @@ from pathlib import Path
 import filelock
 import pytest
 
-from infoscope import environment, manifests
-from infoscope.artifacts import Store, Workspace
-from infoscope.errors import InputError
-from infoscope.manifests import FORMAT_VERSION, MANIFEST, Artifact, Spec, compute_hash
+from infoscope.runtime import environment, manifests
+from infoscope.runtime.errors import InputError
+from infoscope.runtime.manifests import FORMAT_VERSION, MANIFEST, Artifact, Spec, compute_hash
+from infoscope.runtime.store import Store, Workspace
 
 SPEC = Spec("rank", "topk", {"k": 8, "images": {"seed": 0, "split": "train"}})
 CONTENT = {"values.bin": b"0123456789", "maps/first.bin": b"abc"}

@@ -21,10 +21,11 @@ from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from infoscope import app, encoding, stages
-from infoscope.errors import InputError
-from infoscope.failures import EXIT_INPUT
+from infoscope import app
+from infoscope.pipeline import chain, encoding
 from infoscope.report import figure_style
+from infoscope.runtime.errors import InputError
+from infoscope.runtime.failures import EXIT_INPUT
 from infoscope.sae.module import SAEModule
 from infoscope.vision import open_clip_backbone, token_shards
 from infoscope.vision.backbone import Tokens
@@ -394,7 +395,7 @@ def test_a_disk_that_fills_up(fail: Fail, output_dir: Path, monkeypatch: pytest.
     def write(*_: Any, **__: Any) -> Any:
         raise FULL[words]()
 
-    monkeypatch.setattr(stages, "save_sae", write)
+    monkeypatch.setattr(chain, "save_sae", write)
     sentence = fail("stage=train_sae", "sae.n_tokens=1000")
     assert mentions(sentence, "full", str(output_dir), "output_dir")
 

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from infoscope import world
-from infoscope.artifacts import Store, Workspace
-from infoscope.manifests import Spec
+from infoscope.runtime import processes
+from infoscope.runtime.manifests import Spec
+from infoscope.runtime.store import Store, Workspace
 from tiny_runs import TINY, read_checksums
 
 N_KILLS = int(os.environ.get("INFOSCOPE_CHAOS", "5"))
@@ -28,14 +28,14 @@ Context = multiprocessing.context.ForkServerContext
 def fresh() -> Context:
     """Processes that have imported everything and computed nothing: each run begins within milliseconds."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["infoscope.pipeline", "infoscope.vision.contrastive"])
+    context.set_forkserver_preload(["infoscope.pipeline.run", "infoscope.vision.contrastive"])
     return context
 
 
 def run_tiny(output_dir: Path, log: Path) -> None:
     """What the command line does with `TINY`, in its own process group."""
     from infoscope.config import compose
-    from infoscope.pipeline import run
+    from infoscope.pipeline.run import run
 
     os.setsid()
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -105,7 +105,7 @@ def race(root: Path, barrier: multiprocessing.synchronize.Barrier) -> None:
             for spec in specs:
                 if spec.hash in claimed:
                     (root / "built" / f"{spec.key['n']}-{os.getpid()}").touch()
-                    with world.alone():
+                    with processes.alone():
                         store.get(spec, build_nothing)
 
 
@@ -116,10 +116,10 @@ def build_nothing(work: Workspace) -> None:
 def test_eight_processes_race_for_the_same_artifacts(fresh: Context, tmp_path: Path):
     (tmp_path / "built").mkdir()
     barrier = fresh.Barrier(8)
-    processes = [fresh.Process(target=race, args=(tmp_path, barrier)) for _ in range(8)]
-    for process in processes:
+    started = [fresh.Process(target=race, args=(tmp_path, barrier)) for _ in range(8)]
+    for process in started:
         process.start()
-    for process in processes:
+    for process in started:
         process.join(120)
         assert process.exitcode == 0
     built = sorted(path.name.split("-")[0] for path in (tmp_path / "built").iterdir())

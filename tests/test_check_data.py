@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from infoscope import resume
 from infoscope.data import check as check_module
 from infoscope.data.photographs import PhotographFiles
-from infoscope.errors import InputError
+from infoscope.runtime import parts
+from infoscope.runtime.errors import InputError
 from pipeline_samples import run_tiny
 
 
@@ -87,7 +87,7 @@ def test_an_interrupted_check_goes_on_and_reads_what_was_wrong_again(
     tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(check_module, "_AHEAD", 1)
-    monkeypatch.setattr(resume, "SHARE_OF_SAVING", 0)
+    monkeypatch.setattr(parts, "SHARE_OF_SAVING", 0)
     read, check_image = [], PhotographFiles.check_image
 
     def give_up(self: PhotographFiles, index: int) -> dict[str, str]:

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 import check_readme
-from infoscope.errors import InputError
-from infoscope.experiments.claims import Claim, TableClaim, check_claims, compare, find_number
+from infoscope.commands.experiments.claims import Claim, TableClaim, check_claims, compare, find_number
 from infoscope.report.tables import MINUS, Stat
+from infoscope.runtime.errors import InputError
 from readme_claims import CLAIMS
 
 DOCUMENT = """

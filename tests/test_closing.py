@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from infoscope.artifacts import Workspace
-from infoscope.closing import CLOSINGS
 from infoscope.config import Stage
-from infoscope.manifests import Spec
-from infoscope.pipeline import Pipeline
+from infoscope.pipeline.closing import CLOSINGS
+from infoscope.pipeline.run import Pipeline
 from infoscope.report.tables import MISSING, Table
+from infoscope.runtime.manifests import Spec
+from infoscope.runtime.store import Workspace
 from infoscope.scope.scores import Scores
 from pipeline_samples import Recorder, copy_run, find_folder, finish_tiny_run, make_tiny_config, run_tiny
 

@@ -19,17 +19,17 @@ from rich.console import Console
 
 from app_samples import run_infoscope
 from experiment_samples import load_experiment, read_rows
-from infoscope import stages
-from infoscope.collecting.jobs import CollectedJob
-from infoscope.collecting.table import N_ROWS_SHOWN, cut_table, make_jobs_table
-from infoscope.errors import InputError
-from infoscope.experiments import main
-from infoscope.job import Job
-from infoscope.overrides import quote_override
+from infoscope.commands.collect.jobs import CollectedJob
+from infoscope.commands.collect.table import N_ROWS_SHOWN, cut_table, make_jobs_table
+from infoscope.commands.experiments import main
+from infoscope.config.overrides import quote_override
+from infoscope.config.sweeps import Sweep, expand_sweep, find_swept, make_commands, read_sweep
+from infoscope.pipeline import chain
 from infoscope.report.tables import Table
+from infoscope.runtime.errors import InputError
+from infoscope.runtime.job import Job
 from infoscope.scope.scores import Scores
 from infoscope.scope.separation import name_matched
-from infoscope.sweeps import Sweep, expand_sweep, find_swept, make_commands, read_sweep
 from pipeline_samples import collect_tiny, copy_run, find_folder, finish_tiny_run, make_overrides
 
 NASTY = "my, photos [2020] x=1 {a} (b) #ü%'\"$ ~&;<|>"
@@ -318,7 +318,7 @@ def test_a_report_that_lacks_something_is_missing_and_nothing_is_built(
     def refuse(*_: object) -> None:
         raise AssertionError("probes were to be trained")
 
-    monkeypatch.setattr(stages, "build_probes", refuse)  # it works before it asks the store
+    monkeypatch.setattr(chain, "build_probes", refuse)  # it works before it asks the store
     output_dir = copy_run(finished, tmp_path / "run", but=(gone,))
     before = sorted(output_dir.rglob("*"))
     collected = collect_tiny(output_dir)

@@ -18,7 +18,11 @@ import yaml
 from hydra.core.global_hydra import GlobalHydra
 
 from hydra_plugins.infoscope_launchers.config import LocalConf, SlurmConf
-from infoscope.bounds import (
+from infoscope.config import CONF_FOLDER, Config, Stage, compose, to_tree
+from infoscope.config.errors import find_type
+from infoscope.data.config import DataKind
+from infoscope.probes.config import Readout
+from infoscope.runtime.bounds import (
     Bounds,
     check_setting,
     check_settings,
@@ -27,11 +31,7 @@ from infoscope.bounds import (
     find_limits,
     get_settings,
 )
-from infoscope.config import CONF_FOLDER, Config, Stage, compose, to_tree
-from infoscope.config_errors import find_type
-from infoscope.data.config import DataKind
-from infoscope.errors import InputError
-from infoscope.probes.config import Readout
+from infoscope.runtime.errors import InputError
 from infoscope.scope.config import Rule
 from infoscope.vision.config import ModelConfig
 
@@ -196,7 +196,7 @@ def list_numbers(schema: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
 )
 def test_every_number_has_bounds(key: str, annotation: Any):
     has_bounds = any(isinstance(limit, Bounds) for limit in find_limits(annotation))
-    assert has_bounds, f"{key} has no bounds: give it one of the types in infoscope.bounds"
+    assert has_bounds, f"{key} has no bounds: give it one of the types in infoscope.runtime.bounds"
     is_whole = find_kind(annotation) is int
     for value in (math.nan, math.inf, -math.inf, *((10**31, -(10**31)) if is_whole else (1e31, -1e31))):
         with pytest.raises(InputError) as caught:

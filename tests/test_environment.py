@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from infoscope import environment, pipeline, world
 from infoscope.config import TrainerConfig
-from infoscope.environment import count_usable_cores, read_cpu_quota
+from infoscope.pipeline.run import run
+from infoscope.runtime import environment, processes
+from infoscope.runtime.environment import count_usable_cores, read_cpu_quota
 from pipeline_samples import Recorder
 
 
@@ -45,7 +46,7 @@ def test_cores_that_one_may_not_keep_busy_do_not_count(
     monkeypatch.setattr(environment, "find_cores", lambda: list(range(8)))
     monkeypatch.setattr(environment, "read_cpu_quota", lambda: quota)
     monkeypatch.setenv("SLURM_CPUS_PER_TASK", slurm)
-    assert count_usable_cores() == world.count_cores() == n
+    assert count_usable_cores() == processes.count_cores() == n
 
 
 @pytest.mark.parametrize(
@@ -63,11 +64,11 @@ def test_other_work_is_said_and_changes_no_number_of_threads(
     told: list[int] = []
     monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
     monkeypatch.setattr(torch, "set_num_threads", told.append)
-    monkeypatch.setattr(world, "count_cores", lambda: 4)  # a quota that torch knows nothing of
+    monkeypatch.setattr(processes, "count_cores", lambda: 4)  # a quota that torch knows nothing of
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
-    monkeypatch.setattr(pipeline, "count_busy_cores", lambda: n_busy)
+    monkeypatch.setattr(run, "count_busy_cores", lambda: n_busy)
     display = Recorder()
-    pipeline.settle(trainer, display)
+    run.settle(trainer, display)
     assert told == [n_threads]
     assert ("1 of 8 cores are free: this run takes 4 threads (trainer.n_threads)" in display.text) == is_said
 

@@ -12,18 +12,18 @@ from matplotlib.figure import Figure
 from report_samples import make_scope_result, make_unscored_result
 
 from experiment_samples import FOLDER, load_experiment, read_rows
-from infoscope import experiments
-from infoscope.errors import InputError
-from infoscope.experiments import Experiment, Shown, main, sweep
-from infoscope.experiments import runs as runs_module
-from infoscope.experiments.sweep import add_defaults, share_ranks
-from infoscope.pipeline import Pipeline
+from infoscope.commands import experiments
+from infoscope.commands.experiments import Experiment, Shown, main, sweep
+from infoscope.commands.experiments import runs as runs_module
+from infoscope.commands.experiments.sweep import add_defaults, share_ranks
+from infoscope.config.sweeps import expand_sweep
+from infoscope.pipeline.run import Pipeline
 from infoscope.report.inputs import ScopeResult
 from infoscope.report.joining import Part, join_tables
 from infoscope.report.paper import PAPER_ACTIVATION
 from infoscope.report.tables import Column, Table
 from infoscope.report.variants import Result
-from infoscope.sweeps import expand_sweep
+from infoscope.runtime.errors import InputError
 from pipeline_samples import make_overrides
 from test_paper_data import save_noise
 

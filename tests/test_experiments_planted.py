@@ -15,8 +15,8 @@ import pytest
 import torch.nn.functional as F
 
 from experiment_samples import PLANTED, check_files, load_experiment, read_rows, run_planted
-from infoscope import encoding
-from infoscope.experiments import main
+from infoscope.commands.experiments import main
+from infoscope.pipeline import encoding
 from infoscope.report import figure_style
 from infoscope.scope.scores import Scores
 from infoscope.vision.config import ModelConfig

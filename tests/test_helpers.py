@@ -17,8 +17,8 @@ import pytest
 import torch
 
 from infoscope.data.images import ImageBatch, ImageError
-from infoscope.errors import InputError
-from infoscope.helpers import map_ahead
+from infoscope.runtime.errors import InputError
+from infoscope.runtime.forks import map_ahead
 
 
 def make(number: int) -> tuple[int, ImageBatch, np.ndarray]:

@@ -17,17 +17,17 @@ import pytest
 
 from app_samples import run_infoscope
 from experiment_samples import load_experiment
-from infoscope.artifacts import Store, Workspace
+from infoscope.commands.artifacts import command
+from infoscope.commands.artifacts.command import keep_house
+from infoscope.commands.artifacts.inventory import Entry, Kind, list_entries
+from infoscope.commands.experiments import main
 from infoscope.config import compose
-from infoscope.errors import InputError
-from infoscope.experiments import main
-from infoscope.housekeeping import command
-from infoscope.housekeeping.command import keep_house
-from infoscope.housekeeping.inventory import Entry, Kind, list_entries
-from infoscope.job import Job
-from infoscope.manifests import FORMAT_VERSION, MANIFEST, Artifact, Spec
-from infoscope.pipeline import run
-from infoscope.uses import USES_FILE, UseRecord, find_uses, read_uses, write_uses
+from infoscope.pipeline.run import run
+from infoscope.runtime.errors import InputError
+from infoscope.runtime.job import Job
+from infoscope.runtime.manifests import FORMAT_VERSION, MANIFEST, Artifact, Spec
+from infoscope.runtime.store import Store, Workspace
+from infoscope.runtime.uses import USES_FILE, UseRecord, find_uses, read_uses, write_uses
 from pipeline_samples import Recorder, copy_run, finish_tiny_run, make_overrides, make_tiny_config
 
 DEAD = f"{''.join(c for c in socket.gethostname() if c.isalnum())}-999999999-abcd"

@@ -8,10 +8,10 @@ import pytest
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from infoscope.errors import InputError
-from infoscope.launching import local, slurm
-from infoscope.launching.outcome import Outcome, explain_failure, name_outcome, read_outcome, write_outcome
-from infoscope.launching.slurm import FORGOTTEN, State
+from infoscope.launchers import local, slurm
+from infoscope.launchers.outcome import Outcome, explain_failure, name_outcome, read_outcome, write_outcome
+from infoscope.launchers.slurm import FORGOTTEN, State
+from infoscope.runtime.errors import InputError
 
 
 @pytest.fixture

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from infoscope import output
-from infoscope.output import LostOutput, Terminal, adapt_streams, end_output, say
 from infoscope.report.tables import Column, Stat, Table
+from infoscope.runtime import output
+from infoscope.runtime.output import LostOutput, Terminal, adapt_streams, end_output, say
 from pipeline_samples import copy_run, finish_tiny_run, make_overrides
 
 FOREIGN = "71.8 ± 0.2 ≤ 3 × 4 − 1 → γ = 10⁻³ °∅†↑ ─┼│ █░ “ü” é ß 你 \udcff.jpg …"

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from infoscope.config import compose, prepare_arguments
-from infoscope.errors import InputError
-from infoscope.overrides import quote_argument, quote_override
-from infoscope.sweeps import expand_sweep, make_collect_command
+from infoscope.config.overrides import quote_argument, quote_override
+from infoscope.config.sweeps import expand_sweep, make_collect_command
+from infoscope.runtime.errors import InputError
 
 NASTY = "my, photos [2020] x=1 {a} (b) #ü%'\"$ ~&;<|>"
 PATHS = st.text(st.sampled_from("ab/ =,[]{}()#%$'\"\\äü~!&;|<>*?:-.1_"), max_size=14)

@@ -13,10 +13,10 @@ from infoscope.config import compose
 from infoscope.data.images import LabelledImages, Truth
 from infoscope.data.recognition import name_settings
 from infoscope.data.sets import make_image_sets
-from infoscope.errors import InputError
-from infoscope.pipeline import Pipeline
+from infoscope.pipeline.reporting import find_paper_reference
+from infoscope.pipeline.run import Pipeline
 from infoscope.report import figure_style
-from infoscope.reporting import find_paper_reference
+from infoscope.runtime.errors import InputError
 from pipeline_samples import Recorder, make_overrides, run_tiny
 
 WNIDS = ("n01440764", "n01443537")

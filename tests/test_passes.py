@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from infoscope import resume, world
-from infoscope.manifests import Artifact
-from infoscope.pipeline import Pipeline
+from infoscope.pipeline.run import Pipeline
 from infoscope.predictions import run, zero_shot
+from infoscope.runtime import parts, processes
+from infoscope.runtime.manifests import Artifact
 from infoscope.scope import scoring
 from infoscope.scope.config import EMDMethod
 from pipeline_samples import Recorder, copy_run, find_artifacts, make_tiny_config
@@ -41,7 +41,7 @@ SMALL = (
 def cut_small() -> dict[tuple[Any, str], Any]:
     """Return parts so small that each of two processes gets some of every pass."""
     return {
-        (resume, "PART_IMAGES"): (8, 8),
+        (parts, "PART_IMAGES"): (8, 8),
         (scoring, "PART_PAIRS"): {EMDMethod.exact: 100, EMDMethod.sinkhorn: 2},
         (run, "PART_IMAGES"): 4,
         (zero_shot, "CLASSES_PER_CALL"): 2,
@@ -85,16 +85,16 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[st
         pipeline = make_pipeline(folder)
         pipeline.token_outliers()
         pipeline.tokens("test")
-        save = resume.save_state
+        save = parts.save_state
         for stage in PASSES:
 
             def note(path: Path, state: Any, names: list[str] = saved[stage]) -> None:
                 names.append(path.name)
                 save(path, state)
 
-            patch.setattr(resume, "save_state", note)
+            patch.setattr(parts, "save_state", note)
             make(pipeline, stage)
-        patch.setattr(resume, "save_state", save)
+        patch.setattr(parts, "save_state", save)
         pipeline.probe(0)
     return folder, saved
 
@@ -111,7 +111,7 @@ def find_files(folder: Path) -> dict[str, Any]:
 
 def test_two_processes_make_what_one_makes(undisturbed: tuple[Path, dict[str, list[str]]], tmp_path: Path) -> None:
     folder = copy_run(undisturbed[0], tmp_path, but=(*PASSES, *PROBES))
-    with world.sharing(2, work, folder):
+    with processes.sharing(2, work, folder):
         pipeline = make_pipeline(folder)
         for stage in PASSES:
             made = make(pipeline, stage)
@@ -125,17 +125,17 @@ def test_two_processes_make_what_one_makes(undisturbed: tuple[Path, dict[str, li
 def test_an_interrupted_pass_goes_on(
     undisturbed: tuple[Path, dict[str, list[str]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
 ) -> None:
-    parts, save, kept = undisturbed[1][stage], resume.save_state, []
-    assert len(parts) > 2
+    files, save, kept = undisturbed[1][stage], parts.save_state, []
+    assert len(files) > 2
     folder = copy_run(undisturbed[0], tmp_path, but=PASSES[PASSES.index(stage) :])
 
     def save_some(path: Path, state: Any) -> None:
-        if len(kept) == len(parts) // 2:
+        if len(kept) == len(files) // 2:
             raise KeyboardInterrupt
         save(path, state)
         kept.append(path.name)
 
-    monkeypatch.setattr(resume, "save_state", save_some)
+    monkeypatch.setattr(parts, "save_state", save_some)
     with pytest.raises(KeyboardInterrupt):
         make(make_pipeline(folder), stage)
     n_kept = len(kept)

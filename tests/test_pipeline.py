@@ -16,19 +16,21 @@ import pytest
 import yaml
 from PIL import Image
 
-from infoscope import app, encoding, probing, stages
-from infoscope.artifacts import Store
+from infoscope import app
 from infoscope.config import to_tree
 from infoscope.data import scenes
 from infoscope.data.images import ImageSet
 from infoscope.data.scene_set import SceneSet
-from infoscope.errors import InputError
-from infoscope.manifests import Spec, compute_checksum
-from infoscope.pipeline import Pipeline
+from infoscope.pipeline import chain, encoding, probing
+from infoscope.pipeline.run import Pipeline
+from infoscope.pipeline.workbench import Workbench
 from infoscope.probes.module import ProbeModule
 from infoscope.probes.run import run_probes
 from infoscope.report import report
 from infoscope.report.figure_style import save_figure
+from infoscope.runtime.errors import InputError
+from infoscope.runtime.manifests import Spec, compute_checksum
+from infoscope.runtime.store import Store
 from infoscope.sae.checkpoint import load_sae
 from infoscope.sae.module import SAEModule
 from infoscope.scope.maps import ScoringModule
@@ -40,7 +42,6 @@ from infoscope.vision.config import ModelConfig, ModelKind
 from infoscope.vision.extract import TokenCache
 from infoscope.vision.open_clip_backbone import load_backbone
 from infoscope.vision.token_source import TokenSource
-from infoscope.workbench import Workbench
 from pipeline_samples import (
     ANALYSES,
     FEATURES,
@@ -551,7 +552,7 @@ def test_ctrl_c_loses_nothing_that_is_finished(
     kept: list[str],
 ) -> None:
     output_dir = copy_run(finished, tmp_path, but=(*missing, *FEATURES))
-    for module in (encoding, stages):
+    for module in (encoding, chain):
         monkeypatch.setattr(module, "TOKEN_BATCH_IMAGES", 10)
     goal = {"scenes": "train_sae", "tokens": "train_sae", "features": "probe"}.get(stage, stage)
     overrides = (f"stage={goal}", "probe.variants_per_chunk=3", "scope.batch_images=10")

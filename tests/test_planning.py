@@ -11,16 +11,16 @@ import numpy as np
 import pytest
 import torch
 
-from infoscope import probing
-from infoscope.errors import InputError
-from infoscope.pipeline import Pipeline
-from infoscope.planning import Plan, Step, make_plan
-from infoscope.planning import steps as planned_steps
-from infoscope.planning.calibration import Calibration, make_sparse
-from infoscope.planning.probe_costs import N_EVALUATIONS, REPORTED, ChunkCosts, ProbeCosts, count_probe_work
+from infoscope.pipeline import probing
+from infoscope.pipeline.planning import Plan, Step, make_plan
+from infoscope.pipeline.planning import steps as planned_steps
+from infoscope.pipeline.planning.calibration import Calibration, make_sparse
+from infoscope.pipeline.planning.probe_costs import N_EVALUATIONS, REPORTED, ChunkCosts, ProbeCosts, count_probe_work
+from infoscope.pipeline.run import Pipeline
 from infoscope.probes import classification
 from infoscope.probes.config import Solver, Task
-from infoscope.progress import format_bytes, format_seconds
+from infoscope.runtime.errors import InputError
+from infoscope.runtime.progress import format_bytes, format_seconds
 from infoscope.sae.config import Kind, SAEConfig
 from infoscope.sae.module import make_sae
 from infoscope.scope import rescoring, scoring

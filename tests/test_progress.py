@@ -10,9 +10,9 @@ from contextlib import suppress
 import pytest
 from rich.console import Console
 
-from infoscope import progress
-from infoscope.manifests import Spec
-from infoscope.progress import Display
+from infoscope.runtime import progress
+from infoscope.runtime.manifests import Spec
+from infoscope.runtime.progress import Display
 
 
 class Clock:

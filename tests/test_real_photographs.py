@@ -19,11 +19,11 @@ from rich.console import Console
 from safetensors.torch import save_file
 
 from infoscope.config import compose
-from infoscope.pipeline import run
-from infoscope.progress import Display
+from infoscope.pipeline.run import run
 from infoscope.report.paper import PAPER_TITLES
 from infoscope.report.removal import PAPER
 from infoscope.report.report import NO_PROBES, ReportFiles
+from infoscope.runtime.progress import Display
 from infoscope.scope.scores import Scores
 from infoscope.vision.extract import TokenCache
 

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from infoscope import resume
+from infoscope.runtime import parts
 
 
 def test_cut_covers_every_item_once():
-    assert resume.cut(7, 3) == [slice(0, 3), slice(3, 6), slice(6, 7)]
-    assert resume.cut(0, 3) == []
+    assert parts.cut(7, 3) == [slice(0, 3), slice(3, 6), slice(6, 7)]
+    assert parts.cut(0, 3) == []
 
 
 def test_an_interrupted_pass_computes_only_the_missing_parts(tmp_path: Path):
@@ -26,12 +26,12 @@ def test_an_interrupted_pass_computes_only_the_missing_parts(tmp_path: Path):
         return {"square": torch.tensor(number**2)}
 
     with pytest.raises(KeyboardInterrupt):
-        list(resume.compute_parts(5, lambda number: compute(number, 3), tmp_path, "squares"))
+        list(parts.compute_parts(5, lambda number: compute(number, 3), tmp_path, "squares"))
     assert computed == [0, 1, 2]
-    found = [int(part["square"]) for part in resume.compute_parts(5, compute, tmp_path, "squares")]
+    found = [int(part["square"]) for part in parts.compute_parts(5, compute, tmp_path, "squares")]
     assert found == [0, 1, 4, 9, 16]
     assert computed == [0, 1, 2, 3, 4]
-    assert resume.count_parts(tmp_path, "squares") == 5
+    assert parts.count_parts(tmp_path, "squares") == 5
 
 
 def test_without_a_folder_parts_come_one_by_one():
@@ -41,43 +41,43 @@ def test_without_a_folder_parts_come_one_by_one():
         asked.append(number)
         return {"n": torch.tensor(number)}
 
-    parts = resume.compute_parts(3, compute, None, "n")
-    assert int(next(parts)["n"]) == 0
+    one_by_one = parts.compute_parts(3, compute, None, "n")
+    assert int(next(one_by_one)["n"]) == 0
     assert asked == [0]
 
 
 def test_a_view_is_saved_without_the_rest_of_its_tensor(tmp_path: Path):
     everything = torch.zeros(100_000)
-    resume.save_state(tmp_path / "state.pt", {"few": everything[:10], "nested": [{"few": everything[:5]}]})
+    parts.save_state(tmp_path / "state.pt", {"few": everything[:10], "nested": [{"few": everything[:5]}]})
     assert (tmp_path / "state.pt").stat().st_size < 10_000
-    assert resume.load_state(tmp_path / "state.pt")["nested"][0]["few"].shape == (5,)
+    assert parts.load_state(tmp_path / "state.pt")["nested"][0]["few"].shape == (5,)
 
 
 def test_a_checkpoint_holds_for_its_key_alone_and_a_damaged_one_for_none(tmp_path: Path):
     path = tmp_path / "loop.pt"
-    resume.Checkpoint(path, "a", 0).save({"step": 3})
-    assert resume.Checkpoint(path, "a").load() == {"step": 3}
-    assert resume.Checkpoint(path, "b").load() is None
+    parts.Checkpoint(path, "a", 0).save({"step": 3})
+    assert parts.Checkpoint(path, "a").load() == {"step": 3}
+    assert parts.Checkpoint(path, "b").load() is None
     path.write_bytes(path.read_bytes()[:-20])
-    assert resume.Checkpoint(path, "a").load() is None
-    assert resume.Checkpoint(None).load() is None
+    assert parts.Checkpoint(path, "a").load() is None
+    assert parts.Checkpoint(None).load() is None
 
 
 def test_a_checkpoint_is_due_when_its_time_has_passed(tmp_path: Path):
-    assert resume.Checkpoint(tmp_path / "loop.pt", every_s=0).is_due()
-    assert not resume.Checkpoint(tmp_path / "loop.pt", every_s=3600).is_due()
-    assert not resume.Checkpoint(None, every_s=0).is_due()
+    assert parts.Checkpoint(tmp_path / "loop.pt", every_s=0).is_due()
+    assert not parts.Checkpoint(tmp_path / "loop.pt", every_s=3600).is_due()
+    assert not parts.Checkpoint(None, every_s=0).is_due()
 
 
 def test_a_full_disk_leaves_the_state_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     path = tmp_path / "loop.pt"
-    checkpoint = resume.Checkpoint(path)
+    checkpoint = parts.Checkpoint(path)
     checkpoint.save({"step": 1})
 
     def fail(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(resume.os, "fsync", fail)
+    monkeypatch.setattr(parts.os, "fsync", fail)
     with pytest.raises(OSError, match="No space left"):
         checkpoint.save({"step": 2})
     assert checkpoint.load() == {"step": 1}

@@ -10,14 +10,14 @@ import pytest
 from infoscope.config import compose
 from infoscope.data.baseline import compute_pixel_baseline
 from infoscope.data.images import LabelledImages
+from infoscope.pipeline.chain import Stages
 from infoscope.probes.config import Task
 from infoscope.probes.inputs import ProbeData, ProbeInputs, choose_rows
 from infoscope.probes.run import run_probes
 from infoscope.probes.variants import make_variants
-from infoscope.progress import Display
+from infoscope.runtime.progress import Display
 from infoscope.sae.activations import TopK
 from infoscope.sae.model import SparseAutoencoder
-from infoscope.stages import Stages
 from infoscope.vision.extract import TokenCache
 
 

@@ -11,13 +11,13 @@ import pytest
 import torch
 from PIL import Image
 
-from infoscope import encoding as encoding_module
-from infoscope import resume, world
-from infoscope import stages as stages_module
 from infoscope.config import compose
-from infoscope.pipeline import Pipeline
+from infoscope.pipeline import chain as stages_module
+from infoscope.pipeline import encoding as encoding_module
+from infoscope.pipeline.run import Pipeline
 from infoscope.predictions.results import PredictionResult
 from infoscope.probes.results import load_results
+from infoscope.runtime import parts, processes
 from infoscope.scope import ranking as ranking_module
 from infoscope.scope.confounds import ConfoundResult
 from infoscope.scope.group_activation import GroupActivation
@@ -83,7 +83,7 @@ def test_an_interrupted_encoding_goes_on_where_it_was(
 
 def encode(photographs: Path, output_dir: Path, n_threads: int) -> None:
     """What every process does: tokens, stored and not."""
-    if world.current().rank == 1:
+    if processes.current().rank == 1:
         fall_behind()
     torch.set_num_threads(n_threads)
     encoding_module.TOKEN_BATCH_IMAGES = 4
@@ -98,7 +98,7 @@ def test_two_processes_encode_the_bytes_of_one(
     (photographs / "27.png").write_bytes(b"no picture either, and of the other process")
     n_threads = torch.get_num_threads()
     encode(photographs, tmp_path / "one", n_threads)
-    with world.sharing(2, encode, photographs, tmp_path / "two", n_threads):
+    with processes.sharing(2, encode, photographs, tmp_path / "two", n_threads):
         encode(photographs, tmp_path / "two", n_threads)
     found = []
     for name in ("one", "two"):
@@ -115,7 +115,7 @@ def test_two_processes_encode_the_bytes_of_one(
 
 def test_an_interrupted_ranking_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stages_module, "TOKEN_BATCH_IMAGES", 4)
-    monkeypatch.setattr(resume, "PART_IMAGES", (8, 8))
+    monkeypatch.setattr(parts, "PART_IMAGES", (8, 8))
     whole = Pipeline(make_tiny_config(tmp_path / "whole"), Recorder()).rank(0)
     cut = Pipeline(make_tiny_config(tmp_path / "cut"), Recorder())
     cut.train_sae(0)

@@ -9,17 +9,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from infoscope import world
 from infoscope.config import Stage, compose
-from infoscope.errors import InputError
-from infoscope.job import Job
-from infoscope.pipeline import run
+from infoscope.pipeline.run import run
+from infoscope.pipeline.workbench import Workbench
+from infoscope.runtime import processes
+from infoscope.runtime.errors import InputError
+from infoscope.runtime.job import Job
 from infoscope.tracking.config import LoggerConfig, LoggerKind
 from infoscope.tracking.lightning import TrackerLogger
 from infoscope.tracking.log import Log
 from infoscope.tracking.names import RunName, choose_group, name_job, name_summary
 from infoscope.tracking.tracker import JobTracking, log_summary
-from infoscope.workbench import Workbench
 from pipeline_samples import Recorder
 
 TREE = {"seeds": [0, 1], "scope": {"k_cds": 8, "rank_by": "max"}, "data": {"root": None}}
@@ -202,7 +202,7 @@ def test_stages_share_the_run_of_their_job(tmp_path: Path):
 
 
 def test_processes_that_help_log_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(world, "_world", world.World(rank=1, size=2))
+    monkeypatch.setattr(processes, "_world", processes.World(rank=1, size=2))
     bench = Workbench(compose(["logger=csv", f"output_dir={tmp_path}"]), Recorder(), Job(sweep=tmp_path))
     with pytest.raises(RuntimeError):
         fail(bench.tracking, RuntimeError("boom"))

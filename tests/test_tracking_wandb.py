@@ -18,8 +18,8 @@ import pytest
 import wandb
 from PIL import Image
 
-from infoscope.errors import InputError
-from infoscope.job import Job
+from infoscope.runtime.errors import InputError
+from infoscope.runtime.job import Job
 from infoscope.tracking.config import LoggerConfig, WandbMode
 from infoscope.tracking.lightning import TrackerLogger
 from infoscope.tracking.names import name_job, name_summary

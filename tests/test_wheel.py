@@ -45,7 +45,7 @@ def test_the_wheel_alone_composes_its_configuration(wheel: Path, tmp_path: Path)
     elsewhere.mkdir()
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(unpacked)
-    script = "import infoscope.config as c, infoscope.app as a; print(c.CONF_FOLDER, flush=True); a.main()"
+    script = "import infoscope.config.tree as c, infoscope.app as a; print(c.CONF_FOLDER, flush=True); a.main()"
     done = subprocess.run(
         [sys.executable, "-c", script, "--cfg", "job", "model=context_free", "debug=tiny"],
         cwd=elsewhere,

@@ -15,33 +15,37 @@ from pathlib import Path
 import pytest
 import torch
 
-from infoscope import places, resume, world
-from infoscope.artifacts import Store, Workspace
-from infoscope.errors import InputError
-from infoscope.manifests import Spec
+from infoscope.runtime import parts, places, processes
+from infoscope.runtime.errors import InputError
+from infoscope.runtime.manifests import Spec
+from infoscope.runtime.store import Store, Workspace
 
 SHARED, OWN = Spec("rank", "shared", {"a": 1}), Spec("rank", "own", {"a": 2})
 
 
 def work(folder: Path, fails: int | None = None) -> dict:
     """What every process does; each leaves a record of it."""
-    here = world.current()
-    found = {"ranks": world.gather(here.rank), "told": world.broadcast(f"by {here.rank}"), "main": world.is_main()}
-    with world.alone():
-        n_cores = world.count_cores()
-    found["cores_shared"] = world.count_cores() == max(1, n_cores // 2)
+    here = processes.current()
+    found = {
+        "ranks": processes.gather(here.rank),
+        "told": processes.broadcast(f"by {here.rank}"),
+        "main": processes.is_main(),
+    }
+    with processes.alone():
+        n_cores = processes.count_cores()
+    found["cores_shared"] = processes.count_cores() == max(1, n_cores // 2)
     store = Store(folder / "artifacts")
     if here.rank == fails:
         raise InputError(f"process {here.rank} cannot go on")
 
     def build_shared(place: Workspace) -> None:
-        parts = resume.compute_parts(5, lambda n: {"by": torch.tensor([n, here.rank])}, place.progress, "parts")
-        joined = [part["by"].tolist() for part in parts]
-        if world.is_main():
+        joined_parts = parts.compute_parts(5, lambda n: {"by": torch.tensor([n, here.rank])}, place.progress, "parts")
+        joined = [part["by"].tolist() for part in joined_parts]
+        if processes.is_main():
             (place.folder / "joined.json").write_text(json.dumps(joined))
 
     def build_own(place: Workspace) -> None:
-        assert world.current().size == 1
+        assert processes.current().size == 1
         (place.folder / "by.json").write_text(json.dumps(here.rank))
 
     shared = store.get(SHARED, build_shared, shared=True)
@@ -50,16 +54,16 @@ def work(folder: Path, fails: int | None = None) -> dict:
     assert again.hash == shared.hash
     found |= {"shared": shared.read_json("joined.json"), "own": own.read_json("by.json")}
     if here.rank > 0:
-        with world.alone():  # an artifact that no other process makes
+        with processes.alone():  # an artifact that no other process makes
             store.get(Spec("probe", "mine", {"rank": here.rank}), build_own)
-    world.barrier()
+    processes.barrier()
     (folder / f"{here.rank}.json").write_text(json.dumps(found))
     return found
 
 
 def test_processes_share_work_and_exchange_what_they_find(tmp_path: Path):
     Store(tmp_path / "other").get(OWN, lambda place: None)  # this process has done other things before
-    with world.sharing(2, work, tmp_path):
+    with processes.sharing(2, work, tmp_path):
         work(tmp_path)
     expected = {
         "ranks": [0, 1],
@@ -71,21 +75,21 @@ def test_processes_share_work_and_exchange_what_they_find(tmp_path: Path):
     for rank in range(2):
         assert json.loads((tmp_path / f"{rank}.json").read_text()) == {**expected, "main": rank == 0}
     assert len(list((tmp_path / "artifacts").glob("*/*/manifest.json"))) == 3
-    assert world.current() == world.World()
+    assert processes.current() == processes.World()
 
 
 @pytest.mark.parametrize("fails", [0, 1])
 def test_one_process_that_fails_ends_all_with_its_sentence(tmp_path: Path, fails: int):
-    with pytest.raises(InputError, match=f"process {fails} cannot go on"), world.sharing(2, work, tmp_path, fails):
+    with pytest.raises(InputError, match=f"process {fails} cannot go on"), processes.sharing(2, work, tmp_path, fails):
         work(tmp_path, fails)
     assert not list((tmp_path / "artifacts").glob("*/*/manifest.json"))
 
 
 def fail(name: str) -> None:
     """The second process cannot go on, the first waits for it."""
-    if world.current().rank == 1:
+    if processes.current().rank == 1:
         raise FAULTS[name]
-    world.barrier()
+    processes.barrier()
 
 
 FAULTS = {"full": OSError(errno.ENOSPC, "No space left on device"), "fault": KeyError("a fault of ours")}
@@ -101,29 +105,29 @@ FAULTS = {"full": OSError(errno.ENOSPC, "No space left on device"), "fault": Key
 def test_the_first_process_says_why_another_failed(
     capfd: pytest.CaptureFixture[str], name: str, kind: type[Exception], says: str
 ):
-    with pytest.raises(kind, match=says), world.sharing(2, fail, name):
+    with pytest.raises(kind, match=says), processes.sharing(2, fail, name):
         fail(name)
     assert ("Traceback" in capfd.readouterr().err) == (kind is RuntimeError)
 
 
 def die(folder: Path) -> None:
     """The second process is killed, the first waits for it."""
-    if world.current().rank == 1:
+    if processes.current().rank == 1:
         os.kill(os.getpid(), signal.SIGKILL)
-    world.barrier()
+    processes.barrier()
 
 
 def test_a_process_that_is_killed_ends_all(tmp_path: Path):
-    with pytest.raises(InputError, match=r"was killed \(signal 9"), world.sharing(2, die, tmp_path):
+    with pytest.raises(InputError, match=r"was killed \(signal 9"), processes.sharing(2, die, tmp_path):
         die(tmp_path)
 
 
 def test_one_process_is_a_world_of_its_own():
-    with world.sharing(1, work):
-        assert world.current() == world.World(0, 1)
-        assert world.gather("a") == ["a"]
-        assert world.broadcast("a") == "a"
-        world.barrier()
+    with processes.sharing(1, work):
+        assert processes.current() == processes.World(0, 1)
+        assert processes.gather("a") == ["a"]
+        assert processes.broadcast("a") == "a"
+        processes.barrier()
 
 
 def test_processes_are_found_in_the_environment():
@@ -135,7 +139,7 @@ def test_processes_are_found_in_the_environment():
         "MASTER_ADDR": "10.0.0.1",
         "MASTER_PORT": "29500",
     }
-    assert world.find_place(torchrun) == world.World(1, 4, 1, "10.0.0.1", 29500)
+    assert processes.find_place(torchrun) == processes.World(1, 4, 1, "10.0.0.1", 29500)
     slurm = {
         "SLURM_PROCID": "3",
         "SLURM_STEP_NUM_TASKS": "4",
@@ -144,10 +148,10 @@ def test_processes_are_found_in_the_environment():
         "SLURM_JOB_ID": "7",
         "MASTER_ADDR": "n1",
     }
-    found = world.find_place(slurm)
+    found = processes.find_place(slurm)
     assert found is not None
     assert (found.rank, found.size, found.local_rank, found.address) == (3, 4, 1, "n1")
-    assert found.port == world.find_place({**slurm, "SLURM_PROCID": "0"}).port  # pyright: ignore
+    assert found.port == processes.find_place({**slurm, "SLURM_PROCID": "0"}).port  # pyright: ignore
     local = {
         "SUBMITIT_EXECUTOR": "local",
         "SUBMITIT_LOCAL_GLOBALID": "1",
@@ -155,9 +159,11 @@ def test_processes_are_found_in_the_environment():
         "SUBMITIT_LOCAL_LOCALID": "1",
         "SUBMITIT_LOCAL_JOB_ID": "99",
     }
-    assert world.find_place(local).rank == 1  # pyright: ignore
-    assert world.find_place({}) is None
-    assert world.find_place({"SLURM_NTASKS": "2", "SLURM_PROCID": "0"}) is None, "a batch script without srun is alone"
+    assert processes.find_place(local).rank == 1  # pyright: ignore
+    assert processes.find_place({}) is None
+    assert processes.find_place({"SLURM_NTASKS": "2", "SLURM_PROCID": "0"}) is None, (
+        "a batch script without srun is alone"
+    )
 
 
 MPI = {"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "3", "OMPI_COMM_WORLD_LOCAL_RANK": "1"}
@@ -185,15 +191,15 @@ def test_a_place_is_found_where_there_is_one(
     monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], place: tuple[int, int, int] | None
 ):
     monkeypatch.setattr(places, "is_at_terminal", lambda: False)
-    found = world.find_place(environment)
+    found = processes.find_place(environment)
     assert (found and (found.rank, found.size, found.local_rank)) == place
 
 
 def test_a_person_at_a_terminal_is_no_task(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(places, "is_at_terminal", lambda: True)
-    assert world.find_place({**STEP, "SLURM_TASK_PID": "1"}) is None
-    assert world.find_place({**STEP, "SLURM_TASK_PID": str(os.getpid())}) is not None
-    assert world.find_place({"WORLD_SIZE": "2", "RANK": "1"}) is not None
+    assert processes.find_place({**STEP, "SLURM_TASK_PID": "1"}) is None
+    assert processes.find_place({**STEP, "SLURM_TASK_PID": str(os.getpid())}) is not None
+    assert processes.find_place({"WORLD_SIZE": "2", "RANK": "1"}) is not None
 
 
 @pytest.mark.parametrize(
@@ -208,7 +214,7 @@ def test_a_person_at_a_terminal_is_no_task(monkeypatch: pytest.MonkeyPatch):
 )
 def test_a_place_that_cannot_be_is_one_sentence(environment: dict[str, str], says: str):
     with pytest.raises(InputError, match=says):
-        world.find_place(environment)
+        processes.find_place(environment)
 
 
 def find_free_port() -> int:
@@ -231,16 +237,16 @@ def find_free_port() -> int:
 def test_whoever_waits_says_for_whom_and_how_long_and_what_to_unset(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], rank: str, says: str, ends: str
 ):
-    monkeypatch.setattr(world, "GATHERING_S", 0.4)
-    monkeypatch.setattr(world, "SAY_AFTER_S", 0.0)
+    monkeypatch.setattr(processes, "GATHERING_S", 0.4)
+    monkeypatch.setattr(processes, "SAY_AFTER_S", 0.0)
     for name, value in {"WORLD_SIZE": "4", "RANK": rank, "MASTER_PORT": str(find_free_port())}.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(InputError, match=f"{ends}.*To work alone: unset WORLD_SIZE"), world.sharing(1, work):
+    with pytest.raises(InputError, match=f"{ends}.*To work alone: unset WORLD_SIZE"), processes.sharing(1, work):
         pass
     said = capsys.readouterr().err
     assert re.match(says, said), said
     assert said.endswith("To work alone: unset WORLD_SIZE.\n")
-    assert world.current() == world.World()
+    assert processes.current() == processes.World()
 
 
 def test_a_shell_of_slurm_is_told_that_it_works_alone(
@@ -248,16 +254,16 @@ def test_a_shell_of_slurm_is_told_that_it_works_alone(
 ):
     for name, value in {**STEP, "SLURM_JOB_NAME": "bash"}.items():
         monkeypatch.setenv(name, value)
-    with world.sharing(1, work):
-        assert world.current().size == 1
+    with processes.sharing(1, work):
+        assert processes.current().size == 1
     assert capsys.readouterr().err.startswith("This is one process in a shell of Slurm: it works alone (`srun info")
 
 
 MEET_TWICE = """
-from infoscope import world
+from infoscope.runtime import processes
 for _ in range(3):
-    with world.sharing(1, print):
-        found = world.gather(world.current().rank)
+    with processes.sharing(1, print):
+        found = processes.gather(processes.current().rank)
     print(*found)
 """
 
@@ -266,11 +272,11 @@ def test_processes_from_outside_meet_for_one_job_after_the_other(tmp_path: Path)
     port = find_free_port()
     place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     environments = [{**os.environ, **place, "RANK": rank, "LOCAL_RANK": rank} for rank in "01"]
-    processes = [
+    started = [
         subprocess.Popen([sys.executable, "-c", MEET_TWICE], env=environment, stdout=subprocess.PIPE, text=True)
         for environment in environments
     ]
-    for process in processes:
+    for process in started:
         assert process.communicate(timeout=120)[0] == "0 1\n" * 3
         assert process.returncode == 0
 
@@ -278,5 +284,5 @@ def test_processes_from_outside_meet_for_one_job_after_the_other(tmp_path: Path)
 def test_processes_from_outside_and_from_here_are_refused_together(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(os.environ, "WORLD_SIZE", "2")
     monkeypatch.setitem(os.environ, "RANK", "0")
-    with pytest.raises(InputError, match="2 processes were started already"), world.sharing(2, work):
+    with pytest.raises(InputError, match="2 processes were started already"), processes.sharing(2, work):
         pass

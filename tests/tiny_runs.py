@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from infoscope.manifests import CONFIG
+from infoscope.runtime.manifests import CONFIG
 
 TINY = [
     "debug=tiny",

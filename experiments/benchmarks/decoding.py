@@ -31,7 +31,7 @@ from torchvision.transforms.v2.functional import resize
 
 from infoscope.data.image_folder import ImageFolder
 from infoscope.data.photographs import load_rgb
-from infoscope.environment import describe_environment
+from infoscope.runtime.environment import describe_environment
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -28,7 +28,7 @@ from infoscope.data.config import DataConfig
 from infoscope.data.image_folder import ImageFolder
 from infoscope.data.images import ImageSet, iterate_images
 from infoscope.data.scene_set import SceneSet, save_scenes
-from infoscope.environment import describe_environment
+from infoscope.runtime.environment import describe_environment
 from infoscope.vision.config import ModelConfig
 from infoscope.vision.extract import compute_cache_bytes, extract_tokens
 from infoscope.vision.open_clip_backbone import OpenClipBackbone, load_backbone

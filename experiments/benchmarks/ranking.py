@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from infoscope.environment import describe_environment
+from infoscope.runtime.environment import describe_environment
 from infoscope.scope.ranking import Ranking, rank_in_parts
 
 RESULTS = Path(__file__).parent / "results"

@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from infoscope.errors import InputError
+    from infoscope.runtime.errors import InputError
     from infoscope.sae.checkpoint import load_sae
     from infoscope.scope.api import contextual_dependency
     from infoscope.vision.open_clip_backbone import load_backbone
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 _HOMES = {
-    "InputError": "infoscope.errors",
+    "InputError": "infoscope.runtime.errors",
     "contextual_dependency": "infoscope.scope.api",
     "load_backbone": "infoscope.vision.open_clip_backbone",
     "load_sae": "infoscope.sae.checkpoint",

@@ -14,7 +14,6 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from infoscope.completion import offer_names
 from infoscope.config import (
     CONF_FOLDER,
     Config,
@@ -24,12 +23,13 @@ from infoscope.config import (
     prepare_arguments,
     register_schemas,
 )
-from infoscope.config_errors import COMPOSITION_ERRORS
-from infoscope.errors import InputError, explain_write_error
-from infoscope.failures import EXIT_BUG, EXIT_INTERRUPT, find_exit_code, forget_failures, say_failure
-from infoscope.job import Job
-from infoscope.output import LostOutput, adapt_streams, complain, end_output, say
-from infoscope.sweeps import make_collect_command
+from infoscope.config.completion import offer_names
+from infoscope.config.errors import COMPOSITION_ERRORS
+from infoscope.config.sweeps import make_collect_command
+from infoscope.runtime.errors import InputError, explain_write_error
+from infoscope.runtime.failures import EXIT_BUG, EXIT_INTERRUPT, find_exit_code, forget_failures, say_failure
+from infoscope.runtime.job import Job
+from infoscope.runtime.output import LostOutput, adapt_streams, complain, end_output, say
 
 _sweeps: dict[Path, str] = {}
 """The folders of sweeps whose jobs ran in this process, and their output folders."""
@@ -123,14 +123,14 @@ def _run_job(tree: DictConfig) -> Any:
 def _run(config: Config, job: Job) -> Any:
     """Do what the stage asks for; imports are late, for --help and shell completion need no torch."""
     if config.stage is Stage.collect:
-        from infoscope.collecting.collect import collect
+        from infoscope.commands.collect.command import collect
 
         return collect(config, job)
     if config.stage is Stage.artifacts:
-        from infoscope.housekeeping.command import keep_house
+        from infoscope.commands.artifacts.command import keep_house
 
         return keep_house(config)
-    from infoscope.pipeline import run
+    from infoscope.pipeline.run import run
 
     return run(config, job=job)
 

@@ -15,8 +15,8 @@ from infoscope.data.ade20k import ADE20K
 from infoscope.data.check import check_sample
 from infoscope.data.config import SKIP, Resize
 from infoscope.data.images import ImageError, Truth, iterate_images
-from infoscope.errors import InputError
 from infoscope.probes.metrics import SegmentationMetrics
+from infoscope.runtime.errors import InputError
 
 RNG = np.random.default_rng(0)
 SIZES = [(30, 20), (16, 24), (20, 20)]  # width, height

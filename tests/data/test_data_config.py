@@ -7,7 +7,7 @@ from infoscope.data.config import RAISE, SKIP, DataConfig, DataKind, Resize
 from infoscope.data.image_folder import ImageFolder
 from infoscope.data.scene_set import SceneSet, save_scenes
 from infoscope.data.sets import make_image_sets
-from infoscope.errors import InputError
+from infoscope.runtime.errors import InputError
 
 
 def compose(*changes: str) -> DataConfig:

@@ -13,7 +13,7 @@ from PIL import Image
 from infoscope.data.check import ALL, check_images, check_sample
 from infoscope.data.depth_units import DepthCounts, describe_wrong_map, refuse_unit
 from infoscope.data.nyud import NYUd
-from infoscope.errors import InputError
+from infoscope.runtime.errors import InputError
 
 
 def make_rooms(n: int, seed: int = 0, scale: float = 1.0) -> list[np.ndarray]:

@@ -11,7 +11,7 @@ from infoscope.data.config import SKIP, Resize
 from infoscope.data.image_folder import ImageFolder
 from infoscope.data.images import ImageError, iterate_images
 from infoscope.data.photographs import load_rgb
-from infoscope.errors import InputError
+from infoscope.runtime.errors import InputError
 
 RED, BLUE = (200, 30, 40), (20, 60, 220)
 

@@ -14,7 +14,7 @@ from scipy.io import savemat
 from infoscope.data.config import SKIP, Resize
 from infoscope.data.imagenet import ImageNet, _check_order, get_wnids, open_imagenet
 from infoscope.data.images import Truth, iterate_images
-from infoscope.errors import InputError
+from infoscope.runtime.errors import InputError
 
 WNIDS = get_wnids()
 FEW = (WNIDS[0], WNIDS[134], WNIDS[639])  # tench, crane bird, one-piece bathing suit: three classes, not neighbours

@@ -13,7 +13,7 @@ from infoscope.data.config import RAISE, SKIP, OnError, Resize
 from infoscope.data.image_folder import ImageFolder
 from infoscope.data.images import ImageError, ImageSet, iterate_images, resize_image
 from infoscope.data.sample import draw_images
-from infoscope.errors import InputError
+from infoscope.runtime.errors import InputError
 
 
 class Numbered(ImageSet):

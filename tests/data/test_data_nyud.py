@@ -16,8 +16,8 @@ from infoscope.data import nyud
 from infoscope.data.config import SKIP, Resize
 from infoscope.data.images import ImageError, Truth, iterate_images
 from infoscope.data.nyud import NYUd
-from infoscope.errors import InputError
 from infoscope.probes.metrics import DepthMetrics
+from infoscope.runtime.errors import InputError
 
 RNG = np.random.default_rng(0)
 HEIGHT, WIDTH, N = 480, 640, 5

@@ -20,7 +20,7 @@ from infoscope.data.layouts import LAYOUTS
 from infoscope.data.nyud import NYUd
 from infoscope.data.recognition import identify
 from infoscope.data.tar_images import TarImages
-from infoscope.errors import InputError
+from infoscope.runtime.errors import InputError
 
 READERS: dict[str, Callable[[Path], object]] = {
     "imagenet": lambda root: ImageNet(root, "train"),

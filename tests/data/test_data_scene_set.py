@@ -10,7 +10,7 @@ import pytest
 from infoscope.data import scene_factors, scenes
 from infoscope.data.images import iterate_images, resize_image
 from infoscope.data.scene_set import SceneSet, make_scenes_fingerprint, save_scenes
-from infoscope.errors import InputError
+from infoscope.runtime.errors import InputError
 
 N, SIZE_PX = 70, 32  # more than one task of 64 scenes
 

@@ -15,7 +15,7 @@ from infoscope.data import tar_images
 from infoscope.data.config import SKIP
 from infoscope.data.images import ImageError, iterate_images
 from infoscope.data.tar_images import TarImages, is_tar_source, list_shards
-from infoscope.errors import InputError
+from infoscope.runtime.errors import InputError
 
 
 def encode(red: int, form: str = "PNG") -> bytes:

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from infoscope.data.image_folder import ImageFolder
 from infoscope.data.images import iterate_images
-from infoscope.errors import InputError
 from infoscope.predictions.config import PredictConfig, Templates
 from infoscope.predictions.inputs import PredictInputs, TokenEditor
 from infoscope.predictions.prompts import (
@@ -32,6 +31,7 @@ from infoscope.predictions.results import PredictionResult
 from infoscope.predictions.run import run_predictions
 from infoscope.predictions.zero_shot import ZeroShotHead, make_zero_shot_head
 from infoscope.probes.variants import make_variants
+from infoscope.runtime.errors import InputError
 from infoscope.sae.config import TokenChoice
 from infoscope.sae.edit import EditMode, compute_removed_shares
 from infoscope.vision.backbone import Tokens

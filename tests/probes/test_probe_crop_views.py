@@ -22,8 +22,7 @@ from infoscope.data.ade20k import ADE20K
 from infoscope.data.images import ImageSet, LabelledImages, Truth
 from infoscope.data.nyud import BTS_CROP, NYUd
 from infoscope.data.scene_set import SceneSet, save_scenes
-from infoscope.errors import InputError
-from infoscope.helpers import map_ahead
+from infoscope.pipeline.chain import Stages
 from infoscope.probes.config import CropConfig, DenseSchedule, ProbeConfig, Task
 from infoscope.probes.crop_views import CropViews
 from infoscope.probes.dense import DenseProbes, make_dense_views
@@ -32,10 +31,11 @@ from infoscope.probes.dense_views import Part, compute_standardisation
 from infoscope.probes.editing import VariantEditor
 from infoscope.probes.inputs import ProbeData, ProbeInputs
 from infoscope.probes.variants import Role, Variant
+from infoscope.runtime.errors import InputError
+from infoscope.runtime.forks import map_ahead
 from infoscope.sae.activations import TopK
 from infoscope.sae.edit import EditMode
 from infoscope.sae.model import SparseAutoencoder
-from infoscope.stages import Stages
 from infoscope.vision.backbone import Backbone, Tokens
 from infoscope.vision.config import ModelConfig
 from infoscope.vision.open_clip_backbone import load_backbone

@@ -11,7 +11,6 @@ from probe_samples import GRID, PIXELS, D, make_config, make_identity_sae, mask
 
 from infoscope.config import compose
 from infoscope.data.nyud import BTS_CROP
-from infoscope.errors import InputError
 from infoscope.probes.config import CropConfig, DenseSchedule, Task
 from infoscope.probes.crops import (
     Crop,
@@ -38,6 +37,7 @@ from infoscope.probes.module import Optimiser, ProbeModule
 from infoscope.probes.pixels import AllPixels, PixelSample, compute_pixel_weights
 from infoscope.probes.slices import SlicedBatch, divide, encode_in_parts
 from infoscope.probes.variants import Role, Variant
+from infoscope.runtime.errors import InputError
 from infoscope.sae.activations import BatchTopK
 from infoscope.sae.edit import EditMode
 from infoscope.sae.model import SparseAutoencoder

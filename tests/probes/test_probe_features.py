@@ -13,7 +13,6 @@ import torch
 from probe_samples import CLASS_LATENTS, LABEL_LATENTS, SampleCache, make_config, make_inputs, mask
 
 from infoscope.config import compose
-from infoscope.errors import InputError
 from infoscope.probes import vectors
 from infoscope.probes.classification import count_variants_at_a_time
 from infoscope.probes.config import ProbeConfig, Readout, Solver, Task
@@ -24,6 +23,7 @@ from infoscope.probes.heads import LinearMaps
 from infoscope.probes.inputs import ProbeInputs
 from infoscope.probes.run import run_probes
 from infoscope.probes.variants import Role, Variant
+from infoscope.runtime.errors import InputError
 from infoscope.sae.activations import BatchTopK
 from infoscope.sae.edit import EditMode
 from infoscope.sae.model import SparseAutoencoder

@@ -12,7 +12,6 @@ import pytest
 import torch
 from probe_samples import CLASS_LATENTS, DEPTH_LATENT, LABEL_LATENTS, ListedBatches, make_config, make_inputs, mask
 
-from infoscope import resume, world
 from infoscope.probes import dense, extraction
 from infoscope.probes import run as probe_run
 from infoscope.probes.config import ProbeConfig, Solver, Task
@@ -22,7 +21,8 @@ from infoscope.probes.module import Optimiser, ProbeModule, fit_heads
 from infoscope.probes.results import VariantResult, load_result, save_result
 from infoscope.probes.run import run_probes
 from infoscope.probes.variants import Role, Variant
-from infoscope.resume import Checkpoint
+from infoscope.runtime import parts, processes
+from infoscope.runtime.parts import Checkpoint
 from infoscope.sae.edit import EditMode
 
 CPU = torch.device("cpu")
@@ -46,7 +46,7 @@ LBFGS = dataclasses.replace(
 
 def shorten_parts() -> None:
     """Let every pass over the few images of a test have several parts, and every loop keep each step."""
-    resume.SAVE_EVERY_S, resume.SHARE_OF_SAVING = 0.0, 0
+    parts.SAVE_EVERY_S, parts.SHARE_OF_SAVING = 0.0, 0
     extraction.PART_IMAGES, extraction._READ_IMAGES, dense.MEASURED_IMAGES = 16, 16, 7
 
 
@@ -55,8 +55,8 @@ def _short_parts(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     n_threads = torch.get_num_threads()
     torch.set_num_threads(1)  # two would wait for each other most of the time
     for where, name in (
-        (resume, "SAVE_EVERY_S"),
-        (resume, "SHARE_OF_SAVING"),
+        (parts, "SAVE_EVERY_S"),
+        (parts, "SHARE_OF_SAVING"),
         (extraction, "PART_IMAGES"),
         (extraction, "_READ_IMAGES"),
         (dense, "MEASURED_IMAGES"),
@@ -77,13 +77,13 @@ class Folders(FeatureFolders):
         if missing:
             for folder in (*missing.values(), progress):
                 folder.mkdir(parents=True, exist_ok=True)
-            world.barrier()
+            processes.barrier()
             fill(missing, progress)
-            world.barrier()
-            if world.is_main():
+            processes.barrier()
+            if processes.is_main():
                 for folder in missing.values():
                     (folder / "whole").touch()
-            world.barrier()
+            processes.barrier()
         return folders
 
 
@@ -223,13 +223,13 @@ def run_shared(root: Path) -> None:
     shorten_parts()
     torch.set_num_threads(1)
     results, _ = run(dataclasses.replace(SGD, variants_per_chunk=2), root)
-    (root / f"{world.current().rank}.txt").write_text("\n".join(results))
-    world.barrier()
+    (root / f"{processes.current().rank}.txt").write_text("\n".join(results))
+    processes.barrier()
 
 
 def test_two_processes_share_the_variants_and_find_what_one_finds(tmp_path: Path):
     (tmp_path / "work").mkdir()
-    with world.sharing(2, run_shared, tmp_path / "two"):
+    with processes.sharing(2, run_shared, tmp_path / "two"):
         run_shared(tmp_path / "two")
     expected, _ = run(dataclasses.replace(SGD, variants_per_chunk=2), tmp_path / "one")
     mine, others = ((tmp_path / "two" / f"{rank}.txt").read_text().split() for rank in range(2))

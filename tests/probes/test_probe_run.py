@@ -14,7 +14,6 @@ import torch
 from probe_samples import CLASS_LATENTS, DEPTH_LATENT, LABEL_LATENTS, make_config, make_inputs, mask
 
 from infoscope.data.scene_set import SceneSet
-from infoscope.errors import InputError
 from infoscope.probes.config import ProbeConfig, Readout, Task, check_probes
 from infoscope.probes.dense_images import DenseImages, MapBatches
 from infoscope.probes.editing import VariantEditor
@@ -25,6 +24,7 @@ from infoscope.probes.results import load_result, save_result
 from infoscope.probes.run import run_probes
 from infoscope.probes.variants import Role, Variant
 from infoscope.probes.vectors import VectorBatches
+from infoscope.runtime.errors import InputError
 from infoscope.sae.edit import EditMode, edit_tokens
 
 KEEP, DECODE = EditMode.error_preserving, EditMode.reconstruct

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from infoscope.errors import InputError
 from infoscope.probes.config import SelectConfig
 from infoscope.probes.heads import LinearMaps
 from infoscope.probes.selection import (
@@ -17,6 +16,7 @@ from infoscope.probes.selection import (
     name_probe_rule,
 )
 from infoscope.probes.variants import Role, Variant
+from infoscope.runtime.errors import InputError
 from infoscope.sae.edit import EditMode
 
 D_SAE = 60

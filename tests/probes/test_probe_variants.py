@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from infoscope.errors import InputError
 from infoscope.probes.variants import Control, Role, Variant, make_matched_variants, make_variants
+from infoscope.runtime.errors import InputError
 from infoscope.sae.edit import EditMode
 
 D_SAE = 100

@@ -23,7 +23,6 @@ from report_samples import (
 )
 from rich.console import Console
 
-from infoscope.errors import InputError
 from infoscope.report.example_figure import draw_examples, lay_heat
 from infoscope.report.figure_style import make_figure, save_figure
 from infoscope.report.figures import draw_token_norms
@@ -37,6 +36,7 @@ from infoscope.report.scope_table import (
 )
 from infoscope.report.section import ReportSection, SectionFigure
 from infoscope.report.tables import MISSING, Column, Table
+from infoscope.runtime.errors import InputError
 from infoscope.scope.config import PartitionConfig, Rule
 
 BANDS = PartitionConfig(rule=Rule.bands, n_bands=3)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from infoscope.errors import InputError
+from infoscope.runtime.errors import InputError
 from infoscope.sae.activations import Activation, ReLU, TopK
 from infoscope.sae.checkpoint import load_sae, load_sae_info, save_sae
 from infoscope.sae.model import SparseAutoencoder

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from infoscope.errors import InputError
+from infoscope.runtime.errors import InputError
 from infoscope.sae.activations import Activation, ReLU, TopK
 from infoscope.sae.edit import EditMode, GroupEditor, compute_removed_shares, edit_tokens
 from infoscope.sae.model import SparseAutoencoder

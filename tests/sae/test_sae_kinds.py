@@ -24,7 +24,7 @@ from test_sae_train import cache as cache  # a fixture
 from torch import Tensor
 
 from infoscope.config import compose
-from infoscope.errors import InputError
+from infoscope.runtime.errors import InputError
 from infoscope.sae.activations import Activation, BatchTopK, JumpReLU, MatryoshkaK, MatryoshkaPrefix, TopK
 from infoscope.sae.checkpoint import load_sae, load_sae_info, save_sae
 from infoscope.sae.config import Kind, LevelWeights, SAEConfig

@@ -12,7 +12,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from infoscope.errors import InputError
+from infoscope.runtime.errors import InputError
 from infoscope.sae.config import SAEConfig, TokenChoice
 from infoscope.sae.stream import TokenStream
 from infoscope.sae.token_sets import make_token_set

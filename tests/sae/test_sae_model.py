@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from infoscope.errors import InputError
+from infoscope.runtime.errors import InputError
 from infoscope.sae.activations import Activation, ReLU, TopK
 from infoscope.sae.metrics import compute_sae_metrics
 from infoscope.sae.model import SparseAutoencoder

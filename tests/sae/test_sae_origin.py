@@ -13,9 +13,9 @@ import torch
 
 from infoscope.data.images import iterate_images
 from infoscope.data.pictures import Pictures
-from infoscope.errors import InputError
 from infoscope.predictions.inputs import PredictInputs
 from infoscope.probes.inputs import ProbeData, ProbeInputs
+from infoscope.runtime.errors import InputError
 from infoscope.sae.activations import ReLU, TopK
 from infoscope.sae.checkpoint import load_sae, save_sae
 from infoscope.sae.config import SAEConfig, TokenChoice

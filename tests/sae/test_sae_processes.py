@@ -18,8 +18,8 @@ from lightning.pytorch.loggers import CSVLogger
 from test_sae_live import N as N_LIVE
 from test_sae_live import PixelBackbone, read_images
 
-from infoscope import world
-from infoscope.errors import InputError
+from infoscope.runtime import processes
+from infoscope.runtime.errors import InputError
 from infoscope.sae import token_sets
 from infoscope.sae.config import Kind, SAEConfig, TokenChoice
 from infoscope.sae.stream import TokenStream
@@ -72,7 +72,7 @@ class Watch(Callback):
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, *_: object) -> None:
         self.n_dead += int(pl_module._dead().sum())
-        if trainer.global_step == self.stop_at and world.current().rank == world.current().size - 1:
+        if trainer.global_step == self.stop_at and processes.current().rank == processes.current().size - 1:
             os.kill(os.getpid(), signal.SIGINT)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -83,10 +83,10 @@ class Watch(Callback):
 
 def train_every_kind(folder: Path, live_folder: Path) -> dict[str, Any]:
     """What every process does; it keeps what it found in a file of its own."""
-    here = world.current()
+    here = processes.current()
     found: dict[str, Any] = {}
     for kind in Kind:
-        watch, logger = Watch(), CSVLogger(folder / "logs", kind.name, "") if world.is_main() else False
+        watch, logger = Watch(), CSVLogger(folder / "logs", kind.name, "") if processes.is_main() else False
         config = replace(CONFIG, kind=kind)
         _, figures = train_sae(make_tokens(), config, 5, folder / kind.name, callbacks=[watch], logger=logger)
         found[kind.name] = {"state": watch.end, "figures": figures, "n_dead": watch.n_dead}
@@ -102,7 +102,7 @@ def train_every_kind(folder: Path, live_folder: Path) -> dict[str, Any]:
     try:
         train_sae(make_tokens(), CONFIG, 5, folder / "stopped", callbacks=[Watch(stop_at=6)])
     except KeyboardInterrupt:
-        world.barrier()  # the main process writes the checkpoint
+        processes.barrier()  # the main process writes the checkpoint
         found["stopped_at"] = torch.load(folder / "stopped" / "last.ckpt", weights_only=True)["global_step"]
     watch = Watch()
     train_sae(make_tokens(), CONFIG, 5, folder / "stopped", callbacks=[watch])
@@ -133,7 +133,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     n_live = token_sets.LIVE_BATCH_IMAGES
     try:
         alone = train_every_kind(folder / "alone", folder / "live_tokens")
-        with world.sharing(2, train_every_kind, folder / "together", folder / "live_tokens"):
+        with processes.sharing(2, train_every_kind, folder / "together", folder / "live_tokens"):
             first = train_every_kind(folder / "together", folder / "live_tokens")
     finally:
         token_sets.LIVE_BATCH_IMAGES = n_live

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from infoscope.errors import InputError
+from infoscope.runtime.errors import InputError
 from infoscope.sae.config import TokenChoice
 from infoscope.sae.stream import TokenStream
 from infoscope.sae.token_sets import StoredTokens

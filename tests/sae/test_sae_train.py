@@ -16,8 +16,8 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import CSVLogger
 
-from infoscope import resume, training
-from infoscope.errors import InputError
+from infoscope.runtime import lightning, parts
+from infoscope.runtime.errors import InputError
 from infoscope.sae.checkpoint import WEIGHTS_NAME, save_sae
 from infoscope.sae.config import Kind, SAEConfig, TokenChoice
 from infoscope.sae.module import SAEModule, compute_lr_factor
@@ -143,7 +143,7 @@ def test_a_resumed_run_logs_the_steps_that_follow(cache: Tokens, tmp_path: Path)
 
 
 def test_a_checkpoint_is_also_due_after_a_time(cache: Tokens, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resume, "SAVE_EVERY_S", 0.0)
+    monkeypatch.setattr(parts, "SAVE_EVERY_S", 0.0)
     with pytest.raises(ValueError, match="a bug"):
         train_sae(cache, replace(CONFIG, checkpoint_every_n_steps=1000), 5, tmp_path, callbacks=[Stop(7, "bug")])
     assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 7
@@ -185,7 +185,7 @@ def train_and_die(cache: Tokens, folder: Path, n_threads: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         fsync(file)
 
-    training.os.fsync = die_at_the_second  # pyright: ignore
+    lightning.os.fsync = die_at_the_second  # pyright: ignore
     train_sae(cache, CONFIG, 5, folder)
 
 

@@ -15,15 +15,16 @@ from PIL import Image
 from rich.console import Console
 
 import infoscope
-from infoscope import InputError, contextual_dependency, load_backbone, load_sae, progress
-from infoscope.calls import say_in_python
+from infoscope import InputError, contextual_dependency, load_backbone, load_sae
 from infoscope.config import compose
 from infoscope.data.config import Resize
 from infoscope.data.image_folder import ImageFolder
 from infoscope.data.images import resize_image
 from infoscope.data.pictures import Pictures
-from infoscope.pipeline import run
-from infoscope.progress import Display
+from infoscope.pipeline.run import run
+from infoscope.runtime import progress
+from infoscope.runtime.calls import say_in_python
+from infoscope.runtime.progress import Display
 from infoscope.sae.activations import TopK
 from infoscope.sae.config import TokenChoice
 from infoscope.sae.model import SparseAutoencoder

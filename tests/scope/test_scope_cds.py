@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from infoscope.errors import InputError
+from infoscope.runtime.errors import InputError
 from infoscope.scope import cds
 
 NAN = np.nan

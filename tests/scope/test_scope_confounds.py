@@ -11,7 +11,7 @@ from scipy import stats
 
 from infoscope.data.images import LabelledImages, Truth
 from infoscope.data.scene_factors import GLOBAL_FACTORS
-from infoscope.errors import InputError
+from infoscope.runtime.errors import InputError
 from infoscope.sae.activations import ReLU
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.scope import confound_meters

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from infoscope.errors import InputError
+from infoscope.runtime.errors import InputError
 from infoscope.scope import crops
 from infoscope.scope.config import Diagonal
 

@@ -7,7 +7,7 @@ from hypothesis.extra.numpy import arrays
 from scipy.optimize import linprog
 from scipy.sparse import kron, vstack
 
-from infoscope.errors import InputError
+from infoscope.runtime.errors import InputError
 from infoscope.scope import emd as emd_module
 from infoscope.scope.emd import compute_emd, patch_distances
 from infoscope.scope.sinkhorn import compute_emd_sinkhorn

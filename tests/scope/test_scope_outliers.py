@@ -12,7 +12,7 @@ import torch
 
 from infoscope.data.images import iterate_images
 from infoscope.data.pictures import Pictures
-from infoscope.errors import InputError
+from infoscope.runtime.errors import InputError
 from infoscope.sae.activations import ReLU
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.scope.cds import uniform_chance_score

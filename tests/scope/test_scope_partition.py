@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from infoscope.errors import InputError
+from infoscope.runtime.errors import InputError
 from infoscope.scope.config import PartitionConfig, Rule
 from infoscope.scope.examples import choose_example_latents
 from infoscope.scope.partition import Partition, make_partition, mass_threshold, otsu_threshold

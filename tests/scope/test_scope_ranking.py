@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from infoscope import resume
-from infoscope.errors import InputError
+from infoscope.runtime import parts
+from infoscope.runtime.errors import InputError
 from infoscope.sae.activations import ReLU
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.scope import ranking as ranking_module
@@ -73,7 +73,7 @@ ARRAYS = ("top_images", "top_values", "firing_rate", "mean_act")
 
 @pytest.mark.parametrize("rank_by", list(RankBy))
 def test_an_interrupted_pass_goes_on_and_ends_the_same(tmp_path, monkeypatch, rank_by):
-    monkeypatch.setattr(resume, "PART_IMAGES", (8, 8))
+    monkeypatch.setattr(parts, "PART_IMAGES", (8, 8))
     tokens = make_tokens() + torch.rand(23, 4, 6, generator=torch.Generator().manual_seed(4))
     sae, asked, seen = make_identity_sae(6), [], []
 
@@ -102,7 +102,7 @@ def test_an_interrupted_pass_goes_on_and_ends_the_same(tmp_path, monkeypatch, ra
 def test_parts_join_to_the_ranking_of_one_pass_whoever_made_them(tmp_path, monkeypatch):
     tokens, sae = make_tokens(), make_identity_sae(6)  # many ties
     expected = rank_images(sae, batches(tokens, 23), 5)
-    monkeypatch.setattr(resume, "PART_IMAGES", (3, 3))
+    monkeypatch.setattr(parts, "PART_IMAGES", (3, 3))
 
     def read(rows):
         yield torch.arange(rows.start, rows.stop), tokens[rows]
@@ -124,7 +124,7 @@ def test_parts_join_to_the_ranking_of_one_pass_whoever_made_them(tmp_path, monke
 
 def test_a_part_leaves_out_what_cannot_be_among_the_best(monkeypatch):
     """The first images are the best: none of the later parts holds an image."""
-    monkeypatch.setattr(resume, "PART_IMAGES", (4, 4))
+    monkeypatch.setattr(parts, "PART_IMAGES", (4, 4))
     tokens, joined = torch.arange(12, 0, -1.0)[:, None, None].expand(-1, 1, 3), []
     merge = TopImages.merge
 

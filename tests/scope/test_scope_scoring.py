@@ -3,9 +3,9 @@ import pytest
 import torch
 from scipy.stats import wasserstein_distance_nd
 
-from infoscope import resume
 from infoscope.data.pictures import Pictures
-from infoscope.errors import InputError
+from infoscope.runtime import parts
+from infoscope.runtime.errors import InputError
 from infoscope.sae.activations import ReLU, TopK
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.scope import maps, scoring
@@ -192,11 +192,11 @@ def test_progress_is_told():
 
 @pytest.mark.parametrize("stops_after", [0, 1, 3, 4, 6])
 def test_an_interrupted_scoring_goes_on_and_ends_the_same(tmp_path, monkeypatch, stops_after):
-    monkeypatch.setattr(resume, "PART_IMAGES", (3, 3))
+    monkeypatch.setattr(parts, "PART_IMAGES", (3, 3))
     monkeypatch.setattr(scoring, "PART_PAIRS", {EMDMethod.exact: 50})
     (backbone, sae), config = make_registers(), ScopeConfig(k_cds=2, k_max=3, batch_images=2, n_workers=1)
     ranking, expected = measure(backbone, sae, make_noise(11), config)
-    save, saved = resume.save_state, []
+    save, saved = parts.save_state, []
 
     def save_some(path, state):
         if len(saved) == stops_after:
@@ -210,10 +210,10 @@ def test_an_interrupted_scoring_goes_on_and_ends_the_same(tmp_path, monkeypatch,
         return score_latents(backbone, sae, Pictures(list(make_noise(11))), ranking, config, **options)
 
     (tmp_path / "progress").mkdir()
-    monkeypatch.setattr(resume, "save_state", save_some)
+    monkeypatch.setattr(parts, "save_state", save_some)
     with pytest.raises(KeyboardInterrupt):
         score(tmp_path / "cut")
-    monkeypatch.setattr(resume, "save_state", save)
+    monkeypatch.setattr(parts, "save_state", save)
     n_parts = -(-len(ranking.unique_images()) // 3)
     n_left = sum(len(part) for part in np.split(ranking.unique_images(), range(3, 3 * n_parts, 3))[stops_after:])
     backbone.n_images_encoded = 0

@@ -8,7 +8,7 @@ from scipy.stats import spearmanr
 from test_scope_scoring import GRID, PATCH_PX, make_jump_pictures, make_noise, make_sae, measure
 
 from infoscope.data.pictures import Pictures
-from infoscope.errors import InputError
+from infoscope.runtime.errors import InputError
 from infoscope.sae.activations import TopK
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.scope import agreement

@@ -13,8 +13,8 @@ from types import ModuleType
 
 
 def run(config, job):
-    """Stand in for `infoscope.pipeline.run`."""
-    from infoscope.errors import InputError
+    """Stand in for `infoscope.pipeline.run.run`."""
+    from infoscope.runtime.errors import InputError
 
     begin = time.time()
     print("at work", flush=True)
@@ -37,6 +37,6 @@ def run(config, job):
         file.write(json.dumps(ran) + "\n")
 
 
-pipeline = ModuleType("infoscope.pipeline")
+pipeline = ModuleType("infoscope.pipeline.run")
 pipeline.run = run  # pyright: ignore[reportAttributeAccessIssue]
-sys.modules["infoscope.pipeline"] = pipeline
+sys.modules["infoscope.pipeline.run"] = pipeline

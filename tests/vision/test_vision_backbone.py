@@ -20,7 +20,7 @@ from clip_samples import (
 )
 from PIL import Image
 
-from infoscope.errors import InputError
+from infoscope.runtime.errors import InputError
 from infoscope.vision.backbone import Backbone, Tokens
 from infoscope.vision.open_clip_backbone import OpenClipBackbone
 

@@ -14,7 +14,7 @@ import open_clip
 import pytest
 import torch
 
-from infoscope.errors import InputError
+from infoscope.runtime.errors import InputError
 from infoscope.vision import contrastive
 from infoscope.vision.config import ContrastiveConfig, ModelConfig
 from infoscope.vision.contrastive import CaptionedBatches, compute_retrieval, squash, train_clip

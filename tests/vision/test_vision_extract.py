@@ -13,7 +13,7 @@ import pytest
 import torch
 from clip_samples import GRID, WIDTH, make_backbone, make_images
 
-from infoscope.errors import InputError
+from infoscope.runtime.errors import InputError
 from infoscope.vision.backbone import Backbone
 from infoscope.vision.extract import TokenCache, compute_cache_bytes, extract_tokens
 from infoscope.vision.live_tokens import ReadImages

@@ -23,7 +23,7 @@ from timm.data.config import resolve_model_data_config
 from torch import Tensor, nn
 
 from infoscope.config import CONF_FOLDER
-from infoscope.errors import InputError
+from infoscope.runtime.errors import InputError
 from infoscope.vision.backbone import Backbone, Tokens
 from infoscope.vision.config import ModelConfig, ModelKind
 from infoscope.vision.open_clip_backbone import compute_model_fingerprint, load_backbone

@@ -15,7 +15,7 @@ from clip_samples import MEAN, make_clip, make_clip_cfg, make_images
 from safetensors.torch import save_file
 from torch import Tensor
 
-from infoscope.errors import InputError
+from infoscope.runtime.errors import InputError
 from infoscope.vision import open_clip_backbone
 from infoscope.vision.config import ModelConfig, ModelKind
 from infoscope.vision.open_clip_backbone import OpenClipBackbone, compute_model_fingerprint, load_backbone

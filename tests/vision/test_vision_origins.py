@@ -21,8 +21,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from infoscope.config import CONF_FOLDER, compose
-from infoscope.errors import InputError
-from infoscope.pipeline import Pipeline
+from infoscope.pipeline.run import Pipeline
+from infoscope.runtime.errors import InputError
 from infoscope.vision import open_clip_backbone
 from infoscope.vision.config import ModelConfig, ModelKind
 from infoscope.vision.open_clip_backbone import compute_model_fingerprint, find_facts, load_backbone

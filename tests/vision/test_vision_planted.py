@@ -11,7 +11,7 @@ from torch import Tensor
 
 from infoscope.data.scene_factors import LIGHTS
 from infoscope.data.scenes import render_split_part
-from infoscope.errors import InputError
+from infoscope.runtime.errors import InputError
 from infoscope.vision.backbone import Backbone
 from infoscope.vision.planted import (
     CONTEXT_RGB,

@@ -8,7 +8,7 @@ import timm
 from timm.models import get_arch_pretrained_cfgs
 
 from infoscope.config import compose
-from infoscope.errors import InputError
+from infoscope.runtime.errors import InputError
 from infoscope.vision.config import ModelConfig, ModelKind
 from infoscope.vision.open_clip_backbone import load_backbone
 from infoscope.vision.preprocessing import check_preprocessing

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from infoscope.errors import InputError
+from infoscope.runtime.errors import InputError
 from infoscope.vision import timm_weights
 from infoscope.vision.backbone import Tokens
 from infoscope.vision.config import ModelConfig, ModelKind

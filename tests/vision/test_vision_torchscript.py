@@ -15,7 +15,7 @@ import torch
 from clip_samples import make_clip, make_clip_cfg, make_images
 from torch import nn
 
-from infoscope.errors import InputError
+from infoscope.runtime.errors import InputError
 from infoscope.vision.config import ModelConfig
 from infoscope.vision.open_clip_backbone import OpenClipBackbone, load_backbone
 from infoscope.vision.torchscript import is_torchscript, read_torchscript

@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from infoscope.errors import InputError
+from infoscope.runtime.errors import InputError
 from infoscope.vision.config import ModelConfig
 from infoscope.vision.sources import find_source
 from infoscope.vision.weight_files import read_shapes, read_tensors

@@ -13,7 +13,7 @@ import torch
 from clip_samples import make_clip, make_clip_cfg
 from torch import Tensor
 
-from infoscope.errors import InputError
+from infoscope.runtime.errors import InputError
 from infoscope.vision.config import ModelConfig, ModelKind
 from infoscope.vision.open_clip_backbone import OpenClipBackbone, load_backbone
 from infoscope.vision.weight_fit import check_fit, check_size

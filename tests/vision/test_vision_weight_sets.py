@@ -14,8 +14,8 @@ from clip_samples import make_clip, make_clip_cfg, make_images
 from safetensors.torch import save_file
 from torch import Tensor
 
-from infoscope.errors import InputError
-from infoscope.manifests import compute_checksum
+from infoscope.runtime.errors import InputError
+from infoscope.runtime.manifests import compute_checksum
 from infoscope.vision.config import ModelConfig
 from infoscope.vision.open_clip_backbone import OpenClipBackbone, compute_model_fingerprint, find_facts, load_backbone
 from infoscope.vision.weight_sets import choose_set, read_weights

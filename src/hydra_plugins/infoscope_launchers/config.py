@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from hydra.core.config_store import ConfigStore
 from hydra_plugins.hydra_submitit_launcher.config import SlurmQueueConf
 
-from infoscope.bounds import Count, CountOrNone, Few, FewOrNone
+from infoscope.runtime.bounds import Count, CountOrNone, Few, FewOrNone
 
 
 @dataclass

@@ -23,13 +23,13 @@ from hydra.core.utils import JobReturn, JobStatus, filter_overrides
 from hydra_plugins.hydra_submitit_launcher.submitit_launcher import BaseSubmititLauncher
 
 from hydra_plugins.infoscope_launchers.config import LocalConf, SlurmConf
-from infoscope.bounds import check_settings
-from infoscope.errors import InputError
-from infoscope.failures import EXIT_BUG, EXIT_INPUT, say_failure
-from infoscope.launching import slurm
-from infoscope.launching.outcome import Outcome, explain_failure, name_outcome, read_outcome, write_outcome
-from infoscope.output import adapt_streams, say
-from infoscope.sweeps import make_collect_command
+from infoscope.config.sweeps import make_collect_command
+from infoscope.launchers import slurm
+from infoscope.launchers.outcome import Outcome, explain_failure, name_outcome, read_outcome, write_outcome
+from infoscope.runtime.bounds import check_settings
+from infoscope.runtime.errors import InputError
+from infoscope.runtime.failures import EXIT_BUG, EXIT_INPUT, say_failure
+from infoscope.runtime.output import adapt_streams, say
 
 LOOK_EVERY_S = 0.5
 ASK_EVERY_S = (1.0, 30.0)
@@ -71,7 +71,7 @@ class SweepLauncher(BaseSubmititLauncher):
             planned.append(
                 PlannedJob(number, own, (list(overrides), "hydra.sweep.dir", number, f"job_{number}", state))
             )
-        from infoscope.progress import Display
+        from infoscope.runtime.progress import Display
 
         try:
             with closing(self.run_jobs(planned)) as ended, Display().bar("jobs", len(planned), "jobs") as advance:
@@ -124,7 +124,7 @@ class LocalLauncher(SweepLauncher):
     schema = LocalConf
 
     def run_jobs(self, planned: list[PlannedJob]) -> Generator[tuple[PlannedJob, Outcome], None, None]:
-        from infoscope.launching.local import ShareExecutor, share_machine
+        from infoscope.launchers.local import ShareExecutor, share_machine
 
         n_parallel, n_tasks = self.params["n_parallel"], self.params["tasks_per_node"]
         places = range(min(n_parallel, len(planned)))

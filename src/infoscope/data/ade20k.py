@@ -18,7 +18,7 @@ from infoscope.data.images import CHECK_PX, ImageError, LabelledImages, Truth
 from infoscope.data.left_out import HIDDEN, LeftOut, is_hidden
 from infoscope.data.photographs import describe_error, hash_files, is_image_name, load_rgb
 from infoscope.data.recognition import explaining
-from infoscope.errors import InputError
+from infoscope.runtime.errors import InputError
 
 N_LABELS = 150
 _FOLDER = "ADEChallengeData2016"

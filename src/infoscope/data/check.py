@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from infoscope import world
 from infoscope.data.depth_units import DepthCounts
 from infoscope.data.images import ImageSet, LabelledImages, Truth
 from infoscope.data.left_out import LeftOut
-from infoscope.errors import InputError
-from infoscope.resume import Checkpoint, cut
+from infoscope.runtime import processes
+from infoscope.runtime.errors import InputError
+from infoscope.runtime.parts import Checkpoint, cut
 
 ALL = "all images"
 N_SAMPLED = 32
@@ -72,7 +72,7 @@ def check_images(
             return str(error)
 
     left = [*again, *range(n_done, len(images))]
-    with ThreadPoolExecutor(n_threads or world.count_cores()) as pool:
+    with ThreadPoolExecutor(n_threads or processes.count_cores()) as pool:
         for part in (left[of] for of in cut(len(left), _AHEAD)):
             for index, found in zip(part, pool.map(check, part), strict=True):
                 result.errors.pop(images.image_ids[index], None)

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Annotated
 
-from infoscope.bounds import Batch, Bounds, Count, FewOrNone, FilePath, Float, Pixels, Seed, check
-from infoscope.errors import InputError
+from infoscope.runtime.bounds import Batch, Bounds, Count, FewOrNone, FilePath, Float, Pixels, Seed, check
+from infoscope.runtime.errors import InputError
 
 # Written as a call because `raise` is a keyword, and the names are what one types: data.on_error=raise.
 OnError = Enum("OnError", {"raise": "raise", "skip": "skip"}, module=__name__)

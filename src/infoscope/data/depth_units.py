@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Float32
 
-from infoscope.errors import InputError
+from infoscope.runtime.errors import InputError
 
 NEAREST_M, FARTHEST_M = 0.5, 10.0
 """What a Kinect measures."""

@@ -9,7 +9,7 @@ from typing import Any
 from infoscope.data.left_out import HIDDEN, LeftOut, is_hidden
 from infoscope.data.photographs import PhotographFiles, describe_error, is_image_name, scan_folder
 from infoscope.data.recognition import explaining, refuse_maps
-from infoscope.errors import InputError
+from infoscope.runtime.errors import InputError
 
 
 class ImageFolder(PhotographFiles):

@@ -7,12 +7,12 @@ import os
 from pathlib import Path
 from typing import Any
 
-from infoscope.bounds import expand_path
 from infoscope.data.config import RAISE, OnError
 from infoscope.data.left_out import LeftOut
 from infoscope.data.photographs import PhotographFiles, describe_error
 from infoscope.data.recognition import refuse_maps
-from infoscope.errors import InputError
+from infoscope.runtime.bounds import expand_path
+from infoscope.runtime.errors import InputError
 
 
 class ImageList(PhotographFiles):

@@ -30,7 +30,7 @@ from infoscope.data.photographs import (
 )
 from infoscope.data.recognition import explaining
 from infoscope.data.tar_images import TarImages
-from infoscope.errors import InputError
+from infoscope.runtime.errors import InputError
 
 N_CLASSES = 1000
 _N_PUBLISHED = {"train": 1_281_167, "test": 50_000}

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from infoscope.data.photographs import describe_error
-from infoscope.errors import InputError
+from infoscope.runtime.errors import InputError
 
 _FOLDERS = ("", "data", "ILSVRC2012_devkit_t12/data", "devkit/data")
 _FILES = ("LOC_val_solution.csv", "ILSVRC2012_validation_ground_truth.txt")

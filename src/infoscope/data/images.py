@@ -17,8 +17,8 @@ from torch import Tensor
 from infoscope.data.config import RAISE, SKIP, OnError, Resize
 from infoscope.data.depth_units import DepthCounts
 from infoscope.data.left_out import LeftOut
-from infoscope.errors import InputError
-from infoscope.helpers import map_ahead
+from infoscope.runtime.errors import InputError
+from infoscope.runtime.forks import map_ahead
 
 CHECK_PX = 32
 """Side to which images are resized when they are only checked."""

@@ -27,7 +27,7 @@ from infoscope.data.images import CHECK_PX, ImageError, LabelledImages, Truth
 from infoscope.data.left_out import HIDDEN, NO_SUFFIX, LeftOut, is_hidden
 from infoscope.data.photographs import describe_error, hash_files, is_image_name, load_rgb
 from infoscope.data.recognition import explaining
-from infoscope.errors import InputError
+from infoscope.runtime.errors import InputError
 
 EIGEN_CROP = np.s_[45:471, 41:601]
 """Rows and columns that are evaluated (Eigen et al. 2014, arXiv 1406.2283), of maps of 480 x 640 pixels."""

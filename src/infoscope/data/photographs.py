@@ -22,7 +22,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError, features
 from infoscope.data.config import RAISE, OnError, Resize
 from infoscope.data.images import ImageError, ImageSet
 from infoscope.data.left_out import LeftOut
-from infoscope.errors import InputError
+from infoscope.runtime.errors import InputError
 
 _NO_PICTURES = frozenset({"BUFR", "GRIB", "HDF5", "MPEG", "WMF", "EPS", "FITS"})
 """Formats that Pillow only recognises, or has other programs decode (EPS), or that hold measurements (FITS)."""

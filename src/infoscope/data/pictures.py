@@ -16,11 +16,11 @@ from jaxtyping import UInt8
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from infoscope.calls import name_type
 from infoscope.data.config import RAISE, OnError, Resize
 from infoscope.data.images import ImageError, ImageSet
 from infoscope.data.photographs import load_rgb, to_rgb
-from infoscope.errors import InputError
+from infoscope.runtime.calls import name_type
+from infoscope.runtime.errors import InputError
 
 Picture = str | os.PathLike[str] | Image.Image | np.ndarray | Tensor
 """A file, a PIL image of any mode, or uint8 values: grey, RGB or RGBA, the colours first or last."""

@@ -18,7 +18,7 @@ from PIL import Image
 
 from infoscope.data.config import DataConfig, DataKind
 from infoscope.data.layouts import LAYOUTS, Layout
-from infoscope.errors import InputError
+from infoscope.runtime.errors import InputError
 
 _N_SEEN = 4000  # entries of a folder that are looked at for a sign with a wildcard
 _N_FOLLOWED = 6  # folders that are looked into for such a sign

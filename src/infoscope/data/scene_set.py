@@ -21,8 +21,8 @@ from infoscope.data import scene_factors, scenes
 from infoscope.data.images import LabelledImages, Truth
 from infoscope.data.scene_factors import Factors, SceneObject
 from infoscope.data.scenes import Scene
-from infoscope.errors import InputError
-from infoscope.helpers import map_ahead
+from infoscope.runtime.errors import InputError
+from infoscope.runtime.forks import map_ahead
 
 _SCENES_PER_TASK = 64
 _NEAREST = {

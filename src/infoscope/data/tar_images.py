@@ -37,7 +37,7 @@ from infoscope.data.photographs import (
     load_rgb,
 )
 from infoscope.data.recognition import explaining, name_map
-from infoscope.errors import InputError
+from infoscope.runtime.errors import InputError
 
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tar.lz4")
 _MAP = re.compile(

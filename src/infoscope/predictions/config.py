@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Annotated, Any
 
-from infoscope.bounds import Batch, Bounds, Count, FilePath, Seed, check
-from infoscope.errors import InputError
+from infoscope.runtime.bounds import Batch, Bounds, Count, FilePath, Seed, check
+from infoscope.runtime.errors import InputError
 
 
 class Templates(Enum):

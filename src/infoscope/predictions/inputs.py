@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from infoscope.errors import InputError
+from infoscope.runtime.errors import InputError
 from infoscope.sae.edit import EditMode, GroupEditor
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.sae.origin import check_edits, check_tokens, choose_layer

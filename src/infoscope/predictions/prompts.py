@@ -11,8 +11,8 @@ from jaxtyping import Int64
 
 from infoscope.data.images import ImageSet, LabelledImages, Truth
 from infoscope.data.scene_set import SceneSet
-from infoscope.errors import InputError
 from infoscope.predictions.config import PredictConfig, Templates
+from infoscope.runtime.errors import InputError
 
 SCENE_TEMPLATES = ("a {}", "a small {}", "a medium {}", "a large {}")
 """As the captions name an object. On 400 training scenes the shipped scenes_clip is right in 98.2% by these, and in

@@ -10,7 +10,7 @@ from jaxtyping import Bool
 
 from infoscope.predictions.inputs import PredictInputs, TokenEditor
 from infoscope.predictions.zero_shot import ZeroShotHead
-from infoscope.resume import Part
+from infoscope.runtime.parts import Part
 from infoscope.sae.edit import EditMode
 from infoscope.vision.backbone import Tokens
 

@@ -12,9 +12,9 @@ from zipfile import BadZipFile
 import numpy as np
 from jaxtyping import Bool, Float32, Int16, Int64
 
-from infoscope.errors import InputError
 from infoscope.predictions.metrics import Reliability, compute_ece, compute_reliability
 from infoscope.predictions.responsible import ResponsibleFeature
+from infoscope.runtime.errors import InputError
 
 _ARRAYS_FILE, _JSON_FILE = "predictions.npz", "predictions.json"
 _ARRAYS = ("image_index", "labels", "predicted", "max_prob", "entropy", "original_prob", "total_variation")

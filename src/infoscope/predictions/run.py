@@ -11,7 +11,6 @@ import torch
 from jaxtyping import Int, Int64
 from torch import Tensor
 
-from infoscope.errors import InputError
 from infoscope.predictions.config import PredictConfig
 from infoscope.predictions.inputs import PredictInputs, TokenEditor
 from infoscope.predictions.metrics import compute_entropy, compute_total_variation
@@ -22,7 +21,8 @@ from infoscope.probes.editing import VariantShares
 from infoscope.probes.inputs import Progress, choose_rows
 from infoscope.probes.results import describe_variant
 from infoscope.probes.variants import Role, Variant
-from infoscope.resume import Part, compute_parts, cut
+from infoscope.runtime.errors import InputError
+from infoscope.runtime.parts import Part, compute_parts, cut
 from infoscope.sae.edit import EditMode
 from infoscope.vision.backbone import Tokens
 

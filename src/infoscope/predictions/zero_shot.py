@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from infoscope.errors import InputError
 from infoscope.predictions.prompts import Prompts
-from infoscope.resume import Part, compute_parts, cut
+from infoscope.runtime.errors import InputError
+from infoscope.runtime.parts import Part, compute_parts, cut
 from infoscope.vision.backbone import Backbone
 
 _HEAD_ARRAYS, _HEAD_NAMES = "zero_shot.npz", "zero_shot.json"

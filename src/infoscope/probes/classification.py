@@ -21,7 +21,7 @@ from infoscope.probes.module import Optimiser, ProbeModule, fit_heads
 from infoscope.probes.rates import Heads, TaskOutcome, Trained, choose_rates
 from infoscope.probes.variants import Variant
 from infoscope.probes.vectors import VectorBatches, iterate_blocks, measure_top1, standardise_vectors
-from infoscope.resume import Checkpoint
+from infoscope.runtime.parts import Checkpoint
 
 REGRESSIONS = "logistic regressions"
 """What L-BFGS is called when it reports its progress."""

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Annotated, Any
 
-from infoscope.bounds import (
+from infoscope.runtime.bounds import (
     Batch,
     Bounds,
     Count,
@@ -20,7 +20,7 @@ from infoscope.bounds import (
     TrueShare,
     check,
 )
-from infoscope.errors import InputError
+from infoscope.runtime.errors import InputError
 
 if TYPE_CHECKING:
     from infoscope.data.images import LabelledImages

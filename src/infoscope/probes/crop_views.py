@@ -11,8 +11,6 @@ from jaxtyping import Float, Int, Shaped, UInt8
 from torch import Tensor
 
 from infoscope.data.images import LabelledImages
-from infoscope.errors import InputError
-from infoscope.helpers import map_ahead
 from infoscope.probes.config import CropConfig, ProbeConfig, Task
 from infoscope.probes.crops import (
     FILL,
@@ -32,6 +30,8 @@ from infoscope.probes.heads import LinearMaps, compute_depth_m
 from infoscope.probes.inputs import ProbeInputs, Progress, split_held_out
 from infoscope.probes.pixels import AllPixels, PixelSample, compute_axis_weights
 from infoscope.probes.slices import BYTES, SlicedBatch, divide, encode_in_parts, narrow, select_maps
+from infoscope.runtime.errors import InputError
+from infoscope.runtime.forks import map_ahead
 
 WINDOWS_AT_A_TIME = 16
 """That go through the backbone together."""

@@ -12,10 +12,10 @@ from PIL import Image
 from torch import Tensor
 
 from infoscope.data.images import LabelledImages
-from infoscope.errors import InputError
 from infoscope.probes.config import CropConfig, Task
 from infoscope.probes.metrics import IGNORE_LABEL
 from infoscope.probes.pixels import upsample
+from infoscope.runtime.errors import InputError
 
 FILL = {Task.segmentation: IGNORE_LABEL, Task.depth: 0}
 """The truth of padding: none."""

@@ -19,7 +19,7 @@ from infoscope.probes.inputs import ProbeInputs, Progress
 from infoscope.probes.metrics import DepthMetrics, SegmentationMetrics, SumMetric
 from infoscope.probes.module import Optimiser, ProbeModule, fit_heads
 from infoscope.probes.rates import Heads, TaskOutcome, Trained, choose_rates
-from infoscope.resume import Checkpoint, compute_parts, cut
+from infoscope.runtime.parts import Checkpoint, compute_parts, cut
 
 CHOSEN_BY = {Task.segmentation: ("miou", True), Task.depth: ("rmse_m", False)}
 """The metric that a learning rate is chosen by, and whether higher is better."""

@@ -9,7 +9,6 @@ import torch
 from jaxtyping import Float, Int, Shaped, UInt8
 from torch import Tensor
 
-from infoscope.errors import InputError
 from infoscope.probes.config import ProbeConfig, Task
 from infoscope.probes.dense_views import DenseViews, Part, Prediction, choose_images
 from infoscope.probes.editing import VariantEditor
@@ -17,6 +16,7 @@ from infoscope.probes.heads import LinearMaps, MapBatch, compute_depth_m
 from infoscope.probes.inputs import ProbeData, ProbeInputs, Progress, split_held_out
 from infoscope.probes.pixels import PixelSample, choose_pixels, compute_pixel_weights, upsample
 from infoscope.probes.slices import BYTES, divide
+from infoscope.runtime.errors import InputError
 from infoscope.sae.activations import SparseActs
 
 _HELD_OUT_STEP = 2**31

@@ -14,14 +14,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from infoscope import world
-from infoscope.errors import InputError
 from infoscope.probes.config import ProbeConfig, Readout
 from infoscope.probes.editing import VariantEditor, VariantShares
 from infoscope.probes.features import MEANS, SHARES_FILE
 from infoscope.probes.inputs import ProbeData, ProbeInputs, Progress
 from infoscope.probes.variants import Variant
-from infoscope.resume import Part, compute_parts, cut
+from infoscope.runtime import processes
+from infoscope.runtime.errors import InputError
+from infoscope.runtime.parts import Part, compute_parts, cut
 from infoscope.sae.edit import GroupEditor
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.vision.backbone import Tokens
@@ -157,7 +157,7 @@ def write_features(
         if not (wanted.means or wanted.vectors or wanted.shares):
             continue
         parts = _pass_over(wanted, split, rows[split], check_means, folder, progress)
-        if not world.is_main():
+        if not processes.is_main():
             continue
         shares = VariantShares(inputs.sae, list(missing.values())) if wanted.shares else None
         with ExitStack() as stack:

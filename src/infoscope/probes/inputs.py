@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Int
 
 from infoscope.data.images import LabelledImages
-from infoscope.errors import InputError
+from infoscope.runtime.errors import InputError
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.sae.origin import check_edits, check_tokens, choose_layer
 from infoscope.vision.backbone import Backbone

@@ -21,7 +21,7 @@ from infoscope.probes.config import ProbeConfig
 from infoscope.probes.heads import LinearMaps, Standardisation
 from infoscope.probes.rates import choose_rates
 from infoscope.probes.vectors import iterate_blocks, measure_top1
-from infoscope.resume import Checkpoint
+from infoscope.runtime.parts import Checkpoint
 
 TOLERANCE = 1e-5
 """Converged: the largest entry of the gradient is below this share of what it is at weights 0 (ours)."""

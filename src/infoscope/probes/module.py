@@ -19,8 +19,8 @@ from torch.utils.data import DataLoader, IterableDataset
 from infoscope.probes.config import DenseSchedule
 from infoscope.probes.heads import LinearHeads, MapBatch, VectorBatch
 from infoscope.probes.slices import SlicedBatch
-from infoscope.quiet import quiet_lightning
-from infoscope.resume import Checkpoint
+from infoscope.runtime.parts import Checkpoint
+from infoscope.runtime.quiet import quiet_lightning
 
 
 class Optimiser(Enum):

@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from infoscope.errors import InputError
 from infoscope.probes.heads import LinearMaps
+from infoscope.runtime.errors import InputError
 
 Heads = dict[str, LinearMaps]
 """{task: trained heads}, of one variant or of several."""

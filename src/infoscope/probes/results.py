@@ -13,9 +13,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from infoscope.errors import InputError
 from infoscope.probes.heads import LinearMaps
 from infoscope.probes.variants import Variant
+from infoscope.runtime.errors import InputError
 
 RESULT_FILE, HEADS_FILE = "result.json", "heads.safetensors"
 

@@ -15,7 +15,6 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from infoscope import world
 from infoscope.probes.classification import count_variants_at_a_time, measure_classification, train_classification
 from infoscope.probes.config import ProbeConfig, Readout, Task, check_probes
 from infoscope.probes.dense import DenseProbes, make_dense_views
@@ -27,7 +26,8 @@ from infoscope.probes.inputs import ProbeInputs, Progress, choose_rows
 from infoscope.probes.rates import Heads, TaskOutcome, Trained, first_row
 from infoscope.probes.results import VariantResult, describe_variant, finite
 from infoscope.probes.variants import Role, Variant
-from infoscope.resume import Checkpoint, cut, load_state, save_state
+from infoscope.runtime import processes
+from infoscope.runtime.parts import Checkpoint, cut, load_state, save_state
 
 _RESULTS_FILE = "results.pt"
 OnResult = Callable[[str, VariantResult], None]
@@ -78,7 +78,7 @@ def run_probes(
     assert original_heads is not None or unique[keys[0]].role is Role.original, (
         "the original tokens' heads are neither given nor among the variants"
     )
-    here = world.current()
+    here = processes.current()
     if folder is not None:
         results |= _hand_on_finished(folder, keys, on_result)
         if original_heads is None and keys[0] in results:
@@ -96,7 +96,7 @@ def run_probes(
             trained = work.train(chunk)
             if original_heads is None:  # nobody can measure before; the main process has trained them just now
                 own = {task: first_row(maps) for task, (maps, _) in trained.items()}
-                original_heads = world.broadcast({task: maps.to(torch.device("cpu")) for task, maps in own.items()})
+                original_heads = processes.broadcast({task: maps.to(torch.device("cpu")) for task, maps in own.items()})
             measured = dict(work.measure(chunk, trained, original_heads))
             work.keep(chunk, measured)
             results |= measured
@@ -104,7 +104,7 @@ def run_probes(
                 if on_result:
                     on_result(key, result)
             work.forget(chunk)
-    world.barrier()
+    processes.barrier()
     return results
 
 
@@ -173,7 +173,7 @@ class _Work:
             return {}
         folder = self._open(chunk)
         editor, trained = VariantEditor(self.inputs.sae, [self.variants[key] for key in chunk]), {}
-        with world.alone():
+        with processes.alone():
             for probes in self.dense:
                 trained |= _train_once(probes.name, folder, lambda on=probes: on.train(editor, folder))
             parts = []
@@ -201,7 +201,7 @@ class _Work:
         if not chunk:
             return
         editor, seen = VariantEditor(self.inputs.sae, [self.variants[key] for key in chunk]), {}
-        with world.alone():
+        with processes.alone():
             for probes in self.dense:
                 seen |= probes.measure_test(editor, trained, original_heads, self._open(chunk))
             shares = dict(zip(chunk, self._measure_shares(chunk), strict=True))
@@ -230,7 +230,7 @@ def _hand_on_finished(folder: Path, keys: Sequence[str], on_result: OnResult | N
     What was kept of it is deleted then; what other jobs keep stays.
     """
     results = {}
-    if world.current().rank == 0:
+    if processes.current().rank == 0:
         found = {key: state for _, states in _load_finished(folder) for key, state in states.items()}
         results = {key: _from_state(found[key]) for key in keys if key in found}
         for key, result in results.items():
@@ -239,7 +239,7 @@ def _hand_on_finished(folder: Path, keys: Sequence[str], on_result: OnResult | N
         for path, states in _load_finished(folder):
             if any(key in results for key in states):
                 shutil.rmtree(path.parent, ignore_errors=True)
-    return world.broadcast(results)
+    return processes.broadcast(results)
 
 
 def _load_finished(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:

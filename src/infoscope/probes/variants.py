@@ -10,7 +10,7 @@ from enum import Enum
 import numpy as np
 from jaxtyping import Bool, Float
 
-from infoscope.errors import InputError
+from infoscope.runtime.errors import InputError
 from infoscope.sae.edit import EditMode
 from infoscope.scope.separation import match_frequency, name_matched
 

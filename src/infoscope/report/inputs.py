@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
-from infoscope.errors import InputError
 from infoscope.report.paper import PAPER_VALUES
 from infoscope.report.section import ReportSection
+from infoscope.runtime.errors import InputError
 from infoscope.scope.partition import Partition
 
 

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from infoscope.errors import InputError
+from infoscope.runtime.errors import InputError
 from infoscope.sae.config import Kind, check_k
 
 

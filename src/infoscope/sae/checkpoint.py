@@ -19,9 +19,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
-from infoscope.calls import name_type, speaks_python
-from infoscope.errors import InputError
-from infoscope.manifests import read_manifest
+from infoscope.runtime.calls import name_type, speaks_python
+from infoscope.runtime.errors import InputError
+from infoscope.runtime.manifests import read_manifest
 from infoscope.sae.activations import make_activation
 from infoscope.sae.config import Kind, TokenChoice
 from infoscope.sae.model import SparseAutoencoder

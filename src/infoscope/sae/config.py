@@ -9,8 +9,8 @@ from enum import Enum
 from itertools import pairwise
 from typing import Annotated, Any
 
-from infoscope.bounds import Batch, Bounds, Count, CountOrNone, Few, Items, NotNegative, Positive, Share, check
-from infoscope.errors import InputError
+from infoscope.runtime.bounds import Batch, Bounds, Count, CountOrNone, Few, Items, NotNegative, Positive, Share, check
+from infoscope.runtime.errors import InputError
 
 
 class Kind(Enum):

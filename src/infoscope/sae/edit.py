@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from infoscope.errors import InputError
+from infoscope.runtime.errors import InputError
 from infoscope.sae.activations import SparseActs
 from infoscope.sae.model import SparseAutoencoder, sum_decoder_rows
 

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from infoscope import collective
+from infoscope.runtime import collective
 from infoscope.sae.activations import JumpReLU
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.sae.topk_step import (

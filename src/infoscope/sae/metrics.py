@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from infoscope.errors import InputError
+from infoscope.runtime.errors import InputError
 from infoscope.sae.model import SparseAutoencoder
 
 

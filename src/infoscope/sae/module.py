@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from infoscope import collective, world
-from infoscope.errors import InputError
+from infoscope.runtime import collective, processes
+from infoscope.runtime.errors import InputError
 from infoscope.sae.activations import BatchTopK, make_activation
 from infoscope.sae.config import Kind, SAEConfig
 from infoscope.sae.losses import (
@@ -97,7 +97,7 @@ class SAEModule(L.LightningModule):
             )
         # Lightning's autocast covers the whole step; only the forward is meant to have low precision.
         with torch.autocast(self.device.type, enabled=False):
-            self._update(out, n_fired, len(batch) * world.current().size)
+            self._update(out, n_fired, len(batch) * processes.current().size)
         if self.global_step % self.config.log_every_n_steps == 0:
             cosine = torch.cosine_similarity(x_n, out.x_hat_n, dim=-1).mean()
             self._log_figures(loss=loss, fvu=fvu, l0=n_fired.sum() / len(batch), cosine=collective.mean(cosine))

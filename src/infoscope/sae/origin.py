@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from infoscope.calls import convert
-from infoscope.errors import InputError
+from infoscope.runtime.calls import convert
+from infoscope.runtime.errors import InputError
 from infoscope.sae.config import TokenChoice
 from infoscope.vision.backbone import Backbone
 

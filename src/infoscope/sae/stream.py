@@ -15,8 +15,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
-from infoscope import world
-from infoscope.errors import InputError
+from infoscope.runtime import processes
+from infoscope.runtime.errors import InputError
 from infoscope.sae.token_sets import Gather, Places, TokenSet
 
 
@@ -71,7 +71,7 @@ class TokenStream(IterableDataset):
     ) -> None:
         self.source, self.batch_tokens, self.seed = source, batch_tokens, seed
         self.first_step, self.n_steps, self.pin_memory = first_step, n_steps, pin_memory
-        self.here = world.current()
+        self.here = processes.current()
         check_batch(batch_tokens, self.here.size)
         self.part_tokens = batch_tokens // self.here.size
         self.pool_images = min(pool_images, source.n_images)

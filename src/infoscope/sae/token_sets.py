@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from infoscope import collective, world
-from infoscope.errors import InputError
+from infoscope.runtime import collective, processes
+from infoscope.runtime.errors import InputError
 from infoscope.sae.config import TokenChoice
 from infoscope.vision.backbone import Tokens
 from infoscope.vision.extract import ShardedRows, TokenCache
@@ -120,7 +120,7 @@ class StoredTokens(TokenSet):
         self.parts = [ShardedRows([part]) if isinstance(part, np.ndarray) else part for part in parts]
 
     def open_pool(self, images: Int[np.ndarray, " n_images"], places: Places, shown: list[np.ndarray]) -> Gather:
-        order = shown[world.current().rank]
+        order = shown[processes.current().rank]
 
         def gather(part: slice) -> Float[Tensor, "n d_in"]:
             image, number = np.divmod(order[part], places.shape[1])
@@ -178,7 +178,7 @@ class LiveTokenSet(TokenSet):
         self.source, self.buffer_device = source, torch.device(buffer_device)
 
     def open_pool(self, images: Int[np.ndarray, " n_images"], places: Places, shown: list[np.ndarray]) -> Gather:
-        here, n_chosen = world.current(), places.shape[1]
+        here, n_chosen = processes.current(), places.shape[1]
         # Whole batches are dealt out: a batch of other images would be rounded otherwise.
         holder = np.arange(len(images)) // LIVE_BATCH_IMAGES % here.size
         mine = np.flatnonzero(holder == here.rank)

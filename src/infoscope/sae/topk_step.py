@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from infoscope import collective, world
+from infoscope.runtime import collective, processes
 
 _SAMPLE_TOKENS = 256
 """Tokens on which the bound of `_find_largest` is guessed."""
@@ -104,7 +104,7 @@ def _find_largest_of_all(part: Float[Tensor, "n d"], n_per_part: int) -> Int64[T
 
     Each process proposes its own largest, as many as all together may have: so none is missed, however they lie.
     """
-    here = world.current()
+    here = processes.current()
     if here.size == 1:
         return _find_largest(part, n_per_part)
     places = _find_largest(part, min(n_per_part * here.size, part.numel()))

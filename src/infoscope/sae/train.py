@@ -15,9 +15,10 @@ from jaxtyping import Float
 from lightning.pytorch.callbacks import Callback, ProgressBar
 from torch import Tensor
 
-from infoscope import world
-from infoscope.errors import InputError
-from infoscope.quiet import quiet_lightning
+from infoscope.runtime import processes
+from infoscope.runtime.errors import InputError
+from infoscope.runtime.lightning import LastCheckpoint, place_trainer
+from infoscope.runtime.quiet import quiet_lightning
 from infoscope.sae.config import SAEConfig, TokenChoice
 from infoscope.sae.metrics import compute_sae_metrics
 from infoscope.sae.model import SparseAutoencoder
@@ -25,7 +26,6 @@ from infoscope.sae.module import SAEModule, make_sae
 from infoscope.sae.origin import Origin
 from infoscope.sae.stream import TokenStream
 from infoscope.sae.token_sets import TokenSet, make_token_set
-from infoscope.training import LastCheckpoint, place_trainer
 from infoscope.vision.extract import TokenCache
 from infoscope.vision.live_tokens import LiveTokens
 
@@ -94,7 +94,7 @@ def train_sae(
 
 def _by_main(compute: Callable[[], Value]) -> Value:
     """Return what the main process computes, in every process."""
-    return cast(Value, world.broadcast(compute() if world.current().rank == 0 else None))
+    return cast(Value, processes.broadcast(compute() if processes.current().rank == 0 else None))
 
 
 def split_tokens(

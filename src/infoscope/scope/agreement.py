@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from scipy.optimize import linear_sum_assignment
 from scipy.stats import rankdata
 
-from infoscope.errors import InputError
+from infoscope.runtime.errors import InputError
 from infoscope.scope.cds import compute_cds
 
 MAX_ASSIGNED = 4096

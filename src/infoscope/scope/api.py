@@ -15,14 +15,14 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from infoscope.calls import convert, make_options, name_type, refuse_unknown, speaks_python
 from infoscope.data.config import DataConfig, DataKind, OnError, Resize
 from infoscope.data.images import ImageSet
 from infoscope.data.pictures import Picture, Pictures
 from infoscope.data.sample import draw_images
 from infoscope.data.sets import make_image_sets
-from infoscope.errors import InputError
-from infoscope.progress import Display, Tell, Told, choose_display
+from infoscope.runtime.calls import convert, make_options, name_type, refuse_unknown, speaks_python
+from infoscope.runtime.errors import InputError
+from infoscope.runtime.progress import Display, Tell, Told, choose_display
 from infoscope.sae.config import SAEConfig
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.sae.origin import check_has_maps, choose_layer

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from infoscope.errors import InputError
+from infoscope.runtime.errors import InputError
 from infoscope.scope.crops import check_shift
 
 MIN_CHANCE = 1e-6

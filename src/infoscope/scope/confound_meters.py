@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from infoscope.resume import Part
+from infoscope.runtime.parts import Part
 from infoscope.sae.activations import SparseActs
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.scope.ranking import MAX_LATENT_VALUES, TopImages

@@ -31,8 +31,8 @@ from torch import Tensor
 
 from infoscope.data.images import ImageSet, LabelledImages, Truth
 from infoscope.data.scene_factors import GLOBAL_FACTORS
-from infoscope.errors import InputError
-from infoscope.resume import Part, compute_parts, cut_images
+from infoscope.runtime.errors import InputError
+from infoscope.runtime.parts import Part, compute_parts, cut_images
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.sae.origin import check_tokens
 from infoscope.scope.confound_meters import (

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import UInt8
 from torch import Tensor
 
-from infoscope.errors import InputError
+from infoscope.runtime.errors import InputError
 from infoscope.scope.config import Diagonal
 
 Maps = TypeVar("Maps", Tensor, np.ndarray)

@@ -9,9 +9,9 @@ import numpy as np
 import ot
 from jaxtyping import Float
 
-from infoscope import world
-from infoscope.errors import InputError
-from infoscope.helpers import map_ahead
+from infoscope.runtime import processes
+from infoscope.runtime.errors import InputError
+from infoscope.runtime.forks import map_ahead
 
 CHUNK_PAIRS = 2048
 """Pairs per unit of work. Each pair is solved alone, so neither this nor the number of workers changes a result."""
@@ -55,7 +55,7 @@ def compute_emd(
 
 def count_workers(n_pairs: int, n_workers: int) -> int:
     """Return how many of `n_workers` (0: one per core) are worth starting for `n_pairs` pairs; at least 1."""
-    n_workers = n_workers or world.count_cores()
+    n_workers = n_workers or processes.count_cores()
     return max(1, min(n_workers, n_pairs // MIN_PAIRS_PER_WORKER))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float
 
-from infoscope.errors import InputError
+from infoscope.runtime.errors import InputError
 
 QUANTILES = {"low": 0.05, "middle": 0.5, "high": 0.95}
 """Where in the order of scores each level is looked for: not the very ends, which outliers of the score hold."""

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 
-from infoscope.resume import Part, compute_parts, cut_images
+from infoscope.runtime.parts import Part, compute_parts, cut_images
 from infoscope.sae.model import SparseAutoencoder, sum_decoder_rows
 from infoscope.sae.origin import check_tokens
 from infoscope.scope.emd import ProgressHook

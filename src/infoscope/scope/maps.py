@@ -14,10 +14,10 @@ from jaxtyping import Float, Int
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from torch import Tensor
 
-from infoscope import world
 from infoscope.data.images import ImageBatch, ImageSet, iterate_images
-from infoscope.quiet import quiet_lightning
-from infoscope.resume import Part, compute_parts, cut, cut_images
+from infoscope.runtime import processes
+from infoscope.runtime.parts import Part, compute_parts, cut, cut_images
+from infoscope.runtime.quiet import quiet_lightning
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.scope import crops
 from infoscope.scope.config import ScopeConfig
@@ -202,7 +202,7 @@ def encode_maps(
         return {str(i): torch.from_numpy(one.maps) for i, one in enumerate(made)}
 
     found = compute_parts(len(parts), encode, progress_folder, "crops")
-    is_main = world.current().rank == 0
+    is_main = processes.current().rank == 0
     own = {
         i: make_maps((*one.top_images.shape, 2, grid, grid), one.file)
         for i, one in enumerate(wanted)
@@ -215,7 +215,7 @@ def encode_maps(
     for maps in own.values():
         if isinstance(maps, np.memmap):
             maps.flush()
-    world.barrier()
+    processes.barrier()
     return [own[i] if i in own else np.load(str(one.file), mmap_mode="r") for i, one in enumerate(wanted)]
 
 

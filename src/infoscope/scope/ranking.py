@@ -14,8 +14,8 @@ from torch import Tensor
 
 from infoscope.data.config import RAISE, OnError
 from infoscope.data.images import ImageSet, iterate_images
-from infoscope.errors import InputError
-from infoscope.resume import Part, compute_parts, cut_images
+from infoscope.runtime.errors import InputError
+from infoscope.runtime.parts import Part, compute_parts, cut_images
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.sae.origin import check_has_maps
 from infoscope.scope.config import RankBy

@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 
-from infoscope import world
 from infoscope.data.images import ImageSet
-from infoscope.errors import InputError
-from infoscope.progress import ShowBar, show_nothing
-from infoscope.resume import Checkpoint
+from infoscope.runtime import processes
+from infoscope.runtime.errors import InputError
+from infoscope.runtime.parts import Checkpoint
+from infoscope.runtime.progress import ShowBar, show_nothing
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.sae.origin import choose_layer
 from infoscope.scope.agreement import bootstrap_cds, match_latents
@@ -106,7 +106,7 @@ def compute_stability(
         with show_bar(f"other solver, seed {one.seed}") as progress:
             other = _vary_solver(one, few, scope, progress, progress_folder)
         variations += [*_vary_k(one.scores, k), other]
-    if world.current().rank > 0:
+    if processes.current().rank > 0:
         return []
     for i, j in combinations(range(len(scored)), 2):
         for at, variation in zip((i, j), _vary_seed(scored[i], scored[j], base[i], base[j]), strict=True):
@@ -220,8 +220,8 @@ class _Encoder(NamedTuple):
         if folder is not None:
             folder.mkdir(exist_ok=True)
         again = self._score(plan, images, scored, latents, k, folder)
-        world.barrier()  # all have read the parts
-        if folder is not None and world.current().rank == 0:
+        processes.barrier()  # all have read the parts
+        if folder is not None and processes.current().rank == 0:
             kept.save({"cds": [torch.from_numpy(cds) for cds in again]})
             shutil.rmtree(folder, ignore_errors=True)
         return again

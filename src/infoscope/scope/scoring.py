@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 
 from infoscope.data.images import ImageSet
-from infoscope.resume import Part, compute_parts, cut
+from infoscope.runtime.parts import Part, compute_parts, cut
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.sae.origin import check_has_maps, choose_layer
 from infoscope.scope import cds as cds_arithmetic

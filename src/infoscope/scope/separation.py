@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from scipy.stats import rankdata
 
-from infoscope.errors import InputError
+from infoscope.runtime.errors import InputError
 from infoscope.scope.confounds import ConfoundResult
 
 MATCHED = "matched frequency"

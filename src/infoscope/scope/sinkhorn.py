@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from infoscope.errors import InputError
+from infoscope.runtime.errors import InputError
 from infoscope.scope.emd import ProgressHook, normalise_maps
 
 BATCH_PAIRS = 256

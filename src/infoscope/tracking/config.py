@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Annotated
 
-from infoscope.bounds import Bounds, Name, check
+from infoscope.runtime.bounds import Bounds, Name, check
 
 
 class LoggerKind(Enum):

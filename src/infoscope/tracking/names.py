@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from infoscope.job import Job
+from infoscope.runtime.job import Job
 
 _NO_RESULT = ("trainer", "logger", "output_dir", "plan")
 """Keys of the configuration that change nothing of what a job computes."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from infoscope.errors import InputError
+from infoscope.runtime.errors import InputError
 from infoscope.tracking.config import LoggerConfig, LoggerKind
 from infoscope.tracking.csv_log import CsvLog
 from infoscope.tracking.log import Log, LogError

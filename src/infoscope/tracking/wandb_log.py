@@ -11,7 +11,7 @@ from typing import Any
 
 import wandb
 
-from infoscope.errors import InputError
+from infoscope.runtime.errors import InputError
 from infoscope.tracking.config import LoggerConfig, WandbMode
 from infoscope.tracking.log import Log, LogError
 from infoscope.tracking.names import RunName

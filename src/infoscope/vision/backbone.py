@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from infoscope.errors import InputError
+from infoscope.runtime.errors import InputError
 
 
 class Tokens(NamedTuple):

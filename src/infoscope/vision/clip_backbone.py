@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from infoscope.errors import InputError
+from infoscope.runtime.errors import InputError
 from infoscope.vision.backbone import Backbone, Tokens
 from infoscope.vision.tokenizer import WordTokenizer
 from infoscope.vision.weights import get_first_line

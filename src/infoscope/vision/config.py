@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Annotated
 
-from infoscope.bounds import (
+from infoscope.runtime.bounds import (
     Batch,
     Bounds,
     Count,
@@ -22,7 +22,7 @@ from infoscope.bounds import (
     Share,
     check,
 )
-from infoscope.errors import InputError
+from infoscope.runtime.errors import InputError
 from infoscope.vision.preprocessing import check_preprocessing
 
 Channel = Annotated[float, Bounds(-1e30, 1e30, words="a finite number on the scale 0..1")]

@@ -17,11 +17,11 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
-from infoscope import world
-from infoscope.errors import InputError
-from infoscope.helpers import map_ahead
-from infoscope.quiet import quiet_lightning
-from infoscope.training import LastCheckpoint, place_trainer
+from infoscope.runtime import processes
+from infoscope.runtime.errors import InputError
+from infoscope.runtime.forks import map_ahead
+from infoscope.runtime.lightning import LastCheckpoint, place_trainer
+from infoscope.runtime.quiet import quiet_lightning
 from infoscope.vision.config import ContrastiveConfig
 from infoscope.vision.tokenizer import WordTokenizer
 
@@ -204,7 +204,7 @@ def train_clip(
     options = {**place_trainer(), **(trainer_options or {})}
     last = checkpoint.find()
     first_step = torch.load(last, weights_only=True)["global_step"] if last else 0
-    n_helpers = min(8, max(1, world.count_cores() // 2))
+    n_helpers = min(8, max(1, processes.count_cores() // 2))
     batches = CaptionedBatches(scenes, tokenizer, config, first_step, n_helpers)
     with quiet_lightning():
         trainer = L.Trainer(

@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 
-from infoscope import world
-from infoscope.errors import InputError
-from infoscope.resume import cut
+from infoscope.runtime import processes
+from infoscope.runtime.errors import InputError
+from infoscope.runtime.parts import cut
 from infoscope.vision.backbone import Backbone, Tokens
 from infoscope.vision.live_tokens import BATCH_IMAGES, ReadImages
 from infoscope.vision.token_shards import (
@@ -153,27 +153,27 @@ def extract_tokens(
     layer = backbone.check_layer(layer)
     shards = progress or folder
     cuts = _cut_shards(backbone, n_images, batch_images)
-    missing = world.broadcast([i for i in range(len(cuts)) if not name_facts(shards, i).exists()])
-    mine = missing[world.current().rank :: world.current().size]
+    missing = processes.broadcast([i for i in range(len(cuts)) if not name_facts(shards, i).exists()])
+    mine = missing[processes.current().rank :: processes.current().size]
     positions = np.concatenate([np.empty(0, np.int64), *(np.arange(cuts[i].start, cuts[i].stop) for i in mine)])
     with closing(ShardWriter(shards, dtype, -(-n_images // N_SAMPLE_IMAGES), mine, cuts[0].stop)) as writer:
         for index, images in read(positions, batch_images):
             writer.write(index, backbone.tokens(images, layer))
         writer.finish()
-    world.barrier()
-    known = join_facts(shards) if world.current().rank == 0 else {}
-    mean = world.broadcast(known.get("mean"))
+    processes.barrier()
+    known = join_facts(shards) if processes.current().rank == 0 else {}
+    mean = processes.broadcast(known.get("mean"))
     if mean is None:
         raise InputError("Expected at least one readable image, got none: see the list of skipped files.")
     mean_norm = compute_mean_norm(shards, progress, mean.to(backbone.mean.device)) if dtype is not None else 0.0
-    world.barrier()  # all have read what is now taken away
-    if world.current().rank == 0:
+    processes.barrier()  # all have read what is now taken away
+    if processes.current().rank == 0:
         if dtype is None:
             sample = torch.from_numpy(known["sample"])
             mean_norm = (sample - mean).norm(dim=-1).mean(dtype=torch.float64).item()
         _save_facts(backbone, layer, dtype, known, mean_norm, folder)
         move_shards(shards, folder)
-    world.barrier()
+    processes.barrier()
     return TokenCache(folder)
 
 

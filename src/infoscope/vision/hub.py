@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlparse
 
-from infoscope.errors import InputError
+from infoscope.runtime.errors import InputError
 
 _PROBE_S = 3.0
 

@@ -18,10 +18,10 @@ from open_clip.timm_model import TimmModel
 from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from torch import Tensor
 
-from infoscope.calls import convert_all, name_type, say_in_python, speaks_python
-from infoscope.errors import InputError
-from infoscope.manifests import compute_hash
-from infoscope.progress import Tell, choose_display
+from infoscope.runtime.calls import convert_all, name_type, say_in_python, speaks_python
+from infoscope.runtime.errors import InputError
+from infoscope.runtime.manifests import compute_hash
+from infoscope.runtime.progress import Tell, choose_display
 from infoscope.vision.backbone import Backbone, Tokens
 from infoscope.vision.clip_backbone import ClipBackbone, Tokenizer, make_tokenizer
 from infoscope.vision.cls_attention import attend_for_cls

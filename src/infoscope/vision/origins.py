@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import open_clip
 
-from infoscope.errors import InputError
+from infoscope.runtime.errors import InputError
 from infoscope.vision.config import ModelConfig
 from infoscope.vision.preprocessing import Preprocessing, check_preprocessing
 from infoscope.vision.torchscript import is_torchscript

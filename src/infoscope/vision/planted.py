@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from infoscope.errors import InputError
+from infoscope.runtime.errors import InputError
 from infoscope.vision.backbone import Backbone, Tokens
 
 PLANTED_VERSION = 1

@@ -7,7 +7,7 @@ import operator
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from infoscope.errors import InputError
+from infoscope.runtime.errors import InputError
 
 SMALLEST = 0.01
 """Two or three of 255 levels; what models were trained with is a fifth of the scale and more."""

@@ -11,8 +11,8 @@ from typing import Any
 
 import open_clip
 
-from infoscope.errors import InputError
-from infoscope.manifests import compute_checksum
+from infoscope.runtime.errors import InputError
+from infoscope.runtime.manifests import compute_checksum
 from infoscope.vision.config import ModelConfig, ModelKind
 from infoscope.vision.origins import (
     DEFAULT,

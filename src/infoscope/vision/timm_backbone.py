@@ -12,7 +12,7 @@ from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
-from infoscope.errors import InputError
+from infoscope.runtime.errors import InputError
 from infoscope.vision.backbone import Backbone, Tokens
 from infoscope.vision.cls_attention import attend_for_cls
 

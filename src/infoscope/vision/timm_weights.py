@@ -13,7 +13,7 @@ from timm.data.config import resolve_data_config
 from timm.models import get_arch_pretrained_cfgs, is_model_in_modules
 from torch import nn
 
-from infoscope.errors import InputError
+from infoscope.runtime.errors import InputError
 from infoscope.vision.config import ModelConfig
 from infoscope.vision.hub import check_network, find_cached, get_cache_folder
 from infoscope.vision.origins import HUB_WEIGHTS, Account, Fact, Facts, choose, read_asked, read_json, read_processor

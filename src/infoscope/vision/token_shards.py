@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from infoscope.errors import InputError
-from infoscope.resume import compute_parts
+from infoscope.runtime.errors import InputError
+from infoscope.runtime.parts import compute_parts
 from infoscope.vision.backbone import Tokens
 
 N_SAMPLE_IMAGES, N_SAMPLE_TOKENS = 2048, 32

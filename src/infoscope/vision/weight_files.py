@@ -20,7 +20,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from infoscope.errors import InputError
+from infoscope.runtime.errors import InputError
 from infoscope.vision.inert_pickle import Inert, read_inert
 from infoscope.vision.torchscript import is_torchscript, read_torchscript
 from infoscope.vision.towers import get_shapes

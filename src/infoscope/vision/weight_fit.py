@@ -13,7 +13,7 @@ import torch
 from timm.models import is_model_in_modules
 from torch import Tensor
 
-from infoscope.errors import InputError
+from infoscope.runtime.errors import InputError
 from infoscope.vision.timm_layout import MODULES, to_timm
 from infoscope.vision.towers import Size, find_tower, get_shapes, measure
 from infoscope.vision.weight_origins import guess_origin, list_some

@@ -10,7 +10,7 @@ import open_clip
 import timm
 import torch
 
-from infoscope.errors import InputError
+from infoscope.runtime.errors import InputError
 from infoscope.vision.config import ModelConfig
 from infoscope.vision.hub import check_network, find_cached, get_cache_folder
 from infoscope.vision.open_clip_layout import SCALES, to_open_clip

@@ -1,0 +1,122 @@
+"""The jobs of sweeps, each with what it has left: finished, missing at some artifact, or refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from infoscope.commands.collect.opening import Opener, describe_artifacts, describe_choices
+from infoscope.commands.collect.rows import Row, read_last, read_rows
+from infoscope.config import Config, Stage, compose, to_tree
+from infoscope.config.sweeps import Sweep
+from infoscope.runtime.errors import InputError
+from infoscope.runtime.job import Job
+from infoscope.runtime.manifests import Spec
+from infoscope.runtime.read_only import MissingArtifact
+
+NOT_DETERMINING = ("stage", "seeds", "trainer", "logger", "collect", "artifacts", "output_dir", "plan")
+"""Parts of a configuration that change no number, or stand in columns of their own."""
+
+
+@dataclass
+class CollectedJob:
+    """One job.
+
+    Args:
+        job: which one.
+        sweep: whose it is; its command line.
+        config: None if it cannot be composed.
+        rows: what it has found, of the SAE seeds that are whole; first the columns that name it.
+        missing: the first artifact that does not exist, if one does not.
+        refused: why its configuration is bad input; empty if it is not.
+    """
+
+    job: Job
+    sweep: Sweep
+    config: Config | None = None
+    rows: list[Row] = field(default_factory=list)
+    missing: Spec | None = None
+    refused: str = ""
+
+    @property
+    def state(self) -> str:
+        """What has become of it, in words."""
+        if self.refused:
+            return f"refused: {self.refused}"
+        if self.missing is not None:
+            return f"missing at {self.missing.stage} ({self.missing.folder_name})"
+        return "done"
+
+    @property
+    def state_in_short(self) -> str:
+        """Its state without what is missing, or why it is refused."""
+        if self.refused:
+            return "refused"
+        return "done" if self.missing is None else f"missing at {self.missing.stage}"
+
+
+def read_jobs(sweeps: Sequence[Sweep], opener: Opener) -> Iterator[CollectedJob]:
+    """Yield every job of some sweeps, equal ones once.
+
+    Args:
+        opener: builds nothing.
+    """
+    known: set[str] = set()
+    for sweep in sweeps:
+        for job in sweep.jobs:
+            collected = CollectedJob(job, sweep)
+            try:
+                config = collected.config = compose(job.overrides, sweep.config_dirs)
+                tree = to_tree(config)
+                identity = json.dumps({k: v for k, v in tree.items() if k not in ("trainer", "logger")}, sort_keys=True)
+                if identity in known:
+                    continue
+                known.add(identity)
+                _read_job(collected, config, opener)
+            except InputError as error:
+                collected.refused = str(error)
+            yield collected
+
+
+def _read_job(collected: CollectedJob, config: Config, opener: Opener) -> None:
+    """Fill in the rows of all SAE seeds that are whole, and what is missing first."""
+    job, is_seeded = collected.job, config.stage is not Stage.train_clip
+    pipeline = opener.open(config)
+    named: Row = {
+        "sweep": collected.sweep.folder.name,
+        "job": job.number,
+        "stage": config.stage.name,
+        **{key: value for key, value in describe_choices(config).items() if key != "seeds"},
+    }
+    behind: Row = {**flatten_config(config), "overrides": " ".join(job.overrides)}
+    for seed in config.seeds if is_seeded else [0]:
+        pipeline.used.clear()
+        try:
+            rows = read_rows(pipeline, seed)
+        except MissingArtifact as missing:
+            collected.missing = collected.missing or missing.spec
+            continue
+        hashes = {f"hash.{stage}": of for stage, of in describe_artifacts(pipeline).items()}
+        placed = {**named, "seed": seed} if is_seeded else named
+        collected.rows += [{**placed, **row, **hashes, **behind} for row in rows]
+    if collected.missing is None:
+        try:
+            read_last(pipeline)
+        except MissingArtifact as missing:
+            collected.missing = missing.spec
+
+
+def flatten_config(config: Config) -> Row:
+    """Return what determines a configuration's numbers by dotted key; a list as JSON."""
+    tree = {key: value for key, value in to_tree(config).items() if key not in NOT_DETERMINING}
+    return dict(_walk(tree, ""))
+
+
+def _walk(tree: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _walk(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", json.dumps(value) if isinstance(value, list) else value

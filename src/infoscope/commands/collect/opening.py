@@ -1,0 +1,67 @@
+"""Several configurations, opened one after the other, and what is said of each: its choices and its artifacts."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from infoscope.config import Config, Device
+from infoscope.pipeline.run import Pipeline
+from infoscope.report.tables import Value
+from infoscope.runtime.job import Job
+from infoscope.runtime.progress import Display
+from infoscope.runtime.read_only import ReadOnlyStore
+from infoscope.runtime.store import Store
+from infoscope.tracking.config import LoggerKind
+
+
+class Opener:
+    """Makes pipelines. What one of them has checked, or found on the disk, the next need not read again.
+
+    Args:
+        display: told what happens.
+        builds: whether what is missing is built; else asking for it raises `MissingArtifact`.
+    """
+
+    def __init__(self, display: Display, builds: bool = True) -> None:
+        self.display, self.builds = display, builds
+        self._stores: dict[Path, Store] = {}
+        self._last: Pipeline | None = None
+
+    def open(self, config: Config, job: Job | None = None) -> Pipeline:
+        """Return the pipeline of a configuration, and of the job that it is."""
+        if not self.builds:  # reading needs no GPU and is no run of its own
+            trainer = replace(config.trainer, device=Device.cpu)
+            config = replace(config, trainer=trainer, logger=replace(config.logger, kind=LoggerKind.none))
+        pipeline = Pipeline(config, self.display, job)
+        store = pipeline.store if self.builds else ReadOnlyStore(pipeline.store.root)
+        pipeline.store = self._stores.setdefault(pipeline.output_dir, store)
+        pipeline.store.on_event = pipeline.on_event
+        if self._last is not None:
+            pipeline.share_sets(self._last)
+        self._last = pipeline
+        return pipeline
+
+
+def describe_choices(config: Config) -> dict[str, Value]:
+    """Return a configuration as people speak of it; the same words for every table that joins configurations."""
+    return {
+        "model": config.model.name,
+        "data": config.data.kind.name,
+        "sae": f"{config.sae.kind.name}, expansion {config.sae.expansion_factor}",
+        "rule": config.partition.rule_in_words,
+        "k_cds": config.scope.k_cds,
+        "seeds": " ".join(map(str, config.seeds)),
+    }
+
+
+def describe_artifacts(pipeline: Pipeline) -> dict[str, str]:
+    """Return the hashes of what a pipeline has read by stage, several of a stage behind each other.
+
+    Probes and the features they read, dozens for each seed, are left out.
+    """
+    hashes: dict[str, list[str]] = {}
+    for spec in pipeline.used.values():
+        if spec.stage not in ("probe", "features"):
+            hashes.setdefault(spec.stage, []).append(spec.hash)
+    return {stage: " ".join(sorted(of)) for stage, of in hashes.items()}

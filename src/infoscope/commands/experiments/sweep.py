@@ -1,0 +1,276 @@
+"""What the files in experiments/ share: running a sweep, reading what it made, writing its tables and figures.
+
+An `Experiment` says what it measures under one configuration and what it shows of all of them. A configuration that
+fails does not lose the others. Whatever exists already is reused: a sweep over gamma trains and scores nothing twice.
+With `build=false` what exists is all that is used, such as what a sweep of `infoscope -m` has made on a cluster.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic
+
+from infoscope.commands.collect.opening import Opener, describe_artifacts, describe_choices
+from infoscope.commands.experiments.runs import Found, Run, Shown
+from infoscope.config import Config, compose
+from infoscope.config.sweeps import expand_sweep, find_swept, make_commands
+from infoscope.pipeline.planning import make_plan, print_plan
+from infoscope.pipeline.run import Pipeline, settle
+from infoscope.report.figure_style import save_figure
+from infoscope.report.tables import Stat, Value, compute_stat
+from infoscope.runtime import processes
+from infoscope.runtime.errors import InputError, explain_write_error
+from infoscope.runtime.failures import EXIT_INPUT, EXIT_INTERRUPT, EXIT_OK
+from infoscope.runtime.job import Job
+from infoscope.runtime.output import LostOutput, adapt_streams, complain, end_output, say
+from infoscope.runtime.progress import Display
+from infoscope.runtime.quiet import quiet_lightning
+from infoscope.runtime.read_only import MissingArtifact
+from infoscope.runtime.uses import write_uses
+from infoscope.scope.config import Rule
+
+NAMED_KEYS = ("model", "model.layer", "scope.k_cds", "partition.gamma", "partition.quantile", "partition.mass_share")
+"""What the columns of a table say anyway; every other key of a sweep is named beside them."""
+BUILD_NOTHING = "build=false"
+"""Tables and figures of what exists; what is missing is named with the command that makes it."""
+
+
+@dataclass(frozen=True)
+class Experiment(Generic[Found]):
+    """One table or figure of the paper.
+
+    Args:
+        name: of the folder under `<output_dir>/experiments/`, and before every message.
+        description: what --help prints: the file's docstring.
+        measure: reads (and so builds) what it needs of one configuration.
+        show: makes tables and figures of all runs that did not fail; there is at least one.
+        stages: the stage of `infoscope` that goes as far (`plan=true` plans that one), then others one may ask for.
+        defaults: overrides that hold unless the user gives the same key or its group; values with commas are a sweep.
+        is_scored: whether `measure` scores features, so that there is a gamma to name.
+        also: stages that make what `measure` reads beside that of the stage asked for.
+    """
+
+    name: str
+    description: str
+    measure: Callable[[Pipeline], Found]
+    show: Callable[[Sequence[Run[Found]]], Shown]
+    stages: Sequence[str] = ("score",)
+    defaults: Sequence[str] = ()
+    is_scored: bool = True
+    also: Sequence[str] = ()
+
+
+def main(experiment: Experiment[Any], arguments: Sequence[str]) -> int:
+    """Run an experiment from the command line; return the exit code (2: something a user can mend, 130: Ctrl-C)."""
+
+    def work() -> list[str]:
+        return run_experiment(experiment, arguments)
+
+    return run_command(experiment.name, experiment.description, work, arguments)
+
+
+def run_command(name: str, description: str, work: Callable[[], Sequence[str]], arguments: Sequence[str]) -> int:
+    """Do some work, turn every failure into one sentence on stderr, and return the exit code.
+
+    Args:
+        description: what `--help` among the arguments prints instead.
+        work: returns what failed, a sentence each.
+    """
+    adapt_streams()
+    if {"-h", "--help"} & set(arguments):
+        print(description.strip())
+        return EXIT_OK
+    try:
+        with quiet_lightning():
+            failures = work()
+    except InputError as error:
+        failures = [str(error)]
+    except (KeyboardInterrupt, SystemExit) as error:
+        if not isinstance(error, KeyboardInterrupt) and not isinstance(error.__context__, KeyboardInterrupt):
+            raise  # Lightning turns Ctrl-C into an exit
+        complain(f"{name}: interrupted; what was finished is kept, the same command goes on from there.")
+        return EXIT_INTERRUPT
+    except LostOutput as error:
+        return end_output(error)
+    for failure in failures:
+        complain(f"{name}: {failure}")
+    return end_output() or (EXIT_INPUT if failures else EXIT_OK)
+
+
+def run_experiment(experiment: Experiment[Any], arguments: Sequence[str]) -> list[str]:
+    """Run every configuration, write and print what was found, and return what failed, a sentence each.
+
+    What was found until then is written too when a run is interrupted.
+
+    Raises:
+        InputError: if the results cannot be written.
+    """
+    sweep = Sweep(experiment, arguments)
+    try:
+        sweep.run()
+    finally:
+        if sweep.runs:
+            sweep.write()
+        sweep.say_missing()
+    return sweep.failures
+
+
+def add_defaults(defaults: Sequence[str], arguments: Sequence[str]) -> list[str]:
+    """Return the arguments after the defaults of which the user has given neither the key nor its group.
+
+    Of a partition, whose numbers exclude each other, none that the user says something else of.
+    """
+    given = {argument.partition("=")[0] for argument in arguments}
+    given |= {"partition" for key in given if key.startswith("partition.")}
+    return [d for d in defaults if not given & {d.partition("=")[0], d.partition(".")[0]}] + list(arguments)
+
+
+def share_ranks(combinations: Sequence[list[str]]) -> list[list[str]]:
+    """Let all combinations score as many ranks as the largest k_CDS needs: any k is then arithmetic on one matrix."""
+    pairs = [override.split("=", 1) for one in combinations for override in one if "=" in override]
+    values = {value for key, value in pairs if key == "scope.k_cds"}
+    if len(values) < 2 or "scope.k_max" in dict(pairs) or not all(map(str.isdigit, values)):
+        return list(combinations)
+    return [[*one, f"scope.k_max={max(16, *map(int, values))}"] for one in combinations]
+
+
+class Sweep:
+    """The runs of one command."""
+
+    def __init__(self, experiment: Experiment[Any], arguments: Sequence[str]) -> None:
+        self.experiment = experiment
+        self.builds = BUILD_NOTHING not in arguments
+        given = [argument for argument in arguments if argument not in (BUILD_NOTHING, "build=true")]
+        overrides = add_defaults([f"stage={experiment.stages[0]}", *experiment.defaults], given)
+        self.combinations = share_ranks(expand_sweep(overrides))
+        self.runs: list[Run[Any]] = []
+        self.failures: list[str] = []
+        self.missing: list[list[str]] = []
+        """The combinations of which something does not exist, with build=false."""
+        self.output_dir: Path | None = None
+        self.display = Display() if self.builds else Display.silent()
+        self._opener = Opener(self.display, self.builds)
+        self._swept = find_swept(self.combinations)
+        self._uses: dict[str, str] = {}
+        """The artifacts behind what is written, by hash."""
+
+    def _name(self, number: int, but: Sequence[str] = ()) -> str:
+        """What tells a combination from the others."""
+        return ", ".join(f"{key}={value}" for key, value in self._swept[number].items() if key not in but)
+
+    def run(self) -> None:
+        """Measure every combination; one that fails, or is missing, is noted and the others go on."""
+        n = len(self.combinations)
+        for number, overrides in enumerate(self.combinations):
+            if n > 1:
+                self.display.say(f"{number + 1} of {n}: {self._name(number)}")
+            try:
+                self._run_one(number, overrides)
+            except MissingArtifact as missing:
+                self.missing.append(overrides)
+                say(f"missing{f' ({self._name(number)})' if n > 1 else ''}: {missing}")
+            except InputError as error:
+                where = f"{self._name(number)}: " if n > 1 else ""
+                if f"{where}{error}" not in self.failures:
+                    self.failures.append(f"{where}{error}")
+
+    def _run_one(self, number: int, overrides: list[str]) -> None:
+        config = compose(overrides)
+        if config.stage.name not in self.experiment.stages:
+            raise InputError(
+                f"Expected stage={' or '.join(self.experiment.stages)} for this experiment, got {config.stage.name}:"
+                " drop stage=."
+            )
+        if config.trainer.n_processes > 1 or processes.find_place() is not None:
+            raise InputError(
+                f"An experiment is one process: let several make what it reads (infoscope -m stage={config.stage.name}"
+                f" trainer.n_processes={config.trainer.n_processes} ...), then run it without them."
+            )
+        settle(config.trainer, self.display)
+        self.output_dir = self.output_dir or Path(config.output_dir)
+        self.display.bars = config.trainer.progress
+        folder = self.output_dir / "experiments" / self.experiment.name
+        pipeline = self._opener.open(config, Job(folder, overrides=tuple(overrides)))
+        if self.builds:
+            pipeline.check()
+        pipeline.say_model()
+        if config.plan:
+            with self.display.bar("measuring this machine"):
+                plan = make_plan(pipeline)
+            print_plan(plan, self.display.console)
+            return
+        with pipeline.tracking:
+            found = self.experiment.measure(pipeline)
+        self._uses |= {spec.hash: f"{spec.stage}/{spec.name}" for spec in pipeline.used.values()}
+        facts = self._describe(pipeline, number)
+        names = [f"k_CDS {facts['k_cds']}", _name_gamma(config)] if self.experiment.is_scored else []
+        names = [f"{facts['model']}", f"block {facts['layer']}", *names, f"{facts['setting']}"]
+        self.runs.append(Run(config, ", ".join(filter(None, names)), facts, found))
+
+    def _describe(self, pipeline: Pipeline, number: int) -> dict[str, Value]:
+        config, choices = pipeline.config, describe_choices(pipeline.config)
+        facts: dict[str, Value] = {
+            "model": choices["model"],
+            "layer": pipeline.tokens("train").read_json("tokens.json")["layer"],
+            "setting": self._name(number, but=NAMED_KEYS),
+            "data": choices["data"],
+        }
+        if self.experiment.is_scored:
+            facts |= {
+                "gamma": compute_stat(pipeline.partition(seed).gamma for seed in config.seeds),
+                **{key: choices[key] for key in ("k_cds", "rule", "sae", "seeds")},
+            }
+        hashes = [f"{stage}:{one}" for stage, of in describe_artifacts(pipeline).items() for one in of.split()]
+        return facts | {"overrides": " ".join(self.combinations[number]), "artifacts": " ".join(sorted(hashes))}
+
+    def say_missing(self) -> None:
+        """Print the command that makes what is missing; it may run on a cluster (`hydra/launcher=...`)."""
+        if not self.missing:
+            return
+        say(f"{len(self.missing)} of {len(self.combinations)} configurations are missing; this makes them:")
+        for stage in dict.fromkeys(["", *self.experiment.also]):
+            jobs = [[_at_stage(override, stage) for override in one] for one in self.missing]
+            for command in make_commands(jobs):
+                say(f"    {command}")
+
+    def write(self) -> None:
+        """Write tables, figures and the artifacts behind them into `<output_dir>/experiments/<name>/`, and print.
+
+        Raises:
+            InputError: if they cannot be written.
+        """
+        shown = self.experiment.show(self.runs)
+        assert self.output_dir is not None
+        folder = self.output_dir / "experiments" / self.experiment.name
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            for table in (*shown.tables, *shown.more_tables):
+                table.save(folder)
+            for name, draw in shown.figures.items():
+                save_figure(draw, name, folder, ("png", "pdf"))
+            facts = [{key: _plain(value) for key, value in run.facts.items()} for run in self.runs]
+            (folder / "runs.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+            write_uses(folder, self._uses)  # those of earlier commands were written over
+        except OSError as error:
+            raise explain_write_error(error, folder) or error from error
+        for table in shown.tables:
+            table.show(Display().console)  # whether anything is built or not
+        say(f"Tables and figures: {folder}")
+
+
+def _at_stage(override: str, stage: str) -> str:
+    return f"stage={stage}" if stage and override.startswith("stage=") else override
+
+
+def _name_gamma(config: Config) -> str:
+    rule, number = config.partition.chosen
+    if rule is Rule.bands:
+        return config.partition.rule_in_words
+    return f"gamma {number:g}" if rule is Rule.threshold else f"gamma by {config.partition.rule_in_words}"
+
+
+def _plain(value: Value) -> Any:
+    return value._asdict() if isinstance(value, Stat) else value

@@ -1,0 +1,162 @@
+"""Sweeps as command lines: the jobs that one has, whether they ran or not, and the command that runs some of them."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from infoscope.config import Config, explain_config_error, open_hydra, prepare_arguments
+from infoscope.config.errors import COMPOSITION_ERRORS
+from infoscope.config.overrides import quote_override
+from infoscope.runtime.errors import InputError
+from infoscope.runtime.job import Job
+
+SWEEP_FILE = "multirun.yaml"
+"""Hydra writes it into the sweep's folder before any job starts, whatever the launcher."""
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """One `infoscope -m ...`.
+
+    jobs: all of them, in their order; those that never began have no folder yet.
+    options: what else its command line holds, such as `hydra/launcher=...`.
+    config_dirs: folders with choices of one's own (`--config-dir`).
+    """
+
+    folder: Path
+    jobs: tuple[Job, ...]
+    options: tuple[str, ...] = ()
+    config_dirs: tuple[str, ...] = ()
+
+
+def expand_sweep(overrides: Sequence[str]) -> list[list[str]]:
+    """Return the overrides of each job of a sweep, as `infoscope -m` expands them.
+
+    >>> expand_sweep(["scope.k_cds=4,8", "seeds=[0,1]"])
+    [['scope.k_cds=4', 'seeds=[0,1]'], ['scope.k_cds=8', 'seeds=[0,1]']]
+
+    Raises:
+        InputError: what Hydra cannot read.
+    """
+    try:
+        with open_hydra() as loader:
+            parsed = OverridesParser.create(config_loader=loader).parse_overrides(prepare_arguments(overrides))
+            return BasicSweeper.split_arguments(parsed, max_batch_size=None)[0]
+    except COMPOSITION_ERRORS as error:
+        raise InputError(explain_config_error(error)) from error
+
+
+def read_sweep(folder: Path) -> Sweep:
+    """Return a sweep from its folder.
+
+    Raises:
+        InputError: if Hydra has written no sweep there, or one that cannot be read.
+    """
+    file = folder / SWEEP_FILE
+    try:
+        hydra: dict[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8"))["hydra"]
+        overrides, sweeper = hydra["overrides"], hydra["sweeper"]
+        if sweeper["_target_"].endswith(".BasicSweeper"):
+            params = [f"{key}={value}" for key, value in (sweeper.get("params") or {}).items()]
+            jobs = tuple(
+                Job(folder / str(number), folder, number, tuple(one))
+                for number, one in enumerate(expand_sweep([*params, *overrides["task"]]))
+            )
+        else:  # such as Optuna's, which chooses as it goes: the jobs are those that have begun
+            jobs = _read_begun_jobs(folder)
+        sources = hydra["runtime"]["config_sources"]
+        dirs = tuple(source["path"] for source in sources if source["provider"] == "command-line")
+        options = tuple(option for option in overrides["hydra"] if not option.startswith("hydra.mode="))
+    except OSError as error:
+        raise InputError(
+            f"Expected the folder of a sweep, with Hydra's {SWEEP_FILE}, in {folder} ({error.strerror}): give"
+            " collect.sweeps=[FOLDER,...]."
+        ) from error
+    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"Cannot read {file}, which Hydra writes: give the folder of another sweep.") from error
+    return Sweep(folder, jobs, options, dirs)
+
+
+def _read_begun_jobs(folder: Path) -> tuple[Job, ...]:
+    files = [file for file in folder.glob("*/.hydra/overrides.yaml") if file.parents[1].name.isdecimal()]
+    numbered = sorted((int(file.parents[1].name), file) for file in files)
+    return tuple(
+        Job(file.parents[1], folder, number, tuple(yaml.safe_load(file.read_text(encoding="utf-8"))))
+        for number, file in numbered
+    )
+
+
+def find_sweep(output_dir: Path, name: str | None = None) -> Path:
+    """Return the folder of a sweep by its path or its name below <output_dir>/sweeps; None: the newest one there.
+
+    Raises:
+        InputError: if there is none.
+    """
+    sweeps = output_dir / "sweeps"
+    if name is not None:
+        return sweeps / name if (sweeps / name).is_dir() else Path(name)
+    found = sorted(file.parent for file in sweeps.glob(f"*/{SWEEP_FILE}"))  # their names begin with the time
+    if not found:
+        raise InputError(
+            f"Expected sweeps in {sweeps}, found none: run `infoscope -m ...` first, or give"
+            " collect.sweeps=[FOLDER,...]."
+        )
+    return found[-1]
+
+
+def make_commands(
+    jobs: Sequence[Sequence[str]], options: Sequence[str] = (), config_dirs: Sequence[str] = ()
+) -> list[str]:
+    """Return commands that run these jobs: one, if all change the same keys.
+
+    Several jobs become a sweep over the values that occur among them. Where that has jobs beside these, they find
+    their results made already.
+
+    Args:
+        jobs: their overrides; one value for each key.
+        options: of a sweep, such as `hydra/launcher=slurm`.
+        config_dirs: as after `--config-dir`.
+    """
+    together: dict[tuple[str, ...], list[dict[str, str]]] = {}
+    for job in jobs:
+        pairs = dict(_split_override(override) for override in job)
+        together.setdefault(tuple(pairs), []).append(pairs)
+    start = ["infoscope", *(word for folder in config_dirs for word in ("--config-dir", folder))]
+    commands = []
+    for keys, alike in together.items():
+        values = {key: ",".join(dict.fromkeys(one[key] for one in alike)) for key in keys}
+        many = ["-m", *options] if len(alike) > 1 else []
+        commands.append(shlex.join([*start, *many, *(f"{key}{value}" for key, value in values.items())]))
+    return commands
+
+
+def make_collect_command(folder: Path | str, output_dir: Path | str) -> str:
+    """Return the command that collects a sweep."""
+    into = [] if str(output_dir) == Config.output_dir else [quote_override("output_dir", str(output_dir))]
+    return shlex.join(["infoscope", "stage=collect", quote_override("collect.sweeps", [str(folder)]), *into])
+
+
+def find_swept(jobs: Sequence[Sequence[str]]) -> list[dict[str, str]]:
+    """Return of each job the overrides that are not the same in all of them, by key.
+
+    >>> find_swept([["model=a", "seeds=[0]"], ["model=b", "seeds=[0]"]])
+    [{'model': 'a'}, {'model': 'b'}]
+    """
+    pairs = [dict(_split_override(override) for override in job) for job in jobs]
+    keys = dict.fromkeys(key for one in pairs for key in one)
+    swept = [key for key in keys if len({one.get(key) for one in pairs}) > 1]
+    return [{key.removesuffix("="): one[key] for key in swept if key in one} for one in pairs]
+
+
+def _split_override(override: str) -> tuple[str, str]:
+    """Return ("key=", "value")."""
+    key, equals, value = override.partition("=")
+    return key + equals, value

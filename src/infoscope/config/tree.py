@@ -1,0 +1,278 @@
+"""The whole configuration: the packages' dataclasses joined into one tree, and what is wrong with it in one line."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from enum import Enum
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import DictConfig, OmegaConf
+
+from infoscope.config import errors
+from infoscope.config.overrides import make_readable, quote_override
+from infoscope.data.config import DataConfig, DataKind, ProbeDataConfig
+from infoscope.predictions.config import PredictConfig
+from infoscope.probes.config import ProbeConfig, Readout, SelectConfig, Task
+from infoscope.runtime.bounds import Bounds, Few, FilePath, Items, Seconds, Seed, check, check_settings, expand_path
+from infoscope.runtime.errors import InputError
+from infoscope.sae.config import SAEConfig, TokenChoice
+from infoscope.scope.config import Diagonal, OutlierConfig, PartitionConfig, ScopeConfig, StabilityConfig
+from infoscope.tracking.config import LoggerConfig
+from infoscope.vision.config import ContrastiveConfig, ModelConfig
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+CONF_FOLDER = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parents[1] / "conf"
+"""conf/ inside the package in an installed wheel, at the top of the repository in a checkout."""
+
+
+class Stage(Enum):
+    """How far to go; each stage builds what it lacks."""
+
+    train_clip = "train_clip"
+    train_sae = "train_sae"
+    rank = "rank"
+    score = "score"
+    probe = "probe"
+    predict = "predict"
+    stability = "stability"
+    check_data = "check_data"
+    select = "select"
+    outliers = "outliers"
+    report = "report"
+    collect = "collect"
+    artifacts = "artifacts"
+
+
+class Device(Enum):
+    """Where the heavy work runs; part of no hash."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+class TokenBuffer(Enum):
+    """Where tokens that are not stored wait to be trained on; part of no hash."""
+
+    ram = "ram"
+    device = "device"
+
+
+@dataclass
+class TrainerConfig:
+    """How the work is run on this machine; part of no hash."""
+
+    device: Device = Device.auto
+    n_threads: Few | None = None
+    """CPU threads of torch; null: all cores, divided among the processes of a machine."""
+    save_every_s: Seconds = 60.0
+    """Seconds between checkpoints of long loops: what an interruption can cost. (Passes over images save parts of fixed
+    size, SAE training also every sae.checkpoint_every_n_steps steps.)"""
+    max_wait_s: Seconds = 6 * 3600.0
+    """How long to wait for another process that builds an artifact which this one needs."""
+    n_processes: Few = 1
+    """Processes on this machine that share the work, one for each GPU. Tasks of a Slurm job, of a launcher's
+    tasks_per_node or of torchrun share it by themselves: then this stays 1."""
+    progress: bool = True
+    """Show how far long loops are: bars in a terminal, elsewhere a line every half minute."""
+    token_buffer: TokenBuffer = TokenBuffer.ram
+    """Where a pool of tokens waits that are not stored (data.store_tokens=false): sae.pool_images x
+    sae.tokens_per_image x d_in x 4 bytes, twice."""
+
+    def __post_init__(self) -> None:
+        check(self, "trainer")
+
+
+@dataclass
+class CollectConfig:
+    """What stage=collect joins; part of no hash."""
+
+    sweeps: list[FilePath] = field(default_factory=list)
+    """Folders of sweeps, or their names in <output_dir>/sweeps; none: the newest one there."""
+    require_all: bool = False
+    """Exit with code 2 if a job is missing."""
+
+    def __post_init__(self) -> None:
+        check(self, "collect")
+
+
+@dataclass
+class HousekeepingConfig:
+    """What stage=artifacts does beside listing them; part of no hash."""
+
+    verify: bool = False
+    """Read every file and compare its checksum."""
+    prune: bool = False
+    """Say what nothing refers to, and what killed runs have left."""
+    delete: bool = False
+    """With prune: delete it."""
+    min_age_h: Annotated[float, Bounds(0, 1e6)] = 24.0
+    """What is younger, in hours, is never pruned: a run may be about to use it."""
+
+    def __post_init__(self) -> None:
+        check(self, "artifacts")
+        if self.delete and not self.prune:
+            raise InputError("artifacts.delete=true deletes what artifacts.prune=true finds: give both.")
+
+
+@dataclass
+class Config:
+    """One experiment."""
+
+    stage: Stage = Stage.report
+    seeds: Annotated[list[Seed], Items()] = field(default_factory=lambda: [0, 1, 2])
+    """Seeds of the SAEs; tables give mean and spread over them."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    sae: SAEConfig = field(default_factory=SAEConfig)
+    scope: ScopeConfig = field(default_factory=ScopeConfig)
+    partition: PartitionConfig = field(default_factory=PartitionConfig)
+    probe: ProbeConfig = field(default_factory=ProbeConfig)
+    probe_data: ProbeDataConfig = field(default_factory=ProbeDataConfig)
+    outliers: OutlierConfig = field(default_factory=OutlierConfig)
+    predict: PredictConfig = field(default_factory=PredictConfig)
+    stability: StabilityConfig = field(default_factory=StabilityConfig)
+    select: SelectConfig = field(default_factory=SelectConfig)
+    clip: ContrastiveConfig = field(default_factory=ContrastiveConfig)
+    """How stage=train_clip trains the scenes' own CLIP."""
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    logger: LoggerConfig = field(default_factory=LoggerConfig)
+    collect: CollectConfig = field(default_factory=CollectConfig)
+    artifacts: HousekeepingConfig = field(default_factory=HousekeepingConfig)
+    output_dir: FilePath = "outputs"
+    plan: bool = False
+    """Say what this command would reuse and build, and what that costs here, instead of doing it."""
+
+    def __post_init__(self) -> None:
+        check(self, "")
+        if self.data.kind is DataKind.own:
+            raise InputError("data.kind=own is for probe_data alone: choose data=scenes, image_folder or imagenet.")
+        if Readout.cls_final in self.probe.readouts and self.model.layer == -1:
+            raise InputError(
+                "probe.readouts holds cls_final, but after the last block (model.layer=-1) an edit of patches cannot"
+                " reach CLS any more: use an earlier layer, or probe.readouts=[patch_mean]."
+            )
+        if self.scope.diagonal is not Diagonal.main and self.stage is Stage.report:
+            raise InputError(
+                f"scope.diagonal={self.scope.diagonal.name} is for stage=score and stage=probe: the report draws the"
+                " main diagonal."
+            )
+        if Readout.cls_layer in self.probe.readouts and self.sae.tokens is TokenChoice.patch:
+            raise InputError(
+                "probe.readouts holds cls_layer, which cannot change: the SAE reads patch tokens and leaves CLS alone;"
+                " use patch_mean or cls_final, or sae.tokens=all."
+            )
+
+
+_NAMESAKES = {
+    **{f"probe_data.{task.name}": "data" for task in Task},
+    **{f"probe.{task.name}_crops": "probe.<task>_crops" for task in (Task.segmentation, Task.depth)},
+}
+"""Where the dataclasses lie that stand in several places, and how they call their place themselves."""
+
+
+@cache
+def register_schemas() -> None:
+    """Make the dataclasses known to Hydra: conf/config.yaml begins with this schema, so typos fail at composition.
+
+    And the resolver for paths that Hydra itself uses: ${path:${output_dir}} puts in ~ and $HOME, as `check` does.
+    """
+    OmegaConf.register_new_resolver("path", lambda text: expand_path(text, "output_dir"), replace=True)
+    ConfigStore.instance().store(name="infoscope_schema", node=Config)
+
+
+def make_config(tree: DictConfig) -> Config:
+    """Return the typed configuration of a composed tree.
+
+    Raises:
+        InputError: missing, unknown or contradictory values.
+    """
+    missing = sorted(OmegaConf.missing_keys(tree))
+    if missing:
+        raise InputError(f"Expected a value for {', '.join(missing)}, got none: give it as {missing[0]}=...")
+    for key in errors.find_unknown_keys(tree, Config):  # added by +key=value, which the schema lets through
+        raise InputError(errors.explain_unknown_key(key, Config))
+    check_settings(Config, tree, "")  # before the dataclasses do, for here their places are known
+    for key, name in _NAMESAKES.items():
+        try:
+            OmegaConf.to_object(OmegaConf.select(tree, key))
+        except InputError as error:
+            raise InputError(re.sub(rf"(?<![\w./]){name}\.", f"{key}.", str(error))) from error
+    config = OmegaConf.to_object(tree)
+    assert isinstance(config, Config)
+    return config
+
+
+def prepare_arguments(arguments: Sequence[str]) -> list[str]:
+    """Return a command line as Hydra should get it, see `make_readable`."""
+    return make_readable(arguments, lambda key: errors.holds_text(key, Config))
+
+
+@contextmanager
+def open_hydra() -> Iterator[ConfigLoader]:
+    """Let Hydra read conf/; the Hydra that runs the program, if one does, is left as it is."""
+    register_schemas()
+    running = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(CONF_FOLDER), version_base="1.3"):
+            yield GlobalHydra.instance().config_loader()
+    finally:
+        GlobalHydra.instance().clear()
+        if running is not None:
+            GlobalHydra.instance().initialize(running)
+
+
+def compose(overrides: Sequence[str] | None = None, config_dirs: Sequence[str] = ()) -> Config:
+    """Return the configuration of a command line, without running anything.
+
+    Args:
+        overrides: as on the command line: `["data=scenes", "scope.k_cds=4"]`.
+        config_dirs: absolute folders with choices of one's own, as after `--config-dir`.
+
+    Raises:
+        InputError: unknown keys or choices, wrong types, contradictory values.
+    """
+    folders = [f"file://{folder}" for folder in config_dirs]
+    places = [quote_override("hydra.searchpath", folders)] if folders else []
+    try:
+        with open_hydra():
+            tree = hydra_compose("config", overrides=[*prepare_arguments(overrides or []), *places])
+        return make_config(tree)
+    except InputError:
+        raise
+    except errors.COMPOSITION_ERRORS as error:
+        raise InputError(explain_config_error(error)) from error
+
+
+def to_tree(config: Any) -> dict[str, Any]:
+    """Return a config dataclass as plain containers (enums by name)."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Enum):
+            return value.name
+        if dataclasses.is_dataclass(value):
+            return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        if isinstance(value, dict):
+            return {str(key): plain(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [plain(item) for item in value]
+        return value
+
+    return plain(config)
+
+
+def explain_config_error(error: BaseException) -> str:
+    """Return one sentence for a failed composition: the key, what was expected, the choices."""
+    return errors.explain(error, Config)

@@ -1,0 +1,161 @@
+"""How long work goes on after an interruption: passes over many items in parts, loops of many steps by checkpoints.
+
+A pass is cut into parts, and a finished part is a file; who made it, or when, does not matter. So an interrupted pass
+goes on with the parts that are missing, several processes share the parts out among them, and since parts are cut in
+one way and joined in one order, the result is the same, bit for bit, however often it was interrupted and however many
+processes made it. A loop whose steps build on each other cannot be cut: its state is kept every now and then.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from infoscope.runtime import processes
+
+Part = Mapping[str, Tensor]
+"""What is known after a part: tensors by name."""
+
+SAVE_EVERY_S = 60.0
+"""Seconds between checkpoints of a loop: what an interruption can cost it."""
+SHARE_OF_SAVING = 20
+"""A loop works at least so many times as long as it writes checkpoints."""
+
+
+PART_IMAGES = (2**10, 2**14)
+"""Images in a part of a pass over images, at least and at most."""
+N_PARTS = 64
+"""Parts of a pass over images, at least, where their size allows: some for each of many processes."""
+
+
+def cut_images(n_images: int) -> list[slice]:
+    """Return the parts of a pass over images.
+
+    They depend on nothing but the number of images: large enough that it costs little to start their readers, small
+    enough that an interruption costs a slow machine minutes.
+    """
+    least, most = PART_IMAGES
+    return cut(n_images, min(max(n_images // N_PARTS // least, 1) * least, most))
+
+
+def cut(n_items: int, part_items: int) -> list[slice]:
+    """Return the slices of `n_items` items in order, `part_items` each but for the last."""
+    return [slice(start, min(start + part_items, n_items)) for start in range(0, n_items, part_items)]
+
+
+def compute_parts(n_parts: int, compute: Callable[[int], Part], folder: Path | None, name: str) -> Iterator[Part]:
+    """Return what `compute` returns for parts 0 .. n_parts - 1, in this order; each is computed once, by one process.
+
+    With a folder all parts are computed, and lie there as files, when this returns: what it returns reads them, in
+    every process of the job, for those that want to.
+
+    Args:
+        compute: a function of the number of a part; its tensors may lie on any device, what is returned is on the CPU.
+        folder: where finished parts wait, on a disk that all processes see; whoever made it deletes it after success,
+            when every process has read what it wants (`processes.barrier`).
+            None: nowhere, and this process computes all of them one by one as they are asked for.
+        name: of the pass, different for each pass that shares the folder.
+    """
+    if folder is None:
+        assert processes.current().size == 1, "processes exchange parts in a folder"
+        return (_to_cpu(compute(number)) for number in range(n_parts))
+    here = processes.current()
+    for number in range(here.rank, n_parts, here.size):
+        path = _name_part(folder, name, number)
+        if not path.exists():
+            save_state(path, compute(number))
+    processes.barrier()
+    return (load_state(_name_part(folder, name, number)) for number in range(n_parts))
+
+
+def count_parts(folder: Path, name: str) -> int:
+    """Return how many parts of a pass are finished."""
+    return sum(1 for _ in folder.glob(f"{name}-[0-9]*.pt"))
+
+
+def _name_part(folder: Path, name: str, number: int) -> Path:
+    return folder / f"{name}-{number:05d}.pt"
+
+
+class Checkpoint:
+    """The state of a loop, kept in a file every now and then.
+
+    Args:
+        path: of the file; None: nothing is kept. Whoever made its folder deletes it after success, or the file alone.
+        key: what determines the loop; a state that was kept under another key is none.
+        every_s: seconds between states, at least; a state that takes long to write is written the more rarely.
+    """
+
+    def __init__(self, path: Path | None, key: str = "", every_s: float | None = None) -> None:
+        self.path, self.key = path, key
+        self.every_s = SAVE_EVERY_S if every_s is None else every_s
+        self._next = time.monotonic() + self.every_s
+
+    def load(self) -> dict[str, Any] | None:
+        """Return the state to go on from, on the CPU; None where there is none, or none that can be read."""
+        if self.path is None or not self.path.exists():
+            return None
+        try:
+            kept = load_state(self.path)
+        except Exception:  # torch.load raises whatever its parts raise on a damaged file
+            return None
+        return kept["state"] if kept.get("key") == self.key else None
+
+    def is_due(self) -> bool:
+        """Whether it is time for the next state."""
+        return self.path is not None and time.monotonic() >= self._next
+
+    def save(self, state: Mapping[str, Any]) -> None:
+        """Keep a state of tensors and plain values, which replaces the one before; whole or not at all."""
+        if self.path is not None:
+            start = time.monotonic()
+            save_state(self.path, {"key": self.key, "state": state})
+            end = time.monotonic()
+            self._next = end + max(self.every_s, SHARE_OF_SAVING * (end - start))
+
+    def forget(self) -> None:
+        """Delete the state, when what came of the loop is safe."""
+        if self.path is not None:
+            self.path.unlink(missing_ok=True)
+
+
+def save_state(path: Path, state: Mapping[str, Any]) -> None:
+    """Write tensors and plain values, whole or not at all, and durably: a file that is there is a finished one.
+
+    Raises:
+        OSError: the disk is full.
+    """
+    buffer = io.BytesIO()  # a full disk is then an OSError like any other
+    torch.save(_to_cpu(state), buffer)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with unfinished.open("wb") as file:
+            file.write(buffer.getbuffer())
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(unfinished, path)
+    except BaseException:
+        unfinished.unlink(missing_ok=True)
+        raise
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    """Return what `save_state` wrote, on the CPU."""
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _to_cpu(value: Any) -> Any:
+    """Return tensors, at any depth, as they are saved: on the CPU, and without the rest of what they are a view of."""
+    if isinstance(value, Tensor):
+        on_cpu = value.detach().cpu()
+        return on_cpu.clone() if on_cpu.untyped_storage().nbytes() > on_cpu.nbytes else on_cpu
+    if isinstance(value, Mapping):
+        return {key: _to_cpu(item) for key, item in value.items()}
+    return [_to_cpu(item) for item in value] if isinstance(value, list | tuple) else value

@@ -1,0 +1,393 @@
+"""Folders named by the hash of what determines their content.
+
+An artifact is `<root>/<stage>/<name>-<hash>/`. The hash covers its *key* alone: the part of the configuration that
+matters, fingerprints of data and weights, the hashes of the artifacts it was made from, and the format version; never
+paths, devices, worker counts or time. It is built in a temporary folder beside it, under a file lock, and renamed when
+whole, so a folder under its final name is complete; its manifest lists the checksum of every file, and a folder that
+no longer agrees with its manifest is rebuilt, never used. A lost lock is harmless: at worst a thing is computed twice.
+
+Where several processes work on one job (`world`), the main one finds, locks and commits, and the others take its word.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import shutil
+import socket
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from infoscope.runtime import processes
+from infoscope.runtime.errors import explain_write_error
+from infoscope.runtime.locks import Locks
+from infoscope.runtime.manifests import (
+    CONFIG,
+    MANIFEST,
+    Artifact,
+    Spec,
+    compute_hash,
+    find_damage,
+    make_manifest,
+    read_manifest,
+    write_durably,
+)
+from infoscope.runtime.progress import Advance, ShowBar, show_nothing
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Where a builder works.
+
+    folder: the temporary folder whose files become the artifact.
+    progress: a folder that outlives an interrupted build (checkpoints to resume from) and is deleted after success.
+    """
+
+    folder: Path
+    progress: Path
+
+    @property
+    def progress_bytes(self) -> int:
+        """What an interrupted build has left."""
+        return _count_bytes(self.progress)
+
+
+def _count_bytes(folder: Path) -> int:
+    n_bytes = 0
+    for path in folder.rglob("*"):
+        with suppress(FileNotFoundError):  # another process has just finished it
+            n_bytes += path.stat().st_size
+    return n_bytes
+
+
+SHOWN_BYTES = 2**28
+"""The reading of more than this is shown."""
+
+
+class Store:
+    """The artifacts below one folder.
+
+    Args:
+        root: usually `outputs/artifacts`.
+        on_event: told "building", "built", "reused", "waiting" or "damaged" with the spec and a detail; and "claimed"
+            of what will be built, alone or with others, and of the progress of such work.
+        lock_timeout_s: how long to wait for another process that builds the same artifact.
+        show_bar: given a name, shows how far the reading of large files is, or for how long one has waited.
+    """
+
+    checked_bytes = math.inf
+    """Files up to this size are compared with their checksums before an artifact is used, larger ones by size alone."""
+
+    def __init__(
+        self,
+        root: Path,
+        on_event: Callable[[str, Spec, str], None] | None = None,
+        lock_timeout_s: float = 6 * 3600,
+        show_bar: ShowBar = show_nothing,
+    ) -> None:
+        self.root = root
+        self.on_event = on_event or (lambda event, spec, detail: None)
+        self.locks, self._show_bar = Locks(root, lambda *told: self.on_event(*told), lock_timeout_s, show_bar), show_bar
+        self._verified: dict[Path, dict[str, Any]] = {}
+        self._checked: set[str] = set()
+        """Stages without artifacts of a newer format."""
+        self._told: dict[str, dict[str, Artifact]] = {}
+
+    def folder(self, spec: Spec) -> Path:
+        """Return where the artifact lies, or would lie."""
+        return self.root / spec.stage / spec.folder_name
+
+    def find(self, spec: Spec) -> Artifact | None:
+        """Return the artifact if it exists and agrees with its manifest, else None. Names do not matter, hashes do."""
+        for folder in [self.folder(spec), *sorted((self.root / spec.stage).glob(f"*-{spec.hash}"))]:
+            if folder.name.startswith(".") or not folder.is_dir():
+                continue
+            manifest = self._verify(folder, spec)
+            if manifest is not None:
+                return Artifact(folder, spec.hash, manifest, built=False)
+        return None
+
+    def get(
+        self,
+        spec: Spec,
+        build: Callable[[Workspace], None],
+        *,
+        shared: bool = False,
+        config: Any = None,
+        **upstream: Artifact,
+    ) -> Artifact:
+        """Return the artifact of `spec`, building it if it is missing or damaged.
+
+        Args:
+            build: writes the artifact's files into `workspace.folder`.
+            shared: whether all processes of the job build together: each calls `build` with the same workspace, and the
+                main one writes the files. Else the main one builds, as if it were alone, and the others wait.
+            config: the resolved configuration (plain containers), stored for people to read.
+            upstream: the artifacts it is made from, by role, for the manifest.
+
+        Raises:
+            InputError: if the folder cannot be written, the disk is full, or another process holds the lock too long.
+        """
+        works = {"": spec}
+        return self.get_together(works, lambda works: build(works[""]), shared=shared, config=config, **upstream)[""]
+
+    def get_together(
+        self,
+        specs: Mapping[str, Spec],
+        build: Callable[[dict[str, Workspace]], None],
+        *,
+        shared: bool = False,
+        config: Any = None,
+        **upstream: Artifact,
+    ) -> dict[str, Artifact]:
+        """Return several artifacts by name; those that are missing are built by one call, and none if it fails.
+
+        Args:
+            specs: by name; no two the same.
+            build: writes the files of every missing artifact into the workspace of its name.
+            shared, config, upstream: as for `get`, of each.
+
+        Raises:
+            InputError: as `get`.
+        """
+        key = compute_hash([str(self.root.absolute()), *sorted(spec.hash for spec in specs.values())])
+        if processes.current().rank > 0:
+            return self._take_part(key, specs, build)
+        is_shared = shared and processes.current().size > 1
+
+        def build_with_others(works: dict[str, Workspace]) -> None:
+            if is_shared:
+                places = {name: [str(work.folder), str(work.progress)] for name, work in works.items()}
+                processes.post(key, json.dumps({"works": places}))
+            with nullcontext() if is_shared else processes.alone():
+                build(works)
+            if is_shared:
+                processes.barrier()  # all files are written
+
+        found = self._get_all(specs, build_with_others, config, upstream)
+        folders = {name: str(artifact.folder) for name, artifact in found.items()}
+        processes.post(key, json.dumps({"folders": folders}))  # from now on; those who have built read:
+        processes.post(f"{key}/built", json.dumps(folders))
+        return found
+
+    def _take_part(
+        self, key: str, specs: Mapping[str, Spec], build: Callable[[dict[str, Workspace]], None]
+    ) -> dict[str, Artifact]:
+        """Do what the main process says: take what exists, or build with it what does not."""
+        if key not in self._told:
+            told = json.loads(processes.wait_for(key))
+            if "works" in told:
+                works = {name: Workspace(*map(Path, places)) for name, places in told["works"].items()}
+                for work in works.values():
+                    processes.wait_until_visible(work.folder)
+                build(works)
+                processes.barrier()
+                told = {"folders": json.loads(processes.wait_for(f"{key}/built"))}
+            self._told[key] = {}
+            for name, place in told["folders"].items():
+                folder = Path(place)
+                processes.wait_until_visible(folder / MANIFEST)
+                manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+                self._told[key][name] = Artifact(folder, specs[name].hash, manifest, built=False)
+        return dict(self._told[key])
+
+    def _get_all(
+        self,
+        specs: Mapping[str, Spec],
+        build: Callable[[dict[str, Workspace]], None],
+        config: Any,
+        upstream: dict[str, Artifact],
+    ) -> dict[str, Artifact]:
+        """Find, or lock, build and commit, as one process."""
+        found: dict[str, Artifact] = {}
+        try:
+            with ExitStack() as locks, ExitStack() as building:
+                works, seals = {}, []
+                # One order for all processes, so that no two wait for each other.
+                for name, spec in sorted(specs.items(), key=lambda item: item[1].hash):
+                    if self._reuse(name, spec, found):
+                        continue
+                    self._refuse_newer(spec.stage)
+                    locks.enter_context(self.locks.hold(spec))
+                    if not self._reuse(name, spec, found):  # another process may have built it while this one waited
+                        works[name], seal = building.enter_context(self._build_locked(spec, config, upstream))
+                        seals.append(seal)
+                if works:
+                    build(works)
+                    for seal in seals:  # checksums take their time: all first, then all are committed in one go
+                        seal()
+        except Exception as error:
+            if isinstance(error, FileNotFoundError) and works and all(self.find(specs[name]) for name in works):
+                # A lock was lost, and the process that was faster has taken the progress away.
+                return {name: found.get(name) or self._read(specs[name]) for name in specs}
+            explained = explain_write_error(error, self.root)
+            if explained is None:
+                raise
+            raise explained from error
+        for name in works:
+            folder = self.folder(specs[name])
+            found[name] = Artifact(folder, specs[name].hash, self._verified[folder], built=True)
+        return found
+
+    def _read(self, spec: Spec) -> Artifact:
+        artifact = self.find(spec)
+        assert artifact is not None
+        return artifact
+
+    def _reuse(self, name: str, spec: Spec, found: dict[str, Artifact]) -> bool:
+        """Put the artifact under its name if it exists, and say whether it does."""
+        artifact = self.find(spec)
+        if artifact is not None:
+            self.on_event("reused", spec, str(artifact.folder))
+            found[name] = artifact
+        return artifact is not None
+
+    @contextmanager
+    def _build_locked(
+        self, spec: Spec, config: Any, upstream: dict[str, Artifact]
+    ) -> Iterator[tuple[Workspace, Callable[[], None]]]:
+        """Give a workspace that becomes the artifact when the block is done, and goes when it is left by an error.
+
+        Also what makes the manifest, when all files are there: to be called at the end of the block.
+        """
+        final = self.folder(spec)
+        if final.exists():
+            self.on_event("damaged", spec, str(final))
+            shutil.rmtree(final)
+        for stale in final.parent.glob(f".{spec.hash}.*.tmp"):
+            if not may_be_alive(stale.name.removeprefix(f".{spec.hash}.")):
+                shutil.rmtree(stale, ignore_errors=True)
+        temporary = final.parent / name_temporary(spec.hash)
+        progress = final.parent / f".{spec.hash}.progress"
+        temporary.mkdir()
+        progress.mkdir(exist_ok=True)
+        self.on_event("building", spec, "resuming" if any(progress.iterdir()) else "")
+        start, manifest = time.perf_counter(), {}
+
+        def seal() -> None:
+            if config is not None:
+                (temporary / CONFIG).write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+            with self._reading(spec, temporary) as tell:
+                manifest.update(make_manifest(spec, temporary, time.perf_counter() - start, upstream, tell))
+            write_durably(temporary / MANIFEST, json.dumps(manifest, indent=2))
+
+        try:
+            yield Workspace(temporary, progress), seal
+            manifest = self._commit(temporary, final, spec) or manifest
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            with suppress(OSError):  # not empty: there is something to go on from
+                progress.rmdir()
+            raise
+        shutil.rmtree(progress, ignore_errors=True)
+        self._verified[final] = manifest
+        self.on_event("built", spec, f"{manifest['wall_s']:.1f} s")
+
+    def _commit(self, temporary: Path, final: Path, spec: Spec) -> dict[str, Any] | None:
+        """Give an artifact its name; where another process was faster (a lock was lost), return its manifest."""
+        try:
+            os.replace(temporary, final)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            manifest = self._verify(final, spec)
+            if manifest is None:
+                shutil.rmtree(final)
+                os.replace(temporary, final)
+            else:
+                shutil.rmtree(temporary)
+            return manifest
+        return None
+
+    @contextmanager
+    def claim(self, specs: Iterable[Spec]) -> Iterator[list[str]]:
+        """Lock those artifacts that are missing and that no other process builds, and give their hashes, in order.
+
+        Where others build all that is missing, the first of these is waited for; so no hashes means that nothing is
+        missing. Inside the block this store builds claimed artifacts without locking again, and each is free for other
+        processes as soon as it is there; the rest when the block ends.
+
+        Raises:
+            InputError: as `get`.
+        """
+        specs = list(specs)
+        for stage in {spec.stage for spec in specs}:
+            self._refuse_newer(stage)
+        with self.locks.claim(specs, lambda spec: self.find(spec) is not None) as claimed:
+            yield claimed
+
+    @contextmanager
+    def open_progress(self, stage: str, key: Any) -> Iterator[Path]:
+        """Give a folder for progress of work that makes several artifacts; it goes when it is left empty.
+
+        Jobs that do such work at the same time share it, and each takes away what it has put there.
+
+        Args:
+            key: what determines the work, plain JSON types.
+        """
+        spec = Spec(stage, "progress", {"progress": key})
+        folder = self.root / stage / f".{spec.hash}.progress"
+        folder.mkdir(parents=True, exist_ok=True)
+        self.on_event("claimed", spec, "")
+        try:
+            yield folder
+            processes.barrier()
+        finally:
+            if processes.is_main():
+                with suppress(OSError):  # there is something to go on from, or another job is at it
+                    folder.rmdir()
+
+    def _verify(self, folder: Path, spec: Spec) -> dict[str, Any] | None:
+        """Return the manifest if every file agrees with it; checked once per process and folder."""
+        if folder in self._verified:
+            return self._verified[folder]
+        manifest = read_manifest(folder)
+        if manifest is None or manifest["hash"] != spec.hash:
+            return None
+        with self._reading(spec, folder) as tell:
+            if any(find_damage(folder, manifest, self.checked_bytes, tell)):
+                return None
+        self._verified[folder] = manifest
+        return manifest
+
+    def _reading(self, spec: Spec, folder: Path) -> AbstractContextManager[Advance]:
+        """Show how far the files of a folder are read, where that takes more than a moment."""
+        show_bar = self._show_bar if _count_bytes(folder) > SHOWN_BYTES else show_nothing
+        return show_bar(f"reading {spec.stage}/{spec.name}, file by file")
+
+    def _refuse_newer(self, stage: str) -> None:
+        """Refuse to build beside what a newer infoscope has made: it may be the same thing under another hash."""
+        if stage not in self._checked:
+            for folder in (self.root / stage).glob("[!.]*"):
+                read_manifest(folder)
+            self._checked.add(stage)
+
+
+_HOST = "".join(character for character in socket.gethostname() if character.isalnum())
+
+
+def name_temporary(name: str) -> str:
+    """Return what this process calls a temporary folder for the artifact of a hash: `.<hash>.<owner>`."""
+    return f".{name}.{_HOST}-{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp"
+
+
+def may_be_alive(owner: str) -> bool:
+    """Whether a temporary folder, `<host>-<pid>-<random>.tmp`, may still be filled: its lock may have been lost."""
+    host, _, rest = owner.partition("-")
+    pid = rest.partition("-")[0]
+    if host != _HOST or not pid.isdigit():
+        return True
+    try:
+        os.kill(int(pid), 0)
+    except OSError as error:
+        return error.errno == errno.EPERM
+    return True
