@@ -1,0 +1,125 @@
+"""Every key of a configuration without building anything: a store that claims to have everything, and who asks it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from infoscope.artifacts import Store
+from infoscope.config import Config, Stage
+from infoscope.data.scene_set import save_scenes
+from infoscope.manifests import Artifact, Spec
+from infoscope.pipeline import Pipeline
+from infoscope.probes.config import Task
+from infoscope.probes.heads import LinearMaps
+from infoscope.probes.results import VariantResult, save_result
+from infoscope.progress import Display
+from infoscope.sae.activations import make_activation
+from infoscope.sae.checkpoint import save_sae
+from infoscope.sae.config import Kind
+from infoscope.sae.model import SparseAutoencoder
+from infoscope.scope.ranking import Ranking
+from infoscope.scope.scores import Scores
+from infoscope.vision.backbone import Backbone
+from infoscope.vision.weights import SHIPPED_FOLDER
+
+D_IN, D_SAE, K_MAX, GRID = 4, 12, 16, 3
+REPORTED = (Stage.report, Stage.predict, Stage.stability, Stage.select)
+
+
+def record_keys(config: Config, ends: Sequence[Stage], store: FixedStore, backbone: Backbone) -> None:
+    """Ask `store` for every artifact that stages which end with `ends` need; the store writes down their specs.
+
+    This is all that knows how the chain is made inside: what moves there is followed here, and the golden file stays.
+
+    Args:
+        backbone: stands for the configuration's own, of which predictions ask no more than whether it has text.
+    """
+    for end in ends:
+        pipeline = Pipeline(replace(config, stage=end), Display.silent())
+        pipeline.store, pipeline.backbone = store, backbone
+        if end is Stage.train_clip:
+            pipeline.train_clip()
+            for split, n_images in config.clip.sets.items():
+                pipeline.scenes(split, n_images)
+            continue
+        for seed in config.seeds:
+            pipeline.train_sae(seed)
+            if end is not Stage.train_sae:
+                pipeline.score(seed)
+        if end is Stage.probe:
+            _record_features(pipeline, store)
+        if end in REPORTED:
+            pipeline.find_report()
+
+
+def _record_features(pipeline: Pipeline, store: FixedStore) -> None:
+    """The probes and what those of classification read, of every data set and seed."""
+    for seed in pipeline.config.seeds:
+        variants = list(pipeline.probe(seed))
+        for data, probe in pipeline.probe_groups():
+            for split in ("train", "test"):
+                pipeline.tokens(split, data)
+            if Task.classification in probe.tasks:
+                store.specs += pipeline.feature_specs(seed, variants, data, probe).values()
+
+
+class FixedStore(Store):
+    """A store that has whatever it is asked for: small fixed files, one set for each kind of artifact."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.specs: list[Spec] = []
+        """What it was asked for."""
+        write_fixed_files(root)
+
+    def find(self, spec: Spec) -> Artifact | None:
+        self.specs.append(spec)
+        folder = SHIPPED_FOLDER if spec.stage == "train_clip" else self.root / spec.stage
+        return Artifact(folder, spec.hash, {}, built=False)
+
+    def get_together(self, specs: Mapping[str, Spec], *_: Any, **__: Any) -> dict[str, Artifact]:
+        found = {name: self.find(spec) for name, spec in specs.items()}
+        return {name: artifact for name, artifact in found.items() if artifact is not None}
+
+    @contextmanager
+    def claim(self, specs: Iterable[Spec]) -> Iterator[list[str]]:
+        yield []
+
+
+def write_fixed_files(root: Path) -> None:
+    """Write what keys are computed from: scores and activations divide the latents, heads and decoder choose some.
+
+    No two numbers that are compared lie close together, so that every machine divides and chooses alike.
+    """
+    latents = np.arange(D_SAE)
+    (root / "scenes").mkdir(parents=True)
+    save_scenes(root / "scenes", 0, "train", 2, 32, 1)
+    (root / "tokens").mkdir()
+    (root / "tokens" / "skipped.json").write_text(json.dumps({}))
+    emd = np.repeat(latents[:, None] / 20, K_MAX, axis=1)
+    emd[:, K_MAX // 2 :] += 0.01
+    emd[5] = np.nan  # is not scored
+    mass, maps = np.ones_like(emd), np.ones((D_SAE, K_MAX, 2, GRID, GRID), np.float32)
+    Scores(emd, mass, mass, emd / 2, maps, GRID, 1).save(root / "score")
+    mean_act = np.where(latents == 7, 0, 1 + (latents * 5) % D_SAE).astype(np.float64)  # latent 7 never fires
+    (root / "rank").mkdir()
+    top = np.tile(np.arange(K_MAX), (D_SAE, 1))
+    Ranking(top, np.ones(top.shape), mean_act / 100, mean_act, K_MAX, 100 * K_MAX).save(root / "rank")
+    sae = SparseAutoencoder(D_IN, D_SAE, make_activation(Kind.topk, {"k": 2}))
+    with torch.no_grad():
+        sae.W_dec.copy_(torch.eye(D_IN).repeat(D_SAE // D_IN, 1) * torch.arange(1, D_SAE + 1)[:, None])
+    save_sae(root / "train_sae", sae, layer=-2)
+    weight = torch.diag(torch.arange(1.0, D_IN + 1))[None]
+    heads = {"classification/patch_mean": weight, "segmentation": weight.flip(1), "depth": weight.roll(1, 1)}
+    facts = {"mass_share": 0.0, "energy_share": 0.0}
+    (root / "probe").mkdir()
+    named = {name: LinearMaps(values, torch.zeros(1, D_IN)) for name, values in heads.items()}
+    save_result(root / "probe", VariantResult(facts, {}, {}, {}, named))
