@@ -12,15 +12,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from infoscope.artifacts import Store
 from infoscope.config import Config, Stage
 from infoscope.data.scene_set import save_scenes
-from infoscope.manifests import Artifact, Spec
-from infoscope.pipeline import Pipeline
+from infoscope.pipeline.run import Pipeline
 from infoscope.probes.config import Task
 from infoscope.probes.heads import LinearMaps
 from infoscope.probes.results import VariantResult, save_result
-from infoscope.progress import Display
+from infoscope.runtime.manifests import Artifact, Spec
+from infoscope.runtime.progress import Display
+from infoscope.runtime.store import Store
 from infoscope.sae.activations import make_activation
 from infoscope.sae.checkpoint import save_sae
 from infoscope.sae.config import Kind

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 
 from infoscope.config import Stage, compose
-from infoscope.manifests import Spec
+from infoscope.runtime.manifests import Spec
 from infoscope.vision.backbone import Backbone
 from infoscope.vision.open_clip_backbone import load_backbone
 from recorded_keys import FixedStore, record_keys
