@@ -17,7 +17,7 @@ test: $(READY)  # pytest in two processes of one thread each
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 chaos: $(READY)  # runs killed at 50 random moments, some 4 minutes
-	INFOSCOPE_CHAOS=50 $(BIN)/python -m pytest tests/test_chaos.py --timeout=3600
+	INFOSCOPE_CHAOS=50 $(BIN)/python -m pytest tests/whole/test_chaos.py --timeout=3600
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "infoscope needs Python 3.11 or newer: make PYTHON=python3.11 ...")'

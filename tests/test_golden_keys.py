@@ -23,7 +23,7 @@ from infoscope.config import Stage, compose
 from infoscope.runtime.manifests import Spec
 from infoscope.vision.backbone import Backbone
 from infoscope.vision.open_clip_backbone import load_backbone
-from recorded_keys import FixedStore, record_keys
+from tests.support.recorded_keys import FixedStore, record_keys
 
 GOLDEN = Path(__file__).parent / "golden" / "artifact_keys.json"
 WRITES = os.environ.get("INFOSCOPE_GOLDEN") == "write"

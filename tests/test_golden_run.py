@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from infoscope.report.report import ReportFiles
-from pipeline_samples import N_TEST, finish_tiny_run
+from tests.support.pipeline_samples import N_TEST, finish_tiny_run
 
 GOLDEN = Path(__file__).parent / "golden" / "tiny_report.json"
 WRITES = os.environ.get("INFOSCOPE_GOLDEN") == "write"

@@ -1,0 +1,302 @@
+"""What the files of experiments/ share: sweeps, failures, tables; and the scripts that are no sweep."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from matplotlib.figure import Figure
+
+from infoscope.commands import experiments
+from infoscope.commands.experiments import Experiment, Shown, main, sweep
+from infoscope.commands.experiments import runs as runs_module
+from infoscope.commands.experiments.sweep import add_defaults, share_ranks
+from infoscope.config.sweeps import expand_sweep
+from infoscope.pipeline.run import Pipeline
+from infoscope.report.inputs import ScopeResult
+from infoscope.report.joining import Part, join_tables
+from infoscope.report.paper import PAPER_ACTIVATION
+from infoscope.report.tables import Column, Table
+from infoscope.report.variants import Result
+from infoscope.runtime.errors import InputError
+from tests.support.experiment_samples import FOLDER, load_experiment, read_rows
+from tests.support.pipeline_samples import make_overrides
+from tests.support.report_samples import make_scope_result, make_unscored_result
+from tests.whole.test_paper_data import save_noise
+
+SWEEPS = sorted(path.stem for path in FOLDER.glob("*.py") if "EXPERIMENT =" in path.read_text())
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ([], [[]]),
+        (["a=1,2", "b=x"], [["a=1", "b=x"], ["a=2", "b=x"]]),
+        (["seeds=[0,1],[2]"], [["seeds=[0,1]"], ["seeds=[2]"]]),
+        (['t=["a {}, b","c"]'], [['t=["a {}, b","c"]']]),
+        (["root='a,b',c"], [["root='a,b'"], ["root=c"]]),
+        (["sae=glob(matr*x)", "a=range(1,3)"], [["sae=matryoshka_prefix", f"a={a}"] for a in (1, 2)]),
+    ],
+)
+def test_commas_outside_brackets_and_quotes_are_a_sweep(overrides: list[str], expected: list[list[str]]) -> None:
+    assert expand_sweep(overrides) == expected
+
+
+def test_a_default_gives_way_to_its_key_or_its_group() -> None:
+    defaults = ["partition.gamma=0.1,0.2"]
+    assert add_defaults(defaults, ["seeds=[0]"]) == [*defaults, "seeds=[0]"]
+    assert add_defaults(defaults, ["partition.gamma=0.3"]) == ["partition.gamma=0.3"]
+    assert add_defaults(defaults, ["partition=otsu"]) == ["partition=otsu"]
+    assert add_defaults(defaults, ["partition.mass_share=0.3,0.6"]) == ["partition.mass_share=0.3,0.6"]
+    assert add_defaults(["model=a,b"], ["model.pretrained=random"]) == ["model=a,b", "model.pretrained=random"]
+
+
+def test_a_sweep_over_k_scores_as_many_ranks_as_the_largest_needs() -> None:
+    swept = expand_sweep(["scope.k_cds=4,32"])
+    assert share_ranks(swept) == [["scope.k_cds=4", "scope.k_max=32"], ["scope.k_cds=32", "scope.k_max=32"]]
+    assert share_ranks(expand_sweep(["scope.k_cds=1,2"]))[0][-1] == "scope.k_max=16"
+    for as_it_is in (["scope.k_cds=4"], ["scope.k_cds=4,32", "scope.k_max=64"], ["scope.k_cds=4,x"]):
+        assert share_ranks(expand_sweep(as_it_is)) == expand_sweep(as_it_is)
+
+
+def test_tables_are_joined_with_facts_for_programs_and_titles_for_people() -> None:
+    def make_table(key: str, value: float, note: str) -> Table:
+        table = Table("t", "Title", [Column("name", "name"), Column(key, key)], notes=["both", note])
+        table.add_section()
+        table.add_row("row", value)
+        table.add_section("mode")
+        table.add_row("other", value + 1)
+        return table
+
+    joined = join_tables(
+        [Part("A", {"k": 1}, make_table("x", 1.0, "only A")), Part("B", {"k": 2}, make_table("y", 3.0, "only B"))]
+    )
+    assert [section.title for section in joined.sections] == ["A", "A: mode", "B", "B: mode"]
+    assert joined.records()[3] == {"section": "B: mode", "k": 2, "name": "other", "x": None, "y": 4.0}
+    assert joined.notes == ["both", "A: only A", "B: only B"]
+    assert [column.key for column in joined.shown] == ["name", "x", "y"]
+    assert joined.to_markdown().splitlines()[2] == "| name | x | y |"
+    assert all("k" not in row[:3] for row in joined.to_latex().splitlines() if row.startswith("A &"))
+
+
+def count_images(pipeline: Pipeline) -> int:
+    """A measurement that builds nothing but scenes."""
+    if pipeline.config.data.seed == 2:
+        raise InputError("two is refused.")
+    return len(pipeline.image_sets[0])
+
+
+def show_counts(runs: Any) -> Shown:
+    columns = [Column("n", "images", digits=0)]
+    table = experiments.make_run_table("counts", "Counts", runs, columns, lambda n: [n])
+    return Shown([table], {"empty": lambda: Figure()})
+
+
+@pytest.fixture
+def counting() -> Experiment[int]:
+    return Experiment("counting", "Counts images.\n\n    a command", count_images, show_counts, is_scored=False)
+
+
+@pytest.fixture
+def run_counting(counting: Experiment[int], tmp_path: Path) -> Callable[..., int]:
+    return lambda *overrides: main(counting, make_overrides(tmp_path, *overrides))
+
+
+def test_a_combination_that_fails_does_not_lose_the_others(
+    run_counting: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_counting("data.seed=1,2,-1,3") == 2
+    printed = capsys.readouterr()
+    assert printed.err.splitlines()[0] == "counting: data.seed=2: two is refused."
+    assert printed.err.splitlines()[1].startswith("counting: data.seed=-1: Expected data.seed to be at least 0")
+    assert len(printed.err.splitlines()) == 2
+    rows = read_rows(tmp_path / "experiments" / "counting" / "counts.csv")
+    assert [row["setting"] for row in rows] == ["data.seed=1", "data.seed=3"]
+    assert [row["n"] for row in rows] == ["40", "40"]
+    assert all("scenes:" in row["artifacts"] and "data.n_train=40" in row["overrides"] for row in rows)
+    assert "| images |" in printed.out
+    assert (tmp_path / "experiments" / "counting" / "empty.pdf").exists()
+
+
+def test_what_was_finished_before_ctrl_c_is_written(
+    run_counting: Callable[..., int],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    compose = sweep.compose
+
+    def interrupted(overrides: list[str]) -> Any:
+        if "data.seed=3" in overrides:
+            raise KeyboardInterrupt
+        return compose(overrides)
+
+    monkeypatch.setattr(sweep, "compose", interrupted)
+    assert run_counting("data.seed=1,3") == 130
+    assert "counting: interrupted; what was finished is kept" in capsys.readouterr().err
+    assert len(read_rows(tmp_path / "experiments" / "counting" / "counts.csv")) == 1
+
+
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        ("sae.kk=3", "counting: Unknown key 'sae.kk'"),
+        ("stage=report", "counting: Expected stage=score for this experiment, got report"),
+        ("nonsense", "counting: "),
+        ("trainer.n_processes=2", "counting: An experiment is one process"),
+        ("model=clip_b17", "counting: "),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_writes_nothing(
+    run_counting: Callable[..., int], wrong: str, sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_counting(wrong) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(sentence)
+    assert not (tmp_path / "experiments").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_one_sentence(
+    run_counting: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "experiments").write_text("a file where a folder should be")
+    assert run_counting() == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("counting: Cannot write to ")
+
+
+def test_a_plan_measures_nothing(run_counting: Callable[..., int], tmp_path: Path) -> None:
+    assert run_counting("plan=true") == 0
+    assert not (tmp_path / "experiments").exists()
+    assert not list((tmp_path / "artifacts").glob("scenes/train-*"))
+
+
+@pytest.mark.parametrize("name", SWEEPS)
+def test_help_is_the_files_docstring_and_every_command_of_it_can_be_composed(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    experiment = load_experiment(name).EXPERIMENT
+    assert experiment.name == name
+    assert main(experiment, ["--help"]) == 0
+    text = capsys.readouterr().out
+    assert text.strip() == experiment.description.strip()
+    commands = [line for line in text.replace("\\\n", " ").splitlines() if line.startswith("    python ")]
+    assert len(commands) >= 2
+    for command in commands:
+        _, file, *arguments = command.partition("  #")[0].split()
+        assert file == f"experiments/{name}.py"
+        overrides = add_defaults(experiment.defaults, [argument.strip("'") for argument in arguments])
+        for combination in expand_sweep(overrides):
+            assert sweep.compose(combination).seeds == [0, 1, 2]
+
+
+@pytest.mark.parametrize("name", ["feature_removal", "gamma_sweep", "model_size", "other_vits"])
+def test_data_without_labels_are_refused_before_any_work(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for i in range(12):
+        save_noise(tmp_path / "photographs" / f"{i}.png", i)
+    photographs = ["data=image_folder", f"data.root={tmp_path / 'photographs'}"]
+    overrides = [one for one in make_overrides(tmp_path / "out") if not one.startswith("data.n_t")]
+    assert main(load_experiment(name).EXPERIMENT, [*overrides, *photographs, "partition.gamma=0.1"]) == 2
+    (sentence,) = capsys.readouterr().err.splitlines()
+    assert sentence.startswith(f"{name}: Expected data that know")
+    assert not (tmp_path / "out" / "artifacts" / "tokens").exists()
+
+
+def make_results() -> list[Result]:
+    """What probes read, without any probe."""
+    groups = [("original", None), ("group", "high"), ("group", "low")]
+    metrics = {"classification/patch_mean": {"top1": 0.7}, "segmentation": {"miou": 0.3}, "depth": {"rmse_m": 0.9}}
+    shares = {"n_latents": 1, "mass_share": 0.1, "energy_share": 0.1, "empty": False}
+    variants = [{"role": role, "group": group, "mode": "error_preserving", **shares} for role, group in groups]
+    return [
+        {"sae_seed": 0, "variant": variant, "metrics": metrics, "frozen_head": {}, "lr": {}} for variant in variants
+    ]
+
+
+@pytest.mark.parametrize("reference", ["clip_b16", None])
+def test_the_papers_values_stand_beside_ours_where_model_and_data_are_its_own(
+    reference: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def find(config: Any) -> str | None:
+        asked.append(config.model.name)
+        return reference
+
+    monkeypatch.setattr(runs_module, "find_paper_reference", find)
+    show = load_experiment("feature_removal").show
+    config = sweep.compose(make_overrides(tmp_path))
+    run = experiments.Run(config, "the run", {"model": "m"}, make_results())
+    page = show([run]).tables[0].to_markdown()
+    assert asked == ["planted_registers"]
+    assert ("*the run: the paper, CLIP-B/16*" in page) == (reference is not None)
+    assert ("| 74.8 ‡ |" in page or "74.8" in page) == (reference is not None)
+
+
+def test_the_papers_ratios_are_those_of_its_activations() -> None:
+    high, low = (PAPER_ACTIVATION["clip_b16"][name] for name in ("high", "low"))
+    assert high.on_outlier / high.on_normal == pytest.approx(50.3, abs=0.05)
+    assert low.on_outlier / low.on_normal == pytest.approx(0.33, abs=0.005)
+
+
+@pytest.mark.parametrize("name", ["cds_histograms", "k_cds_sweep"])
+def test_scores_that_do_not_exist_are_one_sentence(name: str, tmp_path: Path) -> None:
+    unscored, scored = make_unscored_result(), make_scope_result(n_latents=10)
+    config = sweep.compose(make_overrides(tmp_path))
+    facts = {"model": "m", "layer": 1, "k_cds": 2}
+
+    def show(*scopes: ScopeResult) -> Table:
+        found = [([scope], []) if name == "k_cds_sweep" else [scope] for scope in scopes]
+        runs = [experiments.Run(config, f"run {place}", facts, one) for place, one in enumerate(found)]
+        return load_experiment(name).show(runs).tables[0]
+
+    page = show(unscored).to_markdown().splitlines()
+    assert len(page) == 3
+    assert page[2].startswith(f"No feature is scored: none of {len(unscored.cds):,} fires")
+    assert len(show(unscored, scored).text_rows(show(unscored, scored).sections[0])) == 2
+
+
+@pytest.fixture
+def sae_settings() -> ModuleType:
+    return load_experiment("sae_settings")
+
+
+def test_the_best_setting_that_reconstructs_is_reported_on_other_scenes(
+    sae_settings: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[str] = []
+    numbers = {"sae=topk": (0.3, 0.1), "sae=topk sae.k=8": (0.5, 0.2), "sae=topk sae.k=4": (0.9, 0.4)}
+
+    def measure(overrides: list[str]) -> tuple[dict[str, float], Path]:
+        seed, setting = overrides[-2], " ".join(overrides[:-2])
+        asked.append(f"{setting} {seed}")
+        assert overrides[-1] == "data.n_train=100"
+        score, fvu = numbers[setting]
+        return {**dict.fromkeys(sae_settings.COLUMNS, 0.0), "score": score, "fvu": fvu}, tmp_path
+
+    monkeypatch.setattr(sae_settings, "SETTINGS", tuple(numbers))
+    monkeypatch.setattr(sae_settings, "measure", measure)
+    assert sae_settings.main(["data.n_train=100"]) == 0
+    chosen = "sae=topk sae.k=8"  # k 4 leaves too much unexplained
+    assert asked == [f"{name} data.seed=1" for name in numbers] + [f"{chosen} data.seed=0", "sae=topk data.seed=0"]
+    assert f"Chosen: {chosen}." in capsys.readouterr().out
+    made = {path.name for path in (tmp_path / "experiments" / "sae_settings").iterdir()}
+    assert {"sae_settings.md", "sae_settings.csv", "sae_settings_reported.tex"} <= made
+
+
+def test_a_setting_is_measured(sae_settings: ModuleType, tmp_path: Path) -> None:
+    found, output_dir = sae_settings.measure(make_overrides(tmp_path))
+    assert output_dir == tmp_path
+    assert found.keys() == sae_settings.COLUMNS.keys()
+    assert 0 <= found["mean_cds"] <= 1
+    assert found["fvu"] > 0
+
+
+def test_a_mistake_is_one_sentence(sae_settings: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    assert sae_settings.main(["sae.kk=3"]) == 2
+    assert "sae_settings: Unknown key 'sae.kk'" in capsys.readouterr().err

@@ -1,0 +1,132 @@
+"""The analyses as stages: what they build, what they reuse, what they refuse."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from infoscope.report import figure_style
+from infoscope.runtime.errors import InputError
+from infoscope.sae.checkpoint import load_sae
+from infoscope.scope.stability import StabilityResult
+from infoscope.vision.backbone import Backbone
+from tests.support.pipeline_samples import ANALYSES, collect_tiny, copy_run, find_folder, finish_tiny_run, run_tiny
+
+SHIPPED = ("model=scenes_clip", "data.n_train=24", "sae.n_tokens=4000", "predict.n_shown=1", "predict.n_candidates=2")
+FEW = ("stability.shifts=[1,2]", "stability.n_solver_latents=2", "stability.n_draws=20")
+
+
+@pytest.fixture
+def finished(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the shared run; figures are saved coarsely."""
+    monkeypatch.setattr(figure_style, "DPI", 30)
+    return copy_run(finish_tiny_run(tmp_path_factory)[0], tmp_path / "run")
+
+
+def forbid_encoding(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: Backbone, *_: object) -> None:
+        raise AssertionError("the backbone was asked to encode images")
+
+    monkeypatch.setattr(Backbone, "tokens", refuse)
+
+
+def test_the_report_joins_the_quick_ones(finished: Path) -> None:
+    found = run_tiny(finished)
+    assert found.stages("built") == []
+    assert set(ANALYSES) <= set(found.stages("reused"))
+    assert found.files is not None
+    summary = json.loads(found.files.summary.read_text())
+    assert {"outliers", "confounds"} <= summary.keys()
+    assert {"outlier_emd", "outlier_activation", "confounds", "auroc", "removal_matched"} <= found.files.tables.keys()
+
+
+def test_planted_registers_are_outliers_of_high_scope(finished: Path) -> None:
+    """The positive control, with a trained SAE: outliers move, and the high group acts on them."""
+    found = run_tiny(finished, "seeds=[0]")
+    assert found.files is not None
+    outliers = json.loads(found.files.summary.read_text())["outliers"]
+    assert outliers["has_outlier_mode"] is True
+    moved = {name: of["mean"] for name, of in outliers["emd"].items()}
+    assert moved["outlier"] > 2 * moved["next_highest"] > 2 * moved["normal"]
+    (activation,) = outliers["activation"]
+    groups = activation["groups"]
+    assert groups["high"]["ratio"] > 5 * groups["low"]["ratio"]
+
+
+def test_a_model_without_text_predicts_nothing(finished: Path) -> None:
+    with pytest.raises(InputError, match="has no text tower"):
+        run_tiny(finished, "stage=predict")
+
+
+def test_predictions_are_a_report_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(figure_style, "DPI", 30)
+    first = run_tiny(tmp_path, *SHIPPED, "stage=predict")
+    assert {"zero_shot_head", "predict", "report"} <= set(first.stages("built"))
+    assert first.files is not None
+    assert first.files.tables.keys() == {"predictions"}
+    assert "reliability" in first.files.figures
+    assert "Zero-shot top-1" in first.text
+    again = run_tiny(tmp_path, *SHIPPED, "stage=predict")
+    assert again.stages("built") == []
+    other = run_tiny(tmp_path, *SHIPPED, "stage=predict", "partition.gamma=0.02")
+    assert set(other.stages("built")) == {"predict", "report"}
+    collected = collect_tiny(tmp_path, *SHIPPED, "stage=predict")
+    assert collected.state == "done"
+    assert {"original", "group", "control"} <= {row["role"] for row in collected.rows}
+    assert all(str(row["artifact"]).startswith("predict:") for row in collected.rows)
+    assert collect_tiny(tmp_path, *SHIPPED, "stage=predict", "predict.seed=1").state.startswith("missing at predict")
+
+
+def test_stability_is_a_report_of_its_own(finished: Path) -> None:
+    first = run_tiny(finished, "stage=stability", *FEW)
+    assert set(first.stages("built")) == {"stability", "report"}
+    assert first.files is not None
+    assert first.files.tables.keys() == {"stability"}
+    result = StabilityResult.load(find_folder(finished, "stability") / "seed0")
+    kinds = {variation.kind.name for variation in result.variations}
+    assert kinds == {"shift", "diagonal", "images", "k_cds", "solver"}  # one SAE seed has none to be compared with
+    assert np.isfinite(result.cds).any()
+    assert run_tiny(finished, "stage=stability", *FEW).stages("built") == []
+    collected = collect_tiny(finished, "stage=stability", *FEW)
+    assert collected.state == "done"
+    assert [row["variant"] for row in collected.rows] == [variation.name for variation in result.variations]
+
+
+def test_selection_is_a_report_of_its_own(finished: Path) -> None:
+    few = ("stage=select", "select.n_kept=[1,2]", "select.n_bands=2", "select.n_draws=2")
+    first = run_tiny(finished, *few)
+    assert set(first.stages("built")) == {"features", "probe", "report"}
+    assert first.files is not None
+    assert first.files.tables.keys() == {"selection"}
+    summary = json.loads(first.files.summary.read_text())["selection"]
+    assert summary.keys() == {"1", "2"}
+    assert {"activation", "random", "probe"} <= summary["1"].keys()
+    again = run_tiny(finished, *few)
+    assert again.stages("built") == []
+    collected = collect_tiny(finished, *few)
+    assert collected.state == "done"
+    assert {row["role"] for row in collected.rows} >= {"original", "kept"}
+    more = run_tiny(finished, "stage=select", "select.n_kept=[1,2,3]", *few[2:])
+    assert len(more.names("built", "probe")) <= 9  # what keeps one or two features exists
+
+
+@pytest.mark.parametrize("kind", ["batchtopk", "jumprelu", "matryoshka_k", "matryoshka_prefix"])
+def test_other_saes_are_trained_on_the_same_tokens(finished: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """One pass over the backbone serves SAEs of every kind, width and k."""
+    forbid_encoding(monkeypatch)
+    made = run_tiny(finished, f"sae={kind}", "stage=rank")
+    assert made.stages("built") == ["train_sae", "rank"]
+    sae = load_sae(find_folder(finished, "train_sae", kind))
+    assert sae.activation.kind.name == kind
+    wider = run_tiny(finished, f"sae={kind}", "stage=train_sae", "sae.expansion_factor=2", "sae.k=2")
+    assert wider.stages("built") == ["train_sae"]
+
+
+def test_a_report_along_the_other_diagonal_is_refused(finished: Path) -> None:
+    with pytest.raises(InputError, match=r"scope\.diagonal=anti is for stage=score"):
+        run_tiny(finished, "scope.diagonal=anti")
+    scored = run_tiny(finished, "scope.diagonal=anti", "stage=score")
+    assert scored.stages("built") == ["score"]

@@ -1,0 +1,172 @@
+"""Tokens in the chain: an interrupted encoding goes on, and tokens that are never stored change no result."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from infoscope.config import compose
+from infoscope.pipeline import chain as stages_module
+from infoscope.pipeline import encoding as encoding_module
+from infoscope.pipeline.run import Pipeline
+from infoscope.predictions.results import PredictionResult
+from infoscope.probes.results import load_results
+from infoscope.runtime import parts, processes
+from infoscope.scope import ranking as ranking_module
+from infoscope.scope.confounds import ConfoundResult
+from infoscope.scope.group_activation import GroupActivation
+from infoscope.scope.ranking import Ranking
+from infoscope.scope.scores import Scores
+from infoscope.vision import extract
+from tests.support.pipeline_samples import N_TRAIN, Recorder, make_tiny_config
+from tests.support.slow import fall_behind
+
+N_PHOTOGRAPHS, BROKEN = 29, 3
+
+
+@pytest.fixture
+def photographs(tmp_path: Path) -> Path:
+    folder = tmp_path / "photographs"
+    folder.mkdir()
+    for i in range(N_PHOTOGRAPHS):
+        pixels = np.random.default_rng(i).integers(256, size=(40, 50, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i:02}.png")
+    (folder / f"{BROKEN:02}.png").write_bytes(b"no picture")
+    return folder
+
+
+def make_pipeline(photographs: Path, output_dir: Path, *overrides: str) -> Pipeline:
+    own = [f"data.root={photographs}", "data.on_error=skip", "data.test_share=0", f"output_dir={output_dir}"]
+    fixed = ["data=image_folder", "logger=none", "trainer.device=cpu", "trainer.progress=false"]
+    return Pipeline(compose([*fixed, *own, *overrides]), Recorder())
+
+
+@pytest.mark.parametrize("store_tokens", ["true", "false"])
+def test_an_interrupted_encoding_goes_on_where_it_was(
+    photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store_tokens: str
+) -> None:
+    monkeypatch.setattr(encoding_module, "TOKEN_BATCH_IMAGES", 4)
+    monkeypatch.setattr(extract, "SHARD_BYTES", 1)  # every batch is a shard
+    override = f"data.store_tokens={store_tokens}"
+    whole = make_pipeline(photographs, tmp_path / "whole", override).tokens("train")
+    cut = make_pipeline(photographs, tmp_path / "cut", override)
+    encode = cut.backbone.tokens
+
+    def give_up(images, layer):
+        if cut.backbone.n_images_encoded >= 15:
+            raise KeyboardInterrupt
+        return encode(images, layer)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cut.backbone, "tokens", give_up)
+        with pytest.raises(KeyboardInterrupt):
+            cut.tokens("train")
+    assert cut.store.find(cut.tokens_spec("train")) is None
+
+    again = make_pipeline(photographs, tmp_path / "cut", override)
+    resumed = again.tokens("train")
+    assert again.backbone.n_images_encoded == N_PHOTOGRAPHS - 16  # 4 batches were finished
+    assert resumed.manifest["files"] == {
+        name: entry if name != "config.yaml" else resumed.manifest["files"][name]  # it names the output folder
+        for name, entry in whole.manifest["files"].items()
+    }
+    assert list(resumed.read_json("skipped.json")) == [f"{BROKEN:02}.png"]
+    assert isinstance(again.display, Recorder)
+    assert "1 of 29 train images were skipped: 03.png" in again.display.text
+
+
+def encode(photographs: Path, output_dir: Path, n_threads: int) -> None:
+    """What every process does: tokens, stored and not."""
+    if processes.current().rank == 1:
+        fall_behind()
+    torch.set_num_threads(n_threads)
+    encoding_module.TOKEN_BATCH_IMAGES = 4
+    for store_tokens in ("true", "false"):
+        make_pipeline(photographs, output_dir, f"data.store_tokens={store_tokens}").tokens("train")
+
+
+def test_two_processes_encode_the_bytes_of_one(
+    photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(encoding_module, "TOKEN_BATCH_IMAGES", 4)
+    (photographs / "27.png").write_bytes(b"no picture either, and of the other process")
+    n_threads = torch.get_num_threads()
+    encode(photographs, tmp_path / "one", n_threads)
+    with processes.sharing(2, encode, photographs, tmp_path / "two", n_threads):
+        encode(photographs, tmp_path / "two", n_threads)
+    found = []
+    for name in ("one", "two"):
+        files = [path for path in (tmp_path / name / "artifacts" / "tokens").rglob("*") if path.is_file()]
+        of_data = [
+            path for path in files if path.name not in ("manifest.json", "config.yaml") and path.suffix != ".lock"
+        ]
+        found.append({path.relative_to(tmp_path / name): path.read_bytes() for path in of_data})
+    assert len([path for path in found[0] if path.name.startswith("patches-")]) == 8
+    assert found[0] == found[1]
+    skipped = [json.loads(content) for path, content in found[1].items() if path.name == "skipped.json"]
+    assert [list(reasons) for reasons in skipped] == [["03.png", "27.png"]] * 2
+
+
+def test_an_interrupted_ranking_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stages_module, "TOKEN_BATCH_IMAGES", 4)
+    monkeypatch.setattr(parts, "PART_IMAGES", (8, 8))
+    whole = Pipeline(make_tiny_config(tmp_path / "whole"), Recorder()).rank(0)
+    cut = Pipeline(make_tiny_config(tmp_path / "cut"), Recorder())
+    cut.train_sae(0)
+    update, n_updates = ranking_module.TopImages.update, 0
+
+    def give_up(self: ranking_module.TopImages, *args: Any) -> None:
+        nonlocal n_updates
+        n_updates += 1
+        if n_updates == 6:
+            raise KeyboardInterrupt
+        update(self, *args)
+
+    monkeypatch.setattr(ranking_module.TopImages, "update", give_up)
+    with pytest.raises(KeyboardInterrupt):
+        cut.rank(0)
+    resumed = Pipeline(make_tiny_config(tmp_path / "cut"), Recorder()).rank(0)
+    assert n_updates == 6 + (N_TRAIN - 16) // 4  # 16 of the images were ranked for good
+    for name, entry in whole.manifest["files"].items():
+        assert name == "config.yaml" or resumed.manifest["files"][name] == entry
+
+
+def test_tokens_that_are_never_stored_change_no_result(tmp_path: Path) -> None:
+    """From the SAE to probes and predictions; only rounding may differ, since batches do."""
+
+    def make(name: str, *overrides: str) -> Pipeline:
+        options = ["model=scenes_clip", "data.n_workers=0", "probe.n_draws=0", "sae.n_tokens=8000", *overrides]
+        return Pipeline(make_tiny_config(tmp_path / name, *options), Recorder())
+
+    stored, live = make("stored"), make("live", "data.store_tokens=false")
+    for pipeline in (stored, live):
+        pipeline.probe(0)
+        pipeline.predict(0)
+    files = {path.name for path in (tmp_path / "live" / "artifacts" / "tokens").rglob("*.npy")}
+    assert files == {"norms.npy", "mean.npy", "image_index.npy"}
+
+    figures = [pipeline.train_sae(0).read_json("metrics.json") for pipeline in (stored, live)]
+    assert figures[1] == pytest.approx(figures[0], rel=1e-3)
+    rankings = [Ranking.load(pipeline.rank(0).folder) for pipeline in (stored, live)]
+    assert np.mean(rankings[0].top_images == rankings[1].top_images) > 0.98
+    assert rankings[1].mean_act == pytest.approx(rankings[0].mean_act, rel=0.02, abs=1e-3)
+    scores = [Scores.load(pipeline.score(0).folder).cds(2).values for pipeline in (stored, live)]
+    assert np.nanmedian(np.abs(scores[0] - scores[1])) < 1e-3
+    activations = [GroupActivation.load(pipeline.group_activation(0).folder) for pipeline in (stored, live)]
+    assert activations[1].all_on_normal == pytest.approx(activations[0].all_on_normal, rel=0.01)
+    confounds = [ConfoundResult.load(pipeline.confounds(0).folder).properties for pipeline in (stored, live)]
+    assert confounds[1].firing_rate == pytest.approx(confounds[0].firing_rate, abs=0.01)
+    probed = []
+    for pipeline in (stored, live):
+        original, *_ = found = pipeline.probe(0)
+        probed.append(load_results([one.folder for one in found[original]], original).metrics)
+    for task, metrics in probed[0].items():
+        assert probed[1][task] == pytest.approx(metrics, rel=0.02, abs=0.02), task
+    predictions = [PredictionResult.load(pipeline.predict(0).folder).metrics(0) for pipeline in (stored, live)]
+    assert predictions[1] == pytest.approx(predictions[0], rel=1e-3, abs=1e-3)

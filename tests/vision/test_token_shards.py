@@ -1,0 +1,181 @@
+"""Tokens in shards, an encoding that goes on where it was cut off, and tokens that are never stored."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from infoscope.vision import extract, token_shards
+from infoscope.vision.backbone import Backbone
+from infoscope.vision.extract import ShardedRows, TokenCache, extract_tokens
+from infoscope.vision.live_tokens import LiveTokens, ReadImages
+from tests.support.clip_samples import GRID, WIDTH, make_backbone, make_images
+
+N, LAYER, BATCH = 23, -2, 4
+IMAGE_BYTES = (GRID**2 + 1) * WIDTH * 4
+
+
+@pytest.fixture(autouse=True)
+def _shards_of_eight_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(extract, "SHARD_BYTES", 8 * IMAGE_BYTES)
+    monkeypatch.setattr(extract, "N_SHARDS", 1)
+
+
+def make_reader(unreadable: tuple[int, ...] = (), until: int = N) -> ReadImages:
+    """Reads images, and is cut off at the batch of one of them."""
+
+    def read(positions: np.ndarray, batch_images: int) -> Iterator[tuple[Tensor, Tensor]]:
+        images = make_images(N)
+        for start in range(0, len(positions), batch_images):
+            index = [i for i in positions[start : start + batch_images].tolist() if i not in unreadable]
+            if positions[start] >= until:
+                raise KeyboardInterrupt
+            if index:
+                yield torch.tensor(index), images[index]
+
+    return read
+
+
+def extract_all(backbone: Backbone, read: ReadImages, folder: Path, *options: Any) -> TokenCache:
+    return extract_tokens(backbone, read, N, LAYER, folder, *options, batch_images=BATCH)
+
+
+def read_folder(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def make_folders(root: Path) -> tuple[Path, Path]:
+    for name in ("folder", "progress"):
+        (root / name).mkdir()
+    return root / "folder", root / "progress"
+
+
+class TestShards:
+    def test_rows_are_the_same_however_many_shards_hold_them(self, tmp_path: Path) -> None:
+        cache = extract_all(make_backbone(), make_reader(), tmp_path)
+        assert [len(shard) for shard in cache.patches.shards] == [8, 8, 7]
+        batches = make_reader()(np.arange(N), BATCH)
+        expected = torch.cat([make_backbone().tokens(images, LAYER).patches for _, images in batches])
+        assert torch.equal(cache.tokens(slice(None)).patches, expected)
+        rows = np.array([22, 0, 7, 8, 9, 8, 15, 16])
+        assert torch.equal(cache.tokens(rows).patches, expected[rows])
+        places = np.array([3, 1, 0, 15, 2, 2, 4, 4])
+        assert np.array_equal(cache.patches.take(rows, places), expected[rows, places].numpy())
+        assert np.array_equal(np.asarray(cache.patches), expected.numpy())
+        batches = list(cache.iterate(rows, 3))
+        assert [batch.tolist() for batch, _ in batches] == [[22, 0, 7], [8, 9, 8], [15, 16]]
+        assert torch.equal(torch.cat([tokens.patches for _, tokens in batches]), expected[rows])
+
+    def test_random_rows_of_random_shards(self) -> None:
+        rng = np.random.default_rng(0)
+        whole = rng.normal(size=(50, 3, 2)).astype(np.float16)
+        sharded = ShardedRows(np.split(whole, [7, 8, 30]))
+        assert (len(sharded), sharded.shape, sharded.dtype) == (50, whole.shape, np.float16)
+        for _ in range(20):
+            rows, places = rng.integers(50, size=17), rng.integers(3, size=17)
+            assert np.array_equal(sharded[rows], whole[rows])
+            assert np.array_equal(sharded.take(rows, places), whole[rows, places].astype(np.float32))
+            start, stop = sorted(rng.integers(51, size=2))
+            assert np.array_equal(sharded[start:stop], whole[start:stop])
+
+    def test_there_are_enough_shards_to_share_out(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        for n_shards, expected in ((16, [4] * 5 + [3]), (4, [8, 8, 7]), (1, [12, 11])):
+            monkeypatch.setattr(extract, "N_SHARDS", n_shards)
+            monkeypatch.setattr(extract, "SHARD_BYTES", 11 * IMAGE_BYTES)
+            (tmp_path / str(n_shards)).mkdir()
+            cache = extract_all(make_backbone(), make_reader(), tmp_path / str(n_shards))
+            assert [len(shard) for shard in cache.patches.shards] == expected
+
+
+class TestResume:
+    @pytest.mark.parametrize("dtype", ["float32", None])
+    @pytest.mark.parametrize("unreadable", [(), (0, 7, 14, 15), tuple(range(8, 16)), tuple(range(16, 23))])
+    def test_it_ends_as_if_it_had_never_stopped(
+        self, tmp_path: Path, dtype: str | None, unreadable: tuple[int, ...]
+    ) -> None:
+        folder, progress = make_folders(tmp_path)
+        whole = tmp_path / "whole"
+        whole.mkdir()
+        extract_all(make_backbone(), make_reader(unreadable), whole, dtype)
+
+        with pytest.raises(KeyboardInterrupt):
+            extract_all(make_backbone(), make_reader(unreadable, until=20), folder, dtype, progress)
+        assert not list(folder.iterdir())
+        n_finished = 16 if set(range(16, 20)) - set(unreadable) or 15 not in unreadable else 8
+        assert len(list(progress.glob("facts-*"))) == n_finished / 8
+        backbone = make_backbone()
+        cache = extract_all(backbone, make_reader(unreadable), folder, dtype, progress)
+        assert backbone.n_images_encoded == sum(i not in unreadable for i in range(n_finished, N))
+        assert len(cache) == N - len(unreadable)
+        assert read_folder(folder) == read_folder(whole)
+        assert not list(progress.iterdir())
+
+    def test_a_shard_without_its_facts_counts_for_nothing(self, tmp_path: Path) -> None:
+        folder, progress = make_folders(tmp_path)
+        for number in range(3):
+            (progress / f"patches-{number:05d}.npy").write_bytes(b"half a shard of a killed process")
+        cache = extract_all(make_backbone(), make_reader(tuple(range(8, 16))), folder, "float32", progress)
+        assert len(cache) == len(cache.patches) == N - 8
+        assert [path.name for path in sorted(folder.glob("patches-*"))] == ["patches-00000.npy", "patches-00002.npy"]
+
+
+class TestLive:
+    @pytest.fixture
+    def stored(self, tmp_path: Path) -> TokenCache:
+        (tmp_path / "stored").mkdir()
+        return extract_all(make_backbone(), make_reader(), tmp_path / "stored")
+
+    @pytest.fixture
+    def backbone(self) -> Backbone:
+        return make_backbone()
+
+    @pytest.fixture
+    def live(self, tmp_path: Path, backbone: Backbone) -> LiveTokens:
+        (tmp_path / "live").mkdir()
+        extract_all(make_backbone(), make_reader((5,)), tmp_path / "live", None)
+        return LiveTokens(tmp_path / "live", backbone, make_reader())
+
+    def test_nothing_but_facts_is_on_the_disk(self, live: LiveTokens) -> None:
+        assert live.meta["dtype"] is None
+        names = {path.name for path in live.folder.iterdir()}
+        assert names == {"norms.npy", "image_index.npy", "mean.npy", "tokens.json"}
+
+    def test_the_tokens_are_those_of_a_cache(self, live: LiveTokens, stored: TokenCache, backbone: Backbone) -> None:
+        assert 5 not in live.image_index
+        rows = np.array([21, 3, 6, 5])
+        found = live.tokens(rows)
+        expected = stored.tokens(live.image_index[rows])
+        torch.testing.assert_close(found.patches, expected.patches, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(found.prefix, expected.prefix, rtol=1e-5, atol=1e-5)
+        assert backbone.n_images_encoded == 4
+        indices = torch.cat([index for index, _ in live.batches(6)])
+        assert indices.tolist() == [i for i in range(N) if i != 5]
+        assert torch.equal(live.tokens(slice(3, 5)).patches, live.tokens([3, 4]).patches)
+
+    def test_one_may_train_on_them(self, live: LiveTokens) -> None:
+        weight = torch.ones(WIDTH, requires_grad=True)
+        (live.tokens([0]).patches @ weight).sum().backward()
+        assert weight.grad is not None
+
+    def test_mean_and_norms_are_exact_and_the_scale_is_measured_on_a_sample(
+        self, tmp_path: Path, stored: TokenCache, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        facts = []
+        for name, n_tokens in (("all", 32), ("some", 4)):
+            monkeypatch.setattr(token_shards, "N_SAMPLE_TOKENS", n_tokens)
+            (tmp_path / name).mkdir()
+            facts.append(extract_all(make_backbone(), make_reader(), tmp_path / name, None))
+        for found in facts:
+            assert np.array_equal(found.norms, stored.norms)
+            assert np.array_equal(found.mean, stored.mean)
+        assert facts[0].scale == pytest.approx(stored.scale, rel=1e-5)  # 16 tokens an image: all are in the sample
+        sample = stored.tokens(slice(None)).patches[:, ::4].flatten(0, 1) - torch.from_numpy(stored.mean)
+        assert facts[1].scale == pytest.approx(math.sqrt(WIDTH) / sample.norm(dim=1).mean().item(), rel=1e-5)
+        assert facts[1].scale != facts[0].scale

@@ -1,0 +1,253 @@
+"""Every experiment on the planted-register backbone: its numbers must have the signs that theory demands.
+
+One token of each picture leaps with the context and carries the scene's light; every other token tells only about
+itself. All experiments share one folder, so tokens, SAE, scores and heads are made once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch.nn.functional as F
+
+from infoscope.commands.experiments import main
+from infoscope.pipeline import encoding
+from infoscope.report import figure_style
+from infoscope.scope.scores import Scores
+from infoscope.vision.config import ModelConfig
+from infoscope.vision.open_clip_backbone import compute_model_fingerprint
+from infoscope.vision.planted import LIGHT_ANCHORS, PlantedRegisters
+from tests.support.experiment_samples import PLANTED, check_files, load_experiment, read_rows, run_planted
+
+CHANCE = 1 / 4
+"""Top-1 of guessing the light."""
+
+
+@pytest.fixture(scope="module")
+def output_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(figure_style, "DPI", 40)
+        yield tmp_path_factory.mktemp("planted")
+
+
+def find_row(rows: list[dict[str, str]], *section: str, **wanted: str) -> dict[str, Any]:
+    """Return the only row with these fields whose section holds these words; numbers as numbers."""
+    found = [
+        row
+        for row in rows
+        if all(word in row.get("section", "") for word in section)
+        and all(row[key] == value for key, value in wanted.items())
+    ]
+    assert len(found) == 1, f"{len(found)} rows of {section} {wanted}"
+    return {key: _read_number(value) for key, value in found[0].items()}
+
+
+def find_hashes(rows: list[dict[str, str]], stage: str) -> set[str]:
+    """Return the artifacts of a stage from which these rows were read."""
+    return {name for row in rows for name in row["artifacts"].split() if name.startswith(f"{stage}:")}
+
+
+def _read_number(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def test_removal_takes_the_light_with_the_high_group_and_the_map_with_the_low_one(output_dir: Path) -> None:
+    folder = run_planted("feature_removal", output_dir)
+    check_files(folder, ["removal", "removal_delta", "removal_frozen_head", "removal_more"], ["removal"])
+    rows = read_rows(folder / "removal.csv")
+    original = find_row(rows, variant="original tokens")
+    assert original["top1_patch_mean"] > 0.8
+    high, low = (find_row(rows, "error-preserving", variant=f"without {name}-scope") for name in ("high", "low"))
+    for readout in ("top1_patch_mean", "top1_cls_final"):
+        assert high[readout] < original[readout] - 0.4
+        assert low[readout] > original[readout] - 0.05
+        random = find_row(rows, "error-preserving", variant="random, mass of high")
+        assert random[readout] > high[readout] + 0.3
+    assert high["miou"] == pytest.approx(original["miou"], abs=0.02)
+    assert low["miou"] < original["miou"] - 0.03
+    assert high["depth_rmse_m"] == pytest.approx(original["depth_rmse_m"], abs=0.1)
+    assert low["depth_rmse_m"] > original["depth_rmse_m"] + 0.15
+    assert high["mass_share"] < 0.3 < 0.7 < low["mass_share"]
+
+
+def test_outlier_tokens_leap_and_normal_ones_stay(output_dir: Path) -> None:
+    folder = run_planted("outlier_emd", output_dir)
+    check_files(folder, ["outlier_emd"], ["outlier_emd", "norms_by_block"])
+    rows = read_rows(folder / "outlier_emd.csv")
+    outlier, next_highest, normal = rows[:3]
+    assert float(outlier["emd"]) > float(next_highest["emd"]) > float(normal["emd"]) > 0
+    assert float(outlier["emd"]) == pytest.approx(
+        float(outlier["chance"]), abs=0.08
+    )  # where they land, context decides
+    assert float(rows[3]["emd"]) > 2 * float(rows[3]["emd_se"])  # against the next-highest, on the same images
+    text = (folder / "outlier_emd.md").read_text()
+    assert "they form a mode of their own" in text
+
+
+def test_the_high_group_acts_on_outliers_and_the_low_one_on_normal_tokens(output_dir: Path) -> None:
+    folder = run_planted("group_activation", output_dir)
+    check_files(folder, ["outlier_activation"], ["group_activation"])
+    rows = read_rows(folder / "outlier_activation.csv")
+    high, low = (find_row(rows, group=f"{name}-scope") for name in ("high", "low"))
+    whole = find_row(rows, group="all features")
+    assert high["on_outlier"] > 10 * high["on_normal"]
+    assert low["on_normal"] > 10 * low["on_outlier"]
+    assert high["ratio"] > whole["ratio"] > low["ratio"]
+    assert "the paper, CLIP" not in (folder / "outlier_activation.md").read_text()
+
+
+def test_the_histogram_has_two_modes_and_gamma_between_them(output_dir: Path) -> None:
+    folder = run_planted("cds_histograms", output_dir)
+    check_files(folder, ["cds_histograms"], ["cds_histograms"])
+    found = find_row(read_rows(folder / "cds_histograms.csv"))
+    assert 4 <= found["n_high"] < found["n_scored"] / 2  # at least one for each light
+    assert found["median_cds"] < 0.15 < found["mean_cds"] + 0.05
+    scores = find_scores(output_dir)
+    high, low = scores[scores > 0.25], scores[scores <= 0.25]
+    assert high.mean() > 0.3
+    assert np.median(low) < 0.12
+    between = (scores > 0.15) & (scores < 0.25)
+    assert between.sum() < min(len(high), len(low)) / 3  # a valley
+
+
+def find_scores(output_dir: Path) -> np.ndarray:
+    """The scores behind the histogram."""
+    (folder,) = (output_dir / "artifacts" / "score").glob("planted_registers-*")
+    scores = Scores.load(folder).cds(8).values
+    return scores[np.isfinite(scores)]
+
+
+def test_groups_shrink_and_grow_as_gamma_moves_and_the_signs_hold_at_the_valley(output_dir: Path) -> None:
+    gammas = (0.08, 0.25, 0.4)
+    folder = run_planted("gamma_sweep", output_dir, f"partition.gamma={','.join(map(str, gammas))}")
+    check_files(folder, ["removal", "removal_delta", "removal_frozen_head"], ["gamma_sweep"])
+    rows = read_rows(folder / "removal.csv")
+    highs = [find_row(rows, variant="without high-scope", gamma=str(gamma)) for gamma in gammas]
+    lows = [find_row(rows, variant="without low-scope", gamma=str(gamma)) for gamma in gammas]
+    for name in ("n_latents", "mass_share"):
+        assert sorted((row[name] for row in highs), reverse=True) == [row[name] for row in highs]
+        assert sorted(row[name] for row in lows) == [row[name] for row in lows]
+    assert highs[0]["n_latents"] > highs[-1]["n_latents"]
+    original = find_row(rows, variant="original tokens", gamma="0.25")
+    assert highs[1]["top1_patch_mean"] < original["top1_patch_mean"] - 0.4
+    assert lows[1]["top1_patch_mean"] > original["top1_patch_mean"] - 0.05
+    assert highs[1]["miou"] > lows[1]["miou"] + 0.03
+    assert len(find_hashes(rows, "score")) == len(find_hashes(rows, "train_sae")) == 1  # made once for all gammas
+
+
+def test_quantiles_can_be_swept_too(output_dir: Path) -> None:
+    folder = run_planted("cds_histograms", output_dir, "partition=quantile", "partition.quantile=0.3,0.7")
+    rows = read_rows(folder / "cds_histograms.csv")
+    assert [row["rule"] for row in rows] == ["quantile 0.3", "quantile 0.7"]
+    assert float(rows[0]["gamma"]) < float(rows[1]["gamma"])
+    assert float(rows[0]["n_high"]) > float(rows[1]["n_high"])
+
+
+def test_scores_settle_as_k_grows(output_dir: Path) -> None:
+    folder = run_planted("k_cds_sweep", output_dir, "scope.k_cds=1,2,4,8")
+    check_files(folder, ["k_cds_sweep"], ["k_cds_sweep"])
+    rows = read_rows(folder / "k_cds_sweep.csv")
+    assert [row["k_cds"] for row in rows] == ["1", "2", "4", "8"]
+    correlations = [float(row["rank_correlation"]) for row in rows]
+    assert correlations[0] < correlations[2] < correlations[3] == pytest.approx(1)
+    assert correlations[0] > 0.4
+    changed = [float(row["changed"]) for row in rows]
+    assert changed[3] == 0
+    assert max(changed) < 0.2  # registers are high whatever the picture
+    assert len(find_hashes(rows, "score")) == 1  # arithmetic on one matrix
+
+
+def test_removal_can_be_asked_for_at_each_k(output_dir: Path) -> None:
+    folder = run_planted("k_cds_sweep", output_dir, "scope.k_cds=4,8", "stage=probe")
+    check_files(folder, ["k_cds_sweep", "removal"], ["k_cds_sweep", "removal"])
+    rows = read_rows(folder / "removal.csv")
+    for k in ("4", "8"):
+        original = find_row(rows, variant="original tokens", k_cds=k)
+        high = find_row(rows, "error-preserving", variant="without high-scope", k_cds=k)
+        assert high["top1_patch_mean"] < original["top1_patch_mean"] - 0.3
+
+
+@pytest.mark.parametrize("name", ["other_vits", "model_size"])
+def test_tokens_that_leap_against_tokens_without_context(name: str, output_dir: Path) -> None:
+    folder = run_planted(name, output_dir, "model=planted_registers,context_free")
+    figures = ["cds_histograms", name] + ["outlier_emd_1", "outlier_emd_2"] * (name == "other_vits")
+    check_files(folder, [name, "removal", "removal_delta"], figures)
+    planted, without = (
+        find_row(read_rows(folder / f"{name}.csv"), model=of) for of in ("planted_registers", "context_free")
+    )
+    assert planted["n_high"] >= 4
+    assert without["n_high"] == 0
+    assert planted["mean_cds"] > 0.1
+    assert without["mean_cds"] == 0  # exactly: a patch gives the same token wherever it lies
+    rows = read_rows(folder / "removal.csv")
+    leaps = find_row(rows, "error-preserving", variant="without high-scope", model="planted_registers")
+    original = find_row(rows, variant="original tokens", model="planted_registers")
+    assert leaps["top1_patch_mean"] < original["top1_patch_mean"] - 0.4
+    empty = find_row(rows, "error-preserving", variant="without high-scope", model="context_free")
+    assert empty["n_latents"] == 0
+    assert np.isnan(empty["top1_patch_mean"])
+    if name == "other_vits":
+        assert planted["outlier_share"] == pytest.approx(1 / 144, abs=1e-3)
+        assert np.isnan(without["emd_outlier"])
+        assert (planted["has_mode"], without["has_mode"]) == ("yes", "no")
+        assert without["outlier_share"] < planted["outlier_share"] / 5
+        assert planted["emd_outlier"] > planted["emd_next_highest"]
+
+
+class PlantedClip(PlantedRegisters):
+    """Planted registers with a text side: the name of a light means its direction."""
+
+    @property
+    def logit_scale(self) -> float:
+        return 100.0
+
+    def embed_tokens(self, tokens: Any, layer: int) -> Any:
+        return F.normalize(self.resume(tokens, layer), dim=-1)
+
+    def embed_texts(self, texts: Any) -> Any:
+        return self.directions[self.n_local :][[list(LIGHT_ANCHORS).index(text) for text in texts]]
+
+
+def make_planted_clip(config: ModelConfig, trained_folder: Path | None) -> PlantedClip:
+    backbone = PlantedClip().eval()
+    backbone.fingerprint = compute_model_fingerprint(config)  # to its SAEs it is the backbone without texts
+    return backbone
+
+
+def test_predictions_of_the_light_change_without_the_high_group_alone(
+    output_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(encoding, "make_backbone", make_planted_clip)
+    names = tmp_path / "names.txt"
+    names.write_text("\n".join(LIGHT_ANCHORS))
+    asked = ["predict.target=light", f"predict.class_names={names}", "predict.templates=list"]
+    folder = run_planted("predictions", output_dir, *asked, 'predict.template_list=["{}"]')
+    check_files(folder, ["predictions"], ["reliability"])
+    rows = read_rows(folder / "predictions.csv")
+    original = find_row(rows, variant="original tokens")
+    high, low = (find_row(rows, "error-preserving", variant=f"without {name}-scope") for name in ("high", "low"))
+    random = find_row(rows, "error-preserving", variant="random, mass of high")
+    assert original["top1"] > 0.8
+    assert high["top1"] < CHANCE + 0.2
+    assert high["changed"] > 0.5
+    assert high["max_prob"] < original["max_prob"] - 0.2
+    assert high["entropy_nats"] > original["entropy_nats"] + 0.3
+    for harmless in (low, random):
+        assert harmless["top1"] > original["top1"] - 0.1
+        assert harmless["changed"] < 0.15
+
+
+def test_a_backbone_without_text_is_refused_in_one_sentence(
+    output_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [*PLANTED, f"output_dir={output_dir}"]
+    assert main(load_experiment("predictions").EXPERIMENT, arguments) == 2
+    (sentence,) = capsys.readouterr().err.splitlines()
+    assert sentence.startswith("predictions: PlantedRegisters has no text tower")
