@@ -18,6 +18,7 @@ import json
 import resource
 import time
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -27,7 +28,10 @@ import torch
 from torch import Tensor
 
 from infoscope.runtime.environment import describe_environment
+from infoscope.sae.origin import Origin
 from infoscope.scope.ranking import Ranking, rank_in_parts
+from infoscope.vision.backbone import Tokens
+from infoscope.vision.token_source import TokenRows
 
 RESULTS = Path(__file__).parent / "results"
 N_STEPS = 64
@@ -38,7 +42,7 @@ class MadeUpLatents:
     """What ranking asks of an SAE: `encode` returns made-up latents of the next images, whatever it is given."""
 
     def __init__(self, n_images: int, n_latents: int, seed: int) -> None:
-        self.d_sae, self.W_enc = n_latents, torch.zeros(1, n_latents)
+        self.d_sae, self.W_enc, self.origin = n_latents, torch.zeros(1, n_latents), Origin()
         self.generator = torch.Generator().manual_seed(seed)
         uniform = torch.rand(n_latents, generator=self.generator)
         self.probability = 10 ** (-5 + 4 * uniform)
@@ -55,9 +59,23 @@ class MadeUpLatents:
         return latents[:, None]
 
 
-def make_batches(rows: slice, batch_images: int) -> Iterator[tuple[Tensor, Tensor]]:
-    for index in torch.arange(rows.start, rows.stop).split(batch_images):
-        yield index, torch.zeros(len(index), 1, 1)
+class NoTokens(TokenRows):
+    """As many rows as there are images, and nothing in them."""
+
+    def __init__(self, n_images: int) -> None:
+        self.n_images = n_images
+
+    @cached_property
+    def image_index(self) -> np.ndarray:
+        return np.arange(self.n_images)
+
+    def __len__(self) -> int:
+        return self.n_images
+
+    def iterate(self, rows: np.ndarray, batch_images: int) -> Iterator[tuple[np.ndarray, Tokens]]:
+        for start in range(0, len(rows), batch_images):
+            batch = rows[start : start + batch_images]
+            yield batch, Tokens(torch.zeros(0), torch.zeros(len(batch), 1, 1))
 
 
 def count_wrong(ranking: Ranking, latents: MadeUpLatents) -> int:
@@ -84,11 +102,10 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     with TemporaryDirectory() as folder:
         ranking = rank_in_parts(
             latents,  # pyright: ignore[reportArgumentType]
-            lambda rows: make_batches(rows, options.batch_images),
-            options.images,
+            NoTokens(options.images),
             options.ranks,
             progress=tell,
-            progress_folder=Path(folder),
+            place=Path(folder) / "ranked",
         )
     seconds = time.perf_counter() - start
     return {
@@ -113,7 +130,6 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=1_281_167)
     parser.add_argument("--latents", type=int, default=49_152)
     parser.add_argument("--ranks", type=int, default=16)
-    parser.add_argument("--batch-images", type=int, default=64)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--save", action="store_true", help="write the figures and the hardware to results/")
     options = parser.parse_args()

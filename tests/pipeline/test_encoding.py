@@ -12,17 +12,17 @@ import torch
 from PIL import Image
 
 from infoscope.config import compose
-from infoscope.pipeline import chain as stages_module
 from infoscope.pipeline import encoding as encoding_module
 from infoscope.pipeline.run import Pipeline
 from infoscope.predictions.results import PredictionResult
 from infoscope.probes.results import load_results
 from infoscope.runtime import parts, processes
-from infoscope.scope import ranking as ranking_module
+from infoscope.sae import passes
 from infoscope.scope.confounds import ConfoundResult
 from infoscope.scope.group_activation import GroupActivation
 from infoscope.scope.ranking import Ranking
 from infoscope.scope.scores import Scores
+from infoscope.scope.top_images import TopImages
 from infoscope.vision import extract
 from tests.support.pipeline_samples import N_TRAIN, Recorder, make_tiny_config
 from tests.support.slow import fall_behind
@@ -114,21 +114,21 @@ def test_two_processes_encode_the_bytes_of_one(
 
 
 def test_an_interrupted_ranking_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stages_module, "TOKEN_BATCH_IMAGES", 4)
+    monkeypatch.setattr(passes, "BATCH_IMAGES", 4)
     monkeypatch.setattr(parts, "PART_IMAGES", (8, 8))
     whole = Pipeline(make_tiny_config(tmp_path / "whole"), Recorder()).rank(0)
     cut = Pipeline(make_tiny_config(tmp_path / "cut"), Recorder())
     cut.train_sae(0)
-    update, n_updates = ranking_module.TopImages.update, 0
+    update, n_updates = TopImages.update, 0
 
-    def give_up(self: ranking_module.TopImages, *args: Any) -> None:
+    def give_up(self: TopImages, *args: Any) -> None:
         nonlocal n_updates
         n_updates += 1
         if n_updates == 6:
             raise KeyboardInterrupt
         update(self, *args)
 
-    monkeypatch.setattr(ranking_module.TopImages, "update", give_up)
+    monkeypatch.setattr(TopImages, "update", give_up)
     with pytest.raises(KeyboardInterrupt):
         cut.rank(0)
     resumed = Pipeline(make_tiny_config(tmp_path / "cut"), Recorder()).rank(0)

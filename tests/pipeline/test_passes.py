@@ -141,7 +141,7 @@ def test_an_interrupted_pass_goes_on(
     n_kept = len(kept)
     kept.append("so that the rest is kept too")
     make(make_pipeline(folder), stage)
-    assert kept[:n_kept] + kept[n_kept + 1 :] == parts
+    assert kept[:n_kept] + kept[n_kept + 1 :] == files
     here = f"{stage}/"
     assert {name: of for name, of in find_files(folder).items() if name.startswith(here)} == {
         name: of for name, of in find_files(undisturbed[0]).items() if name.startswith(here)

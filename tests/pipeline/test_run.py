@@ -21,7 +21,7 @@ from infoscope.config import to_tree
 from infoscope.data import scenes
 from infoscope.data.images import ImageSet
 from infoscope.data.scene_set import SceneSet
-from infoscope.pipeline import chain, encoding, probing
+from infoscope.pipeline import encoding, probing
 from infoscope.pipeline.run import Pipeline
 from infoscope.pipeline.workbench import Workbench
 from infoscope.probes.module import ProbeModule
@@ -31,12 +31,14 @@ from infoscope.report.figure_style import save_figure
 from infoscope.runtime.errors import InputError
 from infoscope.runtime.manifests import Spec, compute_checksum
 from infoscope.runtime.store import Store
+from infoscope.sae import passes
 from infoscope.sae.checkpoint import load_sae
 from infoscope.sae.module import SAEModule
 from infoscope.scope.maps import ScoringModule
 from infoscope.scope.partition import make_partition
-from infoscope.scope.ranking import TopImages, rank_images
+from infoscope.scope.ranking import rank_images
 from infoscope.scope.scoring import score_latents
+from infoscope.scope.top_images import TopImages
 from infoscope.vision.backbone import Backbone
 from infoscope.vision.config import ModelConfig, ModelKind
 from infoscope.vision.extract import TokenCache
@@ -552,8 +554,8 @@ def test_ctrl_c_loses_nothing_that_is_finished(
     kept: list[str],
 ) -> None:
     output_dir = copy_run(finished, tmp_path, but=(*missing, *FEATURES))
-    for module in (encoding, chain):
-        monkeypatch.setattr(module, "TOKEN_BATCH_IMAGES", 10)
+    monkeypatch.setattr(encoding, "TOKEN_BATCH_IMAGES", 10)
+    monkeypatch.setattr(passes, "BATCH_IMAGES", 10)
     goal = {"scenes": "train_sae", "tokens": "train_sae", "features": "probe"}.get(stage, stage)
     overrides = (f"stage={goal}", "probe.variants_per_chunk=3", "scope.batch_images=10")
     with monkeypatch.context() as patch:

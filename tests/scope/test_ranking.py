@@ -2,12 +2,26 @@ import numpy as np
 import pytest
 import torch
 
+from infoscope.data.images import iterate_images
+from infoscope.data.pictures import Pictures
 from infoscope.runtime import parts
 from infoscope.runtime.errors import InputError
-from infoscope.sae.activations import ReLU
+from infoscope.sae import passes
+from infoscope.sae.activations import BatchTopK, ReLU
+from infoscope.sae.config import Kind, SAEConfig
 from infoscope.sae.model import SparseAutoencoder
-from infoscope.scope import ranking as ranking_module
-from infoscope.scope.ranking import RankBy, Ranking, TopImages, rank_images, rank_in_parts
+from infoscope.sae.module import make_sae
+from infoscope.sae.passes import run_pass
+from infoscope.scope.ranking import RankBy, Ranking, measure_ranking, rank_images, rank_in_parts
+from infoscope.scope.top_images import TopImages
+from infoscope.vision.extract import extract_tokens
+from infoscope.vision.live_tokens import LiveTokens
+from infoscope.vision.planted import PlantedRegisters
+from tests.support.memory_tokens import MemoryTokens
+
+
+def make_noise(n, side, seed):
+    return np.random.default_rng(seed).integers(0, 256, (n, side, side, 3), dtype=np.uint8)
 
 
 def make_identity_sae(d_in):
@@ -59,7 +73,7 @@ def test_neither_batches_nor_their_order_change_the_ranking(monkeypatch):
     sae = make_identity_sae(6)
     expected = rank_images(sae, batches(tokens, 23), 5)
     shuffled = torch.randperm(23, generator=torch.Generator().manual_seed(1))
-    monkeypatch.setattr(ranking_module, "MAX_LATENT_VALUES", 4 * 6 * 2)  # two images encoded at a time
+    monkeypatch.setattr(passes, "MAX_LATENT_VALUES", 4 * 6 * 2)  # two images encoded at a time
     for size, order in ((1, None), (7, None), (5, shuffled), (23, shuffled)):
         found = rank_images(sae, batches(tokens, size, order), 5)
         np.testing.assert_array_equal(found.top_images, expected.top_images)
@@ -71,55 +85,114 @@ def test_neither_batches_nor_their_order_change_the_ranking(monkeypatch):
 ARRAYS = ("top_images", "top_values", "firing_rate", "mean_act")
 
 
+def assert_equal(found, expected):
+    assert (found.n_images, found.n_tokens) == (expected.n_images, expected.n_tokens)
+    for name in ARRAYS:
+        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
+        assert getattr(found, name).dtype == getattr(expected, name).dtype
+
+
 @pytest.mark.parametrize("rank_by", list(RankBy))
 def test_an_interrupted_pass_goes_on_and_ends_the_same(tmp_path, monkeypatch, rank_by):
     monkeypatch.setattr(parts, "PART_IMAGES", (8, 8))
-    tokens = make_tokens() + torch.rand(23, 4, 6, generator=torch.Generator().manual_seed(4))
-    sae, asked, seen = make_identity_sae(6), [], []
-
-    def read(rows, stops_in=None):
-        asked.append(rows.start)
-        yield from [(index, tokens[index]) for index in torch.arange(rows.start, rows.stop).split(4)]
-        if rows.start == stops_in:
-            raise KeyboardInterrupt
-
-    def rank(folder, stops_in=None):
-        return rank_in_parts(sae, lambda rows: read(rows, stops_in), 23, 5, rank_by, seen.append, folder)
-
-    expected = rank(None)
+    monkeypatch.setattr(passes, "BATCH_IMAGES", 4)
+    noise = torch.rand(23, 4, 6, generator=torch.Generator().manual_seed(4))
+    sae, tokens, seen = make_identity_sae(6), MemoryTokens(make_tokens() + noise), []
+    expected = rank_in_parts(sae, tokens, 5, rank_by)
+    tokens.stops_in = 8
     with pytest.raises(KeyboardInterrupt):
-        rank(tmp_path, stops_in=8)
-    asked.clear()
-    seen.clear()
-    found = rank(tmp_path)
-    assert asked == [8, 16]
+        rank_in_parts(sae, tokens, 5, rank_by, place=tmp_path / "ranked")
+    tokens.read.clear()
+    tokens.stops_in = None
+    found = rank_in_parts(sae, tokens, 5, rank_by, seen.append, tmp_path / "ranked")
+    assert [rows[0] for rows in tokens.read] == [8, 12, 16, 20]
     assert seen == [12, 16, 20, 23]
-    assert (found.n_images, found.n_tokens) == (23, 92)
-    for name in ARRAYS:
-        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
+    assert_equal(found, expected)
 
 
 def test_parts_join_to_the_ranking_of_one_pass_whoever_made_them(tmp_path, monkeypatch):
-    tokens, sae = make_tokens(), make_identity_sae(6)  # many ties
-    expected = rank_images(sae, batches(tokens, 23), 5)
+    tokens, sae = MemoryTokens(make_tokens()), make_identity_sae(6)  # many ties
+    expected = rank_images(sae, batches(tokens.patches, 23), 5)
     monkeypatch.setattr(parts, "PART_IMAGES", (3, 3))
-
-    def read(rows):
-        yield torch.arange(rows.start, rows.stop), tokens[rows]
-
-    def give_up(rows):
-        if rows.start == 12:
-            raise KeyboardInterrupt
-        return read(rows)
-
+    tokens.stops_in = 12
     with pytest.raises(KeyboardInterrupt):
-        rank_in_parts(sae, give_up, 23, 5, progress_folder=tmp_path)
+        rank_in_parts(sae, tokens, 5, place=tmp_path / "ranked")
+    tokens.stops_in = None
     for number in (0, 2):  # as if another process, which knew less or more, were to make them
         (tmp_path / f"ranked-{number:05d}.pt").unlink()
-    for folder in (None, tmp_path):
-        found = rank_in_parts(sae, read, 23, 5, progress_folder=folder)
-        for name in ARRAYS:
-            np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
+    for place in (None, tmp_path / "ranked"):
+        assert_equal(rank_in_parts(sae, tokens, 5, place=place), expected)
+
+
+def rank_plainly(sae, patches, index, k_max, rank_by):
+    """The definition, with sums in the order in which a pass has always made them: what is stored has their bits."""
+    values, n_firing, act_sum = [], 0, torch.zeros(sae.d_sae, dtype=torch.float64)
+    for part in parts.cut_images(len(patches)):
+        part_sum = torch.zeros(sae.d_sae, dtype=torch.float64)
+        for batch in patches[part].split(passes.BATCH_IMAGES):
+            for some in batch.split(max(1, passes.MAX_LATENT_VALUES // (batch.shape[1] * sae.d_sae))):
+                acts = sae.encode(some)
+                image_sum = acts.sum(1, dtype=torch.float32)
+                values.append(acts.amax(1) if rank_by is RankBy.max else image_sum / acts.shape[1])
+                n_firing = n_firing + (acts > 0).sum((0, 1))
+                part_sum += image_sum.sum(0, dtype=torch.float64)
+        act_sum += part_sum
+    n_tokens = patches.shape[0] * patches.shape[1]
+    by_position = np.zeros((index.max() + 1, sae.d_sae), np.float32)
+    by_position[index] = torch.cat(values).numpy()
+    rates = [(of / n_tokens).float().numpy() for of in (n_firing.double(), act_sum)]
+    return Ranking(*full_sort(by_position, k_max), *rates, len(patches), n_tokens, rank_by)
+
+
+def make_sae_of(kind, d_in, d_sae, seed):
+    """An SAE that was never trained, with activations of all sizes and kinds."""
+    sae = make_sae(SAEConfig(kind=kind, k=3, expansion_factor=d_sae // d_in), torch.zeros(d_in), 1.3, seed)
+    with torch.no_grad():
+        sae.b_enc.copy_(torch.linspace(-4, 0.2, d_sae))
+        if isinstance(sae.activation, BatchTopK):
+            sae.activation.threshold.fill_(0.4)
+    return sae.eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory):
+    """The same tokens in memory, on the disk and encoded as they are asked for; rows are not image positions."""
+    backbone, pictures = PlantedRegisters(6, 4, 24), Pictures(list(make_noise(26, 24, seed=5)))
+
+    def read(positions, batch_images):
+        for batch in iterate_images(pictures, backbone.image_px, batch_images, positions):
+            kept = ~np.isin(batch.index, [3, 11])
+            if kept.any():
+                yield batch.index[kept], batch.images[kept]
+
+    stored, live = (tmp_path_factory.mktemp(name) for name in ("stored", "live"))
+    extract_tokens(backbone, read, len(pictures), -2, live, dtype=None)
+    return extract_tokens(backbone, read, len(pictures), -2, stored), LiveTokens(live, backbone, read)
+
+
+@pytest.mark.parametrize("kind", list(Kind))
+@pytest.mark.parametrize("rank_by", list(RankBy))
+def test_a_ranking_has_the_bits_of_the_plain_definition_alone_and_in_company(
+    tmp_path, monkeypatch, sources, kind, rank_by
+):
+    monkeypatch.setattr(parts, "PART_IMAGES", (9, 9))
+    monkeypatch.setattr(passes, "BATCH_IMAGES", 4)
+    monkeypatch.setattr(passes, "MAX_LATENT_VALUES", 3 * 36 * 48)  # three images encoded at a time
+    sae, others = make_sae_of(kind, 24, 48, 0), [make_sae_of(of, 24, 96, 1) for of in (Kind.topk, Kind.relu)]
+    for number, tokens in enumerate(sources):
+        assert len(tokens) == 24
+        expected = rank_plainly(sae, tokens.tokens(slice(None)).patches, tokens.image_index, 5, rank_by)
+        assert 0 < (expected.top_values > 0).mean() < 1
+        assert_equal(rank_in_parts(sae, tokens, 5, rank_by), expected)
+        places = [tmp_path / f"{number}-{name}" for name in "abc"]
+        assert_equal(rank_in_parts(others[0], tokens, 3, place=places[0]), rank_in_parts(others[0], tokens, 3))
+        places[0].with_name(f"{number}-a-00001.pt").unlink()
+        together = {
+            "first": measure_ranking(others[0], 3, place=places[0]),  # of which two parts of three are there
+            "mine": measure_ranking(sae, 5, rank_by, places[1]),
+            "last": measure_ranking(others[1], 4, place=places[2]),
+        }
+        assert_equal(run_pass(tokens, together)["mine"].compute(), expected)
 
 
 def test_a_part_leaves_out_what_cannot_be_among_the_best(monkeypatch):
@@ -133,7 +206,7 @@ def test_a_part_leaves_out_what_cannot_be_among_the_best(monkeypatch):
         merge(self, rows, values, images)
 
     monkeypatch.setattr(TopImages, "merge", note)
-    found = rank_in_parts(make_identity_sae(3), lambda rows: [(torch.arange(12)[rows], tokens[rows])], 12, 4)
+    found = rank_in_parts(make_identity_sae(3), MemoryTokens(tokens), 4)
     assert found.top_images.tolist() == [[0, 1, 2, 3]] * 3
     assert joined == [3, 3, 3] + [0] * 6  # each part: its only batch, what its process knows, and the join
 

@@ -6,12 +6,12 @@ from scipy.stats import wasserstein_distance_nd
 from infoscope.data.pictures import Pictures
 from infoscope.runtime import parts
 from infoscope.runtime.errors import InputError
+from infoscope.sae import passes
 from infoscope.sae.activations import ReLU, TopK
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.scope import maps, scoring
-from infoscope.scope import ranking as ranking_module
 from infoscope.scope.crops import shared_region
-from infoscope.scope.ranking import iterate_patch_tokens, rank_images
+from infoscope.scope.ranking import ImageTokens, rank_images
 from infoscope.scope.scores import Scores
 from infoscope.scope.scoring import EMDMethod, ScopeConfig, compute_scores, next_valid_ranks, score_latents
 from infoscope.vision.planted import CONTEXT_RGB, MARKER_RGB, PlantedJump, PlantedRegisters
@@ -45,7 +45,7 @@ def make_noise(n, side=26, seed=1):
 
 def measure(backbone, sae, pictures, config, **options):
     images = Pictures(list(pictures))
-    ranking = rank_images(sae, iterate_patch_tokens(backbone, images, -2, 7), config.n_ranks, config.rank_by)
+    ranking = rank_images(sae, ImageTokens(backbone, images, -2).batches(7), config.n_ranks, config.rank_by)
     backbone.n_images_encoded = 0
     return ranking, score_latents(backbone, sae, images, ranking, config, layer=-2, **options)
 
@@ -109,7 +109,7 @@ def reference_emd(first, second):
 def test_scores_equal_the_definition_taken_literally(shift, monkeypatch):
     backbone, sae = make_registers()
     pictures = make_noise(8)
-    monkeypatch.setattr(ranking_module, "MAX_LATENT_VALUES", 36 * 40 * 2)  # a batch is encoded in parts
+    monkeypatch.setattr(passes, "MAX_LATENT_VALUES", 36 * 40 * 2)  # a batch is encoded in parts
     config = ScopeConfig(k_cds=2, k_max=3, shift_patches=shift, batch_images=5)
     ranking, scores = measure(backbone, sae, pictures, config)
     maps = reference_scores(backbone, sae, pictures, ranking, shift)

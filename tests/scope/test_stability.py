@@ -20,7 +20,7 @@ from infoscope.scope.agreement import (
 )
 from infoscope.scope.cds import compute_cds
 from infoscope.scope.config import Diagonal, EMDMethod, ScopeConfig
-from infoscope.scope.ranking import iterate_patch_tokens, rank_images
+from infoscope.scope.ranking import ImageTokens, rank_images
 from infoscope.scope.rescoring import ScoredSAE, StabilityConfig, compute_stability
 from infoscope.scope.scores import Scores
 from infoscope.scope.scoring import score_latents
@@ -165,7 +165,7 @@ TRAIN, HELD_OUT = make_noise(12), make_noise(9, seed=2)
 
 def make_scored(backbone, sae, seed=0, scope=SCOPE, gamma=0.3):
     ranking, scores = measure(backbone, sae, TRAIN, scope)
-    batches = iterate_patch_tokens(backbone, Pictures(list(HELD_OUT)), -2, 7)
+    batches = ImageTokens(backbone, Pictures(list(HELD_OUT)), -2).batches(7)
     return ScoredSAE(seed, sae, ranking, scores, gamma, rank_images(sae, batches, scope.n_ranks))
 
 

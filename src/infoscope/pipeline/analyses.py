@@ -13,7 +13,6 @@ import numpy as np
 
 from infoscope.config import Stage, to_tree
 from infoscope.pipeline.chain import Stages, must_exist
-from infoscope.pipeline.encoding import TOKEN_BATCH_IMAGES
 from infoscope.pipeline.reporting import read_results
 from infoscope.predictions.inputs import PredictInputs, check_predictions
 from infoscope.predictions.prompts import Prompts, make_prompts
@@ -283,13 +282,11 @@ class Analyses(Stages):
             with self.display.bar(f"ranking held-out images, seed {seed}", len(source), "images") as advance:
                 again = rank_in_parts(
                     sae,
-                    lambda rows: source.batches(TOKEN_BATCH_IMAGES, rows),
-                    len(source),
+                    source,
                     scope.n_ranks,
                     scope.rank_by,
                     advance,
-                    work.progress,
-                    f"held-out-{seed}",
+                    work.progress / f"held-out-{seed}",
                 )
         ranked = Ranking.load(self.rank(seed).folder)
         return ScoredSAE(seed, sae, ranked, Scores.load(scores.folder), self.partition(seed).gamma, again)

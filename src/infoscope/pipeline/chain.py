@@ -20,7 +20,7 @@ from infoscope.data.config import DataConfig, DataKind
 from infoscope.data.images import LabelledImages, Truth
 from infoscope.data.scene_factors import vocabulary
 from infoscope.data.scene_set import SceneSet
-from infoscope.pipeline.encoding import TOKEN_BATCH_IMAGES, Encoding, write_json
+from infoscope.pipeline.encoding import Encoding, write_json
 from infoscope.pipeline.probing import build_probes
 from infoscope.probes.config import ProbeConfig, Task
 from infoscope.probes.variants import Role, Variant, make_matched_variants, make_variants
@@ -118,12 +118,11 @@ class Stages(Encoding):
             with self.track(Stage.rank, seed) as tracker, bar as advance:
                 ranking = rank_in_parts(
                     self.load_sae(sae),
-                    lambda rows: source.batches(TOKEN_BATCH_IMAGES, rows),
-                    len(source),
+                    source,
                     scope.n_ranks,
                     scope.rank_by,
                     advance,
-                    work.progress,
+                    work.progress / "ranked",
                 )
                 if processes.current().rank == 0:
                     ranking.save(work.folder)

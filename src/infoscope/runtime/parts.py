@@ -11,9 +11,9 @@ from __future__ import annotations
 import io
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from infoscope.runtime import processes
 
 Part = Mapping[str, Tensor]
 """What is known after a part: tensors by name."""
+Key = TypeVar("Key")
 
 SAVE_EVERY_S = 60.0
 """Seconds between checkpoints of a loop: what an interruption can cost it."""
@@ -63,16 +64,35 @@ def compute_parts(n_parts: int, compute: Callable[[int], Part], folder: Path | N
             None: nowhere, and this process computes all of them one by one as they are asked for.
         name: of the pass, different for each pass that shares the folder.
     """
-    if folder is None:
-        assert processes.current().size == 1, "processes exchange parts in a folder"
-        return (_to_cpu(compute(number)) for number in range(n_parts))
+    place = None if folder is None else folder / name
+    found = compute_parts_together(n_parts, lambda number, _: {name: compute(number)}, {name: place})
+    return (parts[name] for parts in found)
+
+
+def compute_parts_together(
+    n_parts: int, compute: Callable[[int, Sequence[Key]], Mapping[Key, Part]], places: Mapping[Key, Path | None]
+) -> Iterator[dict[Key, Part]]:
+    """Return the parts of several passes over the same items, made in one; see `compute_parts`.
+
+    Each pass has files of its own, and finds them again whatever other passes it is made with.
+
+    Args:
+        compute: takes the number of a part and the keys of the passes whose part is missing, and returns theirs.
+        places: of each pass, by key: <folder>/<name>, see `compute_parts`; None for all of them: nowhere.
+    """
+    kept = {key: place for key, place in places.items() if place is not None}
     here = processes.current()
+    if not kept:
+        assert here.size == 1, "processes exchange parts in a folder"
+        return (_to_cpu(compute(number, list(places))) for number in range(n_parts))
+    assert len(kept) == len(places), "some passes keep their parts, and some do not"
     for number in range(here.rank, n_parts, here.size):
-        path = _name_part(folder, name, number)
-        if not path.exists():
-            save_state(path, compute(number))
+        missing = [key for key, place in kept.items() if not _name_part(place, number).exists()]
+        if missing:
+            for key, part in compute(number, missing).items():
+                save_state(_name_part(kept[key], number), part)
     processes.barrier()
-    return (load_state(_name_part(folder, name, number)) for number in range(n_parts))
+    return ({key: load_state(_name_part(place, number)) for key, place in kept.items()} for number in range(n_parts))
 
 
 def count_parts(folder: Path, name: str) -> int:
@@ -80,8 +100,8 @@ def count_parts(folder: Path, name: str) -> int:
     return sum(1 for _ in folder.glob(f"{name}-[0-9]*.pt"))
 
 
-def _name_part(folder: Path, name: str, number: int) -> Path:
-    return folder / f"{name}-{number:05d}.pt"
+def _name_part(place: Path, number: int) -> Path:
+    return place.with_name(f"{place.name}-{number:05d}.pt")
 
 
 class Checkpoint:

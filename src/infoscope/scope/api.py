@@ -30,12 +30,11 @@ from infoscope.scope import crops
 from infoscope.scope.config import PartitionConfig, ScopeConfig
 from infoscope.scope.maps import make_trainer
 from infoscope.scope.partition import Partition, make_partition
-from infoscope.scope.ranking import Ranking, iterate_patch_tokens, rank_in_parts
+from infoscope.scope.ranking import ImageTokens, Ranking, rank_in_parts
 from infoscope.scope.scores import Scores
 from infoscope.scope.scoring import score_latents
 from infoscope.vision.backbone import Backbone
 from infoscope.vision.config import ModelConfig
-from infoscope.vision.live_tokens import BATCH_IMAGES
 
 Images = ImageSet | str | os.PathLike[str] | Iterable[Picture]
 
@@ -187,18 +186,10 @@ class _Work(NamedTuple):
 
     def rank(self) -> Ranking:
         """Rank the images, encoded in the batches of the command line: the numbers are then the same to the bit."""
-        read = partial(
-            iterate_patch_tokens,
-            self.backbone,
-            self.images,
-            self.layer,
-            BATCH_IMAGES,
-            self.on_error,
-            self.n_readers,
-        )
-        n, config = len(self.images), self.config
-        with self.show.bar("ranking images", n, "images") as advance:
-            return rank_in_parts(self.sae, read, n, config.n_ranks, config.rank_by, advance)
+        config = self.config
+        tokens = ImageTokens(self.backbone, self.images, self.layer, self.on_error, self.n_readers)
+        with self.show.bar("ranking images", len(tokens), "images") as advance:
+            return rank_in_parts(self.sae, tokens, config.n_ranks, config.rank_by, advance)
 
     def score(self, ranking: Ranking) -> Scores:
         """Score the latents on their images."""

@@ -12,7 +12,8 @@ from torch import Tensor
 from infoscope.runtime.parts import Part
 from infoscope.sae.activations import SparseActs
 from infoscope.sae.model import SparseAutoencoder
-from infoscope.scope.ranking import MAX_LATENT_VALUES, TopImages
+from infoscope.sae.passes import MAX_LATENT_VALUES
+from infoscope.scope.top_images import TopImages
 from infoscope.vision.token_source import TokenSource
 
 IGNORE_LABEL = 255

@@ -44,7 +44,7 @@ from infoscope.scope.confound_meters import (
     PropertyMeter,
     iterate_acts,
 )
-from infoscope.scope.ranking import TopImages
+from infoscope.scope.top_images import TopImages
 from infoscope.vision.token_source import TokenSource
 
 IMAGE_CUTS, LABEL_CUTS = (0.06, 0.14), (0.01, 0.06)

@@ -19,10 +19,10 @@ from infoscope.runtime import processes
 from infoscope.runtime.parts import Part, compute_parts, cut, cut_images
 from infoscope.runtime.quiet import quiet_lightning
 from infoscope.sae.model import SparseAutoencoder
+from infoscope.sae.passes import iterate_latents
 from infoscope.scope import crops
 from infoscope.scope.config import ScopeConfig
 from infoscope.scope.emd import ProgressHook
-from infoscope.scope.ranking import iterate_latents
 from infoscope.vision.backbone import Backbone
 
 PART_BYTES = 2**28

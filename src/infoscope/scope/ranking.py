@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -15,17 +16,17 @@ from torch import Tensor
 from infoscope.data.config import RAISE, OnError
 from infoscope.data.images import ImageSet, iterate_images
 from infoscope.runtime.errors import InputError
-from infoscope.runtime.parts import Part, compute_parts, cut_images
+from infoscope.runtime.parts import Part
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.sae.origin import check_has_maps
+from infoscope.sae.passes import LatentBatch, Measurement, Meter, feed, run_pass
 from infoscope.scope.config import RankBy
-from infoscope.vision.backbone import Backbone
+from infoscope.scope.top_images import TopImages
+from infoscope.vision.backbone import Backbone, Tokens
+from infoscope.vision.token_source import TokenRows
 
 TokenBatches = Iterable[tuple[Int[Tensor, " batch"], Float[Tensor, "batch n_patches d_in"]]]
 """Positions in the image set and raw patch tokens."""
-
-MAX_LATENT_VALUES = 2**26
-"""Dense latents held at a time (256 MiB in float32); a batch that has more is encoded in parts."""
 
 _ARRAYS = ("top_images", "top_values", "firing_rate", "mean_act")
 
@@ -115,122 +116,64 @@ class Ranking:
         return cls(**{name: np.load(folder / f"{name}.npy") for name in _ARRAYS}, **facts, rank_by=rank_by)
 
 
-def iterate_patch_tokens(
-    backbone: Backbone,
-    image_set: ImageSet,
-    layer: int,
-    batch_images: int,
-    on_error: OnError = RAISE,
-    n_readers: int = 0,
-    rows: slice = slice(None),
-) -> Iterator[tuple[Int[Tensor, " batch"], Float[Tensor, "batch n_patches d_in"]]]:
-    """Yield positions and patch tokens of whole images, resized to the backbone's input: what `rank_images` takes.
+class ImageTokens(TokenRows):
+    """The tokens of whole images, resized to the backbone's input, of which nothing is known before they are read.
 
     Args:
-        on_error, n_readers: as for `iterate_images`, whose `n_workers` are the readers.
-        rows: of the image set; by default all.
+        on_error, n_readers: as for `iterate_images`, whose `n_workers` are the readers; images that are skipped are
+            rows that do not come.
     """
-    positions = np.arange(len(image_set))[rows]
-    for batch in iterate_images(image_set, backbone.image_px, batch_images, positions, on_error, n_readers):
-        yield batch.index, backbone.tokens(batch.images, layer).patches
+
+    def __init__(
+        self, backbone: Backbone, image_set: ImageSet, layer: int, on_error: OnError = RAISE, n_readers: int = 0
+    ) -> None:
+        self.backbone, self.image_set, self.layer = backbone, image_set, layer
+        self.on_error: OnError = on_error
+        self.n_readers = n_readers
+
+    @cached_property
+    def image_index(self) -> Int[np.ndarray, " n_images"]:
+        return np.arange(len(self))
+
+    def __len__(self) -> int:
+        return len(self.image_set)
+
+    def iterate(
+        self, rows: Int[np.ndarray, " n"], batch_images: int
+    ) -> Iterator[tuple[Int[np.ndarray, " batch"], Tokens]]:
+        size_px = self.backbone.image_px
+        for batch in iterate_images(self.image_set, size_px, batch_images, rows, self.on_error, self.n_readers):
+            yield batch.index.numpy(), self.backbone.tokens(batch.images, self.layer)
 
 
-class TopImages:
-    """The best `k_max` images per latent, merged batch by batch: memory does not grow with the number of images.
-
-    Equals a stable sort of all images by descending value with ties by image, whatever the batches and their order, as
-    long as no image comes twice.
+class RankMeter(Meter):
+    """Finds the images on which each latent fires most, and counts how often and how strongly it fires.
 
     Args:
-        floor: what an image has to reach to count at all, where so much is known already: latents whose batch stays
-            below need no sorting, and what is kept below it means nothing.
+        k_max: ranks to keep.
+        known: what other images hold already: those that cannot be among the best beside them may be left out.
     """
 
     def __init__(
         self,
         d_sae: int,
         k_max: int,
+        rank_by: RankBy = RankBy.max,
         device: torch.device | str = "cpu",
-        floor: Float[Tensor, " d_sae"] | None = None,
+        known: RankMeter | None = None,
     ) -> None:
-        if k_max < 1:
-            raise InputError(f"Expected scope.k_max to be at least 1, got {k_max}.")
-        self.images = torch.full((d_sae, k_max), -1, dtype=torch.int64, device=device)
-        self.values = torch.zeros(d_sae, k_max, device=device)
-        self.floor = torch.zeros(d_sae, device=device) if floor is None else floor
-
-    def update(self, index: Int[Tensor, " batch"], values: Float[Tensor, "batch d_sae"]) -> None:
-        """Merge a batch: `index` are positions in the image set, `values` what to rank by; 0 is no candidate."""
-        # a latent whose last place is out of reach needs no sorting: soon that is most of them
-        reached = torch.maximum(self.values[:, -1], self.floor)
-        rows = ((values > 0) & (values >= reached)).any(dim=0).nonzero().squeeze(1)
-        self.merge(rows, values[:, rows].T.to(self.values), index.to(self.images).expand(len(rows), -1))
-
-    def merge(self, rows: Int[Tensor, " rows"], values: Float[Tensor, "rows n"], images: Int[Tensor, "rows n"]) -> None:
-        """Merge images of some latents, each with its own."""
-        self.values[rows], self.images[rows] = best_first(
-            torch.cat([self.values[rows], values], dim=1),
-            torch.cat([self.images[rows], images], dim=1),
-            k=self.values.shape[1],
-        )
-
-    def to_part(self) -> Part:
-        """Return the images of the latents that reach their floor, for `add`."""
-        best = self.values[:, 0]
-        rows = ((best > 0) & (best >= self.floor)).nonzero().squeeze(1)
-        return {"rows": rows, "values": self.values[rows], "images": self.images[rows]}
-
-    def add(self, part: Part) -> None:
-        """Merge the images of a part."""
-        self.merge(part["rows"], part["values"], part["images"])
-
-
-def best_first(
-    values: Float[Tensor, "rows n"], images: Int[Tensor, "rows n"], k: int
-) -> tuple[Float[Tensor, "rows k"], Int[Tensor, "rows k"]]:
-    """Return the first `k` of each row by descending value, ties by ascending image; value 0 has no image (-1)."""
-    images, by_image = images.sort(dim=1, stable=True)
-    values, by_value = values.gather(1, by_image).sort(dim=1, descending=True, stable=True)
-    values, images = values[:, :k], images.gather(1, by_value)[:, :k]
-    return values, torch.where(values > 0, images, -1)
-
-
-@torch.inference_mode()
-def iterate_latents(
-    sae: SparseAutoencoder, patches: Float[Tensor, "batch n_patches d_in"]
-) -> Iterator[tuple[slice, Float[Tensor, "part n_patches d_sae"]]]:
-    """Encode a batch of images' patch tokens in parts of whole images, so that dense latents stay within bounds."""
-    n_at_once = max(1, MAX_LATENT_VALUES // (patches.shape[1] * sae.d_sae))
-    for start in range(0, len(patches), n_at_once):
-        part = slice(start, start + n_at_once)
-        yield part, sae.encode(patches[part])
-
-
-class _Running:
-    """What is known of the latents after some images."""
-
-    def __init__(self, d_sae: int, k_max: int, device: torch.device | str, floor: Tensor | None = None) -> None:
-        self.top = TopImages(d_sae, k_max, device, floor)
+        self.rank_by = rank_by
+        self.top = TopImages(d_sae, k_max, device, None if known is None else known.top.values[:, -1].clone())
         self.n_firing, self.act_sum = (torch.zeros(d_sae, dtype=torch.float64, device=device) for _ in range(2))
         self.n_images = self.n_tokens = 0
 
-    def rank(self, sae: SparseAutoencoder, batches: TokenBatches, by: RankBy) -> Iterator[int]:
-        """Add the images of some batches; after each, yield how many images there are."""
-        for index, batch in batches:
-            patches = torch.as_tensor(batch).to(sae.W_enc.device)
-            for part, latent_acts in iterate_latents(sae, patches):
-                self._update(torch.as_tensor(index)[part], latent_acts, by)
-            yield self.n_images
-
-    def _update(
-        self, index: Int[Tensor, " part"], latent_acts: Float[Tensor, "part n_patches d_sae"], by: RankBy
-    ) -> None:
-        image_sum = latent_acts.sum(dim=1, dtype=torch.float32)
-        self.top.update(index, latent_acts.amax(dim=1) if by is RankBy.max else image_sum / latent_acts.shape[1])
-        self.n_firing += (latent_acts > 0).sum(dim=(0, 1))
+    def update(self, batch: LatentBatch) -> None:
+        image_sum = batch.dense.sum(dim=1, dtype=torch.float32)
+        self.top.update(batch.index, batch.peaks if self.rank_by is RankBy.max else image_sum / batch.n_patches)
+        self.n_firing += (batch.dense > 0).sum(dim=(0, 1))
         self.act_sum += image_sum.sum(dim=0, dtype=torch.float64)
-        self.n_images += len(latent_acts)
-        self.n_tokens += latent_acts.shape[0] * latent_acts.shape[1]
+        self.n_images += batch.n_images
+        self.n_tokens += batch.n_images * batch.n_patches
 
     def to_part(self) -> Part:
         """Return everything; of the latents that no image of here can be among the best of, no images."""
@@ -242,14 +185,13 @@ class _Running:
         }
 
     def add(self, part: Part) -> None:
-        """Add the images of a part."""
         self.top.add(part)
         self.n_firing += part["n_firing"]
         self.act_sum += part["act_sum"]
         n_images, n_tokens = part["counts"].tolist()
         self.n_images, self.n_tokens = self.n_images + n_images, self.n_tokens + n_tokens
 
-    def to_ranking(self, rank_by: RankBy) -> Ranking:
+    def compute(self) -> Ranking:
         """Return what all images say.
 
         Raises:
@@ -264,7 +206,7 @@ class _Running:
             mean_act=(self.act_sum / self.n_tokens).float().cpu().numpy(),
             n_images=self.n_images,
             n_tokens=self.n_tokens,
-            rank_by=rank_by,
+            rank_by=self.rank_by,
         )
 
 
@@ -288,48 +230,37 @@ def rank_images(
         InputError: if there are no images, `k_max` is below 1, or the SAE was trained on CLS alone.
     """
     check_has_maps(sae.origin.tokens)
-    running = _Running(sae.d_sae, k_max, sae.W_enc.device)
-    for n_images in running.rank(sae, token_batches, rank_by):
+    meter = RankMeter(sae.d_sae, k_max, rank_by, sae.W_enc.device)
+    for index, patches in token_batches:
+        feed([meter], sae, torch.as_tensor(patches), torch.as_tensor(index), np.asarray(index))
         if progress is not None:
-            progress(n_images)
-    return running.to_ranking(rank_by)
+            progress(meter.n_images)
+    return meter.compute()
 
 
-@torch.inference_mode()
+def measure_ranking(
+    sae: SparseAutoencoder, k_max: int, rank_by: RankBy = RankBy.max, place: Path | None = None
+) -> Measurement[RankMeter]:
+    """Return what a pass measures to rank images per latent; `RankMeter.compute` gives the ranking."""
+    return Measurement(sae, partial(RankMeter, sae.d_sae, k_max, rank_by), place)
+
+
 def rank_in_parts(
     sae: SparseAutoencoder,
-    read: Callable[[slice], TokenBatches],
-    n_rows: int,
+    tokens: TokenRows,
     k_max: int,
     rank_by: RankBy = RankBy.max,
     progress: Callable[[int], None] | None = None,
-    progress_folder: Path | None = None,
-    name: str = "ranked",
+    place: Path | None = None,
 ) -> Ranking:
     """Rank images per latent as `rank_images`, in parts that an interruption leaves and processes share.
 
     Args:
-        read: gives the batches of a slice of the `n_rows` images.
-        progress: called with the row up to which images are ranked; other processes' parts are among them.
-        progress_folder, name: see `compute_parts`.
+        progress: see `run_pass`.
+        place: see `Measurement`.
 
     Raises:
-        InputError: as `rank_images`.
+        InputError: as `rank_images`; the SAE was trained on other tokens.
     """
-    check_has_maps(sae.origin.tokens)
-    parts, device = cut_images(n_rows), sae.W_enc.device
-    known = TopImages(sae.d_sae, k_max, device)  # of the parts that this process ranked: a floor for the next ones
-
-    def rank_part(number: int) -> Part:
-        running = _Running(sae.d_sae, k_max, device, floor=known.values[:, -1].clone())
-        for n_images in running.rank(sae, read(parts[number]), rank_by):
-            if progress is not None:
-                progress(parts[number].start + n_images)
-        part = running.to_part()
-        known.add(part)
-        return part
-
-    joined = _Running(sae.d_sae, k_max, "cpu")
-    for part in compute_parts(len(parts), rank_part, progress_folder, name):
-        joined.add(part)
-    return joined.to_ranking(rank_by)
+    [meter] = run_pass(tokens, {"rank": measure_ranking(sae, k_max, rank_by, place)}, progress).values()
+    return meter.compute()

@@ -64,7 +64,33 @@ class TokenFacts:
         return self.meta["n_images"]
 
 
-class TokenSource(TokenFacts, ABC):
+class TokenRows(ABC):
+    """Tokens that are read in passes, row by row; a row is an image."""
+
+    @property
+    @abstractmethod
+    def image_index(self) -> Int[np.ndarray, " n_images"]:
+        """Position of each row's image in its image set."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Rows."""
+
+    @abstractmethod
+    def iterate(
+        self, rows: Int[np.ndarray, " n"], batch_images: int
+    ) -> Iterator[tuple[Int[np.ndarray, " batch"], Tokens]]:
+        """Yield (rows, their tokens as float32) in the order of `rows`; the last batch may be smaller."""
+
+    def batches(
+        self, batch_images: int, rows: slice = slice(None)
+    ) -> Iterator[tuple[Int[Tensor, " batch"], Float[Tensor, "batch n_patches d_in"]]]:
+        """Yield (image index, patch tokens as float32) of some rows, by default all; the last may be smaller."""
+        for batch, tokens in self.iterate(np.arange(len(self))[rows], batch_images):
+            yield torch.from_numpy(self.image_index[batch]), tokens.patches
+
+
+class TokenSource(TokenFacts, TokenRows):
     """The tokens of an image set after one block, row by row.
 
     Reading in passes (`iterate`, `batches`) is what every source is good at; single rows (`tokens`) may cost a forward.
@@ -77,14 +103,6 @@ class TokenSource(TokenFacts, ABC):
     def iterate(
         self, rows: Int[np.ndarray, " n"], batch_images: int
     ) -> Iterator[tuple[Int[np.ndarray, " batch"], Tokens]]:
-        """Yield (rows, their tokens as float32) in the order of `rows`; the last batch may be smaller."""
         for start in range(0, len(rows), batch_images):
             batch = rows[start : start + batch_images]
             yield batch, self.tokens(batch)
-
-    def batches(
-        self, batch_images: int, rows: slice = slice(None)
-    ) -> Iterator[tuple[Int[Tensor, " batch"], Float[Tensor, "batch n_patches d_in"]]]:
-        """Yield (image index, patch tokens as float32) of some rows, by default all; the last may be smaller."""
-        for batch, tokens in self.iterate(np.arange(len(self))[rows], batch_images):
-            yield torch.from_numpy(self.image_index[batch]), tokens.patches
