@@ -139,7 +139,8 @@ class SumMeter(Meter):
             values += part[name]
 
 
-Key, M = TypeVar("Key"), TypeVar("M", bound=Meter)
+Key = TypeVar("Key")
+M = TypeVar("M", bound=Meter)
 
 
 @dataclass(frozen=True)
