@@ -36,18 +36,17 @@ def make_confound_result(scope: ScopeResult, with_truth: bool = True, n_images: 
     properties = LatentProperties(
         firing_rate=rate,
         image_rate=np.where(fires, np.clip(rate / support, 0, 1), 0),
-        peak=peak,
-        peak_top=0.8 * peak,
+        peaks=np.outer(peak, 0.96 ** np.arange(K_MAX)),
         support=support,
         participation=0.7 * support,
     )
     if not with_truth:
-        return ConfoundResult(properties, n_images, K_MAX, {}, None)
+        return ConfoundResult(properties, n_images, {}, None)
     is_global = np.nan_to_num(scope.cds, nan=0.1) + rng.normal(0, 0.1, n) > 0.25
     is_global |= (support > 0.25) & (rng.random(n) < 0.6)
     large, small = rng.uniform(0.15, 0.7, n), rng.uniform(0, 0.01, n)
     effects = {"light": np.where(is_global, large, small), "weather": small}
-    return ConfoundResult(properties, n_images, K_MAX, effects, np.where(is_global, small, large))
+    return ConfoundResult(properties, n_images, effects, np.where(is_global, small, large))
 
 
 def make_matched_results(n_seeds: int = 2, empty: tuple[str, ...] = ()) -> list[dict[str, Any]]:

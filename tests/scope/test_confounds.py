@@ -12,17 +12,15 @@ from scipy import stats
 from infoscope.data.images import LabelledImages, Truth
 from infoscope.data.scene_factors import GLOBAL_FACTORS
 from infoscope.runtime.errors import InputError
+from infoscope.sae import passes
 from infoscope.sae.activations import ReLU
 from infoscope.sae.model import SparseAutoencoder
-from infoscope.scope import confound_meters
 from infoscope.scope import confounds as confounds_module
-from infoscope.scope.confound_meters import compute_epsilon_squared
+from infoscope.scope.confound_meters import compute_epsilon_squared, compute_patch_labels
 from infoscope.scope.confounds import (
     ConfoundResult,
     LatentProperties,
     compute_confounds,
-    compute_latent_properties,
-    compute_patch_labels,
 )
 from infoscope.scope.separation import compute_auroc, compute_separation, compute_spearman, match_frequency
 from infoscope.vision.backbone import Tokens
@@ -118,7 +116,9 @@ def cache(images):
 
 @pytest.fixture(scope="module")
 def result(images, cache) -> ConfoundResult:
-    return compute_confounds(make_identity_sae(), cache, images, k_top=4, batch_images=7)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(passes, "BATCH_IMAGES", 7)
+        return compute_confounds(make_identity_sae(), cache, images, k_max=6)
 
 
 def epsilon_squared(values: np.ndarray, groups: np.ndarray, df_total: float) -> float:
@@ -198,7 +198,7 @@ class TestDeclared:
         assert not (result.compact | result.diffuse)[DEAD]
 
     def test_photographs_have_properties_alone(self, cache, result):
-        bare = compute_confounds(make_identity_sae(), cache, None, k_top=4)
+        bare = compute_confounds(make_identity_sae(), cache, None)
         assert not bare.has_truth
         assert not (bare.known_global | bare.known_local).any()
         assert np.isnan(bare.image_effect).all()
@@ -218,21 +218,30 @@ class TestProperties:
             assert found.support[latent] == pytest.approx((there > 0).mean())
             participation = (there.sum(1) ** 2 / (there**2).sum(1)).mean() / N_PATCHES
             assert found.participation[latent] == pytest.approx(participation)
-            best = np.sort(acts[..., latent].max(1))[::-1][:4]
-            assert found.peak_top[latent] == pytest.approx(best.mean(), rel=1e-6)
-        assert (found.firing_rate[DEAD], found.peak[DEAD], found.peak_top[DEAD]) == (0, 0, 0)
+        assert (found.firing_rate[DEAD], found.peak[DEAD], found.peak_top(4)[DEAD]) == (0, 0, 0)
         assert np.isnan([found.support[DEAD], found.participation[DEAD]]).all()
 
+    def test_the_mean_of_the_best_peaks_is_known_for_every_k(self, cache, result):
+        """As a pass for one k alone would find it: the bits of its sum in float32."""
+        peaks = torch.from_numpy(cache.acts.max(1)).T
+        for k in range(1, 7):
+            best = peaks.sort(dim=1, descending=True).values[:, :k].contiguous()
+            expected = best.sum(1) / (best > 0).sum(1).clamp(min=1)
+            np.testing.assert_array_equal(result.properties.peak_top(k), expected.double().numpy())
+        assert (np.diff(result.properties.peaks[RARE]) < 0).all()
+        with pytest.raises(AssertionError):
+            result.properties.peak_top(7)
+
     def test_the_batch_size_changes_nothing(self, monkeypatch, cache, result):
-        monkeypatch.setattr(confound_meters, "MAX_LATENT_VALUES", 1)  # image by image
-        found = compute_latent_properties(make_identity_sae(), cache, k_top=4)
+        monkeypatch.setattr(passes, "MAX_LATENT_VALUES", 1)  # image by image
+        found = compute_confounds(make_identity_sae(), cache, None, k_max=6).properties
         for name in vars(found):
             np.testing.assert_allclose(getattr(found, name), getattr(result.properties, name), rtol=1e-6)
 
     def test_no_images_are_refused(self):
         empty = type("Empty", (), {"grid": GRID, "__len__": lambda self: 0})()
         with pytest.raises(InputError, match="images to measure"):
-            compute_latent_properties(make_identity_sae(), empty)  # pyright: ignore[reportArgumentType]
+            compute_confounds(make_identity_sae(), empty, None)  # pyright: ignore[reportArgumentType]
 
 
 def test_patch_labels_by_vote():
@@ -248,7 +257,7 @@ def test_what_is_saved_comes_back(tmp_path: Path, cache, result, with_truth):
     saved = result if with_truth else compute_confounds(make_identity_sae(), cache, None)
     saved.save(tmp_path / "new")
     found = ConfoundResult.load(tmp_path / "new")
-    assert (found.n_images, found.k_top, found.has_truth) == (saved.n_images, saved.k_top, with_truth)
+    assert (found.n_images, found.has_truth) == (saved.n_images, with_truth)
     for name in vars(saved.properties):
         np.testing.assert_array_equal(getattr(found.properties, name), getattr(saved.properties, name))
     assert list(found.image_effects) == list(saved.image_effects)
@@ -337,13 +346,12 @@ def test_separation_by_support_and_rate():
     properties = LatentProperties(
         firing_rate=np.where(is_global, 0.02, 0.01),
         image_rate=np.ones(n),
-        peak=np.ones(n),
-        peak_top=np.ones(n),
+        peaks=np.ones((n, 1)),
         support=np.where(is_diffuse, 0.5, 0.1),
         participation=nothing,
     )
     effects = np.where(is_global, 0.5, 0.0)
-    confounds = ConfoundResult(properties, 100, 8, {"light": effects, "weather": nothing}, 0.5 - effects)
+    confounds = ConfoundResult(properties, 100, {"light": effects, "weather": nothing}, 0.5 - effects)
     found = compute_separation(cds, confounds, n_bootstrap=50)
     assert found["compact"]["cds"].value == 1
     assert 0.3 < found["diffuse"]["cds"].value < 0.7

@@ -109,8 +109,8 @@ class Analyses(Stages):
     def confounds(self, seed: int) -> Artifact:
         """Measure what else tells features apart: how often, how strongly and how widely they fire, and on what."""
         sae, tokens, images = self.train_sae(seed), self.tokens("train"), self.image_sets[0]
-        k_top = self.config.scope.k_cds
-        key = {"sae": sae.hash, "tokens": tokens.hash, "images": self.images_fingerprint("train"), "k_top": k_top}
+        k_max = self.config.scope.n_ranks
+        key = {"sae": sae.hash, "tokens": tokens.hash, "images": self.images_fingerprint("train"), "k_max": k_max}
 
         def build(work: Workspace) -> None:
             n = self.n_images("train")
@@ -119,9 +119,9 @@ class Analyses(Stages):
                     self.load_sae(sae),
                     self.open_tokens("train"),
                     images,
-                    k_top,
-                    progress=advance,
-                    progress_folder=work.progress,
+                    k_max,
+                    advance,
+                    work.progress / "confounds",
                 )
             if processes.current().rank == 0:
                 found.save(work.folder)

@@ -47,7 +47,7 @@ CONFOUNDS = {
     "firing_rate": Confound("firing frequency (share of patches)", lambda _, c: c.properties.firing_rate, "log"),
     "image_rate": Confound("share of images in which it fires", lambda _, c: c.properties.image_rate),
     "peak": Confound("peak activation", lambda _, c: c.properties.peak, "log"),
-    "peak_top": Confound("peak, mean of its top images", lambda _, c: c.properties.peak_top),
+    "peak_top": Confound("peak, mean of its top images", lambda s, c: c.properties.peak_top(s.k_cds)),
     "support": Confound("support (share of the grid)", lambda _, c: c.properties.support, "linear"),
     "participation": Confound("participation ratio (share of the grid)", lambda _, c: c.properties.participation),
     "one_sided": Confound("one-sided zeros (share of pairs)", compute_one_sided_share, "linear"),

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
+from infoscope.data.images import LabelledImages
 from infoscope.runtime.parts import Part
-from infoscope.sae.activations import SparseActs
-from infoscope.sae.model import SparseAutoencoder
-from infoscope.sae.passes import MAX_LATENT_VALUES
+from infoscope.sae.passes import LatentBatch, SumMeter
 from infoscope.scope.top_images import TopImages
-from infoscope.vision.token_source import TokenSource
 
 IGNORE_LABEL = 255
 
@@ -45,85 +43,42 @@ def compute_epsilon_squared(
     return (1 - (1 - eta_squared.clamp(0, 1)) * df_total / df_within).cpu().numpy()
 
 
-class ImageActs:
-    """The activations of some whole images as entries, gathered per image and latent, in float64."""
+def compute_patch_labels(label_map: UInt8[np.ndarray, "height width"], grid: int) -> Int[np.ndarray, " n_patches"]:
+    """Return the label of each patch of a picture squashed to the grid: that of most of its pixels.
 
-    def __init__(self, acts: SparseActs, n_images: int, d_sae: int) -> None:
-        self.n_images, self.d_sae = n_images, d_sae
-        self.latents = acts.indices.reshape(n_images, -1, acts.indices.shape[-1])
-        self.values = acts.values.double().reshape(self.latents.shape)
-        images = torch.arange(n_images, device=self.latents.device)[:, None, None]
-        self._cells = (images * d_sae + self.latents).flatten()
-        self.sums, self.squares = self.gather(self.values), self.gather(self.values**2)
-        self.counts = self.gather((self.values > 0).double())
-
-    def gather(self, entries: Float[Tensor, "n_images n_patches k"]) -> Float[Tensor, "n_images d_sae"]:
-        """Sum entries over the patches of each image."""
-        return self._empty().index_add_(0, self._cells, entries.flatten()).view(-1, self.d_sae)
-
-    def peaks(self) -> Float[Tensor, "n_images d_sae"]:
-        """The largest activation in each image."""
-        return self._empty().scatter_reduce_(0, self._cells, self.values.flatten(), "amax").view(-1, self.d_sae)
-
-    def _empty(self) -> Tensor:
-        return self.values.new_zeros(self.n_images * self.d_sae)
-
-
-def iterate_acts(
-    sae: SparseAutoencoder, tokens: TokenSource, rows: slice, batch_images: int
-) -> Iterator[tuple[slice, ImageActs]]:
-    """Put some images through the SAE a few at a time, so that pre-activations stay within bounds."""
-    n_at_once = min(batch_images, max(1, MAX_LATENT_VALUES // (tokens.grid**2 * sae.d_sae)))
-    for batch, read in tokens.iterate(np.arange(len(tokens))[rows], n_at_once):
-        patches, done = read.patches.to(sae.W_enc.device), slice(int(batch[0]), int(batch[-1]) + 1)
-        yield done, ImageActs(sae.encode_sparse(patches.flatten(0, 1)), len(patches), sae.d_sae)
-
-
-class Meter:
-    """Sums in float64 by name; those of parts add up to those of all images.
-
-    Args:
-        shapes: of the sums.
+    Ignored pixels (255) have no vote; a patch without any other is 255 itself. Of equally frequent labels the smallest
+    wins. A pixel belongs to the patch that its centre lies in, whatever the sizes of map and picture.
     """
-
-    def __init__(self, device: torch.device | str, **shapes: tuple[int, ...]) -> None:
-        self.sums = {name: torch.zeros(shape, dtype=torch.float64, device=device) for name, shape in shapes.items()}
-
-    def to_part(self) -> Part:
-        """Return everything, for `add`."""
-        return self.sums
-
-    def add(self, part: Part) -> None:
-        """Add what was found on other images."""
-        for name, values in self.sums.items():
-            values += part[name]
+    height, width = label_map.shape
+    row, column = (((np.arange(side) + 0.5) * grid / side).astype(np.int64) for side in (height, width))
+    patch = row[:, None] * grid + column
+    votes = np.bincount((patch * 256 + label_map).ravel(), minlength=grid**2 * 256).reshape(-1, 256)
+    labels = votes[:, :IGNORE_LABEL].argmax(axis=1)
+    return np.where(votes[:, :IGNORE_LABEL].any(axis=1), labels, IGNORE_LABEL)
 
 
-class PropertyMeter(Meter):
+class PropertyMeter(SumMeter):
     """What `LatentProperties` follow from.
 
     Args:
-        floor: of the peaks, see `TopImages`.
+        k_max: images per latent whose peak is kept.
+        known: what other images hold already: those that cannot be among the best beside them may be left out.
     """
 
     def __init__(
-        self,
-        d_sae: int,
-        n_patches: int,
-        k_top: int,
-        device: torch.device | str,
-        floor: Float[Tensor, " d_sae"] | None = None,
+        self, d_sae: int, k_max: int, device: torch.device | str = "cpu", known: PropertyMeter | None = None
     ) -> None:
-        super().__init__(device, n_images=(), tokens_on=(d_sae,), images_on=(d_sae,), participation=(d_sae,))
-        self.n_patches, self.top = n_patches, TopImages(d_sae, k_top, device, floor)
+        columns = dict.fromkeys(("tokens_on", "images_on", "participation"), (d_sae,))
+        super().__init__(device, n_images=(), n_patches=(), **columns)
+        self.top = TopImages(d_sae, k_max, device, None if known is None else known.top.values[:, -1].clone())
 
-    def update(self, rows: slice, acts: ImageActs) -> None:
-        """Add some images."""
-        self.sums["n_images"] += acts.n_images
-        self.sums["tokens_on"] += acts.counts.sum(0)
-        self.sums["images_on"] += (acts.counts > 0).sum(0)
-        self.sums["participation"] += torch.where(acts.counts > 0, acts.sums**2 / acts.squares, 0.0).sum(0)
-        self.top.update(torch.arange(rows.start, rows.stop), acts.peaks().float())
+    def update(self, batch: LatentBatch) -> None:
+        self.sums["n_images"] += batch.n_images
+        self.sums["n_patches"] += batch.n_images * batch.n_patches
+        self.sums["tokens_on"] += batch.counts.sum(0)
+        self.sums["images_on"] += (batch.counts > 0).sum(0)
+        self.sums["participation"] += torch.where(batch.counts > 0, batch.sums**2 / batch.squares, 0.0).sum(0)
+        self.top.update(batch.index, batch.peaks)
 
     def to_part(self) -> Part:
         return {**self.sums, **self.top.to_part()}
@@ -134,29 +89,27 @@ class PropertyMeter(Meter):
 
     def compute(self) -> dict[str, Float[np.ndarray, " d_sae"]]:
         """Return the fields of `LatentProperties`."""
-        n_images, tokens_on, images_on, participation = self.sums.values()
-        best, on = self.top.values, images_on * self.n_patches
+        n_images, n_patches, tokens_on, images_on, participation = self.sums.values()
+        on = images_on * (n_patches / n_images)
         columns = {
-            "firing_rate": tokens_on / (n_images * self.n_patches),
+            "firing_rate": tokens_on / n_patches,
             "image_rate": images_on / n_images,
-            "peak": best[:, 0],
-            "peak_top": best.sum(1) / (best > 0).sum(1).clamp(min=1),
+            "peaks": self.top.values,
             "support": tokens_on / on,  # 0 / 0 is NaN: it never fires
             "participation": participation / on,
         }
-        return {name: column.double().cpu().numpy() for name, column in columns.items()}
+        return {name: column.cpu().numpy() for name, column in columns.items()}
 
 
-class FactorMeter(Meter):
-    """The image means by the values of one global factor; `values` has one entry per row of the tokens."""
+class FactorMeter(SumMeter):
+    """The image means by the values of one global factor; `values` has one entry per image of the set."""
 
     def __init__(self, values: Int[Tensor, " n_images"], n_values: int, d_sae: int) -> None:
         super().__init__(values.device, n=(n_values,), sums=(n_values, d_sae), squares=(d_sae,))
         self.values = values
 
-    def update(self, rows: slice, means: Float[Tensor, "batch d_sae"]) -> None:
-        """Add some images."""
-        values = self.values[rows]
+    def update(self, batch: LatentBatch) -> None:
+        values, means = self.values[batch.index], batch.sums / batch.n_patches
         self.sums["n"].index_add_(0, values, torch.ones_like(values, dtype=torch.float64))
         self.sums["sums"].index_add_(0, values, means)
         self.sums["squares"] += (means**2).sum(0)
@@ -169,16 +122,19 @@ class FactorMeter(Meter):
         return compute_epsilon_squared(n, sums, ss_total, float(n.sum()) - 1)
 
 
-class LabelMeter(Meter):
+class LabelMeter(SumMeter):
     """The deviation of a patch from the mean over the image's labelled patches, by the label of the patch."""
 
-    def __init__(self, n_labels: int, d_sae: int, device: torch.device | str) -> None:
+    def __init__(self, images: LabelledImages, d_sae: int, device: torch.device | str = "cpu") -> None:
+        n_labels = len(images.label_names)
         shapes = {"n": (n_labels,), "sums": (n_labels * d_sae,), "squares": (d_sae,), "ss_total": (d_sae,)}
         super().__init__(device, n_images=(), **shapes)
-        self.d_sae = d_sae
+        self.images, self.d_sae = images, d_sae
 
-    def update(self, labels: Int[Tensor, "batch n_patches"], acts: ImageActs) -> None:
-        """Add some images."""
+    def update(self, batch: LatentBatch) -> None:
+        grid = math.isqrt(batch.n_patches)
+        maps = [compute_patch_labels(self.images.label_map(i), grid) for i in batch.index.tolist()]
+        labels = torch.from_numpy(np.stack(maps)).to(batch.dense.device)
         known = labels != IGNORE_LABEL
         n_labels = len(self.sums["n"])
         n_of_label = torch.stack([(labels == label).sum(1) for label in range(n_labels)], dim=1).double()
@@ -186,13 +142,13 @@ class LabelMeter(Meter):
         self.sums["n"] += n_of_label.sum(0)
         self.sums["n_images"] += (n_known > 0).sum()
 
-        values = acts.values * known[:, :, None]
-        squares = acts.gather(values**2)
-        means = acts.gather(values) / n_known.clamp(min=1)
+        tokens, latents, values = batch.entries
+        values = values * known.flatten()[tokens]  # an ignored patch adds 0, anywhere
+        squares = batch.sum_in_images(values**2)
+        means = batch.sum_in_images(values) / n_known.clamp(min=1)
         self.sums["squares"] += squares.sum(0)
         self.sums["ss_total"] += (squares - n_known * means**2).sum(0)
-        cells = (labels * known)[:, :, None] * self.d_sae + acts.latents  # an ignored patch adds 0, anywhere
-        self.sums["sums"].index_add_(0, cells.flatten(), values.flatten())
+        self.sums["sums"].index_add_(0, (labels * known).flatten()[tokens] * self.d_sae + latents, values)
         self.sums["sums"] -= (n_of_label.T @ means).flatten()
 
     def compute(self) -> Float[np.ndarray, " d_sae"]:

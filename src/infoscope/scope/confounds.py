@@ -22,30 +22,21 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int, UInt8
-from torch import Tensor
+from jaxtyping import Bool, Float
 
 from infoscope.data.images import ImageSet, LabelledImages, Truth
 from infoscope.data.scene_factors import GLOBAL_FACTORS
 from infoscope.runtime.errors import InputError
-from infoscope.runtime.parts import Part, compute_parts, cut_images
+from infoscope.runtime.parts import Part
 from infoscope.sae.model import SparseAutoencoder
-from infoscope.sae.origin import check_tokens
-from infoscope.scope.confound_meters import (
-    IGNORE_LABEL,
-    FactorMeter,
-    ImageActs,
-    LabelMeter,
-    Meter,
-    PropertyMeter,
-    iterate_acts,
-)
-from infoscope.scope.top_images import TopImages
-from infoscope.vision.token_source import TokenSource
+from infoscope.sae.passes import LatentBatch, Measurement, Meter, run_pass
+from infoscope.scope.confound_meters import FactorMeter, LabelMeter, PropertyMeter
+from infoscope.vision.token_source import TokenRows
 
 IMAGE_CUTS, LABEL_CUTS = (0.06, 0.14), (0.01, 0.06)
 """Cohen's (1988) benchmarks for eta^2: small .01, medium .06, large .14. The label effect is that of single patches,
@@ -65,18 +56,28 @@ class LatentProperties:
 
     firing_rate: [d_sae] share of patch tokens on which it fires.
     image_rate: [d_sae] share of images in which it fires on a patch at least.
-    peak: [d_sae] largest activation, 0 if it never fires.
-    peak_top: [d_sae] mean of its largest activations in the `k_top` images that excite it most (as many as there are).
+    peaks: [d_sae, k_max] its largest activation in each of the images that excite it most, in descending order; 0
+        where it fires on no further image.
     support: [d_sae] share of the grid's patches on which it fires, mean over the images in which it does; NaN if none.
     participation: [d_sae] the same by (sum a)^2 / sum a^2 of the map: weak patches count for less.
     """
 
     firing_rate: Float[np.ndarray, " d_sae"]
     image_rate: Float[np.ndarray, " d_sae"]
-    peak: Float[np.ndarray, " d_sae"]
-    peak_top: Float[np.ndarray, " d_sae"]
+    peaks: Float[np.ndarray, "d_sae k_max"]
     support: Float[np.ndarray, " d_sae"]
     participation: Float[np.ndarray, " d_sae"]
+
+    @property
+    def peak(self) -> Float[np.ndarray, " d_sae"]:
+        """Largest activation, 0 if the latent never fires."""
+        return self.peaks[:, 0].astype(np.float64)
+
+    def peak_top(self, k: int) -> Float[np.ndarray, " d_sae"]:
+        """Return the mean of the first `k` of `peaks`, or of as many as there are; 0 if the latent never fires."""
+        assert 1 <= k <= self.peaks.shape[1], (k, self.peaks.shape)
+        best = torch.from_numpy(self.peaks[:, :k].copy())
+        return (best.sum(1) / (best > 0).sum(1).clamp(min=1)).double().numpy()
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,6 @@ class ConfoundResult:
 
     properties: LatentProperties
     n_images: int
-    k_top: int
     image_effects: Mapping[str, Float[np.ndarray, " d_sae"]]
     label_effect: Float[np.ndarray, " d_sae"] | None
 
@@ -145,7 +145,7 @@ class ConfoundResult:
         if self.label_effect is not None:
             arrays["label_effect"] = self.label_effect
         np.savez(folder / "confounds.npz", **arrays)
-        facts = {"n_images": self.n_images, "k_top": self.k_top, "factors": list(self.image_effects)}
+        facts = {"n_images": self.n_images, "factors": list(self.image_effects)}
         (folder / "confounds.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
 
     @classmethod
@@ -156,109 +156,46 @@ class ConfoundResult:
             return cls(
                 LatentProperties(**{field.name: arrays[field.name] for field in fields(LatentProperties)}),
                 facts["n_images"],
-                facts["k_top"],
                 {name: arrays[f"image_effect_{name}"] for name in facts["factors"]},
                 arrays.get("label_effect"),
             )
 
 
-def compute_latent_properties(
-    sae: SparseAutoencoder, tokens: TokenSource, k_top: int = 8, batch_images: int = 64
-) -> LatentProperties:
-    """Return how often, how strongly and how widely each latent fires, in one pass over a split's tokens.
-
-    Raises:
-        InputError: if there are no images.
-    """
-    return compute_confounds(sae, tokens, None, k_top, batch_images).properties
-
-
-@torch.inference_mode()
-def compute_confounds(
-    sae: SparseAutoencoder,
-    tokens: TokenSource,
-    images: ImageSet | None,
-    k_top: int = 8,
-    batch_images: int = 64,
-    progress: Callable[[int], None] | None = None,
-    progress_folder: Path | None = None,
-) -> ConfoundResult:
-    """Measure properties and effects of all latents in one pass; activations are never kept, only sums.
+class ConfoundMeter(Meter):
+    """Everything that `ConfoundResult` holds, of some images.
 
     Args:
-        tokens: of the training split, from which everything is declared.
-        images: the set the rows' positions refer to; without labels (photographs, None) there are no effects.
-        k_top: images whose peaks `peak_top` averages.
-        progress: called with the row up to which images are done.
-        progress_folder: see `compute_parts`.
-
-    Raises:
-        InputError: if there are no images, `k_top` is below 1, or the SAE was trained on other tokens.
+        images: the set that positions refer to; without labels (photographs, None) there are no effects.
+        k_max: images per latent whose peak is kept.
+        known: see `PropertyMeter`.
     """
-    check_tokens(sae, tokens)
-    if len(tokens) == 0:
-        raise InputError("Expected images to measure the latents on, got none: check the data set and its split.")
-    parts, device = cut_images(len(tokens)), sae.W_enc.device
-    known = TopImages(sae.d_sae, k_top, device)  # of the parts of this process: a floor for the next ones
-
-    def measure(number: int) -> Part:
-        meters = _Meters(sae.d_sae, tokens, images, k_top, device, known.values[:, -1].clone())
-        for rows, acts in iterate_acts(sae, tokens, parts[number], batch_images):
-            meters.update(rows, acts)
-            if progress is not None:
-                progress(rows.stop)
-        known.add(meters.properties.to_part())
-        return meters.to_part()
-
-    joined = _Meters(sae.d_sae, tokens, images, k_top, "cpu")
-    for part in compute_parts(len(parts), measure, progress_folder, "confounds"):
-        joined.add(part)
-    return ConfoundResult(
-        LatentProperties(**joined.properties.compute()),
-        len(tokens),
-        k_top,
-        {name: factor.compute() for name, factor in joined.factors.items()},
-        None if joined.labels is None else joined.labels.compute(),
-    )
-
-
-class _Meters:
-    """Everything that is measured on some images of a split."""
 
     def __init__(
         self,
         d_sae: int,
-        tokens: TokenSource,
         images: ImageSet | None,
-        k_top: int,
-        device: torch.device | str,
-        floor: Float[Tensor, " d_sae"] | None = None,
+        k_max: int,
+        device: torch.device | str = "cpu",
+        known: ConfoundMeter | None = None,
     ) -> None:
-        self.tokens, self.images, self.device = tokens, images, device
-        self.properties = PropertyMeter(d_sae, tokens.grid**2, k_top, device, floor)
+        self.properties = PropertyMeter(d_sae, k_max, device, known and known.properties)
         self.factors: dict[str, FactorMeter] = {}
         self.labels: LabelMeter | None = None
         if isinstance(images, LabelledImages):
             for name in (name for name in GLOBAL_FACTORS if name in images.targets):
-                values = torch.from_numpy(images.labels(name)[tokens.image_index]).to(device)
+                values = torch.from_numpy(images.labels(name)).to(device)
                 self.factors[name] = FactorMeter(values, images.n_target_classes(name), d_sae)
             if Truth.label_maps in images.truths:
-                self.labels = LabelMeter(len(images.label_names), d_sae, device)
-
-    def update(self, rows: slice, acts: ImageActs) -> None:
-        self.properties.update(rows, acts)
-        for factor in self.factors.values():
-            factor.update(rows, acts.sums / self.tokens.grid**2)
-        if self.labels is not None:
-            assert isinstance(self.images, LabelledImages)
-            index, grid = self.tokens.image_index[rows], self.tokens.grid
-            maps = [compute_patch_labels(self.images.label_map(int(i)), grid) for i in index]
-            self.labels.update(torch.from_numpy(np.stack(maps)).to(self.device), acts)
+                self.labels = LabelMeter(images, d_sae, device)
 
     @property
     def _by_name(self) -> dict[str, Meter]:
         labels = {} if self.labels is None else {"labels": self.labels}
         return {"properties": self.properties, **labels, **{f"of_{name}": of for name, of in self.factors.items()}}
+
+    def update(self, batch: LatentBatch) -> None:
+        for meter in self._by_name.values():
+            meter.update(batch)
 
     def to_part(self) -> Part:
         return {f"{of}/{name}": sums for of, meter in self._by_name.items() for name, sums in meter.to_part().items()}
@@ -267,16 +204,48 @@ class _Meters:
         for of, meter in self._by_name.items():
             meter.add({name.removeprefix(f"{of}/"): sums for name, sums in part.items() if name.startswith(f"{of}/")})
 
+    def compute(self) -> ConfoundResult:
+        """Return what all images say.
 
-def compute_patch_labels(label_map: UInt8[np.ndarray, "height width"], grid: int) -> Int[np.ndarray, " n_patches"]:
-    """Return the label of each patch of a picture squashed to the grid: that of most of its pixels.
+        Raises:
+            InputError: if there were none.
+        """
+        n_images = int(self.properties.sums["n_images"])
+        if n_images == 0:
+            raise InputError("Expected images to measure the latents on, got none: check the data set and its split.")
+        return ConfoundResult(
+            LatentProperties(**self.properties.compute()),
+            n_images,
+            {name: factor.compute() for name, factor in self.factors.items()},
+            None if self.labels is None else self.labels.compute(),
+        )
 
-    Ignored pixels (255) have no vote; a patch without any other is 255 itself. Of equally frequent labels the smallest
-    wins. A pixel belongs to the patch that its centre lies in, whatever the sizes of map and picture.
+
+def measure_confounds(
+    sae: SparseAutoencoder, images: ImageSet | None, k_max: int, place: Path | None = None
+) -> Measurement[ConfoundMeter]:
+    """Return what a pass measures for `ConfoundResult`, see `ConfoundMeter`."""
+    return Measurement(sae, partial(ConfoundMeter, sae.d_sae, images, k_max), place)
+
+
+def compute_confounds(
+    sae: SparseAutoencoder,
+    tokens: TokenRows,
+    images: ImageSet | None,
+    k_max: int = 16,
+    progress: Callable[[int], None] | None = None,
+    place: Path | None = None,
+) -> ConfoundResult:
+    """Measure properties and effects of all latents in one pass; activations are never kept, only sums.
+
+    Args:
+        tokens: of the training split, from which everything is declared.
+        images, k_max: see `ConfoundMeter`.
+        progress: see `run_pass`.
+        place: see `Measurement`.
+
+    Raises:
+        InputError: if there are no images, `k_max` is below 1, or the SAE was trained on other tokens.
     """
-    height, width = label_map.shape
-    row, column = (((np.arange(side) + 0.5) * grid / side).astype(np.int64) for side in (height, width))
-    patch = row[:, None] * grid + column
-    votes = np.bincount((patch * 256 + label_map).ravel(), minlength=grid**2 * 256).reshape(-1, 256)
-    labels = votes[:, :IGNORE_LABEL].argmax(axis=1)
-    return np.where(votes[:, :IGNORE_LABEL].any(axis=1), labels, IGNORE_LABEL)
+    [meter] = run_pass(tokens, {"confounds": measure_confounds(sae, images, k_max, place)}, progress).values()
+    return meter.compute()

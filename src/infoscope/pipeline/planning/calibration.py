@@ -186,8 +186,8 @@ class Calibration:
     @cached_property
     def confounds_s(self) -> float:
         """Confounds of one image."""
-        k_top = self.config.scope.k_cds
-        return _time_again(lambda: compute_confounds(self._sae, self._cache, self.images_set, k_top)) / len(self._cache)
+        k_max = self.config.scope.n_ranks
+        return _time_again(lambda: compute_confounds(self._sae, self._cache, self.images_set, k_max)) / len(self._cache)
 
     @cached_property
     def resumed_s(self) -> float:
