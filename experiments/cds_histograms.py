@@ -5,7 +5,7 @@
     python experiments/cds_histograms.py sae=topk,batchtopk,jumprelu,matryoshka_prefix
     python experiments/cds_histograms.py experiment=planted_registers model=planted_registers,context_free
     python experiments/cds_histograms.py model=clip_b16 data=image_folder data.root=/photographs \
-        sae=topk,jumprelu sae.k=32 sae.expansion_factor=8 sae.n_tokens=50000000
+        sae=topk,batchtopk sae.k=32 sae.expansion_factor=8 sae.n_tokens=50000000
 
 One gamma does not mean the same in two models: the score of a feature locked to its place in the grid is drawn in each
 panel. The paper's histograms are unknown to us.

@@ -29,7 +29,7 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
 from infoscope.sae.activations import TopK
-from infoscope.sae.config import SAEConfig
+from infoscope.sae.config import TopKConfig
 from infoscope.sae.losses import TopKObjective, compute_fvu
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.sae.train import train_sae
@@ -116,7 +116,7 @@ def time_lightning(options: argparse.Namespace) -> list[float]:
     """Return the seconds of each step inside `train_sae`: token stream, logging and dead counts included."""
     patches = make_tokens(options.tokens * 4, options.d_in).view(-1, 16, options.d_in).numpy()
     cache = Tokens(patches, patches[:, :0], np.zeros(options.d_in, np.float32))
-    config = SAEConfig(
+    config = TopKConfig(
         expansion_factor=options.d_sae // options.d_in,
         k=options.k,
         batch_tokens=options.tokens,

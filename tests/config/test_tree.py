@@ -32,6 +32,7 @@ from infoscope.runtime.bounds import (
     get_settings,
 )
 from infoscope.runtime.errors import InputError
+from infoscope.sae.config import KINDS
 from infoscope.scope.config import Rule
 from infoscope.vision.config import ModelConfig
 
@@ -106,6 +107,14 @@ WRONG = [
     (["scope.kk=3"], ["'scope.kk'", "expected one of batch_images, diagonal, emd, k_cds", "in scope"]),
     (["scope.k_cd=3"], ["'scope.k_cd'", "(did you mean scope.k_cds?)"]),
     (["+scope.kk=3"], ["'scope.kk'", "expected one of batch_images"]),
+    (["sae=topk", "sae.kk=3"], ["'sae.kk'", "expected one of aux_coef", "in sae (did you mean sae.k?)"]),
+    (["sae=relu", "sae.k=99"], ["'sae.k' for sae.kind=relu", "l1, log_every_n_steps", "k is for sae=topk, batchtopk"]),
+    (["sae=relu", "+sae.k=99"], ["'sae.k' for sae.kind=relu"]),
+    (
+        ["sae=relu", "experiment=planted_registers"],
+        ["(in experiment/planted_registers.yaml) for sae.kind=relu"],
+    ),
+    (["sae=relu", "sae.kind=topk"], ["sae.kind to come with", "got 'topk' alone", "sae=topk, relu, batchtopk"]),
     (["seed=3"], ["'seed'", "expected one of artifacts, clip, collect, data", "(did you mean seeds?)"]),
     (["hydra.foo=3"], ["'hydra.foo'", "infoscope --cfg hydra"]),
     # a choice that does not exist
@@ -152,7 +161,7 @@ WRONG = [
     (["probe.depth_crops.crop_px=-3"], ["Expected probe.depth_crops.crop_px to be at least 1, got -3."]),
     (["probe.tasks=[]"], ["Expected probe.tasks to hold at least one value, got []."]),
     (["probe.readouts=[patch_mean,patch_mean]"], ["probe.readouts to hold none twice, got [patch_mean,patch_mean]."]),
-    (["sae.k_levels=[4,2]"], ["Expected sae.k_levels to ascend, got [4,2]."]),
+    (["sae=matryoshka_k", "sae.k_levels=[4,2]"], ["Expected sae.k_levels to ascend, got [4,2]."]),
     (["stability.shifts=[1,1]"], ["stability.shifts to hold none twice"]),
     (["clip.precision=many"], ["clip.precision to be 32-true or 16-mixed or bf16-mixed, got 'many'."]),
     (["output_dir=''"], ["Expected output_dir not to be empty, got ''."]),
@@ -192,7 +201,12 @@ def list_numbers(schema: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 @pytest.mark.parametrize(
     ("key", "annotation"),
-    [*list_numbers(Config), *list_numbers(LocalConf, "hydra.launcher."), *list_numbers(SlurmConf, "hydra.launcher.")],
+    [
+        *list_numbers(Config),
+        *(number for kind in KINDS.values() for number in list_numbers(kind, "sae.")),
+        *list_numbers(LocalConf, "hydra.launcher."),
+        *list_numbers(SlurmConf, "hydra.launcher."),
+    ],
 )
 def test_every_number_has_bounds(key: str, annotation: Any):
     has_bounds = any(isinstance(limit, Bounds) for limit in find_limits(annotation))
@@ -205,7 +219,10 @@ def test_every_number_has_bounds(key: str, annotation: Any):
 
 
 def test_every_default_is_within_bounds():
-    check_settings(Config, vars(Config()), "")
+    for name, kind in KINDS.items():
+        config = Config(sae=kind())
+        check_settings(Config, vars(config), "")
+        assert config.sae.kind == name
 
 
 def test_a_layer_at_the_end_is_fine_where_only_patches_are_read():
@@ -215,6 +232,7 @@ def test_a_layer_at_the_end_is_fine_where_only_patches_are_read():
 def test_types_are_found_by_full_key():
     assert find_type("scope.k_cds", Config) is int
     assert find_type("probe.readouts[1]", Config) is Readout
+    assert find_type("sae.l1", Config) is find_type("sae.lr", Config) is float
     assert find_type("scope.kk", Config) is None
     assert find_type("scope.k_cds.more", Config) is None
 

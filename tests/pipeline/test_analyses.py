@@ -120,8 +120,8 @@ def test_other_saes_are_trained_on_the_same_tokens(finished: Path, monkeypatch: 
     made = run_tiny(finished, f"sae={kind}", "stage=rank")
     assert made.stages("built") == ["train_sae", "rank"]
     sae = load_sae(find_folder(finished, "train_sae", kind))
-    assert sae.activation.kind.name == kind
-    wider = run_tiny(finished, f"sae={kind}", "stage=train_sae", "sae.expansion_factor=2", "sae.k=2")
+    assert sae.activation.kind == kind
+    wider = run_tiny(finished, f"sae={kind}", "stage=train_sae", "sae.expansion_factor=2", "sae.lr=0.01")
     assert wider.stages("built") == ["train_sae"]
 
 

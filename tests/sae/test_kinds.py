@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,23 +11,43 @@ import pytest
 import torch
 from torch import Tensor
 
-from infoscope.config import compose
+from infoscope.config import compose, register_schemas
+from infoscope.runtime.bounds import Share
 from infoscope.runtime.errors import InputError
-from infoscope.sae.activations import Activation, BatchTopK, JumpReLU, MatryoshkaK, MatryoshkaPrefix, TopK
+from infoscope.sae.activations import (
+    MAKERS,
+    Activation,
+    BatchTopK,
+    JumpReLU,
+    MatryoshkaK,
+    MatryoshkaPrefix,
+    ReLU,
+    TopK,
+    make_objective,
+)
 from infoscope.sae.checkpoint import load_sae, load_sae_info, save_sae
-from infoscope.sae.config import Kind, LevelWeights, SAEConfig
+from infoscope.sae.config import (
+    KINDS,
+    LevelWeights,
+    MatryoshkaKConfig,
+    MatryoshkaPrefixConfig,
+    ReLUConfig,
+    SAEConfig,
+    TopKConfig,
+)
 from infoscope.sae.edit import EditMode, GroupEditor
 from infoscope.sae.losses import (
     BatchTopKObjective,
     JumpReLUObjective,
     MatryoshkaKObjective,
     Objective,
+    ReLUObjective,
     TopKObjective,
     compute_jump,
 )
 from infoscope.sae.metrics import compute_sae_metrics
 from infoscope.sae.model import SparseAutoencoder
-from infoscope.sae.module import make_objective, make_sae
+from infoscope.sae.module import make_sae
 from infoscope.sae.topk_step import Weights, compute_sparse_step, select_batch_topk, select_nested_topk
 from infoscope.sae.train import train_sae
 from tests.sae.test_topk_step import (
@@ -40,16 +60,16 @@ from tests.sae.test_topk_step import (
     compute_grads,
     make_case,
 )
-from tests.sae.test_train import CONFIG, Stop, Tokens, assert_same
+from tests.sae.test_train import CONFIG, Stop, Tokens, as_kind, assert_same
 from tests.sae.test_train import cache as cache  # a fixture
 
 K, K_LEVELS, PREFIX_SIZES = 4, [1, 3, 4], [5, 10, D_SAE]
 LEVEL_WEIGHTS = [3, 2, 1]
-NEW_KINDS = [Kind.batchtopk, Kind.jumprelu, Kind.matryoshka_k, Kind.matryoshka_prefix]
-OBJECTIVES: dict[Kind, partial[Objective]] = {
-    Kind.batchtopk: partial(BatchTopKObjective, K),
-    Kind.matryoshka_k: partial(MatryoshkaKObjective, K_LEVELS, LEVEL_WEIGHTS),
-    Kind.matryoshka_prefix: partial(BatchTopKObjective, K, prefix_sizes=PREFIX_SIZES),
+NEW_KINDS = ["batchtopk", "jumprelu", "matryoshka_k", "matryoshka_prefix"]
+OBJECTIVES: dict[str, partial[Objective]] = {
+    "batchtopk": partial(BatchTopKObjective, K),
+    "matryoshka_k": partial(MatryoshkaKObjective, K_LEVELS, LEVEL_WEIGHTS),
+    "matryoshka_prefix": partial(BatchTopKObjective, K, prefix_sizes=PREFIX_SIZES),
 }
 
 
@@ -65,17 +85,17 @@ def keep_largest_of_batch(pre_acts: Tensor, k: int) -> Tensor:
     return (pre_acts * (pre_acts >= smallest)).clamp(min=0)
 
 
-def make_dense_codes(kind: Kind, pre_acts: Tensor) -> tuple[list[Tensor], list[float]]:
+def make_dense_codes(kind: str, pre_acts: Tensor) -> tuple[list[Tensor], list[float]]:
     """The code of every level, the full one last, and the levels' weights."""
-    if kind is Kind.matryoshka_k:
+    if kind == "matryoshka_k":
         return [keep_largest(pre_acts, k) for k in K_LEVELS], [3 / 6, 2 / 6, 1 / 6]
     full = keep_largest_of_batch(pre_acts, K)
-    if kind is Kind.batchtopk:
+    if kind == "batchtopk":
         return [full], [1.0]
     return [full * (torch.arange(D_SAE) < size) for size in PREFIX_SIZES], [1 / 3] * 3
 
 
-def compute_dense_loss(kind: Kind, sae: SparseAutoencoder, x_n: Tensor, dead: Tensor, aux_coef: float) -> Tensor:
+def compute_dense_loss(kind: str, sae: SparseAutoencoder, x_n: Tensor, dead: Tensor, aux_coef: float) -> Tensor:
     pre_acts = (x_n - sae.b_dec) @ sae.W_enc + sae.b_enc
     codes, weights = make_dense_codes(kind, pre_acts)
     x_hats = [code @ sae.W_dec + sae.b_dec for code in codes]
@@ -99,7 +119,7 @@ def get_weights(sae: SparseAutoencoder) -> Weights:
 
 @pytest.mark.parametrize("n_dead", [0, 3, 14])
 @pytest.mark.parametrize("kind", list(OBJECTIVES))
-def test_loss_and_every_gradient_equal_dense_autograd(kind: Kind, n_dead: int) -> None:
+def test_loss_and_every_gradient_equal_dense_autograd(kind: str, n_dead: int) -> None:
     sae, x_n, dead = make_case()
     dead = dead & (dead.cumsum(0) <= n_dead)
     out = OBJECTIVES[kind](aux_k=AUX_K, aux_coef=1 / 32)(sae, x_n, dead)
@@ -114,7 +134,7 @@ def test_loss_and_every_gradient_equal_dense_autograd(kind: Kind, n_dead: int) -
 
 
 @pytest.mark.parametrize("kind", list(OBJECTIVES))
-def test_no_dense_codes_in_the_backward(kind: Kind) -> None:
+def test_no_dense_codes_in_the_backward(kind: str) -> None:
     sae, x_n, dead = make_case()
     loss = OBJECTIVES[kind](aux_k=AUX_K, aux_coef=1 / 32)(sae, x_n, dead).loss
     with RecordShapes() as recorder:
@@ -137,7 +157,7 @@ def test_one_level_is_topk_itself() -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("kind", list(OBJECTIVES))
-def test_gradients_on_cuda_equal_those_on_the_cpu(kind: Kind) -> None:
+def test_gradients_on_cuda_equal_those_on_the_cpu(kind: str) -> None:
     sae, x_n, dead = make_case()
     objective = OBJECTIVES[kind](aux_k=AUX_K, aux_coef=1 / 32)
     expected = compute_grads(sae, objective(sae, x_n, dead).loss)
@@ -198,7 +218,7 @@ def test_batch_topk_selects_exactly_the_k_n_largest(n: int, skewed: bool) -> Non
 
 def test_batch_topk_has_k_active_latents_per_token_on_average_in_training() -> None:
     sae, x_n, dead = make_case()
-    for kind in (Kind.batchtopk, Kind.matryoshka_prefix):
+    for kind in ("batchtopk", "matryoshka_prefix"):
         out = OBJECTIVES[kind](aux_k=0, aux_coef=0.0)(sae, x_n, dead)
         assert out.n_fired.sum() == K * N
         code = keep_largest_of_batch(sae.pre_acts(x_n), K)
@@ -218,9 +238,9 @@ def test_threshold_is_the_running_mean_of_the_smallest_activations() -> None:
     assert activation.dense(pre_acts).tolist() == [[0.0, 0.0, 0.5, 2.0]]
 
 
-@pytest.fixture(scope="module", params=[Kind.batchtopk, Kind.matryoshka_prefix], ids=lambda kind: kind.name)
+@pytest.fixture(scope="module", params=["batchtopk", "matryoshka_prefix"])
 def trained(request: pytest.FixtureRequest, cache: Tokens, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    config = replace(CONFIG, kind=request.param, n_tokens=200 * 64, checkpoint_every_n_steps=1000)
+    config = as_kind(CONFIG, request.param, n_tokens=200 * 64, checkpoint_every_n_steps=1000)
     return train_sae(cache, config, 0, tmp_path_factory.mktemp("trained"))[0]
 
 
@@ -246,7 +266,7 @@ def test_saved_threshold_gives_the_same_outputs(trained: SparseAutoencoder, cach
 
 @pytest.mark.parametrize("how", ["signal", "raise_before"])
 def test_batch_topk_resumes_bit_for_bit(cache: Tokens, tmp_path: Path, how: str) -> None:
-    config = replace(CONFIG, kind=Kind.batchtopk)
+    config = as_kind(CONFIG, "batchtopk")
     whole, resumed = Stop(), Stop()
     _, expected = train_sae(cache, config, 5, tmp_path / "whole", callbacks=[whole])
     with pytest.raises(KeyboardInterrupt):
@@ -316,7 +336,7 @@ def test_straight_through_gradient_is_that_of_the_expectation() -> None:
 
 
 def test_l0_penalty_lowers_l0(cache: Tokens, tmp_path: Path) -> None:
-    config = replace(CONFIG, kind=Kind.jumprelu, n_tokens=60 * 64, lr=1e-2, bandwidth=0.3)
+    config = as_kind(CONFIG, "jumprelu", n_tokens=60 * 64, lr=1e-2, bandwidth=0.3)
     low, high = (train_sae(cache, replace(config, l0_coef=coef), 0, tmp_path / str(coef))[1]["l0"] for coef in (0, 0.1))
     assert high < 0.8 * low
 
@@ -353,33 +373,94 @@ def test_every_form_and_the_file_agree(make: partial[Activation], tmp_path: Path
 
     save_sae(tmp_path, sae)
     loaded = load_sae(tmp_path)
-    assert load_sae_info(tmp_path)["kind"] == sae.activation.kind.name
+    assert load_sae_info(tmp_path)["kind"] == sae.activation.kind
     assert torch.equal(loaded.encode(x), z)
     assert type(loaded.activation) is type(sae.activation)
     assert loaded.activation.settings() == sae.activation.settings()
 
 
 @pytest.mark.parametrize("kind", NEW_KINDS)
-def test_every_kind_is_a_choice_of_the_command_line(kind: Kind) -> None:
-    config = compose([f"sae={kind.name}", "sae.k=32", "sae.expansion_factor=2"]).sae
-    assert config.kind is kind
+def test_every_kind_is_a_choice_of_the_command_line(kind: str) -> None:
+    config = compose([f"sae={kind}", "sae.expansion_factor=2"]).sae
+    assert type(config) is KINDS[kind]
     sae = make_sae(config, torch.zeros(64), 1.0, seed=0)
     assert (sae.activation.kind, sae.d_sae) == (kind, 128)
-    assert make_objective(config, 64)
+    assert make_objective(kind, config.loss_settings(64))
 
 
 def test_lists_and_choices_are_read_from_the_command_line() -> None:
     config = compose(["sae=matryoshka_k", "sae.k_levels=[4,16]", "sae.level_weights=decreasing"]).sae
+    assert isinstance(config, MatryoshkaKConfig)
     assert (config.all_k_levels, config.compute_level_weights()) == ([4, 16], [2, 1])
     config = compose(["sae=matryoshka_prefix", "sae.prefixes=[0.5,1]"]).sae
+    assert isinstance(config, MatryoshkaPrefixConfig)
     assert config.compute_prefix_sizes(64) == [32, 64]
     with pytest.raises(InputError, match=r"level_weights.*uniform, decreasing"):
-        compose(["sae.level_weights=rising"])
+        compose(["sae=matryoshka_k", "sae.level_weights=rising"])
 
 
 @pytest.mark.parametrize(("k", "levels"), [(1, [1]), (2, [1, 2]), (12, [1, 2, 4, 8, 12]), (16, [1, 2, 4, 8, 16])])
 def test_levels_double_up_to_k(k: int, levels: list[int]) -> None:
-    assert replace(CONFIG, k=k).all_k_levels == levels
+    assert as_kind(CONFIG, "matryoshka_k", k=k).all_k_levels == levels
+
+
+# -- a kind of one's own ----------------------------------------------------------------------------------------------
+
+
+@dataclass
+class HalfConfig(SAEConfig):
+    """What a new kind adds to sae/config.py."""
+
+    kind: str = "half"
+    share: Share = 0.5
+
+    def activation_settings(self, d_sae: int) -> dict[str, Any]:
+        return {"share": self.share}
+
+    def loss_settings(self, d_in: int) -> dict[str, Any]:
+        return {"l1": 0.1}
+
+
+class Half(ReLU):
+    """What it adds to sae/activations.py: a share of ReLU."""
+
+    kind = "half"
+
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        self.share = share
+
+    def dense(self, pre_acts: Tensor) -> Tensor:
+        return self.share * super().dense(pre_acts)
+
+    def settings(self) -> dict[str, Any]:
+        return {"share": self.share}
+
+
+def test_a_new_kind_is_a_dataclass_an_activation_and_a_file(
+    cache: Tokens, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Registered at its two places, it is composed, refused, trained, stored and loaded as every other."""
+    monkeypatch.setitem(KINDS, "half", HalfConfig)
+    monkeypatch.setitem(MAKERS, "half", (Half, ReLUObjective))
+    (tmp_path / "sae").mkdir()
+    (tmp_path / "sae" / "half.yaml").write_text("defaults:\n  - /sae_half@_here_\n  - _self_\nshare: 0.25\n")
+    monkeypatch.setattr("infoscope.config.tree.register_schemas", register_schemas.__wrapped__)
+
+    def make(*overrides: str) -> SAEConfig:
+        return compose(["sae=half", "sae.expansion_factor=4", "sae.n_tokens=640", *overrides], [str(tmp_path)]).sae
+
+    config = make("sae.batch_tokens=64")
+    assert isinstance(config, HalfConfig)
+    assert config.determining()["share"] == 0.25
+    with pytest.raises(InputError, match=r"'sae\.k' for sae\.kind=half: .*, share, .*; k is for sae=topk"):
+        make("sae.k=3")
+    sae, _ = train_sae(cache, config, 0, tmp_path / "progress")
+    save_sae(tmp_path / "sae", sae)
+    x = torch.from_numpy(cache.patches[0])
+    z = load_sae(tmp_path / "sae").encode(x)
+    torch.testing.assert_close(z, 0.25 * sae.pre_acts(x).relu())
+    assert (z > 0).any()
 
 
 # -- what determines an SAE ------------------------------------------------------------------------------------------
@@ -392,25 +473,28 @@ AUX = {"k", "aux_k", "aux_coef", "dead_after_tokens"}
 @pytest.mark.parametrize(
     ("kind", "own"),
     [
-        (Kind.topk, AUX),
-        (Kind.relu, {"l1"}),
-        (Kind.batchtopk, AUX),
-        (Kind.jumprelu, {"l0_coef", "bandwidth", "initial_threshold"}),
-        (Kind.matryoshka_k, AUX | {"k_levels", "level_weights"}),
-        (Kind.matryoshka_prefix, AUX | {"prefixes"}),
+        ("topk", AUX),
+        ("relu", {"l1"}),
+        ("batchtopk", AUX),
+        ("jumprelu", {"l0_coef", "bandwidth", "initial_threshold"}),
+        ("matryoshka_k", AUX | {"k_levels", "level_weights"}),
+        ("matryoshka_prefix", AUX | {"prefixes"}),
     ],
 )
-def test_a_kind_is_determined_by_what_it_reads(kind: Kind, own: set[str]) -> None:
-    config = replace(CONFIG, kind=kind)
+def test_a_kind_is_determined_by_what_it_reads(kind: str, own: set[str]) -> None:
+    config = KINDS[kind]()
     assert set(config.determining()) == SHARED | own
     others: dict[str, Any] = {"l1": 9.0, "l0_coef": 9.0, "bandwidth": 9.0, "initial_threshold": 9.0, "aux_coef": 9.0}
-    others |= {"prefixes": [0.5, 1.0], "level_weights": LevelWeights.decreasing, "k_levels": [2, 3]}
+    others |= {"prefixes": [0.5, 1.0], "level_weights": LevelWeights.decreasing, "k_levels": [2, 16]}
     for name, value in others.items():
-        assert (replace(config, **{name: value}).determining() != config.determining()) is (name in own), name
+        if name in own:
+            assert replace(config, **{name: value}).determining() != config.determining()
+        else:
+            assert not hasattr(config, name)
 
 
 def test_topk_and_relu_are_determined_as_before() -> None:
-    assert SAEConfig().determining() == {
+    assert TopKConfig().determining() == {
         "kind": "topk",
         "expansion_factor": 8,
         "k": 16,
@@ -428,43 +512,45 @@ def test_topk_and_relu_are_determined_as_before() -> None:
         "eval_tokens": 65_536,
     }
     without = {"k", "aux_k", "aux_coef", "dead_after_tokens"}
-    relu = {name: value for name, value in SAEConfig().determining().items() if name not in without}
-    assert SAEConfig(kind=Kind.relu).determining() == {**relu, "kind": "relu", "l1": 0.1}
+    relu = {name: value for name, value in TopKConfig().determining().items() if name not in without}
+    assert ReLUConfig().determining() == {**relu, "kind": "relu", "l1": 0.1}
 
 
 def test_null_levels_are_the_levels_they_stand_for() -> None:
-    config = replace(CONFIG, kind=Kind.matryoshka_k, k=4)
+    config = as_kind(CONFIG, "matryoshka_k", k=4)
     assert config.determining() == replace(config, k_levels=[1, 2, 4]).determining()
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("kind", "changes", "message"),
     [
-        ({"bandwidth": 0.0}, r"sae\.bandwidth to be above 0"),
-        ({"initial_threshold": -1.0}, r"sae\.initial_threshold to be above 0"),
-        ({"l0_coef": float("nan")}, r"sae\.l0_coef to be at least 0"),
-        ({"k_levels": []}, r"sae\.k_levels to hold at least one value"),
-        ({"k_levels": [0, 3]}, r"sae\.k_levels\[0\] to be at least 1"),
-        ({"k_levels": [2, 2, 3]}, r"sae\.k_levels to ascend"),
-        ({"k_levels": [2, 4], "kind": Kind.matryoshka_k}, r"sae\.k to be the largest of sae\.k_levels, 4, got 3"),
-        ({"prefixes": [0.5]}, r"sae\.prefixes to ascend"),
-        ({"prefixes": [0.5, 0.25, 1.0]}, r"sae\.prefixes to ascend"),
-        ({"prefixes": [0.0, 1.0]}, r"sae\.prefixes\[0\] to be above 0"),
-        ({"prefixes": [float("nan"), 1.0]}, r"sae\.prefixes\[0\] to be above 0"),
+        ("jumprelu", {"bandwidth": 0.0}, r"sae\.bandwidth to be above 0"),
+        ("jumprelu", {"initial_threshold": -1.0}, r"sae\.initial_threshold to be above 0"),
+        ("jumprelu", {"l0_coef": float("nan")}, r"sae\.l0_coef to be at least 0"),
+        ("matryoshka_k", {"k_levels": []}, r"sae\.k_levels to hold at least one value"),
+        ("matryoshka_k", {"k_levels": [0, 3]}, r"sae\.k_levels\[0\] to be at least 1"),
+        ("matryoshka_k", {"k_levels": [2, 2, 3]}, r"sae\.k_levels to ascend"),
+        ("matryoshka_k", {"k_levels": [2, 4]}, r"sae\.k to be the largest of sae\.k_levels, 4, got 3"),
+        ("matryoshka_prefix", {"prefixes": [0.5]}, r"sae\.prefixes to ascend"),
+        ("matryoshka_prefix", {"prefixes": [0.5, 0.25, 1.0]}, r"sae\.prefixes to ascend"),
+        ("matryoshka_prefix", {"prefixes": [0.0, 1.0]}, r"sae\.prefixes\[0\] to be above 0"),
+        ("matryoshka_prefix", {"prefixes": [float("nan"), 1.0]}, r"sae\.prefixes\[0\] to be above 0"),
+        ("topk", {"kind": "relu"}, r"sae\.kind to come with the settings of its kind, got 'relu' alone"),
     ],
 )
-def test_bad_settings_are_one_sentence(changes: dict[str, Any], message: str) -> None:
+def test_bad_settings_are_one_sentence(kind: str, changes: dict[str, Any], message: str) -> None:
+    config = as_kind(CONFIG, kind)
     with pytest.raises(InputError, match=message) as raised:
-        replace(CONFIG, **changes)
+        replace(config, **changes)
     assert "\n" not in str(raised.value)
 
 
 def test_what_does_not_fit_the_dictionary_is_refused() -> None:
-    config = replace(CONFIG, kind=Kind.matryoshka_prefix, prefixes=[0.001, 1.0])
+    config = as_kind(CONFIG, "matryoshka_prefix", prefixes=[0.001, 1.0])
     with pytest.raises(InputError, match=r"sae\.prefixes to add latents each, got \[0, 48\] of 48"):
-        make_objective(config, 12)
-    for kind in (Kind.batchtopk, Kind.matryoshka_k, Kind.matryoshka_prefix):
+        config.loss_settings(12)
+    for kind in ("batchtopk", "matryoshka_k", "matryoshka_prefix"):
         with pytest.raises(InputError, match=r"sae\.k in 1\.\.48"):
-            make_sae(replace(CONFIG, kind=kind, k=49), torch.zeros(12), 1.0, 0)
+            make_sae(as_kind(CONFIG, kind, k=49), torch.zeros(12), 1.0, 0)
     with pytest.raises(InputError, match="24 thresholds, one per latent, got 23"):
         SparseAutoencoder(8, 24, JumpReLU(23))

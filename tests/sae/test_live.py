@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from infoscope.runtime.errors import InputError
-from infoscope.sae.config import SAEConfig, TokenChoice
+from infoscope.sae.config import TokenChoice, TopKConfig
 from infoscope.sae.stream import TokenStream
 from infoscope.sae.token_sets import make_token_set
 from infoscope.sae.train import make_normalisation, split_tokens, train_sae
@@ -22,7 +22,7 @@ from infoscope.vision.extract import TokenCache, extract_tokens
 from infoscope.vision.live_tokens import LiveTokens
 
 N, GRID, D = 40, 3, 6
-CONFIG = SAEConfig(
+CONFIG = TopKConfig(
     expansion_factor=2,
     k=2,
     n_tokens=30 * 32,

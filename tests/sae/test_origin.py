@@ -18,7 +18,7 @@ from infoscope.probes.inputs import ProbeData, ProbeInputs
 from infoscope.runtime.errors import InputError
 from infoscope.sae.activations import ReLU, TopK
 from infoscope.sae.checkpoint import load_sae, save_sae
-from infoscope.sae.config import SAEConfig, TokenChoice
+from infoscope.sae.config import TokenChoice, TopKConfig
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.sae.origin import Origin, check_edits, check_has_maps, check_tokens, choose_layer
 from infoscope.sae.train import train_sae
@@ -58,7 +58,7 @@ def tokens(backbone: Backbone, pictures: Pictures, tmp_path_factory: pytest.Temp
 @pytest.fixture(scope="module")
 def sae(tokens: TokenCache, tmp_path_factory: pytest.TempPathFactory) -> SparseAutoencoder:
     """Trained in Python, saved and loaded."""
-    config = SAEConfig(k=2, expansion_factor=1, n_tokens=256, batch_tokens=128, eval_tokens=100)
+    config = TopKConfig(k=2, expansion_factor=1, n_tokens=256, batch_tokens=128, eval_tokens=100)
     folder = tmp_path_factory.mktemp("sae")
     save_sae(folder, train_sae(tokens, config, 0, folder / "progress")[0])
     return load_sae(folder)

@@ -19,7 +19,7 @@ from lightning.pytorch.loggers import CSVLogger
 from infoscope.runtime import processes
 from infoscope.runtime.errors import InputError
 from infoscope.sae import token_sets
-from infoscope.sae.config import Kind, SAEConfig, TokenChoice
+from infoscope.sae.config import KINDS, TokenChoice, TopKConfig
 from infoscope.sae.stream import TokenStream
 from infoscope.sae.token_sets import make_token_set
 from infoscope.sae.train import train_sae
@@ -27,8 +27,9 @@ from infoscope.vision.extract import extract_tokens
 from infoscope.vision.live_tokens import LiveTokens
 from tests.sae.test_live import N as N_LIVE
 from tests.sae.test_live import PixelBackbone, read_images
+from tests.sae.test_train import as_kind
 
-CONFIG = SAEConfig(
+CONFIG = TopKConfig(
     expansion_factor=4,
     k=3,
     n_tokens=20 * 64,
@@ -40,8 +41,9 @@ CONFIG = SAEConfig(
     eval_tokens=100,
     log_every_n_steps=5,
     checkpoint_every_n_steps=12,
-    initial_threshold=0.3,
 )
+KIND_CONFIGS = {kind: as_kind(CONFIG, kind) for kind in KINDS}
+KIND_CONFIGS["jumprelu"] = as_kind(CONFIG, "jumprelu", initial_threshold=0.3)
 LIVE = replace(CONFIG, n_tokens=12 * 32, batch_tokens=32, pool_images=8, tokens_per_image=4, expansion_factor=2)
 
 
@@ -85,11 +87,11 @@ def train_every_kind(folder: Path, live_folder: Path) -> dict[str, Any]:
     """What every process does; it keeps what it found in a file of its own."""
     here = processes.current()
     found: dict[str, Any] = {}
-    for kind in Kind:
-        watch, logger = Watch(), CSVLogger(folder / "logs", kind.name, "") if processes.is_main() else False
-        config = replace(CONFIG, kind=kind)
-        _, figures = train_sae(make_tokens(), config, 5, folder / kind.name, callbacks=[watch], logger=logger)
-        found[kind.name] = {"state": watch.end, "figures": figures, "n_dead": watch.n_dead}
+    for kind in KINDS:
+        watch, logger = Watch(), CSVLogger(folder / "logs", kind, "") if processes.is_main() else False
+        config = KIND_CONFIGS[kind]
+        _, figures = train_sae(make_tokens(), config, 5, folder / kind, callbacks=[watch], logger=logger)
+        found[kind] = {"state": watch.end, "figures": figures, "n_dead": watch.n_dead}
     token_sets.LIVE_BATCH_IMAGES = 2
     backbone = PixelBackbone()
     live = LiveTokens(live_folder, backbone, read_images)
@@ -139,9 +141,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
         token_sets.LIVE_BATCH_IMAGES = n_live
     second = torch.load(folder / "together" / "1.pt", weights_only=True)
     watch = Watch()
-    train_sae(
-        make_tokens(), replace(CONFIG, kind=Kind.jumprelu), 5, folder / "together" / "jumprelu", callbacks=[watch]
-    )
+    train_sae(make_tokens(), KIND_CONFIGS["jumprelu"], 5, folder / "together" / "jumprelu", callbacks=[watch])
     alone["resumed_alone"] = {"state": watch.end}
     return [alone, first, second]
 
@@ -154,7 +154,7 @@ def assert_same(ours: dict, theirs: dict, rtol: float = 0.0, atol: float = 0.0) 
         )
 
 
-@pytest.mark.parametrize("name", [*(kind.name for kind in Kind), "live"])
+@pytest.mark.parametrize("name", [*KINDS, "live"])
 def test_two_processes_train_the_sae_of_one(found: list[dict[str, Any]], name: str) -> None:
     alone, first, second = (each[name] for each in found)
     assert_same(first["state"], second["state"])
@@ -194,9 +194,8 @@ def test_what_is_wrong_ends_every_process(found: list[dict[str, Any]]) -> None:
 
 def test_figures_are_logged_once_and_are_the_whole_batchs(found: list[dict[str, Any]], tmp_path_factory: Any) -> None:
     root = next(path for path in Path(tmp_path_factory.getbasetemp()).glob("processes*"))
-    for kind in Kind:
+    for kind in KINDS:
         tables = [
-            np.genfromtxt(root / job / "logs" / kind.name / "metrics.csv", delimiter=",")
-            for job in ("alone", "together")
+            np.genfromtxt(root / job / "logs" / kind / "metrics.csv", delimiter=",") for job in ("alone", "together")
         ]
         np.testing.assert_allclose(tables[0], tables[1], rtol=1e-4, atol=1e-6)

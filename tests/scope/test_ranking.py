@@ -8,7 +8,7 @@ from infoscope.runtime import parts
 from infoscope.runtime.errors import InputError
 from infoscope.sae import passes
 from infoscope.sae.activations import BatchTopK, ReLU
-from infoscope.sae.config import Kind, SAEConfig
+from infoscope.sae.config import KINDS
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.sae.module import make_sae
 from infoscope.sae.passes import run_pass
@@ -146,7 +146,8 @@ def rank_plainly(sae, patches, index, k_max, rank_by):
 
 def make_sae_of(kind, d_in, d_sae, seed):
     """An SAE that was never trained, with activations of all sizes and kinds."""
-    sae = make_sae(SAEConfig(kind=kind, k=3, expansion_factor=d_sae // d_in), torch.zeros(d_in), 1.3, seed)
+    config = KINDS[kind](expansion_factor=d_sae // d_in, **({} if kind in ("relu", "jumprelu") else {"k": 3}))
+    sae = make_sae(config, torch.zeros(d_in), 1.3, seed)
     with torch.no_grad():
         sae.b_enc.copy_(torch.linspace(-4, 0.2, d_sae))
         if isinstance(sae.activation, BatchTopK):
@@ -170,7 +171,7 @@ def sources(tmp_path_factory):
     return extract_tokens(backbone, read, len(pictures), -2, stored), LiveTokens(live, backbone, read)
 
 
-@pytest.mark.parametrize("kind", list(Kind))
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("rank_by", list(RankBy))
 def test_a_ranking_has_the_bits_of_the_plain_definition_alone_and_in_company(
     tmp_path, monkeypatch, sources, kind, rank_by
@@ -178,7 +179,7 @@ def test_a_ranking_has_the_bits_of_the_plain_definition_alone_and_in_company(
     monkeypatch.setattr(parts, "PART_IMAGES", (9, 9))
     monkeypatch.setattr(passes, "BATCH_IMAGES", 4)
     monkeypatch.setattr(passes, "MAX_LATENT_VALUES", 3 * 36 * 48)  # three images encoded at a time
-    sae, others = make_sae_of(kind, 24, 48, 0), [make_sae_of(of, 24, 96, 1) for of in (Kind.topk, Kind.relu)]
+    sae, others = make_sae_of(kind, 24, 48, 0), [make_sae_of(of, 24, 96, 1) for of in ("topk", "relu")]
     for number, tokens in enumerate(sources):
         assert len(tokens) == 24
         expected = rank_plainly(sae, tokens.tokens(slice(None)).patches, tokens.image_index, 5, rank_by)

@@ -65,6 +65,8 @@ def make_overrides(output_dir: Path, *overrides: str) -> list[str]:
         chosen.pop(key, None)
         if key in ("partition", "partition.rule"):
             chosen.pop("partition.gamma", None)  # is read by the rule threshold alone
+        if override in ("sae=relu", "sae=jumprelu"):
+            chosen.pop("sae.k", None)
         chosen[key] = override
     return list(chosen.values())
 

@@ -23,7 +23,6 @@ from infoscope.runtime.progress import Display
 from infoscope.runtime.store import Store
 from infoscope.sae.activations import make_activation
 from infoscope.sae.checkpoint import save_sae
-from infoscope.sae.config import Kind
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.scope.ranking import Ranking
 from infoscope.scope.scores import Scores
@@ -113,7 +112,7 @@ def write_fixed_files(root: Path) -> None:
     (root / "rank").mkdir()
     top = np.tile(np.arange(K_MAX), (D_SAE, 1))
     Ranking(top, np.ones(top.shape), mean_act / 100, mean_act, K_MAX, 100 * K_MAX).save(root / "rank")
-    sae = SparseAutoencoder(D_IN, D_SAE, make_activation(Kind.topk, {"k": 2}))
+    sae = SparseAutoencoder(D_IN, D_SAE, make_activation("topk", {"k": 2}))
     with torch.no_grad():
         sae.W_dec.copy_(torch.eye(D_IN).repeat(D_SAE // D_IN, 1) * torch.arange(1, D_SAE + 1)[:, None])
     save_sae(root / "train_sae", sae, layer=-2)

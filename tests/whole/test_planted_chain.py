@@ -23,7 +23,7 @@ from infoscope.probes.results import VariantResult
 from infoscope.probes.run import run_probes
 from infoscope.probes.variants import make_variants
 from infoscope.sae.activations import ReLU
-from infoscope.sae.config import SAEConfig
+from infoscope.sae.config import TopKConfig
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.sae.train import train_sae
 from infoscope.scope.api import contextual_dependency
@@ -43,7 +43,7 @@ LAYER = -2
 K_CDS = 8
 CHANCE = 1 / 4
 """Top-1 of guessing the light."""
-SAE_CONFIG = SAEConfig(
+SAE_CONFIG = TopKConfig(
     k=5,  # as many as a patch has local codes
     expansion_factor=2,
     n_tokens=600 * 1024,

@@ -53,7 +53,7 @@ def explain(error: BaseException, schema: type) -> str:
         if isinstance(link, OverrideParseException):
             return _explain_unreadable(str(link.override), schema)
         if isinstance(link, ConfigAttributeError | ConfigKeyError) and (link.full_key or link.key):
-            return explain_unknown_key(str(link.full_key or link.key), schema, where)
+            return explain_unknown_key(str(link.full_key or link.key), schema, where, link.object_type)
         if isinstance(link, ValidationError):
             return _explain_wrong_value(link, schema, where)
         if isinstance(link, InterpolationResolutionError):
@@ -66,33 +66,42 @@ def explain(error: BaseException, schema: type) -> str:
     return _explain_by_text(error, schema)
 
 
-def explain_unknown_key(full_key: str, schema: type, where: str = "") -> str:
-    """Return the sentence about a key that the schema does not have."""
+def explain_unknown_key(full_key: str, schema: type, where: str = "", section: Any = None) -> str:
+    """Return the sentence about a key that the configuration does not have.
+
+    Args:
+        section: the dataclass that lacks it, where it is one of several kinds (see `sae/config.py`).
+    """
     parent, _, key = full_key.rpartition(".")
-    node = find_type(parent, schema)
+    declared = find_type(parent, schema)
     if full_key.startswith("hydra."):
         return (
             f"Unknown key {full_key!r}: expected one of those that `infoscope --cfg hydra` shows; those of"
             " hydra.launcher come with hydra/launcher=local or slurm."
         )
-    if not dataclasses.is_dataclass(node):
+    if not dataclasses.is_dataclass(declared):
         return f"Unknown key {full_key!r}{where}: expected one of those that `infoscope --cfg job` shows."
-    known = sorted(f.name for f in dataclasses.fields(node))
-    prefix = f"{parent}." if parent else ""
-    near = suggest(key, known, prefix)
-    return (
-        f"Unknown key {full_key!r}{where}: expected one of {', '.join(known)}{f' in {parent}' if parent else ''}{near}."
-    )
+    _, *kinds = _list_kinds(declared)
+    readers = [kind.kind for kind in kinds if key in get_type_hints(kind)]
+    if kinds and section is declared:
+        choice = f"`defaults: [{(readers or [kinds[0].kind])[0]}, _self_]`"
+        return f"Unknown key {full_key!r}{where}: expected a kind of {parent} before it, begin the file with {choice}."
+    known = sorted(f.name for f in dataclasses.fields(section if kinds and section else declared))
+    of = f" for {parent}.kind={section.kind}" if readers else ""
+    more = f"; {key} is for {parent}={', '.join(readers)}" if readers else suggest(key, known, parent and f"{parent}.")
+    known = f"{', '.join(known)}{parent and f' in {parent}'}"
+    return f"Unknown key {full_key!r}{where}{of}: expected one of {known}{more}."
 
 
-def find_unknown_keys(tree: DictConfig, schema: type, prefix: str = "") -> Iterator[str]:
-    """Yield the full keys of a tree that its schema does not have."""
+def find_unknown_keys(tree: DictConfig, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the full keys of a tree that its schemas do not have, with the dataclass that lacks them."""
+    schema: Any = OmegaConf.get_type(tree)
     types = get_type_hints(schema)
     for key in tree:
         if key not in types:
-            yield f"{prefix}{key}"
+            yield f"{prefix}{key}", schema
         elif dataclasses.is_dataclass(types[str(key)]):
-            yield from find_unknown_keys(tree[key], types[str(key)], f"{prefix}{key}.")
+            yield from find_unknown_keys(tree[key], f"{prefix}{key}.")
 
 
 def find_type(full_key: str, schema: Any) -> Any:
@@ -101,12 +110,18 @@ def find_type(full_key: str, schema: Any) -> Any:
     for part in re.findall(r"[^.\[\]]+", full_key):
         node = _split_optional(node)[0]
         if dataclasses.is_dataclass(node):
-            node = get_type_hints(node).get(part)
+            hints = [get_type_hints(kind) for kind in _list_kinds(node)]
+            node = next((of[part] for of in hints if part in of), None)
         elif get_origin(node) is list:
             node = get_args(node)[0]
         else:
             return None
     return node
+
+
+def _list_kinds(schema: Any) -> list[Any]:
+    """Return a dataclass and all that extend it."""
+    return [schema, *(kind for extension in schema.__subclasses__() for kind in _list_kinds(extension))]
 
 
 def _walk_chain(error: BaseException) -> Iterator[BaseException]:

@@ -17,7 +17,7 @@ from hydra import initialize_config_dir
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
 
 from infoscope.config import errors
 from infoscope.config.overrides import make_readable, quote_override
@@ -26,7 +26,7 @@ from infoscope.predictions.config import PredictConfig
 from infoscope.probes.config import ProbeConfig, Readout, SelectConfig, Task
 from infoscope.runtime.bounds import Bounds, Few, FilePath, Items, Seconds, Seed, check, check_settings, expand_path
 from infoscope.runtime.errors import InputError
-from infoscope.sae.config import SAEConfig, TokenChoice
+from infoscope.sae.config import KINDS, SAEConfig, TokenChoice
 from infoscope.scope.config import Diagonal, OutlierConfig, PartitionConfig, ScopeConfig, StabilityConfig
 from infoscope.tracking.config import LoggerConfig
 from infoscope.vision.config import ContrastiveConfig, ModelConfig
@@ -135,7 +135,8 @@ class Config:
     """Seeds of the SAEs; tables give mean and spread over them."""
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
-    sae: SAEConfig = field(default_factory=SAEConfig)
+    sae: SAEConfig = MISSING
+    """Of one kind or another: the file that `sae=` chooses says which, and thereby what can be set."""
     scope: ScopeConfig = field(default_factory=ScopeConfig)
     partition: PartitionConfig = field(default_factory=PartitionConfig)
     probe: ProbeConfig = field(default_factory=ProbeConfig)
@@ -186,10 +187,13 @@ _NAMESAKES = {
 def register_schemas() -> None:
     """Make the dataclasses known to Hydra: conf/config.yaml begins with this schema, so typos fail at composition.
 
+    The files in conf/sae begin with the schema of their kind. Those lie in no group: they are no choices themselves.
     And the resolver for paths that Hydra itself uses: ${path:${output_dir}} puts in ~ and $HOME, as `check` does.
     """
     OmegaConf.register_new_resolver("path", lambda text: expand_path(text, "output_dir"), replace=True)
     ConfigStore.instance().store(name="infoscope_schema", node=Config)
+    for kind, schema in KINDS.items():
+        ConfigStore.instance().store(name=f"sae_{kind}", node=schema)
 
 
 def make_config(tree: DictConfig) -> Config:
@@ -201,8 +205,8 @@ def make_config(tree: DictConfig) -> Config:
     missing = sorted(OmegaConf.missing_keys(tree))
     if missing:
         raise InputError(f"Expected a value for {', '.join(missing)}, got none: give it as {missing[0]}=...")
-    for key in errors.find_unknown_keys(tree, Config):  # added by +key=value, which the schema lets through
-        raise InputError(errors.explain_unknown_key(key, Config))
+    for key, section in errors.find_unknown_keys(tree):  # added by +key=value, which the schema lets through
+        raise InputError(errors.explain_unknown_key(key, Config, section=section))
     check_settings(Config, tree, "")  # before the dataclasses do, for here their places are known
     for key, name in _NAMESAKES.items():
         try:

@@ -166,7 +166,7 @@ def describe_experiment(
         "model": f"{config.model.name} ({weights}), block {meta['layer']},"
         f" {meta['grid']} x {meta['grid']} patches, d_in {meta['d_in']}",
         "data": f"{config.data.kind.name}, {meta['n_images']} training images",
-        "SAE": f"{config.sae.kind.name}, {meta['d_in'] * config.sae.expansion_factor} latents,"
+        "SAE": f"{config.sae.kind}, {meta['d_in'] * config.sae.expansion_factor} latents,"
         f" seeds {', '.join(map(str, config.seeds))}",
         "scope": f"k_CDS {config.scope.k_cds}, shift {config.scope.shift_patches}, EMD {config.scope.emd.name}",
         "software": f"infoscope {versions['infoscope']}, torch {versions['torch']}",

@@ -219,4 +219,4 @@ class Specs(Workbench):
 
     def sae_name(self, seed: int) -> str:
         """What artifacts of a seed are called, for people."""
-        return f"{self.config.model.name}-{self.config.sae.kind.name}-seed{seed}"
+        return f"{self.config.model.name}-{self.config.sae.kind}-seed{seed}"

@@ -1,9 +1,10 @@
-"""Activations: from pre-activations to latent activations, one class per kind."""
+"""Activations: from pre-activations to latent activations, one class per kind; and the loss that trains each kind."""
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -11,7 +12,15 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from infoscope.runtime.errors import InputError
-from infoscope.sae.config import Kind, check_k
+from infoscope.sae.config import check_k
+from infoscope.sae.losses import (
+    BatchTopKObjective,
+    JumpReLUObjective,
+    MatryoshkaKObjective,
+    Objective,
+    ReLUObjective,
+    TopKObjective,
+)
 
 
 class SparseActs(NamedTuple):
@@ -30,7 +39,8 @@ class Activation(nn.Module, ABC):
     What an SAE does when it is used; BatchTopK selects otherwise in training (see losses.py).
     """
 
-    kind: ClassVar[Kind]
+    kind: ClassVar[str]
+    """As in `sae/config.py`, whose `activation_settings` are the constructor's arguments."""
 
     @abstractmethod
     def dense(self, pre_acts: Float[Tensor, "n d_sae"]) -> Float[Tensor, "n d_sae"]:
@@ -51,7 +61,7 @@ class Activation(nn.Module, ABC):
 class TopK(Activation):
     """The k largest pre-activations of a token, negative ones set to 0 (Gao et al., 2024)."""
 
-    kind = Kind.topk
+    kind = "topk"
 
     def __init__(self, k: int) -> None:
         super().__init__()
@@ -76,7 +86,7 @@ class TopK(Activation):
 class MatryoshkaK(TopK):
     """TopK, trained so that fewer of the k entries reconstruct too (Zaigrajew et al., 2025, MSAE)."""
 
-    kind = Kind.matryoshka_k
+    kind = "matryoshka_k"
 
 
 class _Gate(Activation):
@@ -91,7 +101,7 @@ class _Gate(Activation):
 class ReLU(_Gate):
     """Every positive pre-activation."""
 
-    kind = Kind.relu
+    kind = "relu"
 
     def dense(self, pre_acts: Float[Tensor, "n d_sae"]) -> Float[Tensor, "n d_sae"]:
         return pre_acts.relu()
@@ -104,7 +114,7 @@ class BatchTopK(_Gate):
     independent of its batch, is the running mean of the smallest of them; 0 before training, which is ReLU.
     """
 
-    kind = Kind.batchtopk
+    kind = "batchtopk"
     threshold: Tensor
 
     THRESHOLD_DECAY: ClassVar[float] = 0.95
@@ -135,7 +145,7 @@ class BatchTopK(_Gate):
 class MatryoshkaPrefix(BatchTopK):
     """BatchTopK, trained so that the first latents reconstruct without the rest (Bussmann et al., 2025)."""
 
-    kind = Kind.matryoshka_prefix
+    kind = "matryoshka_prefix"
 
 
 class JumpReLU(_Gate):
@@ -146,7 +156,7 @@ class JumpReLU(_Gate):
         threshold: what all thresholds start at; in the units of normalised tokens, above 0.
     """
 
-    kind = Kind.jumprelu
+    kind = "jumprelu"
 
     def __init__(self, d_sae: int, threshold: float = 1.0) -> None:
         super().__init__()
@@ -169,18 +179,32 @@ class JumpReLU(_Gate):
         return {"d_sae": len(self.log_threshold)}
 
 
-ACTIVATIONS: dict[Kind, type[Activation]] = {
-    cls.kind: cls for cls in (TopK, ReLU, BatchTopK, JumpReLU, MatryoshkaK, MatryoshkaPrefix)
+MAKERS: dict[str, tuple[type[Activation], Callable[..., Objective]]] = {
+    activation.kind: (activation, objective)
+    for activation, objective in (
+        (TopK, TopKObjective),
+        (ReLU, ReLUObjective),
+        (BatchTopK, BatchTopKObjective),
+        (JumpReLU, JumpReLUObjective),
+        (MatryoshkaK, MatryoshkaKObjective),
+        (MatryoshkaPrefix, BatchTopKObjective),
+    )
 }
+"""What makes the activation and the loss of each kind, with the settings that `sae/config.py` gives."""
 
 
-def make_activation(kind: Kind, settings: dict[str, Any]) -> Activation:
+def make_activation(kind: str, settings: dict[str, Any]) -> Activation:
     """Return the activation of this kind.
 
     Raises:
         InputError: if the settings are not those of the kind.
     """
     try:
-        return ACTIVATIONS[kind](**settings)
+        return MAKERS[kind][0](**settings)
     except TypeError:
-        raise InputError(f"Expected the settings of a {kind.name} activation, got {sorted(settings)}.") from None
+        raise InputError(f"Expected the settings of a {kind} activation, got {sorted(settings)}.") from None
+
+
+def make_objective(kind: str, settings: dict[str, Any]) -> Objective:
+    """Return the loss of this kind."""
+    return MAKERS[kind][1](**settings)

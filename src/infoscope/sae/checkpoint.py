@@ -22,8 +22,8 @@ from safetensors.torch import load_file, save
 from infoscope.runtime.calls import name_type, speaks_python
 from infoscope.runtime.errors import InputError
 from infoscope.runtime.manifests import read_manifest
-from infoscope.sae.activations import make_activation
-from infoscope.sae.config import Kind, TokenChoice
+from infoscope.sae.activations import MAKERS, make_activation
+from infoscope.sae.config import TokenChoice
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.sae.origin import Origin
 
@@ -55,7 +55,7 @@ def save_sae(
     info = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
-        "kind": sae.activation.kind.name,
+        "kind": sae.activation.kind,
         "activation": sae.activation.settings(),
         "d_in": sae.d_in,
         "d_sae": sae.d_sae,
@@ -86,7 +86,7 @@ def load_sae(path: Path | str) -> SparseAutoencoder:
         raise InputError(f"{weights} is damaged: its checksum is not the one in {INFO_NAME}; make it again.")
     try:
         tensors = load_file(weights)
-        sae = SparseAutoencoder(info["d_in"], info["d_sae"], make_activation(Kind[info["kind"]], info["activation"]))
+        sae = SparseAutoencoder(info["d_in"], info["d_sae"], make_activation(info["kind"], info["activation"]))
         for name, tensor in tensors.items():
             if not torch.isfinite(tensor).all():
                 raise InputError(f"{weights} holds NaN or Inf in {name}: train the SAE again.")
@@ -121,8 +121,8 @@ def load_sae_info(path: Path | str) -> dict[str, Any]:
         raise InputError(
             f"{file} has format version {version}, this infoscope reads up to {FORMAT_VERSION}: update infoscope."
         )
-    if info.get("kind") not in Kind.__members__:
-        kinds = ", ".join(Kind.__members__)
+    if info.get("kind") not in MAKERS:
+        kinds = ", ".join(MAKERS)
         raise InputError(f"{file} has the kind {info.get('kind')!r}, this infoscope knows {kinds}: update infoscope.")
     expected: dict[str, Any] = {"activation": dict, "d_in": int, "d_sae": int, "backbone": dict, "training": dict}
     expected |= {"sha256": str, "layer": int | None, "image_px": int | None, "tokens": str | None}

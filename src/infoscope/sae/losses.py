@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,8 +17,6 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from infoscope.runtime import collective
-from infoscope.sae.activations import JumpReLU
-from infoscope.sae.model import SparseAutoencoder
 from infoscope.sae.topk_step import (
     Entries,
     Weights,
@@ -27,6 +25,9 @@ from infoscope.sae.topk_step import (
     select_nested_topk,
     select_topk,
 )
+
+if TYPE_CHECKING:
+    from infoscope.sae.model import SparseAutoencoder
 
 
 class LossOutput(NamedTuple):
@@ -157,10 +158,11 @@ class JumpReLUObjective(Objective):
     def __call__(
         self, sae: SparseAutoencoder, x_n: Float[Tensor, "n d_in"], dead: Bool[Tensor, " d_sae"]
     ) -> LossOutput:
-        assert isinstance(sae.activation, JumpReLU)
+        threshold = sae.activation.threshold
+        assert isinstance(threshold, Tensor)
         # Under autocast the products alone are of low precision.
         pre_acts = torch.addmm(sae.b_enc, x_n - sae.b_dec, sae.W_enc).to(x_n.dtype)
-        latent_acts, n_active = compute_jump(pre_acts, sae.activation.threshold, self.bandwidth)
+        latent_acts, n_active = compute_jump(pre_acts, threshold, self.bandwidth)
         x_hat_n = (latent_acts @ sae.W_dec + sae.b_dec).to(x_n.dtype)
         fvu = compute_fvu(x_n - x_hat_n, compute_energy(x_n))
         loss = fvu + self.l0_coef * n_active / len(x_n)

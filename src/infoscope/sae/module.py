@@ -9,17 +9,9 @@ from torch import Tensor
 
 from infoscope.runtime import collective, processes
 from infoscope.runtime.errors import InputError
-from infoscope.sae.activations import BatchTopK, make_activation
-from infoscope.sae.config import Kind, SAEConfig
-from infoscope.sae.losses import (
-    BatchTopKObjective,
-    JumpReLUObjective,
-    LossOutput,
-    MatryoshkaKObjective,
-    Objective,
-    ReLUObjective,
-    TopKObjective,
-)
+from infoscope.sae.activations import BatchTopK, make_activation, make_objective
+from infoscope.sae.config import SAEConfig
+from infoscope.sae.losses import LossOutput
 from infoscope.sae.model import SparseAutoencoder
 
 
@@ -31,38 +23,8 @@ def make_sae(config: SAEConfig, mean: Float[Tensor, " d_in"], scale: float, seed
     """
     d_in = len(mean)
     d_sae = d_in * config.expansion_factor
-    match config.kind:
-        case Kind.relu:
-            settings = {}
-        case Kind.jumprelu:
-            settings = {"d_sae": d_sae, "threshold": config.initial_threshold}
-        case _:
-            settings = {"k": config.k}
-    return SparseAutoencoder(d_in, d_sae, make_activation(config.kind, settings), mean, scale, seed)
-
-
-def make_objective(config: SAEConfig, d_in: int) -> Objective:
-    """Return the loss of the configured kind.
-
-    Raises:
-        InputError: if the prefixes are too close together for the number of latents.
-    """
-    aux = {"aux_k": d_in // 2 if config.aux_k is None else config.aux_k, "aux_coef": config.aux_coef}
-    match config.kind:
-        case Kind.topk:
-            return TopKObjective(config.k, **aux)
-        case Kind.batchtopk:
-            return BatchTopKObjective(config.k, **aux)
-        case Kind.matryoshka_k:
-            return MatryoshkaKObjective(config.all_k_levels, config.compute_level_weights(), **aux)
-        case Kind.matryoshka_prefix:
-            return BatchTopKObjective(
-                config.k, **aux, prefix_sizes=config.compute_prefix_sizes(d_in * config.expansion_factor)
-            )
-        case Kind.relu:
-            return ReLUObjective(config.l1)
-        case Kind.jumprelu:
-            return JumpReLUObjective(config.l0_coef, config.bandwidth)
+    activation = make_activation(config.kind, config.activation_settings(d_sae))
+    return SparseAutoencoder(d_in, d_sae, activation, mean, scale, seed)
 
 
 class SAEModule(L.LightningModule):
@@ -80,7 +42,7 @@ class SAEModule(L.LightningModule):
         super().__init__()
         self.automatic_optimization = False
         self.sae, self.config = sae, config
-        self.objective = make_objective(config, sae.d_in)
+        self.objective = make_objective(config.kind, config.loss_settings(sae.d_in))
         self.register_buffer("tokens_since_fired", torch.zeros(sae.d_sae, dtype=torch.int64))
         self.at_step_boundary = True
         """Whether weights, optimiser and counters belong to the same step: only then may a checkpoint be written."""

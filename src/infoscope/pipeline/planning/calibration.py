@@ -114,7 +114,7 @@ class Calibration:
                 return self.stages.load_sae(found)
         sae = make_sae(self.config.sae, torch.as_tensor(self._cache.mean), self._cache.scale, 0)
         sae.requires_grad_(False)
-        make_sparse(sae, self._cache.tokens(slice(None)).patches.flatten(0, 1), self.config.sae.k)
+        make_sparse(sae, self._cache.tokens(slice(None)).patches.flatten(0, 1), getattr(self.config.sae, "k", 16))
         return sae.to(self.stages.device)
 
     # rates, per second
