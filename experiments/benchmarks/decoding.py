@@ -4,7 +4,8 @@ Everything runs on one core, in turns over the same files, so that a busy machin
 "Plain Pillow" is the full decode and a bicubic resize with nothing else: a ceiling for `load`, which also mends
 orientation and colour modes. "Draft" is Pillow at 1/2 to 1/8 of the size, no smaller than twice the target.
 Differences are against `load`, in levels of 255, over the images at the target size. Files are read once beforehand,
-so the disk is not measured; pictures that EXIF tags turn are left out, because only `load` turns them.
+so the disk is not measured; pictures that EXIF tags turn are left out, because only `load` turns them. Without
+--root, rendered scenes are saved as JPEGs: smoother and smaller than photographs.
 
     python experiments/benchmarks/decoding.py --root PHOTOGRAPHS
     python experiments/benchmarks/decoding.py --root PHOTOGRAPHS --size 224 --repeats 5 --save
@@ -21,6 +22,7 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
@@ -31,9 +33,11 @@ from torchvision.transforms.v2.functional import resize
 
 from infoscope.data.image_folder import ImageFolder
 from infoscope.data.photographs import load_rgb
+from infoscope.data.scenes import render_split_part
 from infoscope.runtime.environment import describe_environment
 
 RESULTS = Path(__file__).parent / "results"
+SCENE_PX = 320
 
 
 def decode_pillow(file: Path, size_px: int) -> np.ndarray:
@@ -75,22 +79,28 @@ def decode_only(file: Path, size_px: int) -> np.ndarray:
     return np.asarray(load_rgb(file))
 
 
-def find_photographs(options: argparse.Namespace) -> ImageFolder:
+def find_photographs(root: Path, n_images: int) -> ImageFolder:
     """Return the JPEGs of a folder that every method reads as `load` does: colour and grey, upright as stored."""
-    images = ImageFolder(options.root, test_share=0.0)
+    images = ImageFolder(root, test_share=0.0)
     kept = []
     for name in images.image_ids:
-        with Image.open(images.root / name) as image:
+        with Image.open(images.folder / name) as image:
             if image.format == "JPEG" and image.mode in ("RGB", "L") and image.getexif().get(0x0112, 1) <= 1:
                 kept.append(name)
-    images.image_ids = kept[: options.images]
+    images.image_ids = kept[:n_images]
     return images
 
 
-def measure(options: argparse.Namespace) -> dict:
+def save_scenes(folder: Path, n_images: int) -> None:
+    """Write rendered scenes as JPEGs."""
+    for index, scene in enumerate(render_split_part(0, "test", 0, n_images, SCENE_PX)):
+        Image.fromarray(scene.image).save(folder / f"{index}.jpg")
+
+
+def measure(options: argparse.Namespace, root: Path) -> dict:
     """Time all methods in turns, after one pass that does not count but compares the pictures."""
-    images = find_photographs(options)
-    files = [images.root / name for name in images.image_ids]
+    images = find_photographs(root, options.images)
+    files = [images.folder / name for name in images.image_ids]
     methods: dict[str, Callable[[int], np.ndarray]] = {"load": lambda i: images.load(i, options.size)}
     for name, decode in (
         ("plain Pillow", decode_pillow),
@@ -160,16 +170,22 @@ def save(options: argparse.Namespace, result: dict) -> Path:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", required=True, help="a folder of photographs")
+    parser.add_argument("--root", help="a folder of photographs; without it, scenes are rendered")
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--images", type=int, default=400)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--save", action="store_true", help="write the figures and the hardware to results/")
+    parser.add_argument("--tiny", action="store_true", help="take a second, and tell no more than that it runs")
     options = parser.parse_args()
+    if options.tiny:
+        vars(options).update(images=4, repeats=1, size=32)
     torch.set_num_threads(1)
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-    result = measure(options)
+    with TemporaryDirectory() as scratch:
+        if options.root is None:
+            save_scenes(Path(scratch), options.images)
+        result = measure(options, Path(options.root or scratch))
     print_table(options, result)
     if options.save:
         print(f"saved to {save(options, result)}")

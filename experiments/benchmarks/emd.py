@@ -125,7 +125,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="threads of torch, which geomloss runs on")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--save", type=Path, help="a JSON file for the numbers")
+    parser.add_argument("--tiny", action="store_true", help="take a second, and tell no more than that it runs")
     options = parser.parse_args()
+    if options.tiny:
+        vars(options).update(pairs=8, sinkhorn_pairs=2, side=5, repeats=1)
     torch.set_num_threads(options.threads)
     maps = make_pairs(options.pairs, options.side, options.seed)
     rows = measure(maps, options.repeats, min(options.sinkhorn_pairs, options.pairs))

@@ -20,13 +20,15 @@ import platform
 import statistics
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from infoscope.data.config import DataConfig
 from infoscope.data.image_folder import ImageFolder
-from infoscope.data.images import ImageSet, iterate_images
+from infoscope.data.images import ImageBatch, ImageSet, iterate_images
 from infoscope.data.scene_set import SceneSet, save_scenes
 from infoscope.runtime.environment import describe_environment
 from infoscope.vision.config import ModelConfig
@@ -57,10 +59,13 @@ def make_images(options: argparse.Namespace, folder: Path) -> ImageSet:
 
 def time_ours(backbone: OpenClipBackbone, images: ImageSet, options: argparse.Namespace, folder: Path) -> float:
     """Return the seconds of one extraction, cache files included."""
-    indices = range(min(options.images, len(images)))
+
+    def read(positions: np.ndarray, batch_images: int) -> Iterator[ImageBatch]:
+        return iterate_images(images, backbone.image_px, batch_images, positions, n_workers=options.workers)
+
+    n_images, dtype = min(options.images, len(images)), options.cache_dtype
     start = time.perf_counter()
-    batches = iterate_images(images, backbone.image_px, options.batch, indices, n_workers=options.workers)
-    extract_tokens(backbone, batches, len(indices), options.layer, folder, dtype=options.cache_dtype)
+    extract_tokens(backbone, read, n_images, options.layer, folder, dtype, batch_images=options.batch)
     return time.perf_counter() - start
 
 
@@ -165,7 +170,10 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--tmp", help="folder for the cache; default: the system's")
     parser.add_argument("--save", action="store_true", help="write the figures and the hardware to results/")
+    parser.add_argument("--tiny", action="store_true", help="take a second, and tell no more than that it runs")
     options = parser.parse_args()
+    if options.tiny:
+        vars(options).update(images=4, batch=2, repeats=1)
     torch.set_num_threads(options.threads)
     result = measure(options)
     print_table(options, result)

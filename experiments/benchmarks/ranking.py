@@ -132,7 +132,10 @@ def main() -> None:
     parser.add_argument("--ranks", type=int, default=16)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--save", action="store_true", help="write the figures and the hardware to results/")
+    parser.add_argument("--tiny", action="store_true", help="take a second, and tell no more than that it runs")
     options = parser.parse_args()
+    if options.tiny:
+        vars(options).update(images=200, latents=64)
     result = measure(options)
     print(json.dumps(result, indent=2))
     if options.save:

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from infoscope.sae.activations import TopK
 from infoscope.sae.config import TopKConfig
-from infoscope.sae.losses import TopKObjective, compute_fvu
+from infoscope.sae.losses import TopKObjective, compute_energy, compute_fvu
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.sae.train import train_sae
 
@@ -58,7 +58,7 @@ def compute_dense_loss(sae: SparseAutoencoder, x_n: Tensor, k: int) -> Tensor:
     pre_acts = torch.addmm(sae.b_enc, x_n - sae.b_dec, sae.W_enc)
     values, indices = pre_acts.topk(k, dim=-1, sorted=False)
     latent_acts = torch.zeros_like(pre_acts).scatter(-1, indices, values.relu())
-    return compute_fvu(x_n - (latent_acts @ sae.W_dec + sae.b_dec), x_n)
+    return compute_fvu(x_n - (latent_acts @ sae.W_dec + sae.b_dec), compute_energy(x_n))
 
 
 def make_step(loss: Callable[[SparseAutoencoder, Tensor, int], Tensor], options: argparse.Namespace) -> Callable:
@@ -149,7 +149,10 @@ def main() -> None:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--bf16", action="store_true", help="dense products in bfloat16 (autocast)")
     parser.add_argument("--save", action="store_true", help="write the figures and the hardware to results/")
+    parser.add_argument("--tiny", action="store_true", help="take a second, and tell no more than that it runs")
     options = parser.parse_args()
+    if options.tiny:
+        vars(options).update(d_in=32, d_sae=64, k=4, tokens=64, repeats=2)
     torch.set_num_threads(options.threads)
 
     seconds = time_steps(options)

@@ -22,12 +22,10 @@ from infoscope.report.paper import PAPER_ACTIVATION
 from infoscope.report.tables import Column, Table
 from infoscope.report.variants import Result
 from infoscope.runtime.errors import InputError
-from tests.support.experiment_samples import FOLDER, load_experiment, read_rows
+from tests.support.experiment_samples import SWEEPS, load_experiment, read_rows
 from tests.support.pipeline_samples import make_overrides
 from tests.support.report_samples import make_scope_result, make_unscored_result
 from tests.whole.test_paper_data import save_noise
-
-SWEEPS = sorted(path.stem for path in FOLDER.glob("*.py") if "EXPERIMENT =" in path.read_text())
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,8 @@ from PIL import Image
 from infoscope.commands.experiments import main
 
 FOLDER = Path(__file__).parents[2] / "experiments"
+SWEEPS = sorted(path.stem for path in FOLDER.glob("*.py") if "EXPERIMENT =" in path.read_text())
+"""The files that define an experiment; the others are scripts of another kind."""
 PLANTED = (
     "experiment=planted_registers",
     "seeds=[0]",

@@ -21,7 +21,7 @@ from infoscope.scope.scores import Scores
 from infoscope.vision.config import ModelConfig
 from infoscope.vision.open_clip_backbone import compute_model_fingerprint
 from infoscope.vision.planted import LIGHT_ANCHORS, PlantedRegisters
-from tests.support.experiment_samples import PLANTED, check_files, load_experiment, read_rows, run_planted
+from tests.support.experiment_samples import PLANTED, SWEEPS, check_files, load_experiment, read_rows, run_planted
 
 CHANCE = 1 / 4
 """Top-1 of guessing the light."""
@@ -251,3 +251,8 @@ def test_a_backbone_without_text_is_refused_in_one_sentence(
     assert main(load_experiment("predictions").EXPERIMENT, arguments) == 2
     (sentence,) = capsys.readouterr().err.splitlines()
     assert sentence.startswith("predictions: PlantedRegisters has no text tower")
+
+
+@pytest.mark.parametrize("name", SWEEPS)
+def test_no_experiment_is_forgotten_here(name: str) -> None:
+    assert f'"{name}"' in Path(__file__).read_text(encoding="utf-8")
