@@ -33,7 +33,7 @@ Found = tuple[TokenOutliers, dict[int, GroupActivation]]
 
 def measure(pipeline: Pipeline) -> Found:
     """Return the model's outlier tokens, and per SAE seed what the groups do on them."""
-    groups = {seed: GroupActivation.load(pipeline.group_activation(seed).folder) for seed in pipeline.config.seeds}
+    groups = {seed: pipeline.find_group_activation(seed) for seed in pipeline.config.seeds}
     return TokenOutliers.load(pipeline.token_outliers().folder), groups
 
 

@@ -19,7 +19,6 @@ from infoscope.probes.results import load_results
 from infoscope.runtime import parts, processes
 from infoscope.sae import passes
 from infoscope.scope.confounds import ConfoundResult
-from infoscope.scope.group_activation import GroupActivation
 from infoscope.scope.ranking import Ranking
 from infoscope.scope.scores import Scores
 from infoscope.scope.top_images import TopImages
@@ -158,7 +157,7 @@ def test_tokens_that_are_never_stored_change_no_result(tmp_path: Path) -> None:
     assert rankings[1].mean_act == pytest.approx(rankings[0].mean_act, rel=0.02, abs=1e-3)
     scores = [Scores.load(pipeline.score(0).folder).cds(2).values for pipeline in (stored, live)]
     assert np.nanmedian(np.abs(scores[0] - scores[1])) < 1e-3
-    activations = [GroupActivation.load(pipeline.group_activation(0).folder) for pipeline in (stored, live)]
+    activations = [pipeline.find_group_activation(0) for pipeline in (stored, live)]
     assert activations[1].all_on_normal == pytest.approx(activations[0].all_on_normal, rel=0.01)
     confounds = [ConfoundResult.load(pipeline.confounds(0).folder).properties for pipeline in (stored, live)]
     assert confounds[1].firing_rate == pytest.approx(confounds[0].firing_rate, abs=0.01)

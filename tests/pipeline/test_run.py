@@ -234,7 +234,7 @@ def test_equal_groups_are_trained_once_and_keep_their_own_names(
     run_tiny(output_dir, "stage=probe", *halves)
     forbid(monkeypatch, "tokens", "resume")
     again = run_tiny(output_dir, "partition.rule=bands", "partition.n_bands=2", "probe.n_draws=0")
-    assert set(again.stages("built")) == {"group_activation", "report"}
+    assert set(again.stages("built")) == {"report"}
     assert again.files is not None
     rows = again.files.tables["removal"]["csv"].read_text()
     assert "without band 1 of 2" in rows
@@ -246,15 +246,32 @@ def test_equal_groups_are_trained_once_and_keep_their_own_names(
     assert nearby.stages("built") == []
 
 
-def test_another_solver_reads_the_same_features(
-    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def forbid_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make reading tokens and encoding images raise."""
+
     def refuse(*args: Any) -> Any:
         raise AssertionError("tokens were read")
 
-    output_dir = copy_run(finished, tmp_path)
     forbid(monkeypatch, "tokens", "resume")
     monkeypatch.setattr(TokenSource, "iterate", refuse)
+
+
+def test_another_gamma_or_k_reads_no_token(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    output_dir = copy_run(finished, tmp_path)
+    forbid_tokens(monkeypatch)
+    for override in ("partition.gamma=0.05", "scope.k_cds=3", "partition.rule=otsu"):
+        pipeline = Pipeline(make_tiny_config(output_dir, override), Recorder())
+        assert not pipeline.confounds(0).built
+        assert not pipeline.group_activation(0).built
+        groups = pipeline.find_group_activation(0)
+        assert groups.n_features.sum() == len(pipeline.partition(0).unscored)
+
+
+def test_another_solver_reads_the_same_features(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output_dir = copy_run(finished, tmp_path)
+    forbid_tokens(monkeypatch)
     quick = ("probe.classification_l2=[1]", "probe.classification_l2_halvings=0", "probe.lbfgs_max_iterations=3")
     lbfgs = ("stage=probe", "probe.tasks=[classification]", "probe.classification_solver=lbfgs", *quick)
     new = run_tiny(output_dir, *lbfgs)
@@ -358,7 +375,7 @@ def test_hashes_do_not_depend_on_the_folder(finished: Path, tmp_path: Path, monk
         ("probe.classification_epochs=3", "probe"),
         ("outliers.c=5", "outliers"),
         ("outliers.n_images=7", "outliers"),
-        ("partition.gamma=0.099999", "group_activation"),
+        ("partition.gamma=0.099999", "report"),
     ],
 )
 def test_hashes_depend_on_what_changes_the_result(

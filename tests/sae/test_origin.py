@@ -24,7 +24,7 @@ from infoscope.sae.origin import Origin, check_edits, check_has_maps, check_toke
 from infoscope.sae.train import train_sae
 from infoscope.scope.config import ScopeConfig, StabilityConfig
 from infoscope.scope.confounds import compute_confounds
-from infoscope.scope.group_activation import compute_group_activation
+from infoscope.scope.group_activation import compute_outlier_acts
 from infoscope.scope.ranking import rank_images
 from infoscope.scope.rescoring import ScoredSAE, compute_stability
 from infoscope.scope.scoring import score_latents
@@ -195,10 +195,9 @@ def test_tokens_of_another_layer_or_backbone_are_refused(
     with pytest.raises(InputError, match=r"given: weights sha256:\w{12}\.\.\., given random:1"):
         check_tokens(sae, foreign)
     data: Any = ProbeData(earlier, pictures)  # pyright: ignore[reportArgumentType]
-    groups = {"all": np.ones(128, dtype=bool)}
     doors = [
         lambda: compute_confounds(sae, earlier, pictures),
-        lambda: compute_group_activation(sae, earlier, groups, 1.0),
+        lambda: compute_outlier_acts(sae, earlier, 1.0),
         lambda: ProbeInputs(sae, data, data),
         lambda: PredictInputs(sae, earlier, backbone),
     ]

@@ -17,7 +17,7 @@ from infoscope.sae.activations import ReLU
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.scope.cds import uniform_chance_score
 from infoscope.scope.config import Diagonal, OutlierConfig, OutlierRule, ScopeConfig
-from infoscope.scope.group_activation import GroupActivation, compute_group_activation
+from infoscope.scope.group_activation import GroupActivation, OutlierActs, compute_outlier_acts
 from infoscope.scope.outliers import compute_norm_summary, compute_outlier_threshold
 from infoscope.scope.token_outliers import (
     MAPS,
@@ -230,7 +230,7 @@ def test_the_group_of_registers_acts_on_outliers_and_the_local_group_on_normal_t
         sae.b_enc[backbone.n_local :] = -10
     is_register = np.arange(backbone.n_codes) >= backbone.n_local
     groups = {"high": is_register, "low": ~is_register, "nobody": np.zeros(backbone.n_codes, dtype=bool)}
-    measured = compute_group_activation(sae, register_cache, groups, found.norms.threshold)
+    measured = compute_outlier_acts(sae, register_cache, found.norms.threshold).of_groups(groups)
     high, low, nobody = range(3)
     assert measured.ratio[high] > 100 or measured.on_normal[high] == 0
     assert measured.ratio[low] < 0.2
@@ -265,7 +265,7 @@ def test_no_outlier_at_all_is_a_result(
     found.save(tmp_path)
     assert TokenOutliers.load(tmp_path).pictures.shape == (0, 26, 26, 3)
     sae = SparseAutoencoder(32, 8, ReLU())
-    measured = compute_group_activation(sae, register_cache, {"all": np.ones(8, dtype=bool)}, 1e3)
+    measured = compute_outlier_acts(sae, register_cache, 1e3).of_groups({"all": np.ones(8, dtype=bool)})
     assert measured.n_outlier == 0
     assert math.isnan(measured.on_outlier[0])
     assert math.isnan(measured.ratio[0])
@@ -279,20 +279,26 @@ def test_progress_counts_the_images_read(
     config = OutlierConfig(n_images=10, n_layer_images=4)
     compute_token_outliers(*registers, register_cache, config, SCOPE, progress=lambda *two: seen.append(two))
     assert seen == [(7, 14), (10, 14), (14, 14)]
-    seen.clear()
-    sae, groups = SparseAutoencoder(32, 8, ReLU()), {"all": np.ones(8, dtype=bool)}
-    compute_group_activation(sae, register_cache, groups, 10.0, progress=lambda *two: seen.append(two))
-    assert seen == [(80, 80)]
+    rows: list[int] = []
+    compute_outlier_acts(SparseAutoencoder(32, 8, ReLU()), register_cache, 10.0, rows.append)
+    assert rows == [64, 80]
 
 
 def test_what_is_saved_is_what_is_loaded(found: TokenOutliers, tmp_path: Path) -> None:
     found.save(tmp_path / "tokens")
     assert_same(TokenOutliers.load(tmp_path / "tokens"), found)
-    measured = GroupActivation(
-        ("high", "low"), np.array([3, 0]), np.array([2.5, np.nan]), np.array([1.0, 0.0]), 2.5, 1.5, 12, 345
-    )
-    measured.save(tmp_path / "group")
-    assert_same(GroupActivation.load(tmp_path / "group"), measured)
+    acts = OutlierActs(np.array([2.5, 0.0]), np.array([1.0, 1e-9]), 12, 345)
+    acts.save(tmp_path / "group")
+    assert_same(OutlierActs.load(tmp_path / "group"), acts)
+
+
+def test_groups_are_sums_over_latents() -> None:
+    acts = OutlierActs(np.array([12.0, 0.0, 6.0, 1.0]), np.array([1.0, 4.0, 5.0, 0.0]), 2, 10)
+    masks = {"a": [True, True, False, False], "b": [False, True, True, False], "none": [False] * 4}
+    found = acts.of_groups({name: np.array(mask) for name, mask in masks.items()})
+    on_outlier, on_normal = np.array([6.0, 3.0, 0.0]), np.array([0.5, 0.9, 0.0])
+    assert_same(found, GroupActivation(("a", "b", "none"), np.array([2, 2, 0]), on_outlier, on_normal, 9.5, 1.0, 2, 10))
+    np.testing.assert_array_equal(found.ratio, [12, 3 / 0.9, np.nan])
 
 
 def assert_same(got: object, expected: object) -> None:

@@ -36,7 +36,7 @@ from infoscope.sae.config import TokenChoice
 from infoscope.sae.edit import EditMode
 from infoscope.scope.config import PartitionConfig
 from infoscope.scope.confounds import ConfoundResult, compute_confounds
-from infoscope.scope.group_activation import GroupActivation, compute_group_activation
+from infoscope.scope.group_activation import GroupActivation, OutlierActs, compute_outlier_acts
 from infoscope.scope.maps import make_trainer
 from infoscope.scope.partition import make_partition
 from infoscope.scope.ranking import Ranking, rank_in_parts
@@ -79,19 +79,15 @@ class Analyses(Stages):
         return self.get(Spec("outliers", config.model.name, key), build, tokens=tokens)
 
     def group_activation(self, seed: int) -> Artifact:
-        """Measure how strongly each group acts on outlier and on normal tokens."""
+        """Measure how strongly each feature acts on outlier and on normal tokens."""
         sae, tokens, outliers = self.train_sae(seed), self.tokens("train"), self.token_outliers()
-        key = {**self._groups_key(seed), "tokens": tokens.hash, "outliers": outliers.hash}
+        key = {"sae": sae.hash, "tokens": tokens.hash, "outliers": outliers.hash}
 
         def build(work: Workspace) -> None:
-            partition = self.partition(seed)
-            groups = dict(partition.groups)
-            if partition.unscored.any():
-                groups["unscored"] = partition.unscored
-            threshold = TokenOutliers.load(outliers.folder).norms.threshold
-            with self.display.bar(f"groups on outlier tokens, seed {seed}", unit="images") as advance:
-                found = compute_group_activation(
-                    self.load_sae(sae), self.open_tokens("train"), groups, threshold, advance, work.progress
+            threshold, n = TokenOutliers.load(outliers.folder).norms.threshold, self.n_images("train")
+            with self.display.bar(f"groups on outlier tokens, seed {seed}", n, "images") as advance:
+                found = compute_outlier_acts(
+                    self.load_sae(sae), self.open_tokens("train"), threshold, advance, work.progress / "sums"
                 )
             if processes.current().rank == 0:
                 found.save(work.folder)
@@ -99,9 +95,17 @@ class Analyses(Stages):
         spec = Spec("group_activation", self.sae_name(seed), key)
         return self.get(spec, build, shared=True, sae=sae, tokens=tokens)
 
+    def find_group_activation(self, seed: int) -> GroupActivation:
+        """Return how strongly each group acts on outlier and on normal tokens, and the features without a score."""
+        partition = self.partition(seed)
+        groups = dict(partition.groups)
+        if partition.unscored.any():
+            groups["unscored"] = partition.unscored
+        return OutlierActs.load(self.group_activation(seed).folder).of_groups(groups)
+
     def outlier_section(self) -> ReportSection:
         """What outlier tokens do."""
-        by_seed = {seed: GroupActivation.load(self.group_activation(seed).folder) for seed in self.config.seeds}
+        by_seed = {seed: self.find_group_activation(seed) for seed in self.config.seeds}
         return make_outlier_section(TokenOutliers.load(self.token_outliers().folder), by_seed)
 
     # -- confounds -----------------------------------------------------------------------------------------------

@@ -1,24 +1,24 @@
-"""How strongly each group of features acts on outlier and on normal tokens."""
+"""How strongly each group of features acts on outlier and on normal tokens.
+
+A group's activation is a sum over its latents: what a pass over the tokens finds is kept latent by latent, and any
+groups are arithmetic on it.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Float32, Float64, Int
 
-from infoscope.runtime.parts import Part, compute_parts, cut_images
-from infoscope.sae.model import SparseAutoencoder, sum_decoder_rows
-from infoscope.sae.origin import check_tokens
-from infoscope.scope.emd import ProgressHook
+from infoscope.sae.model import SparseAutoencoder
+from infoscope.sae.passes import LatentBatch, Measurement, SumMeter, run_pass
 from infoscope.vision.token_source import TokenSource
-
-BATCH_TOKENS = 2**14
-"""Tokens through the SAE at a time."""
 
 
 @dataclass(frozen=True)
@@ -49,73 +49,112 @@ class GroupActivation:
             self.on_outlier, self.on_normal, out=np.full(len(self.names), np.nan), where=self.on_normal > 0
         )
 
+
+@dataclass(frozen=True)
+class OutlierActs:
+    """How strongly each latent of one SAE acts on outlier tokens and on normal ones.
+
+    on_outlier, on_normal: [d_sae] sum of its activation over the tokens of that kind, in SAE units.
+    n_outlier, n_normal: tokens of either kind.
+    """
+
+    on_outlier: Float64[np.ndarray, " d_sae"]
+    on_normal: Float64[np.ndarray, " d_sae"]
+    n_outlier: int
+    n_normal: int
+
+    def of_groups(self, groups: Mapping[str, Bool[np.ndarray, " d_sae"]]) -> GroupActivation:
+        """Return what groups of latents do.
+
+        Args:
+            groups: by name, masks over the latents; they may be empty, and may overlap.
+        """
+        masks = [*groups.values(), np.ones(len(self.on_outlier), dtype=bool)]
+        outlier, normal = (
+            np.array([sums[mask].sum() for mask in masks]) / n if n else np.full(len(masks), np.nan)
+            for sums, n in ((self.on_outlier, self.n_outlier), (self.on_normal, self.n_normal))
+        )
+        return GroupActivation(
+            names=tuple(groups),
+            n_features=np.array([mask.sum() for mask in groups.values()], dtype=np.int64),
+            on_outlier=outlier[:-1],
+            on_normal=normal[:-1],
+            all_on_outlier=float(outlier[-1]),
+            all_on_normal=float(normal[-1]),
+            n_outlier=self.n_outlier,
+            n_normal=self.n_normal,
+        )
+
     def save(self, folder: Path) -> None:
-        """Write group_activation.npz and group_activation.json into `folder` (made if missing)."""
+        """Write outlier_acts.npz and outlier_acts.json into `folder` (made if missing)."""
         folder.mkdir(parents=True, exist_ok=True)
-        values = dict(vars(self))
-        facts = {name: values.pop(name) for name in ("names", "n_outlier", "n_normal")}
-        np.savez(folder / "group_activation.npz", **values)
-        (folder / "group_activation.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+        np.savez(folder / "outlier_acts.npz", on_outlier=self.on_outlier, on_normal=self.on_normal)
+        facts = {"n_outlier": self.n_outlier, "n_normal": self.n_normal}
+        (folder / "outlier_acts.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
 
     @classmethod
-    def load(cls, folder: Path) -> GroupActivation:
+    def load(cls, folder: Path) -> OutlierActs:
         """Read what `save` wrote."""
-        facts = json.loads((folder / "group_activation.json").read_text(encoding="utf-8"))
-        with np.load(folder / "group_activation.npz", allow_pickle=False) as file:
-            values = {name: array if array.ndim else array.item() for name, array in file.items()}
-        return cls(names=tuple(facts.pop("names")), **facts, **values)
+        facts = json.loads((folder / "outlier_acts.json").read_text(encoding="utf-8"))
+        with np.load(folder / "outlier_acts.npz", allow_pickle=False) as arrays:
+            return cls(arrays["on_outlier"], arrays["on_normal"], **facts)
 
 
-@torch.inference_mode()
-def compute_group_activation(
-    sae: SparseAutoencoder,
-    tokens: TokenSource,
-    groups: Mapping[str, Bool[np.ndarray, " d_sae"]],
-    threshold: float,
-    progress: ProgressHook | None = None,
-    progress_folder: Path | None = None,
-) -> GroupActivation:
-    """Average each group's summed activation over the outlier tokens and over the normal ones of a whole split.
+class OutlierMeter(SumMeter):
+    """Sums the activation of each latent over outlier tokens and over normal ones.
 
     Args:
-        groups: by name, masks over the latents; they may be empty, and may overlap.
+        norms: raw norm of each patch token, by row.
+        threshold: tokens of a greater norm are outliers.
+    """
+
+    def __init__(
+        self,
+        d_sae: int,
+        norms: Float32[np.ndarray, "n_images n_patches"],
+        threshold: float,
+        device: torch.device | str = "cpu",
+        known: OutlierMeter | None = None,
+    ) -> None:
+        super().__init__(device, acts=(2 * d_sae,), n_tokens=(2,))  # normal ones first
+        self.d_sae, self.norms, self.threshold = d_sae, norms, threshold
+
+    def update(self, batch: LatentBatch) -> None:
+        is_outlier = torch.from_numpy(self.norms[batch.rows] > self.threshold).to(batch.dense.device).flatten().long()
+        tokens, latents, values = batch.entries
+        self.sums["acts"].index_add_(0, is_outlier[tokens] * self.d_sae + latents, values)
+        self.sums["n_tokens"] += torch.bincount(is_outlier, minlength=2)
+
+    def compute(self) -> OutlierActs:
+        """Return what all tokens say."""
+        normal, outlier = self.sums["acts"].view(2, self.d_sae).cpu().numpy()
+        n_normal, n_outlier = self.sums["n_tokens"].long().tolist()
+        return OutlierActs(outlier, normal, n_outlier, n_normal)
+
+
+def measure_outlier_acts(
+    sae: SparseAutoencoder, tokens: TokenSource, threshold: float, place: Path | None = None
+) -> Measurement[OutlierMeter]:
+    """Return what a pass over these tokens measures for `OutlierActs`, see `OutlierMeter`."""
+    return Measurement(sae, partial(OutlierMeter, sae.d_sae, tokens.norms, threshold), place)
+
+
+def compute_outlier_acts(
+    sae: SparseAutoencoder,
+    tokens: TokenSource,
+    threshold: float,
+    progress: Callable[[int], None] | None = None,
+    place: Path | None = None,
+) -> OutlierActs:
+    """Sum each latent's activation over the outlier tokens and over the normal ones of a whole split.
+
+    Args:
         threshold: tokens of a greater raw norm are outliers.
-        progress: called with (row up to which images are encoded, all images).
-        progress_folder: see `compute_parts`.
+        progress: see `run_pass`.
+        place: see `Measurement`.
 
     Raises:
         InputError: if the SAE was trained on other tokens.
     """
-    check_tokens(sae, tokens)
-    device = sae.W_enc.device
-    everyone = np.ones(sae.d_sae, dtype=bool)
-    members = torch.from_numpy(np.stack([*groups.values(), everyone], axis=1)).to(device, torch.float32)
-    parts, batch_images = cut_images(len(tokens)), max(1, BATCH_TOKENS // tokens.norms.shape[1])
-
-    def add_up(number: int) -> Part:
-        sums = torch.zeros(2, members.shape[1], dtype=torch.float64, device=device)  # normal, outlier
-        for rows, read in tokens.iterate(np.arange(len(tokens))[parts[number]], batch_images):
-            acts = sae.encode_sparse(read.patches.flatten(0, 1).to(device))
-            by_group = sum_decoder_rows(acts, members).double()  # the sum over a group's latents, of each token
-            is_outlier = torch.from_numpy(tokens.norms[rows] > threshold).to(device)
-            sums.index_add_(0, is_outlier.flatten().long(), by_group)
-            if progress is not None:
-                progress(int(rows[-1]) + 1, len(tokens))
-        return {"sums": sums}
-
-    sums = np.zeros((2, members.shape[1]))
-    for part in compute_parts(len(parts), add_up, progress_folder, "sums"):
-        sums += part["sums"].numpy()
-    n_outlier = int((tokens.norms > threshold).sum())
-    counts = np.array([[tokens.norms.size - n_outlier], [n_outlier]])
-    means = np.divide(sums, counts, out=np.full(sums.shape, np.nan), where=counts > 0)
-    return GroupActivation(
-        names=tuple(groups),
-        n_features=np.array([mask.sum() for mask in groups.values()], dtype=np.int64),
-        on_outlier=means[1, :-1],
-        on_normal=means[0, :-1],
-        all_on_outlier=float(means[1, -1]),
-        all_on_normal=float(means[0, -1]),
-        n_outlier=n_outlier,
-        n_normal=int(counts[0, 0]),
-    )
+    [meter] = run_pass(tokens, {"acts": measure_outlier_acts(sae, tokens, threshold, place)}, progress).values()
+    return meter.compute()

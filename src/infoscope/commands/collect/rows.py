@@ -16,7 +16,6 @@ from infoscope.report.tables import Value
 from infoscope.runtime.errors import InputError
 from infoscope.runtime.manifests import Artifact
 from infoscope.runtime.progress import flatten
-from infoscope.scope.group_activation import GroupActivation
 from infoscope.scope.ranking import Ranking
 from infoscope.scope.stability import StabilityResult
 
@@ -96,8 +95,7 @@ def _read_stability(pipeline: Pipeline, seed: int) -> Iterator[Row]:
 
 
 def _read_outliers(pipeline: Pipeline, seed: int) -> Iterator[Row]:
-    made = pipeline.group_activation(seed)
-    found = GroupActivation.load(made.folder)
+    made, found = pipeline.group_activation(seed), pipeline.find_group_activation(seed)
     for place, group in enumerate(found.names):
         acts = {"on_outlier": float(found.on_outlier[place]), "on_normal": float(found.on_normal[place])}
         counts = {"n_features": int(found.n_features[place]), "n_outlier_tokens": found.n_outlier}

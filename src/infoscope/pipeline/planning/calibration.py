@@ -39,7 +39,7 @@ from infoscope.sae.module import make_sae
 from infoscope.sae.train import train_sae
 from infoscope.scope.confounds import compute_confounds
 from infoscope.scope.emd import compute_emd
-from infoscope.scope.group_activation import compute_group_activation
+from infoscope.scope.group_activation import compute_outlier_acts
 from infoscope.scope.maps import WantedMaps, encode_maps, make_trainer
 from infoscope.scope.ranking import rank_images
 from infoscope.scope.sinkhorn import compute_emd_sinkhorn
@@ -179,9 +179,7 @@ class Calibration:
     @cached_property
     def group_activation_s(self) -> float:
         """Group activation of one image."""
-        halves = {"even": np.arange(self._sae.d_sae) % 2 == 0, "odd": np.arange(self._sae.d_sae) % 2 == 1}
-        seconds = _time_again(lambda: compute_group_activation(self._sae, self._cache, halves, math.inf))
-        return seconds / len(self._cache)
+        return _time_again(lambda: compute_outlier_acts(self._sae, self._cache, math.inf)) / len(self._cache)
 
     @cached_property
     def confounds_s(self) -> float:
