@@ -66,7 +66,7 @@ CONFIGURATIONS: dict[str, tuple[str, list[Stage]]] = {
     ),
     "probe=clip_paper": (FEW + "probe=clip_paper probe.target=light", [Stage.probe]),
     "probe=dinov2": (FEW + "probe=dinov2 probe.n_train_images=50", [Stage.probe]),
-    "probe=plain": (FEW + "probe=plain probe.readouts=[patch_mean] probe.feature_dtype=float16", [Stage.probe]),
+    "probe=plain": (FEW + "probe=plain probe.readouts=[patch_mean]", [Stage.probe]),
     "live tokens": (FEW + "data.store_tokens=false sae.pool_images=8", REPORT),
     "float16": (FEW + "data.cache_dtype=float16 data.size_px=112 data.seed=1", [Stage.probe]),
     "other diagonal": (FEW + "scope.diagonal=anti stage=probe", [Stage.probe]),

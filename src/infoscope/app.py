@@ -112,7 +112,7 @@ def _run_job(tree: DictConfig) -> Any:
         job = _find_job()
         if job.sweep is not None and not is_launched:
             _sweeps[job.sweep] = tree.output_dir
-        return _run(make_config(tree), job)
+        return _run(make_config(tree, job.overrides), job)
     except (InputError, OmegaConfBaseException) as error:
         if is_launched and in_sweep:
             raise

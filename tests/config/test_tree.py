@@ -21,7 +21,7 @@ from hydra_plugins.infoscope_launchers.config import LocalConf, SlurmConf
 from infoscope.config import CONF_FOLDER, Config, Stage, compose, to_tree
 from infoscope.config.errors import find_type
 from infoscope.data.config import DataKind
-from infoscope.probes.config import Readout
+from infoscope.probes.config import DepthRecipe, Readout
 from infoscope.runtime.bounds import (
     Bounds,
     check_setting,
@@ -148,6 +148,23 @@ WRONG = [
     (["probe_data.depth.kind=nyud"], ["Expected a root for probe_data.depth.kind=nyud", "set probe_data.depth.root"]),
     (["probe.depth_crops.crop_px=9"], ["Expected probe.depth_crops.stride_px to be at most crop_px=9"]),
     (["probe.dense_warmup_steps=151"], ["probe.dense_warmup_steps to be at most the steps of segmentation, 150"]),
+    # a setting of probes that others read
+    (
+        ["probe.tasks=[segmentation]", "probe.classification_epochs=3"],
+        ["probe.classification_epochs is read by classification (sgd), not by probe.tasks=[segmentation]"],
+    ),
+    (
+        ["probe.classification_l2=[1]"],
+        ["probe.classification_l2 is read by classification (lbfgs)", "probe.classification_solver=sgd: drop it"],
+    ),
+    (["probe=clip_paper", "+probe.classification_lrs=[1]"], ["read by classification (sgd)", "solver=lbfgs"]),
+    (["probe.tasks=[classification]", "probe.dense_steps=3"], ["probe.dense_steps is read by segmentation and depth"]),
+    (["probe.tasks=[segmentation]", "probe.depth_crops={crop_px: 500}"], ["probe.depth_crops is read by depth, not"]),
+    (["probe.depth_crops.flip=false"], ["is read with probe.depth_crops.crop_px alone: drop it, or give that too"]),
+    (
+        ["probe.readouts=[patch_mean]", "probe.feature_dtype=float16"],
+        ["feature_dtype is read by readouts of CLS"],
+    ),
     (["clip.warmup_steps=9000"], ["clip.warmup_steps to be at most clip.n_steps (8000), got 9000"]),
     (["clip.width=48"], ["clip.width to be a multiple of 32"]),
     # what is out of bounds
@@ -223,6 +240,12 @@ def test_every_default_is_within_bounds():
         config = Config(sae=kind())
         check_settings(Config, vars(config), "")
         assert config.sae.kind == name
+
+
+def test_a_file_may_hold_what_other_probes_read():
+    probe = compose(["probe=clip_paper", "debug=tiny", "probe.tasks=[depth]"]).probe
+    assert probe.recipes == {DepthRecipe}
+    assert probe.classification_epochs == 3
 
 
 def test_a_layer_at_the_end_is_fine_where_only_patches_are_read():

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from infoscope.data.scene_set import SceneSet
-from infoscope.probes.config import ProbeConfig, Readout, Task, check_probes
+from infoscope.probes.checks import check_probes
+from infoscope.probes.config import ProbeConfig, Readout, Task
 from infoscope.probes.dense_images import DenseImages, MapBatches
 from infoscope.probes.editing import VariantEditor
 from infoscope.probes.extraction import iterate_encoded

@@ -56,17 +56,27 @@ TINY = (
     "probe.n_dense_test_images=8",
 )
 
+SGD = ["probe.classification_epochs", "probe.classification_lrs"]
+DENSE = ["probe.segmentation_lrs", "probe.depth_lrs", "probe.dense_steps"]
+UNREAD = {
+    "sae=relu": ["sae.k"],
+    "sae=jumprelu": ["sae.k"],
+    "probe.classification_solver=lbfgs": SGD,
+    "probe.tasks=[classification]": [*DENSE, "probe.n_dense_train_images", "probe.n_dense_test_images"],
+    "probe.tasks=[segmentation]": [*SGD, "probe.depth_lrs"],
+    "probe.tasks=[segmentation,depth]": SGD,
+}
+"""Settings of the tiny experiment that are refused beside others, which do not read them."""
+
 
 def make_overrides(output_dir: Path, *overrides: str) -> list[str]:
-    """Return the command line of the tiny experiment; later values win."""
+    """Return the command line of the tiny experiment; later values win, and take out what they do not read."""
     chosen: dict[str, str] = {}
     for override in (*TINY, f"output_dir={output_dir}", *overrides):
         key = override.partition("=")[0]
         chosen.pop(key, None)
-        if key in ("partition", "partition.rule"):
-            chosen.pop("partition.gamma", None)  # is read by the rule threshold alone
-        if override in ("sae=relu", "sae=jumprelu"):
-            chosen.pop("sae.k", None)
+        for unread in UNREAD.get(override, ["partition.gamma"] if key in ("partition", "partition.rule") else []):
+            chosen.pop(unread, None)
         chosen[key] = override
     return list(chosen.values())
 

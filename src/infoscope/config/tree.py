@@ -196,8 +196,12 @@ def register_schemas() -> None:
         ConfigStore.instance().store(name=f"sae_{kind}", node=schema)
 
 
-def make_config(tree: DictConfig) -> Config:
+def make_config(tree: DictConfig, overrides: Sequence[str] = ()) -> Config:
     """Return the typed configuration of a composed tree.
+
+    Args:
+        overrides: of the command line, which are there on purpose: probes must read them. What a file gives may be for
+            other tasks.
 
     Raises:
         InputError: missing, unknown or contradictory values.
@@ -215,6 +219,9 @@ def make_config(tree: DictConfig) -> Config:
             raise InputError(re.sub(rf"(?<![\w./]){name}\.", f"{key}.", str(error))) from error
     config = OmegaConf.to_object(tree)
     assert isinstance(config, Config)
+    for key in (override.partition("=")[0].lstrip("+") for override in overrides):
+        if key.startswith("probe."):
+            config.probe.check_read(key.removeprefix("probe."))
     return config
 
 
@@ -253,7 +260,7 @@ def compose(overrides: Sequence[str] | None = None, config_dirs: Sequence[str] =
     try:
         with open_hydra():
             tree = hydra_compose("config", overrides=[*prepare_arguments(overrides or []), *places])
-        return make_config(tree)
+        return make_config(tree, overrides or [])
     except InputError:
         raise
     except errors.COMPOSITION_ERRORS as error:

@@ -9,7 +9,8 @@ from infoscope.data.images import Truth
 from infoscope.pipeline.analyses import Analyses
 from infoscope.predictions.inputs import check_predictions
 from infoscope.predictions.prompts import choose_class_names
-from infoscope.probes.config import Task, check_probes
+from infoscope.probes.checks import check_probes
+from infoscope.probes.config import Task
 from infoscope.probes.crops import round_to_patches
 from infoscope.runtime import processes
 from infoscope.runtime.errors import InputError

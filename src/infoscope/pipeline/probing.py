@@ -8,7 +8,8 @@ from pathlib import Path
 from infoscope.config import Stage
 from infoscope.data.images import ImageSet, LabelledImages
 from infoscope.pipeline.workbench import Workbench
-from infoscope.probes.config import ProbeConfig, check_probes
+from infoscope.probes.checks import check_probes
+from infoscope.probes.config import ProbeConfig
 from infoscope.probes.features import FeatureFolders
 from infoscope.probes.inputs import ProbeData, ProbeInputs
 from infoscope.probes.results import VariantResult, load_result, save_result

@@ -1,10 +1,10 @@
-"""How the probes are trained, and which of them are refused because nothing could change what they read."""
+"""How the probes are trained: a dataclass for each recipe, and all of them side by side."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from enum import Enum
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from infoscope.runtime.bounds import (
     Batch,
@@ -21,12 +21,6 @@ from infoscope.runtime.bounds import (
     check,
 )
 from infoscope.runtime.errors import InputError
-
-if TYPE_CHECKING:
-    from infoscope.data.images import LabelledImages
-    from infoscope.data.scene_set import SceneSet
-    from infoscope.vision.backbone import Backbone
-
 
 Rates = Annotated[list[Positive], Items(ascending=True)]
 
@@ -108,65 +102,109 @@ class CropConfig:
 
 
 @dataclass
-class ProbeConfig:
-    """Linear probes on frozen, edited tokens. Learning rates are grids: the best is chosen on images held out."""
+class ClassificationRecipe:
+    """What classification reads, whatever trains its heads."""
 
-    tasks: Annotated[list[Task], Items()] = field(default_factory=lambda: list(Task))
     readouts: Annotated[list[Readout], Items()] = field(default_factory=lambda: [Readout.patch_mean, Readout.cls_final])
     target: str = "class"
-    """What classification predicts: "class", or a factor that the data set knows."""
+    """What is predicted: "class", or a factor that the data set knows."""
+    n_train_images: Count | None = None
+    """Training images; null: all."""
+    n_test_images: Count | None = None
+    classification_solver: Solver = Solver.sgd
+    classification_batch_norm: bool = True
+    """Standardise every channel of the vectors, as `batch_norm` does with tokens."""
+    feature_dtype: Float = "float32"
+    """Of the cached vectors of CLS on disk: float32, or float16 at half the size."""
+
+
+@dataclass
+class SGDRecipe(ClassificationRecipe):
+    """Classification by SGD: momentum 0.9, no weight decay, cosine to 0."""
+
+    classification_lrs: Rates = field(default_factory=lambda: [0.01, 0.03, 0.1, 0.3, 1.0, 3.0])
+    """Learning rates per 256 images of a batch."""
+    classification_epochs: Count = 30
+    classification_batch_images: Batch = 256
+
+
+@dataclass
+class LBFGSRecipe(ClassificationRecipe):
+    """Classification by L-BFGS, as CLIP's linear probes."""
+
+    classification_l2: Rates = field(default_factory=lambda: [1e-6, 1e-4, 1e-2, 1.0, 1e2, 1e4, 1e6])
+    """Strengths at which the search begins, of the penalty strength / 2 * |W|^2 beside the sum of the images'
+    cross-entropies (as CLIP; scikit-learn's C is 1 / strength)."""
+    classification_l2_halvings: Annotated[int, Bounds(0, 100)] = 4
+    """How often the intervals on both sides of the best strength are halved."""
+    lbfgs_max_iterations: Count = 1000
+    """Iterations for one strength at most; results say where they did not suffice."""
+
+
+@dataclass
+class DenseRecipe:
+    """What segmentation and depth read both. They are trained by AdamW."""
+
+    n_dense_train_images: Count | None = 500
+    """Training images, drawn at random; null: all."""
+    n_dense_test_images: Count | None = None
+    batch_norm: bool = True
+    """Standardise every channel by the mean and the variance of the training tokens of that variant (BatchNorm with the
+    statistics of the whole training set; its affine part is the linear head's)."""
+    dense_steps: Count = 150
+    dense_warmup_steps: CountOrNone = 0
+    """Steps over which the learning rates rise from 0."""
+    dense_schedule: DenseSchedule = DenseSchedule.cosine
+    dense_batch_images: Batch = 8
+    weight_decay: NotNegative = 0.01
+    n_pixels_per_image: Count | None = 64
+    """Pixels of each image of a step on which the losses are taken; null: all. Evaluation takes all."""
+    n_held_out_pixels_per_image: Count | None = 1024
+    """Pixels of each held-out image on which the learning rate is chosen; null: all."""
+
+
+@dataclass
+class SegmentationRecipe(DenseRecipe):
+    """Segmentation."""
+
+    segmentation_lrs: Rates = field(default_factory=lambda: [0.01, 0.03, 0.1])
+    """Learning rates, falling to 0; these suit the few steps of the default, thousands want about 1e-3."""
+    segmentation_crops: CropConfig = field(default_factory=CropConfig)
+
+
+@dataclass
+class DepthRecipe(DenseRecipe):
+    """Depth, as the expectation over bins."""
+
+    depth_lrs: Rates = field(default_factory=lambda: [0.01, 0.03, 0.1])
+    depth_crops: CropConfig = field(default_factory=CropConfig)
+    n_depth_bins: Annotated[int, Bounds(2, 10**6)] = 256
+    max_depth_m: Annotated[float, Bounds(above=1e-3, most=1e6)] = 10.0
+
+
+_RECIPES: dict[type, str] = {
+    SGDRecipe: "classification (sgd)",
+    LBFGSRecipe: "classification (lbfgs)",
+    SegmentationRecipe: "segmentation",
+    DepthRecipe: "depth",
+}
+"""The recipes, and what is trained by each."""
+
+
+@dataclass
+class ProbeConfig(DepthRecipe, SegmentationRecipe, LBFGSRecipe, SGDRecipe):
+    """Linear probes on frozen, edited tokens. Learning rates are grids: the best is chosen on images held out.
+
+    Tasks are probed side by side, so a configuration holds the recipes of all; which are read follows from `tasks`.
+    """
+
+    tasks: Annotated[list[Task], Items()] = field(default_factory=lambda: list(Task))
     seed: Seed = 0
     """Of the random groups, the images held out, the order of images and the pixels drawn."""
     n_draws: Annotated[int, Bounds(0, 10**4)] = 5
     """Random groups of each kind beside each group."""
     held_out_share: TrueShare = 0.1
     """Share of the training images on which the learning rate, or L2 strength, is chosen."""
-    batch_norm: bool = True
-    """Segmentation and depth: standardise every channel by the mean and the variance of the training tokens of that
-    variant (BatchNorm with the statistics of the whole training set; its affine part is the linear head's)."""
-
-    n_train_images: Count | None = None
-    """Training images for classification; null: all."""
-    n_test_images: Count | None = None
-    classification_lrs: Rates = field(default_factory=lambda: [0.01, 0.03, 0.1, 0.3, 1.0, 3.0])
-    """Learning rates per 256 images of a batch (SGD, momentum 0.9, no weight decay, cosine to 0)."""
-    classification_epochs: Count = 30
-    classification_batch_images: Batch = 256
-    classification_batch_norm: bool = True
-    """Standardise every channel of the vectors, as `batch_norm` does with tokens."""
-    classification_solver: Solver = Solver.sgd
-    classification_l2: Rates = field(default_factory=lambda: [1e-6, 1e-4, 1e-2, 1.0, 1e2, 1e4, 1e6])
-    """L-BFGS: strengths at which the search begins, of the penalty strength / 2 * |W|^2 beside the sum of the images'
-    cross-entropies (as CLIP; scikit-learn's C is 1 / strength)."""
-    classification_l2_halvings: Annotated[int, Bounds(0, 100)] = 4
-    """L-BFGS: how often the intervals on both sides of the best strength are halved."""
-    lbfgs_max_iterations: Count = 1000
-    """L-BFGS: iterations for one strength at most; results say where they did not suffice."""
-    feature_dtype: Float = "float32"
-    """Of the cached vectors of CLS on disk: float32, or float16 at half the size."""
-
-    n_dense_train_images: Count | None = 500
-    """Training images for segmentation and depth, drawn at random; null: all."""
-    n_dense_test_images: Count | None = None
-    segmentation_lrs: Rates = field(default_factory=lambda: [0.01, 0.03, 0.1])
-    """Learning rates of AdamW, falling to 0; these suit the few steps of the default, thousands want about 1e-3."""
-    depth_lrs: Rates = field(default_factory=lambda: [0.01, 0.03, 0.1])
-    segmentation_crops: CropConfig = field(default_factory=CropConfig)
-    depth_crops: CropConfig = field(default_factory=CropConfig)
-    dense_steps: Count = 150
-    dense_warmup_steps: CountOrNone = 0
-    """Steps over which the dense learning rates rise from 0."""
-    dense_schedule: DenseSchedule = DenseSchedule.cosine
-    dense_batch_images: Batch = 8
-    weight_decay: NotNegative = 0.01
-    """Of AdamW."""
-    n_pixels_per_image: Count | None = 64
-    """Pixels of each image of a step on which the dense losses are taken; null: all. Evaluation takes all."""
-    n_held_out_pixels_per_image: Count | None = 1024
-    """Pixels of each held-out image on which the learning rate of the dense heads is chosen; null: all."""
-    n_depth_bins: Annotated[int, Bounds(2, 10**6)] = 256
-    max_depth_m: Annotated[float, Bounds(above=1e-3, most=1e6)] = 10.0
-
     variants_per_chunk: Count = 32
     """Variants trained in one go: bounds memory, changes no result beyond rounding."""
     feature_batch_images: Batch = 8
@@ -195,6 +233,35 @@ class ProbeConfig:
         return None if crops is None or crops.crop_px is None or task not in self.tasks else crops
 
     @property
+    def recipes(self) -> set[type]:
+        """The recipes that are read."""
+        classification = SGDRecipe if self.classification_solver is Solver.sgd else LBFGSRecipe
+        of = {Task.classification: classification, Task.segmentation: SegmentationRecipe, Task.depth: DepthRecipe}
+        return {of[task] for task in self.tasks}
+
+    def check_read(self, key: str) -> None:
+        """Refuse a setting that these probes do not read.
+
+        Args:
+            key: as on the command line, without "probe.", such as depth_crops.crop_px.
+
+        Raises:
+            InputError: another task, solver or readout would read it, or one that is shown crops.
+        """
+        name, _, inner = key.partition(".")
+        readers = [recipe for recipe in _RECIPES if name in _list_names(recipe)]
+        if readers and not self.recipes & set(readers):
+            tasks, solver = ",".join(task.name for task in self.tasks), self.classification_solver.name
+            raise InputError(
+                f"probe.{key} is read by {' and '.join(_RECIPES[reader] for reader in readers)}, not by"
+                f" probe.tasks=[{tasks}] with probe.classification_solver={solver}: drop it, or change those."
+            )
+        if name == "feature_dtype" and not self.cls_readouts:
+            raise InputError("probe.feature_dtype is read by readouts of CLS: drop it, or add one to probe.readouts.")
+        if inner not in ("", "crop_px") and getattr(self, name).crop_px is None:
+            raise InputError(f"probe.{key} is read with probe.{name}.crop_px alone: drop it, or give that too.")
+
+    @property
     def heads(self) -> set[str]:
         """The heads that are trained, as results name them: "classification/<readout>", "segmentation", "depth"."""
         dense = {task.name for task in self.tasks if task is not Task.classification}
@@ -215,16 +282,15 @@ class ProbeConfig:
 
     def determining(self) -> dict[str, Any]:
         """Return what decides the results of `tasks`, as plain JSON values: no sizes of batches or chunks of variants,
-        nothing that another task or solver reads."""
-        ignored = {"n_draws", "variants_per_chunk", "feature_batch_images", "memory_gb"}
-        if Task.classification not in self.tasks:
-            ignored |= {*_CLASSIFICATION, *_SGD, *_LBFGS}
-        else:
-            ignored |= set(_LBFGS if self.classification_solver is Solver.sgd else _SGD)
-            ignored |= set() if self.cls_readouts else {"feature_dtype"}
-        if not {Task.segmentation, Task.depth} & set(self.tasks):
-            ignored |= set(_DENSE)
-        ignored |= {f"{task.name}_crops" for task in (Task.segmentation, Task.depth) if self.crops(task) is None}
+        nothing that another task or solver reads. (The first keys held, for any task, `n_test_images`, and for either
+        dense task the recipe of the other but for its crops: so do all.)"""
+        dense = {SegmentationRecipe, DepthRecipe}
+        keyed = self.recipes | (dense if self.recipes & dense else set())
+        kept = {"n_test_images", *(name for recipe in keyed for name in _list_names(recipe))}
+        ignored = {name for recipe in _RECIPES for name in _list_names(recipe)} - kept
+        ignored |= {"n_draws", "variants_per_chunk", "feature_batch_images", "memory_gb"}
+        ignored |= set() if self.cls_readouts else {"feature_dtype"}
+        ignored |= {f"{task.name}_crops" for task in Task if self.crops(task) is None}
         return {name: _plain(value) for name, value in asdict(self).items() if name not in ignored}
 
 
@@ -243,35 +309,8 @@ class SelectConfig:
         check(self, "select")
 
 
-# What `ProbeConfig.determining` leaves out where a task or a solver is not used; all others always count.
-_CLASSIFICATION = (
-    "readouts",
-    "target",
-    "n_train_images",
-    "classification_batch_norm",
-    "classification_solver",
-    "feature_dtype",
-)
-_SGD = ("classification_lrs", "classification_epochs", "classification_batch_images")
-_LBFGS = ("classification_l2", "classification_l2_halvings", "lbfgs_max_iterations")
-_DENSE = (
-    "batch_norm",
-    "n_dense_train_images",
-    "n_dense_test_images",
-    "segmentation_lrs",
-    "depth_lrs",
-    "segmentation_crops",
-    "depth_crops",
-    "dense_steps",
-    "dense_warmup_steps",
-    "dense_schedule",
-    "dense_batch_images",
-    "weight_decay",
-    "n_pixels_per_image",
-    "n_held_out_pixels_per_image",
-    "n_depth_bins",
-    "max_depth_m",
-)
+def _list_names(recipe: type) -> set[str]:
+    return {one.name for one in fields(recipe)}
 
 
 def _plain(value: Any) -> Any:
@@ -281,48 +320,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]
     return value.name if isinstance(value, Enum) else value
-
-
-def check_probes(
-    config: ProbeConfig,
-    backbone: Backbone | None,
-    layer: int,
-    images: LabelledImages | type[SceneSet],
-    edits_patches: bool = True,
-    edits_prefix: bool = False,
-) -> None:
-    """Refuse probes that an edit could not change, and targets that the data do not have.
-
-    Args:
-        backbone: needed for the readout cls_final alone.
-        layer: the hooked block.
-        edits_patches, edits_prefix: which tokens the SAE was trained on, and so which are edited.
-
-    Raises:
-        InputError: a readout or task that reads no edited token, cls_final from the last block, unknown target.
-    """
-    dense = [task.name for task in (Task.segmentation, Task.depth) if task in config.tasks]
-    if dense and not edits_patches:
-        raise InputError(f"{' and '.join(dense)} read patch tokens, which an SAE for CLS leaves alone: drop the task.")
-    if Task.classification not in config.tasks:
-        return
-    if Readout.patch_mean in config.readouts and not edits_patches:
-        raise InputError("The readout patch_mean cannot change under an SAE for CLS alone: use cls_layer or cls_final.")
-    if Readout.cls_layer in config.readouts and not edits_prefix:
-        raise InputError(
-            "The readout cls_layer cannot change: the SAE was trained on patch tokens and leaves CLS alone; use"
-            " patch_mean or cls_final, or an SAE that covers CLS."
-        )
-    if Readout.cls_layer in config.readouts and backbone is not None and not backbone.has_cls:
-        raise InputError("The readout cls_layer needs a CLS token, which this model does not have: use patch_mean.")
-    if Readout.cls_final in config.readouts:
-        if backbone is None:
-            raise InputError("The readout cls_final needs the backbone, to go on from the edited tokens: give it.")
-        if backbone.check_layer(layer) == backbone.n_layers - 1:
-            raise InputError(
-                f"The readout cls_final needs a block after the hooked one, but model.layer={layer} is the last: use"
-                " patch_mean, or an earlier layer."
-            )
-    n_classes = images.n_target_classes(config.target)
-    if n_classes < 2:
-        raise InputError(f"Expected a target with at least two classes, but {config.target!r} has {n_classes}.")

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from infoscope.probes.config import ProbeConfig
+from infoscope.probes.config import LBFGSRecipe
 from infoscope.probes.heads import LinearMaps, Standardisation
 from infoscope.probes.rates import choose_rates
 from infoscope.probes.vectors import iterate_blocks, measure_top1
@@ -131,7 +131,7 @@ def search_strength(
     held_out: Int[Tensor, " n_held_out"],
     n_classes: int,
     standardisation: Standardisation | None,
-    config: ProbeConfig,
+    config: LBFGSRecipe,
     on_solved: Callable[[], None] = lambda: None,
     checkpoint: Checkpoint | None = None,
 ) -> tuple[LinearMaps, dict[str, Any]]:
@@ -194,6 +194,6 @@ def search_strength(
     return everything.fold(final), {**record, "unconverged": unconverged, "refit_converged": final.converged}
 
 
-def count_regressions(config: ProbeConfig) -> int:
+def count_regressions(config: LBFGSRecipe) -> int:
     """Return how many regressions one head takes at most."""
     return len(config.classification_l2) + 2 * config.classification_l2_halvings + 1

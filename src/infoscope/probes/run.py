@@ -15,8 +15,9 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from infoscope.probes.checks import check_probes
 from infoscope.probes.classification import count_variants_at_a_time, measure_classification, train_classification
-from infoscope.probes.config import ProbeConfig, Readout, Task, check_probes
+from infoscope.probes.config import ProbeConfig, Readout, Task
 from infoscope.probes.dense import DenseProbes, make_dense_views
 from infoscope.probes.editing import VariantEditor
 from infoscope.probes.extraction import measure_shares, write_features
