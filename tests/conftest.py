@@ -14,6 +14,8 @@ import torch
 def pytest_configure(config: pytest.Config) -> None:
     """Let Ctrl-C mean what it means at a terminal, here and in what tests start: jobs in the background ignore it."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    if (config.rootpath / "conf" / "local" / "default.yaml").exists():
+        raise pytest.UsageError("conf/local/default.yaml changes every configuration: move it away while tests run.")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -79,6 +79,18 @@ def test_defaults_come_from_the_files(tmp_path: Path, monkeypatch: pytest.Monkey
     assert list(tmp_path.iterdir()) == []
 
 
+def test_ones_own_settings_win_over_the_files_and_an_experiment_and_the_command_line_over_them(tmp_path: Path):
+    (tmp_path / "local").mkdir()
+    (tmp_path / "local" / "default.yaml").write_text(
+        "# @package _global_\ndefaults:\n  - override /data: imagenet\n"
+        "output_dir: /mine\nseeds: [7]\ndata: {root: /sets}\n"
+    )
+    config = compose([], [str(tmp_path)])
+    assert (config.output_dir, config.seeds, config.data.root) == ("/mine", [7], "/sets")
+    config = compose(["debug=tiny", "output_dir=/other"], [str(tmp_path)])
+    assert (config.output_dir, config.seeds) == ("/other", [0])
+
+
 def test_values_are_typed():
     config = compose(["partition=otsu", "probe.readouts=[patch_mean]", "sae.lr=1e-3", "scope.k_max=null"])
     assert config.partition.chosen == (Rule.otsu, None)
@@ -119,7 +131,7 @@ WRONG = [
     (["hydra.foo=3"], ["'hydra.foo'", "infoscope --cfg hydra"]),
     # a choice that does not exist
     (["model=clip_b17"], ["model 'clip_b17'", "clip_b32, clip_l14", "scenes_clip", "(did you mean model=clip_b16?)"]),
-    (["experiment=nothing"], ["experiment 'nothing'", "expected one of feature_removal"]),
+    (["experiment=nothing"], ["experiment 'nothing'", "expected one of planted_registers"]),
     (["model=3"], ["name of a choice for a group", "such as model="]),
     # a value of the wrong type
     (["scope.k_cds=abc"], ["scope.k_cds: expected a whole number, got 'abc'"]),
