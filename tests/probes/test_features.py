@@ -12,11 +12,12 @@ import pytest
 import torch
 
 from infoscope.config import compose
-from infoscope.probes import vectors
+from infoscope.probes import extraction, vectors
 from infoscope.probes.classification import count_variants_at_a_time
 from infoscope.probes.config import ProbeConfig, Readout, Solver, Task
 from infoscope.probes.editing import VariantEditor
-from infoscope.probes.extraction import iterate_encoded, measure_shares, write_features
+from infoscope.probes.extraction import EncodedBatch, iterate_tokens, measure_shares
+from infoscope.probes.feature_files import WantedFeatures, write_features
 from infoscope.probes.features import MEANS, FeatureFolders, Features
 from infoscope.probes.heads import LinearMaps
 from infoscope.probes.inputs import ProbeInputs
@@ -57,7 +58,7 @@ def write_all(inputs: ProbeInputs, config: ProbeConfig, root: Path) -> Features:
     folders = FeatureFolders(root)
 
     def fill(missing: dict[str, Path], folder: Path | None) -> None:
-        write_features(inputs, config, VARIANTS, ROWS, missing, folders.check_disk, folder)
+        write_features([WantedFeatures(inputs, VARIANTS, missing, folder)], config, ROWS, folders.check_disk)
 
     return Features(inputs, config, folders.make([*VARIANTS, MEANS], fill), ROWS)
 
@@ -89,7 +90,8 @@ def test_features_are_what_editing_gives(tmp_path: Path, edits_prefix: bool, sae
     for split, data in (("train", inputs.train), ("test", inputs.test)):
         read = features.load(split, VARIANTS)
         assert list(read) == [readout.name for readout in readouts]
-        batches = [(batch, batch.edit(editor)) for batch in iterate_encoded(inputs, data, ROWS[split], 3)]
+        tokens = iterate_tokens(data, ROWS[split], 3, inputs.device)
+        batches = [(batch, batch.edit(editor)) for batch in (EncodedBatch.of(inputs, some) for some in tokens)]
         for readout in readouts:
             direct = torch.cat([batch.read(edited, readout) for batch, edited in batches], dim=1)
             assert direct.shape == (len(VARIANTS), len(ROWS[split]), 16)
@@ -101,6 +103,47 @@ def test_features_are_what_editing_gives(tmp_path: Path, edits_prefix: bool, sae
     shares = measure_shares(inputs, config, ROWS["test"], list(VARIANTS.values()))
     for name, expected in zip(VARIANTS, shares, strict=True):
         assert features.shares(name) == pytest.approx(expected, rel=1e-6)
+
+
+def test_features_of_several_saes_are_made_in_one_reading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the bytes that each would have alone; what is there already is left as it is."""
+    monkeypatch.setattr(extraction, "PART_IMAGES", 4)
+    inputs = make_inputs(20, 6)
+    several = [inputs, dataclasses.replace(inputs, sae=make_odd_sae()), inputs]
+    names = [[*VARIANTS, MEANS], list(VARIANTS), [MEANS, "decoded"]]
+    config = make_config(feature_batch_images=2)
+    expected = {}
+    for number, one in enumerate(several):
+        folder = tmp_path / f"alone-{number}"
+        folder.mkdir()
+        write_all(one, config, folder)
+        expected |= {f"{number}/{file.relative_to(folder)}": file.read_bytes() for file in folder.rglob("*.*")}
+
+    def make(number: int, root: Path) -> WantedFeatures:
+        folders = {name: root / str(number) / name for name in names[number]}
+        progress = root / f"progress-{number}"
+        for folder in (*folders.values(), progress):
+            folder.mkdir(parents=True)
+        return WantedFeatures(several[number], VARIANTS, folders, progress)
+
+    asked, passes = [], count_reads(monkeypatch)
+    wanted = [make(number, tmp_path / "together") for number in range(3)]
+    write_features(wanted[1:2], config, ROWS, lambda n_bytes: None)
+    for file in (wanted[1].progress_folder or tmp_path).glob("train-*1.pt"):
+        file.unlink()
+    passes.clear()
+    write_features(wanted, config, ROWS, asked.append)
+    assert passes == [4, 3, 4, 1]  # both splits once, a part at a time
+    assert len(asked) == 3
+    found = {
+        str(file.relative_to(tmp_path / "together")): file.read_bytes() for file in tmp_path.glob("together/?/*/*")
+    }
+    assert found == {name: content for name, content in expected.items() if name in found}
+    n_variants, n_means = sum(len(set(of) - {MEANS}) for of in names), 2
+    assert len(found) == n_variants * 3 + n_means * 8
+    n_bytes = n_variants * 12 * 16 * 4
+    assert asked[0] == 2 * n_bytes  # parts, and what they are joined to
+    assert asked[1] > asked[0]
 
 
 def test_half_precision_is_half_the_size_and_nearly_the_same(tmp_path: Path) -> None:

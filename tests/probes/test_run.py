@@ -17,7 +17,7 @@ from infoscope.probes.checks import check_probes
 from infoscope.probes.config import ProbeConfig, Readout, Task
 from infoscope.probes.dense_images import DenseImages, MapBatches
 from infoscope.probes.editing import VariantEditor
-from infoscope.probes.extraction import iterate_encoded
+from infoscope.probes.extraction import EncodedBatch, iterate_tokens
 from infoscope.probes.inputs import ProbeInputs
 from infoscope.probes.rates import choose_rates
 from infoscope.probes.results import load_result, save_result
@@ -82,7 +82,8 @@ def test_shares_are_measured_on_test_tokens(results):
 
 def read_vectors(inputs: ProbeInputs, editor: VariantEditor, readout: Readout) -> torch.Tensor:
     """What classification reads of six test images in every variant, computed directly."""
-    batches = iterate_encoded(inputs, inputs.test, np.arange(6), 4)
+    tokens = iterate_tokens(inputs.test, np.arange(6), 4, inputs.device)
+    batches = (EncodedBatch.of(inputs, some) for some in tokens)
     return torch.cat([batch.read(batch.edit(editor), readout) for batch in batches], dim=1)
 
 

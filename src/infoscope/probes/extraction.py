@@ -1,11 +1,9 @@
-"""The pass over a split's tokens that makes features: every image is read and encoded once, for all variants."""
+"""The pass over a split's tokens that makes features: read once for all SAEs, encoded once by each for all variants."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,23 +14,18 @@ from torch import Tensor
 
 from infoscope.probes.config import ProbeConfig, Readout
 from infoscope.probes.editing import VariantEditor, VariantShares
-from infoscope.probes.features import MEANS, SHARES_FILE
 from infoscope.probes.inputs import ProbeData, ProbeInputs, Progress
 from infoscope.probes.variants import Variant
-from infoscope.runtime import processes
 from infoscope.runtime.errors import InputError
-from infoscope.runtime.parts import Part, compute_parts, cut
+from infoscope.runtime.parts import Part, compute_parts_together, cut
 from infoscope.sae.edit import GroupEditor
-from infoscope.sae.model import SparseAutoencoder
 from infoscope.vision.backbone import Tokens
-from infoscope.vision.token_shards import RowWriter
 
 PASSES = {"train": "editing training images", "test": "editing test images"}
 """What a pass over a split is called when it reports its progress."""
 
 PART_IMAGES = 1024
 """Images between which an interrupted pass can go on, and that processes share out; whole batches of `_READ_IMAGES`."""
-_MEANS_FILES = {"mean_x": "float32", "indices": "int32", "values": "float32"}
 _READ_IMAGES = 64
 """Images read at a time; they are edited in smaller batches."""
 _COPIES = 12
@@ -53,6 +46,12 @@ class EncodedBatch:
     inputs: ProbeInputs
     tokens: Tokens
     group: GroupEditor
+
+    @classmethod
+    def of(cls, inputs: ProbeInputs, tokens: Tokens) -> EncodedBatch:
+        """Encode those of the tokens that the SAE was trained on."""
+        edited = [tokens.patches] * inputs.edits_patches + [tokens.prefix] * inputs.edits_prefix
+        return cls(inputs, tokens, GroupEditor(inputs.sae, torch.cat([part.flatten(0, 1) for part in edited])))
 
     def edit(self, editor: VariantEditor) -> EditedTokens:
         """Return the tokens in every variant."""
@@ -81,16 +80,13 @@ class EncodedBatch:
                 return self.inputs.backbone.resume(both, self.inputs.layer).unflatten(0, (n_variants, batch))
 
 
-def iterate_encoded(
-    inputs: ProbeInputs, data: ProbeData, rows: Int[np.ndarray, " n"], batch_images: int
-) -> Iterator[EncodedBatch]:
-    """Yield images in the order of `rows`, at most `batch_images` at a time; their tokens are read in one pass."""
+def iterate_tokens(
+    data: ProbeData, rows: Int[np.ndarray, " n"], batch_images: int, device: torch.device
+) -> Iterator[Tokens]:
+    """Yield the tokens of images in the order of `rows`, at most `batch_images` at a time, read in one pass."""
     for _, read in data.tokens.iterate(rows, _READ_IMAGES):
         for start in range(0, len(read.patches), batch_images):
-            tokens = Tokens(*(part[start : start + batch_images].to(inputs.device) for part in read))
-            edited = [tokens.patches] * inputs.edits_patches + [tokens.prefix] * inputs.edits_prefix
-            flat = torch.cat([part.flatten(0, 1) for part in edited])
-            yield EncodedBatch(inputs, tokens, GroupEditor(inputs.sae, flat))
+            yield Tokens(*(part[start : start + batch_images].to(device) for part in read))
 
 
 def measure_shares(
@@ -106,79 +102,17 @@ def measure_shares(
     Args:
         folder: where an interrupted run goes on from; None: nowhere.
     """
-    wanted = _Wanted(inputs, config, {str(i): variant for i, variant in enumerate(variants)}, False, True, False)
-    shares = VariantShares(inputs.sae, variants)
-    for part in _pass_over(wanted, "test", rows, lambda part: None, folder, progress):
+    by_number = {str(number): variant for number, variant in enumerate(variants)}
+    wanted = Wanted(inputs, config, by_number, vectors=False, shares=True, means=False, folder=folder)
+    shares = wanted.start_shares()
+    for [part] in pass_over([wanted], "test", rows, lambda parts: None, progress):
         shares.add(part)
     return shares.compute()
 
 
-@torch.no_grad()
-def write_features(
-    inputs: ProbeInputs,
-    config: ProbeConfig,
-    variants: Mapping[str, Variant],
-    rows: Mapping[str, Int[np.ndarray, " n"]],
-    folders: Mapping[str, Path],
-    check_disk: Callable[[int], None],
-    folder: Path | None = None,
-    progress: Progress | None = None,
-) -> None:
-    """Fill the folders that are missing: of variants, by key, and of the means of images, under `MEANS`.
-
-    A variant's folder gets `<split>-<readout>.npy` [n, d] (`probe.feature_dtype`) for each readout of CLS, and the
-    shares that it removes from the test tokens; the means are `ImageMeans`. A split is read once for all of them, and
-    not at all if nothing is to be had from it. Several processes share the images; the main one writes the files.
-
-    Args:
-        variants: by key; those without a folder are left out.
-        rows: of each split, the images, ascending.
-        check_disk: refuses a number of bytes that the disk has no room for.
-        folder: where an interrupted run goes on from, emptied in the end; None: nowhere.
-
-    Raises:
-        InputError: a vector that is not finite, or too large for float16; no room on the disk.
-        OSError: the disk is full.
-    """
-    missing = {key: variants[key] for key in folders if key != MEANS}
-    reads_cls, n_images = bool(missing and config.cls_readouts), sum(len(of) for of in rows.values())
-    n_vectors = n_images * len(missing) * len(config.cls_readouts)
-    vectors_bytes = n_vectors * inputs.sae.d_in * np.dtype(config.feature_dtype).itemsize
-    copies = 1 if folder is None else 2  # the parts, and what they are joined to
-    check_disk(copies * vectors_bytes)
-
-    def check_means(part: Part) -> None:  # how sparse they are is known when there are some
-        if "mean_x" in part:
-            n_bytes = sum(part[name].nbytes for name in _MEANS_FILES) // len(part["mean_x"])
-            check_disk(copies * (vectors_bytes + n_bytes * n_images))
-
-    for split in ("train", "test"):
-        wanted = _Wanted(inputs, config, missing, reads_cls, split == "test" and bool(missing), MEANS in folders)
-        if not (wanted.means or wanted.vectors or wanted.shares):
-            continue
-        parts = _pass_over(wanted, split, rows[split], check_means, folder, progress)
-        if not processes.is_main():
-            continue
-        shares = VariantShares(inputs.sae, list(missing.values())) if wanted.shares else None
-        with ExitStack() as stack:
-            writers: list[_MeansWriter | _VectorsWriter] = []
-            if wanted.means:
-                writers.append(stack.enter_context(closing(_MeansWriter(folders[MEANS], split, inputs.sae))))
-            if wanted.vectors:
-                writers.append(stack.enter_context(closing(_VectorsWriter(wanted, folders, split))))
-            for part in parts:
-                for writer in writers:
-                    writer.write(part)
-                if shares:
-                    shares.add(part)
-        if shares:
-            for key, values in zip(missing, shares.compute(), strict=True):
-                (folders[key] / SHARES_FILE).write_text(json.dumps(values), encoding="utf-8")
-
-
-@dataclass(frozen=True)
-class _Wanted:
-    """What a pass over a split is made for: CLS of every variant, the shares each removes, the means of images."""
+@dataclass
+class Wanted:
+    """What a pass over a split is made for, of one SAE: CLS of every variant, the shares each removes, image means."""
 
     inputs: ProbeInputs
     config: ProbeConfig
@@ -186,48 +120,74 @@ class _Wanted:
     vectors: bool
     shares: bool
     means: bool
+    folder: Path | None
+    editors: list[tuple[list[str], VariantEditor]] = field(default_factory=list)
+    """Of the variants, some at a time; made when the size of a batch is known."""
+
+    def start_shares(self) -> VariantShares:
+        """Return the shares of no token yet."""
+        return VariantShares(self.inputs.sae, list(self.variants.values()))
+
+    def read(self, batch: EncodedBatch) -> dict[str, Tensor]:
+        """Return what is wanted of each image of a batch."""
+        found = _mean_images(batch) if self.means else {}
+        if self.vectors:
+            self.editors = self.editors or _make_editors(self, batch)
+            found |= _read_vectors(self.config, batch, self.editors)
+        return found
 
 
-def _pass_over(
-    wanted: _Wanted,
+class _PartInWork:
+    """What is known of the images of a part so far."""
+
+    def __init__(self, wanted: Wanted) -> None:
+        self.wanted, self.shares = wanted, wanted.start_shares() if wanted.shares else None
+        self.columns: dict[str, list[Tensor]] = {}
+
+    def update(self, tokens: Tokens) -> None:
+        """Add some images."""
+        batch = EncodedBatch.of(self.wanted.inputs, tokens)
+        for name, rows_of in self.wanted.read(batch).items():
+            self.columns.setdefault(name, []).append(rows_of.cpu())
+        if self.shares:
+            self.shares.update(batch.group)
+
+    def to_part(self) -> Part:
+        """Return everything."""
+        return {name: torch.cat(of) for name, of in self.columns.items()} | (self.shares.state() if self.shares else {})
+
+
+def pass_over(
+    wanted: Sequence[Wanted],
     split: str,
     rows: Int[np.ndarray, " n"],
-    on_first: Callable[[Part], None],
-    folder: Path | None,
+    on_first: Callable[[Sequence[Part]], None],
     progress: Progress | None,
-) -> Iterator[Part]:
-    """Return what is wanted of some images, part after part; `on_first` is shown the first before it is kept."""
-    inputs, config = wanted.inputs, wanted.config
-    data, slices = (inputs.train if split == "train" else inputs.test), cut(len(rows), PART_IMAGES)
-    editors: list[tuple[list[str], VariantEditor]] = []
+) -> Iterator[Sequence[Part]]:
+    """Return what is wanted of some images of each SAE, part after part; `on_first` is shown the first before it is
+    kept."""
+    inputs, config, slices = wanted[0].inputs, wanted[0].config, cut(len(rows), PART_IMAGES)
+    data = inputs.train if split == "train" else inputs.test
     is_first = True
 
-    def read(number: int) -> Part:
-        shares = VariantShares(inputs.sae, list(wanted.variants.values())) if wanted.shares else None
-        columns: dict[str, list[Tensor]] = {}
-        n_done = slices[number].start
-        for batch in iterate_encoded(inputs, data, rows[slices[number]], config.feature_batch_images):
-            found = _mean_images(batch) if wanted.means else {}
-            if wanted.vectors:
-                if not editors:
-                    editors.extend(_make_editors(wanted, batch))
-                found |= _read_vectors(config, batch, editors)
-            for name, rows_of in found.items():
-                columns.setdefault(name, []).append(rows_of.cpu())
-            if shares:
-                shares.update(batch.group)
-            n_done += len(batch.tokens.patches)
+    def read(number: int, missing: Sequence[int]) -> dict[int, Part]:
+        new, n_done = {place: _PartInWork(wanted[place]) for place in missing}, slices[number].start
+        for tokens in iterate_tokens(data, rows[slices[number]], config.feature_batch_images, inputs.device):
+            for one in new.values():
+                one.update(tokens)
+            n_done += len(tokens.patches)
             if progress:
                 progress(PASSES[split], n_done, len(rows))
         assert n_done == slices[number].stop, f"{n_done} of {slices[number].stop} images came"
-        part = {name: torch.cat(of) for name, of in columns.items()}
+        parts = {place: one.to_part() for place, one in new.items()}
         nonlocal is_first
         if is_first:
-            on_first(part)
+            on_first(list(parts.values()))
             is_first = False
-        return part | (shares.state() if shares else {})
+        return parts
 
-    return compute_parts(len(slices), read, folder, split)
+    places = {place: one.folder and one.folder / split for place, one in enumerate(wanted)}
+    return (list(parts.values()) for parts in compute_parts_together(len(slices), read, places))
 
 
 def _mean_images(batch: EncodedBatch) -> dict[str, Tensor]:
@@ -243,7 +203,7 @@ def _mean_images(batch: EncodedBatch) -> dict[str, Tensor]:
     return {**found, "counts": torch.bincount(image, minlength=n_images)}
 
 
-def _make_editors(wanted: _Wanted, batch: EncodedBatch) -> list[tuple[list[str], VariantEditor]]:
+def _make_editors(wanted: Wanted, batch: EncodedBatch) -> list[tuple[list[str], VariantEditor]]:
     """Cut the variants into slices whose tokens, with what a block makes of them, fit into `probe.memory_gb`."""
     config, keys = wanted.config, list(wanted.variants)
     variant_bytes = _COPIES * 4 * sum(part.numel() for part in batch.tokens)
@@ -264,54 +224,6 @@ def _read_vectors(
             _check(vectors, readout, config.feature_dtype)
             found |= {f"{key}/{readout.name}": rows.to(dtype) for key, rows in zip(keys, vectors, strict=True)}
     return found
-
-
-class _MeansWriter:
-    """Writes the files of `ImageMeans` part by part."""
-
-    def __init__(self, folder: Path, split: str, sae: SparseAutoencoder) -> None:
-        self.path = folder / f"{split}-indptr.npy"
-        self.counts = [np.zeros(1, np.int64)]
-        shapes = {"mean_x": (sae.d_in,), "indices": (), "values": ()}
-        self.files = {
-            name: RowWriter(folder / f"{split}-{name}.npy", shapes[name], dtype) for name, dtype in _MEANS_FILES.items()
-        }
-
-    def write(self, part: Part) -> None:
-        """Append the means of some images."""
-        for name, file in self.files.items():
-            file.write(part[name])
-        self.counts.append(part["counts"].numpy())
-
-    def close(self) -> None:
-        """Write where each image's entries lie, and close the files."""
-        for file in self.files.values():
-            file.close()
-        np.save(self.path, np.concatenate(self.counts).cumsum())
-
-
-class _VectorsWriter:
-    """Writes what each readout of CLS makes of every variant, part by part."""
-
-    def __init__(self, wanted: _Wanted, folders: Mapping[str, Path], split: str) -> None:
-        config = wanted.config
-        self.files = {
-            f"{key}/{readout.name}": RowWriter(
-                folders[key] / f"{split}-{readout.name}.npy", (wanted.inputs.sae.d_in,), config.feature_dtype
-            )
-            for key in wanted.variants
-            for readout in config.cls_readouts
-        }
-
-    def write(self, part: Part) -> None:
-        """Append the vectors of some images."""
-        for name, file in self.files.items():
-            file.write(part[name])
-
-    def close(self) -> None:
-        """Close the files."""
-        for file in self.files.values():
-            file.close()
 
 
 def _check(vectors: Tensor, readout: Readout, dtype: str = "float32") -> None:

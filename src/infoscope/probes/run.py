@@ -20,7 +20,8 @@ from infoscope.probes.classification import count_variants_at_a_time, measure_cl
 from infoscope.probes.config import ProbeConfig, Readout, Task
 from infoscope.probes.dense import DenseProbes, make_dense_views
 from infoscope.probes.editing import VariantEditor
-from infoscope.probes.extraction import measure_shares, write_features
+from infoscope.probes.extraction import measure_shares
+from infoscope.probes.feature_files import WantedFeatures, choose_feature_rows, write_features
 from infoscope.probes.features import MEANS, FeatureFolders, Features
 from infoscope.probes.heads import LinearMaps
 from infoscope.probes.inputs import ProbeInputs, Progress, choose_rows
@@ -125,8 +126,7 @@ class _Work:
         self.inputs, self.config, self.variants = inputs, config, variants
         self.folder, self.progress = folder, progress
         tokens = {"train": inputs.train.tokens, "test": inputs.test.tokens}
-        wanted = {"train": config.n_train_images, "test": config.n_test_images}
-        rows = {split: choose_rows(len(tokens[split]), wanted[split], config.seed) for split in tokens}
+        rows = choose_feature_rows(inputs, config)
         wanted = {"train": config.n_dense_train_images, "test": config.n_dense_test_images}
         dense_rows = [choose_rows(len(tokens[split]), wanted[split], config.seed) for split in tokens]
         views = make_dense_views(inputs, config, dense_rows[0], dense_rows[1], progress)
@@ -303,7 +303,7 @@ def _make_features(
     """Return what classification reads; what is missing of it is made by one pass over each split."""
 
     def fill(missing: dict[str, Path], folder: Path | None) -> None:
-        write_features(inputs, config, variants, rows, missing, folders.check_disk, folder, progress)
+        write_features([WantedFeatures(inputs, variants, missing, folder)], config, rows, folders.check_disk, progress)
 
     names = [*variants, MEANS] if Readout.patch_mean in config.readouts else list(variants)
     return Features(inputs, config, folders.make(names, fill), rows)
