@@ -257,6 +257,7 @@ def test_every_default_is_within_bounds():
 def test_a_file_may_hold_what_other_probes_read():
     probe = compose(["probe=clip_paper", "debug=tiny", "probe.tasks=[depth]"]).probe
     assert probe.recipes == {DepthRecipe}
+    assert compose(["probe.readouts.0=cls_final", "probe.readouts.1=patch_mean"]).probe.readouts[0] is Readout.cls_final
     assert probe.classification_epochs == 3
 
 

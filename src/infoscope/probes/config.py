@@ -195,7 +195,8 @@ _RECIPES: dict[type, str] = {
 class ProbeConfig(DepthRecipe, SegmentationRecipe, LBFGSRecipe, SGDRecipe):
     """Linear probes on frozen, edited tokens. Learning rates are grids: the best is chosen on images held out.
 
-    Tasks are probed side by side, so a configuration holds the recipes of all; which are read follows from `tasks`.
+    Tasks are probed side by side, so a configuration holds the recipes of all, and which are read follows from `tasks`.
+    They are inherited, not nested: a setting's name on the command line does not tell whose it is.
     """
 
     tasks: Annotated[list[Task], Items()] = field(default_factory=lambda: list(Task))
@@ -258,7 +259,8 @@ class ProbeConfig(DepthRecipe, SegmentationRecipe, LBFGSRecipe, SGDRecipe):
             )
         if name == "feature_dtype" and not self.cls_readouts:
             raise InputError("probe.feature_dtype is read by readouts of CLS: drop it, or add one to probe.readouts.")
-        if inner not in ("", "crop_px") and getattr(self, name).crop_px is None:
+        crops = getattr(self, name, None)
+        if isinstance(crops, CropConfig) and crops.crop_px is None and inner not in ("", "crop_px"):
             raise InputError(f"probe.{key} is read with probe.{name}.crop_px alone: drop it, or give that too.")
 
     @property

@@ -1,7 +1,8 @@
 """What an SAE is and how it is trained. Plain Python, so that composing a configuration does not import torch.
 
 Each kind has a dataclass of its own, which conf/sae/*.yaml extend as `/sae_<kind>`. What makes its activation and its
-loss stands under the same name in `sae/activations.py`.
+loss stands under the same name in `sae/activations.py`. So a new kind is a dataclass and its place in `KINDS` here, an
+activation (and a loss) and their place in `MAKERS` there, and a file in conf/sae.
 """
 
 from __future__ import annotations
