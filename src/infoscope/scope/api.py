@@ -24,6 +24,7 @@ from infoscope.runtime.calls import convert, make_options, name_type, refuse_unk
 from infoscope.runtime.errors import InputError
 from infoscope.runtime.progress import Display, Tell, Told, choose_display
 from infoscope.sae.config import SAEConfig
+from infoscope.sae.mass import compute_mass
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.sae.origin import check_has_maps, choose_layer
 from infoscope.scope import crops
@@ -167,7 +168,7 @@ def contextual_dependency(
         ranking = work.rank()
         scores = work.score(ranking)
     ids, skipped = found.images.image_ids, dict(found.images.skipped)
-    mass = ranking.mean_act * sae.W_dec.detach().norm(dim=1).cpu().numpy()
+    mass = compute_mass(ranking.mean_act, sae.W_dec)
     return ContextualDependency(ranking, mass, scores, config.k_cds, layer, ids, found.n_held_out, skipped)
 
 
