@@ -1,4 +1,4 @@
-"""Tests that need a GPU, or minutes, say so by a mark and are left out where they cannot or should not run."""
+"""Tests that need a GPU, seconds or minutes say so by a mark and are left out where they cannot or should not run."""
 
 from __future__ import annotations
 
@@ -6,9 +6,14 @@ import logging
 import os
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
+
+TESTS = Path(__file__).parent
+LONG = ("commands", "launchers", "pipeline", "whole")
+"""Folders whose tests run whole chains of stages: all of them are marked long."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -22,11 +27,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--runslow", action="store_true", help="run the tests marked slow too (or set INFOSCOPE_SLOW=1)")
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m chooses
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     run_slow = config.getoption("--runslow") or os.environ.get("INFOSCOPE_SLOW", "") not in ("", "0")
     skip_slow = pytest.mark.skip(reason="slow: give --runslow or set INFOSCOPE_SLOW=1")
     skip_gpu = pytest.mark.skip(reason="needs a CUDA device")
     for item in items:
+        if item.path.relative_to(TESTS).parts[0] in LONG:
+            item.add_marker(pytest.mark.long)
         if "slow" in item.keywords and not run_slow:
             item.add_marker(skip_slow)
         if "gpu" in item.keywords and not torch.cuda.is_available():

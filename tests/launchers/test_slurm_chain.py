@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from tests.support.private_slurm import PrivateSlurm, wait_until
-from tests.support.sweeps import ROOT, finish, read_logs, start, sweep
+from tests.support.sweeps import LIMIT_S, ROOT, finish, read_logs, start, sweep
 from tests.support.tiny_runs import TINY, read_checksums
 
 LONGER = "sae.n_tokens=200000"
@@ -28,7 +28,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("undisturbed")
     command = [sys.executable, "-m", "infoscope.app", *TINY, LONGER, f"output_dir={folder}"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=LIMIT_S, check=False)
     assert done.returncode == 0, done.stderr
     return folder
 

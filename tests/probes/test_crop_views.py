@@ -43,6 +43,8 @@ from infoscope.vision.weights import SHIPPED_FOLDER
 from tests.support.pipeline_samples import Recorder, find_artifacts, make_tiny_config, run_tiny
 from tests.support.probe_samples import run_dense
 
+pytestmark = pytest.mark.long
+
 N_TRAIN, N_TEST, SIDE, D_SAE = 12, 4, 96, 256
 
 

@@ -119,6 +119,7 @@ def make_dense_heads(n_variants: int, lrs: list[float], standardisation: Standar
     }
 
 
+@pytest.mark.long
 def test_dense_heads_trained_together_equal_heads_trained_alone():
     batches, lrs, standardisation = make_map_batches(6), [0.01, 0.1], make_standardisation()
     together = make_dense_heads(V, lrs, standardisation)

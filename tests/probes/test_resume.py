@@ -33,6 +33,8 @@ from tests.support.probe_samples import (
     mask,
 )
 
+pytestmark = pytest.mark.long
+
 CPU = torch.device("cpu")
 KEEP = EditMode.error_preserving
 VARIANTS = [

@@ -121,6 +121,7 @@ def test_the_editor_agrees_with_editing_one_by_one(inputs):
         torch.testing.assert_close(tokens, alone)
 
 
+@pytest.mark.long
 def test_results_do_not_depend_on_chunks_or_company(inputs, results):
     config = make_config(variants_per_chunk=2, feature_batch_images=5)
     handed = []

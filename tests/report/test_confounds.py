@@ -218,6 +218,7 @@ def test_empty_matched_groups_are_marked() -> None:
     assert "share no firing frequency" in section.findings[-1]
 
 
+@pytest.mark.long
 def test_it_renders(tmp_path: Path) -> None:
     _, section = make_section(2)
     files = write_report(ReportInputs("Test", [], sections=[section]), tmp_path)

@@ -57,6 +57,7 @@ INPUTS = {
 
 
 @pytest.mark.parametrize("inputs", INPUTS.values(), ids=INPUTS)
+@pytest.mark.long
 def test_report_is_whole(inputs: ReportInputs, tmp_path: Path) -> None:
     files = write_report(inputs, tmp_path / "report")
     page = files.page.read_text()
@@ -74,6 +75,7 @@ def test_report_is_whole(inputs: ReportInputs, tmp_path: Path) -> None:
     assert str(files.summary) in printed
 
 
+@pytest.mark.long
 def test_the_same_numbers_give_the_same_files(tmp_path: Path) -> None:
     folders = [tmp_path / "a", tmp_path / "b"]
     for folder in folders:
@@ -160,6 +162,7 @@ def test_example_without_activation(tmp_path: Path) -> None:
     save_figure(lambda: draw_examples([silent], SHIFT), "examples", tmp_path)
 
 
+@pytest.mark.long
 def test_a_section_adds_its_tables_figures_findings_and_numbers(tmp_path: Path) -> None:
     table = Table("frequency", "By firing frequency", [Column("rate", "rate")])
     table.add_row(0.5)

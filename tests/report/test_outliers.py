@@ -187,6 +187,7 @@ def test_no_outliers_at_all_is_one_sentence_instead_of_a_table() -> None:
 
 
 @pytest.mark.parametrize("has_outliers", [True, False])
+@pytest.mark.long
 def test_the_section_is_a_part_of_a_report(has_outliers: bool, tmp_path: Path) -> None:
     section = make_outlier_section(make_tokens(), PAPER_LIKE) if has_outliers else make_without_outliers()
     files = write_report(ReportInputs("Made up", seeds=[], sections=[section]), tmp_path)

@@ -107,6 +107,7 @@ print(sum(len(batch.index) for batch in iterate_images(images, 224, 8, n_workers
 """
 
 
+@pytest.mark.long
 @pytest.mark.skipif(shutil.which("unshare") is None, reason="needs unshare")
 def test_no_shared_memory_is_needed(tmp_path: Path):
     """64 MB is what a container has by default; here it is a single page."""

@@ -98,6 +98,7 @@ def start(arguments: list[str], **options: object) -> subprocess.CompletedProces
     return subprocess.run(command, stderr=subprocess.PIPE, check=False, **options)  # pyright: ignore
 
 
+@pytest.mark.long
 def test_a_run_in_the_c_locale_prints_its_report_and_names_an_encoding_wherever_it_opens_text(
     finished: Path, tmp_path: Path
 ):
@@ -112,6 +113,7 @@ def test_a_run_in_the_c_locale_prints_its_report_and_names_an_encoding_wherever_
     assert [line for line in done.stderr.decode().splitlines() if "EncodingWarning" in line and ours in line] == []
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("buffering", ["", "1"])
 def test_a_closed_pipe_is_no_fault_and_a_full_disk_one_sentence(buffering: str):
     environ = {**os.environ, "PYTHONUNBUFFERED": buffering}

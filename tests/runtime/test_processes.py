@@ -20,6 +20,8 @@ from infoscope.runtime.errors import InputError
 from infoscope.runtime.manifests import Spec
 from infoscope.runtime.store import Store, Workspace
 
+pytestmark = pytest.mark.long
+
 SHARED, OWN = Spec("rank", "shared", {"a": 1}), Spec("rank", "own", {"a": 2})
 
 

@@ -29,6 +29,8 @@ from tests.sae.test_live import N as N_LIVE
 from tests.sae.test_live import PixelBackbone, read_images
 from tests.sae.test_train import as_kind
 
+pytestmark = pytest.mark.long
+
 CONFIG = TopKConfig(
     expansion_factor=4,
     k=3,

@@ -196,6 +196,7 @@ def train_and_die(cache: Tokens, folder: Path, n_threads: int) -> None:
     train_sae(cache, CONFIG, 5, folder)
 
 
+@pytest.mark.long
 def test_a_run_after_kill_9_ends_with_the_same_bytes(cache: Tokens, tmp_path: Path) -> None:
     process = multiprocessing.get_context("spawn").Process(
         target=train_and_die, args=(cache, tmp_path / "cut", torch.get_num_threads())
@@ -224,6 +225,7 @@ def test_checkpoint_of_another_run_or_a_damaged_one_is_refused(cache: Tokens, tm
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.long
 def test_training_learns_and_keeps_unit_rows(cache: Tokens, tmp_path: Path, kind: str) -> None:
     own = {"l1": 0.02} if kind == "relu" else {}
     config = as_kind(CONFIG, kind, n_tokens=300 * 64, checkpoint_every_n_steps=1000, **own)
@@ -258,6 +260,7 @@ def test_low_precision_is_the_forwards_alone(cache: Tokens, tmp_path: Path) -> N
     assert figures["bf16-mixed"]["fvu"] == pytest.approx(figures["32-true"]["fvu"], rel=0.1)
 
 
+@pytest.mark.long
 def test_auxk_revives_dead_latents(cache: Tokens, tmp_path: Path) -> None:
     config = replace(CONFIG, n_tokens=200 * 64, checkpoint_every_n_steps=1000, lr=1e-2)
     revived = {}

@@ -404,6 +404,7 @@ def only(folder: Path) -> Path:
     return found
 
 
+@pytest.mark.long
 def test_both_doors_give_the_same_numbers_to_the_bit(photographs: Path, scored: tuple[Path, str]) -> None:
     artifacts, text = scored
     sae = load_sae(only(artifacts / "train_sae"))

@@ -27,6 +27,8 @@ from infoscope.tracking.tracker import JobTracking, log_summary
 from tests.support.wandb_files import WandbRun, find_runs, log_into, read_wandb, redirect_wandb
 from tests.support.wandb_server import ServedRun, Server, serve_wandb
 
+pytestmark = pytest.mark.long
+
 TREE = {"seeds": [0, 1], "scope": {"k_cds": 8, "rank_by": "max"}, "data": {"root": None}}
 OFFLINE, ONLINE = LoggerConfig(), LoggerConfig(mode=WandbMode.online)
 COLUMNS, ROWS = ["group", "top1", "n"], [["high", 0.25, 3], ["low", None, 4]]

@@ -28,6 +28,8 @@ from infoscope.vision.config import ModelConfig, ModelKind
 from infoscope.vision.open_clip_backbone import compute_model_fingerprint, load_backbone
 from tests.support.clip_samples import make_images
 
+pytestmark = pytest.mark.long
+
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 OPENAI = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))

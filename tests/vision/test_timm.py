@@ -208,6 +208,7 @@ class TestFiles:
         images = make_images(1, 224)
         assert torch.equal(again.tokens(images, 0).patches, backbone.tokens(images, 0).patches)
 
+    @pytest.mark.long
     def test_files_that_do_not_fit(self, weights, tmp_path):
         refuse(with_timm(tmp_path / "gone.safetensors"), r"gone\.safetensors is no file")
         refuse(

@@ -248,6 +248,7 @@ def siglip() -> Any:
 
 
 @pytest.mark.parametrize("with_text", [True, False])
+@pytest.mark.long
 def test_siglip(siglip, tmp_path, with_text):
     theirs = write_siglip(dict(siglip.state_dict()))
     if not with_text:

@@ -13,7 +13,7 @@ import pytest
 from infoscope.probes import metrics
 from infoscope.sae import edit
 from infoscope.sae.activations import TopK
-from infoscope.scope import cds, crops, emd, maps, ranking
+from infoscope.scope import cds, crops, emd, maps, top_images
 from tests.probes.test_metrics import test_ignored_pixels_do_not_count as ignored_pixels_test
 from tests.sae.test_edit import SCALE
 from tests.sae.test_edit import test_edit_is_rescaled_to_raw_units as edit_test
@@ -36,7 +36,7 @@ def not_normalised(maps):
     return maps.reshape(len(maps), -1).astype(np.float64)
 
 
-best_first, iterate_images, sum_decoder_rows = ranking.best_first, maps.iterate_images, edit.sum_decoder_rows
+best_first, iterate_images, sum_decoder_rows = top_images.best_first, maps.iterate_images, edit.sum_decoder_rows
 
 
 def one_rank_late(values, images, k):
@@ -58,7 +58,7 @@ def normalised_units(acts, W_dec):
         (crops, "shared_slice", swapped, shared_region_test),
         (cds, "compute_d_grid", centre_to_edge, d_grid_test),
         (emd, "normalise_maps", not_normalised, normalisation_test),
-        (ranking, "best_first", one_rank_late, ranking_test),
+        (top_images, "best_first", one_rank_late, ranking_test),
         (edit, "sum_decoder_rows", normalised_units, partial(edit_test, TopK(5), 1.0)),
         (metrics, "IGNORE_LABEL", 254, ignored_pixels_test),
         (maps, "iterate_images", whole_batches_only, last_batch_test),

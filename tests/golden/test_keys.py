@@ -4,7 +4,7 @@ The golden file holds {configuration: {"kind/name": hash}}, several hashes where
 tokens of the experiment's data and of its probes'), and of one configuration the whole keys, so that a change explains
 itself. Nothing is built: see `recorded_keys`. A key that is meant to change is written anew by
 
-    INFOSCOPE_GOLDEN=write python -m pytest tests/test_golden_keys.py
+    INFOSCOPE_GOLDEN=write python -m pytest tests/golden/test_keys.py
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from infoscope.vision.backbone import Backbone
 from infoscope.vision.open_clip_backbone import load_backbone
 from tests.support.recorded_keys import FixedStore, record_keys
 
-GOLDEN = Path(__file__).parent / "golden" / "artifact_keys.json"
+GOLDEN = Path(__file__).parent / "artifact_keys.json"
 WRITES = os.environ.get("INFOSCOPE_GOLDEN") == "write"
 WILL_CHANGE = ("group_activation", "confounds", "report")
 """Kinds whose keys are to change, in a section of their own."""

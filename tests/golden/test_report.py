@@ -6,7 +6,7 @@ Words, counts and what does not exist must be the same; other numbers may differ
 to another class, elsewhere by 5e-8 of a number's size or by 1e-7: the tolerances leave room for a token near a tie of
 TopK. Which software and hardware it was is not compared. What is meant to change is written anew by
 
-    INFOSCOPE_GOLDEN=write python -m pytest tests/test_golden_run.py
+    INFOSCOPE_GOLDEN=write python -m pytest tests/golden/test_report.py
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ import pytest
 from infoscope.report.report import ReportFiles
 from tests.support.pipeline_samples import N_TEST, finish_tiny_run
 
-GOLDEN = Path(__file__).parent / "golden" / "tiny_report.json"
+pytestmark = pytest.mark.long
+
+GOLDEN = Path(__file__).parent / "tiny_report.json"
 WRITES = os.environ.get("INFOSCOPE_GOLDEN") == "write"
 RELATIVE = 1e-3
 
