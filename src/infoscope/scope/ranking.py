@@ -170,7 +170,7 @@ class RankMeter(Meter):
     def update(self, batch: LatentBatch) -> None:
         image_sum = batch.dense.sum(dim=1, dtype=torch.float32)
         self.top.update(batch.index, batch.peaks if self.rank_by is RankBy.max else image_sum / batch.n_patches)
-        self.n_firing += (batch.dense > 0).sum(dim=(0, 1))
+        self.n_firing += batch.counts.sum(dim=0)
         self.act_sum += image_sum.sum(dim=0, dtype=torch.float64)
         self.n_images += batch.n_images
         self.n_tokens += batch.n_images * batch.n_patches
@@ -232,7 +232,8 @@ def rank_images(
     check_has_maps(sae.origin.tokens)
     meter = RankMeter(sae.d_sae, k_max, rank_by, sae.W_enc.device)
     for index, patches in token_batches:
-        feed([meter], sae, torch.as_tensor(patches), torch.as_tensor(index), np.asarray(index))
+        positions = torch.as_tensor(index).cpu()
+        feed([meter], sae, torch.as_tensor(patches), positions, positions.numpy())
         if progress is not None:
             progress(meter.n_images)
     return meter.compute()
