@@ -27,8 +27,8 @@ from infoscope.commands.experiments import (
     read_scopes,
     scope_cells,
 )
-from infoscope.report.figures import draw_cds_histograms
-from infoscope.report.inputs import ScopeResult
+from infoscope.stages.score.figures import draw_cds_histograms
+from infoscope.stages.score.result import ScopeResult
 
 
 def show(runs: Sequence[Run[list[ScopeResult]]]) -> Shown:

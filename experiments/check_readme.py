@@ -23,12 +23,12 @@ from functools import cache
 from pathlib import Path
 from types import ModuleType
 
-from infoscope.commands.collect.opening import Opener
+from infoscope.commands.collect.opening import ContextFactory
 from infoscope.commands.experiments import run_command
 from infoscope.commands.experiments.claims import DIFFERS, LOST, MISSING, NEAR, Finding, check_claims
 from infoscope.commands.experiments.sweep import Sweep
 from infoscope.config import compose
-from infoscope.pipeline.run import run
+from infoscope.pipeline.run import find_stage, run
 from infoscope.report.tables import Align, Column, Table
 from infoscope.runtime.progress import Display
 from infoscope.runtime.read_only import MissingArtifact
@@ -46,10 +46,13 @@ def find_report(*overrides: str) -> Find:
         config = compose([*given, *overrides])
         if builds:
             run(config)
+        reading = ContextFactory(Display.silent(), builds=False).open(config)
         try:
-            return Opener(Display.silent(), builds=False).open(config).find_report().folder
+            report = find_stage(reading).find_last(reading)
         except MissingArtifact:
             return None
+        assert report is not None, f"stage={config.stage.name} ends with no report"
+        return report.folder
 
     return find
 

@@ -20,8 +20,8 @@ import sys
 from collections.abc import Sequence
 
 from infoscope.commands.experiments import Experiment, Run, Shown, join_removal, main, name_figures, read_removal
-from infoscope.report.figures import draw_removal
-from infoscope.report.variants import Result
+from infoscope.stages.probe.figures import draw_removal
+from infoscope.stages.probe.results import Result
 
 
 def show(runs: Sequence[Run[list[Result]]]) -> Shown:

@@ -28,15 +28,15 @@ from infoscope.commands.experiments import (
     read_removal,
     split_runs,
 )
-from infoscope.pipeline.run import Pipeline
-from infoscope.report.sweep_figures import Point, draw_removal_sweep
+from infoscope.commands.experiments.sweep_figures import Point, draw_removal_sweep
+from infoscope.pipeline.context import Context
 from infoscope.report.tables import Stat
-from infoscope.report.variants import Result
+from infoscope.stages.probe.results import Result
 
 
-def measure(pipeline: Pipeline) -> list[Result]:
+def measure(ctx: Context) -> list[Result]:
     """Return what the probes read at one gamma."""
-    return read_removal(pipeline, is_swept)
+    return read_removal(ctx, is_swept)
 
 
 def make_point(run: Run[list[Result]]) -> Point:

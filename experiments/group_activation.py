@@ -19,22 +19,23 @@ import sys
 from collections.abc import Sequence
 
 from infoscope.commands.experiments import Experiment, Run, Shown, join_runs, main
-from infoscope.pipeline.reporting import find_paper_model
-from infoscope.pipeline.run import Pipeline
-from infoscope.report.outlier_section import add_paper_activation, make_outlier_section
-from infoscope.report.paper import PAPER_ACTIVATION
-from infoscope.report.sweep_figures import draw_group_activation
+from infoscope.commands.experiments.sweep_figures import draw_group_activation
+from infoscope.pipeline.context import Context
 from infoscope.report.tables import Table
 from infoscope.scope.group_activation import GroupActivation
 from infoscope.scope.token_outliers import TokenOutliers
+from infoscope.stages.outliers.section import add_paper_activation, make_outlier_section
+from infoscope.stages.outliers.stage import OutlierTokens, group_activation_of
+from infoscope.stages.probe.paper import PAPER_ACTIVATION
+from infoscope.stages.probe.stage import find_paper_model
 
 Found = tuple[TokenOutliers, dict[int, GroupActivation]]
 
 
-def measure(pipeline: Pipeline) -> Found:
+def measure(ctx: Context) -> Found:
     """Return the model's outlier tokens, and per SAE seed what the groups do on them."""
-    groups = {seed: pipeline.find_group_activation(seed) for seed in pipeline.config.seeds}
-    return TokenOutliers.load(pipeline.token_outliers().folder), groups
+    groups = {seed: group_activation_of(ctx, seed) for seed in ctx.config.seeds}
+    return OutlierTokens.at(ctx).load(), groups
 
 
 def show(runs: Sequence[Run[Found]]) -> Shown:

@@ -35,13 +35,12 @@ from infoscope.commands.experiments import (
     scope_cells,
     split_runs,
 )
-from infoscope.config import Stage
-from infoscope.pipeline.run import Pipeline
-from infoscope.report.inputs import ScopeResult
-from infoscope.report.sweep_figures import Point, draw_removal_sweep, draw_settling
+from infoscope.commands.experiments.sweep_figures import Point, draw_removal_sweep, draw_settling
+from infoscope.pipeline.context import Context
 from infoscope.report.tables import Column, Stat, compute_stat
-from infoscope.report.variants import Result
 from infoscope.scope.agreement import compare_cds
+from infoscope.stages.probe.results import Result
+from infoscope.stages.score.result import ScopeResult
 
 COLUMNS = (
     Column("rank_correlation", "Spearman, largest k", digits=3),
@@ -53,10 +52,10 @@ COLUMNS = (
 Found = tuple[list[ScopeResult], list[Result]]
 
 
-def measure(pipeline: Pipeline) -> Found:
+def measure(ctx: Context) -> Found:
     """Return the scores at one k, and what the probes read where that is asked for."""
-    is_probed = pipeline.config.stage is Stage.probe
-    return read_scopes(pipeline), read_removal(pipeline, is_swept) if is_probed else []
+    is_probed = ctx.config.stage.name == "probe"
+    return read_scopes(ctx), read_removal(ctx, is_swept) if is_probed else []
 
 
 def compare(scopes: Sequence[ScopeResult], largest: Sequence[ScopeResult]) -> list[Stat]:

@@ -21,16 +21,16 @@ import sys
 from collections.abc import Sequence
 
 from infoscope.commands.experiments import Experiment, Run, Shown, main, read_removal, read_scopes, show_models
-from infoscope.pipeline.run import Pipeline
-from infoscope.report.inputs import ScopeResult
-from infoscope.report.variants import Result
+from infoscope.pipeline.context import Context
+from infoscope.stages.probe.results import Result
+from infoscope.stages.score.result import ScopeResult
 
 Found = tuple[list[ScopeResult], list[Result]]
 
 
-def measure(pipeline: Pipeline) -> Found:
+def measure(ctx: Context) -> Found:
     """Return the scores, and what the probes read from each variant."""
-    return read_scopes(pipeline), read_removal(pipeline)
+    return read_scopes(ctx), read_removal(ctx)
 
 
 def show(runs: Sequence[Run[Found]]) -> Shown:

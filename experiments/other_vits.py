@@ -30,13 +30,14 @@ from infoscope.commands.experiments import (
     read_scopes,
     show_models,
 )
-from infoscope.pipeline.run import Pipeline
-from infoscope.report.inputs import ScopeResult
-from infoscope.report.outlier_figures import draw_outlier_distances
-from infoscope.report.outlier_section import make_outlier_section
+from infoscope.pipeline.context import Context
 from infoscope.report.tables import Align, Column, Value
-from infoscope.report.variants import Result
 from infoscope.scope.token_outliers import TokenOutliers
+from infoscope.stages.outliers.figures import draw_outlier_distances
+from infoscope.stages.outliers.section import make_outlier_section
+from infoscope.stages.outliers.stage import OutlierTokens
+from infoscope.stages.probe.results import Result
+from infoscope.stages.score.result import ScopeResult
 
 OUTLIER_COLUMNS = (
     Column("outlier_share", "outliers", digits=2, scale=100, unit="%"),
@@ -50,10 +51,10 @@ OUTLIER_COLUMNS = (
 Found = tuple[TokenOutliers, list[ScopeResult], list[Result]]
 
 
-def measure(pipeline: Pipeline) -> Found:
+def measure(ctx: Context) -> Found:
     """Return norms and distances of the tokens, the scores, and what the probes read from each variant."""
-    tokens = TokenOutliers.load(pipeline.token_outliers().folder)
-    return tokens, read_scopes(pipeline), read_removal(pipeline)
+    tokens = OutlierTokens.at(ctx).load()
+    return tokens, read_scopes(ctx), read_removal(ctx)
 
 
 def outlier_cells(tokens: TokenOutliers) -> list[Value]:

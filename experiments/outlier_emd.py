@@ -18,15 +18,16 @@ import sys
 from collections.abc import Sequence
 
 from infoscope.commands.experiments import Experiment, Run, Shown, join_runs, main, name_figures
-from infoscope.pipeline.run import Pipeline
-from infoscope.report.outlier_figures import draw_norms_by_layer, draw_outlier_distances
-from infoscope.report.outlier_section import make_outlier_section
+from infoscope.pipeline.context import Context
 from infoscope.scope.token_outliers import TokenOutliers
+from infoscope.stages.outliers.figures import draw_norms_by_layer, draw_outlier_distances
+from infoscope.stages.outliers.section import make_outlier_section
+from infoscope.stages.outliers.stage import OutlierTokens
 
 
-def measure(pipeline: Pipeline) -> TokenOutliers:
+def measure(ctx: Context) -> TokenOutliers:
     """Return norms and distances of the model's tokens."""
-    return TokenOutliers.load(pipeline.token_outliers().folder)
+    return OutlierTokens.at(ctx).load()
 
 
 def show(runs: Sequence[Run[TokenOutliers]]) -> Shown:

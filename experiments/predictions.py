@@ -17,17 +17,18 @@ import sys
 from collections.abc import Sequence
 
 from infoscope.commands.experiments import Experiment, Run, Shown, join_runs, main, name_figures
-from infoscope.pipeline.run import Pipeline
+from infoscope.pipeline.context import Context
 from infoscope.predictions.results import PredictionResult
-from infoscope.report.prediction_figures import draw_reliability
-from infoscope.report.prediction_section import make_prediction_section
+from infoscope.stages.predict.figures import draw_reliability
+from infoscope.stages.predict.section import make_prediction_section
+from infoscope.stages.predict.stage import Predict
 
 Found = dict[int, PredictionResult]
 
 
-def measure(pipeline: Pipeline) -> Found:
+def measure(ctx: Context) -> Found:
     """Return the predictions under every variant, by SAE seed."""
-    return {seed: PredictionResult.load(pipeline.predict(seed).folder) for seed in pipeline.config.seeds}
+    return {seed: Predict.at(ctx, seed).load() for seed in ctx.config.seeds}
 
 
 def show(runs: Sequence[Run[Found]]) -> Shown:

@@ -18,14 +18,15 @@ import numpy as np
 
 from infoscope.commands.experiments import run_command
 from infoscope.config import compose
-from infoscope.pipeline.run import Pipeline
+from infoscope.pipeline.context import Context
 from infoscope.report.tables import Align, Column, Table
 from infoscope.runtime.job import Job
 from infoscope.runtime.output import say
 from infoscope.runtime.progress import Display
-from infoscope.scope.confounds import ConfoundResult
-from infoscope.scope.scores import Scores
 from infoscope.scope.separation import compute_separation, compute_spearman
+from infoscope.stages.confounds.stage import Confounds
+from infoscope.stages.score.stage import Score
+from infoscope.stages.train_sae import TrainSAE
 
 SETTINGS = (
     "sae=topk",
@@ -60,10 +61,10 @@ COLUMNS = {
 def measure(overrides: list[str]) -> tuple[dict[str, float], Path]:
     """Train and score one SAE; return what is known of its score's trustworthiness, and the output folder."""
     config = compose([*overrides, "seeds=[0]", "stage=score"])
-    pipeline = Pipeline(config, Display(bars=config.trainer.progress), Job(overrides=tuple(overrides)))
-    with pipeline.tracking:
-        confounds = ConfoundResult.load(pipeline.confounds(0).folder)
-        cds = Scores.load(pipeline.score(0).folder).cds(config.scope.k_cds).values
+    ctx = Context(config, Display(bars=config.trainer.progress), Job(overrides=tuple(overrides)))
+    with ctx.tracking:
+        confounds = Confounds.at(ctx, 0).load()
+        cds = Score.at(ctx, 0).load().cds(config.scope.k_cds).values
     cds = np.where(confounds.fires_enough, cds, np.nan)
     rate = confounds.properties.firing_rate
     assert confounds.label_effect is not None
@@ -79,7 +80,7 @@ def measure(overrides: list[str]) -> tuple[dict[str, float], Path]:
         "auroc_matched": separation["matched"]["cds"].value,
         "n_matched": separation["matched"]["cds"].n_positive,
         "mean_cds": float(np.nanmean(cds)),
-        "fvu": pipeline.train_sae(0).read_json("metrics.json")["fvu"],
+        "fvu": TrainSAE.at(ctx, 0).read_json("metrics.json")["fvu"],
     }
     return found, Path(config.output_dir)
 

@@ -14,10 +14,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from infoscope import registry
 from infoscope.config import (
     CONF_FOLDER,
     Config,
-    Stage,
     explain_config_error,
     make_config,
     prepare_arguments,
@@ -121,15 +121,11 @@ def _run_job(tree: DictConfig) -> Any:
 
 
 def _run(config: Config, job: Job) -> Any:
-    """Do what the stage asks for; imports are late, for --help and shell completion need no torch."""
-    if config.stage is Stage.collect:
-        from infoscope.commands.collect.command import collect
-
-        return collect(config, job)
-    if config.stage is Stage.artifacts:
-        from infoscope.commands.artifacts.command import keep_house
-
-        return keep_house(config)
+    """Do what the stage or the command asks for; imports are late, for --help and shell completion need no torch."""
+    if registry.is_command(config.stage.name):
+        if config.plan:
+            raise InputError(f"stage={config.stage.name} builds nothing, so there is nothing to plan: drop plan=true.")
+        return registry.find_entry(config.stage.name).load()(config, job)
     from infoscope.pipeline.run import run
 
     return run(config, job=job)

@@ -16,7 +16,7 @@ import filelock
 import pytest
 
 from infoscope.commands.artifacts import command
-from infoscope.commands.artifacts.command import keep_house
+from infoscope.commands.artifacts.command import run_artifacts_command
 from infoscope.commands.artifacts.inventory import Entry, Kind, list_entries
 from infoscope.commands.experiments import main
 from infoscope.config import compose
@@ -47,7 +47,8 @@ def keep(output_dir: Path, *overrides: str) -> tuple[list[Entry], str]:
     """Keep house; return what there was and what was said."""
     display = Recorder()
     chosen = [f"artifacts.{override}" for override in overrides]
-    return keep_house(compose([f"output_dir={output_dir}", "stage=artifacts", *chosen]), display), display.text
+    config = compose([f"output_dir={output_dir}", "stage=artifacts", *chosen])
+    return run_artifacts_command(config, display=display), display.text
 
 
 def prune(output_dir: Path, min_age_h: float = 0, delete: bool = True) -> str:

@@ -22,12 +22,12 @@ from infoscope.commands.collect.table import N_ROWS_SHOWN, cut_table, make_jobs_
 from infoscope.commands.experiments import main
 from infoscope.config.overrides import quote_override
 from infoscope.config.sweeps import Sweep, expand_sweep, find_swept, make_commands, read_sweep
-from infoscope.pipeline import chain
 from infoscope.report.tables import Table
 from infoscope.runtime.errors import InputError
 from infoscope.runtime.job import Job
 from infoscope.scope.scores import Scores
 from infoscope.scope.separation import name_matched
+from infoscope.stages.probe import run as probe_run
 from tests.support.app_samples import run_infoscope
 from tests.support.experiment_samples import load_experiment, read_rows
 from tests.support.pipeline_samples import collect_tiny, copy_run, find_folder, finish_tiny_run, make_overrides
@@ -318,7 +318,7 @@ def test_a_report_that_lacks_something_is_missing_and_nothing_is_built(
     def refuse(*_: object) -> None:
         raise AssertionError("probes were to be trained")
 
-    monkeypatch.setattr(chain, "build_probes", refuse)  # it works before it asks the store
+    monkeypatch.setattr(probe_run, "_ProbeLoop", refuse)  # it works before it asks the store
     output_dir = copy_run(finished, tmp_path / "run", but=(gone,))
     before = sorted(output_dir.rglob("*"))
     collected = collect_tiny(output_dir)

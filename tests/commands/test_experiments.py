@@ -15,13 +15,14 @@ from infoscope.commands.experiments import Experiment, Shown, main, sweep
 from infoscope.commands.experiments import runs as runs_module
 from infoscope.commands.experiments.sweep import add_defaults, share_ranks
 from infoscope.config.sweeps import expand_sweep
-from infoscope.pipeline.run import Pipeline
-from infoscope.report.inputs import ScopeResult
+from infoscope.pipeline.context import Context
 from infoscope.report.joining import Part, join_tables
-from infoscope.report.paper import PAPER_ACTIVATION
 from infoscope.report.tables import Column, Table
-from infoscope.report.variants import Result
 from infoscope.runtime.errors import InputError
+from infoscope.stages.images import open_split
+from infoscope.stages.probe.paper import PAPER_ACTIVATION
+from infoscope.stages.probe.results import Result
+from infoscope.stages.score.result import ScopeResult
 from tests.support.experiment_samples import SWEEPS, load_experiment, read_rows
 from tests.support.pipeline_samples import make_overrides
 from tests.support.report_samples import make_scope_result, make_unscored_result
@@ -80,11 +81,11 @@ def test_tables_are_joined_with_facts_for_programs_and_titles_for_people() -> No
     assert all("k" not in row[:3] for row in joined.to_latex().splitlines() if row.startswith("A &"))
 
 
-def count_images(pipeline: Pipeline) -> int:
+def count_images(ctx: Context) -> int:
     """A measurement that builds nothing but scenes."""
-    if pipeline.config.data.seed == 2:
+    if ctx.config.data.seed == 2:
         raise InputError("two is refused.")
-    return len(pipeline.image_sets[0])
+    return len(open_split(ctx, "train"))
 
 
 def show_counts(runs: Any) -> Shown:

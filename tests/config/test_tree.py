@@ -18,7 +18,7 @@ import yaml
 from hydra.core.global_hydra import GlobalHydra
 
 from hydra_plugins.infoscope_launchers.config import LocalConf, SlurmConf
-from infoscope.config import CONF_FOLDER, Config, Stage, compose, to_tree
+from infoscope.config import CONF_FOLDER, Config, StageName, compose, to_tree
 from infoscope.config.errors import find_type
 from infoscope.data.config import DataKind
 from infoscope.probes.config import DepthRecipe, Readout
@@ -70,7 +70,7 @@ def test_defaults_come_from_the_files(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.chdir(tmp_path)
     config = compose()
     assert (config.stage, config.seeds, config.model.name, config.output_dir) == (
-        Stage.report,
+        StageName.report,
         [0, 1, 2],
         "scenes_clip",
         "outputs",

@@ -29,8 +29,9 @@ def check(tmp_path: Path, root: Path, *more: str) -> str:
 
 
 def test_what_is_found_is_printed_and_written(tmp_path: Path, pictures: Path) -> None:
-    text = check(tmp_path, pictures, "data.test_share=0.4")
+    text = check(tmp_path, pictures, "data.test_share=0.4", "model=scenes_clip")
     assert "image_folder-train" in text
+    assert "runs with" not in text  # no model is run
     written = [
         json.loads((tmp_path / "check_data" / f"data-image_folder-{s}.json").read_text()) for s in ("train", "test")
     ]

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from infoscope.config import Stage, compose
+from infoscope.config import StageName, compose
 from infoscope.runtime.manifests import Spec
 from infoscope.vision.backbone import Backbone
 from infoscope.vision.open_clip_backbone import load_backbone
@@ -36,12 +36,12 @@ KINDS = {
 EXPLAINED = "tiny"
 """The configuration whose keys are stored as a whole."""
 
-SCORE, REPORT = [Stage.score], [Stage.probe, Stage.report]
+SCORE, REPORT = [StageName.score], [StageName.probe, StageName.report]
 FEW = "debug=tiny probe.n_draws=0 "
 ROOTS = "data.root={root}/imagenet probe_data.segmentation.root={root}/ADEChallengeData2016 "
-CONFIGURATIONS: dict[str, tuple[str, list[Stage]]] = {
-    "default": ("", [Stage.train_clip, *REPORT]),
-    "tiny": ("debug=tiny", [Stage.train_clip, *REPORT, Stage.predict, Stage.stability, Stage.select]),
+CONFIGURATIONS: dict[str, tuple[str, list[StageName]]] = {
+    "default": ("", [StageName.train_clip, *REPORT]),
+    "tiny": ("debug=tiny", [StageName.train_clip, *REPORT, StageName.predict, StageName.stability, StageName.select]),
     **{
         f"sae={kind}": (FEW + f"sae={kind}", SCORE)
         for kind in ("relu", "topk", "batchtopk", "jumprelu", "matryoshka_k", "matryoshka_prefix")
@@ -51,8 +51,8 @@ CONFIGURATIONS: dict[str, tuple[str, list[Stage]]] = {
         " sae.tokens_per_image=9 sae.checkpoint_every_n_steps=7",
         SCORE,
     ),
-    "all tokens": (FEW + "sae.tokens=all probe.readouts=[patch_mean,cls_layer]", [Stage.probe]),
-    "CLS alone": (FEW + "sae.tokens=cls", [Stage.train_sae]),
+    "all tokens": (FEW + "sae.tokens=all probe.readouts=[patch_mean,cls_layer]", [StageName.probe]),
+    "CLS alone": (FEW + "sae.tokens=cls", [StageName.train_sae]),
     "image folder": (
         FEW + ROOTS + "data=image_folder data.test_share=0.4 data.seed=2 data.resize=crop"
         " probe.tasks=[classification,segmentation] probe_data.classification.kind=scenes"
@@ -64,23 +64,23 @@ CONFIGURATIONS: dict[str, tuple[str, list[Stage]]] = {
         " probe_data.depth.root={root}/nyu probe=dinov2",
         REPORT,
     ),
-    "probe=clip_paper": (FEW + "probe=clip_paper probe.target=light", [Stage.probe]),
-    "probe=dinov2": (FEW + "probe=dinov2 probe.n_train_images=50", [Stage.probe]),
-    "probe=plain": (FEW + "probe=plain probe.readouts=[patch_mean]", [Stage.probe]),
+    "probe=clip_paper": (FEW + "probe=clip_paper probe.target=light", [StageName.probe]),
+    "probe=dinov2": (FEW + "probe=dinov2 probe.n_train_images=50", [StageName.probe]),
+    "probe=plain": (FEW + "probe=plain probe.readouts=[patch_mean]", [StageName.probe]),
     "live tokens": (FEW + "data.store_tokens=false sae.pool_images=8", REPORT),
-    "float16": (FEW + "data.cache_dtype=float16 data.size_px=112 data.seed=1", [Stage.probe]),
-    "other diagonal": (FEW + "scope.diagonal=anti stage=probe", [Stage.probe]),
+    "float16": (FEW + "data.cache_dtype=float16 data.size_px=112 data.seed=1", [StageName.probe]),
+    "other diagonal": (FEW + "scope.diagonal=anti stage=probe", [StageName.probe]),
     "sinkhorn": (FEW + "scope.emd=sinkhorn scope.sinkhorn_blur=0.2 scope.shift_patches=2 scope.rank_by=mean", REPORT),
     "outliers.*": (FEW + "outliers.rule=quantile outliers.quantile=0.9 outliers.n_images=12", REPORT),
     **{
-        f"partition={rule}": (f"debug=tiny partition={rule}", [Stage.probe, Stage.predict])
+        f"partition={rule}": (f"debug=tiny partition={rule}", [StageName.probe, StageName.predict])
         for rule in ("bands", "quantile", "otsu", "threshold", "mass")
     },
-    "planted registers": (FEW + "experiment=planted_registers", [*REPORT, Stage.stability]),
-    "context free": (FEW + "model=context_free seeds=[0,1]", [*REPORT, Stage.stability]),
+    "planted registers": (FEW + "experiment=planted_registers", [*REPORT, StageName.stability]),
+    "context free": (FEW + "model=context_free seeds=[0,1]", [*REPORT, StageName.stability]),
     "own CLIP": (
         FEW + "model.pretrained=train_clip clip.n_images=600 clip.n_steps=2 clip.warmup_steps=1",
-        [Stage.train_clip, *SCORE],
+        [StageName.train_clip, *SCORE],
     ),
     "random weights": (FEW + "model.pretrained=random model.seed=4 model.layer=-3", SCORE),
     "model=clip_b16": (FEW + "model=clip_b16 model.precision=bfloat16", SCORE),
@@ -88,13 +88,13 @@ CONFIGURATIONS: dict[str, tuple[str, list[Stage]]] = {
     "predict.*": (
         FEW + "predict.templates=list predict.template_list=['{}!'] predict.n_images=9 predict.seed=5"
         " predict.n_shown=1 predict.n_candidates=3",
-        [Stage.predict],
+        [StageName.predict],
     ),
     "stability.*": (
         FEW + "seeds=[0,1] data.n_test=3 stability.shifts=[1,3] stability.n_draws=20 stability.seed=6",
-        [Stage.stability],
+        [StageName.stability],
     ),
-    "select.*": (FEW + "select.n_kept=[1,2] select.n_bands=2 select.n_draws=1 probe.seed=7", [Stage.select]),
+    "select.*": (FEW + "select.n_kept=[1,2] select.n_bands=2 select.n_draws=1 probe.seed=7", [StageName.select]),
 }
 """Overrides, and the stages whose artifacts are recorded."""
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from infoscope.report.report import ReportFiles
+from infoscope.report.page import ReportFiles
 from tests.support.pipeline_samples import N_TEST, finish_tiny_run
 
 pytestmark = pytest.mark.long

@@ -12,16 +12,21 @@ import torch
 from PIL import Image
 
 from infoscope.config import compose
-from infoscope.pipeline import encoding as encoding_module
-from infoscope.pipeline.run import Pipeline
-from infoscope.predictions.results import PredictionResult
+from infoscope.pipeline.context import Context
 from infoscope.probes.results import load_results
 from infoscope.runtime import parts, processes
 from infoscope.sae import passes
-from infoscope.scope.confounds import ConfoundResult
-from infoscope.scope.ranking import Ranking
-from infoscope.scope.scores import Scores
 from infoscope.scope.top_images import TopImages
+from infoscope.stages import tokens as tokens_module
+from infoscope.stages.backbone import load_backbone
+from infoscope.stages.confounds.stage import Confounds
+from infoscope.stages.outliers.stage import group_activation_of
+from infoscope.stages.predict.stage import Predict
+from infoscope.stages.probe.stage import Probe
+from infoscope.stages.rank import Rank
+from infoscope.stages.score.stage import Score
+from infoscope.stages.tokens import Tokens
+from infoscope.stages.train_sae import TrainSAE
 from infoscope.vision import extract
 from tests.support.pipeline_samples import N_TRAIN, Recorder, make_tiny_config
 from tests.support.slow import fall_behind
@@ -40,37 +45,37 @@ def photographs(tmp_path: Path) -> Path:
     return folder
 
 
-def make_pipeline(photographs: Path, output_dir: Path, *overrides: str) -> Pipeline:
+def make_context(photographs: Path, output_dir: Path, *overrides: str) -> Context:
     own = [f"data.root={photographs}", "data.on_error=skip", "data.test_share=0", f"output_dir={output_dir}"]
     fixed = ["data=image_folder", "logger=none", "trainer.device=cpu", "trainer.progress=false"]
-    return Pipeline(compose([*fixed, *own, *overrides]), Recorder())
+    return Context(compose([*fixed, *own, *overrides]), Recorder())
 
 
 @pytest.mark.parametrize("store_tokens", ["true", "false"])
 def test_an_interrupted_encoding_goes_on_where_it_was(
     photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store_tokens: str
 ) -> None:
-    monkeypatch.setattr(encoding_module, "TOKEN_BATCH_IMAGES", 4)
+    monkeypatch.setattr(tokens_module, "BATCH_IMAGES", 4)
     monkeypatch.setattr(extract, "SHARD_BYTES", 1)  # every batch is a shard
     override = f"data.store_tokens={store_tokens}"
-    whole = make_pipeline(photographs, tmp_path / "whole", override).tokens("train")
-    cut = make_pipeline(photographs, tmp_path / "cut", override)
-    encode = cut.backbone.tokens
+    whole = Tokens.at(make_context(photographs, tmp_path / "whole", override), "train").get()
+    cut = make_context(photographs, tmp_path / "cut", override)
+    encode = load_backbone(cut).tokens
 
     def give_up(images, layer):
-        if cut.backbone.n_images_encoded >= 15:
+        if load_backbone(cut).n_images_encoded >= 15:
             raise KeyboardInterrupt
         return encode(images, layer)
 
     with monkeypatch.context() as patch:
-        patch.setattr(cut.backbone, "tokens", give_up)
+        patch.setattr(load_backbone(cut), "tokens", give_up)
         with pytest.raises(KeyboardInterrupt):
-            cut.tokens("train")
-    assert cut.store.find(cut.tokens_spec("train")) is None
+            Tokens.at(cut, "train").get()
+    assert Tokens.at(cut, "train").find() is None
 
-    again = make_pipeline(photographs, tmp_path / "cut", override)
-    resumed = again.tokens("train")
-    assert again.backbone.n_images_encoded == N_PHOTOGRAPHS - 16  # 4 batches were finished
+    again = make_context(photographs, tmp_path / "cut", override)
+    resumed = Tokens.at(again, "train").get()
+    assert load_backbone(again).n_images_encoded == N_PHOTOGRAPHS - 16  # 4 batches were finished
     assert resumed.manifest["files"] == {
         name: entry if name != "config.yaml" else resumed.manifest["files"][name]  # it names the output folder
         for name, entry in whole.manifest["files"].items()
@@ -85,15 +90,15 @@ def encode(photographs: Path, output_dir: Path, n_threads: int) -> None:
     if processes.current().rank == 1:
         fall_behind()
     torch.set_num_threads(n_threads)
-    encoding_module.TOKEN_BATCH_IMAGES = 4
+    tokens_module.BATCH_IMAGES = 4
     for store_tokens in ("true", "false"):
-        make_pipeline(photographs, output_dir, f"data.store_tokens={store_tokens}").tokens("train")
+        Tokens.at(make_context(photographs, output_dir, f"data.store_tokens={store_tokens}"), "train").get()
 
 
 def test_two_processes_encode_the_bytes_of_one(
     photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(encoding_module, "TOKEN_BATCH_IMAGES", 4)
+    monkeypatch.setattr(tokens_module, "BATCH_IMAGES", 4)
     (photographs / "27.png").write_bytes(b"no picture either, and of the other process")
     n_threads = torch.get_num_threads()
     encode(photographs, tmp_path / "one", n_threads)
@@ -115,9 +120,9 @@ def test_two_processes_encode_the_bytes_of_one(
 def test_an_interrupted_ranking_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(passes, "BATCH_IMAGES", 4)
     monkeypatch.setattr(parts, "PART_IMAGES", (8, 8))
-    whole = Pipeline(make_tiny_config(tmp_path / "whole"), Recorder()).rank(0)
-    cut = Pipeline(make_tiny_config(tmp_path / "cut"), Recorder())
-    cut.train_sae(0)
+    whole = Rank.at(Context(make_tiny_config(tmp_path / "whole"), Recorder()), 0).get()
+    cut = Context(make_tiny_config(tmp_path / "cut"), Recorder())
+    TrainSAE.at(cut, 0).get()
     update, n_updates = TopImages.update, 0
 
     def give_up(self: TopImages, *args: Any) -> None:
@@ -129,8 +134,8 @@ def test_an_interrupted_ranking_goes_on_where_it_was(tmp_path: Path, monkeypatch
 
     monkeypatch.setattr(TopImages, "update", give_up)
     with pytest.raises(KeyboardInterrupt):
-        cut.rank(0)
-    resumed = Pipeline(make_tiny_config(tmp_path / "cut"), Recorder()).rank(0)
+        Rank.at(cut, 0).get()
+    resumed = Rank.at(Context(make_tiny_config(tmp_path / "cut"), Recorder()), 0).get()
     assert n_updates == 6 + (N_TRAIN - 16) // 4  # 16 of the images were ranked for good
     for name, entry in whole.manifest["files"].items():
         assert name == "config.yaml" or resumed.manifest["files"][name] == entry
@@ -139,33 +144,33 @@ def test_an_interrupted_ranking_goes_on_where_it_was(tmp_path: Path, monkeypatch
 def test_tokens_that_are_never_stored_change_no_result(tmp_path: Path) -> None:
     """From the SAE to probes and predictions; only rounding may differ, since batches do."""
 
-    def make(name: str, *overrides: str) -> Pipeline:
+    def make(name: str, *overrides: str) -> Context:
         options = ["model=scenes_clip", "data.n_workers=0", "probe.n_draws=0", "sae.n_tokens=8000", *overrides]
-        return Pipeline(make_tiny_config(tmp_path / name, *options), Recorder())
+        return Context(make_tiny_config(tmp_path / name, *options), Recorder())
 
     stored, live = make("stored"), make("live", "data.store_tokens=false")
-    for pipeline in (stored, live):
-        pipeline.probe(0)
-        pipeline.predict(0)
+    for ctx in (stored, live):
+        Probe().make(ctx, 0)
+        Predict.at(ctx, 0).get()
     files = {path.name for path in (tmp_path / "live" / "artifacts" / "tokens").rglob("*.npy")}
     assert files == {"norms.npy", "mean.npy", "image_index.npy"}
 
-    figures = [pipeline.train_sae(0).read_json("metrics.json") for pipeline in (stored, live)]
+    figures = [TrainSAE.at(ctx, 0).get().read_json("metrics.json") for ctx in (stored, live)]
     assert figures[1] == pytest.approx(figures[0], rel=1e-3)
-    rankings = [Ranking.load(pipeline.rank(0).folder) for pipeline in (stored, live)]
+    rankings = [Rank.at(ctx, 0).load() for ctx in (stored, live)]
     assert np.mean(rankings[0].top_images == rankings[1].top_images) > 0.98
     assert rankings[1].mean_act == pytest.approx(rankings[0].mean_act, rel=0.02, abs=1e-3)
-    scores = [Scores.load(pipeline.score(0).folder).cds(2).values for pipeline in (stored, live)]
+    scores = [Score.at(ctx, 0).load().cds(2).values for ctx in (stored, live)]
     assert np.nanmedian(np.abs(scores[0] - scores[1])) < 1e-3
-    activations = [pipeline.find_group_activation(0) for pipeline in (stored, live)]
+    activations = [group_activation_of(ctx, 0) for ctx in (stored, live)]
     assert activations[1].all_on_normal == pytest.approx(activations[0].all_on_normal, rel=0.01)
-    confounds = [ConfoundResult.load(pipeline.confounds(0).folder).properties for pipeline in (stored, live)]
+    confounds = [Confounds.at(ctx, 0).load().properties for ctx in (stored, live)]
     assert confounds[1].firing_rate == pytest.approx(confounds[0].firing_rate, abs=0.01)
     probed = []
-    for pipeline in (stored, live):
-        original, *_ = found = pipeline.probe(0)
+    for ctx in (stored, live):
+        original, *_ = found = Probe().make(ctx, 0)
         probed.append(load_results([one.folder for one in found[original]], original).metrics)
     for task, metrics in probed[0].items():
         assert probed[1][task] == pytest.approx(metrics, rel=0.02, abs=0.02), task
-    predictions = [PredictionResult.load(pipeline.predict(0).folder).metrics(0) for pipeline in (stored, live)]
+    predictions = [Predict.at(ctx, 0).load().metrics(0) for ctx in (stored, live)]
     assert predictions[1] == pytest.approx(predictions[0], rel=1e-3, abs=1e-3)

@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from infoscope.pipeline.run import Pipeline
+from infoscope.pipeline.context import Context
+from infoscope.pipeline.stage import SingleStage
 from infoscope.predictions import run, zero_shot
 from infoscope.runtime import parts, processes
 from infoscope.runtime.manifests import Artifact
 from infoscope.scope import scoring
 from infoscope.scope.config import EMDMethod
+from infoscope.stages.confounds.stage import Confounds
+from infoscope.stages.outliers.stage import Outliers, OutlierTokens
+from infoscope.stages.predict.stage import EmbeddedClasses, Predict
+from infoscope.stages.probe.stage import Probe
+from infoscope.stages.rank import Rank
+from infoscope.stages.score.stage import Score
+from infoscope.stages.stability.stage import Stability
+from infoscope.stages.tokens import Tokens
 from tests.support.pipeline_samples import Recorder, copy_run, find_artifacts, make_tiny_config
 from tests.support.slow import fall_behind
 
 BEFORE = ("scenes", "tokens", "train_sae", "outliers")
 """What the passes read, made by other means."""
-PASSES = ("rank", "score", "group_activation", "confounds", "zero_shot_head", "predict", "stability")
+MADE_BY = {stage.kind: stage for stage in (Rank, Score, Outliers, Confounds, EmbeddedClasses, Predict, Stability)}
+PASSES = tuple(MADE_BY)
 PROBES = ("features", "image_means", "probe")
 SMALL = (
     "model=scenes_clip",
@@ -54,14 +63,13 @@ def _small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, name, value)
 
 
-def make_pipeline(folder: Path) -> Pipeline:
-    return Pipeline(make_tiny_config(folder, *SMALL), Recorder())
+def make_context(folder: Path) -> Context:
+    return Context(make_tiny_config(folder, *SMALL), Recorder())
 
 
-def make(pipeline: Pipeline, stage: str) -> Artifact:
-    """Make the artifact of a pass of seed 0."""
-    method: Callable[..., Artifact] = getattr(pipeline, stage)
-    return method() if stage in ("zero_shot_head", "stability") else method(0)
+def make(ctx: Context, stage: str) -> Artifact:
+    """Make the artifact of a pass, of seed 0 where there is one for each."""
+    return MADE_BY[stage].at(ctx, *([] if issubclass(MADE_BY[stage], SingleStage) else [0])).get()
 
 
 def work(folder: Path) -> None:
@@ -69,10 +77,10 @@ def work(folder: Path) -> None:
     fall_behind()
     for (module, name), value in cut_small().items():
         setattr(module, name, value)
-    pipeline = make_pipeline(folder)
+    ctx = make_context(folder)
     for stage in PASSES:
-        make(pipeline, stage)
-    pipeline.probe(0)
+        make(ctx, stage)
+    Probe().make(ctx, 0)
 
 
 @pytest.fixture(scope="module")
@@ -82,9 +90,9 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[st
     with pytest.MonkeyPatch.context() as patch:
         for (module, name), value in cut_small().items():
             patch.setattr(module, name, value)
-        pipeline = make_pipeline(folder)
-        pipeline.token_outliers()
-        pipeline.tokens("test")
+        ctx = make_context(folder)
+        OutlierTokens.at(ctx).get()
+        Tokens.at(ctx, "test").get()
         save = parts.save_state
         for stage in PASSES:
 
@@ -93,9 +101,9 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[st
                 save(path, state)
 
             patch.setattr(parts, "save_state", note)
-            make(pipeline, stage)
+            make(ctx, stage)
         patch.setattr(parts, "save_state", save)
-        pipeline.probe(0)
+        Probe().make(ctx, 0)
     return folder, saved
 
 
@@ -112,12 +120,12 @@ def find_files(folder: Path) -> dict[str, Any]:
 def test_two_processes_make_what_one_makes(undisturbed: tuple[Path, dict[str, list[str]]], tmp_path: Path) -> None:
     folder = copy_run(undisturbed[0], tmp_path, but=(*PASSES, *PROBES))
     with processes.sharing(2, work, folder):
-        pipeline = make_pipeline(folder)
+        ctx = make_context(folder)
         for stage in PASSES:
-            made = make(pipeline, stage)
+            made = make(ctx, stage)
             assert made.built
             assert not list(made.folder.parent.glob(".*.progress"))
-        pipeline.probe(0)
+        Probe().make(ctx, 0)
     assert find_files(folder) == find_files(undisturbed[0])
 
 
@@ -137,10 +145,10 @@ def test_an_interrupted_pass_goes_on(
 
     monkeypatch.setattr(parts, "save_state", save_some)
     with pytest.raises(KeyboardInterrupt):
-        make(make_pipeline(folder), stage)
+        make(make_context(folder), stage)
     n_kept = len(kept)
     kept.append("so that the rest is kept too")
-    make(make_pipeline(folder), stage)
+    make(make_context(folder), stage)
     assert kept[:n_kept] + kept[n_kept + 1 :] == files
     here = f"{stage}/"
     assert {name: of for name, of in find_files(folder).items() if name.startswith(here)} == {

@@ -21,12 +21,10 @@ from infoscope.config import to_tree
 from infoscope.data import scenes
 from infoscope.data.images import ImageSet
 from infoscope.data.scene_set import SceneSet
-from infoscope.pipeline import encoding, probing
-from infoscope.pipeline.run import Pipeline
-from infoscope.pipeline.workbench import Workbench
+from infoscope.pipeline.context import Context
 from infoscope.probes.module import ProbeModule
 from infoscope.probes.run import run_probes
-from infoscope.report import report
+from infoscope.report import page
 from infoscope.report.figure_style import save_figure
 from infoscope.runtime.errors import InputError
 from infoscope.runtime.manifests import Spec, compute_checksum
@@ -39,6 +37,15 @@ from infoscope.scope.partition import make_partition
 from infoscope.scope.ranking import rank_images
 from infoscope.scope.scoring import score_latents
 from infoscope.scope.top_images import TopImages
+from infoscope.stages import tokens as tokens_module
+from infoscope.stages.confounds.stage import Confounds
+from infoscope.stages.images import open_split
+from infoscope.stages.outliers.stage import Outliers, group_activation_of
+from infoscope.stages.probe import run as probing
+from infoscope.stages.sae import sae_of
+from infoscope.stages.score import stage as score_module
+from infoscope.stages.score.stage import partition_of
+from infoscope.stages.tokens import Tokens
 from infoscope.vision.backbone import Backbone
 from infoscope.vision.config import ModelConfig, ModelKind
 from infoscope.vision.extract import TokenCache
@@ -96,8 +103,8 @@ def draw_without_saving(monkeypatch: pytest.MonkeyPatch) -> None:
             path.touch()
         return paths
 
-    assert report.save_figure is save_figure
-    monkeypatch.setattr(report, "save_figure", save_small)
+    assert page.save_figure is save_figure
+    monkeypatch.setattr(page, "save_figure", save_small)
 
 
 # -- what a run makes ----------------------------------------------------------------------------------------------
@@ -240,7 +247,7 @@ def test_equal_groups_are_trained_once_and_keep_their_own_names(
     assert "without band 1 of 2" in rows
     assert "without band 2 of 2" in rows
     assert "scope" not in rows  # the names under which they were trained
-    between = Pipeline(make_tiny_config(output_dir, *halves), Recorder()).partition(0).gamma
+    between = partition_of(Context(make_tiny_config(output_dir, *halves), Recorder()), 0).gamma
     assert between is not None
     nearby = run_tiny(output_dir, "stage=probe", f"partition.gamma={between + 1e-9}")
     assert nearby.stages("built") == []
@@ -260,11 +267,11 @@ def test_another_gamma_or_k_reads_no_token(finished: Path, tmp_path: Path, monke
     output_dir = copy_run(finished, tmp_path)
     forbid_tokens(monkeypatch)
     for override in ("partition.gamma=0.05", "scope.k_cds=3", "partition.rule=otsu"):
-        pipeline = Pipeline(make_tiny_config(output_dir, override), Recorder())
-        assert not pipeline.confounds(0).built
-        assert not pipeline.group_activation(0).built
-        groups = pipeline.find_group_activation(0)
-        assert groups.n_features.sum() == len(pipeline.partition(0).unscored)
+        ctx = Context(make_tiny_config(output_dir, override), Recorder())
+        assert not Confounds.at(ctx, 0).get().built
+        assert not Outliers.at(ctx, 0).get().built
+        groups = group_activation_of(ctx, 0)
+        assert groups.n_features.sum() == len(partition_of(ctx, 0).unscored)
 
 
 def test_another_solver_reads_the_same_features(
@@ -286,15 +293,15 @@ def test_features_that_do_not_fit_are_refused(finished: Path, tmp_path: Path, mo
     output_dir = copy_run(finished, tmp_path, but=(*FEATURES, "probe", "report"))
     asked: list[int] = []
 
-    def check_disk(self: Workbench, n_bytes: int) -> None:
+    def check_disk(self: Context, n_bytes: int) -> None:
         asked.append(n_bytes)
-        if len(asked) == 2:  # the vectors alone, then with the means
+        if len(asked) == 3:  # early: nothing is missing that would be large; the vectors alone; with the means
             raise InputError("no room")
 
-    monkeypatch.setattr(Workbench, "check_disk", check_disk)
+    monkeypatch.setattr(Context, "check_disk", check_disk)
     with pytest.raises(InputError, match="no room"):
         run_tiny(output_dir, "stage=probe", "probe.tasks=[classification]")
-    assert 0 < asked[0] < asked[1]
+    assert 0 == asked[0] < asked[1] < asked[2]
     assert {name.split("/")[0] for name in find_artifacts(output_dir)} == {*UP_TO_SCORE, *ANALYSES}
 
 
@@ -417,7 +424,7 @@ def test_a_missing_file_is_noticed(finished: Path, tmp_path: Path) -> None:
 def test_gamma_comes_from_the_training_split(finished: Path, tmp_path: Path) -> None:
     output_dir = copy_run(finished, tmp_path / "run", but=("rank", "score", "probe", "report"))
     config = make_tiny_config(output_dir, "partition=quantile", "partition.quantile=0.6")
-    found = Pipeline(config, Recorder()).partition(0)
+    found = score_module.partition_of(Context(config, Recorder()), 0)
 
     sae = load_sae(find_folder(output_dir, "train_sae")).requires_grad_(False)
     cache = TokenCache(find_folder(output_dir, "tokens", "train"))
@@ -433,28 +440,28 @@ def test_gamma_comes_from_the_training_split(finished: Path, tmp_path: Path) -> 
 
     # other test images, the same scores and the same gamma
     fewer = run_tiny(output_dir, "stage=score", f"data.n_test={N_TEST - 5}")
-    assert fewer.stages("built") == ["scenes"]
+    assert fewer.stages("built") == []
     assert fewer.names("reused", "score") == [find_folder(output_dir, "score").name]
 
 
-def swap_splits(self: Pipeline) -> tuple[ImageSet, ImageSet]:
-    data = self.config.data
-    return SceneSet(self.scenes("test", data.n_test).folder), SceneSet(self.scenes("train", data.n_train).folder)
+def swap_splits(ctx: Context, split: str, data: Any = None) -> ImageSet:
+    return open_split(ctx, "test" if split == "train" else "train", data)
 
 
-def partition_on_test_images(self: Pipeline, seed: int) -> Any:
-    cache = TokenCache(self.tokens("test").folder)
-    sae = load_sae(self.train_sae(seed).folder).requires_grad_(False)
-    ranking = rank_images(sae, cache.batches(16), self.config.scope.n_ranks)
-    scores = score_latents(self.backbone, sae, self.image_sets[1], ranking, self.config.scope)
-    return make_partition(scores.cds(self.config.scope.k_cds).values, ranking.mean_act, self.config.partition)
+def partition_on_test_images(ctx: Context, seed: int) -> Any:
+    cache = TokenCache(Tokens.at(ctx, "test").folder)
+    sae, scope = sae_of(ctx, seed).load(), ctx.config.scope
+    ranking = rank_images(sae, cache.batches(16), scope.n_ranks)
+    backbone = load_backbone(ModelConfig(kind=ModelKind.planted_registers))
+    scores = score_latents(backbone, sae, open_split(ctx, "test"), ranking, scope)
+    return make_partition(scores.cds(scope.k_cds).values, ranking.mean_act, ctx.config.partition)
 
 
 @pytest.mark.parametrize(
     ("where", "name", "fault"),
     [
-        (Pipeline, "image_sets", property(swap_splits)),
-        (Pipeline, "partition", partition_on_test_images),
+        (score_module, "open_split", swap_splits),
+        (score_module, "partition_of", partition_on_test_images),
     ],
     ids=["splits", "partition"],
 )
@@ -571,7 +578,7 @@ def test_ctrl_c_loses_nothing_that_is_finished(
     kept: list[str],
 ) -> None:
     output_dir = copy_run(finished, tmp_path, but=(*missing, *FEATURES))
-    monkeypatch.setattr(encoding, "TOKEN_BATCH_IMAGES", 10)
+    monkeypatch.setattr(tokens_module, "BATCH_IMAGES", 10)
     monkeypatch.setattr(passes, "BATCH_IMAGES", 10)
     goal = {"scenes": "train_sae", "tokens": "train_sae", "features": "probe"}.get(stage, stage)
     overrides = (f"stage={goal}", "probe.variants_per_chunk=3", "scope.batch_images=10")

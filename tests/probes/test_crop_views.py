@@ -21,7 +21,7 @@ from infoscope.data.ade20k import ADE20K
 from infoscope.data.images import ImageSet, LabelledImages, Truth
 from infoscope.data.nyud import BTS_CROP, NYUd
 from infoscope.data.scene_set import SceneSet, save_scenes
-from infoscope.pipeline.chain import Stages
+from infoscope.pipeline.context import Context
 from infoscope.probes.config import CropConfig, DenseSchedule, ProbeConfig, Task
 from infoscope.probes.crop_views import CropViews
 from infoscope.probes.dense import DenseProbes, make_dense_views
@@ -35,6 +35,8 @@ from infoscope.runtime.forks import map_ahead
 from infoscope.sae.activations import TopK
 from infoscope.sae.edit import EditMode
 from infoscope.sae.model import SparseAutoencoder
+from infoscope.stages.backbone import load_backbone as load_configured
+from infoscope.stages.backbone import load_backbone_at
 from infoscope.vision.backbone import Backbone, Tokens
 from infoscope.vision.config import ModelConfig
 from infoscope.vision.open_clip_backbone import load_backbone
@@ -305,11 +307,11 @@ def test_crops_need_a_backbone_and_photographs(pictures, scenes):
 
 
 def test_tokens_of_crops_are_those_of_a_model_built_at_their_size(tmp_path):
-    stages = Stages(make_tiny_config(tmp_path, "model=scenes_clip"), Recorder())
-    backbone = stages.backbone_at(128)
+    ctx = Context(make_tiny_config(tmp_path, "model=scenes_clip"), Recorder())
+    backbone = load_backbone_at(ctx, 128)
     assert backbone.image_px == 128
-    assert stages.backbone_at(128) is backbone
-    assert stages.backbone_at(stages.backbone.image_px) is stages.backbone
+    assert load_backbone_at(ctx, 128) is backbone
+    assert load_backbone_at(ctx, load_configured(ctx).image_px) is load_configured(ctx)
     images = torch.randint(0, 256, (2, 3, 128, 128), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     clip: Any = open_clip.create_model(f"local-dir:{SHIPPED_FOLDER}", force_image_size=128).eval()
     with torch.no_grad():
@@ -320,10 +322,10 @@ def test_tokens_of_crops_are_those_of_a_model_built_at_their_size(tmp_path):
 
 
 def test_a_model_of_one_size_alone_is_refused(tmp_path):
-    stages = Stages(make_tiny_config(tmp_path, "model=planted_registers"), Recorder())
-    assert stages.backbone_at(96) is stages.backbone
+    ctx = Context(make_tiny_config(tmp_path, "model=planted_registers"), Recorder())
+    assert load_backbone_at(ctx, 96) is load_configured(ctx)
     with pytest.raises(InputError, match="crops of 128 px, but planted_registers takes images of 96 px alone"):
-        stages.backbone_at(128)
+        load_backbone_at(ctx, 128)
 
 
 # -- data sets as they lie on disk -------------------------------------------------------------------------------------

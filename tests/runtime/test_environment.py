@@ -68,7 +68,7 @@ def test_other_work_is_said_and_changes_no_number_of_threads(
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
     monkeypatch.setattr(run, "count_busy_cores", lambda: n_busy)
     display = Recorder()
-    run.settle(trainer, display)
+    run.apply_trainer(trainer, display)
     assert told == [n_threads]
     assert ("1 of 8 cores are free: this run takes 4 threads (trainer.n_threads)" in display.text) == is_said
 

@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from infoscope import registry
 from infoscope.commands.collect.jobs import CollectedJob, read_jobs
-from infoscope.commands.collect.opening import Opener
+from infoscope.commands.collect.opening import ContextFactory
 from infoscope.config import Config, compose
 from infoscope.config.sweeps import Sweep
 from infoscope.pipeline.run import run
-from infoscope.report.report import ReportFiles
+from infoscope.report.page import ReportFiles
 from infoscope.runtime.job import Job
 from infoscope.runtime.manifests import Artifact, Spec
 from infoscope.runtime.progress import Advance, Display
@@ -123,9 +124,12 @@ class Recorder(Display):
 
 
 def run_tiny(output_dir: Path, *overrides: str) -> Recorder:
-    """Run the tiny experiment and return what the display was told."""
-    recorder = Recorder()
-    recorder.files = run(make_tiny_config(output_dir, *overrides), recorder)
+    """Run the tiny experiment, or a command on it, and return what the display was told."""
+    recorder, config = Recorder(), make_tiny_config(output_dir, *overrides)
+    if registry.is_command(config.stage.name):
+        registry.find_entry(config.stage.name).load()(config, display=recorder)
+    else:
+        recorder.files = run(config, recorder)
     return recorder
 
 
@@ -174,5 +178,7 @@ def find_folder(output_dir: Path, stage: str, name: str = "") -> Path:
 def collect_tiny(output_dir: Path, *overrides: str) -> CollectedJob:
     """Return what the tiny experiment has left, as stage=collect reads it."""
     job = Job(number=0, overrides=tuple(make_overrides(output_dir, *overrides)))
-    (collected,) = read_jobs([Sweep(output_dir / "sweeps" / "tiny", (job,))], Opener(Display.silent(), builds=False))
+    (collected,) = read_jobs(
+        [Sweep(output_dir / "sweeps" / "tiny", (job,))], ContextFactory(Display.silent(), builds=False)
+    )
     return collected

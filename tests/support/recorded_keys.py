@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from infoscope.config import Config, Stage
+from infoscope.config import Config, StageName
 from infoscope.data.scene_set import save_scenes
-from infoscope.pipeline.run import Pipeline
+from infoscope.pipeline.context import Context
+from infoscope.pipeline.run import find_stage, set_goals
+from infoscope.pipeline.stage import list_needed
 from infoscope.probes.config import Task
 from infoscope.probes.heads import LinearMaps
 from infoscope.probes.results import VariantResult, save_result
@@ -26,14 +28,18 @@ from infoscope.sae.checkpoint import save_sae
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.scope.ranking import Ranking
 from infoscope.scope.scores import Scores
+from infoscope.stages.backbone import load_backbone
+from infoscope.stages.probe.artifacts import features_of
+from infoscope.stages.probe.run import list_probe_groups
+from infoscope.stages.probe.stage import Probe
+from infoscope.stages.tokens import Tokens
 from infoscope.vision.backbone import Backbone
 from infoscope.vision.weights import SHIPPED_FOLDER
 
 D_IN, D_SAE, K_MAX, GRID = 4, 12, 16, 3
-REPORTED = (Stage.report, Stage.predict, Stage.stability, Stage.select)
 
 
-def record_keys(config: Config, ends: Sequence[Stage], store: FixedStore, backbone: Backbone) -> None:
+def record_keys(config: Config, ends: Sequence[StageName], store: FixedStore, backbone: Backbone) -> None:
     """Ask `store` for every artifact that stages which end with `ends` need; the store writes down their specs.
 
     This is all that knows how the chain is made inside: what moves there is followed here, and the golden file stays.
@@ -42,32 +48,26 @@ def record_keys(config: Config, ends: Sequence[Stage], store: FixedStore, backbo
         backbone: stands for the configuration's own, of which predictions ask no more than whether it has text.
     """
     for end in ends:
-        pipeline = Pipeline(replace(config, stage=end), Display.silent())
-        pipeline.store, pipeline.backbone = store, backbone
-        if end is Stage.train_clip:
-            pipeline.train_clip()
-            for split, n_images in config.clip.sets.items():
-                pipeline.scenes(split, n_images)
-            continue
-        for seed in config.seeds:
-            pipeline.train_sae(seed)
-            if end is not Stage.train_sae:
-                pipeline.score(seed)
-        if end is Stage.probe:
-            _record_features(pipeline, store)
-        if end in REPORTED:
-            pipeline.find_report()
+        ctx = Context(replace(config, stage=end), Display.silent())
+        ctx.store = store
+        ctx.known[(load_backbone.__module__, load_backbone.__qualname__, repr(((), {})))] = backbone
+        stage = find_stage(ctx)
+        for node in list_needed(set_goals(ctx)):
+            node.make()
+        if end.name == "probe":
+            _record_features(ctx, store)
+        stage.find_last(ctx)
 
 
-def _record_features(pipeline: Pipeline, store: FixedStore) -> None:
+def _record_features(ctx: Context, store: FixedStore) -> None:
     """The probes and what those of classification read, of every data set and seed."""
-    for seed in pipeline.config.seeds:
-        variants = list(pipeline.probe(seed))
-        for data, probe in pipeline.probe_groups():
+    for seed in ctx.config.seeds:
+        variants = list(Probe().make(ctx, seed))
+        for data, probe in list_probe_groups(ctx):
             for split in ("train", "test"):
-                pipeline.tokens(split, data)
+                Tokens.at(ctx, split, data).get()
             if Task.classification in probe.tasks:
-                store.specs += pipeline.feature_specs(seed, variants, data, probe).values()
+                store.specs += [handle.spec for handle in features_of(ctx, seed, variants, data, probe).values()]
 
 
 class FixedStore(Store):

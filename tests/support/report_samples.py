@@ -6,10 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from infoscope.report.inputs import Example, ScopeResult, TokenStats
 from infoscope.scope.cds import compute_cds
 from infoscope.scope.config import PartitionConfig, Rule
 from infoscope.scope.partition import make_partition
+from infoscope.stages.report.tokens import TokenStats
+from infoscope.stages.score.example_figure import Example
+from infoscope.stages.score.result import ScopeResult
 
 GRID, SHIFT, K_MAX = 12, 1, 8
 EFFECTS = {"high": 0.01, "low": -0.25, "all": -0.5, "nothing": -0.03, "control": -0.06}

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from infoscope.config import Stage, compose
+from infoscope.config import compose
+from infoscope.pipeline.context import Context
 from infoscope.pipeline.run import run
-from infoscope.pipeline.workbench import Workbench
 from infoscope.runtime import processes
 from infoscope.runtime.errors import InputError
 from infoscope.runtime.job import Job
@@ -191,21 +191,21 @@ def test_a_plan_opens_no_run(tmp_path: Path):
 
 def test_stages_share_the_run_of_their_job(tmp_path: Path):
     config = compose(["logger=csv", f"output_dir={tmp_path}", "stage=score"])
-    bench = Workbench(config, Recorder(), Job(sweep=tmp_path / "monday", overrides=("seeds=[0]",)))
-    with bench.tracking:
-        with bench.track(Stage.rank, 0) as tracker:
+    ctx = Context(config, Recorder(), Job(sweep=tmp_path / "monday", overrides=("seeds=[0]",)))
+    with ctx.tracking:
+        with ctx.track("rank", 0) as tracker:
             tracker.log({"n_images": 5})
-        with bench.track(Stage.report) as tracker:
+        with ctx.track("report") as tracker:
             tracker.log({"rows": 7})
-    assert bench.tracking.name.name == "monday-score seeds=[0]"
+    assert ctx.tracking.name.name == "monday-score seeds=[0]"
     assert read_metrics(tmp_path)[:2] == [["", "rank/seed0/n_images", "5"], ["", "report/rows", "7"]]
 
 
 def test_processes_that_help_log_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(processes, "_world", processes.World(rank=1, size=2))
-    bench = Workbench(compose(["logger=csv", f"output_dir={tmp_path}"]), Recorder(), Job(sweep=tmp_path))
+    ctx = Context(compose(["logger=csv", f"output_dir={tmp_path}"]), Recorder(), Job(sweep=tmp_path))
     with pytest.raises(RuntimeError):
-        fail(bench.tracking, RuntimeError("boom"))
+        fail(ctx.tracking, RuntimeError("boom"))
     assert not (tmp_path / "csv").exists()
 
 

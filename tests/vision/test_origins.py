@@ -20,8 +20,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from infoscope.config import CONF_FOLDER, compose
-from infoscope.pipeline.run import Pipeline
+from infoscope.pipeline.context import Context
 from infoscope.runtime.errors import InputError
+from infoscope.stages.backbone import say_model
 from infoscope.vision import open_clip_backbone
 from infoscope.vision.config import ModelConfig, ModelKind
 from infoscope.vision.open_clip_backbone import compute_model_fingerprint, find_facts, load_backbone
@@ -370,7 +371,7 @@ class TestFilesThatSay:
 class TestSaid:
     def say(self, *overrides: str) -> str:
         recorder = Recorder()
-        Pipeline(compose(["data=image_folder", "data.root=photos", *overrides]), recorder).say_model()
+        say_model(Context(compose(["data=image_folder", "data.root=photos", *overrides]), recorder))
         return " ".join(recorder.text.split())
 
     def test_at_the_start_of_a_run(self, file):
@@ -384,7 +385,7 @@ class TestSaid:
         assert self.say() == (
             "scenes_clip runs with GELU, mean [0.5,0.5,0.5], std [0.25,0.25,0.25] (by open_clip_config.json)."
         )
-        assert self.say("model=planted_registers") == self.say("stage=check_data") == ""
+        assert self.say("model=planted_registers") == ""
 
     def test_what_is_not_known_is_refused_there(self, file):
         with pytest.raises(InputError, match=r"differ in activation: give model\.origin"):

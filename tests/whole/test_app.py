@@ -16,7 +16,7 @@ import yaml
 from hydra.core.global_hydra import GlobalHydra
 
 from infoscope import app
-from infoscope.config import Config, Stage, compose, to_tree
+from infoscope.config import Config, StageName, compose, to_tree
 from infoscope.runtime.errors import InputError
 from infoscope.runtime.job import Job
 from tests.support.app_samples import run_infoscope
@@ -94,7 +94,7 @@ def test_a_run_gets_the_typed_configuration_and_writes_below_output_dir(infoscop
     result = infoscope("stage=rank", "scope.k_cds=4", "output_dir=out")
     assert (result.code, result.err) == (0, "")
     assert infoscope.configs == [compose(["stage=rank", "scope.k_cds=4", "output_dir=out"])]
-    assert infoscope.configs[0].stage is Stage.rank
+    assert infoscope.configs[0].stage is StageName.rank
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     (recorded,) = tmp_path.glob("out/runs/*/.hydra/overrides.yaml")
     assert yaml.safe_load(recorded.read_text()) == ["stage=rank", "scope.k_cds=4", "output_dir=out"]
@@ -103,7 +103,7 @@ def test_a_run_gets_the_typed_configuration_and_writes_below_output_dir(infoscop
 def test_help_tells_the_stages_and_the_choices(infoscope: CommandLine, tmp_path: Path):
     result = infoscope("--help")
     assert (result.code, result.err, infoscope.configs) == (0, "", [])
-    missing = [stage.name for stage in Stage if f"  {stage.name} " not in result.out]
+    missing = [stage.name for stage in StageName if f"  {stage.name} " not in result.out]
     assert missing == []
     for word in ("model: ", "scenes_clip", "image_folder", "INFOSCOPE_TRACEBACK", "infoscope -m"):
         assert word in result.out

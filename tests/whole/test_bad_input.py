@@ -22,11 +22,12 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from infoscope import app
-from infoscope.pipeline import chain, encoding
 from infoscope.report import figure_style
 from infoscope.runtime.errors import InputError
 from infoscope.runtime.failures import EXIT_INPUT
 from infoscope.sae.module import SAEModule
+from infoscope.stages import backbone as backbone_module
+from infoscope.stages import train_sae as train_module
 from infoscope.vision import open_clip_backbone, token_shards
 from infoscope.vision.backbone import Tokens
 from infoscope.vision.config import ContrastiveConfig, ModelConfig
@@ -183,7 +184,7 @@ def test_what_exists_is_reused_without_its_model(output_dir: Path, monkeypatch: 
     def load(*_: Any) -> Any:
         raise AssertionError("a model was loaded for nothing")
 
-    monkeypatch.setattr(encoding, "make_backbone", load)
+    monkeypatch.setattr(backbone_module, "make_backbone", load)
     assert run_tiny(output_dir, "stage=probe").stages("built") == []
 
 
@@ -395,7 +396,7 @@ def test_a_disk_that_fills_up(fail: Fail, output_dir: Path, monkeypatch: pytest.
     def write(*_: Any, **__: Any) -> Any:
         raise FULL[words]()
 
-    monkeypatch.setattr(chain, "save_sae", write)
+    monkeypatch.setattr(train_module, "save_sae", write)
     sentence = fail("stage=train_sae", "sae.n_tokens=1000")
     assert mentions(sentence, "full", str(output_dir), "output_dir")
 

@@ -15,9 +15,9 @@ import pytest
 import torch.nn.functional as F
 
 from infoscope.commands.experiments import main
-from infoscope.pipeline import encoding
 from infoscope.report import figure_style
 from infoscope.scope.scores import Scores
+from infoscope.stages import backbone as backbone_module
 from infoscope.vision.config import ModelConfig
 from infoscope.vision.open_clip_backbone import compute_model_fingerprint
 from infoscope.vision.planted import LIGHT_ANCHORS, PlantedRegisters
@@ -224,7 +224,7 @@ def make_planted_clip(config: ModelConfig, trained_folder: Path | None) -> Plant
 def test_predictions_of_the_light_change_without_the_high_group_alone(
     output_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(encoding, "make_backbone", make_planted_clip)
+    monkeypatch.setattr(backbone_module, "make_backbone", make_planted_clip)
     names = tmp_path / "names.txt"
     names.write_text("\n".join(LIGHT_ANCHORS))
     asked = ["predict.target=light", f"predict.class_names={names}", "predict.templates=list"]

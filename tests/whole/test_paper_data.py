@@ -13,10 +13,11 @@ from infoscope.config import compose
 from infoscope.data.images import LabelledImages, Truth
 from infoscope.data.recognition import name_settings
 from infoscope.data.sets import make_image_sets
-from infoscope.pipeline.reporting import find_paper_reference
-from infoscope.pipeline.run import Pipeline
+from infoscope.pipeline.context import Context
 from infoscope.report import figure_style
 from infoscope.runtime.errors import InputError
+from infoscope.stages.probe.run import list_probe_groups
+from infoscope.stages.probe.stage import find_paper_reference
 from tests.support.pipeline_samples import Recorder, make_overrides, run_tiny
 
 WNIDS = ("n01440764", "n01443537")
@@ -123,7 +124,7 @@ def test_tokens_that_crops_make_idle_are_not_kept(tmp_path: Path, roots: list[st
     config = compose([*make_overrides(tmp_path, *SMALL), *roots, "probe.segmentation_crops.crop_px=512"])
     kept = {
         task: data.store_tokens
-        for data, probe in Pipeline(config, Recorder()).probe_groups()
+        for data, probe in list_probe_groups(Context(config, Recorder()))
         for task in (task.name for task in probe.tasks)
     }
     assert kept == {"classification": config.data.store_tokens, "segmentation": False, "depth": True}

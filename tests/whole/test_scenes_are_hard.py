@@ -10,7 +10,7 @@ import pytest
 from infoscope.config import compose
 from infoscope.data.baseline import compute_pixel_baseline
 from infoscope.data.images import LabelledImages
-from infoscope.pipeline.chain import Stages
+from infoscope.pipeline.context import Context
 from infoscope.probes.config import Task
 from infoscope.probes.inputs import ProbeData, ProbeInputs, choose_rows
 from infoscope.probes.run import run_probes
@@ -18,7 +18,9 @@ from infoscope.probes.variants import make_variants
 from infoscope.runtime.progress import Display
 from infoscope.sae.activations import TopK
 from infoscope.sae.model import SparseAutoencoder
-from infoscope.vision.extract import TokenCache
+from infoscope.stages.backbone import load_backbone
+from infoscope.stages.images import open_sets
+from infoscope.stages.tokens import Tokens
 
 
 class OriginalRow(NamedTuple):
@@ -34,15 +36,16 @@ def row(tmp_path_factory: pytest.TempPathFactory) -> OriginalRow:
     """The demo's own configuration up to the tokens; the original tokens alone are probed, which takes no SAE."""
     overrides = [f"output_dir={tmp_path_factory.mktemp('demo')}", "trainer.device=cpu", "logger=none"]
     config = compose(overrides)
-    stages = Stages(config, Display(bars=False))
+    ctx = Context(config, Display(bars=False))
     data = [
-        ProbeData(TokenCache(stages.tokens(split).folder), images)
-        for split, images in zip(("train", "test"), stages.image_sets, strict=True)
+        ProbeData(Tokens.at(ctx, split).load(), images)
+        for split, images in zip(("train", "test"), open_sets(ctx, config.data), strict=True)
         if isinstance(images, LabelledImages)
     ]
     config.probe.tasks = [Task.classification]
-    d = stages.backbone.d_in
-    inputs = ProbeInputs(SparseAutoencoder(d, d, TopK(1)), *data, stages.backbone, config.model.layer)
+    backbone = load_backbone(ctx)
+    d = backbone.d_in
+    inputs = ProbeInputs(SparseAutoencoder(d, d, TopK(1)), *data, backbone, config.model.layer)
     original = make_variants({}, np.ones(d, bool), np.ones(d), n_draws=0)[:1]
     (result,) = run_probes(original, inputs, config.probe).values()
 
@@ -50,7 +53,7 @@ def row(tmp_path_factory: pytest.TempPathFactory) -> OriginalRow:
     pixels = []
     for (_, images), n_images in zip(data, wanted, strict=True):
         rows = choose_rows(len(images), n_images, config.probe.seed)
-        seen = np.stack([images.load(int(i), stages.backbone.image_px) for i in rows])
+        seen = np.stack([images.load(int(i), backbone.image_px) for i in rows])
         pixels += [seen, images.labels(config.probe.target)[rows]]
     top1 = [result.metrics[f"classification/{name}"]["top1"] or 0.0 for name in ("patch_mean", "cls_final")]
     return OriginalRow(*top1, compute_pixel_baseline(*pixels))

@@ -19,6 +19,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import MISSING, DictConfig, OmegaConf
 
+from infoscope import registry
 from infoscope.config import errors
 from infoscope.config.overrides import make_readable, quote_override
 from infoscope.data.config import DataConfig, DataKind, ProbeDataConfig
@@ -36,22 +37,12 @@ CONF_FOLDER = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.pa
 """conf/ inside the package in an installed wheel, at the top of the repository in a checkout."""
 
 
-class Stage(Enum):
-    """How far to go; each stage builds what it lacks."""
+class StageName(Enum):
+    """How far to go, or which command to run: the names of the registry."""
 
-    train_clip = "train_clip"
-    train_sae = "train_sae"
-    rank = "rank"
-    score = "score"
-    probe = "probe"
-    predict = "predict"
-    stability = "stability"
-    check_data = "check_data"
-    select = "select"
-    outliers = "outliers"
-    report = "report"
-    collect = "collect"
-    artifacts = "artifacts"
+    _ignore_ = ["entry"]  # noqa: RUF012
+    for entry in (*registry.STAGES, *registry.COMMANDS):
+        vars()[entry.name] = entry.name
 
 
 class Device(Enum):
@@ -130,7 +121,7 @@ class HousekeepingConfig:
 class Config:
     """One experiment."""
 
-    stage: Stage = Stage.report
+    stage: StageName = StageName[registry.DEFAULT]
     seeds: Annotated[list[Seed], Items()] = field(default_factory=lambda: [0, 1, 2])
     """Seeds of the SAEs; tables give mean and spread over them."""
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -164,7 +155,7 @@ class Config:
                 "probe.readouts holds cls_final, but after the last block (model.layer=-1) an edit of patches cannot"
                 " reach CLS any more: use an earlier layer, or probe.readouts=[patch_mean]."
             )
-        if self.scope.diagonal is not Diagonal.main and self.stage is Stage.report:
+        if self.scope.diagonal is not Diagonal.main and self.stage.name == registry.DEFAULT:
             raise InputError(
                 f"scope.diagonal={self.scope.diagonal.name} is for stage=score and stage=probe: the report draws the"
                 " main diagonal."
@@ -188,8 +179,10 @@ def register_schemas() -> None:
     """Make the dataclasses known to Hydra: conf/config.yaml begins with this schema, so typos fail at composition.
 
     The files in conf/sae begin with the schema of their kind. Those lie in no group: they are no choices themselves.
-    And the resolver for paths that Hydra itself uses: ${path:${output_dir}} puts in ~ and $HOME, as `check` does.
+    And resolvers: ${path:${output_dir}} puts in ~ and $HOME, as `check` does; ${stages:} are the
+    lines of --help on the registry.
     """
+    OmegaConf.register_new_resolver("stages", registry.describe_all, replace=True)
     OmegaConf.register_new_resolver("path", lambda text: expand_path(text, "output_dir"), replace=True)
     ConfigStore.instance().store(name="infoscope_schema", node=Config)
     for kind, schema in KINDS.items():

@@ -29,6 +29,7 @@ class ReportSection:
         tables: by name; a name is a file name, unique within a report.
         figures: by name, likewise.
         summary: key numbers as plain JSON types; None is a number that does not exist.
+        is_lead: whether it stands at the top of the page, without a heading.
     """
 
     name: str
@@ -36,4 +37,5 @@ class ReportSection:
     findings: tuple[str, ...] = ()
     tables: Mapping[str, Table] = field(default_factory=dict)
     figures: Mapping[str, SectionFigure] = field(default_factory=dict)
-    summary: Mapping[str, Any] = field(default_factory=dict)
+    summary: Any = field(default_factory=dict)
+    is_lead: bool = False

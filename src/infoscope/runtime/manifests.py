@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -33,11 +33,13 @@ class Spec:
         stage: the stage that makes it, the name of its parent folder.
         name: for people; not part of the hash.
         key: everything that determines the content: plain JSON types.
+        is_one_of_many: whether there are dozens for each SAE seed, so that no line is printed for each.
     """
 
     stage: str
     name: str
     key: dict[str, Any]
+    is_one_of_many: bool = False
 
     @property
     def hash(self) -> str:
@@ -132,7 +134,7 @@ def make_manifest(
     spec: Spec,
     folder: Path,
     wall_s: float,
-    upstream: dict[str, Artifact],
+    upstream: Mapping[str, Artifact],
     tell: Callable[[int, int], None] = lambda done, of: None,
 ) -> dict[str, Any]:
     """Return what is to be known of an artifact whose files lie in a folder, built in `wall_s` seconds.

@@ -75,8 +75,7 @@ class Display:
 
     def event(self, event: str, spec: Spec, detail: str) -> None:
         """Say what happens to an artifact: building (its bars say so), built, reused (once), waiting, damaged."""
-        is_one_of_many = spec.stage in ("probe", "features")  # dozens per seed: the stage itself says how many
-        if event in ("built", "reused") and (is_one_of_many or (event == "reused" and spec.hash in self._known)):
+        if event in ("built", "reused") and (spec.is_one_of_many or (event == "reused" and spec.hash in self._known)):
             return
         if event == "building" and not detail:
             return

@@ -21,7 +21,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -50,10 +50,12 @@ class Workspace:
 
     folder: the temporary folder whose files become the artifact.
     progress: a folder that outlives an interrupted build (checkpoints to resume from) and is deleted after success.
+    notes: what else the manifest is to say, by key; not part of the hash.
     """
 
     folder: Path
     progress: Path
+    notes: dict[str, Any] = field(default_factory=dict)
 
     @property
     def progress_bytes(self) -> int:
@@ -137,8 +139,10 @@ class Store:
         Raises:
             InputError: if the folder cannot be written, the disk is full, or another process holds the lock too long.
         """
-        works = {"": spec}
-        return self.get_together(works, lambda works: build(works[""]), shared=shared, config=config, **upstream)[""]
+        specs, sources = {"": spec}, {"": upstream}
+        return self.get_together(specs, lambda works: build(works[""]), shared=shared, config=config, upstream=sources)[
+            ""
+        ]
 
     def get_together(
         self,
@@ -147,14 +151,15 @@ class Store:
         *,
         shared: bool = False,
         config: Any = None,
-        **upstream: Artifact,
+        upstream: Mapping[str, Mapping[str, Artifact]],
     ) -> dict[str, Artifact]:
         """Return several artifacts by name; those that are missing are built by one call, and none if it fails.
 
         Args:
             specs: by name; no two the same.
             build: writes the files of every missing artifact into the workspace of its name.
-            shared, config, upstream: as for `get`, of each.
+            shared, config: as for `get`, of each.
+            upstream: of each, by name, as for `get`.
 
         Raises:
             InputError: as `get`.
@@ -186,7 +191,7 @@ class Store:
         if key not in self._told:
             told = json.loads(processes.wait_for(key))
             if "works" in told:
-                works = {name: Workspace(*map(Path, places)) for name, places in told["works"].items()}
+                works = {name: Workspace(Path(places[0]), Path(places[1])) for name, places in told["works"].items()}
                 for work in works.values():
                     processes.wait_until_visible(work.folder)
                 build(works)
@@ -205,7 +210,7 @@ class Store:
         specs: Mapping[str, Spec],
         build: Callable[[dict[str, Workspace]], None],
         config: Any,
-        upstream: dict[str, Artifact],
+        upstream: Mapping[str, Mapping[str, Artifact]],
     ) -> dict[str, Artifact]:
         """Find, or lock, build and commit, as one process."""
         found: dict[str, Artifact] = {}
@@ -219,7 +224,7 @@ class Store:
                     self._refuse_newer(spec.stage)
                     locks.enter_context(self.locks.hold(spec))
                     if not self._reuse(name, spec, found):  # another process may have built it while this one waited
-                        works[name], seal = building.enter_context(self._build_locked(spec, config, upstream))
+                        works[name], seal = building.enter_context(self._build_locked(spec, config, upstream[name]))
                         seals.append(seal)
                 if works:
                     build(works)
@@ -253,7 +258,7 @@ class Store:
 
     @contextmanager
     def _build_locked(
-        self, spec: Spec, config: Any, upstream: dict[str, Artifact]
+        self, spec: Spec, config: Any, upstream: Mapping[str, Artifact]
     ) -> Iterator[tuple[Workspace, Callable[[], None]]]:
         """Give a workspace that becomes the artifact when the block is done, and goes when it is left by an error.
 
@@ -272,16 +277,19 @@ class Store:
         progress.mkdir(exist_ok=True)
         self.on_event("building", spec, "resuming" if any(progress.iterdir()) else "")
         start, manifest = time.perf_counter(), {}
+        work, is_resumed = Workspace(temporary, progress), any(progress.iterdir())
 
         def seal() -> None:
             if config is not None:
                 (temporary / CONFIG).write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
             with self._reading(spec, temporary) as tell:
                 manifest.update(make_manifest(spec, temporary, time.perf_counter() - start, upstream, tell))
+            if not is_resumed:  # an earlier process has done a part: its seconds are lost
+                manifest.update(work.notes)
             write_durably(temporary / MANIFEST, json.dumps(manifest, indent=2))
 
         try:
-            yield Workspace(temporary, progress), seal
+            yield work, seal
             manifest = self._commit(temporary, final, spec) or manifest
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -391,3 +399,8 @@ def may_be_alive(owner: str) -> bool:
     except OSError as error:
         return error.errno == errno.EPERM
     return True
+
+
+def must_exist(work: Workspace) -> None:
+    """Build nothing: for an artifact that the same run has just made."""
+    raise AssertionError("what was just made is not in the store")

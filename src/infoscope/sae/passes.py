@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Generic, NamedTuple, TypeVar
@@ -156,6 +156,10 @@ class Measurement(Generic[M]):
     sae: SparseAutoencoder
     make_meter: Callable[[torch.device | str, M | None], M]
     place: Path | None = None
+
+    def kept_in(self, place: Path) -> Measurement[M]:
+        """Return the same, with files of finished parts."""
+        return replace(self, place=place)
 
 
 @torch.inference_mode()

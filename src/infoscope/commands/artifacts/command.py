@@ -13,6 +13,7 @@ from infoscope.commands.artifacts.pruning import choose, delete, delete_notes, f
 from infoscope.config import Config, HousekeepingConfig
 from infoscope.report.tables import Align, Column, Table
 from infoscope.runtime.errors import InputError, explain_write_error
+from infoscope.runtime.job import Job
 from infoscope.runtime.progress import Display, format_bytes, format_seconds
 
 LIST_FILE = "artifacts.csv"
@@ -24,7 +25,7 @@ LOOK_AGAIN_S = 2.0
 """How old may be what is known of the runs when an artifact is deleted."""
 
 
-def keep_house(config: Config, display: Display | None = None) -> list[Entry]:
+def run_artifacts_command(config: Config, job: Job | None = None, display: Display | None = None) -> list[Entry]:
     """List the artifacts; with artifacts.verify read them, with artifacts.prune say (or delete) what can go.
 
     An artifact stays while the folder of a run, a sweep or an experiment that used it exists, or of one that used what

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.text import Text
 
 from infoscope.commands.collect.jobs import CollectedJob, read_jobs
-from infoscope.commands.collect.opening import Opener
+from infoscope.commands.collect.opening import ContextFactory
 from infoscope.commands.collect.table import cut_table, list_rows, make_jobs_table, save_rows
 from infoscope.config import Config, to_tree
 from infoscope.config.sweeps import Sweep, find_sweep, make_commands, read_sweep
@@ -44,7 +44,7 @@ def collect(config: Config, job: Job | None = None, display: Display | None = No
     jobs: list[CollectedJob] = []
     n_jobs = sum(len(sweep.jobs) for sweep in sweeps)
     with quiet_lightning(), display.bar("reading jobs", n_jobs, "jobs") as advance:
-        for one in read_jobs(sweeps, Opener(Display.silent(), builds=False)):
+        for one in read_jobs(sweeps, ContextFactory(Display.silent(), builds=False)):
             jobs.append(one)
             advance(len(jobs))
     missing = [one for one in jobs if one.missing is not None]

@@ -7,10 +7,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from infoscope.commands.collect.opening import Opener, describe_artifacts, describe_choices
-from infoscope.commands.collect.rows import Row, read_last, read_rows
-from infoscope.config import Config, Stage, compose, to_tree
+from infoscope import registry
+from infoscope.commands.collect.opening import ContextFactory, describe_artifacts, describe_choices
+from infoscope.config import Config, compose, to_tree
 from infoscope.config.sweeps import Sweep
+from infoscope.pipeline.run import find_stage
+from infoscope.pipeline.stage import Row
 from infoscope.runtime.errors import InputError
 from infoscope.runtime.job import Job
 from infoscope.runtime.manifests import Spec
@@ -57,11 +59,11 @@ class CollectedJob:
         return "done" if self.missing is None else f"missing at {self.missing.stage}"
 
 
-def read_jobs(sweeps: Sequence[Sweep], opener: Opener) -> Iterator[CollectedJob]:
+def read_jobs(sweeps: Sequence[Sweep], factory: ContextFactory) -> Iterator[CollectedJob]:
     """Yield every job of some sweeps, equal ones once.
 
     Args:
-        opener: builds nothing.
+        factory: of contexts that build nothing.
     """
     known: set[str] = set()
     for sweep in sweeps:
@@ -74,16 +76,19 @@ def read_jobs(sweeps: Sequence[Sweep], opener: Opener) -> Iterator[CollectedJob]
                 if identity in known:
                     continue
                 known.add(identity)
-                _read_job(collected, config, opener)
+                _read_job(collected, config, factory)
             except InputError as error:
                 collected.refused = str(error)
             yield collected
 
 
-def _read_job(collected: CollectedJob, config: Config, opener: Opener) -> None:
+def _read_job(collected: CollectedJob, config: Config, factory: ContextFactory) -> None:
     """Fill in the rows of all SAE seeds that are whole, and what is missing first."""
-    job, is_seeded = collected.job, config.stage is not Stage.train_clip
-    pipeline = opener.open(config)
+    job = collected.job
+    if registry.is_command(config.stage.name):
+        raise InputError(f"stage={config.stage.name} leaves no artifact to collect: choose another stage.")
+    ctx = factory.open(config)
+    stage = find_stage(ctx)
     named: Row = {
         "sweep": collected.sweep.folder.name,
         "job": job.number,
@@ -91,19 +96,19 @@ def _read_job(collected: CollectedJob, config: Config, opener: Opener) -> None:
         **{key: value for key, value in describe_choices(config).items() if key != "seeds"},
     }
     behind: Row = {**flatten_config(config), "overrides": " ".join(job.overrides)}
-    for seed in config.seeds if is_seeded else [0]:
-        pipeline.used.clear()
+    for seed in config.seeds if stage.is_seeded else [0]:
+        ctx.used.clear()
         try:
-            rows = read_rows(pipeline, seed)
+            rows = list(stage.rows(ctx, seed))
         except MissingArtifact as missing:
             collected.missing = collected.missing or missing.spec
             continue
-        hashes = {f"hash.{stage}": of for stage, of in describe_artifacts(pipeline).items()}
-        placed = {**named, "seed": seed} if is_seeded else named
+        hashes = {f"hash.{kind}": of for kind, of in describe_artifacts(ctx).items()}
+        placed = {**named, "seed": seed} if stage.is_seeded else named
         collected.rows += [{**placed, **row, **hashes, **behind} for row in rows]
     if collected.missing is None:
         try:
-            read_last(pipeline)
+            stage.find_last(ctx)
         except MissingArtifact as missing:
             collected.missing = missing.spec
 

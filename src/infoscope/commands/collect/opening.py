@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from infoscope.config import Config, Device
-from infoscope.pipeline.run import Pipeline
+from infoscope.pipeline.context import Context
 from infoscope.report.tables import Value
 from infoscope.runtime.job import Job
 from infoscope.runtime.progress import Display
@@ -15,8 +16,8 @@ from infoscope.runtime.store import Store
 from infoscope.tracking.config import LoggerKind
 
 
-class Opener:
-    """Makes pipelines. What one of them has checked, or found on the disk, the next need not read again.
+class ContextFactory:
+    """Makes contexts. What one of them has checked, or found on the disk, the next need not read again.
 
     Args:
         display: told what happens.
@@ -26,21 +27,19 @@ class Opener:
     def __init__(self, display: Display, builds: bool = True) -> None:
         self.display, self.builds = display, builds
         self._stores: dict[Path, Store] = {}
-        self._last: Pipeline | None = None
+        self._image_sets: dict[str, Any] = {}
 
-    def open(self, config: Config, job: Job | None = None) -> Pipeline:
-        """Return the pipeline of a configuration, and of the job that it is."""
+    def open(self, config: Config, job: Job | None = None) -> Context:
+        """Return the context of a configuration, and of the job that it is."""
         if not self.builds:  # reading needs no GPU and is no run of its own
             trainer = replace(config.trainer, device=Device.cpu)
             config = replace(config, trainer=trainer, logger=replace(config.logger, kind=LoggerKind.none))
-        pipeline = Pipeline(config, self.display, job)
-        store = pipeline.store if self.builds else ReadOnlyStore(pipeline.store.root)
-        pipeline.store = self._stores.setdefault(pipeline.output_dir, store)
-        pipeline.store.on_event = pipeline.on_event
-        if self._last is not None:
-            pipeline.share_sets(self._last)
-        self._last = pipeline
-        return pipeline
+        ctx = Context(config, self.display, job)
+        store = ctx.store if self.builds else ReadOnlyStore(ctx.store.root)
+        ctx.store = self._stores.setdefault(ctx.output_dir, store)
+        ctx.store.on_event = ctx.on_event
+        ctx.image_sets = self._image_sets
+        return ctx
 
 
 def describe_choices(config: Config) -> dict[str, Value]:
@@ -55,13 +54,13 @@ def describe_choices(config: Config) -> dict[str, Value]:
     }
 
 
-def describe_artifacts(pipeline: Pipeline) -> dict[str, str]:
-    """Return the hashes of what a pipeline has read by stage, several of a stage behind each other.
+def describe_artifacts(ctx: Context) -> dict[str, str]:
+    """Return the hashes of what a context has read by stage, several of a stage behind each other.
 
     Probes and the features they read, dozens for each seed, are left out.
     """
     hashes: dict[str, list[str]] = {}
-    for spec in pipeline.used.values():
-        if spec.stage not in ("probe", "features"):
+    for spec in ctx.used.values():
+        if not spec.is_one_of_many:
             hashes.setdefault(spec.stage, []).append(spec.hash)
     return {stage: " ".join(sorted(of)) for stage, of in hashes.items()}

@@ -11,11 +11,11 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from infoscope.commands.collect.jobs import CollectedJob
-from infoscope.commands.collect.rows import Row
 from infoscope.config.sweeps import find_swept
+from infoscope.pipeline.stage import Row
 from infoscope.probes.selection import BY_PROBE
 from infoscope.report.tables import Align, Column, Section, Table, Value, compute_stat
-from infoscope.report.variants import Variant, is_matched
+from infoscope.stages.probe.results import Variant, is_matched
 
 NAME, SUFFIXES = "jobs", ("parquet", "csv", "md")
 NAMED = (

@@ -10,19 +10,22 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 from matplotlib.figure import Figure
 
+from infoscope.commands.experiments.sweep_figures import Point, draw_removal_sweep
 from infoscope.config import Config, to_tree
-from infoscope.pipeline.reporting import find_paper_reference, read_results, read_scope
-from infoscope.pipeline.run import Pipeline
+from infoscope.pipeline.context import Context
 from infoscope.probes.variants import Control, Role, Variant
-from infoscope.report.figures import draw_cds_histograms
-from infoscope.report.inputs import ScopeResult
 from infoscope.report.joining import Part, join_tables
-from infoscope.report.removal import make_removal_tables
-from infoscope.report.scope_table import summarise_scope
-from infoscope.report.sweep_figures import Point, draw_removal_sweep
 from infoscope.report.tables import Align, Cell, Column, Stat, Table, Value, compute_stat
-from infoscope.report.variants import Result
 from infoscope.sae.edit import EditMode
+from infoscope.stages.ablations import variants_of
+from infoscope.stages.probe.results import Result
+from infoscope.stages.probe.run import probe_variants
+from infoscope.stages.probe.stage import find_paper_reference, read_probed
+from infoscope.stages.probe.tables import make_removal_tables
+from infoscope.stages.score.figures import draw_cds_histograms
+from infoscope.stages.score.result import ScopeResult
+from infoscope.stages.score.stage import scope_of
+from infoscope.stages.score.tables import summarise_scope
 
 Found = TypeVar("Found")
 CONFIG_COLUMNS = {
@@ -72,20 +75,20 @@ class Shown:
     more_tables: Sequence[Table] = ()
 
 
-def read_removal(pipeline: Pipeline, choose: Callable[[Variant], bool] = lambda variant: True) -> list[Result]:
+def read_removal(ctx: Context, choose: Callable[[Variant], bool] = lambda variant: True) -> list[Result]:
     """Return what the probes read from each variant of the tokens, in all SAE seeds; missing ones are trained.
 
     Args:
         choose: which variants, the original aside.
 
     Raises:
-        InputError: as `Pipeline.probe`.
+        InputError: as `probe_variants`.
     """
     probed = {}
-    for seed in pipeline.config.seeds:
-        original, *others = pipeline.variants(seed)
-        probed[seed] = pipeline.probe_variants(seed, [original, *filter(choose, others)])
-    return read_results(probed)
+    for seed in ctx.config.seeds:
+        original, *others = variants_of(ctx, seed)
+        probed[seed] = probe_variants(ctx, seed, [original, *filter(choose, others)])
+    return read_probed(ctx, probed)
 
 
 def is_swept(variant: Variant) -> bool:
@@ -94,12 +97,9 @@ def is_swept(variant: Variant) -> bool:
     return is_error_preserving and (variant.role is Role.group or variant.control is Control.mass)
 
 
-def read_scopes(pipeline: Pipeline) -> list[ScopeResult]:
+def read_scopes(ctx: Context) -> list[ScopeResult]:
     """Return the scores of all SAE seeds; missing ones are computed."""
-    return [
-        read_scope(pipeline.config, seed, pipeline.train_sae(seed), pipeline.rank(seed), pipeline.score(seed))
-        for seed in pipeline.config.seeds
-    ]
+    return [scope_of(ctx, seed) for seed in ctx.config.seeds]
 
 
 def scope_cells(scopes: Sequence[ScopeResult]) -> list[Value]:

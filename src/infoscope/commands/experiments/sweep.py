@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic
 
-from infoscope.commands.collect.opening import Opener, describe_artifacts, describe_choices
+from infoscope.commands.collect.opening import ContextFactory, describe_artifacts, describe_choices
 from infoscope.commands.experiments.runs import Found, Run, Shown
 from infoscope.config import Config, compose
 from infoscope.config.sweeps import expand_sweep, find_swept, make_commands
-from infoscope.pipeline.planning import make_plan, print_plan
-from infoscope.pipeline.run import Pipeline, settle
+from infoscope.pipeline.context import Context
+from infoscope.pipeline.run import apply_trainer, check, set_goals, show_plan
 from infoscope.report.figure_style import save_figure
 from infoscope.report.tables import Stat, Value, compute_stat
 from infoscope.runtime import processes
@@ -31,6 +31,8 @@ from infoscope.runtime.quiet import quiet_lightning
 from infoscope.runtime.read_only import MissingArtifact
 from infoscope.runtime.uses import write_uses
 from infoscope.scope.config import Rule
+from infoscope.stages.score.stage import partition_of
+from infoscope.stages.tokens import Tokens
 
 NAMED_KEYS = ("model", "model.layer", "scope.k_cds", "partition.gamma", "partition.quantile", "partition.mass_share")
 """What the columns of a table say anyway; every other key of a sweep is named beside them."""
@@ -55,7 +57,7 @@ class Experiment(Generic[Found]):
 
     name: str
     description: str
-    measure: Callable[[Pipeline], Found]
+    measure: Callable[[Context], Found]
     show: Callable[[Sequence[Run[Found]]], Shown]
     stages: Sequence[str] = ("score",)
     defaults: Sequence[str] = ()
@@ -152,7 +154,7 @@ class Sweep:
         """The combinations of which something does not exist, with build=false."""
         self.output_dir: Path | None = None
         self.display = Display() if self.builds else Display.silent()
-        self._opener = Opener(self.display, self.builds)
+        self._contexts = ContextFactory(self.display, self.builds)
         self._swept = find_swept(self.combinations)
         self._uses: dict[str, str] = {}
         """The artifacts behind what is written, by hash."""
@@ -189,41 +191,39 @@ class Sweep:
                 f"An experiment is one process: let several make what it reads (infoscope -m stage={config.stage.name}"
                 f" trainer.n_processes={config.trainer.n_processes} ...), then run it without them."
             )
-        settle(config.trainer, self.display)
+        apply_trainer(config.trainer, self.display)
         self.output_dir = self.output_dir or Path(config.output_dir)
         self.display.bars = config.trainer.progress
         folder = self.output_dir / "experiments" / self.experiment.name
-        pipeline = self._opener.open(config, Job(folder, overrides=tuple(overrides)))
+        ctx = self._contexts.open(config, Job(folder, overrides=tuple(overrides)))
         if self.builds:
-            pipeline.check()
-        pipeline.say_model()
+            check(ctx)
         if config.plan:
-            with self.display.bar("measuring this machine"):
-                plan = make_plan(pipeline)
-            print_plan(plan, self.display.console)
+            show_plan(ctx)
             return
-        with pipeline.tracking:
-            found = self.experiment.measure(pipeline)
-        self._uses |= {spec.hash: f"{spec.stage}/{spec.name}" for spec in pipeline.used.values()}
-        facts = self._describe(pipeline, number)
+        set_goals(ctx)
+        with ctx.tracking:
+            found = self.experiment.measure(ctx)
+        self._uses |= {spec.hash: f"{spec.stage}/{spec.name}" for spec in ctx.used.values()}
+        facts = self._describe(ctx, number)
         names = [f"k_CDS {facts['k_cds']}", _name_gamma(config)] if self.experiment.is_scored else []
         names = [f"{facts['model']}", f"block {facts['layer']}", *names, f"{facts['setting']}"]
         self.runs.append(Run(config, ", ".join(filter(None, names)), facts, found))
 
-    def _describe(self, pipeline: Pipeline, number: int) -> dict[str, Value]:
-        config, choices = pipeline.config, describe_choices(pipeline.config)
+    def _describe(self, ctx: Context, number: int) -> dict[str, Value]:
+        config, choices = ctx.config, describe_choices(ctx.config)
         facts: dict[str, Value] = {
             "model": choices["model"],
-            "layer": pipeline.tokens("train").read_json("tokens.json")["layer"],
+            "layer": Tokens.at(ctx, "train").read_json("tokens.json")["layer"],
             "setting": self._name(number, but=NAMED_KEYS),
             "data": choices["data"],
         }
         if self.experiment.is_scored:
             facts |= {
-                "gamma": compute_stat(pipeline.partition(seed).gamma for seed in config.seeds),
+                "gamma": compute_stat(partition_of(ctx, seed).gamma for seed in config.seeds),
                 **{key: choices[key] for key in ("k_cds", "rule", "sae", "seeds")},
             }
-        hashes = [f"{stage}:{one}" for stage, of in describe_artifacts(pipeline).items() for one in of.split()]
+        hashes = [f"{stage}:{one}" for stage, of in describe_artifacts(ctx).items() for one in of.split()]
         return facts | {"overrides": " ".join(self.combinations[number]), "artifacts": " ".join(sorted(hashes))}
 
     def say_missing(self) -> None:

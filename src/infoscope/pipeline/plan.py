@@ -1,0 +1,125 @@
+"""plan=true: what a command would reuse and build, counted by the stages, and how long that took before.
+
+Seconds come from the manifests of artifacts that this machine, or one like it, has built; "-" where nothing like it
+was. Nothing is built or measured for a plan.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from infoscope.pipeline.context import Context
+from infoscope.pipeline.stage import Node, Work, list_needed
+from infoscope.runtime.environment import describe_environment
+from infoscope.runtime.manifests import MANIFEST, compute_hash
+from infoscope.runtime.progress import format_bytes, format_seconds
+
+
+@dataclass(frozen=True)
+class Step:
+    """One thing that a command needs.
+
+    what: stage and item.
+    n_built, n_reused: artifacts to build, and that exist.
+    work: what building one of them costs.
+    seconds: for all that is to be built; None: nothing like it was built before.
+    """
+
+    what: str
+    n_built: int
+    n_reused: int
+    work: Work
+    seconds: float | None
+
+
+def make_plan(ctx: Context, goals: Sequence[Node]) -> list[Step]:
+    """Return what has to exist for some goals, in order; nothing is written into the store.
+
+    Raises:
+        InputError: whatever the stages would refuse before they begin.
+    """
+    rates = Rates(ctx.store.root)
+    return [_plan(node, rates) for node in list_needed(goals)]
+
+
+def _plan(node: Node, rates: Rates) -> Step:
+    n_built, n_reused = node.count()
+    work = node.stage.work(node.ctx, *node.item) if n_built else Work()
+    seconds = rates.find_seconds(node.stage.kind, work)
+    return Step(node.describe(), n_built, n_reused, work, None if seconds is None else n_built * seconds)
+
+
+class Rates:
+    """How long things took, by kind and by what that depends on, on hardware like this machine's.
+
+    Args:
+        root: the folder of the artifacts.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def find_seconds(self, kind: str, work: Work) -> float | None:
+        """Return the seconds that some work takes, None if none like it was done before."""
+        n, seconds = self._sums.get((kind, compute_hash(work.like)), (0, 0.0))
+        return work.n * seconds / n if n and work.n else None
+
+    @cached_property
+    def _sums(self) -> dict[tuple[str, str], tuple[int, float]]:
+        sums: dict[tuple[str, str], tuple[int, float]] = {}
+        hardware = describe_environment()["hardware"]
+        for manifest in self._read_manifests():
+            work = manifest.get("work")
+            if work and manifest["hardware"] == hardware:
+                key = (manifest["stage"], compute_hash(work["like"]))
+                n, seconds = sums.get(key, (0, 0.0))
+                sums[key] = (n + work["n"], seconds + work.get("seconds", manifest["wall_s"]))
+        return sums
+
+    def _read_manifests(self) -> Iterator[dict[str, Any]]:
+        for file in self.root.glob(f"*/*/{MANIFEST}"):
+            try:
+                yield json.loads(file.read_text(encoding="utf-8"))
+            except (OSError, ValueError):  # somebody else's, or just deleted
+                continue
+
+
+HEADINGS = ("step", "reuse", "build", "forwards", "distances", "disk", "memory", "time")
+
+
+def print_plan(steps: Sequence[Step], console: Console) -> None:
+    """Print the steps and their sums."""
+    table = Table(title="What this command would do", title_justify="left", box=None, pad_edge=False)
+    for heading in HEADINGS:
+        table.add_column(heading, justify="left" if heading == "step" else "right", no_wrap=True)
+    for step in steps:
+        table.add_row(step.what, str(step.n_reused or ""), str(step.n_built or ""), *_describe(step))
+    console.print(table)
+    built = [step for step in steps if step.n_built]
+    known, unknown = (sum(step.seconds or 0 for step in built), [step for step in built if step.seconds is None])
+    disk = sum(step.n_built * step.work.disk_bytes for step in built)
+    memory = max((step.work.memory_bytes for step in built), default=0)
+    time = f"about {format_seconds(known)}" if known or not unknown else "an unknown time"
+    console.print(Text(f"Together {time}, {format_bytes(disk)} of disk, at most {format_bytes(memory)} of memory."))
+    if unknown:
+        console.print(Text("-: nothing like it was built here before, so nothing is known of its time."))
+    forwards = sum(step.n_built * step.work.forwards for step in built)
+    console.print(Text(f"Backbone: {forwards:,} forward passes are missing."))
+
+
+def _describe(step: Step) -> list[str]:
+    if not step.n_built:
+        return [""] * 5
+    work, bound = step.work, "≤ " if step.work.is_bound else ""
+    counts = [f"{bound}{step.n_built * n:,}" if n else "" for n in (work.forwards, work.distances)]
+    sizes = [format_bytes(n) if n else "" for n in (step.n_built * work.disk_bytes, work.memory_bytes)]
+    return [*counts, *sizes, "-" if step.seconds is None else format_seconds(step.seconds)]

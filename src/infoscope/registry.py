@@ -1,0 +1,104 @@
+"""Every stage and command: the only list of them, which makes the choices of `stage=`, --help and the dispatch."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any, NamedTuple
+
+
+class Entry(NamedTuple):
+    """What `stage=` can name.
+
+    name: as on the command line.
+    target: "module:Class" of a stage, "module:function" of a command, which gets the configuration and the job.
+    help: one line; more lines follow an end of line.
+    """
+
+    name: str
+    target: str
+    help: str
+
+    def load(self) -> Any:
+        """Return the class of the stage, or the function of the command."""
+        module, _, name = self.target.partition(":")
+        return getattr(import_module(module), name)
+
+
+STAGES = (
+    Entry("train_clip", "infoscope.stages.train_clip:TrainClip", "train the scenes' own small CLIP"),
+    Entry("train_sae", "infoscope.stages.train_sae:TrainSAE", "train an SAE per seed on the backbone's patch tokens"),
+    Entry("rank", "infoscope.stages.rank:Rank", "rank the training images for every latent"),
+    Entry(
+        "score",
+        "infoscope.stages.score.stage:Score",
+        "CDS: earth mover's distance between activation maps on two shifted crops",
+    ),
+    Entry("probe", "infoscope.stages.probe.stage:Probe", "linear probes with groups of features removed"),
+    Entry(
+        "predict",
+        "infoscope.stages.predict.stage:Predict",
+        "the model's own zero-shot predictions and their confidence with groups of features removed",
+    ),
+    Entry(
+        "stability",
+        "infoscope.stages.stability.stage:Stability",
+        "the scores again under other shifts, images, k, seeds, solvers",
+    ),
+    Entry(
+        "select",
+        "infoscope.stages.select.stage:Select",
+        "probes on n kept features: chosen by scope, by activation, by the probe's weights, at random",
+    ),
+    Entry(
+        "outliers",
+        "infoscope.stages.outliers.stage:Outliers",
+        "what outlier tokens do, and which groups of features act on them",
+    ),
+    Entry(
+        "confounds",
+        "infoscope.stages.confounds.stage:Confounds",
+        "what else tells features apart: how often, how strongly, how widely they fire, and on what",
+    ),
+    Entry("report", "infoscope.stages.report.stage:Report", "tables and figures (default)"),
+)
+COMMANDS = (
+    Entry(
+        "check_data",
+        "infoscope.commands.check_data:check_data",
+        "read every image of the data and all that is known of it; counts, and what is wrong",
+    ),
+    Entry(
+        "collect",
+        "infoscope.commands.collect.command:collect",
+        "one table of what the jobs of a sweep have found (the newest, or collect.sweeps=[FOLDER,...]);\n"
+        "jobs that are missing are named with the commands that make them",
+    ),
+    Entry(
+        "artifacts",
+        "infoscope.commands.artifacts.command:run_artifacts_command",
+        "all artifacts with size, age and users; artifacts.verify=true reads them, artifacts.prune=true says\n"
+        "what no run's folder refers to any more, with artifacts.delete=true it is deleted",
+    ),
+)
+DEFAULT = "report"
+
+
+def find_entry(name: str) -> Entry:
+    """Return the stage or command of a name."""
+    return next(entry for entry in (*STAGES, *COMMANDS) if entry.name == name)
+
+
+def is_command(name: str) -> bool:
+    """Whether a name is a command's: it makes no artifact."""
+    return any(entry.name == name for entry in COMMANDS)
+
+
+def describe_all() -> str:
+    """Return all of them with what they do, in columns: a part of --help."""
+    width = max(len(entry.name) for entry in (*STAGES, *COMMANDS)) + 2
+    lines = [
+        ("" if number else entry.name).ljust(width) + line
+        for entry in (*STAGES, *COMMANDS)
+        for number, line in enumerate(entry.help.splitlines())
+    ]
+    return "\n".join(f"  {line}" for line in lines)

@@ -1,0 +1,26 @@
+"""What is removed from the tokens: groups, everything, random controls, groups thinned out to fire equally often."""
+
+from __future__ import annotations
+
+from infoscope.pipeline.context import Context
+from infoscope.probes.variants import Variant, make_matched_variants, make_variants
+from infoscope.stages.rank import Rank
+from infoscope.stages.score.stage import partition_of
+
+
+def variants_of(ctx: Context, seed: int) -> list[Variant]:
+    """Return what is removed from the tokens, the original ones first: groups, everything, random controls."""
+    ranking, partition, probe = Rank.at(ctx, seed).load(), partition_of(ctx, seed), ctx.config.probe
+    return make_variants(
+        dict(partition.groups),
+        drawable=~partition.unscored & (ranking.mean_act > 0),
+        mass=ranking.mean_act,
+        n_draws=probe.n_draws,
+        seed=probe.seed,
+    )
+
+
+def matched_variants_of(ctx: Context, seed: int) -> list[Variant]:
+    """Return the groups thinned out until they fire equally often; none for bands."""
+    ranking, groups = Rank.at(ctx, seed).load(), dict(partition_of(ctx, seed).groups)
+    return make_matched_variants(groups, ranking.firing_rate, ranking.mean_act, ctx.config.probe.seed)

@@ -1,0 +1,90 @@
+"""The frozen backbone: what determines it, what is known of it, itself."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from infoscope.pipeline.context import Context, once
+from infoscope.pipeline.stage import NotBuiltYet
+from infoscope.runtime.errors import InputError
+from infoscope.stages.train_clip import TrainClip
+from infoscope.vision.backbone import Backbone
+from infoscope.vision.open_clip_backbone import compute_model_fingerprint, find_facts, make_backbone
+from infoscope.vision.origins import Facts
+
+
+def _find_trained(ctx: Context) -> Path | None:
+    """Return where the CLIP of stage train_clip lies, if the configuration asks for one.
+
+    Raises:
+        NotBuiltYet: there is none.
+    """
+    if ctx.config.model.pretrained != "train_clip":
+        return None
+    found = TrainClip.at(ctx).find()
+    if found is None:
+        raise NotBuiltYet("the CLIP of stage train_clip")
+    return found.folder
+
+
+@once
+def fingerprint_model(ctx: Context) -> dict[str, Any]:
+    """Return what determines the backbone, known without building it.
+
+    Raises:
+        NotBuiltYet: it is a CLIP that has yet to be trained.
+    """
+    with ctx.display.bar("reading the weights' checksum"):
+        return compute_model_fingerprint(ctx.config.model, _find_trained(ctx))
+
+
+@once
+def find_model_facts(ctx: Context) -> Facts | None:
+    """Return the model's activation, mean and std, and who says so; None for planted backbones."""
+    return find_facts(ctx.config.model, _find_trained(ctx))
+
+
+@once
+def load_backbone(ctx: Context) -> Backbone:
+    """Return the frozen backbone: loaded when something has to be encoded, not before."""
+    with ctx.display.bar("loading the backbone"):
+        backbone = make_backbone(ctx.config.model, _find_trained(ctx)).to(ctx.device)
+    if backbone.notes:
+        ctx.display.say(backbone.notes)
+    return backbone
+
+
+@once
+def load_backbone_at(ctx: Context, image_px: int) -> Backbone:
+    """Return the backbone for images of a side in pixels, its position embeddings interpolated if it is another.
+
+    Raises:
+        InputError: if the model takes images of its own size alone, or the side is no multiple of its patch.
+    """
+    own = load_backbone(ctx)
+    if image_px == own.image_px:
+        return own
+    loaded = make_backbone(replace(ctx.config.model, image_px=image_px), _find_trained(ctx))
+    if loaded.image_px != image_px:
+        raise InputError(
+            f"Expected a model that takes crops of {image_px} px, but {ctx.config.model.name} takes images of"
+            f" {loaded.image_px} px alone: set crop_px to that, or probe whole images."
+        )
+    return loaded.to(ctx.device)
+
+
+@once
+def say_model(ctx: Context) -> None:
+    """Say with which activation, mean and std the model is run, and who says so, before anything is built.
+
+    Raises:
+        InputError: if nobody says so, or the model's weights are not where they should be.
+    """
+    model = ctx.config.model
+    facts = None if model.pretrained == "train_clip" else find_model_facts(ctx)
+    if facts is not None:
+        warning = "Warning: " if facts.is_contradicted else ""
+        hint = "; if it is of another origin, give its tag as model.origin" if facts.is_assumed else ""
+        ctx.display.say(f"{warning}{model.name} runs with {facts.words}{hint}.")

@@ -1,0 +1,173 @@
+"""Figures beside the score: against what it could be mistaken for, and from rank to rank."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+from infoscope.report.figure_style import FAINT, GREY, HIGH, INK, LOW, make_figure, write_empty
+from infoscope.report.tables import compute_stat, format_number
+from infoscope.scope.cds import count_zero_maps
+from infoscope.scope.confounds import ConfoundResult
+from infoscope.scope.separation import compute_spearman
+from infoscope.stages.score.result import ScopeResult
+
+Read = Callable[[ScopeResult, ConfoundResult], np.ndarray]
+
+
+class Confound(NamedTuple):
+    """What a score could be mistaken for: its name, where it stands, and how its axis is drawn (None: not drawn)."""
+
+    name: str
+    read: Read
+    scale: str | None = None
+
+
+def compute_one_sided_share(scope: ScopeResult, _: ConfoundResult) -> np.ndarray:
+    """Return each latent's share of ranked pairs in which the map of one crop alone is all zero; NaN without pairs."""
+    n_pairs = (~np.isnan(scope.mass1[:, : scope.k_cds])).sum(axis=1)
+    n_zeros = count_zero_maps(scope.mass1, scope.mass2, scope.k_cds).one_sided
+    return np.divide(n_zeros, n_pairs, out=np.full(len(n_pairs), np.nan), where=n_pairs > 0)
+
+
+def read_effect(scope: ScopeResult, found: ConfoundResult, name: str) -> np.ndarray:
+    """Return the image or the label effect of the latents that fire on enough images; NaN for others."""
+    effect = getattr(found, name)
+    return np.full(len(scope.cds), np.nan) if effect is None else np.where(found.fires_enough, effect, np.nan)
+
+
+CONFOUNDS = {
+    "firing_rate": Confound("firing frequency (share of patches)", lambda _, c: c.properties.firing_rate, "log"),
+    "image_rate": Confound("share of images in which it fires", lambda _, c: c.properties.image_rate),
+    "peak": Confound("peak activation", lambda _, c: c.properties.peak, "log"),
+    "peak_top": Confound("peak, mean of its top images", lambda s, c: c.properties.peak_top(s.k_cds)),
+    "support": Confound("support (share of the grid)", lambda _, c: c.properties.support, "linear"),
+    "participation": Confound("participation ratio (share of the grid)", lambda _, c: c.properties.participation),
+    "one_sided": Confound("one-sided zeros (share of pairs)", compute_one_sided_share, "linear"),
+}
+"""By key, in the order of table and figure."""
+EFFECTS = {
+    "image_effect": Confound("effect of the global factors", partial(read_effect, name="image_effect")),
+    "label_effect": Confound("effect of the patch labels", partial(read_effect, name="label_effect")),
+}
+"""What a score of scope should go with: upwards with the first, downwards with the second."""
+
+
+def draw_cds_confounds(scopes: Sequence[ScopeResult], confounds: Mapping[int, ConfoundResult]) -> Figure:
+    """Draw each feature's CDS against what it could be mistaken for; features of all SAE seeds together."""
+    if not any(np.isfinite(scope.cds).any() for scope in scopes):
+        figure = make_figure(1.6)
+        write_empty(figure.subplots(), "No feature has a CDS.")
+        return figure
+    figure = make_figure(4.9)
+    drawn = {key: confound for key, confound in CONFOUNDS.items() if confound.scale}
+    panels = figure.subplots(2, 2, sharey=True).flat
+    groups = {"undeclared": GREY, "known-local": LOW, "known-global": HIGH}
+    for axes, (key, confound) in zip(panels, drawn.items(), strict=True):
+        rhos = []
+        for scope in scopes:
+            found = confounds[scope.sae_seed]
+            values = np.asarray(confound.read(scope, found), dtype=np.float64)
+            rhos.append(compute_spearman(values, scope.cds)[0])
+            if key == "one_sided":  # only a few values occur: spread the points of each
+                values = values + np.random.default_rng(104).uniform(-0.3, 0.3, len(values)) / scope.k_cds
+            members = {"known-local": found.known_local, "known-global": found.known_global}
+            members["undeclared"] = ~(found.known_local | found.known_global)
+            for layer, (name, colour) in enumerate(groups.items()):
+                size, alpha = (5, 0.35) if name == "undeclared" else (9, 0.8)
+                chosen = members[name] & np.isfinite(scope.cds)
+                axes.scatter(
+                    values[chosen],
+                    scope.cds[chosen],
+                    s=size,
+                    color=colour,
+                    alpha=alpha,
+                    linewidth=0,
+                    zorder=2 + layer,
+                    rasterized=True,
+                )
+        _set_ticks(axes, confound.scale == "log")
+        axes.set_xlabel(confound.name)
+        axes.set_ylim(bottom=0)
+        axes.grid(color=FAINT, linewidth=0.6)
+        rho = format_number(compute_stat(rhos).mean, 2, signed=True)
+        axes.set_title(f"Spearman {rho}", fontsize=8.5, fontweight="normal")
+    for axes in figure.axes[::2]:
+        axes.set_ylabel("CDS")
+    if any(found.has_truth for found in confounds.values()):
+        handles = [
+            Line2D([], [], color=colour, marker="o", linestyle="", markersize=4, label=name)
+            for name, colour in reversed(groups.items())
+        ]
+        figure.legend(handles=handles, loc="outside lower center", ncols=3)
+    return figure
+
+
+def _set_ticks(axes: Axes, is_log: bool) -> None:
+    """Plain numbers: on a logarithmic axis 1, 2, 5 where it is short; on a linear one no share below zero."""
+    if not is_log:
+        left, right = axes.get_xlim()
+        axes.set_xticks([tick for tick in axes.get_xticks() if 0 <= tick <= right])
+        axes.set_xlim(left, right)
+        return
+    axes.set_xscale("log")
+    left, right = axes.get_xlim()
+    is_short = right / left < 200
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if is_short else (1,)))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+
+
+def draw_cds_by_rank(scopes: Sequence[ScopeResult], confounds: Mapping[int, ConfoundResult]) -> Figure:
+    """Draw the mean distance of the features that have one at each rank; with several seeds their range is shaded."""
+    figure = make_figure(2.7)
+    axes = figure.subplots()
+    if not any(np.isfinite(scope.emd).any() for scope in scopes):
+        write_empty(axes, "No pair of crops has a distance.")
+        return figure
+    everyone = [np.ones(len(scope.cds), dtype=bool) for scope in scopes]
+    found = [confounds[scope.sae_seed] for scope in scopes]
+    chance, ours = [scope.chance_emd for scope in scopes], [scope.emd for scope in scopes]
+    _draw_line(axes, chance, everyone, GREY, (0, (1, 1)), "chance: two different images")
+    _draw_line(axes, ours, everyone, INK, "-", "all features")
+    _draw_line(axes, ours, [c.known_global for c in found], HIGH, "-", "known-global")
+    _draw_line(axes, ours, [c.known_local for c in found], LOW, "-", "known-local")
+    k_cds = scopes[0].k_cds
+    if k_cds < scopes[0].emd.shape[1]:
+        axes.axvline(
+            k_cds + 0.5, color=INK, linewidth=0.9, linestyle=(0, (4, 2)), label=f"the CDS ends here (k = {k_cds})"
+        )
+    axes.set(xlabel="rank of the image", ylabel="mean EMD / largest distance")
+    axes.set_ylim(bottom=0)
+    axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+    axes.grid(axis="y", color=FAINT, linewidth=0.6)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper")
+    return figure
+
+
+def compute_rank_means(emd: np.ndarray, members: np.ndarray) -> np.ndarray:
+    """Return the mean over these latents at each rank; NaN where none has a distance."""
+    chosen = np.asarray(emd)[members]
+    n = np.isfinite(chosen).sum(axis=0)
+    return np.divide(np.nansum(chosen, axis=0), n, out=np.full(chosen.shape[1], np.nan), where=n > 0)
+
+
+def _draw_line(
+    axes: Axes, emds: Sequence[np.ndarray], groups: Sequence[np.ndarray], colour: str, style: object, label: str
+) -> None:
+    k_max = min(emd.shape[1] for emd in emds)
+    lines = [compute_rank_means(emd, group)[:k_max] for emd, group in zip(emds, groups, strict=True)]
+    lines = [line for line in lines if np.isfinite(line).any()]
+    if not lines:
+        return
+    ranks = np.arange(1, k_max + 1)
+    if len(lines) > 1:
+        axes.fill_between(ranks, np.min(lines, axis=0), np.max(lines, axis=0), color=colour, alpha=0.15, linewidth=0)
+    axes.plot(ranks, np.mean(lines, axis=0), color=colour, linestyle=style, marker="o", markersize=3, label=label)

@@ -1,0 +1,190 @@
+"""What the numbers on confounds say, in sentences: what is found, and what is not."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from infoscope.report.tables import Stat, compute_stat, format_number
+from infoscope.scope.confounds import ConfoundResult
+from infoscope.scope.separation import (
+    SCORES,
+    compute_spearman,
+    name_matched,
+)
+from infoscope.stages.confounds.figures import (
+    CONFOUNDS,
+    EFFECTS,
+)
+from infoscope.stages.confounds.numbers import (
+    MEDIUM_RHO,
+    MIN_GROUP,
+    SCORE_NAMES,
+    Correlation,
+    Separations,
+    count_features,
+    format_signed,
+    read_auroc,
+    read_interval,
+)
+from infoscope.stages.probe.results import (
+    MAIN_METRICS,
+    Result,
+    find_originals,
+    group_by_variant,
+    is_empty,
+    present_metrics,
+    read_difference,
+)
+from infoscope.stages.score.result import ScopeResult
+
+
+def _too_few(separations: Separations, subset: str) -> bool:
+    return min(n.mean for n in count_features(separations, subset)) < MIN_GROUP
+
+
+def _write_auroc(separations: Separations, subset: str) -> str:
+    n_global, n_local = (format_number(n.mean, 0) for n in count_features(separations, subset))
+    sizes = f"{n_global} against {n_local} features"
+    value = read_auroc(separations, subset).mean
+    if not math.isfinite(value):
+        return f"no AUROC ({sizes})"
+    low, high = read_interval(separations, subset)
+    return f"AUROC {value:.2f} (95 % interval {low:.2f} to {high:.2f}; {sizes})"
+
+
+def _judge(separations: Separations, subset: str) -> str:
+    if _too_few(separations, subset):
+        return "too few to say anything"
+    low, high = read_interval(separations, subset)
+    if low > 0.5:
+        return "it ranks known-global features higher"
+    return "it ranks them the wrong way round" if high < 0.5 else "it does not tell them apart"
+
+
+def say_auroc(separations: Separations) -> str:
+    """Say whether the CDS tells known-global from known-local features, of each subset that has enough of them."""
+    parts = [
+        f"{name}: {_write_auroc(separations, subset)}, {_judge(separations, subset)}"
+        for subset, name in (("all", "all"), ("compact", "compact ones"), ("matched", "at matched firing frequency"))
+    ]
+    return f"The CDS as a test of known-global against known-local features. {'. '.join(map(_capitalise, parts))}."
+
+
+def say_effects(correlations: Mapping[str, Correlation], pairs: Sequence[tuple[ScopeResult, ConfoundResult]]) -> str:
+    """Say how the CDS goes with what factors and labels explain, and how far the firing frequency does too."""
+    told, with_rate = [], []
+    for key, expected in (("image_effect", 1), ("label_effect", -1)):
+        name, found = EFFECTS[key].name, correlations[key]
+        equal = compute_stat(found.at_equal_rate).mean
+        if not math.isfinite(found.mean):
+            continue
+        decisive = equal if math.isfinite(equal) else found.mean
+        verdict = "as it should" if expected * decisive >= MEDIUM_RHO else "not as it should"
+        given = f", {format_signed(equal)} at equal firing frequency" if math.isfinite(equal) else ""
+        told.append(f"with the {name} {format_signed(found.mean)}{given} ({verdict})")
+        rates = [
+            compute_spearman(EFFECTS[key].read(scope, confounds), confounds.properties.firing_rate)[0]
+            for scope, confounds in pairs
+        ]
+        with_rate.append(f"the {name} {format_signed(compute_stat(rates).mean)}")
+    if not told:
+        return "No feature has both a CDS and an effect of factors or labels."
+    rates = " and ".join(with_rate)
+    return f"Without cuts the CDS goes (Spearman) {' and '.join(told)}; the firing frequency with {rates}."
+
+
+def say_baselines(separations: Separations) -> str:
+    """Say what properties that should not do the score's work reach on the same features."""
+    values = {score: read_auroc(separations, "all", score).mean for score in SCORES}
+    if _too_few(separations, "all"):
+        return "Too few features are declared to compare the CDS with firing frequency, support and peak."
+    others = {SCORE_NAMES[score]: value for score, value in values.items() if score != "cds"}
+    strongest = max(others, key=lambda name: abs(others[name] - 0.5))
+    told = ", ".join(f"{name} {value:.2f}" for name, value in others.items())
+    adds = abs(values["cds"] - 0.5) > abs(others[strongest] - 0.5)
+    return (
+        f"On the same features the AUROC of what should not do the score's work: {told}. The CDS, {values['cds']:.2f},"
+        f" lies {'farther from 0.5 than any of them' if adds else f'no farther from 0.5 than {strongest} does'}."
+    )
+
+
+def say_diffuse(separations: Separations, medians: Mapping[str, tuple[Stat, Stat]]) -> str:
+    """Say that diffuse known-global features are expected to fail, and whether they do."""
+    expected = (
+        "A feature that fires evenly everywhere scores near 0 by definition, whatever it knows, so diffuse known-global"
+        " features are expected to score low and the CDS to fail on them:"
+    )
+    (diffuse, n_diffuse), (compact, n_compact) = medians["global_diffuse"], medians["global_compact"]
+    if n_diffuse.mean < MIN_GROUP or n_compact.mean < MIN_GROUP:
+        return (
+            f"{expected} with {format_number(n_diffuse.mean, 0)} diffuse and {format_number(n_compact.mean, 0)} compact"
+            " known-global features there are too few to say."
+        )
+    seen = "they do score lower" if diffuse.mean < compact.mean else "they do not score lower"
+    text = f"{expected} {seen} (median {diffuse.mean:.3f}) than compact known-global ones ({compact.mean:.3f})"
+    judged = _judge(separations, "diffuse")
+    return f"{text}; diffuse features alone, {_write_auroc(separations, 'diffuse')}, {judged}."
+
+
+def say_correlations(correlations: Mapping[str, Correlation]) -> str:
+    """Name the properties that the CDS goes with, the strongest first."""
+    finite = {key: correlations[key].mean for key in CONFOUNDS if math.isfinite(correlations[key].mean)}
+    if not finite:
+        return "No correlation of the CDS with other properties can be computed."
+    strong = sorted((key for key in finite if abs(finite[key]) >= MEDIUM_RHO), key=lambda key: -abs(finite[key]))
+    if not strong:
+        return f"No measure of how often, how strongly or how widely features fire goes with the CDS by {MEDIUM_RHO}."
+    told = ", ".join(f"{CONFOUNDS[key].name} {format_signed(finite[key])}" for key in strong)
+    text = f"The CDS goes with (Spearman, {MEDIUM_RHO} or more): {told}."
+    if "firing_rate" in strong:
+        rarer = "rarer" if finite["firing_rate"] < 0 else "more frequent"
+        text += f" High-scope features are also the {rarer} ones: compare groups at matched frequency."
+    return text
+
+
+def say_ranks(by_rank: Mapping[str, Sequence[tuple[float, int]]]) -> str:
+    """Say whether the distances change from the first to the last rank."""
+    first, last, chance, rho = (
+        compute_stat(v for v, _ in by_rank[key]).mean for key in ("first", "last", "chance", "spearman")
+    )
+    if not math.isfinite(first):
+        return "No feature has a distance at the first and at the last rank."
+    agreement = f" (Spearman {format_number(rho, 2)} between them)" if math.isfinite(rho) else ""
+    return (
+        f"By rank: the mean distance is {first:.3f} at the first and {last:.3f} at the last rank{agreement}; chance is"
+        f" {format_number(chance, 3)}."
+    )
+
+
+def say_matched(results: Sequence[Result]) -> str:
+    """Say what removal costs where both groups fire equally often."""
+    runs = {variant.group: many for variant, many in group_by_variant(results, matched=True).items()}
+    groups = {name: [r for r in runs.get(name_matched(name), []) if not is_empty(r)] for name in ("high", "low")}
+    if not all(groups.values()):
+        return "High- and low-scope features share no firing frequency, so no groups of matched frequency exist."
+    originals, costs = find_originals(results), {"high": 0, "low": 0}
+    told = []
+    for metric in present_metrics(results, MAIN_METRICS):
+        sign, column = (1 if metric.higher_is_better else -1), metric.column
+        change = {
+            name: compute_stat(read_difference(run, originals, metric) for run in many).mean
+            for name, many in groups.items()
+        }
+        if not all(math.isfinite(value) for value in change.values()):
+            continue
+        costs["low" if sign * change["low"] < sign * change["high"] else "high"] += 1
+        high, low = (format_number(column.scale * change[name], column.digits, signed=True) for name in ("high", "low"))
+        unit = "points" if column.unit == "%" else column.unit
+        told.append(f"{column.heading} {low} without low-scope, {high} without high-scope {unit}")
+    if not told:
+        return "At matched firing frequency nothing was measured against the original tokens."
+    n = compute_stat(run["variant"].get("n_latents") for run in groups["low"]).mean
+    return (
+        f"At matched firing frequency ({format_number(n, 0)} features in each group): {'; '.join(told)}. Removing the"
+        f" low-scope ones costs more in {costs['low']} of {len(told)} metrics."
+    )
+
+
+def _capitalise(text: str) -> str:
+    return text[0].upper() + text[1:]

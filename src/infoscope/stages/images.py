@@ -1,0 +1,168 @@
+"""Images: scenes, rendered once, and data sets on the disk."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from infoscope.data.check import check_sample
+from infoscope.data.config import DataConfig, DataKind
+from infoscope.data.images import ImageSet, LabelledImages, Truth
+from infoscope.data.recognition import name_settings
+from infoscope.data.scene_set import SceneSet, make_scenes_fingerprint, save_scenes
+from infoscope.data.sets import make_image_sets
+from infoscope.pipeline.context import Context, once
+from infoscope.pipeline.stage import ArtifactStage, Key, Needs, Work
+from infoscope.probes.config import Task
+from infoscope.runtime import processes
+from infoscope.runtime.errors import InputError
+from infoscope.runtime.store import Workspace
+
+SPLITS = ("train", "test")
+
+
+class Scenes(ArtifactStage[SceneSet]):
+    """A split of the procedural scenes; an item is (split, number of images, data)."""
+
+    kind = "scenes"
+    is_shared = False
+
+    def name(self, ctx: Context, split: str, n_images: int, data: DataConfig) -> str:
+        return split
+
+    def describe(self, ctx: Context, split: str, n_images: int, data: DataConfig) -> str:
+        return f"scenes, {split}"
+
+    def key(self, ctx: Context, up: Needs, split: str, n_images: int, data: DataConfig) -> Key:
+        return make_scenes_fingerprint(data.seed, split, n_images, data.size_px)
+
+    def build(self, ctx: Context, up: Needs, work: Workspace, split: str, n_images: int, data: DataConfig) -> None:
+        n_workers = data.n_workers or processes.count_cores()
+        with ctx.display.bar(f"rendering {split} scenes", n_images, "images") as advance:
+            save_scenes(work.folder, data.seed, split, n_images, data.size_px, n_workers, advance)
+
+    def load(self, ctx: Context, folder: Path, *item: Any) -> SceneSet:
+        return SceneSet(folder)
+
+    def work(self, ctx: Context, split: str, n_images: int, data: DataConfig) -> Work:
+        # three bytes of colour, one of label, two of depth
+        return Work(n_images, [data.size_px], disk_bytes=n_images * data.size_px**2 * 6)
+
+
+def scenes_of(ctx: Context, data: DataConfig, splits: tuple[str, ...] = SPLITS) -> Needs:
+    """Return the scenes that a data set consists of, by split; none where it lies on the disk."""
+    if data.kind is not DataKind.scenes:
+        return Needs()
+    return Needs(**{f"scenes_{split}": Scenes.at(ctx, split, count_images(ctx, split, data), data) for split in splits})
+
+
+def open_sets(ctx: Context, data: DataConfig) -> tuple[ImageSet, ImageSet]:
+    """Return the training and the test images of a data set; scenes are rendered if they are missing."""
+    if data.kind is not DataKind.scenes:
+        return sets_on_disk(ctx, data)
+    return _open_scenes(ctx, data)
+
+
+@once
+def _open_scenes(ctx: Context, data: DataConfig) -> tuple[ImageSet, ImageSet]:
+    return make_image_sets(data, {s: Scenes.at(ctx, s, count_images(ctx, s, data), data).folder for s in SPLITS})
+
+
+def open_split(ctx: Context, split: str, data: DataConfig | None = None) -> ImageSet:
+    """Return the images of one split, of the experiment's own data unless others are given."""
+    return open_sets(ctx, data or ctx.config.data)[SPLITS.index(split)]
+
+
+def sets_on_disk(ctx: Context, data: DataConfig) -> tuple[ImageSet, ImageSet]:
+    """Return the training and the test images of a data set that is not rendered."""
+    key = repr(data)
+    if key not in ctx.image_sets:
+        with ctx.display.bar(f"listing the images of data={data.kind.name}"), naming_settings(ctx, data):
+            ctx.image_sets[key] = sets = make_image_sets(data)
+        if data.kind is DataKind.image_folder:
+            held_out = f"{len(sets[1]):,} held out as test images (data.test_share={data.test_share:g})"
+            ctx.display.say(f"          {data.root}: {len(sets[0]):,} training images, {held_out}")
+        for left_out in dict.fromkeys(images.left_out.describe() for images in sets if images.left_out):
+            ctx.display.say(f"          {data.root}: left out {left_out}")
+    return ctx.image_sets[key]
+
+
+@contextmanager
+def naming_settings(ctx: Context, data: DataConfig) -> Iterator[None]:
+    """Let what is wrong with the data of a probe be told in terms of `probe_data`; `data` are the experiment's own.
+
+    Raises:
+        InputError: what was raised inside.
+    """
+    try:
+        yield
+    except InputError as error:
+        tasks = [task.name for task in ctx.config.probe.tasks if probe_data(ctx, task) == data != ctx.config.data]
+        if not tasks or type(error) is not InputError:
+            raise
+        raise InputError(name_settings(str(error), f"probe_data.{tasks[0]}")) from error
+
+
+def count_images(ctx: Context, split: str, data: DataConfig | None = None) -> int:
+    """Return the number of images of a split, unreadable ones included."""
+    data = data or ctx.config.data
+    if data.kind is DataKind.scenes:
+        return data.n_train if split == "train" else data.n_test
+    return len(open_split(ctx, split, data))
+
+
+def fingerprint_images(ctx: Context, split: str, data: DataConfig | None = None) -> dict[str, Any]:
+    """Return what determines a split's images, known before they are rendered."""
+    data = data or ctx.config.data
+    if data.kind is DataKind.scenes:
+        return Scenes.at(ctx, split, count_images(ctx, split, data), data).spec.key
+    images = open_split(ctx, split, data)
+    with ctx.display.bar(f"reading the checksum of {len(images):,} {split} images"):
+        return images.fingerprint
+
+
+def check_split(ctx: Context, split: str, data: DataConfig) -> None:
+    """Refuse a split of nothing.
+
+    Raises:
+        InputError: it holds no images.
+    """
+    if count_images(ctx, split, data) == 0:
+        raise InputError(f"The {split} split holds no images: raise data.test_share, or add images.")
+
+
+def probe_data(ctx: Context, task: Task) -> DataConfig:
+    """Return what a task is probed on; tokens of whole images are not kept where it is shown crops instead."""
+    data: DataConfig = getattr(ctx.config.probe_data, task.name)
+    if data.kind is DataKind.own:
+        return ctx.config.data
+    return replace(data, store_tokens=False) if ctx.config.probe.crops(task) else data
+
+
+def find_known(ctx: Context, data: DataConfig) -> list[LabelledImages | type[SceneSet] | None]:
+    """Return what knows the truth of each split, None where nothing does; scenes need not be rendered for it."""
+    if data.kind is DataKind.scenes:
+        return [SceneSet, SceneSet]
+    return [images if isinstance(images, LabelledImages) else None for images in open_sets(ctx, data)]
+
+
+def knows(ctx: Context, truth: Truth, data: DataConfig) -> bool:
+    """Return whether both splits of a data set know a truth."""
+    return all(known and truth in known.truths for known in find_known(ctx, data))
+
+
+@once
+def check_maps(ctx: Context, data: DataConfig) -> None:
+    """Read some of the maps of a data set that a dense probe learns, once.
+
+    Raises:
+        InputError: maps of labels or depth that are not what they should be, see `check_sample`.
+    """
+    if data.kind is not DataKind.scenes:
+        for images in open_sets(ctx, data):
+            assert isinstance(images, LabelledImages)
+            with naming_settings(ctx, data):
+                check_sample(images)

@@ -1,0 +1,113 @@
+"""stage=outliers: what outlier tokens do, and how strongly each group of features acts on them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from infoscope.config import to_tree
+from infoscope.pipeline.context import Context
+from infoscope.pipeline.passes import PassStage
+from infoscope.pipeline.stage import Key, Needs, Node, Row, SingleStage, Work, name_artifacts
+from infoscope.report.section import ReportSection
+from infoscope.runtime.store import Workspace
+from infoscope.sae.model import SparseAutoencoder
+from infoscope.sae.passes import Measurement
+from infoscope.scope.group_activation import GroupActivation, OutlierActs, OutlierMeter, measure_outlier_acts
+from infoscope.scope.token_outliers import MAPS, TokenOutliers, compute_token_outliers
+from infoscope.stages.backbone import load_backbone
+from infoscope.stages.images import count_images, open_split
+from infoscope.stages.outliers.section import make_outlier_section
+from infoscope.stages.sae import count_latents, sae_of
+from infoscope.stages.score.stage import Score, partition_of
+from infoscope.stages.tokens import Tokens
+from infoscope.vision.token_source import TokenFacts, TokenSource
+
+
+class OutlierTokens(SingleStage[TokenOutliers]):
+    """How far the outlier tokens move between shifted crops, and the norms block by block."""
+
+    kind = "outliers"
+    is_shared = False
+
+    def needs(self, ctx: Context) -> Needs:
+        return Needs(tokens=Tokens.at(ctx, "train"))
+
+    def key(self, ctx: Context, up: Needs) -> Key:
+        scope = ctx.config.scope
+        return {
+            "tokens": up.tokens.hash,
+            "outliers": to_tree(ctx.config.outliers),
+            "shift_patches": scope.shift_patches,
+            "emd": [scope.emd.name, scope.sinkhorn_blur],
+        }
+
+    def build(self, ctx: Context, up: Needs, work: Workspace) -> TokenOutliers:
+        with ctx.display.bar("outlier tokens", unit="images") as advance:
+            return compute_token_outliers(
+                load_backbone(ctx),
+                open_split(ctx, "train"),
+                TokenFacts(up.tokens.folder),
+                ctx.config.outliers,
+                ctx.config.scope,
+                n_readers=ctx.config.data.n_workers,
+                progress=advance,
+            )
+
+    def load(self, ctx: Context, folder: Path) -> TokenOutliers:
+        return TokenOutliers.load(folder)
+
+    def work(self, ctx: Context) -> Work:
+        config, n = ctx.config.outliers, count_images(ctx, "train")
+        n_cropped, n_by_layer = min(n, config.n_images), min(n, config.n_layer_images)
+        forwards = 2 * n_cropped + (load_backbone(ctx).n_layers - 1) * n_by_layer
+        like = [ctx.config.model.name, config.n_layer_images, ctx.config.scope.emd.name]
+        return Work(n_cropped, like, forwards=forwards, distances=2 * len(MAPS) * n_cropped, is_bound=True)
+
+
+class Outliers(PassStage[OutlierActs]):
+    """How strongly each latent of a seed acts on outlier and on normal tokens; groups are arithmetic on it."""
+
+    kind = "group_activation"
+    in_report = True
+
+    def goals(self, ctx: Context) -> list[Node]:
+        return [*super().goals(ctx), *(Score.at(ctx, seed) for seed in ctx.config.seeds)]
+
+    def needs(self, ctx: Context, seed: int) -> Needs:
+        return Needs(sae=sae_of(ctx, seed), tokens=Tokens.at(ctx, "train"), outliers=OutlierTokens.at(ctx))
+
+    def key(self, ctx: Context, up: Needs, seed: int) -> Key:
+        return {"sae": up.sae.hash, "tokens": up.tokens.hash, "outliers": up.outliers.hash}
+
+    def measure(
+        self, ctx: Context, up: Needs, sae: SparseAutoencoder, tokens: TokenSource, seed: int
+    ) -> Measurement[OutlierMeter]:
+        return measure_outlier_acts(sae, tokens, up.outliers.load().norms.threshold)
+
+    def load(self, ctx: Context, folder: Path, seed: int) -> OutlierActs:
+        return OutlierActs.load(folder)
+
+    def work(self, ctx: Context, seed: int) -> Work:
+        return Work(count_images(ctx, "train"), [ctx.config.model.name, count_latents(ctx)])
+
+    def rows(self, ctx: Context, seed: int) -> Iterator[Row]:
+        made, found = self.at(ctx, seed).get(), group_activation_of(ctx, seed)
+        for place, group in enumerate(found.names):
+            acts = {"on_outlier": float(found.on_outlier[place]), "on_normal": float(found.on_normal[place])}
+            counts = {"n_features": int(found.n_features[place]), "n_outlier_tokens": found.n_outlier}
+            row = {"variant": group, **counts, **acts, "activation_ratio": float(found.ratio[place])}
+            yield {**name_artifacts(made), **row}
+
+    def section(self, ctx: Context) -> ReportSection:
+        by_seed = {seed: group_activation_of(ctx, seed) for seed in ctx.config.seeds}
+        return make_outlier_section(OutlierTokens.at(ctx).load(), by_seed)
+
+
+def group_activation_of(ctx: Context, seed: int) -> GroupActivation:
+    """Return how strongly each group acts on outlier and on normal tokens, and the features without a score."""
+    partition = partition_of(ctx, seed)
+    groups = dict(partition.groups)
+    if partition.unscored.any():
+        groups["unscored"] = partition.unscored
+    return Outliers.at(ctx, seed).load().of_groups(groups)

@@ -1,0 +1,241 @@
+"""The section on CLIP's own predictions: the table, reliability, the images that change most, what was found."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+
+from infoscope.predictions.results import PredictionResult
+from infoscope.report.section import ReportSection, SectionFigure
+from infoscope.report.tables import Cell, Column, Stat, Table, compute_stat, format_number
+from infoscope.stages.predict.figures import MIN_PREDICTIONS, draw_changed_predictions, draw_reliability
+from infoscope.stages.probe.results import MODES, Metric, Result, Variant, group_by_variant, is_empty, tell_unequal_mass
+from infoscope.stages.probe.tables import EMPTY, LABEL, MARKS
+
+TASK = "predictions"
+METRICS = (
+    Metric(TASK, "top1", Column("top1", "top-1", digits=1, scale=100, unit="%")),
+    Metric(TASK, "changed", Column("changed", "changed", digits=1, scale=100, unit="%"), False),
+    Metric(TASK, "max_prob", Column("max_prob", "confidence", digits=1, scale=100, unit="%")),
+    Metric(TASK, "ece", Column("ece", "ECE", digits=1, scale=100, unit="%"), False),
+    Metric(TASK, "entropy", Column("entropy_nats", "entropy", digits=3, unit="nats"), False),
+    Metric(TASK, "total_variation", Column("total_variation", "TV", digits=3, optional=True), False),
+)
+SHARES = (
+    Column("n_latents", "latents removed", digits=0, optional=True),
+    Column("mass_share_train", "mass", digits=1, scale=100, unit="%", optional=True),
+    Column("energy_share", "energy", digits=1, scale=100, unit="%", optional=True),
+)
+ORIGINAL = Variant("original", "")
+KEPT = "error_preserving"
+"""The mode in which the SAE's error stays: findings and figures speak of it."""
+
+
+def make_prediction_section(
+    results: Mapping[int, PredictionResult],
+    pictures: Mapping[int, UInt8[np.ndarray, "size_px size_px 3"]] | None = None,
+) -> ReportSection:
+    """Return the section on zero-shot predictions.
+
+    Args:
+        results: by SAE seed.
+        pictures: by position in the test images; the first seed's changed images are shown where they are among them.
+    """
+    runs = _make_runs(results)
+    by_variant = {variant: [run for run in many if not is_empty(run)] for variant, many in runs.items()}
+    first_seed = min(results)
+    first = results[first_seed]
+    figures = {}
+    if first.has_labels:
+        figures["reliability"] = SectionFigure(
+            lambda: draw_reliability(list(results.values())),
+            "How often predictions are right at each confidence, before and after a group's features are removed (the"
+            " SAE's error kept): on the dashed line they are as right as they are sure. Shaded area: share of the"
+            f" predictions; bins with fewer than {MIN_PREDICTIONS} are left out.",
+        )
+    shown = [image for image in first.changed if pictures and image.image_index in pictures]
+    if pictures and shown:
+        figures["changed_predictions"] = SectionFigure(
+            lambda: draw_changed_predictions(shown, first.class_names, pictures),
+            f"Test images whose predicted class loses most probability without a group (SAE seed {first_seed}). Below"
+            " each: the class before and after with its probability; then by how many nats the log-odds of the old"
+            " class against its rival fall without the whole group, and without single features of it.",
+        )
+    return ReportSection(
+        name="predictions",
+        title="Predictions and confidence",
+        findings=_make_findings(by_variant, first),
+        tables={"predictions": _make_table(runs, results)},
+        figures=figures,
+        summary={
+            "n_classes": len(first.class_names),
+            "n_images": len(first.image_index),
+            "logit_scale": first.logit_scale,
+            "variants": [_summarise(variant, runs[variant], filled) for variant, filled in by_variant.items()],
+        },
+    )
+
+
+def _make_runs(results: Mapping[int, PredictionResult]) -> dict[Variant, list[Result]]:
+    """The runs of each variant over seeds and draws, in the order of the table."""
+    return group_by_variant(
+        [
+            {"sae_seed": seed, "variant": variant, "metrics": {TASK: result.metrics(place)}}
+            for seed, result in results.items()
+            for place, variant in enumerate(result.variants)
+        ]
+    )
+
+
+def _make_table(runs: Mapping[Variant, Sequence[Result]], results: Mapping[int, PredictionResult]) -> Table:
+    first = next(iter(results.values()))
+    metrics = [metric for metric in METRICS if first.has_labels or metric.name not in ("top1", "ece")]
+    n_draws = len({run["variant"]["draw"] for many in runs.values() for run in many} - {None})
+    spread = "; mean ± standard deviation over them" if len(results) > 1 or n_draws > 1 else ""
+    draws = f", {n_draws} draws of each random group" if n_draws else ""
+    table = Table(
+        "predictions",
+        "Zero-shot predictions on edited tokens",
+        [LABEL, *SHARES, *(metric.column for metric in metrics)],
+        notes=[
+            f"{len(first.image_index):,} test images, {len(first.class_names):,} classes,"
+            f" {len(results)} SAE seed{'s' if len(results) > 1 else ''}{draws}{spread}.",
+            "Changed: share of predictions unlike those on the original tokens. Confidence: mean probability of the"
+            " predicted class. ECE: expected calibration error, 15 bins. TV: mean total-variation distance of the"
+            " probabilities from the original ones. Mass: share of the sum of activations on the training images."
+            " Energy: share of the squared distance from the mean token that the edit changes, on these images.",
+            *tell_unequal_mass(runs, "mass_share_train"),
+        ],
+        marks=MARKS,
+    )
+    section = None
+    for variant, many in runs.items():
+        if variant.mode != section:
+            section = variant.mode
+            table.add_section(MODES.get(section, section))
+        filled = [run for run in many if not is_empty(run)]
+        table.add_row(
+            Cell(variant.label, EMPTY if len(filled) < len(many) else ""),
+            *_share_cells(variant, filled),
+            *(Cell(compute_stat(metric.read(run) for run in filled)) for metric in metrics),
+        )
+    return table
+
+
+def _share_cells(variant: Variant, filled: Sequence[Result]) -> list[Cell]:
+    if variant.role == "original":
+        return [Cell()] * len(SHARES)
+    return [Cell(compute_stat(run["variant"][column.key] for run in filled)) for column in SHARES]
+
+
+class _Numbers:
+    """Means and spreads by variant, for sentences."""
+
+    def __init__(self, runs: Mapping[Variant, Sequence[Result]]) -> None:
+        self.runs = runs
+
+    def stat(self, variant: Variant, metric: str) -> Stat:
+        return compute_stat(run["metrics"][TASK][metric] for run in self.runs.get(variant, ()))
+
+    def mean(self, variant: Variant, metric: str) -> float:
+        return self.stat(variant, metric).mean
+
+    def has(self, variant: Variant) -> bool:
+        return bool(self.runs.get(variant))
+
+
+def _make_findings(runs: Mapping[Variant, Sequence[Result]], first: PredictionResult) -> tuple[str, ...]:
+    numbers = _Numbers(runs)
+    groups = [variant for variant in runs if variant.role == "group" and variant.mode == KEPT]
+    findings = [_tell_main(numbers, groups, first)]
+    findings += [_compare_with_random(numbers, group) for group in groups if numbers.has(group)]
+    for group in groups:
+        if not numbers.has(group):
+            findings.append(f"The group {group.group!r} has no features in any run: nothing was removed.")
+    if first.has_labels:
+        findings.append(_tell_calibration(numbers, groups))
+    nothing = Variant("nothing", "reconstruct")
+    if numbers.has(nothing):
+        findings.append(
+            "The SAE's reconstruction alone, with nothing removed, changes"
+            f" {_percent(numbers.mean(nothing, 'changed'))} of the predictions."
+        )
+    return tuple(findings)
+
+
+def _tell_main(numbers: _Numbers, groups: Sequence[Variant], first: PredictionResult) -> str:
+    n = f"{len(first.image_index):,} test images and {len(first.class_names):,} classes"
+    present = [group for group in groups if numbers.has(group)]
+    if not first.has_labels:
+        parts = [f"{_percent(numbers.mean(group, 'changed'))} change {group.label} features" for group in present]
+        return f"Of the predictions on {n} (no labels, so no accuracy), {_join(parts)}." if parts else f"{n}."
+    before = numbers.mean(ORIGINAL, "top1")
+    parts = [
+        f"{_percent(numbers.mean(group, 'top1'))} {group.label} features"
+        f" ({format_number(100 * (numbers.mean(group, 'top1') - before), 1, signed=True)} points)"
+        for group in present
+    ]
+    chance = _percent(1 / len(first.class_names))
+    return (
+        f"Zero-shot top-1 on {n} is {_percent(before)} on the original tokens"
+        f" (guessing: {chance}){''.join(f', {part}' for part in parts)}."
+    )
+
+
+def _compare_with_random(numbers: _Numbers, group: Variant) -> str:
+    """Say whether a group changes more predictions than random groups of its mass; within two spreads it does not."""
+    mine = numbers.stat(group, "changed")
+    random = numbers.stat(Variant("control", KEPT, group.group, "mass"), "changed")
+    start = f"{group.label.capitalize()} features {_percent(mine.mean)} of the predictions change"
+    confidence = numbers.mean(group, "max_prob") - numbers.mean(ORIGINAL, "max_prob")
+    end = f"; mean confidence moves by {format_number(100 * confidence, 1, signed=True)} points."
+    if random.n == 0:
+        return start + end
+    against = f"{_percent(random.mean)} without random features of the same mass"
+    spread = math.hypot(_or_zero(random.sd), _or_zero(mine.sd))
+    if random.n < 2:
+        verdict = "of one random group only, so there is no spread to judge the difference by"
+    elif abs(mine.mean - random.mean) <= 2 * spread:
+        verdict = "a difference within two standard deviations, so nothing special to this group is seen here"
+    else:
+        verdict = f"{'more' if mine.mean > random.mean else 'fewer'}, by more than two standard deviations"
+    return f"{start}, {against}: {verdict}{end}"
+
+
+def _tell_calibration(numbers: _Numbers, groups: Sequence[Variant]) -> str:
+    def tell(variant: Variant, name: str) -> str:
+        excess = numbers.mean(variant, "max_prob") - numbers.mean(variant, "top1")
+        word = "over" if excess > 0 else "under"
+        return (
+            f"{_percent(numbers.mean(variant, 'ece'))} {name} (confidence {word} accuracy by"
+            f" {format_number(100 * abs(excess), 1)} points)"
+        )
+
+    parts = [tell(ORIGINAL, "on the original tokens")]
+    parts += [tell(group, f"{group.label} features") for group in groups if numbers.has(group)]
+    return f"Expected calibration error: {_join(parts)}."
+
+
+def _summarise(variant: Variant, many: Sequence[Result], filled: Sequence[Result]) -> dict[str, Any]:
+    row: dict[str, Any] = {**variant._asdict(), "n_runs": len(many), "n_empty": len(many) - len(filled)}
+    for metric in METRICS:
+        stat = compute_stat(metric.read(run) for run in filled)
+        for key, value in ((metric.column.key, stat.mean), (f"{metric.column.key}_sd", stat.sd)):
+            row[key] = value if math.isfinite(value) else None
+    return row
+
+
+def _percent(share: float) -> str:
+    return f"{format_number(100 * share, 1)}%"
+
+
+def _or_zero(value: float) -> float:
+    return value if math.isfinite(value) else 0.0
+
+
+def _join(parts: Sequence[str]) -> str:
+    return ", ".join(parts[:-1]) + " and " * (len(parts) > 1) + parts[-1] if parts else ""

@@ -1,0 +1,140 @@
+"""stage=predict: the model's own zero-shot predictions without a group of features."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from infoscope.data.images import Truth
+from infoscope.pipeline.context import Context, once
+from infoscope.pipeline.stage import Handle, Key, Needs, NotBuiltYet, Row, SeedStage, SingleStage, Work, name_artifacts
+from infoscope.predictions.inputs import PredictInputs, check_predictions
+from infoscope.predictions.prompts import Prompts, choose_class_names, make_prompts
+from infoscope.predictions.results import PredictionResult
+from infoscope.predictions.run import run_predictions
+from infoscope.predictions.zero_shot import ZeroShotHead, make_zero_shot_head
+from infoscope.report.section import ReportSection
+from infoscope.runtime.store import Workspace
+from infoscope.sae.config import TokenChoice
+from infoscope.stages.ablations import variants_of
+from infoscope.stages.backbone import fingerprint_model, load_backbone
+from infoscope.stages.images import check_split, count_images, find_known, open_split
+from infoscope.stages.predict.section import make_prediction_section
+from infoscope.stages.probe.stage import describe_variant
+from infoscope.stages.publish import Published
+from infoscope.stages.sae import count_latents, sae_of
+from infoscope.stages.score.stage import Score, summarise_seed
+from infoscope.stages.tokens import Tokens
+
+
+@once
+def prompts_of(ctx: Context) -> Prompts:
+    """Return class names and the sentences they are put into; a model that cannot predict is refused at once."""
+    check_predictions(load_backbone(ctx), ctx.config.model.layer)
+    return make_prompts(ctx.config.predict, open_split(ctx, "test"))
+
+
+class EmbeddedClasses(SingleStage[ZeroShotHead]):
+    """The class names as the model's text tower embeds them."""
+
+    kind = "zero_shot_head"
+
+    def key(self, ctx: Context, up: Needs) -> Key:
+        return {"model": fingerprint_model(ctx), "prompts": prompts_of(ctx).determining()}
+
+    def build(self, ctx: Context, up: Needs, work: Workspace) -> ZeroShotHead:
+        prompts = prompts_of(ctx)
+        with ctx.display.bar("embedding class names", len(prompts.class_names), "classes") as advance:
+            return make_zero_shot_head(load_backbone(ctx), prompts, advance, work.progress)
+
+    def load(self, ctx: Context, folder: Path) -> ZeroShotHead:
+        return ZeroShotHead.load(folder)
+
+    def work(self, ctx: Context) -> Work:
+        prompts = prompts_of(ctx)
+        return Work(len(prompts.class_names) * len(prompts.templates), [ctx.config.model.name])
+
+
+class Predict(Published, SeedStage[PredictionResult]):
+    """What the model's own zero-shot head predicts under each removal and control."""
+
+    kind = "predict"
+
+    def needs(self, ctx: Context, seed: int) -> Needs:
+        return Needs(
+            head=EmbeddedClasses.at(ctx),
+            sae=sae_of(ctx, seed),
+            tokens=Tokens.at(ctx, "test"),
+            scores=Score.at(ctx, seed),
+        )
+
+    def key(self, ctx: Context, up: Needs, seed: int) -> Key:
+        config = ctx.config
+        return {
+            "model": fingerprint_model(ctx),
+            "head": up.head.hash,
+            "tokens": up.tokens.hash,
+            "layer": config.model.layer,
+            "predict": config.predict.determining(),
+            "target": config.predict.target,
+            "variants": [[variant.name, variant.key(up.sae.hash)] for variant in variants_of(ctx, seed)],
+        }
+
+    def check(self, ctx: Context, seed: int) -> None:
+        data = ctx.config.data
+        check_split(ctx, "test", data)
+        known = find_known(ctx, data)[1]
+        choose_class_names(ctx.config.predict, known if known and Truth.labels in known.truths else None)
+        try:
+            backbone = load_backbone(ctx)
+        except NotBuiltYet:
+            return
+        check_predictions(backbone, ctx.config.model.layer)
+
+    def build(self, ctx: Context, up: Needs, work: Workspace, seed: int) -> PredictionResult:
+        config = ctx.config
+        inputs = PredictInputs(
+            up.sae.load(),
+            up.tokens.load(),
+            load_backbone(ctx),
+            config.model.layer,
+            edits_patches=config.sae.tokens is not TokenChoice.cls,
+            edits_prefix=config.sae.tokens is not TokenChoice.patch,
+        )
+        with ctx.track(self.kind, seed) as tracker, ctx.display.bar(f"predicting, seed {seed}") as advance:
+            found = run_predictions(
+                variants_of(ctx, seed),
+                inputs,
+                up.head.load(),
+                config.predict,
+                prompts_of(ctx).labels,
+                lambda what, done, of: advance(done, of, what),
+                work.progress,
+            )
+            tracker.log({name: value for name, value in found.metrics(0).items() if value is not None})
+        return found
+
+    def load(self, ctx: Context, folder: Path, seed: int) -> PredictionResult:
+        return PredictionResult.load(folder)
+
+    def work(self, ctx: Context, seed: int) -> Work:
+        n_images = min(count_images(ctx, "test"), ctx.config.predict.n_images or count_images(ctx, "test"))
+        return Work(n_images, [ctx.config.model.name, count_latents(ctx), ctx.config.partition.determining()])
+
+    def rows(self, ctx: Context, seed: int) -> Iterator[Row]:
+        made, scope = self.at(ctx, seed), summarise_seed(ctx, seed)
+        result = made.load()
+        for place, variant in enumerate(result.variants):
+            yield {**name_artifacts(made.get()), **describe_variant(variant), **scope, **result.metrics(place)}
+
+    def section(self, ctx: Context) -> ReportSection:
+        found = {seed: self.at(ctx, seed).load() for seed in ctx.config.seeds}
+        images, size_px = open_split(ctx, "test"), load_backbone(ctx).image_px
+        shown = {image.image_index for image in found[min(found)].changed}
+        return make_prediction_section(found, {index: images.load(index, size_px) for index in shown})
+
+    def report_sources(self, ctx: Context) -> Mapping[str, Handle]:
+        return {f"predict_seed{seed}": self.at(ctx, seed) for seed in ctx.config.seeds}
+
+    def report_key(self, ctx: Context) -> Key:
+        return {role: handle.hash for role, handle in self.report_sources(ctx).items()}

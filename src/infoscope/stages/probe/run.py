@@ -1,0 +1,220 @@
+"""Probing variants of the tokens: what is missing is trained in one loop, each variant becomes an artifact."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from infoscope.data.config import DataConfig
+from infoscope.data.images import LabelledImages, Truth
+from infoscope.pipeline.context import Context, once
+from infoscope.pipeline.stage import Handle
+from infoscope.probes.checks import check_probes
+from infoscope.probes.config import ProbeConfig, Task
+from infoscope.probes.features import FeatureFolders
+from infoscope.probes.inputs import ProbeData, ProbeInputs
+from infoscope.probes.rates import Heads
+from infoscope.probes.results import VariantResult, load_result, save_result
+from infoscope.probes.run import run_probes
+from infoscope.probes.variants import Role, Variant
+from infoscope.runtime import processes
+from infoscope.runtime.errors import InputError
+from infoscope.runtime.manifests import Artifact, compute_hash
+from infoscope.runtime.progress import flatten
+from infoscope.runtime.store import Workspace
+from infoscope.sae.config import TokenChoice
+from infoscope.stages.backbone import load_backbone, load_backbone_at
+from infoscope.stages.images import check_maps, find_known, knows, open_sets, probe_data
+from infoscope.stages.probe.artifacts import VariantProbes, features_of
+from infoscope.stages.sae import sae_of
+from infoscope.stages.tokens import Tokens
+
+TRUTHS = {Task.classification: Truth.labels, Task.segmentation: Truth.label_maps, Task.depth: Truth.depth}
+"""What each task has to know of an image."""
+Probed = dict[Variant, list[Artifact]]
+"""The artifacts of each variant: one per data set."""
+
+
+def list_probe_groups(ctx: Context) -> list[tuple[DataConfig, ProbeConfig]]:
+    """Return [(data, probes of the tasks on these data)]: tasks that share a data set are probed in one loop."""
+    tasks: dict[str, tuple[DataConfig, list[Task]]] = {}
+    for task in ctx.config.probe.tasks:
+        data = probe_data(ctx, task)
+        tasks.setdefault(repr(data), (data, []))[1].append(task)
+    return [(data, replace(ctx.config.probe, tasks=of)) for data, of in tasks.values()]
+
+
+@once
+def check_truths(ctx: Context) -> None:
+    """Refuse tasks whose data do not know the truth or code it wrongly, and unknown targets.
+
+    Raises:
+        InputError: such a task or target; maps of labels or depth that are not what they should be.
+    """
+    for task in ctx.config.probe.tasks:
+        data = probe_data(ctx, task)
+        if not knows(ctx, TRUTHS[task], data):
+            raise InputError(
+                f"Expected data that know {TRUTHS[task].value} for the probe of {task.name}, got"
+                f" data={data.kind.name}: give probe_data.{task.name}, drop the task from probe.tasks, or ask for"
+                " the scope alone (stage=report with data that know nothing)."
+            )
+        if task is not Task.classification:
+            check_maps(ctx, data)
+        elif known := find_known(ctx, data)[0]:
+            known.n_target_classes(ctx.config.probe.target)
+
+
+def probe_variants(ctx: Context, seed: int, variants: Sequence[Variant]) -> Probed:
+    """Train and evaluate the probes of some variants, the original first; each set of tokens is an artifact.
+
+    Tasks with data of their own have artifacts of their own: each variant has one per data set. Variants with equal
+    tokens share one (an empty group has the original's), so what is stored in it names but the first of them.
+    Other jobs may want some of the same variants: each is trained by the job that claims it first.
+    """
+    found: Probed = {variant: [] for variant in variants}
+    assert variants[0].role is Role.original
+    check_truths(ctx)
+    sae_of(ctx, seed).get()
+    n_new = n_all = 0
+    for data, probe in list_probe_groups(ctx):
+        handles = {variant: VariantProbes.at(ctx, seed, variant, data, probe) for variant in variants}
+        while n_built := _probe_missing(ctx, seed, handles, data, probe):
+            n_new += n_built
+        n_all += len({handle.hash for handle in handles.values()})
+        for variant, handle in handles.items():
+            found[variant].append(ctx.store.get(handle.spec, _must_exist))
+    ctx.display.say(f"          probed variants of seed {seed}: {n_new} built, {n_all - n_new} reused")
+    return found
+
+
+def _must_exist(work: Workspace) -> None:
+    raise AssertionError("a variant that was just trained is not in the store")
+
+
+def _probe_missing(
+    ctx: Context, seed: int, handles: Mapping[Variant, Handle[VariantResult]], data: DataConfig, probe: ProbeConfig
+) -> int:
+    """Probe the variants that are missing and that no other job is at, and return how many; 0: none is missing."""
+    by_hash = {handle.hash: variant for variant, handle in reversed(list(handles.items()))}
+    original = next(iter(handles.values()))
+    with ctx.store.claim([handle.spec for handle in handles.values()]) as claimed:
+        if claimed:
+            missing = [by_hash[name] for name in claimed]
+            heads = None
+            if original.hash not in claimed:
+                heads = load_result(ctx.store.get(original.spec, _must_exist).folder).heads
+            _ProbeLoop(ctx, seed, handles, data, probe).run(missing, heads)
+        return len(claimed)
+
+
+class _ProbeLoop:
+    """One loop over variants of the tokens of one data set; a chunk becomes artifacts as soon as it is finished."""
+
+    def __init__(
+        self,
+        ctx: Context,
+        seed: int,
+        handles: Mapping[Variant, Handle[VariantResult]],
+        data: DataConfig,
+        probe: ProbeConfig,
+    ) -> None:
+        self.ctx, self.seed, self.handles, self.data, self.probe = ctx, seed, handles, data, probe
+        self.sae = sae_of(ctx, seed)
+        self.tokens = [Tokens.at(ctx, split, data) for split in ("train", "test")]
+        self.upstream = {"sae": self.sae.get(), "train": self.tokens[0].get(), "test": self.tokens[1].get()}
+        self._last = time.perf_counter()
+
+    def run(self, missing: list[Variant], original_heads: Heads | None) -> None:
+        """Train and evaluate what is missing.
+
+        Args:
+            original_heads: of the unedited tokens; None: they are the first of the missing.
+
+        Raises:
+            InputError: as `run_probes`.
+        """
+        ctx, probe, seed = self.ctx, self.probe, self.seed
+        inputs = self._make_inputs()
+        check_probes(
+            probe, inputs.backbone, inputs.layer, inputs.train.images, inputs.edits_patches, inputs.edits_prefix
+        )
+        by_key = {variant.key(self.sae.hash): variant for variant in reversed(missing)}
+        with ctx.track("probe", seed) as tracker, ctx.display.bar(f"probing, seed {seed}") as advance:
+            key = [self.sae.hash, *(tokens.hash for tokens in self.tokens), probe.determining()]
+            with ctx.store.open_progress("probe", key) as folder:
+                run_probes(
+                    missing,
+                    inputs,
+                    probe,
+                    sae_key=self.sae.hash,
+                    original_heads=original_heads,
+                    on_result=lambda key, result: self._keep(by_key[key], result),
+                    progress=lambda what, done, of: advance(done, of, what),
+                    folders=_StoredFolders(ctx, features_of(ctx, seed, missing, self.data, probe), self.upstream),
+                    say=lambda sentence: ctx.display.say(f"          {sentence}"),
+                    folder=folder,
+                )
+            if processes.is_main():
+                for variant in by_key.values():
+                    result = load_result(ctx.store.get(self.handles[variant].spec, _must_exist).folder)
+                    tracker.log(flatten(result.metrics, f"{result.variant['name']}/"))
+
+    def _make_inputs(self) -> ProbeInputs:
+        ctx, splits = self.ctx, []
+        for tokens, images in zip(self.tokens, open_sets(ctx, self.data), strict=True):
+            assert isinstance(images, LabelledImages)
+            splits.append(ProbeData(tokens.load(), images))
+        train, test = splits
+        return ProbeInputs(
+            self.sae.load(),
+            train,
+            test,
+            load_backbone(ctx),
+            ctx.config.model.layer,
+            edits_prefix=ctx.config.sae.tokens is TokenChoice.all,
+            backbone_at=partial(load_backbone_at, ctx),
+            n_workers=self.data.n_workers,
+        )
+
+    def _keep(self, variant: Variant, result: VariantResult) -> None:
+        handle = self.handles[variant]
+        now = time.perf_counter()
+        seconds, self._last = now - self._last, now
+
+        def save(work: Workspace) -> None:
+            save_result(work.folder, result)
+            work.notes["work"] = {"n": 1, "like": like_of(self.ctx, self.probe), "seconds": seconds}
+
+        with processes.alone():  # each process has variants of its own
+            self.ctx.store.get(handle.spec, save, shared=False, config=self.ctx.tree, **self.upstream)
+
+
+def like_of(ctx: Context, probe: ProbeConfig) -> object:
+    """Return what the time of probing a variant depends on."""
+    return [ctx.config.model.name, compute_hash(probe.determining())]
+
+
+class _StoredFolders(FeatureFolders):
+    """Features as artifacts: other heads, another solver or an interrupted run find them again."""
+
+    def __init__(self, ctx: Context, handles: Mapping[str, Handle[Path]], upstream: dict[str, Artifact]) -> None:
+        super().__init__(ctx.store.root)
+        self.ctx, self.handles, self.upstream = ctx, handles, upstream
+
+    def make(self, names: Sequence[str], fill: Callable[[dict[str, Path], Path | None], None]) -> dict[str, Path]:
+        def build(works: dict[str, Workspace]) -> None:
+            folder = works[min(works)].progress / compute_hash(sorted(works))
+            folder.mkdir(exist_ok=True)
+            fill({name: work.folder for name, work in works.items()}, folder)
+
+        specs = {name: self.handles[name].spec for name in names}
+        upstream = dict.fromkeys(names, self.upstream)
+        made = self.ctx.store.get_together(specs, build, shared=True, config=self.ctx.tree, upstream=upstream)
+        return {name: artifact.folder for name, artifact in made.items()}
+
+    def check_disk(self, n_bytes: int) -> None:
+        self.ctx.check_disk(n_bytes)

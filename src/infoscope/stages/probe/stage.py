@@ -1,0 +1,223 @@
+"""stage=probe: linear probes on tokens without a group of features, beside random controls."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from infoscope.config import Config
+from infoscope.data.config import DataKind
+from infoscope.pipeline.context import Context, once
+from infoscope.pipeline.stage import Needs, NotBuiltYet, Row, Shown, Stage, Work, name_artifacts
+from infoscope.probes.checks import check_probes
+from infoscope.probes.config import Task
+from infoscope.probes.crops import round_to_patches
+from infoscope.probes.results import load_results
+from infoscope.probes.variants import Variant, make_matched_variants, make_variants
+from infoscope.report.section import ReportSection
+from infoscope.runtime.errors import InputError
+from infoscope.runtime.progress import flatten
+from infoscope.runtime.read_only import MissingArtifact
+from infoscope.sae.config import TokenChoice
+from infoscope.sae.edit import EditMode
+from infoscope.scope.config import Rule
+from infoscope.stages.ablations import matched_variants_of, variants_of
+from infoscope.stages.backbone import load_backbone, load_backbone_at
+from infoscope.stages.images import check_split, count_images, find_known, knows, probe_data
+from infoscope.stages.probe.artifacts import VariantProbes
+from infoscope.stages.probe.results import Result
+from infoscope.stages.probe.run import TRUTHS, Probed, check_truths, like_of, list_probe_groups, probe_variants
+from infoscope.stages.probe.section import make_removal_section
+from infoscope.stages.probe.tables import make_main_table
+from infoscope.stages.score.stage import Score, scope_of, summarise_seed
+from infoscope.stages.tokens import Tokens
+from infoscope.vision.sources import is_of_origin
+
+PAPER_ARCHS = {"ViT-B-16": "clip_b16", "ViT-L-14": "clip_l14"}
+VARIANT_KEYS = ("mode", "role", "group", "control", "draw", "mass_share", "energy_share")
+"""What is said of a variant beside its name and `n_removed`; the shares are those removed from the test tokens."""
+
+
+class Probe(Stage):
+    """The probes of every variant of the tokens; variants follow from the scores, and each is an artifact."""
+
+    kind = "probe"
+    in_report = True
+
+    def applies(self, ctx: Context) -> bool:
+        return is_probed(ctx)
+
+    def hashes(self, ctx: Context) -> list[str]:
+        probed = [probe_all(ctx, seed) for seed in ctx.config.seeds]
+        return [one.hash for many in probed for artifacts in many.values() for one in artifacts]
+
+    def describe(self, ctx: Context, seed: int) -> str:
+        return f"probe, seed {seed}"
+
+    def needs(self, ctx: Context, seed: int) -> Needs:
+        return needs_of_probes(ctx, seed)
+
+    def check(self, ctx: Context, seed: int) -> None:
+        check_probe_inputs(ctx)
+
+    def make(self, ctx: Context, seed: int) -> Probed:
+        return probe_all(ctx, seed)
+
+    def count(self, ctx: Context, seed: int) -> tuple[int, int]:
+        try:
+            variants = variants_of(ctx, seed) + matched_variants_of(ctx, seed)
+        except (MissingArtifact, NotBuiltYet):
+            return len(_make_nominal_variants(ctx.config)), 0
+        return count_probes(ctx, seed, variants)
+
+    def work(self, ctx: Context, seed: int) -> Work:
+        return work_of_probes(ctx)
+
+    def rows(self, ctx: Context, seed: int) -> Iterator[Row]:
+        return join_variants(ctx, seed, probe_all(ctx, seed))
+
+    def closing(self, ctx: Context) -> Shown:
+        shown, kept = [], EditMode.error_preserving.name
+        for result in read_probed(ctx):
+            if result["variant"]["role"] == "original" or result["variant"]["mode"] == kept:
+                shown.append(result)
+        table = make_main_table(shown, find_paper_reference(ctx.config))
+        table.notes.append("Reconstruct, differences and further metrics stand in the report: stage=report.")
+        return [table]
+
+    def section(self, ctx: Context) -> ReportSection:
+        results = read_probed(ctx)
+        scopes = [scope_of(ctx, seed) for seed in ctx.config.seeds]
+        return make_removal_section(scopes, results, find_paper_reference(ctx.config))
+
+
+@once
+def probe_all(ctx: Context, seed: int) -> Probed:
+    """Return the probes of every variant of a seed; what is missing is trained."""
+    return probe_variants(ctx, seed, variants_of(ctx, seed) + matched_variants_of(ctx, seed))
+
+
+def is_probed(ctx: Context) -> bool:
+    """Whether there is anything to probe: some task whose data know the truth."""
+    return any(knows(ctx, TRUTHS[task], probe_data(ctx, task)) for task in ctx.config.probe.tasks)
+
+
+def needs_of_probes(ctx: Context, seed: int) -> Needs:
+    """Return the scores of a seed, and the tokens of every data set that is probed."""
+    tokens = {
+        f"{split}_{number}": Tokens.at(ctx, split, data)
+        for number, (data, _) in enumerate(list_probe_groups(ctx))
+        for split in ("train", "test")
+    }
+    return Needs(scores=Score.at(ctx, seed), **tokens)
+
+
+def work_of_probes(ctx: Context) -> Work:
+    """Return what the probes of one variant cost."""
+    groups = list_probe_groups(ctx)
+    return Work(1, like_of(ctx, groups[0][1])) if len(groups) == 1 else Work()
+
+
+def count_probes(ctx: Context, seed: int, variants: list[Variant]) -> tuple[int, int]:
+    """Return how many probe artifacts of some variants are missing, and how many exist."""
+    handles = (VariantProbes.at(ctx, seed, variant, *group) for variant in variants for group in list_probe_groups(ctx))
+    by_hash = {handle.hash: handle for handle in handles}
+    n_missing = sum(handle.find() is None for handle in by_hash.values())
+    return n_missing, len(by_hash) - n_missing
+
+
+def check_probe_inputs(ctx: Context) -> None:
+    """Refuse tasks whose data do not know the truth or code it wrongly, too few images, probes that cannot change.
+
+    Raises:
+        InputError: any of these.
+    """
+    check_truths(ctx)
+    sae = ctx.config.sae
+    for data, probe in list_probe_groups(ctx):
+        check_split(ctx, "test", data)
+        counts = [probe.n_train_images] if Task.classification in probe.tasks else []
+        counts += [probe.n_dense_train_images] if set(probe.tasks) - {Task.classification} else []
+        n = count_images(ctx, "train", data)
+        if (least := min(n, *(count or n for count in counts))) < 2:
+            raise InputError(f"Expected at least two training images for the probes, got {least}.")
+        if all(Score.at(ctx, seed).find() is not None for seed in ctx.config.seeds):
+            continue  # the backbone need not be loaded to say more
+        try:
+            backbone = load_backbone(ctx)
+        except NotBuiltYet:
+            continue
+        known = find_known(ctx, data)[0]
+        assert known is not None
+        edits_prefix = sae.tokens is not TokenChoice.patch
+        check_probes(probe, backbone, ctx.config.model.layer, known, edits_prefix=edits_prefix)
+        for task in probe.tasks:
+            if (crops := probe.crops(task)) and crops.crop_px is not None:
+                load_backbone_at(ctx, round_to_patches(crops.crop_px, backbone.patch_px))
+
+
+def read_probed(ctx: Context, probed: Mapping[int, Probed] | None = None) -> list[Result]:
+    """Return what the probes read by SAE seed and variant, as tables and figures read it; none where nothing is probed.
+
+    Args:
+        probed: by seed; by default every variant of every seed.
+    """
+    if probed is None:
+        probed = {seed: probe_all(ctx, seed) for seed in ctx.config.seeds} if is_probed(ctx) else {}
+    return [
+        {"sae_seed": seed, **load_results([one.folder for one in artifacts], variant).to_json()}
+        for seed, many in probed.items()
+        for variant, artifacts in many.items()
+    ]
+
+
+def join_variants(ctx: Context, seed: int, probed: Probed) -> Iterator[Row]:
+    """Yield what the probes of a seed read as rows of the collected table."""
+    scope = summarise_seed(ctx, seed)
+    for variant, artifacts in probed.items():
+        result = load_results([artifact.folder for artifact in artifacts], variant)
+        metrics = {**flatten(result.metrics), **flatten(result.frozen_head, "frozen_head/")}
+        yield {**name_artifacts(*artifacts), **describe_variant(result.variant), **scope, **metrics}
+
+
+def describe_variant(variant: Mapping[str, Any]) -> Row:
+    """Return what the collected table says of a variant."""
+    known = {key: variant[key] for key in VARIANT_KEYS}
+    return {"variant": variant["name"], "n_removed": variant["n_latents"], **known}
+
+
+def find_paper_reference(config: Config) -> str | None:
+    """Return whose values of the paper stand beside ours: only where model and data are the paper's.
+
+    That is OpenAI's CLIP B/16 or L/14 on all of ImageNet, ADE20K and NYU Depth v2. What a local file holds nobody can
+    see: it is taken for OpenAI's where `model.origin` says so.
+    """
+    probes = config.probe_data
+    has_data = (
+        probes.classification.kind is DataKind.own
+        and probes.segmentation.kind is DataKind.ade20k
+        and probes.depth.kind is DataKind.nyud
+        and not any(of.subset or of.max_train or of.max_test for of in (probes.segmentation, probes.depth))
+    )
+    return find_paper_model(config) if has_data and config.probe.target == "class" else None
+
+
+def find_paper_model(config: Config) -> str | None:
+    """Return the paper's name of this model where the SAE too reads the paper's data, all of ImageNet; else None."""
+    model, data = config.model, config.data
+    has_data = data.kind is DataKind.imagenet and not data.subset and data.max_train is None and data.max_test is None
+    name = PAPER_ARCHS.get(model.arch or "")
+    return name if name is not None and has_data and is_of_origin(model, "openai") else None
+
+
+def _make_nominal_variants(config: Config) -> list[Variant]:
+    """Return as many variants as two groups, or all bands, with members have: for plans before there are scores."""
+    rule, number = config.partition.chosen
+    n_groups = int(number or 0) if rule is Rule.bands else 2
+    groups = {str(i): np.arange(2 * n_groups) // 2 == i for i in range(n_groups)}
+    everyone, alike = np.ones(2 * n_groups, bool), np.ones(2 * n_groups)
+    variants = make_variants(groups, everyone, alike, config.probe.n_draws)
+    matched = {"high": groups["0"], "low": groups["1"]} if n_groups == 2 else {}
+    return variants + make_matched_variants(matched, alike, alike)

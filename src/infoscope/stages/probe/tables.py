@@ -1,0 +1,294 @@
+"""The feature-removal tables: what classification, segmentation and depth lose without a group of features."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+from infoscope.report.tables import Align, Cell, Column, Stat, Table, compute_stat
+from infoscope.stages.probe.paper import PAPER_TITLES, PAPER_VALUES, PaperRow
+from infoscope.stages.probe.results import (
+    MAIN_METRICS,
+    MODES,
+    SECOND_METRICS,
+    Metric,
+    Result,
+    Variant,
+    at_edge,
+    find_originals,
+    group_by_variant,
+    is_empty,
+    is_unconverged,
+    present_metrics,
+    read_difference,
+    tell_unequal_mass,
+)
+
+EDGE, EMPTY, PAPER, UNCONVERGED = "†", "∅", "‡", "§"
+MARKS = {
+    EDGE: "the best learning rate (or L2 strength) lies at an edge of its grid in at least one run.",
+    UNCONVERGED: "L-BFGS had not converged within probe.lbfgs_max_iterations in at least one run.",
+    EMPTY: "the group is empty in at least one run; such runs are in no mean.",
+    PAPER: "from arXiv 2604.05724: ImageNet top-1, ADE20K mIoU, NYU Depth v2 RMSE. Which tokens its classifier reads"
+    " and how it removes a group are unknown to us; its top-1 stands under every readout.",
+}
+LABEL = Column("variant", "tokens", Align.left)
+SHARES = (
+    Column("n_latents", "latents removed", digits=0),
+    Column("mass_share", "mass", digits=1, scale=100, unit="%"),
+    Column("energy_share", "energy", digits=1, scale=100, unit="%", optional=True),
+    Column("overlap", "overlap", digits=1, scale=100, unit="%", optional=True),
+)
+
+
+def make_removal_tables(results: Sequence[Result], paper_reference: str | None = None) -> dict[str, Table]:
+    """Return the feature-removal tables by name; the empty dictionary when there are no results.
+
+    removal: every variant with the shares it removes and the main metric of each probe.
+    removal_delta: the same as differences from the original tokens of the same run.
+    removal_frozen_head: the head trained on original tokens, read on edited ones, as differences again.
+    removal_more: the other metrics.
+    """
+    if not results:
+        return {}
+    tables = {
+        "removal": make_main_table(results, paper_reference),
+        "removal_delta": make_delta_table(results, paper_reference),
+        "removal_frozen_head": make_frozen_head_table(results),
+        "removal_more": make_second_table(results),
+    }
+    return {name: table for name, table in tables.items() if len(table.columns) > 1 and table.rows}
+
+
+def make_main_table(results: Sequence[Result], paper_reference: str | None = None) -> Table:
+    """Return the table of absolute numbers: mean ± sd over SAE seeds, and over draws for the random controls."""
+    metrics = list(present_metrics(results, MAIN_METRICS))
+    table = Table(
+        "removal",
+        "Feature removal",
+        [LABEL, *SHARES, *make_metric_columns(metrics)],
+        notes=[
+            f"{_count_runs(results)} Heads are retrained for each variant.",
+            "Error-preserving: tokens minus the group's part, so the SAE's error stays. Reconstruct: decoded without"
+            " the group, so it goes.",
+            "Mass: share of the sum of activations. Energy: share of the squared distance from the mean token that the"
+            " edit changes. Both are those of the test images. Overlap: share of a random group that is also in the"
+            " group it stands in for.",
+            *tell_unequal_mass(group_by_variant(results)),
+        ],
+        marks=MARKS,
+    )
+    _fill(table, results, lambda runs: [*_shares(runs), *(metric_cell(runs, metric) for metric in metrics)])
+    _add_paper(table, paper_reference, metrics, skip=len(SHARES), relative=False)
+    return table
+
+
+def make_delta_table(results: Sequence[Result], paper_reference: str | None = None) -> Table:
+    """Return the table of differences from the original tokens of the same SAE seed."""
+    metrics, originals = list(present_metrics(results, MAIN_METRICS)), find_originals(results)
+    table = Table(
+        "removal_delta",
+        "Feature removal, differences from the original tokens",
+        [LABEL, *make_metric_columns(metrics, relative=True)],
+        notes=[
+            f"{_count_runs(results)} Differences are taken within a run, then averaged.",
+            *tell_unequal_mass(group_by_variant(results)),
+        ],
+        marks=MARKS,
+    )
+
+    def cells(runs: Sequence[Result]) -> list[Cell]:
+        return [metric_cell(runs, metric, originals) for metric in metrics]
+
+    _fill(table, _without_original(results), cells)
+    _add_paper(table, paper_reference, metrics, skip=0, relative=True)
+    return table
+
+
+def make_frozen_head_table(results: Sequence[Result]) -> Table:
+    """Return differences from the original tokens when the head is the one trained on those, not retrained."""
+    source = "frozen_head"
+    metrics, originals = list(present_metrics(results, MAIN_METRICS, source)), find_originals(results)
+    table = Table(
+        "removal_frozen_head",
+        "Feature removal under the original head, differences from the original tokens",
+        [LABEL, *make_metric_columns(metrics, relative=True)],
+        notes=[
+            f"{_count_runs(results)} The head was trained on the original tokens and reads the edited ones.",
+            *tell_unequal_mass(group_by_variant(results)),
+        ],
+        marks=MARKS,
+    )
+    with_head = [result for result in _without_original(results) if result.get(source)]
+    _fill(table, with_head, lambda runs: [metric_cell(runs, metric, originals, source) for metric in metrics])
+    return table
+
+
+def make_second_table(results: Sequence[Result]) -> Table:
+    """Return the metrics that the main table has no room for."""
+    metrics = list(present_metrics(results, SECOND_METRICS))
+    table = Table(
+        "removal_more",
+        "Feature removal, further metrics",
+        [LABEL, *make_metric_columns(metrics)],
+        notes=[
+            f"{_count_runs(results)} Depth RMSE in the main table is a mean over images; pooled RMSE is over all"
+            " pixels. mIoU there is over the classes that occur; here classes that do not count as 0."
+        ],
+        marks=MARKS,
+    )
+    _fill(table, results, lambda runs: [metric_cell(runs, metric) for metric in metrics])
+    return table
+
+
+def make_matched_table(results: Sequence[Result]) -> Table | None:
+    """Return the rows of the groups that fire equally often, with differences; None where there are none."""
+    variants = group_by_variant(results, matched=True)
+    metrics, originals = list(present_metrics(results, MAIN_METRICS)), find_originals(results)
+    if not variants or not metrics:
+        return None
+    differences = [
+        replace(column, heading=f"Δ {column.heading}") for column in make_metric_columns(metrics, relative=True)
+    ]
+    shares = [column for column in SHARES if column.key != "overlap"]  # only random groups have an overlap
+    table = Table(
+        "removal_matched",
+        "Feature removal at matched firing frequency",
+        [LABEL, *shares, *make_metric_columns(metrics), *differences],
+        notes=[
+            f"{_count_runs(list(originals.values()))} Both groups are thinned out until they have equally many features"
+            " in every half octave of firing rate, and removed while the SAE's error stays; differences are taken from"
+            " the original tokens within a run. Their mass is not matched.",
+            *tell_unequal_mass(variants),
+        ],
+        marks=MARKS,
+    )
+    unedited = [metric_cell(list(originals.values()), metric) for metric in metrics]
+    table.add_row("original tokens", *[None] * len(shares), *unedited, *[None] * len(metrics))
+    for variant, runs in variants.items():
+        filled = [run for run in runs if not is_empty(run)]
+        mark = EMPTY if len(filled) < len(runs) else ""
+        table.add_row(
+            Cell(variant.label, mark),
+            *_shares(filled)[: len(shares)],
+            *(metric_cell(filled, metric) for metric in metrics),
+            *(metric_cell(filled, metric, originals) for metric in metrics),
+        )
+    return table
+
+
+def _fill(table: Table, results: Sequence[Result], cells: Callable[[Sequence[Result]], list[Cell]]) -> None:
+    """Add one row per variant, in a section per mode; runs with an empty group only mark the row."""
+    section = None
+    for variant, runs in group_by_variant(results).items():
+        if variant.mode != section:
+            section = variant.mode
+            table.add_section(MODES.get(section, section))
+        filled = [run for run in runs if not is_empty(run)]
+        mark = EMPTY if len(filled) < len(runs) else ""
+        table.add_row(Cell(variant.label, mark), *cells(filled))
+
+
+def _shares(runs: Sequence[Result]) -> list[Cell]:
+    variants = [run["variant"] for run in runs]
+    if not variants:  # every run's group is empty
+        return [Cell(0), *[Cell(math.nan)] * (len(SHARES) - 2), Cell()]
+    if variants[0]["role"] == "original":
+        return [Cell()] * len(SHARES)
+    cells = []
+    for column in SHARES:
+        values = [variant.get(column.key) for variant in variants]
+        if column.key == "overlap" and all(value is None for value in values):
+            cells.append(Cell())  # only random groups have an overlap
+        else:
+            cells.append(Cell(compute_stat(values)))
+    return cells
+
+
+def metric_cell(
+    runs: Sequence[Result], metric: Metric, originals: Mapping[int, Result] | None = None, source: str = "metrics"
+) -> Cell:
+    """Return mean and spread of a metric over runs, or of its differences from the original tokens; edges marked."""
+    if originals is None:
+        values = [metric.read(run, source) for run in runs]
+    else:
+        values = [read_difference(run, originals, metric, source) for run in runs]
+    # The original head has no rate of its own to choose, so only retrained ones can be at an edge.
+    marks = ""
+    if source == "metrics":
+        marks += EDGE if any(at_edge(run, metric.task) for run in runs) else ""
+        marks += UNCONVERGED if any(is_unconverged(run, metric.task) for run in runs) else ""
+    return Cell(compute_stat(values), marks)
+
+
+def make_metric_columns(metrics: Sequence[Metric], relative: bool = False) -> list[Column]:
+    """Return the columns of metrics, with arrows towards the better; `relative` for differences."""
+    columns = []
+    for metric in metrics:
+        column, arrow = metric.column, "↑" if metric.higher_is_better else "↓"
+        columns.append(
+            Column(
+                key=f"{column.key}_difference" if relative else column.key,
+                heading=f"{column.heading} {arrow}",
+                digits=column.digits,
+                scale=column.scale,
+                unit="points" if relative and column.unit == "%" else column.unit,
+                signed=relative,
+            )
+        )
+    return columns
+
+
+def _add_paper(table: Table, paper_reference: str | None, metrics: Sequence[Metric], skip: int, relative: bool) -> None:
+    """Add the paper's rows, only where the caller says that model and data are the paper's."""
+    if paper_reference is None:
+        return
+    table.add_section(PAPER_TITLES[paper_reference])
+    rows = PAPER_VALUES[paper_reference]
+    for name, row in rows.items():
+        if relative and name == "original":
+            continue
+        values = PaperRow(*(a - b for a, b in zip(row, rows["original"], strict=True))) if relative else row
+        label = Variant("original" if name == "original" else "group", "", name).label
+        by_task = {"segmentation": values.miou, "depth": values.rmse_m}
+        cells = [Cell(by_task.get(metric.task, values.top1)) for metric in metrics]
+        table.add_row(Cell(label, PAPER), *[Cell()] * skip, *cells)
+
+
+def _without_original(results: Sequence[Result]) -> list[Result]:
+    return [result for result in results if result["variant"]["role"] != "original"]
+
+
+def _count_runs(results: Sequence[Result]) -> str:
+    n_seeds = len({result["sae_seed"] for result in results})
+    n_draws = len({result["variant"].get("draw") for result in results if result["variant"]["role"] == "control"})
+    text = f"{n_seeds} SAE seed{'s' if n_seeds != 1 else ''}"
+    if n_draws:
+        text += f", {n_draws} draw{'s' if n_draws != 1 else ''} of each random group"
+    spread = "; mean ± standard deviation over them" if n_seeds > 1 or n_draws > 1 else ""
+    return f"{text}{spread}."
+
+
+def summarise_removal(results: Sequence[Result]) -> list[dict[str, float | int | str | None]]:
+    """Return the main numbers of each variant as flat rows, for `summary.json` and trackers."""
+    originals = find_originals(results)
+    rows = []
+    for variant, runs in group_by_variant(results).items():
+        filled = [run for run in runs if not is_empty(run)]
+        row: dict[str, float | int | str | None] = {
+            **variant._asdict(),
+            "n_runs": len(runs),
+            "n_empty": len(runs) - len(filled),
+        }
+        for metric in present_metrics(results, MAIN_METRICS):
+            row |= _as_json(metric.column.key, compute_stat(metric.read(run) for run in filled))
+            difference = compute_stat(read_difference(run, originals, metric) for run in filled)
+            row |= _as_json(f"{metric.column.key}_difference", difference)
+        rows.append(row)
+    return rows
+
+
+def _as_json(key: str, stat: Stat) -> dict[str, float | None]:
+    """JSON knows no NaN."""
+    return {name: value if math.isfinite(value) else None for name, value in ((key, stat.mean), (f"{key}_sd", stat.sd))}

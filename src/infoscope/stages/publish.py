@@ -1,0 +1,93 @@
+"""Stages that end with a report: an artifact of tables, figures and a page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from infoscope.data.config import DataKind
+from infoscope.pipeline.context import Context
+from infoscope.pipeline.stage import Handle, Key, Stage
+from infoscope.report.page import Page, ReportFiles, print_report, write_report
+from infoscope.runtime.environment import describe_environment
+from infoscope.runtime.manifests import Artifact, Spec
+from infoscope.runtime.store import Workspace, must_exist
+from infoscope.stages.backbone import find_model_facts
+from infoscope.stages.images import open_split
+from infoscope.stages.tokens import Tokens
+
+
+class Published(Stage):
+    """A stage that ends with a report of its own; by default of its section alone."""
+
+    def report_name(self, ctx: Context) -> str:
+        """Return what the report's folder is called."""
+        return f"{ctx.title}-{ctx.config.stage.name}"
+
+    def report_key(self, ctx: Context) -> Key:
+        """Return what determines the report."""
+        raise NotImplementedError
+
+    def report_sources(self, ctx: Context) -> Mapping[str, Handle]:
+        """Return what the report is made from, by role."""
+        raise NotImplementedError
+
+    def make_page(self, ctx: Context) -> Page:
+        """Return what the report shows."""
+        section = self.section(ctx)
+        assert section is not None
+        title = f"{section.title}: {ctx.config.model.name} on {ctx.config.data.kind.name}"
+        return Page(title, describe_experiment(ctx), sections=[section])
+
+    def end(self, ctx: Context) -> ReportFiles:
+        """Write the report, unless the same exists, and print it."""
+        page = self.make_page(ctx)
+
+        def build(work: Workspace) -> None:
+            with ctx.track(ctx.config.stage.name) as tracker, ctx.display.bar("writing the report"):
+                made = write_report(page, work.folder)
+                for name, table in page.tables.items():
+                    if records := table.records():
+                        tracker.log_table(name, list(records[0]), [list(record.values()) for record in records])
+                for name, figures in made.figures.items():
+                    tracker.log_figure(name, figures["png"])
+
+        upstream = {role: handle.get() for role, handle in self.report_sources(ctx).items()}
+        made = ReportFiles.find(ctx.store.get(self._spec(ctx), build, shared=False, config=ctx.tree, **upstream).folder)
+        print_report(page, made, ctx.display.console)
+        return made
+
+    def find_last(self, ctx: Context) -> Artifact:
+        for node in self.goals(ctx):  # a report outlives what it was made from
+            node.make()
+        return ctx.store.get(self._spec(ctx), must_exist)
+
+    def _spec(self, ctx: Context) -> Spec:
+        return Spec("report", self.report_name(ctx), self.report_key(ctx))
+
+
+def describe_experiment(ctx: Context) -> dict[str, str]:
+    """Return model, data, SAE, scope, software and hardware, in words."""
+    config, tokens = ctx.config, Tokens.at(ctx, "train")
+    meta, environment = tokens.read_json("tokens.json"), describe_environment()
+    hardware, versions = environment["hardware"], environment["versions"]
+    weights = Path(config.model.pretrained or config.model.kind.name).name
+    context = {
+        "model": f"{config.model.name} ({weights}), block {meta['layer']},"
+        f" {meta['grid']} x {meta['grid']} patches, d_in {meta['d_in']}",
+        "data": f"{config.data.kind.name}, {meta['n_images']} training images",
+        "SAE": f"{config.sae.kind}, {meta['d_in'] * config.sae.expansion_factor} latents,"
+        f" seeds {', '.join(map(str, config.seeds))}",
+        "scope": f"k_CDS {config.scope.k_cds}, shift {config.scope.shift_patches}, EMD {config.scope.emd.name}",
+        "software": f"infoscope {versions['infoscope']}, torch {versions['torch']}",
+        "hardware": f"{hardware['cpu']}, {hardware['cores']} cores" + "".join(f", {gpu}" for gpu in hardware["gpus"]),
+    }
+    if (facts := find_model_facts(ctx)) is not None:
+        context["model"] += f", {facts.words}"
+    if config.data.kind is DataKind.scenes:
+        context["data"] += f", {config.data.n_test} test images"
+    if config.model.pretrained == "random":
+        context["model"] += "; random weights, so nothing here is about a trained model"
+    if n_skipped := len(tokens.read_json("skipped.json")):
+        context["data"] += f", {n_skipped} of {len(open_split(ctx, 'train'))} files skipped"
+    return context

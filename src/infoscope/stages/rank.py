@@ -1,0 +1,69 @@
+"""stage=rank: the training images on which every latent fires most."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from infoscope.pipeline.context import Context
+from infoscope.pipeline.passes import PassStage
+from infoscope.pipeline.stage import Key, Needs, Row, Shown, Work, name_artifacts
+from infoscope.sae.model import SparseAutoencoder
+from infoscope.sae.origin import check_has_maps
+from infoscope.sae.passes import BATCH_IMAGES, Measurement
+from infoscope.scope.ranking import Ranking, RankMeter, check_enough_images, measure_ranking
+from infoscope.stages.images import count_images
+from infoscope.stages.sae import count_latents, sae_of
+from infoscope.stages.score.tables import make_ranking_table
+from infoscope.stages.tokens import Tokens, find_sizes
+from infoscope.vision.token_source import TokenSource
+
+
+class Rank(PassStage[Ranking]):
+    """The training images ranked by each latent's activation, with firing rate and mean activation."""
+
+    kind = "rank"
+
+    def needs(self, ctx: Context, seed: int) -> Needs:
+        return Needs(sae=sae_of(ctx, seed), tokens=Tokens.at(ctx, "train"))
+
+    def key(self, ctx: Context, up: Needs, seed: int) -> Key:
+        scope = ctx.config.scope
+        return {
+            "sae": up.sae.hash,
+            "tokens": up.tokens.hash,
+            "k_max": scope.n_ranks,
+            "rank_by": scope.rank_by.name,
+        }
+
+    def check(self, ctx: Context, seed: int) -> None:
+        check_has_maps(ctx.config.sae.tokens)
+        check_enough_images(count_images(ctx, "train"), ctx.config.scope.k_cds)
+
+    def measure(
+        self, ctx: Context, up: Needs, sae: SparseAutoencoder, tokens: TokenSource, seed: int
+    ) -> Measurement[RankMeter]:
+        scope = ctx.config.scope
+        check_enough_images(len(tokens), scope.k_cds)
+        return measure_ranking(sae, scope.n_ranks, scope.rank_by)
+
+    def log(self, found: Ranking) -> Mapping[str, float]:
+        return {"n_images": found.n_images, "silent_latents": int((found.firing_rate == 0).sum())}
+
+    def load(self, ctx: Context, folder: Path, seed: int) -> Ranking:
+        return Ranking.load(folder)
+
+    def work(self, ctx: Context, seed: int) -> Work:
+        d_sae, n_images = count_latents(ctx), count_images(ctx, "train")
+        n_bytes = d_sae * ctx.config.scope.n_ranks * 12
+        held = 3 * n_bytes  # of a part, of what this process has ranked, of all
+        held += 4 * BATCH_IMAGES * find_sizes(ctx).n_patches * d_sae
+        return Work(n_images, [ctx.config.model.name, d_sae], disk_bytes=n_bytes, memory_bytes=held)
+
+    def rows(self, ctx: Context, seed: int) -> Iterator[Row]:
+        made, ranking = self.at(ctx, seed).get(), self.at(ctx, seed).load()
+        found = {"n_images": ranking.n_images, "n_silent": int((ranking.firing_rate == 0).sum())}
+        yield {**name_artifacts(made), **sae_of(ctx, seed).read_json("metrics.json"), **found}
+
+    def closing(self, ctx: Context) -> Shown:
+        return [make_ranking_table({seed: self.at(ctx, seed).load() for seed in ctx.config.seeds})]

@@ -1,0 +1,76 @@
+"""stage=report: every table and figure of the experiment, from the sections of the stages that have a part in it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from infoscope import registry
+from infoscope.pipeline.context import Context
+from infoscope.pipeline.stage import Handle, Key, Node, Row, Stage
+from infoscope.report.page import Page
+from infoscope.report.section import ReportSection
+from infoscope.scope.outliers import compute_norm_summary
+from infoscope.stages.probe.stage import Probe, is_probed
+from infoscope.stages.publish import Published, describe_experiment
+from infoscope.stages.report.tokens import TokenStats, make_token_section
+from infoscope.stages.score.stage import Score
+from infoscope.stages.tokens import Tokens
+from infoscope.vision.token_source import TokenFacts
+
+NO_PROBES = "No probes: the data set has no labels, so nothing was measured with features removed."
+
+
+def load_parts(ctx: Context) -> dict[str, Stage]:
+    """Return the stages that have a part in the report, by name, in the order of the registry."""
+    stages = {entry.name: entry.load()() for entry in registry.STAGES if entry.name != ctx.config.stage.name}
+    return {name: stage for name, stage in stages.items() if stage.in_report and stage.applies(ctx)}
+
+
+class Report(Published):
+    """What an experiment ends with unless another stage is asked for."""
+
+    def goals(self, ctx: Context) -> list[Node]:
+        return [node for part in load_parts(ctx).values() for node in part.goals(ctx)]
+
+    def report_name(self, ctx: Context) -> str:
+        return ctx.title
+
+    def report_sources(self, ctx: Context) -> Mapping[str, Handle]:
+        return {f"score_seed{seed}": Score.at(ctx, seed) for seed in ctx.config.seeds}
+
+    def report_key(self, ctx: Context) -> Key:
+        return {
+            "parts": {name: part.hashes(ctx) for name, part in load_parts(ctx).items()},
+            "tokens": Tokens.at(ctx, "train").hash,
+            "k_cds": ctx.config.scope.k_cds,
+            "partition": ctx.config.partition.determining(),
+        }
+
+    def make_page(self, ctx: Context) -> Page:
+        found = [section for part in load_parts(ctx).values() if (section := part.section(ctx)) is not None]
+        leads = [*(section for section in reversed(found) if section.is_lead), _make_token_section(ctx)]
+        return Page(
+            f"Information scope of {ctx.config.model.name} on {ctx.config.data.kind.name}",
+            describe_experiment(ctx),
+            "" if is_probed(ctx) else NO_PROBES,
+            leads,
+            [section for section in found if not section.is_lead],
+        )
+
+    def rows(self, ctx: Context, seed: int) -> Iterator[Row]:
+        stage = Probe() if is_probed(ctx) else Score()
+        return stage.rows(ctx, seed)
+
+
+def _make_token_section(ctx: Context) -> ReportSection:
+    config = ctx.config.outliers
+    summary = compute_norm_summary(TokenFacts(Tokens.at(ctx, "train").folder).norms, config)
+    stats = TokenStats(
+        counts=summary.counts,
+        edges=summary.edges,
+        threshold=summary.threshold,
+        n_outliers=summary.n_outliers,
+        rule=config.rule_in_words,
+        has_outlier_mode=summary.has_outlier_mode,
+    )
+    return make_token_section(stats)

@@ -1,0 +1,142 @@
+"""The figure of example features: top images as pairs of crops, the feature's map laid over each."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, UInt8
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from infoscope.report.figure_style import BAND_COLOURS, GREY, INK, MIDDLE, WIDTH_IN, make_figure, write_empty
+
+MAX_PAIRS = 4
+"""Pairs of crops in a row: more would be too small to read in a README."""
+MAX_ALPHA = 0.85
+FADE = 0.45
+"""How far the picture is faded to grey, so that the heat is seen on any colour."""
+HEAT = (1.0, 0.16, 0.0)
+
+
+@dataclass(frozen=True)
+class Example:
+    """The top images of one feature, with its maps on both crops.
+
+    Args:
+        latent: index into the SAE.
+        cds: of the feature, NaN if it has none.
+        band: "low", "middle" or "high", or any name of a quantile band.
+        images: resized to (grid + shift) patches a side, before cropping, best first.
+        maps: activations on the whole of crop 1 (origin at the top left) and of crop 2 (origin shifted).
+        emd: between the shared regions, divided by D_grid.
+        image_ids: what the images are called.
+    """
+
+    latent: int
+    cds: float
+    band: str
+    images: UInt8[np.ndarray, "n size_px size_px 3"]
+    maps: Float[np.ndarray, "n 2 grid grid"]
+    emd: Float[np.ndarray, " n"]
+    image_ids: Sequence[str] = ()
+
+
+def draw_examples(examples: Sequence[Example], shift: int, max_pairs: int = MAX_PAIRS) -> Figure:
+    """Draw one row per feature: its best images, each as crop 1 and crop 2 with the region they share outlined.
+
+    The two maps of a pair have one scale, from 0 to the larger maximum of the two.
+    """
+    if not examples:
+        figure = make_figure(1.2)
+        write_empty(figure.subplots(), "No feature has a CDS, so there is none to show.")
+        return figure
+    n_pairs = min(max_pairs, max(1, *(len(example.images) for example in examples)))
+    row_in = 0.34 + 0.5 * (WIDTH_IN - 0.3) / n_pairs
+    figure = Figure(figsize=(WIDTH_IN, 0.42 + row_in * len(examples)))
+    top = 1 - 0.4 / figure.get_figheight()
+    bottom, left, right, gap = 0.02, 0.01, 0.99, 0.014
+    height, width = (top - bottom) / len(examples), (right - left - gap * (n_pairs - 1)) / n_pairs
+    _draw_key(figure)
+    for row, example in enumerate(examples):
+        y = top - height * (row + 1)
+        tile = width * WIDTH_IN / 2 / figure.get_figheight()
+        colour = BAND_COLOURS.get(example.band, MIDDLE)
+        band = f"{example.band} scope" if example.band in BAND_COLOURS else example.band
+        cds = f"{example.cds:.3f}" if math.isfinite(example.cds) else "none"
+        figure.text(left, y + tile + 0.17 / figure.get_figheight(), band, color=colour, weight="bold")
+        figure.text(
+            left + 0.14, y + tile + 0.17 / figure.get_figheight(), f"feature {example.latent}, CDS {cds}", color=INK
+        )
+        for rank in range(min(n_pairs, len(example.images))):
+            x = left + rank * (width + gap)
+            pair = figure.add_axes((x, y, width, tile))
+            draw_pair(pair, example.images[rank], example.maps[rank], shift)
+            pair.set_title(_describe_pair(example, rank), fontsize=7, fontweight="normal", pad=2, color=GREY)
+    return figure
+
+
+def draw_pair(
+    axes: Axes, image: UInt8[np.ndarray, "size_px size_px 3"], maps: Float[np.ndarray, "2 grid grid"], shift: int
+) -> None:
+    """Draw both crops of one image side by side, heat over them, the shared region outlined."""
+    grid = maps.shape[-1]
+    patch_px = image.shape[0] // (grid + shift)
+    crop_px, shift_px = grid * patch_px, shift * patch_px
+    largest = float(np.nanmax(maps, initial=0.0))
+    space_px = max(2, crop_px // 24)
+    for number, (origin_px, shared_px) in enumerate(((0, shift_px), (shift_px, 0))):
+        crop = image[origin_px : origin_px + crop_px, origin_px : origin_px + crop_px]
+        heat = maps[number] / largest if largest > 0 else np.zeros_like(maps[number])
+        left = number * (crop_px + space_px)
+        extent = (left, left + crop_px, crop_px, 0)
+        axes.imshow(lay_heat(crop, np.nan_to_num(heat)), extent=extent, interpolation="nearest")
+        side = crop_px - shift_px
+        axes.add_patch(
+            Rectangle((left + shared_px, shared_px), side, side, fill=False, edgecolor="white", linewidth=1.6)
+        )
+        axes.add_patch(Rectangle((left + shared_px, shared_px), side, side, fill=False, edgecolor=INK, linewidth=0.6))
+    axes.set(xlim=(0, 2 * crop_px + space_px), ylim=(crop_px, 0))
+    axes.set_axis_off()
+
+
+def lay_heat(
+    image: UInt8[np.ndarray, "size_px size_px 3"], heat: Float[np.ndarray, "grid grid"]
+) -> Float[np.ndarray, "size_px size_px 3"]:
+    """Return the image in 0..1, faded, with one flat square of colour per patch, as opaque as `heat` (0..1) is high."""
+    patch_px = image.shape[0] // heat.shape[0]
+    alpha = MAX_ALPHA * np.kron(np.clip(heat, 0, 1), np.ones((patch_px, patch_px)))[..., None]
+    colours = image.astype(np.float64) / 255
+    grey = colours.mean(axis=-1, keepdims=True)
+    faded = (1 - FADE) * colours + FADE * (0.25 + 0.75 * grey)
+    return (1 - alpha) * faded + alpha * np.array(HEAT)
+
+
+def _describe_pair(example: Example, rank: int) -> str:
+    emd = float(example.emd[rank])
+    distance = f"EMD {emd:.3f}" if math.isfinite(emd) else "EMD none (a map is zero)"
+    return f"{rank + 1}.  {distance}"
+
+
+def _draw_key(figure: Figure) -> None:
+    height = figure.get_figheight()
+    text_y = 1 - 0.2 / height
+    figure.text(
+        0.01,
+        text_y,
+        "Top images as crop 1 | crop 2; EMD: in diagonals of the outlined region they share",
+        va="center",
+        color=GREY,
+    )
+    steps = np.linspace(0, 1, 64)[:, None]
+    ramp = (1 - MAX_ALPHA * steps) * 0.75 + MAX_ALPHA * steps * np.array(HEAT)
+    bar = figure.add_axes((0.79, text_y - 0.045 / height, 0.12, 0.09 / height))
+    colorbar = figure.colorbar(ScalarMappable(cmap=ListedColormap(ramp)), cax=bar, orientation="horizontal", ticks=[])
+    colorbar.outline.set_linewidth(0.5)  # pyright: ignore[reportCallIssue]
+    figure.text(0.783, text_y, "0", va="center", ha="right", color=GREY, fontsize=7.5)
+    figure.text(0.917, text_y, "pair's max.", va="center", ha="left", color=GREY, fontsize=7.5)

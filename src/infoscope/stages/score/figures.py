@@ -1,0 +1,145 @@
+"""The CDS histogram: groups, chance, landmarks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
+
+from infoscope.report.figure_style import GREY, INK, MIDDLE, colour_groups, make_figure, write_empty
+from infoscope.scope.cds import position_locked_score, uniform_chance_score
+from infoscope.stages.score.result import ScopeResult
+from infoscope.stages.score.tables import compute_chance
+
+N_BINS = 48
+QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
+
+
+def draw_cds_histogram(seeds: Sequence[ScopeResult]) -> Figure:
+    """Draw how the CDS is distributed over features: groups stacked, chance outlined, landmarks as lines.
+
+    With several SAE seeds the bars are means over seeds and thin lines show each seed; gamma is then the mean.
+    """
+    return draw_cds_histograms({"": seeds})
+
+
+def draw_cds_histograms(panels: Mapping[str, Sequence[ScopeResult]]) -> Figure:
+    """Draw a histogram as `draw_cds_histogram` for each configuration, one below the other, under its title."""
+    figure = make_figure(0.5 + 2.8 * len(panels))
+    for part, (title, seeds) in zip(figure.subfigures(len(panels), 1, squeeze=False).flat, panels.items(), strict=True):
+        axes = part.subplots()
+        if title:
+            axes.set_title(title)
+        finite = np.concatenate([np.zeros(0), *(result.cds[np.isfinite(result.cds)] for result in seeds)])
+        if len(finite) == 0:
+            write_empty(axes, "No feature has a CDS: too few pairs of crops in which both maps are non-zero.")
+            continue
+        handles = _draw_histogram(axes, seeds, finite)
+        part.legend(handles=handles, loc="outside right upper", handlelength=1.8, labelspacing=0.7)
+    return figure
+
+
+def _draw_histogram(axes: Axes, seeds: Sequence[ScopeResult], finite: np.ndarray) -> list[Patch | Line2D]:
+    chances = [compute_chance(result) for result in seeds]
+    landmark = max(uniform_chance_score(result.grid - result.shift) for result in seeds)
+    largest = np.nanmax(np.concatenate([finite, [landmark], *[c[np.isfinite(c)] for c in chances]]))
+    edges = _make_edges(min(1.0, 1.05 * float(largest)), _mean_gamma(seeds))
+    handles = _draw_groups(axes, seeds, edges)
+    handles += _draw_chance(axes, chances, edges)
+    handles += _draw_landmarks(axes, seeds)
+    axes.set(xlim=(0, edges[-1]), xlabel="contextual dependency score (CDS)", ylabel="features")
+    axes.yaxis.set_major_locator(MaxNLocator(6, integer=True))
+    _add_quantile_axis(axes, finite)
+    return handles
+
+
+def _mean_gamma(seeds: Sequence[ScopeResult]) -> float | None:
+    gammas = [result.partition.gamma for result in seeds if result.partition.gamma is not None]
+    return float(np.mean(gammas)) if gammas else None
+
+
+def _make_edges(right: float, gamma: float | None) -> np.ndarray:
+    """About N_BINS bins from 0 to `right`, one of whose edges is gamma, so that no bar is in two groups."""
+    width = right / N_BINS
+    if gamma is not None and width < gamma < right:
+        width = gamma / round(gamma / width)
+    return width * np.arange(math.ceil(right / width - 1e-9) + 1)
+
+
+def _from_low(name: str) -> int:
+    return {"low": 0, "high": 2}.get(name, 1)
+
+
+def _count(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
+    return np.histogram(values[np.isfinite(values)], edges)[0].astype(float)
+
+
+def _draw_groups(axes: Axes, seeds: Sequence[ScopeResult], edges: np.ndarray) -> list[Patch | Line2D]:
+    # Low below high, so that the stack reads from left to right.
+    names = sorted(dict.fromkeys(name for result in seeds for name, _ in result.partition.groups), key=_from_low)
+    colours = colour_groups(names)
+    handles: list[Patch | Line2D] = []
+    base = np.zeros(len(edges) - 1)
+    for name in names:
+        groups = [dict(result.partition.groups).get(name) for result in seeds]
+        members = [r.cds[g] if g is not None else np.zeros(0) for r, g in zip(seeds, groups, strict=True)]
+        counts = np.mean([_count(values, edges) for values in members], axis=0)
+        axes.bar(edges[:-1], counts, np.diff(edges), base, align="edge", color=colours[name], alpha=0.85, linewidth=0)
+        label = f"{name}-scope" if name in ("low", "high") else name
+        handles.append(Patch(color=colours[name], alpha=0.85, linewidth=0, label=label))
+        base = base + counts
+    everything = [_count(result.cds, edges) for result in seeds]
+    if len(seeds) > 1:
+        for counts in everything:
+            axes.stairs(counts, edges, color=INK, linewidth=0.5, alpha=0.45)
+        handles.append(Line2D([], [], color=INK, linewidth=0.5, alpha=0.6, label=f"each of {len(seeds)} SAE seeds"))
+    return handles
+
+
+def _draw_chance(axes: Axes, chances: Sequence[np.ndarray], edges: np.ndarray) -> list[Line2D]:
+    counts = np.mean([_count(chance, edges) for chance in chances], axis=0)
+    if not counts.sum():
+        return []
+    axes.stairs(counts, edges, color=INK, linewidth=1.3, linestyle=(0, (1, 1)))
+    return [Line2D([], [], color=INK, linewidth=1.3, linestyle=(0, (1, 1)), label="chance of the same\nfeatures")]
+
+
+def _draw_landmarks(axes: Axes, seeds: Sequence[ScopeResult]) -> list[Line2D]:
+    grid, shift = seeds[0].grid, seeds[0].shift
+    gamma = _mean_gamma(seeds)
+    gammas = {result.partition.gamma for result in seeds if result.partition.gamma is not None}
+    gamma_label = "gamma" if len(gammas) < 2 else "gamma, mean and\nrange of seeds"
+    if len(gammas) > 1:
+        axes.axvspan(min(gammas), max(gammas), color=INK, alpha=0.12, linewidth=0)
+    landmarks = [
+        (math.nan if gamma is None else gamma, INK, "-", gamma_label),
+        (position_locked_score(grid, shift), MIDDLE, (0, (5, 2)), "position-locked\nfeature"),
+        (uniform_chance_score(grid - shift), GREY, (0, (5, 1.5, 1, 1.5)), "chance of two\nuniform patches"),
+    ]
+    handles = []
+    for value, colour, style, label in landmarks:
+        if math.isfinite(value):
+            axes.axvline(value, color=colour, linestyle=style, linewidth=1.4)
+            handles.append(Line2D([], [], color=colour, linestyle=style, linewidth=1.4, label=f"{label}, {value:.3f}"))
+    return handles
+
+
+def _add_quantile_axis(axes: Axes, values: np.ndarray) -> None:
+    """Mark the quantiles of the CDS on top, as many as have room: one gamma means different things in two models."""
+    left, right = axes.get_xlim()
+    kept: list[tuple[float, float]] = []
+    for quantile in sorted(QUANTILES, key=lambda q: abs(q - 0.5)):
+        place = float(np.quantile(values, quantile))
+        if left <= place <= right and all(abs(place - other) > 0.055 * (right - left) for _, other in kept):
+            kept.append((quantile, place))
+    top = axes.secondary_xaxis("top")
+    top.set_ticks([place for _, place in kept], [f"{100 * quantile:.0f}%" for quantile, _ in kept])
+    top.tick_params(labelsize=7.5, colors=GREY, length=3)
+    top.spines["top"].set_visible(False)
+    top.set_xlabel("share of scored features below", color=GREY, fontsize=7.5)

@@ -1,0 +1,194 @@
+"""stage=score: how far every latent moves between two shifted crops, and the groups that follow from it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from infoscope.pipeline.context import Context
+from infoscope.pipeline.stage import Key, Needs, Row, SeedStage, Shown, Work, name_artifacts
+from infoscope.report.section import ReportSection
+from infoscope.runtime.errors import InputError
+from infoscope.runtime.store import Workspace
+from infoscope.scope.config import Diagonal, EMDMethod, Rule
+from infoscope.scope.crops import check_shift
+from infoscope.scope.examples import choose_example_latents
+from infoscope.scope.maps import make_trainer
+from infoscope.scope.partition import Partition, make_partition
+from infoscope.scope.scores import Scores
+from infoscope.scope.scoring import score_latents
+from infoscope.stages.backbone import fingerprint_model, load_backbone
+from infoscope.stages.images import count_images, fingerprint_images, open_split
+from infoscope.stages.rank import Rank
+from infoscope.stages.sae import count_latents, sae_of
+from infoscope.stages.score.example_figure import Example
+from infoscope.stages.score.result import ScopeResult
+from infoscope.stages.score.section import make_scope_section
+from infoscope.stages.score.tables import make_scope_table, summarise_scope
+from infoscope.stages.tokens import Tokens, find_sizes
+
+N_EXAMPLES_EACH, N_EXAMPLE_IMAGES = 2, 4
+
+
+class Score(SeedStage[Scores]):
+    """The distances between the maps of shifted crops, for every latent and each of its top images."""
+
+    kind = "score"
+    in_report = True
+
+    def needs(self, ctx: Context, seed: int) -> Needs:
+        return Needs(sae=sae_of(ctx, seed), ranking=Rank.at(ctx, seed))
+
+    def key(self, ctx: Context, up: Needs, seed: int) -> Key:
+        scope = ctx.config.scope
+        key = {
+            "sae": up.sae.hash,
+            "ranking": up.ranking.hash,
+            "model": fingerprint_model(ctx),
+            "layer": ctx.config.model.layer,
+            "images": fingerprint_images(ctx, "train"),
+            "shift_patches": scope.shift_patches,
+            "emd": scope.emd.name if scope.emd is EMDMethod.exact else [scope.emd.name, scope.sinkhorn_blur],
+        }
+        if scope.diagonal is not Diagonal.main:
+            key["diagonal"] = scope.diagonal.name
+        return key
+
+    def check(self, ctx: Context, seed: int) -> None:
+        config, n_latents = ctx.config, count_latents(ctx)
+        check_shift(find_sizes(ctx).grid, config.scope.shift_patches)
+        rule, n_bands = config.partition.chosen
+        if rule is Rule.bands and n_bands is not None:
+            check_count("partition.n_bands", n_bands, n_latents)
+
+    def build(self, ctx: Context, up: Needs, work: Workspace, seed: int) -> Scores:
+        scope, ranking, backbone = ctx.config.scope, up.ranking.load(), load_backbone(ctx)
+        backbone.check_layer(ctx.config.model.layer)
+        maps_bytes = ranking.d_sae * ranking.k_max * 2 * backbone.grid**2 * 4
+        ctx.check_disk(2 * maps_bytes - work.progress_bytes)  # in parts, and joined
+        with ctx.track(self.kind, seed) as tracker, ctx.display.bar(f"scoring, seed {seed}") as advance:
+            scores = score_latents(
+                backbone,
+                up.sae.load(),
+                open_split(ctx, "train"),
+                ranking,
+                scope,
+                layer=ctx.config.model.layer,
+                maps_file=work.folder / "maps.npy",
+                trainer=make_trainer(ctx.device.type),
+                crop_progress=partial(advance, part="encoding crops"),
+                progress=partial(advance, part="computing EMD"),
+                n_readers=ctx.config.data.n_workers,
+                progress_folder=work.progress,
+            )
+            cds = scores.cds(scope.k_cds).values
+            if not np.isnan(cds).all():
+                tracker.log({"mean_cds": float(np.nanmean(cds)), "scored_share": float((~np.isnan(cds)).mean())})
+        return scores
+
+    def load(self, ctx: Context, folder: Path, seed: int) -> Scores:
+        return Scores.load(folder)
+
+    def work(self, ctx: Context, seed: int) -> Work:
+        scope, sizes, d_sae = ctx.config.scope, find_sizes(ctx), count_latents(ctx)
+        n_pairs = d_sae * scope.n_ranks
+        n_images, ranked = min(count_images(ctx, "train"), n_pairs), Rank.at(ctx, seed)
+        if ranked.find() is not None:
+            n_pairs, n_images = count_ranked(ranked.load().top_images)
+        maps_bytes = d_sae * scope.n_ranks * 2 * sizes.n_patches * 4
+        return Work(
+            2 * n_pairs,
+            [ctx.config.model.name, d_sae, scope.n_ranks, scope.shift_patches, scope.emd.name],
+            forwards=2 * n_images,
+            distances=2 * n_pairs,
+            disk_bytes=maps_bytes,
+            scratch_bytes=maps_bytes,
+            memory_bytes=maps_bytes,
+            is_bound=ranked.find() is None,
+        )
+
+    def rows(self, ctx: Context, seed: int) -> Iterator[Row]:
+        yield {**name_artifacts(self.at(ctx, seed).get()), **summarise_seed(ctx, seed)}
+
+    def closing(self, ctx: Context) -> Shown:
+        return [make_scope_table([scope_of(ctx, seed) for seed in ctx.config.seeds])]
+
+    def section(self, ctx: Context) -> ReportSection:
+        scopes = [scope_of(ctx, seed) for seed in ctx.config.seeds]
+        return make_scope_section(scopes, _read_examples(ctx, scopes[0]))
+
+
+def check_count(setting: str, count: float, n_latents: int) -> None:
+    """Refuse more groups than there are latents to put into them.
+
+    Raises:
+        InputError: so many.
+    """
+    if count > n_latents:
+        raise InputError(f"Expected {setting} to be at most {n_latents}, the number of latents, got {count}.")
+
+
+def count_ranked(top_images: np.ndarray) -> tuple[int, int]:
+    """Return (pairs of a latent and an image, different images) of a ranking; -1 is no image."""
+    ranked = top_images[top_images >= 0]
+    return len(ranked), len(np.unique(ranked))
+
+
+def partition_of(ctx: Context, seed: int) -> Partition:
+    """Divide the latents by their scores on the training split: arithmetic on the score artifact."""
+    cds = Score.at(ctx, seed).load().cds(ctx.config.scope.k_cds).values
+    return make_partition(cds, Rank.at(ctx, seed).load().mean_act, ctx.config.partition)
+
+
+def scope_of(ctx: Context, seed: int) -> ScopeResult:
+    """Return the scores and the groups of one SAE as tables and figures read them."""
+    scores, ranking = Score.at(ctx, seed).load(), Rank.at(ctx, seed).load()
+    config = ctx.config
+    cds = scores.cds(config.scope.k_cds).values
+    return ScopeResult(
+        sae_seed=seed,
+        k_cds=config.scope.k_cds,
+        cds=cds,
+        emd=scores.emd,
+        chance_emd=scores.chance_emd,
+        mass1=scores.mass1,
+        mass2=scores.mass2,
+        mean_act=ranking.mean_act,
+        firing_rate=ranking.firing_rate,
+        partition=make_partition(cds, ranking.mean_act, config.partition),
+        rule=config.partition.rule_in_words,
+        grid=scores.grid,
+        shift=scores.shift_patches,
+        sae_metrics=sae_of(ctx, seed).read_json("metrics.json"),
+    )
+
+
+def summarise_seed(ctx: Context, seed: int) -> Row:
+    """Return the scores and the groups of a seed in a few numbers, and its SAE's own metrics."""
+    return {key: value for key, value in summarise_scope(scope_of(ctx, seed)).items() if key != "sae_seed"}
+
+
+def _read_examples(ctx: Context, scope: ScopeResult) -> list[Example]:
+    """The top pictures of some low, middle and high features of one seed."""
+    ranking, scores = Rank.at(ctx, scope.sae_seed).load(), Score.at(ctx, scope.sae_seed).load()
+    images, patch_px = open_split(ctx, "train"), Tokens.at(ctx, "train").read_json("tokens.json")["patch_px"]
+    size_px, examples = (scope.grid + scope.shift) * patch_px, []
+    for band, latents in choose_example_latents(scope.cds, N_EXAMPLES_EACH).items():
+        for latent in latents:
+            ranks = np.flatnonzero(ranking.top_images[latent] >= 0)[:N_EXAMPLE_IMAGES]
+            index = ranking.top_images[latent, ranks]
+            examples.append(
+                Example(
+                    latent=latent,
+                    cds=float(scope.cds[latent]),
+                    band=band,
+                    images=np.stack([images.load(int(i), size_px) for i in index]),
+                    maps=np.array(scores.maps[latent, ranks]),
+                    emd=scores.emd[latent, ranks],
+                    image_ids=[images.image_ids[i] for i in index],
+                )
+            )
+    return examples

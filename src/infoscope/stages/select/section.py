@@ -1,0 +1,251 @@
+"""The section on selection: what probes read from n kept features, by the rule that chose them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import NullFormatter, NullLocator
+
+from infoscope.probes.selection import BY_ACTIVATION, BY_CHANCE, BY_PROBE, name_probe_rule
+from infoscope.report.figure_style import FAINT, GREY, HIGH, INK, LOW, MIDDLE, make_figure, write_empty
+from infoscope.report.section import ReportSection, SectionFigure
+from infoscope.report.tables import Align, Cell, Column, Stat, Table, compute_stat
+from infoscope.stages.probe.results import MAIN_METRICS, Metric, Result, present_metrics
+from infoscope.stages.probe.tables import EDGE, MARKS, UNCONVERGED, make_metric_columns, metric_cell
+
+PROBE_OF = {"classification/cls_final": "classification/patch_mean"}
+"""Whose weights chose the features behind a metric, where its own head is not linear in the latents."""
+REFERENCES = {"original": "original tokens", "nothing": "all features kept", "all": "no feature kept"}
+DASHED, DOTTED = (0, (5, 2)), (0, (1, 1.5))
+LINES = {"nothing": DASHED, "all": DOTTED}
+"""How references are drawn."""
+PER_ROW = 2
+LABELS = {BY_ACTIVATION: "most active of all", BY_CHANCE: "random", BY_PROBE: "heaviest in the probe"}
+
+Runs = dict[int, dict[str, list[Result]]]
+"""{features kept: {rule: runs over SAE seeds and draws}}, rules in the order of the table."""
+
+
+def make_selection_section(results: Sequence[Result]) -> ReportSection:
+    """Return the table, the figure and the findings.
+
+    Args:
+        results: of every SAE seed, the variants of `make_selection_variants` with the original tokens, the plain
+            reconstruction and everything removed.
+    """
+    metrics = list(present_metrics(results, MAIN_METRICS))
+    runs = collect_runs(results)
+    n_draws = len({result["variant"]["draw"] for result in results if result["variant"]["group"] == BY_CHANCE})
+    caption = (
+        "What probes read when the tokens are decoded from a few features alone, by the rule that chose them: means"
+        f" over SAE seeds (and {n_draws} draws), shades are ± one standard deviation. Dashed: every feature kept;"
+        " dotted: none."
+    )
+    return ReportSection(
+        name="selection",
+        title="Keeping a few features",
+        findings=tuple(_describe(runs, metrics)),
+        tables={"selection": make_selection_table(results, runs, metrics)},
+        figures={"selection": SectionFigure(lambda: draw_selection(results, runs, metrics), caption)},
+        summary=_summarise(runs, metrics),
+    )
+
+
+def collect_runs(results: Sequence[Result]) -> Runs:
+    """Return the runs that keep a few features, by how many and by which rule."""
+    runs: Runs = {}
+    d_sae = max(result["variant"]["n_latents"] for result in results)  # where everything is removed
+    for result in results:
+        variant = result["variant"]
+        if variant["role"] == "kept":
+            runs.setdefault(d_sae - variant["n_latents"], {}).setdefault(variant["group"], []).append(result)
+    return dict(sorted(runs.items()))
+
+
+def list_rules(runs: Runs) -> list[str]:
+    """Return the rules in the order of tables and figures; those of single probes are one."""
+    rules = list(dict.fromkeys(rule for of in runs.values() for rule in of if not rule.startswith(BY_PROBE)))
+    return [*rules, BY_PROBE] if any(rule.startswith(BY_PROBE) for of in runs.values() for rule in of) else rules
+
+
+def find_runs(runs: Runs, n_kept: int, rule: str, metric: Metric) -> list[Result]:
+    """Return the runs behind a number: the rule by probe weights has a choice of its own for every task."""
+    if rule == BY_PROBE:
+        rule = name_probe_rule(PROBE_OF.get(metric.task, metric.task))
+    return runs[n_kept].get(rule, [])
+
+
+def name_rule(rule: str) -> str:
+    """Return a rule for people."""
+    return LABELS.get(rule, f"most active of {rule}")
+
+
+def make_selection_table(results: Sequence[Result], runs: Runs, metrics: Sequence[Metric]) -> Table:
+    """Return the table: a section per number of features kept, a row per rule, mean ± sd over seeds and draws."""
+    n_bands = sum(rule not in LABELS for rule in list_rules(runs))
+    table = Table(
+        "selection",
+        "Keeping a few features",
+        [
+            Column("rule", "kept", Align.left),
+            Column("mass_kept", "mass kept", digits=1, scale=100, unit="%"),
+            *make_metric_columns(metrics),
+        ],
+        notes=[
+            f"Tokens are decoded from the kept features alone; heads are retrained. Bands: the scored features in"
+            f" {n_bands} groups of equal size by CDS, lowest first. Active: by share of the activation mass.",
+            "Heaviest in the probe: by mean activation times the norm of what a feature adds to the outputs of the"
+            " original head of the same task; the final CLS has the choice of the mean patch token's head.",
+        ],
+        marks={mark: MARKS[mark] for mark in (EDGE, UNCONVERGED)},
+    )
+    for role, label in REFERENCES.items():
+        chosen = [result for result in results if result["variant"]["role"] == role]
+        if chosen:
+            table.add_row(label, _mass_kept(chosen), *(metric_cell(chosen, metric) for metric in metrics))
+    for n_kept, of in runs.items():
+        table.add_section(f"{n_kept} features kept")
+        for rule in list_rules({n_kept: of}):
+            cells = [metric_cell(find_runs(runs, n_kept, rule, metric), metric) for metric in metrics]
+            table.add_row(name_rule(rule), Cell() if rule == BY_PROBE else _mass_kept(of[rule]), *cells)
+    return table
+
+
+def _mass_kept(runs: Sequence[Result]) -> Cell:
+    if runs[0]["variant"]["role"] == "original":
+        return Cell()
+    shares = [run["variant"]["mass_share"] for run in runs]
+    return Cell(compute_stat(None if share is None else 1 - share for share in shares))
+
+
+def _read(runs: Runs, n_kept: int, rule: str, metric: Metric) -> Stat:
+    return compute_stat(metric.read(run) for run in find_runs(runs, n_kept, rule, metric))
+
+
+def _describe(runs: Runs, metrics: Sequence[Metric]) -> list[str]:
+    """Say which rule reads each task best, and whether scope guides better than activation does."""
+    bands = [rule for rule in list_rules(runs) if rule not in LABELS]
+    if not runs or not metrics:
+        return ["Nothing was kept: every rule has fewer features to choose from than select.n_kept asks for."]
+    findings = []
+    for metric in metrics:
+        best = {n: _find_best(runs, n, list_rules(runs), metric) for n in runs}
+        among = {n: _find_best(runs, n, bands, metric) for n in runs}
+        text = f"{metric.column.heading}: the best rule is {_list_numbers(best)}"
+        findings.append(text + (f"; of the bands, {_list_numbers(among)}." if any(among.values()) else "."))
+    gains = []
+    for metric in metrics:
+        for n in runs:
+            band = _find_best(runs, n, bands, metric)
+            if band is not None and BY_ACTIVATION in runs[n]:
+                gains.append(_compare(find_runs(runs, n, band, metric), runs[n][BY_ACTIVATION], metric))
+    gains = [gain for gain in gains if math.isfinite(gain)]
+    if not gains:
+        return [*findings, "One SAE seed: how far rules differ by chance is not known."]
+    n_better, n_worse = sum(gain > 1 for gain in gains), sum(gain < -1 for gain in gains)
+    first = (
+        "The most active features of the best band of CDS against the most active of all, for every metric and number"
+        f" of features: better in {n_better}, worse in {n_worse} of {len(gains)} by more than one standard"
+        " deviation of the difference over SAE seeds. (The best band is picked by the same numbers, which favours it.)"
+    )
+    return [first, *findings]
+
+
+def _find_best(runs: Runs, n_kept: int, rules: Sequence[str], metric: Metric) -> str | None:
+    means = {rule: _read(runs, n_kept, rule, metric).mean for rule in rules}
+    finite = {rule: mean for rule, mean in means.items() if math.isfinite(mean)}
+    if not finite:
+        return None
+    return (max if metric.higher_is_better else min)(finite, key=lambda rule: finite[rule])
+
+
+def _list_numbers(best: Mapping[int, str | None]) -> str:
+    """ "random (4, 8), most active of all (16)"."""
+    numbers: dict[str, list[str]] = {}
+    for n, rule in best.items():
+        if rule is not None:
+            numbers.setdefault(name_rule(rule), []).append(str(n))
+    return ", ".join(f"{rule} (n = {', '.join(of)})" for rule, of in numbers.items())
+
+
+def _compare(first: Sequence[Result], second: Sequence[Result], metric: Metric) -> float:
+    """Return how much better the first is, in standard deviations of the difference over SAE seeds.
+
+    NaN without two seeds.
+    """
+    by_seed = {run["sae_seed"]: metric.read(run) for run in second}
+    differences = compute_stat(metric.read(run) - by_seed.get(run["sae_seed"], math.nan) for run in first)
+    sign = 1 if metric.higher_is_better else -1
+    return sign * differences.mean / max(differences.sd, 1e-9)
+
+
+def draw_selection(results: Sequence[Result], runs: Runs, metrics: Sequence[Metric]) -> Figure:
+    """Draw each metric against the number of kept features, a line per rule."""
+    if not runs or not metrics:
+        figure = make_figure(1.6)
+        write_empty(figure.subplots(), "No features were kept.")
+        return figure
+    rules = list_rules(runs)
+    bands = [rule for rule in rules if rule not in LABELS]
+    scale = LinearSegmentedColormap.from_list("scope", [LOW, MIDDLE, HIGH])(np.linspace(0, 1, max(len(bands), 1)))
+    colours = {BY_ACTIVATION: INK, BY_CHANCE: GREY, BY_PROBE: "#CC79A7"} | dict(zip(bands, scale, strict=False))
+    n_rows = -(-len(metrics) // PER_ROW)
+    figure = make_figure(0.7 + 2.1 * n_rows)
+    panels = figure.subplots(n_rows, min(PER_ROW, len(metrics)), squeeze=False).ravel()
+    for panel in panels[len(metrics) :]:
+        panel.set_axis_off()
+    for panel, metric in zip(panels, metrics, strict=False):
+        _draw_panel(panel, results, runs, metric, {rule: colours[rule] for rule in rules})
+    handles = [Line2D([], [], color=colours[rule], marker="o", markersize=3.5, label=name_rule(rule)) for rule in rules]
+    handles += [
+        Line2D([], [], color=INK, linewidth=0.9, linestyle=style, label=REFERENCES[role])
+        for role, style in LINES.items()
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=3)
+    return figure
+
+
+def _draw_panel(axes: Axes, results: Sequence[Result], runs: Runs, metric: Metric, colours: Mapping[str, str]) -> None:
+    scale = metric.column.scale
+    for role, style in LINES.items():
+        value = compute_stat(metric.read(result) for result in results if result["variant"]["role"] == role).mean
+        if math.isfinite(value):
+            axes.axhline(scale * value, color=INK, linewidth=0.9, linestyle=style)
+    for rule, colour in colours.items():
+        stats = {n: _read(runs, n, rule, metric) for n in runs}
+        stats = {n: stat for n, stat in stats.items() if math.isfinite(stat.mean)}
+        numbers, means = list(stats), scale * np.array([stat.mean for stat in stats.values()])
+        spread = scale * np.nan_to_num([stat.sd for stat in stats.values()])
+        axes.plot(numbers, means, color=colour, marker="o", markersize=3.5, linewidth=1.3)
+        axes.fill_between(numbers, means - spread, means + spread, color=colour, alpha=0.13, linewidth=0)
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(list(runs), [str(n) for n in runs])
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.grid(axis="y", color=FAINT, linewidth=0.6)
+    axes.set_title(metric.column.title, fontsize=8.5)
+    axes.set_xlabel("features kept")
+    if not metric.higher_is_better:
+        axes.invert_yaxis()
+
+
+def _summarise(runs: Runs, metrics: Sequence[Metric]) -> dict[str, Any]:
+    """Return {features kept: {rule: {metric: mean}}}; None where there is no number."""
+
+    def read(n: int, rule: str, metric: Metric) -> float | None:
+        mean = _read(runs, n, rule, metric).mean
+        return mean if math.isfinite(mean) else None
+
+    return {
+        str(n): {
+            rule: {metric.column.key: read(n, rule, metric) for metric in metrics} for rule in list_rules({n: runs[n]})
+        }
+        for n in runs
+    }

@@ -1,0 +1,123 @@
+"""stage=select: what probes read from a few features alone, by the rule that chose them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+from infoscope.config import to_tree
+from infoscope.pipeline.context import Context, once
+from infoscope.pipeline.stage import Handle, Key, Needs, NotBuiltYet, Row, Work
+from infoscope.probes.results import load_results
+from infoscope.probes.selection import LOGITS, SCORES, compute_probe_importance, make_selection_variants
+from infoscope.probes.variants import Variant, make_variants
+from infoscope.report.section import ReportSection
+from infoscope.runtime.read_only import MissingArtifact
+from infoscope.sae.edit import EditMode
+from infoscope.scope.config import PartitionConfig
+from infoscope.scope.partition import make_partition
+from infoscope.stages.probe.artifacts import VariantProbes
+from infoscope.stages.probe.run import Probed, list_probe_groups, probe_variants
+from infoscope.stages.probe.stage import (
+    check_probe_inputs,
+    count_probes,
+    join_variants,
+    needs_of_probes,
+    read_probed,
+    work_of_probes,
+)
+from infoscope.stages.publish import Published
+from infoscope.stages.rank import Rank
+from infoscope.stages.sae import count_latents, sae_of
+from infoscope.stages.score.stage import Score, check_count
+from infoscope.stages.select.section import make_selection_section
+
+
+class Select(Published):
+    """Probes on n kept latents; before them the original tokens, all latents kept, and none."""
+
+    kind = "probe"
+
+    def describe(self, ctx: Context, seed: int) -> str:
+        return f"select, seed {seed}"
+
+    def needs(self, ctx: Context, seed: int) -> Needs:
+        return needs_of_probes(ctx, seed)
+
+    def check(self, ctx: Context, seed: int) -> None:
+        check_probe_inputs(ctx)
+        config, n_latents = ctx.config.select, count_latents(ctx)
+        check_count("select.n_bands", config.n_bands, n_latents)
+        check_count("select.n_kept[0]", config.n_kept[0], n_latents)
+
+    def make(self, ctx: Context, seed: int) -> Probed:
+        return probe_kept(ctx, seed)
+
+    def count(self, ctx: Context, seed: int) -> tuple[int, int]:
+        config = ctx.config
+        try:
+            variants = [*whole_variants_of(ctx, seed), *selection_variants_of(ctx, seed)]
+        except (MissingArtifact, NotBuiltYet):
+            by_probe = len({*LOGITS, *SCORES} & config.probe.heads)
+            n_rules = config.select.n_bands + 1 + config.select.n_draws + by_probe
+            return 3 + len(config.select.n_kept) * n_rules, 0
+        return count_probes(ctx, seed, variants)
+
+    def work(self, ctx: Context, seed: int) -> Work:
+        return work_of_probes(ctx)
+
+    def rows(self, ctx: Context, seed: int) -> Iterator[Row]:
+        return join_variants(ctx, seed, probe_kept(ctx, seed))
+
+    def section(self, ctx: Context) -> ReportSection:
+        return make_selection_section(read_probed(ctx, self._probed(ctx)))
+
+    def report_sources(self, ctx: Context) -> Mapping[str, Handle]:
+        return {f"score_seed{seed}": Score.at(ctx, seed) for seed in ctx.config.seeds}
+
+    def report_key(self, ctx: Context) -> Key:
+        probed = self._probed(ctx).items()
+        return {
+            "probes": {str(seed): [one.hash for of in many.values() for one in of] for seed, many in probed},
+            "select": to_tree(ctx.config.select),
+        }
+
+    def _probed(self, ctx: Context) -> dict[int, Probed]:
+        return {seed: probe_kept(ctx, seed) for seed in ctx.config.seeds}
+
+
+@once
+def probe_kept(ctx: Context, seed: int) -> Probed:
+    """Return the probes of every variant that keeps some latents, after those of the whole tokens."""
+    whole = whole_variants_of(ctx, seed)
+    probed = probe_variants(ctx, seed, whole)
+    return probed | probe_variants(ctx, seed, [whole[0], *selection_variants_of(ctx, seed)])
+
+
+def whole_variants_of(ctx: Context, seed: int) -> list[Variant]:
+    """Return the original tokens, and those decoded from all latents and from none."""
+    mean_act = Rank.at(ctx, seed).load().mean_act
+    return make_variants({}, mean_act > 0, mean_act, modes=[EditMode.reconstruct])
+
+
+def selection_variants_of(ctx: Context, seed: int) -> list[Variant]:
+    """Return the variants that keep n latents; the weights of the original's probes choose some of them."""
+    config = ctx.config
+    cds, ranking = Score.at(ctx, seed).load().cds(config.scope.k_cds).values, Rank.at(ctx, seed).load()
+    original = whole_variants_of(ctx, seed)[0]
+    handles = [VariantProbes.at(ctx, seed, original, *group) for group in list_probe_groups(ctx)]
+    found = [handle.find() for handle in handles]
+    for handle, artifact in zip(handles, found, strict=True):
+        if artifact is None:
+            raise MissingArtifact(handle.spec)
+    heads = load_results([artifact.folder for artifact in found if artifact], original).heads
+    W_dec = sae_of(ctx, seed).load().W_dec.detach().cpu().double().numpy()
+    return make_selection_variants(
+        dict(make_partition(cds, ranking.mean_act, PartitionConfig(n_bands=config.select.n_bands)).bands),
+        ~np.isnan(cds) & (ranking.mean_act > 0),
+        ranking.mean_act,
+        compute_probe_importance(heads, W_dec, ranking.mean_act),
+        config.select,
+        config.probe.seed,
+    )

@@ -1,0 +1,118 @@
+"""stage=stability: the scores again with one choice made otherwise: shift, diagonal, images, k, solver, seed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from infoscope.config import to_tree
+from infoscope.pipeline.context import Context
+from infoscope.pipeline.stage import Handle, Key, Needs, Row, SingleStage, Work, name_artifacts
+from infoscope.report.section import ReportSection
+from infoscope.runtime.store import Workspace
+from infoscope.scope.maps import make_trainer
+from infoscope.scope.ranking import Ranking, rank_in_parts
+from infoscope.scope.rescoring import ScoredSAE, compute_stability
+from infoscope.scope.stability import StabilityResult
+from infoscope.stages.backbone import load_backbone
+from infoscope.stages.images import count_images, open_sets
+from infoscope.stages.publish import Published
+from infoscope.stages.rank import Rank
+from infoscope.stages.sae import count_latents, sae_of
+from infoscope.stages.score.stage import Score, partition_of
+from infoscope.stages.stability.section import make_stability_section
+from infoscope.stages.tokens import Tokens
+
+
+class Stability(Published, SingleStage[dict[int, StabilityResult]]):
+    """The stability of the scores of all SAE seeds, which share the crops; `load` gives it by seed."""
+
+    kind = "stability"
+
+    def needs(self, ctx: Context) -> Needs:
+        scores = {f"s{seed}": Score.at(ctx, seed) for seed in ctx.config.seeds}
+        has_held_out = count_images(ctx, "test") >= ctx.config.scope.k_cds
+        return Needs(**scores, **({"held_out": Tokens.at(ctx, "test")} if has_held_out else {}))
+
+    def key(self, ctx: Context, up: Needs) -> Key:
+        config, held_out = ctx.config, getattr(up, "held_out", None)
+        groups = [
+            {
+                "score": Score.at(ctx, seed).hash,
+                "k_cds": config.scope.k_cds,
+                "partition": config.partition.determining(),
+            }
+            for seed in config.seeds
+        ]
+        return {
+            "stability": to_tree(config.stability),
+            "groups": groups,
+            "held_out": held_out.hash if held_out else None,
+            "sinkhorn_blur": config.scope.sinkhorn_blur,
+        }
+
+    def build(self, ctx: Context, up: Needs, work: Workspace) -> None:
+        saes = [self._find_scored(ctx, seed, up, work) for seed in ctx.config.seeds]
+        with ctx.track(self.kind) as tracker:
+            found = compute_stability(
+                load_backbone(ctx),
+                saes,
+                *open_sets(ctx, ctx.config.data),
+                ctx.config.scope,
+                ctx.config.stability,
+                layer=ctx.config.model.layer,
+                trainer=make_trainer(ctx.device.type),
+                show_bar=ctx.display.bar,
+                n_readers=ctx.config.data.n_workers,
+                progress_folder=work.progress,
+            )
+            for result in found:
+                result.save(work.folder / f"seed{result.sae_seed}")
+                rhos = {v.name: result.compare(v).rank_correlation for v in result.variations}
+                seed = result.sae_seed
+                tracker.log({f"seed{seed}/{name}": rho for name, rho in rhos.items() if np.isfinite(rho)})
+
+    def _find_scored(self, ctx: Context, seed: int, up: Needs, work: Workspace) -> ScoredSAE:
+        """Return what is known of one SAE, ranked on the held-out images too where there are any."""
+        sae, again = sae_of(ctx, seed).load(), None
+        if hasattr(up, "held_out"):
+            again = self._rank_held_out(ctx, seed, up, work)
+        ranking, scores = Rank.at(ctx, seed).load(), Score.at(ctx, seed).load()
+        return ScoredSAE(seed, sae, ranking, scores, partition_of(ctx, seed).gamma, again)
+
+    def _rank_held_out(self, ctx: Context, seed: int, up: Needs, work: Workspace) -> Ranking:
+        scope, tokens = ctx.config.scope, up.held_out.load()
+        with ctx.display.bar(f"ranking held-out images, seed {seed}", len(tokens), "images") as advance:
+            return rank_in_parts(
+                sae_of(ctx, seed).load(),
+                tokens,
+                scope.n_ranks,
+                scope.rank_by,
+                advance,
+                work.progress / f"held-out-{seed}",
+            )
+
+    def load(self, ctx: Context, folder: Path) -> dict[int, StabilityResult]:
+        return {seed: StabilityResult.load(folder / f"seed{seed}") for seed in ctx.config.seeds}
+
+    def work(self, ctx: Context) -> Work:
+        n_latents = min(count_latents(ctx), ctx.config.stability.n_latents or count_latents(ctx))
+        like = [ctx.config.model.name, to_tree(ctx.config.stability), ctx.config.scope.k_cds]
+        return Work(n_latents * len(ctx.config.seeds), like, is_bound=True)
+
+    def rows(self, ctx: Context, seed: int) -> Iterator[Row]:
+        made, result = self.at(ctx), self.at(ctx).load()[seed]
+        for variation in result.variations:
+            comparison = result.compare(variation)._asdict()
+            yield {**name_artifacts(made.get()), "variant": variation.name, **comparison}
+
+    def section(self, ctx: Context) -> ReportSection:
+        return make_stability_section(list(self.at(ctx).load().values()))
+
+    def report_sources(self, ctx: Context) -> Mapping[str, Handle]:
+        return {"stability": self.at(ctx)}
+
+    def report_key(self, ctx: Context) -> Key:
+        return {"stability": self.at(ctx).hash}

@@ -1,0 +1,163 @@
+"""The tokens of every image at the hooked layer, kept or encoded as they are asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from infoscope.data.config import DataConfig
+from infoscope.data.images import CHECK_PX, ImageBatch, ImageError, ImageSet, iterate_images
+from infoscope.pipeline.context import Context, once
+from infoscope.pipeline.stage import ArtifactStage, Handle, Key, Needs, NotBuiltYet, Work
+from infoscope.runtime import processes
+from infoscope.runtime.files import write_json
+from infoscope.runtime.manifests import Artifact
+from infoscope.runtime.store import Workspace
+from infoscope.stages.backbone import fingerprint_model, load_backbone, say_model
+from infoscope.stages.images import check_split, count_images, fingerprint_images, open_split, scenes_of
+from infoscope.stages.train_clip import needs_trained
+from infoscope.vision.backbone import check_layer
+from infoscope.vision.extract import TokenCache, compute_cache_bytes, extract_tokens
+from infoscope.vision.live_tokens import LiveTokens
+from infoscope.vision.token_source import TokenSource
+
+BATCH_IMAGES = 64
+
+
+class Tokens(ArtifactStage[TokenSource]):
+    """The tokens of a split; an item is (split, data)."""
+
+    kind = "tokens"
+
+    @classmethod
+    def at(cls, ctx: Context, split: str, data: DataConfig | None = None) -> Handle[TokenSource]:
+        """Return the tokens of a split, of the experiment's own data unless others are given."""
+        return super().at(ctx, split, data or ctx.config.data)
+
+    def name(self, ctx: Context, split: str, data: DataConfig) -> str:
+        return f"{ctx.config.model.name}-{split}"
+
+    def describe(self, ctx: Context, split: str, data: DataConfig) -> str:
+        return f"tokens, {split}" + ("" if data == ctx.config.data else f" of {data.kind.name}")
+
+    def needs(self, ctx: Context, split: str, data: DataConfig) -> Needs:
+        return Needs(**vars(scenes_of(ctx, data)), **needs_trained(ctx))
+
+    def key(self, ctx: Context, up: Needs, split: str, data: DataConfig) -> Key:
+        return {
+            "model": fingerprint_model(ctx),
+            "layer": ctx.config.model.layer,
+            "images": fingerprint_images(ctx, split, data),
+            "dtype": data.cache_dtype if data.store_tokens else None,
+        }
+
+    def check(self, ctx: Context, split: str, data: DataConfig) -> None:
+        say_model(ctx)
+        if split == "train":  # of test images, those who need them say why
+            check_split(ctx, split, data)
+        if self.at(ctx, split, data).find() is not None:
+            return
+        sizes = find_sizes(ctx)
+        if sizes.n_layers is not None:
+            check_layer(ctx.config.model.layer, sizes.n_layers)
+
+    def build(self, ctx: Context, up: Needs, work: Workspace, split: str, data: DataConfig) -> None:
+        backbone = load_backbone(ctx)
+        images, dtype = open_split(ctx, split, data), data.cache_dtype if data.store_tokens else None
+        if dtype is not None:
+            ctx.check_disk(compute_cache_bytes(backbone, len(images), dtype))
+
+        def read(positions: np.ndarray, batch_images: int) -> Iterator[ImageBatch]:
+            size_px, n_done = backbone.image_px, 0
+            for batch in iterate_images(images, size_px, batch_images, positions, data.on_error, data.n_workers):
+                yield batch
+                n_done += len(batch.index)
+                advance(n_done, len(positions))
+
+        with ctx.display.bar(f"encoding {split} images", len(images), "images") as advance:
+            layer = ctx.config.model.layer
+            made = extract_tokens(
+                backbone, read, len(images), layer, work.folder, dtype, work.progress, batch_images=BATCH_IMAGES
+            )
+        if processes.is_main():
+            write_json(work.folder / "skipped.json", find_skipped(images, made.image_index))
+
+    def get(self, handle: Handle[TokenSource]) -> Artifact:
+        ctx, (split, data) = handle.ctx, handle.item
+        check_split(ctx, split, data)
+        artifact = super().get(handle)
+        if skipped := artifact.read_json("skipped.json"):
+            names = ", ".join(list(skipped)[:5]) + (", ..." if len(skipped) > 5 else "")
+            n_images = count_images(ctx, split, data)
+            ctx.display.say(f"{len(skipped)} of {n_images} {split} images were skipped: {names} (skipped.json)")
+        return artifact
+
+    def load(self, ctx: Context, folder: Path, split: str, data: DataConfig) -> TokenSource:
+        if data.store_tokens:
+            return TokenCache(folder)
+        images, backbone = open_split(ctx, split, data), load_backbone(ctx)
+
+        def read(positions: np.ndarray, batch_images: int) -> Iterator[ImageBatch]:
+            return iterate_images(images, backbone.image_px, batch_images, positions, n_workers=data.n_workers)
+
+        return LiveTokens(folder, backbone, read)
+
+    def work(self, ctx: Context, split: str, data: DataConfig) -> Work:
+        n, sizes = count_images(ctx, split, data), find_sizes(ctx)
+        kept_bytes = n * sizes.n_patches * 4  # the norms
+        batch_bytes = 4 * (sizes.n_patches + sizes.n_prefix) * sizes.d_in * BATCH_IMAGES
+        if data.store_tokens:
+            n_values = (sizes.n_patches + sizes.n_prefix) * sizes.d_in
+            kept_bytes += n * n_values * np.dtype(data.cache_dtype).itemsize
+        like = [ctx.config.model.name, ctx.config.model.layer, data.store_tokens]
+        return Work(n, like, forwards=n, disk_bytes=kept_bytes, memory_bytes=batch_bytes)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Width of a token, patches per side, tokens before them, pixels of a patch's side, blocks (None: not known)."""
+
+    d_in: int
+    grid: int
+    n_prefix: int
+    patch_px: int
+    n_layers: int | None = None
+
+    @property
+    def n_patches(self) -> int:
+        """Patch tokens of an image."""
+        return self.grid**2
+
+
+@once
+def find_sizes(ctx: Context) -> Sizes:
+    """Return the backbone's sizes, from tokens where they exist; else it is loaded, if it exists."""
+    tokens, clip = Tokens.at(ctx, "train").find(), ctx.config.clip
+    if tokens is not None:
+        meta = tokens.read_json("tokens.json")
+        return Sizes(meta["d_in"], meta["grid"], meta["n_prefix"], meta["patch_px"])
+    try:
+        loaded = load_backbone(ctx)
+    except NotBuiltYet:
+        return Sizes(clip.width, clip.grid, 1, clip.patch_px, clip.layers)
+    return Sizes(loaded.d_in, loaded.grid, loaded.n_prefix_tokens, loaded.patch_px, loaded.n_layers)
+
+
+def find_skipped(images: ImageSet, read: np.ndarray) -> dict[str, str]:
+    """Return why images could not be read, by id: all that are not among those read, whichever process or run did it.
+
+    Args:
+        read: positions of the images that were.
+    """
+    reasons = {}
+    for i in np.setdiff1d(np.arange(len(images)), read).tolist():
+        try:
+            images.load(i, CHECK_PX)
+            reason = "could not be read when its tokens were made"
+        except ImageError as error:
+            reason = error.reason
+        reasons[images.image_ids[i]] = reason
+    return reasons

@@ -1,0 +1,82 @@
+"""stage=train_clip: a CLIP of captioned scenes, from a stream of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from infoscope.config import to_tree
+from infoscope.data.config import DataKind
+from infoscope.data.scene_factors import vocabulary
+from infoscope.pipeline.context import Context
+from infoscope.pipeline.stage import Key, Needs, Node, Row, Shown, SingleStage, Work, name_artifacts
+from infoscope.report.tables import Column, Table
+from infoscope.runtime.errors import InputError
+from infoscope.runtime.files import write_json
+from infoscope.runtime.store import Workspace
+from infoscope.stages.images import Scenes
+
+
+class TrainClip(SingleStage[Path]):
+    """A CLIP trained on captioned scenes of its own stream; `load` gives its folder."""
+
+    kind = "train_clip"
+    is_shared, is_seeded = False, False
+
+    def name(self, ctx: Context) -> str:
+        return "scenes_clip"
+
+    def needs(self, ctx: Context) -> Needs:
+        clip, data = ctx.config.clip, ctx.config.data
+        if data.kind is not DataKind.scenes:
+            raise InputError(f"stage=train_clip learns from captioned scenes: use data=scenes, not {data.kind.name}.")
+        return Needs(**{split: Scenes.at(ctx, split, n, data) for split, n in clip.sets.items()})
+
+    def key(self, ctx: Context, up: Needs) -> Key:
+        return {
+            "clip": to_tree(ctx.config.clip),
+            "scenes": [getattr(up, split).spec.key for split in ctx.config.clip.sets],
+        }
+
+    def build(self, ctx: Context, up: Needs, work: Workspace) -> None:
+        from infoscope.vision.contrastive import compute_retrieval, train_clip
+        from infoscope.vision.tokenizer import WordTokenizer
+
+        clip, words = ctx.config.clip, vocabulary()
+        train, test = (getattr(up, split).load() for split in clip.sets)
+        with ctx.track(self.kind) as tracker, ctx.display.bar("training CLIP", unit="steps") as advance:
+            options = ctx.trainer_options(advance, tracker)
+            trained = train_clip(clip, train, words, work.folder, work.progress, trainer_options=options)
+            captions = [test.caption(i) for i in range(len(test))]
+            tokenizer = WordTokenizer(words, clip.context_length)
+            metrics = compute_retrieval(trained.cpu(), test.images, captions, tokenizer)
+            tracker.log(metrics)
+        write_json(work.folder / "training.json", {"config": to_tree(clip), "held_out": metrics})
+
+    def load(self, ctx: Context, folder: Path) -> Path:
+        return folder
+
+    def work(self, ctx: Context) -> Work:
+        clip = ctx.config.clip
+        return Work(clip.n_steps, [clip.width, clip.layers, clip.grid, clip.batch_size])
+
+    def rows(self, ctx: Context, seed: int) -> Iterator[Row]:
+        made = self.at(ctx).get()
+        yield {**name_artifacts(made), **made.read_json("training.json")["held_out"]}
+
+    def closing(self, ctx: Context) -> Shown:
+        held_out = self.at(ctx).read_json("training.json")["held_out"]
+        percent = {"digits": 1, "scale": 100.0, "unit": "%"}
+        columns = {
+            "image_to_text_top1": Column("image_to_text_top1", "captions found for pictures", **percent),
+            "text_to_image_top1": Column("text_to_image_top1", "pictures found for captions", **percent),
+            "among": Column("among", "among", digits=0),
+        }
+        table = Table("clip", "CLIP, on held-out scenes", [columns.get(key, Column(key, key)) for key in held_out])
+        table.add_row(*held_out.values())
+        return [table]
+
+
+def needs_trained(ctx: Context) -> dict[str, Node]:
+    """Return the CLIP of stage train_clip if the configuration asks for one."""
+    return {"clip": TrainClip.at(ctx)} if ctx.config.model.pretrained == "train_clip" else {}

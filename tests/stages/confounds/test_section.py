@@ -1,0 +1,251 @@
+"""The section on confounds: its numbers are those of the features, and it renders whatever is missing."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from infoscope.report.figure_style import save_figure
+from infoscope.report.page import Page, write_report
+from infoscope.report.section import ReportSection
+from infoscope.report.tables import Stat, Table
+from infoscope.scope.confounds import ConfoundResult, LatentProperties
+from infoscope.scope.separation import compute_auroc, match_frequency
+from infoscope.stages.confounds.figures import compute_one_sided_share, compute_rank_means
+from infoscope.stages.confounds.section import make_confound_section
+from infoscope.stages.probe.tables import make_matched_table, make_removal_tables, summarise_removal
+from infoscope.stages.score.result import ScopeResult
+from tests.support.report_samples import K_MAX, make_result, make_results, make_scope_result, make_unscored_result
+
+
+def make_confound_result(scope: ScopeResult, with_truth: bool = True, n_images: int = 500) -> ConfoundResult:
+    """Properties that go with the firing rate; high scores are mostly global, unless the latent is diffuse."""
+    rng = np.random.default_rng(scope.sae_seed + 100)
+    n = len(scope.cds)
+    rate = np.asarray(scope.firing_rate, dtype=np.float64)
+    fires = rate > 0
+    support = np.where(fires, np.clip(3 * rate + rng.beta(1.5, 9, n), 1 / 144, 1), np.nan)
+    peak = np.where(fires, rng.gamma(4, 2, n), 0)
+    properties = LatentProperties(
+        firing_rate=rate,
+        image_rate=np.where(fires, np.clip(rate / support, 0, 1), 0),
+        peaks=np.outer(peak, 0.96 ** np.arange(K_MAX)),
+        support=support,
+        participation=0.7 * support,
+    )
+    if not with_truth:
+        return ConfoundResult(properties, n_images, {}, None)
+    is_global = np.nan_to_num(scope.cds, nan=0.1) + rng.normal(0, 0.1, n) > 0.25
+    is_global |= (support > 0.25) & (rng.random(n) < 0.6)
+    large, small = rng.uniform(0.15, 0.7, n), rng.uniform(0, 0.01, n)
+    effects = {"light": np.where(is_global, large, small), "weather": small}
+    return ConfoundResult(properties, n_images, effects, np.where(is_global, small, large))
+
+
+def make_matched_results(n_seeds: int = 2, empty: tuple[str, ...] = ()) -> list[dict[str, Any]]:
+    """The usual results, and those of the groups of matched frequency."""
+    results = make_results(n_seeds, n_draws=2)
+    for seed in range(n_seeds):
+        for group in ("high", "low"):
+            result = make_result(seed, "group", group=group)
+            result["variant"] |= {"group": f"{group}, matched frequency", "n_latents": 38}
+            if group in empty:
+                result["variant"] |= {"n_latents": 0, "empty": True}
+            results.append(result)
+    return results
+
+
+def make_section(n_seeds: int = 2, with_truth: bool = True) -> tuple[list[ScopeResult], ReportSection]:
+    scopes = [make_scope_result(seed) for seed in range(n_seeds)]
+    confounds = {scope.sae_seed: make_confound_result(scope, with_truth) for scope in scopes}
+    return scopes, make_confound_section(scopes, confounds, make_matched_results(n_seeds))
+
+
+def read(table: Table, label: str) -> dict[str, Any]:
+    row = next(row for row in table.rows if row[0].value == label)
+    return {column.key: cell.value for column, cell in zip(table.columns, row, strict=True)}
+
+
+def draw_all(section: ReportSection, folder: Path) -> None:
+    for name, figure in section.figures.items():
+        (path,) = save_figure(figure.draw, name, folder)
+        assert path.stat().st_size > 5000
+
+
+def test_correlations_are_over_scored_features_of_each_seed() -> None:
+    scopes, section = make_section()
+    cell = read(section.tables["confounds"], "firing frequency (share of patches)")
+    expected = []
+    for scope in scopes:
+        scored = np.isfinite(scope.cds)
+        expected.append(stats.spearmanr(scope.firing_rate[scored], scope.cds[scored])[0])
+    assert cell["value"].mean == pytest.approx(np.mean(expected))
+    assert cell["value"].sd == pytest.approx(np.std(expected, ddof=1))
+    assert cell["n_latents"].mean == np.mean([np.isfinite(scope.cds).sum() for scope in scopes])
+    assert section.summary["spearman"]["firing_rate"]["mean"] == pytest.approx(np.mean(expected))
+
+
+def test_one_sided_share_and_rank_means_by_hand() -> None:
+    scope = make_scope_result()
+    nan = math.nan
+    mass1, mass2 = np.array([[1, 0, 0, 1], [nan] * 4]), np.array([[0, 2, 0, 1], [nan] * 4])
+    share = compute_one_sided_share(replace(scope, mass1=mass1, mass2=mass2, k_cds=4), make_confound_result(scope))
+    assert share[0] == 0.5  # two of four; in the third both are zero
+    assert math.isnan(share[1])
+    means = compute_rank_means(np.array([[0.2, nan], [0.4, nan], [9.0, 9.0]]), np.array([True, True, False]))
+    assert means[0] == pytest.approx(0.3)
+    assert math.isnan(means[1])
+
+
+def test_first_and_last_rank_are_compared_on_the_same_features() -> None:
+    scope = make_scope_result()
+    section = make_confound_section([scope], {0: make_confound_result(scope)}, [])
+    both = np.isfinite(scope.emd[:, [0, K_MAX - 1]]).all(axis=1)
+    cell = read(section.tables["confounds"], "mean at the last rank of the CDS")
+    assert cell["value"].mean == pytest.approx(scope.emd[both, K_MAX - 1].mean())
+    assert cell["n_latents"].mean == both.sum() < len(scope.cds)
+
+
+def test_auroc_rows() -> None:
+    scopes, section = make_section()
+    table = section.tables["auroc"]
+    assert [row[0].value for row in table.rows] == ["all", "compact", "diffuse", "matched frequency"]
+    found = [make_confound_result(scope) for scope in scopes]
+    expected = [
+        compute_auroc(scope.cds, one.known_global & one.compact, one.known_local & one.compact).value
+        for scope, one in zip(scopes, found, strict=True)
+    ]
+    row = read(table, "compact")
+    assert isinstance(row["cds"], Stat)
+    assert row["cds"].mean == pytest.approx(np.mean(expected))
+    assert row["cds_low"] < row["cds"].mean < row["cds_high"]
+    matched = [
+        match_frequency(one.known_global & scored, one.known_local & scored, one.properties.firing_rate)[0].sum()
+        for scope, one in zip(scopes, found, strict=True)
+        if (scored := np.isfinite(scope.cds)) is not None
+    ]
+    row = read(table, "matched frequency")
+    assert row["n_global"].mean == row["n_local"].mean == np.mean(matched)
+    assert section.summary["auroc"]["compact"]["cds"]["mean"] == pytest.approx(np.mean(expected))
+
+
+def test_findings_follow_the_numbers() -> None:
+    """The same features, once with scores that tell them apart and once with the reverse."""
+    scope = make_scope_result()
+    found = make_confound_result(scope)
+    rng = np.random.default_rng(0)
+    for sign, verdict in ((1, "it ranks known-global features higher"), (-1, "wrong way round")):
+        cds = 0.5 + sign * 0.3 * found.known_global + rng.normal(0, 0.05, len(scope.cds))
+        first, _, second, third, *_ = make_confound_section([replace(scope, cds=cds)], {0: found}, []).findings
+        assert verdict in first
+        assert "by definition" in third
+        assert "farther from 0.5 than any" in second
+    noise = rng.random(len(scope.cds))
+    first = make_confound_section([replace(scope, cds=noise)], {0: found}, []).findings[0]
+    assert "does not tell them apart" in first
+
+
+def test_effects_are_correlated_without_cuts() -> None:
+    scope = make_scope_result()
+    found = make_confound_result(scope)
+    cds = found.image_effect + 0.01 * np.random.default_rng(0).normal(size=len(scope.cds))
+    section = make_confound_section([replace(scope, cds=cds)], {0: found}, [])
+    rho = stats.spearmanr(cds[found.fires_enough], found.image_effect[found.fires_enough])[0]
+    row = read(section.tables["confounds"], "effect of the global factors")
+    assert row["value"].mean == pytest.approx(rho)
+    assert row["n_latents"].mean == found.fires_enough.sum()
+    assert "global factors" in section.findings[1]
+    assert "not as it should" not in section.findings[1]
+    reverse = make_confound_section([replace(scope, cds=1 - cds)], {0: found}, [])
+    assert "(as it should)" not in reverse.findings[1]
+
+
+def test_what_is_expected_of_diffuse_global_features_is_said_whether_seen_or_not() -> None:
+    scope = make_scope_result()
+    found = make_confound_result(scope)
+    for high, said in ((0.1, "they do score lower"), (0.9, "they do not score lower")):
+        cds = np.where(found.diffuse, high, 0.5)
+        finding = make_confound_section([replace(scope, cds=cds)], {0: found}, []).findings[3]
+        assert said in finding
+
+
+def test_matched_rows_stand_in_their_own_table_alone() -> None:
+    results = make_matched_results()
+    plain = make_results(2, n_draws=2)
+    for name, table in make_removal_tables(results).items():
+        assert table.to_csv() == make_removal_tables(plain)[name].to_csv()
+    assert summarise_removal(results) == summarise_removal(plain)
+    table = make_matched_table(results)
+    assert table is not None
+    labels = [row[0].value for row in table.rows]
+    assert labels == [
+        "original tokens",
+        "without high-scope, matched frequency",
+        "without low-scope, matched frequency",
+    ]
+    row = read(table, "without low-scope, matched frequency")
+    runs = [r for r in results if r["variant"]["group"] == "low, matched frequency"]
+    originals = [r for r in results if r["variant"]["role"] == "original"]
+    assert row["n_latents"].mean == 38
+    assert row["miou"].mean == pytest.approx(np.mean([r["metrics"]["segmentation"]["miou"] for r in runs]))
+    differences = [
+        a["metrics"]["segmentation"]["miou"] - b["metrics"]["segmentation"]["miou"]
+        for a, b in zip(runs, originals, strict=True)
+    ]
+    assert row["miou_difference"].mean == pytest.approx(np.mean(differences))
+    assert make_matched_table(plain) is None
+    assert make_matched_table([]) is None
+
+
+def test_matched_finding() -> None:
+    _, section = make_section()
+    finding = section.findings[-1]
+    assert "38 features in each group" in finding
+    assert finding.endswith("Removing the low-scope ones costs more in 4 of 4 metrics.")
+
+
+def test_empty_matched_groups_are_marked() -> None:
+    scope = make_scope_result()
+    section = make_confound_section([scope], {0: make_confound_result(scope)}, make_matched_results(1, ("high", "low")))
+    assert "∅" in section.tables["removal_matched"].to_markdown()
+    assert "share no firing frequency" in section.findings[-1]
+
+
+@pytest.mark.long
+def test_it_renders(tmp_path: Path) -> None:
+    _, section = make_section(2)
+    files = write_report(Page("Test", sections=[section]), tmp_path)
+    assert {"confounds", "auroc", "removal_matched"} <= files.tables.keys()
+    assert {"cds_confounds", "cds_by_rank"} <= files.figures.keys()
+    assert "confounds" in json.loads(files.summary.read_text())
+
+
+def test_without_truth_there_is_no_auroc(tmp_path: Path) -> None:
+    _, section = make_section(1, with_truth=False)
+    assert list(section.tables) == ["confounds", "removal_matched"]
+    assert "no AUROC" in section.findings[0]
+    assert section.summary["auroc"] == {}
+    draw_all(section, tmp_path)
+
+
+@pytest.mark.parametrize("case", ["nobody declared", "no local", "unscored"])
+def test_empty_groups(tmp_path: Path, case: str) -> None:
+    scope = make_unscored_result() if case == "unscored" else make_scope_result()
+    if case == "unscored":
+        scope = replace(scope, firing_rate=np.full(10, 0.01))
+    found = make_confound_result(scope, n_images=1 if case == "nobody declared" else 500)
+    if case == "no local":
+        found = replace(found, label_effect=np.zeros(len(scope.cds)))
+    section = make_confound_section([scope], {0: found}, [])
+    assert "too few to say" in section.findings[0]
+    assert "too few to say" in section.findings[3]
+    assert section.summary["auroc"]["all"]["cds"]["mean"] is None
+    json.dumps(section.summary, allow_nan=False)
+    draw_all(section, tmp_path)
