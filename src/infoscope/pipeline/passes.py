@@ -66,9 +66,9 @@ def _measure_all(ctx: Context, works: Mapping[Handle, Workspace]) -> None:
         sae, stage = saes[one.needs.sae.hash], one.stage
         assert isinstance(stage, PassStage)
         wanted[one] = stage.measure(ctx, one.needs, sae, tokens, *one.item).kept_in(work.progress / one.stage.kind)
-    names = " and ".join(dict.fromkeys(one.stage.kind for one in works))
+    kinds = ", ".join(dict.fromkeys(one.stage.kind for one in works))
     seeds = ", ".join(dict.fromkeys(str(one.item[0]) for one in works))
-    with ctx.display.bar(f"reading tokens for {names}, seed {seeds}", len(tokens), "images") as advance:
+    with ctx.display.bar(f"reading tokens for {kinds} of seed {seeds}", len(tokens), "images") as advance:
         start = time.perf_counter()
         meters = run_pass(tokens, wanted, advance)
         seconds = (time.perf_counter() - start) / len(works)

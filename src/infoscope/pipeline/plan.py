@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from infoscope.pipeline.context import Context
-from infoscope.pipeline.stage import Node, Work, list_needed
+from infoscope.pipeline.stage import Node, Work
 from infoscope.runtime.environment import describe_environment
 from infoscope.runtime.manifests import MANIFEST, compute_hash
 from infoscope.runtime.progress import format_bytes, format_seconds
@@ -47,15 +47,22 @@ def make_plan(ctx: Context, goals: Sequence[Node]) -> list[Step]:
     Raises:
         InputError: whatever the stages would refuse before they begin.
     """
-    rates = Rates(ctx.store.root)
-    return [_plan(node, rates) for node in list_needed(goals)]
+    rates, steps = Rates(ctx.store.root), {}
 
+    def visit(node: Node) -> None:
+        if node.place in steps:
+            return
+        n_built, n_reused = node.count()
+        for _, needed in node.needs if n_built else ():  # what exists asks for nothing
+            visit(needed)
+        work = node.work() if n_built else Work()
+        seconds = rates.find_seconds(node.stage.kind, work)
+        total = None if seconds is None else n_built * seconds
+        steps[node.place] = Step(node.describe(), n_built, n_reused, work, total)
 
-def _plan(node: Node, rates: Rates) -> Step:
-    n_built, n_reused = node.count()
-    work = node.stage.work(node.ctx, *node.item) if n_built else Work()
-    seconds = rates.find_seconds(node.stage.kind, work)
-    return Step(node.describe(), n_built, n_reused, work, None if seconds is None else n_built * seconds)
+    for goal in goals:
+        visit(goal)
+    return list(steps.values())
 
 
 class Rates:

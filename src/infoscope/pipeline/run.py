@@ -11,7 +11,7 @@ from infoscope import registry
 from infoscope.config import Config, TrainerConfig
 from infoscope.pipeline.context import Context
 from infoscope.pipeline.plan import make_plan, print_plan
-from infoscope.pipeline.stage import Node, Stage, Work, list_needed
+from infoscope.pipeline.stage import Node, Stage, list_needed
 from infoscope.runtime import parts, processes
 from infoscope.runtime.environment import count_busy_cores
 from infoscope.runtime.job import Job
@@ -93,14 +93,10 @@ def check(ctx: Context) -> None:
         _ = ctx.device
         for node in list_needed(set_goals(ctx)):
             node.stage.check(ctx, *node.item)
-        reading = ctx.reading()  # counting builds nothing
-        works = [_count_work(node) for node in list_needed(set_goals(reading))]
-        ctx.check_disk(sum(n * work.disk_bytes for n, work in works) + max(work.scratch_bytes for _, work in works))
-
-
-def _count_work(node: Node) -> tuple[int, Work]:
-    n_built, _ = node.count()
-    return n_built, node.stage.work(node.ctx, *node.item) if n_built else Work()
+        reading = ctx.reading()  # planning builds nothing
+        steps = make_plan(reading, set_goals(reading))
+        needed = sum(step.n_built * step.work.disk_bytes for step in steps)
+        ctx.check_disk(needed + max((step.work.scratch_bytes for step in steps), default=0))
 
 
 def run_stage(ctx: Context) -> Any:

@@ -19,6 +19,7 @@ from infoscope.report.section import ReportSection
 from infoscope.report.tables import Table, Value
 from infoscope.runtime import processes
 from infoscope.runtime.manifests import Artifact, Spec
+from infoscope.runtime.read_only import MissingArtifact
 from infoscope.runtime.store import Workspace
 
 R = TypeVar("R")
@@ -190,6 +191,13 @@ class Node:
         """Return what it is called in a plan."""
         return self.stage.describe(self.ctx, *self.item)
 
+    def work(self) -> Work:
+        """Return what building it costs; nothing where that cannot be known yet."""
+        try:
+            return self.stage.work(self.ctx, *self.item)
+        except (NotBuiltYet, MissingArtifact):
+            return Work()
+
 
 class ArtifactStage(Stage, Generic[R]):
     """A stage whose items are artifacts; `R` is what one holds, as it is loaded."""
@@ -270,7 +278,7 @@ class Handle(Node, Generic[R]):
         """Return the artifact if it exists."""
         try:
             return self.ctx.store.find(self.spec)
-        except NotBuiltYet:
+        except (NotBuiltYet, MissingArtifact):
             return None
 
     def get(self) -> Artifact:
@@ -303,7 +311,7 @@ class Handle(Node, Generic[R]):
         Args:
             seconds: that it took; None: all the time since its workspace was made.
         """
-        found = self.stage.work(self.ctx, *self.item)
+        found = self.work()
         if found.n:
             measured = {} if seconds is None else {"seconds": round(seconds, 3)}
             work.notes["work"] = {"n": found.n, "like": found.like, **measured}

@@ -45,7 +45,7 @@ class ReadOnlyStore(Store):
         *,
         shared: bool = False,
         config: Any = None,
-        upstream: Mapping[str, Mapping[str, Artifact]],
+        upstream: Mapping[str, Mapping[str, Artifact]] | None = None,
     ) -> dict[str, Artifact]:
         found: dict[str, Artifact] = {}
         for name, spec in specs.items():

@@ -139,10 +139,10 @@ class Store:
         Raises:
             InputError: if the folder cannot be written, the disk is full, or another process holds the lock too long.
         """
-        specs, sources = {"": spec}, {"": upstream}
-        return self.get_together(specs, lambda works: build(works[""]), shared=shared, config=config, upstream=sources)[
-            ""
-        ]
+        name = spec.hash
+        return self.get_together(
+            {name: spec}, lambda works: build(works[name]), shared=shared, config=config, upstream={name: upstream}
+        )[name]
 
     def get_together(
         self,
@@ -151,12 +151,12 @@ class Store:
         *,
         shared: bool = False,
         config: Any = None,
-        upstream: Mapping[str, Mapping[str, Artifact]],
+        upstream: Mapping[str, Mapping[str, Artifact]] | None = None,
     ) -> dict[str, Artifact]:
         """Return several artifacts by name; those that are missing are built by one call, and none if it fails.
 
         Args:
-            specs: by name; no two the same.
+            specs: by name, no two the same; the same artifacts always by the same names.
             build: writes the files of every missing artifact into the workspace of its name.
             shared, config: as for `get`, of each.
             upstream: of each, by name, as for `get`.
@@ -178,7 +178,7 @@ class Store:
             if is_shared:
                 processes.barrier()  # all files are written
 
-        found = self._get_all(specs, build_with_others, config, upstream)
+        found = self._get_all(specs, build_with_others, config, upstream or {})
         folders = {name: str(artifact.folder) for name, artifact in found.items()}
         processes.post(key, json.dumps({"folders": folders}))  # from now on; those who have built read:
         processes.post(f"{key}/built", json.dumps(folders))
@@ -224,7 +224,9 @@ class Store:
                     self._refuse_newer(spec.stage)
                     locks.enter_context(self.locks.hold(spec))
                     if not self._reuse(name, spec, found):  # another process may have built it while this one waited
-                        works[name], seal = building.enter_context(self._build_locked(spec, config, upstream[name]))
+                        works[name], seal = building.enter_context(
+                            self._build_locked(spec, config, upstream.get(name, {}))
+                        )
                         seals.append(seal)
                 if works:
                     build(works)
