@@ -24,9 +24,8 @@ from infoscope.stages.probe.paper import PAPER_ACTIVATION
 from infoscope.stages.probe.results import Result
 from infoscope.stages.score.result import ScopeResult
 from tests.support.experiment_samples import SWEEPS, load_experiment, read_rows
-from tests.support.pipeline_samples import make_overrides
+from tests.support.pipeline_samples import make_overrides, save_noise
 from tests.support.report_samples import make_scope_result, make_unscored_result
-from tests.whole.test_paper_data import save_noise
 
 
 @pytest.mark.parametrize(

@@ -50,18 +50,21 @@ from infoscope.sae.model import SparseAutoencoder
 from infoscope.sae.module import make_sae
 from infoscope.sae.topk_step import Weights, compute_sparse_step, select_batch_topk, select_nested_topk
 from infoscope.sae.train import train_sae
-from tests.sae.test_topk_step import (
+from tests.support.sae_samples import (
     AUX_K,
+    CONFIG,
     D_IN,
     D_SAE,
     PARAMETERS,
     N,
     RecordShapes,
+    Stop,
+    Tokens,
+    as_kind,
+    assert_same,
     compute_grads,
     make_case,
 )
-from tests.sae.test_train import CONFIG, Stop, Tokens, as_kind, assert_same
-from tests.sae.test_train import cache as cache  # a fixture
 
 K, K_LEVELS, PREFIX_SIZES = 4, [1, 3, 4], [5, 10, D_SAE]
 LEVEL_WEIGHTS = [3, 2, 1]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,11 +16,10 @@ from infoscope.sae.config import TokenChoice, TopKConfig
 from infoscope.sae.stream import TokenStream
 from infoscope.sae.token_sets import make_token_set
 from infoscope.sae.train import make_normalisation, split_tokens, train_sae
-from infoscope.vision.backbone import Backbone, Tokens
 from infoscope.vision.extract import TokenCache, extract_tokens
 from infoscope.vision.live_tokens import LiveTokens
+from tests.support.live_samples import N, PixelBackbone, read_images
 
-N, GRID, D = 40, 3, 6
 CONFIG = TopKConfig(
     expansion_factor=2,
     k=2,
@@ -33,39 +31,6 @@ CONFIG = TopKConfig(
     eval_tokens=27,
     checkpoint_every_n_steps=7,
 )
-
-
-class PixelBackbone(Backbone):
-    """One block; each token is a fixed mixture of its patch's pixels and of its picture's mean."""
-
-    def __init__(self) -> None:
-        super().__init__(
-            d_in=D,
-            n_layers=2,
-            n_prefix_tokens=1,
-            grid=GRID,
-            patch_px=2,
-            mean=[0.5] * 3,
-            std=[0.5] * 3,
-            fingerprint={},
-        )
-        self.mix = torch.randn(12, D, generator=torch.Generator().manual_seed(0))
-
-    def _tokens(self, pixels, layer):
-        patches = torch.nn.functional.unfold(pixels, 2, stride=2).transpose(1, 2) @ self.mix
-        return Tokens(patches.mean(1, keepdim=True), patches + patches.mean(1, keepdim=True))
-
-    def _resume(self, tokens, layer):
-        raise NotImplementedError
-
-
-def read_images(positions: np.ndarray, batch_images: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    images = torch.randint(
-        256, (N, 3, 2 * GRID, 2 * GRID), generator=torch.Generator().manual_seed(1), dtype=torch.uint8
-    )
-    for start in range(0, len(positions), batch_images):
-        index = torch.from_numpy(positions[start : start + batch_images])
-        yield index, images[index]
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +25,9 @@ from infoscope.sae.token_sets import make_token_set
 from infoscope.sae.train import train_sae
 from infoscope.vision.extract import extract_tokens
 from infoscope.vision.live_tokens import LiveTokens
-from tests.sae.test_live import N as N_LIVE
-from tests.sae.test_live import PixelBackbone, read_images
-from tests.sae.test_train import as_kind
+from tests.support.live_samples import N as N_LIVE
+from tests.support.live_samples import PixelBackbone, read_images
+from tests.support.sae_samples import Tokens, as_kind
 
 pytestmark = pytest.mark.long
 
@@ -47,14 +47,6 @@ CONFIG = TopKConfig(
 KIND_CONFIGS = {kind: as_kind(CONFIG, kind) for kind in KINDS}
 KIND_CONFIGS["jumprelu"] = as_kind(CONFIG, "jumprelu", initial_threshold=0.3)
 LIVE = replace(CONFIG, n_tokens=12 * 32, batch_tokens=32, pool_images=8, tokens_per_image=4, expansion_factor=2)
-
-
-@dataclass
-class Tokens:
-    patches: np.ndarray
-    prefix: np.ndarray
-    mean: np.ndarray
-    scale: float
 
 
 def make_tokens() -> Tokens:

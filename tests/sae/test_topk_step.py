@@ -7,27 +7,11 @@ from functools import partial
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from infoscope.sae.activations import TopK
 from infoscope.sae.losses import ReLUObjective, TopKObjective, compute_aux_loss
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.sae.topk_step import Weights, compute_sparse_step, select_topk
-
-N, D_IN, D_SAE, K, AUX_K = 50, 12, 40, 4, 5
-PARAMETERS = ("W_enc", "b_enc", "W_dec", "b_dec")
-
-
-def make_case(dtype: torch.dtype = torch.float64) -> tuple[SparseAutoencoder, Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    sae = SparseAutoencoder(D_IN, D_SAE, TopK(K), seed=2).to(dtype)
-    with torch.no_grad():
-        sae.W_enc.add_(0.1 * torch.randn(D_IN, D_SAE, generator=generator, dtype=dtype))
-        sae.b_enc.add_(0.2 * torch.randn(D_SAE, generator=generator, dtype=dtype))
-        sae.b_dec.add_(0.2 * torch.randn(D_IN, generator=generator, dtype=dtype))
-        dead = torch.arange(D_SAE) % 3 == 0
-        sae.b_enc[dead] -= 1.0
-    return sae, torch.randn(N, D_IN, generator=generator, dtype=dtype), dead
+from tests.support.sae_samples import AUX_K, D_IN, D_SAE, PARAMETERS, K, N, RecordShapes, compute_grads, make_case
 
 
 def compute_dense_loss(sae: SparseAutoencoder, x_n: Tensor, dead: Tensor, aux_k: int, aux_coef: float) -> Tensor:
@@ -44,10 +28,6 @@ def compute_dense_loss(sae: SparseAutoencoder, x_n: Tensor, dead: Tensor, aux_k:
     residual_hat = (pre_acts * chosen).clamp(min=0) @ sae.W_dec
     auxk = (residual - residual_hat).pow(2).sum() / (residual - residual.mean(0)).pow(2).sum()
     return fvu + aux_coef * auxk
-
-
-def compute_grads(sae: SparseAutoencoder, loss: Tensor) -> list[Tensor]:
-    return list(torch.autograd.grad(loss, [getattr(sae, name) for name in PARAMETERS]))
 
 
 @pytest.mark.parametrize("n_dead", [0, 3, 14])
@@ -107,21 +87,6 @@ def test_bf16_autocast_stays_near_float32() -> None:
     assert out.loss.dtype == torch.float32
     assert out.loss.item() == pytest.approx(exact.item(), rel=0.02)
     assert all(torch.isfinite(grad).all() for grad in grads)
-
-
-class RecordShapes(TorchDispatchMode):
-    """Collects the shape of every tensor that an operation returns."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.shapes: set[tuple[int, ...]] = set()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        for tensor in out if isinstance(out, (tuple, list)) else [out]:
-            if isinstance(tensor, Tensor):
-                self.shapes.add(tuple(tensor.shape))
-        return out
 
 
 @pytest.mark.parametrize("sparse", [True, False])

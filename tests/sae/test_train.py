@@ -6,9 +6,8 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import lightning as L
 import numpy as np
@@ -20,84 +19,13 @@ from lightning.pytorch.loggers import CSVLogger
 from infoscope.runtime import lightning, parts
 from infoscope.runtime.errors import InputError
 from infoscope.sae.checkpoint import WEIGHTS_NAME, save_sae
-from infoscope.sae.config import KINDS, SAEConfig, TokenChoice, TopKConfig
+from infoscope.sae.config import KINDS, TokenChoice
 from infoscope.sae.module import SAEModule, compute_lr_factor
 from infoscope.sae.train import make_normalisation, split_tokens, train_sae
 from infoscope.tracking.lightning import TrackerLogger
 from infoscope.tracking.log import Log
 from infoscope.tracking.tracker import Tracker
-
-CONFIG = TopKConfig(
-    expansion_factor=4,
-    k=3,
-    n_tokens=20 * 64,
-    batch_tokens=64,
-    warmup_steps=4,
-    lr=3e-3,
-    dead_after_tokens=128,
-    eval_tokens=100,
-    log_every_n_steps=5,
-    checkpoint_every_n_steps=6,
-)
-
-
-def as_kind(config: SAEConfig, kind: str, **changes: Any) -> Any:
-    """Return a configuration of another kind, which shares with this one what both read."""
-    shared = {one.name: getattr(config, one.name) for one in fields(KINDS[kind]) if hasattr(config, one.name)}
-    return KINDS[kind](**{**shared, **changes, "kind": kind})
-
-
-@dataclass
-class Tokens:
-    patches: np.ndarray
-    prefix: np.ndarray
-    mean: np.ndarray
-    scale: float
-
-
-@pytest.fixture(scope="module")
-def cache() -> Tokens:
-    """Tokens that are sums of 3 of 20 directions, off centre."""
-    rng = np.random.default_rng(0)
-    directions = rng.normal(size=(20, 12))
-    codes = rng.uniform(0.5, 1.5, size=(60, 9, 20)) * (rng.random((60, 9, 20)) < 0.15)
-    patches = (codes @ directions + 2.0).astype(np.float32)
-    mean = patches.mean((0, 1))
-    scale = float(12**0.5 / np.linalg.norm(patches - mean, axis=-1).mean())
-    return Tokens(patches, patches[:, :1].copy(), mean, scale)
-
-
-class Stop(Callback):
-    """Interrupts at a step, in one of the ways that happen; else only remembers how training ended."""
-
-    def __init__(self, step: int | None = None, how: str = "signal") -> None:
-        self.step, self.how = step, how
-        self.end: dict = {}
-
-    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: object) -> None:
-        if self.how == "raise_before" and trainer.global_step == self.step:
-            raise KeyboardInterrupt
-        if self.how == "bug" and trainer.global_step == self.step:
-            raise ValueError("a bug")
-
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: object) -> None:
-        if trainer.global_step == self.step and self.how == "signal":
-            os.kill(os.getpid(), signal.SIGINT)
-        if trainer.global_step == self.step and self.how == "raise_after":
-            raise KeyboardInterrupt
-        if trainer.global_step == self.step and self.how in ("SIGTERM", "SIGUSR2"):
-            os.kill(os.getpid(), signal.Signals[self.how])
-
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        optimizer = trainer.optimizers[0].state_dict()["state"]
-        moments = {f"{i}.{name}": value for i, state in optimizer.items() for name, value in state.items()}
-        self.end = {name: tensor.clone() for name, tensor in (pl_module.state_dict() | moments).items()}
-
-
-def assert_same(ours: dict, theirs: dict) -> None:
-    assert ours.keys() == theirs.keys()
-    for name, tensor in ours.items():
-        assert torch.equal(tensor, theirs[name]), name
+from tests.support.sae_samples import CONFIG, Stop, Tokens, as_kind, assert_same
 
 
 @pytest.mark.parametrize("how", ["signal", "raise_before", "raise_after"])

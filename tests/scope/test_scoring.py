@@ -7,47 +7,13 @@ from infoscope.data.pictures import Pictures
 from infoscope.runtime import parts
 from infoscope.runtime.errors import InputError
 from infoscope.sae import passes
-from infoscope.sae.activations import ReLU, TopK
-from infoscope.sae.model import SparseAutoencoder
+from infoscope.sae.activations import TopK
 from infoscope.scope import maps, scoring
 from infoscope.scope.crops import shared_region
-from infoscope.scope.ranking import ImageTokens, rank_images
 from infoscope.scope.scores import Scores
 from infoscope.scope.scoring import EMDMethod, ScopeConfig, compute_scores, next_valid_ranks, score_latents
-from infoscope.vision.planted import CONTEXT_RGB, MARKER_RGB, PlantedJump, PlantedRegisters
-
-GRID, PATCH_PX = 12, 2
-
-
-def make_sae(d_in, d_sae=None, activation=None):
-    """The identity, or random directions where d_sae is given."""
-    sae = SparseAutoencoder(d_in, d_sae or d_in, activation or ReLU(), seed=0)
-    if d_sae is None:
-        with torch.no_grad():
-            sae.W_enc.copy_(torch.eye(d_in))
-    return sae.requires_grad_(False)
-
-
-def make_jump_pictures(n):
-    """Pictures at the size from which crops are cut: nothing is resized, a red patch each and a blue corner."""
-    rng = np.random.default_rng(0)
-    pictures = np.full((n, (GRID + 1) * PATCH_PX, (GRID + 1) * PATCH_PX, 3), 90, np.uint8)
-    for picture in pictures:
-        row, column = (PATCH_PX * rng.integers(2, 7, 2)).tolist()
-        picture[row : row + PATCH_PX, column : column + PATCH_PX] = MARKER_RGB
-        picture[:PATCH_PX, :PATCH_PX] = CONTEXT_RGB
-    return pictures
-
-
-def make_noise(n, side=26, seed=1):
-    return np.random.default_rng(seed).integers(0, 256, (n, side, side, 3), dtype=np.uint8)
-
-
-def measure(backbone, sae, pictures, config, **options):
-    images = Pictures(list(pictures))
-    ranking = rank_images(sae, ImageTokens(backbone, images, -2).batches(7), config.n_ranks, config.rank_by)
-    backbone.n_images_encoded = 0
-    return ranking, score_latents(backbone, sae, images, ranking, config, layer=-2, **options)
+from infoscope.vision.planted import PlantedJump, PlantedRegisters
+from tests.support.scope_samples import GRID, PATCH_PX, make_jump_pictures, make_noise, make_sae, measure
 
 
 def test_planted_jump_scores_its_offset_over_d_grid():

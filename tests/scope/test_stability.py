@@ -26,7 +26,7 @@ from infoscope.scope.scores import Scores
 from infoscope.scope.scoring import score_latents
 from infoscope.scope.stability import Kind, StabilityResult
 from infoscope.vision.planted import CONTEXT_RGB, PlantedJump, PlantedRegisters
-from tests.scope.test_scoring import GRID, PATCH_PX, make_jump_pictures, make_noise, make_sae, measure
+from tests.support.scope_samples import GRID, PATCH_PX, make_jump_pictures, make_noise, make_sae, measure
 
 # -- the other diagonal ------------------------------------------------------------------------------------------------
 

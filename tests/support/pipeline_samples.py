@@ -9,7 +9,9 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 from rich.console import Console
 
 from infoscope import registry
@@ -182,3 +184,11 @@ def collect_tiny(output_dir: Path, *overrides: str) -> CollectedJob:
         [Sweep(output_dir / "sweeps" / "tiny", (job,))], ContextFactory(Display.silent(), builds=False)
     )
     return collected
+
+
+def save_noise(file: Path, seed: int, size: tuple[int, int] = (60, 50)) -> None:
+    """Save a picture of smooth noise."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(seed)
+    coarse = Image.fromarray(rng.integers(0, 255, (6, 6, 3), dtype=np.uint8))
+    coarse.resize(size, Image.Resampling.BICUBIC).save(file)

@@ -18,7 +18,7 @@ from infoscope.report import figure_style
 from infoscope.runtime.errors import InputError
 from infoscope.stages.probe.run import list_probe_groups
 from infoscope.stages.probe.stage import find_paper_reference
-from tests.support.pipeline_samples import Recorder, make_overrides, run_tiny
+from tests.support.pipeline_samples import Recorder, make_overrides, run_tiny, save_noise
 
 WNIDS = ("n01440764", "n01443537")
 SMALL = (
@@ -33,13 +33,6 @@ SMALL = (
     "probe.n_draws=1",
     "sae.n_tokens=4000",
 )
-
-
-def save_noise(file: Path, seed: int, size: tuple[int, int] = (60, 50)) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    rng = np.random.default_rng(seed)
-    coarse = Image.fromarray(rng.integers(0, 255, (6, 6, 3), dtype=np.uint8))
-    coarse.resize(size, Image.Resampling.BICUBIC).save(file)
 
 
 @pytest.fixture

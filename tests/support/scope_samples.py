@@ -1,0 +1,46 @@
+"""Pictures whose scores are known, and how they are measured."""
+
+import numpy as np
+import torch
+
+from infoscope.data.pictures import Pictures
+from infoscope.sae.activations import ReLU
+from infoscope.sae.model import SparseAutoencoder
+from infoscope.scope.ranking import ImageTokens, rank_images
+from infoscope.scope.scoring import score_latents
+from infoscope.vision.planted import CONTEXT_RGB, MARKER_RGB
+
+GRID, PATCH_PX = 12, 2
+
+
+def make_sae(d_in, d_sae=None, activation=None):
+    """The identity, or random directions where d_sae is given."""
+    sae = SparseAutoencoder(d_in, d_sae or d_in, activation or ReLU(), seed=0)
+    if d_sae is None:
+        with torch.no_grad():
+            sae.W_enc.copy_(torch.eye(d_in))
+    return sae.requires_grad_(False)
+
+
+def make_jump_pictures(n):
+    """Pictures at the size from which crops are cut: nothing is resized, a red patch each and a blue corner."""
+    rng = np.random.default_rng(0)
+    pictures = np.full((n, (GRID + 1) * PATCH_PX, (GRID + 1) * PATCH_PX, 3), 90, np.uint8)
+    for picture in pictures:
+        row, column = (PATCH_PX * rng.integers(2, 7, 2)).tolist()
+        picture[row : row + PATCH_PX, column : column + PATCH_PX] = MARKER_RGB
+        picture[:PATCH_PX, :PATCH_PX] = CONTEXT_RGB
+    return pictures
+
+
+def make_noise(n, side=26, seed=1):
+    """Return n pictures of noise, uint8 [n, side, side, 3]."""
+    return np.random.default_rng(seed).integers(0, 256, (n, side, side, 3), dtype=np.uint8)
+
+
+def measure(backbone, sae, pictures, config, **options):
+    """Rank and score; return the ranking and the scores. The backbone counts what scoring alone encodes."""
+    images = Pictures(list(pictures))
+    ranking = rank_images(sae, ImageTokens(backbone, images, -2).batches(7), config.n_ranks, config.rank_by)
+    backbone.n_images_encoded = 0
+    return ranking, score_latents(backbone, sae, images, ranking, config, layer=-2, **options)
