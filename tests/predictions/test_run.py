@@ -29,10 +29,10 @@ from infoscope.predictions.responsible import explain_change
 from infoscope.predictions.results import PredictionResult
 from infoscope.predictions.run import run_predictions
 from infoscope.predictions.zero_shot import ZeroShotHead, make_zero_shot_head
-from infoscope.probes.variants import make_variants
 from infoscope.runtime.errors import InputError
 from infoscope.sae.config import TokenChoice
 from infoscope.sae.edit import EditMode, compute_removed_shares
+from infoscope.scope.variants import make_variants
 from infoscope.vision.backbone import Tokens
 from infoscope.vision.config import ModelConfig, ModelKind
 from infoscope.vision.open_clip_backbone import OpenClipBackbone, load_backbone

@@ -27,14 +27,14 @@ from infoscope.probes.crop_views import CropViews
 from infoscope.probes.dense import DenseProbes, make_dense_views
 from infoscope.probes.dense_images import WholeImages
 from infoscope.probes.dense_views import Part, compute_standardisation
-from infoscope.probes.editing import VariantEditor
 from infoscope.probes.inputs import ProbeData, ProbeInputs
-from infoscope.probes.variants import Role, Variant
 from infoscope.runtime.errors import InputError
 from infoscope.runtime.forks import map_ahead
 from infoscope.sae.activations import TopK
 from infoscope.sae.edit import EditMode
 from infoscope.sae.model import SparseAutoencoder
+from infoscope.scope.editing import VariantEditor
+from infoscope.scope.variants import Role, Variant
 from infoscope.stages.backbone import load_backbone as load_configured
 from infoscope.stages.backbone import load_backbone_at
 from infoscope.vision.backbone import Backbone, Tokens

@@ -23,7 +23,6 @@ from infoscope.probes.crops import (
     place_windows,
     round_to_patches,
 )
-from infoscope.probes.editing import VariantEditor
 from infoscope.probes.heads import (
     DepthHeads,
     MapBatch,
@@ -35,11 +34,12 @@ from infoscope.probes.heads import (
 from infoscope.probes.module import Optimiser, ProbeModule
 from infoscope.probes.pixels import AllPixels, PixelSample, compute_pixel_weights
 from infoscope.probes.slices import SlicedBatch, divide, encode_in_parts
-from infoscope.probes.variants import Role, Variant
 from infoscope.runtime.errors import InputError
 from infoscope.sae.activations import BatchTopK
 from infoscope.sae.edit import EditMode
 from infoscope.sae.model import SparseAutoencoder
+from infoscope.scope.editing import VariantEditor
+from infoscope.scope.variants import Role, Variant
 from tests.support.probe_samples import GRID, PIXELS, D, make_config, make_identity_sae, mask
 
 FILL = np.array([9, 8, 7], np.uint8)

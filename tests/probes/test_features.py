@@ -15,18 +15,18 @@ from infoscope.config import compose
 from infoscope.probes import extraction, vectors
 from infoscope.probes.classification import count_variants_at_a_time
 from infoscope.probes.config import ProbeConfig, Readout, Solver, Task
-from infoscope.probes.editing import VariantEditor
 from infoscope.probes.extraction import EncodedBatch, iterate_tokens, measure_shares
 from infoscope.probes.feature_files import WantedFeatures, write_features
 from infoscope.probes.features import MEANS, FeatureFolders, Features
 from infoscope.probes.heads import LinearMaps
 from infoscope.probes.inputs import ProbeInputs
 from infoscope.probes.run import run_probes
-from infoscope.probes.variants import Role, Variant
 from infoscope.runtime.errors import InputError
 from infoscope.sae.activations import BatchTopK
 from infoscope.sae.edit import EditMode
 from infoscope.sae.model import SparseAutoencoder
+from infoscope.scope.editing import VariantEditor
+from infoscope.scope.variants import Role, Variant
 from tests.support.probe_samples import CLASS_LATENTS, LABEL_LATENTS, SampleCache, make_config, make_inputs, mask
 
 KEEP, DECODE = EditMode.error_preserving, EditMode.reconstruct

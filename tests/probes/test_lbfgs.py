@@ -15,8 +15,8 @@ from infoscope.probes.config import Solver, Task
 from infoscope.probes.heads import Standardisation
 from infoscope.probes.lbfgs import LogisticRegression, count_regressions, search_strength
 from infoscope.probes.run import run_probes
-from infoscope.probes.variants import Role, Variant
 from infoscope.sae.edit import EditMode
+from infoscope.scope.variants import Role, Variant
 from tests.support.probe_samples import CLASS_LATENTS, make_config, make_inputs, mask
 
 N_CLASSES = 3

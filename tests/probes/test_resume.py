@@ -19,10 +19,10 @@ from infoscope.probes.heads import ClassificationHeads, VectorBatch
 from infoscope.probes.module import Optimiser, ProbeModule, fit_heads
 from infoscope.probes.results import VariantResult, load_result, save_result
 from infoscope.probes.run import run_probes
-from infoscope.probes.variants import Role, Variant
 from infoscope.runtime import parts, processes
 from infoscope.runtime.parts import Checkpoint
 from infoscope.sae.edit import EditMode
+from infoscope.scope.variants import Role, Variant
 from tests.support.probe_samples import (
     CLASS_LATENTS,
     DEPTH_LATENT,

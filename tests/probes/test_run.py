@@ -16,16 +16,16 @@ from infoscope.data.scene_set import SceneSet
 from infoscope.probes.checks import check_probes
 from infoscope.probes.config import ProbeConfig, Readout, Task
 from infoscope.probes.dense_images import DenseImages, MapBatches
-from infoscope.probes.editing import VariantEditor
 from infoscope.probes.extraction import EncodedBatch, iterate_tokens
 from infoscope.probes.inputs import ProbeInputs
 from infoscope.probes.rates import choose_rates
 from infoscope.probes.results import load_result, save_result
 from infoscope.probes.run import run_probes
-from infoscope.probes.variants import Role, Variant
 from infoscope.probes.vectors import VectorBatches
 from infoscope.runtime.errors import InputError
 from infoscope.sae.edit import EditMode, edit_tokens
+from infoscope.scope.editing import VariantEditor
+from infoscope.scope.variants import Role, Variant
 from tests.support.probe_samples import CLASS_LATENTS, DEPTH_LATENT, LABEL_LATENTS, make_config, make_inputs, mask
 
 KEEP, DECODE = EditMode.error_preserving, EditMode.reconstruct

@@ -15,9 +15,9 @@ from infoscope.probes.selection import (
     make_selection_variants,
     name_probe_rule,
 )
-from infoscope.probes.variants import Role, Variant
 from infoscope.runtime.errors import InputError
 from infoscope.sae.edit import EditMode
+from infoscope.scope.variants import Role, Variant
 
 D_SAE = 60
 CONFIG = SelectConfig(n_kept=[5, 20, 30], n_bands=2, n_draws=3)

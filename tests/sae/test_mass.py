@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from infoscope.probes.editing import VariantShares
-from infoscope.probes.variants import make_variants
 from infoscope.sae.activations import TopK
 from infoscope.sae.edit import GroupEditor
 from infoscope.sae.mass import UNIT_TOLERANCE, compute_mass
 from infoscope.sae.model import SparseAutoencoder
+from infoscope.scope.editing import VariantShares
 from infoscope.scope.ranking import rank_images
+from infoscope.scope.variants import make_variants
 
 N_IMAGES, N_PATCHES, D_IN, D_SAE = 9, 4, 16, 64
 

@@ -16,9 +16,9 @@ from infoscope.predictions.config import PredictConfig
 from infoscope.predictions.inputs import PredictInputs
 from infoscope.predictions.prompts import Prompts, make_prompts
 from infoscope.predictions.zero_shot import ZeroShotHead, make_zero_shot_head
-from infoscope.probes.variants import Variant, make_variants
 from infoscope.sae.activations import TopK
 from infoscope.sae.model import SparseAutoencoder
+from infoscope.scope.variants import Variant, make_variants
 from infoscope.vision.extract import extract_tokens
 from infoscope.vision.open_clip_backbone import load_backbone
 from tests.support.probe_samples import N_CLASSES, D, MixingBackbone, SampleCache, make_identity_sae

@@ -7,11 +7,11 @@ import torch
 
 from infoscope.probes.config import ProbeConfig
 from infoscope.probes.dense import DenseProbes
-from infoscope.probes.editing import VariantEditor
 from infoscope.probes.inputs import ProbeData, ProbeInputs
 from infoscope.probes.rates import TaskOutcome, first_row
 from infoscope.sae.activations import TopK
 from infoscope.sae.model import SparseAutoencoder
+from infoscope.scope.editing import VariantEditor
 from infoscope.vision.backbone import Backbone, Tokens
 from infoscope.vision.token_source import TokenSource
 

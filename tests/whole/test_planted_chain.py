@@ -21,7 +21,6 @@ from infoscope.probes.config import ProbeConfig
 from infoscope.probes.inputs import ProbeData, ProbeInputs
 from infoscope.probes.results import VariantResult
 from infoscope.probes.run import run_probes
-from infoscope.probes.variants import make_variants
 from infoscope.sae.activations import ReLU
 from infoscope.sae.config import TopKConfig
 from infoscope.sae.model import SparseAutoencoder
@@ -32,6 +31,7 @@ from infoscope.scope.partition import Partition, make_partition
 from infoscope.scope.ranking import Ranking, rank_images
 from infoscope.scope.scores import Scores
 from infoscope.scope.scoring import score_latents
+from infoscope.scope.variants import make_variants
 from infoscope.vision.backbone import Backbone
 from infoscope.vision.config import ContrastiveConfig
 from infoscope.vision.contrastive import make_clip_config

@@ -12,12 +12,12 @@ from infoscope.data.baseline import compute_pixel_baseline
 from infoscope.data.images import LabelledImages
 from infoscope.pipeline.context import Context
 from infoscope.probes.config import Task
-from infoscope.probes.inputs import ProbeData, ProbeInputs, choose_rows
+from infoscope.probes.inputs import ProbeData, ProbeInputs
 from infoscope.probes.run import run_probes
-from infoscope.probes.variants import make_variants
 from infoscope.runtime.progress import Display
 from infoscope.sae.activations import TopK
 from infoscope.sae.model import SparseAutoencoder
+from infoscope.scope.variants import choose_rows, make_variants
 from infoscope.stages.backbone import load_backbone
 from infoscope.stages.images import open_sets
 from infoscope.stages.tokens import Tokens

@@ -17,13 +17,11 @@ from infoscope.predictions.metrics import compute_entropy, compute_total_variati
 from infoscope.predictions.responsible import Explanation, explain_change
 from infoscope.predictions.results import ChangedImage, PredictionResult
 from infoscope.predictions.zero_shot import ZeroShotHead
-from infoscope.probes.editing import VariantShares
-from infoscope.probes.inputs import Progress, choose_rows
-from infoscope.probes.results import describe_variant
-from infoscope.probes.variants import Role, Variant
 from infoscope.runtime.errors import InputError
 from infoscope.runtime.parts import Part, compute_parts, cut
 from infoscope.sae.edit import EditMode
+from infoscope.scope.editing import VariantShares
+from infoscope.scope.variants import Progress, Role, Variant, choose_rows, describe_variant
 from infoscope.vision.backbone import Tokens
 
 PART_IMAGES = 2**8

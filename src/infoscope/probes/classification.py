@@ -14,14 +14,14 @@ from torch import Tensor
 from infoscope.probes.config import ProbeConfig, Solver
 from infoscope.probes.features import Features
 from infoscope.probes.heads import ClassificationHeads, LinearMaps, Standardisation
-from infoscope.probes.inputs import ProbeData, ProbeInputs, Progress, split_held_out
+from infoscope.probes.inputs import ProbeData, ProbeInputs, split_held_out
 from infoscope.probes.lbfgs import count_regressions, search_strength
 from infoscope.probes.metrics import Top1Metric
 from infoscope.probes.module import Optimiser, ProbeModule, fit_heads
 from infoscope.probes.rates import Heads, TaskOutcome, Trained, choose_rates
-from infoscope.probes.variants import Variant
 from infoscope.probes.vectors import VectorBatches, iterate_blocks, measure_top1, standardise_vectors
 from infoscope.runtime.parts import Checkpoint
+from infoscope.scope.variants import Progress, Variant
 
 REGRESSIONS = "logistic regressions"
 """What L-BFGS is called when it reports its progress."""

@@ -25,13 +25,14 @@ from infoscope.probes.crops import (
     round_to_patches,
 )
 from infoscope.probes.dense_views import DenseViews, Part, Prediction, choose_images
-from infoscope.probes.editing import VariantEditor
 from infoscope.probes.heads import LinearMaps, compute_depth_m
-from infoscope.probes.inputs import ProbeInputs, Progress, split_held_out
+from infoscope.probes.inputs import ProbeInputs, split_held_out
 from infoscope.probes.pixels import AllPixels, PixelSample, compute_axis_weights
 from infoscope.probes.slices import BYTES, SlicedBatch, divide, encode_in_parts, narrow, select_maps
 from infoscope.runtime.errors import InputError
 from infoscope.runtime.forks import map_ahead
+from infoscope.scope.editing import VariantEditor
+from infoscope.scope.variants import Progress
 
 WINDOWS_AT_A_TIME = 16
 """That go through the backbone together."""

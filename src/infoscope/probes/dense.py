@@ -13,13 +13,14 @@ from infoscope.probes.config import ProbeConfig, Task
 from infoscope.probes.crop_views import CropViews
 from infoscope.probes.dense_images import WholeImages
 from infoscope.probes.dense_views import DenseViews, Part, compute_standardisation
-from infoscope.probes.editing import VariantEditor
 from infoscope.probes.heads import DepthHeads, LinearMaps, SegmentationHeads, Standardisation
-from infoscope.probes.inputs import ProbeInputs, Progress
+from infoscope.probes.inputs import ProbeInputs
 from infoscope.probes.metrics import DepthMetrics, SegmentationMetrics, SumMetric
 from infoscope.probes.module import Optimiser, ProbeModule, fit_heads
 from infoscope.probes.rates import Heads, TaskOutcome, Trained, choose_rates
 from infoscope.runtime.parts import Checkpoint, compute_parts, cut
+from infoscope.scope.editing import VariantEditor
+from infoscope.scope.variants import Progress
 
 CHOSEN_BY = {Task.segmentation: ("miou", True), Task.depth: ("rmse_m", False)}
 """The metric that a learning rate is chosen by, and whether higher is better."""

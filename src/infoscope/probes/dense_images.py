@@ -11,13 +11,14 @@ from torch import Tensor
 
 from infoscope.probes.config import ProbeConfig, Task
 from infoscope.probes.dense_views import DenseViews, Part, Prediction, choose_images
-from infoscope.probes.editing import VariantEditor
 from infoscope.probes.heads import LinearMaps, MapBatch, compute_depth_m
-from infoscope.probes.inputs import ProbeData, ProbeInputs, Progress, split_held_out
+from infoscope.probes.inputs import ProbeData, ProbeInputs, split_held_out
 from infoscope.probes.pixels import PixelSample, choose_pixels, compute_pixel_weights, upsample
 from infoscope.probes.slices import BYTES, divide
 from infoscope.runtime.errors import InputError
 from infoscope.sae.activations import SparseActs
+from infoscope.scope.editing import VariantEditor
+from infoscope.scope.variants import Progress
 
 _HELD_OUT_STEP = 2**31
 """Pixels of held-out images are drawn as of steps from here on, far from those of training."""

@@ -13,9 +13,9 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from infoscope.probes.config import Task
-from infoscope.probes.editing import VariantEditor
 from infoscope.probes.heads import BATCH_NORM_EPS, LinearMaps, Standardisation
 from infoscope.probes.module import Batches
+from infoscope.scope.editing import VariantEditor
 
 
 class Part(Enum):

@@ -13,12 +13,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from infoscope.probes.config import ProbeConfig, Readout
-from infoscope.probes.editing import VariantEditor, VariantShares
-from infoscope.probes.inputs import ProbeData, ProbeInputs, Progress
-from infoscope.probes.variants import Variant
+from infoscope.probes.inputs import ProbeData, ProbeInputs
 from infoscope.runtime.errors import InputError
 from infoscope.runtime.parts import Part, compute_parts_together, cut
 from infoscope.sae.edit import GroupEditor
+from infoscope.scope.editing import VariantEditor, VariantShares
+from infoscope.scope.variants import Progress, Variant
 from infoscope.vision.backbone import Tokens
 
 PASSES = {"train": "editing training images", "test": "editing test images"}

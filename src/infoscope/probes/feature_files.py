@@ -15,11 +15,11 @@ from jaxtyping import Int
 from infoscope.probes.config import ProbeConfig
 from infoscope.probes.extraction import Wanted, pass_over
 from infoscope.probes.features import MEANS, SHARES_FILE
-from infoscope.probes.inputs import ProbeInputs, Progress, choose_rows
-from infoscope.probes.variants import Variant
+from infoscope.probes.inputs import ProbeInputs
 from infoscope.runtime import processes
 from infoscope.runtime.parts import Part
 from infoscope.sae.model import SparseAutoencoder
+from infoscope.scope.variants import Progress, Variant, choose_rows
 from infoscope.vision.token_shards import RowWriter
 
 _MEANS_FILES = {"mean_x": "float32", "indices": "int32", "values": "float32"}

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from infoscope.probes.config import ProbeConfig, Readout
 from infoscope.probes.inputs import ProbeInputs
-from infoscope.probes.variants import Variant
 from infoscope.sae.edit import EditMode
 from infoscope.sae.model import SparseAutoencoder
+from infoscope.scope.variants import Variant
 
 MEANS = "means"
 """Under what name the means of images lie; every other name is a variant's key."""

@@ -17,9 +17,6 @@ from infoscope.sae.origin import check_edits, check_tokens, choose_layer
 from infoscope.vision.backbone import Backbone
 from infoscope.vision.token_source import TokenSource
 
-Progress = Callable[[str, int, int], None]
-"""Called with (what is being done, how many of it are done, how many there are)."""
-
 
 class ProbeData(NamedTuple):
     """One split: its tokens and its ground truth; `tokens.image_index` joins them."""
@@ -69,13 +66,6 @@ class ProbeInputs:
     def device(self) -> torch.device:
         """Where tokens are edited and heads trained."""
         return self.sae.W_dec.device
-
-
-def choose_rows(n_rows: int, n_wanted: int | None, seed: int) -> Int[np.ndarray, " n_chosen"]:
-    """Return which rows of tokens take part, ascending: all, or as many as wanted, drawn at random."""
-    if n_wanted is None or n_wanted >= n_rows:
-        return np.arange(n_rows)
-    return np.sort(np.random.default_rng([seed, 10]).permutation(n_rows)[:n_wanted])
 
 
 def split_held_out(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,8 +13,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from infoscope.probes.heads import LinearMaps
-from infoscope.probes.variants import Variant
 from infoscope.runtime.errors import InputError
+from infoscope.scope.variants import Variant, describe_variant
 
 RESULT_FILE, HEADS_FILE = "result.json", "heads.safetensors"
 
@@ -60,29 +59,6 @@ def load_results(folders: Sequence[Path], variant: Variant) -> VariantResult:
         for name in ("metrics", "frozen_head", "lr", "heads"):
             getattr(first, name).update(getattr(other, name))
     return first.relabel(variant)
-
-
-def describe_variant(variant: Variant, mass_share: float, energy_share: float) -> dict[str, Any]:
-    """Return a variant as plain JSON types; shares are those measured on the test tokens."""
-    return {
-        "name": variant.name,
-        "mode": variant.mode.name,
-        "role": variant.role.name,
-        "group": variant.group,
-        "control": variant.control.name if variant.control else None,
-        "draw": variant.draw,
-        "n_latents": variant.n_latents,
-        "empty": variant.empty,
-        "overlap": variant.overlap,
-        "mass_share_train": variant.mass_share_train,
-        "mass_share": finite(mass_share),
-        "energy_share": finite(energy_share),
-    }
-
-
-def finite(value: float) -> float | None:
-    """Return a number as JSON can hold it: None for NaN and Inf."""
-    return value if math.isfinite(value) else None
 
 
 def save_result(folder: Path, result: VariantResult) -> None:

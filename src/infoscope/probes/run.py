@@ -19,17 +19,17 @@ from infoscope.probes.checks import check_probes
 from infoscope.probes.classification import count_variants_at_a_time, measure_classification, train_classification
 from infoscope.probes.config import ProbeConfig, Readout, Task
 from infoscope.probes.dense import DenseProbes, make_dense_views
-from infoscope.probes.editing import VariantEditor
 from infoscope.probes.extraction import measure_shares
 from infoscope.probes.feature_files import WantedFeatures, choose_feature_rows, write_features
 from infoscope.probes.features import MEANS, FeatureFolders, Features
 from infoscope.probes.heads import LinearMaps
-from infoscope.probes.inputs import ProbeInputs, Progress, choose_rows
+from infoscope.probes.inputs import ProbeInputs
 from infoscope.probes.rates import Heads, TaskOutcome, Trained, first_row
-from infoscope.probes.results import VariantResult, describe_variant, finite
-from infoscope.probes.variants import Role, Variant
+from infoscope.probes.results import VariantResult
 from infoscope.runtime import processes
 from infoscope.runtime.parts import Checkpoint, cut, load_state, save_state
+from infoscope.scope.editing import VariantEditor
+from infoscope.scope.variants import Progress, Role, Variant, choose_rows, describe_variant, finite
 
 _RESULTS_FILE = "results.pt"
 OnResult = Callable[[str, VariantResult], None]

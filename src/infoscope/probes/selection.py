@@ -9,8 +9,8 @@ from jaxtyping import Bool, Float
 
 from infoscope.probes.config import SelectConfig
 from infoscope.probes.rates import Heads
-from infoscope.probes.variants import Role, Variant
 from infoscope.sae.edit import EditMode
+from infoscope.scope.variants import Role, Variant
 
 BY_ACTIVATION, BY_CHANCE, BY_PROBE = "activation", "random", "probe"
 LOGITS = ("classification/patch_mean", "segmentation")

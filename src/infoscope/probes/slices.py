@@ -9,12 +9,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from infoscope.probes.editing import VariantEditor
 from infoscope.probes.heads import DepthHeads, LinearMaps, MapBatch, SegmentationHeads
 from infoscope.probes.metrics import IGNORE_LABEL
 from infoscope.probes.pixels import AllPixels, PixelSample
 from infoscope.sae.activations import SparseActs
 from infoscope.sae.model import SparseAutoencoder
+from infoscope.scope.editing import VariantEditor
 
 BYTES = 4
 """Of a float32."""

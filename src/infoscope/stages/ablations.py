@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from infoscope.pipeline.context import Context
-from infoscope.probes.variants import Variant, make_matched_variants, make_variants
+from infoscope.scope.variants import Variant, make_matched_variants, make_variants
 from infoscope.stages.rank import Rank
 from infoscope.stages.score.stage import partition_of
 

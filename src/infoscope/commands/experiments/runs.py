@@ -13,10 +13,10 @@ from matplotlib.figure import Figure
 from infoscope.commands.experiments.sweep_figures import Point, draw_removal_sweep
 from infoscope.config import Config, to_tree
 from infoscope.pipeline.context import Context
-from infoscope.probes.variants import Control, Role, Variant
 from infoscope.report.joining import Part, join_tables
 from infoscope.report.tables import Align, Cell, Column, Stat, Table, Value, compute_stat
 from infoscope.sae.edit import EditMode
+from infoscope.scope.variants import Control, Role, Variant
 from infoscope.stages.ablations import variants_of
 from infoscope.stages.probe.results import Result
 from infoscope.stages.probe.run import probe_variants

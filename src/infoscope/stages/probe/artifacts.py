@@ -11,7 +11,7 @@ from infoscope.pipeline.stage import ArtifactStage, Handle, Key, Needs, name_of_
 from infoscope.probes.config import ProbeConfig, Readout
 from infoscope.probes.features import MEANS
 from infoscope.probes.results import VariantResult, load_result
-from infoscope.probes.variants import Role, Variant
+from infoscope.scope.variants import Role, Variant
 from infoscope.stages.backbone import fingerprint_model
 from infoscope.stages.sae import sae_of
 from infoscope.stages.tokens import Tokens

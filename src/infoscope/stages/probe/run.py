@@ -19,13 +19,13 @@ from infoscope.probes.inputs import ProbeData, ProbeInputs
 from infoscope.probes.rates import Heads
 from infoscope.probes.results import VariantResult, load_result, save_result
 from infoscope.probes.run import run_probes
-from infoscope.probes.variants import Role, Variant
 from infoscope.runtime import processes
 from infoscope.runtime.errors import InputError
 from infoscope.runtime.manifests import Artifact, compute_hash
 from infoscope.runtime.progress import flatten
 from infoscope.runtime.store import Workspace
 from infoscope.sae.config import TokenChoice
+from infoscope.scope.variants import Role, Variant
 from infoscope.stages.backbone import load_backbone, load_backbone_at
 from infoscope.stages.images import check_maps, find_known, knows, open_sets, probe_data
 from infoscope.stages.probe.artifacts import VariantProbes, features_of

@@ -15,7 +15,6 @@ from infoscope.probes.checks import check_probes
 from infoscope.probes.config import Task
 from infoscope.probes.crops import round_to_patches
 from infoscope.probes.results import load_results
-from infoscope.probes.variants import Variant, make_matched_variants, make_variants
 from infoscope.report.section import ReportSection
 from infoscope.runtime.errors import InputError
 from infoscope.runtime.progress import flatten
@@ -23,6 +22,7 @@ from infoscope.runtime.read_only import MissingArtifact
 from infoscope.sae.config import TokenChoice
 from infoscope.sae.edit import EditMode
 from infoscope.scope.config import Rule
+from infoscope.scope.variants import Variant, make_matched_variants, make_variants
 from infoscope.stages.ablations import matched_variants_of, variants_of
 from infoscope.stages.backbone import load_backbone, load_backbone_at
 from infoscope.stages.images import check_split, count_images, find_known, knows, probe_data

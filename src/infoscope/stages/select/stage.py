@@ -11,12 +11,12 @@ from infoscope.pipeline.context import Context, once
 from infoscope.pipeline.stage import Handle, Key, Needs, NotBuiltYet, Row, Work
 from infoscope.probes.results import load_results
 from infoscope.probes.selection import LOGITS, SCORES, compute_probe_importance, make_selection_variants
-from infoscope.probes.variants import Variant, make_variants
 from infoscope.report.section import ReportSection
 from infoscope.runtime.read_only import MissingArtifact
 from infoscope.sae.edit import EditMode
 from infoscope.scope.config import PartitionConfig
 from infoscope.scope.partition import make_partition
+from infoscope.scope.variants import Variant, make_variants
 from infoscope.stages.probe.artifacts import VariantProbes
 from infoscope.stages.probe.run import Probed, list_probe_groups, probe_variants
 from infoscope.stages.probe.stage import (

@@ -8,10 +8,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from infoscope.probes.variants import Variant
 from infoscope.sae.activations import SparseActs
 from infoscope.sae.edit import EditMode, GroupEditor, RemovedShareMeter
 from infoscope.sae.model import SparseAutoencoder
+from infoscope.scope.variants import Variant
 
 
 class VariantEditor:

@@ -1,18 +1,23 @@
-"""The edited versions of the tokens that the probes compare: what is removed, how, and against which controls."""
+"""The edited versions of the tokens that are compared: what is removed, how, beside which controls, on which images."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from infoscope.runtime.errors import InputError
 from infoscope.sae.edit import EditMode
 from infoscope.scope.separation import match_frequency, name_matched
+
+Progress = Callable[[str, int, int], None]
+"""Called with (what is being done, how many of it are done, how many there are)."""
 
 
 class Role(Enum):
@@ -164,6 +169,36 @@ def make_matched_variants(
         )
         for name, removed in zip(("high", "low"), match_frequency(high, low, firing_rate, seed), strict=True)
     ]
+
+
+def describe_variant(variant: Variant, mass_share: float, energy_share: float) -> dict[str, Any]:
+    """Return a variant as plain JSON types; shares are those measured on the test tokens."""
+    return {
+        "name": variant.name,
+        "mode": variant.mode.name,
+        "role": variant.role.name,
+        "group": variant.group,
+        "control": variant.control.name if variant.control else None,
+        "draw": variant.draw,
+        "n_latents": variant.n_latents,
+        "empty": variant.empty,
+        "overlap": variant.overlap,
+        "mass_share_train": variant.mass_share_train,
+        "mass_share": finite(mass_share),
+        "energy_share": finite(energy_share),
+    }
+
+
+def finite(value: float) -> float | None:
+    """Return a number as JSON can hold it: None for NaN and Inf."""
+    return value if math.isfinite(value) else None
+
+
+def choose_rows(n_rows: int, n_wanted: int | None, seed: int) -> Int[np.ndarray, " n_chosen"]:
+    """Return which rows of tokens take part, ascending: all, or as many as wanted, drawn at random."""
+    if n_wanted is None or n_wanted >= n_rows:
+        return np.arange(n_rows)
+    return np.sort(np.random.default_rng([seed, 10]).permutation(n_rows)[:n_wanted])
 
 
 def _make_controls(

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from infoscope.probes.variants import Control, Role, Variant, make_matched_variants, make_variants
 from infoscope.runtime.errors import InputError
 from infoscope.sae.edit import EditMode
+from infoscope.scope.variants import Control, Role, Variant, make_matched_variants, make_variants
 
 D_SAE = 100
 
