@@ -248,7 +248,11 @@ def test_a_folder_without_labels_is_asked_for_imagenet_or_for_a_file(tmp_path, s
     names.write_text("ball\n\n cube \n")
     config = PredictConfig(Templates.list, ["the {} in front"], class_names=str(names))
     prompts = make_prompts(config, images)
-    assert prompts.determining() == {"class_names": ["ball", "cube"], "templates": ["the {} in front"], "target": None}
+    assert prompts.cache_key_fields() == {
+        "class_names": ["ball", "cube"],
+        "templates": ["the {} in front"],
+        "target": None,
+    }
     names.write_text("ball\n")
     with pytest.raises(InputError, match="at least two classes to choose from, got 1"):
         make_prompts(config, images)

@@ -198,9 +198,9 @@ def test_contradictory_crops_are_refused(settings, message):
 def test_crops_decide_the_results_of_their_own_task_alone():
     changed = {"segmentation_crops": CropConfig(crop_px=64, stride_px=32), "depth_crops": CropConfig(flip=False)}
     for task, counts in ((Task.segmentation, True), (Task.depth, False), (Task.classification, False)):
-        keys = [make_config(tasks=[task], **settings).determining() for settings in ({}, changed)]
+        keys = [make_config(tasks=[task], **settings).cache_key_fields() for settings in ({}, changed)]
         assert (keys[0] != keys[1]) is counts
-    key = make_config(segmentation_crops=CropConfig(crop_px=64, stride_px=32)).determining()
+    key = make_config(segmentation_crops=CropConfig(crop_px=64, stride_px=32)).cache_key_fields()
     assert key["segmentation_crops"]["crop_px"] == 64
 
 

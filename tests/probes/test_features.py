@@ -256,7 +256,7 @@ def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any], messa
 
 def test_a_key_holds_what_decides_the_result_and_nothing_else() -> None:
     def changes(tasks: list[Task], **settings: Any) -> bool:
-        keys = [ProbeConfig(tasks=tasks, **chosen).determining() for chosen in ({}, settings)]
+        keys = [ProbeConfig(tasks=tasks, **chosen).cache_key_fields() for chosen in ({}, settings)]
         return keys[0] != keys[1]
 
     classify, dense = [Task.classification], [Task.segmentation, Task.depth]
@@ -274,13 +274,13 @@ def test_a_key_holds_what_decides_the_result_and_nothing_else() -> None:
         assert changes(tasks, batch_norm=False) == (tasks != classify)
     lbfgs = {"classification_solver": Solver.lbfgs}
     keys = [
-        ProbeConfig(tasks=classify, **lbfgs, **more).determining()
+        ProbeConfig(tasks=classify, **lbfgs, **more).cache_key_fields()
         for more in ({}, {"classification_epochs": 7}, {"classification_l2_halvings": 2})
     ]
     assert keys[0] == keys[1] != keys[2]
     means = {"readouts": [Readout.patch_mean]}
-    assert ProbeConfig(**means).determining() == ProbeConfig(**means, feature_dtype="float16").determining()
-    assert ProbeConfig().determining()["tasks"] == ["classification", "segmentation", "depth"]
+    assert ProbeConfig(**means).cache_key_fields() == ProbeConfig(**means, feature_dtype="float16").cache_key_fields()
+    assert ProbeConfig().cache_key_fields()["tasks"] == ["classification", "segmentation", "depth"]
 
 
 def test_presets_compose() -> None:

@@ -455,7 +455,7 @@ def test_a_new_kind_is_a_dataclass_an_activation_and_a_file(
 
     config = make("sae.batch_tokens=64")
     assert isinstance(config, HalfConfig)
-    assert config.determining()["share"] == 0.25
+    assert config.cache_key_fields()["share"] == 0.25
     with pytest.raises(InputError, match=r"'sae\.k' for sae\.kind=half: .*, share, .*; k is for sae=topk"):
         make("sae.k=3")
     sae, _ = train_sae(cache, config, 0, tmp_path / "progress")
@@ -486,18 +486,18 @@ AUX = {"k", "aux_k", "aux_coef", "dead_after_tokens"}
 )
 def test_a_kind_is_determined_by_what_it_reads(kind: str, own: set[str]) -> None:
     config = KINDS[kind]()
-    assert set(config.determining()) == SHARED | own
+    assert set(config.cache_key_fields()) == SHARED | own
     others: dict[str, Any] = {"l1": 9.0, "l0_coef": 9.0, "bandwidth": 9.0, "initial_threshold": 9.0, "aux_coef": 9.0}
     others |= {"prefixes": [0.5, 1.0], "level_weights": LevelWeights.decreasing, "k_levels": [2, 16]}
     for name, value in others.items():
         if name in own:
-            assert replace(config, **{name: value}).determining() != config.determining()
+            assert replace(config, **{name: value}).cache_key_fields() != config.cache_key_fields()
         else:
             assert not hasattr(config, name)
 
 
 def test_topk_and_relu_are_determined_as_before() -> None:
-    assert TopKConfig().determining() == {
+    assert TopKConfig().cache_key_fields() == {
         "kind": "topk",
         "expansion_factor": 8,
         "k": 16,
@@ -515,13 +515,13 @@ def test_topk_and_relu_are_determined_as_before() -> None:
         "eval_tokens": 65_536,
     }
     without = {"k", "aux_k", "aux_coef", "dead_after_tokens"}
-    relu = {name: value for name, value in TopKConfig().determining().items() if name not in without}
-    assert ReLUConfig().determining() == {**relu, "kind": "relu", "l1": 0.1}
+    relu = {name: value for name, value in TopKConfig().cache_key_fields().items() if name not in without}
+    assert ReLUConfig().cache_key_fields() == {**relu, "kind": "relu", "l1": 0.1}
 
 
 def test_null_levels_are_the_levels_they_stand_for() -> None:
     config = as_kind(CONFIG, "matryoshka_k", k=4)
-    assert config.determining() == replace(config, k_levels=[1, 2, 4]).determining()
+    assert config.cache_key_fields() == replace(config, k_levels=[1, 2, 4]).cache_key_fields()
 
 
 @pytest.mark.parametrize(

@@ -252,12 +252,12 @@ def test_patches_keep_the_normalisation_of_the_cache_and_other_tokens_get_their_
 
 
 def test_only_what_decides_the_weights_is_determining() -> None:
-    assert CONFIG.determining() == replace(CONFIG, log_every_n_steps=1).determining()
-    assert CONFIG.determining() != replace(CONFIG, k=4).determining()
+    assert CONFIG.cache_key_fields() == replace(CONFIG, log_every_n_steps=1).cache_key_fields()
+    assert CONFIG.cache_key_fields() != replace(CONFIG, k=4).cache_key_fields()
     relu = as_kind(CONFIG, "relu")
-    assert relu.determining() == replace(relu, dead_after_tokens=4, checkpoint_every_n_steps=1).determining()
-    assert relu.determining() != replace(relu, l1=9.0).determining()
-    assert relu.determining()["kind"] == "relu"
+    assert relu.cache_key_fields() == replace(relu, dead_after_tokens=4, checkpoint_every_n_steps=1).cache_key_fields()
+    assert relu.cache_key_fields() != replace(relu, l1=9.0).cache_key_fields()
+    assert relu.cache_key_fields()["kind"] == "relu"
 
 
 def test_learning_rate_warms_up_and_decays() -> None:

@@ -349,9 +349,9 @@ def test_a_function_is_told_how_far_it_is(backbone: Backbone, sae: SparseAutoenc
     told: list[tuple[str, int, int | None]] = []
     contextual_dependency(backbone, sae, noise, **{**QUIET, "progress": lambda *args: told.append(args)})
     last = {what: (done, total) for what, done, total in told}
-    assert list(last) == ["ranking images", "encoding crops", "moving earth (EMD)"]
+    assert list(last) == ["finding top-activating images", "encoding crops", "computing EMD"]
     assert all(done == total for done, total in last.values())
-    assert last["ranking images"] == (6, 6)
+    assert last["finding top-activating images"] == (6, 6)
 
 
 def test_long_work_says_how_far_it_is_on_stderr(
@@ -366,9 +366,9 @@ def test_long_work_says_how_far_it_is_on_stderr(
     monkeypatch.setattr(progress, "LINE_EVERY_S", 0.0)
     contextual_dependency(backbone, sae, noise, k_cds=3, n_workers=1)
     told = capsys.readouterr()
-    assert "ranking images: 6 of 6 images (100%)" in told.err
+    assert "finding top-activating images: 6 of 6 images (100%)" in told.err
     assert "scoring: encoding crops: 6 of 6" in told.err
-    assert "scoring: moving earth (EMD): " in told.err
+    assert "scoring: computing EMD: " in told.err
     assert told.out == ""
 
 

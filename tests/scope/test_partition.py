@@ -138,7 +138,7 @@ def test_values_out_of_range_are_refused(bad):
 def test_the_number_given_says_which_rule_it_is(given, rule, number):
     config = PartitionConfig(**given)
     assert config.chosen == (rule, *(number.values() or [None]))
-    assert config.determining() == {"rule": rule.name} | number
+    assert config.cache_key_fields() == {"rule": rule.name} | number
 
 
 @pytest.mark.parametrize(

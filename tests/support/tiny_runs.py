@@ -29,7 +29,7 @@ TINY = [
 def read_checksums(output_dir: Path) -> dict[str, dict]:
     """{"stage/hash": {file: checksum}}, from the manifests; the copy of the configuration, which names folders, aside.
 
-    Names are for people: two jobs may give the same heads different ones.
+    Names are for display: two jobs may give the same heads different ones.
     """
     found = {}
     for manifest in (output_dir / "artifacts").glob("*/*/manifest.json"):

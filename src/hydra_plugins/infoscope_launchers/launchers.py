@@ -200,7 +200,7 @@ def _follow(running: dict[PlannedJob, Any]) -> Iterator[tuple[PlannedJob, Outcom
     preempted is not its last word.
     """
     over_since: dict[PlannedJob, float] = {}
-    told: set[str] = set()
+    reported: set[str] = set()
     pause_s, asked = ASK_EVERY_S[0], time.monotonic()
     while running:
         time.sleep(LOOK_EVERY_S)
@@ -213,8 +213,8 @@ def _follow(running: dict[PlannedJob, Any]) -> Iterator[tuple[PlannedJob, Outcom
             continue
         states = slurm.ask_states(process.job_id for process in running.values()) or {}
         pause_s, asked = min(1.2 * pause_s, ASK_EVERY_S[1]), time.monotonic()
-        for reason in slurm.find_obstacles(states.values()) - told:
-            told.add(reason)
+        for reason in slurm.find_obstacles(states.values()) - reported:
+            reported.add(reason)
             say(f"Slurm does not start all jobs: {reason} (`man squeue` explains it).")
         for job, process in list(running.items()):
             state = states.get(process.job_id)

@@ -61,7 +61,7 @@ def _read(ctx: Context, images: ImageSet, data: DataConfig, use: str) -> list[st
     with ctx.display.bar(f"reading {name}", len(images), "images") as advance:
         found = check_images(images, data.n_workers or None, advance, unfinished)
     write_json(file, asdict(found))
-    unfinished.forget()
+    unfinished.delete()
     make_check_table(name, found).print(ctx.display.console)
     wrong = [f"{name}: {error}" for error in found.errors.values()]
     setting = "data" if use == "data" else f"probe_data.{use}"

@@ -128,7 +128,7 @@ def refuse_unit(counts: DepthCounts, n_maps: int, where: str, is_png: bool) -> N
     1.3 m; or, of four maps or more, a median outside of 1 to 7.5 m.
 
     Args:
-        where: which maps, for people.
+        where: which maps, for display.
         is_png: stored as integers that were read as millimetres; else as floating-point metres.
 
     Raises:

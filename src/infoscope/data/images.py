@@ -82,7 +82,7 @@ class ImageSet(ABC):
         """What determines the images, as plain JSON types: never a path or a time."""
 
     def load(self, index: int, size_px: int) -> UInt8[np.ndarray, "size size 3"]:
-        """Return an image as RGB, resized as the set was told to.
+        """Return an image as RGB, resized as the set says.
 
         Raises:
             ImageError: if it cannot be read.
@@ -106,7 +106,7 @@ class ImageSet(ABC):
         )
 
     def describe(self) -> dict[str, str]:
-        """Return what was found on the disk, for people: {"layout": ..., "classes": ...}; cheap, nothing is decoded."""
+        """Return what lies on the disk, for display: {"layout": ..., "classes": ...}; cheap, nothing is decoded."""
         return {}
 
     def check_image(self, index: int) -> dict[str, str]:

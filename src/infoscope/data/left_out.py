@@ -54,7 +54,7 @@ class LeftOut:
         self.add(PurePosixPath(path).suffix.lower() or NO_SUFFIX, path)
 
     def describe(self) -> str:
-        """Return, for people: "8 of 24 files: 5 .heic (a.heic, b.heic, c.heic, ...), 3 hidden (.a.jpg, ...)"."""
+        """Return, for display: "8 of 24 files: 5 .heic (a.heic, b.heic, c.heic, ...), 3 hidden (.a.jpg, ...)"."""
         return f"{self.share}: {', '.join(f'{kind} ({names})' for kind, names in self.list_kinds())}"
 
     @property

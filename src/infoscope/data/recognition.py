@@ -1,4 +1,4 @@
-"""What a folder is that is not what was expected: recognised by names, and told with what to give instead."""
+"""What a folder is that is not what was expected: recognised by names, and said with what to give instead."""
 
 from __future__ import annotations
 
@@ -86,9 +86,9 @@ def explaining(root: Path, kind: str) -> Iterator[None]:
         advice = _advise(root, kind)
         if advice is None:
             raise
-        told = re.sub(r"([:;] check data\.root|; data\.subset=true takes a subset)\.$", "", str(error))
-        told = told if told != str(error) else told.rsplit(": ", 1)[0].rstrip(".")
-        raise InputError(f"{told}; {advice}.") from error
+        sentence = re.sub(r"([:;] check data\.root|; data\.subset=true takes a subset)\.$", "", str(error))
+        sentence = sentence if sentence != str(error) else sentence.rsplit(": ", 1)[0].rstrip(".")
+        raise InputError(f"{sentence}; {advice}.") from error
 
 
 def _advise(root: Path, kind: str) -> str | None:

@@ -63,7 +63,7 @@ def save_scenes(
     Args:
         size_px: side of the pictures in pixels, at least 32.
         n_workers: processes that render; 0 or 1 renders in this one. The files are the same.
-        progress: told how many scenes are done, in rising order.
+        progress: callback(number of scenes done), in rising order.
 
     Raises:
         OSError: if the disk is full or the folder cannot be written.

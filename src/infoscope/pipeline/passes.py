@@ -27,7 +27,7 @@ class PassStage(SeedStage[R]):
         raise NotImplementedError
 
     def log(self, found: R) -> Mapping[str, float]:
-        """Return what the tracker is told of a result."""
+        """Return the metrics of a result that are logged."""
         return {}
 
     def get(self, handle: Handle[R]) -> Artifact:

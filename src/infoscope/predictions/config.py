@@ -52,6 +52,6 @@ class PredictConfig:
             if template.count("{}") != 1:
                 raise InputError(f"Expected one {{}} in each of predict.template_list, got {template!r}.")
 
-    def determining(self) -> dict[str, Any]:
+    def cache_key_fields(self) -> dict[str, Any]:
         """Return what decides the numbers beside the prompts, as plain JSON values: no path, no batch size."""
         return {name: getattr(self, name) for name in ("n_images", "seed", "n_shown", "n_candidates")}

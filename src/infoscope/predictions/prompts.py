@@ -1,4 +1,4 @@
-"""What the text tower is told: class names, and the sentences they stand in."""
+"""The text tower's prompts: class names, and the sentences they stand in."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Prompts:
     target: str = "class"
     labels: Int64[np.ndarray, " n_images"] | None = None
 
-    def determining(self) -> dict[str, Any]:
+    def cache_key_fields(self) -> dict[str, Any]:
         """Return what decides the head and what it is held against, as plain JSON types; labels belong to the data."""
         return {
             "class_names": list(self.class_names),

@@ -282,7 +282,7 @@ class ProbeConfig(DepthRecipe, SegmentationRecipe, LBFGSRecipe, SGDRecipe):
         wanted = [self.n_train_images, self.n_test_images]
         return [*wanted, None if wanted == [None, None] else self.seed]
 
-    def determining(self) -> dict[str, Any]:
+    def cache_key_fields(self) -> dict[str, Any]:
         """Return what decides the results of `tasks`, as plain JSON values: no sizes of batches or chunks of variants,
         nothing that another task or solver reads. (The first keys held, for any task, `n_test_images`, and for either
         dense task the recipe of the other but for its crops: so do all.)"""

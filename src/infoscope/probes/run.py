@@ -64,7 +64,7 @@ def run_probes(
             be among the variants, and is trained first.
         on_result: gets each result as soon as its chunk is done, so that an interruption loses one chunk at most.
         folders: where the features of classification lie, or will lie; None: in a temporary folder, for this run.
-        say: told once how many variants are classified at a time, if that is not all of them.
+        say: callback(sentence), called once if not all variants are classified at a time: says how many are.
         folder: where an interrupted run goes on from, in the middle of a chunk too; None: nowhere. Results are the
             same, bit for bit, if the rest of the same variants is asked for.
 
@@ -105,7 +105,7 @@ def run_probes(
             for key, result in measured.items():
                 if on_result:
                     on_result(key, result)
-            work.forget(chunk)
+            work.delete(chunk)
     processes.barrier()
     return results
 
@@ -146,12 +146,12 @@ class _Work:
         return folder
 
     def keep(self, chunk: Sequence[str], measured: Mapping[str, VariantResult]) -> None:
-        """Keep the results of a chunk until all are handed on: what is left of it would be trained in other company."""
+        """Keep a chunk's results until all are handed on: retrained in another batch, the rest rounds otherwise."""
         folder = self._open(chunk) if chunk else None
         if folder is not None:
             save_state(folder / _RESULTS_FILE, {key: _to_state(result) for key, result in measured.items()})
 
-    def forget(self, chunk: Sequence[str]) -> None:
+    def delete(self, chunk: Sequence[str]) -> None:
         """Delete what was kept of a chunk whose results are safe."""
         folder = self._open(chunk) if chunk else None
         if folder is not None:

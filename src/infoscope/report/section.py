@@ -24,7 +24,7 @@ class ReportSection:
 
     Args:
         name: prefix of the key numbers; unique within a report.
-        title: heading for people.
+        title: heading for display.
         findings: what was found and what was not, in plain sentences; the first stands in the terminal too.
         tables: by name; a name is a file name, unique within a report.
         figures: by name, likewise.

@@ -81,10 +81,10 @@ class Column:
 
     Args:
         key: the header in CSV: lower case, with the unit as a suffix.
-        heading: the header for people.
+        heading: the header for display.
         align: of the cells.
         digits: after the point.
-        scale: numbers are multiplied by it for people (100 for a share in percent); CSV keeps the raw number.
+        scale: numbers are multiplied by it for display (100 for a share in percent); CSV keeps the raw number.
         unit: printed behind the heading.
         signed: print a plus sign too (differences).
         optional: a terminal too narrow for the whole table leaves it out.

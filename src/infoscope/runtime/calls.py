@@ -73,12 +73,12 @@ def say_in_python(sentence: str, settings: Set[str]) -> str:
         is_word = re.fullmatch(r"[a-z]\w*", value) is not None and value not in _VALUES
         return f'{name}="{value}"' if is_word else f"{name}={_VALUES.get(value, value)}"
 
-    told = re.sub(r"\bpartition=([a-z]+)", r'rule="\1"', _SETTING.sub(replace, sentence))  # a choice of presets
-    return re.sub(r"\bnull\b", "None", told)
+    translated = re.sub(r"\bpartition=([a-z]+)", r'rule="\1"', _SETTING.sub(replace, sentence))  # a choice of presets
+    return re.sub(r"\bnull\b", "None", translated)
 
 
 def name_type(value: Any) -> str:
-    """Return the type of a value for people."""
+    """Return the type of a value for display."""
     kind = type(value)
     return kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
 

@@ -1,6 +1,6 @@
 """What processes of a job tell each other in tensors: fast enough for every step of a loop.
 
-All of them come here together. Tensors on GPUs go over NCCL, others over gloo.
+Collective calls: every process must make each of them. Tensors on GPUs go over NCCL, others over gloo.
 """
 
 from __future__ import annotations

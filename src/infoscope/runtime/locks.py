@@ -22,7 +22,7 @@ class Locks:
     """The locks of one store: files `<root>/<stage>/.<hash>.lock`, which stay when they are free.
 
     Args:
-        on_event: told "waiting" and "claimed" with the spec and a detail.
+        on_event: callback(event, spec, detail) for the events "waiting" and "claimed".
         timeout_s: how long to wait for another process.
         show_bar: given a name, shows for how long one has waited.
     """

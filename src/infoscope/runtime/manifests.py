@@ -31,7 +31,7 @@ class Spec:
 
     Args:
         stage: the stage that makes it, the name of its parent folder.
-        name: for people; not part of the hash.
+        name: for display; not part of the hash.
         key: everything that determines the content: plain JSON types.
         is_one_of_many: whether there are dozens for each SAE seed, so that no line is printed for each.
     """

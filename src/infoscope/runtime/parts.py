@@ -140,8 +140,8 @@ class Checkpoint:
             end = time.monotonic()
             self._next = end + max(self.every_s, SHARE_OF_SAVING * (end - start))
 
-    def forget(self) -> None:
-        """Delete the state, when what came of the loop is safe."""
+    def delete(self) -> None:
+        """Delete the state, once the loop's result is saved."""
         if self.path is not None:
             self.path.unlink(missing_ok=True)
 

@@ -145,7 +145,7 @@ def sharing(n_processes: int, work: Callable[..., Any], *arguments: Any) -> Iter
 
     Raises:
         InputError: also what another process failed with, if this one could not go on without it.
-        RuntimeError: another process failed of a fault.
+        RuntimeError: another process raised an unexpected error.
     """
     place = find_place() if _world.size == 1 else None
     if _world.size == 1 and place is None and is_shell():
@@ -243,8 +243,8 @@ def _joined(place: World) -> Iterator[None]:
                 raise
             raise explained from error
         if isinstance(error, RuntimeError) and store.check([_FAILURE]):  # a connection is closed: here is why
-            told = json.loads(store.get(_FAILURE))
-            raise (InputError if told["is_input"] else RuntimeError)(told["text"]) from error
+            failure = json.loads(store.get(_FAILURE))
+            raise (InputError if failure["is_input"] else RuntimeError)(failure["text"]) from error
         raise
     finally:
         _world, _store = World(), None

@@ -35,7 +35,7 @@ os.register_at_fork(before=_saying.acquire, after_in_parent=_saying.release, aft
 
 
 class Advance(Protocol):
-    """Told how far a loop is."""
+    """A callback of a loop that reports its progress."""
 
     def __call__(self, done: int, of: int | None = None, part: str = "") -> None:
         """Say how many are done, how many there are (None: as said before), and which part of the loop that counts."""
@@ -43,9 +43,9 @@ class Advance(Protocol):
 
 
 ShowBar = Callable[[str], AbstractContextManager[Advance]]
-"""Given a name, shows how far a loop is; gives what it must tell: `Display.bar`."""
-Tell = Callable[[str, int, int | None], object]
-"""Told (what is being done, how many of it are done, how many there are)."""
+"""Given a name, opens a progress bar and gives the callback that moves it: `Display.bar`."""
+ProgressCallback = Callable[[str, int, int | None], object]
+"""A user's callback: (what is being done, how many of it are done, how many there are)."""
 
 
 def show_nothing(_what: str) -> AbstractContextManager[Advance]:
@@ -91,7 +91,7 @@ class Display:
         self._lines.say(Text(sentence))
 
     def bar(self, what: str, total: int | None = None, unit: str = "") -> AbstractContextManager[Advance]:
-        """Show how far a loop is; gives what it must tell.
+        """Open a progress bar and give the callback that moves it.
 
         Args:
             unit: of what is counted: "images".
@@ -109,29 +109,29 @@ def _make_console(stderr: bool = False) -> Console:
     return Terminal(stderr=stderr, highlight=False, force_interactive=None if is_terminal else False)
 
 
-class Told:
-    """In place of a display: a function that is told how far loops are."""
+class CallbackDisplay:
+    """In place of a display: passes the progress of loops to a user's callback and prints nothing."""
 
-    def __init__(self, tell: Tell) -> None:
-        self.tell = tell
+    def __init__(self, callback: ProgressCallback) -> None:
+        self.callback = callback
 
     def say(self, sentence: str) -> None:
-        """Say nothing: whoever gives a function wants to be told in its way."""
+        """Print nothing: the caller chose a callback instead."""
 
     def bar(self, what: str, total: int | None = None, unit: str = "") -> AbstractContextManager[Advance]:
-        """Tell the function how far a loop is."""
+        """Return the callback of a loop, which calls the user's."""
 
         def advance(done: int, of: int | None = None, part: str = "") -> None:
-            self.tell(part or what, done, total if of is None else of)
+            self.callback(part or what, done, total if of is None else of)
 
         return nullcontext(advance)
 
 
-def choose_display(progress: Any) -> Display | Told:
+def choose_display(progress: Any) -> Display | CallbackDisplay:
     """Return what shows how far work is that was called from Python.
 
     Args:
-        progress: True shows it on stderr, False nowhere, and a function is told, see `Tell`.
+        progress: True shows it on stderr, False nowhere, and a function is called, see `ProgressCallback`.
 
     Raises:
         InputError: if it is something else.
@@ -144,7 +144,7 @@ def choose_display(progress: Any) -> Display | Told:
         raise InputError(
             f"Expected progress= to be True, False or a function of (what, done, total), got {name_type(progress)}."
         )
-    return Told(progress)
+    return CallbackDisplay(progress)
 
 
 class _RateColumn(ProgressColumn):
@@ -256,7 +256,7 @@ class _Repeated:
 
 
 class _Loop:
-    """How far a loop is, in words. Each part of it is timed from the first time that it is told of."""
+    """How far a loop is, in words. Each part of it is timed from its first report."""
 
     def __init__(self, what: str, total: int | None, unit: str, clock: Callable[[], float]) -> None:
         self.what, self.total, self.unit, self.clock = what, total, f" {unit}" if unit else "", clock
@@ -288,7 +288,7 @@ class _Loop:
 
 
 def format_bytes(n_bytes: float) -> str:
-    """Return a size for people: 12 kB, 3.4 MB, 1.2 GB."""
+    """Return a size for display: 12 kB, 3.4 MB, 1.2 GB."""
     for unit, size in (("GB", 1e9), ("MB", 1e6)):
         if n_bytes >= size:
             return f"{n_bytes / size:.1f} {unit}"
@@ -296,7 +296,7 @@ def format_bytes(n_bytes: float) -> str:
 
 
 def format_seconds(seconds: float) -> str:
-    """Return a duration for people: 8 s, 3 min, 2.5 h."""
+    """Return a duration for display: 8 s, 3 min, 2.5 h."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

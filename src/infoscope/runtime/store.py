@@ -6,7 +6,8 @@ paths, devices, worker counts or time. It is built in a temporary folder beside 
 whole, so a folder under its final name is complete; its manifest lists the checksum of every file, and a folder that
 no longer agrees with its manifest is rebuilt, never used. A lost lock is harmless: at worst a thing is computed twice.
 
-Where several processes work on one job (`world`), the main one finds, locks and commits, and the others take its word.
+Where several processes work on one job (`processes`), the main one finds, locks and commits; the others wait for
+its message.
 """
 
 from __future__ import annotations
@@ -80,7 +81,7 @@ class Store:
 
     Args:
         root: usually `outputs/artifacts`.
-        on_event: told "building", "built", "reused", "waiting" or "damaged" with the spec and a detail; and "claimed"
+        on_event: callback(event, spec, detail) for "building", "built", "reused", "waiting" or "damaged"; and "claimed"
             of what will be built, alone or with others, and of the progress of such work.
         lock_timeout_s: how long to wait for another process that builds the same artifact.
         show_bar: given a name, shows how far the reading of large files is, or for how long one has waited.
@@ -98,7 +99,10 @@ class Store:
     ) -> None:
         self.root = root
         self.on_event = on_event or (lambda event, spec, detail: None)
-        self.locks, self._show_bar = Locks(root, lambda *told: self.on_event(*told), lock_timeout_s, show_bar), show_bar
+        self.locks, self._show_bar = (
+            Locks(root, lambda *args: self.on_event(*args), lock_timeout_s, show_bar),
+            show_bar,
+        )
         self._verified: dict[Path, dict[str, Any]] = {}
         self._checked: set[str] = set()
         """Stages without artifacts of a newer format."""
@@ -133,7 +137,7 @@ class Store:
             build: writes the artifact's files into `workspace.folder`.
             shared: whether all processes of the job build together: each calls `build` with the same workspace, and the
                 main one writes the files. Else the main one builds, as if it were alone, and the others wait.
-            config: the resolved configuration (plain containers), stored for people to read.
+            config: the resolved configuration (plain containers), stored for readers.
             upstream: the artifacts it is made from, by role, for the manifest.
 
         Raises:
@@ -189,16 +193,16 @@ class Store:
     ) -> dict[str, Artifact]:
         """Do what the main process says: take what exists, or build with it what does not."""
         if key not in self._told:
-            told = json.loads(processes.wait_for(key))
-            if "works" in told:
-                works = {name: Workspace(Path(places[0]), Path(places[1])) for name, places in told["works"].items()}
+            message = json.loads(processes.wait_for(key))
+            if "works" in message:
+                works = {name: Workspace(Path(places[0]), Path(places[1])) for name, places in message["works"].items()}
                 for work in works.values():
                     processes.wait_until_visible(work.folder)
                 build(works)
                 processes.barrier()
-                told = {"folders": json.loads(processes.wait_for(f"{key}/built"))}
+                message = {"folders": json.loads(processes.wait_for(f"{key}/built"))}
             self._told[key] = {}
-            for name, place in told["folders"].items():
+            for name, place in message["folders"].items():
                 folder = Path(place)
                 processes.wait_until_visible(folder / MANIFEST)
                 manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))

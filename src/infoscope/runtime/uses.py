@@ -1,4 +1,4 @@
-"""Which artifacts a run uses: written into its own folder as it goes on, so that housekeeping keeps them while it lies.
+"""Which artifacts a run uses, written into its own folder: pruning keeps them as long as that folder exists.
 
 `artifacts.json` holds {"artifacts": {hash: "<stage>/<name>"}}: what the run has read, built, or begun to build. A run
 whose folder is not below its output folder leaves a note of where it is, beside the artifacts.

@@ -69,11 +69,11 @@ class SAEConfig:
     decay_share: Share = 0.2
     """Share of the steps, at the end, over which the learning rate falls linearly to 0."""
     eval_tokens: Count = 65_536
-    """Held-out tokens for the final figures; at most a tenth of the images is kept from training for them."""
+    """Held-out tokens for the final metrics; at most a tenth of the images is kept from training for them."""
     dead_after_tokens: Count = 250_000
     """A latent counts as dead in training when it has not fired for this many tokens."""
     log_every_n_steps: Count = 10
-    """Steps between logged figures."""
+    """Steps between logged metrics."""
     checkpoint_every_n_steps: Count = 500
     """Steps between checkpoints to resume from."""
 
@@ -105,7 +105,7 @@ class SAEConfig:
         """Return the arguments with which the kind's loss is made, for tokens of this width."""
         return {}
 
-    def determining(self) -> dict[str, Any]:
+    def cache_key_fields(self) -> dict[str, Any]:
         """Return what decides the weights, as plain JSON values: not how often to log or which latents to call dead."""
         ignored = {"dead_after_tokens", "log_every_n_steps", "checkpoint_every_n_steps"}
         fields = {name: value for name, value in asdict(self).items() if name not in ignored}
@@ -168,8 +168,8 @@ class TopKConfig(SAEConfig):
         """Return what AuxK adds to the arguments of the loss."""
         return {"aux_k": d_in // 2 if self.aux_k is None else self.aux_k, "aux_coef": self.aux_coef}
 
-    def determining(self) -> dict[str, Any]:
-        return super().determining() | {"dead_after_tokens": self.dead_after_tokens}  # AuxK trains those
+    def cache_key_fields(self) -> dict[str, Any]:
+        return super().cache_key_fields() | {"dead_after_tokens": self.dead_after_tokens}  # AuxK trains those
 
 
 @dataclass
@@ -213,8 +213,8 @@ class MatryoshkaKConfig(TopKConfig):
         levels = {"k_levels": self.all_k_levels, "level_weights": self.compute_level_weights()}
         return levels | self.aux_settings(d_in)
 
-    def determining(self) -> dict[str, Any]:
-        return super().determining() | {"k_levels": self.all_k_levels}
+    def cache_key_fields(self) -> dict[str, Any]:
+        return super().cache_key_fields() | {"k_levels": self.all_k_levels}
 
 
 @dataclass

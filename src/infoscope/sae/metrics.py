@@ -14,7 +14,7 @@ from infoscope.sae.model import SparseAutoencoder
 
 @torch.no_grad()
 def compute_sae_metrics(sae: SparseAutoencoder, batches: Iterable[Float[Tensor, "n d_in"]]) -> dict[str, float]:
-    """Return figures over raw tokens, best held-out ones.
+    """Return metrics over raw tokens, best held-out ones.
 
     fvu: squared error / squared deviation from the data-set mean (the SAE's mu). mse: squared error per component, raw
     units. cosine: mean cosine between x - mu and x_hat - mu (ours: without mu, the mean direction alone would make it

@@ -50,8 +50,8 @@ class SAEModule(L.LightningModule):
     def training_step(self, batch: Float[Tensor, "n d_in"], batch_idx: int) -> None:
         x_n = self.sae.normalise(batch)
         out = self.objective(self.sae, x_n, self._dead())
-        batch_figures = torch.stack([out.loss.detach().to(out.n_fired.dtype), out.fvu.to(out.n_fired.dtype)])
-        n_fired, (loss, fvu) = collective.mean(torch.cat([out.n_fired, batch_figures])).split([self.sae.d_sae, 2])
+        batch_metrics = torch.stack([out.loss.detach().to(out.n_fired.dtype), out.fvu.to(out.n_fired.dtype)])
+        n_fired, (loss, fvu) = collective.mean(torch.cat([out.n_fired, batch_metrics])).split([self.sae.d_sae, 2])
         if not torch.isfinite(loss):
             raise InputError(
                 f"The SAE's loss became {loss.item()} at step {self.global_step}: expected finite tokens and a"
@@ -62,7 +62,7 @@ class SAEModule(L.LightningModule):
             self._update(out, n_fired, len(batch) * processes.current().size)
         if self.global_step % self.config.log_every_n_steps == 0:
             cosine = torch.cosine_similarity(x_n, out.x_hat_n, dim=-1).mean()
-            self._log_figures(loss=loss, fvu=fvu, l0=n_fired.sum() / len(batch), cosine=collective.mean(cosine))
+            self._log_metrics(loss=loss, fvu=fvu, l0=n_fired.sum() / len(batch), cosine=collective.mean(cosine))
 
     def _update(self, out: LossOutput, n_fired: Float[Tensor, " d_sae"], n_tokens: int) -> None:
         optimizer = self.optimizers()
@@ -83,9 +83,9 @@ class SAEModule(L.LightningModule):
     def _dead(self) -> Bool[Tensor, " d_sae"]:
         return self.tokens_since_fired > self.config.dead_after_tokens
 
-    def _log_figures(self, **figures: Tensor) -> None:
-        figures["dead_share"] = self._dead().float().mean()
-        self.log_dict(figures, prog_bar=True)
+    def _log_metrics(self, **metrics: Tensor) -> None:
+        metrics["dead_share"] = self._dead().float().mean()
+        self.log_dict(metrics, prog_bar=True)
         self.log("lr", self.optimizers().param_groups[0]["lr"])  # pyright: ignore[reportAttributeAccessIssue]
 
     def configure_optimizers(self) -> torch.optim.Optimizer:

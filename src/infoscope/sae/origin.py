@@ -168,6 +168,6 @@ def _find_differences(trained: Origin, given: Origin) -> Iterator[str]:
 
 
 def _shorten(value: Any) -> str:
-    """Return a part of a fingerprint for people: of a hash its beginning."""
+    """Return a part of a fingerprint for display: of a hash its beginning."""
     text = "none" if value is None else str(value)
     return f"{text[:19]}..." if text.startswith("sha256:") else text

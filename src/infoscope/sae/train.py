@@ -1,4 +1,4 @@
-"""Running the training: Lightning's trainer, checkpoints to resume from, figures on held-out tokens."""
+"""Running the training: Lightning's trainer, checkpoints to resume from, metrics on held-out tokens."""
 
 from __future__ import annotations
 
@@ -45,17 +45,17 @@ def train_sae(
     callbacks: Sequence[Callback] = (),
     logger: Any = False,
 ) -> tuple[SparseAutoencoder, dict[str, float]]:
-    """Return a trained SAE (on the CPU) and its figures on held-out tokens (see `compute_sae_metrics`).
+    """Return a trained SAE (on the CPU) and its metrics on held-out tokens (see `compute_sae_metrics`).
 
     `last.ckpt` in `progress_folder` is written now and then, and at Ctrl-C after the step in hand; where it lies
     already, training goes on from it, and ends bit for bit as if it had never stopped (same machine and threads, as
     many processes). The caller deletes the folder when the result is safe.
 
-    Several processes come here together, and each returns the same: each has its part of every batch, and but for
+    Collective: all processes of a job call it, and each returns the same: each has its part of every batch, and but for
     rounding the result is that of one process. They may go on from a checkpoint of fewer or more processes.
 
     Args:
-        held_out: tokens for the figures; by default some of the images are kept from training for them.
+        held_out: tokens for the metrics; by default some of the images are kept from training for them.
         buffer_device: where tokens that are not stored are held until they are used (see `LiveTokenSet`).
         accelerator, precision, callbacks, logger: Lightning's.
 
@@ -69,7 +69,7 @@ def train_sae(
     training, evaluation = split_tokens(tokens, config, held_out, buffer_device)
     mean, scale = _by_main(lambda: make_normalisation(tokens, training, config))
     module = SAEModule(make_sae(config, mean, scale, seed), config)
-    run = {"config": config.determining(), "seed": seed, "n_tokens": training.n_tokens}
+    run = {"config": config.cache_key_fields(), "seed": seed, "n_tokens": training.n_tokens}
     checkpoint = LastCheckpoint(folder, run, config.checkpoint_every_n_steps)
     with quiet_lightning():
         trainer = L.Trainer(

@@ -1,4 +1,4 @@
-"""The whole measurement in one call, for people who have a backbone, an SAE and some images."""
+"""The whole measurement in one call, for those who have a backbone, an SAE and some images."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from infoscope.data.sample import draw_images
 from infoscope.data.sets import make_image_sets
 from infoscope.runtime.calls import convert, make_options, name_type, refuse_unknown, speaks_python
 from infoscope.runtime.errors import InputError
-from infoscope.runtime.progress import Display, Tell, Told, choose_display
+from infoscope.runtime.progress import CallbackDisplay, Display, ProgressCallback, choose_display
 from infoscope.sae.config import SAEConfig
 from infoscope.sae.mass import compute_mass
 from infoscope.sae.model import SparseAutoencoder
@@ -116,7 +116,7 @@ def contextual_dependency(
     on_error: str | OnError = "raise",
     n_readers: int = 0,
     check_origin: bool = True,
-    progress: bool | Tell = True,
+    progress: bool | ProgressCallback = True,
     **options: Any,
 ) -> ContextualDependency:
     """Rank images per latent, then score how far each latent's activation moves when only the context changes.
@@ -183,13 +183,13 @@ class _Work(NamedTuple):
     on_error: OnError
     n_readers: int
     check_origin: bool
-    show: Display | Told
+    show: Display | CallbackDisplay
 
     def rank(self) -> Ranking:
         """Rank the images, encoded in the batches of the command line: the numbers are then the same to the bit."""
         config = self.config
         tokens = ImageTokens(self.backbone, self.images, self.layer, self.on_error, self.n_readers)
-        with self.show.bar("ranking images", len(tokens), "images") as advance:
+        with self.show.bar("finding top-activating images", len(tokens), "images") as advance:
             return rank_in_parts(self.sae, tokens, config.n_ranks, config.rank_by, advance)
 
     def score(self, ranking: Ranking) -> Scores:
@@ -205,7 +205,7 @@ class _Work(NamedTuple):
                 check_origin=self.check_origin,
                 trainer=_make_trainer(self.backbone.mean.device),
                 crop_progress=partial(advance, part="encoding crops"),
-                progress=partial(advance, part="moving earth (EMD)"),
+                progress=partial(advance, part="computing EMD"),
                 n_readers=self.n_readers,
             )
 

@@ -126,14 +126,14 @@ class PartitionConfig:
         number = getattr(self, _READS[rule]) if rule in _READS else None
         return rule, _DEFAULTS.get(rule) if number is None else number
 
-    def determining(self) -> dict[str, Any]:
+    def cache_key_fields(self) -> dict[str, Any]:
         """Return what decides the groups: the rule and its number, as plain JSON values."""
         rule, number = self.chosen
         return {"rule": rule.name} | ({} if number is None else {_READS[rule]: number})
 
     @property
     def rule_in_words(self) -> str:
-        """How the groups are found, for people."""
+        """How the groups are found, for display."""
         rule, number = self.chosen
         return {
             Rule.mass: f"{number or 0:.0%} of the mass",
@@ -179,7 +179,7 @@ class OutlierConfig:
 
     @property
     def rule_in_words(self) -> str:
-        """How the threshold is found, for people."""
+        """How the threshold is found, for display."""
         return {
             OutlierRule.mad: f"median + {self.c:g} x 1.4826 x MAD",
             OutlierRule.absolute: "given",

@@ -256,7 +256,7 @@ class _Encoder(NamedTuple):
             )
         again = []
         for one, part, maps in zip(scored, wanted, made, strict=True):
-            with self.show_bar(f"moving earth (EMD), {plan.setting}") as progress:
+            with self.show_bar(f"computing EMD, {plan.setting}") as progress:
                 name = f"distances-{one.seed}"
                 scores = compute_scores(maps, part.top_images >= 0, plan.scope, progress, False, folder, name)
             cds = np.full(one.sae.d_sae, np.nan)

@@ -34,7 +34,7 @@ class TrainSAE(SeedStage[SparseAutoencoder]):
         return Needs(tokens=Tokens.at(ctx, "train"))
 
     def key(self, ctx: Context, up: Needs, seed: int) -> Key:
-        return {"tokens": up.tokens.hash, "sae": ctx.config.sae.determining(), "seed": seed}
+        return {"tokens": up.tokens.hash, "sae": ctx.config.sae.cache_key_fields(), "seed": seed}
 
     def check(self, ctx: Context, seed: int) -> None:
         n_images, config, sizes = count_images(ctx, "train"), ctx.config.sae, find_sizes(ctx)

@@ -15,7 +15,7 @@ class Log:
     """One run, by full names such as "train_sae/seed0/loss". The base class keeps nothing: `logger=none`."""
 
     location: Path | None = None
-    """Where the run lies on disk, for people."""
+    """Where the run lies on disk, for display."""
 
     def log_numbers(self, numbers: Mapping[str, float]) -> None:
         """Log what has one value in the run."""

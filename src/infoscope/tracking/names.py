@@ -1,4 +1,4 @@
-"""What a job's run is called: the group, the type, a name for people, and an id that stays the same."""
+"""What a job's run is called: the group, the type, a name for display, and an id that stays the same."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class RunName:
 
     group: the sweep, or what joins runs outside one.
     job_type: the stage.
-    name: for people; not always unique.
+    name: for display; not always unique.
     id: the same whenever the same job of the same group runs, different for any other job.
     """
 

@@ -24,7 +24,7 @@ class JobTracking:
     Args:
         tree: the resolved configuration, plain containers.
         output_dir: runs lie in `<output_dir>/wandb` or `<output_dir>/csv/<group>/<job type>-<id>`.
-        say: told in one sentence where the run lies and what went wrong with it.
+        say: callback(sentence): where the run lies and what went wrong with it.
         tells_failure: whether a failure opens a run where nothing was logged before.
     """
 
@@ -145,7 +145,7 @@ def log_summary(
         tree: the resolved configuration, plain containers.
         columns, rows: a row per job; cells are numbers, texts and None.
         counts: such as jobs, done, missing, failed; logged as n_jobs, ...
-        say: told in one sentence where the run lies and what went wrong with it.
+        say: callback(sentence): where the run lies and what went wrong with it.
 
     Raises:
         InputError: logger.mode=online without an account.

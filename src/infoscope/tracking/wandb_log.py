@@ -35,7 +35,7 @@ class WandbLog(Log):
 
     Args:
         tree: the resolved configuration, plain containers.
-        say: told in one sentence what went wrong with the server.
+        say: callback(sentence): what went wrong with the server.
 
     Raises:
         LogError: if no run can be opened, not even offline.

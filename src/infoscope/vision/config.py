@@ -43,7 +43,7 @@ class ModelConfig:
     """Which frozen vision transformer is looked into, and where."""
 
     name: Name = "scenes_clip"
-    """For people: appears in the names of artifacts."""
+    """For display: appears in the names of artifacts."""
     kind: ModelKind = ModelKind.open_clip
     arch: str | None = None
     """open_clip's architecture, such as ViT-B-16; null where `pretrained` brings its own configuration. timm's, with

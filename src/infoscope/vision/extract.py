@@ -134,8 +134,8 @@ def extract_tokens(
 ) -> TokenCache:
     """Encode images once, write their tokens, or only what is known of them, into `folder`, and return the cache.
 
-    Several processes come here together and share the work; the files are the same bytes however many there are, and
-    however often they were interrupted.
+    Collective: several processes call it together and share the work; the files are the same bytes however many there
+    are, and however often they were interrupted.
 
     Args:
         read: images of the set by position; those that could not be read are simply not there.

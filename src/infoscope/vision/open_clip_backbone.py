@@ -21,7 +21,7 @@ from torch import Tensor
 from infoscope.runtime.calls import convert_all, name_type, say_in_python, speaks_python
 from infoscope.runtime.errors import InputError
 from infoscope.runtime.manifests import compute_hash
-from infoscope.runtime.progress import Tell, choose_display
+from infoscope.runtime.progress import ProgressCallback, choose_display
 from infoscope.vision.backbone import Backbone, Tokens
 from infoscope.vision.clip_backbone import ClipBackbone, Tokenizer, make_tokenizer
 from infoscope.vision.cls_attention import attend_for_cls
@@ -110,7 +110,7 @@ def load_backbone(
     image_px: int | None = None,
     precision: str | None = None,
     seed: int | None = None,
-    progress: bool | Tell = True,
+    progress: bool | ProgressCallback = True,
 ) -> Backbone:
     """Return a frozen backbone in evaluation mode.
 
@@ -165,7 +165,7 @@ def _tell_notes(backbone: Backbone) -> Backbone:
 
 
 def make_backbone(config: ModelConfig, trained_folder: Path | None = None) -> Backbone:
-    """Return the frozen backbone of a configuration, see `load_backbone`; its notes are not told."""
+    """Return the frozen backbone of a configuration, see `load_backbone`; its notes are not printed."""
     match config.kind:
         case ModelKind.planted_registers | ModelKind.context_free:
             return _make_planted(config)

@@ -113,7 +113,7 @@ class ShardWriter:
             file.close()
 
     def _finish_shard(self) -> None:
-        """Close the shard in hand, which may be empty; what is known of it is written last, and makes it count."""
+        """Close the shard in hand, which may be empty; its metadata file is written last and marks it complete."""
         if not self.known:
             for name in _PARTS:  # begun before an interruption, and now there is nothing left to read
                 self._name(name).unlink(missing_ok=True)

@@ -22,7 +22,7 @@ N_EACH = 12
 FREED = (Kind.whole, Kind.damaged, Kind.progress)
 """What goes only where no run refers to it."""
 LOOK_AGAIN_S = 2.0
-"""How old may be what is known of the runs when an artifact is deleted."""
+"""Before an artifact is deleted, the runs are scanned again if the last scan is older."""
 
 
 def run_artifacts_command(config: Config, job: Job | None = None, display: Display | None = None) -> list[Entry]:

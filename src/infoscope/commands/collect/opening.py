@@ -20,7 +20,7 @@ class ContextFactory:
     """Makes contexts. What one of them has checked, or found on the disk, the next need not read again.
 
     Args:
-        display: told what happens.
+        display: where events are printed.
         builds: whether what is missing is built; else asking for it raises `MissingArtifact`.
     """
 

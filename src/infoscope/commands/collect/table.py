@@ -1,4 +1,4 @@
-"""The table of all jobs: everything for programs, what differs and what counts for people."""
+"""The table of all jobs: all columns for programs, those that differ and the metrics for readers."""
 
 from __future__ import annotations
 

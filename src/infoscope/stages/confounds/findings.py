@@ -73,7 +73,7 @@ def say_auroc(separations: Separations) -> str:
 
 def say_effects(correlations: Mapping[str, Correlation], pairs: Sequence[tuple[ScopeResult, ConfoundResult]]) -> str:
     """Say how the CDS goes with what factors and labels explain, and how far the firing frequency does too."""
-    told, with_rate = [], []
+    parts, with_rate = [], []
     for key, expected in (("image_effect", 1), ("label_effect", -1)):
         name, found = EFFECTS[key].name, correlations[key]
         equal = compute_stat(found.at_equal_rate).mean
@@ -82,16 +82,16 @@ def say_effects(correlations: Mapping[str, Correlation], pairs: Sequence[tuple[S
         decisive = equal if math.isfinite(equal) else found.mean
         verdict = "as it should" if expected * decisive >= MEDIUM_RHO else "not as it should"
         given = f", {format_signed(equal)} at equal firing frequency" if math.isfinite(equal) else ""
-        told.append(f"with the {name} {format_signed(found.mean)}{given} ({verdict})")
+        parts.append(f"with the {name} {format_signed(found.mean)}{given} ({verdict})")
         rates = [
             compute_spearman(EFFECTS[key].read(scope, confounds), confounds.properties.firing_rate)[0]
             for scope, confounds in pairs
         ]
         with_rate.append(f"the {name} {format_signed(compute_stat(rates).mean)}")
-    if not told:
+    if not parts:
         return "No feature has both a CDS and an effect of factors or labels."
     rates = " and ".join(with_rate)
-    return f"Without cuts the CDS goes (Spearman) {' and '.join(told)}; the firing frequency with {rates}."
+    return f"Without cuts the CDS goes (Spearman) {' and '.join(parts)}; the firing frequency with {rates}."
 
 
 def say_baselines(separations: Separations) -> str:
@@ -101,10 +101,10 @@ def say_baselines(separations: Separations) -> str:
         return "Too few features are declared to compare the CDS with firing frequency, support and peak."
     others = {SCORE_NAMES[score]: value for score, value in values.items() if score != "cds"}
     strongest = max(others, key=lambda name: abs(others[name] - 0.5))
-    told = ", ".join(f"{name} {value:.2f}" for name, value in others.items())
+    parts = ", ".join(f"{name} {value:.2f}" for name, value in others.items())
     adds = abs(values["cds"] - 0.5) > abs(others[strongest] - 0.5)
     return (
-        f"On the same features the AUROC of what should not do the score's work: {told}. The CDS, {values['cds']:.2f},"
+        f"On the same features the AUROC of what should not do the score's work: {parts}. The CDS, {values['cds']:.2f},"
         f" lies {'farther from 0.5 than any of them' if adds else f'no farther from 0.5 than {strongest} does'}."
     )
 
@@ -135,8 +135,8 @@ def say_correlations(correlations: Mapping[str, Correlation]) -> str:
     strong = sorted((key for key in finite if abs(finite[key]) >= MEDIUM_RHO), key=lambda key: -abs(finite[key]))
     if not strong:
         return f"No measure of how often, how strongly or how widely features fire goes with the CDS by {MEDIUM_RHO}."
-    told = ", ".join(f"{CONFOUNDS[key].name} {format_signed(finite[key])}" for key in strong)
-    text = f"The CDS goes with (Spearman, {MEDIUM_RHO} or more): {told}."
+    parts = ", ".join(f"{CONFOUNDS[key].name} {format_signed(finite[key])}" for key in strong)
+    text = f"The CDS goes with (Spearman, {MEDIUM_RHO} or more): {parts}."
     if "firing_rate" in strong:
         rarer = "rarer" if finite["firing_rate"] < 0 else "more frequent"
         text += f" High-scope features are also the {rarer} ones: compare groups at matched frequency."
@@ -164,7 +164,7 @@ def say_matched(results: Sequence[Result]) -> str:
     if not all(groups.values()):
         return "High- and low-scope features share no firing frequency, so no groups of matched frequency exist."
     originals, costs = find_originals(results), {"high": 0, "low": 0}
-    told = []
+    parts = []
     for metric in present_metrics(results, MAIN_METRICS):
         sign, column = (1 if metric.higher_is_better else -1), metric.column
         change = {
@@ -176,13 +176,13 @@ def say_matched(results: Sequence[Result]) -> str:
         costs["low" if sign * change["low"] < sign * change["high"] else "high"] += 1
         high, low = (format_number(column.scale * change[name], column.digits, signed=True) for name in ("high", "low"))
         unit = "points" if column.unit == "%" else column.unit
-        told.append(f"{column.heading} {low} without low-scope, {high} without high-scope {unit}")
-    if not told:
+        parts.append(f"{column.heading} {low} without low-scope, {high} without high-scope {unit}")
+    if not parts:
         return "At matched firing frequency nothing was measured against the original tokens."
     n = compute_stat(run["variant"].get("n_latents") for run in groups["low"]).mean
     return (
-        f"At matched firing frequency ({format_number(n, 0)} features in each group): {'; '.join(told)}. Removing the"
-        f" low-scope ones costs more in {costs['low']} of {len(told)} metrics."
+        f"At matched firing frequency ({format_number(n, 0)} features in each group): {'; '.join(parts)}. Removing the"
+        f" low-scope ones costs more in {costs['low']} of {len(parts)} metrics."
     )
 
 

@@ -113,7 +113,7 @@ def compute_quadrant(
 
 
 def format_signed(value: float) -> str:
-    """Return a number of two digits with its sign, for people."""
+    """Return a number of two digits with its sign, for display."""
     return format_number(value, 2, signed=True)
 
 

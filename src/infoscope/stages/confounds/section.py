@@ -117,7 +117,7 @@ def _make_confound_table(
     ]
     table = Table(
         "confounds",
-        "What the CDS goes with",
+        "Correlates of the CDS",
         columns,
         notes=[
             "At equal firing frequency: partial rank correlation. Support: share of the grid's patches on which a"

@@ -40,7 +40,7 @@ class EmbeddedClasses(SingleStage[ZeroShotHead]):
     kind = "zero_shot_head"
 
     def key(self, ctx: Context, up: Needs) -> Key:
-        return {"model": fingerprint_model(ctx), "prompts": prompts_of(ctx).determining()}
+        return {"model": fingerprint_model(ctx), "prompts": prompts_of(ctx).cache_key_fields()}
 
     def build(self, ctx: Context, up: Needs, work: Workspace) -> ZeroShotHead:
         prompts = prompts_of(ctx)
@@ -75,7 +75,7 @@ class Predict(Published, SeedStage[PredictionResult]):
             "head": up.head.hash,
             "tokens": up.tokens.hash,
             "layer": config.model.layer,
-            "predict": config.predict.determining(),
+            "predict": config.predict.cache_key_fields(),
             "target": config.predict.target,
             "variants": [[variant.name, variant.key(up.sae.hash)] for variant in variants_of(ctx, seed)],
         }
@@ -119,7 +119,7 @@ class Predict(Published, SeedStage[PredictionResult]):
 
     def work(self, ctx: Context, seed: int) -> Work:
         n_images = min(count_images(ctx, "test"), ctx.config.predict.n_images or count_images(ctx, "test"))
-        return Work(n_images, [ctx.config.model.name, count_latents(ctx), ctx.config.partition.determining()])
+        return Work(n_images, [ctx.config.model.name, count_latents(ctx), ctx.config.partition.cache_key_fields()])
 
     def rows(self, ctx: Context, seed: int) -> Iterator[Row]:
         made, scope = self.at(ctx, seed), summarise_seed(ctx, seed)

@@ -46,7 +46,7 @@ class VariantProbes(ArtifactStage[VariantResult]):
 
     def key(self, ctx: Context, up: Needs, seed: int, variant: Variant, data: DataConfig, probe: ProbeConfig) -> Key:
         return {
-            "probe": probe.determining(),
+            "probe": probe.cache_key_fields(),
             "tokens": [up.train.hash, up.test.hash],
             "model": fingerprint_model(ctx),
             "layer": ctx.config.model.layer,

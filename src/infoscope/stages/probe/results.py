@@ -60,7 +60,7 @@ class Variant(NamedTuple):
 
     @property
     def group_label(self) -> str:
-        """The group's name for people: "high-scope", "band 1 of 4", ..."""
+        """The group's name for display: "high-scope", "band 1 of 4", ..."""
         name, *rest = (self.group or "").split(", ", 1)
         return ", ".join([f"{name}-scope" if name in ("high", "low") else name, *rest])
 
@@ -132,8 +132,10 @@ def tell_unequal_mass(runs: Mapping[Variant, Sequence[Result]], key: str = "mass
     least, most = min(masses.values(), default=0.0), max(masses.values(), default=0.0)
     if not most - least > UNEQUAL_MASS * (most + least):
         return []
-    told = ", ".join(f"{name} {100 * mass:.1f}%" for name, mass in masses.items())
-    return [f"The groups differ in mass ({told}): hold each against random groups of its mass, not against the other."]
+    shares = ", ".join(f"{name} {100 * mass:.1f}%" for name, mass in masses.items())
+    return [
+        f"The groups differ in mass ({shares}): hold each against random groups of its mass, not against the other."
+    ]
 
 
 def at_edge(result: Result, task: str) -> bool:

@@ -144,7 +144,7 @@ class _ProbeLoop:
         )
         by_key = {variant.key(self.sae.hash): variant for variant in reversed(missing)}
         with ctx.track("probe", seed) as tracker, ctx.display.bar(f"probing, seed {seed}") as advance:
-            key = [self.sae.hash, *(tokens.hash for tokens in self.tokens), probe.determining()]
+            key = [self.sae.hash, *(tokens.hash for tokens in self.tokens), probe.cache_key_fields()]
             with ctx.store.open_progress("probe", key) as folder:
                 run_probes(
                     missing,
@@ -195,7 +195,7 @@ class _ProbeLoop:
 
 def like_of(ctx: Context, probe: ProbeConfig) -> object:
     """Return what the time of probing a variant depends on."""
-    return [ctx.config.model.name, compute_hash(probe.determining())]
+    return [ctx.config.model.name, compute_hash(probe.cache_key_fields())]
 
 
 class _StoredFolders(FeatureFolders):

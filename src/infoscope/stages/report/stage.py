@@ -43,7 +43,7 @@ class Report(Published):
             "parts": {name: part.hashes(ctx) for name, part in load_parts(ctx).items()},
             "tokens": Tokens.at(ctx, "train").hash,
             "k_cds": ctx.config.scope.k_cds,
-            "partition": ctx.config.partition.determining(),
+            "partition": ctx.config.partition.cache_key_fields(),
         }
 
     def make_page(self, ctx: Context) -> Page:

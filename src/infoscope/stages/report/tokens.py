@@ -21,7 +21,7 @@ class TokenStats:
         edges: of the bins, one more than counts.
         threshold: norms above it are outliers.
         n_outliers: how many tokens that is.
-        rule: how the threshold was found, in words for people.
+        rule: how the threshold was found, in words.
         has_outlier_mode: whether the histogram has a peak of its own above the threshold, whatever it has below.
     """
 

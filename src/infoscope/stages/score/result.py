@@ -25,7 +25,7 @@ class ScopeResult:
         mean_act: mean activation per token; rows of W_dec have unit norm, so this is the mass per token.
         firing_rate: share of tokens on which the latent fires.
         partition: gamma and the groups.
-        rule: how gamma was found, in words for people ("Otsu", "quantile 0.9", ...).
+        rule: how gamma was found, in words ("Otsu", "quantile 0.9", ...).
         grid, shift: of the crops, in patches.
         sae_metrics: numbers to print, among them fvu, l0, dead_share and cosine when known.
     """

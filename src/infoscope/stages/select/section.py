@@ -83,7 +83,7 @@ def find_runs(runs: Runs, n_kept: int, rule: str, metric: Metric) -> list[Result
 
 
 def name_rule(rule: str) -> str:
-    """Return a rule for people."""
+    """Return a rule for display."""
     return LABELS.get(rule, f"most active of {rule}")
 
 

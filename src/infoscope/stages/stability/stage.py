@@ -42,7 +42,7 @@ class Stability(Published, SingleStage[dict[int, StabilityResult]]):
             {
                 "score": Score.at(ctx, seed).hash,
                 "k_cds": config.scope.k_cds,
-                "partition": config.partition.determining(),
+                "partition": config.partition.cache_key_fields(),
             }
             for seed in config.seeds
         ]
