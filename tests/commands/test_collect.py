@@ -28,6 +28,7 @@ from infoscope.runtime.job import Job
 from infoscope.scope.scores import Scores
 from infoscope.scope.separation import name_matched
 from infoscope.stages.probe import run as probe_run
+from infoscope.stages.stability.stage import Stability
 from tests.support.app_samples import run_infoscope
 from tests.support.experiment_samples import load_experiment, read_rows
 from tests.support.pipeline_samples import collect_tiny, copy_run, find_folder, finish_tiny_run, make_overrides
@@ -356,11 +357,9 @@ def test_an_experiment_of_what_exists_builds_nothing(
 # -- what people see of a sweep ----------------------------------------------------------------------------------------
 
 
-def make_job(number: int, rows: Sequence[dict[str, Any]], *swept: str, refused: str = "") -> CollectedJob:
+def make_job(number: int, rows: Sequence[dict[str, Any]], *swept: str, **told: Any) -> CollectedJob:
     """A job that has found these rows."""
-    return CollectedJob(
-        Job(number=number, overrides=swept), Sweep(Path("sweeps/s"), ()), rows=list(rows), refused=refused
-    )
+    return CollectedJob(Job(number=number, overrides=swept), Sweep(Path("sweeps/s"), ()), rows=list(rows), **told)
 
 
 def make_probe_rows(seed: int, miou: float) -> list[dict[str, Any]]:
@@ -481,6 +480,6 @@ def test_the_overview_of_every_stage_has_its_metrics(finished: Path, stage: str)
     ids=["select", "stability"],
 )
 def test_rows_of_selection_and_stability_are_summed_up(rows: Any, labels: list[str], key: str) -> None:
-    table = make_jobs_table([make_job(0, [{**row, key: 0.5} for row in rows])], "one job")
+    table = make_jobs_table([make_job(0, [{**row, key: 0.5} for row in rows], columns=Stability.columns)], "one job")
     assert [record["variant"] for record in table.records()] == labels
     assert [record[key] for record in table.records()] == [0.5] * len(labels)

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from infoscope.pipeline.context import Context
 from infoscope.report.section import ReportSection
-from infoscope.report.tables import Table, Value
+from infoscope.report.tables import Column, Table, Value
 from infoscope.runtime import processes
 from infoscope.runtime.manifests import Artifact, Spec
 from infoscope.runtime.read_only import MissingArtifact
@@ -82,9 +82,10 @@ class Stage:
     """The folder of the artifacts that it makes, and part of their hashes."""
     in_report: ClassVar[bool] = False
     """Whether its section stands in the report of stage=report."""
-
     is_seeded: ClassVar[bool] = True
     """Whether its rows of the collected table are those of an SAE seed."""
+    columns: ClassVar[Sequence[Column]] = ()
+    """What people read of its rows, beside the metrics of every SAE and every variant."""
 
     @classmethod
     def at(cls, ctx: Context, *item: Any) -> Node:

@@ -22,6 +22,10 @@ class TrainClip(SingleStage[Path]):
 
     kind = "train_clip"
     is_shared, is_seeded = False, False
+    columns = (
+        Column("image_to_text_top1", "captions found for pictures", digits=1, scale=100, unit="%"),
+        Column("text_to_image_top1", "pictures found for captions", digits=1, scale=100, unit="%"),
+    )
 
     def name(self, ctx: Context) -> str:
         return "scenes_clip"
@@ -66,12 +70,7 @@ class TrainClip(SingleStage[Path]):
 
     def closing(self, ctx: Context) -> Shown:
         held_out = self.at(ctx).read_json("training.json")["held_out"]
-        percent = {"digits": 1, "scale": 100.0, "unit": "%"}
-        columns = {
-            "image_to_text_top1": Column("image_to_text_top1", "captions found for pictures", **percent),
-            "text_to_image_top1": Column("text_to_image_top1", "pictures found for captions", **percent),
-            "among": Column("among", "among", digits=0),
-        }
+        columns = {column.key: column for column in (*self.columns, Column("among", "among", digits=0))}
         table = Table("clip", "CLIP, on held-out scenes", [columns.get(key, Column(key, key)) for key in held_out])
         table.add_row(*held_out.values())
         return [table]

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from infoscope.commands.collect.jobs import CollectedJob, read_jobs
 from infoscope.commands.collect.opening import ContextFactory
-from infoscope.commands.collect.table import cut_table, list_rows, make_jobs_table, save_rows
+from infoscope.commands.collect.table import cut_table, make_jobs_table, save_rows
 from infoscope.config import Config, to_tree
 from infoscope.config.sweeps import Sweep, find_sweep, make_commands, read_sweep
 from infoscope.report.tables import Table
@@ -85,7 +85,7 @@ def _write(jobs: Sequence[CollectedJob], sweeps: Sequence[Sweep], folder: Path) 
     missing = [one for one in jobs if one.missing is not None]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        files = save_rows(list_rows(jobs), folder)
+        files = save_rows(jobs, folder)
         if not missing:
             (folder / MISSING_FILE).unlink(missing_ok=True)
             return files

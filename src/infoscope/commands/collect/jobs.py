@@ -13,6 +13,7 @@ from infoscope.config import Config, compose, to_tree
 from infoscope.config.sweeps import Sweep
 from infoscope.pipeline.run import find_stage
 from infoscope.pipeline.stage import Row
+from infoscope.report.tables import Column
 from infoscope.runtime.errors import InputError
 from infoscope.runtime.job import Job
 from infoscope.runtime.manifests import Spec
@@ -30,6 +31,7 @@ class CollectedJob:
         job: which one.
         sweep: whose it is; its command line.
         config: None if it cannot be composed.
+        columns: how the metrics are headed that its stage names beside those of all.
         rows: what it has found, of the SAE seeds that are whole; first the columns that name it.
         missing: the first artifact that does not exist, if one does not.
         refused: why its configuration is bad input; empty if it is not.
@@ -38,6 +40,7 @@ class CollectedJob:
     job: Job
     sweep: Sweep
     config: Config | None = None
+    columns: Sequence[Column] = ()
     rows: list[Row] = field(default_factory=list)
     missing: Spec | None = None
     refused: str = ""
@@ -89,6 +92,7 @@ def _read_job(collected: CollectedJob, config: Config, factory: ContextFactory) 
         raise InputError(f"stage={config.stage.name} leaves no artifact to collect: choose another stage.")
     ctx = factory.open(config)
     stage = find_stage(ctx)
+    collected.columns = stage.columns
     named: Row = {
         "sweep": collected.sweep.folder.name,
         "job": job.number,

@@ -26,8 +26,6 @@ NAMED = (
 )
 OBSERVED = (Column("seed", "seed", digits=0, is_count=True), Column("variant", "variant", Align.left))
 OF_SAE = (
-    Column("image_to_text_top1", "captions found for pictures", digits=1, scale=100, unit="%"),
-    Column("text_to_image_top1", "pictures found for captions", digits=1, scale=100, unit="%"),
     Column("gamma", "gamma", digits=3),
     Column("fvu", "FVU", digits=4),
     Column("l0", "L0", digits=1),
@@ -47,19 +45,9 @@ OF_VARIANT = (
     Column("classification/cls_layer/top1", "top-1 CLS at layer", digits=1, scale=100, unit="%"),
     Column("segmentation/miou", "mIoU", digits=1, scale=100, unit="%"),
     Column("depth/rmse_m", "depth RMSE", digits=3, unit="m"),
-    Column("top1", "top-1", digits=1, scale=100, unit="%"),
-    Column("changed", "changed", digits=1, scale=100, unit="%"),
-    Column("max_prob", "confidence", digits=1, scale=100, unit="%"),
-    Column("entropy", "entropy", digits=3, optional=True),
-    Column("ece", "ECE", digits=3, optional=True),
-    Column("rank_correlation", "Spearman", digits=3),
-    Column("on_outlier", "on outlier tokens", digits=2),
-    Column("on_normal", "on normal tokens", digits=2),
-    Column("activation_ratio", "ratio", digits=2),
 )
-METRICS = (*OF_SAE, *OF_VARIANT)
-"""What people read, where there is any of it: of an SAE, or of a variant of its tokens where the stage compares these.
-Every other metric stands in the parquet and the CSV."""
+"""What people read, where there is any of it: of an SAE, or of a variant of its tokens where the stage compares these;
+then what the stage names itself. Every other metric stands in the parquet and the CSV."""
 N_ROWS_SHOWN = 60
 """Rows of the overview that are printed."""
 
@@ -74,14 +62,25 @@ def list_rows(jobs: Sequence[CollectedJob]) -> list[Row]:
     ]
 
 
-def make_rows_table(rows: Sequence[Row]) -> Table:
-    """Return the rows as a table; people are shown what differs, the main metrics and the artifact."""
+def list_named(jobs: Sequence[CollectedJob]) -> list[Column]:
+    """Return the metrics that the jobs' stages name beside those of all, each once."""
+    return list(dict.fromkeys(column for job in jobs for column in job.columns))
+
+
+def make_rows_table(rows: Sequence[Row], named: Sequence[Column] = ()) -> Table:
+    """Return the rows as a table; people are shown what differs, the main metrics and the artifact.
+
+    Args:
+        named: the metrics that stages name beside those of all.
+    """
     keys = dict.fromkeys(key for row in rows for key in row)
     swept = [key for key in keys if key.startswith("sweep.")]
     read = [column for column in NAMED if column.key in keys and not (column.key == "model" and "sweep.model" in swept)]
     read += [Column(key, key.removeprefix("sweep."), Align.left) for key in swept]
     read += [column for column in OBSERVED if column.key in keys]
-    read += [column for column in METRICS if any(_is_number(row.get(column.key)) for row in rows)]
+    read += [
+        column for column in (*OF_SAE, *OF_VARIANT, *named) if any(_is_number(row.get(column.key)) for row in rows)
+    ]
     read.append(Column("artifact", "artifact", Align.left, optional=True))
     columns = {column.key: column for column in read}
     hidden = [Column(key, key, csv_only=True) for key in keys if key not in columns]
@@ -98,8 +97,13 @@ def make_jobs_table(jobs: Sequence[CollectedJob], title: str) -> Table:
     ones and each group, removed while the SAE's error stays; of kept features those of one number; of the others all.
     """
     shown = [_choose_rows(job.rows) for job in jobs]
+    named = list_named(jobs)
     rows = [(row, OF_VARIANT if label else OF_SAE) for of_job in shown for label, of in of_job.items() for row in of]
-    metrics = [c for c in METRICS if any(c in columns and _is_number(row.get(c.key)) for row, columns in rows)]
+    metrics = [
+        column
+        for column in (*OF_SAE, *OF_VARIANT, *named)
+        if any(column in (*columns, *named) and _is_number(row.get(column.key)) for row, columns in rows)
+    ]
     swept = find_swept([job.job.overrides for job in jobs])
     keys = dict.fromkeys(key for of_job in swept for key in of_job)
     names = [Column("sweep", "sweep", Align.left)] if len({job.sweep.folder for job in jobs}) > 1 else []
@@ -165,13 +169,14 @@ def _count_kept(row: Row) -> int:
     return int(str(row["variant"]).split("_")[1])
 
 
-def save_rows(rows: Sequence[Row], folder: Path) -> list[Path]:
+def save_rows(jobs: Sequence[CollectedJob], folder: Path) -> list[Path]:
     """Write `jobs.parquet`, `jobs.csv` and `jobs.md`, each whole or not at all, and return them; without rows, none."""
+    rows = list_rows(jobs)
     if not rows:
         for suffix in SUFFIXES:
             (folder / f"{NAME}.{suffix}").unlink(missing_ok=True)
         return []
-    table = make_rows_table(rows)
+    table = make_rows_table(rows, list_named(jobs))
     keys = [column.key for column in table.columns]
     arrays = {key: pa.array([row.get(key) for row in rows]) for key in keys}
     arrays = {key: of.cast(pa.string()) if pa.types.is_null(of.type) else of for key, of in arrays.items()}

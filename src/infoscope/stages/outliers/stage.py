@@ -10,6 +10,7 @@ from infoscope.pipeline.context import Context
 from infoscope.pipeline.passes import PassStage
 from infoscope.pipeline.stage import Key, Needs, Node, Row, SingleStage, Work, name_artifacts
 from infoscope.report.section import ReportSection
+from infoscope.report.tables import Column
 from infoscope.runtime.store import Workspace
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.sae.passes import Measurement
@@ -70,6 +71,11 @@ class Outliers(PassStage[OutlierActs]):
 
     kind = "group_activation"
     in_report = True
+    columns = (
+        Column("on_outlier", "on outlier tokens", digits=2),
+        Column("on_normal", "on normal tokens", digits=2),
+        Column("activation_ratio", "ratio", digits=2),
+    )
 
     def goals(self, ctx: Context) -> list[Node]:
         return [*super().goals(ctx), *(Score.at(ctx, seed) for seed in ctx.config.seeds)]

@@ -14,6 +14,7 @@ from infoscope.predictions.results import PredictionResult
 from infoscope.predictions.run import run_predictions
 from infoscope.predictions.zero_shot import ZeroShotHead, make_zero_shot_head
 from infoscope.report.section import ReportSection
+from infoscope.report.tables import Column
 from infoscope.runtime.store import Workspace
 from infoscope.sae.config import TokenChoice
 from infoscope.stages.ablations import variants_of
@@ -59,6 +60,13 @@ class Predict(Published, SeedStage[PredictionResult]):
     """What the model's own zero-shot head predicts under each removal and control."""
 
     kind = "predict"
+    columns = (
+        Column("top1", "top-1", digits=1, scale=100, unit="%"),
+        Column("changed", "changed", digits=1, scale=100, unit="%"),
+        Column("max_prob", "confidence", digits=1, scale=100, unit="%"),
+        Column("entropy", "entropy", digits=3, optional=True),
+        Column("ece", "ECE", digits=3, optional=True),
+    )
 
     def needs(self, ctx: Context, seed: int) -> Needs:
         return Needs(

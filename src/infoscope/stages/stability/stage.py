@@ -11,6 +11,7 @@ from infoscope.config import to_tree
 from infoscope.pipeline.context import Context
 from infoscope.pipeline.stage import Handle, Key, Needs, Row, SingleStage, Work, name_artifacts
 from infoscope.report.section import ReportSection
+from infoscope.report.tables import Column
 from infoscope.runtime.store import Workspace
 from infoscope.scope.maps import make_trainer
 from infoscope.scope.ranking import Ranking, rank_in_parts
@@ -30,6 +31,7 @@ class Stability(Published, SingleStage[dict[int, StabilityResult]]):
     """The stability of the scores of all SAE seeds, which share the crops; `load` gives it by seed."""
 
     kind = "stability"
+    columns = (Column("rank_correlation", "Spearman", digits=3),)
 
     def needs(self, ctx: Context) -> Needs:
         scores = {f"s{seed}": Score.at(ctx, seed) for seed in ctx.config.seeds}
