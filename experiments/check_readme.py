@@ -1,4 +1,4 @@
-"""What both READMEs claim in numbers, beside what the results say: run it before each release.
+"""What the READMEs claim in numbers, beside what the results say: run it before each release.
 
     python experiments/check_readme.py                       # builds what is missing: half an hour on two idle cores
     python experiments/check_readme.py build=false           # checks what exists, builds nothing

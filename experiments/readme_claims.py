@@ -1,4 +1,4 @@
-"""The numbers in both READMEs: each sentence or table, and where its numbers are found; see check_readme.py.
+"""The numbers in the READMEs: each sentence or table, and where its numbers are found; see check_readme.py.
 
 A sentence here is the README's own, with {} for each number: who writes one anew writes it here anew. How an address is
 read stands in infoscope.commands.experiments.claims; SOURCES of check_readme.py says what the sources are.
@@ -54,7 +54,26 @@ def kept(rule: str, metric: str) -> str:
 
 LOWEST, ACTIVE, CHANCE = "most active of band 1 of 3", "most active of all", "random"
 PREDICTED = "predict/predictions/section=error-preserving;variant={}/top1 * 100"
+GAMMA = ("demo/scope/quantity=gamma/mean",)
+GROUPS = (
+    Claim("without high scope (CDS > {})", GAMMA),
+    Claim("without low scope (CDS ≤ {})", GAMMA),
+)
 README = (
+    TableClaim(
+        "| tokens | latents removed | mass (%) | top-1 final CLS (%)",
+        [
+            ("original", ORIGINAL),
+            ("without high scope", removal("without high-scope")),
+            ("random group of the same mass", removal("random, mass of high")),
+            ("without low scope", removal("without low-scope")),
+            ("random group of the same mass", removal("random, mass of low")),
+        ],
+        {name: key for name, key in (SHARES | METRICS).items() if name not in ("energy", "top-1 patch mean")},
+    ),
+    *GROUPS,
+)
+MINIATURE = (
     TableClaim(
         "| tokens | latents removed | mass (%) | energy (%)",
         [
@@ -69,8 +88,7 @@ README = (
         ],
         SHARES | METRICS,
     ),
-    Claim("without high scope (CDS > {})", ["demo/scope/quantity=gamma/mean"]),
-    Claim("without low scope (CDS ≤ {})", ["demo/scope/quantity=gamma/mean"]),
+    *GROUPS,
     Claim(
         "(`partition.gamma=0.15`) the low group here holds {}% of the mass",
         [f"{SWEPT.format(0.15, LOW)}/mass_share * 100"],
@@ -180,6 +198,7 @@ SETTINGS = {
     "matryoshka_prefix, k 16": "sae=matryoshka_prefix",
 }
 EXPERIMENTS = (
+    *MINIATURE,
     Claim(
         "scenes_clip has {} outlier tokens among {} after the block that the SAE reads",
         ["demo/summary/outliers/n_outliers", "demo/summary/outliers/n_tokens"],

@@ -1,0 +1,59 @@
+"""The READMEs: their links lead somewhere, and the commands in them are composed."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from infoscope.config import compose
+
+ROOT = Path(__file__).parents[2]
+FILES = [
+    *(ROOT / folder / "README.md" for folder in (".", "conf", "src/infoscope", "experiments", "tests")),
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "CHANGELOG.md",
+]
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+
+
+def find_anchors(file: Path) -> set[str]:
+    """Return what a page can be entered by: its headings, as GitHub writes them."""
+    headings = re.findall(r"^#+ (.*)$", file.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def find_commands(file: Path) -> list[str]:
+    """Return the arguments of every `infoscope` command that is set apart as code, one string each."""
+    text = re.sub(r" *\\\n +", " ", file.read_text(encoding="utf-8"))
+    commands = re.findall(r"^    infoscope\b *([^#\n]*)", text, re.MULTILINE)
+    return [one for one in commands if "--" not in one and "$" not in one]
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.relative_to(ROOT).as_posix())
+def test_links_lead_somewhere(file: Path) -> None:
+    for link in LINK.findall(file.read_text(encoding="utf-8")):
+        if "://" in link:
+            continue
+        path, _, anchor = link.partition("#")
+        target = file.parent / path if path else file
+        assert target.exists(), link
+        assert not anchor or anchor in find_anchors(target), link
+
+
+@pytest.mark.parametrize("command", sorted({command for file in FILES for command in find_commands(file)}))
+def test_commands_are_composed(command: str) -> None:
+    """Of a sweep, its first job; what belongs to its launcher is Hydra's."""
+    arguments = [one for one in shlex.split(command) if one not in ("-m", "...") and not one.startswith("hydra")]
+    first = [re.sub(r",(?![^\[]*\]).*", "", one) for one in arguments] if "-m" in command.split() else arguments
+    config = compose(first)
+    for one in first:
+        key, _, value = one.partition("=")
+        if key == "stage":
+            assert config.stage.name == value
+
+
+def test_commands_are_found() -> None:
+    assert sum(len(find_commands(file)) for file in FILES) > 15
