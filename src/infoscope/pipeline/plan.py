@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from infoscope.pipeline.context import Context
+from infoscope.pipeline.passes import PassStage
 from infoscope.pipeline.stage import Node, Work
 from infoscope.runtime.environment import describe_environment
 from infoscope.runtime.manifests import MANIFEST, compute_hash
@@ -41,13 +42,19 @@ class Step:
     seconds: float | None
 
 
-def make_plan(ctx: Context, goals: Sequence[Node]) -> list[Step]:
+def make_plan(ctx: Context, goals: Sequence[Node], rates: Rates | None = None) -> list[Step]:
     """Return what has to exist for some goals, in order; nothing is written into the store.
+
+    Args:
+        ctx: one that builds nothing.
+        rates: from which the seconds come; None: they are not asked for.
 
     Raises:
         InputError: whatever the stages would refuse before they begin.
     """
-    rates, steps = Rates(ctx.store.root), {}
+    steps: dict[Any, Step] = {}
+    read: set[Any] = set()
+    """The tokens that passes read: of several, all measure in one reading."""
 
     def visit(node: Node) -> None:
         if node.place in steps:
@@ -56,7 +63,10 @@ def make_plan(ctx: Context, goals: Sequence[Node]) -> list[Step]:
         for _, needed in node.needs if n_built else ():  # what exists asks for nothing
             visit(needed)
         work = node.work() if n_built else Work()
-        seconds = rates.find_seconds(node.stage.kind, work)
+        if n_built and isinstance(node.stage, PassStage):
+            work = replace(work, forwards=0) if node.needs.tokens.place in read else work
+            read.add(node.needs.tokens.place)
+        seconds = None if rates is None else rates.find_seconds(node.stage.kind, work)
         total = None if seconds is None else n_built * seconds
         steps[node.place] = Step(node.describe(), n_built, n_reused, work, total)
 
@@ -86,7 +96,7 @@ class Rates:
         hardware = describe_environment()["hardware"]
         for manifest in self._read_manifests():
             work = manifest.get("work")
-            if work and manifest["hardware"] == hardware:
+            if work and manifest.get("hardware") == hardware:
                 key = (manifest["stage"], compute_hash(work["like"]))
                 n, seconds = sums.get(key, (0, 0.0))
                 sums[key] = (n + work["n"], seconds + work.get("seconds", manifest["wall_s"]))
@@ -115,12 +125,24 @@ def print_plan(steps: Sequence[Step], console: Console) -> None:
     known, unknown = (sum(step.seconds or 0 for step in built), [step for step in built if step.seconds is None])
     disk = sum(step.n_built * step.work.disk_bytes for step in built)
     memory = max((step.work.memory_bytes for step in built), default=0)
-    time = f"about {format_seconds(known)}" if known or not unknown else "an unknown time"
+    time = "an unknown time" if unknown else f"about {format_seconds(known)}"
+    if known and unknown:
+        time = f"more than {format_seconds(known)}"
     console.print(Text(f"Together {time}, {format_bytes(disk)} of disk, at most {format_bytes(memory)} of memory."))
     if unknown:
         console.print(Text("-: nothing like it was built here before, so nothing is known of its time."))
-    forwards = sum(step.n_built * step.work.forwards for step in built)
-    console.print(Text(f"Backbone: {forwards:,} forward passes are missing."))
+    forwards, naive = (_sum_up(built, name) for name in ("forwards", "naive_forwards"))
+    said = f"Backbone: {forwards} forward passes are missing."
+    if naive != "0":
+        said += f" The naive way, every latent encoding both crops of its own top images, takes {naive}."
+    console.print(Text(said))
+
+
+def _sum_up(steps: Sequence[Step], name: str) -> str:
+    """Return the sum of a count of the work of some steps, in words."""
+    counted = [step for step in steps if getattr(step.work, name)]
+    most = "at most " if any(step.work.is_bound for step in counted) else ""
+    return f"{most}{sum(step.n_built * getattr(step.work, name) for step in counted):,}"
 
 
 def _describe(step: Step) -> list[str]:

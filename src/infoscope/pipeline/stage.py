@@ -54,10 +54,10 @@ class Needs(SimpleNamespace):
 class Work:
     """What building something costs, in counts.
 
-    n: how many of the things that its time grows with: images, steps, distances; 0: nothing worth a word.
+    n: how many of the things that its time grows with: images, steps, distances; 0: not known.
     like: what else its time depends on, such as the size of the SAE: plain JSON types.
     forwards: pictures that go through the backbone.
-    resumed: pictures' edited tokens that go through its remaining blocks.
+    naive_forwards: what these would be if every latent encoded both crops of its own top images.
     distances: earth mover's distances to compute.
     disk_bytes, scratch_bytes: what stays on the disk, and what lies there beside it while it is made.
     memory_bytes: the largest arrays held while it is made.
@@ -67,7 +67,7 @@ class Work:
     n: int = 0
     like: Any = None
     forwards: int = 0
-    resumed: int = 0
+    naive_forwards: int = 0
     distances: int = 0
     disk_bytes: int = 0
     scratch_bytes: int = 0

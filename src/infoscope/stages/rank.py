@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from infoscope.pipeline.context import Context
@@ -13,7 +14,7 @@ from infoscope.sae.origin import check_has_maps
 from infoscope.sae.passes import BATCH_IMAGES, Measurement
 from infoscope.scope.ranking import Ranking, RankMeter, check_enough_images, measure_ranking
 from infoscope.stages.images import count_images
-from infoscope.stages.sae import count_latents, sae_of
+from infoscope.stages.sae import count_latents, sae_of, work_of_pass
 from infoscope.stages.score.tables import make_ranking_table
 from infoscope.stages.tokens import Tokens, find_sizes
 from infoscope.vision.token_source import TokenSource
@@ -54,11 +55,11 @@ class Rank(PassStage[Ranking]):
         return Ranking.load(folder)
 
     def work(self, ctx: Context, seed: int) -> Work:
-        d_sae, n_images = count_latents(ctx), count_images(ctx, "train")
+        d_sae = count_latents(ctx)
         n_bytes = d_sae * ctx.config.scope.n_ranks * 12
         held = 3 * n_bytes  # of a part, of what this process has ranked, of all
         held += 4 * BATCH_IMAGES * find_sizes(ctx).n_patches * d_sae
-        return Work(n_images, [ctx.config.model.name, d_sae], disk_bytes=n_bytes, memory_bytes=held)
+        return replace(work_of_pass(ctx), disk_bytes=n_bytes, memory_bytes=held)
 
     def rows(self, ctx: Context, seed: int) -> Iterator[Row]:
         made, ranking = self.at(ctx, seed).get(), self.at(ctx, seed).load()

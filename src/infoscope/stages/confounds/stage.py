@@ -12,9 +12,9 @@ from infoscope.sae.model import SparseAutoencoder
 from infoscope.sae.passes import Measurement
 from infoscope.scope.confounds import ConfoundMeter, ConfoundResult, measure_confounds
 from infoscope.stages.confounds.section import make_confound_section
-from infoscope.stages.images import count_images, fingerprint_images, open_split
+from infoscope.stages.images import fingerprint_images, open_split
 from infoscope.stages.probe.stage import Probe, read_probed
-from infoscope.stages.sae import count_latents, sae_of
+from infoscope.stages.sae import sae_of, work_of_pass
 from infoscope.stages.score.stage import Score, scope_of
 from infoscope.stages.tokens import Tokens
 from infoscope.vision.token_source import TokenSource
@@ -49,7 +49,7 @@ class Confounds(PassStage[ConfoundResult]):
         return ConfoundResult.load(folder)
 
     def work(self, ctx: Context, seed: int) -> Work:
-        return Work(count_images(ctx, "train"), [ctx.config.model.name, count_latents(ctx)])
+        return work_of_pass(ctx)
 
     def section(self, ctx: Context) -> ReportSection:
         scopes = [scope_of(ctx, seed) for seed in ctx.config.seeds]

@@ -19,7 +19,7 @@ from infoscope.scope.token_outliers import MAPS, TokenOutliers, compute_token_ou
 from infoscope.stages.backbone import load_backbone
 from infoscope.stages.images import count_images, open_split
 from infoscope.stages.outliers.section import make_outlier_section
-from infoscope.stages.sae import count_latents, sae_of
+from infoscope.stages.sae import sae_of, work_of_pass
 from infoscope.stages.score.stage import Score, partition_of
 from infoscope.stages.tokens import Tokens
 from infoscope.vision.token_source import TokenFacts, TokenSource
@@ -95,7 +95,7 @@ class Outliers(PassStage[OutlierActs]):
         return OutlierActs.load(folder)
 
     def work(self, ctx: Context, seed: int) -> Work:
-        return Work(count_images(ctx, "train"), [ctx.config.model.name, count_latents(ctx)])
+        return work_of_pass(ctx)
 
     def rows(self, ctx: Context, seed: int) -> Iterator[Row]:
         made, found = self.at(ctx, seed).get(), group_activation_of(ctx, seed)

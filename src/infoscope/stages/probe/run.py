@@ -126,7 +126,7 @@ class _ProbeLoop:
         self.sae = sae_of(ctx, seed)
         self.tokens = [Tokens.at(ctx, split, data) for split in ("train", "test")]
         self.upstream = {"sae": self.sae.get(), "train": self.tokens[0].get(), "test": self.tokens[1].get()}
-        self._last = time.perf_counter()
+        self._last, self._is_resumed = time.perf_counter(), False
 
     def run(self, missing: list[Variant], original_heads: Heads | None) -> None:
         """Train and evaluate what is missing.
@@ -146,6 +146,7 @@ class _ProbeLoop:
         with ctx.track("probe", seed) as tracker, ctx.display.bar(f"probing, seed {seed}") as advance:
             key = [self.sae.hash, *(tokens.hash for tokens in self.tokens), probe.cache_key_fields()]
             with ctx.store.open_progress("probe", key) as folder:
+                self._is_resumed = any(folder.iterdir())
                 run_probes(
                     missing,
                     inputs,
@@ -187,7 +188,8 @@ class _ProbeLoop:
 
         def save(work: Workspace) -> None:
             save_result(work.folder, result)
-            work.notes["work"] = {"n": 1, "like": like_of(self.ctx, self.probe), "seconds": seconds}
+            if not self._is_resumed:  # an earlier process has done a part: its seconds are lost
+                work.notes["work"] = {"n": 1, "like": like_of(self.ctx, self.probe), "seconds": seconds}
 
         with processes.alone():  # each process has variants of its own
             self.ctx.store.get(handle.spec, save, shared=False, config=self.ctx.tree, **self.upstream)

@@ -103,6 +103,7 @@ class Score(SeedStage[Scores]):
             2 * n_pairs,
             [ctx.config.model.name, d_sae, scope.n_ranks, scope.shift_patches, scope.emd.name],
             forwards=2 * n_images,
+            naive_forwards=2 * n_pairs,
             distances=2 * n_pairs,
             disk_bytes=maps_bytes,
             scratch_bytes=maps_bytes,
