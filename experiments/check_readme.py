@@ -106,7 +106,7 @@ SOURCES: Mapping[str, Find] = {
     "gamma_sweep": find_tables("gamma_sweep"),
     "k_cds_sweep": find_tables("k_cds_sweep"),
     "sae_settings": find_settings,
-    "scenes_clip": find_folder("src/infoscope/vision/scenes_clip"),
+    "scenes_clip": find_folder("src/infoscope/vision/open_clip/scenes_clip"),
     "benchmarks": find_folder("experiments/benchmarks/results"),
 }
 

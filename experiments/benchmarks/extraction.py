@@ -32,8 +32,9 @@ from infoscope.data.images import ImageBatch, ImageSet, iterate_images
 from infoscope.data.scene_set import SceneSet, save_scenes
 from infoscope.runtime.environment import describe_environment
 from infoscope.vision.config import ModelConfig
-from infoscope.vision.extract import compute_cache_bytes, extract_tokens
-from infoscope.vision.open_clip_backbone import OpenClipBackbone, load_backbone
+from infoscope.vision.load import load_backbone
+from infoscope.vision.open_clip.backbone import OpenClipBackbone
+from infoscope.vision.tokens.extract import compute_cache_bytes, extract_tokens
 
 RESULTS = Path(__file__).parent / "results"
 

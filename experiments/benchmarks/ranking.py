@@ -31,7 +31,7 @@ from infoscope.runtime.environment import describe_environment
 from infoscope.sae.origin import Origin
 from infoscope.scope.ranking import Ranking, rank_in_parts
 from infoscope.vision.backbone import Tokens
-from infoscope.vision.token_source import TokenRows
+from infoscope.vision.tokens.source import TokenRows
 
 RESULTS = Path(__file__).parent / "results"
 N_STEPS = 64

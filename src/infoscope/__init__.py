@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from infoscope.runtime.errors import InputError
     from infoscope.sae.checkpoint import load_sae
     from infoscope.scope.api import contextual_dependency
-    from infoscope.vision.open_clip_backbone import load_backbone
+    from infoscope.vision.load import load_backbone
 
 # Threads of torch that wait for each other leave their core to others. By default they spin on it: beside other work on
 # the machine, two threads then take many times as long as one. OpenMP reads this when torch is imported.
@@ -22,7 +22,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 _HOMES = {
     "InputError": "infoscope.runtime.errors",
     "contextual_dependency": "infoscope.scope.api",
-    "load_backbone": "infoscope.vision.open_clip_backbone",
+    "load_backbone": "infoscope.vision.load",
     "load_sae": "infoscope.sae.checkpoint",
 }
 

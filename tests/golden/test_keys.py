@@ -22,7 +22,7 @@ import pytest
 from infoscope.config import StageName, compose
 from infoscope.runtime.manifests import Spec
 from infoscope.vision.backbone import Backbone
-from infoscope.vision.open_clip_backbone import load_backbone
+from infoscope.vision.load import load_backbone
 from tests.support.recorded_keys import FixedStore, record_keys
 
 GOLDEN = Path(__file__).parent / "artifact_keys.json"

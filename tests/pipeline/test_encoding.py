@@ -27,7 +27,7 @@ from infoscope.stages.rank import Rank
 from infoscope.stages.score.stage import Score
 from infoscope.stages.tokens import Tokens
 from infoscope.stages.train_sae import TrainSAE
-from infoscope.vision import extract
+from infoscope.vision.tokens import extract
 from tests.support.pipeline_samples import N_TRAIN, Recorder, make_tiny_config
 from tests.support.slow import fall_behind
 

@@ -48,9 +48,9 @@ from infoscope.stages.score.stage import partition_of
 from infoscope.stages.tokens import Tokens
 from infoscope.vision.backbone import Backbone
 from infoscope.vision.config import ModelConfig, ModelKind
-from infoscope.vision.extract import TokenCache
-from infoscope.vision.open_clip_backbone import load_backbone
-from infoscope.vision.token_source import TokenSource
+from infoscope.vision.load import load_backbone
+from infoscope.vision.tokens.extract import TokenCache
+from infoscope.vision.tokens.source import TokenSource
 from tests.support.pipeline_samples import (
     ANALYSES,
     FEATURES,

@@ -35,8 +35,9 @@ from infoscope.sae.edit import EditMode, compute_removed_shares
 from infoscope.scope.variants import make_variants
 from infoscope.vision.backbone import Tokens
 from infoscope.vision.config import ModelConfig, ModelKind
-from infoscope.vision.open_clip_backbone import OpenClipBackbone, load_backbone
-from infoscope.vision.weights import SHIPPED_FOLDER
+from infoscope.vision.load import load_backbone
+from infoscope.vision.open_clip.backbone import OpenClipBackbone
+from infoscope.vision.open_clip.weights import SHIPPED_FOLDER
 from tests.support.prediction_samples import make_planted_inputs, make_scene_inputs
 
 

@@ -39,9 +39,9 @@ from infoscope.stages.backbone import load_backbone as load_configured
 from infoscope.stages.backbone import load_backbone_at
 from infoscope.vision.backbone import Backbone, Tokens
 from infoscope.vision.config import ModelConfig
-from infoscope.vision.open_clip_backbone import load_backbone
+from infoscope.vision.load import load_backbone
+from infoscope.vision.open_clip.weights import SHIPPED_FOLDER
 from infoscope.vision.planted import make_context_free
-from infoscope.vision.weights import SHIPPED_FOLDER
 from tests.support.pipeline_samples import Recorder, find_artifacts, make_tiny_config, run_tiny
 from tests.support.probe_samples import run_dense
 

@@ -30,9 +30,9 @@ from infoscope.scope.rescoring import ScoredSAE, compute_stability
 from infoscope.scope.scoring import score_latents
 from infoscope.vision.backbone import Backbone
 from infoscope.vision.config import ModelConfig, ModelKind
-from infoscope.vision.extract import TokenCache, extract_tokens
-from infoscope.vision.open_clip_backbone import load_backbone
+from infoscope.vision.load import load_backbone
 from infoscope.vision.planted import PlantedRegisters
+from infoscope.vision.tokens.extract import TokenCache, extract_tokens
 
 LAYER = 2  # of the four of scenes_clip
 

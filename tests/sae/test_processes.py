@@ -23,8 +23,8 @@ from infoscope.sae.config import KINDS, TokenChoice, TopKConfig
 from infoscope.sae.stream import TokenStream
 from infoscope.sae.token_sets import make_token_set
 from infoscope.sae.train import train_sae
-from infoscope.vision.extract import extract_tokens
-from infoscope.vision.live_tokens import LiveTokens
+from infoscope.vision.tokens.extract import extract_tokens
+from infoscope.vision.tokens.live import LiveTokens
 from tests.support.live_samples import N as N_LIVE
 from tests.support.live_samples import PixelBackbone, read_images
 from tests.support.sae_samples import Tokens, as_kind

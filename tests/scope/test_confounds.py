@@ -24,7 +24,7 @@ from infoscope.scope.confounds import (
 )
 from infoscope.scope.separation import compute_auroc, compute_separation, compute_spearman, match_frequency
 from infoscope.vision.backbone import Tokens
-from infoscope.vision.token_source import TokenSource
+from infoscope.vision.tokens.source import TokenSource
 
 GRID, N_PATCHES, D, N_LABELS = 4, 16, 8, 3
 GLOBAL, EVEN, LOCAL, BOTH, NOISE, RARE, CONSTANT, DEAD = range(D)

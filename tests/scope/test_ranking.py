@@ -14,9 +14,9 @@ from infoscope.sae.module import make_sae
 from infoscope.sae.passes import run_pass
 from infoscope.scope.ranking import RankBy, Ranking, measure_ranking, rank_images, rank_in_parts
 from infoscope.scope.top_images import TopImages
-from infoscope.vision.extract import extract_tokens
-from infoscope.vision.live_tokens import LiveTokens
 from infoscope.vision.planted import PlantedRegisters
+from infoscope.vision.tokens.extract import extract_tokens
+from infoscope.vision.tokens.live import LiveTokens
 from tests.support.memory_tokens import MemoryTokens
 
 

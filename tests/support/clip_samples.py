@@ -9,7 +9,7 @@ import open_clip
 import torch
 from torch import Tensor
 
-from infoscope.vision.open_clip_backbone import OpenClipBackbone
+from infoscope.vision.open_clip.backbone import OpenClipBackbone
 
 MEAN, STD = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
 N_LAYERS, GRID, PATCH_PX, WIDTH = 4, 4, 8, 64

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from infoscope.vision.backbone import Tokens
-from infoscope.vision.token_source import TokenRows
+from infoscope.vision.tokens.source import TokenRows
 
 
 class MemoryTokens(TokenRows):

@@ -13,7 +13,7 @@ from infoscope.sae.activations import TopK
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.scope.editing import VariantEditor
 from infoscope.vision.backbone import Backbone, Tokens
-from infoscope.vision.token_source import TokenSource
+from infoscope.vision.tokens.source import TokenSource
 
 GRID, PIXELS, D = 4, 12, 16
 CLASS_LATENTS, LABEL_LATENTS, DEPTH_LATENT = [0, 1, 2], [3, 4, 5], 6

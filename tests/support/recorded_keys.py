@@ -34,7 +34,7 @@ from infoscope.stages.probe.run import list_probe_groups
 from infoscope.stages.probe.stage import Probe
 from infoscope.stages.tokens import Tokens
 from infoscope.vision.backbone import Backbone
-from infoscope.vision.weights import SHIPPED_FOLDER
+from infoscope.vision.open_clip.weights import SHIPPED_FOLDER
 
 D_IN, D_SAE, K_MAX, GRID = 4, 12, 16, 3
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from infoscope.runtime.errors import InputError
 from infoscope.vision.backbone import Backbone, Tokens
-from infoscope.vision.open_clip_backbone import OpenClipBackbone
+from infoscope.vision.open_clip.backbone import OpenClipBackbone
 from tests.support.clip_samples import (
     GRID,
     MEAN,

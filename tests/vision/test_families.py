@@ -25,7 +25,7 @@ from infoscope.config import CONF_FOLDER
 from infoscope.runtime.errors import InputError
 from infoscope.vision.backbone import Backbone, Tokens
 from infoscope.vision.config import ModelConfig, ModelKind
-from infoscope.vision.open_clip_backbone import compute_model_fingerprint, load_backbone
+from infoscope.vision.load import compute_model_fingerprint, load_backbone
 from tests.support.clip_samples import make_images
 
 pytestmark = pytest.mark.long

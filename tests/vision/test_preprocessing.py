@@ -10,7 +10,7 @@ from timm.models import get_arch_pretrained_cfgs
 from infoscope.config import compose
 from infoscope.runtime.errors import InputError
 from infoscope.vision.config import ModelConfig, ModelKind
-from infoscope.vision.open_clip_backbone import load_backbone
+from infoscope.vision.load import load_backbone
 from infoscope.vision.preprocessing import check_preprocessing
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]

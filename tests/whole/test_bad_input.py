@@ -28,12 +28,14 @@ from infoscope.runtime.failures import EXIT_INPUT
 from infoscope.sae.module import SAEModule
 from infoscope.stages import backbone as backbone_module
 from infoscope.stages import train_sae as train_module
-from infoscope.vision import open_clip_backbone, token_shards
 from infoscope.vision.backbone import Tokens
 from infoscope.vision.config import ContrastiveConfig, ModelConfig
-from infoscope.vision.contrastive import make_clip_config
-from infoscope.vision.open_clip_backbone import OpenClipBackbone, load_backbone
+from infoscope.vision.load import load_backbone
+from infoscope.vision.open_clip import family
+from infoscope.vision.open_clip.backbone import OpenClipBackbone
+from infoscope.vision.open_clip.contrastive import make_clip_config
 from infoscope.vision.planted import PlantedRegisters
+from infoscope.vision.tokens import shards
 from tests.support.pipeline_samples import (
     N_TRAIN,
     copy_run,
@@ -280,7 +282,7 @@ def test_missing_weights_offline(fail: Fail, tmp_path: Path, monkeypatch: pytest
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setattr(socket, "create_connection", refuse)
     monkeypatch.setattr(socket.socket, "connect", refuse)
-    monkeypatch.setattr(open_clip_backbone, "_make_clip", build)
+    monkeypatch.setattr(family, "_make_clip", build)
     sentence = fail("model=clip_b32", "stage=train_sae")
     assert mentions(sentence, "ViT-B-32:openai", "no network", "model.pretrained=<file>.safetensors", str(tmp_path))
 
@@ -405,7 +407,7 @@ def test_a_disk_that_fills_up_while_tokens_are_written(fail: Fail, monkeypatch: 
     def write(*_: Any) -> Any:
         raise FULL["the system"]()
 
-    monkeypatch.setattr(token_shards.RowWriter, "write", write)
+    monkeypatch.setattr(shards.RowWriter, "write", write)
     assert mentions(fail("stage=train_sae", "model.seed=3"), "full", "finished artifacts are kept")
 
 

@@ -19,7 +19,7 @@ from infoscope.report import figure_style
 from infoscope.scope.scores import Scores
 from infoscope.stages import backbone as backbone_module
 from infoscope.vision.config import ModelConfig
-from infoscope.vision.open_clip_backbone import compute_model_fingerprint
+from infoscope.vision.load import compute_model_fingerprint
 from infoscope.vision.planted import LIGHT_ANCHORS, PlantedRegisters
 from tests.support.experiment_samples import PLANTED, SWEEPS, check_files, load_experiment, read_rows, run_planted
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from infoscope.scope.scores import Scores
-from infoscope.vision.extract import TokenCache
+from infoscope.vision.tokens.extract import TokenCache
 from tests.support.pipeline_samples import FEATURES, STAGES, copy_run, find_folder, run_tiny
 
 pytestmark = pytest.mark.gpu

@@ -34,10 +34,10 @@ from infoscope.scope.scoring import score_latents
 from infoscope.scope.variants import make_variants
 from infoscope.vision.backbone import Backbone
 from infoscope.vision.config import ContrastiveConfig
-from infoscope.vision.contrastive import make_clip_config
-from infoscope.vision.extract import TokenCache, extract_tokens
-from infoscope.vision.open_clip_backbone import OpenClipBackbone
+from infoscope.vision.open_clip.backbone import OpenClipBackbone
+from infoscope.vision.open_clip.contrastive import make_clip_config
 from infoscope.vision.planted import PlantedRegisters, make_planted_registers
+from infoscope.vision.tokens.extract import TokenCache, extract_tokens
 
 LAYER = -2
 K_CDS = 8

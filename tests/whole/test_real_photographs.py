@@ -26,7 +26,7 @@ from infoscope.scope.scores import Scores
 from infoscope.stages.probe.paper import PAPER_TITLES
 from infoscope.stages.probe.tables import PAPER
 from infoscope.stages.report.stage import NO_PROBES
-from infoscope.vision.extract import TokenCache
+from infoscope.vision.tokens.extract import TokenCache
 
 N_PHOTOGRAPHS, K_CDS = 60, 4
 SMALL = [

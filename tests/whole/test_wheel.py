@@ -33,7 +33,7 @@ def test_the_wheel_holds_code_configuration_and_weights(wheel: Path):
     conf = {f"infoscope/conf/{file.relative_to(ROOT / 'conf')}" for file in (ROOT / "conf").rglob("*.yaml")}
     expected |= {name for name in conf if "/local/" not in name}  # one's own paths
     shipped = ("open_clip_config.json", "open_clip_model.safetensors", "vocabulary.json")
-    expected |= {f"infoscope/vision/scenes_clip/{name}" for name in shipped}
+    expected |= {f"infoscope/vision/open_clip/scenes_clip/{name}" for name in shipped}
     assert sorted(expected - names) == []
     assert "infoscope = infoscope.app:main" in entry_points.splitlines()
     ours = ("infoscope", "hydra_plugins/infoscope_launchers/")

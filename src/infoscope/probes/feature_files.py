@@ -20,7 +20,7 @@ from infoscope.runtime import processes
 from infoscope.runtime.parts import Part
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.scope.variants import Progress, Variant, choose_rows
-from infoscope.vision.token_shards import RowWriter
+from infoscope.vision.tokens.shards import RowWriter
 
 _MEANS_FILES = {"mean_x": "float32", "indices": "int32", "values": "float32"}
 

@@ -15,7 +15,7 @@ from infoscope.runtime.errors import InputError
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.sae.origin import check_edits, check_tokens, choose_layer
 from infoscope.vision.backbone import Backbone
-from infoscope.vision.token_source import TokenSource
+from infoscope.vision.tokens.source import TokenSource
 
 
 class ProbeData(NamedTuple):

@@ -22,7 +22,7 @@ from torch import Tensor
 from infoscope.runtime.parts import Part, compute_parts_together, cut_images
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.sae.origin import check_has_maps, check_tokens
-from infoscope.vision.token_source import TokenRows
+from infoscope.vision.tokens.source import TokenRows
 
 BATCH_IMAGES = 64
 """Images read at a time."""

@@ -26,8 +26,8 @@ from infoscope.sae.module import SAEModule, make_sae
 from infoscope.sae.origin import Origin
 from infoscope.sae.stream import TokenStream
 from infoscope.sae.token_sets import TokenSet, make_token_set
-from infoscope.vision.extract import TokenCache
-from infoscope.vision.live_tokens import LiveTokens
+from infoscope.vision.tokens.extract import TokenCache
+from infoscope.vision.tokens.live import LiveTokens
 
 Value = TypeVar("Value")
 

@@ -36,7 +36,7 @@ from infoscope.runtime.parts import Part
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.sae.passes import LatentBatch, Measurement, Meter, run_pass
 from infoscope.scope.confound_meters import FactorMeter, LabelMeter, PropertyMeter
-from infoscope.vision.token_source import TokenRows
+from infoscope.vision.tokens.source import TokenRows
 
 IMAGE_CUTS, LABEL_CUTS = (0.06, 0.14), (0.01, 0.06)
 """Cohen's (1988) benchmarks for eta^2: small .01, medium .06, large .14. The label effect is that of single patches,

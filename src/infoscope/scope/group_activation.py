@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, Float32, Float64, Int
 
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.sae.passes import LatentBatch, Measurement, SumMeter, run_pass
-from infoscope.vision.token_source import TokenSource
+from infoscope.vision.tokens.source import TokenSource
 
 
 @dataclass(frozen=True)

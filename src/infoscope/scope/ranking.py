@@ -23,7 +23,7 @@ from infoscope.sae.passes import LatentBatch, Measurement, Meter, feed, run_pass
 from infoscope.scope.config import RankBy
 from infoscope.scope.top_images import TopImages
 from infoscope.vision.backbone import Backbone, Tokens
-from infoscope.vision.token_source import TokenRows
+from infoscope.vision.tokens.source import TokenRows
 
 TokenBatches = Iterable[tuple[Int[Tensor, " batch"], Float[Tensor, "batch n_patches d_in"]]]
 """Positions in the image set and raw patch tokens."""

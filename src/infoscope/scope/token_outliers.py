@@ -17,7 +17,7 @@ from infoscope.scope.emd import ProgressHook
 from infoscope.scope.outliers import NormSummary, compute_norm_summary
 from infoscope.scope.scoring import compute_scores
 from infoscope.vision.backbone import Backbone
-from infoscope.vision.token_source import TokenFacts
+from infoscope.vision.tokens.source import TokenFacts
 
 MAPS = ("outlier", "next_highest", "normal")
 """Maps of norms whose distances are compared: of outlier tokens, of equally many next-highest normal ones, of all

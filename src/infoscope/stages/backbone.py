@@ -11,8 +11,8 @@ from infoscope.pipeline.stage import NotBuiltYet
 from infoscope.runtime.errors import InputError
 from infoscope.stages.train_clip import TrainClip
 from infoscope.vision.backbone import Backbone
-from infoscope.vision.open_clip_backbone import compute_model_fingerprint, find_facts, make_backbone
-from infoscope.vision.origins import Facts
+from infoscope.vision.load import compute_model_fingerprint, find_facts, make_backbone
+from infoscope.vision.weights.facts import Facts
 
 
 def _find_trained(ctx: Context) -> Path | None:

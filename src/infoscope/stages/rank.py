@@ -17,7 +17,7 @@ from infoscope.stages.images import count_images
 from infoscope.stages.sae import count_latents, sae_of, work_of_pass
 from infoscope.stages.score.tables import make_ranking_table
 from infoscope.stages.tokens import Tokens, find_sizes
-from infoscope.vision.token_source import TokenSource
+from infoscope.vision.tokens.source import TokenSource
 
 
 class Rank(PassStage[Ranking]):

@@ -20,9 +20,9 @@ from infoscope.stages.backbone import fingerprint_model, load_backbone, say_mode
 from infoscope.stages.images import check_split, count_images, fingerprint_images, open_split, scenes_of
 from infoscope.stages.train_clip import needs_trained
 from infoscope.vision.backbone import check_layer
-from infoscope.vision.extract import TokenCache, compute_cache_bytes, extract_tokens
-from infoscope.vision.live_tokens import LiveTokens
-from infoscope.vision.token_source import TokenSource
+from infoscope.vision.tokens.extract import TokenCache, compute_cache_bytes, extract_tokens
+from infoscope.vision.tokens.live import LiveTokens
+from infoscope.vision.tokens.source import TokenSource
 
 BATCH_IMAGES = 64
 

@@ -43,8 +43,8 @@ class TrainClip(SingleStage[Path]):
         }
 
     def build(self, ctx: Context, up: Needs, work: Workspace) -> None:
-        from infoscope.vision.contrastive import compute_retrieval, train_clip
-        from infoscope.vision.tokenizer import WordTokenizer
+        from infoscope.vision.open_clip.contrastive import compute_retrieval, train_clip
+        from infoscope.vision.open_clip.tokenizer import WordTokenizer
 
         clip, words = ctx.config.clip, vocabulary()
         train, test = (getattr(up, split).load() for split in clip.sets)

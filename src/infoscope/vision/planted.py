@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from infoscope.runtime.errors import InputError
 from infoscope.vision.backbone import Backbone, Tokens
+from infoscope.vision.config import ModelConfig, ModelKind
 
 PLANTED_VERSION = 1
 """Part of every fingerprint here: raise it whenever a token changes."""
@@ -264,3 +266,20 @@ def make_context_free(grid: int = 12, patch_px: int = 8, d_in: int = 32, seed: i
 def make_planted_registers(grid: int = 12, patch_px: int = 8, d_in: int = 32, seed: int = 0) -> PlantedRegisters:
     """Return the positive control with its standard strengths."""
     return PlantedRegisters(grid, patch_px, d_in, seed=seed).eval()
+
+
+def fingerprint(config: ModelConfig, trained_folder: Path | None) -> dict[str, Any]:
+    """Return what determines a planted backbone's numbers."""
+    return {"kind": config.kind.name, "seed": config.seed}
+
+
+def facts(config: ModelConfig, trained_folder: Path | None) -> None:
+    """Return None: a planted backbone reads pixels as they are."""
+
+
+def make(config: ModelConfig, trained_folder: Path | None) -> Backbone:
+    """Return the planted backbone that a configuration stands for."""
+    plant = make_planted_registers if config.kind is ModelKind.planted_registers else make_context_free
+    backbone = plant(seed=config.seed)
+    backbone.fingerprint = fingerprint(config, trained_folder)
+    return backbone

@@ -17,7 +17,7 @@ from infoscope.stages.probe.stage import Probe, read_probed
 from infoscope.stages.sae import sae_of, work_of_pass
 from infoscope.stages.score.stage import Score, scope_of
 from infoscope.stages.tokens import Tokens
-from infoscope.vision.token_source import TokenSource
+from infoscope.vision.tokens.source import TokenSource
 
 
 class Confounds(PassStage[ConfoundResult]):

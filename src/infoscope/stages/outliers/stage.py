@@ -22,7 +22,7 @@ from infoscope.stages.outliers.section import make_outlier_section
 from infoscope.stages.sae import sae_of, work_of_pass
 from infoscope.stages.score.stage import Score, partition_of
 from infoscope.stages.tokens import Tokens
-from infoscope.vision.token_source import TokenFacts, TokenSource
+from infoscope.vision.tokens.source import TokenFacts, TokenSource
 
 
 class OutlierTokens(SingleStage[TokenOutliers]):

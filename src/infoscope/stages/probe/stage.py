@@ -33,7 +33,7 @@ from infoscope.stages.probe.section import make_removal_section
 from infoscope.stages.probe.tables import make_main_table
 from infoscope.stages.score.stage import Score, scope_of, summarise_seed
 from infoscope.stages.tokens import Tokens
-from infoscope.vision.sources import is_of_origin
+from infoscope.vision.open_clip.source import is_of_origin
 
 PAPER_ARCHS = {"ViT-B-16": "clip_b16", "ViT-L-14": "clip_l14"}
 VARIANT_KEYS = ("mode", "role", "group", "control", "draw", "mass_share", "energy_share")

@@ -15,7 +15,7 @@ from infoscope.stages.publish import Published, describe_experiment
 from infoscope.stages.report.tokens import TokenStats, make_token_section
 from infoscope.stages.score.stage import Score
 from infoscope.stages.tokens import Tokens
-from infoscope.vision.token_source import TokenFacts
+from infoscope.vision.tokens.source import TokenFacts
 
 NO_PROBES = "No probes: the data set has no labels, so nothing was measured with features removed."
 

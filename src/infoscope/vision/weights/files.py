@@ -21,10 +21,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from infoscope.runtime.errors import InputError
-from infoscope.vision.inert_pickle import Inert, read_inert
-from infoscope.vision.torchscript import is_torchscript, read_torchscript
-from infoscope.vision.towers import get_shapes
-from infoscope.vision.weight_origins import list_some
+from infoscope.vision.weights.inert_pickle import Inert, read_inert
+from infoscope.vision.weights.origins import list_some
+from infoscope.vision.weights.torchscript import is_torchscript, read_torchscript
+from infoscope.vision.weights.towers import get_shapes
 
 _MAX_HEADER = 100_000_000
 """Bytes: safetensors' own bound."""

@@ -15,17 +15,25 @@ from torch import nn
 
 from infoscope.runtime.errors import InputError
 from infoscope.vision.config import ModelConfig
-from infoscope.vision.hub import check_network, find_cached, get_cache_folder
-from infoscope.vision.origins import HUB_WEIGHTS, Account, Fact, Facts, choose, read_asked, read_json, read_processor
 from infoscope.vision.preprocessing import Preprocessing, check_preprocessing
-from infoscope.vision.sources import choose_weights_set, get_weights_id
-from infoscope.vision.timm_layout import MODULES, to_timm
-from infoscope.vision.towers import get_shapes
-from infoscope.vision.transformers_names import translate
-from infoscope.vision.weight_files import get_first_line
-from infoscope.vision.weight_fit import check_fit, check_size, refuse_names
-from infoscope.vision.weight_sets import read_weights
-from infoscope.vision.weights import find_local_file
+from infoscope.vision.weights.facts import (
+    HUB_WEIGHTS,
+    Account,
+    Fact,
+    Facts,
+    choose,
+    read_asked,
+    read_json,
+    read_processor,
+)
+from infoscope.vision.weights.files import get_first_line
+from infoscope.vision.weights.fit import check_fit, check_size, refuse_names
+from infoscope.vision.weights.hub import check_network, find_cached, get_cache_folder
+from infoscope.vision.weights.local import choose_weights_set, find_local_file, get_weights_id
+from infoscope.vision.weights.sets import read_weights
+from infoscope.vision.weights.timm_layout import MODULES, to_timm
+from infoscope.vision.weights.towers import get_shapes
+from infoscope.vision.weights.transformers_names import translate
 
 EXAMPLES = "vit_base_patch14_dinov2, vit_base_patch14_reg4_dinov2, deit3_base_patch16_224, vit_base_patch16_224.mae"
 

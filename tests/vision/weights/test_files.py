@@ -21,9 +21,9 @@ from torch import nn
 
 from infoscope.runtime.errors import InputError
 from infoscope.vision.config import ModelConfig
-from infoscope.vision.sources import find_source
-from infoscope.vision.weight_files import read_shapes, read_tensors
-from infoscope.vision.weights import find_local_file
+from infoscope.vision.open_clip.source import find_source
+from infoscope.vision.weights.files import read_shapes, read_tensors
+from infoscope.vision.weights.local import find_local_file
 
 
 @pytest.fixture

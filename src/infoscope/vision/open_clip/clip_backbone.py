@@ -17,8 +17,8 @@ from torch import Tensor
 
 from infoscope.runtime.errors import InputError
 from infoscope.vision.backbone import Backbone, Tokens
-from infoscope.vision.tokenizer import WordTokenizer
-from infoscope.vision.weights import get_first_line
+from infoscope.vision.open_clip.tokenizer import WordTokenizer
+from infoscope.vision.open_clip.weights import get_first_line
 
 VOCABULARY = "vocabulary.json"
 MAX_LOGIT_SCALE = 100.0

@@ -23,11 +23,11 @@ from infoscope.config import CONF_FOLDER, compose
 from infoscope.pipeline.context import Context
 from infoscope.runtime.errors import InputError
 from infoscope.stages.backbone import say_model
-from infoscope.vision import open_clip_backbone
+from infoscope.vision import load
 from infoscope.vision.config import ModelConfig, ModelKind
-from infoscope.vision.open_clip_backbone import compute_model_fingerprint, find_facts, load_backbone
-from infoscope.vision.origins import find_agreement
-from infoscope.vision.sources import find_source, is_of_origin
+from infoscope.vision.load import compute_model_fingerprint, find_facts, load_backbone
+from infoscope.vision.open_clip.accounts import find_agreement
+from infoscope.vision.open_clip.source import find_source, is_of_origin
 from tests.support.clip_samples import make_clip, make_clip_cfg, make_images
 from tests.support.pipeline_samples import Recorder
 
@@ -119,7 +119,7 @@ class TestTags:
         assert source.facts.is_contradicted
         assert "GELU (by model.quick_gelu against QuickGELU of the tag openai)" in source.facts.words
         assert "std [0.5,0.5,0.5] (by model.mean and model.std against mean [0.4815," in source.facts.words
-        monkeypatch.setattr(open_clip_backbone, "make_backbone", lambda *_: SimpleNamespace(notes=""))
+        monkeypatch.setattr(load, "make_backbone", lambda *_: SimpleNamespace(notes=""))
         with pytest.warns(UserWarning, match=r"runs with QuickGELU \(by quick_gelu against GELU of the tag laion400m"):
             load_backbone("ViT-B-16:laion400m_e32", quick_gelu=True)
 
@@ -407,7 +407,7 @@ class TestTimm:
         assert quick is not None
         assert not quick.is_contradicted
         assert quick.words.startswith("QuickGELU (by the architecture")
-        monkeypatch.setattr(open_clip_backbone, "make_backbone", lambda *_: SimpleNamespace(notes=""))
+        monkeypatch.setattr(load, "make_backbone", lambda *_: SimpleNamespace(notes=""))
         with pytest.warns(UserWarning, match="against QuickGELU, with which openai was trained"):
             load_backbone("timm:vit_base_patch16_clip_224:openai")
 

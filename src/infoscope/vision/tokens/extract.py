@@ -22,8 +22,8 @@ from infoscope.runtime import processes
 from infoscope.runtime.errors import InputError
 from infoscope.runtime.parts import cut
 from infoscope.vision.backbone import Backbone, Tokens
-from infoscope.vision.live_tokens import BATCH_IMAGES, ReadImages
-from infoscope.vision.token_shards import (
+from infoscope.vision.tokens.live import BATCH_IMAGES, ReadImages
+from infoscope.vision.tokens.shards import (
     N_SAMPLE_IMAGES,
     ShardWriter,
     compute_mean_norm,
@@ -31,7 +31,7 @@ from infoscope.vision.token_shards import (
     move_shards,
     name_facts,
 )
-from infoscope.vision.token_source import INDEX_FILE, MEAN_FILE, META_FILE, NORMS_FILE, TokenSource
+from infoscope.vision.tokens.source import INDEX_FILE, MEAN_FILE, META_FILE, NORMS_FILE, TokenSource
 
 SHARD_BYTES, N_SHARDS = 2**30, 16
 """A shard is as many batches as first hold this many bytes of tokens, stored or not, but fewer where there would not be

@@ -14,9 +14,9 @@ from timm.models import is_model_in_modules
 from torch import Tensor
 
 from infoscope.runtime.errors import InputError
-from infoscope.vision.timm_layout import MODULES, to_timm
-from infoscope.vision.towers import Size, find_tower, get_shapes, measure
-from infoscope.vision.weight_origins import guess_origin, list_some
+from infoscope.vision.weights.origins import guess_origin, list_some
+from infoscope.vision.weights.timm_layout import MODULES, to_timm
+from infoscope.vision.weights.towers import Size, find_tower, get_shapes, measure
 
 _N_NAMED = 3
 _N_BUILT = 40

@@ -16,8 +16,9 @@ from torch import Tensor
 from infoscope.runtime.errors import InputError
 from infoscope.runtime.manifests import compute_checksum
 from infoscope.vision.config import ModelConfig
-from infoscope.vision.open_clip_backbone import OpenClipBackbone, compute_model_fingerprint, find_facts, load_backbone
-from infoscope.vision.weight_sets import choose_set, read_weights
+from infoscope.vision.load import compute_model_fingerprint, find_facts, load_backbone
+from infoscope.vision.open_clip.backbone import OpenClipBackbone
+from infoscope.vision.weights.sets import choose_set, read_weights
 from tests.support.clip_samples import make_clip, make_clip_cfg, make_images
 
 State = dict[str, Tensor]

@@ -16,9 +16,9 @@ from typing import TypeVar
 from torch import Tensor
 
 from infoscope.runtime.errors import InputError
-from infoscope.vision.towers import TOWERS, Shapes, get_shapes, measure
-from infoscope.vision.weight_files import read_shapes, read_tensors
-from infoscope.vision.weight_origins import describe_content, list_some
+from infoscope.vision.weights.files import read_shapes, read_tensors
+from infoscope.vision.weights.origins import describe_content, list_some
+from infoscope.vision.weights.towers import TOWERS, Shapes, get_shapes, measure
 
 Value = TypeVar("Value")
 

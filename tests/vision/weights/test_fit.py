@@ -14,8 +14,9 @@ from torch import Tensor
 
 from infoscope.runtime.errors import InputError
 from infoscope.vision.config import ModelConfig, ModelKind
-from infoscope.vision.open_clip_backbone import OpenClipBackbone, load_backbone
-from infoscope.vision.weight_fit import check_fit, check_size
+from infoscope.vision.load import load_backbone
+from infoscope.vision.open_clip.backbone import OpenClipBackbone
+from infoscope.vision.weights.fit import check_fit, check_size
 from tests.support.clip_samples import make_clip, make_clip_cfg
 
 State = dict[str, Tensor]

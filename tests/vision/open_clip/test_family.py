@@ -15,10 +15,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from infoscope.runtime.errors import InputError
-from infoscope.vision import open_clip_backbone
 from infoscope.vision.config import ModelConfig, ModelKind
-from infoscope.vision.open_clip_backbone import OpenClipBackbone, compute_model_fingerprint, load_backbone
-from infoscope.vision.weights import SHIPPED_FOLDER
+from infoscope.vision.load import compute_model_fingerprint, load_backbone
+from infoscope.vision.open_clip import family
+from infoscope.vision.open_clip.backbone import OpenClipBackbone
+from infoscope.vision.open_clip.weights import SHIPPED_FOLDER
 from tests.support.clip_samples import MEAN, make_clip, make_clip_cfg, make_images
 
 ARCH = "ViT-B-16"
@@ -293,7 +294,7 @@ class TestFingerprints:
     @pytest.fixture(autouse=True)
     def _no_model(self, monkeypatch):
         """Building a model would be an error here."""
-        monkeypatch.setattr(open_clip_backbone, "_make_clip", lambda _cfg: pytest.fail("a model was built"))
+        monkeypatch.setattr(family, "_make_clip", lambda _cfg: pytest.fail("a model was built"))
 
     def test_a_moved_file_keeps_it(self, weights, tmp_path):
         before = compute_model_fingerprint(with_file(weights))
@@ -355,7 +356,7 @@ class TestTags:
         def never(*_args, **_options):
             raise AssertionError("nothing may be built or downloaded")
 
-        monkeypatch.setattr(open_clip_backbone, "_make_clip", never)
+        monkeypatch.setattr(family, "_make_clip", never)
         monkeypatch.setattr(open_clip, "download_pretrained", never)
         message = rf"The weights ViT-B-16:{tag} are not in the cache \(.*hub\) and there is no network: give a local"
         with pytest.raises(InputError, match=message) as caught:

@@ -15,12 +15,12 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from infoscope.runtime.errors import InputError
-from infoscope.vision.clip_backbone import ClipBackbone
 from infoscope.vision.config import ModelConfig, ModelKind
-from infoscope.vision.open_clip_backbone import load_backbone
-from infoscope.vision.timm_weights import load_timm_weights
-from infoscope.vision.transformers_names import translate
-from infoscope.vision.weights import load_weights
+from infoscope.vision.load import load_backbone
+from infoscope.vision.open_clip.clip_backbone import ClipBackbone
+from infoscope.vision.open_clip.weights import load_weights
+from infoscope.vision.timm.weights import load_timm_weights
+from infoscope.vision.weights.transformers_names import translate
 from tests.support.clip_samples import make_clip, make_clip_cfg, make_images
 
 State = dict[str, Tensor]

@@ -23,7 +23,7 @@ from infoscope.runtime.forks import map_ahead
 from infoscope.runtime.lightning import LastCheckpoint, place_trainer
 from infoscope.runtime.quiet import quiet_lightning
 from infoscope.vision.config import ContrastiveConfig
-from infoscope.vision.tokenizer import WordTokenizer
+from infoscope.vision.open_clip.tokenizer import WordTokenizer
 
 CHECKPOINT_EVERY_N_STEPS = 200
 

@@ -15,11 +15,12 @@ import pytest
 import torch
 
 from infoscope.runtime.errors import InputError
-from infoscope.vision import contrastive
 from infoscope.vision.config import ContrastiveConfig, ModelConfig
-from infoscope.vision.contrastive import CaptionedBatches, compute_retrieval, squash, train_clip
-from infoscope.vision.open_clip_backbone import OpenClipBackbone, load_backbone
-from infoscope.vision.tokenizer import WordTokenizer
+from infoscope.vision.load import load_backbone
+from infoscope.vision.open_clip import contrastive
+from infoscope.vision.open_clip.backbone import OpenClipBackbone
+from infoscope.vision.open_clip.contrastive import CaptionedBatches, compute_retrieval, squash, train_clip
+from infoscope.vision.open_clip.tokenizer import WordTokenizer
 
 WORDS = ["a", "light", "dark", "red", "green", "blue"]
 COLOURS = {"red": (1.0, 0.2, 0.2), "green": (0.2, 1.0, 0.2), "blue": (0.2, 0.2, 1.0)}

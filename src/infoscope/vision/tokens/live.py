@@ -11,7 +11,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from infoscope.vision.backbone import Backbone, Tokens
-from infoscope.vision.token_source import TokenSource
+from infoscope.vision.tokens.source import TokenSource
 
 ReadImages = Callable[[Int[np.ndarray, " n"], int], Iterator[tuple[Tensor, Tensor]]]
 """(positions in the image set, images at a time) -> (positions, uint8 images [b, 3, image_px, image_px]), in order."""

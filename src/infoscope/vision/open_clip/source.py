@@ -5,32 +5,26 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import open_clip
 
 from infoscope.runtime.errors import InputError
-from infoscope.runtime.manifests import compute_checksum
 from infoscope.vision.config import ModelConfig, ModelKind
-from infoscope.vision.origins import (
+from infoscope.vision.open_clip.accounts import (
     DEFAULT,
     LOCAL_CONFIG,
-    Account,
-    Facts,
-    choose,
-    contradicts,
     describe_local,
     describe_tag,
     find_agreement,
     list_tags,
     read_account,
-    read_asked,
     read_local_config,
 )
-from infoscope.vision.weight_sets import choose_set
-from infoscope.vision.weights import LOCAL_WEIGHTS, SHIPPED_FOLDER, find_local_file
+from infoscope.vision.open_clip.weights import LOCAL_WEIGHTS, SHIPPED_FOLDER
+from infoscope.vision.weights.facts import Account, Facts, choose, contradicts, read_asked
+from infoscope.vision.weights.local import choose_weights_set, compute_file_checksum, find_local_file, get_weights_id
 
 
 @dataclass(frozen=True)
@@ -80,43 +74,6 @@ def find_source(config: ModelConfig, trained_folder: Path | None) -> Source:
         get_weights_id(config, file, config.arch),
         f"local-dir:{folder}" if folder is not None else str(config.arch),
     )
-
-
-def get_weights_id(config: ModelConfig, local_file: Path | None, arch: str | None) -> str:
-    """Return what determines the weights: a seed, the hash of a file and which of its sets is read, or a tag."""
-    if config.pretrained == "random":
-        return f"random:{config.seed}"
-    if local_file is not None:
-        chosen = choose_weights_set(config, local_file)
-        return f"sha256:{compute_file_checksum(local_file)}" + (f":{chosen}" if chosen else "")
-    return f"tag:{arch}:{config.pretrained}"
-
-
-def choose_weights_set(config: ModelConfig, local_file: Path | None) -> str:
-    """Return what the set is called that is read of a file with several, else empty; the file's form is checked by it.
-
-    Raises:
-        InputError: if the file holds no weights, or sets of which none is chosen; a key for weights that are no file.
-    """
-    if local_file is not None:
-        return choose_set(local_file, config.arch or config.name, config.weights_key)
-    if config.weights_key is not None:
-        raise InputError(
-            f"model.weights_key={config.weights_key} chooses among the sets of weights in a local file, but"
-            f" model.pretrained={config.pretrained} is none: give a file, or drop the key."
-        )
-    return ""
-
-
-def compute_file_checksum(file: Path) -> str:
-    """Return the SHA-256 of a file of weights, computed once as long as its size and time stay."""
-    stat = file.stat()
-    return _compute_checksum_once(file, stat.st_size, stat.st_mtime_ns)
-
-
-@cache
-def _compute_checksum_once(file: Path, _size: int, _mtime_ns: int) -> str:
-    return compute_checksum(file)
 
 
 def is_of_origin(config: ModelConfig, tag: str) -> bool:

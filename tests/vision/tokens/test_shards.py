@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from infoscope.vision import extract, token_shards
 from infoscope.vision.backbone import Backbone
-from infoscope.vision.extract import ShardedRows, TokenCache, extract_tokens
-from infoscope.vision.live_tokens import LiveTokens, ReadImages
+from infoscope.vision.tokens import extract, shards
+from infoscope.vision.tokens.extract import ShardedRows, TokenCache, extract_tokens
+from infoscope.vision.tokens.live import LiveTokens, ReadImages
 from tests.support.clip_samples import GRID, WIDTH, make_backbone, make_images
 
 N, LAYER, BATCH = 23, -2, 4
@@ -169,7 +169,7 @@ class TestLive:
     ) -> None:
         facts = []
         for name, n_tokens in (("all", 32), ("some", 4)):
-            monkeypatch.setattr(token_shards, "N_SAMPLE_TOKENS", n_tokens)
+            monkeypatch.setattr(shards, "N_SAMPLE_TOKENS", n_tokens)
             (tmp_path / name).mkdir()
             facts.append(extract_all(make_backbone(), make_reader(), tmp_path / name, None))
         for found in facts:

@@ -16,11 +16,12 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from infoscope.runtime.errors import InputError
-from infoscope.vision import timm_weights
 from infoscope.vision.backbone import Tokens
 from infoscope.vision.config import ModelConfig, ModelKind
-from infoscope.vision.open_clip_backbone import TimmClipBackbone, compute_model_fingerprint, load_backbone
-from infoscope.vision.timm_backbone import TimmBackbone
+from infoscope.vision.load import compute_model_fingerprint, load_backbone
+from infoscope.vision.open_clip.backbone import TimmClipBackbone
+from infoscope.vision.timm.backbone import TimmBackbone
+from infoscope.vision.timm.weights import EXAMPLES
 from tests.support.clip_samples import make_images
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.25)
@@ -418,5 +419,5 @@ def test_no_tag_of_clip_loses_its_own_mean():
 
 def test_timms_own_names_are_known():
     """The families this project names exist in the installed timm, under these tags."""
-    for name in timm_weights.EXAMPLES.split(", "):
+    for name in EXAMPLES.split(", "):
         assert timm.is_model(name)

@@ -14,9 +14,9 @@ import torch
 
 from infoscope.runtime.errors import InputError
 from infoscope.vision.backbone import Backbone
-from infoscope.vision.extract import TokenCache, compute_cache_bytes, extract_tokens
-from infoscope.vision.live_tokens import ReadImages
-from infoscope.vision.open_clip_backbone import OpenClipBackbone
+from infoscope.vision.open_clip.backbone import OpenClipBackbone
+from infoscope.vision.tokens.extract import TokenCache, compute_cache_bytes, extract_tokens
+from infoscope.vision.tokens.live import ReadImages
 from tests.support.clip_samples import GRID, WIDTH, make_backbone, make_images
 
 N, LAYER = 11, -2

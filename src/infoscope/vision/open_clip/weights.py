@@ -7,53 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import open_clip
-import timm
 import torch
 
 from infoscope.runtime.errors import InputError
 from infoscope.vision.config import ModelConfig
-from infoscope.vision.hub import check_network, find_cached, get_cache_folder
-from infoscope.vision.open_clip_layout import SCALES, to_open_clip
-from infoscope.vision.transformers_names import translate
-from infoscope.vision.weight_files import get_first_line
-from infoscope.vision.weight_fit import check_fit, check_size, has_square_grid
-from infoscope.vision.weight_sets import read_weights
+from infoscope.vision.weights.files import get_first_line
+from infoscope.vision.weights.fit import check_fit, check_size, has_square_grid
+from infoscope.vision.weights.hub import check_network, find_cached, get_cache_folder
+from infoscope.vision.weights.open_clip_layout import SCALES, to_open_clip
+from infoscope.vision.weights.sets import read_weights
+from infoscope.vision.weights.transformers_names import translate
 
 SHIPPED_FOLDER = Path(__file__).with_name("scenes_clip")
 LOCAL_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
-_WORDS = ("random", "shipped", "train_clip")
-_WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
-
-
-def find_local_file(pretrained: str) -> Path | None:
-    """Return the file that `model.pretrained` names, or None if it is the name of something else.
-
-    Raises:
-        InputError: if there is no such file.
-    """
-    path = Path(pretrained).expanduser()
-    is_word = "/" not in pretrained and path.suffix == ""
-    if is_word and (pretrained in _WORDS or not path.is_file() or _is_tag(pretrained)):
-        return None
-    if path.is_dir():
-        raise InputError(f"model.pretrained={pretrained} is a folder: {_say_what_to_give(path)}.")
-    if not path.is_file():
-        raise InputError(f"model.pretrained={pretrained} is no file: give an existing .safetensors, .pt or .bin.")
-    return path
-
-
-def _is_tag(word: str) -> bool:
-    tags = {tag for _, tag in open_clip.list_pretrained()} | {name.partition(".")[2] for name in timm.list_pretrained()}
-    return word in tags
-
-
-def _say_what_to_give(folder: Path) -> str:
-    if (folder / "open_clip_config.json").is_file():
-        return f"give local-dir:{folder}"
-    if any(folder.glob("*.index.json")):
-        return "its weights are in parts: join them into one .safetensors file, and give that"
-    files = [path for path in sorted(folder.iterdir()) if path.suffix in _WEIGHT_SUFFIXES]
-    return f"give the file of weights in it, such as {files[0]}" if files else "give a file of weights"
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,9 @@ from torch import nn
 
 from infoscope.runtime.errors import InputError
 from infoscope.vision.config import ModelConfig
-from infoscope.vision.open_clip_backbone import OpenClipBackbone, load_backbone
-from infoscope.vision.torchscript import is_torchscript, read_torchscript
+from infoscope.vision.load import load_backbone
+from infoscope.vision.open_clip.backbone import OpenClipBackbone
+from infoscope.vision.weights.torchscript import is_torchscript, read_torchscript
 from tests.support.clip_samples import make_clip, make_clip_cfg, make_images
 
 ARCH = "ViT-B-16"

@@ -1,0 +1,85 @@
+"""open_clip's CLIPs by configuration: tags, local files or folders, our scenes_clip; SigLIP."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from open_clip.timm_model import TimmModel
+
+from infoscope.runtime.errors import InputError
+from infoscope.runtime.manifests import compute_hash
+from infoscope.vision.backbone import Backbone
+from infoscope.vision.config import ModelConfig
+from infoscope.vision.open_clip.backbone import OpenClipBackbone, TimmClipBackbone
+from infoscope.vision.open_clip.clip_backbone import make_tokenizer
+from infoscope.vision.open_clip.source import Source, find_source
+from infoscope.vision.open_clip.weights import Loaded, fetch_tag, load_tag_weights, load_weights
+from infoscope.vision.timm.backbone import check_tower
+from infoscope.vision.weights.facts import Facts
+from infoscope.vision.weights.files import get_first_line
+from infoscope.vision.weights.local import check_side, say_notes
+
+
+def fingerprint(config: ModelConfig, trained_folder: Path | None) -> dict[str, Any]:
+    """Return what determines a CLIP's numbers."""
+    return _identify(find_source(config, trained_folder), config)
+
+
+def _identify(source: Source, config: ModelConfig) -> dict[str, Any]:
+    return {
+        "kind": "open_clip",
+        "model_cfg": compute_hash(source.model_cfg),
+        "mean": source.facts.mean,
+        "std": source.facts.std,
+        "weights": source.weights_id,
+        "precision": config.precision,
+    }
+
+
+def facts(config: ModelConfig, trained_folder: Path | None) -> Facts:
+    """Return a CLIP's activation, mean and std, and who says so."""
+    return find_source(config, trained_folder).facts
+
+
+def make(config: ModelConfig, trained_folder: Path | None) -> Backbone:
+    """Return the CLIP that a configuration stands for, its weights loaded."""
+    source = find_source(config, trained_folder)
+    is_tag = source.weights_id.startswith("tag:")
+    weights = fetch_tag(config) if is_tag else source.weights
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        clip = _make_clip(source.model_cfg, source.tokenizer)
+    loaded = Loaded()
+    if weights is not None and is_tag:
+        load_tag_weights(clip, weights, config)
+    elif weights is not None:
+        loaded = load_weights(clip, weights, config)
+    tower: Any = clip.visual
+    is_timm = isinstance(tower, TimmModel)
+    if is_timm and config.image_px is not None:
+        check_tower(tower.trunk).set_input_size((config.image_px, config.image_px))
+    tokenizer = partial(make_tokenizer, source.tokenizer)
+    family = TimmClipBackbone if is_timm else OpenClipBackbone
+    identity = _identify(source, config)
+    backbone = family(clip, source.facts.mean, source.facts.std, identity, config.precision, tokenizer)
+    backbone.has_text, backbone.has_projection = loaded.has_text, loaded.has_projection
+    backbone.notes = say_notes(config, loaded.notes)
+    check_side(backbone, config)
+    return backbone
+
+
+def _make_clip(model_cfg: dict[str, Any], name: str) -> torch.nn.Module:
+    cfg = {**model_cfg}
+    custom_text = cfg.pop("custom_text", False) or "hf_model_name" in cfg.get("text_cfg", {})
+    cfg.pop("multimodal_cfg", None)
+    if "timm_model_name" in cfg["vision_cfg"]:  # its weights come with the rest, never by themselves
+        cfg["vision_cfg"] = {**cfg["vision_cfg"], "timm_model_pretrained": False}
+    make = open_clip.CustomTextCLIP if custom_text else open_clip.CLIP
+    try:
+        return make(**cfg)
+    except Exception as error:  # whatever sizes that do not fit, or a library that is not there, lead to
+        raise InputError(f"Cannot make the model that {name} describes: {get_first_line(error)}.") from error

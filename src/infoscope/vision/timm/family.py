@@ -1,0 +1,48 @@
+"""timm's vision transformers by configuration: tags and local files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from infoscope.vision.backbone import Backbone
+from infoscope.vision.config import ModelConfig
+from infoscope.vision.timm.backbone import TimmBackbone
+from infoscope.vision.timm.weights import TimmSource, fetch_timm_tag, find_timm_source, load_timm_weights, make_trunk
+from infoscope.vision.weights.facts import Facts
+from infoscope.vision.weights.local import check_side, say_notes
+
+
+def fingerprint(config: ModelConfig, trained_folder: Path | None) -> dict[str, Any]:
+    """Return what determines a tower's numbers."""
+    return _identify(find_timm_source(config), config)
+
+
+def _identify(source: TimmSource, config: ModelConfig) -> dict[str, Any]:
+    return {
+        "kind": "timm",
+        "arch": source.arch,
+        "image_px": source.image_px,
+        "mean": source.facts.mean,
+        "std": source.facts.std,
+        "weights": source.weights_id,
+        "precision": config.precision,
+    }
+
+
+def facts(config: ModelConfig, trained_folder: Path | None) -> Facts:
+    """Return a tower's mean and std, with the activation of CLIPs, and who says so."""
+    return find_timm_source(config).facts
+
+
+def make(config: ModelConfig, trained_folder: Path | None) -> Backbone:
+    """Return the tower that a configuration stands for, its weights loaded."""
+    source = find_timm_source(config)
+    weights = fetch_timm_tag(source) if source.repo is not None else source.weights
+    trunk = make_trunk(source, config.seed)
+    notes = load_timm_weights(trunk, weights, source.full_name, config) if weights is not None else ()
+    identity = _identify(source, config)
+    backbone = TimmBackbone(trunk, source.facts.mean, source.facts.std, identity, config.precision)
+    backbone.notes = say_notes(config, notes)
+    check_side(backbone, config)
+    return backbone
