@@ -33,7 +33,7 @@ from torchvision.transforms.v2.functional import resize
 
 from infoscope.data.image_folder import ImageFolder
 from infoscope.data.photographs import load_rgb
-from infoscope.data.scenes import render_split_part
+from infoscope.data.scenes.render import render_split_part
 from infoscope.runtime.environment import describe_environment
 
 RESULTS = Path(__file__).parent / "results"

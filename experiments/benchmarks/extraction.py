@@ -29,7 +29,7 @@ import torch
 from infoscope.data.config import DataConfig
 from infoscope.data.image_folder import ImageFolder
 from infoscope.data.images import ImageBatch, ImageSet, iterate_images
-from infoscope.data.scene_set import SceneSet, save_scenes
+from infoscope.data.scenes.scene_set import SceneSet, save_scenes
 from infoscope.runtime.environment import describe_environment
 from infoscope.vision.config import ModelConfig
 from infoscope.vision.load import load_backbone

@@ -5,7 +5,7 @@ from PIL import Image
 
 from infoscope.data.config import RAISE, SKIP, DataConfig, DataKind, Resize
 from infoscope.data.image_folder import ImageFolder
-from infoscope.data.scene_set import SceneSet, save_scenes
+from infoscope.data.scenes.scene_set import SceneSet, save_scenes
 from infoscope.data.sets import make_image_sets
 from infoscope.runtime.errors import InputError
 

@@ -18,9 +18,9 @@ from PIL import Image
 
 from infoscope import app
 from infoscope.config import to_tree
-from infoscope.data import scenes
 from infoscope.data.images import ImageSet
-from infoscope.data.scene_set import SceneSet
+from infoscope.data.scenes import render
+from infoscope.data.scenes.scene_set import SceneSet
 from infoscope.pipeline.context import Context
 from infoscope.probes.module import ProbeModule
 from infoscope.probes.run import run_probes
@@ -551,7 +551,7 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, after: int
 
 INTERRUPTIONS = [
     # stage, what is done a few times, and how often; what the shared run lends; what is finished before
-    ("scenes", scenes, "render_split_part", 1, STAGES, ["scenes"]),
+    ("scenes", render, "render_split_part", 1, STAGES, ["scenes"]),
     ("tokens", Backbone, "tokens", 2, STAGES[1:], ["scenes", "scenes"]),
     ("train_sae", SAEModule, "training_step", 9, STAGES[2:], ["scenes", "scenes", "tokens", "tokens"]),
     ("rank", TopImages, "update", 2, STAGES[3:], ["scenes", "scenes", "tokens", "tokens", "train_sae"]),

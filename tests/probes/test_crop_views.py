@@ -20,7 +20,7 @@ from PIL import Image
 from infoscope.data.ade20k import ADE20K
 from infoscope.data.images import ImageSet, LabelledImages, Truth
 from infoscope.data.nyud import BTS_CROP, NYUd
-from infoscope.data.scene_set import SceneSet, save_scenes
+from infoscope.data.scenes.scene_set import SceneSet, save_scenes
 from infoscope.pipeline.context import Context
 from infoscope.probes.config import CropConfig, DenseSchedule, ProbeConfig, Task
 from infoscope.probes.crop_views import CropViews

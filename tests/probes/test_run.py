@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from infoscope.data.scene_set import SceneSet
+from infoscope.data.scenes.scene_set import SceneSet
 from infoscope.probes.checks import check_probes
 from infoscope.probes.config import ProbeConfig, Readout, Task
 from infoscope.probes.dense_images import DenseImages, MapBatches

@@ -93,7 +93,7 @@ from PIL import Image
 from pathlib import Path
 from infoscope.data.image_folder import ImageFolder
 from infoscope.data.images import iterate_images
-from infoscope.data.scene_set import save_scenes
+from infoscope.data.scenes.scene_set import save_scenes
 from infoscope.scope.emd import compute_emd
 folder = Path(sys.argv[1])
 maps = np.random.default_rng(0).random((9000, 2, 2), dtype=np.float32)

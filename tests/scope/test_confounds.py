@@ -10,7 +10,6 @@ import torch
 from scipy import stats
 
 from infoscope.data.images import LabelledImages, Truth
-from infoscope.data.scene_factors import GLOBAL_FACTORS
 from infoscope.runtime.errors import InputError
 from infoscope.sae import passes
 from infoscope.sae.activations import ReLU
@@ -35,12 +34,13 @@ class SampleSet(LabelledImages):
 
     truths = frozenset({Truth.labels, Truth.label_maps})
     label_names = ("a", "b", "c")
-    targets = ("class", "light", "weather")
+    global_factors = ("light", "weather")
+    targets = ("class", *global_factors)
 
     def __init__(self, n_images: int) -> None:
         super().__init__("train", [f"{i:04d}" for i in range(n_images)])
         rng = np.random.default_rng(0)
-        self.factors = {name: rng.integers(4, size=n_images) for name in ("light", "weather")}
+        self.factors = {name: rng.integers(4, size=n_images) for name in self.global_factors}
         self.patch_labels = rng.integers(N_LABELS, size=(n_images, GRID, GRID))
 
     @property
@@ -60,7 +60,7 @@ class SampleSet(LabelledImages):
         return self.factors[target]
 
     def n_target_classes(self, target):
-        return len(GLOBAL_FACTORS[target])
+        return 4
 
     def label_map(self, index):
         pixels = np.kron(self.patch_labels[index], np.ones((6, 6))).astype(np.uint8)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from infoscope.data.images import ImageSet, iterate_images, resize_image
-from infoscope.data.scenes import render_split_part
+from infoscope.data.scenes.render import render_split_part
 from infoscope.sae.activations import Activation, ReLU, TopK
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.scope.cds import compute_d_grid, position_locked_score

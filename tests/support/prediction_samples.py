@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from infoscope.data.images import iterate_images
-from infoscope.data.scene_set import SceneSet, save_scenes
+from infoscope.data.scenes.scene_set import SceneSet, save_scenes
 from infoscope.predictions.config import PredictConfig
 from infoscope.predictions.inputs import PredictInputs
 from infoscope.predictions.prompts import Prompts, make_prompts

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from infoscope.config import Config, StageName
-from infoscope.data.scene_set import save_scenes
+from infoscope.data.scenes.scene_set import save_scenes
 from infoscope.pipeline.context import Context
 from infoscope.pipeline.run import find_stage, set_goals
 from infoscope.pipeline.stage import list_needed

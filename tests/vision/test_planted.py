@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from infoscope.data.scene_factors import LIGHTS
-from infoscope.data.scenes import render_split_part
+from infoscope.data.scenes.factors import LIGHTS
+from infoscope.data.scenes.render import render_split_part
 from infoscope.runtime.errors import InputError
 from infoscope.vision.backbone import Backbone
 from infoscope.vision.planted import (

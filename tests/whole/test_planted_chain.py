@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from infoscope.data.images import iterate_images
-from infoscope.data.scene_set import SceneSet, save_scenes
+from infoscope.data.scenes.scene_set import SceneSet, save_scenes
 from infoscope.probes.config import ProbeConfig
 from infoscope.probes.inputs import ProbeData, ProbeInputs
 from infoscope.probes.results import VariantResult

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from infoscope.config import compose
-from infoscope.data.baseline import compute_pixel_baseline
 from infoscope.data.images import LabelledImages
 from infoscope.pipeline.context import Context
 from infoscope.probes.config import Task
@@ -21,6 +20,7 @@ from infoscope.scope.variants import choose_rows, make_variants
 from infoscope.stages.backbone import load_backbone
 from infoscope.stages.images import open_sets
 from infoscope.stages.tokens import Tokens
+from tests.support.pixel_baseline import compute_pixel_baseline
 
 
 class OriginalRow(NamedTuple):

@@ -146,6 +146,8 @@ class LabelledImages(ImageSet):
     """What the label maps tell apart; 255 in a map means ignore."""
     targets: tuple[str, ...] = ()
     """What `labels` accepts; "class" first."""
+    global_factors: tuple[str, ...] = ()
+    """Targets that are facts of the whole picture and of no place in it, such as the weather."""
 
     @property
     def n_classes(self) -> int:

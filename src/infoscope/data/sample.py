@@ -55,7 +55,7 @@ class _LabelledSample(_Sample, LabelledImages):
     def __init__(self, images: LabelledImages, chosen: Int64[np.ndarray, " n"], seed: int) -> None:
         super().__init__(images, chosen, seed)
         self.images: LabelledImages = images
-        self.truths, self.targets = images.truths, images.targets
+        self.truths, self.targets, self.global_factors = images.truths, images.targets, images.global_factors
         self.class_names, self.label_names = images.class_names, images.label_names
 
     def labels(self, target: str) -> Int64[np.ndarray, " n_images"]:

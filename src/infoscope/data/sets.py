@@ -13,7 +13,7 @@ from infoscope.data.imagenet import open_imagenet
 from infoscope.data.images import ImageSet
 from infoscope.data.nyud import NYUd
 from infoscope.data.sample import draw_images
-from infoscope.data.scene_set import SceneSet
+from infoscope.data.scenes.scene_set import SceneSet
 from infoscope.data.tar_images import TarImages, is_tar_source
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from infoscope.data.images import ImageSet, LabelledImages, Truth
-from infoscope.data.scene_set import SceneSet
+from infoscope.data.scenes.scene_set import SceneSet
 from infoscope.predictions.config import PredictConfig, Templates
 from infoscope.runtime.errors import InputError
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from infoscope.data.images import LabelledImages
-from infoscope.data.scene_set import SceneSet
+from infoscope.data.scenes.scene_set import SceneSet
 from infoscope.probes.config import ProbeConfig, Readout, Task
 from infoscope.runtime.errors import InputError
 from infoscope.vision.backbone import Backbone

@@ -30,7 +30,6 @@ import torch
 from jaxtyping import Bool, Float
 
 from infoscope.data.images import ImageSet, LabelledImages, Truth
-from infoscope.data.scene_factors import GLOBAL_FACTORS
 from infoscope.runtime.errors import InputError
 from infoscope.runtime.parts import Part
 from infoscope.sae.model import SparseAutoencoder
@@ -182,7 +181,7 @@ class ConfoundMeter(Meter):
         self.factors: dict[str, FactorMeter] = {}
         self.labels: LabelMeter | None = None
         if isinstance(images, LabelledImages):
-            for name in (name for name in GLOBAL_FACTORS if name in images.targets):
+            for name in images.global_factors:
                 values = torch.from_numpy(images.labels(name)).to(device)
                 self.factors[name] = FactorMeter(values, images.n_target_classes(name), d_sae)
             if Truth.label_maps in images.truths:

@@ -12,7 +12,7 @@ from infoscope.data.check import check_sample
 from infoscope.data.config import DataConfig, DataKind
 from infoscope.data.images import ImageSet, LabelledImages, Truth
 from infoscope.data.recognition import name_settings
-from infoscope.data.scene_set import SceneSet, make_scenes_fingerprint, save_scenes
+from infoscope.data.scenes.scene_set import SceneSet, make_scenes_fingerprint, save_scenes
 from infoscope.data.sets import make_image_sets
 from infoscope.pipeline.context import Context, once
 from infoscope.pipeline.stage import ArtifactStage, Key, Needs, Work

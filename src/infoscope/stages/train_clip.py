@@ -7,7 +7,7 @@ from pathlib import Path
 
 from infoscope.config import to_tree
 from infoscope.data.config import DataKind
-from infoscope.data.scene_factors import vocabulary
+from infoscope.data.scenes.factors import vocabulary
 from infoscope.pipeline.context import Context
 from infoscope.pipeline.stage import Key, Needs, Node, Row, Shown, SingleStage, Work, name_artifacts
 from infoscope.report.tables import Column, Table

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from scipy.optimize import check_grad
 
-from infoscope.data import baseline
-from infoscope.data.baseline import compute_pixel_baseline, compute_pixel_features
+from tests.support import pixel_baseline as baseline
+from tests.support.pixel_baseline import compute_pixel_baseline, compute_pixel_features
 
 
 def noise(rng: np.random.Generator, n: int) -> np.ndarray:

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from infoscope.data import scene_factors, scenes
-from infoscope.data.scene_factors import Factors, SceneObject, scene_rng
-from infoscope.data.scenes import render_scene, render_split_part
+from infoscope.data.scenes import factors as scene_factors
+from infoscope.data.scenes import render
+from infoscope.data.scenes.factors import Factors, SceneObject, scene_rng
+from infoscope.data.scenes.render import render_scene, render_split_part
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -49,12 +50,12 @@ def test_types_and_ranges(some_scenes):
         assert scene.image.shape == (64, 64, 3)
         assert scene.label_map.dtype == np.uint8
         assert scene.depth_m.dtype == np.float32
-        assert 0 <= scene.depth_m.min() <= scene.depth_m.max() < scenes.MAX_DEPTH_M
+        assert 0 <= scene.depth_m.min() <= scene.depth_m.max() < render.MAX_DEPTH_M
 
 
 def test_label_maps_hold_the_twelve_classes_and_ignore_only(some_scenes):
     seen = set(np.unique(np.stack([scene.label_map for scene in some_scenes])).tolist())
-    assert seen == {*range(12), scenes.IGNORE_LABEL}
+    assert seen == {*range(12), render.IGNORE_LABEL}
     assert len(scene_factors.LABELS) == 12
 
 

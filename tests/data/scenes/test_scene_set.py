@@ -7,17 +7,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from infoscope.data import scene_factors, scenes
 from infoscope.data.images import iterate_images, resize_image
-from infoscope.data.scene_set import SceneSet, make_scenes_fingerprint, save_scenes
+from infoscope.data.scenes import factors as scene_factors
+from infoscope.data.scenes import render
+from infoscope.data.scenes.scene_set import SceneSet, make_scenes_fingerprint, save_scenes
 from infoscope.runtime.errors import InputError
 
 N, SIZE_PX = 70, 32  # more than one task of 64 scenes
 
 
 @pytest.fixture(scope="module")
-def rendered() -> list[scenes.Scene]:
-    return scenes.render_split_part(3, "test", 0, N, SIZE_PX)
+def rendered() -> list[render.Scene]:
+    return render.render_split_part(3, "test", 0, N, SIZE_PX)
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +107,7 @@ def test_the_fingerprint_is_known_before_rendering(folder):
     expected = make_scenes_fingerprint(3, "test", N, SIZE_PX)
     assert SceneSet(folder).fingerprint == expected
     assert json.loads(json.dumps(expected)) == expected
-    assert expected["renderer"] == scenes.RENDERER_VERSION
+    assert expected["renderer"] == render.RENDERER_VERSION
     others = [(4, "test", N, SIZE_PX), (3, "train", N, SIZE_PX), (3, "test", 9, SIZE_PX), (3, "test", N, 40)]
     assert all(make_scenes_fingerprint(*other) != expected for other in others)
 
@@ -133,6 +134,6 @@ def test_a_full_disk_is_an_error(tmp_path):
 
 def test_rendering_imports_no_torch():
     """Worker processes that render start in a fraction of a second only as long as this holds."""
-    code = "import sys, infoscope.data.scenes; print('torch' in sys.modules, 'PIL' in sys.modules)"
+    code = "import sys, infoscope.data.scenes.render; print('torch' in sys.modules, 'PIL' in sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.split() == ["False", "False"]

@@ -1,6 +1,6 @@
 """Procedural scenes: small pictures whose causes are known, local ones and global ones.
 
-A scene is drawn from its factors (see `scene_factors`), nearer objects occluding farther ones. Every scene comes with
+A scene is drawn from its factors (see `factors`), nearer objects occluding farther ones. Every scene comes with
 its caption, its class (the kind of the nearest object), a label map (12 classes, 255 = ignore) and a metric depth map
 (0 = no measurement), so every claim about what a feature carries can be checked against the truth.
 
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from infoscope.data.scene_factors import COLOURS, LABELS, SIZES, Factors, SceneObject, sample_factors, scene_rng
+from infoscope.data.scenes.factors import COLOURS, LABELS, SIZES, Factors, SceneObject, sample_factors, scene_rng
 
 RENDERER_VERSION = 1
 """Part of the fingerprint: raise it whenever a pixel, a label or a word of any scene changes."""

@@ -17,10 +17,11 @@ from typing import Any, BinaryIO
 import numpy as np
 from jaxtyping import Float32, Int64, UInt8, UInt16
 
-from infoscope.data import scene_factors, scenes
 from infoscope.data.images import LabelledImages, Truth
-from infoscope.data.scene_factors import Factors, SceneObject
-from infoscope.data.scenes import Scene
+from infoscope.data.scenes import factors as scene_factors
+from infoscope.data.scenes import render
+from infoscope.data.scenes.factors import Factors, SceneObject
+from infoscope.data.scenes.render import Scene
 from infoscope.runtime.errors import InputError
 from infoscope.runtime.forks import map_ahead
 
@@ -41,7 +42,7 @@ def make_scenes_fingerprint(seed: int, split: str, n_images: int, size_px: int) 
     """Return what determines a set of scenes, before or after it is rendered."""
     return {
         "kind": "scenes",
-        "renderer": scenes.RENDERER_VERSION,
+        "renderer": render.RENDERER_VERSION,
         "seed": seed,
         "split": split,
         "n_images": n_images,
@@ -93,7 +94,7 @@ def _render(seed: int, split: str, n_images: int, size_px: int, n_workers: int) 
 
 
 def _render_part(seed: int, split: str, n_images: int, size_px: int, start: int) -> list[Scene]:
-    return scenes.render_split_part(seed, split, start, min(start + _SCENES_PER_TASK, n_images), size_px=size_px)
+    return render.render_split_part(seed, split, start, min(start + _SCENES_PER_TASK, n_images), size_px=size_px)
 
 
 def _write_header(file: BinaryIO, dtype: np.dtype, shape: tuple[int, ...]) -> None:
@@ -120,7 +121,8 @@ class SceneSet(LabelledImages):
     truths = frozenset(Truth)
     class_names = scene_factors.KINDS
     label_names = scene_factors.LABELS
-    targets = ("class", *_NEAREST, *scene_factors.GLOBAL_FACTORS)
+    global_factors = tuple(scene_factors.GLOBAL_FACTORS)
+    targets = ("class", *_NEAREST, *global_factors)
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
