@@ -31,7 +31,7 @@ from infoscope.predictions.run import run_predictions
 from infoscope.predictions.zero_shot import ZeroShotHead, make_zero_shot_head
 from infoscope.runtime.errors import InputError
 from infoscope.sae.config import TokenChoice
-from infoscope.sae.edit import EditMode, compute_removed_shares
+from infoscope.sae.edit import EditMode, GroupEditor, RemovedShareMeter
 from infoscope.scope.variants import make_variants
 from infoscope.vision.backbone import Tokens
 from infoscope.vision.config import ModelConfig, ModelKind
@@ -133,7 +133,9 @@ def test_shares_are_those_of_the_test_tokens(scenes, result):
     _, tokens = next(inputs.iterate(np.arange(len(inputs.tokens)), len(inputs.tokens)))
     for variant, told in zip(scenes.variants, result.variants, strict=True):
         group = torch.from_numpy(variant.removed)[None]
-        expected = compute_removed_shares(inputs.sae, [tokens.patches], group, variant.mode)
+        meter = RemovedShareMeter(inputs.sae, group, variant.mode)
+        meter.update(GroupEditor(inputs.sae, tokens.patches))
+        expected = meter.compute()
         assert told["mass_share"] == pytest.approx(expected.mass.item(), abs=1e-5)
         assert told["energy_share"] == pytest.approx(expected.energy.item(), rel=1e-4)
     assert any(told["energy_share"] > 0.1 for told in result.variants)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from infoscope.runtime.errors import InputError
 from infoscope.sae.activations import Activation, ReLU, TopK
-from infoscope.sae.edit import EditMode, GroupEditor, compute_removed_shares, edit_tokens
+from infoscope.sae.edit import EditMode, GroupEditor, RemovedShareMeter, edit_tokens
 from infoscope.sae.model import SparseAutoencoder
 
 SCALE = 4.0
@@ -68,9 +68,9 @@ def test_editor_encodes_once_for_all_groups(monkeypatch: pytest.MonkeyPatch) -> 
     editor = GroupEditor(sae, x)
     monkeypatch.setattr(sae, "pre_acts", None)
     for group in (removed, ~removed):
-        both = editor.edit_all_modes(group, alpha=0.5)
         for mode in EditMode:
-            assert torch.equal(both[mode], editor.edit(group, mode, alpha=0.5))
+            expected = edit_tokens(sae, x, editor.acts, group, mode, alpha=0.5)
+            assert torch.equal(editor.edit(group, mode, alpha=0.5), expected)
 
 
 def test_complementary_groups_add_up() -> None:
@@ -85,7 +85,10 @@ def test_removed_shares_are_the_definitions(mode: EditMode) -> None:
     sae, x, removed = make_case(TopK(5))
     sae.requires_grad_(False)
     groups = torch.stack([removed, ~removed, torch.ones_like(removed), torch.zeros_like(removed)])
-    shares = compute_removed_shares(sae, x.split(2), groups, mode)
+    meter = RemovedShareMeter(sae, groups, mode)
+    for part in x.split(2):
+        meter.update(GroupEditor(sae, part))
+    shares = meter.compute()
     mass = (sae.encode(x) * sae.W_dec.norm(dim=1)).sum((0, 1)).double()
     total = (x - sae.mean).square().sum().double()
     for i, group in enumerate(groups):

@@ -16,7 +16,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import CSVLogger
 
-from infoscope.runtime import lightning, parts
+from infoscope.runtime import files, parts
 from infoscope.runtime.errors import InputError
 from infoscope.sae.checkpoint import WEIGHTS_NAME, save_sae
 from infoscope.sae.config import KINDS, TokenChoice
@@ -120,7 +120,7 @@ def train_and_die(cache: Tokens, folder: Path, n_threads: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         fsync(file)
 
-    lightning.os.fsync = die_at_the_second  # pyright: ignore
+    files.os.fsync = die_at_the_second  # pyright: ignore
     train_sae(cache, CONFIG, 5, folder)
 
 
@@ -132,9 +132,10 @@ def test_a_run_after_kill_9_ends_with_the_same_bytes(cache: Tokens, tmp_path: Pa
     process.start()
     process.join(120)
     assert process.exitcode == -signal.SIGKILL
-    assert {path.name for path in (tmp_path / "cut").iterdir()} == {"last.ckpt", "last.part"}
+    part = f".last.ckpt.{process.pid}.part"
+    assert {path.name for path in (tmp_path / "cut").iterdir()} == {"last.ckpt", part}
     assert torch.load(tmp_path / "cut" / "last.ckpt", weights_only=True)["global_step"] == 6
-    (tmp_path / "cut" / "last.part").write_bytes(b"PK but not whole")
+    (tmp_path / "cut" / part).write_bytes(b"PK but not whole")
     for name in ("whole", "cut"):
         sae, _ = train_sae(cache, CONFIG, 5, tmp_path / name)
         save_sae(tmp_path / f"{name}_sae", sae)

@@ -187,7 +187,7 @@ def test_unreadable_images_stop_or_are_listed(
     assert name.endswith("2.png")
     assert reason
     assert found.ranking.n_images == 5
-    assert 2 not in found.ranking.unique_images()
+    assert 2 not in found.ranking.top_images
     assert "5 images, 0 held out, 1 skipped" in repr(found)
     with pytest.raises(InputError, match="at least k_cds=6 images to rank, got 5"):
         contextual_dependency(backbone, sae, images, **{**options, "k_cds": 6}, on_error="skip")

@@ -9,7 +9,9 @@ from infoscope.runtime.errors import InputError
 from infoscope.sae import passes
 from infoscope.sae.activations import TopK
 from infoscope.scope import maps, scoring
+from infoscope.scope.cds import compute_cds_with_zeros, count_zero_maps, position_locked_score
 from infoscope.scope.crops import shared_region
+from infoscope.scope.ranking import Ranking
 from infoscope.scope.scores import Scores
 from infoscope.scope.scoring import EMDMethod, ScopeConfig, compute_scores, next_valid_ranks, score_latents
 from infoscope.vision.planted import PlantedJump, PlantedRegisters
@@ -33,6 +35,12 @@ def test_last_incomplete_batch_is_scored():
     assert scores.cds(9).n_valid.tolist() == [9]
 
 
+def list_images(ranking: Ranking) -> np.ndarray:
+    """Return every image that any latent ranks, ascending."""
+    images = np.unique(ranking.top_images)
+    return images[images >= 0]
+
+
 def make_registers():
     backbone = PlantedRegisters(grid=6, patch_px=4, d_in=32)
     return backbone, make_sae(32, 40, TopK(4))
@@ -42,7 +50,7 @@ def test_each_crop_is_encoded_once_for_all_latents():
     backbone, sae = make_registers()
     config = ScopeConfig(k_cds=2, k_max=3, batch_images=4)
     ranking, _ = measure(backbone, sae, make_noise(11), config)
-    n_unique = len(ranking.unique_images())
+    n_unique = len(list_images(ranking))
     assert n_unique < (ranking.top_images >= 0).sum()
     assert backbone.n_images_encoded == 2 * n_unique
 
@@ -114,13 +122,15 @@ def test_zero_maps_and_missing_ranks_have_no_distance():
     assert np.isnan(scores.emd).tolist() == [[False, True, True, False, True]]
     np.testing.assert_allclose(scores.mass1, [[1, 0, 0, 2, np.nan]])
     np.testing.assert_allclose(scores.mass2, [[1, 1, 0, 2, np.nan]])
-    np.testing.assert_allclose(scores.emd[0, [0, 3]], scores.position_locked)
+    np.testing.assert_allclose(scores.emd[0, [0, 3]], position_locked_score(4, 1))
     # map 1 of rank 0 is at (1, 1) of the shared region, map 2 of rank 3 at (1, 1): that pair is a chance hit
     np.testing.assert_allclose(scores.chance_emd[0, [0, 3]], [0, 1])
-    one_sided, two_sided = scores.zero_counts(5)
+    one_sided, two_sided = count_zero_maps(scores.mass1, scores.mass2, 5)
     assert (one_sided.tolist(), two_sided.tolist()) == ([1], [1])
     assert scores.cds(4).n_valid.tolist() == [2]
-    np.testing.assert_allclose(scores.cds_with_zeros(4).values, [(0.5 + 0.5 + 1) / 3])
+    np.testing.assert_allclose(
+        compute_cds_with_zeros(scores.emd, scores.mass1, scores.mass2, 4).values, [(0.5 + 0.5 + 1) / 3]
+    )
 
 
 def test_scores_are_read_as_they_were_written(tmp_path):
@@ -150,7 +160,7 @@ def test_progress_is_told():
         crop_progress=lambda done, total: encoded.append((done, total)),
         progress=lambda done, total: moved.append((done, total)),
     )
-    n_images = len(ranking.unique_images())
+    n_images = len(list_images(ranking))
     assert encoded == [(4, n_images), (n_images, n_images)]
     n_pairs = int(np.isfinite(scores.emd).sum() + np.isfinite(scores.chance_emd).sum())
     assert moved[-1] == (n_pairs, n_pairs)
@@ -180,8 +190,8 @@ def test_an_interrupted_scoring_goes_on_and_ends_the_same(tmp_path, monkeypatch,
     with pytest.raises(KeyboardInterrupt):
         score(tmp_path / "cut")
     monkeypatch.setattr(parts, "save_state", save)
-    n_parts = -(-len(ranking.unique_images()) // 3)
-    n_left = sum(len(part) for part in np.split(ranking.unique_images(), range(3, 3 * n_parts, 3))[stops_after:])
+    n_parts = -(-len(list_images(ranking)) // 3)
+    n_left = sum(len(part) for part in np.split(list_images(ranking), range(3, 3 * n_parts, 3))[stops_after:])
     backbone.n_images_encoded = 0
     found = score(tmp_path / "again")
     assert backbone.n_images_encoded == 2 * n_left

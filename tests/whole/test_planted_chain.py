@@ -26,6 +26,7 @@ from infoscope.sae.config import TopKConfig
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.sae.train import train_sae
 from infoscope.scope.api import contextual_dependency
+from infoscope.scope.cds import uniform_chance_score
 from infoscope.scope.config import PartitionConfig, Rule, ScopeConfig
 from infoscope.scope.partition import Partition, make_partition
 from infoscope.scope.ranking import Ranking, rank_images
@@ -210,7 +211,9 @@ def test_known_directions_score_low_for_local_codes_and_chance_for_registers(sce
     assert np.isfinite(found.cds).all()
     assert local.max() < 0.15 < 0.3 < registers.min()
     # two places drawn evenly and independently: what a hash of the crop comes to
-    assert registers.mean() == pytest.approx(found.scores.uniform_chance, abs=0.05)
+    assert registers.mean() == pytest.approx(
+        uniform_chance_score(found.scores.grid - found.scores.shift_patches), abs=0.05
+    )
 
 
 def test_register_latents_score_high_and_the_rest_low(planted: Chain) -> None:

@@ -6,7 +6,6 @@ A job that was killed leaves none. With several tasks each leaves its own; the j
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from infoscope.config import explain_config_error
 from infoscope.runtime.errors import InputError, explain_write_error
+from infoscope.runtime.files import atomic_write
 
 
 @dataclass(frozen=True)
@@ -49,9 +49,8 @@ def name_outcome(folder: Path, job_id: str, rank: int) -> Path:
 
 def write_outcome(path: Path, outcome: Outcome) -> None:
     """Write it, whole or not at all."""
-    unfinished = path.with_suffix(f".{os.getpid()}.part")
-    unfinished.write_text(json.dumps(asdict(outcome)), encoding="utf-8")
-    os.replace(unfinished, path)
+    with atomic_write(path) as unfinished:
+        unfinished.write_text(json.dumps(asdict(outcome)), encoding="utf-8")
 
 
 def read_outcome(folder: Path, job_id: str) -> Outcome | None:

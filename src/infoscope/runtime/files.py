@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,3 +13,27 @@ from typing import Any
 def write_json(path: Path, value: Any) -> None:
     """Write plain JSON types into a file of a folder that nobody else reads yet."""
     path.write_text(json.dumps(value, indent=2), encoding="utf-8")
+
+
+@contextmanager
+def atomic_write(path: Path, *, durable: bool = False) -> Iterator[Path]:
+    """Give a place beside a file to write to; the block's end makes it that file, an error in the block deletes it.
+
+    Readers see the old file or the new one, never a half. A process that is killed leaves `.<name>.<pid>.part`.
+
+    Args:
+        durable: force it to the disk before, so that even after a power cut a file that is there is a whole one.
+
+    Raises:
+        OSError: the disk is full.
+    """
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        yield unfinished
+        if durable:
+            with unfinished.open("rb") as file:
+                os.fsync(file.fileno())
+        os.replace(unfinished, path)
+    except BaseException:
+        unfinished.unlink(missing_ok=True)
+        raise

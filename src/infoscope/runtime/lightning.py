@@ -6,11 +6,11 @@ program: of them all, a training takes the first Ctrl-C alone.
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from lightning.pytorch.strategies import DDPStrategy
 
 from infoscope.runtime import collective, parts, processes
 from infoscope.runtime.errors import InputError
+from infoscope.runtime.files import atomic_write
 
 CHECKPOINT_NAME = "last.ckpt"
 _OURS = "infoscope"
@@ -208,10 +209,8 @@ class LastCheckpoint(Callback):
                 signal.signal(number, handler)
 
     def _save(self, trainer: L.Trainer) -> None:
-        unfinished = self.file.with_suffix(".part")
-        trainer.save_checkpoint(unfinished)
-        if trainer.is_global_zero:
-            with unfinished.open("rb") as file:
-                os.fsync(file.fileno())
-            os.replace(unfinished, self.file)
+        # the other processes take part, and write nothing
+        writing = atomic_write(self.file, durable=True) if trainer.is_global_zero else nullcontext(self.file)
+        with writing as unfinished:
+            trainer.save_checkpoint(unfinished)
         self._saved_s = time.monotonic()

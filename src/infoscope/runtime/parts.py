@@ -9,7 +9,6 @@ processes made it. A loop whose steps build on each other cannot be cut: its sta
 from __future__ import annotations
 
 import io
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor
 
 from infoscope.runtime import processes
+from infoscope.runtime.files import atomic_write
 
 Part = Mapping[str, Tensor]
 """What is known after a part: tensors by name."""
@@ -95,11 +95,6 @@ def compute_parts_together(
     return ({key: load_state(_name_part(place, number)) for key, place in kept.items()} for number in range(n_parts))
 
 
-def count_parts(folder: Path, name: str) -> int:
-    """Return how many parts of a pass are finished."""
-    return sum(1 for _ in folder.glob(f"{name}-[0-9]*.pt"))
-
-
 def _name_part(place: Path, number: int) -> Path:
     return place.with_name(f"{place.name}-{number:05d}.pt")
 
@@ -154,16 +149,8 @@ def save_state(path: Path, state: Mapping[str, Any]) -> None:
     """
     buffer = io.BytesIO()  # a full disk is then an OSError like any other
     torch.save(_to_cpu(state), buffer)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with unfinished.open("wb") as file:
-            file.write(buffer.getbuffer())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(unfinished, path)
-    except BaseException:
-        unfinished.unlink(missing_ok=True)
-        raise
+    with atomic_write(path, durable=True) as unfinished:
+        unfinished.write_bytes(buffer.getbuffer())
 
 
 def load_state(path: Path) -> dict[str, Any]:

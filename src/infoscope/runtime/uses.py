@@ -7,11 +7,11 @@ whose folder is not below its output folder leaves a note of where it is, beside
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from infoscope.runtime import processes
+from infoscope.runtime.files import atomic_write
 from infoscope.runtime.manifests import Spec, compute_hash
 
 USES_FILE = "artifacts.json"
@@ -89,6 +89,5 @@ def read_note(note: Path) -> Path | None:
 
 
 def _write(file: Path, content: object) -> None:
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    temporary.replace(file)
+    with atomic_write(file) as unfinished:
+        unfinished.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

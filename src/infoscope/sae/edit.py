@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from enum import Enum
 from functools import cached_property
 from typing import NamedTuple
@@ -58,21 +57,11 @@ class GroupEditor:
         # z lives in normalised units, x_n = c (x - mu): without 1/c the edit would be c times too large.
         return (rows / self.sae.scale).view(self.x.shape)
 
+    @torch.no_grad()
     def edit(self, removed: Bool[Tensor, " d_sae"], mode: EditMode, alpha: float = 1.0) -> Float[Tensor, "... d_in"]:
         """Return the tokens without the group; see `edit_tokens`."""
-        return self._take(self.contribution(removed), mode, alpha)
-
-    def edit_all_modes(
-        self, removed: Bool[Tensor, " d_sae"], alpha: float = 1.0
-    ) -> dict[EditMode, Float[Tensor, "... d_in"]]:
-        """Return the tokens without the group in every mode, for little more than the price of one."""
-        contribution = self.contribution(removed)
-        return {mode: self._take(contribution, mode, alpha) for mode in EditMode}
-
-    @torch.no_grad()
-    def _take(self, contribution: Tensor, mode: EditMode, alpha: float) -> Tensor:
         start = self.x if mode is EditMode.error_preserving else self.x_hat
-        return torch.sub(start, contribution, alpha=alpha)
+        return torch.sub(start, self.contribution(removed), alpha=alpha)
 
 
 def edit_tokens(
@@ -148,20 +137,6 @@ class RemovedShareMeter:
         taken = [mass[group].sum() for group in self.removed]
         share = torch.stack(taken) / mass.sum() if taken else mass.new_zeros(0)
         return RemovedShares(share, self.energy / self.total_energy)
-
-
-def compute_removed_shares(
-    sae: SparseAutoencoder,
-    batches: Iterable[Float[Tensor, "... d_in"]],
-    removed: Bool[Tensor, "n_groups d_sae"],
-    mode: EditMode = EditMode.error_preserving,
-    alpha: float = 1.0,
-) -> RemovedShares:
-    """Return the share of activation mass and of energy that removing each group takes from these raw tokens."""
-    meter = RemovedShareMeter(sae, removed, mode, alpha)
-    for x in batches:
-        meter.update(GroupEditor(sae, x))
-    return meter.compute()
 
 
 def _check_group(removed: Tensor, d_sae: int) -> None:

@@ -71,11 +71,6 @@ class Ranking:
         """Ranks kept per latent."""
         return self.top_images.shape[1]
 
-    def unique_images(self) -> Int[np.ndarray, " n_unique"]:
-        """Return every image that any latent ranks, ascending."""
-        images = np.unique(self.top_images)
-        return images[images >= 0]
-
     def check_latents(self, d_sae: int) -> None:
         """Refuse an SAE that this cannot be the ranking of.
 

@@ -9,16 +9,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
-from infoscope.scope.cds import (
-    CDS,
-    ZeroCounts,
-    compute_cds,
-    compute_cds_with_zeros,
-    compute_chance_ratio,
-    count_zero_maps,
-    position_locked_score,
-    uniform_chance_score,
-)
+from infoscope.scope.cds import CDS, compute_cds
 from infoscope.scope.config import Diagonal
 
 _ARRAYS = ("emd", "mass1", "mass2", "chance_emd", "maps")
@@ -49,35 +40,13 @@ class Scores:
         """Ranks that were scored: k may be anything up to this."""
         return self.emd.shape[1]
 
-    @property
-    def position_locked(self) -> float:
-        """Landmark: the score of a latent that fires at a fixed place of the grid."""
-        return position_locked_score(self.grid, self.shift_patches)
-
-    @property
-    def uniform_chance(self) -> float:
-        """Landmark: the expected score of two independent uniform one-patch maps."""
-        return uniform_chance_score(self.grid - self.shift_patches)
-
     def cds(self, k: int) -> CDS:
         """Return the scores over the first `k` ranks (see `compute_cds`)."""
         return compute_cds(self.emd, k)
 
-    def cds_with_zeros(self, k: int) -> CDS:
-        """Return the sensitivity variant (see `compute_cds_with_zeros`)."""
-        return compute_cds_with_zeros(self.emd, self.mass1, self.mass2, k)
-
-    def zero_counts(self, k: int) -> ZeroCounts:
-        """Count all-zero maps among the first `k` ranks (see `count_zero_maps`)."""
-        return count_zero_maps(self.mass1, self.mass2, k)
-
     def chance(self, k: int) -> Float[np.ndarray, " d_sae"]:
         """Return each latent's chance level over the first `k` ranks, NaN by the same rule as the score."""
         return compute_cds(self.chance_emd, k).values
-
-    def chance_ratio(self, k: int) -> Float[np.ndarray, " d_sae"]:
-        """Return score / chance level; NaN where the chance level is below 1e-6."""
-        return compute_chance_ratio(self.cds(k).values, self.chance(k))
 
     def save(self, folder: Path) -> None:
         """Write one .npy file per array and scores.json into `folder` (made if missing).

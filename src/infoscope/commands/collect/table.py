@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from infoscope.config.sweeps import find_swept
 from infoscope.pipeline.stage import Row
 from infoscope.probes.selection import BY_PROBE
 from infoscope.report.tables import Align, Column, Section, Table, Value, compute_stat
+from infoscope.runtime.files import atomic_write
 from infoscope.stages.probe.results import Variant, is_matched
 
 NAME, SUFFIXES = "jobs", ("parquet", "csv", "md")
@@ -181,12 +183,11 @@ def save_rows(jobs: Sequence[CollectedJob], folder: Path) -> list[Path]:
     arrays = {key: pa.array([row.get(key) for row in rows]) for key in keys}
     arrays = {key: of.cast(pa.string()) if pa.types.is_null(of.type) else of for key, of in arrays.items()}
     paths = {suffix: folder / f"{NAME}.{suffix}" for suffix in SUFFIXES}
-    writing = {suffix: path.with_name(f".{path.name}.tmp") for suffix, path in paths.items()}
-    parquet.write_table(pa.table(arrays), writing["parquet"])
-    writing["csv"].write_text(table.to_csv(), encoding="utf-8")
-    writing["md"].write_text(table.to_markdown(), encoding="utf-8")
-    for suffix, path in paths.items():
-        writing[suffix].replace(path)
+    with ExitStack() as all_written:
+        writing = {suffix: all_written.enter_context(atomic_write(path)) for suffix, path in paths.items()}
+        parquet.write_table(pa.table(arrays), writing["parquet"])
+        writing["csv"].write_text(table.to_csv(), encoding="utf-8")
+        writing["md"].write_text(table.to_markdown(), encoding="utf-8")
     return list(paths.values())
 
 

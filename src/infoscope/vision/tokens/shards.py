@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from infoscope.runtime.errors import InputError
+from infoscope.runtime.files import atomic_write
 from infoscope.runtime.parts import compute_parts
 from infoscope.vision.backbone import Tokens
 
@@ -120,12 +121,10 @@ class ShardWriter:
         self.close()
         known = {name: np.concatenate(values) for name, values in self.known.items()}
         known = {**known, "total": known["total"].sum(0)} if known else {"image_index": np.empty(0, np.int64)}
-        unfinished = self.folder / f"unfinished-{self.left[0]:05d}.npz"
-        with unfinished.open("wb") as file:
+        facts = name_facts(self.folder, self.left[0])
+        with atomic_write(facts, durable=True) as unfinished, unfinished.open("wb") as file:
             np.savez(file, **known)  # pyright: ignore[reportArgumentType]
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(unfinished, name_facts(self.folder, self.left.pop(0)))
+        self.left.pop(0)
         self.known = {}
 
     def _name(self, part: str) -> Path:
