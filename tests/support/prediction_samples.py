@@ -19,8 +19,8 @@ from infoscope.predictions.zero_shot import ZeroShotHead, make_zero_shot_head
 from infoscope.sae.activations import TopK
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.scope.variants import Variant, make_variants
-from infoscope.vision.tokens.extract import extract_tokens
 from infoscope.vision.load import load_backbone
+from infoscope.vision.tokens.extract import extract_tokens
 from tests.support.probe_samples import N_CLASSES, D, MixingBackbone, SampleCache, make_identity_sae
 
 N_SCENES, D_SAE, LAYER = 60, 256, -2
