@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ from infoscope.pipeline.stage import Work
 from infoscope.runtime.errors import InputError
 from infoscope.runtime.manifests import MANIFEST
 from infoscope.runtime.progress import format_bytes, format_seconds
+from infoscope.runtime.store import Store
 from infoscope.scope.ranking import Ranking
 from infoscope.stages.backbone import load_backbone
 from infoscope.stages.rank import Rank
@@ -163,6 +165,26 @@ def test_a_build_that_was_gone_on_with_says_no_seconds(tmp_path: Path, finished:
     run_tiny(output_dir, "stage=rank")
     assert "work" not in read_manifest(find_folder(output_dir, "rank"))
     assert find(plan_of(output_dir, "stage=rank", "seeds=[1]"), "rank, seed 1").seconds is None
+
+
+def test_probes_that_were_gone_on_with_say_no_seconds(
+    tmp_path: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output_dir = copy_run(finished, tmp_path / "run", but=("probe",))
+    original = Store.open_progress
+
+    @contextmanager
+    def open_progress(store: Store, stage: str, key: Any) -> Iterator[Path]:
+        with original(store, stage, key) as folder:
+            (folder / "of-an-earlier-process").touch()
+            yield folder
+
+    monkeypatch.setattr(Store, "open_progress", open_progress)
+    run_tiny(output_dir, "stage=probe")
+    probes = [read_manifest(folder) for folder in (output_dir / "artifacts" / "probe").glob("[!.]*")]
+    assert len(probes) == N_VARIANTS
+    assert not any("work" in manifest for manifest in probes)
+    assert find(plan_of(output_dir, "seeds=[1]"), "probe, seed 1").seconds is None
 
 
 def test_probes_are_counted_by_their_variants(tmp_path: Path, finished: Path) -> None:
