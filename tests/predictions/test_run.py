@@ -32,7 +32,7 @@ from infoscope.predictions.zero_shot import ZeroShotHead, make_zero_shot_head
 from infoscope.runtime.errors import InputError
 from infoscope.sae.config import TokenChoice
 from infoscope.sae.edit import EditMode, GroupEditor, RemovedShareMeter
-from infoscope.scope.variants import make_variants
+from infoscope.scope.ablations import make_ablations
 from infoscope.vision.backbone import Tokens
 from infoscope.vision.config import ModelConfig, ModelKind
 from infoscope.vision.load import load_backbone
@@ -132,7 +132,7 @@ def test_shares_are_those_of_the_test_tokens(scenes, result):
     inputs = scenes.inputs
     _, tokens = next(inputs.iterate(np.arange(len(inputs.tokens)), len(inputs.tokens)))
     for variant, told in zip(scenes.variants, result.variants, strict=True):
-        group = torch.from_numpy(variant.removed)[None]
+        group = torch.from_numpy(variant.ablated)[None]
         meter = RemovedShareMeter(inputs.sae, group, variant.mode)
         meter.update(GroupEditor(inputs.sae, tokens.patches))
         expected = meter.compute()
@@ -197,7 +197,7 @@ def test_changed_images_are_those_that_lose_most_and_name_their_features():
     planted = make_planted_inputs()
     group = np.zeros(planted.inputs.sae.d_sae, dtype=bool)
     group[0] = True
-    variants = make_variants({"high": group}, ~group, np.ones(len(group)), n_draws=0)
+    variants = make_ablations({"high": group}, ~group, np.ones(len(group)), n_draws=0)
     result = run_predictions(variants, planted.inputs, planted.head, PredictConfig(n_shown=3))
     place = [variant["name"] for variant in result.variants].index("error_preserving_without_high")
     fall = result.original_prob[0] - result.original_prob[place]
@@ -320,6 +320,6 @@ def test_a_wrong_configuration_is_refused(options, message):
 def test_tokens_with_nan_are_reported():
     planted = make_planted_inputs()
     planted.inputs.tokens.patches[3] = np.nan
-    variants = make_variants({}, np.ones(16, dtype=bool), np.ones(16), n_draws=0)
+    variants = make_ablations({}, np.ones(16, dtype=bool), np.ones(16), n_draws=0)
     with pytest.raises(InputError, match="NaN or Inf"):
         run_predictions(variants, planted.inputs, planted.head, PredictConfig())

@@ -33,8 +33,8 @@ from infoscope.runtime.forks import map_ahead
 from infoscope.sae.activations import TopK
 from infoscope.sae.edit import EditMode
 from infoscope.sae.model import SparseAutoencoder
-from infoscope.scope.editing import VariantEditor
-from infoscope.scope.variants import Role, Variant
+from infoscope.scope.ablations import Ablation, Role
+from infoscope.scope.editing import AblationEditor
 from infoscope.stages.backbone import load_backbone as load_configured
 from infoscope.stages.backbone import load_backbone_at
 from infoscope.vision.backbone import Backbone, Tokens
@@ -90,12 +90,12 @@ def formula_at(image_px: int) -> Backbone:
     return make_context_free(image_px // 16, 16, 16)
 
 
-def make_variants(n: int) -> list[Variant]:
+def make_ablations(n: int) -> list[Ablation]:
     rng, variants = np.random.default_rng(0), [np.zeros(D_SAE, bool)]
     variants += [rng.random(D_SAE) < 0.3 for _ in range(n - 1)]
     modes = list(EditMode)
     return [
-        Variant(f"v{i}", modes[i % 2], removed, Role.group if i else Role.original)
+        Ablation(f"v{i}", modes[i % 2], removed, Role.group if i else Role.original)
         for i, removed in enumerate(variants)
     ]
 
@@ -185,7 +185,7 @@ def test_a_crop_that_is_the_whole_image_is_the_whole_image(scenes, task):
     (cropped,) = open_views(inputs, replace(config, **{f"{task.name}_crops": crops}))
     assert isinstance(whole, WholeImages)
     assert isinstance(cropped, CropViews)
-    editor = VariantEditor(inputs.sae, make_variants(3))
+    editor = AblationEditor(inputs.sae, make_ablations(3))
     for batch, sliced in zip(whole.make_batches(editor).iterate(), cropped.make_batches(editor).iterate(), strict=True):
         (tokens,) = [tokens for _, tokens in sliced.iterate_tokens(1)]
         torch.testing.assert_close(tokens, batch.tokens, rtol=1e-4, atol=1e-4)
@@ -231,7 +231,7 @@ def test_the_truth_at_some_pixels_is_picked_from_all(pictures):
     assert whole.pixels is None
     flat = few.pixels[..., 0] * 48 + few.pixels[..., 1]
     assert torch.equal(few.truth, whole.truth.gather(1, flat))
-    editor = VariantEditor(inputs.sae, make_variants(1))
+    editor = AblationEditor(inputs.sae, make_ablations(1))
     read = [views._make_batch(step, editor).pixels for views, step in ((some, few), (every, whole))]
     maps = torch.randn(1, 4, 36, 2, generator=torch.Generator().manual_seed(0))
     picked = read[1].read(maps).gather(2, flat[None, ..., None].expand(1, -1, -1, 2))
@@ -242,10 +242,10 @@ def test_memory_changes_no_result(pictures):
     config = make_config(
         segmentation_crops=make_crops(), depth_crops=make_crops(flip=False, scale_range=[1.0, 1.0]), dense_steps=3
     )
-    inputs, variants = make_inputs(*pictures), make_variants(4)
+    inputs, variants = make_inputs(*pictures), make_ablations(4)
     found = []
     for memory_gb in (1.0, 1e-9):
-        editor = VariantEditor(inputs.sae, variants)
+        editor = AblationEditor(inputs.sae, variants)
         outcomes = {}
         for views in open_views(inputs, replace(config, memory_gb=memory_gb)):
             outcomes |= run_dense(DenseProbes(inputs, config, views), editor)
@@ -270,7 +270,7 @@ def test_photographs_of_any_size_are_learned_from(pictures):
     )
     inputs = make_inputs(*pictures)
     outcomes: dict[str, Any] = {}
-    editor = VariantEditor(inputs.sae, make_variants(2))
+    editor = AblationEditor(inputs.sae, make_ablations(2))
     for views in open_views(inputs, config):
         assert len(views.parts[Part.held_out]) == 2
         outcomes |= run_dense(DenseProbes(inputs, config, views), editor)
@@ -351,7 +351,7 @@ def test_an_ade20k_of_different_sizes_runs_through(tmp_path):
     config = make_config(tasks=[Task.segmentation], segmentation_crops=make_crops(n_held_out=1), dense_steps=8)
     inputs = make_inputs(train, test, n_workers=1)
     (views,) = open_views(inputs, config)
-    editor = VariantEditor(inputs.sae, make_variants(2))
+    editor = AblationEditor(inputs.sae, make_ablations(2))
     probes = DenseProbes(inputs, config, views)
     outcome = run_dense(probes, editor)["segmentation"]
     assert outcome.metrics["miou"].min() > 1 / 150
@@ -377,7 +377,7 @@ def test_crops_of_nyu_leave_its_blank_borders_out(tmp_path):
         assert read.images.shape == (2, 3, 416, 416)
         assert read.images.max() < 130
         assert read.truth.max() < 9
-    editor = VariantEditor(inputs.sae, make_variants(2))
+    editor = AblationEditor(inputs.sae, make_ablations(2))
     outcome = run_dense(DenseProbes(inputs, config, views), editor)["depth"]
     assert 0 < outcome.metrics["rmse_m"].max() < 9
     (first, _) = views.predict(Part.test, slice(None), editor, {Task.depth: [outcome.heads]})
@@ -426,7 +426,7 @@ def test_windows_over_real_photographs_give_maps_at_their_own_size():
         config = make_config(tasks=[task], dense_batch_images=2, dense_steps=2, **{f"{task.name}_crops": crops})
         inputs = make_inputs(images, images, make=formula_at)
         (views,) = open_views(inputs, config)
-        editor = VariantEditor(inputs.sae, make_variants(1))
+        editor = AblationEditor(inputs.sae, make_ablations(1))
         outcome = run_dense(DenseProbes(inputs, config, views), editor)[task.name]
         assert all(bool(torch.isfinite(values).all()) for values in outcome.metrics.values())
         seen = list(views.predict(Part.test, slice(None), editor, {task: [outcome.heads]}))

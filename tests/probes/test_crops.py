@@ -38,8 +38,8 @@ from infoscope.runtime.errors import InputError
 from infoscope.sae.activations import BatchTopK
 from infoscope.sae.edit import EditMode
 from infoscope.sae.model import SparseAutoencoder
-from infoscope.scope.editing import VariantEditor
-from infoscope.scope.variants import Role, Variant
+from infoscope.scope.ablations import Ablation, Role
+from infoscope.scope.editing import AblationEditor
 from tests.support.probe_samples import GRID, PIXELS, D, make_config, make_identity_sae, mask
 
 FILL = np.array([9, 8, 7], np.uint8)
@@ -220,7 +220,7 @@ def test_presets_show_crops_alike():
 # -- slices of variants ------------------------------------------------------------------------------------------------
 
 VARIANTS = [
-    Variant(f"v{i}", mode, mask(removed), Role.original if not removed else Role.group)
+    Ablation(f"v{i}", mode, mask(removed), Role.original if not removed else Role.group)
     for i, (mode, removed) in enumerate(
         [
             (EditMode.error_preserving, []),
@@ -249,7 +249,7 @@ def make_batch(memory_bytes: float, all_pixels: bool) -> SlicedBatch:
     labels[0, ::2], labels[2] = 255, 255  # images count by how many of their pixels are labelled
     depth_m = torch.rand(B, n_pixels, generator=draw) * 12
     acts = sae.encode_sparse(patches.flatten(0, 1))
-    return SlicedBatch(patches, acts, VariantEditor(sae, VARIANTS), pixels, labels, depth_m, memory_bytes)
+    return SlicedBatch(patches, acts, AblationEditor(sae, VARIANTS), pixels, labels, depth_m, memory_bytes)
 
 
 def make_head(task: Task) -> SegmentationHeads | DepthHeads:

@@ -25,19 +25,19 @@ from infoscope.runtime.errors import InputError
 from infoscope.sae.activations import BatchTopK
 from infoscope.sae.edit import EditMode
 from infoscope.sae.model import SparseAutoencoder
-from infoscope.scope.editing import VariantEditor
-from infoscope.scope.variants import Role, Variant
+from infoscope.scope.ablations import Ablation, Role
+from infoscope.scope.editing import AblationEditor
 from tests.support.probe_samples import CLASS_LATENTS, LABEL_LATENTS, SampleCache, make_config, make_inputs, mask
 
 KEEP, DECODE = EditMode.error_preserving, EditMode.reconstruct
 VARIANTS = {
     variant.name: variant
     for variant in (
-        Variant("original", KEEP, mask([]), Role.original),
-        Variant("decoded", DECODE, mask([]), Role.nothing),
-        Variant("without_class", KEEP, mask(CLASS_LATENTS), Role.group, "high"),
-        Variant("decoded_without_labels", DECODE, mask(LABEL_LATENTS), Role.group, "low"),
-        Variant("without_all", DECODE, mask(list(range(16))), Role.all),
+        Ablation("original", KEEP, mask([]), Role.original),
+        Ablation("decoded", DECODE, mask([]), Role.nothing),
+        Ablation("without_class", KEEP, mask(CLASS_LATENTS), Role.group, "high"),
+        Ablation("decoded_without_labels", DECODE, mask(LABEL_LATENTS), Role.group, "low"),
+        Ablation("without_all", DECODE, mask(list(range(16))), Role.all),
     )
 }
 ROWS = {"train": np.array([0, 2, 3, 7, 8, 9, 11]), "test": np.arange(5)}
@@ -86,7 +86,7 @@ def test_features_are_what_editing_gives(tmp_path: Path, edits_prefix: bool, sae
     memory_gb = 3.5 * 12 * 4 * 2 * 17 * 16 / 1e9  # tokens of three variants at a time
     config = make_config(readouts=readouts, feature_batch_images=2, memory_gb=memory_gb)
     features = write_all(inputs, config, tmp_path)
-    editor = VariantEditor(inputs.sae, list(VARIANTS.values()))
+    editor = AblationEditor(inputs.sae, list(VARIANTS.values()))
     for split, data in (("train", inputs.train), ("test", inputs.test)):
         read = features.load(split, VARIANTS)
         assert list(read) == [readout.name for readout in readouts]
@@ -179,7 +179,7 @@ def test_every_split_is_read_once_and_features_serve_another_recipe(
     assert first.keys() == second.keys()
     assert all(first[key].variant == second[key].variant for key in first)
     means_alone = dataclasses.replace(config, readouts=[Readout.patch_mean])
-    new = Variant("without_labels", KEEP, mask(LABEL_LATENTS), Role.group, "low")
+    new = Ablation("without_labels", KEEP, mask(LABEL_LATENTS), Role.group, "low")
     heads = first[VARIANTS["original"].key()].heads
     run_probes([new], inputs, means_alone, original_heads=heads, folders=FeatureFolders(tmp_path))
     assert passes == [25, 8, 8]  # its share of the energy; its vectors follow from the means
@@ -199,7 +199,7 @@ def test_memory_bounds_how_many_variants_are_classified_together(monkeypatch: py
     inputs, said, together = make_inputs(30, 8), [], []
     loaded = Features.load
 
-    def load(self: Features, split: str, variants: dict[str, Variant]) -> dict[str, torch.Tensor]:
+    def load(self: Features, split: str, variants: dict[str, Ablation]) -> dict[str, torch.Tensor]:
         together.append((split, len(variants)))
         return loaded(self, split, variants)
 

@@ -16,7 +16,7 @@ from infoscope.probes.heads import Standardisation
 from infoscope.probes.lbfgs import LogisticRegression, count_regressions, search_strength
 from infoscope.probes.run import run_probes
 from infoscope.sae.edit import EditMode
-from infoscope.scope.variants import Role, Variant
+from infoscope.scope.ablations import Ablation, Role
 from tests.support.probe_samples import CLASS_LATENTS, make_config, make_inputs, mask
 
 N_CLASSES = 3
@@ -120,8 +120,8 @@ def test_too_few_iterations_are_no_secret() -> None:
 
 
 def test_probes_are_solved_and_removal_takes_what_the_group_carries() -> None:
-    original = Variant("original", EditMode.error_preserving, mask([]), Role.original)
-    without = Variant("without_class", EditMode.error_preserving, mask(CLASS_LATENTS), Role.group, "high")
+    original = Ablation("original", EditMode.error_preserving, mask([]), Role.original)
+    without = Ablation("without_class", EditMode.error_preserving, mask(CLASS_LATENTS), Role.group, "high")
     config = make_config(
         tasks=[Task.classification],
         classification_solver=Solver.lbfgs,

@@ -17,12 +17,12 @@ from infoscope.probes.config import ProbeConfig, Solver, Task
 from infoscope.probes.features import FeatureFolders
 from infoscope.probes.heads import ClassificationHeads, VectorBatch
 from infoscope.probes.module import Optimiser, ProbeModule, fit_heads
-from infoscope.probes.results import VariantResult, load_result, save_result
+from infoscope.probes.results import AblationResult, load_result, save_result
 from infoscope.probes.run import run_probes
 from infoscope.runtime import parts, processes
 from infoscope.runtime.parts import Checkpoint
 from infoscope.sae.edit import EditMode
-from infoscope.scope.variants import Role, Variant
+from infoscope.scope.ablations import Ablation, Role
 from tests.support.probe_samples import (
     CLASS_LATENTS,
     DEPTH_LATENT,
@@ -38,11 +38,11 @@ pytestmark = pytest.mark.long
 CPU = torch.device("cpu")
 KEEP = EditMode.error_preserving
 VARIANTS = [
-    Variant("original", KEEP, mask([]), Role.original),
-    Variant("without_class", KEEP, mask(CLASS_LATENTS), Role.group, "high"),
-    Variant("without_labels", KEEP, mask(LABEL_LATENTS), Role.group, "low"),
-    Variant("without_depth", KEEP, mask([DEPTH_LATENT]), Role.control, "low"),
-    Variant("without_all", EditMode.reconstruct, mask(list(range(16))), Role.all),
+    Ablation("original", KEEP, mask([]), Role.original),
+    Ablation("without_class", KEEP, mask(CLASS_LATENTS), Role.group, "high"),
+    Ablation("without_labels", KEEP, mask(LABEL_LATENTS), Role.group, "low"),
+    Ablation("without_depth", KEEP, mask([DEPTH_LATENT]), Role.control, "low"),
+    Ablation("without_all", EditMode.reconstruct, mask(list(range(16))), Role.all),
 ]
 SGD = make_config(variants_per_chunk=3, classification_epochs=3, dense_steps=6)
 LBFGS = dataclasses.replace(
@@ -101,7 +101,7 @@ class Stop(Exception):
     """An interruption, at any call of a progress hook."""
 
 
-def run(config: ProbeConfig, root: Path, stop_at: int | None = None) -> tuple[dict[str, VariantResult], int]:
+def run(config: ProbeConfig, root: Path, stop_at: int | None = None) -> tuple[dict[str, AblationResult], int]:
     """Run what is missing below `root`, where everything is kept; return the results and the calls of progress."""
     n_calls = 0
     finished = {folder.name: load_result(folder) for folder in (root / "results").glob("*")}
@@ -112,7 +112,7 @@ def run(config: ProbeConfig, root: Path, stop_at: int | None = None) -> tuple[di
         if n_calls == stop_at:
             raise Stop
 
-    def keep(key: str, result: VariantResult) -> None:
+    def keep(key: str, result: AblationResult) -> None:
         finished[key] = result
         (root / "results" / key).mkdir(parents=True)
         save_result(root / "results" / key, result)
@@ -133,7 +133,7 @@ def run(config: ProbeConfig, root: Path, stop_at: int | None = None) -> tuple[di
     return finished, n_calls
 
 
-def assert_same(found: dict[str, VariantResult], expected: dict[str, VariantResult]) -> None:
+def assert_same(found: dict[str, AblationResult], expected: dict[str, AblationResult]) -> None:
     assert found.keys() == expected.keys()
     for key, result in found.items():
         assert result.to_json() == expected[key].to_json()
@@ -163,7 +163,7 @@ def test_a_chunk_that_is_handed_on_in_part_is_not_trained_in_other_company(
     expected, n_calls = run(SGD, tmp_path / "undisturbed")
     save, saved = save_result, []
 
-    def save_two(folder: Path, result: VariantResult) -> None:
+    def save_two(folder: Path, result: AblationResult) -> None:
         if len(saved) == 2:
             raise Stop
         saved.append(folder)

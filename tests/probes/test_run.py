@@ -24,18 +24,18 @@ from infoscope.probes.run import run_probes
 from infoscope.probes.vectors import VectorBatches
 from infoscope.runtime.errors import InputError
 from infoscope.sae.edit import EditMode, edit_tokens
-from infoscope.scope.editing import VariantEditor
-from infoscope.scope.variants import Role, Variant
+from infoscope.scope.ablations import Ablation, Role
+from infoscope.scope.editing import AblationEditor
 from tests.support.probe_samples import CLASS_LATENTS, DEPTH_LATENT, LABEL_LATENTS, make_config, make_inputs, mask
 
 KEEP, DECODE = EditMode.error_preserving, EditMode.reconstruct
-ORIGINAL = Variant("original", KEEP, mask([]), Role.original)
+ORIGINAL = Ablation("original", KEEP, mask([]), Role.original)
 VARIANTS = [
     ORIGINAL,
-    Variant("without_class", KEEP, mask(CLASS_LATENTS), Role.group, "high"),
-    Variant("without_labels", KEEP, mask(LABEL_LATENTS), Role.group, "low"),
-    Variant("without_depth", KEEP, mask([DEPTH_LATENT]), Role.control, "low"),
-    Variant("without_all", DECODE, mask(list(range(16))), Role.all),
+    Ablation("without_class", KEEP, mask(CLASS_LATENTS), Role.group, "high"),
+    Ablation("without_labels", KEEP, mask(LABEL_LATENTS), Role.group, "low"),
+    Ablation("without_depth", KEEP, mask([DEPTH_LATENT]), Role.control, "low"),
+    Ablation("without_all", DECODE, mask(list(range(16))), Role.all),
 ]
 ALL_LAYERS = [Readout.patch_mean, Readout.cls_final, Readout.cls_layer]
 
@@ -80,7 +80,7 @@ def test_shares_are_measured_on_test_tokens(results):
     assert sum(groups) < 1
 
 
-def read_vectors(inputs: ProbeInputs, editor: VariantEditor, readout: Readout) -> torch.Tensor:
+def read_vectors(inputs: ProbeInputs, editor: AblationEditor, readout: Readout) -> torch.Tensor:
     """What classification reads of six test images in every variant, computed directly."""
     tokens = iterate_tokens(inputs.test, np.arange(6), 4, inputs.device)
     batches = (EncodedBatch.of(inputs, some) for some in tokens)
@@ -89,7 +89,7 @@ def read_vectors(inputs: ProbeInputs, editor: VariantEditor, readout: Readout) -
 
 @pytest.mark.parametrize("readout", [Readout.patch_mean, Readout.cls_final])
 def test_a_group_with_mass_changes_what_classification_reads(inputs, readout):
-    editor = VariantEditor(inputs.sae, VARIANTS)
+    editor = AblationEditor(inputs.sae, VARIANTS)
     vectors = read_vectors(inputs, editor, readout)
     assert vectors.shape[:2] == (len(VARIANTS), 6)
     for variant in range(1, len(VARIANTS)):
@@ -98,14 +98,14 @@ def test_a_group_with_mass_changes_what_classification_reads(inputs, readout):
 
 def test_a_group_with_mass_changes_what_segmentation_and_depth_read(inputs):
     images = DenseImages(inputs, inputs.test, np.arange(6), list(Task)[1:])
-    tokens = images.edit(np.arange(6), VariantEditor(inputs.sae, VARIANTS))
+    tokens = images.edit(np.arange(6), AblationEditor(inputs.sae, VARIANTS))
     assert torch.equal(tokens[0], torch.from_numpy(inputs.test.tokens.patches[:6]))
     for variant in range(1, len(VARIANTS)):
         assert (tokens[variant] - tokens[0]).abs().amax((-1, -2)).min() > 1e-3
 
 
 def test_cls_at_the_layer_cannot_change_under_a_patch_sae_and_does_under_one_for_all_tokens(inputs):
-    editor = VariantEditor(inputs.sae, VARIANTS[:2])
+    editor = AblationEditor(inputs.sae, VARIANTS[:2])
     vectors = read_vectors(inputs, editor, Readout.cls_layer)
     assert torch.equal(vectors[0], vectors[1])
     whole = dataclasses.replace(inputs, edits_prefix=True)
@@ -115,9 +115,9 @@ def test_cls_at_the_layer_cannot_change_under_a_patch_sae_and_does_under_one_for
 
 def test_the_editor_agrees_with_editing_one_by_one(inputs):
     x = torch.from_numpy(inputs.test.tokens.patches[:3]).flatten(0, 1)
-    edited = VariantEditor(inputs.sae, VARIANTS).edit(x)
+    edited = AblationEditor(inputs.sae, VARIANTS).edit(x)
     for variant, tokens in zip(VARIANTS, edited, strict=True):
-        alone = edit_tokens(inputs.sae, x, inputs.sae.encode_sparse(x), torch.from_numpy(variant.removed), variant.mode)
+        alone = edit_tokens(inputs.sae, x, inputs.sae.encode_sparse(x), torch.from_numpy(variant.ablated), variant.mode)
         torch.testing.assert_close(tokens, alone)
 
 
@@ -143,7 +143,7 @@ def test_results_do_not_depend_on_chunks_or_company(inputs, results):
 
 
 def test_equal_sets_are_trained_once(inputs):
-    empty = Variant("without_high", KEEP, mask([]), Role.group, "high")
+    empty = Ablation("without_high", KEEP, mask([]), Role.group, "high")
     config = make_config(tasks=[Task.classification], readouts=[Readout.patch_mean])
     results = run_probes([empty, ORIGINAL], inputs, config)
     (result,) = results.values()
@@ -178,7 +178,7 @@ def test_every_training_image_is_in_every_epoch():
 
 def test_dense_batches_are_a_function_of_the_step(inputs):
     images = DenseImages(inputs, inputs.train, np.arange(10), [Task.segmentation])
-    batches = MapBatches(images, VariantEditor(inputs.sae, VARIANTS[:1]), 6, 4, 8, seed=0)
+    batches = MapBatches(images, AblationEditor(inputs.sae, VARIANTS[:1]), 6, 4, 8, seed=0)
     orders = [batches.order(step).tolist() for step in range(5)]
     assert sorted(chain(*orders)) == sorted([*range(10), *range(10)])
     again = images.make_batch(batches.order(3), batches.editor, 8, 0, 3)

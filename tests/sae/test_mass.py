@@ -10,9 +10,9 @@ from infoscope.sae.activations import TopK
 from infoscope.sae.edit import GroupEditor
 from infoscope.sae.mass import UNIT_TOLERANCE, compute_mass
 from infoscope.sae.model import SparseAutoencoder
-from infoscope.scope.editing import VariantShares
+from infoscope.scope.ablations import make_ablations
+from infoscope.scope.editing import AblationShares
 from infoscope.scope.ranking import rank_images
-from infoscope.scope.variants import make_variants
 
 N_IMAGES, N_PATCHES, D_IN, D_SAE = 9, 4, 16, 64
 
@@ -39,8 +39,8 @@ def test_it_is_what_brute_force_finds_for_rows_of_any_length() -> None:
     assert found.dtype == ranking.mean_act.dtype
 
     groups = {"high": np.arange(D_SAE) < 20, "low": np.arange(D_SAE) >= 20}
-    variants = make_variants(groups, found > 0, found, n_draws=1)
-    shares = VariantShares(sae, variants)
+    variants = make_ablations(groups, found > 0, found, n_draws=1)
+    shares = AblationShares(sae, variants)
     shares.update(GroupEditor(sae, tokens.flatten(0, 1)))
     for variant, (mass, _) in zip(variants, shares.compute(), strict=True):
         assert variant.mass_share_train == pytest.approx(mass, rel=1e-5)

@@ -18,7 +18,7 @@ from infoscope.predictions.prompts import Prompts, make_prompts
 from infoscope.predictions.zero_shot import ZeroShotHead, make_zero_shot_head
 from infoscope.sae.activations import TopK
 from infoscope.sae.model import SparseAutoencoder
-from infoscope.scope.variants import Variant, make_variants
+from infoscope.scope.ablations import Ablation, make_ablations
 from infoscope.vision.load import load_backbone
 from infoscope.vision.tokens.extract import extract_tokens
 from tests.support.probe_samples import N_CLASSES, D, MixingBackbone, SampleCache, make_identity_sae
@@ -34,7 +34,7 @@ class SceneInputs:
     inputs: PredictInputs
     prompts: Prompts
     head: ZeroShotHead
-    variants: list[Variant]
+    variants: list[Ablation]
 
 
 def make_scene_inputs(folder: Path) -> SceneInputs:
@@ -56,7 +56,7 @@ def make_scene_inputs(folder: Path) -> SceneInputs:
         sae = SparseAutoencoder(backbone.d_in, D_SAE, TopK(16), mean=torch.from_numpy(cache.mean), scale=cache.scale)
     prompts = make_prompts(PredictConfig(), images)
     groups = {"high": np.arange(D_SAE) % 2 == 0, "empty": np.zeros(D_SAE, dtype=bool)}
-    variants = make_variants(groups, np.ones(D_SAE, dtype=bool), np.ones(D_SAE), n_draws=1)
+    variants = make_ablations(groups, np.ones(D_SAE, dtype=bool), np.ones(D_SAE), n_draws=1)
     inputs = PredictInputs(sae.eval().requires_grad_(False), cache, backbone, LAYER)
     return SceneInputs(images, inputs, prompts, make_zero_shot_head(backbone, prompts), variants)
 

@@ -11,7 +11,7 @@ from infoscope.probes.inputs import ProbeData, ProbeInputs
 from infoscope.probes.rates import TaskOutcome, first_row
 from infoscope.sae.activations import TopK
 from infoscope.sae.model import SparseAutoencoder
-from infoscope.scope.editing import VariantEditor
+from infoscope.scope.editing import AblationEditor
 from infoscope.vision.backbone import Backbone, Tokens
 from infoscope.vision.tokens.source import TokenSource
 
@@ -158,7 +158,7 @@ class ListedBatches:
         yield from self.batches[first_step:]
 
 
-def run_dense(probes: DenseProbes, editor: VariantEditor) -> dict[str, TaskOutcome]:
+def run_dense(probes: DenseProbes, editor: AblationEditor) -> dict[str, TaskOutcome]:
     """Train and measure variants of which the first is the original."""
     trained = probes.train(editor)
     return probes.measure_test(editor, trained, {task: first_row(maps) for task, (maps, _) in trained.items()})

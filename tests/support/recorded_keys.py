@@ -19,7 +19,7 @@ from infoscope.pipeline.run import find_stage, set_goals
 from infoscope.pipeline.stage import list_needed
 from infoscope.probes.config import Task
 from infoscope.probes.heads import LinearMaps
-from infoscope.probes.results import VariantResult, save_result
+from infoscope.probes.results import AblationResult, save_result
 from infoscope.runtime.manifests import Artifact, Spec
 from infoscope.runtime.progress import Display
 from infoscope.runtime.store import Store
@@ -121,4 +121,4 @@ def write_fixed_files(root: Path) -> None:
     facts = {"mass_share": 0.0, "energy_share": 0.0}
     (root / "probe").mkdir()
     named = {name: LinearMaps(values, torch.zeros(1, D_IN)) for name, values in heads.items()}
-    save_result(root / "probe", VariantResult(facts, {}, {}, {}, named))
+    save_result(root / "probe", AblationResult(facts, {}, {}, {}, named))

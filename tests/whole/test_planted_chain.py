@@ -19,12 +19,13 @@ from infoscope.data.images import iterate_images
 from infoscope.data.scenes.scene_set import SceneSet, save_scenes
 from infoscope.probes.config import ProbeConfig
 from infoscope.probes.inputs import ProbeData, ProbeInputs
-from infoscope.probes.results import VariantResult
+from infoscope.probes.results import AblationResult
 from infoscope.probes.run import run_probes
 from infoscope.sae.activations import ReLU
 from infoscope.sae.config import TopKConfig
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.sae.train import train_sae
+from infoscope.scope.ablations import make_ablations
 from infoscope.scope.api import contextual_dependency
 from infoscope.scope.cds import uniform_chance_score
 from infoscope.scope.config import PartitionConfig, Rule, ScopeConfig
@@ -32,7 +33,6 @@ from infoscope.scope.partition import Partition, make_partition
 from infoscope.scope.ranking import Ranking, rank_images
 from infoscope.scope.scores import Scores
 from infoscope.scope.scoring import score_latents
-from infoscope.scope.variants import make_variants
 from infoscope.vision.backbone import Backbone
 from infoscope.vision.config import ContrastiveConfig
 from infoscope.vision.open_clip.backbone import OpenClipBackbone
@@ -88,7 +88,7 @@ class Chain:
     ranking: Ranking
     scores: Scores
     partition: Partition
-    results: dict[str, VariantResult]
+    results: dict[str, AblationResult]
     """By name of the variant."""
 
     @property
@@ -135,7 +135,7 @@ def make_chain(
     mass = ranking.mean_act * sae.W_dec.detach().norm(dim=1).numpy()
     groups = make_partition(scores.cds(K_CDS).values, mass, partition)
     drawable = ~groups.unscored & (ranking.firing_rate > 0)
-    variants = make_variants(dict(groups.groups), drawable, mass, n_draws=2, seed=seed)
+    variants = make_ablations(dict(groups.groups), drawable, mass, n_draws=2, seed=seed)
     wanted = [v for v in variants if v.role.name != "control" or (v.group == "high" and v.control.name == "size")]
     inputs = ProbeInputs(
         sae, ProbeData(train.cache, train.scenes), ProbeData(test.cache, test.scenes), backbone, layer=LAYER

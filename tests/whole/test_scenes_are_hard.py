@@ -16,7 +16,7 @@ from infoscope.probes.run import run_probes
 from infoscope.runtime.progress import Display
 from infoscope.sae.activations import TopK
 from infoscope.sae.model import SparseAutoencoder
-from infoscope.scope.variants import choose_rows, make_variants
+from infoscope.scope.ablations import choose_rows, make_ablations
 from infoscope.stages.backbone import load_backbone
 from infoscope.stages.images import open_sets
 from infoscope.stages.tokens import Tokens
@@ -46,7 +46,7 @@ def row(tmp_path_factory: pytest.TempPathFactory) -> OriginalRow:
     backbone = load_backbone(ctx)
     d = backbone.d_in
     inputs = ProbeInputs(SparseAutoencoder(d, d, TopK(1)), *data, backbone, config.model.layer)
-    original = make_variants({}, np.ones(d, bool), np.ones(d), n_draws=0)[:1]
+    original = make_ablations({}, np.ones(d, bool), np.ones(d), n_draws=0)[:1]
     (result,) = run_probes(original, inputs, config.probe).values()
 
     wanted = config.probe.n_train_images, config.probe.n_test_images

@@ -20,8 +20,8 @@ from infoscope.predictions.zero_shot import ZeroShotHead
 from infoscope.runtime.errors import InputError
 from infoscope.runtime.parts import Part, compute_parts, cut
 from infoscope.sae.edit import EditMode
-from infoscope.scope.editing import VariantShares
-from infoscope.scope.variants import Progress, Role, Variant, choose_rows, describe_variant
+from infoscope.scope.ablations import Ablation, Progress, Role, choose_rows, describe_variant
+from infoscope.scope.editing import AblationShares
 from infoscope.vision.backbone import Tokens
 
 PART_IMAGES = 2**8
@@ -37,7 +37,7 @@ _PER_IMAGE = {
 
 @torch.no_grad()
 def run_predictions(
-    variants: Sequence[Variant],
+    variants: Sequence[Ablation],
     inputs: PredictInputs,
     head: ZeroShotHead,
     config: PredictConfig,
@@ -48,7 +48,7 @@ def run_predictions(
     """Return the predictions of every variant; variants with equal tokens are computed once.
 
     Args:
-        variants: as `make_variants` gives them, the original tokens first.
+        variants: as `make_ablations` gives them, the original tokens first.
         labels: of every image of the test set; None without ground truth.
         progress_folder: see `compute_parts`.
 
@@ -61,14 +61,14 @@ def run_predictions(
         raise InputError("Expected test images to predict, got none: raise data.test_share, or add images.")
     keys = [variant.key() for variant in variants]
     unique = {key: keys.index(key) for key in keys}
-    removed = {place: torch.from_numpy(variants[place].removed).to(inputs.device) for place in unique.values()}
+    removed = {place: torch.from_numpy(variants[place].ablated).to(inputs.device) for place in unique.values()}
     parts = cut(len(rows), PART_IMAGES)
     distinct = [variants[place] for place in removed]
 
     def predict(number: int) -> Part:
         """Return what is kept of each image [n_unique, n_part], in the order of `removed`."""
         found: dict[str, list[Tensor]] = {name: [] for name in _PER_IMAGE}
-        shares = VariantShares(inputs.sae, distinct)
+        shares = AblationShares(inputs.sae, distinct)
         n_done = parts[number].start
         for batch, tokens in inputs.iterate(rows[parts[number]], config.batch_images):
             measured = _predict_batch(variants, removed, inputs, head, tokens, shares)
@@ -80,7 +80,7 @@ def run_predictions(
         return {name: torch.cat(values, dim=1) for name, values in found.items()} | shares.state()
 
     arrays = {name: np.zeros((len(variants), len(rows)), dtype) for name, dtype in _PER_IMAGE.items()}
-    places, shares = [list(removed).index(unique[key]) for key in keys], VariantShares(inputs.sae, distinct)
+    places, shares = [list(removed).index(unique[key]) for key in keys], AblationShares(inputs.sae, distinct)
     for some, part in zip(parts, compute_parts(len(parts), predict, progress_folder, "predictions"), strict=True):
         shares.add(part)
         for name, values in arrays.items():
@@ -104,12 +104,12 @@ def run_predictions(
 
 
 def _predict_batch(
-    variants: Sequence[Variant],
+    variants: Sequence[Ablation],
     removed: Mapping[int, Tensor],
     inputs: PredictInputs,
     head: ZeroShotHead,
     tokens: Tokens,
-    shares: VariantShares,
+    shares: AblationShares,
 ) -> dict[str, Tensor]:
     """Return what is kept of each image of a batch [n_removed, batch]; the first that is removed is nothing."""
     editor = TokenEditor(inputs, tokens)
@@ -141,7 +141,7 @@ def _measure(log_p: Tensor, original: Tensor) -> dict[str, Tensor]:
 
 
 def _explain_changes(
-    variants: Sequence[Variant],
+    variants: Sequence[Ablation],
     inputs: PredictInputs,
     head: ZeroShotHead,
     config: PredictConfig,
@@ -160,7 +160,7 @@ def _explain_changes(
 
     def explain(number: int) -> Part:
         place, i = wanted[number]
-        row, removed, old_class = int(rows[i]), variants[place].removed, int(result.predicted[0, i])
+        row, removed, old_class = int(rows[i]), variants[place].ablated, int(result.predicted[0, i])
         why = explain_change(inputs, head, row, removed, old_class, config.n_candidates, config.batch_images)
         if progress:
             progress("responsible features", number + 1, len(wanted))

@@ -21,7 +21,7 @@ from infoscope.probes.module import Optimiser, ProbeModule, fit_heads
 from infoscope.probes.rates import Heads, TaskOutcome, Trained, choose_rates
 from infoscope.probes.vectors import VectorBatches, iterate_blocks, measure_top1, standardise_vectors
 from infoscope.runtime.parts import Checkpoint
-from infoscope.scope.variants import Progress, Variant
+from infoscope.scope.ablations import Ablation, Progress
 
 REGRESSIONS = "logistic regressions"
 """What L-BFGS is called when it reports its progress."""
@@ -50,7 +50,7 @@ def train_classification(
     inputs: ProbeInputs,
     config: ProbeConfig,
     features: Features,
-    variants: Mapping[str, Variant],
+    variants: Mapping[str, Ablation],
     folder: Path | None = None,
     progress: Progress | None = None,
 ) -> Trained:
@@ -75,7 +75,7 @@ def measure_classification(
     inputs: ProbeInputs,
     config: ProbeConfig,
     features: Features,
-    variants: Mapping[str, Variant],
+    variants: Mapping[str, Ablation],
     trained: Trained,
     original_heads: Heads,
 ) -> dict[str, TaskOutcome]:

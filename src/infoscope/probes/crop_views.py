@@ -31,8 +31,8 @@ from infoscope.probes.pixels import AllPixels, PixelSample, compute_axis_weights
 from infoscope.probes.slices import BYTES, SlicedBatch, divide, encode_in_parts, narrow, select_maps
 from infoscope.runtime.errors import InputError
 from infoscope.runtime.forks import map_ahead
-from infoscope.scope.editing import VariantEditor
-from infoscope.scope.variants import Progress
+from infoscope.scope.ablations import Progress
+from infoscope.scope.editing import AblationEditor
 
 WINDOWS_AT_A_TIME = 16
 """That go through the backbone together."""
@@ -82,17 +82,17 @@ class CropViews(DenseViews):
             Part.test: WindowedImages(test.images, test.tokens.image_index[test_rows], task, crops, size, fill),
         }
 
-    def iterate_tokens(self, editor: VariantEditor) -> Iterator[tuple[slice, Float[Tensor, "n_variants n d"]]]:
+    def iterate_tokens(self, editor: AblationEditor) -> Iterator[tuple[slice, Float[Tensor, "n_variants n d"]]]:
         n_steps = min(-(-self.crops.n_norm_crops // self.steps.batch_images), self.n_steps)
         for read in map_ahead(self.steps.__getitem__, range(n_steps), self.inputs.n_workers):
             batch = self._make_batch(read, editor)
             for variants, tokens in batch.iterate_tokens(batch.token_bytes):
                 yield variants, tokens.flatten(1, 2)
 
-    def make_batches(self, editor: VariantEditor) -> CropBatches:
+    def make_batches(self, editor: AblationEditor) -> CropBatches:
         return CropBatches(self, editor)
 
-    def _make_batch(self, read: CropStep, editor: VariantEditor) -> SlicedBatch:
+    def _make_batch(self, read: CropStep, editor: AblationEditor) -> SlicedBatch:
         patches, device = self.encode(read.images), self.inputs.device
         truth = read.truth.to(device)
         pixels: AllPixels | PixelSample = AllPixels(*read.images.shape[-2:])
@@ -125,7 +125,7 @@ class CropViews(DenseViews):
 
     @torch.no_grad()
     def predict(
-        self, part: Part, images: slice, editor: VariantEditor, heads: dict[Task, list[LinearMaps]]
+        self, part: Part, images: slice, editor: AblationEditor, heads: dict[Task, list[LinearMaps]]
     ) -> Iterator[Prediction]:
         photographs = self.parts[part]
         chosen = range(len(photographs))[images]
@@ -138,7 +138,7 @@ class CropViews(DenseViews):
                 self.progress(f"evaluation of {self.task.name} by windows", image + 1, len(photographs))
 
     def _predict_image(
-        self, windows: Windows, size: tuple[int, ...], editor: VariantEditor, heads: list[LinearMaps]
+        self, windows: Windows, size: tuple[int, ...], editor: AblationEditor, heads: list[LinearMaps]
     ) -> Shaped[Tensor, "n_heads n_variants height width"]:
         """Return what each list entry's heads make of one photograph, at the size of its truth."""
         patches = self.encode(torch.from_numpy(windows.images))
@@ -165,7 +165,7 @@ class CropViews(DenseViews):
 class CropBatches:
     """The training batches of crops, encoded as they come; the images are read ahead by worker processes."""
 
-    def __init__(self, views: CropViews, editor: VariantEditor) -> None:
+    def __init__(self, views: CropViews, editor: AblationEditor) -> None:
         self.views, self.editor = views, editor
 
     def __len__(self) -> int:

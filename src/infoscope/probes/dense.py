@@ -19,8 +19,8 @@ from infoscope.probes.metrics import DepthMetrics, SegmentationMetrics, SumMetri
 from infoscope.probes.module import Optimiser, ProbeModule, fit_heads
 from infoscope.probes.rates import Heads, TaskOutcome, Trained, choose_rates
 from infoscope.runtime.parts import Checkpoint, compute_parts, cut
-from infoscope.scope.editing import VariantEditor
-from infoscope.scope.variants import Progress
+from infoscope.scope.ablations import Progress
+from infoscope.scope.editing import AblationEditor
 
 CHOSEN_BY = {Task.segmentation: ("miou", True), Task.depth: ("rmse_m", False)}
 """The metric that a learning rate is chosen by, and whether higher is better."""
@@ -65,7 +65,7 @@ class DenseProbes:
         """The tasks, for the files of an interrupted run."""
         return "-".join(task.name for task in self.views.tasks)
 
-    def train(self, editor: VariantEditor, folder: Path | None = None) -> Trained:
+    def train(self, editor: AblationEditor, folder: Path | None = None) -> Trained:
         """Return {"segmentation" | "depth": (the chosen head of each variant, how its rate was chosen)}.
 
         Args:
@@ -80,7 +80,7 @@ class DenseProbes:
         return trained
 
     def measure_test(
-        self, editor: VariantEditor, trained: Trained, original_heads: Heads, folder: Path | None = None
+        self, editor: AblationEditor, trained: Trained, original_heads: Heads, folder: Path | None = None
     ) -> dict[str, TaskOutcome]:
         """Return {"segmentation" | "depth": outcome} on the test split: of each variant's head, and of the original's.
 
@@ -94,7 +94,7 @@ class DenseProbes:
         measured = self.measure(Part.test, editor, both, folder)  # two tables from one pass
         return {task.name: TaskOutcome(*trained[task.name], *measured[task]) for task in self.views.tasks}
 
-    def fit(self, editor: VariantEditor, folder: Path | None = None) -> dict[Task, SegmentationHeads | DepthHeads]:
+    def fit(self, editor: AblationEditor, folder: Path | None = None) -> dict[Task, SegmentationHeads | DepthHeads]:
         """Return the heads of all tasks, variants and rates, trained in one loop."""
         config, views, d = self.config, self.views, self.inputs.sae.d_in
         standardisation = self._standardise(editor, folder) if config.batch_norm else None
@@ -119,7 +119,7 @@ class DenseProbes:
         fit_heads(module.to(self.inputs.device), views.make_batches(editor), self.inputs.device, checkpoint)
         return heads
 
-    def _standardise(self, editor: VariantEditor, folder: Path | None) -> Standardisation:
+    def _standardise(self, editor: AblationEditor, folder: Path | None) -> Standardisation:
         """Return mean and spread of the training tokens, measured once."""
         kept = Checkpoint(folder and folder / f"{self.name}-standardisation.pt")
         state = kept.load()
@@ -129,7 +129,7 @@ class DenseProbes:
         return Standardisation(**{name: tensor.to(self.inputs.device) for name, tensor in state.items()})
 
     def _measure_held_out(
-        self, editor: VariantEditor, heads: dict[Task, SegmentationHeads | DepthHeads], folder: Path | None
+        self, editor: AblationEditor, heads: dict[Task, SegmentationHeads | DepthHeads], folder: Path | None
     ) -> dict[Task, Float[Tensor, "n_variants n_rates"]]:
         """Return the metric that each rate is chosen by, on the held-out images."""
         every = {
@@ -146,7 +146,7 @@ class DenseProbes:
 
     @torch.no_grad()
     def measure(
-        self, part: Part, editor: VariantEditor, heads: dict[Task, list[LinearMaps]], folder: Path | None = None
+        self, part: Part, editor: AblationEditor, heads: dict[Task, list[LinearMaps]], folder: Path | None = None
     ) -> dict[Task, list[dict[str, Float[Tensor, " n_variants"]]]]:
         """Return the metrics of each list entry (one head per variant) on the images of a part.
 

@@ -17,8 +17,8 @@ from infoscope.probes.pixels import PixelSample, choose_pixels, compute_pixel_we
 from infoscope.probes.slices import BYTES, divide
 from infoscope.runtime.errors import InputError
 from infoscope.sae.activations import SparseActs
-from infoscope.scope.editing import VariantEditor
-from infoscope.scope.variants import Progress
+from infoscope.scope.ablations import Progress
+from infoscope.scope.editing import AblationEditor
 
 _HELD_OUT_STEP = 2**31
 """Pixels of held-out images are drawn as of steps from here on, far from those of training."""
@@ -53,7 +53,7 @@ class DenseImages:
 
     @torch.no_grad()
     def edit(
-        self, images: Int[np.ndarray, " batch"], editor: VariantEditor
+        self, images: Int[np.ndarray, " batch"], editor: AblationEditor
     ) -> Float[Tensor, "n_variants batch n_patches d"]:
         """Return the edited patch tokens of some images (positions in `rows`) in every variant."""
         patches = self.data.tokens.tokens(self.rows[images]).patches.to(self.device)
@@ -69,7 +69,7 @@ class DenseImages:
         return self.data.images.label_map(index) if task is Task.segmentation else self.data.images.depth_m(index)
 
     def make_batch(
-        self, images: Int[np.ndarray, " batch"], editor: VariantEditor, n_pixels: int | None, seed: int, step: int
+        self, images: Int[np.ndarray, " batch"], editor: AblationEditor, n_pixels: int | None, seed: int, step: int
     ) -> MapBatch:
         """Return some images with the ground truth at `n_pixels` pixels of each.
 
@@ -123,7 +123,7 @@ class MapBatches:
     def __init__(
         self,
         images: DenseImages,
-        editor: VariantEditor,
+        editor: AblationEditor,
         n_steps: int,
         batch_images: int,
         n_pixels: int | None,
@@ -175,7 +175,7 @@ class WholeImages(DenseViews):
         self.held_out_images = DenseImages(inputs, inputs.train, held_out_rows, tasks)
         self.test_images = DenseImages(inputs, inputs.test, test_rows, tasks)
 
-    def iterate_tokens(self, editor: VariantEditor) -> Iterator[tuple[slice, Float[Tensor, "n_variants n d"]]]:
+    def iterate_tokens(self, editor: AblationEditor) -> Iterator[tuple[slice, Float[Tensor, "n_variants n d"]]]:
         images = self.fit_images
         bytes_each = 2 * BYTES * len(editor) * images.grid**2 * editor.sae.d_in
         n_images = max(1, min(_NORM_IMAGES, int(self.memory_bytes // bytes_each)))
@@ -183,7 +183,7 @@ class WholeImages(DenseViews):
             batch = np.arange(start, min(start + n_images, len(images)))
             yield slice(0, len(editor)), images.edit(batch, editor).flatten(1, 2)
 
-    def make_batches(self, editor: VariantEditor) -> MapBatches:
+    def make_batches(self, editor: AblationEditor) -> MapBatches:
         config = self.config
         n_pixels = config.n_pixels_per_image
         return MapBatches(
@@ -200,7 +200,7 @@ class WholeImages(DenseViews):
         return len(self.held_out_images if part is Part.held_out else self.test_images)
 
     def predict(
-        self, part: Part, images: slice, editor: VariantEditor, heads: dict[Task, list[LinearMaps]]
+        self, part: Part, images: slice, editor: AblationEditor, heads: dict[Task, list[LinearMaps]]
     ) -> Iterator[Prediction]:
         chosen = np.arange(self.count(part))[images]
         if part is Part.held_out:
@@ -209,7 +209,7 @@ class WholeImages(DenseViews):
 
     @torch.no_grad()
     def _predict_some(
-        self, chosen: Int[np.ndarray, " n"], editor: VariantEditor, heads: dict[Task, list[LinearMaps]]
+        self, chosen: Int[np.ndarray, " n"], editor: AblationEditor, heads: dict[Task, list[LinearMaps]]
     ) -> Iterator[Prediction]:
         """Yield predictions at some pixels of held-out images."""
         config = self.config
@@ -227,7 +227,7 @@ class WholeImages(DenseViews):
 
     @torch.no_grad()
     def _predict_all(
-        self, chosen: Int[np.ndarray, " n"], editor: VariantEditor, heads: dict[Task, list[LinearMaps]]
+        self, chosen: Int[np.ndarray, " n"], editor: AblationEditor, heads: dict[Task, list[LinearMaps]]
     ) -> Iterator[Prediction]:
         """Yield predictions at every pixel of test images, at the size its truth is stored in.
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from infoscope.probes.config import Task
 from infoscope.probes.heads import BATCH_NORM_EPS, LinearMaps, Standardisation
 from infoscope.probes.module import Batches
-from infoscope.scope.editing import VariantEditor
+from infoscope.scope.editing import AblationEditor
 
 
 class Part(Enum):
@@ -49,11 +49,11 @@ class DenseViews(ABC):
         self.tasks, self.n_steps = tasks, n_steps
 
     @abstractmethod
-    def iterate_tokens(self, editor: VariantEditor) -> Iterator[tuple[slice, Float[Tensor, "n_variants n d"]]]:
+    def iterate_tokens(self, editor: AblationEditor) -> Iterator[tuple[slice, Float[Tensor, "n_variants n d"]]]:
         """Yield (which variants, some of their training tokens), in all the same for each: what BatchNorm measures."""
 
     @abstractmethod
-    def make_batches(self, editor: VariantEditor) -> Batches:
+    def make_batches(self, editor: AblationEditor) -> Batches:
         """Return the training batches, one for each step."""
 
     @abstractmethod
@@ -62,12 +62,12 @@ class DenseViews(ABC):
 
     @abstractmethod
     def predict(
-        self, part: Part, images: slice, editor: VariantEditor, heads: dict[Task, list[LinearMaps]]
+        self, part: Part, images: slice, editor: AblationEditor, heads: dict[Task, list[LinearMaps]]
     ) -> Iterator[Prediction]:
         """Yield what each entry of each task's list (one head per variant) makes of some images of a part, in order."""
 
 
-def compute_standardisation(views: DenseViews, editor: VariantEditor) -> Standardisation:
+def compute_standardisation(views: DenseViews, editor: AblationEditor) -> Standardisation:
     """Return mean and standard deviation of every channel over the views' training tokens, for each variant.
 
     Batches are merged by Chan's formula: no sum of large squares.

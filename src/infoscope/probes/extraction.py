@@ -17,8 +17,8 @@ from infoscope.probes.inputs import ProbeData, ProbeInputs
 from infoscope.runtime.errors import InputError
 from infoscope.runtime.parts import Part, compute_parts_together, cut
 from infoscope.sae.edit import GroupEditor
-from infoscope.scope.editing import VariantEditor, VariantShares
-from infoscope.scope.variants import Progress, Variant
+from infoscope.scope.ablations import Ablation, Progress
+from infoscope.scope.editing import AblationEditor, AblationShares
 from infoscope.vision.backbone import Tokens
 
 PASSES = {"train": "editing training images", "test": "editing test images"}
@@ -53,7 +53,7 @@ class EncodedBatch:
         edited = [tokens.patches] * inputs.edits_patches + [tokens.prefix] * inputs.edits_prefix
         return cls(inputs, tokens, GroupEditor(inputs.sae, torch.cat([part.flatten(0, 1) for part in edited])))
 
-    def edit(self, editor: VariantEditor) -> EditedTokens:
+    def edit(self, editor: AblationEditor) -> EditedTokens:
         """Return the tokens in every variant."""
         edited, start, parts = editor.edit(self.group.x, self.group.acts), 0, []
         chosen = (self.inputs.edits_patches, self.inputs.edits_prefix)
@@ -93,7 +93,7 @@ def measure_shares(
     inputs: ProbeInputs,
     config: ProbeConfig,
     rows: Int[np.ndarray, " n"],
-    variants: Sequence[Variant],
+    variants: Sequence[Ablation],
     folder: Path | None = None,
     progress: Progress | None = None,
 ) -> list[tuple[float, float]]:
@@ -116,17 +116,17 @@ class Wanted:
 
     inputs: ProbeInputs
     config: ProbeConfig
-    variants: Mapping[str, Variant]
+    variants: Mapping[str, Ablation]
     vectors: bool
     shares: bool
     means: bool
     folder: Path | None
-    editors: list[tuple[list[str], VariantEditor]] = field(default_factory=list)
+    editors: list[tuple[list[str], AblationEditor]] = field(default_factory=list)
     """Of the variants, some at a time; made when the size of a batch is known."""
 
-    def start_shares(self) -> VariantShares:
+    def start_shares(self) -> AblationShares:
         """Return the shares of no token yet."""
-        return VariantShares(self.inputs.sae, list(self.variants.values()))
+        return AblationShares(self.inputs.sae, list(self.variants.values()))
 
     def read(self, batch: EncodedBatch) -> dict[str, Tensor]:
         """Return what is wanted of each image of a batch."""
@@ -203,17 +203,17 @@ def _mean_images(batch: EncodedBatch) -> dict[str, Tensor]:
     return {**found, "counts": torch.bincount(image, minlength=n_images)}
 
 
-def _make_editors(wanted: Wanted, batch: EncodedBatch) -> list[tuple[list[str], VariantEditor]]:
+def _make_editors(wanted: Wanted, batch: EncodedBatch) -> list[tuple[list[str], AblationEditor]]:
     """Cut the variants into slices whose tokens, with what a block makes of them, fit into `probe.memory_gb`."""
     config, keys = wanted.config, list(wanted.variants)
     variant_bytes = _COPIES * 4 * sum(part.numel() for part in batch.tokens)
     size = max(1, min(config.variants_per_chunk, int(config.memory_gb * 1e9 // variant_bytes)))
     chunks = [keys[part] for part in cut(len(keys), size)]
-    return [(chunk, VariantEditor(wanted.inputs.sae, [wanted.variants[key] for key in chunk])) for chunk in chunks]
+    return [(chunk, AblationEditor(wanted.inputs.sae, [wanted.variants[key] for key in chunk])) for chunk in chunks]
 
 
 def _read_vectors(
-    config: ProbeConfig, batch: EncodedBatch, editors: list[tuple[list[str], VariantEditor]]
+    config: ProbeConfig, batch: EncodedBatch, editors: list[tuple[list[str], AblationEditor]]
 ) -> dict[str, Tensor]:
     """Return what each readout of CLS makes of every variant of some images, some variants at a time."""
     found, dtype = {}, getattr(torch, config.feature_dtype)

@@ -19,7 +19,7 @@ from infoscope.probes.inputs import ProbeInputs
 from infoscope.runtime import processes
 from infoscope.runtime.parts import Part
 from infoscope.sae.model import SparseAutoencoder
-from infoscope.scope.variants import Progress, Variant, choose_rows
+from infoscope.scope.ablations import Ablation, Progress, choose_rows
 from infoscope.vision.tokens.shards import RowWriter
 
 _MEANS_FILES = {"mean_x": "float32", "indices": "int32", "values": "float32"}
@@ -36,7 +36,7 @@ class WantedFeatures:
     """
 
     inputs: ProbeInputs
-    variants: Mapping[str, Variant]
+    variants: Mapping[str, Ablation]
     folders: Mapping[str, Path]
     progress_folder: Path | None = None
 

@@ -17,7 +17,7 @@ from infoscope.probes.config import ProbeConfig, Readout
 from infoscope.probes.inputs import ProbeInputs
 from infoscope.sae.edit import EditMode
 from infoscope.sae.model import SparseAutoencoder
-from infoscope.scope.variants import Variant
+from infoscope.scope.ablations import Ablation
 
 MEANS = "means"
 """Under what name the means of images lie; every other name is a variant's key."""
@@ -79,7 +79,7 @@ class ImageMeans:
         return len(self.x)
 
     @torch.no_grad()
-    def form_vectors(self, sae: SparseAutoencoder, variants: Sequence[Variant]) -> Float[Tensor, "n_variants n d_in"]:
+    def form_vectors(self, sae: SparseAutoencoder, variants: Sequence[Ablation]) -> Float[Tensor, "n_variants n d_in"]:
         """Return the mean of each image's edited patch tokens, where the SAE lies.
 
         An edit is linear in the latents, and so is a mean: mean(x) - (1/c) mean(z_G) W_dec where the SAE's error stays,
@@ -87,7 +87,7 @@ class ImageMeans:
         error gives mean(x) bit for bit. Work: a decoder row for each entry of a latent that is removed (or kept).
         """
         device = sae.W_dec.device
-        removed = [torch.from_numpy(variant.removed).to(device) for variant in variants]
+        removed = [torch.from_numpy(variant.ablated).to(device) for variant in variants]
         out = torch.empty(len(variants), *self.x.shape, device=device)
         for start in range(0, len(self), _BLOCK_IMAGES):
             rows = slice(start, start + _BLOCK_IMAGES)
@@ -143,7 +143,7 @@ class Features:
         mass, energy = json.loads((self.folders[key] / SHARES_FILE).read_text(encoding="utf-8"))
         return mass, energy
 
-    def load(self, split: str, variants: Mapping[str, Variant]) -> dict[str, Float[Tensor, "n_variants n d"]]:
+    def load(self, split: str, variants: Mapping[str, Ablation]) -> dict[str, Float[Tensor, "n_variants n d"]]:
         """Return {readout: one float32 vector for each variant and image} on the device.
 
         Args:

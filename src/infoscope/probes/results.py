@@ -14,13 +14,13 @@ from safetensors.torch import load_file, save_file
 
 from infoscope.probes.heads import LinearMaps
 from infoscope.runtime.errors import InputError
-from infoscope.scope.variants import Variant, describe_variant
+from infoscope.scope.ablations import Ablation, describe_variant
 
 RESULT_FILE, HEADS_FILE = "result.json", "heads.safetensors"
 
 
 @dataclass
-class VariantResult:
+class AblationResult:
     """One row of the feature-removal table.
 
     Args:
@@ -43,13 +43,13 @@ class VariantResult:
         """Return everything but the heads, as plain JSON types."""
         return {"variant": self.variant, "metrics": self.metrics, "frozen_head": self.frozen_head, "lr": self.lr}
 
-    def relabel(self, variant: Variant) -> VariantResult:
+    def relabel(self, variant: Ablation) -> AblationResult:
         """Return the same result for another variant with the same tokens (equal groups, empty groups)."""
         shares = {name: self.variant[name] for name in ("mass_share", "energy_share")}
-        return VariantResult(describe_variant(variant, **shares), self.metrics, self.frozen_head, self.lr, self.heads)
+        return AblationResult(describe_variant(variant, **shares), self.metrics, self.frozen_head, self.lr, self.heads)
 
 
-def load_results(folders: Sequence[Path], variant: Variant) -> VariantResult:
+def load_results(folders: Sequence[Path], variant: Ablation) -> AblationResult:
     """Return the results of one variant on one or more data sets as one, named after `variant`.
 
     The shares removed are those on the first data set's test tokens.
@@ -61,7 +61,7 @@ def load_results(folders: Sequence[Path], variant: Variant) -> VariantResult:
     return first.relabel(variant)
 
 
-def save_result(folder: Path, result: VariantResult) -> None:
+def save_result(folder: Path, result: AblationResult) -> None:
     """Write `result.json` and `heads.safetensors` into an existing folder."""
     tensors = {}
     for task, maps in result.heads.items():
@@ -70,7 +70,7 @@ def save_result(folder: Path, result: VariantResult) -> None:
     (folder / RESULT_FILE).write_text(json.dumps(result.to_json(), indent=2, allow_nan=False), encoding="utf-8")
 
 
-def load_result(folder: Path, device: torch.device | str = "cpu") -> VariantResult:
+def load_result(folder: Path, device: torch.device | str = "cpu") -> AblationResult:
     """Return what `save_result` wrote.
 
     Raises:
@@ -86,7 +86,7 @@ def load_result(folder: Path, device: torch.device | str = "cpu") -> VariantResu
             for name, weight in tensors.items()
             if name.endswith(".weight")
         }
-        return VariantResult(content["variant"], content["metrics"], content["frozen_head"], content["lr"], heads)
+        return AblationResult(content["variant"], content["metrics"], content["frozen_head"], content["lr"], heads)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise InputError(
             f"Expected the result of a probe in {folder}, found none that can be read: {error}."

@@ -25,19 +25,19 @@ from infoscope.probes.features import MEANS, FeatureFolders, Features
 from infoscope.probes.heads import LinearMaps
 from infoscope.probes.inputs import ProbeInputs
 from infoscope.probes.rates import Heads, TaskOutcome, Trained, first_row
-from infoscope.probes.results import VariantResult
+from infoscope.probes.results import AblationResult
 from infoscope.runtime import processes
 from infoscope.runtime.parts import Checkpoint, cut, load_state, save_state
-from infoscope.scope.editing import VariantEditor
-from infoscope.scope.variants import Progress, Role, Variant, choose_rows, describe_variant, finite
+from infoscope.scope.ablations import Ablation, Progress, Role, choose_rows, describe_variant, finite
+from infoscope.scope.editing import AblationEditor
 
 _RESULTS_FILE = "results.pt"
-OnResult = Callable[[str, VariantResult], None]
+OnResult = Callable[[str, AblationResult], None]
 """Called with (variant key, result) as soon as all tasks of the variant are finished."""
 
 
 def run_probes(
-    variants: Sequence[Variant],
+    variants: Sequence[Ablation],
     inputs: ProbeInputs,
     config: ProbeConfig,
     sae_key: str = "",
@@ -47,7 +47,7 @@ def run_probes(
     folders: FeatureFolders | None = None,
     say: Callable[[str], None] | None = None,
     folder: Path | None = None,
-) -> dict[str, VariantResult]:
+) -> dict[str, AblationResult]:
     """Return {variant key: result}; variants with equal tokens are trained once, under the name of the first.
 
     The numbers depend on the configuration and the variant alone: not on which others run beside it, nor on the chunks
@@ -59,7 +59,7 @@ def run_probes(
     exchanged, and what a process returns are the results of its own chunks.
 
     Args:
-        sae_key: what tells SAEs apart in the keys, see `Variant.key`.
+        sae_key: what tells SAEs apart in the keys, see `Ablation.key`.
         original_heads: `heads` of the original variant's result, where it was made before; otherwise the original must
             be among the variants, and is trained first.
         on_result: gets each result as soon as its chunk is done, so that an interruption loses one chunk at most.
@@ -117,7 +117,7 @@ class _Work:
         self,
         inputs: ProbeInputs,
         config: ProbeConfig,
-        variants: Mapping[str, Variant],
+        variants: Mapping[str, Ablation],
         folders: FeatureFolders,
         folder: Path | None,
         progress: Progress | None,
@@ -145,7 +145,7 @@ class _Work:
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
-    def keep(self, chunk: Sequence[str], measured: Mapping[str, VariantResult]) -> None:
+    def keep(self, chunk: Sequence[str], measured: Mapping[str, AblationResult]) -> None:
         """Keep a chunk's results until all are handed on: retrained in another batch, the rest rounds otherwise."""
         folder = self._open(chunk) if chunk else None
         if folder is not None:
@@ -164,7 +164,7 @@ class _Work:
         variants, folder = [self.variants[key] for key in chunk], self._open(chunk, "shares")
         return measure_shares(self.inputs, self.config, self.test_rows, variants, folder, self.progress)
 
-    def _divide(self, chunk: Sequence[str]) -> list[dict[str, Variant]]:
+    def _divide(self, chunk: Sequence[str]) -> list[dict[str, Ablation]]:
         """Return a chunk as what classification holds at a time."""
         return [{key: self.variants[key] for key in chunk[part]} for part in cut(len(chunk), self.size)]
 
@@ -173,7 +173,7 @@ class _Work:
         if not chunk:
             return {}
         folder = self._open(chunk)
-        editor, trained = VariantEditor(self.inputs.sae, [self.variants[key] for key in chunk]), {}
+        editor, trained = AblationEditor(self.inputs.sae, [self.variants[key] for key in chunk]), {}
         with processes.alone():
             for probes in self.dense:
                 trained |= _train_once(probes.name, folder, lambda on=probes: on.train(editor, folder))
@@ -186,7 +186,7 @@ class _Work:
             trained[task] = (LinearMaps(weight, bias), [record for part in records for record in part])
         return trained
 
-    def _train_classification(self, variants: Mapping[str, Variant], folder: Path | None) -> Trained:
+    def _train_classification(self, variants: Mapping[str, Ablation], folder: Path | None) -> Trained:
         assert self.features is not None
         features = self.features
 
@@ -197,11 +197,11 @@ class _Work:
 
     def measure(
         self, chunk: Sequence[str], trained: Trained, original_heads: Heads
-    ) -> Iterator[tuple[str, VariantResult]]:
+    ) -> Iterator[tuple[str, AblationResult]]:
         """Yield (key, result) of a chunk's variants on the test split."""
         if not chunk:
             return
-        editor, seen = VariantEditor(self.inputs.sae, [self.variants[key] for key in chunk]), {}
+        editor, seen = AblationEditor(self.inputs.sae, [self.variants[key] for key in chunk]), {}
         with processes.alone():
             for probes in self.dense:
                 seen |= probes.measure_test(editor, trained, original_heads, self._open(chunk))
@@ -225,7 +225,7 @@ class _Work:
             first += len(part)
 
 
-def _hand_on_finished(folder: Path, keys: Sequence[str], on_result: OnResult | None) -> dict[str, VariantResult]:
+def _hand_on_finished(folder: Path, keys: Sequence[str], on_result: OnResult | None) -> dict[str, AblationResult]:
     """Hand on what an interrupted run had worked out of the variants asked for, in order, and return it everywhere.
 
     What was kept of it is deleted then; what other jobs keep stays.
@@ -250,12 +250,12 @@ def _load_finished(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
             yield path, load_state(path)
 
 
-def _to_state(result: VariantResult) -> dict[str, Any]:
+def _to_state(result: AblationResult) -> dict[str, Any]:
     return {**result.to_json(), "heads": {task: maps._asdict() for task, maps in result.heads.items()}}
 
 
-def _from_state(state: dict[str, Any]) -> VariantResult:
-    return VariantResult(**{**state, "heads": {task: LinearMaps(**maps) for task, maps in state["heads"].items()}})
+def _from_state(state: dict[str, Any]) -> AblationResult:
+    return AblationResult(**{**state, "heads": {task: LinearMaps(**maps) for task, maps in state["heads"].items()}})
 
 
 def _train_once(name: str, folder: Path | None, train: Callable[[], Trained]) -> Trained:
@@ -284,9 +284,9 @@ def _count_at_a_time(
     return size
 
 
-def _unite(variants: Sequence[Variant], sae_key: str) -> dict[str, Variant]:
+def _unite(variants: Sequence[Ablation], sae_key: str) -> dict[str, Ablation]:
     """Return variants by key, the original first; of those with equal tokens the first one."""
-    unique: dict[str, Variant] = {}
+    unique: dict[str, Ablation] = {}
     for variant in sorted(variants, key=lambda variant: variant.role is not Role.original):
         unique.setdefault(variant.key(sae_key), variant)
     return unique
@@ -295,7 +295,7 @@ def _unite(variants: Sequence[Variant], sae_key: str) -> dict[str, Variant]:
 def _make_features(
     inputs: ProbeInputs,
     config: ProbeConfig,
-    variants: Mapping[str, Variant],
+    variants: Mapping[str, Ablation],
     rows: Mapping[str, Int[np.ndarray, " n"]],
     folders: FeatureFolders,
     progress: Progress | None,
@@ -310,15 +310,15 @@ def _make_features(
 
 
 def _assemble(
-    variant: Variant, shares: tuple[float, float], places: dict[str, tuple[TaskOutcome, int]]
-) -> VariantResult:
+    variant: Ablation, shares: tuple[float, float], places: dict[str, tuple[TaskOutcome, int]]
+) -> AblationResult:
     """Return the result of a variant: of each task, what lies at its place of an outcome."""
 
     def read(values: dict[str, Tensor], place: int) -> dict[str, float | None]:
         # torchmetrics gives a single head's value without its axis.
         return {name: finite(value.reshape(-1)[place].item()) for name, value in values.items()}
 
-    return VariantResult(
+    return AblationResult(
         describe_variant(variant, *shares),
         {task: read(outcome.metrics, place) for task, (outcome, place) in places.items()},
         {task: read(outcome.frozen_head, place) for task, (outcome, place) in places.items()},

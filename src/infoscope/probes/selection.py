@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 from infoscope.probes.config import SelectConfig
 from infoscope.probes.rates import Heads
 from infoscope.sae.edit import EditMode
-from infoscope.scope.variants import Role, Variant
+from infoscope.scope.ablations import Ablation, Role
 
 BY_ACTIVATION, BY_CHANCE, BY_PROBE = "activation", "random", "probe"
 LOGITS = ("classification/patch_mean", "segmentation")
@@ -46,14 +46,14 @@ def compute_probe_importance(
     return found
 
 
-def make_selection_variants(
+def make_selection_ablations(
     bands: Mapping[str, Bool[np.ndarray, " d_sae"]],
     candidates: Bool[np.ndarray, " d_sae"],
     mass: Float[np.ndarray, " d_sae"],
     importance: Mapping[str, Float[np.ndarray, " d_sae"]],
     config: SelectConfig,
     seed: int = 0,
-) -> list[Variant]:
+) -> list[Ablation]:
     """Return the variants that keep n latents alone: tokens are decoded from them, so the SAE's error goes too.
 
     For every n: the n latents of most mass within each band of the CDS; of most mass among all; of most importance to
@@ -83,9 +83,9 @@ def make_selection_variants(
     return variants
 
 
-def _keep(kept: np.ndarray, mass: np.ndarray, rule: str, draw: int | None = None) -> Variant:
+def _keep(kept: np.ndarray, mass: np.ndarray, rule: str, draw: int | None = None) -> Ablation:
     removed = np.ones(len(mass), dtype=bool)
     removed[kept] = False
     name = f"keep_{len(kept)}_{rule}".replace(" ", "_").replace("/", "_") + ("" if draw is None else f"_{draw}")
     share = float(mass[removed].sum() / max(mass.sum(), np.finfo(np.float64).tiny))
-    return Variant(name, EditMode.reconstruct, removed, Role.kept, rule, draw=draw, mass_share_train=share)
+    return Ablation(name, EditMode.reconstruct, removed, Role.kept, rule, draw=draw, mass_share_train=share)

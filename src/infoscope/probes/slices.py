@@ -14,7 +14,7 @@ from infoscope.probes.metrics import IGNORE_LABEL
 from infoscope.probes.pixels import AllPixels, PixelSample
 from infoscope.sae.activations import SparseActs
 from infoscope.sae.model import SparseAutoencoder
-from infoscope.scope.editing import VariantEditor
+from infoscope.scope.editing import AblationEditor
 
 BYTES = 4
 """Of a float32."""
@@ -28,9 +28,9 @@ def divide(n: int, bytes_each: float, memory_bytes: float) -> list[slice]:
     return [slice(start, min(start + n_each, n)) for start in range(0, n, n_each)]
 
 
-def narrow(editor: VariantEditor, variants: slice) -> VariantEditor:
+def narrow(editor: AblationEditor, variants: slice) -> AblationEditor:
     """Return the editor of some of the variants."""
-    part = VariantEditor(editor.sae, [])
+    part = AblationEditor(editor.sae, [])
     part.variants, part.removed = editor.variants[variants], editor.removed[variants]
     return part
 
@@ -66,7 +66,7 @@ class SlicedBatch:
 
     patches: Float[Tensor, "batch n_patches d"]
     acts: SparseActs
-    editor: VariantEditor
+    editor: AblationEditor
     pixels: PixelSample | AllPixels
     labels: Int[Tensor, "batch n_pixels"] | None
     depth_m: Float[Tensor, "batch n_pixels"] | None

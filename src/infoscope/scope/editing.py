@@ -11,10 +11,10 @@ from torch import Tensor
 from infoscope.sae.activations import SparseActs
 from infoscope.sae.edit import EditMode, GroupEditor, RemovedShareMeter
 from infoscope.sae.model import SparseAutoencoder
-from infoscope.scope.variants import Variant
+from infoscope.scope.ablations import Ablation
 
 
-class VariantEditor:
+class AblationEditor:
     """Forms the tokens of several variants.
 
     Args:
@@ -22,10 +22,10 @@ class VariantEditor:
         variants: what is removed; the tokens come in this order.
     """
 
-    def __init__(self, sae: SparseAutoencoder, variants: Sequence[Variant]) -> None:
+    def __init__(self, sae: SparseAutoencoder, variants: Sequence[Ablation]) -> None:
         self.sae = sae
         self.variants = list(variants)
-        self.removed = [torch.from_numpy(variant.removed).to(sae.W_dec.device) for variant in variants]
+        self.removed = [torch.from_numpy(variant.ablated).to(sae.W_dec.device) for variant in variants]
 
     def __len__(self) -> int:
         return len(self.variants)
@@ -44,19 +44,19 @@ class VariantEditor:
         return edited
 
 
-class VariantShares:
+class AblationShares:
     """Accumulates what each variant removes from raw tokens: (share of activation mass, share of energy).
 
     The energy counts everything in which the edited tokens differ, so in mode `reconstruct` the SAE's error too.
     """
 
-    def __init__(self, sae: SparseAutoencoder, variants: Sequence[Variant]) -> None:
+    def __init__(self, sae: SparseAutoencoder, variants: Sequence[Ablation]) -> None:
         self.n_variants = len(variants)
         self.meters: list[tuple[list[int], RemovedShareMeter]] = []
         for mode in EditMode:
             places = [i for i, variant in enumerate(variants) if variant.mode is mode]
             if places:
-                removed = torch.stack([torch.from_numpy(variants[i].removed) for i in places])
+                removed = torch.stack([torch.from_numpy(variants[i].ablated) for i in places])
                 self.meters.append((places, RemovedShareMeter(sae, removed, mode)))
 
     def update(self, editor: GroupEditor) -> None:

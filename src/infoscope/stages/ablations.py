@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from infoscope.pipeline.context import Context
-from infoscope.scope.variants import Variant, make_matched_variants, make_variants
+from infoscope.scope.ablations import Ablation, make_ablations, make_matched_ablations
 from infoscope.stages.rank import Rank
 from infoscope.stages.score.stage import partition_of
 
 
-def variants_of(ctx: Context, seed: int) -> list[Variant]:
+def ablations_of(ctx: Context, seed: int) -> list[Ablation]:
     """Return what is removed from the tokens, the original ones first: groups, everything, random controls."""
     ranking, partition, probe = Rank.at(ctx, seed).load(), partition_of(ctx, seed), ctx.config.probe
-    return make_variants(
+    return make_ablations(
         dict(partition.groups),
         drawable=~partition.unscored & (ranking.mean_act > 0),
         mass=ranking.mean_act,
@@ -20,7 +20,7 @@ def variants_of(ctx: Context, seed: int) -> list[Variant]:
     )
 
 
-def matched_variants_of(ctx: Context, seed: int) -> list[Variant]:
+def matched_ablations_of(ctx: Context, seed: int) -> list[Ablation]:
     """Return the groups thinned out until they fire equally often; none for bands."""
     ranking, groups = Rank.at(ctx, seed).load(), dict(partition_of(ctx, seed).groups)
-    return make_matched_variants(groups, ranking.firing_rate, ranking.mean_act, ctx.config.probe.seed)
+    return make_matched_ablations(groups, ranking.firing_rate, ranking.mean_act, ctx.config.probe.seed)

@@ -26,7 +26,7 @@ def make_variant(role: str, mode: str = "error_preserving", **given) -> dict:
     return {"name": name, "mode": mode, "role": role, **defaults, "mass_share_train": 0.3, "energy_share": 0.2, **given}
 
 
-def make_variants(n_draws: int = 3) -> list[dict]:
+def make_ablations(n_draws: int = 3) -> list[dict]:
     controls = [
         make_variant("control", group=group, control=control, draw=draw)
         for group in ("high", "low")
@@ -49,7 +49,7 @@ def make_result(
 ) -> PredictionResult:
     """Predictions of which a share is redrawn: `change` for each group, a twentieth for random ones."""
     rng = np.random.default_rng(seed)
-    variants = variants or make_variants()
+    variants = variants or make_ablations()
     labels = np.random.default_rng(9).integers(len(NAMES), size=N_IMAGES)
     predicted, max_prob = [], []
     for variant in variants:
@@ -100,7 +100,7 @@ def test_a_row_for_each_variant_and_means_over_seeds_and_draws():
 
 
 def test_groups_of_unequal_mass_are_said_to_be_so():
-    variants = [v | {"mass_share_train": 0.6 if v["group"] == "low" else 0.3} for v in make_variants()]
+    variants = [v | {"mass_share_train": 0.6 if v["group"] == "low" else 0.3} for v in make_ablations()]
     table = make_prediction_section({0: make_result(0, variants)}).tables["predictions"]
     assert "The groups differ in mass (high-scope 30.0%, low-scope 60.0%)" in table.to_markdown()
 

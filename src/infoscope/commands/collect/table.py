@@ -17,7 +17,7 @@ from infoscope.pipeline.stage import Row
 from infoscope.probes.selection import BY_PROBE
 from infoscope.report.tables import Align, Column, Section, Table, Value, compute_stat
 from infoscope.runtime.files import atomic_write
-from infoscope.stages.probe.results import Variant, is_matched
+from infoscope.stages.probe.results import AblationRow, is_matched
 
 NAME, SUFFIXES = "jobs", ("parquet", "csv", "md")
 NAMED = (
@@ -158,7 +158,7 @@ def _label(row: Row, n_kept: int) -> str | None:
     if "role" not in row:
         return str(row.get("variant", ""))
     group, control = (None if row[key] is None else str(row[key]) for key in ("group", "control"))
-    variant = Variant(str(row["role"]), str(row["mode"]), group, control)
+    variant = AblationRow(str(row["role"]), str(row["mode"]), group, control)
     if variant.role == "kept":
         is_shown = _count_kept(row) == n_kept and not str(group).startswith(BY_PROBE)
         return f"{n_kept} kept: {group}" if is_shown else None

@@ -16,8 +16,8 @@ from infoscope.pipeline.context import Context
 from infoscope.report.joining import Part, join_tables
 from infoscope.report.tables import Align, Cell, Column, Stat, Table, Value, compute_stat
 from infoscope.sae.edit import EditMode
-from infoscope.scope.variants import Control, Role, Variant
-from infoscope.stages.ablations import variants_of
+from infoscope.scope.ablations import Ablation, Control, Role
+from infoscope.stages.ablations import ablations_of
 from infoscope.stages.probe.results import Result
 from infoscope.stages.probe.run import probe_variants
 from infoscope.stages.probe.stage import find_paper_reference, read_probed
@@ -75,7 +75,7 @@ class Shown:
     more_tables: Sequence[Table] = ()
 
 
-def read_removal(ctx: Context, choose: Callable[[Variant], bool] = lambda variant: True) -> list[Result]:
+def read_removal(ctx: Context, choose: Callable[[Ablation], bool] = lambda variant: True) -> list[Result]:
     """Return what the probes read from each variant of the tokens, in all SAE seeds; missing ones are trained.
 
     Args:
@@ -86,12 +86,12 @@ def read_removal(ctx: Context, choose: Callable[[Variant], bool] = lambda varian
     """
     probed = {}
     for seed in ctx.config.seeds:
-        original, *others = variants_of(ctx, seed)
+        original, *others = ablations_of(ctx, seed)
         probed[seed] = probe_variants(ctx, seed, [original, *filter(choose, others)])
     return read_probed(ctx, probed)
 
 
-def is_swept(variant: Variant) -> bool:
+def is_swept(variant: Ablation) -> bool:
     """Choose what a sweep compares: the groups while the SAE's error stays, and random groups of their mass."""
     is_error_preserving = variant.mode is EditMode.error_preserving
     return is_error_preserving and (variant.role is Role.group or variant.control is Control.mass)

@@ -13,7 +13,15 @@ from infoscope.predictions.results import PredictionResult
 from infoscope.report.section import ReportSection, SectionFigure
 from infoscope.report.tables import Cell, Column, Stat, Table, compute_stat, format_number
 from infoscope.stages.predict.figures import MIN_PREDICTIONS, draw_changed_predictions, draw_reliability
-from infoscope.stages.probe.results import MODES, Metric, Result, Variant, group_by_variant, is_empty, tell_unequal_mass
+from infoscope.stages.probe.results import (
+    MODES,
+    AblationRow,
+    Metric,
+    Result,
+    group_by_variant,
+    is_empty,
+    tell_unequal_mass,
+)
 from infoscope.stages.probe.tables import EMPTY, LABEL, MARKS
 
 TASK = "predictions"
@@ -30,7 +38,7 @@ SHARES = (
     Column("mass_share_train", "mass", digits=1, scale=100, unit="%", optional=True),
     Column("energy_share", "energy", digits=1, scale=100, unit="%", optional=True),
 )
-ORIGINAL = Variant("original", "")
+ORIGINAL = AblationRow("original", "")
 KEPT = "error_preserving"
 """The mode in which the SAE's error stays: findings and figures speak of it."""
 
@@ -80,7 +88,7 @@ def make_prediction_section(
     )
 
 
-def _make_runs(results: Mapping[int, PredictionResult]) -> dict[Variant, list[Result]]:
+def _make_runs(results: Mapping[int, PredictionResult]) -> dict[AblationRow, list[Result]]:
     """The runs of each variant over seeds and draws, in the order of the table."""
     return group_by_variant(
         [
@@ -91,7 +99,7 @@ def _make_runs(results: Mapping[int, PredictionResult]) -> dict[Variant, list[Re
     )
 
 
-def _make_table(runs: Mapping[Variant, Sequence[Result]], results: Mapping[int, PredictionResult]) -> Table:
+def _make_table(runs: Mapping[AblationRow, Sequence[Result]], results: Mapping[int, PredictionResult]) -> Table:
     first = next(iter(results.values()))
     metrics = [metric for metric in METRICS if first.has_labels or metric.name not in ("top1", "ece")]
     n_draws = len({run["variant"]["draw"] for many in runs.values() for run in many} - {None})
@@ -126,7 +134,7 @@ def _make_table(runs: Mapping[Variant, Sequence[Result]], results: Mapping[int, 
     return table
 
 
-def _share_cells(variant: Variant, filled: Sequence[Result]) -> list[Cell]:
+def _share_cells(variant: AblationRow, filled: Sequence[Result]) -> list[Cell]:
     if variant.role == "original":
         return [Cell()] * len(SHARES)
     return [Cell(compute_stat(run["variant"][column.key] for run in filled)) for column in SHARES]
@@ -135,20 +143,20 @@ def _share_cells(variant: Variant, filled: Sequence[Result]) -> list[Cell]:
 class _Numbers:
     """Means and spreads by variant, for sentences."""
 
-    def __init__(self, runs: Mapping[Variant, Sequence[Result]]) -> None:
+    def __init__(self, runs: Mapping[AblationRow, Sequence[Result]]) -> None:
         self.runs = runs
 
-    def stat(self, variant: Variant, metric: str) -> Stat:
+    def stat(self, variant: AblationRow, metric: str) -> Stat:
         return compute_stat(run["metrics"][TASK][metric] for run in self.runs.get(variant, ()))
 
-    def mean(self, variant: Variant, metric: str) -> float:
+    def mean(self, variant: AblationRow, metric: str) -> float:
         return self.stat(variant, metric).mean
 
-    def has(self, variant: Variant) -> bool:
+    def has(self, variant: AblationRow) -> bool:
         return bool(self.runs.get(variant))
 
 
-def _make_findings(runs: Mapping[Variant, Sequence[Result]], first: PredictionResult) -> tuple[str, ...]:
+def _make_findings(runs: Mapping[AblationRow, Sequence[Result]], first: PredictionResult) -> tuple[str, ...]:
     numbers = _Numbers(runs)
     groups = [variant for variant in runs if variant.role == "group" and variant.mode == KEPT]
     findings = [_tell_main(numbers, groups, first)]
@@ -158,7 +166,7 @@ def _make_findings(runs: Mapping[Variant, Sequence[Result]], first: PredictionRe
             findings.append(f"The group {group.group!r} has no features in any run: nothing was removed.")
     if first.has_labels:
         findings.append(_tell_calibration(numbers, groups))
-    nothing = Variant("nothing", "reconstruct")
+    nothing = AblationRow("nothing", "reconstruct")
     if numbers.has(nothing):
         findings.append(
             "The SAE's reconstruction alone, with nothing removed, changes"
@@ -167,7 +175,7 @@ def _make_findings(runs: Mapping[Variant, Sequence[Result]], first: PredictionRe
     return tuple(findings)
 
 
-def _tell_main(numbers: _Numbers, groups: Sequence[Variant], first: PredictionResult) -> str:
+def _tell_main(numbers: _Numbers, groups: Sequence[AblationRow], first: PredictionResult) -> str:
     n = f"{len(first.image_index):,} test images and {len(first.class_names):,} classes"
     present = [group for group in groups if numbers.has(group)]
     if not first.has_labels:
@@ -186,10 +194,10 @@ def _tell_main(numbers: _Numbers, groups: Sequence[Variant], first: PredictionRe
     )
 
 
-def _compare_with_random(numbers: _Numbers, group: Variant) -> str:
+def _compare_with_random(numbers: _Numbers, group: AblationRow) -> str:
     """Say whether a group changes more predictions than random groups of its mass; within two spreads it does not."""
     mine = numbers.stat(group, "changed")
-    random = numbers.stat(Variant("control", KEPT, group.group, "mass"), "changed")
+    random = numbers.stat(AblationRow("control", KEPT, group.group, "mass"), "changed")
     start = f"{group.label.capitalize()} features {_percent(mine.mean)} of the predictions change"
     confidence = numbers.mean(group, "max_prob") - numbers.mean(ORIGINAL, "max_prob")
     end = f"; mean confidence moves by {format_number(100 * confidence, 1, signed=True)} points."
@@ -206,8 +214,8 @@ def _compare_with_random(numbers: _Numbers, group: Variant) -> str:
     return f"{start}, {against}: {verdict}{end}"
 
 
-def _tell_calibration(numbers: _Numbers, groups: Sequence[Variant]) -> str:
-    def tell(variant: Variant, name: str) -> str:
+def _tell_calibration(numbers: _Numbers, groups: Sequence[AblationRow]) -> str:
+    def tell(variant: AblationRow, name: str) -> str:
         excess = numbers.mean(variant, "max_prob") - numbers.mean(variant, "top1")
         word = "over" if excess > 0 else "under"
         return (
@@ -220,7 +228,7 @@ def _tell_calibration(numbers: _Numbers, groups: Sequence[Variant]) -> str:
     return f"Expected calibration error: {_join(parts)}."
 
 
-def _summarise(variant: Variant, many: Sequence[Result], filled: Sequence[Result]) -> dict[str, Any]:
+def _summarise(variant: AblationRow, many: Sequence[Result], filled: Sequence[Result]) -> dict[str, Any]:
     row: dict[str, Any] = {**variant._asdict(), "n_runs": len(many), "n_empty": len(many) - len(filled)}
     for metric in METRICS:
         stat = compute_stat(metric.read(run) for run in filled)

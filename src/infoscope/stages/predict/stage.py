@@ -17,7 +17,7 @@ from infoscope.report.section import ReportSection
 from infoscope.report.tables import Column
 from infoscope.runtime.store import Workspace
 from infoscope.sae.config import TokenChoice
-from infoscope.stages.ablations import variants_of
+from infoscope.stages.ablations import ablations_of
 from infoscope.stages.backbone import fingerprint_model, load_backbone
 from infoscope.stages.images import check_split, count_images, find_known, open_split
 from infoscope.stages.predict.section import make_prediction_section
@@ -85,7 +85,7 @@ class Predict(Published, SeedStage[PredictionResult]):
             "layer": config.model.layer,
             "predict": config.predict.cache_key_fields(),
             "target": config.predict.target,
-            "variants": [[variant.name, variant.key(up.sae.hash)] for variant in variants_of(ctx, seed)],
+            "variants": [[variant.name, variant.key(up.sae.hash)] for variant in ablations_of(ctx, seed)],
         }
 
     def check(self, ctx: Context, seed: int) -> None:
@@ -111,7 +111,7 @@ class Predict(Published, SeedStage[PredictionResult]):
         )
         with ctx.track(self.kind, seed) as tracker, ctx.display.bar(f"predicting, seed {seed}") as advance:
             found = run_predictions(
-                variants_of(ctx, seed),
+                ablations_of(ctx, seed),
                 inputs,
                 up.head.load(),
                 config.predict,

@@ -10,14 +10,14 @@ from infoscope.pipeline.context import Context
 from infoscope.pipeline.stage import ArtifactStage, Handle, Key, Needs, name_of_seed
 from infoscope.probes.config import ProbeConfig, Readout
 from infoscope.probes.features import MEANS
-from infoscope.probes.results import VariantResult, load_result
-from infoscope.scope.variants import Role, Variant
+from infoscope.probes.results import AblationResult, load_result
+from infoscope.scope.ablations import Ablation, Role
 from infoscope.stages.backbone import fingerprint_model
 from infoscope.stages.sae import sae_of
 from infoscope.stages.tokens import Tokens
 
 
-def _name(ctx: Context, seed: int, variant: Variant) -> str:
+def _name(ctx: Context, seed: int, variant: Ablation) -> str:
     name = variant.name if variant.role is Role.original else f"{variant.name}-seed{seed}"
     return f"{ctx.config.model.name}-{name}"
 
@@ -26,7 +26,7 @@ def _needs(ctx: Context, seed: int, data: DataConfig) -> Needs:
     return Needs(sae=sae_of(ctx, seed), train=Tokens.at(ctx, "train", data), test=Tokens.at(ctx, "test", data))
 
 
-class VariantProbes(ArtifactStage[VariantResult]):
+class AblationProbes(ArtifactStage[AblationResult]):
     """The probes of one variant of the tokens of one data set; equal tokens have one.
 
     An item is (seed, variant, data, the probes of the tasks on that data). Many are trained in one loop, by `Probe`.
@@ -35,16 +35,16 @@ class VariantProbes(ArtifactStage[VariantResult]):
     kind = "probe"
     is_shared, is_one_of_many = False, True
 
-    def name(self, ctx: Context, seed: int, variant: Variant, data: DataConfig, probe: ProbeConfig) -> str:
+    def name(self, ctx: Context, seed: int, variant: Ablation, data: DataConfig, probe: ProbeConfig) -> str:
         return _name(ctx, seed, variant)
 
-    def identify(self, seed: int, variant: Variant, data: DataConfig, probe: ProbeConfig) -> str:
+    def identify(self, seed: int, variant: Ablation, data: DataConfig, probe: ProbeConfig) -> str:
         return repr((seed, variant.name, variant.key(), data, probe))
 
-    def needs(self, ctx: Context, seed: int, variant: Variant, data: DataConfig, probe: ProbeConfig) -> Needs:
+    def needs(self, ctx: Context, seed: int, variant: Ablation, data: DataConfig, probe: ProbeConfig) -> Needs:
         return _needs(ctx, seed, data)
 
-    def key(self, ctx: Context, up: Needs, seed: int, variant: Variant, data: DataConfig, probe: ProbeConfig) -> Key:
+    def key(self, ctx: Context, up: Needs, seed: int, variant: Ablation, data: DataConfig, probe: ProbeConfig) -> Key:
         return {
             "probe": probe.cache_key_fields(),
             "tokens": [up.train.hash, up.test.hash],
@@ -54,8 +54,8 @@ class VariantProbes(ArtifactStage[VariantResult]):
         }
 
     def load(
-        self, ctx: Context, folder: Path, seed: int, variant: Variant, data: DataConfig, probe: ProbeConfig
-    ) -> VariantResult:
+        self, ctx: Context, folder: Path, seed: int, variant: Ablation, data: DataConfig, probe: ProbeConfig
+    ) -> AblationResult:
         return load_result(folder)
 
 
@@ -65,16 +65,16 @@ class Features(ArtifactStage[Path]):
     kind = "features"
     is_one_of_many = True
 
-    def name(self, ctx: Context, seed: int, variant: Variant, data: DataConfig, probe: ProbeConfig) -> str:
+    def name(self, ctx: Context, seed: int, variant: Ablation, data: DataConfig, probe: ProbeConfig) -> str:
         return _name(ctx, seed, variant)
 
-    def identify(self, seed: int, variant: Variant, data: DataConfig, probe: ProbeConfig) -> str:
+    def identify(self, seed: int, variant: Ablation, data: DataConfig, probe: ProbeConfig) -> str:
         return repr((seed, variant.name, variant.key(), data, probe))
 
-    def needs(self, ctx: Context, seed: int, variant: Variant, data: DataConfig, probe: ProbeConfig) -> Needs:
+    def needs(self, ctx: Context, seed: int, variant: Ablation, data: DataConfig, probe: ProbeConfig) -> Needs:
         return _needs(ctx, seed, data)
 
-    def key(self, ctx: Context, up: Needs, seed: int, variant: Variant, data: DataConfig, probe: ProbeConfig) -> Key:
+    def key(self, ctx: Context, up: Needs, seed: int, variant: Ablation, data: DataConfig, probe: ProbeConfig) -> Key:
         key = {
             "tokens": [up.train.hash, up.test.hash],
             "images": probe.chosen_images,
@@ -102,7 +102,7 @@ class ImageMeans(ArtifactStage[Path]):
 
 
 def features_of(
-    ctx: Context, seed: int, variants: Iterable[Variant], data: DataConfig, probe: ProbeConfig
+    ctx: Context, seed: int, variants: Iterable[Ablation], data: DataConfig, probe: ProbeConfig
 ) -> dict[str, Handle[Path]]:
     """Return what classification reads of some variants by variant key, and means of images, if it does, as `MEANS`."""
     handles: dict[str, Handle[Path]] = {}

@@ -14,9 +14,9 @@ from matplotlib.ticker import MaxNLocator
 from infoscope.report.figure_style import BAND_COLOURS, FAINT, GREY, INK, MIDDLE, make_figure, write_empty
 from infoscope.stages.probe.results import (
     MAIN_METRICS,
+    AblationRow,
     Metric,
     Result,
-    Variant,
     find_originals,
     group_by_variant,
     is_empty,
@@ -41,7 +41,7 @@ def draw_removal(results: Sequence[Result]) -> Figure:
     panels = np.atleast_1d(figure.subplots(1, len(metrics), sharey=True))
     for panel, metric in zip(panels, metrics, strict=True):
         _draw_effects(panel, results, metric, lines)
-    labels = [Variant(role, "", group, control).label for role, group, control in lines]
+    labels = [AblationRow(role, "", group, control).label for role, group, control in lines]
     panels[0].set_yticks(range(len(lines)), labels)
     panels[0].set_ylim(len(lines) - 0.5, -0.5)
     handles = [
@@ -88,7 +88,7 @@ def _draw_effects(axes: Axes, results: Sequence[Result], metric: Metric, lines: 
         axes.invert_xaxis()
 
 
-def _line_colour(variant: Variant) -> str:
+def _line_colour(variant: AblationRow) -> str:
     if variant.role == "group":
         return BAND_COLOURS.get(variant.group or "", MIDDLE)
     return GREY if variant.role == "control" else INK

@@ -50,7 +50,7 @@ SECOND_METRICS = (
 )
 
 
-class Variant(NamedTuple):
+class AblationRow(NamedTuple):
     """What was removed and how; runs over SAE seeds and control draws share it."""
 
     role: str
@@ -80,33 +80,33 @@ class Variant(NamedTuple):
                 return f"without {self.group_label}"
 
 
-def get_variant(result: Result) -> Variant:
+def get_variant(result: Result) -> AblationRow:
     """Return the variant of one run."""
     variant = result["variant"]
     role = variant["role"]
     mode = "" if role == "original" else variant["mode"]
-    return Variant(role, mode, variant.get("group"), variant.get("control"))
+    return AblationRow(role, mode, variant.get("group"), variant.get("control"))
 
 
-def is_matched(variant: Variant) -> bool:
+def is_matched(variant: AblationRow) -> bool:
     """Whether the variant removes the part of a group that fires as often as its counterpart."""
     return (variant.group or "").endswith(MATCHED)
 
 
-def group_by_variant(results: Sequence[Result], matched: bool = False) -> dict[Variant, list[Result]]:
+def group_by_variant(results: Sequence[Result], matched: bool = False) -> dict[AblationRow, list[Result]]:
     """Return the runs of each variant, in the order in which tables show them.
 
     Args:
         matched: give the groups of matched frequency alone; else all others, for these have a table of their own.
     """
-    runs: dict[Variant, list[Result]] = {}
+    runs: dict[AblationRow, list[Result]] = {}
     for result in results:
         if is_matched(variant := get_variant(result)) == matched:
             runs.setdefault(variant, []).append(result)
     groups = list(dict.fromkeys(["high", "low", *(variant.group or "" for variant in runs)]))
     modes = list(dict.fromkeys(["", *MODES, *(variant.mode for variant in runs)]))
 
-    def place(variant: Variant) -> tuple[int, int, bool, bool]:
+    def place(variant: AblationRow) -> tuple[int, int, bool, bool]:
         first, last = variant.role in ("original", "nothing"), variant.role == "all"
         group = -1 if first else len(groups) if last else groups.index(variant.group or "")
         return modes.index(variant.mode), group, variant.role == "control", variant.control == "mass"
@@ -120,7 +120,7 @@ def is_empty(result: Result) -> bool:
     return bool(variant.get("empty")) or (variant["role"] == "control" and variant.get("n_latents") == 0)
 
 
-def tell_unequal_mass(runs: Mapping[Variant, Sequence[Result]], key: str = "mass_share") -> list[str]:
+def tell_unequal_mass(runs: Mapping[AblationRow, Sequence[Result]], key: str = "mass_share") -> list[str]:
     """Return a sentence if the groups differ in mass by more than `UNEQUAL_MASS`, else nothing.
 
     Args:

@@ -17,7 +17,7 @@ from infoscope.probes.config import ProbeConfig, Task
 from infoscope.probes.features import FeatureFolders
 from infoscope.probes.inputs import ProbeData, ProbeInputs
 from infoscope.probes.rates import Heads
-from infoscope.probes.results import VariantResult, load_result, save_result
+from infoscope.probes.results import AblationResult, load_result, save_result
 from infoscope.probes.run import run_probes
 from infoscope.runtime import processes
 from infoscope.runtime.errors import InputError
@@ -25,16 +25,16 @@ from infoscope.runtime.manifests import Artifact, compute_hash
 from infoscope.runtime.progress import flatten
 from infoscope.runtime.store import Workspace
 from infoscope.sae.config import TokenChoice
-from infoscope.scope.variants import Role, Variant
+from infoscope.scope.ablations import Ablation, Role
 from infoscope.stages.backbone import load_backbone, load_backbone_at
 from infoscope.stages.images import check_maps, find_known, knows, open_sets, probe_data
-from infoscope.stages.probe.artifacts import VariantProbes, features_of
+from infoscope.stages.probe.artifacts import AblationProbes, features_of
 from infoscope.stages.sae import sae_of
 from infoscope.stages.tokens import Tokens
 
 TRUTHS = {Task.classification: Truth.labels, Task.segmentation: Truth.label_maps, Task.depth: Truth.depth}
 """What each task has to know of an image."""
-Probed = dict[Variant, list[Artifact]]
+Probed = dict[Ablation, list[Artifact]]
 """The artifacts of each variant: one per data set."""
 
 
@@ -68,7 +68,7 @@ def check_truths(ctx: Context) -> None:
             known.n_target_classes(ctx.config.probe.target)
 
 
-def probe_variants(ctx: Context, seed: int, variants: Sequence[Variant]) -> Probed:
+def probe_variants(ctx: Context, seed: int, variants: Sequence[Ablation]) -> Probed:
     """Train and evaluate the probes of some variants, the original first; each set of tokens is an artifact.
 
     Tasks with data of their own have artifacts of their own: each variant has one per data set. Variants with equal
@@ -81,7 +81,7 @@ def probe_variants(ctx: Context, seed: int, variants: Sequence[Variant]) -> Prob
     sae_of(ctx, seed).get()
     n_new = n_all = 0
     for data, probe in list_probe_groups(ctx):
-        handles = {variant: VariantProbes.at(ctx, seed, variant, data, probe) for variant in variants}
+        handles = {variant: AblationProbes.at(ctx, seed, variant, data, probe) for variant in variants}
         while n_built := _probe_missing(ctx, seed, handles, data, probe):
             n_new += n_built
         n_all += len({handle.hash for handle in handles.values()})
@@ -96,7 +96,7 @@ def _must_exist(work: Workspace) -> None:
 
 
 def _probe_missing(
-    ctx: Context, seed: int, handles: Mapping[Variant, Handle[VariantResult]], data: DataConfig, probe: ProbeConfig
+    ctx: Context, seed: int, handles: Mapping[Ablation, Handle[AblationResult]], data: DataConfig, probe: ProbeConfig
 ) -> int:
     """Probe the variants that are missing and that no other job is at, and return how many; 0: none is missing."""
     by_hash = {handle.hash: variant for variant, handle in reversed(list(handles.items()))}
@@ -118,7 +118,7 @@ class _ProbeLoop:
         self,
         ctx: Context,
         seed: int,
-        handles: Mapping[Variant, Handle[VariantResult]],
+        handles: Mapping[Ablation, Handle[AblationResult]],
         data: DataConfig,
         probe: ProbeConfig,
     ) -> None:
@@ -128,7 +128,7 @@ class _ProbeLoop:
         self.upstream = {"sae": self.sae.get(), "train": self.tokens[0].get(), "test": self.tokens[1].get()}
         self._last, self._is_resumed = time.perf_counter(), False
 
-    def run(self, missing: list[Variant], original_heads: Heads | None) -> None:
+    def run(self, missing: list[Ablation], original_heads: Heads | None) -> None:
         """Train and evaluate what is missing.
 
         Args:
@@ -181,7 +181,7 @@ class _ProbeLoop:
             n_workers=self.data.n_workers,
         )
 
-    def _keep(self, variant: Variant, result: VariantResult) -> None:
+    def _keep(self, variant: Ablation, result: AblationResult) -> None:
         handle = self.handles[variant]
         now = time.perf_counter()
         seconds, self._last = now - self._last, now

@@ -21,12 +21,12 @@ from infoscope.runtime.progress import flatten
 from infoscope.runtime.read_only import MissingArtifact
 from infoscope.sae.config import TokenChoice
 from infoscope.sae.edit import EditMode
+from infoscope.scope.ablations import Ablation, make_ablations, make_matched_ablations
 from infoscope.scope.config import Rule
-from infoscope.scope.variants import Variant, make_matched_variants, make_variants
-from infoscope.stages.ablations import matched_variants_of, variants_of
+from infoscope.stages.ablations import ablations_of, matched_ablations_of
 from infoscope.stages.backbone import load_backbone, load_backbone_at
 from infoscope.stages.images import check_split, count_images, find_known, knows, probe_data
-from infoscope.stages.probe.artifacts import VariantProbes
+from infoscope.stages.probe.artifacts import AblationProbes
 from infoscope.stages.probe.results import Result
 from infoscope.stages.probe.run import TRUTHS, Probed, check_truths, like_of, list_probe_groups, probe_variants
 from infoscope.stages.probe.section import make_removal_section
@@ -67,7 +67,7 @@ class Probe(Stage):
 
     def count(self, ctx: Context, seed: int) -> tuple[int, int]:
         try:
-            variants = variants_of(ctx, seed) + matched_variants_of(ctx, seed)
+            variants = ablations_of(ctx, seed) + matched_ablations_of(ctx, seed)
         except (MissingArtifact, NotBuiltYet):
             return len(_make_nominal_variants(ctx.config)), 0
         return count_probes(ctx, seed, variants)
@@ -96,7 +96,7 @@ class Probe(Stage):
 @once
 def probe_all(ctx: Context, seed: int) -> Probed:
     """Return the probes of every variant of a seed; what is missing is trained."""
-    return probe_variants(ctx, seed, variants_of(ctx, seed) + matched_variants_of(ctx, seed))
+    return probe_variants(ctx, seed, ablations_of(ctx, seed) + matched_ablations_of(ctx, seed))
 
 
 def is_probed(ctx: Context) -> bool:
@@ -120,9 +120,11 @@ def work_of_probes(ctx: Context) -> Work:
     return Work(1, like_of(ctx, groups[0][1])) if len(groups) == 1 else Work()
 
 
-def count_probes(ctx: Context, seed: int, variants: list[Variant]) -> tuple[int, int]:
+def count_probes(ctx: Context, seed: int, variants: list[Ablation]) -> tuple[int, int]:
     """Return how many probe artifacts of some variants are missing, and how many exist."""
-    handles = (VariantProbes.at(ctx, seed, variant, *group) for variant in variants for group in list_probe_groups(ctx))
+    handles = (
+        AblationProbes.at(ctx, seed, variant, *group) for variant in variants for group in list_probe_groups(ctx)
+    )
     by_hash = {handle.hash: handle for handle in handles}
     n_missing = sum(handle.find() is None for handle in by_hash.values())
     return n_missing, len(by_hash) - n_missing
@@ -212,12 +214,12 @@ def find_paper_model(config: Config) -> str | None:
     return name if name is not None and has_data and is_of_origin(model, "openai") else None
 
 
-def _make_nominal_variants(config: Config) -> list[Variant]:
+def _make_nominal_variants(config: Config) -> list[Ablation]:
     """Return as many variants as two groups, or all bands, with members have: for plans before there are scores."""
     rule, number = config.partition.chosen
     n_groups = int(number or 0) if rule is Rule.bands else 2
     groups = {str(i): np.arange(2 * n_groups) // 2 == i for i in range(n_groups)}
     everyone, alike = np.ones(2 * n_groups, bool), np.ones(2 * n_groups)
-    variants = make_variants(groups, everyone, alike, config.probe.n_draws)
+    variants = make_ablations(groups, everyone, alike, config.probe.n_draws)
     matched = {"high": groups["0"], "low": groups["1"]} if n_groups == 2 else {}
-    return variants + make_matched_variants(matched, alike, alike)
+    return variants + make_matched_ablations(matched, alike, alike)

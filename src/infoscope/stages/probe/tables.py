@@ -12,9 +12,9 @@ from infoscope.stages.probe.results import (
     MAIN_METRICS,
     MODES,
     SECOND_METRICS,
+    AblationRow,
     Metric,
     Result,
-    Variant,
     at_edge,
     find_originals,
     group_by_variant,
@@ -250,7 +250,7 @@ def _add_paper(table: Table, paper_reference: str | None, metrics: Sequence[Metr
         if relative and name == "original":
             continue
         values = PaperRow(*(a - b for a, b in zip(row, rows["original"], strict=True))) if relative else row
-        label = Variant("original" if name == "original" else "group", "", name).label
+        label = AblationRow("original" if name == "original" else "group", "", name).label
         by_task = {"segmentation": values.miou, "depth": values.rmse_m}
         cells = [Cell(by_task.get(metric.task, values.top1)) for metric in metrics]
         table.add_row(Cell(label, PAPER), *[Cell()] * skip, *cells)

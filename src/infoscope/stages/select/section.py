@@ -37,7 +37,7 @@ def make_selection_section(results: Sequence[Result]) -> ReportSection:
     """Return the table, the figure and the findings.
 
     Args:
-        results: of every SAE seed, the variants of `make_selection_variants` with the original tokens, the plain
+        results: of every SAE seed, the variants of `make_selection_ablations` with the original tokens, the plain
             reconstruction and everything removed.
     """
     metrics = list(present_metrics(results, MAIN_METRICS))

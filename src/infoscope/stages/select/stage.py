@@ -10,14 +10,14 @@ from infoscope.config import to_tree
 from infoscope.pipeline.context import Context, once
 from infoscope.pipeline.stage import Handle, Key, Needs, NotBuiltYet, Row, Work
 from infoscope.probes.results import load_results
-from infoscope.probes.selection import LOGITS, SCORES, compute_probe_importance, make_selection_variants
+from infoscope.probes.selection import LOGITS, SCORES, compute_probe_importance, make_selection_ablations
 from infoscope.report.section import ReportSection
 from infoscope.runtime.read_only import MissingArtifact
 from infoscope.sae.edit import EditMode
+from infoscope.scope.ablations import Ablation, make_ablations
 from infoscope.scope.config import PartitionConfig
 from infoscope.scope.partition import make_partition
-from infoscope.scope.variants import Variant, make_variants
-from infoscope.stages.probe.artifacts import VariantProbes
+from infoscope.stages.probe.artifacts import AblationProbes
 from infoscope.stages.probe.run import Probed, list_probe_groups, probe_variants
 from infoscope.stages.probe.stage import (
     check_probe_inputs,
@@ -95,25 +95,25 @@ def probe_kept(ctx: Context, seed: int) -> Probed:
     return probed | probe_variants(ctx, seed, [whole[0], *selection_variants_of(ctx, seed)])
 
 
-def whole_variants_of(ctx: Context, seed: int) -> list[Variant]:
+def whole_variants_of(ctx: Context, seed: int) -> list[Ablation]:
     """Return the original tokens, and those decoded from all latents and from none."""
     mean_act = Rank.at(ctx, seed).load().mean_act
-    return make_variants({}, mean_act > 0, mean_act, modes=[EditMode.reconstruct])
+    return make_ablations({}, mean_act > 0, mean_act, modes=[EditMode.reconstruct])
 
 
-def selection_variants_of(ctx: Context, seed: int) -> list[Variant]:
+def selection_variants_of(ctx: Context, seed: int) -> list[Ablation]:
     """Return the variants that keep n latents; the weights of the original's probes choose some of them."""
     config = ctx.config
     cds, ranking = Score.at(ctx, seed).load().cds(config.scope.k_cds).values, Rank.at(ctx, seed).load()
     original = whole_variants_of(ctx, seed)[0]
-    handles = [VariantProbes.at(ctx, seed, original, *group) for group in list_probe_groups(ctx)]
+    handles = [AblationProbes.at(ctx, seed, original, *group) for group in list_probe_groups(ctx)]
     found = [handle.find() for handle in handles]
     for handle, artifact in zip(handles, found, strict=True):
         if artifact is None:
             raise MissingArtifact(handle.spec)
     heads = load_results([artifact.folder for artifact in found if artifact], original).heads
     W_dec = sae_of(ctx, seed).load().W_dec.detach().cpu().double().numpy()
-    return make_selection_variants(
+    return make_selection_ablations(
         dict(make_partition(cds, ranking.mean_act, PartitionConfig(n_bands=config.select.n_bands)).bands),
         ~np.isnan(cds) & (ranking.mean_act > 0),
         ranking.mean_act,

@@ -7,7 +7,7 @@ import pytest
 
 from infoscope.runtime.errors import InputError
 from infoscope.sae.edit import EditMode
-from infoscope.scope.variants import Control, Role, Variant, make_matched_variants, make_variants
+from infoscope.scope.ablations import Ablation, Control, Role, make_ablations, make_matched_ablations
 
 D_SAE = 100
 
@@ -24,26 +24,26 @@ def first(n: int, start: int = 0) -> np.ndarray:
 
 
 def test_rows_of_the_table(mass):
-    variants = make_variants({"high": first(10), "low": first(60, 10)}, first(70), mass, n_draws=5)
+    variants = make_ablations({"high": first(10), "low": first(60, 10)}, first(70), mass, n_draws=5)
     assert variants[0].role is Role.original
     assert len({variant.name for variant in variants}) == len(variants) == 1 + 1 + 2 * 3 + 2 * 2 * 5
-    assert all(variant.removed.all() for variant in variants if variant.role is Role.all)
+    assert all(variant.ablated.all() for variant in variants if variant.role is Role.all)
     assert {v.mode for v in variants if v.role is Role.nothing} == {EditMode.reconstruct}
 
 
 def test_controls_are_drawn_from_scored_living_latents(mass):
     drawable = first(70)
-    for variant in make_variants({"high": first(10), "low": first(60, 10)}, drawable, mass, seed=3):
+    for variant in make_ablations({"high": first(10), "low": first(60, 10)}, drawable, mass, seed=3):
         if variant.role is Role.control:
-            assert not (variant.removed & ~drawable).any()
+            assert not (variant.ablated & ~drawable).any()
             members = first(10) if variant.group == "high" else first(60, 10)
-            assert variant.overlap == pytest.approx((members & variant.removed).sum() / variant.n_latents)
+            assert variant.overlap == pytest.approx((members & variant.ablated).sum() / variant.n_latents)
 
 
 def test_size_and_mass_are_matched(mass):
     members = first(20)
     target = mass[members].sum() / mass.sum()
-    for variant in make_variants({"high": members, "low": first(60, 20)}, first(80), mass):
+    for variant in make_ablations({"high": members, "low": first(60, 20)}, first(80), mass):
         if variant.role is Role.control and variant.group == "high":
             if variant.control is Control.size:
                 assert variant.n_latents == 20
@@ -54,11 +54,11 @@ def test_size_and_mass_are_matched(mass):
 def test_a_group_with_nearly_all_mass_still_has_mass_matched_controls():
     mass = np.ones(D_SAE)
     mass[:5] = 1000
-    variants = make_variants({"high": first(5), "low": first(60, 5)}, first(65), mass)
+    variants = make_ablations({"high": first(5), "low": first(60, 5)}, first(65), mass)
     for variant in variants:
         if variant.control is Control.mass and variant.group == "high":
             assert variant.mass_share_train > 0.9
-    outside = make_variants(
+    outside = make_ablations(
         {"high": first(5), "low": first(60, 5)}, first(60, 5), mass
     )  # the pool cannot reach the group's mass
     assert [v.n_latents for v in outside if v.control is Control.mass and v.group == "high"] == [60] * 5
@@ -66,8 +66,8 @@ def test_a_group_with_nearly_all_mass_still_has_mass_matched_controls():
 
 def test_draws_differ_and_are_a_function_of_the_seed(mass):
     def controls(seed: int) -> list[bytes]:
-        variants = make_variants({"high": first(20), "low": first(60, 20)}, first(80), mass, seed=seed)
-        return [variant.removed.tobytes() for variant in variants if variant.role is Role.control]
+        variants = make_ablations({"high": first(20), "low": first(60, 20)}, first(80), mass, seed=seed)
+        return [variant.ablated.tobytes() for variant in variants if variant.role is Role.control]
 
     assert controls(0) == controls(0)
     assert len(set(controls(0))) == 20
@@ -75,7 +75,7 @@ def test_draws_differ_and_are_a_function_of_the_seed(mass):
 
 
 def test_an_empty_group_is_a_marked_row(mass):
-    variants = make_variants({"high": first(0), "low": first(60)}, first(60), mass)
+    variants = make_ablations({"high": first(0), "low": first(60)}, first(60), mass)
     empty = [variant for variant in variants if variant.empty]
     assert [(v.group, v.role, v.n_latents) for v in empty] == [("high", Role.group, 0)] * 2
     assert empty[0].key("sae") == variants[0].key("sae")
@@ -83,46 +83,46 @@ def test_an_empty_group_is_a_marked_row(mass):
 
 
 def test_original_rows_of_different_saes_have_one_key():
-    small = Variant("original", EditMode.error_preserving, np.zeros(64, bool), Role.original)
-    large = Variant("original", EditMode.error_preserving, np.zeros(128, bool), Role.original)
+    small = Ablation("original", EditMode.error_preserving, np.zeros(64, bool), Role.original)
+    large = Ablation("original", EditMode.error_preserving, np.zeros(128, bool), Role.original)
     assert small.key("sae a") == large.key("sae b") == small.key()
 
 
 def test_keys_tell_apart_what_differs(mass):
-    group = Variant("x", EditMode.error_preserving, first(3), Role.group)
-    same = Variant("y", EditMode.error_preserving, first(3), Role.control)
-    other_mode = Variant("x", EditMode.reconstruct, first(3), Role.group)
-    nothing = Variant("x", EditMode.reconstruct, first(0), Role.nothing)
+    group = Ablation("x", EditMode.error_preserving, first(3), Role.group)
+    same = Ablation("y", EditMode.error_preserving, first(3), Role.control)
+    other_mode = Ablation("x", EditMode.reconstruct, first(3), Role.group)
+    nothing = Ablation("x", EditMode.reconstruct, first(0), Role.nothing)
     assert group.key("a") == same.key("a")
     assert len({group.key("a"), group.key("b"), other_mode.key("a"), nothing.key("a"), nothing.key("b")}) == 5
 
 
 def test_negative_draws_are_refused(mass):
     with pytest.raises(InputError, match="n_draws"):
-        make_variants({"high": first(3), "low": first(3, 3)}, first(6), mass, n_draws=-1)
+        make_ablations({"high": first(3), "low": first(3, 3)}, first(6), mass, n_draws=-1)
 
 
 def test_groups_of_matched_frequency(mass):
     rate = np.repeat([0.001, 0.01, 0.1, 0], 25)
     groups = {"high": first(40), "low": first(60, 40)}  # both fire at .01, high ones alone at .001
-    high, low = make_matched_variants(groups, rate, mass, seed=1)
+    high, low = make_matched_ablations(groups, rate, mass, seed=1)
     assert [variant.group for variant in (high, low)] == ["high, matched frequency", "low, matched frequency"]
     assert [variant.name for variant in (high, low)] == [
         "error_preserving_without_high_matched",
         "error_preserving_without_low_matched",
     ]
     assert {(variant.role, variant.mode) for variant in (high, low)} == {(Role.group, EditMode.error_preserving)}
-    assert np.sort(rate[high.removed]).tolist() == np.sort(rate[low.removed]).tolist() == [0.01] * 10
-    assert not (high.removed & ~groups["high"]).any()
-    assert not (low.removed & ~groups["low"]).any()
-    assert high.mass_share_train == pytest.approx(mass[high.removed].sum() / mass.sum())
+    assert np.sort(rate[high.ablated]).tolist() == np.sort(rate[low.ablated]).tolist() == [0.01] * 10
+    assert not (high.ablated & ~groups["high"]).any()
+    assert not (low.ablated & ~groups["low"]).any()
+    assert high.mass_share_train == pytest.approx(mass[high.ablated].sum() / mass.sum())
 
 
 def test_groups_without_a_common_frequency_are_empty_rows(mass):
     rate = np.repeat([0.001, 0.1], 50)
-    variants = make_matched_variants({"high": first(50), "low": first(50, 50)}, rate, mass)
+    variants = make_matched_ablations({"high": first(50), "low": first(50, 50)}, rate, mass)
     assert [variant.empty for variant in variants] == [True, True]
 
 
 def test_bands_have_no_matched_rows(mass):
-    assert make_matched_variants({"band 1 of 2": first(50), "band 2 of 2": first(50, 50)}, np.ones(D_SAE), mass) == []
+    assert make_matched_ablations({"band 1 of 2": first(50), "band 2 of 2": first(50, 50)}, np.ones(D_SAE), mass) == []

@@ -1,4 +1,4 @@
-"""The edited versions of the tokens that are compared: what is removed, how, beside which controls, on which images."""
+"""Ablations: which latents are removed from the tokens, how, with which random controls, and on which images."""
 
 from __future__ import annotations
 
@@ -33,31 +33,31 @@ class Role(Enum):
 
 
 class Control(Enum):
-    """What a random group has in common with the group it stands beside."""
+    """What a random group has in common with the group that it controls for."""
 
     size = "size"
     mass = "mass"
 
 
 @dataclass(frozen=True, eq=False)
-class Variant:
-    """One edited version of the tokens.
+class Ablation:
+    """One variant of the tokens: that without some latents.
 
     Args:
         name: unique among the variants of one SAE.
         mode: how the latents are removed.
-        removed: the latents removed.
+        ablated: the latents that are removed.
         role: what the variant is for.
         group: its name ("high", "low", a band), for a group and for its controls; the rule that chose what is kept.
         control: of a random group.
         draw: of a random group, from 0.
         overlap: share of the control's latents that are in the group.
-        mass_share_train: share of the activation mass of all latents, as given to `make_variants`.
+        mass_share_train: share of the activation mass of all latents, as given to `make_ablations`.
     """
 
     name: str
     mode: EditMode
-    removed: Bool[np.ndarray, " d_sae"]
+    ablated: Bool[np.ndarray, " d_sae"]
     role: Role
     group: str | None = None
     control: Control | None = None
@@ -68,7 +68,7 @@ class Variant:
     @property
     def n_latents(self) -> int:
         """How many latents are removed."""
-        return int(self.removed.sum())
+        return int(self.ablated.sum())
 
     @property
     def empty(self) -> bool:
@@ -84,19 +84,19 @@ class Variant:
         """
         if self.mode is EditMode.error_preserving and self.n_latents == 0:
             return hashlib.sha256(b"original tokens").hexdigest()
-        digest = hashlib.sha256(f"{sae}|{self.mode.name}|{len(self.removed)}|".encode())
-        digest.update(np.packbits(self.removed).tobytes())
+        digest = hashlib.sha256(f"{sae}|{self.mode.name}|{len(self.ablated)}|".encode())
+        digest.update(np.packbits(self.ablated).tobytes())
         return digest.hexdigest()
 
 
-def make_variants(
+def make_ablations(
     groups: Mapping[str, Bool[np.ndarray, " d_sae"]],
     drawable: Bool[np.ndarray, " d_sae"],
     mass: Float[np.ndarray, " d_sae"],
     n_draws: int = 5,
     seed: int = 0,
     modes: Sequence[EditMode] = (EditMode.error_preserving, EditMode.reconstruct),
-) -> list[Variant]:
+) -> list[Ablation]:
     """Return the rows of the feature-removal table, the original tokens first.
 
     The original tokens; the plain reconstruction (nothing removed, mode `reconstruct`); without each
@@ -123,26 +123,26 @@ def make_variants(
         raise InputError(f"Expected probe.n_draws >= 0 and at least one mode, got {n_draws} and {list(modes)}.")
     nothing, everything = np.zeros_like(drawable), np.ones_like(drawable)
 
-    variants = [Variant("original", EditMode.error_preserving, nothing, Role.original)]
+    variants = [Ablation("original", EditMode.error_preserving, nothing, Role.original)]
     if EditMode.reconstruct in modes:
-        variants.append(Variant("reconstruct_all_kept", EditMode.reconstruct, nothing, Role.nothing))
+        variants.append(Ablation("reconstruct_all_kept", EditMode.reconstruct, nothing, Role.nothing))
     for mode in modes:
         for group, removed in groups.items():
             name, share = f"{mode.name}_without_{group}", _compute_share(mass, removed)
-            variants.append(Variant(name, mode, removed, Role.group, group, mass_share_train=share))
-        variants.append(Variant(f"{mode.name}_without_all", mode, everything, Role.all, mass_share_train=1.0))
+            variants.append(Ablation(name, mode, removed, Role.group, group, mass_share_train=share))
+        variants.append(Ablation(f"{mode.name}_without_all", mode, everything, Role.all, mass_share_train=1.0))
     for number, (group, members) in enumerate(groups.items()):
         if members.any() and drawable.any():
             variants += _make_controls(group, members, drawable, mass, n_draws, [seed, number])
     return variants
 
 
-def make_matched_variants(
+def make_matched_ablations(
     groups: Mapping[str, Bool[np.ndarray, " d_sae"]],
     firing_rate: Float[np.ndarray, " d_sae"],
     mass: Float[np.ndarray, " d_sae"],
     seed: int = 0,
-) -> list[Variant]:
+) -> list[Ablation]:
     """Return the rows without as many high-scope as low-scope latents that fire equally often.
 
     Both groups are thinned out until they have equally many latents in every bin of log firing rate (see
@@ -150,7 +150,7 @@ def make_matched_variants(
     rows; groups that fire at no common rate have two empty ones.
 
     Args:
-        groups, mass: as for `make_variants`.
+        groups, mass: as for `make_ablations`.
         firing_rate: share of tokens on which each latent fires.
         seed: of the draw.
     """
@@ -159,7 +159,7 @@ def make_matched_variants(
     mass = np.asarray(mass, dtype=np.float64)
     high, low = (np.asarray(groups[name], dtype=bool) for name in ("high", "low"))
     return [
-        Variant(
+        Ablation(
             f"{EditMode.error_preserving.name}_without_{name}_matched",
             EditMode.error_preserving,
             removed,
@@ -171,7 +171,7 @@ def make_matched_variants(
     ]
 
 
-def describe_variant(variant: Variant, mass_share: float, energy_share: float) -> dict[str, Any]:
+def describe_variant(variant: Ablation, mass_share: float, energy_share: float) -> dict[str, Any]:
     """Return a variant as plain JSON types; shares are those measured on the test tokens."""
     return {
         "name": variant.name,
@@ -208,8 +208,8 @@ def _make_controls(
     mass: Float[np.ndarray, " d_sae"],
     n_draws: int,
     seed: list[int],
-) -> list[Variant]:
-    """Return the random groups beside one group: `n_draws` of its size, and as many of its mass."""
+) -> list[Ablation]:
+    """Return the random controls of one group: `n_draws` of its size, and as many of its mass."""
     controls = []
     for kind, control in enumerate(Control):
         for draw in range(n_draws):
@@ -218,7 +218,7 @@ def _make_controls(
             removed = np.zeros_like(drawable)
             removed[chosen] = True
             controls.append(
-                Variant(
+                Ablation(
                     f"random_{control.name}_of_{group}_{draw}",
                     EditMode.error_preserving,
                     removed,
