@@ -19,7 +19,6 @@ from infoscope.runtime.store import Workspace
 from infoscope.stages.backbone import fingerprint_model, load_backbone, say_model
 from infoscope.stages.images import check_split, count_images, fingerprint_images, open_split, scenes_of
 from infoscope.stages.train_clip import needs_trained
-from infoscope.vision.backbone import check_layer
 from infoscope.vision.tokens.extract import TokenCache, compute_cache_bytes, extract_tokens
 from infoscope.vision.tokens.live import LiveTokens
 from infoscope.vision.tokens.source import TokenSource
@@ -49,7 +48,7 @@ class Tokens(ArtifactStage[TokenSource]):
     def key(self, ctx: Context, up: Needs, split: str, data: DataConfig) -> Key:
         return {
             "model": fingerprint_model(ctx),
-            "layer": ctx.config.model.layer,
+            **ctx.config.model.hook.key(),
             "images": fingerprint_images(ctx, split, data),
             "dtype": data.cache_dtype if data.store_tokens else None,
         }
@@ -62,7 +61,7 @@ class Tokens(ArtifactStage[TokenSource]):
             return
         sizes = find_sizes(ctx)
         if sizes.n_layers is not None:
-            check_layer(ctx.config.model.layer, sizes.n_layers)
+            ctx.config.model.hook.check(sizes.n_layers)
 
     def build(self, ctx: Context, up: Needs, work: Workspace, split: str, data: DataConfig) -> None:
         backbone = load_backbone(ctx)

@@ -11,6 +11,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from infoscope.runtime.errors import InputError
+from infoscope.vision.hooks import HookPoint
 
 
 class Tokens(NamedTuple):
@@ -22,19 +23,6 @@ class Tokens(NamedTuple):
 
     prefix: Float[Tensor, "batch n_prefix d_in"]
     patches: Float[Tensor, "batch n_patches d_in"]
-
-
-def check_layer(layer: int, n_layers: int) -> int:
-    """Return a layer of a model with so many blocks, counted from 0.
-
-    Raises:
-        InputError: if the layer does not exist.
-    """
-    if not -n_layers <= layer < n_layers:
-        raise InputError(
-            f"Expected model.layer in {-n_layers}..{n_layers - 1} (the model has {n_layers} blocks), got {layer}."
-        )
-    return layer % n_layers
 
 
 class Backbone(nn.Module, ABC):
@@ -94,7 +82,7 @@ class Backbone(nn.Module, ABC):
         Raises:
             InputError: if the layer does not exist.
         """
-        return check_layer(layer, self.n_layers)
+        return HookPoint(layer).check(self.n_layers).layer
 
     @torch.inference_mode()
     def tokens(self, images: UInt8[Tensor, "batch 3 height width"], layer: int) -> Tokens:

@@ -23,6 +23,7 @@ from infoscope.runtime.bounds import (
     check,
 )
 from infoscope.runtime.errors import InputError
+from infoscope.vision.hooks import HookPoint
 from infoscope.vision.preprocessing import check_preprocessing
 
 Channel = Annotated[float, Bounds(-1e30, 1e30, words="a finite number on the scale 0..1")]
@@ -90,6 +91,11 @@ class ModelConfig:
             brings_config = self.pretrained in ("shipped", "train_clip") or self.pretrained.startswith("local-dir:")
             if self.arch is None and not brings_config and self.name != "scenes_clip":
                 raise InputError(f"model.arch is missing: model.pretrained={self.pretrained} needs it (ViT-B-16, ...).")
+
+    @property
+    def hook(self) -> HookPoint:
+        """Where tokens are read and edited."""
+        return HookPoint(self.layer)
 
     def _check_timm(self) -> None:
         if self.arch is None:

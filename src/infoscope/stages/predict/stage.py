@@ -82,7 +82,7 @@ class Predict(Published, SeedStage[PredictionResult]):
             "model": fingerprint_model(ctx),
             "head": up.head.hash,
             "tokens": up.tokens.hash,
-            "layer": config.model.layer,
+            **config.model.hook.key(),
             "predict": config.predict.cache_key_fields(),
             "target": config.predict.target,
             "variants": [[variant.name, variant.key(up.sae.hash)] for variant in ablations_of(ctx, seed)],

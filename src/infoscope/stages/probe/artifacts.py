@@ -49,7 +49,7 @@ class AblationProbes(ArtifactStage[AblationResult]):
             "probe": probe.cache_key_fields(),
             "tokens": [up.train.hash, up.test.hash],
             "model": fingerprint_model(ctx),
-            "layer": ctx.config.model.layer,
+            **ctx.config.model.hook.key(),
             "variant": variant.key(up.sae.hash),
         }
 
@@ -79,7 +79,7 @@ class Features(ArtifactStage[Path]):
             "tokens": [up.train.hash, up.test.hash],
             "images": probe.chosen_images,
             "model": fingerprint_model(ctx),
-            "layer": ctx.config.model.layer,
+            **ctx.config.model.hook.key(),
             "readouts": [readout.name for readout in probe.cls_readouts],
             "variant": variant.key(up.sae.hash),
         }

@@ -48,7 +48,7 @@ class Score(SeedStage[Scores]):
             "sae": up.sae.hash,
             "ranking": up.ranking.hash,
             "model": fingerprint_model(ctx),
-            "layer": ctx.config.model.layer,
+            **ctx.config.model.hook.key(),
             "images": fingerprint_images(ctx, "train"),
             "shift_patches": scope.shift_patches,
             "emd": scope.emd.name if scope.emd is EMDMethod.exact else [scope.emd.name, scope.sinkhorn_blur],

@@ -1,0 +1,49 @@
+"""Where in a backbone tokens are read and edited: the block, and the place in it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from infoscope.runtime.errors import InputError
+
+RESID_POST = "resid_post"
+"""The residual stream after a block."""
+
+
+@dataclass(frozen=True)
+class HookPoint:
+    """A place in a backbone; `RESID_POST` is the only site that backbones give for now.
+
+    layer: the block, 0-based, negative from the end.
+
+    Raises:
+        InputError: another site.
+    """
+
+    layer: int
+    site: str = RESID_POST
+
+    def __post_init__(self) -> None:
+        if self.site != RESID_POST:
+            raise InputError(
+                f"Expected tokens to be read at {RESID_POST}, the residual stream after a block, got {self.site!r}:"
+                " no other site is supported."
+            )
+
+    def key(self) -> dict[str, Any]:
+        """Return its part of an artifact's key; the site is named where it is another than `RESID_POST`."""
+        return {"layer": self.layer} if self.site == RESID_POST else {"layer": self.layer, "site": self.site}
+
+    def check(self, n_layers: int) -> HookPoint:
+        """Return it in a model with so many blocks, the block counted from 0.
+
+        Raises:
+            InputError: if the block does not exist.
+        """
+        if not -n_layers <= self.layer < n_layers:
+            raise InputError(
+                f"Expected model.layer in {-n_layers}..{n_layers - 1} (the model has {n_layers} blocks), got"
+                f" {self.layer}."
+            )
+        return HookPoint(self.layer % n_layers, self.site)
