@@ -19,7 +19,7 @@ from infoscope.runtime.errors import InputError
 from infoscope.runtime.job import Job
 
 SWEEP_FILE = "multirun.yaml"
-"""Hydra writes it into the sweep's folder before any job starts, whatever the launcher."""
+"""Hydra writes it into the sweep's folder before any job starts, under every launcher."""
 
 
 @dataclass(frozen=True)

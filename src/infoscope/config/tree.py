@@ -100,7 +100,7 @@ class CollectConfig:
 
 @dataclass
 class HousekeepingConfig:
-    """What stage=artifacts does beside listing them; part of no hash."""
+    """What stage=artifacts does besides listing; part of no hash."""
 
     verify: bool = False
     """Read every file and compare its checksum."""

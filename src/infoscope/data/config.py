@@ -23,7 +23,7 @@ class Resize(Enum):
 
 
 class DataKind(Enum):
-    """Which data set, and so what is known of its images."""
+    """Which data set; each offers its own ground truth."""
 
     scenes = "scenes"
     """The procedural scenes: every truth."""

@@ -50,7 +50,7 @@ def make_plan(ctx: Context, goals: Sequence[Node], rates: Rates | None = None) -
         rates: from which the seconds come; None: they are not asked for.
 
     Raises:
-        InputError: whatever the stages would refuse before they begin.
+        InputError: what the stages would refuse before they begin.
     """
     steps: dict[Any, Step] = {}
     read: set[Any] = set()

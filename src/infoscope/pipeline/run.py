@@ -26,7 +26,7 @@ def run(config: Config, display: Display | None = None, job: Job | None = None) 
         job: the run it is, of a sweep or alone; None: one that has no folder.
 
     Raises:
-        InputError: whatever the user can mend; artifacts finished before it are kept.
+        InputError: a mistake that the user can correct; artifacts finished before it are kept.
     """
     with quiet_lightning(), processes.sharing(config.trainer.n_processes, run, config, None, job):
         ctx = open_context(config, display, job)

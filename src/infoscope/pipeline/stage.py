@@ -59,7 +59,7 @@ class Work:
     forwards: pictures that go through the backbone.
     naive_forwards: what these would be if every latent encoded both crops of its own top images.
     distances: earth mover's distances to compute.
-    disk_bytes, scratch_bytes: what stays on the disk, and what lies there beside it while it is made.
+    disk_bytes, scratch_bytes: bytes that stay on the disk, and temporary bytes during the build.
     memory_bytes: the largest arrays held while it is made.
     is_bound: whether the counts are upper bounds.
     """
@@ -85,7 +85,7 @@ class Stage:
     is_seeded: ClassVar[bool] = True
     """Whether its rows of the collected table are those of an SAE seed."""
     columns: ClassVar[Sequence[Column]] = ()
-    """What people read of its rows, beside the metrics of every SAE and every variant."""
+    """Headings of its own metrics in the collected table, after those that every stage has."""
 
     @classmethod
     def at(cls, ctx: Context, *item: Any) -> Node:
@@ -109,7 +109,7 @@ class Stage:
         raise NotImplementedError
 
     def identify(self, *item: Any) -> str:
-        """Return what tells an item from others."""
+        """Return a string that identifies an item."""
         return repr(item)
 
     def needs(self, ctx: Context, *item: Any) -> Needs:
@@ -177,7 +177,7 @@ class Node:
 
     @property
     def place(self) -> tuple[type[Stage], str]:
-        """What tells it from other nodes of a context."""
+        """Its identity within a context."""
         return type(self.stage), self.stage.identify(*self.item)
 
     def make(self) -> Any:
@@ -287,7 +287,7 @@ class Handle(Node, Generic[R]):
         return self.stage.get(self)
 
     def exists(self) -> bool:
-        """Whether it exists, by the word of the main process; whoever asks makes it now if it does not."""
+        """Whether it exists, as the main process sees it; a caller that gets False must build it."""
         if not self.is_known_to_exist:
             self.is_known_to_exist = True  # when somebody asks again
             return processes.broadcast(processes.is_main() and self.find() is not None)

@@ -53,5 +53,5 @@ class PredictConfig:
                 raise InputError(f"Expected one {{}} in each of predict.template_list, got {template!r}.")
 
     def cache_key_fields(self) -> dict[str, Any]:
-        """Return what decides the numbers beside the prompts, as plain JSON values: no path, no batch size."""
+        """Return the settings that change results, apart from the prompts, as plain JSON: no path, no batch size."""
         return {name: getattr(self, name) for name in ("n_images", "seed", "n_shown", "n_candidates")}

@@ -23,7 +23,7 @@ class PredictInputs:
     """What predictions are made from.
 
     Args:
-        sae: the SAE whose latents are removed; where its weights lie, everything is computed.
+        sae: the SAE whose latents are ablated; computation runs on the device of its weights.
         tokens: of the test images, of the block `layer`.
         backbone: goes on from edited tokens.
         layer: the hooked block, negative from the end.

@@ -1,4 +1,4 @@
-"""Which features of a removed group a prediction hung on."""
+"""Which features of an ablated group a prediction depended on."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def explain_change(
     n_candidates: int = 64,
     batch_images: int = 32,
 ) -> Explanation:
-    """Find the features of a group whose removal, each alone, costs the old class of one image most.
+    """Find the features of a group whose ablation, each alone, costs the old class of one image most.
 
     Only the group's `n_candidates` most active features of the image are tried (activation summed over its tokens), so
     an image costs that many forwards; on the scenes 64 of them name the same features as all. Log-odds and not the

@@ -22,10 +22,10 @@ _ARRAYS = ("image_index", "labels", "predicted", "max_prob", "entropy", "origina
 
 @dataclass(frozen=True)
 class ChangedImage:
-    """A test image whose prediction a group's removal (the SAE's error kept) changes much.
+    """A test image whose prediction changes much under a group's error-preserving ablation.
 
     Args:
-        group: what was removed.
+        group: the ablated one.
         image_index: its position in the test images.
         label: its class, None without ground truth.
         old_class, new_class: predicted before and after; the same where only the confidence fell.

@@ -1,4 +1,4 @@
-"""Zero-shot predictions of every variant of the test tokens, and the images that a group's removal changes most."""
+"""Zero-shot predictions of every variant of the test tokens, and the images that a group's ablation changes most."""
 
 from __future__ import annotations
 

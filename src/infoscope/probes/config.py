@@ -103,7 +103,7 @@ class CropConfig:
 
 @dataclass
 class ClassificationRecipe:
-    """What classification reads, whatever trains its heads."""
+    """What classification reads, under every solver of its heads."""
 
     readouts: Annotated[list[Readout], Items()] = field(default_factory=lambda: [Readout.patch_mean, Readout.cls_final])
     target: str = "class"
@@ -203,7 +203,7 @@ class ProbeConfig(DepthRecipe, SegmentationRecipe, LBFGSRecipe, SGDRecipe):
     seed: Seed = 0
     """Of the random groups, the images held out, the order of images and the pixels drawn."""
     n_draws: Annotated[int, Bounds(0, 10**4)] = 5
-    """Random groups of each kind beside each group."""
+    """Random control groups of each kind for each group."""
     held_out_share: TrueShare = 0.1
     """Share of the training images on which the learning rate, or L2 strength, is chosen."""
     variants_per_chunk: Count = 32

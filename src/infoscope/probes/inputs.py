@@ -30,7 +30,7 @@ class ProbeInputs:
     """What probes are run on.
 
     Args:
-        sae: the SAE whose latents are removed; where its weights lie, everything is computed.
+        sae: the SAE whose latents are ablated; computation runs on the device of its weights.
         train, test: the two splits, their tokens of the block `layer`.
         backbone: needed for the readout cls_final alone.
         layer: the hooked block, negative from the end.

@@ -21,7 +21,7 @@ RESULT_FILE, HEADS_FILE = "result.json", "heads.safetensors"
 
 @dataclass
 class AblationResult:
-    """One row of the feature-removal table.
+    """One row of the ablation table.
 
     Args:
         variant: name, mode, role, group, control, draw, n_latents, empty, overlap, mass_share_train (on the training
@@ -52,7 +52,7 @@ class AblationResult:
 def load_results(folders: Sequence[Path], variant: Ablation) -> AblationResult:
     """Return the results of one variant on one or more data sets as one, named after `variant`.
 
-    The shares removed are those on the first data set's test tokens.
+    The removed shares are those on the first data set's test tokens.
     """
     first, *others = (load_result(folder) for folder in folders)
     for other in others:

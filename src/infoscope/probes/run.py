@@ -50,7 +50,7 @@ def run_probes(
 ) -> dict[str, AblationResult]:
     """Return {variant key: result}; variants with equal tokens are trained once, under the name of the first.
 
-    The numbers depend on the configuration and the variant alone: not on which others run beside it, nor on the chunks
+    The numbers depend on the configuration and the variant alone: not on which others run with it, nor on the chunks
     (up to the rounding of differently shaped products).
 
     Classification reads features that one pass over each split makes for all variants; heads are then trained for

@@ -20,7 +20,7 @@ SCORES = ("depth",)
 
 
 def name_probe_rule(task: str) -> str:
-    """Return what the rule is called that goes by the weights of a task's probe."""
+    """Return the name of the rule that selects by the weights of a task's probe."""
     return f"{BY_PROBE} {task}"
 
 
@@ -54,7 +54,7 @@ def make_selection_ablations(
     config: SelectConfig,
     seed: int = 0,
 ) -> list[Ablation]:
-    """Return the variants that keep n latents alone: tokens are decoded from them, so the SAE's error goes too.
+    """Return the variants that keep n latents alone: tokens are decoded from them, so the SAE's error is removed too.
 
     For every n: the n latents of most mass within each band of the CDS; of most mass among all; of most importance to
     each probe; and random ones. The rule is the variant's `group`. A band of fewer than n latents has none.

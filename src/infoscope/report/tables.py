@@ -218,7 +218,7 @@ class Table:
 
     @property
     def rows(self) -> list[list[Cell]]:
-        """All rows, whatever their section."""
+        """All rows, of all sections."""
         return [row for section in self.sections for row in section.rows]
 
     @property
@@ -265,7 +265,7 @@ class Table:
         ]
 
     def records(self) -> list[dict[str, str | int | float | None]]:
-        """Rows as flat dictionaries of raw numbers; a mean has its `_sd` and `_n` beside it."""
+        """Rows as flat dictionaries of raw numbers; a mean comes with `_sd` and `_n`."""
         stats = {i for row in self.rows for i, cell in enumerate(row) if isinstance(cell.value, Stat)}
         has_titles = any(section.title for section in self.sections)
         has_marks = any(cell.marks for row in self.rows for cell in row)

@@ -1,4 +1,4 @@
-"""Locks on artifacts: who builds one holds its lock, and whoever else wants it waits, or does something else first."""
+"""Locks on artifacts: the process that builds one holds its lock; others wait, or build something else first."""
 
 from __future__ import annotations
 

@@ -137,7 +137,7 @@ def make_manifest(
     upstream: Mapping[str, Artifact],
     tell: Callable[[int, int], None] = lambda done, of: None,
 ) -> dict[str, Any]:
-    """Return what is to be known of an artifact whose files lie in a folder, built in `wall_s` seconds.
+    """Return the manifest of an artifact whose files lie in a folder, built in `wall_s` seconds.
 
     Args:
         tell: called with (files read, all files).

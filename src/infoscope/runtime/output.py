@@ -35,7 +35,7 @@ _KINDS = {"Pd": "-", "Pi": "'", "Pf": "'", "Zs": " "}
 
 
 class LostOutput(BaseException):
-    """What is printed reaches nobody any more: whatever runs ends as at Ctrl-C."""
+    """The output is closed: the run ends as at Ctrl-C."""
 
 
 class Terminal(Console):

@@ -1,9 +1,9 @@
-"""How long work goes on after an interruption: passes over many items in parts, loops of many steps by checkpoints.
+"""Work that resumes after an interruption: passes over many items in parts, loops of many steps from checkpoints.
 
 A pass is cut into parts, and a finished part is a file; who made it, or when, does not matter. So an interrupted pass
 goes on with the parts that are missing, several processes share the parts out among them, and since parts are cut in
 one way and joined in one order, the result is the same, bit for bit, however often it was interrupted and however many
-processes made it. A loop whose steps build on each other cannot be cut: its state is kept every now and then.
+processes made it. A loop whose steps build on each other cannot be cut: its state is saved at intervals.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from infoscope.runtime import processes
 from infoscope.runtime.files import atomic_write
 
 Part = Mapping[str, Tensor]
-"""What is known after a part: tensors by name."""
+"""The result of one part: tensors by name."""
 Key = TypeVar("Key")
 
 SAVE_EVERY_S = 60.0
@@ -74,7 +74,7 @@ def compute_parts_together(
 ) -> Iterator[dict[Key, Part]]:
     """Return the parts of several passes over the same items, made in one; see `compute_parts`.
 
-    Each pass has files of its own, and finds them again whatever other passes it is made with.
+    Each pass has files of its own, which it finds again in any combination with other passes.
 
     Args:
         compute: takes the number of a part and the keys of the passes whose part is missing, and returns theirs.
@@ -100,7 +100,7 @@ def _name_part(place: Path, number: int) -> Path:
 
 
 class Checkpoint:
-    """The state of a loop, kept in a file every now and then.
+    """The state of a loop, saved to a file at intervals.
 
     Args:
         path: of the file; None: nothing is kept. Whoever made its folder deletes it after success, or the file alone.

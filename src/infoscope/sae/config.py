@@ -44,7 +44,7 @@ def check_k(k: int, d_sae: int) -> None:
 
 @dataclass
 class SAEConfig:
-    """What every kind of SAE reads. What determines an SAE, beside this, are its tokens and its seed."""
+    """Settings of every kind of SAE. An SAE is determined by these, its tokens and its seed."""
 
     kind: str = "none"
     """Its name, which the command line and a checkpoint write: that of the dataclass, which alone may set it."""

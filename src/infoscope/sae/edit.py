@@ -1,4 +1,4 @@
-"""Group removal: tokens without what a group of latents wrote, in raw units."""
+"""Ablation: tokens without the contribution of a group of latents, in raw units."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def edit_tokens(
 
 
 class RemovedShares(NamedTuple):
-    """What each group's removal takes, as shares of the whole.
+    """Shares of mass and energy that the ablation of each group removes.
 
     mass: sum of z |W_dec| over the group's latents / over all latents. energy: sum |x - x'|^2 / sum |x - mu|^2 (ours);
     it can exceed 1. NaN where nothing was active, or no token differs from the mean.

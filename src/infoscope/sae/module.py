@@ -30,7 +30,7 @@ def make_sae(config: SAEConfig, mean: Float[Tensor, " d_in"], scale: float, seed
 class SAEModule(L.LightningModule):
     """Trains an SAE on raw tokens [n, d_in] with Adam; the optimiser is driven by hand to keep the decoder's rows unit.
 
-    Each process of the job gets its part of every batch; whatever is counted, checked or logged is the whole batch's.
+    Each process of the job gets its part of every batch; all counts, checks and logs are of the whole batch.
 
     Logs, every `log_every_n_steps` (which the trainer must be given too): loss, fvu, l0, cosine (of the batch,
     normalised units), dead_share (share of latents that have not fired for `dead_after_tokens` tokens) and lr.

@@ -2,7 +2,7 @@
 
 A pass reads each batch of tokens once, puts it through each SAE once, and shows the activations to every meter of that
 SAE. It is cut into parts (`runtime.parts`); each meter's part is a file of its own, so that an interrupted pass goes on
-with what is missing, whatever it is made together with the next time. Neither company nor interruptions change a bit.
+with the missing parts, in any combination. Neither the combination nor interruptions change a bit of the result.
 """
 
 from __future__ import annotations
@@ -114,11 +114,11 @@ class Meter(ABC):
 
     @abstractmethod
     def to_part(self) -> Part:
-        """Return all that is known of the images so far, for `add`."""
+        """Return the state after the images so far, for `add`."""
 
     @abstractmethod
     def add(self, part: Part) -> None:
-        """Add other images by what is known of them."""
+        """Add the part of other images."""
 
 
 class SumMeter(Meter):

@@ -11,7 +11,7 @@ from infoscope.runtime.errors import InputError
 
 
 class RankBy(Enum):
-    """What of a latent's activations over an image's patches its rank goes by."""
+    """Statistic of a latent's activations over an image's patches by which images are ranked."""
 
     max = "max"
     mean = "mean"

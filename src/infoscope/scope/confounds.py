@@ -14,7 +14,7 @@ latents, and those that fire on fewer than `MIN_IMAGES` images, are undeclared. 
 nothing varies (a latent that is even over every image has no label effect) counts as none.
 
 Latents are compact or diffuse by the share of the grid on which they fire (`DIFFUSE_SUPPORT`). One that fires evenly
-everywhere scores near 0 by definition, whatever it knows: diffuse known-global latents are expected to score low.
+everywhere scores near 0 by definition, for any content: diffuse known-global latents are expected to score low.
 """
 
 from __future__ import annotations

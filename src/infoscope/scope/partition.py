@@ -32,7 +32,7 @@ class Partition:
 
     @property
     def groups(self) -> list[tuple[str, Bool[np.ndarray, " d_sae"]]]:
-        """The named groups whatever the rule: ("high", ...) and ("low", ...), or the bands."""
+        """The named groups under any rule: ("high", ...) and ("low", ...), or the bands."""
         return self.bands or [("high", self.high), ("low", self.low)]
 
 

@@ -37,7 +37,7 @@ class Variation:
     cds: [d_sae] by latent of the SAE that is compared; NaN where unscored, not scored again, or without a match.
     note: why nothing was measured; empty otherwise.
     gamma: that of these scores, where it is not the compared SAE's own.
-    cosine: [d_sae], of kind seed, of the decoder rows of each latent and its match, whatever it is; NaN without one.
+    cosine: [d_sae], of kind seed, of the decoder rows of each latent and its match; NaN without one.
     """
 
     name: str

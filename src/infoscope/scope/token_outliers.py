@@ -46,7 +46,7 @@ class OutlierDistances:
 
 @dataclass(frozen=True)
 class TokenOutliers:
-    """What is known of a model's outlier tokens whatever the SAE.
+    """A model's outlier tokens, independent of any SAE.
 
     rule: how the threshold was found, in words.
     layer: the block after which tokens are read, from 0.

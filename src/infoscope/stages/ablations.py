@@ -1,4 +1,4 @@
-"""What is removed from the tokens: groups, everything, random controls, groups thinned out to fire equally often."""
+"""Ablations of an experiment: groups, all latents, random controls, groups thinned out to equal firing frequency."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from infoscope.stages.score.stage import partition_of
 
 
 def ablations_of(ctx: Context, seed: int) -> list[Ablation]:
-    """Return what is removed from the tokens, the original ones first: groups, everything, random controls."""
+    """Return the ablations of a seed, the original tokens first: groups, all latents, random controls."""
     ranking, partition, probe = Rank.at(ctx, seed).load(), partition_of(ctx, seed), ctx.config.probe
     return make_ablations(
         dict(partition.groups),

@@ -1,4 +1,4 @@
-"""The frozen backbone: what determines it, what is known of it, itself."""
+"""The frozen backbone: its fingerprint, its facts, the model itself."""
 
 from __future__ import annotations
 

@@ -68,7 +68,7 @@ class JobTracking:
         self._log = None
 
     def view(self, prefix: str) -> Tracker:
-        """Return the run for one stage: whatever it logs is called `<prefix>/...`."""
+        """Return the run for one stage: all that it logs is called `<prefix>/...`."""
         return Tracker(self.write, prefix)
 
     def write(self, action: Callable[[Log], None]) -> None:

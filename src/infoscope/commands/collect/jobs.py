@@ -31,7 +31,7 @@ class CollectedJob:
         job: which one.
         sweep: whose it is; its command line.
         config: None if it cannot be composed.
-        columns: how the metrics are headed that its stage names beside those of all.
+        columns: headings of the metrics that its stage adds.
         rows: what it has found, of the SAE seeds that are whole; first the columns that name it.
         missing: the first artifact that does not exist, if one does not.
         refused: why its configuration is bad input; empty if it is not.
@@ -47,7 +47,7 @@ class CollectedJob:
 
     @property
     def state(self) -> str:
-        """What has become of it, in words."""
+        """Its state, in words."""
         if self.refused:
             return f"refused: {self.refused}"
         if self.missing is not None:

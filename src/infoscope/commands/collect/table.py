@@ -65,15 +65,15 @@ def list_rows(jobs: Sequence[CollectedJob]) -> list[Row]:
 
 
 def list_named(jobs: Sequence[CollectedJob]) -> list[Column]:
-    """Return the metrics that the jobs' stages name beside those of all, each once."""
+    """Return the metrics that the jobs' stages add, each once."""
     return list(dict.fromkeys(column for job in jobs for column in job.columns))
 
 
 def make_rows_table(rows: Sequence[Row], named: Sequence[Column] = ()) -> Table:
-    """Return the rows as a table; people are shown what differs, the main metrics and the artifact.
+    """Return the rows as a table; shown are what differs, the main metrics and the artifact.
 
     Args:
-        named: the metrics that stages name beside those of all.
+        named: the metrics that stages add.
     """
     keys = dict.fromkeys(key for row in rows for key in row)
     swept = [key for key in keys if key.startswith("sweep.")]

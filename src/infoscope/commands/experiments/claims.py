@@ -1,4 +1,4 @@
-"""Numbers that a text claims, beside those that files hold.
+"""Numbers that a text claims, compared with those in files.
 
 An address is `SOURCE/FILE/STEP/...`, with ` * SCALE` behind it where the text prints another unit. A source is a
 folder; FILE is the name of a CSV or JSON file there, or in its `tables/`, without the suffix. A step is a key, the

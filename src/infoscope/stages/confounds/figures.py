@@ -1,4 +1,4 @@
-"""Figures beside the score: against what it could be mistaken for, and from rank to rank."""
+"""Figures of the score against its confounds, and from rank to rank."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ EFFECTS = {
     "image_effect": Confound("effect of the global factors", partial(read_effect, name="image_effect")),
     "label_effect": Confound("effect of the patch labels", partial(read_effect, name="label_effect")),
 }
-"""What a score of scope should go with: upwards with the first, downwards with the second."""
+"""What a score of scope should correlate with: positively with the first, negatively with the second."""
 
 
 def draw_cds_confounds(scopes: Sequence[ScopeResult], confounds: Mapping[int, ConfoundResult]) -> Figure:

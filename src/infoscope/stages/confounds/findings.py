@@ -72,7 +72,7 @@ def say_auroc(separations: Separations) -> str:
 
 
 def say_effects(correlations: Mapping[str, Correlation], pairs: Sequence[tuple[ScopeResult, ConfoundResult]]) -> str:
-    """Say how the CDS goes with what factors and labels explain, and how far the firing frequency does too."""
+    """Say how the CDS correlates with what factors and labels explain, and whether the firing frequency does too."""
     parts, with_rate = [], []
     for key, expected in (("image_effect", 1), ("label_effect", -1)):
         name, found = EFFECTS[key].name, correlations[key]
@@ -128,7 +128,7 @@ def say_diffuse(separations: Separations, medians: Mapping[str, tuple[Stat, Stat
 
 
 def say_correlations(correlations: Mapping[str, Correlation]) -> str:
-    """Name the properties that the CDS goes with, the strongest first."""
+    """Name the properties that correlate with the CDS, the strongest first."""
     finite = {key: correlations[key].mean for key in CONFOUNDS if math.isfinite(correlations[key].mean)}
     if not finite:
         return "No correlation of the CDS with other properties can be computed."

@@ -55,7 +55,7 @@ Separations = Sequence[Mapping[str, Mapping[str, Auroc]]]
 
 
 def correlate(key: str, pairs: Sequence[tuple[ScopeResult, ConfoundResult]]) -> Correlation:
-    """Return how the CDS goes with one of `CONFOUNDS` or `EFFECTS`, over the features that have both."""
+    """Return the correlation of the CDS with one of `CONFOUNDS` or `EFFECTS`, over the features that have both."""
     found = Correlation([], [], [])
     for scope, confounds in pairs:
         values = np.asarray((CONFOUNDS | EFFECTS)[key].read(scope, confounds), dtype=np.float64)

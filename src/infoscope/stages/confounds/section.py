@@ -1,4 +1,4 @@
-"""The section on confounds: what the score goes with, and whether it tells known-global from known-local features."""
+"""The section on confounds: correlates of the score, and how well it separates known-global from known-local ones."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ class EmbeddedClasses(SingleStage[ZeroShotHead]):
 
 
 class Predict(Published, SeedStage[PredictionResult]):
-    """What the model's own zero-shot head predicts under each removal and control."""
+    """What the model's own zero-shot head predicts under each ablation and control."""
 
     kind = "predict"
     columns = (

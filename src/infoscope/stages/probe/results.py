@@ -51,7 +51,7 @@ SECOND_METRICS = (
 
 
 class AblationRow(NamedTuple):
-    """What was removed and how; runs over SAE seeds and control draws share it."""
+    """A row of the ablation tables: what was ablated and how; SAE seeds and control draws share it."""
 
     role: str
     mode: str

@@ -1,4 +1,4 @@
-"""stage=probe: linear probes on tokens without a group of features, beside random controls."""
+"""stage=probe: linear probes on tokens with groups of features ablated, and with random controls."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What was scored and how the features split: one column per SAE seed, landmarks beside the numbers."""
+"""What was scored and how the features split: one column per SAE seed, with landmarks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Encoding a whole image set once: its tokens on disk as a memory-mapped cache in shards, or what is known of them.
+"""Encoding a whole image set once: its tokens on disk as a memory-mapped cache in shards, or only their statistics.
 
 Shards are cut by a fixed rule, at whole batches of images: who encodes one, and when, changes nothing.
 """
@@ -132,7 +132,7 @@ def extract_tokens(
     progress: Path | None = None,
     batch_images: int = BATCH_IMAGES,
 ) -> TokenCache:
-    """Encode images once, write their tokens, or only what is known of them, into `folder`, and return the cache.
+    """Encode images once, write their tokens, or only their statistics, into `folder`, and return the cache.
 
     Collective: several processes call it together and share the work; the files are the same bytes however many there
     are, and however often they were interrupted.

@@ -1,4 +1,4 @@
-"""Tokens on their way to the disk, shard by shard, and what is known of each shard until all are there."""
+"""Writing tokens to the disk shard by shard, with the facts of each shard until all are written."""
 
 from __future__ import annotations
 
