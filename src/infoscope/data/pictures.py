@@ -119,7 +119,7 @@ def _take(picture: Any, position: int) -> Path | Image.Image | np.ndarray:
     if isinstance(picture, str | os.PathLike):
         return Path(picture).expanduser()
     if isinstance(picture, Image.Image):
-        with suppress(Exception):  # what cannot be decoded is told by `decode`
+        with suppress(Exception):  # `decode` says what cannot be decoded
             picture.load()  # now: processes that read ahead would share the place in an open file
         return picture
     if isinstance(picture, np.ndarray | Tensor):

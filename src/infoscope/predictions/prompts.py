@@ -62,7 +62,7 @@ def make_prompts(config: PredictConfig, images: ImageSet) -> Prompts:
 
 
 def choose_class_names(config: PredictConfig, labelled: LabelledImages | type[SceneSet] | None) -> tuple[str, ...]:
-    """Return the classes that are told apart.
+    """Return the classes to choose from.
 
     Args:
         labelled: the data, if they know labels; the scenes need not be rendered for it.

@@ -33,7 +33,7 @@ _MAX_DRAWN_COUNTS = 2**22
 class Auroc:
     """The chance that a random positive scores above a random negative one, ties counting half.
 
-    value: 0..1, 0.5 where nothing is told apart; NaN if a group is empty.
+    value: 0..1, 0.5 where nothing is separated; NaN if a group is empty.
     draws: [n_bootstrap] the same with both groups drawn anew, with replacement; NaN where value is.
     n_positive, n_negative: members with a score.
     """

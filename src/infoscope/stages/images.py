@@ -92,7 +92,7 @@ def sets_on_disk(ctx: Context, data: DataConfig) -> tuple[ImageSet, ImageSet]:
 
 @contextmanager
 def naming_settings(ctx: Context, data: DataConfig) -> Iterator[None]:
-    """Let what is wrong with the data of a probe be told in terms of `probe_data`; `data` are the experiment's own.
+    """State errors in the data of a probe in terms of `probe_data`; `data` are the experiment's own.
 
     Raises:
         InputError: what was raised inside.
