@@ -40,7 +40,7 @@ def make_scope_result(seed: int = 0, n_latents: int = 200, config: PartitionConf
         chance_emd=chance,
         mass1=mass1,
         mass2=mass2,
-        mean_act=mean_act,
+        mass=mean_act,
         firing_rate=rate.astype(np.float32),
         partition=make_partition(cds, mean_act, config or PartitionConfig(gamma=0.2)),
         rule="threshold 0.2",

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from infoscope.pipeline.context import Context
+from infoscope.pipeline.context import Context, once
 from infoscope.scope.ablations import Ablation, make_ablations, make_matched_ablations
-from infoscope.stages.rank import Rank
+from infoscope.stages.rank import Rank, mass_of
 from infoscope.stages.score.stage import partition_of
 
 
 def ablations_of(ctx: Context, seed: int) -> list[Ablation]:
     """Return the ablations of a seed, the original tokens first: groups, all latents, random controls."""
-    ranking, partition, probe = Rank.at(ctx, seed).load(), partition_of(ctx, seed), ctx.config.probe
+    partition, mass, probe = partition_of(ctx, seed), mass_of(ctx, seed), ctx.config.probe
     return make_ablations(
         dict(partition.groups),
-        drawable=~partition.unscored & (ranking.mean_act > 0),
-        mass=ranking.mean_act,
+        drawable=~partition.unscored & (mass > 0),
+        mass=mass,
         n_draws=probe.n_draws,
         seed=probe.seed,
     )
@@ -22,5 +22,11 @@ def ablations_of(ctx: Context, seed: int) -> list[Ablation]:
 
 def matched_ablations_of(ctx: Context, seed: int) -> list[Ablation]:
     """Return the groups thinned out until they fire equally often; none for bands."""
-    ranking, groups = Rank.at(ctx, seed).load(), dict(partition_of(ctx, seed).groups)
-    return make_matched_ablations(groups, ranking.firing_rate, ranking.mean_act, ctx.config.probe.seed)
+    firing_rate, groups = Rank.at(ctx, seed).load().firing_rate, dict(partition_of(ctx, seed).groups)
+    return make_matched_ablations(groups, firing_rate, mass_of(ctx, seed), ctx.config.probe.seed)
+
+
+@once
+def all_ablations_of(ctx: Context, seed: int) -> list[Ablation]:
+    """Return all that is probed: `ablations_of` and `matched_ablations_of`."""
+    return ablations_of(ctx, seed) + matched_ablations_of(ctx, seed)

@@ -6,9 +6,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+from jaxtyping import Float
+
 from infoscope.pipeline.context import Context
 from infoscope.pipeline.passes import PassStage
 from infoscope.pipeline.stage import Key, Needs, Row, Shown, Work, name_artifacts
+from infoscope.sae.mass import compute_mass
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.sae.origin import check_has_maps
 from infoscope.sae.passes import BATCH_IMAGES, Measurement
@@ -17,6 +21,7 @@ from infoscope.stages.images import count_images
 from infoscope.stages.sae import count_latents, sae_of, work_of_pass
 from infoscope.stages.score.tables import make_ranking_table
 from infoscope.stages.tokens import Tokens, find_sizes
+from infoscope.stages.train_sae import TrainSAE
 from infoscope.vision.tokens.source import TokenSource
 
 
@@ -68,3 +73,11 @@ class Rank(PassStage[Ranking]):
 
     def closing(self, ctx: Context) -> Shown:
         return [make_ranking_table({seed: self.at(ctx, seed).load() for seed in ctx.config.seeds})]
+
+
+def mass_of(ctx: Context, seed: int) -> Float[np.ndarray, " d_sae"]:
+    """Return the activation mass of each latent per token: the mean of z * |W_dec row|."""
+    mean_act, sae = Rank.at(ctx, seed).load().mean_act, sae_of(ctx, seed)
+    if isinstance(sae.stage, TrainSAE):
+        return mean_act  # training sets every row to unit norm: the SAE need not be read for it
+    return compute_mass(mean_act, sae.load().W_dec)

@@ -20,7 +20,7 @@ def test_scope_numbers() -> None:
     living = result.firing_rate > 0
     assert summary["n_scored"] == scored.sum() == summary["n_high"] + summary["n_low"]  # type: ignore[operator]
     assert summary["n_scored"] + summary["n_unscored"] + summary["n_dead"] == len(result.cds)  # type: ignore[operator]
-    assert summary["unscored_mass"] == pytest.approx(result.mean_act[living & ~scored].sum() / result.mean_act.sum())
+    assert summary["unscored_mass"] == pytest.approx(result.mass[living & ~scored].sum() / result.mass.sum())
     assert summary["median_cds"] == pytest.approx(np.nanmedian(result.cds))
     assert summary["locked"] == pytest.approx(0.1)
     assert summary["uniform"] == pytest.approx(0.404, abs=5e-4)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 
 from infoscope.data.config import DataConfig
 from infoscope.pipeline.context import Context
-from infoscope.pipeline.stage import ArtifactStage, Handle, Key, Needs, name_of_seed
-from infoscope.probes.config import ProbeConfig, Readout
-from infoscope.probes.features import MEANS
+from infoscope.pipeline.stage import ArtifactStage, Key, Needs, name_of_seed
+from infoscope.probes.config import ProbeConfig
 from infoscope.probes.results import AblationResult, load_result
 from infoscope.scope.ablations import Ablation, Role
 from infoscope.stages.backbone import fingerprint_model
@@ -99,15 +97,3 @@ class ImageMeans(ArtifactStage[Path]):
 
     def key(self, ctx: Context, up: Needs, seed: int, data: DataConfig, probe: ProbeConfig) -> Key:
         return {"tokens": [up.train.hash, up.test.hash], "images": probe.chosen_images, "sae": up.sae.hash}
-
-
-def features_of(
-    ctx: Context, seed: int, variants: Iterable[Ablation], data: DataConfig, probe: ProbeConfig
-) -> dict[str, Handle[Path]]:
-    """Return what classification reads of some variants by variant key, and means of images, if it does, as `MEANS`."""
-    handles: dict[str, Handle[Path]] = {}
-    if Readout.patch_mean in probe.readouts:
-        handles[MEANS] = ImageMeans.at(ctx, seed, data, probe)
-    for variant in variants:
-        handles.setdefault(variant.key(sae_of(ctx, seed).hash), Features.at(ctx, seed, variant, data, probe))
-    return handles

@@ -5,17 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 from infoscope.data.config import DataConfig
-from infoscope.data.images import LabelledImages, Truth
+from infoscope.data.images import Truth
 from infoscope.pipeline.context import Context, once
 from infoscope.pipeline.stage import Handle
 from infoscope.probes.checks import check_probes
 from infoscope.probes.config import ProbeConfig, Task
 from infoscope.probes.features import FeatureFolders
-from infoscope.probes.inputs import ProbeData, ProbeInputs
 from infoscope.probes.rates import Heads
 from infoscope.probes.results import AblationResult, load_result, save_result
 from infoscope.probes.run import run_probes
@@ -24,11 +22,10 @@ from infoscope.runtime.errors import InputError
 from infoscope.runtime.manifests import Artifact, compute_hash
 from infoscope.runtime.progress import flatten
 from infoscope.runtime.store import Workspace
-from infoscope.sae.config import TokenChoice
 from infoscope.scope.ablations import Ablation, Role
-from infoscope.stages.backbone import load_backbone, load_backbone_at
-from infoscope.stages.images import check_maps, find_known, knows, open_sets, probe_data
-from infoscope.stages.probe.artifacts import AblationProbes, features_of
+from infoscope.stages.images import check_maps, find_known, knows, probe_data
+from infoscope.stages.probe.artifacts import AblationProbes
+from infoscope.stages.probe.features import features_of, make_probe_inputs
 from infoscope.stages.sae import sae_of
 from infoscope.stages.tokens import Tokens
 
@@ -138,7 +135,7 @@ class _ProbeLoop:
             InputError: as `run_probes`.
         """
         ctx, probe, seed = self.ctx, self.probe, self.seed
-        inputs = self._make_inputs()
+        inputs = make_probe_inputs(ctx, seed, self.data)
         check_probes(
             probe, inputs.backbone, inputs.layer, inputs.train.images, inputs.edits_patches, inputs.edits_prefix
         )
@@ -163,23 +160,6 @@ class _ProbeLoop:
                 for variant in by_key.values():
                     result = load_result(ctx.store.get(self.handles[variant].spec, _must_exist).folder)
                     tracker.log(flatten(result.metrics, f"{result.variant['name']}/"))
-
-    def _make_inputs(self) -> ProbeInputs:
-        ctx, splits = self.ctx, []
-        for tokens, images in zip(self.tokens, open_sets(ctx, self.data), strict=True):
-            assert isinstance(images, LabelledImages)
-            splits.append(ProbeData(tokens.load(), images))
-        train, test = splits
-        return ProbeInputs(
-            self.sae.load(),
-            train,
-            test,
-            load_backbone(ctx),
-            ctx.config.model.layer,
-            edits_prefix=ctx.config.sae.tokens is TokenChoice.all,
-            backbone_at=partial(load_backbone_at, ctx),
-            n_workers=self.data.n_workers,
-        )
 
     def _keep(self, variant: Ablation, result: AblationResult) -> None:
         handle = self.handles[variant]

@@ -23,10 +23,11 @@ from infoscope.sae.config import TokenChoice
 from infoscope.sae.edit import EditMode
 from infoscope.scope.ablations import Ablation, make_ablations, make_matched_ablations
 from infoscope.scope.config import Rule
-from infoscope.stages.ablations import ablations_of, matched_ablations_of
+from infoscope.stages.ablations import all_ablations_of
 from infoscope.stages.backbone import load_backbone, load_backbone_at
 from infoscope.stages.images import check_split, count_images, find_known, knows, probe_data
 from infoscope.stages.probe.artifacts import AblationProbes
+from infoscope.stages.probe.features import make_features
 from infoscope.stages.probe.results import Result
 from infoscope.stages.probe.run import TRUTHS, Probed, check_truths, like_of, list_probe_groups, probe_variants
 from infoscope.stages.probe.section import make_removal_section
@@ -67,7 +68,7 @@ class Probe(Stage):
 
     def count(self, ctx: Context, seed: int) -> tuple[int, int]:
         try:
-            variants = ablations_of(ctx, seed) + matched_ablations_of(ctx, seed)
+            variants = all_ablations_of(ctx, seed)
         except (MissingArtifact, NotBuiltYet):
             return len(_make_nominal_variants(ctx.config)), 0
         return count_probes(ctx, seed, variants)
@@ -96,7 +97,17 @@ class Probe(Stage):
 @once
 def probe_all(ctx: Context, seed: int) -> Probed:
     """Return the probes of every variant of a seed; what is missing is trained."""
-    return probe_variants(ctx, seed, ablations_of(ctx, seed) + matched_ablations_of(ctx, seed))
+    if len(ctx.config.seeds) > 1:
+        _make_all_features(ctx)
+    return probe_variants(ctx, seed, all_ablations_of(ctx, seed))
+
+
+@once
+def _make_all_features(ctx: Context) -> None:
+    """Make what classification reads of all seeds: each split is read once for all of them."""
+    check_truths(ctx)
+    for data, probe in list_probe_groups(ctx):
+        make_features(ctx, {seed: all_ablations_of(ctx, seed) for seed in ctx.config.seeds}, data, probe)
 
 
 def is_probed(ctx: Context) -> bool:

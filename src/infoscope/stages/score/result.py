@@ -22,7 +22,7 @@ class ScopeResult:
         emd: per rank, divided by D_grid; NaN where a map is all zero.
         chance_emd: the same between crop 1 of rank m and crop 2 of rank m + 1.
         mass1, mass2: sum of the activation over the shared region of crop 1 and 2; NaN where there is no image.
-        mean_act: mean activation per token; rows of W_dec have unit norm, so this is the mass per token.
+        mass: activation mass per token: the mean of z * |W_dec row|.
         firing_rate: share of tokens on which the latent fires.
         partition: gamma and the groups.
         rule: how gamma was found, in words ("Otsu", "quantile 0.9", ...).
@@ -37,7 +37,7 @@ class ScopeResult:
     chance_emd: Float[np.ndarray, "d_sae k_max"]
     mass1: Float[np.ndarray, "d_sae k_max"]
     mass2: Float[np.ndarray, "d_sae k_max"]
-    mean_act: Float[np.ndarray, " d_sae"]
+    mass: Float[np.ndarray, " d_sae"]
     firing_rate: Float[np.ndarray, " d_sae"]
     partition: Partition
     rule: str

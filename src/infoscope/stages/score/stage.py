@@ -22,7 +22,7 @@ from infoscope.scope.scores import Scores
 from infoscope.scope.scoring import score_latents
 from infoscope.stages.backbone import fingerprint_model, load_backbone
 from infoscope.stages.images import count_images, fingerprint_images, open_split
-from infoscope.stages.rank import Rank
+from infoscope.stages.rank import Rank, mass_of
 from infoscope.stages.sae import count_latents, sae_of
 from infoscope.stages.score.example_figure import Example
 from infoscope.stages.score.result import ScopeResult
@@ -141,13 +141,13 @@ def count_ranked(top_images: np.ndarray) -> tuple[int, int]:
 def partition_of(ctx: Context, seed: int) -> Partition:
     """Divide the latents by their scores on the training split: arithmetic on the score artifact."""
     cds = Score.at(ctx, seed).load().cds(ctx.config.scope.k_cds).values
-    return make_partition(cds, Rank.at(ctx, seed).load().mean_act, ctx.config.partition)
+    return make_partition(cds, mass_of(ctx, seed), ctx.config.partition)
 
 
 def scope_of(ctx: Context, seed: int) -> ScopeResult:
     """Return the scores and the groups of one SAE as tables and figures read them."""
     scores, ranking = Score.at(ctx, seed).load(), Rank.at(ctx, seed).load()
-    config = ctx.config
+    config, mass = ctx.config, mass_of(ctx, seed)
     cds = scores.cds(config.scope.k_cds).values
     return ScopeResult(
         sae_seed=seed,
@@ -157,9 +157,9 @@ def scope_of(ctx: Context, seed: int) -> ScopeResult:
         chance_emd=scores.chance_emd,
         mass1=scores.mass1,
         mass2=scores.mass2,
-        mean_act=ranking.mean_act,
+        mass=mass,
         firing_rate=ranking.firing_rate,
-        partition=make_partition(cds, ranking.mean_act, config.partition),
+        partition=make_partition(cds, mass, config.partition),
         rule=config.partition.rule_in_words,
         grid=scores.grid,
         shift=scores.shift_patches,

@@ -52,7 +52,7 @@ def get_living(result: ScopeResult) -> Bool[np.ndarray, " d_sae"]:
 
 def compute_mass_share(result: ScopeResult, members: Bool[np.ndarray, " d_sae"]) -> float:
     """Share of all activation mass that these features have; NaN when nothing fires."""
-    mass = np.nan_to_num(np.asarray(result.mean_act, dtype=np.float64))
+    mass = np.nan_to_num(np.asarray(result.mass, dtype=np.float64))
     return float(mass[members].sum() / mass.sum()) if mass.sum() > 0 else math.nan
 
 

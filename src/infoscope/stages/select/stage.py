@@ -28,7 +28,7 @@ from infoscope.stages.probe.stage import (
     work_of_probes,
 )
 from infoscope.stages.publish import Published
-from infoscope.stages.rank import Rank
+from infoscope.stages.rank import Rank, mass_of
 from infoscope.stages.sae import count_latents, sae_of
 from infoscope.stages.score.stage import Score, check_count
 from infoscope.stages.select.section import make_selection_section
@@ -97,15 +97,15 @@ def probe_kept(ctx: Context, seed: int) -> Probed:
 
 def whole_variants_of(ctx: Context, seed: int) -> list[Ablation]:
     """Return the original tokens, and those decoded from all latents and from none."""
-    mean_act = Rank.at(ctx, seed).load().mean_act
-    return make_ablations({}, mean_act > 0, mean_act, modes=[EditMode.reconstruct])
+    mass = mass_of(ctx, seed)
+    return make_ablations({}, mass > 0, mass, modes=[EditMode.reconstruct])
 
 
 def selection_variants_of(ctx: Context, seed: int) -> list[Ablation]:
     """Return the variants that keep n latents; the weights of the original's probes choose some of them."""
     config = ctx.config
     cds, ranking = Score.at(ctx, seed).load().cds(config.scope.k_cds).values, Rank.at(ctx, seed).load()
-    original = whole_variants_of(ctx, seed)[0]
+    mass, original = mass_of(ctx, seed), whole_variants_of(ctx, seed)[0]
     handles = [AblationProbes.at(ctx, seed, original, *group) for group in list_probe_groups(ctx)]
     found = [handle.find() for handle in handles]
     for handle, artifact in zip(handles, found, strict=True):
@@ -114,9 +114,9 @@ def selection_variants_of(ctx: Context, seed: int) -> list[Ablation]:
     heads = load_results([artifact.folder for artifact in found if artifact], original).heads
     W_dec = sae_of(ctx, seed).load().W_dec.detach().cpu().double().numpy()
     return make_selection_ablations(
-        dict(make_partition(cds, ranking.mean_act, PartitionConfig(n_bands=config.select.n_bands)).bands),
-        ~np.isnan(cds) & (ranking.mean_act > 0),
-        ranking.mean_act,
+        dict(make_partition(cds, mass, PartitionConfig(n_bands=config.select.n_bands)).bands),
+        ~np.isnan(cds) & (mass > 0),
+        mass,
         compute_probe_importance(heads, W_dec, ranking.mean_act),
         config.select,
         config.probe.seed,

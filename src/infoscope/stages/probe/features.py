@@ -1,0 +1,107 @@
+"""What classification reads, made for all SAE seeds in one reading of each split."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+from infoscope.data.config import DataConfig
+from infoscope.data.images import LabelledImages
+from infoscope.pipeline.context import Context
+from infoscope.pipeline.stage import Handle
+from infoscope.probes.config import ProbeConfig, Readout, Task
+from infoscope.probes.feature_files import WantedFeatures, choose_feature_rows, write_features
+from infoscope.probes.features import MEANS
+from infoscope.probes.inputs import ProbeData, ProbeInputs
+from infoscope.runtime import processes
+from infoscope.runtime.manifests import compute_hash
+from infoscope.runtime.store import Workspace
+from infoscope.sae.config import TokenChoice
+from infoscope.scope.ablations import Ablation
+from infoscope.stages.backbone import load_backbone, load_backbone_at
+from infoscope.stages.images import open_sets
+from infoscope.stages.probe.artifacts import AblationProbes, Features, ImageMeans
+from infoscope.stages.sae import sae_of
+from infoscope.stages.tokens import Tokens
+
+
+def make_probe_inputs(ctx: Context, seed: int, data: DataConfig) -> ProbeInputs:
+    """Return what the probes of an SAE seed are run on."""
+    splits = []
+    for split, images in zip(("train", "test"), open_sets(ctx, data), strict=True):
+        assert isinstance(images, LabelledImages)
+        splits.append(ProbeData(Tokens.at(ctx, split, data).load(), images))
+    train, test = splits
+    return ProbeInputs(
+        sae_of(ctx, seed).load(),
+        train,
+        test,
+        load_backbone(ctx),
+        ctx.config.model.layer,
+        edits_prefix=ctx.config.sae.tokens is TokenChoice.all,
+        backbone_at=partial(load_backbone_at, ctx),
+        n_workers=data.n_workers,
+    )
+
+
+def features_of(
+    ctx: Context, seed: int, variants: Sequence[Ablation], data: DataConfig, probe: ProbeConfig
+) -> dict[str, Handle[Path]]:
+    """Return what classification reads of some variants by variant key, and means of images, if it does, as `MEANS`."""
+    handles: dict[str, Handle[Path]] = {}
+    if Readout.patch_mean in probe.readouts:
+        handles[MEANS] = ImageMeans.at(ctx, seed, data, probe)
+    for variant in variants:
+        handles.setdefault(variant.key(sae_of(ctx, seed).hash), Features.at(ctx, seed, variant, data, probe))
+    return handles
+
+
+def make_features(
+    ctx: Context, variants: Mapping[int, Sequence[Ablation]], data: DataConfig, probe: ProbeConfig
+) -> None:
+    """Make what is missing of all that classification reads of some variants whose probes are missing.
+
+    Args:
+        variants: by SAE seed.
+    """
+    if Task.classification not in probe.tasks:
+        return
+    unprobed = {
+        seed: [v for v in of if AblationProbes.at(ctx, seed, v, data, probe).find() is None]
+        for seed, of in variants.items()
+    }
+    handles: dict[str, tuple[int, str, Handle[Path]]] = {}
+    for seed, of in unprobed.items():
+        for name, handle in features_of(ctx, seed, of, data, probe).items() if of else ():
+            handles.setdefault(handle.hash, (seed, name, handle))
+    wanted = processes.broadcast(list(handles))  # another job may finish some meanwhile: the main process has looked
+    if wanted:
+        _fill(ctx, {name: handles[name] for name in wanted}, variants, data, probe)
+
+
+def _fill(
+    ctx: Context,
+    handles: Mapping[str, tuple[int, str, Handle[Path]]],
+    variants: Mapping[int, Sequence[Ablation]],
+    data: DataConfig,
+    probe: ProbeConfig,
+) -> None:
+    """Make some features by hash, each of (SAE seed, variant key or `MEANS`, handle)."""
+    upstream = {name: {role: node.make() for role, node in of.needs} for name, (_, _, of) in handles.items()}
+
+    def build(works: dict[str, Workspace]) -> None:
+        wanted: list[WantedFeatures] = []
+        for seed in dict.fromkeys(handles[name][0] for name in works):
+            own = {handles[name][1]: work for name, work in works.items() if handles[name][0] == seed}
+            folder = min(own.items())[1].progress / compute_hash(sorted(own))
+            folder.mkdir(exist_ok=True)
+            by_key = {variant.key(sae_of(ctx, seed).hash): variant for variant in reversed(variants[seed])}
+            folders = {key: work.folder for key, work in own.items()}
+            wanted.append(WantedFeatures(make_probe_inputs(ctx, seed, data), by_key, folders, folder))
+        with ctx.display.bar("reading tokens for the probes' features") as advance:
+            rows = choose_feature_rows(wanted[0].inputs, probe)
+            write_features(wanted, probe, rows, ctx.check_disk, lambda what, done, of: advance(done, of, what))
+
+    specs = {name: handle.spec for name, (_, _, handle) in handles.items()}
+    ctx.store.get_together(specs, build, shared=True, config=ctx.tree, upstream=upstream)
