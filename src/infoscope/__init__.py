@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from infoscope.runtime.errors import InputError
     from infoscope.sae.checkpoint import load_sae
+    from infoscope.sae.latent_table import load_latents
     from infoscope.scope.api import contextual_dependency
     from infoscope.vision.load import load_backbone
 
@@ -23,10 +24,11 @@ _HOMES = {
     "InputError": "infoscope.runtime.errors",
     "contextual_dependency": "infoscope.scope.api",
     "load_backbone": "infoscope.vision.load",
+    "load_latents": "infoscope.sae.latent_table",
     "load_sae": "infoscope.sae.checkpoint",
 }
 
-__all__ = ["InputError", "contextual_dependency", "load_backbone", "load_sae"]
+__all__ = ["InputError", "contextual_dependency", "load_backbone", "load_latents", "load_sae"]
 
 
 def __getattr__(name: str) -> Any:

@@ -59,6 +59,11 @@ STAGES = (
         "infoscope.stages.confounds.stage:Confounds",
         "what else tells features apart: how often, how strongly, how widely they fire, and on what",
     ),
+    Entry(
+        "latents",
+        "infoscope.stages.latents:Latents",
+        "what is known of each latent, in one table (parquet; load_latents reads it)",
+    ),
     Entry("report", "infoscope.stages.report.stage:Report", "tables and figures (default)"),
 )
 COMMANDS = (

@@ -289,7 +289,13 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(
     ("stage", "stage_of_rows"),
-    [("train_sae", "train_sae"), ("rank", "rank"), ("score", "score"), ("outliers", "group_activation")],
+    [
+        ("train_sae", "train_sae"),
+        ("rank", "rank"),
+        ("score", "score"),
+        ("latents", "latents"),
+        ("outliers", "group_activation"),
+    ],
 )
 def test_every_stage_has_rows(finished: Path, stage: str, stage_of_rows: str) -> None:
     collected = collect_tiny(finished, f"stage={stage}")

@@ -40,6 +40,7 @@ from infoscope.scope.top_images import TopImages
 from infoscope.stages import tokens as tokens_module
 from infoscope.stages.confounds.stage import Confounds
 from infoscope.stages.images import open_split
+from infoscope.stages.latents import Latents
 from infoscope.stages.outliers.stage import Outliers, group_activation_of
 from infoscope.stages.probe import run as probing
 from infoscope.stages.sae import sae_of
@@ -240,7 +241,7 @@ def test_equal_groups_are_trained_once_and_keep_their_own_names(
     run_tiny(output_dir, "stage=probe", *halves)
     forbid(monkeypatch, "tokens", "resume")
     again = run_tiny(output_dir, "partition.rule=bands", "partition.n_bands=2", "probe.n_draws=0")
-    assert set(again.stages("built")) == {"report"}
+    assert set(again.stages("built")) == {"latents", "report"}
     assert again.files is not None
     rows = again.files.tables["removal"]["csv"].read_text()
     assert "without band 1 of 2" in rows
@@ -269,6 +270,7 @@ def test_another_gamma_or_k_reads_no_token(finished: Path, tmp_path: Path, monke
         ctx = Context(make_tiny_config(output_dir, override), Recorder())
         assert not Confounds.at(ctx, 0).get().built
         assert not Outliers.at(ctx, 0).get().built
+        assert Latents.at(ctx, 0).get().built
         groups = group_activation_of(ctx, 0)
         assert groups.n_features.sum() == len(partition_of(ctx, 0).unscored)
 
@@ -301,7 +303,7 @@ def test_features_that_do_not_fit_are_refused(finished: Path, tmp_path: Path, mo
     with pytest.raises(InputError, match="no room"):
         run_tiny(output_dir, "stage=probe", "probe.tasks=[classification]")
     assert 0 == asked[0] < asked[1] < asked[2]
-    assert {name.split("/")[0] for name in find_artifacts(output_dir)} == {*UP_TO_SCORE, *ANALYSES}
+    assert {name.split("/")[0] for name in find_artifacts(output_dir)} == {*UP_TO_SCORE, *ANALYSES, "latents"}
 
 
 def test_an_empty_group_is_a_marked_row(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -381,7 +383,7 @@ def test_hashes_do_not_depend_on_the_folder(finished: Path, tmp_path: Path, monk
         ("probe.classification_epochs=3", "probe"),
         ("outliers.c=5", "outliers"),
         ("outliers.n_images=7", "outliers"),
-        ("partition.gamma=0.099999", "report"),
+        ("partition.gamma=0.099999", "latents"),
     ],
 )
 def test_hashes_depend_on_what_changes_the_result(

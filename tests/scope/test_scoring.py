@@ -9,7 +9,7 @@ from infoscope.runtime.errors import InputError
 from infoscope.sae import passes
 from infoscope.sae.activations import TopK
 from infoscope.scope import maps, scoring
-from infoscope.scope.cds import compute_cds_with_zeros, count_zero_maps, position_locked_score
+from infoscope.scope.cds import compute_cds_with_zeros, compute_one_sided_share, count_zero_maps, position_locked_score
 from infoscope.scope.crops import shared_region
 from infoscope.scope.ranking import Ranking
 from infoscope.scope.scores import Scores
@@ -127,6 +127,9 @@ def test_zero_maps_and_missing_ranks_have_no_distance():
     np.testing.assert_allclose(scores.chance_emd[0, [0, 3]], [0, 1])
     one_sided, two_sided = count_zero_maps(scores.mass1, scores.mass2, 5)
     assert (one_sided.tolist(), two_sided.tolist()) == ([1], [1])
+    assert compute_one_sided_share(scores.mass1, scores.mass2, 5).tolist() == [0.25]  # of four pairs
+    none = np.full((1, 5), np.nan)
+    assert np.isnan(compute_one_sided_share(none, none, 5)).all()
     assert scores.cds(4).n_valid.tolist() == [2]
     np.testing.assert_allclose(
         compute_cds_with_zeros(scores.emd, scores.mass1, scores.mass2, 4).values, [(0.5 + 0.5 + 1) / 3]

@@ -7,7 +7,7 @@ returns, on the main process.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +21,7 @@ from infoscope.runtime import processes
 from infoscope.runtime.manifests import Artifact, Spec
 from infoscope.runtime.read_only import MissingArtifact
 from infoscope.runtime.store import Workspace
+from infoscope.sae.latent_table import LatentColumn
 
 R = TypeVar("R")
 Key = dict[str, Any]
@@ -138,6 +139,10 @@ class Stage:
     def rows(self, ctx: Context, seed: int) -> Iterator[Row]:
         """Yield what it has found for an SAE seed as rows of the collected table."""
         return iter(())
+
+    def latents(self, ctx: Context, seed: int) -> Iterable[LatentColumn]:
+        """Return what it has found of each latent of an SAE seed: columns of the table of latents."""
+        return ()
 
     def section(self, ctx: Context) -> ReportSection | None:
         """Return its part of a report."""

@@ -91,6 +91,18 @@ def count_zero_maps(
     return ZeroCounts(one_sided.sum(axis=1), two_sided.sum(axis=1))
 
 
+def compute_one_sided_share(
+    mass1: Float[np.ndarray, "d_sae k_max"], mass2: Float[np.ndarray, "d_sae k_max"], k: int
+) -> Float[np.ndarray, " d_sae"]:
+    """Return the share of the pairs among the first `k` ranks in which one map alone is all zero; NaN without pairs.
+
+    Raises:
+        InputError: if `k` is not in 1..k_max.
+    """
+    n_zeros, n_pairs = count_zero_maps(mass1, mass2, k).one_sided, (~np.isnan(mass1[:, :k])).sum(axis=1)
+    return np.divide(n_zeros, n_pairs, out=np.full(len(n_pairs), np.nan), where=n_pairs > 0)
+
+
 def compute_chance_ratio(
     values: Float[np.ndarray, " d_sae"], chance: Float[np.ndarray, " d_sae"]
 ) -> Float[np.ndarray, " d_sae"]:

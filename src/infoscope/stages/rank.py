@@ -12,10 +12,12 @@ from jaxtyping import Float
 from infoscope.pipeline.context import Context
 from infoscope.pipeline.passes import PassStage
 from infoscope.pipeline.stage import Key, Needs, Row, Shown, Work, name_artifacts
+from infoscope.sae.latent_table import LatentColumn
 from infoscope.sae.mass import compute_mass
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.sae.origin import check_has_maps
 from infoscope.sae.passes import BATCH_IMAGES, Measurement
+from infoscope.scope.config import RankBy
 from infoscope.scope.ranking import Ranking, RankMeter, check_enough_images, measure_ranking
 from infoscope.stages.images import count_images
 from infoscope.stages.sae import count_latents, sae_of, work_of_pass
@@ -65,6 +67,15 @@ class Rank(PassStage[Ranking]):
         held = 3 * n_bytes  # of a part, of what this process has ranked, of all
         held += 4 * BATCH_IMAGES * find_sizes(ctx).n_patches * d_sae
         return replace(work_of_pass(ctx), disk_bytes=n_bytes, memory_bytes=held)
+
+    def latents(self, ctx: Context, seed: int) -> Iterator[LatentColumn]:
+        found, per_token = self.at(ctx, seed).load(), "SAE units per patch token"
+        mass = mass_of(ctx, seed)
+        yield LatentColumn("firing_rate", found.firing_rate, "firing frequency", "share of patch tokens")
+        yield LatentColumn("mean_act", found.mean_act, "mean activation", per_token)
+        yield LatentColumn("mass", mass, "mean activation x norm of the decoder row", per_token)
+        of = {RankBy.max: "largest activation", RankBy.mean: "mean activation"}[found.rank_by]
+        yield LatentColumn("top_value", found.top_values[:, 0], f"{of} in its top image", "SAE units")
 
     def rows(self, ctx: Context, seed: int) -> Iterator[Row]:
         made, ranking = self.at(ctx, seed).get(), self.at(ctx, seed).load()

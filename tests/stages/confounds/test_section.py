@@ -16,10 +16,12 @@ from infoscope.report.figure_style import save_figure
 from infoscope.report.page import Page, write_report
 from infoscope.report.section import ReportSection
 from infoscope.report.tables import Stat, Table
+from infoscope.sae.latent_table import LatentColumn, LatentTable
 from infoscope.scope.confounds import ConfoundResult, LatentProperties
 from infoscope.scope.separation import compute_auroc, match_frequency
-from infoscope.stages.confounds.figures import compute_one_sided_share, compute_rank_means
+from infoscope.stages.confounds.figures import compute_rank_means
 from infoscope.stages.confounds.section import make_confound_section
+from infoscope.stages.confounds.stage import list_columns
 from infoscope.stages.probe.tables import make_matched_table, make_removal_tables, summarise_removal
 from infoscope.stages.score.result import ScopeResult
 from tests.support.report_samples import K_MAX, make_result, make_results, make_scope_result, make_unscored_result
@@ -62,10 +64,23 @@ def make_matched_results(n_seeds: int = 2, empty: tuple[str, ...] = ()) -> list[
     return results
 
 
+def make_one(
+    scopes: list[ScopeResult], confounds: dict[int, ConfoundResult], results: list[dict[str, Any]]
+) -> ReportSection:
+    """Return the section, with a table of latents that holds what the scores and the confounds say."""
+    tables = []
+    for scope in scopes:
+        one_sided = np.random.default_rng(0).uniform(0, 0.2, len(scope.cds))
+        measured = {"cds": scope.cds, "firing_rate": scope.firing_rate, "one_sided": one_sided}
+        tables.append(LatentTable(scope.sae_seed, (LatentColumn(name, of, name) for name, of in measured.items())))
+        tables[-1].add("confounds", list_columns(confounds[scope.sae_seed], scope.k_cds))
+    return make_confound_section(scopes, confounds, tables, results)
+
+
 def make_section(n_seeds: int = 2, with_truth: bool = True) -> tuple[list[ScopeResult], ReportSection]:
     scopes = [make_scope_result(seed) for seed in range(n_seeds)]
     confounds = {scope.sae_seed: make_confound_result(scope, with_truth) for scope in scopes}
-    return scopes, make_confound_section(scopes, confounds, make_matched_results(n_seeds))
+    return scopes, make_one(scopes, confounds, make_matched_results(n_seeds))
 
 
 def read(table: Table, label: str) -> dict[str, Any]:
@@ -92,13 +107,8 @@ def test_correlations_are_over_scored_features_of_each_seed() -> None:
     assert section.summary["spearman"]["firing_rate"]["mean"] == pytest.approx(np.mean(expected))
 
 
-def test_one_sided_share_and_rank_means_by_hand() -> None:
-    scope = make_scope_result()
+def test_rank_means_by_hand() -> None:
     nan = math.nan
-    mass1, mass2 = np.array([[1, 0, 0, 1], [nan] * 4]), np.array([[0, 2, 0, 1], [nan] * 4])
-    share = compute_one_sided_share(replace(scope, mass1=mass1, mass2=mass2, k_cds=4), make_confound_result(scope))
-    assert share[0] == 0.5  # two of four; in the third both are zero
-    assert math.isnan(share[1])
     means = compute_rank_means(np.array([[0.2, nan], [0.4, nan], [9.0, 9.0]]), np.array([True, True, False]))
     assert means[0] == pytest.approx(0.3)
     assert math.isnan(means[1])
@@ -106,7 +116,7 @@ def test_one_sided_share_and_rank_means_by_hand() -> None:
 
 def test_first_and_last_rank_are_compared_on_the_same_features() -> None:
     scope = make_scope_result()
-    section = make_confound_section([scope], {0: make_confound_result(scope)}, [])
+    section = make_one([scope], {0: make_confound_result(scope)}, [])
     both = np.isfinite(scope.emd[:, [0, K_MAX - 1]]).all(axis=1)
     cell = read(section.tables["confounds"], "mean at the last rank of the CDS")
     assert cell["value"].mean == pytest.approx(scope.emd[both, K_MAX - 1].mean())
@@ -143,12 +153,12 @@ def test_findings_follow_the_numbers() -> None:
     rng = np.random.default_rng(0)
     for sign, verdict in ((1, "it ranks known-global features higher"), (-1, "wrong way round")):
         cds = 0.5 + sign * 0.3 * found.known_global + rng.normal(0, 0.05, len(scope.cds))
-        first, _, second, third, *_ = make_confound_section([replace(scope, cds=cds)], {0: found}, []).findings
+        first, _, second, third, *_ = make_one([replace(scope, cds=cds)], {0: found}, []).findings
         assert verdict in first
         assert "by definition" in third
         assert "farther from 0.5 than any" in second
     noise = rng.random(len(scope.cds))
-    first = make_confound_section([replace(scope, cds=noise)], {0: found}, []).findings[0]
+    first = make_one([replace(scope, cds=noise)], {0: found}, []).findings[0]
     assert "does not tell them apart" in first
 
 
@@ -156,14 +166,14 @@ def test_effects_are_correlated_without_cuts() -> None:
     scope = make_scope_result()
     found = make_confound_result(scope)
     cds = found.image_effect + 0.01 * np.random.default_rng(0).normal(size=len(scope.cds))
-    section = make_confound_section([replace(scope, cds=cds)], {0: found}, [])
+    section = make_one([replace(scope, cds=cds)], {0: found}, [])
     rho = stats.spearmanr(cds[found.fires_enough], found.image_effect[found.fires_enough])[0]
     row = read(section.tables["confounds"], "effect of the global factors")
     assert row["value"].mean == pytest.approx(rho)
     assert row["n_latents"].mean == found.fires_enough.sum()
     assert "global factors" in section.findings[1]
     assert "not as it should" not in section.findings[1]
-    reverse = make_confound_section([replace(scope, cds=1 - cds)], {0: found}, [])
+    reverse = make_one([replace(scope, cds=1 - cds)], {0: found}, [])
     assert "(as it should)" not in reverse.findings[1]
 
 
@@ -172,7 +182,7 @@ def test_what_is_expected_of_diffuse_global_features_is_said_whether_seen_or_not
     found = make_confound_result(scope)
     for high, said in ((0.1, "they do score lower"), (0.9, "they do not score lower")):
         cds = np.where(found.diffuse, high, 0.5)
-        finding = make_confound_section([replace(scope, cds=cds)], {0: found}, []).findings[3]
+        finding = make_one([replace(scope, cds=cds)], {0: found}, []).findings[3]
         assert said in finding
 
 
@@ -213,7 +223,7 @@ def test_matched_finding() -> None:
 
 def test_empty_matched_groups_are_marked() -> None:
     scope = make_scope_result()
-    section = make_confound_section([scope], {0: make_confound_result(scope)}, make_matched_results(1, ("high", "low")))
+    section = make_one([scope], {0: make_confound_result(scope)}, make_matched_results(1, ("high", "low")))
     assert "∅" in section.tables["removal_matched"].to_markdown()
     assert "share no firing frequency" in section.findings[-1]
 
@@ -243,7 +253,7 @@ def test_empty_groups(tmp_path: Path, case: str) -> None:
     found = make_confound_result(scope, n_images=1 if case == "nobody declared" else 500)
     if case == "no local":
         found = replace(found, label_effect=np.zeros(len(scope.cds)))
-    section = make_confound_section([scope], {0: found}, [])
+    section = make_one([scope], {0: found}, [])
     assert "too few to say" in section.findings[0]
     assert "too few to say" in section.findings[3]
     assert section.summary["auroc"]["all"]["cds"]["mean"] is None

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -14,53 +13,39 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 
 from infoscope.report.figure_style import FAINT, GREY, HIGH, INK, LOW, make_figure, write_empty
 from infoscope.report.tables import compute_stat, format_number
-from infoscope.scope.cds import count_zero_maps
+from infoscope.sae.latent_table import LatentTable
 from infoscope.scope.confounds import ConfoundResult
 from infoscope.scope.separation import compute_spearman
 from infoscope.stages.score.result import ScopeResult
 
-Read = Callable[[ScopeResult, ConfoundResult], np.ndarray]
-
 
 class Confound(NamedTuple):
-    """What a score could be mistaken for: its name, where it stands, and how its axis is drawn (None: not drawn)."""
+    """What a score could be mistaken for: its name, and how its axis is drawn (None: not drawn)."""
 
     name: str
-    read: Read
     scale: str | None = None
 
 
-def compute_one_sided_share(scope: ScopeResult, _: ConfoundResult) -> np.ndarray:
-    """Return each latent's share of ranked pairs in which the map of one crop alone is all zero; NaN without pairs."""
-    n_pairs = (~np.isnan(scope.mass1[:, : scope.k_cds])).sum(axis=1)
-    n_zeros = count_zero_maps(scope.mass1, scope.mass2, scope.k_cds).one_sided
-    return np.divide(n_zeros, n_pairs, out=np.full(len(n_pairs), np.nan), where=n_pairs > 0)
-
-
-def read_effect(scope: ScopeResult, found: ConfoundResult, name: str) -> np.ndarray:
-    """Return the image or the label effect of the latents that fire on enough images; NaN for others."""
-    effect = getattr(found, name)
-    return np.full(len(scope.cds), np.nan) if effect is None else np.where(found.fires_enough, effect, np.nan)
-
-
 CONFOUNDS = {
-    "firing_rate": Confound("firing frequency (share of patches)", lambda _, c: c.properties.firing_rate, "log"),
-    "image_rate": Confound("share of images in which it fires", lambda _, c: c.properties.image_rate),
-    "peak": Confound("peak activation", lambda _, c: c.properties.peak, "log"),
-    "peak_top": Confound("peak, mean of its top images", lambda s, c: c.properties.peak_top(s.k_cds)),
-    "support": Confound("support (share of the grid)", lambda _, c: c.properties.support, "linear"),
-    "participation": Confound("participation ratio (share of the grid)", lambda _, c: c.properties.participation),
-    "one_sided": Confound("one-sided zeros (share of pairs)", compute_one_sided_share, "linear"),
+    "firing_rate": Confound("firing frequency (share of patches)", "log"),
+    "image_rate": Confound("share of images in which it fires"),
+    "peak": Confound("peak activation", "log"),
+    "peak_top": Confound("peak, mean of its top images"),
+    "support": Confound("support (share of the grid)", "linear"),
+    "participation": Confound("participation ratio (share of the grid)"),
+    "one_sided": Confound("one-sided zeros (share of pairs)", "linear"),
 }
-"""By key, in the order of table and figure."""
+"""By column of the table of latents, in the order of table and figure."""
 EFFECTS = {
-    "image_effect": Confound("effect of the global factors", partial(read_effect, name="image_effect")),
-    "label_effect": Confound("effect of the patch labels", partial(read_effect, name="label_effect")),
+    "image_effect": Confound("effect of the global factors"),
+    "label_effect": Confound("effect of the patch labels"),
 }
 """What a score of scope should correlate with: positively with the first, negatively with the second."""
 
 
-def draw_cds_confounds(scopes: Sequence[ScopeResult], confounds: Mapping[int, ConfoundResult]) -> Figure:
+def draw_cds_confounds(
+    scopes: Sequence[ScopeResult], confounds: Mapping[int, ConfoundResult], tables: Sequence[LatentTable]
+) -> Figure:
     """Draw each feature's CDS against what it could be mistaken for; features of all SAE seeds together."""
     if not any(np.isfinite(scope.cds).any() for scope in scopes):
         figure = make_figure(1.6)
@@ -72,9 +57,8 @@ def draw_cds_confounds(scopes: Sequence[ScopeResult], confounds: Mapping[int, Co
     groups = {"undeclared": GREY, "known-local": LOW, "known-global": HIGH}
     for axes, (key, confound) in zip(panels, drawn.items(), strict=True):
         rhos = []
-        for scope in scopes:
-            found = confounds[scope.sae_seed]
-            values = np.asarray(confound.read(scope, found), dtype=np.float64)
+        for scope, table in zip(scopes, tables, strict=True):
+            found, values = confounds[scope.sae_seed], np.asarray(table[key], dtype=np.float64)
             rhos.append(compute_spearman(values, scope.cds)[0])
             if key == "one_sided":  # only a few values occur: spread the points of each
                 values = values + np.random.default_rng(104).uniform(-0.3, 0.3, len(values)) / scope.k_cds

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from infoscope.report.tables import Stat, compute_stat, format_number
-from infoscope.scope.confounds import ConfoundResult
+from infoscope.sae.latent_table import LatentTable
 from infoscope.scope.separation import (
     SCORES,
     compute_spearman,
@@ -36,7 +36,6 @@ from infoscope.stages.probe.results import (
     present_metrics,
     read_difference,
 )
-from infoscope.stages.score.result import ScopeResult
 
 
 def _too_few(separations: Separations, subset: str) -> bool:
@@ -71,7 +70,7 @@ def say_auroc(separations: Separations) -> str:
     return f"The CDS as a test of known-global against known-local features. {'. '.join(map(_capitalise, parts))}."
 
 
-def say_effects(correlations: Mapping[str, Correlation], pairs: Sequence[tuple[ScopeResult, ConfoundResult]]) -> str:
+def say_effects(correlations: Mapping[str, Correlation], tables: Sequence[LatentTable]) -> str:
     """Say how the CDS correlates with what factors and labels explain, and whether the firing frequency does too."""
     parts, with_rate = [], []
     for key, expected in (("image_effect", 1), ("label_effect", -1)):
@@ -83,10 +82,7 @@ def say_effects(correlations: Mapping[str, Correlation], pairs: Sequence[tuple[S
         verdict = "as it should" if expected * decisive >= MEDIUM_RHO else "not as it should"
         given = f", {format_signed(equal)} at equal firing frequency" if math.isfinite(equal) else ""
         parts.append(f"with the {name} {format_signed(found.mean)}{given} ({verdict})")
-        rates = [
-            compute_spearman(EFFECTS[key].read(scope, confounds), confounds.properties.firing_rate)[0]
-            for scope, confounds in pairs
-        ]
+        rates = [compute_spearman(table[key], table["firing_rate"])[0] for table in tables]
         with_rate.append(f"the {name} {format_signed(compute_stat(rates).mean)}")
     if not parts:
         return "No feature has both a CDS and an effect of factors or labels."

@@ -9,16 +9,13 @@ from typing import NamedTuple
 import numpy as np
 
 from infoscope.report.tables import Stat, compute_stat, format_number
+from infoscope.sae.latent_table import LatentTable
 from infoscope.scope.confounds import ConfoundResult
 from infoscope.scope.separation import (
     Auroc,
     compute_spearman,
 )
-from infoscope.stages.confounds.figures import (
-    CONFOUNDS,
-    EFFECTS,
-    compute_rank_means,
-)
+from infoscope.stages.confounds.figures import compute_rank_means
 from infoscope.stages.score.result import ScopeResult
 
 MIN_GROUP = 10
@@ -54,13 +51,13 @@ Separations = Sequence[Mapping[str, Mapping[str, Auroc]]]
 """Per SAE seed, as `compute_separation` gives it."""
 
 
-def correlate(key: str, pairs: Sequence[tuple[ScopeResult, ConfoundResult]]) -> Correlation:
-    """Return the correlation of the CDS with one of `CONFOUNDS` or `EFFECTS`, over the features that have both."""
+def correlate(key: str, tables: Sequence[LatentTable]) -> Correlation:
+    """Return the correlation of the CDS with a column of the tables of latents, over the features that have both."""
     found = Correlation([], [], [])
-    for scope, confounds in pairs:
-        values = np.asarray((CONFOUNDS | EFFECTS)[key].read(scope, confounds), dtype=np.float64)
-        rho, n = compute_spearman(values, scope.cds)
-        partial_rho, _ = compute_spearman(values, scope.cds, given=confounds.properties.firing_rate)
+    for table in tables:
+        values, cds = np.asarray(table[key], dtype=np.float64), table["cds"]
+        rho, n = compute_spearman(values, cds)
+        partial_rho, _ = compute_spearman(values, cds, given=table["firing_rate"])
         found.rho.append(rho)
         found.n.append(n)
         found.at_equal_rate.append(partial_rho)

@@ -9,6 +9,7 @@ from typing import Any
 
 from infoscope.report.section import ReportSection, SectionFigure
 from infoscope.report.tables import Align, Cell, Column, Stat, Table, compute_stat
+from infoscope.sae.latent_table import LatentTable
 from infoscope.scope.confounds import DIFFUSE_SUPPORT, IMAGE_CUTS, LABEL_CUTS, MIN_IMAGES, ConfoundResult
 from infoscope.scope.separation import (
     BINS_PER_OCTAVE,
@@ -51,18 +52,22 @@ from infoscope.stages.score.result import ScopeResult
 
 
 def make_confound_section(
-    scopes: Sequence[ScopeResult], confounds: Mapping[int, ConfoundResult], results: Sequence[Result]
+    scopes: Sequence[ScopeResult],
+    confounds: Mapping[int, ConfoundResult],
+    latents: Sequence[LatentTable],
+    results: Sequence[Result],
 ) -> ReportSection:
     """Return the section.
 
     Args:
         scopes: one result per SAE seed.
         confounds: by SAE seed, one for each of `scopes`.
+        latents: what is known of each latent, of the seeds of `scopes`.
         results: as for the removal tables; those of matched frequency have their table here.
     """
     pairs = [(scope, confounds[scope.sae_seed]) for scope in scopes]
     has_truth = any(found.has_truth for _, found in pairs)
-    correlations = {key: correlate(key, pairs) for key in (*CONFOUNDS, *(EFFECTS if has_truth else ()))}
+    correlations = {key: correlate(key, latents) for key in (*CONFOUNDS, *(EFFECTS if has_truth else ()))}
     by_rank = compare_ranks(scopes)
     tables = {"confounds": _make_confound_table(correlations, by_rank)}
     separations = [compute_separation(scope.cds, found) for scope, found in pairs] if has_truth else []
@@ -72,7 +77,7 @@ def make_confound_section(
         tables["auroc"] = _make_auroc_table(separations)
         findings += [
             say_auroc(separations),
-            say_effects(correlations, pairs),
+            say_effects(correlations, latents),
             say_baselines(separations),
             say_diffuse(separations, medians),
         ]
@@ -93,7 +98,7 @@ def make_confound_section(
         tables=tables,
         figures={
             "cds_confounds": SectionFigure(
-                partial(draw_cds_confounds, scopes, confounds),
+                partial(draw_cds_confounds, scopes, confounds, latents),
                 f"Each feature's CDS against how often, how strongly and how widely it fires.{colours}",
             ),
             "cds_by_rank": SectionFigure(

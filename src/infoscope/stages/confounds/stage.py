@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+
+import numpy as np
 
 from infoscope.pipeline.context import Context
 from infoscope.pipeline.passes import PassStage
 from infoscope.pipeline.stage import Key, Needs, Node, Work
 from infoscope.report.section import ReportSection
+from infoscope.sae.latent_table import LatentColumn
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.sae.passes import Measurement
 from infoscope.scope.confounds import ConfoundMeter, ConfoundResult, measure_confounds
 from infoscope.stages.confounds.section import make_confound_section
 from infoscope.stages.images import fingerprint_images, open_split
+from infoscope.stages.latents import join_latents
 from infoscope.stages.probe.stage import Probe, read_probed
+from infoscope.stages.rank import Rank
 from infoscope.stages.sae import sae_of, work_of_pass
 from infoscope.stages.score.stage import Score, scope_of
 from infoscope.stages.tokens import Tokens
@@ -51,8 +57,34 @@ class Confounds(PassStage[ConfoundResult]):
     def work(self, ctx: Context, seed: int) -> Work:
         return work_of_pass(ctx)
 
+    def latents(self, ctx: Context, seed: int) -> Iterator[LatentColumn]:
+        return list_columns(self.at(ctx, seed).load(), ctx.config.scope.k_cds)
+
     def section(self, ctx: Context) -> ReportSection:
         scopes = [scope_of(ctx, seed) for seed in ctx.config.seeds]
         by_seed = {seed: self.at(ctx, seed).load() for seed in ctx.config.seeds}
+        latents = [join_latents(ctx, seed, (Rank, Score, Confounds)) for seed in ctx.config.seeds]
         is_probed = any(isinstance(goal.stage, Probe) for goal in ctx.goals)
-        return make_confound_section(scopes, by_seed, read_probed(ctx) if is_probed else [])
+        return make_confound_section(scopes, by_seed, latents, read_probed(ctx) if is_probed else [])
+
+
+def list_columns(found: ConfoundResult, k_cds: int) -> Iterator[LatentColumn]:
+    """Return what is known of each latent; effects are NaN for those that fire on too few images to have any."""
+    of, units, grid = found.properties, "SAE units", "share of the grid"
+    yield LatentColumn("image_rate", of.image_rate, "images in which it fires", "share of images")
+    yield LatentColumn("peak", of.peak, "peak activation", units)
+    yield LatentColumn("peak_top", of.peak_top(k_cds), f"peak, mean of its top {k_cds} images", units)
+    yield LatentColumn("support", of.support, "patches on which it fires, in images in which it does", grid)
+    yield LatentColumn("participation", of.participation, "participation ratio", grid)
+    effects = {
+        f"image_effect_{name}": (f"effect of the {name}", effect) for name, effect in found.image_effects.items()
+    }
+    if effects:
+        effects["image_effect"] = "largest effect of a global factor", found.image_effect
+    if found.label_effect is not None:
+        effects["label_effect"] = "effect of the patch labels", found.label_effect
+    for name, (heading, effect) in effects.items():
+        yield LatentColumn(name, np.where(found.fires_enough, effect, np.nan), heading, "share of variance")
+    if found.has_truth:
+        yield LatentColumn("known_global", found.known_global, "declared global")
+        yield LatentColumn("known_local", found.known_local, "declared local")

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+
 from infoscope.config import to_tree
 from infoscope.pipeline.context import Context
 from infoscope.pipeline.passes import PassStage
@@ -12,6 +14,7 @@ from infoscope.pipeline.stage import Key, Needs, Node, Row, SingleStage, Work, n
 from infoscope.report.section import ReportSection
 from infoscope.report.tables import Column
 from infoscope.runtime.store import Workspace
+from infoscope.sae.latent_table import LatentColumn
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.sae.passes import Measurement
 from infoscope.scope.group_activation import GroupActivation, OutlierActs, OutlierMeter, measure_outlier_acts
@@ -96,6 +99,16 @@ class Outliers(PassStage[OutlierActs]):
 
     def work(self, ctx: Context, seed: int) -> Work:
         return work_of_pass(ctx)
+
+    def latents(self, ctx: Context, seed: int) -> Iterator[LatentColumn]:
+        found = self.at(ctx, seed).load()
+        none = np.full_like(found.on_normal, np.nan)
+        outlier = found.on_outlier / found.n_outlier if found.n_outlier else none
+        normal = found.on_normal / found.n_normal if found.n_normal else none
+        ratio = np.divide(outlier, normal, out=none.copy(), where=normal > 0)
+        yield LatentColumn("on_outlier", outlier, "activation on outlier tokens", "SAE units per token")
+        yield LatentColumn("on_normal", normal, "activation on normal tokens", "SAE units per token")
+        yield LatentColumn("outlier_ratio", ratio, "activation on outlier tokens / on normal ones", "1")
 
     def rows(self, ctx: Context, seed: int) -> Iterator[Row]:
         made, found = self.at(ctx, seed).get(), group_activation_of(ctx, seed)

@@ -10,6 +10,7 @@ from infoscope.pipeline.stage import Handle, Key, Node, Row, Stage
 from infoscope.report.page import Page
 from infoscope.report.section import ReportSection
 from infoscope.scope.outliers import compute_norm_summary
+from infoscope.stages.latents import Latents
 from infoscope.stages.probe.stage import Probe, is_probed
 from infoscope.stages.publish import Published, describe_experiment
 from infoscope.stages.report.tokens import TokenStats, make_token_section
@@ -30,7 +31,8 @@ class Report(Published):
     """What an experiment ends with unless another stage is asked for."""
 
     def goals(self, ctx: Context) -> list[Node]:
-        return [node for part in load_parts(ctx).values() for node in part.goals(ctx)]
+        nodes = [node for part in load_parts(ctx).values() for node in part.goals(ctx)]
+        return [*nodes, *Latents().goals(ctx)]
 
     def report_name(self, ctx: Context) -> str:
         return ctx.title

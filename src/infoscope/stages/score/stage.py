@@ -13,6 +13,8 @@ from infoscope.pipeline.stage import Key, Needs, Row, SeedStage, Shown, Work, na
 from infoscope.report.section import ReportSection
 from infoscope.runtime.errors import InputError
 from infoscope.runtime.store import Workspace
+from infoscope.sae.latent_table import LatentColumn
+from infoscope.scope.cds import compute_chance_ratio, compute_one_sided_share, count_zero_maps
 from infoscope.scope.config import Diagonal, EMDMethod, Rule
 from infoscope.scope.crops import check_shift
 from infoscope.scope.examples import choose_example_latents
@@ -110,6 +112,23 @@ class Score(SeedStage[Scores]):
             memory_bytes=maps_bytes,
             is_bound=ranked.find() is None,
         )
+
+    def latents(self, ctx: Context, seed: int) -> Iterator[LatentColumn]:
+        found, k, of_largest = self.at(ctx, seed).load(), ctx.config.scope.k_cds, "share of the largest distance"
+        cds, chance, partition = found.cds(k), found.chance(k), partition_of(ctx, seed)
+        zeros = count_zero_maps(found.mass1, found.mass2, k)
+        one_sided = compute_one_sided_share(found.mass1, found.mass2, k)
+        group = np.full(len(cds.values), "unscored", dtype=object)
+        for name, members in partition.groups:
+            group[members] = name
+        yield LatentColumn("cds", cds.values, f"CDS over {k} ranks", of_largest)
+        yield LatentColumn("chance", chance, "CDS by chance: maps of two different images", of_largest)
+        yield LatentColumn("chance_ratio", compute_chance_ratio(cds.values, chance), "CDS / chance", "1")
+        yield LatentColumn("n_valid", cds.n_valid, "pairs of crops that have a distance", "pairs")
+        yield LatentColumn("n_one_sided", zeros.one_sided, "pairs with one map all zero", "pairs")
+        yield LatentColumn("n_two_sided", zeros.two_sided, "pairs with both maps all zero", "pairs")
+        yield LatentColumn("one_sided", one_sided, "one-sided zeros", "share of pairs")
+        yield LatentColumn("group", group.astype(str), f"group ({ctx.config.partition.rule_in_words})")
 
     def rows(self, ctx: Context, seed: int) -> Iterator[Row]:
         yield {**name_artifacts(self.at(ctx, seed).get()), **summarise_seed(ctx, seed)}

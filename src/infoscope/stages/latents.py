@@ -1,0 +1,78 @@
+"""stage=latents: what is known of each latent in one table, with columns from every stage that has some."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from infoscope import registry
+from infoscope.pipeline.context import Context
+from infoscope.pipeline.stage import Key, Needs, Row, SeedStage, Shown, Stage, Work, name_artifacts
+from infoscope.report.tables import Align, Column, Table
+from infoscope.runtime.store import Workspace
+from infoscope.sae.latent_table import FILE, LatentTable
+from infoscope.stages.sae import count_latents
+from infoscope.stages.score.stage import summarise_seed
+
+COLUMNS = 1
+"""Part of the key: raise it when a stage gets other columns."""
+
+
+class Latents(SeedStage[LatentTable]):
+    """The latents of a seed; arithmetic on what others have measured."""
+
+    kind = "latents"
+    is_shared = False
+
+    def needs(self, ctx: Context, seed: int) -> Needs:
+        return Needs(**{stage.kind: stage.at(ctx, seed) for stage in load_sources()})
+
+    def key(self, ctx: Context, up: Needs, seed: int) -> Key:
+        return {
+            "sources": {kind: node.hash for kind, node in vars(up).items()},
+            "columns": COLUMNS,
+            "k_cds": ctx.config.scope.k_cds,
+            "partition": ctx.config.partition.cache_key_fields(),
+        }
+
+    def build(self, ctx: Context, up: Needs, work: Workspace, seed: int) -> LatentTable:
+        return join_latents(ctx, seed, load_sources())
+
+    def load(self, ctx: Context, folder: Path, seed: int) -> LatentTable:
+        return LatentTable.load(folder)
+
+    def work(self, ctx: Context, seed: int) -> Work:
+        return Work(count_latents(ctx))
+
+    def rows(self, ctx: Context, seed: int) -> Iterator[Row]:
+        yield {**name_artifacts(self.at(ctx, seed).get()), **summarise_seed(ctx, seed)}
+
+    def closing(self, ctx: Context) -> Shown:
+        handles = [self.at(ctx, seed) for seed in ctx.config.seeds]
+        files = (f"SAE seed {handle.item[0]}: {handle.folder / FILE}" for handle in handles)
+        return [make_column_table(handles[0].load()), *files]
+
+
+def load_sources() -> list[type[SeedStage]]:
+    """Return the stages that make an artifact for each SAE seed and know something of each latent."""
+    stages = [entry.load() for entry in registry.STAGES]
+    return [stage for stage in stages if issubclass(stage, SeedStage) and stage.latents is not Stage.latents]
+
+
+def join_latents(ctx: Context, seed: int, stages: Iterable[type[SeedStage]]) -> LatentTable:
+    """Return what some stages know of each latent of a seed."""
+    table = LatentTable(seed)
+    for stage in stages:
+        table.add(stage.kind, stage().latents(ctx, seed))
+    return table
+
+
+def make_column_table(latents: LatentTable) -> Table:
+    """Return which columns there are, and how many latents have a value."""
+    headings = {"name": "column", "heading": "", "unit": "unit", "source": "from"}
+    columns = [Column(key, heading, Align.left) for key, heading in headings.items()]
+    columns.append(Column("n", "latents with a value", digits=0))
+    table = Table("latents", f"What is known of each of {len(latents):,} latents", columns)
+    for column in latents:
+        table.add_row(*(getattr(column, key) for key in headings), column.n_known)
+    return table

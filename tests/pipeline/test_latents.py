@@ -1,0 +1,101 @@
+"""The table of latents of a run: every column says what its source says, and comes without reading a token."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from infoscope import load_latents
+from infoscope.pipeline.context import Context
+from infoscope.scope.cds import compute_chance_ratio, count_zero_maps
+from infoscope.scope.confounds import MIN_IMAGES
+from infoscope.stages.confounds.stage import Confounds
+from infoscope.stages.latents import Latents
+from infoscope.stages.outliers.stage import Outliers
+from infoscope.stages.rank import Rank
+from infoscope.stages.score.stage import Score, partition_of
+from tests.support.pipeline_samples import Recorder, copy_run, find_folder, finish_tiny_run, make_tiny_config, run_tiny
+
+SOURCES = ("rank", "score", "group_activation", "confounds")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return finish_tiny_run(tmp_path_factory)[0]
+
+
+@pytest.fixture(scope="module")
+def ctx(finished: Path) -> Context:
+    return Context(make_tiny_config(finished), Recorder())
+
+
+def test_a_report_leaves_a_table_beside_the_scores(finished: Path, ctx: Context) -> None:
+    table = load_latents(finished)
+    d_sae = Rank.at(ctx, 0).load().d_sae
+    assert len(table) == d_sae
+    assert table.seed == 0
+    assert {column.source for column in table} == set(SOURCES)
+    for column in table:
+        assert column.values.shape == (d_sae,), column.name
+        assert column.heading, column.name
+        assert bool(column.unit) == (column.values.dtype.kind in "fi"), column.name
+    assert load_latents(find_folder(finished, "latents")).to_arrow().column_names == [column.name for column in table]
+
+
+def test_every_value_is_that_of_its_source(finished: Path, ctx: Context) -> None:
+    table, k = load_latents(finished), ctx.config.scope.k_cds
+    ranking, scores = Rank.at(ctx, 0).load(), Score.at(ctx, 0).load()
+    found, acts = Confounds.at(ctx, 0).load(), Outliers.at(ctx, 0).load()
+    fires_enough = found.properties.image_rate * found.n_images >= MIN_IMAGES - 0.5
+    zeros = count_zero_maps(scores.mass1, scores.mass2, k)
+    expected = {
+        "firing_rate": ranking.firing_rate,
+        "mean_act": ranking.mean_act,
+        "mass": ranking.mean_act,  # rows of the decoder have unit norm
+        "top_value": ranking.top_values.max(axis=1),
+        "cds": scores.cds(k).values,
+        "chance": scores.chance(k),
+        "chance_ratio": compute_chance_ratio(scores.cds(k).values, scores.chance(k)),
+        "n_valid": np.isfinite(scores.emd[:, :k]).sum(axis=1),
+        "n_one_sided": zeros.one_sided,
+        "n_two_sided": zeros.two_sided,
+        "image_rate": found.properties.image_rate,
+        "peak": found.properties.peaks.max(axis=1),
+        "peak_top": found.properties.peak_top(k),
+        "support": found.properties.support,
+        "participation": found.properties.participation,
+        "image_effect": np.where(fires_enough, found.image_effect, np.nan),
+        "label_effect": np.where(fires_enough, found.label_effect, np.nan),
+        "known_global": found.known_global,
+        "known_local": found.known_local,
+        "on_outlier": acts.on_outlier / acts.n_outlier,
+        "on_normal": acts.on_normal / acts.n_normal,
+    }
+    expected |= {f"image_effect_{of}": np.where(fires_enough, v, np.nan) for of, v in found.image_effects.items()}
+    for name, values in expected.items():
+        np.testing.assert_array_equal(table[name], values, err_msg=name)
+    assert {column.name for column in table} == {*expected, "one_sided", "group", "outlier_ratio"}
+    acting = table["on_normal"] > 0
+    np.testing.assert_allclose((table["outlier_ratio"] * table["on_normal"])[acting], table["on_outlier"][acting])
+    assert np.isnan(table["outlier_ratio"][~acting]).all()
+
+
+@pytest.mark.parametrize("override", ["partition.gamma=0.05", "partition.rule=bands"])
+def test_each_latent_is_in_one_group(finished: Path, tmp_path: Path, override: str) -> None:
+    ctx = Context(make_tiny_config(copy_run(finished, tmp_path), override), Recorder())
+    table, partition = Latents.at(ctx, 0).load(), partition_of(ctx, 0)
+    for name, members in [*partition.groups, ("unscored", partition.unscored)]:
+        np.testing.assert_array_equal(table["group"] == name, members)
+
+
+def test_the_stage_builds_what_the_table_needs_and_says_what_it_holds(finished: Path, tmp_path: Path) -> None:
+    output_dir = copy_run(finished, tmp_path, but=(*SOURCES, "latents", "probe", "features", "report"))
+    said = run_tiny(output_dir, "stage=latents")
+    assert set(said.stages("built")) == {*SOURCES, "latents"}
+    assert "reading tokens for rank, group_activation, confounds of seed 0" in said.shown  # once
+    assert f"| mean_act | mean activation | SAE units per patch token | rank | {len(load_latents(output_dir))} |" in (
+        said.text
+    )
+    assert str(find_folder(output_dir, "latents")) in said.text.replace("\n", "")

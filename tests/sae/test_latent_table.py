@@ -1,0 +1,127 @@
+"""The table of latents: what is written is read again, and whatever cannot be read is one sentence."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from pyarrow import parquet
+
+import infoscope
+from infoscope.runtime.errors import InputError
+from infoscope.sae import latent_table
+from infoscope.sae.latent_table import FILE, LatentColumn, LatentTable, load_latents
+
+
+def make_table(seed: int = 3) -> LatentTable:
+    table = LatentTable(seed, [LatentColumn("rate", np.array([0.5, np.nan, 1], np.float32), "Häufigkeit", "share")])
+    table.add("score", [LatentColumn("n", np.array([1, 2, 3]), "pairs", "pairs")])
+    group, known = np.array(["high", "band 1 of 2", ""]), np.array([True, False, True])
+    table.add("confounds", [LatentColumn("group", group, "group"), LatentColumn("known", known, "declared")])
+    return table
+
+
+def put(output_dir: Path, name: str, table: LatentTable, age: int = 0) -> Path:
+    """Save a table where a run keeps it, so many seconds old."""
+    folder = output_dir / "artifacts" / "latents" / name
+    folder.mkdir(parents=True)
+    table.save(folder)
+    os.utime(folder / FILE, (1e9 - age, 1e9 - age))
+    return folder
+
+
+def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
+    made = make_table()
+    made.save(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [FILE]
+    read = LatentTable.load(tmp_path)
+    assert (read.seed, len(read)) == (3, 3)
+    for old, new in zip(made, read, strict=True):
+        assert (new.name, new.heading, new.unit, new.source) == (old.name, old.heading, old.unit, old.source)
+        assert new.values.dtype == old.values.dtype
+        np.testing.assert_array_equal(new.values, old.values)
+    assert [column.n_known for column in read] == [2, 3, 3, 3]
+    assert "rate" in read
+    assert "mass" not in read
+
+
+def test_other_programs_read_the_columns_and_what_they_mean(tmp_path: Path) -> None:
+    make_table().save(tmp_path)
+    table = parquet.read_table(tmp_path / FILE)
+    assert table.column_names == ["rate", "n", "group", "known"]
+    assert table["group"].to_pylist() == ["high", "band 1 of 2", ""]
+    assert table.schema.field("rate").type == pa.float32()
+    assert "Häufigkeit" in table.schema.field("rate").metadata[b"infoscope"].decode()
+    assert table.schema.equals(make_table().to_arrow().schema)
+
+
+def test_a_column_is_added_once_and_of_every_latent() -> None:
+    table = make_table()
+    with pytest.raises(AssertionError, match="rate is there already"):
+        table.add("rank", [LatentColumn("rate", np.zeros(3), "")])
+    with pytest.raises(AssertionError, match="few"):
+        table.add("rank", [LatentColumn("few", np.zeros(2), "")])
+
+
+def test_an_interrupted_save_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_table(1).save(tmp_path)
+
+    def write_half(_: object, path: Path) -> None:
+        path.write_bytes(b"PAR1")
+        raise OSError("the disk is full")
+
+    monkeypatch.setattr(latent_table.parquet, "write_table", write_half)
+    with pytest.raises(OSError, match="full"):
+        make_table(2).save(tmp_path)
+    assert LatentTable.load(tmp_path).seed == 1
+
+
+def test_the_newest_table_of_a_seed_is_loaded_from_a_run(tmp_path: Path) -> None:
+    old, new = LatentTable(0, [LatentColumn("old", np.zeros(2), "")]), make_table(0)
+    folder = put(tmp_path, "a-seed0", new)
+    put(tmp_path, "b-seed0", old, age=60)
+    put(tmp_path, ".half.tmp", old, age=-60)
+    assert "rate" in load_latents(tmp_path)
+    put(tmp_path, "c-seed1", make_table(1), age=30)
+    assert load_latents(str(tmp_path), seed=1).seed == 1
+    assert "rate" in load_latents(tmp_path, seed=0)
+    assert load_latents(folder).seed == 0
+    with pytest.raises(InputError, match=r"holds latents of the SAE seeds 0, 1: say which, as seed=0"):
+        load_latents(tmp_path)
+    with pytest.raises(InputError, match=r"Expected latents of SAE seed 2 in .*, found those of 0, 1\."):
+        load_latents(tmp_path, seed=2)
+
+
+def test_what_cannot_be_read_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"Expected a table of latents in .*, found none"):
+        load_latents(tmp_path)
+    with pytest.raises(InputError, match="which is not there: make it with stage=latents"):
+        LatentTable.load(tmp_path)
+    make_table().save(tmp_path)
+    whole = (tmp_path / FILE).read_bytes()
+    for content in (b"", whole[:-20], whole[:40] + whole[60:]):
+        (tmp_path / FILE).write_bytes(content)
+        with pytest.raises(InputError, match="is damaged or no table of latents"):
+            load_latents(tmp_path)
+    parquet.write_table(pa.table({"x": [1]}), tmp_path / FILE)  # somebody else's
+    with pytest.raises(InputError, match="is damaged or no table of latents"):
+        load_latents(tmp_path)
+
+
+def test_without_pandas_arrow_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(latent_table, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"needs pandas, which is not installed: install it, or use to_arrow\(\)"):
+        make_table().to_pandas()
+
+
+def test_it_is_a_public_name_that_needs_no_torch(tmp_path: Path) -> None:
+    assert infoscope.load_latents is load_latents
+    make_table().save(tmp_path)
+    code = "import sys; from infoscope import load_latents; load_latents(sys.argv[1]); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
