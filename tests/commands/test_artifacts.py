@@ -108,7 +108,10 @@ def test_an_experiment_writes_down_what_its_tables_are_made_of(
     use(folder, make(output_dir, "other"))  # of an earlier command, whose tables are written over
     assert main(experiment, [*make_overrides(output_dir), "stage=score", "build=false"]) == 0
     stages = {what.split("/")[0] for what in read_uses(folder / USES_FILE).values()}
-    assert stages == {"scenes", "tokens", "train_sae", "rank", "score"}
+    assert stages == {"train_sae", "rank", "score"}
+    prune(output_dir)
+    left = {name.split("/")[0] for name in find_names(output_dir) if "/." not in name}
+    assert left == {"scenes", "tokens", *stages}  # what those are made from is kept by their manifests
 
 
 # -- listing and verifying ---------------------------------------------------------------------------------------------
