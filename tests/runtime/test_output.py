@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+import infoscope
 from infoscope.report.tables import Column, Stat, Table
 from infoscope.runtime import output
 from infoscope.runtime.output import LostOutput, Terminal, adapt_streams, end_output, say
@@ -109,7 +110,7 @@ def test_a_run_in_the_c_locale_prints_its_report_and_names_an_encoding_wherever_
     assert done.returncode == 0, done.stderr.decode()
     assert "Feature removal" in done.stdout.decode("ascii")
     assert "<=" in done.stdout.decode("ascii")
-    ours = str(Path(output.__file__).parent)
+    ours = str(Path(infoscope.__file__).parent)
     assert [line for line in done.stderr.decode().splitlines() if "EncodingWarning" in line and ours in line] == []
 
 
