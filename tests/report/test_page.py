@@ -57,6 +57,7 @@ PAGES = {
 
 
 @pytest.mark.parametrize("page", PAGES.values(), ids=PAGES)
+@pytest.mark.long
 def test_report_is_whole(page: Page, tmp_path: Path) -> None:
     files = write_report(page, tmp_path / "report")
     text = files.page.read_text()
@@ -74,6 +75,7 @@ def test_report_is_whole(page: Page, tmp_path: Path) -> None:
     assert str(files.summary) in printed
 
 
+@pytest.mark.long
 def test_the_same_numbers_give_the_same_files(tmp_path: Path) -> None:
     folders = [tmp_path / "a", tmp_path / "b"]
     for folder in folders:
@@ -92,6 +94,7 @@ def test_figures_leave_matplotlibs_settings_alone(tmp_path: Path) -> None:
     assert dict(mpl.rcParams) == before
 
 
+@pytest.mark.long
 def test_a_section_adds_its_tables_figures_findings_and_numbers(tmp_path: Path) -> None:
     table = Table("frequency", "By firing frequency", [Column("rate", "rate")])
     table.add_row(0.5)

@@ -29,7 +29,7 @@ from infoscope.sae.model import SparseAutoencoder
 from infoscope.scope.ranking import Ranking
 from infoscope.scope.scores import Scores
 from infoscope.stages.backbone import load_backbone
-from infoscope.stages.probe.artifacts import features_of
+from infoscope.stages.probe.features import features_of
 from infoscope.stages.probe.run import list_probe_groups
 from infoscope.stages.probe.stage import Probe
 from infoscope.stages.tokens import Tokens
