@@ -69,6 +69,7 @@ def test_everything_is_missing_at_first(tmp_path: Path) -> None:
         "outliers",
         "group_activation, seed 0",
         "confounds, seed 0",
+        "latents, seed 0",
     ]
     assert all(step.n_reused == 0 and step.seconds is None for step in steps)
     assert [step.n_built for step in steps] == [N_VARIANTS if step.what.startswith("probe") else 1 for step in steps]
@@ -97,10 +98,11 @@ def test_what_exists_is_said_and_asks_for_nothing(finished: Path) -> None:
         "probe, seed 0": N_VARIANTS,
         "group_activation, seed 0": 1,
         "confounds, seed 0": 1,
+        "latents, seed 0": 1,
     }
     assert all((step.n_built, step.work, step.seconds) == (0, Work(), None) for step in steps)
     other = plan_of(finished, "sae.k=3")
-    of_sae = ("train_sae", "rank", "score", "probe", "group_activation", "confounds")
+    of_sae = ("train_sae", "rank", "score", "probe", "group_activation", "confounds", "latents")
     assert {step.what for step in other if step.n_built} == {f"{stage}, seed 0" for stage in of_sae}
 
 

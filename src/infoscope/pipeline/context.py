@@ -66,7 +66,7 @@ class Context:
         """Return a silent context over the same folder that builds nothing: it raises `MissingArtifact`."""
         reading = Context(self.config, Display(Console(quiet=True), bars=False))
         reading.store = ReadOnlyStore.of(self.store)
-        reading.known, reading.image_sets = self.known, self.image_sets
+        reading.known, reading.image_sets = dict(self.known), self.image_sets  # what it reads is not read for the run
         return reading
 
     @cached_property

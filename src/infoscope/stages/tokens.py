@@ -57,7 +57,9 @@ class Tokens(ArtifactStage[TokenSource]):
         say_model(ctx)
         if split == "train":  # of test images, those who need them say why
             check_split(ctx, split, data)
-        if self.at(ctx, split, data).find() is not None:
+        found = self.at(ctx, split, data).find()
+        if found is not None:
+            _say_skipped(ctx, found, split, data)
             return
         sizes = find_sizes(ctx)
         if sizes.n_layers is not None:
@@ -88,10 +90,7 @@ class Tokens(ArtifactStage[TokenSource]):
         ctx, (split, data) = handle.ctx, handle.item
         check_split(ctx, split, data)
         artifact = super().get(handle)
-        if skipped := artifact.read_json("skipped.json"):
-            names = ", ".join(list(skipped)[:5]) + (", ..." if len(skipped) > 5 else "")
-            n_images = count_images(ctx, split, data)
-            ctx.display.say(f"{len(skipped)} of {n_images} {split} images were skipped: {names} (skipped.json)")
+        _say_skipped(ctx, artifact, split, data)
         return artifact
 
     def load(self, ctx: Context, folder: Path, split: str, data: DataConfig) -> TokenSource:
@@ -113,6 +112,17 @@ class Tokens(ArtifactStage[TokenSource]):
             kept_bytes += n * n_values * np.dtype(data.cache_dtype).itemsize
         like = [ctx.config.model.name, ctx.config.model.layer, data.store_tokens]
         return Work(n, like, forwards=n, disk_bytes=kept_bytes, memory_bytes=batch_bytes)
+
+
+def _say_skipped(ctx: Context, artifact: Artifact, split: str, data: DataConfig) -> None:
+    """Say once which images have no tokens, whether these were made just now or long ago."""
+    if (artifact.hash, "skipped") in ctx.known:
+        return
+    ctx.known[artifact.hash, "skipped"] = True
+    if skipped := artifact.read_json("skipped.json"):
+        names = ", ".join(list(skipped)[:5]) + (", ..." if len(skipped) > 5 else "")
+        n_images = count_images(ctx, split, data)
+        ctx.display.say(f"{len(skipped)} of {n_images} {split} images were skipped: {names} (skipped.json)")
 
 
 @dataclass(frozen=True)
