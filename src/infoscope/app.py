@@ -15,14 +15,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from infoscope import registry
-from infoscope.config import (
-    CONF_FOLDER,
-    Config,
-    explain_config_error,
-    make_config,
-    prepare_arguments,
-    register_schemas,
-)
+from infoscope.config import CONF_FOLDER, Config, explain_config_error, make_config, prepare_arguments, register_schemas
 from infoscope.config.completion import offer_names
 from infoscope.config.errors import COMPOSITION_ERRORS
 from infoscope.config.sweeps import make_collect_command

@@ -9,12 +9,7 @@ import pytest
 import torch
 from torchmetrics.classification import MulticlassCalibrationError
 
-from infoscope.predictions.metrics import (
-    compute_ece,
-    compute_entropy,
-    compute_reliability,
-    compute_total_variation,
-)
+from infoscope.predictions.metrics import compute_ece, compute_entropy, compute_reliability, compute_total_variation
 
 
 def test_ece_by_hand():

@@ -16,11 +16,7 @@ from infoscope.sae.activations import ReLU
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.scope import confounds as confounds_module
 from infoscope.scope.confound_meters import compute_epsilon_squared, compute_patch_labels
-from infoscope.scope.confounds import (
-    ConfoundResult,
-    LatentProperties,
-    compute_confounds,
-)
+from infoscope.scope.confounds import ConfoundResult, LatentProperties, compute_confounds
 from infoscope.scope.separation import compute_auroc, compute_separation, compute_spearman, match_frequency
 from infoscope.vision.backbone import Tokens
 from infoscope.vision.tokens.source import TokenSource

@@ -11,13 +11,7 @@ from infoscope.runtime.errors import InputError
 from infoscope.sae.activations import TopK
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.scope import agreement
-from infoscope.scope.agreement import (
-    Interval,
-    bootstrap_cds,
-    compare_cds,
-    match_latents,
-    summarise_intervals,
-)
+from infoscope.scope.agreement import Interval, bootstrap_cds, compare_cds, match_latents, summarise_intervals
 from infoscope.scope.cds import compute_cds
 from infoscope.scope.config import Diagonal, EMDMethod, ScopeConfig
 from infoscope.scope.ranking import ImageTokens, rank_images

@@ -21,13 +21,7 @@ from infoscope.data.config import RAISE, OnError, Resize
 from infoscope.data.imagenet_truth import find_ground_truth, read_ground_truth
 from infoscope.data.images import LabelledImages, Truth
 from infoscope.data.left_out import HIDDEN, LeftOut, is_hidden
-from infoscope.data.photographs import (
-    check_photograph,
-    hash_files,
-    is_image_name,
-    load_rgb,
-    scan_folder,
-)
+from infoscope.data.photographs import check_photograph, hash_files, is_image_name, load_rgb, scan_folder
 from infoscope.data.recognition import explaining
 from infoscope.data.tar_images import TarImages
 from infoscope.runtime.errors import InputError

@@ -14,13 +14,7 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 from PIL import Image
 
-from infoscope.data.ade20k import (
-    read_facts,
-    read_png,
-    refuse_crop,
-    refuse_other_size,
-    refuse_unpaired,
-)
+from infoscope.data.ade20k import read_facts, read_png, refuse_crop, refuse_other_size, refuse_unpaired
 from infoscope.data.config import RAISE, OnError, Resize
 from infoscope.data.depth_units import DepthCounts, describe_wrong_map, refuse_unit
 from infoscope.data.images import CHECK_PX, ImageError, LabelledImages, Truth

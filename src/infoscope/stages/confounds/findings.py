@@ -7,15 +7,8 @@ from collections.abc import Mapping, Sequence
 
 from infoscope.report.tables import Stat, compute_stat, format_number
 from infoscope.sae.latent_table import LatentTable
-from infoscope.scope.separation import (
-    SCORES,
-    compute_spearman,
-    name_matched,
-)
-from infoscope.stages.confounds.figures import (
-    CONFOUNDS,
-    EFFECTS,
-)
+from infoscope.scope.separation import SCORES, compute_spearman, name_matched
+from infoscope.stages.confounds.figures import CONFOUNDS, EFFECTS
 from infoscope.stages.confounds.numbers import (
     MEDIUM_RHO,
     MIN_GROUP,

@@ -11,10 +11,7 @@ import numpy as np
 from infoscope.report.tables import Stat, compute_stat, format_number
 from infoscope.sae.latent_table import LatentTable
 from infoscope.scope.confounds import ConfoundResult
-from infoscope.scope.separation import (
-    Auroc,
-    compute_spearman,
-)
+from infoscope.scope.separation import Auroc, compute_spearman
 from infoscope.stages.confounds.figures import compute_rank_means
 from infoscope.stages.score.result import ScopeResult
 

@@ -11,18 +11,8 @@ from infoscope.report.section import ReportSection, SectionFigure
 from infoscope.report.tables import Align, Cell, Column, Stat, Table, compute_stat
 from infoscope.sae.latent_table import LatentTable
 from infoscope.scope.confounds import DIFFUSE_SUPPORT, IMAGE_CUTS, LABEL_CUTS, MIN_IMAGES, ConfoundResult
-from infoscope.scope.separation import (
-    BINS_PER_OCTAVE,
-    SCORES,
-    SUBSETS,
-    compute_separation,
-)
-from infoscope.stages.confounds.figures import (
-    CONFOUNDS,
-    EFFECTS,
-    draw_cds_by_rank,
-    draw_cds_confounds,
-)
+from infoscope.scope.separation import BINS_PER_OCTAVE, SCORES, SUBSETS, compute_separation
+from infoscope.stages.confounds.figures import CONFOUNDS, EFFECTS, draw_cds_by_rank, draw_cds_confounds
 from infoscope.stages.confounds.findings import (
     say_auroc,
     say_baselines,
@@ -44,9 +34,7 @@ from infoscope.stages.confounds.numbers import (
     read_auroc,
     read_interval,
 )
-from infoscope.stages.probe.results import (
-    Result,
-)
+from infoscope.stages.probe.results import Result
 from infoscope.stages.probe.tables import make_matched_table
 from infoscope.stages.score.result import ScopeResult
 
