@@ -12,8 +12,9 @@ import pytest
 import torch
 
 TESTS = Path(__file__).parent
-LONG = ("commands", "launchers", "pipeline", "whole")
-"""Folders whose tests run whole chains of stages: all of them are marked long."""
+LONG = ("launchers", "whole", "pipeline", "commands")
+"""Folders whose tests run whole chains of stages: all of them are marked long. They come first, the longest before the
+others, so that one of two processes is not left alone with them at the end."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -32,6 +33,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     run_slow = config.getoption("--runslow") or os.environ.get("INFOSCOPE_SLOW", "") not in ("", "0")
     skip_slow = pytest.mark.skip(reason="slow: give --runslow or set INFOSCOPE_SLOW=1")
     skip_gpu = pytest.mark.skip(reason="needs a CUDA device")
+    by_folder = {folder: place for place, folder in enumerate(LONG)}
+    items.sort(key=lambda item: by_folder.get(item.path.relative_to(TESTS).parts[0], len(LONG)))
     for item in items:
         if item.path.relative_to(TESTS).parts[0] in LONG:
             item.add_marker(pytest.mark.long)
