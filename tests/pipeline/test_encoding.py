@@ -163,7 +163,7 @@ def test_tokens_that_are_never_stored_change_no_result(tmp_path: Path) -> None:
     scores = [Score.at(ctx, 0).load().cds(2).values for ctx in (stored, live)]
     assert np.nanmedian(np.abs(scores[0] - scores[1])) < 1e-3
     activations = [group_activation_of(ctx, 0) for ctx in (stored, live)]
-    assert activations[1].all_on_normal == pytest.approx(activations[0].all_on_normal, rel=0.01)
+    assert activations[1].everyone.on_normal == pytest.approx(activations[0].everyone.on_normal, rel=0.01)
     confounds = [Confounds.at(ctx, 0).load().properties for ctx in (stored, live)]
     assert confounds[1].firing_rate == pytest.approx(confounds[0].firing_rate, abs=0.01)
     probed = []

@@ -272,7 +272,7 @@ def test_another_gamma_or_k_reads_no_token(finished: Path, tmp_path: Path, monke
         assert not Outliers.at(ctx, 0).get().built
         assert Latents.at(ctx, 0).get().built
         groups = group_activation_of(ctx, 0)
-        assert groups.n_features.sum() == len(partition_of(ctx, 0).unscored)
+        assert sum(of.n_features for of in groups.groups.values()) == len(partition_of(ctx, 0).unscored)
 
 
 def test_another_solver_reads_the_same_features(

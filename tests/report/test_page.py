@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from rich.console import Console
 from infoscope.report.figure_style import make_figure, save_figure
 from infoscope.report.page import Page, print_report, write_report
 from infoscope.report.section import ReportSection, SectionFigure
-from infoscope.report.tables import Column, Table
+from infoscope.report.tables import Column, Table, compute_stat
 from infoscope.scope.config import PartitionConfig, Rule
 from infoscope.stages.probe.section import make_removal_section
 from infoscope.stages.report.tokens import draw_token_norms, make_token_section
@@ -105,7 +106,7 @@ def test_a_section_adds_its_tables_figures_findings_and_numbers(tmp_path: Path) 
         ("It is mass.", "It is not scope."),
         {"frequency": table},
         {"cds_frequency": figure},
-        {"spearman": -0.5},
+        {"spearman": -0.5, "none": math.nan, "by_seed": (1, math.inf), "stat": compute_stat([1.0])},
     )
     page = replace(PAGES["full"], sections=[section])
     files = write_report(page, tmp_path)
@@ -117,7 +118,8 @@ def test_a_section_adds_its_tables_figures_findings_and_numbers(tmp_path: Path) 
         part in own for part in ("It is mass.", "It is not scope.", "frequency.md", "cds_frequency.png", "drawn.")
     )
     assert "frequency" not in text[: text.index("## Confounds")]
-    assert json.loads(files.summary.read_text())["confounds"] == {"spearman": -0.5}
+    expected = {"spearman": -0.5, "none": None, "by_seed": [1, None], "stat": {"mean": 1.0, "sd": None}}
+    assert json.loads(files.summary.read_text())["confounds"] == expected
     console = Console(file=io.StringIO(), width=100)
     print_report(page, files, console)
     printed = console.file.getvalue()  # type: ignore[attr-defined]

@@ -48,12 +48,14 @@ def test_mean_and_sd_are_numpys() -> None:
     stat = compute_stat([*values, math.nan, None])
     assert stat.mean == pytest.approx(np.mean(values), abs=1e-12)
     assert stat.sd == pytest.approx(np.std(values, ddof=1), abs=1e-12)
+    assert stat.error == pytest.approx(np.std(values, ddof=1) / math.sqrt(15), abs=1e-12)
     assert (stat.n, stat.n_missing) == (15, 2)
 
 
 def test_one_value_has_no_spread_and_none_no_mean() -> None:
     assert compute_stat([2.0])[::2] == (2.0, 1)
     assert math.isnan(compute_stat([2.0]).sd)
+    assert math.isnan(compute_stat([]).error)
     assert math.isnan(compute_stat([math.nan]).mean)
 
 

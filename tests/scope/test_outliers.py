@@ -17,7 +17,7 @@ from infoscope.sae.activations import ReLU
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.scope.cds import uniform_chance_score
 from infoscope.scope.config import Diagonal, OutlierConfig, OutlierRule, ScopeConfig
-from infoscope.scope.group_activation import GroupActivation, OutlierActs, compute_outlier_acts
+from infoscope.scope.group_activation import Acts, GroupActivation, OutlierActs, compute_outlier_acts
 from infoscope.scope.outliers import compute_norm_summary, compute_outlier_threshold
 from infoscope.scope.token_outliers import (
     MAPS,
@@ -231,12 +231,12 @@ def test_the_group_of_registers_acts_on_outliers_and_the_local_group_on_normal_t
     is_register = np.arange(backbone.n_codes) >= backbone.n_local
     groups = {"high": is_register, "low": ~is_register, "nobody": np.zeros(backbone.n_codes, dtype=bool)}
     measured = compute_outlier_acts(sae, register_cache, found.norms.threshold).of_groups(groups)
-    high, low, nobody = range(3)
-    assert measured.ratio[high] > 100 or measured.on_normal[high] == 0
-    assert measured.ratio[low] < 0.2
-    assert measured.on_outlier[nobody] == measured.on_normal[nobody] == 0
-    assert math.isnan(measured.ratio[nobody])
-    np.testing.assert_array_equal(measured.n_features, [4, 20, 0])
+    high, low, nobody = measured.groups.values()
+    assert high.ratio > 100 or high.on_normal == 0
+    assert low.ratio < 0.2
+    assert nobody.on_outlier == nobody.on_normal == 0
+    assert math.isnan(nobody.ratio)
+    assert [of.n_features for of in measured.groups.values()] == [4, 20, 0]
 
     # against plain dense arithmetic, tokens picked by hand
     tokens = register_cache.tokens(slice(None)).patches.flatten(0, 1)
@@ -244,11 +244,11 @@ def test_the_group_of_registers_acts_on_outliers_and_the_local_group_on_normal_t
     acts = sae.encode(tokens).detach().double().numpy()
     assert measured.n_outlier == on_outlier.sum() == 80
     assert measured.n_normal == (~on_outlier).sum()
-    for group, mask in enumerate(groups.values()):
-        assert measured.on_outlier[group] == pytest.approx(acts[on_outlier][:, mask].sum(1).mean(), rel=1e-5)
-        assert measured.on_normal[group] == pytest.approx(acts[~on_outlier][:, mask].sum(1).mean(), rel=1e-5)
-    assert measured.all_on_outlier == pytest.approx(acts[on_outlier].sum(1).mean(), rel=1e-5)
-    assert measured.all_on_normal == pytest.approx(acts[~on_outlier].sum(1).mean(), rel=1e-5)
+    everyone = np.ones(backbone.n_codes, dtype=bool)
+    pairs = [(measured.groups[name], mask) for name, mask in groups.items()]
+    for of, mask in [*pairs, (measured.everyone, everyone)]:
+        assert of.on_outlier == pytest.approx(acts[on_outlier][:, mask].sum(1).mean(), rel=1e-5)
+        assert of.on_normal == pytest.approx(acts[~on_outlier][:, mask].sum(1).mean(), rel=1e-5)
 
 
 def test_no_outlier_at_all_is_a_result(
@@ -267,9 +267,9 @@ def test_no_outlier_at_all_is_a_result(
     sae = SparseAutoencoder(32, 8, ReLU())
     measured = compute_outlier_acts(sae, register_cache, 1e3).of_groups({"all": np.ones(8, dtype=bool)})
     assert measured.n_outlier == 0
-    assert math.isnan(measured.on_outlier[0])
-    assert math.isnan(measured.ratio[0])
-    assert measured.on_normal[0] > 0
+    assert math.isnan(measured.groups["all"].on_outlier)
+    assert math.isnan(measured.groups["all"].ratio)
+    assert measured.groups["all"].on_normal > 0
 
 
 def test_progress_counts_the_images_read(
@@ -296,9 +296,9 @@ def test_groups_are_sums_over_latents() -> None:
     acts = OutlierActs(np.array([12.0, 0.0, 6.0, 1.0]), np.array([1.0, 4.0, 5.0, 0.0]), 2, 10)
     masks = {"a": [True, True, False, False], "b": [False, True, True, False], "none": [False] * 4}
     found = acts.of_groups({name: np.array(mask) for name, mask in masks.items()})
-    on_outlier, on_normal = np.array([6.0, 3.0, 0.0]), np.array([0.5, 0.9, 0.0])
-    assert_same(found, GroupActivation(("a", "b", "none"), np.array([2, 2, 0]), on_outlier, on_normal, 9.5, 1.0, 2, 10))
-    np.testing.assert_array_equal(found.ratio, [12, 3 / 0.9, np.nan])
+    groups = {"a": Acts(2, 6.0, 0.5), "b": Acts(2, 3.0, 0.9), "none": Acts(0, 0.0, 0.0)}
+    assert found == GroupActivation(groups, Acts(4, 9.5, 1.0), 2, 10)
+    np.testing.assert_array_equal([of.ratio for of in found.groups.values()], [12, 3 / 0.9, np.nan])
 
 
 def assert_same(got: object, expected: object) -> None:

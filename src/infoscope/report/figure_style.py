@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -11,6 +12,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
+
+from infoscope.report.tables import Stat
 
 LOW, MIDDLE, HIGH = "#0072B2", "#009E73", "#D55E00"
 INK, GREY, FAINT = "#222222", "#7A7A7A", "#DDDDDD"
@@ -76,3 +79,30 @@ def write_empty(axes: Axes, text: str) -> None:
     """Say in the place of a plot why there is none."""
     axes.set_axis_off()
     axes.text(0.5, 0.5, text, ha="center", va="center", transform=axes.transAxes, color=GREY)
+
+
+def make_empty(text: str, height_in: float = 1.6) -> Figure:
+    """Return a figure that says why there is none."""
+    figure = make_figure(height_in)
+    write_empty(figure.subplots(), text)
+    return figure
+
+
+def make_panels(n: int, height_in: float, n_columns: int = 2, **options: Any) -> tuple[Figure, list[Axes]]:
+    """Return a figure of n panels in rows of `n_columns`; `options` are those of matplotlib's `subplots`."""
+    n_rows = -(-n // n_columns)
+    figure = make_figure(height_in)
+    panels = figure.subplots(n_rows, min(n_columns, n), squeeze=False, **options).ravel()
+    for panel in panels[n:]:
+        panel.set_axis_off()
+    return figure, list(panels[:n])
+
+
+def draw_means(axes: Axes, x: Iterable[float], stats: Sequence[Stat], scale: float, colour: str, **line: Any) -> None:
+    """Draw means as a line with marks, shaded by ± one standard deviation; places without a number are left out."""
+    shown = [(at, stat.mean, stat.sd) for at, stat in zip(x, stats, strict=True) if math.isfinite(at + stat.mean)]
+    if shown:
+        places, mean, sd = np.array(shown).T
+        mean, sd = scale * mean, scale * np.nan_to_num(sd)
+        axes.plot(places, mean, color=colour, **{"linewidth": 1.3, "marker": "o", "markersize": 3.5, **line})
+        axes.fill_between(places, mean - sd, mean + sd, color=colour, alpha=0.13, linewidth=0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,35 +15,27 @@ from rich.text import Text
 
 from infoscope.report.figure_style import save_figure
 from infoscope.report.section import ReportSection, SectionFigure
-from infoscope.report.tables import Table
+from infoscope.report.tables import Stat, Table
 
 
-@dataclass
+@dataclass(frozen=True)
 class ReportFiles:
-    """Where a report lies.
-
-    Args:
-        folder: that holds all of it.
-        page: report.md.
-        summary: summary.json.
-        tables: by name, then by suffix (md, csv, tex).
-        figures: by name, then by suffix (png, pdf).
-    """
+    """Where a report lies; tables and figures by name, then by suffix (md, csv, tex; png, pdf)."""
 
     folder: Path
     page: Path
     summary: Path
-    tables: dict[str, dict[str, Path]] = field(default_factory=dict)
-    figures: dict[str, dict[str, Path]] = field(default_factory=dict)
+    tables: dict[str, dict[str, Path]]
+    figures: dict[str, dict[str, Path]]
 
     @classmethod
     def find(cls, folder: Path) -> ReportFiles:
         """Return the files of a report that `write_report` wrote into `folder`."""
-        files = cls(folder, folder / "report.md", folder / "summary.json")
-        for kind, found in (("tables", files.tables), ("figures", files.figures)):
+        found: dict[str, dict[str, dict[str, Path]]] = {"tables": {}, "figures": {}}
+        for kind, by_name in found.items():
             for path in sorted((folder / kind).iterdir()):
-                found.setdefault(path.stem, {})[path.suffix.lstrip(".")] = path
-        return files
+                by_name.setdefault(path.stem, {})[path.suffix.lstrip(".")] = path
+        return cls(folder, folder / "report.md", folder / "summary.json", **found)
 
 
 @dataclass(frozen=True)
@@ -79,30 +72,44 @@ class Page:
 
     @property
     def summary(self) -> dict[str, Any]:
-        """The key numbers as plain JSON types; None is a number that does not exist."""
+        """The key numbers, see `ReportSection`."""
         parts = {section.name: section.summary for section in (*self.leads, *self.sections)}
         return {"title": self.title, "context": dict(self.context), **parts}
 
 
 def write_report(page: Page, folder: Path) -> ReportFiles:
-    """Write tables/, figures/, report.md and summary.json into `folder` (made if missing) and return their paths."""
-    tables_folder, figures_folder = folder / "tables", folder / "figures"
-    for needed in (tables_folder, figures_folder):
+    """Write tables/, figures/, report.md and summary.json into `folder` (made if missing) and return where they lie.
+
+    NaN and infinity, which JSON does not know, are null in summary.json.
+    """
+    for needed in (folder / "tables", folder / "figures"):
         needed.mkdir(parents=True, exist_ok=True)
-    files = ReportFiles(folder, folder / "report.md", folder / "summary.json")
-    for name, table in page.tables.items():
-        files.tables[name] = table.save(tables_folder)
+    for table in page.tables.values():
+        table.save(folder / "tables")
     for name, figure in page.figures.items():
-        paths = save_figure(figure.draw, name, figures_folder, ("png", "pdf"))
-        files.figures[name] = {path.suffix.lstrip("."): path for path in paths}
-    files.summary.write_text(json.dumps(page.summary, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    files.page.write_text(_make_markdown(page, files), encoding="utf-8")
-    return files
+        save_figure(figure.draw, name, folder / "figures", ("png", "pdf"))
+    summary = json.dumps(_to_plain(page.summary), indent=2, allow_nan=False)
+    (folder / "summary.json").write_text(summary + "\n", encoding="utf-8")
+    (folder / "report.md").write_text(_make_markdown(page), encoding="utf-8")
+    return ReportFiles.find(folder)
 
 
-def print_report(page: Page, files: ReportFiles | None = None, console: Console | None = None) -> None:
+def _to_plain(value: Any) -> Any:
+    """Return what JSON can say of key numbers: None in place of NaN, {mean, sd} in place of a `Stat`."""
+    match value:
+        case Stat(mean, sd):
+            return _to_plain({"mean": mean, "sd": sd})
+        case Mapping():
+            return {key: _to_plain(one) for key, one in value.items()}
+        case list() | tuple():
+            return [_to_plain(one) for one in value]
+        case float() if not math.isfinite(value):
+            return None
+    return value
+
+
+def print_report(page: Page, files: ReportFiles, console: Console) -> None:
     """Print the main tables, then the first finding of each section, then where the files lie."""
-    console = Console() if console is None else console
     console.print(Text(page.title, style="bold"))
     tables = [table for section in page.leads or page.sections for table in section.tables.values()]
     for table in reversed(tables):  # the main table last, where the reader looks first
@@ -116,33 +123,26 @@ def print_report(page: Page, files: ReportFiles | None = None, console: Console 
     for section in page.sections:
         for finding in section.findings[:1]:
             console.print(Text(f"{section.title}: {finding}"))
-    if files is not None:
-        paths = _list_paths(files)
-        width = max(map(len, paths)) + 2
-        for name, path in paths.items():  # a broken path could not be copied
-            console.print(Text(f"{name:<{width}}{path}"), soft_wrap=True)
+    paths = {"report": files.page, "summary": files.summary, "tables": files.folder / "tables"}
+    paths |= {f"figure {name.replace('_', ' ')}": found["png"] for name, found in files.figures.items()}
+    width = max(map(len, paths)) + 2
+    for name, path in paths.items():  # a broken path could not be copied
+        console.print(Text(f"{name:<{width}}{path}"), soft_wrap=True)
 
 
-def _make_markdown(page: Page, files: ReportFiles) -> str:
-    def link(path: Path) -> str:
-        return path.relative_to(files.folder).as_posix()
-
-    parts = [f"# {page.title}"]
-    if page.context:
-        parts.append("\n".join(f"- {name}: {value}" for name, value in page.context.items()))
-    if page.note:
-        parts.append(page.note)
+def _make_markdown(page: Page) -> str:
+    context = "\n".join(f"- {name}: {value}" for name, value in page.context.items())
+    parts = [f"# {page.title}", *filter(None, (context, page.note))]
 
     def show_tables(section: ReportSection) -> None:
         for name, table in section.tables.items():
-            sources = ", ".join(f"[{suffix}]({link(path)})" for suffix, path in files.tables[name].items())
+            sources = ", ".join(f"[{suffix}](tables/{name}.{suffix})" for suffix in ("md", "csv", "tex"))
             parts.extend([table.to_markdown().strip(), f"As a file: {sources}."])
 
     def show_figures(section: ReportSection) -> None:
         for name, figure in section.figures.items():
-            paths = files.figures[name]
-            pdf = f" ([pdf]({link(paths['pdf'])}))" if "pdf" in paths else ""
-            parts.extend([f"![{name.replace('_', ' ')}]({link(paths['png'])})", f"{figure.caption}{pdf}"])
+            file = f"figures/{name}"
+            parts.extend([f"![{name.replace('_', ' ')}]({file}.png)", f"{figure.caption} ([pdf]({file}.pdf))"])
 
     for show in (show_tables, show_figures):
         for section in page.leads:
@@ -151,14 +151,5 @@ def _make_markdown(page: Page, files: ReportFiles) -> str:
         parts += [f"## {section.title}", *section.findings]
         show_tables(section)
         show_figures(section)
-    parts.append(f"Key numbers: [{link(files.summary)}]({link(files.summary)}).")
+    parts.append("Key numbers: [summary.json](summary.json).")
     return "\n\n".join(parts) + "\n"
-
-
-def _list_paths(files: ReportFiles) -> dict[str, Path]:
-    return {
-        "report": files.page,
-        "summary": files.summary,
-        "tables": files.folder / "tables",
-        **{f"figure {name.replace('_', ' ')}": paths["png"] for name, paths in files.figures.items()},
-    }

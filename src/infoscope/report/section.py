@@ -28,7 +28,7 @@ class ReportSection:
         findings: what was found and what was not, in plain sentences; the first stands in the terminal too.
         tables: by name; a name is a file name, unique within a report.
         figures: by name, likewise.
-        summary: key numbers as plain JSON types; None is a number that does not exist.
+        summary: key numbers: plain JSON types and `Stat`; NaN and None are numbers that do not exist.
         is_lead: whether it stands at the top of the page, without a heading.
     """
 

@@ -55,6 +55,11 @@ class Stat(NamedTuple):
     n: int
     n_missing: int = 0
 
+    @property
+    def error(self) -> float:
+        """Standard error of the mean; NaN where there is no spread."""
+        return self.sd / math.sqrt(max(self.n, 1))
+
 
 def compute_stat(values: Iterable[float | None]) -> Stat:
     """Return mean and sample standard deviation of the finite values; None counts as missing.

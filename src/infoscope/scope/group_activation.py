@@ -7,47 +7,47 @@ groups are arithmetic on it.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float32, Float64, Int
+from jaxtyping import Bool, Float32, Float64
 
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.sae.passes import LatentBatch, Measurement, SumMeter, run_pass
 from infoscope.vision.tokens.source import TokenSource
 
 
-@dataclass(frozen=True)
-class GroupActivation:
-    """How strongly groups of one SAE's features act on outlier tokens and on normal ones.
+class Acts(NamedTuple):
+    """How strongly some features act on outlier tokens and on normal ones.
 
-    names: of the groups.
-    n_features: latents in each.
-    on_outlier, on_normal: summed activation of the group per token, mean over the tokens of that kind, in SAE units;
-        NaN without such tokens.
-    all_on_outlier, all_on_normal: the same of all latents together.
-    n_outlier, n_normal: tokens of either kind.
+    n_features: how many they are.
+    on_outlier, on_normal: their summed activation per token, mean over the tokens of that kind, in SAE units; NaN
+        without such tokens.
     """
 
-    names: tuple[str, ...]
-    n_features: Int[np.ndarray, " n_groups"]
-    on_outlier: Float[np.ndarray, " n_groups"]
-    on_normal: Float[np.ndarray, " n_groups"]
-    all_on_outlier: float
-    all_on_normal: float
-    n_outlier: int
-    n_normal: int
+    n_features: int
+    on_outlier: float
+    on_normal: float
 
     @property
-    def ratio(self) -> Float[np.ndarray, " n_groups"]:
+    def ratio(self) -> float:
         """Activation on outlier tokens / on normal ones; NaN where the latter is 0."""
-        return np.divide(
-            self.on_outlier, self.on_normal, out=np.full(len(self.names), np.nan), where=self.on_normal > 0
-        )
+        return self.on_outlier / self.on_normal if self.on_normal > 0 else math.nan
+
+
+class GroupActivation(NamedTuple):
+    """How strongly groups of one SAE's features act, by name, and all of them; how many tokens of either kind."""
+
+    groups: dict[str, Acts]
+    everyone: Acts
+    n_outlier: int
+    n_normal: int
 
 
 @dataclass(frozen=True)
@@ -69,21 +69,14 @@ class OutlierActs:
         Args:
             groups: by name, masks over the latents; they may be empty, and may overlap.
         """
-        masks = [*groups.values(), np.ones(len(self.on_outlier), dtype=bool)]
-        outlier, normal = (
-            np.array([sums[mask].sum() for mask in masks]) / n if n else np.full(len(masks), np.nan)
-            for sums, n in ((self.on_outlier, self.n_outlier), (self.on_normal, self.n_normal))
-        )
-        return GroupActivation(
-            names=tuple(groups),
-            n_features=np.array([mask.sum() for mask in groups.values()], dtype=np.int64),
-            on_outlier=outlier[:-1],
-            on_normal=normal[:-1],
-            all_on_outlier=float(outlier[-1]),
-            all_on_normal=float(normal[-1]),
-            n_outlier=self.n_outlier,
-            n_normal=self.n_normal,
-        )
+
+        def sum_up(mask: Bool[np.ndarray, " d_sae"]) -> Acts:
+            both = (self.on_outlier, self.n_outlier), (self.on_normal, self.n_normal)
+            return Acts(int(mask.sum()), *(float(sums[mask].sum()) / n if n else math.nan for sums, n in both))
+
+        everyone = sum_up(np.ones(len(self.on_outlier), dtype=bool))
+        by_name = {name: sum_up(mask) for name, mask in groups.items()}
+        return GroupActivation(by_name, everyone, self.n_outlier, self.n_normal)
 
     def save(self, folder: Path) -> None:
         """Write outlier_acts.npz and outlier_acts.json into `folder` (made if missing)."""

@@ -36,6 +36,11 @@ class Partition:
         return self.bands or [("high", self.high), ("low", self.low)]
 
 
+def name_group(group: str) -> str:
+    """Return a group's name for display: "high-scope", "low-scope", "band 1 of 4", ..."""
+    return f"{group}-scope" if group in ("high", "low") else group
+
+
 def make_partition(
     cds: Float[np.ndarray, " d_sae"], mass: Float[np.ndarray, " d_sae"], config: PartitionConfig
 ) -> Partition:

@@ -19,7 +19,7 @@ from infoscope.report.tables import Stat, Table
 from infoscope.sae.latent_table import LatentColumn, LatentTable
 from infoscope.scope.confounds import ConfoundResult, LatentProperties
 from infoscope.scope.separation import compute_auroc, match_frequency
-from infoscope.stages.confounds.figures import compute_rank_means
+from infoscope.stages.confounds.numbers import compute_rank_means
 from infoscope.stages.confounds.section import make_confound_section
 from infoscope.stages.confounds.stage import list_columns
 from infoscope.stages.probe.tables import make_matched_table, make_removal_tables, summarise_removal
@@ -74,7 +74,7 @@ def make_one(
         measured = {"cds": scope.cds, "firing_rate": scope.firing_rate, "one_sided": one_sided}
         tables.append(LatentTable(scope.sae_seed, (LatentColumn(name, of, name) for name, of in measured.items())))
         tables[-1].add("confounds", list_columns(confounds[scope.sae_seed], scope.k_cds))
-    return make_confound_section(scopes, confounds, tables, results)
+    return make_confound_section([(scope, confounds[scope.sae_seed]) for scope in scopes], tables, results)
 
 
 def make_section(n_seeds: int = 2, with_truth: bool = True) -> tuple[list[ScopeResult], ReportSection]:
@@ -143,7 +143,7 @@ def test_auroc_rows() -> None:
     ]
     row = read(table, "matched frequency")
     assert row["n_global"].mean == row["n_local"].mean == np.mean(matched)
-    assert section.summary["auroc"]["compact"]["cds"]["mean"] == pytest.approx(np.mean(expected))
+    assert section.summary["auroc"]["compact"]["cds"].mean == pytest.approx(np.mean(expected))
 
 
 def test_findings_follow_the_numbers() -> None:
@@ -256,6 +256,5 @@ def test_empty_groups(tmp_path: Path, case: str) -> None:
     section = make_one([scope], {0: found}, [])
     assert "too few to say" in section.findings[0]
     assert "too few to say" in section.findings[3]
-    assert section.summary["auroc"]["all"]["cds"]["mean"] is None
-    json.dumps(section.summary, allow_nan=False)
+    assert math.isnan(section.summary["auroc"]["all"]["cds"].mean)
     draw_all(section, tmp_path)

@@ -15,11 +15,11 @@ from infoscope.report.page import Page, write_report
 from infoscope.report.section import ReportSection
 from infoscope.report.tables import Cell, Stat, Table
 from infoscope.scope.config import ScopeConfig
-from infoscope.scope.group_activation import GroupActivation
+from infoscope.scope.group_activation import Acts, GroupActivation
 from infoscope.scope.outliers import compute_norm_summary
 from infoscope.scope.scoring import compute_scores
 from infoscope.scope.token_outliers import MAPS, OutlierDistances, TokenOutliers, make_token_maps
-from infoscope.stages.outliers.section import compute_mean, make_outlier_section
+from infoscope.stages.outliers.section import make_outlier_section
 
 GRID, SHIFT, N_IMAGES = 6, 1, 24
 
@@ -50,16 +50,8 @@ def make_tokens(leaps: bool = True, has_outliers: bool = True, noise: float = 0.
 def make_activation(
     high: tuple[float, float], low: tuple[float, float], n_high: int = 5, n_outlier: int = 24
 ) -> GroupActivation:
-    return GroupActivation(
-        names=("high", "low"),
-        n_features=np.array([n_high, 40]),
-        on_outlier=np.array([high[0], low[0]]),
-        on_normal=np.array([high[1], low[1]]),
-        all_on_outlier=high[0] + low[0],
-        all_on_normal=high[1] + low[1],
-        n_outlier=n_outlier,
-        n_normal=840,
-    )
+    everyone = Acts(n_high + 40, high[0] + low[0], high[1] + low[1])
+    return GroupActivation({"high": Acts(n_high, *high), "low": Acts(40, *low)}, everyone, n_outlier, 840)
 
 
 PAPER_LIKE = {0: make_activation((80.0, 2.0), (10.0, 30.0)), 1: make_activation((60.0, 3.0), (8.0, 32.0))}
@@ -74,13 +66,6 @@ def read(table: Table, label: str, section: int = 0) -> dict[str, Cell]:
 
 def value(cell: Cell) -> Any:
     return cell.value.mean if isinstance(cell.value, Stat) else cell.value
-
-
-def test_the_mean_and_its_standard_error_leave_out_nan() -> None:
-    mean = compute_mean(np.array([1.0, 2.0, 3.0, np.nan]))
-    assert mean == pytest.approx((2.0, 1 / math.sqrt(3), 3))
-    assert math.isnan(compute_mean(np.array([1.0])).error)
-    assert math.isnan(compute_mean(np.array([np.nan])).mean)
 
 
 def test_emd_table_has_a_row_per_map_and_the_paired_differences() -> None:
@@ -137,7 +122,7 @@ def test_a_group_that_is_silent_on_normal_tokens_still_has_a_direction() -> None
     section = make_outlier_section(make_tokens(), {0: make_activation((20.0, 0.0), (0.0, 2.0))})
     assert "high-scope features 20.00 against 0.00, low-scope" in section.findings[2]
     assert ": the paper's direction" in section.findings[2]
-    assert section.summary["activation"][0]["groups"]["high"]["ratio"] is None
+    assert section.summary["activation"][0]["groups"]["high"]["ratio"] is math.nan
 
 
 def test_an_empty_group_is_a_marked_row() -> None:
@@ -153,7 +138,7 @@ def test_an_empty_group_is_a_marked_row() -> None:
 
 def test_bands_are_told_by_their_ends() -> None:
     measured = make_activation((5.0, 10.0), (9.0, 3.0))
-    bands = GroupActivation(**{**vars(measured), "names": ("band 1 of 2", "band 2 of 2")})
+    bands = measured._replace(groups={"band 1 of 2": measured.groups["high"], "band 2 of 2": measured.groups["low"]})
     finding = make_outlier_section(make_tokens(), {0: bands}).findings[2]
     assert finding.index("band 2 of 2 features 9.00 against 3.00") < finding.index("band 1 of 2 features 5.00")
     assert ": the paper's direction" in finding
@@ -181,7 +166,9 @@ def test_no_outliers_at_all_is_one_sentence_instead_of_a_table() -> None:
         assert sentence == section.findings[0]
         assert len(table.records()) == len(table.rows) > 2
     assert list(section.figures) == ["norms_by_layer"]
-    assert section.summary["emd"]["outlier"] == {"mean": None, "standard_error": None, "n_images": 0}
+    found = section.summary["emd"]["outlier"]
+    assert math.isnan(found["mean"])
+    assert found["n_images"] == 0
     assert not section.summary["has_outlier_mode"]
 
 

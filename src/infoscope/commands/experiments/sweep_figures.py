@@ -12,9 +12,21 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, NullLocator
 
-from infoscope.report.figure_style import FAINT, GREY, HIGH, INK, LOW, make_figure, write_empty
+from infoscope.report.figure_style import (
+    FAINT,
+    GREY,
+    HIGH,
+    INK,
+    LOW,
+    draw_means,
+    make_empty,
+    make_figure,
+    make_panels,
+    write_empty,
+)
 from infoscope.report.tables import Column, Stat, compute_stat
 from infoscope.scope.group_activation import GroupActivation
+from infoscope.scope.partition import name_group
 from infoscope.stages.probe.results import MAIN_METRICS, Metric, Result, get_variant, is_empty, present_metrics
 
 MODE = "error_preserving"
@@ -50,20 +62,14 @@ def draw_removal_sweep(points: Sequence[Point], xlabel: str, is_scale: bool = Tr
     """
     metrics = list(present_metrics([result for point in points for result in point.results], MAIN_METRICS))
     if not metrics:
-        figure = make_figure(1.6)
-        write_empty(figure.subplots(), "No probes: nothing was measured with features removed.")
-        return figure
+        return make_empty("No probes: nothing was measured with features removed.")
     points = sorted(points, key=lambda point: point.x)
-    n_rows = math.ceil(len(metrics) / 2)
-    figure = make_figure(0.8 + 2.1 * n_rows)
-    panels = figure.subplots(n_rows, min(2, len(metrics)), squeeze=False, sharex=True).ravel()
-    for panel in panels[len(metrics) :]:
-        panel.set_axis_off()
-    for panel, metric in zip(panels, metrics, strict=False):
+    figure, panels = make_panels(len(metrics), 0.8 + 2.1 * math.ceil(len(metrics) / 2), sharex=True)
+    for panel, metric in zip(panels, metrics, strict=True):
         _draw_metric(panel, points, metric, is_scale)
         _mark_points(panel, points, 0.08 * (points[-1].x - points[0].x) if is_scale else 0.5)
         panel.set_title(metric.column.title, fontsize=8.5)
-    for panel in panels[max(0, len(metrics) - 2) : len(metrics)]:
+    for panel in panels[-2:]:
         panel.set_xlabel(xlabel)
     handles = [
         Line2D([], [], color=colour, linestyle=line, marker=marker, markersize=4, label=label)
@@ -77,19 +83,17 @@ def draw_removal_sweep(points: Sequence[Point], xlabel: str, is_scale: bool = Tr
 
 def _draw_metric(axes: Axes, points: Sequence[Point], metric: Metric, is_scale: bool) -> None:
     scale = metric.column.scale
+    x = np.array([point.x for point in points])
     for number, (wanted, (_, colour, line, marker)) in enumerate(LINES.items()):
         stats = [_read(point.results, metric, wanted) for point in points]
-        shown = [(point.x, stat) for point, stat in zip(points, stats, strict=True) if math.isfinite(stat.mean)]
-        if not shown:
-            continue
-        x, mean = np.array([at for at, _ in shown]), scale * np.array([stat.mean for _, stat in shown])
-        sd = scale * np.nan_to_num([stat.sd for _, stat in shown])
         if is_scale:
-            axes.plot(x, mean, color=colour, linestyle=line, linewidth=1.3, marker=marker, markersize=3.5)
-            axes.fill_between(x, mean - sd, mean + sd, color=colour, alpha=0.13, linewidth=0)
-        else:
-            beside = x + 0.13 * (number - (len(LINES) - 1) / 2)
-            axes.errorbar(beside, mean, sd, color=colour, linestyle="", marker=marker or "_", ms=5, elinewidth=1)
+            draw_means(axes, x, stats, scale, colour, linestyle=line, marker=marker)
+            continue
+        place = x + 0.13 * (number - (len(LINES) - 1) / 2)
+        mean, sd = scale * np.array([(stat.mean, stat.sd) for stat in stats]).T
+        axes.errorbar(
+            place, mean, np.nan_to_num(sd), color=colour, linestyle="", marker=marker or "_", ms=5, elinewidth=1
+        )
     axes.grid(axis="y", color=FAINT, linewidth=0.6)
     if not metric.higher_is_better:
         axes.invert_yaxis()  # below is worse in every panel
@@ -126,10 +130,8 @@ def draw_settling(curves: Mapping[str, Mapping[int, Sequence[Stat]]], columns: S
     for number, (panel, column) in enumerate(zip(panels, columns, strict=True)):
         for place, (name, by_k) in enumerate(curves.items()):
             ks = sorted(by_k)
-            mean = column.scale * np.array([by_k[k][number].mean for k in ks])
-            sd = column.scale * np.nan_to_num([by_k[k][number].sd for k in ks])
-            panel.plot(ks, mean, color=INK, linestyle=styles[place % len(styles)], marker="o", ms=3.5, label=name)
-            panel.fill_between(ks, mean - sd, mean + sd, color=INK, alpha=0.12, linewidth=0)
+            stats, style = [by_k[k][number] for k in ks], styles[place % len(styles)]
+            draw_means(panel, ks, stats, column.scale, INK, linestyle=style, label=name)
         panel.set_xscale("log", base=2)
         panel.set_xticks(ticks, [str(k) for k in ticks])
         panel.xaxis.set_minor_locator(NullLocator())
@@ -150,7 +152,7 @@ def draw_group_activation(
         panels: by title, one result per SAE seed.
         paper: by title, the paper's ratios by group, where they may stand beside ours.
     """
-    names = {title: [*dict.fromkeys(name for run in runs for name in run.names)] for title, runs in panels.items()}
+    names = {title: [*dict.fromkeys(name for run in runs for name in run.groups)] for title, runs in panels.items()}
     figure = make_figure(0.7 + sum(1.0 + 0.3 * len(of) for of in names.values()))
     heights = [1.5 + len(of) for of in names.values()]
     axes_of = figure.subplots(len(panels), 1, squeeze=False, height_ratios=heights).ravel()
@@ -173,17 +175,16 @@ def draw_group_activation(
 
 def _draw_ratios(axes: Axes, runs: Sequence[GroupActivation], names: Sequence[str], paper: Mapping[str, float]) -> None:
     for place, name in enumerate(names):
-        ratios = [float(run.ratio[run.names.index(name)]) for run in runs if name in run.names]
+        ratios = [run.groups[name].ratio for run in runs if name in run.groups]
         colour = {"high": HIGH, "low": LOW}.get(name, GREY)
         axes.plot(list(map(_bound, ratios)), [place] * len(ratios), "o", color=colour, markersize=5, alpha=0.8)
         if name in paper:
             axes.plot(_bound(paper[name]), place, "D", color=colour, mfc="white", markersize=6)
-    whole = compute_stat(run.all_on_outlier / run.all_on_normal for run in runs if run.all_on_normal > 0).mean
+    whole = compute_stat(run.everyone.ratio for run in runs).mean
     axes.axvline(_bound(whole), color=GREY, linewidth=1, linestyle=(0, (5, 2)), zorder=0)
     axes.set_xlim(-0.02, 1.02)
     axes.set_xticks(list(map(_bound, RATIOS)), list(RATIOS.values()))
-    labels = [f"{name}-scope" if name in ("high", "low") else name for name in names]
-    axes.set_yticks(range(len(names)), labels)
+    axes.set_yticks(range(len(names)), list(map(name_group, names)))
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="x", color=FAINT, linewidth=0.6)

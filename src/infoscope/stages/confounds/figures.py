@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -11,12 +11,11 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from infoscope.report.figure_style import FAINT, GREY, HIGH, INK, LOW, make_figure, write_empty
+from infoscope.report.figure_style import FAINT, GREY, HIGH, INK, LOW, make_empty, make_figure
 from infoscope.report.tables import compute_stat, format_number
 from infoscope.sae.latent_table import LatentTable
-from infoscope.scope.confounds import ConfoundResult
 from infoscope.scope.separation import compute_spearman
-from infoscope.stages.score.result import ScopeResult
+from infoscope.stages.confounds.numbers import Pairs, compute_rank_means
 
 
 class Confound(NamedTuple):
@@ -43,22 +42,18 @@ EFFECTS = {
 """What a score of scope should correlate with: positively with the first, negatively with the second."""
 
 
-def draw_cds_confounds(
-    scopes: Sequence[ScopeResult], confounds: Mapping[int, ConfoundResult], tables: Sequence[LatentTable]
-) -> Figure:
+def draw_cds_confounds(pairs: Pairs, tables: Sequence[LatentTable]) -> Figure:
     """Draw each feature's CDS against what it could be mistaken for; features of all SAE seeds together."""
-    if not any(np.isfinite(scope.cds).any() for scope in scopes):
-        figure = make_figure(1.6)
-        write_empty(figure.subplots(), "No feature has a CDS.")
-        return figure
+    if not any(np.isfinite(scope.cds).any() for scope, _ in pairs):
+        return make_empty("No feature has a CDS.")
     figure = make_figure(4.9)
     drawn = {key: confound for key, confound in CONFOUNDS.items() if confound.scale}
     panels = figure.subplots(2, 2, sharey=True).flat
     groups = {"undeclared": GREY, "known-local": LOW, "known-global": HIGH}
     for axes, (key, confound) in zip(panels, drawn.items(), strict=True):
         rhos = []
-        for scope, table in zip(scopes, tables, strict=True):
-            found, values = confounds[scope.sae_seed], np.asarray(table[key], dtype=np.float64)
+        for (scope, found), table in zip(pairs, tables, strict=True):
+            values = np.asarray(table[key], dtype=np.float64)
             rhos.append(compute_spearman(values, scope.cds)[0])
             if key == "one_sided":  # only a few values occur: spread the points of each
                 values = values + np.random.default_rng(104).uniform(-0.3, 0.3, len(values)) / scope.k_cds
@@ -67,16 +62,8 @@ def draw_cds_confounds(
             for layer, (name, colour) in enumerate(groups.items()):
                 size, alpha = (5, 0.35) if name == "undeclared" else (9, 0.8)
                 chosen = members[name] & np.isfinite(scope.cds)
-                axes.scatter(
-                    values[chosen],
-                    scope.cds[chosen],
-                    s=size,
-                    color=colour,
-                    alpha=alpha,
-                    linewidth=0,
-                    zorder=2 + layer,
-                    rasterized=True,
-                )
+                style = {"color": colour, "alpha": alpha, "linewidth": 0, "zorder": 2 + layer, "rasterized": True}
+                axes.scatter(values[chosen], scope.cds[chosen], s=size, **style)
         _set_ticks(axes, confound.scale == "log")
         axes.set_xlabel(confound.name)
         axes.set_ylim(bottom=0)
@@ -85,7 +72,7 @@ def draw_cds_confounds(
         axes.set_title(f"Spearman {rho}", fontsize=8.5, fontweight="normal")
     for axes in figure.axes[::2]:
         axes.set_ylabel("CDS")
-    if any(found.has_truth for found in confounds.values()):
+    if any(found.has_truth for _, found in pairs):
         handles = [
             Line2D([], [], color=colour, marker="o", linestyle="", markersize=4, label=name)
             for name, colour in reversed(groups.items())
@@ -109,38 +96,29 @@ def _set_ticks(axes: Axes, is_log: bool) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
-def draw_cds_by_rank(scopes: Sequence[ScopeResult], confounds: Mapping[int, ConfoundResult]) -> Figure:
+def draw_cds_by_rank(pairs: Pairs) -> Figure:
     """Draw the mean distance of the features that have one at each rank; with several seeds their range is shaded."""
+    scopes, found = zip(*pairs, strict=True)
+    if not any(np.isfinite(scope.emd).any() for scope in scopes):
+        return make_empty("No pair of crops has a distance.", 2.7)
     figure = make_figure(2.7)
     axes = figure.subplots()
-    if not any(np.isfinite(scope.emd).any() for scope in scopes):
-        write_empty(axes, "No pair of crops has a distance.")
-        return figure
     everyone = [np.ones(len(scope.cds), dtype=bool) for scope in scopes]
-    found = [confounds[scope.sae_seed] for scope in scopes]
     chance, ours = [scope.chance_emd for scope in scopes], [scope.emd for scope in scopes]
     _draw_line(axes, chance, everyone, GREY, (0, (1, 1)), "chance: two different images")
     _draw_line(axes, ours, everyone, INK, "-", "all features")
-    _draw_line(axes, ours, [c.known_global for c in found], HIGH, "-", "known-global")
-    _draw_line(axes, ours, [c.known_local for c in found], LOW, "-", "known-local")
+    _draw_line(axes, ours, [one.known_global for one in found], HIGH, "-", "known-global")
+    _draw_line(axes, ours, [one.known_local for one in found], LOW, "-", "known-local")
     k_cds = scopes[0].k_cds
     if k_cds < scopes[0].emd.shape[1]:
-        axes.axvline(
-            k_cds + 0.5, color=INK, linewidth=0.9, linestyle=(0, (4, 2)), label=f"the CDS ends here (k = {k_cds})"
-        )
+        label = f"the CDS ends here (k = {k_cds})"
+        axes.axvline(k_cds + 0.5, color=INK, linewidth=0.9, linestyle=(0, (4, 2)), label=label)
     axes.set(xlabel="rank of the image", ylabel="mean EMD / largest distance")
     axes.set_ylim(bottom=0)
     axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
     axes.grid(axis="y", color=FAINT, linewidth=0.6)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper")
     return figure
-
-
-def compute_rank_means(emd: np.ndarray, members: np.ndarray) -> np.ndarray:
-    """Return the mean over these latents at each rank; NaN where none has a distance."""
-    chosen = np.asarray(emd)[members]
-    n = np.isfinite(chosen).sum(axis=0)
-    return np.divide(np.nansum(chosen, axis=0), n, out=np.full(chosen.shape[1], np.nan), where=n > 0)
 
 
 def _draw_line(

@@ -1,4 +1,4 @@
-"""The numbers of the section on confounds, per SAE seed: correlations, AUROCs, ranks."""
+"""The numbers of the section on confounds, over SAE seeds: correlations, AUROCs, ranks."""
 
 from __future__ import annotations
 
@@ -8,108 +8,115 @@ from typing import NamedTuple
 
 import numpy as np
 
-from infoscope.report.tables import Stat, compute_stat, format_number
+from infoscope.report.tables import Stat, compute_stat
 from infoscope.sae.latent_table import LatentTable
 from infoscope.scope.confounds import ConfoundResult
-from infoscope.scope.separation import Auroc, compute_spearman
-from infoscope.stages.confounds.figures import compute_rank_means
+from infoscope.scope.separation import SCORES, SUBSETS, Auroc, compute_separation, compute_spearman
 from infoscope.stages.score.result import ScopeResult
 
 MIN_GROUP = 10
 """With fewer features in a group, on average over SAE seeds, nothing is said of an AUROC: intervals are too short."""
-MEDIUM_RHO = 0.3
-"""Rank correlations from here on are called out ("medium" by Cohen, 1988)."""
 SCORE_NAMES = {"cds": "CDS", "firing_rate": "firing frequency", "support": "support", "peak": "peak"}
-QUADRANTS = {
-    "global_compact": ("known_global", "compact"),
-    "global_diffuse": ("known_global", "diffuse"),
-    "local_compact": ("known_local", "compact"),
-    "local_diffuse": ("known_local", "diffuse"),
-}
+
+Pairs = Sequence[tuple[ScopeResult, ConfoundResult]]
+"""What was found of each SAE seed."""
 
 
 class Correlation(NamedTuple):
-    """Of the CDS with a property, one value per SAE seed.
+    """Of the CDS with a property.
 
     rho: Spearman's; n: over how many features; at_equal_rate: the partial one, given the firing frequency.
     """
 
-    rho: list[float]
-    n: list[int]
-    at_equal_rate: list[float]
-
-    @property
-    def mean(self) -> float:
-        """Of rho, over seeds."""
-        return compute_stat(self.rho).mean
-
-
-Separations = Sequence[Mapping[str, Mapping[str, Auroc]]]
-"""Per SAE seed, as `compute_separation` gives it."""
+    rho: Stat
+    n: Stat
+    at_equal_rate: Stat
 
 
 def correlate(key: str, tables: Sequence[LatentTable]) -> Correlation:
     """Return the correlation of the CDS with a column of the tables of latents, over the features that have both."""
-    found = Correlation([], [], [])
-    for table in tables:
-        values, cds = np.asarray(table[key], dtype=np.float64), table["cds"]
-        rho, n = compute_spearman(values, cds)
-        partial_rho, _ = compute_spearman(values, cds, given=table["firing_rate"])
-        found.rho.append(rho)
-        found.n.append(n)
-        found.at_equal_rate.append(partial_rho)
-    return found
+    columns = [(np.asarray(table[key], dtype=np.float64), table["cds"], table["firing_rate"]) for table in tables]
+    rhos, counts = zip(*(compute_spearman(values, cds) for values, cds, _ in columns), strict=True)
+    at_equal_rate = [compute_spearman(values, cds, given=rate)[0] for values, cds, rate in columns]
+    return Correlation(compute_stat(rhos), compute_stat(counts), compute_stat(at_equal_rate))
 
 
-def compare_ranks(scopes: Sequence[ScopeResult]) -> dict[str, list[tuple[float, int]]]:
-    """Per quantity, (value, number of features) of each seed; first against last rank over features with both."""
-    found: dict[str, list[tuple[float, int]]] = {"first": [], "last": [], "chance": [], "spearman": []}
+class Ranks(NamedTuple):
+    """Mean distances at the first and at the last rank of the CDS, over the features that have one at both.
+
+    chance: of the same features, mean over ranks; spearman: of first and last; n: how many features.
+    """
+
+    first: Stat
+    last: Stat
+    chance: Stat
+    spearman: Stat
+    n: Stat
+
+
+def compare_ranks(scopes: Sequence[ScopeResult]) -> Ranks:
+    """Compare the distances of the first rank with those of the last one."""
+    found = []
     for scope in scopes:
         first, last = scope.emd[:, 0], scope.emd[:, scope.k_cds - 1]
         both = np.isfinite(first) & np.isfinite(last)
-        found["first"].append((_mean(first[both]), int(both.sum())))
-        found["last"].append((_mean(last[both]), int(both.sum())))
         chance = compute_rank_means(scope.chance_emd[:, : scope.k_cds], both)
-        found["chance"].append((_mean(chance), int(both.sum())))
-        found["spearman"].append(compute_spearman(first, last))
-    return found
+        means = [compute_stat(values).mean for values in (first[both], last[both], chance)]
+        found.append((*means, *compute_spearman(first, last)))
+    return Ranks(*map(compute_stat, zip(*found, strict=True)))
 
 
-def read_auroc(separations: Separations, subset: str, score: str = "cds") -> Stat:
-    """Return mean and spread over seeds of an AUROC, 0..1; NaN where a group is empty."""
-    return compute_stat(found[subset][score].value for found in separations)
+def compute_rank_means(emd: np.ndarray, members: np.ndarray) -> np.ndarray:
+    """Return the mean over these latents at each rank; NaN where none has a distance."""
+    chosen = np.asarray(emd)[members]
+    n = np.isfinite(chosen).sum(axis=0)
+    return np.divide(np.nansum(chosen, axis=0), n, out=np.full(chosen.shape[1], np.nan), where=n > 0)
 
 
-def count_features(separations: Separations, subset: str) -> tuple[Stat, Stat]:
-    """Return how many known-global and how many known-local features a subset holds, over seeds."""
-    found = [found[subset]["cds"] for found in separations]
-    return compute_stat(one.n_positive for one in found), compute_stat(one.n_negative for one in found)
+class Separation(NamedTuple):
+    """How well known-global features of a subset are told from known-local ones.
+
+    auroc: by score, 0..1; NaN where a group is empty.
+    interval: the middle 95 % of the mean over seeds of the CDS's AUROC; seeds with an empty group are left out.
+    n_global, n_local: how many features of each kind there are.
+    """
+
+    auroc: Mapping[str, Stat]
+    interval: tuple[float, float]
+    n_global: Stat
+    n_local: Stat
+
+    @property
+    def is_small(self) -> bool:
+        """Whether there are too few features to say anything."""
+        return min(self.n_global.mean, self.n_local.mean) < MIN_GROUP
 
 
-def read_interval(separations: Separations, subset: str) -> tuple[float, float]:
-    """The middle 95 % of the mean over seeds; seeds with an empty group are left out."""
-    draws = [one.draws for found in separations if math.isfinite((one := found[subset]["cds"]).value)]
-    if not draws:
-        return math.nan, math.nan
-    low, high = np.quantile(np.mean(draws, axis=0), [0.025, 0.975])
-    return float(low), float(high)
+def separate(pairs: Pairs) -> dict[str, Separation]:
+    """Return how well scores separate the features of each subset; see `compute_separation`."""
+    found = [compute_separation(scope.cds, confounds) for scope, confounds in pairs]
+    return {subset: _join([of_seed[subset] for of_seed in found]) for subset in SUBSETS}
 
 
-def compute_quadrant(
-    pairs: Sequence[tuple[ScopeResult, ConfoundResult]], known: str, support: str
-) -> tuple[Stat, Stat]:
-    """Median CDS of the known features of one support, and how many those are, over SAE seeds."""
-    values = []
-    for scope, found in pairs:
-        chosen = scope.cds[getattr(found, known) & getattr(found, support)]
-        values.append(chosen[np.isfinite(chosen)])
-    return compute_stat(np.median(v) if len(v) else math.nan for v in values), compute_stat(len(v) for v in values)
+def _join(seeds: Sequence[Mapping[str, Auroc]]) -> Separation:
+    ours = [of_seed["cds"] for of_seed in seeds]
+    draws = [one.draws for one in ours if math.isfinite(one.value)]
+    low, high = np.quantile(np.mean(draws, axis=0), [0.025, 0.975]).tolist() if draws else (math.nan, math.nan)
+    return Separation(
+        {score: compute_stat(of_seed[score].value for of_seed in seeds) for score in SCORES},
+        (low, high),
+        compute_stat(one.n_positive for one in ours),
+        compute_stat(one.n_negative for one in ours),
+    )
 
 
-def format_signed(value: float) -> str:
-    """Return a number of two digits with its sign, for display."""
-    return format_number(value, 2, signed=True)
-
-
-def _mean(values: np.ndarray) -> float:
-    return compute_stat(values).mean
+def compute_medians(pairs: Pairs) -> dict[str, tuple[Stat, Stat]]:
+    """Return the median CDS of known-global and known-local features of either support, and how many those are."""
+    medians = {}
+    for name in ("global_compact", "global_diffuse", "local_compact", "local_diffuse"):
+        side, support = name.split("_")
+        chosen = [scope.cds[getattr(of, f"known_{side}") & getattr(of, support)] for scope, of in pairs]
+        scored = [cds[np.isfinite(cds)] for cds in chosen]
+        values = (np.median(cds) if len(cds) else math.nan for cds in scored)
+        medians[name] = compute_stat(values), compute_stat(map(len, scored))
+    return medians

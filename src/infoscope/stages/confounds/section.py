@@ -2,79 +2,47 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
 
 from infoscope.report.section import ReportSection, SectionFigure
-from infoscope.report.tables import Align, Cell, Column, Stat, Table, compute_stat
+from infoscope.report.tables import Align, Cell, Column, Table
 from infoscope.sae.latent_table import LatentTable
-from infoscope.scope.confounds import DIFFUSE_SUPPORT, IMAGE_CUTS, LABEL_CUTS, MIN_IMAGES, ConfoundResult
-from infoscope.scope.separation import BINS_PER_OCTAVE, SCORES, SUBSETS, compute_separation
+from infoscope.scope.confounds import DIFFUSE_SUPPORT, IMAGE_CUTS, LABEL_CUTS, MIN_IMAGES
+from infoscope.scope.separation import BINS_PER_OCTAVE, SCORES, SUBSETS
 from infoscope.stages.confounds.figures import CONFOUNDS, EFFECTS, draw_cds_by_rank, draw_cds_confounds
-from infoscope.stages.confounds.findings import (
-    say_auroc,
-    say_baselines,
-    say_correlations,
-    say_diffuse,
-    say_effects,
-    say_matched,
-    say_ranks,
-)
+from infoscope.stages.confounds.findings import say_correlations, say_matched, say_ranks, say_truth
 from infoscope.stages.confounds.numbers import (
-    QUADRANTS,
     SCORE_NAMES,
     Correlation,
-    Separations,
+    Pairs,
+    Ranks,
+    Separation,
     compare_ranks,
-    compute_quadrant,
+    compute_medians,
     correlate,
-    count_features,
-    read_auroc,
-    read_interval,
+    separate,
 )
 from infoscope.stages.probe.results import Result
 from infoscope.stages.probe.tables import make_matched_table
-from infoscope.stages.score.result import ScopeResult
 
 
-def make_confound_section(
-    scopes: Sequence[ScopeResult],
-    confounds: Mapping[int, ConfoundResult],
-    latents: Sequence[LatentTable],
-    results: Sequence[Result],
-) -> ReportSection:
+def make_confound_section(pairs: Pairs, latents: Sequence[LatentTable], results: Sequence[Result]) -> ReportSection:
     """Return the section.
 
     Args:
-        scopes: one result per SAE seed.
-        confounds: by SAE seed, one for each of `scopes`.
-        latents: what is known of each latent, of the seeds of `scopes`.
+        latents: what is known of each latent, of the seeds of `pairs`.
         results: as for the removal tables; those of matched frequency have their table here.
     """
-    pairs = [(scope, confounds[scope.sae_seed]) for scope in scopes]
     has_truth = any(found.has_truth for _, found in pairs)
     correlations = {key: correlate(key, latents) for key in (*CONFOUNDS, *(EFFECTS if has_truth else ()))}
-    by_rank = compare_ranks(scopes)
-    tables = {"confounds": _make_confound_table(correlations, by_rank)}
-    separations = [compute_separation(scope.cds, found) for scope, found in pairs] if has_truth else []
-    medians = {name: compute_quadrant(pairs, *parts) for name, parts in QUADRANTS.items()} if has_truth else {}
-    findings: list[str] = []
+    ranks, separations, medians = compare_ranks([scope for scope, _ in pairs]), {}, {}
+    tables = {"confounds": _make_confound_table(correlations, ranks)}
     if has_truth:
+        separations, medians = separate(pairs), compute_medians(pairs)
         tables["auroc"] = _make_auroc_table(separations)
-        findings += [
-            say_auroc(separations),
-            say_effects(correlations, latents),
-            say_baselines(separations),
-            say_diffuse(separations, medians),
-        ]
-    else:
-        findings.append(
-            "The data have no global factors and label maps, so which features are global is not known: there is no"
-            " AUROC."
-        )
-    findings += [say_correlations(correlations), say_ranks(by_rank)]
+    findings = say_truth(separations, correlations, medians, latents)
+    findings += [say_correlations(correlations), say_ranks(ranks)]
     if (matched := make_matched_table(results)) is not None:
         tables["removal_matched"] = matched
         findings.append(say_matched(results))
@@ -86,22 +54,31 @@ def make_confound_section(
         tables=tables,
         figures={
             "cds_confounds": SectionFigure(
-                partial(draw_cds_confounds, scopes, confounds, latents),
+                partial(draw_cds_confounds, pairs, latents),
                 f"Each feature's CDS against how often, how strongly and how widely it fires.{colours}",
             ),
             "cds_by_rank": SectionFigure(
-                partial(draw_cds_by_rank, scopes, confounds),
+                partial(draw_cds_by_rank, pairs),
                 "Mean distance between the two crops at each rank, over the features that have one there; chance: the"
                 " same maps between two different images.",
             ),
         },
-        summary=_summarise(correlations, by_rank, separations, medians),
+        summary={
+            "spearman": {
+                key: {"mean": rho.mean, "sd": rho.sd, "at_equal_rate": at_equal_rate.mean, "n": n.mean}
+                for key, (rho, n, at_equal_rate) in correlations.items()
+            },
+            "by_rank": {key: of for key, of in ranks._asdict().items() if key != "n"},
+            "auroc": {
+                subset: {**auroc, "cds_interval": interval, "n_global": n_global.mean, "n_local": n_local.mean}
+                for subset, (auroc, interval, n_global, n_local) in separations.items()
+            },
+            "median_cds": {name: {"mean": of.mean, "sd": of.sd, "n": n.mean} for name, (of, n) in medians.items()},
+        },
     )
 
 
-def _make_confound_table(
-    correlations: Mapping[str, Correlation], by_rank: Mapping[str, Sequence[tuple[float, int]]]
-) -> Table:
+def _make_confound_table(correlations: Mapping[str, Correlation], ranks: Ranks) -> Table:
     columns = [
         Column("quantity", "", Align.left),
         Column("value", "value"),
@@ -126,29 +103,19 @@ def _make_confound_table(
             f" {MIN_IMAGES} images."
         )
     table.add_section("Spearman correlation of the CDS with")
-    for key, found in correlations.items():
+    for key, (rho, n, at_equal_rate) in correlations.items():
         if key == "image_effect":
             table.add_section("and with what makes features global or local, without cuts")
-        equal = None if key == "firing_rate" else compute_stat(found.at_equal_rate)
-        table.add_row((CONFOUNDS | EFFECTS)[key].name, compute_stat(found.rho), equal, compute_stat(found.n))
+        table.add_row((CONFOUNDS | EFFECTS)[key].name, rho, None if key == "firing_rate" else at_equal_rate, n)
     table.add_section("distance by rank (EMD / largest distance)")
-    names = {
-        "first": "mean at rank 1",
-        "last": "mean at the last rank of the CDS",
-        "chance": "chance of the same features, mean over ranks",
-        "spearman": "Spearman correlation of first and last rank",
-    }
-    for key, name in names.items():
-        value, n = _split(by_rank[key])
-        table.add_row(name, Cell(value, digits=2 if key == "spearman" else 3), None, n)
+    table.add_row("mean at rank 1", Cell(ranks.first, digits=3), None, ranks.n)
+    table.add_row("mean at the last rank of the CDS", Cell(ranks.last, digits=3), None, ranks.n)
+    table.add_row("chance of the same features, mean over ranks", Cell(ranks.chance, digits=3), None, ranks.n)
+    table.add_row("Spearman correlation of first and last rank", ranks.spearman, None, ranks.n)
     return table
 
 
-def _split(pairs: Sequence[tuple[float, int]]) -> tuple[Stat, Stat]:
-    return compute_stat(value for value, _ in pairs), compute_stat(n for _, n in pairs)
-
-
-def _make_auroc_table(separations: Separations) -> Table:
+def _make_auroc_table(separations: Mapping[str, Separation]) -> Table:
     columns = [
         Column("subset", "features", Align.left),
         Column("n_global", "known-global", digits=0),
@@ -175,48 +142,7 @@ def _make_auroc_table(separations: Separations) -> Table:
             f" {'half ' if BINS_PER_OCTAVE == 2 else ''}octave of firing rate, one draw.",
         ],
     )
-    for subset, name in SUBSETS.items():
-        low, high = read_interval(separations, subset)
-        n_global, n_local = count_features(separations, subset)
-        values = {score: read_auroc(separations, subset, score) for score in SCORES}
-        table.add_row(name, n_global, n_local, values["cds"], low, high, *(values[score] for score in SCORES[1:]))
+    for subset, of in separations.items():
+        others = (of.auroc[score] for score in SCORES[1:])
+        table.add_row(SUBSETS[subset], of.n_global, of.n_local, of.auroc["cds"], *of.interval, *others)
     return table
-
-
-def _summarise(
-    correlations: Mapping[str, Correlation],
-    by_rank: Mapping[str, Sequence[tuple[float, int]]],
-    separations: Separations,
-    medians: Mapping[str, tuple[Stat, Stat]],
-) -> dict[str, Any]:
-    summary: dict[str, Any] = {
-        "spearman": {
-            key: _as_json(compute_stat(found.rho))
-            | {
-                "at_equal_rate": _finite(compute_stat(found.at_equal_rate).mean),
-                "n": _finite(compute_stat(found.n).mean),
-            }
-            for key, found in correlations.items()
-        },
-        "by_rank": {key: _as_json(_split(pairs)[0]) for key, pairs in by_rank.items()},
-        "auroc": {},
-        "median_cds": {name: _as_json(stat) | {"n": _finite(n.mean)} for name, (stat, n) in medians.items()},
-    }
-    for subset in SUBSETS if separations else ():
-        low, high = read_interval(separations, subset)
-        n_global, n_local = count_features(separations, subset)
-        summary["auroc"][subset] = {
-            **{score: _as_json(read_auroc(separations, subset, score)) for score in SCORES},
-            "cds_interval": [_finite(low), _finite(high)],
-            "n_global": _finite(n_global.mean),
-            "n_local": _finite(n_local.mean),
-        }
-    return summary
-
-
-def _as_json(stat: Stat) -> dict[str, float | None]:
-    return {"mean": _finite(stat.mean), "sd": _finite(stat.sd)}
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None

@@ -61,11 +61,10 @@ class Confounds(PassStage[ConfoundResult]):
         return list_columns(self.at(ctx, seed).load(), ctx.config.scope.k_cds)
 
     def section(self, ctx: Context) -> ReportSection:
-        scopes = [scope_of(ctx, seed) for seed in ctx.config.seeds]
-        by_seed = {seed: self.at(ctx, seed).load() for seed in ctx.config.seeds}
+        pairs = [(scope_of(ctx, seed), self.at(ctx, seed).load()) for seed in ctx.config.seeds]
         latents = [join_latents(ctx, seed, (Rank, Score, Confounds)) for seed in ctx.config.seeds]
         is_probed = any(isinstance(goal.stage, Probe) for goal in ctx.goals)
-        return make_confound_section(scopes, by_seed, latents, read_probed(ctx) if is_probed else [])
+        return make_confound_section(pairs, latents, read_probed(ctx) if is_probed else [])
 
 
 def list_columns(found: ConfoundResult, k_cds: int) -> Iterator[LatentColumn]:

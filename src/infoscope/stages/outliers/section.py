@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Int
 
 from infoscope.report.section import ReportSection, SectionFigure
-from infoscope.report.tables import Align, Cell, Column, Table, compute_stat
+from infoscope.report.tables import Align, Cell, Column, Stat, Table, compute_stat
 from infoscope.scope.cds import uniform_chance_score
 from infoscope.scope.crops import shared_region
 from infoscope.scope.group_activation import GroupActivation
+from infoscope.scope.partition import name_group
 from infoscope.scope.token_outliers import MAPS, TokenOutliers
 from infoscope.stages.outliers.figures import (
     HEADINGS,
@@ -22,27 +23,21 @@ from infoscope.stages.outliers.figures import (
     draw_outlier_distances,
     draw_outlier_maps,
 )
+from infoscope.stages.outliers.findings import (
+    NOT_SHARED,
+    compute_difference,
+    compute_means,
+    compute_stats,
+    describe_activation,
+    describe_distances,
+    describe_layers,
+    list_groups,
+    say_no_outliers,
+)
 from infoscope.stages.probe.paper import PAPER_ACTIVATION, PAPER_TITLES
 
 EMPTY = "∅"
 MARKS = {EMPTY: "no features in this group, in at least one run."}
-NOT_SHARED = "Whether outlier tokens leap is not known: in no image both crops have one in the region they share."
-N_ERRORS = 2
-"""Standard errors that a mean difference must exceed to be called one."""
-
-
-class Mean(NamedTuple):
-    """mean, error: over n images, and its standard error; NaN where there are too few."""
-
-    mean: float
-    error: float
-    n: int
-
-
-def compute_mean(values: Float[np.ndarray, " n"]) -> Mean:
-    """Return mean and standard error (sample standard deviation / sqrt(n)) of the finite values."""
-    stat = compute_stat(values)
-    return Mean(stat.mean, stat.sd / math.sqrt(stat.n) if stat.n else math.nan, stat.n)
 
 
 def make_outlier_section(tokens: TokenOutliers, groups: Mapping[int, GroupActivation]) -> ReportSection:
@@ -53,11 +48,12 @@ def make_outlier_section(tokens: TokenOutliers, groups: Mapping[int, GroupActiva
         groups: by SAE seed; empty leaves the second table out.
     """
     tables = {"outlier_emd": _make_emd_table(tokens)}
-    findings = [*_describe_distances(tokens), _describe_layers(tokens)]
+    findings = [*describe_distances(tokens), describe_layers(tokens)]
     if groups:
-        table = tables["outlier_activation"] = _make_activation_table(list(groups.values()))
-        table.instead = "" if tokens.norms.n_outliers else _say_no_outliers(tokens)
-        findings.insert(len(findings) - 1, _describe_activation(list(groups.values())))
+        runs = list(groups.values())
+        table = tables["outlier_activation"] = _make_activation_table(runs)
+        table.instead = "" if tokens.norms.n_outliers else say_no_outliers(tokens)
+        findings.insert(-1, describe_activation(runs))
     return ReportSection(
         name="outliers",
         title="Outlier tokens",
@@ -66,16 +62,6 @@ def make_outlier_section(tokens: TokenOutliers, groups: Mapping[int, GroupActiva
         figures=_make_figures(tokens),
         summary=_summarise(tokens, groups),
     )
-
-
-def _compute_means(tokens: TokenOutliers) -> dict[str, Mean]:
-    return {name: compute_mean(tokens.distances.emd[i]) for i, name in enumerate(MAPS)}
-
-
-def _compute_difference(tokens: TokenOutliers, other: str) -> Mean:
-    """Outlier map minus another, over the images in which both have a distance."""
-    emd = tokens.distances.emd
-    return compute_mean(emd[MAPS.index("outlier")] - emd[MAPS.index(other)])
 
 
 def _count_shared_outliers(tokens: TokenOutliers) -> Int[np.ndarray, "n_images 2"]:
@@ -118,17 +104,17 @@ def _make_emd_table(tokens: TokenOutliers) -> Table:
             f" alone, {n_neither} with none in either."
         )
     if not tokens.norms.n_outliers:
-        table.instead = _say_no_outliers(tokens)
+        table.instead = say_no_outliers(tokens)
     elif not has.all(axis=1).any():
         table.instead = NOT_SHARED
     table.add_section()
-    for i, (name, mean) in enumerate(_compute_means(tokens).items()):
+    for i, (name, mean) in enumerate(compute_means(tokens).items()):
         chance = compute_stat(tokens.distances.chance_emd[i]).mean
         ratio = mean.mean / chance if chance > 0 else math.nan
         table.add_row(HEADINGS[name], mean.mean, mean.error, chance, ratio, mean.n)
     table.add_section("outlier tokens minus, on the same images")
     for name in MAPS[1:]:
-        difference = _compute_difference(tokens, name)
+        difference = compute_difference(tokens, name)
         table.add_row(HEADINGS[name], difference.mean, difference.error, None, None, difference.n)
     return table
 
@@ -162,30 +148,18 @@ def _make_activation_table(runs: Sequence[GroupActivation]) -> Table:
         ],
         marks=MARKS,
     )
-    for name in _group_names(runs):
-        holding = [(run, run.names.index(name)) for run in runs if name in run.names]
-        filled = [(run, i) for run, i in holding if run.n_features[i]]
-        outlier = [float(run.on_outlier[i]) for run, i in filled]
-        normal = [float(run.on_normal[i]) for run, i in filled]
+    for name in list_groups(runs):
+        holding = [(run.groups[name], run.everyone) for run in runs if name in run.groups]
+        filled = [(acts, everyone) for acts, everyone in holding if acts.n_features]
         table.add_row(
-            Cell(_name_group(name), EMPTY if len(filled) < len(holding) else ""),
-            compute_stat(float(run.n_features[i]) for run, i in holding),
-            compute_stat(outlier),
-            compute_stat(normal),
-            compute_stat(float(run.ratio[i]) for run, i in filled),
-            compute_stat(_divide(x, run.all_on_outlier) for x, (run, _) in zip(outlier, filled, strict=True)),
-            compute_stat(_divide(x, run.all_on_normal) for x, (run, _) in zip(normal, filled, strict=True)),
+            Cell(name_group(name), EMPTY if len(filled) < len(holding) else ""),
+            compute_stat(acts.n_features for acts, _ in holding),
+            *compute_stats([acts for acts, _ in filled]),
+            compute_stat(_divide(acts.on_outlier, everyone.on_outlier) for acts, everyone in filled),
+            compute_stat(_divide(acts.on_normal, everyone.on_normal) for acts, everyone in filled),
         )
     table.add_section()
-    table.add_row(
-        "all features",
-        None,
-        compute_stat(run.all_on_outlier for run in runs),
-        compute_stat(run.all_on_normal for run in runs),
-        compute_stat(_divide(run.all_on_outlier, run.all_on_normal) for run in runs),
-        None,
-        None,
-    )
+    table.add_row("all features", None, *compute_stats([run.everyone for run in runs]), None, None)
     return table
 
 
@@ -194,119 +168,12 @@ def add_paper_activation(table: Table, paper_reference: str | None) -> Table:
     if paper_reference in PAPER_ACTIVATION:
         table.add_section(f"{PAPER_TITLES[paper_reference]}, in units of its SAE")
         for name, (on_outlier, on_normal) in PAPER_ACTIVATION[paper_reference].items():
-            table.add_row(_name_group(name), None, on_outlier, on_normal, on_outlier / on_normal, None, None)
+            table.add_row(name_group(name), None, on_outlier, on_normal, on_outlier / on_normal, None, None)
     return table
-
-
-def _group_names(runs: Sequence[GroupActivation]) -> list[str]:
-    return list(dict.fromkeys(name for run in runs for name in run.names))
-
-
-def _name_group(name: str) -> str:
-    return f"{name}-scope" if name in ("high", "low") else name
 
 
 def _divide(part: float, whole: float) -> float:
     return part / whole if whole > 0 else math.nan
-
-
-def _say_no_outliers(tokens: TokenOutliers) -> str:
-    norms = tokens.norms
-    return (
-        f"None of the {norms.n_tokens:,} patch tokens of the training split has a norm above"
-        f" {_name_threshold(tokens)}, where the norm histogram has no second mode, so there is nothing to compare with"
-        " normal tokens."
-    )
-
-
-def _name_threshold(tokens: TokenOutliers) -> str:
-    return f"the threshold {tokens.norms.threshold:.4g} ({tokens.rule}) after block {tokens.layer}"
-
-
-def _describe_distances(tokens: TokenOutliers) -> list[str]:
-    norms, where = tokens.norms, _name_threshold(tokens)
-    if norms.n_outliers == 0:
-        return [_say_no_outliers(tokens)]
-    mode = "form a mode of their own" if norms.has_outlier_mode else "form no mode of their own: they are a tail"
-    there = (
-        f"{norms.n_outliers:,} of {norms.n_tokens:,} patch tokens ({norms.n_outliers / norms.n_tokens:.2%}), in"
-        f" {tokens.n_images_with:,} of {tokens.n_images:,} training images, have a norm above {where}; in the histogram"
-        f" of norms they {mode}."
-    )
-    mean = _compute_means(tokens)["outlier"]
-    if mean.n == 0:
-        return [NOT_SHARED, there]
-    parts = [_compare(tokens, name) for name in reversed(MAPS[1:])]
-    moved = f"Between two shifted crops, the map of outlier tokens' norms moves by {mean.mean:.3f} diagonals"
-    return [f"{moved} (mean of {mean.n} images): {' and '.join(parts)}.", there]
-
-
-def _compare(tokens: TokenOutliers, other: str) -> str:
-    difference, theirs = _compute_difference(tokens, other), _compute_means(tokens)[other].mean
-    heading = HEADINGS[other]
-    if not difference.n:
-        return f"{heading} have no distance"
-    if not math.isfinite(difference.error):
-        return f"{heading} by {theirs:.3f}, with too few images to tell them apart"
-    amount = f"{abs(difference.mean):.3f} ± {difference.error:.3f} (standard error)"
-    if abs(difference.mean) <= N_ERRORS * difference.error:
-        return f"not clearly farther or less far than {heading} ({theirs:.3f}; difference {amount})"
-    direction = "farther" if difference.mean > 0 else "less far"
-    return f"{direction} than {heading} ({theirs:.3f}; by {amount})"
-
-
-def _describe_activation(runs: Sequence[GroupActivation]) -> str:
-    """One sentence on the direction of both ratios; for bands, of the highest and the lowest."""
-    names = [name for name in _group_names(runs) if name != "unscored"]
-    if len(names) < 2 or runs[0].n_outlier == 0:  # that there are none is said already
-        return ""
-    high, low = ("high", "low") if "high" in names else (names[-1], names[0])
-    known = [run for run in runs if _has_features(run, high) and _has_features(run, low)]
-    if not known:
-        return "Which features act on outlier tokens is not known: the group of high scope or of low scope is empty."
-    agree = [_read(run, high)[0] > _read(run, high)[1] and _read(run, low)[0] < _read(run, low)[1] for run in known]
-    direction = "high scope more on outlier tokens, low scope more on normal ones"
-    n_agree, n = sum(agree), len(known)
-    seeds = {1: "", 2: "in both SAE seeds "}.get(n, f"in all {n} SAE seeds ")
-    if n_agree == n:
-        verdict = f"{seeds}the paper's direction ({direction})"
-    elif n_agree == 0:
-        verdict = f"{seeds}not the paper's direction ({direction})"
-    else:
-        verdict = f"the paper's direction ({direction}) in {n_agree} of {n} SAE seeds alone"
-    parts = [
-        f"{_name_group(name)} features {_describe_pair([_read(run, name) for run in known])}" for name in (high, low)
-    ]
-    everyone = _describe_pair([(run.all_on_outlier, run.all_on_normal) for run in known])
-    return f"Activation per outlier token against that per normal token: {', '.join(parts)}, all {everyone}: {verdict}."
-
-
-def _has_features(run: GroupActivation, name: str) -> bool:
-    return name in run.names and bool(run.n_features[run.names.index(name)])
-
-
-def _read(run: GroupActivation, name: str) -> tuple[float, float]:
-    """The group's activation on an outlier and on a normal token."""
-    i = run.names.index(name)
-    return float(run.on_outlier[i]), float(run.on_normal[i])
-
-
-def _describe_pair(pairs: Sequence[tuple[float, float]]) -> str:
-    outlier, normal = np.mean(pairs, axis=0)
-    ratio = compute_stat(_divide(*pair) for pair in pairs).mean
-    times = f" (ratio {ratio:.2f})" if math.isfinite(ratio) else ""
-    return f"{outlier:.2f} against {normal:.2f}{times}"
-
-
-def _describe_layers(tokens: TokenOutliers) -> str:
-    with_mode = [str(i) for i, summary in enumerate(tokens.by_layer) if summary.has_outlier_mode]
-    if not with_mode:
-        found = [f"{one.n_outliers:,} of {one.n_tokens:,} after block {i}" for i, one in enumerate(tokens.by_layer)]
-        tails = [text for text in found if not text.startswith("0 ")]
-        tail = f": tokens above the threshold of their block are {', '.join(tails)}" if tails else ""
-        return f"After none of the {len(tokens.by_layer)} blocks do outliers form a mode of their own{tail}."
-    blocks = "block" if len(with_mode) == 1 else "blocks"
-    return f"Outliers form a mode of their own after {blocks} {', '.join(with_mode)} of 0..{len(tokens.by_layer) - 1}."
 
 
 def _make_figures(tokens: TokenOutliers) -> dict[str, SectionFigure]:
@@ -331,48 +198,32 @@ def _make_figures(tokens: TokenOutliers) -> dict[str, SectionFigure]:
 
 
 def _summarise(tokens: TokenOutliers, groups: Mapping[int, GroupActivation]) -> dict[str, Any]:
-    means = _compute_means(tokens)
+    norms, chance = tokens.norms, zip(MAPS, tokens.distances.chance_emd, strict=True)
+
+    def describe(mean: Stat) -> dict[str, float]:
+        return {"mean": mean.mean, "standard_error": mean.error, "n_images": mean.n}
+
     return {
-        "threshold": tokens.norms.threshold,
+        "threshold": norms.threshold,
         "rule": tokens.rule,
-        "n_tokens": tokens.norms.n_tokens,
-        "n_outliers": tokens.norms.n_outliers,
+        "n_tokens": norms.n_tokens,
+        "n_outliers": norms.n_outliers,
         "n_images_with_outliers": tokens.n_images_with,
-        "has_outlier_mode": tokens.norms.has_outlier_mode,
-        "blocks_with_outlier_mode": [i for i, summary in enumerate(tokens.by_layer) if summary.has_outlier_mode],
+        "has_outlier_mode": norms.has_outlier_mode,
+        "blocks_with_outlier_mode": [i for i, block in enumerate(tokens.by_layer) if block.has_outlier_mode],
         "by_block": [
-            {
-                "n_outliers": summary.n_outliers,
-                "n_tokens": summary.n_tokens,
-                "has_outlier_mode": summary.has_outlier_mode,
-            }
-            for summary in tokens.by_layer
+            {name: getattr(block, name) for name in ("n_outliers", "n_tokens", "has_outlier_mode")}
+            for block in tokens.by_layer
         ],
-        "emd": {name: _plain(mean) for name, mean in means.items()},
-        "chance_emd": {name: _finite(compute_stat(tokens.distances.chance_emd[i]).mean) for i, name in enumerate(MAPS)},
-        "outlier_minus": {name: _plain(_compute_difference(tokens, name)) for name in MAPS[1:]},
+        "emd": {name: describe(mean) for name, mean in compute_means(tokens).items()},
+        "chance_emd": {name: compute_stat(values).mean for name, values in chance},
+        "outlier_minus": {name: describe(compute_difference(tokens, name)) for name in MAPS[1:]},
         "activation": [
             {
                 "sae_seed": seed,
-                "ratio_of_all": _finite(_divide(run.all_on_outlier, run.all_on_normal)),
-                "groups": {
-                    name: {
-                        "n_features": int(run.n_features[i]),
-                        "on_outlier": _finite(float(run.on_outlier[i])),
-                        "on_normal": _finite(float(run.on_normal[i])),
-                        "ratio": _finite(float(run.ratio[i])),
-                    }
-                    for i, name in enumerate(run.names)
-                },
+                "ratio_of_all": run.everyone.ratio,
+                "groups": {name: {**acts._asdict(), "ratio": acts.ratio} for name, acts in run.groups.items()},
             }
             for seed, run in groups.items()
         ],
     }
-
-
-def _plain(mean: Mean) -> dict[str, float | int | None]:
-    return {"mean": _finite(mean.mean), "standard_error": _finite(mean.error), "n_images": mean.n}
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None

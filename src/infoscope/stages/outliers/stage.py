@@ -112,11 +112,10 @@ class Outliers(PassStage[OutlierActs]):
 
     def rows(self, ctx: Context, seed: int) -> Iterator[Row]:
         made, found = self.at(ctx, seed).get(), group_activation_of(ctx, seed)
-        for place, group in enumerate(found.names):
-            acts = {"on_outlier": float(found.on_outlier[place]), "on_normal": float(found.on_normal[place])}
-            counts = {"n_features": int(found.n_features[place]), "n_outlier_tokens": found.n_outlier}
-            row = {"variant": group, **counts, **acts, "activation_ratio": float(found.ratio[place])}
-            yield {**name_artifacts(made), **row}
+        for group, acts in found.groups.items():
+            counts = {"n_features": acts.n_features, "n_outlier_tokens": found.n_outlier}
+            strengths = {"on_outlier": acts.on_outlier, "on_normal": acts.on_normal, "activation_ratio": acts.ratio}
+            yield {**name_artifacts(made), "variant": group, **counts, **strengths}
 
     def section(self, ctx: Context) -> ReportSection:
         by_seed = {seed: group_activation_of(ctx, seed) for seed in ctx.config.seeds}

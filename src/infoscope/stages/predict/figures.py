@@ -12,8 +12,9 @@ from matplotlib.lines import Line2D
 
 from infoscope.predictions.metrics import Reliability
 from infoscope.predictions.results import ChangedImage, PredictionResult
-from infoscope.report.figure_style import FAINT, GREY, INK, WIDTH_IN, colour_groups, make_figure, write_empty
+from infoscope.report.figure_style import FAINT, GREY, INK, WIDTH_IN, colour_groups, make_empty, make_panels
 from infoscope.report.tables import format_number
+from infoscope.scope.partition import name_group
 
 MODE = "error_preserving"
 MAX_POINT = 220.0
@@ -34,22 +35,18 @@ def draw_reliability(results: Sequence[PredictionResult]) -> Figure:
     """
     groups = _find_groups(results)
     if not groups or not all(result.has_labels for result in results):
-        figure = make_figure(1.2)
-        write_empty(figure.subplots(), "No labels, or no group: nothing can be right or wrong.")
-        return figure
+        return make_empty("No labels, or no group: nothing can be right or wrong.", 1.2)
     n_columns = min(len(groups), PANELS_PER_ROW)
     n_rows = -(-len(groups) // n_columns)
-    figure = make_figure(0.75 + n_rows * min(WIDTH_IN / n_columns, 3.0))
-    panels = np.atleast_1d(figure.subplots(n_rows, n_columns, sharex=True, sharey=True, squeeze=False)).ravel()
+    height_in = 0.75 + n_rows * min(WIDTH_IN / n_columns, 3.0)
+    figure, panels = make_panels(len(groups), height_in, n_columns, sharex=True, sharey=True)
     colours = colour_groups(groups)
-    for panel in panels[len(groups) :]:
-        panel.set_axis_off()
     handles = {}
-    for number, (panel, group) in enumerate(zip(panels, groups, strict=False)):
+    for number, (panel, group) in enumerate(zip(panels, groups, strict=True)):
         lines = {
             "original tokens": (INK, {"role": "original"}),
             "without random features of the same mass": (GREY, {"role": "control", "group": group, "control": "mass"}),
-            f"without {_name(group)}": (colours[group], {"role": "group", "group": group, "mode": MODE}),
+            f"without {name_group(group)}": (colours[group], {"role": "group", "group": group, "mode": MODE}),
         }
         panel.plot([0, 1], [0, 1], color=GREY, linewidth=0.9, linestyle=(0, (4, 3)))
         for label, (colour, wanted) in lines.items():
@@ -58,7 +55,7 @@ def draw_reliability(results: Sequence[PredictionResult]) -> Figure:
                 handles[label] = _draw_bins(panel, bins, colour)
         panel.set(xlim=(0, 1.04), ylim=(-0.03, 1.04), aspect="equal", xlabel="confidence")
         panel.grid(color=FAINT, linewidth=0.6)
-        panel.set_title(f"without {_name(group)}")
+        panel.set_title(f"without {name_group(group)}")
         if number % n_columns == 0:
             panel.set_ylabel("accuracy")
     figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=2)
@@ -120,9 +117,7 @@ def draw_changed_predictions(
         if image.image_index in pictures:
             rows.setdefault(image.group, []).append(image)
     if not rows:
-        figure = make_figure(1.2)
-        write_empty(figure.subplots(), "No prediction lost probability, so there is none to show.")
-        return figure
+        return make_empty("No prediction lost probability, so there is none to show.", 1.2)
     n_columns = min(MAX_IMAGES, max(map(len, rows.values())))
     side_in = min((WIDTH_IN - 0.2) / n_columns - 0.12, 1.6)
     row_in = 0.28 + side_in + TEXT_IN
@@ -132,7 +127,7 @@ def draw_changed_predictions(
     for row, (group, images) in enumerate(rows.items()):
         top = height - row * row_in
         figure.text(
-            0.1 / WIDTH_IN, (top - 0.19) / height, f"without {_name(group)}", color=colours[group], weight="bold"
+            0.1 / WIDTH_IN, (top - 0.19) / height, f"without {name_group(group)}", color=colours[group], weight="bold"
         )
         for column, image in enumerate(images[:n_columns]):
             left = 0.1 + column * step
@@ -175,7 +170,3 @@ def _probability(p: float) -> str:
 
 def _signed(value: float) -> str:
     return format_number(value, 2, signed=True)
-
-
-def _name(group: str) -> str:
-    return f"{group}-scope" if group in ("high", "low") else group

@@ -232,8 +232,7 @@ def _summarise(variant: AblationRow, many: Sequence[Result], filled: Sequence[Re
     row: dict[str, Any] = {**variant._asdict(), "n_runs": len(many), "n_empty": len(many) - len(filled)}
     for metric in METRICS:
         stat = compute_stat(metric.read(run) for run in filled)
-        for key, value in ((metric.column.key, stat.mean), (f"{metric.column.key}_sd", stat.sd)):
-            row[key] = value if math.isfinite(value) else None
+        row |= {metric.column.key: stat.mean, f"{metric.column.key}_sd": stat.sd}
     return row
 
 

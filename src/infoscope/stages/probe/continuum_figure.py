@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from infoscope.report.figure_style import FAINT, GREY, INK, make_figure, write_empty
+from infoscope.report.figure_style import FAINT, GREY, INK, draw_means, make_empty, make_panels
 from infoscope.report.tables import Stat, compute_stat
 from infoscope.stages.probe.results import (
     MAIN_METRICS,
@@ -24,7 +24,6 @@ from infoscope.stages.probe.results import (
 )
 from infoscope.stages.score.result import ScopeResult
 
-PER_ROW = 2
 MODE = "error_preserving"
 LINES = {
     ("group", None): ("without the band", INK, "-"),
@@ -42,16 +41,10 @@ def draw_continuum(seeds: Sequence[ScopeResult], results: Sequence[Result]) -> F
     bands = [name for name, _ in seeds[0].partition.bands] if seeds else []
     metrics = list(present_metrics(results, MAIN_METRICS))
     if not bands or not metrics:
-        figure = make_figure(1.6)
-        write_empty(figure.subplots(), "No bands, or no probes.")
-        return figure
+        return make_empty("No bands, or no probes.")
     places = [_mean_score(seeds, band) for band in bands]
-    n_rows = -(-len(metrics) // PER_ROW)
-    figure = make_figure(0.7 + 2.1 * n_rows)
-    panels = figure.subplots(n_rows, min(PER_ROW, len(metrics)), squeeze=False).ravel()
-    for panel in panels[len(metrics) :]:
-        panel.set_axis_off()
-    for panel, metric in zip(panels, metrics, strict=False):
+    figure, panels = make_panels(len(metrics), 0.7 + 2.1 * math.ceil(len(metrics) / 2))
+    for panel, metric in zip(panels, metrics, strict=True):
         _draw_panel(panel, results, metric, bands, places)
     handles = [Line2D([], [], color=colour, linestyle=line, label=label) for label, colour, line in LINES.values()]
     figure.legend(handles=handles, loc="outside lower center", ncols=3)
@@ -66,17 +59,9 @@ def _mean_score(seeds: Sequence[ScopeResult], band: str) -> float:
 def _draw_panel(
     axes: Axes, results: Sequence[Result], metric: Metric, bands: Sequence[str], places: Sequence[float]
 ) -> None:
-    scale = metric.column.scale
     for (role, control), (_, colour, line) in LINES.items():
         stats = [_measure(results, metric, role, control, band) for band in bands]
-        shown = [(place, stat) for place, stat in zip(places, stats, strict=True) if math.isfinite(place + stat.mean)]
-        if not shown:
-            continue
-        x = np.array([place for place, _ in shown])
-        mean = scale * np.array([stat.mean for _, stat in shown])
-        sd = scale * np.nan_to_num([stat.sd for _, stat in shown])
-        axes.plot(x, mean, color=colour, linestyle=line, linewidth=1.3, marker="o", markersize=3.5)
-        axes.fill_between(x, mean - sd, mean + sd, color=colour, alpha=0.13, linewidth=0)
+        draw_means(axes, places, stats, metric.column.scale, colour, linestyle=line)
     axes.axhline(0, color=INK, linewidth=0.8)
     axes.grid(axis="y", color=FAINT, linewidth=0.6)
     axes.set_title(metric.column.heading, fontsize=8.5)

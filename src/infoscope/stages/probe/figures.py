@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from infoscope.report.figure_style import BAND_COLOURS, FAINT, GREY, INK, MIDDLE, make_figure, write_empty
+from infoscope.report.figure_style import BAND_COLOURS, FAINT, GREY, INK, MIDDLE, make_empty, make_figure
 from infoscope.stages.probe.results import (
     MAIN_METRICS,
     AblationRow,
@@ -32,9 +32,7 @@ def draw_removal(results: Sequence[Result]) -> Figure:
     metrics = list(present_metrics(results, MAIN_METRICS))
     variants = [v for v in group_by_variant(results) if v.role != "original"]
     if not metrics or not variants:
-        figure = make_figure(1.6)
-        write_empty(figure.subplots(), "No probes: nothing was measured with features removed.")
-        return figure
+        return make_empty("No probes: nothing was measured with features removed.")
     lines = list(dict.fromkeys((v.role, v.group, v.control) for v in variants))
     lines.sort(key=lambda line: {"nothing": 0, "all": 2}.get(line[0], 1))
     figure = make_figure(1.15 + 0.27 * len(lines))

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from infoscope.report.tables import Column, compute_stat
+from infoscope.scope.partition import name_group
 from infoscope.scope.separation import MATCHED
 
 Result = Mapping[str, Any]
@@ -62,7 +63,7 @@ class AblationRow(NamedTuple):
     def group_label(self) -> str:
         """The group's name for display: "high-scope", "band 1 of 4", ..."""
         name, *rest = (self.group or "").split(", ", 1)
-        return ", ".join([f"{name}-scope" if name in ("high", "low") else name, *rest])
+        return ", ".join([name_group(name), *rest])
 
     @property
     def label(self) -> str:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-from infoscope.report.tables import Align, Cell, Column, Stat, Table, compute_stat
+from infoscope.report.tables import Align, Cell, Column, Table, compute_stat
 from infoscope.stages.probe.paper import PAPER_TITLES, PAPER_VALUES, PaperRow
 from infoscope.stages.probe.results import (
     MAIN_METRICS,
@@ -271,7 +271,7 @@ def _count_runs(results: Sequence[Result]) -> str:
 
 
 def summarise_removal(results: Sequence[Result]) -> list[dict[str, float | int | str | None]]:
-    """Return the main numbers of each variant as flat rows, for `summary.json` and trackers."""
+    """Return the main numbers of each variant as flat rows, for `summary.json`."""
     originals = find_originals(results)
     rows = []
     for variant, runs in group_by_variant(results).items():
@@ -282,13 +282,9 @@ def summarise_removal(results: Sequence[Result]) -> list[dict[str, float | int |
             "n_empty": len(runs) - len(filled),
         }
         for metric in present_metrics(results, MAIN_METRICS):
-            row |= _as_json(metric.column.key, compute_stat(metric.read(run) for run in filled))
+            stat = compute_stat(metric.read(run) for run in filled)
             difference = compute_stat(read_difference(run, originals, metric) for run in filled)
-            row |= _as_json(f"{metric.column.key}_difference", difference)
+            for key, (mean, sd, *_) in ((metric.column.key, stat), (f"{metric.column.key}_difference", difference)):
+                row |= {key: mean, f"{key}_sd": sd}
         rows.append(row)
     return rows
-
-
-def _as_json(key: str, stat: Stat) -> dict[str, float | None]:
-    """JSON knows no NaN."""
-    return {name: value if math.isfinite(value) else None for name, value in ((key, stat.mean), (f"{key}_sd", stat.sd))}

@@ -14,7 +14,7 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from infoscope.report.figure_style import BAND_COLOURS, GREY, INK, MIDDLE, WIDTH_IN, make_figure, write_empty
+from infoscope.report.figure_style import BAND_COLOURS, GREY, INK, MIDDLE, WIDTH_IN, make_empty
 
 MAX_PAIRS = 4
 """Pairs of crops in a row: more would be too small to read in a README."""
@@ -53,9 +53,7 @@ def draw_examples(examples: Sequence[Example], shift: int, max_pairs: int = MAX_
     The two maps of a pair have one scale, from 0 to the larger maximum of the two.
     """
     if not examples:
-        figure = make_figure(1.2)
-        write_empty(figure.subplots(), "No feature has a CDS, so there is none to show.")
-        return figure
+        return make_empty("No feature has a CDS, so there is none to show.", 1.2)
     n_pairs = min(max_pairs, max(1, *(len(example.images) for example in examples)))
     row_in = 0.34 + 0.5 * (WIDTH_IN - 0.3) / n_pairs
     figure = Figure(figsize=(WIDTH_IN, 0.42 + row_in * len(examples)))

@@ -14,6 +14,7 @@ from matplotlib.ticker import MaxNLocator
 
 from infoscope.report.figure_style import GREY, INK, MIDDLE, colour_groups, make_figure, write_empty
 from infoscope.scope.cds import position_locked_score, uniform_chance_score
+from infoscope.scope.partition import name_group
 from infoscope.stages.score.result import ScopeResult
 from infoscope.stages.score.tables import compute_chance
 
@@ -91,8 +92,7 @@ def _draw_groups(axes: Axes, seeds: Sequence[ScopeResult], edges: np.ndarray) ->
         members = [r.cds[g] if g is not None else np.zeros(0) for r, g in zip(seeds, groups, strict=True)]
         counts = np.mean([_count(values, edges) for values in members], axis=0)
         axes.bar(edges[:-1], counts, np.diff(edges), base, align="edge", color=colours[name], alpha=0.85, linewidth=0)
-        label = f"{name}-scope" if name in ("low", "high") else name
-        handles.append(Patch(color=colours[name], alpha=0.85, linewidth=0, label=label))
+        handles.append(Patch(color=colours[name], alpha=0.85, linewidth=0, label=name_group(name)))
         base = base + counts
     everything = [_count(result.cds, edges) for result in seeds]
     if len(seeds) > 1:

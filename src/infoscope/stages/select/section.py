@@ -14,7 +14,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import NullFormatter, NullLocator
 
 from infoscope.probes.selection import BY_ACTIVATION, BY_CHANCE, BY_PROBE, name_probe_rule
-from infoscope.report.figure_style import FAINT, GREY, HIGH, INK, LOW, MIDDLE, make_figure, write_empty
+from infoscope.report.figure_style import FAINT, GREY, HIGH, INK, LOW, MIDDLE, draw_means, make_empty, make_panels
 from infoscope.report.section import ReportSection, SectionFigure
 from infoscope.report.tables import Align, Cell, Column, Stat, Table, compute_stat
 from infoscope.stages.probe.results import MAIN_METRICS, Metric, Result, present_metrics
@@ -26,7 +26,6 @@ REFERENCES = {"original": "original tokens", "nothing": "all features kept", "al
 DASHED, DOTTED = (0, (5, 2)), (0, (1, 1.5))
 LINES = {"nothing": DASHED, "all": DOTTED}
 """How references are drawn."""
-PER_ROW = 2
 LABELS = {BY_ACTIVATION: "most active of all", BY_CHANCE: "random", BY_PROBE: "heaviest in the probe"}
 
 Runs = dict[int, dict[str, list[Result]]]
@@ -189,19 +188,13 @@ def _compare(first: Sequence[Result], second: Sequence[Result], metric: Metric) 
 def draw_selection(results: Sequence[Result], runs: Runs, metrics: Sequence[Metric]) -> Figure:
     """Draw each metric against the number of kept features, a line per rule."""
     if not runs or not metrics:
-        figure = make_figure(1.6)
-        write_empty(figure.subplots(), "No features were kept.")
-        return figure
+        return make_empty("No features were kept.")
     rules = list_rules(runs)
     bands = [rule for rule in rules if rule not in LABELS]
     scale = LinearSegmentedColormap.from_list("scope", [LOW, MIDDLE, HIGH])(np.linspace(0, 1, max(len(bands), 1)))
     colours = {BY_ACTIVATION: INK, BY_CHANCE: GREY, BY_PROBE: "#CC79A7"} | dict(zip(bands, scale, strict=False))
-    n_rows = -(-len(metrics) // PER_ROW)
-    figure = make_figure(0.7 + 2.1 * n_rows)
-    panels = figure.subplots(n_rows, min(PER_ROW, len(metrics)), squeeze=False).ravel()
-    for panel in panels[len(metrics) :]:
-        panel.set_axis_off()
-    for panel, metric in zip(panels, metrics, strict=False):
+    figure, panels = make_panels(len(metrics), 0.7 + 2.1 * math.ceil(len(metrics) / 2))
+    for panel, metric in zip(panels, metrics, strict=True):
         _draw_panel(panel, results, runs, metric, {rule: colours[rule] for rule in rules})
     handles = [Line2D([], [], color=colours[rule], marker="o", markersize=3.5, label=name_rule(rule)) for rule in rules]
     handles += [
@@ -219,12 +212,7 @@ def _draw_panel(axes: Axes, results: Sequence[Result], runs: Runs, metric: Metri
         if math.isfinite(value):
             axes.axhline(scale * value, color=INK, linewidth=0.9, linestyle=style)
     for rule, colour in colours.items():
-        stats = {n: _read(runs, n, rule, metric) for n in runs}
-        stats = {n: stat for n, stat in stats.items() if math.isfinite(stat.mean)}
-        numbers, means = list(stats), scale * np.array([stat.mean for stat in stats.values()])
-        spread = scale * np.nan_to_num([stat.sd for stat in stats.values()])
-        axes.plot(numbers, means, color=colour, marker="o", markersize=3.5, linewidth=1.3)
-        axes.fill_between(numbers, means - spread, means + spread, color=colour, alpha=0.13, linewidth=0)
+        draw_means(axes, runs, [_read(runs, n, rule, metric) for n in runs], scale, colour)
     axes.set_xscale("log", base=2)
     axes.set_xticks(list(runs), [str(n) for n in runs])
     axes.xaxis.set_minor_locator(NullLocator())
@@ -237,15 +225,11 @@ def _draw_panel(axes: Axes, results: Sequence[Result], runs: Runs, metric: Metri
 
 
 def _summarise(runs: Runs, metrics: Sequence[Metric]) -> dict[str, Any]:
-    """Return {features kept: {rule: {metric: mean}}}; None where there is no number."""
-
-    def read(n: int, rule: str, metric: Metric) -> float | None:
-        mean = _read(runs, n, rule, metric).mean
-        return mean if math.isfinite(mean) else None
-
+    """Return {features kept: {rule: {metric: mean}}}."""
     return {
         str(n): {
-            rule: {metric.column.key: read(n, rule, metric) for metric in metrics} for rule in list_rules({n: runs[n]})
+            rule: {metric.column.key: _read(runs, n, rule, metric).mean for metric in metrics}
+            for rule in list_rules({n: runs[n]})
         }
         for n in runs
     }

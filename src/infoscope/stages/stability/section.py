@@ -221,19 +221,12 @@ def _number(value: float) -> str:
 
 
 def _summarise(results: Sequence[StabilityResult], comparisons: Sequence[Comparison]) -> dict[str, Any]:
-    """Return means over SAE seeds; None where there is no number."""
-    summary: dict[str, Any] = {
-        row.name: {name: _finite(row.stat(name).mean) for name in Agreement._fields} for row in comparisons
+    """Return means over SAE seeds."""
+    intervals = zip(*(result.intervals for result in results), strict=True)
+    return {
+        **{row.name: {name: row.stat(name).mean for name in Agreement._fields} for row in comparisons},
+        "intervals": {name: compute_stat(of).mean for name, of in zip(IntervalSummary._fields, intervals, strict=True)},
     }
-    summary["intervals"] = {
-        name: _finite(compute_stat([getattr(result.intervals, name) for result in results]).mean)
-        for name in IntervalSummary._fields
-    }
-    return summary
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
 
 
 def draw_stability(results: Sequence[StabilityResult], comparisons: Sequence[Comparison]) -> Figure:
