@@ -63,11 +63,11 @@ def _record_features(ctx: Context, store: FixedStore) -> None:
     """The probes and what those of classification read, of every data set and seed."""
     for seed in ctx.config.seeds:
         variants = list(Probe().make(ctx, seed))
-        for data, probe in list_probe_groups(ctx):
+        for group in list_probe_groups(ctx):
             for split in ("train", "test"):
-                Tokens.at(ctx, split, data).get()
-            if Task.classification in probe.tasks:
-                store.specs += [handle.spec for handle in features_of(ctx, seed, variants, data, probe).values()]
+                Tokens.at(ctx, split, group.data).get()
+            if Task.classification in group.probe.tasks:
+                store.specs += [handle.spec for handle in features_of(ctx, seed, group, variants).values()]
 
 
 class FixedStore(Store):

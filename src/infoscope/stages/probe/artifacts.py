@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
 from infoscope.data.config import DataConfig
 from infoscope.pipeline.context import Context
-from infoscope.pipeline.stage import ArtifactStage, Key, Needs, name_of_seed
+from infoscope.pipeline.stage import ArtifactStage, Key, Needs, R, name_of_seed
 from infoscope.probes.config import ProbeConfig
 from infoscope.probes.results import AblationResult, load_result
 from infoscope.scope.ablations import Ablation, Role
@@ -15,64 +16,59 @@ from infoscope.stages.sae import sae_of
 from infoscope.stages.tokens import Tokens
 
 
-def _name(ctx: Context, seed: int, variant: Ablation) -> str:
-    name = variant.name if variant.role is Role.original else f"{variant.name}-seed{seed}"
-    return f"{ctx.config.model.name}-{name}"
+class ProbeGroup(NamedTuple):
+    """The tasks that are probed on one data set, all in one loop; `probe.tasks` are these alone."""
+
+    data: DataConfig
+    probe: ProbeConfig
 
 
 def _needs(ctx: Context, seed: int, data: DataConfig) -> Needs:
     return Needs(sae=sae_of(ctx, seed), train=Tokens.at(ctx, "train", data), test=Tokens.at(ctx, "test", data))
 
 
-class AblationProbes(ArtifactStage[AblationResult]):
-    """The probes of one variant of the tokens of one data set; equal tokens have one.
+class _OfVariant(ArtifactStage[R]):
+    """What is made of one variant of the tokens of one data set; equal tokens have one artifact."""
 
-    An item is (seed, variant, data, the probes of the tasks on that data). Many are trained in one loop, by `Probe`.
-    """
+    is_one_of_many = True
+
+    def name(self, ctx: Context, seed: int, group: ProbeGroup, variant: Ablation) -> str:
+        name = variant.name if variant.role is Role.original else f"{variant.name}-seed{seed}"
+        return f"{ctx.config.model.name}-{name}"
+
+    def identify(self, seed: int, group: ProbeGroup, variant: Ablation) -> str:
+        return repr((seed, group, variant.name, variant.key()))
+
+    def needs(self, ctx: Context, seed: int, group: ProbeGroup, variant: Ablation) -> Needs:
+        return _needs(ctx, seed, group.data)
+
+
+class AblationProbes(_OfVariant[AblationResult]):
+    """The probes of one variant. Many are trained in one loop, by `probe_variants`."""
 
     kind = "probe"
-    is_shared, is_one_of_many = False, True
+    is_shared = False
 
-    def name(self, ctx: Context, seed: int, variant: Ablation, data: DataConfig, probe: ProbeConfig) -> str:
-        return _name(ctx, seed, variant)
-
-    def identify(self, seed: int, variant: Ablation, data: DataConfig, probe: ProbeConfig) -> str:
-        return repr((seed, variant.name, variant.key(), data, probe))
-
-    def needs(self, ctx: Context, seed: int, variant: Ablation, data: DataConfig, probe: ProbeConfig) -> Needs:
-        return _needs(ctx, seed, data)
-
-    def key(self, ctx: Context, up: Needs, seed: int, variant: Ablation, data: DataConfig, probe: ProbeConfig) -> Key:
+    def key(self, ctx: Context, up: Needs, seed: int, group: ProbeGroup, variant: Ablation) -> Key:
         return {
-            "probe": probe.cache_key_fields(),
+            "probe": group.probe.cache_key_fields(),
             "tokens": [up.train.hash, up.test.hash],
             "model": fingerprint_model(ctx),
             **ctx.config.model.hook.key(),
             "variant": variant.key(up.sae.hash),
         }
 
-    def load(
-        self, ctx: Context, folder: Path, seed: int, variant: Ablation, data: DataConfig, probe: ProbeConfig
-    ) -> AblationResult:
+    def load(self, ctx: Context, folder: Path, seed: int, group: ProbeGroup, variant: Ablation) -> AblationResult:
         return load_result(folder)
 
 
-class Features(ArtifactStage[Path]):
-    """What classification reads of one variant: CLS behind the edit, and the shares removed; items as above."""
+class Features(_OfVariant[Path]):
+    """What classification reads of one variant: CLS behind the edit, and the shares removed."""
 
     kind = "features"
-    is_one_of_many = True
 
-    def name(self, ctx: Context, seed: int, variant: Ablation, data: DataConfig, probe: ProbeConfig) -> str:
-        return _name(ctx, seed, variant)
-
-    def identify(self, seed: int, variant: Ablation, data: DataConfig, probe: ProbeConfig) -> str:
-        return repr((seed, variant.name, variant.key(), data, probe))
-
-    def needs(self, ctx: Context, seed: int, variant: Ablation, data: DataConfig, probe: ProbeConfig) -> Needs:
-        return _needs(ctx, seed, data)
-
-    def key(self, ctx: Context, up: Needs, seed: int, variant: Ablation, data: DataConfig, probe: ProbeConfig) -> Key:
+    def key(self, ctx: Context, up: Needs, seed: int, group: ProbeGroup, variant: Ablation) -> Key:
+        probe = group.probe
         key = {
             "tokens": [up.train.hash, up.test.hash],
             "images": probe.chosen_images,
@@ -85,15 +81,15 @@ class Features(ArtifactStage[Path]):
 
 
 class ImageMeans(ArtifactStage[Path]):
-    """Means of images, from which the patch means of every variant follow; an item is (seed, data, probes)."""
+    """Means of images, from which the patch means of every variant follow; an item is (SAE seed, group of tasks)."""
 
     kind = "image_means"
 
-    def name(self, ctx: Context, seed: int, data: DataConfig, probe: ProbeConfig) -> str:
+    def name(self, ctx: Context, seed: int, group: ProbeGroup) -> str:
         return name_of_seed(ctx, seed)
 
-    def needs(self, ctx: Context, seed: int, data: DataConfig, probe: ProbeConfig) -> Needs:
-        return _needs(ctx, seed, data)
+    def needs(self, ctx: Context, seed: int, group: ProbeGroup) -> Needs:
+        return _needs(ctx, seed, group.data)
 
-    def key(self, ctx: Context, up: Needs, seed: int, data: DataConfig, probe: ProbeConfig) -> Key:
-        return {"tokens": [up.train.hash, up.test.hash], "images": probe.chosen_images, "sae": up.sae.hash}
+    def key(self, ctx: Context, up: Needs, seed: int, group: ProbeGroup) -> Key:
+        return {"tokens": [up.train.hash, up.test.hash], "images": group.probe.chosen_images, "sae": up.sae.hash}

@@ -10,7 +10,7 @@ from infoscope.data.config import DataConfig
 from infoscope.data.images import LabelledImages
 from infoscope.pipeline.context import Context
 from infoscope.pipeline.stage import Handle
-from infoscope.probes.config import ProbeConfig, Readout, Task
+from infoscope.probes.config import Readout, Task
 from infoscope.probes.feature_files import WantedFeatures, choose_feature_rows, write_features
 from infoscope.probes.features import MEANS
 from infoscope.probes.inputs import ProbeData, ProbeInputs
@@ -21,7 +21,7 @@ from infoscope.sae.config import TokenChoice
 from infoscope.scope.ablations import Ablation
 from infoscope.stages.backbone import load_backbone, load_backbone_at
 from infoscope.stages.images import open_sets
-from infoscope.stages.probe.artifacts import AblationProbes, Features, ImageMeans
+from infoscope.stages.probe.artifacts import AblationProbes, Features, ImageMeans, ProbeGroup
 from infoscope.stages.sae import sae_of
 from infoscope.stages.tokens import Tokens
 
@@ -45,47 +45,39 @@ def make_probe_inputs(ctx: Context, seed: int, data: DataConfig) -> ProbeInputs:
     )
 
 
-def features_of(
-    ctx: Context, seed: int, variants: Sequence[Ablation], data: DataConfig, probe: ProbeConfig
-) -> dict[str, Handle[Path]]:
+def features_of(ctx: Context, seed: int, group: ProbeGroup, variants: Sequence[Ablation]) -> dict[str, Handle[Path]]:
     """Return what classification reads of some variants by variant key, and means of images, if it does, as `MEANS`."""
     handles: dict[str, Handle[Path]] = {}
-    if Readout.patch_mean in probe.readouts:
-        handles[MEANS] = ImageMeans.at(ctx, seed, data, probe)
+    if Readout.patch_mean in group.probe.readouts:
+        handles[MEANS] = ImageMeans.at(ctx, seed, group)
     for variant in variants:
-        handles.setdefault(variant.key(sae_of(ctx, seed).hash), Features.at(ctx, seed, variant, data, probe))
+        handles.setdefault(variant.key(sae_of(ctx, seed).hash), Features.at(ctx, seed, group, variant))
     return handles
 
 
-def make_features(
-    ctx: Context, variants: Mapping[int, Sequence[Ablation]], data: DataConfig, probe: ProbeConfig
-) -> None:
+def make_features(ctx: Context, group: ProbeGroup, variants: Mapping[int, Sequence[Ablation]]) -> None:
     """Make what is missing of all that classification reads of some variants whose probes are missing.
 
     Args:
         variants: by SAE seed.
     """
-    if Task.classification not in probe.tasks:
+    if Task.classification not in group.probe.tasks:
         return
-    unprobed = {
-        seed: [v for v in of if AblationProbes.at(ctx, seed, v, data, probe).find() is None]
-        for seed, of in variants.items()
-    }
     handles: dict[str, tuple[int, str, Handle[Path]]] = {}
-    for seed, of in unprobed.items():
-        for name, handle in features_of(ctx, seed, of, data, probe).items() if of else ():
+    for seed, of in variants.items():
+        unprobed = [variant for variant in of if AblationProbes.at(ctx, seed, group, variant).find() is None]
+        for name, handle in features_of(ctx, seed, group, unprobed).items() if unprobed else ():
             handles.setdefault(handle.hash, (seed, name, handle))
     wanted = processes.broadcast(list(handles))  # another job may finish some meanwhile: the main process has looked
     if wanted:
-        _fill(ctx, {name: handles[name] for name in wanted}, variants, data, probe)
+        _fill(ctx, group, variants, {name: handles[name] for name in wanted})
 
 
 def _fill(
     ctx: Context,
-    handles: Mapping[str, tuple[int, str, Handle[Path]]],
+    group: ProbeGroup,
     variants: Mapping[int, Sequence[Ablation]],
-    data: DataConfig,
-    probe: ProbeConfig,
+    handles: Mapping[str, tuple[int, str, Handle[Path]]],
 ) -> None:
     """Make some features by hash, each of (SAE seed, variant key or `MEANS`, handle)."""
     upstream = {name: {role: node.make() for role, node in of.needs} for name, (_, _, of) in handles.items()}
@@ -98,10 +90,10 @@ def _fill(
             folder.mkdir(exist_ok=True)
             by_key = {variant.key(sae_of(ctx, seed).hash): variant for variant in reversed(variants[seed])}
             folders = {key: work.folder for key, work in own.items()}
-            wanted.append(WantedFeatures(make_probe_inputs(ctx, seed, data), by_key, folders, folder))
+            wanted.append(WantedFeatures(make_probe_inputs(ctx, seed, group.data), by_key, folders, folder))
         with ctx.display.bar("reading tokens for the probes' features") as advance:
-            rows = choose_feature_rows(wanted[0].inputs, probe)
-            write_features(wanted, probe, rows, ctx.check_disk, lambda what, done, of: advance(done, of, what))
+            rows = choose_feature_rows(wanted[0].inputs, group.probe)
+            write_features(wanted, group.probe, rows, ctx.check_disk, lambda what, done, of: advance(done, of, what))
 
     specs = {name: handle.spec for name, (_, _, handle) in handles.items()}
     ctx.store.get_together(specs, build, shared=True, config=ctx.tree, upstream=upstream)

@@ -12,19 +12,18 @@ from infoscope.data.images import Truth
 from infoscope.pipeline.context import Context, once
 from infoscope.pipeline.stage import Handle
 from infoscope.probes.checks import check_probes
-from infoscope.probes.config import ProbeConfig, Task
+from infoscope.probes.config import Task
 from infoscope.probes.features import FeatureFolders
-from infoscope.probes.rates import Heads
 from infoscope.probes.results import AblationResult, load_result, save_result
 from infoscope.probes.run import run_probes
 from infoscope.runtime import processes
 from infoscope.runtime.errors import InputError
 from infoscope.runtime.manifests import Artifact, compute_hash
 from infoscope.runtime.progress import flatten
-from infoscope.runtime.store import Workspace
+from infoscope.runtime.store import Workspace, must_exist
 from infoscope.scope.ablations import Ablation, Role
 from infoscope.stages.images import check_maps, find_known, knows, probe_data
-from infoscope.stages.probe.artifacts import AblationProbes
+from infoscope.stages.probe.artifacts import AblationProbes, ProbeGroup
 from infoscope.stages.probe.features import features_of, make_probe_inputs
 from infoscope.stages.sae import sae_of
 from infoscope.stages.tokens import Tokens
@@ -35,13 +34,13 @@ Probed = dict[Ablation, list[Artifact]]
 """The artifacts of each variant: one per data set."""
 
 
-def list_probe_groups(ctx: Context) -> list[tuple[DataConfig, ProbeConfig]]:
-    """Return [(data, probes of the tasks on these data)]: tasks that share a data set are probed in one loop."""
+def list_probe_groups(ctx: Context) -> list[ProbeGroup]:
+    """Return the tasks as they are probed: those that share a data set in one loop."""
     tasks: dict[str, tuple[DataConfig, list[Task]]] = {}
     for task in ctx.config.probe.tasks:
         data = probe_data(ctx, task)
         tasks.setdefault(repr(data), (data, []))[1].append(task)
-    return [(data, replace(ctx.config.probe, tasks=of)) for data, of in tasks.values()]
+    return [ProbeGroup(data, replace(ctx.config.probe, tasks=of)) for data, of in tasks.values()]
 
 
 @once
@@ -77,71 +76,54 @@ def probe_variants(ctx: Context, seed: int, variants: Sequence[Ablation]) -> Pro
     check_truths(ctx)
     sae_of(ctx, seed).get()
     n_new = n_all = 0
-    for data, probe in list_probe_groups(ctx):
-        handles = {variant: AblationProbes.at(ctx, seed, variant, data, probe) for variant in variants}
-        while n_built := _probe_missing(ctx, seed, handles, data, probe):
+    for group in list_probe_groups(ctx):
+        handles = {variant: AblationProbes.at(ctx, seed, group, variant) for variant in variants}
+        while n_built := _probe_missing(ctx, seed, group, handles):
             n_new += n_built
         n_all += len({handle.hash for handle in handles.values()})
         for variant, handle in handles.items():
-            found[variant].append(ctx.store.get(handle.spec, _must_exist))
+            found[variant].append(ctx.store.get(handle.spec, must_exist))
     ctx.display.say(f"          probed variants of seed {seed}: {n_new} built, {n_all - n_new} reused")
     return found
 
 
-def _must_exist(work: Workspace) -> None:
-    raise AssertionError("a variant that was just trained is not in the store")
+Handles = Mapping[Ablation, Handle[AblationResult]]
 
 
-def _probe_missing(
-    ctx: Context, seed: int, handles: Mapping[Ablation, Handle[AblationResult]], data: DataConfig, probe: ProbeConfig
-) -> int:
+def _probe_missing(ctx: Context, seed: int, group: ProbeGroup, handles: Handles) -> int:
     """Probe the variants that are missing and that no other job is at, and return how many; 0: none is missing."""
     by_hash = {handle.hash: variant for variant, handle in reversed(list(handles.items()))}
-    original = next(iter(handles.values()))
     with ctx.store.claim([handle.spec for handle in handles.values()]) as claimed:
         if claimed:
-            missing = [by_hash[name] for name in claimed]
-            heads = None
-            if original.hash not in claimed:
-                heads = load_result(ctx.store.get(original.spec, _must_exist).folder).heads
-            _ProbeLoop(ctx, seed, handles, data, probe).run(missing, heads)
+            _ProbeLoop(ctx, seed, group, handles).run([by_hash[name] for name in claimed])
         return len(claimed)
 
 
 class _ProbeLoop:
     """One loop over variants of the tokens of one data set; a chunk becomes artifacts as soon as it is finished."""
 
-    def __init__(
-        self,
-        ctx: Context,
-        seed: int,
-        handles: Mapping[Ablation, Handle[AblationResult]],
-        data: DataConfig,
-        probe: ProbeConfig,
-    ) -> None:
-        self.ctx, self.seed, self.handles, self.data, self.probe = ctx, seed, handles, data, probe
+    def __init__(self, ctx: Context, seed: int, group: ProbeGroup, handles: Handles) -> None:
+        self.ctx, self.seed, self.group, self.handles = ctx, seed, group, handles
         self.sae = sae_of(ctx, seed)
-        self.tokens = [Tokens.at(ctx, split, data) for split in ("train", "test")]
-        self.upstream = {"sae": self.sae.get(), "train": self.tokens[0].get(), "test": self.tokens[1].get()}
+        self.tokens = {split: Tokens.at(ctx, split, group.data) for split in ("train", "test")}
+        self.upstream = {"sae": self.sae.get(), **{split: tokens.get() for split, tokens in self.tokens.items()}}
         self._last, self._is_resumed = time.perf_counter(), False
 
-    def run(self, missing: list[Ablation], original_heads: Heads | None) -> None:
+    def run(self, missing: list[Ablation]) -> None:
         """Train and evaluate what is missing.
-
-        Args:
-            original_heads: of the unedited tokens; None: they are the first of the missing.
 
         Raises:
             InputError: as `run_probes`.
         """
-        ctx, probe, seed = self.ctx, self.probe, self.seed
-        inputs = make_probe_inputs(ctx, seed, self.data)
+        ctx, probe, seed = self.ctx, self.group.probe, self.seed
+        inputs = make_probe_inputs(ctx, seed, self.group.data)
         check_probes(
             probe, inputs.backbone, inputs.layer, inputs.train.images, inputs.edits_patches, inputs.edits_prefix
         )
+        original = next(iter(self.handles))
         by_key = {variant.key(self.sae.hash): variant for variant in reversed(missing)}
         with ctx.track("probe", seed) as tracker, ctx.display.bar(f"probing, seed {seed}") as advance:
-            key = [self.sae.hash, *(tokens.hash for tokens in self.tokens), probe.cache_key_fields()]
+            key = [self.sae.hash, *(tokens.hash for tokens in self.tokens.values()), probe.cache_key_fields()]
             with ctx.store.open_progress("probe", key) as folder:
                 self._is_resumed = any(folder.iterdir())
                 run_probes(
@@ -149,35 +131,38 @@ class _ProbeLoop:
                     inputs,
                     probe,
                     sae_key=self.sae.hash,
-                    original_heads=original_heads,
+                    original_heads=None if original in missing else self._load(original).heads,
                     on_result=lambda key, result: self._keep(by_key[key], result),
                     progress=lambda what, done, of: advance(done, of, what),
-                    folders=_StoredFolders(ctx, features_of(ctx, seed, missing, self.data, probe), self.upstream),
+                    folders=_StoredFolders(ctx, features_of(ctx, seed, self.group, missing), self.upstream),
                     say=lambda sentence: ctx.display.say(f"          {sentence}"),
                     folder=folder,
                 )
             if processes.is_main():
                 for variant in by_key.values():
-                    result = load_result(ctx.store.get(self.handles[variant].spec, _must_exist).folder)
+                    result = self._load(variant)
                     tracker.log(flatten(result.metrics, f"{result.variant['name']}/"))
 
+    def _load(self, variant: Ablation) -> AblationResult:
+        return load_result(self.ctx.store.get(self.handles[variant].spec, must_exist).folder)
+
     def _keep(self, variant: Ablation, result: AblationResult) -> None:
-        handle = self.handles[variant]
         now = time.perf_counter()
         seconds, self._last = now - self._last, now
 
         def save(work: Workspace) -> None:
             save_result(work.folder, result)
             if not self._is_resumed:  # an earlier process has done a part: its seconds are lost
-                work.notes["work"] = {"n": 1, "like": like_of(self.ctx, self.probe), "seconds": seconds}
+                work.notes["work"] = {"n": 1, "like": like_of(self.ctx, self.group), "seconds": seconds}
 
         with processes.alone():  # each process has variants of its own
-            self.ctx.store.get(handle.spec, save, shared=False, config=self.ctx.tree, **self.upstream)
+            spec = self.handles[variant].spec
+            self.ctx.store.get(spec, save, shared=False, config=self.ctx.tree, **self.upstream)
 
 
-def like_of(ctx: Context, probe: ProbeConfig) -> object:
+def like_of(ctx: Context, group: ProbeGroup) -> object:
     """Return what the time of probing a variant depends on."""
-    return [ctx.config.model.name, compute_hash(probe.cache_key_fields())]
+    return [ctx.config.model.name, compute_hash(group.probe.cache_key_fields())]
 
 
 class _StoredFolders(FeatureFolders):

@@ -41,10 +41,57 @@ VARIANT_KEYS = ("mode", "role", "group", "control", "draw", "mass_share", "energ
 """What is said of a variant beside its name and `n_removed`; the shares are those removed from the test tokens."""
 
 
-class Probe(Stage):
-    """The probes of every variant of the tokens; variants follow from the scores, and each is an artifact."""
+class ProbesOfVariants(Stage):
+    """What stages have in common that probe variants of the tokens; each variant has artifacts of its own."""
 
     kind = "probe"
+
+    def variants(self, ctx: Context, seed: int) -> list[Ablation]:
+        """Return what is probed, the original tokens first."""
+        raise NotImplementedError
+
+    def count_nominal(self, ctx: Context) -> int:
+        """Return how many variants a plan counts before there are scores."""
+        raise NotImplementedError
+
+    def needs(self, ctx: Context, seed: int) -> Needs:
+        tokens = {
+            f"{split}_{number}": Tokens.at(ctx, split, group.data)
+            for number, group in enumerate(list_probe_groups(ctx))
+            for split in ("train", "test")
+        }
+        return Needs(scores=Score.at(ctx, seed), **tokens)
+
+    def check(self, ctx: Context, seed: int) -> None:
+        check_probe_inputs(ctx)
+
+    def count(self, ctx: Context, seed: int) -> tuple[int, int]:
+        try:
+            variants = self.variants(ctx, seed)
+        except (MissingArtifact, NotBuiltYet):
+            return self.count_nominal(ctx), 0
+        groups = list_probe_groups(ctx)
+        handles = (AblationProbes.at(ctx, seed, group, variant) for variant in variants for group in groups)
+        by_hash = {handle.hash: handle for handle in handles}
+        n_missing = sum(handle.find() is None for handle in by_hash.values())
+        return n_missing, len(by_hash) - n_missing
+
+    def work(self, ctx: Context, seed: int) -> Work:
+        """Return what the probes of one variant cost."""
+        groups = list_probe_groups(ctx)
+        return Work(1, like_of(ctx, groups[0])) if len(groups) == 1 else Work()
+
+    def rows(self, ctx: Context, seed: int) -> Iterator[Row]:
+        scope = summarise_seed(ctx, seed)
+        for variant, artifacts in self.make(ctx, seed).items():
+            result = load_results([artifact.folder for artifact in artifacts], variant)
+            metrics = {**flatten(result.metrics), **flatten(result.frozen_head, "frozen_head/")}
+            yield {**name_artifacts(*artifacts), **describe_variant(result.variant), **scope, **metrics}
+
+
+class Probe(ProbesOfVariants):
+    """The probes of every variant of the tokens; variants follow from the scores."""
+
     in_report = True
 
     def applies(self, ctx: Context) -> bool:
@@ -57,33 +104,25 @@ class Probe(Stage):
     def describe(self, ctx: Context, seed: int) -> str:
         return f"probe, seed {seed}"
 
-    def needs(self, ctx: Context, seed: int) -> Needs:
-        return needs_of_probes(ctx, seed)
+    def variants(self, ctx: Context, seed: int) -> list[Ablation]:
+        return all_ablations_of(ctx, seed)
 
-    def check(self, ctx: Context, seed: int) -> None:
-        check_probe_inputs(ctx)
+    def count_nominal(self, ctx: Context) -> int:
+        """Return as many as two groups, or all bands, with members have."""
+        rule, number = ctx.config.partition.chosen
+        n_groups = int(number or 0) if rule is Rule.bands else 2
+        groups = {str(i): np.arange(2 * n_groups) // 2 == i for i in range(n_groups)}
+        everyone, alike = np.ones(2 * n_groups, bool), np.ones(2 * n_groups)
+        matched = {"high": groups["0"], "low": groups["1"]} if n_groups == 2 else {}
+        variants = make_ablations(groups, everyone, alike, ctx.config.probe.n_draws)
+        return len(variants + make_matched_ablations(matched, alike, alike))
 
     def make(self, ctx: Context, seed: int) -> Probed:
         return probe_all(ctx, seed)
 
-    def count(self, ctx: Context, seed: int) -> tuple[int, int]:
-        try:
-            variants = all_ablations_of(ctx, seed)
-        except (MissingArtifact, NotBuiltYet):
-            return len(_make_nominal_variants(ctx.config)), 0
-        return count_probes(ctx, seed, variants)
-
-    def work(self, ctx: Context, seed: int) -> Work:
-        return work_of_probes(ctx)
-
-    def rows(self, ctx: Context, seed: int) -> Iterator[Row]:
-        return join_variants(ctx, seed, probe_all(ctx, seed))
-
     def closing(self, ctx: Context) -> Shown:
-        shown, kept = [], EditMode.error_preserving.name
-        for result in read_probed(ctx):
-            if result["variant"]["role"] == "original" or result["variant"]["mode"] == kept:
-                shown.append(result)
+        kept = EditMode.error_preserving.name  # that of the original tokens too
+        shown = [result for result in read_probed(ctx) if result["variant"]["mode"] == kept]
         table = make_main_table(shown, find_paper_reference(ctx.config))
         table.notes.append("Reconstruct, differences and further metrics stand in the report: stage=report.")
         return [table]
@@ -106,39 +145,13 @@ def probe_all(ctx: Context, seed: int) -> Probed:
 def _make_all_features(ctx: Context) -> None:
     """Make what classification reads of all seeds: each split is read once for all of them."""
     check_truths(ctx)
-    for data, probe in list_probe_groups(ctx):
-        make_features(ctx, {seed: all_ablations_of(ctx, seed) for seed in ctx.config.seeds}, data, probe)
+    for group in list_probe_groups(ctx):
+        make_features(ctx, group, {seed: all_ablations_of(ctx, seed) for seed in ctx.config.seeds})
 
 
 def is_probed(ctx: Context) -> bool:
     """Whether there is anything to probe: some task whose data know the truth."""
     return any(knows(ctx, TRUTHS[task], probe_data(ctx, task)) for task in ctx.config.probe.tasks)
-
-
-def needs_of_probes(ctx: Context, seed: int) -> Needs:
-    """Return the scores of a seed, and the tokens of every data set that is probed."""
-    tokens = {
-        f"{split}_{number}": Tokens.at(ctx, split, data)
-        for number, (data, _) in enumerate(list_probe_groups(ctx))
-        for split in ("train", "test")
-    }
-    return Needs(scores=Score.at(ctx, seed), **tokens)
-
-
-def work_of_probes(ctx: Context) -> Work:
-    """Return what the probes of one variant cost."""
-    groups = list_probe_groups(ctx)
-    return Work(1, like_of(ctx, groups[0][1])) if len(groups) == 1 else Work()
-
-
-def count_probes(ctx: Context, seed: int, variants: list[Ablation]) -> tuple[int, int]:
-    """Return how many probe artifacts of some variants are missing, and how many exist."""
-    handles = (
-        AblationProbes.at(ctx, seed, variant, *group) for variant in variants for group in list_probe_groups(ctx)
-    )
-    by_hash = {handle.hash: handle for handle in handles}
-    n_missing = sum(handle.find() is None for handle in by_hash.values())
-    return n_missing, len(by_hash) - n_missing
 
 
 def check_probe_inputs(ctx: Context) -> None:
@@ -186,15 +199,6 @@ def read_probed(ctx: Context, probed: Mapping[int, Probed] | None = None) -> lis
     ]
 
 
-def join_variants(ctx: Context, seed: int, probed: Probed) -> Iterator[Row]:
-    """Yield what the probes of a seed read as rows of the collected table."""
-    scope = summarise_seed(ctx, seed)
-    for variant, artifacts in probed.items():
-        result = load_results([artifact.folder for artifact in artifacts], variant)
-        metrics = {**flatten(result.metrics), **flatten(result.frozen_head, "frozen_head/")}
-        yield {**name_artifacts(*artifacts), **describe_variant(result.variant), **scope, **metrics}
-
-
 def describe_variant(variant: Mapping[str, Any]) -> Row:
     """Return what the collected table says of a variant."""
     known = {key: variant[key] for key in VARIANT_KEYS}
@@ -223,14 +227,3 @@ def find_paper_model(config: Config) -> str | None:
     has_data = data.kind is DataKind.imagenet and not data.subset and data.max_train is None and data.max_test is None
     name = PAPER_ARCHS.get(model.arch or "")
     return name if name is not None and has_data and is_of_origin(model, "openai") else None
-
-
-def _make_nominal_variants(config: Config) -> list[Ablation]:
-    """Return as many variants as two groups, or all bands, with members have: for plans before there are scores."""
-    rule, number = config.partition.chosen
-    n_groups = int(number or 0) if rule is Rule.bands else 2
-    groups = {str(i): np.arange(2 * n_groups) // 2 == i for i in range(n_groups)}
-    everyone, alike = np.ones(2 * n_groups, bool), np.ones(2 * n_groups)
-    variants = make_ablations(groups, everyone, alike, config.probe.n_draws)
-    matched = {"high": groups["0"], "low": groups["1"]} if n_groups == 2 else {}
-    return variants + make_matched_ablations(matched, alike, alike)

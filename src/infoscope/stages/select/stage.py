@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 
 from infoscope.config import to_tree
 from infoscope.pipeline.context import Context, once
-from infoscope.pipeline.stage import Handle, Key, Needs, NotBuiltYet, Row, Work
+from infoscope.pipeline.stage import Handle, Key
 from infoscope.probes.results import load_results
 from infoscope.probes.selection import LOGITS, SCORES, compute_probe_importance, make_selection_ablations
 from infoscope.report.section import ReportSection
@@ -19,14 +19,7 @@ from infoscope.scope.config import PartitionConfig
 from infoscope.scope.partition import make_partition
 from infoscope.stages.probe.artifacts import AblationProbes
 from infoscope.stages.probe.run import Probed, list_probe_groups, probe_variants
-from infoscope.stages.probe.stage import (
-    check_probe_inputs,
-    count_probes,
-    join_variants,
-    needs_of_probes,
-    read_probed,
-    work_of_probes,
-)
+from infoscope.stages.probe.stage import ProbesOfVariants, read_probed
 from infoscope.stages.publish import Published
 from infoscope.stages.rank import Rank, mass_of
 from infoscope.stages.sae import count_latents, sae_of
@@ -34,19 +27,14 @@ from infoscope.stages.score.stage import Score, check_count
 from infoscope.stages.select.section import make_selection_section
 
 
-class Select(Published):
+class Select(Published, ProbesOfVariants):
     """Probes on n kept latents; before them the original tokens, all latents kept, and none."""
-
-    kind = "probe"
 
     def describe(self, ctx: Context, seed: int) -> str:
         return f"select, seed {seed}"
 
-    def needs(self, ctx: Context, seed: int) -> Needs:
-        return needs_of_probes(ctx, seed)
-
     def check(self, ctx: Context, seed: int) -> None:
-        check_probe_inputs(ctx)
+        super().check(ctx, seed)
         config, n_latents = ctx.config.select, count_latents(ctx)
         check_count("select.n_bands", config.n_bands, n_latents)
         check_count("select.n_kept[0]", config.n_kept[0], n_latents)
@@ -54,21 +42,12 @@ class Select(Published):
     def make(self, ctx: Context, seed: int) -> Probed:
         return probe_kept(ctx, seed)
 
-    def count(self, ctx: Context, seed: int) -> tuple[int, int]:
-        config = ctx.config
-        try:
-            variants = [*whole_variants_of(ctx, seed), *selection_variants_of(ctx, seed)]
-        except (MissingArtifact, NotBuiltYet):
-            by_probe = len({*LOGITS, *SCORES} & config.probe.heads)
-            n_rules = config.select.n_bands + 1 + config.select.n_draws + by_probe
-            return 3 + len(config.select.n_kept) * n_rules, 0
-        return count_probes(ctx, seed, variants)
+    def variants(self, ctx: Context, seed: int) -> list[Ablation]:
+        return [*whole_variants_of(ctx, seed), *selection_variants_of(ctx, seed)]
 
-    def work(self, ctx: Context, seed: int) -> Work:
-        return work_of_probes(ctx)
-
-    def rows(self, ctx: Context, seed: int) -> Iterator[Row]:
-        return join_variants(ctx, seed, probe_kept(ctx, seed))
+    def count_nominal(self, ctx: Context) -> int:
+        select, by_probe = ctx.config.select, len({*LOGITS, *SCORES} & ctx.config.probe.heads)
+        return 3 + len(select.n_kept) * (select.n_bands + 1 + select.n_draws + by_probe)
 
     def section(self, ctx: Context) -> ReportSection:
         return make_selection_section(read_probed(ctx, self._probed(ctx)))
@@ -106,7 +85,7 @@ def selection_variants_of(ctx: Context, seed: int) -> list[Ablation]:
     config = ctx.config
     cds, ranking = Score.at(ctx, seed).load().cds(config.scope.k_cds).values, Rank.at(ctx, seed).load()
     mass, original = mass_of(ctx, seed), whole_variants_of(ctx, seed)[0]
-    handles = [AblationProbes.at(ctx, seed, original, *group) for group in list_probe_groups(ctx)]
+    handles = [AblationProbes.at(ctx, seed, group, original) for group in list_probe_groups(ctx)]
     found = [handle.find() for handle in handles]
     for handle, artifact in zip(handles, found, strict=True):
         if artifact is None:
