@@ -60,7 +60,7 @@ def draw_removal_sweep(points: Sequence[Point], xlabel: str, is_scale: bool = Tr
     Args:
         is_scale: whether values between two points mean something; else points are only marked.
     """
-    metrics = list(present_metrics([result for point in points for result in point.results], MAIN_METRICS))
+    metrics = present_metrics([result for point in points for result in point.results], MAIN_METRICS)
     if not metrics:
         return make_empty("No probes: nothing was measured with features removed.")
     points = sorted(points, key=lambda point: point.x)

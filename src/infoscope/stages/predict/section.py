@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
@@ -13,16 +12,8 @@ from infoscope.predictions.results import PredictionResult
 from infoscope.report.section import ReportSection, SectionFigure
 from infoscope.report.tables import Cell, Column, Stat, Table, compute_stat, format_number
 from infoscope.stages.predict.figures import MIN_PREDICTIONS, draw_changed_predictions, draw_reliability
-from infoscope.stages.probe.results import (
-    MODES,
-    AblationRow,
-    Metric,
-    Result,
-    group_by_variant,
-    is_empty,
-    tell_unequal_mass,
-)
-from infoscope.stages.probe.tables import EMPTY, LABEL, MARKS
+from infoscope.stages.probe.results import AblationRow, Metric, Result, group_by_variant, is_empty, tell_unequal_mass
+from infoscope.stages.probe.tables import LABEL, MARKS, count_runs, fill_by_mode, summarise_runs
 
 TASK = "predictions"
 METRICS = (
@@ -83,7 +74,7 @@ def make_prediction_section(
             "n_classes": len(first.class_names),
             "n_images": len(first.image_index),
             "logit_scale": first.logit_scale,
-            "variants": [_summarise(variant, runs[variant], filled) for variant, filled in by_variant.items()],
+            "variants": [summarise_runs(variant, many, METRICS) for variant, many in runs.items()],
         },
     )
 
@@ -102,16 +93,13 @@ def _make_runs(results: Mapping[int, PredictionResult]) -> dict[AblationRow, lis
 def _make_table(runs: Mapping[AblationRow, Sequence[Result]], results: Mapping[int, PredictionResult]) -> Table:
     first = next(iter(results.values()))
     metrics = [metric for metric in METRICS if first.has_labels or metric.name not in ("top1", "ece")]
-    n_draws = len({run["variant"]["draw"] for many in runs.values() for run in many} - {None})
-    spread = "; mean ± standard deviation over them" if len(results) > 1 or n_draws > 1 else ""
-    draws = f", {n_draws} draws of each random group" if n_draws else ""
     table = Table(
         "predictions",
         "Zero-shot predictions on edited tokens",
         [LABEL, *SHARES, *(metric.column for metric in metrics)],
         notes=[
             f"{len(first.image_index):,} test images, {len(first.class_names):,} classes,"
-            f" {len(results)} SAE seed{'s' if len(results) > 1 else ''}{draws}{spread}.",
+            f" {count_runs([run for many in runs.values() for run in many])}",
             "Changed: share of predictions unlike those on the original tokens. Confidence: mean probability of the"
             " predicted class. ECE: expected calibration error, 15 bins. TV: mean total-variation distance of the"
             " probabilities from the original ones. Mass: share of the sum of activations on the training images."
@@ -120,24 +108,18 @@ def _make_table(runs: Mapping[AblationRow, Sequence[Result]], results: Mapping[i
         ],
         marks=MARKS,
     )
-    section = None
-    for variant, many in runs.items():
-        if variant.mode != section:
-            section = variant.mode
-            table.add_section(MODES.get(section, section))
-        filled = [run for run in many if not is_empty(run)]
-        table.add_row(
-            Cell(variant.label, EMPTY if len(filled) < len(many) else ""),
-            *_share_cells(variant, filled),
-            *(Cell(compute_stat(metric.read(run) for run in filled)) for metric in metrics),
-        )
+    fill_by_mode(
+        table,
+        runs,
+        lambda filled: [*_share_cells(filled), *(Cell(compute_stat(map(metric.read, filled))) for metric in metrics)],
+    )
     return table
 
 
-def _share_cells(variant: AblationRow, filled: Sequence[Result]) -> list[Cell]:
-    if variant.role == "original":
+def _share_cells(runs: Sequence[Result]) -> list[Cell]:
+    if any(run["variant"]["role"] == "original" for run in runs):
         return [Cell()] * len(SHARES)
-    return [Cell(compute_stat(run["variant"][column.key] for run in filled)) for column in SHARES]
+    return [Cell(compute_stat(run["variant"][column.key] for run in runs)) for column in SHARES]
 
 
 class _Numbers:
@@ -204,7 +186,7 @@ def _compare_with_random(numbers: _Numbers, group: AblationRow) -> str:
     if random.n == 0:
         return start + end
     against = f"{_percent(random.mean)} without random features of the same mass"
-    spread = math.hypot(_or_zero(random.sd), _or_zero(mine.sd))
+    spread = math.hypot(*np.nan_to_num([random.sd, mine.sd]))
     if random.n < 2:
         verdict = "of one random group only, so there is no spread to judge the difference by"
     elif abs(mine.mean - random.mean) <= 2 * spread:
@@ -228,20 +210,8 @@ def _tell_calibration(numbers: _Numbers, groups: Sequence[AblationRow]) -> str:
     return f"Expected calibration error: {_join(parts)}."
 
 
-def _summarise(variant: AblationRow, many: Sequence[Result], filled: Sequence[Result]) -> dict[str, Any]:
-    row: dict[str, Any] = {**variant._asdict(), "n_runs": len(many), "n_empty": len(many) - len(filled)}
-    for metric in METRICS:
-        stat = compute_stat(metric.read(run) for run in filled)
-        row |= {metric.column.key: stat.mean, f"{metric.column.key}_sd": stat.sd}
-    return row
-
-
 def _percent(share: float) -> str:
     return f"{format_number(100 * share, 1)}%"
-
-
-def _or_zero(value: float) -> float:
-    return value if math.isfinite(value) else 0.0
 
 
 def _join(parts: Sequence[str]) -> str:

@@ -39,7 +39,7 @@ def draw_continuum(seeds: Sequence[ScopeResult], results: Sequence[Result]) -> F
     Points are means over SAE seeds (and draws), shades ± one standard deviation.
     """
     bands = [name for name, _ in seeds[0].partition.bands] if seeds else []
-    metrics = list(present_metrics(results, MAIN_METRICS))
+    metrics = present_metrics(results, MAIN_METRICS)
     if not bands or not metrics:
         return make_empty("No bands, or no probes.")
     places = [_mean_score(seeds, band) for band in bands]

@@ -29,7 +29,7 @@ MODE_MARKERS = {"error_preserving": "o", "reconstruct": "D", "": "o"}
 
 def draw_removal(results: Sequence[Result]) -> Figure:
     """Draw each probe's difference from the original tokens for every variant: left of zero is always worse."""
-    metrics = list(present_metrics(results, MAIN_METRICS))
+    metrics = present_metrics(results, MAIN_METRICS)
     variants = [v for v in group_by_variant(results) if v.role != "original"]
     if not metrics or not variants:
         return make_empty("No probes: nothing was measured with features removed.")

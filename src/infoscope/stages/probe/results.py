@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from infoscope.report.tables import Column, compute_stat
@@ -154,11 +154,9 @@ def find_originals(results: Sequence[Result]) -> dict[int, Result]:
     return {result["sae_seed"]: result for result in results if result["variant"]["role"] == "original"}
 
 
-def present_metrics(results: Sequence[Result], metrics: Sequence[Metric], source: str = "metrics") -> Iterator[Metric]:
-    """Give the metrics that at least one run has."""
-    for metric in metrics:
-        if any(math.isfinite(metric.read(result, source)) for result in results):
-            yield metric
+def present_metrics(results: Sequence[Result], metrics: Sequence[Metric], source: str = "metrics") -> list[Metric]:
+    """Return the metrics that at least one run has."""
+    return [one for one in metrics if any(math.isfinite(one.read(result, source)) for result in results)]
 
 
 def read_difference(result: Result, originals: Mapping[int, Result], metric: Metric, source: str = "metrics") -> float:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from itertools import groupby
+from typing import Any
 
 from infoscope.report.tables import Align, Cell, Column, Table, compute_stat
 from infoscope.stages.probe.paper import PAPER_TITLES, PAPER_VALUES, PaperRow
@@ -52,112 +54,93 @@ def make_removal_tables(results: Sequence[Result], paper_reference: str | None =
     """
     if not results:
         return {}
-    tables = {
-        "removal": make_main_table(results, paper_reference),
-        "removal_delta": make_delta_table(results, paper_reference),
-        "removal_frozen_head": make_frozen_head_table(results),
-        "removal_more": make_second_table(results),
-    }
-    return {name: table for name, table in tables.items() if len(table.columns) > 1 and table.rows}
+    differences = _make_difference_table(
+        "removal_delta",
+        "Feature removal, differences from the original tokens",
+        "Differences are taken within a run, then averaged.",
+        results,
+    )
+    _add_paper(differences, paper_reference, present_metrics(results, MAIN_METRICS), relative=True)
+    frozen = _make_difference_table(
+        "removal_frozen_head",
+        "Feature removal under the original head, differences from the original tokens",
+        "The head was trained on the original tokens and reads the edited ones.",
+        results,
+        source="frozen_head",
+    )
+    tables = [make_main_table(results, paper_reference), differences, frozen, _make_second_table(results)]
+    return {table.name: table for table in tables if len(table.columns) > 1 and table.rows}
 
 
 def make_main_table(results: Sequence[Result], paper_reference: str | None = None) -> Table:
     """Return the table of absolute numbers: mean ± sd over SAE seeds, and over draws for the random controls."""
-    metrics = list(present_metrics(results, MAIN_METRICS))
+    metrics, runs_of = present_metrics(results, MAIN_METRICS), group_by_variant(results)
     table = Table(
         "removal",
         "Feature removal",
         [LABEL, *SHARES, *make_metric_columns(metrics)],
         notes=[
-            f"{_count_runs(results)} Heads are retrained for each variant.",
+            f"{count_runs(results)} Heads are retrained for each variant.",
             "Error-preserving: tokens minus the group's part, so the SAE's error stays. Reconstruct: decoded without"
             " the group, so it goes.",
             "Mass: share of the sum of activations. Energy: share of the squared distance from the mean token that the"
             " edit changes. Both are those of the test images. Overlap: share of a random group that is also in the"
             " group it stands in for.",
-            *tell_unequal_mass(group_by_variant(results)),
+            *tell_unequal_mass(runs_of),
         ],
         marks=MARKS,
     )
-    _fill(table, results, lambda runs: [*_shares(runs), *(metric_cell(runs, metric) for metric in metrics)])
-    _add_paper(table, paper_reference, metrics, skip=len(SHARES), relative=False)
+    fill_by_mode(table, runs_of, lambda runs: [*_shares(runs), *(metric_cell(runs, metric) for metric in metrics)])
+    _add_paper(table, paper_reference, metrics)
     return table
 
 
-def make_delta_table(results: Sequence[Result], paper_reference: str | None = None) -> Table:
+def _make_difference_table(
+    name: str, title: str, note: str, results: Sequence[Result], source: str = "metrics"
+) -> Table:
     """Return the table of differences from the original tokens of the same SAE seed."""
-    metrics, originals = list(present_metrics(results, MAIN_METRICS)), find_originals(results)
-    table = Table(
-        "removal_delta",
-        "Feature removal, differences from the original tokens",
-        [LABEL, *make_metric_columns(metrics, relative=True)],
-        notes=[
-            f"{_count_runs(results)} Differences are taken within a run, then averaged.",
-            *tell_unequal_mass(group_by_variant(results)),
-        ],
-        marks=MARKS,
+    metrics, originals = present_metrics(results, MAIN_METRICS, source), find_originals(results)
+    columns = [LABEL, *make_metric_columns(metrics, relative=True)]
+    notes = [f"{count_runs(results)} {note}", *tell_unequal_mass(group_by_variant(results))]
+    table = Table(name, title, columns, notes, MARKS)
+    edited = [result for result in results if result["variant"]["role"] != "original" and result.get(source)]
+    fill_by_mode(
+        table,
+        group_by_variant(edited),
+        lambda runs: [metric_cell(runs, metric, originals, source) for metric in metrics],
     )
-
-    def cells(runs: Sequence[Result]) -> list[Cell]:
-        return [metric_cell(runs, metric, originals) for metric in metrics]
-
-    _fill(table, _without_original(results), cells)
-    _add_paper(table, paper_reference, metrics, skip=0, relative=True)
     return table
 
 
-def make_frozen_head_table(results: Sequence[Result]) -> Table:
-    """Return differences from the original tokens when the head is the one trained on those, not retrained."""
-    source = "frozen_head"
-    metrics, originals = list(present_metrics(results, MAIN_METRICS, source)), find_originals(results)
-    table = Table(
-        "removal_frozen_head",
-        "Feature removal under the original head, differences from the original tokens",
-        [LABEL, *make_metric_columns(metrics, relative=True)],
-        notes=[
-            f"{_count_runs(results)} The head was trained on the original tokens and reads the edited ones.",
-            *tell_unequal_mass(group_by_variant(results)),
-        ],
-        marks=MARKS,
-    )
-    with_head = [result for result in _without_original(results) if result.get(source)]
-    _fill(table, with_head, lambda runs: [metric_cell(runs, metric, originals, source) for metric in metrics])
-    return table
-
-
-def make_second_table(results: Sequence[Result]) -> Table:
+def _make_second_table(results: Sequence[Result]) -> Table:
     """Return the metrics that the main table has no room for."""
-    metrics = list(present_metrics(results, SECOND_METRICS))
-    table = Table(
-        "removal_more",
-        "Feature removal, further metrics",
-        [LABEL, *make_metric_columns(metrics)],
-        notes=[
-            f"{_count_runs(results)} Depth RMSE in the main table is a mean over images; pooled RMSE is over all"
-            " pixels. mIoU there is over the classes that occur; here classes that do not count as 0."
-        ],
-        marks=MARKS,
+    metrics = present_metrics(results, SECOND_METRICS)
+    note = (
+        f"{count_runs(results)} Depth RMSE in the main table is a mean over images; pooled RMSE is over all pixels."
+        " mIoU there is over the classes that occur; here classes that do not count as 0."
     )
-    _fill(table, results, lambda runs: [metric_cell(runs, metric) for metric in metrics])
+    columns = [LABEL, *make_metric_columns(metrics)]
+    table = Table("removal_more", "Feature removal, further metrics", columns, [note], MARKS)
+    runs_of = group_by_variant(results)
+    fill_by_mode(table, runs_of, lambda runs: [metric_cell(runs, metric) for metric in metrics])
     return table
 
 
 def make_matched_table(results: Sequence[Result]) -> Table | None:
     """Return the rows of the groups that fire equally often, with differences; None where there are none."""
     variants = group_by_variant(results, matched=True)
-    metrics, originals = list(present_metrics(results, MAIN_METRICS)), find_originals(results)
+    metrics, originals = present_metrics(results, MAIN_METRICS), find_originals(results)
     if not variants or not metrics:
         return None
-    differences = [
-        replace(column, heading=f"Δ {column.heading}") for column in make_metric_columns(metrics, relative=True)
-    ]
+    relative = make_metric_columns(metrics, relative=True)
+    differences = [replace(column, heading=f"Δ {column.heading}") for column in relative]
     shares = [column for column in SHARES if column.key != "overlap"]  # only random groups have an overlap
     table = Table(
         "removal_matched",
         "Feature removal at matched firing frequency",
         [LABEL, *shares, *make_metric_columns(metrics), *differences],
         notes=[
-            f"{_count_runs(list(originals.values()))} Both groups are thinned out until they have equally many features"
+            f"{count_runs(list(originals.values()))} Both groups are thinned out until they have equally many features"
             " in every half octave of firing rate, and removed while the SAE's error stays; differences are taken from"
             " the original tokens within a run. Their mass is not matched.",
             *tell_unequal_mass(variants),
@@ -166,28 +149,32 @@ def make_matched_table(results: Sequence[Result]) -> Table | None:
     )
     unedited = [metric_cell(list(originals.values()), metric) for metric in metrics]
     table.add_row("original tokens", *[None] * len(shares), *unedited, *[None] * len(metrics))
-    for variant, runs in variants.items():
-        filled = [run for run in runs if not is_empty(run)]
-        mark = EMPTY if len(filled) < len(runs) else ""
-        table.add_row(
-            Cell(variant.label, mark),
-            *_shares(filled)[: len(shares)],
-            *(metric_cell(filled, metric) for metric in metrics),
-            *(metric_cell(filled, metric, originals) for metric in metrics),
-        )
+    _add_rows(
+        table,
+        variants,
+        lambda runs: [
+            *_shares(runs)[: len(shares)],
+            *(metric_cell(runs, metric) for metric in metrics),
+            *(metric_cell(runs, metric, originals) for metric in metrics),
+        ],
+    )
     return table
 
 
-def _fill(table: Table, results: Sequence[Result], cells: Callable[[Sequence[Result]], list[Cell]]) -> None:
+Cells = Callable[[Sequence[Result]], Sequence[Cell]]
+
+
+def fill_by_mode(table: Table, runs: Mapping[AblationRow, Sequence[Result]], cells: Cells) -> None:
     """Add one row per variant, in a section per mode; runs with an empty group only mark the row."""
-    section = None
-    for variant, runs in group_by_variant(results).items():
-        if variant.mode != section:
-            section = variant.mode
-            table.add_section(MODES.get(section, section))
-        filled = [run for run in runs if not is_empty(run)]
-        mark = EMPTY if len(filled) < len(runs) else ""
-        table.add_row(Cell(variant.label, mark), *cells(filled))
+    for mode, variants in groupby(runs, lambda variant: variant.mode):
+        table.add_section(MODES.get(mode, mode))
+        _add_rows(table, {variant: runs[variant] for variant in variants}, cells)
+
+
+def _add_rows(table: Table, runs: Mapping[AblationRow, Sequence[Result]], cells: Cells) -> None:
+    for variant, many in runs.items():
+        filled = [run for run in many if not is_empty(run)]
+        table.add_row(Cell(variant.label, EMPTY if len(filled) < len(many) else ""), *cells(filled))
 
 
 def _shares(runs: Sequence[Result]) -> list[Cell]:
@@ -224,28 +211,24 @@ def metric_cell(
 
 def make_metric_columns(metrics: Sequence[Metric], relative: bool = False) -> list[Column]:
     """Return the columns of metrics, with arrows towards the better; `relative` for differences."""
-    columns = []
-    for metric in metrics:
-        column, arrow = metric.column, "↑" if metric.higher_is_better else "↓"
-        columns.append(
-            Column(
-                key=f"{column.key}_difference" if relative else column.key,
-                heading=f"{column.heading} {arrow}",
-                digits=column.digits,
-                scale=column.scale,
-                unit="points" if relative and column.unit == "%" else column.unit,
-                signed=relative,
-            )
+    return [
+        replace(
+            metric.column,
+            key=f"{metric.column.key}_difference" if relative else metric.column.key,
+            heading=f"{metric.column.heading} {'↑' if metric.higher_is_better else '↓'}",
+            unit="points" if relative and metric.column.unit == "%" else metric.column.unit,
+            signed=relative,
         )
-    return columns
+        for metric in metrics
+    ]
 
 
-def _add_paper(table: Table, paper_reference: str | None, metrics: Sequence[Metric], skip: int, relative: bool) -> None:
+def _add_paper(table: Table, reference: str | None, metrics: Sequence[Metric], relative: bool = False) -> None:
     """Add the paper's rows, only where the caller says that model and data are the paper's."""
-    if paper_reference is None:
+    if reference is None:
         return
-    table.add_section(PAPER_TITLES[paper_reference])
-    rows = PAPER_VALUES[paper_reference]
+    table.add_section(PAPER_TITLES[reference])
+    rows = PAPER_VALUES[reference]
     for name, row in rows.items():
         if relative and name == "original":
             continue
@@ -253,14 +236,11 @@ def _add_paper(table: Table, paper_reference: str | None, metrics: Sequence[Metr
         label = AblationRow("original" if name == "original" else "group", "", name).label
         by_task = {"segmentation": values.miou, "depth": values.rmse_m}
         cells = [Cell(by_task.get(metric.task, values.top1)) for metric in metrics]
-        table.add_row(Cell(label, PAPER), *[Cell()] * skip, *cells)
+        table.add_row(Cell(label, PAPER), *[Cell()] * (len(table.columns) - 1 - len(cells)), *cells)
 
 
-def _without_original(results: Sequence[Result]) -> list[Result]:
-    return [result for result in results if result["variant"]["role"] != "original"]
-
-
-def _count_runs(results: Sequence[Result]) -> str:
+def count_runs(results: Sequence[Result]) -> str:
+    """Say over how many SAE seeds and random draws the results are, and what stands in a table for several."""
     n_seeds = len({result["sae_seed"] for result in results})
     n_draws = len({result["variant"].get("draw") for result in results if result["variant"]["role"] == "control"})
     text = f"{n_seeds} SAE seed{'s' if n_seeds != 1 else ''}"
@@ -270,21 +250,30 @@ def _count_runs(results: Sequence[Result]) -> str:
     return f"{text}{spread}."
 
 
-def summarise_removal(results: Sequence[Result]) -> list[dict[str, float | int | str | None]]:
+def summarise_removal(results: Sequence[Result]) -> list[dict[str, Any]]:
     """Return the main numbers of each variant as flat rows, for `summary.json`."""
-    originals = find_originals(results)
-    rows = []
-    for variant, runs in group_by_variant(results).items():
-        filled = [run for run in runs if not is_empty(run)]
-        row: dict[str, float | int | str | None] = {
-            **variant._asdict(),
-            "n_runs": len(runs),
-            "n_empty": len(runs) - len(filled),
-        }
-        for metric in present_metrics(results, MAIN_METRICS):
-            stat = compute_stat(metric.read(run) for run in filled)
-            difference = compute_stat(read_difference(run, originals, metric) for run in filled)
-            for key, (mean, sd, *_) in ((metric.column.key, stat), (f"{metric.column.key}_difference", difference)):
-                row |= {key: mean, f"{key}_sd": sd}
-        rows.append(row)
-    return rows
+    metrics, originals = present_metrics(results, MAIN_METRICS), find_originals(results)
+    return [summarise_runs(*one, metrics, originals) for one in group_by_variant(results).items()]
+
+
+def summarise_runs(
+    variant: AblationRow,
+    runs: Sequence[Result],
+    metrics: Sequence[Metric],
+    originals: Mapping[int, Result] | None = None,
+) -> dict[str, Any]:
+    """Return a variant, how many runs it has, how many of them are empty, and means and spreads of the others.
+
+    Args:
+        originals: by SAE seed; with them, the differences from the original tokens too.
+    """
+    filled = [run for run in runs if not is_empty(run)]
+    row: dict[str, Any] = {**variant._asdict(), "n_runs": len(runs), "n_empty": len(runs) - len(filled)}
+    for metric in metrics:
+        key = metric.column.key
+        stats = {key: compute_stat(map(metric.read, filled))}
+        if originals is not None:
+            stats[f"{key}_difference"] = compute_stat(read_difference(run, originals, metric) for run in filled)
+        for name, (mean, sd, *_) in stats.items():
+            row |= {name: mean, f"{name}_sd": sd}
+    return row

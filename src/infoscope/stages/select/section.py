@@ -39,7 +39,7 @@ def make_selection_section(results: Sequence[Result]) -> ReportSection:
         results: of every SAE seed, the variants of `make_selection_ablations` with the original tokens, the plain
             reconstruction and everything removed.
     """
-    metrics = list(present_metrics(results, MAIN_METRICS))
+    metrics = present_metrics(results, MAIN_METRICS)
     runs = collect_runs(results)
     n_draws = len({result["variant"]["draw"] for result in results if result["variant"]["group"] == BY_CHANCE})
     caption = (
