@@ -169,7 +169,7 @@ def pictures() -> tuple[Pictures, Pictures]:
 
 def open_views(inputs: ProbeInputs, config: ProbeConfig) -> list[Any]:
     n_train, n_test = len(inputs.train.images), len(inputs.test.images)
-    return make_dense_views(inputs, config, np.arange(n_train), np.arange(n_test))
+    return make_dense_views(inputs, config, {"train": np.arange(n_train), "test": np.arange(n_test)})
 
 
 WHOLE = {"crop_px": SIDE, "stride_px": SIDE, "short_side_px": SIDE, "scale_range": [1.0, 1.0], "flip": False}
@@ -186,7 +186,7 @@ def test_a_crop_that_is_the_whole_image_is_the_whole_image(scenes, task):
     assert isinstance(whole, WholeImages)
     assert isinstance(cropped, CropViews)
     editor = AblationEditor(inputs.sae, make_ablations(3))
-    for batch, sliced in zip(whole.make_batches(editor).iterate(), cropped.make_batches(editor).iterate(), strict=True):
+    for batch, sliced in zip(whole.iterate_batches(editor), cropped.iterate_batches(editor), strict=True):
         (tokens,) = [tokens for _, tokens in sliced.iterate_tokens(1)]
         torch.testing.assert_close(tokens, batch.tokens, rtol=1e-4, atol=1e-4)
         truths = [part.labels if task is Task.segmentation else part.depth_m for part in (batch, sliced)]

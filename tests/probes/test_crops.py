@@ -31,7 +31,7 @@ from infoscope.probes.heads import (
     compute_cross_entropy,
     compute_map_cross_entropy,
 )
-from infoscope.probes.module import Optimiser, ProbeModule
+from infoscope.probes.module import ProbeModule
 from infoscope.probes.pixels import AllPixels, PixelSample, compute_pixel_weights
 from infoscope.probes.slices import SlicedBatch, divide, encode_in_parts
 from infoscope.runtime.errors import InputError
@@ -313,7 +313,7 @@ def test_latents_encoded_in_parts_are_the_same():
 
 def test_rates_rise_and_fall():
     def factors(**settings) -> list[float]:
-        module = ProbeModule({}, 10, Optimiser.adamw, **settings)
+        module = ProbeModule({}, 10, torch.optim.AdamW, **settings)
         return [module.compute_rate_factor(step) for step in range(11)]
 
     assert factors(schedule=DenseSchedule.linear) == pytest.approx([1 - i / 10 for i in range(11)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -19,12 +20,12 @@ from infoscope.probes.heads import (
     compute_depth_m,
     compute_sig_loss,
 )
-from infoscope.probes.module import Optimiser, ProbeModule, fit_heads
+from infoscope.probes.module import ProbeModule, fit_heads
 from infoscope.probes.pixels import PixelSample
-from tests.support.probe_samples import ListedBatches
 
 V, B, T, D, N_PIXELS = 3, 4, 9, 6, 10
 CPU = torch.device("cpu")
+SGD, ADAMW = partial(torch.optim.SGD, momentum=0.9), partial(torch.optim.AdamW, weight_decay=0.01)
 
 
 def draw(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -123,7 +124,7 @@ def make_dense_heads(n_variants: int, lrs: list[float], standardisation: Standar
 def test_dense_heads_trained_together_equal_heads_trained_alone():
     batches, lrs, standardisation = make_map_batches(6), [0.01, 0.1], make_standardisation()
     together = make_dense_heads(V, lrs, standardisation)
-    fit_heads(ProbeModule(together, 6, Optimiser.adamw, weight_decay=0.01), ListedBatches(batches), CPU)
+    fit_heads(ProbeModule(together, 6, ADAMW), lambda step: iter(batches[step:]), CPU)
     for variant in range(V):
         rows = slice(variant, variant + 1)
         for rate, lr in enumerate(lrs):
@@ -131,7 +132,7 @@ def test_dense_heads_trained_together_equal_heads_trained_alone():
                 part = Standardisation(standardisation.mean[rows], standardisation.std[rows])
                 alone = make_dense_heads(1, [lr], part)[task]
                 mine = [select_variant(batch, variant) for batch in batches]
-                fit_heads(ProbeModule({task: alone}, 6, Optimiser.adamw, weight_decay=0.01), ListedBatches(mine), CPU)
+                fit_heads(ProbeModule({task: alone}, 6, ADAMW), lambda step, of=mine: iter(of[step:]), CPU)
                 for ours, theirs in (
                     (together[task].weights[rate][rows], alone.weights[0]),
                     (together[task].biases[rate][rows], alone.biases[0]),
@@ -146,9 +147,8 @@ def test_classification_heads_trained_together_equal_heads_trained_alone():
 
     def train(n_variants: int, readouts: list[str], lrs: list[float], vectors: dict) -> dict:
         heads = {name: ClassificationHeads(name, n_variants, vectors[name].shape[2], 4, lrs) for name in readouts}
-        fit_heads(
-            ProbeModule(heads, 5, Optimiser.sgd, lr_scale=0.5), ListedBatches([VectorBatch(vectors, labels)] * 5), CPU
-        )
+        batches = [VectorBatch(vectors, labels)] * 5
+        fit_heads(ProbeModule(heads, 5, SGD, lr_scale=0.5), lambda step: iter(batches[step:]), CPU)
         return heads
 
     together = train(V, ["a", "b"], [0.1, 1.0], features)
@@ -162,5 +162,6 @@ def test_classification_heads_trained_together_equal_heads_trained_alone():
 def test_a_head_that_diverges_does_so_alone():
     labels, features = torch.arange(12) % 4, {"a": draw(1, 12, D) * 1e15}
     heads = ClassificationHeads("a", 1, D, 4, [1e-30, 1e30])
-    fit_heads(ProbeModule({"a": heads}, 5, Optimiser.sgd), ListedBatches([VectorBatch(features, labels)] * 5), CPU)
+    batches = [VectorBatch(features, labels)] * 5
+    fit_heads(ProbeModule({"a": heads}, 5, SGD), lambda step: iter(batches[step:]), CPU)
     assert heads.is_finite().tolist() == [[True, False]]

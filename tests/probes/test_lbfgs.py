@@ -15,6 +15,7 @@ from infoscope.probes.config import Solver, Task
 from infoscope.probes.heads import Standardisation
 from infoscope.probes.lbfgs import LogisticRegression, count_regressions, search_strength
 from infoscope.probes.run import run_probes
+from infoscope.probes.vectors import TrainingImages
 from infoscope.sae.edit import EditMode
 from infoscope.scope.ablations import Ablation, Role
 from tests.support.probe_samples import CLASS_LATENTS, make_config, make_inputs, mask
@@ -87,9 +88,9 @@ def test_standardised_vectors_are_penalised_as_such_and_folded_back() -> None:
 
 def search(**changes: Any) -> tuple[Any, dict[str, Any], torch.Tensor, torch.Tensor]:
     x, labels = make_problem(n=90, d=40, noise=2.5)
-    config = make_config(classification_solver=Solver.lbfgs, **changes)
-    fit, held_out = torch.arange(0, 60), torch.arange(60, 90)
-    maps, record = search_strength("classification/x", x, labels, fit, held_out, N_CLASSES, None, config)
+    config = make_config(classification_solver=Solver.lbfgs, classification_batch_norm=False, **changes)
+    images = TrainingImages(torch.arange(0, 60), torch.arange(60, 90), labels, N_CLASSES)
+    maps, record = search_strength("classification/x", x, images, config)
     return maps, record, x, labels
 
 

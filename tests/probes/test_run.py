@@ -15,13 +15,14 @@ import torch
 from infoscope.data.scenes.scene_set import SceneSet
 from infoscope.probes.checks import check_probes
 from infoscope.probes.config import ProbeConfig, Readout, Task
-from infoscope.probes.dense_images import DenseImages, MapBatches
+from infoscope.probes.dense_images import DenseImages, WholeImages
+from infoscope.probes.dense_views import choose_images
 from infoscope.probes.extraction import EncodedBatch, iterate_tokens
 from infoscope.probes.inputs import ProbeInputs
 from infoscope.probes.rates import choose_rates
 from infoscope.probes.results import load_result, save_result
 from infoscope.probes.run import run_probes
-from infoscope.probes.vectors import VectorBatches
+from infoscope.probes.vectors import TrainingImages, VectorBatches
 from infoscope.runtime.errors import InputError
 from infoscope.sae.edit import EditMode, edit_tokens
 from infoscope.scope.ablations import Ablation, Role
@@ -167,7 +168,9 @@ def test_last_incomplete_batch_is_evaluated(inputs):
 
 def test_every_training_image_is_in_every_epoch():
     vectors = {"x": torch.arange(10.0)[None, :, None]}
-    batches = VectorBatches(vectors, torch.arange(10), torch.zeros(10, dtype=torch.int64), 4, 3, seed=0)
+    images = TrainingImages(torch.arange(10), torch.arange(0), torch.zeros(10, dtype=torch.int64), 1)
+    config = make_config(classification_batch_images=4, classification_epochs=3)
+    batches = VectorBatches(vectors, images, config, seed=0)
     seen = [batch.features["x"].flatten().tolist() for batch in batches.iterate()]
     assert len(seen) == len(batches) == 9
     assert all(sorted(chain(*seen[i : i + 3])) == list(range(10)) for i in (0, 3, 6))
@@ -177,15 +180,16 @@ def test_every_training_image_is_in_every_epoch():
 
 
 def test_dense_batches_are_a_function_of_the_step(inputs):
-    images = DenseImages(inputs, inputs.train, np.arange(10), [Task.segmentation])
-    batches = MapBatches(images, AblationEditor(inputs.sae, VARIANTS[:1]), 6, 4, 8, seed=0)
-    orders = [batches.order(step).tolist() for step in range(5)]
+    orders = [choose_images(0, step, 10, 4).tolist() for step in range(5)]
     assert sorted(chain(*orders)) == sorted([*range(10), *range(10)])
-    again = images.make_batch(batches.order(3), batches.editor, 8, 0, 3)
-    for step, batch in enumerate(batches.iterate()):
-        if step == 3:
-            assert torch.equal(batch.labels, again.labels)
-            assert torch.equal(batch.pixels.weights, again.pixels.weights)
+    config = make_config(dense_steps=6, dense_batch_images=4, n_pixels_per_image=8)
+    views = WholeImages(inputs, config, [Task.segmentation], {"train": np.arange(12), "test": np.arange(2)})
+    editor = AblationEditor(inputs.sae, VARIANTS[:1])
+    whole, again = list(views.iterate_batches(editor)), list(views.iterate_batches(editor, 3))
+    assert (len(whole), len(again)) == (6, 3)
+    for batch, same in zip(whole[3:], again, strict=True):
+        assert torch.equal(batch.labels, same.labels)
+        assert torch.equal(batch.pixels.weights, same.pixels.weights)
 
 
 def test_rates_are_chosen_on_held_out_images_and_edges_flagged():

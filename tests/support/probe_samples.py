@@ -8,7 +8,7 @@ import torch
 from infoscope.probes.config import ProbeConfig
 from infoscope.probes.dense import DenseProbes
 from infoscope.probes.inputs import ProbeData, ProbeInputs
-from infoscope.probes.rates import TaskOutcome, first_row
+from infoscope.probes.rates import TaskOutcome
 from infoscope.sae.activations import TopK
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.scope.editing import AblationEditor
@@ -148,17 +148,7 @@ def mask(latents: list[int]) -> np.ndarray:
     return removed
 
 
-class ListedBatches:
-    """Batches in a list, as training wants them."""
-
-    def __init__(self, batches: list) -> None:
-        self.batches = batches
-
-    def iterate(self, first_step: int = 0):
-        yield from self.batches[first_step:]
-
-
 def run_dense(probes: DenseProbes, editor: AblationEditor) -> dict[str, TaskOutcome]:
     """Train and measure variants of which the first is the original."""
     trained = probes.train(editor)
-    return probes.measure_test(editor, trained, {task: first_row(maps) for task, (maps, _) in trained.items()})
+    return probes.measure_test(editor, trained, {task: maps.take(slice(1)) for task, (maps, _) in trained.items()})

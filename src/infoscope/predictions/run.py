@@ -20,7 +20,7 @@ from infoscope.predictions.zero_shot import ZeroShotHead
 from infoscope.runtime.errors import InputError
 from infoscope.runtime.parts import Part, compute_parts, cut
 from infoscope.sae.edit import EditMode
-from infoscope.scope.ablations import Ablation, Progress, Role, choose_rows, describe_variant
+from infoscope.scope.ablations import Ablation, Progress, Role, choose_rows, describe_variant, no_progress
 from infoscope.scope.editing import AblationShares
 from infoscope.vision.backbone import Tokens
 
@@ -42,7 +42,7 @@ def run_predictions(
     head: ZeroShotHead,
     config: PredictConfig,
     labels: Int64[np.ndarray, " n_all_images"] | None = None,
-    progress: Progress | None = None,
+    progress: Progress = no_progress,
     progress_folder: Path | None = None,
 ) -> PredictionResult:
     """Return the predictions of every variant; variants with equal tokens are computed once.
@@ -75,8 +75,7 @@ def run_predictions(
             for name, values in measured.items():
                 found[name].append(values.cpu())
             n_done += len(batch)
-            if progress:
-                progress("predictions", n_done, len(rows))
+            progress("predictions", n_done, len(rows))
         return {name: torch.cat(values, dim=1) for name, values in found.items()} | shares.state()
 
     arrays = {name: np.zeros((len(variants), len(rows)), dtype) for name, dtype in _PER_IMAGE.items()}
@@ -147,7 +146,7 @@ def _explain_changes(
     config: PredictConfig,
     rows: Int[np.ndarray, " n_images"],
     result: PredictionResult,
-    progress: Progress | None,
+    progress: Progress,
     progress_folder: Path | None,
 ) -> tuple[ChangedImage, ...]:
     """Return, for each group, the images whose original class loses most probability; images that lose none are out."""
@@ -162,8 +161,7 @@ def _explain_changes(
         place, i = wanted[number]
         row, removed, old_class = int(rows[i]), variants[place].ablated, int(result.predicted[0, i])
         why = explain_change(inputs, head, row, removed, old_class, config.n_candidates, config.batch_images)
-        if progress:
-            progress("responsible features", number + 1, len(wanted))
+        progress("responsible features", number + 1, len(wanted))
         return why.to_part()
 
     changed = []

@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
+from itertools import count
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from infoscope.probes.config import ProbeConfig, Solver
 from infoscope.probes.features import Features
-from infoscope.probes.heads import ClassificationHeads, LinearMaps, Standardisation
+from infoscope.probes.heads import ClassificationHeads, join_maps
 from infoscope.probes.inputs import ProbeData, ProbeInputs, split_held_out
 from infoscope.probes.lbfgs import count_regressions, search_strength
-from infoscope.probes.metrics import Top1Metric
-from infoscope.probes.module import Optimiser, ProbeModule, fit_heads
+from infoscope.probes.module import ProbeModule, fit_heads
 from infoscope.probes.rates import Heads, TaskOutcome, Trained, choose_rates
-from infoscope.probes.vectors import VectorBatches, iterate_blocks, measure_top1, standardise_vectors
+from infoscope.probes.vectors import TrainingImages, VectorBatches, measure_top1, standardise_vectors
 from infoscope.runtime.parts import Checkpoint
-from infoscope.scope.ablations import Ablation, Progress
+from infoscope.scope.ablations import Ablation, Progress, no_progress
 
 REGRESSIONS = "logistic regressions"
 """What L-BFGS is called when it reports its progress."""
@@ -52,7 +52,7 @@ def train_classification(
     features: Features,
     variants: Mapping[str, Ablation],
     folder: Path | None = None,
-    progress: Progress | None = None,
+    progress: Progress = no_progress,
 ) -> Trained:
     """Return {"classification/<readout>": (the chosen head of each variant, how it was chosen)}.
 
@@ -65,7 +65,7 @@ def train_classification(
     train_labels = _read_labels(inputs.train, features.rows["train"], config.target).to(device)
     split = split_held_out(np.arange(len(train_labels)), config.held_out_share, config.seed)
     fit, held_out = (torch.from_numpy(part).to(device) for part in split)
-    images = _Images(fit, held_out, train_labels, inputs.train.images.n_target_classes(config.target))
+    images = TrainingImages(fit, held_out, train_labels, inputs.train.images.n_target_classes(config.target))
     if config.classification_solver is Solver.sgd:
         return _train_sgd(config, train, images, folder)
     return _train_lbfgs(config, train, images, folder, progress)
@@ -83,24 +83,19 @@ def measure_classification(
     device = inputs.device
     labels = _read_labels(inputs.test, features.rows["test"], config.target).to(device)
     test, outcomes = features.load("test", variants), {}
+    everything = torch.arange(len(labels), device=device)
     for readout in config.readouts:
         task = f"classification/{readout.name}"
         chosen, original = trained[task][0].to(device), original_heads[task].to(device)
-        both = [_measure(maps, test[readout.name], labels) for maps in (chosen, original.repeat(len(variants)))]
-        outcomes[task] = TaskOutcome(chosen, trained[task][1], *both)
+        top1 = [
+            {"top1": measure_top1(maps, test[readout.name], everything, labels, chosen.bias.shape[1])[:, 0]}
+            for maps in (chosen, original.repeat(len(variants)))
+        ]
+        outcomes[task] = TaskOutcome(chosen, trained[task][1], *top1)
     return outcomes
 
 
-class _Images(NamedTuple):
-    """The training images: rows to fit and to choose on, and the labels of all."""
-
-    fit: Int[Tensor, " n_fit"]
-    held_out: Int[Tensor, " n_held_out"]
-    labels: Int[Tensor, " n"]
-    n_classes: int
-
-
-def _train_sgd(config: ProbeConfig, train: dict[str, Tensor], images: _Images, folder: Path | None) -> Trained:
+def _train_sgd(config: ProbeConfig, train: dict[str, Tensor], images: TrainingImages, folder: Path | None) -> Trained:
     """Train every variant, readout and rate in one loop."""
     fit, held_out, labels, n_classes = images
     heads = {
@@ -114,11 +109,10 @@ def _train_sgd(config: ProbeConfig, train: dict[str, Tensor], images: _Images, f
         ).to(vectors.device)
         for name, vectors in train.items()
     }
-    batches = VectorBatches(
-        train, fit, labels[fit], config.classification_batch_images, config.classification_epochs, config.seed
-    )
-    module = ProbeModule(heads, len(batches), Optimiser.sgd, lr_scale=batches.batch_images / 256)
-    fit_heads(module, batches, fit.device, Checkpoint(folder and folder / "classification.pt"))
+    batches = VectorBatches(train, images, config, config.seed)
+    optimizer = partial(torch.optim.SGD, momentum=0.9, fused=True)
+    module = ProbeModule(heads, len(batches), optimizer, lr_scale=batches.batch_images / 256)
+    fit_heads(module, batches.iterate, fit.device, Checkpoint(folder and folder / "classification.pt"))
     trained: Trained = {}
     for name, head in heads.items():
         accuracy = measure_top1(head.fold(), train[name], held_out, labels[held_out], n_classes)
@@ -129,58 +123,26 @@ def _train_sgd(config: ProbeConfig, train: dict[str, Tensor], images: _Images, f
 
 
 def _train_lbfgs(
-    config: ProbeConfig, train: dict[str, Tensor], images: _Images, folder: Path | None, progress: Progress | None
+    config: ProbeConfig, train: dict[str, Tensor], images: TrainingImages, folder: Path | None, progress: Progress
 ) -> Trained:
     """Search the strength of every variant and readout, one after the other."""
-    fit, held_out, labels, n_classes = images
-    n_done, n_all = 0, count_regressions(config) * sum(len(vectors) for vectors in train.values())
-
-    def advance() -> None:
-        nonlocal n_done
-        n_done += 1
-        if progress:
-            progress(REGRESSIONS, n_done, n_all)
-
+    n_all, n_done = count_regressions(config) * sum(len(vectors) for vectors in train.values()), count(1)
     trained: Trained = {}
     for name, vectors in train.items():
-        found = []
-        for place, one in enumerate(vectors):
-            checkpoint = Checkpoint(folder and folder / f"regressions-{name}-{place}.pt")
-            standardisation = None
-            if config.classification_batch_norm:
-                mean, std = standardise_vectors(one[None], fit)
-                standardisation = Standardisation(mean[0], std[0])
-            found.append(
-                search_strength(
-                    f"classification/{name}",
-                    one,
-                    labels,
-                    fit,
-                    held_out,
-                    n_classes,
-                    standardisation,
-                    config,
-                    advance,
-                    checkpoint,
-                )
+        found = [
+            search_strength(
+                f"classification/{name}",
+                one,
+                images,
+                config,
+                lambda: progress(REGRESSIONS, next(n_done), n_all),
+                Checkpoint(folder and folder / f"regressions-{name}-{place}.pt"),
             )
-        weights, biases = zip(*(maps for maps, _ in found), strict=True)
-        trained[f"classification/{name}"] = (
-            LinearMaps(torch.cat(weights), torch.cat(biases)),
-            [record for _, record in found],
-        )
+            for place, one in enumerate(vectors)
+        ]
+        maps, records = zip(*found, strict=True)
+        trained[f"classification/{name}"] = (join_maps(maps), list(records))
     return trained
-
-
-@torch.no_grad()
-def _measure(
-    maps: LinearMaps, vectors: Float[Tensor, "n_variants n d"], labels: Int[Tensor, " n"]
-) -> dict[str, Float[Tensor, " n_variants"]]:
-    """Return top-1 of one head for each variant."""
-    metric = Top1Metric(len(vectors)).to(vectors.device)
-    for block in iterate_blocks(len(labels), 4 * len(vectors) * sum(maps.weight.shape[1:])):
-        metric.update(maps(vectors[:, block]), labels[block])
-    return metric.compute()
 
 
 def _read_labels(data: ProbeData, rows: Int[np.ndarray, " n"], target: str) -> Int[Tensor, " n"]:

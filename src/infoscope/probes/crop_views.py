@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +15,7 @@ from infoscope.data.images import LabelledImages
 from infoscope.probes.config import CropConfig, ProbeConfig, Task
 from infoscope.probes.crops import (
     FILL,
+    Photograph,
     Windows,
     choose_crop,
     cut_image,
@@ -26,12 +28,12 @@ from infoscope.probes.crops import (
 )
 from infoscope.probes.dense_views import DenseViews, Part, Prediction, choose_images
 from infoscope.probes.heads import LinearMaps, compute_depth_m
-from infoscope.probes.inputs import ProbeInputs, split_held_out
+from infoscope.probes.inputs import ProbeData, ProbeInputs, Rows, split_held_out
 from infoscope.probes.pixels import AllPixels, PixelSample, compute_axis_weights
-from infoscope.probes.slices import BYTES, SlicedBatch, divide, encode_in_parts, narrow, select_maps
+from infoscope.probes.slices import BYTES, SlicedBatch, divide, encode_in_parts, narrow
 from infoscope.runtime.errors import InputError
 from infoscope.runtime.forks import map_ahead
-from infoscope.scope.ablations import Progress
+from infoscope.scope.ablations import Progress, no_progress
 from infoscope.scope.editing import AblationEditor
 
 WINDOWS_AT_A_TIME = 16
@@ -46,7 +48,7 @@ class CropViews(DenseViews):
     variants (the backbone's own activations, the weights of chosen pixels), and the heads with AdamW's two moments.
 
     Args:
-        train_rows, test_rows: rows of the token caches, which say which images take part.
+        rows: of the tokens, which say which images take part.
 
     Raises:
         InputError: if the backbone is not given, or cannot take images of this size.
@@ -57,9 +59,8 @@ class CropViews(DenseViews):
         inputs: ProbeInputs,
         config: ProbeConfig,
         task: Task,
-        train_rows: Int[np.ndarray, " n_train"],
-        test_rows: Int[np.ndarray, " n_test"],
-        progress: Progress | None = None,
+        rows: Rows,
+        progress: Progress = no_progress,
     ) -> None:
         crops = config.crops(task)
         assert crops is not None
@@ -72,14 +73,17 @@ class CropViews(DenseViews):
         self.memory_bytes = config.memory_gb * 1e9
         share = config.held_out_share
         if crops.n_held_out is not None:
-            share = min(share, crops.n_held_out / len(train_rows))
-        fit, held_out = split_held_out(train_rows, share, config.seed)
+            share = min(share, crops.n_held_out / len(rows["train"]))
+        fit, held_out = split_held_out(rows["train"], share, config.seed)
         fill, size = get_fill(self.backbone.mean), self.backbone.image_px
-        train, test = inputs.train, inputs.test
-        self.steps = CropSteps(train.images, train.tokens.image_index[fit], task, crops, config, size, fill)
+
+        def choose(data: ProbeData, rows: Int[np.ndarray, " n"]) -> Photographs:
+            return Photographs(data.images, data.tokens.image_index[rows], task, crops, size, fill)
+
+        self.steps = CropSteps(choose(inputs.train, fit), config)
         self.parts = {
-            Part.held_out: WindowedImages(train.images, train.tokens.image_index[held_out], task, crops, size, fill),
-            Part.test: WindowedImages(test.images, test.tokens.image_index[test_rows], task, crops, size, fill),
+            Part.held_out: choose(inputs.train, held_out),
+            Part.test: choose(inputs.test, rows["test"]),
         }
 
     def iterate_tokens(self, editor: AblationEditor) -> Iterator[tuple[slice, Float[Tensor, "n_variants n d"]]]:
@@ -89,8 +93,11 @@ class CropViews(DenseViews):
             for variants, tokens in batch.iterate_tokens(batch.token_bytes):
                 yield variants, tokens.flatten(1, 2)
 
-    def make_batches(self, editor: AblationEditor) -> CropBatches:
-        return CropBatches(self, editor)
+    def iterate_batches(self, editor: AblationEditor, first_step: int = 0) -> Iterator[SlicedBatch]:
+        steps = range(first_step, self.n_steps)
+        for step, read in zip(steps, map_ahead(self.steps.__getitem__, steps, self.inputs.n_workers), strict=True):
+            yield self._make_batch(read, editor)
+            self.progress(f"{self.task.name} on crops", step + 1, self.n_steps)
 
     def _make_batch(self, read: CropStep, editor: AblationEditor) -> SlicedBatch:
         patches, device = self.encode(read.images), self.inputs.device
@@ -114,10 +121,7 @@ class CropViews(DenseViews):
     @torch.no_grad()
     def encode(self, images: UInt8[Tensor, "batch 3 crop_px crop_px"]) -> Float[Tensor, "batch n_patches d"]:
         """Return the raw patch tokens of crops or windows."""
-        parts = [
-            self.backbone.tokens(images[start : start + WINDOWS_AT_A_TIME], self.inputs.layer).patches
-            for start in range(0, len(images), WINDOWS_AT_A_TIME)
-        ]
+        parts = [self.backbone.tokens(part, self.inputs.layer).patches for part in images.split(WINDOWS_AT_A_TIME)]
         return torch.cat(parts).to(self.inputs.device)
 
     def count(self, part: Part) -> int:
@@ -129,13 +133,12 @@ class CropViews(DenseViews):
     ) -> Iterator[Prediction]:
         photographs = self.parts[part]
         chosen = range(len(photographs))[images]
-        read = map_ahead(photographs.__getitem__, chosen, self.inputs.n_workers)
+        read = map_ahead(photographs.read_windows, chosen, self.inputs.n_workers)
         for image, (windows, truth) in zip(chosen, read, strict=True):
             seen = torch.from_numpy(truth).to(self.inputs.device)
             for number, values in enumerate(self._predict_image(windows, truth.shape, editor, heads[self.task])):
                 yield Prediction(self.task, number, values, seen)
-            if self.progress:
-                self.progress(f"evaluation of {self.task.name} by windows", image + 1, len(photographs))
+            self.progress(f"evaluation of {self.task.name} by windows", image + 1, len(photographs))
 
     def _predict_image(
         self, windows: Windows, size: tuple[int, ...], editor: AblationEditor, heads: list[LinearMaps]
@@ -153,31 +156,13 @@ class CropViews(DenseViews):
         for variants in divide(len(editor), BYTES * n_values, self.memory_bytes):
             tokens = narrow(editor, variants).edit(patches.flatten(0, 1), acts)
             for number, maps in enumerate(heads):
-                grids = select_maps(maps, variants)(tokens).unflatten(1, patches.shape[:2])
+                grids = maps.take(variants)(tokens).unflatten(1, patches.shape[:2])
                 if not is_labels:
                     grids = compute_depth_m(grids, self.config.max_depth_m)[..., None]
                 merged = merge_windows(grids, windows, *size)
                 # max, not argmax: the same indices, six times faster over a strided axis on a CPU.
                 found[number, variants] = merged.max(1).indices.to(dtype) if is_labels else merged[:, 0]
         return found
-
-
-class CropBatches:
-    """The training batches of crops, encoded as they come; the images are read ahead by worker processes."""
-
-    def __init__(self, views: CropViews, editor: AblationEditor) -> None:
-        self.views, self.editor = views, editor
-
-    def __len__(self) -> int:
-        return self.views.n_steps
-
-    def iterate(self, first_step: int = 0) -> Iterator[SlicedBatch]:
-        """Yield the batches from a step on."""
-        views, steps = self.views, range(first_step, len(self))
-        for step, read in zip(steps, map_ahead(views.steps.__getitem__, steps, views.inputs.n_workers), strict=True):
-            yield views._make_batch(read, self.editor)
-            if views.progress:
-                views.progress(f"{views.task.name} on crops", step + 1, len(self))
 
 
 class CropStep(NamedTuple):
@@ -188,67 +173,56 @@ class CropStep(NamedTuple):
     pixels: Int[Tensor, "batch n_pixels 2"] | None
 
 
-class CropSteps:
-    """Training steps as items: what a step sees is a function of (seed, step).
+@dataclass(frozen=True)
+class Photographs:
+    """Photographs of an image set with the truth of a task, and how they are cut.
 
     Args:
-        index: positions in the image set of those to train on.
-        crop_px: side of a crop.
+        index: which of the set, by position.
+        crop_px: side of a crop, and of a window.
         fill: RGB of padding.
     """
 
-    def __init__(
-        self,
-        images: LabelledImages,
-        index: Int[np.ndarray, " n"],
-        task: Task,
-        crops: CropConfig,
-        config: ProbeConfig,
-        crop_px: int,
-        fill: UInt8[np.ndarray, " 3"],
-    ) -> None:
-        self.images, self.index, self.task, self.crops = images, index, task, crops
-        self.crop_px, self.fill = crop_px, fill
-        self.seed, self.n_pixels = config.seed, config.n_pixels_per_image
-        self.batch_images = min(config.dense_batch_images, len(index))
-
-    def __getitem__(self, step: int) -> CropStep:
-        images, truths, pixels, side = [], [], [], self.crop_px
-        for place, i in enumerate(choose_images(self.seed, step, len(self.index), self.batch_images)):
-            rng = np.random.default_rng([self.seed, 14, step, place])
-            photograph = read_photograph(self.images, int(self.index[i]), self.task)
-            image, truth = photograph.cut(self.images.training_region)
-            crop = choose_crop(rng, *truth.shape, self.crops, side)
-            images.append(cut_image(image, crop, side, self.fill))
-            truth = cut_truth(truth, crop, side, FILL[self.task]).ravel()
-            if self.n_pixels is not None:
-                chosen = rng.integers(side * side, size=self.n_pixels)
-                truth = truth[chosen]
-                pixels.append(np.stack(np.divmod(chosen, side), axis=1))
-            truths.append(truth)
-        stacked = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
-        chosen = torch.from_numpy(np.stack(pixels)) if pixels else None
-        return CropStep(stacked, torch.from_numpy(np.stack(truths)), chosen)
-
-
-class WindowedImages:
-    """Photographs in windows as items, with their truth as it is stored. Args: as `CropSteps`."""
-
-    def __init__(
-        self,
-        images: LabelledImages,
-        index: Int[np.ndarray, " n"],
-        task: Task,
-        crops: CropConfig,
-        window_px: int,
-        fill: UInt8[np.ndarray, " 3"],
-    ) -> None:
-        self.images, self.index, self.task, self.crops = images, index, task, crops
-        self.window_px, self.fill = window_px, fill
+    images: LabelledImages
+    index: Int[np.ndarray, " n"]
+    task: Task
+    crops: CropConfig
+    crop_px: int
+    fill: UInt8[np.ndarray, " 3"]
 
     def __len__(self) -> int:
         return len(self.index)
 
-    def __getitem__(self, i: int) -> tuple[Windows, Shaped[np.ndarray, "height width"]]:
-        image, truth = read_photograph(self.images, int(self.index[i]), self.task)
-        return cut_windows(image, self.crops, self.window_px, self.fill), truth
+    def read(self, i: int) -> Photograph:
+        """Return one of them."""
+        return read_photograph(self.images, int(self.index[i]), self.task)
+
+    def read_windows(self, i: int) -> tuple[Windows, Shaped[np.ndarray, "height width"]]:
+        """Return one of them in windows, with its truth as it is stored."""
+        image, truth = self.read(i)
+        return cut_windows(image, self.crops, self.crop_px, self.fill), truth
+
+
+class CropSteps:
+    """Training steps as items: what a step sees is a function of (seed, step)."""
+
+    def __init__(self, photographs: Photographs, config: ProbeConfig) -> None:
+        self.photographs, self.seed, self.n_pixels = photographs, config.seed, config.n_pixels_per_image
+        self.batch_images = min(config.dense_batch_images, len(photographs))
+
+    def __getitem__(self, step: int) -> CropStep:
+        of, images, truths, pixels = self.photographs, [], [], []
+        for place, i in enumerate(choose_images(self.seed, step, len(of), self.batch_images)):
+            rng = np.random.default_rng([self.seed, 14, step, place])
+            image, truth = of.read(i).cut(of.images.training_region)
+            crop = choose_crop(rng, truth.shape[0], truth.shape[1], of.crops, of.crop_px)
+            images.append(cut_image(image, crop, of.crop_px, of.fill))
+            truth = cut_truth(truth, crop, of.crop_px, FILL[of.task]).ravel()
+            if self.n_pixels is not None:
+                chosen = rng.integers(of.crop_px**2, size=self.n_pixels)
+                truth = truth[chosen]
+                pixels.append(np.stack(np.divmod(chosen, of.crop_px), axis=1))
+            truths.append(truth)
+        stacked = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
+        chosen = torch.from_numpy(np.stack(pixels)) if pixels else None
+        return CropStep(stacked, torch.from_numpy(np.stack(truths)), chosen)

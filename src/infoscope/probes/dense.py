@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from infoscope.probes.config import ProbeConfig, Task
@@ -14,12 +15,12 @@ from infoscope.probes.crop_views import CropViews
 from infoscope.probes.dense_images import WholeImages
 from infoscope.probes.dense_views import DenseViews, Part, compute_standardisation
 from infoscope.probes.heads import DepthHeads, LinearMaps, SegmentationHeads, Standardisation
-from infoscope.probes.inputs import ProbeInputs
+from infoscope.probes.inputs import ProbeInputs, Rows
 from infoscope.probes.metrics import DepthMetrics, SegmentationMetrics, SumMetric
-from infoscope.probes.module import Optimiser, ProbeModule, fit_heads
+from infoscope.probes.module import ProbeModule, fit_heads
 from infoscope.probes.rates import Heads, TaskOutcome, Trained, choose_rates
 from infoscope.runtime.parts import Checkpoint, compute_parts, cut
-from infoscope.scope.ablations import Progress
+from infoscope.scope.ablations import Progress, no_progress
 from infoscope.scope.editing import AblationEditor
 
 CHOSEN_BY = {Task.segmentation: ("miou", True), Task.depth: ("rmse_m", False)}
@@ -31,26 +32,18 @@ MEASURED_IMAGES = 256
 def make_dense_views(
     inputs: ProbeInputs,
     config: ProbeConfig,
-    train_rows: Int[np.ndarray, " n_train"],
-    test_rows: Int[np.ndarray, " n_test"],
-    progress: Progress | None = None,
-) -> list[DenseViews]:
+    rows: Rows,
+    progress: Progress = no_progress,
+) -> Sequence[DenseViews]:
     """Return how the dense tasks are shown images: whole images are shared, a task on crops has its own.
-
-    Args:
-        train_rows, test_rows: rows of the token caches.
 
     Raises:
         InputError: as `CropViews`, or fewer than two training images.
     """
     tasks = [task for task in CHOSEN_BY if task in config.tasks]
     on_whole = [task for task in tasks if config.crops(task) is None]
-    views: list[DenseViews] = []
-    if on_whole:
-        views.append(WholeImages(inputs, config, on_whole, train_rows, test_rows, progress))
-    return views + [
-        CropViews(inputs, config, task, train_rows, test_rows, progress) for task in tasks if task not in on_whole
-    ]
+    whole = [WholeImages(inputs, config, on_whole, rows, progress)] if on_whole else []
+    return whole + [CropViews(inputs, config, task, rows, progress) for task in tasks if task not in on_whole]
 
 
 class DenseProbes:
@@ -110,13 +103,12 @@ class DenseProbes:
         module = ProbeModule(
             {task.name: head for task, head in heads.items()},
             views.n_steps,
-            Optimiser.adamw,
-            weight_decay=config.weight_decay,
+            partial(torch.optim.AdamW, weight_decay=config.weight_decay, fused=True),
             n_warmup_steps=config.dense_warmup_steps,
             schedule=config.dense_schedule,
         )
         checkpoint = Checkpoint(folder and folder / f"{self.name}.pt")
-        fit_heads(module.to(self.inputs.device), views.make_batches(editor), self.inputs.device, checkpoint)
+        fit_heads(module.to(self.inputs.device), partial(views.iterate_batches, editor), self.inputs.device, checkpoint)
         return heads
 
     def _standardise(self, editor: AblationEditor, folder: Path | None) -> Standardisation:

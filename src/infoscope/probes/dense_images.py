@@ -12,18 +12,18 @@ from torch import Tensor
 from infoscope.probes.config import ProbeConfig, Task
 from infoscope.probes.dense_views import DenseViews, Part, Prediction, choose_images
 from infoscope.probes.heads import LinearMaps, MapBatch, compute_depth_m
-from infoscope.probes.inputs import ProbeData, ProbeInputs, split_held_out
+from infoscope.probes.inputs import ProbeData, ProbeInputs, Rows, split_held_out
 from infoscope.probes.pixels import PixelSample, choose_pixels, compute_pixel_weights, upsample
-from infoscope.probes.slices import BYTES, divide
+from infoscope.probes.slices import BYTES, divide, join_acts
 from infoscope.runtime.errors import InputError
 from infoscope.sae.activations import SparseActs
-from infoscope.scope.ablations import Progress
+from infoscope.scope.ablations import Progress, no_progress
 from infoscope.scope.editing import AblationEditor
 
 _HELD_OUT_STEP = 2**31
 """Pixels of held-out images are drawn as of steps from here on, far from those of training."""
-_NORM_IMAGES = 32
-"""Whose tokens are read at a time for BatchNorm's statistics, at most."""
+_READ_IMAGES = 32
+"""Whose tokens are read at a time to encode them, and at most for BatchNorm's statistics."""
 
 
 class DenseImages:
@@ -32,21 +32,20 @@ class DenseImages:
     Memory: 8 bytes for each active latent of each token; tokens stay in the cache on disk.
 
     Args:
-        rows: rows of the token cache.
+        rows: of the split's tokens.
         tasks: whose ground truth is read.
     """
 
-    def __init__(
-        self,
-        inputs: ProbeInputs,
-        data: ProbeData,
-        rows: Int[np.ndarray, " n"],
-        tasks: list[Task],
-        batch_images: int = 32,
-    ) -> None:
+    @torch.no_grad()
+    def __init__(self, inputs: ProbeInputs, data: ProbeData, rows: Int[np.ndarray, " n"], tasks: list[Task]) -> None:
         self.data, self.rows, self.tasks, self.device = data, rows, tasks, inputs.device
         self.grid = data.tokens.grid
-        self.values, self.indices = _encode(inputs, data, rows, batch_images)
+        parts = []
+        for start in range(0, len(rows), _READ_IMAGES):
+            patches = data.tokens.tokens(rows[start : start + _READ_IMAGES]).patches.to(inputs.device)
+            values, indices = inputs.sae.encode_sparse(patches.flatten(0, 1))
+            parts.append(SparseActs(*(part.unflatten(0, patches.shape[:2]).cpu() for part in (values, indices.int()))))
+        self.acts = join_acts(parts)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -57,11 +56,9 @@ class DenseImages:
     ) -> Float[Tensor, "n_variants batch n_patches d"]:
         """Return the edited patch tokens of some images (positions in `rows`) in every variant."""
         patches = self.data.tokens.tokens(self.rows[images]).patches.to(self.device)
-        chosen = torch.from_numpy(images)
-        acts = SparseActs(
-            self.values[chosen].flatten(0, 1).to(self.device), self.indices[chosen].flatten(0, 1).to(self.device).long()
-        )
-        return editor.edit(patches.flatten(0, 1), acts).unflatten(1, patches.shape[:2])
+        values, indices = (part[torch.from_numpy(images)].flatten(0, 1).to(self.device) for part in self.acts)
+        edited = editor.edit(patches.flatten(0, 1), SparseActs(values, indices.long()))
+        return edited.unflatten(1, patches.shape[:2])
 
     def truth(self, image: int, task: Task) -> UInt8[np.ndarray, "height width"] | Float[np.ndarray, "height width"]:
         """Return the label map or the depth in metres of one image (position in `rows`), as it is stored."""
@@ -102,61 +99,11 @@ class DenseImages:
         )
 
 
-@torch.no_grad()
-def _encode(
-    inputs: ProbeInputs, data: ProbeData, rows: Int[np.ndarray, " n"], batch_images: int
-) -> tuple[Float[Tensor, "n n_patches k"], Int[Tensor, "n n_patches k"]]:
-    """Return the sparse latents of all patch tokens, padded with zeros to the widest batch (kinds other than TopK)."""
-    parts = []
-    for start in range(0, len(rows), batch_images):
-        patches = data.tokens.tokens(rows[start : start + batch_images]).patches.to(inputs.device)
-        acts = inputs.sae.encode_sparse(patches.flatten(0, 1))
-        parts.append([part.unflatten(0, patches.shape[:2]).cpu() for part in (acts.values, acts.indices.int())])
-    widest = max(values.shape[-1] for values, _ in parts)
-    padded = [[torch.nn.functional.pad(part, (0, widest - part.shape[-1])) for part in pair] for pair in parts]
-    return torch.cat([values for values, _ in padded]), torch.cat([indices for _, indices in padded])
-
-
-class MapBatches:
-    """Training batches of segmentation and depth: step t is a function of (seed, t), every epoch a fresh order."""
-
-    def __init__(
-        self,
-        images: DenseImages,
-        editor: AblationEditor,
-        n_steps: int,
-        batch_images: int,
-        n_pixels: int | None,
-        seed: int,
-        progress: Progress | None = None,
-    ) -> None:
-        self.images, self.editor, self.n_steps = images, editor, n_steps
-        self.batch_images, self.n_pixels, self.seed = min(batch_images, len(images)), n_pixels, seed
-        self.progress = progress
-
-    def __len__(self) -> int:
-        return self.n_steps
-
-    def iterate(self, first_step: int = 0) -> Iterator[MapBatch]:
-        """Yield the batches from a step on."""
-        for step in range(first_step, self.n_steps):
-            yield self.images.make_batch(self.order(step), self.editor, self.n_pixels, self.seed, step)
-            if self.progress:
-                self.progress("segmentation and depth", step + 1, self.n_steps)
-
-    def order(self, step: int) -> Int[np.ndarray, " batch"]:
-        """Return the images of a step; an epoch's incomplete last batch is filled from the next epoch."""
-        return choose_images(self.seed, step, len(self.images), self.batch_images)
-
-
 class WholeImages(DenseViews):
     """Tasks on whole images squashed to the model's resolution, whose tokens are cached: one loop for all tasks.
 
     Tokens of one batch in every variant of a chunk are held at a time; the logits of as many variants as fit into
     `config.memory_gb`.
-
-    Args:
-        train_rows, test_rows: rows of the token caches.
     """
 
     def __init__(
@@ -164,37 +111,31 @@ class WholeImages(DenseViews):
         inputs: ProbeInputs,
         config: ProbeConfig,
         tasks: list[Task],
-        train_rows: Int[np.ndarray, " n_train"],
-        test_rows: Int[np.ndarray, " n_test"],
-        progress: Progress | None = None,
+        rows: Rows,
+        progress: Progress = no_progress,
     ) -> None:
         super().__init__(tasks, config.dense_steps)
         self.config, self.progress, self.memory_bytes = config, progress, config.memory_gb * 1e9
-        fit_rows, held_out_rows = split_held_out(train_rows, config.held_out_share, config.seed)
+        fit_rows, held_out_rows = split_held_out(rows["train"], config.held_out_share, config.seed)
         self.fit_images = DenseImages(inputs, inputs.train, fit_rows, tasks)
         self.held_out_images = DenseImages(inputs, inputs.train, held_out_rows, tasks)
-        self.test_images = DenseImages(inputs, inputs.test, test_rows, tasks)
+        self.test_images = DenseImages(inputs, inputs.test, rows["test"], tasks)
 
     def iterate_tokens(self, editor: AblationEditor) -> Iterator[tuple[slice, Float[Tensor, "n_variants n d"]]]:
         images = self.fit_images
         bytes_each = 2 * BYTES * len(editor) * images.grid**2 * editor.sae.d_in
-        n_images = max(1, min(_NORM_IMAGES, int(self.memory_bytes // bytes_each)))
+        n_images = max(1, min(_READ_IMAGES, int(self.memory_bytes // bytes_each)))
         for start in range(0, len(images), n_images):
             batch = np.arange(start, min(start + n_images, len(images)))
             yield slice(0, len(editor)), images.edit(batch, editor).flatten(1, 2)
 
-    def make_batches(self, editor: AblationEditor) -> MapBatches:
-        config = self.config
-        n_pixels = config.n_pixels_per_image
-        return MapBatches(
-            self.fit_images,
-            editor,
-            self.n_steps,
-            config.dense_batch_images,
-            n_pixels,
-            config.seed,
-            self.progress,
-        )
+    def iterate_batches(self, editor: AblationEditor, first_step: int = 0) -> Iterator[MapBatch]:
+        config, images = self.config, self.fit_images
+        size = min(config.dense_batch_images, len(images))
+        for step in range(first_step, self.n_steps):
+            chosen = choose_images(config.seed, step, len(images), size)
+            yield images.make_batch(chosen, editor, config.n_pixels_per_image, config.seed, step)
+            self.progress("segmentation and depth", step + 1, self.n_steps)
 
     def count(self, part: Part) -> int:
         return len(self.held_out_images if part is Part.held_out else self.test_images)
@@ -243,8 +184,7 @@ class WholeImages(DenseViews):
                     for i, image in enumerate(batch):
                         truth = torch.from_numpy(images.truth(int(image), task)).to(images.device)
                         yield Prediction(task, number, self._read_pixels(task, grids[:, i], *truth.shape), truth)
-            if self.progress:
-                self.progress("evaluation of segmentation and depth", int(batch[-1]) + 1, len(images))
+            self.progress("evaluation of segmentation and depth", int(batch[-1]) + 1, len(images))
 
     def _read_grids(
         self, task: Task, maps: LinearMaps, tokens: Float[Tensor, "n_variants batch n_patches d"]

@@ -13,8 +13,8 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from infoscope.probes.config import Task
-from infoscope.probes.heads import BATCH_NORM_EPS, LinearMaps, Standardisation
-from infoscope.probes.module import Batches
+from infoscope.probes.heads import BATCH_NORM_EPS, LinearMaps, MapBatch, Standardisation
+from infoscope.probes.slices import SlicedBatch
 from infoscope.scope.editing import AblationEditor
 
 
@@ -53,8 +53,8 @@ class DenseViews(ABC):
         """Yield (which variants, some of their training tokens), in all the same for each: what BatchNorm measures."""
 
     @abstractmethod
-    def make_batches(self, editor: AblationEditor) -> Batches:
-        """Return the training batches, one for each step."""
+    def iterate_batches(self, editor: AblationEditor, first_step: int = 0) -> Iterator[MapBatch | SlicedBatch]:
+        """Yield the training batches from a step on, of `n_steps`; each is a function of (seed, step)."""
 
     @abstractmethod
     def count(self, part: Part) -> int:

@@ -17,7 +17,7 @@ from infoscope.probes.inputs import ProbeData, ProbeInputs
 from infoscope.runtime.errors import InputError
 from infoscope.runtime.parts import Part, compute_parts_together, cut
 from infoscope.sae.edit import GroupEditor
-from infoscope.scope.ablations import Ablation, Progress
+from infoscope.scope.ablations import Ablation, Progress, no_progress
 from infoscope.scope.editing import AblationEditor, AblationShares
 from infoscope.vision.backbone import Tokens
 
@@ -95,7 +95,7 @@ def measure_shares(
     rows: Int[np.ndarray, " n"],
     variants: Sequence[Ablation],
     folder: Path | None = None,
-    progress: Progress | None = None,
+    progress: Progress = no_progress,
 ) -> list[tuple[float, float]]:
     """Return (share of activation mass, share of energy) that each variant removes from these test images.
 
@@ -162,7 +162,7 @@ def pass_over(
     split: str,
     rows: Int[np.ndarray, " n"],
     on_first: Callable[[Sequence[Part]], None],
-    progress: Progress | None,
+    progress: Progress,
 ) -> Iterator[Sequence[Part]]:
     """Return what is wanted of some images of each SAE, part after part; `on_first` is shown the first before it is
     kept."""
@@ -176,8 +176,7 @@ def pass_over(
             for one in new.values():
                 one.update(tokens)
             n_done += len(tokens.patches)
-            if progress:
-                progress(PASSES[split], n_done, len(rows))
+            progress(PASSES[split], n_done, len(rows))
         assert n_done == slices[number].stop, f"{n_done} of {slices[number].stop} images came"
         parts = {place: one.to_part() for place, one in new.items()}
         nonlocal is_first

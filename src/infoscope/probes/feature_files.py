@@ -19,7 +19,7 @@ from infoscope.probes.inputs import ProbeInputs
 from infoscope.runtime import processes
 from infoscope.runtime.parts import Part
 from infoscope.sae.model import SparseAutoencoder
-from infoscope.scope.ablations import Ablation, Progress, choose_rows
+from infoscope.scope.ablations import Ablation, Progress, no_progress
 from infoscope.vision.tokens.shards import RowWriter
 
 _MEANS_FILES = {"mean_x": "float32", "indices": "int32", "values": "float32"}
@@ -41,20 +41,13 @@ class WantedFeatures:
     progress_folder: Path | None = None
 
 
-def choose_feature_rows(inputs: ProbeInputs, config: ProbeConfig) -> dict[str, Int[np.ndarray, " n"]]:
-    """Return the images of each split that classification reads, ascending: the same for every SAE."""
-    n_wanted = {"train": config.n_train_images, "test": config.n_test_images}
-    tokens = {"train": inputs.train.tokens, "test": inputs.test.tokens}
-    return {split: choose_rows(len(tokens[split]), n, config.seed) for split, n in n_wanted.items()}
-
-
 @torch.no_grad()
 def write_features(
     wanted: Sequence[WantedFeatures],
     config: ProbeConfig,
     rows: Mapping[str, Int[np.ndarray, " n"]],
     check_disk: Callable[[int], None],
-    progress: Progress | None = None,
+    progress: Progress = no_progress,
 ) -> None:
     """Fill folders with features, of any number of SAEs that are probed on the same tokens.
 

@@ -38,6 +38,10 @@ class LinearMaps(NamedTuple):
     def __call__(self, features: Float[Tensor, "n_variants n d"]) -> Float[Tensor, "n_variants n n_outputs"]:
         return torch.baddbmm(self.bias[:, None], features, self.weight)
 
+    def take(self, variants: slice) -> LinearMaps:
+        """Return the heads of some of the variants."""
+        return LinearMaps(self.weight[variants], self.bias[variants])
+
     def repeat(self, n_variants: int) -> LinearMaps:
         """Return one and the same head for several variants."""
         assert len(self.weight) == 1, "only a single head can be repeated"
@@ -46,6 +50,11 @@ class LinearMaps(NamedTuple):
     def to(self, device: torch.device | str) -> LinearMaps:
         """Return the heads on a device."""
         return LinearMaps(self.weight.to(device), self.bias.to(device))
+
+
+def join_maps(parts: Sequence[LinearMaps]) -> LinearMaps:
+    """Return the heads of several variants, one after the other."""
+    return LinearMaps(torch.cat([maps.weight for maps in parts]), torch.cat([maps.bias for maps in parts]))
 
 
 @dataclass
@@ -68,6 +77,10 @@ class MapBatch:
     pixels: PixelSample | AllPixels
     labels: Int[Tensor, "batch n_pixels"] | None
     depth_m: Float[Tensor, "batch n_pixels"] | None
+
+    def read_patches(self, maps: LinearMaps) -> Float[Tensor, "n_variants batch n_patches n_outputs"]:
+        """Return what heads make of every patch."""
+        return maps(self.tokens.flatten(1, 2)).unflatten(1, self.tokens.shape[1:3])
 
 
 class LinearHeads(nn.Module, ABC):
@@ -133,8 +146,14 @@ class LinearHeads(nn.Module, ABC):
         return torch.stack([(w.sum((1, 2)) + b.sum(1)).isfinite() for w, b in pairs], dim=1)
 
     @abstractmethod
-    def losses(self, batch: VectorBatch | MapBatch) -> Float[Tensor, "n_variants n_rates"]:
-        """Return the loss of each head on a batch."""
+    def losses(
+        self, batch: VectorBatch | MapBatch, maps: LinearMaps | None = None
+    ) -> Float[Tensor, "n_variants n_rates"]:
+        """Return the loss of each head on a batch.
+
+        Args:
+            maps: the folded heads of the batch's variants, where they are all or some of these; None: folded here.
+        """
 
 
 class ClassificationHeads(LinearHeads):
@@ -148,7 +167,9 @@ class ClassificationHeads(LinearHeads):
         super().__init__(*args, **kwargs)
         self.readout = readout
 
-    def losses(self, batch: VectorBatch | MapBatch) -> Float[Tensor, "n_variants n_rates"]:
+    def losses(
+        self, batch: VectorBatch | MapBatch, maps: LinearMaps | None = None
+    ) -> Float[Tensor, "n_variants n_rates"]:
         assert isinstance(batch, VectorBatch)
         return compute_cross_entropy(self.outputs(batch.features[self.readout]), batch.labels, ignore_label=-1)
 
@@ -159,25 +180,17 @@ class SegmentationHeads(LinearHeads):
     Upsampling commutes with the convolution, so logits are computed on the grid and then interpolated.
     """
 
-    def losses(self, batch: VectorBatch | MapBatch) -> Float[Tensor, "n_variants n_rates"]:
+    def losses(
+        self, batch: VectorBatch | MapBatch, maps: LinearMaps | None = None
+    ) -> Float[Tensor, "n_variants n_rates"]:
         assert isinstance(batch, MapBatch)
-        return self.losses_of(self.fold(), batch)
-
-    def losses_of(self, maps: LinearMaps, batch: MapBatch) -> Float[Tensor, "n_variants n_rates"]:
-        """Return the losses of folded heads, of all variants or some, on a batch of the same variants."""
         assert batch.labels is not None
+        logits, shape = batch.read_patches(maps or self.fold()), (len(self.lrs), self.n_outputs)
         if isinstance(batch.pixels, AllPixels):
-            logits = maps(batch.tokens.flatten(1, 2)).unflatten(1, batch.tokens.shape[1:3])
-            upsampled = upsample(logits, *batch.pixels).unflatten(2, (len(self.lrs), self.n_outputs))
+            upsampled = upsample(logits, *batch.pixels).unflatten(2, shape)
             return compute_map_cross_entropy(upsampled, batch.labels.unflatten(1, tuple(batch.pixels)), IGNORE_LABEL)
-        return compute_cross_entropy(self.read_pixels(batch, maps), batch.labels.flatten(), IGNORE_LABEL)
-
-    def read_pixels(
-        self, batch: MapBatch, maps: LinearMaps | None = None
-    ) -> Float[Tensor, "n_variants n_all_pixels n_rates n_classes"]:
-        """Return the logits of every head at all pixels of the batch; `maps`: the folded heads, if there already."""
-        logits = (maps or self.fold())(batch.tokens.flatten(1, 2)).unflatten(1, batch.tokens.shape[1:3])
-        return batch.pixels.read(logits).flatten(1, 2).unflatten(2, (len(self.lrs), self.n_outputs))
+        read = batch.pixels.read(logits).flatten(1, 2).unflatten(2, shape)
+        return compute_cross_entropy(read, batch.labels.flatten(), IGNORE_LABEL)
 
 
 class DepthHeads(LinearHeads):
@@ -198,22 +211,14 @@ class DepthHeads(LinearHeads):
         super().__init__(n_variants, d, n_bins, lrs, standardisation, initial_bias=1.0)
         self.max_depth_m = max_depth_m
 
-    def losses(self, batch: VectorBatch | MapBatch) -> Float[Tensor, "n_variants n_rates"]:
+    def losses(
+        self, batch: VectorBatch | MapBatch, maps: LinearMaps | None = None
+    ) -> Float[Tensor, "n_variants n_rates"]:
         assert isinstance(batch, MapBatch)
-        return self.losses_of(self.fold(), batch)
-
-    def losses_of(self, maps: LinearMaps, batch: MapBatch) -> Float[Tensor, "n_variants n_rates"]:
-        """Return the losses of folded heads, of all variants or some, on a batch of the same variants."""
         assert batch.depth_m is not None
-        return compute_sig_loss(self.read_pixels(batch, maps), batch.depth_m.flatten(), self.max_depth_m)
-
-    def read_pixels(
-        self, batch: MapBatch, maps: LinearMaps | None = None
-    ) -> Float[Tensor, "n_variants n_all_pixels n_rates"]:
-        """Return the depth in metres that every head sees at all pixels of the batch; `maps`: the folded heads."""
-        scores = (maps or self.fold())(batch.tokens.flatten(1, 2)).unflatten(2, (len(self.lrs), self.n_outputs))
-        depth_m = compute_depth_m(scores, self.max_depth_m)
-        return batch.pixels.read(depth_m.unflatten(1, batch.tokens.shape[1:3])).flatten(1, 2)
+        scores = batch.read_patches(maps or self.fold()).unflatten(3, (len(self.lrs), self.n_outputs))
+        read = batch.pixels.read(compute_depth_m(scores, self.max_depth_m)).flatten(1, 2)
+        return compute_sig_loss(read, batch.depth_m.flatten(), self.max_depth_m)
 
 
 def compute_depth_m(scores: Float[Tensor, "*batch n_bins"], max_depth_m: float) -> Float[Tensor, "*batch"]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -14,8 +14,12 @@ from infoscope.data.images import LabelledImages
 from infoscope.runtime.errors import InputError
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.sae.origin import check_edits, check_tokens, choose_layer
+from infoscope.scope.ablations import choose_rows
 from infoscope.vision.backbone import Backbone
 from infoscope.vision.tokens.source import TokenSource
+
+Rows = Mapping[str, Int[np.ndarray, " n"]]
+"""{"train" | "test": rows of the split's tokens, ascending}."""
 
 
 class ProbeData(NamedTuple):
@@ -66,6 +70,11 @@ class ProbeInputs:
     def device(self) -> torch.device:
         """Where tokens are edited and heads trained."""
         return self.sae.W_dec.device
+
+    def choose_rows(self, n_train: int | None, n_test: int | None, seed: int) -> Rows:
+        """Return which images of each split take part: so many, drawn at random; None: all."""
+        tokens = {"train": (self.train.tokens, n_train), "test": (self.test.tokens, n_test)}
+        return {split: choose_rows(len(source), n, seed) for split, (source, n) in tokens.items()}
 
 
 def split_held_out(

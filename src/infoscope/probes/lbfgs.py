@@ -20,7 +20,7 @@ from torch import Tensor
 from infoscope.probes.config import LBFGSRecipe
 from infoscope.probes.heads import LinearMaps, Standardisation
 from infoscope.probes.rates import choose_rates
-from infoscope.probes.vectors import iterate_blocks, measure_top1
+from infoscope.probes.vectors import TrainingImages, iterate_blocks, measure_top1, standardise_vectors
 from infoscope.runtime.parts import Checkpoint
 
 TOLERANCE = 1e-5
@@ -126,13 +126,9 @@ class LogisticRegression:
 def search_strength(
     task: str,
     vectors: Float[Tensor, "n d"],
-    labels: Int[Tensor, " n"],
-    fit: Int[Tensor, " n_fit"],
-    held_out: Int[Tensor, " n_held_out"],
-    n_classes: int,
-    standardisation: Standardisation | None,
+    images: TrainingImages,
     config: LBFGSRecipe,
-    on_solved: Callable[[], None] = lambda: None,
+    on_solved: Callable[[], object] = lambda: None,
     checkpoint: Checkpoint | None = None,
 ) -> tuple[LinearMaps, dict[str, Any]]:
     """Return the head of one variant, fitted to all images at the strength that is best on held-out ones, and a record.
@@ -141,7 +137,7 @@ def search_strength(
 
     Args:
         task: its name in the record's errors.
-        fit, held_out: rows of `vectors`; together all of them.
+        vectors: of one variant; `images.fit` and `images.held_out` together are all of them.
         on_solved: called after every regression.
         checkpoint: where what is solved is kept; where there is something, the search goes on from it, and ends as if
             it had never stopped. An interruption costs the regression in hand.
@@ -150,6 +146,10 @@ def search_strength(
         The record is that of `choose_rates`, strengths in place of rates, and {"unconverged": strengths for which the
         iterations did not suffice, "refit_converged": bool}.
     """
+    fit, held_out, labels, n_classes = images
+    standardisation = None
+    if config.classification_batch_norm:
+        standardisation = Standardisation(*(part[0] for part in standardise_vectors(vectors[None], fit)))
     problem = LogisticRegression(vectors, fit, labels[fit], n_classes, standardisation)
     checkpoint, device = checkpoint or Checkpoint(None), vectors.device
     kept = (checkpoint.load() or {}).get("solved", [])

@@ -7,7 +7,6 @@ Segmentation: one confusion matrix over the whole split, ignored pixels left out
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -60,31 +59,6 @@ def compute_top1(scores: Float[Tensor, "*batch n n_classes"], labels: Int[Tensor
 def valid_depth(depth_m: Float[Tensor, ...], max_depth_m: float) -> Bool[Tensor, "*shape"]:
     """Return where depth is measured and in range: 1 mm < depth < max_depth_m (0 = missing)."""
     return (depth_m > MIN_DEPTH_M) & (depth_m < max_depth_m)
-
-
-class DepthErrors(NamedTuple):
-    """Sums over the valid pixels of one image, one per prediction.
-
-    n_valid: pixels; squared: of the error, m^2; relative: |error| / truth; n_delta1: max(p / t, t / p) < 1.25.
-    """
-
-    n_valid: Int[Tensor, ""]
-    squared: Float[Tensor, " n"]
-    relative: Float[Tensor, " n"]
-    n_delta1: Float[Tensor, " n"]
-
-
-def compute_depth_errors(
-    prediction_m: Float[Tensor, "n ..."], depth_m: Float[Tensor, "*shape"], max_depth_m: float
-) -> DepthErrors:
-    """Return the error sums of n predictions for one image over its valid pixels."""
-    valid = valid_depth(depth_m, max_depth_m)
-    truth, predicted = depth_m[valid], prediction_m[:, valid]
-    error = (predicted - truth).abs_()
-    close = (predicted < 1.25 * truth) & (truth < 1.25 * predicted)
-    return DepthErrors(
-        valid.sum(), error.square().sum(-1).double(), (error / truth).sum(-1).double(), close.sum(-1).double()
-    )
 
 
 class SumMetric(Metric):
@@ -148,41 +122,27 @@ class DepthMetrics(SumMetric):
             self.add_state(name, default=torch.zeros(n_heads, dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(self, predictions_m: Float[Tensor, "n_heads ..."], depth_m: Float[Tensor, "*shape"]) -> None:
-        errors = compute_depth_errors(predictions_m, depth_m, self.max_depth_m)
-        if errors.n_valid == 0:
+        valid = valid_depth(depth_m, self.max_depth_m)
+        n_valid, truth, predicted = valid.sum(), depth_m[valid], predictions_m[:, valid]
+        if n_valid == 0:
             self.n_without_depth += 1
             return
+        error = (predicted - truth).abs_()
+        squared = error.square().sum(-1).double()
+        is_close = (predicted < 1.25 * truth) & (truth < 1.25 * predicted)
         self.n_images += 1
-        self.n_pixels += errors.n_valid
-        self.squared += errors.squared
-        self.rmse += (errors.squared / errors.n_valid).sqrt()
-        self.abs_rel += errors.relative / errors.n_valid
-        self.delta1 += errors.n_delta1 / errors.n_valid
+        self.n_pixels += n_valid
+        self.squared += squared
+        self.rmse += (squared / n_valid).sqrt()
+        self.abs_rel += (error / truth).sum(-1).double() / n_valid
+        self.delta1 += is_close.sum(-1).double() / n_valid
 
     def compute(self) -> dict[str, Float[Tensor, " n_heads"]]:
-        """rmse_m, abs_rel, delta1: means over images; rmse_pooled_m: over all pixels. NaN without any valid pixel."""
+        """rmse_m in metres, abs_rel (|p - t| / t), delta1 (share of pixels with max(p / t, t / p) < 1.25): means over
+        images; rmse_pooled_m in metres: over all pixels. NaN without any valid pixel."""
         return {
             "rmse_m": self.rmse / self.n_images,
             "rmse_pooled_m": (self.squared / self.n_pixels).sqrt(),
             "abs_rel": self.abs_rel / self.n_images,
             "delta1": self.delta1 / self.n_images,
         }
-
-
-class Top1Metric(SumMetric):
-    """Top-1 accuracy (micro) of several heads over a split."""
-
-    n_right: Tensor
-    n_images: Tensor
-
-    def __init__(self, n_heads: int) -> None:
-        super().__init__()
-        self.add_state("n_right", default=torch.zeros(n_heads, dtype=torch.int64), dist_reduce_fx="sum")
-        self.add_state("n_images", default=torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
-
-    def update(self, scores: Float[Tensor, "n_heads n n_classes"], labels: Int[Tensor, " n"]) -> None:
-        self.n_right += compute_top1(scores, labels)
-        self.n_images += len(labels)
-
-    def compute(self) -> dict[str, Float[Tensor, " n_heads"]]:
-        return {"top1": self.n_right.double() / self.n_images}

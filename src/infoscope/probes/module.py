@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 import signal
 import threading
-from collections.abc import Iterator, Mapping
-from enum import Enum
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import lightning as L
 import torch
@@ -22,12 +21,8 @@ from infoscope.probes.slices import SlicedBatch
 from infoscope.runtime.parts import Checkpoint
 from infoscope.runtime.quiet import quiet_lightning
 
-
-class Optimiser(Enum):
-    """What trains the heads: SGD with momentum 0.9 for classification, AdamW for dense tasks."""
-
-    sgd = "sgd"
-    adamw = "adamw"
+Batches = Callable[[int], Iterator[VectorBatch | MapBatch | SlicedBatch]]
+"""Given a step, yields the training batches from that step on; each is a function of (seed, step)."""
 
 
 class ProbeModule(L.LightningModule):
@@ -39,6 +34,7 @@ class ProbeModule(L.LightningModule):
     Args:
         heads: by task.
         n_steps: length of the decay, warm-up included.
+        make_optimizer: of groups of parameters, each with its rate.
         lr_scale: factor on every rate (classification: images per batch / 256).
         n_warmup_steps: steps in which every rate is multiplied by step / n_warmup_steps besides, 1-based.
         schedule: along what the rates decay.
@@ -48,17 +44,15 @@ class ProbeModule(L.LightningModule):
         self,
         heads: Mapping[str, LinearHeads],
         n_steps: int,
-        optimiser: Optimiser,
+        make_optimizer: Callable[[list[dict[str, Any]]], torch.optim.Optimizer],
         lr_scale: float = 1.0,
-        weight_decay: float = 0.0,
         n_warmup_steps: int = 0,
         schedule: DenseSchedule = DenseSchedule.cosine,
     ) -> None:
         super().__init__()
         self.heads = nn.ModuleDict(dict(heads))
-        self.n_steps, self.optimiser = n_steps, optimiser
+        self.n_steps, self.make_optimizer, self.lr_scale = n_steps, make_optimizer, lr_scale
         self.n_warmup_steps, self.schedule = n_warmup_steps, schedule
-        self.lr_scale, self.weight_decay = lr_scale, weight_decay
 
     def training_step(self, batch: VectorBatch | MapBatch | SlicedBatch, batch_idx: int) -> Tensor:
         heads: list[Any] = list(self.heads.values())
@@ -77,26 +71,15 @@ class ProbeModule(L.LightningModule):
         for head in self.heads.values():
             assert isinstance(head, LinearHeads)
             groups += [{**group, "lr": group["lr"] * self.lr_scale} for group in head.parameter_groups()]
-        if self.optimiser is Optimiser.sgd:
-            optimizer: torch.optim.Optimizer = torch.optim.SGD(groups, momentum=0.9, fused=True)
-        else:
-            optimizer = torch.optim.AdamW(groups, weight_decay=self.weight_decay, fused=True)
+        optimizer = self.make_optimizer(groups)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self.compute_rate_factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-
-class Batches(Protocol):
-    """Training batches, of which each is a function of (seed, step)."""
-
-    def iterate(self, first_step: int = 0) -> Iterator[VectorBatch | MapBatch | SlicedBatch]:
-        """Yield the batches from a step on."""
-        ...
 
 
 def fit_heads(
     module: ProbeModule, batches: Batches, device: torch.device, checkpoint: Checkpoint | None = None
 ) -> None:
-    """Train a module on ready-made batches that lie on `device`, one pass over them, and leave it there.
+    """Train a module on batches that lie on `device`, one pass over them, and leave it there.
 
     Args:
         checkpoint: where the state is kept now and then; where there is one, training goes on from it, and ends as if
@@ -171,4 +154,4 @@ class _Stream(IterableDataset):
         self.batches, self.first_step = batches, first_step
 
     def __iter__(self) -> Iterator:
-        return self.batches.iterate(self.first_step)
+        return self.batches(self.first_step)

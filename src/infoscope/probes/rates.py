@@ -67,8 +67,3 @@ def choose_rates(
         at_edge = len(lrs) > 1 and place in (0, len(lrs) - 1)  # a rate that was given was not chosen
         records.append({"best": lrs[place], "at_edge": at_edge, "held_out": measured})
     return torch.tensor(best, device=held_out.device), records
-
-
-def first_row(maps: LinearMaps) -> LinearMaps:
-    """Return the head of the first variant alone."""
-    return LinearMaps(maps.weight[:1], maps.bias[:1])

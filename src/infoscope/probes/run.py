@@ -7,12 +7,11 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from jaxtyping import Int
 from torch import Tensor
 
 from infoscope.probes.checks import check_probes
@@ -20,19 +19,19 @@ from infoscope.probes.classification import count_variants_at_a_time, measure_cl
 from infoscope.probes.config import ProbeConfig, Readout, Task
 from infoscope.probes.dense import DenseProbes, make_dense_views
 from infoscope.probes.extraction import measure_shares
-from infoscope.probes.feature_files import WantedFeatures, choose_feature_rows, write_features
+from infoscope.probes.feature_files import WantedFeatures, write_features
 from infoscope.probes.features import MEANS, FeatureFolders, Features
-from infoscope.probes.heads import LinearMaps
+from infoscope.probes.heads import LinearMaps, join_maps
 from infoscope.probes.inputs import ProbeInputs
-from infoscope.probes.rates import Heads, TaskOutcome, Trained, first_row
+from infoscope.probes.rates import Heads, TaskOutcome, Trained
 from infoscope.probes.results import AblationResult
 from infoscope.runtime import processes
 from infoscope.runtime.parts import Checkpoint, cut, load_state, save_state
-from infoscope.scope.ablations import Ablation, Progress, Role, choose_rows, describe_variant, finite
+from infoscope.scope.ablations import Ablation, Progress, Role, describe_variant, finite, no_progress
 from infoscope.scope.editing import AblationEditor
 
 _RESULTS_FILE = "results.pt"
-OnResult = Callable[[str, AblationResult], None]
+OnResult = Callable[[str, AblationResult], object]
 """Called with (variant key, result) as soon as all tasks of the variant are finished."""
 
 
@@ -42,10 +41,10 @@ def run_probes(
     config: ProbeConfig,
     sae_key: str = "",
     original_heads: Heads | None = None,
-    on_result: OnResult | None = None,
-    progress: Progress | None = None,
+    on_result: OnResult = lambda key, result: None,
+    progress: Progress = no_progress,
     folders: FeatureFolders | None = None,
-    say: Callable[[str], None] | None = None,
+    say: Callable[[str], object] = lambda sentence: None,
     folder: Path | None = None,
 ) -> dict[str, AblationResult]:
     """Return {variant key: result}; variants with equal tokens are trained once, under the name of the first.
@@ -74,38 +73,32 @@ def run_probes(
     """
     check_probes(config, inputs.backbone, inputs.layer, inputs.train.images, inputs.edits_patches, inputs.edits_prefix)
     unique = _unite(variants, sae_key)
-    keys, results = list(unique), {}
-    if not keys:
-        return results
-    assert original_heads is not None or unique[keys[0]].role is Role.original, (
+    first = next(iter(unique), "")
+    assert original_heads is not None or not unique or unique[first].role is Role.original, (
         "the original tokens' heads are neither given nor among the variants"
     )
-    here = processes.current()
-    if folder is not None:
-        results |= _hand_on_finished(folder, keys, on_result)
-        if original_heads is None and keys[0] in results:
-            original_heads = results[keys[0]].heads
-        unique = {key: variant for key, variant in unique.items() if key not in results}
-        keys = list(unique)
-        if not keys:
-            return results
+    results = {} if folder is None else _hand_on_finished(folder, list(unique), on_result)
+    if original_heads is None and first in results:
+        original_heads = results[first].heads
+    unique = {key: variant for key, variant in unique.items() if key not in results}
+    if not unique:
+        return results
+    here, keys = processes.current(), list(unique)
     chunks = [keys[part] for part in cut(len(keys), min(config.variants_per_chunk, -(-len(keys) // here.size)))]
     with ExitStack() as stack:
-        if folders is None:
-            folders = FeatureFolders(Path(stack.enter_context(tempfile.TemporaryDirectory())))
-        work = _Work(inputs, config, unique, folders, folder, progress, say)
+        work = _Work(inputs, config, unique, folder, progress)
+        if Task.classification in config.tasks:
+            in_memory = folders or FeatureFolders(Path(stack.enter_context(tempfile.TemporaryDirectory())))
+            work.make_features(in_memory, say)
         for chunk in chunks[here.rank :: here.size] or [[]]:
-            trained = work.train(chunk)
+            trained = work.train(chunk) if chunk else {}
             if original_heads is None:  # nobody can measure before; the main process has trained them just now
-                own = {task: first_row(maps) for task, (maps, _) in trained.items()}
-                original_heads = processes.broadcast({task: maps.to(torch.device("cpu")) for task, maps in own.items()})
-            measured = dict(work.measure(chunk, trained, original_heads))
-            work.keep(chunk, measured)
-            results |= measured
-            for key, result in measured.items():
-                if on_result:
-                    on_result(key, result)
-            work.delete(chunk)
+                own = {task: maps.take(slice(1)).to("cpu") for task, (maps, _) in trained.items()}
+                original_heads = processes.broadcast(own)
+            if chunk:
+                measured = dict(work.measure(chunk, trained, original_heads))
+                work.hand_on(chunk, measured, on_result)
+                results |= measured
     processes.barrier()
     return results
 
@@ -118,24 +111,36 @@ class _Work:
         inputs: ProbeInputs,
         config: ProbeConfig,
         variants: Mapping[str, Ablation],
-        folders: FeatureFolders,
         folder: Path | None,
-        progress: Progress | None,
-        say: Callable[[str], None] | None,
+        progress: Progress,
     ) -> None:
         self.inputs, self.config, self.variants = inputs, config, variants
         self.folder, self.progress = folder, progress
-        tokens = {"train": inputs.train.tokens, "test": inputs.test.tokens}
-        rows = choose_feature_rows(inputs, config)
-        wanted = {"train": config.n_dense_train_images, "test": config.n_dense_test_images}
-        dense_rows = [choose_rows(len(tokens[split]), wanted[split], config.seed) for split in tokens]
-        views = make_dense_views(inputs, config, dense_rows[0], dense_rows[1], progress)
+        dense_rows = inputs.choose_rows(config.n_dense_train_images, config.n_dense_test_images, config.seed)
+        views = make_dense_views(inputs, config, dense_rows, progress)
         self.dense = [DenseProbes(inputs, config, view) for view in views]
-        self.features, self.size = None, config.variants_per_chunk
-        if Task.classification in config.tasks:
-            self.size = _count_at_a_time(inputs, config, len(variants), rows, say)
-            self.features = _make_features(inputs, config, variants, rows, folders, progress)
-        self.test_rows = rows["test"]
+        self.rows = inputs.choose_rows(config.n_train_images, config.n_test_images, config.seed)
+        self.features: Features | None = None
+        self.size = config.variants_per_chunk
+
+    def make_features(self, folders: FeatureFolders, say: Callable[[str], object]) -> None:
+        """Make what classification reads, as far as it is missing, by one pass over each split.
+
+        Says how many variants are classified together, if that is not all of them.
+        """
+        inputs, config, variants, rows = self.inputs, self.config, self.variants, self.rows
+
+        def fill(missing: dict[str, Path], folder: Path | None) -> None:
+            wanted = WantedFeatures(inputs, variants, missing, folder)
+            write_features([wanted], config, rows, folders.check_disk, self.progress)
+
+        n_classes, n_images = inputs.train.images.n_target_classes(config.target), sum(map(len, rows.values()))
+        self.size, n_bytes = count_variants_at_a_time(config, n_images, inputs.sae.d_in, n_classes)
+        if self.size < len(variants):
+            n_gb = self.size * n_bytes / 1e9
+            say(f"classification: {self.size} of {len(variants)} variants at a time, {n_gb:.2g} GB")
+        names = [*variants, MEANS] if Readout.patch_mean in config.readouts else list(variants)
+        self.features = Features(inputs, config, folders.make(names, fill), rows)
 
     def _open(self, chunk: Sequence[str], name: str = "") -> Path | None:
         """Return where work on a chunk, or on some of it, is kept."""
@@ -145,15 +150,13 @@ class _Work:
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
-    def keep(self, chunk: Sequence[str], measured: Mapping[str, AblationResult]) -> None:
-        """Keep a chunk's results until all are handed on: retrained in another batch, the rest rounds otherwise."""
-        folder = self._open(chunk) if chunk else None
+    def hand_on(self, chunk: Sequence[str], measured: Mapping[str, AblationResult], on_result: OnResult) -> None:
+        """Hand on a chunk's results, kept until all are: retrained in another batch, the rest rounds otherwise."""
+        folder = self._open(chunk)
         if folder is not None:
             save_state(folder / _RESULTS_FILE, {key: _to_state(result) for key, result in measured.items()})
-
-    def delete(self, chunk: Sequence[str]) -> None:
-        """Delete what was kept of a chunk whose results are safe."""
-        folder = self._open(chunk) if chunk else None
+        for key, result in measured.items():
+            on_result(key, result)
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -162,7 +165,7 @@ class _Work:
         if self.features is not None:
             return [self.features.shares(key) for key in chunk]
         variants, folder = [self.variants[key] for key in chunk], self._open(chunk, "shares")
-        return measure_shares(self.inputs, self.config, self.test_rows, variants, folder, self.progress)
+        return measure_shares(self.inputs, self.config, self.rows["test"], variants, folder, self.progress)
 
     def _divide(self, chunk: Sequence[str]) -> list[dict[str, Ablation]]:
         """Return a chunk as what classification holds at a time."""
@@ -170,37 +173,26 @@ class _Work:
 
     def train(self, chunk: Sequence[str]) -> Trained:
         """Return the heads of all tasks for a chunk of variants, the chosen ones; kept once they are there."""
-        if not chunk:
-            return {}
         folder = self._open(chunk)
         editor, trained = AblationEditor(self.inputs.sae, [self.variants[key] for key in chunk]), {}
+        features, parts = self.features, []
         with processes.alone():
             for probes in self.dense:
-                trained |= _train_once(probes.name, folder, lambda on=probes: on.train(editor, folder))
-            parts = []
-            for number, part in enumerate(self._divide(chunk) if self.features is not None else []):
-                parts.append(self._train_classification(part, self._open(chunk, f"classification-{number}")))
+                trained |= _train_once(probes.name, folder, partial(probes.train, editor, folder))
+            if features is not None:
+                for number, part in enumerate(self._divide(chunk)):
+                    at = self._open(chunk, f"classification-{number}")
+                    train = partial(train_classification, self.inputs, self.config, features, part, at, self.progress)
+                    parts.append(_train_once("classification", at, train))
         for task in parts[0] if parts else []:
             maps, records = zip(*(part[task] for part in parts), strict=True)
-            weight, bias = (torch.cat([part[i].cpu() for part in maps]) for i in (0, 1))
-            trained[task] = (LinearMaps(weight, bias), [record for part in records for record in part])
+            trained[task] = (join_maps([of.to("cpu") for of in maps]), list(chain(*records)))
         return trained
-
-    def _train_classification(self, variants: Mapping[str, Ablation], folder: Path | None) -> Trained:
-        assert self.features is not None
-        features = self.features
-
-        def train() -> Trained:
-            return train_classification(self.inputs, self.config, features, variants, folder, self.progress)
-
-        return _train_once("classification", folder, train)
 
     def measure(
         self, chunk: Sequence[str], trained: Trained, original_heads: Heads
     ) -> Iterator[tuple[str, AblationResult]]:
         """Yield (key, result) of a chunk's variants on the test split."""
-        if not chunk:
-            return
         editor, seen = AblationEditor(self.inputs.sae, [self.variants[key] for key in chunk]), {}
         with processes.alone():
             for probes in self.dense:
@@ -210,13 +202,8 @@ class _Work:
         for part in self._divide(chunk):
             read: dict[str, TaskOutcome] = {}
             if self.features is not None:
-                of_part = {
-                    task: (
-                        LinearMaps(*(both[first : first + len(part)] for both in maps)),
-                        records[first:][: len(part)],
-                    )
-                    for task, (maps, records) in trained.items()
-                }
+                here = slice(first, first + len(part))
+                of_part = {task: (maps.take(here), records[here]) for task, (maps, records) in trained.items()}
                 read = measure_classification(self.inputs, self.config, self.features, part, of_part, original_heads)
             for i, (key, variant) in enumerate(part.items()):
                 places = {task: (outcome, i) for task, outcome in read.items()}
@@ -225,7 +212,7 @@ class _Work:
             first += len(part)
 
 
-def _hand_on_finished(folder: Path, keys: Sequence[str], on_result: OnResult | None) -> dict[str, AblationResult]:
+def _hand_on_finished(folder: Path, keys: Sequence[str], on_result: OnResult) -> dict[str, AblationResult]:
     """Hand on what an interrupted run had worked out of the variants asked for, in order, and return it everywhere.
 
     What was kept of it is deleted then; what other jobs keep stays.
@@ -235,8 +222,7 @@ def _hand_on_finished(folder: Path, keys: Sequence[str], on_result: OnResult | N
         found = {key: state for _, states in _load_finished(folder) for key, state in states.items()}
         results = {key: _from_state(found[key]) for key in keys if key in found}
         for key, result in results.items():
-            if on_result:
-                on_result(key, result)
+            on_result(key, result)
         for path, states in _load_finished(folder):
             if any(key in results for key in states):
                 shutil.rmtree(path.parent, ignore_errors=True)
@@ -269,44 +255,12 @@ def _train_once(name: str, folder: Path | None, train: Callable[[], Trained]) ->
     return trained
 
 
-def _count_at_a_time(
-    inputs: ProbeInputs,
-    config: ProbeConfig,
-    n_variants: int,
-    rows: Mapping[str, Int[np.ndarray, " n"]],
-    say: Callable[[str], None] | None,
-) -> int:
-    """Return how many variants are classified together, and say so if that is not all of them."""
-    n_classes, n_images = inputs.train.images.n_target_classes(config.target), sum(map(len, rows.values()))
-    size, n_bytes = count_variants_at_a_time(config, n_images, inputs.sae.d_in, n_classes)
-    if say and size < n_variants:
-        say(f"classification: {size} of {n_variants} variants at a time, {size * n_bytes / 1e9:.2g} GB")
-    return size
-
-
 def _unite(variants: Sequence[Ablation], sae_key: str) -> dict[str, Ablation]:
     """Return variants by key, the original first; of those with equal tokens the first one."""
     unique: dict[str, Ablation] = {}
     for variant in sorted(variants, key=lambda variant: variant.role is not Role.original):
         unique.setdefault(variant.key(sae_key), variant)
     return unique
-
-
-def _make_features(
-    inputs: ProbeInputs,
-    config: ProbeConfig,
-    variants: Mapping[str, Ablation],
-    rows: Mapping[str, Int[np.ndarray, " n"]],
-    folders: FeatureFolders,
-    progress: Progress | None,
-) -> Features:
-    """Return what classification reads; what is missing of it is made by one pass over each split."""
-
-    def fill(missing: dict[str, Path], folder: Path | None) -> None:
-        write_features([WantedFeatures(inputs, variants, missing, folder)], config, rows, folders.check_disk, progress)
-
-    names = [*variants, MEANS] if Readout.patch_mean in config.readouts else list(variants)
-    return Features(inputs, config, folders.make(names, fill), rows)
 
 
 def _assemble(
@@ -324,7 +278,7 @@ def _assemble(
         {task: read(outcome.frozen_head, place) for task, (outcome, place) in places.items()},
         {task: outcome.lr[place] for task, (outcome, place) in places.items()},
         {
-            task: LinearMaps(*(part[place : place + 1].detach().cpu().clone() for part in outcome.heads))
+            task: LinearMaps(*(part.detach().cpu().clone() for part in outcome.heads.take(slice(place, place + 1))))
             for task, (outcome, place) in places.items()
         },
     )

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -35,21 +36,20 @@ def narrow(editor: AblationEditor, variants: slice) -> AblationEditor:
     return part
 
 
-def select_maps(maps: LinearMaps, variants: slice) -> LinearMaps:
-    """Return the heads of some of the variants."""
-    return LinearMaps(maps.weight[variants], maps.bias[variants])
+def join_acts(parts: Sequence[SparseActs]) -> SparseActs:
+    """Return latents one after the other along the first axis, padded with zeros to the widest part.
+
+    Kinds other than TopK have as many entries as the fullest token of a part.
+    """
+    widest = max(acts.values.shape[-1] for acts in parts)
+    padded = [[F.pad(part, (0, widest - part.shape[-1])) for part in acts] for acts in parts]
+    return SparseActs(torch.cat([values for values, _ in padded]), torch.cat([indices for _, indices in padded]))
 
 
 @torch.no_grad()
 def encode_in_parts(sae: SparseAutoencoder, x: Float[Tensor, "n d_in"], memory_bytes: float) -> SparseActs:
-    """Return the sparse latents of raw tokens, of which all pre-activations [n, d_sae] never lie in memory at once.
-
-    Kinds other than TopK have as many entries as the fullest token of a part: the rest is padded with zeros.
-    """
-    parts = [sae.encode_sparse(x[part]) for part in divide(len(x), 2 * BYTES * sae.d_sae, memory_bytes)]
-    widest = max(acts.values.shape[1] for acts in parts)
-    padded = [[torch.nn.functional.pad(part, (0, widest - part.shape[1])) for part in acts] for acts in parts]
-    return SparseActs(torch.cat([values for values, _ in padded]), torch.cat([indices for _, indices in padded]))
+    """Return the sparse latents of raw tokens, of which all pre-activations [n, d_sae] never lie in memory at once."""
+    return join_acts([sae.encode_sparse(x[part]) for part in divide(len(x), 2 * BYTES * sae.d_sae, memory_bytes)])
 
 
 @dataclass
@@ -126,7 +126,7 @@ class _LossesInSlices(torch.autograd.Function):
         for variants, share, batch in slices():
             maps = LinearMaps(*(part[variants].detach().requires_grad_() for part in (weight, bias)))
             with torch.enable_grad():
-                part = head.losses_of(maps, batch) * share
+                part = head.losses(batch, maps) * share
                 gradients = torch.autograd.grad(part.sum(), list(maps))
             losses[variants] += part.detach()
             of_weight[variants] += gradients[0]

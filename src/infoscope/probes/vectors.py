@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from infoscope.probes.config import SGDRecipe
 from infoscope.probes.heads import BATCH_NORM_EPS, LinearMaps, Standardisation, VectorBatch
 from infoscope.probes.metrics import compute_top1
 
 BLOCK_BYTES = 2**27
 """What is computed for many images at once is cut into blocks of images of about this size."""
+
+
+class TrainingImages(NamedTuple):
+    """The training images: rows to fit heads on and rows to choose among heads on, and the labels of all."""
+
+    fit: Int[Tensor, " n_fit"]
+    held_out: Int[Tensor, " n_held_out"]
+    labels: Int[Tensor, " n"]
+    n_classes: int
 
 
 def iterate_blocks(n_rows: int, row_bytes: int) -> Iterator[slice]:
@@ -59,24 +70,18 @@ def measure_top1(
 
 
 class VectorBatches:
-    """Shuffled batches of cached vectors; an epoch's order is a function of (seed, epoch), its last batch is kept.
-
-    Args:
-        rows: the images to train on, positions in the vectors.
-        labels: of the same images.
-    """
+    """Shuffled batches of cached vectors; an epoch's order is a function of (seed, epoch), its last batch is kept."""
 
     def __init__(
         self,
         vectors: dict[str, Float[Tensor, "n_variants n d"]],
-        rows: Int[Tensor, " n_fit"],
-        labels: Int[Tensor, " n_fit"],
-        batch_images: int,
-        n_epochs: int,
+        images: TrainingImages,
+        config: SGDRecipe,
         seed: int,
     ) -> None:
-        self.vectors, self.rows, self.labels = vectors, rows, labels
-        self.batch_images, self.n_epochs, self.seed = min(batch_images, len(rows)), n_epochs, seed
+        self.vectors, self.rows, self.labels, self.seed = vectors, images.fit, images.labels, seed
+        self.batch_images = min(config.classification_batch_images, len(images.fit))
+        self.n_epochs = config.classification_epochs
 
     def __len__(self) -> int:
         return self.n_epochs * -(-len(self.rows) // self.batch_images)
@@ -90,4 +95,4 @@ class VectorBatches:
             for chosen in chunks[first if epoch == first_epoch else 0 :]:
                 images = self.rows[chosen]
                 batch = {name: values.index_select(1, images) for name, values in self.vectors.items()}
-                yield VectorBatch(batch, self.labels[chosen])
+                yield VectorBatch(batch, self.labels[images])

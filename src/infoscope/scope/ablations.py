@@ -16,8 +16,12 @@ from infoscope.runtime.errors import InputError
 from infoscope.sae.edit import EditMode
 from infoscope.scope.separation import match_frequency, name_matched
 
-Progress = Callable[[str, int, int], None]
+Progress = Callable[[str, int, int], object]
 """Called with (what is being done, how many of it are done, how many there are)."""
+
+
+def no_progress(what: str, done: int, of: int) -> None:
+    """A `Progress` that nobody sees."""
 
 
 class Role(Enum):

@@ -11,7 +11,7 @@ from infoscope.data.images import LabelledImages
 from infoscope.pipeline.context import Context
 from infoscope.pipeline.stage import Handle
 from infoscope.probes.config import Readout, Task
-from infoscope.probes.feature_files import WantedFeatures, choose_feature_rows, write_features
+from infoscope.probes.feature_files import WantedFeatures, write_features
 from infoscope.probes.features import MEANS
 from infoscope.probes.inputs import ProbeData, ProbeInputs
 from infoscope.runtime import processes
@@ -80,6 +80,7 @@ def _fill(
     handles: Mapping[str, tuple[int, str, Handle[Path]]],
 ) -> None:
     """Make some features by hash, each of (SAE seed, variant key or `MEANS`, handle)."""
+    probe = group.probe
     upstream = {name: {role: node.make() for role, node in of.needs} for name, (_, _, of) in handles.items()}
 
     def build(works: dict[str, Workspace]) -> None:
@@ -92,8 +93,8 @@ def _fill(
             folders = {key: work.folder for key, work in own.items()}
             wanted.append(WantedFeatures(make_probe_inputs(ctx, seed, group.data), by_key, folders, folder))
         with ctx.display.bar("reading tokens for the probes' features") as advance:
-            rows = choose_feature_rows(wanted[0].inputs, group.probe)
-            write_features(wanted, group.probe, rows, ctx.check_disk, lambda what, done, of: advance(done, of, what))
+            rows = wanted[0].inputs.choose_rows(probe.n_train_images, probe.n_test_images, probe.seed)
+            write_features(wanted, probe, rows, ctx.check_disk, lambda what, done, of: advance(done, of, what))
 
     specs = {name: handle.spec for name, (_, _, handle) in handles.items()}
     ctx.store.get_together(specs, build, shared=True, config=ctx.tree, upstream=upstream)

@@ -11,7 +11,6 @@ from infoscope.data.config import DataConfig
 from infoscope.data.images import Truth
 from infoscope.pipeline.context import Context, once
 from infoscope.pipeline.stage import Handle
-from infoscope.probes.checks import check_probes
 from infoscope.probes.config import Task
 from infoscope.probes.features import FeatureFolders
 from infoscope.probes.results import AblationResult, load_result, save_result
@@ -117,9 +116,6 @@ class _ProbeLoop:
         """
         ctx, probe, seed = self.ctx, self.group.probe, self.seed
         inputs = make_probe_inputs(ctx, seed, self.group.data)
-        check_probes(
-            probe, inputs.backbone, inputs.layer, inputs.train.images, inputs.edits_patches, inputs.edits_prefix
-        )
         original = next(iter(self.handles))
         by_key = {variant.key(self.sae.hash): variant for variant in reversed(missing)}
         with ctx.track("probe", seed) as tracker, ctx.display.bar(f"probing, seed {seed}") as advance:
