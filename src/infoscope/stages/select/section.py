@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -23,8 +22,7 @@ from infoscope.stages.probe.tables import EDGE, MARKS, UNCONVERGED, make_metric_
 PROBE_OF = {"classification/cls_final": "classification/patch_mean"}
 """Whose weights chose the features behind a metric, where its own head is not linear in the latents."""
 REFERENCES = {"original": "original tokens", "nothing": "all features kept", "all": "no feature kept"}
-DASHED, DOTTED = (0, (5, 2)), (0, (1, 1.5))
-LINES = {"nothing": DASHED, "all": DOTTED}
+LINES = {"nothing": (0, (5, 2)), "all": (0, (1, 1.5))}
 """How references are drawn."""
 LABELS = {BY_ACTIVATION: "most active of all", BY_CHANCE: "random", BY_PROBE: "heaviest in the probe"}
 
@@ -53,7 +51,13 @@ def make_selection_section(results: Sequence[Result]) -> ReportSection:
         findings=tuple(_describe(runs, metrics)),
         tables={"selection": make_selection_table(results, runs, metrics)},
         figures={"selection": SectionFigure(lambda: draw_selection(results, runs, metrics), caption)},
-        summary=_summarise(runs, metrics),
+        summary={
+            str(n): {
+                rule: {metric.column.key: _read(runs, n, rule, metric).mean for metric in metrics}
+                for rule in list_rules({n: of})
+            }
+            for n, of in runs.items()
+        },
     )
 
 
@@ -70,8 +74,8 @@ def collect_runs(results: Sequence[Result]) -> Runs:
 
 def list_rules(runs: Runs) -> list[str]:
     """Return the rules in the order of tables and figures; those of single probes are one."""
-    rules = list(dict.fromkeys(rule for of in runs.values() for rule in of if not rule.startswith(BY_PROBE)))
-    return [*rules, BY_PROBE] if any(rule.startswith(BY_PROBE) for of in runs.values() for rule in of) else rules
+    rules = (BY_PROBE if rule.startswith(BY_PROBE) else rule for of in runs.values() for rule in of)
+    return sorted(dict.fromkeys(rules), key=lambda rule: rule == BY_PROBE)
 
 
 def find_runs(runs: Runs, n_kept: int, rule: str, metric: Metric) -> list[Result]:
@@ -139,12 +143,12 @@ def _describe(runs: Runs, metrics: Sequence[Metric]) -> list[str]:
         among = {n: _find_best(runs, n, bands, metric) for n in runs}
         text = f"{metric.column.heading}: the best rule is {_list_numbers(best)}"
         findings.append(text + (f"; of the bands, {_list_numbers(among)}." if any(among.values()) else "."))
-    gains = []
-    for metric in metrics:
-        for n in runs:
-            band = _find_best(runs, n, bands, metric)
-            if band is not None and BY_ACTIVATION in runs[n]:
-                gains.append(_compare(find_runs(runs, n, band, metric), runs[n][BY_ACTIVATION], metric))
+    gains = [
+        _compare(find_runs(runs, n, band, metric), runs[n][BY_ACTIVATION], metric)
+        for metric in metrics
+        for n in runs
+        if (band := _find_best(runs, n, bands, metric)) and BY_ACTIVATION in runs[n]
+    ]
     gains = [gain for gain in gains if math.isfinite(gain)]
     if not gains:
         return [*findings, "One SAE seed: how far rules differ by chance is not known."]
@@ -159,10 +163,8 @@ def _describe(runs: Runs, metrics: Sequence[Metric]) -> list[str]:
 
 def _find_best(runs: Runs, n_kept: int, rules: Sequence[str], metric: Metric) -> str | None:
     means = {rule: _read(runs, n_kept, rule, metric).mean for rule in rules}
-    finite = {rule: mean for rule, mean in means.items() if math.isfinite(mean)}
-    if not finite:
-        return None
-    return (max if metric.higher_is_better else min)(finite, key=lambda rule: finite[rule])
+    known = [rule for rule, mean in means.items() if math.isfinite(mean)]
+    return (max if metric.higher_is_better else min)(known, key=lambda rule: means[rule], default=None)
 
 
 def _list_numbers(best: Mapping[int, str | None]) -> str:
@@ -197,10 +199,8 @@ def draw_selection(results: Sequence[Result], runs: Runs, metrics: Sequence[Metr
     for panel, metric in zip(panels, metrics, strict=True):
         _draw_panel(panel, results, runs, metric, {rule: colours[rule] for rule in rules})
     handles = [Line2D([], [], color=colours[rule], marker="o", markersize=3.5, label=name_rule(rule)) for rule in rules]
-    handles += [
-        Line2D([], [], color=INK, linewidth=0.9, linestyle=style, label=REFERENCES[role])
-        for role, style in LINES.items()
-    ]
+    for role, style in LINES.items():
+        handles.append(Line2D([], [], color=INK, linewidth=0.9, linestyle=style, label=REFERENCES[role]))
     figure.legend(handles=handles, loc="outside lower center", ncols=3)
     return figure
 
@@ -222,14 +222,3 @@ def _draw_panel(axes: Axes, results: Sequence[Result], runs: Runs, metric: Metri
     axes.set_xlabel("features kept")
     if not metric.higher_is_better:
         axes.invert_yaxis()
-
-
-def _summarise(runs: Runs, metrics: Sequence[Metric]) -> dict[str, Any]:
-    """Return {features kept: {rule: {metric: mean}}}."""
-    return {
-        str(n): {
-            rule: {metric.column.key: _read(runs, n, rule, metric).mean for metric in metrics}
-            for rule in list_rules({n: runs[n]})
-        }
-        for n in runs
-    }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -47,9 +47,14 @@ class Comparison(NamedTuple):
     note: str = ""
 
     @property
+    def rho(self) -> float:
+        """The mean rank correlation."""
+        return self.stat("rank_correlation").mean
+
+    @property
     def is_solid(self) -> bool:
         """Whether its rank correlation is worth a sentence."""
-        return math.isfinite(self.stat("rank_correlation").mean) and self.stat("n").mean >= MIN_FEATURES
+        return math.isfinite(self.rho) and self.stat("n").mean >= MIN_FEATURES
 
     def stat(self, field: str) -> Stat:
         """Return mean and spread of one of the numbers."""
@@ -75,7 +80,10 @@ def make_stability_section(results: Sequence[StabilityResult]) -> ReportSection:
         findings=tuple(_describe(results, comparisons)),
         tables={"stability": make_stability_table(results, comparisons)},
         figures={"stability_cds": SectionFigure(partial(draw_stability, results, comparisons), caption)},
-        summary=_summarise(results, comparisons),
+        summary={
+            **{row.name: {name: row.stat(name).mean for name in Agreement._fields} for row in comparisons},
+            "intervals": _average_intervals(results),
+        },
     )
 
 
@@ -96,8 +104,7 @@ def collect_comparisons(results: Sequence[StabilityResult]) -> list[Comparison]:
             elif variation.name not in seen:  # else the pair was counted from the other side
                 add("seeds", Kind.seed, f"two seeds, cosine > {result.min_cosine:g}", agreement)
                 add("seeds_all", Kind.seed, "two seeds, all pairs", result.compare(variation, all_pairs=True))
-    order = list(Kind)
-    return sorted(rows.values(), key=lambda row: order.index(row.kind))
+    return sorted(rows.values(), key=lambda row: list(Kind).index(row.kind))
 
 
 def make_stability_table(results: Sequence[StabilityResult], comparisons: Sequence[Comparison]) -> Table:
@@ -153,57 +160,52 @@ def _describe_matches(results: Sequence[StabilityResult], comparisons: Sequence[
 
 def _describe(results: Sequence[StabilityResult], comparisons: Sequence[Comparison]) -> list[str]:
     measured = [row for row in comparisons if row.is_solid]
-    findings = []
-    if measured:
-        ordered = sorted(measured, key=lambda row: row.stat("rank_correlation").mean)
-        worst, best = ordered[0], ordered[-1]
-        findings.append(
-            f"The order of the features by CDS is kept best under {_name(best)} and worst under {_name(worst)}."
-            if len(ordered) > 1
-            else f"The order of the features by CDS under {_name(best)}."
-        )
+    ordered = sorted(measured, key=lambda row: row.rho)
+
+    def list_rhos(kind: Kind) -> str:
+        return ", ".join(f"{_number(row.rho)} ({row.heading})" for row in measured if row.kind is kind)
+
+    if len(ordered) > 1:
+        worst, best = _name(ordered[0]), _name(ordered[-1])
+        findings = [f"The order of the features by CDS is kept best under {best} and worst under {worst}."]
+    elif ordered:
+        findings = [f"The order of the features by CDS under {_name(ordered[0])}."]
     else:
-        findings.append(
-            f"No comparison has {MIN_FEATURES} features with a score both ways, too few to say what is stable."
-        )
-    by_name = {row.name: row for row in measured}
-    if shifts := [row for row in measured if row.kind is Kind.shift]:
-        numbers = ", ".join(f"{_number(row.stat('rank_correlation').mean)} ({row.heading})" for row in shifts)
-        findings.append(f"Between crops that lie further apart the rank correlation is {numbers}.")
-    if "held_out" in by_name:
-        row = by_name["held_out"]
-        findings.append(
-            f"On held-out images the rank correlation is {_number(row.stat('rank_correlation').mean)} and the median"
-            f" difference {_number(row.stat('median_difference').mean)}{_same_side(row)}."
-        )
+        findings = [f"No comparison has {MIN_FEATURES} features with a score both ways, too few to say what is stable."]
+    if shifts := list_rhos(Kind.shift):
+        findings.append(f"Between crops that lie further apart the rank correlation is {shifts}.")
+    for row in measured:
+        if row.name == "held_out":
+            difference, share = row.stat("median_difference").mean, row.stat("same_side").mean
+            stay = f"; {share:.0%} of the features stay on their side of gamma" if math.isfinite(share) else ""
+            findings.append(
+                f"On held-out images the rank correlation is {_number(row.rho)} and the median difference"
+                f" {_number(difference)}{stay}."
+            )
     if any(row.kind is Kind.seed for row in comparisons):
-        rows = [
-            f"{_number(row.stat('rank_correlation').mean)} ({row.heading})"
-            for row in by_name.values()
-            if row.kind is Kind.seed
-        ]
-        found = f"the rank correlation is {', '.join(rows)}" if rows else "too few for a rank correlation"
+        rhos = list_rhos(Kind.seed)
+        found = f"the rank correlation is {rhos}" if rhos else "too few for a rank correlation"
         findings.append(f"Between SAE seeds {_describe_matches(results, comparisons)}: {found}.")
     elif len(results) == 1:
         findings.append("There is one SAE seed, so nothing is known of the agreement between seeds.")
     findings.append(_describe_intervals(results))
-    if missing := [row.heading for row in comparisons if row not in measured]:
+    if missing := [row.heading for row in comparisons if not row.is_solid]:
         findings.append(f"Too few features, or not measured: {', '.join(missing)}.")
     return findings
 
 
 def _name(row: Comparison) -> str:
-    return f"{row.heading} (rank correlation {_number(row.stat('rank_correlation').mean)})"
+    return f"{row.heading} (rank correlation {_number(row.rho)})"
 
 
-def _same_side(row: Comparison) -> str:
-    share = row.stat("same_side").mean
-    return f"; {share:.0%} of the features stay on their side of gamma" if math.isfinite(share) else ""
+def _average_intervals(results: Sequence[StabilityResult]) -> dict[str, float]:
+    """Return means over SAE seeds of what an `IntervalSummary` says."""
+    values = zip(*(result.intervals for result in results), strict=True)
+    return {name: compute_stat(of).mean for name, of in zip(IntervalSummary._fields, values, strict=True)}
 
 
 def _describe_intervals(results: Sequence[StabilityResult]) -> str:
-    width = compute_stat([result.intervals.median_width for result in results]).mean
-    crossing = compute_stat([result.intervals.crossing_share for result in results]).mean
+    width, crossing, high, _ = _average_intervals(results).values()
     if not math.isfinite(width):
         return "No feature has a bootstrap interval: none has two images with a distance."
     first = results[0]
@@ -212,21 +214,11 @@ def _describe_intervals(results: Sequence[StabilityResult]) -> str:
     if not math.isfinite(crossing):
         return text + "; there is no gamma to hold them against."
     text += f"; {crossing:.0%} of them contain gamma, and their features' group is not settled by these images"
-    high = compute_stat([result.intervals.crossing_share_high for result in results]).mean
     return text + (f": of the features above gamma {high:.0%}." if math.isfinite(high) else ".")
 
 
 def _number(value: float) -> str:
     return format_number(value, 3)
-
-
-def _summarise(results: Sequence[StabilityResult], comparisons: Sequence[Comparison]) -> dict[str, Any]:
-    """Return means over SAE seeds."""
-    intervals = zip(*(result.intervals for result in results), strict=True)
-    return {
-        **{row.name: {name: row.stat(name).mean for name in Agreement._fields} for row in comparisons},
-        "intervals": {name: compute_stat(of).mean for name, of in zip(IntervalSummary._fields, intervals, strict=True)},
-    }
 
 
 def draw_stability(results: Sequence[StabilityResult], comparisons: Sequence[Comparison]) -> Figure:
