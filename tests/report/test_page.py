@@ -26,9 +26,9 @@ from infoscope.stages.score.section import make_scope_section
 from infoscope.stages.score.tables import make_scope_table
 from tests.support.report_samples import (
     make_examples,
+    make_norms,
     make_results,
     make_scope_result,
-    make_token_stats,
     make_unscored_result,
 )
 
@@ -45,11 +45,13 @@ PAGES = {
         leads=[
             make_removal_section(FULL, make_results(2, 2)),
             make_scope_section(FULL, make_examples()),
-            make_token_section(make_token_stats()),
+            make_token_section(make_norms(), "median + 6 MAD"),
         ],
     ),
     "one seed, no labels, bands": Page(
-        "Photos", note=NOTE, leads=[make_scope_section(PHOTOS, []), make_token_section(make_token_stats(False))]
+        "Photos",
+        note=NOTE,
+        leads=[make_scope_section(PHOTOS, []), make_token_section(make_norms(False), "median + 6 MAD")],
     ),
     "nothing scored": Page(
         "Nothing", leads=[make_removal_section(NOTHING, make_results(1, 1)), make_scope_section(NOTHING, [])]
@@ -81,7 +83,7 @@ def test_the_same_numbers_give_the_same_files(tmp_path: Path) -> None:
     folders = [tmp_path / "a", tmp_path / "b"]
     for folder in folders:
         folder.mkdir()
-        save_figure(lambda: draw_token_norms(make_token_stats()), "norms", folder, ("png", "pdf"))
+        save_figure(lambda: draw_token_norms(make_norms(), "median + 6 MAD"), "norms", folder, ("png", "pdf"))
         make_scope_table([make_scope_result()]).save(folder)
     names = sorted(path.name for path in folders[0].iterdir())
     assert names == ["norms.pdf", "norms.png", "scope.csv", "scope.md", "scope.tex"]

@@ -8,8 +8,8 @@ import numpy as np
 
 from infoscope.scope.cds import compute_cds
 from infoscope.scope.config import PartitionConfig, Rule
+from infoscope.scope.outliers import NormSummary
 from infoscope.scope.partition import make_partition
-from infoscope.stages.report.tokens import TokenStats
 from infoscope.stages.score.example_figure import Example
 from infoscope.stages.score.result import ScopeResult
 
@@ -117,9 +117,9 @@ def make_examples(n_pairs: int = 4, patch_px: int = 4) -> list[Example]:
     return examples
 
 
-def make_token_stats(has_outlier_mode: bool = True) -> TokenStats:
+def make_norms(has_outlier_mode: bool = True) -> NormSummary:
     """Norms around 12, with a few around 60 if asked for."""
     rng = np.random.default_rng(0)
     norms = np.concatenate([rng.normal(12, 1.5, 20_000), rng.normal(60, 5, 150 if has_outlier_mode else 0)])
     counts, edges = np.histogram(norms, 80)
-    return TokenStats(counts, edges, 21.0, int((norms > 21).sum()), "median + 6 MAD", has_outlier_mode)
+    return NormSummary(counts, edges, 21.0, int((norms > 21).sum()), has_outlier_mode)

@@ -210,6 +210,8 @@ class ArtifactStage(Stage, Generic[R]):
 
     is_shared: ClassVar[bool] = True
     """Whether all processes of a job build together; else the main one builds alone."""
+    holds: ClassVar[Any] = None
+    """What one holds, if that is a class whose `load` reads a folder."""
     is_one_of_many: ClassVar[bool] = False
     """Whether there are dozens for each SAE seed, so that no line is printed for each."""
 
@@ -233,7 +235,7 @@ class ArtifactStage(Stage, Generic[R]):
 
     def load(self, ctx: Context, folder: Path, *item: Any) -> R:
         """Read what `build` made."""
-        raise NotImplementedError
+        return self.holds.load(folder)
 
     def describe(self, ctx: Context, *item: Any) -> str:
         return self.kind

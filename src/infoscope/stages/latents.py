@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 
 from infoscope import registry
 from infoscope.pipeline.context import Context
@@ -21,7 +20,7 @@ COLUMNS = 1
 class Latents(SeedStage[LatentTable]):
     """The latents of a seed; arithmetic on what others have measured."""
 
-    kind = "latents"
+    kind, holds = "latents", LatentTable
     is_shared = False
 
     def needs(self, ctx: Context, seed: int) -> Needs:
@@ -37,9 +36,6 @@ class Latents(SeedStage[LatentTable]):
 
     def build(self, ctx: Context, up: Needs, work: Workspace, seed: int) -> LatentTable:
         return join_latents(ctx, seed, load_sources())
-
-    def load(self, ctx: Context, folder: Path, seed: int) -> LatentTable:
-        return LatentTable.load(folder)
 
     def work(self, ctx: Context, seed: int) -> Work:
         return Work(count_latents(ctx))

@@ -14,6 +14,7 @@ from infoscope.runtime.manifests import Artifact, Spec
 from infoscope.runtime.store import Workspace, must_exist
 from infoscope.stages.backbone import find_model_facts
 from infoscope.stages.images import open_split
+from infoscope.stages.score.stage import Score
 from infoscope.stages.tokens import Tokens
 
 
@@ -24,13 +25,13 @@ class Published(Stage):
         """Return what the report's folder is called."""
         return f"{ctx.title}-{ctx.config.stage.name}"
 
-    def report_key(self, ctx: Context) -> Key:
-        """Return what determines the report."""
-        raise NotImplementedError
-
     def report_sources(self, ctx: Context) -> Mapping[str, Handle]:
         """Return what the report is made from, by role."""
-        raise NotImplementedError
+        return {f"score_seed{seed}": Score.at(ctx, seed) for seed in ctx.config.seeds}
+
+    def report_key(self, ctx: Context) -> Key:
+        """Return what determines the report."""
+        return {role: handle.hash for role, handle in self.report_sources(ctx).items()}
 
     def make_page(self, ctx: Context) -> Page:
         """Return what the report shows."""

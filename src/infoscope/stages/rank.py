@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float
@@ -30,7 +29,7 @@ from infoscope.vision.tokens.source import TokenSource
 class Rank(PassStage[Ranking]):
     """The training images ranked by each latent's activation, with firing rate and mean activation."""
 
-    kind = "rank"
+    kind, holds = "rank", Ranking
 
     def needs(self, ctx: Context, seed: int) -> Needs:
         return Needs(sae=sae_of(ctx, seed), tokens=Tokens.at(ctx, "train"))
@@ -57,9 +56,6 @@ class Rank(PassStage[Ranking]):
 
     def log(self, found: Ranking) -> Mapping[str, float]:
         return {"n_images": found.n_images, "silent_latents": int((found.firing_rate == 0).sum())}
-
-    def load(self, ctx: Context, folder: Path, seed: int) -> Ranking:
-        return Ranking.load(folder)
 
     def work(self, ctx: Context, seed: int) -> Work:
         d_sae = count_latents(ctx)

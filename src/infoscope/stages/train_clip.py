@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 from infoscope.config import to_tree
 from infoscope.data.config import DataKind
@@ -17,8 +16,8 @@ from infoscope.runtime.store import Workspace
 from infoscope.stages.images import Scenes
 
 
-class TrainClip(SingleStage[Path]):
-    """A CLIP trained on captioned scenes of its own stream; `load` gives its folder."""
+class TrainClip(SingleStage[None]):
+    """A CLIP trained on captioned scenes of its own stream; its folder is what a backbone is loaded from."""
 
     kind = "train_clip"
     is_shared, is_seeded = False, False
@@ -56,9 +55,6 @@ class TrainClip(SingleStage[Path]):
             metrics = compute_retrieval(trained.cpu(), test.images, captions, tokenizer)
             tracker.log(metrics)
         write_json(work.folder / "training.json", {"config": to_tree(clip), "held_out": metrics})
-
-    def load(self, ctx: Context, folder: Path) -> Path:
-        return folder
 
     def work(self, ctx: Context) -> Work:
         clip = ctx.config.clip

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 
@@ -29,7 +28,7 @@ from infoscope.vision.tokens.source import TokenSource
 class Confounds(PassStage[ConfoundResult]):
     """How often, how strongly and how widely the latents of a seed fire, and on what."""
 
-    kind = "confounds"
+    kind, holds = "confounds", ConfoundResult
     in_report = True
 
     def needs(self, ctx: Context, seed: int) -> Needs:
@@ -50,9 +49,6 @@ class Confounds(PassStage[ConfoundResult]):
         self, ctx: Context, up: Needs, sae: SparseAutoencoder, tokens: TokenSource, seed: int
     ) -> Measurement[ConfoundMeter]:
         return measure_confounds(sae, open_split(ctx, "train"), ctx.config.scope.n_ranks)
-
-    def load(self, ctx: Context, folder: Path, seed: int) -> ConfoundResult:
-        return ConfoundResult.load(folder)
 
     def work(self, ctx: Context, seed: int) -> Work:
         return work_of_pass(ctx)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 
@@ -31,7 +30,7 @@ from infoscope.vision.tokens.source import TokenFacts, TokenSource
 class OutlierTokens(SingleStage[TokenOutliers]):
     """How far the outlier tokens move between shifted crops, and the norms block by block."""
 
-    kind = "outliers"
+    kind, holds = "outliers", TokenOutliers
     is_shared = False
 
     def needs(self, ctx: Context) -> Needs:
@@ -58,9 +57,6 @@ class OutlierTokens(SingleStage[TokenOutliers]):
                 progress=advance,
             )
 
-    def load(self, ctx: Context, folder: Path) -> TokenOutliers:
-        return TokenOutliers.load(folder)
-
     def work(self, ctx: Context) -> Work:
         config, n = ctx.config.outliers, count_images(ctx, "train")
         n_cropped, n_by_layer = min(n, config.n_images), min(n, config.n_layer_images)
@@ -72,7 +68,7 @@ class OutlierTokens(SingleStage[TokenOutliers]):
 class Outliers(PassStage[OutlierActs]):
     """How strongly each latent of a seed acts on outlier and on normal tokens; groups are arithmetic on it."""
 
-    kind = "group_activation"
+    kind, holds = "group_activation", OutlierActs
     in_report = True
     columns = (
         Column("on_outlier", "on outlier tokens", digits=2),
@@ -93,9 +89,6 @@ class Outliers(PassStage[OutlierActs]):
         self, ctx: Context, up: Needs, sae: SparseAutoencoder, tokens: TokenSource, seed: int
     ) -> Measurement[OutlierMeter]:
         return measure_outlier_acts(sae, tokens, up.outliers.load().norms.threshold)
-
-    def load(self, ctx: Context, folder: Path, seed: int) -> OutlierActs:
-        return OutlierActs.load(folder)
 
     def work(self, ctx: Context, seed: int) -> Work:
         return work_of_pass(ctx)

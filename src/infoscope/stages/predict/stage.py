@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 
 from infoscope.data.images import Truth
 from infoscope.pipeline.context import Context, once
@@ -38,7 +37,7 @@ def prompts_of(ctx: Context) -> Prompts:
 class EmbeddedClasses(SingleStage[ZeroShotHead]):
     """The class names as the model's text tower embeds them."""
 
-    kind = "zero_shot_head"
+    kind, holds = "zero_shot_head", ZeroShotHead
 
     def key(self, ctx: Context, up: Needs) -> Key:
         return {"model": fingerprint_model(ctx), "prompts": prompts_of(ctx).cache_key_fields()}
@@ -48,9 +47,6 @@ class EmbeddedClasses(SingleStage[ZeroShotHead]):
         with ctx.display.bar("embedding class names", len(prompts.class_names), "classes") as advance:
             return make_zero_shot_head(load_backbone(ctx), prompts, advance, work.progress)
 
-    def load(self, ctx: Context, folder: Path) -> ZeroShotHead:
-        return ZeroShotHead.load(folder)
-
     def work(self, ctx: Context) -> Work:
         prompts = prompts_of(ctx)
         return Work(len(prompts.class_names) * len(prompts.templates), [ctx.config.model.name])
@@ -59,7 +55,7 @@ class EmbeddedClasses(SingleStage[ZeroShotHead]):
 class Predict(Published, SeedStage[PredictionResult]):
     """What the model's own zero-shot head predicts under each ablation and control."""
 
-    kind = "predict"
+    kind, holds = "predict", PredictionResult
     columns = (
         Column("top1", "top-1", digits=1, scale=100, unit="%"),
         Column("changed", "changed", digits=1, scale=100, unit="%"),
@@ -122,9 +118,6 @@ class Predict(Published, SeedStage[PredictionResult]):
             tracker.log({name: value for name, value in found.metrics(0).items() if value is not None})
         return found
 
-    def load(self, ctx: Context, folder: Path, seed: int) -> PredictionResult:
-        return PredictionResult.load(folder)
-
     def work(self, ctx: Context, seed: int) -> Work:
         n_images = min(count_images(ctx, "test"), ctx.config.predict.n_images or count_images(ctx, "test"))
         return Work(n_images, [ctx.config.model.name, count_latents(ctx), ctx.config.partition.cache_key_fields()])
@@ -143,6 +136,3 @@ class Predict(Published, SeedStage[PredictionResult]):
 
     def report_sources(self, ctx: Context) -> Mapping[str, Handle]:
         return {f"predict_seed{seed}": self.at(ctx, seed) for seed in ctx.config.seeds}
-
-    def report_key(self, ctx: Context) -> Key:
-        return {role: handle.hash for role, handle in self.report_sources(ctx).items()}

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 from infoscope import registry
 from infoscope.pipeline.context import Context
-from infoscope.pipeline.stage import Handle, Key, Node, Row, Stage
+from infoscope.pipeline.stage import Key, Node, Row, Stage
 from infoscope.report.page import Page
-from infoscope.report.section import ReportSection
 from infoscope.scope.outliers import compute_norm_summary
 from infoscope.stages.latents import Latents
 from infoscope.stages.probe.stage import Probe, is_probed
 from infoscope.stages.publish import Published, describe_experiment
-from infoscope.stages.report.tokens import TokenStats, make_token_section
+from infoscope.stages.report.tokens import make_token_section
 from infoscope.stages.score.stage import Score
 from infoscope.stages.tokens import Tokens
 from infoscope.vision.tokens.source import TokenFacts
@@ -37,9 +36,6 @@ class Report(Published):
     def report_name(self, ctx: Context) -> str:
         return ctx.title
 
-    def report_sources(self, ctx: Context) -> Mapping[str, Handle]:
-        return {f"score_seed{seed}": Score.at(ctx, seed) for seed in ctx.config.seeds}
-
     def report_key(self, ctx: Context) -> Key:
         return {
             "parts": {name: part.hashes(ctx) for name, part in load_parts(ctx).items()},
@@ -50,29 +46,15 @@ class Report(Published):
 
     def make_page(self, ctx: Context) -> Page:
         found = [section for part in load_parts(ctx).values() if (section := part.section(ctx)) is not None]
-        leads = [*(section for section in reversed(found) if section.is_lead), _make_token_section(ctx)]
+        outliers, tokens = ctx.config.outliers, TokenFacts(Tokens.at(ctx, "train").folder)
+        about_tokens = make_token_section(compute_norm_summary(tokens.norms, outliers), outliers.rule_in_words)
         return Page(
             f"Information scope of {ctx.config.model.name} on {ctx.config.data.kind.name}",
             describe_experiment(ctx),
             "" if is_probed(ctx) else NO_PROBES,
-            leads,
+            [*(section for section in reversed(found) if section.is_lead), about_tokens],
             [section for section in found if not section.is_lead],
         )
 
     def rows(self, ctx: Context, seed: int) -> Iterator[Row]:
-        stage = Probe() if is_probed(ctx) else Score()
-        return stage.rows(ctx, seed)
-
-
-def _make_token_section(ctx: Context) -> ReportSection:
-    config = ctx.config.outliers
-    summary = compute_norm_summary(TokenFacts(Tokens.at(ctx, "train").folder).norms, config)
-    stats = TokenStats(
-        counts=summary.counts,
-        edges=summary.edges,
-        threshold=summary.threshold,
-        n_outliers=summary.n_outliers,
-        rule=config.rule_in_words,
-        has_outlier_mode=summary.has_outlier_mode,
-    )
-    return make_token_section(stats)
+        return (Probe() if is_probed(ctx) else Score()).rows(ctx, seed)

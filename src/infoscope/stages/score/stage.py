@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 
@@ -38,7 +37,7 @@ N_EXAMPLES_EACH, N_EXAMPLE_IMAGES = 2, 4
 class Score(SeedStage[Scores]):
     """The distances between the maps of shifted crops, for every latent and each of its top images."""
 
-    kind = "score"
+    kind, holds = "score", Scores
     in_report = True
 
     def needs(self, ctx: Context, seed: int) -> Needs:
@@ -90,9 +89,6 @@ class Score(SeedStage[Scores]):
             if not np.isnan(cds).all():
                 tracker.log({"mean_cds": float(np.nanmean(cds)), "scored_share": float((~np.isnan(cds)).mean())})
         return scores
-
-    def load(self, ctx: Context, folder: Path, seed: int) -> Scores:
-        return Scores.load(folder)
 
     def work(self, ctx: Context, seed: int) -> Work:
         scope, sizes, d_sae = ctx.config.scope, find_sizes(ctx), count_latents(ctx)

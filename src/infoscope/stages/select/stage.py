@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
 
 from infoscope.config import to_tree
 from infoscope.pipeline.context import Context, once
-from infoscope.pipeline.stage import Handle, Key
+from infoscope.pipeline.stage import Key
 from infoscope.probes.results import load_results
 from infoscope.probes.selection import LOGITS, SCORES, compute_probe_importance, make_selection_ablations
 from infoscope.report.section import ReportSection
@@ -51,9 +49,6 @@ class Select(Published, ProbesOfVariants):
 
     def section(self, ctx: Context) -> ReportSection:
         return make_selection_section(read_probed(ctx, self._probed(ctx)))
-
-    def report_sources(self, ctx: Context) -> Mapping[str, Handle]:
-        return {f"score_seed{seed}": Score.at(ctx, seed) for seed in ctx.config.seeds}
 
     def report_key(self, ctx: Context) -> Key:
         probed = self._probed(ctx).items()

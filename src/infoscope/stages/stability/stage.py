@@ -115,6 +115,3 @@ class Stability(Published, SingleStage[dict[int, StabilityResult]]):
 
     def report_sources(self, ctx: Context) -> Mapping[str, Handle]:
         return {"stability": self.at(ctx)}
-
-    def report_key(self, ctx: Context) -> Key:
-        return {"stability": self.at(ctx).hash}
