@@ -367,13 +367,10 @@ class Table:
         else:
             console.print(Text(self.to_markdown()), soft_wrap=True)
 
-    def save(self, folder: Path) -> dict[str, Path]:
-        """Write `<name>.md`, `.csv` and `.tex` and return their paths by suffix, without the dot."""
-        texts = {"md": self.to_markdown(), "csv": self.to_csv(), "tex": self.to_latex()}
-        paths = {suffix: folder / f"{self.name}.{suffix}" for suffix in texts}
-        for suffix, path in paths.items():
-            path.write_text(texts[suffix], encoding="utf-8")
-        return paths
+    def save(self, folder: Path) -> None:
+        """Write `<name>.md`, `.csv` and `.tex`."""
+        for suffix, text in (("md", self.to_markdown()), ("csv", self.to_csv()), ("tex", self.to_latex())):
+            (folder / f"{self.name}.{suffix}").write_text(text, encoding="utf-8")
 
 
 def _measure(table: RichTable) -> int:

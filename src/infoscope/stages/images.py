@@ -61,23 +61,8 @@ def scenes_of(ctx: Context, data: DataConfig, splits: tuple[str, ...] = SPLITS) 
 
 def open_sets(ctx: Context, data: DataConfig) -> tuple[ImageSet, ImageSet]:
     """Return the training and the test images of a data set; scenes are rendered if they are missing."""
-    if data.kind is not DataKind.scenes:
-        return sets_on_disk(ctx, data)
-    return _open_scenes(ctx, data)
-
-
-@once
-def _open_scenes(ctx: Context, data: DataConfig) -> tuple[ImageSet, ImageSet]:
-    return make_image_sets(data, {s: Scenes.at(ctx, s, count_images(ctx, s, data), data).folder for s in SPLITS})
-
-
-def open_split(ctx: Context, split: str, data: DataConfig | None = None) -> ImageSet:
-    """Return the images of one split, of the experiment's own data unless others are given."""
-    return open_sets(ctx, data or ctx.config.data)[SPLITS.index(split)]
-
-
-def sets_on_disk(ctx: Context, data: DataConfig) -> tuple[ImageSet, ImageSet]:
-    """Return the training and the test images of a data set that is not rendered."""
+    if data.kind is DataKind.scenes:
+        return _open_scenes(ctx, data)
     key = repr(data)
     if key not in ctx.image_sets:
         with ctx.display.bar(f"listing the images of data={data.kind.name}"), naming_settings(ctx, data):
@@ -88,6 +73,16 @@ def sets_on_disk(ctx: Context, data: DataConfig) -> tuple[ImageSet, ImageSet]:
         for left_out in dict.fromkeys(images.left_out.describe() for images in sets if images.left_out):
             ctx.display.say(f"          {data.root}: left out {left_out}")
     return ctx.image_sets[key]
+
+
+@once
+def _open_scenes(ctx: Context, data: DataConfig) -> tuple[ImageSet, ImageSet]:
+    return make_image_sets(data, {s: Scenes.at(ctx, s, count_images(ctx, s, data), data).folder for s in SPLITS})
+
+
+def open_split(ctx: Context, split: str, data: DataConfig | None = None) -> ImageSet:
+    """Return the images of one split, of the experiment's own data unless others are given."""
+    return open_sets(ctx, data or ctx.config.data)[SPLITS.index(split)]
 
 
 @contextmanager

@@ -35,7 +35,6 @@ class Example:
         images: resized to (grid + shift) patches a side, before cropping, best first.
         maps: activations on the whole of crop 1 (origin at the top left) and of crop 2 (origin shifted).
         emd: between the shared regions, divided by D_grid.
-        image_ids: what the images are called.
     """
 
     latent: int
@@ -44,17 +43,16 @@ class Example:
     images: UInt8[np.ndarray, "n size_px size_px 3"]
     maps: Float[np.ndarray, "n 2 grid grid"]
     emd: Float[np.ndarray, " n"]
-    image_ids: Sequence[str] = ()
 
 
-def draw_examples(examples: Sequence[Example], shift: int, max_pairs: int = MAX_PAIRS) -> Figure:
+def draw_examples(examples: Sequence[Example], shift: int) -> Figure:
     """Draw one row per feature: its best images, each as crop 1 and crop 2 with the region they share outlined.
 
     The two maps of a pair have one scale, from 0 to the larger maximum of the two.
     """
     if not examples:
         return make_empty("No feature has a CDS, so there is none to show.", 1.2)
-    n_pairs = min(max_pairs, max(1, *(len(example.images) for example in examples)))
+    n_pairs = min(MAX_PAIRS, max(1, *(len(example.images) for example in examples)))
     row_in = 0.34 + 0.5 * (WIDTH_IN - 0.3) / n_pairs
     figure = Figure(figsize=(WIDTH_IN, 0.42 + row_in * len(examples)))
     top = 1 - 0.4 / figure.get_figheight()

@@ -22,16 +22,14 @@ N_BINS = 48
 QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
 
 
-def draw_cds_histogram(seeds: Sequence[ScopeResult]) -> Figure:
+def draw_cds_histograms(panels: Mapping[str, Sequence[ScopeResult]]) -> Figure:
     """Draw how the CDS is distributed over features: groups stacked, chance outlined, landmarks as lines.
 
     With several SAE seeds the bars are means over seeds and thin lines show each seed; gamma is then the mean.
+
+    Args:
+        panels: one result per SAE seed, by the panel's title, which may be empty; panels lie one below the other.
     """
-    return draw_cds_histograms({"": seeds})
-
-
-def draw_cds_histograms(panels: Mapping[str, Sequence[ScopeResult]]) -> Figure:
-    """Draw a histogram as `draw_cds_histogram` for each configuration, one below the other, under its title."""
     figure = make_figure(0.5 + 2.8 * len(panels))
     for part, (title, seeds) in zip(figure.subfigures(len(panels), 1, squeeze=False).flat, panels.items(), strict=True):
         axes = part.subplots()
@@ -73,17 +71,13 @@ def _make_edges(right: float, gamma: float | None) -> np.ndarray:
     return width * np.arange(math.ceil(right / width - 1e-9) + 1)
 
 
-def _from_low(name: str) -> int:
-    return {"low": 0, "high": 2}.get(name, 1)
-
-
 def _count(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
     return np.histogram(values[np.isfinite(values)], edges)[0].astype(float)
 
 
 def _draw_groups(axes: Axes, seeds: Sequence[ScopeResult], edges: np.ndarray) -> list[Patch | Line2D]:
-    # Low below high, so that the stack reads from left to right.
-    names = sorted(dict.fromkeys(name for result in seeds for name, _ in result.partition.groups), key=_from_low)
+    names = dict.fromkeys(name for result in seeds for name, _ in result.partition.groups)
+    names = sorted(names, key=lambda name: name == "high")  # low below high: the stack reads from left to right
     colours = colour_groups(names)
     handles: list[Patch | Line2D] = []
     base = np.zeros(len(edges) - 1)

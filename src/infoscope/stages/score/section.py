@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from infoscope.report.section import ReportSection, SectionFigure
 from infoscope.stages.score.example_figure import Example, draw_examples
-from infoscope.stages.score.figures import draw_cds_histogram
+from infoscope.stages.score.figures import draw_cds_histograms
 from infoscope.stages.score.result import ScopeResult
 from infoscope.stages.score.tables import make_scope_table, summarise_scope
 
@@ -23,7 +23,7 @@ def make_scope_section(scopes: Sequence[ScopeResult], examples: Sequence[Example
         tables={"scope": make_scope_table(scopes)},
         figures={
             "cds_histogram": SectionFigure(
-                lambda: draw_cds_histogram(scopes),
+                lambda: draw_cds_histograms({"": scopes}),
                 "How far the features' activations move between two crops that share all but one border of"
                 " patches. Chance: the same maps compared between two different images.",
             ),

@@ -25,13 +25,13 @@ from infoscope.stages.backbone import fingerprint_model, load_backbone
 from infoscope.stages.images import count_images, fingerprint_images, open_split
 from infoscope.stages.rank import Rank, mass_of
 from infoscope.stages.sae import count_latents, sae_of
-from infoscope.stages.score.example_figure import Example
+from infoscope.stages.score.example_figure import MAX_PAIRS, Example
 from infoscope.stages.score.result import ScopeResult
 from infoscope.stages.score.section import make_scope_section
 from infoscope.stages.score.tables import make_scope_table, summarise_scope
 from infoscope.stages.tokens import Tokens, find_sizes
 
-N_EXAMPLES_EACH, N_EXAMPLE_IMAGES = 2, 4
+N_EXAMPLES_EACH = 2
 
 
 class Score(SeedStage[Scores]):
@@ -194,7 +194,7 @@ def _read_examples(ctx: Context, scope: ScopeResult) -> list[Example]:
     size_px, examples = (scope.grid + scope.shift) * patch_px, []
     for band, latents in choose_example_latents(scope.cds, N_EXAMPLES_EACH).items():
         for latent in latents:
-            ranks = np.flatnonzero(ranking.top_images[latent] >= 0)[:N_EXAMPLE_IMAGES]
+            ranks = np.flatnonzero(ranking.top_images[latent] >= 0)[:MAX_PAIRS]
             index = ranking.top_images[latent, ranks]
             examples.append(
                 Example(
@@ -204,7 +204,6 @@ def _read_examples(ctx: Context, scope: ScopeResult) -> list[Example]:
                     images=np.stack([images.load(int(i), size_px) for i in index]),
                     maps=np.array(scores.maps[latent, ranks]),
                     emd=scores.emd[latent, ranks],
-                    image_ids=[images.image_ids[i] for i in index],
                 )
             )
     return examples

@@ -40,11 +40,6 @@ class Quantity(NamedTuple):
     scale: float = 1.0
 
 
-def get_scored(result: ScopeResult) -> Bool[np.ndarray, " d_sae"]:
-    """Features with a CDS."""
-    return np.isfinite(result.cds)
-
-
 def get_living(result: ScopeResult) -> Bool[np.ndarray, " d_sae"]:
     """Features that fire at all on the images that were ranked."""
     return np.asarray(result.firing_rate) > 0
@@ -59,11 +54,6 @@ def compute_mass_share(result: ScopeResult, members: Bool[np.ndarray, " d_sae"])
 def compute_chance(result: ScopeResult) -> Float[np.ndarray, " d_sae"]:
     """The CDS each feature has by chance: its maps on two different images."""
     return np.asarray(compute_cds(result.chance_emd, result.k_cds).values)
-
-
-def compute_ratio(result: ScopeResult) -> Float[np.ndarray, " d_sae"]:
-    """The CDS divided by the chance level of the same feature."""
-    return compute_chance_ratio(result.cds, compute_chance(result))
 
 
 def compute_zero_shares(result: ScopeResult) -> tuple[float, float]:
@@ -118,7 +108,7 @@ def _quantities(seeds: Sequence[ScopeResult]) -> dict[str, list[Quantity]]:
     sections = {
         "features": [
             Quantity("n_latents", "all", lambda r: len(r.cds), 0),
-            Quantity("n_scored", "scored", lambda r: int(get_scored(r).sum()), 0),
+            Quantity("n_scored", "scored", lambda r: int(np.isfinite(r.cds).sum()), 0),
             Quantity("n_unscored", "firing, not scored", lambda r: int(_unscored(r).sum()), 0),
             Quantity("unscored_mass", "mass of those (%)", lambda r: compute_mass_share(r, _unscored(r)), 2, 100),
             Quantity("n_dead", "dead (never fire on these images)", lambda r: int((~get_living(r)).sum()), 0),
@@ -134,7 +124,11 @@ def _quantities(seeds: Sequence[ScopeResult]) -> dict[str, list[Quantity]]:
             Quantity("tenth_cds", "a tenth lies below", lambda r: _quantile(r.cds, 0.1)),
             Quantity("ninetieth_cds", "a tenth lies above", lambda r: _quantile(r.cds, 0.9)),
             Quantity("mean_chance", "chance, mean", lambda r: _mean(compute_chance(r))),
-            Quantity("ratio", "CDS over chance, median", lambda r: _quantile(compute_ratio(r), 0.5)),
+            Quantity(
+                "ratio",
+                "CDS over chance, median",
+                lambda r: _quantile(compute_chance_ratio(r.cds, compute_chance(r)), 0.5),
+            ),
             Quantity("uniform", "chance, two uniform patches", lambda r: uniform_chance_score(r.grid - r.shift)),
             Quantity("locked", "a position-locked feature", lambda r: position_locked_score(r.grid, r.shift)),
             Quantity("one_sided", "pairs with one map all zero (%)", lambda r: compute_zero_shares(r)[0], 2, 100),
@@ -222,7 +216,7 @@ def summarise_scope(result: ScopeResult) -> dict[str, Value]:
 
 
 def _unscored(result: ScopeResult) -> Bool[np.ndarray, " d_sae"]:
-    return get_living(result) & ~get_scored(result)
+    return get_living(result) & ~np.isfinite(result.cds)
 
 
 def _spread(values: Sequence[Value]) -> Stat | None:

@@ -10,7 +10,7 @@ from infoscope.pipeline.stage import Key
 from infoscope.probes.results import load_results
 from infoscope.probes.selection import LOGITS, SCORES, compute_probe_importance, make_selection_ablations
 from infoscope.report.section import ReportSection
-from infoscope.runtime.read_only import MissingArtifact
+from infoscope.runtime.store import must_exist
 from infoscope.sae.edit import EditMode
 from infoscope.scope.ablations import Ablation, make_ablations
 from infoscope.scope.config import PartitionConfig
@@ -48,17 +48,14 @@ class Select(Published, ProbesOfVariants):
         return 3 + len(select.n_kept) * (select.n_bands + 1 + select.n_draws + by_probe)
 
     def section(self, ctx: Context) -> ReportSection:
-        return make_selection_section(read_probed(ctx, self._probed(ctx)))
+        return make_selection_section(read_probed(ctx, _probe_seeds(ctx)))
 
     def report_key(self, ctx: Context) -> Key:
-        probed = self._probed(ctx).items()
+        probed = _probe_seeds(ctx).items()
         return {
             "probes": {str(seed): [one.hash for of in many.values() for one in of] for seed, many in probed},
             "select": to_tree(ctx.config.select),
         }
-
-    def _probed(self, ctx: Context) -> dict[int, Probed]:
-        return {seed: probe_kept(ctx, seed) for seed in ctx.config.seeds}
 
 
 @once
@@ -67,6 +64,10 @@ def probe_kept(ctx: Context, seed: int) -> Probed:
     whole = whole_variants_of(ctx, seed)
     probed = probe_variants(ctx, seed, whole)
     return probed | probe_variants(ctx, seed, [whole[0], *selection_variants_of(ctx, seed)])
+
+
+def _probe_seeds(ctx: Context) -> dict[int, Probed]:
+    return {seed: probe_kept(ctx, seed) for seed in ctx.config.seeds}
 
 
 def whole_variants_of(ctx: Context, seed: int) -> list[Ablation]:
@@ -80,12 +81,8 @@ def selection_variants_of(ctx: Context, seed: int) -> list[Ablation]:
     config = ctx.config
     cds, ranking = Score.at(ctx, seed).load().cds(config.scope.k_cds).values, Rank.at(ctx, seed).load()
     mass, original = mass_of(ctx, seed), whole_variants_of(ctx, seed)[0]
-    handles = [AblationProbes.at(ctx, seed, group, original) for group in list_probe_groups(ctx)]
-    found = [handle.find() for handle in handles]
-    for handle, artifact in zip(handles, found, strict=True):
-        if artifact is None:
-            raise MissingArtifact(handle.spec)
-    heads = load_results([artifact.folder for artifact in found if artifact], original).heads
+    probed = [AblationProbes.at(ctx, seed, group, original) for group in list_probe_groups(ctx)]
+    heads = load_results([ctx.store.get(one.spec, must_exist).folder for one in probed], original).heads
     W_dec = sae_of(ctx, seed).load().W_dec.detach().cpu().double().numpy()
     return make_selection_ablations(
         dict(make_partition(cds, mass, PartitionConfig(n_bands=config.select.n_bands)).bands),
