@@ -17,7 +17,7 @@ from infoscope.sae.model import SparseAutoencoder
 from infoscope.sae.origin import check_has_maps
 from infoscope.sae.passes import BATCH_IMAGES, Measurement
 from infoscope.scope.config import RankBy
-from infoscope.scope.ranking import Ranking, RankMeter, check_enough_images, measure_ranking
+from infoscope.scope.ranking import Ranking, check_enough_images, measure_ranking
 from infoscope.stages.images import count_images
 from infoscope.stages.sae import count_latents, sae_of, work_of_pass
 from infoscope.stages.score.tables import make_ranking_table
@@ -47,9 +47,7 @@ class Rank(PassStage[Ranking]):
         check_has_maps(ctx.config.sae.tokens)
         check_enough_images(count_images(ctx, "train"), ctx.config.scope.k_cds)
 
-    def measure(
-        self, ctx: Context, up: Needs, sae: SparseAutoencoder, tokens: TokenSource, seed: int
-    ) -> Measurement[RankMeter]:
+    def measure(self, ctx: Context, up: Needs, sae: SparseAutoencoder, tokens: TokenSource, seed: int) -> Measurement:
         scope = ctx.config.scope
         check_enough_images(len(tokens), scope.k_cds)
         return measure_ranking(sae, scope.n_ranks, scope.rank_by)

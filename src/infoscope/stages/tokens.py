@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,7 +60,7 @@ class Tokens(ArtifactStage[TokenSource]):
             check_split(ctx, split, data)
         found = self.at(ctx, split, data).find()
         if found is not None:
-            _say_skipped(ctx, found, split, data)
+            _say_skipped(ctx, found.folder, split, data)
             return
         sizes = find_sizes(ctx)
         if sizes.n_layers is not None:
@@ -90,7 +91,7 @@ class Tokens(ArtifactStage[TokenSource]):
         ctx, (split, data) = handle.ctx, handle.item
         check_split(ctx, split, data)
         artifact = super().get(handle)
-        _say_skipped(ctx, artifact, split, data)
+        _say_skipped(ctx, artifact.folder, split, data)
         return artifact
 
     def load(self, ctx: Context, folder: Path, split: str, data: DataConfig) -> TokenSource:
@@ -114,12 +115,10 @@ class Tokens(ArtifactStage[TokenSource]):
         return Work(n, like, forwards=n, disk_bytes=kept_bytes, memory_bytes=batch_bytes)
 
 
-def _say_skipped(ctx: Context, artifact: Artifact, split: str, data: DataConfig) -> None:
-    """Say once which images have no tokens, whether these were made just now or long ago."""
-    if (artifact.hash, "skipped") in ctx.known:
-        return
-    ctx.known[artifact.hash, "skipped"] = True
-    if skipped := artifact.read_json("skipped.json"):
+@once
+def _say_skipped(ctx: Context, folder: Path, split: str, data: DataConfig) -> None:
+    """Say which images have no tokens, whether these were made just now or long ago."""
+    if skipped := json.loads((folder / "skipped.json").read_text(encoding="utf-8")):
         names = ", ".join(list(skipped)[:5]) + (", ..." if len(skipped) > 5 else "")
         n_images = count_images(ctx, split, data)
         ctx.display.say(f"{len(skipped)} of {n_images} {split} images were skipped: {names} (skipped.json)")

@@ -13,7 +13,7 @@ from infoscope.report.section import ReportSection
 from infoscope.sae.latent_table import LatentColumn
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.sae.passes import Measurement
-from infoscope.scope.confounds import ConfoundMeter, ConfoundResult, measure_confounds
+from infoscope.scope.confounds import ConfoundResult, measure_confounds
 from infoscope.stages.confounds.section import make_confound_section
 from infoscope.stages.images import fingerprint_images, open_split
 from infoscope.stages.latents import join_latents
@@ -45,9 +45,7 @@ class Confounds(PassStage[ConfoundResult]):
             "k_max": ctx.config.scope.n_ranks,
         }
 
-    def measure(
-        self, ctx: Context, up: Needs, sae: SparseAutoencoder, tokens: TokenSource, seed: int
-    ) -> Measurement[ConfoundMeter]:
+    def measure(self, ctx: Context, up: Needs, sae: SparseAutoencoder, tokens: TokenSource, seed: int) -> Measurement:
         return measure_confounds(sae, open_split(ctx, "train"), ctx.config.scope.n_ranks)
 
     def work(self, ctx: Context, seed: int) -> Work:

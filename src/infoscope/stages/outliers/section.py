@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool
 
 from infoscope.report.section import ReportSection, SectionFigure
 from infoscope.report.tables import Align, Cell, Column, Stat, Table, compute_stat
@@ -64,11 +64,11 @@ def make_outlier_section(tokens: TokenOutliers, groups: Mapping[int, GroupActiva
     )
 
 
-def _count_shared_outliers(tokens: TokenOutliers) -> Int[np.ndarray, "n_images 2"]:
-    """Outliers that each crop has in the region both show."""
+def _have_outliers(tokens: TokenOutliers) -> Bool[np.ndarray, "n_images 2"]:
+    """Whether each crop has outliers in the region both show."""
     norms, shift = tokens.distances.crop_norms, tokens.shift_patches
     both = [shared_region(norms[:, side], shift, crop) for side, crop in ((0, 1), (1, 2))]
-    return np.stack([(part > tokens.norms.threshold).sum(axis=(1, 2)) for part in both], axis=1)
+    return np.stack([(part > tokens.norms.threshold).any(axis=(1, 2)) for part in both], axis=1)
 
 
 def _make_emd_table(tokens: TokenOutliers) -> Table:
@@ -80,8 +80,8 @@ def _make_emd_table(tokens: TokenOutliers) -> Table:
         Column("emd_to_chance", "EMD / chance", digits=2, optional=True),
         Column("n_pairs", "pairs", digits=0, is_count=True),
     ]
-    counts = _count_shared_outliers(tokens)
-    has = counts > 0
+    has = _have_outliers(tokens)
+    locked, random = compute_locked(tokens), uniform_chance_score(tokens.grid - tokens.shift_patches)
     n_one_sided, n_neither = int((has[:, 0] != has[:, 1]).sum()), int((~has).all(axis=1).sum())
     which = "images with outliers, evenly spread" if tokens.n_images_with else "images, evenly spread: none has any"
     table = Table(
@@ -89,10 +89,10 @@ def _make_emd_table(tokens: TokenOutliers) -> Table:
         "How far token norms move between two shifted crops of an image",
         columns,
         notes=[
-            f"EMD: between the regions both crops show, in diagonals of that region; over {len(counts)} training"
+            f"EMD: between the regions both crops show, in diagonals of that region; over {len(has)} training"
             f" {which}. Next-highest: as many normal tokens as the crop has outliers there. Chance: one image's map"
-            f" against the next image's. A token locked to its place in the grid scores {compute_locked(tokens):.3f},"
-            f" two places drawn at random {_random(tokens):.3f}.",
+            f" against the next image's. A token locked to its place in the grid scores {locked:.3f},"
+            f" two places drawn at random {random:.3f}.",
             "A map of many tokens moves less than one of few whatever they do: the next-highest tokens are the fairer"
             " comparison.",
         ],
@@ -117,10 +117,6 @@ def _make_emd_table(tokens: TokenOutliers) -> Table:
         difference = compute_difference(tokens, name)
         table.add_row(HEADINGS[name], difference.mean, difference.error, None, None, difference.n)
     return table
-
-
-def _random(tokens: TokenOutliers) -> float:
-    return uniform_chance_score(tokens.grid - tokens.shift_patches)
 
 
 def _make_activation_table(runs: Sequence[GroupActivation]) -> Table:

@@ -16,7 +16,7 @@ from infoscope.runtime.store import Workspace
 from infoscope.sae.latent_table import LatentColumn
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.sae.passes import Measurement
-from infoscope.scope.group_activation import GroupActivation, OutlierActs, OutlierMeter, measure_outlier_acts
+from infoscope.scope.group_activation import GroupActivation, OutlierActs, measure_outlier_acts
 from infoscope.scope.token_outliers import MAPS, TokenOutliers, compute_token_outliers
 from infoscope.stages.backbone import load_backbone
 from infoscope.stages.images import count_images, open_split
@@ -85,9 +85,7 @@ class Outliers(PassStage[OutlierActs]):
     def key(self, ctx: Context, up: Needs, seed: int) -> Key:
         return {"sae": up.sae.hash, "tokens": up.tokens.hash, "outliers": up.outliers.hash}
 
-    def measure(
-        self, ctx: Context, up: Needs, sae: SparseAutoencoder, tokens: TokenSource, seed: int
-    ) -> Measurement[OutlierMeter]:
+    def measure(self, ctx: Context, up: Needs, sae: SparseAutoencoder, tokens: TokenSource, seed: int) -> Measurement:
         return measure_outlier_acts(sae, tokens, up.outliers.load().norms.threshold)
 
     def work(self, ctx: Context, seed: int) -> Work:

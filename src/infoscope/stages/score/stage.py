@@ -95,7 +95,9 @@ class Score(SeedStage[Scores]):
         n_pairs = d_sae * scope.n_ranks
         n_images, ranked = min(count_images(ctx, "train"), n_pairs), Rank.at(ctx, seed)
         if ranked.find() is not None:
-            n_pairs, n_images = count_ranked(ranked.load().top_images)
+            images = ranked.load().top_images
+            images = images[images >= 0]  # -1 is no image
+            n_pairs, n_images = len(images), len(np.unique(images))
         maps_bytes = d_sae * scope.n_ranks * 2 * sizes.n_patches * 4
         return Work(
             2 * n_pairs,
@@ -145,12 +147,6 @@ def check_count(setting: str, count: float, n_latents: int) -> None:
     """
     if count > n_latents:
         raise InputError(f"Expected {setting} to be at most {n_latents}, the number of latents, got {count}.")
-
-
-def count_ranked(top_images: np.ndarray) -> tuple[int, int]:
-    """Return (pairs of a latent and an image, different images) of a ranking; -1 is no image."""
-    ranked = top_images[top_images >= 0]
-    return len(ranked), len(np.unique(ranked))
 
 
 def partition_of(ctx: Context, seed: int) -> Partition:
