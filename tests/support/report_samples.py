@@ -10,6 +10,7 @@ from infoscope.scope.cds import compute_cds
 from infoscope.scope.config import PartitionConfig, Rule
 from infoscope.scope.outliers import NormSummary
 from infoscope.scope.partition import make_partition
+from infoscope.scope.scores import Scores
 from infoscope.stages.score.example_figure import Example
 from infoscope.stages.score.result import ScopeResult
 
@@ -36,16 +37,11 @@ def make_scope_result(seed: int = 0, n_latents: int = 200, config: PartitionConf
         sae_seed=seed,
         k_cds=K_MAX,
         cds=cds,
-        emd=emd,
-        chance_emd=chance,
-        mass1=mass1,
-        mass2=mass2,
+        scores=make_scores(emd, mass1, mass2, chance),
         mass=mean_act,
         firing_rate=rate.astype(np.float32),
         partition=make_partition(cds, mean_act, config or PartitionConfig(gamma=0.2)),
         rule="threshold 0.2",
-        grid=GRID,
-        shift=SHIFT,
         sae_metrics={"fvu": 0.112 + 0.001 * seed, "l0": 32.0, "dead_share": 0.05, "cosine": 0.94},
     )
 
@@ -55,7 +51,12 @@ def make_unscored_result() -> ScopeResult:
     n, nan = 10, np.full((10, K_MAX), np.nan)
     cds, zeros = nan[:, 0], np.zeros(10, dtype=np.float32)
     partition = make_partition(cds, zeros, PartitionConfig(rule=Rule.otsu))
-    return ScopeResult(0, K_MAX, cds, nan, nan, nan, nan, zeros, np.zeros(n), partition, "Otsu", GRID, SHIFT)
+    return ScopeResult(0, K_MAX, cds, make_scores(nan, nan, nan, nan), zeros, np.zeros(n), partition, "Otsu")
+
+
+def make_scores(emd: np.ndarray, mass1: np.ndarray, mass2: np.ndarray, chance_emd: np.ndarray) -> Scores:
+    """Distances without maps."""
+    return Scores(emd, mass1, mass2, chance_emd, np.empty(0), GRID, SHIFT)
 
 
 def make_result(seed: int, role: str, mode: str = "error_preserving", **variant: Any) -> dict[str, Any]:

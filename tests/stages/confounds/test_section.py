@@ -117,9 +117,9 @@ def test_rank_means_by_hand() -> None:
 def test_first_and_last_rank_are_compared_on_the_same_features() -> None:
     scope = make_scope_result()
     section = make_one([scope], {0: make_confound_result(scope)}, [])
-    both = np.isfinite(scope.emd[:, [0, K_MAX - 1]]).all(axis=1)
+    both = np.isfinite(scope.scores.emd[:, [0, K_MAX - 1]]).all(axis=1)
     cell = read(section.tables["confounds"], "mean at the last rank of the CDS")
-    assert cell["value"].mean == pytest.approx(scope.emd[both, K_MAX - 1].mean())
+    assert cell["value"].mean == pytest.approx(scope.scores.emd[both, K_MAX - 1].mean())
     assert cell["n_latents"].mean == both.sum() < len(scope.cds)
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from infoscope.report.tables import MISSING
 from infoscope.stages.score.tables import compute_mass_share, compute_zero_shares, make_scope_table, summarise_scope
-from tests.support.report_samples import make_scope_result, make_unscored_result
+from tests.support.report_samples import make_scope_result, make_scores, make_unscored_result
 
 
 def test_scope_numbers() -> None:
@@ -31,13 +31,10 @@ def test_scope_numbers() -> None:
 
 def test_zero_shares_count_ranked_pairs_only() -> None:
     one, zero, nan = 1.0, 0.0, math.nan
-    result = replace(
-        make_unscored_result(),
-        k_cds=2,
-        emd=np.array([[0.1, 0.2, 0.3], [nan, nan, nan]]),
-        mass1=np.array([[one, one, zero], [zero, nan, nan]]),
-        mass2=np.array([[one, zero, zero], [zero, nan, nan]]),
-    )
+    emd = np.array([[0.1, 0.2, 0.3], [nan, nan, nan]])
+    mass1 = np.array([[one, one, zero], [zero, nan, nan]])
+    mass2 = np.array([[one, zero, zero], [zero, nan, nan]])
+    result = replace(make_unscored_result(), k_cds=2, scores=make_scores(emd, mass1, mass2, emd))
     assert compute_zero_shares(result) == (pytest.approx(1 / 3), pytest.approx(1 / 3))
 
 

@@ -99,18 +99,18 @@ def _set_ticks(axes: Axes, is_log: bool) -> None:
 def draw_cds_by_rank(pairs: Pairs) -> Figure:
     """Draw the mean distance of the features that have one at each rank; with several seeds their range is shaded."""
     scopes, found = zip(*pairs, strict=True)
-    if not any(np.isfinite(scope.emd).any() for scope in scopes):
+    if not any(np.isfinite(scope.scores.emd).any() for scope in scopes):
         return make_empty("No pair of crops has a distance.", 2.7)
     figure = make_figure(2.7)
     axes = figure.subplots()
     everyone = [np.ones(len(scope.cds), dtype=bool) for scope in scopes]
-    chance, ours = [scope.chance_emd for scope in scopes], [scope.emd for scope in scopes]
+    chance, ours = [scope.scores.chance_emd for scope in scopes], [scope.scores.emd for scope in scopes]
     _draw_line(axes, chance, everyone, GREY, (0, (1, 1)), "chance: two different images")
     _draw_line(axes, ours, everyone, INK, "-", "all features")
     _draw_line(axes, ours, [one.known_global for one in found], HIGH, "-", "known-global")
     _draw_line(axes, ours, [one.known_local for one in found], LOW, "-", "known-local")
     k_cds = scopes[0].k_cds
-    if k_cds < scopes[0].emd.shape[1]:
+    if k_cds < scopes[0].scores.k_max:
         label = f"the CDS ends here (k = {k_cds})"
         axes.axvline(k_cds + 0.5, color=INK, linewidth=0.9, linestyle=(0, (4, 2)), label=label)
     axes.set(xlabel="rank of the image", ylabel="mean EMD / largest distance")

@@ -58,9 +58,10 @@ def compare_ranks(scopes: Sequence[ScopeResult]) -> Ranks:
     """Compare the distances of the first rank with those of the last one."""
     found = []
     for scope in scopes:
-        first, last = scope.emd[:, 0], scope.emd[:, scope.k_cds - 1]
+        scores, k = scope.scores, scope.k_cds
+        first, last = scores.emd[:, 0], scores.emd[:, k - 1]
         both = np.isfinite(first) & np.isfinite(last)
-        chance = compute_rank_means(scope.chance_emd[:, : scope.k_cds], both)
+        chance = compute_rank_means(scores.chance_emd[:, :k], both)
         means = [compute_stat(values).mean for values in (first[both], last[both], chance)]
         found.append((*means, *compute_spearman(first, last)))
     return Ranks(*map(compute_stat, zip(*found, strict=True)))

@@ -13,10 +13,8 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from infoscope.report.figure_style import GREY, INK, MIDDLE, colour_groups, make_figure, write_empty
-from infoscope.scope.cds import position_locked_score, uniform_chance_score
 from infoscope.scope.partition import name_group
 from infoscope.stages.score.result import ScopeResult
-from infoscope.stages.score.tables import compute_chance
 
 N_BINS = 48
 QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
@@ -45,8 +43,8 @@ def draw_cds_histograms(panels: Mapping[str, Sequence[ScopeResult]]) -> Figure:
 
 
 def _draw_histogram(axes: Axes, seeds: Sequence[ScopeResult], finite: np.ndarray) -> list[Patch | Line2D]:
-    chances = [compute_chance(result) for result in seeds]
-    landmark = max(uniform_chance_score(result.grid - result.shift) for result in seeds)
+    chances = [result.scores.chance(result.k_cds) for result in seeds]
+    landmark = max(result.uniform_chance for result in seeds)
     largest = np.nanmax(np.concatenate([finite, [landmark], *[c[np.isfinite(c)] for c in chances]]))
     edges = _make_edges(min(1.0, 1.05 * float(largest)), _mean_gamma(seeds))
     handles = _draw_groups(axes, seeds, edges)
@@ -105,7 +103,6 @@ def _draw_chance(axes: Axes, chances: Sequence[np.ndarray], edges: np.ndarray) -
 
 
 def _draw_landmarks(axes: Axes, seeds: Sequence[ScopeResult]) -> list[Line2D]:
-    grid, shift = seeds[0].grid, seeds[0].shift
     gamma = _mean_gamma(seeds)
     gammas = {result.partition.gamma for result in seeds if result.partition.gamma is not None}
     gamma_label = "gamma" if len(gammas) < 2 else "gamma, mean and\nrange of seeds"
@@ -113,8 +110,8 @@ def _draw_landmarks(axes: Axes, seeds: Sequence[ScopeResult]) -> list[Line2D]:
         axes.axvspan(min(gammas), max(gammas), color=INK, alpha=0.12, linewidth=0)
     landmarks = [
         (math.nan if gamma is None else gamma, INK, "-", gamma_label),
-        (position_locked_score(grid, shift), MIDDLE, (0, (5, 2)), "position-locked\nfeature"),
-        (uniform_chance_score(grid - shift), GREY, (0, (5, 1.5, 1, 1.5)), "chance of two\nuniform patches"),
+        (seeds[0].locked, MIDDLE, (0, (5, 2)), "position-locked\nfeature"),
+        (seeds[0].uniform_chance, GREY, (0, (5, 1.5, 1, 1.5)), "chance of two\nuniform patches"),
     ]
     handles = []
     for value, colour, style, label in landmarks:

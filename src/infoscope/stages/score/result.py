@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from jaxtyping import Float
 
+from infoscope.scope.cds import position_locked_score, uniform_chance_score
 from infoscope.scope.partition import Partition
+from infoscope.scope.scores import Scores
 
 
 @dataclass(frozen=True)
@@ -19,28 +21,30 @@ class ScopeResult:
         sae_seed: the seed the SAE was trained with.
         k_cds: how many ranks the CDS is a mean of.
         cds: NaN where fewer than half of the ranks have a valid pair.
-        emd: per rank, divided by D_grid; NaN where a map is all zero.
-        chance_emd: the same between crop 1 of rank m and crop 2 of rank m + 1.
-        mass1, mass2: sum of the activation over the shared region of crop 1 and 2; NaN where there is no image.
+        scores: what the CDS is computed from.
         mass: activation mass per token: the mean of z * |W_dec row|.
         firing_rate: share of tokens on which the latent fires.
         partition: gamma and the groups.
         rule: how gamma was found, in words ("Otsu", "quantile 0.9", ...).
-        grid, shift: of the crops, in patches.
         sae_metrics: numbers to print, among them fvu, l0, dead_share and cosine when known.
     """
 
     sae_seed: int
     k_cds: int
     cds: Float[np.ndarray, " d_sae"]
-    emd: Float[np.ndarray, "d_sae k_max"]
-    chance_emd: Float[np.ndarray, "d_sae k_max"]
-    mass1: Float[np.ndarray, "d_sae k_max"]
-    mass2: Float[np.ndarray, "d_sae k_max"]
+    scores: Scores
     mass: Float[np.ndarray, " d_sae"]
     firing_rate: Float[np.ndarray, " d_sae"]
     partition: Partition
     rule: str
-    grid: int
-    shift: int
     sae_metrics: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def locked(self) -> float:
+        """The score of a feature that fires at one place of the grid whatever the picture."""
+        return position_locked_score(self.scores.grid, self.scores.shift_patches)
+
+    @property
+    def uniform_chance(self) -> float:
+        """The expected score of two maps of one patch each, drawn at random."""
+        return uniform_chance_score(self.scores.grid - self.scores.shift_patches)

@@ -28,7 +28,7 @@ def make_scope_section(scopes: Sequence[ScopeResult], examples: Sequence[Example
                 " patches. Chance: the same maps compared between two different images.",
             ),
             "examples": SectionFigure(
-                lambda: draw_examples(examples, scopes[0].shift),
+                lambda: draw_examples(examples, scopes[0].scores.shift_patches),
                 "Features of low, middle and high scope on the training images that excite them most.",
             ),
         },

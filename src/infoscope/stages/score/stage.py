@@ -157,23 +157,17 @@ def partition_of(ctx: Context, seed: int) -> Partition:
 
 def scope_of(ctx: Context, seed: int) -> ScopeResult:
     """Return the scores and the groups of one SAE as tables and figures read them."""
-    scores, ranking = Score.at(ctx, seed).load(), Rank.at(ctx, seed).load()
-    config, mass = ctx.config, mass_of(ctx, seed)
+    config, scores, mass = ctx.config, Score.at(ctx, seed).load(), mass_of(ctx, seed)
     cds = scores.cds(config.scope.k_cds).values
     return ScopeResult(
         sae_seed=seed,
         k_cds=config.scope.k_cds,
         cds=cds,
-        emd=scores.emd,
-        chance_emd=scores.chance_emd,
-        mass1=scores.mass1,
-        mass2=scores.mass2,
+        scores=scores,
         mass=mass,
-        firing_rate=ranking.firing_rate,
+        firing_rate=Rank.at(ctx, seed).load().firing_rate,
         partition=make_partition(cds, mass, config.partition),
         rule=config.partition.rule_in_words,
-        grid=scores.grid,
-        shift=scores.shift_patches,
         sae_metrics=sae_of(ctx, seed).read_json("metrics.json"),
     )
 
@@ -185,9 +179,9 @@ def summarise_seed(ctx: Context, seed: int) -> Row:
 
 def _read_examples(ctx: Context, scope: ScopeResult) -> list[Example]:
     """The top pictures of some low, middle and high features of one seed."""
-    ranking, scores = Rank.at(ctx, scope.sae_seed).load(), Score.at(ctx, scope.sae_seed).load()
+    ranking, scores = Rank.at(ctx, scope.sae_seed).load(), scope.scores
     images, patch_px = open_split(ctx, "train"), Tokens.at(ctx, "train").read_json("tokens.json")["patch_px"]
-    size_px, examples = (scope.grid + scope.shift) * patch_px, []
+    size_px, examples = (scores.grid + scores.shift_patches) * patch_px, []
     for band, latents in choose_example_latents(scope.cds, N_EXAMPLES_EACH).items():
         for latent in latents:
             ranks = np.flatnonzero(ranking.top_images[latent] >= 0)[:MAX_PAIRS]

@@ -10,14 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from infoscope.report.tables import Align, Cell, Column, Stat, Table, Value, compute_stat
-from infoscope.scope.cds import (
-    compute_cds,
-    compute_cds_with_zeros,
-    compute_chance_ratio,
-    count_zero_maps,
-    position_locked_score,
-    uniform_chance_score,
-)
+from infoscope.scope.cds import compute_cds_with_zeros, compute_chance_ratio, count_zero_maps
 from infoscope.scope.ranking import Ranking
 from infoscope.stages.score.result import ScopeResult
 
@@ -40,26 +33,16 @@ class Quantity(NamedTuple):
     scale: float = 1.0
 
 
-def get_living(result: ScopeResult) -> Bool[np.ndarray, " d_sae"]:
-    """Features that fire at all on the images that were ranked."""
-    return np.asarray(result.firing_rate) > 0
-
-
 def compute_mass_share(result: ScopeResult, members: Bool[np.ndarray, " d_sae"]) -> float:
     """Share of all activation mass that these features have; NaN when nothing fires."""
     mass = np.nan_to_num(np.asarray(result.mass, dtype=np.float64))
     return float(mass[members].sum() / mass.sum()) if mass.sum() > 0 else math.nan
 
 
-def compute_chance(result: ScopeResult) -> Float[np.ndarray, " d_sae"]:
-    """The CDS each feature has by chance: its maps on two different images."""
-    return np.asarray(compute_cds(result.chance_emd, result.k_cds).values)
-
-
 def compute_zero_shares(result: ScopeResult) -> tuple[float, float]:
     """Return the shares of ranked pairs in which one map is all zero, and in which both are; NaN without pairs."""
-    zeros = count_zero_maps(result.mass1, result.mass2, result.k_cds)
-    n_pairs = int((~np.isnan(result.mass1[:, : result.k_cds])).sum())
+    scores, k = result.scores, result.k_cds
+    zeros, n_pairs = count_zero_maps(scores.mass1, scores.mass2, k), int((~np.isnan(scores.mass1[:, :k])).sum())
     if n_pairs == 0:
         return math.nan, math.nan
     return float(zeros.one_sided.sum() / n_pairs), float(zeros.two_sided.sum() / n_pairs)
@@ -111,7 +94,7 @@ def _quantities(seeds: Sequence[ScopeResult]) -> dict[str, list[Quantity]]:
             Quantity("n_scored", "scored", lambda r: int(np.isfinite(r.cds).sum()), 0),
             Quantity("n_unscored", "firing, not scored", lambda r: int(_unscored(r).sum()), 0),
             Quantity("unscored_mass", "mass of those (%)", lambda r: compute_mass_share(r, _unscored(r)), 2, 100),
-            Quantity("n_dead", "dead (never fire on these images)", lambda r: int((~get_living(r)).sum()), 0),
+            Quantity("n_dead", "dead (never fire on these images)", lambda r: int((r.firing_rate == 0).sum()), 0),
         ],
         "groups": [
             Quantity("rule", "rule", lambda r: r.rule),
@@ -123,14 +106,14 @@ def _quantities(seeds: Sequence[ScopeResult]) -> dict[str, list[Quantity]]:
             Quantity("mean_cds", "mean", lambda r: _mean(r.cds)),
             Quantity("tenth_cds", "a tenth lies below", lambda r: _quantile(r.cds, 0.1)),
             Quantity("ninetieth_cds", "a tenth lies above", lambda r: _quantile(r.cds, 0.9)),
-            Quantity("mean_chance", "chance, mean", lambda r: _mean(compute_chance(r))),
+            Quantity("mean_chance", "chance, mean", lambda r: _mean(r.scores.chance(r.k_cds))),
             Quantity(
                 "ratio",
                 "CDS over chance, median",
-                lambda r: _quantile(compute_chance_ratio(r.cds, compute_chance(r)), 0.5),
+                lambda r: _quantile(compute_chance_ratio(r.cds, r.scores.chance(r.k_cds)), 0.5),
             ),
-            Quantity("uniform", "chance, two uniform patches", lambda r: uniform_chance_score(r.grid - r.shift)),
-            Quantity("locked", "a position-locked feature", lambda r: position_locked_score(r.grid, r.shift)),
+            Quantity("uniform", "chance, two uniform patches", lambda r: r.uniform_chance),
+            Quantity("locked", "a position-locked feature", lambda r: r.locked),
             Quantity("one_sided", "pairs with one map all zero (%)", lambda r: compute_zero_shares(r)[0], 2, 100),
             Quantity("two_sided", "pairs with both maps all zero (%)", lambda r: compute_zero_shares(r)[1], 2, 100),
             Quantity("sensitive", "mean when one all-zero map counts as 1", _mean_with_zeros),
@@ -186,7 +169,8 @@ def _group_quantities(name: str) -> list[Quantity]:
 
 
 def _mean_with_zeros(result: ScopeResult) -> float:
-    return _mean(compute_cds_with_zeros(result.emd, result.mass1, result.mass2, result.k_cds).values)
+    scores = result.scores
+    return _mean(compute_cds_with_zeros(scores.emd, scores.mass1, scores.mass2, result.k_cds).values)
 
 
 def _sae_quantities(
@@ -216,7 +200,7 @@ def summarise_scope(result: ScopeResult) -> dict[str, Value]:
 
 
 def _unscored(result: ScopeResult) -> Bool[np.ndarray, " d_sae"]:
-    return get_living(result) & ~np.isfinite(result.cds)
+    return (result.firing_rate > 0) & ~np.isfinite(result.cds)
 
 
 def _spread(values: Sequence[Value]) -> Stat | None:

@@ -14,7 +14,7 @@ from infoscope.report.section import ReportSection
 from infoscope.report.tables import Column
 from infoscope.runtime.store import Workspace
 from infoscope.scope.maps import make_trainer
-from infoscope.scope.ranking import Ranking, rank_in_parts
+from infoscope.scope.ranking import rank_in_parts
 from infoscope.scope.rescoring import ScoredSAE, compute_stability
 from infoscope.scope.stability import StabilityResult
 from infoscope.stages.backbone import load_backbone
@@ -40,17 +40,10 @@ class Stability(Published, SingleStage[dict[int, StabilityResult]]):
 
     def key(self, ctx: Context, up: Needs) -> Key:
         config, held_out = ctx.config, getattr(up, "held_out", None)
-        groups = [
-            {
-                "score": Score.at(ctx, seed).hash,
-                "k_cds": config.scope.k_cds,
-                "partition": config.partition.cache_key_fields(),
-            }
-            for seed in config.seeds
-        ]
+        partition = {"k_cds": config.scope.k_cds, "partition": config.partition.cache_key_fields()}
         return {
             "stability": to_tree(config.stability),
-            "groups": groups,
+            "groups": [{"score": Score.at(ctx, seed).hash, **partition} for seed in config.seeds],
             "held_out": held_out.hash if held_out else None,
             "sinkhorn_blur": config.scope.sinkhorn_blur,
         }
@@ -71,30 +64,20 @@ class Stability(Published, SingleStage[dict[int, StabilityResult]]):
                 progress_folder=work.progress,
             )
             for result in found:
-                result.save(work.folder / f"seed{result.sae_seed}")
-                rhos = {v.name: result.compare(v).rank_correlation for v in result.variations}
-                seed = result.sae_seed
-                tracker.log({f"seed{seed}/{name}": rho for name, rho in rhos.items() if np.isfinite(rho)})
+                of_seed = f"seed{result.sae_seed}"
+                result.save(work.folder / of_seed)
+                rhos = {f"{of_seed}/{v.name}": result.compare(v).rank_correlation for v in result.variations}
+                tracker.log({name: rho for name, rho in rhos.items() if np.isfinite(rho)})
 
     def _find_scored(self, ctx: Context, seed: int, up: Needs, work: Workspace) -> ScoredSAE:
         """Return what is known of one SAE, ranked on the held-out images too where there are any."""
-        sae, again = sae_of(ctx, seed).load(), None
+        scope, sae, held_out = ctx.config.scope, sae_of(ctx, seed).load(), None
         if hasattr(up, "held_out"):
-            again = self._rank_held_out(ctx, seed, up, work)
+            tokens, place = up.held_out.load(), work.progress / f"held-out-{seed}"
+            with ctx.display.bar(f"ranking held-out images, seed {seed}", len(tokens), "images") as advance:
+                held_out = rank_in_parts(sae, tokens, scope.n_ranks, scope.rank_by, advance, place)
         ranking, scores = Rank.at(ctx, seed).load(), Score.at(ctx, seed).load()
-        return ScoredSAE(seed, sae, ranking, scores, partition_of(ctx, seed).gamma, again)
-
-    def _rank_held_out(self, ctx: Context, seed: int, up: Needs, work: Workspace) -> Ranking:
-        scope, tokens = ctx.config.scope, up.held_out.load()
-        with ctx.display.bar(f"ranking held-out images, seed {seed}", len(tokens), "images") as advance:
-            return rank_in_parts(
-                sae_of(ctx, seed).load(),
-                tokens,
-                scope.n_ranks,
-                scope.rank_by,
-                advance,
-                work.progress / f"held-out-{seed}",
-            )
+        return ScoredSAE(seed, sae, ranking, scores, partition_of(ctx, seed).gamma, held_out)
 
     def load(self, ctx: Context, folder: Path) -> dict[int, StabilityResult]:
         return {seed: StabilityResult.load(folder / f"seed{seed}") for seed in ctx.config.seeds}
