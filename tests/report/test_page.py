@@ -22,7 +22,7 @@ from infoscope.report.tables import Column, Table, compute_stat
 from infoscope.scope.config import PartitionConfig, Rule
 from infoscope.stages.probe.section import make_removal_section
 from infoscope.stages.report.tokens import draw_token_norms, make_token_section
-from infoscope.stages.score.section import make_scope_section
+from infoscope.stages.score.stage import make_scope_section
 from infoscope.stages.score.tables import make_scope_table
 from tests.support.report_samples import (
     make_examples,

@@ -252,21 +252,17 @@ class Table:
             for cell, column in zip(row, self.columns, strict=True)
             if not (column.csv_only or section.instead)
         )
-        untold = [f"{section.title}: {section.instead}" for section in self.sections if section.instead]
+        left_out = [f"{section.title}: {section.instead}" for section in self.sections if section.instead]
         marks = [f"{mark} {text}" for mark, text in self.marks.items() if mark in used]
-        return [*untold, *self.notes, *marks, *(text for mark, text in AUTO_NOTES.items() if mark in used)]
+        return [*left_out, *self.notes, *marks, *(text for mark, text in AUTO_NOTES.items() if mark in used)]
 
     def text_rows(self, section: Section, with_spread: bool = True) -> list[list[str]]:
         """The section's cells as people read them; none where they read a sentence instead."""
         if section.instead:
             return []
+        pairs = [zip(row, self.columns, strict=True) for row in section.rows]
         return [
-            [
-                format_cell(cell, column, with_spread)
-                for cell, column in zip(row, self.columns, strict=True)
-                if not column.csv_only
-            ]
-            for row in section.rows
+            [format_cell(cell, column, with_spread) for cell, column in row if not column.csv_only] for row in pairs
         ]
 
     def records(self) -> list[dict[str, str | int | float | None]]:
@@ -344,7 +340,7 @@ class Table:
         return table
 
     def print(self, console: Console) -> None:
-        """Print the table and its notes; a narrow terminal is shown fewer columns, then no spreads, and told so."""
+        """Print the table and its notes; a narrow terminal gets fewer columns, then no spreads, and a note on it."""
         if self.sentence:
             console.print(Text(f"{self.title}: {self.sentence}"))
             return

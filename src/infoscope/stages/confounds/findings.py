@@ -156,26 +156,22 @@ def say_matched(results: Sequence[Result]) -> str:
     groups = {name: [r for r in runs.get(name_matched(name), []) if not is_empty(r)] for name in ("high", "low")}
     if not all(groups.values()):
         return "High- and low-scope features share no firing frequency, so no groups of matched frequency exist."
-    originals, costs = find_originals(results), {"high": 0, "low": 0}
-    parts = []
+    originals, parts, n_low_costs = find_originals(results), [], 0
     for metric in present_metrics(results, MAIN_METRICS):
         sign, column = (1 if metric.higher_is_better else -1), metric.column
-        change = {
-            name: compute_stat(read_difference(run, originals, metric) for run in many).mean
-            for name, many in groups.items()
-        }
-        if not all(math.isfinite(value) for value in change.values()):
-            continue
-        costs["low" if sign * change["low"] < sign * change["high"] else "high"] += 1
-        high, low = (format_number(column.scale * change[name], column.digits, signed=True) for name in ("high", "low"))
-        unit = "points" if column.unit == "%" else column.unit
-        parts.append(f"{column.heading} {low} without low-scope, {high} without high-scope {unit}")
+        changes = [[read_difference(run, originals, metric) for run in groups[name]] for name in ("high", "low")]
+        high, low = (compute_stat(values).mean for values in changes)
+        if math.isfinite(high + low):
+            n_low_costs += sign * low < sign * high
+            without = [format_number(column.scale * value, column.digits, signed=True) for value in (low, high)]
+            unit = "points" if column.unit == "%" else column.unit
+            parts.append(f"{column.heading} {without[0]} without low-scope, {without[1]} without high-scope {unit}")
     if not parts:
         return "At matched firing frequency nothing was measured against the original tokens."
     n = compute_stat(run["variant"].get("n_latents") for run in groups["low"]).mean
     return (
         f"At matched firing frequency ({format_number(n, 0)} features in each group): {'; '.join(parts)}. Removing the"
-        f" low-scope ones costs more in {costs['low']} of {len(parts)} metrics."
+        f" low-scope ones costs more in {n_low_costs} of {len(parts)} metrics."
     )
 
 

@@ -75,7 +75,7 @@ def compute_rank_means(emd: np.ndarray, members: np.ndarray) -> np.ndarray:
 
 
 class Separation(NamedTuple):
-    """How well known-global features of a subset are told from known-local ones.
+    """How well known-global features of a subset are separated from known-local ones.
 
     auroc: by score, 0..1; NaN where a group is empty.
     interval: the middle 95 % of the mean over seeds of the CDS's AUROC; seeds with an empty group are left out.

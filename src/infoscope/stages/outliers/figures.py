@@ -12,6 +12,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from infoscope.report.figure_style import GREY, HIGH, INK, LOW, MIDDLE, make_figure
+from infoscope.report.section import SectionFigure
 from infoscope.report.tables import compute_stat
 from infoscope.scope.cds import position_locked_score
 from infoscope.scope.token_outliers import MAPS, N_PICTURES, TokenOutliers, make_token_maps
@@ -28,6 +29,28 @@ COLOURS = {"outlier": HIGH, "next_highest": MIDDLE, "normal": LOW}
 def compute_locked(tokens: TokenOutliers) -> float:
     """Return the distance of a map that stays at its place in the grid whatever the crop shows."""
     return position_locked_score(tokens.grid, tokens.shift_patches)
+
+
+def make_figures(tokens: TokenOutliers) -> dict[str, SectionFigure]:
+    """Return the figures by file name; where no two maps of outliers can be compared, that of the blocks alone."""
+    by_layer = SectionFigure(
+        lambda: draw_norms_by_layer(tokens),
+        "Norms of the patch tokens after every block, each with its own threshold by the same rule.",
+    )
+    if len(tokens.pictures) == 0:
+        return {"norms_by_layer": by_layer}
+    return {
+        "outlier_maps": SectionFigure(
+            lambda: draw_outlier_maps(tokens),
+            "Where the outlier tokens lie on both crops of some images, and where equally many next-highest normal ones"
+            " do; the region both crops show is outlined.",
+        ),
+        "outlier_distances": SectionFigure(
+            lambda: draw_outlier_distances(tokens),
+            "How far the maps of norms move between the crops of each image; chance: against the next image's map.",
+        ),
+        "norms_by_layer": by_layer,
+    }
 
 
 def draw_outlier_maps(tokens: TokenOutliers) -> Figure:

@@ -9,20 +9,14 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool
 
-from infoscope.report.section import ReportSection, SectionFigure
+from infoscope.report.section import ReportSection
 from infoscope.report.tables import Align, Cell, Column, Stat, Table, compute_stat
 from infoscope.scope.cds import uniform_chance_score
 from infoscope.scope.crops import shared_region
 from infoscope.scope.group_activation import GroupActivation
 from infoscope.scope.partition import name_group
 from infoscope.scope.token_outliers import MAPS, TokenOutliers
-from infoscope.stages.outliers.figures import (
-    HEADINGS,
-    compute_locked,
-    draw_norms_by_layer,
-    draw_outlier_distances,
-    draw_outlier_maps,
-)
+from infoscope.stages.outliers.figures import HEADINGS, compute_locked, make_figures
 from infoscope.stages.outliers.findings import (
     NOT_SHARED,
     compute_difference,
@@ -59,7 +53,7 @@ def make_outlier_section(tokens: TokenOutliers, groups: Mapping[int, GroupActiva
         title="Outlier tokens",
         findings=tuple(finding for finding in findings if finding),
         tables=tables,
-        figures=_make_figures(tokens),
+        figures=make_figures(tokens),
         summary=_summarise(tokens, groups),
     )
 
@@ -170,27 +164,6 @@ def add_paper_activation(table: Table, paper_reference: str | None) -> Table:
 
 def _divide(part: float, whole: float) -> float:
     return part / whole if whole > 0 else math.nan
-
-
-def _make_figures(tokens: TokenOutliers) -> dict[str, SectionFigure]:
-    by_layer = SectionFigure(
-        lambda: draw_norms_by_layer(tokens),
-        "Norms of the patch tokens after every block, each with its own threshold by the same rule.",
-    )
-    if len(tokens.pictures) == 0:  # no outliers, or none to compare
-        return {"norms_by_layer": by_layer}
-    return {
-        "outlier_maps": SectionFigure(
-            lambda: draw_outlier_maps(tokens),
-            "Where the outlier tokens lie on both crops of some images, and where equally many next-highest normal ones"
-            " do; the region both crops show is outlined.",
-        ),
-        "outlier_distances": SectionFigure(
-            lambda: draw_outlier_distances(tokens),
-            "How far the maps of norms move between the crops of each image; chance: against the next image's map.",
-        ),
-        "norms_by_layer": by_layer,
-    }
 
 
 def _summarise(tokens: TokenOutliers, groups: Mapping[int, GroupActivation]) -> dict[str, Any]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 import numpy as np
 
 from infoscope.pipeline.context import Context
 from infoscope.pipeline.stage import Key, Needs, Row, SeedStage, Shown, Work, name_artifacts
-from infoscope.report.section import ReportSection
+from infoscope.report.section import ReportSection, SectionFigure
 from infoscope.runtime.errors import InputError
 from infoscope.runtime.store import Workspace
 from infoscope.sae.latent_table import LatentColumn
@@ -25,9 +25,9 @@ from infoscope.stages.backbone import fingerprint_model, load_backbone
 from infoscope.stages.images import count_images, fingerprint_images, open_split
 from infoscope.stages.rank import Rank, mass_of
 from infoscope.stages.sae import count_latents, sae_of
-from infoscope.stages.score.example_figure import MAX_PAIRS, Example
+from infoscope.stages.score.example_figure import MAX_PAIRS, Example, draw_examples
+from infoscope.stages.score.figures import draw_cds_histograms
 from infoscope.stages.score.result import ScopeResult
-from infoscope.stages.score.section import make_scope_section
 from infoscope.stages.score.tables import make_scope_table, summarise_scope
 from infoscope.stages.tokens import Tokens, find_sizes
 
@@ -137,6 +137,32 @@ class Score(SeedStage[Scores]):
     def section(self, ctx: Context) -> ReportSection:
         scopes = [scope_of(ctx, seed) for seed in ctx.config.seeds]
         return make_scope_section(scopes, _read_examples(ctx, scopes[0]))
+
+
+def make_scope_section(scopes: Sequence[ScopeResult], examples: Sequence[Example]) -> ReportSection:
+    """Return the section of some SAE seeds' scores.
+
+    Args:
+        examples: features to show, in the order to show them in.
+    """
+    return ReportSection(
+        "scope",
+        "Information scope",
+        tables={"scope": make_scope_table(scopes)},
+        figures={
+            "cds_histogram": SectionFigure(
+                lambda: draw_cds_histograms({"": scopes}),
+                "How far the features' activations move between two crops that share all but one border of"
+                " patches. Chance: the same maps compared between two different images.",
+            ),
+            "examples": SectionFigure(
+                lambda: draw_examples(examples, scopes[0].scores.shift_patches),
+                "Features of low, middle and high scope on the training images that excite them most.",
+            ),
+        },
+        summary=[summarise_scope(scope) for scope in scopes],
+        is_lead=True,
+    )
 
 
 def check_count(setting: str, count: float, n_latents: int) -> None:

@@ -130,8 +130,8 @@ def make_stability_table(results: Sequence[StabilityResult], comparisons: Sequen
     )
     if any(row.kind is Kind.shift for row in comparisons):
         table.notes.append(
-            "One gamma is not the same cut at every shift: with the shift grows what a feature scores that is locked to"
-            " its place in the crop."
+            "One gamma is not the same cut at every shift: the larger the shift, the more a feature scores that is"
+            " locked to its place in the crop."
         )
     if any(row.kind is Kind.seed for row in comparisons):
         table.notes.append(f"Two seeds: {_describe_matches(results, comparisons)}.")
