@@ -28,11 +28,7 @@ class Locks:
     """
 
     def __init__(
-        self,
-        root: Path,
-        on_event: Callable[[str, Spec, str], None],
-        timeout_s: float,
-        show_bar: ShowBar = show_nothing,
+        self, root: Path, on_event: Callable[[str, Spec, str], None], timeout_s: float, show_bar: ShowBar = show_nothing
     ) -> None:
         self.root, self.on_event, self.timeout_s, self._show_bar = root, on_event, timeout_s, show_bar
         self._claimed: dict[str, filelock.BaseFileLock | None] = {}

@@ -167,9 +167,7 @@ def sharing(n_processes: int, work: Callable[..., Any], *arguments: Any) -> Iter
     context = multiprocessing.get_context("spawn")
     others = [
         context.Process(
-            target=_work_as,
-            args=(World(rank, n_processes, rank, port=port), work, arguments),
-            daemon=False,
+            target=_work_as, args=(World(rank, n_processes, rank, port=port), work, arguments), daemon=False
         )
         for rank in range(1, n_processes)
     ]
