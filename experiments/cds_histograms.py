@@ -16,17 +16,16 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from infoscope.commands.experiments import (
+from infoscope.commands.experiments.runs import (
     SCOPE_COLUMNS,
-    Experiment,
     Run,
     Shown,
     explain_unscored,
-    main,
     make_run_table,
     read_scopes,
     scope_cells,
 )
+from infoscope.commands.experiments.sweep import Experiment, main
 from infoscope.stages.score.figures import draw_cds_histograms
 from infoscope.stages.score.result import ScopeResult
 

@@ -23,11 +23,10 @@ from functools import cache
 from pathlib import Path
 from types import ModuleType
 
+from claims import DIFFERS, LOST, MISSING, NEAR, Finding, check_claims
 from infoscope.commands.collect.opening import ContextFactory
-from infoscope.commands.experiments import run_command
-from infoscope.commands.experiments.claims import DIFFERS, LOST, MISSING, NEAR, Finding, check_claims
-from infoscope.commands.experiments.sweep import Sweep
-from infoscope.config import compose
+from infoscope.commands.experiments.sweep import Sweep, run_command
+from infoscope.config.tree import compose
 from infoscope.pipeline.run import find_stage, run
 from infoscope.report.tables import Align, Column, Table
 from infoscope.runtime.progress import Display

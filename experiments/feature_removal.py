@@ -19,7 +19,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from infoscope.commands.experiments import Experiment, Run, Shown, join_removal, main, name_figures, read_removal
+from infoscope.commands.experiments.runs import Run, Shown, join_removal, name_figures, read_removal
+from infoscope.commands.experiments.sweep import Experiment, main
 from infoscope.stages.probe.figures import draw_removal
 from infoscope.stages.probe.results import Result
 

@@ -18,16 +18,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from infoscope.commands.experiments import (
-    Experiment,
-    Run,
-    Shown,
-    is_swept,
-    join_removal,
-    main,
-    read_removal,
-    split_runs,
-)
+from infoscope.commands.experiments.runs import Run, Shown, is_swept, join_removal, read_removal, split_runs
+from infoscope.commands.experiments.sweep import Experiment, main
 from infoscope.commands.experiments.sweep_figures import Point, draw_removal_sweep
 from infoscope.pipeline.context import Context
 from infoscope.report.tables import Stat

@@ -18,7 +18,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from infoscope.commands.experiments import Experiment, Run, Shown, join_runs, main
+from infoscope.commands.experiments.runs import Run, Shown, join_runs
+from infoscope.commands.experiments.sweep import Experiment, main
 from infoscope.commands.experiments.sweep_figures import draw_group_activation
 from infoscope.pipeline.context import Context
 from infoscope.report.tables import Table

@@ -20,21 +20,20 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from infoscope.commands.experiments import (
+from infoscope.commands.experiments.runs import (
     SCOPE_COLUMNS,
-    Experiment,
     Run,
     Shown,
     explain_unscored,
     is_swept,
     join_removal,
-    main,
     make_run_table,
     read_removal,
     read_scopes,
     scope_cells,
     split_runs,
 )
+from infoscope.commands.experiments.sweep import Experiment, main
 from infoscope.commands.experiments.sweep_figures import Point, draw_removal_sweep, draw_settling
 from infoscope.pipeline.context import Context
 from infoscope.report.tables import Column, Stat, compute_stat

@@ -20,7 +20,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from infoscope.commands.experiments import Experiment, Run, Shown, main, read_removal, read_scopes, show_models
+from infoscope.commands.experiments.runs import Run, Shown, read_removal, read_scopes, show_models
+from infoscope.commands.experiments.sweep import Experiment, main
 from infoscope.pipeline.context import Context
 from infoscope.stages.probe.results import Result
 from infoscope.stages.score.result import ScopeResult

@@ -19,16 +19,8 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
-from infoscope.commands.experiments import (
-    Experiment,
-    Run,
-    Shown,
-    main,
-    name_figures,
-    read_removal,
-    read_scopes,
-    show_models,
-)
+from infoscope.commands.experiments.runs import Run, Shown, name_figures, read_removal, read_scopes, show_models
+from infoscope.commands.experiments.sweep import Experiment, main
 from infoscope.pipeline.context import Context
 from infoscope.report.tables import Align, Column, Value
 from infoscope.scope.token_outliers import TokenOutliers

@@ -17,7 +17,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from infoscope.commands.experiments import Experiment, Run, Shown, join_runs, main, name_figures
+from infoscope.commands.experiments.runs import Run, Shown, join_runs, name_figures
+from infoscope.commands.experiments.sweep import Experiment, main
 from infoscope.pipeline.context import Context
 from infoscope.scope.token_outliers import TokenOutliers
 from infoscope.stages.outliers.figures import draw_norms_by_layer, draw_outlier_distances

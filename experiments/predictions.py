@@ -16,7 +16,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from infoscope.commands.experiments import Experiment, Run, Shown, join_runs, main, name_figures
+from infoscope.commands.experiments.runs import Run, Shown, join_runs, name_figures
+from infoscope.commands.experiments.sweep import Experiment, main
 from infoscope.pipeline.context import Context
 from infoscope.predictions.results import PredictionResult
 from infoscope.stages.predict.figures import draw_reliability

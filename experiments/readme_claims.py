@@ -1,14 +1,14 @@
 """The numbers in the READMEs: each sentence or table, and where its numbers are found; see check_readme.py.
 
 A sentence here is the README's own, with {} for each number: who writes one anew writes it here anew. How an address is
-read stands in infoscope.commands.experiments.claims; SOURCES of check_readme.py says what the sources are.
+read stands in claims.py; SOURCES of check_readme.py says what the sources are.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from infoscope.commands.experiments.claims import Claim, TableClaim
+from claims import Claim, TableClaim
 
 KEPT = "error-preserving"
 """The section of the removal table that the READMEs quote."""

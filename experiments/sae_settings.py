@@ -16,8 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from infoscope.commands.experiments import run_command
-from infoscope.config import compose
+from infoscope.commands.experiments.sweep import run_command
+from infoscope.config.tree import compose
 from infoscope.pipeline.context import Context
 from infoscope.report.tables import Align, Column, Table
 from infoscope.runtime.job import Job

@@ -15,10 +15,17 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from infoscope import registry
-from infoscope.config import CONF_FOLDER, Config, explain_config_error, make_config, prepare_arguments, register_schemas
 from infoscope.config.completion import offer_names
 from infoscope.config.errors import COMPOSITION_ERRORS
 from infoscope.config.sweeps import make_collect_command
+from infoscope.config.tree import (
+    CONF_FOLDER,
+    Config,
+    explain_config_error,
+    make_config,
+    prepare_arguments,
+    register_schemas,
+)
 from infoscope.runtime.errors import InputError, explain_write_error
 from infoscope.runtime.failures import EXIT_BUG, EXIT_INTERRUPT, find_exit_code, forget_failures, say_failure
 from infoscope.runtime.job import Job

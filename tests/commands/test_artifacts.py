@@ -18,8 +18,8 @@ import pytest
 from infoscope.commands.artifacts import command
 from infoscope.commands.artifacts.command import run_artifacts_command
 from infoscope.commands.artifacts.inventory import Entry, Kind, list_entries
-from infoscope.commands.experiments import main
-from infoscope.config import compose
+from infoscope.commands.experiments.sweep import main
+from infoscope.config.tree import compose
 from infoscope.pipeline.run import run
 from infoscope.runtime.errors import InputError
 from infoscope.runtime.job import Job

@@ -19,7 +19,7 @@ from rich.console import Console
 
 from infoscope.commands.collect.jobs import CollectedJob
 from infoscope.commands.collect.table import N_ROWS_SHOWN, cut_table, make_jobs_table
-from infoscope.commands.experiments import main
+from infoscope.commands.experiments.sweep import main
 from infoscope.config.overrides import quote_override
 from infoscope.config.sweeps import Sweep, expand_sweep, find_swept, make_commands, read_sweep
 from infoscope.report.tables import Table

@@ -11,9 +11,10 @@ import pytest
 from matplotlib.figure import Figure
 
 from infoscope.commands import experiments
-from infoscope.commands.experiments import Experiment, Shown, main, sweep
 from infoscope.commands.experiments import runs as runs_module
-from infoscope.commands.experiments.sweep import add_defaults, share_ranks
+from infoscope.commands.experiments import sweep
+from infoscope.commands.experiments.runs import Shown
+from infoscope.commands.experiments.sweep import Experiment, add_defaults, main, share_ranks
 from infoscope.config.sweeps import expand_sweep
 from infoscope.pipeline.context import Context
 from infoscope.report.joining import Part, join_tables

@@ -13,9 +13,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from infoscope.config import compose, prepare_arguments
 from infoscope.config.overrides import quote_argument, quote_override
 from infoscope.config.sweeps import expand_sweep, make_collect_command
+from infoscope.config.tree import compose, prepare_arguments
 from infoscope.runtime.errors import InputError
 
 NASTY = "my, photos [2020] x=1 {a} (b) #ü%'\"$ ~&;<|>"

@@ -18,8 +18,8 @@ import yaml
 from hydra.core.global_hydra import GlobalHydra
 
 from hydra_plugins.infoscope_launchers.config import LocalConf, SlurmConf
-from infoscope.config import CONF_FOLDER, Config, StageName, compose, to_tree
 from infoscope.config.errors import find_type
+from infoscope.config.tree import CONF_FOLDER, Config, StageName, compose, to_tree
 from infoscope.data.config import DataKind
 from infoscope.probes.config import DepthRecipe, Readout
 from infoscope.runtime.bounds import (
@@ -276,7 +276,7 @@ def test_types_are_found_by_full_key():
 def test_composing_needs_none_of_the_heavy_packages():
     script = """
 import sys
-from infoscope.config import compose
+from infoscope.config.tree import compose
 compose(["model=planted_registers"])
 heavy = {"torch", "lightning", "open_clip", "wandb", "scipy", "matplotlib", "geomloss"}
 print(sorted(heavy & set(sys.modules)))

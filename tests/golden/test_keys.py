@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from infoscope.config import StageName, compose
+from infoscope.config.tree import StageName, compose
 from infoscope.runtime.manifests import Spec
 from infoscope.vision.backbone import Backbone
 from infoscope.vision.load import load_backbone

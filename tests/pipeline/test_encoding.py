@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from infoscope.config import compose
+from infoscope.config.tree import compose
 from infoscope.pipeline.context import Context
 from infoscope.probes.results import load_results
 from infoscope.runtime import parts, processes

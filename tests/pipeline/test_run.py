@@ -17,7 +17,7 @@ import yaml
 from PIL import Image
 
 from infoscope import app
-from infoscope.config import to_tree
+from infoscope.config.tree import to_tree
 from infoscope.data.images import ImageSet
 from infoscope.data.scenes import render
 from infoscope.data.scenes.scene_set import SceneSet

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from infoscope.config import compose
+from infoscope.config.tree import compose
 from infoscope.data.nyud import BTS_CROP
 from infoscope.probes.config import CropConfig, DenseSchedule, Task
 from infoscope.probes.crops import (

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from infoscope.config import compose
+from infoscope.config.tree import compose
 from infoscope.probes import extraction, vectors
 from infoscope.probes.classification import count_variants_at_a_time
 from infoscope.probes.config import ProbeConfig, Readout, Solver, Task

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from infoscope.config import TrainerConfig
+from infoscope.config.tree import TrainerConfig
 from infoscope.pipeline import run
 from infoscope.runtime import environment, processes
 from infoscope.runtime.environment import count_usable_cores, read_cpu_quota

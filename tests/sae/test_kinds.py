@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from infoscope.config import compose, register_schemas
+from infoscope.config.tree import compose, register_schemas
 from infoscope.runtime.bounds import Share
 from infoscope.runtime.errors import InputError
 from infoscope.sae.activations import (

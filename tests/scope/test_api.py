@@ -16,7 +16,7 @@ from rich.console import Console
 
 import infoscope
 from infoscope import InputError, contextual_dependency, load_backbone, load_sae
-from infoscope.config import compose
+from infoscope.config.tree import compose
 from infoscope.data.config import Resize
 from infoscope.data.image_folder import ImageFolder
 from infoscope.data.images import resize_image

@@ -10,7 +10,7 @@ from types import ModuleType
 import numpy as np
 from PIL import Image
 
-from infoscope.commands.experiments import main
+from infoscope.commands.experiments.sweep import main
 
 FOLDER = Path(__file__).parents[2] / "experiments"
 SWEEPS = sorted(path.stem for path in FOLDER.glob("*.py") if "EXPERIMENT =" in path.read_text())

@@ -17,8 +17,8 @@ from rich.console import Console
 from infoscope import registry
 from infoscope.commands.collect.jobs import CollectedJob, read_jobs
 from infoscope.commands.collect.opening import ContextFactory
-from infoscope.config import Config, compose
 from infoscope.config.sweeps import Sweep
+from infoscope.config.tree import Config, compose
 from infoscope.pipeline.run import run
 from infoscope.report.page import ReportFiles
 from infoscope.runtime.job import Job

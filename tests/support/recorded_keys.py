@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from infoscope.config import Config, StageName
+from infoscope.config.tree import Config, StageName
 from infoscope.data.scenes.scene_set import save_scenes
 from infoscope.pipeline.context import Context
 from infoscope.pipeline.run import find_stage, set_goals

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from infoscope.config import compose
+from infoscope.config.tree import compose
 from infoscope.pipeline.context import Context
 from infoscope.pipeline.run import run
 from infoscope.runtime import processes

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from timm.data.config import resolve_model_data_config
 from torch import Tensor, nn
 
-from infoscope.config import CONF_FOLDER
+from infoscope.config.tree import CONF_FOLDER
 from infoscope.runtime.errors import InputError
 from infoscope.vision.backbone import Backbone, Tokens
 from infoscope.vision.config import ModelConfig, ModelKind

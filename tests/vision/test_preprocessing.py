@@ -7,7 +7,7 @@ import pytest
 import timm
 from timm.models import get_arch_pretrained_cfgs
 
-from infoscope.config import compose
+from infoscope.config.tree import compose
 from infoscope.runtime.errors import InputError
 from infoscope.vision.config import ModelConfig, ModelKind
 from infoscope.vision.load import load_backbone

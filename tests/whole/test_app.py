@@ -16,7 +16,7 @@ import yaml
 from hydra.core.global_hydra import GlobalHydra
 
 from infoscope import app
-from infoscope.config import Config, StageName, compose, to_tree
+from infoscope.config.tree import Config, StageName, compose, to_tree
 from infoscope.runtime.errors import InputError
 from infoscope.runtime.job import Job
 from tests.support.app_samples import run_infoscope

@@ -34,7 +34,7 @@ def fresh() -> Context:
 
 def run_tiny(output_dir: Path, log: Path) -> None:
     """What the command line does with `TINY`, in its own process group."""
-    from infoscope.config import compose
+    from infoscope.config.tree import compose
     from infoscope.pipeline.run import run
 
     os.setsid()

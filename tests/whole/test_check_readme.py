@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import check_readme
-from infoscope.commands.experiments.claims import Claim, TableClaim, check_claims, compare, find_number
+from claims import Claim, TableClaim, check_claims, compare, find_number
 from infoscope.report.tables import MINUS, Stat
 from infoscope.runtime.errors import InputError
 from readme_claims import CLAIMS

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch.nn.functional as F
 
-from infoscope.commands.experiments import main
+from infoscope.commands.experiments.sweep import main
 from infoscope.report import figure_style
 from infoscope.scope.scores import Scores
 from infoscope.stages import backbone as backbone_module

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from infoscope.config import compose
+from infoscope.config.tree import compose
 from infoscope.data.images import LabelledImages, Truth
 from infoscope.data.recognition import name_settings
 from infoscope.data.sets import make_image_sets

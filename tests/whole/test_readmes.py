@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from infoscope.config import compose
+from infoscope.config.tree import compose
 
 ROOT = Path(__file__).parents[2]
 FILES = [

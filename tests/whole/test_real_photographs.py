@@ -18,7 +18,7 @@ import torch
 from rich.console import Console
 from safetensors.torch import save_file
 
-from infoscope.config import compose
+from infoscope.config.tree import compose
 from infoscope.pipeline.run import run
 from infoscope.report.page import ReportFiles
 from infoscope.runtime.progress import Display

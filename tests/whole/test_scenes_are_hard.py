@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from infoscope.config import compose
+from infoscope.config.tree import compose
 from infoscope.data.images import LabelledImages
 from infoscope.pipeline.context import Context
 from infoscope.probes.config import Task

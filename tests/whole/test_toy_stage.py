@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import infoscope
-from infoscope.config import CONF_FOLDER
+from infoscope.config.tree import CONF_FOLDER
 from tests.support.pipeline_samples import copy_run, finish_tiny_run, make_overrides
 
 TOY = """

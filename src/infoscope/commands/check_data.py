@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 
 from infoscope.commands.check_table import make_check_table
-from infoscope.config import Config
+from infoscope.config.tree import Config
 from infoscope.data.check import check_images
 from infoscope.data.config import DataConfig, DataKind
 from infoscope.data.images import ImageSet

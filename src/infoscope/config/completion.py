@@ -7,7 +7,8 @@ from typing import Any
 from hydra.plugins.completion_plugin import CompletionPlugin
 from omegaconf import ListConfig, OmegaConf
 
-from infoscope.config import Config, errors
+from infoscope.config import errors
+from infoscope.config.tree import Config
 from infoscope.runtime.bounds import show
 
 _offer_as_hydra_does = CompletionPlugin._get_matches

@@ -12,9 +12,9 @@ import yaml
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from infoscope.config import Config, explain_config_error, open_hydra, prepare_arguments
 from infoscope.config.errors import COMPOSITION_ERRORS
 from infoscope.config.overrides import quote_override
+from infoscope.config.tree import Config, explain_config_error, open_hydra, prepare_arguments
 from infoscope.runtime.errors import InputError
 from infoscope.runtime.job import Job
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from omegaconf.errors import OmegaConfBaseException
 
-from infoscope.config import explain_config_error
+from infoscope.config.tree import explain_config_error
 from infoscope.runtime.errors import InputError, explain_write_error
 from infoscope.runtime.files import atomic_write
 

@@ -12,7 +12,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import torch
 from rich.console import Console
 
-from infoscope.config import Config, Device, to_tree
+from infoscope.config.tree import Config, Device, to_tree
 from infoscope.runtime import processes
 from infoscope.runtime.errors import InputError
 from infoscope.runtime.job import Job

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from infoscope import registry
-from infoscope.config import Config, TrainerConfig
+from infoscope.config.tree import Config, TrainerConfig
 from infoscope.pipeline.context import Context
 from infoscope.pipeline.plan import Rates, make_plan, print_plan
 from infoscope.pipeline.stage import Node, Stage, list_needed

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from infoscope.config import to_tree
+from infoscope.config.tree import to_tree
 from infoscope.data.config import DataKind
 from infoscope.data.scenes.factors import vocabulary
 from infoscope.pipeline.context import Context

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from infoscope.config import TokenBuffer
+from infoscope.config.tree import TokenBuffer
 from infoscope.pipeline.context import Context
 from infoscope.pipeline.stage import Key, Needs, Row, SeedStage, Shown, Work, name_artifacts
 from infoscope.runtime import processes

@@ -19,7 +19,7 @@ from open_clip import factory
 from safetensors.torch import save_file
 from torch import nn
 
-from infoscope.config import CONF_FOLDER, compose
+from infoscope.config.tree import CONF_FOLDER, compose
 from infoscope.pipeline.context import Context
 from infoscope.runtime.errors import InputError
 from infoscope.stages.backbone import say_model

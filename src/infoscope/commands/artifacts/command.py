@@ -10,7 +10,7 @@ from rich.text import Text
 
 from infoscope.commands.artifacts.inventory import ARTIFACTS, Entry, Kind, check, list_entries
 from infoscope.commands.artifacts.pruning import choose, delete, delete_notes, find_users
-from infoscope.config import Config, HousekeepingConfig
+from infoscope.config.tree import Config, HousekeepingConfig
 from infoscope.report.tables import Align, Column, Table
 from infoscope.runtime.errors import InputError, explain_write_error
 from infoscope.runtime.job import Job

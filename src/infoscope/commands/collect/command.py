@@ -11,8 +11,8 @@ from rich.text import Text
 from infoscope.commands.collect.jobs import CollectedJob, read_jobs
 from infoscope.commands.collect.opening import ContextFactory
 from infoscope.commands.collect.table import cut_table, make_jobs_table, save_rows
-from infoscope.config import Config, to_tree
 from infoscope.config.sweeps import Sweep, find_sweep, make_commands, read_sweep
+from infoscope.config.tree import Config, to_tree
 from infoscope.report.tables import Table
 from infoscope.runtime.errors import InputError, explain_write_error
 from infoscope.runtime.job import Job

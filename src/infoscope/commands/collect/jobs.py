@@ -9,8 +9,8 @@ from typing import Any
 
 from infoscope import registry
 from infoscope.commands.collect.opening import ContextFactory, describe_artifacts, describe_choices
-from infoscope.config import Config, compose, to_tree
 from infoscope.config.sweeps import Sweep
+from infoscope.config.tree import Config, compose, to_tree
 from infoscope.pipeline.run import find_stage
 from infoscope.pipeline.stage import Row
 from infoscope.report.tables import Column

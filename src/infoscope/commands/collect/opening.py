@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from infoscope.config import Config, Device
+from infoscope.config.tree import Config, Device
 from infoscope.pipeline.context import Context
 from infoscope.report.tables import Value
 from infoscope.runtime.job import Job

@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from infoscope.commands.experiments.sweep_figures import Point, draw_removal_sweep
-from infoscope.config import Config, to_tree
+from infoscope.config.tree import Config, to_tree
 from infoscope.pipeline.context import Context
 from infoscope.report.joining import Part, join_tables
 from infoscope.report.tables import Align, Cell, Column, Stat, Table, Value, compute_stat

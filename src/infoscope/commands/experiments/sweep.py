@@ -15,8 +15,8 @@ from typing import Any, Generic
 
 from infoscope.commands.collect.opening import ContextFactory, describe_artifacts, describe_choices
 from infoscope.commands.experiments.runs import Found, Run, Shown
-from infoscope.config import Config, compose
 from infoscope.config.sweeps import expand_sweep, find_swept, make_commands
+from infoscope.config.tree import Config, compose
 from infoscope.pipeline.context import Context
 from infoscope.pipeline.run import apply_trainer, check, set_goals, show_plan
 from infoscope.report.figure_style import save_figure

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from infoscope.config import to_tree
+from infoscope.config.tree import to_tree
 from infoscope.pipeline.context import Context
 from infoscope.pipeline.passes import PassStage
 from infoscope.pipeline.stage import Key, Needs, Node, Row, SingleStage, Work, name_artifacts

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from infoscope.config import Config
+from infoscope.config.tree import Config
 from infoscope.data.config import DataKind
 from infoscope.pipeline.context import Context, once
 from infoscope.pipeline.stage import Needs, NotBuiltYet, Row, Shown, Stage, Work, name_artifacts

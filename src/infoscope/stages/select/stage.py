@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from infoscope.config import to_tree
+from infoscope.config.tree import to_tree
 from infoscope.pipeline.context import Context, once
 from infoscope.pipeline.stage import Key
 from infoscope.probes.results import load_results

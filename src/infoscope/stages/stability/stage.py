@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from infoscope.config import to_tree
+from infoscope.config.tree import to_tree
 from infoscope.pipeline.context import Context
 from infoscope.pipeline.stage import Handle, Key, Needs, Row, SingleStage, Work, name_artifacts
 from infoscope.report.section import ReportSection
