@@ -10,29 +10,23 @@ from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.plugins.completion_plugin import CompletionPlugin
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from infoscope import registry
-from infoscope.config.completion import offer_names
-from infoscope.config.errors import COMPOSITION_ERRORS
+from infoscope.config import errors
 from infoscope.config.sweeps import make_collect_command
-from infoscope.config.tree import (
-    CONF_FOLDER,
-    Config,
-    explain_config_error,
-    make_config,
-    prepare_arguments,
-    register_schemas,
-)
+from infoscope.config.tree import CONF_FOLDER, Config, make_config, prepare_arguments, register_schemas
+from infoscope.runtime import output
+from infoscope.runtime.bounds import show
 from infoscope.runtime.errors import InputError, explain_write_error
-from infoscope.runtime.failures import EXIT_BUG, EXIT_INTERRUPT, find_exit_code, forget_failures, say_failure
 from infoscope.runtime.job import Job
-from infoscope.runtime.output import LostOutput, adapt_streams, complain, end_output, say
 
 _sweeps: dict[Path, str] = {}
 """The folders of sweeps whose jobs ran in this process, and their output folders."""
+_offer_as_hydra_does = CompletionPlugin._get_matches
 
 
 def main() -> None:
@@ -45,16 +39,16 @@ def run_command_line() -> int:
 
     Failures that a user can mend are one sentence on stderr; INFOSCOPE_TRACEBACK=1 shows the traceback as well.
     """
-    adapt_streams()
+    output.adapt_streams()
     try:
         code = _run_hydra()
-    except LostOutput as error:
-        return end_output(error)
-    return end_output() or code
+    except output.LostOutput as error:
+        return output.end_output(error)
+    return output.end_output() or code
 
 
 def _run_hydra() -> int:
-    forget_failures()
+    output.forget_failures()
     _sweeps.clear()
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra raises instead of printing its own report
     register_schemas()
@@ -62,31 +56,44 @@ def _run_hydra() -> int:
         arguments = prepare_arguments(sys.argv[1:])
         sys.argv[1:] = sorted(arguments, key=lambda one: one not in ("-m", "--multirun"))  # argparse wants it there
         if {"-sc", "--shell-completion"} & set(sys.argv):
-            offer_names()
+            CompletionPlugin._get_matches = staticmethod(_offer)  # Hydra has no hook for what it offers
         _hydra_main()
     except KeyboardInterrupt as error:
         return _say_interrupted(str(error))
     except SystemExit as error:
         if isinstance(error.__context__, KeyboardInterrupt):  # Lightning turns Ctrl-C into an exit
             return _say_interrupted()
-        return error.code if isinstance(error.code, int) else EXIT_BUG
+        return error.code if isinstance(error.code, int) else output.EXIT_BUG
     except InputError as error:
-        say_failure(str(error), error)
-    except COMPOSITION_ERRORS as error:
+        output.say_failure(str(error), error)
+    except errors.COMPOSITION_ERRORS as error:
         if _was_in_job(error):
             raise
-        say_failure(explain_config_error(error), error)
+        output.say_failure(errors.explain(error, Config), error)
     except OSError as error:  # Hydra prints, and writes into output_dir before any stage does
         if error.filename is None:
-            say("")  # if it cannot be printed either, stdout is what failed
+            output.say("")  # if it cannot be printed either, stdout is what failed
         explained = explain_write_error(error, error.filename or "output_dir")
         if explained is None and (_was_in_job(error) or error.filename is None):
             raise
         fallback = f"Cannot use {error.filename} ({error.strerror}): set output_dir to a folder you may write to."
-        say_failure(str(explained or fallback), error)
+        output.say_failure(str(explained or fallback), error)
     for folder, output_dir in _sweeps.items():
-        say(f"This joins what the jobs have found:\n    {make_collect_command(folder, output_dir)}")
-    return find_exit_code()
+        output.say(f"This joins what the jobs have found:\n    {make_collect_command(folder, output_dir)}")
+    return output.find_exit_code()
+
+
+def _offer(config: Any, word: str) -> list[str]:
+    """Offer the choices of a setting to the shell by their names; Hydra shows Python's (`stage=Stage.report`)."""
+    key, equals, begun = word.partition("=")
+    kind = errors.find_type(key, Config) if equals else None
+    if kind is None:
+        return _offer_as_hydra_does(config, word)
+    values = errors.list_choices(kind)
+    if not values:
+        now = OmegaConf.select(config, key)
+        values = [] if now is None else [show(now) if isinstance(now, ListConfig) else str(now)]
+    return [f"{key}={value}" for value in values if value.startswith(begun)]
 
 
 def _was_in_job(error: BaseException) -> bool:
@@ -96,8 +103,8 @@ def _was_in_job(error: BaseException) -> bool:
 
 def _say_interrupted(words: str = "") -> int:
     words = words or "finished artifacts are kept, the same command goes on from there."
-    complain(f"infoscope: interrupted; {words}")
-    return EXIT_INTERRUPT
+    output.complain(f"infoscope: interrupted; {words}")
+    return output.EXIT_INTERRUPT
 
 
 def _run_job(tree: DictConfig) -> Any:
@@ -116,7 +123,7 @@ def _run_job(tree: DictConfig) -> Any:
     except (InputError, OmegaConfBaseException) as error:
         if is_launched and in_sweep:
             raise
-        say_failure(explain_config_error(error) if isinstance(error, OmegaConfBaseException) else str(error), error)
+        output.say_failure(errors.explain(error, Config), error)
         return None
 
 

@@ -22,9 +22,8 @@ from infoscope.sae.checkpoint import WEIGHTS_NAME, save_sae
 from infoscope.sae.config import KINDS, TokenChoice
 from infoscope.sae.module import SAEModule, compute_lr_factor
 from infoscope.sae.train import make_normalisation, split_tokens, train_sae
-from infoscope.tracking.lightning import TrackerLogger
 from infoscope.tracking.log import Log
-from infoscope.tracking.tracker import Tracker
+from infoscope.tracking.tracker import Tracker, TrackerLogger
 from tests.support.sae_samples import CONFIG, Stop, Tokens, as_kind, assert_same
 
 

@@ -16,10 +16,9 @@ from infoscope.runtime import processes
 from infoscope.runtime.errors import InputError
 from infoscope.runtime.job import Job
 from infoscope.tracking.config import LoggerConfig, LoggerKind
-from infoscope.tracking.lightning import TrackerLogger
 from infoscope.tracking.log import Log
 from infoscope.tracking.names import RunName, choose_group, name_job, name_summary
-from infoscope.tracking.tracker import JobTracking, log_summary
+from infoscope.tracking.tracker import JobTracking, TrackerLogger, log_summary
 from tests.support.pipeline_samples import Recorder
 
 TREE = {"seeds": [0, 1], "scope": {"k_cds": 8, "rank_by": "max"}, "data": {"root": None}}

@@ -21,9 +21,8 @@ from PIL import Image
 from infoscope.runtime.errors import InputError
 from infoscope.runtime.job import Job
 from infoscope.tracking.config import LoggerConfig, WandbMode
-from infoscope.tracking.lightning import TrackerLogger
 from infoscope.tracking.names import name_job, name_summary
-from infoscope.tracking.tracker import JobTracking, log_summary
+from infoscope.tracking.tracker import JobTracking, TrackerLogger, log_summary
 from tests.support.wandb_files import WandbRun, find_runs, log_into, read_wandb, redirect_wandb
 from tests.support.wandb_server import ServedRun, Server, serve_wandb
 

@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from infoscope import app
 from infoscope.report import figure_style
 from infoscope.runtime.errors import InputError
-from infoscope.runtime.failures import EXIT_INPUT
+from infoscope.runtime.output import EXIT_INPUT
 from infoscope.sae.module import SAEModule
 from infoscope.stages import backbone as backbone_module
 from infoscope.stages import train_sae as train_module

@@ -28,8 +28,7 @@ from infoscope.launchers import slurm
 from infoscope.launchers.outcome import Outcome, explain_failure, name_outcome, read_outcome, write_outcome
 from infoscope.runtime.bounds import check_settings
 from infoscope.runtime.errors import InputError
-from infoscope.runtime.failures import EXIT_BUG, EXIT_INPUT, say_failure
-from infoscope.runtime.output import adapt_streams, say
+from infoscope.runtime.output import EXIT_BUG, EXIT_INPUT, adapt_streams, say, say_failure
 
 LOOK_EVERY_S = 0.5
 ASK_EVERY_S = (1.0, 30.0)

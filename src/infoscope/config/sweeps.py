@@ -12,9 +12,9 @@ import yaml
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from infoscope.config.errors import COMPOSITION_ERRORS
+from infoscope.config import errors
 from infoscope.config.overrides import quote_override
-from infoscope.config.tree import Config, explain_config_error, open_hydra, prepare_arguments
+from infoscope.config.tree import Config, open_hydra, prepare_arguments
 from infoscope.runtime.errors import InputError
 from infoscope.runtime.job import Job
 
@@ -50,8 +50,8 @@ def expand_sweep(overrides: Sequence[str]) -> list[list[str]]:
         with open_hydra() as loader:
             parsed = OverridesParser.create(config_loader=loader).parse_overrides(prepare_arguments(overrides))
             return BasicSweeper.split_arguments(parsed, max_batch_size=None)[0]
-    except COMPOSITION_ERRORS as error:
-        raise InputError(explain_config_error(error)) from error
+    except errors.COMPOSITION_ERRORS as error:
+        raise InputError(errors.explain(error, Config)) from error
 
 
 def read_sweep(folder: Path) -> Sweep:

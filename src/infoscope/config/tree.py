@@ -257,7 +257,7 @@ def compose(overrides: Sequence[str] | None = None, config_dirs: Sequence[str] =
     except InputError:
         raise
     except errors.COMPOSITION_ERRORS as error:
-        raise InputError(explain_config_error(error)) from error
+        raise InputError(errors.explain(error, Config)) from error
 
 
 def to_tree(config: Any) -> dict[str, Any]:
@@ -275,8 +275,3 @@ def to_tree(config: Any) -> dict[str, Any]:
         return value
 
     return plain(config)
-
-
-def explain_config_error(error: BaseException) -> str:
-    """Return one sentence for a failed composition: the key, what was expected, the choices."""
-    return errors.explain(error, Config)

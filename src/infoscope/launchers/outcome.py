@@ -12,7 +12,8 @@ from pathlib import Path
 
 from omegaconf.errors import OmegaConfBaseException
 
-from infoscope.config.tree import explain_config_error
+from infoscope.config import errors
+from infoscope.config.tree import Config
 from infoscope.runtime.errors import InputError, explain_write_error
 from infoscope.runtime.files import atomic_write
 
@@ -35,7 +36,7 @@ def explain_failure(error: Exception, log: Path) -> Outcome:
     """Return what is said of an error that ended a job."""
     explained = explain_write_error(error, getattr(error, "filename", None) or "output_dir")
     if isinstance(error, OmegaConfBaseException):
-        return Outcome(explain_config_error(error), True, str(log))
+        return Outcome(errors.explain(error, Config), True, str(log))
     if isinstance(error, InputError) or explained is not None:
         return Outcome(str(explained or error), True, str(log))
     words = ": ".join([type(error).__name__, *str(error).splitlines()[:1]])

@@ -23,9 +23,8 @@ from infoscope.runtime.read_only import ReadOnlyStore
 from infoscope.runtime.store import Store
 from infoscope.runtime.uses import UseRecord
 from infoscope.tracking.config import LoggerConfig, LoggerKind
-from infoscope.tracking.lightning import TrackerLogger
 from infoscope.tracking.names import choose_group, name_job
-from infoscope.tracking.tracker import JobTracking, Tracker
+from infoscope.tracking.tracker import JobTracking, Tracker, TrackerLogger
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -15,8 +15,8 @@ from infoscope.pipeline.stage import Node, Stage, list_needed
 from infoscope.runtime import parts, processes
 from infoscope.runtime.environment import count_busy_cores
 from infoscope.runtime.job import Job
+from infoscope.runtime.lightning import quiet_lightning
 from infoscope.runtime.progress import Display
-from infoscope.runtime.quiet import quiet_lightning
 
 
 def run(config: Config, display: Display | None = None, job: Job | None = None) -> Any:

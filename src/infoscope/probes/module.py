@@ -18,8 +18,8 @@ from torch.utils.data import DataLoader, IterableDataset
 from infoscope.probes.config import DenseSchedule
 from infoscope.probes.heads import LinearHeads, MapBatch, VectorBatch
 from infoscope.probes.slices import SlicedBatch
+from infoscope.runtime.lightning import quiet_lightning
 from infoscope.runtime.parts import Checkpoint
-from infoscope.runtime.quiet import quiet_lightning
 
 Batches = Callable[[int], Iterator[VectorBatch | MapBatch | SlicedBatch]]
 """Given a step, yields the training batches from that step on; each is a function of (seed, step)."""

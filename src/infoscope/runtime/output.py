@@ -1,4 +1,4 @@
-"""What is printed, to any terminal, pipe or log file: in letters that it knows; and what is done if nobody takes it."""
+"""What is printed, to any terminal, pipe or log file, in letters that it knows; failures and their exit code."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import errno
 import io
 import os
 import sys
+import traceback
 import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -14,22 +15,14 @@ from typing import Any
 
 from rich.console import Console
 
-EXIT_CLOSED, EXIT_FULL = 128 + 13, 2
-"""As of a program that SIGPIPE ends; as of anything that the user can mend."""
+EXIT_OK, EXIT_BUG, EXIT_INPUT, EXIT_INTERRUPT = 0, 1, 2, 130
+EXIT_CLOSED = 128 + 13
+"""As of a program that SIGPIPE ends."""
+_codes: list[int] = []
+"""What the failures that were said ask for."""
 _PLAIN = {"±": "+-", "≤": "<=", "≥": ">=", "≈": "~", "≠": "!=", "\u00d7": "x", "\u2212": "-", "·": "*", "•": "*"}
-_PLAIN |= {
-    "→": "->",
-    "←": "<-",
-    "↑": "^",
-    "↓": "v",
-    "†": "+",
-    "‡": "++",
-    "°": " deg",
-    "∅": "none",
-    "∞": "inf",
-    "µ": "u",
-    "ß": "ss",
-}
+_PLAIN |= {"→": "->", "←": "<-", "↑": "^", "↓": "v", "†": "+", "‡": "++"}
+_PLAIN |= {"°": " deg", "∅": "none", "∞": "inf", "µ": "u", "ß": "ss"}
 _KINDS = {"Pd": "-", "Pi": "'", "Pf": "'", "Zs": " "}
 """Dashes, quotation marks and spaces, by their category in Unicode."""
 
@@ -63,6 +56,24 @@ def complain(text: str) -> None:
     """Print a line to stderr, if anybody reads that."""
     with suppress(OSError):
         print(text, file=sys.stderr, flush=True)
+
+
+def say_failure(sentence: str, error: BaseException | None = None, code: int = EXIT_INPUT) -> None:
+    """Print the sentence, and with INFOSCOPE_TRACEBACK=1 the traceback; remember the exit code that it asks for."""
+    _codes.append(code)
+    complain(f"infoscope: {sentence}")
+    if error is not None and os.environ.get("INFOSCOPE_TRACEBACK") == "1":
+        traceback.print_exception(error)
+
+
+def find_exit_code() -> int:
+    """Return 0 if nothing failed, 2 if all that failed can be mended by the user, else 1."""
+    return min(_codes, default=EXIT_OK)
+
+
+def forget_failures() -> None:
+    """Begin anew."""
+    _codes.clear()
 
 
 @contextmanager
@@ -111,7 +122,7 @@ def end_output(error: LostOutput | None = None) -> int:
         f"infoscope: cannot print any more ({lost.strerror}): send stdout elsewhere; finished artifacts are kept, the"
         " same command goes on from there."
     )
-    return EXIT_FULL
+    return EXIT_INPUT
 
 
 def _write_plainly(error: UnicodeError) -> tuple[str, int]:

@@ -17,8 +17,7 @@ from torch import Tensor
 
 from infoscope.runtime import processes
 from infoscope.runtime.errors import InputError
-from infoscope.runtime.lightning import LastCheckpoint, place_trainer
-from infoscope.runtime.quiet import quiet_lightning
+from infoscope.runtime.lightning import LastCheckpoint, place_trainer, quiet_lightning
 from infoscope.sae.config import SAEConfig, TokenChoice
 from infoscope.sae.metrics import compute_sae_metrics
 from infoscope.sae.model import SparseAutoencoder

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from infoscope.data.images import ImageBatch, ImageSet, iterate_images
 from infoscope.runtime import processes
+from infoscope.runtime.lightning import quiet_lightning
 from infoscope.runtime.parts import Part, compute_parts, cut, cut_images
-from infoscope.runtime.quiet import quiet_lightning
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.sae.passes import iterate_latents
 from infoscope.scope import crops

@@ -22,7 +22,7 @@ from infoscope.stages.backbone import fingerprint_model
 from infoscope.stages.images import count_images
 from infoscope.stages.score.tables import make_sae_table
 from infoscope.stages.tokens import Tokens, find_sizes
-from infoscope.tracking.lightning import TrackerLogger
+from infoscope.tracking.tracker import TrackerLogger
 
 
 class TrainSAE(SeedStage[SparseAutoencoder]):

@@ -1,7 +1,9 @@
-"""What every kind of log takes, and the log that keeps nothing."""
+"""What every kind of log takes, the log that keeps nothing, and the one that is plain files."""
 
 from __future__ import annotations
 
+import csv
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -31,3 +33,39 @@ class Log:
 
     def finish(self, error: str) -> None:
         """Flush and close; "" says that all went well, anything else marks the run as failed and says why."""
+
+
+class CsvLog(Log):
+    """Writes `metrics.csv` (step, name, value), `<table>.csv` and `config.json` into a folder; goes on where it was.
+
+    The last row named "error" says how the run ended: no value if well.
+    """
+
+    def __init__(self, folder: Path, tree: Mapping[str, Any]) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = self.location = folder
+        (folder / "config.json").write_text(json.dumps(tree, indent=2), encoding="utf-8")
+        self._file = (folder / "metrics.csv").open("a", newline="", encoding="utf-8")
+        self._writer = csv.writer(self._file)
+        if self._file.tell() == 0:
+            self._write([["step", "name", "value"]])
+
+    def log_numbers(self, numbers: Mapping[str, float]) -> None:
+        self._write([["", name, value] for name, value in numbers.items()])
+
+    def log_point(self, curve: str, numbers: Mapping[str, float], step: int) -> None:
+        self._write([[step, name, value] for name, value in numbers.items()])
+
+    def log_table(self, name: str, columns: list[str], rows: list[list[Any]]) -> None:
+        with (self.folder / f"{name.replace('/', '_')}.csv").open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(columns)
+            writer.writerows(rows)
+
+    def finish(self, error: str) -> None:
+        with self._file:
+            self._write([["", "error", error]])
+
+    def _write(self, rows: list[list[Any]]) -> None:
+        self._writer.writerows(rows)
+        self._file.flush()

@@ -8,10 +8,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from lightning.pytorch.loggers.logger import Logger
+
 from infoscope.runtime.errors import InputError
 from infoscope.tracking.config import LoggerConfig, LoggerKind
-from infoscope.tracking.csv_log import CsvLog
-from infoscope.tracking.log import Log, LogError
+from infoscope.tracking.log import CsvLog, Log, LogError
 from infoscope.tracking.names import RunName, name_summary
 
 
@@ -125,6 +126,28 @@ class Tracker:
     def log_figure(self, name: str, path: Path) -> None:
         """Log a picture file."""
         self.write(lambda log: log.log_figure(f"{self.prefix}/{name}", path))
+
+
+class TrackerLogger(Logger):
+    """Forwards numbers of Lightning's trainers; hyperparameters are in the run's configuration already."""
+
+    def __init__(self, tracker: Tracker) -> None:
+        super().__init__()
+        self.tracker = tracker
+
+    @property
+    def name(self) -> str:
+        return "infoscope"
+
+    @property
+    def version(self) -> str:
+        return "0"
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        self.tracker.log({key: float(value) for key, value in metrics.items() if key != "epoch"}, step)
+
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        pass
 
 
 def log_summary(

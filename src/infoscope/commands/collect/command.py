@@ -16,9 +16,9 @@ from infoscope.config.tree import Config, to_tree
 from infoscope.report.tables import Table
 from infoscope.runtime.errors import InputError, explain_write_error
 from infoscope.runtime.job import Job
+from infoscope.runtime.lightning import quiet_lightning
 from infoscope.runtime.manifests import compute_hash
 from infoscope.runtime.progress import Display
-from infoscope.runtime.quiet import quiet_lightning
 from infoscope.tracking.tracker import log_summary
 
 MISSING_FILE = "missing.txt"

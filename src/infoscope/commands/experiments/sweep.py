@@ -23,11 +23,19 @@ from infoscope.report.figure_style import save_figure
 from infoscope.report.tables import Stat, Value, compute_stat
 from infoscope.runtime import processes
 from infoscope.runtime.errors import InputError, explain_write_error
-from infoscope.runtime.failures import EXIT_INPUT, EXIT_INTERRUPT, EXIT_OK
 from infoscope.runtime.job import Job
-from infoscope.runtime.output import LostOutput, adapt_streams, complain, end_output, say
+from infoscope.runtime.lightning import quiet_lightning
+from infoscope.runtime.output import (
+    EXIT_INPUT,
+    EXIT_INTERRUPT,
+    EXIT_OK,
+    LostOutput,
+    adapt_streams,
+    complain,
+    end_output,
+    say,
+)
 from infoscope.runtime.progress import Display
-from infoscope.runtime.quiet import quiet_lightning
 from infoscope.runtime.read_only import MissingArtifact
 from infoscope.runtime.uses import write_uses
 from infoscope.scope.config import Rule

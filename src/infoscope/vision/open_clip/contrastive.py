@@ -20,8 +20,7 @@ from torch import Tensor
 from infoscope.runtime import processes
 from infoscope.runtime.errors import InputError
 from infoscope.runtime.forks import map_ahead
-from infoscope.runtime.lightning import LastCheckpoint, place_trainer
-from infoscope.runtime.quiet import quiet_lightning
+from infoscope.runtime.lightning import LastCheckpoint, place_trainer, quiet_lightning
 from infoscope.vision.config import ContrastiveConfig
 from infoscope.vision.open_clip.tokenizer import WordTokenizer
 
