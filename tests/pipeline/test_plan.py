@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from infoscope.pipeline.context import Context
-from infoscope.pipeline.plan import Rates, Step, make_plan
+from infoscope.pipeline.plan import Step, find_seconds, make_plan, read_rates
 from infoscope.pipeline.run import check, set_goals
 from infoscope.pipeline.stage import Work
 from infoscope.runtime.errors import InputError
@@ -41,7 +41,7 @@ D_SAE, K_MAX, N_VARIANTS = 32, 3, 14
 
 def plan_of(output_dir: Path, *overrides: str) -> list[Step]:
     reading = Context(make_tiny_config(output_dir, *overrides), Recorder()).reading()
-    return make_plan(reading, set_goals(reading), Rates(reading.store.root))
+    return make_plan(reading, set_goals(reading), read_rates(reading.store.root))
 
 
 def find(steps: Sequence[Step], what: str) -> Step:
@@ -152,11 +152,11 @@ def test_rates_are_of_the_same_kind_size_and_hardware(tmp_path: Path, finished: 
         folder.mkdir(parents=True)
         content = {"stage": one.kind, "hardware": one.hardware or hardware, "wall_s": one.wall_s}
         (folder / MANIFEST).write_text(json.dumps({**content, "work": {"n": one.n, "like": one.like}}))
-    rates = Rates(tmp_path)
-    assert rates.find_seconds("rank", Work(20, ["a", 1])) == pytest.approx(20 * 12 / 40)
-    assert rates.find_seconds("score", Work(20, ["a", 1])) == pytest.approx(20 * 5 / 10)
-    assert rates.find_seconds("rank", Work(20, ["b", 1])) is None
-    assert rates.find_seconds("rank", Work(0, ["a", 1])) is None
+    rates = read_rates(tmp_path)
+    assert find_seconds(rates, "rank", Work(20, ["a", 1])) == pytest.approx(20 * 12 / 40)
+    assert find_seconds(rates, "score", Work(20, ["a", 1])) == pytest.approx(20 * 5 / 10)
+    assert find_seconds(rates, "rank", Work(20, ["b", 1])) is None
+    assert find_seconds(rates, "rank", Work(0, ["a", 1])) is None
 
 
 def test_a_build_that_was_gone_on_with_says_no_seconds(tmp_path: Path, finished: Path) -> None:

@@ -11,6 +11,7 @@ import socket
 from collections.abc import Callable
 from multiprocessing.synchronize import Event
 from pathlib import Path
+from typing import Any
 
 import filelock
 import pytest
@@ -38,9 +39,9 @@ class Recorder:
         self.events: list[str] = []
         self.n_builds = 0
 
-    def open(self, lock_timeout_s: float = 60) -> Store:
+    def open(self, lock_timeout_s: float = 60, config: Any = None) -> Store:
         self.events.clear()
-        return Store(self.root, lambda event, spec, detail: self.events.append(event), lock_timeout_s)
+        return Store(self.root, lambda event, spec, detail: self.events.append(event), lock_timeout_s, config=config)
 
     def build(self, work: Workspace) -> None:
         self.n_builds += 1
@@ -105,7 +106,7 @@ def test_only_plain_types_are_hashed():
 
 def test_a_build_becomes_a_folder_with_a_manifest(recorder: Recorder):
     upstream = Artifact(recorder.root / "train_sae" / "x", "0123456789abcdef", {}, built=False)
-    made = recorder.open().get(SPEC, recorder.build, config={"scope": {"k_cds": 8}}, sae=upstream)
+    made = recorder.open(config={"scope": {"k_cds": 8}}).get(SPEC, recorder.build, sae=upstream)
     assert made.built
     assert made.folder == recorder.root / "rank" / f"topk-{SPEC.hash}"
     assert {name: (made.folder / name).read_bytes() for name in CONTENT} == CONTENT

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import cache
+from operator import attrgetter
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -262,16 +264,4 @@ def compose(overrides: Sequence[str] | None = None, config_dirs: Sequence[str] =
 
 def to_tree(config: Any) -> dict[str, Any]:
     """Return a config dataclass as plain containers (enums by name)."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, Enum):
-            return value.name
-        if dataclasses.is_dataclass(value):
-            return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-        if isinstance(value, dict):
-            return {str(key): plain(item) for key, item in value.items()}
-        if isinstance(value, list | tuple):
-            return [plain(item) for item in value]
-        return value
-
-    return plain(config)
+    return json.loads(json.dumps(dataclasses.asdict(config), default=attrgetter("name")))

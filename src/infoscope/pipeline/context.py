@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import torch
-from rich.console import Console
 
 from infoscope.config.tree import Config, Device, to_tree
 from infoscope.runtime import processes
@@ -37,7 +36,8 @@ class Context:
         self.config, self.display, self.job = config, display, job or Job()
         self.tree, self.n_processes = to_tree(config), processes.current().size
         self.output_dir = Path(config.output_dir)
-        self.store = Store(self.output_dir / "artifacts", self.on_event, config.trainer.max_wait_s, display.bar)
+        root, wait_s = self.output_dir / "artifacts", config.trainer.max_wait_s
+        self.store = Store(root, self.on_event, wait_s, display.bar, self.tree)
         self.used: dict[str, Spec] = {}
         """What was read or built, by hash."""
         self.goals: list[Any] = []
@@ -63,7 +63,7 @@ class Context:
 
     def reading(self) -> Context:
         """Return a silent context over the same folder that builds nothing: it raises `MissingArtifact`."""
-        reading = Context(self.config, Display(Console(quiet=True), bars=False))
+        reading = Context(self.config, Display.silent())
         reading.store = ReadOnlyStore.of(self.store)
         reading.known, reading.image_sets = dict(self.known), self.image_sets  # what it reads is not read for the run
         return reading

@@ -10,7 +10,7 @@ from infoscope.pipeline.context import Context
 from infoscope.pipeline.stage import Handle, Needs, R, SeedStage, list_needed
 from infoscope.runtime import processes
 from infoscope.runtime.manifests import Artifact
-from infoscope.runtime.store import Workspace, must_exist
+from infoscope.runtime.store import Workspace
 from infoscope.sae.passes import Measurement, run_pass
 
 
@@ -33,7 +33,7 @@ class PassStage(SeedStage[R]):
     def get(self, handle: Handle[R]) -> Artifact:
         ctx = handle.ctx
         if handle.exists():
-            return ctx.store.get(handle.spec, must_exist)
+            return ctx.store.get(handle.spec)
         together = _find_company(handle)
         upstream = {one.hash: {role: node.make() for role, node in one.needs} for one in together}
 
@@ -41,7 +41,7 @@ class PassStage(SeedStage[R]):
             _measure_all(ctx, {one: works[one.hash] for one in together if one.hash in works})
 
         specs = {one.hash: one.spec for one in together}
-        made = ctx.store.get_together(specs, build, shared=True, config=ctx.tree, upstream=upstream)
+        made = ctx.store.get_together(specs, build, shared=True, upstream=upstream)
         for one in together:
             one.is_known_to_exist = True
         return made[handle.hash]

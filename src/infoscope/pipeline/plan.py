@@ -7,9 +7,8 @@ was. Nothing is built or measured for a plan.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,9 @@ from infoscope.pipeline.stage import Node, Work
 from infoscope.runtime.environment import describe_environment
 from infoscope.runtime.manifests import MANIFEST, compute_hash
 from infoscope.runtime.progress import format_bytes, format_seconds
+
+Rates = Mapping[tuple[str, str], tuple[int, float]]
+"""How many things were done in how many seconds, by kind and by the hash of what else that depends on."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ def make_plan(ctx: Context, goals: Sequence[Node], rates: Rates | None = None) -
 
     Args:
         ctx: one that builds nothing.
-        rates: from which the seconds come; None: they are not asked for.
+        rates: from which the seconds come, see `read_rates`.
 
     Raises:
         InputError: what the stages would refuse before they begin.
@@ -59,55 +61,43 @@ def make_plan(ctx: Context, goals: Sequence[Node], rates: Rates | None = None) -
     def visit(node: Node) -> None:
         if node.place in steps:
             return
-        n_built, n_reused = node.count()
+        n_built, n_reused = node.stage.count(node.ctx, *node.item)
         for _, needed in node.needs if n_built else ():  # what exists asks for nothing
             visit(needed)
         work = node.work() if n_built else Work()
         if n_built and isinstance(node.stage, PassStage):
             work = replace(work, forwards=0) if node.needs.tokens.place in read else work
             read.add(node.needs.tokens.place)
-        seconds = None if rates is None else rates.find_seconds(node.stage.kind, work)
+        seconds = find_seconds(rates or {}, node.stage.kind, work)
         total = None if seconds is None else n_built * seconds
-        steps[node.place] = Step(node.describe(), n_built, n_reused, work, total)
+        steps[node.place] = Step(node.stage.describe(node.ctx, *node.item), n_built, n_reused, work, total)
 
     for goal in goals:
         visit(goal)
     return list(steps.values())
 
 
-class Rates:
-    """How long things took, by kind and by what that depends on, on hardware like this machine's.
+def read_rates(root: Path) -> Rates:
+    """Return how long the things below an artifacts folder took, on hardware like this machine's."""
+    rates: dict[tuple[str, str], tuple[int, float]] = {}
+    hardware = describe_environment()["hardware"]
+    for file in root.glob(f"*/*/{MANIFEST}"):
+        try:
+            manifest = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError):  # somebody else's, or just deleted
+            continue
+        work = manifest.get("work")
+        if work and manifest.get("hardware") == hardware:
+            key = (manifest["stage"], compute_hash(work["like"]))
+            n, seconds = rates.get(key, (0, 0.0))
+            rates[key] = (n + work["n"], seconds + work.get("seconds", manifest["wall_s"]))
+    return rates
 
-    Args:
-        root: the folder of the artifacts.
-    """
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
-
-    def find_seconds(self, kind: str, work: Work) -> float | None:
-        """Return the seconds that some work takes, None if none like it was done before."""
-        n, seconds = self._sums.get((kind, compute_hash(work.like)), (0, 0.0))
-        return work.n * seconds / n if n and work.n else None
-
-    @cached_property
-    def _sums(self) -> dict[tuple[str, str], tuple[int, float]]:
-        sums: dict[tuple[str, str], tuple[int, float]] = {}
-        hardware = describe_environment()["hardware"]
-        for manifest in self._read_manifests():
-            work = manifest.get("work")
-            if work and manifest.get("hardware") == hardware:
-                key = (manifest["stage"], compute_hash(work["like"]))
-                n, seconds = sums.get(key, (0, 0.0))
-                sums[key] = (n + work["n"], seconds + work.get("seconds", manifest["wall_s"]))
-        return sums
-
-    def _read_manifests(self) -> Iterator[dict[str, Any]]:
-        for file in self.root.glob(f"*/*/{MANIFEST}"):
-            try:
-                yield json.loads(file.read_text(encoding="utf-8"))
-            except (OSError, ValueError):  # somebody else's, or just deleted
-                continue
+def find_seconds(rates: Rates, kind: str, work: Work) -> float | None:
+    """Return the seconds that some work takes, None if none like it was done before."""
+    n, seconds = rates.get((kind, compute_hash(work.like)), (0, 0.0))
+    return work.n * seconds / n if n and work.n else None
 
 
 HEADINGS = ("step", "reuse", "build", "forwards", "distances", "disk", "memory", "time")

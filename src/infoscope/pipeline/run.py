@@ -10,7 +10,7 @@ import torch
 from infoscope import registry
 from infoscope.config.tree import Config, TrainerConfig
 from infoscope.pipeline.context import Context
-from infoscope.pipeline.plan import Rates, make_plan, print_plan
+from infoscope.pipeline.plan import make_plan, print_plan, read_rates
 from infoscope.pipeline.stage import Node, Stage, list_needed
 from infoscope.runtime import parts, processes
 from infoscope.runtime.environment import count_busy_cores
@@ -109,4 +109,4 @@ def run_stage(ctx: Context) -> Any:
 def show_plan(ctx: Context) -> None:
     """Print what the configured stage would reuse and build."""
     reading = ctx.reading()
-    print_plan(make_plan(reading, set_goals(reading), Rates(ctx.store.root)), ctx.display.console)
+    print_plan(make_plan(reading, set_goals(reading), read_rates(ctx.store.root)), ctx.display.console)

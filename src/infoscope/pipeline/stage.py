@@ -189,14 +189,6 @@ class Node:
         """Make what is missing."""
         return self.stage.make(self.ctx, *self.item)
 
-    def count(self) -> tuple[int, int]:
-        """Return how many artifacts would be built, and how many exist."""
-        return self.stage.count(self.ctx, *self.item)
-
-    def describe(self) -> str:
-        """Return what it is called in a plan."""
-        return self.stage.describe(self.ctx, *self.item)
-
     def work(self) -> Work:
         """Return what building it costs; nothing where that cannot be known yet."""
         try:
@@ -257,7 +249,7 @@ class ArtifactStage(Stage, Generic[R]):
                 found.save(work.folder)
             handle.note(work)
 
-        return ctx.store.get(handle.spec, build, shared=self.is_shared, config=ctx.tree, **upstream)
+        return ctx.store.get(handle.spec, build, shared=self.is_shared, **upstream)
 
 
 class Handle(Node, Generic[R]):

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -159,11 +158,3 @@ def make_manifest(
         **describe_environment(),
         "files": files,
     }
-
-
-def write_durably(path: Path, text: str) -> None:
-    """Write a file and force it to the disk, so that a rename after it never shows an empty file."""
-    with path.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from infoscope.runtime.manifests import Artifact, Spec
-from infoscope.runtime.store import Store, Workspace
+from infoscope.runtime.store import Store
 
 
 class MissingArtifact(Exception):
@@ -38,15 +38,7 @@ class ReadOnlyStore(Store):
                 raise MissingArtifact(spec)
         yield []
 
-    def get_together(
-        self,
-        specs: Mapping[str, Spec],
-        build: Callable[[dict[str, Workspace]], None],
-        *,
-        shared: bool = False,
-        config: Any = None,
-        upstream: Mapping[str, Mapping[str, Artifact]] | None = None,
-    ) -> dict[str, Artifact]:
+    def get_together(self, specs: Mapping[str, Spec], *_: Any, **__: Any) -> dict[str, Artifact]:
         found: dict[str, Artifact] = {}
         for name, spec in specs.items():
             if not self._reuse(name, spec, found):

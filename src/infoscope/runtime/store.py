@@ -30,6 +30,7 @@ import yaml
 
 from infoscope.runtime import processes
 from infoscope.runtime.errors import explain_write_error
+from infoscope.runtime.files import atomic_write, write_json
 from infoscope.runtime.locks import Locks
 from infoscope.runtime.manifests import (
     CONFIG,
@@ -40,7 +41,6 @@ from infoscope.runtime.manifests import (
     find_damage,
     make_manifest,
     read_manifest,
-    write_durably,
 )
 from infoscope.runtime.progress import Advance, ShowBar, show_nothing
 
@@ -72,6 +72,17 @@ def _count_bytes(folder: Path) -> int:
     return n_bytes
 
 
+Build = Callable[[Workspace], None]
+BuildAll = Callable[[dict[str, Workspace]], None]
+"""Writes the files of what is missing into workspaces, by the names under which artifacts are asked for."""
+Upstream = Mapping[str, Artifact]
+"""What an artifact is made from, by role."""
+
+
+def _must_exist(work: Workspace) -> None:
+    raise AssertionError("what was just made is not in the store")
+
+
 SHOWN_BYTES = 2**28
 """The reading of more than this is shown."""
 
@@ -85,6 +96,7 @@ class Store:
             of what will be built, alone or with others, and of the progress of such work.
         lock_timeout_s: how long to wait for another process that builds the same artifact.
         show_bar: given a name, shows how far the reading of large files is, or for how long one has waited.
+        config: the resolved configuration (plain containers), stored for readers with every artifact that is built.
     """
 
     checked_bytes = math.inf
@@ -96,13 +108,11 @@ class Store:
         on_event: Callable[[str, Spec, str], None] | None = None,
         lock_timeout_s: float = 6 * 3600,
         show_bar: ShowBar = show_nothing,
+        config: Any = None,
     ) -> None:
-        self.root = root
+        self.root, self._show_bar, self.config = root, show_bar, config
         self.on_event = on_event or (lambda event, spec, detail: None)
-        self.locks, self._show_bar = (
-            Locks(root, lambda *args: self.on_event(*args), lock_timeout_s, show_bar),
-            show_bar,
-        )
+        self.locks = Locks(root, lambda *args: self.on_event(*args), lock_timeout_s, show_bar)
         self._verified: dict[Path, dict[str, Any]] = {}
         self._checked: set[str] = set()
         """Stages without artifacts of a newer format."""
@@ -122,47 +132,35 @@ class Store:
                 return Artifact(folder, spec.hash, manifest, built=False)
         return None
 
-    def get(
-        self,
-        spec: Spec,
-        build: Callable[[Workspace], None],
-        *,
-        shared: bool = False,
-        config: Any = None,
-        **upstream: Artifact,
-    ) -> Artifact:
+    def get(self, spec: Spec, build: Build = _must_exist, *, shared: bool = False, **upstream: Artifact) -> Artifact:
         """Return the artifact of `spec`, building it if it is missing or damaged.
 
         Args:
-            build: writes the artifact's files into `workspace.folder`.
+            build: writes the artifact's files into `workspace.folder`; none: the same run has just made it.
             shared: whether all processes of the job build together: each calls `build` with the same workspace, and the
                 main one writes the files. Else the main one builds, as if it were alone, and the others wait.
-            config: the resolved configuration (plain containers), stored for readers.
             upstream: the artifacts it is made from, by role, for the manifest.
 
         Raises:
             InputError: if the folder cannot be written, the disk is full, or another process holds the lock too long.
         """
         name = spec.hash
-        return self.get_together(
-            {name: spec}, lambda works: build(works[name]), shared=shared, config=config, upstream={name: upstream}
-        )[name]
+        together = self.get_together({name: spec}, lambda works: build(works[name]), shared, {name: upstream})
+        return together[name]
 
     def get_together(
         self,
         specs: Mapping[str, Spec],
-        build: Callable[[dict[str, Workspace]], None],
-        *,
+        build: BuildAll,
         shared: bool = False,
-        config: Any = None,
-        upstream: Mapping[str, Mapping[str, Artifact]] | None = None,
+        upstream: Mapping[str, Upstream] | None = None,
     ) -> dict[str, Artifact]:
         """Return several artifacts by name; those that are missing are built by one call, and none if it fails.
 
         Args:
             specs: by name, no two the same; the same artifacts always by the same names.
             build: writes the files of every missing artifact into the workspace of its name.
-            shared, config: as for `get`, of each.
+            shared: as for `get`.
             upstream: of each, by name, as for `get`.
 
         Raises:
@@ -182,15 +180,13 @@ class Store:
             if is_shared:
                 processes.barrier()  # all files are written
 
-        found = self._get_all(specs, build_with_others, config, upstream or {})
+        found = self._get_all(specs, build_with_others, upstream or {})
         folders = {name: str(artifact.folder) for name, artifact in found.items()}
         processes.post(key, json.dumps({"folders": folders}))  # from now on; those who have built read:
         processes.post(f"{key}/built", json.dumps(folders))
         return found
 
-    def _take_part(
-        self, key: str, specs: Mapping[str, Spec], build: Callable[[dict[str, Workspace]], None]
-    ) -> dict[str, Artifact]:
+    def _take_part(self, key: str, specs: Mapping[str, Spec], build: BuildAll) -> dict[str, Artifact]:
         """Do what the main process says: take what exists, or build with it what does not."""
         if key not in self._told:
             message = json.loads(processes.wait_for(key))
@@ -210,11 +206,7 @@ class Store:
         return dict(self._told[key])
 
     def _get_all(
-        self,
-        specs: Mapping[str, Spec],
-        build: Callable[[dict[str, Workspace]], None],
-        config: Any,
-        upstream: Mapping[str, Mapping[str, Artifact]],
+        self, specs: Mapping[str, Spec], build: BuildAll, upstream: Mapping[str, Upstream]
     ) -> dict[str, Artifact]:
         """Find, or lock, build and commit, as one process."""
         found: dict[str, Artifact] = {}
@@ -228,18 +220,18 @@ class Store:
                     self._refuse_newer(spec.stage)
                     locks.enter_context(self.locks.hold(spec))
                     if not self._reuse(name, spec, found):  # another process may have built it while this one waited
-                        works[name], seal = building.enter_context(
-                            self._build_locked(spec, config, upstream.get(name, {}))
-                        )
+                        works[name], seal = building.enter_context(self._build_locked(spec, upstream.get(name, {})))
                         seals.append(seal)
                 if works:
                     build(works)
                     for seal in seals:  # checksums take their time: all first, then all are committed in one go
                         seal()
         except Exception as error:
-            if isinstance(error, FileNotFoundError) and works and all(self.find(specs[name]) for name in works):
-                # A lock was lost, and the process that was faster has taken the progress away.
-                return {name: found.get(name) or self._read(specs[name]) for name in specs}
+            if isinstance(error, FileNotFoundError) and works:
+                # Perhaps a lock was lost, and the process that was faster has taken the progress away.
+                made = {name: artifact for name, spec in specs.items() if (artifact := self.find(spec))}
+                if len(made) == len(specs):
+                    return made
             explained = explain_write_error(error, self.root)
             if explained is None:
                 raise
@@ -248,11 +240,6 @@ class Store:
             folder = self.folder(specs[name])
             found[name] = Artifact(folder, specs[name].hash, self._verified[folder], built=True)
         return found
-
-    def _read(self, spec: Spec) -> Artifact:
-        artifact = self.find(spec)
-        assert artifact is not None
-        return artifact
 
     def _reuse(self, name: str, spec: Spec, found: dict[str, Artifact]) -> bool:
         """Put the artifact under its name if it exists, and say whether it does."""
@@ -263,9 +250,7 @@ class Store:
         return artifact is not None
 
     @contextmanager
-    def _build_locked(
-        self, spec: Spec, config: Any, upstream: Mapping[str, Artifact]
-    ) -> Iterator[tuple[Workspace, Callable[[], None]]]:
+    def _build_locked(self, spec: Spec, upstream: Upstream) -> Iterator[tuple[Workspace, Callable[[], None]]]:
         """Give a workspace that becomes the artifact when the block is done, and goes when it is left by an error.
 
         Also what makes the manifest, when all files are there: to be called at the end of the block.
@@ -286,13 +271,14 @@ class Store:
         work, is_resumed = Workspace(temporary, progress), any(progress.iterdir())
 
         def seal() -> None:
-            if config is not None:
-                (temporary / CONFIG).write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+            if self.config is not None:
+                (temporary / CONFIG).write_text(yaml.safe_dump(self.config, sort_keys=False), encoding="utf-8")
             with self._reading(spec, temporary) as tell:
                 manifest.update(make_manifest(spec, temporary, time.perf_counter() - start, upstream, tell))
             if not is_resumed:  # an earlier process has done a part: its seconds are lost
                 manifest.update(work.notes)
-            write_durably(temporary / MANIFEST, json.dumps(manifest, indent=2))
+            with atomic_write(temporary / MANIFEST, durable=True) as unfinished:  # renaming never shows an empty file
+                write_json(unfinished, manifest)
 
         try:
             yield work, seal
@@ -405,8 +391,3 @@ def may_be_alive(owner: str) -> bool:
     except OSError as error:
         return error.errno == errno.EPERM
     return True
-
-
-def must_exist(work: Workspace) -> None:
-    """Build nothing: for an artifact that the same run has just made."""
-    raise AssertionError("what was just made is not in the store")

@@ -11,7 +11,7 @@ from infoscope.pipeline.stage import Handle, Key, Stage
 from infoscope.report.page import Page, ReportFiles, print_report, write_report
 from infoscope.runtime.environment import describe_environment
 from infoscope.runtime.manifests import Artifact, Spec
-from infoscope.runtime.store import Workspace, must_exist
+from infoscope.runtime.store import Workspace
 from infoscope.stages.backbone import find_model_facts
 from infoscope.stages.images import open_split
 from infoscope.stages.score.stage import Score
@@ -54,14 +54,14 @@ class Published(Stage):
                     tracker.log_figure(name, figures["png"])
 
         upstream = {role: handle.get() for role, handle in self.report_sources(ctx).items()}
-        made = ReportFiles.find(ctx.store.get(self._spec(ctx), build, shared=False, config=ctx.tree, **upstream).folder)
+        made = ReportFiles.find(ctx.store.get(self._spec(ctx), build, shared=False, **upstream).folder)
         print_report(page, made, ctx.display.console)
         return made
 
     def find_last(self, ctx: Context) -> Artifact:
         for node in self.goals(ctx):  # a report outlives what it was made from
             node.make()
-        return ctx.store.get(self._spec(ctx), must_exist)
+        return ctx.store.get(self._spec(ctx))
 
     def _spec(self, ctx: Context) -> Spec:
         return Spec("report", self.report_name(ctx), self.report_key(ctx))

@@ -7,7 +7,6 @@ import math
 import os
 import re
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -115,7 +114,8 @@ def _read(entry: Entry) -> Entry:
     if manifest is None:
         entry.kind, entry.damage = Kind.damaged, ["its manifest cannot be read"]
         return entry
-    entry.refers = frozenset(_find_hashes([manifest.get("upstream"), manifest.get("key")])) - {entry.hash}
+    refers = json.dumps([manifest.get("upstream"), manifest.get("key")])
+    entry.refers = frozenset(_HASH.findall(refers)) - {entry.hash}
     if manifest["format_version"] < FORMAT_VERSION:
         entry.kind = Kind.older
     elif manifest["hash"] != entry.hash:
@@ -131,11 +131,6 @@ def check(entry: Entry, manifest: dict[str, Any] | None = None, checked_bytes: f
     assert manifest is not None
     entry.damage = list(find_damage(entry.path, manifest, checked_bytes))
     entry.kind = Kind.damaged if entry.damage else entry.kind
-
-
-def _find_hashes(value: Any) -> Iterator[str]:
-    """Yield every text that looks like an artifact's hash."""
-    yield from _HASH.findall(json.dumps(value))
 
 
 def _measure(entry: Entry) -> Entry:

@@ -99,7 +99,8 @@ def _read_job(collected: CollectedJob, config: Config, factory: ContextFactory) 
         "stage": config.stage.name,
         **{key: value for key, value in describe_choices(config).items() if key != "seeds"},
     }
-    behind: Row = {**flatten_config(config), "overrides": " ".join(job.overrides)}
+    tree = {key: value for key, value in to_tree(config).items() if key not in NOT_DETERMINING}
+    behind: Row = {**flatten_tree(tree), "overrides": " ".join(job.overrides)}
     for seed in config.seeds if stage.is_seeded else [0]:
         ctx.used.clear()
         try:
@@ -117,15 +118,12 @@ def _read_job(collected: CollectedJob, config: Config, factory: ContextFactory) 
             collected.missing = missing.spec
 
 
-def flatten_config(config: Config) -> Row:
-    """Return what determines a configuration's numbers by dotted key; a list as JSON."""
-    tree = {key: value for key, value in to_tree(config).items() if key not in NOT_DETERMINING}
-    return dict(_walk(tree, ""))
-
-
-def _walk(tree: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+def flatten_tree(tree: dict[str, Any], prefix: str = "") -> Row:
+    """Return a configuration by dotted key; a list as JSON."""
+    flat: Row = {}
     for key, value in tree.items():
         if isinstance(value, dict):
-            yield from _walk(value, f"{prefix}{key}.")
+            flat |= flatten_tree(value, f"{prefix}{key}.")
         else:
-            yield f"{prefix}{key}", json.dumps(value) if isinstance(value, list) else value
+            flat[f"{prefix}{key}"] = json.dumps(value) if isinstance(value, list) else value
+    return flat

@@ -37,7 +37,7 @@ class ContextFactory:
         ctx = Context(config, self.display, job)
         store = ctx.store if self.builds else ReadOnlyStore(ctx.store.root)
         ctx.store = self._stores.setdefault(ctx.output_dir, store)
-        ctx.store.on_event = ctx.on_event
+        ctx.store.on_event, ctx.store.config = ctx.on_event, ctx.tree
         ctx.image_sets = self._image_sets
         return ctx
 

@@ -10,11 +10,12 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 from matplotlib.figure import Figure
 
+from infoscope.commands.collect.jobs import flatten_tree
 from infoscope.commands.experiments.sweep_figures import Point, draw_removal_sweep
 from infoscope.config.tree import Config, to_tree
 from infoscope.pipeline.context import Context
 from infoscope.report.joining import Part, join_tables
-from infoscope.report.tables import Align, Cell, Column, Stat, Table, Value, compute_stat
+from infoscope.report.tables import Align, Cell, Column, Table, Value, compute_stat
 from infoscope.sae.edit import EditMode
 from infoscope.scope.ablations import Ablation, Control, Role
 from infoscope.stages.ablations import ablations_of
@@ -105,12 +106,8 @@ def read_scopes(ctx: Context) -> list[ScopeResult]:
 def scope_cells(scopes: Sequence[ScopeResult]) -> list[Value]:
     """Return mean and spread over SAE seeds of what `SCOPE_COLUMNS` name."""
     summaries = [summarise_scope(scope) for scope in scopes]
-
-    def read(key: str) -> Stat:
-        values = [summary.get(key) for summary in summaries]
-        return compute_stat(value if isinstance(value, int | float) else None for value in values)
-
-    return [read(column.key) for column in SCOPE_COLUMNS]
+    found = ([summary.get(column.key) for summary in summaries] for column in SCOPE_COLUMNS)
+    return [compute_stat(value if isinstance(value, int | float) else None for value in values) for values in found]
 
 
 def explain_unscored(scopes: Sequence[ScopeResult]) -> str:
@@ -177,14 +174,10 @@ def split_runs(runs: Sequence[Run[Found]], but: str) -> dict[str, list[Run[Found
         by what to put behind a file name: nothing where all runs are in one list, else "_1", "_2", ...
     """
     lists: dict[str, list[Run[Found]]] = {}
-    *parents, last = but.split(".")
     for run in runs:
-        tree = to_tree(run.config)
-        part = tree
-        for parent in parents:
-            part = part[parent]
-        del part[last]
-        lists.setdefault(json.dumps(tree, sort_keys=True), []).append(run)
+        tree = flatten_tree(to_tree(run.config))
+        others = {key: value for key, value in tree.items() if not f"{key}.".startswith(f"{but}.")}
+        lists.setdefault(json.dumps(others), []).append(run)
     return {f"_{number}" if len(lists) > 1 else "": of for number, of in enumerate(lists.values(), 1)}
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Generic
 
@@ -75,10 +76,7 @@ class Experiment(Generic[Found]):
 
 def main(experiment: Experiment[Any], arguments: Sequence[str]) -> int:
     """Run an experiment from the command line; return the exit code (2: something a user can mend, 130: Ctrl-C)."""
-
-    def work() -> list[str]:
-        return run_experiment(experiment, arguments)
-
+    work = partial(run_experiment, experiment, arguments)
     return run_command(experiment.name, experiment.description, work, arguments)
 
 

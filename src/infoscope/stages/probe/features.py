@@ -97,4 +97,4 @@ def _fill(
             write_features(wanted, probe, rows, ctx.check_disk, lambda what, done, of: advance(done, of, what))
 
     specs = {name: handle.spec for name, (_, _, handle) in handles.items()}
-    ctx.store.get_together(specs, build, shared=True, config=ctx.tree, upstream=upstream)
+    ctx.store.get_together(specs, build, shared=True, upstream=upstream)

@@ -19,7 +19,7 @@ from infoscope.runtime import processes
 from infoscope.runtime.errors import InputError
 from infoscope.runtime.manifests import Artifact, compute_hash
 from infoscope.runtime.progress import flatten
-from infoscope.runtime.store import Workspace, must_exist
+from infoscope.runtime.store import Workspace
 from infoscope.scope.ablations import Ablation, Role
 from infoscope.stages.images import check_maps, find_known, knows, probe_data
 from infoscope.stages.probe.artifacts import AblationProbes, ProbeGroup
@@ -81,7 +81,7 @@ def probe_variants(ctx: Context, seed: int, variants: Sequence[Ablation]) -> Pro
             n_new += n_built
         n_all += len({handle.hash for handle in handles.values()})
         for variant, handle in handles.items():
-            found[variant].append(ctx.store.get(handle.spec, must_exist))
+            found[variant].append(ctx.store.get(handle.spec))
     ctx.display.say(f"          probed variants of seed {seed}: {n_new} built, {n_all - n_new} reused")
     return found
 
@@ -140,7 +140,7 @@ class _ProbeLoop:
                     tracker.log(flatten(result.metrics, f"{result.variant['name']}/"))
 
     def _load(self, variant: Ablation) -> AblationResult:
-        return load_result(self.ctx.store.get(self.handles[variant].spec, must_exist).folder)
+        return load_result(self.ctx.store.get(self.handles[variant].spec).folder)
 
     def _keep(self, variant: Ablation, result: AblationResult) -> None:
         now = time.perf_counter()
@@ -153,7 +153,7 @@ class _ProbeLoop:
 
         with processes.alone():  # each process has variants of its own
             spec = self.handles[variant].spec
-            self.ctx.store.get(spec, save, shared=False, config=self.ctx.tree, **self.upstream)
+            self.ctx.store.get(spec, save, shared=False, **self.upstream)
 
 
 def like_of(ctx: Context, group: ProbeGroup) -> object:
@@ -176,7 +176,7 @@ class _StoredFolders(FeatureFolders):
 
         specs = {name: self.handles[name].spec for name in names}
         upstream = dict.fromkeys(names, self.upstream)
-        made = self.ctx.store.get_together(specs, build, shared=True, config=self.ctx.tree, upstream=upstream)
+        made = self.ctx.store.get_together(specs, build, shared=True, upstream=upstream)
         return {name: artifact.folder for name, artifact in made.items()}
 
     def check_disk(self, n_bytes: int) -> None:
