@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from matplotlib.figure import Figure
 
-from infoscope.commands import experiments
 from infoscope.commands.experiments import runs as runs_module
 from infoscope.commands.experiments import sweep
 from infoscope.commands.experiments.runs import Shown
@@ -90,7 +89,7 @@ def count_images(ctx: Context) -> int:
 
 def show_counts(runs: Any) -> Shown:
     columns = [Column("n", "images", digits=0)]
-    table = experiments.make_run_table("counts", "Counts", runs, columns, lambda n: [n])
+    table = runs_module.make_run_table("counts", "Counts", runs, columns, lambda n: [n])
     return Shown([table], {"empty": lambda: Figure()})
 
 
@@ -230,7 +229,7 @@ def test_the_papers_values_stand_beside_ours_where_model_and_data_are_its_own(
     monkeypatch.setattr(runs_module, "find_paper_reference", find)
     show = load_experiment("feature_removal").show
     config = sweep.compose(make_overrides(tmp_path))
-    run = experiments.Run(config, "the run", {"model": "m"}, make_results())
+    run = runs_module.Run(config, "the run", {"model": "m"}, make_results())
     page = show([run]).tables[0].to_markdown()
     assert asked == ["planted_registers"]
     assert ("*the run: the paper, CLIP-B/16*" in page) == (reference is not None)
@@ -251,7 +250,7 @@ def test_scores_that_do_not_exist_are_one_sentence(name: str, tmp_path: Path) ->
 
     def show(*scopes: ScopeResult) -> Table:
         found = [([scope], []) if name == "k_cds_sweep" else [scope] for scope in scopes]
-        runs = [experiments.Run(config, f"run {place}", facts, one) for place, one in enumerate(found)]
+        runs = [runs_module.Run(config, f"run {place}", facts, one) for place, one in enumerate(found)]
         return load_experiment(name).show(runs).tables[0]
 
     page = show(unscored).to_markdown().splitlines()
