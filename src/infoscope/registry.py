@@ -10,7 +10,8 @@ class Entry(NamedTuple):
     """What `stage=` can name.
 
     name: as on the command line.
-    target: "module:Class" of a stage, "module:function" of a command, which gets the configuration and the job.
+    target: "module:Class" of a stage, "module:function" of a command, which gets the configuration and the job; modules
+        below infoscope.
     help: one line; more lines follow an end of line.
     """
 
@@ -21,76 +22,73 @@ class Entry(NamedTuple):
     def load(self) -> Any:
         """Return the class of the stage, or the function of the command."""
         module, _, name = self.target.partition(":")
-        return getattr(import_module(module), name)
+        return getattr(import_module(f"infoscope.{module}"), name)
 
 
 STAGES = (
-    Entry("train_clip", "infoscope.stages.train_clip:TrainClip", "train the scenes' own small CLIP"),
-    Entry("train_sae", "infoscope.stages.train_sae:TrainSAE", "train an SAE per seed on the backbone's patch tokens"),
-    Entry("rank", "infoscope.stages.rank:Rank", "rank the training images for every latent"),
+    Entry("train_clip", "stages.train_clip:TrainClip", "train the scenes' own small CLIP"),
+    Entry("train_sae", "stages.train_sae:TrainSAE", "train an SAE per seed on the backbone's patch tokens"),
+    Entry("rank", "stages.rank:Rank", "rank the training images for every latent"),
     Entry(
-        "score",
-        "infoscope.stages.score.stage:Score",
-        "CDS: earth mover's distance between activation maps on two shifted crops",
+        "score", "stages.score.stage:Score", "CDS: earth mover's distance between activation maps on two shifted crops"
     ),
-    Entry("probe", "infoscope.stages.probe.stage:Probe", "linear probes with groups of features removed"),
+    Entry("probe", "stages.probe.stage:Probe", "linear probes with groups of features removed"),
     Entry(
         "predict",
-        "infoscope.stages.predict.stage:Predict",
+        "stages.predict.stage:Predict",
         "the model's own zero-shot predictions and their confidence with groups of features removed",
     ),
     Entry(
         "stability",
-        "infoscope.stages.stability.stage:Stability",
+        "stages.stability.stage:Stability",
         "the scores again under other shifts, images, k, seeds, solvers",
     ),
     Entry(
         "select",
-        "infoscope.stages.select.stage:Select",
+        "stages.select.stage:Select",
         "probes on n kept features: chosen by scope, by activation, by the probe's weights, at random",
     ),
     Entry(
-        "outliers",
-        "infoscope.stages.outliers.stage:Outliers",
-        "what outlier tokens do, and which groups of features act on them",
+        "outliers", "stages.outliers.stage:Outliers", "what outlier tokens do, and which groups of features act on them"
     ),
     Entry(
         "confounds",
-        "infoscope.stages.confounds.stage:Confounds",
+        "stages.confounds.stage:Confounds",
         "what else tells features apart: how often, how strongly, how widely they fire, and on what",
     ),
     Entry(
         "latents",
-        "infoscope.stages.latents:Latents",
+        "stages.latents:Latents",
         "what is known of each latent, in one table (parquet; load_latents reads it)",
     ),
-    Entry("report", "infoscope.stages.report.stage:Report", "tables and figures (default)"),
+    Entry("report", "stages.report.stage:Report", "tables and figures (default)"),
 )
 COMMANDS = (
     Entry(
         "check_data",
-        "infoscope.commands.check_data:check_data",
+        "commands.check_data:check_data",
         "read every image of the data and all that is known of it; counts, and what is wrong",
     ),
     Entry(
         "collect",
-        "infoscope.commands.collect.command:collect",
+        "commands.collect.command:collect",
         "one table of what the jobs of a sweep have found (the newest, or collect.sweeps=[FOLDER,...]);\n"
         "jobs that are missing are named with the commands that make them",
     ),
     Entry(
         "artifacts",
-        "infoscope.commands.artifacts.command:run_artifacts_command",
+        "commands.artifacts.command:run_artifacts_command",
         "all artifacts with size, age and users; artifacts.verify=true reads them, artifacts.prune=true says\n"
         "what no run's folder refers to any more, with artifacts.delete=true it is deleted",
     ),
 )
+ENTRIES = (*STAGES, *COMMANDS)
 DEFAULT = "report"
 
 
 def find_entry(name: str) -> Entry:
     """Return the stage or command of a name."""
-    return next(entry for entry in (*STAGES, *COMMANDS) if entry.name == name)
+    return next(entry for entry in ENTRIES if entry.name == name)
 
 
 def is_command(name: str) -> bool:
@@ -100,10 +98,10 @@ def is_command(name: str) -> bool:
 
 def describe_all() -> str:
     """Return all of them with what they do, in columns: a part of --help."""
-    width = max(len(entry.name) for entry in (*STAGES, *COMMANDS)) + 2
+    width = max(len(entry.name) for entry in ENTRIES) + 2
     lines = [
         ("" if number else entry.name).ljust(width) + line
-        for entry in (*STAGES, *COMMANDS)
+        for entry in ENTRIES
         for number, line in enumerate(entry.help.splitlines())
     ]
     return "\n".join(f"  {line}" for line in lines)

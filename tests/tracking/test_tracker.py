@@ -18,7 +18,7 @@ from infoscope.runtime.job import Job
 from infoscope.tracking.config import LoggerConfig, LoggerKind
 from infoscope.tracking.log import Log
 from infoscope.tracking.names import RunName, choose_group, name_job, name_summary
-from infoscope.tracking.tracker import JobTracking, TrackerLogger, log_summary
+from infoscope.tracking.tracker import JobTracking, TrackerLogger
 from tests.support.pipeline_samples import Recorder
 
 TREE = {"seeds": [0, 1], "scope": {"k_cds": 8, "rank_by": "max"}, "data": {"root": None}}
@@ -137,7 +137,9 @@ def test_lightning_logs_through_the_tracker(tmp_path: Path):
 def test_a_summary_holds_the_table_of_all_jobs(tmp_path: Path):
     said: list[str] = []
     for n_done in (1, 2):
-        log_summary(CSV, "monday", TREE, tmp_path, COLUMNS, ROWS, {"jobs": 2, "done": n_done}, said.append)
+        with JobTracking(CSV, name_summary("monday"), TREE, tmp_path, said.append) as tracking:
+            tracking.write(lambda log: log.log_table("jobs", COLUMNS, ROWS))
+            tracking.write(lambda log, n_done=n_done: log.log_numbers({"n_jobs": 2, "n_done": n_done}))
     folder = tmp_path / "csv" / "monday" / f"sweep-{name_summary('monday').id}"
     assert said == 2 * [f"logged: {folder}"]
     assert read_csv(folder / "jobs.csv") == [COLUMNS, ["high", "0.25", "3"], ["low", "", "4"]]

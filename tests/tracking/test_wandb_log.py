@@ -22,7 +22,7 @@ from infoscope.runtime.errors import InputError
 from infoscope.runtime.job import Job
 from infoscope.tracking.config import LoggerConfig, WandbMode
 from infoscope.tracking.names import name_job, name_summary
-from infoscope.tracking.tracker import JobTracking, TrackerLogger, log_summary
+from infoscope.tracking.tracker import JobTracking, TrackerLogger
 from tests.support.wandb_files import WandbRun, find_runs, log_into, read_wandb, redirect_wandb
 from tests.support.wandb_server import ServedRun, Server, serve_wandb
 
@@ -83,7 +83,9 @@ def output_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 continue
         with pytest.raises(InputError), make_tracking(output_dir, said, k=3):
             raise InputError("No room for k=3.")
-        log_summary(OFFLINE, "monday", TREE, output_dir, COLUMNS, ROWS, {"jobs": 3, "failed": 1}, said.append)
+        with JobTracking(OFFLINE, name_summary("monday"), TREE, output_dir, said.append) as tracking:
+            tracking.write(lambda log: log.log_table("jobs", COLUMNS, ROWS))
+            tracking.write(lambda log: log.log_numbers({"n_jobs": 3, "n_failed": 1}))
         wandb.teardown()
     assert said == [f"logged: {folder}" for folder in find_runs(output_dir)]
     return output_dir

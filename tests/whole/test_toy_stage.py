@@ -55,7 +55,7 @@ class Toy(SeedStage):
             table.add_row(n_toys)
         return ReportSection("toy", "Toys", ("There are toys.",), {"toys": table}, summary={"n_toys": found})
 """
-LINE = '    Entry("toy", "infoscope.stages.toy:Toy", "count toys"),\n'
+LINE = '    Entry("toy", "stages.toy:Toy", "count toys"),\n'
 COMMANDS = """
 import contextlib, io, json, sys
 from tests.support.app_samples import run_infoscope

@@ -43,7 +43,7 @@ class StageName(Enum):
     """How far to go, or which command to run: the names of the registry."""
 
     _ignore_ = ["entry"]  # noqa: RUF012
-    for entry in (*registry.STAGES, *registry.COMMANDS):
+    for entry in registry.ENTRIES:
         vars()[entry.name] = entry.name
 
 

@@ -19,8 +19,16 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 from infoscope.runtime.errors import InputError
 
 
+class Limit:
+    """What a value must be."""
+
+    def explain(self, value: Any) -> str | None:
+        """Return what was expected, None where the value is as it should be."""
+        raise NotImplementedError
+
+
 @dataclass(frozen=True)
-class Bounds:
+class Bounds(Limit):
     """Of a number: it is finite, `least <= number <= most`, and `above < number`, `number < below`.
 
     Args:
@@ -34,7 +42,6 @@ class Bounds:
     words: str = ""
 
     def explain(self, value: Any) -> str | None:
-        """Return what was expected, None where the value is as it should be."""
         if self.above < value < self.below and self.least <= value <= self.most:
             return None
         if self.words:
@@ -45,15 +52,14 @@ class Bounds:
 
 
 @dataclass(frozen=True)
-class Items:
+class Items(Limit):
     """Of a list: one at least and none twice, ascending where that is asked for; or just `n` of them."""
 
     n: int | None = None
     ascending: bool = False
 
-    def explain(self, values: Any) -> str | None:
-        """Return what was expected, None where the values are as they should be."""
-        values = list(values)
+    def explain(self, value: Any) -> str | None:
+        values = list(value)
         if self.n is not None:
             return None if len(values) == self.n else f"to hold {self.n} numbers"
         if not values:
@@ -64,32 +70,29 @@ class Items:
 
 
 @dataclass(frozen=True)
-class OneOf:
+class OneOf(Limit):
     """Of a text: one of these."""
 
     choices: tuple[str, ...]
 
     def explain(self, value: Any) -> str | None:
-        """Return what was expected, None where the value is as it should be."""
         return None if value in self.choices else f"to be {' or '.join(self.choices)}"
 
 
 @dataclass(frozen=True)
-class FileName:
+class FileName(Limit):
     """Of a text that becomes a part of the names of files."""
 
     def explain(self, value: Any) -> str | None:
-        """Return what was expected, None where the value is as it should be."""
         is_fine = re.fullmatch(r"[^./\0\n][^/\0\n]{0,99}", value)
         return None if is_fine else "to be a name of 1 to 100 characters for files, without / and no dot before it"
 
 
 @dataclass(frozen=True)
-class IsPath:
+class IsPath(Limit):
     """Of a text: a path, in which ~ and variables of the environment are put in, see `expand_path`."""
 
     def explain(self, value: Any) -> str | None:
-        """Return what was expected, None where the value is as it should be."""
         return "to be a path, in one line" if set(value) & {"\0", "\n"} else None
 
 
@@ -114,8 +117,6 @@ TrueShare = Annotated[float, Bounds(above=0, below=1, words="between 0 and 1")]
 Float = Annotated[str, OneOf(("float32", "float16"))]
 Name = Annotated[str, FileName()]
 FilePath = Annotated[str, IsPath()]
-
-_LIMITS = (Bounds, Items, OneOf, FileName, IsPath)
 
 
 def expand_path(text: str, name: str = "a path") -> str:
@@ -205,7 +206,7 @@ def get_settings(schema: type) -> dict[str, Any]:
 def find_limits(annotation: Any) -> list[Any]:
     """Return what a type says of bounds, those of `X | None` for X."""
     if get_origin(annotation) is Annotated:
-        return [limit for limit in get_args(annotation)[1:] if isinstance(limit, _LIMITS)]
+        return [limit for limit in get_args(annotation)[1:] if isinstance(limit, Limit)]
     return [limit for option in _split(annotation) if option is not annotation for limit in find_limits(option)]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -13,7 +14,7 @@ from lightning.pytorch.loggers.logger import Logger
 from infoscope.runtime.errors import InputError
 from infoscope.tracking.config import LoggerConfig, LoggerKind
 from infoscope.tracking.log import CsvLog, Log, LogError
-from infoscope.tracking.names import RunName, name_summary
+from infoscope.tracking.names import RunName
 
 
 class JobTracking:
@@ -82,7 +83,9 @@ class JobTracking:
         except (LogError, OSError) as error:
             self._is_broken = True
             self.say(f"The run is not logged any further, the work goes on: {error}.")
-            self._give_up(str(error))
+            with suppress(LogError, OSError):  # it was said already
+                if self._log is not None:
+                    self._log.finish(f"not logged any further: {error}")
 
     def _open(self) -> Log:
         match self.config.kind:
@@ -95,13 +98,6 @@ class JobTracking:
                 from infoscope.tracking.wandb_log import WandbLog
 
                 return WandbLog(self.config, self.name, self.tree, self.output_dir, self.say)
-
-    def _give_up(self, error: str) -> None:
-        try:
-            if self._log is not None:
-                self._log.finish(f"not logged any further: {error}")
-        except (LogError, OSError):
-            pass  # it was said already
 
 
 @dataclass(frozen=True)
@@ -148,34 +144,6 @@ class TrackerLogger(Logger):
 
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
         pass
-
-
-def log_summary(
-    config: LoggerConfig,
-    group: str,
-    tree: Mapping[str, Any],
-    output_dir: Path,
-    columns: list[str],
-    rows: list[list[Any]],
-    counts: Mapping[str, float],
-    say: Callable[[str], None],
-) -> None:
-    """Log the one run that sums up a sweep, `<group>-summary`: the table of its jobs, and how many there are.
-
-    Called again for the same group, it goes on with the same run.
-
-    Args:
-        tree: the resolved configuration, plain containers.
-        columns, rows: a row per job; cells are numbers, texts and None.
-        counts: such as jobs, done, missing, failed; logged as n_jobs, ...
-        say: callback(sentence): where the run lies and what went wrong with it.
-
-    Raises:
-        InputError: logger.mode=online without an account.
-    """
-    with JobTracking(config, name_summary(group), tree, output_dir, say) as tracking:
-        tracking.write(lambda log: log.log_table("jobs", columns, rows))
-        tracking.write(lambda log: log.log_numbers({f"n_{name}": n for name, n in counts.items()}))
 
 
 def _explain(error: BaseException | None) -> str:

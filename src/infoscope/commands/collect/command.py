@@ -19,7 +19,8 @@ from infoscope.runtime.job import Job
 from infoscope.runtime.lightning import quiet_lightning
 from infoscope.runtime.manifests import compute_hash
 from infoscope.runtime.progress import Display
-from infoscope.tracking.tracker import log_summary
+from infoscope.tracking.names import name_summary
+from infoscope.tracking.tracker import JobTracking
 
 MISSING_FILE = "missing.txt"
 N_SHOWN = 20
@@ -101,7 +102,7 @@ def _write(jobs: Sequence[CollectedJob], sweeps: Sequence[Sweep], folder: Path) 
 
 
 def _log(config: Config, jobs: Sequence[CollectedJob], table: Table, name: str, display: Display) -> None:
-    """Sum the sweep up in a run of its own."""
+    """Sum the sweep up in a run of its own; the next collection of the same sweep goes on with that."""
     records = table.records()
     n_missing, n_refused = (sum(one.state.startswith(word) for one in jobs) for word in ("missing", "refused"))
     counts = {"jobs": len(jobs), "missing": n_missing, "refused": n_refused}
@@ -109,7 +110,10 @@ def _log(config: Config, jobs: Sequence[CollectedJob], table: Table, name: str, 
     columns, rows = list(records[0]) if records else [], [list(record.values()) for record in records]
     given = [one.config.logger.group for one in jobs if one.config is not None]
     group = config.logger.group or next(filter(None, given), name)
-    log_summary(config.logger, group, to_tree(config), Path(config.output_dir), columns, rows, counts, display.say)
+    name, tree = name_summary(group), to_tree(config)
+    with JobTracking(config.logger, name, tree, Path(config.output_dir), display.say) as tracking:
+        tracking.write(lambda log: log.log_table("jobs", columns, rows))
+        tracking.write(lambda log: log.log_numbers({f"n_{name}": n for name, n in counts.items()}))
 
 
 def _print(jobs: Sequence[CollectedJob], all_missing: Sequence[str], table: Table, console: Console) -> None:
