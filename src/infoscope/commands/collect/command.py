@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
 from rich.text import Text
 
 from infoscope.commands.collect.jobs import CollectedJob, read_jobs
@@ -49,12 +48,18 @@ def collect(config: Config, job: Job | None = None, display: Display | None = No
             jobs.append(one)
             advance(len(jobs))
     missing = [one for one in jobs if one.missing is not None]
+    commands = [
+        command
+        for sweep in sweeps
+        if (of := [one.job.overrides for one in missing if one.sweep is sweep])
+        for command in make_commands(of, sweep.options, sweep.config_dirs)
+    ]
     folder = output_dir / "collected" / _name_folder(sweeps)
-    files = _write(jobs, sweeps, folder)
+    files = _write(jobs, missing, commands, folder)
     table = make_jobs_table(jobs, f"{len(jobs)} jobs of {', '.join(sweep.folder.name for sweep in sweeps)}")
-    _print(jobs, make_commands_for(sweeps, missing), cut_table(table, folder / "jobs.md"), display.console)
-    for file in files:
-        display.console.print(Text(f"wrote {file}"), soft_wrap=True)
+    cut_table(table, folder / "jobs.md").show(display.console)
+    for line in [*_describe_jobs(jobs, missing, commands), *(f"wrote {file}" for file in files)]:
+        display.console.print(Text(line), soft_wrap=True)
     _log(config, jobs, table, folder.name, display)
     if missing and config.collect.require_all:
         raise InputError(
@@ -64,16 +69,6 @@ def collect(config: Config, job: Job | None = None, display: Display | None = No
     return jobs
 
 
-def make_commands_for(sweeps: Sequence[Sweep], jobs: Sequence[CollectedJob]) -> list[str]:
-    """Return commands that make some jobs, with the launcher of their sweep: one per sweep, as a rule."""
-    return [
-        command
-        for sweep in sweeps
-        if (of := [one.job.overrides for one in jobs if one.sweep is sweep])
-        for command in make_commands(of, sweep.options, sweep.config_dirs)
-    ]
-
-
 def _name_folder(sweeps: Sequence[Sweep]) -> str:
     first, *others = sorted(sweep.folder.resolve().name for sweep in sweeps)
     if not others:
@@ -81,9 +76,10 @@ def _name_folder(sweeps: Sequence[Sweep]) -> str:
     return f"{first}-and-{len(others)}-more-{compute_hash([str(sweep.folder.resolve()) for sweep in sweeps])[:8]}"
 
 
-def _write(jobs: Sequence[CollectedJob], sweeps: Sequence[Sweep], folder: Path) -> list[Path]:
+def _write(
+    jobs: Sequence[CollectedJob], missing: Sequence[CollectedJob], commands: Sequence[str], folder: Path
+) -> list[Path]:
     """Write the files; what an earlier collection left is replaced."""
-    missing = [one for one in jobs if one.missing is not None]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         files = save_rows(jobs, folder)
@@ -92,9 +88,8 @@ def _write(jobs: Sequence[CollectedJob], sweeps: Sequence[Sweep], folder: Path) 
             return files
         lines = [f"# {len(missing)} of {len(jobs)} jobs are missing. Each of them:"]
         for one in missing:
-            (command,) = make_commands([one.job.overrides], config_dirs=one.sweep.config_dirs)
-            lines += [f"# job {one.job.number} of {one.sweep.folder.name}: {one.state}", command]
-        lines += ["", "# All of them:", *(f"# {command}" for command in make_commands_for(sweeps, missing))]
+            lines += [f"# job {one.job.number} of {one.sweep.folder.name}: {one.state}", one.command]
+        lines += ["", "# All of them:", *(f"# {command}" for command in commands)]
         (folder / MISSING_FILE).write_text("\n".join(lines) + "\n", encoding="utf-8")
     except OSError as error:
         raise explain_write_error(error, folder) or error from error
@@ -110,25 +105,18 @@ def _log(config: Config, jobs: Sequence[CollectedJob], table: Table, name: str, 
     columns, rows = list(records[0]) if records else [], [list(record.values()) for record in records]
     given = [one.config.logger.group for one in jobs if one.config is not None]
     group = config.logger.group or next(filter(None, given), name)
-    name, tree = name_summary(group), to_tree(config)
-    with JobTracking(config.logger, name, tree, Path(config.output_dir), display.say) as tracking:
+    run, tree = name_summary(group), to_tree(config)
+    with JobTracking(config.logger, run, tree, Path(config.output_dir), display.say) as tracking:
         tracking.write(lambda log: log.log_table("jobs", columns, rows))
         tracking.write(lambda log: log.log_numbers({f"n_{name}": n for name, n in counts.items()}))
 
 
-def _print(jobs: Sequence[CollectedJob], all_missing: Sequence[str], table: Table, console: Console) -> None:
-    table.show(console)
-    for one in jobs:
-        if one.refused:
-            console.print(Text(f"job {one.job.number} is {one.state}"), soft_wrap=True)
-    missing = [one for one in jobs if one.missing is not None]
+def _describe_jobs(jobs: Sequence[CollectedJob], missing: Sequence[CollectedJob], commands: Sequence[str]) -> list[str]:
+    lines = [f"job {one.job.number} is {one.state}" for one in jobs if one.refused]
     for one in missing[:N_SHOWN]:
-        (command,) = make_commands([one.job.overrides], config_dirs=one.sweep.config_dirs)
-        console.print(Text(f"job {one.job.number} is {one.state}; this makes it:"), soft_wrap=True)
-        console.print(Text(f"    {command}"), soft_wrap=True)
+        lines += [f"job {one.job.number} is {one.state}; this makes it:", f"    {one.command}"]
     if len(missing) > N_SHOWN:
-        console.print(Text(f"... and {len(missing) - N_SHOWN} more; {MISSING_FILE} has all."))
+        lines.append(f"... and {len(missing) - N_SHOWN} more; {MISSING_FILE} has all.")
     if len(missing) > 1:
-        console.print(Text(f"This makes all {len(missing)} that are missing:"))
-        for command in all_missing:
-            console.print(Text(f"    {command}"), soft_wrap=True)
+        lines += [f"This makes all {len(missing)} that are missing:", *(f"    {command}" for command in commands)]
+    return lines

@@ -9,7 +9,7 @@ from typing import Any
 
 from infoscope import registry
 from infoscope.commands.collect.opening import ContextFactory, describe_artifacts, describe_choices
-from infoscope.config.sweeps import Sweep
+from infoscope.config.sweeps import Sweep, make_commands
 from infoscope.config.tree import Config, compose, to_tree
 from infoscope.pipeline.run import find_stage
 from infoscope.pipeline.stage import Row
@@ -60,6 +60,12 @@ class CollectedJob:
         if self.refused:
             return "refused"
         return "done" if self.missing is None else f"missing at {self.missing.stage}"
+
+    @property
+    def command(self) -> str:
+        """What makes it."""
+        (command,) = make_commands([self.job.overrides], config_dirs=self.sweep.config_dirs)
+        return command
 
 
 def read_jobs(sweeps: Sequence[Sweep], factory: ContextFactory) -> Iterator[CollectedJob]:
