@@ -11,8 +11,8 @@ import re
 import shlex
 from collections.abc import Iterator
 from enum import Enum
-from types import NoneType, UnionType
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from types import NoneType
+from typing import Any, get_args, get_origin, get_type_hints
 
 import yaml
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
@@ -27,6 +27,7 @@ from omegaconf.errors import (
 )
 
 from infoscope.config.overrides import FOLDER_KEYS, quote_argument
+from infoscope.runtime.bounds import find_kind
 from infoscope.runtime.errors import InputError, suggest
 
 COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError)
@@ -108,7 +109,7 @@ def find_type(full_key: str, schema: Any) -> Any:
     """Return the type that a dataclass gives to a key such as `probe.readouts[0]`, None for unknown keys."""
     node = schema
     for part in re.findall(r"[^.\[\]]+", full_key):
-        node = _split_optional(node)[0]
+        node = find_kind(node)
         if dataclasses.is_dataclass(node):
             hints = [get_type_hints(kind) for kind in _list_kinds(node)]
             node = next((of[part] for of in hints if part in of), None)
@@ -134,17 +135,9 @@ def _walk_chain(error: BaseException) -> Iterator[BaseException]:
         link = link.__cause__ or link.__context__
 
 
-def _split_optional(annotation: Any) -> tuple[Any, bool]:
-    """Return a type without None, and whether None was allowed."""
-    if get_origin(annotation) in (Union, UnionType):
-        rest = [item for item in get_args(annotation) if item is not NoneType]
-        return rest[0], len(rest) < len(get_args(annotation))
-    return annotation, False
-
-
 def list_choices(annotation: Any) -> list[str]:
     """Return the values that a type has, as one types them; none where they cannot be listed."""
-    kind, optional = _split_optional(annotation)
+    kind, optional = find_kind(annotation), NoneType in get_args(annotation)
     if kind is bool:
         names = ["true", "false"]
     else:
@@ -154,7 +147,7 @@ def list_choices(annotation: Any) -> list[str]:
 
 def _describe_type(annotation: Any) -> str:
     """Return what a user can write for a value of this type."""
-    kind, optional = _split_optional(annotation)
+    kind, optional = find_kind(annotation), NoneType in get_args(annotation)
     if isinstance(kind, type) and issubclass(kind, Enum):
         text = f"one of {', '.join(kind.__members__)}"
     elif get_origin(kind) is list:
@@ -171,7 +164,7 @@ def _explain_wrong_value(error: ValidationError, schema: type, where: str) -> st
     if kind is None or dataclasses.is_dataclass(kind):
         return f"Wrong value for {key or 'a group'}{where}: {_first_line(error)}."
     value = OmegaConf.to_container(error.value) if OmegaConf.is_config(error.value) else error.value
-    choice = _split_optional(kind)[0]
+    choice = find_kind(kind)
     choices = list(choice.__members__) if isinstance(choice, type) and issubclass(choice, Enum) else []
     near = suggest(str(value), choices, f"{key}=")
     got = "null" if value is None else repr(value)
@@ -200,7 +193,7 @@ def _explain_missing_config(error: MissingConfigException) -> str:
 
 def holds_text(full_key: str, schema: type) -> bool:
     """Whether a key's value is a text, or a list of texts."""
-    kind = _split_optional(find_type(full_key, schema))[0]
+    kind = find_kind(find_type(full_key, schema))
     return str in (kind, *get_args(kind))
 
 
@@ -210,7 +203,7 @@ def _explain_unreadable(override: str, schema: type) -> str:
     name = key.lstrip("+")
     if not equals or not (holds_text(name, schema) or name in FOLDER_KEYS):
         return f"Cannot read {override!r}: expected KEY=VALUE; quote a value that holds special characters."
-    is_list = name == "hydra.searchpath" or get_origin(_split_optional(find_type(name, schema))[0]) is list
+    is_list = name == "hydra.searchpath" or get_origin(find_kind(find_type(name, schema))) is list
     quoted = quote_argument(key, value, is_list)
     return f"Cannot read {override}: Hydra needs quotes around such a value, give {quoted} instead."
 
@@ -221,7 +214,7 @@ def _explain_by_text(error: BaseException, schema: type) -> str:
     if found := re.match("Ambiguous value for argument '(.+?)=(.+)'", line):
         key, value = found.groups()
         many = shlex.quote(f"{key}={value}")
-        kind = _split_optional(find_type(key, schema))[0]
+        kind = find_kind(find_type(key, schema))
         if get_origin(kind) is list:
             return f"Several values for {key}: write a list {key}=[{value}]."
         if kind is str:

@@ -6,7 +6,6 @@ A job that was killed leaves none. With several tasks each leaves its own; the j
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -56,13 +55,10 @@ def write_outcome(path: Path, outcome: Outcome) -> None:
 
 def read_outcome(folder: Path, job_id: str) -> Outcome | None:
     """Return the job's outcome: a failure of any task, else the success of the first; None: there is none yet."""
-    found = dict(_read_tasks(folder, job_id))
-    failed = [outcome for _, outcome in sorted(found.items()) if outcome.failure]
-    return failed[0] if failed else found.get(0)
-
-
-def _read_tasks(folder: Path, job_id: str) -> Iterator[tuple[int, Outcome]]:
+    found: dict[int, Outcome] = {}
     for path in folder.glob(f"{job_id}_*_outcome.json"):  # listing a folder shows what other machines wrote
         rank = path.name.removeprefix(f"{job_id}_").removesuffix("_outcome.json")
         if rank.isdigit():
-            yield int(rank), Outcome(**json.loads(path.read_text(encoding="utf-8")))
+            found[int(rank)] = Outcome(**json.loads(path.read_text(encoding="utf-8")))
+    failed = [found[rank] for rank in sorted(found) if found[rank].failure]
+    return failed[0] if failed else found.get(0)

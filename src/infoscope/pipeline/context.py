@@ -15,7 +15,7 @@ from infoscope.config.tree import Config, Device, to_tree
 from infoscope.runtime import processes
 from infoscope.runtime.errors import InputError
 from infoscope.runtime.job import Job
-from infoscope.runtime.lightning import StepCounter
+from infoscope.runtime.lightning import count_steps
 from infoscope.runtime.manifests import Spec
 from infoscope.runtime.progress import Advance, Display
 from infoscope.runtime.read_only import ReadOnlyStore
@@ -97,7 +97,7 @@ class Context:
         return {
             "accelerator": self.device.type,
             "devices": 1,
-            "callbacks": [StepCounter(advance)],
+            "callbacks": [count_steps(advance)],
             "logger": TrackerLogger(tracker),
             "enable_progress_bar": False,
         }

@@ -16,11 +16,12 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from enum import Enum
 from numbers import Real
-from types import NoneType, UnionType
-from typing import Any, ParamSpec, SupportsIndex, TypeVar, Union, get_args, get_origin, get_type_hints
+from types import NoneType
+from typing import Any, ParamSpec, SupportsIndex, TypeVar, get_args, get_origin, get_type_hints
 
 import numpy as np
 
+from infoscope.runtime.bounds import find_kind
 from infoscope.runtime.errors import InputError, suggest
 
 Given = ParamSpec("Given")
@@ -120,10 +121,9 @@ def convert(name: str, value: Any, kind: Any) -> Any:
     Raises:
         InputError: if it is of another.
     """
-    if get_origin(kind) in (Union, UnionType):
-        if value is None and NoneType in get_args(kind):
-            return None
-        [kind] = [one for one in get_args(kind) if one is not NoneType]
+    if value is None and NoneType in get_args(kind):
+        return None
+    kind = find_kind(kind)
     if isinstance(kind, type) and issubclass(kind, Enum):
         return _choose(name, value, kind)
     if get_origin(kind) is list and isinstance(value, Sequence | np.ndarray) and not isinstance(value, str):

@@ -94,13 +94,7 @@ def _ask_git(folder: Path, *words: str) -> str:
 def _describe_hardware() -> dict[str, Any]:
     import torch
 
-    model = platform.processor() or platform.machine()
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                model = line.split(":", 1)[1].strip()
-                break
-    except OSError:
-        pass
+    known = [line for line in _read_words(Path("/proc/cpuinfo"), "\n") if line.startswith("model name")]
+    model = known[0].split(":", 1)[1].strip() if known else platform.processor() or platform.machine()
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {"cpu": model, "cores": os.cpu_count(), "gpus": gpus, "system": platform.system()}

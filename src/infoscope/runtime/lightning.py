@@ -19,8 +19,8 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.fabric.plugins.environments import ClusterEnvironment, LightningEnvironment
-from lightning.pytorch.callbacks import Callback
+from lightning.fabric.plugins.environments import LightningEnvironment
+from lightning.pytorch.callbacks import Callback, LambdaCallback
 from lightning.pytorch.strategies import DDPStrategy
 
 from infoscope.runtime import collective, parts, processes
@@ -47,10 +47,11 @@ def quiet_lightning() -> Iterator[None]:
             logger.setLevel(level)
 
 
-class _Processes(ClusterEnvironment):
+class _Processes(LightningEnvironment):
     """The processes of `world`, each as a node of its own with one device: the first that it sees."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.here = processes.current()
 
     @property
@@ -65,21 +66,11 @@ class _Processes(ClusterEnvironment):
     def main_port(self) -> int:
         return self.here.port
 
-    @staticmethod
-    def detect() -> bool:
-        return False
-
     def world_size(self) -> int:
         return self.here.size
 
-    def set_world_size(self, size: int) -> None:
-        assert size == self.here.size, (size, self.here)
-
     def global_rank(self) -> int:
         return self.here.rank
-
-    def set_global_rank(self, rank: int) -> None:
-        assert rank == self.here.rank, (rank, self.here)
 
     def local_rank(self) -> int:
         return 0
@@ -107,21 +98,13 @@ def place_trainer() -> dict[str, Any]:
     return {"devices": 1, "num_nodes": size, "strategy": strategy, "use_distributed_sampler": False}
 
 
-class StepCounter(Callback):
-    """Tells how many steps of a training are done, and how many there are.
+def count_steps(tell: Callable[[int, int], None]) -> Callback:
+    """Return what tells how many steps of a training are done, and how many there are."""
 
-    Args:
-        tell: called with both.
-    """
+    def count(trainer: L.Trainer, *_: Any, **__: Any) -> None:
+        tell(trainer.global_step, trainer.max_steps)
 
-    def __init__(self, tell: Callable[[int, int], None]) -> None:
-        self.tell = tell
-
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.tell(trainer.global_step, trainer.max_steps)
-
-    def on_train_batch_end(self, trainer: L.Trainer, *_: Any, **__: Any) -> None:
-        self.tell(trainer.global_step, trainer.max_steps)
+    return LambdaCallback(on_train_start=count, on_train_batch_end=count)
 
 
 class LastCheckpoint(Callback):

@@ -165,7 +165,9 @@ class _Bars:
     @contextmanager
     def show(self, what: str, total: int | None, unit: str) -> Iterator[Advance]:
         if self._drawn is None:
-            self._drawn = self._make()
+            columns = (TextColumn(_INDENT + "{task.description}"), BarColumn(bar_width=28), MofNCompleteColumn())
+            left = (_RateColumn(), TimeRemainingColumn(compact=True))
+            self._drawn = Progress(*columns, *left, console=self.console, transient=True)
             self._drawn.start()
         drawn = self._drawn
         task = drawn.add_task(what, total=total)
@@ -181,17 +183,6 @@ class _Bars:
             if not drawn.tasks:
                 drawn.stop()
                 self._drawn = None
-
-    def _make(self) -> Progress:
-        return Progress(
-            TextColumn(_INDENT + "{task.description}"),
-            BarColumn(bar_width=28),
-            MofNCompleteColumn(),
-            _RateColumn(),
-            TimeRemainingColumn(compact=True),
-            console=self.console,
-            transient=True,
-        )
 
 
 class _Lines:

@@ -11,7 +11,7 @@ from infoscope.pipeline.stage import Key, Needs, Row, SeedStage, Shown, Work, na
 from infoscope.runtime import processes
 from infoscope.runtime.errors import InputError
 from infoscope.runtime.files import write_json
-from infoscope.runtime.lightning import StepCounter
+from infoscope.runtime.lightning import count_steps
 from infoscope.runtime.store import Workspace
 from infoscope.sae.checkpoint import load_sae, save_sae
 from infoscope.sae.model import SparseAutoencoder
@@ -56,7 +56,7 @@ class TrainSAE(SeedStage[SparseAutoencoder]):
                 seed,
                 work.progress,
                 accelerator=ctx.device.type,
-                callbacks=[StepCounter(advance)],
+                callbacks=[count_steps(advance)],
                 logger=TrackerLogger(tracker),
                 buffer_device=buffer_device,
             )
