@@ -16,9 +16,11 @@ The paper's numbers are unknown to us.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 
 from infoscope.commands.experiments.runs import (
     SCOPE_COLUMNS,
@@ -34,8 +36,9 @@ from infoscope.commands.experiments.runs import (
     split_runs,
 )
 from infoscope.commands.experiments.sweep import Experiment, main
-from infoscope.commands.experiments.sweep_figures import Point, draw_removal_sweep, draw_settling
+from infoscope.commands.experiments.sweep_figures import Point, draw_removal_sweep
 from infoscope.pipeline.context import Context
+from infoscope.report.figure_style import FAINT, INK, draw_means, make_figure
 from infoscope.report.tables import Column, Stat, compute_stat
 from infoscope.scope.agreement import compare_cds
 from infoscope.stages.probe.results import Result
@@ -101,6 +104,33 @@ def show(runs: Sequence[Run[Found]]) -> Shown:
         figures[f"removal{number}"] = lambda points=points: draw_removal_sweep(points, "k_CDS")
     removal, others = join_removal(runs, lambda found: found[1])
     return Shown([removal, table], figures, others)
+
+
+def draw_settling(curves: Mapping[str, Mapping[int, Sequence[Stat]]], columns: Sequence[Column]) -> Figure:
+    """Draw what becomes of some numbers as k grows, a panel per number and a line per configuration.
+
+    Args:
+        curves: per configuration and k, mean and spread over SAE seeds of each number.
+        columns: how the numbers are headed and scaled.
+    """
+    figure = make_figure(2.6 if len(curves) == 1 else 3.0)
+    panels = figure.subplots(1, len(columns), squeeze=False).ravel()
+    styles = ["-", (0, (5, 2)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5))]
+    ticks = sorted({k for by_k in curves.values() for k in by_k})
+    for number, (panel, column) in enumerate(zip(panels, columns, strict=True)):
+        for place, (name, by_k) in enumerate(curves.items()):
+            ks = sorted(by_k)
+            stats, style = [by_k[k][number] for k in ks], styles[place % len(styles)]
+            draw_means(panel, ks, stats, column.scale, INK, linestyle=style, label=name)
+        panel.set_xscale("log", base=2)
+        panel.set_xticks(ticks, [str(k) for k in ticks])
+        panel.xaxis.set_minor_locator(NullLocator())
+        panel.set_title(column.title, fontsize=8.5)
+        panel.set_xlabel("k_CDS")
+        panel.grid(axis="y", color=FAINT, linewidth=0.6)
+    if len(curves) > 1:
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    return figure
 
 
 EXPERIMENT = Experiment(

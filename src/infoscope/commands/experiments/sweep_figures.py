@@ -1,9 +1,9 @@
-"""Figures of a sweep: what probes lose without each group, how scores settle, which groups act on outliers."""
+"""The figure of a sweep: what probes lose without each group."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -12,21 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, NullLocator
 
-from infoscope.report.figure_style import (
-    FAINT,
-    GREY,
-    HIGH,
-    INK,
-    LOW,
-    draw_means,
-    make_empty,
-    make_figure,
-    make_panels,
-    write_empty,
-)
-from infoscope.report.tables import Column, Stat, compute_stat
-from infoscope.scope.group_activation import GroupActivation
-from infoscope.scope.partition import name_group
+from infoscope.report.figure_style import FAINT, HIGH, INK, LOW, draw_means, make_empty, make_panels
+from infoscope.report.tables import Stat, compute_stat
 from infoscope.stages.probe.results import MAIN_METRICS, Metric, Result, get_variant, is_empty, present_metrics
 
 MODE = "error_preserving"
@@ -38,10 +25,6 @@ LINES = {
     ("control", "low", "mass"): ("random, mass of low", LOW, (0, (1, 1.2)), ""),
 }
 """{(role, group, control): (label, colour, line, marker)}."""
-
-
-RATIOS = {0.0: "0", 0.1: "1/10", 1 / 3: "1/3", 1.0: "1", 3.0: "3", 10.0: "10", math.inf: "∞"}
-"""Ticks of an axis of ratios."""
 
 
 class Point(NamedTuple):
@@ -114,82 +97,3 @@ def _mark_points(axes: Axes, points: Sequence[Point], margin: float) -> None:
     axes.set_xticks([point.x for point in points], [point.name for point in points], fontsize=7)
     if margin > 0:
         axes.set_xlim(points[0].x - margin, points[-1].x + margin)
-
-
-def draw_settling(curves: Mapping[str, Mapping[int, Sequence[Stat]]], columns: Sequence[Column]) -> Figure:
-    """Draw what becomes of some numbers as k grows, a panel per number and a line per configuration.
-
-    Args:
-        curves: per configuration and k, mean and spread over SAE seeds of each number.
-        columns: how the numbers are headed and scaled.
-    """
-    figure = make_figure(2.6 if len(curves) == 1 else 3.0)
-    panels = figure.subplots(1, len(columns), squeeze=False).ravel()
-    styles = ["-", (0, (5, 2)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5))]
-    ticks = sorted({k for by_k in curves.values() for k in by_k})
-    for number, (panel, column) in enumerate(zip(panels, columns, strict=True)):
-        for place, (name, by_k) in enumerate(curves.items()):
-            ks = sorted(by_k)
-            stats, style = [by_k[k][number] for k in ks], styles[place % len(styles)]
-            draw_means(panel, ks, stats, column.scale, INK, linestyle=style, label=name)
-        panel.set_xscale("log", base=2)
-        panel.set_xticks(ticks, [str(k) for k in ticks])
-        panel.xaxis.set_minor_locator(NullLocator())
-        panel.set_title(column.title, fontsize=8.5)
-        panel.set_xlabel("k_CDS")
-        panel.grid(axis="y", color=FAINT, linewidth=0.6)
-    if len(curves) > 1:
-        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
-    return figure
-
-
-def draw_group_activation(
-    panels: Mapping[str, Sequence[GroupActivation]], paper: Mapping[str, Mapping[str, float]] | None = None
-) -> Figure:
-    """Draw how many times stronger each group acts on an outlier token than on a normal one, a row of dots per group.
-
-    Args:
-        panels: by title, one result per SAE seed.
-        paper: by title, the paper's ratios by group, where they may stand beside ours.
-    """
-    names = {title: [*dict.fromkeys(name for run in runs for name in run.groups)] for title, runs in panels.items()}
-    figure = make_figure(0.7 + sum(1.0 + 0.3 * len(of) for of in names.values()))
-    heights = [1.5 + len(of) for of in names.values()]
-    axes_of = figure.subplots(len(panels), 1, squeeze=False, height_ratios=heights).ravel()
-    for axes, (title, runs) in zip(axes_of, panels.items(), strict=True):
-        axes.set_title(title)
-        if not runs[0].n_outlier:
-            write_empty(axes, "No token is an outlier.")
-            continue
-        _draw_ratios(axes, runs, names[title], (paper or {}).get(title, {}))
-        axes.set_xlabel("activation on an outlier token / on a normal one")
-    handles = [
-        Line2D([], [], color=INK, marker="o", linestyle="", ms=4, label="one SAE"),
-        Line2D([], [], color=GREY, linewidth=1, linestyle=(0, (5, 2)), label="all features together"),
-    ]
-    if paper:
-        handles.append(Line2D([], [], color=INK, marker="D", mfc="white", linestyle="", ms=5, label="the paper"))
-    figure.legend(handles=handles, loc="outside lower center", ncols=3)
-    return figure
-
-
-def _draw_ratios(axes: Axes, runs: Sequence[GroupActivation], names: Sequence[str], paper: Mapping[str, float]) -> None:
-    for place, name in enumerate(names):
-        ratios = [run.groups[name].ratio for run in runs if name in run.groups]
-        colour = {"high": HIGH, "low": LOW}.get(name, GREY)
-        axes.plot(list(map(_bound, ratios)), [place] * len(ratios), "o", color=colour, markersize=5, alpha=0.8)
-        if name in paper:
-            axes.plot(_bound(paper[name]), place, "D", color=colour, mfc="white", markersize=6)
-    whole = compute_stat(run.everyone.ratio for run in runs).mean
-    axes.axvline(_bound(whole), color=GREY, linewidth=1, linestyle=(0, (5, 2)), zorder=0)
-    axes.set_xlim(-0.02, 1.02)
-    axes.set_xticks(list(map(_bound, RATIOS)), list(RATIOS.values()))
-    axes.set_yticks(range(len(names)), list(map(name_group, names)))
-    axes.set_ylim(len(names) - 0.4, -0.6)
-    axes.tick_params(axis="y", length=0)
-    axes.grid(axis="x", color=FAINT, linewidth=0.6)
-
-
-def _bound(ratio: float) -> float:
-    """Where a ratio stands on an axis that ends: 0 at 0, 1 in the middle, infinity at 1."""
-    return 1.0 if math.isinf(ratio) else ratio / (1 + ratio)
