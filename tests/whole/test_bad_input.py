@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from infoscope import app
 from infoscope.report import figure_style
 from infoscope.runtime.errors import InputError
-from infoscope.runtime.output import EXIT_INPUT
+from infoscope.runtime.output import EXIT_INPUT, EXIT_INTERRUPT
 from infoscope.sae.module import SAEModule
 from infoscope.stages import backbone as backbone_module
 from infoscope.stages import train_sae as train_module
@@ -217,7 +217,7 @@ def test_ctrl_c_is_exit_code_130(
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
     monkeypatch.setattr(SAEModule, "training_step", press)
     monkeypatch.setattr(sys, "argv", ["infoscope", *make_overrides(output_dir, "stage=train_sae", "seeds=[6]")])
-    assert app.run_command_line() == app.EXIT_INTERRUPT
+    assert app.run_command_line() == EXIT_INTERRUPT
     assert "interrupted" in capsys.readouterr().err
     signal.signal(signal.SIGINT, handler)
 
