@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from infoscope.scope.api import contextual_dependency
     from infoscope.vision.load import load_backbone
 
-# Threads of torch that wait for each other leave their core to others. By default they spin on it: beside other work on
+# Threads of torch that wait for each other leave their core to others. By default they spin on it: with other work on
 # the machine, two threads then take many times as long as one. OpenMP reads this when torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 

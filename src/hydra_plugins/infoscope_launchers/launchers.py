@@ -1,4 +1,4 @@
-"""Launchers that lose nothing: every job of a sweep is waited for, whatever happens to the others.
+"""Launchers that lose nothing: every job of a sweep is waited for, though others fail.
 
 submitit starts the jobs and puts them back into the queue; how each ended is a file of its own (`Outcome`). A failed
 job is one sentence here and the exit code of the command, and fails as a job too.
@@ -88,7 +88,7 @@ class SweepLauncher(BaseSubmititLauncher):
 
     @abstractmethod
     def run_jobs(self, planned: list[PlannedJob]) -> Generator[tuple[PlannedJob, Outcome], None, None]:
-        """Start the jobs, and yield each with its outcome when it is over, in whatever order."""
+        """Start the jobs, and yield each with its outcome when it is over, in any order."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> JobReturn:
         """Do one job, in its own process."""

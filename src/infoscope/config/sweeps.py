@@ -117,8 +117,8 @@ def make_commands(
 ) -> list[str]:
     """Return commands that run these jobs: one, if all change the same keys.
 
-    Several jobs become a sweep over the values that occur among them. Where that has jobs beside these, they find
-    their results made already.
+    Several jobs become a sweep over the values that occur among them. Where that has more jobs than these, the
+    others find their results made already.
 
     Args:
         jobs: their overrides; one value for each key.

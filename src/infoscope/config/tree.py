@@ -129,7 +129,7 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     sae: SAEConfig = MISSING
-    """Of one kind or another: the file that `sae=` chooses says which, and thereby what can be set."""
+    """Of one kind or another: the file that `sae=` chooses says which, and so what can be set."""
     scope: ScopeConfig = field(default_factory=ScopeConfig)
     partition: PartitionConfig = field(default_factory=PartitionConfig)
     probe: ProbeConfig = field(default_factory=ProbeConfig)

@@ -118,7 +118,7 @@ class Context:
 
 
 def once(function: Callable[Concatenate[Context, P], R]) -> Callable[Concatenate[Context, P], R]:
-    """Let a function of a context be computed once per context and arguments, which are told apart by their `repr`."""
+    """Let a function of a context be computed once per context and arguments, distinguished by their `repr`."""
 
     @wraps(function)
     def remember(ctx: Context, *args: P.args, **kwargs: P.kwargs) -> R:

@@ -1,7 +1,7 @@
 """What callers in Python meet: options checked by name and type, and sentences that speak of arguments.
 
-What a user sets on the command line as `scope.k_cds` is the argument `k_cds` in Python. What is wrong is told, wherever
-it is found, in terms of settings; functions that are called from Python say it in terms of their arguments.
+What a user sets on the command line as `scope.k_cds` is the argument `k_cds` in Python. Errors speak of
+settings wherever they are found; functions that are called from Python say them in terms of their arguments.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _VALUES = {"null": "None", "true": "True", "false": "False"}
 
 
 def speaks_python(**schemas: type) -> Callable[[Callable[Given, Made]], Callable[Given, Made]]:
-    """Make a function for callers in Python: unknown options, and all that is wrong below it, are told in its words.
+    """Make a function for callers in Python: it refuses unknown options, and its errors speak of arguments.
 
     Args:
         schemas: the dataclass of each section of the configuration whose settings are arguments: scope=ScopeConfig.
@@ -116,7 +116,7 @@ def convert_all(make: type, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def convert(name: str, value: Any, kind: Any) -> Any:
-    """Return an argument's value as a type: bool, int, float, str, an Enum, a list of one of them, or None beside it.
+    """Return an argument's value as a type: bool, int, float, str, an Enum, a list of these, or a None that it allows.
 
     Raises:
         InputError: if it is of another.

@@ -17,7 +17,7 @@ def write_json(path: Path, value: Any) -> None:
 
 @contextmanager
 def atomic_write(path: Path, *, durable: bool = False) -> Iterator[Path]:
-    """Give a place beside a file to write to; the block's end makes it that file, an error in the block deletes it.
+    """Give a place to write to, in the folder of a file; at the block's end it becomes that file, an error deletes it.
 
     Readers see the old file or the new one, never a half. A process that is killed leaves `.<name>.<pid>.part`.
 

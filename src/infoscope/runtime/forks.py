@@ -80,7 +80,7 @@ class _Helper:
 
     def end(self) -> None:
         self.connection.close()
-        self.process.kill()  # whatever it still does, nobody wants
+        self.process.kill()  # nobody wants what it still does
         self.process.join()
 
 

@@ -80,7 +80,7 @@ class _Processes(LightningEnvironment):
 
 
 class _JoinedDDP(DDPStrategy):
-    """DDP among processes that have met; Lightning's launcher would set the number of threads anew."""
+    """DDP among processes that have met; Lightning's launcher would set the number of threads again."""
 
     def _configure_launcher(self) -> None:
         self._launcher = None
@@ -137,7 +137,7 @@ class LastCheckpoint(Callback):
             return None
         try:
             run = torch.load(self.file, map_location="cpu", weights_only=True)[_OURS]
-        except Exception:  # torch.load raises whatever its parts raise on a damaged file
+        except Exception:  # a damaged file raises errors of many kinds
             raise InputError(
                 f"{self.file} is damaged or no checkpoint of infoscope: delete it to start anew."
             ) from None

@@ -1,6 +1,6 @@
 """What an artifact is: its spec before it exists, its manifest when it does.
 
-The hash covers the *key* alone; a manifest lists the checksum of every file beside it.
+The hash covers the *key* alone; a manifest lists the checksum of every file next to it.
 """
 
 from __future__ import annotations

@@ -72,7 +72,7 @@ def find_exit_code() -> int:
 
 
 def forget_failures() -> None:
-    """Begin anew."""
+    """Forget the failures of an earlier command of this process."""
     _codes.clear()
 
 

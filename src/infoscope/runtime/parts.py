@@ -119,7 +119,7 @@ class Checkpoint:
             return None
         try:
             kept = load_state(self.path)
-        except Exception:  # torch.load raises whatever its parts raise on a damaged file
+        except Exception:  # a damaged file raises errors of many kinds
             return None
         return kept["state"] if kept.get("key") == self.key else None
 

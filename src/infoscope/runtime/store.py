@@ -2,7 +2,7 @@
 
 An artifact is `<root>/<stage>/<name>-<hash>/`. The hash covers its *key* alone: the part of the configuration that
 matters, fingerprints of data and weights, the hashes of the artifacts it was made from, and the format version; never
-paths, devices, worker counts or time. It is built in a temporary folder beside it, under a file lock, and renamed when
+paths, devices, worker counts or time. It is built in a temporary folder next to it, under a file lock, and renamed when
 whole, so a folder under its final name is complete; its manifest lists the checksum of every file, and a folder that
 no longer agrees with its manifest is rebuilt, never used. A lost lock is harmless: at worst a thing is computed twice.
 
@@ -365,7 +365,7 @@ class Store:
         return show_bar(f"reading {spec.stage}/{spec.name}, file by file")
 
     def _refuse_newer(self, stage: str) -> None:
-        """Refuse to build beside what a newer infoscope has made: it may be the same thing under another hash."""
+        """Refuse to build where a newer infoscope has made something: it may be the same thing under another hash."""
         if stage not in self._checked:
             for folder in (self.root / stage).glob("[!.]*"):
                 read_manifest(folder)

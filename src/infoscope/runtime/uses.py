@@ -1,7 +1,7 @@
 """Which artifacts a run uses, written into its own folder: pruning keeps them as long as that folder exists.
 
 `artifacts.json` holds {"artifacts": {hash: "<stage>/<name>"}}: what the run has read, built, or begun to build. A run
-whose folder is not below its output folder leaves a note of where it is, beside the artifacts.
+whose folder is not below its output folder leaves a note of where it is in the artifacts' folder.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from infoscope.runtime.manifests import Spec, compute_hash
 
 USES_FILE = "artifacts.json"
 NOTES = ".elsewhere"
-"""Beside the stages' folders: notes of runs that lie somewhere else."""
+"""Next to the stages' folders: notes of runs that lie somewhere else."""
 
 
 class UseRecord:

@@ -110,7 +110,7 @@ class WandbLog(Log):
 
     def log_point(self, curve: str, numbers: Mapping[str, float], step: int) -> None:
         def log(run: wandb.Run) -> None:
-            if curve not in self._curves:  # so that a curve goes on where it was, whatever else the run has logged
+            if curve not in self._curves:  # so that a curve goes on where it was, though the run has logged others
                 run.define_metric(f"{curve}/step")
                 run.define_metric(f"{curve}/*", step_metric=f"{curve}/step")
                 self._curves.add(curve)

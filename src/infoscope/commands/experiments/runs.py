@@ -147,7 +147,7 @@ def join_runs(runs: Sequence[Run[Any]], make_table: Callable[[Run[Any]], Table])
 
 
 def join_removal(runs: Sequence[Run[Any]], read: Callable[[Any], Sequence[Result]]) -> tuple[Table, list[Table]]:
-    """Return the feature-removal table of all runs, the paper's values beside ours where model and data are its own.
+    """Return the feature-removal table of all runs, with the paper's values where model and data are its own.
 
     Args:
         read: what the probes read, from what was found.

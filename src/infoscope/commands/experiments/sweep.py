@@ -44,7 +44,7 @@ from infoscope.stages.score.stage import partition_of
 from infoscope.stages.tokens import Tokens
 
 NAMED_KEYS = ("model", "model.layer", "scope.k_cds", "partition.gamma", "partition.quantile", "partition.mass_share")
-"""What the columns of a table say anyway; every other key of a sweep is named beside them."""
+"""What the columns of a table say anyway; every other key of a sweep is named too."""
 BUILD_NOTHING = "build=false"
 """Tables and figures of what exists; what is missing is named with the command that makes it."""
 
@@ -61,7 +61,7 @@ class Experiment(Generic[Found]):
         stages: the stage of `infoscope` that goes as far (`plan=true` plans that one), then others one may ask for.
         defaults: overrides that hold unless the user gives the same key or its group; values with commas are a sweep.
         is_scored: whether `measure` scores features, so that there is a gamma to name.
-        also: stages that make what `measure` reads beside that of the stage asked for.
+        also: stages that make what else `measure` reads, besides the stage asked for.
     """
 
     name: str
