@@ -10,7 +10,6 @@ from infoscope.pipeline.stage import Key
 from infoscope.probes.results import load_results
 from infoscope.probes.selection import LOGITS, SCORES, compute_probe_importance, make_selection_ablations
 from infoscope.report.section import ReportSection
-from infoscope.runtime.store import must_exist
 from infoscope.sae.edit import EditMode
 from infoscope.scope.ablations import Ablation, make_ablations
 from infoscope.scope.config import PartitionConfig
@@ -82,7 +81,7 @@ def selection_variants_of(ctx: Context, seed: int) -> list[Ablation]:
     cds, ranking = Score.at(ctx, seed).load().cds(config.scope.k_cds).values, Rank.at(ctx, seed).load()
     mass, original = mass_of(ctx, seed), whole_variants_of(ctx, seed)[0]
     probed = [AblationProbes.at(ctx, seed, group, original) for group in list_probe_groups(ctx)]
-    heads = load_results([ctx.store.get(one.spec, must_exist).folder for one in probed], original).heads
+    heads = load_results([ctx.store.get(one.spec).folder for one in probed], original).heads
     W_dec = sae_of(ctx, seed).load().W_dec.detach().cpu().double().numpy()
     return make_selection_ablations(
         dict(make_partition(cds, mass, PartitionConfig(n_bands=config.select.n_bands)).bands),
