@@ -17,6 +17,7 @@ from infoscope.data.config import SKIP, Resize
 from infoscope.data.images import ImageError, Truth, iterate_images
 from infoscope.probes.metrics import SegmentationMetrics
 from infoscope.runtime.errors import InputError
+from tests.support.data_sets import open_set
 
 RNG = np.random.default_rng(0)
 SIZES = [(30, 20), (16, 24), (20, 20)]  # width, height
@@ -64,13 +65,13 @@ def assert_one_sentence(error: BaseException, *parts: str) -> None:
 
 def refuse(root: Path, *parts: str, split: str = "test", **options) -> None:
     with pytest.raises(InputError) as caught:
-        ADE20K(root, split, **options)
+        open_set(ADE20K, root, split, **options)
     assert_one_sentence(caught.value, *parts)
 
 
 def refuse_map(root: Path, *parts: str) -> None:
     """The second validation image: refused when its map is read, and when it is checked."""
-    images = ADE20K(root, "test")
+    images = open_set(ADE20K, root, "test")
     for read in (images.label_map, images.check_image):
         with pytest.raises(InputError) as caught:
             read(1)
@@ -80,7 +81,7 @@ def refuse_map(root: Path, *parts: str) -> None:
 class TestReading:
     @pytest.mark.parametrize("split", ["train", "test"])
     def test_what_was_written(self, root, split):
-        images = ADE20K(root, split)
+        images = open_set(ADE20K, root, split)
         prefix, folder = {"train": ("ADE_train", "training"), "test": ("ADE_val", "validation")}[split]
         assert images.image_ids == [f"{prefix}_{number:08d}" for number in (1, 2, 3)]
         assert images.truths == {Truth.label_maps}
@@ -96,7 +97,7 @@ class TestReading:
             assert images.check_image(i) == {"size": f"{width}x{height}", "mode": "RGB"}
 
     def test_150_classes_with_the_first_synonym(self, root):
-        images = ADE20K(root.parent, "test")  # the folder it lies in
+        images = open_set(ADE20K, root.parent, "test")  # the folder it lies in
         assert images.label_names == tuple(f"thing {i}" for i in range(1, 151))
         assert images.describe() == {
             "layout": "ADEChallengeData2016, validation",
@@ -106,7 +107,7 @@ class TestReading:
 
     def test_without_names_they_are_numbered(self, root):
         (root / "objectInfo150.txt").unlink()
-        images = ADE20K(root, "test")
+        images = open_set(ADE20K, root, "test")
         assert images.label_names == tuple(str(i) for i in range(1, 151))
         assert "objectInfo150.txt is missing" in images.describe()["classes"]
 
@@ -120,17 +121,17 @@ class TestReading:
         coloured.putpalette(bytes(range(255, -1, -1)) * 3)
         assert coloured.mode == "P"
         coloured.save(annotation_file(root, 2))
-        assert np.array_equal(ADE20K(root, "test").label_map(1), values - np.uint8(1))
+        assert np.array_equal(open_set(ADE20K, root, "test").label_map(1), values - np.uint8(1))
 
     def test_batches_through_workers_and_pickles(self, root):
-        images = pickle.loads(pickle.dumps(ADE20K(root, "test")))
+        images = pickle.loads(pickle.dumps(open_set(ADE20K, root, "test")))
         alone = list(iterate_images(images, 12, 2))
         read_ahead = list(iterate_images(images, 12, 2, n_workers=2))
         assert all(torch.equal(a.images, b.images) for a, b in zip(alone, read_ahead, strict=True))
 
     def test_a_damaged_image_can_be_skipped_a_damaged_annotation_not(self, root):
         image_file(root, 2).write_bytes(b"nothing")
-        images = ADE20K(root, "test", on_error=SKIP)
+        images = open_set(ADE20K, root, "test", on_error=SKIP)
         with pytest.raises(ImageError, match=r"ADE_val_00000002\.jpg"):
             images.check_image(1)
         assert [batch.index.tolist() for batch in iterate_images(images, 12, 3, on_error=SKIP)] == [[0, 2]]
@@ -145,16 +146,19 @@ class TestFingerprint:
         shutil.copytree(root, moved, copy_function=shutil.copyfile)
         for file in moved.rglob("*.*"):
             os.utime(file, (0, 0))
-        assert ADE20K(moved, "test").fingerprint == ADE20K(root, "test").fingerprint
-        assert str(tmp_path) not in str(ADE20K(root, "test").fingerprint)
+        assert open_set(ADE20K, moved, "test").fingerprint == open_set(ADE20K, root, "test").fingerprint
+        assert str(tmp_path) not in str(open_set(ADE20K, root, "test").fingerprint)
 
     def test_split_image_annotation_and_on_error_change_it(self, root):
-        found = [ADE20K(root, "test").fingerprint]
-        found += [ADE20K(root, "train").fingerprint, ADE20K(root, "test", on_error=SKIP).fingerprint]
+        found = [open_set(ADE20K, root, "test").fingerprint]
+        found += [
+            open_set(ADE20K, root, "train").fingerprint,
+            open_set(ADE20K, root, "test", on_error=SKIP).fingerprint,
+        ]
         Image.fromarray(np.zeros((24, 16), np.uint8)).save(annotation_file(root, 2))
-        found.append(ADE20K(root, "test").fingerprint)
+        found.append(open_set(ADE20K, root, "test").fingerprint)
         photograph(16, 24).save(image_file(root, 2))
-        found.append(ADE20K(root, "test").fingerprint)
+        found.append(open_set(ADE20K, root, "test").fingerprint)
         assert len({str(fingerprint) for fingerprint in found}) == len(found)
         assert found[0]["hashed"] == "whole files"
 
@@ -168,22 +172,22 @@ class TestRefusals:
     def test_a_missing_split(self, root):
         shutil.rmtree(root / "images" / "training")
         refuse(root, "train images", "images/training", "ADEChallengeData2016.zip", split="train")
-        assert len(ADE20K(root, "test")) == 3
+        assert len(open_set(ADE20K, root, "test")) == 3
         shutil.rmtree(root / "annotations" / "validation")
         refuse(root, "annotations/validation")
 
     def test_what_is_left_out_and_other_formats(self, root):
-        before = ADE20K(root, "test").fingerprint
+        before = open_set(ADE20K, root, "test").fingerprint
         for name in ("images/validation/Thumbs.db", "images/validation/._x.jpg", "annotations/validation/a.txt"):
             (root / name).touch()
-        images = ADE20K(root, "test")
+        images = open_set(ADE20K, root, "test")
         assert images.fingerprint == before
         assert images.left_out.counts == {".db": 1, "hidden": 1, ".txt": 1}
         with Image.open(image_file(root, 2)) as image:
             image.save(image_file(root, 2).with_suffix(".PNG"))
         refuse(root, "one file ADE_val_00000002", "ADE_val_00000002.PNG and ADE_val_00000002.jpg")
         image_file(root, 2).unlink()
-        assert ADE20K(root, "test").check_image(1) == {"size": "16x24", "mode": "RGB"}
+        assert open_set(ADE20K, root, "test").check_image(1) == {"size": "16x24", "mode": "RGB"}
 
     def test_an_empty_split(self, root):
         for number in (1, 2, 3):
@@ -234,7 +238,7 @@ class TestRefusals:
         exif = Image.Exif()
         exif[0x0112] = 6
         photograph(24, 16).save(image_file(root, 2), exif=exif)
-        assert ADE20K(root, "test").check_image(1)["size"] == "16x24"
+        assert open_set(ADE20K, root, "test").check_image(1)["size"] == "16x24"
 
     @pytest.mark.parametrize("value", [151, 255])
     def test_a_value_above_150(self, root, value):
@@ -248,7 +252,7 @@ class TestRefusals:
         Image.fromarray(values).save(annotation_file(root, 2))
         refuse_map(root, "holds 255", "counted from 0", "unchanged")
         with pytest.raises(InputError, match="counted from 0"):
-            check_sample(ADE20K(root, "test"))
+            check_sample(open_set(ADE20K, root, "test"))
 
     def test_16_bits_and_1(self, root):
         Image.fromarray(make_annotation(2, 16, 24).astype(np.uint16)).save(annotation_file(root, 2))
@@ -265,7 +269,7 @@ class TestRealSamples:
         samples = os.environ.get("INFOSCOPE_SAMPLES")
         if not samples:
             pytest.skip("INFOSCOPE_SAMPLES is not set")
-        return ADE20K(samples, "test")
+        return open_set(ADE20K, samples, "test")
 
     def test_they_are_read(self, images):
         assert images.image_ids == ["ADE_val_00000001", "ADE_val_00000002"]
@@ -275,7 +279,7 @@ class TestRealSamples:
         assert facts == [{"size": "683x512", "mode": "RGB"}, {"size": "500x364", "mode": "RGB"}]
         assert {images.label_names[label] for label in np.unique(images.label_map(1)) if label != 255} >= {"building"}
         with pytest.raises(InputError, match="images/training"):
-            ADE20K(images.root, "train")
+            open_set(ADE20K, images.root, "train")
 
     def test_a_perfect_prediction(self, images):
         """Its mean IoU is 1; with absent classes as 0 it would be the share of the 150 classes that occur."""

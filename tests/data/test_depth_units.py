@@ -14,6 +14,7 @@ from infoscope.data.check import ALL, check_images, check_sample
 from infoscope.data.depth_units import DepthCounts, describe_wrong_map, refuse_unit
 from infoscope.data.nyud import NYUd
 from infoscope.runtime.errors import InputError
+from tests.support.data_sets import open_set
 
 
 def make_rooms(n: int, seed: int = 0, scale: float = 1.0) -> list[np.ndarray]:
@@ -127,18 +128,20 @@ def write_bts(root: Path, maps: list[np.ndarray], coding: Coding) -> Path:
 class TestNyu:
     def test_a_whole_check_prints_and_refuses(self, tmp_path):
         root = write_bts(tmp_path, make_rooms(6), PNG["1/256 m, as KITTI"])
-        found = check_images(NYUd(root, "train"))
+        found = check_images(open_set(NYUd, root, "train"))
         assert list(found.errors) == [ALL]
         assert "1/256 m" in found.errors[ALL]
         assert "official_splits" not in found.errors[ALL]
-        right = check_images(NYUd(write_bts(tmp_path / "right", make_rooms(6), lambda metres: metres), "train"))
+        right = check_images(
+            open_set(NYUd, write_bts(tmp_path / "right", make_rooms(6), lambda metres: metres), "train")
+        )
         assert right.errors == {}
         assert right.depth["median_m"] == pytest.approx(np.median(make_rooms(6)), abs=0.02)
         assert right.depth["min_m"] >= 0.7
         assert right.depth["measured_share"] == 1
 
     def test_a_sample_is_refused_before_anything_is_built(self, tmp_path):
-        images = NYUd(write_bts(tmp_path, make_rooms(6), PNG["centimetres"]), "train")
+        images = open_set(NYUd, write_bts(tmp_path, make_rooms(6), PNG["centimetres"]), "train")
         with pytest.raises(InputError, match=r"looks like .*centimetres"):
             check_sample(images)
 
@@ -149,7 +152,7 @@ class TestNyu:
 
         root = write_bts(tmp_path, make_rooms(1, scale=1.5), PNG.get(coding, mark_invalid))
         with pytest.raises(InputError, match=f"at most 20 m.*{named}"):
-            NYUd(root, "train").depth_m(0)
+            open_set(NYUd, root, "train").depth_m(0)
 
 
 class TestRealSamples:
@@ -160,7 +163,7 @@ class TestRealSamples:
         samples = os.environ.get("INFOSCOPE_SAMPLES")
         if not samples:
             pytest.skip("INFOSCOPE_SAMPLES is not set")
-        images = NYUd(Path(samples) / "nyu", "test")
+        images = open_set(NYUd, Path(samples) / "nyu", "test")
         check_sample(images)
         return [images.depth_m(i) for i in range(2)]
 

@@ -15,6 +15,7 @@ from infoscope.data.config import SKIP, Resize
 from infoscope.data.imagenet import ImageNet, _check_order, get_wnids, open_imagenet
 from infoscope.data.images import Truth, iterate_images
 from infoscope.runtime.errors import InputError
+from tests.support.data_sets import configure, open_set
 
 WNIDS = get_wnids()
 FEW = (WNIDS[0], WNIDS[134], WNIDS[639])  # tench, crane bird, one-piece bathing suit: three classes, not neighbours
@@ -86,7 +87,7 @@ def write_tar(file: Path, labels: dict[str, int]) -> None:
 
 def refused(root: Path, split: str, *parts: str, **options) -> None:
     with pytest.raises(InputError) as caught:
-        ImageNet(root, split, **options)
+        open_set(ImageNet, root, split, **options)
     assert_one_sentence(caught.value, *parts)
 
 
@@ -119,7 +120,7 @@ class TestClassFolders:
     def test_a_subset(self, tmp_path):
         write_folders(tmp_path, "train", FEW)
         write_folders(tmp_path, "val", FEW, 1)
-        train, test = open_imagenet(tmp_path, subset=True)
+        train, test = open_imagenet(configure("imagenet", tmp_path, subset=True))
         assert_reads(train, np.repeat(FEW, 2).tolist(), "class folders")
         assert_reads(test, FEW, "class folders")
         assert (train.split, test.split) == ("train", "test")
@@ -132,26 +133,26 @@ class TestClassFolders:
         write(base / "train" / ".DS_Store")
         write(base / "train" / "notes.txt")
         write(base / "train" / WNIDS[0] / "._x.JPEG")
-        train = ImageNet(tmp_path, "train")
+        train = open_set(ImageNet, tmp_path, "train")
         assert train.labels("class").tolist() == list(range(1000))
         assert train.class_names == tuple(IMAGENET_CLASSNAMES)
         assert train.left_out.counts == {"hidden": 2, ".txt": 1}
         write(base / "train" / "loose.jpg")
         write(base / "train" / WNIDS[0] / "images" / "x.jpg")
         write(base / "train" / WNIDS[0] / "x.heic")
-        assert ImageNet(tmp_path, "train").left_out.first == {
+        assert open_set(ImageNet, tmp_path, "train").left_out.first == {
             "hidden": ["train/.DS_Store", f"{WNIDS[0]}/._x.JPEG"],
             ".txt": ["train/notes.txt"],
             "outside of the class folders": ["train/loose.jpg"],
             "subfolders": [f"{WNIDS[0]}/images"],
             ".heic": [f"{WNIDS[0]}/x.heic"],
         }
-        assert ImageNet(base, "train").image_ids == train.image_ids
+        assert open_set(ImageNet, base, "train").image_ids == train.image_ids
 
         for name in (WNIDS[700], WNIDS[701]):
             (base / "train" / name).rename(base / "train" / f".{name}")
         refused(tmp_path, "train", f"998 of 1000 class folders found, first missing: {WNIDS[700]}; data.subset=true")
-        assert ImageNet(tmp_path, "train", subset=True).n_classes == 998
+        assert open_set(ImageNet, tmp_path, "train", subset=True).n_classes == 998
 
         for name in (WNIDS[700], WNIDS[701]):
             (base / "train" / f".{name}").rename(base / "train" / name)
@@ -174,7 +175,7 @@ class TestClassFolders:
         write_folders(tmp_path, "train", FEW)
         write_folders(tmp_path, "val", (*FEW[:2], WNIDS[5], WNIDS[6]))
         with pytest.raises(InputError) as caught:
-            open_imagenet(tmp_path, subset=True)
+            open_imagenet(configure("imagenet", tmp_path, subset=True))
         assert_one_sentence(caught.value, f"got 3 that only one of them has, first {WNIDS[5]} (val has it, train does")
 
     def test_a_missing_split(self, tmp_path):
@@ -201,7 +202,7 @@ class TestClassFolders:
     def test_another_target(self, tmp_path):
         write_folders(tmp_path, "val", FEW)
         with pytest.raises(InputError, match=r"Expected a target of ImageNet \(class\), got 'colour'"):
-            ImageNet(tmp_path, "test", subset=True).labels("colour")
+            open_set(ImageNet, tmp_path, "test", subset=True).labels("colour")
 
 
 ORDER = (FEW[2], FEW[0], FEW[1], FEW[0])
@@ -212,11 +213,13 @@ class TestFlat:
         write_flat(tmp_path, ORDER)
         truth = write_devkit(tmp_path / "devkit" / "data", ORDER, IDS)
         layout = "flat, classes from ILSVRC2012_validation_ground_truth.txt"
-        assert_reads(ImageNet(tmp_path, "test", subset=True), ORDER, layout)
+        assert_reads(open_set(ImageNet, tmp_path, "test", subset=True), ORDER, layout)
         elsewhere = tmp_path.parent / f"{tmp_path.name}-devkit"
         truth.parent.rename(elsewhere)
         refused(tmp_path, "test", "val is flat: give ground_truth=", subset=True)
-        assert_reads(ImageNet(tmp_path, "test", ground_truth=elsewhere / truth.name, subset=True), ORDER, layout)
+        assert_reads(
+            open_set(ImageNet, tmp_path, "test", ground_truth=str(elsewhere / truth.name), subset=True), ORDER, layout
+        )
 
     def test_a_text_table_beside_it_and_wnids_in_it(self, tmp_path):
         write_flat(tmp_path, ORDER)
@@ -224,23 +227,25 @@ class TestFlat:
         (tmp_path / "meta.mat").unlink()
         refused(tmp_path, "test", f"Expected meta.mat beside {truth}, got none", subset=True)
         write(tmp_path / "map_clsloc.txt", "".join(f"{wnid} {n} some_words\n" for wnid, n in IDS.items()))
-        assert_reads(ImageNet(tmp_path, "test", subset=True), ORDER, f"flat, classes from {truth.name}")
+        assert_reads(open_set(ImageNet, tmp_path, "test", subset=True), ORDER, f"flat, classes from {truth.name}")
         (tmp_path / "map_clsloc.txt").unlink()
         write(truth, "\r\n".join(ORDER))
-        assert_reads(ImageNet(tmp_path, "test", subset=True), ORDER, f"flat, classes from {truth.name}")
+        assert_reads(open_set(ImageNet, tmp_path, "test", subset=True), ORDER, f"flat, classes from {truth.name}")
 
     def test_kaggle(self, tmp_path):
         base = tmp_path / "ILSVRC" / "Data" / "CLS-LOC"
         write_flat(base, ORDER)
         write_solution(tmp_path / "LOC_val_solution.csv", ORDER)
-        assert_reads(ImageNet(tmp_path, "test", subset=True), ORDER, "flat, classes from LOC_val_solution.csv")
+        assert_reads(
+            open_set(ImageNet, tmp_path, "test", subset=True), ORDER, "flat, classes from LOC_val_solution.csv"
+        )
 
     def test_all_thousand(self, tmp_path):
         order = WNIDS[::-1]
         write_flat(tmp_path, order, empty=True)
         ids = {wnid: n for n, wnid in enumerate(WNIDS[500:] + WNIDS[:500], 1)}
         write_devkit(tmp_path, order, ids)
-        assert ImageNet(tmp_path, "test").labels("class").tolist() == list(range(999, -1, -1))
+        assert open_set(ImageNet, tmp_path, "test").labels("class").tolist() == list(range(999, -1, -1))
         write_solution(tmp_path / "LOC_val_solution.csv", (*order[:-1], order[0]))
         refused(tmp_path, "test", f"999 of 1000 classes found, first missing: {order[-1]}")
         write_solution(tmp_path / "LOC_val_solution.csv", (*order, order[0]))
@@ -261,7 +266,7 @@ class TestFlat:
         """The first files of val with the whole ground truth; but no image without a class."""
         write_flat(tmp_path, ORDER[:2])
         write_solution(tmp_path / "LOC_val_solution.csv", ORDER)
-        assert len(ImageNet(tmp_path, "test", subset=True)) == 2
+        assert len(open_set(ImageNet, tmp_path, "test", subset=True)) == 2
         refused(tmp_path, "test", "for each of the 2 images, got 4")
         write_solution(tmp_path / "LOC_val_solution.csv", ORDER[:1])
         refused(tmp_path, "test", "got none for 1 of 2, first ILSVRC2012_val_00000002.JPEG", subset=True)
@@ -269,7 +274,7 @@ class TestFlat:
     def test_no_ground_truth(self, tmp_path):
         write_flat(tmp_path, ORDER)
         refused(tmp_path, "test", "val is flat: give ground_truth=ILSVRC2012_validation_ground_truth.txt")
-        refused(tmp_path, "test", "truth.txt, which is none", ground_truth=tmp_path / "truth.txt")
+        refused(tmp_path, "test", "truth.txt, which is none", ground_truth=str(tmp_path / "truth.txt"))
 
     def test_a_ground_truth_that_does_not_fit(self, tmp_path):
         write_flat(tmp_path, ORDER)
@@ -308,7 +313,7 @@ class TestTars:
         return tmp_path
 
     def test_timms_shards(self, root):
-        train, test = open_imagenet(root, subset=True)
+        train, test = open_imagenet(configure("imagenet", root, subset=True))
         assert_reads(train, np.repeat(FEW, 3).tolist(), "WebDataset tars")
         assert_reads(test, FEW, "WebDataset tars")
         assert train.describe()["shards"] == "3"
@@ -321,11 +326,11 @@ class TestTars:
             (root / split).mkdir()
             for file in root.glob(f"*{name}*.tar"):
                 file.rename(root / split / file.name)
-        assert [len(images) for images in open_imagenet(root, subset=True)] == [9, 3]
+        assert [len(images) for images in open_imagenet(configure("imagenet", root, subset=True))] == [9, 3]
 
     def test_all_thousand(self, tmp_path):
         write_tar(tmp_path / "imagenet1k-validation-00.tar", {f"k{i:04d}": 999 - i for i in range(1000)})
-        images = ImageNet(tmp_path, "test")
+        images = open_set(ImageNet, tmp_path, "test")
         assert images.labels("class").tolist() == list(range(999, -1, -1))
         assert images.class_names == tuple(IMAGENET_CLASSNAMES)
 
@@ -338,7 +343,7 @@ class TestTars:
         write_tar(root / "imagenet1k-validation-00.tar", dict(zip("bcd", POSITIONS, strict=True)))
         write_tar(root / "imagenet1k-validation-01.tar", {"a": 1})
         with pytest.raises(InputError, match=f"first {WNIDS[1]} "):
-            open_imagenet(root, subset=True)
+            open_imagenet(configure("imagenet", root, subset=True))
 
     def test_shards_that_are_missing_or_mixed(self, root):
         (root / "imagenet1k-train-0001.tar").unlink()
@@ -351,7 +356,7 @@ class TestTars:
         with tarfile.open(file) as tar:
             os.truncate(file, tar.getmembers()[-1].offset_data + 3)
         refused(root, "train", "imagenet1k-train-0002.tar ends in the middle", subset=True)
-        images = ImageNet(root, "train", subset=True, on_error=SKIP)
+        images = open_set(ImageNet, root, "train", subset=True, on_error=SKIP)
         assert len(images) == 8
         assert "damaged shards" in images.describe()
 
@@ -359,36 +364,38 @@ class TestTars:
 class TestFingerprint:
     def test_a_moved_set_keeps_it(self, tmp_path):
         write_folders(tmp_path / "a", "val", FEW)
-        before = ImageNet(tmp_path / "a", "test", subset=True).fingerprint
+        before = open_set(ImageNet, tmp_path / "a", "test", subset=True).fingerprint
         (tmp_path / "a").rename(tmp_path / "b")
-        assert ImageNet(tmp_path / "b", "test", subset=True).fingerprint == before
+        assert open_set(ImageNet, tmp_path / "b", "test", subset=True).fingerprint == before
         assert str(tmp_path) not in str(before)
         write_folders(tmp_path / "b", "val", [FEW[0]], 3)
-        assert ImageNet(tmp_path / "b", "test", subset=True).fingerprint != before
-        assert ImageNet(tmp_path / "b", "test", subset=True, resize=Resize.crop).fingerprint["resize"] == "crop"
+        assert open_set(ImageNet, tmp_path / "b", "test", subset=True).fingerprint != before
+        assert (
+            open_set(ImageNet, tmp_path / "b", "test", subset=True, resize=Resize.crop).fingerprint["resize"] == "crop"
+        )
 
     def test_other_labels_of_the_same_images_change_it(self, tmp_path):
         write_flat(tmp_path, ORDER)
         found = []
         for order in (ORDER, ORDER[::-1]):
             write_solution(tmp_path / "LOC_val_solution.csv", order)
-            found.append(ImageNet(tmp_path, "test", subset=True).fingerprint)
+            found.append(open_set(ImageNet, tmp_path, "test", subset=True).fingerprint)
         assert found[0] != found[1]
         assert found[0]["sha256"] == found[1]["sha256"]
 
     def test_of_tars(self, tmp_path):
         write_tar(tmp_path / "val.tar", {"a": 1, "b": 2})
-        found = ImageNet(tmp_path, "test", subset=True).fingerprint
+        found = open_set(ImageNet, tmp_path, "test", subset=True).fingerprint
         assert (found["n_images"], found["n_classes"], found["hashed"]) == (2, 2, "whole files")
         write_tar(tmp_path / "val.tar", {"a": 1, "b": 3})
-        assert ImageNet(tmp_path, "test", subset=True).fingerprint != found
+        assert open_set(ImageNet, tmp_path, "test", subset=True).fingerprint != found
 
 
 def test_real_photographs():
     samples = os.environ.get("INFOSCOPE_SAMPLES")
     if not samples:
         pytest.skip("INFOSCOPE_SAMPLES is not set")
-    images = ImageNet(Path(samples) / "imagenet", "test", subset=True)
+    images = open_set(ImageNet, Path(samples) / "imagenet", "test", subset=True)
     assert len(images) == images.n_classes == 400
     assert images.labels("class").tolist() == list(range(400))
     # The samples' names hold a word of their class.

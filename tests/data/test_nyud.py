@@ -18,6 +18,7 @@ from infoscope.data.images import ImageError, Truth, iterate_images
 from infoscope.data.nyud import NYUd
 from infoscope.probes.metrics import DepthMetrics
 from infoscope.runtime.errors import InputError
+from tests.support.data_sets import open_set
 
 RNG = np.random.default_rng(0)
 HEIGHT, WIDTH, N = 480, 640, 5
@@ -92,7 +93,7 @@ def assert_one_sentence(error: BaseException, *parts: str) -> None:
 
 def refuse(root: Path, *parts: str, split: str = "test", **options) -> None:
     with pytest.raises(InputError) as caught:
-        NYUd(root, split, **options)
+        open_set(NYUd, root, split, **options)
     assert_one_sentence(caught.value, *parts)
 
 
@@ -107,7 +108,7 @@ class TestMat:
     @pytest.mark.parametrize(("split", "numbers"), [("train", TRAIN), ("test", TEST)])
     @pytest.mark.parametrize("raw_depth", [False, True])
     def test_what_was_written(self, mat, split, numbers, raw_depth):
-        images = NYUd(mat, split, raw_depth=raw_depth, eigen_crop=False)
+        images = open_set(NYUd, mat, split, raw_depth=raw_depth, eigen_crop=False)
         assert images.image_ids == [f"{number:04d}" for number in numbers]
         assert images.truths == {Truth.depth}
         for i, number in enumerate(numbers):
@@ -119,27 +120,27 @@ class TestMat:
         assert images.check_image(0) == {"size": "640x480", "mode": "RGB"}
 
     def test_the_eigen_crop_is_of_the_test_split_alone(self, mat):
-        assert np.array_equal(NYUd(mat, "test").depth_m(1), crop(FILLED[2]))
-        assert np.array_equal(NYUd(mat, "train").depth_m(0), FILLED[1])
+        assert np.array_equal(open_set(NYUd, mat, "test").depth_m(1), crop(FILLED[2]))
+        assert np.array_equal(open_set(NYUd, mat, "train").depth_m(0), FILLED[1])
 
     def test_other_sizes_have_no_eigen_crop(self, mat):
         write_mat(mat / "nyu_depth_v2_labeled.mat", IMAGES[:, :40, :60], depths=FILLED[:, :40, :60])
-        assert np.array_equal(NYUd(mat, "test", eigen_crop=False).depth_m(0), FILLED[0, :40, :60])
-        refuse_depth(NYUd(mat, "test"), "640x480", "60x40", "data.eigen_crop=false")
+        assert np.array_equal(open_set(NYUd, mat, "test", eigen_crop=False).depth_m(0), FILLED[0, :40, :60])
+        refuse_depth(open_set(NYUd, mat, "test"), "640x480", "60x40", "data.eigen_crop=false")
 
     def test_the_file_itself_as_root(self, mat):
-        assert NYUd(mat / "nyu_depth_v2_labeled.mat", "test").image_ids == ["0001", "0003", "0004"]
+        assert open_set(NYUd, mat / "nyu_depth_v2_labeled.mat", "test").image_ids == ["0001", "0003", "0004"]
 
     def test_describe(self, mat):
-        assert NYUd(mat, "train").describe() == {
+        assert open_set(NYUd, mat, "train").describe() == {
             "layout": "nyu_depth_v2_labeled.mat, depth with gaps filled in (depths)",
             "images": "2",
             "classes": "none, but depth",
         }
-        assert "as measured (rawDepths)" in NYUd(mat, "train", raw_depth=True).describe()["layout"]
+        assert "as measured (rawDepths)" in open_set(NYUd, mat, "train", raw_depth=True).describe()["layout"]
 
     def test_pickles_and_workers_open_the_file_anew(self, mat, monkeypatch):
-        images = NYUd(mat, "test")
+        images = open_set(NYUd, mat, "test")
         alone = list(iterate_images(images, 24, 2))
         copy = pickle.loads(pickle.dumps(images))
         assert copy._source._opened is None
@@ -152,23 +153,23 @@ class TestMat:
         assert images._source._opened[1] is not first[1]
 
     def test_the_fingerprint(self, mat, tmp_path, monkeypatch):
-        before = NYUd(mat, "test").fingerprint
+        before = open_set(NYUd, mat, "test").fingerprint
         assert "256 blocks of 65536 bytes" in before["hashed"]
         moved = tmp_path / "moved"
         shutil.copytree(mat, moved, copy_function=shutil.copyfile)
         os.utime(moved / "nyu_depth_v2_labeled.mat", (0, 0))
-        assert NYUd(moved, "test").fingerprint == before
+        assert open_set(NYUd, moved, "test").fingerprint == before
         others = [
-            NYUd(mat, "train"),
-            NYUd(mat, "test", raw_depth=True),
-            NYUd(mat, "test", eigen_crop=False),
-            NYUd(mat, "test", on_error=SKIP),
+            open_set(NYUd, mat, "train"),
+            open_set(NYUd, mat, "test", raw_depth=True),
+            open_set(NYUd, mat, "test", eigen_crop=False),
+            open_set(NYUd, mat, "test", on_error=SKIP),
         ]
         assert len({str(images.fingerprint) for images in others} | {str(before)}) == 5
-        assert NYUd(mat, "train").fingerprint == NYUd(mat, "train", eigen_crop=False).fingerprint
+        assert open_set(NYUd, mat, "train").fingerprint == open_set(NYUd, mat, "train", eigen_crop=False).fingerprint
         with h5py.File(moved / "nyu_depth_v2_labeled.mat", "r+") as stored:
             stored["depths"][3, 300, 200] += 1
-        assert NYUd(moved, "test").fingerprint != before
+        assert open_set(NYUd, moved, "test").fingerprint != before
 
     @pytest.mark.parametrize(
         ("value", "parts"), [(np.nan, ("NaN",)), (-0.5, ("negative",)), (np.inf, ("NaN",)), (2500, ("2500.0 m",))]
@@ -176,7 +177,7 @@ class TestMat:
     def test_impossible_depth(self, mat, value, parts):
         with h5py.File(mat / "nyu_depth_v2_labeled.mat", "r+") as stored:
             stored["depths"][0, 100, 100] = value
-        refuse_depth(NYUd(mat, "test"), "0001", "metres", *parts)
+        refuse_depth(open_set(NYUd, mat, "test"), "0001", "metres", *parts)
 
     def test_an_older_mat_file(self, mat):
         file = mat / "nyu_depth_v2_labeled.mat"
@@ -200,7 +201,7 @@ class TestMat:
             for place in places:
                 stored.seek(place)
                 stored.write(b"damage")
-        images = NYUd(mat, "test", on_error=SKIP)
+        images = open_set(NYUd, mat, "test", on_error=SKIP)
         with pytest.raises(ImageError, match="0001 of"):
             images.load(0, 24)
         with pytest.raises(InputError, match="depth of 0001 of"):
@@ -235,7 +236,7 @@ LINE = "{0}/rgb_{1:05d}.jpg {0}/sync_depth_{1:05d}.png 518.8579\n"
 
 class TestBts:
     def test_what_was_written(self, bts):
-        train, test = (NYUd(bts, split) for split in ("train", "test"))
+        train, test = (open_set(NYUd, bts, split) for split in ("train", "test"))
         assert train.image_ids == [
             "attic_0001/rgb_00002.jpg",
             "bathroom_0028a/rgb_00000.jpg",
@@ -249,14 +250,14 @@ class TestBts:
                 assert np.abs(depth - cut(RAW[number])).max() <= 0.00051  # millimetres
                 assert np.array_equal(depth == 0, cut(RAW[number]) == 0)
                 assert images.check_image(i) == {"size": "640x480", "mode": "RGB"}
-        assert np.abs(NYUd(bts, "test", eigen_crop=False).depth_m(0) - RAW[3]).max() <= 0.00051
+        assert np.abs(open_set(NYUd, bts, "test", eigen_crop=False).depth_m(0) - RAW[3]).max() <= 0.00051
         with Image.open(bts / "sync" / train.image_ids[0]) as image:
             expected = np.array(image.resize((60, 60), Image.Resampling.BICUBIC))
         assert np.array_equal(train.load(0, 60), expected)
 
     def test_train_from_the_official_splits(self, bts):
         (bts / "sync").rename(bts / "official_splits" / "train")
-        images = NYUd(bts, "train")
+        images = open_set(NYUd, bts, "train")
         assert len(images) == 3
         assert images.describe()["layout"] == "BTS, official_splits/train"
 
@@ -267,7 +268,7 @@ class TestBts:
             "/attic_0001/rgb_00002.jpg None 518.8579\n"
         )
         (bts / "nyudepthv2_test_files_with_gt.txt").write_text(LINE.format("kitchen", 4))
-        train, test = (NYUd(bts, split) for split in ("train", "test"))
+        train, test = (open_set(NYUd, bts, split) for split in ("train", "test"))
         assert train.image_ids == ["bathroom_0028a/rgb_00001.jpg"]
         assert test.image_ids == ["kitchen/rgb_00004.jpg"]
         assert np.abs(train.depth_m(0) - RAW[1]).max() <= 0.00051
@@ -296,7 +297,7 @@ class TestBts:
     def test_what_is_in_no_pair(self, bts):
         for name in ("index.html", "kitchen/depth_00004.bmp", "kitchen/._rgb_00004.jpg", "kitchen/intrinsics"):
             (bts / "official_splits" / "test" / name).touch()
-        assert NYUd(bts, "test").left_out.first == {
+        assert open_set(NYUd, bts, "test").left_out.first == {
             ".html": ["index.html"],
             "hidden": ["kitchen/._rgb_00004.jpg"],
             "without a suffix": ["kitchen/intrinsics"],
@@ -305,12 +306,12 @@ class TestBts:
 
     def test_pictures_of_another_format(self, bts):
         file = bts / "official_splits" / "test" / "kitchen" / "rgb_00004.jpg"
-        before = NYUd(bts, "test").load(1, 16)
+        before = open_set(NYUd, bts, "test").load(1, 16)
         with Image.open(file) as image:
             image.save(file.with_suffix(".png"))
         refuse(bts, "one image for each depth map")
         file.unlink()
-        images = NYUd(bts, "test")
+        images = open_set(NYUd, bts, "test")
         assert images.image_ids[1] == "kitchen/rgb_00004.png"
         assert np.array_equal(images.load(1, 16), before)
 
@@ -324,35 +325,35 @@ class TestBts:
     def test_8_bits(self, bts, mode):
         file = bts / "official_splits" / "test" / "bathroom" / "sync_depth_00003.png"
         Image.fromarray(np.full((HEIGHT, WIDTH), 90, np.uint8)).convert(mode).save(file)
-        refuse_depth(NYUd(bts, "test"), "16 bits", "RGB" if mode == "RGB" else "has 8 bits", file.name)
+        refuse_depth(open_set(NYUd, bts, "test"), "16 bits", "RGB" if mode == "RGB" else "has 8 bits", file.name)
 
     def test_another_size_a_wrong_unit_and_damage(self, bts):
         file = bts / "official_splits" / "test" / "bathroom" / "sync_depth_00003.png"
         whole = file.read_bytes()
         Image.fromarray(np.full((240, 320), 900, np.uint16)).save(file)
-        refuse_depth(NYUd(bts, "test"), "640x480, got 320x240", file.name)
+        refuse_depth(open_set(NYUd, bts, "test"), "640x480, got 320x240", file.name)
         Image.fromarray(np.full((HEIGHT, WIDTH), 65535, np.uint16)).save(file)
-        refuse_depth(NYUd(bts, "test"), "at most 20 m", "65.5 m", "millimetres")
+        refuse_depth(open_set(NYUd, bts, "test"), "at most 20 m", "65.5 m", "millimetres")
         file.write_bytes(whole[:500])
-        refuse_depth(NYUd(bts, "test"), "Cannot read", file.name)
+        refuse_depth(open_set(NYUd, bts, "test"), "Cannot read", file.name)
 
     def test_the_fingerprint(self, bts, tmp_path):
-        before = NYUd(bts, "test").fingerprint
+        before = open_set(NYUd, bts, "test").fingerprint
         moved = shutil.copytree(bts, tmp_path / "moved", copy_function=shutil.copyfile)
-        assert NYUd(moved, "test").fingerprint == before
+        assert open_set(NYUd, moved, "test").fingerprint == before
         image = moved / "official_splits" / "test" / "kitchen" / "rgb_00004.jpg"
         Image.fromarray(IMAGES[0]).save(image)
-        with_other_image = NYUd(moved, "test").fingerprint
+        with_other_image = open_set(NYUd, moved, "test").fingerprint
         write_pair(image.parent, 4, RAW[0])
         shutil.copy(bts / "official_splits" / "test" / "kitchen" / image.name, image)
-        assert len({str(found) for found in (before, with_other_image, NYUd(moved, "test").fingerprint)}) == 3
-        assert pickle.loads(pickle.dumps(NYUd(bts, "test"))).fingerprint == before
+        assert len({str(found) for found in (before, with_other_image, open_set(NYUd, moved, "test").fingerprint)}) == 3
+        assert pickle.loads(pickle.dumps(open_set(NYUd, bts, "test"))).fingerprint == before
 
     def test_both_layouts_in_one_folder(self, bts, mat):
         for file in mat.iterdir():
             shutil.copy(file, bts)
-        assert NYUd(bts, "test").describe()["layout"] == "BTS, official_splits/test"
-        assert NYUd(bts / "nyu_depth_v2_labeled.mat", "test").image_ids[0] == "0001"
+        assert open_set(NYUd, bts, "test").describe()["layout"] == "BTS, official_splits/test"
+        assert open_set(NYUd, bts / "nyu_depth_v2_labeled.mat", "test").image_ids[0] == "0001"
 
 
 class TestRefusals:
@@ -383,7 +384,7 @@ class TestRealSamples:
         return Path(samples) / "nyu"
 
     def test_they_are_read(self, root):
-        images = NYUd(root, "test")
+        images = open_set(NYUd, root, "test")
         assert images.image_ids == ["sample/rgb_00000.jpg", "sample/rgb_00050.jpg"]
         for i in range(2):
             assert images.check_image(i) == {"size": "640x480", "mode": "RGB"}
@@ -391,7 +392,7 @@ class TestRealSamples:
             assert 0.9 < (measured > 0).mean() < 1
             assert 0.5 < measured[measured > 0].min() < measured.max() < 10
         with pytest.raises(InputError, match="sync or official_splits/train"):
-            NYUd(root, "train")
+            open_set(NYUd, root, "train")
 
     def test_the_published_splits(self, root):
         train, test = (set(nyud._read_split(root / "splits.mat", split, 1449)) for split in ("train", "test"))
@@ -399,12 +400,12 @@ class TestRealSamples:
 
     def test_depth_metrics_by_numpy(self, root):
         """The truth itself has no error; shifted by 5 columns, it has what plain numpy says."""
-        images = NYUd(root, "test")
+        images = open_set(NYUd, root, "test")
         metrics = DepthMetrics(2, max_depth_m=10)
         by_image, squares = [], []
         for i in range(2):
             truth = images.depth_m(i)
-            shifted = np.roll(NYUd(root, "test", eigen_crop=False).depth_m(i), 5, axis=1) + np.float32(0.01)
+            shifted = np.roll(open_set(NYUd, root, "test", eigen_crop=False).depth_m(i), 5, axis=1) + np.float32(0.01)
             metrics.update(torch.from_numpy(np.stack([truth, shifted])), torch.from_numpy(truth))
             valid = (truth > 1e-3) & (truth < 10)
             t, p = truth[valid].astype(np.float64), shifted[valid].astype(np.float64)

@@ -21,11 +21,12 @@ from infoscope.data.nyud import NYUd
 from infoscope.data.recognition import identify
 from infoscope.data.tar_images import TarImages
 from infoscope.runtime.errors import InputError
+from tests.support.data_sets import open_set
 
 READERS: dict[str, Callable[[Path], object]] = {
-    "imagenet": lambda root: ImageNet(root, "train"),
-    "ade20k": lambda root: ADE20K(root, "train"),
-    "nyud": lambda root: NYUd(root, "train"),
+    "imagenet": lambda root: open_set(ImageNet, root, "train"),
+    "ade20k": lambda root: open_set(ADE20K, root, "train"),
+    "nyud": lambda root: open_set(NYUd, root, "train"),
 }
 
 TREES: dict[str, list[str]] = {

@@ -41,7 +41,8 @@ from infoscope.vision.backbone import Backbone, Tokens
 from infoscope.vision.config import ModelConfig
 from infoscope.vision.load import load_backbone
 from infoscope.vision.open_clip.weights import SHIPPED_FOLDER
-from infoscope.vision.planted import make_context_free
+from infoscope.vision.planted import ContextFree
+from tests.support.data_sets import open_set
 from tests.support.pipeline_samples import Recorder, find_artifacts, make_tiny_config, run_tiny
 from tests.support.probe_samples import run_dense
 
@@ -87,7 +88,7 @@ def backbone_at(image_px: int) -> Backbone:
 @cache
 def formula_at(image_px: int) -> Backbone:
     """A backbone of patches of 16 px that costs next to nothing, for photographs of full size."""
-    return make_context_free(image_px // 16, 16, 16)
+    return ContextFree(image_px // 16, 16, 16)
 
 
 def make_ablations(n: int) -> list[Ablation]:
@@ -347,7 +348,7 @@ def save_ade20k(root: Path, sizes: list[tuple[int, int]]) -> None:
 
 def test_an_ade20k_of_different_sizes_runs_through(tmp_path):
     save_ade20k(tmp_path, [(60, 90), (128, 70), (33, 50), (100, 100)])
-    train, test = (ADE20K(tmp_path, split) for split in ("train", "test"))
+    train, test = (open_set(ADE20K, tmp_path, split) for split in ("train", "test"))
     config = make_config(tasks=[Task.segmentation], segmentation_crops=make_crops(n_held_out=1), dense_steps=8)
     inputs = make_inputs(train, test, n_workers=1)
     (views,) = open_views(inputs, config)
@@ -367,7 +368,7 @@ def test_crops_of_nyu_leave_its_blank_borders_out(tmp_path):
             image[BTS_CROP], depth_mm[BTS_CROP] = 100, 1000 + 500 * i
             Image.fromarray(image).save(tmp_path / folder / f"rgb_{i:05d}.jpg", quality=100)
             Image.fromarray(depth_mm).save(tmp_path / folder / f"sync_depth_{i:05d}.png")
-    train, test = (NYUd(tmp_path, split) for split in ("train", "test"))
+    train, test = (open_set(NYUd, tmp_path, split) for split in ("train", "test"))
     crops = CropConfig(416, 277, None, [1.0, 1.0], n_norm_crops=2, n_held_out=1)
     config = make_config(tasks=[Task.depth], depth_crops=crops, dense_steps=2, dense_batch_images=2, memory_gb=0.2)
     inputs = make_inputs(train, test, make=formula_at)
@@ -418,7 +419,7 @@ SAMPLES = os.environ.get("INFOSCOPE_SAMPLES")
 def test_windows_over_real_photographs_give_maps_at_their_own_size():
     assert SAMPLES is not None
     root = Path(SAMPLES)
-    ade, nyu = ADE20K(root / "ADEChallengeData2016", "test"), NYUd(root / "nyu", "test")
+    ade, nyu = open_set(ADE20K, root / "ADEChallengeData2016", "test"), open_set(NYUd, root / "nyu", "test")
     for task, images, crops in (
         (Task.segmentation, ade, CropConfig(256, 170, 256, n_norm_crops=2, n_held_out=1)),
         (Task.depth, nyu, CropConfig(416, 277, None, [1.0, 1.0], n_norm_crops=2, n_held_out=1)),

@@ -29,8 +29,9 @@ from infoscope.scope.token_outliers import (
     make_token_maps,
 )
 from infoscope.vision.backbone import Backbone
-from infoscope.vision.planted import CONTEXT_RGB, MARKER_RGB, ContextFree, PlantedJump, PlantedRegisters
+from infoscope.vision.planted import ContextFree, PlantedRegisters
 from infoscope.vision.tokens.extract import TokenCache, extract_tokens
+from tests.support.closed_forms import CONTEXT_RGB, MARKER_RGB, PlantedJump
 
 GRID, PATCH_PX, SHIFT = 12, 2, 1
 DIAGONAL = math.sqrt(2) * 10

@@ -14,7 +14,8 @@ from infoscope.scope.crops import shared_region
 from infoscope.scope.ranking import Ranking
 from infoscope.scope.scores import Scores
 from infoscope.scope.scoring import EMDMethod, ScopeConfig, compute_scores, next_valid_ranks, score_latents
-from infoscope.vision.planted import PlantedJump, PlantedRegisters
+from infoscope.vision.planted import PlantedRegisters
+from tests.support.closed_forms import PlantedJump
 from tests.support.scope_samples import GRID, PATCH_PX, make_jump_pictures, make_noise, make_sae, measure
 
 

@@ -19,7 +19,8 @@ from infoscope.scope.rescoring import ScoredSAE, StabilityConfig, compute_stabil
 from infoscope.scope.scores import Scores
 from infoscope.scope.scoring import score_latents
 from infoscope.scope.stability import Kind, StabilityResult
-from infoscope.vision.planted import CONTEXT_RGB, PlantedJump, PlantedRegisters
+from infoscope.vision.planted import PlantedRegisters
+from tests.support.closed_forms import CONTEXT_RGB, PlantedJump
 from tests.support.scope_samples import GRID, PATCH_PX, make_jump_pictures, make_noise, make_sae, measure
 
 # -- the other diagonal ------------------------------------------------------------------------------------------------

@@ -24,7 +24,8 @@ from infoscope.scope.ranking import rank_images
 from infoscope.scope.scores import Scores
 from infoscope.scope.scoring import ScopeConfig, score_latents
 from infoscope.vision.backbone import Backbone
-from infoscope.vision.planted import CONTEXT_RGB, MARKER_RGB, ContextFree, PlantedJump, PositionLocked
+from infoscope.vision.planted import ContextFree
+from tests.support.closed_forms import CONTEXT_RGB, MARKER_RGB, PlantedJump, PositionLocked
 
 PATCH_PX = 4
 GEOMETRIES = [(12, 1), (7, 1), (7, 2), (13, 3), (4, 2)]  # grid and shift in patches

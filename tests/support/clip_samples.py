@@ -48,7 +48,8 @@ def make_clip(cfg: dict[str, Any] | None = None, seed: int = 0) -> open_clip.CLI
 
 def make_backbone(cfg: dict[str, Any] | None = None, seed: int = 0, precision: str = "float32") -> OpenClipBackbone:
     """Return a backbone over `make_clip`."""
-    return OpenClipBackbone(make_clip(cfg, seed), MEAN, STD, {"seed": seed}, precision).eval().requires_grad_(False)
+    options = {"mean": MEAN, "std": STD, "fingerprint": {"seed": seed}, "precision": precision}
+    return OpenClipBackbone(make_clip(cfg, seed), **options).eval().requires_grad_(False)
 
 
 def make_images(n_images: int, size_px: int = GRID * PATCH_PX, seed: int = 0) -> Tensor:

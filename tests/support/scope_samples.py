@@ -8,7 +8,7 @@ from infoscope.sae.activations import ReLU
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.scope.ranking import ImageTokens, rank_images
 from infoscope.scope.scoring import score_latents
-from infoscope.vision.planted import CONTEXT_RGB, MARKER_RGB
+from tests.support.closed_forms import CONTEXT_RGB, MARKER_RGB
 
 GRID, PATCH_PX = 12, 2
 

@@ -14,19 +14,14 @@ from infoscope.data.scenes.render import render_split_part
 from infoscope.runtime.errors import InputError
 from infoscope.vision.backbone import Backbone
 from infoscope.vision.planted import (
-    CONTEXT_RGB,
     LIGHT_ANCHORS,
     LOCAL_MEASURES,
-    MARKER_RGB,
     N_QUARTERS,
     ContextFree,
-    PlantedJump,
     PlantedRegisters,
-    PositionLocked,
     compute_local_codes,
-    make_context_free,
-    make_planted_registers,
 )
+from tests.support.closed_forms import CONTEXT_RGB, MARKER_RGB, PlantedJump, PositionLocked
 
 GRID, PATCH_PX = 12, 8
 CROP_PX = GRID * PATCH_PX
@@ -76,20 +71,20 @@ def test_every_planted_backbone_keeps_the_interface(backbone: Backbone) -> None:
 
 def test_fingerprints_tell_parameters_and_kinds_apart() -> None:
     backbones = [
-        make_context_free(seed=0),
-        make_context_free(seed=1),
-        make_planted_registers(seed=0),
-        make_planted_registers(seed=1),
-        make_planted_registers(grid=10, seed=0),
+        ContextFree(seed=0),
+        ContextFree(seed=1),
+        PlantedRegisters(seed=0),
+        PlantedRegisters(seed=1),
+        PlantedRegisters(grid=10, seed=0),
         PlantedRegisters(grain=0.2),
     ]
     assert len({json.dumps(backbone.fingerprint, sort_keys=True) for backbone in backbones}) == len(backbones)
-    assert make_planted_registers(seed=3).fingerprint == make_planted_registers(seed=3).fingerprint
+    assert PlantedRegisters(seed=3).fingerprint == PlantedRegisters(seed=3).fingerprint
 
 
 def test_a_seed_fixes_every_bit() -> None:
     images = make_noise(2, CROP_PX, seed=1)
-    for make in (make_context_free, make_planted_registers):
+    for make in (ContextFree, PlantedRegisters):
         first = make(seed=5).tokens(images, 0).patches
         assert torch.equal(first, make(seed=5).tokens(images, 0).patches)
         assert not torch.equal(first, make(seed=6).tokens(images, 0).patches)
@@ -143,7 +138,7 @@ def test_planted_jump_needs_a_red_patch() -> None:
 
 def test_registers_write_the_light_of_the_scene(scenes: tuple[Tensor, Tensor]) -> None:
     images, light = scenes
-    backbone = make_planted_registers()
+    backbone = PlantedRegisters()
     assert tuple(LIGHT_ANCHORS) == LIGHTS
     crop1, crop2 = (cut_patches(images[..., o : o + CROP_PX, o : o + CROP_PX]) for o in (0, PATCH_PX))
     decided1, decided2 = backbone.compute_light(crop1), backbone.compute_light(crop2)
@@ -153,7 +148,7 @@ def test_registers_write_the_light_of_the_scene(scenes: tuple[Tensor, Tensor]) -
 
 def test_registers_jump_and_local_codes_stay(scenes: tuple[Tensor, Tensor]) -> None:
     images, _ = scenes
-    backbone = make_planted_registers()
+    backbone = PlantedRegisters()
     crop1, crop2 = (cut_patches(images[..., o : o + CROP_PX, o : o + CROP_PX]) for o in (0, PATCH_PX))
     stays = backbone.compute_place(crop1) - backbone.compute_place(crop2) == GRID + 1
     assert stays.float().mean() < 0.05
@@ -166,7 +161,7 @@ def test_registers_jump_and_local_codes_stay(scenes: tuple[Tensor, Tensor]) -> N
 
 def test_one_token_per_picture_carries_the_register(scenes: tuple[Tensor, Tensor]) -> None:
     images = scenes[0][..., :CROP_PX, :CROP_PX]
-    backbone = make_planted_registers()
+    backbone = PlantedRegisters()
     tokens = backbone.tokens(images, -2)
     assert not tokens.prefix.any()
     along_light = tokens.patches @ backbone.directions[backbone.n_local :].T

@@ -37,7 +37,7 @@ from infoscope.vision.backbone import Backbone
 from infoscope.vision.config import ContrastiveConfig
 from infoscope.vision.open_clip.backbone import OpenClipBackbone
 from infoscope.vision.open_clip.contrastive import make_clip_config
-from infoscope.vision.planted import PlantedRegisters, make_planted_registers
+from infoscope.vision.planted import PlantedRegisters
 from infoscope.vision.tokens.extract import TokenCache, extract_tokens
 
 LAYER = -2
@@ -162,7 +162,8 @@ def make_random_clip(seed: int) -> OpenClipBackbone:
         torch.manual_seed(seed)
         clip = open_clip.CLIP(**make_clip_config(config, vocab_size=50))
     fingerprint = {"architecture": "tiny clip", "weights": f"random, seed {seed}"}
-    return OpenClipBackbone(clip.eval().requires_grad_(False), (0.5,) * 3, (0.25,) * 3, fingerprint)
+    options = {"mean": (0.5,) * 3, "std": (0.25,) * 3, "fingerprint": fingerprint}
+    return OpenClipBackbone(clip.eval().requires_grad_(False), **options)
 
 
 def compute_register_share(chain: Chain) -> np.ndarray:
@@ -186,7 +187,7 @@ def compute_auroc(scores: np.ndarray, positive: np.ndarray) -> float:
 @pytest.fixture(scope="module")
 def planted(scenes: dict[str, SceneSet], tmp_path_factory: pytest.TempPathFactory) -> Chain:
     folder = tmp_path_factory.mktemp("planted")
-    return make_chain(make_planted_registers(), scenes, PartitionConfig(gamma=0.25), folder)
+    return make_chain(PlantedRegisters(), scenes, PartitionConfig(gamma=0.25), folder)
 
 
 @pytest.fixture(scope="module")
@@ -197,7 +198,7 @@ def random_weights(scenes: dict[str, SceneSet], tmp_path_factory: pytest.TempPat
 
 
 def test_known_directions_score_low_for_local_codes_and_chance_for_registers(scenes: dict[str, SceneSet]) -> None:
-    backbone = make_planted_registers()
+    backbone = PlantedRegisters()
     sae = SparseAutoencoder(backbone.d_in, backbone.n_codes, ReLU())
     with torch.no_grad():
         sae.W_enc.copy_(backbone.directions.T)

@@ -13,8 +13,8 @@ import numpy as np
 from jaxtyping import Shaped, UInt8
 from PIL import ExifTags, Image
 
-from infoscope.data.config import RAISE, OnError, Resize
-from infoscope.data.images import CHECK_PX, ImageError, LabelledImages, Truth
+from infoscope.data.config import DataConfig, Resize
+from infoscope.data.images import CHECK_PX, ImageError, LabelledImages, Truth, check_split
 from infoscope.data.left_out import HIDDEN, LeftOut, is_hidden
 from infoscope.data.photographs import describe_error, hash_files, is_image_name, load_rgb
 from infoscope.data.recognition import explaining
@@ -33,28 +33,30 @@ class ADE20K(LabelledImages):
     An annotation holds 0 (other) and the classes 1..150 of objectInfo150.txt; a label map 255 (ignored) and 0..149.
 
     Args:
-        root: ADEChallengeData2016, or the folder it lies in.
+        config: whose root is ADEChallengeData2016, or the folder it lies in.
         split: "train" (its training) or "test" (its validation).
-        resize: squash; a crop would not fit the label maps.
-        on_error: part of the fingerprint, because skipping leaves other images.
 
     Raises:
-        InputError: if the folder is another data set or lacks something, such as the annotation of an image.
+        InputError: if the folder is another data set or lacks something, such as the annotation of an image, or a crop
+            is asked for, which would not fit the label maps.
     """
 
     truths = frozenset({Truth.label_maps})
 
-    def __init__(
-        self, root: str | Path, split: str, *, resize: Resize = Resize.squash, on_error: OnError = RAISE
-    ) -> None:
-        if split not in _SPLITS:
-            raise InputError(f"Expected split to be train or test, got {split!r}.")
-        refuse_crop(resize)
-        with explaining(Path(root), "ade20k"):
-            self.root, self.on_error = _find_folder(Path(root)), on_error
+    def __init__(self, config: DataConfig, split: str) -> None:
+        check_split(split)
+        refuse_crop(config.resize)
+        root = Path(str(config.root))
+        with explaining(root, "ade20k"):
+            self.root, self.on_error = _find_folder(root), config.on_error
         self._images, self._annotations = (self.root / kind / _SPLITS[split] for kind in ("images", "annotations"))
-        with explaining(self.root, "ade20k"):
-            _refuse_missing(split, self._images, self._annotations)
+        missing = [folder for folder in (self._images, self._annotations) if not folder.is_dir()]
+        if missing:
+            with explaining(self.root, "ade20k"):
+                raise InputError(
+                    f"Expected the {split} images of {_FOLDER} in {missing[0]}, but there is no such folder: unpack"
+                    f" {_FOLDER}.zip in full."
+                )
         self._names, left_out = _pair(self._images, self._annotations)
         super().__init__(split, sorted(self._names))
         self.left_out, left_out.n_read = left_out, 2 * len(self._names)
@@ -108,13 +110,7 @@ class ADE20K(LabelledImages):
         images, annotations = (folder.relative_to(self.root).as_posix() for folder in (self._images, self._annotations))
         names = [f"{images}/{self._names[name]}" for name in self.image_ids]
         names += [f"{annotations}/{name}.png" for name in self.image_ids]
-        return {
-            "kind": "ade20k",
-            "split": self.split,
-            "on_error": self.on_error.name,
-            "n_images": len(self),
-            **hash_files(self.root, names, self.on_error),
-        }
+        return self._make_fingerprint("ade20k", **hash_files(self.root, names, self.on_error))
 
     def _image_file(self, index: int) -> Path:
         return self._images / self._names[self.image_ids[index]]
@@ -133,15 +129,6 @@ def _find_folder(root: Path) -> Path:
     raise InputError(
         f"Expected {_FOLDER} with its folders images and annotations, but {root} lacks them: check data.root."
     )
-
-
-def _refuse_missing(split: str, *folders: Path) -> None:
-    for folder in folders:
-        if not folder.is_dir():
-            raise InputError(
-                f"Expected the {split} images of {_FOLDER} in {folder}, but there is no such folder: unpack"
-                f" {_FOLDER}.zip in full."
-            )
 
 
 def _full_data_set(sign: str) -> InputError:
@@ -186,8 +173,7 @@ def _read_names(file: Path) -> tuple[tuple[str, ...], bool]:
     """Return a name for each label, and whether they come from the file: its last column up to the first comma."""
     if not file.is_file():
         return tuple(str(i) for i in range(1, N_LABELS + 1)), False
-    lines = file.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    rows = [line.split("\t") for line in lines[1:]]
+    rows = [line.split("\t") for line in file.read_text("utf-8", "replace").strip().splitlines()[1:]]
     if [row[0].strip() for row in rows] != [str(i) for i in range(1, N_LABELS + 1)]:
         raise InputError(
             f"Expected a header and the classes 1 to {N_LABELS}, one a line, in {file}, got something else: take the"
@@ -243,10 +229,10 @@ def read_facts(file: Path) -> dict[str, str]:
 def _read_header(file: Path) -> tuple[tuple[int, int], str]:
     try:
         with Image.open(file) as image:
-            turned = False
-            with suppress(Exception):  # damaged EXIF tags, as in `load_rgb`
-                turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
             width, height = image.size
-            return (height, width) if turned else (width, height), image.mode
+            with suppress(Exception):  # damaged EXIF tags, as in `load_rgb`
+                if image.getexif().get(ExifTags.Base.Orientation, 1) >= 5:
+                    width, height = height, width
+            return (width, height), image.mode
     except Exception as error:
         raise ImageError(str(file), describe_error(error)) from error

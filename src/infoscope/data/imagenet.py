@@ -17,11 +17,11 @@ import numpy as np
 from jaxtyping import Int64
 from PIL import Image
 
-from infoscope.data.config import RAISE, OnError, Resize
+from infoscope.data.config import DataConfig
 from infoscope.data.imagenet_truth import find_ground_truth, read_ground_truth
-from infoscope.data.images import LabelledImages, Truth
+from infoscope.data.images import LabelledImages, Truth, check_split
 from infoscope.data.left_out import HIDDEN, LeftOut, is_hidden
-from infoscope.data.photographs import check_photograph, hash_files, is_image_name, load_rgb, scan_folder
+from infoscope.data.photographs import PhotographFiles, is_image_name, scan_folder
 from infoscope.data.recognition import explaining
 from infoscope.data.tar_images import TarImages
 from infoscope.runtime.errors import InputError
@@ -44,14 +44,12 @@ class ImageNet(LabelledImages):
     - `*train*.tar`, `*val*.tar` or folders train, val of them, with `.cls` labels 0 to 999; ids are keys.
 
     Args:
-        root: the folder that holds train and val.
+        config: root is the folder that holds train and val. `ground_truth` of a flat val is Kaggle's
+            LOC_val_solution.csv, or a text file with the class of image n in line n, as a wnid or an ILSVRC2012_ID, for
+            which the devkit's meta.mat or map_clsloc.txt lies in the same folder; None looks for the two usual files in
+            and below root. With `subset`, fewer than 1,000 classes are numbered without gaps, in the same order. With
+            `on_error` skip, what is whole of a damaged shard is taken.
         split: "train", or "test", which is ImageNet's val.
-        ground_truth: of a flat val: Kaggle's LOC_val_solution.csv, or a text file with the class of image n in line n,
-            as a wnid or an ILSVRC2012_ID, for which the devkit's meta.mat or map_clsloc.txt lies beside it. None looks
-            for the two usual files in and below `root`.
-        subset: whether fewer than 1,000 classes are meant; they are then numbered without gaps, in the same order.
-        resize: how `load` makes a square.
-        on_error: with "skip", what is whole of a damaged shard is taken.
 
     Raises:
         InputError: if the split is not there, its classes are not those of ImageNet or not all of them, or the ground
@@ -61,44 +59,32 @@ class ImageNet(LabelledImages):
     truths = frozenset({Truth.labels})
     targets = ("class",)
 
-    def __init__(
-        self,
-        root: str | Path,
-        split: str = "train",
-        *,
-        ground_truth: str | Path | None = None,
-        subset: bool = False,
-        resize: Resize = Resize.squash,
-        on_error: OnError = RAISE,
-    ) -> None:
-        if split not in _FOLDERS:
-            raise InputError(f"Expected split to be train or test, got {split!r}.")
-        self.root, self.resize, self.on_error = Path(root).expanduser(), resize, on_error
-        self._tars: TarImages | None = None
+    def __init__(self, config: DataConfig, split: str) -> None:
+        check_split(split)
+        self.root, self.resize, self.on_error = Path(str(config.root)), config.resize, config.on_error
         with explaining(self.root, "imagenet"):
             self.folder, shards = _find_split(self.root, split)
-            ids, positions, left_out = self._find_images(split, shards, ground_truth, subset)
+            self._photographs, positions = self._find_images(split, shards, config)
         present, labels = np.unique(positions, return_inverse=True)
         self._labels = labels.astype(np.int64)
         self.wnids = tuple(get_wnids()[i] for i in present)
         names = _get_class_names()
         self.class_names = tuple(names[i] for i in present)
-        super().__init__(split, ids)
-        self.n_published, self.left_out = _N_PUBLISHED[split], left_out
-        left_out.n_read = len(ids)
+        super().__init__(split, self._photographs.image_ids)
+        self.n_published, self.left_out = _N_PUBLISHED[split], self._photographs.left_out
 
     def _find_images(
-        self, split: str, shards: str | None, ground_truth: str | Path | None, subset: bool
-    ) -> tuple[list[str], Int64[np.ndarray, " n"], LeftOut]:
-        """Return the ids of the images, the place of each one's class among the 1,000, and what is left out."""
-        left_out = LeftOut()
+        self, split: str, shards: str | None, config: DataConfig
+    ) -> tuple[TarImages | PhotographFiles, Int64[np.ndarray, " n"]]:
+        """Return the images, and the place of each one's class among the 1,000."""
+        left_out, photographs = LeftOut(), None
         if shards is not None:
-            self._tars = TarImages(shards, test_share=0.0, resize=self.resize, on_error=self.on_error)
-            ids, positions, left_out = self._tars.image_ids, _check_positions(self._tars), self._tars.left_out
+            photographs = TarImages(shards, test_share=0.0, on_error=self.on_error)
+            ids, positions = photographs.image_ids, _check_positions(photographs)
             self.layout, where, unit = "WebDataset tars", shards, "classes"
         elif folders := _list_class_folders(self.folder):
             positions = _find_positions(folders, self.folder)
-            if not subset:
+            if not config.subset:
                 _check_whole(positions, self.folder, "class folders")
             for name in _list_names(self.folder, left_out, has_classes=True):
                 left_out.add("outside of the class folders", f"{self.folder.name}/{name}")
@@ -110,19 +96,19 @@ class ImageNet(LabelledImages):
             if split == "train" or not ids:
                 what = "class folders" if split == "train" else "class folders or images"
                 raise InputError(f"Expected {what} in {self.folder}, got none: check data.root.")
-            truth = find_ground_truth(self.root, self.folder, ground_truth)
-            positions = _find_positions(read_ground_truth(truth, ids, subset), truth)
+            truth = find_ground_truth(self.root, self.folder, config.ground_truth)
+            positions = _find_positions(read_ground_truth(truth, ids, config.subset), truth)
             self.layout, where, unit = f"flat, classes from {truth.name}", truth, "classes"
-        if not subset:
+        if not config.subset:
             _check_whole(positions, where, unit)
         if split == "test" and len(ids) == _N_PUBLISHED[split]:
             _check_order(ids, positions, where)
-        return ids, positions, left_out
+        if photographs is None:
+            photographs = PhotographFiles(self.folder, ids, test_share=0.0, on_error=self.on_error, left_out=left_out)
+        return photographs, positions
 
     def decode(self, index: int) -> Image.Image:
-        if self._tars is not None:
-            return self._tars.decode(index)
-        return load_rgb(self.folder / self.image_ids[index])
+        return self._photographs.decode(index)
 
     def labels(self, target: str) -> Int64[np.ndarray, " n_images"]:
         self.n_target_classes(target)
@@ -134,13 +120,11 @@ class ImageNet(LabelledImages):
         return self.n_classes
 
     def describe(self) -> dict[str, str]:
-        found = self._tars.describe() if self._tars is not None else {}
-        return {**found, "layout": self.layout, "classes": str(self.n_classes), "images": str(len(self))}
+        found = {"layout": self.layout, "classes": str(self.n_classes), "images": str(len(self))}
+        return {**self._photographs.describe(), **found}
 
     def check_image(self, index: int) -> dict[str, str]:
-        if self._tars is not None:
-            return self._tars.check_image(index)
-        return check_photograph(self.folder / self.image_ids[index])
+        return self._photographs.check_image(index)
 
     @cached_property
     def fingerprint(self) -> dict[str, Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -149,39 +133,19 @@ class ImageNet(LabelledImages):
         Raises:
             ImageError: if a file cannot be read at all and `on_error` is "raise".
         """
-        if self._tars is not None:
-            hashed = {key: self._tars.fingerprint[key] for key in ("hashed", "sha256")}
-        else:
-            hashed = hash_files(self.folder, self.image_ids, self.on_error)
-        return {
-            "kind": "imagenet",
-            "split": self.split,
-            "resize": self.resize.name,
-            "on_error": self.on_error.name,
-            "n_images": len(self),
-            "n_classes": self.n_classes,
-            "labels_sha256": hashlib.sha256(" ".join(self.wnids).encode() + self._labels.tobytes()).hexdigest(),
-            **hashed,
-        }
+        labels = hashlib.sha256(" ".join(self.wnids).encode() + self._labels.tobytes()).hexdigest()
+        facts = {"resize": self.resize.name, "n_classes": self.n_classes, "labels_sha256": labels}
+        hashed = {key: self._photographs.fingerprint[key] for key in ("hashed", "sha256")}
+        return self._make_fingerprint("imagenet", **facts, **hashed)
 
 
-def open_imagenet(
-    root: str | Path,
-    *,
-    ground_truth: str | Path | None = None,
-    subset: bool = False,
-    resize: Resize = Resize.squash,
-    on_error: OnError = RAISE,
-) -> tuple[ImageNet, ImageNet]:
-    """Return train and test of the same classes; arguments as those of `ImageNet`.
+def open_imagenet(config: DataConfig) -> tuple[ImageNet, ImageNet]:
+    """Return train and test of the same classes.
 
     Raises:
         InputError: as `ImageNet`, or if a class of one split is not in the other.
     """
-    train, test = (
-        ImageNet(root, split, ground_truth=ground_truth, subset=subset, resize=resize, on_error=on_error)
-        for split in ("train", "test")
-    )
+    train, test = ImageNet(config, "train"), ImageNet(config, "test")
     differing = sorted(set(train.wnids) ^ set(test.wnids))
     if differing:
         has, lacks = ("train", "val") if differing[0] in train.wnids else ("val", "train")

@@ -15,14 +15,14 @@ _FOLDERS = ("", "data", "ILSVRC2012_devkit_t12/data", "devkit/data")
 _FILES = ("LOC_val_solution.csv", "ILSVRC2012_validation_ground_truth.txt")
 
 
-def find_ground_truth(root: Path, folder: Path, given: str | Path | None) -> Path:
+def find_ground_truth(root: Path, folder: Path, given: str | None) -> Path:
     """Return the file that is given, or one of the two usual ones in and below the folders.
 
     Raises:
         InputError: if there is none.
     """
     if given is not None:
-        file = Path(given).expanduser()
+        file = Path(given)
         if not file.is_file():
             raise InputError(f"Expected a file as ground_truth, got {file}, which is none: check data.ground_truth.")
         return file

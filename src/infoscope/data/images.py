@@ -25,12 +25,7 @@ CHECK_PX = 32
 
 
 class ImageError(InputError):
-    """An image cannot be read.
-
-    Args:
-        file: the file, as the user can find it.
-        reason: why, in a few words.
-    """
+    """An image cannot be read: which file, as the user can find it, and why, in a few words."""
 
     def __init__(self, file: str, reason: str) -> None:
         super().__init__(
@@ -65,6 +60,8 @@ class ImageSet(ABC):
     """Images of the split as the data set was published; None: unknown."""
     resize: Resize = Resize.squash
     """How `load` makes a square."""
+    on_error: OnError = RAISE
+    """What an unreadable image does; skipping leaves other images, so that it is part of the fingerprint."""
     training_region: tuple[slice, slice] | None = None
     """Rows and columns of its photographs that training crops are cut from; None: all."""
 
@@ -80,6 +77,10 @@ class ImageSet(ABC):
     @abstractmethod
     def fingerprint(self) -> dict[str, Any]:
         """What determines the images, as plain JSON types: never a path or a time."""
+
+    def _make_fingerprint(self, kind: str, **facts: Any) -> dict[str, Any]:
+        """Return the fingerprint of a set of files: what all such sets have in theirs, and `facts`."""
+        return {"kind": kind, "split": self.split, "on_error": self.on_error.name, "n_images": len(self), **facts}
 
     def load(self, index: int, size_px: int) -> UInt8[np.ndarray, "size size 3"]:
         """Return an image as RGB, resized as the set says.
@@ -204,6 +205,16 @@ class LabelledImages(ImageSet):
         )
 
 
+def check_split(split: str) -> None:
+    """Refuse a split of another name.
+
+    Raises:
+        InputError: if it is neither train nor test.
+    """
+    if split not in ("train", "test"):
+        raise InputError(f"Expected split to be train or test, got {split!r}.")
+
+
 def resize_image(
     image: Image.Image | UInt8[np.ndarray, "height width 3"], size_px: int, resize: Resize = Resize.squash
 ) -> UInt8[np.ndarray, "size size 3"]:
@@ -211,10 +222,7 @@ def resize_image(
 
     `Resize.crop` gives what torchvision's Resize and CenterCrop give, without resizing what is cut off.
     """
-    if isinstance(image, np.ndarray):
-        if image.shape[:2] == (size_px, size_px):
-            return np.array(image)
-        image = Image.fromarray(image)
+    image = Image.fromarray(image) if isinstance(image, np.ndarray) else image
     width, height = image.size
     if (width, height) == (size_px, size_px):
         return np.array(image)

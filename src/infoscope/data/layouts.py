@@ -16,25 +16,29 @@ class Layout(NamedTuple):
         signs: it is there if any of them is, separated by " | ": paths below its folder, with wildcards, joined by
             " + " where all must be there; "~NAME" is the folder's (or file's) own name in small letters, "PATH x5" at
             least five of them, <wnid> as n01440764.
-        reader: the `data=` that reads it.
         photographs: where its pictures lie below its folder (the first that exists of several, separated as signs
             are), or, with a wildcard, their names.
         maps: a regular expression of the paths, from its folder on, of images that are no photographs.
+        reader: the `data=` that reads it.
         advice: what to do, where nothing general is right; for `advised`, a `data=`, alone, if that is given.
         beside_photographs: `maps` says too little alone: they count where `photographs` are there too.
     """
 
     name: str
     signs: str
-    reader: str = ""
     photographs: str = ""
     maps: str = ""
+    reader: str = ""
     advice: str = ""
     advised: str = ""
     beside_photographs: bool = False
 
 
-_SUBSET = "for classes it needs train/<wnid> and val/<wnid> of the same classes, and data.subset=true"
+def _of_imagenet(name: str, signs: str) -> Layout:
+    """Class folders of ImageNet's classes, without train and val."""
+    needs = "for classes it needs train/<wnid> and val/<wnid> of the same classes, and data.subset=true"
+    return Layout(name, signs, ".", advice=needs, advised="imagenet")
+
 
 LAYOUTS: tuple[Layout, ...] = (
     Layout(
@@ -42,24 +46,24 @@ LAYOUTS: tuple[Layout, ...] = (
         "~ade20k_????_??_??* | ADE20K_????_??_?? | images/ADE | index_ade20k.pkl | index_ade20k.mat | "
         "*_seg.png | images/*/*_seg.png | images/*/*/*/*_seg.png | images/*/*/*/*/*_seg.png | "
         "*/*/*_seg.png | ADE/training",
-        photographs="ADE_*.jpg",
-        maps=r"ADE_[^/]+_(?:seg|parts_\d+)\.png|instance_\d+_ADE_\w+\.png",
+        "ADE_*.jpg",
+        r"ADE_[^/]+_(?:seg|parts_\d+)\.png|instance_\d+_ADE_\w+\.png",
     ),
     Layout(
         "ADEChallengeData2016",
         "images/training + annotations/training | images/validation + annotations/validation",
+        "images",
+        r"annotations\w*/(?:training|validation)/ADE_\w+\.png",
         reader="ade20k",
-        photographs="images",
-        maps=r"annotations\w*/(?:training|validation)/ADE_\w+\.png",
     ),
     Layout("NYU Depth v1", "nyu_depth_data_labeled.mat | ~nyu_depth_data_labeled.mat | nyu_depth_v1*"),
     Layout("NYU Depth v2", "nyu_depth_v2_labeled.mat | ~nyu_depth_v2_labeled.mat", reader="nyud"),
     Layout(
         "NYU Depth v2 in the layout of BTS",
         "official_splits/test | official_splits/train | sync/*/sync_depth_*.png",
+        "rgb_*.jpg",
+        r"(?:(?:official_splits/(?:train|test)|sync)/[^/]+/)?sync_depth_\d+\.png",
         reader="nyud",
-        photographs="rgb_*.jpg",
-        maps=r"(?:(?:official_splits/(?:train|test)|sync)/[^/]+/)?sync_depth_\d+\.png",
     ),
     Layout(
         "a part of NYU Depth v2 in the layout of BTS",
@@ -69,14 +73,14 @@ LAYOUTS: tuple[Layout, ...] = (
     Layout(
         "raw NYU Depth v2 (videos, not labelled)",
         "d-*.pgm | */d-*.pgm | */*/d-*.pgm | r-*.ppm | */r-*.ppm | */a-*.dump | nyu_depth_v2_raw*",
-        photographs="r-*.ppm",
-        maps=r"d-[\d.]+-\d+\.pgm",
+        "r-*.ppm",
+        r"d-[\d.]+-\d+\.pgm",
     ),
     Layout(
         "NYU Depth v2 in 8 bits, as Kaggle and DenseDepth give it",
         "data/nyu2_train | nyu2_train | nyu2_test | data/nyu2_train.csv | nyu2_train.csv | nyu_data/data",
-        photographs="*.jpg",
-        maps=r"nyu2_(?:train/[^/]+/\d+|test/\d+_depth)\.png",
+        "*.jpg",
+        r"nyu2_(?:train/[^/]+/\d+|test/\d+_depth)\.png",
     ),
     Layout(
         "NYU Depth v2 as FCRN and fast-depth give it (.h5)",
@@ -93,18 +97,18 @@ LAYOUTS: tuple[Layout, ...] = (
     Layout(
         "Tiny ImageNet",
         "wnids.txt + words.txt | train/<wnid>/images | val/val_annotations.txt | tiny-imagenet-200",
-        photographs="train",
+        "train",
     ),
     Layout(
         "ImageNet-21k",
         "<wnid> x1001 | <wnid>.tar | train/<wnid> x1001 | images/<wnid> x1001 | imagenet21k_* | ~*21k* | "
         "fall11_whole* | winter21_whole* | ~fall11_whole* | ~winter21_whole* | imagenet21k*",
-        photographs="train | imagenet21k_train | .",
+        "train | imagenet21k_train | .",
     ),
     Layout(
         "ImageNet-V2",
         "imagenetv2-* | 0 + 9 + 999 | ~imagenetv2* | ~imagenet-v2* | ~imagenet_v2*",
-        photographs=".",
+        ".",
         advice="it has no training images and numbered classes: for classes give ImageNet-1k, for the scope alone"
         " set data=image_folder",
         advised="imagenet",
@@ -116,13 +120,7 @@ LAYOUTS: tuple[Layout, ...] = (
         " data=image_folder and data.root to one corruption and strength",
         advised="imagenet",
     ),
-    Layout(
-        "Imagenette or Imagewoof",
-        "noisy_imagenette.csv | noisy_imagewoof.csv",
-        photographs=".",
-        advice=_SUBSET,
-        advised="imagenet",
-    ),
+    _of_imagenet("Imagenette or Imagewoof", "noisy_imagenette.csv | noisy_imagewoof.csv"),
     Layout(
         "ImageNet-1k",
         "train/<wnid> | val/<wnid> | ILSVRC/Data/CLS-LOC | Data/CLS-LOC | *train*.tar + *val*.tar | train/*.tar | "
@@ -132,145 +130,111 @@ LAYOUTS: tuple[Layout, ...] = (
     Layout(
         "ImageNet-S, the segmentation of ImageNet",
         "train-semi + train-semi-segmentation | validation-segmentation | ImageNetS919 | ImageNetS300 | ImageNetS50",
-        photographs="train-semi | train | validation",
-        maps=r"(?:train-semi|validation)-segmentation[\w-]*/[^/]+/[^/]+\.png",
+        "train-semi | train | validation",
+        r"(?:train-semi|validation)-segmentation[\w-]*/[^/]+/[^/]+\.png",
     ),
     Layout(
         "ObjectNet",
         "objectnet-1.0 | mappings/folder_to_objectnet_label.json | ~objectnet*",
-        photographs="images | objectnet-1.0/images",
+        "images | objectnet-1.0/images",
     ),
-    Layout("ImageNet-Sketch", "<wnid>/sketch_* | sketch/<wnid>", photographs=".", advice=_SUBSET, advised="imagenet"),
-    Layout(
-        "ImageNet-R",
-        "<wnid>/art_* | <wnid>/cartoon_* | imagenet-r | ~imagenet-r",
-        photographs=".",
-        advice=_SUBSET,
-        advised="imagenet",
-    ),
-    Layout(
-        "ImageNet-A or -O",
-        "<wnid>/0.*_* | imagenet-a | ~imagenet-a | ~imagenet-o",
-        photographs=".",
-        advice=_SUBSET,
-        advised="imagenet",
-    ),
-    Layout(
-        "class folders of an ImageNet without train and val",
-        "<wnid>",
-        photographs=".",
-        advice=_SUBSET,
-        advised="imagenet",
-    ),
+    _of_imagenet("ImageNet-Sketch", "<wnid>/sketch_* | sketch/<wnid>"),
+    _of_imagenet("ImageNet-R", "<wnid>/art_* | <wnid>/cartoon_* | imagenet-r | ~imagenet-r"),
+    _of_imagenet("ImageNet-A or -O", "<wnid>/0.*_* | imagenet-a | ~imagenet-a | ~imagenet-o"),
+    _of_imagenet("class folders of an ImageNet without train and val", "<wnid>"),
     Layout(
         "Places365",
         "places365_standard | places365_*.txt | categories_places365.txt | data_256/a | data_large* | "
         "val_256* | train/abbey | train/airfield | a/abbey | train/a/abbey | "
         "filelist_places365-standard | data_256* | train_256_places* | *_places365*.tar* | ~places365*",
-        photographs="data_256 | data_large | train | places365_standard/train",
+        "data_256 | data_large | train | places365_standard/train",
     ),
-    Layout("SUN397", "SUN397 | ClassName.txt | ~sun397", photographs="SUN397"),
+    Layout("SUN397", "SUN397 | ClassName.txt | ~sun397", "SUN397"),
     Layout(
         "Cityscapes",
         "leftImg8bit | gtFine | gtCoarse | leftImg8bit_trainvaltest | gtFine_trainvaltest.zip",
-        photographs="leftImg8bit",
-        maps=r"(?:gt(?:Fine|Coarse)/.*_gt(?:Fine|Coarse)_\w+|disparity/.*_disparity)\.png",
+        "leftImg8bit",
+        r"(?:gt(?:Fine|Coarse)/.*_gt(?:Fine|Coarse)_\w+|disparity/.*_disparity)\.png",
     ),
     Layout(
         "COCO-Stuff",
         "stuffthingmaps* | */stuffthingmaps* | annotations/stuff_*",
-        photographs="images | train2017 | val2017",
-        maps=r"(?:annotations/)?(?:stuffthingmaps\w*|stuff_\w+_pixelmaps)/(?:[^/]+/)?\d{12}[^/]*\.png",
+        "images | train2017 | val2017",
+        r"(?:annotations/)?(?:stuffthingmaps\w*|stuff_\w+_pixelmaps)/(?:[^/]+/)?\d{12}[^/]*\.png",
     ),
     Layout(
         "COCO",
         "annotations/instances_*.json | annotations/captions_*.json | train20?? + val20?? | "
         "images/train20?? | annotations/panoptic_* | panoptic_* | annotations_trainval20??.zip | "
         "train2017 | val2017",
-        photographs="train2017 | train2014 | images | val2017 | val2014",
-        maps=r"(?:annotations/)?panoptic_\w+/\d{12}\.png",
+        "train2017 | train2014 | images | val2017 | val2014",
+        r"(?:annotations/)?panoptic_\w+/\d{12}\.png",
     ),
     Layout(
         "Pascal Context",
         "trainval_merged.json | SegmentationClassContext | */SegmentationClassContext | 33_context_labels",
-        photographs="JPEGImages",
-        maps=r"(?:SegmentationClassContext|(?:33|59)_context_labels)/[^/]+\.png",
+        "JPEGImages",
+        r"(?:SegmentationClassContext|(?:33|59)_context_labels)/[^/]+\.png",
     ),
     Layout(
         "Pascal VOC",
         "VOCdevkit | JPEGImages + Annotations | VOC20??/JPEGImages | TrainVal/VOCdevkit | VOCtrainval_*.tar",
-        photographs="JPEGImages | VOC2012/JPEGImages | VOCdevkit/VOC2012/JPEGImages | VOCdevkit/VOC2007/JPEGImages",
-        maps=r"Segmentation(?:Class|Object)\w*/[^/]+\.png",
+        "JPEGImages | VOC2012/JPEGImages | VOCdevkit/VOC2012/JPEGImages | VOCdevkit/VOC2007/JPEGImages",
+        r"Segmentation(?:Class|Object)\w*/[^/]+\.png",
     ),
     Layout(
         "KITTI",
         "data_depth_annotated* | ????_??_??_drive_* | ????_??_??/????_??_??_drive_* | training/image_2 | */proj_depth",
-        photographs="training/image_2 | image_2 | image_02/data",
-        maps=r"(?:(?:proj_depth|groundtruth_depth)/.*|disp_(?:noc|occ)_\d/\d+_\d+|training/(?:semantic"
+        "training/image_2 | image_2 | image_02/data",
+        r"(?:(?:proj_depth|groundtruth_depth)/.*|disp_(?:noc|occ)_\d/\d+_\d+|training/(?:semantic"
         r"|instance)\w*/\d+_\d+)\.png",
     ),
     Layout(
         "SUN RGB-D",
         "SUNRGBD | SUNRGBDtoolbox | kv1 + kv2 | kv2 + xtion | SUNRGBDMeta*.mat",
-        photographs="image",
-        maps=r"depth(?:_bfx)?/[^/]+\.png",
+        "image",
+        r"depth(?:_bfx)?/[^/]+\.png",
         beside_photographs=True,
     ),
-    Layout(
-        "TUM RGB-D",
-        "rgb.txt + depth.txt | */depth.txt",
-        photographs="rgb",
-        maps=r"depth/\d+\.\d+\.png",
-        beside_photographs=True,
-    ),
-    Layout("ScanNet", "scans/scene????_?? | scene????_?? | scannet_frames_25k", photographs="color"),
-    Layout("DIODE", "train/indoors | val/indoors | indoors/scene_?????", photographs="*.png"),
-    Layout("Hypersim", "ai_???_??? | evermotion_dataset", photographs="*.tonemap.jpg"),
+    Layout("TUM RGB-D", "rgb.txt + depth.txt | */depth.txt", "rgb", r"depth/\d+\.\d+\.png", beside_photographs=True),
+    Layout("ScanNet", "scans/scene????_?? | scene????_?? | scannet_frames_25k", "color"),
+    Layout("DIODE", "train/indoors | val/indoors | indoors/scene_?????", "*.png"),
+    Layout("Hypersim", "ai_???_??? | evermotion_dataset", "*.tonemap.jpg"),
     Layout(
         "Mapillary Vistas",
         "training/v?.? | config_v?.?.json | training/images + training/instances",
-        photographs="images | training/images",
-        maps=r"v\d\.\d/(?:labels|instances|panoptic)/[^/]+\.png",
+        "images | training/images",
+        r"v\d\.\d/(?:labels|instances|panoptic)/[^/]+\.png",
         beside_photographs=True,
     ),
-    Layout(
-        "BDD100K",
-        "images/100k | bdd100k | images/10k",
-        photographs="images",
-        maps=r"labels/.*\.png",
-        beside_photographs=True,
-    ),
-    Layout("the Oxford-IIIT pets", "annotations/trimaps", photographs="images", maps=r"annotations/trimaps/[^/]+\.png"),
+    Layout("BDD100K", "images/100k | bdd100k | images/10k", "images", r"labels/.*\.png", beside_photographs=True),
+    Layout("the Oxford-IIIT pets", "annotations/trimaps", "images", r"annotations/trimaps/[^/]+\.png"),
     Layout(
         "iNaturalist",
         "train_mini | train_val20?? | 20??_train | 20??_train_mini | */0????_*_*_* | 0????_*_*_* | "
         "train20??.json | train_val20??.tar.gz | categories.json + 20??_train.tar.gz",
-        photographs="train | train_mini | 2021_train | train_val2018",
+        "train | train_mini | 2021_train | train_val2018",
     ),
     Layout(
         "CIFAR",
         "cifar-10* | cifar-100* | data_batch_1* | batches.meta* | cifar10* | train + test + meta | ~cifar-10*",
         advice="its pictures of 32 x 32 px lie in arrays: save them as PNG files, for the scope alone",
     ),
-    Layout(
-        "Food-101", "food-101 | meta/classes.txt + images | images/apple_pie", photographs="images | food-101/images"
-    ),
+    Layout("Food-101", "food-101 | meta/classes.txt + images | images/apple_pie", "images | food-101/images"),
     Layout(
         "Open Images",
         "*-images-boxable*.csv | oidv6-*.csv | class-descriptions-boxable.csv | train_0 + train_1 | validation-images*",
-        photographs="train | validation | train_0",
+        "train | validation | train_0",
     ),
-    Layout("CUB-200", "CUB_200_2011 | images.txt + image_class_labels.txt", photographs="images | CUB_200_2011/images"),
-    Layout(
-        "CelebA", "img_align_celeba* | list_attr_celeba.* | Anno/list_attr_celeba.txt", photographs="img_align_celeba"
-    ),
-    Layout("Flowers-102", "imagelabels.mat | 102flowers.tgz | flowers-102", photographs="jpg | flowers-102/jpg"),
+    Layout("CUB-200", "CUB_200_2011 | images.txt + image_class_labels.txt", "images | CUB_200_2011/images"),
+    Layout("CelebA", "img_align_celeba* | list_attr_celeba.* | Anno/list_attr_celeba.txt", "img_align_celeba"),
+    Layout("Flowers-102", "imagelabels.mat | 102flowers.tgz | flowers-102", "jpg | flowers-102/jpg"),
     Layout(
         "STL-10 or SVHN",
         "stl10_binary | train_X.bin | train_32x32.mat",
         advice="its pictures lie in arrays: save them as PNG files, for the scope alone",
     ),
-    Layout("Caltech-101 or -256", "101_ObjectCategories | 256_ObjectCategories", photographs="101_ObjectCategories"),
+    Layout("Caltech-101 or -256", "101_ObjectCategories | 256_ObjectCategories", "101_ObjectCategories"),
     Layout("MNIST", "*-ubyte | *-ubyte.gz | */*-ubyte", advice="its pictures lie in arrays: save them as PNG files"),
     Layout("a data set in LMDB", "data.mdb | *_lmdb | */data.mdb", advice="save its pictures as files first"),
     Layout(
@@ -297,8 +261,8 @@ LAYOUTS: tuple[Layout, ...] = (
     Layout(
         "a folder of pictures beside their maps",
         "",
-        photographs="images | image | imgs | img | rgb | color | photos | JPEGImages",
-        maps=r"(?:masks?|labels?|annotations?|segmentations?|depths?|gt|ground_?truth|trimaps|label_?maps?"
+        "images | image | imgs | img | rgb | color | photos | JPEGImages",
+        r"(?:masks?|labels?|annotations?|segmentations?|depths?|gt|ground_?truth|trimaps|label_?maps?"
         r"|disparity)/(?:[^/]+/)?[^/]+\.(?:png|tiff?|pgm|gif|bmp|jpe?g)",
         beside_photographs=True,
     ),

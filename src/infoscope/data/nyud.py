@@ -15,9 +15,9 @@ from jaxtyping import Float32, UInt8
 from PIL import Image
 
 from infoscope.data.ade20k import read_facts, read_png, refuse_crop, refuse_other_size, refuse_unpaired
-from infoscope.data.config import RAISE, OnError, Resize
+from infoscope.data.config import DataConfig, OnError
 from infoscope.data.depth_units import DepthCounts, describe_wrong_map, refuse_unit
-from infoscope.data.images import CHECK_PX, ImageError, LabelledImages, Truth
+from infoscope.data.images import CHECK_PX, ImageError, LabelledImages, Truth, check_split
 from infoscope.data.left_out import HIDDEN, NO_SUFFIX, LeftOut, is_hidden
 from infoscope.data.photographs import describe_error, hash_files, is_image_name, load_rgb
 from infoscope.data.recognition import explaining
@@ -51,37 +51,26 @@ class NYUd(LabelledImages):
     A folder that holds both is read as BTS; name the .mat file to have the other.
 
     Args:
-        root: the folder, or the .mat file.
+        config: root is the folder, or the .mat file. With `eigen_crop`, depth outside of `EIGEN_CROP` is 0 in the test
+            split; the training split is left as it is. `raw_depth` reads of the .mat file what was measured
+            (rawDepths), not what was filled in (depths).
         split: "train" or "test".
-        eigen_crop: in the test split, depth outside of `EIGEN_CROP` is 0; the training split is left as it is.
-        raw_depth: of the .mat file, read what was measured (rawDepths), not what was filled in (depths).
-        resize: squash; a crop would not fit the depth.
-        on_error: part of the fingerprint, because skipping leaves other images.
 
     Raises:
-        InputError: if neither layout is found, or it lacks something.
+        InputError: if neither layout is found, it lacks something, or a crop is asked for, which would not fit the
+            depth.
     """
 
     truths = frozenset({Truth.depth})
     training_region = BTS_CROP
 
-    def __init__(
-        self,
-        root: str | Path,
-        split: str,
-        *,
-        eigen_crop: bool = True,
-        raw_depth: bool = False,
-        resize: Resize = Resize.squash,
-        on_error: OnError = RAISE,
-    ) -> None:
-        if split not in _INDICES:
-            raise InputError(f"Expected split to be train or test, got {split!r}.")
-        refuse_crop(resize)
-        self.root, self.on_error = Path(root), on_error
-        self.eigen_crop = eigen_crop and split == "test"
+    def __init__(self, config: DataConfig, split: str) -> None:
+        check_split(split)
+        refuse_crop(config.resize)
+        self.root, self.on_error = Path(str(config.root)), config.on_error
+        self.eigen_crop = config.eigen_crop and split == "test"
         with explaining(self.root, "nyud"):
-            self._source = _open_source(self.root, split, raw_depth)
+            self._source = _open_source(self.root, split, config.raw_depth)
         super().__init__(split, self._source.ids)
         self.n_published, self.left_out = self._source.n_published, self._source.left_out
 
@@ -132,15 +121,8 @@ class NYUd(LabelledImages):
         Raises:
             ImageError: if a file cannot be read at all and `on_error` is "raise".
         """
-        return {
-            "kind": "nyud",
-            "split": self.split,
-            "depth": self._source.depth_kind,
-            "eigen_crop": self.eigen_crop,
-            "on_error": self.on_error.name,
-            "n_images": len(self),
-            **self._source.hash(self.on_error),
-        }
+        facts = {"depth": self._source.depth_kind, "eigen_crop": self.eigen_crop, **self._source.hash(self.on_error)}
+        return self._make_fingerprint("nyud", **facts)
 
 
 def _open_source(root: Path, split: str, raw_depth: bool) -> _MatFile | _Pairs:

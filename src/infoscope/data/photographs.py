@@ -20,9 +20,9 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError, features
 
 from infoscope.data.config import RAISE, OnError, Resize
-from infoscope.data.images import ImageError, ImageSet
+from infoscope.data.images import ImageError, ImageSet, check_split
 from infoscope.data.left_out import LeftOut
-from infoscope.runtime.errors import InputError
+from infoscope.runtime.errors import InputError, get_first_line
 
 _NO_PICTURES = frozenset({"BUFR", "GRIB", "HDF5", "MPEG", "WMF", "EPS", "FITS"})
 """Formats that Pillow only recognises, or has other programs decode (EPS), or that hold measurements (FITS)."""
@@ -48,15 +48,14 @@ class PhotographFiles(ImageSet):
         split: "train" or "test".
         seed: of the split.
         test_share: expected share of the images that are held out, 0 to below 1; the test split may be empty.
-        resize: how `load` makes a square.
-        on_error: part of the fingerprint, because skipping leaves other images.
+        resize, on_error: as of `ImageSet`.
         left_out: what else lies there, of both splits.
 
     Raises:
         InputError: if none is left to train on.
     """
 
-    kind: str
+    kind = "photographs"
     """In the fingerprint."""
 
     def __init__(
@@ -89,15 +88,8 @@ class PhotographFiles(ImageSet):
         Raises:
             ImageError: if a file cannot be read at all and `on_error` is "raise".
         """
-        return {
-            "kind": self.kind,
-            "split": self.split,
-            "seed": self.seed,
-            "resize": self.resize.name,
-            "on_error": self.on_error.name,
-            "n_images": len(self),
-            **hash_files(self.folder, self.image_ids, self.on_error),
-        }
+        hashed = hash_files(self.folder, self.image_ids, self.on_error)
+        return self._make_fingerprint(self.kind, seed=self.seed, resize=self.resize.name, **hashed)
 
 
 @cache
@@ -186,8 +178,7 @@ def choose_split(ids: Sequence[str], split: str, seed: int, test_share: float, s
     Raises:
         InputError: if the split is unknown, or none is left to train on.
     """
-    if split not in ("train", "test"):
-        raise InputError(f"Expected split to be train or test, got {split!r}.")
+    check_split(split)
     is_test = split == "test"
     chosen = [
         i
@@ -297,4 +288,4 @@ def describe_error(error: Exception) -> str:
         return "it is no JPEG, PNG or other image that Pillow reads"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror.lower()
-    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+    return get_first_line(error)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from infoscope.data.ade20k import ADE20K
@@ -35,48 +35,15 @@ def make_image_sets(config: DataConfig, scene_folders: Mapping[str, Path] | None
 
 def _open_sets(config: DataConfig) -> tuple[ImageSet, ImageSet]:
     if config.kind is DataKind.imagenet:
-        return open_imagenet(
-            str(config.root),
-            ground_truth=config.ground_truth,
-            subset=config.subset,
-            resize=config.resize,
-            on_error=config.on_error,
-        )
-    make = _MAKERS[config.kind]
+        return open_imagenet(config)
+    makers = {DataKind.image_folder: _open_photographs, DataKind.ade20k: ADE20K, DataKind.nyud: NYUd}
+    make = makers[config.kind]
     return make(config, "train"), make(config, "test")
 
 
-def _make_photographs(config: DataConfig, split: str) -> ImageSet:
+def _open_photographs(config: DataConfig, split: str) -> ImageSet:
     """A folder tree, a list file, or tars: what the root looks like says which."""
     root = str(config.root)
     kind = ImageList if root.lower().endswith(".txt") else TarImages if is_tar_source(root) else ImageFolder
-    return kind(
-        root,
-        split,
-        seed=config.seed,
-        test_share=config.test_share,
-        resize=config.resize,
-        on_error=config.on_error,
-    )
-
-
-def _make_ade20k(config: DataConfig, split: str) -> ImageSet:
-    return ADE20K(str(config.root), split, resize=config.resize, on_error=config.on_error)
-
-
-def _make_nyud(config: DataConfig, split: str) -> ImageSet:
-    return NYUd(
-        str(config.root),
-        split,
-        raw_depth=config.raw_depth,
-        eigen_crop=config.eigen_crop,
-        resize=config.resize,
-        on_error=config.on_error,
-    )
-
-
-_MAKERS: dict[DataKind, Callable[[DataConfig, str], ImageSet]] = {
-    DataKind.image_folder: _make_photographs,
-    DataKind.ade20k: _make_ade20k,
-    DataKind.nyud: _make_nyud,
-}
+    options = {"seed": config.seed, "test_share": config.test_share}
+    return kind(root, split, **options, resize=config.resize, on_error=config.on_error)

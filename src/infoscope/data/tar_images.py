@@ -83,8 +83,8 @@ class TarImages(ImageSet):
         self.shards = list_shards(source)
         with ThreadPoolExecutor(N_READERS) as pool:
             indices = list(pool.map(lambda shard: _index_shard(shard, on_error), self.shards))
-        self.damaged = {str(shard): index.damage for shard, index in zip(self.shards, indices, strict=True)}
-        self.damaged = {shard: damage for shard, damage in self.damaged.items() if damage}
+        pairs = zip(self.shards, indices, strict=True)
+        self.damaged = {str(shard): index.damage for shard, index in pairs if index.damage}
         keys = [key for index in indices for key in index.keys]
         left_out = LeftOut("members")
         for index in indices:
@@ -188,15 +188,8 @@ class TarImages(ImageSet):
                 raise self._image_error(i, error) from error
             return hashlib.sha256(data).hexdigest()
 
-        return {
-            "kind": "tar_images",
-            "split": self.split,
-            "seed": self.seed,
-            "resize": self.resize.name,
-            "on_error": self.on_error.name,
-            "n_images": len(self),
-            **hash_images(self.image_ids, self._places[:, 1].tolist(), digest),
-        }
+        hashed = hash_images(self.image_ids, self._places[:, 1].tolist(), digest)
+        return self._make_fingerprint("tar_images", seed=self.seed, resize=self.resize.name, **hashed)
 
 
 def is_tar_source(source: str | Path) -> bool:

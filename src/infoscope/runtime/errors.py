@@ -1,4 +1,4 @@
-"""The one exception for what a user can mend, failed writes as such, and what a wrong word may have meant."""
+"""The one exception for what a user can mend, other errors in few words, and what a wrong word may have meant."""
 
 from __future__ import annotations
 
@@ -33,6 +33,11 @@ def _is_full_disk(error: BaseException) -> bool:
         return error.errno in (errno.ENOSPC, errno.EDQUOT)
     words = str(error)
     return "No space left on device" in words or (isinstance(error, OSError) and "requested and" in words)
+
+
+def get_first_line(error: BaseException) -> str:
+    """Return what an error says first, in at most 200 letters."""
+    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")[:200]
 
 
 def suggest(word: str, known: Sequence[str], before: str = "", after: str = "") -> str:

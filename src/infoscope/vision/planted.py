@@ -1,15 +1,14 @@
 """Backbones that are a formula: what a feature of theirs sees, and how far it moves, is known before measuring.
 
-`ContextFree`, `PositionLocked` and `PlantedJump` have contextual dependency scores in closed form. `PlantedRegisters`
-is the positive control of the whole chain: local features beside tokens that carry a fact about the whole picture. None
-of them has weights to load or anything to learn; a seed fixes their random directions.
+In `ContextFree` no feature depends on context, so that every contextual dependency score is 0. `PlantedRegisters` is
+the positive control of the whole chain: local features, and tokens that carry a fact about the whole picture. Neither
+has weights to load or anything to learn; a seed fixes their random directions.
 """
 
 from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +24,6 @@ from infoscope.vision.config import ModelConfig, ModelKind
 
 PLANTED_VERSION = 1
 """Part of every fingerprint here: raise it whenever a token changes."""
-
-MARKER_RGB = (255, 0, 0)
-"""A patch of this colour is where `PlantedJump` looks for its evidence: the reddest patch of a picture."""
-CONTEXT_RGB = (0, 0, 255)
-"""The jump happens if the top left patch of the crop is bluer than it is red and green."""
 
 # What the first row of patches shows in the pictures of infoscope.data.scenes: median RGB in clear air and in fog over
 # 2,000 scenes of split clip_train, seed 0, at 96 px.
@@ -111,60 +105,6 @@ class ContextFree(PlantedBackbone):
         self, patches: Float[Tensor, "batch n_patches 3 patch_px patch_px"]
     ) -> Float[Tensor, "batch n_patches d_in"]:
         return F.relu((patches.flatten(2) - 128) @ self.weight) * self._unit
-
-
-class PositionLocked(PlantedBackbone):
-    """Channel i is 1 at the grid place `places[i]` (row, column) and 0 elsewhere, whatever the picture shows.
-
-    A place in rows and columns s..p-s-1 lies in the shared region of both crops and scores s / (p - s - 1).
-    """
-
-    def __init__(self, grid: int = 12, patch_px: int = 8, places: Sequence[tuple[int, int]] = ((5, 5),)) -> None:
-        places = [(int(row), int(column)) for row, column in places]
-        if not places or not all(0 <= at < grid for place in places for at in place):
-            raise InputError(f"Expected places within a grid of {grid} x {grid} patches, got {places}.")
-        locked = torch.zeros(grid * grid, len(places))
-        for channel, (row, column) in enumerate(places):
-            locked[row * grid + column, channel] = 1
-        super().__init__(grid, patch_px, len(places), 0, fingerprint={"places": [list(place) for place in places]})
-        self.locked: Tensor
-        self.register_buffer("locked", locked, persistent=False)
-
-    def patch_tokens(
-        self, patches: Float[Tensor, "batch n_patches 3 patch_px patch_px"]
-    ) -> Float[Tensor, "batch n_patches d_in"]:
-        return self.locked.expand(len(patches), -1, -1)
-
-
-class PlantedJump(PlantedBackbone):
-    """Channel i fires at the reddest patch, moved by `offsets[i]` (rows, columns) if the crop's context says so.
-
-    Context is the crop's own top left patch: where it is blue (`CONTEXT_RGB`), the activation moves. So in a picture
-    with a red patch in the middle and a blue one in its top left corner, the activation of crop 1 jumps and that of
-    crop 2, which does not see the corner, stays: the score is |offset| / D_grid. The activation is the patch's redness
-    (red minus the mean of green and blue, in 0..1): without a red patch, or with a target off the grid, nothing fires.
-    """
-
-    def __init__(self, grid: int = 12, patch_px: int = 8, offsets: Sequence[tuple[int, int]] = ((0, 1),)) -> None:
-        offsets = [(int(down), int(right)) for down, right in offsets]
-        if not offsets:
-            raise InputError("Expected at least one offset (rows, columns), got none.")
-        super().__init__(grid, patch_px, len(offsets), 0, fingerprint={"offsets": [list(offset) for offset in offsets]})
-        self.offsets: Tensor
-        self.register_buffer("offsets", torch.tensor(offsets), persistent=False)
-
-    def patch_tokens(
-        self, patches: Float[Tensor, "batch n_patches 3 patch_px patch_px"]
-    ) -> Float[Tensor, "batch n_patches d_in"]:
-        red, green, blue = patches.mean((-1, -2)).unbind(-1)
-        redness, place = (red - (green + blue) / 2).max(1)
-        moves = (blue - (red + green) / 2)[:, 0] > 0
-        start = torch.stack([place // self.grid, place % self.grid], -1)
-        target = start[:, None] + moves[:, None, None] * self.offsets  # [batch, d_in, 2]
-        fires = ((target >= 0) & (target < self.grid)).all(-1)
-        index = (target * torch.tensor([self.grid, 1], device=target.device)).sum(-1)
-        place_codes = F.one_hot(torch.where(fires, index, 0), self.grid**2).mT  # [batch, n_patches, d_in]
-        return place_codes * (redness.clamp(min=0) / 255)[:, None, None] * fires[:, None]
 
 
 class PlantedRegisters(PlantedBackbone):
@@ -258,16 +198,6 @@ def compute_local_codes(
     return F.one_hot(quarter, N_QUARTERS).transpose(1, 2).flatten(2).float()
 
 
-def make_context_free(grid: int = 12, patch_px: int = 8, d_in: int = 32, seed: int = 0) -> ContextFree:
-    """Return the control in which no feature depends on context."""
-    return ContextFree(grid, patch_px, d_in, seed).eval()
-
-
-def make_planted_registers(grid: int = 12, patch_px: int = 8, d_in: int = 32, seed: int = 0) -> PlantedRegisters:
-    """Return the positive control with its standard strengths."""
-    return PlantedRegisters(grid, patch_px, d_in, seed=seed).eval()
-
-
 def fingerprint(config: ModelConfig, trained_folder: Path | None) -> dict[str, Any]:
     """Return what determines a planted backbone's numbers."""
     return {"kind": config.kind.name, "seed": config.seed}
@@ -279,7 +209,7 @@ def facts(config: ModelConfig, trained_folder: Path | None) -> None:
 
 def make(config: ModelConfig, trained_folder: Path | None) -> Backbone:
     """Return the planted backbone that a configuration stands for."""
-    plant = make_planted_registers if config.kind is ModelKind.planted_registers else make_context_free
+    plant = PlantedRegisters if config.kind is ModelKind.planted_registers else ContextFree
     backbone = plant(seed=config.seed)
     backbone.fingerprint = fingerprint(config, trained_folder)
     return backbone

@@ -71,7 +71,7 @@ def tower(request) -> VisionTransformer:
 
 
 def wrap(tower: nn.Module, **options) -> TimmBackbone:
-    return TimmBackbone(tower, MEAN, STD, {}, **options).eval()
+    return TimmBackbone(tower, mean=MEAN, std=STD, fingerprint={}, **options).eval()
 
 
 class TestTowers:

@@ -78,10 +78,10 @@ class TestContent:
 
     def test_norms_are_those_of_the_tokens(self, cache):
         assert cache.norms.shape == (N, GRID**2)
-        assert cache.norms == pytest.approx(np.linalg.norm(np.asarray(cache.patches, np.float64), axis=-1), rel=1e-6)
+        assert cache.norms == pytest.approx(np.linalg.norm(cache.patches[:].astype(np.float64), axis=-1), rel=1e-6)
 
     def test_mean_and_scale(self, cache):
-        tokens = np.asarray(cache.patches, np.float64).reshape(-1, WIDTH)
+        tokens = cache.patches[:].astype(np.float64).reshape(-1, WIDTH)
         assert np.abs(cache.mean - tokens.mean(0)).max() < 1e-6
         norms = np.linalg.norm(cache.scale * (tokens - cache.mean), axis=1)
         assert norms.mean() == pytest.approx(math.sqrt(WIDTH), rel=1e-5)
@@ -103,7 +103,7 @@ class TestContent:
 
     def test_the_batch_size_changes_nothing_but_rounding(self, backbone, cache, tmp_path):
         other = extract(backbone, tmp_path, batch_images=3)
-        assert np.abs(np.asarray(other.patches) - np.asarray(cache.patches)).max() < 1e-5
+        assert np.abs(other.patches[:] - cache.patches[:]).max() < 1e-5
         assert other.scale == pytest.approx(cache.scale, rel=1e-6)
 
     def test_images_are_encoded_once(self, tmp_path):
@@ -124,7 +124,7 @@ class TestFloat16:
         half = extract(backbone, tmp_path, dtype="float16")
         assert half.patches.dtype == np.float16
         assert half.tokens([0]).patches.dtype == torch.float32
-        assert np.abs(half.tokens(slice(None)).patches.numpy() - np.asarray(cache.patches)).max() < 2e-3
+        assert np.abs(half.tokens(slice(None)).patches.numpy() - cache.patches[:]).max() < 2e-3
         assert np.array_equal(half.norms, cache.norms)  # of the tokens before rounding
         assert np.array_equal(half.mean, cache.mean)
         assert half.scale == pytest.approx(cache.scale, rel=1e-4)
@@ -150,7 +150,7 @@ class TestFewerImages:
         assert len(cache) == 5
         expected = backbone.tokens(make_images(N)[[1, 2, 3, 8, 9]], LAYER).patches
         torch.testing.assert_close(cache.tokens(slice(None)).patches, expected, rtol=1e-5, atol=1e-5)
-        norms = np.linalg.norm(cache.scale * (np.asarray(cache.patches, np.float64) - cache.mean), axis=-1)
+        norms = np.linalg.norm(cache.scale * (cache.patches[:].astype(np.float64) - cache.mean), axis=-1)
         assert norms.mean() == pytest.approx(math.sqrt(WIDTH), rel=1e-5)
 
     def test_none_at_all_is_refused(self, backbone, tmp_path):

@@ -68,7 +68,7 @@ class TestShards:
         assert torch.equal(cache.tokens(rows).patches, expected[rows])
         places = np.array([3, 1, 0, 15, 2, 2, 4, 4])
         assert np.array_equal(cache.patches.take(rows, places), expected[rows, places].numpy())
-        assert np.array_equal(np.asarray(cache.patches), expected.numpy())
+        assert np.array_equal(cache.patches[:], expected.numpy())
         batches = list(cache.iterate(rows, 3))
         assert [batch.tolist() for batch, _ in batches] == [[22, 0, 7], [8, 9, 8], [15, 16]]
         assert torch.equal(torch.cat([tokens.patches for _, tokens in batches]), expected[rows])

@@ -85,7 +85,7 @@ class TestTags:
                 continue
             made = theirs(f"{arch}-quickgelu" if is_warned else arch, tag)
             source = find_source(ModelConfig("m", arch=arch, pretrained=tag), None)
-            found = bool(source.model_cfg.get("quick_gelu")), source.facts.mean, source.facts.std
+            found = bool(source.model_cfg.get("quick_gelu")), *source.facts.normalisation.values()
             expected = made.visual.preprocess_cfg
             assert found == (made.cfg.get("quick_gelu", False), list(expected["mean"]), list(expected["std"])), (
                 arch,
@@ -115,7 +115,7 @@ class TestTags:
     def test_who_insists_is_obeyed_and_it_is_said(self, monkeypatch):
         config = load_preset("clip_l14", quick_gelu=False, mean=HALF, std=HALF)
         source = find_source(config, None)
-        assert (is_quick(config), source.facts.mean, source.facts.std) == (False, HALF, HALF)
+        assert (is_quick(config), *source.facts.normalisation.values()) == (False, HALF, HALF)
         assert source.facts.is_contradicted
         assert "GELU (by model.quick_gelu against QuickGELU of the tag openai)" in source.facts.words
         assert "std [0.5,0.5,0.5] (by model.mean and model.std against mean [0.4815," in source.facts.words
@@ -216,7 +216,8 @@ class TestFiles:
     def test_a_preset_takes_it_for_openais_and_says_so(self, file, name):
         config = load_preset(name, pretrained=str(file))
         source = find_source(config, None)
-        assert (source.model_cfg["quick_gelu"], source.facts.mean, source.origin) == (True, OPENAI, "openai")
+        assert (source.model_cfg["quick_gelu"], source.origin) == (True, "openai")
+        assert source.facts.normalisation["mean"] == OPENAI
         assert source.facts.is_assumed
         assert not source.facts.is_contradicted
         assert "(by model.origin=openai, for the file does not say)" in source.facts.words
@@ -237,7 +238,7 @@ class TestFiles:
     def test_another_origin_answers_everything_at_once(self, file):
         config = load_preset("clip_l14", pretrained=str(file), origin="laion2b_s32b_b82k")
         source = find_source(config, None)
-        assert (source.model_cfg["quick_gelu"], source.facts.mean, source.facts.std) == (False, HALF, HALF)
+        assert (source.model_cfg["quick_gelu"], *source.facts.normalisation.values()) == (False, HALF, HALF)
         assert not is_of_origin(config, "openai")
 
     def test_what_contradicts_the_origin_puts_it_aside(self, file):
@@ -248,9 +249,10 @@ class TestFiles:
         )
         refuse(replace(config, mean=HALF, std=HALF), r"differ in activation: give")
         found = find_source(replace(config, quick_gelu=False, mean=HALF, std=HALF), None)
-        assert (found.model_cfg["quick_gelu"], found.facts.mean, found.origin) == (False, HALF, None)
+        assert (found.model_cfg["quick_gelu"], found.facts.normalisation["mean"], found.origin) == (False, HALF, None)
         of_b16 = find_source(load_preset("clip_b16", pretrained=str(file), quick_gelu=False), None)
-        assert (of_b16.model_cfg["quick_gelu"], of_b16.facts.mean) == (False, OPENAI)  # on which all tags agree
+        assert of_b16.model_cfg["quick_gelu"] is False
+        assert of_b16.facts.normalisation["mean"] == OPENAI  # on which all tags agree
         assert "(by all tags of ViT-B-16)" in of_b16.facts.words
 
     @pytest.mark.parametrize(
@@ -276,10 +278,10 @@ class TestFiles:
 
     def test_random_weights_are_those_of_the_preset(self):
         config = load_preset("clip_l14", pretrained="random")
-        assert (is_quick(config), find_source(config, None).facts.mean) == (True, OPENAI)
+        assert (is_quick(config), find_source(config, None).facts.normalisation["mean"]) == (True, OPENAI)
         assert not is_of_origin(config, "openai")
         bare = ModelConfig("m", arch="ViT-L-14", pretrained="random")
-        assert (is_quick(bare), find_source(bare, None).facts.mean) == (False, OPENAI)
+        assert (is_quick(bare), find_source(bare, None).facts.normalisation["mean"]) == (False, OPENAI)
 
 
 class TestFilesThatSay:
@@ -306,7 +308,7 @@ class TestFilesThatSay:
             ModelConfig("m", arch="ViT-L-14", pretrained=str(file)),
         ):
             source = find_source(config, None)
-            assert (source.model_cfg["quick_gelu"], source.facts.mean, source.facts.std) == (False, *IMAGENET.values())
+            assert (source.model_cfg["quick_gelu"], *source.facts.normalisation.values()) == (False, *IMAGENET.values())
             assert "(by open_clip_config.json)" in source.facts.words
         insisting = find_source(load_preset("clip_l14", pretrained=str(file), quick_gelu=True), None)
         assert insisting.facts.is_contradicted
@@ -321,7 +323,7 @@ class TestFilesThatSay:
         pixels = {"image_mean": HALF, "image_std": HALF}
         file.with_name("preprocessor_config.json").write_text(json.dumps(pixels))
         source = find_source(ModelConfig("m", arch="ViT-L-14", pretrained=str(file)), None)
-        assert (source.model_cfg["quick_gelu"], source.facts.mean, source.facts.std) == (expected, HALF, HALF)
+        assert (source.model_cfg["quick_gelu"], *source.facts.normalisation.values()) == (expected, HALF, HALF)
 
     @pytest.mark.parametrize(
         ("preprocess", "message"),

@@ -30,52 +30,23 @@ PLACES = ("desert", "meadow", "sea", "street", "forest")
 LIGHTS = ("noon", "dusk", "night", "dawn")
 WEATHERS = ("clear", "fog", "rain", "snow")
 CAMERAS = ("low", "level", "high", "tilted")
-GLOBAL_FACTORS: dict[str, tuple[str, ...]] = {
-    "place": PLACES,
-    "light": LIGHTS,
-    "weather": WEATHERS,
-    "camera": CAMERAS,
-}
+GLOBAL_FACTORS: dict[str, tuple[str, ...]] = {"place": PLACES, "light": LIGHTS, "weather": WEATHERS, "camera": CAMERAS}
 
+_SYNONYMS = """
+    ball sphere disc | cube box square | cone triangle pyramid | ring hoop circle | cross plus | diamond rhombus
+    | pillar column post | arch gate doorway | purple violet | white pale | plain solid smooth | striped lined
+    | checked chequered tiled | dotted spotted | speckled grainy | small little tiny | medium average | large big huge
+    | desert dunes sands | meadow field pasture | sea ocean lake | street road town | forest wood woodland
+    | noon midday daytime | dusk sunset evening | night midnight nighttime | dawn sunrise morning | clear fine fair
+    | fog foggy misty | rain rainy wet | snow snowy wintry | low lowered | level straight | high raised
+    | tilted slanted leaning
+"""
 SYNONYMS: dict[str, tuple[str, ...]] = {
-    "ball": ("sphere", "disc"),
-    "cube": ("box", "square"),
-    "cone": ("triangle", "pyramid"),
-    "ring": ("hoop", "circle"),
-    "cross": ("plus",),
-    "diamond": ("rhombus",),
-    "pillar": ("column", "post"),
-    "arch": ("gate", "doorway"),
-    "purple": ("violet",),
-    "white": ("pale",),
-    "plain": ("solid", "smooth"),
-    "striped": ("lined",),
-    "checked": ("chequered", "tiled"),
-    "dotted": ("spotted",),
-    "speckled": ("grainy",),
-    "small": ("little", "tiny"),
-    "medium": ("average",),
-    "large": ("big", "huge"),
-    "desert": ("dunes", "sands"),
-    "meadow": ("field", "pasture"),
-    "sea": ("ocean", "lake"),
-    "street": ("road", "town"),
-    "forest": ("wood", "woodland"),
-    "noon": ("midday", "daytime"),
-    "dusk": ("sunset", "evening"),
-    "night": ("midnight", "nighttime"),
-    "dawn": ("sunrise", "morning"),
-    "clear": ("fine", "fair"),
-    "fog": ("foggy", "misty"),
-    "rain": ("rainy", "wet"),
-    "snow": ("snowy", "wintry"),
-    "low": ("lowered",),
-    "level": ("straight",),
-    "high": ("raised",),
-    "tilted": ("slanted", "leaning"),
+    word: tuple(others) for word, *others in (entry.split() for entry in _SYNONYMS.split("|"))
 }
 """Other words for a factor, used in one training caption out of five."""
 
+_PLAIN_WORDS = "a an the photo picture scene image of in on under front behind and at from camera weather with"
 LABELS = ("sky", "ground", "backdrop", *KINDS)
 _SPLIT_IDS = {"train": 0, "test": 1, "clip_train": 2, "clip_test": 3}
 
@@ -154,36 +125,14 @@ def caption(factors: Factors, rng: np.random.Generator | None = None) -> str:
     others = [phrase(thing) for thing in factors.objects[1:3] if keep(0.5)]
     if others:
         text += " in front of " + " and ".join(others)
-    if keep(0.3):
-        text += f" in a {say(factors.place)}"
-    if keep(0.3):
-        text += f" at {say(factors.light)}"
-    if keep(0.3):
-        text += f" in {say(factors.weather)} weather"
-    if keep(0.3):
-        text += f" from a {say(factors.camera)} camera"
+    clauses = (" in a {}", factors.place), (" at {}", factors.light), (" in {} weather", factors.weather)
+    for clause, word in (*clauses, (" from a {} camera", factors.camera)):
+        if keep(0.3):
+            text += clause.format(say(word))
     return text
 
 
 def vocabulary() -> list[str]:
     """Return every word that captions and prompts use, in a fixed order."""
-    words = [
-        "a",
-        "an",
-        "the",
-        "photo",
-        "picture",
-        "scene",
-        "image",
-        "of",
-        "in",
-        "on",
-        "under",
-        "front",
-        "behind",
-        "and",
-    ]
-    words += ["at", "from", "camera", "weather", "with"]
-    for names in (KINDS, COLOURS, TEXTURES, SIZES, PLACES, LIGHTS, WEATHERS, CAMERAS, LABELS, *SYNONYMS.values()):
-        words.extend(names)
-    return list(dict.fromkeys(words))
+    factors = (KINDS, COLOURS, TEXTURES, SIZES, PLACES, LIGHTS, WEATHERS, CAMERAS, LABELS, *SYNONYMS.values())
+    return list(dict.fromkeys([*_PLAIN_WORDS.split(), *(word for words in factors for word in words)]))

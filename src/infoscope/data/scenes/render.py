@@ -65,33 +65,24 @@ class Scene:
 
 def _inside(kind: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
     """Mask of an object of `kind` on coordinates u (right), v (down) in units of its radius."""
-    au, av = np.abs(u), np.abs(v)
-    if kind == "ball":
-        return u * u + v * v < 1
-    if kind == "cube":
-        return (au < 0.86) & (av < 0.86)
-    if kind == "cone":
-        return (av < 1) & (au < (v + 1) * 0.5)
-    if kind == "ring":
-        r2 = u * u + v * v
-        return (r2 < 1) & (r2 > 0.3)
-    if kind == "cross":
-        return ((au < 0.33) & (av < 1)) | ((av < 0.33) & (au < 1))
-    if kind == "diamond":
-        return au + av < 1.05
-    if kind == "star":
-        angle = np.arctan2(u, -v)
-        return np.hypot(u, v) < 0.68 + 0.42 * np.cos(5 * angle)
-    if kind == "pillar":
-        return (au < 0.4) & (av < 1.25)
-    return (au < 0.95) & (av < 1) & ~((au < 0.5) & (v > -0.45))  # arch
+    au, av, r2 = np.abs(u), np.abs(v), u * u + v * v
+    return {
+        "ball": lambda: r2 < 1,
+        "cube": lambda: (au < 0.86) & (av < 0.86),
+        "cone": lambda: (av < 1) & (au < (v + 1) * 0.5),
+        "ring": lambda: (r2 < 1) & (r2 > 0.3),
+        "cross": lambda: ((au < 0.33) & (av < 1)) | ((av < 0.33) & (au < 1)),
+        "diamond": lambda: au + av < 1.05,
+        "star": lambda: np.hypot(u, v) < 0.68 + 0.42 * np.cos(5 * np.arctan2(u, -v)),
+        "pillar": lambda: (au < 0.4) & (av < 1.25),
+        "arch": lambda: (au < 0.95) & (av < 1) & ~((au < 0.5) & (v > -0.45)),
+    }[kind]()
 
 
 def _texture(name: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
     """Brightness factor of a texture on object coordinates."""
-    if name == "plain":
-        return np.ones_like(u)
     wave = {
+        "plain": lambda: -np.ones_like(u),
         "dotted": lambda: np.cos(12 * u) * np.cos(12 * v) - 0.3,
         "checked": lambda: np.sin(10 * u) * np.sin(10 * v),
         "striped": lambda: np.sin(13 * v),
@@ -108,30 +99,29 @@ def _ground_pattern(place: str, x: np.ndarray, distance: np.ndarray, rng: np.ran
     """Brightness offset of the ground; `distance` (metres) gives the pattern its perspective."""
     phase = rng.uniform(0, 6.28)
     across = (x - 0.5) * distance
-    if place == "desert":
-        return 0.07 * np.sin(3.5 * distance + 2.0 * np.sin(1.7 * across + phase))
-    if place == "meadow":
-        return 0.16 * (rng.random(x.shape, dtype=np.float32) - 0.5)
-    if place == "sea":
-        return 0.09 * np.sin(9.0 * distance + np.sin(4.0 * across + phase))
-    if place == "street":
-        return np.where(np.abs(across) < 0.07, 0.35, 0.05 * np.sign(np.sin(5.0 * distance + phase)))
-    return 0.12 * (rng.random(x.shape, dtype=np.float32) - 0.5) + 0.05 * np.sin(7.0 * across + phase)
+
+    def draw_noise() -> np.ndarray:
+        return rng.random(x.shape, dtype=np.float32) - 0.5
+
+    return {
+        "desert": lambda: 0.07 * np.sin(3.5 * distance + 2.0 * np.sin(1.7 * across + phase)),
+        "meadow": lambda: 0.16 * draw_noise(),
+        "sea": lambda: 0.09 * np.sin(9.0 * distance + np.sin(4.0 * across + phase)),
+        "street": lambda: np.where(np.abs(across) < 0.07, 0.35, 0.05 * np.sign(np.sin(5.0 * distance + phase))),
+        "forest": lambda: 0.12 * draw_noise() + 0.05 * np.sin(7.0 * across + phase),
+    }[place]()
 
 
 def _skyline(place: str, x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Height of the backdrop above the horizon at each column, in picture heights."""
     phase = rng.uniform(0, 6.28, 3)
-    if place == "desert":
-        return 0.05 * np.clip(np.sin(5 * x + phase[0]) + 0.3, 0, None)
-    if place == "meadow":
-        return 0.06 + 0.03 * np.sin(4 * x + phase[0]) + 0.02 * np.sin(9 * x + phase[1])
-    if place == "sea":
-        return 0.10 * np.clip(np.sin(3 * x + phase[0]) - 0.55, 0, None)
-    if place == "street":
-        heights = rng.uniform(0.04, 0.2, 8)
-        return heights[np.minimum((x * 8).astype(int), 7)]
-    return 0.10 + 0.05 * np.abs(np.sin(14 * x + phase[0])) + 0.03 * np.abs(np.sin(31 * x + phase[1]))
+    return {
+        "desert": lambda: 0.05 * np.clip(np.sin(5 * x + phase[0]) + 0.3, 0, None),
+        "meadow": lambda: 0.06 + 0.03 * np.sin(4 * x + phase[0]) + 0.02 * np.sin(9 * x + phase[1]),
+        "sea": lambda: 0.10 * np.clip(np.sin(3 * x + phase[0]) - 0.55, 0, None),
+        "street": lambda: rng.uniform(0.04, 0.2, 8)[np.minimum((x * 8).astype(int), 7)],
+        "forest": lambda: 0.10 + 0.05 * np.abs(np.sin(14 * x + phase[0])) + 0.03 * np.abs(np.sin(31 * x + phase[1])),
+    }[place]()
 
 
 def render_scene(factors: Factors, rng: np.random.Generator, size_px: int) -> Scene:
@@ -239,8 +229,5 @@ def _apply_weather(weather: str, image: np.ndarray, depth_m: np.ndarray, rng: np
 
 def render_split_part(seed: int, split: str, start: int, stop: int, size_px: int) -> list[Scene]:
     """Render scenes `start` to `stop` - 1 of a split: what one worker process does."""
-    scenes = []
-    for index in range(start, stop):
-        rng = scene_rng(seed, split, index)
-        scenes.append(render_scene(sample_factors(rng), rng, size_px))
-    return scenes
+    rngs = (scene_rng(seed, split, index) for index in range(start, stop))
+    return [render_scene(sample_factors(rng), rng, size_px) for rng in rngs]

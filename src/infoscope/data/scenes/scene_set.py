@@ -7,12 +7,12 @@ A folder holds `images.npy` uint8 [n, S, S, 3], `label_maps.npy` uint8 [n, S, S]
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from contextlib import ExitStack, closing
 from dataclasses import asdict
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, Int64, UInt8, UInt16
@@ -26,16 +26,9 @@ from infoscope.runtime.errors import InputError
 from infoscope.runtime.forks import map_ahead
 
 _SCENES_PER_TASK = 64
-_NEAREST = {
-    "colour": tuple(scene_factors.COLOURS),
-    "texture": scene_factors.TEXTURES,
-    "size": tuple(scene_factors.SIZES),
-}
-_MAPS: dict[str, tuple[type[np.generic], tuple[int, ...]]] = {
-    "images": (np.uint8, (3,)),
-    "label_maps": (np.uint8, ()),
-    "depth_mm": (np.uint16, ()),
-}
+_COLOURS, _SIZES = tuple(scene_factors.COLOURS), tuple(scene_factors.SIZES)
+_NEAREST = {"colour": _COLOURS, "texture": scene_factors.TEXTURES, "size": _SIZES}
+_MAPS = {"images": (np.uint8, (3,)), "label_maps": (np.uint8, ()), "depth_mm": (np.uint16, ())}
 
 
 def make_scenes_fingerprint(seed: int, split: str, n_images: int, size_px: int) -> dict[str, Any]:
@@ -70,16 +63,21 @@ def save_scenes(
         OSError: if the disk is full or the folder cannot be written.
     """
     assert n_images >= 1, n_images
+    render_part = partial(_render_part, seed, split, n_images, size_px)
+    starts = range(0, n_images, _SCENES_PER_TASK)
+    parts = map_ahead(render_part, starts, n_workers if n_workers > 1 else 0, "set data.n_workers=1")
     with ExitStack() as stack:
         # Written in order, not through a memory map: a full disk is then an error and not a dead process.
         files = {name: stack.enter_context((folder / f"{name}.npy").open("wb")) for name in _MAPS}
         for name, (dtype, tail) in _MAPS.items():
-            _write_header(files[name], np.dtype(dtype), (n_images, size_px, size_px, *tail))
+            header = {"descr": np.dtype(dtype).str, "shape": (n_images, size_px, size_px, *tail)}
+            np.lib.format.write_array_header_1_0(files[name], {**header, "fortran_order": False})
         factors: list[dict[str, Any]] = []
-        for part in stack.enter_context(closing(_render(seed, split, n_images, size_px, n_workers))):
+        for part in stack.enter_context(closing(parts)):
             files["images"].write(np.stack([scene.image for scene in part]).tobytes())
             files["label_maps"].write(np.stack([scene.label_map for scene in part]).tobytes())
-            files["depth_mm"].write(np.stack([_to_millimetres(scene.depth_m) for scene in part]).tobytes())
+            depth_mm = np.rint(np.stack([scene.depth_m for scene in part]) * 1000).astype(np.uint16)
+            files["depth_mm"].write(depth_mm.tobytes())
             factors += [asdict(scene.factors) for scene in part]
             if progress is not None:
                 progress(len(factors))
@@ -87,23 +85,8 @@ def save_scenes(
     (folder / "factors.json").write_text(json.dumps({"made_from": made_from, "factors": factors}), encoding="utf-8")
 
 
-def _render(seed: int, split: str, n_images: int, size_px: int, n_workers: int) -> Generator[list[Scene], None, None]:
-    render = partial(_render_part, seed, split, n_images, size_px)
-    starts = range(0, n_images, _SCENES_PER_TASK)
-    return map_ahead(render, starts, n_workers if n_workers > 1 else 0, "set data.n_workers=1")
-
-
 def _render_part(seed: int, split: str, n_images: int, size_px: int, start: int) -> list[Scene]:
     return render.render_split_part(seed, split, start, min(start + _SCENES_PER_TASK, n_images), size_px=size_px)
-
-
-def _write_header(file: BinaryIO, dtype: np.dtype, shape: tuple[int, ...]) -> None:
-    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_1_0(file, header)
-
-
-def _to_millimetres(depth_m: np.ndarray) -> np.ndarray:
-    return np.rint(depth_m * 1000).astype(np.uint16)
 
 
 class SceneSet(LabelledImages):
@@ -133,49 +116,43 @@ class SceneSet(LabelledImages):
                 f"Expected a folder of rendered scenes, but {self.folder} holds no readable factors.json: give a folder"
                 " that save_scenes wrote."
             ) from error
-        self._opened: dict[str, np.ndarray] = {}
         self._made_from, self._factors = stored["made_from"], stored["factors"]
         self.size_px: int = self._made_from["size_px"]
         split = self._made_from["split"]
         super().__init__(split, [f"{split}-{i:06d}" for i in range(len(self._factors))])
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_opened": {}}  # never pickle the pixels
+        return {name: value for name, value in self.__dict__.items() if name not in _MAPS}  # never pickle the pixels
 
     @property
     def fingerprint(self) -> dict[str, Any]:
         return self._made_from
 
-    @property
+    @cached_property
     def images(self) -> UInt8[np.ndarray, "n size size 3"]:
         """All pictures, memory-mapped."""
-        return self._open_map("images")
+        return self._map("images")
 
-    @property
+    @cached_property
     def label_maps(self) -> UInt8[np.ndarray, "n size size"]:
         """All label maps, memory-mapped."""
-        return self._open_map("label_maps")
+        return self._map("label_maps")
 
-    @property
+    @cached_property
     def depth_mm(self) -> UInt16[np.ndarray, "n size size"]:
         """All depth maps in millimetres, 0 = no measurement, memory-mapped."""
-        return self._open_map("depth_mm")
+        return self._map("depth_mm")
 
-    def _open_map(self, name: str) -> np.ndarray:
-        if name not in self._opened:
-            self._opened[name] = np.load(self.folder / f"{name}.npy", mmap_mode="r")
-        return self._opened[name]
+    def _map(self, name: str) -> np.ndarray:
+        return np.load(self.folder / f"{name}.npy", mmap_mode="r")
 
     def decode(self, index: int) -> UInt8[np.ndarray, "size size 3"]:
         return self.images[index]
 
     def labels(self, target: str) -> Int64[np.ndarray, " n_images"]:
         values = self._target_values(target)
-        if target == "class" or target in _NEAREST:
-            of_nearest = "kind" if target == "class" else target
-            words = [factors["objects"][0][of_nearest] for factors in self._factors]
-        else:
-            words = [factors[target] for factors in self._factors]
+        name = "kind" if target == "class" else target
+        words = ({**factors, **factors["objects"][0]}[name] for factors in self._factors)
         return np.array([values.index(word) for word in words], dtype=np.int64)
 
     @classmethod

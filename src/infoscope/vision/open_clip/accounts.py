@@ -9,7 +9,7 @@ import open_clip
 
 from infoscope.runtime.errors import InputError
 from infoscope.vision.preprocessing import Preprocessing, check_preprocessing
-from infoscope.vision.weights.facts import HUB_WEIGHTS, Account, read_json, read_processor
+from infoscope.vision.weights.facts import Account, read_beside, read_json, read_processor
 from infoscope.vision.weights.origins import list_some
 from infoscope.vision.weights.torchscript import is_torchscript
 
@@ -108,15 +108,13 @@ def describe_local(model_cfg: dict[str, Any], preprocess: dict[str, Any], path: 
 
 def _read_transformers(file: Path) -> Account | None:
     """Return what the configurations that transformers writes say of the CLIP beside them."""
-    config = file.with_name("config.json")
-    if file.name not in HUB_WEIGHTS or not config.is_file():
-        return None
-    content = read_json(config)
+    content = read_beside(file, "config.json")
     if content.get("model_type") not in ("clip", "clip_vision_model"):
         return None
     tower = (content.get("vision_config") or {}) if content["model_type"] == "clip" else content
     activation = tower.get("hidden_act", "quick_gelu") if isinstance(tower, dict) else None  # its own default
     if activation not in ("quick_gelu", "gelu"):
+        config = file.with_name("config.json")
         raise InputError(f"Expected the activation in {config} to be quick_gelu or gelu, got {activation!r}.")
     return Account("the config.json beside the file", activation == "quick_gelu", read_processor(file))
 

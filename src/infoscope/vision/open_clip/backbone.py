@@ -1,8 +1,8 @@
-"""Frozen backbones by configuration, and open_clip's CLIPs: tags, local files or folders, our scenes_clip; SigLIP."""
+"""CLIPs as frozen backbones: open_clip's own image towers, and those of timm's (SigLIP)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,21 +21,12 @@ class OpenClipBackbone(ClipBackbone):
     """A CLIP whose image tower is open_clip's own VisionTransformer with CLS pooling.
 
     Args:
-        clip: the whole model; the text tower serves zero-shot heads.
-        mean, std: RGB normalisation.
-        fingerprint: what determines its numbers.
-        precision: float32, or bfloat16 by autocast.
-        make_tokenizer: makes the text tower's tokenizer when a text is embedded, not before.
+        clip, make_tokenizer: as of `ClipBackbone`.
+        options: mean, std, fingerprint and precision, as of `Backbone`.
     """
 
     def __init__(
-        self,
-        clip: torch.nn.Module,
-        mean: Sequence[float],
-        std: Sequence[float],
-        fingerprint: dict[str, Any],
-        precision: str = "float32",
-        make_tokenizer: Callable[[], Tokenizer] | None = None,
+        self, clip: torch.nn.Module, make_tokenizer: Callable[[], Tokenizer] | None = None, **options: Any
     ) -> None:
         visual: Any = clip.visual
         if not isinstance(visual, VisionTransformer) or visual.attn_pool is not None or visual.pool_type != "tok":
@@ -55,10 +46,7 @@ class OpenClipBackbone(ClipBackbone):
             n_prefix_tokens=1,
             grid=grid[0],
             patch_px=patch[0],
-            mean=mean,
-            std=std,
-            fingerprint=fingerprint,
-            precision=precision,
+            **options,
         )
         self.visual: VisionTransformer = visual
 
@@ -100,24 +88,10 @@ class TimmClipBackbone(ClipBackbone, TimmBackbone):
     """
 
     def __init__(
-        self,
-        clip: torch.nn.Module,
-        mean: Sequence[float],
-        std: Sequence[float],
-        fingerprint: dict[str, Any],
-        precision: str = "float32",
-        make_tokenizer: Callable[[], Tokenizer] | None = None,
+        self, clip: torch.nn.Module, make_tokenizer: Callable[[], Tokenizer] | None = None, **options: Any
     ) -> None:
         visual: Any = clip.visual
-        super().__init__(
-            clip,
-            make_tokenizer,
-            trunk=visual.trunk,
-            mean=mean,
-            std=std,
-            fingerprint=fingerprint,
-            precision=precision,
-        )
+        super().__init__(clip, make_tokenizer, trunk=visual.trunk, **options)
         self.head = visual.head
 
     def _project(self, pooled: Float[Tensor, "batch d_out"]) -> Float[Tensor, "batch embed_dim"]:

@@ -15,10 +15,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from infoscope.runtime.errors import InputError
+from infoscope.runtime.errors import InputError, get_first_line
 from infoscope.vision.backbone import Backbone, Tokens
 from infoscope.vision.open_clip.tokenizer import WordTokenizer
-from infoscope.vision.open_clip.weights import get_first_line
 
 VOCABULARY = "vocabulary.json"
 MAX_LOGIT_SCALE = 100.0

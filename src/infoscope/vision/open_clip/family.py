@@ -10,7 +10,7 @@ import open_clip
 import torch
 from open_clip.timm_model import TimmModel
 
-from infoscope.runtime.errors import InputError
+from infoscope.runtime.errors import InputError, get_first_line
 from infoscope.runtime.manifests import compute_hash
 from infoscope.vision.backbone import Backbone
 from infoscope.vision.config import ModelConfig
@@ -20,8 +20,7 @@ from infoscope.vision.open_clip.source import Source, find_source
 from infoscope.vision.open_clip.weights import Loaded, fetch_tag, load_tag_weights, load_weights
 from infoscope.vision.timm.backbone import check_tower
 from infoscope.vision.weights.facts import Facts
-from infoscope.vision.weights.files import get_first_line
-from infoscope.vision.weights.local import check_side, say_notes
+from infoscope.vision.weights.local import finish
 
 
 def fingerprint(config: ModelConfig, trained_folder: Path | None) -> dict[str, Any]:
@@ -33,8 +32,7 @@ def _identify(source: Source, config: ModelConfig) -> dict[str, Any]:
     return {
         "kind": "open_clip",
         "model_cfg": compute_hash(source.model_cfg),
-        "mean": source.facts.mean,
-        "std": source.facts.std,
+        **source.facts.normalisation,
         "weights": source.weights_id,
         "precision": config.precision,
     }
@@ -62,14 +60,11 @@ def make(config: ModelConfig, trained_folder: Path | None) -> Backbone:
     is_timm = isinstance(tower, TimmModel)
     if is_timm and config.image_px is not None:
         check_tower(tower.trunk).set_input_size((config.image_px, config.image_px))
-    tokenizer = partial(make_tokenizer, source.tokenizer)
     family = TimmClipBackbone if is_timm else OpenClipBackbone
-    identity = _identify(source, config)
-    backbone = family(clip, source.facts.mean, source.facts.std, identity, config.precision, tokenizer)
+    options = {**source.facts.normalisation, "fingerprint": _identify(source, config), "precision": config.precision}
+    backbone = family(clip, partial(make_tokenizer, source.tokenizer), **options)
     backbone.has_text, backbone.has_projection = loaded.has_text, loaded.has_projection
-    backbone.notes = say_notes(config, loaded.notes)
-    check_side(backbone, config)
-    return backbone
+    return finish(backbone, config, loaded.notes)
 
 
 def _make_clip(model_cfg: dict[str, Any], name: str) -> torch.nn.Module:

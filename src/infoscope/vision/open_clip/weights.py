@@ -9,11 +9,10 @@ from typing import Any
 import open_clip
 import torch
 
-from infoscope.runtime.errors import InputError
+from infoscope.runtime.errors import InputError, get_first_line
 from infoscope.vision.config import ModelConfig
-from infoscope.vision.weights.files import get_first_line
 from infoscope.vision.weights.fit import check_fit, check_size, has_square_grid
-from infoscope.vision.weights.hub import check_network, find_cached, get_cache_folder
+from infoscope.vision.weights.hub import download, find_cached, get_cache_folder
 from infoscope.vision.weights.open_clip_layout import SCALES, to_open_clip
 from infoscope.vision.weights.sets import read_weights
 from infoscope.vision.weights.transformers_names import translate
@@ -74,15 +73,17 @@ def fetch_tag(config: ModelConfig) -> Path:
     assert config.arch is not None
     assert config.pretrained is not None
     cfg = open_clip.get_pretrained_cfg(config.arch, config.pretrained) or {}
-    cached = _find_cached(cfg)
+    if cfg.get("hf_hub"):  # where the hub has it, the hub's cache counts: open_clip asks there alone
+        repo, _, name = cfg["hf_hub"].rpartition("/")
+        cached, folder, url = find_cached(repo, [name] if name else LOCAL_WEIGHTS), get_cache_folder(), ""
+    else:
+        folder, url = Path("~/.cache/clip").expanduser(), cfg.get("url", "")
+        file = folder / Path(url).name
+        cached = file if file.is_file() else None
     if cached is not None:
         return cached
-    name = f"{config.arch}:{config.pretrained}"
-    check_network("" if cfg.get("hf_hub") else cfg.get("url", ""), name, _cache_folder(cfg))
-    try:
-        return Path(open_clip.download_pretrained(cfg))
-    except Exception as error:  # whatever the network and the hub lead to
-        raise InputError(f"Cannot download the weights {name}: {get_first_line(error)}.") from error
+    tag = f"{config.arch}:{config.pretrained}"
+    return download(tag, lambda: open_clip.download_pretrained(cfg), folder, url)
 
 
 def load_tag_weights(clip: Any, path: Path, config: ModelConfig) -> None:
@@ -97,16 +98,3 @@ def load_tag_weights(clip: Any, path: Path, config: ModelConfig) -> None:
         raise InputError(
             f"Cannot load the weights {config.arch}:{config.pretrained} from {path}: {get_first_line(error)}."
         ) from error
-
-
-def _find_cached(cfg: dict[str, Any]) -> Path | None:
-    """Return the cached file of a tag. Where the hub has it, the hub's cache counts: open_clip asks there alone."""
-    if cfg.get("hf_hub"):
-        repo, _, name = cfg["hf_hub"].rpartition("/")
-        return find_cached(repo, [name] if name else LOCAL_WEIGHTS)
-    path = _cache_folder(cfg) / Path(cfg.get("url", "")).name
-    return path if path.is_file() else None
-
-
-def _cache_folder(cfg: dict[str, Any]) -> Path:
-    return get_cache_folder() if cfg.get("hf_hub") else Path("~/.cache/clip").expanduser()

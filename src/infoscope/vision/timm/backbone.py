@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -27,19 +26,10 @@ class TimmBackbone(Backbone):
 
     Args:
         trunk: the tower.
-        mean, std: RGB normalisation.
-        fingerprint: what determines its numbers.
-        precision: float32, or bfloat16 by autocast.
+        options: mean, std, fingerprint and precision, as of `Backbone`.
     """
 
-    def __init__(
-        self,
-        trunk: nn.Module,
-        mean: Sequence[float],
-        std: Sequence[float],
-        fingerprint: dict[str, Any],
-        precision: str = "float32",
-    ) -> None:
+    def __init__(self, trunk: nn.Module, **options: Any) -> None:
         tower = check_tower(trunk)
         embed: Any = tower.patch_embed
         super().__init__(
@@ -48,10 +38,7 @@ class TimmBackbone(Backbone):
             n_prefix_tokens=tower.num_prefix_tokens,
             grid=embed.grid_size[0],
             patch_px=embed.patch_size[0],
-            mean=mean,
-            std=std,
-            fingerprint=fingerprint,
-            precision=precision,
+            **options,
         )
         self.trunk = tower
 

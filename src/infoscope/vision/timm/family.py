@@ -10,7 +10,7 @@ from infoscope.vision.config import ModelConfig
 from infoscope.vision.timm.backbone import TimmBackbone
 from infoscope.vision.timm.weights import TimmSource, fetch_timm_tag, find_timm_source, load_timm_weights, make_trunk
 from infoscope.vision.weights.facts import Facts
-from infoscope.vision.weights.local import check_side, say_notes
+from infoscope.vision.weights.local import finish
 
 
 def fingerprint(config: ModelConfig, trained_folder: Path | None) -> dict[str, Any]:
@@ -23,8 +23,7 @@ def _identify(source: TimmSource, config: ModelConfig) -> dict[str, Any]:
         "kind": "timm",
         "arch": source.arch,
         "image_px": source.image_px,
-        "mean": source.facts.mean,
-        "std": source.facts.std,
+        **source.facts.normalisation,
         "weights": source.weights_id,
         "precision": config.precision,
     }
@@ -41,8 +40,5 @@ def make(config: ModelConfig, trained_folder: Path | None) -> Backbone:
     weights = fetch_timm_tag(source) if source.repo is not None else source.weights
     trunk = make_trunk(source, config.seed)
     notes = load_timm_weights(trunk, weights, source.full_name, config) if weights is not None else ()
-    identity = _identify(source, config)
-    backbone = TimmBackbone(trunk, source.facts.mean, source.facts.std, identity, config.precision)
-    backbone.notes = say_notes(config, notes)
-    check_side(backbone, config)
-    return backbone
+    options = {**source.facts.normalisation, "fingerprint": _identify(source, config), "precision": config.precision}
+    return finish(TimmBackbone(trunk, **options), config, notes)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +25,11 @@ from infoscope.vision.weights.facts import (
     Facts,
     choose,
     read_asked,
-    read_json,
+    read_beside,
     read_processor,
 )
-from infoscope.vision.weights.files import get_first_line
 from infoscope.vision.weights.fit import check_fit, check_size, refuse_names
-from infoscope.vision.weights.hub import check_network, find_cached, get_cache_folder
+from infoscope.vision.weights.hub import download, find_cached, get_cache_folder
 from infoscope.vision.weights.local import choose_weights_set, find_local_file, get_weights_id
 from infoscope.vision.weights.sets import read_weights
 from infoscope.vision.weights.timm_layout import MODULES, to_timm
@@ -95,8 +96,8 @@ def find_timm_source(config: ModelConfig) -> TimmSource:
         raise InputError(f"Expected model.pretrained to be a file, random, or a tag of {arch} ({known}); got {tag!r}.")
     cfg = cfgs[tag]
     data = resolve_data_config(pretrained_cfg=cfg.to_dict())
-    accounts = [own] if own is not None else []
-    accounts.append(Account(by, None, Preprocessing(tuple(data["mean"]), tuple(data["std"]))))
+    default = Account(by, None, Preprocessing(tuple(data["mean"]), tuple(data["std"])))
+    accounts = [default] if own is None else [own, default]
     return TimmSource(
         full_name=f"{arch}.{tag}" if tag else arch,
         image_px=config.image_px or data["input_size"][-1],
@@ -134,10 +135,8 @@ def _find_default_tag(config: ModelConfig, cfgs: dict[str, Any], is_file: bool, 
         InputError: if the weights come from a file and the architecture's tags disagree: a wrong mean says nothing.
     """
     arch = str(config.arch)
-    pixels, activations = (
-        {(tuple(cfg.mean), tuple(cfg.std)) for cfg in cfgs.values()},
-        {_is_natively_quick(cfg) for cfg in cfgs.values()},
-    )
+    pixels = {(tuple(cfg.mean), tuple(cfg.std)) for cfg in cfgs.values()}
+    activations = {_is_natively_quick(cfg) for cfg in cfgs.values()}
     if is_file and config.mean is None and ((own is None and len(pixels) > 1) or len(activations) > 1):
         what = "mean and std" if len(activations) == 1 else "activation, mean and std"
         raise InputError(
@@ -156,14 +155,11 @@ def _read_account(file: Path, arch: str) -> Account | None:
     """
     if (processor := read_processor(file)) is not None:
         return Account("the preprocessor_config.json beside the file", None, processor)
-    path = file.with_name("config.json")
-    if file.name not in HUB_WEIGHTS or not path.is_file():
-        return None
-    content = read_json(path)
+    content = read_beside(file, "config.json")
     cfg = content.get("pretrained_cfg")
     if content.get("architecture") != arch or not isinstance(cfg, dict):
         return None
-    known = check_preprocessing(cfg.get("mean"), cfg.get("std"), f"{path}: ")
+    known = check_preprocessing(cfg.get("mean"), cfg.get("std"), f"{file.with_name('config.json')}: ")
     return Account("the config.json beside the file", None, known, str(cfg.get("tag")))
 
 
@@ -184,19 +180,18 @@ def fetch_timm_tag(source: TimmSource) -> Path:
     cached = find_cached(source.repo, source.hub_files)
     if cached is not None:
         return cached
-    check_network("", source.full_name, get_cache_folder())
+    return download(source.full_name, partial(_download, source.repo, source.hub_files), get_cache_folder())
+
+
+def _download(repo: str, names: Sequence[str]) -> str:
+    """Download the first of these files that a repository has."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError
 
-    try:
-        for name in source.hub_files[:-1]:
-            try:
-                return Path(hf_hub_download(source.repo, name))
-            except EntryNotFoundError:
-                continue
-        return Path(hf_hub_download(source.repo, source.hub_files[-1]))
-    except Exception as error:  # whatever the network and the hub lead to
-        raise InputError(f"Cannot download the weights {source.full_name}: {get_first_line(error)}.") from error
+    for name in names[:-1]:
+        with suppress(EntryNotFoundError):
+            return hf_hub_download(repo, name)
+    return hf_hub_download(repo, names[-1])
 
 
 def load_timm_weights(trunk: nn.Module, path: Path, arch: str, config: ModelConfig) -> tuple[str, ...]:

@@ -112,9 +112,6 @@ class ShardedRows:
         chosen = ((i, np.flatnonzero(number == i)) for i in np.unique(number))
         return [(mine, self.shards[i], rows[mine] - self.starts[i]) for i, mine in chosen]
 
-    def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray:
-        return self[:] if dtype is None else self[:].astype(dtype)
-
 
 def compute_cache_bytes(backbone: Backbone, n_images: int, dtype: str) -> int:
     """Return the size of a cache in bytes."""

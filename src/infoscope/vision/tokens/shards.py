@@ -34,16 +34,11 @@ def find_facts(folder: Path) -> list[Path]:
     return sorted(folder.glob("facts-*.npz"))
 
 
-def find_shards(folder: Path) -> list[Path]:
-    """Return the files of all shards, finished or not."""
-    return sorted(path for name in _PARTS for path in folder.glob(f"{name}-*.npy"))
-
-
 def move_shards(shards: Path, folder: Path) -> None:
     """Bring all shards, which may be there already, into their folder, and forget what was known of each."""
     for path in [*find_facts(shards), *shards.glob(f"{_NORMS}-*.pt")]:  # first: without the shards nobody could go on
         path.unlink()
-    for path in find_shards(shards):
+    for path in sorted(path for name in _PARTS for path in shards.glob(f"{name}-*.npy")):
         os.replace(path, folder / path.name)
 
 

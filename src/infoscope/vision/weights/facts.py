@@ -55,14 +55,9 @@ class Facts:
     weights_set: str = ""
 
     @property
-    def mean(self) -> list[float]:
-        """RGB mean of the preprocessing."""
-        return list(self.preprocessing.value.mean)
-
-    @property
-    def std(self) -> list[float]:
-        """RGB standard deviation of the preprocessing."""
-        return list(self.preprocessing.value.std)
+    def normalisation(self) -> dict[str, list[float]]:
+        """RGB mean and std of the preprocessing, by name."""
+        return {name: list(values) for name, values in self.preprocessing.value._asdict().items()}
 
     @property
     def words(self) -> str:
@@ -118,11 +113,20 @@ def read_processor(file: Path) -> Preprocessing | None:
     Raises:
         InputError: if it is damaged, or they make no sense.
     """
-    processor = file.with_name("preprocessor_config.json")
-    if file.name not in HUB_WEIGHTS or not processor.is_file():
-        return None
-    mean, std = (read_json(processor).get(name) for name in ("image_mean", "image_std"))
-    return None if mean is std is None else check_preprocessing(mean, std, f"{processor}: image_")
+    content = read_beside(file, "preprocessor_config.json")
+    mean, std = content.get("image_mean"), content.get("image_std")
+    place = f"{file.with_name('preprocessor_config.json')}: image_"
+    return None if mean is std is None else check_preprocessing(mean, std, place)
+
+
+def read_beside(file: Path, name: str) -> dict[str, Any]:
+    """Return the object in a JSON file next to weights that are called as the hub calls them; empty: there is none.
+
+    Raises:
+        InputError: as `read_json`.
+    """
+    path = file.with_name(name)
+    return read_json(path) if file.name in HUB_WEIGHTS and path.is_file() else {}
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from infoscope.runtime.errors import InputError
+from infoscope.runtime.errors import InputError, get_first_line
 from infoscope.vision.weights.inert_pickle import Inert, read_inert
 from infoscope.vision.weights.origins import list_some
 from infoscope.vision.weights.torchscript import is_torchscript, read_torchscript
@@ -66,11 +66,6 @@ def read_shapes(path: Path) -> dict[str, tuple[int, ...]]:
         InputError: as `read_tensors`.
     """
     return dict(_guard(path, _read_shapes))
-
-
-def get_first_line(error: Exception) -> str:
-    """Return what an error says first, in at most 200 letters."""
-    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")[:200]
 
 
 def _guard(path: Path, read: Any) -> Any:

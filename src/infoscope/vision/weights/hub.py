@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from urllib.parse import urlparse
 
-from infoscope.runtime.errors import InputError
+from infoscope.runtime.errors import InputError, get_first_line
 
 _PROBE_S = 3.0
 
@@ -27,15 +27,24 @@ def find_cached(repo: str, names: Sequence[str]) -> Path | None:
     return next((Path(file) for file in found if isinstance(file, str)), None)
 
 
-def check_network(url: str, weights: str, cache_folder: Path) -> None:
-    """Ask the host of a URL (empty: the hub's) for a connection, for seconds at most.
+def download(weights: str, get: Callable[[], str | Path], cache_folder: Path, url: str = "") -> Path:
+    """Download weights, if the host of a URL (empty: the hub's) answers within seconds.
 
     Args:
-        weights: what the weights are called, and `cache_folder` where they were looked for: said in the error.
+        weights: what they are called, and `cache_folder` where they were looked for: said in the error.
+        get: downloads them.
 
     Raises:
-        InputError: if there is no answer.
+        InputError: if there is no answer, or the download fails.
     """
+    _check_network(weights, cache_folder, url)
+    try:
+        return Path(get())
+    except Exception as error:  # whatever the network and the hub lead to
+        raise InputError(f"Cannot download the weights {weights}: {get_first_line(error)}.") from error
+
+
+def _check_network(weights: str, cache_folder: Path, url: str) -> None:
     if not url:
         from huggingface_hub import constants
 

@@ -14,7 +14,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch._utils import _rebuild_tensor, _rebuild_tensor_v2
 
 _COMMANDS = {
@@ -29,9 +28,10 @@ _DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in vars(torch).val
 class Inert(dict):
     """Stands for an object of any class: keeps its items and its state, and does nothing."""
 
+    state: Any = None
+
     def __init__(self, *_args: Any, **_options: Any) -> None:
         super().__init__()
-        self.state: Any = None
 
     def __setstate__(self, state: Any) -> None:
         self.state = state
@@ -90,7 +90,8 @@ def _load(file: Any, **options: Any) -> Any:
     return _Unpickler(file, **options).load()
 
 
-def _keep_data(data: Tensor, *_: Any) -> Tensor:
+def keep_data(data: Any, *_: Any) -> Any:
+    """Return what a function of torch's is given first, such as the tensor of a parameter."""
     return data
 
 
@@ -101,6 +102,6 @@ _KNOWN: dict[tuple[str, str], Any] = {
     ("torch", "Size"): torch.Size,
     ("torch._utils", "_rebuild_tensor"): _rebuild_tensor,
     ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor_v2,
-    ("torch._utils", "_rebuild_parameter"): _keep_data,
-    ("torch._utils", "_rebuild_parameter_with_state"): _keep_data,
+    ("torch._utils", "_rebuild_parameter"): keep_data,
+    ("torch._utils", "_rebuild_parameter_with_state"): keep_data,
 }

@@ -27,7 +27,7 @@ def find_local_file(pretrained: str) -> Path | None:
     """
     path = Path(pretrained).expanduser()
     is_word = "/" not in pretrained and path.suffix == ""
-    if is_word and (pretrained in _WORDS or not path.is_file() or _is_tag(pretrained)):
+    if is_word and (pretrained in _WORDS or not path.is_file() or pretrained in _list_tags()):
         return None
     if path.is_dir():
         raise InputError(f"model.pretrained={pretrained} is a folder: {_say_what_to_give(path)}.")
@@ -36,9 +36,8 @@ def find_local_file(pretrained: str) -> Path | None:
     return path
 
 
-def _is_tag(word: str) -> bool:
-    tags = {tag for _, tag in open_clip.list_pretrained()} | {name.partition(".")[2] for name in timm.list_pretrained()}
-    return word in tags
+def _list_tags() -> set[str]:
+    return {tag for _, tag in open_clip.list_pretrained()} | {name.partition(".")[2] for name in timm.list_pretrained()}
 
 
 def _say_what_to_give(folder: Path) -> str:
@@ -87,18 +86,15 @@ def _compute_checksum_once(file: Path, _size: int, _mtime_ns: int) -> str:
     return compute_checksum(file)
 
 
-def say_notes(config: ModelConfig, notes: Sequence[str]) -> str:
-    """Return what was decided or left out while weights were loaded as one sentence; empty where nothing was."""
-    return f"{config.pretrained}: {'; '.join(notes)}." if notes else ""
-
-
-def check_side(backbone: Backbone, config: ModelConfig) -> None:
-    """Check that a backbone takes images of the side that is asked for.
+def finish(backbone: Backbone, config: ModelConfig, notes: Sequence[str]) -> Backbone:
+    """Return a backbone that says as one sentence what was decided or left out while its weights were loaded.
 
     Raises:
-        InputError: if its patches do not fill that side.
+        InputError: if its patches do not fill the side of images that is asked for.
     """
+    backbone.notes = f"{config.pretrained}: {'; '.join(notes)}." if notes else ""
     if config.image_px is not None and backbone.image_px != config.image_px:
         raise InputError(
             f"Expected model.image_px to be a multiple of the patch ({backbone.patch_px} px), got {config.image_px}."
         )
+    return backbone

@@ -36,16 +36,10 @@ _FRAGMENTS = (
 """The same, of names that stand beside an image tower too."""
 
 
-def guess_origin(names: Iterable[str]) -> str | None:
+def guess_origin(names: Sequence[str], origins: Iterable[tuple[str, str, str]] = _ORIGINS) -> str | None:
     """Return whose weights some names look like, and what to do, in words; None if nobody's that is known."""
-    return _guess(list(names), _ORIGINS)
-
-
-def _guess(names: Sequence[str], origins: Iterable[tuple[str, str, str]]) -> str | None:
-    for pattern, whose, advice in origins:
-        if any(re.search(pattern, name) for name in names):
-            return f"{whose}: {advice}"
-    return None
+    found = (origin for origin in origins if any(re.search(origin[0], name) for name in names))
+    return next((f"{whose}: {advice}" for _, whose, advice in found), None)
 
 
 def describe_content(path: Path, arch: str, names: Iterable[str]) -> str:
@@ -54,7 +48,7 @@ def describe_content(path: Path, arch: str, names: Iterable[str]) -> str:
     if not names:
         return f"Expected {path} to hold a state dict of tensors, found none: {_BASE}."
     origin = (
-        _guess(names, (*_ORIGINS, *_FRAGMENTS))
+        guess_origin(names, (*_ORIGINS, *_FRAGMENTS))
         or f"nothing that is known: {_BASE}, as open_clip, timm or transformers writes it"
     )
     return (

@@ -10,12 +10,14 @@ from __future__ import annotations
 import pickle
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from infoscope.vision.weights.inert_pickle import Inert, keep_data
 
 DTYPES = {
     "HalfStorage": torch.float16,
@@ -57,18 +59,8 @@ def read_torchscript(path: Path) -> dict[str, Tensor]:
     return {name: value for name, value in _walk(root, "") if name.rpartition(".")[2] not in NO_WEIGHTS}
 
 
-class _Module:
-    """Stands for any of the archive's classes: keeps its attributes and does nothing."""
-
-    def __init__(self) -> None:
-        self.attributes: dict[str, Any] = {}
-
-    def __setstate__(self, state: Any) -> None:
-        self.attributes = state if isinstance(state, dict) else {}
-
-
 class _Reader(pickle.Unpickler):
-    """Unpickles modules as `_Module`, tensors from the archive's own files, and refuses every other global."""
+    """Unpickles modules as `Inert`, tensors from the archive's own files, and refuses every other global."""
 
     def __init__(self, file: Any, archive: zipfile.ZipFile, folder: str) -> None:
         super().__init__(file)
@@ -76,17 +68,15 @@ class _Reader(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         if module.partition(".")[0] == "__torch__":
-            return _Module
+            return Inert
         if module == "torch" and name in DTYPES:
             return DTYPES[name]
-        known: dict[tuple[str, str], Callable[..., Any]] = {
-            ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
-            ("collections", "OrderedDict"): OrderedDict,
-        }
-        if (module, name) in known:
-            return known[module, name]
+        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
+            return _rebuild_tensor
+        if (module, name) == ("collections", "OrderedDict"):
+            return OrderedDict
         if module == "torch.jit._pickle":  # typed lists
-            return _get_first
+            return keep_data
         raise pickle.UnpicklingError(f"it holds a {module}.{name}, which is not loaded")
 
     def persistent_load(self, pid: Any) -> Tensor:
@@ -99,13 +89,9 @@ def _rebuild_tensor(storage: Tensor, offset: int, size: tuple, stride: tuple, *_
     return torch.as_strided(storage, size, stride, offset).clone()
 
 
-def _get_first(values: Any, *_: Any) -> Any:
-    return values
-
-
-def _walk(module: Any, prefix: str) -> Iterator[tuple[str, Tensor]]:
-    for name, value in module.attributes.items():
+def _walk(module: Inert, prefix: str) -> Iterator[tuple[str, Tensor]]:
+    for name, value in module.state.items() if isinstance(module.state, dict) else ():
         if isinstance(value, Tensor):
             yield prefix + name, value
-        elif isinstance(value, _Module):
+        elif isinstance(value, Inert):
             yield from _walk(value, f"{prefix}{name}.")

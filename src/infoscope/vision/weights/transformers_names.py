@@ -29,9 +29,7 @@ _SIGLIP_BLOCK = (
     (r"mlp\.fc([12])\.(weight|bias)", r"mlp.fc\1.\2"),
 )
 _VIT_BLOCK = (
-    (r"attention\.attention\.(q)uery\.(weight|bias)", r"attn.qkv.\2#\1"),
-    (r"attention\.attention\.(k)ey\.(weight|bias)", r"attn.qkv.\2#\1"),
-    (r"attention\.attention\.(v)alue\.(weight|bias)", r"attn.qkv.\2#\1"),
+    (r"attention\.attention\.([qkv])(?:uery|ey|alue)\.(weight|bias)", r"attn.qkv.\2#\1"),
     (r"attention\.output\.dense\.(weight|bias)", r"attn.proj.\1"),
     (r"norm([12])\.(weight|bias)", r"norm\1.\2"),  # DINOv2
     (r"layer_scale([12])\.lambda1", r"ls\1.gamma"),
