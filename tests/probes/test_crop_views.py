@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from infoscope.data.ade20k import ADE20K
-from infoscope.data.images import ImageSet, LabelledImages, Truth
+from infoscope.data.images import ImageSet, Truth
 from infoscope.data.nyud import BTS_CROP, NYUd
 from infoscope.data.scenes.scene_set import SceneSet, save_scenes
 from infoscope.pipeline.context import Context
@@ -51,7 +51,7 @@ pytestmark = pytest.mark.long
 N_TRAIN, N_TEST, SIDE, D_SAE = 12, 4, 96, 256
 
 
-class Pictures(LabelledImages):
+class Pictures(ImageSet):
     """Photographs in memory, with both truths."""
 
     truths = frozenset({Truth.label_maps, Truth.depth})
@@ -120,8 +120,8 @@ class Few:
 
 
 def make_inputs(
-    train: LabelledImages,
-    test: LabelledImages,
+    train: ImageSet,
+    test: ImageSet,
     whole: bool = False,
     n_workers: int = 0,
     make: Callable[[int], Backbone] = backbone_at,

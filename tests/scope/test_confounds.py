@@ -9,7 +9,7 @@ import pytest
 import torch
 from scipy import stats
 
-from infoscope.data.images import LabelledImages, Truth
+from infoscope.data.images import ImageSet, Truth
 from infoscope.runtime.errors import InputError
 from infoscope.sae import passes
 from infoscope.sae.activations import ReLU
@@ -25,7 +25,7 @@ GRID, N_PATCHES, D, N_LABELS = 4, 16, 8, 3
 GLOBAL, EVEN, LOCAL, BOTH, NOISE, RARE, CONSTANT, DEAD = range(D)
 
 
-class SampleSet(LabelledImages):
+class SampleSet(ImageSet):
     """Label maps at 6 px a patch, whose first pixel row is ignored; the light and the weather are known."""
 
     truths = frozenset({Truth.labels, Truth.label_maps})

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from infoscope.config.tree import compose
-from infoscope.data.images import LabelledImages, Truth
+from infoscope.data.images import Truth
 from infoscope.data.recognition import name_settings
 from infoscope.data.sets import make_image_sets
 from infoscope.pipeline.context import Context
@@ -134,14 +134,11 @@ def test_a_sample_is_drawn_and_keeps_its_truth(tmp_path: Path, roots: list[str])
     assert sample[0].image_ids == again[0].image_ids != other[0].image_ids
     assert sample[0].fingerprint == again[0].fingerprint != other[0].fingerprint
     for few, many in zip(sample, whole, strict=True):
-        assert isinstance(few, LabelledImages)
-        assert isinstance(many, LabelledImages)
         places = [many.image_ids.index(name) for name in few.image_ids]
         np.testing.assert_array_equal(few.labels("class"), many.labels("class")[places])
         np.testing.assert_array_equal(few.load(0, 32), many.load(places[0], 32))
         assert few.class_names == many.class_names
     depth = make_image_sets(compose([*make_overrides(tmp_path, *SMALL), *roots, *drawn]).probe_data.depth)[0]
-    assert isinstance(depth, LabelledImages)
     assert [depth.depth_m(i).max() for i in range(2)] == sorted(depth.depth_m(i).max() for i in range(2))
     assert depth.truths == {Truth.depth}
 

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from infoscope.config.tree import compose
-from infoscope.data.images import LabelledImages
 from infoscope.pipeline.context import Context
 from infoscope.probes.config import Task
 from infoscope.probes.inputs import ProbeData, ProbeInputs
@@ -40,7 +39,6 @@ def row(tmp_path_factory: pytest.TempPathFactory) -> OriginalRow:
     data = [
         ProbeData(Tokens.at(ctx, split).load(), images)
         for split, images in zip(("train", "test"), open_sets(ctx, config.data), strict=True)
-        if isinstance(images, LabelledImages)
     ]
     config.probe.tasks = [Task.classification]
     backbone = load_backbone(ctx)

@@ -14,7 +14,7 @@ from jaxtyping import Shaped, UInt8
 from PIL import ExifTags, Image
 
 from infoscope.data.config import DataConfig, Resize
-from infoscope.data.images import CHECK_PX, ImageError, LabelledImages, Truth, check_split
+from infoscope.data.images import CHECK_PX, ImageError, ImageSet, Truth, check_split
 from infoscope.data.left_out import HIDDEN, LeftOut, is_hidden
 from infoscope.data.photographs import describe_error, hash_files, is_image_name, load_rgb
 from infoscope.data.recognition import explaining
@@ -27,7 +27,7 @@ _SPLITS = {"train": "training", "test": "validation"}
 _N_PUBLISHED = {"train": 20_210, "test": 2_000}
 
 
-class ADE20K(LabelledImages):
+class ADE20K(ImageSet):
     """One split of ADEChallengeData2016. Ids are file names without their extension, ascending.
 
     An annotation holds 0 (other) and the classes 1..150 of objectInfo150.txt; a label map 255 (ignored) and 0..149.

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from infoscope.data.depth_units import DepthCounts
-from infoscope.data.images import ImageSet, LabelledImages, Truth
+from infoscope.data.images import ImageSet, Truth
 from infoscope.data.left_out import LeftOut
 from infoscope.runtime import processes
 from infoscope.runtime.errors import InputError
@@ -90,7 +90,7 @@ def check_images(
             if progress is not None:
                 progress(n_done)
     result.depth = depth.summary()
-    if depth and isinstance(images, LabelledImages):
+    if depth:
         try:
             images.refuse_unit(depth, len(images) - len(result.errors))
         except InputError as error:
@@ -98,7 +98,7 @@ def check_images(
     return result
 
 
-def check_sample(images: LabelledImages) -> None:
+def check_sample(images: ImageSet) -> None:
     """Read a few dozen label maps or depth maps, from all over the set: what is wrong with all is found at once.
 
     Raises:

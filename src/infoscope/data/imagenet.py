@@ -19,7 +19,7 @@ from PIL import Image
 
 from infoscope.data.config import DataConfig
 from infoscope.data.imagenet_truth import find_ground_truth, read_ground_truth
-from infoscope.data.images import LabelledImages, Truth, check_split
+from infoscope.data.images import ImageSet, Truth, check_split
 from infoscope.data.left_out import HIDDEN, LeftOut, is_hidden
 from infoscope.data.photographs import PhotographFiles, is_image_name, scan_folder
 from infoscope.data.recognition import explaining
@@ -34,7 +34,7 @@ _FIRST_OF_VAL = (65, 970, 230, 809, 516, 57, 334, 415, 674, 332)
 """Classes, by sorted wnid, of ILSVRC2012_val_00000001 to 10: another order of the classes or the images shows here."""
 
 
-class ImageNet(LabelledImages):
+class ImageNet(ImageSet):
     """One split of ImageNet-1k; target "class".
 
     Found out by looking, in `root` or Kaggle's ILSVRC/Data/CLS-LOC below it:

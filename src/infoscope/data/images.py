@@ -44,8 +44,17 @@ class ImageBatch(NamedTuple):
     images: UInt8[Tensor, "batch 3 size size"]
 
 
+class Truth(Enum):
+    """What may be known of an image: its labels, a label per pixel, a depth per pixel, a sentence."""
+
+    labels = "labels"
+    label_maps = "label maps"
+    depth = "depth"
+    captions = "captions"
+
+
 class ImageSet(ABC):
-    """Images in a fixed order.
+    """Images in a fixed order, and the truth that is known of them; what a set does not know is refused.
 
     Args:
         split: "train" or "test".
@@ -62,6 +71,16 @@ class ImageSet(ABC):
     """How `load` makes a square."""
     on_error: OnError = RAISE
     """What an unreadable image does; skipping leaves other images, so that it is part of the fingerprint."""
+    truths: frozenset[Truth] = frozenset()
+    """What is known of its images."""
+    class_names: tuple[str, ...] = ()
+    """What the target "class" tells apart."""
+    label_names: tuple[str, ...] = ()
+    """What the label maps tell apart; 255 in a map means ignore."""
+    targets: tuple[str, ...] = ()
+    """What `labels` accepts; "class" first."""
+    global_factors: tuple[str, ...] = ()
+    """Targets that are facts of the whole picture and of no place in it, such as the weather."""
     training_region: tuple[slice, slice] | None = None
     """Rows and columns of its photographs that training crops are cut from; None: all."""
 
@@ -127,29 +146,6 @@ class ImageSet(ABC):
         """
         return self.check_image(index), DepthCounts()
 
-
-class Truth(Enum):
-    """What may be known of an image: its labels, a label per pixel, a depth per pixel, a sentence."""
-
-    labels = "labels"
-    label_maps = "label maps"
-    depth = "depth"
-    captions = "captions"
-
-
-class LabelledImages(ImageSet):
-    """Images with ground truth for the probes; what a set does not know is not among its `truths`, and refused."""
-
-    truths: frozenset[Truth]
-    class_names: tuple[str, ...] = ()
-    """What the target "class" tells apart."""
-    label_names: tuple[str, ...] = ()
-    """What the label maps tell apart; 255 in a map means ignore."""
-    targets: tuple[str, ...] = ()
-    """What `labels` accepts; "class" first."""
-    global_factors: tuple[str, ...] = ()
-    """Targets that are facts of the whole picture and of no place in it, such as the weather."""
-
     @property
     def n_classes(self) -> int:
         """Number of values of the target "class"."""
@@ -187,7 +183,7 @@ class LabelledImages(ImageSet):
         """
         raise self._unknown(Truth.depth)
 
-    def refuse_unit(self, depth: DepthCounts, n_maps: int) -> None:
+    def refuse_unit(self, depth: DepthCounts, n_maps: int) -> None:  # noqa: B027 # of most sets it is known
         """Refuse depths, of that many maps, that must be in another unit than metres.
 
         Raises:

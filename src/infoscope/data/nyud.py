@@ -17,7 +17,7 @@ from PIL import Image
 from infoscope.data.ade20k import read_facts, read_png, refuse_crop, refuse_other_size, refuse_unpaired
 from infoscope.data.config import DataConfig, OnError
 from infoscope.data.depth_units import DepthCounts, describe_wrong_map, refuse_unit
-from infoscope.data.images import CHECK_PX, ImageError, LabelledImages, Truth, check_split
+from infoscope.data.images import CHECK_PX, ImageError, ImageSet, Truth, check_split
 from infoscope.data.left_out import HIDDEN, NO_SUFFIX, LeftOut, is_hidden
 from infoscope.data.photographs import describe_error, hash_files, is_image_name, load_rgb
 from infoscope.data.recognition import explaining
@@ -39,7 +39,7 @@ _BTS_FOLDERS = {"train": ("sync", "official_splits/train"), "test": ("official_s
 _BLOCKS, _BLOCK_BYTES = 256, 64 * 1024
 
 
-class NYUd(LabelledImages):
+class NYUd(ImageSet):
     """One split of NYU Depth v2, in one of two layouts, recognised by looking; `describe` names it.
 
     - The published file: nyu_depth_v2_labeled.mat beside splits.mat. Ids are the numbers of the images, 0001 to 1449.

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float32, Int64, UInt8
 
 from infoscope.data.depth_units import DepthCounts
-from infoscope.data.images import ImageSet, LabelledImages
+from infoscope.data.images import ImageSet
 
 
 def draw_images(images: ImageSet, n_images: int | None, seed: int) -> ImageSet:
@@ -19,8 +19,6 @@ def draw_images(images: ImageSet, n_images: int | None, seed: int) -> ImageSet:
     if n_images is None or n_images >= len(images):
         return images
     chosen = np.sort(np.random.default_rng([seed, 21]).permutation(len(images))[:n_images])
-    if isinstance(images, LabelledImages):
-        return _LabelledSample(images, chosen, seed)
     return _Sample(images, chosen, seed)
 
 
@@ -29,6 +27,8 @@ class _Sample(ImageSet):
         super().__init__(images.split, [images.image_ids[i] for i in chosen])
         self.images, self.chosen, self.seed = images, chosen, seed
         self.training_region, self.left_out = images.training_region, images.left_out
+        self.truths, self.targets, self.global_factors = images.truths, images.targets, images.global_factors
+        self.class_names, self.label_names = images.class_names, images.label_names
 
     @property
     def fingerprint(self) -> dict[str, Any]:
@@ -49,14 +49,6 @@ class _Sample(ImageSet):
 
     def examine(self, index: int) -> tuple[dict[str, str], DepthCounts]:
         return self.images.examine(int(self.chosen[index]))
-
-
-class _LabelledSample(_Sample, LabelledImages):
-    def __init__(self, images: LabelledImages, chosen: Int64[np.ndarray, " n"], seed: int) -> None:
-        super().__init__(images, chosen, seed)
-        self.images: LabelledImages = images
-        self.truths, self.targets, self.global_factors = images.truths, images.targets, images.global_factors
-        self.class_names, self.label_names = images.class_names, images.label_names
 
     def labels(self, target: str) -> Int64[np.ndarray, " n_images"]:
         return self.images.labels(target)[self.chosen]

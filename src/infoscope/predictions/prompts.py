@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64
 
-from infoscope.data.images import ImageSet, LabelledImages, Truth
+from infoscope.data.images import ImageSet, Truth
 from infoscope.data.scenes.scene_set import SceneSet
 from infoscope.predictions.config import PredictConfig, Templates
 from infoscope.runtime.errors import InputError
@@ -55,13 +55,13 @@ def make_prompts(config: PredictConfig, images: ImageSet) -> Prompts:
         InputError: unknown target, a file of class names that cannot be read or does not fit the labels, fewer than
             two classes.
     """
-    labelled = images if isinstance(images, LabelledImages) and Truth.labels in images.truths else None
+    labelled = images if Truth.labels in images.truths else None
     names = choose_class_names(config, labelled)
     labels = None if labelled is None else labelled.labels(config.target)
     return Prompts(names, make_templates(config), config.target, labels)
 
 
-def choose_class_names(config: PredictConfig, labelled: LabelledImages | type[SceneSet] | None) -> tuple[str, ...]:
+def choose_class_names(config: PredictConfig, labelled: ImageSet | type[SceneSet] | None) -> tuple[str, ...]:
     """Return the classes to choose from.
 
     Args:

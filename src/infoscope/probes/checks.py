@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from infoscope.data.images import LabelledImages
+from infoscope.data.images import ImageSet
 from infoscope.data.scenes.scene_set import SceneSet
 from infoscope.probes.config import ProbeConfig, Readout, Task
 from infoscope.runtime.errors import InputError
@@ -13,7 +13,7 @@ def check_probes(
     config: ProbeConfig,
     backbone: Backbone | None,
     layer: int,
-    images: LabelledImages | type[SceneSet],
+    images: ImageSet | type[SceneSet],
     edits_patches: bool = True,
     edits_prefix: bool = False,
 ) -> None:

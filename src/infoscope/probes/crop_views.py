@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int, Shaped, UInt8
 from torch import Tensor
 
-from infoscope.data.images import LabelledImages
+from infoscope.data.images import ImageSet
 from infoscope.probes.config import CropConfig, ProbeConfig, Task
 from infoscope.probes.crops import (
     FILL,
@@ -183,7 +183,7 @@ class Photographs:
         fill: RGB of padding.
     """
 
-    images: LabelledImages
+    images: ImageSet
     index: Int[np.ndarray, " n"]
     task: Task
     crops: CropConfig

@@ -11,7 +11,7 @@ from jaxtyping import Float, Shaped, UInt8
 from PIL import Image
 from torch import Tensor
 
-from infoscope.data.images import LabelledImages
+from infoscope.data.images import ImageSet
 from infoscope.probes.config import CropConfig, Task
 from infoscope.probes.metrics import IGNORE_LABEL
 from infoscope.probes.pixels import upsample
@@ -45,7 +45,7 @@ class Crop(NamedTuple):
     flip: bool = False
 
 
-def read_photograph(images: LabelledImages, index: int, task: Task) -> Photograph:
+def read_photograph(images: ImageSet, index: int, task: Task) -> Photograph:
     """Return an image of a set with its truth.
 
     Raises:

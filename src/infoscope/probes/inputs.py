@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from jaxtyping import Int
 
-from infoscope.data.images import LabelledImages
+from infoscope.data.images import ImageSet
 from infoscope.runtime.errors import InputError
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.sae.origin import check_edits, check_tokens, choose_layer
@@ -26,7 +26,7 @@ class ProbeData(NamedTuple):
     """One split: its tokens and its ground truth; `tokens.image_index` joins them."""
 
     tokens: TokenSource
-    images: LabelledImages
+    images: ImageSet
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from infoscope.data.images import LabelledImages
+from infoscope.data.images import ImageSet
 from infoscope.runtime.parts import Part
 from infoscope.sae.passes import LatentBatch, SumMeter
 from infoscope.scope.top_images import TopImages
@@ -125,7 +125,7 @@ class FactorMeter(SumMeter):
 class LabelMeter(SumMeter):
     """The deviation of a patch from the mean over the image's labelled patches, by the label of the patch."""
 
-    def __init__(self, images: LabelledImages, d_sae: int, device: torch.device | str = "cpu") -> None:
+    def __init__(self, images: ImageSet, d_sae: int, device: torch.device | str = "cpu") -> None:
         n_labels = len(images.label_names)
         shapes = {"n": (n_labels,), "sums": (n_labels * d_sae,), "squares": (d_sae,), "ss_total": (d_sae,)}
         super().__init__(device, n_images=(), **shapes)

@@ -29,7 +29,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float
 
-from infoscope.data.images import ImageSet, LabelledImages, Truth
+from infoscope.data.images import ImageSet, Truth
 from infoscope.runtime.errors import InputError
 from infoscope.runtime.parts import Part
 from infoscope.sae.model import SparseAutoencoder
@@ -180,7 +180,7 @@ class ConfoundMeter(Meter):
         self.properties = PropertyMeter(d_sae, k_max, device, known and known.properties)
         self.factors: dict[str, FactorMeter] = {}
         self.labels: LabelMeter | None = None
-        if isinstance(images, LabelledImages):
+        if images is not None:
             for name in images.global_factors:
                 values = torch.from_numpy(images.labels(name)).to(device)
                 self.factors[name] = FactorMeter(values, images.n_target_classes(name), d_sae)

@@ -10,7 +10,7 @@ from typing import Any
 
 from infoscope.data.check import check_sample
 from infoscope.data.config import DataConfig, DataKind
-from infoscope.data.images import ImageSet, LabelledImages, Truth
+from infoscope.data.images import ImageSet, Truth
 from infoscope.data.recognition import name_settings
 from infoscope.data.scenes.scene_set import SceneSet, make_scenes_fingerprint, save_scenes
 from infoscope.data.sets import make_image_sets
@@ -137,16 +137,14 @@ def probe_data(ctx: Context, task: Task) -> DataConfig:
     return replace(data, store_tokens=False) if ctx.config.probe.crops(task) else data
 
 
-def find_known(ctx: Context, data: DataConfig) -> list[LabelledImages | type[SceneSet] | None]:
-    """Return what knows the truth of each split, None where nothing does; scenes need not be rendered for it."""
-    if data.kind is DataKind.scenes:
-        return [SceneSet, SceneSet]
-    return [images if isinstance(images, LabelledImages) else None for images in open_sets(ctx, data)]
+def find_known(ctx: Context, data: DataConfig) -> tuple[ImageSet | type[SceneSet], ImageSet | type[SceneSet]]:
+    """Return what knows the truth of each split; scenes need not be rendered for it."""
+    return (SceneSet, SceneSet) if data.kind is DataKind.scenes else open_sets(ctx, data)
 
 
 def knows(ctx: Context, truth: Truth, data: DataConfig) -> bool:
     """Return whether both splits of a data set know a truth."""
-    return all(known and truth in known.truths for known in find_known(ctx, data))
+    return all(truth in known.truths for known in find_known(ctx, data))
 
 
 @once
@@ -158,6 +156,5 @@ def check_maps(ctx: Context, data: DataConfig) -> None:
     """
     if data.kind is not DataKind.scenes:
         for images in open_sets(ctx, data):
-            assert isinstance(images, LabelledImages)
             with naming_settings(ctx, data):
                 check_sample(images)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, Int64, UInt8, UInt16
 
-from infoscope.data.images import LabelledImages, Truth
+from infoscope.data.images import ImageSet, Truth
 from infoscope.data.scenes import factors as scene_factors
 from infoscope.data.scenes import render
 from infoscope.data.scenes.factors import Factors, SceneObject
@@ -89,7 +89,7 @@ def _render_part(seed: int, split: str, n_images: int, size_px: int, start: int)
     return render.render_split_part(seed, split, start, min(start + _SCENES_PER_TASK, n_images), size_px=size_px)
 
 
-class SceneSet(LabelledImages):
+class SceneSet(ImageSet):
     """Scenes as `save_scenes` wrote them.
 
     Targets: "class" (the kind of the nearest object), its "colour", "texture" and "size", and the global factors.

@@ -88,7 +88,7 @@ class Predict(Published, SeedStage[PredictionResult]):
         data = ctx.config.data
         check_split(ctx, "test", data)
         known = find_known(ctx, data)[1]
-        choose_class_names(ctx.config.predict, known if known and Truth.labels in known.truths else None)
+        choose_class_names(ctx.config.predict, known if Truth.labels in known.truths else None)
         try:
             backbone = load_backbone(ctx)
         except NotBuiltYet:

@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 
 from infoscope.data.config import DataConfig
-from infoscope.data.images import LabelledImages
 from infoscope.pipeline.context import Context
 from infoscope.pipeline.stage import Handle
 from infoscope.probes.config import Readout, Task
@@ -30,7 +29,6 @@ def make_probe_inputs(ctx: Context, seed: int, data: DataConfig) -> ProbeInputs:
     """Return what the probes of an SAE seed are run on."""
     splits = []
     for split, images in zip(("train", "test"), open_sets(ctx, data), strict=True):
-        assert isinstance(images, LabelledImages)
         splits.append(ProbeData(Tokens.at(ctx, split, data).load(), images))
     train, test = splits
     return ProbeInputs(

@@ -59,8 +59,8 @@ def check_truths(ctx: Context) -> None:
             )
         if task is not Task.classification:
             check_maps(ctx, data)
-        elif known := find_known(ctx, data)[0]:
-            known.n_target_classes(ctx.config.probe.target)
+        else:
+            find_known(ctx, data)[0].n_target_classes(ctx.config.probe.target)
 
 
 def probe_variants(ctx: Context, seed: int, variants: Sequence[Ablation]) -> Probed:

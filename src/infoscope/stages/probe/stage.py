@@ -175,9 +175,7 @@ def check_probe_inputs(ctx: Context) -> None:
             backbone = load_backbone(ctx)
         except NotBuiltYet:
             continue
-        known = find_known(ctx, data)[0]
-        assert known is not None
-        edits_prefix = sae.tokens is not TokenChoice.patch
+        known, edits_prefix = find_known(ctx, data)[0], sae.tokens is not TokenChoice.patch
         check_probes(probe, backbone, ctx.config.model.layer, known, edits_prefix=edits_prefix)
         for task in probe.tasks:
             if (crops := probe.crops(task)) and crops.crop_px is not None:
