@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from infoscope.stages import train_sae as train_module
-from infoscope.vision.tokens.live import LiveTokens
+from infoscope.vision.tokens.source import LiveTokens
 from tests.support.pipeline_samples import N_TEST, N_TRAIN, run_tiny
 
 SEEDS = 3

@@ -17,7 +17,7 @@ from infoscope.sae.stream import TokenStream
 from infoscope.sae.token_sets import make_token_set
 from infoscope.sae.train import make_normalisation, split_tokens, train_sae
 from infoscope.vision.tokens.extract import TokenCache, extract_tokens
-from infoscope.vision.tokens.live import LiveTokens
+from infoscope.vision.tokens.source import LiveTokens
 from tests.support.live_samples import N, PixelBackbone, read_images
 
 CONFIG = TopKConfig(

@@ -24,7 +24,7 @@ from infoscope.sae.stream import TokenStream
 from infoscope.sae.token_sets import make_token_set
 from infoscope.sae.train import train_sae
 from infoscope.vision.tokens.extract import extract_tokens
-from infoscope.vision.tokens.live import LiveTokens
+from infoscope.vision.tokens.source import LiveTokens
 from tests.support.live_samples import N as N_LIVE
 from tests.support.live_samples import PixelBackbone, read_images
 from tests.support.sae_samples import Tokens, as_kind

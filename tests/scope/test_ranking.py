@@ -16,7 +16,7 @@ from infoscope.scope.ranking import RankBy, Ranking, measure_ranking, rank_image
 from infoscope.scope.top_images import TopImages
 from infoscope.vision.planted import PlantedRegisters
 from infoscope.vision.tokens.extract import extract_tokens
-from infoscope.vision.tokens.live import LiveTokens
+from infoscope.vision.tokens.source import LiveTokens
 from tests.support.memory_tokens import MemoryTokens
 
 

@@ -7,7 +7,6 @@ file they go from 0.71 to 9.995 m; Silberman et al., 2012); half of all pixels o
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -39,41 +38,29 @@ class Spread(NamedTuple):
         return self.near >= 0.9 * NEAREST_M and low <= self.median <= high and self.far <= FARTHEST_M * 1.02
 
 
-class Unit(NamedTuple):
-    """A way of storing depth: its name, what makes metres of what was read as metres, and what to do."""
-
-    name: str
-    to_metres: Callable[[float], float]
-    advice: str
-
-
-def _times(name: str, factor: float) -> Unit:
-    return Unit(name, lambda read: read * factor, f"multiply what is stored by {factor:.4g}")
-
-
-_INVERSE = "inverse depth (disparity)"
-_PNG_UNITS = (
-    _times("1/256 m, as KITTI stores it", 1000 / 256),
-    _times("centimetres", 10),
-    _times("10 bits, 1023 for 10 m", 10_000 / 1023),
-    _times("8 bits, 255 for 10 m", 10_000 / 255),
-    _times("1/5000 m, as TUM stores it", 1000 / 5000),
-    _times("1/4000 m", 1000 / 4000),
-    _times("16 bits, 65535 for 10 m", 10_000 / 65535),
-    _times("tenths of a millimetre", 0.1),
-    _times("whole metres", 1000),
-    Unit(_INVERSE, lambda read: 1 / max(read, 1e-9), "store 1000000 / value instead of each value"),
-)
-_FLOAT_UNITS = (
-    _times("millimetres", 1 / 1000),
-    _times("centimetres", 1 / 100),
-    _times("0 to 1 for 0 to 10 m", 10),
-    _times("1/256 m", 1 / 256),
-    _times("1/5000 m", 1 / 5000),
-    _times("0 to 255 for 0 to 10 m", 10 / 255),
-    _times("0 to 65535 for 0 to 10 m", 10 / 65535),
-    Unit(_INVERSE, lambda read: 1 / max(read, 1e-9), "store 1 / value instead of each value"),
-)
+_PNG_UNITS = {
+    "1/256 m, as KITTI stores it": 1000 / 256,
+    "centimetres": 10,
+    "10 bits, 1023 for 10 m": 10_000 / 1023,
+    "8 bits, 255 for 10 m": 10_000 / 255,
+    "1/5000 m, as TUM stores it": 1000 / 5000,
+    "1/4000 m": 1000 / 4000,
+    "16 bits, 65535 for 10 m": 10_000 / 65535,
+    "tenths of a millimetre": 0.1,
+    "whole metres": 1000,
+    "inverse depth (disparity)": None,
+}
+_FLOAT_UNITS = {
+    "millimetres": 1 / 1000,
+    "centimetres": 1 / 100,
+    "0 to 1 for 0 to 10 m": 10,
+    "1/256 m": 1 / 256,
+    "1/5000 m": 1 / 5000,
+    "0 to 255 for 0 to 10 m": 10 / 255,
+    "0 to 65535 for 0 to 10 m": 10 / 65535,
+    "inverse depth (disparity)": None,
+}
+"""Ways of storing depth, and what makes metres of what was read as metres; None: its inverse."""
 
 
 class DepthCounts:
@@ -155,12 +142,14 @@ def refuse_unit(counts: DepthCounts, n_maps: int, where: str, is_png: bool) -> N
 def name_unit(found: Spread, is_png: bool) -> str:
     """Say which unit depths look like that were read as millimetres (PNG) or metres, and what to do."""
     stored = "millimetres in PNG files of 16 bits" if is_png else "metres"
+    inverse = f"store {1_000_000 if is_png else 1} / value instead of each value"
     named: list[tuple[float, str]] = []
-    for unit in _PNG_UNITS if is_png else _FLOAT_UNITS:
-        metres = Spread(*sorted(unit.to_metres(value) for value in found))
+    for name, factor in (_PNG_UNITS if is_png else _FLOAT_UNITS).items():
+        metres = Spread(*sorted(read * factor if factor else 1 / max(read, 1e-9) for read in found))
         if metres.is_a_room():
+            advice = f"multiply what is stored by {factor:.4g}" if factor else inverse
             how_far = abs(math.log(metres.median / _USUAL_MEDIAN_M))
-            named.append((how_far, f"{unit.name} (median {metres.median:.2f} m then): {unit.advice}"))
+            named.append((how_far, f"{name} (median {metres.median:.2f} m then): {advice}"))
     if not named:
         return f"is no unit that is known here (is it inverse depth, or scaled map by map?): store {stored}"
     closest = min(named)[0]

@@ -60,6 +60,8 @@ class ImageNet(ImageSet):
     targets = ("class",)
 
     def __init__(self, config: DataConfig, split: str) -> None:
+        from open_clip import zero_shot_metadata
+
         check_split(split)
         self.root, self.resize, self.on_error = Path(str(config.root)), config.resize, config.on_error
         with explaining(self.root, "imagenet"):
@@ -68,8 +70,7 @@ class ImageNet(ImageSet):
         present, labels = np.unique(positions, return_inverse=True)
         self._labels = labels.astype(np.int64)
         self.wnids = tuple(get_wnids()[i] for i in present)
-        names = _get_class_names()
-        self.class_names = tuple(names[i] for i in present)
+        self.class_names = tuple(zero_shot_metadata.IMAGENET_CLASSNAMES[i] for i in present)
         super().__init__(split, self._photographs.image_ids)
         self.n_published, self.left_out = _N_PUBLISHED[split], self._photographs.left_out
 
@@ -165,12 +166,6 @@ def get_wnids() -> tuple[str, ...]:
     assert len(wnids) == N_CLASSES
     assert list(wnids) == sorted(wnids)
     return wnids
-
-
-def _get_class_names() -> tuple[str, ...]:
-    from open_clip import zero_shot_metadata
-
-    return tuple(zero_shot_metadata.IMAGENET_CLASSNAMES)
 
 
 def _find_split(root: Path, split: str) -> tuple[Path, str | None]:

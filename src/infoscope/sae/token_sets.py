@@ -15,7 +15,7 @@ from infoscope.runtime.errors import InputError
 from infoscope.sae.config import TokenChoice
 from infoscope.vision.backbone import Tokens
 from infoscope.vision.tokens.extract import ShardedRows, TokenCache
-from infoscope.vision.tokens.live import LiveTokens
+from infoscope.vision.tokens.source import LiveTokens
 
 Places = Int[np.ndarray, "n_images n_chosen"]
 Gather = Callable[[slice], Float[Tensor, "n d_in"]]

@@ -26,7 +26,7 @@ from infoscope.sae.origin import Origin
 from infoscope.sae.stream import TokenStream
 from infoscope.sae.token_sets import TokenSet, make_token_set
 from infoscope.vision.tokens.extract import TokenCache
-from infoscope.vision.tokens.live import LiveTokens
+from infoscope.vision.tokens.source import LiveTokens
 
 Value = TypeVar("Value")
 

@@ -21,8 +21,7 @@ from infoscope.stages.backbone import fingerprint_model, load_backbone, say_mode
 from infoscope.stages.images import check_split, count_images, fingerprint_images, open_split, scenes_of
 from infoscope.stages.train_clip import needs_trained
 from infoscope.vision.tokens.extract import TokenCache, compute_cache_bytes, extract_tokens
-from infoscope.vision.tokens.live import LiveTokens
-from infoscope.vision.tokens.source import TokenSource
+from infoscope.vision.tokens.source import LiveTokens, TokenSource
 
 BATCH_IMAGES = 64
 

@@ -47,13 +47,7 @@ class PlantedBackbone(Backbone):
     """
 
     def __init__(self, grid: int, patch_px: int, d_in: int, n_prefix_tokens: int, fingerprint: dict[str, Any]) -> None:
-        identity = {
-            "architecture": type(self).__name__,
-            "version": PLANTED_VERSION,
-            "grid": grid,
-            "patch_px": patch_px,
-            **fingerprint,
-        }
+        identity = {"architecture": type(self).__name__, "version": PLANTED_VERSION, "grid": grid, "patch_px": patch_px}
         super().__init__(
             d_in=d_in,
             n_layers=2,
@@ -62,7 +56,7 @@ class PlantedBackbone(Backbone):
             patch_px=patch_px,
             mean=(0.0, 0.0, 0.0),
             std=(1.0, 1.0, 1.0),
-            fingerprint=identity,
+            fingerprint={**identity, **fingerprint},
         )
 
     @abstractmethod

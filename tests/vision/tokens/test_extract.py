@@ -16,7 +16,7 @@ from infoscope.runtime.errors import InputError
 from infoscope.vision.backbone import Backbone
 from infoscope.vision.open_clip.backbone import OpenClipBackbone
 from infoscope.vision.tokens.extract import TokenCache, compute_cache_bytes, extract_tokens
-from infoscope.vision.tokens.live import ReadImages
+from infoscope.vision.tokens.source import ReadImages
 from tests.support.clip_samples import GRID, WIDTH, make_backbone, make_images
 
 N, LAYER = 11, -2

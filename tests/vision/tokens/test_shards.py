@@ -15,7 +15,7 @@ from torch import Tensor
 from infoscope.vision.backbone import Backbone
 from infoscope.vision.tokens import extract, shards
 from infoscope.vision.tokens.extract import ShardedRows, TokenCache, extract_tokens
-from infoscope.vision.tokens.live import LiveTokens, ReadImages
+from infoscope.vision.tokens.source import LiveTokens, ReadImages
 from tests.support.clip_samples import GRID, WIDTH, make_backbone, make_images
 
 N, LAYER, BATCH = 23, -2, 4

@@ -46,7 +46,7 @@ class ClipBackbone(Backbone):
         self, clip: torch.nn.Module, make_tokenizer: Callable[[], Tokenizer] | None = None, **tower: Any
     ) -> None:
         super().__init__(**tower)
-        self.clip = clip
+        self.clip: Any = clip
         self._make_tokenizer = make_tokenizer
 
     @abstractmethod
@@ -59,8 +59,7 @@ class ClipBackbone(Backbone):
             raise InputError("These weights have no projection, so images have no embeddings: give them with it.")
         self.n_images_encoded += len(images)
         with self._autocast():
-            clip: Any = self.clip
-            return clip.encode_image(self.normalise(images), normalize=True).float()
+            return self.clip.encode_image(self.normalise(images), normalize=True).float()
 
     @torch.inference_mode()
     def embed_tokens(self, tokens: Tokens, layer: int) -> Float[Tensor, "batch embed_dim"]:
@@ -71,31 +70,28 @@ class ClipBackbone(Backbone):
     def embed_texts(self, texts: Sequence[str]) -> Float[Tensor, "n embed_dim"]:
         self._check_text()
         self._check_words(texts)
-        clip: Any = self.clip
         embedded = []
         for start in range(0, len(texts), _TEXT_BATCH):
             ids = self._tokenizer(list(texts[start : start + _TEXT_BATCH]))
-            if int(ids.max()) >= clip.vocab_size:
+            if int(ids.max()) >= self.clip.vocab_size:
                 raise InputError(
-                    f"The tokenizer gives ids up to {int(ids.max())}, but the text tower has {clip.vocab_size}: put the"
-                    f" model's {VOCABULARY} beside its weights."
+                    f"The tokenizer gives ids up to {int(ids.max())}, but the text tower has {self.clip.vocab_size}: put"
+                    f" the model's {VOCABULARY} beside its weights."
                 )
             with self._autocast():
-                embedded.append(clip.encode_text(ids.to(self.mean.device), normalize=True).float())
+                embedded.append(self.clip.encode_text(ids.to(self.mean.device), normalize=True).float())
         return F.normalize(torch.cat(embedded), dim=-1)
 
     @property
     def logit_scale(self) -> float:
         self._check_text()
-        clip: Any = self.clip
-        scale = float(clip.logit_scale.detach().exp())
-        return scale if clip.logit_bias is not None else min(scale, MAX_LOGIT_SCALE)  # SigLIP's has no bound
+        scale = float(self.clip.logit_scale.detach().exp())
+        return scale if self.clip.logit_bias is not None else min(scale, MAX_LOGIT_SCALE)  # SigLIP's has no bound
 
     @property
     def logit_bias(self) -> float:
         """What SigLIP adds to the scaled cosines before its sigmoid, 0 elsewhere; a softmax over classes ignores it."""
-        clip: Any = self.clip
-        return 0.0 if clip.logit_bias is None else float(clip.logit_bias.detach())
+        return 0.0 if self.clip.logit_bias is None else float(self.clip.logit_bias.detach())
 
     @cached_property
     def _tokenizer(self) -> Tokenizer:

@@ -1,24 +1,31 @@
-"""Files of weights: where they lie, and what is read from them."""
+"""Weights of CLIPs: where they lie, what is read from them, and under which names."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import open_clip
 import torch
+from torch import Tensor
 
 from infoscope.runtime.errors import InputError, get_first_line
 from infoscope.vision.config import ModelConfig
-from infoscope.vision.weights.fit import check_fit, check_size, has_square_grid
+from infoscope.vision.weights.fit import check_fit, check_size
 from infoscope.vision.weights.hub import download, find_cached, get_cache_folder
-from infoscope.vision.weights.open_clip_layout import SCALES, to_open_clip
 from infoscope.vision.weights.sets import read_weights
+from infoscope.vision.weights.towers import get_shapes, measure
 from infoscope.vision.weights.transformers_names import translate
 
 SHIPPED_FOLDER = Path(__file__).with_name("scenes_clip")
 LOCAL_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+SCALES = {"logit_scale", "logit_bias"}
+"""Of the cosines of images and texts: of no use without a text tower."""
+_TEXT = ("positional_embedding", "token_embedding.", "transformer.", "ln_final.", "text_projection", "cls_emb")
+_NO_WEIGHTS = {"attn_mask", "position_ids", "input_resolution", "context_length", "vocab_size", "n_averaged"}
+"""Last parts of the names of tensors that are constants or counts."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +55,8 @@ def load_weights(clip: torch.nn.Module, path: Path, config: ModelConfig) -> Load
     expected = clip.state_dict()
     original = to_open_clip(translate(weights.state), expected)
     notes = check_size(clip, original, path, arch, config.image_px)
-    state = dict(original)
-    if has_square_grid(original):
+    state, size = dict(original), measure(get_shapes(original))
+    if size is not None and size.grid is not None:
         state = {name: value.float() if value.is_floating_point() else value for name, value in state.items()}
         open_clip.model.resize_pos_embed(state, clip)  # which knows no half precision
     text = {name for name in expected if not name.startswith("visual.")}
@@ -98,3 +105,30 @@ def load_tag_weights(clip: Any, path: Path, config: ModelConfig) -> None:
         raise InputError(
             f"Cannot load the weights {config.arch}:{config.pretrained} from {path}: {get_first_line(error)}."
         ) from error
+
+
+def to_open_clip(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return weights under the names that a model expects.
+
+    Args:
+        state: open_clip's, with the text tower under `text.` or not, or an image tower alone, by names from its root.
+        expected: the model's own.
+    """
+    state = {name: value for name, value in state.items() if not _is_beside(name)}
+    if "class_embedding" in state or "patch_embed.proj.weight" in state:  # a bare tower
+        is_timm = "class_embedding" not in state and "visual.trunk.patch_embed.proj.weight" in expected
+        prefix = "visual." if "class_embedding" in state else "visual.trunk." if is_timm else ""
+        return {f"{prefix}{name}": value for name, value in state.items()}
+    if "text.positional_embedding" in expected:
+        state = {f"text.{name}" if name.startswith(_TEXT) else name: value for name, value in state.items()}
+    elif "positional_embedding" in expected:
+        state = {name.removeprefix("text."): value for name, value in state.items()}
+    for name in SCALES & state.keys() & expected.keys():
+        if state[name].numel() == 1:
+            state[name] = state[name].reshape(expected[name].shape)
+    return state
+
+
+def _is_beside(name: str) -> bool:
+    """Whether a tensor is no part of a CLIP: a constant, a count, a classifier that was put on its image tower."""
+    return name.startswith("classifier.") or name.rpartition(".")[2] in _NO_WEIGHTS

@@ -22,7 +22,6 @@ from infoscope.runtime import processes
 from infoscope.runtime.errors import InputError
 from infoscope.runtime.parts import cut
 from infoscope.vision.backbone import Backbone, Tokens
-from infoscope.vision.tokens.live import BATCH_IMAGES, ReadImages
 from infoscope.vision.tokens.shards import (
     N_SAMPLE_IMAGES,
     ShardWriter,
@@ -31,7 +30,15 @@ from infoscope.vision.tokens.shards import (
     move_shards,
     name_facts,
 )
-from infoscope.vision.tokens.source import INDEX_FILE, MEAN_FILE, META_FILE, NORMS_FILE, TokenSource
+from infoscope.vision.tokens.source import (
+    BATCH_IMAGES,
+    INDEX_FILE,
+    MEAN_FILE,
+    META_FILE,
+    NORMS_FILE,
+    ReadImages,
+    TokenSource,
+)
 
 SHARD_BYTES, N_SHARDS = 2**30, 16
 """A shard is as many batches as first hold this many bytes of tokens, stored or not, but fewer where there would not be

@@ -85,12 +85,6 @@ def check_size(
     return (f"positions of {theirs.grid} x {theirs.grid} patches are interpolated to {ours.grid} x {ours.grid}",)
 
 
-def has_square_grid(state: Mapping[str, Tensor]) -> bool:
-    """Whether the positions of an image tower are those of a square of patches."""
-    size = measure(get_shapes(state))
-    return size is not None and size.grid is not None
-
-
 def refuse_names(
     original: Mapping[str, Tensor],
     state: Mapping[str, Tensor],

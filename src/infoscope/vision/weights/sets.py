@@ -73,9 +73,7 @@ def choose_set(path: Path, arch: str, key: str | None) -> str:
 
 @cache
 def _choose_once(path: Path, _size: int, _mtime_ns: int, arch: str, key: str | None) -> str:
-    shapes = clean(read_shapes(path))
-    roots = find_roots(shapes)
-    root = _choose(path, arch, shapes, roots, key)
+    root, roots = _choose(path, arch, clean(read_shapes(path)), key)
     return _show(root) if len(roots) > 1 else ""
 
 
@@ -92,8 +90,7 @@ def read_weights(path: Path, arch: str, key: str | None = None) -> Weights:
     """
     tensors = clean(read_tensors(path))
     shapes = get_shapes(tensors)
-    roots = find_roots(shapes)
-    root = _choose(path, arch, shapes, roots, key)
+    root, roots = _choose(path, arch, shapes, key)
     state = {name: tensors[root + name] for name in roots[root]}
     others = tuple(_show(other) for other in roots if other != root)
     return Weights(state, _show(root) if others else "", others, _name_unread(_find_unread(shapes, roots), root))
@@ -125,22 +122,25 @@ def _find_root(name: str, shape: tuple[int, ...], shapes: Shapes) -> str | None:
     return None if is_resnet else root
 
 
-def _choose(path: Path, arch: str, shapes: Shapes, roots: Mapping[str, Shapes], key: str | None) -> str:
+def _choose(path: Path, arch: str, shapes: Shapes, key: str | None) -> tuple[str, dict[str, Shapes]]:
+    """Return the root of the set that is read, and all sets."""
+    roots = find_roots(shapes)
     if not roots:
         raise InputError(describe_content(path, arch, shapes))
     if key is not None:
-        return _find_asked(path, roots, key)
+        return _find_asked(path, roots, key), roots
     averaged = _find_averaged(roots)
     if len(roots) == 1:
         root = next(iter(roots))
-        hidden = [] if averaged else [name for name in _find_unread(shapes, roots) if _is_average(name, shapes[name])]
+        unread = [] if averaged else [name for name in _find_unread(shapes, roots) if len(shapes[name]) > 1]
+        hidden = [name for name in unread if _has_average(name) and not name.startswith("optim")]
         if not hidden:
-            return root
+            return root, roots
         beside = f"averaged ones under names that are not known ({list_some(hidden, 1)})"
     else:
         first = [root for name in _FIRST for root in averaged if name in root.split(".")][:1] or averaged
         if len(first) == 1 and len({measure(of) for of in roots.values()}) == 1:
-            return first[0]
+            return first[0], roots
         beside = "of which no rule says which one is meant"
     names = " or ".join(f"model.weights_key={_show(root)}" for root in roots)
     sets = f"{len(roots)} sets of weights" if len(roots) > 1 else "weights and"
@@ -169,11 +169,6 @@ def _find_averaged(roots: Iterable[str]) -> list[str]:
 
 def _has_average(name: str) -> bool:
     return any(_AVERAGED.search(part) for part in name.split("."))
-
-
-def _is_average(name: str, shape: tuple[int, ...]) -> bool:
-    is_ours = not name.startswith("optim") and len(shape) > 1
-    return is_ours and _has_average(name)
 
 
 def _find_unread(shapes: Shapes, roots: Mapping[str, Shapes]) -> list[str]:
