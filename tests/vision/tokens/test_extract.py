@@ -198,7 +198,7 @@ def test_equal_tokens_have_scale_one(backbone, tmp_path):
             tokens = super()._tokens(pixels, layer)
             return tokens._replace(patches=torch.ones_like(tokens.patches))
 
-    constant = Constant(backbone.clip, (0.5,) * 3, (0.5,) * 3, {})
+    constant = Constant(backbone.clip, mean=(0.5,) * 3, std=(0.5,) * 3, fingerprint={})
     cache = extract(constant, tmp_path)
     assert cache.scale == 1.0
     assert json.loads((tmp_path / "tokens.json").read_text())["mean_norm"] == 0.0

@@ -75,8 +75,8 @@ class ClipBackbone(Backbone):
             ids = self._tokenizer(list(texts[start : start + _TEXT_BATCH]))
             if int(ids.max()) >= self.clip.vocab_size:
                 raise InputError(
-                    f"The tokenizer gives ids up to {int(ids.max())}, but the text tower has {self.clip.vocab_size}: put"
-                    f" the model's {VOCABULARY} beside its weights."
+                    f"The tokenizer gives ids up to {int(ids.max())}, but the text tower has {self.clip.vocab_size}:"
+                    f" put the model's {VOCABULARY} beside its weights."
                 )
             with self._autocast():
                 embedded.append(self.clip.encode_text(ids.to(self.mean.device), normalize=True).float())
