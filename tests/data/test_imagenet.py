@@ -225,7 +225,7 @@ class TestFlat:
         write_flat(tmp_path, ORDER)
         truth = write_devkit(tmp_path, ORDER, IDS)
         (tmp_path / "meta.mat").unlink()
-        refused(tmp_path, "test", f"Expected meta.mat beside {truth}, got none", subset=True)
+        refused(tmp_path, "test", f"Expected meta.mat next to {truth}, got none", subset=True)
         write(tmp_path / "map_clsloc.txt", "".join(f"{wnid} {n} some_words\n" for wnid, n in IDS.items()))
         assert_reads(open_set(ImageNet, tmp_path, "test", subset=True), ORDER, f"flat, classes from {truth.name}")
         (tmp_path / "map_clsloc.txt").unlink()

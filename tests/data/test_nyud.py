@@ -228,7 +228,7 @@ class TestMat:
         (mat / "splits.mat").write_text("nothing")
         refuse(mat, "Cannot read", "splits.mat")
         (mat / "splits.mat").unlink()
-        refuse(mat, "splits.mat beside nyu_depth_v2_labeled.mat", "download")
+        refuse(mat, "splits.mat next to nyu_depth_v2_labeled.mat", "download")
 
 
 LINE = "{0}/rgb_{1:05d}.jpg {0}/sync_depth_{1:05d}.png 518.8579\n"

@@ -215,7 +215,7 @@ MAPS: dict[str, tuple[list[str], list[str], str]] = {
     "KITTI": (["training/image_2/000000_10.png"], ["training/semantic/000000_10.png"], "training/image_2"),
     "ImageNet-S": (["train-semi/n0/a.JPEG"], ["train-semi-segmentation/n0/a.png"], "train-semi"),
     "the Oxford-IIIT pets": (["images/a.jpg"], ["annotations/trimaps/a.png"], "images"),
-    "a folder of pictures beside": (["images/a.jpg"], ["masks/a.png"], "images"),
+    "a folder of pictures and": (["images/a.jpg"], ["masks/a.png"], "images"),
     "SUN RGB-D": (["kv1/a/image/1.jpg"], ["kv1/a/depth_bfx/1.png"], "kv1/a/image"),
 }
 MIXED = {

@@ -95,7 +95,7 @@ def test_a_tokenizer_of_another_text_tower_is_refused(tmp_path):
     shutil.copytree(SHIPPED_FOLDER, copied)
     (copied / "vocabulary.json").unlink()
     backbone = load_backbone(ModelConfig("copy", pretrained=f"local-dir:{copied}"))
-    with pytest.raises(InputError, match=r"the text tower has 130: put the model's vocabulary.json beside"):
+    with pytest.raises(InputError, match=r"the text tower has 130: put the model's vocabulary.json next to"):
         backbone.embed_texts(["a ball"])
     (copied / "vocabulary.json").write_text("{}")
     backbone = load_backbone(ModelConfig("copy", pretrained=f"local-dir:{copied}"))

@@ -214,7 +214,7 @@ def read_png(file: Path) -> tuple[str, Shaped[np.ndarray, "height width ..."]]:
     try:
         with Image.open(file, formats=["PNG"]) as image:
             return image.mode, np.array(image)
-    except Exception as error:  # decoders raise whatever a damaged file leads them to
+    except Exception as error:  # a damaged file leads decoders to errors of every kind
         raise InputError(
             f"Cannot read {file} as PNG ({describe_error(error)}): replace it by the data set's own."
         ) from error

@@ -32,7 +32,7 @@ class SplitCheck:
         found: what `describe` says of the layout.
         facts: how often each fact was seen: {"mode": {"RGB": 395, "L": 5}}.
         errors: {image id: what is wrong}; of all images together, under `ALL`.
-        left_out: what lies beside the images and is not read, of all splits together.
+        left_out: what else lies there and is not read, of all splits together.
         depth: of data whose unit may be in doubt, range and median of what was measured, and its share.
     """
 

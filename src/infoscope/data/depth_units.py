@@ -17,7 +17,7 @@ from infoscope.runtime.errors import InputError
 NEAREST_M, FARTHEST_M = 0.5, 10.0
 """What a Kinect measures."""
 _FARTHEST_STORED_M = 10.5  # with some room for rounding and resampling
-_NEAR_MEDIAN_M = 1.3  # with depths below NEAREST_M besides, it is no room in metres
+_NEAR_MEDIAN_M = 1.3  # with depths below NEAREST_M too, it is no room in metres
 _MEDIANS_M = (1.0, 7.5)
 _MANY_MAPS = 4  # one or two may show nothing but a desk; the median of so many lies within _MEDIANS_M
 _FITTING_MEDIANS_M = (1.3, 4.6)  # of a set in the right unit: what a unit must lead to in order to be named

@@ -1,4 +1,4 @@
-"""A folder of photographs: every image below it that Pillow reads, whatever its size and colour mode."""
+"""A folder of photographs: every image below it that Pillow reads, of any size and colour mode."""
 
 from __future__ import annotations
 

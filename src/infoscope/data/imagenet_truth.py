@@ -107,13 +107,13 @@ def _parse_classes(text: str, file: Path) -> list[str]:
     return wnids
 
 
-def _read_id_map(beside: Path) -> dict[str, str]:
+def _read_id_map(truth: Path) -> dict[str, str]:
     """Return {ILSVRC2012_ID: wnid} of the classes without subclasses; the ids as text."""
-    matlab, text = beside.with_name("meta.mat"), beside.with_name("map_clsloc.txt")
+    matlab, text = truth.with_name("meta.mat"), truth.with_name("map_clsloc.txt")
     file = matlab if matlab.is_file() or not text.is_file() else text
     if not file.is_file():
         raise InputError(
-            f"Expected meta.mat beside {beside}, got none: its ids say nothing without the devkit's data/meta.mat."
+            f"Expected meta.mat next to {truth}, got none: its ids say nothing without the devkit's data/meta.mat."
         )
     try:
         if file is text:  # "n02119789 1 kit_fox"
@@ -123,5 +123,5 @@ def _read_id_map(beside: Path) -> dict[str, str]:
 
         synsets = np.atleast_1d(loadmat(file, squeeze_me=True, variable_names=["synsets"])["synsets"])
         return {str(int(row["ILSVRC2012_ID"])): str(row["WNID"]) for row in synsets if int(row["num_children"]) == 0}
-    except Exception as error:  # whatever a damaged file leads SciPy to
+    except Exception as error:  # a damaged file leads SciPy to errors of every kind
         raise InputError(f"Expected the devkit's table of classes in {file}, got none: fetch it again.") from error

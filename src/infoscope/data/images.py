@@ -64,7 +64,7 @@ class ImageSet(ABC):
     skipped: dict[str, str]
     """Images that could not be read so far: id -> reason. `iterate_images` fills it."""
     left_out: LeftOut
-    """What lies beside the images and is not read, of all splits together."""
+    """What else lies there and is not read, of all splits together."""
     n_published: int | None = None
     """Images of the split as the data set was published; None: unknown."""
     resize: Resize = Resize.squash

@@ -259,7 +259,7 @@ LAYOUTS: tuple[Layout, ...] = (
         advice="unpack them and give the folder that comes of it",
     ),
     Layout(
-        "a folder of pictures beside their maps",
+        "a folder of pictures and their maps",
         "",
         "images | image | imgs | img | rgb | color | photos | JPEGImages",
         r"(?:masks?|labels?|annotations?|segmentations?|depths?|gt|ground_?truth|trimaps|label_?maps?"

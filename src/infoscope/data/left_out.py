@@ -1,4 +1,4 @@
-"""What lies beside the images of a data set and is not read: counted by what it is, the first of each kind named."""
+"""What lies among the images of a data set and is not read: counted by what it is, the first of each kind named."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import PurePosixPath
 N_NAMED = 3
 """Names that are kept of each kind."""
 SYSTEM_FOLDERS = ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found")
-"""What systems put beside photographs: their own small copies among it."""
+"""What systems put next to photographs, such as their own small copies."""
 HIDDEN, NO_SUFFIX = "hidden", "without a suffix"
 
 

@@ -42,7 +42,7 @@ _BLOCKS, _BLOCK_BYTES = 256, 64 * 1024
 class NYUd(ImageSet):
     """One split of NYU Depth v2, in one of two layouts, recognised by looking; `describe` names it.
 
-    - The published file: nyu_depth_v2_labeled.mat beside splits.mat. Ids are the numbers of the images, 0001 to 1449.
+    - The published file: nyu_depth_v2_labeled.mat with splits.mat. Ids are the numbers of the images, 0001 to 1449.
     - BTS (arXiv 1907.10326): pairs <scene>/rgb_%05d.jpg and <scene>/sync_depth_%05d.png (16 bits, millimetres) below
       sync (else official_splits/train) and official_splits/test; ids are the images' paths there. If the folder holds
       nyudepthv2_{train,test}_files_with_gt.txt, the split is what that lists, less the lines whose depth is `None`.
@@ -245,7 +245,7 @@ def _read_split(file: Path, split: str, n_images: int) -> list[int]:
 
     name = _INDICES[split]
     if not file.is_file():
-        raise InputError(f"Expected {_SPLITS_MAT} beside {_MAT}, but there is no {file}: download it too.")
+        raise InputError(f"Expected {_SPLITS_MAT} next to {_MAT}, but there is no {file}: download it too.")
     try:
         stored = loadmat(file, variable_names=[name])
     except Exception as error:

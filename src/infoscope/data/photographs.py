@@ -150,7 +150,7 @@ def load_rgb(file: Path | BinaryIO) -> Image.Image:
                 with suppress(Exception):  # damaged EXIF tags do not make the picture unreadable
                     ImageOps.exif_transpose(image, in_place=True)
                 return to_rgb(image)
-    except Exception as error:  # decoders raise whatever a damaged file leads them to
+    except Exception as error:  # a damaged file leads decoders to errors of every kind
         raise ImageError(str(file), describe_error(error)) from error
 
 
@@ -194,7 +194,7 @@ def choose_split(ids: Sequence[str], split: str, seed: int, test_share: float, s
 
 
 def check_photograph(file: Path | BinaryIO) -> dict[str, str]:
-    """Decode an image in full and return its colour mode, its format, whatever its name says, and frames beyond one.
+    """Decode an image in full and return its colour mode, its format by its content, and frames beyond one.
 
     Raises:
         ImageError: if it cannot be read.

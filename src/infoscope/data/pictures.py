@@ -72,7 +72,7 @@ class Pictures(ImageSet):
             return picture
         try:
             return to_rgb(ImageOps.exif_transpose(picture))
-        except Exception as error:  # a file that PIL opened is decoded here, and decoders raise whatever they like
+        except Exception as error:  # a file that PIL opened is decoded here, and decoders raise errors of every kind
             raise ImageError(f"at position {index}", str(error) or type(error).__name__) from error
 
     def describe(self) -> dict[str, str]:

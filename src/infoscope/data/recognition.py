@@ -156,7 +156,7 @@ _MAPS = re.compile(
     "(?:^|/)(?:" + "|".join(f"(?P<m{i}>{layout.maps})" for i, layout in enumerate(LAYOUTS) if layout.maps) + ")$"
 )
 _MAP_OF = re.compile(r"(.+)[_-](?:masks?|seg(?:mentation)?|labels?|annotation|depth|trimap|gt)\.\w+$", re.IGNORECASE)
-"""A map that lies in the folder of its picture: `cat_mask.png` beside `cat.jpg`."""
+"""A map that lies in the folder of its picture: `cat_mask.png` with `cat.jpg`."""
 
 
 def refuse_maps(root: Path, names: Sequence[str]) -> None:
@@ -204,7 +204,7 @@ def _is_photograph(file: Path) -> bool:
     try:
         with Image.open(file) as image:
             return image.mode in ("RGB", "RGBA", "CMYK", "YCbCr") and image.getcolors(_N_COLOURS) is None
-    except Exception:  # decoders raise whatever a damaged file leads them to
+    except Exception:  # a damaged file leads decoders to errors of every kind
         return False
 
 

@@ -2,8 +2,8 @@
 
 A sample is what shares a key, the member's path up to the first dot of its basename: `n0/17.jpg` and `n0/17.cls` are
 an image and its label. Where a name has more dots, it is a picture of its own (`IMG_2020.01.3.jpg`), unless it says
-that it belongs to another: `17.seg.png` and `17.depth.png` are maps, and beside `17.jpg` so is `17.any.png`. Nothing is
-extracted and no member but images and `.cls` labels is read; what is left out is counted.
+that it belongs to another: `17.seg.png` and `17.depth.png` are maps, and where `17.jpg` is, so is `17.any.png`. Nothing
+is extracted and no member but images and `.cls` labels is read; what is left out is counted.
 """
 
 from __future__ import annotations
@@ -211,7 +211,7 @@ def _is_tar_name(name: str) -> bool:
 
 
 def _list_other_files(source: Path) -> LeftOut:
-    """Return what lies in a folder of shards beside them."""
+    """Return what else lies in a folder of shards."""
     left_out = LeftOut("members")
     for name in sorted(os.listdir(source)) if source.is_dir() else []:
         if is_hidden(name):

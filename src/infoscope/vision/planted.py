@@ -180,7 +180,7 @@ def compute_local_codes(
     """Return for each patch and measure which quarter of its own crop's patches it belongs to, one-hot.
 
     Measures: brightness, warmth (red minus blue), contrast, edge direction (upright against level), and the row.
-    Quarters are of equal size in every crop, so the mean over patches is the same whatever the picture shows.
+    Quarters are of equal size in every crop, so the mean over patches is the same for every picture.
     """
     red, green, blue = patches.mean((-1, -2)).unbind(-1)
     grey = patches.mean(2)

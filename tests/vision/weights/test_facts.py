@@ -434,7 +434,7 @@ class TestTimm:
             found = find_facts(self.with_timm(named, file))
             assert found is not None
             assert list(found.preprocessing.value.mean) == IMAGENET["mean"]
-            assert found.preprocessing.by == "the config.json beside the file"
+            assert found.preprocessing.by == "the config.json next to the file"
         content["pretrained_cfg"]["mean"] = [123.7, 116.3, 103.5]
         file.with_name("config.json").write_text(json.dumps(content))
         with pytest.raises(InputError, match="divide by 255"):
@@ -449,6 +449,6 @@ class TestTimm:
             found = find_facts(self.with_timm(named, file))
             assert found is not None
             assert list(found.preprocessing.value.mean) == HALF
-            assert found.preprocessing.by == "the preprocessor_config.json beside the file"
+            assert found.preprocessing.by == "the preprocessor_config.json next to the file"
         with pytest.raises(InputError, match="activation, mean and std of vit_large_patch14_clip_224 depend"):
             find_facts(self.with_timm("vit_large_patch14_clip_224", file))

@@ -162,7 +162,7 @@ CONTENTS = {
     "denied": (b'<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>', "a web page or XML"),
     "gzip": (gzip.compress(b"weights"), r"compressed by gzip: unpack it \(gunzip\)"),
     "text": (b"Not Found", r"it holds text, not weights \('Not Found'\)"),
-    "config": (b'{"model_type": "clip"}', "it is JSON, not weights: give the file of weights beside it"),
+    "config": (b'{"model_type": "clip"}', "it is JSON, not weights: give the file of weights next to it"),
     "index": (
         json.dumps(
             {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}

@@ -1,4 +1,4 @@
-"""What open_clip, its tags, and what lies in or beside a file of a CLIP say of the weights."""
+"""What open_clip, its tags, and what lies in or next to a file of a CLIP say of the weights."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def list_tags(arch: str) -> str:
 
 
 def read_account(file: Path, checksum: str, arch: str) -> Account | None:
-    """Return what a file says of itself: by its format, its checksum, or the configuration that it lies beside.
+    """Return what a file says of itself: by its format, its checksum, or the configuration next to it.
 
     Raises:
         InputError: if that configuration is damaged or makes no sense.
@@ -68,9 +68,9 @@ def read_account(file: Path, checksum: str, arch: str) -> Account | None:
         published = _get_published_checksum(open_clip.get_pretrained_cfg(arch, tag).get("url", ""))
         if published and checksum.startswith(published):
             return describe_tag(arch, tag, f"the file's checksum, that of {tag}")
-    beside = file.with_name(LOCAL_CONFIG)
-    if file.name.startswith("open_clip_") and beside.is_file():
-        return describe_local(*read_local_config(beside), beside)
+    config = file.with_name(LOCAL_CONFIG)
+    if file.name.startswith("open_clip_") and config.is_file():
+        return describe_local(*read_local_config(config), config)
     return _read_transformers(file)
 
 
@@ -107,7 +107,7 @@ def describe_local(model_cfg: dict[str, Any], preprocess: dict[str, Any], path: 
 
 
 def _read_transformers(file: Path) -> Account | None:
-    """Return what the configurations that transformers writes say of the CLIP beside them."""
+    """Return what the configurations that transformers writes say of the CLIP next to them."""
     content = read_beside(file, "config.json")
     if content.get("model_type") not in ("clip", "clip_vision_model"):
         return None
@@ -116,7 +116,7 @@ def _read_transformers(file: Path) -> Account | None:
     if activation not in ("quick_gelu", "gelu"):
         config = file.with_name("config.json")
         raise InputError(f"Expected the activation in {config} to be quick_gelu or gelu, got {activation!r}.")
-    return Account("the config.json beside the file", activation == "quick_gelu", read_processor(file))
+    return Account("the config.json next to the file", activation == "quick_gelu", read_processor(file))
 
 
 def _get_published_checksum(url: str) -> str:

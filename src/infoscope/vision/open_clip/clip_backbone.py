@@ -1,4 +1,4 @@
-"""What every CLIP has, whatever its image tower: a text tower, embeddings, the scale of its cosines."""
+"""What every CLIP has, with any image tower: a text tower, embeddings, the scale of its cosines."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Tokenizer = Callable[[list[str]], Tensor]
 
 
 class ClipBackbone(Backbone):
-    """A CLIP: an image tower, which subclasses read, beside the text tower that serves zero-shot heads.
+    """A CLIP: an image tower, which subclasses read, and the text tower that serves zero-shot heads.
 
     Args:
         clip: the whole model, open_clip's.
@@ -76,7 +76,7 @@ class ClipBackbone(Backbone):
             if int(ids.max()) >= self.clip.vocab_size:
                 raise InputError(
                     f"The tokenizer gives ids up to {int(ids.max())}, but the text tower has {self.clip.vocab_size}:"
-                    f" put the model's {VOCABULARY} beside its weights."
+                    f" put the model's {VOCABULARY} next to its weights."
                 )
             with self._autocast():
                 embedded.append(self.clip.encode_text(ids.to(self.mean.device), normalize=True).float())
@@ -132,5 +132,5 @@ def make_tokenizer(name: str) -> Tokenizer:
         return open_clip.get_tokenizer(name)
     except ModuleNotFoundError as error:  # SigLIP's tokenizers are Hugging Face's
         raise InputError(f"The tokenizer of {name} needs a package: pip install {error.name}.") from error
-    except Exception as error:  # whatever the tokenizer's library leads to
+    except Exception as error:  # of the tokenizer's library, of every kind
         raise InputError(f"Cannot make the tokenizer of {name}: {get_first_line(error)}.") from error

@@ -76,5 +76,5 @@ def _make_clip(model_cfg: dict[str, Any], name: str) -> torch.nn.Module:
     make = open_clip.CustomTextCLIP if custom_text else open_clip.CLIP
     try:
         return make(**cfg)
-    except Exception as error:  # whatever sizes that do not fit, or a library that is not there, lead to
+    except Exception as error:  # sizes that do not fit, or a library that is not there
         raise InputError(f"Cannot make the model that {name} describes: {get_first_line(error)}.") from error

@@ -110,7 +110,7 @@ def find_timm_source(config: ModelConfig) -> TimmSource:
 
 
 def _settle(config: ModelConfig, accounts: Sequence[Account], arch: str, cfg: Any) -> Facts:
-    """Return mean and std, and the activation of CLIPs: the architecture's, whatever the weights were trained with."""
+    """Return mean and std, and the activation of CLIPs: the architecture's, be it another than the weights'."""
     preprocessing = choose(read_asked(config).preprocessing, "model.mean and model.std", accounts, "preprocessing")
     assert preprocessing is not None
     if config.pretrained == "random" or not _is_natively_quick(cfg):
@@ -148,19 +148,19 @@ def _find_default_tag(config: ModelConfig, cfgs: dict[str, Any], is_file: bool, 
 
 
 def _read_account(file: Path, arch: str) -> Account | None:
-    """Return what the config.json of timm, or else the preprocessor_config.json of transformers, says beside weights.
+    """Return what the config.json of timm, or else the preprocessor_config.json of transformers, says of weights.
 
     Raises:
         InputError: if it is damaged or its mean and std make no sense.
     """
     if (processor := read_processor(file)) is not None:
-        return Account("the preprocessor_config.json beside the file", None, processor)
+        return Account("the preprocessor_config.json next to the file", None, processor)
     content = read_beside(file, "config.json")
     cfg = content.get("pretrained_cfg")
     if content.get("architecture") != arch or not isinstance(cfg, dict):
         return None
     known = check_preprocessing(cfg.get("mean"), cfg.get("std"), f"{file.with_name('config.json')}: ")
-    return Account("the config.json beside the file", None, known, str(cfg.get("tag")))
+    return Account("the config.json next to the file", None, known, str(cfg.get("tag")))
 
 
 def make_trunk(source: TimmSource, seed: int) -> nn.Module:

@@ -49,7 +49,7 @@ so many shards: what an interruption can cost, and what processes share out."""
 class TokenCache(TokenSource):
     """Tokens on disk, memory-mapped.
 
-    Beside the facts: shards `patches-00000.npy` [n, grid * grid, d_in] and `prefix-00000.npy` [n, n_prefix, d_in]
+    With the facts lie shards `patches-00000.npy` [n, grid * grid, d_in] and `prefix-00000.npy` [n, n_prefix, d_in]
     (float32 or float16), rows in order over the shards.
     """
 

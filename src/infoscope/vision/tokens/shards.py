@@ -75,7 +75,7 @@ class ShardWriter:
         self.known: dict[str, list[np.ndarray]] = {}
 
     def write(self, index: Tensor, tokens: Tokens) -> None:
-        """Add a batch; whatever shards lie before it are over."""
+        """Add a batch; the shards before it are over."""
         number = int(index[0]) // self.shard_images
         assert number == int(index[-1]) // self.shard_images, "a batch lies in one shard"
         while self.left[0] != number:

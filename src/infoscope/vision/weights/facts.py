@@ -1,7 +1,7 @@
 """Which activation, mean and std weights were trained with, and who says so.
 
 State dicts do not hold these facts, and wrong ones give wrong numbers without a word. So somebody has to say them: the
-user, the tag, what lies in or beside a file, the origin that `model.origin` names, or all tags of the architecture, if
+user, the tag, what lies in or next to a file, the origin that `model.origin` names, or all tags of the architecture, if
 they agree. The first of these who speaks is followed; where nobody does, the user is asked.
 """
 
@@ -108,7 +108,7 @@ def contradicts(asked: Account, other: Account) -> bool:
 
 
 def read_processor(file: Path) -> Preprocessing | None:
-    """Return mean and std of the preprocessor_config.json that transformers writes beside its weights.
+    """Return mean and std of the preprocessor_config.json that transformers writes next to its weights.
 
     Raises:
         InputError: if it is damaged, or they make no sense.

@@ -1,4 +1,4 @@
-"""The tensors of a file of weights, whatever its name says of its format: the content decides.
+"""The tensors of a file of weights, whose format its content decides, not its name.
 
 Nothing that a file holds is ever run: safetensors, `weights_only=True`, an unpickler that calls nothing, or the tensors
 of a TorchScript archive.
@@ -78,7 +78,7 @@ def _guard(path: Path, read: Any) -> Any:
 
 def _explain(error: Exception) -> str:
     if isinstance(error, pickle.UnpicklingError) and "weights_only" in str(error):
-        return f"it is damaged, or {_OTHER_OBJECTS}"  # torch's own words advise to run whatever the file holds
+        return f"it is damaged, or {_OTHER_OBJECTS}"  # torch's own words advise to run what the file holds
     if "Invalid magic number" in str(error):
         return "it is a pickle that torch.save has not written: save the state dict by torch.save"
     return get_first_line(error)
@@ -190,7 +190,7 @@ def _explain_text(path: Path, head: bytes) -> str:
     try:
         parts = sorted(set(json.loads(path.read_text())["weight_map"].values()))
     except (ValueError, KeyError, TypeError, AttributeError):
-        return "it is JSON, not weights: give the file of weights beside it"
+        return "it is JSON, not weights: give the file of weights next to it"
     return (
         f"it is the index of weights in {len(parts)} parts ({list_some(parts)}): join them into one .safetensors file"
         " (safetensors.torch.load_file of each, save_file of all), and give that"

@@ -45,7 +45,7 @@ def check_fit(
     """Refuse weights that are not exactly a model's: their names, shapes, kinds and values.
 
     Args:
-        state: under the model's names; `original`: as the file has them, of which architectures are told.
+        state: under the model's names; `original`: as the file has them, by which architectures are recognised.
         without: names of the model that need not be there.
 
     Raises:

@@ -40,7 +40,7 @@ def download(weights: str, get: Callable[[], str | Path], cache_folder: Path, ur
     _check_network(weights, cache_folder, url)
     try:
         return Path(get())
-    except Exception as error:  # whatever the network and the hub lead to
+    except Exception as error:  # of the network or the hub, of every kind
         raise InputError(f"Cannot download the weights {weights}: {get_first_line(error)}.") from error
 
 

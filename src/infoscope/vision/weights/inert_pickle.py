@@ -1,8 +1,8 @@
 """What a pickle holds, without importing or calling anything that it names.
 
 Checkpoints often hold more than tensors: arguments, schedules, a whole module. `weights_only=True` refuses such files.
-Here every name that is not a tensor's becomes a class that keeps its content and does nothing, so that the tensors
-beside it can be read. A file that names a way to run commands is refused, though nothing of it would be run.
+Here every name that is not a tensor's becomes a class that keeps its content and does nothing, so that the
+tensors can be read. A file that names a way to run commands is refused, though nothing of it would be run.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def read_inert(path: Path) -> Any:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Finds no class by its name, so that whatever is called lies in this file or rebuilds a tensor."""
+    """Finds no class by its name, so that all that is called lies in this file or rebuilds a tensor."""
 
     def find_class(self, module: str, name: str) -> Any:
         is_function = module in ("builtins", "__builtin__") and name in _FUNCTIONS

@@ -33,7 +33,7 @@ _FRAGMENTS = (
     (r"(^|\.)resblocks\.", "a part of a CLIP", "give it whole, as open_clip or transformers writes it"),
     (r"(^|\.)blocks\.\d", "a vision transformer without its patch embedding", "give it whole"),
 )
-"""The same, of names that stand beside an image tower too."""
+"""The same, of names that files with an image tower have too."""
 
 
 def guess_origin(names: Sequence[str], origins: Iterable[tuple[str, str, str]] = _ORIGINS) -> str | None:

@@ -1,6 +1,6 @@
-"""Which of the sets of weights in a file is read: training writes averages beside raw ones, teachers beside students.
+"""Which of the sets of weights in a file is read: training writes raw and averaged ones, students and teachers.
 
-A set is found by its image tower: whatever stands before the name of the tower's patch embedding, wrappers and modules
+A set is found by its image tower: what stands before the name of the tower's patch embedding, wrappers and modules
 alike, is the set's root (`state_dict_ema`, `teacher.backbone`, `state_dict.model`).
 """
 
@@ -30,7 +30,7 @@ _AVERAGED = re.compile(r"(^|_)(ema|teacher|average|averaged|swa)(_|\d|$)")
 _FIRST = ("state_dict_ema", "model_ema")
 """timm's own order (timm.models._helpers.load_state_dict)."""
 _TRAINING = re.compile(r"optim|sched|scaler|^amp|callback|loop|loss|^rng|fp16|averaging_state|n_averaged")
-"""What training keeps beside weights, as the first part of a name: nobody misses it."""
+"""What else training keeps, as the first part of a name: nobody misses it."""
 
 
 @dataclass(frozen=True)
@@ -136,15 +136,15 @@ def _choose(path: Path, arch: str, shapes: Shapes, key: str | None) -> tuple[str
         hidden = [name for name in unread if _has_average(name) and not name.startswith("optim")]
         if not hidden:
             return root, roots
-        beside = f"averaged ones under names that are not known ({list_some(hidden, 1)})"
+        why = f"averaged ones under names that are not known ({list_some(hidden, 1)})"
     else:
         first = [root for name in _FIRST for root in averaged if name in root.split(".")][:1] or averaged
         if len(first) == 1 and len({measure(of) for of in roots.values()}) == 1:
             return first[0], roots
-        beside = "of which no rule says which one is meant"
+        why = "of which no rule says which one is meant"
     names = " or ".join(f"model.weights_key={_show(root)}" for root in roots)
     sets = f"{len(roots)} sets of weights" if len(roots) > 1 else "weights and"
-    raise InputError(f"{path} holds {sets} {beside}: choose by {names}.")
+    raise InputError(f"{path} holds {sets} {why}: choose by {names}.")
 
 
 def _find_asked(path: Path, roots: Iterable[str], key: str) -> str:

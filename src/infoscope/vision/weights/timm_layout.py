@@ -13,11 +13,11 @@ from torch import Tensor
 MODULES = ("vision_transformer", "deit")
 """timm's modules of plain vision transformers."""
 NO_ENCODER = ("head.", "head_dist.", "decoder_")
-"""What files hold beside the encoder: classifiers, and the decoder of MAE's pretraining."""
+"""What files hold but no encoder does: classifiers, and the decoder of MAE's pretraining."""
 
 
 def to_timm(state: Mapping[str, Tensor], tower: Any) -> dict[str, Tensor]:
-    """Return weights under timm's names, without what is behind or beside the tower.
+    """Return weights under timm's names, without what is no part of the tower.
 
     Args:
         state: DINOv2's, DeiT-III's, MAE's, timm's or open_clip's, by names from the root of the model.

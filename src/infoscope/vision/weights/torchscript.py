@@ -32,7 +32,7 @@ DTYPES = {
     "BoolStorage": torch.bool,
 }
 NO_WEIGHTS = {"attn_mask", "input_resolution", "context_length", "vocab_size"}
-"""Tensors beside the weights that CLIP's archives hold."""
+"""Tensors in CLIP's archives that are no weights."""
 
 
 def is_torchscript(path: Path) -> bool:

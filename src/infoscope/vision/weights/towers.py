@@ -13,7 +13,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 class Names(NamedTuple):
-    """What stands beside a patch embedding: the beginning of the names of blocks, and the name of the positions."""
+    """What belongs to a patch embedding: the beginning of the names of blocks, and the name of the positions."""
 
     blocks: str
     positions: str
@@ -30,7 +30,7 @@ TOWERS = {
     "patch_embed.proj.weight": Names("blocks.", "pos_embed"),
     "conv1.weight": Names("transformer.resblocks.", "positional_embedding"),
 }
-"""Patch embeddings and what stands beside them, longer names first: of open_clip, with timm's tower or its own; of
+"""Patch embeddings and what belongs to them, longer names first: of open_clip, with timm's tower or its own; of
 transformers (CLIP, SigLIP; DINOv2, ViT; a bare CLIP tower); of timm, DINOv2 and MAE; of a bare tower of open_clip's."""
 
 
