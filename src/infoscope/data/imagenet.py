@@ -76,7 +76,7 @@ class ImageNet(ImageSet):
 
     def _find_images(
         self, split: str, shards: str | None, config: DataConfig
-    ) -> tuple[TarImages | PhotographFiles, Int64[np.ndarray, " n"]]:
+    ) -> tuple[PhotographFiles, Int64[np.ndarray, " n"]]:
         """Return the images, and the place of each one's class among the 1,000."""
         left_out, photographs = LeftOut(), None
         if shards is not None:
@@ -136,8 +136,7 @@ class ImageNet(ImageSet):
         """
         labels = hashlib.sha256(" ".join(self.wnids).encode() + self._labels.tobytes()).hexdigest()
         facts = {"resize": self.resize.name, "n_classes": self.n_classes, "labels_sha256": labels}
-        hashed = {key: self._photographs.fingerprint[key] for key in ("hashed", "sha256")}
-        return self._make_fingerprint("imagenet", **facts, **hashed)
+        return self._make_fingerprint("imagenet", **facts, **self._photographs.hash_contents())
 
 
 def open_imagenet(config: DataConfig) -> tuple[ImageNet, ImageNet]:

@@ -72,7 +72,7 @@ class PhotographFiles(ImageSet):
     ) -> None:
         self.folder, self.seed, self.resize, self.on_error = folder, seed, resize, on_error
         super().__init__(split, [names[i] for i in choose_split(names, split, seed, test_share, folder)])
-        self.left_out = left_out or LeftOut()
+        self.left_out = LeftOut() if left_out is None else left_out
         self.left_out.n_read = len(names)
 
     def decode(self, index: int) -> Image.Image:
@@ -83,13 +83,16 @@ class PhotographFiles(ImageSet):
 
     @cached_property
     def fingerprint(self) -> dict[str, Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Names, sizes and contents of the files of the split, see `hash_images`.
+        """Names, sizes and contents of the images of the split, see `hash_images`.
 
         Raises:
-            ImageError: if a file cannot be read at all and `on_error` is "raise".
+            ImageError: if an image cannot be read at all and `on_error` is "raise".
         """
-        hashed = hash_files(self.folder, self.image_ids, self.on_error)
-        return self._make_fingerprint(self.kind, seed=self.seed, resize=self.resize.name, **hashed)
+        return self._make_fingerprint(self.kind, seed=self.seed, resize=self.resize.name, **self.hash_contents())
+
+    def hash_contents(self) -> dict[str, str]:
+        """Return the part of the fingerprint that stands for names and contents, see `hash_images`."""
+        return hash_files(self.folder, self.image_ids, self.on_error)
 
 
 @cache

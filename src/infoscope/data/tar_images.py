@@ -16,7 +16,6 @@ import re
 import tarfile
 from collections.abc import Iterator, Set
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -24,13 +23,13 @@ import numpy as np
 from jaxtyping import Int64
 from PIL import Image
 
-from infoscope.data.config import RAISE, OnError, Resize
-from infoscope.data.images import ImageError, ImageSet
+from infoscope.data.config import RAISE, OnError
+from infoscope.data.images import ImageError
 from infoscope.data.left_out import HIDDEN, NO_SUFFIX, LeftOut, is_hidden
 from infoscope.data.photographs import (
     N_READERS,
+    PhotographFiles,
     check_photograph,
-    choose_split,
     describe_error,
     hash_images,
     is_image_name,
@@ -49,18 +48,15 @@ _MAX_LABEL_BYTES = 32
 _MAX_OPEN = 64  # shards held open by a process
 
 
-class TarImages(ImageSet):
+class TarImages(PhotographFiles):
     """The images in WebDataset shards: members with the suffix of an image. Ids are names without it, ascending.
 
-    The headers of the shards are read once, here; an image is then one read at its place. The split is by hash, as
-    that of an image folder.
+    The headers of the shards are read once, here; an image is then one read at its place. How images are spread over
+    shards is not in the fingerprint.
 
     Args:
         source: one tar file, a folder of them, or files with a range as `shards-{000000..000010}.tar`.
-        split: "train" or "test".
-        seed: of the split.
-        test_share: expected share of the images that are held out, 0 to below 1; the test split may be empty.
-        resize: how `load` makes a square.
+        split, options: as of `PhotographFiles`.
         on_error: with "skip", what is whole of a damaged shard is taken.
 
     Raises:
@@ -68,18 +64,10 @@ class TarImages(ImageSet):
             image, or none is left to train on.
     """
 
-    def __init__(
-        self,
-        source: str | Path,
-        split: str = "train",
-        *,
-        seed: int = 0,
-        test_share: float = 0.1,
-        resize: Resize = Resize.squash,
-        on_error: OnError = RAISE,
-    ) -> None:
+    kind = "tar_images"
+
+    def __init__(self, source: str | Path, split: str = "train", *, on_error: OnError = RAISE, **options: Any) -> None:
         self._opened: dict[int, int] = {}  # number of a shard -> file descriptor, the latest used last
-        self.seed, self.resize, self.on_error = seed, resize, on_error
         self.shards = list_shards(source)
         with ThreadPoolExecutor(N_READERS) as pool:
             indices = list(pool.map(lambda shard: _index_shard(shard, on_error), self.shards))
@@ -101,13 +89,12 @@ class TarImages(ImageSet):
         for first, second in itertools.pairwise(order):
             if keys[first] == keys[second]:
                 raise _duplicate(keys[first], self.shards[shard[first]], self.shards[shard[second]])
-        ids = [keys[i] for i in order]
-        kept = choose_split(ids, split, seed, test_share, source)
-        rows = np.array(order, dtype=np.int64)[kept]
-        self._shard, self._places = shard[rows], np.concatenate([index.places for index in indices])[rows]
-        super().__init__(split, [ids[i] for i in kept])
         left_out.add_all(_list_other_files(Path(source).expanduser()))
-        self.left_out, left_out.n_read = left_out, len(keys)
+        ids = [keys[i] for i in order]
+        super().__init__(Path(source), ids, split, on_error=on_error, left_out=left_out, **options)
+        place = dict(zip(keys, range(len(keys)), strict=True))
+        rows = np.array([place[name] for name in self.image_ids], dtype=np.int64)
+        self._shard, self._places = shard[rows], np.concatenate([index.places for index in indices])[rows]
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_opened": {}}
@@ -171,14 +158,7 @@ class TarImages(ImageSet):
             found["damaged shards"] = f"{len(self.damaged)}, first {shard} ({damage})"
         return found
 
-    @cached_property
-    def fingerprint(self) -> dict[str, Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Keys, sizes and contents of the images of the split, see `hash_images`; not how they are spread over shards.
-
-        Raises:
-            ImageError: if a shard cannot be read any more.
-        """
-
+    def hash_contents(self) -> dict[str, str]:
         def digest(i: int, n_bytes: int | None) -> str:
             offset, size = self._places[i, :2].tolist()
             try:
@@ -188,8 +168,7 @@ class TarImages(ImageSet):
                 raise self._image_error(i, error) from error
             return hashlib.sha256(data).hexdigest()
 
-        hashed = hash_images(self.image_ids, self._places[:, 1].tolist(), digest)
-        return self._make_fingerprint("tar_images", seed=self.seed, resize=self.resize.name, **hashed)
+        return hash_images(self.image_ids, self._places[:, 1].tolist(), digest)
 
 
 def is_tar_source(source: str | Path) -> bool:
