@@ -71,7 +71,7 @@ class PhotographFiles(ImageSet):
         left_out: LeftOut | None = None,
     ) -> None:
         self.folder, self.seed, self.resize, self.on_error = folder, seed, resize, on_error
-        super().__init__(split, [names[i] for i in choose_split(names, split, seed, test_share, folder)])
+        super().__init__(split, _choose_split(names, split, seed, test_share, folder))
         self.left_out = LeftOut() if left_out is None else left_out
         self.left_out.n_read = len(names)
 
@@ -175,22 +175,14 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def choose_split(ids: Sequence[str], split: str, seed: int, test_share: float, source: str | Path) -> list[int]:
-    """Return which images belong to a split, by the hash that splits image folders; ascending.
-
-    Raises:
-        InputError: if the split is unknown, or none is left to train on.
-    """
+def _choose_split(names: Sequence[str], split: str, seed: int, test_share: float, source: Path) -> list[str]:
+    """Return the images of a split."""
     check_split(split)
     is_test = split == "test"
-    chosen = [
-        i
-        for i, name in enumerate(ids)
-        if (test_share > 0 and compute_split_position(seed, name) < test_share) == is_test
-    ]
+    chosen = [name for name in names if (test_share > 0 and compute_split_position(seed, name) < test_share) == is_test]
     if not chosen and not is_test:
         raise InputError(
-            f"Expected images to train on, but data.test_share={test_share} holds out all {len(ids)} images of"
+            f"Expected images to train on, but data.test_share={test_share} holds out all {len(names)} images of"
             f" {source}: lower data.test_share or add images."
         )
     return chosen
