@@ -186,7 +186,7 @@ def test_the_planted_feature_is_found_responsible():
     removed = np.zeros(planted.inputs.sae.d_sae, dtype=bool)
     removed[:6] = True  # the three class latents, and three that carry something else
     for row in range(6):
-        why = explain_change(planted.inputs, planted.head, row, removed, int(classes[row]))
+        why = explain_change(planted.inputs, planted.head, row, removed, int(classes[row]), PredictConfig())
         assert why.features[0].latent == classes[row]
         assert why.features[0].drop > 0.5
         assert why.rival != classes[row]

@@ -91,7 +91,7 @@ def test_features_are_what_editing_gives(tmp_path: Path, edits_prefix: bool, sae
         read = features.load(split, VARIANTS)
         assert list(read) == [readout.name for readout in readouts]
         tokens = iterate_tokens(data, ROWS[split], 3, inputs.device)
-        batches = [(batch, batch.edit(editor)) for batch in (EncodedBatch.of(inputs, some) for some in tokens)]
+        batches = [(batch, batch.edit(editor)) for batch in (EncodedBatch(inputs, some) for some in tokens)]
         for readout in readouts:
             direct = torch.cat([batch.read(edited, readout) for batch, edited in batches], dim=1)
             assert direct.shape == (len(VARIANTS), len(ROWS[split]), 16)

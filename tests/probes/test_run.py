@@ -84,7 +84,7 @@ def test_shares_are_measured_on_test_tokens(results):
 def read_vectors(inputs: ProbeInputs, editor: AblationEditor, readout: Readout) -> torch.Tensor:
     """What classification reads of six test images in every variant, computed directly."""
     tokens = iterate_tokens(inputs.test, np.arange(6), 4, inputs.device)
-    batches = (EncodedBatch.of(inputs, some) for some in tokens)
+    batches = (EncodedBatch(inputs, some) for some in tokens)
     return torch.cat([batch.read(batch.edit(editor), readout) for batch in batches], dim=1)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool
 
+from infoscope.predictions.config import PredictConfig
 from infoscope.predictions.inputs import PredictInputs, TokenEditor
 from infoscope.predictions.zero_shot import ZeroShotHead
 from infoscope.runtime.parts import Part
@@ -56,27 +57,26 @@ def explain_change(
     row: int,
     removed: Bool[np.ndarray, " d_sae"],
     old_class: int,
-    n_candidates: int = 64,
-    batch_images: int = 32,
+    config: PredictConfig,
 ) -> Explanation:
     """Find the features of a group whose ablation, each alone, costs the old class of one image most.
 
-    Only the group's `n_candidates` most active features of the image are tried (activation summed over its tokens), so
-    an image costs that many forwards; on the scenes 64 of them name the same features as all. Log-odds and not the
-    logit, which may fall with all the others and change nothing; nor the probability, which stays at 1 while a sure
-    prediction loses ground. Features act together, so the drops need not sum to what the whole group does.
+    Only the group's `config.n_candidates` most active features of the image are tried (activation summed over its
+    tokens), so an image costs that many forwards; on the scenes 64 of them name the same features as all. Log-odds and
+    not the logit, which may fall with all the others and change nothing; nor the probability, which stays at 1 while a
+    sure prediction loses ground. Features act together, so the drops need not sum to what the whole group does.
 
     Args:
         row: of the tokens.
     """
     tokens = inputs.load(np.array([row]))
     editor = TokenEditor(inputs, tokens)
-    candidates = _find_active(inputs, editor, removed, n_candidates)
+    candidates = _find_active(inputs, editor, removed, config.n_candidates)
     groups = torch.zeros(1 + len(candidates), inputs.sae.d_sae, dtype=torch.bool, device=inputs.device)
     groups[0] = torch.from_numpy(removed)
     groups[range(1, len(groups)), candidates] = True
     log_p = [head.log_probabilities(inputs.backbone.embed_tokens(tokens, inputs.layer))]
-    for batch in groups.split(batch_images):
+    for batch in groups.split(config.batch_images):
         versions = [editor.edit(group, EditMode.error_preserving) for group in batch]
         joined = Tokens(torch.cat([v.prefix for v in versions]), torch.cat([v.patches for v in versions]))
         log_p.append(head.log_probabilities(inputs.backbone.embed_tokens(joined, inputs.layer)))

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from infoscope.predictions.prompts import Prompts
 from infoscope.runtime.errors import InputError
+from infoscope.runtime.files import write_json
 from infoscope.runtime.parts import Part, compute_parts, cut
 from infoscope.vision.backbone import Backbone
 
@@ -48,7 +49,7 @@ class ZeroShotHead:
         """Write `zero_shot.npz` and `zero_shot.json` into an existing folder."""
         np.savez(folder / _HEAD_ARRAYS, weights=self.weights.cpu().numpy())
         content = {"class_names": self.class_names, "logit_scale": self.logit_scale}
-        (folder / _HEAD_NAMES).write_text(json.dumps(content, indent=2), encoding="utf-8")
+        write_json(folder / _HEAD_NAMES, content)
 
     @classmethod
     def load(cls, folder: Path) -> ZeroShotHead:

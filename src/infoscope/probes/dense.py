@@ -65,10 +65,18 @@ class DenseProbes:
             folder: where an interrupted run of the same variants goes on from; None: nowhere.
         """
         heads = self.fit(editor, folder)
-        held_out = self._measure_held_out(editor, heads, folder)
+        every = {
+            task: [head.select(torch.full((len(editor),), i, device=head.mean.device)) for i in range(len(head.lrs))]
+            for task, head in heads.items()
+        }
+        measured = self.measure(Part.held_out, editor, every, folder)
         trained: Trained = {}
         for task, head in heads.items():
-            best, records = choose_rates(task.name, head.lrs, held_out[task], CHOSEN_BY[task][1])
+            name, higher_is_better = CHOSEN_BY[task]
+            # torchmetrics gives a single head's value without its axis
+            held_out = torch.stack([metrics[name].reshape(-1) for metrics in measured[task]], dim=1)
+            held_out = held_out.masked_fill(~head.is_finite(), torch.nan)
+            best, records = choose_rates(task.name, head.lrs, held_out, higher_is_better)
             trained[task.name] = (head.select(best), records)
         return trained
 
@@ -120,22 +128,6 @@ class DenseProbes:
             kept.save(state)
         return Standardisation(**{name: tensor.to(self.inputs.device) for name, tensor in state.items()})
 
-    def _measure_held_out(
-        self, editor: AblationEditor, heads: dict[Task, SegmentationHeads | DepthHeads], folder: Path | None
-    ) -> dict[Task, Float[Tensor, "n_variants n_rates"]]:
-        """Return the metric that each rate is chosen by, on the held-out images."""
-        every = {
-            task: [head.select(torch.full((len(editor),), i, device=head.mean.device)) for i in range(len(head.lrs))]
-            for task, head in heads.items()
-        }
-        measured = self.measure(Part.held_out, editor, every, folder)
-        held_out = {}
-        for task, head in heads.items():
-            # torchmetrics gives a single head's value without its axis
-            of_rates = [metrics[CHOSEN_BY[task][0]].reshape(-1) for metrics in measured[task]]
-            held_out[task] = torch.stack(of_rates, dim=1).masked_fill(~head.is_finite(), torch.nan)
-        return held_out
-
     @torch.no_grad()
     def measure(
         self, part: Part, editor: AblationEditor, heads: dict[Task, list[LinearMaps]], folder: Path | None = None
@@ -169,9 +161,9 @@ class DenseProbes:
         return {task: [metric.compute() for metric in each] for task, each in metrics.items()}
 
     def _make_metrics(self, heads: dict[Task, list[LinearMaps]], n_heads: int) -> dict[Task, list[SumMetric]]:
-        return {task: [self._make_metric(task, n_heads) for _ in maps] for task, maps in heads.items()}
+        def make(task: Task) -> SumMetric:
+            if task is Task.segmentation:
+                return SegmentationMetrics(n_heads, self.n_labels).to(self.inputs.device)
+            return DepthMetrics(n_heads, self.config.max_depth_m).to(self.inputs.device)
 
-    def _make_metric(self, task: Task, n_heads: int) -> SumMetric:
-        if task is Task.segmentation:
-            return SegmentationMetrics(n_heads, self.n_labels).to(self.inputs.device)
-        return DepthMetrics(n_heads, self.config.max_depth_m).to(self.inputs.device)
+        return {task: [make(task) for _ in maps] for task, maps in heads.items()}

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -32,41 +31,28 @@ _COPIES = 12
 """Tokens are held so many times over while a transformer block works on them: its MLP alone makes eight."""
 
 
-class EditedTokens(NamedTuple):
-    """Tokens in every variant; those that the SAE was not trained on are the same in each."""
-
-    prefix: Float[Tensor, "n_variants batch n_prefix d"]
-    patches: Float[Tensor, "n_variants batch n_patches d"]
-
-
-@dataclass(frozen=True)
 class EncodedBatch:
-    """Some images' tokens on the device, and the latents of those that are edited (patches first)."""
+    """Some images' tokens on the device, and the latents of those that the SAE was trained on (patches first)."""
 
-    inputs: ProbeInputs
-    tokens: Tokens
-    group: GroupEditor
-
-    @classmethod
-    def of(cls, inputs: ProbeInputs, tokens: Tokens) -> EncodedBatch:
-        """Encode those of the tokens that the SAE was trained on."""
+    def __init__(self, inputs: ProbeInputs, tokens: Tokens) -> None:
+        self.inputs, self.tokens = inputs, tokens
         edited = [tokens.patches] * inputs.edits_patches + [tokens.prefix] * inputs.edits_prefix
-        return cls(inputs, tokens, GroupEditor(inputs.sae, torch.cat([part.flatten(0, 1) for part in edited])))
+        self.group = GroupEditor(inputs.sae, torch.cat([part.flatten(0, 1) for part in edited]))
 
-    def edit(self, editor: AblationEditor) -> EditedTokens:
-        """Return the tokens in every variant."""
-        edited, start, parts = editor.edit(self.group.x, self.group.acts), 0, []
-        chosen = (self.inputs.edits_patches, self.inputs.edits_prefix)
-        for part, is_edited in zip((self.tokens.patches, self.tokens.prefix), chosen, strict=True):
-            if is_edited:
-                n_tokens = part.shape[0] * part.shape[1]
-                parts.append(edited[:, start : start + n_tokens].unflatten(1, part.shape[:2]))
-                start += n_tokens
-            else:
-                parts.append(part.expand(len(editor), -1, -1, -1))
-        return EditedTokens(prefix=parts[1], patches=parts[0])
+    def edit(self, editor: AblationEditor) -> Tokens:
+        """Return the tokens in every variant, [n_variants, batch, n, d]; those that the SAE does not read stay."""
+        edited, inputs = editor.edit(self.group.x, self.group.acts), self.inputs
+        n_patches = inputs.edits_patches * self.tokens.patches.shape[:2].numel()
 
-    def read(self, edited: EditedTokens, readout: Readout) -> Float[Tensor, "n_variants batch d"]:
+        def form(old: Tensor, new: Tensor, is_edited: bool) -> Tensor:
+            return new.unflatten(1, old.shape[:2]) if is_edited else old.expand(len(editor), -1, -1, -1)
+
+        return Tokens(
+            prefix=form(self.tokens.prefix, edited[:, n_patches:], inputs.edits_prefix),
+            patches=form(self.tokens.patches, edited[:, :n_patches], inputs.edits_patches),
+        )
+
+    def read(self, edited: Tokens, readout: Readout) -> Float[Tensor, "n_variants batch d"]:
         """Return what classification reads of the edited tokens, computed directly."""
         match readout:
             case Readout.patch_mean:
@@ -146,7 +132,7 @@ class _PartInWork:
 
     def update(self, tokens: Tokens) -> None:
         """Add some images."""
-        batch = EncodedBatch.of(self.wanted.inputs, tokens)
+        batch = EncodedBatch(self.wanted.inputs, tokens)
         for name, rows_of in self.wanted.read(batch).items():
             self.columns.setdefault(name, []).append(rows_of.cpu())
         if self.shares:

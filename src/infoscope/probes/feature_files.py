@@ -18,7 +18,6 @@ from infoscope.probes.features import MEANS, SHARES_FILE
 from infoscope.probes.inputs import ProbeInputs
 from infoscope.runtime import processes
 from infoscope.runtime.parts import Part
-from infoscope.sae.model import SparseAutoencoder
 from infoscope.scope.ablations import Ablation, Progress, no_progress
 from infoscope.vision.tokens.shards import RowWriter
 
@@ -111,56 +110,36 @@ class _FeatureFiles:
     """Writes all files of one SAE's features of a split, part by part."""
 
     def __init__(self, wanted: Wanted, folders: Mapping[str, Path], split: str) -> None:
-        self.wanted, self.folders = wanted, folders
-        self.means = _MeansWriter(folders[MEANS], split, wanted.inputs.sae) if wanted.means else None
+        self.wanted, self.folders, self.split = wanted, folders, split
         self.shares = wanted.start_shares() if wanted.shares else None
-        readouts = wanted.config.cls_readouts if wanted.vectors else []
-        shape, dtype = (wanted.inputs.sae.d_in,), wanted.config.feature_dtype
-        self.vectors = {
-            f"{key}/{readout.name}": RowWriter(folders[key] / f"{split}-{readout.name}.npy", shape, dtype)
+        self.counts = [np.zeros(1, np.int64)]
+        readouts, d_in = wanted.config.cls_readouts if wanted.vectors else [], wanted.inputs.sae.d_in
+        self.files = {
+            f"{key}/{readout.name}": RowWriter(
+                folders[key] / f"{split}-{readout.name}.npy", (d_in,), wanted.config.feature_dtype
+            )
             for key in wanted.variants
             for readout in readouts
         }
+        for name, dtype in _MEANS_FILES.items() if wanted.means else ():
+            shape = (d_in,) if name == "mean_x" else ()
+            self.files[name] = RowWriter(folders[MEANS] / f"{split}-{name}.npy", shape, dtype)
 
     def write(self, part: Part) -> None:
         """Append what is known of some images."""
-        if self.means:
-            self.means.write(part)
-        for name, file in self.vectors.items():
+        for name, file in self.files.items():
             file.write(part[name])
+        if self.wanted.means:
+            self.counts.append(part["counts"].numpy())
         if self.shares:
             self.shares.add(part)
 
     def close(self) -> None:
-        """Close the files; write the shares of all images."""
-        if self.means:
-            self.means.close()
-        for file in self.vectors.values():
+        """Close the files; write where each image's entries lie, and the shares of all images."""
+        for file in self.files.values():
             file.close()
+        if self.wanted.means:
+            np.save(self.folders[MEANS] / f"{self.split}-indptr.npy", np.concatenate(self.counts).cumsum())
         if self.shares:
             for key, values in zip(self.wanted.variants, self.shares.compute(), strict=True):
                 (self.folders[key] / SHARES_FILE).write_text(json.dumps(values), encoding="utf-8")
-
-
-class _MeansWriter:
-    """Writes the files of `ImageMeans` part by part."""
-
-    def __init__(self, folder: Path, split: str, sae: SparseAutoencoder) -> None:
-        self.path = folder / f"{split}-indptr.npy"
-        self.counts = [np.zeros(1, np.int64)]
-        shapes = {"mean_x": (sae.d_in,), "indices": (), "values": ()}
-        self.files = {
-            name: RowWriter(folder / f"{split}-{name}.npy", shapes[name], dtype) for name, dtype in _MEANS_FILES.items()
-        }
-
-    def write(self, part: Part) -> None:
-        """Append the means of some images."""
-        for name, file in self.files.items():
-            file.write(part[name])
-        self.counts.append(part["counts"].numpy())
-
-    def close(self) -> None:
-        """Write where each image's entries lie, and close the files."""
-        for file in self.files.values():
-            file.close()
-        np.save(self.path, np.concatenate(self.counts).cumsum())

@@ -22,7 +22,6 @@ from infoscope.scope.ablations import Ablation
 MEANS = "means"
 """Under what name the means of images lie; every other name is a variant's key."""
 SHARES_FILE = "shares.json"
-SPLITS = ("train", "test")
 
 _BLOCK_IMAGES = 1024
 """Images whose vectors are formed or read at a time."""

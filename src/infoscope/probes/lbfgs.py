@@ -57,12 +57,6 @@ class LogisticRegression:
         self.vectors, self.rows, self.labels, self.n_classes = vectors, rows, labels, n_classes
         self.standardisation = standardisation
 
-    def start(self) -> Solution:
-        """Return weights and biases of 0."""
-        new = {"device": self.vectors.device, "dtype": self.vectors.dtype}
-        d = self.vectors.shape[1]
-        return Solution(torch.zeros(d, self.n_classes, **new), torch.zeros(self.n_classes, **new), True)
-
     @torch.no_grad()
     def evaluate(
         self, weight: Float[Tensor, "d n_classes"], bias: Float[Tensor, " n_classes"]
@@ -90,10 +84,13 @@ class LogisticRegression:
         Args:
             start: where to begin, such as the solution for a strength nearby; None: at 0.
         """
-        at_zero = self.start()
-        _, *gradient = self.evaluate(at_zero.weight, at_zero.bias)
+        at_zero = [
+            self.vectors.new_zeros(self.vectors.shape[1], self.n_classes),
+            self.vectors.new_zeros(self.n_classes),
+        ]
+        _, *gradient = self.evaluate(*at_zero)
         largest = max(part.abs().max().item() for part in gradient)
-        weight, bias = (part.clone() for part in (start or at_zero)[:2])
+        weight, bias = (part.clone() for part in (at_zero if start is None else start[:2]))
         penalty = strength / len(self.rows)
 
         def closure() -> float:

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
@@ -70,7 +69,7 @@ def save_result(folder: Path, result: AblationResult) -> None:
     (folder / RESULT_FILE).write_text(json.dumps(result.to_json(), indent=2, allow_nan=False), encoding="utf-8")
 
 
-def load_result(folder: Path, device: torch.device | str = "cpu") -> AblationResult:
+def load_result(folder: Path) -> AblationResult:
     """Return what `save_result` wrote.
 
     Raises:
@@ -78,14 +77,9 @@ def load_result(folder: Path, device: torch.device | str = "cpu") -> AblationRes
     """
     try:
         content: Mapping[str, Any] = json.loads((folder / RESULT_FILE).read_text(encoding="utf-8"))
-        tensors = load_file(folder / HEADS_FILE, device=str(device))
-        heads = {
-            name.removesuffix(".weight"): LinearMaps(
-                weight[None], tensors[name.removesuffix(".weight") + ".bias"][None]
-            )
-            for name, weight in tensors.items()
-            if name.endswith(".weight")
-        }
+        tensors = load_file(folder / HEADS_FILE)
+        tasks = [name.removesuffix(".weight") for name in tensors if name.endswith(".weight")]
+        heads = {task: LinearMaps(tensors[f"{task}.weight"][None], tensors[f"{task}.bias"][None]) for task in tasks}
         return AblationResult(content["variant"], content["metrics"], content["frozen_head"], content["lr"], heads)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise InputError(
