@@ -110,7 +110,7 @@ def find_timm_source(config: ModelConfig) -> TimmSource:
 
 
 def _settle(config: ModelConfig, accounts: Sequence[Account], arch: str, cfg: Any) -> Facts:
-    """Return mean and std, and the activation of CLIPs: the architecture's, be it another than the weights'."""
+    """Return mean and std, and for CLIPs the activation of the architecture, even where the weights want another."""
     preprocessing = choose(read_asked(config).preprocessing, "model.mean and model.std", accounts, "preprocessing")
     assert preprocessing is not None
     if config.pretrained == "random" or not _is_natively_quick(cfg):
