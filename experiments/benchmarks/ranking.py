@@ -1,6 +1,6 @@
 """Ranking a data set as large as ImageNet for as many latents as a wide SAE has: memory, time, and exactness.
 
-`rank_in_parts` runs as it is, on a stand-in for an SAE that makes latents up: latent j fires on an image with a
+`measure_one` runs as it is, on a stand-in for an SAE that makes latents up: latent j fires on an image with a
 probability of its own (log-uniform, 1e-5 to 0.1), with a uniform strength in 64 steps, so that ties are common. An
 image is one token here: what an encoder adds while it works does not grow with the number of images
 (`MAX_LATENT_VALUES`), and is not part of this. For some latents all values are kept aside (a third of a GB for
@@ -29,7 +29,8 @@ from torch import Tensor
 
 from infoscope.runtime.environment import describe_environment
 from infoscope.sae.origin import Origin
-from infoscope.scope.ranking import Ranking, rank_in_parts
+from infoscope.sae.passes import measure_one
+from infoscope.scope.ranking import Ranking, measure_ranking
 from infoscope.vision.backbone import Tokens
 from infoscope.vision.tokens.source import TokenRows
 
@@ -100,13 +101,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             print(f"{done:>9} images, {time.perf_counter() - start:6.0f} s, peak {peak_gb():.2f} GB", flush=True)
 
     with TemporaryDirectory() as folder:
-        ranking = rank_in_parts(
-            latents,  # pyright: ignore[reportArgumentType]
-            NoTokens(options.images),
-            options.ranks,
-            progress=tell,
-            place=Path(folder) / "ranked",
-        )
+        wanted = measure_ranking(latents, options.ranks).kept_in(Path(folder) / "ranked")  # pyright: ignore
+        ranking = measure_one(NoTokens(options.images), wanted, tell).compute()
     seconds = time.perf_counter() - start
     return {
         "seconds": seconds,

@@ -32,9 +32,8 @@ from infoscope.runtime.store import Store
 from infoscope.sae import passes
 from infoscope.sae.checkpoint import load_sae
 from infoscope.sae.module import SAEModule
-from infoscope.scope.maps import ScoringModule
+from infoscope.scope.maps import PairMaps
 from infoscope.scope.partition import make_partition
-from infoscope.scope.ranking import rank_images
 from infoscope.scope.scoring import score_latents
 from infoscope.scope.top_images import TopImages
 from infoscope.stages import tokens as tokens_module
@@ -68,6 +67,7 @@ from tests.support.pipeline_samples import (
     make_tiny_config,
     run_tiny,
 )
+from tests.support.scope_samples import rank
 
 UP_TO_SCORE = ("scenes", "tokens", "train_sae", "rank", "score")
 
@@ -431,7 +431,7 @@ def test_gamma_comes_from_the_training_split(finished: Path, tmp_path: Path) -> 
     cache = TokenCache(find_folder(output_dir, "tokens", "train"))
     images = SceneSet(find_folder(output_dir, "scenes", "train"))
     assert (images.split, len(images), len(cache)) == ("train", N_TRAIN, N_TRAIN)
-    ranking = rank_images(sae, cache.batches(16), config.scope.n_ranks)
+    ranking = rank(sae, cache, config.scope.n_ranks)
     backbone = load_backbone(ModelConfig(kind=ModelKind.planted_registers))
     scores = score_latents(backbone, sae, images, ranking, config.scope, layer=config.model.layer)
     expected = make_partition(scores.cds(config.scope.k_cds).values, ranking.mean_act, config.partition)
@@ -452,7 +452,7 @@ def swap_splits(ctx: Context, split: str, data: Any = None) -> ImageSet:
 def partition_on_test_images(ctx: Context, seed: int) -> Any:
     cache = TokenCache(Tokens.at(ctx, "test").folder)
     sae, scope = sae_of(ctx, seed).load(), ctx.config.scope
-    ranking = rank_images(sae, cache.batches(16), scope.n_ranks)
+    ranking = rank(sae, cache, scope.n_ranks)
     backbone = load_backbone(ModelConfig(kind=ModelKind.planted_registers))
     scores = score_latents(backbone, sae, open_split(ctx, "test"), ranking, scope)
     return make_partition(scores.cds(scope.k_cds).values, ranking.mean_act, ctx.config.partition)
@@ -557,7 +557,7 @@ INTERRUPTIONS = [
     ("tokens", Backbone, "tokens", 2, STAGES[1:], ["scenes", "scenes"]),
     ("train_sae", SAEModule, "training_step", 9, STAGES[2:], ["scenes", "scenes", "tokens", "tokens"]),
     ("rank", TopImages, "update", 2, STAGES[3:], ["scenes", "scenes", "tokens", "tokens", "train_sae"]),
-    ("score", ScoringModule, "test_step", 1, STAGES[4:], ["scenes", "scenes", "tokens", "tokens", "train_sae", "rank"]),
+    ("score", PairMaps, "keep", 1, STAGES[4:], ["scenes", "scenes", "tokens", "tokens", "train_sae", "rank"]),
     ("features", Backbone, "resume", 2, STAGES[5:], [*UP_TO_SCORE]),
     ("probe", ProbeModule, "training_step", 9, STAGES[5:], [*UP_TO_SCORE, *FEATURES, "probe", "probe", "probe"]),
 ]

@@ -24,7 +24,7 @@ from infoscope.probes.results import load_result, save_result
 from infoscope.probes.run import run_probes
 from infoscope.probes.vectors import TrainingImages, VectorBatches
 from infoscope.runtime.errors import InputError
-from infoscope.sae.edit import EditMode, edit_tokens
+from infoscope.sae.edit import EditMode, GroupEditor
 from infoscope.scope.ablations import Ablation, Role
 from infoscope.scope.editing import AblationEditor
 from tests.support.probe_samples import CLASS_LATENTS, DEPTH_LATENT, LABEL_LATENTS, make_config, make_inputs, mask
@@ -118,7 +118,7 @@ def test_the_editor_agrees_with_editing_one_by_one(inputs):
     x = torch.from_numpy(inputs.test.tokens.patches[:3]).flatten(0, 1)
     edited = AblationEditor(inputs.sae, VARIANTS).edit(x)
     for variant, tokens in zip(VARIANTS, edited, strict=True):
-        alone = edit_tokens(inputs.sae, x, inputs.sae.encode_sparse(x), torch.from_numpy(variant.ablated), variant.mode)
+        alone = GroupEditor(inputs.sae, x).edit(torch.from_numpy(variant.ablated), variant.mode)
         torch.testing.assert_close(tokens, alone)
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from infoscope.runtime.errors import InputError
 from infoscope.sae.activations import Activation, ReLU, TopK
-from infoscope.sae.edit import EditMode, GroupEditor, RemovedShareMeter, edit_tokens
+from infoscope.sae.edit import EditMode, GroupEditor, RemovedShareMeter
 from infoscope.sae.model import SparseAutoencoder
 
 SCALE = 4.0
@@ -24,17 +24,16 @@ def make_case(activation: Activation) -> tuple[SparseAutoencoder, Tensor, Tensor
     return sae, torch.randn(3, 10, 6, generator=generator), torch.rand(18, generator=generator) < 0.4
 
 
-def edit(sae: SparseAutoencoder, x: Tensor, removed: Tensor, mode: EditMode, alpha: float = 1.0) -> Tensor:
-    return edit_tokens(sae, x, sae.encode_sparse(x.view(-1, 6)), removed, mode, alpha)
+def edit(sae: SparseAutoencoder, x: Tensor, removed: Tensor, mode: EditMode) -> Tensor:
+    return GroupEditor(sae, x).edit(removed, mode)
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-@pytest.mark.parametrize("alpha", [1.0, 0.5, 2.0])
-def test_edit_is_rescaled_to_raw_units(activation: Activation, alpha: float) -> None:
+def test_edit_is_rescaled_to_raw_units(activation: Activation) -> None:
     sae, x, removed = make_case(activation)
     z = sae.encode(x)
-    expected = x - alpha / SCALE * (z * removed) @ sae.W_dec
-    torch.testing.assert_close(edit(sae, x, removed, EditMode.error_preserving, alpha), expected)
+    expected = x - 1 / SCALE * (z * removed) @ sae.W_dec
+    torch.testing.assert_close(edit(sae, x, removed, EditMode.error_preserving), expected)
     # Independent of the formula: what was taken is the change of the SAE's own reconstruction in raw units.
     change = sae.decode(z) - sae.decode(z * ~removed)
     torch.testing.assert_close(x - edit(sae, x, removed, EditMode.error_preserving), change, atol=1e-5, rtol=1e-5)
@@ -65,12 +64,11 @@ def test_removing_everything_leaves_the_error_or_the_bias() -> None:
 
 def test_editor_encodes_once_for_all_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     sae, x, removed = make_case(TopK(5))
-    editor = GroupEditor(sae, x)
+    editor, cases = GroupEditor(sae, x), [(group, mode) for group in (removed, ~removed) for mode in EditMode]
+    expected = [edit(sae, x, *case) for case in cases]
     monkeypatch.setattr(sae, "pre_acts", None)
-    for group in (removed, ~removed):
-        for mode in EditMode:
-            expected = edit_tokens(sae, x, editor.acts, group, mode, alpha=0.5)
-            assert torch.equal(editor.edit(group, mode, alpha=0.5), expected)
+    for case, tokens in zip(cases, expected, strict=True):
+        assert torch.equal(editor.edit(*case), tokens)
 
 
 def test_complementary_groups_add_up() -> None:
@@ -88,17 +86,17 @@ def test_removed_shares_are_the_definitions(mode: EditMode) -> None:
     meter = RemovedShareMeter(sae, groups, mode)
     for part in x.split(2):
         meter.update(GroupEditor(sae, part))
-    shares = meter.compute()
+    mass_share, energy_share = meter.compute()
     mass = (sae.encode(x) * sae.W_dec.norm(dim=1)).sum((0, 1)).double()
     total = (x - sae.mean).square().sum().double()
     for i, group in enumerate(groups):
         energy = (x - edit(sae, x, group, mode)).square().sum().double() / total
-        assert float(shares.mass[i]) == pytest.approx(float(mass[group].sum() / mass.sum()), rel=1e-5)
-        assert float(shares.energy[i]) == pytest.approx(float(energy), rel=1e-5)
-    assert float(shares.mass[:2].sum()) == pytest.approx(1.0)
-    assert float(shares.mass[2]) == pytest.approx(1.0)
+        assert float(mass_share[i]) == pytest.approx(float(mass[group].sum() / mass.sum()), rel=1e-5)
+        assert float(energy_share[i]) == pytest.approx(float(energy), rel=1e-5)
+    assert float(mass_share[:2].sum()) == pytest.approx(1.0)
+    assert float(mass_share[2]) == pytest.approx(1.0)
     if mode is EditMode.error_preserving:
-        assert float(shares.energy[3]) == 0.0
+        assert float(energy_share[3]) == 0.0
 
 
 def test_a_group_of_the_wrong_shape_is_refused() -> None:

@@ -15,7 +15,7 @@ from infoscope.config.tree import compose, register_schemas
 from infoscope.runtime.bounds import Share
 from infoscope.runtime.errors import InputError
 from infoscope.sae.activations import (
-    MAKERS,
+    ACTIVATIONS,
     Activation,
     BatchTopK,
     JumpReLU,
@@ -23,7 +23,6 @@ from infoscope.sae.activations import (
     MatryoshkaPrefix,
     ReLU,
     TopK,
-    make_objective,
 )
 from infoscope.sae.checkpoint import load_sae, load_sae_info, save_sae
 from infoscope.sae.config import (
@@ -37,6 +36,7 @@ from infoscope.sae.config import (
 )
 from infoscope.sae.edit import EditMode, GroupEditor
 from infoscope.sae.losses import (
+    OBJECTIVES,
     BatchTopKObjective,
     JumpReLUObjective,
     MatryoshkaKObjective,
@@ -48,7 +48,7 @@ from infoscope.sae.losses import (
 from infoscope.sae.metrics import compute_sae_metrics
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.sae.module import make_sae
-from infoscope.sae.topk_step import Weights, compute_sparse_step, select_batch_topk, select_nested_topk
+from infoscope.sae.topk_step import compute_sparse_step, select_batch_topk, select_nested_topk
 from infoscope.sae.train import train_sae
 from tests.support.sae_samples import (
     AUX_K,
@@ -69,7 +69,7 @@ from tests.support.sae_samples import (
 K, K_LEVELS, PREFIX_SIZES = 4, [1, 3, 4], [5, 10, D_SAE]
 LEVEL_WEIGHTS = [3, 2, 1]
 NEW_KINDS = ["batchtopk", "jumprelu", "matryoshka_k", "matryoshka_prefix"]
-OBJECTIVES: dict[str, partial[Objective]] = {
+EXAMPLES: dict[str, partial[Objective]] = {
     "batchtopk": partial(BatchTopKObjective, K),
     "matryoshka_k": partial(MatryoshkaKObjective, K_LEVELS, LEVEL_WEIGHTS),
     "matryoshka_prefix": partial(BatchTopKObjective, K, prefix_sizes=PREFIX_SIZES),
@@ -113,19 +113,15 @@ def compute_dense_loss(kind: str, sae: SparseAutoencoder, x_n: Tensor, dead: Ten
     return loss + aux_coef * (residual - residual_hat).pow(2).sum() / (residual - residual.mean(0)).pow(2).sum()
 
 
-def get_weights(sae: SparseAutoencoder) -> Weights:
-    return Weights(sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec)
-
-
 # -- losses and gradients against dense autograd ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("n_dead", [0, 3, 14])
-@pytest.mark.parametrize("kind", list(OBJECTIVES))
+@pytest.mark.parametrize("kind", list(EXAMPLES))
 def test_loss_and_every_gradient_equal_dense_autograd(kind: str, n_dead: int) -> None:
     sae, x_n, dead = make_case()
     dead = dead & (dead.cumsum(0) <= n_dead)
-    out = OBJECTIVES[kind](aux_k=AUX_K, aux_coef=1 / 32)(sae, x_n, dead)
+    out = EXAMPLES[kind](aux_k=AUX_K, aux_coef=1 / 32)(sae, x_n, dead)
     expected = compute_dense_loss(kind, sae, x_n, dead, 1 / 32)
     torch.testing.assert_close(out.loss, expected)
     for name, ours, theirs in zip(PARAMETERS, compute_grads(sae, out.loss), compute_grads(sae, expected), strict=True):
@@ -136,10 +132,10 @@ def test_loss_and_every_gradient_equal_dense_autograd(kind: str, n_dead: int) ->
     assert out.fvu.item() == pytest.approx(float((x_n - out.x_hat_n).pow(2).sum() / x_n.pow(2).sum()))
 
 
-@pytest.mark.parametrize("kind", list(OBJECTIVES))
+@pytest.mark.parametrize("kind", list(EXAMPLES))
 def test_no_dense_codes_in_the_backward(kind: str) -> None:
     sae, x_n, dead = make_case()
-    loss = OBJECTIVES[kind](aux_k=AUX_K, aux_coef=1 / 32)(sae, x_n, dead).loss
+    loss = EXAMPLES[kind](aux_k=AUX_K, aux_coef=1 / 32)(sae, x_n, dead).loss
     with RecordShapes() as recorder:
         compute_grads(sae, loss)
     assert not [shape for shape in recorder.shapes if N in shape and D_SAE in shape]
@@ -159,10 +155,10 @@ def test_one_level_is_topk_itself() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("kind", list(OBJECTIVES))
+@pytest.mark.parametrize("kind", list(EXAMPLES))
 def test_gradients_on_cuda_equal_those_on_the_cpu(kind: str) -> None:
     sae, x_n, dead = make_case()
-    objective = OBJECTIVES[kind](aux_k=AUX_K, aux_coef=1 / 32)
+    objective = EXAMPLES[kind](aux_k=AUX_K, aux_coef=1 / 32)
     expected = compute_grads(sae, objective(sae, x_n, dead).loss)
     sae, x_n, dead = sae.cuda(), x_n.cuda(), dead.cuda()
     for ours, theirs in zip(compute_grads(sae, objective(sae, x_n, dead).loss), expected, strict=True):
@@ -175,7 +171,7 @@ def test_gradients_on_cuda_equal_those_on_the_cpu(kind: str) -> None:
 def test_levels_equal_separate_topk_decodings() -> None:
     sae, x_n, _ = make_case()
     select = partial(select_nested_topk, k_levels=K_LEVELS)
-    step = compute_sparse_step(x_n, get_weights(sae), select, n_levels=3)
+    step = compute_sparse_step(x_n, sae, select, n_levels=3)
     assert len(step.x_hats_n) == 3
     for k, x_hat_n in zip(K_LEVELS, step.x_hats_n, strict=True):
         alone = SparseAutoencoder(D_IN, D_SAE, TopK(k)).double()
@@ -186,7 +182,7 @@ def test_levels_equal_separate_topk_decodings() -> None:
 def test_prefixes_equal_separate_decodings_of_the_first_latents() -> None:
     sae, x_n, _ = make_case()
     select = partial(select_batch_topk, k=K, prefix_sizes=PREFIX_SIZES)
-    step = compute_sparse_step(x_n, get_weights(sae), select, n_levels=3)
+    step = compute_sparse_step(x_n, sae, select, n_levels=3)
     code = keep_largest_of_batch(sae.pre_acts(x_n), K)
     for size, x_hat_n in zip(PREFIX_SIZES, step.x_hats_n, strict=True):
         torch.testing.assert_close(x_hat_n, code[:, :size] @ sae.W_dec[:size] + sae.b_dec)
@@ -196,7 +192,7 @@ def test_a_token_without_entries_in_a_level_keeps_the_level_before() -> None:
     sae, x_n, _ = make_case()
     with torch.no_grad():
         sae.b_enc[10:] = -100.0  # nothing beyond the second prefix
-    step = compute_sparse_step(x_n, get_weights(sae), partial(select_batch_topk, k=1, prefix_sizes=PREFIX_SIZES), 3)
+    step = compute_sparse_step(x_n, sae, partial(select_batch_topk, k=1, prefix_sizes=PREFIX_SIZES), 3)
     assert torch.equal(step.x_hats_n[1], step.x_hats_n[2])
     silent = ~(keep_largest_of_batch(sae.pre_acts(x_n), 1) > 0).any(1)
     assert silent.any()
@@ -222,7 +218,7 @@ def test_batch_topk_selects_exactly_the_k_n_largest(n: int, skewed: bool) -> Non
 def test_batch_topk_has_k_active_latents_per_token_on_average_in_training() -> None:
     sae, x_n, dead = make_case()
     for kind in ("batchtopk", "matryoshka_prefix"):
-        out = OBJECTIVES[kind](aux_k=0, aux_coef=0.0)(sae, x_n, dead)
+        out = EXAMPLES[kind](aux_k=0, aux_coef=0.0)(sae, x_n, dead)
         assert out.n_fired.sum() == K * N
         code = keep_largest_of_batch(sae.pre_acts(x_n), K)
         assert out.smallest_act == code[code > 0].min()
@@ -388,7 +384,7 @@ def test_every_kind_is_a_choice_of_the_command_line(kind: str) -> None:
     assert type(config) is KINDS[kind]
     sae = make_sae(config, torch.zeros(64), 1.0, seed=0)
     assert (sae.activation.kind, sae.d_sae) == (kind, 128)
-    assert make_objective(kind, config.loss_settings(64))
+    assert OBJECTIVES[kind](**config.loss_settings(64))
 
 
 def test_lists_and_choices_are_read_from_the_command_line() -> None:
@@ -445,7 +441,8 @@ def test_a_new_kind_is_a_dataclass_an_activation_and_a_file(
 ) -> None:
     """Registered at its two places, it is composed, refused, trained, stored and loaded as every other."""
     monkeypatch.setitem(KINDS, "half", HalfConfig)
-    monkeypatch.setitem(MAKERS, "half", (Half, ReLUObjective))
+    monkeypatch.setitem(ACTIVATIONS, "half", Half)
+    monkeypatch.setitem(OBJECTIVES, "half", ReLUObjective)
     (tmp_path / "sae").mkdir()
     (tmp_path / "sae" / "half.yaml").write_text("defaults:\n  - /sae_half@_here_\n  - _self_\nshare: 0.25\n")
     monkeypatch.setattr("infoscope.config.tree.register_schemas", register_schemas.__wrapped__)

@@ -8,11 +8,12 @@ import torch
 
 from infoscope.sae.activations import TopK
 from infoscope.sae.edit import GroupEditor
-from infoscope.sae.mass import UNIT_TOLERANCE, compute_mass
+from infoscope.sae.metrics import UNIT_TOLERANCE, compute_mass
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.scope.ablations import make_ablations
 from infoscope.scope.editing import AblationShares
-from infoscope.scope.ranking import rank_images
+from tests.support.memory_tokens import MemoryTokens
+from tests.support.scope_samples import rank
 
 N_IMAGES, N_PATCHES, D_IN, D_SAE = 9, 4, 16, 64
 
@@ -31,7 +32,7 @@ def make_sae(lengths: torch.Tensor | float) -> SparseAutoencoder:
 
 def test_it_is_what_brute_force_finds_for_rows_of_any_length() -> None:
     sae, tokens = make_sae(torch.linspace(0.5, 3, D_SAE)), make_tokens()
-    ranking = rank_images(sae, [(torch.arange(N_IMAGES), tokens)], 3)
+    ranking = rank(sae, MemoryTokens(tokens), 3)
     acts = sae.encode(tokens).double().flatten(0, 1)
     written = torch.stack([(acts[:, i, None] * sae.W_dec[i].double()).norm(dim=1).sum() for i in range(D_SAE)])
     found = compute_mass(ranking.mean_act, sae.W_dec)

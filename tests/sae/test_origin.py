@@ -21,11 +21,11 @@ from infoscope.sae.checkpoint import load_sae, save_sae
 from infoscope.sae.config import TokenChoice, TopKConfig
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.sae.origin import Origin, check_edits, check_has_maps, check_tokens, choose_layer
+from infoscope.sae.passes import measure_one
 from infoscope.sae.train import train_sae
 from infoscope.scope.config import ScopeConfig, StabilityConfig
-from infoscope.scope.confounds import compute_confounds
-from infoscope.scope.group_activation import compute_outlier_acts
-from infoscope.scope.ranking import rank_images
+from infoscope.scope.confounds import measure_confounds
+from infoscope.scope.group_activation import measure_outlier_acts
 from infoscope.scope.rescoring import ScoredSAE, compute_stability
 from infoscope.scope.scoring import score_latents
 from infoscope.vision.backbone import Backbone
@@ -33,6 +33,8 @@ from infoscope.vision.config import ModelConfig, ModelKind
 from infoscope.vision.load import load_backbone
 from infoscope.vision.planted import PlantedRegisters
 from infoscope.vision.tokens.extract import TokenCache, extract_tokens
+from tests.support.memory_tokens import MemoryTokens
+from tests.support.scope_samples import rank
 
 LAYER = 2  # of the four of scenes_clip
 
@@ -150,7 +152,7 @@ def test_another_width_is_one_sentence_everywhere(backbone: Backbone) -> None:
         lambda: narrow.encode_sparse(x[0]),
         lambda: narrow.normalise(x),
     ]
-    calls += [lambda: rank_images(narrow, [(torch.arange(2), x)], 2), lambda: make_sae(1).normalise(x)]
+    calls += [lambda: rank(narrow, MemoryTokens(x), 2), lambda: make_sae(1).normalise(x)]
     for call in calls:
         with pytest.raises(InputError, match="width"):
             call()
@@ -160,7 +162,7 @@ def test_every_door_refuses_another_layer(
     sae: SparseAutoencoder, backbone: Backbone, pictures: Pictures, tokens: TokenCache
 ) -> None:
     config = ScopeConfig(k_cds=2, k_max=2, n_workers=1)
-    ranking = rank_images(sae, tokens.batches(6), 2)
+    ranking = rank(sae, tokens, 2)
     scores = score_latents(backbone, sae, pictures, ranking, config)
     scored = [ScoredSAE(0, sae, ranking, scores, None)]
     data: Any = ProbeData(tokens, pictures)  # pyright: ignore[reportArgumentType]
@@ -196,8 +198,8 @@ def test_tokens_of_another_layer_or_backbone_are_refused(
         check_tokens(sae, foreign)
     data: Any = ProbeData(earlier, pictures)  # pyright: ignore[reportArgumentType]
     doors = [
-        lambda: compute_confounds(sae, earlier, pictures),
-        lambda: compute_outlier_acts(sae, earlier, 1.0),
+        lambda: measure_one(earlier, measure_confounds(sae, pictures, 16)),
+        lambda: measure_one(earlier, measure_outlier_acts(sae, earlier, 1.0)),
         lambda: ProbeInputs(sae, data, data),
         lambda: PredictInputs(sae, earlier, backbone),
     ]
@@ -214,7 +216,7 @@ def test_tokens_that_were_not_trained_on_are_not_read() -> None:
     with pytest.raises(InputError, match="SAE of CLS tokens has no activation maps"):
         check_has_maps(cls.origin.tokens)
     with pytest.raises(InputError, match="SAE of CLS tokens has no activation maps"):
-        rank_images(cls, [(torch.arange(2), torch.zeros(2, 9, 4))], 2)
+        rank(cls, MemoryTokens(torch.zeros(2, 9, 4)), 2)
     for sae, edits in ((cls, (False, True)), (patch, (True, False)), (every, (True, True))):
         check_has_maps(sae.origin.tokens) if sae is not cls else None
         check_edits(sae, *edits)

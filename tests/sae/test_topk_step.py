@@ -10,7 +10,7 @@ from torch import Tensor
 
 from infoscope.sae.losses import ReLUObjective, TopKObjective, compute_aux_loss
 from infoscope.sae.model import SparseAutoencoder
-from infoscope.sae.topk_step import Weights, compute_sparse_step, select_topk
+from infoscope.sae.topk_step import compute_sparse_step, select_topk
 from tests.support.sae_samples import AUX_K, D_IN, D_SAE, PARAMETERS, K, N, RecordShapes, compute_grads, make_case
 
 
@@ -43,8 +43,7 @@ def test_every_gradient_equals_dense_autograd(n_dead: int) -> None:
 
 def test_auxk_alone_reaches_the_dead_encoder_columns_and_only_those() -> None:
     sae, x_n, dead = make_case()
-    weights = Weights(sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec)
-    step = compute_sparse_step(x_n, weights, partial(select_topk, k=K), dead=dead, aux_k=AUX_K)
+    step = compute_sparse_step(x_n, sae, partial(select_topk, k=K), dead=dead, aux_k=AUX_K)
     assert step.error_hat is not None
     W_enc_grad, b_enc_grad, W_dec_grad, b_dec_grad = torch.autograd.grad(
         compute_aux_loss((x_n - step.x_hats_n[0]).detach(), step.error_hat),

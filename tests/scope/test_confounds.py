@@ -14,9 +14,10 @@ from infoscope.runtime.errors import InputError
 from infoscope.sae import passes
 from infoscope.sae.activations import ReLU
 from infoscope.sae.model import SparseAutoencoder
+from infoscope.sae.passes import measure_one
 from infoscope.scope import confounds as confounds_module
 from infoscope.scope.confound_meters import compute_epsilon_squared, compute_patch_labels
-from infoscope.scope.confounds import ConfoundResult, LatentProperties, compute_confounds
+from infoscope.scope.confounds import ConfoundResult, LatentProperties, measure_confounds
 from infoscope.scope.separation import compute_auroc, compute_separation, compute_spearman, match_frequency
 from infoscope.vision.backbone import Tokens
 from infoscope.vision.tokens.source import TokenSource
@@ -100,6 +101,10 @@ def make_identity_sae() -> SparseAutoencoder:
     return sae.requires_grad_(False)
 
 
+def compute_confounds(tokens, images, k_max=16) -> ConfoundResult:
+    return measure_one(tokens, measure_confounds(make_identity_sae(), images, k_max)).compute()
+
+
 @pytest.fixture(scope="module")
 def images() -> SampleSet:
     return SampleSet(151)
@@ -114,7 +119,7 @@ def cache(images):
 def result(images, cache) -> ConfoundResult:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(passes, "BATCH_IMAGES", 7)
-        return compute_confounds(make_identity_sae(), cache, images, k_max=6)
+        return compute_confounds(cache, images, k_max=6)
 
 
 def epsilon_squared(values: np.ndarray, groups: np.ndarray, df_total: float) -> float:
@@ -150,7 +155,7 @@ class TestEffects:
                 pixels[:12] = 255  # two rows of patches
                 return pixels
 
-        found = compute_confounds(make_identity_sae(), cache, Holes(len(images))).label_effect
+        found = compute_confounds(cache, Holes(len(images))).label_effect
         acts = cache.acts[:, 8:, NOISE].astype(np.float64)
         labels = images.patch_labels[cache.image_index].reshape(len(acts), -1)[:, 8:]
         deviations = acts - acts.mean(1, keepdims=True)
@@ -194,7 +199,7 @@ class TestDeclared:
         assert not (result.compact | result.diffuse)[DEAD]
 
     def test_photographs_have_properties_alone(self, cache, result):
-        bare = compute_confounds(make_identity_sae(), cache, None)
+        bare = compute_confounds(cache, None)
         assert not bare.has_truth
         assert not (bare.known_global | bare.known_local).any()
         assert np.isnan(bare.image_effect).all()
@@ -230,14 +235,14 @@ class TestProperties:
 
     def test_the_batch_size_changes_nothing(self, monkeypatch, cache, result):
         monkeypatch.setattr(passes, "MAX_LATENT_VALUES", 1)  # image by image
-        found = compute_confounds(make_identity_sae(), cache, None, k_max=6).properties
+        found = compute_confounds(cache, None, k_max=6).properties
         for name in vars(found):
             np.testing.assert_allclose(getattr(found, name), getattr(result.properties, name), rtol=1e-6)
 
     def test_no_images_are_refused(self):
         empty = type("Empty", (), {"grid": GRID, "__len__": lambda self: 0})()
         with pytest.raises(InputError, match="images to measure"):
-            compute_confounds(make_identity_sae(), empty, None)  # pyright: ignore[reportArgumentType]
+            compute_confounds(empty, None)  # pyright: ignore[reportArgumentType]
 
 
 def test_patch_labels_by_vote():
@@ -250,7 +255,7 @@ def test_patch_labels_by_vote():
 
 @pytest.mark.parametrize("with_truth", [True, False])
 def test_what_is_saved_comes_back(tmp_path: Path, cache, result, with_truth):
-    saved = result if with_truth else compute_confounds(make_identity_sae(), cache, None)
+    saved = result if with_truth else compute_confounds(cache, None)
     saved.save(tmp_path / "new")
     found = ConfoundResult.load(tmp_path / "new")
     assert (found.n_images, found.has_truth) == (saved.n_images, with_truth)

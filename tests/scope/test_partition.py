@@ -8,8 +8,7 @@ from hypothesis import strategies as st
 
 from infoscope.runtime.errors import InputError
 from infoscope.scope.config import PartitionConfig, Rule
-from infoscope.scope.examples import choose_example_latents
-from infoscope.scope.partition import Partition, make_partition, mass_threshold, otsu_threshold
+from infoscope.scope.partition import Partition, choose_example_latents, make_partition, mass_threshold, otsu_threshold
 
 NAN = np.nan
 NUMBERS = {Rule.mass: {"mass_share": 0.4}, Rule.threshold: {"gamma": 0.1}, Rule.quantile: {"quantile": 0.4}}

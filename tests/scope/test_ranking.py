@@ -12,12 +12,13 @@ from infoscope.sae.config import KINDS
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.sae.module import make_sae
 from infoscope.sae.passes import run_pass
-from infoscope.scope.ranking import RankBy, Ranking, measure_ranking, rank_images, rank_in_parts
+from infoscope.scope.ranking import RankBy, Ranking, RankMeter, measure_ranking
 from infoscope.scope.top_images import TopImages
 from infoscope.vision.planted import PlantedRegisters
 from infoscope.vision.tokens.extract import extract_tokens
 from infoscope.vision.tokens.source import LiveTokens
 from tests.support.memory_tokens import MemoryTokens
+from tests.support.scope_samples import rank
 
 
 def make_noise(n, side, seed):
@@ -44,6 +45,15 @@ def make_tokens(n_images=23, n_patches=4, d_in=6):
 def batches(tokens, size, order=None):
     order = torch.arange(len(tokens)) if order is None else order
     return [(part, tokens[part]) for part in order.split(size)]
+
+
+def rank_images(sae, batches, k_max, rank_by=RankBy.max):
+    """Batches of any order and size, shown to one meter."""
+    meter = RankMeter(sae.d_sae, k_max, rank_by)
+    for index, patches in batches:
+        for part, dense in passes.iterate_latents(sae, patches):
+            meter.update(passes.LatentBatch(dense, index[part], index[part].numpy()))
+    return meter.compute()
 
 
 def full_sort(values, k_max):
@@ -98,13 +108,13 @@ def test_an_interrupted_pass_goes_on_and_ends_the_same(tmp_path, monkeypatch, ra
     monkeypatch.setattr(passes, "BATCH_IMAGES", 4)
     noise = torch.rand(23, 4, 6, generator=torch.Generator().manual_seed(4))
     sae, tokens, seen = make_identity_sae(6), MemoryTokens(make_tokens() + noise), []
-    expected = rank_in_parts(sae, tokens, 5, rank_by)
+    expected = rank(sae, tokens, 5, rank_by)
     tokens.stops_in = 8
     with pytest.raises(KeyboardInterrupt):
-        rank_in_parts(sae, tokens, 5, rank_by, place=tmp_path / "ranked")
+        rank(sae, tokens, 5, rank_by, place=tmp_path / "ranked")
     tokens.read.clear()
     tokens.stops_in = None
-    found = rank_in_parts(sae, tokens, 5, rank_by, seen.append, tmp_path / "ranked")
+    found = rank(sae, tokens, 5, rank_by, tmp_path / "ranked", seen.append)
     assert [rows[0] for rows in tokens.read] == [8, 12, 16, 20]
     assert seen == [12, 16, 20, 23]
     assert_equal(found, expected)
@@ -112,16 +122,16 @@ def test_an_interrupted_pass_goes_on_and_ends_the_same(tmp_path, monkeypatch, ra
 
 def test_parts_join_to_the_ranking_of_one_pass_whoever_made_them(tmp_path, monkeypatch):
     tokens, sae = MemoryTokens(make_tokens()), make_identity_sae(6)  # many ties
-    expected = rank_images(sae, batches(tokens.patches, 23), 5)
+    expected = rank(sae, tokens, 5)  # in one part
     monkeypatch.setattr(parts, "PART_IMAGES", (3, 3))
     tokens.stops_in = 12
     with pytest.raises(KeyboardInterrupt):
-        rank_in_parts(sae, tokens, 5, place=tmp_path / "ranked")
+        rank(sae, tokens, 5, place=tmp_path / "ranked")
     tokens.stops_in = None
     for number in (0, 2):  # as if another process, which knew less or more, were to make them
         (tmp_path / f"ranked-{number:05d}.pt").unlink()
     for place in (None, tmp_path / "ranked"):
-        assert_equal(rank_in_parts(sae, tokens, 5, place=place), expected)
+        assert_equal(rank(sae, tokens, 5, place=place), expected)
 
 
 def rank_plainly(sae, patches, index, k_max, rank_by):
@@ -184,14 +194,14 @@ def test_a_ranking_has_the_bits_of_the_plain_definition_alone_and_in_company(
         assert len(tokens) == 24
         expected = rank_plainly(sae, tokens.tokens(slice(None)).patches, tokens.image_index, 5, rank_by)
         assert 0 < (expected.top_values > 0).mean() < 1
-        assert_equal(rank_in_parts(sae, tokens, 5, rank_by), expected)
+        assert_equal(rank(sae, tokens, 5, rank_by), expected)
         places = [tmp_path / f"{number}-{name}" for name in "abc"]
-        assert_equal(rank_in_parts(others[0], tokens, 3, place=places[0]), rank_in_parts(others[0], tokens, 3))
+        assert_equal(rank(others[0], tokens, 3, place=places[0]), rank(others[0], tokens, 3))
         places[0].with_name(f"{number}-a-00001.pt").unlink()
         together = {
-            "first": measure_ranking(others[0], 3, place=places[0]),  # of which two parts of three are there
-            "mine": measure_ranking(sae, 5, rank_by, places[1]),
-            "last": measure_ranking(others[1], 4, place=places[2]),
+            "first": measure_ranking(others[0], 3).kept_in(places[0]),  # of which two parts of three are there
+            "mine": measure_ranking(sae, 5, rank_by).kept_in(places[1]),
+            "last": measure_ranking(others[1], 4).kept_in(places[2]),
         }
         assert_equal(run_pass(tokens, together)["mine"].compute(), expected)
 
@@ -207,7 +217,7 @@ def test_a_part_leaves_out_what_cannot_be_among_the_best(monkeypatch):
         merge(self, rows, values, images)
 
     monkeypatch.setattr(TopImages, "merge", note)
-    found = rank_in_parts(make_identity_sae(3), MemoryTokens(tokens), 4)
+    found = rank(make_identity_sae(3), MemoryTokens(tokens), 4)
     assert found.top_images.tolist() == [[0, 1, 2, 3]] * 3
     assert joined == [3, 3, 3] + [0] * 6  # each part: its only batch, what its process knows, and the join
 
@@ -224,13 +234,11 @@ def test_merging_random_floats_equals_a_full_sort():
 
 def test_rates_count_every_token():
     tokens = make_tokens()
-    seen = []
-    found = rank_images(make_identity_sae(6), batches(tokens, 10), 3, progress=seen.append)
+    found = rank_images(make_identity_sae(6), batches(tokens, 10), 3)
     np.testing.assert_allclose(found.firing_rate, (tokens > 0).float().mean((0, 1)), rtol=1e-6)
     np.testing.assert_allclose(found.mean_act, tokens.relu().mean((0, 1)), rtol=1e-6)
     assert found.firing_rate[0] == 0
     assert found.firing_rate[1] == np.float32(2 / 92)
-    assert seen == [10, 20, 23]
 
 
 def test_a_ranking_is_read_as_it_was_written(tmp_path):
@@ -245,11 +253,11 @@ def test_a_ranking_is_read_as_it_was_written(tmp_path):
 
 def test_too_few_images_are_refused():
     found = rank_images(make_identity_sae(6), batches(make_tokens(n_images=8), 8), 4)
-    found.check_enough_images(4)
+    found.check(6, 4)
     with pytest.raises(InputError, match=r"at least scope\.k_cds=9 images to rank, got 8"):
-        found.check_enough_images(9)
+        found.check(6, 9)
     with pytest.raises(InputError, match=r"larger scope\.k_max"):
-        found.check_enough_images(5)
+        found.check(6, 5)
     with pytest.raises(InputError, match="got none"):
         rank_images(make_identity_sae(6), [], 4)
     with pytest.raises(InputError, match="k_max"):

@@ -155,15 +155,15 @@ def test_scores_are_read_as_they_were_written(tmp_path):
 
 def test_progress_is_told():
     backbone, sae = make_registers()
-    encoded, moved = [], []
+    seen = {"encoding crops": [], "computing EMD": []}
     ranking, scores = measure(
         backbone,
         sae,
         make_noise(6),
         ScopeConfig(k_cds=2, k_max=2, batch_images=4, emd=EMDMethod.sinkhorn),
-        crop_progress=lambda done, total: encoded.append((done, total)),
-        progress=lambda done, total: moved.append((done, total)),
+        progress=lambda done, total, part: seen[part].append((done, total)),
     )
+    encoded, moved = seen.values()
     n_images = len(list_images(ranking))
     assert encoded == [(4, n_images), (n_images, n_images)]
     n_pairs = int(np.isfinite(scores.emd).sum() + np.isfinite(scores.chance_emd).sum())

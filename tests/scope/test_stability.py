@@ -14,14 +14,14 @@ from infoscope.scope import agreement
 from infoscope.scope.agreement import Interval, bootstrap_cds, compare_cds, match_latents, summarise_intervals
 from infoscope.scope.cds import compute_cds
 from infoscope.scope.config import Diagonal, EMDMethod, ScopeConfig
-from infoscope.scope.ranking import ImageTokens, rank_images
+from infoscope.scope.ranking import ImageTokens
 from infoscope.scope.rescoring import ScoredSAE, StabilityConfig, compute_stability
 from infoscope.scope.scores import Scores
 from infoscope.scope.scoring import score_latents
 from infoscope.scope.stability import Kind, StabilityResult
 from infoscope.vision.planted import PlantedRegisters
 from tests.support.closed_forms import CONTEXT_RGB, PlantedJump
-from tests.support.scope_samples import GRID, PATCH_PX, make_jump_pictures, make_noise, make_sae, measure
+from tests.support.scope_samples import GRID, PATCH_PX, make_jump_pictures, make_noise, make_sae, measure, rank
 
 # -- the other diagonal ------------------------------------------------------------------------------------------------
 
@@ -40,11 +40,11 @@ def test_maps_of_the_other_diagonal_are_those_of_its_crops():
     config = ScopeConfig(k_cds=2, k_max=2, shift_patches=2, diagonal=Diagonal.anti)
     ranking, scores = measure(backbone, sae, make_noise(5), config)
     images = Pictures(list(make_noise(5)))
-    for latent, rank in ((0, 0), (7, 1), (20, 0)):
-        whole = torch.from_numpy(images.load(ranking.top_images[latent, rank], 8 * n)).permute(2, 0, 1)[None]
+    for latent, place in ((0, 0), (7, 1), (20, 0)):
+        whole = torch.from_numpy(images.load(ranking.top_images[latent, place], 8 * n)).permute(2, 0, 1)[None]
         for side, crop in enumerate((whole[..., : 6 * n, 2 * n :], whole[..., 2 * n :, : 6 * n])):
             acts = sae.encode(backbone.tokens(crop, -2).patches)[0, :, latent].reshape(6, 6)
-            np.testing.assert_allclose(scores.maps[latent, rank, side], acts, atol=1e-4)
+            np.testing.assert_allclose(scores.maps[latent, place, side], acts, atol=1e-4)
 
 
 def test_scores_remember_their_diagonal_and_old_files_have_the_main_one(tmp_path):
@@ -160,8 +160,8 @@ TRAIN, HELD_OUT = make_noise(12), make_noise(9, seed=2)
 
 def make_scored(backbone, sae, seed=0, scope=SCOPE, gamma=0.3):
     ranking, scores = measure(backbone, sae, TRAIN, scope)
-    batches = ImageTokens(backbone, Pictures(list(HELD_OUT)), -2).batches(7)
-    return ScoredSAE(seed, sae, ranking, scores, gamma, rank_images(sae, batches, scope.n_ranks))
+    held_out = ImageTokens(backbone, Pictures(list(HELD_OUT)), -2)
+    return ScoredSAE(seed, sae, ranking, scores, gamma, rank(sae, held_out, scope.n_ranks))
 
 
 def permute_latents(sae, order):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from infoscope.data.images import ImageSet, iterate_images, resize_image
+from infoscope.data.images import ImageSet, resize_image
 from infoscope.data.scenes.render import render_split_part
 from infoscope.sae.activations import Activation, ReLU, TopK
 from infoscope.sae.model import SparseAutoencoder
@@ -20,12 +20,13 @@ from infoscope.scope.cds import (
     count_zero_maps,
     position_locked_score,
 )
-from infoscope.scope.ranking import rank_images
+from infoscope.scope.ranking import ImageTokens
 from infoscope.scope.scores import Scores
 from infoscope.scope.scoring import ScopeConfig, score_latents
 from infoscope.vision.backbone import Backbone
 from infoscope.vision.planted import ContextFree
 from tests.support.closed_forms import CONTEXT_RGB, MARKER_RGB, PlantedJump, PositionLocked
+from tests.support.scope_samples import rank
 
 PATCH_PX = 4
 GEOMETRIES = [(12, 1), (7, 1), (7, 2), (13, 3), (4, 2)]  # grid and shift in patches
@@ -66,9 +67,7 @@ def make_identity_sae(d_in: int, activation: Activation | None = None) -> Sparse
 
 def score(backbone: Backbone, sae: torch.nn.Module, pictures: Pictures, shift_patches: int, k: int) -> Scores:
     """Rank all pictures and score every latent on its first k."""
-    batches = iterate_images(pictures, backbone.image_px, batch_size=5)
-    tokens = ((batch.index, backbone.tokens(batch.images, -2).patches) for batch in batches)
-    ranking = rank_images(sae, tokens, k_max=k)  # type: ignore[arg-type]
+    ranking = rank(sae, ImageTokens(backbone, pictures, -2), k)
     config = ScopeConfig(k_cds=k, k_max=k, shift_patches=shift_patches, batch_images=3, n_workers=1)
     return score_latents(backbone, sae, pictures, ranking, config, layer=-2)
 

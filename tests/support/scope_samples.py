@@ -1,12 +1,15 @@
 """Pictures whose scores are known, and how they are measured."""
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 
 from infoscope.data.pictures import Pictures
 from infoscope.sae.activations import ReLU
 from infoscope.sae.model import SparseAutoencoder
-from infoscope.scope.ranking import ImageTokens, rank_images
+from infoscope.sae.passes import measure_one
+from infoscope.scope.ranking import ImageTokens, RankBy, Ranking, measure_ranking
 from infoscope.scope.scoring import score_latents
 from tests.support.closed_forms import CONTEXT_RGB, MARKER_RGB
 
@@ -38,9 +41,15 @@ def make_noise(n, side=26, seed=1):
     return np.random.default_rng(seed).integers(0, 256, (n, side, side, 3), dtype=np.uint8)
 
 
+def rank(sae, tokens, k_max, rank_by=RankBy.max, place=None, progress=lambda done: None) -> Ranking:
+    """Rank the images of tokens in one pass."""
+    wanted = replace(measure_ranking(sae, k_max, rank_by), place=place)
+    return measure_one(tokens, wanted, progress).compute()
+
+
 def measure(backbone, sae, pictures, config, **options):
     """Rank and score; return the ranking and the scores. The backbone counts what scoring alone encodes."""
     images = Pictures(list(pictures))
-    ranking = rank_images(sae, ImageTokens(backbone, images, -2).batches(7), config.n_ranks, config.rank_by)
+    ranking = rank(sae, ImageTokens(backbone, images, -2), config.n_ranks, config.rank_by)
     backbone.n_images_encoded = 0
     return ranking, score_latents(backbone, sae, images, ranking, config, layer=-2, **options)

@@ -30,7 +30,7 @@ from infoscope.scope.api import contextual_dependency
 from infoscope.scope.cds import uniform_chance_score
 from infoscope.scope.config import PartitionConfig, Rule, ScopeConfig
 from infoscope.scope.partition import Partition, make_partition
-from infoscope.scope.ranking import Ranking, rank_images
+from infoscope.scope.ranking import Ranking
 from infoscope.scope.scores import Scores
 from infoscope.scope.scoring import score_latents
 from infoscope.vision.backbone import Backbone
@@ -39,6 +39,7 @@ from infoscope.vision.open_clip.backbone import OpenClipBackbone
 from infoscope.vision.open_clip.contrastive import make_clip_config
 from infoscope.vision.planted import PlantedRegisters
 from infoscope.vision.tokens.extract import TokenCache, extract_tokens
+from tests.support.scope_samples import rank
 
 LAYER = -2
 K_CDS = 8
@@ -129,7 +130,7 @@ def make_chain(
         splits[name] = Split(images, cache)
     train, test = splits["train"], splits["test"]
     sae, figures = train_sae(train.cache, SAE_CONFIG, seed, folder / "progress")
-    ranking = rank_images(sae, train.cache.batches(50), k_max=K_CDS)
+    ranking = rank(sae, train.cache, K_CDS)
     config = ScopeConfig(k_cds=K_CDS, k_max=K_CDS, n_workers=1)
     scores = score_latents(backbone, sae, train.scenes, ranking, config, layer=LAYER)
     mass = ranking.mean_act * sae.W_dec.detach().norm(dim=1).numpy()

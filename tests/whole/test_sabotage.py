@@ -59,7 +59,7 @@ def normalised_units(acts, W_dec):
         (cds, "compute_d_grid", centre_to_edge, d_grid_test),
         (emd, "normalise_maps", not_normalised, normalisation_test),
         (top_images, "best_first", one_rank_late, ranking_test),
-        (edit, "sum_decoder_rows", normalised_units, partial(edit_test, TopK(5), 1.0)),
+        (edit, "sum_decoder_rows", normalised_units, partial(edit_test, TopK(5))),
         (metrics, "IGNORE_LABEL", 254, ignored_pixels_test),
         (maps, "iterate_images", whole_batches_only, last_batch_test),
     ],

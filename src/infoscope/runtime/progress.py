@@ -42,6 +42,10 @@ class Advance(Protocol):
         ...
 
 
+def ignore(done: int, of: int | None = None, part: str = "") -> None:
+    """An `Advance` for those who show nothing."""
+
+
 ShowBar = Callable[[str], AbstractContextManager[Advance]]
 """Given a name, opens a progress bar and gives the callback that moves it: `Display.bar`."""
 ProgressCallback = Callable[[str, int, int | None], object]
@@ -50,7 +54,7 @@ ProgressCallback = Callable[[str, int, int | None], object]
 
 def show_nothing(_what: str) -> AbstractContextManager[Advance]:
     """A `ShowBar` for those who have no display."""
-    return nullcontext(lambda done, of=None, part="": None)
+    return nullcontext(ignore)
 
 
 class Display:

@@ -1,10 +1,9 @@
-"""Activations: from pre-activations to latent activations, one class per kind; and the loss that trains each kind."""
+"""Activations: from pre-activations to latent activations, one class per kind."""
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -13,14 +12,6 @@ from torch import Tensor, nn
 
 from infoscope.runtime.errors import InputError
 from infoscope.sae.config import check_k
-from infoscope.sae.losses import (
-    BatchTopKObjective,
-    JumpReLUObjective,
-    MatryoshkaKObjective,
-    Objective,
-    ReLUObjective,
-    TopKObjective,
-)
 
 
 class SparseActs(NamedTuple):
@@ -58,14 +49,24 @@ class Activation(nn.Module, ABC):
         return {}
 
 
-class TopK(Activation):
-    """The k largest pre-activations of a token, negative ones set to 0 (Gao et al., 2024)."""
-
-    kind = "topk"
+class _WithK(Activation):
+    """k active latents per token, or on average."""
 
     def __init__(self, k: int) -> None:
         super().__init__()
         self.k = k
+
+    def check(self, d_sae: int) -> None:
+        check_k(self.k, d_sae)
+
+    def settings(self) -> dict[str, Any]:
+        return {"k": self.k}
+
+
+class TopK(_WithK):
+    """The k largest pre-activations of a token, negative ones set to 0 (Gao et al., 2024)."""
+
+    kind = "topk"
 
     def sparse(self, pre_acts: Float[Tensor, "n d_sae"]) -> SparseActs:
         # topk first, ReLU on the k values only: the same result as ReLU first, without a second [n, d_sae] tensor.
@@ -75,12 +76,6 @@ class TopK(Activation):
     def dense(self, pre_acts: Float[Tensor, "n d_sae"]) -> Float[Tensor, "n d_sae"]:
         acts = self.sparse(pre_acts)
         return torch.zeros_like(pre_acts).scatter(-1, acts.indices, acts.values)
-
-    def check(self, d_sae: int) -> None:
-        check_k(self.k, d_sae)
-
-    def settings(self) -> dict[str, Any]:
-        return {"k": self.k}
 
 
 class MatryoshkaK(TopK):
@@ -107,7 +102,7 @@ class ReLU(_Gate):
         return pre_acts.relu()
 
 
-class BatchTopK(_Gate):
+class BatchTopK(_WithK, _Gate):
     """The pre-activations above one threshold, which k per token on average exceed (Bussmann et al., 2024).
 
     In training the k * n largest of a batch of n tokens are active. The threshold, which makes a token's latents
@@ -121,8 +116,7 @@ class BatchTopK(_Gate):
     """Share of the running mean that a step keeps (ours): short, since the code goes on changing in training."""
 
     def __init__(self, k: int) -> None:
-        super().__init__()
-        self.k = k
+        super().__init__(k)
         self.register_buffer("threshold", torch.tensor(0.0))
 
     def dense(self, pre_acts: Float[Tensor, "n d_sae"]) -> Float[Tensor, "n d_sae"]:
@@ -134,12 +128,6 @@ class BatchTopK(_Gate):
         first = self.threshold == 0
         mean = torch.where(first, smallest, smallest.lerp(self.threshold, self.THRESHOLD_DECAY))
         self.threshold.copy_(torch.where(smallest.isfinite(), mean, self.threshold))
-
-    def check(self, d_sae: int) -> None:
-        check_k(self.k, d_sae)
-
-    def settings(self) -> dict[str, Any]:
-        return {"k": self.k}
 
 
 class MatryoshkaPrefix(BatchTopK):
@@ -179,18 +167,10 @@ class JumpReLU(_Gate):
         return {"d_sae": len(self.log_threshold)}
 
 
-MAKERS: dict[str, tuple[type[Activation], Callable[..., Objective]]] = {
-    activation.kind: (activation, objective)
-    for activation, objective in (
-        (TopK, TopKObjective),
-        (ReLU, ReLUObjective),
-        (BatchTopK, BatchTopKObjective),
-        (JumpReLU, JumpReLUObjective),
-        (MatryoshkaK, MatryoshkaKObjective),
-        (MatryoshkaPrefix, BatchTopKObjective),
-    )
+ACTIVATIONS: dict[str, type[Activation]] = {
+    activation.kind: activation for activation in (TopK, ReLU, BatchTopK, JumpReLU, MatryoshkaK, MatryoshkaPrefix)
 }
-"""What makes the activation and the loss of each kind, with the settings that `sae/config.py` gives."""
+"""The activation of each kind, which is made with the settings that `sae/config.py` gives."""
 
 
 def make_activation(kind: str, settings: dict[str, Any]) -> Activation:
@@ -200,11 +180,6 @@ def make_activation(kind: str, settings: dict[str, Any]) -> Activation:
         InputError: if the settings are not those of the kind.
     """
     try:
-        return MAKERS[kind][0](**settings)
+        return ACTIVATIONS[kind](**settings)
     except TypeError:
         raise InputError(f"Expected the settings of a {kind} activation, got {sorted(settings)}.") from None
-
-
-def make_objective(kind: str, settings: dict[str, Any]) -> Objective:
-    """Return the loss of this kind."""
-    return MAKERS[kind][1](**settings)

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save
 from infoscope.runtime.calls import name_type, speaks_python
 from infoscope.runtime.errors import InputError
 from infoscope.runtime.manifests import read_manifest
-from infoscope.sae.activations import MAKERS, make_activation
+from infoscope.sae.activations import ACTIVATIONS, make_activation
 from infoscope.sae.config import TokenChoice
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.sae.origin import Origin
@@ -81,7 +81,7 @@ def load_sae(path: Path | str) -> SparseAutoencoder:
     info = load_sae_info(path)
     weights = _find_folder(path) / WEIGHTS_NAME
     if not weights.is_file():
-        raise InputError(f"Expected {WEIGHTS_NAME} beside {INFO_NAME} in {weights.parent}, found none.")
+        raise InputError(f"Expected {WEIGHTS_NAME} next to {INFO_NAME} in {weights.parent}, found none.")
     if _compute_sha256(weights) != info["sha256"]:
         raise InputError(f"{weights} is damaged: its checksum is not the one in {INFO_NAME}; make it again.")
     try:
@@ -121,8 +121,8 @@ def load_sae_info(path: Path | str) -> dict[str, Any]:
         raise InputError(
             f"{file} has format version {version}, this infoscope reads up to {FORMAT_VERSION}: update infoscope."
         )
-    if info.get("kind") not in MAKERS:
-        kinds = ", ".join(MAKERS)
+    if info.get("kind") not in ACTIVATIONS:
+        kinds = ", ".join(ACTIVATIONS)
         raise InputError(f"{file} has the kind {info.get('kind')!r}, this infoscope knows {kinds}: update infoscope.")
     expected: dict[str, Any] = {"activation": dict, "d_in": int, "d_sae": int, "backbone": dict, "training": dict}
     expected |= {"sha256": str, "layer": int | None, "image_px": int | None, "tokens": str | None}

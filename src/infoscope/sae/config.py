@@ -1,8 +1,8 @@
 """What an SAE is and how it is trained. Plain Python, so that composing a configuration does not import torch.
 
-Each kind has a dataclass of its own, which conf/sae/*.yaml extend as `/sae_<kind>`. What makes its activation and its
-loss stands under the same name in `sae/activations.py`. So a new kind is a dataclass and its place in `KINDS` here, an
-activation (and a loss) and their place in `MAKERS` there, and a file in conf/sae.
+Each kind has a dataclass of its own, which conf/sae/*.yaml extend as `/sae_<kind>`. A new kind is a dataclass and its
+place in `KINDS` here, an activation and its place in `ACTIVATIONS` (`sae/activations.py`), the place of its loss in
+`OBJECTIVES` (`sae/losses.py`), and a file in conf/sae.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ class ReLUConfig(SAEConfig):
 
     kind: str = "relu"
     l1: NotNegative = 0.1
-    """Weight of the mean sum of latent activations, in units of a token's mean norm, beside FVU (ours)."""
+    """Weight, where FVU has 1, of the mean sum of latent activations, in units of a token's mean norm (ours)."""
 
     def loss_settings(self, d_in: int) -> dict[str, Any]:
         return {"l1": self.l1}
@@ -130,7 +130,7 @@ class JumpReLUConfig(SAEConfig):
 
     kind: str = "jumprelu"
     l0_coef: NotNegative = 0.003
-    """Weight of the mean number of active latents per token, beside FVU (ours)."""
+    """Weight, where FVU has 1, of the mean number of active latents per token (ours)."""
     bandwidth: Positive = 0.1
     """Width of the window around a threshold in which activations teach it (ours, normalised units)."""
     initial_threshold: Positive = 1.0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from enum import Enum
 from functools import cached_property
-from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -16,7 +15,7 @@ from infoscope.sae.model import SparseAutoencoder, sum_decoder_rows
 
 
 class EditMode(Enum):
-    """error_preserving: x - (alpha/c) z_G W_dec, the SAE's error stays; reconstruct: decode without the group."""
+    """error_preserving: x - z_G W_dec / c, the SAE's error stays; reconstruct: decode without the group."""
 
     error_preserving = "error_preserving"
     reconstruct = "reconstruct"
@@ -25,7 +24,7 @@ class EditMode(Enum):
 class GroupEditor:
     """Encodes a batch of tokens once and forms its edited versions for any number of groups.
 
-    A version costs k decoder rows per token, whatever the group: both modes need z_G W_dec alone, since decoding
+    A version costs k decoder rows per token for any group: both modes need z_G W_dec alone, since decoding
     without the group is the full reconstruction (formed once) minus that.
 
     Args:
@@ -51,55 +50,36 @@ class GroupEditor:
         Raises:
             InputError: if `removed` is not one boolean per latent.
         """
-        _check_group(removed, self.sae.d_sae)
+        if removed.dtype != torch.bool or tuple(removed.shape) != (self.sae.d_sae,):
+            got = f"{removed.dtype} {list(removed.shape)}"
+            raise InputError(f"Expected a group as {self.sae.d_sae} booleans, one per latent, got {got}.")
         values = self.acts.values * removed[self.acts.indices]
         rows = sum_decoder_rows(SparseActs(values, self.acts.indices), self.sae.W_dec)
         # z lives in normalised units, x_n = c (x - mu): without 1/c the edit would be c times too large.
         return (rows / self.sae.scale).view(self.x.shape)
 
     @torch.no_grad()
-    def edit(self, removed: Bool[Tensor, " d_sae"], mode: EditMode, alpha: float = 1.0) -> Float[Tensor, "... d_in"]:
-        """Return the tokens without the group; see `edit_tokens`."""
-        start = self.x if mode is EditMode.error_preserving else self.x_hat
-        return torch.sub(start, self.contribution(removed), alpha=alpha)
+    def edit(self, removed: Bool[Tensor, " d_sae"], mode: EditMode) -> Float[Tensor, "... d_in"]:
+        """Return the tokens without the group, in raw units.
 
+        error_preserving: x - z_G W_dec / c; the empty group gives x itself, bit for bit.
+        reconstruct: mu + (z W_dec - z_G W_dec + b_dec) / c, the decoding of the other latents.
 
-def edit_tokens(
-    sae: SparseAutoencoder,
-    x: Float[Tensor, "... d_in"],
-    acts: SparseActs,
-    removed: Bool[Tensor, " d_sae"],
-    mode: EditMode,
-    alpha: float = 1.0,
-) -> Float[Tensor, "... d_in"]:
-    """Return raw tokens x from which the group `removed` is taken.
-
-    error_preserving: x - (alpha/c) z_G W_dec; the empty group gives x itself, bit for bit.
-    reconstruct: mu + (z W_dec - alpha z_G W_dec + b_dec) / c; with alpha 1, the decoding of the other latents.
-
-    Raises:
-        InputError: if `removed` is not one boolean per latent.
-    """
-    return GroupEditor(sae, x, acts).edit(removed, mode, alpha)
-
-
-class RemovedShares(NamedTuple):
-    """Shares of mass and energy that the ablation of each group removes.
-
-    mass: sum of z |W_dec| over the group's latents / over all latents. energy: sum |x - x'|^2 / sum |x - mu|^2 (ours);
-    it can exceed 1. NaN where nothing was active, or no token differs from the mean.
-    """
-
-    mass: Float[Tensor, " n_groups"]
-    energy: Float[Tensor, " n_groups"]
+        Raises:
+            InputError: if `removed` is not one boolean per latent.
+        """
+        return (self.x if mode is EditMode.error_preserving else self.x_hat) - self.contribution(removed)
 
 
 class RemovedShareMeter:
-    """Accumulates removed shares over batches, in float64.
+    """Accumulates over batches, in float64, the shares of mass and energy that the ablation of each group removes.
+
+    mass: sum of z |W_dec| over the group's latents / over all latents. energy: sum |x - x'|^2 / sum |x - mu|^2 (ours);
+    it can exceed 1. NaN where nothing was active, or no token differs from the mean.
 
     Args:
         removed: one boolean row per group.
-        mode, alpha: of the edit whose energy is measured; the mass is the group's, whatever alpha.
+        mode: of the edit whose energy is measured.
     """
 
     SUMS = ("latent_mass", "energy", "total_energy")
@@ -110,9 +90,8 @@ class RemovedShareMeter:
         sae: SparseAutoencoder,
         removed: Bool[Tensor, "n_groups d_sae"],
         mode: EditMode = EditMode.error_preserving,
-        alpha: float = 1.0,
     ) -> None:
-        self.sae, self.mode, self.alpha = sae, mode, alpha
+        self.sae, self.mode = sae, mode
         self.removed = removed.to(sae.mean.device)
         new = {"dtype": torch.float64, "device": sae.mean.device}
         self.latent_mass = torch.zeros(sae.d_sae, **new)
@@ -126,21 +105,14 @@ class RemovedShareMeter:
         self.latent_mass.index_add_(0, indices.flatten(), values.flatten().double())
         self.total_energy += (editor.x - self.sae.mean).square().sum(dtype=torch.float64)
         for group, removed in enumerate(self.removed):
-            difference = editor.x - editor.edit(removed, self.mode, self.alpha)
+            difference = editor.x - editor.edit(removed, self.mode)
             self.energy[group] += difference.square().sum(dtype=torch.float64)
 
     @torch.no_grad()
-    def compute(self) -> RemovedShares:
-        """Return the shares of everything seen so far."""
+    def compute(self) -> tuple[Float[Tensor, " n_groups"], Float[Tensor, " n_groups"]]:
+        """Return mass and energy of everything seen so far."""
         mass = self.latent_mass * self.sae.W_dec.norm(dim=1)
         # group by group, so that no group's sum depends on how many others there are
         taken = [mass[group].sum() for group in self.removed]
         share = torch.stack(taken) / mass.sum() if taken else mass.new_zeros(0)
-        return RemovedShares(share, self.energy / self.total_energy)
-
-
-def _check_group(removed: Tensor, d_sae: int) -> None:
-    if removed.dtype != torch.bool or tuple(removed.shape) != (d_sae,):
-        raise InputError(
-            f"Expected a group as {d_sae} booleans, one per latent, got {removed.dtype} {list(removed.shape)}."
-        )
+        return share, self.energy / self.total_energy

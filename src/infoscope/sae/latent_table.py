@@ -148,7 +148,7 @@ def load_latents(folder: Path | str, seed: int | None = None) -> LatentTable:
 
     Args:
         folder: of a table (`output_dir/artifacts/latents/...`), or the `output_dir` of runs: then the table that was
-            made last, whatever model and SAE it is of.
+            made last, of any model and SAE.
         seed: of the SAE; of an `output_dir` that holds tables of one seed alone it need not be given.
 
     Raises:

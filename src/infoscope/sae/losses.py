@@ -8,8 +8,8 @@ of the batch, and its gradient.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,17 +17,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from infoscope.runtime import collective
-from infoscope.sae.topk_step import (
-    Entries,
-    Weights,
-    compute_sparse_step,
-    select_batch_topk,
-    select_nested_topk,
-    select_topk,
-)
-
-if TYPE_CHECKING:
-    from infoscope.sae.model import SparseAutoencoder
+from infoscope.sae.model import SparseAutoencoder
+from infoscope.sae.topk_step import Entries, compute_sparse_step, select_batch_topk, select_nested_topk, select_topk
 
 
 class LossOutput(NamedTuple):
@@ -73,9 +64,8 @@ class TopKObjective(Objective):
     def __call__(
         self, sae: SparseAutoencoder, x_n: Float[Tensor, "n d_in"], dead: Bool[Tensor, " d_sae"]
     ) -> LossOutput:
-        weights = Weights(sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec)
         aux_k = self.aux_k if self.aux_coef > 0 else 0
-        step = compute_sparse_step(x_n, weights, self.select, len(self.level_weights), dead, aux_k)
+        step = compute_sparse_step(x_n, sae, self.select, len(self.level_weights), dead, aux_k)
         x_hat_n = step.x_hats_n[-1]
         energy = compute_energy(x_n)
         fvus = [compute_fvu(x_n - level, energy) for level in step.x_hats_n]
@@ -124,8 +114,25 @@ class BatchTopKObjective(TopKObjective):
         return select_batch_topk(pre_acts, self.k, self.prefix_sizes)
 
 
-class ReLUObjective(Objective):
-    """FVU + l1 * mean over tokens of sum_j z_j / sqrt(d_in), by plain autograd.
+class _DenseObjective(Objective):
+    """FVU + a penalty of the latent activations, by plain autograd."""
+
+    @abstractmethod
+    def activate(self, sae: SparseAutoencoder, pre_acts: Float[Tensor, "n d_sae"]) -> tuple[Tensor, Tensor]:
+        """Return the latent activations [n, d_sae] and the penalty; under autocast `pre_acts` are of low precision."""
+
+    def __call__(
+        self, sae: SparseAutoencoder, x_n: Float[Tensor, "n d_in"], dead: Bool[Tensor, " d_sae"]
+    ) -> LossOutput:
+        latent_acts, penalty = self.activate(sae, torch.addmm(sae.b_enc, x_n - sae.b_dec, sae.W_enc))
+        x_hat_n = (latent_acts @ sae.W_dec + sae.b_dec).to(x_n.dtype)
+        fvu = compute_fvu(x_n - x_hat_n, compute_energy(x_n))
+        n_fired = (latent_acts.detach() > 0).sum(0).to(x_n.dtype)
+        return LossOutput(fvu + penalty, fvu.detach(), x_hat_n.detach(), n_fired)
+
+
+class ReLUObjective(_DenseObjective):
+    """FVU + l1 * mean over tokens of sum_j z_j / sqrt(d_in).
 
     sqrt(d_in) is the mean norm of a normalised token, so one l1 means about the same at every width. Rows of W_dec
     have unit norm: the sum cannot be lowered by scaling.
@@ -134,18 +141,12 @@ class ReLUObjective(Objective):
     def __init__(self, l1: float) -> None:
         self.l1 = l1
 
-    def __call__(
-        self, sae: SparseAutoencoder, x_n: Float[Tensor, "n d_in"], dead: Bool[Tensor, " d_sae"]
-    ) -> LossOutput:
-        latent_acts = torch.addmm(sae.b_enc, x_n - sae.b_dec, sae.W_enc).relu()
-        x_hat_n = (latent_acts @ sae.W_dec + sae.b_dec).to(x_n.dtype)
-        fvu = compute_fvu(x_n - x_hat_n, compute_energy(x_n))
-        loss = fvu + self.l1 * latent_acts.to(x_n.dtype).sum(-1).mean() / sae.d_in**0.5
-        n_fired = (latent_acts.detach() > 0).sum(0).to(x_n.dtype)
-        return LossOutput(loss, fvu.detach(), x_hat_n.detach(), n_fired)
+    def activate(self, sae: SparseAutoencoder, pre_acts: Float[Tensor, "n d_sae"]) -> tuple[Tensor, Tensor]:
+        latent_acts = pre_acts.relu()
+        return latent_acts, self.l1 * latent_acts.to(sae.W_enc.dtype).sum(-1).mean() / sae.d_in**0.5
 
 
-class JumpReLUObjective(Objective):
+class JumpReLUObjective(_DenseObjective):
     """FVU + l0_coef * mean number of active latents per token (Rajamanoharan et al., 2024).
 
     Neither a latent's jump nor its count has a gradient with respect to the threshold: both get the straight-through
@@ -155,19 +156,11 @@ class JumpReLUObjective(Objective):
     def __init__(self, l0_coef: float, bandwidth: float) -> None:
         self.l0_coef, self.bandwidth = l0_coef, bandwidth
 
-    def __call__(
-        self, sae: SparseAutoencoder, x_n: Float[Tensor, "n d_in"], dead: Bool[Tensor, " d_sae"]
-    ) -> LossOutput:
+    def activate(self, sae: SparseAutoencoder, pre_acts: Float[Tensor, "n d_sae"]) -> tuple[Tensor, Tensor]:
         threshold = sae.activation.threshold
         assert isinstance(threshold, Tensor)
-        # Under autocast the products alone are of low precision.
-        pre_acts = torch.addmm(sae.b_enc, x_n - sae.b_dec, sae.W_enc).to(x_n.dtype)
-        latent_acts, n_active = compute_jump(pre_acts, threshold, self.bandwidth)
-        x_hat_n = (latent_acts @ sae.W_dec + sae.b_dec).to(x_n.dtype)
-        fvu = compute_fvu(x_n - x_hat_n, compute_energy(x_n))
-        loss = fvu + self.l0_coef * n_active / len(x_n)
-        n_fired = (latent_acts.detach() > 0).sum(0).to(x_n.dtype)
-        return LossOutput(loss, fvu.detach(), x_hat_n.detach(), n_fired)
+        latent_acts, n_active = compute_jump(pre_acts.to(sae.W_enc.dtype), threshold, self.bandwidth)
+        return latent_acts, self.l0_coef * n_active / len(pre_acts)
 
 
 class _Jump(torch.autograd.Function):
@@ -215,3 +208,14 @@ def compute_aux_loss(error: Float[Tensor, "n d_in"], error_hat: Float[Tensor, "n
     """Return |error - error_hat|^2 over the residual's squared deviation from its mean; 0 where that is 0."""
     deviation = collective.mean((error - collective.mean(error.mean(0))).square().sum())
     return (error - error_hat).square().sum() / deviation.clamp_min(torch.finfo(error.dtype).tiny)
+
+
+OBJECTIVES: dict[str, Callable[..., Objective]] = {
+    "topk": TopKObjective,
+    "relu": ReLUObjective,
+    "batchtopk": BatchTopKObjective,
+    "jumprelu": JumpReLUObjective,
+    "matryoshka_k": MatryoshkaKObjective,
+    "matryoshka_prefix": BatchTopKObjective,
+}
+"""The loss of each kind, which is made with the settings that `sae/config.py` gives."""

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from infoscope.runtime import collective, processes
 from infoscope.runtime.errors import InputError
-from infoscope.sae.activations import BatchTopK, make_activation, make_objective
+from infoscope.sae.activations import BatchTopK, make_activation
 from infoscope.sae.config import SAEConfig
-from infoscope.sae.losses import LossOutput
+from infoscope.sae.losses import OBJECTIVES, LossOutput
 from infoscope.sae.model import SparseAutoencoder
 
 
@@ -42,7 +42,7 @@ class SAEModule(L.LightningModule):
         super().__init__()
         self.automatic_optimization = False
         self.sae, self.config = sae, config
-        self.objective = make_objective(config.kind, config.loss_settings(sae.d_in))
+        self.objective = OBJECTIVES[config.kind](**config.loss_settings(sae.d_in))
         self.register_buffer("tokens_since_fired", torch.zeros(sae.d_sae, dtype=torch.int64))
         self.at_step_boundary = True
         """Whether weights, optimiser and counters belong to the same step: only then may a checkpoint be written."""

@@ -20,6 +20,7 @@ from jaxtyping import Float, Float32, Float64, Int, Int64
 from torch import Tensor
 
 from infoscope.runtime.parts import Part, compute_parts_together, cut_images
+from infoscope.runtime.progress import Advance, ignore
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.sae.origin import check_has_maps, check_tokens
 from infoscope.vision.tokens.source import TokenRows
@@ -99,7 +100,7 @@ def iterate_latents(
     sae: SparseAutoencoder, patches: Float[Tensor, "batch n_patches d_in"]
 ) -> Iterator[tuple[slice, Float[Tensor, "part n_patches d_sae"]]]:
     """Encode a batch of images' patch tokens in parts of whole images, so that dense latents stay within bounds."""
-    n_at_once = max(1, MAX_LATENT_VALUES // (patches.shape[1] * sae.d_sae))
+    patches, n_at_once = patches.to(sae.W_enc.device), max(1, MAX_LATENT_VALUES // (patches.shape[1] * sae.d_sae))
     for start in range(0, len(patches), n_at_once):
         part = slice(start, start + n_at_once)
         yield part, sae.encode(patches[part])
@@ -149,7 +150,7 @@ class Measurement(Generic[M]):
 
     sae: whose activations; those of one object are computed once for all that is measured of it.
     make_meter: takes a device and a meter of other images or None; returns a meter of no image, which may leave out
-        what cannot count beside what the other one knows.
+        what cannot count with what the other one knows.
     place: <folder>/<name> of the files of finished parts, see `compute_parts`; None: they are not kept.
     """
 
@@ -163,9 +164,7 @@ class Measurement(Generic[M]):
 
 
 @torch.inference_mode()
-def run_pass(
-    tokens: TokenRows, wanted: Mapping[Key, Measurement[M]], progress: Callable[[int], None] | None = None
-) -> dict[Key, M]:
+def run_pass(tokens: TokenRows, wanted: Mapping[Key, Measurement[M]], progress: Advance = ignore) -> dict[Key, M]:
     """Read the patch tokens of a split once, and return the meters of all its images, on the CPU.
 
     Args:
@@ -188,9 +187,11 @@ def run_pass(
             index = torch.from_numpy(tokens.image_index[batch])
             for sae in {wanted[key].sae: None for key in missing}:
                 meters = [meter for key, meter in new.items() if wanted[key].sae is sae]
-                feed(meters, sae, read.patches, index, batch)
-            if progress is not None:
-                progress(int(batch[-1]) + 1)
+                for part, dense in iterate_latents(sae, read.patches):
+                    some = LatentBatch(dense, index[part], batch[part])
+                    for meter in meters:
+                        meter.update(some)
+            progress(int(batch[-1]) + 1)
         found = {key: meter.to_part() for key, meter in new.items()}
         for key, part in found.items():
             if key not in known:
@@ -205,15 +206,6 @@ def run_pass(
     return joined
 
 
-def feed(
-    meters: Sequence[Meter],
-    sae: SparseAutoencoder,
-    patches: Float[Tensor, "batch n_patches d_in"],
-    index: Int[Tensor, " batch"],
-    rows: Int[np.ndarray, " batch"],
-) -> None:
-    """Encode some images once, and show their activations to the meters, as many at a time as may be held."""
-    for part, dense in iterate_latents(sae, patches.to(sae.W_enc.device)):
-        batch = LatentBatch(dense, index[part], rows[part])
-        for meter in meters:
-            meter.update(batch)
+def measure_one(tokens: TokenRows, wanted: Measurement[M], progress: Advance = ignore) -> M:
+    """Return the meter of one measurement alone, see `run_pass`."""
+    return run_pass(tokens, {"one": wanted}, progress)["one"]

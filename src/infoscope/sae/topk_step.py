@@ -19,18 +19,10 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from infoscope.runtime import collective, processes
+from infoscope.sae.model import SparseAutoencoder
 
 _SAMPLE_TOKENS = 256
 """Tokens on which the bound of `_find_largest` is guessed."""
-
-
-class Weights(NamedTuple):
-    """The parameters of an SAE, as the step needs them."""
-
-    W_enc: Float[Tensor, "d_in d_sae"]
-    b_enc: Float[Tensor, " d_sae"]
-    W_dec: Float[Tensor, "d_sae d_in"]
-    b_dec: Float[Tensor, " d_in"]
 
 
 class Entries(NamedTuple):
@@ -222,7 +214,7 @@ class _SumDecoderRows(torch.autograd.Function):
 
 def compute_sparse_step(
     x_n: Float[Tensor, "n d_in"],
-    weights: Weights,
+    sae: SparseAutoencoder,
     select: Select,
     n_levels: int = 1,
     dead: Bool[Tensor, " d_sae"] | None = None,
@@ -237,28 +229,28 @@ def compute_sparse_step(
             largest pre-activations among them (ReLU), decoded without b_dec.
     """
     with torch.no_grad():
-        x_centred = x_n - weights.b_dec
+        x_centred = x_n - sae.b_dec
         # Under autocast the product alone is of low precision.
-        pre_acts = (x_centred @ weights.W_enc).to(x_n.dtype).add_(weights.b_enc)
+        pre_acts = (x_centred @ sae.W_enc).to(x_n.dtype).add_(sae.b_enc)
         entries = select(pre_acts)
-    values, increments = _encode_decode(pre_acts, entries, x_centred, weights, n_levels)
-    x_hats_n = [level + weights.b_dec for level in accumulate(increments.unflatten(0, (-1, n_levels)).unbind(1))]
+    values, increments = _encode_decode(pre_acts, entries, x_centred, sae, n_levels)
+    x_hats_n = [level + sae.b_dec for level in accumulate(increments.unflatten(0, (-1, n_levels)).unbind(1))]
 
     error_hat = None
     candidates = None if dead is None or aux_k == 0 else dead.nonzero().squeeze(1)
     if candidates is not None and len(candidates) > 0:
         with torch.no_grad():
             chosen = pre_acts[:, candidates].topk(min(aux_k, len(candidates)), dim=-1, sorted=False).indices
-        _, error_hat = _encode_decode(pre_acts, _make_entries(candidates[chosen]), x_centred, weights, 1)
+        _, error_hat = _encode_decode(pre_acts, _make_entries(candidates[chosen]), x_centred, sae, 1)
     return SparseStep(entries.latents, values.detach(), x_hats_n, error_hat)
 
 
 def _encode_decode(
-    pre_acts: Tensor, entries: Entries, x_centred: Tensor, weights: Weights, n_levels: int
+    pre_acts: Tensor, entries: Entries, x_centred: Tensor, sae: SparseAutoencoder, n_levels: int
 ) -> tuple[Tensor, Tensor]:
-    by_latent = sort_by_latent(entries.latents, len(weights.b_enc))
-    values = _SelectActs.apply(pre_acts, entries, by_latent, x_centred, weights.W_enc, weights.b_enc, weights.b_dec)
+    by_latent = sort_by_latent(entries.latents, len(sae.b_enc))
+    values = _SelectActs.apply(pre_acts, entries, by_latent, x_centred, sae.W_enc, sae.b_enc, sae.b_dec)
     assert isinstance(values, Tensor)
-    decoded = _SumDecoderRows.apply(values, entries, by_latent, weights.W_dec, len(pre_acts) * n_levels)
+    decoded = _SumDecoderRows.apply(values, entries, by_latent, sae.W_dec, len(pre_acts) * n_levels)
     assert isinstance(decoded, Tensor)
     return values, decoded

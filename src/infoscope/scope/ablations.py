@@ -84,7 +84,7 @@ class Ablation:
 
         Args:
             sae: what tells SAEs apart, such as the hash of the artifact. Tokens from which nothing is removed while
-                the SAE's error stays are the original ones, whatever the SAE: they have one key.
+                the SAE's error stays are the original ones of every SAE: they have one key.
         """
         if self.mode is EditMode.error_preserving and self.n_latents == 0:
             return hashlib.sha256(b"original tokens").hexdigest()

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
-from functools import partial
 from inspect import signature
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from jaxtyping import Float
 
 from infoscope.data.config import DataConfig, DataKind, OnError, Resize
@@ -24,14 +21,14 @@ from infoscope.runtime.calls import convert, make_options, name_type, refuse_unk
 from infoscope.runtime.errors import InputError
 from infoscope.runtime.progress import CallbackDisplay, Display, ProgressCallback, choose_display
 from infoscope.sae.config import SAEConfig
-from infoscope.sae.mass import compute_mass
+from infoscope.sae.metrics import compute_mass
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.sae.origin import check_has_maps, choose_layer
+from infoscope.sae.passes import measure_one
 from infoscope.scope import crops
 from infoscope.scope.config import PartitionConfig, ScopeConfig
-from infoscope.scope.maps import make_trainer
 from infoscope.scope.partition import Partition, make_partition
-from infoscope.scope.ranking import ImageTokens, Ranking, rank_in_parts
+from infoscope.scope.ranking import ImageTokens, Ranking, measure_ranking
 from infoscope.scope.scores import Scores
 from infoscope.scope.scoring import score_latents
 from infoscope.vision.backbone import Backbone
@@ -159,55 +156,27 @@ def contextual_dependency(
     split = {"test_share": test_share, "seed": seed, "max_train": max_train, "resize": resize}
     found = _open(images, {name: value for name, value in split.items() if value is not None}, skips)
     found.check_enough(config.k_cds)
-    if found.n_held_out:
-        show.say(f"{found.words}; test_share=0 takes all.")
-    if found.images.left_out:
-        show.say(f"Left out {found.images.left_out.describe()}.")
-    work = _Work(backbone, sae, found.images, layer, config, skips, n_readers, check_origin, show)
-    with _on_one_device(backbone, sae):
-        ranking = work.rank()
-        scores = work.score(ranking)
+    found.tell(show)
+    ranking, scores = _measure(sae, ImageTokens(backbone, found.images, layer, skips, n_readers), config, show)
     ids, skipped = found.images.image_ids, dict(found.images.skipped)
     mass = compute_mass(ranking.mean_act, sae.W_dec)
     return ContextualDependency(ranking, mass, scores, config.k_cds, layer, ids, found.n_held_out, skipped)
 
 
-class _Work(NamedTuple):
-    """What is to be measured, and how."""
-
-    backbone: Backbone
-    sae: SparseAutoencoder
-    images: ImageSet
-    layer: int
-    config: ScopeConfig
-    on_error: OnError
-    n_readers: int
-    check_origin: bool
-    show: Display | CallbackDisplay
-
-    def rank(self) -> Ranking:
-        """Rank the images, encoded in the batches of the command line: the numbers are then the same to the bit."""
-        config = self.config
-        tokens = ImageTokens(self.backbone, self.images, self.layer, self.on_error, self.n_readers)
-        with self.show.bar("finding top-activating images", len(tokens), "images") as advance:
-            return rank_in_parts(self.sae, tokens, config.n_ranks, config.rank_by, advance)
-
-    def score(self, ranking: Ranking) -> Scores:
-        """Score the latents on their images."""
-        with self.show.bar("scoring") as advance:
-            return score_latents(
-                self.backbone,
-                self.sae,
-                self.images,
-                ranking,
-                self.config,
-                layer=self.layer,
-                check_origin=self.check_origin,
-                trainer=_make_trainer(self.backbone.mean.device),
-                crop_progress=partial(advance, part="encoding crops"),
-                progress=partial(advance, part="computing EMD"),
-                n_readers=self.n_readers,
-            )
+def _measure(
+    sae: SparseAutoencoder, tokens: ImageTokens, config: ScopeConfig, show: Display | CallbackDisplay
+) -> tuple[Ranking, Scores]:
+    """Rank and score where the backbone is, in the batches of the command line: the numbers are the same to the bit."""
+    backbone, before = tokens.backbone, sae.W_enc.device
+    sae.to(backbone.mean.device)
+    try:
+        with show.bar("finding top-activating images", len(tokens), "images") as advance:
+            ranking = measure_one(tokens, measure_ranking(sae, config.n_ranks, config.rank_by), advance).compute()
+        with show.bar("scoring") as advance:
+            how = {"layer": tokens.layer, "check_origin": False, "n_readers": tokens.n_readers, "progress": advance}
+            return ranking, score_latents(backbone, sae, tokens.image_set, ranking, config, **how)
+    finally:
+        sae.to(before)
 
 
 def _refuse_unknown_options(options: Mapping[str, Any]) -> None:
@@ -234,6 +203,13 @@ class _Opened(NamedTuple):
     def words(self) -> str:
         """How the images were divided."""
         return f"{len(self.images):,} images without the {self.n_held_out:,} held out (test_share={self.test_share:g})"
+
+    def tell(self, show: Display | CallbackDisplay) -> None:
+        """Say what of the pictures is not taken."""
+        if self.n_held_out:
+            show.say(f"{self.words}; test_share=0 takes all.")
+        if self.images.left_out:
+            show.say(f"Left out {self.images.left_out.describe()}.")
 
     def check_enough(self, k_cds: int) -> None:
         """Refuse a k that the images cannot give.
@@ -274,19 +250,3 @@ def _open(images: Images, split: Mapping[str, Any], on_error: OnError) -> _Opene
     config = make_options(DataConfig, split)
     found = images if isinstance(images, ImageSet) else Pictures(images, config.resize, on_error)
     return _Opened(draw_images(found, config.max_train, config.seed))
-
-
-@contextmanager
-def _on_one_device(backbone: Backbone, sae: SparseAutoencoder) -> Iterator[None]:
-    """Let the SAE be where the backbone is; afterwards it is where it was."""
-    before = sae.W_enc.device
-    sae.to(backbone.mean.device)
-    try:
-        yield
-    finally:
-        sae.to(before)
-
-
-def _make_trainer(device: torch.device) -> Any:
-    is_numbered = device.type == "cuda" and device.index is not None
-    return make_trainer(device.type, [device.index] if is_numbered else 1)

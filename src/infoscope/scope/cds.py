@@ -112,7 +112,7 @@ def compute_chance_ratio(
 
 
 def position_locked_score(grid: int, shift_patches: int) -> float:
-    """Return the score of a latent that fires at one place of the grid whatever the picture: s / (p - s - 1).
+    """Return the score of a latent that fires at one place of the grid in every picture: s / (p - s - 1).
 
     Raises:
         InputError: as `infoscope.scope.crops.check_shift`.

@@ -10,9 +10,8 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from infoscope.data.images import ImageSet
-from infoscope.runtime.parts import Part
 from infoscope.sae.passes import LatentBatch, SumMeter
-from infoscope.scope.top_images import TopImages
+from infoscope.scope.top_images import TopMeter
 
 IGNORE_LABEL = 255
 
@@ -47,7 +46,7 @@ def compute_patch_labels(label_map: UInt8[np.ndarray, "height width"], grid: int
     """Return the label of each patch of a picture squashed to the grid: that of most of its pixels.
 
     Ignored pixels (255) have no vote; a patch without any other is 255 itself. Of equally frequent labels the smallest
-    wins. A pixel belongs to the patch that its centre lies in, whatever the sizes of map and picture.
+    wins. A pixel belongs to the patch that its centre lies in, for any sizes of map and picture.
     """
     height, width = label_map.shape
     row, column = (((np.arange(side) + 0.5) * grid / side).astype(np.int64) for side in (height, width))
@@ -57,20 +56,14 @@ def compute_patch_labels(label_map: UInt8[np.ndarray, "height width"], grid: int
     return np.where(votes[:, :IGNORE_LABEL].any(axis=1), labels, IGNORE_LABEL)
 
 
-class PropertyMeter(SumMeter):
-    """What `LatentProperties` follow from.
-
-    Args:
-        k_max: images per latent whose peak is kept.
-        known: what other images hold already: those that cannot be among the best beside them may be left out.
-    """
+class PropertyMeter(TopMeter):
+    """What `LatentProperties` follow from; the peaks are those of the best images."""
 
     def __init__(
         self, d_sae: int, k_max: int, device: torch.device | str = "cpu", known: PropertyMeter | None = None
     ) -> None:
         columns = dict.fromkeys(("tokens_on", "images_on", "participation"), (d_sae,))
-        super().__init__(device, n_images=(), n_patches=(), **columns)
-        self.top = TopImages(d_sae, k_max, device, None if known is None else known.top.values[:, -1].clone())
+        super().__init__(d_sae, k_max, device, known, n_images=(), n_patches=(), **columns)
 
     def update(self, batch: LatentBatch) -> None:
         self.sums["n_images"] += batch.n_images
@@ -79,13 +72,6 @@ class PropertyMeter(SumMeter):
         self.sums["images_on"] += (batch.counts > 0).sum(0)
         self.sums["participation"] += torch.where(batch.counts > 0, batch.sums**2 / batch.squares, 0.0).sum(0)
         self.top.update(batch.index, batch.peaks)
-
-    def to_part(self) -> Part:
-        return {**self.sums, **self.top.to_part()}
-
-    def add(self, part: Part) -> None:
-        super().add(part)
-        self.top.add(part)
 
     def compute(self) -> dict[str, Float[np.ndarray, " d_sae"]]:
         """Return the fields of `LatentProperties`."""

@@ -19,9 +19,8 @@ everywhere scores near 0 by definition, for any content: diffuse known-global la
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -30,12 +29,12 @@ import torch
 from jaxtyping import Bool, Float
 
 from infoscope.data.images import ImageSet, Truth
+from infoscope.runtime.arrays import load_result, save_result
 from infoscope.runtime.errors import InputError
 from infoscope.runtime.parts import Part
 from infoscope.sae.model import SparseAutoencoder
-from infoscope.sae.passes import LatentBatch, Measurement, Meter, run_pass
+from infoscope.sae.passes import LatentBatch, Measurement, Meter
 from infoscope.scope.confound_meters import FactorMeter, LabelMeter, PropertyMeter
-from infoscope.vision.tokens.source import TokenRows
 
 IMAGE_CUTS, LABEL_CUTS = (0.06, 0.14), (0.01, 0.06)
 """Cohen's (1988) benchmarks for eta^2: small .01, medium .06, large .14. The label effect is that of single patches,
@@ -138,26 +137,18 @@ class ConfoundResult:
 
     def save(self, folder: Path) -> None:
         """Write confounds.npz and confounds.json into `folder` (made if missing)."""
-        folder.mkdir(parents=True, exist_ok=True)
-        arrays = {field.name: getattr(self.properties, field.name) for field in fields(LatentProperties)}
-        arrays |= {f"image_effect_{name}": effect for name, effect in self.image_effects.items()}
-        if self.label_effect is not None:
-            arrays["label_effect"] = self.label_effect
-        np.savez(folder / "confounds.npz", **arrays)
+        effects = {f"image_effect_{name}": effect for name, effect in self.image_effects.items()}
+        label = {} if self.label_effect is None else {"label_effect": self.label_effect}
         facts = {"n_images": self.n_images, "factors": list(self.image_effects)}
-        (folder / "confounds.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+        save_result(folder, "confounds", {**vars(self.properties), **effects, **label, **facts})
 
     @classmethod
     def load(cls, folder: Path) -> ConfoundResult:
         """Read what `save` wrote."""
-        facts = json.loads((folder / "confounds.json").read_text(encoding="utf-8"))
-        with np.load(folder / "confounds.npz", allow_pickle=False) as arrays:
-            return cls(
-                LatentProperties(**{field.name: arrays[field.name] for field in fields(LatentProperties)}),
-                facts["n_images"],
-                {name: arrays[f"image_effect_{name}"] for name in facts["factors"]},
-                arrays.get("label_effect"),
-            )
+        arrays, facts = load_result(folder, "confounds")
+        effects = {name: arrays.pop(f"image_effect_{name}") for name in facts["factors"]}
+        label_effect = arrays.pop("label_effect", None)
+        return cls(LatentProperties(**arrays), facts["n_images"], effects, label_effect)
 
 
 class ConfoundMeter(Meter):
@@ -166,7 +157,7 @@ class ConfoundMeter(Meter):
     Args:
         images: the set that positions refer to; without labels (photographs, None) there are no effects.
         k_max: images per latent whose peak is kept.
-        known: see `PropertyMeter`.
+        known: see `TopMeter`.
     """
 
     def __init__(
@@ -220,31 +211,6 @@ class ConfoundMeter(Meter):
         )
 
 
-def measure_confounds(
-    sae: SparseAutoencoder, images: ImageSet | None, k_max: int, place: Path | None = None
-) -> Measurement[ConfoundMeter]:
+def measure_confounds(sae: SparseAutoencoder, images: ImageSet | None, k_max: int) -> Measurement[ConfoundMeter]:
     """Return what a pass measures for `ConfoundResult`, see `ConfoundMeter`."""
-    return Measurement(sae, partial(ConfoundMeter, sae.d_sae, images, k_max), place)
-
-
-def compute_confounds(
-    sae: SparseAutoencoder,
-    tokens: TokenRows,
-    images: ImageSet | None,
-    k_max: int = 16,
-    progress: Callable[[int], None] | None = None,
-    place: Path | None = None,
-) -> ConfoundResult:
-    """Measure properties and effects of all latents in one pass; activations are never kept, only sums.
-
-    Args:
-        tokens: of the training split, from which everything is declared.
-        images, k_max: see `ConfoundMeter`.
-        progress: see `run_pass`.
-        place: see `Measurement`.
-
-    Raises:
-        InputError: if there are no images, `k_max` is below 1, or the SAE was trained on other tokens.
-    """
-    [meter] = run_pass(tokens, {"confounds": measure_confounds(sae, images, k_max, place)}, progress).values()
-    return meter.compute()
+    return Measurement(sae, partial(ConfoundMeter, sae.d_sae, images, k_max))

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from infoscope.runtime import processes
 from infoscope.runtime.errors import InputError
 from infoscope.runtime.forks import map_ahead
+from infoscope.runtime.progress import ignore
 
 CHUNK_PAIRS = 2048
 """Pairs per unit of work. Each pair is solved alone, so neither this nor the number of workers changes a result."""
@@ -24,15 +25,12 @@ ROUNDING = 1e-15
 
 MAX_ITERATIONS = 1_000_000
 
-ProgressHook = Callable[[int, int], None]
-"""Called with (pairs done, pairs in all)."""
-
 
 def compute_emd(
     maps1: Float[np.ndarray, "n_pairs side side"],
     maps2: Float[np.ndarray, "n_pairs side side"],
     n_workers: int = 1,
-    progress: ProgressHook | None = None,
+    progress: Callable[[int], object] = ignore,
 ) -> Float[np.ndarray, " n_pairs"]:
     """Return exact earth mover's distances in patches (float64), each map divided by its sum first.
 
@@ -42,15 +40,18 @@ def compute_emd(
         maps1, maps2: non-negative and finite, of any dtype; normalised in float64.
         n_workers: processes at most (POT's solver holds the interpreter lock, so threads do not help); 0 for one per
             core. The result does not depend on it.
+        progress: called with the number of pairs done.
 
     Raises:
         InputError: if shapes differ, a map is not square, or a value is negative or not finite.
     """
-    chunks = list(_chunks(maps1, maps2))
-    n_workers = count_workers(len(maps1), n_workers)
+    chunks, n_workers = list(_chunks(maps1, maps2)), count_workers(len(maps1), n_workers)
+    emd = [np.empty(0)]
     # A helper runs NumPy and POT's solver on one thread; a fresh interpreter would first import torch and all that.
-    solved = map_ahead(_emd_of_chunk, chunks, n_workers if n_workers > 1 else 0, "set scope.n_workers=1")
-    return _gather(solved, len(maps1), progress)
+    for solved in map_ahead(_emd_of_chunk, chunks, n_workers if n_workers > 1 else 0, "set scope.n_workers=1"):
+        emd.append(solved)
+        progress(sum(map(len, emd)))
+    return np.concatenate(emd)
 
 
 def count_workers(n_pairs: int, n_workers: int) -> int:
@@ -75,12 +76,21 @@ def patch_distances(side: int) -> Float[np.ndarray, "n_patches n_patches"]:
     return distances
 
 
-def _chunks(maps1: np.ndarray, maps2: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def check_pairs(maps1: np.ndarray, maps2: np.ndarray) -> None:
+    """Refuse maps that are not pairs of one square shape [n_pairs, side, side].
+
+    Raises:
+        InputError: such maps.
+    """
     if maps1.shape != maps2.shape or maps1.ndim != 3 or maps1.shape[1] != maps1.shape[2]:
         raise InputError(
             f"Expected two arrays of maps of one shape [n_pairs, side, side], got {list(maps1.shape)} and"
             f" {list(maps2.shape)}: cut both crops' maps to the shared region."
         )
+
+
+def _chunks(maps1: np.ndarray, maps2: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    check_pairs(maps1, maps2)
     for start in range(0, len(maps1), CHUNK_PAIRS):
         part1, part2 = maps1[start : start + CHUNK_PAIRS], maps2[start : start + CHUNK_PAIRS]
         for part in (part1, part2):
@@ -89,18 +99,6 @@ def _chunks(maps1: np.ndarray, maps2: np.ndarray) -> Iterator[tuple[np.ndarray, 
                     "Expected maps of finite values of at least 0, got a negative value, NaN or Inf: check the SAE."
                 )
         yield part1, part2
-
-
-def _gather(solved: Iterator[np.ndarray], n_pairs: int, progress: ProgressHook | None) -> np.ndarray:
-    emd = np.empty(n_pairs)
-    done = 0
-    for part in solved:
-        emd[done : done + len(part)] = part
-        done += len(part)
-        if progress is not None:
-            progress(done, n_pairs)
-    assert done == n_pairs, (done, n_pairs)
-    return emd
 
 
 def _emd_of_chunk(chunk: tuple[np.ndarray, np.ndarray]) -> np.ndarray:

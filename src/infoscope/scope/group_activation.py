@@ -6,9 +6,8 @@ groups are arithmetic on it.
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,8 +17,9 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float32, Float64
 
+from infoscope.runtime.arrays import load_result, save_result
 from infoscope.sae.model import SparseAutoencoder
-from infoscope.sae.passes import LatentBatch, Measurement, SumMeter, run_pass
+from infoscope.sae.passes import LatentBatch, Measurement, SumMeter
 from infoscope.vision.tokens.source import TokenSource
 
 
@@ -80,17 +80,13 @@ class OutlierActs:
 
     def save(self, folder: Path) -> None:
         """Write outlier_acts.npz and outlier_acts.json into `folder` (made if missing)."""
-        folder.mkdir(parents=True, exist_ok=True)
-        np.savez(folder / "outlier_acts.npz", on_outlier=self.on_outlier, on_normal=self.on_normal)
-        facts = {"n_outlier": self.n_outlier, "n_normal": self.n_normal}
-        (folder / "outlier_acts.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+        save_result(folder, "outlier_acts", vars(self))
 
     @classmethod
     def load(cls, folder: Path) -> OutlierActs:
         """Read what `save` wrote."""
-        facts = json.loads((folder / "outlier_acts.json").read_text(encoding="utf-8"))
-        with np.load(folder / "outlier_acts.npz", allow_pickle=False) as arrays:
-            return cls(arrays["on_outlier"], arrays["on_normal"], **facts)
+        arrays, facts = load_result(folder, "outlier_acts")
+        return cls(**arrays, **facts)
 
 
 class OutlierMeter(SumMeter):
@@ -125,29 +121,6 @@ class OutlierMeter(SumMeter):
         return OutlierActs(outlier, normal, n_outlier, n_normal)
 
 
-def measure_outlier_acts(
-    sae: SparseAutoencoder, tokens: TokenSource, threshold: float, place: Path | None = None
-) -> Measurement[OutlierMeter]:
+def measure_outlier_acts(sae: SparseAutoencoder, tokens: TokenSource, threshold: float) -> Measurement[OutlierMeter]:
     """Return what a pass over these tokens measures for `OutlierActs`, see `OutlierMeter`."""
-    return Measurement(sae, partial(OutlierMeter, sae.d_sae, tokens.norms, threshold), place)
-
-
-def compute_outlier_acts(
-    sae: SparseAutoencoder,
-    tokens: TokenSource,
-    threshold: float,
-    progress: Callable[[int], None] | None = None,
-    place: Path | None = None,
-) -> OutlierActs:
-    """Sum each latent's activation over the outlier tokens and over the normal ones of a whole split.
-
-    Args:
-        threshold: tokens of a greater raw norm are outliers.
-        progress: see `run_pass`.
-        place: see `Measurement`.
-
-    Raises:
-        InputError: if the SAE was trained on other tokens.
-    """
-    [meter] = run_pass(tokens, {"acts": measure_outlier_acts(sae, tokens, threshold, place)}, progress).values()
-    return meter.compute()
+    return Measurement(sae, partial(OutlierMeter, sae.d_sae, tokens.norms, threshold))

@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import lightning as L
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from lightning.pytorch.plugins.environments import LightningEnvironment
 from torch import Tensor
 
-from infoscope.data.images import ImageBatch, ImageSet, iterate_images
+from infoscope.data.images import ImageSet, iterate_images
 from infoscope.runtime import processes
-from infoscope.runtime.lightning import quiet_lightning
 from infoscope.runtime.parts import Part, compute_parts, cut, cut_images
+from infoscope.runtime.progress import Advance, ignore
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.sae.passes import iterate_latents
 from infoscope.scope import crops
 from infoscope.scope.config import ScopeConfig
-from infoscope.scope.emd import ProgressHook
 from infoscope.vision.backbone import Backbone
 
 PART_BYTES = 2**28
@@ -42,32 +39,6 @@ class WantedMaps:
     latents: Int[np.ndarray, " n"]
     top_images: Int[np.ndarray, "n k"]
     file: Path | None = None
-
-
-class RankedImages:
-    """Batches of the images that any latent ranks, each image once, at the size from which crops are cut.
-
-    Lightning takes it as a data loader; reading in parallel is `iterate_images`' own matter.
-    """
-
-    def __init__(
-        self,
-        image_set: ImageSet,
-        indices: Int[np.ndarray, " n_images"],
-        size_px: int,
-        batch_images: int,
-        n_readers: int = 0,
-    ) -> None:
-        self.image_set, self.indices, self.size_px = image_set, indices, size_px
-        self.batch_images, self.n_readers = batch_images, n_readers
-
-    def __len__(self) -> int:
-        return -(-len(self.indices) // self.batch_images)
-
-    def __iter__(self) -> Iterator[ImageBatch]:
-        yield from iterate_images(
-            self.image_set, self.size_px, self.batch_images, indices=self.indices, n_workers=self.n_readers
-        )
 
 
 class PairLookup:
@@ -112,111 +83,87 @@ class PairMaps:
         self.maps[pairs, side] = acts[:, latents].T.float().cpu().numpy().reshape(-1, *self.maps.shape[2:])
 
 
-class ScoringModule(L.LightningModule):
-    """Fills the activation maps of both crops of (latent, image) pairs; run by `Trainer.test` over `RankedImages`.
+@dataclass(frozen=True)
+class CropEncoder:
+    """Encodes both crops of images, once for all latents and SAEs.
 
-    Every image comes once, so each map is written once; several SAEs share what the backbone gives. Works on one
-    device.
-
-    Args:
-        progress: called with the number of images encoded so far.
+    layer: the block after which tokens are read, from 0.
+    n_readers: processes that read images ahead; 0 reads in this one.
     """
 
-    def __init__(
-        self,
-        backbone: Backbone,
-        wanted: Sequence[PairMaps],
-        layer: int,
-        config: ScopeConfig,
-        progress: Callable[[int], None] | None = None,
-    ) -> None:
-        super().__init__()
-        self.backbone, self.layer, self.wanted = backbone, layer, wanted
-        self.shift_patches, self.diagonal = config.shift_patches, config.diagonal
-        self.saes = torch.nn.ModuleList(part.sae for part in wanted)  # Lightning moves them to the device
-        self.n_encoded, self.progress = 0, progress
+    backbone: Backbone
+    image_set: ImageSet
+    config: ScopeConfig
+    layer: int
+    n_readers: int = 0
 
-    def test_step(self, batch: ImageBatch, batch_idx: int) -> None:
-        backbone = self.backbone
-        both = crops.shifted_crops(batch.images, backbone.patch_px, backbone.grid, self.shift_patches, self.diagonal)
-        for side, images in enumerate(both):
-            patches = backbone.tokens(images, self.layer).patches
-            for wanted in self.wanted:
-                for part, latent_acts in iterate_latents(wanted.sae, patches):
-                    for image, acts in zip(batch.index[part].tolist(), latent_acts, strict=True):
-                        wanted.keep(image, side, acts)
-        self.n_encoded += len(batch.index)
-        if self.progress is not None:
-            self.progress(self.n_encoded)
+    def make_maps(
+        self, wanted: Sequence[WantedMaps], progress: Advance = ignore, folder: Path | None = None
+    ) -> list[Float[np.ndarray, "n k 2 grid grid"]]:
+        """Encode every image that is ranked, and return the maps asked for: raw, and 0 where there is no image.
 
+        Maps in a file are written by the main process alone.
 
-def encode_maps(
-    backbone: Backbone,
-    image_set: ImageSet,
-    wanted: Sequence[WantedMaps],
-    config: ScopeConfig,
-    layer: int,
-    trainer: L.Trainer,
-    *,
-    n_readers: int = 0,
-    progress: ProgressHook | None = None,
-    progress_folder: Path | None = None,
-) -> list[Float[np.ndarray, "n k 2 grid grid"]]:
-    """Encode both crops of every image that is ranked, once for all latents and SAEs, and return the maps asked for.
+        Args:
+            progress: called with (images encoded, all images).
+            folder: where finished parts are kept, see `compute_parts`.
 
-    They are raw, and 0 where there is no image. Maps in a file are written by the main process alone.
+        Raises:
+            InputError: if the shift leaves fewer than 2 x 2 shared patches, an image cannot be read, or a token is not
+                finite.
+        """
+        grid, indices = self.backbone.grid, np.unique(np.concatenate([one.top_images.ravel() for one in wanted]))
+        indices = indices[indices >= 0]
+        lookups = [PairLookup(one.top_images) for one in wanted]
+        parts = _cut_ranked(len(indices), wanted, grid)
 
-    Args:
-        progress: called with (images encoded, all images).
-        progress_folder: as for `score_latents`.
+        def find_pairs(number: int) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+            images = indices[parts[number]]
+            for which, pairs_of in enumerate(lookups):
+                yield which, *pairs_of(images[0], images[-1])
 
-    Raises:
-        InputError: if the shift leaves fewer than 2 x 2 shared patches, an image cannot be read, or a token is not
-            finite.
-    """
-    size_px, grid = crops.scc_size_px(backbone.grid, backbone.patch_px, config.shift_patches), backbone.grid
-    indices = np.unique(np.concatenate([one.top_images.ravel() for one in wanted]))
-    indices = indices[indices >= 0]
-    lookups = [PairLookup(one.top_images) for one in wanted]
-    parts = [indices[part] for part in _cut_ranked(len(indices), wanted, grid)]
-    device = wanted[0].sae.W_enc.device
+        def encode(number: int) -> Part:
+            made = [
+                PairMaps(wanted[i].sae, wanted[i].latents[rows], wanted[i].top_images[rows, ranks], grid)
+                for i, rows, ranks in find_pairs(number)
+            ]
+            for n_encoded in self._fill(made, indices[parts[number]]):
+                progress(parts[number].start + n_encoded, len(indices))
+            return {str(i): torch.from_numpy(one.maps) for i, one in enumerate(made)}
 
-    def find_pairs(number: int) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-        for which, pairs_of in enumerate(lookups):
-            yield which, *pairs_of(parts[number][0], parts[number][-1])
+        found = compute_parts(len(parts), encode, folder, "crops")
+        is_main = processes.is_main()
+        own = {
+            i: make_maps((*one.top_images.shape, 2, grid, grid), one.file)
+            for i, one in enumerate(wanted)
+            if is_main or one.file is None
+        }
+        for number, part in enumerate(found if own else ()):
+            for i, rows, ranks in find_pairs(number):
+                if i in own:
+                    own[i][rows, ranks] = part[str(i)].numpy()
+        for maps in own.values():
+            if isinstance(maps, np.memmap):
+                maps.flush()
+        processes.barrier()
+        return [own[i] if i in own else np.load(str(one.file), mmap_mode="r") for i, one in enumerate(wanted)]
 
-    def encode(number: int) -> Part:
-        made = [
-            PairMaps(wanted[i].sae, wanted[i].latents[rows], wanted[i].top_images[rows, ranks], grid)
-            for i, rows, ranks in find_pairs(number)
-        ]
-        n_before = int(np.searchsorted(indices, parts[number][0]))
-        tell = None if progress is None else (lambda n, tell=progress: tell(n_before + n, len(indices)))
-        module = ScoringModule(backbone, made, layer, config, tell)
-        images = RankedImages(image_set, parts[number], size_px, config.batch_images, n_readers)
-        try:
-            with quiet_lightning():
-                trainer.test(module, dataloaders=images, verbose=False)
-        finally:
-            module.to(device)  # Lightning leaves it on the CPU
-        return {str(i): torch.from_numpy(one.maps) for i, one in enumerate(made)}
-
-    found = compute_parts(len(parts), encode, progress_folder, "crops")
-    is_main = processes.current().rank == 0
-    own = {
-        i: make_maps((*one.top_images.shape, 2, grid, grid), one.file)
-        for i, one in enumerate(wanted)
-        if is_main or one.file is None
-    }
-    for number, part in enumerate(found if own else ()):
-        for i, rows, ranks in find_pairs(number):
-            if i in own:
-                own[i][rows, ranks] = part[str(i)].numpy()
-    for maps in own.values():
-        if isinstance(maps, np.memmap):
-            maps.flush()
-    processes.barrier()
-    return [own[i] if i in own else np.load(str(one.file), mmap_mode="r") for i, one in enumerate(wanted)]
+    def _fill(self, wanted: Sequence[PairMaps], indices: Int[np.ndarray, " n_images"]) -> Iterator[int]:
+        """Encode both crops of some images, batch by batch, for the maps that want them; yield how many are done."""
+        backbone, config, n_encoded = self.backbone, self.config, 0
+        geometry = backbone.patch_px, backbone.grid, config.shift_patches
+        size_px = crops.scc_size_px(backbone.grid, backbone.patch_px, config.shift_patches)
+        for batch in iterate_images(
+            self.image_set, size_px, config.batch_images, indices=indices, n_workers=self.n_readers
+        ):
+            for side, images in enumerate(crops.shifted_crops(batch.images, *geometry, config.diagonal)):
+                patches = backbone.tokens(images, self.layer).patches
+                for maps in wanted:
+                    for part, latent_acts in iterate_latents(maps.sae, patches):
+                        for image, acts in zip(batch.index[part].tolist(), latent_acts, strict=True):
+                            maps.keep(image, side, acts)
+            n_encoded += len(batch.index)
+            yield n_encoded
 
 
 def _cut_ranked(n_images: int, wanted: Sequence[WantedMaps], grid: int) -> list[slice]:
@@ -236,20 +183,3 @@ def make_maps(shape: tuple[int, ...], file: Path | None) -> Float[np.ndarray, "d
     with file.open("r+b") as opened:  # claim the space now: writing through the map to a full disk kills the process
         os.posix_fallocate(opened.fileno(), 0, file.stat().st_size)
     return maps
-
-
-def make_trainer(accelerator: str = "auto", devices: int | list[int] = 1) -> L.Trainer:
-    """Return a Lightning trainer for one device that only runs: no logger, no checkpoints, no output of its own.
-
-    Processes that share work have a trainer each, which must not take them for its own.
-    """
-    with quiet_lightning():
-        return L.Trainer(
-            accelerator=accelerator,
-            devices=devices,
-            plugins=[LightningEnvironment()],
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-        )

@@ -7,7 +7,11 @@ from dataclasses import dataclass, field
 import numpy as np
 from jaxtyping import Bool, Float
 
+from infoscope.runtime.errors import InputError
 from infoscope.scope.config import PartitionConfig, Rule
+
+EXAMPLE_QUANTILES = {"low": 0.05, "middle": 0.5, "high": 0.95}
+"""Where in the order of scores each level is looked for: not the very ends, which outliers of the score hold."""
 
 
 @dataclass(repr=False)
@@ -113,3 +117,25 @@ def _make_bands(cds: np.ndarray, n_bands: int) -> list[tuple[str, np.ndarray]]:
         edges = np.quantile(cds[~unscored], np.arange(1, n_bands) / n_bands)
         band = np.searchsorted(edges, cds, side="left")  # as for gamma: a score on the edge belongs below it
     return [(f"band {i + 1} of {n_bands}", ~unscored & (band == i)) for i in range(n_bands)]
+
+
+def choose_example_latents(cds: Float[np.ndarray, " d_sae"], n_each: int) -> dict[str, list[int]]:
+    """Return up to `n_each` latents around the 5%, 50% and 95% quantile of the scores, by ascending score.
+
+    Deterministic (equal scores by latent), without repeats, unscored (NaN) ones left out; fewer where there are not
+    enough: each level keeps to its third of the order.
+
+    Raises:
+        InputError: if `n_each` is below 1.
+    """
+    if n_each < 1:
+        raise InputError(f"Expected report.n_examples to be at least 1, got {n_each}.")
+    order = np.argsort(cds, kind="stable")[: int((~np.isnan(cds)).sum())]  # argsort puts NaN last
+    chosen = {}
+    thirds = np.array_split(np.arange(len(order)), len(EXAMPLE_QUANTILES))
+    for (level, quantile), third in zip(EXAMPLE_QUANTILES.items(), thirds, strict=True):
+        size = min(n_each, len(third))
+        centre = round(quantile * (len(order) - 1)) if size else 0
+        start = min(max(centre - size // 2, third[0]), third[-1] + 1 - size) if size else 0
+        chosen[level] = [int(latent) for latent in order[start : start + size]]
+    return chosen

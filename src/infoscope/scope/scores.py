@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float
 
+from infoscope.runtime.arrays import load_result, save_result
 from infoscope.scope.cds import CDS, compute_cds
 from infoscope.scope.config import Diagonal
-
-_ARRAYS = ("emd", "mass1", "mass2", "chance_emd", "maps")
 
 
 @dataclass
@@ -53,20 +51,12 @@ class Scores:
 
         Maps that are memory-mapped from that very folder are flushed, not written again.
         """
-        folder.mkdir(parents=True, exist_ok=True)
-        for name in _ARRAYS:
-            array, file = getattr(self, name), folder / f"{name}.npy"
-            if isinstance(array, np.memmap) and Path(str(array.filename)).resolve() == file.resolve():
-                array.flush()
-            else:
-                np.save(file, array)
-        facts = {"grid": self.grid, "shift_patches": self.shift_patches, "diagonal": self.diagonal.name}
-        (folder / "scores.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+        save_result(folder, "scores", vars(self), one_by_one=True)
 
     @classmethod
     def load(cls, folder: Path) -> Scores:
         """Read what `save` wrote; `maps` stay on disk, memory-mapped and read-only."""
-        facts = json.loads((folder / "scores.json").read_text(encoding="utf-8"))
+        names = ("emd", "mass1", "mass2", "chance_emd", "maps")
+        arrays, facts = load_result(folder, "scores", names, mapped=["maps"])
         diagonal = Diagonal[facts.pop("diagonal", Diagonal.main.name)]  # early files do not name it
-        arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r" if name == "maps" else None) for name in _ARRAYS}
         return cls(**arrays, **facts, diagonal=diagonal)

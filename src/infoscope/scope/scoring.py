@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
-import lightning as L
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 
 from infoscope.data.images import ImageSet
 from infoscope.runtime.parts import Part, compute_parts, cut
+from infoscope.runtime.progress import Advance, ignore
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.sae.origin import check_has_maps, choose_layer
 from infoscope.scope import cds as cds_arithmetic
 from infoscope.scope import crops
 from infoscope.scope.config import EMDMethod, ScopeConfig
-from infoscope.scope.emd import ProgressHook, compute_emd
-from infoscope.scope.maps import WantedMaps, encode_maps, make_trainer
+from infoscope.scope.emd import compute_emd
+from infoscope.scope.maps import CropEncoder, WantedMaps
 from infoscope.scope.ranking import Ranking
 from infoscope.scope.scores import Scores
 from infoscope.scope.sinkhorn import compute_emd_sinkhorn
@@ -37,10 +39,8 @@ def score_latents(
     layer: int | None = None,
     check_origin: bool = True,
     maps_file: Path | None = None,
-    trainer: L.Trainer | None = None,
-    crop_progress: ProgressHook | None = None,
-    progress: ProgressHook | None = None,
     n_readers: int = 0,
+    progress: Advance = ignore,
     progress_folder: Path | None = None,
 ) -> Scores:
     """Score every latent on the images of its ranking.
@@ -50,10 +50,9 @@ def score_latents(
         layer: the block after which the SAE reads tokens; negative from the end; None: the one it was trained on.
         check_origin: False insists on other tokens than the SAE was trained on, see `choose_layer`.
         maps_file: where to keep the maps memory-mapped while they are made; None keeps them in memory.
-        trainer: runs the module, on one device; by default a bare one.
-        crop_progress: called with (images, all images) while crops are encoded.
-        progress: called with (pairs, all pairs) while distances are computed.
         n_readers: processes that read images ahead; 0 reads in this one.
+        progress: called with (images, all images) while crops are encoded, with (pairs, all pairs) while distances are
+            computed.
         progress_folder: where finished parts of the work are kept, to go on from after an interruption, and to share
             among processes (see `compute_parts`): as large as the maps.
 
@@ -64,29 +63,20 @@ def score_latents(
     """
     check_has_maps(sae.origin.tokens)
     layer = choose_layer(sae, backbone, layer, check_origin)
-    ranking.check_latents(sae.d_sae)
-    ranking.check_enough_images(config.k_cds)
+    ranking.check(sae.d_sae, config.k_cds)
     crops.check_shift(backbone.grid, config.shift_patches)
     wanted = WantedMaps(sae, np.arange(ranking.d_sae), ranking.top_images, maps_file)
-    (maps,) = encode_maps(
-        backbone,
-        image_set,
-        [wanted],
-        config,
-        layer,
-        trainer or make_trainer(),
-        n_readers=n_readers,
-        progress=crop_progress,
-        progress_folder=progress_folder,
-    )
-    return compute_scores(maps, ranking.top_images >= 0, config, progress, progress_folder=progress_folder)
+    encoder = CropEncoder(backbone, image_set, config, layer, n_readers)
+    (maps,) = encoder.make_maps([wanted], partial(progress, part="encoding crops"), progress_folder)
+    moved = partial(progress, part="computing EMD")
+    return compute_scores(maps, ranking.top_images >= 0, config, moved, progress_folder=progress_folder)
 
 
 def compute_scores(
     maps: Float[np.ndarray, "d_sae k_max 2 grid grid"],
     ranked: np.ndarray,
     config: ScopeConfig,
-    progress: ProgressHook | None = None,
+    progress: Advance = ignore,
     with_chance: bool = True,
     progress_folder: Path | None = None,
     name: str = "distances",
@@ -112,9 +102,9 @@ def compute_scores(
 
     def compute(number: int) -> Part:
         some = parts[number]
-        tell = None if progress is None else (lambda done, _, tell=progress: tell(some.start + done, len(of)))
         maps1, maps2 = shared[0][of[some], first[some]], shared[1][of[some], second[some]]
-        return {"distances": torch.from_numpy(_distances(maps1, maps2, config, tell))}
+        distances = _distances(maps1, maps2, config, lambda done: progress(some.start + done, len(of)))
+        return {"distances": torch.from_numpy(distances)}
 
     found = [part["distances"].numpy() for part in compute_parts(len(parts), compute, progress_folder, name)]
     distances = np.concatenate([np.empty(0), *found]) / cds_arithmetic.compute_d_grid(maps.shape[-1], shift)
@@ -138,7 +128,9 @@ def next_valid_ranks(latents: Int[np.ndarray, " n"], ranks: Int[np.ndarray, " n"
     return following
 
 
-def _distances(maps1: np.ndarray, maps2: np.ndarray, config: ScopeConfig, progress: ProgressHook | None) -> np.ndarray:
+def _distances(
+    maps1: np.ndarray, maps2: np.ndarray, config: ScopeConfig, progress: Callable[[int], object]
+) -> np.ndarray:
     if config.emd is EMDMethod.sinkhorn:
-        return compute_emd_sinkhorn(maps1, maps2, config.sinkhorn_blur, progress=progress)
+        return compute_emd_sinkhorn(maps1, maps2, config.sinkhorn_blur, progress)
     return compute_emd(maps1, maps2, config.n_workers, progress)

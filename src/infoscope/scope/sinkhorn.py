@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from jaxtyping import Float
 
 from infoscope.runtime.errors import InputError
-from infoscope.scope.emd import ProgressHook, normalise_maps
+from infoscope.runtime.progress import ignore
+from infoscope.scope.emd import check_pairs, normalise_maps
 
 BATCH_PAIRS = 256
 
@@ -16,8 +19,7 @@ def compute_emd_sinkhorn(
     maps1: Float[np.ndarray, "n_pairs side side"],
     maps2: Float[np.ndarray, "n_pairs side side"],
     blur: float = 0.1,
-    device: torch.device | str = "cpu",
-    progress: ProgressHook | None = None,
+    progress: Callable[[int], object] = ignore,
 ) -> Float[np.ndarray, " n_pairs"]:
     """Return approximate earth mover's distances in patches by geomloss' `SamplesLoss`, in float64.
 
@@ -29,22 +31,19 @@ def compute_emd_sinkhorn(
 
     Args:
         blur: the blur of the plan in patches; smaller is more exact and slower.
+        progress: called with the number of pairs done.
 
     Raises:
         InputError: if shapes differ or `blur` is not above 0.
     """
     from geomloss import SamplesLoss
 
-    if maps1.shape != maps2.shape or maps1.ndim != 3 or maps1.shape[1] != maps1.shape[2]:
-        raise InputError(
-            f"Expected two arrays of maps of one shape [n_pairs, side, side], got {list(maps1.shape)} and"
-            f" {list(maps2.shape)}: cut both crops' maps to the shared region."
-        )
+    check_pairs(maps1, maps2)
     if not blur > 0:
         raise InputError(f"Expected scope.sinkhorn_blur to be above 0 patches, got {blur}: try 0.1.")
     side = maps1.shape[-1]
     row, column = np.divmod(np.arange(side * side), side)
-    centres = torch.from_numpy(np.stack([row, column], axis=1)).to(device, torch.float64)
+    centres = torch.from_numpy(np.stack([row, column], axis=1)).double()
     # debiasing does not mend the error for a Euclidean cost: it turns it into one of the other sign
     loss = SamplesLoss(
         "sinkhorn", p=1, blur=blur, scaling=0.9, debias=False, backend="tensorized", diameter=side * 2**0.5
@@ -54,9 +53,8 @@ def compute_emd_sinkhorn(
     emd = np.full(len(maps1), np.nan)
     for start in range(0, len(valid), BATCH_PAIRS):
         pairs = valid[start : start + BATCH_PAIRS]
-        a, b = (torch.from_numpy(weights[pairs]).to(device) for weights in (weights1, weights2))
+        a, b = (torch.from_numpy(weights[pairs]) for weights in (weights1, weights2))
         points = centres.expand(len(pairs), -1, -1).contiguous()
         emd[pairs] = loss(a, points, b, points).cpu().numpy()
-        if progress is not None:
-            progress(start + len(pairs), len(valid))
+        progress(start + len(pairs))
     return emd

@@ -5,8 +5,6 @@ Every comparison is between the scores as configured and the scores with one cho
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -14,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
+from infoscope.runtime.arrays import load_result, save_result
 from infoscope.scope.agreement import Agreement, Interval, IntervalSummary, compare_cds, summarise_intervals
 
 
@@ -88,39 +87,25 @@ class StabilityResult:
 
     def save(self, folder: Path) -> None:
         """Write stability.npz and stability.json into `folder` (made if missing)."""
-        folder.mkdir(parents=True, exist_ok=True)
-        none = np.full(len(self.cds), np.nan)
-        cosines = [none if variation.cosine is None else variation.cosine for variation in self.variations]
-        np.savez(
-            folder / "stability.npz",
-            cds=self.cds,
-            lower=self.interval.lower,
-            upper=self.interval.upper,
-            variations=_stack([variation.cds for variation in self.variations], len(none)),
-            cosines=_stack(cosines, len(none)),
-        )
         facts = {name: getattr(self, name) for name in _FACTS}
         facts["variations"] = [
-            {name: getattr(variation, name) for name in _VARIATION_FACTS} | {"kind": variation.kind.name}
-            for variation in self.variations
+            {name: getattr(one, name) for name in _VARIATION_FACTS} | {"kind": one.kind.name} for one in self.variations
         ]
-        (folder / "stability.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+        none = np.full(len(self.cds), np.nan)
+        rows = [(one.cds, none if one.cosine is None else one.cosine) for one in self.variations]
+        cds, cosines = np.array(rows).reshape(-1, 2, len(none)).swapaxes(0, 1)
+        arrays = {"cds": self.cds, **self.interval._asdict(), "variations": cds, "cosines": cosines}
+        save_result(folder, "stability", arrays, facts)
 
     @classmethod
     def load(cls, folder: Path) -> StabilityResult:
         """Read what `save` wrote."""
-        facts = json.loads((folder / "stability.json").read_text(encoding="utf-8"))
-        with np.load(folder / "stability.npz", allow_pickle=False) as arrays:
-            variations = []
-            for one, cds, cosine in zip(facts.pop("variations"), arrays["variations"], arrays["cosines"], strict=True):
-                kind = Kind[one.pop("kind")]
-                variations.append(Variation(**one, kind=kind, cds=cds, cosine=cosine if kind is Kind.seed else None))
-            interval = Interval(arrays["lower"], arrays["upper"])
-            return cls(**facts, cds=arrays["cds"], interval=interval, variations=tuple(variations))
-
-
-def _stack(rows: Sequence[np.ndarray], width: int) -> Float[np.ndarray, "n_rows width"]:
-    return np.stack(rows) if rows else np.zeros((0, width))
+        arrays, facts = load_result(folder, "stability")
+        interval, variations = Interval(arrays["lower"], arrays["upper"]), []
+        for one, cds, cosine in zip(facts.pop("variations"), arrays["variations"], arrays["cosines"], strict=True):
+            kind = Kind[one.pop("kind")]
+            variations.append(Variation(**one, kind=kind, cds=cds, cosine=cosine if kind is Kind.seed else None))
+        return cls(**facts, cds=arrays["cds"], interval=interval, variations=tuple(variations))
 
 
 _FACTS = ("sae_seed", "configured", "k_cds", "gamma", "level", "n_draws", "min_cosine")

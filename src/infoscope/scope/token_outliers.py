@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,9 +10,10 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
 from infoscope.data.images import ImageSet, iterate_images
+from infoscope.runtime.arrays import load_result, save_result
+from infoscope.runtime.progress import Advance, ignore
 from infoscope.scope.config import Diagonal, OutlierConfig, ScopeConfig
 from infoscope.scope.crops import scc_size_px, shared_region, shifted_crops
-from infoscope.scope.emd import ProgressHook
 from infoscope.scope.outliers import NormSummary, compute_norm_summary
 from infoscope.scope.scoring import compute_scores
 from infoscope.vision.backbone import Backbone
@@ -80,29 +80,20 @@ class TokenOutliers:
 
     def save(self, folder: Path) -> None:
         """Write token_outliers.npz and token_outliers.json into `folder` (made if missing)."""
-        folder.mkdir(parents=True, exist_ok=True)
         summaries = (self.norms, *self.by_layer)
-        np.savez_compressed(
-            folder / "token_outliers.npz",
-            counts=np.stack([summary.counts for summary in summaries]),
-            edges=np.stack([summary.edges for summary in summaries]),
-            pictures=self.pictures,
-            **vars(self.distances),
-        )
+        arrays = {name: np.stack([getattr(one, name) for one in summaries]) for name in ("counts", "edges")}
+        arrays |= {"pictures": self.pictures, **vars(self.distances)}
         facts = {name: getattr(self, name) for name in _FACTS}
-        facts["norms"] = [{name: getattr(summary, name) for name in _NORM_FACTS} for summary in summaries]
-        (folder / "token_outliers.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+        facts["norms"] = [{name: getattr(one, name) for name in _NORM_FACTS} for one in summaries]
+        save_result(folder, "token_outliers", arrays, facts, compressed=True)
 
     @classmethod
     def load(cls, folder: Path) -> TokenOutliers:
         """Read what `save` wrote."""
-        facts = json.loads((folder / "token_outliers.json").read_text(encoding="utf-8"))
-        with np.load(folder / "token_outliers.npz", allow_pickle=False) as file:
-            arrays = dict(file)
+        arrays, facts = load_result(folder, "token_outliers")
         counts, edges, pictures = (arrays.pop(name) for name in ("counts", "edges", "pictures"))
-        own, *by_layer = (
-            NormSummary(*two, **rest) for *two, rest in zip(counts, edges, facts.pop("norms"), strict=True)
-        )
+        norms = (NormSummary(*two, **rest) for *two, rest in zip(counts, edges, facts.pop("norms"), strict=True))
+        own, *by_layer = norms
         distances = OutlierDistances(**arrays)
         return cls(norms=own, by_layer=tuple(by_layer), distances=distances, pictures=pictures, **facts)
 
@@ -119,7 +110,7 @@ def compute_token_outliers(
     scope: ScopeConfig,
     *,
     n_readers: int = 0,
-    progress: ProgressHook | None = None,
+    progress: Advance = ignore,
 ) -> TokenOutliers:
     """Find the outlier tokens of a model on the training split, and measure what needs no SAE.
 
@@ -139,24 +130,14 @@ def compute_token_outliers(
     has_outlier = np.any(facts.norms > norms.threshold, axis=1)
     cropped = facts.image_index[choose_images(has_outlier, config.n_images)]
     layer_rows = _spread(len(facts), config.n_layer_images)
-
-    def report(n_read: int) -> None:
-        if progress is not None:
-            progress(n_read, len(cropped) + len(layer_rows))
-
-    distances = compute_outlier_emd(backbone, image_set, cropped, layer, norms.threshold, scope, n_readers, report)
+    n_all = len(cropped) + len(layer_rows)
+    reading = {"n_readers": n_readers, "progress": lambda n_read: progress(n_read, n_all)}
+    distances = compute_outlier_emd(backbone, image_set, cropped, layer, norms.threshold, scope, **reading)
     others = [block for block in range(backbone.n_layers) if block != layer]
-    by_layer = compute_norms_by_layer(
-        backbone,
-        image_set,
-        others,
-        facts.image_index[layer_rows],
-        config,
-        scope.batch_images,
-        n_readers,
-        lambda n_read: report(len(cropped) + n_read),
-    )
-    by_layer[layer] = compute_norm_summary(facts.norms[layer_rows], config)
+    reading["progress"] = lambda n_read: progress(len(cropped) + n_read, n_all)
+    indices = facts.image_index[layer_rows]
+    by_layer = compute_norms_by_layer(backbone, image_set, others, indices, config, scope.batch_images, **reading)
+    own = compute_norm_summary(facts.norms[layer_rows], config)
     size_px = scc_size_px(backbone.grid, backbone.patch_px, scope.shift_patches)
     pictures = [image_set.load(int(i), size_px) for i in cropped[_choose_pictured(distances)]]
     return TokenOutliers(
@@ -168,7 +149,7 @@ def compute_token_outliers(
         n_images_with=int(has_outlier.sum()),
         distances=distances,
         pictures=np.array(pictures, np.uint8).reshape(-1, size_px, size_px, 3),
-        by_layer=tuple(by_layer[block] for block in range(backbone.n_layers)),
+        by_layer=(*by_layer[:layer], own, *by_layer[layer:]),
     )
 
 
@@ -192,11 +173,11 @@ def compute_outlier_emd(
     threshold: float,
     scope: ScopeConfig,
     n_readers: int = 0,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[int], object] = ignore,
 ) -> OutlierDistances:
     """Crop some images twice, encode both crops, and measure how far the maps of token norms moved.
 
-    The crops lie on the main diagonal, as the paper's do, whatever `scope.diagonal` says.
+    The crops lie on the main diagonal, as the paper's do; `scope.diagonal` is not read.
 
     Args:
         indices: positions in the image set.
@@ -216,8 +197,7 @@ def compute_outlier_emd(
             norms = backbone.tokens(crop, layer).patches.norm(dim=-1)
             crop_norms[rows, side] = norms.view(-1, grid, grid).cpu().numpy()
         n_done = rows.stop
-        if progress is not None:
-            progress(n_done)
+        progress(n_done)
     maps = make_token_maps(crop_norms, threshold, shift)
     # maps take the place of latents, images that of ranks
     scores = compute_scores(maps, np.ones(maps.shape[:2], dtype=bool), replace(scope, diagonal=Diagonal.main))
@@ -261,8 +241,8 @@ def compute_norms_by_layer(
     config: OutlierConfig,
     batch_images: int = 32,
     n_readers: int = 0,
-    progress: Callable[[int], None] | None = None,
-) -> dict[int, NormSummary]:
+    progress: Callable[[int], object] = ignore,
+) -> list[NormSummary]:
     """Describe the norms of patch tokens after several blocks, each with its own threshold; whole images.
 
     Every image is encoded once per block: choose few.
@@ -281,9 +261,8 @@ def compute_norms_by_layer(
         for number, layer in enumerate(layers):
             norms[number, rows] = backbone.tokens(batch.images, layer).patches.norm(dim=-1).cpu().numpy()
         n_done = rows.stop
-        if progress is not None:
-            progress(n_done)
-    return {layer: compute_norm_summary(norms[number], config) for number, layer in enumerate(layers)}
+        progress(n_done)
+    return [compute_norm_summary(of_layer, config) for of_layer in norms]
 
 
 def _choose_pictured(distances: OutlierDistances) -> Int[np.ndarray, " n_pictures"]:

@@ -8,12 +8,13 @@ from torch import Tensor
 
 from infoscope.runtime.errors import InputError
 from infoscope.runtime.parts import Part
+from infoscope.sae.passes import SumMeter
 
 
 class TopImages:
     """The best `k_max` images per latent, merged batch by batch: memory does not grow with the number of images.
 
-    Equals a stable sort of all images by descending value with ties by image, whatever the batches and their order, as
+    Equals a stable sort of all images by descending value with ties by image, for any batches in any order, as
     long as no image comes twice.
 
     Args:
@@ -58,6 +59,28 @@ class TopImages:
     def add(self, part: Part) -> None:
         """Merge the images of a part."""
         self.merge(part["rows"], part["values"], part["images"])
+
+
+class TopMeter(SumMeter):
+    """Sums, and the best images of each latent.
+
+    Args:
+        k_max: images to keep per latent.
+        known: what other images hold already: those that cannot be among the best with them may be left out.
+    """
+
+    def __init__(
+        self, d_sae: int, k_max: int, device: torch.device | str, known: TopMeter | None, **shapes: tuple[int, ...]
+    ) -> None:
+        super().__init__(device, **shapes)
+        self.top = TopImages(d_sae, k_max, device, None if known is None else known.top.values[:, -1].clone())
+
+    def to_part(self) -> Part:
+        return {**self.sums, **self.top.to_part()}
+
+    def add(self, part: Part) -> None:
+        super().add(part)
+        self.top.add(part)
 
 
 def best_first(

@@ -12,7 +12,7 @@ from infoscope.pipeline.context import Context
 from infoscope.pipeline.passes import PassStage
 from infoscope.pipeline.stage import Key, Needs, Row, Shown, Work, name_artifacts
 from infoscope.sae.latent_table import LatentColumn
-from infoscope.sae.mass import compute_mass
+from infoscope.sae.metrics import compute_mass
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.sae.origin import check_has_maps
 from infoscope.sae.passes import BATCH_IMAGES, Measurement

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import partial
 
 import numpy as np
 
@@ -16,9 +15,7 @@ from infoscope.sae.latent_table import LatentColumn
 from infoscope.scope.cds import compute_chance_ratio, compute_one_sided_share, count_zero_maps
 from infoscope.scope.config import Diagonal, EMDMethod, Rule
 from infoscope.scope.crops import check_shift
-from infoscope.scope.examples import choose_example_latents
-from infoscope.scope.maps import make_trainer
-from infoscope.scope.partition import Partition, make_partition
+from infoscope.scope.partition import Partition, choose_example_latents, make_partition
 from infoscope.scope.scores import Scores
 from infoscope.scope.scoring import score_latents
 from infoscope.stages.backbone import fingerprint_model, load_backbone
@@ -79,10 +76,8 @@ class Score(SeedStage[Scores]):
                 scope,
                 layer=ctx.config.model.layer,
                 maps_file=work.folder / "maps.npy",
-                trainer=make_trainer(ctx.device.type),
-                crop_progress=partial(advance, part="encoding crops"),
-                progress=partial(advance, part="computing EMD"),
                 n_readers=ctx.config.data.n_workers,
+                progress=advance,
                 progress_folder=work.progress,
             )
             cds = scores.cds(scope.k_cds).values

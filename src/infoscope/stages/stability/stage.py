@@ -13,8 +13,8 @@ from infoscope.pipeline.stage import Handle, Key, Needs, Row, SingleStage, Work,
 from infoscope.report.section import ReportSection
 from infoscope.report.tables import Column
 from infoscope.runtime.store import Workspace
-from infoscope.scope.maps import make_trainer
-from infoscope.scope.ranking import rank_in_parts
+from infoscope.sae.passes import measure_one
+from infoscope.scope.ranking import measure_ranking
 from infoscope.scope.rescoring import ScoredSAE, compute_stability
 from infoscope.scope.stability import StabilityResult
 from infoscope.stages.backbone import load_backbone
@@ -58,7 +58,6 @@ class Stability(Published, SingleStage[dict[int, StabilityResult]]):
                 ctx.config.scope,
                 ctx.config.stability,
                 layer=ctx.config.model.layer,
-                trainer=make_trainer(ctx.device.type),
                 show_bar=ctx.display.bar,
                 n_readers=ctx.config.data.n_workers,
                 progress_folder=work.progress,
@@ -75,7 +74,8 @@ class Stability(Published, SingleStage[dict[int, StabilityResult]]):
         if hasattr(up, "held_out"):
             tokens, place = up.held_out.load(), work.progress / f"held-out-{seed}"
             with ctx.display.bar(f"ranking held-out images, seed {seed}", len(tokens), "images") as advance:
-                held_out = rank_in_parts(sae, tokens, scope.n_ranks, scope.rank_by, advance, place)
+                wanted = measure_ranking(sae, scope.n_ranks, scope.rank_by).kept_in(place)
+                held_out = measure_one(tokens, wanted, advance).compute()
         ranking, scores = Rank.at(ctx, seed).load(), Score.at(ctx, seed).load()
         return ScoredSAE(seed, sae, ranking, scores, partition_of(ctx, seed).gamma, held_out)
 
