@@ -258,7 +258,7 @@ def make_head(task: Task) -> SegmentationHeads | DepthHeads:
     if task is Task.segmentation:
         head = SegmentationHeads(V, D, N_LABELS, [0.1, 0.2], std)
     else:
-        head = DepthHeads(V, D, 8, 10.0, [0.1, 0.2], std)
+        head = DepthHeads(10.0, V, D, 8, [0.1, 0.2], std)
     for parameter in head.parameters():
         parameter.data = torch.randn(parameter.shape, generator=draw)
     return head

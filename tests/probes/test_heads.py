@@ -116,7 +116,7 @@ def test_folded_heads_read_raw_features_as_standardised_ones():
 def make_dense_heads(n_variants: int, lrs: list[float], standardisation: Standardisation) -> dict:
     return {
         "segmentation": SegmentationHeads(n_variants, D, 3, lrs, standardisation),
-        "depth": DepthHeads(n_variants, D, 8, 10.0, lrs, standardisation),
+        "depth": DepthHeads(10.0, n_variants, D, 8, lrs, standardisation),
     }
 
 

@@ -58,7 +58,10 @@ def make_prompts(config: PredictConfig, images: ImageSet) -> Prompts:
     labelled = images if Truth.labels in images.truths else None
     names = choose_class_names(config, labelled)
     labels = None if labelled is None else labelled.labels(config.target)
-    return Prompts(names, make_templates(config), config.target, labels)
+    templates = SCENE_TEMPLATES if config.templates is Templates.scenes else tuple(config.template_list)
+    if config.templates is Templates.imagenet:
+        templates = get_imagenet_templates()
+    return Prompts(names, templates, config.target, labels)
 
 
 def choose_class_names(config: PredictConfig, labelled: ImageSet | type[SceneSet] | None) -> tuple[str, ...]:
@@ -86,15 +89,11 @@ def choose_class_names(config: PredictConfig, labelled: ImageSet | type[SceneSet
         raise InputError(
             f"Expected predict.class_names for predict.target={config.target}: only the target 'class' has names."
         )
-    _check_class_names(names)
+    if len(names) < 2:
+        raise InputError(f"Expected at least two classes to choose from, got {len(names)}: give predict.class_names.")
+    if len(names) > np.iinfo(np.int16).max:  # of which predictions are kept
+        raise InputError(f"Expected at most {np.iinfo(np.int16).max} classes, got {len(names)}.")
     return names
-
-
-def make_templates(config: PredictConfig) -> tuple[str, ...]:
-    """Return the sentences of a configuration."""
-    if config.templates is Templates.imagenet:
-        return get_imagenet_templates()
-    return SCENE_TEMPLATES if config.templates is Templates.scenes else tuple(config.template_list)
 
 
 def get_imagenet_names() -> tuple[str, ...]:
@@ -125,15 +124,3 @@ def read_class_names(file: Path) -> tuple[str, ...]:
             f" ({type(error).__name__})."
         ) from error
     return tuple(line.strip() for line in lines if line.strip())
-
-
-def _check_class_names(names: tuple[str, ...]) -> None:
-    """Refuse what no prediction can come from.
-
-    Raises:
-        InputError: fewer than two classes, or more than an int16 counts.
-    """
-    if len(names) < 2:
-        raise InputError(f"Expected at least two classes to choose from, got {len(names)}: give predict.class_names.")
-    if len(names) > np.iinfo(np.int16).max:
-        raise InputError(f"Expected at most {np.iinfo(np.int16).max} classes, got {len(names)}.")

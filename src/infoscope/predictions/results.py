@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from zipfile import BadZipFile
 import numpy as np
 from jaxtyping import Bool, Float32, Int16, Int64
 
-from infoscope.predictions.metrics import Reliability, compute_ece, compute_reliability
+from infoscope.predictions.metrics import compute_ece, compute_reliability
 from infoscope.predictions.responsible import ResponsibleFeature
 from infoscope.runtime.errors import InputError
 
@@ -88,23 +88,19 @@ class PredictionResult:
         """Where the prediction is the label; all False without labels."""
         return self.predicted == self.labels if self.has_labels else np.zeros(self.predicted.shape, dtype=bool)
 
-    def reliability(self, places: Sequence[int]) -> Reliability:
-        """Return the reliability bins of some variants, pooled."""
-        places = list(places)
-        return compute_reliability(self.max_prob[places].ravel(), self.right[places].ravel())
-
     def metrics(self, place: int) -> dict[str, float | None]:
         """Return the numbers of one variant; top1 and ece are None without labels.
 
         top1, changed (share of predictions unlike the original's), max_prob, ece, total_variation: 0..1; entropy: nats.
         """
-        right = float(self.right[place].mean()) if self.has_labels else None
+        right = self.right[place]
+        bins = compute_reliability(self.max_prob[place], right)
         return {
-            "top1": right,
+            "top1": float(right.mean()) if self.has_labels else None,
             "changed": float((self.predicted[place] != self.predicted[0]).mean()),
             "max_prob": float(self.max_prob[place].mean(dtype=np.float64)),
             "entropy": float(self.entropy[place].mean(dtype=np.float64)),
-            "ece": compute_ece(self.reliability([place])) if self.has_labels else None,
+            "ece": compute_ece(bins) if self.has_labels else None,
             "total_variation": float(self.total_variation[place].mean(dtype=np.float64)),
         }
 

@@ -133,7 +133,7 @@ class LBFGSRecipe(ClassificationRecipe):
     """Classification by L-BFGS, as CLIP's linear probes."""
 
     classification_l2: Rates = field(default_factory=lambda: [1e-6, 1e-4, 1e-2, 1.0, 1e2, 1e4, 1e6])
-    """Strengths at which the search begins, of the penalty strength / 2 * |W|^2 beside the sum of the images'
+    """Strengths at which the search begins, of the penalty strength / 2 * |W|^2 added to the sum of the images'
     cross-entropies (as CLIP; scikit-learn's C is 1 / strength)."""
     classification_l2_halvings: Annotated[int, Bounds(0, 100)] = 4
     """How often the intervals on both sides of the best strength are halved."""
@@ -298,7 +298,7 @@ class ProbeConfig(DepthRecipe, SegmentationRecipe, LBFGSRecipe, SGDRecipe):
 
 @dataclass
 class SelectConfig:
-    """How many latents `stage=select` keeps, and what their scope is told apart by. All numbers are ours."""
+    """How many latents `stage=select` keeps, and from how many bands of scope. All numbers are ours."""
 
     n_kept: Annotated[list[Count], Items(ascending=True)] = field(default_factory=lambda: [4, 8, 16, 32, 64])
     """Latents kept; a rule that has fewer to choose from is left out."""

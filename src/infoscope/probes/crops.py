@@ -93,12 +93,7 @@ def cut_image(
         part = image[crop.top_px : bottom, crop.left_px : right]
     else:
         down, across = height / crop.height_px, width / crop.width_px
-        box = (
-            crop.left_px * across,
-            crop.top_px * down,
-            min(right * across, width),
-            min(bottom * down, height),
-        )
+        box = (crop.left_px * across, crop.top_px * down, min(right * across, width), min(bottom * down, height))
         size = (right - crop.left_px, bottom - crop.top_px)
         part = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC, box=box))
     padded = np.empty((crop_px, crop_px, 3), np.uint8)

@@ -106,7 +106,7 @@ class DenseProbes:
             )
         if Task.depth in views.tasks:
             heads[Task.depth] = DepthHeads(
-                len(editor), d, config.n_depth_bins, config.max_depth_m, config.depth_lrs, standardisation
+                config.max_depth_m, len(editor), d, config.n_depth_bins, config.depth_lrs, standardisation
             )
         module = ProbeModule(
             {task.name: head for task, head in heads.items()},
@@ -139,31 +139,29 @@ class DenseProbes:
         Args:
             folder: as for `train`.
         """
-        device, slices = self.inputs.device, cut(self.views.count(part), MEASURED_IMAGES)
+        slices = cut(self.views.count(part), MEASURED_IMAGES)
 
-        def measure_some(number: int) -> dict[str, Tensor]:
-            metrics = self._make_metrics(heads, len(editor))
-            for task, listed, values, truth in self.views.predict(part, slices[number], editor, heads):
-                metrics[task][listed].update(values, truth)
+        def make_metrics() -> dict[str, SumMetric]:
             return {
-                f"{task.name}/{i}/{name}": value
-                for task, each in metrics.items()
-                for i, metric in enumerate(each)
-                for name, value in metric.metric_state.items()
-                if isinstance(value, Tensor)
+                f"{task.name}/{i}": self._make_metric(task, len(editor))
+                for task, maps in heads.items()
+                for i in range(len(maps))
             }
 
-        metrics = self._make_metrics(heads, len(editor))
+        def measure_some(number: int) -> dict[str, Tensor]:
+            metrics = make_metrics()
+            for task, listed, values, truth in self.views.predict(part, slices[number], editor, heads):
+                metrics[f"{task.name}/{listed}"].update(values, truth)
+            states = ((key, name, value) for key, of in metrics.items() for name, value in of.metric_state.items())
+            return {f"{key}/{name}": value for key, name, value in states if isinstance(value, Tensor)}
+
+        metrics = make_metrics()
         for state in compute_parts(len(slices), measure_some, folder, f"{self.name}-{part.name}"):
-            for task, each in metrics.items():
-                for i, metric in enumerate(each):
-                    metric.add({name: state[f"{task.name}/{i}/{name}"].to(device) for name in metric.metric_state})
-        return {task: [metric.compute() for metric in each] for task, each in metrics.items()}
+            for key, metric in metrics.items():
+                metric.add({name: state[f"{key}/{name}"].to(metric.device) for name in metric.metric_state})
+        return {task: [metrics[f"{task.name}/{i}"].compute() for i in range(len(maps))] for task, maps in heads.items()}
 
-    def _make_metrics(self, heads: dict[Task, list[LinearMaps]], n_heads: int) -> dict[Task, list[SumMetric]]:
-        def make(task: Task) -> SumMetric:
-            if task is Task.segmentation:
-                return SegmentationMetrics(n_heads, self.n_labels).to(self.inputs.device)
-            return DepthMetrics(n_heads, self.config.max_depth_m).to(self.inputs.device)
-
-        return {task: [make(task) for _ in maps] for task, maps in heads.items()}
+    def _make_metric(self, task: Task, n_heads: int) -> SumMetric:
+        if task is Task.segmentation:
+            return SegmentationMetrics(n_heads, self.n_labels).to(self.inputs.device)
+        return DepthMetrics(n_heads, self.config.max_depth_m).to(self.inputs.device)

@@ -140,51 +140,36 @@ class WholeImages(DenseViews):
     def count(self, part: Part) -> int:
         return len(self.held_out_images if part is Part.held_out else self.test_images)
 
+    @torch.no_grad()
     def predict(
         self, part: Part, images: slice, editor: AblationEditor, heads: dict[Task, list[LinearMaps]]
     ) -> Iterator[Prediction]:
-        chosen = np.arange(self.count(part))[images]
+        """Held-out images are read at some pixels, test images at every pixel, at the size in which truth is stored."""
+        config, chosen = self.config, np.arange(self.count(part))[images]
         if part is Part.held_out:
-            return self._predict_some(chosen, editor, heads)
-        return self._predict_all(chosen, editor, heads)
-
-    @torch.no_grad()
-    def _predict_some(
-        self, chosen: Int[np.ndarray, " n"], editor: AblationEditor, heads: dict[Task, list[LinearMaps]]
-    ) -> Iterator[Prediction]:
-        """Yield predictions at some pixels of held-out images."""
-        config = self.config
-        for image in chosen.tolist():
-            batch = self.held_out_images.make_batch(
-                np.array([image]), editor, config.n_held_out_pixels_per_image, config.seed, _HELD_OUT_STEP + image
-            )
-            for task, listed in heads.items():
-                truth = batch.labels if task is Task.segmentation else batch.depth_m
-                assert truth is not None
-                for number, maps in enumerate(listed):
-                    read = batch.pixels.read(self._read_grids(task, maps, batch.tokens))[:, 0]
-                    values = read.max(-1).indices if task is Task.segmentation else read[..., 0]
-                    yield Prediction(task, number, values, truth[0])
-
-    @torch.no_grad()
-    def _predict_all(
-        self, chosen: Int[np.ndarray, " n"], editor: AblationEditor, heads: dict[Task, list[LinearMaps]]
-    ) -> Iterator[Prediction]:
-        """Yield predictions at every pixel of test images, at the size its truth is stored in.
-
-        The last batch may be smaller and counts like the others.
-        """
-        images, size = self.test_images, self.config.feature_batch_images
-        for start in range(0, len(chosen), size):
-            batch = chosen[start : start + size]
-            tokens = images.edit(batch, editor)
+            for image in chosen.tolist():
+                batch = self.held_out_images.make_batch(
+                    np.array([image]), editor, config.n_held_out_pixels_per_image, config.seed, _HELD_OUT_STEP + image
+                )
+                for task, listed in heads.items():
+                    truth = batch.labels if task is Task.segmentation else batch.depth_m
+                    assert truth is not None
+                    for number, maps in enumerate(listed):
+                        read = batch.pixels.read(self._read_grids(task, maps, batch.tokens))[:, 0]
+                        values = read.max(-1).indices if task is Task.segmentation else read[..., 0]
+                        yield Prediction(task, number, values, truth[0])
+            return
+        test = self.test_images
+        for start in range(0, len(chosen), config.feature_batch_images):
+            some = chosen[start : start + config.feature_batch_images]  # the last may be fewer
+            tokens = test.edit(some, editor)
             for task, listed in heads.items():
                 for number, maps in enumerate(listed):
                     grids = self._read_grids(task, maps, tokens)
-                    for i, image in enumerate(batch):
-                        truth = torch.from_numpy(images.truth(int(image), task)).to(images.device)
+                    for i, image in enumerate(some):
+                        truth = torch.from_numpy(test.truth(int(image), task)).to(test.device)
                         yield Prediction(task, number, self._read_pixels(task, grids[:, i], *truth.shape), truth)
-            self.progress("evaluation of segmentation and depth", int(batch[-1]) + 1, len(images))
+            self.progress("evaluation of segmentation and depth", int(some[-1]) + 1, len(test))
 
     def _read_grids(
         self, task: Task, maps: LinearMaps, tokens: Float[Tensor, "n_variants batch n_patches d"]

@@ -116,11 +116,25 @@ class Wanted:
 
     def read(self, batch: EncodedBatch) -> dict[str, Tensor]:
         """Return what is wanted of each image of a batch."""
-        found = _mean_images(batch) if self.means else {}
-        if self.vectors:
-            self.editors = self.editors or _make_editors(self, batch)
-            found |= _read_vectors(self.config, batch, self.editors)
+        found, config = _mean_images(batch) if self.means else {}, self.config
+        if self.vectors and not self.editors:
+            self.editors = self._make_editors(batch)
+        for keys, editor in self.editors:
+            edited = batch.edit(editor)
+            for readout in config.cls_readouts:
+                vectors = batch.read(edited, readout)
+                _check(vectors, readout, config.feature_dtype)
+                vectors = vectors.to(getattr(torch, config.feature_dtype))
+                found |= {f"{key}/{readout.name}": rows for key, rows in zip(keys, vectors, strict=True)}
         return found
+
+    def _make_editors(self, batch: EncodedBatch) -> list[tuple[list[str], AblationEditor]]:
+        """Cut the variants into slices whose tokens, with what a block makes of them, fit into `probe.memory_gb`."""
+        config, keys = self.config, list(self.variants)
+        variant_bytes = _COPIES * 4 * sum(part.numel() for part in batch.tokens)
+        size = max(1, min(config.variants_per_chunk, int(config.memory_gb * 1e9 // variant_bytes)))
+        chunks = [keys[part] for part in cut(len(keys), size)]
+        return [(chunk, AblationEditor(self.inputs.sae, [self.variants[key] for key in chunk])) for chunk in chunks]
 
 
 class _PartInWork:
@@ -186,29 +200,6 @@ def _mean_images(batch: EncodedBatch) -> dict[str, Tensor]:
     _check(found["mean_x"], Readout.patch_mean)
     _check(found["values"], Readout.patch_mean)
     return {**found, "counts": torch.bincount(image, minlength=n_images)}
-
-
-def _make_editors(wanted: Wanted, batch: EncodedBatch) -> list[tuple[list[str], AblationEditor]]:
-    """Cut the variants into slices whose tokens, with what a block makes of them, fit into `probe.memory_gb`."""
-    config, keys = wanted.config, list(wanted.variants)
-    variant_bytes = _COPIES * 4 * sum(part.numel() for part in batch.tokens)
-    size = max(1, min(config.variants_per_chunk, int(config.memory_gb * 1e9 // variant_bytes)))
-    chunks = [keys[part] for part in cut(len(keys), size)]
-    return [(chunk, AblationEditor(wanted.inputs.sae, [wanted.variants[key] for key in chunk])) for chunk in chunks]
-
-
-def _read_vectors(
-    config: ProbeConfig, batch: EncodedBatch, editors: list[tuple[list[str], AblationEditor]]
-) -> dict[str, Tensor]:
-    """Return what each readout of CLS makes of every variant of some images, some variants at a time."""
-    found, dtype = {}, getattr(torch, config.feature_dtype)
-    for keys, editor in editors:
-        edited = batch.edit(editor)
-        for readout in config.cls_readouts:
-            vectors = batch.read(edited, readout)
-            _check(vectors, readout, config.feature_dtype)
-            found |= {f"{key}/{readout.name}": rows.to(dtype) for key, rows in zip(keys, vectors, strict=True)}
-    return found
 
 
 def _check(vectors: Tensor, readout: Readout, dtype: str = "float32") -> None:

@@ -83,6 +83,9 @@ class MapBatch:
         return maps(self.tokens.flatten(1, 2)).unflatten(1, self.tokens.shape[1:3])
 
 
+Batch = VectorBatch | MapBatch
+
+
 class LinearHeads(nn.Module, ABC):
     """The heads of one task for n_variants variants and several learning rates.
 
@@ -146,9 +149,7 @@ class LinearHeads(nn.Module, ABC):
         return torch.stack([(w.sum((1, 2)) + b.sum(1)).isfinite() for w, b in pairs], dim=1)
 
     @abstractmethod
-    def losses(
-        self, batch: VectorBatch | MapBatch, maps: LinearMaps | None = None
-    ) -> Float[Tensor, "n_variants n_rates"]:
+    def losses(self, batch: Batch, maps: LinearMaps | None = None) -> Float[Tensor, "n_variants n_rates"]:
         """Return the loss of each head on a batch.
 
         Args:
@@ -167,9 +168,7 @@ class ClassificationHeads(LinearHeads):
         super().__init__(*args, **kwargs)
         self.readout = readout
 
-    def losses(
-        self, batch: VectorBatch | MapBatch, maps: LinearMaps | None = None
-    ) -> Float[Tensor, "n_variants n_rates"]:
+    def losses(self, batch: Batch, maps: LinearMaps | None = None) -> Float[Tensor, "n_variants n_rates"]:
         assert isinstance(batch, VectorBatch)
         return compute_cross_entropy(self.outputs(batch.features[self.readout]), batch.labels, ignore_label=-1)
 
@@ -180,9 +179,7 @@ class SegmentationHeads(LinearHeads):
     Upsampling commutes with the convolution, so logits are computed on the grid and then interpolated.
     """
 
-    def losses(
-        self, batch: VectorBatch | MapBatch, maps: LinearMaps | None = None
-    ) -> Float[Tensor, "n_variants n_rates"]:
+    def losses(self, batch: Batch, maps: LinearMaps | None = None) -> Float[Tensor, "n_variants n_rates"]:
         assert isinstance(batch, MapBatch)
         assert batch.labels is not None
         logits, shape = batch.read_patches(maps or self.fold()), (len(self.lrs), self.n_outputs)
@@ -199,21 +196,11 @@ class DepthHeads(LinearHeads):
     Biases start at 1: at 0 the ReLU before the normalised weights would pass no gradient.
     """
 
-    def __init__(
-        self,
-        n_variants: int,
-        d: int,
-        n_bins: int,
-        max_depth_m: float,
-        lrs: Sequence[float],
-        standardisation: Standardisation | None = None,
-    ) -> None:
-        super().__init__(n_variants, d, n_bins, lrs, standardisation, initial_bias=1.0)
+    def __init__(self, max_depth_m: float, *args, **kwargs) -> None:
+        super().__init__(*args, **kwargs, initial_bias=1.0)
         self.max_depth_m = max_depth_m
 
-    def losses(
-        self, batch: VectorBatch | MapBatch, maps: LinearMaps | None = None
-    ) -> Float[Tensor, "n_variants n_rates"]:
+    def losses(self, batch: Batch, maps: LinearMaps | None = None) -> Float[Tensor, "n_variants n_rates"]:
         assert isinstance(batch, MapBatch)
         assert batch.depth_m is not None
         scores = batch.read_patches(maps or self.fold()).unflatten(3, (len(self.lrs), self.n_outputs))

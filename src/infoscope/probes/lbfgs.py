@@ -84,10 +84,8 @@ class LogisticRegression:
         Args:
             start: where to begin, such as the solution for a strength nearby; None: at 0.
         """
-        at_zero = [
-            self.vectors.new_zeros(self.vectors.shape[1], self.n_classes),
-            self.vectors.new_zeros(self.n_classes),
-        ]
+        shapes = (self.vectors.shape[1], self.n_classes), (self.n_classes,)
+        at_zero = [self.vectors.new_zeros(shape) for shape in shapes]
         _, *gradient = self.evaluate(*at_zero)
         largest = max(part.abs().max().item() for part in gradient)
         weight, bias = (part.clone() for part in (at_zero if start is None else start[:2]))
@@ -144,37 +142,38 @@ def search_strength(
         iterations did not suffice, "refit_converged": bool}.
     """
     fit, held_out, labels, n_classes = images
+    checkpoint, device, max_iterations = checkpoint or Checkpoint(None), vectors.device, config.lbfgs_max_iterations
     standardisation = None
     if config.classification_batch_norm:
         standardisation = Standardisation(*(part[0] for part in standardise_vectors(vectors[None], fit)))
-    problem = LogisticRegression(vectors, fit, labels[fit], n_classes, standardisation)
-    checkpoint, device = checkpoint or Checkpoint(None), vectors.device
+    problem, everything = (
+        LogisticRegression(vectors, rows, labels[rows], n_classes, standardisation)
+        for rows in (fit, torch.arange(len(vectors), device=device))
+    )
     kept = (checkpoint.load() or {}).get("solved", [])
     solved: dict[float, Solution] = {}
     top1: dict[float, Tensor] = {}
 
-    def solve(of: LogisticRegression, strength: float) -> Solution:
+    def find_nearest(strength: float) -> Solution | None:
         near = min(solved, key=lambda other: abs(math.log(other / strength)), default=None)
-        solution = of.solve(strength, config.lbfgs_max_iterations, solved[near] if near is not None else None)
-        on_solved()
-        return solution
+        return None if near is None else solved[near]
 
     def add(strengths: Sequence[float]) -> tuple[int, list[float], dict[str, Any]]:
         """Solve some strengths; return the place of the best among all, all of them, and the record."""
         for strength in sorted(strengths, reverse=True):
-            if len(solved) < len(kept):  # in the order in which they were solved
-                assert kept[len(solved)]["strength"] == strength
-                one = kept[len(solved)]
+            if len(solved) < len(kept):
+                one = kept[len(solved)]  # they were kept in the order in which they were solved
+                assert one["strength"] == strength
                 top1[strength] = one["top1"].to(device)
                 solved[strength] = Solution(one["weight"].to(device), one["bias"].to(device), one["converged"])
-                on_solved()
-                continue
-            solved[strength] = solve(problem, strength)
-            maps = problem.fold(solved[strength])
-            top1[strength] = measure_top1(maps, vectors[None], held_out, labels[held_out], n_classes)
-            if checkpoint.is_due():
-                order = [{"strength": s, "top1": top1[s], **solved[s]._asdict()} for s in solved]
-                checkpoint.save({"solved": order})
+            else:
+                solved[strength] = problem.solve(strength, max_iterations, find_nearest(strength))
+                maps = problem.fold(solved[strength])
+                top1[strength] = measure_top1(maps, vectors[None], held_out, labels[held_out], n_classes)
+                if checkpoint.is_due():
+                    order = [{"strength": s, "top1": top1[s], **solved[s]._asdict()} for s in solved]
+                    checkpoint.save({"solved": order})
+            on_solved()
         ordered = sorted(solved)
         (best,), (record,) = choose_rates(task, ordered, torch.cat([top1[s] for s in ordered], dim=1), True)
         return int(best), ordered, record
@@ -183,10 +182,8 @@ def search_strength(
     for _ in range(config.classification_l2_halvings):
         around = strengths[max(0, best - 1) : best + 2]
         best, strengths, record = add([math.sqrt(low * high) for low, high in pairwise(around)])
-    everything = LogisticRegression(
-        vectors, torch.arange(len(vectors), device=vectors.device), labels, n_classes, standardisation
-    )
-    final = solve(everything, strengths[best])
+    final = everything.solve(strengths[best], max_iterations, find_nearest(strengths[best]))
+    on_solved()
     unconverged = [f"{strength:g}" for strength in strengths if not solved[strength].converged]
     return everything.fold(final), {**record, "unconverged": unconverged, "refit_converged": final.converged}
 

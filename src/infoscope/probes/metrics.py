@@ -1,7 +1,7 @@
 """What the probes are judged by: pure functions of sufficient statistics, and torchmetrics classes around them.
 
 Segmentation: one confusion matrix over the whole split, ignored pixels left out of truth and prediction alike. Depth:
-0 = no measurement; errors per image first, then their mean (BTS, DINOv3), and the pooled RMSE beside it.
+0 = no measurement; errors per image first, then their mean (BTS, DINOv3), and the pooled RMSE.
 """
 
 from __future__ import annotations

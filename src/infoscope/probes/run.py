@@ -90,15 +90,7 @@ def run_probes(
         if Task.classification in config.tasks:
             in_memory = folders or FeatureFolders(Path(stack.enter_context(tempfile.TemporaryDirectory())))
             work.make_features(in_memory, say)
-        for chunk in chunks[here.rank :: here.size] or [[]]:
-            trained = work.train(chunk) if chunk else {}
-            if original_heads is None:  # nobody can measure before; the main process has trained them just now
-                own = {task: maps.take(slice(1)).to("cpu") for task, (maps, _) in trained.items()}
-                original_heads = processes.broadcast(own)
-            if chunk:
-                measured = dict(work.measure(chunk, trained, original_heads))
-                work.hand_on(chunk, measured, on_result)
-                results |= measured
+        results |= work.run(chunks[here.rank :: here.size] or [[]], original_heads, on_result)
     processes.barrier()
     return results
 
@@ -141,6 +133,22 @@ class _Work:
             say(f"classification: {self.size} of {len(variants)} variants at a time, {n_gb:.2g} GB")
         names = [*variants, MEANS] if Readout.patch_mean in config.readouts else list(variants)
         self.features = Features(inputs, config, folders.make(names, fill), rows)
+
+    def run(
+        self, chunks: Sequence[Sequence[str]], original_heads: Heads | None, on_result: OnResult
+    ) -> dict[str, AblationResult]:
+        """Train and measure some chunks of variants, of which one may be empty, and hand their results on."""
+        results = {}
+        for chunk in chunks:
+            trained = self.train(chunk) if chunk else {}
+            if original_heads is None:  # nobody can measure before; the main process has trained them just now
+                own = {task: maps.take(slice(1)).to("cpu") for task, (maps, _) in trained.items()}
+                original_heads = processes.broadcast(own)
+            if chunk:
+                measured = dict(self.measure(chunk, trained, original_heads))
+                self.hand_on(chunk, measured, on_result)
+                results |= measured
+        return results
 
     def _open(self, chunk: Sequence[str], name: str = "") -> Path | None:
         """Return where work on a chunk, or on some of it, is kept."""

@@ -10,13 +10,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from infoscope.predictions.metrics import Reliability
+from infoscope.predictions.metrics import Reliability, compute_reliability
 from infoscope.predictions.results import ChangedImage, PredictionResult
 from infoscope.report.figure_style import FAINT, GREY, INK, WIDTH_IN, colour_groups, make_empty, make_panels
 from infoscope.report.tables import format_number
 from infoscope.scope.partition import name_group
+from infoscope.stages.probe.results import KEPT
 
-MODE = "error_preserving"
 MAX_POINT = 220.0
 """Area in square points of a bin that holds every prediction."""
 MIN_PREDICTIONS = 10
@@ -46,7 +46,7 @@ def draw_reliability(results: Sequence[PredictionResult]) -> Figure:
         lines = {
             "original tokens": (INK, {"role": "original"}),
             "without random features of the same mass": (GREY, {"role": "control", "group": group, "control": "mass"}),
-            f"without {name_group(group)}": (colours[group], {"role": "group", "group": group, "mode": MODE}),
+            f"without {name_group(group)}": (colours[group], {"role": "group", "group": group, "mode": KEPT}),
         }
         panel.plot([0, 1], [0, 1], color=GREY, linewidth=0.9, linestyle=(0, (4, 3)))
         for label, (colour, wanted) in lines.items():
@@ -63,36 +63,20 @@ def draw_reliability(results: Sequence[PredictionResult]) -> Figure:
 
 
 def _find_groups(results: Sequence[PredictionResult]) -> list[str]:
-    found = [
-        variant["group"]
-        for result in results
-        for variant in result.variants
-        if variant["role"] == "group" and not variant["empty"]
-    ]
-    names = list(dict.fromkeys(found))
-    return [name for name in ("high", "low") if name in names] + [name for name in names if name not in ("high", "low")]
+    variants = [variant for result in results for variant in result.variants]
+    names = dict.fromkeys(one["group"] for one in variants if one["role"] == "group" and not one["empty"])
+    return sorted(names, key=lambda name: {"high": 0, "low": 1}.get(name, 2))
 
 
 def _pool(results: Sequence[PredictionResult], wanted: Mapping[str, str]) -> Reliability | None:
     """The bins of all variants with these properties, over all results; None without any."""
-    bins = []
+    max_prob, right = [], []
     for result in results:
-        places = [
-            place
-            for place, variant in enumerate(result.variants)
-            if all(variant[name] == value for name, value in wanted.items()) and not variant["empty"]
-        ]
-        if places:
-            bins.append(result.reliability(places))
-    if not bins:
-        return None
-    n = np.sum([b.n for b in bins], axis=0)
-    with np.errstate(invalid="ignore"):  # 0 / 0 is NaN
-        confidence, accuracy = (
-            np.sum([np.nan_to_num(getattr(b, name)) * b.n for b in bins], axis=0) / n
-            for name in ("confidence", "accuracy")
-        )
-    return Reliability(n, confidence, accuracy)
+        for place, variant in enumerate(result.variants):
+            if not variant["empty"] and all(variant[name] == value for name, value in wanted.items()):
+                max_prob.append(result.max_prob[place])
+                right.append(result.right[place])
+    return compute_reliability(np.concatenate(max_prob), np.concatenate(right)) if max_prob else None
 
 
 def _draw_bins(axes: Axes, bins: Reliability, colour: str) -> Line2D:

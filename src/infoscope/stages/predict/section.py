@@ -12,7 +12,15 @@ from infoscope.predictions.results import PredictionResult
 from infoscope.report.section import ReportSection, SectionFigure
 from infoscope.report.tables import Cell, Column, Stat, Table, compute_stat, format_number
 from infoscope.stages.predict.figures import MIN_PREDICTIONS, draw_changed_predictions, draw_reliability
-from infoscope.stages.probe.results import AblationRow, Metric, Result, group_by_variant, is_empty, tell_unequal_mass
+from infoscope.stages.probe.results import (
+    KEPT,
+    AblationRow,
+    Metric,
+    Result,
+    group_by_variant,
+    is_empty,
+    tell_unequal_mass,
+)
 from infoscope.stages.probe.tables import LABEL, MARKS, count_runs, fill_by_mode, summarise_runs
 
 TASK = "predictions"
@@ -30,8 +38,6 @@ SHARES = (
     Column("energy_share", "energy", digits=1, scale=100, unit="%", optional=True),
 )
 ORIGINAL = AblationRow("original", "")
-KEPT = "error_preserving"
-"""The mode in which the SAE's error stays: findings and figures speak of it."""
 
 
 def make_prediction_section(

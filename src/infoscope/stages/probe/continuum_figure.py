@@ -13,7 +13,9 @@ from matplotlib.lines import Line2D
 from infoscope.report.figure_style import FAINT, GREY, INK, draw_means, make_empty, make_panels
 from infoscope.report.tables import Stat, compute_stat
 from infoscope.stages.probe.results import (
+    KEPT,
     MAIN_METRICS,
+    AblationRow,
     Metric,
     Result,
     find_originals,
@@ -24,7 +26,6 @@ from infoscope.stages.probe.results import (
 )
 from infoscope.stages.score.result import ScopeResult
 
-MODE = "error_preserving"
 LINES = {
     ("group", None): ("without the band", INK, "-"),
     ("control", "size"): ("random features, as many", GREY, (0, (1, 1.2))),
@@ -72,10 +73,6 @@ def _draw_panel(
 
 
 def _measure(results: Sequence[Result], metric: Metric, role: str, control: str | None, band: str) -> Stat:
-    originals = find_originals(results)
-    chosen = []
-    for result in results:
-        variant = get_variant(result)
-        if (variant.role, variant.control, variant.group, variant.mode) == (role, control, band, MODE):
-            chosen.append(result)
-    return compute_stat(read_difference(run, originals, metric) for run in chosen if not is_empty(run))
+    originals, wanted = find_originals(results), AblationRow(role, KEPT, band, control)
+    chosen = [result for result in results if get_variant(result) == wanted and not is_empty(result)]
+    return compute_stat(read_difference(run, originals, metric) for run in chosen)

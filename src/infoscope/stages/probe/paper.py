@@ -1,4 +1,4 @@
-"""The paper's numbers (arXiv 2604.05724), to stand beside ours where model and data are the paper's."""
+"""The paper's numbers (arXiv 2604.05724), shown with ours where model and data are the paper's."""
 
 from __future__ import annotations
 

@@ -14,6 +14,8 @@ Result = Mapping[str, Any]
 """One run: {"sae_seed", "variant": {...}, "metrics": {task: {name: value}}, "frozen_head": the same, "lr": {...}}."""
 
 MODES = {"error_preserving": "error-preserving", "reconstruct": "reconstruct"}
+KEPT = "error_preserving"
+"""The mode in which the SAE's error stays: findings and most figures speak of it."""
 UNEQUAL_MASS = 0.1
 """Groups differ in mass where the largest and the smallest are further apart than this share of both together."""
 
@@ -128,7 +130,7 @@ def tell_unequal_mass(runs: Mapping[AblationRow, Sequence[Result]], key: str = "
         runs: of each variant, as `group_by_variant` gives them.
         key: which of a variant's mass shares is meant.
     """
-    groups = [variant for variant in runs if variant.role == "group" and variant.mode == "error_preserving"]
+    groups = [variant for variant in runs if variant.role == "group" and variant.mode == KEPT]
     masses = {of.group_label: compute_stat(run["variant"].get(key) for run in runs[of]).mean for of in groups}
     least, most = min(masses.values(), default=0.0), max(masses.values(), default=0.0)
     if not most - least > UNEQUAL_MASS * (most + least):

@@ -38,7 +38,7 @@ from infoscope.vision.open_clip.source import is_of_origin
 
 PAPER_ARCHS = {"ViT-B-16": "clip_b16", "ViT-L-14": "clip_l14"}
 VARIANT_KEYS = ("mode", "role", "group", "control", "draw", "mass_share", "energy_share")
-"""What is said of a variant beside its name and `n_removed`; the shares are those removed from the test tokens."""
+"""What is said of a variant, besides its name and `n_removed`; the shares are those removed from the test tokens."""
 
 
 class ProbesOfVariants(Stage):
@@ -204,7 +204,7 @@ def describe_variant(variant: Mapping[str, Any]) -> Row:
 
 
 def find_paper_reference(config: Config) -> str | None:
-    """Return whose values of the paper stand beside ours: only where model and data are the paper's.
+    """Return which of the paper's values are shown with ours: only where model and data are the paper's.
 
     That is OpenAI's CLIP B/16 or L/14 on all of ImageNet, ADE20K and NYU Depth v2. What a local file holds nobody can
     see: it is taken for OpenAI's where `model.origin` says so.
