@@ -205,6 +205,13 @@ WRONG = [
     (["scope.k_cds=1,2"], ["Several values for scope.k_cds: run each with `infoscope -m scope.k_cds=1,2`."]),
     (["seeds=1,2"], ["Several values for seeds: write a list seeds=[1,2]."]),
     (["+model=clip_b16"], ["model is chosen twice", "without a +"]),
+    # what cannot be deleted
+    (["~sae.k"], ["Cannot delete a setting, as ~sae.k asks: set it, sae.k=VALUE, or leave the argument out."]),
+    (["~sae.k=8"], ["Cannot delete a setting, as ~sae.k asks"]),
+    (["~sae.k=3"], ["Cannot delete a setting, as ~sae.k asks"]),
+    (["~data.root"], ["Cannot delete a setting, as ~data.root asks"]),
+    (["~scope.k_cd"], ["Unknown key 'scope.k_cd'", "(did you mean scope.k_cds?)"]),
+    (["~foo"], ["'foo'"]),
 ]
 
 

@@ -225,6 +225,11 @@ def _explain_by_text(error: BaseException, schema: type) -> str:
         return f"Several values for {key}: run each with `infoscope -m {many}`."
     if found := re.match("Multiple values for ([^.]+)", line):
         return f"{found[1]} is chosen twice: write {found[1]}=CHOICE once, without a +."
+    if found := re.match(r"Error merging override ~([^=]+)|Could not delete from config\. .*?'([^']+)'", line):
+        key = found[1] or found[2]
+        if find_type(key, schema) is None:
+            return explain_unknown_key(key, schema)
+        return f"Cannot delete a setting, as ~{key} asks: set it, {key}=VALUE, or leave the argument out."
     if line.startswith("Config group override must be a string"):
         return "Expected the name of a choice for a group, such as model=scenes_clip, got a number or nothing."
     return f"Cannot read the command line or a configuration file: {line}."
