@@ -97,6 +97,21 @@ def test_the_newest_table_of_a_seed_is_loaded_from_a_run(tmp_path: Path) -> None
         load_latents(tmp_path, seed=2)
 
 
+def test_a_damaged_table_that_is_not_asked_for_harms_nobody(tmp_path: Path) -> None:
+    old = put(tmp_path, "clip-topk-seed0-0a1b", make_table(0), age=60)
+    (old / FILE).write_bytes(b"PAR1")
+    os.utime(old / FILE, (1e9 - 60, 1e9 - 60))
+    put(tmp_path, "clip-topk-seed0-2c3d", make_table(0), age=30)
+    assert load_latents(tmp_path).seed == 0
+    new = put(tmp_path, "clip-topk-seed1-4e5f", make_table(1))
+    (new / FILE).write_bytes(b"PAR1")
+    assert load_latents(tmp_path, seed=0).seed == 0
+    with pytest.raises(InputError, match=r"holds latents of the SAE seeds 0, 1: say which"):
+        load_latents(tmp_path)
+    with pytest.raises(InputError, match=r"clip-topk-seed1-4e5f.* is damaged or no table of latents"):
+        load_latents(tmp_path, seed=1)
+
+
 def test_what_cannot_be_read_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"Expected a table of latents in .*, found none"):
         load_latents(tmp_path)
@@ -111,6 +126,18 @@ def test_what_cannot_be_read_is_one_sentence(tmp_path: Path) -> None:
     parquet.write_table(pa.table({"x": [1]}), tmp_path / FILE)  # somebody else's
     with pytest.raises(InputError, match="is damaged or no table of latents"):
         load_latents(tmp_path)
+
+
+def test_pandas_has_the_columns_and_the_latent_as_its_index(tmp_path: Path) -> None:
+    pytest.importorskip("pandas")
+    made = make_table()
+    made.save(tmp_path)
+    frame = load_latents(tmp_path).to_pandas()
+    assert (frame.index.name, frame.index.to_list()) == ("latent", [0, 1, 2])
+    assert frame.columns.to_list() == ["rate", "n", "group", "known"]
+    for column in made:
+        np.testing.assert_array_equal(frame[column.name].to_numpy(), column.values)
+    assert frame["rate"].dtype == np.float32
 
 
 def test_without_pandas_arrow_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -157,20 +158,27 @@ def load_latents(folder: Path | str, seed: int | None = None) -> LatentTable:
     """
     folder = Path(folder)
     if (folder / FILE).is_file():
-        found = [LatentTable.load(folder)]
+        files = [folder / FILE]
     else:
         files = [path for path in folder.glob(f"artifacts/latents/*/{FILE}") if not path.parent.name.startswith(".")]
-        found = [LatentTable.load(path.parent) for path in sorted(files, key=lambda path: path.stat().st_mtime_ns)]
-    if not found:
+    if not files:
         raise InputError(f"Expected a table of latents in {folder}, found none: make one with stage=report or latents.")
-    seeds = sorted({table.seed for table in found})
+    files.sort(key=lambda path: path.stat().st_mtime_ns)
+    newest = {_find_seed(path.parent): path.parent for path in files}
+    seeds = sorted(newest)
     if seed is None and len(seeds) > 1:
         raise InputError(f"{folder} holds latents of the SAE seeds {', '.join(map(str, seeds))}: say which, as seed=0.")
     if seed is not None and seed not in seeds:
         raise InputError(
             f"Expected latents of SAE seed {seed} in {folder}, found those of {', '.join(map(str, seeds))}."
         )
-    return [table for table in found if seed is None or table.seed == seed][-1]
+    return LatentTable.load(newest[seeds[0] if seed is None else seed])
+
+
+def _find_seed(folder: Path) -> int:
+    """Return the SAE seed of a table, by its artifact's name: only the one that is asked for is read."""
+    named = re.fullmatch(r".*-seed(\d+)-[0-9a-f]+", folder.name)
+    return LatentTable.load(folder).seed if named is None else int(named[1])
 
 
 def _pack(**facts: Any) -> dict[bytes, bytes]:
