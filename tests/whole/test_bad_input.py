@@ -382,7 +382,7 @@ def test_a_disk_too_small_is_seen_beforehand(fail: Fail, tmp_path: Path, monkeyp
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(2000, 1000, 1000))
     sentence = fail("stage=train_sae", "data.cache_dtype=float16", folder=tmp_path)
     assert not list(tmp_path.glob("artifacts/*/*"))
-    assert mentions(sentence, "GB", "output_dir")
+    assert mentions(sentence, "MB in", "where 1 kB are free", "output_dir")
 
 
 FULL: dict[str, Callable[[], Exception]] = {

@@ -17,7 +17,7 @@ from infoscope.runtime.errors import InputError
 from infoscope.runtime.job import Job
 from infoscope.runtime.lightning import count_steps
 from infoscope.runtime.manifests import Spec
-from infoscope.runtime.progress import Advance, Display
+from infoscope.runtime.progress import Advance, Display, format_bytes
 from infoscope.runtime.read_only import ReadOnlyStore
 from infoscope.runtime.store import Store
 from infoscope.runtime.uses import UseRecord
@@ -112,8 +112,8 @@ class Context:
         free = shutil.disk_usage(self.output_dir).free
         if n_bytes > free:
             raise InputError(
-                f"This needs {n_bytes / 1e9:.1f} GB in {self.output_dir}, where {free / 1e9:.1f} GB are free: use fewer"
-                " images, data.cache_dtype=float16, or another output_dir."
+                f"This needs {format_bytes(n_bytes)} in {self.output_dir}, where {format_bytes(free)} are free: use"
+                " fewer images, data.cache_dtype=float16, or another output_dir."
             )
 
 

@@ -27,6 +27,7 @@ from infoscope.probes.rates import Heads, TaskOutcome, Trained
 from infoscope.probes.results import AblationResult
 from infoscope.runtime import processes
 from infoscope.runtime.parts import Checkpoint, cut, load_state, save_state
+from infoscope.runtime.progress import format_bytes
 from infoscope.scope.ablations import Ablation, Progress, Role, describe_variant, finite, no_progress
 from infoscope.scope.editing import AblationEditor
 
@@ -129,8 +130,8 @@ class _Work:
         n_classes, n_images = inputs.train.images.n_target_classes(config.target), sum(map(len, rows.values()))
         self.size, n_bytes = count_variants_at_a_time(config, n_images, inputs.sae.d_in, n_classes)
         if self.size < len(variants):
-            n_gb = self.size * n_bytes / 1e9
-            say(f"classification: {self.size} of {len(variants)} variants at a time, {n_gb:.2g} GB")
+            of = f"{self.size} of {len(variants)} variants"
+            say(f"classification: {of} at a time, {format_bytes(self.size * n_bytes)}")
         names = [*variants, MEANS] if Readout.patch_mean in config.readouts else list(variants)
         self.features = Features(inputs, config, folders.make(names, fill), rows)
 
