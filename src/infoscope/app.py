@@ -120,10 +120,13 @@ def _run_job(tree: DictConfig) -> Any:
         if job.sweep is not None and not is_launched:
             _sweeps[job.sweep] = tree.output_dir
         return _run(make_config(tree, job.overrides), job)
-    except (InputError, OmegaConfBaseException) as error:
-        if is_launched and in_sweep:
+    except (InputError, OmegaConfBaseException, OSError) as error:
+        said = error
+        if isinstance(error, OSError):  # said here: Hydra prints the job's overrides before it lets an error through
+            said = explain_write_error(error, error.filename) if error.filename else None
+        if said is None or (is_launched and in_sweep):
             raise
-        output.say_failure(errors.explain(error, Config), error)
+        output.say_failure(errors.explain(said, Config), error)
         return None
 
 

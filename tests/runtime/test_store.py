@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 import multiprocessing
+import os
 import socket
 from collections.abc import Callable
 from multiprocessing.synchronize import Event
@@ -315,6 +316,27 @@ def test_a_disk_that_takes_nothing_is_one_sentence(recorder: Recorder, error: Ex
     assert "\n" not in str(caught.value)
     assert recorder.visible() == []
     assert recorder.get().built
+
+
+@pytest.mark.parametrize("code", [errno.EROFS, errno.EACCES, errno.ENOSPC])
+def test_a_lock_or_a_folder_that_cannot_be_made_is_one_sentence(
+    recorder: Recorder, monkeypatch: pytest.MonkeyPatch, code: int
+):
+    def refuse(self: Any, *_: Any, **__: Any) -> None:
+        raise OSError(code, os.strerror(code), "a file")
+
+    for owner, name in ((filelock.FileLock, "acquire"), (Path, "mkdir")):
+        monkeypatch.setattr(owner, name, refuse)
+        with pytest.raises(InputError, match=rf"{recorder.root}.* set output_dir"):
+            recorder.get()
+        with pytest.raises(InputError, match=rf"{recorder.root}.* set output_dir"), recorder.open().claim([SPEC]):
+            pass
+    with (
+        pytest.raises(InputError, match=rf"{recorder.root}.* set output_dir"),
+        recorder.open().open_progress("rank", "any"),
+    ):
+        pass
+    assert recorder.n_builds == 0
 
 
 def test_a_file_in_the_place_of_the_folder_is_one_sentence(tmp_path: Path):

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import filelock
 import numpy as np
 import open_clip
 import pytest
@@ -36,6 +37,7 @@ from infoscope.vision.open_clip.backbone import OpenClipBackbone
 from infoscope.vision.open_clip.contrastive import make_clip_config
 from infoscope.vision.planted import PlantedRegisters
 from infoscope.vision.tokens import shards
+from tests.support.app_samples import run_infoscope
 from tests.support.pipeline_samples import (
     N_TRAIN,
     copy_run,
@@ -427,6 +429,28 @@ def test_a_folder_that_cannot_be_written(
     with pytest.raises(InputError) as caught:
         run_tiny(tmp_path / "run", "stage=rank")
     assert mentions(str(caught.value), str(tmp_path), os.strerror(code), "output_dir")
+
+
+@pytest.mark.parametrize("place", ["artifacts", "exports"])
+def test_a_place_that_takes_nothing_is_said_without_the_overrides(
+    output_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], place: str
+) -> None:
+    """Hydra would print them before the error that it lets through."""
+    copy_run(output_dir, tmp_path / "run", but=("probe", "report") if place == "artifacts" else ())
+
+    def refuse(path: Any, *_: Any, **__: Any) -> Any:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    if place == "artifacts":
+        monkeypatch.setattr(filelock.FileLock, "acquire", lambda lock, **_: refuse(lock.lock_file))
+    else:
+        monkeypatch.setattr(app, "_run", lambda *_: refuse(tmp_path / "run" / place))
+    assert run_infoscope(*make_overrides(tmp_path / "run", "stage=probe")) == EXIT_INPUT
+    said = capfd.readouterr().err
+    assert "Error executing job" not in said
+    assert mentions(
+        said.strip(), "infoscope: Cannot write to", str(tmp_path / "run" / place), "Read-only", "output_dir"
+    )
 
 
 def test_an_output_folder_that_is_a_file(fail: Fail, tmp_path: Path) -> None:

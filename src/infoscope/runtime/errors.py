@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import errno
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -25,6 +26,18 @@ def explain_write_error(error: BaseException, place: Path | str) -> InputError |
     if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
         return InputError(f"Cannot write to {place} ({error.strerror}): set output_dir to a folder you may write to.")
     return None
+
+
+@contextmanager
+def explaining_writes(place: Path | str) -> Iterator[None]:
+    """Turn a write that fails in the block into an `InputError`, see `explain_write_error`; others stay as they are."""
+    try:
+        yield
+    except Exception as error:
+        explained = explain_write_error(error, place)
+        if explained is None:
+            raise
+        raise explained from error
 
 
 def _is_full_disk(error: BaseException) -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path
 import filelock
 
 from infoscope.runtime import processes
-from infoscope.runtime.errors import InputError
+from infoscope.runtime.errors import InputError, explaining_writes
 from infoscope.runtime.manifests import Spec
 from infoscope.runtime.progress import ShowBar, show_nothing
 
@@ -38,7 +38,7 @@ class Locks:
         """Hold the lock of an artifact; one that is claimed is held already, and free when the block has done its work.
 
         Raises:
-            InputError: another process holds it too long, or the disk knows no locks.
+            InputError: another process holds it too long, it cannot be written, or the disk knows no locks.
         """
         if spec.hash in self._claimed:
             yield
@@ -82,7 +82,8 @@ class Locks:
         return locks
 
     def _make(self, spec: Spec) -> filelock.BaseFileLock:
-        (self.root / spec.stage).mkdir(parents=True, exist_ok=True)
+        with explaining_writes(self.root):
+            (self.root / spec.stage).mkdir(parents=True, exist_ok=True)
         return filelock.FileLock(self.root / spec.stage / f".{spec.hash}.lock")
 
     def _acquire(self, lock: filelock.BaseFileLock, spec: Spec) -> None:
@@ -100,7 +101,8 @@ class Locks:
     def _try(self, lock: filelock.BaseFileLock, timeout_s: float = 0) -> bool:
         """Return whether the lock is held now."""
         try:
-            lock.acquire(timeout=timeout_s, poll_interval=ASK_EVERY_S)
+            with explaining_writes(self.root):
+                lock.acquire(timeout=timeout_s, poll_interval=ASK_EVERY_S)
         except filelock.Timeout:
             return False
         except OSError as error:

@@ -29,7 +29,7 @@ from typing import Any
 import yaml
 
 from infoscope.runtime import processes
-from infoscope.runtime.errors import explain_write_error
+from infoscope.runtime.errors import explaining_writes
 from infoscope.runtime.files import atomic_write, write_json
 from infoscope.runtime.locks import Locks
 from infoscope.runtime.manifests import (
@@ -211,7 +211,7 @@ class Store:
         """Find, or lock, build and commit, as one process."""
         found: dict[str, Artifact] = {}
         try:
-            with ExitStack() as locks, ExitStack() as building:
+            with explaining_writes(self.root), ExitStack() as locks, ExitStack() as building:
                 works, seals = {}, []
                 # One order for all processes, so that no two wait for each other.
                 for name, spec in sorted(specs.items(), key=lambda item: item[1].hash):
@@ -232,10 +232,7 @@ class Store:
                 made = {name: artifact for name, spec in specs.items() if (artifact := self.find(spec))}
                 if len(made) == len(specs):
                     return made
-            explained = explain_write_error(error, self.root)
-            if explained is None:
-                raise
-            raise explained from error
+            raise
         for name in works:
             folder = self.folder(specs[name])
             found[name] = Artifact(folder, specs[name].hash, self._verified[folder], built=True)
@@ -336,7 +333,8 @@ class Store:
         """
         spec = Spec(stage, "progress", {"progress": key})
         folder = self.root / stage / f".{spec.hash}.progress"
-        folder.mkdir(parents=True, exist_ok=True)
+        with explaining_writes(self.root):
+            folder.mkdir(parents=True, exist_ok=True)
         self.on_event("claimed", spec, "")
         try:
             yield folder
