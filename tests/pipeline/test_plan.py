@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,8 +14,8 @@ import numpy as np
 import pytest
 
 from infoscope.pipeline.context import Context
-from infoscope.pipeline.plan import Step, find_seconds, make_plan, read_rates
-from infoscope.pipeline.run import check, set_goals
+from infoscope.pipeline.plan import Step, find_seconds, read_rates
+from infoscope.pipeline.run import check, plan_stage
 from infoscope.pipeline.stage import Work
 from infoscope.runtime.errors import InputError
 from infoscope.runtime.manifests import MANIFEST
@@ -40,8 +41,8 @@ D_SAE, K_MAX, N_VARIANTS = 32, 3, 14
 
 
 def plan_of(output_dir: Path, *overrides: str) -> list[Step]:
-    reading = Context(make_tiny_config(output_dir, *overrides), Recorder()).reading()
-    return make_plan(reading, set_goals(reading), read_rates(reading.store.root))
+    ctx = Context(make_tiny_config(output_dir, *overrides), Recorder())
+    return plan_stage(ctx, read_rates(ctx.store.root))
 
 
 def find(steps: Sequence[Step], what: str) -> Step:
@@ -65,14 +66,19 @@ def test_everything_is_missing_at_first(tmp_path: Path) -> None:
         "rank, seed 0",
         "score, seed 0",
         "tokens, test",
+        "features, seed 0",
         "probe, seed 0",
         "outliers",
         "group_activation, seed 0",
         "confounds, seed 0",
         "latents, seed 0",
+        "report",
     ]
     assert all(step.n_reused == 0 and step.seconds is None for step in steps)
-    assert [step.n_built for step in steps] == [N_VARIANTS if step.what.startswith("probe") else 1 for step in steps]
+    of_variants = {"features, seed 0": N_VARIANTS + 1, "probe, seed 0": N_VARIANTS}
+    assert [(step.n_built, step.is_bound) for step in steps] == [
+        (of_variants.get(step.what, 1), step.what in of_variants) for step in steps
+    ]
     forwards = [find(steps, f"tokens, {split}").work.forwards for split in ("train", "test")]
     assert forwards == [N_TRAIN, N_TEST]
     score = find(steps, "score, seed 0").work
@@ -85,7 +91,7 @@ def test_a_stage_plans_no_further_than_itself(tmp_path: Path) -> None:
     needed = ["scenes, train", "scenes, test", "tokens, train", "train_sae, seed 0"]
     assert [step.what for step in plan_of(tmp_path, "stage=train_sae")] == needed
     analysis = [step.what for step in plan_of(tmp_path, "stage=stability")]
-    assert analysis == [*needed, "rank, seed 0", "score, seed 0", "tokens, test", "stability"]
+    assert analysis == [*needed, "rank, seed 0", "score, seed 0", "tokens, test", "stability", "report"]
     more = find(plan_of(tmp_path, "probe.n_draws=5"), "probe, seed 0")
     fewer = find(plan_of(tmp_path, "probe.n_draws=4"), "probe, seed 0")
     assert more.n_built - fewer.n_built == 2 * 2  # of either group, as large and as strong
@@ -93,17 +99,50 @@ def test_a_stage_plans_no_further_than_itself(tmp_path: Path) -> None:
 
 def test_what_exists_is_said_and_asks_for_nothing(finished: Path) -> None:
     steps = plan_of(finished)
-    assert {step.what: step.n_reused for step in steps} == {
-        "score, seed 0": 1,
-        "probe, seed 0": N_VARIANTS,
-        "group_activation, seed 0": 1,
-        "confounds, seed 0": 1,
-        "latents, seed 0": 1,
-    }
+    once = ("score", "group_activation", "confounds", "latents", "train_sae", "rank")
+    read = ("scenes, train", "scenes, test", "tokens, train", "report", *(f"{kind}, seed 0" for kind in once))
+    assert {step.what: step.n_reused for step in steps} == {"probe, seed 0": N_VARIANTS, **dict.fromkeys(read, 1)}
     assert all((step.n_built, step.work, step.seconds) == (0, Work(), None) for step in steps)
     other = plan_of(finished, "sae.k=3")
-    of_sae = ("train_sae", "rank", "score", "probe", "group_activation", "confounds", "latents")
-    assert {step.what for step in other if step.n_built} == {f"{stage}, seed 0" for stage in of_sae}
+    of_sae = ("train_sae", "rank", "score", "features", "probe", "group_activation", "confounds", "latents")
+    assert {step.what for step in other if step.n_built} == {"report", *(f"{stage}, seed 0" for stage in of_sae)}
+
+
+def count_artifacts(output_dir: Path) -> Counter[str]:
+    """Return how many artifacts of each kind there are; what classification reads counts as features."""
+    kinds = Counter(manifest.parts[-3] for manifest in (output_dir / "artifacts").glob(f"*/[!.]*/{MANIFEST}"))
+    kinds["features"] += kinds.pop("image_means", 0)
+    return kinds
+
+
+@pytest.mark.parametrize(
+    ("deleted", "overrides"),
+    [
+        (("rank", "train_sae"), ("stage=probe",)),
+        (("rank", "train_sae", "report"), ()),
+        (("scenes",), ("stage=score", "scope.shift_patches=2")),
+        (("scenes", "confounds"), ("stage=confounds",)),
+        (("tokens", *FEATURES, "report"), ()),
+        (("probe", *FEATURES), ("stage=probe",)),
+        (("rank", "scenes"), ("stage=stability", "stability.n_latents=8")),
+        ((), ("stage=select", "select.n_kept=[2]", "select.n_bands=2", "select.n_draws=1")),
+    ],
+    ids=lambda one: " ".join(one) or "nothing",
+)
+def test_a_run_builds_what_was_planned(
+    tmp_path: Path, finished: Path, deleted: Sequence[str], overrides: Sequence[str]
+) -> None:
+    output_dir = copy_run(finished, tmp_path / "run", but=deleted)
+    planned, bounds = Counter[str](), set[str]()
+    for step in plan_of(output_dir, *overrides):
+        kind = step.what.split(",")[0].replace("select", "probe")
+        planned[kind] += step.n_built
+        bounds |= {kind} if step.is_bound else set()
+    before = count_artifacts(output_dir)
+    run_tiny(output_dir, *overrides)
+    built = count_artifacts(output_dir) - before
+    assert all(built[kind] <= planned.pop(kind) for kind in bounds)
+    assert {kind: n for kind, n in built.items() if kind not in bounds} == dict(+planned)
 
 
 def test_counts_are_exact_once_the_ranking_is_known(finished: Path) -> None:

@@ -16,7 +16,6 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from infoscope.pipeline.context import Context
 from infoscope.pipeline.passes import PassStage
 from infoscope.pipeline.stage import Node, Work
 from infoscope.runtime.environment import describe_environment
@@ -33,6 +32,7 @@ class Step:
 
     what: stage and item.
     n_built, n_reused: artifacts to build, and that exist.
+    is_bound: whether so many are built at most.
     work: what building one of them costs.
     seconds: for all that is to be built; None: nothing like it was built before.
     """
@@ -40,15 +40,16 @@ class Step:
     what: str
     n_built: int
     n_reused: int
+    is_bound: bool
     work: Work
     seconds: float | None
 
 
-def make_plan(ctx: Context, goals: Sequence[Node], rates: Rates | None = None) -> list[Step]:
+def make_plan(goals: Sequence[Node], rates: Rates | None = None) -> list[Step]:
     """Return what has to exist for some goals, in order; nothing is written into the store.
 
     Args:
-        ctx: one that builds nothing.
+        goals: of a context that builds nothing.
         rates: from which the seconds come, see `read_rates`.
 
     Raises:
@@ -61,7 +62,7 @@ def make_plan(ctx: Context, goals: Sequence[Node], rates: Rates | None = None) -
     def visit(node: Node) -> None:
         if node.place in steps:
             return
-        n_built, n_reused = node.stage.count(node.ctx, *node.item)
+        n_built, n_reused, is_bound = node.stage.count(node.ctx, *node.item)
         for _, needed in node.needs if n_built else ():  # what exists asks for nothing
             visit(needed)
         work = node.work() if n_built else Work()
@@ -70,7 +71,7 @@ def make_plan(ctx: Context, goals: Sequence[Node], rates: Rates | None = None) -
             read.add(node.needs.tokens.place)
         seconds = find_seconds(rates or {}, node.stage.kind, work)
         total = None if seconds is None else n_built * seconds
-        steps[node.place] = Step(node.stage.describe(node.ctx, *node.item), n_built, n_reused, work, total)
+        steps[node.place] = Step(node.stage.describe(node.ctx, *node.item), n_built, n_reused, is_bound, work, total)
 
     for goal in goals:
         visit(goal)
@@ -109,7 +110,8 @@ def print_plan(steps: Sequence[Step], console: Console) -> None:
     for heading in HEADINGS:
         table.add_column(heading, justify="left" if heading == "step" else "right", no_wrap=True)
     for step in steps:
-        table.add_row(step.what, str(step.n_reused or ""), str(step.n_built or ""), *_describe(step))
+        built = f"{'≤ ' if step.is_bound else ''}{step.n_built}" if step.n_built else ""
+        table.add_row(step.what, str(step.n_reused or ""), built, *_describe(step))
     console.print(table)
     built = [step for step in steps if step.n_built]
     known, unknown = (sum(step.seconds or 0 for step in built), [step for step in built if step.seconds is None])

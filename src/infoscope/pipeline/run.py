@@ -10,7 +10,7 @@ import torch
 from infoscope import registry
 from infoscope.config.tree import Config, TrainerConfig
 from infoscope.pipeline.context import Context
-from infoscope.pipeline.plan import make_plan, print_plan, read_rates
+from infoscope.pipeline.plan import Rates, Step, make_plan, print_plan, read_rates
 from infoscope.pipeline.stage import Node, Stage, list_needed
 from infoscope.runtime import parts, processes
 from infoscope.runtime.environment import count_busy_cores
@@ -93,8 +93,7 @@ def check(ctx: Context) -> None:
         _ = ctx.device
         for node in list_needed(set_goals(ctx)):
             node.stage.check(ctx, *node.item)
-        reading = ctx.reading()  # planning builds nothing
-        steps = make_plan(reading, set_goals(reading))
+        steps = plan_stage(ctx)
         needed = sum(step.n_built * step.work.disk_bytes for step in steps)
         ctx.check_disk(needed + max((step.work.scratch_bytes for step in steps), default=0))
 
@@ -106,7 +105,12 @@ def run_stage(ctx: Context) -> Any:
     return find_stage(ctx).end(ctx)
 
 
+def plan_stage(ctx: Context, rates: Rates | None = None) -> list[Step]:
+    """Return what the configured stage would reuse and build; nothing is built for it."""
+    reading = ctx.reading()
+    return make_plan([*set_goals(reading), *find_stage(reading).reads(reading)], rates)
+
+
 def show_plan(ctx: Context) -> None:
     """Print what the configured stage would reuse and build."""
-    reading = ctx.reading()
-    print_plan(make_plan(reading, set_goals(reading), read_rates(ctx.store.root)), ctx.display.console)
+    print_plan(plan_stage(ctx, read_rates(ctx.store.root)), ctx.display.console)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, ClassVar, Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar
 
 from infoscope.pipeline.context import Context
 from infoscope.report.section import ReportSection
@@ -76,6 +76,17 @@ class Work:
     is_bound: bool = False
 
 
+class Count(NamedTuple):
+    """How many artifacts of an item would be built, and how many exist.
+
+    is_bound: whether so many are built at most.
+    """
+
+    n_built: int
+    n_reused: int
+    is_bound: bool = False
+
+
 class Stage:
     """What `stage=` can name, or what another stage needs."""
 
@@ -96,6 +107,10 @@ class Stage:
     def goals(self, ctx: Context) -> list[Node]:
         """Return what `stage=` of this name makes, in order: one node per SAE seed."""
         return [self.at(ctx, seed) for seed in ctx.config.seeds]
+
+    def reads(self, ctx: Context) -> list[Node]:
+        """Return what `end` reads besides the goals; a plan counts what is missing of it."""
+        return []
 
     def applies(self, ctx: Context) -> bool:
         """Whether the experiment's data know enough for it to have a part in the report."""
@@ -128,7 +143,7 @@ class Stage:
         """Make what is missing of an item."""
         raise NotImplementedError
 
-    def count(self, ctx: Context, *item: Any) -> tuple[int, int]:
+    def count(self, ctx: Context, *item: Any) -> Count:
         """Return how many artifacts of an item would be built, and how many exist."""
         raise NotImplementedError
 
@@ -196,6 +211,17 @@ class Node:
         except (NotBuiltYet, MissingArtifact):
             return Work()
 
+    def note(self, work: Workspace, seconds: float | None = None) -> None:
+        """Put what was done into the manifest, from which later plans know how long such work takes.
+
+        Args:
+            seconds: that it took; None: all the time since its workspace was made.
+        """
+        found = self.work()
+        if found.n:
+            measured = {} if seconds is None else {"seconds": round(seconds, 3)}
+            work.notes["work"] = {"n": found.n, "like": found.like, **measured}
+
 
 class ArtifactStage(Stage, Generic[R]):
     """A stage whose items are artifacts; `R` is what one holds, as it is loaded."""
@@ -235,8 +261,8 @@ class ArtifactStage(Stage, Generic[R]):
     def make(self, ctx: Context, *item: Any) -> Artifact:
         return self.at(ctx, *item).get()
 
-    def count(self, ctx: Context, *item: Any) -> tuple[int, int]:
-        return (1, 0) if self.at(ctx, *item).find() is None else (0, 1)
+    def count(self, ctx: Context, *item: Any) -> Count:
+        return Count(1, 0) if self.at(ctx, *item).find() is None else Count(0, 1)
 
     def get(self, handle: Handle[R]) -> Artifact:
         """Return the artifact of a handle, built if it is missing, after what it needs."""
@@ -304,17 +330,6 @@ class Handle(Node, Generic[R]):
     def read_json(self, name: str) -> Any:
         """Return the content of one of its JSON files; it is built if it is missing."""
         return self.get().read_json(name)
-
-    def note(self, work: Workspace, seconds: float | None = None) -> None:
-        """Put what was done into the manifest, from which later plans know how long such work takes.
-
-        Args:
-            seconds: that it took; None: all the time since its workspace was made.
-        """
-        found = self.work()
-        if found.n:
-            measured = {} if seconds is None else {"seconds": round(seconds, 3)}
-            work.notes["work"] = {"n": found.n, "like": found.like, **measured}
 
 
 class SingleStage(ArtifactStage[R]):

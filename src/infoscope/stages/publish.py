@@ -7,10 +7,11 @@ from pathlib import Path
 
 from infoscope.data.config import DataKind
 from infoscope.pipeline.context import Context
-from infoscope.pipeline.stage import Handle, Key, Stage
+from infoscope.pipeline.stage import Count, Handle, Key, Node, NotBuiltYet, Stage, Work
 from infoscope.report.page import Page, ReportFiles, print_report, write_report
 from infoscope.runtime.environment import describe_environment
 from infoscope.runtime.manifests import Artifact, Spec
+from infoscope.runtime.read_only import MissingArtifact
 from infoscope.runtime.store import Workspace
 from infoscope.stages.backbone import find_model_facts
 from infoscope.stages.images import open_split
@@ -20,6 +21,9 @@ from infoscope.stages.tokens import Tokens
 
 class Published(Stage):
     """A stage that ends with a report of its own; by default of its section alone."""
+
+    def reads(self, ctx: Context) -> list[Node]:
+        return [Tokens.at(ctx, "train"), *Score().reads(ctx), _Report.at(ctx, self)]
 
     def report_name(self, ctx: Context) -> str:
         """Return what the report's folder is called."""
@@ -52,19 +56,43 @@ class Published(Stage):
                         tracker.log_table(name, list(records[0]), [list(record.values()) for record in records])
                 for name, figures in made.figures.items():
                     tracker.log_figure(name, figures["png"])
+            _Report.at(ctx, self).note(work)
 
         upstream = {role: handle.get() for role, handle in self.report_sources(ctx).items()}
-        made = ReportFiles.find(ctx.store.get(self._spec(ctx), build, shared=False, **upstream).folder)
+        made = ReportFiles.find(ctx.store.get(self.report_spec(ctx), build, shared=False, **upstream).folder)
         print_report(page, made, ctx.display.console)
         return made
 
     def find_last(self, ctx: Context) -> Artifact:
         for node in self.goals(ctx):  # a report outlives what it was made from
             node.make()
-        return ctx.store.get(self._spec(ctx))
+        return ctx.store.get(self.report_spec(ctx))
 
-    def _spec(self, ctx: Context) -> Spec:
-        return Spec("report", self.report_name(ctx), self.report_key(ctx))
+    def report_spec(self, ctx: Context) -> Spec:
+        """Return what determines the report, and its name."""
+        return Spec(_Report.kind, self.report_name(ctx), self.report_key(ctx))
+
+
+class _Report(Stage):
+    """The report that a stage ends with, as a plan counts it; an item is that stage."""
+
+    kind = "report"
+
+    def identify(self, published: Published) -> str:
+        return type(published).__name__
+
+    def describe(self, ctx: Context, published: Published) -> str:
+        return self.kind
+
+    def count(self, ctx: Context, published: Published) -> Count:
+        try:
+            found = ctx.store.find(published.report_spec(ctx))
+        except (NotBuiltYet, MissingArtifact):
+            found = None
+        return Count(1, 0) if found is None else Count(0, 1)
+
+    def work(self, ctx: Context, published: Published) -> Work:
+        return Work(1, [ctx.config.stage.name, len(ctx.config.seeds)])
 
 
 def describe_experiment(ctx: Context) -> dict[str, str]:

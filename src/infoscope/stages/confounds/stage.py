@@ -15,7 +15,7 @@ from infoscope.sae.model import SparseAutoencoder
 from infoscope.sae.passes import Measurement
 from infoscope.scope.confounds import ConfoundResult, measure_confounds
 from infoscope.stages.confounds.section import make_confound_section
-from infoscope.stages.images import fingerprint_images, open_split
+from infoscope.stages.images import fingerprint_images, open_split, scenes_of
 from infoscope.stages.latents import join_latents
 from infoscope.stages.probe.stage import Probe, read_probed
 from infoscope.stages.rank import Rank
@@ -32,10 +32,14 @@ class Confounds(PassStage[ConfoundResult]):
     in_report = True
 
     def needs(self, ctx: Context, seed: int) -> Needs:
-        return Needs(sae=sae_of(ctx, seed), tokens=Tokens.at(ctx, "train"))
+        scenes = scenes_of(ctx, ctx.config.data)
+        return Needs(sae=sae_of(ctx, seed), tokens=Tokens.at(ctx, "train"), **vars(scenes))
 
     def goals(self, ctx: Context) -> list[Node]:
         return [*super().goals(ctx), *(Score.at(ctx, seed) for seed in ctx.config.seeds)]
+
+    def reads(self, ctx: Context) -> list[Node]:
+        return Score().reads(ctx)
 
     def key(self, ctx: Context, up: Needs, seed: int) -> Key:
         return {

@@ -19,7 +19,7 @@ from infoscope.sae.passes import Measurement
 from infoscope.scope.group_activation import GroupActivation, OutlierActs, measure_outlier_acts
 from infoscope.scope.token_outliers import MAPS, TokenOutliers, compute_token_outliers
 from infoscope.stages.backbone import load_backbone
-from infoscope.stages.images import count_images, open_split
+from infoscope.stages.images import count_images, open_split, scenes_of
 from infoscope.stages.outliers.section import make_outlier_section
 from infoscope.stages.sae import sae_of, work_of_pass
 from infoscope.stages.score.stage import Score, partition_of
@@ -34,7 +34,7 @@ class OutlierTokens(SingleStage[TokenOutliers]):
     is_shared = False
 
     def needs(self, ctx: Context) -> Needs:
-        return Needs(tokens=Tokens.at(ctx, "train"))
+        return Needs(tokens=Tokens.at(ctx, "train"), **vars(scenes_of(ctx, ctx.config.data)))
 
     def key(self, ctx: Context, up: Needs) -> Key:
         scope = ctx.config.scope
@@ -78,6 +78,9 @@ class Outliers(PassStage[OutlierActs]):
 
     def goals(self, ctx: Context) -> list[Node]:
         return [*super().goals(ctx), *(Score.at(ctx, seed) for seed in ctx.config.seeds)]
+
+    def reads(self, ctx: Context) -> list[Node]:
+        return Score().reads(ctx)
 
     def needs(self, ctx: Context, seed: int) -> Needs:
         return Needs(sae=sae_of(ctx, seed), tokens=Tokens.at(ctx, "train"), outliers=OutlierTokens.at(ctx))

@@ -22,8 +22,8 @@ from infoscope.stages.images import check_split, count_images, find_known, open_
 from infoscope.stages.predict.section import make_prediction_section
 from infoscope.stages.probe.stage import describe_variant
 from infoscope.stages.publish import Published
-from infoscope.stages.sae import count_latents, sae_of
-from infoscope.stages.score.stage import Score, summarise_seed
+from infoscope.stages.sae import count_latents
+from infoscope.stages.score.stage import needs_of_groups, summarise_seed
 from infoscope.stages.tokens import Tokens
 
 
@@ -67,9 +67,8 @@ class Predict(Published, SeedStage[PredictionResult]):
     def needs(self, ctx: Context, seed: int) -> Needs:
         return Needs(
             head=EmbeddedClasses.at(ctx),
-            sae=sae_of(ctx, seed),
             tokens=Tokens.at(ctx, "test"),
-            scores=Score.at(ctx, seed),
+            **vars(needs_of_groups(ctx, seed)),
         )
 
     def key(self, ctx: Context, up: Needs, seed: int) -> Key:

@@ -5,15 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from infoscope.data.config import DataConfig
 from infoscope.pipeline.context import Context
-from infoscope.pipeline.stage import ArtifactStage, Key, Needs, R, name_of_seed
+from infoscope.pipeline.stage import ArtifactStage, Key, Needs, R, Work, name_of_seed
 from infoscope.probes.config import ProbeConfig
 from infoscope.probes.results import AblationResult, load_result
 from infoscope.scope.ablations import Ablation, Role
 from infoscope.stages.backbone import fingerprint_model
-from infoscope.stages.sae import sae_of
-from infoscope.stages.tokens import Tokens
+from infoscope.stages.images import count_images
+from infoscope.stages.sae import count_latents, sae_of
+from infoscope.stages.tokens import Tokens, find_sizes
 
 
 class ProbeGroup(NamedTuple):
@@ -25,6 +28,13 @@ class ProbeGroup(NamedTuple):
 
 def _needs(ctx: Context, seed: int, data: DataConfig) -> Needs:
     return Needs(sae=sae_of(ctx, seed), train=Tokens.at(ctx, "train", data), test=Tokens.at(ctx, "test", data))
+
+
+def count_features(ctx: Context, group: ProbeGroup) -> int:
+    """Return how many images of both splits classification reads."""
+    wanted = {"train": group.probe.n_train_images, "test": group.probe.n_test_images}
+    counts = {split: count_images(ctx, split, group.data) for split in wanted}
+    return sum(min(counts[split], n or counts[split]) for split, n in wanted.items())
 
 
 class _OfVariant(ArtifactStage[R]):
@@ -78,6 +88,13 @@ class Features(_OfVariant[Path]):
             "variant": variant.key(up.sae.hash),
         }
         return key | ({"dtype": probe.feature_dtype} if probe.cls_readouts else {})
+
+    def work(self, ctx: Context, seed: int, group: ProbeGroup, variant: Ablation | None) -> Work:
+        """Return what one variant costs, whichever it is."""
+        probe, n_images = group.probe, count_features(ctx, group)
+        vector_bytes = find_sizes(ctx).d_in * np.dtype(probe.feature_dtype).itemsize * len(probe.cls_readouts)
+        like = [ctx.config.model.name, count_latents(ctx), [readout.name for readout in probe.readouts]]
+        return Work(n_images, like, disk_bytes=n_images * vector_bytes)
 
 
 class ImageMeans(ArtifactStage[Path]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -53,6 +54,12 @@ def features_of(ctx: Context, seed: int, group: ProbeGroup, variants: Sequence[A
     return handles
 
 
+def list_features(ctx: Context, seed: int, group: ProbeGroup, variants: Sequence[Ablation]) -> dict[str, Handle[Path]]:
+    """Return what `features_of` does, of those variants whose probes are missing."""
+    unprobed = [variant for variant in variants if AblationProbes.at(ctx, seed, group, variant).find() is None]
+    return features_of(ctx, seed, group, unprobed) if unprobed else {}
+
+
 def make_features(ctx: Context, group: ProbeGroup, variants: Mapping[int, Sequence[Ablation]]) -> None:
     """Make what is missing of all that classification reads of some variants whose probes are missing.
 
@@ -63,12 +70,17 @@ def make_features(ctx: Context, group: ProbeGroup, variants: Mapping[int, Sequen
         return
     handles: dict[str, tuple[int, str, Handle[Path]]] = {}
     for seed, of in variants.items():
-        unprobed = [variant for variant in of if AblationProbes.at(ctx, seed, group, variant).find() is None]
-        for name, handle in features_of(ctx, seed, group, unprobed).items() if unprobed else ():
+        for name, handle in list_features(ctx, seed, group, of).items():
             handles.setdefault(handle.hash, (seed, name, handle))
     wanted = processes.broadcast(list(handles))  # another job may finish some meanwhile: the main process has looked
     if wanted:
         _fill(ctx, group, variants, {name: handles[name] for name in wanted})
+
+
+def note_features(works: Mapping[Handle[Path], Workspace], seconds: float) -> None:
+    """Put into the manifests what was done together in so many seconds: each gets its share."""
+    for handle, work in works.items():
+        handle.note(work, seconds / len(works))
 
 
 def _fill(
@@ -82,6 +94,7 @@ def _fill(
     upstream = {name: {role: node.make() for role, node in of.needs} for name, (_, _, of) in handles.items()}
 
     def build(works: dict[str, Workspace]) -> None:
+        start = time.perf_counter()
         wanted: list[WantedFeatures] = []
         for seed in dict.fromkeys(handles[name][0] for name in works):
             own = {handles[name][1]: work for name, work in works.items() if handles[name][0] == seed}
@@ -93,6 +106,7 @@ def _fill(
         with ctx.display.bar("reading tokens for the probes' features") as advance:
             rows = wanted[0].inputs.choose_rows(probe.n_train_images, probe.n_test_images, probe.seed)
             write_features(wanted, probe, rows, ctx.check_disk, lambda what, done, of: advance(done, of, what))
+        note_features({handles[name][2]: work for name, work in works.items()}, time.perf_counter() - start)
 
     specs = {name: handle.spec for name, (_, _, handle) in handles.items()}
     ctx.store.get_together(specs, build, shared=True, upstream=upstream)

@@ -23,7 +23,7 @@ from infoscope.runtime.store import Workspace
 from infoscope.scope.ablations import Ablation, Role
 from infoscope.stages.images import check_maps, find_known, knows, probe_data
 from infoscope.stages.probe.artifacts import AblationProbes, ProbeGroup
-from infoscope.stages.probe.features import features_of, make_probe_inputs
+from infoscope.stages.probe.features import features_of, make_probe_inputs, note_features
 from infoscope.stages.sae import sae_of
 from infoscope.stages.tokens import Tokens
 
@@ -106,7 +106,12 @@ class _ProbeLoop:
         self.sae = sae_of(ctx, seed)
         self.tokens = {split: Tokens.at(ctx, split, group.data) for split in ("train", "test")}
         self.upstream = {"sae": self.sae.get(), **{split: tokens.get() for split, tokens in self.tokens.items()}}
-        self._last, self._is_resumed = time.perf_counter(), False
+        self._is_resumed = False
+        self.start_clock()
+
+    def start_clock(self) -> None:
+        """Let the seconds of the next chunk begin now."""
+        self._last = time.perf_counter()
 
     def run(self, missing: list[Ablation]) -> None:
         """Train and evaluate what is missing.
@@ -130,7 +135,7 @@ class _ProbeLoop:
                     original_heads=None if original in missing else self._load(original).heads,
                     on_result=lambda key, result: self._keep(by_key[key], result),
                     progress=lambda what, done, of: advance(done, of, what),
-                    folders=_StoredFolders(ctx, features_of(ctx, seed, self.group, missing), self.upstream),
+                    folders=_StoredFolders(self, features_of(ctx, seed, self.group, missing)),
                     say=lambda sentence: ctx.display.say(f"          {sentence}"),
                     folder=folder,
                 )
@@ -164,19 +169,22 @@ def like_of(ctx: Context, group: ProbeGroup) -> object:
 class _StoredFolders(FeatureFolders):
     """Features as artifacts: other heads, another solver or an interrupted run find them again."""
 
-    def __init__(self, ctx: Context, handles: Mapping[str, Handle[Path]], upstream: dict[str, Artifact]) -> None:
-        super().__init__(ctx.store.root)
-        self.ctx, self.handles, self.upstream = ctx, handles, upstream
+    def __init__(self, loop: _ProbeLoop, handles: Mapping[str, Handle[Path]]) -> None:
+        super().__init__(loop.ctx.store.root)
+        self.loop, self.ctx, self.handles = loop, loop.ctx, handles
 
     def make(self, names: Sequence[str], fill: Callable[[dict[str, Path], Path | None], None]) -> dict[str, Path]:
         def build(works: dict[str, Workspace]) -> None:
             folder = works[min(works)].progress / compute_hash(sorted(works))
             folder.mkdir(exist_ok=True)
+            start = time.perf_counter()
             fill({name: work.folder for name, work in works.items()}, folder)
+            note_features({self.handles[name]: work for name, work in works.items()}, time.perf_counter() - start)
 
         specs = {name: self.handles[name].spec for name in names}
-        upstream = dict.fromkeys(names, self.upstream)
+        upstream = dict.fromkeys(names, self.loop.upstream)
         made = self.ctx.store.get_together(specs, build, shared=True, upstream=upstream)
+        self.loop.start_clock()  # their time is their own
         return {name: artifact.folder for name, artifact in made.items()}
 
     def check_disk(self, n_bytes: int) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ import numpy as np
 from infoscope.config.tree import Config
 from infoscope.data.config import DataKind
 from infoscope.pipeline.context import Context, once
-from infoscope.pipeline.stage import Needs, NotBuiltYet, Row, Shown, Stage, Work, name_artifacts
+from infoscope.pipeline.stage import Count, Handle, Needs, Node, NotBuiltYet, Row, Shown, Stage, Work, name_artifacts
 from infoscope.probes.checks import check_probes
 from infoscope.probes.config import Task
 from infoscope.probes.crops import round_to_patches
@@ -25,14 +25,14 @@ from infoscope.scope.ablations import Ablation, make_ablations, make_matched_abl
 from infoscope.scope.config import Rule
 from infoscope.stages.ablations import all_ablations_of
 from infoscope.stages.backbone import load_backbone, load_backbone_at
-from infoscope.stages.images import check_split, count_images, find_known, knows, probe_data
-from infoscope.stages.probe.artifacts import AblationProbes
-from infoscope.stages.probe.features import make_features
+from infoscope.stages.images import check_split, count_images, find_known, knows, probe_data, scenes_of
+from infoscope.stages.probe.artifacts import AblationProbes, Features
+from infoscope.stages.probe.features import list_features, make_features
 from infoscope.stages.probe.results import Result
 from infoscope.stages.probe.run import TRUTHS, Probed, check_truths, like_of, list_probe_groups, probe_variants
 from infoscope.stages.probe.section import make_removal_section
 from infoscope.stages.probe.tables import make_main_table
-from infoscope.stages.score.stage import Score, scope_of, summarise_seed
+from infoscope.stages.score.stage import Score, needs_of_groups, scope_of, summarise_seed
 from infoscope.stages.tokens import Tokens
 from infoscope.vision.open_clip.source import is_of_origin
 
@@ -60,21 +60,25 @@ class ProbesOfVariants(Stage):
             for number, group in enumerate(list_probe_groups(ctx))
             for split in ("train", "test")
         }
-        return Needs(scores=Score.at(ctx, seed), **tokens)
+        scenes = {}
+        for group in list_probe_groups(ctx):
+            scenes |= {f"{group.data.kind.name}_{name}": of for name, of in scenes_of(ctx, group.data)}
+        features = _FeaturesOfSeed.at(ctx, self, seed)
+        return Needs(**vars(needs_of_groups(ctx, seed)), **tokens, **scenes, features=features)
+
+    def reads(self, ctx: Context) -> list[Node]:
+        return Score().reads(ctx)
 
     def check(self, ctx: Context, seed: int) -> None:
         check_probe_inputs(ctx)
 
-    def count(self, ctx: Context, seed: int) -> tuple[int, int]:
+    def count(self, ctx: Context, seed: int) -> Count:
+        groups = list_probe_groups(ctx)
         try:
             variants = self.variants(ctx, seed)
         except (MissingArtifact, NotBuiltYet):
-            return self.count_nominal(ctx), 0
-        groups = list_probe_groups(ctx)
-        handles = (AblationProbes.at(ctx, seed, group, variant) for variant in variants for group in groups)
-        by_hash = {handle.hash: handle for handle in handles}
-        n_missing = sum(handle.find() is None for handle in by_hash.values())
-        return n_missing, len(by_hash) - n_missing
+            return Count(self.count_nominal(ctx) * len(groups), 0, is_bound=True)
+        return _count(AblationProbes.at(ctx, seed, group, variant) for variant in variants for group in groups)
 
     def work(self, ctx: Context, seed: int) -> Work:
         """Return what the probes of one variant cost."""
@@ -87,6 +91,39 @@ class ProbesOfVariants(Stage):
             result = load_results([artifact.folder for artifact in artifacts], variant)
             metrics = {**flatten(result.metrics), **flatten(result.frozen_head, "frozen_head/")}
             yield {**name_artifacts(*artifacts), **describe_variant(result.variant), **scope, **metrics}
+
+
+class _FeaturesOfSeed(Stage):
+    """What classification reads of the variants whose probes are missing; an item is (stage that probes, SAE seed)."""
+
+    kind = Features.kind
+
+    def identify(self, stage: ProbesOfVariants, seed: int) -> str:
+        return f"{type(stage).__name__}, {seed}"
+
+    def describe(self, ctx: Context, stage: ProbesOfVariants, seed: int) -> str:
+        return f"{self.kind}, seed {seed}"
+
+    def make(self, ctx: Context, stage: ProbesOfVariants, seed: int) -> None:
+        """Nothing: probes make what they read."""
+
+    def count(self, ctx: Context, stage: ProbesOfVariants, seed: int) -> Count:
+        groups = [group for group in list_probe_groups(ctx) if Task.classification in group.probe.tasks]
+        try:
+            variants = stage.variants(ctx, seed)
+        except (MissingArtifact, NotBuiltYet):
+            return Count((stage.count_nominal(ctx) + 1) * len(groups), 0, is_bound=True)  # and the means of images
+        return _count(one for group in groups for one in list_features(ctx, seed, group, variants).values())
+
+    def work(self, ctx: Context, stage: ProbesOfVariants, seed: int) -> Work:
+        (group,) = [group for group in list_probe_groups(ctx) if Task.classification in group.probe.tasks]
+        return Features().work(ctx, seed, group, None)
+
+
+def _count(handles: Iterable[Handle]) -> Count:
+    """Count artifacts, equal ones once."""
+    found = [handle.find() is not None for handle in {handle.hash: handle for handle in handles}.values()]
+    return Count(found.count(False), found.count(True))
 
 
 class Probe(ProbesOfVariants):

@@ -9,6 +9,7 @@ from infoscope.pipeline.context import Context
 from infoscope.pipeline.stage import Key, Node, Row, Stage
 from infoscope.report.page import Page
 from infoscope.scope.outliers import compute_norm_summary
+from infoscope.stages.images import scenes_of
 from infoscope.stages.latents import Latents
 from infoscope.stages.probe.stage import Probe, is_probed
 from infoscope.stages.publish import Published, describe_experiment
@@ -32,6 +33,9 @@ class Report(Published):
     def goals(self, ctx: Context) -> list[Node]:
         nodes = [node for part in load_parts(ctx).values() for node in part.goals(ctx)]
         return [*nodes, *Latents().goals(ctx)]
+
+    def reads(self, ctx: Context) -> list[Node]:
+        return [*vars(scenes_of(ctx, ctx.config.data)).values(), *super().reads(ctx)]
 
     def report_name(self, ctx: Context) -> str:
         return ctx.title

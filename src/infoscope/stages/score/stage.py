@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from infoscope.pipeline.context import Context
-from infoscope.pipeline.stage import Key, Needs, Row, SeedStage, Shown, Work, name_artifacts
+from infoscope.pipeline.stage import Key, Needs, Node, Row, SeedStage, Shown, Work, name_artifacts
 from infoscope.report.section import ReportSection, SectionFigure
 from infoscope.runtime.errors import InputError
 from infoscope.runtime.store import Workspace
@@ -19,7 +19,7 @@ from infoscope.scope.partition import Partition, choose_example_latents, make_pa
 from infoscope.scope.scores import Scores
 from infoscope.scope.scoring import score_latents
 from infoscope.stages.backbone import fingerprint_model, load_backbone
-from infoscope.stages.images import count_images, fingerprint_images, open_split
+from infoscope.stages.images import count_images, fingerprint_images, open_split, scenes_of
 from infoscope.stages.rank import Rank, mass_of
 from infoscope.stages.sae import count_latents, sae_of
 from infoscope.stages.score.example_figure import MAX_PAIRS, Example, draw_examples
@@ -38,7 +38,11 @@ class Score(SeedStage[Scores]):
     in_report = True
 
     def needs(self, ctx: Context, seed: int) -> Needs:
-        return Needs(sae=sae_of(ctx, seed), ranking=Rank.at(ctx, seed))
+        scenes = scenes_of(ctx, ctx.config.data)
+        return Needs(sae=sae_of(ctx, seed), ranking=Rank.at(ctx, seed), **vars(scenes))
+
+    def reads(self, ctx: Context) -> list[Node]:
+        return [node for seed in ctx.config.seeds for _, node in needs_of_groups(ctx, seed)]
 
     def key(self, ctx: Context, up: Needs, seed: int) -> Key:
         scope = ctx.config.scope
@@ -168,6 +172,11 @@ def check_count(setting: str, count: float, n_latents: int) -> None:
     """
     if count > n_latents:
         raise InputError(f"Expected {setting} to be at most {n_latents}, the number of latents, got {count}.")
+
+
+def needs_of_groups(ctx: Context, seed: int) -> Needs:
+    """Return what `partition_of` and `scope_of` read."""
+    return Needs(sae=sae_of(ctx, seed), ranking=Rank.at(ctx, seed), scores=Score.at(ctx, seed))
 
 
 def partition_of(ctx: Context, seed: int) -> Partition:

@@ -18,7 +18,7 @@ from infoscope.scope.ranking import measure_ranking
 from infoscope.scope.rescoring import ScoredSAE, compute_stability
 from infoscope.scope.stability import StabilityResult
 from infoscope.stages.backbone import load_backbone
-from infoscope.stages.images import count_images, open_sets
+from infoscope.stages.images import count_images, open_sets, scenes_of
 from infoscope.stages.publish import Published
 from infoscope.stages.rank import Rank
 from infoscope.stages.sae import count_latents, sae_of
@@ -35,8 +35,12 @@ class Stability(Published, SingleStage[dict[int, StabilityResult]]):
 
     def needs(self, ctx: Context) -> Needs:
         scores = {f"s{seed}": Score.at(ctx, seed) for seed in ctx.config.seeds}
-        has_held_out = count_images(ctx, "test") >= ctx.config.scope.k_cds
-        return Needs(**scores, **({"held_out": Tokens.at(ctx, "test")} if has_held_out else {}))
+        saes = {f"sae{seed}": sae_of(ctx, seed) for seed in ctx.config.seeds}
+        rankings = {f"ranking{seed}": Rank.at(ctx, seed) for seed in ctx.config.seeds}
+        held_out = {}
+        if count_images(ctx, "test") >= ctx.config.scope.k_cds:
+            held_out["held_out"] = Tokens.at(ctx, "test")
+        return Needs(**scores, **saes, **rankings, **vars(scenes_of(ctx, ctx.config.data)), **held_out)
 
     def key(self, ctx: Context, up: Needs) -> Key:
         config, held_out = ctx.config, getattr(up, "held_out", None)
