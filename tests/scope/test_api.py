@@ -444,7 +444,7 @@ def test_another_artifact_is_named(scored: tuple[Path, str], monkeypatch: pytest
         load_sae(next((artifacts / "tokens").glob("[!.]*")))
     with pytest.raises(InputError, match=f"give one of the folders in it, such as {folder.name}"):
         load_sae(artifacts / "train_sae")
-    with pytest.raises(InputError, match=f"no such folder, beside it lies {folder.name}"):
+    with pytest.raises(InputError, match=f"no such folder, next to it lies {folder.name}"):
         load_sae(artifacts / "train_sae" / folder.name.replace("seed0", "seed1"))
     with pytest.raises(InputError, match=r"sae\.safetensors and sae\.json.*no such folder"):
         load_sae("~/no/where")
