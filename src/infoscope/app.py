@@ -19,6 +19,7 @@ from infoscope import registry
 from infoscope.config import errors
 from infoscope.config.sweeps import make_collect_command
 from infoscope.config.tree import CONF_FOLDER, Config, make_config, prepare_arguments, register_schemas
+from infoscope.config.unread import check_read
 from infoscope.runtime import output
 from infoscope.runtime.bounds import show
 from infoscope.runtime.errors import InputError, explain_write_error
@@ -119,7 +120,9 @@ def _run_job(tree: DictConfig) -> Any:
         job = _find_job()
         if job.sweep is not None and not is_launched:
             _sweeps[job.sweep] = tree.output_dir
-        return _run(make_config(tree, job.overrides), job)
+        config = make_config(tree)
+        check_read(config, job.overrides)
+        return _run(config, job)
     except (InputError, OmegaConfBaseException, OSError) as error:
         said = error
         if isinstance(error, OSError):  # said here: Hydra prints the job's overrides before it lets an error through

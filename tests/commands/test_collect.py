@@ -287,6 +287,15 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return finish_tiny_run(tmp_path_factory)[0]
 
 
+def test_what_was_finished_when_unread_settings_were_ignored_is_shown(finished: Path) -> None:
+    ignored = ("stage=score", "data.max_train=2", "outliers.quantile=0.5")
+    collected = collect_tiny(finished, *ignored)
+    assert (collected.state, len(collected.rows)) == ("done", 1)
+    missing = collect_tiny(finished, *ignored, "scope.k_cds=1", "scope.shift_patches=2")
+    assert missing.state.startswith("refused: data.max_train is read by data.kind=image_folder")
+    assert missing.missing is None
+
+
 @pytest.mark.parametrize(
     ("stage", "stage_of_rows"),
     [

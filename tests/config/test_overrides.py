@@ -89,12 +89,13 @@ def test_home_and_variables_are_put_in_wherever_a_path_is_asked_for(tmp_path: Pa
     monkeypatch.setenv("MINE", "/mine")
     config = compose(
         [
-            "data=image_folder",
+            "data=imagenet",
             "data.root=~/a",
             "data.ground_truth=$MINE/b",
             'probe_data.depth={kind: nyud, root: "~/${oc.env:MINE}"}',
             "model.pretrained=local-dir:$HOME/c",
             "predict.class_names='~/d, e'",
+            "stage=collect",
             "collect.sweeps=[~/f,$MINE]",
             "output_dir=~",
         ]
@@ -114,7 +115,7 @@ def test_what_exists_under_its_own_name_is_meant(tmp_path: Path, monkeypatch: py
         Path(name).mkdir()
     assert compose(["data=image_folder", "data.root=$HOME"]).data.root == "$HOME"
     assert compose(["data=image_folder", "data.root=2020_01"]).data.root == "2020_01"
-    assert compose(["collect.sweeps=[2020_01,1e3]"]).collect.sweeps == ["2020_01", "1e3"]
+    assert compose(["stage=collect", "collect.sweeps=[2020_01,1e3]"]).collect.sweeps == ["2020_01", "1e3"]
 
 
 def test_a_variable_that_is_not_set_is_one_sentence(monkeypatch: pytest.MonkeyPatch):
@@ -139,6 +140,6 @@ def test_folders_that_hydra_itself_opens_are_prepared(monkeypatch: pytest.Monkey
 def test_the_command_that_collects_can_be_pasted():
     name, stage, *rest = shlex.split(make_collect_command(f"/{NASTY}", f"out/{NASTY}"))
     assert (name, stage) == ("infoscope", "stage=collect")
-    config = compose(rest)
+    config = compose([stage, *rest])
     assert (config.collect.sweeps, config.output_dir) == ([f"/{NASTY}"], f"out/{NASTY}")
     assert make_collect_command("/a", "outputs") == "infoscope stage=collect 'collect.sweeps=[/a]'"

@@ -114,6 +114,39 @@ def test_the_tree_is_plain_and_complete():
     assert set(tree) == set(Config.__dataclass_fields__)
 
 
+ADE20K = ["data=ade20k", "data.root=x"]
+ON_DISK = "data.kind=image_folder, imagenet, ade20k, nyud"
+UNREAD = [
+    *((ON_DISK, [f"data.{one}"]) for one in ("max_train=2", "max_test=2", "on_error=skip")),
+    ("data.kind=imagenet, ade20k, nyud", ["data.subset=true"]),
+    ("data.kind=image_folder, imagenet", ["data.resize=crop"]),
+    ("data.kind=image_folder", [*ADE20K, "data.test_share=0.3"]),
+    ("data.kind=imagenet", ["data.ground_truth=x"]),
+    ("data.kind=nyud", [*ADE20K, "data.eigen_crop=false"]),
+    ("data.kind=nyud", ["data.raw_depth=true"]),
+    *(("data.kind=scenes", [*ADE20K, f"data.{one}"]) for one in ("n_train=2", "n_test=2", "size_px=99")),
+    ("data.store_tokens=true", ["data.store_tokens=false", "data.cache_dtype=float16"]),
+    ("probe_data.depth.kind=scenes, image_folder, imagenet, ade20k, nyud", ["probe_data.depth.seed=2"]),
+    ("outliers.rule=quantile", ["outliers.quantile=0.5"]),
+    ("outliers.rule=mad", ["outliers.rule=quantile", "outliers.c=3"]),
+    ("outliers.rule=absolute", ["outliers.value=3"]),
+    ("scope.emd=sinkhorn and stage=stability", ["scope.sinkhorn_blur=3"]),
+    ("data.store_tokens=false", ["trainer.token_buffer=device"]),
+    ("stage=train_clip and model.pretrained=train_clip", ["clip.n_steps=9000"]),
+    ("stage=collect", ["collect.require_all=true"]),
+    ("stage=artifacts", ["artifacts.prune=true"]),
+    ("artifacts.prune=true", ["stage=artifacts", "artifacts.min_age_h=1"]),
+    *(("logger=wandb", ["logger=csv", f"logger.{one}"]) for one in ("mode=online", "project=x", "timeout_s=9")),
+    ("logger=wandb", ["logger=none", "logger.entity=x"]),
+    ("logger.mode=online", ["logger.timeout_s=9"]),
+    ("model.pretrained=random and by planted models", ["model.seed=2"]),
+    *(
+        ("model.kind=open_clip or timm", ["model=planted_registers", f"model.{one}"])
+        for one in ("precision=bfloat16", "image_px=112", "pretrained=random", "quick_gelu=true")
+    ),
+    ("AuxK", ["sae.aux_k=0", "sae.aux_coef=2"]),
+]
+"""What alone reads a setting, which is the last of those that are given."""
 WRONG = [
     # a key that does not exist
     (["scope.kk=3"], ["'scope.kk'", "expected one of batch_images, diagonal, emd, k_cds", "in scope"]),
@@ -176,6 +209,25 @@ WRONG = [
     (
         ["probe.readouts=[patch_mean]", "probe.feature_dtype=float16"],
         ["feature_dtype is read by readouts of CLS"],
+    ),
+    # a setting that another choice reads
+    *((key, [f"{key[-1].partition('=')[0]} is read by {by} alone: drop it, or "]) for by, key in UNREAD),
+    (["data={max_train: 2}"], ["data.max_train is read by data.kind=image_folder, imagenet, ade20k, nyud alone"]),
+    (["clip={lr: 0.1}"], ["clip is read by stage=train_clip and model.pretrained=train_clip alone"]),
+    (["collect.sweeps=[a]", "collect.sweeps.0=b"], ["collect.sweeps is read by stage=collect alone"]),
+    ([*ADE20K, "data.seed=2"], ["data.seed is read where images are drawn: drop it, or give data.max_train"]),
+    (["predict.seed=2"], ["predict.seed is read where predict.n_images draws images: drop it, or give that"]),
+    (["predict.n_shown=0", "predict.n_candidates=2"], ["predict.n_candidates is read where images are shown: drop it"]),
+    (["model.arch=ViT-B-16"], ["model.arch is read with other weights alone, model.pretrained=shipped has its own"]),
+    (["model=clip_b16", "model.origin=laion400m_e31"], ["model.origin is read of a file of weights alone"]),
+    (
+        ["probe=dinov2", "probe.dense_steps=2000"],
+        ["dense_steps is read where crops have no steps of their own: drop it", "probe.segmentation_crops.n_steps"],
+    ),
+    (["probe=dinov2", "probe.n_held_out_pixels_per_image=9"], ["pixels_per_image is read by probes of whole images"]),
+    (
+        ["probe=dinov2", "probe.batch_norm=false", "probe.depth_crops.n_norm_crops=9"],
+        ["probe.depth_crops.n_norm_crops is read with probe.batch_norm=true alone"],
     ),
     (["clip.warmup_steps=9000"], ["clip.warmup_steps to be at most clip.n_steps (8000), got 9000"]),
     (["clip.width=48"], ["clip.width to be a multiple of 32"]),
@@ -266,6 +318,34 @@ def test_a_file_may_hold_what_other_probes_read():
     assert probe.recipes == {DepthRecipe}
     assert compose(["probe.readouts.0=cls_final", "probe.readouts.1=patch_mean"]).probe.readouts[0] is Readout.cls_final
     assert probe.classification_epochs == 3
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["data.max_train=null", "data.subset=false", "outliers.quantile=0.99", "scope.sinkhorn_blur=0.1"],
+        ["model=planted_registers", "model.pretrained=null", "model.seed=3"],
+        ["stage=stability", "scope.sinkhorn_blur=3"],
+        ["stage=train_clip", "clip.n_steps=9000"],
+        ["model.pretrained=train_clip", "clip.n_steps=9000"],
+        ["clip=scenes", "logger=csv", "logger.group=x"],
+        [*ADE20K, "data.max_train=5", "data.seed=2"],
+        [*ADE20K, "debug=tiny"],
+        ["model=clip_b16", "model.pretrained=/x.safetensors", "model.origin=laion400m_e31"],
+        ["model=clip_b16", "model.pretrained=random", "model.origin=laion400m_e31", "model.seed=2"],
+        ["probe=dinov2", "probe.depth_crops.n_steps=null", "probe.dense_steps=2000"],
+        ["probe.classification_l2_halvings=4"],
+    ],
+    ids=" ".join,
+)
+def test_what_is_read_or_as_it_was_is_no_mistake(overrides: list[str]):
+    assert compose(overrides) == compose(overrides, is_past=True)
+
+
+def test_a_file_may_hold_what_another_choice_reads(tmp_path: Path):
+    (tmp_path / "local").mkdir()
+    (tmp_path / "local" / "default.yaml").write_text("# @package _global_\noutliers: {quantile: 0.5}\n")
+    assert compose([], [str(tmp_path)]).outliers.quantile == 0.5
 
 
 def test_a_layer_at_the_end_is_fine_where_only_patches_are_read():

@@ -77,7 +77,9 @@ def test_predictions_are_a_report_of_their_own(tmp_path: Path, monkeypatch: pyte
     assert collected.state == "done"
     assert {"original", "group", "control"} <= {row["role"] for row in collected.rows}
     assert all(str(row["artifact"]).startswith("predict:") for row in collected.rows)
-    assert collect_tiny(tmp_path, *SHIPPED, "stage=predict", "predict.seed=1").state.startswith("missing at predict")
+    assert collect_tiny(tmp_path, *SHIPPED, "stage=predict", "predict.n_images=3").state.startswith(
+        "missing at predict"
+    )
 
 
 def test_stability_is_a_report_of_its_own(finished: Path) -> None:

@@ -118,6 +118,7 @@ def mentions(sentence: str, *words: str) -> bool:
         (["model=scenes_clip", "model.pretrained=random", "model.layer=7"], ["model.layer", "-4..3", "4 blocks", "7"]),
         (["scope.k_cds=50", "scope.k_max=null"], ["scope.k_cds=50", str(N_TRAIN), "images"]),
         (["data=image_folder"], ["data.root"]),
+        (["data.max_train=2"], ["data.max_train is read by data.kind=image_folder", "drop it"]),
         (["sae.k=100000"], ["sae.k", "100000"]),
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else None,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -24,13 +23,14 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from infoscope import registry
 from infoscope.config import errors
 from infoscope.config.overrides import make_readable, quote_override
+from infoscope.config.unread import NAMESAKES, check_read, name_place
 from infoscope.data.config import DataConfig, DataKind, ProbeDataConfig
 from infoscope.predictions.config import PredictConfig
-from infoscope.probes.config import ProbeConfig, Readout, SelectConfig, Task
+from infoscope.probes.config import ProbeConfig, Readout, SelectConfig
 from infoscope.runtime.bounds import Bounds, Few, FilePath, Items, Seconds, Seed, check, check_settings, expand_path
 from infoscope.runtime.errors import InputError
 from infoscope.sae.config import KINDS, SAEConfig, TokenChoice
-from infoscope.scope.config import Diagonal, OutlierConfig, PartitionConfig, ScopeConfig, StabilityConfig
+from infoscope.scope.config import Diagonal, EMDMethod, OutlierConfig, PartitionConfig, ScopeConfig, StabilityConfig
 from infoscope.tracking.config import LoggerConfig
 from infoscope.vision.config import ContrastiveConfig, ModelConfig
 
@@ -118,6 +118,11 @@ class HousekeepingConfig:
         if self.delete and not self.prune:
             raise InputError("artifacts.delete=true deletes what artifacts.prune=true finds: give both.")
 
+    @property
+    def unread(self) -> dict[str, str]:
+        """The settings that are not read, and in words what would read them."""
+        return {} if self.prune else {"min_age_h": "by artifacts.prune=true alone: drop it, or give that"}
+
 
 @dataclass
 class Config:
@@ -168,12 +173,20 @@ class Config:
                 " use patch_mean or cls_final, or sae.tokens=all."
             )
 
-
-_NAMESAKES = {
-    **{f"probe_data.{task.name}": "data" for task in Task},
-    **{f"probe.{task.name}_crops": "probe.<task>_crops" for task in (Task.segmentation, Task.depth)},
-}
-"""Where the dataclasses lie that stand in several places, and how they call their place themselves."""
+    @property
+    def unread(self) -> dict[str, str]:
+        """The settings, or whole sections, that another choice elsewhere would read, and in words which."""
+        stage, unread = self.stage.name, {}
+        if stage != "stability" and self.scope.emd is EMDMethod.exact:  # that stage solves by the other method too
+            words = "by scope.emd=sinkhorn and stage=stability alone: drop it, or choose one of those"
+            unread["scope.sinkhorn_blur"] = words
+        if self.data.store_tokens:
+            unread["trainer.token_buffer"] = "by data.store_tokens=false alone: drop it, or give that"
+        if stage != "train_clip" and self.model.pretrained != "train_clip":
+            words = "by stage=train_clip and model.pretrained=train_clip alone: drop it, or choose one of those"
+            unread["clip"] = words
+        commands = [name for name in ("collect", "artifacts") if name != stage]
+        return unread | {name: f"by stage={name} alone: drop it, or choose that" for name in commands}
 
 
 @cache
@@ -191,12 +204,8 @@ def register_schemas() -> None:
         ConfigStore.instance().store(name=f"sae_{kind}", node=schema)
 
 
-def make_config(tree: DictConfig, overrides: Sequence[str] = ()) -> Config:
+def make_config(tree: DictConfig) -> Config:
     """Return the typed configuration of a composed tree.
-
-    Args:
-        overrides: of the command line, which are there on purpose: probes must read them. What a file gives may be for
-            other tasks.
 
     Raises:
         InputError: missing, unknown or contradictory values.
@@ -207,16 +216,13 @@ def make_config(tree: DictConfig, overrides: Sequence[str] = ()) -> Config:
     for key, section in errors.find_unknown_keys(tree):  # added by +key=value, which the schema lets through
         raise InputError(errors.explain_unknown_key(key, Config, section=section))
     check_settings(Config, tree, "")  # before the dataclasses do, for here their places are known
-    for key, name in _NAMESAKES.items():
+    for key in NAMESAKES:
         try:
             OmegaConf.to_object(OmegaConf.select(tree, key))
         except InputError as error:
-            raise InputError(re.sub(rf"(?<![\w./]){name}\.", f"{key}.", str(error))) from error
+            raise InputError(name_place(str(error), key)) from error
     config = OmegaConf.to_object(tree)
     assert isinstance(config, Config)
-    for key in (override.partition("=")[0].lstrip("+") for override in overrides):
-        if key.startswith("probe."):
-            config.probe.check_read(key.removeprefix("probe."))
     return config
 
 
@@ -240,12 +246,13 @@ def open_hydra() -> Iterator[ConfigLoader]:
             GlobalHydra.instance().initialize(running)
 
 
-def compose(overrides: Sequence[str] | None = None, config_dirs: Sequence[str] = ()) -> Config:
+def compose(overrides: Sequence[str] = (), config_dirs: Sequence[str] = (), *, is_past: bool = False) -> Config:
     """Return the configuration of a command line, without running anything.
 
     Args:
         overrides: as on the command line: `["data=scenes", "scope.k_cds=4"]`.
         config_dirs: absolute folders with choices of one's own, as after `--config-dir`.
+        is_past: whether it may have run already, when settings that nothing reads were ignored: they are here too.
 
     Raises:
         InputError: unknown keys or choices, wrong types, contradictory values.
@@ -254,12 +261,15 @@ def compose(overrides: Sequence[str] | None = None, config_dirs: Sequence[str] =
     places = [quote_override("hydra.searchpath", folders)] if folders else []
     try:
         with open_hydra():
-            tree = hydra_compose("config", overrides=[*prepare_arguments(overrides or []), *places])
-        return make_config(tree, overrides or [])
+            tree = hydra_compose("config", overrides=[*prepare_arguments(overrides), *places])
+        config = make_config(tree)
     except InputError:
         raise
     except errors.COMPOSITION_ERRORS as error:
         raise InputError(errors.explain(error, Config)) from error
+    if not is_past:
+        check_read(config, overrides)
+    return config
 
 
 def to_tree(config: Any) -> dict[str, Any]:

@@ -94,6 +94,32 @@ class DataConfig:
                 " data.kind."
             )
 
+    @property
+    def unread(self) -> dict[str, str]:
+        """The settings that this choice of data does not read, and in words what would."""
+        unread = {} if self.store_tokens else {"cache_dtype": "by data.store_tokens=true alone: drop it, or give that"}
+        for kinds, names in _READERS.items():
+            if self.kind not in kinds:
+                reads = f"by data.kind={', '.join(kind.name for kind in kinds)} alone"
+                unread |= dict.fromkeys(names, f"{reads}: drop it, or choose another data.kind")
+        if self.kind in (DataKind.imagenet, DataKind.ade20k, DataKind.nyud) and not (self.max_train or self.max_test):
+            unread["seed"] = "where images are drawn: drop it, or give data.max_train or data.max_test"
+        return unread
+
+
+_ON_DISK = (DataKind.image_folder, DataKind.imagenet, DataKind.ade20k, DataKind.nyud)
+_READERS: dict[tuple[DataKind, ...], tuple[str, ...]] = {
+    (DataKind.scenes,): ("n_train", "n_test", "size_px"),
+    (DataKind.image_folder,): ("test_share",),
+    (DataKind.image_folder, DataKind.imagenet): ("resize",),
+    (DataKind.imagenet,): ("ground_truth",),
+    (DataKind.imagenet, DataKind.ade20k, DataKind.nyud): ("subset",),
+    (DataKind.nyud,): ("raw_depth", "eigen_crop"),
+    _ON_DISK: ("max_train", "max_test", "on_error"),
+    (DataKind.scenes, *_ON_DISK): ("seed", "store_tokens", "cache_dtype", "n_workers"),
+}
+"""What some kinds of data alone read."""
+
 
 @dataclass
 class ProbeDataConfig:

@@ -52,6 +52,16 @@ class PredictConfig:
             if template.count("{}") != 1:
                 raise InputError(f"Expected one {{}} in each of predict.template_list, got {template!r}.")
 
+    @property
+    def unread(self) -> dict[str, str]:
+        """The settings that are not read, and in words what would read them."""
+        unread = {}
+        if self.n_images is None:
+            unread["seed"] = "where predict.n_images draws images: drop it, or give that"
+        if self.n_shown == 0:
+            unread["n_candidates"] = "where images are shown: drop it, or predict.n_shown=0"
+        return unread
+
     def cache_key_fields(self) -> dict[str, Any]:
         """Return the settings that change results, apart from the prompts, as plain JSON: no path, no batch size."""
         return {name: getattr(self, name) for name in ("n_images", "seed", "n_shown", "n_candidates")}

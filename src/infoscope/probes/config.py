@@ -240,28 +240,32 @@ class ProbeConfig(DepthRecipe, SegmentationRecipe, LBFGSRecipe, SGDRecipe):
         of = {Task.classification: classification, Task.segmentation: SegmentationRecipe, Task.depth: DepthRecipe}
         return {of[task] for task in self.tasks}
 
-    def check_read(self, key: str) -> None:
-        """Refuse a setting that these probes do not read.
-
-        Args:
-            key: as on the command line, without "probe.", such as depth_crops.crop_px.
-
-        Raises:
-            InputError: another task, solver or readout would read it, or one that is shown crops.
-        """
-        name, _, inner = key.partition(".")
-        readers = [recipe for recipe in _RECIPES if name in _list_names(recipe)]
-        if readers and not self.recipes & set(readers):
-            tasks, solver = ",".join(task.name for task in self.tasks), self.classification_solver.name
-            raise InputError(
-                f"probe.{key} is read by {' and '.join(_RECIPES[reader] for reader in readers)}, not by"
-                f" probe.tasks=[{tasks}] with probe.classification_solver={solver}: drop it, or change those."
-            )
-        if name == "feature_dtype" and not self.cls_readouts:
-            raise InputError("probe.feature_dtype is read by readouts of CLS: drop it, or add one to probe.readouts.")
-        crops = getattr(self, name, None)
-        if isinstance(crops, CropConfig) and crops.crop_px is None and inner not in ("", "crop_px"):
-            raise InputError(f"probe.{key} is read with probe.{name}.crop_px alone: drop it, or give that too.")
+    @property
+    def unread(self) -> dict[str, str]:
+        """The settings that these probes do not read, by their keys below `probe`, and in words what would."""
+        dense = [task for task in self.tasks if task is not Task.classification]
+        crops = {f"{task.name}_crops": self.crops(task) for task in dense}
+        unread: dict[str, str] = {}
+        if all(one and one.n_steps for one in crops.values()):
+            steps = ", ".join(f"probe.{name}.n_steps" for name in crops)
+            unread["dense_steps"] = f"where crops have no steps of their own: drop it, or set {steps}"
+        if all(crops.values()):
+            unread["n_held_out_pixels_per_image"] = "by probes of whole images alone: drop it"
+        for name, one in crops.items():
+            others = [] if one else [other.name for other in fields(CropConfig) if other.name != "crop_px"]
+            with_crops = f"with probe.{name}.crop_px alone: drop it, or give that too"
+            unread |= {f"{name}.{other}": with_crops for other in others}
+            if one and not self.batch_norm:
+                unread[f"{name}.n_norm_crops"] = "with probe.batch_norm=true alone: drop it, or give that too"
+        if not self.cls_readouts:
+            unread["feature_dtype"] = "by readouts of CLS: drop it, or add one to probe.readouts"
+        tasks, solver = ",".join(task.name for task in self.tasks), self.classification_solver.name
+        chosen = f"probe.tasks=[{tasks}] with probe.classification_solver={solver}: drop it, or change those"
+        for name in {name for recipe in _RECIPES for name in _list_names(recipe)}:
+            readers = [recipe for recipe in _RECIPES if name in _list_names(recipe)]
+            if not self.recipes & set(readers):
+                unread[name] = f"by {' and '.join(_RECIPES[reader] for reader in readers)}, not by {chosen}"
+        return unread
 
     @property
     def heads(self) -> set[str]:

@@ -168,6 +168,11 @@ class TopKConfig(SAEConfig):
         """Return what AuxK adds to the arguments of the loss."""
         return {"aux_k": d_in // 2 if self.aux_k is None else self.aux_k, "aux_coef": self.aux_coef}
 
+    @property
+    def unread(self) -> dict[str, str]:
+        """The settings that are not read, and in words what would read them."""
+        return {} if self.aux_k != 0 else {"aux_coef": "by AuxK alone: drop it, or drop sae.aux_k=0"}
+
     def cache_key_fields(self) -> dict[str, Any]:
         return super().cache_key_fields() | {"dead_after_tokens": self.dead_after_tokens}  # AuxK trains those
 

@@ -47,7 +47,7 @@ class ScopeConfig:
     rank_by: RankBy = RankBy.max
     emd: EMDMethod = EMDMethod.exact
     sinkhorn_blur: Positive = 0.1
-    """Blur of the transport plan in patches; read by emd=sinkhorn."""
+    """Blur of the transport plan in patches; read by emd=sinkhorn, and by stage=stability."""
     batch_images: Batch = 32
     """Images encoded at a time (each crop apart)."""
     n_workers: FewOrNone = 0
@@ -176,6 +176,13 @@ class OutlierConfig:
         check(self, "outliers")
         if self.rule is OutlierRule.absolute and self.value is None:
             raise InputError("Expected outliers.value, the norm that outliers.rule=absolute reads, got none: give one.")
+
+    @property
+    def unread(self) -> dict[str, str]:
+        """The settings that this rule does not read, and in words what would."""
+        readers = {"c": OutlierRule.mad, "value": OutlierRule.absolute, "quantile": OutlierRule.quantile}
+        others = {name: rule.name for name, rule in readers.items() if rule is not self.rule}
+        return {name: f"by outliers.rule={rule} alone: drop it, or choose that" for name, rule in others.items()}
 
     @property
     def rule_in_words(self) -> str:

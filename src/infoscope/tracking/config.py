@@ -39,3 +39,12 @@ class LoggerConfig:
 
     def __post_init__(self) -> None:
         check(self, "logger")
+
+    @property
+    def unread(self) -> dict[str, str]:
+        """The settings that this logger does not read, and in words what would."""
+        if self.kind is not LoggerKind.wandb:
+            others = ("mode", "project", "entity", "timeout_s")
+            return dict.fromkeys(others, "by logger=wandb alone: drop it, or choose that")
+        is_online = self.mode is WandbMode.online
+        return {} if is_online else {"timeout_s": "by logger.mode=online alone: drop it, or give that"}

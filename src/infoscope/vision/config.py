@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from dataclasses import dataclass
 from enum import Enum
 from typing import Annotated
@@ -96,6 +98,24 @@ class ModelConfig:
     def hook(self) -> HookPoint:
         """Where tokens are read and edited."""
         return HookPoint(self.layer)
+
+    @property
+    def unread(self) -> dict[str, str]:
+        """The settings that this model does not read, and in words what would."""
+        if self.kind not in (ModelKind.open_clip, ModelKind.timm):
+            of_weights = ("arch", "pretrained", "origin", "weights_key", "quick_gelu", "image_px", "mean", "std")
+            reads = "by model.kind=open_clip or timm alone: drop it, or choose another model"
+            return dict.fromkeys((*of_weights, "precision"), reads)
+        unread = {}
+        if self.pretrained != "random":
+            unread["seed"] = "by model.pretrained=random and by planted models alone: drop it, or choose one of those"
+        brings_config = str(self.pretrained).startswith("local-dir:") or self.pretrained in ("shipped", "train_clip")
+        if brings_config:
+            reads = f"with other weights alone, model.pretrained={self.pretrained} has its own: drop it, or change that"
+            unread |= dict.fromkeys(("arch", "origin"), reads)
+        elif re.fullmatch(r"(?!random$)[\w-]+", str(self.pretrained)) and not os.path.isfile(str(self.pretrained)):
+            unread["origin"] = "of a file of weights alone, and tags know themselves: drop it, or give a file"
+        return unread
 
     def _check_timm(self) -> None:
         if self.arch is None:

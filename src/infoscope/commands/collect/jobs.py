@@ -11,6 +11,7 @@ from infoscope import registry
 from infoscope.commands.collect.opening import ContextFactory, describe_artifacts, describe_choices
 from infoscope.config.sweeps import Sweep, make_commands
 from infoscope.config.tree import Config, compose, to_tree
+from infoscope.config.unread import check_read
 from infoscope.pipeline.run import find_stage
 from infoscope.pipeline.stage import Row
 from infoscope.report.tables import Column
@@ -79,15 +80,17 @@ def read_jobs(sweeps: Sequence[Sweep], factory: ContextFactory) -> Iterator[Coll
         for job in sweep.jobs:
             collected = CollectedJob(job, sweep)
             try:
-                config = collected.config = compose(job.overrides, sweep.config_dirs)
+                config = collected.config = compose(job.overrides, sweep.config_dirs, is_past=True)
                 tree = to_tree(config)
                 identity = json.dumps({k: v for k, v in tree.items() if k not in ("trainer", "logger")}, sort_keys=True)
                 if identity in known:
                     continue
                 known.add(identity)
                 _read_job(collected, config, factory)
+                if collected.missing is not None:  # what is finished is shown, though it would be refused today
+                    check_read(config, job.overrides)
             except InputError as error:
-                collected.refused = str(error)
+                collected.refused, collected.missing = str(error), None
             yield collected
 
 
