@@ -9,12 +9,14 @@ import pytest
 
 from infoscope import load_latents
 from infoscope.pipeline.context import Context
+from infoscope.pipeline.stage import SeedStage
 from infoscope.scope.cds import compute_chance_ratio, count_zero_maps
 from infoscope.scope.confounds import MIN_IMAGES
 from infoscope.stages.confounds.stage import Confounds
 from infoscope.stages.latents import Latents
 from infoscope.stages.outliers.stage import Outliers
 from infoscope.stages.rank import Rank
+from infoscope.stages.report.stage import Report
 from infoscope.stages.score.stage import Score, partition_of
 from tests.support.pipeline_samples import Recorder, copy_run, find_folder, finish_tiny_run, make_tiny_config, run_tiny
 
@@ -29,6 +31,25 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def ctx(finished: Path) -> Context:
     return Context(make_tiny_config(finished), Recorder())
+
+
+@pytest.mark.parametrize("stage", [Latents, Rank])
+def test_another_version_of_a_stage_makes_its_artifacts_anew(
+    finished: Path, monkeypatch: pytest.MonkeyPatch, stage: type[SeedStage]
+) -> None:
+    def find_hash() -> str:
+        return stage.at(Context(make_tiny_config(finished), Recorder()), 0).hash
+
+    before = find_hash()
+    monkeypatch.setattr(stage, "version", 1)
+    assert find_hash() != before
+
+
+def test_another_version_of_the_report_is_written_anew(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ctx = Context(make_tiny_config(finished), Recorder())
+    before = Report().report_spec(ctx).hash
+    monkeypatch.setattr(Report, "version", 1)
+    assert Report().report_spec(ctx).hash != before
 
 
 def test_a_report_leaves_a_table_beside_the_scores(finished: Path, ctx: Context) -> None:

@@ -158,7 +158,8 @@ def test_manifests_chain_and_hold_what_made_them(finished: Path) -> None:
     sae, ranking, scores = (by_stage[stage]["hash"] for stage in ("train_sae", "rank", "score"))
     assert by_stage["train_sae"]["upstream"] == {"tokens": tokens["train"]}
     assert by_stage["rank"]["upstream"] == {"sae": sae, "tokens": tokens["train"]}
-    assert by_stage["score"]["upstream"] == {"sae": sae, "ranking": ranking}
+    scenes = {f"scenes_{of}": hashes[f"scenes/{find_folder(finished, 'scenes', of).name}"] for of in ("train", "test")}
+    assert by_stage["score"]["upstream"] == {"sae": sae, "ranking": ranking, **scenes}
     assert by_stage["probe"]["upstream"] == {"sae": sae, **tokens}
     assert by_stage["report"]["upstream"] == {"score_seed0": scores}
     tree = to_tree(make_tiny_config(finished))
@@ -296,13 +297,13 @@ def test_features_that_do_not_fit_are_refused(finished: Path, tmp_path: Path, mo
 
     def check_disk(self: Context, n_bytes: int) -> None:
         asked.append(n_bytes)
-        if len(asked) == 3:  # early: nothing is missing that would be large; the vectors alone; with the means
+        if len(asked) == 3:  # early; with the parts that are joined; with the means of images
             raise InputError("no room")
 
     monkeypatch.setattr(Context, "check_disk", check_disk)
     with pytest.raises(InputError, match="no room"):
         run_tiny(output_dir, "stage=probe", "probe.tasks=[classification]")
-    assert 0 == asked[0] < asked[1] < asked[2]
+    assert 0 < asked[0] < asked[1] < asked[2]
     assert {name.split("/")[0] for name in find_artifacts(output_dir)} == {*UP_TO_SCORE, *ANALYSES, "latents"}
 
 

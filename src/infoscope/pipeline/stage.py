@@ -92,6 +92,8 @@ class Stage:
 
     kind: ClassVar[str] = ""
     """The folder of the artifacts that it makes, and part of their hashes."""
+    version: ClassVar[int] = 0
+    """Part of the keys where it is not 0: raise it when the same configuration gives other results than before."""
     in_report: ClassVar[bool] = False
     """Whether its section stands in the report of stage=report."""
     is_seeded: ClassVar[bool] = True
@@ -123,6 +125,10 @@ class Stage:
     def describe(self, ctx: Context, *item: Any) -> str:
         """Return what an item is called in a plan."""
         raise NotImplementedError
+
+    def versioned(self, key: Key) -> Key:
+        """Return a key with the version of the stage."""
+        return {**key, "version": self.version} if self.version else key
 
     def identify(self, *item: Any) -> str:
         """Return a string that identifies an item."""
@@ -292,7 +298,7 @@ class Handle(Node, Generic[R]):
             NotBuiltYet: that depends on the content of something that does not exist yet.
         """
         stage, ctx = self.stage, self.ctx
-        key = stage.key(ctx, self.needs, *self.item)
+        key = stage.versioned(stage.key(ctx, self.needs, *self.item))
         return Spec(stage.kind, stage.name(ctx, *self.item), key, stage.is_one_of_many)
 
     @property

@@ -216,6 +216,5 @@ OBJECTIVES: dict[str, Callable[..., Objective]] = {
     "batchtopk": BatchTopKObjective,
     "jumprelu": JumpReLUObjective,
     "matryoshka_k": MatryoshkaKObjective,
-    "matryoshka_prefix": BatchTopKObjective,
 }
-"""The loss of each kind, which is made with the settings that `sae/config.py` gives."""
+"""The losses, by the name that a kind's dataclass in `sae/config.py` gives with the settings to make one."""

@@ -13,9 +13,6 @@ from infoscope.sae.latent_table import FILE, LatentTable
 from infoscope.stages.sae import count_latents
 from infoscope.stages.score.stage import summarise_seed
 
-COLUMNS = 1
-"""Part of the key: raise it when a stage gets other columns."""
-
 
 class Latents(SeedStage[LatentTable]):
     """The latents of a seed; arithmetic on what others have measured."""
@@ -29,7 +26,7 @@ class Latents(SeedStage[LatentTable]):
     def key(self, ctx: Context, up: Needs, seed: int) -> Key:
         return {
             "sources": {kind: node.hash for kind, node in vars(up).items()},
-            "columns": COLUMNS,
+            "columns": 1,
             "k_cds": ctx.config.scope.k_cds,
             "partition": ctx.config.partition.cache_key_fields(),
         }

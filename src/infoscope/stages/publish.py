@@ -70,7 +70,7 @@ class Published(Stage):
 
     def report_spec(self, ctx: Context) -> Spec:
         """Return what determines the report, and its name."""
-        return Spec(_Report.kind, self.report_name(ctx), self.report_key(ctx))
+        return Spec(_Report.kind, self.report_name(ctx), self.versioned(self.report_key(ctx)))
 
 
 class _Report(Stage):
