@@ -119,8 +119,8 @@ class WandbLog(Log):
         self._do(log)
 
     def log_table(self, name: str, columns: list[str], rows: list[list[Any]]) -> None:
-        names: list[Any] = list(columns)
-        table = wandb.Table(columns=names, data=rows, allow_mixed_types=True)
+        names, cells = list[Any](columns), list[Any](rows)  # its annotations take no lists of str and of lists
+        table = wandb.Table(columns=names, data=cells, allow_mixed_types=True)
         self._do(lambda run: run.log({name: table}))
 
     def log_figure(self, name: str, path: Path) -> None:
