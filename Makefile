@@ -12,12 +12,15 @@ READY := $(VENV)/.ready
 # three processes of one thread each, for some tests wait for others (Slurm, Ctrl-C); they take the longest files first
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo check test static chaos lint clean
+.PHONY: demo check units test static chaos lint clean
 
 demo: $(READY)
 	$(BIN)/infoscope $(ARGS)
 
-check: static
+check: $(READY)  # side by side: types take one core
+	$(MAKE) --no-print-directory --jobs 2 --output-sync static units
+
+units: $(READY)
 	$(PYTEST) -m "not long"
 
 test: static

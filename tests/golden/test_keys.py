@@ -104,7 +104,13 @@ def backbone() -> Backbone:
     return load_backbone("scenes_clip")
 
 
-@pytest.mark.parametrize("name", CONFIGURATIONS)
+UNITS = ("default", "paper", "live tokens", "partition=bands")
+"""Configurations that `make check` looks at too."""
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in UNITS else pytest.mark.long) for name in CONFIGURATIONS]
+)
 def test_keys_stay(name: str, tmp_path: Path, backbone: Backbone) -> None:
     overrides, ends = CONFIGURATIONS[name]
     if "{root}" in overrides:
