@@ -1,6 +1,6 @@
 # On a fresh machine (Debian, Python 3.11, make, git) each of these sets everything up that it needs:
 #   make demo    infoscope with its defaults; ARGS='overrides'
-#   make check   ruff, pyright, import contracts and the unit tests: a minute and a half on two cores
+#   make check   ruff, pyright, import contracts and the unit tests: two minutes on two cores
 #   make test    the same with all tests: some ten minutes
 #   make chaos   runs killed at 50 random moments, some 4 minutes
 #   make lint    mend and format what ruff can
@@ -12,15 +12,12 @@ READY := $(VENV)/.ready
 # three processes of one thread each, for some tests wait for others (Slurm, Ctrl-C); they take the longest files first
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo check units test static chaos lint clean
+.PHONY: demo check test static chaos lint clean
 
 demo: $(READY)
 	$(BIN)/infoscope $(ARGS)
 
-check: $(READY)  # side by side: types take one core
-	$(MAKE) --no-print-directory --jobs 2 --output-sync static units
-
-units: $(READY)
+check: static
 	$(PYTEST) -m "not long"
 
 test: static
