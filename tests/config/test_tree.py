@@ -45,6 +45,7 @@ def _clean_hydra() -> Iterator[None]:
     GlobalHydra.instance().clear()
 
 
+@pytest.mark.long  # half a minute of compositions in all
 @pytest.mark.parametrize("name", CHOICES)
 def test_every_choice_composes(name: str):
     group, choice = name.split("/")
@@ -267,6 +268,7 @@ WRONG = [
 ]
 
 
+@pytest.mark.long  # half a minute of compositions in all
 @pytest.mark.parametrize(("overrides", "parts"), WRONG, ids=[" ".join(overrides) for overrides, _ in WRONG])
 def test_what_is_wrong_is_one_sentence(overrides: list[str], parts: list[str]):
     with pytest.raises(InputError) as caught:
@@ -320,6 +322,7 @@ def test_a_file_may_hold_what_other_probes_read():
     assert probe.classification_epochs == 3
 
 
+@pytest.mark.long  # half a minute of compositions in all
 @pytest.mark.parametrize(
     "overrides",
     [
