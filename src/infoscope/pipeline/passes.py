@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,6 +18,7 @@ from infoscope.sae.passes import Measurement, run_pass
 class PassStage(SeedStage[R]):
     """A stage that needs an SAE (`sae`) and tokens (`tokens`), and measures the SAE's activations on all of them."""
 
+    @abstractmethod
     def measure(self, ctx: Context, up: Needs, sae: Any, tokens: Any, seed: int) -> Measurement:
         """Return what a pass measures for an SAE seed; its meter's `compute` gives the result.
 
@@ -24,7 +26,6 @@ class PassStage(SeedStage[R]):
             sae: the loaded SAE; all that is measured of one shares its activations.
             tokens: that the pass reads.
         """
-        raise NotImplementedError
 
     def log(self, found: R) -> Mapping[str, float]:
         """Return the metrics of a result that are logged."""

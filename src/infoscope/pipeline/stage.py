@@ -7,6 +7,7 @@ returns, on the main process.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -229,7 +230,7 @@ class Node:
             work.notes["work"] = {"n": found.n, "like": found.like, **measured}
 
 
-class ArtifactStage(Stage, Generic[R]):
+class ArtifactStage(Stage, ABC, Generic[R]):
     """A stage whose items are artifacts; `R` is what one holds, as it is loaded."""
 
     is_shared: ClassVar[bool] = True
@@ -249,9 +250,9 @@ class ArtifactStage(Stage, Generic[R]):
         """Return what an artifact's folder is called; not part of its hash."""
         return ctx.config.model.name
 
+    @abstractmethod
     def key(self, ctx: Context, up: Needs, *item: Any) -> Key:
         """Return everything that determines an artifact; nothing is built for it."""
-        raise NotImplementedError
 
     def build(self, ctx: Context, up: Needs, work: Workspace, *item: Any) -> Saved | None:
         """Return the result, which the engine saves; or write it into `work.folder` and return nothing."""

@@ -9,6 +9,7 @@ import dataclasses
 import math
 import os
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -19,12 +20,12 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 from infoscope.runtime.errors import InputError
 
 
-class Limit:
+class Limit(ABC):
     """What a value must be."""
 
+    @abstractmethod
     def explain(self, value: Any) -> str | None:
         """Return what was expected, None where the value is as it should be."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -41,18 +42,18 @@ VARIANT_KEYS = ("mode", "role", "group", "control", "draw", "mass_share", "energ
 """What is said of a variant, besides its name and `n_removed`; the shares are those removed from the test tokens."""
 
 
-class ProbesOfVariants(Stage):
+class ProbesOfVariants(Stage, ABC):
     """What stages have in common that probe variants of the tokens; each variant has artifacts of its own."""
 
     kind = "probe"
 
+    @abstractmethod
     def variants(self, ctx: Context, seed: int) -> list[Ablation]:
         """Return what is probed, the original tokens first."""
-        raise NotImplementedError
 
+    @abstractmethod
     def count_nominal(self, ctx: Context) -> int:
         """Return how many variants a plan counts before there are scores."""
-        raise NotImplementedError
 
     def needs(self, ctx: Context, seed: int) -> Needs:
         tokens = {
