@@ -29,6 +29,7 @@ def read(override: str) -> object:
     return OmegaConf.to_container(tree, resolve=True)["key"]  # pyright: ignore
 
 
+@pytest.mark.long
 @settings(max_examples=150, deadline=None)
 @given(PATHS)
 @example("/a\\")
@@ -62,6 +63,7 @@ def test_an_argument_to_paste_means_the_path_that_was_typed(name: str) -> None:
     assert read(argument) == [one.strip() for one in f"/{name}x".split(",")]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("path", [f"/{NASTY}", "/a,b", "/c=d", "-e {f}"])
 def test_what_is_printed_can_be_pasted(path: str) -> None:
     found = re.search(r" give (.+?)( instead\.| for one, or run each)", ask(f"data.root={path}"))
@@ -109,6 +111,7 @@ def test_home_and_variables_are_put_in_wherever_a_path_is_asked_for(tmp_path: Pa
     assert compose(["model.pretrained=local-dir:~/c"]).model.pretrained == f"local-dir:{tmp_path}/c"
 
 
+@pytest.mark.long
 def test_what_exists_under_its_own_name_is_meant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     for name in ("$HOME", "2020_01"):

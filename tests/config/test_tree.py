@@ -363,6 +363,7 @@ def test_types_are_found_by_full_key():
     assert find_type("scope.k_cds.more", Config) is None
 
 
+@pytest.mark.long
 def test_composing_needs_none_of_the_heavy_packages():
     script = """
 import sys

@@ -63,6 +63,7 @@ def test_everything_wrong_is_listed_and_the_first_is_said(tmp_path: Path, pictur
     assert errors.keys() == {"2.jpg", "4.jpg"}
 
 
+@pytest.mark.long
 def test_the_data_of_probes_are_read_too(tmp_path: Path) -> None:
     other = "probe_data.depth={kind: scenes, seed: 5, n_train: 3, n_test: 2}"
     run_tiny(tmp_path, "stage=check_data", "data.n_train=4", "data.n_test=2", other)
@@ -71,6 +72,7 @@ def test_the_data_of_probes_are_read_too(tmp_path: Path) -> None:
     assert written == both
 
 
+@pytest.mark.long
 def test_a_set_that_is_not_whole_is_refused_unless_it_is_meant(tmp_path: Path) -> None:
     root = tmp_path / "ADEChallengeData2016"
     for split, part in (("training", "train"), ("validation", "val")):
@@ -84,6 +86,7 @@ def test_a_set_that_is_not_whole_is_refused_unless_it_is_meant(tmp_path: Path) -
     assert "1 of 2,000 published" in run_tiny(tmp_path, *options, "data.subset=true").text
 
 
+@pytest.mark.long
 def test_an_interrupted_check_goes_on_and_reads_what_was_wrong_again(
     tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -240,6 +240,7 @@ class TestFlat:
             open_set(ImageNet, tmp_path, "test", subset=True), ORDER, "flat, classes from LOC_val_solution.csv"
         )
 
+    @pytest.mark.long
     def test_all_thousand(self, tmp_path):
         order = WNIDS[::-1]
         write_flat(tmp_path, order, empty=True)

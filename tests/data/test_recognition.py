@@ -113,6 +113,7 @@ def refuse(read: Callable[[Path], object], root: Path, *parts: str) -> None:
     assert_one_sentence(caught.value, *parts)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", TREES)
 def test_each_is_told_by_its_name_to_whoever_expects_another(tmp_path: Path, name: str) -> None:
     root = plant(tmp_path / "set", TREES[name])

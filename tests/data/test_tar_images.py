@@ -176,6 +176,7 @@ class TestReading:
         assert not copy._opened
         assert reds(copy) == list(range(12))
 
+    @pytest.mark.long
     def test_few_shards_are_held_open_and_none_is_left(self, shards, monkeypatch):
         monkeypatch.setattr(tar_images, "_MAX_OPEN", 2)
         gc.collect()  # what other tests left open

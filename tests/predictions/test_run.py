@@ -56,6 +56,7 @@ def read_images(scenes) -> Tensor:
     return torch.cat([batch.images for batch in iterate_images(scenes.images, 96, 32)])
 
 
+@pytest.mark.long
 def test_unedited_tokens_give_the_models_own_image_embeddings(scenes):
     backbone, images = scenes.inputs.backbone, read_images(scenes)[:16]
     for layer in (0, -2):

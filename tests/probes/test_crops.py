@@ -104,6 +104,7 @@ def test_photographs_keep_their_aspect_when_they_are_resized_for_windows():
     assert np.array_equal(windows.images[-1].transpose(1, 2, 0), whole[-24:, -24:])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("short_side", [None, 80])
 @pytest.mark.parametrize("scales", [(1.0, 1.0), (0.5, 2.0)])
 def test_image_and_truth_stay_together(short_side, scales):
@@ -204,6 +205,7 @@ def test_crops_decide_the_results_of_their_own_task_alone():
     assert key["segmentation_crops"]["crop_px"] == 64
 
 
+@pytest.mark.long
 def test_presets_show_crops_alike():
     dinov2, clip = (compose([f"probe={name}"]).probe for name in ("dinov2", "clip_paper"))
     assert (dinov2.segmentation_crops, dinov2.depth_crops) == (clip.segmentation_crops, clip.depth_crops)

@@ -283,6 +283,7 @@ def test_a_key_holds_what_decides_the_result_and_nothing_else() -> None:
     assert ProbeConfig().cache_key_fields()["tasks"] == ["classification", "segmentation", "depth"]
 
 
+@pytest.mark.long
 def test_presets_compose() -> None:
     chosen = {name: compose([f"probe={name}"]).probe for name in ("plain", "miniature", "dinov2", "clip_paper")}
     assert chosen["plain"].classification_solver is chosen["dinov2"].classification_solver is Solver.sgd

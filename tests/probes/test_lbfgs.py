@@ -50,6 +50,7 @@ def solve_independently(x: np.ndarray, labels: np.ndarray, strength: float) -> t
     return found.fun, found.x[: d * N_CLASSES].reshape(d, N_CLASSES), found.x[d * N_CLASSES :]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("strength", [1e-2, 1.0, 1e2])
 @pytest.mark.parametrize("block_bytes", [10**9, 300])
 def test_the_optimum_is_that_of_another_minimiser(

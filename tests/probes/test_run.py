@@ -51,6 +51,7 @@ def results(inputs):
     return {result.variant["name"]: result for result in run_probes(VARIANTS, inputs, make_config()).values()}
 
 
+@pytest.mark.long
 def test_removal_takes_what_the_group_carries(results):
     original = results["original"].metrics
     for task in ("classification/patch_mean", "classification/cls_final"):

@@ -395,6 +395,7 @@ def build_in_another_process(root: Path, name: str, other_waits: Event) -> None:
     (root / f"{name}.json").write_text(json.dumps(events))
 
 
+@pytest.mark.long
 def test_two_processes_build_once(tmp_path: Path):
     context = multiprocessing.get_context("spawn")
     other_waits = context.Event()

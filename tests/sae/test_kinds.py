@@ -242,6 +242,7 @@ def trained(request: pytest.FixtureRequest, cache: Tokens, tmp_path_factory: pyt
     return train_sae(cache, config, 0, tmp_path_factory.mktemp("trained"))[0]
 
 
+@pytest.mark.long
 def test_threshold_keeps_l0_near_k_on_single_tokens(trained: SparseAutoencoder, cache: Tokens) -> None:
     x = torch.from_numpy(cache.patches[:54].reshape(-1, 12))
     assert compute_sae_metrics(trained, [x])["l0"] == pytest.approx(3, rel=0.1)
@@ -377,6 +378,7 @@ def test_every_form_and_the_file_agree(make: partial[Activation], tmp_path: Path
     assert loaded.activation.settings() == sae.activation.settings()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", NEW_KINDS)
 def test_every_kind_is_a_choice_of_the_command_line(kind: str) -> None:
     config = compose([f"sae={kind}", "sae.expansion_factor=2"]).sae
@@ -386,6 +388,7 @@ def test_every_kind_is_a_choice_of_the_command_line(kind: str) -> None:
     assert OBJECTIVES[config.objective](**config.loss_settings(64))
 
 
+@pytest.mark.long
 def test_lists_and_choices_are_read_from_the_command_line() -> None:
     config = compose(["sae=matryoshka_k", "sae.k_levels=[4,16]", "sae.level_weights=decreasing"]).sae
     assert isinstance(config, MatryoshkaKConfig)
@@ -436,6 +439,7 @@ class Half(ReLU):
         return {"share": self.share}
 
 
+@pytest.mark.long
 def test_a_new_kind_is_a_dataclass_an_activation_and_a_file(
     cache: Tokens, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -178,6 +178,7 @@ class KillHalf(Callback):
         self.revived_share = float((pl_module.tokens_since_fired[::2] < 1000).float().mean())
 
 
+@pytest.mark.long
 def test_low_precision_is_the_forwards_alone(cache: Tokens, tmp_path: Path) -> None:
     figures = {}
     for precision in ("32-true", "bf16-mixed"):

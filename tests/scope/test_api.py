@@ -421,6 +421,7 @@ def test_both_doors_give_the_same_numbers_to_the_bit(photographs: Path, scored: 
     assert f"{n} training images, {24 - n} held out as test images (data.test_share=0.1)" in " ".join(text.split())
 
 
+@pytest.mark.long
 def test_all_of_the_photographs_are_taken_if_one_says_so(photographs: Path, scored: tuple[Path, str]) -> None:
     sae, backbone = load_sae(only(scored[0] / "train_sae")), load_backbone()
     options: dict[str, Any] = {"k_cds": 4, "k_max": 4, "n_workers": 1, "progress": False}

@@ -71,6 +71,7 @@ def test_exact_emd_equals_the_dense_solve(kind):
         np.testing.assert_allclose(compute_emd(first, second), expected, rtol=0, atol=1e-9)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", KINDS)
 def test_exact_emd_equals_a_linear_program(kind):
     rng = np.random.default_rng([2, KINDS.index(kind)])
@@ -164,6 +165,7 @@ def test_maps_of_other_shapes_are_refused(shapes):
             compute(*(np.ones(shape) for shape in shapes))
 
 
+@pytest.mark.long
 def test_sinkhorn_is_close_and_its_bias_is_what_its_docstring_says():
     rng = np.random.default_rng(5)
     pairs = [make_maps(kind, 11, 5, rng) for kind in ("sparse", "dense", "one_point", "one_to_many")]

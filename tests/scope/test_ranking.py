@@ -181,6 +181,7 @@ def sources(tmp_path_factory):
     return extract_tokens(backbone, read, len(pictures), -2, stored), LiveTokens(live, backbone, read)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("rank_by", list(RankBy))
 def test_a_ranking_has_the_bits_of_the_plain_definition_alone_and_in_company(

@@ -72,6 +72,7 @@ def test_what_is_no_number_is_refused(value):
         load_backbone("ViT-B-16:random", mean=value, std=STD)
 
 
+@pytest.mark.long
 def test_the_command_line():
     with pytest.raises(InputError, match=r"divide by 255, model\.mean=\[0\.4851,0\.4561,0\.4059\]"):
         compose(["model=clip_b16", "model.mean=[123.7,116.3,103.5]", "model.std=[58.4,57.1,57.4]"])

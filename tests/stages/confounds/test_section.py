@@ -245,6 +245,7 @@ def test_without_truth_there_is_no_auroc(tmp_path: Path) -> None:
     draw_all(section, tmp_path)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("case", ["nobody declared", "no local", "unscored"])
 def test_empty_groups(tmp_path: Path, case: str) -> None:
     scope = make_unscored_result() if case == "unscored" else make_scope_result()

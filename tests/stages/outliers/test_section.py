@@ -185,6 +185,7 @@ def test_the_section_is_a_part_of_a_report(has_outliers: bool, tmp_path: Path) -
     assert ("outlier_maps" in files.figures) == has_outliers
 
 
+@pytest.mark.long
 def test_figures_of_a_single_image_and_of_many_blocks_are_drawn(tmp_path: Path) -> None:
     tokens = make_tokens()
     distances = OutlierDistances(

@@ -24,6 +24,7 @@ def test_heat_is_one_flat_square_per_patch() -> None:
     np.testing.assert_array_equal(changed, expected)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("n_pairs", [0, 1, 6])
 def test_examples_with_few_or_many_images(n_pairs: int, tmp_path: Path) -> None:
     examples = [*make_examples(n_pairs), replace(make_examples(n_pairs)[0], cds=math.nan, band="band 1 of 3")]

@@ -242,6 +242,7 @@ class TestTraining:
         for name, value in trained[0].state_dict().items():
             torch.testing.assert_close(again.state_dict()[name], value, rtol=1e-4, atol=1e-5)
 
+    @pytest.mark.long
     def test_a_stopped_training_goes_on_to_the_same_end(self, trained, tmp_path, monkeypatch):
         whole, _, through = trained
         monkeypatch.setattr(contrastive, "CHECKPOINT_EVERY_N_STEPS", 10)

@@ -173,6 +173,7 @@ def weights(tmp_path_factory) -> Path:
 
 
 class TestFiles:
+    @pytest.mark.long
     def test_a_file_with_a_classifier(self, weights):
         backbone, images = load_backbone(with_timm(weights)), make_images(1, 224)
         theirs = timm.create_model(TINY, pretrained=True, pretrained_cfg_overlay={"file": str(weights)}).eval()
@@ -182,6 +183,7 @@ class TestFiles:
         assert not backbone.training
         assert not any(parameter.requires_grad for parameter in backbone.parameters())
 
+    @pytest.mark.long
     @pytest.mark.parametrize("wrapper", [None, "model", "state_dict"])
     def test_wrapped_state_dicts(self, weights, tmp_path, wrapper):
         backbone = load_backbone(with_timm(weights))

@@ -194,6 +194,7 @@ class TestFiles:
             load_backbone(f"ViT-B-16:{file}")
         assert "model." not in str(caught.value)
 
+    @pytest.mark.long
     def test_the_command_line_and_python_make_the_same_model(self, file):
         images = make_images(2)
         answers: list[dict[str, Any]] = [{"quick_gelu": True}, {"quick_gelu": False}]
@@ -376,6 +377,7 @@ class TestSaid:
         say_model(Context(compose(["data=image_folder", "data.root=photos", *overrides]), recorder))
         return " ".join(recorder.text.split())
 
+    @pytest.mark.long
     def test_at_the_start_of_a_run(self, file):
         said = self.say("model=clip_b16", f"model.pretrained={file}")
         assert said.startswith(

@@ -34,6 +34,7 @@ def make_meta(arch: str) -> Any:
         return make(**{**cfg, "text_cfg": text})
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("theirs", "ours", "words"),
     [
@@ -63,6 +64,7 @@ def test_positions_of_another_grid_that_cannot_be_interpolated():
         check_fit(model, state, Path("w.pt"), "ViT-B-16-SigLIP-384", state)
 
 
+@pytest.mark.long
 def test_registers_that_the_file_lacks(tmp_path):
     path, theirs = tmp_path / "w.pt", "vit_small_patch14_dinov2"
     torch.save({name: torch.zeros(value.shape).half() for name, value in make_meta(theirs).state_dict().items()}, path)

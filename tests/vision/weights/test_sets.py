@@ -68,6 +68,7 @@ AVERAGED = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("spelling", AVERAGED)
 def test_the_averaged_set_is_read_and_said(raw, ema, tmp_path, spelling):
     training = {

@@ -273,6 +273,7 @@ def make_tower(kind: str, n_registers: int = 0) -> VisionTransformer:
     return randomise(VisionTransformer(**{**sizes, **own, **registers}))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("prefix", ["", "dinov2.", "backbone.dinov2_with_registers."])
 @pytest.mark.parametrize(
     ("kind", "n_registers"), [("dinov2", 0), ("dinov2", 4), ("swiglu", 0), ("swiglu", 4), ("vit", 0)]
