@@ -156,8 +156,9 @@ def test_damage_is_named_and_the_exit_code_is_2(
     assert ("damaged: " in keep(tmp_path)[1]) is seen_at_once
     assert run_infoscope("stage=artifacts", "artifacts.verify=true", f"output_dir={tmp_path}") == 2
     printed = capsys.readouterr()
-    assert printed.err.startswith("infoscope: Found 1 damaged artifacts, listed above: ")
+    assert printed.err.startswith("infoscope: Found damaged artifacts: 1, listed above. ")
     assert f"damaged: {damaged.folder}: numbers.txt" in printed.out
+    assert "those of 1 are as they were written" in " ".join(printed.out.split())
     assert str(whole.folder) not in printed.out
     assert make(tmp_path, "score").built
     assert run_infoscope("stage=artifacts", "artifacts.verify=true", f"output_dir={tmp_path}") == 0

@@ -107,7 +107,7 @@ def test_every_value_is_that_of_its_source(finished: Path, ctx: Context) -> None
 def test_each_latent_is_in_one_group(finished: Path, tmp_path: Path, override: str) -> None:
     ctx = Context(make_tiny_config(copy_run(finished, tmp_path), override), Recorder())
     table, partition = Latents.at(ctx, 0).load(), partition_of(ctx, 0)
-    for name, members in [*partition.groups, ("unscored", partition.unscored)]:
+    for name, members in [*partition.groups.items(), ("unscored", partition.unscored)]:
         np.testing.assert_array_equal(table["group"] == name, members)
 
 

@@ -271,7 +271,7 @@ def test_latents_are_divided_as_on_the_command_line(
     np.testing.assert_allclose(found.mass, mass, rtol=1e-5)
     assert mass[halves.low].sum() >= 0.5 * mass[scored].sum() > mass[found.cds < halves.gamma].sum()
     assert np.array_equal(found.divide(gamma=0.2).high, found.cds > 0.2)
-    assert len(found.divide(n_bands=3).bands) == 3
+    assert len(found.divide(n_bands=3).groups) == 3
     for options, words in {
         "gama": ({"gama": 0.1}, "gamma"),
         "range": ({"gamma": 1.5}, "Expected gamma to be in 0..1"),

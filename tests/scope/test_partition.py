@@ -27,7 +27,7 @@ def test_high_is_above_gamma_and_low_is_not():
     assert np.flatnonzero(found.high).tolist() == [0, 4, 6]
     assert np.flatnonzero(found.low).tolist() == [2, 3]  # a score of gamma itself is low
     assert np.flatnonzero(found.unscored).tolist() == [1, 5]
-    assert [name for name, _ in found.groups] == ["high", "low"]
+    assert [*found.groups] == ["high", "low"]
 
 
 @given(scores=score_lists, rule=st.sampled_from(list(Rule)), n_bands=st.integers(2, 5))
@@ -36,7 +36,7 @@ def test_every_scored_feature_is_in_one_group(scores, rule, n_bands):
     cds = np.array(scores, dtype=float)
     numbers = {"n_bands": n_bands} if rule is Rule.bands else NUMBERS.get(rule, {})
     found = divide(cds, np.random.default_rng(0).random(len(cds)), rule=rule, **numbers)
-    membership = np.sum([mask for _, mask in found.groups], axis=0)
+    membership = np.sum([*found.groups.values()], axis=0)
     np.testing.assert_array_equal(membership, ~np.isnan(cds))
     np.testing.assert_array_equal(found.unscored, np.isnan(cds))
     assert len(found.groups) == (n_bands if rule is Rule.bands else 2)
@@ -57,18 +57,18 @@ def test_quantile_divides_by_rank():
 def test_bands_have_equal_counts_in_ascending_order(n, n_bands):
     cds = np.random.default_rng(0).permutation(np.linspace(0, 1, n) ** 2)
     found = divide(cds, n_bands=n_bands)
-    counts = [int(mask.sum()) for _, mask in found.bands]
+    counts = [int(mask.sum()) for mask in found.groups.values()]
     assert max(counts) - min(counts) <= 1
-    ends = [(cds[mask].min(), cds[mask].max()) for _, mask in found.bands]
+    ends = [(cds[mask].min(), cds[mask].max()) for mask in found.groups.values()]
     assert all(below[1] < above[0] for below, above in pairwise(ends))
     assert found.gamma is None
-    assert not found.high.any()
-    assert not found.low.any()
+    with pytest.raises(InputError, match=r"got bands: take \.groups"):
+        _ = found.high
 
 
 def test_equal_scores_share_a_band():
     found = divide(np.array([0.5] * 6 + [0.7]), n_bands=3)
-    assert [int(mask.sum()) for _, mask in found.bands] == [6, 0, 1]
+    assert [int(mask.sum()) for mask in found.groups.values()] == [6, 0, 1]
 
 
 def brute_force_otsu(values):
@@ -98,7 +98,7 @@ def test_equal_scores_have_an_empty_high_group():
 @pytest.mark.parametrize("rule", list(Rule))
 def test_without_scores_all_groups_are_empty(rule):
     found = divide(np.full(3, NAN), rule=rule, **NUMBERS.get(rule, {}))
-    assert not any(mask.any() for _, mask in found.groups)
+    assert not any(mask.any() for mask in found.groups.values())
     assert found.unscored.all()
     assert found.gamma == (0.1 if rule is Rule.threshold else None)
 

@@ -136,7 +136,7 @@ def make_chain(
     mass = ranking.mean_act * sae.W_dec.detach().norm(dim=1).numpy()
     groups = make_partition(scores.cds(K_CDS).values, mass, partition)
     drawable = ~groups.unscored & (ranking.firing_rate > 0)
-    variants = make_ablations(dict(groups.groups), drawable, mass, n_draws=2, seed=seed)
+    variants = make_ablations(groups.groups, drawable, mass, n_draws=2, seed=seed)
     wanted = [v for v in variants if v.role.name != "control" or (v.group == "high" and v.control.name == "size")]
     inputs = ProbeInputs(
         sae, ProbeData(train.cache, train.scenes), ProbeData(test.cache, test.scenes), backbone, layer=LAYER

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -18,26 +18,46 @@ EXAMPLE_QUANTILES = {"low": 0.05, "middle": 0.5, "high": 0.95}
 class Partition:
     """Groups of features as masks over all latents; any of them may be empty.
 
-    gamma is None for bands, and where a rule that reads the scores found none. With bands, `high` and `low` are empty
-    and `bands` names the groups from the lowest scores to the highest; without, `bands` is empty.
+    gamma is None for bands, and where a rule that reads the scores found none.
     """
 
     gamma: float | None
-    high: Bool[np.ndarray, " d_sae"]
-    low: Bool[np.ndarray, " d_sae"]
+    groups: dict[str, Bool[np.ndarray, " d_sae"]]
+    """"high" and "low", or bands, "band 1 of 4" to "band 4 of 4", from the lowest scores to the highest."""
     unscored: Bool[np.ndarray, " d_sae"]
     """Features without a score (NaN): in no group."""
-    bands: list[tuple[str, Bool[np.ndarray, " d_sae"]]] = field(default_factory=list)
 
     def __repr__(self) -> str:
         gamma = "" if self.gamma is None else f"gamma={self.gamma:.4g}: "
-        counts = [f"{name} {int(members.sum())}" for name, members in [*self.groups, ("unscored", self.unscored)]]
+        counts = [
+            f"{name} {int(members.sum())}" for name, members in {**self.groups, "unscored": self.unscored}.items()
+        ]
         return f"Partition({gamma}{', '.join(counts)} of {len(self.unscored)} latents)"
 
     @property
-    def groups(self) -> list[tuple[str, Bool[np.ndarray, " d_sae"]]]:
-        """The named groups under any rule: ("high", ...) and ("low", ...), or the bands."""
-        return self.bands or [("high", self.high), ("low", self.low)]
+    def high(self) -> Bool[np.ndarray, " d_sae"]:
+        """The features above gamma.
+
+        Raises:
+            InputError: if the features are divided into bands.
+        """
+        return self._get("high")
+
+    @property
+    def low(self) -> Bool[np.ndarray, " d_sae"]:
+        """The features up to gamma.
+
+        Raises:
+            InputError: if the features are divided into bands.
+        """
+        return self._get("low")
+
+    def _get(self, name: str) -> Bool[np.ndarray, " d_sae"]:
+        if name not in self.groups:
+            raise InputError(
+                f"Expected a partition into high and low scope, got bands: take .groups, {list(self.groups)}."
+            )
+        return self.groups[name]
 
 
 def name_group(group: str) -> str:
@@ -58,11 +78,10 @@ def make_partition(
     unscored = np.isnan(cds)
     rule, number = config.chosen
     if rule is Rule.bands:
-        nobody = np.zeros(len(cds), dtype=bool)
-        return Partition(None, nobody, nobody.copy(), unscored, _make_bands(cds, int(number or 0)))
+        return Partition(None, _make_bands(cds, int(number or 0)), unscored)
     gamma = _choose_gamma(cds[~unscored], mass[~unscored], rule, number or 0)
     cut = np.nan if gamma is None else gamma
-    return Partition(gamma, high=cds > cut, low=cds <= cut, unscored=unscored)  # comparisons with NaN are false
+    return Partition(gamma, {"high": cds > cut, "low": cds <= cut}, unscored)  # comparisons with NaN are false
 
 
 def _choose_gamma(scores: np.ndarray, mass: np.ndarray, rule: Rule, number: float) -> float | None:
@@ -108,7 +127,7 @@ def otsu_threshold(values: Float[np.ndarray, " n"]) -> float:
     return middle if middle < high else low  # between neighbouring floats there is nothing
 
 
-def _make_bands(cds: np.ndarray, n_bands: int) -> list[tuple[str, np.ndarray]]:
+def _make_bands(cds: np.ndarray, n_bands: int) -> dict[str, np.ndarray]:
     """Bands of equal counts; equal scores share a band, so ties can make counts differ (or a band empty)."""
     unscored = np.isnan(cds)
     if unscored.all():
@@ -116,7 +135,7 @@ def _make_bands(cds: np.ndarray, n_bands: int) -> list[tuple[str, np.ndarray]]:
     else:
         edges = np.quantile(cds[~unscored], np.arange(1, n_bands) / n_bands)
         band = np.searchsorted(edges, cds, side="left")  # as for gamma: a score on the edge belongs below it
-    return [(f"band {i + 1} of {n_bands}", ~unscored & (band == i)) for i in range(n_bands)]
+    return {f"band {i + 1} of {n_bands}": ~unscored & (band == i) for i in range(n_bands)}
 
 
 def choose_example_latents(cds: Float[np.ndarray, " d_sae"], n_each: int) -> dict[str, list[int]]:

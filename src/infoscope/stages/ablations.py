@@ -12,12 +12,12 @@ def ablations_of(ctx: Context, seed: int) -> list[Ablation]:
     """Return the ablations of a seed, the original tokens first: groups, all latents, random controls."""
     partition, mass, probe = partition_of(ctx, seed), mass_of(ctx, seed), ctx.config.probe
     drawable = ~partition.unscored & (mass > 0)
-    return make_ablations(dict(partition.groups), drawable, mass, n_draws=probe.n_draws, seed=probe.seed)
+    return make_ablations(partition.groups, drawable, mass, n_draws=probe.n_draws, seed=probe.seed)
 
 
 @once
 def all_ablations_of(ctx: Context, seed: int) -> list[Ablation]:
     """Return all that is probed: `ablations_of`, and the groups thinned out until they fire equally often, if any."""
-    firing_rate, groups = Rank.at(ctx, seed).load().firing_rate, dict(partition_of(ctx, seed).groups)
+    firing_rate, groups = Rank.at(ctx, seed).load().firing_rate, partition_of(ctx, seed).groups
     matched = make_matched_ablations(groups, firing_rate, mass_of(ctx, seed), ctx.config.probe.seed)
     return ablations_of(ctx, seed) + matched

@@ -34,7 +34,7 @@ def test_points_are_differences_at_mean_scores() -> None:
     panels = draw_continuum(seeds, make_runs()).axes
     (miou,) = (axes for axes in panels if axes.get_title() == "mIoU")
     x, y = np.asarray(miou.lines[0].get_data(), float)
-    members = [np.concatenate([s.cds[dict(s.partition.bands)[band]] for s in seeds]) for band in BANDS]
+    members = [np.concatenate([s.cds[s.partition.groups[band]] for s in seeds]) for band in BANDS]
     np.testing.assert_allclose(x, [part.mean() for part in members])
     np.testing.assert_allclose(y, [-35.0, -10.0])  # points, mean of two seeds
     (depth,) = (axes for axes in panels if axes.get_title() == "depth RMSE")

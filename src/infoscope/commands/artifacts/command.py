@@ -52,8 +52,8 @@ def run_artifacts_command(config: Config, job: Job | None = None, display: Displ
     damaged = [entry for entry in entries if entry.kind is Kind.damaged]
     if chosen.verify and damaged:
         raise InputError(
-            f"Found {len(damaged)} damaged artifacts, listed above: a run that needs one builds it anew, so start again"
-            " the command that made it."
+            f"Found damaged artifacts: {len(damaged)}, listed above. A run that needs one builds it anew, so start"
+            " again the command that made it."
         )
     return entries
 
@@ -64,6 +64,8 @@ def _verify(entries: Sequence[Entry], display: Display) -> None:
         for number, entry in enumerate(whole, 1):
             check(entry)
             advance(number)
+    n_whole = sum(entry.kind is Kind.whole for entry in whole)
+    display.say(f"Every file of {len(whole)} artifacts was read; those of {n_whole} are as they were written.")
 
 
 def _list(entries: Sequence[Entry], reached: set[str], output_dir: Path, display: Display) -> None:

@@ -119,7 +119,7 @@ class Outliers(PassStage[OutlierActs]):
 def group_activation_of(ctx: Context, seed: int) -> GroupActivation:
     """Return how strongly each group acts on outlier and on normal tokens, and the features without a score."""
     partition = partition_of(ctx, seed)
-    groups = dict(partition.groups)
+    groups = partition.groups
     if partition.unscored.any():
         groups["unscored"] = partition.unscored
     return Outliers.at(ctx, seed).load().of_groups(groups)

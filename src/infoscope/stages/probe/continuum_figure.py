@@ -39,7 +39,7 @@ def draw_continuum(seeds: Sequence[ScopeResult], results: Sequence[Result]) -> F
 
     Points are means over SAE seeds (and draws), shades ± one standard deviation.
     """
-    bands = [name for name, _ in seeds[0].partition.bands] if seeds else []
+    bands = [*seeds[0].partition.groups] if seeds else []
     metrics = present_metrics(results, MAIN_METRICS)
     if not bands or not metrics:
         return make_empty("No bands, or no probes.")
@@ -53,7 +53,9 @@ def draw_continuum(seeds: Sequence[ScopeResult], results: Sequence[Result]) -> F
 
 
 def _mean_score(seeds: Sequence[ScopeResult], band: str) -> float:
-    scores = [result.cds[members] for result in seeds for name, members in result.partition.bands if name == band]
+    scores = [
+        result.cds[members] for result in seeds for name, members in result.partition.groups.items() if name == band
+    ]
     return float(np.concatenate(scores).mean()) if any(len(part) for part in scores) else math.nan
 
 

@@ -27,7 +27,7 @@ def make_removal_section(
             " run. Left of zero is worse in every panel.",
         )
     }
-    if any(scope.partition.bands for scope in scopes):
+    if any("high" not in scope.partition.groups for scope in scopes):
         figures["continuum"] = SectionFigure(
             lambda: draw_continuum(scopes, results),
             "What each probe gains or loses without each band of features, by the band's mean CDS; lower is worse"

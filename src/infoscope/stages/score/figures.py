@@ -74,13 +74,13 @@ def _count(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
 
 
 def _draw_groups(axes: Axes, seeds: Sequence[ScopeResult], edges: np.ndarray) -> list[Patch | Line2D]:
-    names = dict.fromkeys(name for result in seeds for name, _ in result.partition.groups)
+    names = dict.fromkeys(name for result in seeds for name in result.partition.groups)
     names = sorted(names, key=lambda name: name == "high")  # low below high: the stack reads from left to right
     colours = colour_groups(names)
     handles: list[Patch | Line2D] = []
     base = np.zeros(len(edges) - 1)
     for name in names:
-        groups = [dict(result.partition.groups).get(name) for result in seeds]
+        groups = [result.partition.groups.get(name) for result in seeds]
         members = [r.cds[g] if g is not None else np.zeros(0) for r, g in zip(seeds, groups, strict=True)]
         counts = np.mean([_count(values, edges) for values in members], axis=0)
         axes.bar(edges[:-1], counts, np.diff(edges), base, align="edge", color=colours[name], alpha=0.85, linewidth=0)

@@ -116,7 +116,7 @@ class Score(SeedStage[Scores]):
         zeros = count_zero_maps(found.mass1, found.mass2, k)
         one_sided = compute_one_sided_share(found.mass1, found.mass2, k)
         group = np.full(len(cds.values), "unscored", dtype=object)
-        for name, members in partition.groups:
+        for name, members in partition.groups.items():
             group[members] = name
         yield LatentColumn("cds", cds.values, f"CDS over {k} ranks", of_largest)
         yield LatentColumn("chance", chance, "CDS by chance: maps of two different images", of_largest)

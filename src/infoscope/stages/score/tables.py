@@ -87,14 +87,14 @@ def make_seed_table(
 
 
 def _quantities(seeds: Sequence[ScopeResult]) -> dict[str, list[Quantity]]:
-    names = list(dict.fromkeys(name for result in seeds for name, _ in result.partition.groups))
+    names = list(dict.fromkeys(name for result in seeds for name in result.partition.groups))
     sections = {
         "features": [
             Quantity("n_latents", "all", lambda r: len(r.cds), 0),
             Quantity("n_scored", "scored", lambda r: int(np.isfinite(r.cds).sum()), 0),
             Quantity("n_unscored", "firing, not scored", lambda r: int(_unscored(r).sum()), 0),
             Quantity("unscored_mass", "mass of those (%)", lambda r: compute_mass_share(r, _unscored(r)), 2, 100),
-            Quantity("n_dead", "dead (never fire on these images)", lambda r: int((r.firing_rate == 0).sum()), 0),
+            Quantity("n_dead", "silent on these images", lambda r: int((r.firing_rate == 0).sum()), 0),
         ],
         "groups": [
             Quantity("rule", "rule", lambda r: r.rule),
@@ -157,7 +157,7 @@ def _group_quantities(name: str) -> list[Quantity]:
     key = name.replace(" ", "_")
 
     def members(result: ScopeResult) -> np.ndarray:
-        return dict(result.partition.groups).get(name, np.zeros(len(result.cds), dtype=bool))
+        return result.partition.groups.get(name, np.zeros(len(result.cds), dtype=bool))
 
     quantities = [
         Quantity(f"n_{key}", heading, lambda r: int(members(r).sum()), 0),

@@ -84,7 +84,7 @@ def selection_variants_of(ctx: Context, seed: int) -> list[Ablation]:
     heads = load_results([ctx.store.get(one.spec).folder for one in probed], original).heads
     W_dec = sae_of(ctx, seed).load().W_dec.detach().cpu().double().numpy()
     return make_selection_ablations(
-        dict(make_partition(cds, mass, PartitionConfig(n_bands=config.select.n_bands)).bands),
+        make_partition(cds, mass, PartitionConfig(n_bands=config.select.n_bands)).groups,
         ~np.isnan(cds) & (mass > 0),
         mass,
         compute_probe_importance(heads, W_dec, ranking.mean_act),
