@@ -9,6 +9,7 @@ import pytest
 
 from infoscope.scope.config import PartitionConfig, Rule
 from infoscope.stages.probe.continuum_figure import draw_continuum
+from infoscope.stages.score.result import ScopeResult
 from tests.support.report_samples import make_result, make_scope_result
 
 BANDS = ("band 1 of 2", "band 2 of 2")
@@ -42,7 +43,7 @@ def test_points_are_differences_at_mean_scores() -> None:
     assert not miou.yaxis_inverted()
 
 
-@pytest.mark.parametrize("runs", [[], make_runs()], ids=["no probes", "no bands"])
-def test_nothing_to_draw_is_said(runs: list[dict[str, Any]]) -> None:
-    (axes,) = draw_continuum([make_scope_result()], runs).axes
+@pytest.mark.parametrize(("seeds", "runs"), [([make_scope_result()], []), ([], make_runs())])
+def test_nothing_to_draw_is_said(seeds: list[ScopeResult], runs: list[dict[str, Any]]) -> None:
+    (axes,) = draw_continuum(seeds, runs).axes
     assert axes.texts[0].get_text().startswith("No bands")
