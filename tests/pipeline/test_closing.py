@@ -41,7 +41,7 @@ def test_an_sae_ends_with_its_metrics(output_dir: Path) -> None:
     metrics = read_json(output_dir, "train_sae", "metrics.json")
     assert f"| FVU, unexplained share of variance | {metrics['fvu']:.4f} |" in printed
     assert f"| L0, active features per token | {metrics['l0']:.1f} |" in printed
-    assert f"| dead in training (%) | {100 * metrics['dead_share']:.1f} |" in printed
+    assert f"| silent on the SAE's held-out tokens (%) | {100 * metrics['dead_share']:.1f} |" in printed
 
 
 def test_a_ranking_ends_with_what_was_ranked_and_is_silent(output_dir: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from collections import Counter
@@ -12,9 +13,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from infoscope.pipeline.context import Context
-from infoscope.pipeline.plan import Step, find_seconds, read_rates
+from infoscope.pipeline.plan import HEADINGS, Step, find_seconds, print_plan, read_rates
 from infoscope.pipeline.run import check, plan_stage
 from infoscope.pipeline.stage import Work
 from infoscope.runtime.errors import InputError
@@ -271,7 +273,7 @@ def test_the_printed_plan(tmp_path: Path, finished: Path) -> None:
     assert not (tmp_path / "artifacts").exists()
     lines = said.text.splitlines()
     assert lines[0].strip() == "What this command would do"
-    assert lines[1].split() == ["step", "reuse", "build", "forwards", "distances", "disk", "memory", "time"]
+    assert lines[1].split() == ["step", "build", "forwards", "distances", "disk", "memory", "time"]  # nothing to reuse
     rows = {line.split("  ")[0]: line.split() for line in lines[2:13]}
     assert rows["score, seed 0"][3:8] == ["1", "≤", str(2 * N_TRAIN), "≤", str(2 * D_SAE * K_MAX)]
     assert all(row[-1] == "-" for row in rows.values())
@@ -288,6 +290,17 @@ def test_the_printed_plan(tmp_path: Path, finished: Path) -> None:
     assert "Backbone: 0 forward passes are missing.\n" in again
     assert "-:" not in again
     assert "Together more than " in run_tiny(finished, "plan=true", "sae.k=3", "scope.emd=sinkhorn").text
+
+
+def test_no_heading_and_no_number_is_cut_at_80_columns() -> None:
+    work = Work(1, forwards=12_345, distances=123_456, disk_bytes=10**9, memory_bytes=10**9, is_bound=True)
+    console = Console(file=io.StringIO(), width=80)
+    print_plan([Step("group_activation, seed 0", 12, 345, True, work, 4321.0)], console)
+    assert isinstance(console.file, io.StringIO)
+    table = console.file.getvalue().split("Together")[0]
+    assert "…" not in table
+    assert table.splitlines()[1].split() == list(HEADINGS)
+    assert format_seconds(4321.0) in table
 
 
 def test_what_does_not_fit_is_refused_before_anything_is_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

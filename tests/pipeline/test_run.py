@@ -622,6 +622,6 @@ def test_a_sweep_over_gamma_scores_once(
     assert printed.count("built  score/") == 1
     originals = [name for name in find_artifacts(output_dir) if "-original-" in name]
     assert [name.split("/")[0] for name in originals] == ["features", "probe"]
-    assert re.search(r"probed variants of seed 0: \d+ built, [1-9]\d* reused", printed)
+    assert re.search(r"probed ablations of seed 0: \d+ built, [1-9]\d* reused", printed)
     variants = [manifest for name, manifest in find_artifacts(output_dir).items() if name.startswith("probe/")]
     assert {json.dumps(manifest["upstream"]) for manifest in variants} == {json.dumps(variants[0]["upstream"])}

@@ -105,13 +105,14 @@ HEADINGS = ("step", "reuse", "build", "forwards", "distances", "disk", "memory",
 
 
 def print_plan(steps: Sequence[Step], console: Console) -> None:
-    """Print the steps and their sums."""
+    """Print the steps, without columns that are empty, and their sums."""
     table = Table(title="What this command would do", title_justify="left", box=None, pad_edge=False)
-    for heading in HEADINGS:
-        table.add_column(heading, justify="left" if heading == "step" else "right", no_wrap=True)
-    for step in steps:
-        built = f"{'≤ ' if step.is_bound else ''}{step.n_built}" if step.n_built else ""
-        table.add_row(step.what, str(step.n_reused or ""), built, *_describe(step))
+    rows = [_describe(step) for step in steps]
+    columns = {heading: column for heading, *column in zip(HEADINGS, *rows, strict=True) if any(column)}
+    for heading in columns:
+        table.add_column(heading, justify="left" if heading == "step" else "right", no_wrap=heading != "step")
+    for row in zip(*columns.values(), strict=True):
+        table.add_row(*row)
     console.print(table)
     built = [step for step in steps if step.n_built]
     known, unknown = (sum(step.seconds or 0 for step in built), [step for step in built if step.seconds is None])
@@ -138,9 +139,12 @@ def _sum_up(steps: Sequence[Step], name: str) -> str:
 
 
 def _describe(step: Step) -> list[str]:
+    """The texts under `HEADINGS`."""
+    reused = str(step.n_reused or "")
     if not step.n_built:
-        return [""] * 5
+        return [step.what, reused, *[""] * 6]
+    built = f"{'≤ ' if step.is_bound else ''}{step.n_built}"
     work, bound = step.work, "≤ " if step.work.is_bound else ""
     counts = [f"{bound}{step.n_built * n:,}" if n else "" for n in (work.forwards, work.distances)]
     sizes = [format_bytes(n) if n else "" for n in (step.n_built * work.disk_bytes, work.memory_bytes)]
-    return [*counts, *sizes, "-" if step.seconds is None else format_seconds(step.seconds)]
+    return [step.what, reused, built, *counts, *sizes, "-" if step.seconds is None else format_seconds(step.seconds)]

@@ -163,7 +163,7 @@ def test_no_outliers_at_all_is_one_sentence_instead_of_a_table() -> None:
     for table in section.tables.values():  # people read a sentence, programs the rows
         title, _, sentence = table.to_markdown().splitlines()
         assert title == f"**{table.title}**"
-        assert sentence == section.findings[0]
+        assert sentence == "No token is an outlier."
         assert len(table.records()) == len(table.rows) > 2
     assert list(section.figures) == ["norms_by_layer"]
     found = section.summary["emd"]["outlier"]

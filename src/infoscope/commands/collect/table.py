@@ -26,13 +26,13 @@ NAMED = (
     Column("stage", "stage", Align.left, optional=True),
     Column("model", "model", Align.left),
 )
-OBSERVED = (Column("seed", "seed", digits=0, is_count=True), Column("variant", "variant", Align.left))
+OBSERVED = (Column("seed", "seed", digits=0, is_count=True), Column("variant", "compared", Align.left))
 OF_SAE = (
     Column("gamma", "gamma", digits=3),
     Column("fvu", "FVU", digits=4),
     Column("l0", "L0", digits=1),
-    Column("dead_share", "dead", digits=1, scale=100, unit="%"),
-    Column("n_silent", "silent", digits=0),
+    Column("dead_share", "silent on held-out tokens", digits=1, scale=100, unit="%"),
+    Column("n_silent", "silent on the ranked images", digits=0),
     Column("n_scored", "scored", digits=0),
     Column("n_high", "high scope", digits=0),
     Column("high_mass", "their mass", digits=1, scale=100, unit="%"),
@@ -111,13 +111,13 @@ def make_jobs_table(jobs: Sequence[CollectedJob], title: str) -> Table:
     names = [Column("sweep", "sweep", Align.left)] if len({job.sweep.folder for job in jobs}) > 1 else []
     names += [Column("job", "job", digits=0, is_count=True), *(Column(key, key, Align.left) for key in keys)]
     if any(label for of_job in shown for label in of_job):
-        names.append(Column("variant", "variant", Align.left))
+        names.append(Column("variant", "compared", Align.left))
     all_done = all(job.state_in_short == "done" for job in jobs)
     ends = [Column("n_rows", "rows", csv_only=True), Column("state", "state", csv_only=True)]
     ends.append(Column("fate", "", Align.left, csv_only=all_done))
     table = Table("overview", f"{title}, all done" if all_done else title, [*names, *metrics, *ends])
     if metrics:
-        table.notes.append("Mean ± standard deviation over SAE seeds. Other variants and metrics stand in the files.")
+        table.notes.append("Mean ± standard deviation over SAE seeds. Other ablations and metrics stand in the files.")
     for job, of_job, chosen in zip(jobs, swept, shown, strict=True):
         place = {"sweep": job.sweep.folder.name, "job": job.job.number, **of_job}
         for label, of in (chosen or {"": []}).items():

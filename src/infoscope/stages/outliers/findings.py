@@ -37,16 +37,6 @@ def list_groups(runs: Sequence[GroupActivation]) -> list[str]:
     return list(dict.fromkeys(name for run in runs for name in run.groups))
 
 
-def say_no_outliers(tokens: TokenOutliers) -> str:
-    """Say that no token is an outlier."""
-    norms = tokens.norms
-    return (
-        f"None of the {norms.n_tokens:,} patch tokens of the training split has a norm above"
-        f" {_name_threshold(tokens)}, where the norm histogram has no second mode, so there is nothing to compare with"
-        " normal tokens."
-    )
-
-
 def _name_threshold(tokens: TokenOutliers) -> str:
     return f"the threshold {tokens.norms.threshold:.4g} ({tokens.rule}) after block {tokens.layer}"
 
@@ -55,7 +45,10 @@ def describe_distances(tokens: TokenOutliers) -> list[str]:
     """Say whether the outlier tokens leap between crops, and how many there are."""
     norms, where = tokens.norms, _name_threshold(tokens)
     if norms.n_outliers == 0:
-        return [say_no_outliers(tokens)]
+        return [
+            f"None of the {norms.n_tokens:,} patch tokens of the training split has a norm above {where}, where the"
+            " norm histogram has no second mode, so there is nothing to compare with normal tokens."
+        ]
     mode = "form a mode of their own" if norms.has_outlier_mode else "form no mode of their own: they are a tail"
     there = (
         f"{norms.n_outliers:,} of {norms.n_tokens:,} patch tokens ({norms.n_outliers / norms.n_tokens:.2%}), in"

@@ -26,10 +26,11 @@ from infoscope.stages.outliers.findings import (
     describe_distances,
     describe_layers,
     list_groups,
-    say_no_outliers,
 )
 from infoscope.stages.probe.paper import PAPER_ACTIVATION, PAPER_TITLES
 
+NO_OUTLIER = "No token is an outlier."
+"""In place of a table; the findings say how that was found."""
 EMPTY = "∅"
 MARKS = {EMPTY: "no features in this group, in at least one run."}
 
@@ -46,7 +47,7 @@ def make_outlier_section(tokens: TokenOutliers, groups: Mapping[int, GroupActiva
     if groups:
         runs = list(groups.values())
         table = tables["outlier_activation"] = _make_activation_table(runs)
-        table.instead = "" if tokens.norms.n_outliers else say_no_outliers(tokens)
+        table.instead = "" if tokens.norms.n_outliers else NO_OUTLIER
         findings.insert(-1, describe_activation(runs))
     return ReportSection(
         name="outliers",
@@ -98,7 +99,7 @@ def _make_emd_table(tokens: TokenOutliers) -> Table:
             f" alone, {n_neither} with none in either."
         )
     if not tokens.norms.n_outliers:
-        table.instead = say_no_outliers(tokens)
+        table.instead = NO_OUTLIER
     elif not has.all(axis=1).any():
         table.instead = NOT_SHARED
     table.add_section()

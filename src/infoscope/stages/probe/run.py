@@ -82,7 +82,7 @@ def probe_variants(ctx: Context, seed: int, variants: Sequence[Ablation]) -> Pro
         n_all += len({handle.hash for handle in handles.values()})
         for variant, handle in handles.items():
             found[variant].append(ctx.store.get(handle.spec))
-    ctx.display.say(f"          probed variants of seed {seed}: {n_new} built, {n_all - n_new} reused")
+    ctx.display.say(f"          probed ablations of seed {seed}: {n_new} built, {n_all - n_new} reused")
     return found
 
 

@@ -80,7 +80,7 @@ def make_main_table(results: Sequence[Result], paper_reference: str | None = Non
         "Feature removal",
         [LABEL, *SHARES, *make_metric_columns(metrics)],
         notes=[
-            f"{count_runs(results)} Heads are retrained for each variant.",
+            f"{count_runs(results)} Heads are retrained for each ablation.",
             "Error-preserving: tokens minus the group's part, so the SAE's error stays. Reconstruct: decoded without"
             " the group, so it goes.",
             "Mass: share of the sum of activations. Energy: share of the squared distance from the mean token that the"

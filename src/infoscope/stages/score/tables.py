@@ -17,7 +17,7 @@ from infoscope.stages.score.result import ScopeResult
 SAE_METRICS = {
     "fvu": ("FVU, unexplained share of variance", 1.0, 4),
     "l0": ("L0, active features per token", 1.0, 1),
-    "dead_share": ("dead in training (%)", 100.0, 1),
+    "dead_share": ("silent on the SAE's held-out tokens (%)", 100.0, 1),
     "cosine": ("cosine of token and reconstruction", 1.0, 4),
 }
 """Rows of the SAE's own metrics: heading, scale, digits. Others are printed under their own names."""
