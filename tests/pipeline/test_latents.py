@@ -41,14 +41,14 @@ def test_another_version_of_a_stage_makes_its_artifacts_anew(
         return stage.at(Context(make_tiny_config(finished), Recorder()), 0).hash
 
     before = find_hash()
-    monkeypatch.setattr(stage, "version", 1)
+    monkeypatch.setattr(stage, "version", stage.version + 1)
     assert find_hash() != before
 
 
 def test_another_version_of_the_report_is_written_anew(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ctx = Context(make_tiny_config(finished), Recorder())
     before = Report().report_spec(ctx).hash
-    monkeypatch.setattr(Report, "version", 1)
+    monkeypatch.setattr(Report, "version", Report.version + 1)
     assert Report().report_spec(ctx).hash != before
 
 
@@ -78,7 +78,8 @@ def test_every_value_is_that_of_its_source(finished: Path, ctx: Context) -> None
         "top_value": ranking.top_values.max(axis=1),
         "cds": scores.cds(k).values,
         "chance": scores.chance(k),
-        "chance_ratio": compute_chance_ratio(scores.cds(k).values, scores.chance(k)),
+        "cds_minus_chance": scores.cds(k).values - scores.chance(k),
+        "cds_over_chance": compute_chance_ratio(scores.cds(k).values, scores.chance(k)),
         "n_valid": np.isfinite(scores.emd[:, :k]).sum(axis=1),
         "n_one_sided": zeros.one_sided,
         "n_two_sided": zeros.two_sided,

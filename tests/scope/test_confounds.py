@@ -18,7 +18,14 @@ from infoscope.sae.passes import measure_one
 from infoscope.scope import confounds as confounds_module
 from infoscope.scope.confound_meters import compute_epsilon_squared, compute_patch_labels
 from infoscope.scope.confounds import ConfoundResult, LatentProperties, measure_confounds
-from infoscope.scope.separation import compute_auroc, compute_separation, compute_spearman, match_frequency
+from infoscope.scope.separation import (
+    compute_auroc,
+    compute_separation,
+    compute_spearman,
+    find_best_cut,
+    judge_cut,
+    match_frequency,
+)
 from infoscope.vision.backbone import Tokens
 from infoscope.vision.tokens.source import TokenSource
 
@@ -271,6 +278,32 @@ def mask(n: int, *members: int) -> np.ndarray:
     found = np.zeros(n, bool)
     found[list(members)] = True
     return found
+
+
+class TestCuts:
+    def test_by_hand(self) -> None:
+        scores = np.array([0.1, 0.2, 0.3, 0.4, 0.5, np.nan])
+        positive, negative = mask(6, 1, 3, 4, 5), mask(6, 0, 2)
+        assert judge_cut(scores, positive, negative, 0.3) == (0.3, pytest.approx(2 / 3), 1)
+        best = find_best_cut(scores, positive, negative)
+        assert best == (pytest.approx(0.35), pytest.approx(2 / 3), 1)
+        assert best.balanced_accuracy == pytest.approx(5 / 6)
+
+    def test_it_is_the_best_of_all_cuts(self) -> None:
+        rng = np.random.default_rng(3)
+        scores, positive = rng.integers(0, 30, 200) / 30, rng.random(200) < 0.3
+        scores[positive] += 0.2
+        best = find_best_cut(scores, positive, ~positive)
+        others = [judge_cut(scores, positive, ~positive, value).balanced_accuracy for value in np.unique(scores)]
+        assert best.balanced_accuracy == pytest.approx(max(others))
+
+    def test_without_a_group_or_a_cut_there_is_none(self) -> None:
+        for cut in (
+            find_best_cut(np.array([0.1, 0.2]), mask(2), mask(2, 0)),
+            find_best_cut(np.array([0.1, 0.1]), mask(2, 1), mask(2, 0)),
+            judge_cut(np.array([0.1, 0.2]), mask(2, 1), mask(2, 0), np.nan),
+        ):
+            assert np.isnan(cut).all()
 
 
 class TestAuroc:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -84,6 +85,54 @@ def _count_wins(n_above: Int[np.ndarray, "*draws n_levels"], n_below: Int[np.nda
     """Share of pairs in which the first lies higher, equal ones counting half, from counts at ascending levels."""
     wins = (n_above * (np.cumsum(n_below, axis=-1) - n_below / 2)).sum(axis=-1)
     return wins / (n_above.sum(axis=-1) * n_below.sum(axis=-1))
+
+
+class Cut(NamedTuple):
+    """How well a cut tells two groups apart: positives should score above it, negatives up to it.
+
+    value: of the score; NaN where there is none, or a group is empty.
+    above: share of the positives above it; below: share of the negatives up to it; NaN for an empty group.
+    """
+
+    value: float
+    above: float
+    below: float
+
+    @property
+    def balanced_accuracy(self) -> float:
+        """Mean of the two shares: 0.5 tells nothing apart."""
+        return (self.above + self.below) / 2
+
+
+def judge_cut(
+    scores: Float[np.ndarray, " d_sae"],
+    positive: Bool[np.ndarray, " d_sae"],
+    negative: Bool[np.ndarray, " d_sae"],
+    value: float,
+) -> Cut:
+    """Return how well a cut tells two groups apart; latents without a score (NaN) are left out."""
+    above, below = (scores[group & np.isfinite(scores)] for group in (positive, negative))
+    shares = [float(right.mean()) if len(right) else np.nan for right in (above > value, below <= value)]
+    return Cut(value, *shares) if np.isfinite(value) else Cut(np.nan, np.nan, np.nan)
+
+
+def find_best_cut(
+    scores: Float[np.ndarray, " d_sae"], positive: Bool[np.ndarray, " d_sae"], negative: Bool[np.ndarray, " d_sae"]
+) -> Cut:
+    """Return the cut of the largest balanced accuracy (Youden, 1950), halfway between two scores that occur.
+
+    The lowest of several equally good ones. It is found on what it is judged on, so its accuracy is an upper bound.
+    """
+    both = (positive | negative) & np.isfinite(scores)
+    levels, codes = np.unique(scores[both], return_inverse=True)
+    parts = [np.bincount(codes[group[both]], minlength=len(levels)) for group in (positive, negative)]
+    if not all(part.sum() for part in parts) or len(levels) < 2:
+        return judge_cut(scores, positive, negative, np.nan)
+    n_above, n_below = parts
+    accuracy = np.cumsum(n_below) / n_below.sum() - np.cumsum(n_above) / n_above.sum()  # of a cut above each level
+    best = int(accuracy[:-1].argmax())
+    middle = (levels[best] + levels[best + 1]) / 2
+    return judge_cut(scores, positive, negative, float(middle if middle < levels[best + 1] else levels[best]))
 
 
 def compute_separation(

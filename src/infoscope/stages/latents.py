@@ -18,6 +18,7 @@ class Latents(SeedStage[LatentTable]):
     """The latents of a seed; arithmetic on what others have measured."""
 
     kind, holds = "latents", LatentTable
+    version = 1
     is_shared = False
 
     def needs(self, ctx: Context, seed: int) -> Needs:

@@ -146,6 +146,33 @@ def test_auroc_rows() -> None:
     assert section.summary["auroc"]["compact"]["cds"].mean == pytest.approx(np.mean(expected))
 
 
+def test_groups_say_how_many_declared_features_they_hold() -> None:
+    scopes, section = make_section()
+    found = [make_confound_result(scope) for scope in scopes]
+    table = section.tables["declared"]
+    assert [row[0].value for row in table.rows] == ["high-scope", "low-scope", "unscored"]
+    row = read(table, "low-scope")
+    low = [scope.cds <= 0.2 for scope in scopes]
+    assert row["n_features"].mean == np.mean([of.sum() for of in low])
+    expected = [(of & one.known_global).sum() for of, one in zip(low, found, strict=True)]
+    assert row["n_global"].mean == np.mean(expected)
+    assert section.summary["declared"]["low"]["n_global"].mean == np.mean(expected)
+
+
+def test_gamma_stands_beside_the_best_cut() -> None:
+    scopes, section = make_section()
+    gamma, best = (read(section.tables["cuts"], label) for label in ("gamma", "the best cut"))
+    assert gamma["cds"].mean == pytest.approx(0.2)
+    above = [
+        (scope.cds[of.known_global & np.isfinite(scope.cds)] > 0.2).mean()
+        for scope in scopes
+        for of in [make_confound_result(scope)]
+    ]
+    assert gamma["global_above"].mean == pytest.approx(np.mean(above))
+    assert best["balanced_accuracy"].mean >= gamma["balanced_accuracy"].mean
+    assert any("gamma lies at 0.2000" in finding for finding in section.findings)
+
+
 def test_findings_follow_the_numbers() -> None:
     """The same features, once with scores that tell them apart and once with the reverse."""
     scope = make_scope_result()

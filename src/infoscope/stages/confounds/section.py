@@ -10,6 +10,7 @@ from infoscope.report.tables import Align, Cell, Column, Table
 from infoscope.sae.latent_table import LatentTable
 from infoscope.scope.confounds import DIFFUSE_SUPPORT, IMAGE_CUTS, LABEL_CUTS, MIN_IMAGES
 from infoscope.scope.separation import BINS_PER_OCTAVE, SCORES, SUBSETS
+from infoscope.stages.confounds.declared import make_cut_table, make_declared_table, say_cuts, summarise_declared
 from infoscope.stages.confounds.figures import CONFOUNDS, EFFECTS, draw_cds_by_rank, draw_cds_confounds
 from infoscope.stages.confounds.findings import say_correlations, say_matched, say_ranks, say_truth
 from infoscope.stages.confounds.numbers import (
@@ -41,7 +42,9 @@ def make_confound_section(pairs: Pairs, latents: Sequence[LatentTable], results:
     if has_truth:
         separations, medians = separate(pairs), compute_medians(pairs)
         tables["auroc"] = _make_auroc_table(separations)
+        tables |= {"declared": make_declared_table(pairs), "cuts": make_cut_table(pairs)}
     findings = say_truth(separations, correlations, medians, latents)
+    findings += [say_cuts(pairs, separations["all"])] if has_truth else []
     findings += [say_correlations(correlations), say_ranks(ranks)]
     if (matched := make_matched_table(results)) is not None:
         tables["removal_matched"] = matched
@@ -73,6 +76,7 @@ def make_confound_section(pairs: Pairs, latents: Sequence[LatentTable], results:
                 subset: {**auroc, "cds_interval": interval, "n_global": n_global.mean, "n_local": n_local.mean}
                 for subset, (auroc, interval, n_global, n_local) in separations.items()
             },
+            **(summarise_declared(pairs) if has_truth else {}),
             "median_cds": {name: {"mean": of.mean, "sd": of.sd, "n": n.mean} for name, (of, n) in medians.items()},
         },
     )

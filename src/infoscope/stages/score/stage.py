@@ -119,8 +119,10 @@ class Score(SeedStage[Scores]):
         for name, members in partition.groups.items():
             group[members] = name
         yield LatentColumn("cds", cds.values, f"CDS over {k} ranks", of_largest)
-        yield LatentColumn("chance", chance, "CDS by chance: maps of two different images", of_largest)
-        yield LatentColumn("chance_ratio", compute_chance_ratio(cds.values, chance), "CDS / chance", "1")
+        by_chance = "CDS by chance: map 1 of each image against map 2 of the latent's next one, so equal mean support"
+        yield LatentColumn("chance", chance, by_chance, of_largest)
+        yield LatentColumn("cds_minus_chance", cds.values - chance, "CDS - chance", of_largest)
+        yield LatentColumn("cds_over_chance", compute_chance_ratio(cds.values, chance), "CDS / chance", "1")
         yield LatentColumn("n_valid", cds.n_valid, "pairs of crops that have a distance", "pairs")
         yield LatentColumn("n_one_sided", zeros.one_sided, "pairs with one map all zero", "pairs")
         yield LatentColumn("n_two_sided", zeros.two_sided, "pairs with both maps all zero", "pairs")
