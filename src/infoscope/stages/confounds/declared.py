@@ -12,7 +12,7 @@ from infoscope.stages.confounds.numbers import Pairs, Separation
 
 KINDS = {"n_features": "all features", "n_global": "known-global", "n_local": "known-local"}
 """Columns of the table of groups."""
-CUT_KEYS = ("cds", "global_above", "local_below", "balanced_accuracy")
+CUT_KEYS: tuple[str, ...] = ("cds", "global_above", "local_below", "balanced_accuracy")
 
 
 def count_declared(pairs: Pairs) -> dict[str, dict[str, Stat]]:
