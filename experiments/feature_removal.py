@@ -21,14 +21,17 @@ from collections.abc import Sequence
 
 from infoscope.commands.experiments.runs import Run, Shown, join_removal, name_figures, read_removal
 from infoscope.commands.experiments.sweep import Experiment, main
-from infoscope.stages.probe.figures import draw_removal
+from infoscope.stages.probe.figures import draw_against_random, draw_removal
 from infoscope.stages.probe.results import Result
 
 
 def show(runs: Sequence[Run[list[Result]]]) -> Shown:
-    """The tables of the report (absolute, differences, original head, further metrics) and its figure per run."""
+    """The tables of the report (absolute, against random features, differences, ...) and its figures per run."""
     table, others = join_removal(runs, lambda results: results)
-    return Shown([table], name_figures("removal", runs, lambda run: draw_removal(run.found)), others)
+    against = [other for other in others if other.name == "removal_against_random"]
+    figures = name_figures("removal", runs, lambda run: draw_removal(run.found))
+    figures |= name_figures("removal_against_random", runs, lambda run: draw_against_random(run.found))
+    return Shown([table, *against], figures, [other for other in others if other not in against])
 
 
 EXPERIMENT = Experiment("feature_removal", __doc__, read_removal, show, stages=["probe"])

@@ -31,7 +31,7 @@ WILL_CHANGE = ("group_activation", "confounds", "report")
 """Kinds whose keys are to change, in a section of their own."""
 KINDS = {
     *("scenes", "train_clip", "tokens", "train_sae", "rank", "score", "image_means", "features", "probe", "outliers"),
-    *("zero_shot_head", "predict", "stability", "latents", *WILL_CHANGE),
+    *("zero_shot_head", "predict", "stability", "latents", "sample", *WILL_CHANGE),
 }
 EXPLAINED = "tiny"
 """The configuration whose keys are stored as a whole."""
@@ -74,7 +74,7 @@ CONFIGURATIONS: dict[str, tuple[str, list[StageName]]] = {
     "outliers.*": (FEW + "outliers.rule=quantile outliers.quantile=0.9 outliers.n_images=12", REPORT),
     **{
         f"partition={rule}": (f"debug=tiny partition={rule}", [StageName.probe, StageName.predict])
-        for rule in ("bands", "quantile", "otsu", "threshold", "mass")
+        for rule in ("bands", "quantile", "otsu", "threshold", "mass", "energy")
     },
     "planted registers": (FEW + "experiment=planted_registers", [*REPORT, StageName.stability]),
     "context free": (FEW + "model=context_free seeds=[0,1]", [*REPORT, StageName.stability]),

@@ -7,7 +7,8 @@ import pytest
 
 from infoscope.runtime.errors import InputError
 from infoscope.sae.edit import EditMode
-from infoscope.scope.ablations import Ablation, Control, Role, make_ablations, make_matched_ablations
+from infoscope.scope.ablations import Ablation, Role, make_ablations, make_matched_ablations
+from infoscope.scope.config import Control
 
 D_SAE = 100
 

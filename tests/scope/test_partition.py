@@ -17,8 +17,9 @@ score_lists = st.lists(st.one_of(st.just(NAN), st.integers(0, 20).map(lambda i: 
 
 
 def divide(cds: np.ndarray, mass: np.ndarray | None = None, **config: Any) -> Partition:
-    """Every feature has the same mass unless said otherwise."""
-    return make_partition(cds, np.ones(len(cds)) if mass is None else mass, PartitionConfig(**config))
+    """Every feature has the same mass unless said otherwise; energies add up as masses do."""
+    weights = np.ones(len(cds)) if mass is None else mass
+    return make_partition(cds, weights, PartitionConfig(**config), lambda latents: np.cumsum(weights[latents]))
 
 
 def test_high_is_above_gamma_and_low_is_not():

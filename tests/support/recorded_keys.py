@@ -26,6 +26,7 @@ from infoscope.runtime.store import Store
 from infoscope.sae.activations import make_activation
 from infoscope.sae.checkpoint import save_sae
 from infoscope.sae.model import SparseAutoencoder
+from infoscope.scope.energy import TokenSample
 from infoscope.scope.ranking import Ranking
 from infoscope.scope.scores import Scores
 from infoscope.stages.backbone import load_backbone
@@ -112,6 +113,10 @@ def write_fixed_files(root: Path) -> None:
     (root / "rank").mkdir()
     top = np.tile(np.arange(K_MAX), (D_SAE, 1))
     Ranking(top, np.ones(top.shape), mean_act / 100, mean_act, K_MAX, 100 * K_MAX).save(root / "rank")
+    (root / "sample").mkdir()
+    entries = latents.astype(np.int32)  # each fires on a token with the next one
+    both = np.sort(np.stack([entries, (entries + 1) % D_SAE], axis=1), axis=1).ravel()
+    TokenSample(D_SAE, entries.repeat(2), both, np.ones(2 * D_SAE, np.float32)).save(root / "sample")
     sae = SparseAutoencoder(D_IN, D_SAE, make_activation("topk", {"k": 2}))
     with torch.no_grad():
         sae.W_dec.copy_(torch.eye(D_IN).repeat(D_SAE // D_IN, 1) * torch.arange(1, D_SAE + 1)[:, None])

@@ -21,6 +21,7 @@ from infoscope.runtime.bounds import (
     check,
 )
 from infoscope.runtime.errors import InputError
+from infoscope.scope.config import Control
 
 Rates = Annotated[list[Positive], Items(ascending=True)]
 
@@ -204,6 +205,9 @@ class ProbeConfig(DepthRecipe, SegmentationRecipe, LBFGSRecipe, SGDRecipe):
     """Of the random groups, the images held out, the order of images and the pixels drawn."""
     n_draws: Annotated[int, Bounds(0, 10**4)] = 5
     """Random control groups of each kind for each group."""
+    controls: Annotated[list[Control], Items()] = field(default_factory=lambda: [Control.mass, Control.energy])
+    """Kinds of random groups: of equal mass, equal energy, equal size. (Groups of equal size say least: they differ in
+    mass as well.)"""
     held_out_share: TrueShare = 0.1
     """Share of the training images on which the learning rate, or L2 strength, is chosen."""
     variants_per_chunk: Count = 32
@@ -294,7 +298,7 @@ class ProbeConfig(DepthRecipe, SegmentationRecipe, LBFGSRecipe, SGDRecipe):
         keyed = self.recipes | (dense if self.recipes & dense else set())
         kept = {"n_test_images", *(name for recipe in keyed for name in _list_names(recipe))}
         ignored = {name for recipe in _RECIPES for name in _list_names(recipe)} - kept
-        ignored |= {"n_draws", "variants_per_chunk", "feature_batch_images", "memory_gb"}
+        ignored |= {"n_draws", "controls", "variants_per_chunk", "feature_batch_images", "memory_gb"}
         ignored |= set() if self.cls_readouts else {"feature_dtype"}
         ignored |= {f"{task.name}_crops" for task in Task if self.crops(task) is None}
         return {name: _plain(value) for name, value in asdict(self).items() if name not in ignored}

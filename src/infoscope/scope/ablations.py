@@ -14,6 +14,8 @@ from jaxtyping import Bool, Float, Int
 
 from infoscope.runtime.errors import InputError
 from infoscope.sae.edit import EditMode
+from infoscope.scope.config import Control
+from infoscope.scope.energy import Cumulate
 from infoscope.scope.separation import match_frequency, name_matched
 
 Progress = Callable[[str, int, int], object]
@@ -34,13 +36,6 @@ class Role(Enum):
     control = "control"
     kept = "kept"
     """All latents but a chosen few are removed."""
-
-
-class Control(Enum):
-    """What a random group has in common with the group that it controls for."""
-
-    size = "size"
-    mass = "mass"
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,11 +95,13 @@ def make_ablations(
     n_draws: int = 5,
     seed: int = 0,
     modes: Sequence[EditMode] = (EditMode.error_preserving, EditMode.reconstruct),
+    controls: Sequence[Control] = (Control.size, Control.mass),
+    energy: Cumulate | None = None,
 ) -> list[Ablation]:
     """Return the rows of the feature-removal table, the original tokens first.
 
     The original tokens; the plain reconstruction (nothing removed, mode `reconstruct`); without each
-    group, without anything, in each mode; random groups of the size and of the mass of each group (only while
+    group, without anything, in each mode; random groups of the size, mass or energy of each group (only while
     the SAE's error stays). An empty group keeps its rows, marked `empty`, and has no controls.
 
     Args:
@@ -114,6 +111,8 @@ def make_ablations(
         n_draws: random groups of each kind for each group.
         seed: of the draws.
         modes: how the groups are removed.
+        controls: what random groups have in common with their group.
+        energy: of latents removed together; only the control by energy reads it.
 
     Raises:
         InputError: negative n_draws, or no mode.
@@ -137,7 +136,9 @@ def make_ablations(
         variants.append(Ablation(f"{mode.name}_without_all", mode, everything, Role.all, mass_share_train=1.0))
     for number, (group, members) in enumerate(groups.items()):
         if members.any() and drawable.any():
-            variants += _make_controls(group, members, drawable, mass, n_draws, [seed, number])
+            for kind in sorted(controls, key=list(Control).index):
+                matching = _Matching(kind, members, mass, energy)
+                variants += _make_controls(group, members, drawable, mass, matching, n_draws, [seed, number])
     return variants
 
 
@@ -205,51 +206,65 @@ def choose_rows(n_rows: int, n_wanted: int | None, seed: int) -> Int[np.ndarray,
     return np.sort(np.random.default_rng([seed, 10]).permutation(n_rows)[:n_wanted])
 
 
+@dataclass(frozen=True)
+class _Matching:
+    """How many latents of a random order make a control of a group."""
+
+    control: Control
+    members: Bool[np.ndarray, " d_sae"]
+    mass: Float[np.ndarray, " d_sae"]
+    energy: Cumulate | None
+
+    def find_size(self, order: Int[np.ndarray, " n"]) -> int:
+        """Return as many as the group has, or up to the closest mass or energy.
+
+        At least one; all of them where the group has more than they have together.
+        """
+        if self.control is Control.size:
+            return min(int(self.members.sum()), len(order))
+        distance = np.abs(self._cumulate(order) - self._cumulate(np.flatnonzero(self.members))[-1])
+        return int(np.argmin(distance)) + 1
+
+    def _cumulate(self, latents: Int[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+        if self.control is Control.mass:
+            return np.cumsum(self.mass[latents])
+        assert self.energy is not None, "the control by energy needs a sample of tokens"
+        return self.energy(latents)
+
+
 def _make_controls(
     group: str,
     members: Bool[np.ndarray, " d_sae"],
     drawable: Bool[np.ndarray, " d_sae"],
     mass: Float[np.ndarray, " d_sae"],
+    matching: _Matching,
     n_draws: int,
     seed: list[int],
 ) -> list[Ablation]:
-    """Return the random controls of one group: `n_draws` of its size, and as many of its mass."""
-    controls = []
-    for kind, control in enumerate(Control):
-        for draw in range(n_draws):
-            order = np.random.default_rng([*seed, kind, draw]).permutation(np.flatnonzero(drawable))
-            chosen = order[: _control_size(control, members, mass, order)]
-            removed = np.zeros_like(drawable)
-            removed[chosen] = True
-            controls.append(
-                Ablation(
-                    f"random_{control.name}_of_{group}_{draw}",
-                    EditMode.error_preserving,
-                    removed,
-                    Role.control,
-                    group,
-                    control,
-                    draw,
-                    overlap=float(members[chosen].mean()),
-                    mass_share_train=_compute_share(mass, removed),
-                )
+    """Return the random controls of one kind of one group."""
+    controls, control = [], matching.control
+    for draw in range(n_draws):
+        rng = np.random.default_rng([*seed, list(Control).index(control), draw])
+        order = rng.permutation(np.flatnonzero(drawable))
+        chosen = order[: matching.find_size(order)]
+        removed = np.zeros_like(drawable)
+        removed[chosen] = True
+        controls.append(
+            Ablation(
+                f"random_{control.name}_of_{group}_{draw}",
+                EditMode.error_preserving,
+                removed,
+                Role.control,
+                group,
+                control,
+                draw,
+                overlap=float(members[chosen].mean()),
+                mass_share_train=_compute_share(mass, removed),
             )
+        )
     return controls
 
 
 def _compute_share(mass: Float[np.ndarray, " d_sae"], removed: Bool[np.ndarray, " d_sae"]) -> float:
     """The group's share of all mass, 0 where there is none."""
     return float(mass[removed].sum()) / max(float(mass.sum()), np.finfo(np.float64).tiny)
-
-
-def _control_size(
-    control: Control, members: Bool[np.ndarray, " d_sae"], mass: Float[np.ndarray, " d_sae"], order: np.ndarray
-) -> int:
-    """How many latents of a random order make the control: as many as the group, or up to the closest mass.
-
-    At least one; all of them where the group has more mass than they have together.
-    """
-    if control is Control.size:
-        return min(int(members.sum()), len(order))
-    distance = np.abs(np.cumsum(mass[order]) - mass[members].sum())
-    return int(np.argmin(distance)) + 1

@@ -67,11 +67,22 @@ class ScopeConfig:
         return max(16, self.k_cds) if self.k_max is None else self.k_max
 
 
+class Control(Enum):
+    """What a random group has in common with the group that it controls for."""
+
+    size = "size"
+    mass = "mass"
+    energy = "energy"
+    """How much the tokens change without it."""
+
+
 class Rule(Enum):
     """How features are divided."""
 
     mass = "mass"
     """gamma is where the activation mass divides, half and half by default: removing either group removes as much."""
+    energy = "energy"
+    """gamma is where removing either group changes the tokens equally much."""
     threshold = "threshold"
     """gamma is the given number."""
     quantile = "quantile"
@@ -83,7 +94,7 @@ class Rule(Enum):
 
 
 _READS = {Rule.mass: "mass_share", Rule.threshold: "gamma", Rule.quantile: "quantile", Rule.bands: "n_bands"}
-"""The number that each rule reads; otsu reads none."""
+"""The number that each rule reads; otsu and energy read none."""
 _DEFAULTS = {Rule.mass: 0.5, Rule.quantile: 0.5, Rule.bands: 4}
 
 
@@ -120,7 +131,7 @@ class PartitionConfig:
 
     @property
     def chosen(self) -> tuple[Rule, float | None]:
-        """The rule and its number, defaults filled in; otsu has none."""
+        """The rule and its number, defaults filled in; otsu and energy have none."""
         given = (rule for rule, name in _READS.items() if getattr(self, name) is not None)
         rule = self.rule or next(given, Rule.mass)
         number = getattr(self, _READS[rule]) if rule in _READS else None
@@ -137,6 +148,7 @@ class PartitionConfig:
         rule, number = self.chosen
         return {
             Rule.mass: f"{number or 0:.0%} of the mass",
+            Rule.energy: "equal energy",
             Rule.threshold: "given",
             Rule.quantile: f"quantile {number or 0:g}",
             Rule.otsu: "Otsu",

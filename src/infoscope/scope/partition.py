@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from infoscope.runtime.errors import InputError
 from infoscope.scope.config import PartitionConfig, Rule
+from infoscope.scope.energy import Cumulate
 
 EXAMPLE_QUANTILES = {"low": 0.05, "middle": 0.5, "high": 0.95}
 """Where in the order of scores each level is looked for: not the very ends, which outliers of the score hold."""
@@ -66,7 +67,10 @@ def name_group(group: str) -> str:
 
 
 def make_partition(
-    cds: Float[np.ndarray, " d_sae"], mass: Float[np.ndarray, " d_sae"], config: PartitionConfig
+    cds: Float[np.ndarray, " d_sae"],
+    mass: Float[np.ndarray, " d_sae"],
+    config: PartitionConfig,
+    energy: Cumulate | None = None,
 ) -> Partition:
     """Divide features by their scores under the configured rule.
 
@@ -74,12 +78,19 @@ def make_partition(
         cds: scores, 0..1; NaN: unscored.
         mass: activation mass of each feature (sum or mean of z * |W_dec|) on the training split; only ratios matter,
             and only the rule `mass` reads it.
+        energy: of latents removed together; only the rule `energy` reads it.
+
+    Raises:
+        InputError: the rule `energy` without it.
     """
     unscored = np.isnan(cds)
     rule, number = config.chosen
     if rule is Rule.bands:
         return Partition(None, _make_bands(cds, int(number or 0)), unscored)
-    gamma = _choose_gamma(cds[~unscored], mass[~unscored], rule, number or 0)
+    if rule is Rule.energy:
+        gamma = _choose_gamma_by_energy(cds, np.flatnonzero(~unscored), energy)
+    else:
+        gamma = _choose_gamma(cds[~unscored], mass[~unscored], rule, number or 0)
     cut = np.nan if gamma is None else gamma
     return Partition(gamma, {"high": cds > cut, "low": cds <= cut}, unscored)  # comparisons with NaN are false
 
@@ -93,6 +104,28 @@ def _choose_gamma(scores: np.ndarray, mass: np.ndarray, rule: Rule, number: floa
     if rule is Rule.mass:
         return mass_threshold(scores, mass, number)
     return float(np.quantile(scores, number)) if rule is Rule.quantile else otsu_threshold(scores)
+
+
+def _choose_gamma_by_energy(cds: np.ndarray, scored: np.ndarray, energy: Cumulate | None) -> float | None:
+    if energy is None:
+        raise InputError(
+            "The rule energy reads activations on tokens, which are not here: choose another rule, or partition=energy"
+            " on the command line."
+        )
+    return energy_threshold(cds[scored], scored, energy) if len(scored) else None
+
+
+def energy_threshold(scores: Float[np.ndarray, " n"], latents: Int[np.ndarray, " n"], energy: Cumulate) -> float:
+    """Return the score at which removing the features up to it changes the tokens as much as removing those above it.
+
+    As nearly as whole features allow; equal scores stay together. The first of several equal cuts.
+    """
+    order = np.argsort(scores, kind="stable")
+    below, above = energy(latents[order]), energy(latents[order][::-1])[::-1]
+    distance = np.abs(below - np.append(above[1:], 0))
+    ordered = scores[order]
+    distance[:-1][ordered[1:] == ordered[:-1]] = np.inf
+    return float(ordered[np.argmin(distance)])
 
 
 def mass_threshold(scores: Float[np.ndarray, " n"], mass: Float[np.ndarray, " n"], share: float) -> float:

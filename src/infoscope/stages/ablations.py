@@ -3,16 +3,38 @@
 from __future__ import annotations
 
 from infoscope.pipeline.context import Context, once
+from infoscope.pipeline.stage import Needs
 from infoscope.scope.ablations import Ablation, make_ablations, make_matched_ablations
+from infoscope.scope.config import Control
+from infoscope.stages.energy import Sample, energy_of
 from infoscope.stages.rank import Rank, mass_of
-from infoscope.stages.score.stage import partition_of
+from infoscope.stages.score.stage import needs_of_groups, partition_of
 
 
+def needs_of_ablations(ctx: Context, seed: int) -> Needs:
+    """Return what `ablations_of` reads."""
+    groups = vars(needs_of_groups(ctx, seed))
+    return Needs(**groups | ({"sample": Sample.at(ctx, seed)} if _has_energy(ctx) else {}))
+
+
+def _has_energy(ctx: Context) -> bool:
+    """Whether random groups are drawn by their energy."""
+    return Control.energy in ctx.config.probe.controls and ctx.config.probe.n_draws > 0
+
+
+@once
 def ablations_of(ctx: Context, seed: int) -> list[Ablation]:
     """Return the ablations of a seed, the original tokens first: groups, all latents, random controls."""
     partition, mass, probe = partition_of(ctx, seed), mass_of(ctx, seed), ctx.config.probe
-    drawable = ~partition.unscored & (mass > 0)
-    return make_ablations(partition.groups, drawable, mass, n_draws=probe.n_draws, seed=probe.seed)
+    return make_ablations(
+        partition.groups,
+        ~partition.unscored & (mass > 0),
+        mass,
+        n_draws=probe.n_draws,
+        seed=probe.seed,
+        controls=probe.controls,
+        energy=energy_of(ctx, seed) if _has_energy(ctx) else None,
+    )
 
 
 @once

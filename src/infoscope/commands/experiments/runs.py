@@ -17,7 +17,8 @@ from infoscope.pipeline.context import Context
 from infoscope.report.joining import Part, join_tables
 from infoscope.report.tables import Align, Cell, Column, Table, Value, compute_stat
 from infoscope.sae.edit import EditMode
-from infoscope.scope.ablations import Ablation, Control, Role
+from infoscope.scope.ablations import Ablation, Role
+from infoscope.scope.config import Control
 from infoscope.stages.ablations import ablations_of
 from infoscope.stages.probe.results import Result
 from infoscope.stages.probe.run import probe_variants

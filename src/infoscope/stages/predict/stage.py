@@ -16,14 +16,14 @@ from infoscope.report.section import ReportSection
 from infoscope.report.tables import Column
 from infoscope.runtime.store import Workspace
 from infoscope.sae.config import TokenChoice
-from infoscope.stages.ablations import ablations_of
+from infoscope.stages.ablations import ablations_of, needs_of_ablations
 from infoscope.stages.backbone import fingerprint_model, load_backbone
 from infoscope.stages.images import check_split, count_images, find_known, open_split
 from infoscope.stages.predict.section import make_prediction_section
 from infoscope.stages.probe.stage import describe_variant
 from infoscope.stages.publish import Published
 from infoscope.stages.sae import count_latents
-from infoscope.stages.score.stage import needs_of_groups, summarise_seed
+from infoscope.stages.score.stage import summarise_seed
 from infoscope.stages.tokens import Tokens
 
 
@@ -68,7 +68,7 @@ class Predict(Published, SeedStage[PredictionResult]):
         return Needs(
             head=EmbeddedClasses.at(ctx),
             tokens=Tokens.at(ctx, "test"),
-            **vars(needs_of_groups(ctx, seed)),
+            **vars(needs_of_ablations(ctx, seed)),
         )
 
     def key(self, ctx: Context, up: Needs, seed: int) -> Key:

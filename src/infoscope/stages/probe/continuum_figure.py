@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from infoscope.report.figure_style import FAINT, GREY, INK, draw_means, make_empty, make_panels
+from infoscope.report.figure_style import FAINT, GREY, INK, MIDDLE, draw_means, make_empty, make_panels
 from infoscope.report.tables import Stat, compute_stat
 from infoscope.stages.probe.results import (
     KEPT,
@@ -30,6 +30,7 @@ LINES = {
     ("group", None): ("without the band", INK, "-"),
     ("control", "size"): ("random features, as many", GREY, (0, (1, 1.2))),
     ("control", "mass"): ("random features of its mass", GREY, (0, (5, 2))),
+    ("control", "energy"): ("random features of its energy", MIDDLE, (0, (3, 1.5, 1, 1.5))),
 }
 """{(role, control): (label, colour, line)}."""
 
@@ -47,7 +48,12 @@ def draw_continuum(seeds: Sequence[ScopeResult], results: Sequence[Result]) -> F
     figure, panels = make_panels(len(metrics), 0.7 + 2.1 * math.ceil(len(metrics) / 2))
     for panel, metric in zip(panels, metrics, strict=True):
         _draw_panel(panel, results, metric, bands, places)
-    handles = [Line2D([], [], color=colour, linestyle=line, label=label) for label, colour, line in LINES.values()]
+    drawn = {(variant.role, variant.control) for variant in map(get_variant, results)}
+    handles = [
+        Line2D([], [], color=colour, linestyle=line, label=label)
+        for key, (label, colour, line) in LINES.items()
+        if key in drawn
+    ]
     figure.legend(handles=handles, loc="outside lower center", ncols=3)
     return figure
 

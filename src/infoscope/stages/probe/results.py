@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from infoscope.report.tables import Column, compute_stat
+from infoscope.scope.config import Control
 from infoscope.scope.partition import name_group
 from infoscope.scope.separation import MATCHED
 
@@ -109,10 +110,13 @@ def group_by_variant(results: Sequence[Result], matched: bool = False) -> dict[A
     groups = list(dict.fromkeys(["high", "low", *(variant.group or "" for variant in runs)]))
     modes = list(dict.fromkeys(["", *MODES, *(variant.mode for variant in runs)]))
 
-    def place(variant: AblationRow) -> tuple[int, int, bool, bool]:
+    controls = list(dict.fromkeys([*(one.name for one in Control), *(variant.control or "" for variant in runs)]))
+
+    def place(variant: AblationRow) -> tuple[int, int, int]:
         first, last = variant.role in ("original", "nothing"), variant.role == "all"
         group = -1 if first else len(groups) if last else groups.index(variant.group or "")
-        return modes.index(variant.mode), group, variant.role == "control", variant.control == "mass"
+        control = -1 if variant.control is None else controls.index(variant.control)
+        return modes.index(variant.mode), group, control
 
     return {variant: runs[variant] for variant in sorted(runs, key=place)}
 

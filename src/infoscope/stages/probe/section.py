@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from infoscope.report.section import ReportSection, SectionFigure
 from infoscope.stages.probe.continuum_figure import draw_continuum
-from infoscope.stages.probe.figures import draw_removal
+from infoscope.stages.probe.figures import draw_against_random, draw_removal
 from infoscope.stages.probe.results import Result
 from infoscope.stages.probe.tables import make_removal_tables, summarise_removal
 from infoscope.stages.score.result import ScopeResult
@@ -23,10 +23,16 @@ def make_removal_section(
     figures = {
         "removal": SectionFigure(
             lambda: draw_removal(results),
-            "What each probe gains or loses without a group of features, against the original tokens of the same"
-            " run. Left of zero is worse in every panel.",
-        )
+            "What each probe reads without a group of features, and from the original tokens (dark line). Further left"
+            " is worse in every panel.",
+        ),
     }
+    if any(result["variant"]["role"] == "control" for result in results):
+        figures["removal_against_random"] = SectionFigure(
+            lambda: draw_against_random(results),
+            "Each probe without a group, minus the mean of the same without random features of equal mass or equal"
+            " energy: a dot per SAE seed, and the 95 % interval of their mean. Left of zero is worse than random.",
+        )
     if any("high" not in scope.partition.groups for scope in scopes):
         figures["continuum"] = SectionFigure(
             lambda: draw_continuum(scopes, results),

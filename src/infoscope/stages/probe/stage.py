@@ -24,7 +24,7 @@ from infoscope.sae.config import TokenChoice
 from infoscope.sae.edit import EditMode
 from infoscope.scope.ablations import Ablation, make_ablations, make_matched_ablations
 from infoscope.scope.config import Rule
-from infoscope.stages.ablations import all_ablations_of
+from infoscope.stages.ablations import all_ablations_of, needs_of_ablations
 from infoscope.stages.backbone import load_backbone, load_backbone_at
 from infoscope.stages.images import check_split, count_images, find_known, knows, probe_data, scenes_of
 from infoscope.stages.probe.artifacts import AblationProbes, Features
@@ -65,7 +65,11 @@ class ProbesOfVariants(Stage, ABC):
         for group in list_probe_groups(ctx):
             scenes |= {f"{group.data.kind.name}_{name}": of for name, of in scenes_of(ctx, group.data)}
         features = _FeaturesOfSeed.at(ctx, self, seed)
-        return Needs(**vars(needs_of_groups(ctx, seed)), **tokens, **scenes, features=features)
+        return Needs(**vars(self.needs_of_variants(ctx, seed)), **tokens, **scenes, features=features)
+
+    def needs_of_variants(self, ctx: Context, seed: int) -> Needs:
+        """Return what `variants` reads."""
+        return needs_of_groups(ctx, seed)
 
     def reads(self, ctx: Context) -> list[Node]:
         return Score().reads(ctx)
@@ -145,6 +149,9 @@ class Probe(ProbesOfVariants):
     def variants(self, ctx: Context, seed: int) -> list[Ablation]:
         return all_ablations_of(ctx, seed)
 
+    def needs_of_variants(self, ctx: Context, seed: int) -> Needs:
+        return needs_of_ablations(ctx, seed)
+
     def count_nominal(self, ctx: Context) -> int:
         """Return as many as two groups, or all bands, with members have."""
         rule, number = ctx.config.partition.chosen
@@ -152,7 +159,8 @@ class Probe(ProbesOfVariants):
         groups = {str(i): np.arange(2 * n_groups) // 2 == i for i in range(n_groups)}
         everyone, alike = np.ones(2 * n_groups, bool), np.ones(2 * n_groups)
         matched = {"high": groups["0"], "low": groups["1"]} if n_groups == 2 else {}
-        variants = make_ablations(groups, everyone, alike, ctx.config.probe.n_draws)
+        probe, count = ctx.config.probe, lambda order: 1.0 + np.arange(len(order))
+        variants = make_ablations(groups, everyone, alike, probe.n_draws, controls=probe.controls, energy=count)
         return len(variants + make_matched_ablations(matched, alike, alike))
 
     def make(self, ctx: Context, seed: int) -> Probed:

@@ -9,6 +9,7 @@ from itertools import groupby
 from typing import Any
 
 from infoscope.report.tables import Align, Cell, Column, Table, compute_stat
+from infoscope.stages.probe.against_random import make_table_against_random
 from infoscope.stages.probe.paper import PAPER_TITLES, PAPER_VALUES, PaperRow
 from infoscope.stages.probe.results import (
     MAIN_METRICS,
@@ -48,6 +49,7 @@ def make_removal_tables(results: Sequence[Result], paper_reference: str | None =
     """Return the feature-removal tables by name; the empty dictionary when there are no results.
 
     removal: every variant with the shares it removes and the main metric of each probe.
+    removal_against_random: groups against their random groups, with intervals and findings.
     removal_delta: the same as differences from the original tokens of the same run.
     removal_frozen_head: the head trained on original tokens, read on edited ones, as differences again.
     removal_more: the other metrics.
@@ -68,7 +70,8 @@ def make_removal_tables(results: Sequence[Result], paper_reference: str | None =
         results,
         source="frozen_head",
     )
-    tables = [make_main_table(results, paper_reference), differences, frozen, _make_second_table(results)]
+    against = make_table_against_random(results)
+    tables = [make_main_table(results, paper_reference), against, differences, frozen, _make_second_table(results)]
     return {table.name: table for table in tables if len(table.columns) > 1 and table.rows}
 
 

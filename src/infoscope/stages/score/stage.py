@@ -19,6 +19,7 @@ from infoscope.scope.partition import Partition, choose_example_latents, make_pa
 from infoscope.scope.scores import Scores
 from infoscope.scope.scoring import score_latents
 from infoscope.stages.backbone import fingerprint_model, load_backbone
+from infoscope.stages.energy import Sample, energy_of
 from infoscope.stages.images import count_images, fingerprint_images, open_split, scenes_of
 from infoscope.stages.rank import Rank, mass_of
 from infoscope.stages.sae import count_latents, sae_of
@@ -178,13 +179,19 @@ def check_count(setting: str, count: float, n_latents: int) -> None:
 
 def needs_of_groups(ctx: Context, seed: int) -> Needs:
     """Return what `partition_of` and `scope_of` read."""
-    return Needs(sae=sae_of(ctx, seed), ranking=Rank.at(ctx, seed), scores=Score.at(ctx, seed))
+    sample = {"sample": Sample.at(ctx, seed)} if _is_by_energy(ctx) else {}
+    return Needs(sae=sae_of(ctx, seed), ranking=Rank.at(ctx, seed), scores=Score.at(ctx, seed), **sample)
+
+
+def _is_by_energy(ctx: Context) -> bool:
+    return ctx.config.partition.chosen[0] is Rule.energy
 
 
 def partition_of(ctx: Context, seed: int) -> Partition:
     """Divide the latents by their scores on the training split: arithmetic on the score artifact."""
     cds = Score.at(ctx, seed).load().cds(ctx.config.scope.k_cds).values
-    return make_partition(cds, mass_of(ctx, seed), ctx.config.partition)
+    energy = energy_of(ctx, seed) if _is_by_energy(ctx) else None
+    return make_partition(cds, mass_of(ctx, seed), ctx.config.partition, energy)
 
 
 def scope_of(ctx: Context, seed: int) -> ScopeResult:
@@ -198,7 +205,7 @@ def scope_of(ctx: Context, seed: int) -> ScopeResult:
         scores=scores,
         mass=mass,
         firing_rate=Rank.at(ctx, seed).load().firing_rate,
-        partition=make_partition(cds, mass, config.partition),
+        partition=partition_of(ctx, seed),
         rule=config.partition.rule_in_words,
         sae_metrics=sae_of(ctx, seed).read_json("metrics.json"),
     )

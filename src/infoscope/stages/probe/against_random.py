@@ -1,0 +1,165 @@
+"""What removing a group costs beyond removing random features: of equal mass, of equal energy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from scipy.special import stdtrit
+
+from infoscope.report.tables import Align, Cell, Column, Stat, Table, compute_stat, format_number
+from infoscope.stages.probe.results import (
+    KEPT,
+    MAIN_METRICS,
+    AblationRow,
+    Metric,
+    Result,
+    group_by_variant,
+    is_empty,
+    present_metrics,
+)
+
+LEVEL = 0.95
+"""Of the intervals."""
+WORDS = {-1: "costs more than", 0: "is not told from", 1: "costs less than"}
+"""What a difference says, by its sign: positive is better."""
+
+
+class Excess(NamedTuple):
+    """How far a metric without a group lies from the metric without random features, the SAE's error kept.
+
+    group, control: as in an `AblationRow` of a random group.
+    by_seed: metric without the group minus the mean over the draws of its random groups, by SAE seed.
+    """
+
+    metric: Metric
+    group: str
+    control: str
+    by_seed: dict[int, float]
+
+    @property
+    def stat(self) -> Stat:
+        """Mean and spread over SAE seeds."""
+        return compute_stat(self.by_seed.values())
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95 % interval of the mean over SAE seeds (t); NaN with fewer than two.
+
+        Each seed has draws of its own, so that what they vary by is in the spread over seeds.
+        """
+        mean, half = self.stat.mean, self.half_width
+        return mean - half, mean + half
+
+    @property
+    def half_width(self) -> float:
+        """Half of the interval."""
+        n = self.stat.n
+        return float(stdtrit(n - 1, (1 + LEVEL) / 2)) * self.stat.error if n > 1 else math.nan
+
+    @property
+    def sign(self) -> int:
+        """1: better than without random features; -1: worse; 0: the interval holds 0, or there is none."""
+        low, high = self.interval
+        if low <= 0 <= high or math.isnan(low):
+            return 0
+        return 1 if (low > 0) == self.metric.higher_is_better else -1
+
+
+def list_excess(results: Sequence[Result]) -> list[Excess]:
+    """Return what each group costs beyond its random groups, by metric, group and control."""
+    runs, metrics = group_by_variant(results), present_metrics(results, MAIN_METRICS)
+    controls = [variant for variant in runs if variant.role == "control" and variant.mode == KEPT]
+    found = []
+    for metric in metrics:
+        for variant in controls:
+            group = AblationRow("group", KEPT, variant.group)
+            removed = _read_by_seed(runs.get(group, []), metric)
+            random = _read_by_seed(runs[variant], metric)
+            by_seed = {seed: removed[seed].mean - random[seed].mean for seed in removed.keys() & random.keys()}
+            if by_seed:
+                found.append(Excess(metric, variant.group or "", variant.control or "", dict(sorted(by_seed.items()))))
+    return found
+
+
+def _read_by_seed(runs: Sequence[Result], metric: Metric) -> dict[int, Stat]:
+    filled = [run for run in runs if not is_empty(run)]
+    seeds = dict.fromkeys(run["sae_seed"] for run in filled)
+    stats = {seed: compute_stat(metric.read(run) for run in filled if run["sae_seed"] == seed) for seed in seeds}
+    return {seed: stat for seed, stat in stats.items() if stat.n}
+
+
+def make_table_against_random(results: Sequence[Result]) -> Table:
+    """Return the table: a section per metric, a row per group and control; the findings stand below it."""
+    excess = list_excess(results)
+    n_seeds = len({seed for one in excess for seed in one.by_seed})
+    table = Table(
+        "removal_against_random",
+        "Feature removal against random features",
+        [
+            Column("group", "without", Align.left),
+            Column("control", "against random of equal", Align.left),
+            Column("difference", "difference", signed=True),
+            Column("low", f"{LEVEL:.0%} from", signed=True),
+            Column("high", "to", signed=True),
+            Column("finding", "removal", Align.left),
+            Column("metric", "metric", Align.left, csv_only=True),
+            Column("n_seeds", "SAE seeds", is_count=True, csv_only=True),
+        ],
+        notes=[
+            "Difference: the metric without the group minus the mean of the metric without its random groups, taken"
+            f" within an SAE seed, then averaged. Interval: Student's t over {n_seeds} SAE"
+            f" seed{'s' if n_seeds != 1 else ''}, each with draws of its own, so that it holds both; each"
+            " interval by itself. Heads are"
+            " retrained, the SAE's error stays.",
+            *describe_excess(excess),
+        ],
+    )
+    for metric in dict.fromkeys(one.metric for one in excess):
+        column = metric.column
+        unit, arrow = "points" if column.unit == "%" else column.unit, "↑" if metric.higher_is_better else "↓"
+        table.add_section(f"{column.heading} {arrow} ({unit})")
+        for one in excess:
+            if one.metric == metric:
+                numbers = [Cell(value, digits=column.digits, scale=column.scale) for value in (one.stat, *one.interval)]
+                words = f"{WORDS[one.sign]} random"
+                table.add_row(_name(one), one.control, *numbers, words, column.key, one.stat.n)
+    return table
+
+
+def _name(excess: Excess) -> str:
+    return AblationRow("group", KEPT, excess.group).group_label
+
+
+def describe_excess(excess: Sequence[Excess]) -> Iterator[str]:
+    """Yield one sentence per metric: what each group costs beyond random features, and whether every control agrees."""
+    if not any(math.isfinite(one.half_width) for one in excess):
+        if excess:
+            yield "One SAE seed: how far a difference is one of the group's scope is not known."
+        return
+    for metric in dict.fromkeys(one.metric for one in excess):
+        groups: dict[str, list[Excess]] = {}
+        for one in excess:
+            if one.metric == metric:
+                groups.setdefault(_name(one), []).append(one)
+        parts = [f"removing {name} features {_compare(controls)}" for name, controls in groups.items()]
+        yield f"{metric.column.heading}: {'; '.join(parts)}."
+
+
+def _compare(controls: Sequence[Excess]) -> str:
+    """What one group costs beyond each of its controls."""
+    found = [f"of equal {one.control} ({_format(one)})" for one in controls]
+    signs = [one.sign for one in controls]
+    if len(set(signs)) == 1:
+        agree = ", under every control" if signs[0] and len(signs) > 1 else ""
+        return f"{WORDS[signs[0]]} removing random ones {' and '.join(found)}{agree}"
+    return ", but ".join(f"{WORDS[sign]} removing random ones {one}" for sign, one in zip(signs, found, strict=True))
+
+
+def _format(excess: Excess) -> str:
+    """ "+2.1 points, interval +0.3 to +3.9"."""
+    column = excess.metric.column
+    numbers = (column.scale * value for value in (excess.stat.mean, *excess.interval))
+    mean, low, high = (format_number(number, column.digits, signed=True) for number in numbers)
+    return f"{mean} {'points' if column.unit == '%' else column.unit}, {low} to {high}"
