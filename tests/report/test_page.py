@@ -22,6 +22,7 @@ from infoscope.report.tables import Column, Table, compute_stat
 from infoscope.scope.config import PartitionConfig, Rule
 from infoscope.stages.probe.section import make_removal_section
 from infoscope.stages.report.tokens import draw_token_norms, make_token_section
+from infoscope.stages.score.result import ScopeResult
 from infoscope.stages.score.stage import make_scope_section
 from infoscope.stages.score.tables import make_scope_table
 from tests.support.report_samples import (
@@ -38,25 +39,45 @@ FULL, PHOTOS, NOTHING = (
     [make_scope_result(0, config=PartitionConfig(rule=Rule.bands, n_bands=3))],
     [make_unscored_result()],
 )
+
+
+def find_none(scopes: list[ScopeResult]) -> list[np.ndarray]:
+    """No feature is position-locked."""
+    return [np.zeros(len(scope.cds), dtype=bool) for scope in scopes]
+
+
 PAGES = {
     "full": Page(
         "Full",
         {"model": "scenes_clip"},
         leads=[
             make_removal_section(FULL, make_results(2, 2)),
-            make_scope_section(FULL, make_examples()),
+            make_scope_section(FULL, make_examples(), find_none(FULL)),
             make_token_section(make_norms(), "median + 6 MAD"),
         ],
     ),
     "one seed, no labels, bands": Page(
         "Photos",
         note=NOTE,
-        leads=[make_scope_section(PHOTOS, []), make_token_section(make_norms(False), "median + 6 MAD")],
+        leads=[
+            make_scope_section(PHOTOS, [], find_none(PHOTOS)),
+            make_token_section(make_norms(False), "median + 6 MAD"),
+        ],
     ),
     "nothing scored": Page(
-        "Nothing", leads=[make_removal_section(NOTHING, make_results(1, 1)), make_scope_section(NOTHING, [])]
+        "Nothing",
+        leads=[make_removal_section(NOTHING, make_results(1, 1)), make_scope_section(NOTHING, [], find_none(NOTHING))],
     ),
 }
+
+
+def test_position_locked_features_are_counted() -> None:
+    locked = find_none(FULL)
+    locked[0][FULL[0].partition.high] = True
+    section = make_scope_section(FULL, make_examples(), locked)
+    n, m = (int(scope.partition.high.sum()) for scope in FULL)
+    assert f"(high-scope {n} of {n}, 0 of {m}; low-scope 0 of" in section.figures["examples"].caption
+    assert [of["n_locked"] for of in section.summary] == [{"high": n, "low": 0}, {"high": 0, "low": 0}]
 
 
 @pytest.mark.parametrize("page", PAGES.values(), ids=PAGES)

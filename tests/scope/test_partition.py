@@ -1,4 +1,4 @@
-from itertools import chain, pairwise
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from infoscope.runtime.errors import InputError
 from infoscope.scope.config import PartitionConfig, Rule
-from infoscope.scope.partition import Partition, choose_example_latents, make_partition, mass_threshold, otsu_threshold
+from infoscope.scope.partition import Partition, make_partition, mass_threshold, name_group, otsu_threshold
 
 NAN = np.nan
 NUMBERS = {Rule.mass: {"mass_share": 0.4}, Rule.threshold: {"gamma": 0.1}, Rule.quantile: {"quantile": 0.4}}
@@ -193,30 +193,7 @@ def test_equal_scores_stay_together_whatever_their_mass():
     assert found.low.tolist() == [True, True, True, True, False]
 
 
-def test_examples_come_from_the_ends_and_the_middle():
-    cds = np.random.default_rng(1).permutation(np.linspace(0, 1, 101))
-    cds[::10] = NAN
-    chosen = choose_example_latents(cds, 3)
-    assert list(chosen) == ["low", "middle", "high"]
-    for level, near in (("low", 0.05), ("middle", 0.5), ("high", 0.95)):
-        assert len(chosen[level]) == 3
-        np.testing.assert_allclose(cds[chosen[level]], near, atol=0.06)
-        assert (np.diff(cds[chosen[level]]) > 0).all()
-
-
-@given(scores=score_lists, n_each=st.integers(1, 6))
-@settings(max_examples=100, deadline=None)
-def test_examples_are_scored_and_never_repeat(scores, n_each):
-    cds = np.array(scores, dtype=float)
-    chosen = choose_example_latents(cds, n_each)
-    flat = list(chain(*chosen.values()))
-    assert len(flat) == len(set(flat))
-    assert not np.isnan(cds[flat]).any() if flat else np.isnan(cds).all()
-    assert len(flat) >= min(n_each, (~np.isnan(cds)).sum() // 3)
-    assert all(len(latents) <= n_each for latents in chosen.values())
-    assert sorted(cds[flat].tolist()) == cds[flat].tolist()
-
-
-def test_no_examples_are_refused():
-    with pytest.raises(InputError, match="n_examples"):
-        choose_example_latents(np.zeros(3), 0)
+def test_bands_are_told_with_their_ends() -> None:
+    names = [name_group(f"band {i} of 3", with_end=True) for i in (1, 2, 3)]
+    assert names == ["band 1 of 3 (lowest CDS)", "band 2 of 3", "band 3 of 3 (highest CDS)"]
+    assert (name_group("band 1 of 3"), name_group("high", with_end=True)) == ("band 1 of 3", "high-scope")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,9 +11,6 @@ from jaxtyping import Bool, Float, Int
 from infoscope.runtime.errors import InputError
 from infoscope.scope.config import PartitionConfig, Rule
 from infoscope.scope.energy import Cumulate
-
-EXAMPLE_QUANTILES = {"low": 0.05, "middle": 0.5, "high": 0.95}
-"""Where in the order of scores each level is looked for: not the very ends, which outliers of the score hold."""
 
 
 @dataclass(repr=False)
@@ -61,9 +59,22 @@ class Partition:
         return self.groups[name]
 
 
-def name_group(group: str) -> str:
-    """Return a group's name for display: "high-scope", "low-scope", "band 1 of 4", ..."""
-    return f"{group}-scope" if group in ("high", "low") else group
+BANDS_IN_ORDER = "Bands are numbered by CDS, 1 = lowest."
+"""A note for tables that name bands."""
+
+
+def name_group(group: str, with_end: bool = False) -> str:
+    """Return a group's name for display: "high-scope", "low-scope", "band 1 of 4", ...
+
+    Args:
+        with_end: whether the first and the last band are called "band 1 of 4 (lowest CDS)" and "... (highest CDS)".
+    """
+    if group in ("high", "low"):
+        return f"{group}-scope"
+    if with_end and (band := re.fullmatch(r"band (\d+) of (\d+)", group)):
+        ends = {band[2]: " (highest CDS)", "1": " (lowest CDS)"}
+        return group + ends.get(band[1], "")
+    return group
 
 
 def make_partition(
@@ -169,25 +180,3 @@ def _make_bands(cds: np.ndarray, n_bands: int) -> dict[str, np.ndarray]:
         edges = np.quantile(cds[~unscored], np.arange(1, n_bands) / n_bands)
         band = np.searchsorted(edges, cds, side="left")  # as for gamma: a score on the edge belongs below it
     return {f"band {i + 1} of {n_bands}": ~unscored & (band == i) for i in range(n_bands)}
-
-
-def choose_example_latents(cds: Float[np.ndarray, " d_sae"], n_each: int) -> dict[str, list[int]]:
-    """Return up to `n_each` latents around the 5%, 50% and 95% quantile of the scores, by ascending score.
-
-    Deterministic (equal scores by latent), without repeats, unscored (NaN) ones left out; fewer where there are not
-    enough: each level keeps to its third of the order.
-
-    Raises:
-        InputError: if `n_each` is below 1.
-    """
-    if n_each < 1:
-        raise InputError(f"Expected report.n_examples to be at least 1, got {n_each}.")
-    order = np.argsort(cds, kind="stable")[: int((~np.isnan(cds)).sum())]  # argsort puts NaN last
-    chosen = {}
-    thirds = np.array_split(np.arange(len(order)), len(EXAMPLE_QUANTILES))
-    for (level, quantile), third in zip(EXAMPLE_QUANTILES.items(), thirds, strict=True):
-        size = min(n_each, len(third))
-        centre = round(quantile * (len(order) - 1)) if size else 0
-        start = min(max(centre - size // 2, third[0]), third[-1] + 1 - size) if size else 0
-        chosen[level] = [int(latent) for latent in order[start : start + size]]
-    return chosen

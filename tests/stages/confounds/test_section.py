@@ -19,6 +19,7 @@ from infoscope.report.tables import Stat, Table
 from infoscope.sae.latent_table import LatentColumn, LatentTable
 from infoscope.scope.confounds import ConfoundResult, LatentProperties
 from infoscope.scope.separation import compute_auroc, match_frequency
+from infoscope.stages.confounds.figures import _spread
 from infoscope.stages.confounds.numbers import compute_rank_means
 from infoscope.stages.confounds.section import make_confound_section
 from infoscope.stages.confounds.stage import list_columns
@@ -262,6 +263,17 @@ def test_it_renders(tmp_path: Path) -> None:
     assert {"confounds", "auroc", "removal_matched"} <= files.tables.keys()
     assert {"cds_confounds", "cds_by_rank"} <= files.figures.keys()
     assert "confounds" in json.loads(files.summary.read_text())
+
+
+def test_points_of_shares_are_spread_within_0_and_1() -> None:
+    shares = np.repeat([0, 0.5, 1], 500)
+    spread = _spread(shares, 0.04)
+    assert spread.min() >= 0
+    assert spread.max() <= 1
+    assert np.abs(spread - shares).max() <= 0.04
+    assert (np.array([part.std() for part in np.split(spread, 3)]) > 0.01).all()
+    both = np.isfinite(_spread(np.array([0.2, math.nan]), 0.04))
+    assert both.tolist() == [True, False]
 
 
 def test_without_truth_there_is_no_auroc(tmp_path: Path) -> None:

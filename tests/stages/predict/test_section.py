@@ -12,7 +12,14 @@ import pytest
 from infoscope.predictions.responsible import ResponsibleFeature
 from infoscope.predictions.results import ChangedImage, PredictionResult
 from infoscope.report.figure_style import save_figure
-from infoscope.stages.predict.figures import _cut, draw_changed_predictions, draw_reliability
+from infoscope.stages.predict.figures import (
+    Bins,
+    _cut,
+    compute_interval,
+    draw_changed_predictions,
+    draw_reliability,
+    join_bins,
+)
 from infoscope.stages.predict.section import make_prediction_section
 
 N_IMAGES, NAMES = 200, ("ball", "cube", "a very long name of a class", "ring")
@@ -141,6 +148,35 @@ def test_reliability_has_a_panel_for_each_group():
     confidence, accuracy = figure.axes[0].lines[1].get_data()  # the original, after the diagonal
     np.testing.assert_allclose(confidence, [0.9], rtol=1e-6)
     np.testing.assert_allclose(accuracy, [1.0])
+    assert not any(text.get_text() for axes in figure.axes for text in axes.texts)
+
+
+def test_bins_of_few_images_are_joined_and_never_lost() -> None:
+    nan = math.nan
+    bins = Bins(np.array([0.0, 20, 40, 30, 60]), np.array([nan, 0.3, 0.5, 0.7, 0.9]), np.array([nan, 1.0, 0, 0.5, 1]))
+    joined = join_bins(bins, 50)
+    np.testing.assert_allclose(joined.n, [90, 60])
+    np.testing.assert_allclose(joined.confidence, [(20 * 0.3 + 40 * 0.5 + 30 * 0.7) / 90, 0.9])
+    np.testing.assert_allclose(joined.accuracy, [35 / 90, 1])
+    assert len(join_bins(bins, 151).n) == 0
+    low, high = compute_interval(np.array([0.0, 0.5, 1.0]), np.array([50.0, 100.0, 50.0]))
+    np.testing.assert_allclose(low, [0, 0.4038, 0.9287], atol=1e-4)  # Wilson's, as published tables have them
+    np.testing.assert_allclose(high, [0.0713, 0.5962, 1], atol=1e-4)
+
+
+def test_a_reliability_curve_of_a_handful_of_images_is_not_drawn() -> None:
+    result = make_result()
+    few = replace(
+        result,
+        image_index=result.image_index[:30],
+        labels=result.labels[:30],
+        predicted=result.predicted[:, :30],
+        max_prob=result.max_prob[:, :30],
+    )
+    figure = draw_reliability([few, few])  # two SAEs, many draws, and still thirty images
+    for axes in figure.axes:
+        assert len(axes.lines) == 1
+        assert [text.get_text() for text in axes.texts] == ["fewer than 50 images"]
 
 
 def test_changed_images_stand_with_their_classes_and_features(tmp_path):

@@ -55,8 +55,8 @@ def draw_cds_confounds(pairs: Pairs, tables: Sequence[LatentTable]) -> Figure:
         for (scope, found), table in zip(pairs, tables, strict=True):
             values = np.asarray(table[key], dtype=np.float64)
             rhos.append(compute_spearman(values, scope.cds)[0])
-            if key == "one_sided":  # only a few values occur: spread the points of each
-                values = values + np.random.default_rng(104).uniform(-0.3, 0.3, len(values)) / scope.k_cds
+            if key == "one_sided":  # only a few values occur
+                values = _spread(values, 0.3 / scope.k_cds)
             members = {"known-local": found.known_local, "known-global": found.known_global}
             members["undeclared"] = ~(found.known_local | found.known_global)
             for layer, (name, colour) in enumerate(groups.items()):
@@ -65,7 +65,7 @@ def draw_cds_confounds(pairs: Pairs, tables: Sequence[LatentTable]) -> Figure:
                 style = {"color": colour, "alpha": alpha, "linewidth": 0, "zorder": 2 + layer, "rasterized": True}
                 axes.scatter(values[chosen], scope.cds[chosen], s=size, **style)
         _set_ticks(axes, confound.scale == "log")
-        axes.set_xlabel(confound.name)
+        axes.set_xlabel(confound.name + (", points spread" if key == "one_sided" else ""))
         axes.set_ylim(bottom=0)
         axes.grid(color=FAINT, linewidth=0.6)
         rho = format_number(compute_stat(rhos).mean, 2, signed=True)
@@ -79,6 +79,12 @@ def draw_cds_confounds(pairs: Pairs, tables: Sequence[LatentTable]) -> Figure:
         ]
         figure.legend(handles=handles, loc="outside lower center", ncols=3)
     return figure
+
+
+def _spread(shares: np.ndarray, by: float) -> np.ndarray:
+    """Move shares at random, by at most `by` and not beyond 0 or 1, so that points of equal shares are seen."""
+    low, high = np.maximum(shares - by, 0), np.minimum(shares + by, 1)
+    return low + (high - low) * np.random.default_rng(104).random(len(shares))
 
 
 def _set_ticks(axes: Axes, is_log: bool) -> None:

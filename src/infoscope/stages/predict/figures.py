@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from infoscope.predictions.metrics import Reliability, compute_reliability
+from infoscope.predictions.metrics import compute_reliability
 from infoscope.predictions.results import ChangedImage, PredictionResult
 from infoscope.report.figure_style import FAINT, GREY, INK, WIDTH_IN, colour_groups, make_empty, make_panels
 from infoscope.report.tables import format_number
@@ -19,8 +20,10 @@ from infoscope.stages.probe.results import KEPT
 
 MAX_POINT = 220.0
 """Area in square points of a bin that holds every prediction."""
-MIN_PREDICTIONS = 10
-"""Bins with fewer are not drawn: their accuracy is chance."""
+MIN_IMAGES = 50
+"""Neighbouring bins are joined until each holds so many: of fewer, the accuracy is chance."""
+Z = 1.96
+"""Standard errors of a 95% interval."""
 PANELS_PER_ROW = 3
 MAX_IMAGES = 5
 """Images in a row: more would be too small to read in a README."""
@@ -28,10 +31,19 @@ TEXT_IN = 0.86
 """Height of the lines under an image, in inches."""
 
 
+class Bins(NamedTuple):
+    """Images in each bin, their mean confidence, and the share that is right."""
+
+    n: Float[np.ndarray, " n_bins"]
+    confidence: Float[np.ndarray, " n_bins"]
+    accuracy: Float[np.ndarray, " n_bins"]
+
+
 def draw_reliability(results: Sequence[PredictionResult]) -> Figure:
     """Draw accuracy against confidence, a panel per group: original, without the group, random groups of its mass.
 
-    Predictions of all seeds and draws are pooled; the original ones are the same for every seed and taken once.
+    Predictions of all seeds and draws are pooled; the original ones are the same for every seed and taken once. As all
+    are of the same images, bins and intervals go by the images in a bin: its predictions over the runs that are pooled.
     """
     groups = _find_groups(results)
     if not groups or not all(result.has_labels for result in results):
@@ -46,13 +58,18 @@ def draw_reliability(results: Sequence[PredictionResult]) -> Figure:
         lines = {
             "original tokens": (INK, {"role": "original"}),
             "without random features of the same mass": (GREY, {"role": "control", "group": group, "control": "mass"}),
-            f"without {name_group(group)}": (colours[group], {"role": "group", "group": group, "mode": KEPT}),
+            f"without {name_group(group, with_end=True)}": (
+                colours[group],
+                {"role": "group", "group": group, "mode": KEPT},
+            ),
         }
         panel.plot([0, 1], [0, 1], color=GREY, linewidth=0.9, linestyle=(0, (4, 3)))
         for label, (colour, wanted) in lines.items():
             pooled = results[:1] if label == "original tokens" else results  # the original is the same for every SAE
-            if (bins := _pool(pooled, wanted)) is not None:
+            if len((bins := _pool(pooled, wanted)).n):
                 handles[label] = _draw_bins(panel, bins, colour)
+        if not panel.collections:
+            panel.text(0.5, 0.1, f"fewer than {MIN_IMAGES} images", ha="center", color=GREY, fontsize=7.5)
         panel.set(xlim=(0, 1.04), ylim=(-0.03, 1.04), aspect="equal", xlabel="confidence")
         panel.grid(color=FAINT, linewidth=0.6)
         panel.set_title(f"without {name_group(group)}")
@@ -68,22 +85,48 @@ def _find_groups(results: Sequence[PredictionResult]) -> list[str]:
     return sorted(names, key=lambda name: {"high": 0, "low": 1}.get(name, 2))
 
 
-def _pool(results: Sequence[PredictionResult], wanted: Mapping[str, str]) -> Reliability | None:
-    """The bins of all variants with these properties, over all results; None without any."""
-    max_prob, right = [], []
+def _pool(results: Sequence[PredictionResult], wanted: Mapping[str, str]) -> Bins:
+    """The joined bins of all variants with these properties, over all results."""
+    max_prob, right = [np.empty(0)], [np.empty(0, dtype=bool)]
     for result in results:
         for place, variant in enumerate(result.variants):
             if not variant["empty"] and all(variant[name] == value for name, value in wanted.items()):
                 max_prob.append(result.max_prob[place])
                 right.append(result.right[place])
-    return compute_reliability(np.concatenate(max_prob), np.concatenate(right)) if max_prob else None
+    n, *means = compute_reliability(np.concatenate(max_prob), np.concatenate(right))
+    return join_bins(Bins(n / max(1, len(max_prob) - 1), *means), MIN_IMAGES)
 
 
-def _draw_bins(axes: Axes, bins: Reliability, colour: str) -> Line2D:
-    filled = bins.n >= MIN_PREDICTIONS
-    x, y = bins.confidence[filled], bins.accuracy[filled]
-    axes.scatter(x, y, MAX_POINT * bins.n[filled] / bins.n.sum(), color=colour, alpha=0.35, linewidths=0)
-    return axes.plot(x, y, "-", marker="o", markersize=2.2, color=colour, linewidth=1.1)[0]
+def join_bins(bins: Bins, n_least: int) -> Bins:
+    """Join neighbouring bins, from the most confident ones down, until each holds at least `n_least`.
+
+    What is left over at the low end joins the last one; no bin where all together hold fewer.
+    """
+    joined, some = [], np.zeros(3)
+    for n, confidence, accuracy in reversed(list(zip(*bins, strict=True))):
+        some += (n, n * confidence, n * accuracy) if n else 0
+        if some[0] >= n_least:
+            joined.append(some)
+            some = np.zeros(3)
+    if joined:
+        joined[-1] = joined[-1] + some
+    n, confidence, accuracy = np.array(joined[::-1]).reshape(-1, 3).T
+    return Bins(n, confidence / n, accuracy / n)
+
+
+def compute_interval(share: np.ndarray, n: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the 95% interval of a share of n (Wilson, 1927)."""
+    centre, spread = (share + Z**2 / (2 * n)), Z * np.sqrt(share * (1 - share) / n + Z**2 / (4 * n**2))
+    return (centre - spread) / (1 + Z**2 / n), (centre + spread) / (1 + Z**2 / n)
+
+
+def _draw_bins(axes: Axes, bins: Bins, colour: str) -> Line2D:
+    axes.scatter(
+        bins.confidence, bins.accuracy, MAX_POINT * bins.n / bins.n.sum(), color=colour, alpha=0.35, linewidths=0
+    )
+    axes.vlines(bins.confidence, *compute_interval(bins.accuracy, bins.n), color=colour, linewidth=0.8)
+    line = {"color": colour, "marker": "o", "markersize": 2.2, "linewidth": 1.1}
+    return axes.plot(bins.confidence, bins.accuracy, "-", **line)[0]
 
 
 def draw_changed_predictions(
@@ -111,7 +154,11 @@ def draw_changed_predictions(
     for row, (group, images) in enumerate(rows.items()):
         top = height - row * row_in
         figure.text(
-            0.1 / WIDTH_IN, (top - 0.19) / height, f"without {name_group(group)}", color=colours[group], weight="bold"
+            0.1 / WIDTH_IN,
+            (top - 0.19) / height,
+            f"without {name_group(group, with_end=True)}",
+            color=colours[group],
+            weight="bold",
         )
         for column, image in enumerate(images[:n_columns]):
             left = 0.1 + column * step

@@ -11,7 +11,7 @@ from jaxtyping import UInt8
 from infoscope.predictions.results import PredictionResult
 from infoscope.report.section import ReportSection, SectionFigure
 from infoscope.report.tables import Cell, Column, Stat, Table, compute_stat, format_number
-from infoscope.stages.predict.figures import MIN_PREDICTIONS, draw_changed_predictions, draw_reliability
+from infoscope.stages.predict.figures import MIN_IMAGES, draw_changed_predictions, draw_reliability
 from infoscope.stages.probe.results import (
     KEPT,
     AblationRow,
@@ -60,7 +60,7 @@ def make_prediction_section(
             lambda: draw_reliability(list(results.values())),
             "How often predictions are right at each confidence, before and after a group's features are removed (the"
             " SAE's error kept): on the dashed line they are as right as they are sure. Shaded area: share of the"
-            f" predictions; bins with fewer than {MIN_PREDICTIONS} are left out.",
+            f" predictions; lines: 95% intervals. The 15 bins are joined until each holds {MIN_IMAGES} images.",
         )
     shown = [image for image in first.changed if pictures and image.image_index in pictures]
     if pictures and shown:

@@ -15,10 +15,13 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from infoscope.report.figure_style import BAND_COLOURS, GREY, INK, MIDDLE, WIDTH_IN, make_empty
+from infoscope.scope.partition import name_group
 
 MAX_PAIRS = 4
 """Pairs of crops in a row: more would be too small to read in a README."""
 MAX_ALPHA = 0.85
+LETTER_IN = 0.08
+"""Width of a bold letter."""
 FADE = 0.45
 """How far the picture is faded to grey, so that the heat is seen on any colour."""
 HEAT = (1.0, 0.16, 0.0)
@@ -31,22 +34,41 @@ class Example:
     Args:
         latent: index into the SAE.
         cds: of the feature, NaN if it has none.
-        band: "low", "middle" or "high", or any name of a quantile band.
+        group: that of the partition.
         images: resized to (grid + shift) patches a side, before cropping, best first.
         maps: activations on the whole of crop 1 (origin at the top left) and of crop 2 (origin shifted).
         emd: between the shared regions, divided by D_grid.
+        n_valid, k_cds: how many of how many pairs the CDS is a mean of.
+        is_undecided: whether the interval of its CDS contains gamma.
+        is_locked: whether it fires at one place of the grid whatever the picture.
     """
 
     latent: int
     cds: float
-    band: str
+    group: str
     images: UInt8[np.ndarray, "n size_px size_px 3"]
     maps: Float[np.ndarray, "n 2 grid grid"]
     emd: Float[np.ndarray, " n"]
+    n_valid: int
+    k_cds: int
+    is_undecided: bool = False
+    is_locked: bool = False
+
+    @property
+    def label(self) -> str:
+        """Its group in words; "undecided" where its images do not settle it."""
+        return "undecided" if self.is_undecided else name_group(self.group, with_end=True)
+
+    @property
+    def facts(self) -> str:
+        """What is said beside the group."""
+        cds = f"CDS {self.cds:.3f}" if math.isfinite(self.cds) else "no CDS"
+        locked = ", position-locked" if self.is_locked else ""
+        return f"feature {self.latent}, {cds}, {self.n_valid} of {self.k_cds} pairs{locked}"
 
 
 def draw_examples(examples: Sequence[Example], shift: int) -> Figure:
-    """Draw one row per feature: its best images, each as crop 1 and crop 2 with the region they share outlined.
+    """Draw one row per feature: its group, its best images as crop 1 and crop 2 with their shared region outlined.
 
     The two maps of a pair have one scale, from 0 to the larger maximum of the two.
     """
@@ -58,17 +80,15 @@ def draw_examples(examples: Sequence[Example], shift: int) -> Figure:
     top = 1 - 0.4 / figure.get_figheight()
     bottom, left, right, gap = 0.02, 0.01, 0.99, 0.014
     height, width = (top - bottom) / len(examples), (right - left - gap * (n_pairs - 1)) / n_pairs
+    n_letters = max(len(example.label) for example in examples)
     _draw_key(figure)
     for row, example in enumerate(examples):
         y = top - height * (row + 1)
         tile = width * WIDTH_IN / 2 / figure.get_figheight()
-        colour = BAND_COLOURS.get(example.band, MIDDLE)
-        band = f"{example.band} scope" if example.band in BAND_COLOURS else example.band
-        cds = f"{example.cds:.3f}" if math.isfinite(example.cds) else "none"
-        figure.text(left, y + tile + 0.17 / figure.get_figheight(), band, color=colour, weight="bold")
-        figure.text(
-            left + 0.14, y + tile + 0.17 / figure.get_figheight(), f"feature {example.latent}, CDS {cds}", color=INK
-        )
+        colour = GREY if example.is_undecided else BAND_COLOURS.get(example.group, MIDDLE)
+        text_y = y + tile + 0.17 / figure.get_figheight()
+        figure.text(left, text_y, example.label, color=colour, weight="bold")
+        figure.text(left + LETTER_IN / WIDTH_IN * (n_letters + 2), text_y, example.facts, color=INK)
         for rank in range(min(n_pairs, len(example.images))):
             x = left + rank * (width + gap)
             pair = figure.add_axes((x, y, width, tile))

@@ -12,9 +12,10 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from infoscope.report.figure_style import GREY, INK, MIDDLE, colour_groups, make_figure, write_empty
+from infoscope.report.figure_style import FAINT, GREY, INK, MIDDLE, colour_groups, make_figure, write_empty
 from infoscope.scope.partition import name_group
 from infoscope.stages.score.result import ScopeResult
+from infoscope.stages.score.tables import compute_mass_share
 
 N_BINS = 48
 QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
@@ -23,6 +24,7 @@ QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
 def draw_cds_histograms(panels: Mapping[str, Sequence[ScopeResult]]) -> Figure:
     """Draw how the CDS is distributed over features: groups stacked, chance outlined, landmarks as lines.
 
+    Beside it, on the same scale, stand the features without a score; a bar that is taller than the axis is broken.
     With several SAE seeds the bars are means over seeds and thin lines show each seed; gamma is then the mean.
 
     Args:
@@ -30,14 +32,16 @@ def draw_cds_histograms(panels: Mapping[str, Sequence[ScopeResult]]) -> Figure:
     """
     figure = make_figure(0.5 + 2.8 * len(panels))
     for part, (title, seeds) in zip(figure.subfigures(len(panels), 1, squeeze=False).flat, panels.items(), strict=True):
-        axes = part.subplots()
+        axes, beside = part.subplots(1, 2, width_ratios=(7, 1))
         if title:
             axes.set_title(title)
         finite = np.concatenate([np.zeros(0), *(result.cds[np.isfinite(result.cds)] for result in seeds)])
         if len(finite) == 0:
             write_empty(axes, "No feature has a CDS: too few pairs of crops in which both maps are non-zero.")
+            _draw_unscored(beside, seeds, math.inf)
             continue
         handles = _draw_histogram(axes, seeds, finite)
+        _draw_unscored(beside, seeds, axes.get_ylim()[1])
         part.legend(handles=handles, loc="outside right upper", handlelength=1.8, labelspacing=0.7)
     return figure
 
@@ -54,6 +58,29 @@ def _draw_histogram(axes: Axes, seeds: Sequence[ScopeResult], finite: np.ndarray
     axes.yaxis.set_major_locator(MaxNLocator(6, integer=True))
     _add_quantile_axis(axes, finite)
     return handles
+
+
+def _draw_unscored(axes: Axes, seeds: Sequence[ScopeResult], top: float) -> None:
+    """Draw how many features have no score, and the share of the mass that they hold; means over seeds.
+
+    Args:
+        top: of the axis.
+    """
+    fires = [(result.firing_rate > 0) & ~np.isfinite(result.cds) for result in seeds]
+    silent = [result.firing_rate == 0 for result in seeds]
+    n_fires, n_silent = (float(np.mean([of.sum() for of in members])) for members in (fires, silent))
+    mass = np.mean([compute_mass_share(result, of) for result, of in zip(seeds, fires, strict=True)])
+    top = top if math.isfinite(top) else 1.2 * max(n_fires, n_silent, 1)
+    labels = [f"{n_fires:,.0f}" + (f"\n{mass:.0%} of\nmass" if math.isfinite(mass) else ""), f"{n_silent:,.0f}"]
+    for place, (n, label) in enumerate(zip((n_fires, n_silent), labels, strict=True)):
+        axes.bar(place, min(n, top), 0.8, color=FAINT, edgecolor=GREY, linewidth=0.6, hatch="////")
+        if n > top:
+            axes.plot([place - 0.5, place + 0.5], [0.84 * top, 0.9 * top], color="white", linewidth=3.5)
+        axes.annotate(label, (place, min(n, top)), (0, 2), textcoords="offset points", ha="center", fontsize=7.5)
+    axes.set(xlim=(-0.7, 1.7), ylim=(0, top))
+    axes.set_yticks([])
+    axes.set_xticks([0, 1], ["no\nscore", "silent"])
+    axes.spines["left"].set_visible(False)
 
 
 def _mean_gamma(seeds: Sequence[ScopeResult]) -> float | None:
@@ -84,7 +111,11 @@ def _draw_groups(axes: Axes, seeds: Sequence[ScopeResult], edges: np.ndarray) ->
         members = [r.cds[g] if g is not None else np.zeros(0) for r, g in zip(seeds, groups, strict=True)]
         counts = np.mean([_count(values, edges) for values in members], axis=0)
         axes.bar(edges[:-1], counts, np.diff(edges), base, align="edge", color=colours[name], alpha=0.85, linewidth=0)
-        handles.append(Patch(color=colours[name], alpha=0.85, linewidth=0, label=name_group(name)))
+        handles.append(
+            Patch(
+                color=colours[name], alpha=0.85, linewidth=0, label=name_group(name, with_end=True).replace(" (", "\n(")
+            )
+        )
         base = base + counts
     everything = [_count(result.cds, edges) for result in seeds]
     if len(seeds) > 1:
@@ -127,7 +158,7 @@ def _add_quantile_axis(axes: Axes, values: np.ndarray) -> None:
     kept: list[tuple[float, float]] = []
     for quantile in sorted(QUANTILES, key=lambda q: abs(q - 0.5)):
         place = float(np.quantile(values, quantile))
-        if left <= place <= right and all(abs(place - other) > 0.055 * (right - left) for _, other in kept):
+        if left <= place <= right and all(abs(place - other) > 0.075 * (right - left) for _, other in kept):
             kept.append((quantile, place))
     top = axes.secondary_xaxis("top")
     top.set_ticks([place for _, place in kept], [f"{100 * quantile:.0f}%" for quantile, _ in kept])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+from jaxtyping import Bool
 
 from infoscope.pipeline.context import Context
 from infoscope.pipeline.stage import Key, Needs, Node, Row, SeedStage, Shown, Work, name_artifacts
@@ -15,7 +16,8 @@ from infoscope.sae.latent_table import LatentColumn
 from infoscope.scope.cds import compute_chance_ratio, compute_one_sided_share, count_zero_maps
 from infoscope.scope.config import Diagonal, EMDMethod, Rule
 from infoscope.scope.crops import check_shift
-from infoscope.scope.partition import Partition, choose_example_latents, make_partition
+from infoscope.scope.examples import find_locked
+from infoscope.scope.partition import Partition, make_partition
 from infoscope.scope.scores import Scores
 from infoscope.scope.scoring import score_latents
 from infoscope.stages.backbone import fingerprint_model, load_backbone
@@ -23,13 +25,12 @@ from infoscope.stages.energy import Sample, energy_of
 from infoscope.stages.images import count_images, fingerprint_images, open_split, scenes_of
 from infoscope.stages.rank import Rank, mass_of
 from infoscope.stages.sae import count_latents, sae_of
-from infoscope.stages.score.example_figure import MAX_PAIRS, Example, draw_examples
+from infoscope.stages.score.example_figure import Example, draw_examples
+from infoscope.stages.score.examples import count_locked, read_examples, say_locked
 from infoscope.stages.score.figures import draw_cds_histograms
 from infoscope.stages.score.result import ScopeResult
 from infoscope.stages.score.tables import make_scope_table, summarise_scope
-from infoscope.stages.tokens import Tokens, find_sizes
-
-N_EXAMPLES_EACH = 2
+from infoscope.stages.tokens import find_sizes
 
 
 class Score(SeedStage[Scores]):
@@ -138,14 +139,18 @@ class Score(SeedStage[Scores]):
 
     def section(self, ctx: Context) -> ReportSection:
         scopes = [scope_of(ctx, seed) for seed in ctx.config.seeds]
-        return make_scope_section(scopes, _read_examples(ctx, scopes[0]))
+        locked = [find_locked(scope.scores.maps, scope.k_cds) for scope in scopes]
+        return make_scope_section(scopes, read_examples(ctx, scopes[0], locked[0]), locked)
 
 
-def make_scope_section(scopes: Sequence[ScopeResult], examples: Sequence[Example]) -> ReportSection:
+def make_scope_section(
+    scopes: Sequence[ScopeResult], examples: Sequence[Example], locked: Sequence[Bool[np.ndarray, " d_sae"]]
+) -> ReportSection:
     """Return the section of some SAE seeds' scores.
 
     Args:
         examples: features to show, in the order to show them in.
+        locked: which features are position-locked, by seed.
     """
     return ReportSection(
         "scope",
@@ -155,14 +160,21 @@ def make_scope_section(scopes: Sequence[ScopeResult], examples: Sequence[Example
             "cds_histogram": SectionFigure(
                 lambda: draw_cds_histograms({"": scopes}),
                 "How far the features' activations move between two crops that share all but one border of"
-                " patches. Chance: the same maps compared between two different images.",
+                " patches. Chance: the same maps compared between two different images. Right: features that fire"
+                " and have too few valid pairs for a score, with their share of the activation mass; those that never"
+                " fire on these images.",
             ),
             "examples": SectionFigure(
                 lambda: draw_examples(examples, scopes[0].scores.shift_patches),
-                "Features of low, middle and high scope on the training images that excite them most.",
+                "Features of each group on the training images that excite them most. Where there are such they are"
+                " settled ones: the 95% interval of their CDS over these images lies on one side of gamma."
+                f" {say_locked(scopes, locked)}",
             ),
         },
-        summary=[summarise_scope(scope) for scope in scopes],
+        summary=[
+            {**summarise_scope(scope), "n_locked": count_locked(scope, of)}
+            for scope, of in zip(scopes, locked, strict=True)
+        ],
         is_lead=True,
     )
 
@@ -214,25 +226,3 @@ def scope_of(ctx: Context, seed: int) -> ScopeResult:
 def summarise_seed(ctx: Context, seed: int) -> Row:
     """Return the scores and the groups of a seed in a few numbers, and its SAE's own metrics."""
     return {key: value for key, value in summarise_scope(scope_of(ctx, seed)).items() if key != "sae_seed"}
-
-
-def _read_examples(ctx: Context, scope: ScopeResult) -> list[Example]:
-    """The top pictures of some low, middle and high features of one seed."""
-    ranking, scores = Rank.at(ctx, scope.sae_seed).load(), scope.scores
-    images, patch_px = open_split(ctx, "train"), Tokens.at(ctx, "train").read_json("tokens.json")["patch_px"]
-    size_px, examples = (scores.grid + scores.shift_patches) * patch_px, []
-    for band, latents in choose_example_latents(scope.cds, N_EXAMPLES_EACH).items():
-        for latent in latents:
-            ranks = np.flatnonzero(ranking.top_images[latent] >= 0)[:MAX_PAIRS]
-            index = ranking.top_images[latent, ranks]
-            examples.append(
-                Example(
-                    latent=latent,
-                    cds=float(scope.cds[latent]),
-                    band=band,
-                    images=np.stack([images.load(int(i), size_px) for i in index]),
-                    maps=np.array(scores.maps[latent, ranks]),
-                    emd=scores.emd[latent, ranks],
-                )
-            )
-    return examples
