@@ -453,7 +453,7 @@ def test_the_overview_of_every_stage_has_its_metrics(finished: Path, stage: str)
     table = make_jobs_table([collect_tiny(finished, f"stage={stage}")], "one job")
     headings = {
         "train_sae": ["FVU", "L0"],
-        "rank": ["silent", "FVU"],
+        "rank": ["silent on the ranked images", "FVU"],
         "score": ["scored", "high scope", "mean CDS", "chance"],
         "outliers": ["on outlier tokens", "on normal tokens", "ratio"],
         "probe": ["mass removed (%)", "top-1 patch mean (%)", "mIoU (%)", "depth RMSE (m)"],

@@ -98,18 +98,21 @@ def test_every_value_is_that_of_its_source(finished: Path, ctx: Context) -> None
     expected |= {f"image_effect_{of}": np.where(fires_enough, v, np.nan) for of, v in found.image_effects.items()}
     for name, values in expected.items():
         np.testing.assert_array_equal(table[name], values, err_msg=name)
-    assert {column.name for column in table} == {*expected, "one_sided", "group", "outlier_ratio"}
+    assert {column.name for column in table} == {*expected, "one_sided", "group", "undecided", "outlier_ratio"}
     acting = table["on_normal"] > 0
     np.testing.assert_allclose((table["outlier_ratio"] * table["on_normal"])[acting], table["on_outlier"][acting])
     assert np.isnan(table["outlier_ratio"][~acting]).all()
 
 
-@pytest.mark.parametrize("override", ["partition.gamma=0.05", "partition.rule=bands"])
+@pytest.mark.parametrize("override", ["partition.gamma=0.05", "partition.rule=bands", "partition.decided_only=true"])
 def test_each_latent_is_in_one_group(finished: Path, tmp_path: Path, override: str) -> None:
     ctx = Context(make_tiny_config(copy_run(finished, tmp_path), override), Recorder())
     table, partition = Latents.at(ctx, 0).load(), partition_of(ctx, 0)
     for name, members in [*partition.groups.items(), ("unscored", partition.unscored)]:
         np.testing.assert_array_equal(table["group"] == name, members)
+    if ctx.config.partition.decided_only:
+        assert table["undecided"].any()
+        np.testing.assert_array_equal(table["group"] == "undecided", table["undecided"])
 
 
 def test_the_stage_builds_what_the_table_needs_and_says_what_it_holds(finished: Path, tmp_path: Path) -> None:

@@ -1,7 +1,9 @@
-"""How sets of scores agree: comparison of two, intervals by resampling, features of two SAEs matched one to one."""
+"""How far scores can be relied on: comparison of two sets, intervals by resampling, reliability, features matched."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -11,6 +13,8 @@ from scipy.stats import rankdata
 
 from infoscope.runtime.errors import InputError
 from infoscope.scope.cds import compute_cds
+from infoscope.scope.config import PartitionConfig
+from infoscope.scope.partition import Cumulate, Partition, make_partition
 
 MAX_ASSIGNED = 4096
 """Latents per SAE up to which two SAEs are matched by the best assignment; above, by mutual nearest neighbours."""
@@ -122,6 +126,100 @@ def summarise_intervals(cds: Float[np.ndarray, " d_sae"], interval: Interval, ga
 def contains_gamma(interval: Interval, gamma: float) -> Bool[np.ndarray, " d_sae"]:
     """Return whether an interval reaches into both groups; gamma itself belongs to the low one, as in the partition."""
     return (interval.lower <= gamma) & (interval.upper > gamma)
+
+
+def find_undecided(
+    cds: Float[np.ndarray, " d_sae"], interval: Interval, gamma: float | None
+) -> Bool[np.ndarray, " d_sae"]:
+    """Return the scored latents whose interval does not lie on one side of gamma, or that have none.
+
+    gamma counts as known: that it is found on the same scores is not in the intervals. Without gamma no one.
+    """
+    if gamma is None:
+        return np.zeros(len(cds), dtype=bool)
+    return np.isfinite(cds) & ~((interval.lower > gamma) | (interval.upper <= gamma))  # no interval: undecided
+
+
+def partition_scores(
+    emd: Float[np.ndarray, "d_sae k_max"],
+    k: int,
+    mass: Float[np.ndarray, " d_sae"],
+    config: PartitionConfig,
+    energy: Cumulate | None = None,
+) -> Partition:
+    """Divide latents by their CDS over the first `k` ranks under the configured rule, see `make_partition`.
+
+    With `config.decided_only` the undecided are in no group; gamma is that of all scored latents.
+
+    Raises:
+        InputError: if `k` is not in 1..k_max, or as `make_partition`.
+    """
+    cds = compute_cds(emd, k).values
+    partition = make_partition(cds, mass, config, energy)
+    if not config.decided_only:
+        return partition
+    decided = ~find_undecided(cds, bootstrap_cds(emd, k), partition.gamma)
+    return replace(partition, groups={name: members & decided for name, members in partition.groups.items()})
+
+
+class Reliability(NamedTuple):
+    """How well scores of these features would repeat with as many other pairs of the same kind.
+
+    value: split-half correlation (Spearman, over features), mean over random splits, corrected to the full number of
+        pairs (Spearman-Brown): 1 repeats the order, 0 is noise; NaN with fewer than three features, or without order.
+    n: features that have a score from either half.
+    """
+
+    value: float
+    n: int
+
+
+def compute_reliability(
+    emd: Float[np.ndarray, "d_sae k_max"], k: int, n_splits: int = 100, seed: int = 0
+) -> Reliability:
+    """Return the reliability of the CDS over the first `k` ranks, by random halves of each latent's valid pairs.
+
+    The images are those that excite a latent most: it says nothing of other kinds of images.
+
+    Raises:
+        InputError: if `k` is not in 1..k_max, or there are no splits.
+    """
+    first = emd[np.isfinite(compute_cds(emd, k).values), :k]
+    halves = split_pairs(first, n_splits, seed)
+    found = [compare_cds(_mean(first, one), _mean(first, other), None) for one, other in halves]
+    rho = float(np.mean([one.rank_correlation for one in found]))
+    n = found[0].n
+    return Reliability(correct_halves(rho) if n > 2 else np.nan, n)
+
+
+def split_pairs(
+    values: Float[np.ndarray, "n k"], n_splits: int, seed: int = 0
+) -> Iterator[tuple[Bool[np.ndarray, "n k"], Bool[np.ndarray, "n k"]]]:
+    """Yield random halves of the entries of each row that are not NaN, drawn for each row apart.
+
+    Of an odd number one half has one more; of one entry the second half has none.
+
+    Raises:
+        InputError: if there are no splits.
+    """
+    if n_splits < 1:
+        raise InputError(f"Expected at least one split, got {n_splits}.")
+    rng, valid = np.random.default_rng(seed), np.isfinite(values)
+    for _ in range(n_splits):
+        keys = np.where(valid, rng.random(values.shape), np.inf)
+        place = keys.argsort(axis=1).argsort(axis=1)  # of each valid pair in a random order
+        yield valid & (place % 2 == 0), valid & (place % 2 == 1)
+
+
+def correct_halves(rho: float) -> float:
+    """Return what a correlation of halves means for the whole (Spearman, 1910; Brown, 1910): 2 rho / (1 + rho)."""
+    return 2 * rho / (1 + rho) if rho > -1 else np.nan
+
+
+def _mean(values: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    """Mean over the chosen entries of each row, NaN where there are none."""
+    n, total = chosen.sum(axis=1), np.where(chosen, values, 0).sum(axis=1)
+    return np.divide(total, n, out=np.full(len(values), np.nan), where=n > 0)
 
 
 class Matches(NamedTuple):

@@ -26,8 +26,9 @@ from infoscope.sae.model import SparseAutoencoder
 from infoscope.sae.origin import check_has_maps, choose_layer
 from infoscope.sae.passes import measure_one
 from infoscope.scope import crops
+from infoscope.scope.agreement import partition_scores
 from infoscope.scope.config import PartitionConfig, ScopeConfig
-from infoscope.scope.partition import Partition, make_partition
+from infoscope.scope.partition import Partition
 from infoscope.scope.ranking import ImageTokens, Ranking, measure_ranking
 from infoscope.scope.scores import Scores
 from infoscope.scope.scoring import score_latents
@@ -87,14 +88,14 @@ class ContextualDependency:
         """Divide the latents into high and low scope, as `partition=...` does on the command line.
 
         Args:
-            options: fields of `PartitionConfig`: gamma=0.1, quantile=0.5, n_bands=4, rule="otsu", mass_share=0.5. None:
-                gamma is where the activation mass divides, half and half.
+            options: fields of `PartitionConfig`: gamma=0.1, quantile=0.5, n_bands=4, rule="otsu", mass_share=0.5,
+                decided_only=True. None: gamma is where the activation mass divides, half and half.
 
         Raises:
             InputError: an option that does not exist, is out of range or has nothing to do with the rule.
         """
         refuse_unknown(options, [one.name for one in fields(PartitionConfig)], "divide")
-        return make_partition(self.cds, self.mass, make_options(PartitionConfig, options))
+        return partition_scores(self.emd, self.k_cds, self.mass, make_options(PartitionConfig, options))
 
 
 @speaks_python(data=DataConfig, model=ModelConfig, sae=SAEConfig, scope=ScopeConfig)

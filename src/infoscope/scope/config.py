@@ -115,10 +115,18 @@ class PartitionConfig:
     """Share of the scored features in the low group; null: half."""
     n_bands: Annotated[int, Bounds(2, 1000)] | None = None
     """Groups of equal size; null: 4."""
+    decided_only: bool = False
+    """Both groups hold only features whose 95% bootstrap interval over their pairs of crops lies on one side of gamma;
+    the others, undecided, are in no group."""
 
     def __post_init__(self) -> None:
         check(self, "partition")
         rule, number = self.chosen
+        if self.decided_only and rule is Rule.bands:
+            raise InputError(
+                "partition.decided_only=true means nothing to partition.rule=bands, which has no gamma: drop it, or"
+                " choose another rule."
+            )
         for reader, name in _READS.items():
             value = getattr(self, name)
             if value is not None and reader is not rule:
@@ -140,13 +148,14 @@ class PartitionConfig:
     def cache_key_fields(self) -> dict[str, Any]:
         """Return what decides the groups: the rule and its number, as plain JSON values."""
         rule, number = self.chosen
-        return {"rule": rule.name} | ({} if number is None else {_READS[rule]: number})
+        key: dict[str, Any] = {"rule": rule.name} | ({} if number is None else {_READS[rule]: number})
+        return key | ({"decided_only": True} if self.decided_only else {})
 
     @property
     def rule_in_words(self) -> str:
         """How the groups are found, for display."""
         rule, number = self.chosen
-        return {
+        words = {
             Rule.mass: f"{number or 0:.0%} of the mass",
             Rule.energy: "equal energy",
             Rule.threshold: "given",
@@ -154,6 +163,7 @@ class PartitionConfig:
             Rule.otsu: "Otsu",
             Rule.bands: f"{number} bands",
         }[rule]
+        return f"{words}, decided features only" if self.decided_only else words
 
 
 class OutlierRule(Enum):

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from infoscope.report.tables import MISSING
+from infoscope.scope.agreement import compute_reliability
+from infoscope.scope.config import PartitionConfig
 from infoscope.stages.score.tables import compute_mass_share, compute_zero_shares, make_scope_table, summarise_scope
-from tests.support.report_samples import make_scope_result, make_scores, make_unscored_result
+from tests.support.report_samples import K_MAX, make_scope_result, make_scores, make_unscored_result
 
 
 def test_scope_numbers() -> None:
@@ -25,8 +27,16 @@ def test_scope_numbers() -> None:
     assert summary["locked"] == pytest.approx(0.1)
     assert summary["uniform"] == pytest.approx(0.404, abs=5e-4)
     assert summary["sensitive"] > summary["mean_cds"]  # type: ignore[operator]
+    assert summary["reliability"] == compute_reliability(result.scores.emd, K_MAX).value
+    assert summary["n_undecided"] == result.undecided.sum() > 0
+    assert summary["undecided_mass"] == pytest.approx(compute_mass_share(result, result.undecided))
     high = result.cds > 0.2
+    assert summary["undecided_high"] == pytest.approx(result.undecided[high].mean())
     assert summary["high_mass"] == pytest.approx(compute_mass_share(result, high))
+
+
+def test_bands_leave_nobody_undecided() -> None:
+    assert "n_undecided" not in summarise_scope(make_scope_result(config=PartitionConfig(n_bands=4)))
 
 
 def test_zero_shares_count_ranked_pairs_only() -> None:

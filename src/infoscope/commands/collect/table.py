@@ -38,6 +38,7 @@ OF_SAE = (
     Column("high_mass", "their mass", digits=1, scale=100, unit="%"),
     Column("mean_cds", "mean CDS", digits=3),
     Column("mean_chance", "chance", digits=3),
+    Column("reliability", "reliability", optional=True),
 )
 OF_VARIANT = (
     Column("n_removed", "latents removed", digits=0, optional=True, is_count=True),

@@ -45,6 +45,7 @@ SCOPE_COLUMNS = (
     Column("mean_cds", "mean CDS", digits=3),
     Column("median_cds", "median", digits=3),
     Column("mean_chance", "chance", digits=3),
+    Column("reliability", "reliability", optional=True),
     Column("locked", "position-locked", digits=3),
     Column("fvu", "FVU", digits=3, optional=True),
 )

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
+from infoscope.scope.agreement import bootstrap_cds, find_undecided
 from infoscope.scope.cds import position_locked_score, uniform_chance_score
 from infoscope.scope.partition import Partition
 from infoscope.scope.scores import Scores
@@ -38,6 +40,11 @@ class ScopeResult:
     partition: Partition
     rule: str
     sae_metrics: Mapping[str, float] = field(default_factory=dict)
+
+    @cached_property
+    def undecided(self) -> Bool[np.ndarray, " d_sae"]:
+        """The features whose group their pairs leave open, see `find_undecided`."""
+        return find_undecided(self.cds, bootstrap_cds(self.scores.emd, self.k_cds), self.partition.gamma)
 
     @property
     def locked(self) -> float:

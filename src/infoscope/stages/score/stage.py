@@ -13,11 +13,12 @@ from infoscope.report.section import ReportSection, SectionFigure
 from infoscope.runtime.errors import InputError
 from infoscope.runtime.store import Workspace
 from infoscope.sae.latent_table import LatentColumn
+from infoscope.scope.agreement import partition_scores
 from infoscope.scope.cds import compute_chance_ratio, compute_one_sided_share, count_zero_maps
 from infoscope.scope.config import Diagonal, EMDMethod, Rule
 from infoscope.scope.crops import check_shift
 from infoscope.scope.examples import find_locked
-from infoscope.scope.partition import Partition, make_partition
+from infoscope.scope.partition import Partition
 from infoscope.scope.scores import Scores
 from infoscope.scope.scoring import score_latents
 from infoscope.stages.backbone import fingerprint_model, load_backbone
@@ -113,12 +114,13 @@ class Score(SeedStage[Scores]):
         )
 
     def latents(self, ctx: Context, seed: int) -> Iterator[LatentColumn]:
-        found, k, of_largest = self.at(ctx, seed).load(), ctx.config.scope.k_cds, "share of the largest distance"
-        cds, chance, partition = found.cds(k), found.chance(k), partition_of(ctx, seed)
+        scope, k, of_largest = scope_of(ctx, seed), ctx.config.scope.k_cds, "share of the largest distance"
+        found = scope.scores
+        cds, chance = found.cds(k), found.chance(k)
         zeros = count_zero_maps(found.mass1, found.mass2, k)
         one_sided = compute_one_sided_share(found.mass1, found.mass2, k)
-        group = np.full(len(cds.values), "unscored", dtype=object)
-        for name, members in partition.groups.items():
+        group = np.where(scope.partition.unscored, "unscored", "undecided").astype(object)
+        for name, members in scope.partition.groups.items():
             group[members] = name
         yield LatentColumn("cds", cds.values, f"CDS over {k} ranks", of_largest)
         by_chance = "CDS by chance: map 1 of each image against map 2 of the latent's next one, so equal mean support"
@@ -130,6 +132,7 @@ class Score(SeedStage[Scores]):
         yield LatentColumn("n_two_sided", zeros.two_sided, "pairs with both maps all zero", "pairs")
         yield LatentColumn("one_sided", one_sided, "one-sided zeros", "share of pairs")
         yield LatentColumn("group", group.astype(str), f"group ({ctx.config.partition.rule_in_words})")
+        yield LatentColumn("undecided", scope.undecided, "its 95% bootstrap interval contains gamma")
 
     def rows(self, ctx: Context, seed: int) -> Iterator[Row]:
         yield {**name_artifacts(self.at(ctx, seed).get()), **summarise_seed(ctx, seed)}
@@ -201,9 +204,9 @@ def _is_by_energy(ctx: Context) -> bool:
 
 def partition_of(ctx: Context, seed: int) -> Partition:
     """Divide the latents by their scores on the training split: arithmetic on the score artifact."""
-    cds = Score.at(ctx, seed).load().cds(ctx.config.scope.k_cds).values
+    emd, k = Score.at(ctx, seed).load().emd, ctx.config.scope.k_cds
     energy = energy_of(ctx, seed) if _is_by_energy(ctx) else None
-    return make_partition(cds, mass_of(ctx, seed), ctx.config.partition, energy)
+    return partition_scores(emd, k, mass_of(ctx, seed), ctx.config.partition, energy)
 
 
 def scope_of(ctx: Context, seed: int) -> ScopeResult:

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from infoscope.report.tables import Align, Cell, Column, Stat, Table, Value, compute_stat
+from infoscope.scope.agreement import compute_reliability
 from infoscope.scope.cds import compute_cds_with_zeros, compute_chance_ratio, count_zero_maps
 from infoscope.scope.ranking import Ranking
 from infoscope.stages.score.result import ScopeResult
@@ -53,6 +54,8 @@ def make_scope_table(seeds: Sequence[ScopeResult]) -> Table:
     note = (
         "CDS: 0 = the activation stays where its evidence is, 1 = it moves from corner to corner. Mass: share of the"
         " sum of activations on the training images. A feature with too few valid pairs has no CDS and is in no group."
+        " Undecided: gamma lies in the 95% bootstrap interval of its CDS over its pairs. Reliability: random halves of"
+        " each feature's pairs, Spearman correlation over features, Spearman-Brown correction; 1: it repeats, 0: noise."
     )
     by_seed = {result.sae_seed: result for result in seeds}
     return make_seed_table("scope", "Information scope of the features", by_seed, _quantities(seeds), [note])
@@ -100,8 +103,10 @@ def _quantities(seeds: Sequence[ScopeResult]) -> dict[str, list[Quantity]]:
             Quantity("rule", "rule", lambda r: r.rule),
             Quantity("gamma", "gamma", lambda r: math.nan if r.partition.gamma is None else r.partition.gamma, 4),
             *(quantity for name in names for quantity in _group_quantities(name)),
+            *(UNDECIDED if any(result.partition.gamma is not None for result in seeds) else ()),
         ],
         "CDS": [
+            Quantity("reliability", "reliability", lambda r: compute_reliability(r.scores.emd, r.k_cds).value),
             Quantity("median_cds", "median", lambda r: _quantile(r.cds, 0.5)),
             Quantity("mean_cds", "mean", lambda r: _mean(r.cds)),
             Quantity("tenth_cds", "a tenth lies below", lambda r: _quantile(r.cds, 0.1)),
@@ -166,6 +171,20 @@ def _group_quantities(name: str) -> list[Quantity]:
     if name not in ("high", "low"):  # gamma divides those; a band ends at its highest score
         quantities.append(Quantity(f"{key}_end", "   highest CDS", lambda r: _quantile(r.cds[members(r)], 1.0), 4))
     return quantities
+
+
+def _compute_undecided_high(result: ScopeResult) -> float:
+    """Share of undecided features among those above gamma; NaN without any."""
+    gamma = result.partition.gamma
+    above = result.cds > (math.nan if gamma is None else gamma)
+    return float(result.undecided[above].mean()) if above.any() else math.nan
+
+
+UNDECIDED = (
+    Quantity("n_undecided", "undecided (interval contains gamma)", lambda r: int(r.undecided.sum()), 0),
+    Quantity("undecided_mass", "   mass (%)", lambda r: compute_mass_share(r, r.undecided), 1, 100),
+    Quantity("undecided_high", "   share of the features above gamma (%)", _compute_undecided_high, 1, 100),
+)
 
 
 def _mean_with_zeros(result: ScopeResult) -> float:
