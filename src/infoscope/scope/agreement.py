@@ -14,7 +14,8 @@ from scipy.stats import rankdata
 from infoscope.runtime.errors import InputError
 from infoscope.scope.cds import compute_cds
 from infoscope.scope.config import PartitionConfig
-from infoscope.scope.partition import Cumulate, Partition, make_partition
+from infoscope.scope.energy import Cumulate
+from infoscope.scope.partition import Partition, make_partition
 
 MAX_ASSIGNED = 4096
 """Latents per SAE up to which two SAEs are matched by the best assignment; above, by mutual nearest neighbours."""

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from infoscope.scope.agreement import bootstrap_cds, contains_gamma
+from infoscope.scope.agreement import bootstrap_cds, find_undecided
 from infoscope.scope.partition import Partition
 from infoscope.scope.scores import Scores
 
@@ -24,7 +24,7 @@ class Certainty(NamedTuple):
     """How far the images settle the group of each latent.
 
     n_valid: [d_sae] pairs of crops among the first k ranks that have a distance.
-    undecided: [d_sae] the 95% bootstrap interval over these pairs contains gamma; nothing is undecided without a gamma.
+    undecided: [d_sae] see `infoscope.scope.agreement.find_undecided`.
     """
 
     n_valid: Int[np.ndarray, " d_sae"]
@@ -33,10 +33,8 @@ class Certainty(NamedTuple):
 
 def find_certainty(scores: Scores, k: int, gamma: float | None) -> Certainty:
     """Return how far the first `k` ranks settle the group of each latent."""
-    n_valid = scores.cds(k).n_valid
-    if gamma is None:
-        return Certainty(n_valid, np.zeros(len(n_valid), dtype=bool))
-    return Certainty(n_valid, contains_gamma(bootstrap_cds(scores.emd, k), gamma))
+    cds = scores.cds(k)
+    return Certainty(cds.n_valid, find_undecided(cds.values, bootstrap_cds(scores.emd, k), gamma))
 
 
 def find_locked(maps: Float[np.ndarray, "d_sae k_max 2 grid grid"], k: int) -> Bool[np.ndarray, " d_sae"]:
