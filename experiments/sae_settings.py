@@ -43,6 +43,8 @@ SETTINGS = (
     "sae=jumprelu",
 )
 PLAIN = SETTINGS[0]
+SAME_LR = "sae.lr=0.001"
+"""The learning rate of every setting but jumprelu, which has its own."""
 CHOOSE_ON, REPORT_ON = "data.seed=1", "data.seed=0"
 MAX_FVU = 0.25
 COLUMNS = {
@@ -60,7 +62,8 @@ COLUMNS = {
 
 def measure(overrides: list[str]) -> tuple[dict[str, float], Path]:
     """Train and score one SAE; return what is known of its score's trustworthiness, and the output folder."""
-    config = compose([*overrides, "seeds=[0]", "stage=score"])
+    lr = [] if "sae=jumprelu" in overrides else [SAME_LR]
+    config = compose([*lr, *overrides, "seeds=[0]", "stage=score"])
     ctx = Context(config, Display(bars=config.trainer.progress), Job(overrides=tuple(overrides)))
     with ctx.tracking:
         confounds = Confounds.at(ctx, 0).load()

@@ -509,7 +509,7 @@ def test_topk_and_relu_are_determined_as_before() -> None:
         "batch_tokens": 4096,
         "pool_images": 4096,
         "tokens_per_image": None,
-        "lr": 1e-3,
+        "lr": None,
         "warmup_steps": 50,
         "decay_share": 0.2,
         "eval_tokens": 65_536,

@@ -270,6 +270,15 @@ def test_learning_rate_warms_up_and_decays() -> None:
     assert compute_lr_factor(19, replace(CONFIG, warmup_steps=0, decay_share=0.0)) == 1.0
 
 
+def test_the_rate_follows_the_number_of_latents_unless_it_is_given(cache, tmp_path):
+    follows = replace(CONFIG, lr=None)
+    assert [follows.choose_lr(d_sae) for d_sae in (2**14, 2**12, 2**16)] == pytest.approx([1e-3, 2e-3, 5e-4])
+    assert CONFIG.choose_lr(7) == CONFIG.lr
+    given = replace(CONFIG, lr=follows.choose_lr(CONFIG.expansion_factor * cache.patches.shape[-1]))
+    one, other = (train_sae(cache, config, 5, tmp_path / str(config.lr))[0] for config in (follows, given))
+    assert torch.equal(one.W_enc, other.W_enc)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -45,6 +45,7 @@ TINY = (
     "sae.k=4",
     "sae.n_tokens=16000",
     "sae.batch_tokens=500",
+    "sae.lr=0.001",
     "scope.k_cds=2",
     "partition.gamma=0.1",
     "probe=plain",

@@ -64,8 +64,8 @@ class SAEConfig:
     tokens_per_image: Count | None = None
     """Tokens taken from an image each time it is read, drawn at random; null: all. Few of them make a pool of many
     images cheap to hold, and a training of many images cheap to shuffle; what an image costs to encode stays."""
-    lr: Positive = 1e-3
-    """Adam's learning rate after warm-up."""
+    lr: Positive | None = None
+    """Adam's learning rate after warm-up; null: by the number of latents, see `choose_lr`."""
     warmup_steps: CountOrNone = 50
     """Steps of linear warm-up."""
     decay_share: Share = 0.2
@@ -91,6 +91,14 @@ class SAEConfig:
     def n_steps(self) -> int:
         """Steps that show `n_tokens` tokens, or a little more."""
         return math.ceil(self.n_tokens / self.batch_tokens)
+
+    def choose_lr(self, d_sae: int) -> float:
+        """Return the learning rate for so many latents: `lr`, or 0.001 * sqrt(2^14 / d_sae).
+
+        That the best rate falls with the root of the number of latents is from Gao et al. (2024), who have 2e-4 at
+        2^14; the constant is ours, measured on two models (experiments/README.md).
+        """
+        return 1e-3 * math.sqrt(2**14 / d_sae) if self.lr is None else self.lr
 
     def check_width(self, d_sae: int) -> None:
         """Refuse a dictionary of another width than these settings need.

@@ -41,7 +41,7 @@ class SAEModule(L.LightningModule):
     def __init__(self, sae: SparseAutoencoder, config: SAEConfig) -> None:
         super().__init__()
         self.automatic_optimization = False
-        self.sae, self.config = sae, config
+        self.sae, self.config, self.lr = sae, config, config.choose_lr(sae.d_sae)
         self.objective = OBJECTIVES[config.objective](**config.loss_settings(sae.d_in))
         self.register_buffer("tokens_since_fired", torch.zeros(sae.d_sae, dtype=torch.int64))
         self.at_step_boundary = True
@@ -70,7 +70,7 @@ class SAEModule(L.LightningModule):
         self.manual_backward(out.loss)
         self.sae.project_decoder_grad()
         for group in optimizer.param_groups:
-            group["lr"] = self.config.lr * compute_lr_factor(self.global_step, self.config)
+            group["lr"] = self.lr * compute_lr_factor(self.global_step, self.config)
         self.at_step_boundary = False
         optimizer.step()
         optimizer.zero_grad()
@@ -91,7 +91,7 @@ class SAEModule(L.LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         fused = self.device.type in ("cpu", "cuda")
         # A small eps: the loss is a ratio, so the gradients of rare latents are far below Adam's default of 1e-8.
-        return torch.optim.Adam(self.sae.parameters(), lr=self.config.lr, eps=6.25e-10, fused=fused)
+        return torch.optim.Adam(self.sae.parameters(), lr=self.lr, eps=6.25e-10, fused=fused)
 
 
 def compute_lr_factor(step: int, config: SAEConfig) -> float:

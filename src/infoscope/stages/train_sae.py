@@ -63,7 +63,8 @@ class TrainSAE(SeedStage[SparseAutoencoder]):
             tracker.log(metrics)
         if processes.is_main():
             backbone = tokens.meta.get("backbone", fingerprint_model(ctx))  # older tokens do not name theirs
-            save_sae(work.folder, sae, backbone=backbone, training=ctx.tree["sae"])
+            training = {**ctx.tree["sae"], "lr": ctx.config.sae.choose_lr(sae.d_sae)}
+            save_sae(work.folder, sae, backbone=backbone, training=training)
             write_json(work.folder / "metrics.json", metrics)
 
     def load(self, ctx: Context, folder: Path, seed: int) -> SparseAutoencoder:
