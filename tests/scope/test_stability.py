@@ -15,7 +15,7 @@ from infoscope.scope.agreement import Interval, bootstrap_cds, compare_cds, matc
 from infoscope.scope.cds import compute_cds
 from infoscope.scope.config import Diagonal, EMDMethod, ScopeConfig
 from infoscope.scope.ranking import ImageTokens
-from infoscope.scope.rescoring import ScoredSAE, StabilityConfig, compute_stability
+from infoscope.scope.rescoring import ScoredSAE, StabilityConfig, compare_at_hand, compute_stability
 from infoscope.scope.scores import Scores
 from infoscope.scope.scoring import score_latents
 from infoscope.scope.stability import Kind, StabilityResult
@@ -132,6 +132,19 @@ def test_intervals_that_contain_gamma_are_counted():
 # -- matching ----------------------------------------------------------------------------------------------------------
 
 
+def test_what_the_scores_hold_is_compared_without_encoding(backbone, scored, results):
+    backbone.n_images_encoded = 0
+    at_hand = compare_at_hand(scored, SCOPE, StabilityConfig(n_draws=50))
+    assert backbone.n_images_encoded == 0
+    for one, whole in zip(at_hand, results, strict=True):
+        assert [variation.kind for variation in one.variations] == [Kind.k_cds, Kind.k_cds, Kind.seed]
+        for variation in one.variations:
+            np.testing.assert_array_equal(variation.cds, find(whole, variation.name).cds)
+        np.testing.assert_array_equal(one.interval, whole.interval)
+    large = compare_at_hand(scored, SCOPE, StabilityConfig(n_draws=50), max_latents=39)
+    assert {variation.kind for one in large for variation in one.variations} == {Kind.k_cds}
+
+
 @pytest.mark.parametrize("max_assigned", [1000, 0], ids=["assignment", "mutual"])
 def test_matching_recovers_a_permutation(max_assigned, monkeypatch):
     monkeypatch.setattr(agreement, "MAX_ASSIGNED", max_assigned)
@@ -204,7 +217,7 @@ def find(result, name):
 def test_every_choice_is_varied(results):
     first, second = results
     assert (first.sae_seed, second.sae_seed, first.k_cds, first.gamma) == (0, 7, 2, 0.3)
-    names = ["shift_2", "shift_3", "shift_4", "diagonal", "held_out", "k_1", "k_3", "sinkhorn"]
+    names = ["shift_2", "shift_3", "shift_4", "diagonal", "held_out", "sinkhorn", "k_1", "k_3"]
     assert [variation.name for variation in first.variations] == [*names, "seed_7"]
     assert [variation.name for variation in second.variations] == [*names, "seed_0"]
     assert {variation.kind for variation in first.variations} == set(Kind)

@@ -45,6 +45,10 @@ class ScoredSAE:
     gamma: float | None
     held_out: Ranking | None = None
 
+    def cds(self, k: int) -> Float[np.ndarray, " d_sae"]:
+        """Return the scores over the first `k` ranks."""
+        return self.scores.cds(k).values
+
 
 def compute_stability(
     backbone: Backbone,
@@ -78,7 +82,7 @@ def compute_stability(
         InputError: if an SAE was trained on another layer or backbone, a ranking has fewer ranks than k_cds, an image
             cannot be read, or a token is not finite.
     """
-    base = [one.scores.cds(scope.k_cds).values for one in scored]
+    base = [one.cds(scope.k_cds) for one in scored]
     for one in scored:
         one.ranking.check(one.sae.d_sae, scope.k_cds)
     layer = _choose_layer(backbone, scored, layer)
@@ -94,14 +98,36 @@ def compute_stability(
             variations.append(Variation(plan.name, plan.kind, plan.setting, cds, plan.note))
     for variations, one, few in zip(found, scored, draw(config.n_solver_latents, 1), strict=True):
         with show_bar(f"other solver, seed {one.seed}") as progress:
-            variations += [*_vary_k(one.scores, scope.k_cds), _vary_solver(one, few, scope, progress, progress_folder)]
+            variations.append(_vary_solver(one, few, scope, progress, progress_folder))
     if not processes.is_main():
         return []
-    for i, j in combinations(range(len(scored)), 2):
-        for at, variation in zip((i, j), _vary_seed(scored[i], scored[j], base[i], base[j]), strict=True):
-            found[at].append(variation)
     with show_bar("bootstrap over images"):
-        return [_assemble(*one, scope, config) for one in zip(scored, base, found, strict=True)]
+        return compare_at_hand(scored, scope, config, found)
+
+
+def compare_at_hand(
+    scored: Sequence[ScoredSAE],
+    scope: ScopeConfig,
+    config: StabilityConfig,
+    measured: Sequence[Sequence[Variation]] | None = None,
+    max_latents: int | None = None,
+) -> list[StabilityResult]:
+    """Compare with what the scores hold: fewer or more images per feature, other SAEs. Nothing is encoded.
+
+    Args:
+        scored: the SAEs, in the order of the results.
+        measured: comparisons to put before these, of each SAE.
+        max_latents: SAEs of more latents are not matched with each other, which takes minutes.
+    """
+    found = [
+        [*of, *_vary_k(one.scores, scope.k_cds)] for of, one in zip(measured or [[]] * len(scored), scored, strict=True)
+    ]
+    cds = [one.cds(scope.k_cds) for one in scored]
+    is_small = max_latents is None or max(map(len, cds)) <= max_latents
+    for i, j in combinations(range(len(scored)), 2) if is_small else ():
+        for at, variation in zip((i, j), _vary_seed(scored[i], scored[j], cds[i], cds[j]), strict=True):
+            found[at].append(variation)
+    return [_assemble(*one, scope, config) for one in zip(scored, cds, found, strict=True)]
 
 
 def _choose_layer(backbone: Backbone, scored: Sequence[ScoredSAE], layer: int | None) -> int:

@@ -10,7 +10,7 @@ from infoscope.report.tables import MISSING
 from infoscope.scope.agreement import Agreement, IntervalSummary, bootstrap_cds
 from infoscope.scope.cds import compute_cds
 from infoscope.scope.stability import Kind, StabilityResult, Variation
-from infoscope.stages.stability.section import MIN_FEATURES, collect_comparisons, make_stability_section
+from infoscope.stages.stability.section import MIN_FEATURES, collect_comparisons, draw_stability, make_stability_section
 
 K = 8
 
@@ -109,7 +109,7 @@ def test_findings_say_what_is_not_known():
     with_gamma = make_stability()
     found = " ".join(make_stability_section([with_gamma]).findings)
     assert f"{with_gamma.intervals.crossing_share:.0%} of them contain gamma" in found
-    assert f"of the features above gamma {with_gamma.intervals.crossing_share_high:.0%}." in found
+    assert f"(of the features above gamma {with_gamma.intervals.crossing_share_high:.0%})." in found
 
 
 def test_nothing_scored_is_said_and_drawn(tmp_path):
@@ -119,3 +119,16 @@ def test_nothing_scored_is_said_and_drawn(tmp_path):
     assert section.summary["intervals"] == pytest.approx(IntervalSummary(nan, nan, nan, 0)._asdict(), nan_ok=True)
     for name, figure in section.figures.items():
         assert save_figure(figure.draw, name, tmp_path)
+
+
+def test_intervals_are_coloured_by_group_on_a_scale_that_shows_low_scores():
+    result = make_stability()
+    figure = draw_stability([result], collect_comparisons([result]))
+    _, intervals = figure.axes
+    (legend,) = figure.legends
+    texts = [text.get_text() for text in legend.get_texts()]
+    assert texts == ["low-scope", "high-scope", "undecided", f"gamma, {result.gamma:.3f}"]
+    bottom, middle, top = intervals.transData.transform([(0, y) for y in (0, 0.25, 1)])[:, 1]
+    assert middle - bottom == pytest.approx((top - bottom) / 2)
+    without = make_stability(gamma=None)
+    assert not draw_stability([without], collect_comparisons([without])).legends

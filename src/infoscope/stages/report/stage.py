@@ -15,6 +15,7 @@ from infoscope.stages.probe.stage import Probe, is_probed
 from infoscope.stages.publish import Published, describe_experiment
 from infoscope.stages.report.tokens import make_token_section
 from infoscope.stages.score.stage import Score
+from infoscope.stages.stability.stage import READ_AT_HAND, make_section_at_hand
 from infoscope.stages.tokens import Tokens
 from infoscope.vision.tokens.source import TokenFacts
 
@@ -30,7 +31,7 @@ def load_parts(ctx: Context) -> dict[str, Stage]:
 class Report(Published):
     """What an experiment ends with unless another stage is asked for."""
 
-    version = 2
+    version = 3
 
     def goals(self, ctx: Context) -> list[Node]:
         nodes = [node for part in load_parts(ctx).values() for node in part.goals(ctx)]
@@ -48,6 +49,7 @@ class Report(Published):
             "tokens": Tokens.at(ctx, "train").hash,
             "k_cds": ctx.config.scope.k_cds,
             "partition": ctx.config.partition.cache_key_fields(),
+            "stability": {name: getattr(ctx.config.stability, name) for name in READ_AT_HAND},
         }
 
     def make_page(self, ctx: Context) -> Page:
@@ -59,7 +61,7 @@ class Report(Published):
             describe_experiment(ctx),
             "" if is_probed(ctx) else NO_PROBES,
             [*(section for section in reversed(found) if section.is_lead), about_tokens],
-            [section for section in found if not section.is_lead],
+            [*(section for section in found if not section.is_lead), make_section_at_hand(ctx)],
         )
 
     def rows(self, ctx: Context, seed: int) -> Iterator[Row]:

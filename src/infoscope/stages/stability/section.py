@@ -12,8 +12,9 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, NullLocator
 
-from infoscope.report.figure_style import FAINT, GREY, HIGH, INK, LOW, make_figure, write_empty
+from infoscope.report.figure_style import FAINT, GREY, HIGH, INK, LOW, MIDDLE, make_figure, write_empty
 from infoscope.report.section import ReportSection, SectionFigure
 from infoscope.report.tables import Align, Cell, Column, Stat, Table, compute_stat, format_number
 from infoscope.scope.agreement import Agreement, IntervalSummary, contains_gamma
@@ -35,6 +36,9 @@ FEW = "†"
 MARKS = {FEW: f"fewer than {MIN_FEATURES} features (on average): the rank correlation says little."}
 MAX_INTERVALS = 240
 """Features whose intervals are drawn: more would be a smear."""
+
+
+INTERVAL_TICKS = (0, 0.01, 0.03, 0.1, 0.2, 0.4, 0.7, 1)
 
 
 class Comparison(NamedTuple):
@@ -72,7 +76,7 @@ def make_stability_section(results: Sequence[StabilityResult]) -> ReportSection:
         "Left: rank correlation of the CDS as configured with the CDS when one choice is made otherwise; a mark per SAE"
         " seed (per pair of seeds), dots are means, hollow where the features are few. Right: features of SAE seed"
         f" {results[0].sae_seed} in the order of their CDS with {100 * results[0].level:g}% bootstrap intervals over"
-        " their images; grey intervals contain gamma."
+        " their images; undecided ones contain gamma, so that the images leave the group open."
     )
     return ReportSection(
         name="stability",
@@ -213,8 +217,8 @@ def _describe_intervals(results: Sequence[StabilityResult]) -> str:
     text += f" {_number(width)}"
     if not math.isfinite(crossing):
         return text + "; there is no gamma to hold them against."
-    text += f"; {crossing:.0%} of them contain gamma, and their features' group is not settled by these images"
-    return text + (f": of the features above gamma {high:.0%}." if math.isfinite(high) else ".")
+    text += f"; {crossing:.0%} of them contain gamma, so these images leave their features undecided"
+    return text + (f" (of the features above gamma {high:.0%})." if math.isfinite(high) else ".")
 
 
 def _number(value: float) -> str:
@@ -268,19 +272,28 @@ def _draw_intervals(axes: Axes, result: StabilityResult) -> None:
     place = np.linspace(0, len(order) - 1, min(len(order), MAX_INTERVALS)).round().astype(int)
     shown, gamma = order[place], result.gamma
     is_open = np.zeros(len(shown), bool) if gamma is None else contains_gamma(result.interval, gamma)[shown]
-    colours = np.where(is_open, GREY, HIGH if gamma is None else np.where(result.cds[shown] > gamma, HIGH, LOW))
+    colours = np.where(is_open, GREY, MIDDLE if gamma is None else np.where(result.cds[shown] > gamma, HIGH, LOW))
     segments = [[(x, lower[i]), (x, upper[i])] for x, i in zip(place, shown, strict=True)]
     axes.add_collection(LineCollection(segments, colors=colours.tolist(), linewidths=1.0, alpha=0.6))
     axes.scatter(place, result.cds[shown], s=2.5, c=INK, linewidths=0, zorder=3)
     if gamma is not None:
         axes.axhline(gamma, color=INK, linewidth=1.2)
-        axes.text(0.01 * len(order), gamma, f"gamma {gamma:.3f}", va="bottom", fontsize=7.5)
     axes.set_xlim(-0.01 * len(order), 1.01 * len(order))
-    axes.set_ylim(0, 1.05 * float(upper[shown].max()) or 1)
+    highest = float(upper[shown].max()) or 1
+    axes.set_yscale("function", functions=(_stretch, np.square))  # most scores, and most gammas, lie near 0
+    axes.set_yticks([tick for tick in INTERVAL_TICKS if tick < 1.05 * highest])
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.set_ylim(0, 1.05 * highest)
     axes.set_xlabel(f"features of SAE seed {result.sae_seed}, by CDS")
     axes.set_ylabel(f"CDS, {100 * result.level:g}% interval")
     axes.set_title("What the images leave open")
     if gamma is not None:
-        names = {LOW: "low", HIGH: "high", GREY: "open"}
+        names = {LOW: "low-scope", HIGH: "high-scope", GREY: "undecided"}
         handles = [Line2D([], [], color=colour, linewidth=2, label=name) for colour, name in names.items()]
-        axes.legend(handles=handles, loc="upper left", ncols=3, handlelength=1, columnspacing=1)
+        handles.append(Line2D([], [], color=INK, linewidth=1.2, label=f"gamma, {gamma:.3f}"))
+        axes.figure.legend(handles=handles, loc="outside lower right", ncols=4, handlelength=1)
+
+
+def _stretch(values: np.ndarray) -> np.ndarray:
+    return np.sqrt(np.maximum(values, 0))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,9 @@ from infoscope.report.section import ReportSection
 from infoscope.report.tables import Column
 from infoscope.runtime.store import Workspace
 from infoscope.sae.passes import measure_one
+from infoscope.scope.agreement import MAX_ASSIGNED
 from infoscope.scope.ranking import measure_ranking
-from infoscope.scope.rescoring import ScoredSAE, compute_stability
+from infoscope.scope.rescoring import ScoredSAE, compare_at_hand, compute_stability
 from infoscope.scope.stability import StabilityResult
 from infoscope.stages.backbone import load_backbone
 from infoscope.stages.images import count_images, open_sets, scenes_of
@@ -25,6 +27,10 @@ from infoscope.stages.sae import count_latents, sae_of
 from infoscope.stages.score.stage import Score, partition_of
 from infoscope.stages.stability.section import make_stability_section
 from infoscope.stages.tokens import Tokens
+
+ELSEWHERE = "Other crops, other images, another solver: `infoscope stage=stability`."
+READ_AT_HAND = ("n_draws", "level", "min_cosine", "seed")
+"""The settings that `make_section_at_hand` reads."""
 
 
 class Stability(Published, SingleStage[dict[int, StabilityResult]]):
@@ -74,14 +80,13 @@ class Stability(Published, SingleStage[dict[int, StabilityResult]]):
 
     def _find_scored(self, ctx: Context, seed: int, up: Needs, work: Workspace) -> ScoredSAE:
         """Return what is known of one SAE, ranked on the held-out images too where there are any."""
-        scope, sae, held_out = ctx.config.scope, sae_of(ctx, seed).load(), None
-        if hasattr(up, "held_out"):
-            tokens, place = up.held_out.load(), work.progress / f"held-out-{seed}"
-            with ctx.display.bar(f"ranking held-out images, seed {seed}", len(tokens), "images") as advance:
-                wanted = measure_ranking(sae, scope.n_ranks, scope.rank_by).kept_in(place)
-                held_out = measure_one(tokens, wanted, advance).compute()
-        ranking, scores = Rank.at(ctx, seed).load(), Score.at(ctx, seed).load()
-        return ScoredSAE(seed, sae, ranking, scores, partition_of(ctx, seed).gamma, held_out)
+        scope, known = ctx.config.scope, find_scored(ctx, seed)
+        if not hasattr(up, "held_out"):
+            return known
+        tokens, place = up.held_out.load(), work.progress / f"held-out-{seed}"
+        with ctx.display.bar(f"ranking held-out images, seed {seed}", len(tokens), "images") as advance:
+            wanted = measure_ranking(known.sae, scope.n_ranks, scope.rank_by).kept_in(place)
+            return replace(known, held_out=measure_one(tokens, wanted, advance).compute())
 
     def load(self, ctx: Context, folder: Path) -> dict[int, StabilityResult]:
         return {seed: StabilityResult.load(folder / f"seed{seed}") for seed in ctx.config.seeds}
@@ -102,3 +107,17 @@ class Stability(Published, SingleStage[dict[int, StabilityResult]]):
 
     def report_sources(self, ctx: Context) -> Mapping[str, Handle]:
         return {"stability": self.at(ctx)}
+
+
+def find_scored(ctx: Context, seed: int) -> ScoredSAE:
+    """Return what is known of one SAE without its ranking of held-out images."""
+    ranking, scores = Rank.at(ctx, seed).load(), Score.at(ctx, seed).load()
+    return ScoredSAE(seed, sae_of(ctx, seed).load(), ranking, scores, partition_of(ctx, seed).gamma)
+
+
+def make_section_at_hand(ctx: Context) -> ReportSection:
+    """Return the section of what needs no image encoded, for the report."""
+    scored = [find_scored(ctx, seed) for seed in ctx.config.seeds]
+    found = compare_at_hand(scored, ctx.config.scope, ctx.config.stability, max_latents=MAX_ASSIGNED)
+    section = make_stability_section(found)
+    return replace(section, findings=(*section.findings, ELSEWHERE))
