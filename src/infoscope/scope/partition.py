@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -59,10 +60,6 @@ class Partition:
         return self.groups[name]
 
 
-BANDS_IN_ORDER = "Bands are numbered by CDS, 1 = lowest."
-"""A note for tables that name bands."""
-
-
 def name_group(group: str, with_end: bool = False) -> str:
     """Return a group's name for display: "high-scope", "low-scope", "band 1 of 4", ...
 
@@ -75,6 +72,11 @@ def name_group(group: str, with_end: bool = False) -> str:
         ends = {band[2]: " (highest CDS)", "1": " (lowest CDS)"}
         return group + ends.get(band[1], "")
     return group
+
+
+def note_bands(groups: Iterable[str]) -> list[str]:
+    """Return a note for a table that names these groups: in which order bands are numbered, if there are any."""
+    return ["Bands are numbered by CDS, 1 = lowest."] if any(group.startswith("band ") for group in groups) else []
 
 
 def make_partition(

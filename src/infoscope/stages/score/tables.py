@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float
 from infoscope.report.tables import Align, Cell, Column, Stat, Table, Value, compute_stat
 from infoscope.scope.agreement import compute_reliability
 from infoscope.scope.cds import compute_cds_with_zeros, compute_chance_ratio, count_zero_maps
+from infoscope.scope.partition import note_bands
 from infoscope.scope.ranking import Ranking
 from infoscope.stages.score.result import ScopeResult
 
@@ -58,7 +59,8 @@ def make_scope_table(seeds: Sequence[ScopeResult]) -> Table:
         " each feature's pairs, Spearman correlation over features, Spearman-Brown correction; 1: it repeats, 0: noise."
     )
     by_seed = {result.sae_seed: result for result in seeds}
-    return make_seed_table("scope", "Information scope of the features", by_seed, _quantities(seeds), [note])
+    notes = [note, *note_bands(name for result in seeds for name in result.partition.groups)]
+    return make_seed_table("scope", "Information scope of the features", by_seed, _quantities(seeds), notes)
 
 
 def make_seed_table(
