@@ -188,7 +188,7 @@ def test_help_is_the_files_docstring_and_every_command_of_it_can_be_composed(
         assert file == f"experiments/{name}.py"
         overrides = add_defaults(experiment.defaults, [argument.strip("'") for argument in arguments])
         for combination in expand_sweep(overrides):
-            assert sweep.compose(combination).seeds == [0, 1, 2]
+            assert sweep.compose(combination).seeds in ([0], [0, 1, 2])
 
 
 @pytest.mark.parametrize("name", ["feature_removal", "gamma_sweep", "model_size", "other_vits"])

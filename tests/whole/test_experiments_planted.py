@@ -12,7 +12,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
+import torch
 import torch.nn.functional as F
+from safetensors.torch import save_file
 
 from infoscope.commands.experiments.sweep import main
 from infoscope.report import figure_style
@@ -22,6 +25,7 @@ from infoscope.vision.config import ModelConfig
 from infoscope.vision.load import compute_model_fingerprint
 from infoscope.vision.planted import LIGHT_ANCHORS, PlantedRegisters
 from tests.support.experiment_samples import PLANTED, SWEEPS, check_files, load_experiment, read_rows, run_planted
+from tests.support.pipeline_samples import save_noise
 
 CHANCE = 1 / 4
 """Top-1 of guessing the light."""
@@ -199,6 +203,37 @@ def test_tokens_that_leap_against_tokens_without_context(name: str, output_dir: 
         assert (planted["has_mode"], without["has_mode"]) == ("yes", "no")
         assert without["outlier_share"] < planted["outlier_share"] / 5
         assert planted["emd_outlier"] > planted["emd_next_highest"]
+
+
+def test_blocks_stand_side_by_side(output_dir: Path) -> None:
+    blocks = ["data=scenes", "model=planted_registers", "model.layer=0,1", "sae.n_tokens=614400"]
+    folder = run_planted("real_vit", output_dir, *blocks)
+    check_files(folder, ["real_vit"], ["cds_by_block", "norms_by_block", "cds_histogram", "examples"])
+    first, second = read_rows(folder / "real_vit.csv")
+    assert (first["layer"], second["layer"]) == ("0", "1")
+    for row in (first, second):
+        assert row["has_mode"] == "yes"
+        assert float(row["emd_outlier"]) > float(row["emd_next_highest"])
+        assert float(row["median_cds"]) < float(row["mean_chance"])
+    assert "Outliers form a mode of their own after blocks 0, 1 of 0..1." in (folder / "real_vit.md").read_text()
+
+
+def test_a_file_of_random_weights_in_the_format_of_real_ones(output_dir: Path, tmp_path: Path) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        save_file(timm.create_model("vit_small_patch14_dinov2.lvd142m").state_dict(), tmp_path / "s14.safetensors")
+    for i in range(10):
+        save_noise(tmp_path / "photographs" / f"{i}.png", i)
+    overrides = [
+        *(f"model.pretrained={tmp_path / 's14.safetensors'}", f"data.root={tmp_path / 'photographs'}"),
+        *(f"output_dir={output_dir}", "model.layer=0,10", "sae.expansion_factor=1", "sae.n_tokens=2048"),
+        *("scope.k_cds=2", "scope.k_max=2", "logger=none", "trainer.progress=false", "trainer.device=cpu"),
+    ]
+    assert main(load_experiment("real_vit").EXPERIMENT, overrides) == 0
+    folder = output_dir / "experiments" / "real_vit"
+    rows = read_rows(folder / "real_vit.csv")
+    assert [(row["model"], row["layer"]) for row in rows] == [("dinov2_s14", "0"), ("dinov2_s14", "10")]
+    assert all(0 <= float(row["mean_cds"]) <= 1 for row in rows)
 
 
 class PlantedClip(PlantedRegisters):
