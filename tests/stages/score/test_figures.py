@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from matplotlib.axes import Axes
@@ -9,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from infoscope.scope.config import PartitionConfig
+from infoscope.scope.partition import Partition
 from infoscope.stages.score.figures import draw_cds_histograms
 from infoscope.stages.score.tables import compute_mass_share
 from tests.support.report_samples import make_scope_result, make_unscored_result
@@ -65,3 +68,18 @@ def test_the_legend_says_which_band_is_the_lowest() -> None:
     (legend,) = draw_cds_histograms({"": [result]}).subfigs[0].legends
     texts = [text.get_text() for text in legend.get_texts()]
     assert texts[:3] == ["band 1 of 3\n(lowest CDS)", "band 2 of 3", "band 3 of 3\n(highest CDS)"]
+
+
+def test_undecided_features_are_pale_and_counted_even_where_they_are_in_no_group() -> None:
+    result = make_scope_result()
+    for partition in (result.partition, drop(result.partition, result.undecided)):
+        shown = replace(result, partition=partition)
+        assert shown.undecided.any()
+        histogram, _ = find_axes(draw_cds_histograms({"": [shown]}))
+        pale = [bar.get_height() for bar in read_bars(histogram) if bar.get_alpha() == 0.4]
+        assert sum(pale) == shown.undecided.sum()
+        assert sum(bar.get_height() for bar in read_bars(histogram)) == np.isfinite(result.cds).sum()
+
+
+def drop(partition: Partition, undecided: np.ndarray) -> Partition:
+    return replace(partition, groups={name: members & ~undecided for name, members in partition.groups.items()})

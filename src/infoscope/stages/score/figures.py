@@ -18,12 +18,14 @@ from infoscope.stages.score.result import ScopeResult
 from infoscope.stages.score.tables import compute_mass_share
 
 N_BINS = 48
+SOLID, PALE = 0.85, 0.4
 QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
 
 
 def draw_cds_histograms(panels: Mapping[str, Sequence[ScopeResult]]) -> Figure:
     """Draw how the CDS is distributed over features: groups stacked, chance outlined, landmarks as lines.
 
+    Undecided features are pale, in the colour of their group, or grey where they are in none.
     Beside it, on the same scale, stand the features without a score; a bar that is taller than the axis is broken.
     With several SAE seeds the bars are means over seeds and thin lines show each seed; gamma is then the mean.
 
@@ -104,25 +106,35 @@ def _draw_groups(axes: Axes, seeds: Sequence[ScopeResult], edges: np.ndarray) ->
     names = dict.fromkeys(name for result in seeds for name in result.partition.groups)
     names = sorted(names, key=lambda name: name == "high")  # low below high: the stack reads from left to right
     colours = colour_groups(names)
+    undecided, base, n_pale = [result.undecided for result in seeds], np.zeros(len(edges) - 1), 0.0
+    for name in [*names, ""]:
+        members = [_find_members(result, name) for result in seeds]
+        for is_pale in (False, True):
+            masks = [of & (open_ if is_pale else ~open_) for of, open_ in zip(members, undecided, strict=True)]
+            counts = np.mean([_count(r.cds[mask], edges) for r, mask in zip(seeds, masks, strict=True)], axis=0)
+            style = {"color": colours.get(name, GREY), "alpha": PALE if is_pale else SOLID, "linewidth": 0}
+            axes.bar(edges[:-1], counts, np.diff(edges), base, align="edge", **style)
+            base, n_pale = base + counts, n_pale + is_pale * counts.sum()
     handles: list[Patch | Line2D] = []
-    base = np.zeros(len(edges) - 1)
     for name in names:
-        groups = [result.partition.groups.get(name) for result in seeds]
-        members = [r.cds[g] if g is not None else np.zeros(0) for r, g in zip(seeds, groups, strict=True)]
-        counts = np.mean([_count(values, edges) for values in members], axis=0)
-        axes.bar(edges[:-1], counts, np.diff(edges), base, align="edge", color=colours[name], alpha=0.85, linewidth=0)
-        handles.append(
-            Patch(
-                color=colours[name], alpha=0.85, linewidth=0, label=name_group(name, with_end=True).replace(" (", "\n(")
-            )
-        )
-        base = base + counts
+        label = name_group(name, with_end=True).replace(" (", "\n(")
+        handles.append(Patch(color=colours[name], alpha=SOLID, linewidth=0, label=label))
+    if n_pale:
+        handles.append(Patch(color=GREY, alpha=PALE, linewidth=0, label="pale: undecided"))
     everything = [_count(result.cds, edges) for result in seeds]
     if len(seeds) > 1:
         for counts in everything:
             axes.stairs(counts, edges, color=INK, linewidth=0.5, alpha=0.45)
         handles.append(Line2D([], [], color=INK, linewidth=0.5, alpha=0.6, label=f"each of {len(seeds)} SAE seeds"))
     return handles
+
+
+def _find_members(result: ScopeResult, name: str) -> np.ndarray:
+    """The features of a group; for no name the scored ones that are in none."""
+    groups = result.partition.groups
+    if name:
+        return groups.get(name, np.zeros(len(result.cds), dtype=bool))
+    return np.isfinite(result.cds) & ~np.any([*groups.values()], axis=0)
 
 
 def _draw_chance(axes: Axes, chances: Sequence[np.ndarray], edges: np.ndarray) -> list[Line2D]:

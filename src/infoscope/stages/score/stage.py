@@ -163,7 +163,8 @@ def make_scope_section(
             "cds_histogram": SectionFigure(
                 lambda: draw_cds_histograms({"": scopes}),
                 "How far the features' activations move between two crops that share all but one border of"
-                " patches. Chance: the same maps compared between two different images. Right: features that fire"
+                " patches. Pale: undecided features, whose 95% interval over their pairs contains gamma. Chance: the"
+                " same maps compared between two different images. Right: features that fire"
                 " and have too few valid pairs for a score, with their share of the activation mass; those that never"
                 " fire on these images.",
             ),
