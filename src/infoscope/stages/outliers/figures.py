@@ -105,7 +105,7 @@ def draw_outlier_distances(tokens: TokenOutliers) -> Figure:
         Line2D([], [], color=GREY, marker="o", linestyle="", markersize=3, label="one image"),
         Line2D([], [], color=INK, linewidth=1.8, label="mean"),
         Line2D([], [], color=INK, linewidth=1.2, linestyle=(0, (1, 1)), label="chance"),
-        Line2D([], [], color=GREY, linewidth=1, linestyle=(0, (5, 2)), label="locked to the grid"),
+        Line2D([], [], color=GREY, linewidth=1, linestyle=(0, (5, 2)), label="position-locked"),
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=4)
     return figure
