@@ -224,7 +224,7 @@ def test_readers_and_resize_are_options(backbone: Backbone, sae: SparseAutoencod
         ({"shift_patches": 5}, r"Expected shift_patches .* use at most 4"),
         ({"sinkhorn_blur": float("nan")}, "sinkhorn_blur to be a number, got nan"),
         ({"sinkhorn_blur": float("inf")}, "sinkhorn_blur"),
-        ({"rank_by": "maximum"}, r"rank_by to be one of max, mean.*did you mean \"max\""),
+        ({"rank_by": "maximum"}, r"rank_by to be one of max, mean, drawn.*did you mean \"max\""),
         ({"emd": None}, "emd to be one of exact, sinkhorn, got None"),
         ({"on_error": "ignore"}, "on_error to be one of raise, skip"),
         ({"resize": "squeeze"}, "resize to be one of squash, crop"),

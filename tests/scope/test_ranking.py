@@ -12,7 +12,7 @@ from infoscope.sae.config import KINDS
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.sae.module import make_sae
 from infoscope.sae.passes import run_pass
-from infoscope.scope.ranking import RankBy, Ranking, RankMeter, measure_ranking
+from infoscope.scope.ranking import RankBy, Ranking, RankMeter, draw_numbers, measure_ranking
 from infoscope.scope.top_images import TopImages
 from infoscope.vision.planted import PlantedRegisters
 from infoscope.vision.tokens.extract import extract_tokens
@@ -143,13 +143,15 @@ def rank_plainly(sae, patches, index, k_max, rank_by):
             for some in batch.split(max(1, passes.MAX_LATENT_VALUES // (batch.shape[1] * sae.d_sae))):
                 acts = sae.encode(some)
                 image_sum = acts.sum(1, dtype=torch.float32)
-                values.append(acts.amax(1) if rank_by is RankBy.max else image_sum / acts.shape[1])
+                values.append(image_sum / acts.shape[1] if rank_by is RankBy.mean else acts.amax(1))
                 n_firing = n_firing + (acts > 0).sum((0, 1))
                 part_sum += image_sum.sum(0, dtype=torch.float64)
         act_sum += part_sum
     n_tokens = patches.shape[0] * patches.shape[1]
     by_position = np.zeros((index.max() + 1, sae.d_sae), np.float32)
     by_position[index] = torch.cat(values).numpy()
+    if rank_by is RankBy.drawn:
+        by_position = np.where(by_position > 0, draw_numbers(torch.arange(len(by_position)), sae.d_sae).numpy(), 0)
     rates = [(of / n_tokens).float().numpy() for of in (n_firing.double(), act_sum)]
     return Ranking(*full_sort(by_position, k_max), *rates, len(patches), n_tokens, rank_by)
 
@@ -263,3 +265,22 @@ def test_too_few_images_are_refused():
         rank_images(make_identity_sae(6), [], 4)
     with pytest.raises(InputError, match="k_max"):
         TopImages(3, 0)
+
+
+def test_drawn_images_come_evenly_from_those_on_which_a_latent_fires():
+    tokens = torch.zeros(200, 4, 40)
+    tokens[50:150] = torch.arange(1.0, 101)[:, None, None]  # in the first 50 and the last 50 images nothing fires
+    found = rank_images(make_identity_sae(40), batches(tokens, 16), 10, RankBy.drawn)
+    again = rank_images(make_identity_sae(40), batches(tokens, 64), 10, RankBy.drawn)
+    assert_equal(found, again)
+    assert found.top_images.min() >= 50
+    assert found.top_images.max() < 150
+    assert all(len(set(images)) == 10 for images in found.top_images.tolist())
+    assert np.bincount((found.top_images.ravel() - 50) // 25) == pytest.approx([100] * 4, abs=35)  # quarters
+
+
+def test_drawn_numbers_are_even_and_differ_by_latent_and_image():
+    numbers = draw_numbers(torch.arange(50), 400).numpy()
+    assert 0 < numbers.min() < numbers.max() <= 1
+    assert np.quantile(numbers, [0.25, 0.5, 0.75]) == pytest.approx([0.25, 0.5, 0.75], abs=0.02)
+    assert abs(np.corrcoef(numbers[:-1].ravel(), numbers[1:].ravel())[0, 1]) < 0.03

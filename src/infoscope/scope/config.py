@@ -11,10 +11,12 @@ from infoscope.runtime.errors import InputError
 
 
 class RankBy(Enum):
-    """Statistic of a latent's activations over an image's patches by which images are ranked."""
+    """By what images are ranked for a latent: a statistic of its activations over an image's patches, or at random."""
 
     max = "max"
     mean = "mean"
+    drawn = "drawn"
+    """Evenly from all images on which it fires, at every quantile of its activation, not the top alone (ours)."""
 
 
 class EMDMethod(Enum):

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Float, Int
+from torch import Tensor
 
 from infoscope.data.config import RAISE, OnError
 from infoscope.data.images import ImageSet, iterate_images
@@ -121,6 +122,12 @@ class ImageTokens(TokenRows):
             yield batch.index.numpy(), self.backbone.tokens(batch.images, self.layer)
 
 
+def draw_numbers(index: Int[Tensor, " batch"], d_sae: int) -> Float[Tensor, "batch d_sae"]:
+    """Return a random number, 0 < number <= 1, for each image and latent: the same in any batch, on any machine."""
+    generator = torch.Generator()
+    return torch.stack([1 - torch.rand(d_sae, generator=generator.manual_seed(int(image))) for image in index])
+
+
 class RankMeter(TopMeter):
     """Finds the images on which each latent fires most, and counts how often and how strongly it fires."""
 
@@ -137,7 +144,13 @@ class RankMeter(TopMeter):
 
     def update(self, batch: LatentBatch) -> None:
         image_sum = batch.dense.sum(dim=1, dtype=torch.float32)
-        self.top.update(batch.index, batch.peaks if self.rank_by is RankBy.max else image_sum / batch.n_patches)
+        if self.rank_by is RankBy.mean:
+            values = image_sum / batch.n_patches
+        elif self.rank_by is RankBy.drawn:
+            values = torch.where(batch.peaks > 0, draw_numbers(batch.index, image_sum.shape[1]).to(image_sum), 0)
+        else:
+            values = batch.peaks
+        self.top.update(batch.index, values)
         self.sums["n_firing"] += batch.counts.sum(dim=0)
         self.sums["act_sum"] += image_sum.sum(dim=0, dtype=torch.float64)
         counts = self.sums["counts"]
@@ -162,6 +175,6 @@ def measure_ranking(sae: SparseAutoencoder, k_max: int, rank_by: RankBy = RankBy
 
     Args:
         k_max: ranks to keep.
-        rank_by: the maximum or the mean of a latent's activation over the image's patches.
+        rank_by: the maximum or the mean of a latent's activation over the image's patches, or a number drawn for it.
     """
     return Measurement(sae, partial(RankMeter, sae.d_sae, k_max, rank_by))

@@ -68,8 +68,9 @@ class Rank(PassStage[Ranking]):
         yield LatentColumn("firing_rate", found.firing_rate, "firing frequency", "share of patch tokens")
         yield LatentColumn("mean_act", found.mean_act, "mean activation", per_token)
         yield LatentColumn("mass", mass, "mean activation x norm of the decoder row", per_token)
-        of = {RankBy.max: "largest activation", RankBy.mean: "mean activation"}[found.rank_by]
-        yield LatentColumn("top_value", found.top_values[:, 0], f"{of} in its top image", "SAE units")
+        if found.rank_by is not RankBy.drawn:
+            of = {RankBy.max: "largest activation", RankBy.mean: "mean activation"}[found.rank_by]
+            yield LatentColumn("top_value", found.top_values[:, 0], f"{of} in its top image", "SAE units")
 
     def rows(self, ctx: Context, seed: int) -> Iterator[Row]:
         made, ranking = self.at(ctx, seed).get(), self.at(ctx, seed).load()
