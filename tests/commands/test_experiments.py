@@ -186,7 +186,8 @@ def test_help_is_the_files_docstring_and_every_command_of_it_can_be_composed(
     for command in commands:
         _, file, *arguments = command.partition("  #")[0].split()
         assert file == f"experiments/{name}.py"
-        overrides = add_defaults(experiment.defaults, [argument.strip("'") for argument in arguments])
+        defaults = [f"stage={experiment.stages[0]}", *experiment.defaults]
+        overrides = add_defaults(defaults, [argument.strip("'") for argument in arguments])
         for combination in expand_sweep(overrides):
             assert sweep.compose(combination).seeds in ([0], [0, 1, 2])
 
