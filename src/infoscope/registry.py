@@ -49,6 +49,11 @@ STAGES = (
         "probes on n kept features: chosen by scope, by activation, by the probe's weights, at random",
     ),
     Entry(
+        "curve",
+        "stages.curve.stage:Curve",
+        "probes with growing shares of the mass removed, from either end of the scores and at random",
+    ),
+    Entry(
         "outliers", "stages.outliers.stage:Outliers", "what outlier tokens do, and which groups of features act on them"
     ),
     Entry(

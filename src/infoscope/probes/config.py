@@ -319,6 +319,19 @@ class SelectConfig:
         check(self, "select")
 
 
+@dataclass
+class CurveConfig:
+    """How much `stage=curve` removes, from either end of the scores and in `probe.n_draws` random orders (ours)."""
+
+    mass_shares: Annotated[list[TrueShare], Items(ascending=True)] = field(
+        default_factory=lambda: [0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]
+    )
+    """Of the scored features' activation mass."""
+
+    def __post_init__(self) -> None:
+        check(self, "curve")
+
+
 def _list_names(recipe: type) -> set[str]:
     return {one.name for one in fields(recipe)}
 

@@ -36,6 +36,8 @@ class Role(Enum):
     control = "control"
     kept = "kept"
     """All latents but a chosen few are removed."""
+    part = "part"
+    """So much of the mass is removed, from one end of the scores or at random."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,9 +49,10 @@ class Ablation:
         mode: how the latents are removed.
         ablated: the latents that are removed.
         role: what the variant is for.
-        group: its name ("high", "low", a band), for a group and for its controls; the rule that chose what is kept.
+        group: its name ("high", "low", a band), for a group and for its controls; the rule that chose what is kept; the
+            part that is removed.
         control: of a random group.
-        draw: of a random group, from 0.
+        draw: of a random group or order, from 0.
         overlap: share of the control's latents that are in the group.
         mass_share_train: share of the activation mass of all latents, as given to `make_ablations`.
     """

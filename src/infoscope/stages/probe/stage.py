@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -182,17 +182,26 @@ class Probe(ProbesOfVariants):
 @once
 def probe_all(ctx: Context, seed: int) -> Probed:
     """Return the probes of every variant of a seed; what is missing is trained."""
+    return probe_with_others(ctx, seed, all_ablations_of)
+
+
+def probe_with_others(ctx: Context, seed: int, variants_of: Callable[[Context, int], list[Ablation]]) -> Probed:
+    """Return the probes of every variant of a seed; what is missing is trained, after the features of all seeds.
+
+    Args:
+        variants_of: gives the variants of a seed.
+    """
     if len(ctx.config.seeds) > 1:
-        _make_all_features(ctx)
-    return probe_variants(ctx, seed, all_ablations_of(ctx, seed))
+        _make_all_features(ctx, variants_of)
+    return probe_variants(ctx, seed, variants_of(ctx, seed))
 
 
 @once
-def _make_all_features(ctx: Context) -> None:
+def _make_all_features(ctx: Context, variants_of: Callable[[Context, int], list[Ablation]]) -> None:
     """Make what classification reads of all seeds: each split is read once for all of them."""
     check_truths(ctx)
     for group in list_probe_groups(ctx):
-        make_features(ctx, group, {seed: all_ablations_of(ctx, seed) for seed in ctx.config.seeds})
+        make_features(ctx, group, {seed: variants_of(ctx, seed) for seed in ctx.config.seeds})
 
 
 def is_probed(ctx: Context) -> bool:

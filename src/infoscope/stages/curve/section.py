@@ -1,0 +1,180 @@
+"""The section on the removal curve: what probes read without a growing share of the mass."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from infoscope.report.figure_style import FAINT, GREY, HIGH, INK, LOW, draw_means, make_empty, make_panels
+from infoscope.report.section import ReportSection, SectionFigure
+from infoscope.report.tables import Align, Cell, Column, Stat, Table, compute_stat
+from infoscope.scope.curve import ENDS, name_part
+from infoscope.stages.probe.against_random import LEVEL, Excess
+from infoscope.stages.probe.results import MAIN_METRICS, Metric, Result, present_metrics
+from infoscope.stages.probe.tables import EDGE, MARKS, SHARES, UNCONVERGED, count_runs, make_metric_columns, metric_cell
+
+COLOURS = {"low": LOW, "high": HIGH, "random": GREY}
+LINES = {"low": "-", "high": "-", "random": (0, (5, 2))}
+"""How each order of removal is drawn."""
+COUNTED = [column for column in SHARES if column.key != "overlap"]
+
+
+def make_curve_section(results: Sequence[Result], shares: Sequence[float]) -> ReportSection:
+    """Return the table, the figure and the findings.
+
+    Args:
+        results: of every SAE seed, the variants of `make_curve_ablations` with the original tokens and all removed.
+        shares: of the mass, ascending.
+    """
+    excess = list_curve_excess(results, shares)
+    return ReportSection(
+        name="removal_curve",
+        title="Removal by mass",
+        findings=tuple(describe_curve(excess, shares)),
+        tables={"removal_curve": make_curve_table(results, shares)},
+        figures={
+            "removal_curve": SectionFigure(
+                lambda: draw_curve(results, shares),
+                "What each probe reads as more of the activation mass is removed: features of lowest CDS first, of"
+                " highest CDS first, in random order. Lower is worse in every panel. Means over SAE seeds (and draws),"
+                " shades are ± one standard deviation.",
+            )
+        },
+        summary=[
+            {"metric": one.metric.column.key, "removed": one.group, "minus_random": one.stat, "sign": one.sign}
+            for of_share in excess.values()
+            for one in of_share
+        ],
+    )
+
+
+def find_part(results: Sequence[Result], end: str, share: float) -> list[Result]:
+    """Return the runs without a share of the mass from one end, or at random."""
+    return [result for result in results if result["variant"]["group"] == name_part(end, share)]
+
+
+def find_role(results: Sequence[Result], role: str) -> list[Result]:
+    """Return the runs on the original tokens, or on those without any feature."""
+    return [result for result in results if result["variant"]["role"] == role]
+
+
+def make_curve_table(results: Sequence[Result], shares: Sequence[float]) -> Table:
+    """Return the table: a section per share, a row per order of removal, mean ± sd over seeds (and draws)."""
+    metrics = present_metrics(results, MAIN_METRICS)
+    table = Table(
+        "removal_curve",
+        "Removal by mass",
+        [Column("removed", "removed", Align.left), *COUNTED, *make_metric_columns(metrics)],
+        notes=[
+            f"{count_runs(results)} Scored features are removed one after the other until their mass comes closest to a"
+            " share of that of all scored features; heads are retrained, the SAE's error stays. Mass and energy are"
+            " those removed from the test images.",
+            *describe_curve(list_curve_excess(results, shares), shares),
+        ],
+        marks={mark: MARKS[mark] for mark in (EDGE, UNCONVERGED)},
+    )
+
+    def add_row(label: str, runs: Sequence[Result], is_edited: bool = True) -> None:
+        counts = [Cell(compute_stat(run["variant"].get(column.key) for run in runs)) for column in COUNTED]
+        numbers = counts if is_edited else [Cell()] * len(COUNTED)
+        table.add_row(label, *numbers, *(metric_cell(runs, metric) for metric in metrics))
+
+    add_row("nothing", find_role(results, "original"), is_edited=False)
+    for share in shares:
+        table.add_section(f"{100 * share:g}% of the mass")
+        for end, label in ENDS.items():
+            if runs := find_part(results, end, share):
+                add_row(label, runs)
+    table.add_section()
+    add_row("all", find_role(results, "all"))
+    return table
+
+
+def list_curve_excess(results: Sequence[Result], shares: Sequence[float]) -> dict[float, list[Excess]]:
+    """Return what features of either end cost beyond random ones of as much mass, by share."""
+    found: dict[float, list[Excess]] = {}
+    for share in shares:
+        random = find_part(results, "random", share)
+        for metric in present_metrics(results, MAIN_METRICS):
+            for end in ("low", "high"):
+                by_seed = {
+                    run["sae_seed"]: metric.read(run) - _mean_of_seed(random, run["sae_seed"], metric)
+                    for run in find_part(results, end, share)
+                }
+                known = {seed: value for seed, value in by_seed.items() if math.isfinite(value)}
+                if known:
+                    found.setdefault(share, []).append(Excess(metric, end, "mass", known))
+    return found
+
+
+def _mean_of_seed(runs: Sequence[Result], seed: int, metric: Metric) -> float:
+    return compute_stat(metric.read(run) for run in runs if run["sae_seed"] == seed).mean
+
+
+def describe_curve(excess: dict[float, list[Excess]], shares: Sequence[float]) -> Iterator[str]:
+    """Yield one sentence per metric: at which shares either end costs more, or less, than random features."""
+    every = [one for of_share in excess.values() for one in of_share]
+    if not any(math.isfinite(one.half_width) for one in every):
+        yield "One SAE seed, or no random order: how far the curves differ by chance is not known."
+        return
+    yield (
+        "Differences from removal in random order are taken within an SAE seed at each share; they count where the"
+        f" {LEVEL:.0%} interval over SAE seeds (t, each by itself) leaves out 0."
+    )
+    for metric in dict.fromkeys(one.metric for one in every):
+        parts = []
+        for end in ("low", "high"):
+            signs = {share: one.sign for share, of in excess.items() for one in of if one[:2] == (metric, end)}
+            worse, better = ([share for share, sign in signs.items() if sign == wanted] for wanted in (-1, 1))
+            parts.append(
+                f"{ENDS[end]} costs more than random at {_count(worse, shares)}, less at {_count(better, shares)}"
+            )
+        yield f"{metric.column.heading}: {'; '.join(parts)}."
+
+
+def _count(some: Sequence[float], shares: Sequence[float]) -> str:
+    """ "3 of 10 shares (20, 30, 90%)"."""
+    listed = f" ({', '.join(f'{100 * share:g}' for share in some)}%)" if some else ""
+    return f"{len(some)} of {len(shares)} shares{listed}"
+
+
+def draw_curve(results: Sequence[Result], shares: Sequence[float]) -> Figure:
+    """Draw each metric against the mass removed, a line per order of removal: lower is always worse."""
+    metrics = present_metrics(results, MAIN_METRICS)
+    ends = [end for end in ENDS if any(find_part(results, end, share) for share in shares)]
+    if not metrics or not ends:
+        return make_empty("Nothing was removed.")
+    figure, panels = make_panels(len(metrics), 0.7 + 2.1 * math.ceil(len(metrics) / 2))
+    for panel, metric in zip(panels, metrics, strict=True):
+        for end in ends:
+            parts = [find_part(results, end, share) for share in shares]
+            _draw_line(panel, [find_role(results, "original"), *parts, find_role(results, "all")], metric, end)
+        _finish(panel, compute_stat(map(metric.read, find_role(results, "original"))), metric)
+    handles: list[Any] = [
+        Line2D([], [], color=COLOURS[end], linestyle=LINES[end], marker="o", markersize=3.5, label=ENDS[end])
+        for end in ends
+    ]
+    handles.append(Line2D([], [], color=INK, linewidth=0.8, label="original tokens"))
+    figure.legend(handles=handles, loc="outside lower center", ncols=4)
+    return figure
+
+
+def _draw_line(axes: Axes, points: Sequence[Sequence[Result]], metric: Metric, end: str) -> None:
+    known = [runs for runs in points if runs]
+    x = [100 * compute_stat(run["variant"].get("mass_share") for run in runs).mean for runs in known]
+    stats = [compute_stat(map(metric.read, runs)) for runs in known]
+    draw_means(axes, x, stats, metric.column.scale, COLOURS[end], linestyle=LINES[end])
+
+
+def _finish(axes: Axes, original: Stat, metric: Metric) -> None:
+    axes.axhline(metric.column.scale * original.mean, color=INK, linewidth=0.8, zorder=1)
+    axes.grid(axis="y", color=FAINT, linewidth=0.6)
+    axes.set_title(metric.column.title, fontsize=8.5)
+    axes.set_xlabel("mass removed (%)")
+    if not metric.higher_is_better:
+        axes.invert_yaxis()
