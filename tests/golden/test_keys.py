@@ -95,6 +95,7 @@ CONFIGURATIONS: dict[str, tuple[str, list[StageName]]] = {
         [StageName.stability],
     ),
     "select.*": (FEW + "select.n_kept=[1,2] select.n_bands=2 select.n_draws=1 probe.seed=7", [StageName.select]),
+    "curve.*": ("debug=tiny curve.mass_shares=[0.3,0.6] probe.seed=7", [StageName.curve]),
 }
 """Overrides, and the stages whose artifacts are recorded."""
 

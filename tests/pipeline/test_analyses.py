@@ -115,6 +115,22 @@ def test_selection_is_a_report_of_its_own(finished: Path) -> None:
     assert len(more.names("built", "probe")) <= 9  # what keeps one or two features exists
 
 
+def test_the_removal_curve_is_a_report_of_its_own(finished: Path) -> None:
+    few = ("stage=curve", "curve.mass_shares=[0.3,0.7]")
+    first = run_tiny(finished, *few)
+    assert set(first.stages("built")) <= {"features", "probe", "report"}
+    assert first.files is not None
+    assert first.files.tables.keys() == first.files.figures.keys() == {"removal_curve"}
+    again = run_tiny(finished, *few)
+    assert again.stages("built") == []
+    collected = collect_tiny(finished, *few)
+    assert collected.state == "done"
+    roles = [row["role"] for row in collected.rows]
+    assert roles == ["original", "all"] + 2 * 3 * ["part"]
+    more = run_tiny(finished, "stage=curve", "curve.mass_shares=[0.3,0.5,0.7]")
+    assert len(more.names("built", "probe")) <= 3  # the others exist
+
+
 @pytest.mark.parametrize("kind", ["batchtopk", "jumprelu", "matryoshka_k", "matryoshka_prefix"])
 def test_other_saes_are_trained_on_the_same_tokens(finished: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     """One pass over the backbone serves SAEs of every kind, width and k."""

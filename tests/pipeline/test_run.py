@@ -130,7 +130,7 @@ def test_whatever_can_take_long_shows_how_far_it_is(first_run: Recorder) -> None
         "loading the backbone",
         "encoding train images",
         "training SAE, seed 0",
-        "reading tokens for rank, group_activation, confounds of seed 0",
+        "reading tokens for rank, sample, group_activation, confounds of seed 0",
         "scoring, seed 0",
         "encoding test images",
         "probing, seed 0",

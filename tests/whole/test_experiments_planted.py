@@ -64,7 +64,8 @@ def _read_number(text: str) -> float | str:
 
 def test_removal_takes_the_light_with_the_high_group_and_the_map_with_the_low_one(output_dir: Path) -> None:
     folder = run_planted("feature_removal", output_dir)
-    check_files(folder, ["removal", "removal_delta", "removal_frozen_head", "removal_more"], ["removal"])
+    tables = ["removal", "removal_against_random", "removal_delta", "removal_frozen_head", "removal_more"]
+    check_files(folder, tables, ["removal", "removal_against_random"])
     rows = read_rows(folder / "removal.csv")
     original = find_row(rows, variant="original tokens")
     assert original["top1_patch_mean"] > 0.8
@@ -144,6 +145,20 @@ def test_groups_shrink_and_grow_as_gamma_moves_and_the_signs_hold_at_the_valley(
     assert lows[1]["top1_patch_mean"] > original["top1_patch_mean"] - 0.05
     assert highs[1]["miou"] > lows[1]["miou"] + 0.03
     assert len(find_hashes(rows, "score")) == len(find_hashes(rows, "train_sae")) == 1  # made once for all gammas
+
+
+def test_the_light_goes_with_the_high_end_and_the_map_with_the_low_end(output_dir: Path) -> None:
+    folder = run_planted("removal_curve", output_dir, "curve.mass_shares=[0.3,0.6]")
+    check_files(folder, ["removal_curve"], ["removal_curve"])
+    rows = read_rows(folder / "removal_curve.csv")
+    original = find_row(rows, removed="nothing")
+    for share in ("30%", "60%"):
+        low, high = (find_row(rows, share, removed=f"{end} CDS first") for end in ("lowest", "highest"))
+        for end in (low, high):
+            assert end["mass_share"] == pytest.approx(float(share[:2]) / 100, abs=0.1)
+        assert high["top1_patch_mean"] < original["top1_patch_mean"] - 0.4
+        assert low["top1_patch_mean"] > original["top1_patch_mean"] - 0.05
+        assert low["miou"] < high["miou"]
 
 
 def test_quantiles_can_be_swept_too(output_dir: Path) -> None:
