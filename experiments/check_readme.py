@@ -101,6 +101,7 @@ SOURCES: Mapping[str, Find] = {
     "predict": find_report("stage=predict"),
     "stability": find_report("stage=stability"),
     "select": find_report("stage=select"),
+    "curve": find_report("stage=curve"),
     "planted": find_report("experiment=planted_registers", "seeds=[0]"),
     "gamma_sweep": find_tables("gamma_sweep"),
     "k_cds_sweep": find_tables("k_cds_sweep"),

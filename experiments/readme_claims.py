@@ -52,6 +52,14 @@ def kept(rule: str, metric: str) -> str:
     return f"select/selection/section=16 features kept;rule={rule}/{metric}"
 
 
+CONTROLS = ("mass", "energy")
+
+
+def against(group: str, control: str, metric: str) -> str:
+    """The address of what a group costs beyond its random groups."""
+    return f"demo/removal_against_random/group={group}-scope;control={control};metric={metric}"
+
+
 LOWEST, ACTIVE, CHANCE = "most active of band 1 of 3", "most active of all", "random"
 PREDICTED = "predict/predictions/section=error-preserving;variant={}/top1 * 100"
 GAMMA = ("demo/scope/quantity=gamma/mean",)
@@ -79,10 +87,8 @@ MINIATURE = (
         [
             ("original", ORIGINAL),
             ("without high scope", removal("without high-scope")),
-            ("random group of the same size", removal("random, size of high")),
             ("random group of the same mass", removal("random, mass of high")),
             ("without low scope", removal("without low-scope")),
-            ("random group of the same size", removal("random, size of low")),
             ("random group of the same mass", removal("random, mass of low")),
             ("everything removed", removal("all removed")),
         ],
@@ -100,6 +106,53 @@ MINIATURE = (
             kept(rule, metric)
             for rule in (LOWEST, ACTIVE, CHANCE)
             for metric in (METRICS["top-1 final CLS"], METRICS["mIoU"])
+        ],
+    ),
+    Claim(
+        "loses more, by {} points (equal mass; interval {} to {}) and {} (equal energy; {} to {}), and so does mIoU, by"
+        " {} ({} to {}) and {} ({} to {}).",
+        [
+            f"{against('low', control, metric)}/{key} * -100"
+            for metric in ("top1_cls_final", "miou")
+            for control in CONTROLS
+            for key in ("difference", "high", "low")
+        ],
+    ),
+    Claim(
+        "Without high scope mIoU loses less, by {} ({} to {}) and {} ({} to {}).",
+        [
+            f"{against('high', control, 'miou')}/{key} * 100"
+            for control in CONTROLS
+            for key in ("difference", "low", "high")
+        ],
+    ),
+    Claim(
+        "the final CLS loses {} points less and the mean patch token {}; without low scope the mean patch token loses {}"
+        " more. At equal mass the means are as large ({}, {} and {})",
+        [
+            f"{against(group, control, metric)}/difference * {sign}"
+            for control in ("energy", "mass")
+            for group, metric, sign in (
+                ("high", "top1_cls_final", 100),
+                ("high", "top1_patch_mean", 100),
+                ("low", "top1_patch_mean", -100),
+            )
+        ],
+    ),
+    Claim(
+        "random features by {} m (equal mass) and {} m (equal energy), without low scope better by {} and {} m",
+        [
+            f"{against(group, control, 'depth_rmse_m')}/difference * {sign}"
+            for group, sign in (("high", 1), ("low", -1))
+            for control in CONTROLS
+        ],
+    ),
+    Claim(
+        "lowest CDS first leaves {}% to the final CLS and {} mIoU, highest CDS first {}% and {}, a random order {}% and {}.",
+        [
+            f"curve/removal_curve/section=50% of the mass;removed={order}/{key} * 100"
+            for order in ("lowest CDS first", "highest CDS first", "random order")
+            for key in ("top1_cls_final", "miou")
         ],
     ),
     Claim("are better ({} against {} m)", [kept(rule, "depth_rmse_m") for rule in (ACTIVE, LOWEST)]),

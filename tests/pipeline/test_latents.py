@@ -119,7 +119,7 @@ def test_the_stage_builds_what_the_table_needs_and_says_what_it_holds(finished: 
     output_dir = copy_run(finished, tmp_path, but=(*SOURCES, "latents", "probe", "features", "report"))
     said = run_tiny(output_dir, "stage=latents")
     assert set(said.stages("built")) == {*SOURCES, "latents"}
-    assert "reading tokens for rank, sample, group_activation, confounds of seed 0" in said.shown  # once
+    assert "reading tokens for rank, group_activation, confounds of seed 0" in said.shown  # once
     assert f"| mean_act | mean activation | SAE units per patch token | rank | {len(load_latents(output_dir))} |" in (
         said.text
     )

@@ -304,7 +304,7 @@ def test_features_that_do_not_fit_are_refused(finished: Path, tmp_path: Path, mo
     with pytest.raises(InputError, match="no room"):
         run_tiny(output_dir, "stage=probe", "probe.tasks=[classification]")
     assert 0 < asked[0] < asked[1] < asked[2]
-    assert {name.split("/")[0] for name in find_artifacts(output_dir)} == {*UP_TO_SCORE, *ANALYSES, "latents"}
+    assert {name.split("/")[0] for name in find_artifacts(output_dir)} == {*UP_TO_SCORE, "sample", *ANALYSES, "latents"}
 
 
 def test_an_empty_group_is_a_marked_row(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -559,8 +559,8 @@ INTERRUPTIONS = [
     ("train_sae", SAEModule, "training_step", 9, STAGES[2:], ["scenes", "scenes", "tokens", "tokens"]),
     ("rank", TopImages, "update", 2, STAGES[3:], ["scenes", "scenes", "tokens", "tokens", "train_sae"]),
     ("score", PairMaps, "keep", 1, STAGES[4:], ["scenes", "scenes", "tokens", "tokens", "train_sae", "rank"]),
-    ("features", Backbone, "resume", 2, STAGES[5:], [*UP_TO_SCORE]),
-    ("probe", ProbeModule, "training_step", 9, STAGES[5:], [*UP_TO_SCORE, *FEATURES, "probe", "probe", "probe"]),
+    ("features", Backbone, "resume", 2, STAGES[5:], [*UP_TO_SCORE, "sample"]),
+    ("probe", ProbeModule, "training_step", 9, STAGES[5:], [*UP_TO_SCORE, "sample", *FEATURES, *3 * ["probe"]]),
 ]
 
 

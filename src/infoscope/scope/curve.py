@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 from infoscope.sae.edit import EditMode
 from infoscope.scope.ablations import Ablation, Role
 
-ENDS = {"low": "lowest CDS first", "high": "highest CDS first", "random": "in random order"}
+ENDS = {"low": "lowest CDS first", "high": "highest CDS first", "random": "random order"}
 """In which order features are removed."""
 
 

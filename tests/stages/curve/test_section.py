@@ -49,7 +49,8 @@ def test_rows_are_shares_and_orders() -> None:
 
 def test_differences_are_against_the_random_orders_of_the_same_seed() -> None:
     excess = list_curve_excess(make_runs(), SHARES)
-    (low,) = (one for one in excess[0.6] if (one.group, one.metric.column.key) == ("low", "miou"))
+    wanted = ("low", "random", "miou")
+    (low,) = (one for one in excess[0.6] if (one.group, one.control, one.metric.column.key) == wanted)
     assert low.by_seed == pytest.approx(dict.fromkeys(range(3), -0.6 * 0.3 - 0.0005))
 
 
@@ -57,16 +58,22 @@ def test_findings_count_the_shares() -> None:
     section = make_curve_section(make_runs(), SHARES)
     (miou,) = (text for text in section.findings if text.startswith("mIoU: "))
     assert miou == (
-        "mIoU: lowest CDS first costs more than random at 2 of 2 shares (20, 60%), less at 0 of 2 shares; highest CDS"
-        " first costs more than random at 0 of 2 shares, less at 2 of 2 shares (20, 60%)."
+        "mIoU: lowest CDS first against random order costs more at 2 (20, 60% of the mass), less at none; highest CDS"
+        " first against random order costs more at none, less at 2 (20, 60% of the mass); lowest CDS first against"
+        " highest CDS first costs more at 2 (20, 60% of the mass), less at none."
     )
-    assert len(section.summary) == 2 * 2 * 4
+    assert len(section.summary) == 2 * 3 * 4
 
 
-@pytest.mark.parametrize(("n_seeds", "n_draws"), [(1, 2), (3, 0)])
-def test_without_an_interval_nothing_is_counted(n_seeds: int, n_draws: int) -> None:
-    (only,) = make_curve_section(make_runs(n_seeds, n_draws), SHARES).findings
-    assert only.startswith("One SAE seed, or no random order")
+def test_one_seed_has_no_interval() -> None:
+    (only,) = make_curve_section(make_runs(1), SHARES).findings
+    assert only.startswith("One SAE seed: ")
+
+
+def test_without_random_orders_the_ends_are_compared() -> None:
+    section = make_curve_section(make_runs(3, n_draws=0), SHARES)
+    (miou,) = (text for text in section.findings if text.startswith("mIoU: "))
+    assert miou.startswith("mIoU: lowest CDS first against highest CDS first costs more at 2 (")
 
 
 def test_points_stand_at_the_mass_that_was_removed() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -19,6 +19,8 @@ from infoscope.stages.probe.results import MAIN_METRICS, Metric, Result, present
 from infoscope.stages.probe.tables import EDGE, MARKS, SHARES, UNCONVERGED, count_runs, make_metric_columns, metric_cell
 
 COLOURS = {"low": LOW, "high": HIGH, "random": GREY}
+PAIRS = (("low", "random"), ("high", "random"), ("low", "high"))
+"""Which orders are compared."""
 LINES = {"low": "-", "high": "-", "random": (0, (5, 2))}
 """How each order of removal is drawn."""
 COUNTED = [column for column in SHARES if column.key != "overlap"]
@@ -46,8 +48,15 @@ def make_curve_section(results: Sequence[Result], shares: Sequence[float]) -> Re
             )
         },
         summary=[
-            {"metric": one.metric.column.key, "removed": one.group, "minus_random": one.stat, "sign": one.sign}
-            for of_share in excess.values()
+            {
+                "metric": one.metric.column.key,
+                "mass_share": share,
+                "removed": one.group,
+                "minus": one.control,
+                "difference": one.stat,
+                "sign": one.sign,
+            }
+            for share, of_share in excess.items()
             for one in of_share
         ],
     )
@@ -96,19 +105,19 @@ def make_curve_table(results: Sequence[Result], shares: Sequence[float]) -> Tabl
 
 
 def list_curve_excess(results: Sequence[Result], shares: Sequence[float]) -> dict[float, list[Excess]]:
-    """Return what features of either end cost beyond random ones of as much mass, by share."""
+    """Return what each of `PAIRS` costs beyond its second order, at as much mass, by share."""
     found: dict[float, list[Excess]] = {}
     for share in shares:
-        random = find_part(results, "random", share)
+        parts = {end: find_part(results, end, share) for end in ENDS}
         for metric in present_metrics(results, MAIN_METRICS):
-            for end in ("low", "high"):
+            for end, other in PAIRS:
                 by_seed = {
-                    run["sae_seed"]: metric.read(run) - _mean_of_seed(random, run["sae_seed"], metric)
-                    for run in find_part(results, end, share)
+                    run["sae_seed"]: metric.read(run) - _mean_of_seed(parts[other], run["sae_seed"], metric)
+                    for run in parts[end]
                 }
                 known = {seed: value for seed, value in by_seed.items() if math.isfinite(value)}
                 if known:
-                    found.setdefault(share, []).append(Excess(metric, end, "mass", known))
+                    found.setdefault(share, []).append(Excess(metric, end, other, known))
     return found
 
 
@@ -116,31 +125,30 @@ def _mean_of_seed(runs: Sequence[Result], seed: int, metric: Metric) -> float:
     return compute_stat(metric.read(run) for run in runs if run["sae_seed"] == seed).mean
 
 
-def describe_curve(excess: dict[float, list[Excess]], shares: Sequence[float]) -> Iterator[str]:
-    """Yield one sentence per metric: at which shares either end costs more, or less, than random features."""
+def describe_curve(excess: Mapping[float, Sequence[Excess]], shares: Sequence[float]) -> Iterator[str]:
+    """Yield one sentence per metric: at which shares one order of removal costs more, or less, than another."""
     every = [one for of_share in excess.values() for one in of_share]
     if not any(math.isfinite(one.half_width) for one in every):
-        yield "One SAE seed, or no random order: how far the curves differ by chance is not known."
+        yield "One SAE seed: how far the curves differ by chance is not known."
         return
     yield (
-        "Differences from removal in random order are taken within an SAE seed at each share; they count where the"
+        f"At each of {len(shares)} shares two orders are compared within an SAE seed; a difference counts where its"
         f" {LEVEL:.0%} interval over SAE seeds (t, each by itself) leaves out 0."
     )
     for metric in dict.fromkeys(one.metric for one in every):
         parts = []
-        for end in ("low", "high"):
-            signs = {share: one.sign for share, of in excess.items() for one in of if one[:2] == (metric, end)}
+        for end, other in PAIRS:
+            signs = {share: one.sign for share, of in excess.items() for one in of if one[:3] == (metric, end, other)}
             worse, better = ([share for share, sign in signs.items() if sign == wanted] for wanted in (-1, 1))
-            parts.append(
-                f"{ENDS[end]} costs more than random at {_count(worse, shares)}, less at {_count(better, shares)}"
-            )
+            if signs:
+                counts = f"costs more at {_count(worse)}, less at {_count(better)}"
+                parts.append(f"{ENDS[end]} against {ENDS[other]} {counts}")
         yield f"{metric.column.heading}: {'; '.join(parts)}."
 
 
-def _count(some: Sequence[float], shares: Sequence[float]) -> str:
-    """ "3 of 10 shares (20, 30, 90%)"."""
-    listed = f" ({', '.join(f'{100 * share:g}' for share in some)}%)" if some else ""
-    return f"{len(some)} of {len(shares)} shares{listed}"
+def _count(shares: Sequence[float]) -> str:
+    """ "3 (20, 30, 90% of the mass)"."""
+    return f"{len(shares)} ({', '.join(f'{100 * share:g}' for share in shares)}% of the mass)" if shares else "none"
 
 
 def draw_curve(results: Sequence[Result], shares: Sequence[float]) -> Figure:

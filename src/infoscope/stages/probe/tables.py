@@ -247,7 +247,7 @@ def _add_paper(table: Table, reference: str | None, metrics: Sequence[Metric], r
 def count_runs(results: Sequence[Result]) -> str:
     """Say over how many SAE seeds and random draws the results are, and what stands in a table for several."""
     n_seeds = len({result["sae_seed"] for result in results})
-    n_draws = len({result["variant"].get("draw") for result in results if result["variant"]["role"] == "control"})
+    n_draws = len({result["variant"].get("draw") for result in results} - {None})
     text = f"{n_seeds} SAE seed{'s' if n_seeds != 1 else ''}"
     if n_draws:
         text += f", {n_draws} draw{'s' if n_draws != 1 else ''} of each random group"
