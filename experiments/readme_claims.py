@@ -127,8 +127,8 @@ MINIATURE = (
         ],
     ),
     Claim(
-        "the final CLS loses {} points less and the mean patch token {}; without low scope the mean patch token loses {}"
-        " more. At equal mass the means are as large ({}, {} and {})",
+        "the final CLS loses {} points less and the mean patch token {}; without low scope the mean patch token loses"
+        " {} more. At equal mass the means are as large ({}, {} and {})",
         [
             f"{against(group, control, metric)}/difference * {sign}"
             for control in ("energy", "mass")
@@ -148,7 +148,8 @@ MINIATURE = (
         ],
     ),
     Claim(
-        "lowest CDS first leaves {}% to the final CLS and {} mIoU, highest CDS first {}% and {}, a random order {}% and {}.",
+        "lowest CDS first leaves {}% to the final CLS and {} mIoU, highest CDS first {}% and {}, a random order {}% and"
+        " {}.",
         [
             f"curve/removal_curve/section=50% of the mass;removed={order}/{key} * 100"
             for order in ("lowest CDS first", "highest CDS first", "random order")

@@ -19,14 +19,23 @@ from collections.abc import Sequence
 
 from infoscope.commands.experiments.runs import Run, Shown, join_runs, name_figures
 from infoscope.commands.experiments.sweep import Experiment, main
-from infoscope.stages.curve.section import draw_curve, make_curve_table
+from infoscope.report.tables import Table
+from infoscope.stages.curve.section import describe_curve, draw_curve, list_curve_excess, make_curve_table
 from infoscope.stages.curve.stage import read_curve
 from infoscope.stages.probe.results import Result
 
 
+def make_table(run: Run[list[Result]]) -> Table:
+    """The table of one run, with the findings below it."""
+    shares = run.config.curve.mass_shares
+    table = make_curve_table(run.found, shares)
+    table.notes.extend(describe_curve(list_curve_excess(run.found, shares), shares))
+    return table
+
+
 def show(runs: Sequence[Run[list[Result]]]) -> Shown:
-    """The table, with the findings, and the figure of each run."""
-    table = join_runs(runs, lambda run: make_curve_table(run.found, run.config.curve.mass_shares))
+    """The table and the figure of each run."""
+    table = join_runs(runs, make_table)
     figures = name_figures("removal_curve", runs, lambda run: draw_curve(run.found, run.config.curve.mass_shares))
     return Shown([table], figures)
 

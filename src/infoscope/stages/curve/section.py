@@ -83,7 +83,6 @@ def make_curve_table(results: Sequence[Result], shares: Sequence[float]) -> Tabl
             f"{count_runs(results)} Scored features are removed one after the other until their mass comes closest to a"
             " share of that of all scored features; heads are retrained, the SAE's error stays. Mass and energy are"
             " those removed from the test images.",
-            *describe_curve(list_curve_excess(results, shares), shares),
         ],
         marks={mark: MARKS[mark] for mark in (EDGE, UNCONVERGED)},
     )
@@ -126,7 +125,7 @@ def _mean_of_seed(runs: Sequence[Result], seed: int, metric: Metric) -> float:
 
 
 def describe_curve(excess: Mapping[float, Sequence[Excess]], shares: Sequence[float]) -> Iterator[str]:
-    """Yield one sentence per metric: at which shares one order of removal costs more, or less, than another."""
+    """Yield how orders are compared, then per metric at which shares one costs more, or less, than another."""
     every = [one for of_share in excess.values() for one in of_share]
     if not any(math.isfinite(one.half_width) for one in every):
         yield "One SAE seed: how far the curves differ by chance is not known."
