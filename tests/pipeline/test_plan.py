@@ -67,6 +67,7 @@ def test_everything_is_missing_at_first(tmp_path: Path) -> None:
         "train_sae, seed 0",
         "rank, seed 0",
         "score, seed 0",
+        "sample, seed 0",
         "tokens, test",
         "features, seed 0",
         "probe, seed 0",
@@ -96,7 +97,7 @@ def test_a_stage_plans_no_further_than_itself(tmp_path: Path) -> None:
     assert analysis == [*needed, "rank, seed 0", "score, seed 0", "tokens, test", "stability", "report"]
     more = find(plan_of(tmp_path, "probe.n_draws=5"), "probe, seed 0")
     fewer = find(plan_of(tmp_path, "probe.n_draws=4"), "probe, seed 0")
-    assert more.n_built - fewer.n_built == 2 * 2  # of either group, as large and as strong
+    assert more.n_built - fewer.n_built == 2 * 2  # of either group, of equal mass and of equal energy
 
 
 def test_what_exists_is_said_and_asks_for_nothing(finished: Path) -> None:
@@ -106,7 +107,7 @@ def test_what_exists_is_said_and_asks_for_nothing(finished: Path) -> None:
     assert {step.what: step.n_reused for step in steps} == {"probe, seed 0": N_VARIANTS, **dict.fromkeys(read, 1)}
     assert all((step.n_built, step.work, step.seconds) == (0, Work(), None) for step in steps)
     other = plan_of(finished, "sae.k=3")
-    of_sae = ("train_sae", "rank", "score", "features", "probe", "group_activation", "confounds", "latents")
+    of_sae = ("train_sae", "rank", "sample", "score", "features", "probe", "group_activation", "confounds", "latents")
     assert {step.what for step in other if step.n_built} == {"report", *(f"{stage}, seed 0" for stage in of_sae)}
 
 
