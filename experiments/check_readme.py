@@ -97,6 +97,7 @@ def find_folder(path: str) -> Find:
 SOURCES: Mapping[str, Find] = {
     "demo": find_report(),
     "bands": find_report("partition=bands"),
+    "energy": find_report("partition=energy"),
     "class": find_report("probe.target=class", "probe.tasks=[classification]", "probe.n_draws=0", "seeds=[0]"),
     "predict": find_report("stage=predict"),
     "stability": find_report("stage=stability"),

@@ -55,9 +55,9 @@ def kept(rule: str, metric: str) -> str:
 CONTROLS = ("mass", "energy")
 
 
-def against(group: str, control: str, metric: str) -> str:
+def against(group: str, control: str, metric: str, source: str = "demo") -> str:
     """The address of what a group costs beyond its random groups."""
-    return f"demo/removal_against_random/group={group}-scope;control={control};metric={metric}"
+    return f"{source}/removal_against_random/group={group}-scope;control={control};metric={metric}"
 
 
 LOWEST, ACTIVE, CHANCE = "most active of band 1 of 3", "most active of all", "random"
@@ -144,6 +144,18 @@ MINIATURE = (
         [
             f"{against(group, control, 'depth_rmse_m')}/difference * {sign}"
             for group, sign in (("high", 1), ("low", -1))
+            for control in CONTROLS
+        ],
+    ),
+    Claim(
+        "gamma {}, low scope {}% of the mass)",
+        ["energy/scope/quantity=gamma/mean", f"{removal('without low-scope', 'energy')}/{SHARES['mass']}"],
+    ),
+    Claim(
+        "final CLS {} and {} points more, mIoU {} and {}. That on high scope does not: mIoU {} and {} less",
+        [
+            f"{against(group, control, metric, 'energy')}/difference * {sign}"
+            for group, metric, sign in (("low", "top1_cls_final", -100), ("low", "miou", -100), ("high", "miou", 100))
             for control in CONTROLS
         ],
     ),
