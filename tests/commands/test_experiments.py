@@ -299,3 +299,20 @@ def test_a_setting_is_measured(sae_settings: ModuleType, tmp_path: Path) -> None
 def test_a_mistake_is_one_sentence(sae_settings: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     assert sae_settings.main(["sae.kk=3"]) == 2
     assert "sae_settings: Unknown key 'sae.kk'" in capsys.readouterr().err
+
+
+def test_features_are_shown_on_other_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for i in range(4):
+        save_noise(tmp_path / "pictures" / f"{i}.png", i)
+    show_features = load_experiment("show_features")
+    overrides = make_overrides(tmp_path / "out")
+    assert show_features.main([*overrides, f"pictures={tmp_path / 'pictures'}"]) == 0
+    n_shown, _, _, n_pictures = capsys.readouterr().out.splitlines()[-1].split()[:4]
+    assert int(n_shown) > 0
+    assert n_pictures == "4"
+    folder = tmp_path / "out" / "experiments" / "show_features"
+    assert (folder / "features.png").read_bytes().startswith(b"\x89PNG")
+    for wrong in ([], [f"pictures={tmp_path}"]):
+        assert show_features.main([*overrides, *wrong]) == 2
+        (sentence,) = capsys.readouterr().err.splitlines()
+        assert sentence.startswith("show_features: Expected ")
