@@ -62,6 +62,11 @@ STAGES = (
         "what else tells features apart: how often, how strongly, how widely they fire, and on what",
     ),
     Entry(
+        "effects",
+        "stages.effects.stage:Effects",
+        "the change of each task's loss without each latent alone, and what the score says of it beyond frequency",
+    ),
+    Entry(
         "latents",
         "stages.latents:Latents",
         "what is known of each latent, in one table (parquet; load_latents reads it)",

@@ -25,8 +25,8 @@ from infoscope.config.sweeps import Sweep, expand_sweep, find_swept, make_comman
 from infoscope.report.tables import Table
 from infoscope.runtime.errors import InputError
 from infoscope.runtime.job import Job
+from infoscope.scope.matching import name_matched
 from infoscope.scope.scores import Scores
-from infoscope.scope.separation import name_matched
 from infoscope.stages.probe import run as probe_run
 from infoscope.stages.stability.stage import Stability
 from tests.support.app_samples import run_infoscope

@@ -39,7 +39,7 @@ def test_the_report_joins_the_quick_ones(finished: Path) -> None:
     assert set(ANALYSES) <= set(found.stages("reused"))
     assert found.files is not None
     summary = json.loads(found.files.summary.read_text())
-    assert {"outliers", "confounds"} <= summary.keys()
+    assert {"outliers", "confounds", "effects"} <= summary.keys()
     assert {"outlier_emd", "outlier_activation", "confounds", "auroc", "removal_matched"} <= found.files.tables.keys()
 
 

@@ -13,6 +13,8 @@ from infoscope.pipeline.stage import SeedStage
 from infoscope.scope.cds import compute_chance_ratio, count_zero_maps
 from infoscope.scope.confounds import MIN_IMAGES
 from infoscope.stages.confounds.stage import Confounds
+from infoscope.stages.effects.section import name_column
+from infoscope.stages.effects.stage import Effects
 from infoscope.stages.latents import Latents
 from infoscope.stages.outliers.stage import Outliers
 from infoscope.stages.rank import Rank
@@ -20,7 +22,7 @@ from infoscope.stages.report.stage import Report
 from infoscope.stages.score.stage import Score, partition_of
 from tests.support.pipeline_samples import Recorder, copy_run, find_folder, finish_tiny_run, make_tiny_config, run_tiny
 
-SOURCES = ("rank", "score", "group_activation", "confounds")
+SOURCES = ("rank", "score", "group_activation", "confounds", "effects")
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +98,7 @@ def test_every_value_is_that_of_its_source(finished: Path, ctx: Context) -> None
         "on_normal": acts.on_normal / acts.n_normal,
     }
     expected |= {f"image_effect_{of}": np.where(fires_enough, v, np.nan) for of, v in found.image_effects.items()}
+    expected |= {name_column(task): effect for task, effect in Effects.at(ctx, 0).load().effects.items()}
     for name, values in expected.items():
         np.testing.assert_array_equal(table[name], values, err_msg=name)
     assert {column.name for column in table} == {*expected, "one_sided", "group", "undecided", "outlier_ratio"}
@@ -118,7 +121,8 @@ def test_each_latent_is_in_one_group(finished: Path, tmp_path: Path, override: s
 def test_the_stage_builds_what_the_table_needs_and_says_what_it_holds(finished: Path, tmp_path: Path) -> None:
     output_dir = copy_run(finished, tmp_path, but=(*SOURCES, "latents", "probe", "features", "report"))
     said = run_tiny(output_dir, "stage=latents")
-    assert set(said.stages("built")) == {*SOURCES, "latents"}
+    assert set(said.stages("built")) == {*SOURCES, "latents", "probe", "features"}
+    assert len(said.names("built", "probe")) == 1  # of the original tokens, whose head reads all that is edited
     assert "reading tokens for rank, group_activation, confounds of seed 0" in said.shown  # once
     assert f"| mean_act | mean activation | SAE units per patch token | rank | {len(load_latents(output_dir))} |" in (
         said.text

@@ -38,7 +38,7 @@ from tests.support.pipeline_samples import (
     run_tiny,
 )
 
-D_SAE, K_MAX, N_VARIANTS = 32, 3, 14
+D_SAE, K_MAX, N_VARIANTS = 32, 3, 20
 """Of the tiny run."""
 
 
@@ -70,10 +70,11 @@ def test_everything_is_missing_at_first(tmp_path: Path) -> None:
         "sample, seed 0",
         "tokens, test",
         "features, seed 0",
+        "confounds, seed 0",
         "probe, seed 0",
         "outliers",
         "group_activation, seed 0",
-        "confounds, seed 0",
+        "effects, seed 0",
         "latents, seed 0",
         "report",
     ]
@@ -102,12 +103,13 @@ def test_a_stage_plans_no_further_than_itself(tmp_path: Path) -> None:
 
 def test_what_exists_is_said_and_asks_for_nothing(finished: Path) -> None:
     steps = plan_of(finished)
-    once = ("score", "group_activation", "confounds", "latents", "train_sae", "rank")
+    once = ("score", "group_activation", "confounds", "effects", "latents", "train_sae", "rank")
     read = ("scenes, train", "scenes, test", "tokens, train", "report", *(f"{kind}, seed 0" for kind in once))
     assert {step.what: step.n_reused for step in steps} == {"probe, seed 0": N_VARIANTS, **dict.fromkeys(read, 1)}
     assert all((step.n_built, step.work, step.seconds) == (0, Work(), None) for step in steps)
     other = plan_of(finished, "sae.k=3")
-    of_sae = ("train_sae", "rank", "sample", "score", "features", "probe", "group_activation", "confounds", "latents")
+    of_sae = ("train_sae", "rank", "sample", "score", "features", "probe", "group_activation", "confounds", "effects")
+    of_sae = (*of_sae, "latents")
     assert {step.what for step in other if step.n_built} == {"report", *(f"{stage}, seed 0" for stage in of_sae)}
 
 
@@ -125,6 +127,7 @@ def count_artifacts(output_dir: Path) -> Counter[str]:
         (("rank", "train_sae", "report"), ()),
         (("scenes",), ("stage=score", "scope.shift_patches=2")),
         (("scenes", "confounds"), ("stage=confounds",)),
+        (("effects", "probe", *FEATURES), ("stage=effects",)),
         (("tokens", *FEATURES, "report"), ()),
         (("probe", *FEATURES), ("stage=probe",)),
         (("rank", "scenes"), ("stage=stability", "stability.n_latents=8")),
@@ -160,7 +163,7 @@ def test_counts_are_exact_once_the_ranking_is_known(finished: Path) -> None:
 
 def test_seconds_are_those_of_such_work_before(finished: Path) -> None:
     steps = plan_of(finished, "seeds=[0,1]")
-    for kind in ("train_sae", "rank", "score", "group_activation", "confounds"):
+    for kind in ("train_sae", "rank", "score", "group_activation", "confounds", "effects"):
         manifest = read_manifest(find_folder(finished, kind))
         planned, done = find(steps, f"{kind}, seed 1"), manifest["work"]
         seconds = done.get("seconds", manifest["wall_s"])

@@ -9,6 +9,7 @@ from infoscope.runtime.errors import InputError
 from infoscope.sae.edit import EditMode
 from infoscope.scope.ablations import Ablation, Role, make_ablations, make_matched_ablations
 from infoscope.scope.config import Control
+from infoscope.scope.matching import make_properties, match_groups
 
 D_SAE = 100
 
@@ -103,10 +104,11 @@ def test_negative_draws_are_refused(mass):
         make_ablations({"high": first(3), "low": first(3, 3)}, first(6), mass, n_draws=-1)
 
 
-def test_groups_of_matched_frequency(mass):
+def test_matched_groups(mass):
     rate = np.repeat([0.001, 0.01, 0.1, 0], 25)
     groups = {"high": first(40), "low": first(60, 40)}  # both fire at .01, high ones alone at .001
-    high, low = make_matched_ablations(groups, rate, mass, seed=1)
+    support = np.random.default_rng(5).uniform(0.01, 0.3, D_SAE)
+    high, low, *others = make_matched_ablations(groups, rate, support, mass, seed=1)
     assert [variant.group for variant in (high, low)] == ["high, matched frequency", "low, matched frequency"]
     assert [variant.name for variant in (high, low)] == [
         "error_preserving_without_high_matched",
@@ -117,13 +119,22 @@ def test_groups_of_matched_frequency(mass):
     assert not (high.ablated & ~groups["high"]).any()
     assert not (low.ablated & ~groups["low"]).any()
     assert high.mass_share_train == pytest.approx(mass[high.ablated].sum() / mass.sum())
+    pairs = match_groups(groups["high"], groups["low"], make_properties(rate, support, mass), seed=1)
+    assert [variant.group for variant in others] == [
+        f"{group}, matched {matching}" for matching in list(pairs)[1:] for group in ("high", "low")
+    ]
+    assert others[-1].name == "error_preserving_without_low_matched_frequency_support_and_mass"
+    for variant, expected in zip(others, [group for pair in list(pairs.values())[1:] for group in pair], strict=True):
+        np.testing.assert_array_equal(variant.ablated, expected)
 
 
-def test_groups_without_a_common_frequency_are_empty_rows(mass):
+def test_groups_that_have_nothing_in_common_are_empty_rows():
     rate = np.repeat([0.001, 0.1], 50)
-    variants = make_matched_ablations({"high": first(50), "low": first(50, 50)}, rate, mass)
-    assert [variant.empty for variant in variants] == [True, True]
+    groups = {"high": first(50), "low": first(50, 50)}
+    variants = make_matched_ablations(groups, rate, np.ones(D_SAE), np.where(rate < 0.01, 1, 100.0))
+    assert [variant.empty for variant in variants] == [True, True, False, False, True, True, True, True]
 
 
 def test_bands_have_no_matched_rows(mass):
-    assert make_matched_ablations({"band 1 of 2": first(50), "band 2 of 2": first(50, 50)}, np.ones(D_SAE), mass) == []
+    bands = {"band 1 of 2": first(50), "band 2 of 2": first(50, 50)}
+    assert make_matched_ablations(bands, np.ones(D_SAE), np.ones(D_SAE), mass) == []

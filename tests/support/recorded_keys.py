@@ -26,6 +26,7 @@ from infoscope.runtime.store import Store
 from infoscope.sae.activations import make_activation
 from infoscope.sae.checkpoint import save_sae
 from infoscope.sae.model import SparseAutoencoder
+from infoscope.scope.confounds import ConfoundResult, LatentProperties
 from infoscope.scope.energy import TokenSample
 from infoscope.scope.ranking import Ranking
 from infoscope.scope.scores import Scores
@@ -113,6 +114,9 @@ def write_fixed_files(root: Path) -> None:
     (root / "rank").mkdir()
     top = np.tile(np.arange(K_MAX), (D_SAE, 1))
     Ranking(top, np.ones(top.shape), mean_act / 100, mean_act, K_MAX, 100 * K_MAX).save(root / "rank")
+    support = (1 + (latents * 7) % D_SAE) ** 2 / 200
+    properties = LatentProperties(mean_act / 100, mean_act / 20, np.ones((D_SAE, K_MAX)), support, support)
+    ConfoundResult(properties, 100, {}, None).save(root / "confounds")
     (root / "sample").mkdir()
     entries = latents.astype(np.int32)  # each fires on a token with the next one
     both = np.sort(np.stack([entries, (entries + 1) % D_SAE], axis=1), axis=1).ravel()

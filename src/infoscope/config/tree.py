@@ -26,7 +26,7 @@ from infoscope.config.overrides import make_readable, quote_override
 from infoscope.config.unread import NAMESAKES, check_read, name_place
 from infoscope.data.config import DataConfig, DataKind, ProbeDataConfig
 from infoscope.predictions.config import PredictConfig
-from infoscope.probes.config import CurveConfig, ProbeConfig, Readout, SelectConfig
+from infoscope.probes.config import CurveConfig, EffectConfig, ProbeConfig, Readout, SelectConfig
 from infoscope.runtime.bounds import Bounds, Few, FilePath, Items, Seconds, Seed, check, check_settings, expand_path
 from infoscope.runtime.errors import InputError
 from infoscope.sae.config import KINDS, SAEConfig, TokenChoice
@@ -144,6 +144,7 @@ class Config:
     stability: StabilityConfig = field(default_factory=StabilityConfig)
     select: SelectConfig = field(default_factory=SelectConfig)
     curve: CurveConfig = field(default_factory=CurveConfig)
+    effects: EffectConfig = field(default_factory=EffectConfig)
     clip: ContrastiveConfig = field(default_factory=ContrastiveConfig)
     """How stage=train_clip trains the scenes' own CLIP."""
     trainer: TrainerConfig = field(default_factory=TrainerConfig)

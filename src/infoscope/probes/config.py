@@ -332,6 +332,20 @@ class CurveConfig:
         check(self, "curve")
 
 
+@dataclass
+class EffectConfig:
+    """On what `stage=effects` measures the effect of each latent. All numbers are ours."""
+
+    n_images: Count | None = 1000
+    """Test images, drawn at random; null: all. What the final CLS makes of an image is computed anew for every latent
+    that fires in it."""
+    n_pixels: Count | None = 1024
+    """Pixels of each image at which segmentation and depth are read; null: all."""
+
+    def __post_init__(self) -> None:
+        check(self, "effects")
+
+
 def _list_names(recipe: type) -> set[str]:
     return {one.name for one in fields(recipe)}
 

@@ -16,7 +16,7 @@ from infoscope.runtime.errors import InputError
 from infoscope.sae.edit import EditMode
 from infoscope.scope.config import Control
 from infoscope.scope.energy import Cumulate
-from infoscope.scope.separation import match_frequency, name_matched
+from infoscope.scope.matching import FREQUENCY, make_properties, match_groups, name_matched
 
 Progress = Callable[[str, int, int], object]
 """Called with (what is being done, how many of it are done, how many there are)."""
@@ -91,6 +91,11 @@ class Ablation:
         return digest.hexdigest()
 
 
+def make_original(n_latents: int = 0) -> Ablation:
+    """Return the tokens from which nothing is removed; their key does not tell how many latents there are."""
+    return Ablation("original", EditMode.error_preserving, np.zeros(n_latents, dtype=bool), Role.original)
+
+
 def make_ablations(
     groups: Mapping[str, Bool[np.ndarray, " d_sae"]],
     drawable: Bool[np.ndarray, " d_sae"],
@@ -129,7 +134,7 @@ def make_ablations(
         raise InputError(f"Expected probe.n_draws >= 0 and at least one mode, got {n_draws} and {list(modes)}.")
     nothing, everything = np.zeros_like(drawable), np.ones_like(drawable)
 
-    variants = [Ablation("original", EditMode.error_preserving, nothing, Role.original)]
+    variants = [make_original(len(nothing))]
     if EditMode.reconstruct in modes:
         variants.append(Ablation("reconstruct_all_kept", EditMode.reconstruct, nothing, Role.nothing))
     for mode in modes:
@@ -148,35 +153,39 @@ def make_ablations(
 def make_matched_ablations(
     groups: Mapping[str, Bool[np.ndarray, " d_sae"]],
     firing_rate: Float[np.ndarray, " d_sae"],
+    support: Float[np.ndarray, " d_sae"],
     mass: Float[np.ndarray, " d_sae"],
     seed: int = 0,
 ) -> list[Ablation]:
-    """Return the rows without as many high-scope as low-scope latents that fire equally often.
+    """Return the rows without as many high-scope as low-scope latents that are alike in something, for every matching.
 
-    Both groups are thinned out until they have equally many latents in every bin of log firing rate (see
-    `match_frequency`), and removed while the SAE's error stays. Groups other than "high" and "low" (bands) have no such
-    rows; groups that fire at no common rate have two empty ones.
+    Both groups are thinned out (see `match_groups`), and removed while the SAE's error stays. Groups other than "high"
+    and "low" (bands) have no such rows; groups that have nothing in common have two empty ones.
 
     Args:
         groups, mass: as for `make_ablations`.
-        firing_rate: share of tokens on which each latent fires.
-        seed: of the draw.
+        firing_rate, support: as for `make_properties`.
+        seed: of the draw within bins of frequency.
     """
     if not {"high", "low"} <= groups.keys():
         return []
     mass = np.asarray(mass, dtype=np.float64)
     high, low = (np.asarray(groups[name], dtype=bool) for name in ("high", "low"))
-    return [
-        Ablation(
-            f"{EditMode.error_preserving.name}_without_{name}_matched",
-            EditMode.error_preserving,
-            removed,
-            Role.group,
-            name_matched(name),
-            mass_share_train=_compute_share(mass, removed),
-        )
-        for name, removed in zip(("high", "low"), match_frequency(high, low, firing_rate, seed), strict=True)
-    ]
+    variants = []
+    for matching, pair in match_groups(high, low, make_properties(firing_rate, support, mass), seed).items():
+        suffix = "matched" if matching == FREQUENCY else f"matched_{matching.replace(', ', '_').replace(' ', '_')}"
+        variants += [
+            Ablation(
+                f"{EditMode.error_preserving.name}_without_{name}_{suffix}",
+                EditMode.error_preserving,
+                removed,
+                Role.group,
+                name_matched(name, matching),
+                mass_share_train=_compute_share(mass, removed),
+            )
+            for name, removed in zip(("high", "low"), pair, strict=True)
+        ]
+    return variants
 
 
 def describe_variant(variant: Ablation, mass_share: float, energy_share: float) -> dict[str, Any]:

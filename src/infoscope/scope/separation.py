@@ -13,15 +13,13 @@ from scipy.stats import rankdata
 from infoscope.runtime.errors import InputError
 from infoscope.scope.confounds import ConfoundResult
 
-MATCHED = "matched frequency"
-"""What the name of a group ends in once it is thinned out to fire as often as its counterpart."""
 BINS_PER_OCTAVE = 2
 """Matched latents differ in firing rate by a factor of sqrt(2) at most."""
 SUBSETS = {
     "all": "all",
     "compact": "compact",
     "diffuse": "diffuse",
-    "matched": MATCHED,
+    "matched": "matched frequency",
 }
 """Latents within which known-global and known-local ones are told apart: key and name."""
 SCORES = ("cds", "firing_rate", "support", "peak")
@@ -191,11 +189,6 @@ def match_frequency(
         for subgroup, there in zip(chosen, members, strict=True):
             subgroup[rng.permutation(there)[:n_each]] = True
     return chosen
-
-
-def name_matched(group: str) -> str:
-    """Return what the matched part of a group is called."""
-    return f"{group}, {MATCHED}"
 
 
 def compute_spearman(

@@ -1,4 +1,4 @@
-"""Ablations of an experiment: groups, all latents, random controls, groups thinned out to equal firing frequency."""
+"""Ablations of an experiment: groups, all latents, random controls, groups thinned out until they are alike."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from infoscope.pipeline.context import Context, once
 from infoscope.pipeline.stage import Needs
 from infoscope.scope.ablations import Ablation, make_ablations, make_matched_ablations
 from infoscope.scope.config import Control
+from infoscope.stages.confounds.stage import Confounds
 from infoscope.stages.energy import Sample, energy_of
 from infoscope.stages.rank import Rank, mass_of
 from infoscope.stages.score.stage import needs_of_groups, partition_of
@@ -39,7 +40,8 @@ def ablations_of(ctx: Context, seed: int) -> list[Ablation]:
 
 @once
 def all_ablations_of(ctx: Context, seed: int) -> list[Ablation]:
-    """Return all that is probed: `ablations_of`, and the groups thinned out until they fire equally often, if any."""
+    """Return all that is probed: `ablations_of`, and the groups thinned out until they are alike, if there are any."""
     firing_rate, groups = Rank.at(ctx, seed).load().firing_rate, partition_of(ctx, seed).groups
-    matched = make_matched_ablations(groups, firing_rate, mass_of(ctx, seed), ctx.config.probe.seed)
+    support = Confounds.at(ctx, seed).load().properties.support
+    matched = make_matched_ablations(groups, firing_rate, support, mass_of(ctx, seed), ctx.config.probe.seed)
     return ablations_of(ctx, seed) + matched

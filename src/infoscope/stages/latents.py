@@ -22,7 +22,7 @@ class Latents(SeedStage[LatentTable]):
     is_shared = False
 
     def needs(self, ctx: Context, seed: int) -> Needs:
-        return Needs(**{stage.kind: stage.at(ctx, seed) for stage in load_sources()})
+        return Needs(**{stage.kind: stage.at(ctx, seed) for stage in load_sources(ctx)})
 
     def key(self, ctx: Context, up: Needs, seed: int) -> Key:
         return {
@@ -33,7 +33,7 @@ class Latents(SeedStage[LatentTable]):
         }
 
     def build(self, ctx: Context, up: Needs, work: Workspace, seed: int) -> LatentTable:
-        return join_latents(ctx, seed, load_sources())
+        return join_latents(ctx, seed, load_sources(ctx))
 
     def work(self, ctx: Context, seed: int) -> Work:
         return Work(count_latents(ctx))
@@ -47,10 +47,11 @@ class Latents(SeedStage[LatentTable]):
         return [make_column_table(handles[0].load()), *files]
 
 
-def load_sources() -> list[type[SeedStage]]:
-    """Return the stages that make an artifact for each SAE seed and know something of each latent."""
+def load_sources(ctx: Context) -> list[type[SeedStage]]:
+    """Return the stages that make an artifact for each SAE seed and know something of each latent of such data."""
     stages = [entry.load() for entry in registry.STAGES]
-    return [stage for stage in stages if issubclass(stage, SeedStage) and stage.latents is not Stage.latents]
+    known = [stage for stage in stages if issubclass(stage, SeedStage) and stage.latents is not Stage.latents]
+    return [stage for stage in known if stage().applies(ctx)]
 
 
 def join_latents(ctx: Context, seed: int, stages: Iterable[type[SeedStage]]) -> LatentTable:

@@ -23,9 +23,8 @@ from infoscope.stages.confounds.figures import _spread
 from infoscope.stages.confounds.numbers import compute_rank_means
 from infoscope.stages.confounds.section import make_confound_section
 from infoscope.stages.confounds.stage import list_columns
-from infoscope.stages.probe.tables import make_matched_table, make_removal_tables, summarise_removal
 from infoscope.stages.score.result import ScopeResult
-from tests.support.report_samples import K_MAX, make_result, make_results, make_scope_result, make_unscored_result
+from tests.support.report_samples import K_MAX, make_scope_result, make_unscored_result
 
 
 def make_confound_result(scope: ScopeResult, with_truth: bool = True, n_images: int = 500) -> ConfoundResult:
@@ -52,22 +51,7 @@ def make_confound_result(scope: ScopeResult, with_truth: bool = True, n_images: 
     return ConfoundResult(properties, n_images, effects, np.where(is_global, small, large))
 
 
-def make_matched_results(n_seeds: int = 2, empty: tuple[str, ...] = ()) -> list[dict[str, Any]]:
-    """The usual results, and those of the groups of matched frequency."""
-    results = make_results(n_seeds, n_draws=2)
-    for seed in range(n_seeds):
-        for group in ("high", "low"):
-            result = make_result(seed, "group", group=group)
-            result["variant"] |= {"group": f"{group}, matched frequency", "n_latents": 38}
-            if group in empty:
-                result["variant"] |= {"n_latents": 0, "empty": True}
-            results.append(result)
-    return results
-
-
-def make_one(
-    scopes: list[ScopeResult], confounds: dict[int, ConfoundResult], results: list[dict[str, Any]]
-) -> ReportSection:
+def make_one(scopes: list[ScopeResult], confounds: dict[int, ConfoundResult]) -> ReportSection:
     """Return the section, with a table of latents that holds what the scores and the confounds say."""
     tables = []
     for scope in scopes:
@@ -75,13 +59,13 @@ def make_one(
         measured = {"cds": scope.cds, "firing_rate": scope.firing_rate, "one_sided": one_sided}
         tables.append(LatentTable(scope.sae_seed, (LatentColumn(name, of, name) for name, of in measured.items())))
         tables[-1].add("confounds", list_columns(confounds[scope.sae_seed], scope.k_cds))
-    return make_confound_section([(scope, confounds[scope.sae_seed]) for scope in scopes], tables, results)
+    return make_confound_section([(scope, confounds[scope.sae_seed]) for scope in scopes], tables)
 
 
 def make_section(n_seeds: int = 2, with_truth: bool = True) -> tuple[list[ScopeResult], ReportSection]:
     scopes = [make_scope_result(seed) for seed in range(n_seeds)]
     confounds = {scope.sae_seed: make_confound_result(scope, with_truth) for scope in scopes}
-    return scopes, make_one(scopes, confounds, make_matched_results(n_seeds))
+    return scopes, make_one(scopes, confounds)
 
 
 def read(table: Table, label: str) -> dict[str, Any]:
@@ -117,7 +101,7 @@ def test_rank_means_by_hand() -> None:
 
 def test_first_and_last_rank_are_compared_on_the_same_features() -> None:
     scope = make_scope_result()
-    section = make_one([scope], {0: make_confound_result(scope)}, [])
+    section = make_one([scope], {0: make_confound_result(scope)})
     both = np.isfinite(scope.scores.emd[:, [0, K_MAX - 1]]).all(axis=1)
     cell = read(section.tables["confounds"], "mean at the last rank of the CDS")
     assert cell["value"].mean == pytest.approx(scope.scores.emd[both, K_MAX - 1].mean())
@@ -181,12 +165,12 @@ def test_findings_follow_the_numbers() -> None:
     rng = np.random.default_rng(0)
     for sign, verdict in ((1, "it ranks known-global features higher"), (-1, "wrong way round")):
         cds = 0.5 + sign * 0.3 * found.known_global + rng.normal(0, 0.05, len(scope.cds))
-        first, _, second, third, *_ = make_one([replace(scope, cds=cds)], {0: found}, []).findings
+        first, _, second, third, *_ = make_one([replace(scope, cds=cds)], {0: found}).findings
         assert verdict in first
         assert "by definition" in third
         assert "farther from 0.5 than any" in second
     noise = rng.random(len(scope.cds))
-    first = make_one([replace(scope, cds=noise)], {0: found}, []).findings[0]
+    first = make_one([replace(scope, cds=noise)], {0: found}).findings[0]
     assert "does not tell them apart" in first
 
 
@@ -194,14 +178,14 @@ def test_effects_are_correlated_without_cuts() -> None:
     scope = make_scope_result()
     found = make_confound_result(scope)
     cds = found.image_effect + 0.01 * np.random.default_rng(0).normal(size=len(scope.cds))
-    section = make_one([replace(scope, cds=cds)], {0: found}, [])
+    section = make_one([replace(scope, cds=cds)], {0: found})
     rho = stats.spearmanr(cds[found.fires_enough], found.image_effect[found.fires_enough])[0]
     row = read(section.tables["confounds"], "effect of the global factors")
     assert row["value"].mean == pytest.approx(rho)
     assert row["n_latents"].mean == found.fires_enough.sum()
     assert "global factors" in section.findings[1]
     assert "not as it should" not in section.findings[1]
-    reverse = make_one([replace(scope, cds=1 - cds)], {0: found}, [])
+    reverse = make_one([replace(scope, cds=1 - cds)], {0: found})
     assert "(as it should)" not in reverse.findings[1]
 
 
@@ -210,57 +194,15 @@ def test_what_is_expected_of_diffuse_global_features_is_said_whether_seen_or_not
     found = make_confound_result(scope)
     for high, said in ((0.1, "they do score lower"), (0.9, "they do not score lower")):
         cds = np.where(found.diffuse, high, 0.5)
-        finding = make_one([replace(scope, cds=cds)], {0: found}, []).findings[3]
+        finding = make_one([replace(scope, cds=cds)], {0: found}).findings[3]
         assert said in finding
-
-
-def test_matched_rows_stand_in_their_own_table_alone() -> None:
-    results = make_matched_results()
-    plain = make_results(2, n_draws=2)
-    for name, table in make_removal_tables(results).items():
-        assert table.to_csv() == make_removal_tables(plain)[name].to_csv()
-    assert summarise_removal(results) == summarise_removal(plain)
-    table = make_matched_table(results)
-    assert table is not None
-    labels = [row[0].value for row in table.rows]
-    assert labels == [
-        "original tokens",
-        "without high-scope, matched frequency",
-        "without low-scope, matched frequency",
-    ]
-    row = read(table, "without low-scope, matched frequency")
-    runs = [r for r in results if r["variant"]["group"] == "low, matched frequency"]
-    originals = [r for r in results if r["variant"]["role"] == "original"]
-    assert row["n_latents"].mean == 38
-    assert row["miou"].mean == pytest.approx(np.mean([r["metrics"]["segmentation"]["miou"] for r in runs]))
-    differences = [
-        a["metrics"]["segmentation"]["miou"] - b["metrics"]["segmentation"]["miou"]
-        for a, b in zip(runs, originals, strict=True)
-    ]
-    assert row["miou_difference"].mean == pytest.approx(np.mean(differences))
-    assert make_matched_table(plain) is None
-    assert make_matched_table([]) is None
-
-
-def test_matched_finding() -> None:
-    _, section = make_section()
-    finding = section.findings[-1]
-    assert "38 features in each group" in finding
-    assert finding.endswith("Removing the low-scope ones costs more in 4 of 4 metrics.")
-
-
-def test_empty_matched_groups_are_marked() -> None:
-    scope = make_scope_result()
-    section = make_one([scope], {0: make_confound_result(scope)}, make_matched_results(1, ("high", "low")))
-    assert "∅" in section.tables["removal_matched"].to_markdown()
-    assert "share no firing frequency" in section.findings[-1]
 
 
 @pytest.mark.long
 def test_it_renders(tmp_path: Path) -> None:
     _, section = make_section(2)
     files = write_report(Page("Test", sections=[section]), tmp_path)
-    assert {"confounds", "auroc", "removal_matched"} <= files.tables.keys()
+    assert {"confounds", "auroc"} <= files.tables.keys()
     assert {"cds_confounds", "cds_by_rank"} <= files.figures.keys()
     assert "confounds" in json.loads(files.summary.read_text())
 
@@ -278,7 +220,7 @@ def test_points_of_shares_are_spread_within_0_and_1() -> None:
 
 def test_without_truth_there_is_no_auroc(tmp_path: Path) -> None:
     _, section = make_section(1, with_truth=False)
-    assert list(section.tables) == ["confounds", "removal_matched"]
+    assert list(section.tables) == ["confounds"]
     assert "no AUROC" in section.findings[0]
     assert section.summary["auroc"] == {}
     draw_all(section, tmp_path)
@@ -293,7 +235,7 @@ def test_empty_groups(tmp_path: Path, case: str) -> None:
     found = make_confound_result(scope, n_images=1 if case == "nobody declared" else 500)
     if case == "no local":
         found = replace(found, label_effect=np.zeros(len(scope.cds)))
-    section = make_one([scope], {0: found}, [])
+    section = make_one([scope], {0: found})
     assert "too few to say" in section.findings[0]
     assert "too few to say" in section.findings[3]
     assert math.isnan(section.summary["auroc"]["all"]["cds"].mean)

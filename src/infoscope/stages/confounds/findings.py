@@ -7,18 +7,9 @@ from collections.abc import Mapping, Sequence
 
 from infoscope.report.tables import Stat, compute_stat, format_number
 from infoscope.sae.latent_table import LatentTable
-from infoscope.scope.separation import SCORES, compute_spearman, name_matched
+from infoscope.scope.separation import SCORES, compute_spearman
 from infoscope.stages.confounds.figures import CONFOUNDS, EFFECTS
 from infoscope.stages.confounds.numbers import MIN_GROUP, SCORE_NAMES, Correlation, Ranks, Separation
-from infoscope.stages.probe.results import (
-    MAIN_METRICS,
-    Result,
-    find_originals,
-    group_by_variant,
-    is_empty,
-    present_metrics,
-    read_difference,
-)
 
 MEDIUM_RHO = 0.3
 """Rank correlations from here on are called out ("medium" by Cohen, 1988)."""
@@ -147,31 +138,6 @@ def say_ranks(ranks: Ranks) -> str:
     return (
         f"By rank: the mean distance is {first:.3f} at the first and {last:.3f} at the last rank{agreement}; chance is"
         f" {format_number(chance, 3)}."
-    )
-
-
-def say_matched(results: Sequence[Result]) -> str:
-    """Say what removal costs where both groups fire equally often."""
-    runs = {variant.group: many for variant, many in group_by_variant(results, matched=True).items()}
-    groups = {name: [r for r in runs.get(name_matched(name), []) if not is_empty(r)] for name in ("high", "low")}
-    if not all(groups.values()):
-        return "High- and low-scope features share no firing frequency, so no groups of matched frequency exist."
-    originals, parts, n_low_costs = find_originals(results), [], 0
-    for metric in present_metrics(results, MAIN_METRICS):
-        sign, column = (1 if metric.higher_is_better else -1), metric.column
-        changes = [[read_difference(run, originals, metric) for run in groups[name]] for name in ("high", "low")]
-        high, low = (compute_stat(values).mean for values in changes)
-        if math.isfinite(high + low):
-            n_low_costs += sign * low < sign * high
-            without = [format_number(column.scale * value, column.digits, signed=True) for value in (low, high)]
-            unit = "points" if column.unit == "%" else column.unit
-            parts.append(f"{column.heading} {without[0]} without low-scope, {without[1]} without high-scope {unit}")
-    if not parts:
-        return "At matched firing frequency nothing was measured against the original tokens."
-    n = compute_stat(run["variant"].get("n_latents") for run in groups["low"]).mean
-    return (
-        f"At matched firing frequency ({format_number(n, 0)} features in each group): {'; '.join(parts)}. Removing the"
-        f" low-scope ones costs more in {n_low_costs} of {len(parts)} metrics."
     )
 
 

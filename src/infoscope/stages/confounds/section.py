@@ -12,7 +12,7 @@ from infoscope.scope.confounds import DIFFUSE_SUPPORT, IMAGE_CUTS, LABEL_CUTS, M
 from infoscope.scope.separation import BINS_PER_OCTAVE, SCORES, SUBSETS
 from infoscope.stages.confounds.declared import make_cut_table, make_declared_table, say_cuts, summarise_declared
 from infoscope.stages.confounds.figures import CONFOUNDS, EFFECTS, draw_cds_by_rank, draw_cds_confounds
-from infoscope.stages.confounds.findings import say_correlations, say_matched, say_ranks, say_truth
+from infoscope.stages.confounds.findings import say_correlations, say_ranks, say_truth
 from infoscope.stages.confounds.numbers import (
     SCORE_NAMES,
     Correlation,
@@ -24,16 +24,13 @@ from infoscope.stages.confounds.numbers import (
     correlate,
     separate,
 )
-from infoscope.stages.probe.results import Result
-from infoscope.stages.probe.tables import make_matched_table
 
 
-def make_confound_section(pairs: Pairs, latents: Sequence[LatentTable], results: Sequence[Result]) -> ReportSection:
+def make_confound_section(pairs: Pairs, latents: Sequence[LatentTable]) -> ReportSection:
     """Return the section.
 
     Args:
         latents: what is known of each latent, of the seeds of `pairs`.
-        results: as for the removal tables; those of matched frequency have their table here.
     """
     has_truth = any(found.has_truth for _, found in pairs)
     correlations = {key: correlate(key, latents) for key in (*CONFOUNDS, *(EFFECTS if has_truth else ()))}
@@ -46,9 +43,6 @@ def make_confound_section(pairs: Pairs, latents: Sequence[LatentTable], results:
     findings = say_truth(separations, correlations, medians, latents)
     findings += [say_cuts(pairs, separations["all"])] if has_truth else []
     findings += [say_correlations(correlations), say_ranks(ranks)]
-    if (matched := make_matched_table(results)) is not None:
-        tables["removal_matched"] = matched
-        findings.append(say_matched(results))
     colours = " Orange: known-global, blue: known-local, grey: undeclared." if has_truth else ""
     return ReportSection(
         name="confounds",

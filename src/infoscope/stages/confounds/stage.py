@@ -17,7 +17,6 @@ from infoscope.scope.confounds import ConfoundResult, measure_confounds
 from infoscope.stages.confounds.section import make_confound_section
 from infoscope.stages.images import fingerprint_images, open_split, scenes_of
 from infoscope.stages.latents import join_latents
-from infoscope.stages.probe.stage import Probe, read_probed
 from infoscope.stages.rank import Rank
 from infoscope.stages.sae import sae_of, work_of_pass
 from infoscope.stages.score.stage import Score, scope_of
@@ -61,8 +60,7 @@ class Confounds(PassStage[ConfoundResult]):
     def section(self, ctx: Context) -> ReportSection:
         pairs = [(scope_of(ctx, seed), self.at(ctx, seed).load()) for seed in ctx.config.seeds]
         latents = [join_latents(ctx, seed, (Rank, Score, Confounds)) for seed in ctx.config.seeds]
-        is_probed = any(isinstance(goal.stage, Probe) for goal in ctx.goals)
-        return make_confound_section(pairs, latents, read_probed(ctx) if is_probed else [])
+        return make_confound_section(pairs, latents)
 
 
 def list_columns(found: ConfoundResult, k_cds: int) -> Iterator[LatentColumn]:

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 from infoscope.report.tables import Column, compute_stat
 from infoscope.scope.config import Control
+from infoscope.scope.matching import find_matching
 from infoscope.scope.partition import name_group
-from infoscope.scope.separation import MATCHED
 
 Result = Mapping[str, Any]
 """One run: {"sae_seed", "variant": {...}, "metrics": {task: {name: value}}, "frozen_head": the same, "lr": {...}}."""
@@ -93,15 +93,15 @@ def get_variant(result: Result) -> AblationRow:
 
 
 def is_matched(variant: AblationRow) -> bool:
-    """Whether the variant removes the part of a group that fires as often as its counterpart."""
-    return (variant.group or "").endswith(MATCHED)
+    """Whether the variant removes the part of a group that is matched with its counterpart."""
+    return find_matching(variant.group or "") is not None
 
 
 def group_by_variant(results: Sequence[Result], matched: bool = False) -> dict[AblationRow, list[Result]]:
     """Return the runs of each variant, in the order in which tables show them.
 
     Args:
-        matched: give the groups of matched frequency alone; else all others, for these have a table of their own.
+        matched: give the matched groups alone; else all others, for these have a table of their own.
     """
     runs: dict[AblationRow, list[Result]] = {}
     for result in results:

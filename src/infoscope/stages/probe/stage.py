@@ -26,6 +26,7 @@ from infoscope.scope.ablations import Ablation, make_ablations, make_matched_abl
 from infoscope.scope.config import Rule
 from infoscope.stages.ablations import all_ablations_of, needs_of_ablations
 from infoscope.stages.backbone import load_backbone, load_backbone_at
+from infoscope.stages.confounds.stage import Confounds
 from infoscope.stages.images import check_split, count_images, find_known, knows, probe_data, scenes_of
 from infoscope.stages.probe.artifacts import AblationProbes, Features
 from infoscope.stages.probe.features import list_features, make_features
@@ -146,6 +147,9 @@ class Probe(ProbesOfVariants):
     def describe(self, ctx: Context, seed: int) -> str:
         return f"probe, seed {seed}"
 
+    def needs(self, ctx: Context, seed: int) -> Needs:
+        return Needs(**vars(super().needs(ctx, seed)), confounds=Confounds.at(ctx, seed))
+
     def variants(self, ctx: Context, seed: int) -> list[Ablation]:
         return all_ablations_of(ctx, seed)
 
@@ -161,7 +165,7 @@ class Probe(ProbesOfVariants):
         matched = {"high": groups["0"], "low": groups["1"]} if n_groups == 2 else {}
         probe, count = ctx.config.probe, lambda order: 1.0 + np.arange(len(order))
         variants = make_ablations(groups, everyone, alike, probe.n_draws, controls=probe.controls, energy=count)
-        return len(variants + make_matched_ablations(matched, alike, alike))
+        return len(variants + make_matched_ablations(matched, alike, alike, alike))
 
     def make(self, ctx: Context, seed: int) -> Probed:
         return probe_all(ctx, seed)

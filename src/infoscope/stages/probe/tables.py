@@ -131,7 +131,7 @@ def _make_second_table(results: Sequence[Result]) -> Table:
 
 
 def make_matched_table(results: Sequence[Result]) -> Table | None:
-    """Return the rows of the groups that fire equally often, with differences; None where there are none."""
+    """Return the rows of the groups that are matched in something, with differences; None where there are none."""
     variants = group_by_variant(results, matched=True)
     metrics, originals = present_metrics(results, MAIN_METRICS), find_originals(results)
     if not variants or not metrics:
@@ -141,13 +141,12 @@ def make_matched_table(results: Sequence[Result]) -> Table | None:
     shares = [column for column in SHARES if column.key != "overlap"]  # only random groups have an overlap
     table = Table(
         "removal_matched",
-        "Feature removal at matched firing frequency",
+        "Feature removal, groups matched",
         [LABEL, *shares, *make_metric_columns(metrics), *differences],
         notes=[
-            f"{count_runs(list(originals.values()))} Both groups are thinned out until they have equally many features"
-            " in every half octave of firing rate, and removed while the SAE's error stays; differences are taken from"
-            " the original tokens within a run. Their mass is not matched.",
-            *tell_unequal_mass(variants),
+            f"{count_runs(list(originals.values()))} Both groups are thinned out until they are alike: by frequency,"
+            " equally many features in every half octave of firing rate; else in pairs of nearest neighbours. They are"
+            " removed while the SAE's error stays; differences are taken from the original tokens within a run.",
         ],
         marks=MARKS,
     )

@@ -1,0 +1,112 @@
+"""The numbers of the section on effects, over SAE seeds: what scores say of them, and how well groups are matched."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from infoscope.report.tables import Stat, compute_stat
+from infoscope.sae.latent_table import LatentTable
+from infoscope.scope.matching import PROPERTIES, compute_balance, make_properties, match_groups
+from infoscope.scope.partial_ranks import Draws, Estimate, compute_partials, estimate
+from infoscope.stages.score.result import ScopeResult
+
+SCORES = {"cds": "CDS", "cds_minus_chance": "CDS - chance", "cds_over_chance": "CDS / chance"}
+OTHERS = {"firing_rate": "firing frequency", "peak": "peak", "support": "support", "mass": "mass"}
+"""What a score could be mistaken for, by column of the table of latents: each score is held against all of them."""
+
+
+class Said(NamedTuple):
+    """What a score, or another property, says of a task's effects.
+
+    spearman, partial, added: see `Partial`; added_draws: of `added`, mean over seeds. n: over how many features.
+    """
+
+    spearman: Estimate
+    partial: Estimate
+    added: Estimate
+    added_draws: Draws
+    n: Stat
+
+
+def predict_effects(tables: Sequence[LatentTable], column: str, per_mass: bool = False) -> dict[str, Said]:
+    """Return {score or other property: what it says of a column of effects}.
+
+    Scores are held against all of `OTHERS`, and each of these against its fellows and the CDS; all of it over the
+    features that have every one of them.
+
+    Args:
+        tables: of the SAE seeds.
+        per_mass: divide effects by the mass of the feature.
+    """
+    scores = [name for name in SCORES if all(name in table for table in tables)]
+    given = {name: list(OTHERS) for name in scores}
+    given |= {name: [scores[0], *(other for other in OTHERS if other != name)] for name in OTHERS}
+    seeds = []
+    for table in tables:
+        values = {name: np.asarray(table[name], dtype=np.float64) for name in given}
+        target, mass = np.asarray(table[column], dtype=np.float64), values["mass"]
+        if per_mass:
+            target = np.divide(target, mass, out=np.full(len(mass), np.nan), where=mass > 0)
+        seeds.append(compute_partials(target, values, given, seed=table.seed))
+    said = {}
+    for name in given:
+        found = [of_seed[name] for of_seed in seeds]
+        said[name] = Said(
+            estimate([of.spearman for of in found]),
+            estimate([of.partial for of in found]),
+            estimate([of.added for of in found]),
+            np.mean([of.added for of in found if np.isfinite(of.added[0])] or [found[0].added], axis=0),
+            compute_stat(of.n for of in found),
+        )
+    return said
+
+
+def compare_scores(said: Mapping[str, Said]) -> tuple[str, dict[str, Estimate]]:
+    """Return the score that adds most, and by how much more of R^2 than each of the others, draw by draw."""
+    scores = {name: of for name, of in said.items() if name in SCORES}
+    best = max(scores, key=lambda name: np.nan_to_num(scores[name].added.value, nan=-1))
+    leads = {name: estimate([scores[best].added_draws - of.added_draws]) for name, of in scores.items() if name != best}
+    return best, leads
+
+
+class Matched(NamedTuple):
+    """How many features of each group there are with every property, how many pairs were made, and how alike they are.
+
+    before, after: {property: standardised mean difference, high minus low}.
+    """
+
+    n_high: Stat
+    n_low: Stat
+    n_pairs: Stat
+    before: Mapping[str, Stat]
+    after: Mapping[str, Stat]
+
+
+def judge_matching(scopes: Sequence[ScopeResult], tables: Sequence[LatentTable], seed: int) -> dict[str, Matched]:
+    """Return {matching: what it has made of the groups}; nothing where there are no high and low groups.
+
+    Args:
+        seed: of the probes, see `match_groups`.
+    """
+    rows: dict[str, list[list[float]]] = {}
+    for scope, table in zip(scopes, tables, strict=True):
+        groups = scope.partition.groups
+        if not {"high", "low"} <= groups.keys():
+            return {}
+        whole = groups["high"], groups["low"]
+        properties = make_properties(scope.firing_rate, np.asarray(table["support"]), scope.mass)
+        for matching, pair in match_groups(*whole, properties, seed).items():
+            balance = [compute_balance(whole, pair, properties[name]) for name in PROPERTIES]
+            counts = [float(group.sum()) for group in (*whole, pair[0])]
+            before, after = zip(*balance, strict=True)
+            rows.setdefault(matching, []).append([*counts, *before, *after])
+    found = {}
+    for matching, many in rows.items():
+        n_high, n_low, n_pairs, *balance = (compute_stat(of) for of in zip(*many, strict=True))
+        before = dict(zip(PROPERTIES, balance, strict=False))
+        after = dict(zip(PROPERTIES, balance[len(PROPERTIES) :], strict=True))
+        found[matching] = Matched(n_high, n_low, n_pairs, before, after)
+    return found

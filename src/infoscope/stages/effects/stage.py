@@ -1,0 +1,126 @@
+"""stage=effects: the change of each task's loss without each latent alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from infoscope.config.tree import to_tree
+from infoscope.pipeline.context import Context
+from infoscope.pipeline.stage import Key, Needs, Node, SeedStage, Work
+from infoscope.probes.latent_effects import LatentEffects, measure_latent_effects
+from infoscope.probes.results import load_result
+from infoscope.report.section import ReportSection
+from infoscope.runtime.store import Workspace
+from infoscope.sae.latent_table import LatentColumn
+from infoscope.scope.ablations import Ablation, make_original
+from infoscope.stages.confounds.stage import Confounds
+from infoscope.stages.effects.section import UNITS, make_effect_section, name_column
+from infoscope.stages.images import count_images, knows, probe_data, scenes_of
+from infoscope.stages.latents import join_latents
+from infoscope.stages.probe.artifacts import AblationProbes
+from infoscope.stages.probe.features import make_probe_inputs
+from infoscope.stages.probe.run import TRUTHS, Probed, list_probe_groups, probe_variants
+from infoscope.stages.probe.stage import Probe, ProbesOfVariants, check_probe_inputs, read_probed
+from infoscope.stages.rank import Rank
+from infoscope.stages.sae import count_latents, sae_of
+from infoscope.stages.score.stage import Score, scope_of
+from infoscope.stages.tokens import Tokens
+
+
+class Effects(SeedStage[LatentEffects]):
+    """The effect of each latent of a seed on each task, under the head of the original tokens."""
+
+    kind, holds = "effects", LatentEffects
+    in_report = True
+
+    def applies(self, ctx: Context) -> bool:
+        tasks = [(task, probe_data(ctx, task)) for task in ctx.config.probe.tasks]
+        return all(knows(ctx, TRUTHS[task], data) and count_images(ctx, "test", data) > 0 for task, data in tasks)
+
+    def needs(self, ctx: Context, seed: int) -> Needs:
+        needs: dict[str, Node] = {"sae": sae_of(ctx, seed)}
+        if not _is_probed(ctx):  # else the original tokens are among what is
+            needs["heads"] = _OriginalProbes.at(ctx, seed)
+        for number, group in enumerate(list_probe_groups(ctx)):
+            needs |= {f"{name}_{number}": of for name, of in scenes_of(ctx, group.data)}
+            needs[f"tokens_{number}"] = Tokens.at(ctx, "test", group.data)
+        return Needs(**needs)
+
+    def goals(self, ctx: Context) -> list[Node]:
+        scores = [stage.at(ctx, seed) for stage in (Score, Confounds) for seed in ctx.config.seeds]
+        return [*scores, *super().goals(ctx)]
+
+    def reads(self, ctx: Context) -> list[Node]:
+        return Score().reads(ctx)
+
+    def key(self, ctx: Context, up: Needs, seed: int) -> Key:
+        probes = [AblationProbes.at(ctx, seed, group, make_original()) for group in list_probe_groups(ctx)]
+        return {
+            "sae": up.sae.hash,
+            "probes": [probe.hash for probe in probes],
+            "effects": to_tree(ctx.config.effects),
+        }
+
+    def check(self, ctx: Context, seed: int) -> None:
+        check_probe_inputs(ctx)
+
+    def build(self, ctx: Context, up: Needs, work: Workspace, seed: int) -> LatentEffects:
+        found, ((_, probed),) = [], probe_variants(ctx, seed, [make_original(count_latents(ctx))]).items()
+        for number, (group, artifact) in enumerate(zip(list_probe_groups(ctx), probed, strict=True)):
+            inputs, heads = make_probe_inputs(ctx, seed, group.data), load_result(artifact.folder).heads
+            folder = work.progress / f"group-{number}"
+            folder.mkdir(parents=True, exist_ok=True)
+            with ctx.display.bar(f"effects of single features, seed {seed}") as advance:
+                found.append(
+                    measure_latent_effects(
+                        inputs,
+                        group.probe,
+                        ctx.config.effects,
+                        heads,
+                        folder,
+                        lambda what, done, of: advance(done, of, what),
+                    )
+                )
+        return LatentEffects.join(found)
+
+    def work(self, ctx: Context, seed: int) -> Work:
+        counts = [count_images(ctx, "test", group.data) for group in list_probe_groups(ctx)]
+        n = sum(min(count, ctx.config.effects.n_images or count) for count in counts)
+        heads = sorted(ctx.config.probe.heads)
+        return Work(n, [ctx.config.model.name, ctx.config.model.layer, count_latents(ctx), heads])
+
+    def latents(self, ctx: Context, seed: int) -> Iterator[LatentColumn]:
+        for task, effect in self.at(ctx, seed).load().effects.items():
+            heading = f"change of the loss without it, {task}"
+            yield LatentColumn(name_column(task), effect, heading, UNITS[task.partition("/")[0]])
+
+    def section(self, ctx: Context) -> ReportSection:
+        tables = [join_latents(ctx, seed, (Rank, Score, Confounds, Effects)) for seed in ctx.config.seeds]
+        return make_effect_section(
+            [self.at(ctx, seed).load() for seed in ctx.config.seeds],
+            tables,
+            [scope_of(ctx, seed) for seed in ctx.config.seeds],
+            read_probed(ctx) if _is_probed(ctx) else [],
+            ctx.config.probe.seed,
+        )
+
+
+def _is_probed(ctx: Context) -> bool:
+    """Whether the command asks for the probes of every variant."""
+    return any(isinstance(goal.stage, Probe) for goal in ctx.goals)
+
+
+class _OriginalProbes(ProbesOfVariants):
+    """The probes of the original tokens alone, whose heads read the edited ones."""
+
+    def describe(self, ctx: Context, seed: int) -> str:
+        return f"probe, original, seed {seed}"
+
+    def variants(self, ctx: Context, seed: int) -> list[Ablation]:
+        return [make_original(count_latents(ctx))]
+
+    def count_nominal(self, ctx: Context) -> int:
+        return 1
+
+    def make(self, ctx: Context, seed: int) -> Probed:
+        return probe_variants(ctx, seed, self.variants(ctx, seed))

@@ -1,0 +1,216 @@
+"""The section on effects of single features: its numbers and sentences follow the latents, and it always renders."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from infoscope.probes.latent_effects import LatentEffects
+from infoscope.report.page import Page, write_report
+from infoscope.report.section import ReportSection
+from infoscope.report.tables import Table
+from infoscope.sae.latent_table import LatentColumn, LatentTable
+from infoscope.scope.matching import MATCHINGS, PROPERTIES, make_properties, match_groups, name_matched
+from infoscope.scope.partial_ranks import compute_partials
+from infoscope.stages.effects.numbers import OTHERS, SCORES, compare_scores, predict_effects
+from infoscope.stages.effects.section import make_effect_section
+from infoscope.stages.probe.tables import make_matched_table, make_removal_tables, summarise_removal
+from infoscope.stages.score.result import ScopeResult
+from tests.support.report_samples import make_result, make_results, make_scope_result, make_unscored_result
+
+TASKS = ("classification/patch_mean", "classification/cls_final", "segmentation", "depth")
+
+
+def make_matched_results(n_seeds: int = 2, empty: tuple[str, ...] = ()) -> list[dict[str, Any]]:
+    """The usual results, and those of the matched groups."""
+    results = make_results(n_seeds, n_draws=2)
+    for seed in range(n_seeds):
+        for matching in MATCHINGS:
+            for group in ("high", "low"):
+                result = make_result(seed, "group", group=group)
+                result["variant"] |= {"group": name_matched(group, matching), "n_latents": 38}
+                if group in empty:
+                    result["variant"] |= {"n_latents": 0, "empty": True}
+                results.append(result)
+    return results
+
+
+def make_tables(scopes: list[ScopeResult]) -> list[LatentTable]:
+    """What is known of the latents: classification misses those of low scope, depth those of high scope, at equal
+    mass; segmentation misses mass alone; chance has nothing to say."""
+    tables = []
+    for scope in scopes:
+        rng = np.random.default_rng(scope.sae_seed + 7)
+        n, fires = len(scope.cds), scope.firing_rate > 0
+        rate, mass = scope.firing_rate.astype(float), scope.mass.astype(float)
+        centred = scope.cds - np.nanmean(scope.cds) if np.isfinite(scope.cds).any() else scope.cds
+        rank = np.argsort(np.argsort(mass)) / n
+        effects = [rank - 4 * centred, rank - 4 * centred, rank, rank + 4 * centred]
+        columns = {
+            "cds": scope.cds,
+            "cds_minus_chance": scope.cds - rng.random(n),
+            "cds_over_chance": scope.cds / rng.uniform(0.1, 1, n),
+            "firing_rate": rate,
+            "peak": np.where(fires, rng.gamma(4, 2, n), 0),
+            "support": np.where(fires, np.clip(3 * rate + rng.beta(1.5, 9, n), 1 / 144, 1), np.nan),
+            "mass": mass,
+        }
+        for task, effect in zip(TASKS, effects, strict=True):
+            columns[f"effect_{task.rpartition('/')[2]}"] = effect + 0.1 * rng.normal(size=n)
+        tables.append(LatentTable(scope.sae_seed, (LatentColumn(name, of, name) for name, of in columns.items())))
+    return tables
+
+
+def make_one(scopes: list[ScopeResult], results: list[dict[str, Any]]) -> tuple[list[LatentTable], ReportSection]:
+    tables = make_tables(scopes)
+    effects = [
+        LatentEffects(
+            {task: table[f"effect_{task.rpartition('/')[2]}"] for task in TASKS},
+            dict.fromkeys(TASKS, 1.0),
+            dict.fromkeys(TASKS, 9),
+        )
+        for table in tables
+    ]
+    return tables, make_effect_section(effects, tables, scopes, results, seed=0)
+
+
+def read(table: Table, label: str) -> dict[str, Any]:
+    row = next(row for row in table.rows if row[0].value == label)
+    return {column.key: cell.value for column, cell in zip(table.columns, row, strict=True)}
+
+
+def test_rows_are_partial_correlations_over_seeds() -> None:
+    scopes = [make_scope_result(seed) for seed in range(2)]
+    tables, section = make_one(scopes, [])
+    shown = section.tables["effects"]
+    assert [row[0].value for row in shown.sections[0].rows] == [*SCORES.values(), *OTHERS.values()]
+    assert len(shown.sections) == len(TASKS)
+    columns = ["cds", "cds_minus_chance", "cds_over_chance", *OTHERS]
+    expected = [
+        compute_partials(table["effect_patch_mean"], {name: table[name] for name in columns}, {"cds": list(OTHERS)})
+        for table in tables
+    ]
+    row = read(shown, "CDS")
+    assert row["partial"] == pytest.approx(np.mean([of["cds"].partial[0] for of in expected]))
+    assert row["partial"] == section.summary["effects"]["classification/patch_mean"]["cds"]["partial"]["value"]
+    assert row["partial_low"] < row["partial"] < row["partial_high"] < 0
+    assert row["n_latents"] == np.mean([of["cds"].n for of in expected])
+
+
+def test_per_mass_the_effect_is_divided_by_the_mass() -> None:
+    (table,) = make_tables([make_scope_result()])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        divided = LatentColumn("divided", table["effect_depth"] / table["mass"], "")
+    table.add("test", [divided])
+    assert predict_effects([table], "effect_depth", per_mass=True)["cds"].partial == pytest.approx(
+        predict_effects([table], "divided")["cds"].partial
+    )
+
+
+def test_findings_follow_the_numbers() -> None:
+    _, section = make_one([make_scope_result(seed) for seed in range(2)], [])
+    first = section.findings[0]
+    less, more = first.split(". ")[:2]
+    assert less.startswith("The more scope a feature has, the less its removal costs")
+    assert "mean patch" in less
+    assert "final CLS" in less
+    assert "the more its removal costs" in more
+    assert "depth" in more
+    assert "Undecided: segmentation" in first
+
+
+def test_the_score_that_tells_most_is_named_where_its_lead_is_decided() -> None:
+    tables = make_tables([make_scope_result(seed) for seed in range(2)])
+    best, leads = compare_scores(predict_effects(tables, "effect_depth"))
+    assert best == "cds"
+    assert leads.keys() == {"cds_minus_chance", "cds_over_chance"}
+    assert all(lead.low > 0 for lead in leads.values())
+    _, section = make_one([make_scope_result(seed) for seed in range(2)], [])
+    *_, of_segmentation, of_depth = section.findings
+    assert of_depth.startswith("Of the scores CDS tells most of the effects on depth beyond the other properties: R²")
+    assert "undecided" in of_segmentation
+
+
+def test_without_the_corrected_scores_there_is_nothing_to_compare() -> None:
+    (table,) = make_tables([make_scope_result()])
+    plain = LatentTable(0, [column for column in table if "chance" not in column.name])
+    said = predict_effects([plain], "effect_depth")
+    assert list(said) == ["cds", *OTHERS]
+    assert compare_scores(said) == ("cds", {})
+
+
+def test_balance_is_that_of_the_matched_groups() -> None:
+    scopes = [make_scope_result(seed) for seed in range(2)]
+    tables, section = make_one(scopes, [])
+    shown = section.tables["matching"]
+    assert [row[0].value for row in shown.rows] == list(MATCHINGS)
+    n_pairs = []
+    for scope, table in zip(scopes, tables, strict=True):
+        properties = make_properties(scope.firing_rate, table["support"], scope.mass)
+        groups = scope.partition.groups
+        n_pairs.append(match_groups(groups["high"], groups["low"], properties)["mass"][0].sum())
+    row = read(shown, "mass")
+    assert row["n_pairs"].mean == np.mean(n_pairs)
+    assert abs(row["mass_after"].mean) < 0.1
+    row = read(shown, "frequency, support and mass")
+    assert all(abs(row[f"{name}_after"].mean) < 0.25 for name in PROPERTIES)
+
+
+def test_matched_rows_stand_in_their_own_table_alone() -> None:
+    results = make_matched_results()
+    plain = make_results(2, n_draws=2)
+    for name, table in make_removal_tables(results).items():
+        assert table.to_csv() == make_removal_tables(plain)[name].to_csv()
+    assert summarise_removal(results) == summarise_removal(plain)
+    table = make_matched_table(results)
+    assert table is not None
+    labels = [row[0].value for row in table.rows]
+    assert labels == [
+        "original tokens",
+        *(f"without {group}-scope, matched {matching}" for matching in MATCHINGS for group in ("high", "low")),
+    ]
+    row = read(table, "without low-scope, matched frequency")
+    runs = [r for r in results if r["variant"]["group"] == "low, matched frequency"]
+    originals = [r for r in results if r["variant"]["role"] == "original"]
+    assert row["n_latents"].mean == 38
+    assert row["miou"].mean == pytest.approx(np.mean([r["metrics"]["segmentation"]["miou"] for r in runs]))
+    differences = [
+        a["metrics"]["segmentation"]["miou"] - b["metrics"]["segmentation"]["miou"]
+        for a, b in zip(runs, originals, strict=True)
+    ]
+    assert row["miou_difference"].mean == pytest.approx(np.mean(differences))
+    assert make_matched_table(plain) is None
+    assert make_matched_table([]) is None
+
+
+def test_matched_findings_speak_of_every_matching() -> None:
+    _, section = make_one([make_scope_result(seed) for seed in range(2)], make_matched_results())
+    findings = section.findings[-len(MATCHINGS) :]
+    for matching, finding in zip(MATCHINGS, findings, strict=True):
+        assert finding.startswith(f"Matched in {matching} (38 features in each group)")
+        assert finding.endswith("Removing the low-scope ones costs more in 4 of 4 metrics.")
+
+
+def test_empty_matched_groups_are_marked() -> None:
+    _, section = make_one([make_scope_result()], make_matched_results(1, ("high", "low")))
+    assert "∅" in section.tables["removal_matched"].to_markdown()
+    assert "No high-scope feature could be matched with a low-scope one in mass." in section.findings
+
+
+@pytest.mark.long
+def test_it_renders(tmp_path: Path) -> None:
+    _, section = make_one([make_scope_result(seed) for seed in range(2)], make_matched_results())
+    files = write_report(Page("Test", sections=[section]), tmp_path)
+    assert {"effects", "effects_per_mass", "matching", "removal_matched"} <= files.tables.keys()
+    assert "effects" in json.loads(files.summary.read_text())
+
+
+def test_without_scores_it_says_so() -> None:
+    scope = make_unscored_result()
+    _, section = make_one([scope], [])
+    assert "Too few features" in section.findings[0]
+    assert section.tables["effects"].sentence
