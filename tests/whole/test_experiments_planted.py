@@ -148,17 +148,20 @@ def test_groups_shrink_and_grow_as_gamma_moves_and_the_signs_hold_at_the_valley(
 
 
 def test_the_light_goes_with_the_high_end_and_the_map_with_the_low_end(output_dir: Path) -> None:
-    folder = run_planted("removal_curve", output_dir, "curve.mass_shares=[0.3,0.6]")
+    """Registers hold the highest scores and 14% of the mass: beyond that, the high end takes the map as well."""
+    folder = run_planted("removal_curve", output_dir, "curve.mass_shares=[0.1,0.3,0.6]")
     check_files(folder, ["removal_curve"], ["removal_curve"])
     rows = read_rows(folder / "removal_curve.csv")
     original = find_row(rows, removed="nothing")
-    for share in ("30%", "60%"):
+    for share in ("30% of", "60% of"):
         low, high = (find_row(rows, share, removed=f"{end} CDS first") for end in ("lowest", "highest"))
         for end in (low, high):
             assert end["mass_share"] == pytest.approx(float(share[:2]) / 100, abs=0.1)
         assert high["top1_patch_mean"] < original["top1_patch_mean"] - 0.4
         assert low["top1_patch_mean"] > original["top1_patch_mean"] - 0.05
-        assert low["miou"] < high["miou"]
+    assert find_row(rows, "60% of", removed="lowest CDS first")["miou"] < original["miou"] - 0.02
+    few = find_row(rows, "10% of", removed="highest CDS first")
+    assert few["miou"] == pytest.approx(original["miou"], abs=0.02)
 
 
 def test_quantiles_can_be_swept_too(output_dir: Path) -> None:
