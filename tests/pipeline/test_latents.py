@@ -82,6 +82,7 @@ def test_every_value_is_that_of_its_source(finished: Path, ctx: Context) -> None
         "chance": scores.chance(k),
         "cds_minus_chance": scores.cds(k).values - scores.chance(k),
         "cds_over_chance": compute_chance_ratio(scores.cds(k).values, scores.chance(k)),
+        "cds_all_ranks": scores.cds(scores.k_max).values,
         "n_valid": np.isfinite(scores.emd[:, :k]).sum(axis=1),
         "n_one_sided": zeros.one_sided,
         "n_two_sided": zeros.two_sided,

@@ -127,6 +127,7 @@ class Score(SeedStage[Scores]):
         yield LatentColumn("chance", chance, by_chance, of_largest)
         yield LatentColumn("cds_minus_chance", cds.values - chance, "CDS - chance", of_largest)
         yield LatentColumn("cds_over_chance", compute_chance_ratio(cds.values, chance), "CDS / chance", "1")
+        yield LatentColumn("cds_all_ranks", found.cds(found.k_max).values, f"CDS over {found.k_max} ranks", of_largest)
         yield LatentColumn("n_valid", cds.n_valid, "pairs of crops that have a distance", "pairs")
         yield LatentColumn("n_one_sided", zeros.one_sided, "pairs with one map all zero", "pairs")
         yield LatentColumn("n_two_sided", zeros.two_sided, "pairs with both maps all zero", "pairs")
