@@ -130,14 +130,19 @@ def test_the_spread_stands_beside_the_mean(folder: Path) -> None:
     assert over_seeds.mean == pytest.approx(0.99)
 
 
+UNCHECKED = ("A real vision transformer", "Is it the score, or how often a feature fires?", "Variants of the score")
+"""Sections whose numbers come from weights or scenes that check_readme.py does not run."""
+
+
 @pytest.mark.parametrize("file", CLAIMS)
 def test_the_readmes_say_what_the_script_checks(file: str) -> None:
     """Who writes a sentence with numbers anew writes it anew in readme_claims.py."""
     document = (check_readme.ROOT / file).read_text(encoding="utf-8")
     numbers = [number for claim in CLAIMS[file] for number in claim.read(document)]
     assert {address.split("/")[0] for _, _, address in numbers} <= check_readme.SOURCES.keys()
-    checked = re.sub(r"^## A real vision transformer\n.*?(?=^## )", "", document, flags=re.DOTALL | re.MULTILINE)
-    spreads = Counter(re.findall(r"\d+(?:\.\d+)? ± \d+(?:\.\d+)?", checked))  # that section needs weights of its own
+    for section in UNCHECKED:
+        document = re.sub(rf"^## {re.escape(section)}\n.*?(?=^## )", "", document, flags=re.DOTALL | re.MULTILINE)
+    spreads = Counter(re.findall(r"\d+(?:\.\d+)? ± \d+(?:\.\d+)?", document))
     assert not spreads - Counter(said for _, said, _ in numbers)  # every one is checked
 
 

@@ -27,7 +27,7 @@ class Latents(SeedStage[LatentTable]):
     def key(self, ctx: Context, up: Needs, seed: int) -> Key:
         return {
             "sources": {kind: node.hash for kind, node in vars(up).items()},
-            "columns": 1,
+            "columns": 2,
             "k_cds": ctx.config.scope.k_cds,
             "partition": ctx.config.partition.cache_key_fields(),
         }
