@@ -69,27 +69,41 @@ GROUPS = (
 )
 README = (
     TableClaim(
-        "| tokens | latents removed | mass (%) | top-1 final CLS (%)",
+        "| tokens | latents removed | mass (%) | energy (%) | top-1 final CLS (%)",
         [
             ("original", ORIGINAL),
             ("without high scope", removal("without high-scope")),
             ("random group of the same mass", removal("random, mass of high")),
+            ("random group of the same energy", removal("random, energy of high")),
             ("without low scope", removal("without low-scope")),
             ("random group of the same mass", removal("random, mass of low")),
+            ("random group of the same energy", removal("random, energy of low")),
         ],
-        {name: key for name, key in (SHARES | METRICS).items() if name not in ("energy", "top-1 patch mean")},
+        {name: key for name, key in (SHARES | METRICS).items() if name != "top-1 patch mean"},
+    ),
+    Claim(
+        "Without it the final CLS loses {} and {} points more than without random features (equal mass, equal energy),"
+        " mIoU {} and {}. **High scope carries less of the map** than random features: mIoU loses {} and {} less without"
+        " it.",
+        [
+            f"{against(group, control, metric)}/difference * {sign}"
+            for group, metric, sign in (("low", "top1_cls_final", -100), ("low", "miou", -100), ("high", "miou", 100))
+            for control in CONTROLS
+        ],
     ),
     *GROUPS,
 )
 MINIATURE = (
     TableClaim(
-        "| tokens | latents removed | mass (%) | energy (%)",
+        "| tokens | latents removed | mass (%) | energy (%) | top-1 patch mean (%)",
         [
             ("original", ORIGINAL),
             ("without high scope", removal("without high-scope")),
             ("random group of the same mass", removal("random, mass of high")),
+            ("random group of the same energy", removal("random, energy of high")),
             ("without low scope", removal("without low-scope")),
             ("random group of the same mass", removal("random, mass of low")),
+            ("random group of the same energy", removal("random, energy of low")),
             ("everything removed", removal("all removed")),
         ],
         SHARES | METRICS,
@@ -127,16 +141,18 @@ MINIATURE = (
         ],
     ),
     Claim(
-        "the final CLS loses {} points less and the mean patch token {}; without low scope the mean patch token loses"
-        " {} more. At equal mass the means are as large ({}, {} and {})",
+        "without high scope the final CLS loses {} points less (equal mass; {} to {}, which holds 0) and {} (equal"
+        " energy; {} to {}), the mean patch token {} ({} to {}) and {} ({} to {}) less; without low scope it loses {}"
+        " ({} to {}) and {} ({} to {}) more.",
         [
-            f"{against(group, control, metric)}/difference * {sign}"
-            for control in ("energy", "mass")
-            for group, metric, sign in (
-                ("high", "top1_cls_final", 100),
-                ("high", "top1_patch_mean", 100),
-                ("low", "top1_patch_mean", -100),
+            f"{against(group, control, metric)}/{key} * {sign}"
+            for group, metric, sign, keys in (
+                ("high", "top1_cls_final", 100, ("difference", "low", "high")),
+                ("high", "top1_patch_mean", 100, ("difference", "low", "high")),
+                ("low", "top1_patch_mean", -100, ("difference", "high", "low")),
             )
+            for control in CONTROLS
+            for key in keys
         ],
     ),
     Claim(
