@@ -83,8 +83,8 @@ README = (
     ),
     Claim(
         "Without it the final CLS loses {} and {} points more than without random features (equal mass, equal energy),"
-        " mIoU {} and {}. **High scope carries less of the map** than random features: mIoU loses {} and {} less without"
-        " it.",
+        " mIoU {} and {}. **High scope carries less of the map** than random features: mIoU loses {} and {} less"
+        " without it.",
         [
             f"{against(group, control, metric)}/difference * {sign}"
             for group, metric, sign in (("low", "top1_cls_final", -100), ("low", "miou", -100), ("high", "miou", 100))
