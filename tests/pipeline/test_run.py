@@ -130,10 +130,11 @@ def test_whatever_can_take_long_shows_how_far_it_is(first_run: Recorder) -> None
         "loading the backbone",
         "encoding train images",
         "training SAE, seed 0",
-        "reading tokens for rank, sample, group_activation, confounds of seed 0",
+        "reading tokens for rank, sample, confounds, group_activation of seed 0",
         "scoring, seed 0",
         "encoding test images",
         "probing, seed 0",
+        "effects of single features, seed 0",
         "outlier tokens",
         "writing the report",
     }
@@ -559,8 +560,15 @@ INTERRUPTIONS = [
     ("train_sae", SAEModule, "training_step", 9, STAGES[2:], ["scenes", "scenes", "tokens", "tokens"]),
     ("rank", TopImages, "update", 2, STAGES[3:], ["scenes", "scenes", "tokens", "tokens", "train_sae"]),
     ("score", PairMaps, "keep", 1, STAGES[4:], ["scenes", "scenes", "tokens", "tokens", "train_sae", "rank"]),
-    ("features", Backbone, "resume", 2, STAGES[5:], [*UP_TO_SCORE, "sample"]),
-    ("probe", ProbeModule, "training_step", 9, STAGES[5:], [*UP_TO_SCORE, "sample", *FEATURES, *3 * ["probe"]]),
+    ("features", Backbone, "resume", 2, STAGES[5:], [*UP_TO_SCORE, "sample", "confounds"]),
+    (
+        "probe",
+        ProbeModule,
+        "training_step",
+        9,
+        STAGES[5:],
+        [*UP_TO_SCORE, "sample", "confounds", *FEATURES, *3 * ["probe"]],
+    ),
 ]
 
 

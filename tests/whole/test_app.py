@@ -339,7 +339,7 @@ def test_the_process_exits_with_the_code(tmp_path: Path):
         ("stage=re", ["stage=report"], "zsh"),
         ("stage=re", ["stage=report"], "fish"),
         ("stage=re", ["stage=report"], "bash"),
-        ("partition.rule=", ["bands", "mass", "null", "otsu", "quantile", "threshold"], "bash"),
+        ("partition.rule=", ["bands", "energy", "mass", "null", "otsu", "quantile", "threshold"], "bash"),
         ("seeds=[0] scope.emd=", ["exact", "sinkhorn"], "bash"),
         ("trainer.progress=", ["false", "true"], "bash"),
         ("scope.k_cds=", ["8"], "bash"),
