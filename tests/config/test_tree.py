@@ -161,7 +161,7 @@ WRONG = [
         ["(in experiment/planted_registers.yaml) for sae.kind=relu"],
     ),
     (["sae=relu", "sae.kind=topk"], ["sae.kind to come with", "got 'topk' alone", "sae=topk, relu, batchtopk"]),
-    (["seed=3"], ["'seed'", "expected one of artifacts, clip, collect, data", "(did you mean seeds?)"]),
+    (["seed=3"], ["'seed'", "expected one of artifacts, clip, collect, curve, data", "(did you mean seeds?)"]),
     (["hydra.foo=3"], ["'hydra.foo'", "infoscope --cfg hydra"]),
     # a choice that does not exist
     (["model=clip_b17"], ["model 'clip_b17'", "clip_b32, clip_l14", "scenes_clip", "(did you mean model=clip_b16?)"]),
@@ -177,7 +177,7 @@ WRONG = [
     (["seeds=[0,a]"], ["seeds[1]: expected a whole number, got 'a'"]),
     (
         ["partition.rule=foo"],
-        ["partition.rule: expected one of mass, threshold, quantile, otsu, bands or null, got 'foo'"],
+        ["partition.rule: expected one of mass, energy, threshold, quantile, otsu, bands or null, got 'foo'"],
     ),
     (["partition.rule=band"], ["got 'band' (did you mean partition.rule=bands?)"]),
     (["data.on_error=stop"], ["data.on_error: expected one of raise, skip, got 'stop'"]),
