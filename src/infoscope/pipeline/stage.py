@@ -125,7 +125,7 @@ class Stage:
 
     def describe(self, ctx: Context, *item: Any) -> str:
         """Return what an item is called in a plan."""
-        raise NotImplementedError
+        return self.kind
 
     def versioned(self, key: Key) -> Key:
         """Return a key with the version of the stage."""
@@ -147,12 +147,11 @@ class Stage:
         """
 
     def make(self, ctx: Context, *item: Any) -> Any:
-        """Make what is missing of an item."""
-        raise NotImplementedError
+        """Make what is missing of an item; by default nothing, for what others make and a plan alone counts."""
 
     def count(self, ctx: Context, *item: Any) -> Count:
-        """Return how many artifacts of an item would be built, and how many exist."""
-        raise NotImplementedError
+        """Return how many artifacts of an item would be built, and how many exist; by default it has none."""
+        return Count(0, 0)
 
     def work(self, ctx: Context, *item: Any) -> Work:
         """Return what building an item costs."""
@@ -255,15 +254,15 @@ class ArtifactStage(Stage, ABC, Generic[R]):
         """Return everything that determines an artifact; nothing is built for it."""
 
     def build(self, ctx: Context, up: Needs, work: Workspace, *item: Any) -> Saved | None:
-        """Return the result, which the engine saves; or write it into `work.folder` and return nothing."""
-        raise NotImplementedError
+        """Return the result, which the engine saves; or write it into `work.folder` and return nothing.
+
+        Artifacts that are only ever made together with others have none.
+        """
+        raise AssertionError(f"{self.kind} has no build: say how one is made, or make it together with others")
 
     def load(self, ctx: Context, folder: Path, *item: Any) -> R:
         """Read what `build` made."""
         return self.holds.load(folder)
-
-    def describe(self, ctx: Context, *item: Any) -> str:
-        return self.kind
 
     def make(self, ctx: Context, *item: Any) -> Artifact:
         return self.at(ctx, *item).get()

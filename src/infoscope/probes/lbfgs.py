@@ -8,7 +8,7 @@ the interval around the peak until there are 8 steps per decade; the chosen one 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -141,22 +141,12 @@ def search_strength(
         The record is that of `choose_rates`, strengths in place of rates, and {"unconverged": strengths for which the
         iterations did not suffice, "refit_converged": bool}.
     """
-    fit, held_out, labels, n_classes = images
+    _, held_out, labels, n_classes = images
     checkpoint, device, max_iterations = checkpoint or Checkpoint(None), vectors.device, config.lbfgs_max_iterations
-    standardisation = None
-    if config.classification_batch_norm:
-        standardisation = Standardisation(*(part[0] for part in standardise_vectors(vectors[None], fit)))
-    problem, everything = (
-        LogisticRegression(vectors, rows, labels[rows], n_classes, standardisation)
-        for rows in (fit, torch.arange(len(vectors), device=device))
-    )
+    problem, everything = _make_problems(vectors, images, config)
     kept = (checkpoint.load() or {}).get("solved", [])
     solved: dict[float, Solution] = {}
     top1: dict[float, Tensor] = {}
-
-    def find_nearest(strength: float) -> Solution | None:
-        near = min(solved, key=lambda other: abs(math.log(other / strength)), default=None)
-        return None if near is None else solved[near]
 
     def add(strengths: Sequence[float]) -> tuple[int, list[float], dict[str, Any]]:
         """Solve some strengths; return the place of the best among all, all of them, and the record."""
@@ -167,7 +157,7 @@ def search_strength(
                 top1[strength] = one["top1"].to(device)
                 solved[strength] = Solution(one["weight"].to(device), one["bias"].to(device), one["converged"])
             else:
-                solved[strength] = problem.solve(strength, max_iterations, find_nearest(strength))
+                solved[strength] = problem.solve(strength, max_iterations, _find_nearest(solved, strength))
                 maps = problem.fold(solved[strength])
                 top1[strength] = measure_top1(maps, vectors[None], held_out, labels[held_out], n_classes)
                 if checkpoint.is_due():
@@ -182,10 +172,29 @@ def search_strength(
     for _ in range(config.classification_l2_halvings):
         around = strengths[max(0, best - 1) : best + 2]
         best, strengths, record = add([math.sqrt(low * high) for low, high in pairwise(around)])
-    final = everything.solve(strengths[best], max_iterations, find_nearest(strengths[best]))
+    final = everything.solve(strengths[best], max_iterations, _find_nearest(solved, strengths[best]))
     on_solved()
     unconverged = [f"{strength:g}" for strength in strengths if not solved[strength].converged]
     return everything.fold(final), {**record, "unconverged": unconverged, "refit_converged": final.converged}
+
+
+def _make_problems(
+    vectors: Float[Tensor, "n d"], images: TrainingImages, config: LBFGSRecipe
+) -> tuple[LogisticRegression, LogisticRegression]:
+    """Return the regression on the images to fit, and that on all images, standardised alike."""
+    standardisation = None
+    if config.classification_batch_norm:
+        standardisation = Standardisation(*(part[0] for part in standardise_vectors(vectors[None], images.fit)))
+    fit, everything = (
+        LogisticRegression(vectors, rows, images.labels[rows], images.n_classes, standardisation)
+        for rows in (images.fit, torch.arange(len(vectors), device=vectors.device))
+    )
+    return fit, everything
+
+
+def _find_nearest(solved: Mapping[float, Solution], strength: float) -> Solution | None:
+    near = min(solved, key=lambda other: abs(math.log(other / strength)), default=None)
+    return None if near is None else solved[near]
 
 
 def count_regressions(config: LBFGSRecipe) -> int:

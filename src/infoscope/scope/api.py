@@ -150,17 +150,14 @@ def contextual_dependency(
     n_readers = make_options(DataConfig, {"n_workers": n_readers}).n_workers
     skips: OnError = convert("on_error", on_error, OnError)
     show = choose_display(progress)
-    _check_types(backbone, sae)
-    layer = choose_layer(sae, backbone, layer, check_origin)
-    check_has_maps(sae.origin.tokens)
+    layer = _choose_layer(backbone, sae, layer, check_origin)
     crops.check_shift(backbone.grid, config.shift_patches)
     split = {"test_share": test_share, "seed": seed, "max_train": max_train, "resize": resize}
     found = _open(images, {name: value for name, value in split.items() if value is not None}, skips)
     found.check_enough(config.k_cds)
     found.tell(show)
     ranking, scores = _measure(sae, ImageTokens(backbone, found.images, layer, skips, n_readers), config, show)
-    ids, skipped = found.images.image_ids, dict(found.images.skipped)
-    mass = compute_mass(ranking.mean_act, sae.W_dec)
+    mass, ids, skipped = compute_mass(ranking.mean_act, sae.W_dec), found.images.image_ids, dict(found.images.skipped)
     return ContextualDependency(ranking, mass, scores, config.k_cds, layer, ids, found.n_held_out, skipped)
 
 
@@ -186,11 +183,15 @@ def _refuse_unknown_options(options: Mapping[str, Any]) -> None:
     refuse_unknown(options, own, "contextual_dependency")
 
 
-def _check_types(backbone: Any, sae: Any) -> None:
+def _choose_layer(backbone: Any, sae: Any, layer: int | None, check_origin: bool) -> int:
+    """Return the layer that an SAE of patch tokens reads, when both are what they should be."""
     if not isinstance(backbone, Backbone):
         raise InputError(f"Expected backbone= to be what load_backbone returns, got {name_type(backbone)}.")
     if not isinstance(sae, SparseAutoencoder):
         raise InputError(f"Expected sae= to be what load_sae returns, got {name_type(sae)}.")
+    layer = choose_layer(sae, backbone, layer, check_origin)
+    check_has_maps(sae.origin.tokens)
+    return layer
 
 
 class _Opened(NamedTuple):

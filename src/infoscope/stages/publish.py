@@ -81,9 +81,6 @@ class _Report(Stage):
     def identify(self, published: Published) -> str:
         return type(published).__name__
 
-    def describe(self, ctx: Context, published: Published) -> str:
-        return self.kind
-
     def count(self, ctx: Context, published: Published) -> Count:
         try:
             found = ctx.store.find(published.report_spec(ctx))

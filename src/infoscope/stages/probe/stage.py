@@ -56,6 +56,10 @@ class ProbesOfVariants(Stage, ABC):
     def count_nominal(self, ctx: Context) -> int:
         """Return how many variants a plan counts before there are scores."""
 
+    @abstractmethod
+    def make(self, ctx: Context, seed: int) -> Probed:
+        """Return the probes of every variant; what is missing is trained."""
+
     def needs(self, ctx: Context, seed: int) -> Needs:
         tokens = {
             f"{split}_{number}": Tokens.at(ctx, split, group.data)
@@ -100,7 +104,10 @@ class ProbesOfVariants(Stage, ABC):
 
 
 class _FeaturesOfSeed(Stage):
-    """What classification reads of the variants whose probes are missing; an item is (stage that probes, SAE seed)."""
+    """What classification reads of the variants whose probes are missing; an item is (stage that probes, SAE seed).
+
+    A plan counts them; probes make what they read.
+    """
 
     kind = Features.kind
 
@@ -109,9 +116,6 @@ class _FeaturesOfSeed(Stage):
 
     def describe(self, ctx: Context, stage: ProbesOfVariants, seed: int) -> str:
         return f"{self.kind}, seed {seed}"
-
-    def make(self, ctx: Context, stage: ProbesOfVariants, seed: int) -> None:
-        """Nothing: probes make what they read."""
 
     def count(self, ctx: Context, stage: ProbesOfVariants, seed: int) -> Count:
         groups = [group for group in list_probe_groups(ctx) if Task.classification in group.probe.tasks]
