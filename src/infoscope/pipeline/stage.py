@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -321,6 +322,8 @@ class Handle(Node, Generic[R]):
         """Whether it exists, as the main process sees it; a caller that gets False must build it."""
         if not self.is_known_to_exist:
             self.is_known_to_exist = True  # when somebody asks again
+            with suppress(NotBuiltYet, MissingArtifact):
+                _ = self.spec  # a key may need artifacts, which all processes make together
             return processes.broadcast(processes.is_main() and self.find() is not None)
         return True
 
