@@ -15,6 +15,7 @@ from infoscope.runtime.manifests import Artifact
 from infoscope.scope import scoring
 from infoscope.scope.config import EMDMethod
 from infoscope.stages.confounds.stage import Confounds
+from infoscope.stages.energy import Sample
 from infoscope.stages.outliers.stage import Outliers, OutlierTokens
 from infoscope.stages.predict.stage import EmbeddedClasses, Predict
 from infoscope.stages.probe.stage import Probe
@@ -27,7 +28,9 @@ from tests.support.slow import fall_behind
 
 BEFORE = ("scenes", "tokens", "train_sae", "outliers")
 """What the passes read, made by other means."""
-MADE_BY = {stage.kind: stage for stage in (Rank, Score, Outliers, Confounds, EmbeddedClasses, Predict, Stability)}
+MADE_BY = {
+    stage.kind: stage for stage in (Rank, Score, Outliers, Confounds, EmbeddedClasses, Sample, Predict, Stability)
+}
 PASSES = tuple(MADE_BY)
 PROBES = ("features", "image_means", "probe")
 SMALL = (
