@@ -13,7 +13,7 @@ from infoscope.sae.passes import LatentBatch
 from infoscope.scope import energy as energy_module
 from infoscope.scope.ablations import Role, make_ablations
 from infoscope.scope.config import Control, PartitionConfig, Rule
-from infoscope.scope.energy import Cumulate, SampleMeter, TokenSample, cumulate_energy, measure_sample
+from infoscope.scope.energy import Cumulate, Energy, SampleMeter, TokenSample, measure_sample
 from infoscope.scope.partition import energy_threshold, make_partition
 
 N_TOKENS, D_SAE, D_IN = 60, 30, 7
@@ -40,18 +40,20 @@ def make_sample(acts: np.ndarray) -> TokenSample:
 
 @pytest.fixture
 def energy(acts: np.ndarray, W_dec: np.ndarray) -> Cumulate:
-    return lambda order: cumulate_energy(make_sample(acts), W_dec, order)
+    return Energy(make_sample(acts), W_dec).cumulate
 
 
 def compute_directly(acts: np.ndarray, W_dec: np.ndarray, latents: np.ndarray) -> float:
     return float((acts[:, latents].astype(np.float64) @ W_dec[latents]).__pow__(2).sum(1).mean())
 
 
-@pytest.mark.parametrize("max_values", [1, 5 * D_IN, 2**22])
+@pytest.mark.parametrize(("max_values", "max_pairs"), [(1, 2**28), (7 * D_SAE, 0), (2**22, 2**28)])
 def test_energy_is_that_of_latents_removed_together(
-    acts: np.ndarray, W_dec: np.ndarray, energy: Cumulate, max_values: int, monkeypatch: pytest.MonkeyPatch
+    acts: np.ndarray, W_dec: np.ndarray, max_values: int, max_pairs: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(energy_module, "MAX_VALUES", max_values)
+    monkeypatch.setattr(energy_module, "MAX_PAIRS", max_pairs)
+    energy = Energy(make_sample(acts), W_dec).cumulate
     order = np.random.default_rng(2).permutation(D_SAE)[:20]
     expected = [compute_directly(acts, W_dec, order[: n + 1]) for n in range(len(order))]
     np.testing.assert_allclose(energy(order), expected, rtol=1e-10)

@@ -143,10 +143,9 @@ def make_ablations(
             variants.append(Ablation(name, mode, removed, Role.group, group, mass_share_train=share))
         variants.append(Ablation(f"{mode.name}_without_all", mode, everything, Role.all, mass_share_train=1.0))
     for number, (group, members) in enumerate(groups.items()):
-        if members.any() and drawable.any():
+        if n_draws and members.any() and drawable.any():
             for kind in sorted(controls, key=list(Control).index):
-                matching = _Matching(kind, members, mass, energy)
-                variants += _make_controls(group, members, drawable, mass, matching, n_draws, [seed, number])
+                variants += _make_controls(group, members, drawable, mass, kind, energy, n_draws, [seed, number])
     return variants
 
 
@@ -218,30 +217,14 @@ def choose_rows(n_rows: int, n_wanted: int | None, seed: int) -> Int[np.ndarray,
     return np.sort(np.random.default_rng([seed, 10]).permutation(n_rows)[:n_wanted])
 
 
-@dataclass(frozen=True)
-class _Matching:
-    """How many latents of a random order make a control of a group."""
-
-    control: Control
-    members: Bool[np.ndarray, " d_sae"]
-    mass: Float[np.ndarray, " d_sae"]
-    energy: Cumulate | None
-
-    def find_size(self, order: Int[np.ndarray, " n"]) -> int:
-        """Return as many as the group has, or up to the closest mass or energy.
-
-        At least one; all of them where the group has more than they have together.
-        """
-        if self.control is Control.size:
-            return min(int(self.members.sum()), len(order))
-        distance = np.abs(self._cumulate(order) - self._cumulate(np.flatnonzero(self.members))[-1])
-        return int(np.argmin(distance)) + 1
-
-    def _cumulate(self, latents: Int[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
-        if self.control is Control.mass:
-            return np.cumsum(self.mass[latents])
-        assert self.energy is not None, "the control by energy needs a sample of tokens"
-        return self.energy(latents)
+def _choose_cumulate(control: Control, mass: Float[np.ndarray, " d_sae"], energy: Cumulate | None) -> Cumulate:
+    """Return what sums up what a control has in common with its group: the number of latents, their mass or energy."""
+    if control is Control.size:
+        return lambda latents: np.arange(1.0, len(latents) + 1)
+    if control is Control.mass:
+        return lambda latents: np.cumsum(mass[latents])
+    assert energy is not None, "the control by energy needs a sample of tokens"
+    return energy
 
 
 def _make_controls(
@@ -249,16 +232,22 @@ def _make_controls(
     members: Bool[np.ndarray, " d_sae"],
     drawable: Bool[np.ndarray, " d_sae"],
     mass: Float[np.ndarray, " d_sae"],
-    matching: _Matching,
+    control: Control,
+    energy: Cumulate | None,
     n_draws: int,
     seed: list[int],
 ) -> list[Ablation]:
-    """Return the random controls of one kind of one group."""
-    controls, control = [], matching.control
+    """Return the random controls of one kind of one group.
+
+    Each has the first latents of a random order: as many as the group, or up to the closest mass or energy. At least
+    one; all of them where the group has more than they have together.
+    """
+    controls, cumulate = [], _choose_cumulate(control, mass, energy)
+    wanted = cumulate(np.flatnonzero(members))[-1]
     for draw in range(n_draws):
         rng = np.random.default_rng([*seed, list(Control).index(control), draw])
         order = rng.permutation(np.flatnonzero(drawable))
-        chosen = order[: matching.find_size(order)]
+        chosen = order[: np.argmin(np.abs(cumulate(order) - wanted)) + 1]
         removed = np.zeros_like(drawable)
         removed[chosen] = True
         controls.append(

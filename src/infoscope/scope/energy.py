@@ -6,13 +6,14 @@ change: rows of the decoder may point the same way or against each other.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from jaxtyping import Float, Float32, Int, Int32
+from scipy.sparse import csr_array
 
 from infoscope.runtime.arrays import load_result, save_result
 from infoscope.runtime.parts import Part
@@ -20,7 +21,10 @@ from infoscope.sae.model import SparseAutoencoder
 from infoscope.sae.passes import LatentBatch, Measurement, Meter
 
 MAX_VALUES = 2**22
-"""Numbers of decoder rows held at a time (32 MiB)."""
+"""Products of decoder rows held at a time (32 MiB)."""
+MAX_PAIRS = 2**28
+"""Pairs of latents that are kept (4 GiB); of more, which only SAEs of tens of thousands of latents with hundreds on
+every token can have, the weights are computed anew for every order."""
 
 Cumulate = Callable[[Int[np.ndarray, " n"]], Float[np.ndarray, " n"]]
 """Takes latents in some order; returns the energy of the first one, of the first two together, ..., of all."""
@@ -93,43 +97,37 @@ def measure_sample(sae: SparseAutoencoder, n_rows: int, n_patches: int, n_tokens
     return Measurement(sae, lambda device, known: SampleMeter(chosen))
 
 
-def cumulate_energy(
-    sample: TokenSample, W_dec: Float[np.ndarray, "d_sae d_in"], order: Int[np.ndarray, " n"]
-) -> Float[np.ndarray, " n"]:
-    """Return the energy of the first latent of an order, of the first two together, ..., of all; a `Cumulate`.
+class Energy:
+    """The energy of any groups, exact on the sample.
 
-    Exact on the sample. Takes d_in multiplications per activation, and no matrix of d_sae x d_sae.
+    E(S) is a sum over pairs of S that fire on a token together: of (sum over tokens of z_i z_j) <W_i, W_j>. These
+    weights are computed once; then every order of latents takes one addition per pair.
     """
-    place = np.full(len(W_dec), -1)
-    place[order] = np.arange(len(order))
-    at = place[sample.latents]
-    kept = np.flatnonzero(at >= 0)
-    kept = kept[np.lexsort((at[kept], sample.tokens[kept]))]
-    starts = np.flatnonzero(np.diff(sample.tokens[kept], prepend=-1))  # where a token's entries begin
-    gains, n_at_once = np.zeros(len(order)), max(1, MAX_VALUES // W_dec.shape[1])
-    first = 0
-    while first < len(starts):
-        begin = starts[first]
-        last = max(first + 1, int(np.searchsorted(starts, begin + n_at_once)))  # whole tokens, one at least
-        part = kept[begin : starts[last] if last < len(starts) else None]
-        rows = W_dec[sample.latents[part]].astype(np.float64) * sample.values[part, None].astype(np.float64)
-        new = starts[first:last] - begin
-        gains += np.bincount(at[part], _grow_squares(rows, new), len(order))
-        first = last
-    return np.cumsum(gains) / sample.n_tokens
 
+    def __init__(self, sample: TokenSample, W_dec: Float[np.ndarray, "d_sae d_in"]) -> None:
+        self._n_tokens, at = sample.n_tokens, (sample.tokens, sample.latents)
+        self._acts = csr_array((sample.values.astype(np.float64), at), (sample.n_tokens, len(W_dec)))
+        self._W_dec = W_dec
+        n_pairs = min(int((np.bincount(sample.tokens).astype(np.int64) ** 2).sum()), len(W_dec) ** 2) / 2
+        self._pairs = list(self._iterate_pairs()) if n_pairs <= MAX_PAIRS else None
 
-def _grow_squares(rows: Float[np.ndarray, "n d_in"], starts: Int[np.ndarray, " n_tokens"]) -> Float[np.ndarray, " n"]:
-    """Return by how much each row lets the squared norm of its token's sum of rows grow.
+    def cumulate(self, order: Int[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+        """Return the energy of the first latent of an order, of the first two together, ..., of all; a `Cumulate`."""
+        place = np.full(len(self._W_dec), len(order), dtype=np.int32)
+        place[order] = np.arange(len(order))
+        gains = np.zeros(len(order) + 1)  # the last: pairs that are never complete
+        for first, second, weights in self._iterate_pairs() if self._pairs is None else self._pairs:
+            gains += np.bincount(np.maximum(place[first], place[second]), weights, len(gains))
+        return np.cumsum(gains[:-1]) / self._n_tokens
 
-    Args:
-        starts: where the rows of each token begin.
-    """
-    sums = np.cumsum(rows, axis=0)
-    before = np.zeros_like(rows[starts])
-    before[1:] = sums[starts[1:] - 1]
-    sums -= np.repeat(before, np.diff(starts, append=len(rows)), axis=0)
-    squares = np.einsum("ij,ij->i", sums, sums)
-    previous = np.roll(squares, 1)
-    previous[starts] = 0
-    return squares - previous
+    def _iterate_pairs(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Yield (latents i, latents j, weights) of all pairs i <= j that fire together, some latents i at a time."""
+        of_latents, W_dec = self._acts.T.tocsr(), self._W_dec.astype(np.float64)
+        n_at_once = max(1, MAX_VALUES // len(W_dec))
+        for start in range(0, len(W_dec), n_at_once):
+            part = slice(start, start + n_at_once)
+            together = (of_latents[part] @ of_latents[start:].T).tocoo()
+            i, j = together.coords
+            products = (W_dec[part] @ W_dec[start:].T)[i, j]
+            weights = together.data * products * ((i <= j) + 1.0 * (i < j))  # i < j stands for j > i too
+            yield i + np.int32(start), j + np.int32(start), weights

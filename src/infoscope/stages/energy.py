@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 from infoscope.pipeline.context import Context, once
 from infoscope.pipeline.passes import PassStage
 from infoscope.pipeline.stage import Key, Needs, Work
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.sae.passes import Measurement
-from infoscope.scope.energy import Cumulate, TokenSample, cumulate_energy, measure_sample
+from infoscope.scope.energy import Cumulate, Energy, TokenSample, measure_sample
 from infoscope.stages.sae import sae_of, work_of_pass
 from infoscope.stages.tokens import Tokens
 from infoscope.vision.tokens.source import TokenSource
@@ -41,4 +39,4 @@ class Sample(PassStage[TokenSample]):
 def energy_of(ctx: Context, seed: int) -> Cumulate:
     """Return what computes the energy of latents removed together, from a sample of training tokens."""
     sample, sae = Sample.at(ctx, seed).load(), sae_of(ctx, seed).load()
-    return partial(cumulate_energy, sample, sae.W_dec.detach().cpu().numpy())
+    return Energy(sample, sae.W_dec.detach().cpu().numpy()).cumulate
