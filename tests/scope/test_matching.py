@@ -52,6 +52,15 @@ def test_pairs_are_those_of_a_search_by_brute_force(seed: int) -> None:
     assert [np.flatnonzero(of).tolist() for of in chosen] == [sorted(of) for of in zip(*pairs, strict=True)]
 
 
+def test_equally_close_ones_are_paired_by_their_numbers() -> None:
+    high, low, (values, *_) = make_groups()
+    steps = [np.round(8 * values)]
+    pairs = match_slowly(high, low, steps)
+    assert sum(steps[0][i] == steps[0][j] for i, j in pairs) > 10
+    chosen = match_nearest(high, low, steps)
+    assert [np.flatnonzero(of).tolist() for of in chosen] == [sorted(of) for of in zip(*pairs, strict=True)]
+
+
 def test_units_do_not_matter_and_latents_of_neither_group_neither() -> None:
     high, low, properties = make_groups()
     scaled = [1000 * properties[0], properties[1] + 5, properties[2]]

@@ -121,13 +121,16 @@ class Energy:
         return np.cumsum(gains[:-1]) / self._n_tokens
 
     def _iterate_pairs(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """Yield (latents i, latents j, weights) of all pairs i <= j that fire together, some latents i at a time."""
+        """Yield (latents i, latents j, weights) of all pairs i <= j that fire together, some latents i at a time.
+
+        Pairs i > j among these latents come along and weigh 0.
+        """
         of_latents, W_dec = self._acts.T.tocsr(), self._W_dec.astype(np.float64)
         n_at_once = max(1, MAX_VALUES // len(W_dec))
         for start in range(0, len(W_dec), n_at_once):
             part = slice(start, start + n_at_once)
             together = (of_latents[part] @ of_latents[start:].T).tocoo()
-            i, j = together.coords
+            i, j = together.row, together.col
             products = (W_dec[part] @ W_dec[start:].T)[i, j]
             weights = together.data * products * ((i <= j) + 1.0 * (i < j))  # i < j stands for j > i too
             yield i + np.int32(start), j + np.int32(start), weights

@@ -100,12 +100,22 @@ def match_nearest(
         return chosen
     spread = values[np.concatenate(members)].std(axis=0)
     points = [values[of] / np.where(spread > 0, spread, 1) for of in members]
-    near = KDTree(points[0]).sparse_distance_matrix(KDTree(points[1]), caliper, output_type="ndarray")
-    is_free = [np.ones(len(of), dtype=bool) for of in members]
-    for pair in near[np.lexsort((near["j"], near["i"], near["v"]))]:
-        if is_free[0][pair["i"]] and is_free[1][pair["j"]]:
-            for subgroup, of, free, place in zip(chosen, members, is_free, (pair["i"], pair["j"]), strict=True):
-                free[place], subgroup[of[place]] = False, True
+    n_doublings = min(map(len, members)).bit_length()
+    # Whoever is paired within a small radius is gone before it grows: so few pairs are looked at, where within the
+    # caliper there can be nearly as many as latents of one group times latents of the other.
+    for radius in caliper / 2.0 ** np.arange(n_doublings, -1, -1):
+        near = KDTree(points[0]).sparse_distance_matrix(KDTree(points[1]), radius, output_type="ndarray")
+        near = near[np.lexsort((near["j"], near["i"], near["v"]))]
+        is_free = [[True] * len(of) for of in members]
+        for i, j in zip(near["i"].tolist(), near["j"].tolist(), strict=True):
+            if is_free[0][i] and is_free[1][j]:
+                is_free[0][i] = is_free[1][j] = False
+        for side in range(2):
+            free = np.array(is_free[side])
+            chosen[side][members[side][~free]] = True
+            points[side], members[side] = points[side][free], members[side][free]
+        if not all(map(len, members)):
+            break
     return chosen
 
 
