@@ -8,12 +8,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from infoscope.pipeline.context import Context
 from infoscope.report import figure_style
 from infoscope.runtime.errors import InputError
 from infoscope.sae.checkpoint import load_sae
 from infoscope.scope.stability import StabilityResult
+from infoscope.stages.latents import Latents
+from infoscope.stages.score.stage import Score
+from infoscope.stages.stability.stage import make_section_at_hand
 from infoscope.vision.backbone import Backbone
-from tests.support.pipeline_samples import ANALYSES, collect_tiny, copy_run, find_folder, finish_tiny_run, run_tiny
+from tests.support.pipeline_samples import (
+    ANALYSES,
+    Recorder,
+    collect_tiny,
+    copy_run,
+    find_folder,
+    finish_tiny_run,
+    make_tiny_config,
+    run_tiny,
+)
 
 SHIPPED = ("model=scenes_clip", "data.n_train=24", "sae.n_tokens=4000", "predict.n_shown=1", "predict.n_candidates=2")
 FEW = ("stability.shifts=[1,2]", "stability.n_solver_latents=2", "stability.n_draws=20")
@@ -41,6 +54,15 @@ def test_the_report_joins_the_quick_ones(finished: Path) -> None:
     summary = json.loads(found.files.summary.read_text())
     assert {"outliers", "confounds", "effects"} <= summary.keys()
     assert {"outlier_emd", "outlier_activation", "confounds", "auroc", "removal_matched"} <= found.files.tables.keys()
+
+
+@pytest.mark.parametrize("level", [0.5, 0.95])
+def test_a_report_counts_undecided_features_by_the_intervals_that_it_shows(finished: Path, level: float) -> None:
+    ctx = Context(make_tiny_config(finished, f"stability.level={level}"), Recorder())
+    (scope,), intervals = Score().section(ctx).summary, make_section_at_hand(ctx).summary["intervals"]
+    assert scope["n_undecided"] / scope["n_scored"] == pytest.approx(intervals["undecided_share"])
+    assert scope["n_undecided"] == {0.5: 6, 0.95: 14}[level]
+    assert Latents.at(ctx, 0).load()["undecided"].sum() == scope["n_undecided"]
 
 
 def test_planted_registers_are_outliers_of_high_scope(finished: Path) -> None:

@@ -16,7 +16,7 @@ from infoscope.scope.agreement import (
     split_pairs,
 )
 from infoscope.scope.cds import compute_cds
-from infoscope.scope.config import PartitionConfig, Rule
+from infoscope.scope.config import PartitionConfig, Rule, StabilityConfig
 from infoscope.scope.partition import make_partition
 
 NAN = np.nan
@@ -95,6 +95,10 @@ def test_groups_of_decided_features_keep_gamma_and_leave_out_the_others() -> Non
     undecided = plain.high & ~decided.high | plain.low & ~decided.low
     assert 50 < undecided.sum() < 250
     assert np.array_equal(undecided, find_undecided(cds, bootstrap_cds(emd, 8), plain.gamma))
+    narrow = StabilityConfig(level=0.5)
+    more = partition_scores(emd, 8, mass, PartitionConfig(decided_only=True), stability=narrow)
+    assert np.array_equal(more.high, bootstrap_cds(emd, 8, level=0.5).lower > plain.gamma)
+    assert more.high.sum() > decided.high.sum()
 
 
 def test_settings_of_decided_groups() -> None:

@@ -119,14 +119,15 @@ def test_intervals_cover_the_mean_about_as_often_as_they_say():
     assert 0.82 < np.mean((lower < 0.4) & (upper > 0.4)) < 0.91
 
 
-def test_intervals_that_contain_gamma_are_counted():
-    interval = Interval(np.array([0.1, 0.2, np.nan, 0.3]), np.array([0.2, 0.4, np.nan, 0.6]))
-    cds = np.array([0.15, 0.3, np.nan, 0.5])
-    found = summarise_intervals(cds, interval, 0.2)  # 0.2 itself is low
-    assert found == (pytest.approx(0.2), pytest.approx(1 / 3), pytest.approx(1 / 2), 3)
+def test_undecided_latents_are_counted_among_the_scored_ones():
+    interval = Interval(np.array([0.1, 0.2, np.nan, 0.3, np.nan]), np.array([0.2, 0.4, np.nan, 0.6, np.nan]))
+    cds = np.array([0.15, 0.3, np.nan, 0.5, 0.1])
+    found = summarise_intervals(cds, interval, 0.2)  # 0.2 itself is low; the last one has no interval
+    assert found == (pytest.approx(0.2), pytest.approx(2 / 4), pytest.approx(1 / 2), 3)
     assert np.isnan(summarise_intervals(cds, interval, None)[1:3]).all()
-    assert np.isnan(summarise_intervals(cds, interval, 0.5).crossing_share_high)
-    assert summarise_intervals(cds[:3], Interval(*np.full((2, 3), np.nan)), 0.2).n == 0
+    assert np.isnan(summarise_intervals(cds, interval, 0.5).undecided_share_high)
+    nothing = summarise_intervals(cds[:3], Interval(*np.full((2, 3), np.nan)), 0.2)
+    assert (nothing.n, nothing.undecided_share) == (0, 1)
 
 
 # -- matching ----------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from scipy.stats import rankdata
 
 from infoscope.runtime.errors import InputError
 from infoscope.scope.cds import compute_cds
-from infoscope.scope.config import PartitionConfig
+from infoscope.scope.config import PartitionConfig, StabilityConfig
 from infoscope.scope.energy import Cumulate
 from infoscope.scope.partition import Partition, make_partition
 
@@ -100,45 +100,49 @@ class IntervalSummary(NamedTuple):
     """Of all intervals; NaN where there is nothing to count.
 
     median_width: from lower to upper bound.
-    crossing_share: share that contains gamma, so that the feature's group is open.
-    crossing_share_high: the same among features whose score lies above gamma.
-    n: how many there are.
+    undecided_share: share of the scored features that are undecided, see `find_undecided`.
+    undecided_share_high: the same among features whose score lies above gamma.
+    n: intervals.
     """
 
     median_width: float
-    crossing_share: float
-    crossing_share_high: float
+    undecided_share: float
+    undecided_share_high: float
     n: int
 
 
 def summarise_intervals(cds: Float[np.ndarray, " d_sae"], interval: Interval, gamma: float | None) -> IntervalSummary:
-    """Summarise the intervals of the latents that have one."""
-    has_one = np.isfinite(interval.lower)
-    lower, upper = interval.lower[has_one], interval.upper[has_one]
-    n = len(lower)
-    width = float(np.median(upper - lower)) if n else np.nan
-    if gamma is None or n == 0:
-        return IntervalSummary(width, np.nan, np.nan, n)
-    crosses = contains_gamma(interval, gamma)[has_one]
-    high = cds[has_one] > gamma
-    return IntervalSummary(width, float(crosses.mean()), float(crosses[high].mean()) if high.any() else np.nan, n)
-
-
-def contains_gamma(interval: Interval, gamma: float) -> Bool[np.ndarray, " d_sae"]:
-    """Return whether an interval reaches into both groups; gamma itself belongs to the low one, as in the partition."""
-    return (interval.lower <= gamma) & (interval.upper > gamma)
+    """Summarise the intervals of the latents that have one, and how many scored latents are undecided."""
+    widths = (interval.upper - interval.lower)[np.isfinite(interval.lower)]
+    width = float(np.median(widths)) if len(widths) else np.nan
+    if gamma is None:
+        return IntervalSummary(width, np.nan, np.nan, len(widths))
+    undecided = find_undecided(cds, interval, gamma)
+    of_all, of_high = (
+        float(undecided[members].mean()) if members.any() else np.nan for members in (np.isfinite(cds), cds > gamma)
+    )
+    return IntervalSummary(width, of_all, of_high, len(widths))
 
 
 def find_undecided(
     cds: Float[np.ndarray, " d_sae"], interval: Interval, gamma: float | None
 ) -> Bool[np.ndarray, " d_sae"]:
-    """Return the scored latents whose interval does not lie on one side of gamma, or that have none.
+    """Return which latents are undecided: scored, but their interval holds gamma, or there is none of a single pair.
 
-    gamma counts as known: that it is found on the same scores is not in the intervals. Without gamma no one.
+    An interval holds gamma if it reaches into both groups; gamma itself belongs to the low one. gamma counts as known:
+    that it is found on the same scores is not in the intervals. Without gamma no one is undecided.
     """
     if gamma is None:
         return np.zeros(len(cds), dtype=bool)
-    return np.isfinite(cds) & ~((interval.lower > gamma) | (interval.upper <= gamma))  # no interval: undecided
+    return np.isfinite(cds) & ~((interval.lower > gamma) | (interval.upper <= gamma))  # NaN lies on neither side
+
+
+def explain_undecided(level: float) -> str:
+    """Return the note that says what `find_undecided` finds."""
+    return (
+        f"Undecided: the {100 * level:g}% bootstrap interval of the feature's CDS over its pairs holds gamma, or there"
+        " is none because only one pair has a distance."
+    )
 
 
 def partition_scores(
@@ -147,10 +151,12 @@ def partition_scores(
     mass: Float[np.ndarray, " d_sae"],
     config: PartitionConfig,
     energy: Cumulate | None = None,
+    stability: StabilityConfig | None = None,
 ) -> Partition:
     """Divide latents by their CDS over the first `k` ranks under the configured rule, see `make_partition`.
 
-    With `config.decided_only` the undecided are in no group; gamma is that of all scored latents.
+    With `config.decided_only` the undecided, by the interval of `stability`, are in no group; gamma is that of all
+    scored latents.
 
     Raises:
         InputError: if `k` is not in 1..k_max, or as `make_partition`.
@@ -159,7 +165,8 @@ def partition_scores(
     partition = make_partition(cds, mass, config, energy)
     if not config.decided_only:
         return partition
-    decided = ~find_undecided(cds, bootstrap_cds(emd, k), partition.gamma)
+    interval = bootstrap_cds(emd, k, **(stability or StabilityConfig()).interval)
+    decided = ~find_undecided(cds, interval, partition.gamma)
     return replace(partition, groups={name: members & decided for name, members in partition.groups.items()})
 
 

@@ -118,8 +118,8 @@ class PartitionConfig:
     n_bands: Annotated[int, Bounds(2, 1000)] | None = None
     """Groups of equal size; null: 4."""
     decided_only: bool = False
-    """Both groups hold only features whose 95% bootstrap interval over their pairs of crops lies on one side of gamma;
-    the others, undecided, are in no group."""
+    """Both groups hold only features that their pairs of crops settle; the others, undecided, are in no group. Their
+    interval is that of `stability`."""
 
     def __post_init__(self) -> None:
         check(self, "partition")
@@ -242,3 +242,8 @@ class StabilityConfig:
         check(self, "stability")
         if len(set(self.shifts)) != len(self.shifts):
             raise InputError(f"Expected stability.shifts to hold none twice, got {self.shifts}.")
+
+    @property
+    def interval(self) -> dict[str, Any]:
+        """What determines the interval of each feature's score, which also says whose group is undecided."""
+        return {"n_draws": self.n_draws, "seed": self.seed, "level": self.level}

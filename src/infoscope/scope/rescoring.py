@@ -148,7 +148,7 @@ def _assemble(
         k_cds=scope.k_cds,
         gamma=one.gamma,
         cds=cds,
-        interval=bootstrap_cds(one.scores.emd, scope.k_cds, config.n_draws, config.seed, config.level),
+        interval=bootstrap_cds(one.scores.emd, scope.k_cds, **config.interval),
         level=config.level,
         n_draws=config.n_draws,
         min_cosine=config.min_cosine,

@@ -30,6 +30,7 @@ class Latents(SeedStage[LatentTable]):
             "columns": 2,
             "k_cds": ctx.config.scope.k_cds,
             "partition": ctx.config.partition.cache_key_fields(),
+            "interval": ctx.config.stability.interval,
         }
 
     def build(self, ctx: Context, up: Needs, work: Workspace, seed: int) -> LatentTable:

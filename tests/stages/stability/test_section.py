@@ -108,8 +108,8 @@ def test_findings_say_what_is_not_known():
     assert "no gamma" in found
     with_gamma = make_stability()
     found = " ".join(make_stability_section([with_gamma]).findings)
-    assert f"{with_gamma.intervals.crossing_share:.0%} of them contain gamma" in found
-    assert f"(of the features above gamma {with_gamma.intervals.crossing_share_high:.0%})." in found
+    assert f"{with_gamma.intervals.undecided_share:.0%} of the scored features are undecided" in found
+    assert f"(of those above gamma {with_gamma.intervals.undecided_share_high:.0%})." in found
 
 
 def test_nothing_scored_is_said_and_drawn(tmp_path):

@@ -31,7 +31,7 @@ def load_parts(ctx: Context) -> dict[str, Stage]:
 class Report(Published):
     """What an experiment ends with unless another stage is asked for."""
 
-    version = 4
+    version = 5
 
     def goals(self, ctx: Context) -> list[Node]:
         nodes = [node for part in load_parts(ctx).values() for node in part.goals(ctx)]

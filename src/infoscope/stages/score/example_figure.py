@@ -39,7 +39,7 @@ class Example:
         maps: activations on the whole of crop 1 (origin at the top left) and of crop 2 (origin shifted).
         emd: between the shared regions, divided by D_grid.
         n_valid, k_cds: how many of how many pairs the CDS is a mean of.
-        is_undecided: whether the interval of its CDS contains gamma.
+        is_undecided: whether its pairs leave its group open.
         is_locked: whether it fires at one place of the grid whatever the picture.
     """
 

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float
 
 from infoscope.scope.agreement import bootstrap_cds, find_undecided
 from infoscope.scope.cds import position_locked_score, uniform_chance_score
+from infoscope.scope.config import StabilityConfig
 from infoscope.scope.partition import Partition
 from infoscope.scope.scores import Scores
 
@@ -29,6 +30,7 @@ class ScopeResult:
         partition: gamma and the groups.
         rule: how gamma was found, in words ("Otsu", "quantile 0.9", ...).
         sae_metrics: numbers to print, among them fvu, l0, dead_share and cosine when known.
+        stability: which interval says whose group is undecided.
     """
 
     sae_seed: int
@@ -40,11 +42,13 @@ class ScopeResult:
     partition: Partition
     rule: str
     sae_metrics: Mapping[str, float] = field(default_factory=dict)
+    stability: StabilityConfig = field(default_factory=StabilityConfig)
 
     @cached_property
     def undecided(self) -> Bool[np.ndarray, " d_sae"]:
         """The features whose group their pairs leave open, see `find_undecided`."""
-        return find_undecided(self.cds, bootstrap_cds(self.scores.emd, self.k_cds), self.partition.gamma)
+        interval = bootstrap_cds(self.scores.emd, self.k_cds, **self.stability.interval)
+        return find_undecided(self.cds, interval, self.partition.gamma)
 
     @property
     def locked(self) -> float:

@@ -133,7 +133,7 @@ class Score(SeedStage[Scores]):
         yield LatentColumn("n_two_sided", zeros.two_sided, "pairs with both maps all zero", "pairs")
         yield LatentColumn("one_sided", one_sided, "one-sided zeros", "share of pairs")
         yield LatentColumn("group", group.astype(str), f"group ({ctx.config.partition.rule_in_words})")
-        yield LatentColumn("undecided", scope.undecided, "its 95% bootstrap interval contains gamma")
+        yield LatentColumn("undecided", scope.undecided, "its pairs leave its group open")
 
     def rows(self, ctx: Context, seed: int) -> Iterator[Row]:
         yield {**name_artifacts(self.at(ctx, seed).get()), **summarise_seed(ctx, seed)}
@@ -164,16 +164,14 @@ def make_scope_section(
             "cds_histogram": SectionFigure(
                 lambda: draw_cds_histograms({"": scopes}),
                 "How far the features' activations move between two crops that share all but one border of"
-                " patches. Pale: undecided features, whose 95% interval over their pairs contains gamma. Chance: the"
-                " same maps compared between two different images. Right: features that fire"
-                " and have too few valid pairs for a score, with their share of the activation mass; those that never"
-                " fire on these images.",
+                " patches. Pale: undecided features. Chance: the same maps compared between two different images."
+                " Right: features that fire and have too few valid pairs for a score, with their share of the"
+                " activation mass; those that never fire on these images.",
             ),
             "examples": SectionFigure(
                 lambda: draw_examples(examples, scopes[0].scores.shift_patches),
-                "Features of each group on the training images that excite them most. Where there are such they are"
-                " settled ones: the 95% interval of their CDS over these images lies on one side of gamma."
-                f" {say_locked(scopes, locked)}",
+                "Features of each group on the training images that excite them most; none is undecided where there are"
+                f" others. {say_locked(scopes, locked)}",
             ),
         },
         summary=[
@@ -208,7 +206,7 @@ def partition_of(ctx: Context, seed: int) -> Partition:
     """Divide the latents by their scores on the training split: arithmetic on the score artifact."""
     emd, k = Score.at(ctx, seed).load().emd, ctx.config.scope.k_cds
     energy = energy_of(ctx, seed) if _is_by_energy(ctx) else None
-    return partition_scores(emd, k, mass_of(ctx, seed), ctx.config.partition, energy)
+    return partition_scores(emd, k, mass_of(ctx, seed), ctx.config.partition, energy, ctx.config.stability)
 
 
 def scope_of(ctx: Context, seed: int) -> ScopeResult:
@@ -225,6 +223,7 @@ def scope_of(ctx: Context, seed: int) -> ScopeResult:
         partition=partition_of(ctx, seed),
         rule=config.partition.rule_in_words,
         sae_metrics=sae_of(ctx, seed).read_json("metrics.json"),
+        stability=config.stability,
     )
 
 

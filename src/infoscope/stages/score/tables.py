@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from infoscope.report.tables import Align, Cell, Column, Stat, Table, Value, compute_stat
-from infoscope.scope.agreement import compute_reliability
+from infoscope.scope.agreement import compute_reliability, explain_undecided
 from infoscope.scope.cds import compute_cds_with_zeros, compute_chance_ratio, count_zero_maps
 from infoscope.scope.partition import note_bands
 from infoscope.scope.ranking import Ranking
@@ -55,8 +55,8 @@ def make_scope_table(seeds: Sequence[ScopeResult]) -> Table:
     note = (
         "CDS: 0 = the activation stays where its evidence is, 1 = it moves from corner to corner. Mass: share of the"
         " sum of activations on the training images. A feature with too few valid pairs has no CDS and is in no group."
-        " Undecided: gamma lies in the 95% bootstrap interval of its CDS over its pairs. Reliability: random halves of"
-        " each feature's pairs, Spearman correlation over features, Spearman-Brown correction; 1: it repeats, 0: noise."
+        f" {explain_undecided(seeds[0].stability.level)} Reliability: random halves of each feature's pairs, Spearman"
+        " correlation over features, Spearman-Brown correction; 1: it repeats, 0: noise."
     )
     by_seed = {result.sae_seed: result for result in seeds}
     notes = [note, *note_bands(name for result in seeds for name in result.partition.groups)]
@@ -175,17 +175,9 @@ def _group_quantities(name: str) -> list[Quantity]:
     return quantities
 
 
-def _compute_undecided_high(result: ScopeResult) -> float:
-    """Share of undecided features among those above gamma; NaN without any."""
-    gamma = result.partition.gamma
-    above = result.cds > (math.nan if gamma is None else gamma)
-    return float(result.undecided[above].mean()) if above.any() else math.nan
-
-
 UNDECIDED = (
-    Quantity("n_undecided", "undecided (interval contains gamma)", lambda r: int(r.undecided.sum()), 0),
+    Quantity("n_undecided", "undecided", lambda r: int(r.undecided.sum()), 0),
     Quantity("undecided_mass", "   mass (%)", lambda r: compute_mass_share(r, r.undecided), 1, 100),
-    Quantity("undecided_high", "   share of the features above gamma (%)", _compute_undecided_high, 1, 100),
 )
 
 

@@ -17,7 +17,7 @@ from matplotlib.ticker import FuncFormatter, NullLocator
 from infoscope.report.figure_style import FAINT, GREY, HIGH, INK, LOW, MIDDLE, make_figure, write_empty
 from infoscope.report.section import ReportSection, SectionFigure
 from infoscope.report.tables import Align, Cell, Column, Stat, Table, compute_stat, format_number
-from infoscope.scope.agreement import Agreement, IntervalSummary, contains_gamma
+from infoscope.scope.agreement import Agreement, IntervalSummary, explain_undecided, find_undecided
 from infoscope.scope.stability import Kind, StabilityResult
 
 TITLES = {
@@ -76,7 +76,7 @@ def make_stability_section(results: Sequence[StabilityResult]) -> ReportSection:
         "Left: rank correlation of the CDS as configured with the CDS when one choice is made otherwise; a mark per SAE"
         " seed (per pair of seeds), dots are means, hollow where the features are few. Right: features of SAE seed"
         f" {results[0].sae_seed} in the order of their CDS with {100 * results[0].level:g}% bootstrap intervals over"
-        " their images; undecided ones contain gamma, so that the images leave the group open."
+        " their images."
     )
     return ReportSection(
         name="stability",
@@ -129,6 +129,7 @@ def make_stability_table(results: Sequence[StabilityResult], comparisons: Sequen
             " difference: of the absolute differences of CDS. Features: those that have a score both ways.",
             "Rows of k_CDS are means over distances that the configured score partly shares, and other crops are of the"
             " same images: there some agreement is built in.",
+            explain_undecided(first.level),
         ],
         marks=MARKS,
     )
@@ -209,16 +210,16 @@ def _average_intervals(results: Sequence[StabilityResult]) -> dict[str, float]:
 
 
 def _describe_intervals(results: Sequence[StabilityResult]) -> str:
-    width, crossing, high, _ = _average_intervals(results).values()
-    if not math.isfinite(width):
-        return "No feature has a bootstrap interval: none has two images with a distance."
+    width, undecided, high, _ = _average_intervals(results).values()
     first = results[0]
     text = f"The {100 * first.level:g}% bootstrap intervals over k_CDS {first.k_cds} images have a median width of"
-    text += f" {_number(width)}"
-    if not math.isfinite(crossing):
-        return text + "; there is no gamma to hold them against."
-    text += f"; {crossing:.0%} of them contain gamma, so these images leave their features undecided"
-    return text + (f" (of the features above gamma {high:.0%})." if math.isfinite(high) else ".")
+    text += f" {_number(width)}; "
+    if not math.isfinite(width):
+        text = "No feature has a bootstrap interval: none has two images with a distance; "
+    if not math.isfinite(undecided):
+        return text + "there is no gamma to hold them against."
+    text += f"{undecided:.0%} of the scored features are undecided"
+    return text + (f" (of those above gamma {high:.0%})." if math.isfinite(high) else ".")
 
 
 def _number(value: float) -> str:
@@ -271,8 +272,8 @@ def _draw_intervals(axes: Axes, result: StabilityResult) -> None:
         return
     place = np.linspace(0, len(order) - 1, min(len(order), MAX_INTERVALS)).round().astype(int)
     shown, gamma = order[place], result.gamma
-    is_open = np.zeros(len(shown), bool) if gamma is None else contains_gamma(result.interval, gamma)[shown]
-    colours = np.where(is_open, GREY, MIDDLE if gamma is None else np.where(result.cds[shown] > gamma, HIGH, LOW))
+    undecided = find_undecided(result.cds, result.interval, gamma)[shown]
+    colours = np.where(undecided, GREY, MIDDLE if gamma is None else np.where(result.cds[shown] > gamma, HIGH, LOW))
     segments = [[(x, lower[i]), (x, upper[i])] for x, i in zip(place, shown, strict=True)]
     axes.add_collection(LineCollection(segments, colors=colours.tolist(), linewidths=1.0, alpha=0.6))
     axes.scatter(place, result.cds[shown], s=2.5, c=INK, linewidths=0, zorder=3)
