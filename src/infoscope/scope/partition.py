@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +14,7 @@ from infoscope.scope.config import PartitionConfig, Rule
 from infoscope.scope.energy import Cumulate
 
 
-@dataclass(repr=False)
+@dataclass(frozen=True, repr=False)
 class Partition:
     """Groups of features as masks over all latents; any of them may be empty.
 
@@ -22,7 +22,7 @@ class Partition:
     """
 
     gamma: float | None
-    groups: dict[str, Bool[np.ndarray, " d_sae"]]
+    groups: Mapping[str, Bool[np.ndarray, " d_sae"]]
     """"high" and "low", or bands, "band 1 of 4" to "band 4 of 4", from the lowest scores to the highest."""
     unscored: Bool[np.ndarray, " d_sae"]
     """Features without a score (NaN): in no group."""

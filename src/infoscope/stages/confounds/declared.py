@@ -17,7 +17,7 @@ CUT_KEYS: tuple[str, ...] = ("cds", "global_above", "local_below", "balanced_acc
 
 def count_declared(pairs: Pairs) -> dict[str, dict[str, Stat]]:
     """Return {group: {kind: how many}} over SAE seeds, kinds as in `KINDS`; features without a score stand last."""
-    seeds = [scope.partition.groups | {"unscored": scope.partition.unscored} for scope, _ in pairs]
+    seeds = [{**scope.partition.groups, "unscored": scope.partition.unscored} for scope, _ in pairs]
     names = [*dict.fromkeys(name for groups in seeds for name in groups if name != "unscored"), "unscored"]
     counts = {}
     for name in names:

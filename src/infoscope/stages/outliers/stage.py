@@ -119,7 +119,5 @@ class Outliers(PassStage[OutlierActs]):
 def group_activation_of(ctx: Context, seed: int) -> GroupActivation:
     """Return how strongly each group acts on outlier and on normal tokens, and the features without a score."""
     partition = partition_of(ctx, seed)
-    groups = partition.groups
-    if partition.unscored.any():
-        groups["unscored"] = partition.unscored
-    return Outliers.at(ctx, seed).load().of_groups(groups)
+    unscored = {"unscored": partition.unscored} if partition.unscored.any() else {}
+    return Outliers.at(ctx, seed).load().of_groups({**partition.groups, **unscored})

@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 from jaxtyping import Bool, Float
 
-from infoscope.scope.agreement import bootstrap_cds, find_undecided
+from infoscope.scope.agreement import bootstrap_cds, compute_reliability, find_undecided
 from infoscope.scope.cds import position_locked_score, uniform_chance_score
 from infoscope.scope.config import StabilityConfig
 from infoscope.scope.partition import Partition
@@ -49,6 +49,11 @@ class ScopeResult:
         """The features whose group their pairs leave open, see `find_undecided`."""
         interval = bootstrap_cds(self.scores.emd, self.k_cds, **self.stability.interval)
         return find_undecided(self.cds, interval, self.partition.gamma)
+
+    @cached_property
+    def reliability(self) -> float:
+        """How well the scores would repeat with as many other pairs, see `compute_reliability`."""
+        return compute_reliability(self.scores.emd, self.k_cds).value
 
     @property
     def locked(self) -> float:

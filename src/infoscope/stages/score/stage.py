@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from jaxtyping import Bool
 
-from infoscope.pipeline.context import Context
+from infoscope.pipeline.context import Context, once
 from infoscope.pipeline.stage import Key, Needs, Node, Row, SeedStage, Shown, Work, name_artifacts
 from infoscope.report.section import ReportSection, SectionFigure
 from infoscope.runtime.errors import InputError
@@ -202,6 +202,7 @@ def _is_by_energy(ctx: Context) -> bool:
     return ctx.config.partition.chosen[0] is Rule.energy
 
 
+@once
 def partition_of(ctx: Context, seed: int) -> Partition:
     """Divide the latents by their scores on the training split: arithmetic on the score artifact."""
     emd, k = Score.at(ctx, seed).load().emd, ctx.config.scope.k_cds
@@ -209,6 +210,7 @@ def partition_of(ctx: Context, seed: int) -> Partition:
     return partition_scores(emd, k, mass_of(ctx, seed), ctx.config.partition, energy, ctx.config.stability)
 
 
+@once
 def scope_of(ctx: Context, seed: int) -> ScopeResult:
     """Return the scores and the groups of one SAE as tables and figures read them."""
     config, scores, mass = ctx.config, Score.at(ctx, seed).load(), mass_of(ctx, seed)

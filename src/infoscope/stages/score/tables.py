@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from infoscope.report.tables import Align, Cell, Column, Stat, Table, Value, compute_stat
-from infoscope.scope.agreement import compute_reliability, explain_undecided
+from infoscope.scope.agreement import explain_undecided
 from infoscope.scope.cds import compute_cds_with_zeros, compute_chance_ratio, count_zero_maps
 from infoscope.scope.partition import note_bands
 from infoscope.scope.ranking import Ranking
@@ -108,7 +108,7 @@ def _quantities(seeds: Sequence[ScopeResult]) -> dict[str, list[Quantity]]:
             *(UNDECIDED if any(result.partition.gamma is not None for result in seeds) else ()),
         ],
         "CDS": [
-            Quantity("reliability", "reliability", lambda r: compute_reliability(r.scores.emd, r.k_cds).value),
+            Quantity("reliability", "reliability", lambda r: r.reliability),
             Quantity("median_cds", "median", lambda r: _quantile(r.cds, 0.5)),
             Quantity("mean_cds", "mean", lambda r: _mean(r.cds)),
             Quantity("tenth_cds", "a tenth lies below", lambda r: _quantile(r.cds, 0.1)),
