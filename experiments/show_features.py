@@ -31,7 +31,8 @@ from infoscope.runtime.progress import Display
 from infoscope.scope.api import ContextualDependency, contextual_dependency
 from infoscope.stages.backbone import load_backbone
 from infoscope.stages.sae import sae_of
-from infoscope.stages.score.example_figure import MAX_PAIRS, Example, draw_examples
+from infoscope.stages.score.example_figure import draw_examples
+from infoscope.stages.score.examples import make_example
 from infoscope.stages.score.result import ScopeResult
 from infoscope.stages.score.stage import scope_of
 
@@ -46,25 +47,6 @@ def choose_latents(scope: ScopeResult, found: ContextualDependency, group: str) 
     latents = np.flatnonzero(scope.partition.groups[group] & ~scope.undecided & fires)
     order = np.argsort(scope.cds[latents], kind="stable")
     return latents[order[::-1] if group == "high" else order][:N_EACH]
-
-
-def make_example(
-    scope: ScopeResult, found: ContextualDependency, pictures: Pictures, patch_px: int, latent: int, group: str
-) -> Example:
-    """Return a feature on the pictures that excite it most."""
-    scores = found.scores
-    ranks = np.flatnonzero(found.ranking.top_images[latent] >= 0)[:MAX_PAIRS]
-    size_px = (scores.grid + scores.shift_patches) * patch_px
-    return Example(
-        latent=latent,
-        cds=float(scope.cds[latent]),
-        group=group,
-        images=np.stack([pictures.load(int(i), size_px) for i in found.ranking.top_images[latent, ranks]]),
-        maps=np.array(scores.maps[latent, ranks]),
-        emd=scores.emd[latent, ranks],
-        n_valid=int(np.isfinite(scope.scores.emd[latent, : scope.k_cds]).sum()),
-        k_cds=scope.k_cds,
-    )
 
 
 def run(arguments: list[str]) -> list[str]:
@@ -88,7 +70,8 @@ def run(arguments: list[str]) -> list[str]:
     pictures, examples = Pictures(files), []
     for group in scope.partition.groups:
         for latent in choose_latents(scope, found, group):
-            examples.append(make_example(scope, found, pictures, backbone.patch_px, int(latent), group))
+            of = int(latent), group, found.scores, found.ranking
+            examples.append(make_example(scope, *of, pictures, backbone.patch_px))
     out = Path(config.output_dir) / "experiments" / "show_features"
     out.mkdir(parents=True, exist_ok=True)
     save_figure(lambda: draw_examples(examples, shift), "features", out, ("png", "pdf"))

@@ -22,7 +22,6 @@ from infoscope.report.tables import Column, Table, compute_stat
 from infoscope.scope.config import PartitionConfig, Rule
 from infoscope.stages.probe.section import make_removal_section
 from infoscope.stages.report.tokens import draw_token_norms, make_token_section
-from infoscope.stages.score.result import ScopeResult
 from infoscope.stages.score.stage import make_scope_section
 from infoscope.stages.score.tables import make_scope_table
 from tests.support.report_samples import (
@@ -39,20 +38,13 @@ FULL, PHOTOS, NOTHING = (
     [make_scope_result(0, config=PartitionConfig(rule=Rule.bands, n_bands=3))],
     [make_unscored_result()],
 )
-
-
-def find_none(scopes: list[ScopeResult]) -> list[np.ndarray]:
-    """No feature is position-locked."""
-    return [np.zeros(len(scope.cds), dtype=bool) for scope in scopes]
-
-
 PAGES = {
     "full": Page(
         "Full",
         {"model": "scenes_clip"},
         leads=[
             make_removal_section(FULL, make_results(2, 2)),
-            make_scope_section(FULL, make_examples(), find_none(FULL)),
+            make_scope_section(FULL, make_examples()),
             make_token_section(make_norms(), "median + 6 MAD"),
         ],
     ),
@@ -60,21 +52,21 @@ PAGES = {
         "Photos",
         note=NOTE,
         leads=[
-            make_scope_section(PHOTOS, [], find_none(PHOTOS)),
+            make_scope_section(PHOTOS, []),
             make_token_section(make_norms(False), "median + 6 MAD"),
         ],
     ),
     "nothing scored": Page(
         "Nothing",
-        leads=[make_removal_section(NOTHING, make_results(1, 1)), make_scope_section(NOTHING, [], find_none(NOTHING))],
+        leads=[make_removal_section(NOTHING, make_results(1, 1)), make_scope_section(NOTHING, [])],
     ),
 }
 
 
 def test_position_locked_features_are_counted() -> None:
-    locked = find_none(FULL)
-    locked[0][FULL[0].partition.high] = True
-    section = make_scope_section(FULL, make_examples(), locked)
+    first, second = make_scope_result(0), make_scope_result(1)
+    first.scores.maps[first.partition.high, :, :, 2, 3] = 1
+    section = make_scope_section([first, second], make_examples())
     n, m = (int(scope.partition.high.sum()) for scope in FULL)
     assert f"(high-scope {n} of {n}, 0 of {m}; low-scope 0 of" in section.figures["examples"].caption
     assert [of["n_locked"] for of in section.summary] == [{"high": n, "low": 0}, {"high": 0, "low": 0}]

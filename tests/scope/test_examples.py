@@ -6,57 +6,44 @@ import numpy as np
 import pytest
 
 from infoscope.scope import examples
+from infoscope.scope.cds import CDS
 from infoscope.scope.config import PartitionConfig
-from infoscope.scope.examples import Certainty, choose_example_latents, find_certainty, find_locked
+from infoscope.scope.examples import choose_example_latents, find_locked
 from infoscope.scope.partition import make_partition
-from infoscope.scope.scores import Scores
 
 K, GRID = 8, 6
-CDS = np.random.default_rng(1).permutation(np.linspace(0, 1, 101))
-CDS[::10] = np.nan
-GROUPS = make_partition(CDS, np.ones(101), PartitionConfig(gamma=0.5))
-
-
-def certain(undecided: np.ndarray | None = None, n_valid: np.ndarray | None = None) -> Certainty:
-    return Certainty(
-        np.full(101, K) if n_valid is None else n_valid, np.zeros(101, bool) if undecided is None else undecided
-    )
+VALUES = np.random.default_rng(1).permutation(np.linspace(0, 1, 101))
+VALUES[::10] = np.nan
+FULL = CDS(VALUES, np.full(101, K))
+SETTLED = np.zeros(101, bool)
+GROUPS = make_partition(VALUES, np.ones(101), PartitionConfig(gamma=0.5))
 
 
 def test_each_group_shows_features_from_all_over_its_scores() -> None:
-    chosen = choose_example_latents(CDS, GROUPS, certain(), 6, K)
+    chosen = choose_example_latents(FULL, GROUPS, SETTLED, 6, K)
     assert list(chosen) == ["low", "high"]
-    np.testing.assert_allclose(CDS[chosen["low"]], [1 / 12, 3 / 12, 5 / 12], atol=0.05)
-    np.testing.assert_allclose(CDS[chosen["high"]], [7 / 12, 9 / 12, 11 / 12], atol=0.05)
+    np.testing.assert_allclose(VALUES[chosen["low"]], [1 / 12, 3 / 12, 5 / 12], atol=0.05)
+    np.testing.assert_allclose(VALUES[chosen["high"]], [7 / 12, 9 / 12, 11 / 12], atol=0.05)
 
 
 def test_settled_features_with_all_their_pairs_are_shown_where_there_are_such() -> None:
-    undecided, n_valid = np.abs(CDS - 0.5) < 0.3, np.where(CDS > 0.9, K - 1, K)
-    chosen = choose_example_latents(CDS, GROUPS, certain(undecided, n_valid), 6, K)
-    assert (CDS[chosen["low"]] < 0.2).all()
-    assert ((CDS[chosen["high"]] > 0.8) & (CDS[chosen["high"]] <= 0.9)).all()
-    few = choose_example_latents(CDS, GROUPS, certain(CDS < 0.98, n_valid), 6, K)
-    assert (CDS[few["high"]] >= 0.98).all()  # fewer pairs, but settled
+    cds = CDS(VALUES, np.where(VALUES > 0.9, K - 1, K))
+    chosen = choose_example_latents(cds, GROUPS, np.abs(VALUES - 0.5) < 0.3, 6, K)
+    assert (VALUES[chosen["low"]] < 0.2).all()
+    assert ((VALUES[chosen["high"]] > 0.8) & (VALUES[chosen["high"]] <= 0.9)).all()
+    few = choose_example_latents(cds, GROUPS, VALUES < 0.98, 6, K)
+    assert (VALUES[few["high"]] >= 0.98).all()  # fewer pairs, but settled
     assert len(few["low"]) == 3  # none is settled: some are shown all the same
 
 
 def test_of_many_bands_the_ends_and_the_middle_are_shown() -> None:
-    bands = make_partition(CDS, np.ones(101), PartitionConfig(n_bands=5))
-    chosen = choose_example_latents(CDS, bands, certain(), 6, K)
+    bands = make_partition(VALUES, np.ones(101), PartitionConfig(n_bands=5))
+    chosen = choose_example_latents(FULL, bands, SETTLED, 6, K)
     assert [name.split()[1] for name in chosen] == ["1", "3", "5"]
     assert [len(latents) for latents in chosen.values()] == [2, 2, 2]
     nothing = np.full(4, np.nan)
     empty = make_partition(nothing, np.ones(4), PartitionConfig())
-    assert choose_example_latents(nothing, empty, Certainty(np.zeros(4, int), np.zeros(4, bool)), 6, K) == {}
-
-
-def test_a_feature_is_undecided_if_its_interval_contains_gamma() -> None:
-    emd = np.array([[0.1] * K, [0.0, 0.4] * (K // 2), [0.0] * 3 + [np.nan] * (K - 3)])
-    scores = Scores(emd, np.ones_like(emd), np.ones_like(emd), emd, np.empty(0), GRID, 1)
-    found = find_certainty(scores, K, 0.2)
-    assert found.n_valid.tolist() == [K, K, 3]
-    assert found.undecided.tolist() == [False, True, False]
-    assert not find_certainty(scores, K, None).undecided.any()
+    assert choose_example_latents(CDS(nothing, np.zeros(4, int)), empty, np.zeros(4, bool), 6, K) == {}
 
 
 @pytest.mark.parametrize("chunk", [1, 2**20])

@@ -55,8 +55,9 @@ def make_unscored_result() -> ScopeResult:
 
 
 def make_scores(emd: np.ndarray, mass1: np.ndarray, mass2: np.ndarray, chance_emd: np.ndarray) -> Scores:
-    """Distances without maps."""
-    return Scores(emd, mass1, mass2, chance_emd, np.empty(0), GRID, SHIFT)
+    """Distances, with maps in which nothing fires."""
+    maps = np.zeros((*emd.shape, 2, GRID, GRID), dtype=np.float32)
+    return Scores(emd, mass1, mass2, chance_emd, maps, GRID, SHIFT)
 
 
 def make_result(seed: int, role: str, mode: str = "error_preserving", **variant: Any) -> dict[str, Any]:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 
-from infoscope.scope.agreement import bootstrap_cds, find_undecided
+from infoscope.scope.cds import CDS
 from infoscope.scope.partition import Partition
-from infoscope.scope.scores import Scores
 
 MAX_GROUPS = 3
 """Groups that are shown: of more bands the lowest, the middle and the highest."""
@@ -18,23 +15,6 @@ LOCKED_SHARE, LOCKED_MASS = 0.9, 0.5
 such a share of all their activation lies there (ours)."""
 CHUNK_VALUES = 2**24
 """Values of maps looked at at a time: 64 MiB."""
-
-
-class Certainty(NamedTuple):
-    """How far the images settle the group of each latent.
-
-    n_valid: [d_sae] pairs of crops among the first k ranks that have a distance.
-    undecided: [d_sae] see `infoscope.scope.agreement.find_undecided`.
-    """
-
-    n_valid: Int[np.ndarray, " d_sae"]
-    undecided: Bool[np.ndarray, " d_sae"]
-
-
-def find_certainty(scores: Scores, k: int, gamma: float | None) -> Certainty:
-    """Return how far the first `k` ranks settle the group of each latent."""
-    cds = scores.cds(k)
-    return Certainty(cds.n_valid, find_undecided(cds.values, bootstrap_cds(scores.emd, k), gamma))
 
 
 def find_locked(maps: Float[np.ndarray, "d_sae k_max 2 grid grid"], k: int) -> Bool[np.ndarray, " d_sae"]:
@@ -60,23 +40,26 @@ def find_locked(maps: Float[np.ndarray, "d_sae k_max 2 grid grid"], k: int) -> B
 
 
 def choose_example_latents(
-    cds: Float[np.ndarray, " d_sae"], partition: Partition, certainty: Certainty, n_examples: int, k: int
+    cds: CDS, partition: Partition, undecided: Bool[np.ndarray, " d_sae"], n_examples: int, k: int
 ) -> dict[str, list[int]]:
     """Return up to `n_examples` latents by group, equally many of each, spread evenly over its scores, ascending.
 
     Low scores come first. Where a group has enough latents of which all `k` pairs are valid and whose group is settled,
     they come from those; else from its settled ones, if there are any. Deterministic (equal scores by latent).
+
+    Args:
+        undecided: whose group is not settled, see `infoscope.scope.agreement.find_undecided`.
     """
     names = [name for name, members in partition.groups.items() if members.any()]
-    names.sort(key=lambda name: float(np.median(cds[partition.groups[name]])))
+    names.sort(key=lambda name: float(np.median(cds.values[partition.groups[name]])))
     shown = np.linspace(0, len(names) - 1, min(len(names), MAX_GROUPS)).round().astype(int)
     n_each, chosen = n_examples // max(1, len(shown)), {}
     for name in (names[i] for i in shown):
-        settled = partition.groups[name] & ~certainty.undecided
-        full = settled & (certainty.n_valid == k)
+        settled = partition.groups[name] & ~undecided
+        full = settled & (cds.n_valid == k)
         best = full if full.sum() >= n_each else settled if settled.any() else partition.groups[name]
         latents = np.flatnonzero(best)
-        latents = latents[np.argsort(cds[latents], kind="stable")]
+        latents = latents[np.argsort(cds.values[latents], kind="stable")]
         n = min(n_each, len(latents))
         chosen[name] = latents[((np.arange(n) + 0.5) / n * len(latents)).astype(int)].tolist()
     return chosen

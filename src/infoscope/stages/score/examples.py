@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Bool
 
+from infoscope.data.images import ImageSet
 from infoscope.pipeline.context import Context
-from infoscope.scope.examples import choose_example_latents, find_certainty
+from infoscope.scope.examples import choose_example_latents
 from infoscope.scope.partition import name_group
+from infoscope.scope.ranking import Ranking
+from infoscope.scope.scores import Scores
 from infoscope.stages.images import open_split
 from infoscope.stages.rank import Rank
 from infoscope.stages.score.example_figure import MAX_PAIRS, Example
@@ -19,48 +21,54 @@ from infoscope.stages.tokens import Tokens
 N_EXAMPLES = 6
 
 
-def read_examples(ctx: Context, scope: ScopeResult, locked: Bool[np.ndarray, " d_sae"]) -> list[Example]:
-    """Return some features of each group of one seed with their top pictures, those of low scores first.
-
-    Args:
-        locked: which features are position-locked.
-    """
+def read_examples(ctx: Context, scope: ScopeResult) -> list[Example]:
+    """Return some features of each group of one seed with their top pictures, those of low scores first."""
     ranking, scores, k = Rank.at(ctx, scope.sae_seed).load(), scope.scores, scope.k_cds
     images, patch_px = open_split(ctx, "train"), Tokens.at(ctx, "train").read_json("tokens.json")["patch_px"]
-    size_px, examples = (scores.grid + scores.shift_patches) * patch_px, []
-    certainty = find_certainty(scores, k, scope.partition.gamma)
-    for group, latents in choose_example_latents(scope.cds, scope.partition, certainty, N_EXAMPLES, k).items():
-        for latent in latents:
-            ranks = np.flatnonzero(ranking.top_images[latent] >= 0)[:MAX_PAIRS]
-            index = ranking.top_images[latent, ranks]
-            examples.append(
-                Example(
-                    latent=latent,
-                    cds=float(scope.cds[latent]),
-                    group=group,
-                    images=np.stack([images.load(int(i), size_px) for i in index]),
-                    maps=np.array(scores.maps[latent, ranks]),
-                    emd=scores.emd[latent, ranks],
-                    n_valid=int(certainty.n_valid[latent]),
-                    k_cds=k,
-                    is_undecided=bool(certainty.undecided[latent]),
-                    is_locked=bool(locked[latent]),
-                )
-            )
-    return examples
+    chosen = choose_example_latents(scores.cds(k), scope.partition, scope.undecided, N_EXAMPLES, k)
+    return [
+        make_example(scope, latent, group, scores, ranking, images, patch_px)
+        for group, latents in chosen.items()
+        for latent in latents
+    ]
 
 
-def count_locked(scope: ScopeResult, locked: Bool[np.ndarray, " d_sae"]) -> dict[str, int]:
+def make_example(
+    scope: ScopeResult, latent: int, group: str, scores: Scores, ranking: Ranking, images: ImageSet, patch_px: int
+) -> Example:
+    """Return a feature of a group on the images that excite it most.
+
+    Args:
+        scores, ranking: on these images, which need not be those that `scope` was measured on.
+    """
+    ranks = np.flatnonzero(ranking.top_images[latent] >= 0)[:MAX_PAIRS]
+    size_px = (scores.grid + scores.shift_patches) * patch_px
+    return Example(
+        latent=latent,
+        cds=float(scope.cds[latent]),
+        group=group,
+        images=np.stack([images.load(int(i), size_px) for i in ranking.top_images[latent, ranks]]),
+        maps=np.array(scores.maps[latent, ranks]),
+        emd=scores.emd[latent, ranks],
+        n_valid=int(scope.scores.cds(scope.k_cds).n_valid[latent]),
+        k_cds=scope.k_cds,
+        is_undecided=bool(scope.undecided[latent]),
+        is_locked=bool(scope.position_locked[latent]),
+    )
+
+
+def count_locked(scope: ScopeResult) -> dict[str, int]:
     """Return how many features of each group are position-locked."""
-    return {name: int((members & locked).sum()) for name, members in scope.partition.groups.items()}
+    return {name: int((members & scope.position_locked).sum()) for name, members in scope.partition.groups.items()}
 
 
-def say_locked(scopes: Sequence[ScopeResult], locked: Sequence[Bool[np.ndarray, " d_sae"]]) -> str:
+def say_locked(scopes: Sequence[ScopeResult]) -> str:
     """Say how many features of each group are position-locked in each SAE seed."""
     parts = []
     for name in dict.fromkeys(name for scope in scopes for name in scope.partition.groups):
         groups = [scope.partition.groups.get(name, np.zeros(len(scope.cds), dtype=bool)) for scope in scopes]
-        counts = [f"{(group & of).sum()} of {group.sum()}" for group, of in zip(groups, locked, strict=True)]
+        locked = [(group & scope.position_locked).sum() for group, scope in zip(groups, scopes, strict=True)]
+        counts = [f"{n} of {group.sum()}" for n, group in zip(locked, groups, strict=True)]
         parts.append(f"{name_group(name)} {', '.join(counts)}")
     per_seed = ", by SAE seed" if len(scopes) > 1 else ""
     return f"Position-locked: at one place of the grid whatever the picture ({'; '.join(parts)} features{per_seed})."

@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float
 from infoscope.scope.agreement import bootstrap_cds, compute_reliability, find_undecided
 from infoscope.scope.cds import position_locked_score, uniform_chance_score
 from infoscope.scope.config import StabilityConfig
+from infoscope.scope.examples import find_locked
 from infoscope.scope.partition import Partition
 from infoscope.scope.scores import Scores
 
@@ -49,6 +50,11 @@ class ScopeResult:
         """The features whose group their pairs leave open, see `find_undecided`."""
         interval = bootstrap_cds(self.scores.emd, self.k_cds, **self.stability.interval)
         return find_undecided(self.cds, interval, self.partition.gamma)
+
+    @cached_property
+    def position_locked(self) -> Bool[np.ndarray, " d_sae"]:
+        """The features that fire at one place of the grid whatever the picture, see `find_locked`."""
+        return find_locked(self.scores.maps, self.k_cds)
 
     @cached_property
     def reliability(self) -> float:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from jaxtyping import Bool
 
 from infoscope.pipeline.context import Context, once
 from infoscope.pipeline.stage import Key, Needs, Node, Row, SeedStage, Shown, Work, name_artifacts
@@ -17,7 +16,6 @@ from infoscope.scope.agreement import partition_scores
 from infoscope.scope.cds import compute_chance_ratio, compute_one_sided_share, count_zero_maps
 from infoscope.scope.config import Diagonal, EMDMethod, Rule
 from infoscope.scope.crops import check_shift
-from infoscope.scope.examples import find_locked
 from infoscope.scope.partition import Partition
 from infoscope.scope.scores import Scores
 from infoscope.scope.scoring import score_latents
@@ -143,18 +141,14 @@ class Score(SeedStage[Scores]):
 
     def section(self, ctx: Context) -> ReportSection:
         scopes = [scope_of(ctx, seed) for seed in ctx.config.seeds]
-        locked = [find_locked(scope.scores.maps, scope.k_cds) for scope in scopes]
-        return make_scope_section(scopes, read_examples(ctx, scopes[0], locked[0]), locked)
+        return make_scope_section(scopes, read_examples(ctx, scopes[0]))
 
 
-def make_scope_section(
-    scopes: Sequence[ScopeResult], examples: Sequence[Example], locked: Sequence[Bool[np.ndarray, " d_sae"]]
-) -> ReportSection:
+def make_scope_section(scopes: Sequence[ScopeResult], examples: Sequence[Example]) -> ReportSection:
     """Return the section of some SAE seeds' scores.
 
     Args:
         examples: features to show, in the order to show them in.
-        locked: which features are position-locked, by seed.
     """
     return ReportSection(
         "scope",
@@ -171,13 +165,10 @@ def make_scope_section(
             "examples": SectionFigure(
                 lambda: draw_examples(examples, scopes[0].scores.shift_patches),
                 "Features of each group on the training images that excite them most; none is undecided where there are"
-                f" others. {say_locked(scopes, locked)}",
+                f" others. {say_locked(scopes)}",
             ),
         },
-        summary=[
-            {**summarise_scope(scope), "n_locked": count_locked(scope, of)}
-            for scope, of in zip(scopes, locked, strict=True)
-        ],
+        summary=[{**summarise_scope(scope), "n_locked": count_locked(scope)} for scope in scopes],
         is_lead=True,
     )
 
