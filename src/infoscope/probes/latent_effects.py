@@ -37,8 +37,8 @@ PART_IMAGES = 64
 """Images between which an interrupted run can go on, and that processes share out."""
 PIXEL_STEP = 2**32
 """Pixels are drawn as of this step, far from those of training and of the images held out."""
-_RESUMED_BYTES = 2**25
-"""Edited tokens that go through the remaining blocks at a time: small enough to stay near the processor."""
+_RESUMED_BYTES = {"cpu": 2**23, "cuda": 2**25}
+"""Edited tokens that go through the remaining blocks at a time: few enough to stay near a processor."""
 
 
 @dataclass(frozen=True)
@@ -130,6 +130,7 @@ class EncodedImage:
         self.inputs, self.row = inputs, row
         self.patches, self.prefix = tokens.patches[0], tokens.prefix[0]
         self.index = int(inputs.test.tokens.image_index[row])
+        self._drawn: dict[tuple[int, int], tuple[np.ndarray, np.ndarray, Tensor]] = {}
 
     @cached_property
     def acts(self) -> Float[Tensor, "n_tokens d_sae"]:
@@ -161,12 +162,22 @@ class EncodedImage:
     def iterate_edited(self) -> Iterator[Tokens]:
         """Yield the tokens without each of `latents`, some of these at a time."""
         sae, n_patches = self.inputs.sae, len(self.patches)
-        x = torch.cat([self.patches, self.prefix])
-        for some in self.latents.split(max(1, _RESUMED_BYTES // (4 * x.numel()))):
+        n_bytes = 4 * (self.patches.numel() + self.prefix.numel())
+        for some in self.latents.split(max(1, _RESUMED_BYTES[self.patches.device.type] // n_bytes)):
             taken = self.acts[:, some].T[:, :, None] * (sae.W_dec[some] / sae.scale)[:, None]
-            edited = x.repeat(len(some), 1, 1)
-            edited[:, : taken.shape[1]] -= taken
-            yield Tokens(edited[:, n_patches:], edited[:, :n_patches])
+            of_prefix = taken[:, n_patches:] if self.inputs.edits_prefix else taken.new_zeros(len(some), 1, 1)
+            yield Tokens(self.prefix - of_prefix, self.patches - taken[:, :n_patches])
+
+    def draw_pixels(
+        self, seed: int, height_px: int, width_px: int, n_pixels: int | None
+    ) -> tuple[Int[np.ndarray, " n_pixels"], Int[np.ndarray, " n_pixels"], Float[Tensor, "n_pixels n_patches"]]:
+        """Return (rows, columns) of pixels, and how they read the patches; the same for all maps of a size."""
+        size = height_px, width_px
+        if size not in self._drawn:
+            rows, columns = choose_pixels(seed, PIXEL_STEP, self.row, *size, n_pixels)
+            weights = compute_pixel_weights(rows, columns, *size, self.inputs.test.tokens.grid)
+            self._drawn[size] = rows, columns, torch.from_numpy(weights).to(self.patches)
+        return self._drawn[size]
 
 
 class _Loss(ABC):
@@ -242,19 +253,17 @@ class _OfPixels(_Loss):
     ) -> None:
         super().__init__(inputs, head)
         self.images, self.seed, self.n_pixels, self.task = inputs.test.images, config.seed, effects.n_pixels, task
-        self.grid, self.max_depth_m = inputs.test.tokens.grid, config.max_depth_m
+        self.max_depth_m = config.max_depth_m
 
     def draw(self, image: EncodedImage) -> tuple[Float[Tensor, "n_pixels n_patches"], Tensor]:
         """Return how the pixels of an image that have a truth read the patches, and what is true there."""
         images, i = self.images, image.index
         truth = images.label_map(i) if self.task is Task.segmentation else images.depth_m(i)
-        height, width = truth.shape
-        rows, columns = choose_pixels(self.seed, PIXEL_STEP, image.row, height, width, self.n_pixels)
+        rows, columns, weights = image.draw_pixels(self.seed, *truth.shape, self.n_pixels)
         known = torch.from_numpy(truth[rows, columns])
         is_known = known != IGNORE_LABEL if self.task is Task.segmentation else valid_depth(known, self.max_depth_m)
-        chosen = is_known.numpy()
-        weights = compute_pixel_weights(rows[chosen], columns[chosen], height, width, self.grid)
-        return torch.from_numpy(weights).to(self.weight), known[is_known].to(self.weight.device)
+        known, is_known = known.to(weights.device), is_known.to(weights.device)
+        return weights[is_known], known[is_known]
 
 
 class _Segmentation(_OfPixels):
