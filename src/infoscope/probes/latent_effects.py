@@ -259,7 +259,8 @@ class _OfPixels(_Loss):
         """Return how the pixels of an image that have a truth read the patches, and what is true there."""
         images, i = self.images, image.index
         truth = images.label_map(i) if self.task is Task.segmentation else images.depth_m(i)
-        rows, columns, weights = image.draw_pixels(self.seed, *truth.shape, self.n_pixels)
+        height, width = truth.shape
+        rows, columns, weights = image.draw_pixels(self.seed, height, width, self.n_pixels)
         known = torch.from_numpy(truth[rows, columns])
         is_known = known != IGNORE_LABEL if self.task is Task.segmentation else valid_depth(known, self.max_depth_m)
         known, is_known = known.to(weights.device), is_known.to(weights.device)
