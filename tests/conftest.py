@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from infoscope.report import figure_style
+
 TESTS = Path(__file__).parent
 LONG = ("launchers", "whole", "pipeline", "commands")
 """Folders whose tests run whole chains of stages: all of them are marked long. They come first, the longest before the
@@ -42,6 +44,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(skip_slow)
         if "gpu" in item.keywords and not torch.cuda.is_available():
             item.add_marker(skip_gpu)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _coarse_figures(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Whole runs save figures coarsely, in PDFs with fonts that need no parsing: else that is half of a tiny run."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.path.relative_to(TESTS).parts[0] in LONG:
+            patch.setattr(figure_style, "DPI", 30)
+            patch.setitem(figure_style.RC, "pdf.fonttype", 3)
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from infoscope.pipeline.context import Context
-from infoscope.report import figure_style
 from infoscope.runtime.errors import InputError
 from infoscope.sae.checkpoint import load_sae
 from infoscope.scope.stability import StabilityResult
@@ -33,9 +32,8 @@ FEW = ("stability.shifts=[1,2]", "stability.n_solver_latents=2", "stability.n_dr
 
 
 @pytest.fixture
-def finished(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of the shared run; figures are saved coarsely."""
-    monkeypatch.setattr(figure_style, "DPI", 30)
+def finished(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> Path:
+    """A copy of the shared run."""
     return copy_run(finish_tiny_run(tmp_path_factory)[0], tmp_path / "run")
 
 
@@ -83,8 +81,7 @@ def test_a_model_without_text_predicts_nothing(finished: Path) -> None:
         run_tiny(finished, "stage=predict")
 
 
-def test_predictions_are_a_report_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(figure_style, "DPI", 30)
+def test_predictions_are_a_report_of_their_own(tmp_path: Path) -> None:
     first = run_tiny(tmp_path, *SHIPPED, "stage=predict")
     assert {"zero_shot_head", "predict", "report"} <= set(first.stages("built"))
     assert first.files is not None

@@ -23,7 +23,6 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from infoscope import app
-from infoscope.report import figure_style
 from infoscope.runtime.errors import InputError
 from infoscope.runtime.output import EXIT_INPUT, EXIT_INTERRUPT
 from infoscope.sae.module import SAEModule
@@ -338,10 +337,7 @@ def test_skipped_images_are_listed_and_counted(photographs: Path, tmp_path: Path
     assert f"2 of {N_PHOTOGRAPHS + 2} train images were skipped" in again.text
 
 
-def test_an_image_folder_from_end_to_end(
-    photographs: Path, tmp_path: Path, fail: Fail, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(figure_style, "DPI", 40)
+def test_an_image_folder_from_end_to_end(photographs: Path, tmp_path: Path, fail: Fail) -> None:
     root = tmp_path / "pictures"
     shutil.copytree(photographs, root)
     made = run_tiny(tmp_path, *FOLDER, *SMALL_CLIP, f"data.root={root}")

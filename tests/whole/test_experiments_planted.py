@@ -6,7 +6,6 @@ itself. All experiments share one folder, so tokens, SAE, scores and heads are m
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,6 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 
 from infoscope.commands.experiments.sweep import main
-from infoscope.report import figure_style
 from infoscope.scope.scores import Scores
 from infoscope.stages import backbone as backbone_module
 from infoscope.vision.config import ModelConfig
@@ -32,10 +30,8 @@ CHANCE = 1 / 4
 
 
 @pytest.fixture(scope="module")
-def output_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(figure_style, "DPI", 40)
-        yield tmp_path_factory.mktemp("planted")
+def output_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("planted")
 
 
 def find_row(rows: list[dict[str, str]], *section: str, **wanted: str) -> dict[str, Any]:

@@ -14,7 +14,6 @@ from infoscope.data.images import Truth
 from infoscope.data.recognition import name_settings
 from infoscope.data.sets import make_image_sets
 from infoscope.pipeline.context import Context
-from infoscope.report import figure_style
 from infoscope.runtime.errors import InputError
 from infoscope.stages.probe.run import list_probe_groups
 from infoscope.stages.probe.stage import find_paper_reference
@@ -62,8 +61,7 @@ def roots(tmp_path: Path) -> list[str]:
     return [f"data.root={imagenet}", f"probe_data.segmentation.root={ade}", f"probe_data.depth.root={nyu}"]
 
 
-def test_every_task_reads_its_own_data(tmp_path: Path, roots: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(figure_style, "DPI", 30)
+def test_every_task_reads_its_own_data(tmp_path: Path, roots: list[str]) -> None:
     made = run_tiny(tmp_path / "out", *SMALL, *roots)
     assert made.files is not None
     summary = json.loads(made.files.summary.read_text())

@@ -60,6 +60,7 @@ def save_figure(draw: Callable[[], Figure], name: str, folder: Path, suffixes: I
             # Without a date the same numbers give the same file.
             metadata = {"CreationDate": None} if path.suffix == ".pdf" else None
             figure.savefig(path, dpi=DPI, metadata=metadata)
+            figure.set_layout_engine(None)  # its parts have their places now, for all files
     return paths
 
 
