@@ -6,12 +6,10 @@ import logging
 import os
 import signal
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
-import torch
-
-from infoscope.report import figure_style
 
 TESTS = Path(__file__).parent
 LONG = ("launchers", "whole", "pipeline", "commands")
@@ -30,6 +28,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--runslow", action="store_true", help="run the tests marked slow too (or set INFOSCOPE_SLOW=1)")
 
 
+@cache
+def has_cuda() -> bool:
+    import torch  # the process that only deals out the tests needs none
+
+    return torch.cuda.is_available()
+
+
 @pytest.hookimpl(tryfirst=True)  # before -m chooses
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     run_slow = config.getoption("--runslow") or os.environ.get("INFOSCOPE_SLOW", "") not in ("", "0")
@@ -42,13 +47,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.long)
         if "slow" in item.keywords and not run_slow:
             item.add_marker(skip_slow)
-        if "gpu" in item.keywords and not torch.cuda.is_available():
+        if "gpu" in item.keywords and not has_cuda():
             item.add_marker(skip_gpu)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _coarse_figures(request: pytest.FixtureRequest) -> Iterator[None]:
     """Whole runs save figures coarsely, in PDFs with fonts that need no parsing: else that is half of a tiny run."""
+    from infoscope.report import figure_style
+
     with pytest.MonkeyPatch.context() as patch:
         if request.path.relative_to(TESTS).parts[0] in LONG:
             patch.setattr(figure_style, "DPI", 30)

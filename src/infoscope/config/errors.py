@@ -11,6 +11,7 @@ import re
 import shlex
 from collections.abc import Iterator
 from enum import Enum
+from functools import cache
 from types import NoneType
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -83,7 +84,7 @@ def explain_unknown_key(full_key: str, schema: type, where: str = "", section: A
     if not dataclasses.is_dataclass(declared):
         return f"Unknown key {full_key!r}{where}: expected one of those that `infoscope --cfg job` shows."
     _, *kinds = _list_kinds(declared)
-    readers = [kind.kind for kind in kinds if key in get_type_hints(kind)]
+    readers = [kind.kind for kind in kinds if key in _find_hints(kind)]
     if kinds and section is declared:
         choice = f"`defaults: [{(readers or [kinds[0].kind])[0]}, _self_]`"
         return f"Unknown key {full_key!r}{where}: expected a kind of {parent} before it, begin the file with {choice}."
@@ -94,10 +95,13 @@ def explain_unknown_key(full_key: str, schema: type, where: str = "", section: A
     return f"Unknown key {full_key!r}{where}{of}: expected one of {known}{more}."
 
 
+_find_hints = cache(get_type_hints)  # parsing annotations was a tenth of reading a command line
+
+
 def find_unknown_keys(tree: DictConfig, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yield the full keys of a tree that its schemas do not have, with the dataclass that lacks them."""
     schema: Any = OmegaConf.get_type(tree)
-    types = get_type_hints(schema)
+    types = _find_hints(schema)
     for key in tree:
         if key not in types:
             yield f"{prefix}{key}", schema
@@ -111,7 +115,7 @@ def find_type(full_key: str, schema: Any) -> Any:
     for part in re.findall(r"[^.\[\]]+", full_key):
         node = find_kind(node)
         if dataclasses.is_dataclass(node):
-            hints = [get_type_hints(kind) for kind in _list_kinds(node)]
+            hints = [_find_hints(kind) for kind in _list_kinds(node)]
             node = next((of[part] for of in hints if part in of), None)
         elif get_origin(node) is list:
             node = get_args(node)[0]
