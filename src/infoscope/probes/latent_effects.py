@@ -130,7 +130,6 @@ class EncodedImage:
         self.inputs, self.row = inputs, row
         self.patches, self.prefix = tokens.patches[0], tokens.prefix[0]
         self.index = int(inputs.test.tokens.image_index[row])
-        self._drawn: dict[tuple[int, int], tuple[np.ndarray, np.ndarray, Tensor]] = {}
 
     @cached_property
     def acts(self) -> Float[Tensor, "n_tokens d_sae"]:
@@ -167,17 +166,6 @@ class EncodedImage:
             taken = self.acts[:, some].T[:, :, None] * (sae.W_dec[some] / sae.scale)[:, None]
             of_prefix = taken[:, n_patches:] if self.inputs.edits_prefix else taken.new_zeros(len(some), 1, 1)
             yield Tokens(self.prefix - of_prefix, self.patches - taken[:, :n_patches])
-
-    def draw_pixels(
-        self, seed: int, height_px: int, width_px: int, n_pixels: int | None
-    ) -> tuple[Int[np.ndarray, " n_pixels"], Int[np.ndarray, " n_pixels"], Float[Tensor, "n_pixels n_patches"]]:
-        """Return (rows, columns) of pixels, and how they read the patches; the same for all maps of a size."""
-        size = height_px, width_px
-        if size not in self._drawn:
-            rows, columns = choose_pixels(seed, PIXEL_STEP, self.row, *size, n_pixels)
-            weights = compute_pixel_weights(rows, columns, *size, self.inputs.test.tokens.grid)
-            self._drawn[size] = rows, columns, torch.from_numpy(weights).to(self.patches)
-        return self._drawn[size]
 
 
 class _Loss(ABC):
@@ -253,18 +241,19 @@ class _OfPixels(_Loss):
     ) -> None:
         super().__init__(inputs, head)
         self.images, self.seed, self.n_pixels, self.task = inputs.test.images, config.seed, effects.n_pixels, task
-        self.max_depth_m = config.max_depth_m
+        self.grid, self.max_depth_m = inputs.test.tokens.grid, config.max_depth_m
 
     def draw(self, image: EncodedImage) -> tuple[Float[Tensor, "n_pixels n_patches"], Tensor]:
         """Return how the pixels of an image that have a truth read the patches, and what is true there."""
         images, i = self.images, image.index
         truth = images.label_map(i) if self.task is Task.segmentation else images.depth_m(i)
         height, width = truth.shape
-        rows, columns, weights = image.draw_pixels(self.seed, height, width, self.n_pixels)
+        rows, columns = choose_pixels(self.seed, PIXEL_STEP, image.row, height, width, self.n_pixels)
         known = torch.from_numpy(truth[rows, columns])
         is_known = known != IGNORE_LABEL if self.task is Task.segmentation else valid_depth(known, self.max_depth_m)
-        known, is_known = known.to(weights.device), is_known.to(weights.device)
-        return weights[is_known], known[is_known]
+        chosen = is_known.numpy()
+        weights = compute_pixel_weights(rows[chosen], columns[chosen], height, width, self.grid)
+        return torch.from_numpy(weights).to(self.weight), known[is_known].to(self.weight.device)
 
 
 class _Segmentation(_OfPixels):
