@@ -78,12 +78,22 @@ def test_lower_is_better_for_depth() -> None:
 def test_one_seed_has_no_interval() -> None:
     runs = make_runs([0.5], mass=[[0.7, 0.8]])
     (one,) = list_excess(runs)
-    assert one.sign == 0
+    assert one.sign is None
     assert np.isnan(one.interval).all()
-    assert list(describe_excess([one])) == [
-        "One SAE seed: how far a difference is one of the group's scope is not known."
-    ]
-    assert "not known" in make_table_against_random(runs).to_markdown()
+    table = make_table_against_random(runs)
+    assert [row["finding"] for row in table.records()] == [""]
+    assert "Interval" not in table.notes[0]
+    assert table.notes[1:] == list(describe_excess([one]))
+    assert table.notes[1].startswith("A difference in one SAE seed does not tell")
+
+
+def test_what_only_one_seed_has_is_in_no_finding() -> None:
+    runs = make_runs([0.5, 0.51], mass=[[0.7], [0.71]])
+    runs += [run for run in make_runs([0.2], energy=[[0.3]]) if run["variant"]["role"] == "control"]
+    both, alone = describe_excess(list_excess(runs))
+    assert both.startswith("mIoU: removing low-scope features costs more than removing random ones of equal mass (")
+    assert "energy" not in both
+    assert "one SAE seed" in alone
 
 
 def test_a_seed_whose_group_is_empty_is_left_out() -> None:

@@ -27,10 +27,10 @@ WORDS = {-1: "costs more than", 0: "is not told from", 1: "costs less than"}
 
 
 class Excess(NamedTuple):
-    """How far a metric without a group lies from the metric without random features, the SAE's error kept.
+    """How far a metric without a group lies from the metric without other features, the SAE's error kept.
 
-    group, control: as in an `AblationRow` of a random group.
-    by_seed: metric without the group minus the mean over the draws of its random groups, by SAE seed.
+    group, control: what was removed and what stands against it; as in an `AblationRow` of a random group.
+    by_seed: metric without the one minus that without the other, each a mean over its draws, by SAE seed.
     """
 
     metric: Metric
@@ -59,12 +59,27 @@ class Excess(NamedTuple):
         return float(stdtrit(n - 1, (1 + LEVEL) / 2)) * self.stat.error if n > 1 else math.nan
 
     @property
-    def sign(self) -> int:
-        """1: better than without random features; -1: worse; 0: the interval holds 0, or there is none."""
+    def sign(self) -> int | None:
+        """1: better than without the others; -1: worse; 0: the interval holds 0; None: there is no interval."""
         low, high = self.interval
-        if low <= 0 <= high or math.isnan(low):
+        if math.isnan(low):
+            return None
+        if low <= 0 <= high:
             return 0
         return 1 if (low > 0) == self.metric.higher_is_better else -1
+
+    @property
+    def verdict(self) -> str:
+        """What the interval says; nothing where there is none."""
+        return "" if self.sign is None else WORDS[self.sign]
+
+    @property
+    def in_words(self) -> str:
+        """ "+2.1 points, +0.3 to +3.9"."""
+        column = self.metric.column
+        numbers = (column.scale * value for value in (self.stat.mean, *self.interval))
+        mean, low, high = (format_number(number, column.digits, signed=True) for number in numbers)
+        return f"{mean} {'points' if column.unit == '%' else column.unit}, {low} to {high}"
 
 
 def list_excess(results: Sequence[Result]) -> list[Excess]:
@@ -74,13 +89,18 @@ def list_excess(results: Sequence[Result]) -> list[Excess]:
     found = []
     for metric in metrics:
         for variant in controls:
-            group = AblationRow("group", KEPT, variant.group)
-            removed = _read_by_seed(runs.get(group, []), metric)
-            random = _read_by_seed(runs[variant], metric)
-            by_seed = {seed: removed[seed].mean - random[seed].mean for seed in removed.keys() & random.keys()}
-            if by_seed:
-                found.append(Excess(metric, variant.group or "", variant.control or "", dict(sorted(by_seed.items()))))
-    return found
+            removed = runs.get(AblationRow("group", KEPT, variant.group), [])
+            found.append(compare_runs(metric, variant.group or "", variant.control or "", removed, runs[variant]))
+    return [one for one in found if one.by_seed]
+
+
+def compare_runs(
+    metric: Metric, group: str, control: str, removed: Sequence[Result], others: Sequence[Result]
+) -> Excess:
+    """Return how far a metric lies without a group from without others, over the SAE seeds in which both have it."""
+    of_group, of_others = _read_by_seed(removed, metric), _read_by_seed(others, metric)
+    seeds = sorted(of_group.keys() & of_others.keys())
+    return Excess(metric, group, control, {seed: of_group[seed].mean - of_others[seed].mean for seed in seeds})
 
 
 def _read_by_seed(runs: Sequence[Result], metric: Metric) -> dict[int, Stat]:
@@ -109,13 +129,15 @@ def make_table_against_random(results: Sequence[Result]) -> Table:
         ],
         notes=[
             "Difference: the metric without the group minus the mean of the metric without its random groups, taken"
-            f" within an SAE seed, then averaged. Interval: Student's t over {n_seeds} SAE"
-            f" seed{'s' if n_seeds != 1 else ''}, each with draws of its own, so that it holds both; each"
-            " interval by itself. Heads are"
-            " retrained, the SAE's error stays.",
-            *describe_excess(excess),
+            " within an SAE seed, then averaged. Heads are retrained, the SAE's error stays."
         ],
     )
+    if n_seeds > 1:
+        table.notes[0] += (
+            f" Interval: Student's t over {n_seeds} SAE seeds, each with draws of its own, so that it holds both; each"
+            " interval by itself."
+        )
+    table.notes += describe_excess(excess)
     for metric in dict.fromkeys(one.metric for one in excess):
         column = metric.column
         unit, arrow = "points" if column.unit == "%" else column.unit, "↑" if metric.higher_is_better else "↓"
@@ -123,7 +145,7 @@ def make_table_against_random(results: Sequence[Result]) -> Table:
         for one in excess:
             if one.metric == metric:
                 numbers = [Cell(value, digits=column.digits, scale=column.scale) for value in (one.stat, *one.interval)]
-                words = f"{WORDS[one.sign]} random"
+                words = f"{one.verdict} random" if one.verdict else ""
                 table.add_row(_name(one), one.control, *numbers, words, column.key, one.stat.n)
     return table
 
@@ -134,32 +156,23 @@ def _name(excess: Excess) -> str:
 
 def describe_excess(excess: Sequence[Excess]) -> Iterator[str]:
     """Yield one sentence per metric: what each group costs beyond random features, and whether every control agrees."""
-    if not any(math.isfinite(one.half_width) for one in excess):
-        if excess:
-            yield "One SAE seed: how far a difference is one of the group's scope is not known."
-        return
-    for metric in dict.fromkeys(one.metric for one in excess):
+    known = [one for one in excess if one.sign is not None]
+    for metric in dict.fromkeys(one.metric for one in known):
         groups: dict[str, list[Excess]] = {}
-        for one in excess:
+        for one in known:
             if one.metric == metric:
                 groups.setdefault(_name(one), []).append(one)
         parts = [f"removing {name} features {_compare(controls)}" for name, controls in groups.items()]
         yield f"{metric.column.heading}: {'; '.join(parts)}."
+    if len(known) < len(excess):
+        yield "A difference in one SAE seed does not tell how far it is one of the group's scope: it has no finding."
 
 
 def _compare(controls: Sequence[Excess]) -> str:
     """What one group costs beyond each of its controls."""
-    found = [f"of equal {one.control} ({_format(one)})" for one in controls]
-    signs = [one.sign for one in controls]
-    if len(set(signs)) == 1:
-        agree = ", under every control" if signs[0] and len(signs) > 1 else ""
-        return f"{WORDS[signs[0]]} removing random ones {' and '.join(found)}{agree}"
-    return ", but ".join(f"{WORDS[sign]} removing random ones {one}" for sign, one in zip(signs, found, strict=True))
-
-
-def _format(excess: Excess) -> str:
-    """ "+2.1 points, interval +0.3 to +3.9"."""
-    column = excess.metric.column
-    numbers = (column.scale * value for value in (excess.stat.mean, *excess.interval))
-    mean, low, high = (format_number(number, column.digits, signed=True) for number in numbers)
-    return f"{mean} {'points' if column.unit == '%' else column.unit}, {low} to {high}"
+    found = [f"of equal {one.control} ({one.in_words})" for one in controls]
+    verdicts = [one.verdict for one in controls]
+    if len(set(verdicts)) == 1:
+        agree = ", under every control" if controls[0].sign and len(controls) > 1 else ""
+        return f"{verdicts[0]} removing random ones {' and '.join(found)}{agree}"
+    return ", but ".join(f"{verdict} removing random ones {of}" for verdict, of in zip(verdicts, found, strict=True))
