@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -187,12 +188,29 @@ def test_matched_rows_stand_in_their_own_table_alone() -> None:
     assert make_matched_table([]) is None
 
 
-def test_matched_findings_speak_of_every_matching() -> None:
-    _, section = make_one([make_scope_result(seed) for seed in range(2)], make_matched_results())
-    findings = section.findings[-len(MATCHINGS) :]
+def test_matched_findings_are_no_stronger_than_their_intervals() -> None:
+    results = make_matched_results(3)
+    for result in results:  # in depth the groups are alike but for chance, on top-1 removing low scope costs less
+        if result["variant"]["role"] == "group":
+            sign = 1 if result["variant"]["group"].startswith("low") else -1
+            result["metrics"]["depth"]["rmse_m"] = 1 + 0.1 * sign * (result["sae_seed"] - 1)
+            result["metrics"]["classification/patch_mean"]["top1"] = 0.7 + 0.1 * sign + 0.001 * result["sae_seed"]
+    *findings, brackets = make_one([make_scope_result(seed) for seed in range(3)], results)[1].findings[-5:]
+    assert "95% intervals over SAE seeds" in brackets
     for matching, finding in zip(MATCHINGS, findings, strict=True):
-        assert finding.startswith(f"Matched in {matching} (38 features in each group)")
-        assert finding.endswith("Removing the low-scope ones costs more in 4 of 4 metrics.")
+        beginning, more, alike, less = re.split("costs more than|is not told from|costs less than", finding)
+        assert beginning == f"Matched in {matching} (38 features in each group), removing low-scope features "
+        assert "mIoU (−" in more
+        assert "top-1 final CLS (−" in more
+        assert alike.startswith(" removing high-scope ones in depth RMSE (+0.000 m, −")
+        assert less.startswith(" removing high-scope ones in top-1 patch mean (+20.0 points, +20.0 to +20.0)")
+
+
+def test_matched_groups_of_one_seed_are_not_judged() -> None:
+    _, section = make_one([make_scope_result()], make_matched_results(1))
+    (finding,) = (text for text in section.findings if "matched" in text)
+    assert finding.startswith("One SAE seed tells nothing of what scope is worth in groups matched in frequency (38 ")
+    assert not any("costs" in text for text in section.findings if "removing" in text)
 
 
 def test_empty_matched_groups_are_marked() -> None:

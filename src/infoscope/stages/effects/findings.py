@@ -9,15 +9,8 @@ from infoscope.report.tables import compute_stat, format_number
 from infoscope.scope.matching import MATCHINGS, name_matched
 from infoscope.scope.partial_ranks import Estimate
 from infoscope.stages.effects.numbers import SCORES, Said, compare_scores
-from infoscope.stages.probe.results import (
-    MAIN_METRICS,
-    Result,
-    find_originals,
-    group_by_variant,
-    is_empty,
-    present_metrics,
-    read_difference,
-)
+from infoscope.stages.probe.against_random import LEVEL, WORDS, Excess, compare_runs
+from infoscope.stages.probe.results import MAIN_METRICS, Result, group_by_variant, is_empty, present_metrics
 
 TASKS = {
     "classification/patch_mean": "classification, mean patch",
@@ -81,31 +74,32 @@ def write_estimate(of: Estimate, digits: int = 2) -> str:
 
 
 def say_matched(results: Sequence[Result]) -> list[str]:
-    """Say what removal costs where both groups are alike, a sentence for each matching."""
-    return [_say_one_matching(results, matching) for matching in MATCHINGS]
-
-
-def _say_one_matching(results: Sequence[Result], matching: str) -> str:
+    """Say what removing low scope costs beyond removing high scope where both are alike, a sentence per matching."""
     runs = {variant.group: many for variant, many in group_by_variant(results, matched=True).items()}
-    groups = {
-        name: [r for r in runs.get(name_matched(name, matching), []) if not is_empty(r)] for name in ("high", "low")
-    }
-    if not all(groups.values()):
-        return f"No high-scope feature could be matched with a low-scope one in {matching}."
-    originals, parts, n_low_costs = find_originals(results), [], 0
-    for metric in present_metrics(results, MAIN_METRICS):
-        sign, column = (1 if metric.higher_is_better else -1), metric.column
-        changes = [[read_difference(run, originals, metric) for run in groups[name]] for name in ("high", "low")]
-        high, low = (compute_stat(values).mean for values in changes)
-        if math.isfinite(high + low):
-            n_low_costs += sign * low < sign * high
-            without = [format_number(column.scale * value, column.digits, signed=True) for value in (low, high)]
-            unit = "points" if column.unit == "%" else column.unit
-            parts.append(f"{column.heading} {without[0]} without low-scope, {without[1]} without high-scope {unit}")
-    if not parts:
-        return f"Matched in {matching}, nothing was measured against the original tokens."
-    n = compute_stat(run["variant"].get("n_latents") for run in groups["low"]).mean
-    return (
-        f"Matched in {matching} ({format_number(n, 0)} features in each group): {'; '.join(parts)}. Removing the"
-        f" low-scope ones costs more in {n_low_costs} of {len(parts)} metrics."
-    )
+    sentences, known, unknown = [], [], []
+    for matching in MATCHINGS:
+        low, high = (runs.get(name_matched(name, matching), []) for name in ("low", "high"))
+        filled = [run for run in low if not is_empty(run)]
+        if not filled:
+            sentences.append(f"No high-scope feature could be matched with a low-scope one in {matching}.")
+            continue
+        n = format_number(compute_stat(run["variant"]["n_latents"] for run in filled).mean, 0)
+        excess = [compare_runs(of, "low", "high", low, high) for of in present_metrics(filled, MAIN_METRICS)]
+        if words := _say_excess(excess):
+            known.append(f"Matched in {matching} ({n} features in each group), {words}.")
+        else:
+            unknown.append(f"in {matching} ({n} features in each group)")
+    if known:
+        sentences += [*known, f"In brackets: {LEVEL:.0%} intervals over SAE seeds (t), each by itself."]
+    if unknown:
+        sentences.append(f"One SAE seed tells nothing of what scope is worth in groups matched {'; '.join(unknown)}.")
+    return sentences
+
+
+def _say_excess(excess: Sequence[Excess]) -> str:
+    """Say in which metrics removing low scope costs more, or less, than removing high scope; "": nothing is known."""
+    parts = []
+    for sign, words in WORDS.items():
+        if of := [f"{one.metric.column.heading} ({one.in_words})" for one in excess if one.sign == sign]:
+            parts.append(f"{words} removing high-scope ones in {', '.join(of)}")
+    return f"removing low-scope features {'; it '.join(parts)}" if parts else ""
