@@ -102,26 +102,14 @@ def test_rows_are_partial_correlations_over_seeds() -> None:
     assert row["n_latents"] == np.mean([of["cds"].n for of in expected])
 
 
-def test_per_mass_the_effect_is_divided_by_the_mass() -> None:
-    (table,) = make_tables([make_scope_result()])
-    with np.errstate(divide="ignore", invalid="ignore"):
-        divided = LatentColumn("divided", table["effect_depth"] / table["mass"], "")
-    table.add("test", [divided])
-    assert predict_effects([table], "effect_depth", per_mass=True)["cds"].partial == pytest.approx(
-        predict_effects([table], "divided")["cds"].partial
-    )
-
-
 def test_findings_follow_the_numbers() -> None:
     _, section = make_one([make_scope_result(seed) for seed in range(2)], [])
-    first = section.findings[0]
-    less, more = first.split(". ")[:2]
-    assert less.startswith("The more scope a feature has, the less its removal costs")
+    less, more, undecided = section.findings[0].split("; ")
+    assert less.startswith("At equal frequency, peak, support and mass the more scope a feature has, the less its")
     assert "mean patch" in less
     assert "final CLS" in less
-    assert "the more its removal costs" in more
-    assert "depth" in more
-    assert "Undecided: segmentation" in first
+    assert more.startswith("the more scope a feature has, the more its removal costs: depth +")
+    assert undecided.startswith("whether scope goes with what removal costs is undecided: segmentation ")
 
 
 def test_the_score_that_tells_most_is_named_where_its_lead_is_decided() -> None:
@@ -223,7 +211,7 @@ def test_empty_matched_groups_are_marked() -> None:
 def test_it_renders(tmp_path: Path) -> None:
     _, section = make_one([make_scope_result(seed) for seed in range(2)], make_matched_results())
     files = write_report(Page("Test", sections=[section]), tmp_path)
-    assert {"effects", "effects_per_mass", "matching", "removal_matched"} <= files.tables.keys()
+    assert {"effects", "matching", "removal_matched"} <= files.tables.keys()
     assert "effects" in json.loads(files.summary.read_text())
 
 

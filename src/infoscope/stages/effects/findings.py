@@ -22,33 +22,28 @@ TASKS = {
 """In words."""
 
 
-def say_effects(said: Mapping[str, Mapping[str, Said]], per_mass: Mapping[str, Mapping[str, Said]]) -> list[str]:
+def say_effects(said: Mapping[str, Mapping[str, Said]]) -> list[str]:
     """Say what the CDS tells of effects beyond the other properties, and which of the scores tells most."""
-    equal = "at equal frequency, peak, support and mass"
-    sentences = [
-        _say_partial(said, f"The more scope a feature has, the %s its removal costs {equal}"),
-        _say_partial(per_mass, f"Per unit of mass it costs the %s {equal}"),
-    ]
-    sentences = [sentence for sentence in sentences if sentence]
-    if not sentences:
-        return ["Too few features are scored to say what the score tells of the effects of single features."]
-    return [*sentences, *_say_best(said)]
+    if partial := _say_partial(said):
+        return [partial, *_say_best(said)]
+    return ["Too few features are scored to say what the score tells of the effects of single features."]
 
 
-def _say_partial(said: Mapping[str, Mapping[str, Said]], beginning: str) -> str:
+def _say_partial(said: Mapping[str, Mapping[str, Said]]) -> str:
     """Name the tasks for which the CDS goes with the effect, by its sign, and those for which that is undecided."""
-    parts: dict[str, list[str]] = {"less": [], "more": [], "undecided": []}
+    parts: dict[str, list[str]] = {
+        "the more scope a feature has, the less its removal costs": [],
+        "the more scope a feature has, the more its removal costs": [],
+        "whether scope goes with what removal costs is undecided": [],
+    }
     for task, of in said.items():
         partial = of["cds"].partial
         if math.isfinite(partial.value):
-            sign = ("more" if partial.value > 0 else "less") if partial.is_decided else "undecided"
-            parts[sign].append(f"{TASKS[task]} {write_estimate(partial)}")
-    if not any(parts.values()):
-        return ""
-    text = [f"{beginning % sign}: {', '.join(parts[sign])}" for sign in ("less", "more") if parts[sign]]
-    if parts["undecided"]:
-        text.append(f"Undecided: {', '.join(parts['undecided'])}")
-    return f"{'. '.join(text)}. (Partial rank correlation of CDS and effect, 95 % interval over features.)"
+            place = (partial.value > 0) if partial.is_decided else 2
+            [*parts.values()][place].append(f"{TASKS[task]} {write_estimate(partial)}")
+    text = "; ".join(f"{words}: {', '.join(of)}" for words, of in parts.items() if of)
+    brackets = "(Partial rank correlation of CDS and effect, 95% interval over features.)"
+    return f"At equal frequency, peak, support and mass {text}. {brackets}" if text else ""
 
 
 def _say_best(said: Mapping[str, Mapping[str, Said]]) -> list[str]:

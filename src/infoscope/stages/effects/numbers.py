@@ -31,7 +31,7 @@ class Said(NamedTuple):
     n: Stat
 
 
-def predict_effects(tables: Sequence[LatentTable], column: str, per_mass: bool = False) -> dict[str, Said]:
+def predict_effects(tables: Sequence[LatentTable], column: str) -> dict[str, Said]:
     """Return {score or other property: what it says of a column of effects}.
 
     Scores are held against all of `OTHERS`, and each of these against its fellows and the CDS; all of it over the
@@ -39,7 +39,6 @@ def predict_effects(tables: Sequence[LatentTable], column: str, per_mass: bool =
 
     Args:
         tables: of the SAE seeds.
-        per_mass: divide effects by the mass of the feature.
     """
     scores = [name for name in SCORES if all(name in table for table in tables)]
     given = {name: list(OTHERS) for name in scores}
@@ -47,10 +46,7 @@ def predict_effects(tables: Sequence[LatentTable], column: str, per_mass: bool =
     seeds = []
     for table in tables:
         values = {name: np.asarray(table[name], dtype=np.float64) for name in given}
-        target, mass = np.asarray(table[column], dtype=np.float64), values["mass"]
-        if per_mass:
-            target = np.divide(target, mass, out=np.full(len(mass), np.nan), where=mass > 0)
-        seeds.append(compute_partials(target, values, given, seed=table.seed))
+        seeds.append(compute_partials(np.asarray(table[column], dtype=np.float64), values, given, seed=table.seed))
     said = {}
     for name in given:
         found = [of_seed[name] for of_seed in seeds]

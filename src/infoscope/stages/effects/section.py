@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from infoscope.probes.latent_effects import LatentEffects
 from infoscope.report.section import ReportSection
-from infoscope.report.tables import Align, Cell, Column, Table
+from infoscope.report.tables import Align, Column, Table
 from infoscope.sae.latent_table import LatentTable
 from infoscope.scope.matching import CALIPER, PROPERTIES
 from infoscope.scope.partial_ranks import MIN_LATENTS, N_BOOTSTRAP
@@ -41,9 +41,7 @@ def make_effect_section(
     """
     tasks = list(effects[0].effects)
     said = {task: predict_effects(tables, name_column(task)) for task in tasks}
-    per_mass = {task: predict_effects(tables, name_column(task), per_mass=True) for task in tasks}
-    shown = {"effects": _make_table("effects", said), "effects_per_mass": _make_table("effects_per_mass", per_mass)}
-    findings = say_effects(said, per_mass)
+    shown, findings = {"effects": _make_table(said)}, say_effects(said)
     if matching := judge_matching(scopes, tables, seed):
         shown["matching"] = _make_matching_table(matching)
     if (matched := make_matched_table(results)) is not None:
@@ -56,7 +54,6 @@ def make_effect_section(
         tables=shown,
         summary={
             "effects": {task: _summarise(of) for task, of in said.items()},
-            "effects_per_mass": {task: _summarise(of) for task, of in per_mass.items()},
             "losses": [dict(of.losses) for of in effects],
         },
     )
@@ -74,25 +71,7 @@ def _summarise(said: Mapping[str, Said]) -> dict[str, dict[str, object]]:
     }
 
 
-TITLES = {
-    "effects": "Effect of single features, and what the score says of it beyond how often they fire",
-    "effects_per_mass": "Effect of single features per unit of their mass",
-}
-MEANINGS = {
-    "effects": (
-        "Effect: how much the loss rises when this feature alone is removed from the test images (error-preserving) and"
-        " the head of the original tokens reads them: cross-entropy of classification and segmentation, squared error"
-        " of depth."
-    ),
-    "effects_per_mass": (
-        "The same effects divided by the feature's mass: what a unit of activation is worth, where the effect itself"
-        " grows with how much there is of it. The ratio is uncertain for features of little mass, which count as much"
-        " as any."
-    ),
-}
-
-
-def _make_table(name: str, said: Mapping[str, Mapping[str, Said]]) -> Table:
+def _make_table(said: Mapping[str, Mapping[str, Said]]) -> Table:
     """Return the table of correlations, a section for each task."""
     columns = [
         Column("property", "property", Align.left),
@@ -106,7 +85,9 @@ def _make_table(name: str, said: Mapping[str, Mapping[str, Said]]) -> Table:
         Column("n_latents", "features", digits=0, is_count=True, optional=True),
     ]
     notes = [
-        MEANINGS[name],
+        "Effect: how much the loss rises when this feature alone is removed from the test images (error-preserving) and"
+        " the head of the original tokens reads them: cross-entropy of classification and segmentation, squared error"
+        " of depth.",
         "Given the others: partial rank correlation, a score given firing frequency, peak, support and mass, each of"
         " these given the other three and the CDS. R² added: share of the variance of the effect's ranks that is"
         " explained beyond these; it is never below 0, so look at the partial correlation for whether it is there at"
@@ -114,7 +95,8 @@ def _make_table(name: str, said: Mapping[str, Mapping[str, Said]]) -> Table:
         f" SAEs given; none with fewer than {MIN_LATENTS} features. Decoder rows have unit norm here, so that their"
         " norm tells nothing apart.",
     ]
-    table = Table(name, TITLES[name], columns, notes)
+    title = "Effect of single features, and what the score says of it beyond how often they fire"
+    table = Table("effects", title, columns, notes)
     for task, of_task in said.items():
         table.add_section(TASKS[task])
         for key, of in of_task.items():
@@ -149,5 +131,5 @@ def _make_matching_table(matching: Mapping[str, Matched]) -> Table:
     )
     for name, of in matching.items():
         balance = [stat for key in PROPERTIES for stat in (of.before[key], of.after[key])]
-        table.add_row(name, of.n_high, of.n_low, Cell(of.n_pairs), *balance)
+        table.add_row(name, of.n_high, of.n_low, of.n_pairs, *balance)
     return table
