@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 from infoscope.probes.latent_effects import LatentEffects
 from infoscope.report.page import Page, write_report
 from infoscope.report.section import ReportSection
-from infoscope.report.tables import Table
+from infoscope.report.tables import MINUS, Table
 from infoscope.sae.latent_table import LatentColumn, LatentTable
 from infoscope.scope.matching import MATCHINGS, PROPERTIES, make_properties, match_groups, name_matched
 from infoscope.scope.partial_ranks import compute_partials
@@ -112,16 +113,26 @@ def test_findings_follow_the_numbers() -> None:
     assert undecided.startswith("whether scope goes with what removal costs is undecided: segmentation ")
 
 
-def test_the_score_that_tells_most_is_named_where_its_lead_is_decided() -> None:
+def test_the_cds_is_held_against_the_other_scores() -> None:
     tables = make_tables([make_scope_result(seed) for seed in range(2)])
-    best, leads = compare_scores(predict_effects(tables, "effect_depth"))
-    assert best == "cds"
+    said = predict_effects(tables, "effect_depth")
+    leads = compare_scores(said)
     assert leads.keys() == {"cds_minus_chance", "cds_over_chance"}
-    assert all(lead.low > 0 for lead in leads.values())
+    for name, lead in leads.items():
+        assert lead.value == pytest.approx(said["cds"].added.value - said[name].added.value)
+        assert lead.low > 0
     _, section = make_one([make_scope_result(seed) for seed in range(2)], [])
     *_, of_segmentation, of_depth = section.findings
-    assert of_depth.startswith("Of the scores CDS tells most of the effects on depth beyond the other properties: R²")
-    assert "undecided" in of_segmentation
+    assert re.search(r"CDS adds on depth: 0\.\d+, more than CDS - chance \(\+.*more than CDS / chance \(\+", of_depth)
+    assert of_segmentation.count("not told from") == 2
+
+
+def test_a_score_that_tells_more_than_the_cds_is_said_to() -> None:
+    (table,) = make_tables([make_scope_result()])
+    renamed = {"cds": "cds_minus_chance", "cds_minus_chance": "cds"}
+    swapped = LatentTable(0, [replace(column, name=renamed.get(column.name, column.name)) for column in table])
+    leads = compare_scores(predict_effects([swapped], "effect_depth"))
+    assert leads["cds_minus_chance"].high < 0
 
 
 def test_without_the_corrected_scores_there_is_nothing_to_compare() -> None:
@@ -129,7 +140,7 @@ def test_without_the_corrected_scores_there_is_nothing_to_compare() -> None:
     plain = LatentTable(0, [column for column in table if "chance" not in column.name])
     said = predict_effects([plain], "effect_depth")
     assert list(said) == ["cds", *OTHERS]
-    assert compare_scores(said) == ("cds", {})
+    assert compare_scores(said) == {}
 
 
 def test_balance_is_that_of_the_matched_groups() -> None:
@@ -188,9 +199,9 @@ def test_matched_findings_are_no_stronger_than_their_intervals() -> None:
     for matching, finding in zip(MATCHINGS, findings, strict=True):
         beginning, more, alike, less = re.split("costs more than|is not told from|costs less than", finding)
         assert beginning == f"Matched in {matching} (38 features in each group), removing low-scope features "
-        assert "mIoU (−" in more
-        assert "top-1 final CLS (−" in more
-        assert alike.startswith(" removing high-scope ones in depth RMSE (+0.000 m, −")
+        assert f"mIoU ({MINUS}" in more
+        assert f"top-1 final CLS ({MINUS}" in more
+        assert alike.startswith(f" removing high-scope ones in depth RMSE (+0.000 m, {MINUS}")
         assert less.startswith(" removing high-scope ones in top-1 patch mean (+20.0 points, +20.0 to +20.0)")
 
 

@@ -23,9 +23,9 @@ TASKS = {
 
 
 def say_effects(said: Mapping[str, Mapping[str, Said]]) -> list[str]:
-    """Say what the CDS tells of effects beyond the other properties, and which of the scores tells most."""
+    """Say what the CDS tells of effects beyond the other properties, and whether the other scores tell more or less."""
     if partial := _say_partial(said):
-        return [partial, *_say_best(said)]
+        return [partial, *_compare_scores(said)]
     return ["Too few features are scored to say what the score tells of the effects of single features."]
 
 
@@ -46,19 +46,18 @@ def _say_partial(said: Mapping[str, Mapping[str, Said]]) -> str:
     return f"At equal frequency, peak, support and mass {text}. {brackets}" if text else ""
 
 
-def _say_best(said: Mapping[str, Mapping[str, Said]]) -> list[str]:
-    """Say of each task which of the scores adds most to the other properties, and whether that is decided."""
+def _compare_scores(said: Mapping[str, Mapping[str, Said]]) -> list[str]:
+    """Say of each task how much the CDS adds to the other properties, and what that is against the other scores."""
     sentences = []
     for task, of in said.items():
-        best, leads = compare_scores(of)
-        if not leads or not math.isfinite(of[best].added.value):
-            continue
-        by = " and ".join(f"{write_estimate(lead, 3)} more than {SCORES[name]}" for name, lead in leads.items())
-        verdict = "" if all(lead.low > 0 for lead in leads.values()) else ", but that is undecided"
-        sentences.append(
-            f"Of the scores {SCORES[best]} tells most of the effects on {TASKS[task]} beyond the other properties"
-            f"{verdict}: R² added {format_number(of[best].added.value, 3)}, {by}."
-        )
+        parts = []
+        for name, lead in compare_scores(of).items():
+            words = ("more than" if lead.value > 0 else "less than") if lead.is_decided else "not told from"
+            if math.isfinite(lead.value):
+                parts.append(f"{words} {SCORES[name]} ({write_estimate(lead, 3)})")
+        if parts:
+            added = format_number(of["cds"].added.value, 3)
+            sentences.append(f"R² that CDS adds on {TASKS[task]}: {added}, {', '.join(parts)}.")
     return sentences or ["No score can be held against another."]
 
 

@@ -60,12 +60,10 @@ def predict_effects(tables: Sequence[LatentTable], column: str) -> dict[str, Sai
     return said
 
 
-def compare_scores(said: Mapping[str, Said]) -> tuple[str, dict[str, Estimate]]:
-    """Return the score that adds most, and by how much more of R^2 than each of the others, draw by draw."""
-    scores = {name: of for name, of in said.items() if name in SCORES}
-    best = max(scores, key=lambda name: np.nan_to_num(scores[name].added.value, nan=-1))
-    leads = {name: estimate([scores[best].added_draws - of.added_draws]) for name, of in scores.items() if name != best}
-    return best, leads
+def compare_scores(said: Mapping[str, Said]) -> dict[str, Estimate]:
+    """Return how much more of R^2 the CDS adds than each of the other scores, draw by draw."""
+    of_cds = said["cds"].added_draws
+    return {name: estimate([of_cds - said[name].added_draws]) for name in SCORES if name != "cds" and name in said}
 
 
 class Matched(NamedTuple):
