@@ -18,7 +18,7 @@ from infoscope.report.tables import MINUS, Table
 from infoscope.sae.latent_table import LatentColumn, LatentTable
 from infoscope.scope.matching import MATCHINGS, PROPERTIES, make_properties, match_groups, name_matched
 from infoscope.scope.partial_ranks import compute_partials
-from infoscope.stages.effects.numbers import OTHERS, SCORES, compare_scores, predict_effects
+from infoscope.stages.effects.numbers import OTHERS, SCORES, compare_scores, judge_matching, predict_effects
 from infoscope.stages.effects.section import make_effect_section
 from infoscope.stages.probe.tables import make_matched_table, make_removal_tables, summarise_removal
 from infoscope.stages.score.result import ScopeResult
@@ -160,6 +160,21 @@ def test_balance_is_that_of_the_matched_groups() -> None:
     assert all(abs(row[f"{name}_after"].mean) < 0.25 for name in PROPERTIES)
 
 
+def test_features_that_lack_what_is_matched_are_counted() -> None:
+    scope = make_scope_result()
+    (table,) = make_tables([scope])
+    members = np.flatnonzero(scope.partition.groups["high"])[:3]
+    table["support"][members] = np.nan
+    matched = judge_matching([scope], [table], seed=0)
+    assert {name: of.n_lacking.mean for name, of in matched.items()} == {
+        "frequency": 0,
+        "support": 3,
+        "mass": 0,
+        "frequency, support and mass": 3,
+    }
+    assert all(of.n_high.mean == scope.partition.groups["high"].sum() for of in matched.values())
+
+
 def test_matched_rows_stand_in_their_own_table_alone() -> None:
     results = make_matched_results()
     plain = make_results(2, n_draws=2)
@@ -201,7 +216,7 @@ def test_matched_findings_are_no_stronger_than_their_intervals() -> None:
         assert beginning == f"Matched in {matching} (38 features in each group), removing low-scope features "
         assert f"mIoU ({MINUS}" in more
         assert f"top-1 final CLS ({MINUS}" in more
-        assert alike.startswith(f" removing high-scope ones in depth RMSE (+0.000 m, {MINUS}")
+        assert alike.startswith(f" removing high-scope ones in depth RMSE (0.000 m, {MINUS}")
         assert less.startswith(" removing high-scope ones in top-1 patch mean (+20.0 points, +20.0 to +20.0)")
 
 

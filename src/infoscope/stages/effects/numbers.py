@@ -9,7 +9,7 @@ import numpy as np
 
 from infoscope.report.tables import Stat, compute_stat
 from infoscope.sae.latent_table import LatentTable
-from infoscope.scope.matching import PROPERTIES, compute_balance, make_properties, match_groups
+from infoscope.scope.matching import MATCHINGS, PROPERTIES, compute_balance, make_properties, match_groups
 from infoscope.scope.partial_ranks import Draws, Estimate, compute_partials, estimate
 from infoscope.stages.score.result import ScopeResult
 
@@ -67,14 +67,16 @@ def compare_scores(said: Mapping[str, Said]) -> dict[str, Estimate]:
 
 
 class Matched(NamedTuple):
-    """How many features of each group there are with every property, how many pairs were made, and how alike they are.
+    """How many features each group has, how many of it were paired, and how alike the groups are.
 
+    n_lacking: features of both groups without a property that they would be matched in, and so in no pair.
     before, after: {property: standardised mean difference, high minus low}.
     """
 
     n_high: Stat
     n_low: Stat
     n_pairs: Stat
+    n_lacking: Stat
     before: Mapping[str, Stat]
     after: Mapping[str, Stat]
 
@@ -94,13 +96,14 @@ def judge_matching(scopes: Sequence[ScopeResult], tables: Sequence[LatentTable],
         properties = make_properties(scope.firing_rate, np.asarray(table["support"]), scope.mass)
         for matching, pair in match_groups(*whole, properties, seed).items():
             balance = [compute_balance(whole, pair, properties[name]) for name in PROPERTIES]
-            counts = [float(group.sum()) for group in (*whole, pair[0])]
+            known = np.isfinite([properties[name] for name in MATCHINGS[matching]]).all(axis=0)
+            counts = [float(group.sum()) for group in (*whole, pair[0], (whole[0] | whole[1]) & ~known)]
             before, after = zip(*balance, strict=True)
             rows.setdefault(matching, []).append([*counts, *before, *after])
     found = {}
     for matching, many in rows.items():
-        n_high, n_low, n_pairs, *balance = (compute_stat(of) for of in zip(*many, strict=True))
+        n_high, n_low, n_pairs, n_lacking, *balance = (compute_stat(of) for of in zip(*many, strict=True))
         before = dict(zip(PROPERTIES, balance, strict=False))
         after = dict(zip(PROPERTIES, balance[len(PROPERTIES) :], strict=True))
-        found[matching] = Matched(n_high, n_low, n_pairs, before, after)
+        found[matching] = Matched(n_high, n_low, n_pairs, n_lacking, before, after)
     return found

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from infoscope.probes.latent_effects import LatentEffects
 from infoscope.report.section import ReportSection
-from infoscope.report.tables import Align, Column, Table
+from infoscope.report.tables import Align, Column, Table, format_number
 from infoscope.sae.latent_table import LatentTable
 from infoscope.scope.matching import CALIPER, PROPERTIES
 from infoscope.scope.partial_ranks import MIN_LATENTS, N_BOOTSTRAP
@@ -129,6 +129,9 @@ def _make_matching_table(matching: Mapping[str, Matched]) -> Table:
             f" {CALIPER:g} standard deviations apart (Euclidean)."
         ],
     )
+    lacking = [f"{format_number(of.n_lacking.mean, 1)} ({name})" for name, of in matching.items() if of.n_lacking.mean]
+    if lacking:
+        table.notes.append(f"Features of both groups that lack what they are matched in: {', '.join(lacking)}.")
     for name, of in matching.items():
         balance = [stat for key in PROPERTIES for stat in (of.before[key], of.after[key])]
         table.add_row(name, of.n_high, of.n_low, of.n_pairs, *balance)
