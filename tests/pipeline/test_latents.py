@@ -10,6 +10,7 @@ import pytest
 from infoscope import load_latents
 from infoscope.pipeline.context import Context
 from infoscope.pipeline.stage import SeedStage
+from infoscope.sae.latent_table import LatentTable
 from infoscope.scope.cds import compute_chance_ratio, count_zero_maps
 from infoscope.scope.confounds import MIN_IMAGES
 from infoscope.stages.confounds.stage import Confounds
@@ -122,10 +123,20 @@ def test_each_latent_is_in_one_group(finished: Path, tmp_path: Path, override: s
 def test_the_stage_builds_what_the_table_needs_and_says_what_it_holds(finished: Path, tmp_path: Path) -> None:
     output_dir = copy_run(finished, tmp_path, but=(*SOURCES, "latents", "probe", "features", "report"))
     said = run_tiny(output_dir, "stage=latents")
-    assert set(said.stages("built")) == {*SOURCES, "latents", "probe", "features"}
-    assert len(said.names("built", "probe")) == 1  # of the original tokens, whose head reads all that is edited
+    assert set(said.stages("built")) == {*SOURCES, "latents"} - {"effects"}  # which would train probes first
     assert "reading tokens for rank, group_activation, confounds of seed 0" in said.shown  # once
     assert f"| mean_act | mean activation | SAE units per patch token | rank | {len(load_latents(output_dir))} |" in (
         said.text
     )
     assert str(find_folder(output_dir, "latents")) in said.text.replace("\n", "")
+
+
+def test_effects_stand_in_the_table_where_they_are_at_hand(finished: Path, tmp_path: Path) -> None:
+    run_tiny(output_dir := copy_run(finished, tmp_path, but=("effects", "latents")), "stage=latents")
+    without = find_folder(output_dir, "latents")
+    assert {column.source for column in LatentTable.load(without)} == {*SOURCES} - {"effects"}
+    assert without.name != find_folder(finished, "latents").name
+    said = run_tiny(copy_run(finished, tmp_path / "at hand", but=("latents",)), "stage=latents")
+    assert said.stages("built") == ["latents"]
+    assert {column.source for column in load_latents(tmp_path / "at hand")} == set(SOURCES)
+    assert find_folder(tmp_path / "at hand", "latents").name == find_folder(finished, "latents").name

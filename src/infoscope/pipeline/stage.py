@@ -98,6 +98,8 @@ class Stage:
     """Part of the keys where it is not 0: raise it when the same configuration gives other results than before."""
     in_report: ClassVar[bool] = False
     """Whether its section stands in the report of stage=report."""
+    is_optional: ClassVar[bool] = False
+    """Whether the table of latents has its columns only where the command makes it anyway, or another has made it."""
     is_seeded: ClassVar[bool] = True
     """Whether its rows of the collected table are those of an SAE seed."""
     columns: ClassVar[Sequence[Column]] = ()
@@ -107,6 +109,11 @@ class Stage:
     def at(cls, ctx: Context, *item: Any) -> Node:
         """Return the node of this stage for one item: an SAE seed, a split, nothing."""
         return Node(ctx, cls(), item)
+
+    @classmethod
+    def is_goal(cls, ctx: Context) -> bool:
+        """Whether the command ends with it, among others."""
+        return any(isinstance(node.stage, cls) for node in ctx.goals)
 
     def goals(self, ctx: Context) -> list[Node]:
         """Return what `stage=` of this name makes, in order: one node per SAE seed."""

@@ -18,23 +18,22 @@ class Latents(SeedStage[LatentTable]):
     """The latents of a seed; arithmetic on what others have measured."""
 
     kind, holds = "latents", LatentTable
-    version = 1
+    version = 2
     is_shared = False
 
     def needs(self, ctx: Context, seed: int) -> Needs:
-        return Needs(**{stage.kind: stage.at(ctx, seed) for stage in load_sources(ctx)})
+        return Needs(**{stage.kind: stage.at(ctx, seed) for stage in load_sources(ctx, seed)})
 
     def key(self, ctx: Context, up: Needs, seed: int) -> Key:
         return {
             "sources": {kind: node.hash for kind, node in vars(up).items()},
-            "columns": 2,
             "k_cds": ctx.config.scope.k_cds,
             "partition": ctx.config.partition.cache_key_fields(),
             "interval": ctx.config.stability.interval,
         }
 
     def build(self, ctx: Context, up: Needs, work: Workspace, seed: int) -> LatentTable:
-        return join_latents(ctx, seed, load_sources(ctx))
+        return join_latents(ctx, seed, [type(node.stage) for _, node in up])
 
     def work(self, ctx: Context, seed: int) -> Work:
         return Work(count_latents(ctx))
@@ -48,11 +47,15 @@ class Latents(SeedStage[LatentTable]):
         return [make_column_table(handles[0].load()), *files]
 
 
-def load_sources(ctx: Context) -> list[type[SeedStage]]:
-    """Return the stages that make an artifact for each SAE seed and know something of each latent of such data."""
+def load_sources(ctx: Context, seed: int) -> list[type[SeedStage]]:
+    """Return the stages whose artifact of a seed tells something of each latent; optional ones where it is at hand."""
     stages = [entry.load() for entry in registry.STAGES]
     known = [stage for stage in stages if issubclass(stage, SeedStage) and stage.latents is not Stage.latents]
-    return [stage for stage in known if stage().applies(ctx)]
+    return [
+        stage
+        for stage in known
+        if stage().applies(ctx) and (not stage.is_optional or stage.is_goal(ctx) or stage.at(ctx, seed).find())
+    ]
 
 
 def join_latents(ctx: Context, seed: int, stages: Iterable[type[SeedStage]]) -> LatentTable:

@@ -31,7 +31,7 @@ class Effects(SeedStage[LatentEffects]):
     """The effect of each latent of a seed on each task, under the head of the original tokens."""
 
     kind, holds = "effects", LatentEffects
-    in_report = True
+    in_report, is_optional = True, True
 
     def applies(self, ctx: Context) -> bool:
         tasks = [(task, probe_data(ctx, task)) for task in ctx.config.probe.tasks]
@@ -39,7 +39,7 @@ class Effects(SeedStage[LatentEffects]):
 
     def needs(self, ctx: Context, seed: int) -> Needs:
         needs: dict[str, Node] = {"sae": sae_of(ctx, seed)}
-        if not _is_probed(ctx):  # else the original tokens are among what is
+        if not Probe.is_goal(ctx):  # else the original tokens are among what is
             needs["heads"] = _OriginalProbes.at(ctx, seed)
         for number, group in enumerate(list_probe_groups(ctx)):
             needs |= {f"{name}_{number}": of for name, of in scenes_of(ctx, group.data)}
@@ -100,14 +100,9 @@ class Effects(SeedStage[LatentEffects]):
             [self.at(ctx, seed).load() for seed in ctx.config.seeds],
             tables,
             [scope_of(ctx, seed) for seed in ctx.config.seeds],
-            read_probed(ctx) if _is_probed(ctx) else [],
+            read_probed(ctx) if Probe.is_goal(ctx) else [],
             ctx.config.probe.seed,
         )
-
-
-def _is_probed(ctx: Context) -> bool:
-    """Whether the command asks for the probes of every variant."""
-    return any(isinstance(goal.stage, Probe) for goal in ctx.goals)
 
 
 class _OriginalProbes(ProbesOfVariants):
