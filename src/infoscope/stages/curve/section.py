@@ -12,18 +12,26 @@ from matplotlib.lines import Line2D
 
 from infoscope.report.figure_style import FAINT, GREY, HIGH, INK, LOW, draw_means, make_empty, make_panels
 from infoscope.report.section import ReportSection, SectionFigure
-from infoscope.report.tables import Align, Cell, Column, Stat, Table, compute_stat
+from infoscope.report.tables import Align, Column, Stat, Table, compute_stat
 from infoscope.scope.curve import ENDS, name_part
-from infoscope.stages.probe.against_random import LEVEL, Excess
+from infoscope.stages.probe.against_random import LEVEL, Excess, compare_runs
 from infoscope.stages.probe.results import MAIN_METRICS, Metric, Result, present_metrics
-from infoscope.stages.probe.tables import EDGE, MARKS, SHARES, UNCONVERGED, count_runs, make_metric_columns, metric_cell
+from infoscope.stages.probe.tables import (
+    EDGE,
+    MARKS,
+    REMOVED,
+    UNCONVERGED,
+    count_runs,
+    make_metric_columns,
+    metric_cell,
+    removed_cells,
+)
 
 COLOURS = {"low": LOW, "high": HIGH, "random": GREY}
 PAIRS = (("low", "random"), ("high", "random"), ("low", "high"))
 """Which orders are compared."""
 LINES = {"low": "-", "high": "-", "random": (0, (5, 2))}
 """How each order of removal is drawn."""
-COUNTED = [column for column in SHARES if column.key != "overlap"]
 
 
 def make_curve_section(results: Sequence[Result], shares: Sequence[float]) -> ReportSection:
@@ -78,7 +86,7 @@ def make_curve_table(results: Sequence[Result], shares: Sequence[float]) -> Tabl
     table = Table(
         "removal_curve",
         "Removal by mass",
-        [Column("removed", "removed", Align.left), *COUNTED, *make_metric_columns(metrics)],
+        [Column("removed", "removed", Align.left), *REMOVED, *make_metric_columns(metrics)],
         notes=[
             f"{count_runs(results)} Scored features are removed one after the other until their mass comes closest to a"
             " share of that of all scored features; heads are retrained, the SAE's error stays. Mass and energy are"
@@ -87,12 +95,10 @@ def make_curve_table(results: Sequence[Result], shares: Sequence[float]) -> Tabl
         marks={mark: MARKS[mark] for mark in (EDGE, UNCONVERGED)},
     )
 
-    def add_row(label: str, runs: Sequence[Result], is_edited: bool = True) -> None:
-        counts = [Cell(compute_stat(run["variant"].get(column.key) for run in runs)) for column in COUNTED]
-        numbers = counts if is_edited else [Cell()] * len(COUNTED)
-        table.add_row(label, *numbers, *(metric_cell(runs, metric) for metric in metrics))
+    def add_row(label: str, runs: Sequence[Result]) -> None:
+        table.add_row(label, *removed_cells(runs, REMOVED), *(metric_cell(runs, metric) for metric in metrics))
 
-    add_row("nothing", find_role(results, "original"), is_edited=False)
+    add_row("nothing", find_role(results, "original"))
     for share in shares:
         table.add_section(f"{100 * share:g}% of the mass")
         for end, label in ENDS.items():
@@ -105,29 +111,18 @@ def make_curve_table(results: Sequence[Result], shares: Sequence[float]) -> Tabl
 
 def list_curve_excess(results: Sequence[Result], shares: Sequence[float]) -> dict[float, list[Excess]]:
     """Return what each of `PAIRS` costs beyond its second order, at as much mass, by share."""
-    found: dict[float, list[Excess]] = {}
+    found, metrics = {}, present_metrics(results, MAIN_METRICS)
     for share in shares:
         parts = {end: find_part(results, end, share) for end in ENDS}
-        for metric in present_metrics(results, MAIN_METRICS):
-            for end, other in PAIRS:
-                by_seed = {
-                    run["sae_seed"]: metric.read(run) - _mean_of_seed(parts[other], run["sae_seed"], metric)
-                    for run in parts[end]
-                }
-                known = {seed: value for seed, value in by_seed.items() if math.isfinite(value)}
-                if known:
-                    found.setdefault(share, []).append(Excess(metric, end, other, known))
+        excess = [compare_runs(of, end, other, parts[end], parts[other]) for of in metrics for end, other in PAIRS]
+        found[share] = [one for one in excess if one.by_seed]
     return found
-
-
-def _mean_of_seed(runs: Sequence[Result], seed: int, metric: Metric) -> float:
-    return compute_stat(metric.read(run) for run in runs if run["sae_seed"] == seed).mean
 
 
 def describe_curve(excess: Mapping[float, Sequence[Excess]], shares: Sequence[float]) -> Iterator[str]:
     """Yield how orders are compared, then per metric at which shares one costs more, or less, than another."""
     every = [one for of_share in excess.values() for one in of_share]
-    if not any(math.isfinite(one.half_width) for one in every):
+    if all(one.sign is None for one in every):
         yield "One SAE seed: how far the curves differ by chance is not known."
         return
     yield (

@@ -37,11 +37,7 @@ class Curve(Published, ProbesOfVariants):
         return make_curve_section(read_curve(ctx), ctx.config.curve.mass_shares)
 
     def report_key(self, ctx: Context) -> Key:
-        probed = {seed: probe_curve(ctx, seed) for seed in ctx.config.seeds}.items()
-        return {
-            "probes": {str(seed): [one.hash for of in many.values() for one in of] for seed, many in probed},
-            "curve": to_tree(ctx.config.curve),
-        }
+        return {"probes": self.hash_probes(ctx), "curve": to_tree(ctx.config.curve)}
 
 
 @once
@@ -61,4 +57,4 @@ def probe_curve(ctx: Context, seed: int) -> Probed:
 
 def read_curve(ctx: Context) -> list[Result]:
     """Return what the probes read from every variant of every seed; what is missing is trained."""
-    return read_probed(ctx, {seed: probe_curve(ctx, seed) for seed in ctx.config.seeds})
+    return read_probed(ctx, Curve().probe_seeds(ctx))

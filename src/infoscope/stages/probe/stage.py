@@ -60,6 +60,15 @@ class ProbesOfVariants(Stage, ABC):
     def make(self, ctx: Context, seed: int) -> Probed:
         """Return the probes of every variant; what is missing is trained."""
 
+    def probe_seeds(self, ctx: Context) -> dict[int, Probed]:
+        """Return the probes of every variant of every seed; what is missing is trained."""
+        return {seed: self.make(ctx, seed) for seed in ctx.config.seeds}
+
+    def hash_probes(self, ctx: Context) -> dict[str, list[str]]:
+        """Return the hashes of the probes of every variant, by seed."""
+        probed = self.probe_seeds(ctx).items()
+        return {str(seed): [one.hash for of in many.values() for one in of] for seed, many in probed}
+
     def needs(self, ctx: Context, seed: int) -> Needs:
         tokens = {
             f"{split}_{number}": Tokens.at(ctx, split, group.data)
@@ -145,20 +154,16 @@ class Probe(ProbesOfVariants):
         return is_probed(ctx)
 
     def hashes(self, ctx: Context) -> list[str]:
-        probed = [probe_all(ctx, seed) for seed in ctx.config.seeds]
-        return [one.hash for many in probed for artifacts in many.values() for one in artifacts]
+        return [one for of_seed in self.hash_probes(ctx).values() for one in of_seed]
 
     def describe(self, ctx: Context, seed: int) -> str:
         return f"probe, seed {seed}"
-
-    def needs(self, ctx: Context, seed: int) -> Needs:
-        return Needs(**vars(super().needs(ctx, seed)), confounds=Confounds.at(ctx, seed))
 
     def variants(self, ctx: Context, seed: int) -> list[Ablation]:
         return all_ablations_of(ctx, seed)
 
     def needs_of_variants(self, ctx: Context, seed: int) -> Needs:
-        return needs_of_ablations(ctx, seed)
+        return Needs(**vars(needs_of_ablations(ctx, seed)), confounds=Confounds.at(ctx, seed))
 
     def count_nominal(self, ctx: Context) -> int:
         """Return as many as two groups, or all bands, with members have."""

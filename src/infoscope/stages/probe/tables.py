@@ -38,12 +38,12 @@ MARKS = {
     " and how it removes a group are unknown to us; its top-1 stands under every readout.",
 }
 LABEL = Column("variant", "tokens", Align.left)
-SHARES = (
+REMOVED = (
     Column("n_latents", "latents removed", digits=0),
     Column("mass_share", "mass", digits=1, scale=100, unit="%"),
     Column("energy_share", "energy", digits=1, scale=100, unit="%", optional=True),
-    Column("overlap", "overlap", digits=1, scale=100, unit="%", optional=True),
 )
+SHARES = (*REMOVED, Column("overlap", "overlap", digits=1, scale=100, unit="%", optional=True))
 
 
 def make_removal_tables(results: Sequence[Result], paper_reference: str | None = None) -> dict[str, Table]:
@@ -94,7 +94,9 @@ def make_main_table(results: Sequence[Result], paper_reference: str | None = Non
         ],
         marks=MARKS,
     )
-    fill_by_mode(table, runs_of, lambda runs: [*_shares(runs), *(metric_cell(runs, metric) for metric in metrics)])
+    fill_by_mode(
+        table, runs_of, lambda runs: [*removed_cells(runs), *(metric_cell(runs, metric) for metric in metrics)]
+    )
     _add_paper(table, paper_reference, metrics)
     return table
 
@@ -138,11 +140,10 @@ def make_matched_table(results: Sequence[Result]) -> Table | None:
         return None
     relative = make_metric_columns(metrics, relative=True)
     differences = [replace(column, heading=f"Δ {column.heading}") for column in relative]
-    shares = [column for column in SHARES if column.key != "overlap"]  # only random groups have an overlap
     table = Table(
         "removal_matched",
         "Feature removal, groups matched",
-        [LABEL, *shares, *make_metric_columns(metrics), *differences],
+        [LABEL, *REMOVED, *make_metric_columns(metrics), *differences],
         notes=[
             f"{count_runs(list(originals.values()))} Both groups are thinned out until they are alike: by frequency,"
             " equally many features in every half octave of firing rate; else in pairs of nearest neighbours. They are"
@@ -151,12 +152,12 @@ def make_matched_table(results: Sequence[Result]) -> Table | None:
         marks=MARKS,
     )
     unedited = [metric_cell(list(originals.values()), metric) for metric in metrics]
-    table.add_row("original tokens", *[None] * len(shares), *unedited, *[None] * len(metrics))
+    table.add_row("original tokens", *[None] * len(REMOVED), *unedited, *[None] * len(metrics))
     _add_rows(
         table,
         variants,
         lambda runs: [
-            *_shares(runs)[: len(shares)],
+            *removed_cells(runs, REMOVED),
             *(metric_cell(runs, metric) for metric in metrics),
             *(metric_cell(runs, metric, originals) for metric in metrics),
         ],
@@ -181,19 +182,17 @@ def _add_rows(table: Table, runs: Mapping[AblationRow, Sequence[Result]], cells:
         table.add_row(Cell(variant.label, EMPTY if len(filled) < len(many) else ""), *cells(filled))
 
 
-def _shares(runs: Sequence[Result]) -> list[Cell]:
+def removed_cells(runs: Sequence[Result], columns: Sequence[Column] = SHARES) -> list[Cell]:
+    """Return what a variant removes, mean and spread over runs; nothing of the original tokens."""
     variants = [run["variant"] for run in runs]
     if not variants:  # every run's group is empty
-        return [Cell(0), *[Cell(math.nan)] * (len(SHARES) - 2), Cell()]
-    if variants[0]["role"] == "original":
-        return [Cell()] * len(SHARES)
+        return [Cell({"n_latents": 0, "overlap": None}.get(column.key, math.nan)) for column in columns]
     cells = []
-    for column in SHARES:
+    for column in columns:
         values = [variant.get(column.key) for variant in variants]
-        if column.key == "overlap" and all(value is None for value in values):
-            cells.append(Cell())  # only random groups have an overlap
-        else:
-            cells.append(Cell(compute_stat(values)))
+        has_none = column.key == "overlap" and all(value is None for value in values)  # only random groups have one
+        is_empty_cell = has_none or variants[0]["role"] == "original"
+        cells.append(Cell() if is_empty_cell else Cell(compute_stat(values)))
     return cells
 
 

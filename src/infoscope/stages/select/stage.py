@@ -47,14 +47,10 @@ class Select(Published, ProbesOfVariants):
         return 3 + len(select.n_kept) * (select.n_bands + 1 + select.n_draws + by_probe)
 
     def section(self, ctx: Context) -> ReportSection:
-        return make_selection_section(read_probed(ctx, _probe_seeds(ctx)))
+        return make_selection_section(read_probed(ctx, self.probe_seeds(ctx)))
 
     def report_key(self, ctx: Context) -> Key:
-        probed = _probe_seeds(ctx).items()
-        return {
-            "probes": {str(seed): [one.hash for of in many.values() for one in of] for seed, many in probed},
-            "select": to_tree(ctx.config.select),
-        }
+        return {"probes": self.hash_probes(ctx), "select": to_tree(ctx.config.select)}
 
 
 @once
@@ -63,10 +59,6 @@ def probe_kept(ctx: Context, seed: int) -> Probed:
     whole = whole_variants_of(ctx, seed)
     probed = probe_variants(ctx, seed, whole)
     return probed | probe_variants(ctx, seed, [whole[0], *selection_variants_of(ctx, seed)])
-
-
-def _probe_seeds(ctx: Context) -> dict[int, Probed]:
-    return {seed: probe_kept(ctx, seed) for seed in ctx.config.seeds}
 
 
 def whole_variants_of(ctx: Context, seed: int) -> list[Ablation]:
