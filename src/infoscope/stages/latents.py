@@ -58,7 +58,7 @@ def load_sources(ctx: Context, seed: int) -> list[type[SeedStage]]:
     ]
 
 
-def join_latents(ctx: Context, seed: int, stages: Iterable[type[SeedStage]]) -> LatentTable:
+def join_latents(ctx: Context, seed: int, stages: Iterable[type[Stage]]) -> LatentTable:
     """Return what some stages know of each latent of a seed."""
     table = LatentTable(seed)
     for stage in stages:
