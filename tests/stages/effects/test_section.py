@@ -109,8 +109,8 @@ def test_findings_follow_the_numbers() -> None:
     assert less.startswith("At equal frequency, peak, support and mass the more scope a feature has, the less its")
     assert "mean patch" in less
     assert "final CLS" in less
-    assert more.startswith("the more scope a feature has, the more its removal costs: depth +")
-    assert undecided.startswith("whether scope goes with what removal costs is undecided: segmentation ")
+    assert more.startswith("the more scope a feature has, the more its removal costs: depth (+")
+    assert undecided.startswith("whether scope goes with what removal costs is undecided: segmentation (")
 
 
 def test_the_cds_is_held_against_the_other_scores() -> None:
@@ -123,7 +123,9 @@ def test_the_cds_is_held_against_the_other_scores() -> None:
         assert lead.low > 0
     _, section = make_one([make_scope_result(seed) for seed in range(2)], [])
     *_, of_segmentation, of_depth = section.findings
-    assert re.search(r"CDS adds on depth: 0\.\d+, more than CDS - chance \(\+.*more than CDS / chance \(\+", of_depth)
+    assert re.search(
+        r"CDS adds to these four for depth: 0\.\d+, more than CDS - chance \(\+.*more than CDS / chance \(\+", of_depth
+    )
     assert of_segmentation.count("not told from") == 2
 
 
@@ -210,7 +212,7 @@ def test_matched_findings_are_no_stronger_than_their_intervals() -> None:
             result["metrics"]["depth"]["rmse_m"] = 1 + 0.1 * sign * (result["sae_seed"] - 1)
             result["metrics"]["classification/patch_mean"]["top1"] = 0.7 + 0.1 * sign + 0.001 * result["sae_seed"]
     *findings, brackets = make_one([make_scope_result(seed) for seed in range(3)], results)[1].findings[-5:]
-    assert "95% intervals over SAE seeds" in brackets
+    assert "95% interval over SAE seeds" in brackets
     for matching, finding in zip(MATCHINGS, findings, strict=True):
         beginning, more, alike, less = re.split("costs more than|is not told from|costs less than", finding)
         assert beginning == f"Matched in {matching} (38 features in each group), removing low-scope features "
@@ -223,7 +225,7 @@ def test_matched_findings_are_no_stronger_than_their_intervals() -> None:
 def test_matched_groups_of_one_seed_are_not_judged() -> None:
     _, section = make_one([make_scope_result()], make_matched_results(1))
     (finding,) = (text for text in section.findings if "matched" in text)
-    assert finding.startswith("One SAE seed tells nothing of what scope is worth in groups matched in frequency (38 ")
+    assert finding.startswith("One SAE seed does not tell scope from chance in groups matched in frequency (38 ")
     assert not any("costs" in text for text in section.findings if "removing" in text)
 
 

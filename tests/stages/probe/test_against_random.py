@@ -84,7 +84,7 @@ def test_one_seed_has_no_interval() -> None:
     assert [row["finding"] for row in table.records()] == [""]
     assert "Interval" not in table.notes[0]
     assert table.notes[1:] == list(describe_excess([one]))
-    assert table.notes[1].startswith("A difference in one SAE seed does not tell")
+    assert table.notes[1].startswith("One SAE seed gives no interval")
 
 
 def test_what_only_one_seed_has_is_in_no_finding() -> None:
@@ -93,7 +93,7 @@ def test_what_only_one_seed_has_is_in_no_finding() -> None:
     both, alone = describe_excess(list_excess(runs))
     assert both.startswith("mIoU: removing low-scope features costs more than removing random ones of equal mass (")
     assert "energy" not in both
-    assert "one SAE seed" in alone
+    assert alone.startswith("One SAE seed gives no interval")
 
 
 def test_a_seed_whose_group_is_empty_is_left_out() -> None:

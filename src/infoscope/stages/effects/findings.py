@@ -40,9 +40,9 @@ def _say_partial(said: Mapping[str, Mapping[str, Said]]) -> str:
         partial = of["cds"].partial
         if math.isfinite(partial.value):
             place = (partial.value > 0) if partial.is_decided else 2
-            [*parts.values()][place].append(f"{TASKS[task]} {write_estimate(partial)}")
+            [*parts.values()][place].append(f"{TASKS[task]} ({_write_numbers(partial)})")
     text = "; ".join(f"{words}: {', '.join(of)}" for words, of in parts.items() if of)
-    brackets = "(Partial rank correlation of CDS and effect, 95% interval over features.)"
+    brackets = "In brackets: partial rank correlation of CDS and effect, 95% interval over features, the SAEs given."
     return f"At equal frequency, peak, support and mass {text}. {brackets}" if text else ""
 
 
@@ -54,17 +54,17 @@ def _compare_scores(said: Mapping[str, Mapping[str, Said]]) -> list[str]:
         for name, lead in compare_scores(of).items():
             words = ("more than" if lead.value > 0 else "less than") if lead.is_decided else "not told from"
             if math.isfinite(lead.value):
-                parts.append(f"{words} {SCORES[name]} ({write_estimate(lead, 3)})")
+                parts.append(f"{words} {SCORES[name]} ({_write_numbers(lead, 3)})")
         if parts:
             added = format_number(of["cds"].added.value, 3)
-            sentences.append(f"R² that CDS adds on {TASKS[task]}: {added}, {', '.join(parts)}.")
+            sentences.append(f"R² that CDS adds to these four for {TASKS[task]}: {added}, {', '.join(parts)}.")
     return sentences or ["No score can be held against another."]
 
 
-def write_estimate(of: Estimate, digits: int = 2) -> str:
-    """Return a number with its interval."""
+def _write_numbers(of: Estimate, digits: int = 2) -> str:
+    """ "+0.21, +0.03 to +0.39"."""
     value, low, high = (format_number(number, digits, signed=True) for number in of)
-    return f"{value} ({low} to {high})"
+    return f"{value}, {low} to {high}"
 
 
 def say_matched(results: Sequence[Result]) -> list[str]:
@@ -84,9 +84,10 @@ def say_matched(results: Sequence[Result]) -> list[str]:
         else:
             unknown.append(f"in {matching} ({n} features in each group)")
     if known:
-        sentences += [*known, f"In brackets: {LEVEL:.0%} intervals over SAE seeds (t), each by itself."]
+        brackets = f"difference between the two with its {LEVEL:.0%} interval over SAE seeds (t, each by itself)"
+        sentences += [*known, f"In brackets: {brackets}."]
     if unknown:
-        sentences.append(f"One SAE seed tells nothing of what scope is worth in groups matched {'; '.join(unknown)}.")
+        sentences.append(f"One SAE seed does not tell scope from chance in groups matched {'; '.join(unknown)}.")
     return sentences
 
 

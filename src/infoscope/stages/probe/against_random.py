@@ -165,7 +165,7 @@ def describe_excess(excess: Sequence[Excess]) -> Iterator[str]:
         parts = [f"removing {name} features {_compare(controls)}" for name, controls in groups.items()]
         yield f"{metric.column.heading}: {'; '.join(parts)}."
     if len(known) < len(excess):
-        yield "A difference in one SAE seed does not tell how far it is one of the group's scope: it has no finding."
+        yield "One SAE seed gives no interval, so it does not tell whether a group costs more than random features."
 
 
 def _compare(controls: Sequence[Excess]) -> str:
