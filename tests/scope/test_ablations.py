@@ -9,7 +9,7 @@ from infoscope.runtime.errors import InputError
 from infoscope.sae.edit import EditMode
 from infoscope.scope.ablations import Ablation, Role, make_ablations, make_matched_ablations
 from infoscope.scope.config import Control
-from infoscope.scope.matching import make_properties, match_groups
+from infoscope.scope.matching import match_groups
 
 D_SAE = 100
 
@@ -108,7 +108,8 @@ def test_matched_groups(mass):
     rate = np.repeat([0.001, 0.01, 0.1, 0], 25)
     groups = {"high": first(40), "low": first(60, 40)}  # both fire at .01, high ones alone at .001
     support = np.random.default_rng(5).uniform(0.01, 0.3, D_SAE)
-    high, low, *others = make_matched_ablations(groups, rate, support, mass, seed=1)
+    pairs = match_groups(groups, rate, support, mass, seed=1)
+    high, low, *others = make_matched_ablations(pairs, mass)
     assert [variant.group for variant in (high, low)] == ["high, matched frequency", "low, matched frequency"]
     assert [variant.name for variant in (high, low)] == [
         "error_preserving_without_high_matched",
@@ -119,7 +120,6 @@ def test_matched_groups(mass):
     assert not (high.ablated & ~groups["high"]).any()
     assert not (low.ablated & ~groups["low"]).any()
     assert high.mass_share_train == pytest.approx(mass[high.ablated].sum() / mass.sum())
-    pairs = match_groups(groups["high"], groups["low"], make_properties(rate, support, mass), seed=1)
     assert [variant.group for variant in others] == [
         f"{group}, matched {matching}" for matching in list(pairs)[1:] for group in ("high", "low")
     ]
@@ -131,10 +131,11 @@ def test_matched_groups(mass):
 def test_groups_that_have_nothing_in_common_are_empty_rows():
     rate = np.repeat([0.001, 0.1], 50)
     groups = {"high": first(50), "low": first(50, 50)}
-    variants = make_matched_ablations(groups, rate, np.ones(D_SAE), np.where(rate < 0.01, 1, 100.0))
+    mass = np.where(rate < 0.01, 1, 100.0)
+    variants = make_matched_ablations(match_groups(groups, rate, np.ones(D_SAE), mass), mass)
     assert [variant.empty for variant in variants] == [True, True, False, False, True, True, True, True]
 
 
 def test_bands_have_no_matched_rows(mass):
     bands = {"band 1 of 2": first(50), "band 2 of 2": first(50, 50)}
-    assert make_matched_ablations(bands, np.ones(D_SAE), np.ones(D_SAE), mass) == []
+    assert make_matched_ablations(match_groups(bands, np.ones(D_SAE), np.ones(D_SAE), mass), mass) == []

@@ -83,7 +83,7 @@ def test_matching_makes_groups_alike() -> None:
     rate = np.where(high, rate / 2, rate)
     support, mass = rate**0.3 * rng.uniform(0.5, 1, n), rate * rng.gamma(3, size=n)
     properties = make_properties(rate, support, mass)
-    for matching, pair in match_groups(high, ~high, properties).items():
+    for matching, pair in match_groups({"high": high, "low": ~high}, rate, support, mass).items():
         assert pair[0].sum() == pair[1].sum() > 50
         for name in MATCHINGS[matching]:
             balance = compute_balance((high, ~high), pair, properties[name])
@@ -95,10 +95,8 @@ def test_matched_frequency_is_that_of_bins() -> None:
     rng = np.random.default_rng(1)
     rate = np.where(rng.random(200) < 0.1, 0, rng.exponential(0.02, 200))
     high = rng.random(200) < 0.6
-    properties = make_properties(rate, np.full(200, 0.1), rate)
-    for ours, theirs in zip(
-        match_groups(high, ~high, properties, seed=3)["frequency"], match_frequency(high, ~high, rate, 3), strict=True
-    ):
+    found = match_groups({"high": high, "low": ~high}, rate, np.full(200, 0.1), rate, seed=3)
+    for ours, theirs in zip(found["frequency"], match_frequency(high, ~high, rate, 3), strict=True):
         assert np.array_equal(ours, theirs)
 
 

@@ -16,7 +16,7 @@ from infoscope.runtime.errors import InputError
 from infoscope.sae.edit import EditMode
 from infoscope.scope.config import Control
 from infoscope.scope.energy import Cumulate
-from infoscope.scope.matching import FREQUENCY, make_properties, match_groups, name_matched
+from infoscope.scope.matching import FREQUENCY, Pair, name_matched
 
 Progress = Callable[[str, int, int], object]
 """Called with (what is being done, how many of it are done, how many there are)."""
@@ -149,29 +149,17 @@ def make_ablations(
     return variants
 
 
-def make_matched_ablations(
-    groups: Mapping[str, Bool[np.ndarray, " d_sae"]],
-    firing_rate: Float[np.ndarray, " d_sae"],
-    support: Float[np.ndarray, " d_sae"],
-    mass: Float[np.ndarray, " d_sae"],
-    seed: int = 0,
-) -> list[Ablation]:
+def make_matched_ablations(matched: Mapping[str, Pair], mass: Float[np.ndarray, " d_sae"]) -> list[Ablation]:
     """Return the rows without as many high-scope as low-scope latents that are alike in something, for every matching.
 
-    Both groups are thinned out (see `match_groups`), and removed while the SAE's error stays. Groups other than "high"
-    and "low" (bands) have no such rows; groups that have nothing in common have two empty ones.
+    They are removed while the SAE's error stays; groups that have nothing in common have two empty rows.
 
     Args:
-        groups, mass: as for `make_ablations`.
-        firing_rate, support: as for `make_properties`.
-        seed: of the draw within bins of frequency.
+        matched: see `match_groups`.
+        mass: as for `make_ablations`.
     """
-    if not {"high", "low"} <= groups.keys():
-        return []
-    mass = np.asarray(mass, dtype=np.float64)
-    high, low = (np.asarray(groups[name], dtype=bool) for name in ("high", "low"))
-    variants = []
-    for matching, pair in match_groups(high, low, make_properties(firing_rate, support, mass), seed).items():
+    mass, variants = np.asarray(mass, dtype=np.float64), []
+    for matching, pair in matched.items():
         suffix = "matched" if matching == FREQUENCY else f"matched_{matching.replace(', ', '_').replace(' ', '_')}"
         variants += [
             Ablation(

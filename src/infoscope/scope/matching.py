@@ -64,16 +64,25 @@ def make_properties(
 
 
 def match_groups(
-    high: Group, low: Group, properties: Mapping[str, Float[np.ndarray, " d_sae"]], seed: int = 0
+    groups: Mapping[str, Group],
+    firing_rate: Float[np.ndarray, " d_sae"],
+    support: Float[np.ndarray, " d_sae"],
+    mass: Float[np.ndarray, " d_sae"],
+    seed: int = 0,
 ) -> dict[str, Pair]:
-    """Return {matching: (subgroup of `high`, subgroup of `low`)}, of every matching; both empty where none can be made.
+    """Return {matching: (subgroup of "high", subgroup of "low")}, of every matching; both empty where none can be made.
+
+    Nothing without these two groups (bands).
 
     Args:
-        properties: see `make_properties`.
+        firing_rate, support, mass: as for `make_properties`.
         seed: of the draw within bins of frequency.
     """
-    rate = np.nan_to_num(np.exp2(properties["frequency"]), nan=0)
-    found = {FREQUENCY: match_frequency(high, low, rate, seed)}
+    if not {"high", "low"} <= groups.keys():
+        return {}
+    high, low = groups["high"], groups["low"]
+    properties = make_properties(firing_rate, support, mass)
+    found = {FREQUENCY: match_frequency(high, low, firing_rate, seed)}
     for matching, names in MATCHINGS.items():
         if matching not in found:
             found[matching] = match_nearest(high, low, [properties[name] for name in names])

@@ -6,6 +6,7 @@ from infoscope.pipeline.context import Context, once
 from infoscope.pipeline.stage import Needs
 from infoscope.scope.ablations import Ablation, make_ablations, make_matched_ablations
 from infoscope.scope.config import Control
+from infoscope.scope.matching import Pair, match_groups
 from infoscope.stages.confounds.stage import Confounds
 from infoscope.stages.energy import Sample, energy_of
 from infoscope.stages.rank import Rank, mass_of
@@ -39,9 +40,14 @@ def ablations_of(ctx: Context, seed: int) -> list[Ablation]:
 
 
 @once
+def matched_groups_of(ctx: Context, seed: int) -> dict[str, Pair]:
+    """Return {matching: high and low scope thinned out until they are alike in it}; nothing where groups are bands."""
+    groups, firing_rate = partition_of(ctx, seed).groups, Rank.at(ctx, seed).load().firing_rate
+    support = Confounds.at(ctx, seed).load().properties.support
+    return match_groups(groups, firing_rate, support, mass_of(ctx, seed), ctx.config.probe.seed)
+
+
+@once
 def all_ablations_of(ctx: Context, seed: int) -> list[Ablation]:
     """Return all that is probed: `ablations_of`, and the groups thinned out until they are alike, if there are any."""
-    firing_rate, groups = Rank.at(ctx, seed).load().firing_rate, partition_of(ctx, seed).groups
-    support = Confounds.at(ctx, seed).load().properties.support
-    matched = make_matched_ablations(groups, firing_rate, support, mass_of(ctx, seed), ctx.config.probe.seed)
-    return ablations_of(ctx, seed) + matched
+    return ablations_of(ctx, seed) + make_matched_ablations(matched_groups_of(ctx, seed), mass_of(ctx, seed))

@@ -16,7 +16,7 @@ from infoscope.report.page import Page, write_report
 from infoscope.report.section import ReportSection
 from infoscope.report.tables import MINUS, Table
 from infoscope.sae.latent_table import LatentColumn, LatentTable
-from infoscope.scope.matching import MATCHINGS, PROPERTIES, make_properties, match_groups, name_matched
+from infoscope.scope.matching import MATCHINGS, PROPERTIES, Pair, match_groups, name_matched
 from infoscope.scope.partial_ranks import compute_partials
 from infoscope.stages.effects.numbers import OTHERS, SCORES, compare_scores, judge_matching, predict_effects
 from infoscope.stages.effects.section import make_effect_section
@@ -77,7 +77,14 @@ def make_one(scopes: list[ScopeResult], results: list[dict[str, Any]]) -> tuple[
         )
         for table in tables
     ]
-    return tables, make_effect_section(effects, tables, scopes, results, seed=0)
+    return tables, make_effect_section(effects, tables, scopes, results, match_all(scopes, tables))
+
+
+def match_all(scopes: list[ScopeResult], tables: list[LatentTable]) -> list[dict[str, Pair]]:
+    return [
+        match_groups(scope.partition.groups, scope.firing_rate, np.asarray(table["support"]), scope.mass)
+        for scope, table in zip(scopes, tables, strict=True)
+    ]
 
 
 def read(table: Table, label: str) -> dict[str, Any]:
@@ -150,11 +157,7 @@ def test_balance_is_that_of_the_matched_groups() -> None:
     tables, section = make_one(scopes, [])
     shown = section.tables["matching"]
     assert [row[0].value for row in shown.rows] == list(MATCHINGS)
-    n_pairs = []
-    for scope, table in zip(scopes, tables, strict=True):
-        properties = make_properties(scope.firing_rate, table["support"], scope.mass)
-        groups = scope.partition.groups
-        n_pairs.append(match_groups(groups["high"], groups["low"], properties)["mass"][0].sum())
+    n_pairs = [matched["mass"][0].sum() for matched in match_all(scopes, tables)]
     row = read(shown, "mass")
     assert row["n_pairs"].mean == np.mean(n_pairs)
     assert abs(row["mass_after"].mean) < 0.1
@@ -167,7 +170,7 @@ def test_features_that_lack_what_is_matched_are_counted() -> None:
     (table,) = make_tables([scope])
     members = np.flatnonzero(scope.partition.groups["high"])[:3]
     table["support"][members] = np.nan
-    matched = judge_matching([scope], [table], seed=0)
+    matched = judge_matching([scope], [table], match_all([scope], [table]))
     assert {name: of.n_lacking.mean for name, of in matched.items()} == {
         "frequency": 0,
         "support": 3,

@@ -9,7 +9,7 @@ import numpy as np
 
 from infoscope.report.tables import Stat, compute_stat
 from infoscope.sae.latent_table import LatentTable
-from infoscope.scope.matching import MATCHINGS, PROPERTIES, compute_balance, make_properties, match_groups
+from infoscope.scope.matching import MATCHINGS, PROPERTIES, Pair, compute_balance, make_properties
 from infoscope.scope.partial_ranks import Draws, Estimate, compute_partials, estimate
 from infoscope.stages.score.result import ScopeResult
 
@@ -81,20 +81,19 @@ class Matched(NamedTuple):
     after: Mapping[str, Stat]
 
 
-def judge_matching(scopes: Sequence[ScopeResult], tables: Sequence[LatentTable], seed: int) -> dict[str, Matched]:
+def judge_matching(
+    scopes: Sequence[ScopeResult], tables: Sequence[LatentTable], matched: Sequence[Mapping[str, Pair]]
+) -> dict[str, Matched]:
     """Return {matching: what it has made of the groups}; nothing where there are no high and low groups.
 
     Args:
-        seed: of the probes, see `match_groups`.
+        matched: the groups that are removed, see `match_groups`.
     """
     rows: dict[str, list[list[float]]] = {}
-    for scope, table in zip(scopes, tables, strict=True):
-        groups = scope.partition.groups
-        if not {"high", "low"} <= groups.keys():
-            return {}
-        whole = groups["high"], groups["low"]
+    for scope, table, pairs in zip(scopes, tables, matched, strict=True):
         properties = make_properties(scope.firing_rate, np.asarray(table["support"]), scope.mass)
-        for matching, pair in match_groups(*whole, properties, seed).items():
+        for matching, pair in pairs.items():
+            whole = scope.partition.high, scope.partition.low
             balance = [compute_balance(whole, pair, properties[name]) for name in PROPERTIES]
             known = np.isfinite([properties[name] for name in MATCHINGS[matching]]).all(axis=0)
             counts = [float(group.sum()) for group in (*whole, pair[0], (whole[0] | whole[1]) & ~known)]

@@ -8,7 +8,7 @@ from infoscope.probes.latent_effects import LatentEffects
 from infoscope.report.section import ReportSection
 from infoscope.report.tables import Align, Column, Table, format_number
 from infoscope.sae.latent_table import LatentTable
-from infoscope.scope.matching import CALIPER, PROPERTIES
+from infoscope.scope.matching import CALIPER, PROPERTIES, Pair
 from infoscope.scope.partial_ranks import MIN_LATENTS, N_BOOTSTRAP
 from infoscope.stages.effects.findings import TASKS, say_effects, say_matched
 from infoscope.stages.effects.numbers import OTHERS, SCORES, Matched, Said, judge_matching, predict_effects
@@ -30,22 +30,22 @@ def make_effect_section(
     tables: Sequence[LatentTable],
     scopes: Sequence[ScopeResult],
     results: Sequence[Result],
-    seed: int,
+    matched: Sequence[Mapping[str, Pair]],
 ) -> ReportSection:
     """Return the section of some SAE seeds.
 
     Args:
         tables: what is known of each latent, with the effects among it.
         results: as for the removal tables; those of matched groups have their table here.
-        seed: of the probes.
+        matched: the groups of `judge_matching`.
     """
     tasks = list(effects[0].effects)
     said = {task: predict_effects(tables, name_column(task)) for task in tasks}
     shown, findings = {"effects": _make_table(said)}, say_effects(said)
-    if matching := judge_matching(scopes, tables, seed):
+    if matching := judge_matching(scopes, tables, matched):
         shown["matching"] = _make_matching_table(matching)
-    if (matched := make_matched_table(results)) is not None:
-        shown["removal_matched"] = matched
+    if (removal := make_matched_table(results)) is not None:
+        shown["removal_matched"] = removal
         findings += say_matched(results)
     return ReportSection(
         name="effects",

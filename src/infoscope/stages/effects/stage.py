@@ -13,6 +13,7 @@ from infoscope.report.section import ReportSection
 from infoscope.runtime.store import Workspace
 from infoscope.sae.latent_table import LatentColumn
 from infoscope.scope.ablations import Ablation, make_original
+from infoscope.stages.ablations import matched_groups_of
 from infoscope.stages.confounds.stage import Confounds
 from infoscope.stages.effects.section import UNITS, make_effect_section, name_column
 from infoscope.stages.images import count_images, knows, probe_data, scenes_of
@@ -101,7 +102,7 @@ class Effects(SeedStage[LatentEffects]):
             tables,
             [scope_of(ctx, seed) for seed in ctx.config.seeds],
             read_probed(ctx) if Probe.is_goal(ctx) else [],
-            ctx.config.probe.seed,
+            [matched_groups_of(ctx, seed) for seed in ctx.config.seeds],
         )
 
 

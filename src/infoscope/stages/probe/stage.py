@@ -24,6 +24,7 @@ from infoscope.sae.config import TokenChoice
 from infoscope.sae.edit import EditMode
 from infoscope.scope.ablations import Ablation, make_ablations, make_matched_ablations
 from infoscope.scope.config import Rule
+from infoscope.scope.matching import MATCHINGS
 from infoscope.stages.ablations import all_ablations_of, needs_of_ablations
 from infoscope.stages.backbone import load_backbone, load_backbone_at
 from infoscope.stages.confounds.stage import Confounds
@@ -171,10 +172,10 @@ class Probe(ProbesOfVariants):
         n_groups = int(number or 0) if rule is Rule.bands else 2
         groups = {str(i): np.arange(2 * n_groups) // 2 == i for i in range(n_groups)}
         everyone, alike = np.ones(2 * n_groups, bool), np.ones(2 * n_groups)
-        matched = {"high": groups["0"], "low": groups["1"]} if n_groups == 2 else {}
+        matched = {} if rule is Rule.bands else dict.fromkeys(MATCHINGS, (groups["0"], groups["1"]))
         probe, count = ctx.config.probe, lambda order: 1.0 + np.arange(len(order))
         variants = make_ablations(groups, everyone, alike, probe.n_draws, controls=probe.controls, energy=count)
-        return len(variants + make_matched_ablations(matched, alike, alike, alike))
+        return len(variants + make_matched_ablations(matched, alike))
 
     def make(self, ctx: Context, seed: int) -> Probed:
         return probe_all(ctx, seed)
