@@ -21,6 +21,7 @@ from tests.support.pipeline_samples import (
     Recorder,
     collect_tiny,
     copy_run,
+    find_artifacts,
     find_folder,
     finish_tiny_run,
     make_tiny_config,
@@ -148,6 +149,16 @@ def test_the_removal_curve_is_a_report_of_its_own(finished: Path) -> None:
     assert roles == ["original", "all"] + 2 * 3 * ["part"]
     more = run_tiny(finished, "stage=curve", "curve.mass_shares=[0.3,0.5,0.7]")
     assert len(more.names("built", "probe")) <= 3  # the others exist
+
+
+def test_effects_alone_probe_the_matched_groups_and_no_others(finished: Path, tmp_path: Path) -> None:
+    whole, output_dir = find_artifacts(finished), copy_run(finished, tmp_path, but=("effects", "probe"))
+    made = run_tiny(output_dir, "stage=effects")
+    assert set(made.stages("built")) == {"probe", "effects"}
+    assert "in groups matched in" in made.text
+    probed = {name: of for name, of in find_artifacts(output_dir).items() if name.startswith("probe/")}
+    assert len(probed) >= 3
+    assert probed.keys() < {name for name in whole if name.startswith("probe/")}
 
 
 @pytest.mark.parametrize("kind", ["batchtopk", "jumprelu", "matryoshka_k", "matryoshka_prefix"])

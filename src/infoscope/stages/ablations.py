@@ -50,4 +50,9 @@ def matched_groups_of(ctx: Context, seed: int) -> dict[str, Pair]:
 @once
 def all_ablations_of(ctx: Context, seed: int) -> list[Ablation]:
     """Return all that is probed: `ablations_of`, and the groups thinned out until they are alike, if there are any."""
-    return ablations_of(ctx, seed) + make_matched_ablations(matched_groups_of(ctx, seed), mass_of(ctx, seed))
+    return ablations_of(ctx, seed) + matched_ablations_of(ctx, seed)
+
+
+def matched_ablations_of(ctx: Context, seed: int) -> list[Ablation]:
+    """Return those of `matched_groups_of`."""
+    return make_matched_ablations(matched_groups_of(ctx, seed), mass_of(ctx, seed))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from infoscope.config.tree import to_tree
-from infoscope.pipeline.context import Context
+from infoscope.pipeline.context import Context, once
 from infoscope.pipeline.stage import Key, Needs, Node, SeedStage, Work
 from infoscope.probes.latent_effects import LatentEffects, measure_latent_effects
 from infoscope.probes.results import load_result
@@ -13,7 +13,8 @@ from infoscope.report.section import ReportSection
 from infoscope.runtime.store import Workspace
 from infoscope.sae.latent_table import LatentColumn
 from infoscope.scope.ablations import Ablation, make_original
-from infoscope.stages.ablations import matched_groups_of
+from infoscope.scope.matching import MATCHINGS
+from infoscope.stages.ablations import matched_ablations_of, matched_groups_of
 from infoscope.stages.confounds.stage import Confounds
 from infoscope.stages.effects.section import UNITS, make_effect_section, name_column
 from infoscope.stages.images import count_images, knows, probe_data, scenes_of
@@ -21,7 +22,7 @@ from infoscope.stages.latents import join_latents
 from infoscope.stages.probe.artifacts import AblationProbes
 from infoscope.stages.probe.features import make_probe_inputs
 from infoscope.stages.probe.run import TRUTHS, Probed, list_probe_groups, probe_variants
-from infoscope.stages.probe.stage import Probe, ProbesOfVariants, check_probe_inputs, read_probed
+from infoscope.stages.probe.stage import Probe, ProbesOfVariants, check_probe_inputs, probe_with_others, read_probed
 from infoscope.stages.rank import Rank
 from infoscope.stages.sae import count_latents, sae_of
 from infoscope.stages.score.stage import Score, scope_of
@@ -41,7 +42,7 @@ class Effects(SeedStage[LatentEffects]):
     def needs(self, ctx: Context, seed: int) -> Needs:
         needs: dict[str, Node] = {"sae": sae_of(ctx, seed)}
         if not Probe.is_goal(ctx):  # else the original tokens are among what is
-            needs["heads"] = _OriginalProbes.at(ctx, seed)
+            needs["heads"] = _MatchedProbes.at(ctx, seed)
         for number, group in enumerate(list_probe_groups(ctx)):
             needs |= {f"{name}_{number}": of for name, of in scenes_of(ctx, group.data)}
             needs[f"tokens_{number}"] = Tokens.at(ctx, "test", group.data)
@@ -97,26 +98,41 @@ class Effects(SeedStage[LatentEffects]):
 
     def section(self, ctx: Context) -> ReportSection:
         tables = [join_latents(ctx, seed, (Rank, Score, Confounds, Effects)) for seed in ctx.config.seeds]
+        probed = None if Probe.is_goal(ctx) else _MatchedProbes().probe_seeds(ctx)
         return make_effect_section(
             [self.at(ctx, seed).load() for seed in ctx.config.seeds],
             tables,
             [scope_of(ctx, seed) for seed in ctx.config.seeds],
-            read_probed(ctx) if Probe.is_goal(ctx) else [],
+            read_probed(ctx, probed),
             [matched_groups_of(ctx, seed) for seed in ctx.config.seeds],
         )
 
 
-class _OriginalProbes(ProbesOfVariants):
-    """The probes of the original tokens alone, whose heads read the edited ones."""
+class _MatchedProbes(ProbesOfVariants):
+    """The probes of the original tokens, whose heads read the edited ones, and those of matched groups."""
 
     def describe(self, ctx: Context, seed: int) -> str:
-        return f"probe, original, seed {seed}"
+        return f"probe, matched groups, seed {seed}"
 
     def variants(self, ctx: Context, seed: int) -> list[Ablation]:
-        return [make_original(count_latents(ctx))]
+        return _matched_variants_of(ctx, seed)
+
+    def needs_of_variants(self, ctx: Context, seed: int) -> Needs:
+        return Needs(**vars(super().needs_of_variants(ctx, seed)), confounds=Confounds.at(ctx, seed))
 
     def count_nominal(self, ctx: Context) -> int:
-        return 1
+        return 1 + 2 * len(MATCHINGS)
 
     def make(self, ctx: Context, seed: int) -> Probed:
-        return probe_variants(ctx, seed, self.variants(ctx, seed))
+        return _probe_matched(ctx, seed)
+
+
+@once
+def _matched_variants_of(ctx: Context, seed: int) -> list[Ablation]:
+    return [make_original(count_latents(ctx)), *matched_ablations_of(ctx, seed)]
+
+
+@once
+def _probe_matched(ctx: Context, seed: int) -> Probed:
+    """Return the probes of every variant of a seed; what is missing is trained."""
+    return probe_with_others(ctx, seed, _matched_variants_of)
