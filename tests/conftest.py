@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import signal
@@ -12,9 +13,15 @@ from pathlib import Path
 import pytest
 
 TESTS = Path(__file__).parent
-LONG = ("launchers", "whole", "pipeline", "commands")
-"""Folders whose tests run whole chains of stages: all of them are marked long. They come first, the longest before the
-others, so that one of two processes is not left alone with them at the end."""
+LONG = ("launchers/test_slurm_chain.py", "whole", "launchers/test_slurm_sweeps.py", "pipeline", "launchers", "commands")
+"""Where tests run whole chains of stages: all of them are marked long. They come first, in this order: the longest, so
+that one of several processes is not left alone at the end, and those that wait for Slurm apart, so that others work."""
+
+
+def find_place(path: Path) -> int:
+    """Return the place of a test file among `LONG`, their number for those elsewhere."""
+    name = path.relative_to(TESTS).as_posix()
+    return next((place for place, start in enumerate(LONG) if name.startswith(start)), len(LONG))
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -40,10 +47,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     run_slow = config.getoption("--runslow") or os.environ.get("INFOSCOPE_SLOW", "") not in ("", "0")
     skip_slow = pytest.mark.skip(reason="slow: give --runslow or set INFOSCOPE_SLOW=1")
     skip_gpu = pytest.mark.skip(reason="needs a CUDA device")
-    by_folder = {folder: place for place, folder in enumerate(LONG)}
-    items.sort(key=lambda item: by_folder.get(item.path.relative_to(TESTS).parts[0], len(LONG)))
+    items.sort(key=lambda item: find_place(item.path))
     for item in items:
-        if item.path.relative_to(TESTS).parts[0] in LONG:
+        if find_place(item.path) < len(LONG):
             item.add_marker(pytest.mark.long)
         if "slow" in item.keywords and not run_slow:
             item.add_marker(skip_slow)
@@ -51,13 +57,24 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(skip_gpu)
 
 
+def pytest_collection_finish() -> None:
+    """What is imported by now stays: no time goes into seeking garbage in it."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    """Let the interpreter end as always: what is frozen would count as leaked."""
+    gc.unfreeze()
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _coarse_figures(request: pytest.FixtureRequest) -> Iterator[None]:
     """Whole runs save figures coarsely, in PDFs with fonts that need no parsing: else that is half of a tiny run."""
-    from infoscope.report import figure_style
-
     with pytest.MonkeyPatch.context() as patch:
-        if request.path.relative_to(TESTS).parts[0] in LONG:
+        if find_place(request.path) < len(LONG):
+            from infoscope.report import figure_style
+
             patch.setattr(figure_style, "DPI", 30)
             patch.setitem(figure_style.RC, "pdf.fonttype", 3)
         yield

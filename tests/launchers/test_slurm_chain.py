@@ -7,15 +7,15 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.support.app_samples import run_infoscope
 from tests.support.private_slurm import PrivateSlurm, wait_until
-from tests.support.sweeps import LIMIT_S, ROOT, finish, read_logs, start, sweep
+from tests.support.sweeps import finish, read_logs, start, sweep
 from tests.support.tiny_runs import TINY, read_checksums
 
 LONGER = "sae.n_tokens=200000"
@@ -26,10 +26,7 @@ LONGER = "sae.n_tokens=200000"
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The output_dir of one run alone."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    command = [sys.executable, "-m", "infoscope.app", *TINY, LONGER, f"output_dir={folder}"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=LIMIT_S, check=False)
-    assert done.returncode == 0, done.stderr
+    assert run_infoscope(*TINY, LONGER, f"output_dir={folder}") == 0
     return folder
 
 

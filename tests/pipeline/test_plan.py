@@ -32,6 +32,7 @@ from tests.support.pipeline_samples import (
     N_TRAIN,
     Recorder,
     copy_run,
+    draw_without_saving,
     find_folder,
     finish_tiny_run,
     make_tiny_config,
@@ -136,8 +137,9 @@ def count_artifacts(output_dir: Path) -> Counter[str]:
     ids=lambda one: " ".join(one) or "nothing",
 )
 def test_a_run_builds_what_was_planned(
-    tmp_path: Path, finished: Path, deleted: Sequence[str], overrides: Sequence[str]
+    tmp_path: Path, finished: Path, monkeypatch: pytest.MonkeyPatch, deleted: Sequence[str], overrides: Sequence[str]
 ) -> None:
+    draw_without_saving(monkeypatch)
     output_dir = copy_run(finished, tmp_path / "run", but=deleted)
     planned, bounds = Counter[str](), set[str]()
     for step in plan_of(output_dir, *overrides):

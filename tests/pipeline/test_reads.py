@@ -11,7 +11,7 @@ import pytest
 
 from infoscope.stages import train_sae as train_module
 from infoscope.vision.tokens.source import LiveTokens
-from tests.support.pipeline_samples import N_TEST, N_TRAIN, run_tiny
+from tests.support.pipeline_samples import N_TEST, N_TRAIN, draw_without_saving, run_tiny
 
 SEEDS = 3
 
@@ -40,9 +40,12 @@ def rows_read(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     return counts
 
 
-def test_a_report_of_three_seeds_reads_live_tokens_twice(tmp_path: Path, rows_read: dict[str, int]) -> None:
+def test_a_report_of_three_seeds_reads_live_tokens_twice(
+    tmp_path: Path, rows_read: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Beside their extraction and the training of SAEs: once for all meters of all SAEs, once for all features. Some of
     the test images are read for each SAE once more, for the effects of its latents."""
+    draw_without_saving(monkeypatch)
     recorder = run_tiny(
         tmp_path,
         "model=scenes_clip",

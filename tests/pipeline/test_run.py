@@ -24,8 +24,6 @@ from infoscope.data.scenes.scene_set import SceneSet
 from infoscope.pipeline.context import Context
 from infoscope.probes.module import ProbeModule
 from infoscope.probes.run import run_probes
-from infoscope.report import page
-from infoscope.report.figure_style import save_figure
 from infoscope.runtime.errors import InputError
 from infoscope.runtime.manifests import Spec, compute_checksum
 from infoscope.runtime.store import Store
@@ -59,6 +57,7 @@ from tests.support.pipeline_samples import (
     STAGES,
     Recorder,
     copy_run,
+    draw_without_saving,
     find_artifact,
     find_artifacts,
     find_folder,
@@ -92,20 +91,6 @@ def forbid(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
             raise AssertionError(f"the backbone's {name} was called")
 
         monkeypatch.setattr(Backbone, name, refuse)
-
-
-def draw_without_saving(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Draw the report's figures as small pictures: their look is another test's matter."""
-
-    def save_small(draw: Any, name: str, folder: Path, suffixes: Any) -> list[Path]:
-        draw()
-        paths = [folder / f"{name}.{suffix}" for suffix in suffixes]
-        for path in paths:
-            path.touch()
-        return paths
-
-    assert page.save_figure is save_figure
-    monkeypatch.setattr(page, "save_figure", save_small)
 
 
 # -- what a run makes ----------------------------------------------------------------------------------------------

@@ -20,6 +20,8 @@ from infoscope.commands.collect.opening import ContextFactory
 from infoscope.config.sweeps import Sweep
 from infoscope.config.tree import Config, compose
 from infoscope.pipeline.run import run
+from infoscope.report import page
+from infoscope.report.figure_style import save_figure
 from infoscope.report.page import ReportFiles
 from infoscope.runtime.job import Job
 from infoscope.runtime.manifests import Artifact, Spec
@@ -136,6 +138,20 @@ def run_tiny(output_dir: Path, *overrides: str) -> Recorder:
     else:
         recorder.files = run(config, recorder)
     return recorder
+
+
+def draw_without_saving(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw the report's figures and save empty files: their look is another test's matter."""
+
+    def save_small(draw: Any, name: str, folder: Path, suffixes: Any) -> list[Path]:
+        draw()
+        paths = [folder / f"{name}.{suffix}" for suffix in suffixes]
+        for path in paths:
+            path.touch()
+        return paths
+
+    assert page.save_figure is save_figure
+    monkeypatch.setattr(page, "save_figure", save_small)
 
 
 _FINISHED: list[tuple[Path, Recorder]] = []

@@ -28,7 +28,7 @@ Context = multiprocessing.context.ForkServerContext
 def fresh() -> Context:
     """Processes that have imported everything and computed nothing: each run begins within milliseconds."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["infoscope.pipeline.run", "infoscope.vision.open_clip.contrastive"])
+    context.set_forkserver_preload(["infoscope.pipeline.run", "infoscope.stages.probe.stage"])
     return context
 
 

@@ -220,7 +220,7 @@ def test_tokens_that_leap_against_tokens_without_context(name: str, output_dir: 
 
 
 def test_blocks_stand_side_by_side(output_dir: Path) -> None:
-    blocks = ["data=scenes", "model=planted_registers", "model.layer=0,1", "sae.n_tokens=614400"]
+    blocks = ["data=scenes", "model=planted_registers", "model.layer=0,1", "sae.n_tokens=153600"]
     folder = run_planted("real_vit", output_dir, *blocks)
     check_files(folder, ["real_vit"], ["cds_by_block", "norms_by_block", "cds_histogram", "examples"])
     first, second = read_rows(folder / "real_vit.csv")
@@ -241,7 +241,7 @@ def test_a_file_of_random_weights_in_the_format_of_real_ones(output_dir: Path, t
     overrides = [
         *(f"model.pretrained={tmp_path / 's14.safetensors'}", f"data.root={tmp_path / 'photographs'}"),
         *(f"output_dir={output_dir}", "model.layer=0,10", "sae.expansion_factor=1", "sae.n_tokens=2048"),
-        *("scope.k_cds=2", "scope.k_max=2", "logger=none", "trainer.progress=false", "trainer.device=cpu"),
+        *("scope.k_cds=1", "scope.k_max=1", "logger=none", "trainer.progress=false", "trainer.device=cpu"),
     ]
     assert main(load_experiment("real_vit").EXPERIMENT, overrides) == 0
     folder = output_dir / "experiments" / "real_vit"

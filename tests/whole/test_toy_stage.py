@@ -60,7 +60,9 @@ COMMANDS = """
 import contextlib, io, json, sys
 from tests.support.app_samples import run_infoscope
 import infoscope
+from infoscope.report import figure_style
 
+figure_style.DPI, figure_style.RC["pdf.fonttype"] = 30, 3  # as in tests/conftest.py
 assert infoscope.__file__.startswith(sys.argv[1]), infoscope.__file__
 told = {}
 for name, arguments in json.load(sys.stdin).items():
