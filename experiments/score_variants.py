@@ -36,6 +36,7 @@ from infoscope.report.tables import Align, Column, Table, compute_stat
 from infoscope.runtime.errors import InputError
 from infoscope.scope.config import Diagonal, RankBy
 from infoscope.scope.confounds import ConfoundResult
+from infoscope.scope.partial_ranks import estimate
 from infoscope.scope.ranking import Ranking
 from infoscope.scope.resampling import draw_auroc, draw_partial, draw_reliability, draw_weights
 from infoscope.scope.scores import Scores
@@ -77,8 +78,8 @@ class Compared(NamedTuple):
     @property
     def is_better(self) -> bool:
         """Whether the rule that was declared calls it better than the paper's."""
-        bounds = [find_interval(gain) for gain in self.gains.values()]
-        return any(low > 0 for low, _ in bounds) and not any(high < 0 for _, high in bounds)
+        gains = [estimate([draws]) for draws in self.gains.values()]
+        return any(gain.low > 0 for gain in gains) and not any(gain.high < 0 for gain in gains)
 
 
 def has_truth(images: ImageSet) -> bool:
@@ -101,13 +102,6 @@ def measure(ctx: Context) -> list[OfSeed]:
     return [OfSeed(Score.at(ctx, s).load(), Rank.at(ctx, s).load(), Confounds.at(ctx, s).load()) for s in seeds]
 
 
-def find_interval(draws: Float[np.ndarray, " draws"]) -> tuple[float, float]:
-    """Return the middle 95% of the draws, which stand behind the number itself; NaN where there are none."""
-    finite = draws[1:][np.isfinite(draws[1:])]
-    low, high = np.quantile(finite, [0.025, 0.975]).tolist() if len(finite) else (np.nan, np.nan)
-    return low, high
-
-
 def measure_variant(variant: Variant, found: ConfoundResult, weights: np.ndarray) -> dict[str, np.ndarray]:
     """Return `MEASURES` of the features that a variant scores, the number itself and draws of it."""
     scores, rate = variant.scores, found.properties.firing_rate
@@ -126,14 +120,15 @@ def measure_variant(variant: Variant, found: ConfoundResult, weights: np.ndarray
     }
 
 
-def compare_variants(scorings: Sequence[OfSeed], k: int) -> Iterator[Compared]:
+def compare_variants(scorings: Sequence[OfSeed], k: int, seed: int) -> Iterator[Compared]:
     """Compare all variants of one SAE with the paper's.
 
     Args:
         scorings: in the order of `SCORINGS`.
+        seed: of the draws, another one for each SAE: means over SAEs are of draws that have nothing in common.
     """
     found = scorings[0].confounds
-    weights = draw_weights(np.stack([found.known_global, found.known_local]), N_DRAWS)
+    weights = draw_weights(np.stack([found.known_global, found.known_local]), N_DRAWS, seed)
     top, top_anti, drawn, drawn_anti = (one.scores for one in scorings)
     paper, *others = list_variants(top, top_anti, drawn, drawn_anti, k)
     for variant in (paper, *others):
@@ -168,7 +163,7 @@ def make_table(name: str, title: str, rows: Sequence[Compared], is_gain: bool) -
     for row in rows:
         cells = []
         for draws in (row.gains if is_gain else row.measures).values():
-            cells += [float(draws[0]), *find_interval(draws)]
+            cells += estimate([draws])
         table.add_row(row.variant.name, row.variant.n_pairs, row.n_crops, row.n_scored, *cells)
     return table
 
@@ -182,7 +177,7 @@ def show(runs: Sequence[Run[list[OfSeed]]]) -> Shown:
             continue  # one has failed, which is said
         scorings = zip(*(by_scoring[scoring].found for scoring in SCORINGS), strict=True)
         k = of[0].config.scope.k_cds
-        seeds = [list(compare_variants(one, k)) for one in scorings]
+        seeds = [list(compare_variants(one, k, seed)) for one, seed in zip(scorings, of[0].config.seeds, strict=True)]
         rows = [join_seeds(variant) for variant in zip(*seeds, strict=True)]
         gains = make_table(f"gains{number}", "Gain on the paper's mean, over the features that both score", rows, True)
         for cost, costs_more in (("of equal cost", False), ("that cost more", True)):
