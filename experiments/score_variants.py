@@ -38,7 +38,7 @@ from infoscope.scope.config import Diagonal, RankBy
 from infoscope.scope.confounds import ConfoundResult
 from infoscope.scope.partial_ranks import estimate
 from infoscope.scope.ranking import Ranking
-from infoscope.scope.resampling import draw_auroc, draw_partial, draw_reliability, draw_weights
+from infoscope.scope.resampling import draw_auroc, draw_partial, draw_split_half, draw_weights
 from infoscope.scope.scores import Scores
 from infoscope.scope.separation import match_frequency
 from infoscope.scope.variants import Variant, list_variants
@@ -113,7 +113,7 @@ def measure_variant(variant: Variant, found: ConfoundResult, weights: np.ndarray
     effects = found.image_effect, found.label_effect
     image, label = (draw_partial(declared, effect, rate, weights) for effect in effects)
     return {
-        "reliability": draw_reliability(variant, weights),
+        "reliability": draw_split_half(variant, weights),
         "auroc": draw_auroc(scores, *known, weights),
         "auroc_matched": draw_auroc(scores, *matched, weights),
         "agreement": image - label,

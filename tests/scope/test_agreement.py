@@ -9,7 +9,7 @@ from infoscope.runtime.errors import InputError
 from infoscope.scope.agreement import (
     Interval,
     bootstrap_cds,
-    compute_reliability,
+    compute_split_half,
     correct_halves,
     find_undecided,
     partition_scores,
@@ -32,37 +32,37 @@ def draw_pairs(n: int, k: int, noise_sd: float, seed: int = 0) -> np.ndarray:
 @pytest.mark.parametrize("k", [4, 8])
 def test_reliability_is_the_true_one(noise_sd: float, k: int) -> None:
     """Of a mean of k pairs it is 1 / (1 + noise / k); rank correlations of normal variables are a little lower."""
-    found = compute_reliability(draw_pairs(3000, k, noise_sd), k, n_splits=20)
+    found = compute_split_half(draw_pairs(3000, k, noise_sd), k, n_splits=20)
     rho = 1 / (1 + noise_sd**2 / (k / 2))
-    assert found.value == pytest.approx(correct_halves(6 / np.pi * np.arcsin(rho / 2)), abs=0.04)
-    assert found.value == pytest.approx(1 / (1 + noise_sd**2 / k), abs=0.06)
+    assert found.reliability == pytest.approx(correct_halves(6 / np.pi * np.arcsin(rho / 2)), abs=0.04)
+    assert found.reliability == pytest.approx(1 / (1 + noise_sd**2 / k), abs=0.06)
     assert found.n == 3000
 
 
 def test_noise_has_no_reliability_and_equal_pairs_have_all_of_it() -> None:
     noise = np.random.default_rng(1).random((2000, 8))
-    assert abs(compute_reliability(noise, 8).value) < 0.05
-    assert compute_reliability(np.repeat(noise[:, :1], 8, axis=1), 8).value == pytest.approx(1)
+    assert abs(compute_split_half(noise, 8).reliability) < 0.05
+    assert compute_split_half(np.repeat(noise[:, :1], 8, axis=1), 8).reliability == pytest.approx(1)
 
 
 def test_reliability_is_over_scored_features_and_the_first_ranks() -> None:
     pairs = draw_pairs(400, 16, 1.0)
     pairs[:100, :5] = NAN  # 3 of 8 valid: unscored
     pairs[100:200, :3] = NAN
-    found = compute_reliability(pairs, 8)
+    found = compute_split_half(pairs, 8)
     assert found.n == 300
-    assert found == compute_reliability(pairs[100:, :8], 8)
-    assert 0.8 < found.value < 0.93
-    assert compute_reliability(pairs, 16).value > found.value
+    assert found == compute_split_half(pairs[100:, :8], 8)
+    assert 0.8 < found.reliability < 0.93
+    assert compute_split_half(pairs, 16).reliability > found.reliability
 
 
 def test_too_few_pairs_or_features_have_no_reliability() -> None:
     pairs = draw_pairs(50, 8, 1.0)
-    for found in (compute_reliability(pairs, 1), compute_reliability(pairs[:2], 8), compute_reliability(pairs[:0], 8)):
-        assert np.isnan(found.value)
-    assert compute_reliability(pairs, 1).n == 0  # of one pair there is no other half
+    for found in (compute_split_half(pairs, 1), compute_split_half(pairs[:2], 8), compute_split_half(pairs[:0], 8)):
+        assert np.isnan(found.reliability)
+    assert compute_split_half(pairs, 1).n == 0  # of one pair there is no other half
     with pytest.raises(InputError, match="at least one split"):
-        compute_reliability(pairs, 8, n_splits=0)
+        compute_split_half(pairs, 8, n_splits=0)
 
 
 def test_halves_divide_the_valid_pairs_evenly() -> None:

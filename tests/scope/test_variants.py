@@ -7,9 +7,9 @@ import pytest
 from scipy.stats import spearmanr, trim_mean
 
 from infoscope.runtime.errors import InputError
-from infoscope.scope.agreement import compute_reliability
+from infoscope.scope.agreement import compute_split_half
 from infoscope.scope.cds import compute_cds, compute_cds_with_zeros, compute_chance_ratio
-from infoscope.scope.resampling import draw_auroc, draw_partial, draw_reliability, draw_spearman, draw_weights
+from infoscope.scope.resampling import draw_auroc, draw_partial, draw_spearman, draw_split_half, draw_weights
 from infoscope.scope.scores import Scores
 from infoscope.scope.separation import compute_auroc, compute_spearman
 from infoscope.scope.variants import (
@@ -91,8 +91,8 @@ def test_the_first_row_is_the_number_itself() -> None:
     assert auroc[0] == pytest.approx(plain.value)
     assert np.quantile(auroc[1:], [0.025, 0.975]) == pytest.approx(plain.interval, abs=0.04)
     paper = list_named()["mean of 8 (the paper's)"]
-    expected = compute_reliability(make_scores(0).emd, 8, n_splits=20).value
-    assert draw_reliability(paper, draw_weights(positive[None], 3))[0] == pytest.approx(expected, abs=0.02)
+    expected = compute_split_half(make_scores(0).emd, 8, n_splits=20).reliability
+    assert draw_split_half(paper, draw_weights(positive[None], 3))[0] == pytest.approx(expected, abs=0.02)
 
 
 def test_a_draw_is_that_of_repeated_latents() -> None:

@@ -170,21 +170,20 @@ def partition_scores(
     return replace(partition, groups={name: members & decided for name, members in partition.groups.items()})
 
 
-class Reliability(NamedTuple):
+class SplitHalf(NamedTuple):
     """How well scores of these features would repeat with as many other pairs of the same kind.
 
-    value: split-half correlation (Spearman, over features), mean over random splits, corrected to the full number of
-        pairs (Spearman-Brown): 1 repeats the order, 0 is noise; NaN with fewer than three features, or without order.
-    n: features that have a score from either half.
+    reliability: correlation of halves (Spearman, over features), mean over random splits, corrected to the full number
+        of pairs (Spearman-Brown): 1 repeats the order, 0 is noise; NaN with fewer than three features, or without
+        order.
+    n: features that have a score from both halves.
     """
 
-    value: float
+    reliability: float
     n: int
 
 
-def compute_reliability(
-    emd: Float[np.ndarray, "d_sae k_max"], k: int, n_splits: int = 100, seed: int = 0
-) -> Reliability:
+def compute_split_half(emd: Float[np.ndarray, "d_sae k_max"], k: int, n_splits: int = 100, seed: int = 0) -> SplitHalf:
     """Return the reliability of the CDS over the first `k` ranks, by random halves of each latent's valid pairs.
 
     The images are those that excite a latent most: it says nothing of other kinds of images.
@@ -197,7 +196,7 @@ def compute_reliability(
     found = [compare_cds(_mean(first, one), _mean(first, other), None) for one, other in halves]
     rho = float(np.mean([one.rank_correlation for one in found]))
     n = found[0].n
-    return Reliability(correct_halves(rho) if n > 2 else np.nan, n)
+    return SplitHalf(correct_halves(rho) if n > 2 else np.nan, n)
 
 
 def split_pairs(

@@ -35,8 +35,8 @@ def draw_weights(strata: Bool[np.ndarray, "n_strata d_sae"], n_draws: int, seed:
     return weights
 
 
-def draw_reliability(variant: Variant, weights: Weights, n_splits: int = 20, seed: int = 0) -> Draws:
-    """Return the reliability of a variant (see `compute_reliability`) over the latents that it scores."""
+def draw_split_half(variant: Variant, weights: Weights, n_splits: int = 20, seed: int = 0) -> Draws:
+    """Return the reliability of a variant (see `compute_split_half`) over the latents that it scores."""
     rhos, scored = [], np.isfinite(variant.scores)
     for one, other in split_pairs(np.where(variant.valid, 0.0, np.nan), n_splits, seed):
         rhos.append(draw_spearman(variant.summarise(one), np.where(scored, variant.summarise(other), np.nan), weights))

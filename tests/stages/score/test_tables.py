@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from infoscope.report.tables import MISSING
-from infoscope.scope.agreement import compute_reliability
+from infoscope.scope.agreement import compute_split_half
 from infoscope.scope.config import PartitionConfig
 from infoscope.stages.score.tables import compute_mass_share, compute_zero_shares, make_scope_table, summarise_scope
 from tests.support.report_samples import K_MAX, make_scope_result, make_scores, make_unscored_result
@@ -27,7 +27,7 @@ def test_scope_numbers() -> None:
     assert summary["locked"] == pytest.approx(0.1)
     assert summary["uniform"] == pytest.approx(0.404, abs=5e-4)
     assert summary["sensitive"] > summary["mean_cds"]  # type: ignore[operator]
-    assert summary["reliability"] == compute_reliability(result.scores.emd, K_MAX).value
+    assert summary["reliability"] == compute_split_half(result.scores.emd, K_MAX).reliability
     assert summary["n_undecided"] == result.undecided.sum() > 0
     assert summary["undecided_mass"] == pytest.approx(compute_mass_share(result, result.undecided))
     high = result.cds > 0.2

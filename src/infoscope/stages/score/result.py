@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 from jaxtyping import Bool, Float
 
-from infoscope.scope.agreement import bootstrap_cds, compute_reliability, find_undecided
+from infoscope.scope.agreement import bootstrap_cds, compute_split_half, find_undecided
 from infoscope.scope.cds import position_locked_score, uniform_chance_score
 from infoscope.scope.config import StabilityConfig
 from infoscope.scope.examples import find_locked
@@ -58,8 +58,8 @@ class ScopeResult:
 
     @cached_property
     def reliability(self) -> float:
-        """How well the scores would repeat with as many other pairs, see `compute_reliability`."""
-        return compute_reliability(self.scores.emd, self.k_cds).value
+        """How well the scores would repeat with as many other pairs, see `compute_split_half`."""
+        return compute_split_half(self.scores.emd, self.k_cds).reliability
 
     @property
     def locked(self) -> float:
