@@ -41,9 +41,9 @@ LOST = ("top1_cls_final_difference * -100", "miou_difference * -100", "depth_rms
 """What a group's removal costs, by column of the table of matched groups."""
 
 
-def band(place: int, metric: str) -> list[str]:
-    """The addresses of what a quarter costs, and what random groups of its mass cost."""
-    names = f"without band {place} of 4", f"random, mass of band {place} of 4"
+def lowest_band(metric: str) -> list[str]:
+    """The addresses of what the quarter of lowest CDS costs, and what random groups of its mass cost."""
+    names = "without band 1 of 4 (lowest CDS)", "random, mass of band 1 of 4"
     return [f"bands/removal_delta/section={KEPT};variant={name}/{metric}_difference * -100" for name in names]
 
 
@@ -60,7 +60,7 @@ def against(group: str, control: str, metric: str, source: str = "demo") -> str:
     return f"{source}/removal_against_random/group={group}-scope;control={control};metric={metric}"
 
 
-LOWEST, ACTIVE, CHANCE = "most active of band 1 of 3", "most active of all", "random"
+LOWEST, ACTIVE, CHANCE = "most active of band 1 of 3 (lowest CDS)", "most active of all", "random"
 PREDICTED = "predict/predictions/section=error-preserving;variant={}/top1 * 100"
 GAMMA = ("demo/scope/quantity=gamma/mean",)
 GROUPS = (
@@ -229,9 +229,9 @@ MINIATURE = (
         "Without the quarter of lowest CDS ({}% of the mass) the final CLS loses {} points and mIoU {}, random groups"
         " of equal mass {} and {}; without the quarter of highest CDS ({}%) nothing is lost.",
         [
-            f"{removal('without band 1 of 4', 'bands')}/mass_share * 100",
-            *(band(1, metric)[i] for i in (0, 1) for metric in ("top1_cls_final", "miou")),
-            f"{removal('without band 4 of 4', 'bands')}/mass_share * 100",
+            f"{removal('without band 1 of 4 (lowest CDS)', 'bands')}/mass_share * 100",
+            *(lowest_band(metric)[i] for i in (0, 1) for metric in ("top1_cls_final", "miou")),
+            f"{removal('without band 4 of 4 (highest CDS)', 'bands')}/mass_share * 100",
         ],
     ),
     Claim(

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from infoscope.runtime.errors import InputError
 from infoscope.scope.config import PartitionConfig, Rule
-from infoscope.scope.partition import Partition, make_partition, mass_threshold, name_group, note_bands, otsu_threshold
+from infoscope.scope.partition import Partition, make_partition, mass_threshold, name_group, otsu_threshold
 
 NAN = np.nan
 NUMBERS = {Rule.mass: {"mass_share": 0.4}, Rule.threshold: {"gamma": 0.1}, Rule.quantile: {"quantile": 0.4}}
@@ -194,8 +194,6 @@ def test_equal_scores_stay_together_whatever_their_mass():
 
 
 def test_bands_are_told_with_their_ends() -> None:
-    names = [name_group(f"band {i} of 3", with_end=True) for i in (1, 2, 3)]
+    names = [name_group(f"band {i} of 3") for i in (1, 2, 3)]
     assert names == ["band 1 of 3 (lowest CDS)", "band 2 of 3", "band 3 of 3 (highest CDS)"]
-    assert (name_group("band 1 of 3"), name_group("high", with_end=True)) == ("band 1 of 3", "high-scope")
-    assert note_bands(["high", "low"]) == []
-    assert note_bands(["band 1 of 3", "band 2 of 3"]) == ["Bands are numbered by CDS, 1 = lowest."]
+    assert (name_group("high"), name_group("unscored")) == ("high-scope", "unscored")

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -60,23 +59,16 @@ class Partition:
         return self.groups[name]
 
 
-def name_group(group: str, with_end: bool = False) -> str:
-    """Return a group's name for display: "high-scope", "low-scope", "band 1 of 4", ...
-
-    Args:
-        with_end: whether the first and the last band are called "band 1 of 4 (lowest CDS)" and "... (highest CDS)".
-    """
-    if group in ("high", "low"):
-        return f"{group}-scope"
-    if with_end and (band := re.fullmatch(r"band (\d+) of (\d+)", group)):
-        ends = {band[2]: " (highest CDS)", "1": " (lowest CDS)"}
-        return group + ends.get(band[1], "")
+def name_group(group: str) -> str:
+    """Return a group's name for display: "high-scope", "band 1 of 4 (lowest CDS)", "band 2 of 4", ..."""
+    match group.split():
+        case ["high" | "low"]:
+            return f"{group}-scope"
+        case ["band", "1", "of", _]:
+            return f"{group} (lowest CDS)"
+        case ["band", number, "of", n] if number == n:
+            return f"{group} (highest CDS)"
     return group
-
-
-def note_bands(groups: Iterable[str]) -> list[str]:
-    """Return a note for a table that names these groups: in which order bands are numbered, if there are any."""
-    return ["Bands are numbered by CDS, 1 = lowest."] if any(group.startswith("band ") for group in groups) else []
 
 
 def make_partition(

@@ -140,7 +140,7 @@ def test_bands_are_told_by_their_ends() -> None:
     measured = make_activation((5.0, 10.0), (9.0, 3.0))
     bands = measured._replace(groups={"band 1 of 2": measured.groups["high"], "band 2 of 2": measured.groups["low"]})
     finding = make_outlier_section(make_tokens(), {0: bands}).findings[2]
-    assert finding.index("band 2 of 2 features 9.00 against 3.00") < finding.index("band 1 of 2 features 5.00")
+    assert finding.index("(highest CDS) features 9.00 against 3.00") < finding.index("(lowest CDS) features 5.00")
     assert ": the paper's direction" in finding
 
 

@@ -208,8 +208,8 @@ def test_bands_have_rows_of_their_own() -> None:
         result["variant"]["group"] = band
         results.append(result)
     table = make_removal_tables(results)["removal"]
-    assert [row[0].value for row in table.rows] == ["original tokens", "without band 1 of 2", "without band 2 of 2"]
-    assert table.notes[-1] == "Bands are numbered by CDS, 1 = lowest."
+    bands = ["without band 1 of 2 (lowest CDS)", "without band 2 of 2 (highest CDS)"]
+    assert [row[0].value for row in table.rows] == ["original tokens", *bands]
 
 
 def test_overlap_is_printed_for_controls_only() -> None:

@@ -10,6 +10,7 @@ import pytest
 from infoscope.probes.selection import BY_ACTIVATION, BY_CHANCE, name_probe_rule
 from infoscope.report.figure_style import save_figure
 from infoscope.report.section import ReportSection
+from infoscope.scope.partition import name_group
 from infoscope.stages.select.section import make_selection_section
 
 D_SAE = 100
@@ -52,7 +53,8 @@ def section() -> ReportSection:
 def test_a_row_per_rule_and_number(section: ReportSection) -> None:
     lines = section.tables["selection"].to_markdown().splitlines()
     rows = [line.split("|")[1].strip() for line in lines if line.startswith("|")]
-    names = [f"most active of {band}" for band in BANDS] + ["most active of all", "random", "heaviest in the probe"]
+    of_bands = [f"most active of {name_group(band)}" for band in BANDS]
+    names = [*of_bands, "most active of all", "random", "heaviest in the probe"]
     assert [row for row in rows if row in names] == names * 2
     assert {"original tokens", "all features kept", "no feature kept"} <= set(rows)
 
@@ -68,8 +70,8 @@ def test_the_verdict_counts_every_metric_and_number(section: ReportSection) -> N
     assert "better in 6, worse in 0 of 6" in section.findings[0]
     depth = section.findings[-1]
     assert depth.startswith("depth RMSE")
-    assert "of the bands, most active of band 1 of 2 (n = 4, 8)" in depth
-    assert "the best rule is most active of band 1 of 2" in depth  # the probe's own choice is worse there
+    assert "of the bands, most active of band 1 of 2 (lowest CDS) (n = 4, 8)" in depth
+    assert "the best rule is most active of band 1 of 2 (lowest CDS)" in depth  # the probe's own choice is worse there
 
 
 def test_one_seed_gives_no_verdict() -> None:

@@ -14,7 +14,7 @@ from infoscope.report.tables import Align, Cell, Column, Stat, Table, compute_st
 from infoscope.scope.cds import uniform_chance_score
 from infoscope.scope.crops import shared_region
 from infoscope.scope.group_activation import GroupActivation
-from infoscope.scope.partition import name_group, note_bands
+from infoscope.scope.partition import name_group
 from infoscope.scope.token_outliers import MAPS, TokenOutliers
 from infoscope.stages.outliers.figures import HEADINGS, compute_locked, make_figures
 from infoscope.stages.outliers.findings import (
@@ -136,7 +136,6 @@ def _make_activation_table(runs: Sequence[GroupActivation]) -> Table:
             f" tokens of the training split, in SAE units ({seeds}). Compare ratios only, and with that of all"
             " features, for a token of high norm may well activate every group more. Shares are of all features'"
             " activation on such a token.",
-            *note_bands(list_groups(runs)),
         ],
         marks=MARKS,
     )

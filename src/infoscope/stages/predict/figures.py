@@ -58,7 +58,7 @@ def draw_reliability(results: Sequence[PredictionResult]) -> Figure:
         lines = {
             "original tokens": (INK, {"role": "original"}),
             "without random features of the same mass": (GREY, {"role": "control", "group": group, "control": "mass"}),
-            f"without {name_group(group, with_end=True)}": (
+            f"without {name_group(group)}": (
                 colours[group],
                 {"role": "group", "group": group, "mode": KEPT},
             ),
@@ -72,7 +72,7 @@ def draw_reliability(results: Sequence[PredictionResult]) -> Figure:
             panel.text(0.5, 0.1, f"fewer than {MIN_IMAGES} images", ha="center", color=GREY, fontsize=7.5)
         panel.set(xlim=(0, 1.04), ylim=(-0.03, 1.04), aspect="equal", xlabel="confidence")
         panel.grid(color=FAINT, linewidth=0.6)
-        panel.set_title(f"without {name_group(group)}")
+        panel.set_title(f"without {name_group(group)}".replace(" (", "\n("))
         if number % n_columns == 0:
             panel.set_ylabel("accuracy")
     figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=2)
@@ -156,7 +156,7 @@ def draw_changed_predictions(
         figure.text(
             0.1 / WIDTH_IN,
             (top - 0.19) / height,
-            f"without {name_group(group, with_end=True)}",
+            f"without {name_group(group)}",
             color=colours[group],
             weight="bold",
         )

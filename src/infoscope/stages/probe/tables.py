@@ -9,7 +9,6 @@ from itertools import groupby
 from typing import Any
 
 from infoscope.report.tables import Align, Cell, Column, Table, compute_stat
-from infoscope.scope.partition import note_bands
 from infoscope.stages.probe.against_random import make_table_against_random
 from infoscope.stages.probe.paper import PAPER_TITLES, PAPER_VALUES, PaperRow
 from infoscope.stages.probe.results import (
@@ -170,7 +169,6 @@ Cells = Callable[[Sequence[Result]], Sequence[Cell]]
 
 def fill_by_mode(table: Table, runs: Mapping[AblationRow, Sequence[Result]], cells: Cells) -> None:
     """Add one row per variant, in a section per mode; runs with an empty group only mark the row."""
-    table.notes += note_bands(variant.group or "" for variant in runs)
     for mode, variants in groupby(runs, lambda variant: variant.mode):
         table.add_section(MODES.get(mode, mode))
         _add_rows(table, {variant: runs[variant] for variant in variants}, cells)

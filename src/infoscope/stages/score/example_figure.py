@@ -57,7 +57,7 @@ class Example:
     @property
     def label(self) -> str:
         """Its group in words; "undecided" where its images do not settle it."""
-        return "undecided" if self.is_undecided else name_group(self.group, with_end=True)
+        return "undecided" if self.is_undecided else name_group(self.group)
 
     @property
     def facts(self) -> str:

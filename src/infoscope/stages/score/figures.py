@@ -117,7 +117,7 @@ def _draw_groups(axes: Axes, seeds: Sequence[ScopeResult], edges: np.ndarray) ->
             base, n_pale = base + counts, n_pale + is_pale * counts.sum()
     handles: list[Patch | Line2D] = []
     for name in names:
-        label = name_group(name, with_end=True).replace(" (", "\n(")
+        label = name_group(name).replace(" (", "\n(")
         handles.append(Patch(color=colours[name], alpha=SOLID, linewidth=0, label=label))
     if n_pale:
         handles.append(Patch(color=GREY, alpha=PALE, linewidth=0, label="pale: undecided"))

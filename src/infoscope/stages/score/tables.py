@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float
 from infoscope.report.tables import Align, Cell, Column, Stat, Table, Value, compute_stat
 from infoscope.scope.agreement import explain_undecided
 from infoscope.scope.cds import compute_cds_with_zeros, compute_chance_ratio, count_zero_maps
-from infoscope.scope.partition import note_bands
+from infoscope.scope.partition import name_group
 from infoscope.scope.ranking import Ranking
 from infoscope.stages.score.result import ScopeResult
 
@@ -59,8 +59,7 @@ def make_scope_table(seeds: Sequence[ScopeResult]) -> Table:
         " correlation over features, Spearman-Brown correction; 1: it repeats, 0: noise."
     )
     by_seed = {result.sae_seed: result for result in seeds}
-    notes = [note, *note_bands(name for result in seeds for name in result.partition.groups)]
-    return make_seed_table("scope", "Information scope of the features", by_seed, _quantities(seeds), notes)
+    return make_seed_table("scope", "Information scope of the features", by_seed, _quantities(seeds), [note])
 
 
 def make_seed_table(
@@ -160,7 +159,7 @@ def _count_heaviest(mass: Float[np.ndarray, " d_sae"], share: float) -> int:
 
 
 def _group_quantities(name: str) -> list[Quantity]:
-    heading = {"high": "high-scope (CDS > gamma)", "low": "low-scope (CDS ≤ gamma)"}.get(name, name)
+    heading = name_group(name) + {"high": " (CDS > gamma)", "low": " (CDS ≤ gamma)"}.get(name, "")
     key = name.replace(" ", "_")
 
     def members(result: ScopeResult) -> np.ndarray:

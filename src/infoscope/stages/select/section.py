@@ -86,9 +86,9 @@ def find_runs(runs: Runs, n_kept: int, rule: str, metric: Metric) -> list[Result
     return runs[n_kept].get(rule, [])
 
 
-def name_rule(rule: str, with_end: bool = False) -> str:
-    """Return a rule for display; `with_end` as for `name_group`."""
-    return LABELS.get(rule, f"most active of {name_group(rule, with_end)}")
+def name_rule(rule: str) -> str:
+    """Return a rule for display."""
+    return LABELS.get(rule, f"most active of {name_group(rule)}")
 
 
 def make_selection_table(results: Sequence[Result], runs: Runs, metrics: Sequence[Metric]) -> Table:
@@ -199,10 +199,7 @@ def draw_selection(results: Sequence[Result], runs: Runs, metrics: Sequence[Metr
     figure, panels = make_panels(len(metrics), 0.7 + 2.1 * math.ceil(len(metrics) / 2))
     for panel, metric in zip(panels, metrics, strict=True):
         _draw_panel(panel, results, runs, metric, {rule: colours[rule] for rule in rules})
-    handles = [
-        Line2D([], [], color=colours[rule], marker="o", markersize=3.5, label=name_rule(rule, with_end=True))
-        for rule in rules
-    ]
+    handles = [Line2D([], [], color=colours[rule], marker="o", markersize=3.5, label=name_rule(rule)) for rule in rules]
     for role, style in LINES.items():
         handles.append(Line2D([], [], color=INK, linewidth=0.9, linestyle=style, label=REFERENCES[role]))
     figure.legend(handles=handles, loc="outside lower center", ncols=2)

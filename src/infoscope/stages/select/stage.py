@@ -27,6 +27,8 @@ from infoscope.stages.select.section import make_selection_section
 class Select(Published, ProbesOfVariants):
     """Probes on n kept latents; before them the original tokens, all latents kept, and none."""
 
+    version = 1
+
     def describe(self, ctx: Context, seed: int) -> str:
         return f"select, seed {seed}"
 
