@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 import torch
@@ -41,6 +41,7 @@ from infoscope.sae.losses import (
     JumpReLUObjective,
     MatryoshkaKObjective,
     Objective,
+    ReLUObjective,
     TopKObjective,
     compute_jump,
 )
@@ -385,7 +386,7 @@ def test_every_kind_is_a_choice_of_the_command_line(kind: str) -> None:
     assert type(config) is KINDS[kind]
     sae = make_sae(config, torch.zeros(64), 1.0, seed=0)
     assert (sae.activation.kind, sae.d_sae) == (kind, 128)
-    assert OBJECTIVES[config.objective](**config.loss_settings(64))
+    assert OBJECTIVES[kind](**config.loss_settings(64))
 
 
 @pytest.mark.long
@@ -412,7 +413,6 @@ def test_levels_double_up_to_k(k: int, levels: list[int]) -> None:
 class HalfConfig(SAEConfig):
     """What a new kind adds to sae/config.py."""
 
-    objective: ClassVar[str] = "relu"
     kind: str = "half"
     share: Share = 0.5
 
@@ -443,9 +443,10 @@ class Half(ReLU):
 def test_a_new_kind_is_a_dataclass_an_activation_and_a_file(
     cache: Tokens, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Registered at its two places, it is composed, refused, trained, stored and loaded as every other."""
+    """Registered at its three places, it is composed, refused, trained, stored and loaded as every other."""
     monkeypatch.setitem(KINDS, "half", HalfConfig)
     monkeypatch.setitem(ACTIVATIONS, "half", Half)
+    monkeypatch.setitem(OBJECTIVES, "half", ReLUObjective)
     (tmp_path / "sae").mkdir()
     (tmp_path / "sae" / "half.yaml").write_text("defaults:\n  - /sae_half@_here_\n  - _self_\nshare: 0.25\n")
     monkeypatch.setattr("infoscope.config.tree.register_schemas", register_schemas.__wrapped__)

@@ -1,8 +1,8 @@
 """What an SAE is and how it is trained. Plain Python, so that composing a configuration does not import torch.
 
 Each kind has a dataclass of its own, which conf/sae/*.yaml extend as `/sae_<kind>`. A new kind is a dataclass and its
-place in `KINDS` here, an activation and its place in `ACTIVATIONS` (`sae/activations.py`), and a file in conf/sae. The
-dataclass names the loss, one of the `OBJECTIVES` in `sae/losses.py`.
+place in `KINDS` here, an activation and its place in `ACTIVATIONS` (`sae/activations.py`), its loss in `OBJECTIVES`
+(`sae/losses.py`), and a file in conf/sae.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import math
 from dataclasses import asdict, dataclass, field
 from enum import Enum
 from itertools import pairwise
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
 from infoscope.runtime.bounds import Batch, Bounds, Count, CountOrNone, Few, Items, NotNegative, Positive, Share, check
 from infoscope.runtime.errors import InputError
@@ -46,8 +46,6 @@ def check_k(k: int, d_sae: int) -> None:
 class SAEConfig:
     """Settings of every kind of SAE. An SAE is determined by these, its tokens and its seed."""
 
-    objective: ClassVar[str]
-    """The loss that it is trained with, by its name in `sae/losses.py`."""
     kind: str = "none"
     """Its name, which the command line and a checkpoint write: that of the dataclass, which alone may set it."""
     expansion_factor: Few = 8
@@ -126,7 +124,6 @@ class SAEConfig:
 class ReLUConfig(SAEConfig):
     """ReLU with an L1 penalty."""
 
-    objective: ClassVar[str] = "relu"
     kind: str = "relu"
     l1: NotNegative = 0.1
     """Weight, where FVU has 1, of the mean sum of latent activations, in units of a token's mean norm (ours)."""
@@ -139,7 +136,6 @@ class ReLUConfig(SAEConfig):
 class JumpReLUConfig(SAEConfig):
     """A learnt threshold per latent with an L0 penalty (Rajamanoharan et al., 2024)."""
 
-    objective: ClassVar[str] = "jumprelu"
     kind: str = "jumprelu"
     l0_coef: NotNegative = 0.003
     """Weight, where FVU has 1, of the mean number of active latents per token (ours)."""
@@ -159,7 +155,6 @@ class JumpReLUConfig(SAEConfig):
 class TopKConfig(SAEConfig):
     """k active latents per token (Gao et al., 2024)."""
 
-    objective: ClassVar[str] = "topk"
     kind: str = "topk"
     k: Count = 16
     """Active latents per token; with batchtopk and matryoshka_prefix their average."""
@@ -194,7 +189,6 @@ class TopKConfig(SAEConfig):
 class BatchTopKConfig(TopKConfig):
     """k per token on average over a batch, one threshold for all afterwards (Bussmann et al., 2024)."""
 
-    objective: ClassVar[str] = "batchtopk"
     kind: str = "batchtopk"
 
 
@@ -202,7 +196,6 @@ class BatchTopKConfig(TopKConfig):
 class MatryoshkaKConfig(TopKConfig):
     """TopK whose first few entries reconstruct too (MSAE, Zaigrajew et al., 2025)."""
 
-    objective: ClassVar[str] = "matryoshka_k"
     kind: str = "matryoshka_k"
     k_levels: Annotated[list[Count], Items(ascending=True)] | None = None
     """Active latents of the nested codes, ascending up to k; null is 1, 2, 4, ... up to k."""

@@ -216,5 +216,6 @@ OBJECTIVES: dict[str, Callable[..., Objective]] = {
     "batchtopk": BatchTopKObjective,
     "jumprelu": JumpReLUObjective,
     "matryoshka_k": MatryoshkaKObjective,
+    "matryoshka_prefix": BatchTopKObjective,
 }
-"""The losses, by the name that a kind's dataclass in `sae/config.py` gives with the settings to make one."""
+"""The loss of each kind, made with its `loss_settings`."""

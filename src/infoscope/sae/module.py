@@ -42,7 +42,7 @@ class SAEModule(L.LightningModule):
         super().__init__()
         self.automatic_optimization = False
         self.sae, self.config, self.lr = sae, config, config.choose_lr(sae.d_sae)
-        self.objective = OBJECTIVES[config.objective](**config.loss_settings(sae.d_in))
+        self.objective = OBJECTIVES[config.kind](**config.loss_settings(sae.d_in))
         self.register_buffer("tokens_since_fired", torch.zeros(sae.d_sae, dtype=torch.int64))
         self.at_step_boundary = True
         """Whether weights, optimiser and counters belong to the same step: only then may a checkpoint be written."""
