@@ -19,25 +19,23 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
-from infoscope.commands.experiments.runs import Run, Shown, name_figures, read_removal, read_scopes, show_models
+from infoscope.commands.experiments.runs import (
+    OUTLIER_COLUMNS,
+    Run,
+    Shown,
+    name_figures,
+    outlier_cells,
+    read_removal,
+    read_scopes,
+    show_models,
+)
 from infoscope.commands.experiments.sweep import Experiment, main
 from infoscope.pipeline.context import Context
-from infoscope.report.tables import Align, Column, Value
 from infoscope.scope.token_outliers import TokenOutliers
 from infoscope.stages.outliers.figures import draw_outlier_distances
-from infoscope.stages.outliers.section import make_outlier_section
 from infoscope.stages.outliers.stage import OutlierTokens
 from infoscope.stages.probe.results import Result
 from infoscope.stages.score.result import ScopeResult
-
-OUTLIER_COLUMNS = (
-    Column("outlier_share", "outliers", digits=2, scale=100, unit="%"),
-    Column("images_share", "images with any", digits=1, scale=100, unit="%"),
-    Column("has_mode", "a mode of their own", Align.left),
-    Column("emd_outlier", "EMD outliers", digits=3),
-    Column("emd_next_highest", "EMD next-highest", digits=3),
-    Column("chance_outlier", "chance of outliers", digits=3),
-)
 
 Found = tuple[TokenOutliers, list[ScopeResult], list[Result]]
 
@@ -46,18 +44,6 @@ def measure(ctx: Context) -> Found:
     """Return norms and distances of the tokens, the scores, and what the probes read from each variant."""
     tokens = OutlierTokens.at(ctx).load()
     return tokens, read_scopes(ctx), read_removal(ctx)
-
-
-def outlier_cells(tokens: TokenOutliers) -> list[Value]:
-    """Return `OUTLIER_COLUMNS`; a distance that does not exist is NaN."""
-    found = make_outlier_section(tokens, {}).summary
-    distances = [found["emd"]["outlier"]["mean"], found["emd"]["next_highest"]["mean"], found["chance_emd"]["outlier"]]
-    return [
-        found["n_outliers"] / found["n_tokens"],
-        found["n_images_with_outliers"] / tokens.n_images,
-        "yes" if found["has_outlier_mode"] else "no",
-        *distances,
-    ]
 
 
 def show(runs: Sequence[Run[Found]]) -> Shown:

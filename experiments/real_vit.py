@@ -7,7 +7,8 @@ Without model= it runs dinov2_s14, an SAE of one seed after each of its 12 block
 compared, and two cores to be enough. A row per block, the CDS and its chance level block by block, and of the
 penultimate one the histogram and some features on their pictures.
 
-What removal costs needs labels: `experiment=real_vit` is the same model on scenes, for feature_removal.py and others.
+What removal costs needs labels: `experiment=dinov2_scenes` is the same model on scenes, for feature_removal.py
+and others.
 """
 
 from __future__ import annotations
@@ -23,11 +24,13 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from infoscope.commands.experiments.runs import (
+    OUTLIER_COLUMNS,
     SCOPE_COLUMNS,
     Run,
     Shown,
     explain_unscored,
     make_run_table,
+    outlier_cells,
     read_scopes,
     scope_cells,
 )
@@ -35,20 +38,13 @@ from infoscope.commands.experiments.sweep import Experiment, main
 from infoscope.pipeline.context import Context
 from infoscope.report.figure_style import INK, LOW, make_empty, make_figure
 from infoscope.report.section import ReportSection
-from infoscope.report.tables import Align, Column, Value
 from infoscope.scope.token_outliers import TokenOutliers
 from infoscope.stages.outliers.figures import draw_norms_by_layer
-from infoscope.stages.outliers.findings import compute_means, describe_distances, describe_layers
+from infoscope.stages.outliers.findings import describe_distances, describe_layers
 from infoscope.stages.outliers.stage import OutlierTokens
 from infoscope.stages.score.result import ScopeResult
 from infoscope.stages.score.stage import Score
 
-OUTLIER_COLUMNS = (
-    Column("outlier_share", "outliers", digits=2, scale=100, unit="%"),
-    Column("has_mode", "a mode of their own", Align.left),
-    Column("emd_outlier", "EMD outliers", digits=3),
-    Column("emd_next_highest", "EMD next-highest", digits=3),
-)
 BLOCKS = ",".join(str(block) for block in range(12))
 
 
@@ -64,13 +60,6 @@ class Found(NamedTuple):
 def measure(ctx: Context) -> Found:
     """Return norms and distances of the tokens, and the scores of the features."""
     return Found(OutlierTokens.at(ctx).load(), read_scopes(ctx), Score().section(ctx))
-
-
-def outlier_cells(tokens: TokenOutliers) -> list[Value]:
-    """Return `OUTLIER_COLUMNS`; a distance that does not exist is NaN."""
-    norms, means = tokens.norms, compute_means(tokens)
-    mode = "yes" if norms.has_outlier_mode else "no"
-    return [norms.n_outliers / norms.n_tokens, mode, means["outlier"].mean, means["next_highest"].mean]
 
 
 def show(runs: Sequence[Run[Found]]) -> Shown:

@@ -19,7 +19,9 @@ from infoscope.report.tables import Align, Cell, Column, Table, Value, compute_s
 from infoscope.sae.edit import EditMode
 from infoscope.scope.ablations import Ablation, Role
 from infoscope.scope.config import Control
+from infoscope.scope.token_outliers import MAPS, TokenOutliers
 from infoscope.stages.ablations import ablations_of
+from infoscope.stages.outliers.findings import compute_means
 from infoscope.stages.probe.results import Result
 from infoscope.stages.probe.run import probe_variants
 from infoscope.stages.probe.stage import find_paper_reference, read_probed
@@ -50,6 +52,15 @@ SCOPE_COLUMNS = (
     Column("fvu", "FVU", digits=3, optional=True),
 )
 """What is said of the scores of a run; keys are those of `summarise_scope`."""
+OUTLIER_COLUMNS = (
+    Column("outlier_share", "outliers", digits=2, scale=100, unit="%"),
+    Column("images_share", "images with any", digits=1, scale=100, unit="%"),
+    Column("has_mode", "a mode of their own", Align.left),
+    Column("emd_outlier", "EMD outliers", digits=3),
+    Column("emd_next_highest", "EMD next-highest", digits=3),
+    Column("chance_outlier", "chance of outliers", digits=3),
+)
+"""What is said of the outlier tokens of a run."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +121,19 @@ def scope_cells(scopes: Sequence[ScopeResult]) -> list[Value]:
     summaries = [summarise_scope(scope) for scope in scopes]
     found = ([summary.get(column.key) for summary in summaries] for column in SCOPE_COLUMNS)
     return [compute_stat(value if isinstance(value, int | float) else None for value in values) for values in found]
+
+
+def outlier_cells(tokens: TokenOutliers) -> list[Value]:
+    """Return `OUTLIER_COLUMNS`; a distance that does not exist is NaN."""
+    norms, means = tokens.norms, compute_means(tokens)
+    return [
+        norms.n_outliers / norms.n_tokens,
+        tokens.n_images_with / tokens.n_images,
+        "yes" if norms.has_outlier_mode else "no",
+        means["outlier"].mean,
+        means["next_highest"].mean,
+        compute_stat(tokens.distances.chance_emd[MAPS.index("outlier")]).mean,
+    ]
 
 
 def explain_unscored(scopes: Sequence[ScopeResult]) -> str:
