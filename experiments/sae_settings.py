@@ -23,7 +23,8 @@ from infoscope.report.tables import Align, Column, Table
 from infoscope.runtime.job import Job
 from infoscope.runtime.output import say
 from infoscope.runtime.progress import Display
-from infoscope.scope.separation import compute_separation, compute_spearman
+from infoscope.scope.partial_ranks import compute_spearman
+from infoscope.scope.separation import compute_separation
 from infoscope.stages.confounds.stage import Confounds
 from infoscope.stages.score.stage import Score
 from infoscope.stages.train_sae import TrainSAE

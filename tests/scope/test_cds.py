@@ -83,3 +83,9 @@ def test_ratio_to_a_chance_of_nothing_is_nan():
 def test_k_beyond_what_was_scored_is_refused(k):
     with pytest.raises(InputError, match=r"k_cds in 1\.\.4"):
         cds.compute_cds(np.zeros((2, 4)), k)
+
+
+def test_means_are_of_what_is_known():
+    values = np.array([[0.2, NAN, 1], [0.4, NAN, NAN]])
+    np.testing.assert_allclose(cds.mean_of_known(values, axis=0), [0.3, NAN, 1])
+    np.testing.assert_allclose(cds.mean_of_known(values, axis=1), [0.6, 0.4])

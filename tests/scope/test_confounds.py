@@ -18,14 +18,8 @@ from infoscope.sae.passes import measure_one
 from infoscope.scope import confounds as confounds_module
 from infoscope.scope.confound_meters import compute_epsilon_squared, compute_patch_labels
 from infoscope.scope.confounds import ConfoundResult, LatentProperties, measure_confounds
-from infoscope.scope.separation import (
-    compute_auroc,
-    compute_separation,
-    compute_spearman,
-    find_best_cut,
-    judge_cut,
-    match_frequency,
-)
+from infoscope.scope.partial_ranks import compute_spearman
+from infoscope.scope.separation import compute_auroc, compute_separation, find_best_cut, judge_cut, match_frequency
 from infoscope.vision.backbone import Tokens
 from infoscope.vision.tokens.source import TokenSource
 

@@ -7,8 +7,7 @@ import pytest
 from scipy import stats
 
 from infoscope.runtime.errors import InputError
-from infoscope.scope.partial_ranks import MIN_LATENTS, compute_partials, estimate
-from infoscope.scope.separation import compute_spearman
+from infoscope.scope.partial_ranks import MIN_LATENTS, compute_partials, compute_spearman, estimate
 
 
 def simulate(n: int, seed: int = 0) -> tuple[np.ndarray, dict[str, np.ndarray]]:

@@ -9,9 +9,10 @@ from scipy.stats import spearmanr, trim_mean
 from infoscope.runtime.errors import InputError
 from infoscope.scope.agreement import compute_split_half
 from infoscope.scope.cds import compute_cds, compute_cds_with_zeros, compute_chance_ratio
+from infoscope.scope.partial_ranks import compute_spearman
 from infoscope.scope.resampling import draw_auroc, draw_partial, draw_spearman, draw_split_half, draw_weights
 from infoscope.scope.scores import Scores
-from infoscope.scope.separation import compute_auroc, compute_spearman
+from infoscope.scope.separation import compute_auroc
 from infoscope.scope.variants import (
     Variant,
     count_vanished,

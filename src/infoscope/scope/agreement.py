@@ -9,12 +9,12 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 from scipy.optimize import linear_sum_assignment
-from scipy.stats import rankdata
 
 from infoscope.runtime.errors import InputError
-from infoscope.scope.cds import compute_cds
+from infoscope.scope.cds import compute_cds, mean_of_known
 from infoscope.scope.config import PartitionConfig, StabilityConfig
 from infoscope.scope.energy import Cumulate
+from infoscope.scope.partial_ranks import compute_spearman
 from infoscope.scope.partition import Partition, make_partition
 
 MAX_ASSIGNED = 4096
@@ -48,12 +48,10 @@ def compare_cds(
     a, b = a[both], b[both]
     if len(a) == 0:
         return Agreement(np.nan, np.nan, np.nan, 0)
-    ranks = np.stack([rankdata(a), rankdata(b)])
-    is_constant = bool((ranks == ranks[:, :1]).all(axis=1).any())
     gamma_b = gamma if gamma_b is None else gamma_b
     same_side = np.nan if gamma is None else float(((a > gamma) == (b > gamma_b)).mean())
     return Agreement(
-        rank_correlation=np.nan if is_constant else float(np.corrcoef(ranks)[0, 1]),
+        rank_correlation=compute_spearman(a, b)[0],
         median_difference=float(np.median(np.abs(a - b))),
         same_side=same_side,
         n=len(a),
@@ -192,11 +190,11 @@ def compute_split_half(emd: Float[np.ndarray, "d_sae k_max"], k: int, n_splits: 
         InputError: if `k` is not in 1..k_max, or there are no splits.
     """
     first = emd[np.isfinite(compute_cds(emd, k).values), :k]
-    halves = split_pairs(first, n_splits, seed)
-    found = [compare_cds(_mean(first, one), _mean(first, other), None) for one, other in halves]
-    rho = float(np.mean([one.rank_correlation for one in found]))
-    n = found[0].n
-    return SplitHalf(correct_halves(rho) if n > 2 else np.nan, n)
+    found = []
+    for halves in split_pairs(first, n_splits, seed):
+        found.append(compute_spearman(*(mean_of_known(np.where(half, first, np.nan), axis=1) for half in halves)))
+    rhos, (n, *_) = zip(*found, strict=True)
+    return SplitHalf(correct_halves(float(np.mean(rhos))) if n > 2 else np.nan, n)
 
 
 def split_pairs(
@@ -221,12 +219,6 @@ def split_pairs(
 def correct_halves(rho: float) -> float:
     """Return what a correlation of halves means for the whole (Spearman, 1910; Brown, 1910): 2 rho / (1 + rho)."""
     return 2 * rho / (1 + rho) if rho > -1 else np.nan
-
-
-def _mean(values: np.ndarray, chosen: np.ndarray) -> np.ndarray:
-    """Mean over the chosen entries of each row, NaN where there are none."""
-    n, total = chosen.sum(axis=1), np.where(chosen, values, 0).sum(axis=1)
-    return np.divide(total, n, out=np.full(len(values), np.nan), where=n > 0)
 
 
 class Matches(NamedTuple):

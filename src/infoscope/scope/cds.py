@@ -56,12 +56,15 @@ def compute_cds(emd: Float[np.ndarray, "d_sae k_max"], k: int) -> CDS:
         InputError: if `k` is not in 1..k_max.
     """
     first = _first_ranks(emd, k)
-    valid = ~np.isnan(first)
-    n_valid = valid.sum(axis=1)
-    total = np.where(valid, first, 0).sum(axis=1)
-    scored = n_valid >= math.ceil(k / 2)
-    values = np.divide(total, n_valid, out=np.full(len(emd), np.nan), where=scored)
-    return CDS(values, n_valid)
+    n_valid = (~np.isnan(first)).sum(axis=1)
+    return CDS(np.where(n_valid >= math.ceil(k / 2), mean_of_known(first, axis=1), np.nan), n_valid)
+
+
+def mean_of_known(values: Float[np.ndarray, "..."], axis: int) -> Float[np.ndarray, "..."]:
+    """Return the mean along an axis, NaN left out; NaN where there is nothing else, of which NumPy's own would warn."""
+    known = ~np.isnan(values)
+    n, total = known.sum(axis=axis), np.where(known, values, 0).sum(axis=axis)
+    return np.divide(total, n, out=np.full(n.shape, np.nan), where=n > 0)
 
 
 def compute_cds_with_zeros(

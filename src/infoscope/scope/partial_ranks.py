@@ -1,4 +1,4 @@
-"""What a score says of a target beyond other properties of the latents: partial rank correlation, with intervals."""
+"""Rank correlation, and what a score says of a target beyond other properties of the latents, with intervals."""
 
 from __future__ import annotations
 
@@ -98,6 +98,22 @@ def _compute_partial(
         partial = left[:, 0, 1] / np.sqrt(left[:, 0, 0] * left[:, 1, 1])
         added = left[:, 0, 1] ** 2 / (left[:, 1, 1] * whole[:, 0, 0])
     return np.where(varies, spearman, np.nan), np.where(is_left, partial, np.nan), np.where(is_left, added, np.nan)
+
+
+def compute_spearman(
+    a: Float[np.ndarray, " n"], b: Float[np.ndarray, " n"], given: Float[np.ndarray, " n"] | None = None
+) -> tuple[float, int]:
+    """Return Spearman's rank correlation over pairs of finite numbers, and how many those are.
+
+    With `given`, the partial correlation, as in `Partial`. NaN if nothing is left of either.
+    """
+    columns = np.array([a, b] if given is None else [a, b, given], dtype=np.float64)
+    columns = columns[:, np.isfinite(columns).all(axis=0)]
+    n = columns.shape[1]
+    if n < len(columns):
+        return np.nan, n
+    covariances = np.cov(rankdata(columns, axis=1) / n, bias=True)
+    return float(_compute_partial(covariances[None], 1, range(2, len(columns)))[1][0]), n
 
 
 class Estimate(NamedTuple):

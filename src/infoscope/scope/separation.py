@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
-from scipy.stats import rankdata
 
 from infoscope.runtime.errors import InputError
 from infoscope.scope.confounds import ConfoundResult
@@ -189,27 +188,3 @@ def match_frequency(
         for subgroup, there in zip(chosen, members, strict=True):
             subgroup[rng.permutation(there)[:n_each]] = True
     return chosen
-
-
-def compute_spearman(
-    a: Float[np.ndarray, " n"], b: Float[np.ndarray, " n"], given: Float[np.ndarray, " n"] | None = None
-) -> tuple[float, int]:
-    """Return Spearman's rank correlation over pairs of finite numbers, and how many those are.
-
-    With `given`, the partial correlation: of what is left of the ranks when those of `given` have explained what they
-    can (linearly). NaN if nothing is left of either.
-    """
-    columns = [a, b] if given is None else [a, b, given]
-    finite = np.isfinite(columns).all(axis=0)
-    n = int(finite.sum())
-    if n < len(columns):
-        return np.nan, n
-    ranks = np.stack([rankdata(np.asarray(column)[finite]) for column in columns])
-    ranks -= ranks.mean(axis=1, keepdims=True)
-    left = ranks[:2]
-    if given is not None and (size := ranks[2] @ ranks[2]) > 0:
-        left = left - np.outer(left @ ranks[2] / size, ranks[2])
-    norms = np.linalg.norm(left, axis=1)
-    if (norms <= 1e-9 * n**1.5).any():  # n ranks have a norm of about n^1.5
-        return np.nan, n
-    return float(left[0] @ left[1] / norms.prod()), n

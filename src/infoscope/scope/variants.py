@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float
 
-from infoscope.scope.cds import MIN_CHANCE
+from infoscope.scope.cds import MIN_CHANCE, mean_of_known
 from infoscope.scope.scores import Scores
 
 TRIMMED = 0.2
@@ -49,7 +49,7 @@ class Variant(NamedTuple):
 
 def mean_of_pairs(pairs: Pairs) -> Float[np.ndarray, " d_sae"]:
     """Return the mean of each row, NaN left out."""
-    return trimmed_mean_of_pairs(pairs, 0)
+    return mean_of_known(pairs, axis=1)
 
 
 def median_of_pairs(pairs: Pairs) -> Float[np.ndarray, " d_sae"]:
@@ -63,8 +63,7 @@ def trimmed_mean_of_pairs(pairs: Pairs, share: float = TRIMMED) -> Float[np.ndar
     n_cut = np.minimum((share * n).astype(int), np.maximum(n - 1, 0) // 2)
     place = np.arange(pairs.shape[1])
     kept = (place >= n_cut[:, None]) & (place < (n - n_cut)[:, None])
-    total = np.where(kept, np.sort(pairs, axis=1), 0).sum(axis=1)  # NaN last
-    return np.divide(total, kept.sum(axis=1), out=np.full(len(pairs), np.nan), where=n > 0)
+    return mean_of_known(np.where(kept, np.sort(pairs, axis=1), np.nan), axis=1)  # NaN last
 
 
 def count_vanished(scores: Scores) -> Float[np.ndarray, "d_sae k_max"]:
@@ -87,7 +86,8 @@ def list_variants(top: Scores, top_anti: Scores, drawn: Scores, drawn_anti: Scor
         k: pairs of the paper's score.
     """
     emd, half = top.emd, max(1, k // 2)
-    both = np.stack([top.emd, top_anti.emd])
+    both = mean_of_known(np.stack([top.emd, top_anti.emd]), axis=0)  # where one has no distance, the other's
+    drawn_both = mean_of_known(np.stack([drawn.emd, drawn_anti.emd]), axis=0)
     one_sided = (top.mass1 == 0) != (top.mass2 == 0)
     yield _make(f"mean of {k} (the paper's)", emd[:, :k])
     yield _make(f"median of {k}", emd[:, :k], median_of_pairs)
@@ -96,15 +96,15 @@ def list_variants(top: Scores, top_anti: Scores, drawn: Scores, drawn_anti: Scor
     yield _make(f"{k}, vanished mass is 1", count_vanished(top)[:, :k])
     yield _make(f"{k}, minus chance", (emd - top.chance_emd)[:, :k])
     yield _make_ratio(f"{k}, over chance", emd[:, :k], top.chance_emd[:, :k])
-    yield _make(f"{half} images, both diagonals", _mean_of_both(both[:, :, :half]), n_diagonals=2)
+    yield _make(f"{half} images, both diagonals", both[:, :half], n_diagonals=2)
     yield _make(f"{k} drawn images", drawn.emd[:, :k], is_drawn=True)
     for n in (2 * k, 4 * k):
         if n <= top.k_max:
             yield _make(f"{n} images", emd[:, :n])
-            yield _make(f"{n // 2} images, both diagonals", _mean_of_both(both[:, :, : n // 2]), n_diagonals=2)
+            yield _make(f"{n // 2} images, both diagonals", both[:, : n // 2], n_diagonals=2)
             yield _make(f"{n} drawn images", drawn.emd[:, :n], is_drawn=True)
-            drawn_both = _mean_of_both(np.stack([drawn.emd, drawn_anti.emd])[:, :, : n // 2])
-            yield _make(f"{n // 2} drawn images, both diagonals", drawn_both, n_diagonals=2, is_drawn=True)
+            of_half = drawn_both[:, : n // 2]
+            yield _make(f"{n // 2} drawn images, both diagonals", of_half, n_diagonals=2, is_drawn=True)
 
 
 def _make(
@@ -125,9 +125,3 @@ def _make_ratio(name: str, pairs: Pairs, chance: Pairs) -> Variant:
 
     n = pairs.shape[1]
     return Variant(name, n, n, False, np.isfinite(pairs) & np.isfinite(chance), summarise)
-
-
-def _mean_of_both(both: Float[np.ndarray, "2 d_sae n_images"]) -> Pairs:
-    """The mean of an image's two distances; the one that exists where the other does not."""
-    n = np.isfinite(both).sum(axis=0)
-    return np.divide(np.nansum(both, axis=0), n, out=np.full(n.shape, np.nan), where=n > 0)

@@ -20,7 +20,6 @@ from infoscope.sae.latent_table import LatentColumn, LatentTable
 from infoscope.scope.confounds import ConfoundResult, LatentProperties
 from infoscope.scope.separation import compute_auroc, match_frequency
 from infoscope.stages.confounds.figures import _spread
-from infoscope.stages.confounds.numbers import compute_rank_means
 from infoscope.stages.confounds.section import make_confound_section
 from infoscope.stages.confounds.stage import list_columns
 from infoscope.stages.score.result import ScopeResult
@@ -90,13 +89,6 @@ def test_correlations_are_over_scored_features_of_each_seed() -> None:
     assert cell["value"].sd == pytest.approx(np.std(expected, ddof=1))
     assert cell["n_latents"].mean == np.mean([np.isfinite(scope.cds).sum() for scope in scopes])
     assert section.summary["spearman"]["firing_rate"]["mean"] == pytest.approx(np.mean(expected))
-
-
-def test_rank_means_by_hand() -> None:
-    nan = math.nan
-    means = compute_rank_means(np.array([[0.2, nan], [0.4, nan], [9.0, 9.0]]), np.array([True, True, False]))
-    assert means[0] == pytest.approx(0.3)
-    assert math.isnan(means[1])
 
 
 def test_first_and_last_rank_are_compared_on_the_same_features() -> None:

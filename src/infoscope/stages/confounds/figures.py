@@ -14,8 +14,9 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 from infoscope.report.figure_style import FAINT, GREY, HIGH, INK, LOW, make_empty, make_figure
 from infoscope.report.tables import compute_stat, format_number
 from infoscope.sae.latent_table import LatentTable
-from infoscope.scope.separation import compute_spearman
-from infoscope.stages.confounds.numbers import Pairs, compute_rank_means
+from infoscope.scope.cds import mean_of_known
+from infoscope.scope.partial_ranks import compute_spearman
+from infoscope.stages.confounds.numbers import Pairs
 
 
 class Confound(NamedTuple):
@@ -131,7 +132,7 @@ def _draw_line(
     axes: Axes, emds: Sequence[np.ndarray], groups: Sequence[np.ndarray], colour: str, style: object, label: str
 ) -> None:
     k_max = min(emd.shape[1] for emd in emds)
-    lines = [compute_rank_means(emd, group)[:k_max] for emd, group in zip(emds, groups, strict=True)]
+    lines = [mean_of_known(emd[group], axis=0)[:k_max] for emd, group in zip(emds, groups, strict=True)]
     lines = [line for line in lines if np.isfinite(line).any()]
     if not lines:
         return

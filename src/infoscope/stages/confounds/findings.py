@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 
 from infoscope.report.tables import Stat, compute_stat, format_number
 from infoscope.sae.latent_table import LatentTable
-from infoscope.scope.separation import SCORES, compute_spearman
+from infoscope.scope.partial_ranks import compute_spearman
+from infoscope.scope.separation import SCORES
 from infoscope.stages.confounds.figures import CONFOUNDS, EFFECTS
 from infoscope.stages.confounds.numbers import MIN_GROUP, SCORE_NAMES, Correlation, Ranks, Separation
 

@@ -10,8 +10,10 @@ import numpy as np
 
 from infoscope.report.tables import Stat, compute_stat
 from infoscope.sae.latent_table import LatentTable
+from infoscope.scope.cds import mean_of_known
 from infoscope.scope.confounds import ConfoundResult
-from infoscope.scope.separation import SCORES, SUBSETS, Auroc, compute_separation, compute_spearman
+from infoscope.scope.partial_ranks import compute_spearman
+from infoscope.scope.separation import SCORES, SUBSETS, Auroc, compute_separation
 from infoscope.stages.score.result import ScopeResult
 
 MIN_GROUP = 10
@@ -61,17 +63,10 @@ def compare_ranks(scopes: Sequence[ScopeResult]) -> Ranks:
         scores, k = scope.scores, scope.k_cds
         first, last = scores.emd[:, 0], scores.emd[:, k - 1]
         both = np.isfinite(first) & np.isfinite(last)
-        chance = compute_rank_means(scores.chance_emd[:, :k], both)
+        chance = mean_of_known(scores.chance_emd[both, :k], axis=0)
         means = [compute_stat(values).mean for values in (first[both], last[both], chance)]
         found.append((*means, *compute_spearman(first, last)))
     return Ranks(*map(compute_stat, zip(*found, strict=True)))
-
-
-def compute_rank_means(emd: np.ndarray, members: np.ndarray) -> np.ndarray:
-    """Return the mean over these latents at each rank; NaN where none has a distance."""
-    chosen = np.asarray(emd)[members]
-    n = np.isfinite(chosen).sum(axis=0)
-    return np.divide(np.nansum(chosen, axis=0), n, out=np.full(chosen.shape[1], np.nan), where=n > 0)
 
 
 class Separation(NamedTuple):
