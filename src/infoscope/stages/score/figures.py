@@ -56,7 +56,8 @@ def _draw_histogram(axes: Axes, seeds: Sequence[ScopeResult], finite: np.ndarray
     handles = _draw_groups(axes, seeds, edges)
     handles += _draw_chance(axes, chances, edges)
     handles += _draw_landmarks(axes, seeds)
-    axes.set(xlim=(0, edges[-1]), xlabel="contextual dependency score (CDS)", ylabel="features")
+    axes.use_sticky_edges = False  # those of empty bars lie at the top of the tallest, which would touch the frame
+    axes.set(xlim=(0, edges[-1]), ylim=(0, None), xlabel="contextual dependency score (CDS)", ylabel="features")
     axes.yaxis.set_major_locator(MaxNLocator(6, integer=True))
     _add_quantile_axis(axes, finite)
     return handles
