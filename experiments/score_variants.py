@@ -171,7 +171,7 @@ def make_table(name: str, title: str, rows: Sequence[Compared], is_gain: bool) -
 def show(runs: Sequence[Run[list[OfSeed]]]) -> Shown:
     """The measures of each variant and what it gains on the paper's."""
     tables = []
-    for number, of in split_runs(runs, "scope").items():
+    for number, of in split_runs(runs, "scope.rank_by", "scope.diagonal").items():
         by_scoring = {(run.config.scope.rank_by, run.config.scope.diagonal): run for run in of}
         if not by_scoring.keys() >= set(SCORINGS):
             continue  # one has failed, which is said
@@ -184,6 +184,11 @@ def show(runs: Sequence[Run[list[OfSeed]]]) -> Shown:
             better = [row.variant.name for row in rows if (row.variant.n_pairs > k) is costs_more and row.is_better]
             gains.notes.append(f"Variants {cost} that are better by the rule declared: {'; '.join(better) or 'none'}.")
         tables += [make_table(f"score_variants{number}", f"Variants of the score, {of[0].label}", rows, False), gains]
+    if not tables:
+        raise InputError(
+            "Expected every combination of scope.rank_by=max,drawn and scope.diagonal=main,anti, which the variants are"
+            " made of: give neither, or let the command go on from what it lacks."
+        )
     return Shown(tables, {})
 
 

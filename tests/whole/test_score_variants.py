@@ -73,6 +73,20 @@ def test_it_runs_on_tiny_scenes(module: ModuleType, tmp_path: Path) -> None:
     assert len(read_rows(folder / "gains.csv")) == len(rows)
 
 
+@pytest.mark.long
+def test_other_settings_have_tables_of_their_own_and_a_variant_alone_is_refused(
+    module: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = [*make_overrides(tmp_path), "scope.k_max=8", "data.seed=1"]
+    assert main(module.EXPERIMENT, [*common, "scope.k_cds=1,2"]) == 0
+    folder = tmp_path / "experiments" / "score_variants"
+    firsts = [read_rows(folder / f"score_variants_{number}.csv")[0] for number in (1, 2)]
+    assert [row["n_pairs"] for row in firsts] == ["1", "2"]
+    capsys.readouterr()
+    assert main(module.EXPERIMENT, [*common, "scope.rank_by=drawn"]) == 2
+    assert "scope.rank_by=max,drawn" in capsys.readouterr().err
+
+
 def test_photographs_are_refused(module: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for i in range(12):
         save_noise(tmp_path / "photographs" / f"{i}.png", i)

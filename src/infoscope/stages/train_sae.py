@@ -39,7 +39,7 @@ class TrainSAE(SeedStage[SparseAutoencoder]):
     def check(self, ctx: Context, seed: int) -> None:
         n_images, config, sizes = count_images(ctx, "train"), ctx.config.sae, find_sizes(ctx)
         if n_images < 2:
-            raise InputError(f"Expected tokens of at least 2 images, one of them held out, got {n_images}.")
+            raise InputError(f"Expected tokens of at least 2 images, one of them held out, got {n_images}: add images.")
         check_prefix(config.tokens, sizes.n_prefix)
         config.check_width(config.expansion_factor * sizes.d_in)
         if self.at(ctx, seed).find() is None:

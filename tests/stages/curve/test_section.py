@@ -32,7 +32,7 @@ def make_runs(n_seeds: int = 3, n_draws: int = 2) -> list[dict[str, Any]]:
                         "mass_share": share + 0.01,
                     }
                     run["variant"] |= {"energy_share": 0.5 * share, "n_latents": 7} | measured
-                    noise = 0.001 * (seed + (draw or 0))
+                    noise = 0.001 * (seed * (1 + [*ENDS].index(end)) + (draw or 0))
                     run["metrics"]["segmentation"] = {"miou": 0.6 - share * LOSS[end] + noise}
                     runs.append(run)
     return runs
@@ -51,7 +51,7 @@ def test_differences_are_against_the_random_orders_of_the_same_seed() -> None:
     excess = list_curve_excess(make_runs(), SHARES)
     wanted = ("low", "random", "miou")
     (low,) = (one for one in excess[0.6] if (one.group, one.control, one.metric.column.key) == wanted)
-    assert low.by_seed == pytest.approx(dict.fromkeys(range(3), -0.6 * 0.3 - 0.0005))
+    assert low.by_seed == pytest.approx({seed: -0.6 * 0.3 - 0.0005 - 0.002 * seed for seed in range(3)})
 
 
 def test_findings_count_the_shares() -> None:

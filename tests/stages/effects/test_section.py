@@ -152,6 +152,16 @@ def test_without_the_corrected_scores_there_is_nothing_to_compare() -> None:
     assert compare_scores(said) == {}
 
 
+def test_scores_that_no_feature_has_take_nothing_from_the_cds() -> None:
+    """With one image per feature there is no chance level."""
+    (table,) = make_tables([make_scope_result()])
+    nothing = np.full(len(table), np.nan)
+    known = LatentTable(0, [replace(one, values=nothing) if "chance" in one.name else one for one in table])
+    said = predict_effects([known], "effect_depth")
+    assert list(said) == ["cds", *OTHERS]
+    assert said["cds"].partial == predict_effects([table], "effect_depth")["cds"].partial
+
+
 def test_balance_is_that_of_the_matched_groups() -> None:
     scopes = [make_scope_result(seed) for seed in range(2)]
     tables, section = make_one(scopes, [])
@@ -213,7 +223,7 @@ def test_matched_findings_are_no_stronger_than_their_intervals() -> None:
         if result["variant"]["role"] == "group":
             sign = 1 if result["variant"]["group"].startswith("low") else -1
             result["metrics"]["depth"]["rmse_m"] = 1 + 0.1 * sign * (result["sae_seed"] - 1)
-            result["metrics"]["classification/patch_mean"]["top1"] = 0.7 + 0.1 * sign + 0.001 * result["sae_seed"]
+            result["metrics"]["classification/patch_mean"]["top1"] = 0.7 + sign * (0.1 + 0.001 * result["sae_seed"])
     *findings, brackets = make_one([make_scope_result(seed) for seed in range(3)], results)[1].findings[-5:]
     assert "95% interval over SAE seeds" in brackets
     for matching, finding in zip(MATCHINGS, findings, strict=True):
@@ -222,7 +232,7 @@ def test_matched_findings_are_no_stronger_than_their_intervals() -> None:
         assert f"mIoU ({MINUS}" in more
         assert f"top-1 final CLS ({MINUS}" in more
         assert alike.startswith(f" removing high-scope ones in depth RMSE (0.000 m, {MINUS}")
-        assert less.startswith(" removing high-scope ones in top-1 patch mean (+20.0 points, +20.0 to +20.0)")
+        assert less.startswith(" removing high-scope ones in top-1 patch mean (+20.2 points, +19.7 to +20.7)")
 
 
 def test_matched_groups_of_one_seed_are_not_judged() -> None:

@@ -87,8 +87,15 @@ def test_one_seed_has_no_interval() -> None:
     assert table.notes[1].startswith("One SAE seed gives no interval")
 
 
+def test_seeds_that_agree_to_the_last_digit_tell_nothing() -> None:
+    """Counts of few images can; the interval has no width then."""
+    (one,) = list_excess(make_runs([0.3, 0.3, 0.3], mass=[[0.4], [0.4], [0.4]]))
+    assert one.stat.mean == pytest.approx(-0.1)
+    assert one.sign == 0
+
+
 def test_what_only_one_seed_has_is_in_no_finding() -> None:
-    runs = make_runs([0.5, 0.51], mass=[[0.7], [0.71]])
+    runs = make_runs([0.5, 0.52], mass=[[0.7], [0.71]])
     runs += [run for run in make_runs([0.2], energy=[[0.3]]) if run["variant"]["role"] == "control"]
     both, alone = describe_excess(list_excess(runs))
     assert both.startswith("mIoU: removing low-scope features costs more than removing random ones of equal mass (")

@@ -190,11 +190,11 @@ def join_removal(runs: Sequence[Run[Any]], read: Callable[[Any], Sequence[Result
     return main_table, others
 
 
-def split_runs(runs: Sequence[Run[Found]], but: str) -> dict[str, list[Run[Found]]]:
-    """Return runs that differ in one part of the configuration alone as one list each.
+def split_runs(runs: Sequence[Run[Found]], *but: str) -> dict[str, list[Run[Found]]]:
+    """Return runs that differ in some parts of the configuration alone as one list each.
 
     Args:
-        but: that part: "partition", "scope.k_cds".
+        but: those parts: "partition", "scope.k_cds".
 
     Returns:
         by what to put behind a file name: nothing where all runs are in one list, else "_1", "_2", ...
@@ -202,7 +202,9 @@ def split_runs(runs: Sequence[Run[Found]], but: str) -> dict[str, list[Run[Found
     lists: dict[str, list[Run[Found]]] = {}
     for run in runs:
         tree = flatten_tree(to_tree(run.config))
-        others = {key: value for key, value in tree.items() if not f"{key}.".startswith(f"{but}.")}
+        others = {
+            key: value for key, value in tree.items() if not f"{key}.".startswith(tuple(f"{part}." for part in but))
+        }
         lists.setdefault(json.dumps(others), []).append(run)
     return {f"_{number}" if len(lists) > 1 else "": of for number, of in enumerate(lists.values(), 1)}
 

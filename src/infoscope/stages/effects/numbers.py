@@ -35,12 +35,13 @@ def predict_effects(tables: Sequence[LatentTable], column: str) -> dict[str, Sai
     """Return {score or other property: what it says of a column of effects}.
 
     Scores are held against all of `OTHERS`, and each of these against its fellows and the CDS; all of it over the
-    features that have every one of them.
+    features that have every one of them. A score beside the CDS that no feature has (chance levels, with a single
+    image per feature) is left out.
 
     Args:
         tables: of the SAE seeds.
     """
-    scores = [name for name in SCORES if all(name in table for table in tables)]
+    scores = [name for name in SCORES if name == "cds" or all(_is_known(table, name) for table in tables)]
     given = {name: list(OTHERS) for name in scores}
     given |= {name: [scores[0], *(other for other in OTHERS if other != name)] for name in OTHERS}
     seeds = []
@@ -58,6 +59,10 @@ def predict_effects(tables: Sequence[LatentTable], column: str) -> dict[str, Sai
             compute_stat(of.n for of in found),
         )
     return said
+
+
+def _is_known(table: LatentTable, name: str) -> bool:
+    return name in table and bool(np.isfinite(np.asarray(table[name], dtype=np.float64)).any())
 
 
 def compare_scores(said: Mapping[str, Said]) -> dict[str, Estimate]:

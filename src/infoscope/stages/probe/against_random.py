@@ -24,6 +24,8 @@ LEVEL = 0.95
 """Of the intervals."""
 WORDS = {-1: "costs more than", 0: "is not told from", 1: "costs less than"}
 """What a difference says, by its sign: positive is better."""
+_NO_WIDTH = 1e-9
+"""Of an interval whose ends differ by rounding alone."""
 
 
 class Excess(NamedTuple):
@@ -60,11 +62,15 @@ class Excess(NamedTuple):
 
     @property
     def sign(self) -> int | None:
-        """1: better than without the others; -1: worse; 0: the interval holds 0; None: there is no interval."""
+        """1: better than without the others; -1: worse; 0: not told; None: there is no interval.
+
+        Not told where the interval holds 0, and where all seeds agree to the last digit: counts of few images can, by
+        chance, and the interval of no width that follows says nothing.
+        """
         low, high = self.interval
         if math.isnan(low):
             return None
-        if low <= 0 <= high:
+        if low <= 0 <= high or high - low < _NO_WIDTH:
             return 0
         return 1 if (low > 0) == self.metric.higher_is_better else -1
 
