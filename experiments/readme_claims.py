@@ -78,6 +78,7 @@ README = (
             ("without low scope", removal("without low-scope")),
             ("random group of the same mass", removal("random, mass of low")),
             ("random group of the same energy", removal("random, energy of low")),
+            ("everything removed", removal("all removed")),
         ],
         {name: key for name, key in (SHARES | METRICS).items() if name != "top-1 patch mean"},
     ),
@@ -236,10 +237,10 @@ MINIATURE = (
     ),
     Claim(
         "holds for the other solver ({}), other crops (other diagonal {}, shift 2 {}) and held-out pictures ({}), less"
-        " for fewer pictures (k_CDS 1: {}). Two SAE seeds share few features: {} over matched pairs.",
+        " for fewer pictures (k_CDS 1: {}). Two SAE seeds share few features: {} over all matched pairs, {} over",
         [
             f"stability/summary/stability/{name}/rank_correlation"
-            for name in ("sinkhorn", "diagonal", "shift_2", "held_out", "k_1", "seeds")
+            for name in ("sinkhorn", "diagonal", "shift_2", "held_out", "k_1", "seeds_all", "seeds")
         ],
     ),
     Claim(

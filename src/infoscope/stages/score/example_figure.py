@@ -145,7 +145,7 @@ def _draw_key(figure: Figure) -> None:
     figure.text(
         0.01,
         text_y,
-        "Top images as crop 1 | crop 2; EMD: in diagonals of the outlined region they share",
+        "Images as crop 1 | crop 2; EMD: in diagonals of the outlined region they share",
         va="center",
         color=GREY,
     )

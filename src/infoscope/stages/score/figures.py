@@ -34,7 +34,7 @@ def draw_cds_histograms(panels: Mapping[str, Sequence[ScopeResult]]) -> Figure:
     """
     figure = make_figure(0.5 + 2.8 * len(panels))
     for part, (title, seeds) in zip(figure.subfigures(len(panels), 1, squeeze=False).flat, panels.items(), strict=True):
-        axes, beside = part.subplots(1, 2, width_ratios=(7, 1))
+        axes, beside = part.subplots(1, 2, width_ratios=(6, 1.2))
         if title:
             axes.set_title(title)
         finite = np.concatenate([np.zeros(0), *(result.cds[np.isfinite(result.cds)] for result in seeds)])
