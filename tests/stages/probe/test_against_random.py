@@ -180,6 +180,18 @@ def test_the_removal_figure_is_absolute_and_not_squashed_by_all_removed() -> Non
     assert [text.get_text() for text in miou.texts] == [f"← {value:.1f}" for value in by_mode]
 
 
+def test_all_removed_is_drawn_whole_where_its_mean_has_room() -> None:
+    runs = make_results(3)
+    others = [run["metrics"]["segmentation"]["miou"] for run in runs if run["variant"]["role"] != "all"]
+    values = [min(others) + shift for shift in (-0.1, 0.05, 0.05)]
+    for run in runs:
+        if run["variant"]["role"] == "all":
+            run["metrics"]["segmentation"]["miou"] = values[run["sae_seed"]]
+    (miou,) = (axes for axes in draw_removal(runs).axes if axes.get_title() == "mIoU")
+    assert miou.get_xlim()[0] < 100 * min(values)
+    assert not miou.texts
+
+
 @pytest.mark.parametrize("draw", [draw_removal, draw_against_random])
 def test_nothing_to_draw_is_said(draw: Any) -> None:
     (axes,) = draw([]).axes

@@ -57,7 +57,7 @@ def make_confound_section(pairs: Pairs, latents: Sequence[LatentTable]) -> Repor
             "cds_by_rank": SectionFigure(
                 partial(draw_cds_by_rank, pairs),
                 "Mean distance between the two crops at each rank, over the features that have one there; chance: the"
-                " same maps between two different images.",
+                " same maps between two different images; shaded: the range over SAE seeds.",
             ),
         },
         summary={

@@ -91,7 +91,7 @@ def _draw_metric(axes: Axes, results: Sequence[Result], metric: Metric, lines: S
         place = lines.index((variant.role, variant.group, variant.control)) + SHIFTS.get(variant.mode, 0.0)
         colour = GREY if variant.role == "control" else colours.get(variant.group or "", INK)
         if variant.role == "all":
-            far.append((float(values.mean()), place))
+            far.append((values, place))
         else:
             shown.append(values)
         _draw_runs(axes, values, place, colour, variant.mode == "reconstruct")
@@ -99,9 +99,12 @@ def _draw_metric(axes: Axes, results: Sequence[Result], metric: Metric, lines: S
     if shown:
         every = np.concatenate(shown)
         margin = MARGIN * max(float(np.ptp(every)), 1e-9)
+        low, high = every.min() - margin, every.max() + margin
+        near = [values for values, _ in far if low <= values.mean() <= high]  # else their spread is cut at the frame
+        every = np.concatenate([*shown, *near])
         axes.set_xlim(every.min() - margin, every.max() + margin)
-    for value, place in far:
-        _mark_outside(axes, value, place, metric)
+    for values, place in far:
+        _mark_outside(axes, float(values.mean()), place, metric)
 
 
 def _draw_runs(axes: Axes, values: np.ndarray, place: float, colour: str, is_hollow: bool) -> None:
