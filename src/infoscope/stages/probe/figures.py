@@ -100,9 +100,10 @@ def _draw_metric(axes: Axes, results: Sequence[Result], metric: Metric, lines: S
         every = np.concatenate(shown)
         margin = MARGIN * max(float(np.ptp(every)), 1e-9)
         low, high = every.min() - margin, every.max() + margin
-        near = [values for values, _ in far if low <= values.mean() <= high]  # else their spread is cut at the frame
-        every = np.concatenate([*shown, *near])
-        axes.set_xlim(every.min() - margin, every.max() + margin)
+        for values, _ in sorted(far, key=lambda one: abs(one[0].mean() - every.mean())):
+            if low <= values.mean() <= high:  # then its spread is not cut at the frame
+                low, high = min(low, values.min() - margin), max(high, values.max() + margin)
+        axes.set_xlim(low, high)
     for values, place in far:
         _mark_outside(axes, float(values.mean()), place, metric)
 
