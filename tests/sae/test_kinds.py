@@ -31,7 +31,7 @@ from infoscope.sae.config import (
     MatryoshkaKConfig,
     MatryoshkaPrefixConfig,
     ReLUConfig,
-    SAEConfig,
+    TrainedConfig,
     TopKConfig,
 )
 from infoscope.sae.edit import EditMode, GroupEditor
@@ -410,7 +410,7 @@ def test_levels_double_up_to_k(k: int, levels: list[int]) -> None:
 
 
 @dataclass
-class HalfConfig(SAEConfig):
+class HalfConfig(TrainedConfig):
     """What a new kind adds to sae/config.py."""
 
     kind: str = "half"
@@ -451,7 +451,7 @@ def test_a_new_kind_is_a_dataclass_an_activation_and_a_file(
     (tmp_path / "sae" / "half.yaml").write_text("defaults:\n  - /sae_half@_here_\n  - _self_\nshare: 0.25\n")
     monkeypatch.setattr("infoscope.config.tree.register_schemas", register_schemas.__wrapped__)
 
-    def make(*overrides: str) -> SAEConfig:
+    def make(*overrides: str) -> TrainedConfig:
         return compose(["sae=half", "sae.expansion_factor=4", "sae.n_tokens=640", *overrides], [str(tmp_path)]).sae
 
     config = make("sae.batch_tokens=64")

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from infoscope.sae.activations import TopK
-from infoscope.sae.config import KINDS, SAEConfig, TopKConfig
+from infoscope.sae.config import KINDS, TrainedConfig, TopKConfig
 from infoscope.sae.model import SparseAutoencoder
 
 N, D_IN, D_SAE, K, AUX_K = 50, 12, 40, 4, 5
@@ -67,7 +67,7 @@ class RecordShapes(TorchDispatchMode):
         return out
 
 
-def as_kind(config: SAEConfig, kind: str, **changes: Any) -> Any:
+def as_kind(config: TrainedConfig, kind: str, **changes: Any) -> Any:
     """Return a configuration of another kind, which shares with this one what both read."""
     shared = {one.name: getattr(config, one.name) for one in fields(KINDS[kind]) if hasattr(config, one.name)}
     return KINDS[kind](**{**shared, **changes, "kind": kind})

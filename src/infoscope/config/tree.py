@@ -29,7 +29,7 @@ from infoscope.predictions.config import PredictConfig
 from infoscope.probes.config import CurveConfig, EffectConfig, ProbeConfig, Readout, SelectConfig
 from infoscope.runtime.bounds import Bounds, Few, FilePath, Items, Seconds, Seed, check, check_settings, expand_path
 from infoscope.runtime.errors import InputError
-from infoscope.sae.config import KINDS, SAEConfig, TokenChoice
+from infoscope.sae.config import IMPORT, KINDS, ImportedConfig, SAEConfig, TokenChoice
 from infoscope.scope.config import Diagonal, EMDMethod, OutlierConfig, PartitionConfig, ScopeConfig, StabilityConfig
 from infoscope.tracking.config import LoggerConfig
 from infoscope.vision.config import ContrastiveConfig, ModelConfig
@@ -202,7 +202,7 @@ def register_schemas() -> None:
     OmegaConf.register_new_resolver("stages", registry.describe_all, replace=True)
     OmegaConf.register_new_resolver("path", lambda text: expand_path(text, "output_dir"), replace=True)
     ConfigStore.instance().store(name="infoscope_schema", node=Config)
-    for kind, schema in KINDS.items():
+    for kind, schema in {**KINDS, IMPORT: ImportedConfig}.items():
         ConfigStore.instance().store(name=f"sae_{kind}", node=schema)
 
 

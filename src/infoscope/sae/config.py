@@ -1,6 +1,6 @@
-"""What an SAE is and how it is trained. Plain Python, so that composing a configuration does not import torch.
+"""What an SAE is and how it is trained, or where it lies. Plain Python: composing a configuration imports no torch.
 
-Each kind has a dataclass of its own, which conf/sae/*.yaml extend as `/sae_<kind>`. A new kind is a dataclass and its
+Each kind that is trained has a dataclass of its own, which conf/sae/*.yaml extend as `/sae_<kind>`. A new kind is a dataclass and its
 place in `KINDS` here, an activation and its place in `ACTIVATIONS` (`sae/activations.py`), its loss in `OBJECTIVES`
 (`sae/losses.py`), and a file in conf/sae.
 """
@@ -13,7 +13,21 @@ from enum import Enum
 from itertools import pairwise
 from typing import Annotated, Any
 
-from infoscope.runtime.bounds import Batch, Bounds, Count, CountOrNone, Few, Items, NotNegative, Positive, Share, check
+from omegaconf import MISSING
+
+from infoscope.runtime.bounds import (
+    Batch,
+    Bounds,
+    Count,
+    CountOrNone,
+    Few,
+    FilePath,
+    Items,
+    NotNegative,
+    Positive,
+    Share,
+    check,
+)
 from infoscope.runtime.errors import InputError
 
 
@@ -32,6 +46,24 @@ class TokenChoice(Enum):
     cls = "cls"
 
 
+class TokenNorm(Enum):
+    """How each token is normalised by itself before it is encoded; decoding undoes it.
+
+    layer_norm: to mean 0 and variance 1 over its components. constant_norm: to the norm sqrt(d_in).
+    """
+
+    none = "none"
+    layer_norm = "layer_norm"
+    constant_norm = "constant_norm"
+
+
+class Statistics(Enum):
+    """Where mean and scale of the training tokens come from: the file of the SAE, or the tokens of this run."""
+
+    file = "file"
+    estimate = "estimate"
+
+
 def check_k(k: int, d_sae: int) -> None:
     """Refuse more active latents than there are.
 
@@ -44,10 +76,16 @@ def check_k(k: int, d_sae: int) -> None:
 
 @dataclass
 class SAEConfig:
-    """Settings of every kind of SAE. An SAE is determined by these, its tokens and its seed."""
+    """Settings of every SAE."""
 
     kind: str = "none"
     """Its name, which the command line and a checkpoint write: that of the dataclass, which alone may set it."""
+
+
+@dataclass
+class TrainedConfig(SAEConfig):
+    """Settings of every kind of SAE that is trained here. It is determined by these, its tokens and its seed."""
+
     expansion_factor: Few = 8
     """d_sae / d_in."""
     tokens: TokenChoice = TokenChoice.patch
@@ -121,7 +159,7 @@ class SAEConfig:
 
 
 @dataclass
-class ReLUConfig(SAEConfig):
+class ReLUConfig(TrainedConfig):
     """ReLU with an L1 penalty."""
 
     kind: str = "relu"
@@ -133,7 +171,7 @@ class ReLUConfig(SAEConfig):
 
 
 @dataclass
-class JumpReLUConfig(SAEConfig):
+class JumpReLUConfig(TrainedConfig):
     """A learnt threshold per latent with an L0 penalty (Rajamanoharan et al., 2024)."""
 
     kind: str = "jumprelu"
@@ -152,7 +190,7 @@ class JumpReLUConfig(SAEConfig):
 
 
 @dataclass
-class TopKConfig(SAEConfig):
+class TopKConfig(TrainedConfig):
     """k active latents per token (Gao et al., 2024)."""
 
     kind: str = "topk"
@@ -268,8 +306,66 @@ class MatryoshkaPrefixConfig(BatchTopKConfig):
         return super().loss_settings(d_in) | {"prefix_sizes": sizes}
 
 
-KINDS: dict[str, type[SAEConfig]] = {
+KINDS: dict[str, type[TrainedConfig]] = {
     config.kind: config
     for config in (TopKConfig, ReLUConfig, BatchTopKConfig, JumpReLUConfig, MatryoshkaKConfig, MatryoshkaPrefixConfig)
 }
-"""The settings of each kind by its name."""
+"""The settings of each kind that is trained, by its name."""
+
+IMPORT = "import"
+
+
+@dataclass
+class ImportedConfig(SAEConfig):
+    """An SAE that exists already, in a file of ours or of another toolkit.
+
+    What the file does not say is given here; what it says need not be. Settings that a file's reader has no use for are
+    refused by name.
+    """
+
+    kind: str = IMPORT
+    """What the SAE is, where its file does not say (relu, topk, ...); "import": as its file says."""
+    path: FilePath = MISSING
+    """The file or its folder, or hf:owner/name/folder@revision on the Hugging Face hub or in its cache."""
+    format: str | None = None
+    """Whose format it is in; null: by the names and shapes in it. "plain": any matrices, see `keys`."""
+    keys: dict[str, str] = field(default_factory=dict)
+    """With format=plain: our names of the matrices (W_enc, W_dec, b_enc, b_dec, mean, threshold) and what the file calls
+    them; a name that ends in .T is read transposed: {W_enc: encoder.weight.T}."""
+    k: Count | None = None
+    """Active latents per token."""
+    threshold: Annotated[float, Bounds(-1e30, 1e30)] | None = None
+    """What activations must exceed."""
+    soft_cap: Positive | None = None
+    """The bound c of activations c tanh(z / c)."""
+    token_norm: TokenNorm | None = None
+    """With format=plain: how each token is normalised; null: not at all."""
+    subtract_b_dec: bool | None = None
+    """With format=plain: whether b_dec is subtracted before encoding; null: it is."""
+    mean_file: FilePath | None = None
+    """A file of the training tokens' mean [d_in] (.pt, .npy or .safetensors), where the SAE's own does not hold it."""
+    scale: Positive | None = None
+    """What tokens are multiplied by once the mean is subtracted: sqrt(d_in) over their mean distance from it."""
+    statistics: Statistics = Statistics.file
+    """estimate: mean and scale are those of the training tokens of this run, which stands in the report."""
+    tokens: TokenChoice | None = None
+    """Which tokens it was trained on, where its file does not say; null: as its file says, or patches."""
+    ignore_origin: bool = False
+    """Use it on another backbone, layer, site or choice of tokens than it was trained on; stands in the report."""
+
+    def __post_init__(self) -> None:
+        check(self, "sae")
+        if not isinstance(self.subtract_b_dec, bool | None):
+            raise InputError(f"Expected sae.subtract_b_dec to be true, false or null, got {self.subtract_b_dec!r}.")
+
+    @property
+    def unread(self) -> dict[str, str]:
+        """The settings that are not read, and in words what would read them."""
+        words = "by sae.format=plain alone: drop it, or give that"
+        return {} if self.format == "plain" else dict.fromkeys(("keys", "token_norm", "subtract_b_dec"), words)
+
+    def cache_key_fields(self) -> dict[str, Any]:
+        """Return what decides the SAE besides the bytes of its files: no paths, but for those settings that are given."""
+        ignored = {"path", "mean_file", "ignore_origin"}
+        given = {name: value for name, value in asdict(self).items() if name not in ignored and value not in (None, {})}
+        return {name: value.name if isinstance(value, Enum) else value for name, value in given.items()}

@@ -10,12 +10,12 @@ from torch import Tensor
 from infoscope.runtime import collective, processes
 from infoscope.runtime.errors import InputError
 from infoscope.sae.activations import BatchTopK, make_activation
-from infoscope.sae.config import SAEConfig
+from infoscope.sae.config import TrainedConfig
 from infoscope.sae.losses import OBJECTIVES, LossOutput
 from infoscope.sae.model import SparseAutoencoder
 
 
-def make_sae(config: SAEConfig, mean: Float[Tensor, " d_in"], scale: float, seed: int) -> SparseAutoencoder:
+def make_sae(config: TrainedConfig, mean: Float[Tensor, " d_in"], scale: float, seed: int) -> SparseAutoencoder:
     """Return an untrained SAE for tokens with this mean and scale.
 
     Raises:
@@ -38,7 +38,7 @@ class SAEModule(L.LightningModule):
 
     tokens_since_fired: Int64[Tensor, " d_sae"]
 
-    def __init__(self, sae: SparseAutoencoder, config: SAEConfig) -> None:
+    def __init__(self, sae: SparseAutoencoder, config: TrainedConfig) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.sae, self.config, self.lr = sae, config, config.choose_lr(sae.d_sae)
@@ -94,7 +94,7 @@ class SAEModule(L.LightningModule):
         return torch.optim.Adam(self.sae.parameters(), lr=self.lr, eps=6.25e-10, fused=fused)
 
 
-def compute_lr_factor(step: int, config: SAEConfig) -> float:
+def compute_lr_factor(step: int, config: TrainedConfig) -> float:
     """Return the share of the learning rate at a step counted from 0: linear warm-up, flat, linear decay."""
     warmup = (step + 1) / config.warmup_steps if step < config.warmup_steps else 1.0
     n_decay = config.decay_share * config.n_steps

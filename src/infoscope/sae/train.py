@@ -18,7 +18,7 @@ from torch import Tensor
 from infoscope.runtime import processes
 from infoscope.runtime.errors import InputError
 from infoscope.runtime.lightning import LastCheckpoint, place_trainer, quiet_lightning
-from infoscope.sae.config import SAEConfig, TokenChoice
+from infoscope.sae.config import TrainedConfig, TokenChoice
 from infoscope.sae.metrics import compute_sae_metrics
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.sae.module import SAEModule, make_sae
@@ -33,7 +33,7 @@ Value = TypeVar("Value")
 
 def train_sae(
     tokens: TokenCache | LiveTokens,
-    config: SAEConfig,
+    config: TrainedConfig,
     seed: int,
     progress_folder: Path | str,
     *,
@@ -98,7 +98,7 @@ def _by_main(compute: Callable[[], Value]) -> Value:
 
 def split_tokens(
     tokens: TokenCache | LiveTokens,
-    config: SAEConfig,
+    config: TrainedConfig,
     held_out: TokenCache | LiveTokens | None = None,
     buffer_device: torch.device | str = "cpu",
 ) -> tuple[TokenSet, TokenSet]:
@@ -123,7 +123,7 @@ def split_tokens(
 
 
 def make_normalisation(
-    tokens: TokenCache | LiveTokens, training: TokenSet, config: SAEConfig
+    tokens: TokenCache | LiveTokens, training: TokenSet, config: TrainedConfig
 ) -> tuple[Float[Tensor, " d_in"], float]:
     """Return mu and c of the chosen tokens: the source's own for patches, else measured on the training tokens.
 
@@ -145,7 +145,7 @@ def make_normalisation(
 class TokenData(L.LightningDataModule):
     """Feeds the trainer from the token stream, at the step that the trainer has reached."""
 
-    def __init__(self, source: TokenSet, config: SAEConfig, seed: int) -> None:
+    def __init__(self, source: TokenSet, config: TrainedConfig, seed: int) -> None:
         super().__init__()
         self.source, self.config, self.seed = source, config, seed
 
