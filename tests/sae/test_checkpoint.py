@@ -12,7 +12,11 @@ from safetensors.torch import load_file
 from infoscope.runtime.errors import InputError
 from infoscope.sae.activations import Activation, ReLU, TopK
 from infoscope.sae.checkpoint import load_sae, load_sae_info, save_sae
+from infoscope.sae.config import TokenNorm
 from infoscope.sae.model import SparseAutoencoder
+from tests.support import imported_samples
+from tests.support.imported_samples import make_sae as make_imported
+from tests.support.imported_samples import make_tokens
 
 
 def make_saved(folder: Path, activation: Activation) -> SparseAutoencoder:
@@ -53,11 +57,15 @@ def test_file_holds_the_documented_names_and_shapes(tmp_path: Path) -> None:
     [
         ({"format_version": 99}, "update infoscope"),
         ({"format_version": None}, "update infoscope"),
-        ({"kind": "gated"}, "'gated'.*topk, relu, batchtopk"),
+        ({"kind": "rectified"}, "'rectified'.*topk, relu, batchtopk"),
         ({"format": "other"}, "not written by infoscope"),
         ({"d_in": "8"}, "d_in missing or of the wrong type"),
         ({"d_in": 9}, "does not hold the SAE"),
         ({"activation": {"q": 1}}, "settings of a topk activation"),
+        ({"kind": "capped", "activation": {"cap": 1}}, "settings of a capped activation"),
+        ({"kind": "gated", "activation": {}}, "settings of a gated activation"),
+        ({"token_norm": "batch_norm"}, "token_norm missing or of the wrong type"),
+        ({"token_norm": []}, "token_norm missing or of the wrong type"),
         ({"activation": {"k": 25}}, r"sae\.k in 1\.\.24"),
         ({"sha256": "0"}, "damaged"),
     ],
@@ -96,3 +104,17 @@ def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     save_sae(tmp_path, sae)
     with pytest.raises(InputError, match="NaN or Inf in b_enc"):
         load_sae(tmp_path)
+
+
+@pytest.mark.parametrize("token_norm", imported_samples.NORMS)
+@pytest.mark.parametrize("name", imported_samples.ACTIVATIONS)
+def test_what_only_imported_saes_have_is_found_again(tmp_path: Path, name: str, token_norm: TokenNorm) -> None:
+    sae, x = make_imported(name, token_norm, torch.float32), make_tokens(300, dtype=torch.float32)
+    sae.data_mean = x.mean(0)
+    save_sae(tmp_path, sae)
+    loaded = load_sae(tmp_path)
+    for ours, theirs in zip(loaded(x), sae(x), strict=True):
+        assert torch.equal(ours, theirs)
+    assert (loaded.token_norm, loaded.activation.is_signed) == (token_norm, name in ("signed", "capped"))
+    assert torch.equal(loaded.centre, x.mean(0))
+    assert loaded.activation.settings() == sae.activation.settings()

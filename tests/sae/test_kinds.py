@@ -31,8 +31,8 @@ from infoscope.sae.config import (
     MatryoshkaKConfig,
     MatryoshkaPrefixConfig,
     ReLUConfig,
-    TrainedConfig,
     TopKConfig,
+    TrainedConfig,
 )
 from infoscope.sae.edit import EditMode, GroupEditor
 from infoscope.sae.losses import (

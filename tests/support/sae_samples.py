@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from infoscope.sae.activations import TopK
-from infoscope.sae.config import KINDS, TrainedConfig, TopKConfig
+from infoscope.sae.config import KINDS, TopKConfig, TrainedConfig
 from infoscope.sae.model import SparseAutoencoder
 
 N, D_IN, D_SAE, K, AUX_K = 50, 12, 40, 4, 5

@@ -3,79 +3,44 @@
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from infoscope.runtime.errors import InputError
-from infoscope.sae.config import check_k
+from infoscope.sae.activation import Activation, Gate, SparseActs, WithK, check_length, scatter
+from infoscope.sae.imported_activations import Gated, GroupMax, TanhReLU, Threshold
 
 
-class SparseActs(NamedTuple):
-    """The latent activations of n tokens as k entries per token; entries of value 0 are padding.
+class TopK(WithK):
+    """The k largest pre-activations of a token, negative ones set to 0 (Gao et al., 2024).
 
-    values: never negative. indices: the latents, all different within a token, in no particular order.
+    Args:
+        signed: negative ones among them stay as they are, as some SAEs of others have it.
     """
-
-    values: Float[Tensor, "n k"]
-    indices: Int64[Tensor, "n k"]
-
-
-class Activation(nn.Module, ABC):
-    """Turns pre-activations into latent activations. A kind with a threshold keeps it as a parameter or buffer.
-
-    What an SAE does when it is used; BatchTopK selects otherwise in training (see losses.py).
-    """
-
-    kind: ClassVar[str]
-    """As in `sae/config.py`, whose `activation_settings` are the constructor's arguments."""
-
-    @abstractmethod
-    def dense(self, pre_acts: Float[Tensor, "n d_sae"]) -> Float[Tensor, "n d_sae"]:
-        """Return the latent activations, zeros included."""
-
-    @abstractmethod
-    def sparse(self, pre_acts: Float[Tensor, "n d_sae"]) -> SparseActs:
-        """Return the same activations as entries."""
-
-    def check(self, d_sae: int) -> None:
-        """Raise InputError if an SAE with this many latents cannot have the activation."""
-
-    def settings(self) -> dict[str, Any]:
-        """Return the constructor's arguments as plain JSON values; a checkpoint keeps them."""
-        return {}
-
-
-class _WithK(Activation):
-    """k active latents per token, or on average."""
-
-    def __init__(self, k: int) -> None:
-        super().__init__()
-        self.k = k
-
-    def check(self, d_sae: int) -> None:
-        check_k(self.k, d_sae)
-
-    def settings(self) -> dict[str, Any]:
-        return {"k": self.k}
-
-
-class TopK(_WithK):
-    """The k largest pre-activations of a token, negative ones set to 0 (Gao et al., 2024)."""
 
     kind = "topk"
+
+    def __init__(self, k: int, signed: bool = False) -> None:
+        super().__init__(k)
+        self.signed = signed
+
+    @property
+    def is_signed(self) -> bool:
+        return self.signed
+
+    def settings(self) -> dict[str, Any]:
+        return super().settings() | ({"signed": True} if self.signed else {})
 
     def sparse(self, pre_acts: Float[Tensor, "n d_sae"]) -> SparseActs:
         # topk first, ReLU on the k values only: the same result as ReLU first, without a second [n, d_sae] tensor.
         values, indices = pre_acts.topk(self.k, dim=-1, sorted=False)
-        return SparseActs(values.relu(), indices)
+        return SparseActs(values if self.signed else values.relu(), indices)
 
     def dense(self, pre_acts: Float[Tensor, "n d_sae"]) -> Float[Tensor, "n d_sae"]:
-        acts = self.sparse(pre_acts)
-        return torch.zeros_like(pre_acts).scatter(-1, acts.indices, acts.values)
+        return scatter(self.sparse(pre_acts), pre_acts)
 
 
 class MatryoshkaK(TopK):
@@ -84,16 +49,7 @@ class MatryoshkaK(TopK):
     kind = "matryoshka_k"
 
 
-class _Gate(Activation):
-    """Some of the positive pre-activations; sparse form: as many entries as the fullest token of the batch has."""
-
-    def sparse(self, pre_acts: Float[Tensor, "n d_sae"]) -> SparseActs:
-        acts = self.dense(pre_acts)
-        fullest = int((acts > 0).sum(-1).amax()) if len(acts) else 0
-        return SparseActs(*acts.topk(max(1, fullest), dim=-1, sorted=False))
-
-
-class ReLU(_Gate):
+class ReLU(Gate):
     """Every positive pre-activation."""
 
     kind = "relu"
@@ -102,7 +58,7 @@ class ReLU(_Gate):
         return pre_acts.relu()
 
 
-class BatchTopK(_WithK, _Gate):
+class BatchTopK(WithK, Gate):
     """The pre-activations above one threshold, which k per token on average exceed (Bussmann et al., 2024).
 
     In training the k * n largest of a batch of n tokens are active. The threshold, which makes a token's latents
@@ -136,7 +92,7 @@ class MatryoshkaPrefix(BatchTopK):
     kind = "matryoshka_prefix"
 
 
-class JumpReLU(_Gate):
+class JumpReLU(Gate):
     """The pre-activations above a threshold that each latent learns (Rajamanoharan et al., 2024).
 
     Args:
@@ -160,26 +116,69 @@ class JumpReLU(_Gate):
         return pre_acts.where(pre_acts > self.threshold, 0)
 
     def check(self, d_sae: int) -> None:
-        if len(self.log_threshold) != d_sae:
-            raise InputError(f"Expected {d_sae} thresholds, one per latent, got {len(self.log_threshold)}.")
+        check_length(self.log_threshold, d_sae, "thresholds")
 
     def settings(self) -> dict[str, Any]:
         return {"d_sae": len(self.log_threshold)}
 
 
+class Capped(Activation):
+    """cap tanh(z / cap) of another activation's z: nearly z while it is small, never beyond the cap (MSAE).
+
+    Args:
+        inner: the other activation.
+        cap: above 0, in units of z.
+    """
+
+    kind = "capped"
+
+    def __init__(self, inner: Activation, cap: float) -> None:
+        super().__init__()
+        self.inner, self.cap = inner, cap
+
+    @classmethod
+    def from_settings(cls, settings: dict[str, Any]) -> Activation:
+        return cls(make_activation(settings["inner"], settings["inner_settings"]), settings["cap"])
+
+    @property
+    def is_signed(self) -> bool:
+        return self.inner.is_signed
+
+    def settings(self) -> dict[str, Any]:
+        return {"inner": self.inner.kind, "inner_settings": self.inner.settings(), "cap": self.cap}
+
+    def check(self, d_sae: int) -> None:
+        self.inner.check(d_sae)
+
+    def dense(self, pre_acts: Float[Tensor, "n d_sae"]) -> Float[Tensor, "n d_sae"]:
+        return self._bound(self.inner.dense(pre_acts))
+
+    def sparse(self, pre_acts: Float[Tensor, "n d_sae"]) -> SparseActs:
+        values, indices = self.inner.sparse(pre_acts)
+        return SparseActs(self._bound(values), indices)
+
+    def _bound(self, values: Tensor) -> Tensor:
+        return self.cap * (values / self.cap).tanh_()
+
+
 ACTIVATIONS: dict[str, type[Activation]] = {
-    activation.kind: activation for activation in (TopK, ReLU, BatchTopK, JumpReLU, MatryoshkaK, MatryoshkaPrefix)
+    activation.kind: activation
+    for activation in (
+        *(TopK, ReLU, BatchTopK, JumpReLU, MatryoshkaK, MatryoshkaPrefix),
+        *(Threshold, Gated, GroupMax, TanhReLU, Capped),
+    )
 }
-"""The activation of each kind, which is made with the settings that `sae/config.py` gives."""
+"""The activation of each kind: first those that infoscope trains, made with the settings that `sae/config.py` gives,
+then those that only imported SAEs have."""
 
 
 def make_activation(kind: str, settings: dict[str, Any]) -> Activation:
-    """Return the activation of this kind.
+    """Return the activation of this kind; what it keeps in tensors is to be filled.
 
     Raises:
         InputError: if the settings are not those of the kind.
     """
     try:
-        return ACTIVATIONS[kind](**settings)
-    except TypeError:
+        return ACTIVATIONS[kind].from_settings(settings)
+    except (TypeError, KeyError):
         raise InputError(f"Expected the settings of a {kind} activation, got {sorted(settings)}.") from None

@@ -1,9 +1,10 @@
 """An SAE on disk: `sae.safetensors` (weights, mu, c) and `sae.json` (everything else). No pickle.
 
-Tensors: W_enc [d_in, d_sae], b_enc, W_dec [d_sae, d_in], b_dec, mean [d_in], scale []; what an activation keeps, as
-`activation.<name>`: threshold [] (batchtopk, matryoshka_prefix), log_threshold [d_sae] (jumprelu). JSON: format,
-format_version, kind, activation (its settings), d_in, d_sae, layer, backbone (fingerprint), image_px, tokens (the four
-of its `Origin`), training (config), sha256 of the weights file.
+Tensors: W_enc [d_in, d_sae], b_enc, W_dec [d_sae, d_in], b_dec, mean [d_in], scale []; data_mean [d_in] where it is not
+the mean; what an activation keeps, as `activation.<name>`: threshold [] (batchtopk, matryoshka_prefix), log_threshold
+[d_sae] (jumprelu), threshold [] or [d_sae] (threshold), gate_bias, mag_bias, mag_scale [d_sae] (gated). JSON: format,
+format_version, kind, activation (its settings), d_in, d_sae, token_norm (missing: none), layer, backbone (fingerprint),
+image_px, tokens (the four of its `Origin`), training (config), sha256 of the weights file.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from infoscope.runtime.calls import name_type, speaks_python
 from infoscope.runtime.errors import InputError
 from infoscope.runtime.manifests import read_manifest
 from infoscope.sae.activations import ACTIVATIONS, make_activation
-from infoscope.sae.config import TokenChoice
+from infoscope.sae.config import TokenChoice, TokenNorm
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.sae.origin import Origin
 
@@ -59,6 +60,7 @@ def save_sae(
         "activation": sae.activation.settings(),
         "d_in": sae.d_in,
         "d_sae": sae.d_sae,
+        "token_norm": sae.token_norm.name,
         "layer": origin.layer if layer is None else layer,
         "backbone": origin.backbone if backbone is None else backbone,
         "image_px": origin.image_px,
@@ -86,7 +88,7 @@ def load_sae(path: Path | str) -> SparseAutoencoder:
         raise InputError(f"{weights} is damaged: its checksum is not the one in {INFO_NAME}; make it again.")
     try:
         tensors = load_file(weights)
-        sae = SparseAutoencoder(info["d_in"], info["d_sae"], make_activation(info["kind"], info["activation"]))
+        sae = _make_empty(info, "data_mean" in tensors)
         for name, tensor in tensors.items():
             if not torch.isfinite(tensor).all():
                 raise InputError(f"{weights} holds NaN or Inf in {name}: train the SAE again.")
@@ -97,6 +99,16 @@ def load_sae(path: Path | str) -> SparseAutoencoder:
         raise InputError(f"{weights} does not hold the SAE that {INFO_NAME} describes ({reason}).") from None
     sae.origin = _read_origin(info)
     return sae.eval()
+
+
+def _make_empty(info: dict[str, Any], has_data_mean: bool) -> SparseAutoencoder:
+    """Return an SAE of this kind, sizes and memory layout, whose tensors are to be filled."""
+    d_in, d_sae = info["d_in"], info["d_sae"]
+    tensors = torch.empty(d_sae, d_in).T, torch.empty(d_sae), torch.empty(d_sae, d_in), torch.empty(d_in)
+    token_norm = TokenNorm[info.get("token_norm", "none")]
+    sae = SparseAutoencoder.of(*tensors, make_activation(info["kind"], info["activation"]), token_norm=token_norm)
+    sae.data_mean = torch.empty(d_in) if has_data_mean else None
+    return sae
 
 
 def load_sae_info(path: Path | str) -> dict[str, Any]:
@@ -129,6 +141,8 @@ def load_sae_info(path: Path | str) -> dict[str, Any]:
     wrong = [name for name, kind in expected.items() if not isinstance(info.get(name), kind)]
     if info.get("tokens") not in (None, *TokenChoice.__members__):
         wrong.append("tokens")
+    if info.get("token_norm", "none") not in (*TokenNorm.__members__,):
+        wrong.append("token_norm")
     if wrong:
         raise InputError(f"{file} is damaged: {', '.join(wrong)} missing or of the wrong type; make it again.")
     return info

@@ -10,28 +10,45 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from infoscope.runtime.errors import InputError
-from infoscope.sae.activations import Activation, SparseActs
+from infoscope.sae.activation import Activation, SparseActs
+from infoscope.sae.config import TokenNorm
 from infoscope.sae.origin import Origin
+
+LAYER_NORM_EPS = 1e-5
+"""What every toolkit adds to the standard deviation by which it divides."""
 
 
 class SAEOutput(NamedTuple):
-    """x_hat: the reconstruction in raw units; latent_acts: z, never negative."""
+    """x_hat: the reconstruction in raw units; latent_acts: z, below 0 only where the activation is signed."""
 
     x_hat: Float[Tensor, "... d_in"]
     latent_acts: Float[Tensor, "... d_sae"]
 
 
-class SparseAutoencoder(nn.Module):
-    """x_n = c (x - mu);  z = act((x_n - b_dec) W_enc + b_enc);  x_hat = mu + (z W_dec + b_dec) / c.
+class TokenStats(NamedTuple):
+    """What a token norm N undoes of each token, in units of y = c (x - mu): N(y) is about (y - shift) / factor, and
+    N^-1(x_n) is x_n factor + shift.
 
-    Tokens come and go in raw units: mu (`mean`) and c (`scale`) are buffers. Rows of W_dec have unit norm; b_dec and
-    b_enc start at 0; W_enc starts as the transpose of W_dec.
+    layer_norm: mean and standard deviation (that of a sample). constant_norm: 0 and |y| / sqrt(d_in).
+    """
+
+    shift: Float[Tensor, "... 1"]
+    factor: Float[Tensor, "... 1"]
+
+
+class SparseAutoencoder(nn.Module):
+    """x_n = N(c (x - mu));  z = act((x_n - b_dec) W_enc + b_enc);  x_hat = mu + N^-1(z W_dec + b_dec) / c.
+
+    Tokens come and go in raw units: mu (`mean`) and c (`scale`) are buffers. N normalises each token by itself, and is
+    nothing in what infoscope trains. Rows of W_dec have unit norm; b_dec and b_enc start at 0; W_enc starts as the
+    transpose of W_dec. Imported SAEs may have any of them.
 
     Args:
         activation: TopK, ReLU, ...
         mean: mu, the data-set mean of a token; zeros by default.
         scale: c, such that c |x - mu| is sqrt(d_in) on average over the data set.
         seed: of the random unit rows that W_dec starts with.
+        token_norm: N.
 
     Raises:
         InputError: if the activation does not fit this many latents; of every method, if tokens have another width.
@@ -39,6 +56,8 @@ class SparseAutoencoder(nn.Module):
 
     mean: Tensor
     scale: Tensor
+    data_mean: Tensor | None
+    """The mean of the data set's tokens, where mu is not: see `centre`."""
     origin: Origin
     """Which tokens it was trained on: known of what infoscope trains and loads; of others, what one says."""
 
@@ -50,31 +69,133 @@ class SparseAutoencoder(nn.Module):
         mean: Float[Tensor, " d_in"] | None = None,
         scale: float = 1.0,
         seed: int = 0,
+        token_norm: TokenNorm = TokenNorm.none,
     ) -> None:
         super().__init__()
-        activation.check(d_sae)
-        self.d_in, self.d_sae, self.activation, self.origin = d_in, d_sae, activation, Origin()
         rows = F.normalize(torch.randn(d_sae, d_in, generator=torch.Generator().manual_seed(seed)), dim=1)
-        self.W_dec = nn.Parameter(rows)
         # A transposed view: in memory a latent's encoder column is contiguous, like its decoder row, so that a sparse
         # gradient writes whole rows.
-        self.W_enc = nn.Parameter(rows.clone().T)
-        self.b_enc = nn.Parameter(torch.zeros(d_sae))
-        self.b_dec = nn.Parameter(torch.zeros(d_in))
-        self.register_buffer("mean", torch.zeros(d_in) if mean is None else mean.detach().clone().float())
+        weights = rows.clone().T, torch.zeros(d_sae), rows, torch.zeros(d_in)
+        self._hold(*weights, activation, None if mean is None else mean.detach().clone().float(), scale, token_norm)
+
+    @classmethod
+    def of(
+        cls,
+        W_enc: Float[Tensor, "d_in d_sae"],
+        b_enc: Float[Tensor, " d_sae"],
+        W_dec: Float[Tensor, "d_sae d_in"],
+        b_dec: Float[Tensor, " d_in"],
+        activation: Activation,
+        mean: Float[Tensor, " d_in"] | None = None,
+        scale: float = 1.0,
+        token_norm: TokenNorm = TokenNorm.none,
+    ) -> SparseAutoencoder:
+        """Return the SAE that has these tensors (float32, W_enc of any strides): themselves, not copies. In eval mode.
+
+        Raises:
+            InputError: if the activation does not fit this many latents.
+        """
+        sae = cls.__new__(cls)
+        nn.Module.__init__(sae)
+        sae._hold(W_enc, b_enc, W_dec, b_dec, activation, mean, scale, token_norm)
+        return sae.eval()
+
+    def _hold(
+        self,
+        W_enc: Tensor,
+        b_enc: Tensor,
+        W_dec: Tensor,
+        b_dec: Tensor,
+        activation: Activation,
+        mean: Tensor | None,
+        scale: float,
+        token_norm: TokenNorm,
+    ) -> None:
+        self.d_sae, self.d_in = W_dec.shape
+        assert W_enc.shape == (self.d_in, self.d_sae), (W_enc.shape, W_dec.shape)
+        assert (b_enc.shape, b_dec.shape) == ((self.d_sae,), (self.d_in,)), (b_enc.shape, b_dec.shape)
+        assert mean is None or mean.shape == (self.d_in,), mean.shape
+        activation.check(self.d_sae)
+        self.activation, self.token_norm, self.origin = activation, token_norm, Origin()
+        self.W_dec, self.W_enc = nn.Parameter(W_dec), nn.Parameter(W_enc)
+        self.b_enc, self.b_dec = nn.Parameter(b_enc), nn.Parameter(b_dec)
+        self.register_buffer("mean", torch.zeros(self.d_in) if mean is None else mean)
         self.register_buffer("scale", torch.tensor(float(scale)))
+        self.register_buffer("data_mean", None)
+
+    @property
+    def centre(self) -> Float[Tensor, " d_in"]:
+        """What deviations of tokens are counted from: the mean of the data set, which is mu but of imported SAEs."""
+        return self.mean if self.data_mean is None else self.data_mean
 
     def normalise(self, x: Float[Tensor, "... d_in"]) -> Float[Tensor, "... d_in"]:
-        """Return x_n = c (x - mu) of raw tokens, in the precision of the weights."""
+        """Return x_n = N(c (x - mu)) of raw tokens, in the precision of the weights. A token norm makes 0 of 0."""
+        y = self._scaled(x)
+        stats = self._measure(y)
+        if stats is None:
+            return y
+        is_layer = self.token_norm is TokenNorm.layer_norm
+        tiny = torch.finfo(y.dtype).tiny
+        return (y - stats.shift) / (stats.factor + LAYER_NORM_EPS if is_layer else stats.factor.clamp_min(tiny))
+
+    def denormalise(
+        self, x_n: Float[Tensor, "... d_in"], x: Float[Tensor, "... d_in"] | None = None
+    ) -> Float[Tensor, "... d_in"]:
+        """Return mu + N^-1(x_n) / c.
+
+        Args:
+            x: the raw tokens, which are read where the SAE has a token norm.
+
+        Raises:
+            InputError: it has one, and there is no x.
+        """
+        if self.token_norm is TokenNorm.none:
+            return self.mean + x_n / self.scale
+        if x is None:
+            raise InputError(
+                f"This SAE normalises each token by itself ({self.token_norm.value}), which decoding undoes: give the"
+                " tokens too, as decode(z, x) or sae(x)."
+            )
+        stats = self.token_stats(x)
+        assert stats is not None
+        return self.mean + (x_n * stats.factor + stats.shift) / self.scale
+
+    def token_stats(self, x: Float[Tensor, "... d_in"]) -> TokenStats | None:
+        """Return what the token norm undoes of raw tokens; None without a token norm."""
+        return None if self.token_norm is TokenNorm.none else self._measure(self._scaled(x))
+
+    def token_factor(self, x: Float[Tensor, "... d_in"]) -> Float[Tensor, "... 1"] | None:
+        """Return how far a unit of z W_dec reaches on each raw token, in units of c (x - mu); None: 1 everywhere.
+
+        Latent j writes z_j factor W_dec[j] / c into a raw token.
+        """
+        stats = self.token_stats(x)
+        return None if stats is None else stats.factor
+
+    def written(self, acts: SparseActs, x: Float[Tensor, "... d_in"]) -> SparseActs:
+        """Return latent activations of raw tokens times `token_factor`: what is linear in the tokens is linear in them.
+
+        Without a token norm they are the activations themselves.
+        """
+        factor = self.token_factor(x)
+        return acts if factor is None else SparseActs(acts.values * factor.reshape(-1, 1), acts.indices)
+
+    def _scaled(self, x: Float[Tensor, "... d_in"]) -> Float[Tensor, "... d_in"]:
         self._check_width(x)
         return (x.to(self.mean.dtype) - self.mean) * self.scale
 
-    def denormalise(self, x_n: Float[Tensor, "... d_in"]) -> Float[Tensor, "... d_in"]:
-        """Return mu + x_n / c."""
-        return self.mean + x_n / self.scale
+    def _measure(self, y: Float[Tensor, "... d_in"]) -> TokenStats | None:
+        match self.token_norm:
+            case TokenNorm.none:
+                return None
+            case TokenNorm.layer_norm:
+                return TokenStats(y.mean(-1, keepdim=True), y.std(-1, keepdim=True))
+            case TokenNorm.constant_norm:
+                norm = y.norm(dim=-1, keepdim=True)
+                return TokenStats(torch.zeros_like(norm), norm / self.d_in**0.5)
 
     def pre_acts(self, x: Float[Tensor, "n d_in"]) -> Float[Tensor, "n d_sae"]:
-        """Return (x_n - b_dec) W_enc + b_enc of raw tokens."""
+        """Return a = (x_n - b_dec) W_enc + b_enc of raw tokens."""
         return torch.addmm(self.b_enc, self.normalise(x) - self.b_dec, self.W_enc)
 
     def encode(self, x: Float[Tensor, "... d_in"]) -> Float[Tensor, "... d_sae"]:
@@ -87,17 +208,19 @@ class SparseAutoencoder(nn.Module):
         """Return the latent activations of raw tokens as entries: k per token for TopK, the batch's largest L0 else."""
         return self.activation.sparse(self.pre_acts(x))
 
-    def decode(self, latent_acts: Float[Tensor, "... d_sae"]) -> Float[Tensor, "... d_in"]:
-        """Return the reconstruction x_hat in raw units."""
-        return self.denormalise(latent_acts @ self.W_dec + self.b_dec)
+    def decode(
+        self, latent_acts: Float[Tensor, "... d_sae"], x: Float[Tensor, "... d_in"] | None = None
+    ) -> Float[Tensor, "... d_in"]:
+        """Return the reconstruction x_hat in raw units; of an SAE with a token norm, of the tokens x alone."""
+        return self.denormalise(latent_acts @ self.W_dec + self.b_dec, x)
 
-    def decode_sparse(self, acts: SparseActs) -> Float[Tensor, "n d_in"]:
+    def decode_sparse(self, acts: SparseActs, x: Float[Tensor, "n d_in"] | None = None) -> Float[Tensor, "n d_in"]:
         """Return the same reconstruction from entries."""
-        return self.denormalise(sum_decoder_rows(acts, self.W_dec) + self.b_dec)
+        return self.denormalise(sum_decoder_rows(acts, self.W_dec) + self.b_dec, x)
 
     def forward(self, x: Float[Tensor, "... d_in"]) -> SAEOutput:
         latent_acts = self.encode(x)
-        return SAEOutput(self.decode(latent_acts), latent_acts)
+        return SAEOutput(self.decode(latent_acts, x), latent_acts)
 
     def _check_width(self, x: Tensor) -> None:
         if x.shape[-1] != self.d_in:

@@ -18,7 +18,7 @@ from torch import Tensor
 from infoscope.runtime import processes
 from infoscope.runtime.errors import InputError
 from infoscope.runtime.lightning import LastCheckpoint, place_trainer, quiet_lightning
-from infoscope.sae.config import TrainedConfig, TokenChoice
+from infoscope.sae.config import TokenChoice, TrainedConfig
 from infoscope.sae.metrics import compute_sae_metrics
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.sae.module import SAEModule, make_sae
