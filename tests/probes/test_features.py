@@ -23,10 +23,12 @@ from infoscope.probes.inputs import ProbeInputs
 from infoscope.probes.run import run_probes
 from infoscope.runtime.errors import InputError
 from infoscope.sae.activations import BatchTopK
+from infoscope.sae.config import TokenNorm
 from infoscope.sae.edit import EditMode
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.scope.ablations import Ablation, Role
 from infoscope.scope.editing import AblationEditor
+from tests.support.imported_samples import make_sae as make_imported
 from tests.support.probe_samples import CLASS_LATENTS, LABEL_LATENTS, SampleCache, make_config, make_inputs, mask
 
 KEEP, DECODE = EditMode.error_preserving, EditMode.reconstruct
@@ -78,7 +80,17 @@ def count_reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 @pytest.mark.parametrize("edits_prefix", [False, True])
-@pytest.mark.parametrize("sae", [None, make_odd_sae()], ids=["topk", "threshold"])
+@pytest.mark.parametrize(
+    "sae",
+    [
+        None,
+        make_odd_sae(),
+        make_imported("signed", TokenNorm.none, torch.float32, 16, 16),
+        make_imported("capped", TokenNorm.layer_norm, torch.float32, 16, 16),
+        make_imported("gated", TokenNorm.constant_norm, torch.float32, 16, 16),
+    ],
+    ids=["topk", "threshold", "signed", "layer_norm", "constant_norm"],
+)
 def test_features_are_what_editing_gives(tmp_path: Path, edits_prefix: bool, sae: SparseAutoencoder | None) -> None:
     inputs = dataclasses.replace(make_inputs(20, 6), edits_prefix=edits_prefix)
     inputs = dataclasses.replace(inputs, sae=sae or inputs.sae)

@@ -17,9 +17,11 @@ from infoscope.probes.inputs import ProbeInputs
 from infoscope.probes.latent_effects import LatentEffects, measure_latent_effects
 from infoscope.probes.metrics import IGNORE_LABEL, valid_depth
 from infoscope.probes.pixels import upsample
+from infoscope.sae.config import TokenNorm
 from infoscope.sae.edit import EditMode
 from infoscope.scope.ablations import Ablation, Role
 from infoscope.scope.editing import AblationEditor
+from tests.support.imported_samples import make_sae as make_imported
 from tests.support.probe_samples import CLASS_LATENTS, N_CLASSES, N_LABELS, D, make_config, make_inputs, mask
 
 N_BINS = 16
@@ -71,9 +73,12 @@ def measure_slowly(inputs: ProbeInputs, heads: dict[str, LinearMaps]) -> dict[st
     return {name: total / n_units[name] for name, total in sums.items()}
 
 
+@pytest.mark.parametrize("imported", [None, ("signed", TokenNorm.layer_norm), ("gated", TokenNorm.constant_norm)])
 @pytest.mark.parametrize("edits_prefix", [False, True])
-def test_effects_are_those_of_editing_the_tokens(edits_prefix: bool) -> None:
+def test_effects_are_those_of_editing_the_tokens(edits_prefix: bool, imported: tuple[str, TokenNorm] | None) -> None:
     inputs, heads = replace(make_inputs(n_test=6), edits_prefix=edits_prefix), make_heads()
+    if imported is not None:
+        inputs = replace(inputs, sae=make_imported(*imported, torch.float32, D, D))
     found, slowly = measure_latent_effects(inputs, CONFIG, ALL, heads), measure_slowly(inputs, heads)
     assert found.effects.keys() == heads.keys()
     for name, losses in slowly.items():

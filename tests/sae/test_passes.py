@@ -128,3 +128,13 @@ def test_other_tokens_and_cls_are_refused_before_anything_is_read() -> None:
         with pytest.raises(InputError, match=message):
             run_pass(tokens, {"fine": Measurement(make_sae(1), Mass), "not": Measurement(sae, Mass)})
     assert tokens.read == []
+
+
+def test_what_is_below_0_does_not_fire() -> None:
+    codes = torch.randn(4, N_PATCHES, D_SAE, generator=torch.Generator().manual_seed(0))
+    signed = LatentBatch(codes, torch.arange(4), np.arange(4), is_signed=True)
+    usual = LatentBatch(codes.clamp_min(0), torch.arange(4), np.arange(4))
+    assert usual.dense is usual.codes
+    assert (signed.codes < 0).any()
+    for name in ("dense", "peaks", "sums", "squares", "counts"):
+        assert torch.equal(getattr(signed, name), getattr(usual, name))

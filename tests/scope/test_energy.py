@@ -9,12 +9,16 @@ import pytest
 import torch
 
 from infoscope.runtime.errors import InputError
-from infoscope.sae.passes import LatentBatch
+from infoscope.sae.config import TokenNorm
+from infoscope.sae.edit import GroupEditor
+from infoscope.sae.passes import LatentBatch, measure_one
 from infoscope.scope import energy as energy_module
 from infoscope.scope.ablations import Role, make_ablations
 from infoscope.scope.config import Control, PartitionConfig, Rule
 from infoscope.scope.energy import Cumulate, Energy, SampleMeter, TokenSample, measure_sample
 from infoscope.scope.partition import energy_threshold, make_partition
+from tests.support import imported_samples
+from tests.support.memory_tokens import MemoryTokens
 
 N_TOKENS, D_SAE, D_IN = 60, 30, 7
 
@@ -96,6 +100,20 @@ def test_the_sample_is_fixed_and_all_tokens_where_there_are_few() -> None:
     assert choose(100).tolist() == list(range(60))
     assert choose(20).tolist() == choose(20).tolist()
     assert len(set(choose(20).tolist())) == 20
+
+
+@pytest.mark.parametrize("token_norm", imported_samples.NORMS)
+@pytest.mark.parametrize("name", ["relu", "signed"])
+def test_it_is_that_of_the_edit_whatever_the_sae(name: str, token_norm: TokenNorm) -> None:
+    sae, x = imported_samples.make_sae(name, token_norm), imported_samples.make_tokens(7, 9)
+    sample = measure_one(MemoryTokens(x), measure_sample(sae, 7, 9, 1000)).compute()
+    energy = Energy(sample, sae.W_dec.numpy()).cumulate
+    order = np.random.default_rng(2).permutation(sae.d_sae)[:20]
+    for n, found in enumerate(energy(order), start=1):
+        removed = torch.zeros(sae.d_sae, dtype=torch.bool)
+        removed[order[:n]] = True
+        taken = GroupEditor(sae, x.flatten(0, 1)).contribution(removed) * sae.scale
+        assert found == pytest.approx(float(taken.square().sum(1).mean()), rel=1e-5)
 
 
 def test_random_groups_have_the_groups_energy(acts: np.ndarray, W_dec: np.ndarray, energy: Cumulate) -> None:

@@ -67,7 +67,7 @@ def reference_scores(backbone, sae, pictures, ranking, shift):
         for side, origin in enumerate((0, shift * n)):
             crop = whole[..., origin : origin + p * n, origin : origin + p * n]
             acts = sae.encode(backbone.tokens(crop, -2).patches)
-            maps[latent, rank, side] = acts[0, :, latent].reshape(p, p)
+            maps[latent, rank, side] = acts[0, :, latent].clamp_min(0).reshape(p, p)
     return maps
 
 
@@ -80,9 +80,11 @@ def reference_emd(first, second):
     return wasserstein_distance_nd(places[keep[0]], places[keep[1]], *weights)
 
 
-@pytest.mark.parametrize("shift", [1, 2])
-def test_scores_equal_the_definition_taken_literally(shift, monkeypatch):
+@pytest.mark.parametrize(("shift", "signed"), [(1, False), (2, False), (1, True)])
+def test_scores_equal_the_definition_taken_literally(shift, signed, monkeypatch):
     backbone, sae = make_registers()
+    if signed:
+        sae.activation = TopK(30, signed=True)  # more than half: some are below 0, and no part of a map
     pictures = make_noise(8)
     monkeypatch.setattr(passes, "MAX_LATENT_VALUES", 36 * 40 * 2)  # a batch is encoded in parts
     config = ScopeConfig(k_cds=2, k_max=3, shift_patches=shift, batch_images=5)

@@ -61,7 +61,7 @@ def explain_change(
 ) -> Explanation:
     """Find the features of a group whose ablation, each alone, costs the old class of one image most.
 
-    Only the group's `config.n_candidates` most active features of the image are tried (activation summed over its
+    Only the group's `config.n_candidates` most active features of the image are tried (|activation| summed over its
     tokens), so an image costs that many forwards; on the scenes 64 of them name the same features as all. Log-odds and
     not the logit, which may fall with all the others and change nothing; nor the probability, which stays at 1 while a
     sure prediction loses ground. Features act together, so the drops need not sum to what the whole group does.
@@ -95,7 +95,7 @@ def _find_active(
     """Return the latents of a group that are active in these tokens, the most active first."""
     values, indices = editor.editor.acts
     total = torch.zeros(inputs.sae.d_sae, device=inputs.device)
-    total.index_add_(0, indices.flatten(), values.flatten())
+    total.index_add_(0, indices.flatten(), values.flatten().abs())
     total *= torch.from_numpy(removed).to(inputs.device)
     order = total.argsort(descending=True, stable=True)[:n_candidates]
     return [latent for latent in order.tolist() if total[latent] > 0]

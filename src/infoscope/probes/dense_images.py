@@ -16,7 +16,7 @@ from infoscope.probes.inputs import ProbeData, ProbeInputs, Rows, split_held_out
 from infoscope.probes.pixels import PixelSample, choose_pixels, compute_pixel_weights, upsample
 from infoscope.probes.slices import BYTES, divide, join_acts
 from infoscope.runtime.errors import InputError
-from infoscope.sae.activations import SparseActs
+from infoscope.sae.activation import SparseActs
 from infoscope.scope.ablations import Progress, no_progress
 from infoscope.scope.editing import AblationEditor
 

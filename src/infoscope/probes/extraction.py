@@ -190,13 +190,16 @@ def pass_over(
 
 
 def _mean_images(batch: EncodedBatch) -> dict[str, Tensor]:
-    """Return the means of some images: of the tokens, and of their latents as sparse rows."""
-    n_images, n_patches, _ = batch.tokens.patches.shape
-    acts = [part[: n_images * n_patches].reshape(n_images, -1) for part in batch.group.acts]
-    sums = torch.zeros(n_images, batch.inputs.sae.d_sae, device=acts[0].device, dtype=acts[0].dtype)
+    """Return the means of some images: of the tokens, of what their latents write as sparse rows, of token norms."""
+    sae, (n_images, n_patches, _) = batch.inputs.sae, batch.tokens.patches.shape
+    acts = [part[: n_images * n_patches].reshape(n_images, -1) for part in batch.group.written]
+    sums = torch.zeros(n_images, sae.d_sae, device=acts[0].device, dtype=acts[0].dtype)
     z = sums.scatter_add_(1, acts[1], acts[0]) / n_patches
     image, latent = z.nonzero(as_tuple=True)
     found = {"mean_x": batch.tokens.patches.mean(1), "indices": latent.int(), "values": z[image, latent]}
+    stats = sae.token_stats(batch.tokens.patches)
+    if stats is not None:
+        found["stats"] = torch.cat(stats, dim=-1).mean(1)
     _check(found["mean_x"], Readout.patch_mean)
     _check(found["values"], Readout.patch_mean)
     return {**found, "counts": torch.bincount(image, minlength=n_images)}

@@ -18,6 +18,7 @@ from infoscope.probes.features import MEANS, SHARES_FILE
 from infoscope.probes.inputs import ProbeInputs
 from infoscope.runtime import processes
 from infoscope.runtime.parts import Part
+from infoscope.sae.config import TokenNorm
 from infoscope.scope.ablations import Ablation, Progress, no_progress
 from infoscope.vision.tokens.shards import RowWriter
 
@@ -121,8 +122,10 @@ class _FeatureFiles:
             for key in wanted.variants
             for readout in readouts
         }
-        for name, dtype in _MEANS_FILES.items() if wanted.means else ():
-            shape = (d_in,) if name == "mean_x" else ()
+        has_stats = wanted.inputs.sae.token_norm is not TokenNorm.none
+        means_files = _MEANS_FILES | ({"stats": "float32"} if has_stats else {})
+        for name, dtype in means_files.items() if wanted.means else ():
+            shape = {"mean_x": (d_in,), "stats": (2,)}.get(name, ())
             self.files[name] = RowWriter(folders[MEANS] / f"{split}-{name}.npy", shape, dtype)
 
     def write(self, part: Part) -> None:

@@ -57,22 +57,25 @@ class FeatureFolders:
 
 @dataclass(frozen=True)
 class ImageMeans:
-    """Means over the patches of each image: of the tokens, and of their latent activations as sparse rows (CSR).
+    """Means over the patches of each image: of the tokens, and of their latent activations as sparse rows (CSR), times
+    each token's factor where the SAE has a token norm.
 
     Files: `<split>-mean_x.npy` [n, d_in] float32, `<split>-indptr.npy` [n + 1] int64, `<split>-indices.npy` [n_entries]
-    int32 (latents) and `<split>-values.npy` [n_entries] float32; image i has entries indptr[i] to indptr[i + 1].
+    int32 (latents) and `<split>-values.npy` [n_entries] float32; image i has entries indptr[i] to indptr[i + 1]. With a
+    token norm also `<split>-stats.npy` [n, 2] float32: the means of what it undoes, shift and factor.
     """
 
     x: Float32[np.ndarray, "n d_in"]
     indptr: Int[np.ndarray, " n_plus_1"]
     indices: Int[np.ndarray, " n_entries"]
     values: Float32[np.ndarray, " n_entries"]
+    stats: Float32[np.ndarray, "n 2"] | None = None
 
     @classmethod
     def open(cls, folder: Path, split: str) -> ImageMeans:
         """Map the means of a split."""
-        names = ("mean_x", "indptr", "indices", "values")
-        return cls(*(np.load(folder / f"{split}-{name}.npy", mmap_mode="r") for name in names))
+        files = [folder / f"{split}-{name}.npy" for name in ("mean_x", "indptr", "indices", "values", "stats")]
+        return cls(*(np.load(file, mmap_mode="r") for file in files[: 4 + files[4].exists()]))
 
     def __len__(self) -> int:
         return len(self.x)
@@ -82,8 +85,9 @@ class ImageMeans:
         """Return the mean of each image's edited patch tokens, where the SAE lies.
 
         An edit is linear in the latents, and so is a mean: mean(x) - (1/c) mean(z_G) W_dec where the SAE's error stays,
-        mu + (mean(z_kept) W_dec + b_dec) / c where tokens are decoded. A variant that removes nothing and keeps the
-        error gives mean(x) bit for bit. Work: a decoder row for each entry of a latent that is removed (or kept).
+        mu + (mean(z_kept) W_dec + b_dec) / c where tokens are decoded (with a token norm, z has each token's factor s,
+        b_dec its mean, and the mean shift is added). A variant that removes nothing and keeps the error gives mean(x)
+        bit for bit. Work: a decoder row for each entry of a latent that is removed (or kept).
         """
         device = sae.W_dec.device
         removed = [torch.from_numpy(variant.ablated).to(device) for variant in variants]
@@ -96,13 +100,17 @@ class ImageMeans:
             indices = torch.from_numpy(self.indices[entries].astype(np.int64)).to(device)
             values = torch.from_numpy(np.array(self.values[entries])).to(device)
             bounds = torch.from_numpy(ends - ends[0]).to(device)
+            base = sae.b_dec
+            if self.stats is not None:
+                shift, factor = torch.from_numpy(np.array(self.stats[rows])).to(device)[:, :, None].unbind(1)
+                base = factor * sae.b_dec + shift
             for place, variant, group in zip(out[:, rows], variants, removed, strict=True):
                 if variant.mode is EditMode.error_preserving:
                     part = _sum_rows(sae.W_dec, group, indices, values, bounds)
                     torch.sub(x, part / sae.scale, out=place)
                 else:
                     kept = _sum_rows(sae.W_dec, ~group, indices, values, bounds)
-                    place.copy_(sae.denormalise(kept + sae.b_dec))
+                    place.copy_(sae.mean + (kept + base) / sae.scale)
         return out
 
 

@@ -2,9 +2,10 @@
 
 The latent's part is taken from the tokens while the SAE's error stays, and the head that was trained on the original
 tokens reads them. What is linear is not computed again: removing latent j takes z_j (W_dec[j] . head) / c from the
-logits, where it fires, and nothing elsewhere. Only what CLS makes of edited tokens goes through the remaining blocks
-anew, for each latent and image in which it fires. The loss is that of probing for classification and segmentation (nats
-of cross-entropy), and the squared error in m^2 for depth: unlike the loss of its training, it is a mean over pixels.
+logits (times the token's factor, where the SAE has a token norm), where it is active, and nothing elsewhere. Only what
+CLS makes of edited tokens goes through the remaining blocks anew, for each latent and image in which it is active. The
+loss is that of probing for classification and segmentation (nats of cross-entropy), and the squared error in m^2 for
+depth: unlike the loss of its training, it is a mean over pixels.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class LatentEffects:
     """Of each task ("classification/<readout>", "segmentation", "depth"):
 
     effects: [d_sae] the mean loss without the latent minus that of the original tokens; above 0 where it is missed, 0
-        where it never fires. Nats per image or labelled pixel; m^2 per pixel with a depth.
+        where it is never active. Nats per image or labelled pixel; m^2 per pixel with a depth.
     losses: of the original tokens.
     n_units: images or pixels that the means are over.
     """
@@ -119,7 +120,9 @@ def measure_latent_effects(
 
 
 class EncodedImage:
-    """The tokens of one image, patches first, and the activations on them of the latents that fire there.
+    """The tokens of one image, patches first, and the activations on them of the latents that are active there.
+
+    An activation is z times the token's factor (see `SparseAutoencoder.written`), and keeps its sign.
 
     Args:
         tokens: of a batch of one image.
@@ -135,12 +138,13 @@ class EncodedImage:
     def acts(self) -> Float[Tensor, "n_tokens d_sae"]:
         """Activations, of the prefix too where the SAE was trained on it."""
         x = torch.cat([self.patches, self.prefix]) if self.inputs.edits_prefix else self.patches
-        values, indices = self.inputs.sae.encode_sparse(x)
-        return values.new_zeros(len(x), self.inputs.sae.d_sae).scatter_add_(1, indices, values)
+        sae = self.inputs.sae
+        values, indices = sae.written(sae.encode_sparse(x), x)
+        return values.new_zeros(len(x), sae.d_sae).scatter_add_(1, indices, values)
 
     @cached_property
     def latents(self) -> Int[Tensor, " n_on"]:
-        """Those that fire on a token at least."""
+        """Those that are active on a token at least."""
         return self.acts.any(dim=0).nonzero()[:, 0]
 
     @cached_property
@@ -175,7 +179,7 @@ class _Loss(ABC):
         sae = inputs.sae
         self.weight, self.bias = head.weight[0], head.bias[0]
         self.written = sae.W_dec @ self.weight / sae.scale
-        """[d_sae, n_outputs] what a unit of a latent's activation adds to the outputs."""
+        """[d_sae, n_outputs] what a unit of a latent's activation, times the token's factor, adds to the outputs."""
 
     @abstractmethod
     def measure(self, image: EncodedImage) -> tuple[Tensor, Tensor, int]:

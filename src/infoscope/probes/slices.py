@@ -13,7 +13,7 @@ from torch import Tensor
 from infoscope.probes.heads import DepthHeads, LinearMaps, MapBatch, SegmentationHeads
 from infoscope.probes.metrics import IGNORE_LABEL
 from infoscope.probes.pixels import AllPixels, PixelSample
-from infoscope.sae.activations import SparseActs
+from infoscope.sae.activation import SparseActs
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.scope.editing import AblationEditor
 

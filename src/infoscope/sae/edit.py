@@ -10,12 +10,16 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from infoscope.runtime.errors import InputError
-from infoscope.sae.activations import SparseActs
+from infoscope.sae.activation import SparseActs
 from infoscope.sae.model import SparseAutoencoder, sum_decoder_rows
 
 
 class EditMode(Enum):
-    """error_preserving: x - z_G W_dec / c, the SAE's error stays; reconstruct: decode without the group."""
+    """error_preserving: x - s z_G W_dec / c, the SAE's error stays; reconstruct: decode without the group.
+
+    s is the token's factor (`SparseAutoencoder.token_factor`), 1 without a token norm. What a token norm took from the
+    token before it was encoded stays in it.
+    """
 
     error_preserving = "error_preserving"
     reconstruct = "reconstruct"
@@ -24,7 +28,7 @@ class EditMode(Enum):
 class GroupEditor:
     """Encodes a batch of tokens once and forms its edited versions for any number of groups.
 
-    A version costs k decoder rows per token for any group: both modes need z_G W_dec alone, since decoding
+    A version costs k decoder rows per token for any group: both modes need s z_G W_dec alone, since decoding
     without the group is the full reconstruction (formed once) minus that.
 
     Args:
@@ -41,11 +45,17 @@ class GroupEditor:
     def x_hat(self) -> Float[Tensor, "... d_in"]:
         """The full reconstruction in raw units."""
         with torch.no_grad():
-            return self.sae.decode_sparse(self.acts).view(self.x.shape)
+            x = self.x.reshape(-1, self.sae.d_in)
+            return self.sae.decode_sparse(self.acts, x).view(self.x.shape)
+
+    @cached_property
+    def written(self) -> SparseActs:
+        """The latent activations times each token's factor."""
+        return self.sae.written(self.acts, self.x)
 
     @torch.no_grad()
     def contribution(self, removed: Bool[Tensor, " d_sae"]) -> Float[Tensor, "... d_in"]:
-        """Return what the group wrote, z_G W_dec / c, in raw units.
+        """Return what the group wrote, s z_G W_dec / c, in raw units.
 
         Raises:
             InputError: if `removed` is not one boolean per latent.
@@ -53,8 +63,8 @@ class GroupEditor:
         if removed.dtype != torch.bool or tuple(removed.shape) != (self.sae.d_sae,):
             got = f"{removed.dtype} {list(removed.shape)}"
             raise InputError(f"Expected a group as {self.sae.d_sae} booleans, one per latent, got {got}.")
-        values = self.acts.values * removed[self.acts.indices]
-        rows = sum_decoder_rows(SparseActs(values, self.acts.indices), self.sae.W_dec)
+        values, indices = self.written
+        rows = sum_decoder_rows(SparseActs(values * removed[indices], indices), self.sae.W_dec)
         # z lives in normalised units, x_n = c (x - mu): without 1/c the edit would be c times too large.
         return (rows / self.sae.scale).view(self.x.shape)
 
@@ -62,8 +72,8 @@ class GroupEditor:
     def edit(self, removed: Bool[Tensor, " d_sae"], mode: EditMode) -> Float[Tensor, "... d_in"]:
         """Return the tokens without the group, in raw units.
 
-        error_preserving: x - z_G W_dec / c; the empty group gives x itself, bit for bit.
-        reconstruct: mu + (z W_dec - z_G W_dec + b_dec) / c, the decoding of the other latents.
+        error_preserving: x - s z_G W_dec / c; the empty group gives x itself, bit for bit.
+        reconstruct: mu + N^-1(z W_dec - z_G W_dec + b_dec) / c, the decoding of the other latents.
 
         Raises:
             InputError: if `removed` is not one boolean per latent.
@@ -74,8 +84,10 @@ class GroupEditor:
 class RemovedShareMeter:
     """Accumulates over batches, in float64, the shares of mass and energy that the ablation of each group removes.
 
-    mass: sum of z |W_dec| over the group's latents / over all latents. energy: sum |x - x'|^2 / sum |x - mu|^2 (ours);
-    it can exceed 1. NaN where nothing was active, or no token differs from the mean.
+    mass: sum of z |W_dec| over the group's latents / over all latents, in the SAE's own units: a token's factor does
+    not count, and of signed activations those above 0 alone, as in `compute_mass`. energy: sum |x - x'|^2 / sum |x -
+    mean|^2 (ours) of raw tokens, from the mean of the data set; it can exceed 1. NaN where nothing was active, or no
+    token differs from the mean.
 
     Args:
         removed: one boolean row per group.
@@ -102,8 +114,10 @@ class RemovedShareMeter:
     def update(self, editor: GroupEditor) -> None:
         """Add one batch of tokens."""
         values, indices = editor.acts
+        if self.sae.activation.is_signed:
+            values = values.clamp_min(0)
         self.latent_mass.index_add_(0, indices.flatten(), values.flatten().double())
-        self.total_energy += (editor.x - self.sae.mean).square().sum(dtype=torch.float64)
+        self.total_energy += (editor.x - self.sae.centre).square().sum(dtype=torch.float64)
         for group, removed in enumerate(self.removed):
             difference = editor.x - editor.edit(removed, self.mode)
             self.energy[group] += difference.square().sum(dtype=torch.float64)

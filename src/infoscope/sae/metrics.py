@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 
 import numpy as np
@@ -21,37 +22,42 @@ off by about 1e-7, and nothing should hang on that."""
 def compute_sae_metrics(sae: SparseAutoencoder, batches: Iterable[Float[Tensor, "n d_in"]]) -> dict[str, float]:
     """Return metrics over raw tokens, best held-out ones.
 
-    fvu: squared error / squared deviation from the data-set mean (the SAE's mu). mse: squared error per component, raw
-    units. cosine: mean cosine between x - mu and x_hat - mu (ours: without mu, the mean direction alone would make it
-    high). l0: mean number of active latents per token. dead_share: share of latents that fire on none of these tokens.
+    fvu: squared error / squared deviation from the data-set mean (the SAE's `centre`). mse: squared error per
+    component, raw units. cosine: mean cosine of both deviations from that mean (ours: without it, the mean direction
+    alone would make it high). l0: mean number of latents that write into a token. dead_share: share of latents that
+    fire, with an activation above 0, on none of these tokens. Of signed activations alone, negative_share: the share of
+    the sum of |z| that is below 0.
 
     Raises:
         InputError: if there are no tokens.
     """
     device = sae.mean.device
-    totals = torch.zeros(4, dtype=torch.float64, device=device)
+    totals = torch.zeros(6, dtype=torch.float64, device=device)
     fired = torch.zeros(sae.d_sae, dtype=torch.bool, device=device)
     n_tokens = 0
     for x in batches:
         x = x.to(device, sae.mean.dtype)
         acts = sae.encode_sparse(x)
-        x_hat = sae.decode_sparse(acts)
-        active = acts.values > 0
-        deviation = x - sae.mean
-        cosine = torch.cosine_similarity(deviation, x_hat - sae.mean, dim=-1)
-        parts = ((x - x_hat).square(), deviation.square(), cosine, active)
-        totals += torch.stack([part.sum(dtype=torch.float64) for part in parts])
-        fired[acts.indices[active]] = True
+        x_hat = sae.decode_sparse(acts, x)
+        deviation = x - sae.centre
+        cosine = torch.cosine_similarity(deviation, x_hat - sae.centre, dim=-1)
+        parts = ((x - x_hat).square(), deviation.square(), cosine, acts.values != 0)
+        if sae.activation.is_signed:
+            parts += (acts.values.clamp_max(0).abs(), acts.values.abs())
+        totals[: len(parts)] += torch.stack([part.sum(dtype=torch.float64) for part in parts])
+        fired[acts.indices[acts.values > 0]] = True
         n_tokens += len(x)
     if n_tokens == 0:
         raise InputError("Expected at least one token to measure the SAE on, got none.")
-    error, total, cosine, n_active = totals.tolist()
+    error, total, cosine, n_active, below, either = totals.tolist()
+    negative = {"negative_share": below / max(either, sys.float_info.min)} if sae.activation.is_signed else {}
     return {
         "fvu": error / total if total > 0 else float("nan"),
         "l0": n_active / n_tokens,
         "dead_share": 1 - fired.double().mean().item(),
         "cosine": cosine / n_tokens,
         "mse": error / (n_tokens * sae.d_in),
+        **negative,
     }
 
 
@@ -60,6 +66,8 @@ def compute_mass(
     mean_act: Float[np.ndarray, " d_sae"], W_dec: Float[Tensor, "d_sae d_in"]
 ) -> Float[np.ndarray, " d_sae"]:
     """Return the activation mass of each latent per token: its mean activation times the norm of its decoder row.
+
+    In the SAE's own units: what a token norm divides a token by does not count. Signed activations count above 0 alone.
 
     Rows of unit norm give `mean_act` itself, bit for bit; SAEs of other toolkits may have rows of any length.
 

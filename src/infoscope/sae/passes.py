@@ -46,19 +46,28 @@ class LatentBatch:
     """The activations of some whole images' patches. What follows from them is computed when it is first asked for.
 
     Args:
-        dense: of each image.
+        codes: of each image, as the SAE encodes it.
         index: positions in the image set.
         rows: of the tokens.
+        is_signed: whether codes may be below 0.
+        factor: of each token, see `SparseAutoencoder.token_factor`; None: 1.
     """
 
     def __init__(
         self,
-        dense: Float32[Tensor, "batch n_patches d_sae"],
+        codes: Float32[Tensor, "batch n_patches d_sae"],
         index: Int[Tensor, " batch"],
         rows: Int[np.ndarray, " batch"],
+        is_signed: bool = False,
+        factor: Float32[Tensor, "batch n_patches 1"] | None = None,
     ) -> None:
-        self.dense, self.index, self.rows = dense, index, rows
-        self.n_images, self.n_patches, self.d_sae = dense.shape
+        self.codes, self.index, self.rows, self.is_signed, self.factor = codes, index, rows, is_signed, factor
+        self.n_images, self.n_patches, self.d_sae = codes.shape
+
+    @cached_property
+    def dense(self) -> Float32[Tensor, "batch n_patches d_sae"]:
+        """How strongly each latent fires: its code, 0 where that is below 0."""
+        return self.codes.clamp_min(0) if self.is_signed else self.codes
 
     @cached_property
     def peaks(self) -> Float32[Tensor, "batch d_sae"]:
@@ -99,7 +108,10 @@ class LatentBatch:
 def iterate_latents(
     sae: SparseAutoencoder, patches: Float[Tensor, "batch n_patches d_in"]
 ) -> Iterator[tuple[slice, Float[Tensor, "part n_patches d_sae"]]]:
-    """Encode a batch of images' patch tokens in parts of whole images, so that dense latents stay within bounds."""
+    """Encode a batch of images' patch tokens in parts of whole images, so that dense latents stay within bounds.
+
+    They are the SAE's own, which may be below 0 where its activation is signed: a `LatentBatch` tells what fires.
+    """
     patches, n_at_once = patches.to(sae.W_enc.device), max(1, MAX_LATENT_VALUES // (patches.shape[1] * sae.d_sae))
     for start in range(0, len(patches), n_at_once):
         part = slice(start, start + n_at_once)
@@ -187,8 +199,11 @@ def run_pass(tokens: TokenRows, wanted: Mapping[Key, Measurement[M]], progress: 
             index = torch.from_numpy(tokens.image_index[batch])
             for sae in {wanted[key].sae: None for key in missing}:
                 meters = [meter for key, meter in new.items() if wanted[key].sae is sae]
-                for part, dense in iterate_latents(sae, read.patches):
-                    some = LatentBatch(dense, index[part], batch[part])
+                patches = read.patches.to(sae.W_enc.device)
+                factor = sae.token_factor(patches)
+                for part, codes in iterate_latents(sae, patches):
+                    of_part = None if factor is None else factor[part]
+                    some = LatentBatch(codes, index[part], batch[part], sae.activation.is_signed, of_part)
                     for meter in meters:
                         meter.update(some)
             progress(int(batch[-1]) + 1)

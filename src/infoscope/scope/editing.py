@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from infoscope.sae.activations import SparseActs
+from infoscope.sae.activation import SparseActs
 from infoscope.sae.edit import EditMode, GroupEditor, RemovedShareMeter
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.scope.ablations import Ablation

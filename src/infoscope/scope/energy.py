@@ -1,7 +1,8 @@
 """Energy of a group of latents: how much the tokens change without it, on a sample of tokens.
 
-E(S) = mean over tokens of |sum over j in S of z_j W_j|^2, in the SAE's units. It is not the sum of what single latents
-change: rows of the decoder may point the same way or against each other.
+E(S) = mean over tokens of |sum over j in S of s z_j W_j|^2, in units of c (x - mu); s is the token's factor, 1 without
+a token norm. It is not the sum of what single latents change: rows of the decoder may point the same way or against
+each other, and z_j may be below 0 where activations are signed.
 """
 
 from __future__ import annotations
@@ -32,13 +33,13 @@ Cumulate = Callable[[Int[np.ndarray, " n"]], Float[np.ndarray, " n"]]
 
 @dataclass(frozen=True)
 class TokenSample:
-    """The activations above 0 of some patch tokens, token by token.
+    """The activations of some patch tokens, token by token, but for those that are 0.
 
     Args:
         n_tokens: how many tokens were drawn, those without any activation included.
         tokens: of each entry, which one, ascending.
         latents: ascending within a token.
-        values: of the activations.
+        values: of the activations, times the token's factor.
     """
 
     n_tokens: int
@@ -71,10 +72,12 @@ class SampleMeter(Meter):
     def update(self, batch: LatentBatch) -> None:
         numbers = (np.asarray(batch.rows)[:, None] * batch.n_patches + np.arange(batch.n_patches)).ravel()
         here = np.flatnonzero(np.isin(numbers, self.chosen))
-        dense = batch.dense.flatten(0, 1)[torch.from_numpy(here).to(batch.dense.device)].cpu()
-        rows, latents = (dense > 0).nonzero(as_tuple=True)
+        chosen = torch.from_numpy(here).to(batch.codes.device)
+        codes = batch.codes.flatten(0, 1)[chosen]
+        codes = (codes if batch.factor is None else codes * batch.factor.flatten(0, 1)[chosen]).cpu()
+        rows, latents = codes.nonzero(as_tuple=True)
         tokens = torch.from_numpy(np.searchsorted(self.chosen, numbers[here]))[rows]
-        self.entries.append((tokens.int(), latents.int(), dense[rows, latents].float()))
+        self.entries.append((tokens.int(), latents.int(), codes[rows, latents].float()))
 
     def to_part(self) -> Part:
         found = zip(*self.entries, strict=True)

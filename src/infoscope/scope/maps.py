@@ -77,10 +77,11 @@ class PairMaps:
         self.maps = np.zeros((len(latents), 2, grid, grid), np.float32)
 
     def keep(self, image: int, side: int, acts: Float[Tensor, "n_patches d_sae"]) -> None:
-        """Keep what the latents of an image's pairs do on one of its crops."""
+        """Keep what the latents of an image's pairs do on one of its crops; what is below 0 does not fire."""
         pairs, _ = self.pairs_of(image)
         latents = torch.from_numpy(self.latents[pairs]).to(acts.device)
-        self.maps[pairs, side] = acts[:, latents].T.float().cpu().numpy().reshape(-1, *self.maps.shape[2:])
+        wanted = acts[:, latents].clamp_min(0) if self.sae.activation.is_signed else acts[:, latents]
+        self.maps[pairs, side] = wanted.T.float().cpu().numpy().reshape(-1, *self.maps.shape[2:])
 
 
 @dataclass(frozen=True)
