@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import errno
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -57,3 +57,10 @@ def suggest(word: str, known: Sequence[str], before: str = "", after: str = "") 
     """Return the known word that is most like another, as a question in brackets; empty: none is like it."""
     near = difflib.get_close_matches(word, known, n=1)
     return f" (did you mean {before}{near[0]}{after}?)" if near else ""
+
+
+def list_some(names: Iterable[str], n: int = 3) -> str:
+    """Return the first names, and how many more there are."""
+    names = list(names)
+    more = f" and {len(names) - n} more" if len(names) > n else ""
+    return ", ".join(names[:n]) + more

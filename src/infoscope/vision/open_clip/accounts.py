@@ -7,11 +7,10 @@ from typing import Any
 
 import open_clip
 
-from infoscope.runtime.errors import InputError
+from infoscope.runtime.errors import InputError, list_some
+from infoscope.runtime.untrusted.torchscript import is_torchscript
 from infoscope.vision.preprocessing import Preprocessing, check_preprocessing
 from infoscope.vision.weights.facts import Account, read_beside, read_json, read_processor
-from infoscope.vision.weights.origins import list_some
-from infoscope.vision.weights.torchscript import is_torchscript
 
 LOCAL_CONFIG = "open_clip_config.json"
 DEFAULT = Preprocessing(open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD)

@@ -13,8 +13,8 @@ import torch
 from timm.models import is_model_in_modules
 from torch import Tensor
 
-from infoscope.runtime.errors import InputError
-from infoscope.vision.weights.origins import guess_origin, list_some
+from infoscope.runtime.errors import InputError, list_some
+from infoscope.vision.weights.origins import guess_origin
 from infoscope.vision.weights.timm_layout import MODULES, to_timm
 from infoscope.vision.weights.towers import Size, find_tower, get_shapes, measure
 

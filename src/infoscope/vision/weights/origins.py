@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from infoscope.runtime.errors import list_some
+
 _BASE = "give the weights of a plain vision transformer"
 _PYTORCH = "give the PyTorch weights"
 _NO_BACKBONE = "that is no backbone"
@@ -55,10 +57,3 @@ def describe_content(path: Path, arch: str, names: Iterable[str]) -> str:
         f"{path} does not fit model.arch={arch}: it holds {len(names)} tensors ({list_some(names)}), but no image tower"
         f" of an architecture that is known; it looks like {origin}."
     )
-
-
-def list_some(names: Iterable[str], n: int = 3) -> str:
-    """Return the first names, and how many more there are."""
-    names = list(names)
-    more = f" and {len(names) - n} more" if len(names) > n else ""
-    return ", ".join(names[:n]) + more

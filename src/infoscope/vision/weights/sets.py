@@ -15,9 +15,9 @@ from typing import TypeVar
 
 from torch import Tensor
 
-from infoscope.runtime.errors import InputError
-from infoscope.vision.weights.files import read_shapes, read_tensors
-from infoscope.vision.weights.origins import describe_content, list_some
+from infoscope.runtime.errors import InputError, list_some
+from infoscope.runtime.untrusted.tensors import read_shapes, read_tensors
+from infoscope.vision.weights.origins import describe_content
 from infoscope.vision.weights.towers import TOWERS, Shapes, get_shapes, measure
 
 Value = TypeVar("Value")

@@ -1,0 +1,156 @@
+"""A checkpoint of another toolkit: what it holds as tensors, plain values and `Record`s."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from io import BufferedReader
+from itertools import islice
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+from zipfile import is_zipfile
+
+import torch
+from torch import Tensor
+
+from infoscope.runtime.calls import name_type
+from infoscope.runtime.untrusted.kinds import check_head, is_safetensors, read_head, refuse
+from infoscope.runtime.untrusted.makers import NotReadError
+from infoscope.runtime.untrusted.records import Record, module_state
+from infoscope.runtime.untrusted.safetensors_files import read_safetensors
+from infoscope.runtime.untrusted.torch_files import AGAIN, Read, is_legacy, read_archive, read_legacy
+from infoscope.runtime.untrusted.torchscript import is_torchscript
+
+_MAX_LINE = 2**20
+_MAX_DEPTH = 64
+_MAX_ITEMS = 10**7
+_N_LISTED = 30
+_PLAIN = (str, bytes, int, float, complex, type(None), Tensor, torch.dtype, torch.device)
+
+
+class Checkpoint(NamedTuple):
+    """What a file holds.
+
+    content: dicts, lists, tuples, sets, plain values, `Tensor`s (on the CPU, in memory of their own) and `Record`s.
+    header: the JSON object on the first line, where there is one (saev).
+    pickled: the names of the classes and functions in it that tensors do not need.
+    """
+
+    content: Any
+    header: dict[str, Any] | None
+    pickled: tuple[str, ...]
+
+
+def read_checkpoint(path: Path, known: Sequence[str] = ()) -> Checkpoint:
+    """Return what a safetensors file or a file of `torch.save` holds. Nothing that it names is imported or called.
+
+    Args:
+        known: beginnings of names, such as "overcomplete.", of whose classes and functions `Record`s are made; a file
+            that names others is refused, but for what tensors, devices and numpy's numbers need.
+
+    Raises:
+        InputError: if it is damaged, cut off, of another format, or names what is not known.
+    """
+    try:
+        return _read(path, known)
+    except Exception as error:  # a damaged file can fail anywhere inside the readers
+        raise refuse(path, "checkpoint", error) from error
+
+
+def list_keys(content: Any) -> list[str]:
+    """Return what a checkpoint's content holds, for messages: "W_enc [24, 96]", names dotted, the first 30."""
+    return list(islice(_list_leaves(content, "", 0), _N_LISTED))
+
+
+def _list_leaves(content: Any, name: str, depth: int) -> Iterator[str]:
+    shown = "".join(letter for letter in name if letter.isprintable())[:120]
+    if isinstance(content, Record) and content.is_module:
+        content = module_state(content)
+    if isinstance(content, Tensor):
+        yield f"{shown} {list(content.shape)}".lstrip()
+    elif isinstance(content, dict) and depth < _MAX_DEPTH:
+        for key, value in content.items():
+            yield from _list_leaves(value, f"{name}.{key}" if name else str(key), depth + 1)
+    elif isinstance(content, list | tuple) and any(isinstance(value, Tensor | dict | Record) for value in content):
+        for i, value in enumerate(content):
+            yield from _list_leaves(value, f"{name}.{i}" if name else str(i), depth + 1)
+    else:
+        kind = content.name if isinstance(content, Record) else type(content).__name__
+        yield f"{shown} ({kind})".lstrip()
+
+
+def _read(path: Path, known: Sequence[str]) -> Checkpoint:
+    head = read_head(path)
+    with path.open("rb") as file:
+        if head.startswith(b"{"):
+            header = _read_header(file)
+            content, names = _read_torch(path, file, known)
+        elif is_safetensors(head):
+            return Checkpoint(read_safetensors(path), None, ())
+        else:
+            header = None
+            check_head(path, head)
+            content, names = _read_torch(path, file, known)
+    _check(content)
+    return Checkpoint(content, header, names)
+
+
+def _read_header(file: BufferedReader) -> dict[str, Any]:
+    """Return the first line of a file of saev's, behind which comes what torch has written."""
+    line = file.readline(_MAX_LINE)
+    if len(line) == _MAX_LINE:
+        raise NotReadError(f"its first line is longer than {_MAX_LINE:,} bytes: fetch the checkpoint itself")
+    is_last = not file.peek(1)
+    try:
+        header = json.loads(line)
+    except (ValueError, RecursionError):
+        header = None
+    if is_last or (header is None and len(line) < 4):
+        raise NotReadError(
+            "it is JSON, not weights, or a file of saev's that is cut off behind its first line: give the file of"
+            f" weights next to it, or {AGAIN}"
+        )
+    if not isinstance(header, dict):
+        raise NotReadError(f"its first line is no JSON, as saev writes it: {AGAIN}")
+    return header
+
+
+def _read_torch(path: Path, file: BinaryIO, known: Sequence[str]) -> Read:
+    """Return what torch has written from where the file stands."""
+    start = file.tell()
+    head = file.read(512)
+    if head.startswith(b"PK"):
+        if not is_zipfile(path):
+            raise NotReadError(f"it is cut off, its end is missing: {AGAIN}")
+        if is_torchscript(path):
+            raise NotReadError("it is a TorchScript archive, which is a program: give the state dict (torch.save)")
+        return read_archive(path, known)
+    if not is_legacy(head):
+        raise NotReadError(f"behind its first line comes nothing that torch.save has written: {AGAIN}")
+    file.seek(start)
+    return read_legacy(file, known)
+
+
+def _check(content: Any) -> None:
+    """Refuse what is so deep, or so large by repeating itself, that nobody could walk through it."""
+    path, n_items = [iter([content])], 0
+    while path:
+        value = next(path[-1], path)
+        if value is path:
+            path.pop()
+        elif not isinstance(value, _PLAIN):
+            parts = _list_parts(value)
+            path.append(iter(parts))
+            n_items += 1 + len(parts)
+        if len(path) > _MAX_DEPTH or n_items > _MAX_ITEMS:
+            raise NotReadError("it is nested too deeply, or repeats itself too often: give the state dict alone")
+
+
+def _list_parts(value: Any) -> list[Any]:
+    if isinstance(value, Record):
+        return [value.args, value.options, value.state, value.entries]
+    if isinstance(value, dict):
+        return list(value.values())
+    if isinstance(value, list | tuple | set | frozenset):
+        return list(value)
+    raise NotReadError(f"it holds a {name_type(value)}, which is not loaded")
