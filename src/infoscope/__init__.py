@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from infoscope.runtime.errors import InputError
-    from infoscope.sae.checkpoint import load_sae
     from infoscope.sae.latent_table import load_latents
+    from infoscope.sae.loading import load_sae
     from infoscope.scope.api import contextual_dependency
     from infoscope.vision.load import load_backbone
 
@@ -25,7 +25,7 @@ _HOMES = {
     "contextual_dependency": "infoscope.scope.api",
     "load_backbone": "infoscope.vision.load",
     "load_latents": "infoscope.sae.latent_table",
-    "load_sae": "infoscope.sae.checkpoint",
+    "load_sae": "infoscope.sae.loading",
 }
 
 __all__ = ["InputError", "contextual_dependency", "load_backbone", "load_latents", "load_sae"]

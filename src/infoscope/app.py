@@ -42,10 +42,31 @@ def run_command_line() -> int:
     """
     output.adapt_streams()
     try:
-        code = _run_hydra()
+        code = _run_tool() if registry.find_tool(" ".join(sys.argv[1:2])) else _run_hydra()
     except output.LostOutput as error:
         return output.end_output(error)
     return output.end_output() or code
+
+
+def _run_tool() -> int:
+    """Run a command that needs no configuration; imports are late, for most others need them not."""
+    from infoscope.config.tools import call_tool
+
+    output.forget_failures()
+    tool = registry.find_tool(sys.argv[1])
+    assert tool is not None
+    try:
+        call_tool(tool.name, tool.load(), sys.argv[2:])
+    except KeyboardInterrupt:
+        return _say_interrupted("nothing was changed.")
+    except InputError as error:
+        output.say_failure(str(error), error)
+    except OSError as error:
+        explained = explain_write_error(error, error.filename or "the output")
+        if explained is None:
+            raise
+        output.say_failure(str(explained), error)
+    return output.find_exit_code()
 
 
 def _run_hydra() -> int:

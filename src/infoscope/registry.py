@@ -28,6 +28,11 @@ class Entry(NamedTuple):
 STAGES = (
     Entry("train_clip", "stages.train_clip:TrainClip", "train the scenes' own small CLIP"),
     Entry("train_sae", "stages.train_sae:TrainSAE", "train an SAE per seed on the backbone's patch tokens"),
+    Entry(
+        "import_sae",
+        "stages.import_sae:ImportSAE",
+        "an SAE that exists (sae=import sae.path=...), measured on the tokens",
+    ),
     Entry("rank", "stages.rank:Rank", "rank the training images for every latent"),
     Entry(
         "score", "stages.score.stage:Score", "CDS: earth mover's distance between activation maps on two shifted crops"
@@ -92,6 +97,11 @@ COMMANDS = (
         "what no run's folder refers to any more, with artifacts.delete=true it is deleted",
     ),
 )
+TOOLS = (
+    Entry("describe-sae", "commands.saes:describe_sae", "what the file of an SAE is, computes and was trained on"),
+)
+"""Commands that need no configuration, `infoscope NAME PLACE ... [KEY=VALUE ...]`: functions whose positional arguments
+are the places, and whose others the options."""
 ENTRIES = (*STAGES, *COMMANDS)
 DEFAULT = "report"
 
@@ -101,17 +111,22 @@ def find_entry(name: str) -> Entry:
     return next(entry for entry in ENTRIES if entry.name == name)
 
 
+def find_tool(name: str) -> Entry | None:
+    """Return the command of a name that needs no configuration."""
+    return next((entry for entry in TOOLS if entry.name == name), None)
+
+
 def is_command(name: str) -> bool:
     """Whether a name is a command's: it makes no artifact."""
     return any(entry.name == name for entry in COMMANDS)
 
 
-def describe_all() -> str:
-    """Return all of them with what they do, in columns: a part of --help."""
-    width = max(len(entry.name) for entry in ENTRIES) + 2
+def describe_all(entries: tuple[Entry, ...] = ENTRIES) -> str:
+    """Return stages and commands, or other entries, with what they do, in columns: a part of --help."""
+    width = max(len(entry.name) for entry in entries) + 2
     lines = [
         ("" if number else entry.name).ljust(width) + line
-        for entry in ENTRIES
+        for entry in entries
         for number, line in enumerate(entry.help.splitlines())
     ]
     return "\n".join(f"  {line}" for line in lines)

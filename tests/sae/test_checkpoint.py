@@ -48,8 +48,8 @@ def test_file_holds_the_documented_names_and_shapes(tmp_path: Path) -> None:
     shapes = {name: list(tensor.shape) for name, tensor in load_file(tmp_path / "sae.safetensors").items()}
     assert shapes == {"W_enc": [8, 24], "b_enc": [24], "W_dec": [24, 8], "b_dec": [8], "mean": [8], "scale": []}
     info = load_sae_info(tmp_path)
-    assert (info["kind"], info["activation"], info["layer"]) == ("topk", {"k": 3}, 2)
-    assert (info["backbone"], info["training"]) == ({"name": "tiny"}, {"lr": 1e-3})
+    assert (info["kind"], info["activation"], info["origin"]["layer"]) == ("topk", {"k": 3}, 2)
+    assert (info["origin"]["backbone"], info["training"]) == ({"name": "tiny"}, {"lr": 1e-3})
 
 
 @pytest.mark.parametrize(

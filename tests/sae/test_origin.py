@@ -20,7 +20,7 @@ from infoscope.sae.activations import ReLU, TopK
 from infoscope.sae.checkpoint import load_sae, save_sae
 from infoscope.sae.config import TokenChoice, TopKConfig
 from infoscope.sae.model import SparseAutoencoder
-from infoscope.sae.origin import Origin, check_edits, check_has_maps, check_tokens, choose_layer
+from infoscope.sae.origin import Origin, Source, check_edits, check_has_maps, check_tokens, choose_layer
 from infoscope.sae.passes import measure_one
 from infoscope.sae.train import train_sae
 from infoscope.scope.config import ScopeConfig, StabilityConfig
@@ -214,11 +214,11 @@ def test_tokens_that_were_not_trained_on_are_not_read() -> None:
         make_sae(4, Origin(tokens=choice)) for choice in (TokenChoice.cls, TokenChoice.patch, TokenChoice.all)
     )
     with pytest.raises(InputError, match="SAE of CLS tokens has no activation maps"):
-        check_has_maps(cls.origin.tokens)
+        check_has_maps(cls.origin)
     with pytest.raises(InputError, match="SAE of CLS tokens has no activation maps"):
         rank(cls, MemoryTokens(torch.zeros(2, 9, 4)), 2)
     for sae, edits in ((cls, (False, True)), (patch, (True, False)), (every, (True, True))):
-        check_has_maps(sae.origin.tokens) if sae is not cls else None
+        check_has_maps(sae.origin) if sae is not cls else None
         check_edits(sae, *edits)
         check_edits(make_sae(4), *edits)
         with pytest.raises(InputError, match=f"sae.tokens={sae.origin.tokens.name}"):  # pyright: ignore
@@ -229,12 +229,31 @@ def test_files_of_an_earlier_infoscope_know_what_they_held(tmp_path: Path) -> No
     save_sae(tmp_path, make_sae(4), layer=3, backbone={"kind": "open_clip"}, training={"tokens": "cls"})
     file = tmp_path / "sae.json"
     info = json.loads(file.read_text())
-    del info["tokens"], info["image_px"]
+    origin = info.pop("origin")
+    del info["token_norm"]
+    info |= {"format_version": 1, "layer": origin["layer"], "backbone": origin["backbone"]}
     file.write_text(json.dumps(info))
     assert load_sae(tmp_path).origin == Origin(3, {"kind": "open_clip"}, None, TokenChoice.cls)
     for wrong in ({"layer": "2"}, {"tokens": "half"}, {"image_px": 9.5}):
         file.write_text(json.dumps(info | wrong))
         with pytest.raises(InputError, match=f"{next(iter(wrong))} missing or of the wrong type"):
+            load_sae(tmp_path)
+
+
+def test_the_whole_origin_is_kept(tmp_path: Path) -> None:
+    source = Source("saelens", "topk", "w.safetensors", "ab", "clip_b16", "hf:a/b", "c0ffee", {"k": 3}, ("Beware.",))
+    sae = make_sae(4, Origin(-2, {"kind": "open_clip"}, 224, TokenChoice.all, "resid_post", source))
+    save_sae(tmp_path, sae)
+    assert load_sae(tmp_path).origin == sae.origin
+    file = tmp_path / "sae.json"
+    info = json.loads(file.read_text())
+    for wrong in ({"layer": "2"}, {"tokens": "half"}, {"image_px": 9.5}, {"source": {"q": 1}}, {"source": 3}, {"q": 1}):
+        file.write_text(json.dumps(info | {"origin": {**info["origin"], **wrong}}))
+        with pytest.raises(InputError, match="is damaged"):
+            load_sae(tmp_path)
+    for wrong in (None, [], "here"):
+        file.write_text(json.dumps(info | {"origin": wrong}))
+        with pytest.raises(InputError, match="origin missing or of the wrong type"):
             load_sae(tmp_path)
 
 

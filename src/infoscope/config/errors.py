@@ -83,7 +83,7 @@ def explain_unknown_key(full_key: str, schema: type, where: str = "", section: A
         )
     if not dataclasses.is_dataclass(declared):
         return f"Unknown key {full_key!r}{where}: expected one of those that `infoscope --cfg job` shows."
-    _, *kinds = _list_kinds(declared)
+    _, *kinds = (kind for kind in _list_kinds(declared) if getattr(kind, "kind", None) != "none" or kind is declared)
     readers = [kind.kind for kind in kinds if key in _find_hints(kind)]
     if kinds and section is declared:
         choice = f"`defaults: [{(readers or [kinds[0].kind])[0]}, _self_]`"

@@ -29,7 +29,7 @@ from infoscope.predictions.config import PredictConfig
 from infoscope.probes.config import CurveConfig, EffectConfig, ProbeConfig, Readout, SelectConfig
 from infoscope.runtime.bounds import Bounds, Few, FilePath, Items, Seconds, Seed, check, check_settings, expand_path
 from infoscope.runtime.errors import InputError
-from infoscope.sae.config import IMPORT, KINDS, ImportedConfig, SAEConfig, TokenChoice
+from infoscope.sae.config import IMPORT, KINDS, ImportedConfig, SAEConfig, TokenChoice, TrainedConfig
 from infoscope.scope.config import Diagonal, EMDMethod, OutlierConfig, PartitionConfig, ScopeConfig, StabilityConfig
 from infoscope.tracking.config import LoggerConfig
 from infoscope.vision.config import ContrastiveConfig, ModelConfig
@@ -37,6 +37,10 @@ from infoscope.vision.config import ContrastiveConfig, ModelConfig
 _PACKAGE = Path(__file__).resolve().parents[1]
 CONF_FOLDER = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parents[1] / "conf"
 """conf/ inside the package in an installed wheel, at the top of the repository in a checkout."""
+
+
+_PROBING = ("report", "probe", "select", "curve", "effects")
+"""The stages that read probes."""
 
 
 class StageName(Enum):
@@ -159,7 +163,8 @@ class Config:
         check(self, "")
         if self.data.kind is DataKind.own:
             raise InputError("data.kind=own is for probe_data alone: choose data=scenes, image_folder or imagenet.")
-        if Readout.cls_final in self.probe.readouts and self.model.layer == -1:
+        is_probed = self.stage.name in _PROBING
+        if is_probed and Readout.cls_final in self.probe.readouts and self.model.layer == -1:
             raise InputError(
                 "probe.readouts holds cls_final, but after the last block (model.layer=-1) an edit of patches cannot"
                 " reach CLS any more: use an earlier layer, or probe.readouts=[patch_mean]."
@@ -169,7 +174,8 @@ class Config:
                 f"scope.diagonal={self.scope.diagonal.name} is for stage=score and stage=probe: the report draws the"
                 " main diagonal."
             )
-        if Readout.cls_layer in self.probe.readouts and self.sae.tokens is TokenChoice.patch:
+        reads_patches = isinstance(self.sae, TrainedConfig) and self.sae.tokens is TokenChoice.patch
+        if Readout.cls_layer in self.probe.readouts and reads_patches:
             raise InputError(
                 "probe.readouts holds cls_layer, which cannot change: the SAE reads patch tokens and leaves CLS alone;"
                 " use patch_mean or cls_final, or sae.tokens=all."

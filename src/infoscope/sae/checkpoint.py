@@ -3,8 +3,9 @@
 Tensors: W_enc [d_in, d_sae], b_enc, W_dec [d_sae, d_in], b_dec, mean [d_in], scale []; data_mean [d_in] where it is not
 the mean; what an activation keeps, as `activation.<name>`: threshold [] (batchtopk, matryoshka_prefix), log_threshold
 [d_sae] (jumprelu), threshold [] or [d_sae] (threshold), gate_bias, mag_bias, mag_scale [d_sae] (gated). JSON: format,
-format_version, kind, activation (its settings), d_in, d_sae, token_norm (missing: none), layer, backbone (fingerprint),
-image_px, tokens (the four of its `Origin`), training (config), sha256 of the weights file.
+format_version, kind, activation (its settings), d_in, d_sae, token_norm, origin (see `Origin`), training (config),
+sha256 of the weights file. Files of version 1 are read: their origin is layer, backbone, image_px and tokens at the
+top, and they know no token_norm.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import difflib
 import hashlib
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,7 @@ from infoscope.sae.model import SparseAutoencoder
 from infoscope.sae.origin import Origin
 
 FORMAT = "infoscope-sae"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 WEIGHTS_NAME, INFO_NAME = "sae.safetensors", "sae.json"
 
 
@@ -49,6 +51,11 @@ def save_sae(
         training: the training config, for the record. Both as plain JSON values.
     """
     folder, origin = Path(folder).expanduser(), sae.origin
+    origin = replace(
+        origin,
+        layer=origin.layer if layer is None else layer,
+        backbone=origin.backbone if backbone is None else backbone,
+    )
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in sae.state_dict().items()}
     # Written by Python: a full disk is then an OSError like any other.
@@ -61,10 +68,7 @@ def save_sae(
         "d_in": sae.d_in,
         "d_sae": sae.d_sae,
         "token_norm": sae.token_norm.name,
-        "layer": origin.layer if layer is None else layer,
-        "backbone": origin.backbone if backbone is None else backbone,
-        "image_px": origin.image_px,
-        "tokens": origin.tokens and origin.tokens.name,
+        "origin": origin.to_json(),
         "training": training or {},
         "sha256": _compute_sha256(folder / WEIGHTS_NAME),
     }
@@ -136,20 +140,33 @@ def load_sae_info(path: Path | str) -> dict[str, Any]:
     if info.get("kind") not in ACTIVATIONS:
         kinds = ", ".join(ACTIVATIONS)
         raise InputError(f"{file} has the kind {info.get('kind')!r}, this infoscope knows {kinds}: update infoscope.")
-    expected: dict[str, Any] = {"activation": dict, "d_in": int, "d_sae": int, "backbone": dict, "training": dict}
-    expected |= {"sha256": str, "layer": int | None, "image_px": int | None, "tokens": str | None}
+    expected: dict[str, Any] = {"activation": dict, "d_in": int, "d_sae": int, "training": dict, "sha256": str}
+    expected |= {"origin": dict} if version > 1 else {}
     wrong = [name for name, kind in expected.items() if not isinstance(info.get(name), kind)]
-    if info.get("tokens") not in (None, *TokenChoice.__members__):
-        wrong.append("tokens")
     if info.get("token_norm", "none") not in (*TokenNorm.__members__,):
         wrong.append("token_norm")
+    origin = info if version == 1 else info.get("origin")
+    parts = {"layer": int | None, "backbone": dict, "image_px": int | None, "tokens": str | None}
+    if isinstance(origin, dict):
+        wrong += [name for name, kind in parts.items() if not isinstance(origin.get(name), kind)]
+        if origin.get("tokens") not in (None, *TokenChoice.__members__):
+            wrong.append("tokens")
     if wrong:
         raise InputError(f"{file} is damaged: {', '.join(wrong)} missing or of the wrong type; make it again.")
     return info
 
 
 def _read_origin(info: dict[str, Any]) -> Origin:
-    """Return what `sae.json` knows; of the tokens, files of an earlier infoscope know what the training config says."""
+    """Return what `sae.json` knows; of the tokens, files of an earlier infoscope know what the training config says.
+
+    Raises:
+        InputError: if it is no origin.
+    """
+    if info["format_version"] > 1:
+        try:
+            return Origin.from_json(info["origin"])
+        except (KeyError, TypeError, AttributeError):
+            raise InputError(f"{INFO_NAME} is damaged: origin is not as infoscope writes it; make it again.") from None
     tokens = info.get("tokens") or info["training"].get("tokens")
     known = TokenChoice.__members__.get(str(tokens))
     return Origin(info.get("layer"), info["backbone"], info.get("image_px"), known)
@@ -184,6 +201,17 @@ def _describe_folder(folder: Path) -> str:
 def _list_saes(folder: Path) -> list[str]:
     """Return the names of the folders of SAEs in a folder."""
     return sorted(path.parent.name for path in folder.glob(f"*/{INFO_NAME}"))
+
+
+def compute_digest(sae: SparseAutoencoder) -> str:
+    """Return what determines an SAE's numbers, wherever its file came from: the SHA-256 of tensors and settings."""
+    settings = [sae.activation.kind, sae.activation.settings(), sae.token_norm.name]
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    for name, tensor in sorted(sae.state_dict().items()):
+        digest.update(f"{name} {list(tensor.shape)}".encode())
+        for part in tensor.cpu().split(4096) if tensor.ndim else [tensor.cpu()]:
+            digest.update(part.contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _compute_sha256(file: Path) -> str:

@@ -1,8 +1,8 @@
 """What an SAE is and how it is trained, or where it lies. Plain Python: composing a configuration imports no torch.
 
-Each kind that is trained has a dataclass of its own, which conf/sae/*.yaml extend as `/sae_<kind>`. A new kind is a dataclass and its
-place in `KINDS` here, an activation and its place in `ACTIVATIONS` (`sae/activations.py`), its loss in `OBJECTIVES`
-(`sae/losses.py`), and a file in conf/sae.
+Each kind that is trained has a dataclass of its own, which conf/sae/*.yaml extend as `/sae_<kind>`. A new kind is a
+dataclass and its place in `KINDS` here, an activation and its place in `ACTIVATIONS` (`sae/activations.py`), its loss
+in `OBJECTIVES` (`sae/losses.py`), and a file in conf/sae.
 """
 
 from __future__ import annotations
@@ -81,6 +81,11 @@ class SAEConfig:
     kind: str = "none"
     """Its name, which the command line and a checkpoint write: that of the dataclass, which alone may set it."""
 
+    @property
+    def words(self) -> str:
+        """What it is called in tables that join configurations."""
+        return self.kind
+
 
 @dataclass
 class TrainedConfig(SAEConfig):
@@ -122,6 +127,10 @@ class TrainedConfig(SAEConfig):
                 f"Expected sae.kind to come with the settings of its kind, got {self.kind!r} alone: choose one by"
                 f" sae={', '.join(KINDS)}, or begin a file of your own with one, `defaults: [topk, _self_]`."
             )
+
+    @property
+    def words(self) -> str:
+        return f"{self.kind}, expansion {self.expansion_factor}"
 
     @property
     def n_steps(self) -> int:
@@ -330,8 +339,8 @@ class ImportedConfig(SAEConfig):
     format: str | None = None
     """Whose format it is in; null: by the names and shapes in it. "plain": any matrices, see `keys`."""
     keys: dict[str, str] = field(default_factory=dict)
-    """With format=plain: our names of the matrices (W_enc, W_dec, b_enc, b_dec, mean, threshold) and what the file calls
-    them; a name that ends in .T is read transposed: {W_enc: encoder.weight.T}."""
+    """With format=plain: our names of the matrices (W_enc, W_dec, b_enc, b_dec, mean, threshold) and what the file
+    calls them; a name that ends in .T is read transposed: {W_enc: encoder.weight.T}."""
     k: Count | None = None
     """Active latents per token."""
     threshold: Annotated[float, Bounds(-1e30, 1e30)] | None = None
@@ -364,8 +373,10 @@ class ImportedConfig(SAEConfig):
         words = "by sae.format=plain alone: drop it, or give that"
         return {} if self.format == "plain" else dict.fromkeys(("keys", "token_norm", "subtract_b_dec"), words)
 
-    def cache_key_fields(self) -> dict[str, Any]:
-        """Return what decides the SAE besides the bytes of its files: no paths, but for those settings that are given."""
-        ignored = {"path", "mean_file", "ignore_origin"}
-        given = {name: value for name, value in asdict(self).items() if name not in ignored and value not in (None, {})}
-        return {name: value.name if isinstance(value, Enum) else value for name, value in given.items()}
+    @property
+    def words(self) -> str:
+        return f"{self.kind} {self.path}"
+
+    def given(self) -> dict[str, Any]:
+        """Return the settings that say something."""
+        return {name: value for name, value in vars(self).items() if value is not None and value != {}}

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from infoscope.runtime.calls import convert
 from infoscope.runtime.errors import InputError
 from infoscope.sae.config import TokenChoice
 from infoscope.vision.backbone import Backbone
+from infoscope.vision.hooks import RESID_POST
+from infoscope.vision.names import BackboneName, find_backbone_name, name_fingerprint
 
 if TYPE_CHECKING:
     from infoscope.sae.model import SparseAutoencoder
@@ -18,6 +20,33 @@ if TYPE_CHECKING:
 _HARMLESS = {"precision"}
 """Parts of a fingerprint that move tokens by rounding alone."""
 _LABELS = {"arch": "architecture", "kind": "family"}
+
+
+POOLED = "pooled"
+"""The site of SAEs that read one vector of an image or a text, which has no place in the picture."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """The file of another toolkit that an SAE was read from.
+
+    format: of which toolkit; kind: what that trained, in our words, such as "batchtopk".
+    file: its name; sha256: of its bytes.
+    backbone: as the file calls it; None: it does not say.
+    address, revision: of the hub, where it comes from there.
+    facts: what else it says, as plain JSON values: k, threshold, prefix_sizes, folded, ...
+    warnings: sentences.
+    """
+
+    format: str
+    kind: str
+    file: str = ""
+    sha256: str = ""
+    backbone: str | None = None
+    address: str | None = None
+    revision: str | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -28,12 +57,31 @@ class Origin:
     backbone: fingerprint of the backbone; empty: unknown.
     image_px: side of the images that the backbone read; None: unknown.
     tokens: patches, every token, or CLS alone; None: unknown.
+    site: where in the block: "resid_post", "mlp_out", ..., or `POOLED`; None: unknown.
+    source: of what another toolkit has trained; None: infoscope did.
     """
 
     layer: int | None = None
     backbone: dict[str, Any] = field(default_factory=dict)
     image_px: int | None = None
     tokens: TokenChoice | None = None
+    site: str | None = None
+    source: Source | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as plain JSON values, for `from_json`."""
+        return {**asdict(self), "tokens": self.tokens and self.tokens.name}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Origin:
+        """Return what `to_json` gave.
+
+        Raises:
+            KeyError, TypeError: if it is something else.
+        """
+        tokens, source = values.get("tokens"), values.get("source")
+        made = source and Source(**{**source, "warnings": tuple(source.get("warnings", ()))})
+        return cls(**{**values, "tokens": tokens and TokenChoice[tokens], "source": made})
 
     @classmethod
     def of(cls, backbone: Backbone, layer: int, tokens: TokenChoice | None = None) -> Origin:
@@ -86,7 +134,9 @@ def choose_layer(
     chosen = backbone.check_layer(convert("layer", asked, int))
     if not check_origin:
         return chosen
-    different = "; ".join(_find_differences(origin, Origin.of(backbone, chosen)))
+    given = replace(Origin.of(backbone, chosen), site=RESID_POST)
+    names = _find_other_name(origin, name_fingerprint(backbone.fingerprint))
+    different = "; ".join([*_find_differences(origin, given), *names, *_find_other_site(origin, given)])
     if different:
         raise InputError(
             f"This SAE was trained on another backbone than the one given: {different}. Load the one it was trained on,"
@@ -98,6 +148,37 @@ def choose_layer(
             f" {backbone.n_layers}: leave out layer=, or insist with check_origin=False."
         )
     return chosen
+
+
+def find_mismatches(origin: Origin, given: Origin, n_layers: int | None, name: BackboneName | None) -> list[str]:
+    """Return in what the tokens of a run are other ones than an SAE was trained on, in words, as far as both are known.
+
+    Args:
+        given: the run's; its layer may be negative.
+        n_layers: blocks of the run's backbone; None: not known, and both layers count from the same end.
+        name: of the run's backbone; None: it has none.
+    """
+    found = [*_find_other_name(origin, name), *_find_differences(origin, given), *_find_other_site(origin, given)]
+    layers = [layer % n_layers if layer is not None and n_layers else layer for layer in (origin.layer, given.layer)]
+    if None not in layers and layers[0] != layers[1]:
+        found.append(f"block {origin.layer}, given block {given.layer} (model.layer={origin.layer} is its own)")
+    return found
+
+
+def _find_other_site(trained: Origin, given: Origin) -> Iterator[str]:
+    if None not in (trained.site, given.site) and trained.site != given.site:
+        yield f"tokens at {trained.site}, given those at {given.site}"
+
+
+def _find_other_name(trained: Origin, name: BackboneName | None) -> Iterator[str]:
+    """Yield both backbones where an SAE's file names one that is known to be another than the run's."""
+    said = trained.source and trained.source.backbone
+    known = find_backbone_name(said) if said else None
+    if known is None or name is None:
+        return
+    is_same = known[:2] == name[:2] and (known.tag == name.tag or not known.tag or not name.tag)
+    if not is_same:
+        yield f"backbone {said}, given {name}"
 
 
 def check_tokens(sae: SparseAutoencoder, *sources: object) -> None:
@@ -117,17 +198,22 @@ def check_tokens(sae: SparseAutoencoder, *sources: object) -> None:
             )
 
 
-def check_has_maps(tokens: TokenChoice | None) -> None:
+def check_has_maps(origin: Origin) -> None:
     """Refuse an SAE whose features have no place in the picture.
 
-    Args:
-        tokens: which it is trained on; None: unknown.
-
     Raises:
-        InputError: CLS alone.
+        InputError: one of CLS tokens alone, or of pooled embeddings.
     """
-    if tokens is TokenChoice.cls:
-        raise InputError("An SAE of CLS tokens has no activation maps to score: use one of sae.tokens=patch or all.")
+    if origin.site == POOLED:
+        raise InputError(
+            "This SAE reads pooled embeddings, one vector for each image or text, so its features have no activation"
+            " maps to rank or score: use an SAE of patch tokens; from Python, sae.encode(embeddings) works."
+        )
+    if origin.tokens is TokenChoice.cls:
+        raise InputError(
+            "An SAE of CLS tokens has no activation maps to score: use one of sae.tokens=patch or all; from Python,"
+            " sae.encode(cls_tokens) and sae.decode work."
+        )
 
 
 def check_edits(sae: SparseAutoencoder, edits_patches: bool, edits_prefix: bool) -> None:

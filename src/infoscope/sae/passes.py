@@ -187,7 +187,7 @@ def run_pass(tokens: TokenRows, wanted: Mapping[Key, Measurement[M]], progress: 
         InputError: an SAE of CLS tokens, or of other tokens than these.
     """
     for one in wanted.values():
-        check_has_maps(one.sae.origin.tokens)
+        check_has_maps(one.sae.origin)
         check_tokens(one.sae, tokens)
     parts = cut_images(len(tokens))
     known: dict[Key, M] = {}  # of the parts that this process measured

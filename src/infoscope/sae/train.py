@@ -66,7 +66,7 @@ def train_sae(
     folder = Path(progress_folder)
     folder.mkdir(parents=True, exist_ok=True)
     training, evaluation = split_tokens(tokens, config, held_out, buffer_device)
-    mean, scale = _by_main(lambda: make_normalisation(tokens, training, config))
+    mean, scale = _by_main(lambda: make_normalisation(tokens, training, config.tokens, config.batch_tokens))
     module = SAEModule(make_sae(config, mean, scale, seed), config)
     run = {"config": config.cache_key_fields(), "seed": seed, "n_tokens": training.n_tokens}
     checkpoint = LastCheckpoint(folder, run, config.checkpoint_every_n_steps)
@@ -123,17 +123,17 @@ def split_tokens(
 
 
 def make_normalisation(
-    tokens: TokenCache | LiveTokens, training: TokenSet, config: TrainedConfig
+    tokens: TokenCache | LiveTokens, training: TokenSet, choice: TokenChoice, batch_tokens: int
 ) -> tuple[Float[Tensor, " d_in"], float]:
     """Return mu and c of the chosen tokens: the source's own for patches, else measured on the training tokens.
 
     Raises:
         InputError: if the tokens are not finite, or all the same.
     """
-    if config.tokens is TokenChoice.patch:
+    if choice is TokenChoice.patch:
         return torch.as_tensor(np.asarray(tokens.mean), dtype=torch.float32), float(tokens.scale)
     measured = training.thin_for_statistics()
-    batches = partial(measured.iterate, config.batch_tokens)
+    batches = partial(measured.iterate, batch_tokens)
     mean = sum(x.double().sum(0) for x in batches()) / measured.n_tokens
     assert isinstance(mean, Tensor)
     mean_norm = sum((x - mean).norm(dim=1).sum().item() for x in batches()) / measured.n_tokens

@@ -190,7 +190,7 @@ def _choose_layer(backbone: Any, sae: Any, layer: int | None, check_origin: bool
     if not isinstance(sae, SparseAutoencoder):
         raise InputError(f"Expected sae= to be what load_sae returns, got {name_type(sae)}.")
     layer = choose_layer(sae, backbone, layer, check_origin)
-    check_has_maps(sae.origin.tokens)
+    check_has_maps(sae.origin)
     return layer
 
 

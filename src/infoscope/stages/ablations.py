@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from infoscope.pipeline.context import Context, once
 from infoscope.pipeline.stage import Needs
+from infoscope.sae.edit import EditMode
 from infoscope.scope.ablations import Ablation, make_ablations, make_matched_ablations
 from infoscope.scope.config import Control
 from infoscope.scope.matching import Pair, match_groups
 from infoscope.stages.confounds.stage import Confounds
 from infoscope.stages.energy import Sample, energy_of
 from infoscope.stages.rank import Rank, mass_of
+from infoscope.stages.sae import has_free_scale
 from infoscope.stages.score.stage import needs_of_groups, partition_of
 
 
@@ -36,6 +38,7 @@ def ablations_of(ctx: Context, seed: int) -> list[Ablation]:
         seed=probe.seed,
         controls=probe.controls,
         energy=energy_of(ctx, seed) if _has_energy(ctx) else None,
+        modes=[mode for mode in EditMode if mode is EditMode.error_preserving or not has_free_scale(ctx)],
     )
 
 

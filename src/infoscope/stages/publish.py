@@ -15,6 +15,7 @@ from infoscope.runtime.read_only import MissingArtifact
 from infoscope.runtime.store import Workspace
 from infoscope.stages.backbone import find_model_facts
 from infoscope.stages.images import open_split
+from infoscope.stages.sae import describe_sae
 from infoscope.stages.score.stage import Score
 from infoscope.stages.tokens import Tokens
 
@@ -102,8 +103,7 @@ def describe_experiment(ctx: Context) -> dict[str, str]:
         "model": f"{config.model.name} ({weights}), block {meta['layer']},"
         f" {meta['grid']} x {meta['grid']} patches, d_in {meta['d_in']}",
         "data": f"{config.data.kind.name}, {meta['n_images']} training images",
-        "SAE": f"{config.sae.kind}, {meta['d_in'] * config.sae.expansion_factor} latents,"
-        f" seeds {', '.join(map(str, config.seeds))}",
+        "SAE": describe_sae(ctx),
         "scope": f"k_CDS {config.scope.k_cds}, shift {config.scope.shift_patches}, EMD {config.scope.emd.name}",
         "software": f"infoscope {versions['infoscope']}, torch {versions['torch']}",
         "hardware": f"{hardware['cpu']}, {hardware['cores']} cores" + "".join(f", {gpu}" for gpu in hardware["gpus"]),

@@ -19,10 +19,9 @@ from infoscope.sae.passes import BATCH_IMAGES, Measurement
 from infoscope.scope.config import RankBy
 from infoscope.scope.ranking import Ranking, check_enough_images, measure_ranking
 from infoscope.stages.images import count_images
-from infoscope.stages.sae import count_latents, sae_of, work_of_pass
+from infoscope.stages.sae import count_latents, has_unit_rows, origin_of, sae_of, say_imported, work_of_pass
 from infoscope.stages.score.tables import make_ranking_table
 from infoscope.stages.tokens import Tokens, find_sizes
-from infoscope.stages.train_sae import TrainSAE
 from infoscope.vision.tokens.source import TokenSource
 
 
@@ -44,7 +43,7 @@ class Rank(PassStage[Ranking]):
         }
 
     def check(self, ctx: Context, seed: int) -> None:
-        check_has_maps(ctx.config.sae.tokens)
+        check_has_maps(origin_of(ctx))
         check_enough_images(count_images(ctx, "train"), ctx.config.scope.k_cds)
 
     def measure(self, ctx: Context, up: Needs, sae: SparseAutoencoder, tokens: TokenSource, seed: int) -> Measurement:
@@ -78,12 +77,11 @@ class Rank(PassStage[Ranking]):
         yield {**name_artifacts(made), **sae_of(ctx, seed).read_json("metrics.json"), **found}
 
     def closing(self, ctx: Context) -> Shown:
-        return [make_ranking_table({seed: self.at(ctx, seed).load() for seed in ctx.config.seeds})]
+        rankings = {seed: self.at(ctx, seed).load() for seed in ctx.config.seeds}
+        return [make_ranking_table(rankings), *say_imported(ctx)]
 
 
 def mass_of(ctx: Context, seed: int) -> Float[np.ndarray, " d_sae"]:
     """Return the activation mass of each latent per token: the mean of z * |W_dec row|."""
-    mean_act, sae = Rank.at(ctx, seed).load().mean_act, sae_of(ctx, seed)
-    if isinstance(sae.stage, TrainSAE):
-        return mean_act  # training sets every row to unit norm: the SAE need not be read for it
-    return compute_mass(mean_act, sae.load().W_dec)
+    mean_act = Rank.at(ctx, seed).load().mean_act
+    return mean_act if has_unit_rows(ctx) else compute_mass(mean_act, sae_of(ctx, seed).load().W_dec)

@@ -1,26 +1,68 @@
-"""Where an SAE comes from: everything after training asks for *an SAE* here, and does not care."""
+"""Where an SAE comes from: everything after it asks for *an SAE* here, and does not care."""
 
 from __future__ import annotations
 
 from infoscope.pipeline.context import Context
 from infoscope.pipeline.stage import Handle, Work
+from infoscope.sae.config import ImportedConfig, TokenChoice, TrainedConfig
 from infoscope.sae.model import SparseAutoencoder
+from infoscope.sae.origin import Origin
 from infoscope.stages.images import count_images
+from infoscope.stages.import_sae import ImportSAE, describe_imported, find_sae, tokens_read
 from infoscope.stages.tokens import find_sizes
 from infoscope.stages.train_sae import TrainSAE
 
 
 def sae_of(ctx: Context, seed: int) -> Handle[SparseAutoencoder]:
-    """Return the SAE of a seed: so far, always one that is trained here."""
-    return TrainSAE.at(ctx, seed)
+    """Return the SAE of a seed, trained here or imported."""
+    return ImportSAE.at(ctx, seed) if _is_imported(ctx) else TrainSAE.at(ctx, seed)
 
 
 def count_latents(ctx: Context) -> int:
     """Return the number of latents, known before there is an SAE."""
-    return ctx.config.sae.expansion_factor * find_sizes(ctx).d_in
+    config = ctx.config.sae
+    return config.expansion_factor * find_sizes(ctx).d_in if isinstance(config, TrainedConfig) else find_sae(ctx).d_sae
+
+
+def choose_tokens(ctx: Context) -> TokenChoice:
+    """Return which tokens the SAE reads, known before there is one."""
+    config = ctx.config.sae
+    return config.tokens if isinstance(config, TrainedConfig) else tokens_read(ctx)
+
+
+def has_unit_rows(ctx: Context) -> bool:
+    """Whether training has set every row of the decoder to unit norm, so that the SAE need not be read to know."""
+    return not _is_imported(ctx)
+
+
+def has_free_scale(ctx: Context) -> bool:
+    """Whether the decoder gives a direction alone, so that decoding without a group says nothing of its own."""
+    return _is_imported(ctx) and find_sae(ctx).has_free_scale
+
+
+def origin_of(ctx: Context) -> Origin:
+    """Return what is known of the tokens that the SAE reads, before there is one."""
+    return find_sae(ctx).origin if _is_imported(ctx) else Origin(tokens=choose_tokens(ctx))
+
+
+def describe_sae(ctx: Context) -> str:
+    """Return what the SAEs are, in words."""
+    words = f"{ctx.config.sae.kind}, {count_latents(ctx)} latents"
+    if _is_imported(ctx):
+        return ". ".join([words, *say_imported(ctx)])
+    return f"{words}, seeds {', '.join(map(str, ctx.config.seeds))}"
+
+
+def say_imported(ctx: Context) -> list[str]:
+    """Return what is to be known of an imported SAE, in sentences; nothing of those that are trained here."""
+    return describe_imported(ctx) if _is_imported(ctx) else []
 
 
 def work_of_pass(ctx: Context) -> Work:
     """Return what measuring an SAE on all training tokens costs; tokens that are not stored are encoded for it."""
     n, is_stored = count_images(ctx, "train"), ctx.config.data.store_tokens
     return Work(n, [ctx.config.model.name, count_latents(ctx), is_stored], forwards=0 if is_stored else n)
+
+
+def _is_imported(ctx: Context) -> bool:
+    return isinstance(ctx.config.sae, ImportedConfig)

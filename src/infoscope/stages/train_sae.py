@@ -14,6 +14,7 @@ from infoscope.runtime.files import write_json
 from infoscope.runtime.lightning import count_steps
 from infoscope.runtime.store import Workspace
 from infoscope.sae.checkpoint import load_sae, save_sae
+from infoscope.sae.config import TrainedConfig
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.sae.stream import check_batch
 from infoscope.sae.token_sets import check_prefix
@@ -34,10 +35,10 @@ class TrainSAE(SeedStage[SparseAutoencoder]):
         return Needs(tokens=Tokens.at(ctx, "train"))
 
     def key(self, ctx: Context, up: Needs, seed: int) -> Key:
-        return {"tokens": up.tokens.hash, "sae": ctx.config.sae.cache_key_fields(), "seed": seed}
+        return {"tokens": up.tokens.hash, "sae": config_of(ctx).cache_key_fields(), "seed": seed}
 
     def check(self, ctx: Context, seed: int) -> None:
-        n_images, config, sizes = count_images(ctx, "train"), ctx.config.sae, find_sizes(ctx)
+        n_images, config, sizes = count_images(ctx, "train"), config_of(ctx), find_sizes(ctx)
         if n_images < 2:
             raise InputError(f"Expected tokens of at least 2 images, one of them held out, got {n_images}: add images.")
         check_prefix(config.tokens, sizes.n_prefix)
@@ -52,7 +53,7 @@ class TrainSAE(SeedStage[SparseAutoencoder]):
             tokens = up.tokens.load()
             sae, metrics = train_sae(
                 tokens,
-                ctx.config.sae,
+                config_of(ctx),
                 seed,
                 work.progress,
                 accelerator=ctx.device.type,
@@ -63,7 +64,7 @@ class TrainSAE(SeedStage[SparseAutoencoder]):
             tracker.log(metrics)
         if processes.is_main():
             backbone = tokens.meta.get("backbone", fingerprint_model(ctx))  # older tokens do not name theirs
-            training = {**ctx.tree["sae"], "lr": ctx.config.sae.choose_lr(sae.d_sae)}
+            training = {**ctx.tree["sae"], "lr": config_of(ctx).choose_lr(sae.d_sae)}
             save_sae(work.folder, sae, backbone=backbone, training=training)
             write_json(work.folder / "metrics.json", metrics)
 
@@ -71,7 +72,7 @@ class TrainSAE(SeedStage[SparseAutoencoder]):
         return load_sae(folder).to(ctx.device).requires_grad_(False)
 
     def work(self, ctx: Context, seed: int) -> Work:
-        sae, sizes, data = ctx.config.sae, find_sizes(ctx), ctx.config.data
+        sae, sizes, data = config_of(ctx), find_sizes(ctx), ctx.config.data
         d_in, d_sae = sizes.d_in, sae.expansion_factor * sizes.d_in
         n_bytes = 4 * (2 * d_in * d_sae + d_sae + 2 * d_in)
         held = 4 * n_bytes + 4 * sae.batch_tokens * (d_sae + 4 * d_in)  # weights, gradients, two moments; one batch
@@ -89,3 +90,15 @@ class TrainSAE(SeedStage[SparseAutoencoder]):
 
     def closing(self, ctx: Context) -> Shown:
         return [make_sae_table({seed: self.at(ctx, seed).read_json("metrics.json") for seed in ctx.config.seeds})]
+
+
+def config_of(ctx: Context) -> TrainedConfig:
+    """Return the settings of the SAEs that are trained.
+
+    Raises:
+        InputError: one is imported.
+    """
+    config = ctx.config.sae
+    if not isinstance(config, TrainedConfig):
+        raise InputError("stage=train_sae trains SAEs, and sae=import reads one: choose stage=import_sae, score, ...")
+    return config

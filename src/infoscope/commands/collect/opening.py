@@ -47,7 +47,7 @@ def describe_choices(config: Config) -> dict[str, Value]:
     return {
         "model": config.model.name,
         "data": config.data.kind.name,
-        "sae": f"{config.sae.kind}, expansion {config.sae.expansion_factor}",
+        "sae": config.sae.words,
         "rule": config.partition.rule_in_words,
         "k_cds": config.scope.k_cds,
         "seeds": " ".join(map(str, config.seeds)),

@@ -22,7 +22,7 @@ from infoscope.stages.images import check_split, count_images, find_known, open_
 from infoscope.stages.predict.section import make_prediction_section
 from infoscope.stages.probe.stage import describe_variant
 from infoscope.stages.publish import Published
-from infoscope.stages.sae import count_latents
+from infoscope.stages.sae import choose_tokens, count_latents
 from infoscope.stages.score.stage import summarise_seed
 from infoscope.stages.tokens import Tokens
 
@@ -101,8 +101,8 @@ class Predict(Published, SeedStage[PredictionResult]):
             up.tokens.load(),
             load_backbone(ctx),
             config.model.layer,
-            edits_patches=config.sae.tokens is not TokenChoice.cls,
-            edits_prefix=config.sae.tokens is not TokenChoice.patch,
+            edits_patches=choose_tokens(ctx) is not TokenChoice.cls,
+            edits_prefix=choose_tokens(ctx) is not TokenChoice.patch,
         )
         with ctx.track(self.kind, seed) as tracker, ctx.display.bar(f"predicting, seed {seed}") as advance:
             found = run_predictions(

@@ -22,7 +22,7 @@ from infoscope.scope.ablations import Ablation
 from infoscope.stages.backbone import load_backbone, load_backbone_at
 from infoscope.stages.images import open_sets
 from infoscope.stages.probe.artifacts import AblationProbes, Features, ImageMeans, ProbeGroup
-from infoscope.stages.sae import sae_of
+from infoscope.stages.sae import choose_tokens, sae_of
 from infoscope.stages.tokens import Tokens
 
 
@@ -38,7 +38,7 @@ def make_probe_inputs(ctx: Context, seed: int, data: DataConfig) -> ProbeInputs:
         test,
         load_backbone(ctx),
         ctx.config.model.layer,
-        edits_prefix=ctx.config.sae.tokens is TokenChoice.all,
+        edits_prefix=choose_tokens(ctx) is TokenChoice.all,
         backbone_at=partial(load_backbone_at, ctx),
         n_workers=data.n_workers,
     )

@@ -35,6 +35,7 @@ from infoscope.stages.probe.results import Result
 from infoscope.stages.probe.run import TRUTHS, Probed, check_truths, like_of, list_probe_groups, probe_variants
 from infoscope.stages.probe.section import make_removal_section
 from infoscope.stages.probe.tables import make_main_table
+from infoscope.stages.sae import choose_tokens
 from infoscope.stages.score.stage import Score, needs_of_groups, scope_of, summarise_seed
 from infoscope.stages.tokens import Tokens
 from infoscope.vision.open_clip.source import is_of_origin
@@ -230,7 +231,6 @@ def check_probe_inputs(ctx: Context) -> None:
         InputError: any of these.
     """
     check_truths(ctx)
-    sae = ctx.config.sae
     for data, probe in list_probe_groups(ctx):
         check_split(ctx, "test", data)
         counts = [probe.n_train_images] if Task.classification in probe.tasks else []
@@ -244,7 +244,7 @@ def check_probe_inputs(ctx: Context) -> None:
             backbone = load_backbone(ctx)
         except NotBuiltYet:
             continue
-        known, edits_prefix = find_known(ctx, data)[0], sae.tokens is not TokenChoice.patch
+        known, edits_prefix = find_known(ctx, data)[0], choose_tokens(ctx) is not TokenChoice.patch
         check_probes(probe, backbone, ctx.config.model.layer, known, edits_prefix=edits_prefix)
         for task in probe.tasks:
             if (crops := probe.crops(task)) and crops.crop_px is not None:

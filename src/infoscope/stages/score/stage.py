@@ -23,7 +23,7 @@ from infoscope.stages.backbone import fingerprint_model, load_backbone
 from infoscope.stages.energy import Sample, energy_of
 from infoscope.stages.images import count_images, fingerprint_images, open_split, scenes_of
 from infoscope.stages.rank import Rank, mass_of
-from infoscope.stages.sae import count_latents, sae_of
+from infoscope.stages.sae import count_latents, sae_of, say_imported
 from infoscope.stages.score.example_figure import Example, draw_examples
 from infoscope.stages.score.examples import count_locked, read_examples, say_locked
 from infoscope.stages.score.figures import draw_cds_histograms
@@ -137,7 +137,7 @@ class Score(SeedStage[Scores]):
         yield {**name_artifacts(self.at(ctx, seed).get()), **summarise_seed(ctx, seed)}
 
     def closing(self, ctx: Context) -> Shown:
-        return [make_scope_table([scope_of(ctx, seed) for seed in ctx.config.seeds])]
+        return [make_scope_table([scope_of(ctx, seed) for seed in ctx.config.seeds]), *say_imported(ctx)]
 
     def section(self, ctx: Context) -> ReportSection:
         scopes = [scope_of(ctx, seed) for seed in ctx.config.seeds]

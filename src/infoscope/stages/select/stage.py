@@ -10,6 +10,7 @@ from infoscope.pipeline.stage import Key
 from infoscope.probes.results import load_results
 from infoscope.probes.selection import LOGITS, SCORES, compute_probe_importance, make_selection_ablations
 from infoscope.report.section import ReportSection
+from infoscope.runtime.errors import InputError
 from infoscope.sae.edit import EditMode
 from infoscope.scope.ablations import Ablation, make_ablations
 from infoscope.scope.config import PartitionConfig
@@ -19,7 +20,7 @@ from infoscope.stages.probe.run import Probed, list_probe_groups, probe_variants
 from infoscope.stages.probe.stage import ProbesOfVariants, read_probed
 from infoscope.stages.publish import Published
 from infoscope.stages.rank import Rank, mass_of
-from infoscope.stages.sae import count_latents, sae_of
+from infoscope.stages.sae import count_latents, has_free_scale, sae_of
 from infoscope.stages.score.stage import Score, check_count
 from infoscope.stages.select.section import make_selection_section
 
@@ -35,6 +36,11 @@ class Select(Published, ProbesOfVariants):
     def check(self, ctx: Context, seed: int) -> None:
         super().check(ctx, seed)
         config, n_latents = ctx.config.select, count_latents(ctx)
+        if has_free_scale(ctx):
+            raise InputError(
+                "stage=select decodes tokens from a few latents, and the scale of this SAE's decoder means nothing:"
+                " choose stage=probe, where its error stays."
+            )
         check_count("select.n_bands", config.n_bands, n_latents)
         check_count("select.n_kept[0]", config.n_kept[0], n_latents)
 

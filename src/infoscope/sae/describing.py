@@ -1,0 +1,126 @@
+"""What an SAE is and computes, in words: what `infoscope describe-sae` prints."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from infoscope.runtime.errors import InputError
+from infoscope.sae.activation import Activation
+from infoscope.sae.config import TokenNorm
+from infoscope.sae.formats import load_formats
+from infoscope.sae.model import SparseAutoencoder
+from infoscope.sae.origin import check_has_maps
+from infoscope.vision.hooks import RESID_POST
+from infoscope.vision.names import find_backbone_name
+
+_ACTIVATIONS = {
+    "relu": "ReLU(a)",
+    "topk": "the {k} largest of ReLU(a)",
+    "matryoshka_k": "the {k} largest of ReLU(a)",
+    "signed": "the {k} largest of a, negative ones among them",
+    "batchtopk": "a where a > {threshold}, else 0",
+    "matryoshka_prefix": "a where a > {threshold}, else 0",
+    "jumprelu": "a where a > threshold, one for each latent, else 0",
+    "threshold": "a where a > {threshold}, else 0",
+    "gated": "ReLU(a e^r + b_mag) where a + b_gate > 0, else 0",
+    "groupmax": "the largest of ReLU(a) in each of {k} groups of neighbours",
+    "tanh_relu": "tanh(ReLU(a))",
+}
+_NORMS = {TokenNorm.layer_norm: "LN", TokenNorm.constant_norm: "sqrt(d_in) / |.| *"}
+_HIDDEN = {"needs_statistics", "scale_is_free", "trained_on", "folded", "k", "threshold"}
+"""Facts that are said in other words."""
+
+
+def describe(sae: SparseAutoencoder) -> dict[str, str]:
+    """Return what an SAE is by heading, in words: format, file, sizes, what it computes, what it was trained on.
+
+    Several sentences of one heading stand in lines of their own.
+    """
+    source = sae.origin.source
+    found = {"format": "infoscope"} if source is None else {"format": f"{source.format} ({_label(source.format)})"}
+    if source is not None:
+        found["file"] = f"{source.file}, sha256 {source.sha256}"
+        if source.address is not None:
+            found["address"] = f"{source.address} at {source.revision}"
+    found["kind"] = sae.activation.kind if source is None else source.kind
+    found["size"] = f"{sae.d_sae:,} latents of tokens of width {sae.d_in:,}"
+    found["computes"] = "\n".join(_list_formulas(sae))
+    found["trained on"] = ", ".join(_list_origin(sae)) or "not said"
+    facts = {} if source is None else {name: value for name, value in source.facts.items() if name not in _HIDDEN}
+    if facts:
+        found["also"] = ", ".join(f"{name} {_show(value)}" for name, value in facts.items())
+    if source is not None and source.warnings:
+        found["warnings"] = "\n".join(source.warnings)
+    found["maps"] = _say_maps(sae)
+    return found
+
+
+def _label(name: str) -> str:
+    return load_formats()[name].LABEL
+
+
+def _list_formulas(sae: SparseAutoencoder) -> Iterator[str]:
+    mean, scale = bool(sae.mean.any()), float(sae.scale)
+    x = "(x - mean)" if mean else "x"
+    x = x if scale == 1 else f"{scale:.4g} {x}"
+    norm = _NORMS.get(sae.token_norm)
+    if norm is not None:
+        x = f"{norm}({x})"
+    pre = f"({x} - b_dec) W_enc" if sae.b_dec.any() else f"{x} W_enc"
+    yield f"a = {pre} + b_enc" if sae.b_enc.any() else f"a = {pre}"
+    yield f"z = {describe_activation(sae.activation)}"
+    x_hat = "z W_dec + b_dec" if sae.b_dec.any() else "z W_dec"
+    x_hat = f"LN^-1({x_hat})" if sae.token_norm is TokenNorm.layer_norm else x_hat
+    x_hat = f"({x_hat}) |.| / sqrt(d_in)" if sae.token_norm is TokenNorm.constant_norm else x_hat
+    x_hat = x_hat if scale == 1 else f"({x_hat}) / {scale:.4g}"
+    yield f"x_hat = {x_hat}{' + mean' if mean else ''}"
+    if sae.origin.source is not None and "folded" in sae.origin.source.facts:
+        yield "b_dec was not subtracted where it was trained: b_enc holds b_dec W_enc more than its file"
+
+
+def describe_activation(activation: Activation) -> str:
+    """Return what makes z of the pre-activations a."""
+    kind, settings = activation.kind, activation.settings()
+    if kind == "capped":
+        inner, cap = activation.inner, settings["cap"]  # pyright: ignore[reportAttributeAccessIssue]
+        return f"{cap:g} tanh(z' / {cap:g}) of z' = {describe_activation(inner)}"  # pyright: ignore[reportArgumentType]
+    threshold: Any = getattr(activation, "threshold", None)
+    said = ""
+    if threshold is not None:
+        said = "threshold, one for each latent," if threshold.ndim else f"{max(float(threshold), 0):.4g}"
+    kind = "signed" if activation.is_signed else "relu" if said == "0" else kind
+    return _ACTIVATIONS.get(kind, kind).format(k=settings.get("k"), threshold=said)
+
+
+def _list_origin(sae: SparseAutoencoder) -> Iterator[str]:
+    origin, source = sae.origin, sae.origin.source
+    if source is not None and source.backbone:
+        known = find_backbone_name(source.backbone)
+        same = f" (= {known})" if known is not None and str(known) != source.backbone else ""
+        yield f"{source.backbone}{same}" if known else f"{source.backbone} (a name that infoscope cannot compare)"
+    elif origin.backbone:
+        yield str(origin.backbone.get("weights") or origin.backbone.get("kind"))
+    if origin.layer is not None:
+        yield f"block {origin.layer}"
+    if origin.site is not None:
+        yield origin.site
+    if origin.tokens is not None:
+        yield {"patch": "patch tokens", "all": "all tokens", "cls": "CLS tokens"}[origin.tokens.name]
+
+
+def _say_maps(sae: SparseAutoencoder) -> str:
+    """Say whether its features have maps that can be scored, and if not, why."""
+    try:
+        check_has_maps(sae.origin)
+    except InputError as error:
+        return str(error)
+    if sae.origin.site not in (None, RESID_POST):
+        return (
+            f"infoscope reads tokens at {RESID_POST}, and it reads {sae.origin.site}: sae.ignore_origin=true insists."
+        )
+    return "its features can be ranked and scored on the tokens it was trained on"
+
+
+def _show(value: Any) -> str:
+    return ", ".join(map(_show, value)) if isinstance(value, list | tuple) else str(value)

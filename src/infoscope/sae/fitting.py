@@ -1,0 +1,79 @@
+"""An SAE of another program on tokens of ours: what is taken from them, and how well it reconstructs them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from infoscope.runtime.errors import InputError
+from infoscope.sae.config import TokenChoice
+from infoscope.sae.metrics import compute_sae_metrics
+from infoscope.sae.model import SparseAutoencoder
+from infoscope.sae.origin import Origin
+from infoscope.sae.token_sets import TokenSet, make_token_set
+from infoscope.sae.train import make_normalisation
+from infoscope.vision.tokens.extract import TokenCache
+from infoscope.vision.tokens.source import LiveTokens
+
+EVAL_TOKENS = 65_536
+"""On which an SAE is measured: of images evenly spread over the split."""
+BATCH_TOKENS = 4096
+
+
+@torch.no_grad()
+def fit_to_tokens(
+    sae: SparseAutoencoder, tokens: TokenCache | LiveTokens, choice: TokenChoice, *, estimate: bool = False
+) -> dict[str, float]:
+    """Let an SAE know the tokens that it is used on, in place, and return its metrics on some of them.
+
+    Its shares of variance and energy count from the tokens' mean (`centre`); its origin is theirs, and what it was
+    before is kept among the facts of `origin.source`. A decoder whose scale means nothing gets the one that fits best.
+
+    Args:
+        choice: which of the tokens it reads.
+        estimate: whether mean and scale, which an SAE's file does not hold, are those of the tokens (ours).
+
+    Raises:
+        InputError: as `make_normalisation`; or the reconstruction is 0 everywhere, where a scale is to be fitted.
+    """
+    everything = make_token_set(tokens, choice)
+    n_images = min(everything.n_images, math.ceil(EVAL_TOKENS / everything.tokens_per_image))
+    images = np.arange(n_images) * everything.n_images // n_images
+    some, device = make_token_set(tokens, choice, images), sae.mean.device
+    mean, scale = make_normalisation(tokens, everything, choice, BATCH_TOKENS)
+    source, facts = sae.origin.source, {}
+    sae.data_mean = mean.to(device)
+    if estimate:
+        sae.mean, sae.scale = mean.to(device), torch.tensor(scale, device=device)
+        facts["statistics"] = (
+            f"mean and scale estimated on the training tokens of {everything.n_images:,} images (ours)"
+        )
+    if source is not None and source.facts.get("scale_is_free"):
+        facts["fitted_scale"] = _fit_scale(sae, some)
+        sae.W_dec.mul_(facts["fitted_scale"])
+    if source is not None:
+        trained_on: dict[str, Any] = sae.origin.to_json()
+        del trained_on["source"]
+        source = replace(source, facts={**source.facts, **facts, "trained_on": trained_on})
+    sae.origin = replace(Origin.of_tokens(tokens, choice), source=source)
+    return compute_sae_metrics(sae, some.iterate(BATCH_TOKENS, EVAL_TOKENS))
+
+
+def _fit_scale(sae: SparseAutoencoder, tokens: TokenSet) -> float:
+    """Return the factor of the reconstruction that brings it nearest to the tokens (least squares)."""
+    along, length = 0.0, 0.0
+    for batch in tokens.iterate(BATCH_TOKENS, EVAL_TOKENS):
+        x = batch.to(sae.mean.device)
+        x_hat = sae(x).x_hat
+        along += float((x * x_hat).sum(dtype=torch.float64))
+        length += float(x_hat.square().sum(dtype=torch.float64))
+    if not along > 0:
+        raise InputError(
+            "The decoder of this SAE gives a direction alone, and no scale brings it near the tokens of this run: it"
+            " was trained on other tokens."
+        )
+    return along / length

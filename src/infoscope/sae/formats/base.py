@@ -1,0 +1,216 @@
+"""What a reader of SAEs of other toolkits is given, and what it returns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from infoscope.runtime.errors import InputError
+from infoscope.runtime.untrusted import Record, list_keys, module_state
+from infoscope.sae.activations import Activation
+from infoscope.sae.config import IMPORT, ImportedConfig, TokenChoice, TokenNorm
+
+
+@dataclass(frozen=True)
+class Found:
+    """A checkpoint on the disk.
+
+    file: with the weights.
+    content: what it holds: dicts, lists, plain values, tensors; `Record` in place of objects of other classes.
+    header: the JSON object before it (saev).
+    configs: JSON and YAML files beside it, by name.
+    pickled: the classes and functions that it names, as module.name.
+    """
+
+    file: Path
+    content: Any
+    header: Mapping[str, Any] | None = None
+    configs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    pickled: Sequence[str] = ()
+
+    @cached_property
+    def state(self) -> dict[str, Tensor]:
+        """The state dict, where the file is nothing else: tensors by name; of a whole module those of its parts."""
+        return get_tensors(self.content)
+
+    def get_state(self, key: str) -> dict[str, Tensor]:
+        """Return the state dict under a key of the content; empty if there is none."""
+        return get_tensors(self.content.get(key)) if isinstance(self.content, Mapping) else {}
+
+    def has(self, *keys: str) -> bool:
+        """Whether the state dict has all of these names."""
+        return self.state.keys() >= set(keys)
+
+    def config(self, *names: str) -> Mapping[str, Any] | None:
+        """Return the first of these files beside it that is there."""
+        return next((self.configs[name] for name in names if name in self.configs), None)
+
+    @property
+    def words(self) -> str:
+        """What it holds, for sentences."""
+        return ", ".join(list_keys(self.content)) or "nothing"
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The names of the folders above it, the nearest first."""
+        return tuple(reversed(self.file.parent.parts))
+
+
+def get_tensors(content: Any) -> dict[str, Tensor]:
+    """Return the tensors of a state dict by name, or of a module; empty if it is neither."""
+    if isinstance(content, Record):
+        return module_state(content) if content.is_module else {}
+    if not isinstance(content, Mapping):
+        return {}
+    return {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, Tensor)}
+
+
+def need(state: Mapping[str, Tensor], *names: str) -> Iterator[Tensor]:
+    """Yield the tensors of these names.
+
+    Raises:
+        InputError: one is missing.
+    """
+    for name in names:
+        if name not in state:
+            raise InputError(f"Expected a tensor {name}, found {', '.join(state) or 'none'}.")
+        yield state[name]
+
+
+class Options:
+    """The settings of an import, which remember what was asked for: what no reader asks for is refused."""
+
+    def __init__(self, config: ImportedConfig) -> None:
+        self.config, self._read = config, {"kind", "path", "format", "statistics", "tokens", "ignore_origin"}
+
+    def get(self, name: str) -> Any:
+        """Return a setting, None where it is not given."""
+        self._read.add(name)
+        value = getattr(self.config, name)
+        return None if value == {} else value
+
+    def kind(self, *choices: str) -> str | None:
+        """Return what the SAE is said to be, None where nothing is said.
+
+        Raises:
+            InputError: another kind than those that the reader knows.
+        """
+        self._read.add("said kind")
+        if self.config.kind == IMPORT:
+            return None
+        if self.config.kind not in choices:
+            raise InputError(f"Expected sae.kind to be one of {', '.join(choices)}, got {self.config.kind!r}.")
+        return self.config.kind
+
+    def settle(self, name: str, in_file: Any, needed: str = "") -> Any:
+        """Return what the file says, or else the setting.
+
+        Args:
+            in_file: None: it says nothing.
+            needed: in words why there must be one; empty: None will do.
+
+        Raises:
+            InputError: both say something, and not the same; or neither, where one is needed.
+        """
+        given = self.get(name)
+        if in_file is not None and given is not None and given != in_file:
+            raise InputError(f"The file says {name} {in_file}, got sae.{name}={given}: drop sae.{name}.")
+        value = given if in_file is None else in_file
+        if value is None and needed:
+            raise InputError(f"{needed}: give sae.{name}=...")
+        return value
+
+    def check(self) -> None:
+        """Refuse what was given and not asked for.
+
+        Raises:
+            InputError: the first such setting.
+        """
+        unused = [name for name, value in self.config.given().items() if name not in self._read and value is not None]
+        if self.config.kind != IMPORT and "said kind" not in self._read:
+            unused.insert(0, "kind")
+        if unused:
+            name = unused[0]
+            raise InputError(
+                f"sae.{name}={getattr(self.config, name)} is not read: the file itself says what it needs; drop it."
+            )
+
+
+@dataclass
+class Foreign:
+    """What a reader has found: an SAE in the terms of ours (see `SparseAutoencoder`), and what the file says of it.
+
+    x_n = N(c (x - mean));  z = act((x_n - b_dec) W_enc + b_enc);  x_hat = mean + N^-1(z W_dec + b_dec) / c.
+
+    The code z is what the toolkit's own encode returns, and W_dec is such that x_hat is its reconstruction. Tensors of
+    any float type; W_enc may be a transposed view. What is scaled in place must be tensors of the file's own reading.
+
+    kind: what the toolkit trained, in our words: relu, topk, batchtopk, jumprelu, matryoshka_k, matryoshka_prefix,
+        gated, groupmax. `activation`: what its inference computes, such as a threshold for batchtopk.
+    b_enc, b_dec: None: it has none.
+    subtracts_b_dec: whether b_dec is subtracted before encoding; where not, that is folded into b_enc.
+    mean, scale: mu and c; None and 1: it has none.
+    backbone: as the file or its name calls it; layer: of the residual stream's block, negative from the end; site:
+        "resid_post", "mlp_out", ..., or `POOLED` (sae/origin.py); tokens. None: it does not say.
+    facts: what else is worth knowing, as plain JSON values: k, threshold, prefix_sizes, modality, ...
+    warnings: sentences.
+    needs_statistics: it was trained on tokens of mean 0 and scale 1 whose mean and scale are not in the file.
+    scale_is_free: its decoder gives a direction alone; the scale is fitted to the tokens of the run.
+    """
+
+    kind: str
+    activation: Activation
+    W_enc: Float[Tensor, "d_in d_sae"]
+    W_dec: Float[Tensor, "d_sae d_in"]
+    b_enc: Float[Tensor, " d_sae"] | None = None
+    b_dec: Float[Tensor, " d_in"] | None = None
+    subtracts_b_dec: bool = True
+    mean: Float[Tensor, " d_in"] | None = None
+    scale: float = 1.0
+    token_norm: TokenNorm = TokenNorm.none
+    backbone: str | None = None
+    layer: int | None = None
+    site: str | None = None
+    tokens: TokenChoice | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+    needs_statistics: bool = False
+    scale_is_free: bool = False
+
+
+class Format(Protocol):
+    """A module of this folder: the checkpoints of one toolkit.
+
+    `LABEL` names the toolkit and whose files they are, for people.
+    """
+
+    LABEL: str
+
+    def recognise(self, found: Found) -> bool:
+        """Return whether a file is of this format, by names and shapes; the name of the file alone never decides."""
+        ...
+
+    def read(self, found: Found, options: Options) -> Foreign:
+        """Return the SAE in a file of this format.
+
+        Raises:
+            InputError: it cannot be mapped exactly, or something is missing that must be given.
+        """
+        ...
+
+
+def scale_rows(W: Float[Tensor, "n d"], factors: Float[Tensor, " n"]) -> Float[Tensor, "n d"]:
+    """Multiply the rows of a float32 matrix, in place: a copy of a large dictionary would take as much memory again."""
+    return W.mul_(factors.to(W.dtype)[:, None])
+
+
+def row_norms(W: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
+    """Return the norms of rows in float64, some rows at a time."""
+    return torch.cat([part.double().norm(dim=1) for part in W.split(4096)])

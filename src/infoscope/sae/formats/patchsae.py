@@ -1,0 +1,50 @@
+"""PatchSAE, and Hugo Fry's and ConceptScope's SAEs, which share its code: a dict of a config object and a state dict.
+
+ReLU after subtracting b_dec, on raw tokens (`sae_training/sparse_autoencoder.py`). The config's `gated_sae` is never
+implemented there and is ignored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from infoscope.runtime.untrusted import Record
+from infoscope.sae.activations import ReLU
+from infoscope.sae.config import TokenChoice
+from infoscope.sae.formats.base import Foreign, Found, Options, need
+
+LABEL = "PatchSAE, Hugo Fry, ConceptScope"
+SITES = {"resid": "resid_post"}
+KEYS = ("W_enc", "b_enc", "W_dec", "b_dec")
+
+
+def recognise(found: Found) -> bool:
+    return _find_config(found) is not None and found.get_state("state_dict").keys() == set(KEYS)
+
+
+def read(found: Found, options: Options) -> Foreign:
+    W_enc, b_enc, W_dec, b_dec = need(found.get_state("state_dict"), *KEYS)
+    config = _find_config(found) or {}
+    site = config.get("module_name")
+    return Foreign(
+        kind="relu",
+        activation=ReLU(),
+        W_enc=W_enc,
+        W_dec=W_dec,
+        b_enc=b_enc,
+        b_dec=b_dec,
+        backbone=config.get("model_name"),
+        layer=config.get("block_layer"),
+        site=SITES.get(str(site), site),
+        tokens=TokenChoice.cls if config.get("class_token") else TokenChoice.all,
+        facts={"image_px": config.get("image_width"), "dataset": config.get("dataset_path")},
+    )
+
+
+def _find_config(found: Found) -> Mapping[str, Any] | None:
+    """Return the attributes of the config object of SAE training; those of another toolkit's have no `block_layer`."""
+    content = found.content if isinstance(found.content, Mapping) else {}
+    given = content.get("cfg", content.get("config"))
+    config = given.attributes if isinstance(given, Record) else given
+    return config if isinstance(config, Mapping) and "block_layer" in config else None

@@ -1,0 +1,248 @@
+"""Any SAE on the disk: ours, or of another toolkit, whose format the content of its files decides."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor
+
+from infoscope.runtime.calls import make_options, name_type, refuse_unknown, speaks_python
+from infoscope.runtime.errors import InputError, suggest
+from infoscope.runtime.manifests import compute_checksum
+from infoscope.runtime.untrusted import read_checkpoint
+from infoscope.sae import checkpoint
+from infoscope.sae.config import ImportedConfig
+from infoscope.sae.formats import load_formats
+from infoscope.sae.formats.base import Foreign, Found, Options
+from infoscope.sae.model import SparseAutoencoder
+from infoscope.sae.origin import Origin, Source
+
+KNOWN_CLASSES = ("src.sae_training.", "sae_training.", "vit_prisma.", "overcomplete.", "torch.nn.modules.")
+"""What pickles of the toolkits name; read as records that call nothing."""
+SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
+CONFIGS = (".json", ".yaml", ".yml")
+MAX_CONFIG_BYTES = 2**24
+MAX_FILES = 16
+"""Of a folder that are opened to see which is an SAE's, and that are listed."""
+_ROWS = 4096
+"""Rows of a matrix that are looked at in float64 at a time."""
+
+
+@speaks_python(sae=ImportedConfig)
+def load_sae(path: Path | str, **options: Any) -> SparseAutoencoder:
+    """Return an SAE of infoscope's or of another toolkit's, given its file or folder. On the CPU, in eval mode.
+
+    The file says which it is; nothing in it is run. z is what the toolkit's own encode returns, x_hat its
+    reconstruction in the units of the tokens. `sae.origin` says what it was trained on, as far as the file knows.
+
+    Args:
+        path: a file, its folder, an artifact of train_sae, or hf:owner/name/folder@revision on the Hugging Face hub.
+        options: what the file does not say: fields of `ImportedConfig` such as k=32, kind="topk", format="plain" with
+            keys={"W_enc": "encoder.weight.T", ...}, mean_file= and scale=.
+
+    Raises:
+        InputError: there is no such file, it is damaged, of no known format, or cannot be mapped exactly; or an option
+            is missing, or nothing reads it.
+    """
+    refuse_unknown(options, [name for name in vars(ImportedConfig(path="-")) if name != "path"], "load_sae")
+    if not isinstance(path, str | os.PathLike):
+        raise InputError(f"Expected path= to be the file or folder of an SAE, got {name_type(path)}.")
+    return import_sae(make_options(ImportedConfig, {"path": os.fspath(path), **options}))
+
+
+def import_sae(config: ImportedConfig) -> SparseAutoencoder:
+    """Return the SAE that a configuration names, see `load_sae`; mean and scale are not estimated here.
+
+    Raises:
+        InputError: as `load_sae`.
+    """
+    path = Path(config.path).expanduser()
+    if is_ours(path):
+        given = [name for name in config.given() if name not in ("kind", "path", "statistics", "ignore_origin")]
+        if given:
+            raise InputError(f"sae.{given[0]} is for files of other toolkits, and {path} is infoscope's own: drop it.")
+        return checkpoint.load_sae(path)
+    found, name = find_sae(path, config.format)
+    options = Options(config)
+    try:
+        foreign = load_formats()[name].read(found, options)
+        options.check()
+        sae = assemble(foreign)
+    except InputError as error:
+        raise InputError(f"Cannot read {found.file} as an SAE of {name}: {error}") from None
+    source = Source(
+        format=name,
+        kind=foreign.kind,
+        file=found.file.name,
+        sha256=compute_checksum(found.file),
+        backbone=foreign.backbone,
+        facts=_join_facts(foreign),
+        warnings=tuple(foreign.warnings),
+    )
+    tokens = config.tokens if config.ignore_origin and config.tokens else options.settle("tokens", foreign.tokens)
+    sae.origin = Origin(foreign.layer, {}, None, tokens, foreign.site, source)
+    return sae
+
+
+def _join_facts(foreign: Foreign) -> dict[str, Any]:
+    flags = {"needs_statistics": foreign.needs_statistics, "scale_is_free": foreign.scale_is_free}
+    facts = {name: value for name, value in foreign.facts.items() if value is not None}
+    return facts | {name: True for name, flag in flags.items() if flag}
+
+
+def is_ours(path: Path) -> bool:
+    """Whether a path is one of infoscope's own: a saved SAE, or an artifact."""
+    folder = path if path.is_dir() else path.parent
+    if path.is_file() and path.name not in (checkpoint.WEIGHTS_NAME, checkpoint.INFO_NAME):
+        return False
+    names = (checkpoint.INFO_NAME, "manifest.json") if path.is_dir() else (checkpoint.INFO_NAME,)
+    return any((folder / name).is_file() for name in names)
+
+
+def find_sae(path: Path, format: str | None = None) -> tuple[Found, str]:
+    """Return the checkpoint at a path, read, and the name of its format.
+
+    Args:
+        path: a file, or a folder with one file that is an SAE's, in it or deeper.
+        format: None: by what it holds.
+
+    Raises:
+        InputError: there is none, or there are several.
+    """
+    formats = load_formats()
+    if format is not None and format not in formats:
+        near = suggest(format, list(formats))
+        raise InputError(f"Expected sae.format to be one of {', '.join(formats)}, got {format!r}{near}.")
+    file = path if path.is_file() else _choose_file(path)
+    found = read_found(file)
+    return found, format or _recognise(found)
+
+
+def read_found(file: Path) -> Found:
+    """Return what a file and the configurations beside it hold.
+
+    Raises:
+        InputError: it is damaged, or holds what is not read.
+    """
+    content, header, pickled = read_checkpoint(file, KNOWN_CLASSES)
+    configs = {
+        other.name: config
+        for other in sorted(file.parent.iterdir())
+        if other.suffix in CONFIGS and (config := _read_config(other)) is not None
+    }
+    return Found(file, content, header, configs, pickled)
+
+
+def _read_config(file: Path) -> dict[str, Any] | None:
+    """Return a JSON or YAML file; None if it is large, damaged or no mapping: it may have nothing to do with SAEs."""
+    try:
+        if file.stat().st_size > MAX_CONFIG_BYTES:
+            return None
+        text = file.read_text(encoding="utf-8")
+        content = json.loads(text) if file.suffix == ".json" else yaml.safe_load(text)
+    except (OSError, ValueError, yaml.YAMLError, RecursionError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def _choose_file(folder: Path) -> Path:
+    """Return the one file of a folder that is an SAE's.
+
+    Raises:
+        InputError: there is none, or there are several.
+    """
+    if not folder.is_dir():
+        raise InputError(f"Expected the file or folder of an SAE, and there is no {folder}.")
+    here = [path for path in sorted(folder.iterdir()) if path.suffix in SUFFIXES and path.is_file()]
+    files = here or [path for path in sorted(folder.rglob("*")) if path.suffix in SUFFIXES and path.is_file()]
+    if not files:
+        raise InputError(f"Expected the file of an SAE ({', '.join(SUFFIXES)}) in {folder}, found none.")
+    if here and 1 < len(files) <= MAX_FILES:  # beside an SAE may lie other tensors: counts, optimizers
+        files = [file for file in files if _is_recognised(file)] or files
+    if len(files) > 1:
+        names = [str(file.relative_to(folder)) for file in files]
+        shown = ", ".join(names[:MAX_FILES]) + (f" and {len(names) - MAX_FILES} more" if len(names) > MAX_FILES else "")
+        raise InputError(f"Expected one SAE, and {folder} holds {len(names)} files: {shown}; give the path of one.")
+    return files[0]
+
+
+def _is_recognised(file: Path) -> bool:
+    try:
+        return bool(_list_formats(read_found(file)))
+    except InputError:
+        return False
+
+
+def _list_formats(found: Found) -> list[str]:
+    return [name for name, module in load_formats().items() if module.recognise(found)]
+
+
+def _recognise(found: Found) -> str:
+    """Return the format of a checkpoint.
+
+    Raises:
+        InputError: it is of none that is known.
+    """
+    names = _list_formats(found)
+    if not names:
+        raise InputError(
+            f"{found.file} is of no known format of SAEs: it holds {found.words}; known are"
+            f" {', '.join(load_formats())}; or give sae.format=plain and sae.keys={{W_enc: ..., W_dec: ...}}."
+        )
+    assert len(names) == 1, (found.file, names)
+    return names[0]
+
+
+def assemble(foreign: Foreign) -> SparseAutoencoder:
+    """Return the SAE that a reader has found; matrices of float32 are taken as they are, without a copy.
+
+    Raises:
+        InputError: shapes do not agree, or a value is NaN or Inf.
+    """
+    W_enc, W_dec = foreign.W_enc.float(), foreign.W_dec.float()
+    if W_enc.ndim != 2 or 0 in W_enc.shape or W_dec.shape != W_enc.shape[::-1]:
+        raise InputError(
+            f"expected W_enc [d_in, d_sae] and W_dec [d_sae, d_in], got {list(W_enc.shape)} and {list(W_dec.shape)}."
+        )
+    d_in, d_sae = W_enc.shape
+    vectors = {
+        name: torch.zeros(n) if value is None else value.float()
+        for name, value, n in (
+            ("b_enc", foreign.b_enc, d_sae),
+            ("b_dec", foreign.b_dec, d_in),
+            ("mean", foreign.mean, d_in),
+        )
+    }
+    for name, n in (("b_enc", d_sae), ("b_dec", d_in), ("mean", d_in)):
+        if tuple(vectors[name].shape) != (n,):
+            raise InputError(
+                f"expected {name} [{n}], as W_enc {[d_in, d_sae]} has it, got {list(vectors[name].shape)}."
+            )
+    state = {"W_enc": W_enc, "W_dec": W_dec, **vectors, **foreign.activation.state_dict()}
+    for name, tensor in state.items():
+        if not _is_finite(tensor):
+            raise InputError(f"it holds NaN or Inf in {name}: fetch it again, or train it again.")
+    b_enc, b_dec = vectors["b_enc"], vectors["b_dec"]
+    if not foreign.subtracts_b_dec and b_dec.any():
+        b_enc = b_enc + _multiply(b_dec, W_enc).float()
+        foreign.facts["folded"] = "b_dec W_enc into b_enc: b_dec is not subtracted before encoding"
+    foreign.activation.check(d_sae)
+    return SparseAutoencoder.of(
+        W_enc, b_enc, W_dec, b_dec, foreign.activation, vectors["mean"], foreign.scale, foreign.token_norm
+    )
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    """Whether all values are finite; row by row, for a mask of a large matrix is large too."""
+    parts = tensor.split(_ROWS) if tensor.ndim else [tensor]
+    return all(bool(torch.isfinite(part).all()) for part in parts)
+
+
+def _multiply(vector: Tensor, matrix: Tensor) -> Tensor:
+    """Return vector @ matrix in float64, some columns at a time."""
+    return torch.cat([vector.double() @ part.double() for part in matrix.split(_ROWS, dim=1)])

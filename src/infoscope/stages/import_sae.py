@@ -1,0 +1,191 @@
+"""stage=import_sae: an SAE that exists already, compared with the backbone of the run and measured on its tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from infoscope.pipeline.context import Context, once
+from infoscope.pipeline.stage import Key, Needs, Row, SeedStage, Shown, Work, name_artifacts
+from infoscope.runtime.errors import InputError
+from infoscope.runtime.files import write_json
+from infoscope.runtime.store import Workspace
+from infoscope.sae.checkpoint import compute_digest, load_sae, save_sae
+from infoscope.sae.config import ImportedConfig, Statistics, TokenChoice
+from infoscope.sae.fitting import BATCH_TOKENS, fit_to_tokens
+from infoscope.sae.loading import import_sae
+from infoscope.sae.model import SparseAutoencoder
+from infoscope.sae.origin import POOLED, Origin, Source, check_has_maps, find_mismatches
+from infoscope.sae.token_sets import check_prefix
+from infoscope.stages.backbone import fingerprint_model, load_backbone
+from infoscope.stages.score.tables import make_sae_table
+from infoscope.stages.tokens import Tokens, find_sizes
+from infoscope.vision.names import name_model
+
+SIGNED_SHARE = 0.01
+"""Share of the activation that may be below 0 without a warning."""
+_NOTED = ("format", "file", "sha256", "address", "revision")
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a file of another program says of its SAE.
+
+    digest: of its tensors and how they are used.
+    needs_statistics: of tokens, that neither the file nor the configuration has.
+    """
+
+    origin: Origin
+    d_in: int
+    d_sae: int
+    digest: str
+    needs_statistics: bool
+    has_free_scale: bool
+
+
+@once
+def find_sae(ctx: Context) -> Found:
+    """Read the file of the SAE; its tensors are not kept.
+
+    Raises:
+        InputError: as `load_sae`.
+    """
+    with ctx.display.bar("reading the SAE"):
+        sae = import_sae(config_of(ctx))
+        digest = compute_digest(sae)
+    facts = {} if sae.origin.source is None else sae.origin.source.facts
+    needs, is_free = (bool(facts.get(name)) for name in ("needs_statistics", "scale_is_free"))
+    return Found(sae.origin, sae.d_in, sae.d_sae, digest, needs, is_free)
+
+
+def config_of(ctx: Context) -> ImportedConfig:
+    """Return the settings of the SAE that is imported.
+
+    Raises:
+        InputError: one is to be trained.
+    """
+    config = ctx.config.sae
+    if not isinstance(config, ImportedConfig):
+        raise InputError(
+            f"stage=import_sae reads an SAE, and sae={config.kind} trains one: give sae=import sae.path=..."
+        )
+    return config
+
+
+def tokens_read(ctx: Context) -> TokenChoice:
+    """Return which tokens the SAE reads."""
+    return find_sae(ctx).origin.tokens or TokenChoice.patch
+
+
+@once
+def list_mismatches(ctx: Context) -> list[str]:
+    """Return in what the run's tokens are other ones than the SAE was trained on, in words."""
+    sizes, hook, found = find_sizes(ctx), ctx.config.model.hook, find_sae(ctx)
+    n_layers = sizes.n_layers
+    if n_layers is None and found.origin.layer is not None and (found.origin.layer < 0) != (hook.layer < 0):
+        n_layers = load_backbone(ctx).n_layers
+    given = Origin(hook.layer, fingerprint_model(ctx), sizes.grid * sizes.patch_px, site=hook.site)
+    return find_mismatches(found.origin, given, n_layers, name_model(ctx.config.model))
+
+
+class ImportSAE(SeedStage[SparseAutoencoder]):
+    """The SAE of a file, in our terms, with its metrics on tokens of the training split."""
+
+    kind = "import_sae"
+    is_shared = False
+
+    def needs(self, ctx: Context, seed: int) -> Needs:
+        return Needs(tokens=Tokens.at(ctx, "train"))
+
+    def key(self, ctx: Context, up: Needs, seed: int) -> Key:
+        config = config_of(ctx)
+        return {
+            "tokens": up.tokens.hash,
+            "sae": find_sae(ctx).digest,
+            "tokens_read": tokens_read(ctx).name,
+            "statistics": config.statistics.name,
+        }
+
+    def check(self, ctx: Context, seed: int) -> None:
+        config, found, sizes = config_of(ctx), find_sae(ctx), find_sizes(ctx)
+        if len(ctx.config.seeds) > 1:
+            raise InputError(f"An imported SAE is one, got seeds={ctx.config.seeds}: drop them, or give seeds=[0].")
+        if found.origin.site == POOLED:
+            check_has_maps(found.origin)
+        if found.d_in != sizes.d_in:
+            raise InputError(
+                f"The SAE reads tokens of width {found.d_in}, and {ctx.config.model.name} gives tokens of width"
+                f" {sizes.d_in}: choose the model that it was trained on{_say_trained(found)}."
+            )
+        check_prefix(tokens_read(ctx), sizes.n_prefix)
+        if (mismatches := list_mismatches(ctx)) and not config.ignore_origin:
+            raise InputError(
+                f"The SAE was trained on other tokens than those of this run: {'; '.join(mismatches)}; or insist with"
+                " sae.ignore_origin=true."
+            )
+        if found.needs_statistics and config.statistics is Statistics.file:
+            raise InputError(
+                "The SAE was trained on tokens from which a mean was subtracted and that were scaled, and its file"
+                " holds neither: give sae.mean_file= and sae.scale=, or sae.statistics=estimate to take those of this"
+                " run's training tokens."
+            )
+
+    def build(self, ctx: Context, up: Needs, work: Workspace, seed: int) -> None:
+        config = config_of(ctx)
+        sae = import_sae(config).requires_grad_(False).to(ctx.device)
+        with ctx.display.bar("measuring the SAE"):
+            estimate = config.statistics is Statistics.estimate
+            metrics = fit_to_tokens(sae, up.tokens.load(), tokens_read(ctx), estimate=estimate)
+        save_sae(work.folder, sae)
+        write_json(work.folder / "metrics.json", metrics)
+        if (source := sae.origin.source) is not None:
+            work.notes["source"] = {name: value for name in _NOTED if (value := getattr(source, name)) is not None}
+
+    def load(self, ctx: Context, folder: Path, seed: int) -> SparseAutoencoder:
+        return load_sae(folder).to(ctx.device).requires_grad_(False)
+
+    def work(self, ctx: Context, seed: int) -> Work:
+        found = find_sae(ctx)
+        n_bytes = 4 * (2 * found.d_in * found.d_sae + found.d_sae + 2 * found.d_in)
+        held = 2 * n_bytes + 4 * BATCH_TOKENS * (found.d_sae + 4 * found.d_in)
+        return Work(1, [ctx.config.model.name, found.d_sae], disk_bytes=n_bytes, memory_bytes=held)
+
+    def rows(self, ctx: Context, seed: int) -> Iterator[Row]:
+        made = self.at(ctx, seed).get()
+        yield {**name_artifacts(made), **made.read_json("metrics.json")}
+
+    def closing(self, ctx: Context) -> Shown:
+        metrics = {seed: self.at(ctx, seed).read_json("metrics.json") for seed in ctx.config.seeds}
+        return [make_sae_table(metrics), *describe_imported(ctx)]
+
+
+def describe_imported(ctx: Context) -> list[str]:
+    """Return what is to be known of an imported SAE, in sentences."""
+    made = ImportSAE.at(ctx, ctx.config.seeds[0])
+    source = Origin.from_json(made.read_json("sae.json")["origin"]).source
+    said = [] if source is None else [describe_source(source), *source.warnings]
+    if source is not None and "statistics" in source.facts:
+        said.append(f"Its {source.facts['statistics']}.")
+    if source is not None and "fitted_scale" in source.facts:
+        said.append(f"Its reconstruction is scaled by {source.facts['fitted_scale']:.4g}, fitted to the tokens (ours).")
+    said += [f"Used all the same (sae.ignore_origin=true): {mismatch}." for mismatch in list_mismatches(ctx)]
+    if (share := made.read_json("metrics.json").get("negative_share", 0)) > SIGNED_SHARE:
+        said.append(
+            f"{share:.1%} of the activation is negative: rankings and maps read what is above 0 alone; edits and"
+            " reconstruction keep the sign."
+        )
+    return said
+
+
+def describe_source(source: Source) -> str:
+    """Return where an imported SAE comes from, as a sentence."""
+    place = f" of {source.address} at {source.revision}" if source.address else ""
+    return (
+        f"Imported: {source.kind} in the format of {source.format}, {source.file}{place}, sha256 {source.sha256[:12]}."
+    )
+
+
+def _say_trained(found: Found) -> str:
+    backbone = found.origin.source and found.origin.source.backbone
+    return f", {backbone}" if backbone else ""
