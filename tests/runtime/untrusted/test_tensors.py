@@ -20,9 +20,6 @@ from torch import nn
 
 from infoscope.runtime.errors import InputError
 from infoscope.runtime.untrusted.tensors import read_shapes, read_tensors
-from infoscope.vision.config import ModelConfig
-from infoscope.vision.open_clip.source import find_source
-from infoscope.vision.weights.local import find_local_file
 
 
 @pytest.fixture
@@ -204,33 +201,3 @@ def test_a_file_that_is_cut_off_is_named(tmp_path, share):
         for read in (read_tensors, read_shapes):
             with pytest.raises(InputError, match=f"Cannot read .* file .*{name}: it is cut off"):
                 read(tmp_path / name)
-
-
-class TestPlaces:
-    def test_a_file_needs_no_suffix(self, tmp_path, monkeypatch):
-        monkeypatch.chdir(tmp_path)
-        for name in ("weights", "openai", "a.weights"):
-            (tmp_path / name).write_bytes(b"x")
-        assert find_local_file("weights") == Path("weights")
-        assert find_local_file("a.weights") == Path("a.weights")
-        assert find_local_file("openai") is None  # a tag is a tag
-        assert find_local_file("./openai") == Path("openai")
-        assert find_local_file("random") is None
-        with pytest.raises(InputError, match=r"model\.pretrained=gone\.ckpt is no file"):
-            find_local_file("gone.ckpt")
-
-    def test_a_folder_is_answered_with_what_to_give(self, tmp_path):
-        with pytest.raises(InputError, match="is a folder: give a file of weights"):
-            find_local_file(str(tmp_path))
-        (tmp_path / "model.safetensors").write_bytes(b"x")
-        with pytest.raises(InputError, match=r"give the file of weights in it, such as .*model\.safetensors"):
-            find_local_file(str(tmp_path))
-        (tmp_path / "config.json").write_text("{}")
-        with pytest.raises(InputError, match=r"a config\.json, as transformers .*pretrained=.*model\.safetensors"):
-            find_source(ModelConfig("x", pretrained=f"local-dir:{tmp_path}"), None)
-        (tmp_path / "model.safetensors.index.json").write_text("{}")
-        with pytest.raises(InputError, match="its weights are in parts: join them"):
-            find_local_file(str(tmp_path))
-        (tmp_path / "open_clip_config.json").write_text("{}")
-        with pytest.raises(InputError, match=f"give local-dir:{tmp_path}"):
-            find_local_file(str(tmp_path))

@@ -23,7 +23,7 @@ from infoscope.runtime.untrusted.torchscript import is_torchscript
 
 _MAX_LINE = 2**20
 _MAX_DEPTH = 64
-_MAX_ITEMS = 10**7
+_MAX_ITEMS = 2**21
 _N_LISTED = 30
 _PLAIN = (str, bytes, int, float, complex, type(None), Tensor, torch.dtype, torch.device)
 

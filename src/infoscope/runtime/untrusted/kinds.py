@@ -33,7 +33,12 @@ _PICKLE = "that torch.save has not written: load it by what wrote it and save it
 
 def refuse(path: Path, what: str, error: Exception) -> InputError:
     """Return the sentence about a file that cannot be read: `what` it should be, and the reason."""
-    words = str(error) if isinstance(error, NotReadError) else get_first_line(error)
+    if isinstance(error, NotReadError):
+        words = str(error)
+    elif isinstance(error, OSError) and error.strerror:
+        words = error.strerror
+    else:
+        words = f"it is damaged ({get_first_line(error)}): {AGAIN}"
     return InputError(f"Cannot read {what} {path}: {_show(words)}.")
 
 

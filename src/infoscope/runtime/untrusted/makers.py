@@ -11,12 +11,21 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, UntypedStorage
 
-from infoscope.runtime.calls import name_type
 from infoscope.runtime.untrusted.records import Record
 
 
 class NotReadError(Exception):
     """A reason why a file cannot be read, in words."""
+
+
+def odd(words: str) -> NotReadError:
+    """Return the reason that a pickle does what no toolkit's does: it is damaged, or worse."""
+    return NotReadError(f"its pickle {words}, as no checkpoint needs: fetch it again, from where you trust it")
+
+
+def name_kind(value: Any) -> str:
+    """Return the type of a value, for a reason."""
+    return type(value).__name__
 
 
 class Storage(NamedTuple):
@@ -37,7 +46,7 @@ def check_keys(keys: Iterable[Any]) -> list[Any]:
     keys = list(keys)
     for key in keys:
         if not all(isinstance(part, plain) for part in (key if isinstance(key, tuple) else (key,))):
-            raise NotReadError(f"its pickle has a {name_type(key)} for a key")
+            raise odd(f"has a {name_kind(key)} for a key")
     return keys
 
 
@@ -47,28 +56,28 @@ def _rebuild(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> Tens
 
 def _rebuild_v3(storage: Any, offset: Any, size: Any, stride: Any, _grad: Any, _hooks: Any, dtype: Any, *_: Any) -> Any:
     if not isinstance(storage, Storage) or not isinstance(dtype, torch.dtype):
-        raise NotReadError("its pickle makes a tensor of something else than a storage and a dtype")
+        raise odd("makes a tensor of something else than a storage and a dtype")
     return _view(Storage(storage.data, dtype), offset, size, stride)
 
 
 def _view(storage: Any, offset: Any, size: Any, stride: Any) -> Tensor:
     """Return a tensor in a storage, which torch would enlarge to whatever the file claims."""
     if not isinstance(storage, Storage):
-        raise NotReadError(f"its pickle makes a tensor of a {name_type(storage)}, not of a storage")
+        raise odd(f"makes a tensor of a {name_kind(storage)}, not of a storage")
     numbers = (offset, *size, *stride)
     if len(size) != len(stride) or not all(type(n) is int and 0 <= n < _MAX_SIDE for n in numbers):
-        raise NotReadError("a tensor in it has impossible sides, steps or offset")
+        raise odd("has a tensor of impossible sides, steps or offset")
     n_stored, n_values = storage.data.nbytes() // storage.dtype.itemsize, math.prod(size)
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True)) if n_values else offset - 1
     if last >= n_stored or n_values > max(n_stored, _MAX_REPEATED):
-        raise NotReadError(f"a tensor of shape {list(size)} in it is larger than its storage of {n_stored:,} values")
+        raise odd(f"has a tensor of shape {list(size)} that is larger than its storage of {n_stored:,} values")
     return torch.empty(0, dtype=storage.dtype).set_(storage.data, offset, tuple(size), tuple(stride))
 
 
 def _keep_tensor(data: Any, *_: Any) -> Tensor:
     """Return the tensor of a parameter."""
     if not isinstance(data, Tensor):
-        raise NotReadError(f"its pickle makes a parameter of a {name_type(data)}")
+        raise odd(f"makes a parameter of a {name_kind(data)}")
     return data
 
 
@@ -83,20 +92,20 @@ def _make_set(values: Any = ()) -> set[Any]:
 
 def _make_size(sides: Any = ()) -> torch.Size:
     if not all(type(side) is int for side in sides):
-        raise NotReadError("its pickle has a size that is none")
+        raise odd("has a size that is none")
     return torch.Size(sides)
 
 
 def _make_device(kind: Any, index: Any = None) -> torch.device:
     if not isinstance(kind, str) or not isinstance(index, int | None):
-        raise NotReadError("its pickle has a device that is none")
+        raise odd("has a device that is none")
     return torch.device(kind) if index is None else torch.device(kind, index)
 
 
 def _encode(text: Any, encoding: Any = None) -> bytes:
     """Return the bytes that protocol 2 writes as text."""
     if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
-        raise NotReadError("its pickle has bytes in an encoding that is not known")
+        raise odd("has bytes in an encoding that is not known")
     return text.encode("latin1")
 
 

@@ -64,9 +64,12 @@ def read_header(path: Path) -> tuple[int, dict[str, Any]]:
         header = file.read(n_header)
     if len(header) < n_header:
         raise NotReadError(f"it is cut off inside its header: {AGAIN}")
-    parts = {name: part for name, part in json.loads(header).items() if name != "__metadata__"}
-    start, size = 8 + n_header, path.stat().st_size
-    expected = start + max((part["data_offsets"][1] for part in parts.values()), default=0)
+    try:
+        parts = {name: part for name, part in json.loads(header).items() if name != "__metadata__"}
+        start, size = 8 + n_header, path.stat().st_size
+        expected = start + max((part["data_offsets"][1] for part in parts.values()), default=0)
+    except Exception as error:  # anything can stand there
+        raise NotReadError(f"its header is damaged: {AGAIN}") from error
     if size < expected:
         raise NotReadError(f"it is cut off, {size:,} of {expected:,} bytes are there: {AGAIN}")
     return start, parts

@@ -20,7 +20,7 @@ from infoscope.runtime.untrusted.unpickler import Unpickler
 AGAIN = "fetch it again"
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 _MAGIC_BYTES = _MAGIC.to_bytes(10, "little")
-_MAX_PICKLE = 2**28
+_MAX_PICKLE = 2**26
 """Bytes of a pickle beside the tensors: what is larger is no checkpoint."""
 _CHUNK = 2**23
 

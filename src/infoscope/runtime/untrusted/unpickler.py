@@ -13,8 +13,17 @@ from typing import Any, BinaryIO, ClassVar
 import torch
 from torch import UntypedStorage
 
-from infoscope.runtime.calls import name_type
-from infoscope.runtime.untrusted.makers import DTYPES, STORAGES, TENSORS, VALUES, NotReadError, Storage, check_keys
+from infoscope.runtime.untrusted.makers import (
+    DTYPES,
+    STORAGES,
+    TENSORS,
+    VALUES,
+    NotReadError,
+    Storage,
+    check_keys,
+    name_kind,
+    odd,
+)
 from infoscope.runtime.untrusted.records import Record
 
 LoadStorage = Callable[[str, torch.dtype, int], UntypedStorage]
@@ -74,10 +83,13 @@ class Unpickler(_Machine):
         self.met[full] = None
         return Record(full)
 
-    def persistent_load(self, pid: Any) -> Storage:
+    def persistent_load(self, pid: Any) -> Any:
+        """Return a storage; old files also name the classes of modules so, with their code, which is left."""
+        if pid[0] == "module" and isinstance(pid[1], Record):
+            return pid[1]
         kind, key, _, n_values = pid[1:5]
         if pid[0] != "storage" or type(n_values) is not int or n_values < 0 or self._load_storage is None:
-            raise NotReadError("it holds something else than a storage where tensors keep their values")
+            raise odd("has something else than a storage where tensors keep their values")
         if len(pid) > 5 and pid[5] is not None:
             raise NotReadError("it was written by a torch before 0.4: save it again by a newer one")
         dtype = STORAGES[kind.name]
@@ -86,7 +98,7 @@ class Unpickler(_Machine):
     def _call(self, target: Any, args: Any, options: Any = None) -> Any:
         """Do what a pickle calls a call."""
         if not isinstance(target, Record) or not isinstance(args, tuple):
-            raise NotReadError(f"its pickle calls a {name_type(target)}")
+            raise odd(f"calls a {name_kind(target)}")
         if target.name in _SUBCLASSED:
             target, _, args = args[:3]
             return self._makers[target.name](*args)
@@ -110,7 +122,7 @@ class Unpickler(_Machine):
         if isinstance(top, Record):
             top.state = state
         elif not isinstance(top, dict):
-            raise NotReadError(f"its pickle sets the state of a {name_type(top)}")
+            raise odd(f"sets the state of a {name_kind(top)}")
 
     def _add(self, values: list[Any]) -> None:
         """Add values to a list or a set; those of lists of other classes are of no use."""
@@ -120,12 +132,12 @@ class Unpickler(_Machine):
         elif isinstance(top, set):
             top.update(check_keys(values))
         elif not isinstance(top, Record):
-            raise NotReadError(f"its pickle adds to a {name_type(top)}")
+            raise odd(f"adds to a {name_kind(top)}")
 
     def _set_items(self, items: list[Any]) -> None:
         top = self.stack[-1]
         if not isinstance(top, dict | Record):
-            raise NotReadError(f"its pickle sets items of a {name_type(top)}")
+            raise odd(f"sets items of a {name_kind(top)}")
         entries = top if isinstance(top, dict) else top.entries
         entries.update(zip(check_keys(items[::2]), items[1::2], strict=True))
 
