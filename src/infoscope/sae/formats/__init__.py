@@ -9,6 +9,15 @@ from infoscope.sae.formats.base import Format
 
 NAMES = (
     "patchsae",
+    "saev",
+    "sparsify",
+    "overcomplete",
+    "visaebench",
+    "clipscope",
+    "attributing_clip",
+    "dncbm",
+    "clip_topk_sae",
+    "plain",
 )  # fmt: skip
 """The formats, by the names of their modules; a file is of exactly one."""
 

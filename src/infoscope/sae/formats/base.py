@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -40,6 +41,14 @@ class Found:
         """The state dict, where the file is nothing else: tensors by name; of a whole module those of its parts."""
         return get_tensors(self.content)
 
+    @cached_property
+    def inner_state(self) -> dict[str, Tensor]:
+        """As `state`, of a state dict that lies deeper, or whose names a wrapper has put a word before.
+
+        It is taken out of a training's checkpoint only where nothing else in there can say how the SAE computes.
+        """
+        return _strip_prefixes(get_tensors(_take_out(self.content)))
+
     def get_state(self, key: str) -> dict[str, Tensor]:
         """Return the state dict under a key of the content; empty if there is none."""
         return get_tensors(self.content.get(key)) if isinstance(self.content, Mapping) else {}
@@ -70,6 +79,40 @@ def get_tensors(content: Any) -> dict[str, Tensor]:
     if not isinstance(content, Mapping):
         return {}
     return {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, Tensor)}
+
+
+_NESTS = ("state_dict", "model_state_dict", "model", "sae")
+_PREFIXES = ("module.", "_orig_mod.", "model.", "sae.", "autoencoder.")
+_PASSING = {
+    *(
+        "epoch",
+        "step",
+        "global_step",
+        "loss",
+        "best_loss",
+        "loops",
+        "callbacks",
+        "pytorch-lightning_version",
+        "version",
+    ),
+    *("optimizer", "optimizer_state_dict", "optimizer_states", "lr_schedulers", "lr_scheduler", "scheduler"),
+    *("scheduler_state_dict", "scaler", "rng_state"),
+}
+"""What a training keeps beside a state dict, which says nothing of what the SAE computes."""
+
+
+def _take_out(content: Any) -> Any:
+    nests = [key for key in _NESTS if isinstance(content, Mapping) and key in content]
+    is_alone = len(nests) == 1 and content.keys() - set(nests) <= _PASSING
+    return content[nests[0]] if is_alone else content
+
+
+def _strip_prefixes(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return a state dict without the words that all of its names begin with, of wrappers such as DataParallel."""
+    for prefix in _PREFIXES:
+        if state and all(name.startswith(prefix) for name in state):
+            return _strip_prefixes({name.removeprefix(prefix): tensor for name, tensor in state.items()})
+    return state
 
 
 def need(state: Mapping[str, Tensor], *names: str) -> Iterator[Tensor]:
@@ -214,3 +257,48 @@ def scale_rows(W: Float[Tensor, "n d"], factors: Float[Tensor, " n"]) -> Float[T
 def row_norms(W: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
     """Return the norms of rows in float64, some rows at a time."""
     return torch.cat([part.double().norm(dim=1) for part in W.split(4096)])
+
+
+def transpose(W: Tensor) -> Tensor:
+    """Return a matrix as it is stored in torch's linear layers, or back.
+
+    Raises:
+        InputError: it is no matrix.
+    """
+    if W.ndim != 2:
+        raise InputError(f"expected a matrix, got {list(W.shape)}.")
+    return W.T
+
+
+def at_least(threshold: Tensor) -> Tensor:
+    """Return what a float32 exceeds exactly where it is a threshold or more: our thresholds are exceeded, not met."""
+    return torch.nextafter(threshold.float(), torch.tensor(-torch.inf))
+
+
+def refuse_tensors(state: Mapping[str, Tensor], *known: str) -> None:
+    """Refuse a state dict that holds more than a reader knows: what it is for may change the code.
+
+    Raises:
+        InputError: so it is.
+    """
+    if unknown := sorted(state.keys() - set(known)):
+        raise InputError(f"it holds {', '.join(unknown[:9])}, and what is done with that is not known.")
+
+
+_TELLING = re.compile(
+    r"(pre_?|post_?|input_?|layer_?|token_?|batch_?)*norm(ali[sz]e|ali[sz]ation|_factor)?(_(x|inputs?|activations?|tokens?))?|"
+    r"activation(_fn|_function|_fn_str|_type)?|nonlinearity|(scale|scaling)(_\w+)?|center\w*|centre\w*|whiten\w*|"
+    r"(apply|subtract)_\w+|tied?(_\w+)?|\w*skip\w*|\w*transcod\w*|soft_?cap|threshold\w*|signed|abs\w*"
+)
+
+
+def refuse_settings(config: Mapping[str, Any], *known: str) -> None:
+    """Refuse a configuration that sets what a reader does not know, and that by its name changes what is computed.
+
+    Raises:
+        InputError: with the first such setting.
+    """
+    for name, value in config.items():
+        is_told = isinstance(name, str) and name not in known and _TELLING.fullmatch(name.lower())
+        if is_told and value not in (None, False, 0, "", "none", "None", "null", [], {}):
+            raise InputError(f"its configuration says {name}: {value!r:.80}, and what is done with that is not known.")

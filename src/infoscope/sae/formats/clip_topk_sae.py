@@ -1,0 +1,54 @@
+"""The top-k SAE of "ttt_theory" (lasgroup, patrikwolf): config.json beside model.safetensors, of CLIP's embeddings.
+
+b_dec is not subtracted; the k largest as they are, negative ones too; decoder rows are made unit when they are used
+(`sae/sae_topk.py`). Its embeddings are normalised to unit length before.
+"""
+
+from __future__ import annotations
+
+from infoscope.sae.activations import TopK
+from infoscope.sae.formats.base import (
+    Foreign,
+    Found,
+    Options,
+    need,
+    refuse_settings,
+    refuse_tensors,
+    row_norms,
+    scale_rows,
+)
+from infoscope.sae.formats.values import check_sizes, read_count
+from infoscope.sae.origin import POOLED
+
+LABEL = "clip-topk-sae (ttt_theory)"
+KEYS = ("W_enc", "b_enc", "W_dec")
+COUNTS = ("feature_counts", "total_samples")
+EPS = 1e-12
+"""Norms are at least this where they divide."""
+
+
+def recognise(found: Found) -> bool:
+    return found.inner_state.keys() >= {*KEYS, COUNTS[0]}
+
+
+def read(found: Found, options: Options) -> Foreign:
+    state, config = found.inner_state, found.config("config.json") or {}
+    W_enc, b_enc, W_dec = need(state, *KEYS)
+    refuse_tensors(state, *KEYS, "b_dec", *COUNTS)
+    refuse_settings(config)
+    check_sizes(W_enc, config, "input_dim", "hidden_dim")
+    k = options.settle("k", read_count(config.get("k"), "k"), "There is no config.json beside it that says its k")
+    if config.get("normalize_decoder", True):
+        W_dec = W_dec.float()
+        W_dec = scale_rows(W_dec, 1 / row_norms(W_dec).clamp_min(EPS))
+    return Foreign(
+        kind="topk",
+        activation=TopK(k, signed=True),
+        W_enc=W_enc,
+        W_dec=W_dec,
+        b_enc=b_enc,
+        b_dec=state.get("b_dec"),
+        subtracts_b_dec=False,
+        site=POOLED,
+        facts={"k": k, "embeddings": "CLIP's, of unit length"},
+    )

@@ -1,0 +1,77 @@
+"""EleutherAI's sparsify (sae until 2025): cfg.json beside sae.safetensors.
+
+b_dec is subtracted; ReLU, then the k largest, or the largest of each of k groups (`sparsify/fused_encoder.py`).
+`multi_topk` and `normalize_decoder` are of training alone.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from infoscope.runtime.errors import InputError
+from infoscope.sae.activations import Activation, TopK
+from infoscope.sae.formats.base import Foreign, Found, Options, need, refuse_settings, transpose
+from infoscope.sae.formats.values import check_sizes, read_count
+from infoscope.sae.imported_activations import GroupMax
+
+LABEL = "EleutherAI sparsify"
+KEYS = ("encoder.weight", "encoder.bias", "W_dec", "b_dec")
+ACTIVATIONS: dict[str, type[Activation]] = {"topk": TopK, "groupmax": GroupMax}
+SITES = {"": "resid_post", "mlp": "mlp_out", "attn": "attn_out", "attention": "attn_out", "self_attn": "attn_out"}
+
+
+def recognise(found: Found) -> bool:
+    return found.inner_state.keys() - {"W_skip"} == set(KEYS)
+
+
+def read(found: Found, options: Options) -> Foreign:
+    state, config = found.inner_state, found.config("cfg.json") or {}
+    refused = [name for name in ("transcode", "skip_connection") if config.get(name)] + ["W_skip"] * ("W_skip" in state)
+    if refused:
+        raise InputError(f"it is a transcoder ({refused[0]}): it predicts other tokens than it reads, so it is no SAE.")
+    if config.get("signed"):
+        raise InputError(
+            "it is signed, as sparsify had it from June to August 2024: choosing by size is not supported."
+        )
+    refuse_settings(config, "activation")
+    weight, b_enc, W_dec, b_dec = need(state, *KEYS)
+    W_enc = transpose(weight)
+    factor = read_count(config.get("expansion_factor"), "expansion_factor")
+    d_sae = config.get("num_latents") or (factor and factor * len(W_enc))
+    check_sizes(W_enc, {**config, "num_latents": d_sae}, "d_in", "num_latents")
+    kind = _read_kind(config, options)
+    needed = "There is no cfg.json beside it that says how many latents are active"
+    k = options.settle("k", read_count(config.get("k"), "k"), needed)
+    layer, site = _read_hookpoint(found)
+    return Foreign(
+        kind=kind,
+        activation=ACTIVATIONS[kind](k=k),
+        W_enc=W_enc,
+        W_dec=W_dec,
+        b_enc=b_enc,
+        b_dec=b_dec,
+        layer=layer,
+        site=site,
+        facts={"k": k},
+    )
+
+
+def _read_kind(config: Mapping[str, Any], options: Options) -> str:
+    said = options.kind(*ACTIVATIONS) if not config else config.get("activation", "topk")  # old ones have no other
+    if said is None:
+        raise InputError(
+            "there is no cfg.json beside it, which says whether it is a transcoder, its activation and k: fetch it, or"
+            " give sae.kind=topk and sae.k=."
+        )
+    if said not in ACTIVATIONS:
+        raise InputError(f"expected activation {' or '.join(ACTIVATIONS)} in cfg.json, got {said!r}.")
+    return said
+
+
+def _read_hookpoint(found: Found) -> tuple[int | None, str | None]:
+    """Return block and site from the folder's name: layers.10, blocks.10.mlp, vision_model.encoder.layers.10."""
+    name = found.parts[0] if found.parts else ""
+    match = re.fullmatch(r"(?:.*\.)?(?:layers?|blocks|resblocks|h)\.(\d+)(?:\.(\w+))?", name)
+    return (None, None) if match is None else (int(match[1]), SITES.get(match[2] or "", match[2]))

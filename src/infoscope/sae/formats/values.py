@@ -1,0 +1,157 @@
+"""What the files of strangers say, checked: any name may be missing, and any value be of another type."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
+
+from jaxtyping import Float
+from torch import Tensor
+
+from infoscope.runtime.errors import InputError
+from infoscope.sae.formats.base import need, row_norms, scale_rows
+
+T = TypeVar("T")
+
+
+def pick(choices: Mapping[Any, T], value: Any, name: str) -> T:
+    """Return what a value chooses.
+
+    Args:
+        name: of the setting that has the value, for the message.
+
+    Raises:
+        InputError: it is none of the choices: what is not known is not guessed at.
+    """
+    for choice, chosen in choices.items():
+        if type(choice) is type(value) and choice == value:
+            return chosen
+    known = ", ".join("null" if choice is None else str(choice) for choice in choices)
+    raise InputError(f"Expected {name} to be one of {known}, found {value!r:.80}, which is not read.")
+
+
+def get_as(kind: type[T], config: Mapping[str, Any], name: str) -> T | None:
+    """Return a value of a configuration; None if there is none of this type."""
+    value = config.get(name)
+    return value if isinstance(value, kind) and not isinstance(value, bool) else None
+
+
+def read_count(value: Any, name: str) -> int | None:
+    """Return a whole number above 0, such as k, from a tensor too; None: nothing is said.
+
+    Raises:
+        InputError: it is something else.
+    """
+    plain = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
+    if plain is None:
+        return None
+    is_whole = isinstance(plain, int) or (isinstance(plain, float) and plain.is_integer())
+    if not is_whole or isinstance(plain, bool) or plain < 1:
+        raise InputError(f"Expected {name} to be a whole number above 0, found {plain!r:.80}.")
+    return int(plain)
+
+
+def read_number(value: Any, name: str, above: float = -math.inf) -> float:
+    """Return a finite number, from a tensor too.
+
+    Raises:
+        InputError: it is something else, or not above the bound.
+    """
+    plain = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
+    if isinstance(plain, bool) or not isinstance(plain, int | float) or not above < plain < math.inf:
+        bound = f" above {above:g}" if above > -math.inf else ""
+        raise InputError(f"Expected {name} to be a number{bound}, found {plain!r:.80}.")
+    return float(plain)
+
+
+def need_matrices(
+    state: Mapping[str, Tensor], encoder: str, decoder: str, is_linear: bool = False
+) -> tuple[Float[Tensor, "d_in d_sae"], Float[Tensor, "d_sae d_in"]]:
+    """Return W_enc and W_dec.
+
+    Args:
+        encoder, decoder: what the file calls them.
+        is_linear: they are those of torch's linear layers, which are transposed.
+
+    Raises:
+        InputError: one is missing, or they are no matrices of an SAE.
+    """
+    found = tuple(need(state, encoder, decoder))
+    shapes = [list(W.shape) for W in found]
+    if any(W.ndim != 2 or not W.is_floating_point() for W in found) or shapes[0] != shapes[1][::-1]:
+        types = " and ".join(name_dtype(W) for W in found)
+        raise InputError(
+            f"Expected matrices {encoder} and {decoder} of float numbers, one the size of the other transposed, found"
+            f" {shapes[0]} and {shapes[1]} of {types}."
+        )
+    W_enc, W_dec = (W.T for W in found) if is_linear else found
+    return W_enc, W_dec.contiguous()
+
+
+def refuse_others(state: Mapping[str, Tensor], known: Iterable[str], among: Iterable[str], what: str) -> None:
+    """Refuse tensors that other SAEs compute with: one that has them is not what it is said to be.
+
+    Raises:
+        InputError: there are such tensors.
+    """
+    others = [name for name in among if name in state and name not in set(known)]
+    if others:
+        raise InputError(f"It is said to be {what}, and has tensors of something else: {', '.join(others)}.")
+
+
+def check_sizes(W_enc: Float[Tensor, "d_in d_sae"], config: Mapping[str, Any], d_in: str, d_sae: str) -> None:
+    """Refuse weights of other sizes than a configuration says, where it does.
+
+    Args:
+        d_in, d_sae: what the configuration calls them.
+
+    Raises:
+        InputError: they differ.
+    """
+    said = [get_as(int, config, name) for name in (d_in, d_sae)]
+    if any(size not in (None, found) for size, found in zip(said, W_enc.shape, strict=True)):
+        raise InputError(
+            f"Its configuration says {d_in}={said[0]} and {d_sae}={said[1]}, W_enc is {list(W_enc.shape)}."
+        )
+
+
+def unit_rows(
+    W_enc: Float[Tensor, "d_in d_sae"], W_dec: Float[Tensor, "d_sae d_in"], b_enc: Float[Tensor, " d_sae"]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return W_enc, W_dec and b_enc such that rows of W_dec are unit and the code is larger by what they lose.
+
+    Matrices become float32 and are scaled in place. A row of zeros stays one, and never fires.
+
+    Raises:
+        InputError: b_enc is of another length.
+    """
+    if b_enc.shape != W_dec.shape[:1]:
+        raise InputError(f"Expected an encoder bias [{len(W_dec)}], found {list(b_enc.shape)}.")
+    W_enc, W_dec = W_enc.float(), W_dec.float()
+    norms = row_norms(W_dec)
+    scale_rows(W_enc.T, norms)
+    return W_enc, scale_rows(W_dec, norms.reciprocal().where(norms > 0, 0)), b_enc.double() * norms
+
+
+def parse_hook(name: Any, head: Any = None) -> tuple[int | None, str | None]:
+    """Return block and site of a hook of TransformerLens', such as blocks.10.hook_mlp_out: 10 and "mlp_out".
+
+    What enters a block is what the one before puts out. (None, None): it is no such name.
+
+    Args:
+        head: of the attention, of which alone it is; the site says so.
+    """
+    match = re.fullmatch(r"blocks\.(\d{1,4})\.(?:hook_)?([\w.]+)", name) if isinstance(name, str) else None
+    if not match:
+        return None, None
+    layer, site = int(match[1]), match[2]
+    if head is not None:
+        return layer, f"{site} of head {head}"
+    return (layer - 1, "resid_post") if site == "resid_pre" and layer > 0 else (layer, site)
+
+
+def name_dtype(tensor: Tensor) -> str:
+    """Return what a file's numbers are, such as "bfloat16"."""
+    return str(tensor.dtype).removeprefix("torch.")

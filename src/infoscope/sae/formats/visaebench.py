@@ -1,0 +1,127 @@
+"""visaebench: config.yaml (or .json) beside sae.pt, by overcomplete's names or plain ones (`visaebench/hub`).
+
+ReLU, then the k largest, or those of a threshold and more; decoder rows as they are stored. It reads the patch tokens
+of the last block before the last norm, but those of DINOv2 behind it (`visaebench/backbones`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from infoscope.runtime.errors import InputError
+from infoscope.runtime.untrusted import Record
+from infoscope.sae.activations import Activation, TopK
+from infoscope.sae.config import TokenChoice
+from infoscope.sae.formats.base import (
+    Foreign,
+    Found,
+    Options,
+    at_least,
+    need,
+    refuse_settings,
+    refuse_tensors,
+    transpose,
+)
+from infoscope.sae.formats.values import check_sizes, read_count, read_number
+from infoscope.sae.imported_activations import Threshold
+
+LABEL = "visaebench"
+CONFIGS = ("config.yaml", "config.yml", "config.json")
+THEIRS = ("encoder.final_block.0.weight", "encoder.final_block.0.bias", "dictionary._weights")
+PLAIN = ("encoder.weight", "encoder.bias", "decoder.weight")
+KINDS = ("topk", "batchtopk", "jumprelu")
+SAYS_KIND = ("activation", "sae_type", "architecture")
+THRESHOLDS = ("jump_thresholds", "thresholds")
+OTHERS = {"dictionary.multiplier", "decoder.bias", "_running_threshold", *THRESHOLDS}
+BACKBONES = {
+    "clip_vitb16": "openai/clip-vit-base-patch16",
+    "dinov2_vitb14": "facebook/dinov2-base",
+    "siglip_vitb16": "google/siglip-base-patch16-224",
+    "mae_vitb16": "vit_base_patch16_224.mae",
+    "deit_vitb16": "deit_base_patch16_224.fb_in1k",
+}
+LAST_BLOCK = 11
+"""Of all of these backbones."""
+
+
+def recognise(found: Found) -> bool:
+    if isinstance(found.content, Record) or not _read_config(found):
+        return False
+    state = found.inner_state
+    is_plain = state.keys() >= set(PLAIN) and state["decoder.weight"].shape == state["encoder.weight"].shape
+    return is_plain or state.keys() >= set(THEIRS)
+
+
+def read(found: Found, options: Options) -> Foreign:
+    state, config = found.inner_state, _read_config(found) or {}
+    names = THEIRS if THEIRS[0] in state else PLAIN
+    weight, b_enc, W_dec = need(state, *names)
+    refuse_tensors(state, *names, *OTHERS)
+    refuse_settings(config, *SAYS_KIND, "threshold")
+    W_enc = transpose(weight)
+    check_sizes(W_enc, config, *(("input_dim", "hidden_dim") if "input_dim" in config else ("d_model", "dict_size")))
+    if (multiplier := state.get("dictionary.multiplier")) is not None and read_number(multiplier, "multiplier") != 0:
+        W_dec = W_dec.float() * multiplier.float().exp()
+    kind = str(next((config[name] for name in SAYS_KIND if name in config), "")).lower()
+    facts: dict[str, Any] = {"k": read_count(config.get("k"), "k")}
+    activation = _make_activation(kind, state, config, options, facts)
+    backbone = str(config.get("backbone"))
+    return Foreign(
+        kind=kind,
+        activation=activation,
+        W_enc=W_enc,
+        W_dec=W_dec,
+        b_enc=b_enc,
+        b_dec=state.get("decoder.bias"),
+        subtracts_b_dec=False,
+        backbone=BACKBONES.get(backbone, config.get("backbone")),
+        layer=_read_layer(config),
+        site="post_norm" if backbone.startswith("dinov2") else "resid_post",
+        tokens=TokenChoice.patch,
+        facts=facts,
+    )
+
+
+def _read_config(found: Found) -> Mapping[str, Any] | None:
+    """Return the configuration beside it, if it is one of visaebench's: those of others say their kind elsewhere."""
+    config = found.config(*CONFIGS)
+    kinds = [str(config[name]).lower() for name in SAYS_KIND if name in config] if config else []
+    return config if kinds and kinds[0] in KINDS else None
+
+
+def _make_activation(
+    kind: str, state: Mapping[str, Tensor], config: Mapping[str, Any], options: Options, facts: dict[str, Any]
+) -> Activation:
+    """Return the activation of `GenericSAE`. Where a number is missing, it takes 0 or 0.01; here it must be given."""
+    if kind == "topk":
+        facts["k"] = options.settle("k", facts["k"], "Its configuration does not say k")
+        return TopK(facts["k"])
+    if kind == "batchtopk":
+        stored = config.get("threshold", state.get("_running_threshold"))
+        threshold = None if stored is None else read_number(stored, "threshold")
+        missing = "Neither its configuration nor its tensors say the threshold, for which visaebench takes 0"
+        facts["threshold"] = options.settle("threshold", threshold, missing)
+        return Threshold(at_least(torch.tensor(facts["threshold"])))
+    name = next((name for name in THRESHOLDS if name in state), None)
+    if name is None:
+        raise InputError(
+            f"it is a JumpReLU without {THRESHOLDS[0]}, for which visaebench takes 0.01: give sae.format=plain."
+        )
+    if THEIRS[0] in state and name == "thresholds":
+        raise InputError(
+            "its thresholds are logarithms, as overcomplete has them, and visaebench takes them for thresholds: give"
+            " sae.format=overcomplete."
+        )
+    return Threshold(state[name].float())
+
+
+def _read_layer(config: Mapping[str, Any]) -> int | None:
+    if type(config.get("layer")) is int:
+        return config["layer"]
+    match = re.search(r"layer_(\d+)", str(config.get("activation_dir", "")))
+    return int(match[1]) if match else LAST_BLOCK if config.get("backbone") in BACKBONES else None
