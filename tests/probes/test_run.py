@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from infoscope.data.scenes.scene_set import SceneSet
+from infoscope.probes import dense_images
 from infoscope.probes.checks import check_probes
 from infoscope.probes.config import ProbeConfig, Readout, Task
 from infoscope.probes.dense_images import DenseImages, WholeImages
@@ -104,6 +105,16 @@ def test_a_group_with_mass_changes_what_segmentation_and_depth_read(inputs):
     assert torch.equal(tokens[0], torch.from_numpy(inputs.test.tokens.patches[:6]))
     for variant in range(1, len(VARIANTS)):
         assert (tokens[variant] - tokens[0]).abs().amax((-1, -2)).min() > 1e-3
+
+
+def test_latents_that_take_too_much_memory_are_encoded_when_they_are_read(inputs, monkeypatch):
+    editor, some = AblationEditor(inputs.sae, VARIANTS), np.array([4, 1])
+    kept = DenseImages(inputs, inputs.test, np.arange(6), [Task.depth])
+    monkeypatch.setattr(dense_images, "_MAX_ACTS_BYTES", 8 * 4 * 6 * 16 - 1)
+    anew = DenseImages(inputs, inputs.test, np.arange(6), [Task.depth])
+    assert kept.acts is not None
+    assert anew.acts is None
+    torch.testing.assert_close(anew.edit(some, editor), kept.edit(some, editor))
 
 
 def test_cls_at_the_layer_cannot_change_under_a_patch_sae_and_does_under_one_for_all_tokens(inputs):

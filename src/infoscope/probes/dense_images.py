@@ -22,6 +22,8 @@ from infoscope.scope.editing import AblationEditor
 
 _HELD_OUT_STEP = 2**31
 """Pixels of held-out images are drawn as of steps from here on, far from those of training."""
+_MAX_ACTS_BYTES = 2**32
+"""Of the latents of some images that are kept; those that take more are encoded each time they are read."""
 _READ_IMAGES = 32
 """Whose tokens are read at a time to encode them, and at most for BatchNorm's statistics."""
 
@@ -29,7 +31,8 @@ _READ_IMAGES = 32
 class DenseImages:
     """Some images of a split whose patch tokens are encoded once, however many batches and variants read them.
 
-    Memory: 8 bytes for each active latent of each token; tokens stay in the cache on disk.
+    Memory: 8 bytes for each active latent of each token, as many as the fullest token has, up to 4 GiB: SAEs with
+    thousands of active latents are encoded anew each time. Tokens stay in the cache on disk.
 
     Args:
         rows: of the split's tokens.
@@ -40,10 +43,14 @@ class DenseImages:
     def __init__(self, inputs: ProbeInputs, data: ProbeData, rows: Int[np.ndarray, " n"], tasks: list[Task]) -> None:
         self.data, self.rows, self.tasks, self.device = data, rows, tasks, inputs.device
         self.grid = data.tokens.grid
-        parts = []
+        self.acts: SparseActs | None = None
+        parts, widest = [], 0
         for start in range(0, len(rows), _READ_IMAGES):
             patches = data.tokens.tokens(rows[start : start + _READ_IMAGES]).patches.to(inputs.device)
             values, indices = inputs.sae.encode_sparse(patches.flatten(0, 1))
+            widest = max(widest, values.shape[1])
+            if 8 * widest * len(rows) * self.grid**2 > _MAX_ACTS_BYTES:
+                return
             parts.append(SparseActs(*(part.unflatten(0, patches.shape[:2]).cpu() for part in (values, indices.int()))))
         self.acts = join_acts(parts)
 
@@ -56,8 +63,11 @@ class DenseImages:
     ) -> Float[Tensor, "n_variants batch n_patches d"]:
         """Return the edited patch tokens of some images (positions in `rows`) in every variant."""
         patches = self.data.tokens.tokens(self.rows[images]).patches.to(self.device)
-        values, indices = (part[torch.from_numpy(images)].flatten(0, 1).to(self.device) for part in self.acts)
-        edited = editor.edit(patches.flatten(0, 1), SparseActs(values, indices.long()))
+        acts = None
+        if self.acts is not None:
+            values, indices = (part[torch.from_numpy(images)].flatten(0, 1).to(self.device) for part in self.acts)
+            acts = SparseActs(values, indices.long())
+        edited = editor.edit(patches.flatten(0, 1), acts)
         return edited.unflatten(1, patches.shape[:2])
 
     def truth(self, image: int, task: Task) -> UInt8[np.ndarray, "height width"] | Float[np.ndarray, "height width"]:

@@ -20,7 +20,7 @@ from infoscope.scope.config import RankBy
 from infoscope.scope.ranking import Ranking, check_enough_images, measure_ranking
 from infoscope.stages.images import count_images
 from infoscope.stages.sae import count_latents, has_unit_rows, origin_of, sae_of, say_imported, work_of_pass
-from infoscope.stages.score.tables import make_ranking_table
+from infoscope.stages.score.tables import Ranked, make_ranking_table
 from infoscope.stages.tokens import Tokens, find_sizes
 from infoscope.vision.tokens.source import TokenSource
 
@@ -77,8 +77,8 @@ class Rank(PassStage[Ranking]):
         yield {**name_artifacts(made), **sae_of(ctx, seed).read_json("metrics.json"), **found}
 
     def closing(self, ctx: Context) -> Shown:
-        rankings = {seed: self.at(ctx, seed).load() for seed in ctx.config.seeds}
-        return [make_ranking_table(rankings), *say_imported(ctx)]
+        ranked = {seed: Ranked(self.at(ctx, seed).load(), mass_of(ctx, seed)) for seed in ctx.config.seeds}
+        return [make_ranking_table(ranked), *say_imported(ctx)]
 
 
 def mass_of(ctx: Context, seed: int) -> Float[np.ndarray, " d_sae"]:

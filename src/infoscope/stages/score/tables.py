@@ -136,20 +136,31 @@ def make_sae_table(metrics: Mapping[int, Mapping[str, float]]) -> Table:
     return make_seed_table("sae", "Sparse autoencoders", metrics, {"": quantities})
 
 
-def make_ranking_table(rankings: Mapping[int, Ranking]) -> Table:
+class Ranked(NamedTuple):
+    """A ranking, and the activation mass of each latent."""
+
+    ranking: Ranking
+    mass: Float[np.ndarray, " d_sae"]
+
+
+def make_ranking_table(ranked: Mapping[int, Ranked]) -> Table:
     """Return what was ranked, by SAE seed."""
+
+    def count_silent(one: Ranked) -> int:
+        return int((one.ranking.firing_rate == 0).sum())
+
     quantities = [
-        Quantity("n_images", "images", lambda r: r.n_images, 0),
-        Quantity("n_latents", "latents", lambda r: r.d_sae, 0),
-        Quantity("n_silent", "silent (never fire on these images)", lambda r: int((r.firing_rate == 0).sum()), 0),
+        Quantity("n_images", "images", lambda one: one.ranking.n_images, 0),
+        Quantity("n_latents", "latents", lambda one: one.ranking.d_sae, 0),
+        Quantity("n_silent", "silent (never fire on these images)", count_silent, 0),
         Quantity("firing_rate", "share of tokens a latent fires on, median (%)", _median_firing_rate, 2, 100),
-        Quantity("n_half", "latents with half of the mass", lambda r: _count_heaviest(r.mean_act, 0.5), 0),
+        Quantity("n_half", "latents with half of the mass", lambda one: _count_heaviest(one.mass, 0.5), 0),
     ]
-    return make_seed_table("ranking", "Images ranked for every latent", rankings, {"": quantities})
+    return make_seed_table("ranking", "Images ranked for every latent", ranked, {"": quantities})
 
 
-def _median_firing_rate(ranking: Ranking) -> float:
-    return _quantile(ranking.firing_rate[ranking.firing_rate > 0], 0.5)
+def _median_firing_rate(one: Ranked) -> float:
+    return _quantile(one.ranking.firing_rate[one.ranking.firing_rate > 0], 0.5)
 
 
 def _count_heaviest(mass: Float[np.ndarray, " d_sae"], share: float) -> int:
