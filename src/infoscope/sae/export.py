@@ -1,0 +1,208 @@
+"""An SAE for other programs: SAELens' files, or plain matrices. Everything that infoscope keeps apart is folded in.
+
+With mu, c and the subtraction of b_dec in the weights,
+
+    W_enc' = c W_enc;  b_enc' = b_enc - (c mu + b_dec) W_enc;  W_dec' = W_dec / c;  b_dec' = mu + b_dec / c,
+
+an SAE is z = act(x W_enc' + b_enc') and x_hat = z W_dec' + b_dec' of raw tokens x. z stays what it is, to rounding;
+rows of W_dec have another length, so that z |W_dec| is in raw units.
+"""
+
+from __future__ import annotations
+
+import json
+from contextlib import ExitStack
+from dataclasses import asdict
+from enum import Enum
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from infoscope.runtime.errors import InputError
+from infoscope.runtime.files import atomic_write
+from infoscope.sae.activations import BatchTopK, Gated, JumpReLU, ReLU, Threshold, TopK
+from infoscope.sae.config import TokenNorm
+from infoscope.sae.model import SparseAutoencoder
+
+ExportFormat = Literal["saelens", "plain"]
+WEIGHTS_NAME, INFO_NAME = "sae_weights.safetensors", "cfg.json"
+WRITTEN_BY, PROGRAM = "written_by", "infoscope"
+"""What `cfg.json` says of itself, by which infoscope knows a file of its own."""
+
+
+class _Norm(NamedTuple):
+    """SAELens' name of a token norm, and in words what it makes of a token, and of what is decoded."""
+
+    saelens: str
+    x_n: str
+    x_hat: str
+
+
+_NORMS = {
+    TokenNorm.none: _Norm("none", "x", "z W_dec + b_dec"),
+    TokenNorm.layer_norm: _Norm(
+        "layer_norm",
+        "(x - m) / (s + 1e-5), with the mean m and the standard deviation s (over d_in - 1) of the token's components",
+        "(z W_dec + b_dec) s + m",
+    ),
+    TokenNorm.constant_norm: _Norm("constant_norm_rescale", "x sqrt(d_in) / |x|", "(z W_dec + b_dec) |x| / sqrt(d_in)"),
+}
+
+
+class _Exported(NamedTuple):
+    """What becomes of an activation.
+
+    architecture: SAELens' name. z: of pre-activations a, in words. settings: more of `cfg.json`. tensors: more of the
+    weights, [d_sae] each.
+    """
+
+    architecture: str
+    z: str
+    settings: dict[str, Any]
+    tensors: dict[str, Tensor]
+
+
+def export_sae(sae: SparseAutoencoder, out: Path, format: ExportFormat = "saelens") -> list[Path]:
+    """Write an SAE into a folder, which is made, as other programs read it; return the two files.
+
+    The exported SAE gives the same z as here, and the same x_hat: rows of W_dec are divided by c, and W_enc multiplied.
+    A pre-activation differs by rounding (float32), so latents within that of a threshold, or of the k-th place, may
+    fire in one and not in the other.
+
+    saelens: `cfg.json` and `sae_weights.safetensors` (W_enc [d_in, d_sae], b_enc, W_dec [d_sae, d_in], b_dec; threshold
+        [d_sae]; or b_gate, b_mag, r_mag in place of b_enc), which `SAE.load_from_disk` of SAELens 6 reads.
+    plain: the same names of files and tensors; `cfg.json` holds the formula. Then b_enc is among them always, and the
+        gate's tensors are as here: gate_bias, mag_bias, mag_scale.
+
+    Args:
+        sae: of a kind that SAELens knows: relu, topk, matryoshka_k, batchtopk, matryoshka_prefix, jumprelu, threshold,
+            gated. A norm per token only with mean 0 and scale 1, where it is the same there.
+
+    Raises:
+        InputError: an SAE of another kind or norm, a format that does not exist, a file in the way that infoscope did
+            not export.
+        OSError: the disk is full.
+    """
+    if format not in ("saelens", "plain"):
+        raise InputError(f"Expected the format to be saelens or plain, got {format!r}.")
+    out = Path(out).expanduser()
+    files = [out / INFO_NAME, out / WEIGHTS_NAME]
+    tensors = fold_weights(sae)
+    exported = _export_activation(sae, tensors["b_enc"], format)
+    if format == "saelens" and isinstance(sae.activation, Gated):
+        del tensors["b_enc"]
+    info = _describe(sae, exported, format)
+    _check_free(out)
+    is_new = not out.exists()
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        with ExitStack() as stack:  # both are renamed when both are whole
+            info_file, weights_file = (stack.enter_context(atomic_write(file)) for file in files)
+            weights_file.write_bytes(save(tensors | exported.tensors, metadata={"format": "pt"}))
+            info_file.write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
+    except BaseException:
+        if is_new:
+            out.rmdir()
+        raise
+    return files
+
+
+@torch.no_grad()
+def fold_weights(sae: SparseAutoencoder) -> dict[str, Tensor]:
+    """Return W_enc', b_enc', W_dec' and b_dec' (float32, on the CPU), which read and write raw tokens.
+
+    Raises:
+        InputError: the SAE normalises each token by itself, after another mean or scale.
+    """
+    scale, mean = float(sae.scale), sae.mean.double()
+    if sae.token_norm is not TokenNorm.none and (sae.mean.any() or scale != 1):
+        raise InputError(
+            f"This SAE normalises each token by itself ({sae.token_norm.name}) after its mean and scale, which no other"
+            " format holds: only those of mean 0 and scale 1 can be exported."
+        )
+    b_enc = sae.b_enc.double() - (scale * mean + sae.b_dec.double()) @ sae.W_enc.double()
+    folded = {
+        "W_enc": sae.W_enc * scale,
+        "b_enc": b_enc,
+        "W_dec": sae.W_dec / scale,
+        "b_dec": mean + sae.b_dec.double() / scale,
+    }
+    return {name: tensor.float().cpu().contiguous() for name, tensor in folded.items()}
+
+
+@torch.no_grad()
+def _export_activation(sae: SparseAutoencoder, b_enc: Tensor, format: ExportFormat) -> _Exported:
+    """Return what becomes of the activation, given b_enc'."""
+    activation, new = sae.activation, {"dtype": torch.float32, "device": "cpu"}
+    match activation:
+        case TopK(signed=False):
+            # SAELens rescales by the norm of rows where it is not told otherwise
+            settings = {"k": activation.k, "rescale_acts_by_decoder_norm": False}
+            return _Exported("topk", "max(a, 0) of the k largest a of a token, 0 elsewhere", settings, {})
+        case ReLU():
+            return _Exported("standard", "max(a, 0)", {}, {})
+        case BatchTopK() | JumpReLU() | Threshold():
+            threshold = activation.threshold.to(**new).clamp_min(0).expand(sae.d_sae).contiguous()
+            return _Exported("jumprelu", "a where a > threshold, 0 elsewhere", {}, {"threshold": threshold})
+        case Gated():
+            gate = {name: values.to(**new) for name, values in activation.named_buffers()}
+            z = "max(a mag_scale + mag_bias, 0) where a + gate_bias > 0, 0 elsewhere"
+            if format == "saelens":
+                b_gate, b_mag = b_enc + gate["gate_bias"], b_enc * gate["mag_scale"] + gate["mag_bias"]
+                gate = {"b_gate": b_gate, "b_mag": b_mag, "r_mag": gate["mag_scale"].clamp_min(1e-38).log()}
+            return _Exported("gated", z, {}, gate)
+    name = "a signed topk" if activation.is_signed and isinstance(activation, TopK) else f"the kind {activation.kind}"
+    raise InputError(
+        f"This SAE is of {name}, which SAELens does not know: those of topk, relu, jumprelu, batchtopk, gated and the"
+        " like can be exported."
+    )
+
+
+def _describe(sae: SparseAutoencoder, exported: _Exported, format: ExportFormat) -> dict[str, Any]:
+    """Return `cfg.json`."""
+    info = {WRITTEN_BY: PROGRAM, "d_in": sae.d_in, "d_sae": sae.d_sae, "dtype": "float32", **exported.settings}
+    facts = {"kind": sae.activation.kind, "origin": json.loads(json.dumps(asdict(sae.origin), default=_name))}
+    norm = _NORMS[sae.token_norm]
+    if format == "saelens":
+        settings = {
+            "architecture": exported.architecture,
+            "device": "cpu",
+            "apply_b_dec_to_input": False,
+            "normalize_activations": norm.saelens,
+            "reshape_activations": "none",
+        }
+        return info | settings | {"metadata": {PROGRAM: facts}}
+    formula = {
+        "x": "a raw token [d_in], as the backbone gives it",
+        "x_n": norm.x_n,
+        "a": "x_n W_enc + b_enc",
+        "z": exported.z,
+        "x_hat": norm.x_hat,
+    }
+    return info | facts | {"formula": formula}
+
+
+def _name(value: Any) -> str:
+    return value.name if isinstance(value, Enum) else str(value)
+
+
+def _check_free(out: Path) -> None:
+    """Refuse to write over what infoscope did not export.
+
+    Raises:
+        InputError: there are such files, or the place is one.
+    """
+    if out.exists() and not out.is_dir():
+        raise InputError(f"Expected a folder to export to, {out} is a file.")
+    there = [name for name in (INFO_NAME, WEIGHTS_NAME) if (out / name).exists()]
+    if not there:
+        return
+    try:
+        info = json.loads((out / INFO_NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        info = None
+    if not isinstance(info, dict) or info.get(WRITTEN_BY) != PROGRAM:
+        raise InputError(f"{out} holds {there[0]}, which infoscope did not export: give another folder.")

@@ -1,0 +1,168 @@
+"""Exported SAEs give the same z and the same reconstruction by the formula of their file, and are read again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from infoscope.runtime.errors import InputError
+from infoscope.sae import export as export_module
+from infoscope.sae.activations import ACTIVATIONS, Activation, BatchTopK, JumpReLU
+from infoscope.sae.config import KINDS, TokenChoice, TokenNorm
+from infoscope.sae.export import export_sae
+from infoscope.sae.model import SparseAutoencoder
+from infoscope.sae.origin import Origin
+from tests.support import imported_samples
+from tests.support.imported_samples import D_IN, D_SAE, make_tokens
+
+EXPORTED = (*KINDS, "threshold", "gated")
+
+
+def make_sae(kind: str, token_norm: TokenNorm = TokenNorm.none) -> SparseAutoencoder:
+    """Return an SAE with mean, scale (without a token norm) and biases, of one of ours or of an imported kind."""
+    sae = imported_samples.make_sae("gated" if kind == "gated" else "threshold", token_norm, torch.float32)
+    if kind in KINDS:
+        sae.activation = make_activation(kind)
+    if token_norm is not TokenNorm.none:
+        sae.mean.zero_()
+        sae.scale.fill_(1)
+    sae.origin = Origin(3, {"kind": "vit", "image_size": (224, 224)}, 224, TokenChoice.patch)
+    return sae.requires_grad_(False)
+
+
+def make_activation(kind: str) -> Activation:
+    activation = ACTIVATIONS[kind].from_settings({"jumprelu": {"d_sae": D_SAE}, "relu": {}}.get(kind, {"k": 5}))
+    if isinstance(activation, JumpReLU):
+        torch.nn.init.normal_(activation.log_threshold, -1, 0.5, generator=torch.Generator().manual_seed(0))
+    if isinstance(activation, BatchTopK):
+        activation.threshold.fill_(0.3)
+    return activation
+
+
+def compute(folder: Path, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return z and x_hat of raw tokens [n, D_IN], by what lies in the folder and nothing else."""
+    info = json.loads((folder / "cfg.json").read_text())
+    tensors = {name: tensor.double() for name, tensor in load_file(folder / "sae_weights.safetensors").items()}
+    x, is_plain = x.double(), "formula" in info
+    norm = info["formula"]["x_n"] if is_plain else info["normalize_activations"]
+    m, s, eps = torch.zeros(len(x), 1), torch.ones(len(x), 1), 0.0
+    if norm.startswith(("layer", "(x - m)")):
+        m, s, eps = x.mean(1, keepdim=True), x.std(1, keepdim=True), 1e-5
+    elif norm.startswith(("constant", "x sqrt")):
+        s = x.norm(dim=1, keepdim=True) / D_IN**0.5
+    products = (x - m) / (s + eps) @ tensors["W_enc"]
+    kind = info["kind"] if is_plain else info["architecture"]
+    if kind == "gated" and not is_plain:
+        opens = products + tensors["b_gate"] > 0
+        z = opens * torch.relu(products * tensors["r_mag"].exp() + tensors["b_mag"])
+    else:
+        a = products + tensors["b_enc"]
+        z = torch.relu(a)
+        if kind == "gated":
+            z = torch.relu(a * tensors["mag_scale"] + tensors["mag_bias"]) * (a + tensors["gate_bias"] > 0)
+        elif "threshold" in tensors:
+            z = z * (a > tensors["threshold"])
+        elif "k" in info:
+            z = z * (a >= a.topk(info["k"]).values[:, -1:])
+    return z, (z @ tensors["W_dec"] + tensors["b_dec"]) * s + m
+
+
+@pytest.mark.parametrize("form", ["saelens", "plain"])
+@pytest.mark.parametrize("token_norm", imported_samples.NORMS)
+@pytest.mark.parametrize("kind", EXPORTED)
+def test_the_file_alone_gives_the_same(tmp_path: Path, kind: str, token_norm: TokenNorm, form: Any) -> None:
+    sae, x = make_sae(kind, token_norm), make_tokens(200, dtype=torch.float32)
+    files = export_sae(sae, tmp_path / "new" / "folder", form)
+    assert [file.name for file in files] == ["cfg.json", "sae_weights.safetensors"]
+    assert sorted(files[0].parent.iterdir()) == files
+    z, x_hat = compute(files[0].parent, x)
+    ours = sae(x)
+    assert 0.03 < (z > 0).double().mean() < 0.7
+    torch.testing.assert_close(ours.latent_acts.double(), z, rtol=1e-4, atol=2e-5)
+    torch.testing.assert_close(ours.x_hat.double(), x_hat, rtol=1e-4, atol=2e-5)
+    info = json.loads(files[0].read_text())
+    facts = info if form == "plain" else info["metadata"]["infoscope"]
+    assert facts["kind"] == kind
+    assert facts["origin"]["tokens"] == "patch"
+    assert facts["origin"]["layer"] == 3
+
+
+@pytest.mark.parametrize("form", ["saelens", "plain"])
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("signed", "a signed topk"), ("groupmax", "groupmax"), ("tanh_relu", "tanh_relu"), ("capped", "capped")],
+)
+def test_kinds_that_others_do_not_know_are_refused(tmp_path: Path, name: str, words: str, form: Any) -> None:
+    sae = imported_samples.make_sae(name, TokenNorm.none, torch.float32)
+    with pytest.raises(InputError, match=f"{words}, which SAELens does not know"):
+        export_sae(sae, tmp_path / "out", form)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("token_norm", [TokenNorm.layer_norm, TokenNorm.constant_norm])
+@pytest.mark.parametrize("name", ["mean", "scale"])
+def test_a_token_norm_after_a_mean_or_scale_is_refused(tmp_path: Path, token_norm: TokenNorm, name: str) -> None:
+    sae = make_sae("relu", token_norm)
+    getattr(sae, name).fill_(1.5)
+    with pytest.raises(InputError, match=f"{token_norm.name}.*only those of mean 0 and scale 1"):
+        export_sae(sae, tmp_path / "out")
+
+
+def test_only_what_infoscope_exported_is_written_over(tmp_path: Path) -> None:
+    sae = make_sae("topk")
+    export_sae(sae, tmp_path)
+    export_sae(make_sae("relu"), tmp_path, "plain")
+    assert json.loads((tmp_path / "cfg.json").read_text())["kind"] == "relu"
+    for content in ('{"architecture": "topk"}', "[]", "\xff not JSON", None):
+        (tmp_path / "cfg.json").unlink()
+        if content is not None:
+            (tmp_path / "cfg.json").write_text(content, encoding="latin-1")
+        before = {file: file.read_bytes() for file in tmp_path.iterdir()}
+        with pytest.raises(InputError, match=r"which infoscope did not export: give another folder"):
+            export_sae(sae, tmp_path)
+        assert {file: file.read_bytes() for file in tmp_path.iterdir()} == before
+        if content is None:
+            break
+    file = tmp_path / "file"
+    file.touch()
+    with pytest.raises(InputError, match="Expected a folder to export to"):
+        export_sae(sae, file)
+    with pytest.raises(InputError, match="saelens or plain, got 'pickle'"):
+        export_sae(sae, tmp_path / "out", "pickle")  # pyright: ignore[reportArgumentType]
+
+
+def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sae = make_sae("topk")
+    export_sae(sae, tmp_path / "old")
+    before = {file: file.read_bytes() for file in (tmp_path / "old").iterdir()}
+
+    def fill_disk(*_: object, **__: object) -> bytes:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(export_module, "save", fill_disk)
+    for name in ("old", "new"):
+        with pytest.raises(OSError, match="No space left"):
+            export_sae(make_sae("relu"), tmp_path / name)
+    assert {file: file.read_bytes() for file in (tmp_path / "old").iterdir()} == before
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("token_norm", imported_samples.NORMS)
+@pytest.mark.parametrize("kind", EXPORTED)
+def test_saelens_loads_it_and_computes_the_same(tmp_path: Path, kind: str, token_norm: TokenNorm) -> None:
+    sae_lens = pytest.importorskip("sae_lens", reason="SAELens is not installed")
+    sae, x = make_sae(kind, token_norm), make_tokens(200, dtype=torch.float32)
+    export_sae(sae, tmp_path)
+    theirs, ours = sae_lens.SAE.load_from_disk(str(tmp_path)), sae(x)
+    with torch.no_grad():
+        z = theirs.encode(x)
+        torch.testing.assert_close(z, ours.latent_acts, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(theirs.decode(z), ours.x_hat, rtol=1e-5, atol=1e-5)
