@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import json
 from contextlib import ExitStack
-from dataclasses import asdict
-from enum import Enum
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -164,7 +162,7 @@ def _export_activation(sae: SparseAutoencoder, b_enc: Tensor, format: ExportForm
 def _describe(sae: SparseAutoencoder, exported: _Exported, format: ExportFormat) -> dict[str, Any]:
     """Return `cfg.json`."""
     info = {WRITTEN_BY: PROGRAM, "d_in": sae.d_in, "d_sae": sae.d_sae, "dtype": "float32", **exported.settings}
-    facts = {"kind": sae.activation.kind, "origin": json.loads(json.dumps(asdict(sae.origin), default=_name))}
+    facts = {"kind": sae.activation.kind, "origin": sae.origin.to_json()}
     norm = _NORMS[sae.token_norm]
     if format == "saelens":
         settings = {
@@ -183,10 +181,6 @@ def _describe(sae: SparseAutoencoder, exported: _Exported, format: ExportFormat)
         "x_hat": norm.x_hat,
     }
     return info | facts | {"formula": formula}
-
-
-def _name(value: Any) -> str:
-    return value.name if isinstance(value, Enum) else str(value)
 
 
 def _check_free(out: Path) -> None:
