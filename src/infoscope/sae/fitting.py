@@ -58,7 +58,8 @@ def fit_to_tokens(
     if source is not None:
         trained_on: dict[str, Any] = sae.origin.to_json()
         del trained_on["source"]
-        source = replace(source, facts={**source.facts, **facts, "trained_on": trained_on})
+        known = {name: value for name, value in source.facts.items() if name != "needs_statistics" or not estimate}
+        source = replace(source, facts={**known, **facts, "trained_on": trained_on})
     sae.origin = replace(Origin.of_tokens(tokens, choice), source=source)
     return compute_sae_metrics(sae, some.iterate(BATCH_TOKENS, EVAL_TOKENS))
 

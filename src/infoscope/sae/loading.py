@@ -16,7 +16,7 @@ from infoscope.runtime.errors import InputError, suggest
 from infoscope.runtime.manifests import compute_checksum
 from infoscope.runtime.untrusted import read_checkpoint
 from infoscope.sae import checkpoint
-from infoscope.sae.config import ImportedConfig
+from infoscope.sae.config import ImportedConfig, Statistics
 from infoscope.sae.formats import load_formats
 from infoscope.sae.formats.base import Foreign, Found, Options
 from infoscope.sae.model import SparseAutoencoder
@@ -52,7 +52,13 @@ def load_sae(path: Path | str, **options: Any) -> SparseAutoencoder:
     refuse_unknown(options, [name for name in vars(ImportedConfig(path="-")) if name != "path"], "load_sae")
     if not isinstance(path, str | os.PathLike):
         raise InputError(f"Expected path= to be the file or folder of an SAE, got {name_type(path)}.")
-    return import_sae(make_options(ImportedConfig, {"path": os.fspath(path), **options}))
+    config = make_options(ImportedConfig, {"path": os.fspath(path), **options})
+    if config.statistics is Statistics.estimate:
+        raise InputError(
+            "sae.statistics=estimate takes mean and scale of the tokens of a run, and there are none here: give"
+            " sae.mean_file= and sae.scale=."
+        )
+    return import_sae(config)
 
 
 def import_sae(config: ImportedConfig) -> SparseAutoencoder:

@@ -216,6 +216,25 @@ def check_has_maps(origin: Origin) -> None:
         )
 
 
+def lacks_statistics(origin: Origin) -> bool:
+    """Whether an SAE wants tokens of mean 0 and another scale, whose mean and scale nobody has given."""
+    return origin.source is not None and bool(origin.source.facts.get("needs_statistics"))
+
+
+def check_statistics(origin: Origin) -> None:
+    """Refuse an SAE that `lacks_statistics`.
+
+    Raises:
+        InputError: such an SAE.
+    """
+    if lacks_statistics(origin):
+        raise InputError(
+            "This SAE was trained on tokens from which a mean was subtracted and that were scaled, and its file holds"
+            " neither: give sae.mean_file= and sae.scale=, or on the command line sae.statistics=estimate to take those"
+            " of the run's training tokens."
+        )
+
+
 def check_edits(sae: SparseAutoencoder, edits_patches: bool, edits_prefix: bool) -> None:
     """Refuse to edit other tokens than the SAE was trained on.
 

@@ -20,10 +20,10 @@ from infoscope.data.sets import make_image_sets
 from infoscope.runtime.calls import convert, make_options, name_type, refuse_unknown, speaks_python
 from infoscope.runtime.errors import InputError
 from infoscope.runtime.progress import CallbackDisplay, Display, ProgressCallback, choose_display
-from infoscope.sae.config import SAEConfig
+from infoscope.sae.config import ImportedConfig
 from infoscope.sae.metrics import compute_mass
 from infoscope.sae.model import SparseAutoencoder
-from infoscope.sae.origin import check_has_maps, choose_layer
+from infoscope.sae.origin import check_has_maps, check_statistics, choose_layer
 from infoscope.sae.passes import measure_one
 from infoscope.scope import crops
 from infoscope.scope.agreement import partition_scores
@@ -98,7 +98,7 @@ class ContextualDependency:
         return partition_scores(self.emd, self.k_cds, self.mass, make_options(PartitionConfig, options))
 
 
-@speaks_python(data=DataConfig, model=ModelConfig, sae=SAEConfig, scope=ScopeConfig)
+@speaks_python(data=DataConfig, model=ModelConfig, sae=ImportedConfig, scope=ScopeConfig)
 def contextual_dependency(
     backbone: Backbone,
     sae: SparseAutoencoder,
@@ -191,6 +191,7 @@ def _choose_layer(backbone: Any, sae: Any, layer: int | None, check_origin: bool
         raise InputError(f"Expected sae= to be what load_sae returns, got {name_type(sae)}.")
     layer = choose_layer(sae, backbone, layer, check_origin)
     check_has_maps(sae.origin)
+    check_statistics(sae.origin)
     return layer
 
 

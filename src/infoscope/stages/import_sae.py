@@ -16,7 +16,15 @@ from infoscope.sae.config import ImportedConfig, Statistics, TokenChoice
 from infoscope.sae.fitting import BATCH_TOKENS, fit_to_tokens
 from infoscope.sae.loading import import_sae
 from infoscope.sae.model import SparseAutoencoder
-from infoscope.sae.origin import POOLED, Origin, Source, check_has_maps, find_mismatches
+from infoscope.sae.origin import (
+    POOLED,
+    Origin,
+    Source,
+    check_has_maps,
+    check_statistics,
+    find_mismatches,
+    lacks_statistics,
+)
 from infoscope.sae.token_sets import check_prefix
 from infoscope.stages.backbone import fingerprint_model, load_backbone
 from infoscope.stages.score.tables import make_sae_table
@@ -33,14 +41,13 @@ class Found:
     """What a file of another program says of its SAE.
 
     digest: of its tensors and how they are used.
-    needs_statistics: of tokens, that neither the file nor the configuration has.
+    has_free_scale: its decoder gives a direction alone.
     """
 
     origin: Origin
     d_in: int
     d_sae: int
     digest: str
-    needs_statistics: bool
     has_free_scale: bool
 
 
@@ -54,9 +61,9 @@ def find_sae(ctx: Context) -> Found:
     with ctx.display.bar("reading the SAE"):
         sae = import_sae(config_of(ctx))
         digest = compute_digest(sae)
-    facts = {} if sae.origin.source is None else sae.origin.source.facts
-    needs, is_free = (bool(facts.get(name)) for name in ("needs_statistics", "scale_is_free"))
-    return Found(sae.origin, sae.d_in, sae.d_sae, digest, needs, is_free)
+    source = sae.origin.source
+    is_free = source is not None and bool(source.facts.get("scale_is_free"))
+    return Found(sae.origin, sae.d_in, sae.d_sae, digest, is_free)
 
 
 def config_of(ctx: Context) -> ImportedConfig:
@@ -124,11 +131,12 @@ class ImportSAE(SeedStage[SparseAutoencoder]):
                 f"The SAE was trained on other tokens than those of this run: {'; '.join(mismatches)}; or insist with"
                 " sae.ignore_origin=true."
             )
-        if found.needs_statistics and config.statistics is Statistics.file:
+        if config.statistics is Statistics.file:
+            check_statistics(found.origin)
+        elif not lacks_statistics(found.origin):
             raise InputError(
-                "The SAE was trained on tokens from which a mean was subtracted and that were scaled, and its file"
-                " holds neither: give sae.mean_file= and sae.scale=, or sae.statistics=estimate to take those of this"
-                " run's training tokens."
+                "sae.statistics=estimate is for an SAE whose file lacks the mean and scale of its tokens, and this one"
+                " has what it needs: drop it."
             )
 
     def build(self, ctx: Context, up: Needs, work: Workspace, seed: int) -> None:
