@@ -5,6 +5,7 @@ import pytest
 from infoscope.runtime.errors import InputError
 from infoscope.vision.config import ModelConfig
 from infoscope.vision.hooks import HookPoint
+from infoscope.vision.load import load_backbone
 
 
 def test_a_block_is_counted_from_either_end():
@@ -16,6 +17,15 @@ def test_a_block_is_counted_from_either_end():
 
 def test_its_key_is_the_layer_as_it_was_asked_for():
     assert ModelConfig(layer=-3).hook.key() == {"layer": -3}
+    assert ModelConfig(layer=-1, site="post_norm").hook.key() == {"layer": -1, "site": "post_norm"}
+
+
+def test_only_the_last_block_has_a_norm_after_it():
+    assert HookPoint(-1, "post_norm").check(12) == HookPoint(11, "post_norm")
+    with pytest.raises(InputError, match=r"^Expected model\.layer=-1 with model\.site=post_norm, .* got -2\.$"):
+        HookPoint(-2, "post_norm").check(12)
+    with pytest.raises(InputError, match=r"^site=\"post_norm\" is for timm's towers such as DINOv2"):
+        load_backbone("scenes_clip", site="post_norm", progress=False)
 
 
 def test_another_site_is_refused():

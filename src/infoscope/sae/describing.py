@@ -11,7 +11,7 @@ from infoscope.sae.config import TokenNorm
 from infoscope.sae.formats import load_formats
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.sae.origin import check_has_maps
-from infoscope.vision.hooks import RESID_POST
+from infoscope.vision.hooks import SITES
 from infoscope.vision.names import find_backbone_name
 
 _ACTIVATIONS = {
@@ -115,10 +115,8 @@ def _say_maps(sae: SparseAutoencoder) -> str:
         check_has_maps(sae.origin)
     except InputError as error:
         return str(error)
-    if sae.origin.site not in (None, RESID_POST):
-        return (
-            f"infoscope reads tokens at {RESID_POST}, and it reads {sae.origin.site}: sae.ignore_origin=true insists."
-        )
+    if sae.origin.site not in (None, *SITES):
+        return f"it reads {sae.origin.site}, and infoscope {' or '.join(SITES)}: refused but for sae.ignore_origin=true"
     return "its features can be ranked and scored on the tokens it was trained on"
 
 

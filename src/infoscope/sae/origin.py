@@ -11,7 +11,6 @@ from infoscope.runtime.calls import convert
 from infoscope.runtime.errors import InputError
 from infoscope.sae.config import TokenChoice
 from infoscope.vision.backbone import Backbone
-from infoscope.vision.hooks import RESID_POST
 from infoscope.vision.names import BackboneName, find_backbone_name, name_fingerprint
 
 if TYPE_CHECKING:
@@ -134,7 +133,7 @@ def choose_layer(
     chosen = backbone.check_layer(convert("layer", asked, int))
     if not check_origin:
         return chosen
-    given = replace(Origin.of(backbone, chosen), site=RESID_POST)
+    given = replace(Origin.of(backbone, chosen), site=backbone.site)
     names = _find_other_name(origin, name_fingerprint(backbone.fingerprint))
     different = "; ".join([*_find_differences(origin, given), *names, *_find_other_site(origin, given)])
     if different:

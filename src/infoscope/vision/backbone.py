@@ -11,7 +11,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from infoscope.runtime.errors import InputError
-from infoscope.vision.hooks import HookPoint
+from infoscope.vision.hooks import POST_NORM, RESID_POST, HookPoint
 
 
 class Tokens(NamedTuple):
@@ -43,6 +43,9 @@ class Backbone(nn.Module, ABC):
     """Images that have gone through `tokens` or `embed_images` so far: the cost of a stage, and what tests count."""
     notes: str = ""
     """A sentence on what was decided or left out when its weights were read; empty: nothing."""
+
+    site: str = RESID_POST
+    """Where in a block tokens are read, see `HookPoint`."""
 
     def __init__(
         self,
@@ -84,6 +87,19 @@ class Backbone(nn.Module, ABC):
         """
         return HookPoint(layer).check(self.n_layers).layer
 
+    def read_at(self, site: str) -> Backbone:
+        """Return it, made to give the tokens of another site.
+
+        Raises:
+            InputError: if it cannot.
+        """
+        if site == POST_NORM and type(self)._norm is Backbone._norm:
+            raise InputError(
+                f"model.site={POST_NORM} is for timm's towers such as DINOv2, and this is none: use {RESID_POST}."
+            )
+        self.site = site
+        return self
+
     @torch.inference_mode()
     def tokens(self, images: UInt8[Tensor, "batch 3 height width"], layer: int) -> Tokens:
         """Return the tokens after block `layer` (0-based, negative from the end) of square images of side `image_px`.
@@ -96,6 +112,8 @@ class Backbone(nn.Module, ABC):
             raise InputError(f"Expected images [batch, 3, {self.image_px}, {self.image_px}], got {list(images.shape)}.")
         self.n_images_encoded += len(images)
         tokens = self._tokens(self.normalise(images), layer)
+        if self.site == POST_NORM and layer == self.n_layers - 1:
+            tokens = self._norm(tokens)
         if not (torch.isfinite(tokens.patches).all() and torch.isfinite(tokens.prefix).all()):
             raise InputError(
                 f"The backbone gave NaN or Inf after block {layer}: check its weights, or use model.precision=float32."
@@ -113,7 +131,7 @@ class Backbone(nn.Module, ABC):
                 through which an edit of patches could reach CLS.
         """
         layer = self.check_layer(layer)
-        if layer == self.n_layers - 1 and self.pools_prefix:
+        if layer == self.n_layers - 1 and (self.pools_prefix or self.site == POST_NORM):
             raise InputError(
                 f"Going on from the last block ({layer}) cannot change CLS: expected an earlier model.layer, or the"
                 " readout patch_mean."
@@ -163,6 +181,10 @@ class Backbone(nn.Module, ABC):
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.mean.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
+
+    def _norm(self, tokens: Tokens) -> Tokens:
+        """Return the last block's tokens through the final norm, of towers that can."""
+        raise NotImplementedError
 
     @abstractmethod
     def _tokens(self, pixels: Float[Tensor, "batch 3 height width"], layer: int) -> Tokens: ...

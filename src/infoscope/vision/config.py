@@ -25,7 +25,7 @@ from infoscope.runtime.bounds import (
     check,
 )
 from infoscope.runtime.errors import InputError
-from infoscope.vision.hooks import HookPoint
+from infoscope.vision.hooks import RESID_POST, SITES, HookPoint
 from infoscope.vision.preprocessing import check_preprocessing
 
 Channel = Annotated[float, Bounds(-1e30, 1e30, words="a finite number on the scale 0..1")]
@@ -71,6 +71,8 @@ class ModelConfig:
     std: list[Channel] | None = None
     layer: Annotated[int, Bounds(-4096, 4096)] = -2
     """Block whose output (residual stream) is read: 0-based, negative from the end. Ours: the penultimate."""
+    site: Annotated[str, OneOf(SITES)] = RESID_POST
+    """resid_post: the residual stream after that block; post_norm: after the last block and the final norm (timm)."""
     precision: Annotated[str, OneOf(("float32", "bfloat16"))] = "float32"
     """float32 or bfloat16 (autocast) inside the backbone; tokens leave it as float32."""
     seed: Seed = 0
@@ -97,7 +99,7 @@ class ModelConfig:
     @property
     def hook(self) -> HookPoint:
         """Where tokens are read and edited."""
-        return HookPoint(self.layer)
+        return HookPoint(self.layer, self.site)
 
     @property
     def unread(self) -> dict[str, str]:

@@ -9,13 +9,17 @@ from infoscope.runtime.errors import InputError
 
 RESID_POST = "resid_post"
 """The residual stream after a block."""
+POST_NORM = "post_norm"
+"""The same after the last block, through the tower's final norm: what DINOv2's get_intermediate_layers gives."""
+SITES = (RESID_POST, POST_NORM)
 
 
 @dataclass(frozen=True)
 class HookPoint:
-    """A place in a backbone; `RESID_POST` is the only site that backbones give for now.
+    """A place in a backbone.
 
     layer: the block, 0-based, negative from the end.
+    site: one of `SITES`.
 
     Raises:
         InputError: another site.
@@ -25,10 +29,10 @@ class HookPoint:
     site: str = RESID_POST
 
     def __post_init__(self) -> None:
-        if self.site != RESID_POST:
+        if self.site not in SITES:
             raise InputError(
-                f"Expected tokens to be read at {RESID_POST}, the residual stream after a block, got {self.site!r}:"
-                " no other site is supported."
+                f"Expected tokens to be read at {RESID_POST}, the residual stream after a block, or {POST_NORM}, after"
+                f" the last block and the final norm, got {self.site!r}: no other site is supported."
             )
 
     def key(self) -> dict[str, Any]:
@@ -45,5 +49,10 @@ class HookPoint:
             raise InputError(
                 f"Expected model.layer in {-n_layers}..{n_layers - 1} (the model has {n_layers} blocks), got"
                 f" {self.layer}."
+            )
+        if self.site == POST_NORM and self.layer % n_layers != n_layers - 1:
+            raise InputError(
+                f"Expected model.layer=-1 with model.site={POST_NORM}, for only the last block's tokens go through the"
+                f" final norm, got {self.layer}."
             )
         return HookPoint(self.layer % n_layers, self.site)

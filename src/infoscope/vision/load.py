@@ -78,6 +78,7 @@ def load_backbone(
     std: Sequence[float] | None = None,
     weights_key: str | None = None,
     image_px: int | None = None,
+    site: str | None = None,
     precision: str | None = None,
     seed: int | None = None,
     progress: bool | ProgressCallback = True,
@@ -96,6 +97,7 @@ def load_backbone(
         mean, std: of the preprocessing, RGB values in 0..1.
         weights_key: which set of weights is read of a file that holds several, such as "teacher".
         image_px: side of the input; another one than the model's own interpolates its positions.
+        site: "resid_post", the residual stream after a block, or "post_norm", after the last block and the final norm.
         precision: "float32", or "bfloat16" by autocast.
         seed: of the weights with "<arch>:random".
         progress: True says on stderr, every half minute, that it goes on; False does not.
@@ -106,7 +108,7 @@ def load_backbone(
             with which activation, mean or std it was trained.
     """
     given = {"origin": origin, "quick_gelu": quick_gelu, "weights_key": weights_key}
-    given |= {"image_px": image_px, "precision": precision, "seed": seed}
+    given |= {"image_px": image_px, "site": site, "precision": precision, "seed": seed}
     if mean is not None or std is not None:
         given |= check_preprocessing(mean, std, "")._asdict()
     options = convert_all(ModelConfig, {name: value for name, value in given.items() if value is not None})
@@ -136,7 +138,8 @@ def _tell_notes(backbone: Backbone) -> Backbone:
 
 def make_backbone(config: ModelConfig, trained_folder: Path | None = None) -> Backbone:
     """Return the frozen backbone of a configuration, see `load_backbone`; its notes are not printed."""
-    return _get_family(config).make(config, trained_folder).eval().requires_grad_(False)
+    made: Backbone = _get_family(config).make(config, trained_folder)
+    return made.read_at(config.site).eval().requires_grad_(False)
 
 
 def _read_short_form(text: str, options: dict[str, Any]) -> ModelConfig:

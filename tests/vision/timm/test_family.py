@@ -89,6 +89,16 @@ class TestTowers:
             assert patches.shape == (2, 16, 32)
             torch.testing.assert_close(torch.cat([prefix, patches], 1), expected)
 
+    def test_after_the_last_block_tokens_can_go_through_the_final_norm(self, tower):
+        images, plain, normed = make_images(2), wrap(tower), wrap(tower).read_at("post_norm")
+        expected = tower.forward_features(plain.normalise(images))
+        prefix, patches = normed.tokens(images, -1)
+        torch.testing.assert_close(torch.cat([prefix, patches], 1), expected)
+        for ours, theirs in zip(normed.tokens(images, 0), plain.tokens(images, 0), strict=True):
+            assert torch.equal(ours, theirs)
+        with pytest.raises(InputError, match="Going on from the last block"):
+            normed.resume(Tokens(prefix, patches), -1)
+
     def test_going_on_with_unedited_tokens_is_the_plain_forward(self, tower):
         backbone, images = wrap(tower), make_images(2)
         expected = tower.forward_head(tower.forward_features(backbone.normalise(images)), pre_logits=True)

@@ -64,6 +64,10 @@ class TimmBackbone(Backbone):
         patches, prefix = found[0] if self.n_prefix_tokens else (found[0], found[0][:, :0])
         return Tokens(prefix.float(), patches.float())
 
+    def _norm(self, tokens: Tokens) -> Tokens:
+        with self._autocast():
+            return Tokens(*(self.trunk.norm(part).float() for part in tokens))
+
     def _resume(self, tokens: Tokens, layer: int) -> Float[Tensor, "batch d_out"]:
         x = torch.cat([tokens.prefix, tokens.patches], dim=1)
         with self._autocast():
