@@ -13,7 +13,7 @@ from torch import Tensor
 
 from infoscope.runtime.calls import make_options, name_type, refuse_unknown, speaks_python
 from infoscope.runtime.errors import InputError, suggest
-from infoscope.runtime.manifests import compute_checksum
+from infoscope.runtime.manifests import MANIFEST, compute_checksum
 from infoscope.runtime.untrusted import read_checkpoint
 from infoscope.sae import checkpoint
 from infoscope.sae.config import ImportedConfig, Statistics
@@ -102,12 +102,11 @@ def _join_facts(foreign: Foreign) -> dict[str, Any]:
 
 
 def is_ours(path: Path) -> bool:
-    """Whether a path is one of infoscope's own: a saved SAE, or an artifact."""
-    folder = path if path.is_dir() else path.parent
-    if path.is_file() and path.name not in (checkpoint.WEIGHTS_NAME, checkpoint.INFO_NAME):
-        return False
-    names = (checkpoint.INFO_NAME, "manifest.json") if path.is_dir() else (checkpoint.INFO_NAME,)
-    return any((folder / name).is_file() for name in names)
+    """Whether a path is one of infoscope's own: a saved SAE, an artifact, or a folder of such."""
+    if path.is_dir():
+        return any(any(path.glob(name)) for name in (checkpoint.INFO_NAME, MANIFEST, f"*/{checkpoint.INFO_NAME}"))
+    is_named_so = path.name in (checkpoint.WEIGHTS_NAME, checkpoint.INFO_NAME)
+    return is_named_so and (path.parent / checkpoint.INFO_NAME).is_file()
 
 
 def find_sae(path: Path, format: str | None = None) -> tuple[Found, str]:
