@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from infoscope.sae.model import SparseAutoencoder
+from infoscope.sae.origin import Source
 
 D_IN, D_SAE, K = 8, 24, 4
 
@@ -107,3 +108,9 @@ def measure_deviation(sae: SparseAutoencoder, reference: Reference) -> float:
         float(np.abs(ours.double().numpy() - theirs).max() / np.abs(theirs).max())
         for ours, theirs in zip(found, reference, strict=True)
     )
+
+
+def get_source(sae: SparseAutoencoder) -> Source:
+    """Return what is known of the file that an SAE was read from."""
+    assert sae.origin.source is not None
+    return sae.origin.source

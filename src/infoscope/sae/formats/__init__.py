@@ -18,6 +18,11 @@ NAMES = (
     "dncbm",
     "clip_topk_sae",
     "plain",
+    "msae",
+    "sae_for_vlm",
+    "dictionary_learning",
+    "prisma",
+    "saelens",
 )  # fmt: skip
 """The formats, by the names of their modules; a file is of exactly one."""
 

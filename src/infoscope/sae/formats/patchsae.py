@@ -13,6 +13,7 @@ from infoscope.runtime.untrusted import Record
 from infoscope.sae.activations import ReLU
 from infoscope.sae.config import TokenChoice
 from infoscope.sae.formats.base import Foreign, Found, Options, need
+from infoscope.sae.formats.values import get_as, name_dtype
 
 LABEL = "PatchSAE, Hugo Fry, ConceptScope"
 SITES = {"resid": "resid_post"}
@@ -26,7 +27,7 @@ def recognise(found: Found) -> bool:
 def read(found: Found, options: Options) -> Foreign:
     W_enc, b_enc, W_dec, b_dec = need(found.get_state("state_dict"), *KEYS)
     config = _find_config(found) or {}
-    site = config.get("module_name")
+    site = get_as(str, config, "module_name")
     return Foreign(
         kind="relu",
         activation=ReLU(),
@@ -34,11 +35,15 @@ def read(found: Found, options: Options) -> Foreign:
         W_dec=W_dec,
         b_enc=b_enc,
         b_dec=b_dec,
-        backbone=config.get("model_name"),
-        layer=config.get("block_layer"),
-        site=SITES.get(str(site), site),
+        backbone=get_as(str, config, "model_name"),
+        layer=get_as(int, config, "block_layer"),
+        site=SITES.get(site or "", site),
         tokens=TokenChoice.cls if config.get("class_token") else TokenChoice.all,
-        facts={"image_px": config.get("image_width"), "dataset": config.get("dataset_path")},
+        facts={
+            "image_px": get_as(int, config, "image_width"),
+            "dataset": get_as(str, config, "dataset_path"),
+            "dtype": name_dtype(W_enc),
+        },
     )
 
 

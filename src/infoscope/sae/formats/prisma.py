@@ -1,0 +1,157 @@
+"""Prisma (vit_prisma): config.json beside a state dict; a dict of a pickled config and one; or the older dict of both.
+
+Which norm each token gets, and whether it is a top-k, is in the configuration, whatever its name calls it. A
+configuration without a setting is older than the setting, and so was its training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from infoscope.runtime.errors import InputError
+from infoscope.runtime.untrusted import Record
+from infoscope.sae.activations import Activation, Gated, ReLU, TanhReLU, TopK
+from infoscope.sae.config import TokenChoice, TokenNorm
+from infoscope.sae.formats.base import Foreign, Found, Options, get_tensors, need, refuse_settings
+from infoscope.sae.formats.values import (
+    check_sizes,
+    get_as,
+    name_dtype,
+    need_matrices,
+    parse_hook,
+    pick,
+    read_count,
+    refuse_others,
+)
+
+LABEL = "Prisma (ViT-Prisma)"
+NORMS = {
+    None: TokenNorm.none,
+    "none": TokenNorm.none,
+    "layer_norm": TokenNorm.layer_norm,
+    "constant_norm_rescale": TokenNorm.constant_norm,
+}
+READ = (
+    *("normalize_activations", "activation_fn_str", "is_transcoder"),
+    "transcoder_with_skip_connection",  # true of all that are no transcoders
+)
+GATES = ("b_gate", "b_mag", "r_mag")
+
+
+class Parts(NamedTuple):
+    config: Mapping[str, Any]
+    state: Mapping[str, Tensor]
+
+
+def recognise(found: Found) -> bool:
+    parts = _find_parts(found)
+    return parts is not None and {"W_enc", "W_dec", "b_dec"} <= parts.state.keys()
+
+
+def read(found: Found, options: Options) -> Foreign:
+    parts = _find_parts(found)
+    if parts is None:
+        raise InputError(f"Expected a config.json of Prisma's beside the weights, found {found.words}.")
+    config, state = parts
+    if config.get("is_transcoder") or {"W_skip", "b_dec_out"} & state.keys():
+        raise InputError("it is a transcoder, which reads one place of a block and predicts another: no SAE of tokens.")
+    refuse_settings(config, *READ)
+    W_enc, W_dec = need_matrices(state, "W_enc", "W_dec")
+    check_sizes(W_enc, config, "d_in", "d_sae")
+    kind, activation = _make_activation(parts, options)
+    layer, site = _find_hook(config)
+    missing = [name for name in ("normalize_activations", "activation_fn_str") if name not in config]
+    warning = (
+        f"Its configuration does not say {' and '.join(missing)}: taken as older than that setting, without a norm of"
+        " each token and with a ReLU."
+    )
+    return Foreign(
+        kind=kind,
+        activation=activation,
+        W_enc=W_enc,
+        W_dec=W_dec,
+        b_enc=None if kind == "gated" else next(need(state, "b_enc")),  # a gated one has it, and does not use it
+        b_dec=next(need(state, "b_dec")),
+        token_norm=pick(NORMS, config.get("normalize_activations"), "normalize_activations"),
+        backbone=get_as(str, config, "model_name"),
+        layer=layer,
+        site=site,
+        tokens=_find_tokens(config),
+        facts={
+            "k": activation.k if isinstance(activation, TopK) else None,
+            "image_px": get_as(int, config, "image_size"),
+            "dataset": get_as(str, config, "dataset_name"),
+            "dtype": name_dtype(W_enc),
+        },
+        warnings=[warning] * bool(missing),
+    )
+
+
+def _make_activation(parts: Parts, options: Options) -> tuple[str, Activation]:
+    """Return the kind and the activation.
+
+    Raises:
+        InputError: it is another one than those that are read.
+    """
+    config, state = parts
+    architectures = {"standard": ("relu", "tanh-relu", "topk"), "gated": ("relu",)}
+    architecture = config.get("architecture", "standard")
+    names = pick(architectures, architecture, "architecture")
+    name = pick(dict(zip(names, names, strict=True)), config.get("activation_fn_str", "relu"), "activation_fn_str")
+    settings = config.get("activation_fn_kwargs") or {}
+    if not isinstance(settings, Mapping) or settings.keys() - {"k"}:
+        raise InputError(f"Expected activation_fn_kwargs to hold k alone, found {settings!r:.80}.")
+    refuse_others(
+        state, GATES if architecture == "gated" else (), (*GATES, "threshold"), f"of architecture {architecture}"
+    )
+    if architecture == "gated":
+        gate, magnitude, scale = need(state, *GATES)
+        return "gated", Gated(gate.float(), magnitude.float(), scale.double().exp().float())
+    if name == "topk":
+        k = options.settle("k", read_count(settings.get("k"), "k"), "it is a top-k SAE whose configuration lacks k")
+        return "topk", TopK(k)
+    return ("relu", ReLU()) if name == "relu" else ("tanh_relu", TanhReLU())
+
+
+def _find_hook(config: Mapping[str, Any]) -> tuple[int | None, str | None]:
+    """Return block and site."""
+    point, subtype = config.get("hook_point_layer"), config.get("layer_subtype")
+    point = point[0] if isinstance(point, list) and len(point) == 1 else point
+    hook = f"blocks.{point}.{subtype}" if subtype else config.get("hook_point")
+    return parse_hook(hook, config.get("hook_point_head_index"))
+
+
+def _find_tokens(config: Mapping[str, Any]) -> TokenChoice | None:
+    if config.get("cls_token_only"):
+        return TokenChoice.cls
+    if config.get("use_patches_only"):
+        return TokenChoice.patch
+    return TokenChoice.all if "use_patches_only" in config or "cls_token_only" in config else None
+
+
+def _find_parts(found: Found) -> Parts | None:
+    """Return configuration and weights, in any of the three forms."""
+    content = found.content if isinstance(found.content, Mapping) else {}
+    older = content.get("autoencoder")
+    if isinstance(older, Mapping) and "config" in content:
+        return Parts(_unwrap(content["config"]), get_tensors(older.get("state_dict")))
+    config = _unwrap(content.get("cfg"))
+    if "hook_point_layer" in config:
+        return Parts(config, found.get_state("state_dict"))
+    config = _unwrap(found.config("config.json"))
+    is_its = "hook_point_layer" in config and found.header is None
+    return Parts(config, found.get_state("state_dict") or found.state) if is_its else None
+
+
+def _unwrap(config: Any) -> Mapping[str, Any]:
+    """Return the settings of a configuration, those typed in JSON ({"__type__": ..., "value": ...}) as plain values."""
+    settings = config.attributes if isinstance(config, Record) else config
+    if not isinstance(settings, Mapping):
+        return {}
+    return {
+        name: value.get("value") if isinstance(value, Mapping) and "__type__" in value else value
+        for name, value in settings.items()
+    }
