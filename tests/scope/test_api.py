@@ -445,13 +445,13 @@ def test_another_artifact_is_named(scored: tuple[Path, str], monkeypatch: pytest
         load_sae(next((artifacts / "tokens").glob("[!.]*")))
     with pytest.raises(InputError, match=f"give one of the folders in it, such as {folder.name}"):
         load_sae(artifacts / "train_sae")
-    with pytest.raises(InputError, match=f"no such folder, next to it lies {folder.name}"):
+    with pytest.raises(InputError, match=rf"there is no .* \(did you mean {folder.name}\?\)"):
         load_sae(artifacts / "train_sae" / folder.name.replace("seed0", "seed1"))
-    with pytest.raises(InputError, match=r"sae\.safetensors and sae\.json.*no such folder"):
+    with pytest.raises(InputError, match=r"file or folder of an SAE, and there is no .*/no/where\."):
         load_sae("~/no/where")
-    with pytest.raises(InputError, match=r"got the file .*config\.yaml"):
+    with pytest.raises(InputError, match=r"config\.yaml: it holds text, not weights"):
         load_sae(folder / "config.yaml")
-    with pytest.raises(InputError, match="path= to be the folder of a saved SAE, got NoneType"):
+    with pytest.raises(InputError, match="path= to be the file or folder of an SAE, got NoneType"):
         load_sae(None)  # pyright: ignore[reportArgumentType]
     monkeypatch.setenv("HOME", str(artifacts))
     assert load_sae(f"~/train_sae/{folder.name}").origin.layer == 2

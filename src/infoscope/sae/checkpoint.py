@@ -10,7 +10,6 @@ top, and they know no token_norm.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import os
@@ -186,8 +185,7 @@ def _find_folder(path: Any) -> Path:
 def _describe_folder(folder: Path) -> str:
     """Say what is there in place of an SAE, and where one is."""
     if not folder.is_dir():
-        near = difflib.get_close_matches(folder.name, _list_saes(folder.parent), n=1, cutoff=0.3)
-        return f"found no {INFO_NAME}: there is no such folder" + (f", next to it lies {near[0]}" if near else "")
+        return f"found no {INFO_NAME}: there is no such folder"
     manifest = read_manifest(folder)
     if manifest is not None:
         upstream = (manifest.get("upstream") or {}).values()

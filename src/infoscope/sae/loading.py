@@ -162,7 +162,10 @@ def _choose_file(folder: Path) -> Path:
         InputError: there is none, or there are several.
     """
     if not folder.is_dir():
-        raise InputError(f"Expected the file or folder of an SAE, and there is no {folder}.")
+        beside = [path.name for path in folder.parent.iterdir()] if folder.parent.is_dir() else []
+        raise InputError(
+            f"Expected the file or folder of an SAE, and there is no {folder}{suggest(folder.name, beside)}."
+        )
     here = [path for path in sorted(folder.iterdir()) if path.suffix in SUFFIXES and path.is_file()]
     files = here or [path for path in sorted(folder.rglob("*")) if path.suffix in SUFFIXES and path.is_file()]
     if not files:
