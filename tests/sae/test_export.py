@@ -15,7 +15,9 @@ from infoscope.runtime.errors import InputError
 from infoscope.sae import export as export_module
 from infoscope.sae.activations import ACTIVATIONS, Activation, BatchTopK, JumpReLU
 from infoscope.sae.config import KINDS, TokenChoice, TokenNorm
-from infoscope.sae.export import export_sae
+from infoscope.sae.export import FILES, export_sae
+from infoscope.sae.loading import load_sae
+from infoscope.sae.metrics import compute_sae_metrics
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.sae.origin import Origin
 from tests.support import imported_samples
@@ -32,7 +34,8 @@ def make_sae(kind: str, token_norm: TokenNorm = TokenNorm.none) -> SparseAutoenc
     if token_norm is not TokenNorm.none:
         sae.mean.zero_()
         sae.scale.fill_(1)
-    sae.origin = Origin(3, {"kind": "vit", "image_size": (224, 224)}, 224, TokenChoice.patch)
+    fingerprint = {"kind": "open_clip", "weights": "tag:ViT-B-16:openai"}
+    sae.origin = Origin(3, fingerprint, 224, TokenChoice.patch)
     return sae.requires_grad_(False)
 
 
@@ -47,9 +50,10 @@ def make_activation(kind: str) -> Activation:
 
 def compute(folder: Path, x: Tensor) -> tuple[Tensor, Tensor]:
     """Return z and x_hat of raw tokens [n, D_IN], by what lies in the folder and nothing else."""
-    info = json.loads((folder / "cfg.json").read_text())
-    tensors = {name: tensor.double() for name, tensor in load_file(folder / "sae_weights.safetensors").items()}
-    x, is_plain = x.double(), "formula" in info
+    is_plain = (folder / "plain.json").exists()
+    info_name, weights_name = FILES["plain" if is_plain else "saelens"]
+    info, x = json.loads((folder / info_name).read_text()), x.double()
+    tensors = {name: tensor.double() for name, tensor in load_file(folder / weights_name).items()}
     norm = info["formula"]["x_n"] if is_plain else info["normalize_activations"]
     m, s, eps = torch.zeros(len(x), 1), torch.ones(len(x), 1), 0.0
     if norm.startswith(("layer", "(x - m)")):
@@ -79,7 +83,7 @@ def compute(folder: Path, x: Tensor) -> tuple[Tensor, Tensor]:
 def test_the_file_alone_gives_the_same(tmp_path: Path, kind: str, token_norm: TokenNorm, form: Any) -> None:
     sae, x = make_sae(kind, token_norm), make_tokens(200, dtype=torch.float32)
     files = export_sae(sae, tmp_path / "new" / "folder", form)
-    assert [file.name for file in files] == ["cfg.json", "sae_weights.safetensors"]
+    assert tuple(file.name for file in files) == FILES[form]
     assert sorted(files[0].parent.iterdir()) == files
     z, x_hat = compute(files[0].parent, x)
     ours = sae(x)
@@ -91,6 +95,39 @@ def test_the_file_alone_gives_the_same(tmp_path: Path, kind: str, token_norm: To
     assert facts["kind"] == kind
     assert facts["origin"]["tokens"] == "patch"
     assert facts["origin"]["layer"] == 3
+    if form == "saelens":
+        assert info["metadata"]["model_name"] == "ViT-B-16 openai"
+        assert info["metadata"]["hook_name"] == "blocks.3.hook_resid_post"
+
+
+def read_plain(folder: Path, kind: str) -> SparseAutoencoder:
+    """Return what infoscope reads of a plain export, told what its formula says."""
+    keys = {name: name for name in ("W_enc", "b_enc", "W_dec", "b_dec")}
+    settings: dict[str, Any] = {"kind": {"threshold": "jumprelu"}.get(kind, kind)}
+    if kind in ("topk", "matryoshka_k"):
+        settings["k"] = 5
+    elif kind != "relu":
+        keys["threshold"] = "threshold"
+    return load_sae(folder, format="plain", keys=keys, subtract_b_dec=False, **settings)
+
+
+@pytest.mark.parametrize("form", ["plain"])
+@pytest.mark.parametrize("kind", EXPORTED)
+def test_infoscope_reads_its_own_exports(tmp_path: Path, kind: str, form: Any) -> None:
+    if (kind, form) == ("gated", "plain"):
+        pytest.skip("any matrices by name have no gate")
+    sae, x = make_sae(kind), make_tokens(2000, dtype=torch.float32)
+    export_sae(sae, tmp_path, form)
+    again = load_sae(tmp_path) if form == "saelens" else read_plain(tmp_path, kind)
+    for ours, theirs in zip(sae(x), again(x), strict=True):
+        torch.testing.assert_close(theirs, ours, rtol=1e-5, atol=1e-5)
+    again.data_mean = sae.mean
+    fvu, fvu_again = (compute_sae_metrics(one, [x])["fvu"] for one in (sae, again))
+    assert fvu_again == pytest.approx(fvu, abs=1e-6)
+    if form == "saelens":
+        assert (again.origin.layer, again.origin.site) == (3, "resid_post")
+        assert again.origin.source is not None
+        assert again.origin.source.backbone == "ViT-B-16 openai"
 
 
 @pytest.mark.parametrize("form", ["saelens", "plain"])
@@ -117,8 +154,10 @@ def test_a_token_norm_after_a_mean_or_scale_is_refused(tmp_path: Path, token_nor
 def test_only_what_infoscope_exported_is_written_over(tmp_path: Path) -> None:
     sae = make_sae("topk")
     export_sae(sae, tmp_path)
-    export_sae(make_sae("relu"), tmp_path, "plain")
-    assert json.loads((tmp_path / "cfg.json").read_text())["kind"] == "relu"
+    export_sae(make_sae("relu"), tmp_path)
+    assert json.loads((tmp_path / "cfg.json").read_text())["architecture"] == "standard"
+    with pytest.raises(InputError, match=r"cfg\.json, which is of another format: give another folder"):
+        export_sae(sae, tmp_path, "plain")
     for content in ('{"architecture": "topk"}', "[]", "\xff not JSON", None):
         (tmp_path / "cfg.json").unlink()
         if content is not None:
@@ -133,7 +172,7 @@ def test_only_what_infoscope_exported_is_written_over(tmp_path: Path) -> None:
     file.touch()
     with pytest.raises(InputError, match="Expected a folder to export to"):
         export_sae(sae, file)
-    with pytest.raises(InputError, match="saelens or plain, got 'pickle'"):
+    with pytest.raises(InputError, match="one of saelens, plain, got 'pickle'"):
         export_sae(sae, tmp_path / "out", "pickle")  # pyright: ignore[reportArgumentType]
 
 

@@ -24,11 +24,18 @@ from infoscope.runtime.files import atomic_write
 from infoscope.sae.activations import BatchTopK, Gated, JumpReLU, ReLU, Threshold, TopK
 from infoscope.sae.config import TokenNorm
 from infoscope.sae.model import SparseAutoencoder
+from infoscope.sae.origin import POOLED, Origin
+from infoscope.vision.hooks import RESID_POST
+from infoscope.vision.names import name_fingerprint
 
 ExportFormat = Literal["saelens", "plain"]
-WEIGHTS_NAME, INFO_NAME = "sae_weights.safetensors", "cfg.json"
+FILES: dict[ExportFormat, tuple[str, str]] = {
+    "saelens": ("cfg.json", "sae_weights.safetensors"),
+    "plain": ("plain.json", "plain.safetensors"),
+}
+"""What describes an SAE, and its tensors. No format's names are another's, for a `cfg.json` is read as SAELens'."""
 WRITTEN_BY, PROGRAM = "written_by", "infoscope"
-"""What `cfg.json` says of itself, by which infoscope knows a file of its own."""
+"""What a description says of itself, by which infoscope knows a file of its own."""
 
 
 class _Norm(NamedTuple):
@@ -53,8 +60,8 @@ _NORMS = {
 class _Exported(NamedTuple):
     """What becomes of an activation.
 
-    architecture: SAELens' name. z: of pre-activations a, in words. settings: more of `cfg.json`. tensors: more of the
-    weights, [d_sae] each.
+    architecture: SAELens' name. z: of pre-activations a, in words. settings: more of the description. tensors: more of
+    the weights, [d_sae] each.
     """
 
     architecture: str
@@ -64,7 +71,7 @@ class _Exported(NamedTuple):
 
 
 def export_sae(sae: SparseAutoencoder, out: Path, format: ExportFormat = "saelens") -> list[Path]:
-    """Write an SAE into a folder, which is made, as other programs read it; return the two files.
+    """Write an SAE into a folder, which is made, as other programs read it; return its description and its weights.
 
     The exported SAE gives the same z as here, and the same x_hat: rows of W_dec are divided by c, and W_enc multiplied.
     A pre-activation differs by rounding (float32), so latents within that of a threshold, or of the k-th place, may
@@ -72,8 +79,8 @@ def export_sae(sae: SparseAutoencoder, out: Path, format: ExportFormat = "saelen
 
     saelens: `cfg.json` and `sae_weights.safetensors` (W_enc [d_in, d_sae], b_enc, W_dec [d_sae, d_in], b_dec; threshold
         [d_sae]; or b_gate, b_mag, r_mag in place of b_enc), which `SAE.load_from_disk` of SAELens 6 reads.
-    plain: the same names of files and tensors; `cfg.json` holds the formula. Then b_enc is among them always, and the
-        gate's tensors are as here: gate_bias, mag_bias, mag_scale.
+    plain: `plain.json`, which holds the formula in words, and `plain.safetensors` with the same names of tensors; b_enc
+        is among them always, and those of a gate are as here: gate_bias, mag_bias, mag_scale.
 
     Args:
         sae: of a kind that SAELens knows: relu, topk, matryoshka_k, batchtopk, matryoshka_prefix, jumprelu, threshold,
@@ -84,16 +91,16 @@ def export_sae(sae: SparseAutoencoder, out: Path, format: ExportFormat = "saelen
             not export.
         OSError: the disk is full.
     """
-    if format not in ("saelens", "plain"):
-        raise InputError(f"Expected the format to be saelens or plain, got {format!r}.")
+    if format not in FILES:
+        raise InputError(f"Expected format to be one of {', '.join(FILES)}, got {format!r}.")
     out = Path(out).expanduser()
-    files = [out / INFO_NAME, out / WEIGHTS_NAME]
+    files = [out / name for name in FILES[format]]
     tensors = fold_weights(sae)
     exported = _export_activation(sae, tensors["b_enc"], format)
     if format == "saelens" and isinstance(sae.activation, Gated):
         del tensors["b_enc"]
     info = _describe(sae, exported, format)
-    _check_free(out)
+    _check_free(out, format)
     is_new = not out.exists()
     out.mkdir(parents=True, exist_ok=True)
     try:
@@ -160,7 +167,7 @@ def _export_activation(sae: SparseAutoencoder, b_enc: Tensor, format: ExportForm
 
 
 def _describe(sae: SparseAutoencoder, exported: _Exported, format: ExportFormat) -> dict[str, Any]:
-    """Return `cfg.json`."""
+    """Return what describes the SAE."""
     info = {WRITTEN_BY: PROGRAM, "d_in": sae.d_in, "d_sae": sae.d_sae, "dtype": "float32", **exported.settings}
     facts = {"kind": sae.activation.kind, "origin": sae.origin.to_json()}
     norm = _NORMS[sae.token_norm]
@@ -172,7 +179,7 @@ def _describe(sae: SparseAutoencoder, exported: _Exported, format: ExportFormat)
             "normalize_activations": norm.saelens,
             "reshape_activations": "none",
         }
-        return info | settings | {"metadata": {PROGRAM: facts}}
+        return info | settings | {"metadata": {**_name_hook(sae.origin), PROGRAM: facts}}
     formula = {
         "x": "a raw token [d_in], as the backbone gives it",
         "x_n": norm.x_n,
@@ -183,20 +190,33 @@ def _describe(sae: SparseAutoencoder, exported: _Exported, format: ExportFormat)
     return info | facts | {"formula": formula}
 
 
-def _check_free(out: Path) -> None:
-    """Refuse to write over what infoscope did not export.
+def _name_hook(origin: Origin) -> dict[str, str]:
+    """Return what the SAE was trained on as SAELens says it, as far as it is known."""
+    name = name_fingerprint(origin.backbone) or (origin.source and origin.source.backbone)
+    hook = {} if name is None else {"model_name": str(name)}
+    if origin.layer is not None and origin.layer >= 0 and origin.site != POOLED:
+        hook["hook_name"] = f"blocks.{origin.layer}.hook_{origin.site or RESID_POST}"
+    return hook
+
+
+def _check_free(out: Path, format: ExportFormat) -> None:
+    """Refuse to write over what infoscope did not export, or beside another format's export.
 
     Raises:
         InputError: there are such files, or the place is one.
     """
     if out.exists() and not out.is_dir():
         raise InputError(f"Expected a folder to export to, {out} is a file.")
-    there = [name for name in (INFO_NAME, WEIGHTS_NAME) if (out / name).exists()]
-    if not there:
-        return
+    for of, names in FILES.items():
+        there = [name for name in names if (out / name).exists()]
+        if there and not (of == format and _is_exported(out / names[0])):
+            whose = "is of another format" if _is_exported(out / names[0]) else "infoscope did not export"
+            raise InputError(f"{out} holds {there[0]}, which {whose}: give another folder.")
+
+
+def _is_exported(file: Path) -> bool:
     try:
-        info = json.loads((out / INFO_NAME).read_text(encoding="utf-8"))
+        info = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        info = None
-    if not isinstance(info, dict) or info.get(WRITTEN_BY) != PROGRAM:
-        raise InputError(f"{out} holds {there[0]}, which infoscope did not export: give another folder.")
+        return False
+    return isinstance(info, dict) and info.get(WRITTEN_BY) == PROGRAM
