@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -20,8 +21,11 @@ from infoscope.sae.loading import load_sae
 from infoscope.sae.metrics import compute_sae_metrics
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.sae.origin import Origin
+from infoscope.scope.config import ScopeConfig
+from infoscope.vision.planted import PlantedRegisters
 from tests.support import imported_samples
 from tests.support.imported_samples import D_IN, D_SAE, make_tokens
+from tests.support.scope_samples import make_noise, measure
 
 EXPORTED = (*KINDS, "threshold", "gated")
 
@@ -39,8 +43,8 @@ def make_sae(kind: str, token_norm: TokenNorm = TokenNorm.none) -> SparseAutoenc
     return sae.requires_grad_(False)
 
 
-def make_activation(kind: str) -> Activation:
-    activation = ACTIVATIONS[kind].from_settings({"jumprelu": {"d_sae": D_SAE}, "relu": {}}.get(kind, {"k": 5}))
+def make_activation(kind: str, d_sae: int = D_SAE) -> Activation:
+    activation = ACTIVATIONS[kind].from_settings({"jumprelu": {"d_sae": d_sae}, "relu": {}}.get(kind, {"k": 5}))
     if isinstance(activation, JumpReLU):
         torch.nn.init.normal_(activation.log_threshold, -1, 0.5, generator=torch.Generator().manual_seed(0))
     if isinstance(activation, BatchTopK):
@@ -111,7 +115,7 @@ def read_plain(folder: Path, kind: str) -> SparseAutoencoder:
     return load_sae(folder, format="plain", keys=keys, subtract_b_dec=False, **settings)
 
 
-@pytest.mark.parametrize("form", ["plain"])
+@pytest.mark.parametrize("form", ["saelens", "plain"])
 @pytest.mark.parametrize("kind", EXPORTED)
 def test_infoscope_reads_its_own_exports(tmp_path: Path, kind: str, form: Any) -> None:
     if (kind, form) == ("gated", "plain"):
@@ -128,6 +132,21 @@ def test_infoscope_reads_its_own_exports(tmp_path: Path, kind: str, form: Any) -
         assert (again.origin.layer, again.origin.site) == (3, "resid_post")
         assert again.origin.source is not None
         assert again.origin.source.backbone == "ViT-B-16 openai"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_scores_of_an_export_are_the_scores(tmp_path: Path, kind: str) -> None:
+    backbone = PlantedRegisters(grid=6, patch_px=4, d_in=32)
+    activation = make_activation(kind, 40)
+    sae = SparseAutoencoder(32, 40, activation, torch.linspace(-0.5, 0.5, 32), 1.7, seed=0).requires_grad_(False)
+    sae.b_dec.copy_(torch.linspace(0.2, -0.2, 32))
+    export_sae(sae, tmp_path)
+    config = ScopeConfig(k_cds=2, k_max=3)
+    of_both = [measure(backbone, one, make_noise(9), config) for one in (sae, load_sae(tmp_path))]
+    (ranking, scores), (ranking_again, scores_again) = of_both
+    np.testing.assert_array_equal(ranking_again.top_images, ranking.top_images)
+    np.testing.assert_allclose(scores_again.cds(2).values, scores.cds(2).values, atol=1e-5)
+    assert np.isfinite(scores.cds(2).values).sum() > 10
 
 
 @pytest.mark.parametrize("form", ["saelens", "plain"])

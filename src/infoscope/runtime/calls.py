@@ -116,7 +116,7 @@ def convert_all(make: type, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def convert(name: str, value: Any, kind: Any) -> Any:
-    """Return an argument's value as a type: bool, int, float, str, an Enum, a list or dict of these, or an allowed None.
+    """Return an argument's value as a type: bool, int, float, str, an Enum, a list or dict of these, or None.
 
     Raises:
         InputError: if it is of another.
