@@ -15,6 +15,7 @@ from infoscope.runtime.calls import make_options, name_type, refuse_unknown, spe
 from infoscope.runtime.errors import InputError, suggest
 from infoscope.runtime.manifests import MANIFEST, compute_checksum
 from infoscope.runtime.untrusted import read_checkpoint
+from infoscope.runtime.untrusted.numpy_files import read_npz
 from infoscope.sae import checkpoint
 from infoscope.sae.config import ImportedConfig, Statistics
 from infoscope.sae.formats import load_formats
@@ -134,7 +135,8 @@ def read_found(file: Path) -> Found:
     Raises:
         InputError: it is damaged, or holds what is not read.
     """
-    content, header, pickled = read_checkpoint(file, KNOWN_CLASSES)
+    is_numpy = file.suffix == ".npz"
+    content, header, pickled = (read_npz(file), None, ()) if is_numpy else read_checkpoint(file, KNOWN_CLASSES)
     configs = {
         other.name: config
         for other in sorted(file.parent.iterdir())
@@ -166,12 +168,13 @@ def _choose_file(folder: Path) -> Path:
         raise InputError(
             f"Expected the file or folder of an SAE, and there is no {folder}{suggest(folder.name, beside)}."
         )
-    here = [path for path in sorted(folder.iterdir()) if path.suffix in SUFFIXES and path.is_file()]
-    files = here or [path for path in sorted(folder.rglob("*")) if path.suffix in SUFFIXES and path.is_file()]
+    files = [path for path in sorted(folder.rglob("*")) if path.suffix in SUFFIXES and path.is_file()]
     if not files:
         raise InputError(f"Expected the file of an SAE ({', '.join(SUFFIXES)}) in {folder}, found none.")
-    if here and 1 < len(files) <= MAX_FILES:  # beside an SAE may lie other tensors: counts, optimizers
-        files = [file for file in files if _is_recognised(file)] or files
+    here = [file for file in files if file.parent == folder]
+    if len(files) > 1 and 0 < len(here) <= MAX_FILES:  # beside an SAE, or above several, may lie counts and optimizers
+        deeper = [file for file in files if file.parent != folder]
+        files = [file for file in here if _is_recognised(file)] or deeper or here
     if len(files) > 1:
         names = [str(file.relative_to(folder)) for file in files]
         shown = ", ".join(names[:MAX_FILES]) + (f" and {len(names) - MAX_FILES} more" if len(names) > MAX_FILES else "")
@@ -194,7 +197,7 @@ def _recognise(found: Found) -> str:
     """Return the format of a checkpoint.
 
     Raises:
-        InputError: it is of none that is known.
+        InputError: it is of none that is known, or could be of several.
     """
     names = _list_formats(found)
     if not names:
@@ -202,7 +205,8 @@ def _recognise(found: Found) -> str:
             f"{found.file} is of no known format of SAEs: it holds {found.words}; known are"
             f" {', '.join(load_formats())}; or give sae.format=plain and sae.keys={{W_enc: ..., W_dec: ...}}."
         )
-    assert len(names) == 1, (found.file, names)
+    if len(names) > 1:
+        raise InputError(f"{found.file} could be of {' or '.join(names)}: give sae.format=.")
     return names[0]
 
 

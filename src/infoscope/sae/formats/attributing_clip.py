@@ -16,6 +16,7 @@ from infoscope.runtime.errors import InputError
 from infoscope.sae.activations import TopK
 from infoscope.sae.config import TokenChoice
 from infoscope.sae.formats.base import Foreign, Found, Options, need, refuse_tensors, row_norms, scale_rows
+from infoscope.sae.formats.values import name_dtype
 
 LABEL = "Attributing CLIP (TopKSAE)"
 KEYS = ("encoder.0.bias", *(f"{part}.weight_{half}" for part in ("encoder.0", "decoder") for half in "gv"))
@@ -63,7 +64,7 @@ def read(found: Found, options: Options) -> Foreign:
         layer=named.get("layer"),
         site="resid_post",
         tokens=named.get("tokens"),
-        facts={"k": k, "dataset": named.get("data")},
+        facts={"k": k, "dataset": named.get("data"), "dtype": name_dtype(v)},
         warnings=warnings,
         scale_is_free=True,
     )

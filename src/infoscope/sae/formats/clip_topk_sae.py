@@ -17,7 +17,7 @@ from infoscope.sae.formats.base import (
     row_norms,
     scale_rows,
 )
-from infoscope.sae.formats.values import check_sizes, read_count
+from infoscope.sae.formats.values import check_sizes, name_dtype, read_count
 from infoscope.sae.origin import POOLED
 
 LABEL = "clip-topk-sae (ttt_theory)"
@@ -50,5 +50,5 @@ def read(found: Found, options: Options) -> Foreign:
         b_dec=state.get("b_dec"),
         subtracts_b_dec=False,
         site=POOLED,
-        facts={"k": k, "embeddings": "CLIP's, of unit length"},
+        facts={"k": k, "embeddings": "CLIP's, of unit length", "dtype": name_dtype(W_enc)},
     )

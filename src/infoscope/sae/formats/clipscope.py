@@ -11,7 +11,7 @@ from infoscope.runtime.errors import InputError
 from infoscope.sae.activations import TopK
 from infoscope.sae.config import TokenChoice
 from infoscope.sae.formats.base import Foreign, Found, Options, need, refuse_settings, refuse_tensors
-from infoscope.sae.formats.values import check_sizes, read_count
+from infoscope.sae.formats.values import check_sizes, name_dtype, read_count
 
 LABEL = "CLIP-Scope"
 KEYS = ("pre_b", "enc", "dec")
@@ -44,5 +44,5 @@ def read(found: Found, options: Options) -> Foreign:
         layer=int(place[1]) if place else None,
         site="resid_post",
         tokens=TokenChoice.all,
-        facts={"k": k},
+        facts={"k": k, "dtype": name_dtype(enc)},
     )

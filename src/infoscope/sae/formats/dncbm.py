@@ -13,6 +13,7 @@ from torch import Tensor
 from infoscope.runtime.errors import InputError
 from infoscope.sae.activations import ReLU
 from infoscope.sae.formats.base import Foreign, Found, Options, need, refuse_tensors
+from infoscope.sae.formats.values import name_dtype
 from infoscope.sae.origin import POOLED
 
 LABEL = "DN-CBM (sparse_autoencoder)"
@@ -44,6 +45,7 @@ def read(found: Found, options: Options) -> Foreign:
         b_enc=b_enc,
         b_dec=b_dec,
         backbone=place and BACKBONES[place],
+        facts={"dtype": name_dtype(weight)},
         site=POOLED if hook == "out" else hook,
     )
 

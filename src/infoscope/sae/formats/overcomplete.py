@@ -18,7 +18,7 @@ from infoscope.sae.activations import Activation, ReLU, TopK
 from infoscope.sae.formats import visaebench
 from infoscope.sae.formats.base import Foreign, Found, Options, at_least, need, refuse_tensors, transpose
 from infoscope.sae.formats.overcomplete_dictionary import make_dictionary
-from infoscope.sae.formats.values import read_count, read_number
+from infoscope.sae.formats.values import name_dtype, read_count, read_number
 from infoscope.sae.imported_activations import Threshold
 
 LABEL = "overcomplete"
@@ -60,7 +60,7 @@ def read(found: Found, options: Options) -> Foreign:
     encoder = _read_encoder(module, state, kind)
     rest = {name: tensor for name, tensor in state.items() if not name.startswith("encoder.")}
     refuse_tensors(rest, "thresholds", *(f"dictionary.{name}" for name in DICTIONARY))
-    facts: dict[str, Any] = {}
+    facts: dict[str, Any] = {"dtype": name_dtype(next(iter(state.values())))}
     attributes = {} if module is None else module.attributes
     activation = _make_activation(kind, attributes, state, options, facts, is_module=module is not None)
     part = _get_module(module, "dictionary")

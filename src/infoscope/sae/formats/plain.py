@@ -17,6 +17,7 @@ from infoscope.sae.activations import Activation, Capped, ReLU, TopK
 from infoscope.sae.config import TokenNorm
 from infoscope.sae.formats.base import Foreign, Found, Options, get_tensors, transpose
 from infoscope.sae.formats.statistics import settle_mean
+from infoscope.sae.formats.values import name_dtype
 from infoscope.sae.imported_activations import GroupMax, TanhReLU, Threshold
 
 LABEL = "any matrices, by sae.keys"
@@ -48,7 +49,7 @@ def read(found: Found, options: Options) -> Foreign:
     kind = options.kind(*KINDS)
     if kind is None:
         raise InputError(f"give sae.kind= too, one of {', '.join(KINDS)}.")
-    facts: dict[str, Any] = {}
+    facts: dict[str, Any] = {"dtype": name_dtype(W_enc)}
     return Foreign(
         kind=kind.removeprefix("signed_"),
         activation=_make_activation(kind, given.get("threshold"), options, facts),

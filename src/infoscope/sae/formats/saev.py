@@ -19,7 +19,7 @@ from infoscope.sae.activations import Activation, ReLU, TopK
 from infoscope.sae.config import TokenChoice
 from infoscope.sae.formats.base import Foreign, Found, Options, need, refuse_settings, refuse_tensors
 from infoscope.sae.formats.statistics import settle_mean
-from infoscope.sae.formats.values import check_sizes, read_count, read_number
+from infoscope.sae.formats.values import check_sizes, name_dtype, read_count, read_number
 from infoscope.sae.imported_activations import Threshold
 from infoscope.sae.origin import POOLED
 
@@ -82,7 +82,7 @@ def read(found: Found, options: Options) -> Foreign:
         layer=_read_layer(found, data),
         site="resid_post",
         tokens=TokenChoice.patch,
-        facts={"schema": schema, "k": k},
+        facts={"schema": schema, "k": k, "dtype": name_dtype(W_enc)},
     )
     if isinstance(foreign.activation, Threshold):
         foreign.facts["threshold"] = float(foreign.activation.threshold)

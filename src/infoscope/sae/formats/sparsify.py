@@ -13,7 +13,7 @@ from typing import Any
 from infoscope.runtime.errors import InputError
 from infoscope.sae.activations import Activation, TopK
 from infoscope.sae.formats.base import Foreign, Found, Options, need, refuse_settings, transpose
-from infoscope.sae.formats.values import check_sizes, read_count
+from infoscope.sae.formats.values import check_sizes, name_dtype, pick, read_count
 from infoscope.sae.imported_activations import GroupMax
 
 LABEL = "EleutherAI sparsify"
@@ -54,19 +54,19 @@ def read(found: Found, options: Options) -> Foreign:
         b_dec=b_dec,
         layer=layer,
         site=site,
-        facts={"k": k},
+        facts={"k": k, "dtype": name_dtype(weight)},
     )
 
 
 def _read_kind(config: Mapping[str, Any], options: Options) -> str:
-    said = options.kind(*ACTIVATIONS) if not config else config.get("activation", "topk")  # old ones have no other
+    if config:  # old ones know no other than top-k
+        return pick({name: name for name in ACTIVATIONS}, config.get("activation", "topk"), "activation")
+    said = options.kind(*ACTIVATIONS)
     if said is None:
         raise InputError(
             "there is no cfg.json beside it, which says whether it is a transcoder, its activation and k: fetch it, or"
             " give sae.kind=topk and sae.k=."
         )
-    if said not in ACTIVATIONS:
-        raise InputError(f"expected activation {' or '.join(ACTIVATIONS)} in cfg.json, got {said!r}.")
     return said
 
 

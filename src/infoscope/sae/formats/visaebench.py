@@ -27,7 +27,7 @@ from infoscope.sae.formats.base import (
     refuse_tensors,
     transpose,
 )
-from infoscope.sae.formats.values import check_sizes, read_count, read_number
+from infoscope.sae.formats.values import check_sizes, name_dtype, read_count, read_number
 from infoscope.sae.imported_activations import Threshold
 
 LABEL = "visaebench"
@@ -68,7 +68,7 @@ def read(found: Found, options: Options) -> Foreign:
     if (multiplier := state.get("dictionary.multiplier")) is not None and read_number(multiplier, "multiplier") != 0:
         W_dec = W_dec.float() * multiplier.float().exp()
     kind = str(next((config[name] for name in SAYS_KIND if name in config), "")).lower()
-    facts: dict[str, Any] = {"k": read_count(config.get("k"), "k")}
+    facts: dict[str, Any] = {"k": read_count(config.get("k"), "k"), "dtype": name_dtype(weight)}
     activation = _make_activation(kind, state, config, options, facts)
     backbone = str(config.get("backbone"))
     return Foreign(
