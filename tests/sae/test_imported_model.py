@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from infoscope.runtime.errors import InputError
+from infoscope.sae import model
 from infoscope.sae.activations import Gated, GroupMax, ReLU, Threshold
 from infoscope.sae.config import TokenNorm
 from infoscope.sae.edit import EditMode, GroupEditor, RemovedShareMeter
@@ -163,3 +164,14 @@ def test_it_takes_the_tensors_themselves() -> None:
 def test_an_activation_of_other_latents_is_refused(activation, message: str) -> None:
     with pytest.raises(InputError, match=message):
         SparseAutoencoder(D_IN, D_SAE, activation)
+
+
+@each_kind
+def test_entries_of_many_tokens_are_found_in_parts(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    sae, x = make_sae(name, TokenNorm.none), make_tokens(N)
+    whole = sae.decode_sparse(sae.encode_sparse(x))
+    monkeypatch.setattr(model, "MAX_PRE_ACTS", 7 * D_SAE)
+    acts = sae.encode_sparse(x)
+    torch.testing.assert_close(sae.decode_sparse(acts), whole)
+    assert len(acts.values) == N
+    assert len(sae.encode_sparse(x[:0]).values) == 0

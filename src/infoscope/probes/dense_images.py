@@ -14,9 +14,9 @@ from infoscope.probes.dense_views import DenseViews, Part, Prediction, choose_im
 from infoscope.probes.heads import LinearMaps, MapBatch, compute_depth_m
 from infoscope.probes.inputs import ProbeData, ProbeInputs, Rows, split_held_out
 from infoscope.probes.pixels import PixelSample, choose_pixels, compute_pixel_weights, upsample
-from infoscope.probes.slices import BYTES, divide, join_acts
+from infoscope.probes.slices import BYTES, divide
 from infoscope.runtime.errors import InputError
-from infoscope.sae.activation import SparseActs
+from infoscope.sae.activation import SparseActs, join_acts
 from infoscope.scope.ablations import Progress, no_progress
 from infoscope.scope.editing import AblationEditor
 

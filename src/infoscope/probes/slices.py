@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from infoscope.probes.heads import DepthHeads, LinearMaps, MapBatch, SegmentationHeads
 from infoscope.probes.metrics import IGNORE_LABEL
 from infoscope.probes.pixels import AllPixels, PixelSample
-from infoscope.sae.activation import SparseActs
+from infoscope.sae.activation import SparseActs, join_acts
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.scope.editing import AblationEditor
 
@@ -34,16 +33,6 @@ def narrow(editor: AblationEditor, variants: slice) -> AblationEditor:
     part = AblationEditor(editor.sae, [])
     part.variants, part.removed = editor.variants[variants], editor.removed[variants]
     return part
-
-
-def join_acts(parts: Sequence[SparseActs]) -> SparseActs:
-    """Return latents one after the other along the first axis, padded with zeros to the widest part.
-
-    Kinds other than TopK have as many entries as the fullest token of a part.
-    """
-    widest = max(acts.values.shape[-1] for acts in parts)
-    padded = [[F.pad(part, (0, widest - part.shape[-1])) for part in acts] for acts in parts]
-    return SparseActs(torch.cat([values for values, _ in padded]), torch.cat([indices for _, indices in padded]))
 
 
 @torch.no_grad()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
@@ -22,6 +24,16 @@ class SparseActs(NamedTuple):
 
     values: Float[Tensor, "n k"]
     indices: Int64[Tensor, "n k"]
+
+
+def join_acts(parts: Sequence[SparseActs]) -> SparseActs:
+    """Return latents one after the other along the first axis, padded with zeros to the widest part.
+
+    Kinds other than TopK have as many entries as the fullest token of a part.
+    """
+    widest = max(acts.values.shape[-1] for acts in parts)
+    padded = [[F.pad(part, (0, widest - part.shape[-1])) for part in acts] for acts in parts]
+    return SparseActs(torch.cat([values for values, _ in padded]), torch.cat([indices for _, indices in padded]))
 
 
 class Activation(nn.Module, ABC):

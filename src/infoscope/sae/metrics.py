@@ -62,18 +62,21 @@ def compute_sae_metrics(sae: SparseAutoencoder, batches: Iterable[Float[Tensor, 
 
 
 @torch.no_grad()
+def compute_row_norms(W_dec: Float[Tensor, "d_sae d_in"]) -> Float[np.ndarray, " d_sae"]:
+    """Return the norm of each latent's decoder row; those within `UNIT_TOLERANCE` of 1 are 1."""
+    norms = W_dec.detach().double().norm(dim=1).cpu().numpy()
+    return np.where(np.abs(norms - 1) <= UNIT_TOLERANCE, 1.0, norms)
+
+
 def compute_mass(
     mean_act: Float[np.ndarray, " d_sae"], W_dec: Float[Tensor, "d_sae d_in"]
 ) -> Float[np.ndarray, " d_sae"]:
     """Return the activation mass of each latent per token: its mean activation times the norm of its decoder row.
 
     In the SAE's own units: what a token norm divides a token by does not count. Signed activations count above 0 alone.
-
     Rows of unit norm give `mean_act` itself, bit for bit; SAEs of other toolkits may have rows of any length.
 
     Args:
         mean_act: mean activation per token, silent tokens included, as `Ranking` holds it.
     """
-    norms = W_dec.detach().double().norm(dim=1).cpu().numpy()
-    norms = np.where(np.abs(norms - 1) <= UNIT_TOLERANCE, 1.0, norms)
-    return (mean_act * norms).astype(mean_act.dtype)
+    return (mean_act * compute_row_norms(W_dec)).astype(mean_act.dtype)

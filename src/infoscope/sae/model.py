@@ -10,10 +10,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from infoscope.runtime.errors import InputError
-from infoscope.sae.activation import Activation, SparseActs
+from infoscope.sae.activation import Activation, SparseActs, join_acts
 from infoscope.sae.config import TokenNorm
 from infoscope.sae.origin import Origin
 
+MAX_PRE_ACTS = 2**29
+"""Pre-activations held at a time where entries are wanted (2 GiB): tokens of large dictionaries come in parts."""
 LAYER_NORM_EPS = 1e-5
 """What every toolkit adds to the standard deviation by which it divides."""
 
@@ -206,7 +208,9 @@ class SparseAutoencoder(nn.Module):
 
     def encode_sparse(self, x: Float[Tensor, "n d_in"]) -> SparseActs:
         """Return the latent activations of raw tokens as entries: k per token for TopK, the batch's largest L0 else."""
-        return self.activation.sparse(self.pre_acts(x))
+        parts = x.split(max(1, MAX_PRE_ACTS // self.d_sae))
+        acts = [self.activation.sparse(self.pre_acts(part)) for part in parts]
+        return acts[0] if len(acts) == 1 else join_acts(acts)
 
     def decode(
         self, latent_acts: Float[Tensor, "... d_sae"], x: Float[Tensor, "... d_in"] | None = None

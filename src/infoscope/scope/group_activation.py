@@ -27,8 +27,8 @@ class Acts(NamedTuple):
     """How strongly some features act on outlier tokens and on normal ones.
 
     n_features: how many they are.
-    on_outlier, on_normal: their summed activation per token, mean over the tokens of that kind, in SAE units; NaN
-        without such tokens.
+    on_outlier, on_normal: their summed activation per token (times the norms of decoder rows where these are not 1),
+        mean over the tokens of that kind, in SAE units; NaN without such tokens.
     """
 
     n_features: int

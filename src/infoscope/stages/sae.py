@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
+from jaxtyping import Float
+
 from infoscope.pipeline.context import Context
 from infoscope.pipeline.stage import Handle, Work
 from infoscope.sae.config import ImportedConfig, TokenChoice, TrainedConfig
+from infoscope.sae.metrics import compute_row_norms
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.sae.origin import Origin
 from infoscope.stages.images import count_images
@@ -33,6 +37,12 @@ def choose_tokens(ctx: Context) -> TokenChoice:
 def has_unit_rows(ctx: Context) -> bool:
     """Whether training has set every row of the decoder to unit norm, so that the SAE need not be read to know."""
     return not _is_imported(ctx)
+
+
+def row_norms_of(ctx: Context, seed: int) -> Float[np.ndarray, " d_sae"] | float:
+    """Return by what activations are multiplied before those of several latents are compared or added: the norms of
+    the decoder's rows; 1.0 where training has made all of them 1."""
+    return 1.0 if has_unit_rows(ctx) else compute_row_norms(sae_of(ctx, seed).load().W_dec)
 
 
 def has_free_scale(ctx: Context) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
+from jaxtyping import Float
 
 from infoscope.pipeline.context import Context
 from infoscope.pipeline.passes import PassStage
@@ -18,7 +19,7 @@ from infoscope.stages.confounds.section import make_confound_section
 from infoscope.stages.images import fingerprint_images, open_split, scenes_of
 from infoscope.stages.latents import join_latents
 from infoscope.stages.rank import Rank
-from infoscope.stages.sae import sae_of, work_of_pass
+from infoscope.stages.sae import row_norms_of, sae_of, work_of_pass
 from infoscope.stages.score.stage import Score, scope_of
 from infoscope.stages.tokens import Tokens
 from infoscope.vision.tokens.source import TokenSource
@@ -55,7 +56,7 @@ class Confounds(PassStage[ConfoundResult]):
         return work_of_pass(ctx)
 
     def latents(self, ctx: Context, seed: int) -> Iterator[LatentColumn]:
-        return list_columns(self.at(ctx, seed).load(), ctx.config.scope.k_cds)
+        return list_columns(self.at(ctx, seed).load(), ctx.config.scope.k_cds, row_norms_of(ctx, seed))
 
     def section(self, ctx: Context) -> ReportSection:
         pairs = [(scope_of(ctx, seed), self.at(ctx, seed).load()) for seed in ctx.config.seeds]
@@ -63,12 +64,18 @@ class Confounds(PassStage[ConfoundResult]):
         return make_confound_section(pairs, latents)
 
 
-def list_columns(found: ConfoundResult, k_cds: int) -> Iterator[LatentColumn]:
-    """Return what is known of each latent; effects are NaN for those that fire on too few images to have any."""
+def list_columns(
+    found: ConfoundResult, k_cds: int, row_norms: Float[np.ndarray, " d_sae"] | float = 1.0
+) -> Iterator[LatentColumn]:
+    """Return what is known of each latent; effects are NaN for those that fire on too few images to have any.
+
+    Args:
+        row_norms: see `row_norms_of`; peaks are compared between latents.
+    """
     of, units, grid = found.properties, "SAE units", "share of the grid"
     yield LatentColumn("image_rate", of.image_rate, "images in which it fires", "share of images")
-    yield LatentColumn("peak", of.peak, "peak activation", units)
-    yield LatentColumn("peak_top", of.peak_top(k_cds), f"peak, mean of its top {k_cds} images", units)
+    yield LatentColumn("peak", of.peak * row_norms, "peak activation", units)
+    yield LatentColumn("peak_top", of.peak_top(k_cds) * row_norms, f"peak, mean of its top {k_cds} images", units)
     yield LatentColumn("support", of.support, "patches on which it fires, in images in which it does", grid)
     yield LatentColumn("participation", of.participation, "participation ratio", grid)
     effects = {

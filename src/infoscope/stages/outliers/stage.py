@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 
@@ -21,7 +22,7 @@ from infoscope.scope.token_outliers import MAPS, TokenOutliers, compute_token_ou
 from infoscope.stages.backbone import load_backbone
 from infoscope.stages.images import count_images, open_split, scenes_of
 from infoscope.stages.outliers.section import make_outlier_section
-from infoscope.stages.sae import sae_of, work_of_pass
+from infoscope.stages.sae import row_norms_of, sae_of, work_of_pass
 from infoscope.stages.score.stage import Score, partition_of
 from infoscope.stages.tokens import Tokens
 from infoscope.vision.tokens.source import TokenFacts, TokenSource
@@ -120,4 +121,6 @@ def group_activation_of(ctx: Context, seed: int) -> GroupActivation:
     """Return how strongly each group acts on outlier and on normal tokens, and the features without a score."""
     partition = partition_of(ctx, seed)
     unscored = {"unscored": partition.unscored} if partition.unscored.any() else {}
-    return Outliers.at(ctx, seed).load().of_groups({**partition.groups, **unscored})
+    acts, norms = Outliers.at(ctx, seed).load(), row_norms_of(ctx, seed)
+    acts = replace(acts, on_outlier=acts.on_outlier * norms, on_normal=acts.on_normal * norms)
+    return acts.of_groups({**partition.groups, **unscored})
