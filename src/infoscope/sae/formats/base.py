@@ -119,11 +119,13 @@ def need(state: Mapping[str, Tensor], *names: str) -> Iterator[Tensor]:
     """Yield the tensors of these names.
 
     Raises:
-        InputError: one is missing.
+        InputError: one is missing, or complex.
     """
     for name in names:
         if name not in state:
             raise InputError(f"Expected a tensor {name}, found {', '.join(state) or 'none'}.")
+        if state[name].is_complex():
+            raise InputError(f"Expected real numbers in {name}, found complex ones.")
         yield state[name]
 
 

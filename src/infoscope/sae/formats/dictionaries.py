@@ -11,7 +11,7 @@ from torch import Tensor
 from infoscope.runtime.errors import InputError
 from infoscope.sae.activations import Gated, ReLU, Threshold, TopK
 from infoscope.sae.formats.base import Foreign, Options, need
-from infoscope.sae.formats.values import name_dtype, need_matrices, read_count, read_number, unit_rows
+from infoscope.sae.formats.values import name_dtype, need_matrices, read_count, read_number, show, unit_rows
 
 LINEAR = ("encoder.weight", "encoder.bias", "decoder.weight")
 MATRICES = ("W_enc", "b_enc", "W_dec", "b_dec")
@@ -142,7 +142,7 @@ def read_class(name: str, file: File) -> Foreign:
     """
     made = CLASSES.get(name.replace("Matroyshka", "Matryoshka"))  # as sae-for-vlm spells it
     if made is None:
-        raise InputError(f"Expected a dictionary of class {', '.join(CLASSES)}, found {name!r:.80}, which is not read.")
+        raise InputError(f"Expected a dictionary of class {', '.join(CLASSES)}, found {show(name)}, which is not read.")
     others = sorted(file.state.keys() - made.names - made.newer)
     if others:
         raise InputError(f"A {name} has the tensors {', '.join(sorted(made.names))}, found {', '.join(others)} too.")

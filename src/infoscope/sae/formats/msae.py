@@ -18,7 +18,7 @@ from torch import Tensor
 from infoscope.runtime.errors import InputError
 from infoscope.sae.activations import Activation, Capped, ReLU, Threshold, TopK
 from infoscope.sae.config import TokenNorm
-from infoscope.sae.formats.base import Foreign, Found, Options, need
+from infoscope.sae.formats.base import Foreign, Found, Options, get_tensors, need
 from infoscope.sae.formats.values import check_sizes, name_dtype, need_matrices, pick, read_number
 from infoscope.sae.origin import POOLED
 
@@ -54,7 +54,7 @@ def recognise(found: Found) -> bool:
 
 def read(found: Found, options: Options) -> Foreign:
     state = found.get_state("model")
-    b_enc, b_dec, (mean,) = *need(state, "latent_bias", "pre_bias"), need(dict(found.content), "mean_center")
+    b_enc, b_dec, (mean,) = *need(state, "latent_bias", "pre_bias"), need(get_tensors(found.content), "mean_center")
     is_tied = "decoder" not in state
     tied = {"decoder": state["encoder"].T.contiguous()} if is_tied and "encoder" in state else {}
     W_enc, W_dec = need_matrices({**state, **tied}, "encoder", "decoder")
@@ -68,7 +68,7 @@ def read(found: Found, options: Options) -> Foreign:
         b_enc=b_enc,
         b_dec=b_dec,
         mean=mean,
-        scale=read_number(found.content["scaling_factor"], "scaling_factor", above=0),
+        scale=read_number(found.content.get("scaling_factor"), "scaling_factor", above=0),
         token_norm=TokenNorm.layer_norm if name.normalise else TokenNorm.none,
         backbone=name.clip,
         site=POOLED,

@@ -13,7 +13,7 @@ from infoscope.runtime.untrusted import Record
 from infoscope.sae.activations import ReLU
 from infoscope.sae.config import TokenChoice
 from infoscope.sae.formats.base import Foreign, Found, Options, need
-from infoscope.sae.formats.values import get_as, name_dtype
+from infoscope.sae.formats.values import get_as, name_dtype, read_flag
 
 LABEL = "PatchSAE, Hugo Fry, ConceptScope"
 SITES = {"resid": "resid_post"}
@@ -38,7 +38,7 @@ def read(found: Found, options: Options) -> Foreign:
         backbone=get_as(str, config, "model_name"),
         layer=get_as(int, config, "block_layer"),
         site=SITES.get(site or "", site),
-        tokens=TokenChoice.cls if config.get("class_token") else TokenChoice.all,
+        tokens=TokenChoice.cls if read_flag(config, "class_token") else TokenChoice.all,
         facts={
             "image_px": get_as(int, config, "image_width"),
             "dataset": get_as(str, config, "dataset_path"),

@@ -24,7 +24,9 @@ from infoscope.sae.formats.values import (
     parse_hook,
     pick,
     read_count,
+    read_flag,
     refuse_others,
+    show,
 )
 
 LABEL = "Prisma (ViT-Prisma)"
@@ -56,7 +58,7 @@ def read(found: Found, options: Options) -> Foreign:
     if parts is None:
         raise InputError(f"Expected a config.json of Prisma's beside the weights, found {found.words}.")
     config, state = parts
-    if config.get("is_transcoder") or {"W_skip", "b_dec_out"} & state.keys():
+    if read_flag(config, "is_transcoder") or {"W_skip", "b_dec_out"} & state.keys():
         raise InputError("it is a transcoder, which reads one place of a block and predicts another: no SAE of tokens.")
     refuse_settings(config, *READ)
     W_enc, W_dec = need_matrices(state, "W_enc", "W_dec")
@@ -101,9 +103,10 @@ def _make_activation(parts: Parts, options: Options) -> tuple[str, Activation]:
     architecture = config.get("architecture", "standard")
     names = pick(architectures, architecture, "architecture")
     name = pick(dict(zip(names, names, strict=True)), config.get("activation_fn_str", "relu"), "activation_fn_str")
-    settings = config.get("activation_fn_kwargs") or {}
+    settings = config.get("activation_fn_kwargs")
+    settings = {} if settings is None else settings
     if not isinstance(settings, Mapping) or settings.keys() - {"k"}:
-        raise InputError(f"Expected activation_fn_kwargs to hold k alone, found {settings!r:.80}.")
+        raise InputError(f"Expected activation_fn_kwargs to hold k alone, found {show(settings)}.")
     refuse_others(
         state, GATES if architecture == "gated" else (), (*GATES, "threshold"), f"of architecture {architecture}"
     )
@@ -118,16 +121,16 @@ def _make_activation(parts: Parts, options: Options) -> tuple[str, Activation]:
 
 def _find_hook(config: Mapping[str, Any]) -> tuple[int | None, str | None]:
     """Return block and site."""
-    point, subtype = config.get("hook_point_layer"), config.get("layer_subtype")
+    point, subtype = config.get("hook_point_layer"), get_as(str, config, "layer_subtype")
     point = point[0] if isinstance(point, list) and len(point) == 1 else point
     hook = f"blocks.{point}.{subtype}" if subtype else config.get("hook_point")
     return parse_hook(hook, config.get("hook_point_head_index"))
 
 
 def _find_tokens(config: Mapping[str, Any]) -> TokenChoice | None:
-    if config.get("cls_token_only"):
+    if read_flag(config, "cls_token_only"):
         return TokenChoice.cls
-    if config.get("use_patches_only"):
+    if read_flag(config, "use_patches_only"):
         return TokenChoice.patch
     return TokenChoice.all if "use_patches_only" in config or "cls_token_only" in config else None
 

@@ -25,6 +25,7 @@ from infoscope.sae.formats.values import (
     parse_hook,
     pick,
     read_count,
+    read_flag,
     read_number,
     refuse_others,
     unit_rows,
@@ -51,7 +52,6 @@ KINDS = {
     "matryoshka_batchtopk": "matryoshka_prefix",
 }
 """Our words for its architectures."""
-FLAGS = {True: True, False: False}
 TENSORS = {
     "gated": ("b_gate", "b_mag", "r_mag"),
     "jumprelu": ("threshold",),
@@ -87,8 +87,8 @@ class Settings(NamedTuple):
     def rescales(self) -> bool:
         """Whether latents are compared, and returned, times the norms of their decoder rows."""
         is_batch = "batchtopk" in self.architecture
-        flag = self.config.get("rescale_acts_by_decoder_norm", is_batch)
-        return (is_batch or self.architecture == "topk") and pick(FLAGS, flag, "rescale_acts_by_decoder_norm")
+        is_read = is_batch or self.architecture == "topk"
+        return is_read and read_flag(self.config, "rescale_acts_by_decoder_norm", default=is_batch)
 
 
 def recognise(found: Found) -> bool:
@@ -121,7 +121,7 @@ def read(found: Found, options: Options) -> Foreign:
         W_dec=W_dec if factors is None else scale_rows(W_dec.float(), factors),
         b_enc=b_enc,
         b_dec=next(need(state, "b_dec")),
-        subtracts_b_dec=pick(FLAGS, config.get("apply_b_dec_to_input", True), "apply_b_dec_to_input"),
+        subtracts_b_dec=read_flag(config, "apply_b_dec_to_input", default=True),
         scale=_find_scale(found, options, warnings) if norm is True or norm == AVERAGE else 1.0,
         token_norm=token_norm,
         backbone=get_as(str, about, "model_name"),
@@ -187,7 +187,7 @@ def _make_activation(
             gate, magnitude, scale = tensors
             return Gated(gate, magnitude, scale.double().exp().float()), {}
         case "jumprelu":
-            is_one = bool((tensors[0] == tensors[0].flatten()[:1]).all())
+            is_one = tensors[0].numel() > 0 and bool((tensors[0] == tensors[0].flatten()[0]).all())
             return Threshold(tensors[0]), {"threshold": float(tensors[0].flatten()[0])} if is_one else {}
         case "batchtopk" | "matryoshka_batchtopk":
             facts = {"k": get_as(float, config, "k") or get_as(int, config, "k"), "threshold": float(tensors[0].max())}
@@ -204,7 +204,7 @@ def _find_finetuning(
     Raises:
         InputError: there are such factors, and the configuration says that there are none; or too many.
     """
-    says = bool(config.get("finetuning_scaling_factor"))
+    says = read_flag(config, "finetuning_scaling_factor")
     factors = state.get("finetuning_scaling_factor", state.get("scaling_factor"))
     if factors is None and says:
         warnings.append("Its configuration says finetuning_scaling_factor, and it holds no such factors: none is used.")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 from jaxtyping import Float
 from torch import Tensor
 
+from infoscope.runtime.calls import name_type
 from infoscope.runtime.errors import InputError
 from infoscope.sae.formats.base import need, row_norms, scale_rows
 
@@ -29,7 +31,24 @@ def pick(choices: Mapping[Any, T], value: Any, name: str) -> T:
         if type(choice) is type(value) and choice == value:
             return chosen
     known = ", ".join("null" if choice is None else str(choice) for choice in choices)
-    raise InputError(f"Expected {name} to be one of {known}, found {value!r:.80}, which is not read.")
+    raise InputError(f"Expected {name} to be one of {known}, found {show(value)}, which is not read.")
+
+
+def show(value: Any) -> str:
+    """Return the beginning of a value on one line, for messages."""
+    try:
+        return " ".join(repr(value).split())[:80]
+    except ValueError:  # a number of thousands of digits
+        return f"a long {name_type(value)}"
+
+
+def read_flag(config: Mapping[str, Any], name: str, default: bool = False) -> bool:
+    """Return what a configuration says of a flag.
+
+    Raises:
+        InputError: it is neither true nor false.
+    """
+    return pick({None: default, False: False, True: True}, config.get(name), name)
 
 
 def get_as(kind: type[T], config: Mapping[str, Any], name: str) -> T | None:
@@ -48,8 +67,8 @@ def read_count(value: Any, name: str) -> int | None:
     if plain is None:
         return None
     is_whole = isinstance(plain, int) or (isinstance(plain, float) and plain.is_integer())
-    if not is_whole or isinstance(plain, bool) or plain < 1:
-        raise InputError(f"Expected {name} to be a whole number above 0, found {plain!r:.80}.")
+    if not is_whole or isinstance(plain, bool) or not 1 <= plain < 2**63:
+        raise InputError(f"Expected {name} to be a whole number above 0, found {show(plain)}.")
     return int(plain)
 
 
@@ -60,9 +79,9 @@ def read_number(value: Any, name: str, above: float = -math.inf) -> float:
         InputError: it is something else, or not above the bound.
     """
     plain = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
-    if isinstance(plain, bool) or not isinstance(plain, int | float) or not above < plain < math.inf:
+    if isinstance(plain, bool) or not isinstance(plain, int | float) or not above < plain <= sys.float_info.max:
         bound = f" above {above:g}" if above > -math.inf else ""
-        raise InputError(f"Expected {name} to be a number{bound}, found {plain!r:.80}.")
+        raise InputError(f"Expected {name} to be a number{bound}, found {show(plain)}.")
     return float(plain)
 
 
