@@ -130,16 +130,18 @@ def find_sae(path: Path, format: str | None = None) -> tuple[Found, str]:
 
 
 def read_found(file: Path) -> Found:
-    """Return what a file and the configurations beside it hold.
+    """Return what a file and the configurations beside it hold; of one in a folder "checkpoints" those above it too.
 
     Raises:
         InputError: it is damaged, or holds what is not read.
     """
     is_numpy = file.suffix == ".npz"
     content, header, pickled = (read_npz(file), None, ()) if is_numpy else read_checkpoint(file, KNOWN_CLASSES)
+    folders = [file.parent.parent] * (file.parent.name == "checkpoints") + [file.parent]
     configs = {
         other.name: config
-        for other in sorted(file.parent.iterdir())
+        for folder in folders
+        for other in sorted(folder.iterdir())
         if other.suffix in CONFIGS and (config := _read_config(other)) is not None
     }
     return Found(file, content, header, configs, pickled)

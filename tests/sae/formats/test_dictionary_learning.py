@@ -142,6 +142,14 @@ def test_old_topk_takes_k_from_the_configuration_or_the_settings(tmp_path: Path)
         load_sae(configured, k=7)
 
 
+def test_checkpoint_of_a_training_has_its_configuration_a_folder_above(tmp_path: Path) -> None:
+    state, reference = make_batchtopk(draw_weights(3))
+    save(tmp_path / "trainer_0/ae.pt", state, configure("BatchTopKSAE", k=K))
+    sae = load_sae(save(tmp_path / "trainer_0/checkpoints/ae_500.pt", state))
+    assert measure_deviation(sae, reference) < 1e-6
+    assert get_source(sae).format == "dictionary_learning"
+
+
 def test_two_values_of_k_are_refused(tmp_path: Path) -> None:
     state, _ = make_topk(draw_weights(3))
     with pytest.raises(InputError, match="weights say k=4, and its configuration k=7"):
