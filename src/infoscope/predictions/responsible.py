@@ -13,6 +13,7 @@ from infoscope.predictions.inputs import PredictInputs, TokenEditor
 from infoscope.predictions.zero_shot import ZeroShotHead
 from infoscope.runtime.parts import Part
 from infoscope.sae.edit import EditMode
+from infoscope.sae.metrics import compute_row_norms
 from infoscope.vision.backbone import Tokens
 
 N_NAMED = 3
@@ -61,10 +62,11 @@ def explain_change(
 ) -> Explanation:
     """Find the features of a group whose ablation, each alone, costs the old class of one image most.
 
-    Only the group's `config.n_candidates` most active features of the image are tried (|activation| summed over its
-    tokens), so an image costs that many forwards; on the scenes 64 of them name the same features as all. Log-odds and
-    not the logit, which may fall with all the others and change nothing; nor the probability, which stays at 1 while a
-    sure prediction loses ground. Features act together, so the drops need not sum to what the whole group does.
+    Only the group's `config.n_candidates` features that write most into the image's tokens are tried (|activation|
+    times the norm of the decoder row, summed over the tokens), so an image costs that many forwards; on the scenes 64
+    of them name the same features as all. Log-odds and not the logit, which may fall with all the others and change
+    nothing; nor the probability, which stays at 1 while a sure prediction loses ground. Features act together, so the
+    drops need not sum to what the whole group does.
 
     Args:
         row: of the tokens.
@@ -92,10 +94,10 @@ def explain_change(
 def _find_active(
     inputs: PredictInputs, editor: TokenEditor, removed: Bool[np.ndarray, " d_sae"], n_candidates: int
 ) -> list[int]:
-    """Return the latents of a group that are active in these tokens, the most active first."""
-    values, indices = editor.editor.acts
+    """Return the latents of a group that are active in these tokens, those that write most first."""
+    values, indices = editor.editor.written
     total = torch.zeros(inputs.sae.d_sae, device=inputs.device)
     total.index_add_(0, indices.flatten(), values.flatten().abs())
-    total *= torch.from_numpy(removed).to(inputs.device)
+    total *= torch.from_numpy(removed * compute_row_norms(inputs.sae.W_dec)).to(total)
     order = total.argsort(descending=True, stable=True)[:n_candidates]
     return [latent for latent in order.tolist() if total[latent] > 0]
