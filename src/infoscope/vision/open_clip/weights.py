@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from infoscope.runtime.errors import InputError, get_first_line
+from infoscope.runtime.hub import get_cache_folder
 from infoscope.vision.config import ModelConfig
 from infoscope.vision.weights.fit import check_fit, check_size
-from infoscope.vision.weights.hub import download, find_cached, get_cache_folder
+from infoscope.vision.weights.hub import download, find_cached
 from infoscope.vision.weights.sets import read_weights
 from infoscope.vision.weights.towers import get_shapes, measure
 from infoscope.vision.weights.transformers_names import translate

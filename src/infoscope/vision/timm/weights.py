@@ -16,6 +16,7 @@ from timm.models import get_arch_pretrained_cfgs, is_model_in_modules
 from torch import nn
 
 from infoscope.runtime.errors import InputError
+from infoscope.runtime.hub import get_cache_folder
 from infoscope.vision.config import ModelConfig
 from infoscope.vision.preprocessing import Preprocessing, check_preprocessing
 from infoscope.vision.weights.facts import (
@@ -29,7 +30,7 @@ from infoscope.vision.weights.facts import (
     read_processor,
 )
 from infoscope.vision.weights.fit import check_fit, check_size, refuse_names
-from infoscope.vision.weights.hub import download, find_cached, get_cache_folder
+from infoscope.vision.weights.hub import download, find_cached
 from infoscope.vision.weights.local import choose_weights_set, find_local_file, get_weights_id
 from infoscope.vision.weights.sets import read_weights
 from infoscope.vision.weights.timm_layout import MODULES, to_timm

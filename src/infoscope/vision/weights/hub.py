@@ -1,22 +1,12 @@
-"""The Hugging Face hub's cache, and whether there is a network: asked before the hub's client, which retries long."""
+"""Weights in the Hugging Face hub's cache, or downloaded into it."""
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from urllib.parse import urlparse
 
 from infoscope.runtime.errors import InputError, get_first_line
-
-_PROBE_S = 3.0
-
-
-def get_cache_folder() -> Path:
-    """Return where the hub's client keeps what it downloads."""
-    from huggingface_hub import constants
-
-    return Path(constants.HF_HUB_CACHE)
+from infoscope.runtime.hub import is_reachable
 
 
 def find_cached(repo: str, names: Sequence[str]) -> Path | None:
@@ -37,22 +27,12 @@ def download(weights: str, get: Callable[[], str | Path], cache_folder: Path, ur
     Raises:
         InputError: if there is no answer, or the download fails.
     """
-    _check_network(weights, cache_folder, url)
+    if not is_reachable(url):
+        raise InputError(
+            f"The weights {weights} are not in the cache ({cache_folder}) and there is no network: give a local file"
+            " by model.pretrained=<file>.safetensors, or fill the cache."
+        )
     try:
         return Path(get())
     except Exception as error:  # of the network or the hub, of every kind
         raise InputError(f"Cannot download the weights {weights}: {get_first_line(error)}.") from error
-
-
-def _check_network(weights: str, cache_folder: Path, url: str) -> None:
-    if not url:
-        from huggingface_hub import constants
-
-        url = constants.ENDPOINT
-    try:
-        socket.create_connection((urlparse(url).hostname or "", 443), timeout=_PROBE_S).close()
-    except OSError as error:
-        raise InputError(
-            f"The weights {weights} are not in the cache ({cache_folder}) and there is no network: give a local file"
-            " by model.pretrained=<file>.safetensors, or fill the cache."
-        ) from error
