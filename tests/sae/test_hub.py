@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import re
 import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from huggingface_hub import constants
+from safetensors.torch import save
 
 from infoscope.runtime.errors import InputError
 from infoscope.sae.hub import Located, resolve
+from infoscope.sae.loading import load_sae
 from tests.support.hub_server import HubServer, serve_hub
 
 REPO = "owner/clip-saes"
@@ -182,3 +186,17 @@ class TestRefusals:
         refs.mkdir(parents=True)
         (refs / "main").write_text("../../../..")
         assert resolve(f"hf:{REPO}/layer_8").revision == hub.refs[REPO]["main"]
+
+
+def test_an_sae_of_the_hub_knows_where_it_comes_from(hub):
+    state = {"W_enc": torch.eye(3, 6), "b_enc": torch.zeros(6), "W_dec": torch.eye(6, 3), "b_dec": torch.ones(3)}
+    cfg = {"d_in": 3, "d_sae": 6, "architecture": "standard", "normalize_activations": "none", "dtype": "float32"}
+    cfg["apply_b_dec_to_input"] = True
+    files = {"l/cfg.json": json.dumps(cfg).encode(), "l/sae_weights.safetensors": save(state)}
+    sha = hub.commit("owner/sae", files)
+    sae = load_sae("hf:owner/sae/l")
+    source = sae.origin.source
+    assert source is not None
+    assert (source.address, source.revision) == ("hf:owner/sae/l", sha)
+    assert (source.format, source.file) == ("saelens", "sae_weights.safetensors")
+    assert sae.encode(torch.tensor([[2.0, 1, 0]])).tolist() == [[1, 0, 0, 0, 0, 0]]

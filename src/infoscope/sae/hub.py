@@ -104,8 +104,7 @@ def _find_cached(place: _Place) -> Located | None:
     path = place.storage / "snapshots" / commit / place.inner if commit else None
     if commit is None or path is None:
         return None
-    files = path.glob("*") if path.is_dir() else [path]
-    is_there = any(file.suffix in WEIGHTS and file.is_file() for file in files)
+    is_there = path.is_file() or any(file.suffix in WEIGHTS and file.is_file() for file in path.glob("*"))
     return Located(path, place.address, commit) if is_there else None
 
 
@@ -159,7 +158,7 @@ def _choose(place: _Place, names: Sequence[str]) -> list[str]:
     is_file = place.inner in names
     folder = PurePosixPath(place.inner).parent if is_file else PurePosixPath(place.inner)
     here = [file for file in files if file.parent == folder]
-    weights = [file for file in here if file.suffix in WEIGHTS and (not is_file or str(file) == place.inner)]
+    weights = [file for file in here if (_is_named(place, file) if is_file else file.suffix in WEIGHTS)]
     if not weights:
         raise InputError(f"{place.full} holds no weights of an SAE: {_name_folders(place, files)}.")
     if len(weights) > _MAX_WEIGHTS:
@@ -169,6 +168,11 @@ def _choose(place: _Place, names: Sequence[str]) -> list[str]:
             f" {place.at(str(min(weights)))} ({some})."
         )
     return [str(file) for file in (*(file for file in here if file.suffix in CONFIGS), *weights)]
+
+
+def _is_named(place: _Place, file: PurePosixPath) -> bool:
+    """Whether a file is the one that is asked for; that may also be one of numpy's."""
+    return str(file) == place.inner and file.suffix in (*WEIGHTS, ".npz")
 
 
 def _name_folders(place: _Place, files: Iterable[PurePosixPath]) -> str:

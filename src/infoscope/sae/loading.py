@@ -20,13 +20,12 @@ from infoscope.sae import checkpoint
 from infoscope.sae.config import ImportedConfig, Statistics
 from infoscope.sae.formats import load_formats
 from infoscope.sae.formats.base import Foreign, Found, Options
+from infoscope.sae.hub import CONFIGS, WEIGHTS, resolve
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.sae.origin import Origin, Source
 
 KNOWN_CLASSES = ("src.sae_training.", "sae_training.", "vit_prisma.", "overcomplete.", "torch.nn.modules.")
 """What pickles of the toolkits name; read as records that call nothing."""
-SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
-CONFIGS = (".json", ".yaml", ".yml")
 MAX_CONFIG_BYTES = 2**24
 MAX_FILES = 16
 """Of a folder that are opened to see which is an SAE's, and that are listed."""
@@ -68,7 +67,7 @@ def import_sae(config: ImportedConfig) -> SparseAutoencoder:
     Raises:
         InputError: as `load_sae`.
     """
-    path = Path(config.path).expanduser()
+    path, address, revision = resolve(config.path)
     if is_ours(path):
         given = [name for name in config.given() if name not in ("kind", "path", "statistics", "ignore_origin")]
         if given:
@@ -88,6 +87,8 @@ def import_sae(config: ImportedConfig) -> SparseAutoencoder:
         file=found.file.name,
         sha256=compute_checksum(found.file),
         backbone=foreign.backbone,
+        address=address,
+        revision=revision,
         facts=_join_facts(foreign),
         warnings=tuple(foreign.warnings),
     )
@@ -170,9 +171,9 @@ def _choose_file(folder: Path) -> Path:
         raise InputError(
             f"Expected the file or folder of an SAE, and there is no {folder}{suggest(folder.name, beside)}."
         )
-    files = [path for path in sorted(folder.rglob("*")) if path.suffix in SUFFIXES and path.is_file()]
+    files = [path for path in sorted(folder.rglob("*")) if path.suffix in WEIGHTS and path.is_file()]
     if not files:
-        raise InputError(f"Expected the file of an SAE ({', '.join(SUFFIXES)}) in {folder}, found none.")
+        raise InputError(f"Expected the file of an SAE ({', '.join(WEIGHTS)}) in {folder}, found none.")
     here = [file for file in files if file.parent == folder]
     if len(files) > 1 and 0 < len(here) <= MAX_FILES:  # beside an SAE, or above several, may lie counts and optimizers
         deeper = [file for file in files if file.parent != folder]
