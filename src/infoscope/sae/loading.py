@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ import yaml
 from torch import Tensor
 
 from infoscope.runtime.calls import make_options, name_type, refuse_unknown, speaks_python
-from infoscope.runtime.errors import InputError, suggest
+from infoscope.runtime.errors import InputError, get_first_line, suggest
 from infoscope.runtime.manifests import MANIFEST, compute_checksum
 from infoscope.runtime.untrusted import read_checkpoint
 from infoscope.runtime.untrusted.numpy_files import read_npz
@@ -81,6 +82,9 @@ def import_sae(config: ImportedConfig) -> SparseAutoencoder:
         sae = assemble(foreign)
     except InputError as error:
         raise InputError(f"Cannot read {found.file} as an SAE of {name}: {error}") from None
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        reason = f"it holds something else than that format has ({get_first_line(error)})"  # whatever strangers write
+        raise InputError(f"Cannot read {found.file} as an SAE of {name}: {reason}.") from error
     source = Source(
         format=name,
         kind=foreign.kind,
@@ -219,6 +223,9 @@ def assemble(foreign: Foreign) -> SparseAutoencoder:
     Raises:
         InputError: shapes do not agree, or a value is NaN or Inf.
     """
+    for name, kind in (("backbone", str), ("layer", int), ("site", str)):
+        if type(value := getattr(foreign, name)) not in (kind, NoneType):
+            raise InputError(f"expected the {name} that it says to be a {kind.__name__}, got {value!r:.80}.")
     W_enc, W_dec = foreign.W_enc.float(), foreign.W_dec.float()
     if W_enc.ndim != 2 or 0 in W_enc.shape or W_dec.shape != W_enc.shape[::-1]:
         raise InputError(

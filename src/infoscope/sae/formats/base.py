@@ -302,5 +302,6 @@ def refuse_settings(config: Mapping[str, Any], *known: str) -> None:
     """
     for name, value in config.items():
         is_told = isinstance(name, str) and name not in known and _TELLING.fullmatch(name.lower())
-        if is_told and value not in (None, False, 0, "", "none", "None", "null", [], {}):
+        is_off = not isinstance(value, Tensor) and value in (None, False, 0, "", "none", "None", "null", [], {})
+        if is_told and not is_off:
             raise InputError(f"its configuration says {name}: {value!r:.80}, and what is done with that is not known.")

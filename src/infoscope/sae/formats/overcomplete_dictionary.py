@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -60,7 +60,7 @@ def make_dictionary(part: Record | None, state: Mapping[str, Tensor]) -> tuple[F
     if "Relax" in state:
         W, warnings = _mix_archetypes(state, attributes.get("delta"))
         return W.mul_(multiplier), warnings
-    (W,) = need(state, "_weights")
+    (W,) = _need_matrices(state, "_weights")
     W = W.float()
     name = getattr(attributes.get("normalization"), "name", "normalize_l2") if attributes else "normalize_l2"
     normalise = NORMALISATIONS.get(name.rpartition(".")[2])
@@ -68,6 +68,13 @@ def make_dictionary(part: Record | None, state: Mapping[str, Tensor]) -> tuple[F
         raise InputError(f"its dictionary is normalised by {name}, and known are {', '.join(NORMALISATIONS)}.")
     factors = normalise(W)
     return scale_rows(W, factors * multiplier), [] if part is not None else _warn(factors)
+
+
+def _need_matrices(state: Mapping[str, Tensor], *names: str) -> Iterator[Tensor]:
+    for name, W in zip(names, need(state, *names), strict=True):
+        if W.ndim != 2:
+            raise InputError(f"expected its dictionary's {name} to be a matrix, got {list(W.shape)}.")
+        yield W
 
 
 def _warn(factors: Tensor) -> list[str]:
@@ -81,7 +88,7 @@ def _warn(factors: Tensor) -> list[str]:
 
 def _mix_archetypes(state: Mapping[str, Tensor], delta: Any) -> tuple[Float[Tensor, "d_sae d_in"], list[str]]:
     """Return convex combinations of the points C, each moved by at most delta."""
-    W, C, relax = need(state, *ARCHETYPES)
+    W, C, relax = _need_matrices(state, *ARCHETYPES)
     lengths, warnings = row_norms(relax), []
     if delta is None:
         if bool((lengths > SLACK * DELTA).any()):

@@ -19,7 +19,7 @@ from infoscope.sae.activations import Activation, ReLU, TopK
 from infoscope.sae.config import TokenChoice
 from infoscope.sae.formats.base import Foreign, Found, Options, need, refuse_settings, refuse_tensors
 from infoscope.sae.formats.statistics import settle_mean
-from infoscope.sae.formats.values import check_sizes, name_dtype, read_count, read_number
+from infoscope.sae.formats.values import check_sizes, name_dtype, need_matrices, pick, read_count, read_number
 from infoscope.sae.imported_activations import Threshold
 from infoscope.sae.origin import POOLED
 
@@ -64,7 +64,8 @@ def read(found: Found, options: Options) -> Foreign:
     config = header if schema is None else header.get("cfg")
     if not isinstance(config, Mapping):
         raise InputError("expected a cfg in its header, found none.")
-    W_enc, b_enc, W_dec, b_dec = need(found.state, *KEYS)
+    W_enc, W_dec = need_matrices(found.state, "W_enc", "W_dec")
+    b_enc, b_dec = need(found.state, "b_enc", "b_dec")
     refuse_tensors(found.state, *KEYS, THRESHOLD)
     refuse_settings(config, "activation")
     _check_config_sizes(config, W_enc)
@@ -105,14 +106,13 @@ def _read_kind(header: Mapping[str, Any], config: Mapping[str, Any], schema: int
         InputError: an activation that is not known.
     """
     said = {"cls": "Relu"} if schema is None and "activation" not in config else config.get("activation")
-    if said is None and schema == 1 and header.get("cls") in KINDS:
+    if said is None and schema == 1 and str(header.get("cls")) in KINDS:
         said = {"cls": header["cls"], "params": config}
     name = said.get("cls") if isinstance(said, Mapping) else said
-    if name not in KINDS:
-        raise InputError(f"expected an activation of {', '.join(KINDS)} in its header, got {name!r}.")
+    kind = pick(KINDS, name, "the activation in its header")
     params = said.get("params") if isinstance(said, Mapping) else None
-    k = read_count(params.get("top_k"), "top_k") if isinstance(params, Mapping) and name != "Relu" else None
-    return KINDS[name], k
+    k = read_count(params.get("top_k"), "top_k") if isinstance(params, Mapping) and kind != "relu" else None
+    return kind, k
 
 
 def _make_activation(kind: str, k: int | None, found: Found, options: Options) -> Activation:

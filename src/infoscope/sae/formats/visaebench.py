@@ -27,7 +27,7 @@ from infoscope.sae.formats.base import (
     refuse_tensors,
     transpose,
 )
-from infoscope.sae.formats.values import check_sizes, name_dtype, read_count, read_number
+from infoscope.sae.formats.values import check_sizes, get_as, name_dtype, read_count, read_number
 from infoscope.sae.imported_activations import Threshold
 
 LABEL = "visaebench"
@@ -70,7 +70,7 @@ def read(found: Found, options: Options) -> Foreign:
     kind = str(next((config[name] for name in SAYS_KIND if name in config), "")).lower()
     facts: dict[str, Any] = {"k": read_count(config.get("k"), "k"), "dtype": name_dtype(weight)}
     activation = _make_activation(kind, state, config, options, facts)
-    backbone = str(config.get("backbone"))
+    backbone = get_as(str, config, "backbone") or ""
     return Foreign(
         kind=kind,
         activation=activation,
@@ -79,7 +79,7 @@ def read(found: Found, options: Options) -> Foreign:
         b_enc=b_enc,
         b_dec=state.get("decoder.bias"),
         subtracts_b_dec=False,
-        backbone=BACKBONES.get(backbone, config.get("backbone")),
+        backbone=BACKBONES.get(backbone, backbone or None),
         layer=_read_layer(config),
         site="post_norm" if backbone.startswith("dinov2") else "resid_post",
         tokens=TokenChoice.patch,
@@ -124,4 +124,4 @@ def _read_layer(config: Mapping[str, Any]) -> int | None:
     if type(config.get("layer")) is int:
         return config["layer"]
     match = re.search(r"layer_(\d+)", str(config.get("activation_dir", "")))
-    return int(match[1]) if match else LAST_BLOCK if config.get("backbone") in BACKBONES else None
+    return int(match[1]) if match else LAST_BLOCK if str(config.get("backbone")) in BACKBONES else None
