@@ -30,6 +30,8 @@ KNOWN_CLASSES = ("src.sae_training.", "sae_training.", "vit_prisma.", "overcompl
 MAX_CONFIG_BYTES = 2**24
 MAX_FILES = 16
 """Of a folder that are opened to see which is an SAE's, and that are listed."""
+_NUMBERS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+"""Others are quantised, and mean something only with their scales."""
 _ROWS = 4096
 """Rows of a matrix that are looked at in float64 at a time."""
 
@@ -221,11 +223,14 @@ def assemble(foreign: Foreign) -> SparseAutoencoder:
     """Return the SAE that a reader has found; matrices of float32 are taken as they are, without a copy.
 
     Raises:
-        InputError: shapes do not agree, or a value is NaN or Inf.
+        InputError: shapes do not agree, numbers are of another type, or a value is NaN or Inf.
     """
     for name, kind in (("backbone", str), ("layer", int), ("site", str)):
         if type(value := getattr(foreign, name)) not in (kind, NoneType):
             raise InputError(f"expected the {name} that it says to be a {kind.__name__}, got {value!r:.80}.")
+    for tensor in (foreign.W_enc, foreign.W_dec, foreign.b_enc, foreign.b_dec, foreign.mean):
+        if tensor is not None and tensor.dtype not in _NUMBERS:
+            raise InputError(f"expected float numbers, got {tensor.dtype}: give the weights as they were trained.")
     W_enc, W_dec = foreign.W_enc.float(), foreign.W_dec.float()
     if W_enc.ndim != 2 or 0 in W_enc.shape or W_dec.shape != W_enc.shape[::-1]:
         raise InputError(

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from infoscope.runtime.errors import InputError
 from infoscope.sae.config import ImportedConfig
 from infoscope.sae.formats import load_formats
 from infoscope.sae.formats.base import Options
-from infoscope.sae.loading import assemble, read_found
+from infoscope.sae.loading import assemble, load_sae, read_found
 from tests.support.foreign.arrays import D_IN, D_SAE, K, draw_weights
 from tests.support.foreign.files import make_state, save
 
@@ -72,3 +73,14 @@ def test_odd_values(tmp_path: Path, toolkit: str, config: dict[str, Any]) -> Non
             assert isinstance(foreign.backbone, str | None)
             json.dumps(foreign.facts)
         assert "\n" not in said, said
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("W_enc", torch.int8), ("W_dec", torch.float8_e4m3fn), ("b_enc", torch.int64)]
+)
+def test_quantised_weights_are_refused(tmp_path: Path, name: str, dtype: torch.dtype) -> None:
+    state = make_state(**draw_weights(1))
+    state[name] = state[name].to(dtype)
+    file = save(tmp_path / "sae.pt", {"cfg": {"block_layer": -2}, "state_dict": state})
+    with pytest.raises(InputError, match=f"expected float numbers, got {dtype}"):
+        load_sae(file)

@@ -257,7 +257,13 @@ def scale_rows(W: Float[Tensor, "n d"], factors: Float[Tensor, " n"]) -> Float[T
 
 
 def row_norms(W: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
-    """Return the norms of rows in float64, some rows at a time."""
+    """Return the norms of rows in float64, some rows at a time.
+
+    Raises:
+        InputError: it is no matrix.
+    """
+    if W.ndim != 2:
+        raise InputError(f"Expected a matrix, found {list(W.shape)}.")
     return torch.cat([part.double().norm(dim=1) for part in W.split(4096)])
 
 

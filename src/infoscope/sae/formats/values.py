@@ -127,8 +127,10 @@ def check_sizes(W_enc: Float[Tensor, "d_in d_sae"], config: Mapping[str, Any], d
         d_in, d_sae: what the configuration calls them.
 
     Raises:
-        InputError: they differ.
+        InputError: they differ, or W_enc is no matrix.
     """
+    if W_enc.ndim != 2:
+        raise InputError(f"Expected W_enc to be a matrix, found {list(W_enc.shape)}.")
     said = [get_as(int, config, name) for name in (d_in, d_sae)]
     if any(size not in (None, found) for size, found in zip(said, W_enc.shape, strict=True)):
         raise InputError(
