@@ -319,7 +319,7 @@ def test_thresholds_in_a_state_dict_say_its_class(tmp_path):
 @pytest.mark.parametrize("prefix", ["module.", "sae.", "_orig_mod.module."])
 def test_a_state_dict_may_lie_in_a_checkpoint_of_a_wrapped_model(tmp_path, prefix):
     def wrap(state):
-        return {"epoch": 3, "model_state_dict": state, "optimizer_state_dict": {"state": {}}}
+        return {"epoch": 3, "model_state_dict": state, "optimizer_state_dict": {"state": {}}, "lr": 0.1}
 
     path = save_state(tmp_path, prefix=prefix, wrap=wrap)
     assert measure_deviation(load_sae(path, k=K), refer(topk, normalise("l2") * np.exp(0.3))) < 1e-5
@@ -357,7 +357,7 @@ def test_a_state_dict_of_archetypes_is_of_the_default_delta(tmp_path):
 )
 def test_state_dicts_of_other_models_are_refused(tmp_path, extra, say):
     with pytest.raises(InputError, match=say):
-        load_sae(save_state(tmp_path, wrap=lambda state: state | extra), k=K)
+        load_sae(save_state(tmp_path, wrap=lambda state: state | extra), **({} if say == "UniversalSAE" else {"k": K}))
 
 
 def test_a_matching_pursuit_has_no_encoder(tmp_path):
@@ -365,4 +365,4 @@ def test_a_matching_pursuit_has_no_encoder(tmp_path):
         {"dictionary._weights": W.tensor("W_dec"), "dictionary.multiplier": torch.tensor(0.0)}, tmp_path / "s.pt"
     )
     with pytest.raises(InputError, match="matching pursuit"):
-        load_sae(tmp_path, k=K)
+        load_sae(tmp_path)

@@ -15,8 +15,8 @@ from torch import Tensor
 from infoscope.runtime.errors import InputError
 from infoscope.sae.activations import TopK
 from infoscope.sae.config import TokenChoice
-from infoscope.sae.formats.base import Foreign, Found, Options, need, refuse_tensors, row_norms, scale_rows
-from infoscope.sae.formats.values import name_dtype
+from infoscope.sae.formats.base import Foreign, Found, Options, need, row_norms, scale_rows
+from infoscope.sae.formats.values import name_dtype, refuse_tensors
 
 LABEL = "Attributing CLIP (TopKSAE)"
 KEYS = ("encoder.0.bias", *(f"{part}.weight_{half}" for part in ("encoder.0", "decoder") for half in "gv"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -96,7 +95,7 @@ _PASSING = {
         "version",
     ),
     *("optimizer", "optimizer_state_dict", "optimizer_states", "lr_schedulers", "lr_scheduler", "scheduler"),
-    *("scheduler_state_dict", "scaler", "rng_state"),
+    *("scheduler_state_dict", "scaler", "rng_state", "lr", "learning_rate"),
 }
 """What a training keeps beside a state dict, which says nothing of what the SAE computes."""
 
@@ -265,49 +264,3 @@ def row_norms(W: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
     if W.ndim != 2:
         raise InputError(f"Expected a matrix, found {list(W.shape)}.")
     return torch.cat([part.double().norm(dim=1) for part in W.split(4096)])
-
-
-def transpose(W: Tensor) -> Tensor:
-    """Return a matrix as it is stored in torch's linear layers, or back.
-
-    Raises:
-        InputError: it is no matrix.
-    """
-    if W.ndim != 2:
-        raise InputError(f"expected a matrix, got {list(W.shape)}.")
-    return W.T
-
-
-def at_least(threshold: Tensor) -> Tensor:
-    """Return what a float32 exceeds exactly where it is a threshold or more: our thresholds are exceeded, not met."""
-    return torch.nextafter(threshold.float(), torch.tensor(-torch.inf))
-
-
-def refuse_tensors(state: Mapping[str, Tensor], *known: str) -> None:
-    """Refuse a state dict that holds more than a reader knows: what it is for may change the code.
-
-    Raises:
-        InputError: so it is.
-    """
-    if unknown := sorted(state.keys() - set(known)):
-        raise InputError(f"it holds {', '.join(unknown[:9])}, and what is done with that is not known.")
-
-
-_TELLING = re.compile(
-    r"(pre_?|post_?|input_?|layer_?|token_?|batch_?)*norm(ali[sz]e|ali[sz]ation|_factor)?(_(x|inputs?|activations?|tokens?))?|"
-    r"activation(_fn|_function|_fn_str|_type)?|nonlinearity|(scale|scaling)(_\w+)?|center\w*|centre\w*|whiten\w*|"
-    r"(apply|subtract)_\w+|tied?(_\w+)?|\w*skip\w*|\w*transcod\w*|soft_?cap|threshold\w*|signed|abs\w*"
-)
-
-
-def refuse_settings(config: Mapping[str, Any], *known: str) -> None:
-    """Refuse a configuration that sets what a reader does not know, and that by its name changes what is computed.
-
-    Raises:
-        InputError: with the first such setting.
-    """
-    for name, value in config.items():
-        is_told = isinstance(name, str) and name not in known and _TELLING.fullmatch(name.lower())
-        is_off = not isinstance(value, Tensor) and value in (None, False, 0, "", "none", "None", "null", [], {})
-        if is_told and not is_off:
-            raise InputError(f"its configuration says {name}: {value!r:.80}, and what is done with that is not known.")

@@ -7,17 +7,8 @@ b_dec is not subtracted; the k largest as they are, negative ones too; decoder r
 from __future__ import annotations
 
 from infoscope.sae.activations import TopK
-from infoscope.sae.formats.base import (
-    Foreign,
-    Found,
-    Options,
-    need,
-    refuse_settings,
-    refuse_tensors,
-    row_norms,
-    scale_rows,
-)
-from infoscope.sae.formats.values import check_sizes, name_dtype, read_count
+from infoscope.sae.formats.base import Foreign, Found, Options, need, row_norms, scale_rows
+from infoscope.sae.formats.values import check_sizes, name_dtype, read_count, refuse_settings, refuse_tensors
 from infoscope.sae.origin import POOLED
 
 LABEL = "clip-topk-sae (ttt_theory)"

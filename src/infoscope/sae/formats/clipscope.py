@@ -10,8 +10,8 @@ import re
 from infoscope.runtime.errors import InputError
 from infoscope.sae.activations import TopK
 from infoscope.sae.config import TokenChoice
-from infoscope.sae.formats.base import Foreign, Found, Options, need, refuse_settings, refuse_tensors
-from infoscope.sae.formats.values import check_sizes, name_dtype, read_count
+from infoscope.sae.formats.base import Foreign, Found, Options, need
+from infoscope.sae.formats.values import check_sizes, name_dtype, read_count, refuse_settings, refuse_tensors
 
 LABEL = "CLIP-Scope"
 KEYS = ("pre_b", "enc", "dec")

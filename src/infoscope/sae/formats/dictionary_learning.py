@@ -14,9 +14,9 @@ from torch import Tensor
 
 from infoscope.runtime.errors import InputError
 from infoscope.sae.formats import sae_for_vlm
-from infoscope.sae.formats.base import Foreign, Found, Options, refuse_settings
+from infoscope.sae.formats.base import Foreign, Found, Options
 from infoscope.sae.formats.dictionaries import File, list_classes, read_class
-from infoscope.sae.formats.values import check_sizes, get_as, read_number
+from infoscope.sae.formats.values import check_sizes, get_as, read_number, refuse_settings
 
 LABEL = "dictionary_learning"
 

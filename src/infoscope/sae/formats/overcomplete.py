@@ -16,9 +16,9 @@ from infoscope.runtime.errors import InputError
 from infoscope.runtime.untrusted import Record, module_state
 from infoscope.sae.activations import Activation, ReLU, TopK
 from infoscope.sae.formats import visaebench
-from infoscope.sae.formats.base import Foreign, Found, Options, at_least, need, refuse_tensors, transpose
+from infoscope.sae.formats.base import Foreign, Found, Options, need
 from infoscope.sae.formats.overcomplete_dictionary import make_dictionary
-from infoscope.sae.formats.values import name_dtype, read_count, read_number
+from infoscope.sae.formats.values import at_least, name_dtype, read_count, read_number, refuse_tensors, transpose
 from infoscope.sae.imported_activations import Threshold
 
 LABEL = "overcomplete"
@@ -95,6 +95,10 @@ def _read_kind(module: Record | None, state: Mapping[str, Tensor], options: Opti
         if name not in KINDS or not module.is_module:
             raise InputError(f"it is a {module.name}, and read are {', '.join(KINDS)}.")
         return KINDS[name]
+    names = {name for name in state if name.startswith("encoder.")}
+    if not names:
+        raise InputError("it has no encoder, so it is a matching pursuit (MpSAE, OMPSAE): not supported.")
+    _refuse_batch_norm(names)
     if "Q" in state:
         raise InputError("it is a Q-SAE (QSAE), whose codes are quantised: not supported.")
     said = options.kind("relu", "topk", "batchtopk", "jumprelu")
@@ -123,10 +127,7 @@ def _read_encoder(module: Record | None, state: Mapping[str, Tensor], kind: str)
     everything = {name for name in state if name.startswith("encoder.")}
     names = {name for name in everything if not name.startswith("encoder.tied_to.")}
     is_tied, part = names != everything, _get_module(module, "encoder")
-    if not everything and part is None:
-        raise InputError("it has no encoder, so it is a matching pursuit (MpSAE, OMPSAE): not supported.")
-    if any("running_mean" in name for name in names):
-        raise InputError("its encoder has a BatchNorm, as UniversalSAE's: not supported.")
+    _refuse_batch_norm(names)
     if part is not None and part.name not in (LINEAR, TIED):
         raise InputError(f"its encoder is a {part.name}, and read are linear ones (MLPEncoder without hidden blocks).")
     if names == set(FINAL):
@@ -136,6 +137,11 @@ def _read_encoder(module: Record | None, state: Mapping[str, Tensor], kind: str)
     if names <= set(UNTIED) and (UNTIED[0] in names or is_tied):
         return Encoder(state.get(UNTIED[0]), state.get(UNTIED[1]))
     raise InputError(f"its encoder is no linear layer: it has {', '.join(sorted(names)) or 'no weights'}.")
+
+
+def _refuse_batch_norm(names: set[str]) -> None:
+    if any("running_mean" in name for name in names):
+        raise InputError("its encoder has a BatchNorm, as UniversalSAE's: not supported.")
 
 
 def _check_layers(encoder: Record, kind: str) -> None:

@@ -62,7 +62,7 @@ def make_dictionary(part: Record | None, state: Mapping[str, Tensor]) -> tuple[F
         return W.mul_(multiplier), warnings
     (W,) = _need_matrices(state, "_weights")
     W = W.float()
-    name = getattr(attributes.get("normalization"), "name", "normalize_l2") if attributes else "normalize_l2"
+    name = "normalize_l2" if part is None else getattr(attributes.get("normalization"), "name", "none")
     normalise = NORMALISATIONS.get(name.rpartition(".")[2])
     if normalise is None:
         raise InputError(f"its dictionary is normalised by {name}, and known are {', '.join(NORMALISATIONS)}.")

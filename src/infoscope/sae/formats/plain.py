@@ -15,9 +15,9 @@ from infoscope.runtime.errors import InputError, suggest
 from infoscope.runtime.untrusted import Record, list_keys
 from infoscope.sae.activations import Activation, Capped, ReLU, TopK
 from infoscope.sae.config import TokenNorm
-from infoscope.sae.formats.base import Foreign, Found, Options, get_tensors, transpose
+from infoscope.sae.formats.base import Foreign, Found, Options, get_tensors
 from infoscope.sae.formats.statistics import settle_mean
-from infoscope.sae.formats.values import name_dtype
+from infoscope.sae.formats.values import name_dtype, transpose
 from infoscope.sae.imported_activations import GroupMax, TanhReLU, Threshold
 
 LABEL = "any matrices, by sae.keys"

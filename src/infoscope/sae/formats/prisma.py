@@ -15,7 +15,7 @@ from infoscope.runtime.errors import InputError
 from infoscope.runtime.untrusted import Record
 from infoscope.sae.activations import Activation, Gated, ReLU, TanhReLU, TopK
 from infoscope.sae.config import TokenChoice, TokenNorm
-from infoscope.sae.formats.base import Foreign, Found, Options, get_tensors, need, refuse_settings
+from infoscope.sae.formats.base import Foreign, Found, Options, get_tensors, need
 from infoscope.sae.formats.values import (
     check_sizes,
     get_as,
@@ -26,6 +26,7 @@ from infoscope.sae.formats.values import (
     read_count,
     read_flag,
     refuse_others,
+    refuse_settings,
     show,
 )
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from infoscope.runtime.errors import InputError
 from infoscope.sae.activations import Activation, Gated, ReLU, TanhReLU, Threshold, TopK
 from infoscope.sae.config import TokenNorm
-from infoscope.sae.formats.base import Foreign, Found, Options, need, refuse_settings, scale_rows
+from infoscope.sae.formats.base import Foreign, Found, Options, need, scale_rows
 from infoscope.sae.formats.values import (
     check_sizes,
     get_as,
@@ -28,6 +28,7 @@ from infoscope.sae.formats.values import (
     read_flag,
     read_number,
     refuse_others,
+    refuse_settings,
     unit_rows,
 )
 

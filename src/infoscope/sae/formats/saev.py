@@ -17,9 +17,18 @@ import torch
 from infoscope.runtime.errors import InputError
 from infoscope.sae.activations import Activation, ReLU, TopK
 from infoscope.sae.config import TokenChoice
-from infoscope.sae.formats.base import Foreign, Found, Options, need, refuse_settings, refuse_tensors
+from infoscope.sae.formats.base import Foreign, Found, Options, need
 from infoscope.sae.formats.statistics import settle_mean
-from infoscope.sae.formats.values import check_sizes, name_dtype, need_matrices, pick, read_count, read_number
+from infoscope.sae.formats.values import (
+    check_sizes,
+    name_dtype,
+    need_matrices,
+    pick,
+    read_count,
+    read_number,
+    refuse_settings,
+    refuse_tensors,
+)
 from infoscope.sae.imported_activations import Threshold
 from infoscope.sae.origin import POOLED
 

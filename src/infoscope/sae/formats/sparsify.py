@@ -12,8 +12,8 @@ from typing import Any
 
 from infoscope.runtime.errors import InputError
 from infoscope.sae.activations import Activation, TopK
-from infoscope.sae.formats.base import Foreign, Found, Options, need, refuse_settings, transpose
-from infoscope.sae.formats.values import check_sizes, name_dtype, pick, read_count
+from infoscope.sae.formats.base import Foreign, Found, Options, need
+from infoscope.sae.formats.values import check_sizes, name_dtype, pick, read_count, refuse_settings, transpose
 from infoscope.sae.imported_activations import GroupMax
 
 LABEL = "EleutherAI sparsify"

@@ -17,17 +17,18 @@ from infoscope.runtime.errors import InputError
 from infoscope.runtime.untrusted import Record
 from infoscope.sae.activations import Activation, TopK
 from infoscope.sae.config import TokenChoice
-from infoscope.sae.formats.base import (
-    Foreign,
-    Found,
-    Options,
+from infoscope.sae.formats.base import Foreign, Found, Options, need
+from infoscope.sae.formats.values import (
     at_least,
-    need,
+    check_sizes,
+    get_as,
+    name_dtype,
+    read_count,
+    read_number,
     refuse_settings,
     refuse_tensors,
     transpose,
 )
-from infoscope.sae.formats.values import check_sizes, get_as, name_dtype, read_count, read_number
 from infoscope.sae.imported_activations import Threshold
 
 LABEL = "visaebench"
