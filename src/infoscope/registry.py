@@ -99,6 +99,7 @@ COMMANDS = (
 )
 TOOLS = (
     Entry("describe-sae", "commands.saes:describe_sae", "what the file of an SAE is, computes and was trained on"),
+    Entry("export-sae", "commands.saes:export_sae", "an SAE as SAELens reads it, or as plain matrices"),
 )
 """Commands that need no configuration, `infoscope NAME PLACE ... [KEY=VALUE ...]`: functions whose positional arguments
 are the places, and whose others the options."""
