@@ -21,13 +21,17 @@ _ACTIVATIONS = {
     "signed": "the {k} largest of a, negative ones among them",
     "batchtopk": "a where a > {threshold}, else 0",
     "matryoshka_prefix": "a where a > {threshold}, else 0",
-    "jumprelu": "a where a > threshold, one for each latent, else 0",
+    "jumprelu": "a where a > its threshold, else 0",
     "threshold": "a where a > {threshold}, else 0",
     "gated": "ReLU(a e^r + b_mag) where a + b_gate > 0, else 0",
     "groupmax": "the largest of ReLU(a) in each of {k} groups of neighbours",
     "tanh_relu": "tanh(ReLU(a))",
 }
-_NORMS = {TokenNorm.layer_norm: "LN", TokenNorm.constant_norm: "sqrt(d_in) / |.| *"}
+_NORMS = {
+    TokenNorm.layer_norm: ("(y - m) / (s + 1e-5)", "s + m"),
+    TokenNorm.constant_norm: ("y sqrt(d_in) / |y|", "|y| / sqrt(d_in)"),
+}
+"""What becomes of a token y, and of what is decoded; m and s: mean and standard deviation of its components."""
 _HIDDEN = {"needs_statistics", "scale_is_free", "trained_on", "folded", "k", "threshold"}
 """Facts that are said in other words."""
 
@@ -61,18 +65,18 @@ def _label(name: str) -> str:
 
 
 def _list_formulas(sae: SparseAutoencoder) -> Iterator[str]:
-    mean, scale = bool(sae.mean.any()), float(sae.scale)
+    mean, scale, norm = bool(sae.mean.any()), float(sae.scale), _NORMS.get(sae.token_norm)
     x = "(x - mean)" if mean else "x"
     x = x if scale == 1 else f"{scale:.4g} {x}"
-    norm = _NORMS.get(sae.token_norm)
     if norm is not None:
-        x = f"{norm}({x})"
+        yield f"y = {x}; x_n = {norm[0]}" if x != "x" else f"x_n = {norm[0].replace('y', 'x')}"
+        x = "x_n"
     pre = f"({x} - b_dec) W_enc" if sae.b_dec.any() else f"{x} W_enc"
     yield f"a = {pre} + b_enc" if sae.b_enc.any() else f"a = {pre}"
     yield f"z = {describe_activation(sae.activation)}"
     x_hat = "z W_dec + b_dec" if sae.b_dec.any() else "z W_dec"
-    x_hat = f"LN^-1({x_hat})" if sae.token_norm is TokenNorm.layer_norm else x_hat
-    x_hat = f"({x_hat}) |.| / sqrt(d_in)" if sae.token_norm is TokenNorm.constant_norm else x_hat
+    if norm is not None:
+        x_hat = f"({x_hat}) {norm[1] if mean or scale != 1 else norm[1].replace('y', 'x')}"
     x_hat = x_hat if scale == 1 else f"({x_hat}) / {scale:.4g}"
     yield f"x_hat = {x_hat}{' + mean' if mean else ''}"
     if sae.origin.source is not None and "folded" in sae.origin.source.facts:
@@ -88,7 +92,7 @@ def describe_activation(activation: Activation) -> str:
     threshold: Any = getattr(activation, "threshold", None)
     said = ""
     if threshold is not None:
-        said = "threshold, one for each latent," if threshold.ndim else f"{max(float(threshold), 0):.4g}"
+        said = "its threshold" if threshold.ndim else f"{max(float(threshold), 0):.4g}"
     kind = "signed" if activation.is_signed else "relu" if said == "0" else kind
     return _ACTIVATIONS.get(kind, kind).format(k=settings.get("k"), threshold=said)
 

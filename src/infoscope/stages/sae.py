@@ -59,7 +59,7 @@ def describe_sae(ctx: Context) -> str:
     """Return what the SAEs are, in words."""
     words = f"{ctx.config.sae.kind}, {count_latents(ctx)} latents"
     if _is_imported(ctx):
-        return ". ".join([words, *say_imported(ctx)])
+        return f"{words}. {' '.join(say_imported(ctx))}"
     return f"{words}, seeds {', '.join(map(str, ctx.config.seeds))}"
 
 
