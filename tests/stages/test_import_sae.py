@@ -1,9 +1,10 @@
-"""sae=import: what exists goes through every stage, is compared with the run's backbone, and says where it comes from."""
+"""sae=import: what exists goes through every stage, is compared with the run's backbone, and knows its file."""
 
 from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from infoscope.stages.probe.stage import read_probed
 from infoscope.stages.score.stage import Score, scope_of
 from infoscope.stages.tokens import Tokens
 from tests.support.foreign.dictionaries import WRITERS, write_dictionary
+from tests.support.pipeline_samples import Recorder
 
 D_IN, D_SAE = 128, 24
 TINY = (
@@ -118,3 +120,119 @@ def test_the_whole_report_of_an_sae_with_a_norm_per_token(output_dir: Path, plac
     assert "Imported: topk in the format of saelens, sae_weights.safetensors, sha256" in text
     assert "Used all the same (sae.ignore_origin=true): block 2, given block 1" in text
     assert json.loads(made.summary.read_text())
+
+
+@pytest.mark.long
+def test_stages_that_a_report_does_not_hold_and_what_is_planned(output_dir: Path, places: dict[str, Path]) -> None:
+    run(make_config(output_dir, places["prisma"], "stage=predict"), Display.silent())
+    for stage in ("import_sae", "rank", "score"):
+        said = show(output_dir, places["saev"], f"stage={stage}")
+        assert "Imported: topk in the format of saev, sae.pt, sha256" in said, stage
+        assert "of the activation is negative: rankings and maps read what is above 0 alone" in said, stage
+    assert "import_sae, seed 0" in show(output_dir, places["saev"], "stage=score", "plan=true")
+    with pytest.raises(InputError, match=r"^stage=train_sae trains SAEs, and sae=import reads one"):
+        run(make_config(output_dir, places["saev"], "stage=train_sae"), Display.silent())
+    with pytest.raises(InputError, match=r"^stage=import_sae reads an SAE, and sae=topk trains one"):
+        run(compose(["stage=import_sae", "sae=topk", f"output_dir={output_dir}"]), Display.silent())
+
+
+# -- what it is compared with ------------------------------------------------------------------------------------------
+
+
+def test_an_sae_of_other_tokens_is_refused_by_name(output_dir: Path, places: dict[str, Path], tmp_path: Path) -> None:
+    assert "block 2, given block 1 (model.layer=2 is its own)" in refuse(output_dir, places["saelens"], "model.layer=1")
+    assert "block -2, given block -3" in refuse(output_dir, places["patchsae"], "model.layer=-3")
+    said = refuse(output_dir, places["saelens"], "model=clip_b16", "model.pretrained=random")
+    assert "width 128, and clip_b16 gives tokens of width 768" in said
+    place = rewrite(places["saelens"], tmp_path / "b", metadata={"model_name": "clip-vit-base-patch16"})
+    assert "backbone" not in show(
+        output_dir, place, "stage=import_sae"
+    )  # a name that nobody knows is compared with nothing
+    place = rewrite(places["saelens"], tmp_path / "c", metadata={"model_name": "openai/clip-vit-base-patch16"})
+    assert "backbone openai/clip-vit-base-patch16, given scenes_clip shipped" in refuse(output_dir, place)
+    assert "Used all the same (sae.ignore_origin=true): backbone openai/clip-vit-base-patch16" in show(
+        output_dir, place, "stage=import_sae", "sae.ignore_origin=true"
+    )
+    place = rewrite(places["saelens"], tmp_path / "d", metadata={"hook_name": "blocks.2.hook_mlp_out"})
+    assert "tokens at mlp_out, given those at resid_post" in refuse(output_dir, place)
+    assert "An imported SAE is one, got seeds=[0, 1]" in refuse(output_dir, places["saelens"], "seeds=[0,1]")
+
+
+def test_pooled_and_cls_saes_have_no_maps(output_dir: Path, places: dict[str, Path], tmp_path: Path) -> None:
+    place = rewrite(places["prisma"], tmp_path / "cls", cls_token_only=True)
+    assert "An SAE of CLS tokens has no activation maps" in refuse(output_dir, place)
+    assert "cosine" in show(output_dir, place, "stage=import_sae")  # it can be measured on CLS tokens
+    state = {"tied_bias": torch.zeros(D_IN), "encoder._weight": torch.eye(D_IN), "encoder._bias": torch.zeros(D_IN)}
+    torch.save(state | {"decoder._weight": torch.eye(D_IN)}, tmp_path / "pooled.pt")
+    assert "This SAE reads pooled embeddings" in refuse(output_dir, tmp_path / "pooled.pt")
+    assert "This SAE reads pooled embeddings" in refuse(output_dir, tmp_path / "pooled.pt", "stage=import_sae")
+
+
+def test_an_sae_of_the_last_block_is_scored_and_its_final_cls_refused(
+    output_dir: Path, places: dict[str, Path], tmp_path: Path
+) -> None:
+    place = rewrite(places["saelens"], tmp_path / "last", metadata={"hook_name": "blocks.3.hook_resid_post"})
+    assert "CDS" in show(output_dir, place, "stage=score", "model.layer=-1")
+    assert "cls_final" in refuse(output_dir, place, "model.layer=3", "stage=probe")
+    assert "is the last" in refuse(output_dir, place, "model.layer=-1", "stage=predict")
+    with pytest.raises(InputError, match="cls_final"):
+        make_config(output_dir, place, "model.layer=-1", "stage=probe")
+
+
+def test_statistics_that_a_file_lacks_are_demanded_or_estimated(
+    output_dir: Path, places: dict[str, Path], tmp_path: Path
+) -> None:
+    content = (write_dictionary("saev", tmp_path / "whole", D_IN, D_IN) / "sae.pt").read_bytes()
+    header = {"d_vit": D_IN, "exp_factor": 1, "sparsity_coeff": 0.1}
+    file = tmp_path / "sae.pt"
+    file.write_bytes(json.dumps(header).encode() + content[content.index(b"\n") :])
+    assert "give sae.mean_file= and sae.scale=, or" in refuse(output_dir, file)
+    found = show(output_dir, file, "stage=import_sae", "sae.statistics=estimate")
+    assert "mean and scale estimated on the training tokens of 24 images (ours)" in found
+    ctx = open_quietly(make_config(output_dir, file, "sae.statistics=estimate"))
+    x, sae = read_patches(ctx), ImportSAE.at(ctx, 0).load()
+    torch.testing.assert_close(sae.mean, x.mean((0, 1)), rtol=1e-3, atol=1e-3)
+    assert float(sae.scale) == pytest.approx(D_IN**0.5 / float((x - sae.mean).norm(dim=-1).mean()), rel=1e-3)
+    assert "has what it needs" in refuse(output_dir, places["saev"], "sae.statistics=estimate")
+    np.save(tmp_path / "mean.npy", x.mean((0, 1)).numpy())
+    given = ("sae.scale=0.5", f"sae.mean_file={tmp_path / 'mean.npy'}")
+    run(make_config(output_dir, file, "stage=import_sae", *given), Display.silent())
+
+
+def test_the_artifact_knows_its_file_and_follows_its_content(
+    output_dir: Path, places: dict[str, Path], tmp_path: Path
+) -> None:
+    place = shutil.copytree(places["saelens"], tmp_path / "elsewhere")
+    one, same = (ImportSAE.at(open_quietly(make_config(output_dir, at)), 0) for at in (places["saelens"], place))
+    assert one.hash == same.hash
+    source = one.get().manifest["source"]
+    assert (source["format"], source["file"]) == ("saelens", "sae_weights.safetensors")
+    assert len(source["sha256"]) == 64
+    other = rewrite(places["saelens"], tmp_path / "k", k=3)
+    assert ImportSAE.at(open_quietly(make_config(output_dir, other)), 0).hash != one.hash
+
+
+def test_what_infoscope_trained_is_imported_too(output_dir: Path, places: dict[str, Path], tmp_path: Path) -> None:
+    ctx = open_quietly(make_config(output_dir, places["saelens"]))
+    ours = ImportSAE.at(ctx, 0).get().folder
+    again = ImportSAE.at(open_quietly(make_config(output_dir, ours)), 0).load()
+    x = read_patches(ctx)[0]
+    assert torch.equal(again.encode(x), load_sae(ours).encode(x))
+
+
+def rewrite(place: Path, to: Path, **changes: Any) -> Path:
+    """Copy an SAE, its configuration changed; mappings are joined."""
+    shutil.copytree(place, to)
+    (file,) = to.glob("*.json")
+    config = json.loads(file.read_text())
+    for name, value in changes.items():
+        config[name] = {**config[name], **value} if isinstance(value, dict) else value
+    file.write_text(json.dumps(config))
+    return to
+
+
+def show(output_dir: Path, place: Path, *overrides: str) -> str:
+    """Run a stage, and return what it shows, in one line."""
+    recorder = Recorder()
+    run(make_config(output_dir, place, *overrides), recorder)
+    return " ".join(recorder.text.split())

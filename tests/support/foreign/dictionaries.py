@@ -15,19 +15,20 @@ from tests.support.foreign.arrays import Weights, draw_vector, draw_weights
 
 BACKBONE = "scenes_clip"
 K = 4
+MATRICES = ("W_enc", "b_enc", "W_dec", "b_dec")
 
 
 def write_patchsae(folder: Path, w: Weights) -> Path:
     """ReLU, all tokens."""
     config = {"model_name": BACKBONE, "block_layer": -2, "module_name": "resid", "class_token": None}
-    state = {name: w.tensor(name) for name in ("W_enc", "b_enc", "W_dec", "b_dec")}
+    state = {name: w.tensor(name) for name in MATRICES}
     torch.save({"cfg": config, "state_dict": state}, folder / "sae.pt")
     return folder
 
 
 def write_saelens(folder: Path, w: Weights) -> Path:
     """Top-k of tokens of one norm."""
-    save_file({name: w.tensor(name) for name in ("W_enc", "b_enc", "W_dec", "b_dec")}, folder / "sae_weights.safetensors")
+    save_file({name: w.tensor(name) for name in MATRICES}, folder / "sae_weights.safetensors")
     d_in, d_sae = w["W_enc"].shape
     config = {"architecture": "topk", "k": K, "d_in": d_in, "d_sae": d_sae, "apply_b_dec_to_input": True}
     config |= {"normalize_activations": "constant_norm_rescale", "rescale_acts_by_decoder_norm": False}
@@ -39,7 +40,7 @@ def write_saelens(folder: Path, w: Weights) -> Path:
 def write_prisma(folder: Path, w: Weights) -> Path:
     """Top-k after a layer norm of each token."""
     d_in, d_sae = w["W_enc"].shape
-    torch.save({name: w.tensor(name) for name in ("W_enc", "b_enc", "W_dec", "b_dec")}, folder / "n_images_9.pt")
+    torch.save({name: w.tensor(name) for name in MATRICES}, folder / "n_images_9.pt")
     config = {"d_in": d_in, "d_sae": d_sae, "activation_fn_str": "topk", "activation_fn_kwargs": {"k": K}}
     config |= {"normalize_activations": "layer_norm", "architecture": "standard", "model_name": BACKBONE}
     config |= {"hook_point_layer": 2, "layer_subtype": "hook_resid_post", "context_size": 145}
@@ -54,7 +55,8 @@ def write_saev(folder: Path, w: Weights) -> Path:
     header = {"schema": 5, "cfg": {"d_model": d_in, "d_sae": d_sae, "activation": activation}}
     with (folder / "sae.pt").open("wb") as file:
         file.write(json.dumps(header).encode() + b"\n")
-        torch.save({name: w.tensor(name) for name in ("W_enc", "b_enc", "W_dec", "b_dec")}, file)
+        state = {name: w.tensor(name) for name in MATRICES}
+        torch.save(state | {"b_enc": state["b_enc"] - 3}, file)  # some of the largest are below 0
     return folder
 
 
@@ -63,7 +65,7 @@ def write_jumprelu(folder: Path, w: Weights) -> Path:
     d_in, d_sae = w["W_enc"].shape
     threshold = draw_vector(3, 0.0, 1.0, d_sae)
     threshold[: d_sae // 4] = 0
-    state = {name: w.tensor(name) for name in ("W_enc", "b_enc", "W_dec", "b_dec")}
+    state = {name: w.tensor(name) for name in MATRICES}
     torch.save(state | {"threshold": torch.from_numpy(threshold)}, folder / "ae.pt")
     _write_trainer(folder, "JumpReluAutoEncoder", d_in, d_sae)
     return folder
@@ -74,7 +76,10 @@ def write_gated(folder: Path, w: Weights) -> Path:
     d_in, d_sae = w["W_enc"].shape
     state = {"encoder.weight": w.tensor("W_enc", transpose=True), "decoder.weight": w.tensor("W_dec", transpose=True)}
     state |= {"decoder_bias": w.tensor("b_dec")}
-    state |= {name: torch.from_numpy(draw_vector(i, -0.5, 0.5, d_sae)) for i, name in enumerate(("gate_bias", "mag_bias", "r_mag"))}
+    state |= {
+        name: torch.from_numpy(draw_vector(i, -0.5, 0.5, d_sae))
+        for i, name in enumerate(("gate_bias", "mag_bias", "r_mag"))
+    }
     torch.save(state, folder / "ae.pt")
     _write_trainer(folder, "GatedAutoEncoder", d_in, d_sae)
     return folder

@@ -21,6 +21,7 @@ SAE_METRICS = {
     "l0": ("L0, active features per token", 1.0, 1),
     "dead_share": ("silent on the SAE's held-out tokens (%)", 100.0, 1),
     "cosine": ("cosine of token and reconstruction", 1.0, 4),
+    "negative_share": ("share of the activation below 0 (%)", 100.0, 1),
 }
 """Rows of the SAE's own metrics: heading, scale, digits. Others are printed under their own names."""
 
