@@ -48,7 +48,7 @@ def fit_to_tokens(
     source, facts = sae.origin.source, {}
     sae.data_mean = mean.to(device)
     if estimate:
-        sae.mean, sae.scale = mean.to(device), torch.tensor(scale, device=device)
+        sae.mean, sae.scale = mean.to(device, copy=True), torch.tensor(scale, device=device)
         facts["statistics"] = (
             f"mean and scale estimated on the training tokens of {everything.n_images:,} images (ours)"
         )
