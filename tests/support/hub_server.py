@@ -127,7 +127,15 @@ class _Handler(BaseHTTPRequestHandler):
         sha = self._find(repo, revision)
         if sha is not None:
             siblings = [{"rfilename": name} for name in self.server.commits[repo][sha]]
-            self._send_json({"id": repo, "sha": sha, "siblings": siblings, "private": False, "tags": []})
+            self._send_json(
+                {
+                    "id": repo,
+                    "sha": sha,
+                    "siblings": siblings,
+                    "private": self.server.private.get(repo, False),
+                    "tags": [],
+                }
+            )
 
     def _send_file(self, _body: bytes, repo: str, revision: str, name: str) -> None:
         sha = self._find(repo, revision)
@@ -142,8 +150,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _make_repo(self, body: bytes) -> None:
         asked = json.loads(body)
         repo = f"{asked['organization']}/{asked['name']}"
-        self.server.private[repo] = bool(asked.get("private")) or asked.get("visibility") == "private"
         if repo not in self.server.refs:
+            self.server.private[repo] = bool(asked.get("private")) or asked.get("visibility") == "private"
             self.server.commit(repo, {".gitattributes": b""})
         self._send_json({"url": f"{self.server.url}/{repo}", "name": repo, "id": repo})
 

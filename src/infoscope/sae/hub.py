@@ -197,14 +197,33 @@ def _describe_cache(place: _Place) -> str:
     return f"{get_cache_folder()} holds {list_some(held, _N_NAMED) or f'nothing of {place.repo}'}"
 
 
+def check_repo(repo: str) -> None:
+    """Refuse what cannot be the name of a repository.
+
+    Raises:
+        InputError: it is no owner/name.
+    """
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        if repo.count("/") != 1 or not all(repo.split("/")):
+            raise ValueError
+        validate_repo_id(repo)
+    except ValueError as error:
+        raise InputError(f"Expected a repository on the hub as owner/name, got {repo!r}.") from error
+
+
 def explain(error: Exception, repo: str) -> str:
     """Return in words what the hub refuses."""
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
+    status = error.response.status_code if isinstance(error, HfHubHTTPError) else 0
     if isinstance(error, GatedRepoError):
         return f"{repo} wants you to accept its terms on the hub first, and to be logged in (hf auth login)"
     if isinstance(error, RepositoryNotFoundError):
         return f"the hub has no repository {repo}, or it is private and you are not logged in (hf auth login)"
     if isinstance(error, RevisionNotFoundError):
         return f"{repo} has no such branch, tag or commit"
+    if status in (401, 403):
+        return f"you are not logged in to the hub as one who may do that to {repo} (hf auth login)"
     return " ".join(str(error).split())[:300].rstrip(".:") or type(error).__name__
