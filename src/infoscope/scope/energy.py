@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ MAX_VALUES = 2**22
 """Products of decoder rows held at a time (32 MiB)."""
 MAX_PAIRS = 2**28
 """Pairs of latents that are kept (4 GiB); of more, which only SAEs of tens of thousands of latents with hundreds on
-every token can have, the weights are computed anew for every order."""
+every token can have, tokens are summed up anew for every order."""
 
 Cumulate = Callable[[Int[np.ndarray, " n"]], Float[np.ndarray, " n"]]
 """Takes latents in some order; returns the energy of the first one, of the first two together, ..., of all."""
@@ -104,7 +105,8 @@ class Energy:
     """The energy of any groups, exact on the sample.
 
     E(S) is a sum over pairs of S that fire on a token together: of (sum over tokens of z_i z_j) <W_i, W_j>. These
-    weights are computed once; then every order of latents takes one addition per pair.
+    weights are computed once; then every order of latents takes one addition per pair. Where there are too many pairs,
+    an order takes as many additions of decoder rows as there are activations.
     """
 
     def __init__(self, sample: TokenSample, W_dec: Float[np.ndarray, "d_sae d_in"]) -> None:
@@ -119,9 +121,22 @@ class Energy:
         place = np.full(len(self._W_dec), len(order), dtype=np.int32)
         place[order] = np.arange(len(order))
         gains = np.zeros(len(order) + 1)  # the last: pairs that are never complete
-        for first, second, weights in self._iterate_pairs() if self._pairs is None else self._pairs:
-            gains += np.bincount(np.maximum(place[first], place[second]), weights, len(gains))
+        if self._pairs is None:
+            for places, energies in self._iterate_tokens(place, len(order)):
+                gains[places] += np.diff(energies, prepend=0)  # a token has each latent once
+        else:
+            for first, second, weights in self._pairs:
+                gains += np.bincount(np.maximum(place[first], place[second]), weights, len(gains))
         return np.cumsum(gains[:-1]) / self._n_tokens
+
+    def _iterate_tokens(self, place: Int32[np.ndarray, " d_sae"], n: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield of each token (the places below n of its latents, ascending; its energy up to each of them)."""
+        for start, stop in pairwise(np.asarray(self._acts.indptr)):
+            latents, values = self._acts.indices[start:stop], self._acts.data[start:stop]
+            by_place = np.argsort(place[latents])[: (place[latents] < n).sum()]
+            latents, values = latents[by_place], values[by_place]
+            sums = np.cumsum(values[:, None] * self._W_dec[latents], axis=0)
+            yield place[latents], np.einsum("nd,nd->n", sums, sums)
 
     def _iterate_pairs(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """Yield (latents i, latents j, weights) of all pairs i <= j that fire together, some latents i at a time.
