@@ -7,6 +7,8 @@ import json
 import pickle
 import re
 import struct
+import subprocess
+import sys
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -263,3 +265,28 @@ def test_a_safetensors_file_that_lies_about_its_tensors_is_refused(tmp_path):
     for lie in lies:
         with pytest.raises(InputError, match=r"Cannot read checkpoint .*/a: "):
             read_checkpoint(write(bytes(8), a={**good, **lie}))
+
+
+@pytest.mark.long
+def test_a_large_file_is_in_memory_once(tmp_path):
+    """A process of its own, whose peak is that of one file after the other (of exec on; ru_maxrss is older)."""
+    state = {"W_enc": torch.ones(16, 2**20), "W_dec": torch.ones(2**20, 16)}
+    torch.save(state, tmp_path / "a.pt")
+    torch.save(state, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    save_file(state, tmp_path / "a.safetensors")
+    (tmp_path / "saev.pt").write_bytes(b'{"schema": 5}\n' + (tmp_path / "a.pt").read_bytes())
+    program = """
+import re, sys
+from pathlib import Path
+from infoscope.runtime.untrusted import read_checkpoint
+def measure():
+    return 1024 * int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+before = measure()
+for path in sys.argv[1:]:
+    read_checkpoint(Path(path))
+print(measure() - before)
+"""
+    files = [str(path) for path in sorted(tmp_path.iterdir())]
+    found = subprocess.run([sys.executable, "-c", program, *files], capture_output=True, text=True, check=True)
+    assert len(files) == 4
+    assert 0.9 * 2**27 < int(found.stdout) < 1.3 * 2**27
