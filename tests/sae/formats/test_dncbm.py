@@ -50,9 +50,10 @@ def test_a_tied_bias_is_subtracted_and_added(tmp_path, components, older, repeat
     ],
 )
 def test_its_folders_say_the_backbone(tmp_path, place, backbone, site):
-    origin = load_sae(write(tmp_path / place / "sae_checkpoints")).origin
+    origin = load_sae(write(tmp_path / "cc3m" / place / "sae_checkpoints")).origin
     assert origin.source is not None
     assert (origin.source.backbone, origin.site) == (backbone, site)
+    assert origin.source.facts.get("dataset") == (backbone and "cc3m")
 
 
 @pytest.mark.parametrize(

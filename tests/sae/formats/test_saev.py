@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import save_file
 
 from infoscope.runtime.errors import InputError
-from infoscope.sae.config import TokenChoice
-from infoscope.sae.loading import load_sae
+from infoscope.sae.config import ImportedConfig, Statistics, TokenChoice
+from infoscope.sae.loading import import_sae, load_sae
 from infoscope.sae.origin import POOLED
 from tests.support.foreign.arrays import (
     D_IN,
@@ -190,6 +190,12 @@ def test_what_the_config_says_was_applied_is_asked_for(tmp_path, scales):
     given = load_sae(write(tmp_path / "sae", OLD, data=data), **({"mean_file": mean} if scales[0] else {"scale": 0.5}))
     assert float(given.scale) == (1 if scales[0] else 0.5)
     assert given.mean.any() == bool(scales[0])
+
+
+def test_an_estimate_would_do_both(tmp_path):
+    folder = write(tmp_path, OLD, data={"scale_mean": True, "scale_norm": False})
+    with pytest.raises(InputError, match="mean_file alone"):
+        import_sae(ImportedConfig(path=str(folder), statistics=Statistics.estimate))
 
 
 def test_no_statistics_are_asked_for_where_none_were_applied(tmp_path):

@@ -7,6 +7,7 @@ reads what CLIP makes of a whole image.
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 
 from torch import Tensor
 
@@ -35,7 +36,7 @@ def read(found: Found, options: Options) -> Foreign:
     for name in REFERENCES:
         if name in state and not _drop_component(state[name], name).equal(b_dec):
             raise InputError(f"its {name} is another than its tied_bias: the two are one in this package.")
-    place = next((part for part in found.parts if part in BACKBONES), None)
+    place, dataset = next((pair for pair in pairwise(found.parts) if pair[0] in BACKBONES), (None, None))
     hook = next((match[1] for part in found.parts if (match := re.search(r"_hook([a-z]\w*?)_", part))), "out")
     return Foreign(
         kind="relu",
@@ -45,7 +46,7 @@ def read(found: Found, options: Options) -> Foreign:
         b_enc=b_enc,
         b_dec=b_dec,
         backbone=place and BACKBONES[place],
-        facts={"dtype": name_dtype(weight)},
+        facts={"dataset": dataset, "dtype": name_dtype(weight)},
         site=POOLED if hook == "out" else hook,
     )
 

@@ -62,7 +62,8 @@ def make_dictionary(part: Record | None, state: Mapping[str, Tensor]) -> tuple[F
         return W.mul_(multiplier), warnings
     (W,) = _need_matrices(state, "_weights")
     W = W.float()
-    name = "normalize_l2" if part is None else getattr(attributes.get("normalization"), "name", "none")
+    said = Record("normalize_l2") if part is None else attributes.get("normalization")
+    name = said.name if isinstance(said, Record) else "nothing"
     normalise = NORMALISATIONS.get(name.rpartition(".")[2])
     if normalise is None:
         raise InputError(f"its dictionary is normalised by {name}, and known are {', '.join(NORMALISATIONS)}.")

@@ -16,7 +16,7 @@ import torch
 
 from infoscope.runtime.errors import InputError
 from infoscope.sae.activations import Activation, ReLU, TopK
-from infoscope.sae.config import TokenChoice
+from infoscope.sae.config import Statistics, TokenChoice
 from infoscope.sae.formats.base import Foreign, Found, Options, need
 from infoscope.sae.formats.statistics import settle_mean
 from infoscope.sae.formats.values import (
@@ -53,8 +53,8 @@ BACKBONES = {
 }
 """By what the public repositories are called: SAE_CLIP_24K_ViT-B-16_IN1K, SAE_DINOv3_TopK_ViT-L-16_IN1K."""
 NO_STATISTICS = (
-    "It was trained on (x - mean) / scalar of the tokens, and mean and scalar lie in no file: without sae.mean_file="
-    " and sae.scale= (1 / scalar), or sae.statistics=estimate, it reads other tokens than it was trained on."
+    "It was trained on (x - mean) / scalar of the tokens, which lie in no file: without {}, or sae.statistics=estimate,"
+    " it reads other tokens than it was trained on."
 )
 
 
@@ -175,12 +175,14 @@ def _settle_statistics(foreign: Foreign, options: Options, data: Mapping[str, An
         return
     mean = settle_mean(options, len(foreign.W_enc)) if subtracts else None
     scale = options.get("scale") if scales else None
-    missing = [f"sae.{name}" for name, needed, value in (("mean_file", subtracts, mean), ("scale", scales, scale))
-               if needed and value is None]  # fmt: skip
+    asked = {"sae.mean_file": (subtracts, mean), "sae.scale (1 / scalar)": (scales, scale)}
+    missing = [name for name, (is_needed, value) in asked.items() if is_needed and value is None]
     if not missing:
         foreign.mean, foreign.scale = mean, scale or 1.0
-    elif mean is None and scale is None:
-        foreign.needs_statistics = True
-        foreign.warnings.append(NO_STATISTICS)
-    else:
+        return
+    if mean is not None or scale is not None:
         raise InputError(f"its tokens had a mean subtracted and were scaled: give {missing[0]} too.")
+    if len(missing) == 1 and options.get("statistics") is Statistics.estimate:
+        raise InputError(f"sae.statistics=estimate would subtract and scale, and its tokens need {missing[0]} alone.")
+    foreign.needs_statistics = True
+    foreign.warnings.append(NO_STATISTICS.format(" and ".join(missing)))

@@ -69,7 +69,11 @@ def read(found: Found, options: Options) -> Foreign:
     if (multiplier := state.get("dictionary.multiplier")) is not None and read_number(multiplier, "multiplier") != 0:
         W_dec = W_dec.float() * multiplier.float().exp()
     kind = str(next((config[name] for name in SAYS_KIND if name in config), "")).lower()
-    facts: dict[str, Any] = {"k": read_count(config.get("k"), "k"), "dtype": name_dtype(weight)}
+    facts: dict[str, Any] = {
+        "k": read_count(config.get("k"), "k"),
+        "dtype": name_dtype(weight),
+        "dataset": get_as(str, config, "dataset"),
+    }
     activation = _make_activation(kind, state, config, options, facts)
     backbone = get_as(str, config, "backbone") or ""
     return Foreign(
