@@ -68,7 +68,8 @@ def test_tokens_in_order_and_their_mean_and_scale(stored: TokenCache, live: Live
             torch.testing.assert_close(a, b)
     config = replace(CONFIG, tokens=choice)
     (mean, scale), (mean_stored, scale_stored) = (
-        make_normalisation(source, split_tokens(source, config)[0], config) for source in (live, stored)
+        make_normalisation(source, split_tokens(source, config)[0], config.tokens, config.batch_tokens)
+        for source in (live, stored)
     )
     torch.testing.assert_close(mean, mean_stored)
     assert scale == pytest.approx(scale_stored, rel=1e-4)

@@ -245,10 +245,10 @@ def test_patches_keep_the_normalisation_of_the_cache_and_other_tokens_get_their_
         if tokens is None:
             tokens = np.concatenate([prefix[trained], cache.patches[trained]], axis=1).reshape(-1, 12)
         config = replace(CONFIG, tokens=choice, eval_tokens=10_000)
-        mean, scale = make_normalisation(cache, split_tokens(cache, config)[0], config)
+        mean, scale = make_normalisation(cache, split_tokens(cache, config)[0], config.tokens, config.batch_tokens)
         np.testing.assert_allclose(mean.numpy(), tokens.mean(0), rtol=1e-4)
         assert scale * np.linalg.norm(tokens - tokens.mean(0), axis=1).mean() == pytest.approx(12**0.5, rel=1e-5)
-    mean, scale = make_normalisation(cache, split_tokens(cache, CONFIG)[0], CONFIG)
+    mean, scale = make_normalisation(cache, split_tokens(cache, CONFIG)[0], CONFIG.tokens, CONFIG.batch_tokens)
     assert (mean.tolist(), scale) == (cache.mean.tolist(), cache.scale)
 
 
