@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 
 from infoscope.runtime.errors import InputError
@@ -15,12 +13,12 @@ from infoscope.sae.metrics import compute_sae_metrics
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.sae.origin import Origin
 from infoscope.sae.token_sets import TokenSet, make_token_set
-from infoscope.sae.train import make_normalisation
+from infoscope.sae.train import choose_held_out, make_normalisation
 from infoscope.vision.tokens.extract import TokenCache
 from infoscope.vision.tokens.source import LiveTokens
 
 EVAL_TOKENS = 65_536
-"""On which an SAE is measured: of images evenly spread over the split."""
+"""On which an SAE is measured, of the images that are held out where one is trained."""
 BATCH_TOKENS = 4096
 
 
@@ -41,9 +39,8 @@ def fit_to_tokens(
         InputError: as `make_normalisation`; or the reconstruction is 0 everywhere, where a scale is to be fitted.
     """
     everything = make_token_set(tokens, choice)
-    n_images = min(everything.n_images, math.ceil(EVAL_TOKENS / everything.tokens_per_image))
-    images = np.arange(n_images) * everything.n_images // n_images
-    some, device = make_token_set(tokens, choice, images), sae.mean.device
+    some = make_token_set(tokens, choice, choose_held_out(everything, EVAL_TOKENS))
+    device = sae.mean.device
     mean, scale = make_normalisation(tokens, everything, choice, BATCH_TOKENS)
     source, facts = sae.origin.source, {}
     sae.data_mean = mean.to(device)

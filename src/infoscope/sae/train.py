@@ -11,7 +11,7 @@ from typing import Any, TypeVar, cast
 import lightning as L
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from lightning.pytorch.callbacks import Callback, ProgressBar
 from torch import Tensor
 
@@ -104,8 +104,6 @@ def split_tokens(
 ) -> tuple[TokenSet, TokenSet]:
     """Return the tokens to train on and those to measure on, which never share an image.
 
-    The images held out are evenly spread: sets are often sorted by class.
-
     Raises:
         InputError: if there are fewer than two images and no held-out ones, or the chosen tokens do not exist.
     """
@@ -115,11 +113,21 @@ def split_tokens(
     n = everything.n_images
     if n < 2:
         raise InputError(f"Expected tokens of at least 2 images, one of them held out, got {n}.")
-    n_held_out = max(1, min(n // 10, math.ceil(config.eval_tokens / everything.tokens_per_image)))
-    held = np.arange(n_held_out) * n // n_held_out
+    held = choose_held_out(everything, config.eval_tokens)
     parts = np.setdiff1d(np.arange(n), held), held
     training, evaluation = (make_token_set(tokens, config.tokens, part, buffer_device) for part in parts)
     return training, evaluation
+
+
+def choose_held_out(tokens: TokenSet, eval_tokens: int) -> Int[np.ndarray, " n_held_out"]:
+    """Return the images on which an SAE is measured: at most a tenth, evenly spread, for sets are often sorted by class.
+
+    Args:
+        eval_tokens: how many tokens they should hold.
+    """
+    n = tokens.n_images
+    n_held_out = max(1, min(n // 10, math.ceil(eval_tokens / tokens.tokens_per_image)))
+    return np.arange(n_held_out) * n // n_held_out
 
 
 def make_normalisation(
