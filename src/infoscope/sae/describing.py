@@ -71,7 +71,8 @@ def _list_formulas(sae: SparseAutoencoder) -> Iterator[str]:
     if norm is not None:
         yield f"y = {x}; x_n = {norm[0]}" if x != "x" else f"x_n = {norm[0].replace('y', 'x')}"
         x = "x_n"
-    pre = f"({x} - b_dec) W_enc" if sae.b_dec.any() else f"{x} W_enc"
+    is_folded = sae.origin.source is not None and "folded" in sae.origin.source.facts
+    pre = f"({x} - b_dec) W_enc" if sae.b_dec.any() and not is_folded else f"{x} W_enc"
     yield f"a = {pre} + b_enc" if sae.b_enc.any() else f"a = {pre}"
     yield f"z = {describe_activation(sae.activation)}"
     x_hat = "z W_dec + b_dec" if sae.b_dec.any() else "z W_dec"
@@ -79,8 +80,6 @@ def _list_formulas(sae: SparseAutoencoder) -> Iterator[str]:
         x_hat = f"({x_hat}) {norm[1] if mean or scale != 1 else norm[1].replace('y', 'x')}"
     x_hat = x_hat if scale == 1 else f"({x_hat}) / {scale:.4g}"
     yield f"x_hat = {x_hat}{' + mean' if mean else ''}"
-    if sae.origin.source is not None and "folded" in sae.origin.source.facts:
-        yield "b_dec was not subtracted where it was trained: b_enc holds b_dec W_enc more than its file"
 
 
 def describe_activation(activation: Activation) -> str:

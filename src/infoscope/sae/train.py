@@ -120,7 +120,7 @@ def split_tokens(
 
 
 def choose_held_out(tokens: TokenSet, eval_tokens: int) -> Int[np.ndarray, " n_held_out"]:
-    """Return the images on which an SAE is measured: at most a tenth, evenly spread, for sets are often sorted by class.
+    """Return the images on which an SAE is measured: at most a tenth, evenly spread, as sets are often sorted by class.
 
     Args:
         eval_tokens: how many tokens they should hold.

@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
 from tests.support.foreign.arrays import Weights, draw_vector, draw_weights
+from tests.support.foreign.pickled import package
 
 BACKBONE = "scenes_clip"
 K = 4
@@ -107,6 +109,97 @@ def write_attributing_clip(folder: Path, w: Weights) -> Path:
     return place
 
 
+def write_msae(folder: Path, w: Weights) -> Path:
+    """Matryoshka over k, of pooled embeddings: its inference is ReLU of everything."""
+    d_in, d_sae = w["W_enc"].shape
+    names = {"encoder": "W_enc", "decoder": "W_dec", "pre_bias": "b_dec", "latent_bias": "b_enc"}
+    content = {"model": {name: w.tensor(of) for name, of in names.items()}, "mean_center": torch.zeros(d_in)}
+    name = f"{d_sae}_{d_in}_TopKReLU_64_RW_False_False_0.0_cc3m_ViT-B~16_train_image_9_{d_in}.pth"
+    torch.save(content | {"scaling_factor": 0.25, "target_norm": np.sqrt(d_in)}, folder / name)
+    return folder
+
+
+def write_sae_for_vlm(folder: Path, w: Weights) -> Path:
+    """Matryoshka over prefixes, of pooled embeddings."""
+    place = (
+        folder / "imagenet_train_activations_clip-vit-large-patch14-336_-1_post_projection_matroyshka_batch_top_k_20_x4"
+    )
+    place.mkdir()
+    d_sae = w["W_enc"].shape[1]
+    state = {name: w.tensor(name) for name in MATRICES}
+    sizes = torch.tensor([d_sae // 4, d_sae - d_sae // 4])
+    torch.save(state | {"k": torch.tensor(K), "threshold": torch.tensor(0.5), "group_sizes": sizes}, place / "ae.pt")
+    return place
+
+
+def write_overcomplete(folder: Path, w: Weights) -> Path:
+    """A whole module, pickled."""
+    d_in, d_sae = w["W_enc"].shape
+    with package() as made:
+        encoder, linear = made.make_class("overcomplete.sae.modules.MLPEncoder")(), nn.Linear(d_in, d_sae)
+        linear.weight.data, linear.bias.data = w.tensor("W_enc", transpose=True), w.tensor("b_enc")
+        encoder.mlp_blocks, encoder.final_block = nn.ModuleList(), nn.Sequential(linear, nn.Identity())
+        encoder.final_activation = nn.ReLU()
+        layer = made.make_class("overcomplete.sae.dictionary.DictionaryLayer")()
+        layer._weights = nn.Parameter(w.tensor("W_dec"))
+        layer.register_buffer("multiplier", torch.tensor(0.0))
+        layer.normalization = made.make_function("overcomplete.sae.dictionary.normalize_l2")
+        model = made.make_class("overcomplete.sae.topk_sae.TopKSAE")()
+        model.encoder, model.dictionary, model.top_k = encoder, layer, K
+        torch.save(model, folder / "sae.pth")
+    return folder
+
+
+def write_visaebench(folder: Path, w: Weights) -> Path:
+    """Batch top-k on the last block's tokens."""
+    d_in, d_sae = w["W_enc"].shape
+    state = {
+        "encoder.final_block.0.weight": w.tensor("W_enc", transpose=True),
+        "dictionary._weights": w.tensor("W_dec"),
+    }
+    state |= {"encoder.final_block.0.bias": w.tensor("b_enc"), "dictionary.multiplier": torch.tensor(0.0)}
+    torch.save(state, folder / "sae.pt")
+    config = {"architecture": "batchtopk", "backbone": "clip_vitb16", "d_model": d_in, "dict_size": d_sae, "k": K}
+    config |= {"threshold": 0.5, "activation_dir": "/scratch/clip_vitb16/layer_11", "expansion_factor": 1}
+    (folder / "config.yaml").write_text("".join(f"{key}: {value}\n" for key, value in config.items()))
+    return folder
+
+
+def write_clipscope(folder: Path, w: Weights) -> Path:
+    """Top-k whose code may be negative, of all tokens."""
+    d_in, d_sae = w["W_enc"].shape
+    place = folder / "22_resid"
+    place.mkdir()
+    state = {"pre_b": w.tensor("b_dec"), "enc": w.tensor("W_enc"), "dec": w.tensor("W_dec")}
+    torch.save({"n_features": d_sae, "d_in": d_in, "k": K, "model_state_dict": state}, place / "1200013184.pt")
+    return place
+
+
+def write_dncbm(folder: Path, w: Weights) -> Path:
+    """One bias for both ends, of pooled embeddings."""
+    state = {"tied_bias": w.tensor("b_dec"), "encoder._weight": w.tensor("W_enc", transpose=True)}
+    state |= {"encoder._bias": w.tensor("b_enc"), "decoder._weight": w.tensor("W_dec", transpose=True)}
+    torch.save(state, folder / "sparse_autoencoder_final.pt")
+    return folder
+
+
+def write_clip_topk_sae(folder: Path, w: Weights) -> Path:
+    """Top-k of pooled embeddings, with a count per feature."""
+    d_in, d_sae = w["W_enc"].shape
+    state = {name: w.tensor(name) for name in MATRICES}
+    save_file(state | {"feature_counts": torch.zeros(d_sae)}, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps({"d_model": d_in, "n_features": d_sae, "k": K}))
+    return folder
+
+
+def write_plain(folder: Path, w: Weights) -> Path:
+    """Matrices of no toolkit's."""
+    save_file(
+        {"dictionary": w.tensor("W_dec"), "reader": w.tensor("W_dec", transpose=True)}, folder / "mine.safetensors"
+    )
+    return folder / "mine.safetensors"
+
+
 def _write_trainer(folder: Path, name: str, d_in: int, d_sae: int) -> None:
     trainer: dict[str, Any] = {"dict_class": name, "activation_dim": d_in, "dict_size": d_sae, "layer": 2}
     (folder / "config.json").write_text(json.dumps({"trainer": trainer}))
@@ -122,6 +215,21 @@ WRITERS: dict[str, Callable[[Path, Weights], Path]] = {
     "groupmax": write_groupmax,
     "attributing_clip": write_attributing_clip,
 }
+"""What the stages are tried with: activations and norms of all kinds."""
+OTHERS: dict[str, Callable[[Path, Weights], Path]] = {
+    "msae": write_msae,
+    "sae_for_vlm": write_sae_for_vlm,
+    "overcomplete": write_overcomplete,
+    "visaebench": write_visaebench,
+    "clipscope": write_clipscope,
+    "dncbm": write_dncbm,
+    "clip_topk_sae": write_clip_topk_sae,
+    "plain": write_plain,
+}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "plain": {"format": "plain", "kind": "relu", "keys": {"W_enc": "reader", "W_dec": "dictionary"}}
+}
+"""What must be said of an SAE, where its files do not say it."""
 
 
 def write_dictionary(name: str, folder: Path, d_in: int, d_sae: int) -> Path:
@@ -130,4 +238,4 @@ def write_dictionary(name: str, folder: Path, d_in: int, d_sae: int) -> Path:
     place.mkdir(parents=True)
     weights = draw_weights(1, d_in=d_in, d_sae=d_sae)
     weights["b_enc"] = (weights["b_enc"] - 0.5).astype(np.float32)
-    return WRITERS[name](place, weights)
+    return (WRITERS | OTHERS)[name](place, weights)
