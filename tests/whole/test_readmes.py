@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import shlex
 from pathlib import Path
 
 import pytest
 
+from infoscope import registry
 from infoscope.config.tree import compose
 
 ROOT = Path(__file__).parents[2]
@@ -45,7 +47,12 @@ def test_links_lead_somewhere(file: Path) -> None:
 
 @pytest.mark.parametrize("command", sorted({command for file in FILES for command in find_commands(file)}))
 def test_commands_are_composed(command: str) -> None:
-    """Of a sweep, its first job; what belongs to its launcher is Hydra's."""
+    """Of a sweep, its first job; what belongs to its launcher is Hydra's. Of what composes nothing, what it takes."""
+    if (tool := registry.find_tool(command.split()[0] if command.split() else "")) is not None:
+        given = shlex.split(command)[1:]
+        options = dict(one.split("=", 1) for one in given if "=" in one)
+        inspect.signature(tool.load()).bind(*[one for one in given if "=" not in one], **options)
+        return
     arguments = [one for one in shlex.split(command) if one not in ("-m", "...") and not one.startswith("hydra")]
     first = [re.sub(r",(?![^\[]*\]).*", "", one) for one in arguments] if "-m" in command.split() else arguments
     config = compose(first)
