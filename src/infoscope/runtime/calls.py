@@ -116,7 +116,7 @@ def convert_all(make: type, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def convert(name: str, value: Any, kind: Any) -> Any:
-    """Return an argument's value as a type: bool, int, float, str, an Enum, a list or dict of these, or None.
+    """Return an argument's value as a type: bool, int, float, str, an Enum, a list or dataclass of these, or None.
 
     Raises:
         InputError: if it is of another.
@@ -128,9 +128,10 @@ def convert(name: str, value: Any, kind: Any) -> Any:
         return _choose(name, value, kind)
     if get_origin(kind) is list and isinstance(value, Sequence | np.ndarray) and not isinstance(value, str):
         return [convert(name, one, get_args(kind)[0]) for one in value]
-    if get_origin(kind) is dict and isinstance(value, Mapping):
-        of_key, of_value = get_args(kind)
-        return {convert(name, key, of_key): convert(name, one, of_value) for key, one in value.items()}
+    if dataclasses.is_dataclass(kind) and isinstance(value, Mapping):
+        assert isinstance(kind, type)
+        refuse_unknown(map(str, value), [one.name for one in dataclasses.fields(kind)], f"{name}=")
+        return make_options(kind, value)
     is_bool = isinstance(value, bool | np.bool_)
     if kind is bool and is_bool:
         return bool(value)
@@ -140,8 +141,8 @@ def convert(name: str, value: Any, kind: Any) -> Any:
         return float(value)
     if kind is str and isinstance(value, str | os.PathLike):
         return os.fspath(value)
-    words = {bool: "True or False", int: "a whole number", float: "a number", str: "a text", dict: "names to names"}
-    expected = words.get(get_origin(kind) or kind, "a list of numbers")
+    words = {bool: "True or False", int: "a whole number", float: "a number", str: "a text"}
+    expected = "a dict" if dataclasses.is_dataclass(kind) else words.get(kind, "a list of numbers")
     raise InputError(f"Expected {name} to be {expected}, got {value!r}.")
 
 

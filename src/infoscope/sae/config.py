@@ -325,6 +325,22 @@ IMPORT = "import"
 
 
 @dataclass
+class MatrixNames:
+    """What a file calls the matrices of an SAE; a name that ends in .T is read transposed: W_enc: encoder.weight.T."""
+
+    W_enc: str | None = None
+    W_dec: str | None = None
+    b_enc: str | None = None
+    b_dec: str | None = None
+    mean: str | None = None
+    threshold: str | None = None
+
+    def given(self) -> dict[str, str]:
+        """Return those that are named, by our names."""
+        return {name: value for name, value in vars(self).items() if value is not None}
+
+
+@dataclass
 class ImportedConfig(SAEConfig):
     """An SAE that exists already, in a file of ours or of another toolkit.
 
@@ -338,9 +354,8 @@ class ImportedConfig(SAEConfig):
     """The file or its folder, or hf:owner/name/folder@revision on the Hugging Face hub or in its cache."""
     format: str | None = None
     """Whose format it is in; null: by the names and shapes in it. "plain": any matrices, see `keys`."""
-    keys: dict[str, str] = field(default_factory=dict)
-    """With format=plain: our names of the matrices (W_enc, W_dec, b_enc, b_dec, mean, threshold) and what the file
-    calls them; a name that ends in .T is read transposed: {W_enc: encoder.weight.T}."""
+    keys: MatrixNames = field(default_factory=MatrixNames)
+    """With format=plain: what the file calls the matrices."""
     k: Count | None = None
     """Active latents per token."""
     threshold: Annotated[float, Bounds(-1e30, 1e30)] | None = None
@@ -379,4 +394,4 @@ class ImportedConfig(SAEConfig):
 
     def given(self) -> dict[str, Any]:
         """Return the settings that say something."""
-        return {name: value for name, value in vars(self).items() if value is not None and value != {}}
+        return {name: value for name, value in vars(self).items() if value is not None and value != MatrixNames()}

@@ -137,8 +137,7 @@ class Options:
     def get(self, name: str) -> Any:
         """Return a setting, None where it is not given."""
         self._read.add(name)
-        value = getattr(self.config, name)
-        return None if value == {} else value
+        return self.config.given().get(name)
 
     def kind(self, *choices: str) -> str | None:
         """Return what the SAE is said to be, None where nothing is said.

@@ -40,9 +40,9 @@ def recognise(found: Found) -> bool:
 
 
 def read(found: Found, options: Options) -> Foreign:
-    given = _find(found, options.get("keys") or {})
+    given = _find(found, _get_keys(options))
     W_enc, W_dec = given["W_enc"], given["W_dec"]
-    _check_shapes(given, options.get("keys"))
+    _check_shapes(given, _get_keys(options))
     mean = given.get("mean")
     if mean is None:
         mean = settle_mean(options, len(W_enc))
@@ -66,6 +66,11 @@ def read(found: Found, options: Options) -> Foreign:
     )
 
 
+def _get_keys(options: Options) -> dict[str, str]:
+    keys = options.get("keys")
+    return {} if keys is None else keys.given()
+
+
 def _find(found: Found, keys: Mapping[str, str]) -> dict[str, Tensor]:
     """Return the tensors by our names.
 
@@ -81,11 +86,6 @@ def _find(found: Found, keys: Mapping[str, str]) -> dict[str, Tensor]:
     tensors = dict(_flatten(found.content, ""))
     given = {}
     for ours, theirs in keys.items():
-        if ours not in (*MATRICES, *VECTORS):
-            raise InputError(
-                f"expected names of {', '.join((*MATRICES, *VECTORS))} in sae.keys, got"
-                f" {ours}{suggest(ours, [*MATRICES, *VECTORS])}."
-            )
         name = theirs if theirs in tensors else theirs.removesuffix(".T")
         if name not in tensors:
             raise InputError(
