@@ -200,10 +200,10 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.M
     export_sae(sae, tmp_path / "old")
     before = {file: file.read_bytes() for file in (tmp_path / "old").iterdir()}
 
-    def fill_disk(*_: object, **__: object) -> bytes:
+    def fill_disk(*_: object) -> None:
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(export_module, "save", fill_disk)
+    monkeypatch.setattr(export_module, "write_tensors", fill_disk)
     for name in ("old", "new"):
         with pytest.raises(OSError, match="No space left"):
             export_sae(make_sae("relu"), tmp_path / name)

@@ -18,12 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
 
 from infoscope.runtime.calls import name_type, speaks_python
-from infoscope.runtime.errors import InputError
-from infoscope.runtime.manifests import read_manifest
+from infoscope.runtime.errors import InputError, get_first_line
+from infoscope.runtime.large_tensors import cut_rows, fill_tensors, is_finite, write_tensors
+from infoscope.runtime.manifests import compute_checksum, read_manifest
+from infoscope.runtime.untrusted.makers import NotReadError
+from infoscope.runtime.untrusted.safetensors_files import read_header
 from infoscope.sae.activations import ACTIVATIONS, make_activation
 from infoscope.sae.config import TokenChoice, TokenNorm
 from infoscope.sae.model import SparseAutoencoder
@@ -56,9 +57,7 @@ def save_sae(
         backbone=origin.backbone if backbone is None else backbone,
     )
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in sae.state_dict().items()}
-    # Written by Python: a full disk is then an OSError like any other.
-    (folder / WEIGHTS_NAME).write_bytes(save(tensors, metadata={"format": FORMAT}))
+    write_tensors(folder / WEIGHTS_NAME, sae.state_dict(), {"format": FORMAT})
     info = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -69,7 +68,7 @@ def save_sae(
         "token_norm": sae.token_norm.name,
         "origin": origin.to_json(),
         "training": training or {},
-        "sha256": _compute_sha256(folder / WEIGHTS_NAME),
+        "sha256": compute_checksum(folder / WEIGHTS_NAME),
     }
     (folder / INFO_NAME).write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
 
@@ -87,19 +86,18 @@ def load_sae(path: Path | str) -> SparseAutoencoder:
     weights = _find_folder(path) / WEIGHTS_NAME
     if not weights.is_file():
         raise InputError(f"Expected {WEIGHTS_NAME} next to {INFO_NAME} in {weights.parent}, found none.")
-    if _compute_sha256(weights) != info["sha256"]:
+    if compute_checksum(weights) != info["sha256"]:
         raise InputError(f"{weights} is damaged: its checksum is not the one in {INFO_NAME}; make it again.")
     try:
-        tensors = load_file(weights)
-        sae = _make_empty(info, "data_mean" in tensors)
-        for name, tensor in tensors.items():
-            if not torch.isfinite(tensor).all():
-                raise InputError(f"{weights} holds NaN or Inf in {name}: train the SAE again.")
-        # Copied into the model's own memory layout: loading then computes exactly what was saved.
-        sae.load_state_dict(tensors)
-    except (SafetensorError, RuntimeError) as error:
-        reason = str(error).splitlines()[0].rstrip(".:")
+        sae = _make_empty(info, "data_mean" in read_header(weights)[1])
+        # Into the model's own memory layout: loading then computes exactly what was saved.
+        fill_tensors(weights, sae.state_dict())
+    except (NotReadError, RuntimeError) as error:
+        reason = get_first_line(error).rstrip(".:")
         raise InputError(f"{weights} does not hold the SAE that {INFO_NAME} describes ({reason}).") from None
+    for name, tensor in sae.state_dict().items():
+        if not is_finite(tensor):
+            raise InputError(f"{weights} holds NaN or Inf in {name}: train the SAE again.")
     sae.origin = _read_origin(info)
     return sae.eval()
 
@@ -207,11 +205,6 @@ def compute_digest(sae: SparseAutoencoder) -> str:
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for name, tensor in sorted(sae.state_dict().items()):
         digest.update(f"{name} {list(tensor.shape)}".encode())
-        for part in tensor.cpu().split(4096) if tensor.ndim else [tensor.cpu()]:
-            digest.update(part.contiguous().numpy().tobytes())
+        for part in cut_rows(tensor):
+            digest.update(part.cpu().contiguous().numpy().data)
     return digest.hexdigest()
-
-
-def _compute_sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

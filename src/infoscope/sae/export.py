@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
-from safetensors.torch import save
 from torch import Tensor
 
 from infoscope.runtime.errors import InputError
 from infoscope.runtime.files import atomic_write
+from infoscope.runtime.large_tensors import Change, reduce_rows, write_tensors
 from infoscope.sae.activations import BatchTopK, Gated, JumpReLU, ReLU, Threshold, TopK
 from infoscope.sae.config import TokenNorm
 from infoscope.sae.model import SparseAutoencoder
@@ -95,7 +95,8 @@ def export_sae(sae: SparseAutoencoder, out: Path, format: ExportFormat = "saelen
         raise InputError(f"Expected format to be one of {', '.join(FILES)}, got {format!r}.")
     out = Path(out).expanduser()
     files = [out / name for name in FILES[format]]
-    tensors = fold_weights(sae)
+    scale, tensors = float(sae.scale), {"W_enc": sae.W_enc, "W_dec": sae.W_dec, **fold_biases(sae)}
+    changes: dict[str, Change] = {"W_enc": lambda part: part * scale, "W_dec": lambda part: part / scale}
     exported = _export_activation(sae, tensors["b_enc"], format)
     if format == "saelens" and isinstance(sae.activation, Gated):
         del tensors["b_enc"]
@@ -106,7 +107,7 @@ def export_sae(sae: SparseAutoencoder, out: Path, format: ExportFormat = "saelen
     try:
         with ExitStack() as stack:  # both are renamed when both are whole
             info_file, weights_file = (stack.enter_context(atomic_write(file)) for file in files)
-            weights_file.write_bytes(save(tensors | exported.tensors, metadata={"format": "pt"}))
+            write_tensors(weights_file, tensors | exported.tensors, {"format": "pt"}, changes)
             info_file.write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
     except BaseException:
         if is_new:
@@ -116,8 +117,8 @@ def export_sae(sae: SparseAutoencoder, out: Path, format: ExportFormat = "saelen
 
 
 @torch.no_grad()
-def fold_weights(sae: SparseAutoencoder) -> dict[str, Tensor]:
-    """Return W_enc', b_enc', W_dec' and b_dec' (float32, on the CPU), which read and write raw tokens.
+def fold_biases(sae: SparseAutoencoder) -> dict[str, Tensor]:
+    """Return b_enc' and b_dec' (float32, on the CPU), with which the weights read and write raw tokens.
 
     Raises:
         InputError: the SAE normalises each token by itself, after another mean or scale.
@@ -128,14 +129,9 @@ def fold_weights(sae: SparseAutoencoder) -> dict[str, Tensor]:
             f"This SAE normalises each token by itself ({sae.token_norm.name}) after its mean and scale, which no other"
             " format holds: only those of mean 0 and scale 1 can be exported."
         )
-    b_enc = sae.b_enc.double() - (scale * mean + sae.b_dec.double()) @ sae.W_enc.double()
-    folded = {
-        "W_enc": sae.W_enc * scale,
-        "b_enc": b_enc,
-        "W_dec": sae.W_dec / scale,
-        "b_dec": mean + sae.b_dec.double() / scale,
-    }
-    return {name: tensor.float().cpu().contiguous() for name, tensor in folded.items()}
+    read = scale * mean + sae.b_dec.double()
+    b_enc = sae.b_enc.double() - reduce_rows(sae.W_enc.T, lambda part: part @ read)
+    return {"b_enc": b_enc.float().cpu(), "b_dec": (mean + sae.b_dec.double() / scale).float().cpu()}
 
 
 @torch.no_grad()

@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 import yaml
-from torch import Tensor
 
 from infoscope.runtime.calls import make_options, name_type, refuse_unknown, speaks_python
 from infoscope.runtime.errors import InputError, get_first_line, suggest
+from infoscope.runtime.large_tensors import is_finite, reduce_rows
 from infoscope.runtime.manifests import MANIFEST, compute_checksum
 from infoscope.runtime.untrusted import read_checkpoint
 from infoscope.runtime.untrusted.numpy_files import read_npz
@@ -32,8 +32,6 @@ MAX_FILES = 16
 """Of a folder that are opened to see which is an SAE's, and that are listed."""
 _NUMBERS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 """Others are quantised, and mean something only with their scales."""
-_ROWS = 4096
-"""Rows of a matrix that are looked at in float64 at a time."""
 
 
 @speaks_python(sae=ImportedConfig)
@@ -77,21 +75,22 @@ def import_sae(config: ImportedConfig) -> SparseAutoencoder:
             raise InputError(f"sae.{given[0]} is for files of other toolkits, and {path} is infoscope's own: drop it.")
         return checkpoint.load_sae(path)
     found, name = find_sae(path, config.format)
-    options = Options(config)
+    file, options = found.file, Options(config)
     try:
         foreign = load_formats()[name].read(found, options)
         options.check()
+        del found  # with what the reader has copied
         sae = assemble(foreign)
     except InputError as error:
-        raise InputError(f"Cannot read {found.file} as an SAE of {name}: {error}") from None
+        raise InputError(f"Cannot read {file} as an SAE of {name}: {error}") from None
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         reason = f"it holds something else than that format has ({get_first_line(error)})"  # whatever strangers write
-        raise InputError(f"Cannot read {found.file} as an SAE of {name}: {reason}.") from error
+        raise InputError(f"Cannot read {file} as an SAE of {name}: {reason}.") from error
     source = Source(
         format=name,
         kind=foreign.kind,
-        file=found.file.name,
-        sha256=compute_checksum(found.file),
+        file=file.name,
+        sha256=compute_checksum(file),
         backbone=foreign.backbone,
         address=address,
         revision=revision,
@@ -231,7 +230,8 @@ def assemble(foreign: Foreign) -> SparseAutoencoder:
     for tensor in (foreign.W_enc, foreign.W_dec, foreign.b_enc, foreign.b_dec, foreign.mean):
         if tensor is not None and tensor.dtype not in _NUMBERS:
             raise InputError(f"expected float numbers, got {tensor.dtype}: give the weights as they were trained.")
-    W_enc, W_dec = foreign.W_enc.float(), foreign.W_dec.float()
+    W_enc = foreign.W_enc = foreign.W_enc.float()  # at once in its place: of other types this is a copy
+    W_dec = foreign.W_dec = foreign.W_dec.float()
     if W_enc.ndim != 2 or 0 in W_enc.shape or W_dec.shape != W_enc.shape[::-1]:
         raise InputError(
             f"expected W_enc [d_in, d_sae] and W_dec [d_sae, d_in], got {list(W_enc.shape)} and {list(W_dec.shape)}."
@@ -252,24 +252,13 @@ def assemble(foreign: Foreign) -> SparseAutoencoder:
             )
     state = {"W_enc": W_enc, "W_dec": W_dec, **vectors, **foreign.activation.state_dict()}
     for name, tensor in state.items():
-        if not _is_finite(tensor):
+        if not is_finite(tensor):
             raise InputError(f"it holds NaN or Inf in {name}: fetch it again, or train it again.")
     b_enc, b_dec = vectors["b_enc"], vectors["b_dec"]
     if not foreign.subtracts_b_dec and b_dec.any():
-        b_enc = b_enc + _multiply(b_dec, W_enc).float()
+        b_enc = b_enc + reduce_rows(W_enc.T, lambda part: part @ b_dec.double()).float()
         foreign.facts["folded"] = "b_dec W_enc into b_enc: b_dec is not subtracted before encoding"
     foreign.activation.check(d_sae)
     return SparseAutoencoder.of(
         W_enc, b_enc, W_dec, b_dec, foreign.activation, vectors["mean"], foreign.scale, foreign.token_norm
     )
-
-
-def _is_finite(tensor: Tensor) -> bool:
-    """Whether all values are finite, by the least and the largest: a mask of a large matrix is large too."""
-    straight = tensor if tensor.is_contiguous() else tensor.mT  # torch copies what is not in order
-    return tensor.numel() == 0 or all(bool(bound.isfinite()) for bound in straight.aminmax())
-
-
-def _multiply(vector: Tensor, matrix: Tensor) -> Tensor:
-    """Return vector @ matrix in float64, some columns at a time."""
-    return torch.cat([vector.double() @ part.double() for part in matrix.split(_ROWS, dim=1)])

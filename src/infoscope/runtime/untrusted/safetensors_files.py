@@ -15,7 +15,7 @@ from torch import Tensor
 from infoscope.runtime.untrusted.makers import NotReadError
 from infoscope.runtime.untrusted.torch_files import AGAIN, read_values
 
-_DTYPES = {
+DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
     "F16": torch.float16,
@@ -44,7 +44,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     tensors = {}
     with path.open("rb") as file:
         for name, part in parts.items():
-            dtype, (first, last) = _DTYPES.get(part["dtype"]), part["data_offsets"]
+            dtype, (first, last) = DTYPES.get(part["dtype"]), part["data_offsets"]
             if dtype is None or last - first != math.prod(part["shape"]) * dtype.itemsize:
                 raise NotReadError(f"its tensor {name} is of the type {part['dtype']}, which is not read")
             file.seek(start + first)

@@ -8,11 +8,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from infoscope.runtime.errors import InputError
+from infoscope.runtime.large_tensors import reduce_rows
 from infoscope.runtime.untrusted import Record, list_keys, module_state
 from infoscope.sae.activations import Activation
 from infoscope.sae.config import IMPORT, ImportedConfig, TokenChoice, TokenNorm
@@ -255,11 +255,11 @@ def scale_rows(W: Float[Tensor, "n d"], factors: Float[Tensor, " n"]) -> Float[T
 
 
 def row_norms(W: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
-    """Return the norms of rows in float64, some rows at a time.
+    """Return the norms of rows in float64.
 
     Raises:
         InputError: it is no matrix.
     """
     if W.ndim != 2:
         raise InputError(f"Expected a matrix, found {list(W.shape)}.")
-    return torch.cat([part.double().norm(dim=1) for part in W.split(4096)])
+    return reduce_rows(W, lambda part: part.norm(dim=1))

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from infoscope.runtime.errors import InputError
+from infoscope.runtime.large_tensors import reduce_rows
 from infoscope.runtime.untrusted import Record
 from infoscope.sae.formats.base import need, row_norms, scale_rows
 from infoscope.sae.formats.values import read_number
@@ -28,7 +29,7 @@ KINDS = (
 
 
 def _sums(W: Tensor) -> Tensor:
-    return torch.cat([part.double().abs().sum(1) for part in W.split(ROWS)])
+    return reduce_rows(W, lambda part: part.abs().sum(1))
 
 
 NORMALISATIONS: dict[str, Callable[[Tensor], Tensor]] = {
