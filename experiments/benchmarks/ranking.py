@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from infoscope.runtime.environment import describe_environment
+from infoscope.sae.activations import ReLU
 from infoscope.sae.origin import Origin
 from infoscope.sae.passes import measure_one
 from infoscope.scope.ranking import Ranking, measure_ranking
@@ -44,11 +45,15 @@ class MadeUpLatents:
 
     def __init__(self, n_images: int, n_latents: int, seed: int) -> None:
         self.d_sae, self.W_enc, self.origin = n_latents, torch.zeros(1, n_latents), Origin()
+        self.activation = ReLU()
         self.generator = torch.Generator().manual_seed(seed)
         uniform = torch.rand(n_latents, generator=self.generator)
         self.probability = 10 ** (-5 + 4 * uniform)
         self.checked = torch.linspace(0, n_latents - 1, min(N_CHECKED, n_latents)).long()
         self.kept, self.n_kept = torch.empty(n_images, len(self.checked)), 0
+
+    def token_factor(self, tokens: Tensor) -> None:
+        """There is no norm of each token."""
 
     def encode(self, tokens: Tensor) -> Tensor:
         """Return activations [n, 1, d_sae], and keep those of the checked latents."""
