@@ -159,7 +159,9 @@ def test_an_exported_sae_is_pushed_as_it_is(report, hub, tmp_path):
     tokens = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
     assert torch.allclose(load_sae(f"hf:{REPO}").encode(tokens), make_sae().encode(tokens), atol=1e-6)
     export_sae(make_sae(), tmp_path / "plain", "plain")
-    refuse("Expected an artifact of train_sae", tmp_path / "plain", tmp_path / "other")
+    made = push(tmp_path / "plain", tmp_path / "other", "owner/plain", confirm=True)
+    assert made.files == ["README.md", "plain.json", "plain.safetensors"]
+    assert load_sae("hf:owner/plain").origin.layer == 3
 
 
 def test_a_report_on_other_saes_is_refused(artifact, tmp_path):

@@ -73,7 +73,7 @@ def make_sae(d_in: int, origin: Origin | None = None) -> SparseAutoencoder:
 
 
 def test_an_sae_knows_its_origin_through_training_and_files(sae: SparseAutoencoder, backbone: Backbone) -> None:
-    assert sae.origin == Origin(LAYER, backbone.fingerprint, backbone.image_px, TokenChoice.patch)
+    assert sae.origin == Origin(LAYER, backbone.fingerprint, backbone.image_px, TokenChoice.patch, backbone.site)
     assert choose_layer(sae, backbone) == LAYER
 
 

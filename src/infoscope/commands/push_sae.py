@@ -19,8 +19,8 @@ from infoscope.sae.hub import check_repo, explain
 from infoscope.sae.loading import load_sae
 
 CARD, METRICS = "README.md", "metrics.json"
-_KINDS = ((INFO_NAME, WEIGHTS_NAME), FILES["saelens"])
-"""The files of an SAE that is read without any setting: infoscope's own, or as export-sae writes them for SAELens."""
+_KINDS = ((INFO_NAME, WEIGHTS_NAME), *FILES.values())
+"""The files of an SAE that is read without any setting: infoscope's own, or as export-sae writes them."""
 _SAE_STAGES = {"train_sae", "import_sae"}
 
 
@@ -43,8 +43,8 @@ def push_sae(folder: Path, repo: str, *, report: Path | None, private: bool, con
     A card that lies there already is left as it is, if it is this SAE's: between the two calls it can be edited.
 
     Args:
-        folder: an artifact of train_sae or import_sae, or what export-sae has written for SAELens. Of an artifact
-            nothing else is taken: its configuration names places on this machine.
+        folder: an artifact of train_sae or import_sae, or what export-sae has written. Of an artifact nothing
+            else is taken: its configuration names places on this machine.
         repo: owner/name on the hub; it is made where it does not exist.
         report: the folder of a report on this SAE, whose numbers stand in the card.
         private: only its owner may see it; a repository that is public already is refused.

@@ -12,7 +12,7 @@ from infoscope.sae.formats import load_formats
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.sae.origin import check_has_maps
 from infoscope.vision.hooks import SITES
-from infoscope.vision.names import find_backbone_name
+from infoscope.vision.names import find_backbone_name, name_fingerprint
 
 _ACTIVATIONS = {
     "relu": "ReLU(a)",
@@ -47,6 +47,8 @@ def describe(sae: SparseAutoencoder) -> dict[str, str]:
         found["file"] = f"{source.file}, sha256 {source.sha256}"
         if source.address is not None:
             found["address"] = f"{source.address} at {source.revision}"
+        if source.exported_from is not None:
+            found["exported"] = f"by infoscope, from {source.exported_from}"
     found["kind"] = sae.activation.kind if source is None else source.kind
     found["size"] = f"{sae.d_sae:,} latents of tokens of width {sae.d_in:,}"
     found["computes"] = "\n".join(_list_formulas(sae))
@@ -103,7 +105,7 @@ def _list_origin(sae: SparseAutoencoder) -> Iterator[str]:
         same = f" (= {known})" if known is not None and str(known) != source.backbone else ""
         yield f"{source.backbone}{same}" if known else f"{source.backbone} (a name that infoscope cannot compare)"
     elif origin.backbone:
-        yield str(origin.backbone.get("weights") or origin.backbone.get("kind"))
+        yield str(name_fingerprint(origin.backbone) or origin.backbone.get("weights") or origin.backbone.get("kind"))
     if origin.layer is not None:
         yield f"block {origin.layer}"
     if origin.site is not None:

@@ -21,10 +21,10 @@ from torch import Tensor
 from infoscope.runtime.errors import InputError
 from infoscope.runtime.files import atomic_write
 from infoscope.runtime.large_tensors import Change, reduce_rows, write_tensors
-from infoscope.sae.activations import BatchTopK, Gated, JumpReLU, ReLU, Threshold, TopK
+from infoscope.sae.activations import Activation, BatchTopK, Gated, JumpReLU, ReLU, Threshold, TopK
 from infoscope.sae.config import TokenNorm
 from infoscope.sae.model import SparseAutoencoder
-from infoscope.sae.origin import POOLED, Origin
+from infoscope.sae.origin import POOLED, Origin, check_statistics
 from infoscope.vision.hooks import RESID_POST
 from infoscope.vision.names import name_fingerprint
 
@@ -60,12 +60,10 @@ _NORMS = {
 class _Exported(NamedTuple):
     """What becomes of an activation.
 
-    architecture: SAELens' name. z: of pre-activations a, in words. settings: more of the description. tensors: more of
-    the weights, [d_sae] each.
+    architecture: SAELens' name. settings: more of SAELens' description. tensors: more of the weights, [d_sae] each.
     """
 
     architecture: str
-    z: str
     settings: dict[str, Any]
     tensors: dict[str, Tensor]
 
@@ -87,12 +85,13 @@ def export_sae(sae: SparseAutoencoder, out: Path, format: ExportFormat = "saelen
             gated. A norm per token only with mean 0 and scale 1, where it is the same there.
 
     Raises:
-        InputError: an SAE of another kind or norm, a format that does not exist, a file in the way that infoscope did
-            not export.
+        InputError: an SAE of another kind or norm, or that lacks the mean and scale of its tokens; a format that does
+            not exist, a file in the way that infoscope did not export.
         OSError: the disk is full.
     """
     if format not in FILES:
         raise InputError(f"Expected format to be one of {', '.join(FILES)}, got {format!r}.")
+    check_statistics(sae.origin)
     out = Path(out).expanduser()
     files = [out / name for name in FILES[format]]
     scale, tensors = float(sae.scale), {"W_enc": sae.W_enc, "W_dec": sae.W_dec, **fold_biases(sae)}
@@ -142,19 +141,18 @@ def _export_activation(sae: SparseAutoencoder, b_enc: Tensor, format: ExportForm
         case TopK(signed=False):
             # SAELens rescales by the norm of rows where it is not told otherwise
             settings = {"k": activation.k, "rescale_acts_by_decoder_norm": False}
-            return _Exported("topk", "max(a, 0) of the k largest a of a token, 0 elsewhere", settings, {})
+            return _Exported("topk", settings, {})
         case ReLU():
-            return _Exported("standard", "max(a, 0)", {}, {})
+            return _Exported("standard", {}, {})
         case BatchTopK() | JumpReLU() | Threshold():
             threshold = activation.threshold.to(**new).clamp_min(0).expand(sae.d_sae).contiguous()
-            return _Exported("jumprelu", "a where a > threshold, 0 elsewhere", {}, {"threshold": threshold})
+            return _Exported("jumprelu", {}, {"threshold": threshold})
         case Gated():
             gate = {name: values.to(**new) for name, values in activation.named_buffers()}
-            z = "max(a mag_scale + mag_bias, 0) where a + gate_bias > 0, 0 elsewhere"
             if format == "saelens":
                 b_gate, b_mag = b_enc + gate["gate_bias"], b_enc * gate["mag_scale"] + gate["mag_bias"]
                 gate = {"b_gate": b_gate, "b_mag": b_mag, "r_mag": gate["mag_scale"].clamp_min(1e-38).log()}
-            return _Exported("gated", z, {}, gate)
+            return _Exported("gated", {}, gate)
     name = "a signed topk" if activation.is_signed and isinstance(activation, TopK) else f"the kind {activation.kind}"
     raise InputError(
         f"This SAE is of {name}, which SAELens does not know: those of topk, relu, jumprelu, batchtopk, gated and the"
@@ -163,30 +161,44 @@ def _export_activation(sae: SparseAutoencoder, b_enc: Tensor, format: ExportForm
 
 
 def _describe(sae: SparseAutoencoder, exported: _Exported, format: ExportFormat) -> dict[str, Any]:
-    """Return what describes the SAE."""
-    info = {WRITTEN_BY: PROGRAM, "d_in": sae.d_in, "d_sae": sae.d_sae, "dtype": "float32", **exported.settings}
-    facts = {"kind": sae.activation.kind, "origin": sae.origin.to_json()}
-    norm = _NORMS[sae.token_norm]
+    """Return what describes the SAE; `sae/formats/exported.py` reads it."""
+    info = {WRITTEN_BY: PROGRAM, "d_in": sae.d_in, "d_sae": sae.d_sae, "dtype": "float32"}
+    record = {"kind": sae.activation.kind, "k": getattr(sae.activation, "k", None), "origin": sae.origin.to_json()}
     if format == "saelens":
         settings = {
             "architecture": exported.architecture,
             "device": "cpu",
             "apply_b_dec_to_input": False,
-            "normalize_activations": norm.saelens,
+            "normalize_activations": _NORMS[sae.token_norm].saelens,
             "reshape_activations": "none",
         }
-        return info | settings | {"metadata": {**_name_hook(sae.origin), PROGRAM: facts}}
-    formula = {
+        return info | settings | exported.settings | {"metadata": {**name_hook(sae.origin), PROGRAM: record}}
+    formula = make_formula(sae.token_norm, sae.activation)
+    return info | record | {"token_norm": sae.token_norm.name, "formula": formula}
+
+
+def make_formula(token_norm: TokenNorm, activation: Activation) -> dict[str, str]:
+    """Return how a plain export computes, in words."""
+    match activation:
+        case TopK():
+            z = "max(a, 0) of the k largest a of a token, 0 elsewhere"
+        case ReLU():
+            z = "max(a, 0)"
+        case Gated():
+            z = "max(a mag_scale + mag_bias, 0) where a + gate_bias > 0, 0 elsewhere"
+        case _:
+            z = "a where a > threshold, 0 elsewhere"
+    norm = _NORMS[token_norm]
+    return {
         "x": "a raw token [d_in], as the backbone gives it",
         "x_n": norm.x_n,
         "a": "x_n W_enc + b_enc",
-        "z": exported.z,
+        "z": z,
         "x_hat": norm.x_hat,
     }
-    return info | facts | {"formula": formula}
 
 
-def _name_hook(origin: Origin) -> dict[str, str]:
+def name_hook(origin: Origin) -> dict[str, str]:
     """Return what the SAE was trained on as SAELens says it, as far as it is known."""
     name = name_fingerprint(origin.backbone) or (origin.source and origin.source.backbone)
     hook = {} if name is None else {"model_name": str(name)}

@@ -96,9 +96,10 @@ def import_sae(config: ImportedConfig) -> SparseAutoencoder:
         revision=revision,
         facts=_join_facts(foreign),
         warnings=tuple(foreign.warnings),
+        exported_from=foreign.exported_from,
     )
     tokens = config.tokens if config.ignore_origin and config.tokens else options.settle("tokens", foreign.tokens)
-    sae.origin = Origin(foreign.layer, {}, None, tokens, foreign.site, source)
+    sae.origin = Origin(foreign.layer, foreign.fingerprint, foreign.image_px, tokens, foreign.site, source)
     return sae
 
 
@@ -198,7 +199,8 @@ def _is_recognised(file: Path) -> bool:
 
 
 def _list_formats(found: Found) -> list[str]:
-    return [name for name, module in load_formats().items() if module.recognise(found)]
+    names = [name for name, module in load_formats().items() if module.recognise(found)]
+    return ["exported"] if "exported" in names else names  # other toolkits call their tensors so too
 
 
 def _recognise(found: Found) -> str:

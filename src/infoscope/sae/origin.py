@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass, field
+from types import UnionType
+from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 
 from infoscope.runtime.calls import convert
 from infoscope.runtime.errors import InputError
@@ -35,6 +36,7 @@ class Source:
     address, revision: of the hub, where it comes from there.
     facts: what else it says, as plain JSON values: k, threshold, prefix_sizes, folded, ...
     warnings: sentences.
+    exported_from: in words what infoscope has exported into this file; None: infoscope did not write it.
     """
 
     format: str
@@ -46,6 +48,14 @@ class Source:
     revision: str | None = None
     facts: dict[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    exported_from: str | None = None
+
+    @property
+    def words(self) -> str:
+        """What it was, and what of infoscope's the file holds, if it does."""
+        place = f" of {self.address} at {self.revision}" if self.address else ""
+        before = f", which infoscope exported from {self.exported_from}" if self.exported_from else ""
+        return f"{self.kind} in the format of {self.format}, {self.file}{place}, sha256 {self.sha256[:12]}{before}"
 
 
 @dataclass(frozen=True)
@@ -76,11 +86,15 @@ class Origin:
         """Return what `to_json` gave.
 
         Raises:
-            KeyError, TypeError: if it is something else.
+            KeyError, TypeError, AttributeError: if it is something else.
         """
         tokens, source = values.get("tokens"), values.get("source")
         made = source and Source(**{**source, "warnings": tuple(source.get("warnings", ()))})
-        return cls(**{**values, "tokens": tokens and TokenChoice[tokens], "source": made})
+        origin = cls(**{**values, "tokens": tokens and TokenChoice[tokens], "source": made})
+        _check_types(origin)
+        if made:
+            _check_types(made)
+        return origin
 
     @classmethod
     def of(cls, backbone: Backbone, layer: int, tokens: TokenChoice | None = None) -> Origin:
@@ -89,7 +103,7 @@ class Origin:
         Raises:
             InputError: if the block does not exist.
         """
-        return cls(backbone.check_layer(layer), backbone.fingerprint, backbone.image_px, tokens)
+        return cls(backbone.check_layer(layer), backbone.fingerprint, backbone.image_px, tokens, backbone.site)
 
     @classmethod
     def of_tokens(cls, facts: object, tokens: TokenChoice | None = None) -> Origin:
@@ -100,7 +114,21 @@ class Origin:
         """
         meta: dict[str, Any] = getattr(facts, "meta", {})
         image_px = meta["grid"] * meta["patch_px"] if {"grid", "patch_px"} <= meta.keys() else None
-        return cls(meta.get("layer"), meta.get("backbone", {}), image_px, tokens)
+        return cls(meta.get("layer"), meta.get("backbone", {}), image_px, tokens, meta.get("site"))
+
+
+def _check_types(made: Origin | Source) -> None:
+    """Refuse fields of another type than they are declared with.
+
+    Raises:
+        TypeError: there is one.
+    """
+    for name, kind in get_type_hints(type(made)).items():
+        value, kinds = getattr(made, name), get_args(kind) if isinstance(kind, UnionType) else (kind,)
+        if type(value) not in [get_origin(one) or one for one in kinds]:
+            raise TypeError(name)
+        if isinstance(value, tuple) and not all(isinstance(one, str) for one in value):
+            raise TypeError(name)
 
 
 def choose_layer(
@@ -133,7 +161,7 @@ def choose_layer(
     chosen = backbone.check_layer(convert("layer", asked, int))
     if not check_origin:
         return chosen
-    given = replace(Origin.of(backbone, chosen), site=backbone.site)
+    given = Origin.of(backbone, chosen)
     names = _find_other_name(origin, name_fingerprint(backbone.fingerprint))
     different = "; ".join([*_find_differences(origin, given), *names, *_find_other_site(origin, given)])
     if different:

@@ -188,10 +188,7 @@ def describe_imported(ctx: Context) -> list[str]:
 
 def describe_source(source: Source) -> str:
     """Return where an imported SAE comes from, as a sentence."""
-    place = f" of {source.address} at {source.revision}" if source.address else ""
-    return (
-        f"Imported: {source.kind} in the format of {source.format}, {source.file}{place}, sha256 {source.sha256[:12]}."
-    )
+    return f"Imported: {source.words}."
 
 
 def _say_trained(found: Found) -> str:

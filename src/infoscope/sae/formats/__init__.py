@@ -18,6 +18,7 @@ NAMES = (
     "dncbm",
     "clip_topk_sae",
     "plain",
+    "exported",
     "msae",
     "sae_for_vlm",
     "dictionary_learning",

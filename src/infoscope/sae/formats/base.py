@@ -206,6 +206,7 @@ class Foreign:
     warnings: sentences.
     needs_statistics: it was trained on tokens of mean 0 and scale 1 whose mean and scale are not in the file.
     scale_is_free: its decoder gives a direction alone; the scale is fitted to the tokens of the run.
+    fingerprint, image_px: of the backbone; exported_from: see `Source`. Of what infoscope has exported alone.
     """
 
     kind: str
@@ -226,6 +227,9 @@ class Foreign:
     warnings: list[str] = field(default_factory=list)
     needs_statistics: bool = False
     scale_is_free: bool = False
+    fingerprint: dict[str, Any] = field(default_factory=dict)
+    image_px: int | None = None
+    exported_from: str | None = None
 
 
 class Format(Protocol):

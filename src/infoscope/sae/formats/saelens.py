@@ -16,6 +16,7 @@ from torch import Tensor
 from infoscope.runtime.errors import InputError
 from infoscope.sae.activations import Activation, Gated, ReLU, TanhReLU, Threshold, TopK
 from infoscope.sae.config import TokenNorm
+from infoscope.sae.formats import exported
 from infoscope.sae.formats.base import Foreign, Found, Options, need, scale_rows
 from infoscope.sae.formats.values import (
     check_sizes,
@@ -115,7 +116,7 @@ def read(found: Found, options: Options) -> Foreign:
     factors = _find_finetuning(config, state, len(W_dec), warnings)
     head = about.get("hook_head_index", config.get("hook_point_head_index"))
     layer, site = parse_hook(_find_hook(settings), head)
-    return Foreign(
+    foreign = Foreign(
         kind="tanh_relu" if isinstance(activation, TanhReLU) else KINDS[settings.architecture],
         activation=activation,
         W_enc=W_enc,
@@ -131,6 +132,8 @@ def read(found: Found, options: Options) -> Foreign:
         facts=facts,
         warnings=warnings,
     )
+    said = about.get(exported.PROGRAM)
+    return foreign if said is None else exported.restore(foreign, exported.read_record(said, "cfg.json", about))
 
 
 def _read_settings(found: Found) -> Settings:

@@ -206,6 +206,7 @@ def _save_facts(
         "patch_px": backbone.patch_px,
         "n_prefix": backbone.n_prefix_tokens,
         "layer": layer,
+        "site": backbone.site,
         "backbone": backbone.fingerprint,
         "dtype": dtype,
         "mean_norm": mean_norm,
