@@ -58,7 +58,7 @@ def _run_tool() -> int:
     try:
         call_tool(tool.name, tool.load(), sys.argv[2:])
     except KeyboardInterrupt:
-        return _say_interrupted("nothing was changed.")
+        return _say_interrupted("the same command begins anew.")
     except InputError as error:
         output.say_failure(str(error), error)
     except OSError as error:

@@ -98,8 +98,17 @@ COMMANDS = (
     ),
 )
 TOOLS = (
-    Entry("describe-sae", "commands.saes:describe_sae", "what the file of an SAE is, computes and was trained on"),
-    Entry("export-sae", "commands.saes:export_sae", "an SAE as SAELens reads it, or as plain matrices"),
+    Entry(
+        "describe-sae",
+        "commands.saes:describe_sae",
+        "PATH: what the file of an SAE is, computes and was trained on, and the command that scores it",
+    ),
+    Entry("export-sae", "commands.saes:export_sae", "PATH OUT: an SAE as SAELens reads it, or as plain matrices"),
+    Entry(
+        "push-sae",
+        "commands.saes:push_sae",
+        "PATH owner/name: an SAE and its model card, for the Hugging Face hub; uploaded with confirm=true",
+    ),
 )
 """Commands that need no configuration, `infoscope NAME PLACE ... [KEY=VALUE ...]`: functions whose positional arguments
 are the places, and whose others the options."""

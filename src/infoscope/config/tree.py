@@ -202,9 +202,10 @@ def register_schemas() -> None:
     """Make the dataclasses known to Hydra: conf/config.yaml begins with this schema, so typos fail at composition.
 
     The files in conf/sae begin with the schema of their kind. Those lie in no group: they are no choices themselves.
-    And resolvers: ${path:${output_dir}} puts in ~ and $HOME, as `check` does; ${stages:} are the
-    lines of --help on the registry.
+    And resolvers: ${path:${output_dir}} puts in ~ and $HOME, as `check` does; ${stages:} and ${tools:} are the lines of
+    --help on the registry.
     """
+    OmegaConf.register_new_resolver("tools", lambda: registry.describe_all(registry.TOOLS), replace=True)
     OmegaConf.register_new_resolver("stages", registry.describe_all, replace=True)
     OmegaConf.register_new_resolver("path", lambda text: expand_path(text, "output_dir"), replace=True)
     ConfigStore.instance().store(name="infoscope_schema", node=Config)

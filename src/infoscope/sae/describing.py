@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import torch
+
 from infoscope.runtime.errors import InputError
 from infoscope.sae.activation import Activation
-from infoscope.sae.config import TokenNorm
+from infoscope.sae.config import TokenChoice, TokenNorm
 from infoscope.sae.formats import load_formats
 from infoscope.sae.model import SparseAutoencoder
-from infoscope.sae.origin import check_has_maps
+from infoscope.sae.origin import POOLED, check_has_maps
 from infoscope.vision.hooks import SITES
 from infoscope.vision.names import find_backbone_name, name_fingerprint
 
@@ -60,6 +62,40 @@ def describe(sae: SparseAutoencoder) -> dict[str, str]:
         found["warnings"] = "\n".join(source.warnings)
     found["maps"] = _say_maps(sae)
     return found
+
+
+def list_facts(sae: SparseAutoencoder) -> dict[str, Any]:
+    """Return the same as plain JSON values, see `commands.saes.describe_sae`."""
+    origin, source, activation = sae.origin, sae.origin.source, sae.activation
+    facts = {} if source is None else dict(source.facts)
+    of_file = ("file", "sha256", "address", "revision", "exported_from", "backbone")
+    said = {name: None if source is None else getattr(source, name) for name in of_file}
+    backbone = said.pop("backbone")
+    known = name_fingerprint(origin.backbone) or (find_backbone_name(backbone) if backbone else None)
+    threshold: Any = getattr(activation, "threshold", torch.empty(0))
+    k = getattr(activation, "k", None)
+    return {
+        "format": "infoscope" if source is None else source.format,
+        **said,
+        "kind": activation.kind if source is None else source.kind,
+        "activation": activation.kind,
+        "k": facts.get("k") if k is None else k,
+        "threshold": None if threshold.ndim else float(threshold),
+        "d_in": sae.d_in,
+        "d_sae": sae.d_sae,
+        "token_norm": sae.token_norm.name,
+        "computes": list(_list_formulas(sae)),
+        "backbone": backbone,
+        "known_as": None if known is None else str(known),
+        "layer": origin.layer,
+        "image_px": origin.image_px,
+        "site": origin.site,
+        "tokens": origin.tokens and origin.tokens.name,
+        "facts": {name: value for name, value in facts.items() if name not in _HIDDEN},
+        "warnings": [] if source is None else list(source.warnings),
+        "has_maps": _has_maps(sae),
+        "maps": _say_maps(sae),
+    }
 
 
 def _label(name: str) -> str:
@@ -123,6 +159,10 @@ def _say_maps(sae: SparseAutoencoder) -> str:
     if sae.origin.site not in (None, *SITES):
         return f"it reads {sae.origin.site}, and infoscope {' or '.join(SITES)}: refused but for sae.ignore_origin=true"
     return "its features can be ranked and scored on the tokens it was trained on"
+
+
+def _has_maps(sae: SparseAutoencoder) -> bool:
+    return sae.origin.site != POOLED and sae.origin.tokens is not TokenChoice.cls
 
 
 def _show(value: Any) -> str:

@@ -53,7 +53,15 @@ def load_sae(path: Path | str, **options: Any) -> SparseAutoencoder:
     refuse_unknown(options, [name for name in vars(ImportedConfig(path="-")) if name != "path"], "load_sae")
     if not isinstance(path, str | os.PathLike):
         raise InputError(f"Expected path= to be the file or folder of an SAE, got {name_type(path)}.")
-    config = make_options(ImportedConfig, {"path": os.fspath(path), **options})
+    return import_alone(make_options(ImportedConfig, {"path": os.fspath(path), **options}))
+
+
+def import_alone(config: ImportedConfig) -> SparseAutoencoder:
+    """Return the SAE that a configuration names, where there are no tokens to estimate anything from; see `load_sae`.
+
+    Raises:
+        InputError: as `load_sae`.
+    """
     if config.statistics is Statistics.estimate:
         raise InputError(
             "sae.statistics=estimate takes mean and scale of the tokens of a run, and there are none here: give"
