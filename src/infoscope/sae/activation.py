@@ -90,8 +90,9 @@ class Gate(Activation):
 
     def sparse(self, pre_acts: Float[Tensor, "n d_sae"]) -> SparseActs:
         acts = self.dense(pre_acts)
-        fullest = int((acts > 0).sum(-1).amax()) if len(acts) else 0
-        return SparseActs(*acts.topk(max(1, fullest), dim=-1, sorted=False))
+        # Some tokens at a time: torch makes 8 bytes of each value to count them.
+        counts = [int((part > 0).sum(-1).amax()) for part in acts.split(256) if len(part)]
+        return SparseActs(*acts.topk(max([1, *counts]), dim=-1, sorted=False))
 
 
 def check_length(values: Tensor, d_sae: int, what: str, or_one: bool = False) -> None:
@@ -110,4 +111,4 @@ def check_length(values: Tensor, d_sae: int, what: str, or_one: bool = False) ->
 
 def scatter(acts: SparseActs, pre_acts: Float[Tensor, "n d_sae"]) -> Float[Tensor, "n d_sae"]:
     """Return entries among zeros."""
-    return torch.zeros_like(pre_acts).scatter(-1, acts.indices, acts.values)
+    return torch.zeros_like(pre_acts).scatter_(-1, acts.indices, acts.values)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from infoscope.runtime.errors import InputError
 from infoscope.sae.config import TokenChoice
 from infoscope.sae.metrics import compute_sae_metrics
-from infoscope.sae.model import SparseAutoencoder
+from infoscope.sae.model import MAX_PRE_ACTS, SparseAutoencoder
 from infoscope.sae.origin import Origin
 from infoscope.sae.token_sets import TokenSet, make_token_set
 from infoscope.sae.train import choose_held_out, make_normalisation
@@ -58,13 +61,21 @@ def fit_to_tokens(
         known = {name: value for name, value in source.facts.items() if name != "needs_statistics" or not estimate}
         source = replace(source, facts={**known, **facts, "trained_on": trained_on})
     sae.origin = replace(Origin.of_tokens(tokens, choice), source=source)
-    return compute_sae_metrics(sae, some.iterate(BATCH_TOKENS, EVAL_TOKENS))
+    return compute_sae_metrics(sae, _iterate(sae, some))
+
+
+def _iterate(sae: SparseAutoencoder, tokens: TokenSet) -> Iterator[Float[Tensor, "n d_in"]]:
+    """Return the tokens on which an SAE is measured, so many at a time that their pre-activations stay within bounds.
+
+    (Joined entries of many tokens take as much as their fullest one each.)
+    """
+    return tokens.iterate(min(BATCH_TOKENS, max(1, MAX_PRE_ACTS // sae.d_sae)), EVAL_TOKENS)
 
 
 def _fit_scale(sae: SparseAutoencoder, tokens: TokenSet) -> float:
     """Return the factor of the reconstruction that brings it nearest to the tokens (least squares)."""
     along, length = 0.0, 0.0
-    for batch in tokens.iterate(BATCH_TOKENS, EVAL_TOKENS):
+    for batch in _iterate(sae, tokens):
         x = batch.to(sae.mean.device)
         x_hat = sae(x).x_hat
         along += float((x * x_hat).sum(dtype=torch.float64))

@@ -14,8 +14,8 @@ from infoscope.sae.activation import Activation, SparseActs, join_acts
 from infoscope.sae.config import TokenNorm
 from infoscope.sae.origin import Origin
 
-MAX_PRE_ACTS = 2**29
-"""Pre-activations held at a time where entries are wanted (2 GiB): tokens of large dictionaries come in parts."""
+MAX_PRE_ACTS = 2**26
+"""Pre-activations held at a time where entries are wanted (256 MiB): tokens of large dictionaries come in parts."""
 LAYER_NORM_EPS = 1e-5
 """What every toolkit adds to the standard deviation by which it divides."""
 

@@ -104,7 +104,6 @@ class LatentBatch:
         return sums.index_add_(0, cells, values).view(self.n_images, self.d_sae)
 
 
-@torch.inference_mode()
 def iterate_latents(
     sae: SparseAutoencoder, patches: Float[Tensor, "batch n_patches d_in"]
 ) -> Iterator[tuple[slice, Float[Tensor, "part n_patches d_sae"]]]:
@@ -115,7 +114,13 @@ def iterate_latents(
     patches, n_at_once = patches.to(sae.W_enc.device), max(1, MAX_LATENT_VALUES // (patches.shape[1] * sae.d_sae))
     for start in range(0, len(patches), n_at_once):
         part = slice(start, start + n_at_once)
-        yield part, sae.encode(patches[part])
+        yield part, _encode(sae, patches[part])
+
+
+@torch.inference_mode()
+def _encode(sae: SparseAutoencoder, patches: Tensor) -> Tensor:
+    """Return the codes. (A generator in inference mode would hold those of a part while it computes the next.)"""
+    return sae.encode(patches)
 
 
 class Meter(ABC):
@@ -206,6 +211,7 @@ def run_pass(tokens: TokenRows, wanted: Mapping[Key, Measurement[M]], progress: 
                     some = LatentBatch(codes, index[part], batch[part], sae.activation.is_signed, of_part)
                     for meter in meters:
                         meter.update(some)
+                    del codes, some  # before the next part is encoded
             progress(int(batch[-1]) + 1)
         found = {key: meter.to_part() for key, meter in new.items()}
         for key, part in found.items():

@@ -163,6 +163,7 @@ class CropEncoder:
                     for part, latent_acts in iterate_latents(maps.sae, patches):
                         for image, acts in zip(batch.index[part].tolist(), latent_acts, strict=True):
                             maps.keep(image, side, acts)
+                        del latent_acts, acts  # before the next part is encoded
             n_encoded += len(batch.index)
             yield n_encoded
 

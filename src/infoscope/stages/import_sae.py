@@ -15,7 +15,7 @@ from infoscope.sae.checkpoint import compute_digest, load_sae, save_sae
 from infoscope.sae.config import ImportedConfig, Statistics, TokenChoice
 from infoscope.sae.fitting import BATCH_TOKENS, fit_to_tokens
 from infoscope.sae.loading import import_sae
-from infoscope.sae.model import SparseAutoencoder
+from infoscope.sae.model import MAX_PRE_ACTS, SparseAutoencoder
 from infoscope.sae.origin import (
     POOLED,
     Origin,
@@ -156,7 +156,8 @@ class ImportSAE(SeedStage[SparseAutoencoder]):
     def work(self, ctx: Context, seed: int) -> Work:
         found = find_sae(ctx)
         n_bytes = 4 * (2 * found.d_in * found.d_sae + found.d_sae + 2 * found.d_in)
-        held = 2 * n_bytes + 4 * BATCH_TOKENS * (found.d_sae + 4 * found.d_in)
+        encoded = min(MAX_PRE_ACTS, BATCH_TOKENS * found.d_sae)  # before its activation, and after
+        held = n_bytes + 4 * found.d_in * found.d_sae + 8 * encoded + 16 * BATCH_TOKENS * found.d_in
         return Work(1, [ctx.config.model.name, found.d_sae], disk_bytes=n_bytes, memory_bytes=held)
 
     def rows(self, ctx: Context, seed: int) -> Iterator[Row]:
