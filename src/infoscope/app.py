@@ -78,6 +78,8 @@ def _run_hydra() -> int:
         arguments = prepare_arguments(sys.argv[1:])
         sys.argv[1:] = sorted(arguments, key=lambda one: one not in ("-m", "--multirun"))  # argparse wants it there
         if {"-sc", "--shell-completion"} & set(sys.argv):
+            if registry.find_tool(" ".join(_list_typed()[:1])):
+                return output.EXIT_OK  # what follows is files, which the shell offers itself
             CompletionPlugin._get_matches = staticmethod(_offer)  # Hydra has no hook for what it offers
         _hydra_main()
     except KeyboardInterrupt as error:
@@ -110,12 +112,18 @@ def _offer(config: Any, word: str) -> list[str]:
     key, equals, begun = word.partition("=")
     kind = errors.find_type(key, Config) if equals else None
     if kind is None:
-        return _offer_as_hydra_does(config, word)
+        tools = [tool.name for tool in registry.TOOLS if word and tool.name.startswith(word)]
+        return [*_offer_as_hydra_does(config, word), *(tools if _list_typed() == [word] else [])]
     values = errors.list_choices(kind)
     if not values:
         now = OmegaConf.select(config, key)
         values = [] if now is None else [show(now) if isinstance(now, ListConfig) else str(now)]
     return [f"{key}={value}" for value in values if value.startswith(begun)]
+
+
+def _list_typed() -> list[str]:
+    """Return the words behind `infoscope` for which the shell wants offers."""
+    return os.environ.get("COMP_LINE", "").split()[1:]
 
 
 def _was_in_job(error: BaseException) -> bool:

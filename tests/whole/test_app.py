@@ -360,3 +360,17 @@ def test_completion_offers_what_one_types(
     assert run_infoscope("-sc", f"query={shell}") == 0
     key = typed.split()[-1].partition("=")[0]
     assert capsys.readouterr().out.split() == [one if one.startswith(key) else f"{key}={one}" for one in offered]
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [("des", "describe-sae"), ("describe-sae ", ""), ("export-sae fol", ""), ("push-sae a owner/name con", "")],
+)
+def test_completion_knows_the_commands_without_configuration(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], typed: str, offered: str, shell: str
+):
+    monkeypatch.setenv("COMP_LINE", f"infoscope {typed}")
+    monkeypatch.setenv("COMP_POINT", str(len(typed)))
+    assert run_infoscope("-sc", f"query={shell}") == 0
+    assert tuple(capsys.readouterr()) == (f"{offered}\n" if offered else "", "")
