@@ -201,22 +201,27 @@ def test_settings_are_read_as_hydra_reads_them_and_stand_in_the_command(
 
 
 @pytest.mark.parametrize(
-    ("origin", "words"),
+    ("origin", "words", "stage"),
     [
-        (Origin(site=POOLED, source=SOURCE), "reads pooled embeddings"),
-        (Origin(tokens=TokenChoice.cls, source=SOURCE), "An SAE of CLS tokens has no activation maps"),
+        (Origin(site=POOLED, source=SOURCE), "reads pooled embeddings", None),
+        (Origin(tokens=TokenChoice.cls, source=SOURCE), "An SAE of CLS tokens has no activation maps", "import_sae"),
     ],
 )
-def test_what_has_no_maps_has_no_command_but_what_can_be_done(
-    infoscope: Run, tmp_path: Path, origin: Origin, words: str
+def test_what_has_no_maps_has_no_scores_but_what_can_be_done(
+    infoscope: Run, tmp_path: Path, origin: Origin, words: str, stage: str | None
 ) -> None:
     save_sae(tmp_path / "a", make_sae(origin))
-    last = infoscope("describe-sae", "a").out.splitlines()[-1]
-    assert last.startswith("maps ")
-    assert words in last
-    assert "from Python, sae.encode(" in last
+    said = infoscope("describe-sae", "a").out
+    (maps,) = [line for line in said.splitlines() if line.startswith("maps ")]
+    assert words in maps
+    assert "from Python, sae.encode(" in maps
     facts = json.loads(infoscope("describe-sae", "a", "json=true").out)
-    assert (facts["has_maps"], facts["command"]) == (False, None)
+    assert facts["has_maps"] is False
+    if stage is None:
+        assert facts["command"] is None
+    else:
+        assert facts["command"].endswith(f"stage={stage}")
+        assert said.splitlines()[-1] == f"to measure  {facts['command']}"
 
 
 def test_export_says_what_it_exported_and_describe_the_chain(infoscope: Run, artifact: Path) -> None:

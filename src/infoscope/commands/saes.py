@@ -11,14 +11,14 @@ from infoscope.commands.score_command import make_score_command
 from infoscope.runtime.calls import make_options
 from infoscope.runtime.output import say
 from infoscope.sae import export
-from infoscope.sae.config import ImportedConfig
+from infoscope.sae.config import ImportedConfig, TokenChoice
 from infoscope.sae.describing import describe, list_facts
 from infoscope.sae.loading import import_alone
 
 
 def describe_sae(path: str, *, json: bool = False, **options: Any) -> None:
     """Print what the file of an SAE is, what it computes, what it was trained on, what to beware of, and the command
-    that scores it, in which "..." is to be filled in.
+    that scores it (of CLS tokens: measures it), in which "..." is to be filled in.
 
     Args:
         path: of a file, its folder or an artifact, or hf:owner/name/folder@revision.
@@ -28,7 +28,8 @@ def describe_sae(path: str, *, json: bool = False, **options: Any) -> None:
             d_in, d_sae: whole numbers; token_norm: none, layer_norm or constant_norm; computes: list of formulas;
             backbone: text, as the file calls it; known_as: text, as infoscope does; layer, image_px: whole numbers;
             site: text; tokens: patch, all or cls; facts: object; warnings: list of sentences;
-            has_maps: true or false; maps: sentence; command: text.
+            has_maps: true or false; maps: sentence; command: text, what scores it, or
+            without maps measures it.
         options: settings of sae=import, such as sae.k=32: what the file does not say.
 
     Raises:
@@ -40,7 +41,8 @@ def describe_sae(path: str, *, json: bool = False, **options: Any) -> None:
     if json:
         say(json_module.dumps({**list_facts(sae), "command": command}, indent=2, ensure_ascii=False))
         return
-    found = describe(sae) | ({} if command is None else {"to score": command})
+    heading = "to measure" if sae.origin.tokens is TokenChoice.cls else "to score"
+    found = describe(sae) | ({} if command is None else {heading: command})
     width = max(map(len, found)) + 2
     for heading, words in found.items():
         for number, line in enumerate(words.splitlines()):

@@ -14,10 +14,9 @@ import yaml
 from infoscope.config.overrides import quote_override
 from infoscope.config.tree import CONF_FOLDER
 from infoscope.runtime.calls import make_options
-from infoscope.runtime.errors import InputError
-from infoscope.sae.config import ImportedConfig, MatrixNames
+from infoscope.sae.config import ImportedConfig, MatrixNames, TokenChoice
 from infoscope.sae.model import SparseAutoencoder
-from infoscope.sae.origin import Origin, check_has_maps, lacks_statistics
+from infoscope.sae.origin import Origin, lacks_statistics
 from infoscope.vision.config import ModelConfig, ModelKind
 from infoscope.vision.hooks import RESID_POST, SITES
 from infoscope.vision.load import compute_model_fingerprint
@@ -28,24 +27,29 @@ _NEAR = {"open_clip": "clip_b16", "timm": "mae_b16"}
 
 
 def make_score_command(sae: SparseAutoencoder, config: ImportedConfig) -> str | None:
-    """Return the command that scores an SAE; None: it has no maps, or reads what infoscope does not.
+    """Return the command that scores an SAE, of one of CLS tokens that which measures its reconstruction; None: it
+    reads pooled embeddings, or a site that infoscope does not.
 
     Args:
         config: by which it was read: path and settings.
     """
     origin = sae.origin
-    try:
-        check_has_maps(origin)
-    except InputError:
-        return None
     if origin.site not in (None, *SITES):
         return None
+    stage = "import_sae" if origin.tokens is TokenChoice.cls else "score"
     model = list(_list_model(origin))
     data = [] if model[0] == "model=scenes_clip" else ["data=image_folder", "data.root=..."]
     if lacks_statistics(origin):
         data.insert(0, "sae.statistics=estimate")
-    arguments = ["sae=import", quote_override("sae.path", config.path), *_list_settings(config), *model, *data]
-    return shlex.join(["infoscope", *arguments, "stage=score"])
+    arguments = [
+        "sae=import",
+        quote_override("sae.path", config.path),
+        *_list_settings(config),
+        *model,
+        *data,
+        f"stage={stage}",
+    ]
+    return shlex.join(["infoscope", *arguments])
 
 
 def _list_settings(config: ImportedConfig) -> Iterator[str]:
@@ -85,7 +89,8 @@ def _choose_preset(origin: Origin, name: BackboneName | None) -> tuple[str | Non
     arch = name.arch if name.kind == "open_clip" else ".".join(filter(None, name[1:]))
     alike = [preset for preset, config in presets.items() if (config.arch or "").partition(".")[0] == name.arch]
     tag = name.tag if name.tag and name.tag != RANDOM else "..."
-    return (alike or [_NEAR[name.kind]])[0], {"name": name.arch, "arch": arch, "pretrained": tag}
+    preset = (alike or [_NEAR[name.kind]])[0]
+    return preset, {"name": name.arch, **({} if presets[preset].arch == arch else {"arch": arch}), "pretrained": tag}
 
 
 @cache
