@@ -42,7 +42,8 @@ def load_sae(path: Path | str, **options: Any) -> SparseAutoencoder:
     reconstruction in the units of the tokens. `sae.origin` says what it was trained on, as far as the file knows.
 
     Args:
-        path: a file, its folder, an artifact of train_sae, or hf:owner/name/folder@revision on the Hugging Face hub.
+        path: a file, its folder, an artifact of train_sae or import_sae, an export of infoscope's, or
+            hf:owner/name/folder@revision on the Hugging Face hub.
         options: what the file does not say: fields of `ImportedConfig` such as k=32, kind="topk", format="plain" with
             keys={"W_enc": "encoder.weight.T", ...}, mean_file= and scale=.
 
