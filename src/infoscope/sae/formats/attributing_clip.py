@@ -15,7 +15,7 @@ from torch import Tensor
 from infoscope.runtime.errors import InputError
 from infoscope.sae.activations import TopK
 from infoscope.sae.config import TokenChoice
-from infoscope.sae.formats.base import Foreign, Found, Options, need, row_norms, scale_rows
+from infoscope.sae.formats.base import Foreign, Found, Options, need, own, row_norms, scale_rows
 from infoscope.sae.formats.values import name_dtype, refuse_tensors
 
 LABEL = "Attributing CLIP (TopKSAE)"
@@ -57,8 +57,8 @@ def read(found: Found, options: Options) -> Foreign:
     return Foreign(
         kind="topk",
         activation=TopK(k, signed=True),
-        W_enc=_weigh(v.float(), g).T,
-        W_dec=_weigh(v_dec.T.float().contiguous(), g_dec),
+        W_enc=_weigh(own(v, state), g).T,
+        W_dec=_weigh(own(v_dec, state).T.contiguous(), g_dec),
         b_enc=b_enc,
         backbone=named.get("backbone"),
         layer=named.get("layer"),

@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -193,7 +194,7 @@ class Foreign:
     x_n = N(c (x - mean));  z = act((x_n - b_dec) W_enc + b_enc);  x_hat = mean + N^-1(z W_dec + b_dec) / c.
 
     The code z is what the toolkit's own encode returns, and W_dec is such that x_hat is its reconstruction. Tensors of
-    any float type; W_enc may be a transposed view. What is scaled in place must be tensors of the file's own reading.
+    any float type; W_enc may be a transposed view.
 
     kind: what the toolkit trained, in our words: relu, topk, batchtopk, jumprelu, matryoshka_k, matryoshka_prefix,
         gated, groupmax. `activation`: what its inference computes, such as a threshold for batchtopk.
@@ -253,8 +254,22 @@ class Format(Protocol):
         ...
 
 
+def own(W: Tensor, state: Mapping[str, Tensor]) -> Tensor:
+    """Return a float32 tensor that may be changed in place: a copy only where another of the file's shares its memory.
+
+    Args:
+        state: the tensors that the file holds, W or that which it is a view of among them. Tied weights may be one.
+    """
+    if W.dtype != torch.float32:
+        return W.float()
+    places = [tensor.untyped_storage().data_ptr() for tensor in state.values()]
+    is_alone = places.count(W.untyped_storage().data_ptr()) < 2
+    is_dense = W.is_contiguous() or (W.ndim == 2 and W.T.is_contiguous())  # else a value may stand for several
+    return W if is_alone and is_dense else W.clone()
+
+
 def scale_rows(W: Float[Tensor, "n d"], factors: Float[Tensor, " n"]) -> Float[Tensor, "n d"]:
-    """Multiply the rows of a float32 matrix, in place: a copy of a large dictionary would take as much memory again."""
+    """Multiply the rows of a matrix that is our `own`, in place: a copy would take as much memory again."""
     return W.mul_(factors.to(W.dtype)[:, None])
 
 

@@ -7,7 +7,7 @@ b_dec is not subtracted; the k largest as they are, negative ones too; decoder r
 from __future__ import annotations
 
 from infoscope.sae.activations import TopK
-from infoscope.sae.formats.base import Foreign, Found, Options, need, row_norms, scale_rows
+from infoscope.sae.formats.base import Foreign, Found, Options, need, own, row_norms, scale_rows
 from infoscope.sae.formats.values import check_sizes, name_dtype, read_count, refuse_settings, refuse_tensors
 from infoscope.sae.origin import POOLED
 
@@ -30,7 +30,7 @@ def read(found: Found, options: Options) -> Foreign:
     check_sizes(W_enc, config, "input_dim", "hidden_dim")
     k = options.settle("k", read_count(config.get("k"), "k"), "There is no config.json beside it that says its k")
     if config.get("normalize_decoder", True):
-        W_dec = W_dec.float()
+        W_dec = own(W_dec, state)
         W_dec = scale_rows(W_dec, 1 / row_norms(W_dec).clamp_min(EPS))
     return Foreign(
         kind="topk",

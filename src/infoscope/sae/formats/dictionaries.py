@@ -46,7 +46,7 @@ class File(NamedTuple):
 def _read_standard(file: File) -> Foreign:
     b_enc, b_dec = file.biases("encoder.bias", "bias")
     facts = {"rescaled": "decoder rows are unit and z is larger by their norms, as the toolkit's loader has it"}
-    return Foreign("relu", ReLU(), *unit_rows(*file.matrices(), b_enc), b_dec, facts=facts)
+    return Foreign("relu", ReLU(), *unit_rows(file.state, *file.matrices(), b_enc), b_dec, facts=facts)
 
 
 def _read_new(file: File) -> Foreign:

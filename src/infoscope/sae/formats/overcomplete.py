@@ -64,7 +64,8 @@ def read(found: Found, options: Options) -> Foreign:
     attributes = {} if module is None else module.attributes
     activation = _make_activation(kind, attributes, state, options, facts, is_module=module is not None)
     part = _get_module(module, "dictionary")
-    W_dec, warnings = make_dictionary(part, {n.removeprefix("dictionary."): t for n, t in rest.items()})
+    others = {n.removeprefix("dictionary."): t for n, t in state.items() if not n.startswith("encoder.tied_to.")}
+    W_dec, warnings = make_dictionary(part, others)
     if encoder.weight is None:
         facts["tied"] = True
     return Foreign(

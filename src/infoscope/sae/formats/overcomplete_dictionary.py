@@ -13,7 +13,7 @@ from torch import Tensor
 from infoscope.runtime.errors import InputError
 from infoscope.runtime.large_tensors import reduce_rows
 from infoscope.runtime.untrusted import Record
-from infoscope.sae.formats.base import need, row_norms, scale_rows
+from infoscope.sae.formats.base import need, own, row_norms, scale_rows
 from infoscope.sae.formats.values import read_number
 
 EPS = 1e-8
@@ -47,7 +47,7 @@ def make_dictionary(part: Record | None, state: Mapping[str, Tensor]) -> tuple[F
 
     Args:
         part: the module; None: of a state dict, which says neither its normalisation nor delta.
-        state: its tensors by their own names.
+        state: its tensors by their own names, and what else may share their memory.
 
     Raises:
         InputError: another dictionary, or another normalisation.
@@ -62,7 +62,7 @@ def make_dictionary(part: Record | None, state: Mapping[str, Tensor]) -> tuple[F
         W, warnings = _mix_archetypes(state, attributes.get("delta"))
         return W.mul_(multiplier), warnings
     (W,) = _need_matrices(state, "_weights")
-    W = W.float()
+    W = own(W, state)
     said = Record("normalize_l2") if part is None else attributes.get("normalization")
     name = said.name if isinstance(said, Record) else "nothing"
     normalise = NORMALISATIONS.get(name.rpartition(".")[2])
@@ -100,7 +100,7 @@ def _mix_archetypes(state: Mapping[str, Tensor], delta: Any) -> tuple[Float[Tens
             )
         delta = DELTA
         warnings = [f"A state dict does not say delta: {DELTA}, as by default."]
-    D = scale_rows(relax.float(), (read_number(delta, "delta") / lengths).clamp_max(1).nan_to_num(1.0))
+    D = scale_rows(own(relax, state), (read_number(delta, "delta") / lengths).clamp_max(1).nan_to_num(1.0))
     for rows, part in zip(D.split(ROWS), W.split(ROWS), strict=True):
         shares = part.double().relu()
         rows += ((shares / (shares.sum(1, keepdim=True) + EPS)) @ C.double()).float()

@@ -17,7 +17,7 @@ from infoscope.runtime.errors import InputError
 from infoscope.sae.activations import Activation, Gated, ReLU, TanhReLU, Threshold, TopK
 from infoscope.sae.config import TokenNorm
 from infoscope.sae.formats import exported
-from infoscope.sae.formats.base import Foreign, Found, Options, need, scale_rows
+from infoscope.sae.formats.base import Foreign, Found, Options, need, own, scale_rows
 from infoscope.sae.formats.values import (
     check_sizes,
     get_as,
@@ -112,7 +112,7 @@ def read(found: Found, options: Options) -> Foreign:
     facts |= {"dataset": get_as(str, about, "dataset_path"), "dtype": name_dtype(W_enc)}
     b_enc = None if settings.architecture == "gated" else next(need(state, "b_enc"))
     if settings.rescales and b_enc is not None:
-        W_enc, W_dec, b_enc = unit_rows(W_enc, W_dec, b_enc)
+        W_enc, W_dec, b_enc = unit_rows(state, W_enc, W_dec, b_enc)
     factors = _find_finetuning(config, state, len(W_dec), warnings)
     head = about.get("hook_head_index", config.get("hook_point_head_index"))
     layer, site = parse_hook(_find_hook(settings), head)
@@ -120,7 +120,7 @@ def read(found: Found, options: Options) -> Foreign:
         kind="tanh_relu" if isinstance(activation, TanhReLU) else KINDS[settings.architecture],
         activation=activation,
         W_enc=W_enc,
-        W_dec=W_dec if factors is None else scale_rows(W_dec.float(), factors),
+        W_dec=W_dec if factors is None else scale_rows(own(W_dec, state), factors),
         b_enc=b_enc,
         b_dec=next(need(state, "b_dec")),
         subtracts_b_dec=read_flag(config, "apply_b_dec_to_input", default=True),

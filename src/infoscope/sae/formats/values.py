@@ -14,7 +14,7 @@ from torch import Tensor
 
 from infoscope.runtime.calls import name_type
 from infoscope.runtime.errors import InputError
-from infoscope.sae.formats.base import need, row_norms, scale_rows
+from infoscope.sae.formats.base import need, own, row_norms, scale_rows
 
 T = TypeVar("T")
 
@@ -140,18 +140,24 @@ def check_sizes(W_enc: Float[Tensor, "d_in d_sae"], config: Mapping[str, Any], d
 
 
 def unit_rows(
-    W_enc: Float[Tensor, "d_in d_sae"], W_dec: Float[Tensor, "d_sae d_in"], b_enc: Float[Tensor, " d_sae"]
+    state: Mapping[str, Tensor],
+    W_enc: Float[Tensor, "d_in d_sae"],
+    W_dec: Float[Tensor, "d_sae d_in"],
+    b_enc: Float[Tensor, " d_sae"],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return W_enc, W_dec and b_enc such that rows of W_dec are unit and the code is larger by what they lose.
 
     Matrices become float32 and are scaled in place. A row of zeros stays one, and never fires.
+
+    Args:
+        state: the file's tensors.
 
     Raises:
         InputError: b_enc is of another length.
     """
     if b_enc.shape != W_dec.shape[:1]:
         raise InputError(f"Expected an encoder bias [{len(W_dec)}], found {list(b_enc.shape)}.")
-    W_enc, W_dec = W_enc.float(), W_dec.float()
+    W_enc, W_dec = own(W_enc, state), own(W_dec, state)
     norms = row_norms(W_dec)
     scale_rows(W_enc.T, norms)
     return W_enc, scale_rows(W_dec, norms.reciprocal().where(norms > 0, 0)), b_enc.double() * norms

@@ -17,7 +17,7 @@ from infoscope.runtime.errors import InputError
 from infoscope.runtime.untrusted import Record
 from infoscope.sae.activations import Activation, TopK
 from infoscope.sae.config import TokenChoice
-from infoscope.sae.formats.base import Foreign, Found, Options, need
+from infoscope.sae.formats.base import Foreign, Found, Options, need, own
 from infoscope.sae.formats.values import (
     at_least,
     check_sizes,
@@ -67,7 +67,7 @@ def read(found: Found, options: Options) -> Foreign:
     W_enc = transpose(weight)
     check_sizes(W_enc, config, *(("input_dim", "hidden_dim") if "input_dim" in config else ("d_model", "dict_size")))
     if (multiplier := state.get("dictionary.multiplier")) is not None and read_number(multiplier, "multiplier") != 0:
-        W_dec = W_dec.float().mul_(multiplier.float().exp())
+        W_dec = own(W_dec, state).mul_(multiplier.float().exp())
     kind = str(next((config[name] for name in SAYS_KIND if name in config), "")).lower()
     facts: dict[str, Any] = {
         "k": read_count(config.get("k"), "k"),
