@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from infoscope.runtime.errors import InputError
 from infoscope.sae.loading import load_sae
@@ -109,13 +111,37 @@ def test_class_by_configuration(tmp_path: Path, cls: str) -> None:
     assert (sae.origin.layer, sae.origin.site, get_source(sae).backbone) == (5, "resid_post", about["lm_name"])
 
 
-@pytest.mark.parametrize("cls", ["AutoEncoder", "AutoEncoderNew", "GatedAutoEncoder", "JumpReluAutoEncoder"])
-def test_class_by_tensors(tmp_path: Path, cls: str) -> None:
+@pytest.mark.parametrize("cls", ["AutoEncoder", "GatedAutoEncoder"])
+def test_class_by_tensors_that_no_other_has(tmp_path: Path, cls: str) -> None:
     maker, kind = MAKERS[cls]
     state, reference = maker(draw_weights(2, unit_rows=False))
     sae = load_sae(save(tmp_path / "ae.pt", state))
     assert measure_deviation(sae, reference) < 1e-6
     assert (get_source(sae).format, get_source(sae).kind) == ("dictionary_learning", kind)
+    (warning,) = get_source(sae).warnings
+    assert f"taken for a {cls} of dictionary_learning, of kind {kind}, with b_dec subtracted" in warning
+
+
+@pytest.mark.parametrize(("cls", "others"), [("AutoEncoderNew", "linear layers"), ("JumpReluAutoEncoder", "saelens")])
+@pytest.mark.parametrize("name", ["ae.pt", "sae_weights.safetensors"])
+def test_tensors_that_others_have_too_need_a_configuration_or_the_format(
+    tmp_path: Path, cls: str, others: str, name: str
+) -> None:
+    state, reference = MAKERS[cls][0](draw_weights(2, unit_rows=False))
+    file = tmp_path / name
+    (save_file if name.endswith("safetensors") else torch.save)(
+        {name: tensor.contiguous() for name, tensor in state.items()}, file
+    )
+    for path in (file, tmp_path):
+        with pytest.raises(InputError, match=rf"a {cls} of dictionary_learning .*{others}.*give format=dictionary"):
+            load_sae(path)
+    sae = load_sae(file, format="dictionary_learning")
+    assert measure_deviation(sae, reference) < 1e-6
+    assert "b_dec not subtracted" in get_source(sae).warnings[0]
+    (tmp_path / "config.json").write_text(json.dumps(configure(cls)))
+    sae = load_sae(file)
+    assert measure_deviation(sae, reference) < 1e-6
+    assert not get_source(sae).warnings
 
 
 def test_prefixes_are_sums_of_groups(tmp_path: Path) -> None:

@@ -1,8 +1,9 @@
 """dictionary_learning (saprmarks): a state dict with a config.json beside it that names its class, or its tensors do.
 
 The backup of a training that was not finished is a dict of the same (step, ae, optimizer, config, norm_factor) whose
-biases and thresholds are those of tokens over norm_factor; those of a finished one are in raw units already. Files
-whose tensors do not say which class they are, and have no configuration, are read as sae-for-vlm's.
+biases and thresholds are those of tokens over norm_factor; those of a finished one are in raw units already. Without a
+configuration, a class whose tensors no other toolkit's SAEs have is taken for it, with a warning; where others have the
+same, the format must be given. BatchTopK and Matryoshka SAEs are then read as sae-for-vlm's.
 """
 
 from __future__ import annotations
@@ -19,6 +20,14 @@ from infoscope.sae.formats.dictionaries import File, list_classes, read_class
 from infoscope.sae.formats.values import check_sizes, get_as, read_number, refuse_settings
 
 LABEL = "dictionary_learning"
+AMBIGUOUS = {
+    "AutoEncoderNew": "(ReLU, b_dec not subtracted) as well as of any pair of linear layers: fetch its config.json",
+    "JumpReluAutoEncoder": (
+        "(b_dec not subtracted) as well as of a jumprelu of saelens (b_dec subtracted if its cfg.json says so): fetch"
+        " its config.json or cfg.json"
+    ),
+}
+"""Classes whose tensors others have as well, by name, and who."""
 
 
 def recognise(found: Found) -> bool:
@@ -32,12 +41,25 @@ def recognise(found: Found) -> bool:
 
 def read(found: Found, options: Options) -> Foreign:
     state, trainer = _get_state(found), _find_trainer(found)
-    name = trainer.get("dict_class") or next(iter(list_classes(state)), None)
+    said = trainer.get("dict_class")
+    name = said or next(iter(list_classes(state)), None)
     if not isinstance(name, str):
         raise InputError(f"Expected the tensors of a dictionary, or its class in config.json, found {found.words}.")
+    is_free = options.config.format is None and not _is_backup(found)  # a backup is no other toolkit's
+    if not said and name in AMBIGUOUS and is_free:
+        raise InputError(
+            f"no configuration beside it says what it is, and its tensors are those of a {name} of dictionary_learning"
+            f" {AMBIGUOUS[name]}, or give sae.format=dictionary_learning."
+        )
     refuse_settings(trainer, "norm_factor", "threshold_beta", "threshold_start_step")  # the last two in training alone
     foreign = read_class(name, File(state, options, trainer.get("k"), _get_norm_factor(found)))
     check_sizes(foreign.W_enc, trainer, "activation_dim", "dict_size")
+    if not said:
+        subtracted = "subtracted" if foreign.subtracts_b_dec else "not subtracted"
+        foreign.warnings.append(
+            f"No configuration says what it is: by its tensors taken for a {name} of dictionary_learning, of kind"
+            f" {foreign.kind}, with b_dec {subtracted} before encoding."
+        )
     foreign.layer, foreign.backbone = get_as(int, trainer, "layer"), get_as(str, trainer, "lm_name") or None
     foreign.site = "resid_post" if (get_as(str, trainer, "submodule_name") or "").startswith("resid_post") else None
     return foreign
