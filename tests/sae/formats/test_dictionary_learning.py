@@ -144,6 +144,20 @@ def test_tensors_that_others_have_too_need_a_configuration_or_the_format(
     assert not get_source(sae).warnings
 
 
+@pytest.mark.parametrize(
+    ("submodule", "site"),
+    [
+        ("resid_post_layer_5", "resid_post"), ("mlp_out_layer_5", "mlp_out"), ("attn_out", "attn_out"),
+        ("resid_pre_layer_5", "resid_pre"), ("h.5.mlp", "h.5.mlp"), ("", None), (None, None), (7, None),
+    ],
+)  # fmt: skip
+def test_place_in_the_block_keeps_its_name(tmp_path: Path, submodule: Any, site: str | None) -> None:
+    state, _ = make_topk(draw_weights(3))
+    config = configure("AutoEncoderTopK", submodule_name=submodule, layer=5)
+    origin = load_sae(save(tmp_path / "ae.pt", state, config)).origin
+    assert (origin.layer, origin.site) == (5, site)
+
+
 def test_prefixes_are_sums_of_groups(tmp_path: Path) -> None:
     state, _ = make_matryoshka(draw_weights(1))
     sae = load_sae(save(tmp_path / "ae.pt", state, configure("MatryoshkaBatchTopKSAE")))

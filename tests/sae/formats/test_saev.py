@@ -251,3 +251,9 @@ def test_the_names_of_public_repositories_say_the_backbone(tmp_path, name, backb
 def test_the_config_says_which_tokens(tmp_path, data, tokens, site):
     sae = load_sae(write(tmp_path, make_header(5, "Relu"), data=data))
     assert (sae.origin.tokens, sae.origin.site) == (tokens, site)
+
+
+@pytest.mark.parametrize("said", ["registers", "", 3, ["cls"], {"cls": True}])
+def test_tokens_that_are_not_known_are_refused(tmp_path, said):
+    with pytest.raises(InputError, match=r"the tokens in config.json to be one of patches, .*, found"):
+        load_sae(write(tmp_path, make_header(5, "Relu"), data={"patches": said}))

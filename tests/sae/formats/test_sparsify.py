@@ -126,6 +126,8 @@ def test_what_the_config_says_need_not_be_given_again_and_not_otherwise(tmp_path
         ("blocks.3.mlp", 3, "mlp_out"),
         ("layers.2.attn", 2, "attn_out"),
         ("layers.2.norm1", 2, "norm1"),
+        ("layers.4.attention.output", 4, "attention.output"),
+        ("encoder.layers.4.mlp.layers.0", 4, "mlp.layers.0"),
         ("run", None, None),
     ],
 )

@@ -8,6 +8,7 @@ same, the format must be given. BatchTopK and Matryoshka SAEs are then read as s
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -61,7 +62,8 @@ def read(found: Found, options: Options) -> Foreign:
             f" {foreign.kind}, with b_dec {subtracted} before encoding."
         )
     foreign.layer, foreign.backbone = get_as(int, trainer, "layer"), get_as(str, trainer, "lm_name") or None
-    foreign.site = "resid_post" if (get_as(str, trainer, "submodule_name") or "").startswith("resid_post") else None
+    submodule = get_as(str, trainer, "submodule_name") or ""
+    foreign.site = re.sub(r"_layer_\d+$", "", submodule) or None  # resid_post_layer_5, mlp_out_layer_5
     return foreign
 
 

@@ -151,7 +151,7 @@ def _read_tokens(foreign: Foreign, data: Mapping[str, Any]) -> None:
     if said in ("meanpool", "pooled"):
         foreign.site, foreign.tokens = POOLED, None
     elif said is not None:
-        foreign.tokens = TOKENS.get(str(said))
+        foreign.tokens = pick(TOKENS, said, "the tokens in config.json")
         foreign.facts["tokens"] = str(said)
 
 

@@ -71,7 +71,10 @@ def _read_kind(config: Mapping[str, Any], options: Options) -> str:
 
 
 def _read_hookpoint(found: Found) -> tuple[int | None, str | None]:
-    """Return block and site from the folder's name: layers.10, blocks.10.mlp, vision_model.encoder.layers.10."""
+    """Return block and site from the folder's name: layers.10, blocks.10.mlp, vision_model.encoder.layers.10.
+
+    A site that has no name of ours keeps its own, such as attention.output.
+    """
     name = found.parts[0] if found.parts else ""
-    match = re.fullmatch(r"(?:.*\.)?(?:layers?|blocks|resblocks|h)\.(\d+)(?:\.(\w+))?", name)
+    match = re.fullmatch(r"(?:.*?\.)??(?:layers?|blocks|resblocks|h)\.(\d{1,4})(?:\.(.+))?", name)
     return (None, None) if match is None else (int(match[1]), SITES.get(match[2] or "", match[2]))
