@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import socket
@@ -14,8 +15,10 @@ from huggingface_hub import constants
 from safetensors.torch import save
 
 from infoscope.runtime.errors import InputError
-from infoscope.sae.hub import Located, resolve
+from infoscope.sae.formats.configs import Configs
+from infoscope.sae.hub import Located, list_config_folders, resolve
 from infoscope.sae.loading import load_sae
+from tests.support.foreign.arrays import draw_weights
 from tests.support.hub_server import HubServer, serve_hub
 
 REPO = "owner/clip-saes"
@@ -99,6 +102,39 @@ def test_a_file_comes_with_the_configurations_beside_it(hub):
     assert found.path.name == "ae_3.pt"
     assert list_files(found.path.parent) == {"ae_3.pt", "config.json"}
     assert found.address == f"hf:{REPO}/many/ae_3.pt"
+
+
+@pytest.mark.parametrize("above", ["", "run/trainer_0/"])
+@pytest.mark.parametrize("asked", ["checkpoints", "checkpoints/ae_5.pt"])
+def test_a_checkpoint_of_a_training_comes_with_the_configurations_above_it(hub, no_network, above, asked):
+    repo, folder = "owner/runs", f"{above}checkpoints"
+    beside = {
+        f"{above}config.json": b"{}",
+        f"{above}ae.pt": b"a",
+        "run/config.json": b"{}",
+        f"{above}x/cfg.json": b"{}",
+    }
+    hub.commit(repo, {f"{folder}/ae_5.pt": b"5", f"{folder}/config.yaml": b"k: 1", **beside})
+    found = resolve(f"hf:{repo}/{above}{asked}")
+    place = found.path if found.path.is_dir() else found.path.parent
+    assert list_files(place.parent) == {"checkpoints/ae_5.pt", "checkpoints/config.yaml", "config.json"}
+    no_network()
+    assert resolve(f"hf:{repo}/{above}{asked}") == found
+    assert set(Configs(*list_config_folders(place))) == {"config.json", "config.yaml"}
+
+
+def test_the_class_of_a_checkpoint_is_known_from_the_hub_as_from_the_disk(hub, no_network):
+    w, repo, content = draw_weights(1), "owner/runs", io.BytesIO()
+    names = {"encoder.weight": w.tensor("W_enc", True), "decoder.weight": w.tensor("W_dec", True)}
+    torch.save(names | {"encoder.bias": w.tensor("b_enc"), "b_dec": w.tensor("b_dec")}, content)
+    config = {"trainer": {"dict_class": "AutoEncoderTopK", "k": 3}}
+    files = {"t/checkpoints/ae_5.pt": content.getvalue(), "t/config.json": json.dumps(config).encode()}
+    hub.commit(repo, files)
+    for _ in range(2):
+        source = load_sae(f"hf:{repo}/t/checkpoints").origin.source
+        assert source is not None
+        assert (source.format, source.kind, source.facts["k"]) == ("dictionary_learning", "topk", 3)
+        no_network()
 
 
 def test_the_root_of_a_repository_may_hold_the_weights(hub):

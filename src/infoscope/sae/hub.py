@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from pathlib import Path, PurePath, PurePosixPath
+from typing import NamedTuple, TypeVar
 
 from infoscope.runtime.errors import InputError, list_some
 from infoscope.runtime.hub import get_cache_folder, is_offline, is_reachable
@@ -13,12 +13,21 @@ from infoscope.runtime.hub import get_cache_folder, is_offline, is_reachable
 PREFIX = "hf:"
 WEIGHTS = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
 CONFIGS = (".json", ".yaml", ".yml")
+AnyPath = TypeVar("AnyPath", bound=PurePath)
 _ADDRESS = re.compile(r"hf:([^/@]+/[^/@]+)((?:/[^/@]+)*)/?(?:@(.+))?")
 _REVISION = re.compile(r"\w[\w./-]*")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _MAX_WEIGHTS = 4
 """Of a folder that are downloaded without being named one by one: beside an SAE may lie other tensors."""
 _N_NAMED = 30
+
+
+def list_config_folders(folder: AnyPath) -> list[AnyPath]:
+    """Return where the configurations of weights in a folder lie: there, and of a training's checkpoints/ above too.
+
+    In order: what a later one says counts.
+    """
+    return [folder.parent, folder] if folder.name == "checkpoints" else [folder]
 
 
 class Located(NamedTuple):
@@ -62,7 +71,8 @@ def resolve(address: str) -> Located:
     """Return where a path or an address of the hub lies on this machine.
 
     What the hub's cache holds is taken from there, without a network; what it does not hold is downloaded: the weights
-    and configurations of that folder, or that file with the configurations beside it, and nothing else.
+    and configurations of that folder, or that file with the configurations beside it, and nothing else; of a folder
+    checkpoints/ those above it too.
 
     Args:
         address: a path, or hf:owner/name[/folder or file][@branch, tag or commit], which names the very folder that
@@ -167,7 +177,8 @@ def _choose(place: _Place, names: Sequence[str]) -> list[str]:
             f"{place.full} holds {len(weights)} files of weights: give one of them, such as"
             f" {place.at(str(min(weights)))} ({some})."
         )
-    return [str(file) for file in (*(file for file in here if file.suffix in CONFIGS), *weights)]
+    folders = list_config_folders(folder)
+    return [str(file) for file in (*(f for f in files if f.parent in folders and f.suffix in CONFIGS), *weights)]
 
 
 def _is_named(place: _Place, file: PurePosixPath) -> bool:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from types import NoneType
 from typing import Any
 
 import torch
-import yaml
 
 from infoscope.runtime.calls import make_options, name_type, refuse_unknown, speaks_python
 from infoscope.runtime.errors import InputError, get_first_line, suggest
@@ -21,13 +19,14 @@ from infoscope.sae import checkpoint
 from infoscope.sae.config import ImportedConfig, Statistics
 from infoscope.sae.formats import load_formats
 from infoscope.sae.formats.base import Foreign, Found, Options
-from infoscope.sae.hub import CONFIGS, WEIGHTS, resolve
+from infoscope.sae.formats.configs import Configs
+from infoscope.sae.formats.values import show
+from infoscope.sae.hub import WEIGHTS, list_config_folders, resolve
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.sae.origin import Origin, Source
 
 KNOWN_CLASSES = ("src.sae_training.", "sae_training.", "vit_prisma.", "overcomplete.", "torch.nn.modules.")
 """What pickles of the toolkits name; read as records that call nothing."""
-MAX_CONFIG_BYTES = 2**24
 MAX_FILES = 16
 """Of a folder that are opened to see which is an SAE's, and that are listed."""
 _NUMBERS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -145,34 +144,22 @@ def find_sae(path: Path, format: str | None = None) -> tuple[Found, str]:
     return found, format or _recognise(found)
 
 
-def read_found(file: Path) -> Found:
+def read_found(file: Path, configs: Configs | None = None) -> Found:
     """Return what a file and the configurations beside it hold; of one in a folder "checkpoints" those above it too.
+
+    Args:
+        configs: of its folder, which have been read for another file already.
 
     Raises:
         InputError: it is damaged, or holds what is not read.
     """
     is_numpy = file.suffix == ".npz"
     content, header, pickled = (read_npz(file), None, ()) if is_numpy else read_checkpoint(file, KNOWN_CLASSES)
-    folders = [file.parent.parent] * (file.parent.name == "checkpoints") + [file.parent]
-    configs = {
-        other.name: config
-        for folder in folders
-        for other in sorted(folder.iterdir())
-        if other.suffix in CONFIGS and (config := _read_config(other)) is not None
-    }
-    return Found(file, content, header, configs, pickled)
+    return Found(file, content, header, _find_configs(file.parent) if configs is None else configs, pickled)
 
 
-def _read_config(file: Path) -> dict[str, Any] | None:
-    """Return a JSON or YAML file; None if it is large, damaged or no mapping: it may have nothing to do with SAEs."""
-    try:
-        if file.stat().st_size > MAX_CONFIG_BYTES:
-            return None
-        text = file.read_text(encoding="utf-8")
-        content = json.loads(text) if file.suffix == ".json" else yaml.safe_load(text)
-    except (OSError, ValueError, yaml.YAMLError, RecursionError):
-        return None
-    return content if isinstance(content, dict) else None
+def _find_configs(folder: Path) -> Configs:
+    return Configs(*list_config_folders(folder))
 
 
 def _choose_file(folder: Path) -> Path:
@@ -192,7 +179,8 @@ def _choose_file(folder: Path) -> Path:
     here = [file for file in files if file.parent == folder]
     if len(files) > 1 and 0 < len(here) <= MAX_FILES:  # beside an SAE, or above several, may lie counts and optimizers
         deeper = [file for file in files if file.parent != folder]
-        files = [file for file in here if _is_recognised(file)] or deeper or here
+        configs = _find_configs(folder)
+        files = [file for file in here if _is_recognised(file, configs)] or deeper or here
     if len(files) > 1:
         names = [str(file.relative_to(folder)) for file in files]
         shown = ", ".join(names[:MAX_FILES]) + (f" and {len(names) - MAX_FILES} more" if len(names) > MAX_FILES else "")
@@ -200,11 +188,12 @@ def _choose_file(folder: Path) -> Path:
     return files[0]
 
 
-def _is_recognised(file: Path) -> bool:
+def _is_recognised(file: Path, configs: Configs) -> bool:
     try:
-        return bool(_list_formats(read_found(file)))
+        found = read_found(file, configs)
     except InputError:
         return False
+    return bool(_list_formats(found))
 
 
 def _list_formats(found: Found) -> list[str]:
@@ -237,7 +226,7 @@ def assemble(foreign: Foreign) -> SparseAutoencoder:
     """
     for name, kind in (("backbone", str), ("layer", int), ("site", str)):
         if type(value := getattr(foreign, name)) not in (kind, NoneType):
-            raise InputError(f"expected the {name} that it says to be a {kind.__name__}, got {value!r:.80}.")
+            raise InputError(f"expected the {name} that it says to be a {kind.__name__}, got {show(value)}.")
     for tensor in (foreign.W_enc, foreign.W_dec, foreign.b_enc, foreign.b_dec, foreign.mean):
         if tensor is not None and tensor.dtype not in _NUMBERS:
             raise InputError(f"expected float numbers, got {tensor.dtype}: give the weights as they were trained.")

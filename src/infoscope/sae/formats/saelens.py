@@ -97,7 +97,7 @@ def recognise(found: Found) -> bool:
     config = found.config("cfg.json") or {}
     if "d_in" not in config or found.header is not None:
         return False
-    is_refused = str(config.get("architecture")) in REFUSED and bool(found.state.keys() - {"sparsity"})
+    is_refused = get_as(str, config, "architecture") in REFUSED and bool(found.state.keys() - {"sparsity"})
     return is_refused or found.has("W_enc", "W_dec", "b_dec")
 
 
@@ -157,7 +157,7 @@ def _read_settings(found: Found) -> Settings:
     pick(dict.fromkeys(known), name, f"activation_fn of a {architecture} SAE")
     refuse_settings(config, *READ)
     settings = Settings(config, about, architecture, name)
-    by_hook = "hook_z" if "hook_z" in str(_find_hook(settings)) else "none"
+    by_hook = "hook_z" if isinstance(hook := _find_hook(settings), str) and "hook_z" in hook else "none"
     pick({"none": None}, config.get("reshape_activations", by_hook), "reshape_activations (heads one by one)")
     return settings
 

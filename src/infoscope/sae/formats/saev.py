@@ -21,6 +21,7 @@ from infoscope.sae.formats.base import Foreign, Found, Options, need
 from infoscope.sae.formats.statistics import settle_mean
 from infoscope.sae.formats.values import (
     check_sizes,
+    get_as,
     name_dtype,
     need_matrices,
     pick,
@@ -28,6 +29,7 @@ from infoscope.sae.formats.values import (
     read_number,
     refuse_settings,
     refuse_tensors,
+    show,
 )
 from infoscope.sae.imported_activations import Threshold
 from infoscope.sae.origin import POOLED
@@ -67,8 +69,8 @@ def read(found: Found, options: Options) -> Foreign:
     schema = header.get("schema")
     if schema is not None and (type(schema) is not int or not 1 <= schema <= NEWEST):
         raise InputError(
-            f"its header says schema {schema!r}, and known are none and 1 to {NEWEST}: what each subtracts is another;"
-            " if you know it, give sae.format=plain."
+            f"its header says schema {show(schema)}, and known are none and 1 to {NEWEST}: what each subtracts is"
+            " another; if you know it, give sae.format=plain."
         )
     config = header if schema is None else header.get("cfg")
     if not isinstance(config, Mapping):
@@ -115,7 +117,7 @@ def _read_kind(header: Mapping[str, Any], config: Mapping[str, Any], schema: int
         InputError: an activation that is not known.
     """
     said = {"cls": "Relu"} if schema is None and "activation" not in config else config.get("activation")
-    if said is None and schema == 1 and str(header.get("cls")) in KINDS:
+    if said is None and schema == 1 and get_as(str, header, "cls") in KINDS:
         said = {"cls": header["cls"], "params": config}
     name = said.get("cls") if isinstance(said, Mapping) else said
     kind = pick(KINDS, name, "the activation in its header")
@@ -152,7 +154,7 @@ def _read_tokens(foreign: Foreign, data: Mapping[str, Any]) -> None:
         foreign.site, foreign.tokens = POOLED, None
     elif said is not None:
         foreign.tokens = pick(TOKENS, said, "the tokens in config.json")
-        foreign.facts["tokens"] = str(said)
+        foreign.facts["tokens"] = said
 
 
 def _read_layer(found: Found, data: Mapping[str, Any]) -> int | None:

@@ -6,6 +6,7 @@ import math
 import re
 import sys
 from collections.abc import Iterable, Mapping
+from reprlib import Repr
 from typing import Any, TypeVar
 
 import torch
@@ -17,6 +18,8 @@ from infoscope.runtime.errors import InputError
 from infoscope.sae.formats.base import need, own, row_norms, scale_rows
 
 T = TypeVar("T")
+_SHORT = Repr()
+_SHORT.maxstring = _SHORT.maxother = 80
 
 
 def pick(choices: Mapping[Any, T], value: Any, name: str) -> T:
@@ -36,9 +39,9 @@ def pick(choices: Mapping[Any, T], value: Any, name: str) -> T:
 
 
 def show(value: Any) -> str:
-    """Return the beginning of a value on one line, for messages."""
+    """Return the beginning of a value on one line, for messages; of what is large no more than that is looked at."""
     try:
-        return " ".join(repr(value).split())[:80]
+        return " ".join(_SHORT.repr(value).split())[:80]
     except ValueError:  # a number of thousands of digits
         return f"a long {name_type(value)}"
 
@@ -228,4 +231,4 @@ def refuse_settings(config: Mapping[str, Any], *known: str) -> None:
         is_told = isinstance(name, str) and name not in known and _TELLING.fullmatch(name.lower())
         is_off = not isinstance(value, Tensor) and value in (None, False, 0, "", "none", "None", "null", [], {})
         if is_told and not is_off:
-            raise InputError(f"its configuration says {name}: {value!r:.80}, and what is done with that is not known.")
+            raise InputError(f"its configuration says {name}: {show(value)}, and what is done with that is not known.")

@@ -68,7 +68,7 @@ def read(found: Found, options: Options) -> Foreign:
     check_sizes(W_enc, config, *(("input_dim", "hidden_dim") if "input_dim" in config else ("d_model", "dict_size")))
     if (multiplier := state.get("dictionary.multiplier")) is not None and read_number(multiplier, "multiplier") != 0:
         W_dec = own(W_dec, state).mul_(multiplier.float().exp())
-    kind = str(next((config[name] for name in SAYS_KIND if name in config), "")).lower()
+    kind = _find_kind(config)
     facts: dict[str, Any] = {
         "k": read_count(config.get("k"), "k"),
         "dtype": name_dtype(weight),
@@ -95,8 +95,11 @@ def read(found: Found, options: Options) -> Foreign:
 def _read_config(found: Found) -> Mapping[str, Any] | None:
     """Return the configuration beside it, if it is one of visaebench's: those of others say their kind elsewhere."""
     config = found.config(*CONFIGS)
-    kinds = [str(config[name]).lower() for name in SAYS_KIND if name in config] if config else []
-    return config if kinds and kinds[0] in KINDS else None
+    return config if config and _find_kind(config) in KINDS else None
+
+
+def _find_kind(config: Mapping[str, Any]) -> str:
+    return (get_as(str, config, next((name for name in SAYS_KIND if name in config), "")) or "").lower()
 
 
 def _make_activation(
@@ -128,5 +131,5 @@ def _make_activation(
 def _read_layer(config: Mapping[str, Any]) -> int | None:
     if type(config.get("layer")) is int:
         return config["layer"]
-    match = re.search(r"layer_(\d+)", str(config.get("activation_dir", "")))
-    return int(match[1]) if match else LAST_BLOCK if str(config.get("backbone")) in BACKBONES else None
+    match = re.search(r"layer_(\d+)", get_as(str, config, "activation_dir") or "")
+    return int(match[1]) if match else LAST_BLOCK if get_as(str, config, "backbone") in BACKBONES else None
