@@ -133,7 +133,7 @@ def test_tensors_that_others_have_too_need_a_configuration_or_the_format(
         {name: tensor.contiguous() for name, tensor in state.items()}, file
     )
     for path in (file, tmp_path):
-        with pytest.raises(InputError, match=rf"a {cls} of dictionary_learning .*{others}.*give format=dictionary"):
+        with pytest.raises(InputError, match=rf"a {cls} of dictionary_learning .*{others}.*give format=\"dictionary"):
             load_sae(path)
     sae = load_sae(file, format="dictionary_learning")
     assert measure_deviation(sae, reference) < 1e-6

@@ -13,19 +13,19 @@ from infoscope.sae.origin import POOLED
 
 LABEL = "clip-topk-sae (ttt_theory)"
 KEYS = ("W_enc", "b_enc", "W_dec")
-COUNTS = ("feature_counts", "total_samples")
+COUNTS = "feature_counts"
 EPS = 1e-12
 """Norms are at least this where they divide."""
 
 
 def recognise(found: Found) -> bool:
-    return found.inner_state.keys() >= {*KEYS, COUNTS[0]}
+    return found.inner_state.keys() >= {*KEYS, COUNTS}
 
 
 def read(found: Found, options: Options) -> Foreign:
     state, config = found.inner_state, found.config("config.json") or {}
     W_enc, b_enc, W_dec = need(state, *KEYS)
-    refuse_tensors(state, *KEYS, "b_dec", *COUNTS)
+    refuse_tensors(state, *KEYS, "b_dec")
     refuse_settings(config)
     check_sizes(W_enc, config, "input_dim", "hidden_dim")
     k = options.settle("k", read_count(config.get("k"), "k"), "There is no config.json beside it that says its k")

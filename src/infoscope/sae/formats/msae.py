@@ -19,7 +19,7 @@ from infoscope.runtime.errors import InputError
 from infoscope.sae.activations import Activation, Capped, ReLU, Threshold, TopK
 from infoscope.sae.config import TokenNorm
 from infoscope.sae.formats.base import Foreign, Found, Options, get_tensors, need
-from infoscope.sae.formats.values import check_sizes, name_dtype, need_matrices, pick, read_number
+from infoscope.sae.formats.values import check_sizes, name_dtype, need_matrices, pick, read_number, refuse_tensors
 from infoscope.sae.origin import POOLED
 
 LABEL = "MSAE"
@@ -32,6 +32,7 @@ NAME = re.compile(
 ACTIVATIONS = {"ReLU": "relu", "JumpReLU": "jumprelu", "TopKReLU": "topk", "BatchTopKReLU": "batchtopk"}
 SIGNED = {"TopK": "topk", "BatchTopK": "batchtopk"}
 LOG_THRESHOLD = "activation.log_threshold"
+KEYS = ("encoder", "latent_bias", "pre_bias")
 
 
 class Name(NamedTuple):
@@ -49,12 +50,13 @@ class Name(NamedTuple):
 def recognise(found: Found) -> bool:
     content, state = found.content, found.get_state("model")
     has_constants = isinstance(content, Mapping) and {"mean_center", "scaling_factor"} <= content.keys()
-    return has_constants and {"encoder", "latent_bias", "pre_bias"} <= state.keys()
+    return has_constants and state.keys() >= set(KEYS)
 
 
 def read(found: Found, options: Options) -> Foreign:
     state = found.get_state("model")
     b_enc, b_dec, (mean,) = *need(state, "latent_bias", "pre_bias"), need(get_tensors(found.content), "mean_center")
+    refuse_tensors(state, *KEYS, "decoder", LOG_THRESHOLD)
     is_tied = "decoder" not in state
     tied = {"decoder": state["encoder"].T.contiguous()} if is_tied and "encoder" in state else {}
     W_enc, W_dec = need_matrices({**state, **tied}, "encoder", "decoder")

@@ -13,7 +13,7 @@ from infoscope.runtime.untrusted import Record
 from infoscope.sae.activations import ReLU
 from infoscope.sae.config import TokenChoice
 from infoscope.sae.formats.base import Foreign, Found, Options, need
-from infoscope.sae.formats.values import get_as, name_dtype, read_flag
+from infoscope.sae.formats.values import get_as, name_dtype, read_flag, refuse_settings
 
 LABEL = "PatchSAE, Hugo Fry, ConceptScope"
 SITES = {"resid": "resid_post"}
@@ -27,6 +27,7 @@ def recognise(found: Found) -> bool:
 def read(found: Found, options: Options) -> Foreign:
     W_enc, b_enc, W_dec, b_dec = need(found.get_state("state_dict"), *KEYS)
     config = _find_config(found) or {}
+    refuse_settings({name: value for name, value in config.items() if get_as(str, config, name) != "relu"})
     site = get_as(str, config, "module_name")
     return Foreign(
         kind="relu",

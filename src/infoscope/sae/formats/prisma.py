@@ -27,6 +27,7 @@ from infoscope.sae.formats.values import (
     read_flag,
     refuse_others,
     refuse_settings,
+    refuse_tensors,
     show,
 )
 
@@ -41,7 +42,10 @@ READ = (
     *("normalize_activations", "activation_fn_str", "is_transcoder"),
     "transcoder_with_skip_connection",  # true of all that are no transcoders
 )
+KEYS = ("W_enc", "b_enc", "W_dec", "b_dec")
 GATES = ("b_gate", "b_mag", "r_mag")
+SCALES = "scaling_factor"
+"""Of finetuning: ones, where there was none."""
 
 
 class Parts(NamedTuple):
@@ -64,6 +68,7 @@ def read(found: Found, options: Options) -> Foreign:
     refuse_settings(config, *READ)
     W_enc, W_dec = need_matrices(state, "W_enc", "W_dec")
     check_sizes(W_enc, config, "d_in", "d_sae")
+    refuse_tensors(state, *KEYS, *GATES, "threshold", *([SCALES] * bool((state.get(SCALES, W_enc[:0]) == 1).all())))
     kind, activation = _make_activation(parts, options)
     layer, site = _find_hook(config)
     missing = [name for name in ("normalize_activations", "activation_fn_str") if name not in config]

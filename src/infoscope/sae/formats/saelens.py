@@ -30,6 +30,7 @@ from infoscope.sae.formats.values import (
     read_number,
     refuse_others,
     refuse_settings,
+    refuse_tensors,
     unit_rows,
 )
 
@@ -54,6 +55,8 @@ KINDS = {
     "matryoshka_batchtopk": "matryoshka_prefix",
 }
 """Our words for its architectures."""
+KEYS = ("W_enc", "b_enc", "W_dec", "b_dec")
+SCALES = ("finetuning_scaling_factor", "scaling_factor")
 TENSORS = {
     "gated": ("b_gate", "b_mag", "r_mag"),
     "jumprelu": ("threshold",),
@@ -180,6 +183,7 @@ def _make_activation(
     names = TENSORS.get(architecture, ())
     others = [name for group in TENSORS.values() for name in group]
     refuse_others(state, names, dict.fromkeys(others), f"of architecture {architecture}")
+    refuse_tensors(state, *KEYS, *names, *SCALES)
     tensors = [tensor.float() for tensor in need(state, *names)]
     match architecture:
         case "topk":
@@ -209,7 +213,7 @@ def _find_finetuning(
         InputError: there are such factors, and the configuration says that there are none; or too many.
     """
     says = read_flag(config, "finetuning_scaling_factor")
-    factors = state.get("finetuning_scaling_factor", state.get("scaling_factor"))
+    factors = next((state[name] for name in SCALES if name in state), None)
     if factors is None and says:
         warnings.append("Its configuration says finetuning_scaling_factor, and it holds no such factors: none is used.")
     if factors is None or bool((factors == 1).all()):

@@ -204,20 +204,24 @@ def at_least(threshold: Tensor) -> Tensor:
     return torch.nextafter(threshold.float(), torch.tensor(-torch.inf))
 
 
+_COUNTS = re.compile(r"(\w*_)?(counts?|freq\w*|fired|nonzero|sparsity|samples|steps?|updates|mean_square)")
+"""Names of what a training has counted, which no code depends on: n_forward_passes_since_fired, act_freq_scores."""
+
+
 def refuse_tensors(state: Mapping[str, Tensor], *known: str) -> None:
-    """Refuse a state dict that holds more than a reader knows: what it is for may change the code.
+    """Refuse a state dict that holds more than a reader knows, counts aside: what it is for may change the code.
 
     Raises:
         InputError: so it is.
     """
-    if unknown := sorted(state.keys() - set(known)):
+    if unknown := sorted(name for name in state.keys() - set(known) if not _COUNTS.fullmatch(name)):
         raise InputError(f"it holds {', '.join(unknown[:9])}, and what is done with that is not known.")
 
 
 _TELLING = re.compile(
     r"(pre_?|post_?|input_?|layer_?|token_?|batch_?)*norm(ali[sz]e|ali[sz]ation|_factor)?(_(x|inputs?|activations?|tokens?))?|"
     r"activation(_fn|_function|_fn_str|_type)?|nonlinearity|(scale|scaling)(_\w+)?|center\w*|centre\w*|whiten\w*|"
-    r"(apply|subtract)_\w+|tied?(_\w+)?|\w*skip\w*|\w*transcod\w*|soft_?cap|threshold\w*|signed|abs\w*"
+    r"(apply|subtract)_\w+|(use|with|has)_?(relu|top_?k|bias|norm)\w*|tied?(_\w+)?|\w*skip\w*|\w*transcod\w*|soft_?cap|threshold\w*|signed|abs\w*"
 )
 
 

@@ -1,0 +1,116 @@
+"""Tensors and settings that no reader knows are refused, in every format; what a training has counted is not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from infoscope.runtime.errors import InputError
+from infoscope.sae.loading import load_sae
+from tests.support.foreign.arrays import D_IN, D_SAE, K, draw_weights
+from tests.support.foreign.dictionaries import OPTIONS, OTHERS, WRITERS, write_dictionary
+from tests.support.foreign.files import make_state, save
+
+ALL = sorted((WRITERS | OTHERS).keys() - {"plain", "overcomplete"})  # which name theirs, and a whole module
+W = draw_weights(4)
+
+
+def add(content: Any, name: str, value: torch.Tensor) -> bool:
+    """Put a tensor beside the first matrix in nested dicts; return whether there is one."""
+    if not isinstance(content, dict):
+        return False
+    if any(isinstance(part, torch.Tensor) and part.ndim == 2 for part in content.values()):
+        content[name] = value
+        return True
+    return any(add(part, name, value) for part in content.values())
+
+
+def rewrite(place: Path, name: str, value: torch.Tensor) -> None:
+    """Put a tensor into the one file of weights in a folder."""
+    (file,) = [path for path in place.rglob("*") if path.suffix in (".pt", ".pth", ".ckpt", ".safetensors")]
+    if file.suffix == ".safetensors":
+        return save_file(load_file(file) | {name: value}, file)
+    data = file.read_bytes()
+    head = data[: data.index(b"\n") + 1] if data.startswith(b"{") else b""
+    (copy := file.with_suffix(".copy")).write_bytes(data[len(head) :])
+    content = torch.load(copy, weights_only=False)
+    assert add(content, name, value)
+    torch.save(content, copy)
+    file.write_bytes(head + copy.read_bytes())
+    copy.unlink()
+    return None
+
+
+@pytest.mark.parametrize("name", ["gain", "decoder.norm", "W_skip"])
+@pytest.mark.parametrize("format", ALL)
+def test_a_tensor_that_is_not_known_is_refused(tmp_path: Path, format: str, name: str) -> None:
+    place = write_dictionary(format, tmp_path, D_IN, D_SAE)
+    rewrite(place, name, torch.full((D_SAE,), 2.0))
+    with pytest.raises(InputError):
+        load_sae(place, **OPTIONS.get(format, {}))
+
+
+@pytest.mark.parametrize("name", ["n_forward_passes_since_fired", "act_freq_scores", "num_updates", "sparsity"])
+@pytest.mark.parametrize("format", ["saelens", "prisma", "saev", "msae", "clipscope", "visaebench"])
+def test_what_a_training_has_counted_is_left(tmp_path: Path, format: str, name: str) -> None:
+    place = write_dictionary(format, tmp_path, D_IN, D_SAE)
+    before = load_sae(place)
+    rewrite(place, name, torch.full((D_SAE,), 2.0))
+    after = load_sae(place)
+    assert all(before.state_dict()[part].equal(value) for part, value in after.state_dict().items())
+
+
+PATCHSAE: dict[str, Any] = {"block_layer": -2, "module_name": "resid", "use_ghost_grads": True, "gated_sae": True}
+CLIPSCOPE: dict[str, Any] = {"n_features": D_SAE, "d_in": D_IN, "k": K}
+
+
+def read(folder: Path, format: str, config: Mapping[str, Any]) -> None:
+    if format == "patchsae":
+        save(folder / "sae.pt", {"cfg": {**PATCHSAE, **config}, "state_dict": make_state(**W)})
+    else:
+        state = {"pre_b": W.tensor("b_dec"), "enc": W.tensor("W_enc"), "dec": W.tensor("W_dec")}
+        save(folder / "sae.pt", {**CLIPSCOPE, **config, "model_state_dict": state})
+    source = load_sae(folder).origin.source
+    assert source is not None
+    assert source.format == format
+
+
+@pytest.mark.parametrize("format", ["patchsae", "clipscope"])
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("normalize_activations", True), ("normalize_activations", "layer_norm"), ("activation_fn", "topk"),
+        ("activation_fn_str", "tanh-relu"), ("use_relu", True), ("apply_b_dec_to_input", True), ("scale", 2.0),
+    ],
+)  # fmt: skip
+def test_a_setting_that_changes_the_code_is_refused(tmp_path: Path, format: str, setting: str, value: Any) -> None:
+    with pytest.raises(InputError, match=f"says {setting}: "):
+        read(tmp_path, format, {setting: value})
+
+
+@pytest.mark.parametrize("format", ["patchsae", "clipscope"])
+@pytest.mark.parametrize(
+    "config", [{"normalize_activations": False}, {"normalize_activations": None, "scale": None}, {"lr": 1, "seed": 3}]
+)
+def test_a_setting_that_changes_nothing_is_none(tmp_path: Path, format: str, config: dict[str, Any]) -> None:
+    read(tmp_path, format, config)
+
+
+def test_a_relu_is_what_patchsae_has(tmp_path: Path) -> None:
+    read(tmp_path, "patchsae", {"activation_fn": "relu", "activation_fn_str": "relu"})
+
+
+@pytest.mark.parametrize(("factor", "is_read"), [(1.0, True), (1.5, False)])
+def test_prisma_may_hold_factors_of_ones(tmp_path: Path, factor: float, is_read: bool) -> None:
+    place = write_dictionary("prisma", tmp_path, D_IN, D_SAE)
+    rewrite(place, "scaling_factor", torch.full((D_SAE,), factor))
+    if is_read:
+        load_sae(place)
+        return
+    with pytest.raises(InputError, match="it holds scaling_factor, and what is done with that is not known"):
+        load_sae(place)
