@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import zipfile
 
 import numpy as np
 import pytest
+import torch
 
 from infoscope.runtime.errors import InputError
 from infoscope.runtime.untrusted.numpy_files import read_npy, read_npz
@@ -55,7 +57,38 @@ def test_anything_else_is_refused(tmp_path, data):
         read_npz(tmp_path / "a.npz")
 
 
-def test_what_would_fill_the_memory_is_not_unpacked(tmp_path):
-    np.savez_compressed(tmp_path / "a.npz", a=np.zeros(10**6, dtype=np.float32))
-    with pytest.raises(InputError, match="compressed"):
+FEW = np.random.default_rng(0).integers(0, 4, 10**6).astype(np.float32)  # two bits of each 32 say something
+
+
+@pytest.mark.parametrize("arrays", [[np.zeros(10**6, dtype=np.float32)], [FEW], [FEW[: 10**5]] * 20])
+def test_what_would_fill_the_memory_is_not_unpacked(tmp_path, arrays):
+    np.savez_compressed(tmp_path / "a.npz", *arrays)
+    with pytest.raises(InputError, match=r"bytes are compressed to .* in it, more than weights can be"):
         read_npz(tmp_path / "a.npz")
+
+
+def test_members_of_the_same_bytes_count_each(tmp_path):
+    """Many entries of a directory may point to one member."""
+    file = tmp_path / "a.npz"
+    np.savez(file, a=A.repeat(10_000))
+    with zipfile.ZipFile(file, "a") as archive:
+        for i in range(9):
+            again = copy.copy(archive.infolist()[0])
+            again.filename = f"a{i}.npy"
+            archive.filelist.append(again)
+        archive._didModify = True
+    with pytest.raises(InputError, match="compressed"):
+        read_npz(file)
+
+
+def test_weights_of_16_bits_in_32_are_unpacked(tmp_path):
+    weights = torch.randn(500, 1000, generator=torch.Generator().manual_seed(0)).bfloat16().float().numpy()
+    np.savez_compressed(tmp_path / "a.npz", W=weights, b=np.zeros(1000, dtype=np.float32))
+    np.testing.assert_array_equal(read_npz(tmp_path / "a.npz")["W"].numpy(), weights)
+
+
+@pytest.mark.parametrize("array", [A, np.asfortranarray(A)])
+def test_an_array_is_ours_to_change(tmp_path, array):
+    np.save(tmp_path / "a.npy", array)
+    found = read_npy(tmp_path / "a.npy")
+    assert found.mul_(2).numpy().sum() == 2 * A.sum()

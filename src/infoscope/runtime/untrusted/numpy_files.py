@@ -14,9 +14,10 @@ from torch import Tensor
 
 from infoscope.runtime.untrusted.kinds import AGAIN, refuse
 from infoscope.runtime.untrusted.makers import NotReadError
+from infoscope.runtime.untrusted.torch_files import read_values
 
-_MAX_RATIO = 100
-"""Weights hardly compress; what shrinks more is made to fill the memory."""
+_MAX_RATIO, _SLACK = 4, 2**20
+"""Weights hardly compress, those of bfloat16 in float32 to half; zeros, such as a bias, count as bytes of the slack."""
 
 
 def read_npy(path: Path) -> Tensor:
@@ -46,9 +47,10 @@ def read_npz(path: Path) -> dict[str, Tensor]:
 
 def _read_arrays(path: Path) -> Iterator[tuple[str, Tensor]]:
     with zipfile.ZipFile(path) as archive:
+        n_bytes, n_packed = sum(part.file_size for part in archive.infolist()), path.stat().st_size
+        if n_bytes > _MAX_RATIO * n_packed + _SLACK:
+            raise NotReadError(f"{n_bytes:,} bytes are compressed to {n_packed:,} in it, more than weights can be")
         for part in archive.infolist():
-            if part.file_size > _MAX_RATIO * max(part.compress_size, 1):
-                raise NotReadError(f"{part.filename} in it is compressed more than weights can be")
             with archive.open(part) as file:
                 yield part.filename.removesuffix(".npy"), _read_array(file, part.file_size)
 
@@ -62,6 +64,6 @@ def _read_array(file: IO[bytes], n_bytes: int) -> Tensor:
         raise NotReadError(f"it holds an array of {dtype}, not of numbers")
     if n_values * dtype.itemsize != n_bytes - file.tell():
         raise NotReadError(f"its header says {list(shape)} of {dtype}, which is not what follows: {AGAIN}")
-    data = file.read(n_values * dtype.itemsize)
-    array = np.frombuffer(data, dtype, n_values).astype(dtype.newbyteorder("="))
+    data = torch.empty(0, dtype=torch.uint8).set_(read_values(file, n_values * dtype.itemsize)).numpy()
+    array = data.view(dtype).astype(dtype.newbyteorder("="), copy=False)
     return torch.from_numpy(array.reshape(shape, order="F" if is_fortran else "C"))
