@@ -19,6 +19,7 @@ from infoscope.pipeline.run import open_context, run
 from infoscope.report.page import ReportFiles
 from infoscope.runtime.errors import InputError
 from infoscope.runtime.progress import Display
+from infoscope.sae.config import TokenChoice
 from infoscope.stages.import_sae import ImportSAE
 from infoscope.stages.probe.stage import read_probed
 from infoscope.stages.score.stage import Score, scope_of
@@ -146,9 +147,7 @@ def test_an_sae_of_other_tokens_is_refused_by_name(output_dir: Path, places: dic
     said = refuse(output_dir, places["saelens"], "model=clip_b16", "model.pretrained=random")
     assert "width 128, and clip_b16 gives tokens of width 768" in said
     place = rewrite(places["saelens"], tmp_path / "b", metadata={"model_name": "clip-vit-base-patch16"})
-    assert "backbone" not in show(
-        output_dir, place, "stage=import_sae"
-    )  # a name that nobody knows is compared with nothing
+    assert "backbone, clip-vit-base-patch16, could not be compared" in show(output_dir, place, "stage=import_sae")
     place = rewrite(places["saelens"], tmp_path / "c", metadata={"model_name": "openai/clip-vit-base-patch16"})
     assert "backbone openai/clip-vit-base-patch16, given scenes_clip shipped" in refuse(output_dir, place)
     assert "Used all the same (sae.ignore_origin=true): backbone openai/clip-vit-base-patch16" in show(
@@ -156,7 +155,34 @@ def test_an_sae_of_other_tokens_is_refused_by_name(output_dir: Path, places: dic
     )
     place = rewrite(places["saelens"], tmp_path / "d", metadata={"hook_name": "blocks.2.hook_mlp_out"})
     assert "tokens at mlp_out, given those at resid_post" in refuse(output_dir, place)
+    place = rewrite(places["saelens"], tmp_path / "e", metadata={"hook_name": "blocks.6.hook_resid_post"})
+    assert "block 6, which a model of 4 blocks does not have" in refuse(output_dir, place)
+    place = rewrite(places["prisma"], tmp_path / "f", image_size=128)
+    assert "images of 128 px, given 96 px" in refuse(output_dir, place)
     assert "An imported SAE is one, got seeds=[0, 1]" in refuse(output_dir, places["saelens"], "seeds=[0,1]")
+
+
+def test_what_is_overruled_is_shown_and_the_artifact_keeps_what_it_was_trained_on(
+    output_dir: Path, places: dict[str, Path], tmp_path: Path
+) -> None:
+    place = rewrite(places["prisma"], tmp_path / "other", use_patches_only=True, hook_point_layer=1)
+    assert "patch tokens, given all" in refuse(output_dir, place, "model.layer=1", "sae.tokens=all")
+    given = ("sae.tokens=all", "sae.ignore_origin=true")
+    said = show(output_dir, place, "stage=score", *given)
+    assert "Used all the same (sae.ignore_origin=true): patch tokens, given all" in said
+    assert "Used all the same (sae.ignore_origin=true): block 1, given block -2" in said
+    made = ImportSAE.at(open_quietly(make_config(output_dir, place, *given)), 0)
+    kept = load_sae(made.folder)
+    assert (kept.origin.layer, kept.origin.tokens) == (1, TokenChoice.patch)
+    assert made.load().origin.tokens is TokenChoice.all
+    assert kept.origin.source == load_sae(place).origin.source
+
+
+def test_random_weights_are_another_backbone(output_dir: Path, tmp_path: Path) -> None:
+    metadata = {"model_name": "openai/clip-vit-base-patch16", "hook_name": "blocks.10.hook_resid_post"}
+    place = rewrite(write_dictionary("saelens", tmp_path, 768, D_SAE), tmp_path / "b16", metadata=metadata)
+    said = refuse(output_dir, place, "model=clip_b16", "model.pretrained=random")
+    assert "backbone openai/clip-vit-base-patch16, given ViT-B-16 random" in said
 
 
 def test_pooled_and_cls_saes_have_no_maps(output_dir: Path, places: dict[str, Path], tmp_path: Path) -> None:

@@ -14,7 +14,6 @@ from infoscope.runtime.errors import InputError
 from infoscope.sae.config import TokenChoice
 from infoscope.sae.metrics import compute_sae_metrics
 from infoscope.sae.model import MAX_PRE_ACTS, SparseAutoencoder
-from infoscope.sae.origin import Origin
 from infoscope.sae.token_sets import TokenSet, make_token_set
 from infoscope.sae.train import choose_held_out, make_normalisation
 from infoscope.vision.tokens.extract import TokenCache
@@ -31,8 +30,8 @@ def fit_to_tokens(
 ) -> dict[str, float]:
     """Let an SAE know the tokens that it is used on, in place, and return its metrics on some of them.
 
-    Its shares of variance and energy count from the tokens' mean (`centre`); its origin is theirs, and what it was
-    before is kept among the facts of `origin.source`. A decoder whose scale means nothing gets the one that fits best.
+    Its shares of variance and energy count from the tokens' mean (`centre`). A decoder whose scale means nothing gets
+    the one that fits best. What is taken from the tokens stands among the facts of `origin.source`.
 
     Args:
         choice: which of the tokens it reads.
@@ -45,7 +44,7 @@ def fit_to_tokens(
     some = make_token_set(tokens, choice, choose_held_out(everything, EVAL_TOKENS))
     device = sae.mean.device
     mean, scale = make_normalisation(tokens, everything, choice, BATCH_TOKENS)
-    source, facts = sae.origin.source, {}
+    source, facts = sae.origin.source, dict[str, Any]()
     sae.data_mean = mean.to(device)
     if estimate:
         sae.mean, sae.scale = mean.to(device, copy=True), torch.tensor(scale, device=device)
@@ -55,12 +54,9 @@ def fit_to_tokens(
     if source is not None and source.facts.get("scale_is_free"):
         facts["fitted_scale"] = _fit_scale(sae, some)
         sae.W_dec.mul_(facts["fitted_scale"])
-    if source is not None:
-        trained_on: dict[str, Any] = sae.origin.to_json()
-        del trained_on["source"]
+    if source is not None and facts:
         known = {name: value for name, value in source.facts.items() if name != "needs_statistics" or not estimate}
-        source = replace(source, facts={**known, **facts, "trained_on": trained_on})
-    sae.origin = replace(Origin.of_tokens(tokens, choice), source=source)
+        sae.origin = replace(sae.origin, source=replace(source, facts={**known, **facts}))
     return compute_sae_metrics(sae, _iterate(sae, some))
 
 

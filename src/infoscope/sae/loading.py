@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import fields
 from pathlib import Path
 from types import NoneType
 from typing import Any
@@ -16,7 +17,7 @@ from infoscope.runtime.manifests import MANIFEST, compute_checksum
 from infoscope.runtime.untrusted import read_checkpoint
 from infoscope.runtime.untrusted.numpy_files import read_npz
 from infoscope.sae import checkpoint
-from infoscope.sae.config import ImportedConfig, Statistics
+from infoscope.sae.config import IMPORT, ImportedConfig
 from infoscope.sae.formats import load_formats
 from infoscope.sae.formats.base import Foreign, Found, Options
 from infoscope.sae.formats.configs import Configs
@@ -27,6 +28,8 @@ from infoscope.sae.origin import Origin, Source
 
 KNOWN_CLASSES = ("src.sae_training.", "sae_training.", "vit_prisma.", "overcomplete.", "torch.nn.modules.")
 """What pickles of the toolkits name; read as records that call nothing."""
+_OF_RUNS = ("path", "statistics", "ignore_origin")
+"""Settings that say nothing of a file."""
 MAX_FILES = 16
 """Of a folder that are opened to see which is an SAE's, and that are listed."""
 _NUMBERS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -50,24 +53,23 @@ def load_sae(path: Path | str, **options: Any) -> SparseAutoencoder:
         InputError: there is no such file, it is damaged, of no known format, or cannot be mapped exactly; or an option
             is missing, or nothing reads it.
     """
-    refuse_unknown(options, [name for name in vars(ImportedConfig(path="-")) if name != "path"], "load_sae")
+    refuse_unknown(options, [one.name for one in fields(ImportedConfig) if one.name not in _OF_RUNS], "load_sae")
     if not isinstance(path, str | os.PathLike):
         raise InputError(f"Expected path= to be the file or folder of an SAE, got {name_type(path)}.")
     return import_alone(make_options(ImportedConfig, {"path": os.fspath(path), **options}))
 
 
 def import_alone(config: ImportedConfig) -> SparseAutoencoder:
-    """Return the SAE that a configuration names, where there are no tokens to estimate anything from; see `load_sae`.
+    """Return the SAE that a configuration names, where there is no run that could overrule its file; see `load_sae`.
 
     Raises:
         InputError: as `load_sae`.
     """
-    if config.statistics is Statistics.estimate:
-        raise InputError(
-            "sae.statistics=estimate takes mean and scale of the tokens of a run, and there are none here: give"
-            " sae.mean_file= and sae.scale=."
-        )
-    return import_sae(config)
+    sae = import_sae(config)
+    if config.tokens not in (None, sae.origin.tokens):
+        known = sae.origin.tokens and sae.origin.tokens.name
+        raise InputError(f"The file says that it reads {known} tokens, got sae.tokens={config.tokens.name}: drop that.")
+    return sae
 
 
 def import_sae(config: ImportedConfig) -> SparseAutoencoder:
@@ -78,7 +80,8 @@ def import_sae(config: ImportedConfig) -> SparseAutoencoder:
     """
     path, address, revision = resolve(config.path)
     if is_ours(path):
-        given = [name for name in config.given() if name not in ("kind", "path", "statistics", "ignore_origin")]
+        given = [name for name in config.given() if name not in (*_OF_RUNS, "tokens")]
+        given = [name for name in given if name != "kind" or config.kind != IMPORT]
         if given:
             raise InputError(f"sae.{given[0]} is for files of other toolkits, and {path} is infoscope's own: drop it.")
         return checkpoint.load_sae(path)
@@ -106,7 +109,7 @@ def import_sae(config: ImportedConfig) -> SparseAutoencoder:
         warnings=tuple(foreign.warnings),
         exported_from=foreign.exported_from,
     )
-    tokens = config.tokens if config.ignore_origin and config.tokens else options.settle("tokens", foreign.tokens)
+    tokens = foreign.tokens or config.tokens  # another choice than the file's is for a run to make, see ImportSAE
     sae.origin = Origin(foreign.layer, foreign.fingerprint, foreign.image_px, tokens, foreign.site, source)
     return sae
 

@@ -12,6 +12,7 @@ from infoscope.runtime.calls import convert
 from infoscope.runtime.errors import InputError
 from infoscope.sae.config import TokenChoice
 from infoscope.vision.backbone import Backbone
+from infoscope.vision.hooks import RESID_POST
 from infoscope.vision.names import BackboneName, find_backbone_name, name_fingerprint
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ class Origin:
     backbone: fingerprint of the backbone; empty: unknown.
     image_px: side of the images that the backbone read; None: unknown.
     tokens: patches, every token, or CLS alone; None: unknown.
-    site: where in the block: "resid_post", "mlp_out", ..., or `POOLED`; None: unknown.
+    site: where in the block: "resid_post", "mlp_out", ..., or `POOLED`; None: unknown, see `known_site`.
     source: of what another toolkit has trained; None: infoscope did.
     """
 
@@ -115,6 +116,12 @@ class Origin:
         meta: dict[str, Any] = getattr(facts, "meta", {})
         image_px = meta["grid"] * meta["patch_px"] if {"grid", "patch_px"} <= meta.keys() else None
         return cls(meta.get("layer"), meta.get("backbone", {}), image_px, tokens, meta.get("site"))
+
+    @property
+    def known_site(self) -> str | None:
+        """Where in the block; of what infoscope trained, the residual stream unless another is noted."""
+        is_ours = self.source is None and self.layer is not None
+        return RESID_POST if self.site is None and is_ours else self.site
 
 
 def _check_types(made: Origin | Source) -> None:
@@ -186,15 +193,24 @@ def find_mismatches(origin: Origin, given: Origin, n_layers: int | None, name: B
         name: of the run's backbone; None: it has none.
     """
     found = [*_find_other_name(origin, name), *_find_differences(origin, given), *_find_other_site(origin, given)]
-    layers = [layer % n_layers if layer is not None and n_layers else layer for layer in (origin.layer, given.layer)]
-    if None not in layers and layers[0] != layers[1]:
-        found.append(f"block {origin.layer}, given block {given.layer} (model.layer={origin.layer} is its own)")
-    return found
+    if None not in (origin.tokens, given.tokens) and origin.tokens is not given.tokens:
+        found.append(f"{origin.tokens.name} tokens, given {given.tokens.name}")  # pyright: ignore[reportOptionalMemberAccess]
+    return found + list(_find_other_layer(origin.layer, given.layer, n_layers))
+
+
+def _find_other_layer(trained: int | None, given: int | None, n_layers: int | None) -> Iterator[str]:
+    if trained is None or given is None:
+        return
+    if n_layers is not None and not -n_layers <= trained < n_layers:
+        yield f"block {trained}, which a model of {n_layers} blocks does not have"
+    elif (trained % n_layers != given % n_layers) if n_layers else (trained != given):
+        yield f"block {trained}, given block {given} (model.layer={trained} is its own)"
 
 
 def _find_other_site(trained: Origin, given: Origin) -> Iterator[str]:
-    if None not in (trained.site, given.site) and trained.site != given.site:
-        yield f"tokens at {trained.site}, given those at {given.site}"
+    sites = trained.known_site, given.known_site
+    if None not in sites and sites[0] != sites[1]:
+        yield f"tokens at {sites[0]}, given those at {sites[1]}"
 
 
 def _find_other_name(trained: Origin, name: BackboneName | None) -> Iterator[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from infoscope.pipeline.context import Context, once
@@ -26,10 +26,10 @@ from infoscope.sae.origin import (
     lacks_statistics,
 )
 from infoscope.sae.token_sets import check_prefix
-from infoscope.stages.backbone import fingerprint_model, load_backbone
+from infoscope.stages.backbone import find_model_facts, fingerprint_model, load_backbone
 from infoscope.stages.score.tables import make_sae_table
 from infoscope.stages.tokens import Tokens, find_sizes
-from infoscope.vision.names import name_model
+from infoscope.vision.names import find_backbone_name, name_model
 
 SIGNED_SHARE = 0.01
 """Share of the activation that may be below 0 without a warning."""
@@ -37,8 +37,8 @@ _NOTED = ("format", "file", "sha256", "address", "revision")
 
 
 @dataclass(frozen=True)
-class Found:
-    """What a file of another program says of its SAE.
+class Inspected:
+    """What a file says of its SAE.
 
     digest: of its tensors and how they are used.
     has_free_scale: its decoder gives a direction alone.
@@ -52,21 +52,21 @@ class Found:
 
 
 @once
-def find_sae(ctx: Context) -> Found:
+def inspect_sae(ctx: Context) -> Inspected:
     """Read the file of the SAE; its tensors are not kept.
 
     Raises:
         InputError: as `load_sae`.
     """
     with ctx.display.bar("reading the SAE"):
-        sae = import_sae(config_of(ctx))
+        sae = import_sae(get_import_config(ctx))
         digest = compute_digest(sae)
     source = sae.origin.source
     is_free = source is not None and bool(source.facts.get("scale_is_free"))
-    return Found(sae.origin, sae.d_in, sae.d_sae, digest, is_free)
+    return Inspected(sae.origin, sae.d_in, sae.d_sae, digest, is_free)
 
 
-def config_of(ctx: Context) -> ImportedConfig:
+def get_import_config(ctx: Context) -> ImportedConfig:
     """Return the settings of the SAE that is imported.
 
     Raises:
@@ -82,18 +82,23 @@ def config_of(ctx: Context) -> ImportedConfig:
 
 def tokens_read(ctx: Context) -> TokenChoice:
     """Return which tokens the SAE reads."""
-    return find_sae(ctx).origin.tokens or TokenChoice.patch
+    return get_import_config(ctx).tokens or inspect_sae(ctx).origin.tokens or TokenChoice.patch
 
 
 @once
 def list_mismatches(ctx: Context) -> list[str]:
     """Return in what the run's tokens are other ones than the SAE was trained on, in words."""
-    sizes, hook, found = find_sizes(ctx), ctx.config.model.hook, find_sae(ctx)
+    sizes, hook, found = find_sizes(ctx), ctx.config.model.hook, inspect_sae(ctx)
     n_layers = sizes.n_layers
     if n_layers is None and found.origin.layer is not None and (found.origin.layer < 0) != (hook.layer < 0):
         n_layers = load_backbone(ctx).n_layers
-    given = Origin(hook.layer, fingerprint_model(ctx), sizes.grid * sizes.patch_px, site=hook.site)
-    return find_mismatches(found.origin, given, n_layers, name_model(ctx.config.model))
+    image_px, name = sizes.grid * sizes.patch_px, name_model(ctx.config.model)
+    given = Origin(hook.layer, fingerprint_model(ctx), image_px, tokens_read(ctx), hook.site)
+    mismatches = find_mismatches(found.origin, given, n_layers, name)
+    facts = find_model_facts(ctx)
+    if found.origin.source is not None and found.origin.source.backbone and facts is not None and facts.is_contradicted:
+        mismatches.append(f"{found.origin.source.backbone} as it was trained, given {name} with {facts.words}")
+    return mismatches
 
 
 class ImportSAE(SeedStage[SparseAutoencoder]):
@@ -106,16 +111,17 @@ class ImportSAE(SeedStage[SparseAutoencoder]):
         return Needs(tokens=Tokens.at(ctx, "train"))
 
     def key(self, ctx: Context, up: Needs, seed: int) -> Key:
-        config = config_of(ctx)
+        config = get_import_config(ctx)
         return {
             "tokens": up.tokens.hash,
-            "sae": find_sae(ctx).digest,
+            "sae": inspect_sae(ctx).digest,
             "tokens_read": tokens_read(ctx).name,
             "statistics": config.statistics.name,
+            "fits_scale": inspect_sae(ctx).has_free_scale,
         }
 
     def check(self, ctx: Context, seed: int) -> None:
-        config, found, sizes = config_of(ctx), find_sae(ctx), find_sizes(ctx)
+        config, found, sizes = get_import_config(ctx), inspect_sae(ctx), find_sizes(ctx)
         if len(ctx.config.seeds) > 1:
             raise InputError(f"An imported SAE is one, got seeds={ctx.config.seeds}: drop them, or give seeds=[0].")
         if found.origin.site == POOLED:
@@ -140,7 +146,7 @@ class ImportSAE(SeedStage[SparseAutoencoder]):
             )
 
     def build(self, ctx: Context, up: Needs, work: Workspace, seed: int) -> None:
-        config = config_of(ctx)
+        config = get_import_config(ctx)
         sae = import_sae(config).requires_grad_(False).to(ctx.device)
         with ctx.display.bar("measuring the SAE"):
             estimate = config.statistics is Statistics.estimate
@@ -151,10 +157,13 @@ class ImportSAE(SeedStage[SparseAutoencoder]):
             work.notes["source"] = {name: value for name in _NOTED if (value := getattr(source, name)) is not None}
 
     def load(self, ctx: Context, folder: Path, seed: int) -> SparseAutoencoder:
-        return load_sae(folder).to(ctx.device).requires_grad_(False)
+        sae = load_sae(folder).to(ctx.device).requires_grad_(False)
+        # What it was trained on has been compared, or is ignored: from here on it reads the tokens of the run.
+        sae.origin = replace(sae.origin, layer=None, backbone={}, image_px=None, site=None, tokens=tokens_read(ctx))
+        return sae
 
     def work(self, ctx: Context, seed: int) -> Work:
-        found = find_sae(ctx)
+        found = inspect_sae(ctx)
         n_bytes = 4 * (2 * found.d_in * found.d_sae + found.d_sae + 2 * found.d_in)
         encoded = min(MAX_PRE_ACTS, BATCH_TOKENS * found.d_sae)  # before its activation, and after
         held = n_bytes + 4 * found.d_in * found.d_sae + 8 * encoded + 16 * BATCH_TOKENS * found.d_in
@@ -171,13 +180,16 @@ class ImportSAE(SeedStage[SparseAutoencoder]):
 
 def describe_imported(ctx: Context) -> list[str]:
     """Return what is to be known of an imported SAE, in sentences."""
-    made = ImportSAE.at(ctx, ctx.config.seeds[0])
-    source = Origin.from_json(made.read_json("sae.json")["origin"]).source
-    said = [] if source is None else [describe_source(source), *source.warnings]
-    if source is not None and "statistics" in source.facts:
-        said.append(f"Its {source.facts['statistics']}.")
-    if source is not None and "fitted_scale" in source.facts:
-        said.append(f"Its reconstruction is scaled by {source.facts['fitted_scale']:.4g}, fitted to the tokens (ours).")
+    made, source = ImportSAE.at(ctx, ctx.config.seeds[0]), inspect_sae(ctx).origin.source
+    kept = Origin.from_json(made.read_json("sae.json")["origin"]).source
+    said, facts = ([] if source is None else [describe_source(source), *source.warnings]), kept.facts if kept else {}
+    if "statistics" in facts:
+        said.append(f"Its {facts['statistics']}.")
+    if "fitted_scale" in facts:
+        said.append(f"Its reconstruction is scaled by {facts['fitted_scale']:.4g}, fitted to the tokens (ours).")
+    name = name_model(ctx.config.model)
+    if source is not None and source.backbone and (name is None or find_backbone_name(source.backbone) is None):
+        said.append(f"Its backbone, {source.backbone}, could not be compared with {name or ctx.config.model.name}.")
     said += [f"Used all the same (sae.ignore_origin=true): {mismatch}." for mismatch in list_mismatches(ctx)]
     if (share := made.read_json("metrics.json").get("negative_share", 0)) > SIGNED_SHARE:
         said.append(
@@ -192,6 +204,6 @@ def describe_source(source: Source) -> str:
     return f"Imported: {source.words}."
 
 
-def _say_trained(found: Found) -> str:
+def _say_trained(found: Inspected) -> str:
     backbone = found.origin.source and found.origin.source.backbone
     return f", {backbone}" if backbone else ""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from jaxtyping import Float
 
@@ -12,7 +14,7 @@ from infoscope.sae.metrics import compute_row_norms
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.sae.origin import Origin
 from infoscope.stages.images import count_images
-from infoscope.stages.import_sae import ImportSAE, describe_imported, find_sae, tokens_read
+from infoscope.stages.import_sae import ImportSAE, describe_imported, inspect_sae, tokens_read
 from infoscope.stages.tokens import find_sizes
 from infoscope.stages.train_sae import TrainSAE
 
@@ -25,7 +27,9 @@ def sae_of(ctx: Context, seed: int) -> Handle[SparseAutoencoder]:
 def count_latents(ctx: Context) -> int:
     """Return the number of latents, known before there is an SAE."""
     config = ctx.config.sae
-    return config.expansion_factor * find_sizes(ctx).d_in if isinstance(config, TrainedConfig) else find_sae(ctx).d_sae
+    return (
+        config.expansion_factor * find_sizes(ctx).d_in if isinstance(config, TrainedConfig) else inspect_sae(ctx).d_sae
+    )
 
 
 def choose_tokens(ctx: Context) -> TokenChoice:
@@ -47,12 +51,13 @@ def row_norms_of(ctx: Context, seed: int) -> Float[np.ndarray, " d_sae"] | float
 
 def has_free_scale(ctx: Context) -> bool:
     """Whether the decoder gives a direction alone, so that decoding without a group says nothing of its own."""
-    return _is_imported(ctx) and find_sae(ctx).has_free_scale
+    return _is_imported(ctx) and inspect_sae(ctx).has_free_scale
 
 
 def origin_of(ctx: Context) -> Origin:
     """Return what is known of the tokens that the SAE reads, before there is one."""
-    return find_sae(ctx).origin if _is_imported(ctx) else Origin(tokens=choose_tokens(ctx))
+    known = inspect_sae(ctx).origin if _is_imported(ctx) else Origin()
+    return replace(known, tokens=choose_tokens(ctx))
 
 
 def describe_sae(ctx: Context) -> str:

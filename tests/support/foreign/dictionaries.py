@@ -12,6 +12,9 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from infoscope.sae.activations import TopK
+from infoscope.sae.export import export_sae
+from infoscope.sae.model import SparseAutoencoder
 from tests.support.foreign.arrays import Weights, draw_vector, draw_weights
 from tests.support.foreign.pickled import package
 
@@ -192,6 +195,13 @@ def write_clip_topk_sae(folder: Path, w: Weights) -> Path:
     return folder
 
 
+def write_exported(folder: Path, w: Weights) -> Path:
+    """What infoscope exports as plain matrices."""
+    sae = SparseAutoencoder.of(*(w.tensor(name) for name in MATRICES), TopK(K))
+    export_sae(sae.requires_grad_(False), folder, "plain")
+    return folder
+
+
 def write_plain(folder: Path, w: Weights) -> Path:
     """Matrices of no toolkit's."""
     save_file(
@@ -224,6 +234,7 @@ OTHERS: dict[str, Callable[[Path, Weights], Path]] = {
     "clipscope": write_clipscope,
     "dncbm": write_dncbm,
     "clip_topk_sae": write_clip_topk_sae,
+    "exported": write_exported,
     "plain": write_plain,
 }
 OPTIONS: dict[str, dict[str, Any]] = {

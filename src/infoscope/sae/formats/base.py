@@ -165,7 +165,7 @@ class Options:
         """
         given = self.get(name)
         if in_file is not None and given is not None and given != in_file:
-            raise InputError(f"The file says {name} {in_file}, got sae.{name}={given}: drop sae.{name}.")
+            raise InputError(f"The file says {name}={in_file}, got sae.{name}={given}: drop sae.{name}.")
         value = given if in_file is None else in_file
         if value is None and needed:
             raise InputError(f"{needed}: give sae.{name}=...")
@@ -201,13 +201,14 @@ class Foreign:
     b_enc, b_dec: None: it has none.
     subtracts_b_dec: whether b_dec is subtracted before encoding; where not, that is folded into b_enc.
     mean, scale: mu and c; None and 1: it has none.
-    backbone: as the file or its name calls it; layer: of the residual stream's block, negative from the end; site:
-        "resid_post", "mlp_out", ..., or `POOLED` (sae/origin.py); tokens. None: it does not say.
+    backbone: as the file or its name calls it; image_px: side of the images that it read, in pixels.
+    layer: of the residual stream's block, negative from the end; site: "resid_post", "mlp_out", ..., or `POOLED`
+        (sae/origin.py); tokens: which. None: it does not say.
     facts: what else is worth knowing, as plain JSON values: k, threshold, prefix_sizes, modality, ...
     warnings: sentences.
     needs_statistics: it was trained on tokens of mean 0 and scale 1 whose mean and scale are not in the file.
     scale_is_free: its decoder gives a direction alone; the scale is fitted to the tokens of the run.
-    fingerprint, image_px: of the backbone; exported_from: see `Source`. Of what infoscope has exported alone.
+    fingerprint: of the backbone; exported_from: see `Source`. Of what infoscope has exported alone.
     """
 
     kind: str
@@ -221,6 +222,7 @@ class Foreign:
     scale: float = 1.0
     token_norm: TokenNorm = TokenNorm.none
     backbone: str | None = None
+    image_px: int | None = None
     layer: int | None = None
     site: str | None = None
     tokens: TokenChoice | None = None
@@ -229,7 +231,6 @@ class Foreign:
     needs_statistics: bool = False
     scale_is_free: bool = False
     fingerprint: dict[str, Any] = field(default_factory=dict)
-    image_px: int | None = None
     exported_from: str | None = None
 
 

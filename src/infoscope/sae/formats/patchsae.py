@@ -37,11 +37,11 @@ def read(found: Found, options: Options) -> Foreign:
         b_enc=b_enc,
         b_dec=b_dec,
         backbone=get_as(str, config, "model_name"),
+        image_px=get_as(int, config, "image_width"),
         layer=get_as(int, config, "block_layer"),
         site=SITES.get(site or "", site),
         tokens=TokenChoice.cls if read_flag(config, "class_token") else TokenChoice.all,
         facts={
-            "image_px": get_as(int, config, "image_width"),
             "dataset": get_as(str, config, "dataset_path"),
             "dtype": name_dtype(W_enc),
         },

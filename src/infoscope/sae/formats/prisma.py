@@ -85,12 +85,12 @@ def read(found: Found, options: Options) -> Foreign:
         b_dec=next(need(state, "b_dec")),
         token_norm=pick(NORMS, config.get("normalize_activations"), "normalize_activations"),
         backbone=get_as(str, config, "model_name"),
+        image_px=get_as(int, config, "image_size"),
         layer=layer,
         site=site,
         tokens=_find_tokens(config),
         facts={
             "k": activation.k if isinstance(activation, TopK) else None,
-            "image_px": get_as(int, config, "image_size"),
             "dataset": get_as(str, config, "dataset_name"),
             "dtype": name_dtype(W_enc),
         },
