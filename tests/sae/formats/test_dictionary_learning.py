@@ -178,7 +178,7 @@ def test_old_topk_takes_k_from_the_configuration_or_the_settings(tmp_path: Path)
     with pytest.raises(InputError, match=r"how many latents are active: give k="):
         load_sae(bare)
     assert measure_deviation(load_sae(bare, k=K), reference) < 1e-6
-    with pytest.raises(InputError, match=r"says k 4, got k=7"):
+    with pytest.raises(InputError, match=r"says k=4, got k=7"):
         load_sae(configured, k=7)
 
 
