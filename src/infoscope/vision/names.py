@@ -6,8 +6,6 @@ import re
 from functools import cache
 from typing import NamedTuple
 
-import open_clip
-
 from infoscope.vision.config import ModelConfig, ModelKind
 
 RANDOM = "random"
@@ -74,6 +72,8 @@ for _letter, _size in _DINOV2.items():
 @cache
 def _list_names() -> dict[str, BackboneName]:
     """Return every name that is known, in lower case with - for _: those of open_clip's tags from open_clip itself."""
+    import open_clip  # seconds, which those need not wait for whose SAE names no backbone
+
     names = dict(_NAMES)
     for arch, tag in open_clip.list_pretrained():
         if arch.endswith("-quickgelu"):
@@ -112,6 +112,8 @@ def name_model(config: ModelConfig) -> BackboneName | None:
     if config.arch is None:
         ours = pretrained in ("shipped", "train_clip", RANDOM) or config.name == "scenes_clip"
         return BackboneName("open_clip", "scenes_clip", pretrained) if ours else None
+    import open_clip
+
     is_tag = (config.arch, pretrained) in open_clip.list_pretrained() or pretrained == RANDOM
     return _name_clip(config.arch.removesuffix("-quickgelu"), pretrained if is_tag else config.origin or "")
 
