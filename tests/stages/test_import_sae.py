@@ -21,13 +21,16 @@ from infoscope.runtime.errors import InputError
 from infoscope.runtime.progress import Display
 from infoscope.sae.config import TokenChoice
 from infoscope.stages.import_sae import ImportSAE
+from infoscope.stages.latents import Latents
 from infoscope.stages.probe.stage import read_probed
 from infoscope.stages.score.stage import Score, scope_of
 from infoscope.stages.tokens import Tokens
-from tests.support.foreign.dictionaries import WRITERS, write_dictionary
+from tests.support.foreign.arrays import Weights, draw_weights
+from tests.support.foreign.dictionaries import WRITERS, write_dictionary, write_patchsae
 from tests.support.pipeline_samples import Recorder
 
 D_IN, D_SAE = 128, 24
+SCALED = "SAE units x norm of the decoder row"
 TINY = (
     *("sae=import", "logger=none", "trainer.progress=false", "trainer.device=cpu", "trainer.n_threads=1"),
     *("data.n_train=24", "data.n_test=10", "scope.k_cds=2", "scope.k_max=2", "scope.n_workers=1", "data.n_workers=0"),
@@ -136,6 +139,30 @@ def test_stages_that_a_report_does_not_hold_and_what_is_planned(output_dir: Path
         run(make_config(output_dir, places["saev"], "stage=train_sae"), Display.silent())
     with pytest.raises(InputError, match=r"^stage=import_sae reads an SAE, and sae=topk trains one"):
         run(compose(["stage=import_sae", "sae=topk", f"output_dir={output_dir}"]), Display.silent())
+
+
+@pytest.mark.long
+def test_the_scale_of_a_latent_changes_no_column_but_its_own_mean(output_dir: Path, tmp_path: Path) -> None:
+    """The same SAE with rows of other lengths, by which activations are smaller."""
+    tables, weights = [], draw_weights(5, d_in=D_IN, d_sae=D_SAE)
+    weights["b_enc"] -= 0.5
+    factors = np.random.default_rng(1).uniform(0.2, 5, D_SAE).astype(np.float32)
+    for name, by in {"unit": np.ones_like(factors), "long": factors}.items():
+        scaled = {"W_enc": weights["W_enc"] / by, "b_enc": weights["b_enc"] / by, "b_dec": weights["b_dec"]}
+        (tmp_path / name).mkdir()
+        place = write_patchsae(tmp_path / name, Weights({**scaled, "W_dec": weights["W_dec"] * by[:, None]}))
+        config = make_config(output_dir, place, "stage=latents")
+        run(config, Display.silent())
+        tables.append({column.name: column for column in Latents.at(open_quietly(config), 0).load()})
+    unit, long = tables
+    assert unit.keys() == long.keys() >= {"mass", "top_value", "peak", "peak_top", "on_outlier", "on_normal"}
+    for name, column in unit.items():
+        if column.values.dtype.kind != "f":
+            continue
+        values = long[name].values * (factors if name == "mean_act" else 1)
+        np.testing.assert_allclose(values, column.values, rtol=1e-3, atol=1e-5, err_msg=name)
+        is_scaled = column.unit.startswith("SAE units") and name != "mean_act"
+        assert long[name].unit == column.unit.replace("SAE units", SCALED if is_scaled else "SAE units"), name
 
 
 # -- what it is compared with ------------------------------------------------------------------------------------------

@@ -30,11 +30,13 @@ def compute_probe_importance(
     """Return how much each latent adds to what a linear head says: {task: mean activation * |W_dec W_head|}.
 
     The norm is over the head's outputs, centred over classes where only differences count. Heads behind further blocks
-    (final CLS) are not linear in the latents and are left out.
+    (final CLS) are not linear in the latents and are left out. It ranks latents, and is their share of the output only
+    where activations are 0 or more and tokens have no norm of their own: activations below 0 do not count in the mean,
+    nor does the factor by which such a norm scales what is written into each token.
 
     Args:
         heads: one variant's, of the original tokens.
-        mean_act: mean activation per token on the training split, 0 or more.
+        mean_act: mean activation per token on the training split, of those above 0.
     """
     found = {}
     for task in (*LOGITS, *SCORES):

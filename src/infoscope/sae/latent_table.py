@@ -144,8 +144,9 @@ def load_latents(folder: Path | str, seed: int | None = None) -> LatentTable:
 
     `.to_arrow()` and, where pandas is installed, `.to_pandas()` give a row per latent; `table["cds"]` gives the values
     [d_sae] of one column, and each `column` of `for column in table` has a name, a heading, a unit and the kind of
-    artifact it comes from. Shares lie in 0..1, the CDS is one of the largest distance; activations are in the SAE's own
-    units; NaN: a latent has no such value.
+    artifact it comes from. Shares lie in 0..1, the CDS is one of the largest distance; mean_act is in the SAE's
+    own units, and so are other activations, times the norm of the latent's decoder row where not all of these are 1:
+    then the unit says so. NaN: a latent has no such value.
 
     Args:
         folder: of a table (`output_dir/artifacts/latents/...`), or the `output_dir` of runs: then the table that was

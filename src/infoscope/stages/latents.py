@@ -10,7 +10,7 @@ from infoscope.pipeline.stage import Key, Needs, Row, SeedStage, Shown, Stage, W
 from infoscope.report.tables import Align, Column, Table
 from infoscope.runtime.store import Workspace
 from infoscope.sae.latent_table import FILE, LatentTable
-from infoscope.stages.sae import count_latents
+from infoscope.stages.sae import count_latents, has_unit_rows
 from infoscope.stages.score.stage import summarise_seed
 
 
@@ -30,6 +30,7 @@ class Latents(SeedStage[LatentTable]):
             "k_cds": ctx.config.scope.k_cds,
             "partition": ctx.config.partition.cache_key_fields(),
             "interval": ctx.config.stability.interval,
+            **({} if has_unit_rows(ctx) else {"activations": "times row norms"}),
         }
 
     def build(self, ctx: Context, up: Needs, work: Workspace, seed: int) -> LatentTable:

@@ -19,7 +19,17 @@ from infoscope.sae.passes import BATCH_IMAGES, Measurement
 from infoscope.scope.config import RankBy
 from infoscope.scope.ranking import Ranking, check_enough_images, measure_ranking
 from infoscope.stages.images import count_images
-from infoscope.stages.sae import count_latents, has_unit_rows, origin_of, sae_of, say_imported, work_of_pass
+from infoscope.stages.sae import (
+    UNIT,
+    count_latents,
+    has_unit_rows,
+    name_unit,
+    origin_of,
+    row_norms_of,
+    sae_of,
+    say_imported,
+    work_of_pass,
+)
 from infoscope.stages.score.tables import Ranked, make_ranking_table
 from infoscope.stages.tokens import Tokens, find_sizes
 from infoscope.vision.tokens.source import TokenSource
@@ -62,14 +72,14 @@ class Rank(PassStage[Ranking]):
         return replace(work_of_pass(ctx), disk_bytes=n_bytes, memory_bytes=held)
 
     def latents(self, ctx: Context, seed: int) -> Iterator[LatentColumn]:
-        found, per_token = self.at(ctx, seed).load(), "SAE units per patch token"
-        mass = mass_of(ctx, seed)
+        found, norms = self.at(ctx, seed).load(), row_norms_of(ctx, seed)
+        unit, mass = name_unit(norms), mass_of(ctx, seed)
         yield LatentColumn("firing_rate", found.firing_rate, "firing frequency", "share of patch tokens")
-        yield LatentColumn("mean_act", found.mean_act, "mean activation", per_token)
-        yield LatentColumn("mass", mass, "mean activation x norm of the decoder row", per_token)
+        yield LatentColumn("mean_act", found.mean_act, "mean activation", f"{UNIT} per patch token")
+        yield LatentColumn("mass", mass, "mean activation x norm of the decoder row", f"{unit} per patch token")
         if found.rank_by is not RankBy.drawn:
             of = {RankBy.max: "largest activation", RankBy.mean: "mean activation"}[found.rank_by]
-            yield LatentColumn("top_value", found.top_values[:, 0], f"{of} in its top image", "SAE units")
+            yield LatentColumn("top_value", found.top_values[:, 0] * norms, f"{of} in its top image", unit)
 
     def rows(self, ctx: Context, seed: int) -> Iterator[Row]:
         made, ranking = self.at(ctx, seed).get(), self.at(ctx, seed).load()

@@ -18,6 +18,9 @@ from infoscope.stages.import_sae import ImportSAE, describe_imported, inspect_sa
 from infoscope.stages.tokens import find_sizes
 from infoscope.stages.train_sae import TrainSAE
 
+UNIT = "SAE units"
+"""Of z, as the SAE's own encode returns it."""
+
 
 def sae_of(ctx: Context, seed: int) -> Handle[SparseAutoencoder]:
     """Return the SAE of a seed, trained here or imported."""
@@ -47,6 +50,11 @@ def row_norms_of(ctx: Context, seed: int) -> Float[np.ndarray, " d_sae"] | float
     """Return by what activations are multiplied before those of several latents are compared or added: the norms of
     the decoder's rows; 1.0 where training has made all of them 1."""
     return 1.0 if has_unit_rows(ctx) else compute_row_norms(sae_of(ctx, seed).load().W_dec)
+
+
+def name_unit(row_norms: Float[np.ndarray, " d_sae"] | float) -> str:
+    """Return the unit of activations that are multiplied by what `row_norms_of` gives, for tables."""
+    return UNIT if np.all(row_norms == 1) else f"{UNIT} x norm of the decoder row"
 
 
 def has_free_scale(ctx: Context) -> bool:

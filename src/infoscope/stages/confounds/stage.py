@@ -19,7 +19,7 @@ from infoscope.stages.confounds.section import make_confound_section
 from infoscope.stages.images import fingerprint_images, open_split, scenes_of
 from infoscope.stages.latents import join_latents
 from infoscope.stages.rank import Rank
-from infoscope.stages.sae import row_norms_of, sae_of, work_of_pass
+from infoscope.stages.sae import name_unit, row_norms_of, sae_of, work_of_pass
 from infoscope.stages.score.stage import Score, scope_of
 from infoscope.stages.tokens import Tokens
 from infoscope.vision.tokens.source import TokenSource
@@ -72,7 +72,7 @@ def list_columns(
     Args:
         row_norms: see `row_norms_of`; peaks are compared between latents.
     """
-    of, units, grid = found.properties, "SAE units", "share of the grid"
+    of, units, grid = found.properties, name_unit(row_norms), "share of the grid"
     yield LatentColumn("image_rate", of.image_rate, "images in which it fires", "share of images")
     yield LatentColumn("peak", of.peak * row_norms, "peak activation", units)
     yield LatentColumn("peak_top", of.peak_top(k_cds) * row_norms, f"peak, mean of its top {k_cds} images", units)

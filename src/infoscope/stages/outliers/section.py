@@ -35,18 +35,21 @@ EMPTY = "∅"
 MARKS = {EMPTY: "no features in this group, in at least one run."}
 
 
-def make_outlier_section(tokens: TokenOutliers, groups: Mapping[int, GroupActivation]) -> ReportSection:
+def make_outlier_section(
+    tokens: TokenOutliers, groups: Mapping[int, GroupActivation], unit: str = "SAE units"
+) -> ReportSection:
     """Return tables, figures and findings.
 
     Args:
         tokens: of the model, the same for every SAE.
         groups: by SAE seed; empty leaves the second table out.
+        unit: of activations.
     """
     tables = {"outlier_emd": _make_emd_table(tokens)}
     findings = [*describe_distances(tokens), describe_layers(tokens)]
     if groups:
         runs = list(groups.values())
-        table = tables["outlier_activation"] = _make_activation_table(runs)
+        table = tables["outlier_activation"] = _make_activation_table(runs, unit)
         table.instead = "" if tokens.norms.n_outliers else NO_OUTLIER
         findings.insert(-1, describe_activation(runs))
     return ReportSection(
@@ -114,7 +117,7 @@ def _make_emd_table(tokens: TokenOutliers) -> Table:
     return table
 
 
-def _make_activation_table(runs: Sequence[GroupActivation]) -> Table:
+def _make_activation_table(runs: Sequence[GroupActivation], unit: str) -> Table:
     percent = {"digits": 1, "scale": 100.0, "unit": "%", "optional": True}
     columns = [
         Column("group", "features", Align.left),
@@ -133,7 +136,7 @@ def _make_activation_table(runs: Sequence[GroupActivation]) -> Table:
         columns,
         notes=[
             f"Sum of the group's activations, mean over {first.n_outlier:,} outlier and {first.n_normal:,} normal patch"
-            f" tokens of the training split, in SAE units ({seeds}). Compare ratios only, and with that of all"
+            f" tokens of the training split, in {unit} ({seeds}). Compare ratios only, and with that of all"
             " features, for a token of high norm may well activate every group more. Shares are of all features'"
             " activation on such a token.",
         ],

@@ -22,7 +22,7 @@ from infoscope.scope.token_outliers import MAPS, TokenOutliers, compute_token_ou
 from infoscope.stages.backbone import load_backbone
 from infoscope.stages.images import count_images, open_split, scenes_of
 from infoscope.stages.outliers.section import make_outlier_section
-from infoscope.stages.sae import row_norms_of, sae_of, work_of_pass
+from infoscope.stages.sae import name_unit, row_norms_of, sae_of, work_of_pass
 from infoscope.stages.score.stage import Score, partition_of
 from infoscope.stages.tokens import Tokens
 from infoscope.vision.tokens.source import TokenFacts, TokenSource
@@ -96,13 +96,14 @@ class Outliers(PassStage[OutlierActs]):
         return work_of_pass(ctx)
 
     def latents(self, ctx: Context, seed: int) -> Iterator[LatentColumn]:
-        found = self.at(ctx, seed).load()
+        found, norms = self.at(ctx, seed).load(), row_norms_of(ctx, seed)
+        unit = f"{name_unit(norms)} per token"
         none = np.full_like(found.on_normal, np.nan)
         outlier = found.on_outlier / found.n_outlier if found.n_outlier else none
         normal = found.on_normal / found.n_normal if found.n_normal else none
         ratio = np.divide(outlier, normal, out=none.copy(), where=normal > 0)
-        yield LatentColumn("on_outlier", outlier, "activation on outlier tokens", "SAE units per token")
-        yield LatentColumn("on_normal", normal, "activation on normal tokens", "SAE units per token")
+        yield LatentColumn("on_outlier", outlier * norms, "activation on outlier tokens", unit)
+        yield LatentColumn("on_normal", normal * norms, "activation on normal tokens", unit)
         yield LatentColumn("outlier_ratio", ratio, "activation on outlier tokens / on normal ones", "1")
 
     def rows(self, ctx: Context, seed: int) -> Iterator[Row]:
@@ -114,7 +115,8 @@ class Outliers(PassStage[OutlierActs]):
 
     def section(self, ctx: Context) -> ReportSection:
         by_seed = {seed: group_activation_of(ctx, seed) for seed in ctx.config.seeds}
-        return make_outlier_section(OutlierTokens.at(ctx).load(), by_seed)
+        unit = name_unit(row_norms_of(ctx, ctx.config.seeds[0]))
+        return make_outlier_section(OutlierTokens.at(ctx).load(), by_seed, unit)
 
 
 def group_activation_of(ctx: Context, seed: int) -> GroupActivation:

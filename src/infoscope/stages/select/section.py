@@ -31,12 +31,13 @@ Runs = dict[int, dict[str, list[Result]]]
 """{features kept: {rule: runs over SAE seeds and draws}}, rules in the order of the table."""
 
 
-def make_selection_section(results: Sequence[Result]) -> ReportSection:
+def make_selection_section(results: Sequence[Result], notes: Sequence[str] = ()) -> ReportSection:
     """Return the table, the figure and the findings.
 
     Args:
         results: of every SAE seed, the variants of `make_selection_ablations` with the original tokens, the plain
             reconstruction and everything removed.
+        notes: more below the table.
     """
     metrics = present_metrics(results, MAIN_METRICS)
     runs = collect_runs(results)
@@ -50,7 +51,7 @@ def make_selection_section(results: Sequence[Result]) -> ReportSection:
         name="selection",
         title="Keeping a few features",
         findings=tuple(_describe(runs, metrics)),
-        tables={"selection": make_selection_table(results, runs, metrics)},
+        tables={"selection": make_selection_table(results, runs, metrics, notes)},
         figures={"selection": SectionFigure(lambda: draw_selection(results, runs, metrics), caption)},
         summary={
             str(n): {
@@ -91,7 +92,9 @@ def name_rule(rule: str) -> str:
     return LABELS.get(rule, f"most active of {name_group(rule)}")
 
 
-def make_selection_table(results: Sequence[Result], runs: Runs, metrics: Sequence[Metric]) -> Table:
+def make_selection_table(
+    results: Sequence[Result], runs: Runs, metrics: Sequence[Metric], notes: Sequence[str] = ()
+) -> Table:
     """Return the table: a section per number of features kept, a row per rule, mean ± sd over seeds and draws."""
     n_bands = sum(rule not in LABELS for rule in list_rules(runs))
     table = Table(
@@ -107,6 +110,7 @@ def make_selection_table(results: Sequence[Result], runs: Runs, metrics: Sequenc
             f" {n_bands} groups of equal size by CDS, lowest first. Active: by share of the activation mass.",
             "Heaviest in the probe: by mean activation times the norm of what a feature adds to the outputs of the"
             " original head of the same task; the final CLS has the choice of the mean patch token's head.",
+            *notes,
         ],
         marks={mark: MARKS[mark] for mark in (EDGE, UNCONVERGED)},
     )

@@ -20,9 +20,14 @@ from infoscope.stages.probe.run import Probed, list_probe_groups, probe_variants
 from infoscope.stages.probe.stage import ProbesOfVariants, read_probed
 from infoscope.stages.publish import Published
 from infoscope.stages.rank import Rank, mass_of
-from infoscope.stages.sae import count_latents, has_free_scale, sae_of
+from infoscope.stages.sae import count_latents, has_free_scale, has_unit_rows, sae_of
 from infoscope.stages.score.stage import Score, check_count
 from infoscope.stages.select.section import make_selection_section
+
+IMPORTED = (
+    "Mean activations count what is above 0, in the SAE's own units: the rules leave out activations below 0, and by"
+    " how much a norm of each token scales what is written into it."
+)
 
 
 class Select(Published, ProbesOfVariants):
@@ -55,7 +60,7 @@ class Select(Published, ProbesOfVariants):
         return 3 + len(select.n_kept) * (select.n_bands + 1 + select.n_draws + by_probe)
 
     def section(self, ctx: Context) -> ReportSection:
-        return make_selection_section(read_probed(ctx, self.probe_seeds(ctx)))
+        return make_selection_section(read_probed(ctx, self.probe_seeds(ctx)), [] if has_unit_rows(ctx) else [IMPORTED])
 
     def report_key(self, ctx: Context) -> Key:
         return {"probes": self.hash_probes(ctx), "select": to_tree(ctx.config.select)}
