@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from io import BufferedReader
 from itertools import islice
 from pathlib import Path
@@ -16,7 +16,7 @@ from torch import Tensor
 from infoscope.runtime.calls import name_type
 from infoscope.runtime.untrusted.kinds import check_head, is_safetensors, read_head, refuse
 from infoscope.runtime.untrusted.makers import NotReadError
-from infoscope.runtime.untrusted.records import Record, module_state
+from infoscope.runtime.untrusted.records import Record, walk
 from infoscope.runtime.untrusted.safetensors_files import read_safetensors
 from infoscope.runtime.untrusted.torch_files import AGAIN, Read, is_legacy, read_archive, read_legacy
 from infoscope.runtime.untrusted.torchscript import is_torchscript
@@ -59,24 +59,13 @@ def read_checkpoint(path: Path, known: Sequence[str] = ()) -> Checkpoint:
 
 def list_keys(content: Any) -> list[str]:
     """Return what a checkpoint's content holds, for messages: "W_enc [24, 96]", names dotted, the first 30."""
-    return list(islice(_list_leaves(content, "", 0), _N_LISTED))
+    return [_describe(name, value) for name, value in islice(walk(content), _N_LISTED)]
 
 
-def _list_leaves(content: Any, name: str, depth: int) -> Iterator[str]:
+def _describe(name: str, value: Any) -> str:
     shown = "".join(letter for letter in name if letter.isprintable())[:120]
-    if isinstance(content, Record) and content.is_module:
-        content = module_state(content)
-    if isinstance(content, Tensor):
-        yield f"{shown} {list(content.shape)}".lstrip()
-    elif isinstance(content, dict) and depth < _MAX_DEPTH:
-        for key, value in content.items():
-            yield from _list_leaves(value, f"{name}.{key}" if name else str(key), depth + 1)
-    elif isinstance(content, list | tuple) and any(isinstance(value, Tensor | dict | Record) for value in content):
-        for i, value in enumerate(content):
-            yield from _list_leaves(value, f"{name}.{i}" if name else str(i), depth + 1)
-    else:
-        kind = content.name if isinstance(content, Record) else type(content).__name__
-        yield f"{shown} ({kind})".lstrip()
+    kind = value.name if isinstance(value, Record) else type(value).__name__
+    return f"{shown} {list(value.shape) if isinstance(value, Tensor) else f'({kind})'}".lstrip()
 
 
 def _read(path: Path, known: Sequence[str]) -> Checkpoint:

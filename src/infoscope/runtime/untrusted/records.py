@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-_MAX_DEPTH = 64
+_MAX_DEPTH, _MAX_NESTED = 64, 20
 
 
 class Record:
@@ -45,10 +45,10 @@ def module_state(record: Record) -> dict[str, Tensor]:
 
     What is no tensor, or no module among its parts, is left out.
     """
-    return dict(_walk(record, "", 0))
+    return dict(_walk_module(record, "", 0))
 
 
-def _walk(record: Any, prefix: str, depth: int) -> Iterator[tuple[str, Tensor]]:
+def _walk_module(record: Any, prefix: str, depth: int) -> Iterator[tuple[str, Tensor]]:
     if depth > _MAX_DEPTH or not isinstance(record, Record) or not record.is_module:
         return
     state, passing = record.state, record.state.get("_non_persistent_buffers_set")
@@ -58,4 +58,22 @@ def _walk(record: Any, prefix: str, depth: int) -> Iterator[tuple[str, Tensor]]:
         if isinstance(value, Tensor):
             yield f"{prefix}{name}", value
     for name, part in state["_modules"].items():
-        yield from _walk(part, f"{prefix}{name}.", depth + 1)
+        yield from _walk_module(part, f"{prefix}{name}.", depth + 1)
+
+
+def walk(content: Any, name: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
+    """Yield what lies in nested dicts, lists and modules by dotted names: `state_dict.visual.proj`, `models.0.weight`.
+
+    Tensors, and in between whatever else is there, lists of plain values whole; what lies deeper than any checkpoint
+    goes is left as it is, for there it may repeat itself for ever.
+    """
+    if isinstance(content, Record):
+        content = module_state(content) or content.entries or content
+    holds = content if isinstance(content, list | tuple) else ()
+    if any(isinstance(value, Tensor | Record | dict | list | tuple) for value in holds):
+        content = dict(enumerate(holds))
+    if isinstance(content, dict) and depth < _MAX_NESTED:
+        for key, value in content.items():
+            yield from walk(value, f"{name}.{key}" if name else str(key), depth + 1)
+    else:
+        yield name, content

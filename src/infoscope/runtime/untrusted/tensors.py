@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from safetensors.torch import load_file
 from torch import Tensor
 
 from infoscope.runtime.untrusted.kinds import check_head, is_safetensors, read_head, refuse
 from infoscope.runtime.untrusted.makers import NotReadError
-from infoscope.runtime.untrusted.records import Record, module_state
+from infoscope.runtime.untrusted.records import walk
 from infoscope.runtime.untrusted.safetensors_files import read_header
 from infoscope.runtime.untrusted.torch_files import read_archive, read_legacy
 from infoscope.runtime.untrusted.torchscript import is_torchscript, read_torchscript
 
 Found = TypeVar("Found")
-
-_MAX_DEPTH = 20
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -62,22 +60,7 @@ def _read(path: Path) -> dict[str, Tensor]:
     else:
         with path.open("rb") as file:
             content, names = read_legacy(file, None)
-    tensors = dict(_flatten(content))
+    tensors = {name: value for name, value in walk(content) if isinstance(value, Tensor)}
     if names and not tensors:
         raise NotReadError("it holds other objects than tensors, which are not loaded: give a state dict")
     return tensors
-
-
-def _flatten(content: Any, name: str = "", depth: int = 0) -> Iterator[tuple[str, Tensor]]:
-    if isinstance(content, Tensor):
-        yield name, content
-    elif depth > _MAX_DEPTH:
-        return
-    elif isinstance(content, Record):
-        yield from _flatten(module_state(content) or content.entries, name, depth + 1)
-    elif isinstance(content, Mapping):
-        for key, value in content.items():
-            yield from _flatten(value, f"{name}.{key}" if name else str(key), depth + 1)
-    elif isinstance(content, list | tuple):
-        for i, value in enumerate(content):
-            yield from _flatten(value, f"{name}.{i}" if name else str(i), depth + 1)

@@ -5,17 +5,17 @@ What the names cannot say is given too: sae.kind, and what that needs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from infoscope.runtime.errors import InputError, suggest
-from infoscope.runtime.untrusted import Record, list_keys
+from infoscope.runtime.untrusted import list_keys, walk
 from infoscope.sae.activations import Activation, Capped, ReLU, TopK
 from infoscope.sae.config import TokenNorm
-from infoscope.sae.formats.base import Foreign, Found, Options, get_tensors
+from infoscope.sae.formats.base import Foreign, Found, Options
 from infoscope.sae.formats.statistics import settle_mean
 from infoscope.sae.formats.values import name_dtype, transpose
 from infoscope.sae.imported_activations import GroupMax, TanhReLU, Threshold
@@ -83,7 +83,7 @@ def _find(found: Found, keys: Mapping[str, str]) -> dict[str, Tensor]:
             f"give what the file calls {' and '.join(missing)} in sae.keys={{W_enc: ..., W_dec: ..., b_enc: ..., b_dec:"
             f" ...}}; it holds {found.words}."
         )
-    tensors = dict(_flatten(found.content, ""))
+    tensors = {name: value for name, value in walk(found.content) if isinstance(value, Tensor)}
     given = {}
     for ours, theirs in keys.items():
         name = theirs if theirs in tensors else theirs.removesuffix(".T")
@@ -95,17 +95,6 @@ def _find(found: Found, keys: Mapping[str, str]) -> dict[str, Tensor]:
         tensor = tensors[name] if theirs == name else transpose(tensors[name])
         given[ours] = tensor.squeeze() if ours in VECTORS else tensor
     return given
-
-
-def _flatten(content: Any, prefix: str) -> Iterator[tuple[str, Tensor]]:
-    """Yield the tensors in nested dicts and modules by dotted names."""
-    if isinstance(content, Tensor):
-        yield prefix.removesuffix("."), content
-    elif isinstance(content, Record):
-        yield from ((f"{prefix}{name}", tensor) for name, tensor in get_tensors(content).items())
-    elif isinstance(content, Mapping):
-        for name, value in content.items():
-            yield from _flatten(value, f"{prefix}{name}.")
 
 
 def _check_shapes(given: Mapping[str, Tensor], keys: Mapping[str, str]) -> None:
