@@ -44,6 +44,11 @@ def reduce_rows(W: Float[Tensor, "n d"], reduce: Callable[[Tensor], Tensor]) -> 
     return made
 
 
+def row_norms(W: Float[Tensor, "n d"]) -> Float64[Tensor, " n"]:
+    """Return the norms of rows."""
+    return reduce_rows(W, lambda part: part.norm(dim=1))
+
+
 def write_tensors(
     path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], changes: Mapping[str, Change] | None = None
 ) -> None:

@@ -34,7 +34,7 @@ _NORMS = {
     TokenNorm.constant_norm: ("y sqrt(d_in) / |y|", "|y| / sqrt(d_in)"),
 }
 """What becomes of a token y, and of what is decoded; m and s: mean and standard deviation of its components."""
-_HIDDEN = {"needs_statistics", "scale_is_free", "trained_on", "folded", "k", "threshold"}
+_HIDDEN = {"needs_statistics", "scale_is_free", "trained_on", "folded", "pickled", "k", "threshold"}
 """Facts that are said in other words."""
 
 
@@ -49,6 +49,8 @@ def describe(sae: SparseAutoencoder) -> dict[str, str]:
         found["file"] = f"{source.file}, sha256 {source.sha256}"
         if source.address is not None:
             found["address"] = f"{source.address} at {source.revision}"
+        if "pickled" in source.facts:
+            found["pickle"] = f"names {', '.join(source.facts['pickled'])}; nothing of that was imported or called"
         if source.exported_from is not None:
             found["exported"] = f"by infoscope, from {source.exported_from}"
     found["kind"] = sae.activation.kind if source is None else source.kind

@@ -32,6 +32,7 @@ _OF_RUNS = ("path", "statistics", "ignore_origin")
 """Settings that say nothing of a file."""
 MAX_FILES = 16
 """Of a folder that are opened to see which is an SAE's, and that are listed."""
+MAX_NAME = 120
 _NUMBERS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 """Others are quantised, and mean something only with their scales."""
 
@@ -86,7 +87,7 @@ def import_sae(config: ImportedConfig) -> SparseAutoencoder:
             raise InputError(f"sae.{given[0]} is for files of other toolkits, and {path} is infoscope's own: drop it.")
         return checkpoint.load_sae(path)
     found, name = find_sae(path, config.format)
-    file, options = found.file, Options(config)
+    file, options, pickled = found.file, Options(config), _list_pickled(found)
     try:
         foreign = load_formats()[name].read(found, options)
         options.check()
@@ -105,7 +106,7 @@ def import_sae(config: ImportedConfig) -> SparseAutoencoder:
         backbone=foreign.backbone,
         address=address,
         revision=revision,
-        facts=_join_facts(foreign),
+        facts=_join_facts(foreign) | ({"pickled": pickled} if pickled else {}),
         warnings=tuple(foreign.warnings),
         exported_from=foreign.exported_from,
     )
@@ -118,6 +119,11 @@ def _join_facts(foreign: Foreign) -> dict[str, Any]:
     flags = {"needs_statistics": foreign.needs_statistics, "scale_is_free": foreign.scale_is_free}
     facts = {name: value for name, value in foreign.facts.items() if value is not None}
     return facts | {name: True for name, flag in flags.items() if flag}
+
+
+def _list_pickled(found: Found) -> list[str]:
+    """Return which classes and functions a file names, as far as people can read them."""
+    return [name for name in found.pickled if name.isprintable() and len(name) <= MAX_NAME][:MAX_FILES]
 
 
 def is_ours(path: Path) -> bool:

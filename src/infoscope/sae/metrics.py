@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from infoscope.runtime.errors import InputError
-from infoscope.runtime.large_tensors import reduce_rows
+from infoscope.runtime.large_tensors import row_norms
 from infoscope.sae.model import SparseAutoencoder
 
 UNIT_TOLERANCE = 1e-5
@@ -65,7 +65,7 @@ def compute_sae_metrics(sae: SparseAutoencoder, batches: Iterable[Float[Tensor, 
 @torch.no_grad()
 def compute_row_norms(W_dec: Float[Tensor, "d_sae d_in"]) -> Float[np.ndarray, " d_sae"]:
     """Return the norm of each latent's decoder row; those within `UNIT_TOLERANCE` of 1 are 1."""
-    norms = reduce_rows(W_dec.detach(), lambda part: part.norm(dim=1)).cpu().numpy()
+    norms = row_norms(W_dec.detach()).cpu().numpy()
     return np.where(np.abs(norms - 1) <= UNIT_TOLERANCE, 1.0, norms)
 
 

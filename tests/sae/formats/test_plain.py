@@ -181,3 +181,13 @@ def test_a_square_matrix_may_have_come_transposed(tmp_path):
     sae = load_sae(tmp_path, format="plain", keys={"W_enc": "a", "W_dec": "b"}, kind="relu")
     assert sae.origin.source is not None
     assert "square" in sae.origin.source.warnings[0]
+
+
+def test_matrices_may_lie_in_lists(tmp_path):
+    w = draw_weights(1)
+    content = {"layers": [{"E": w.tensor("W_enc")}, [w.tensor("W_dec")]], "sizes": [1, 2]}
+    keys = {"W_enc": "layers.0.E", "W_dec": "layers.1.0"}
+    torch.save(content, tmp_path / "a.pt")
+    sae = load_sae(tmp_path, format="plain", kind="relu", keys=keys)
+    assert sae.W_enc.equal(w.tensor("W_enc"))
+    assert sae.W_dec.equal(w.tensor("W_dec"))

@@ -12,6 +12,7 @@ import torch
 
 from infoscope.runtime.errors import InputError
 from infoscope.sae.config import TokenChoice, TokenNorm
+from infoscope.sae.describing import describe
 from infoscope.sae.loading import load_sae
 from tests.support.foreign.arrays import (
     D_IN,
@@ -170,3 +171,14 @@ def test_what_is_not_known_is_refused_by_name(
 ) -> None:
     with pytest.raises(InputError, match=match):
         load_sae(write(tmp_path, draw_weights(7), more, **config))
+
+
+def test_what_a_pickle_names_is_said(tmp_path: Path) -> None:
+    state = {"state_dict": make_state(**draw_weights(1))}
+    config = {**CONFIG, "device": torch.device("cuda"), "dtype": torch.float32}
+    sae = load_sae(save_with_config(tmp_path / "weights.pt", state, "cfg", CLASS, config))
+    assert get_source(sae).facts["pickled"] == [CLASS, "torch.device"]
+    assert describe(sae)["pickle"].startswith(f"names {CLASS}, torch.device; nothing")
+    plain = load_sae(write(tmp_path / "plain", draw_weights(1)))
+    assert "pickled" not in get_source(plain).facts
+    assert "pickle" not in describe(plain)

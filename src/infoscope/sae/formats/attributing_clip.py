@@ -13,9 +13,10 @@ from typing import Any
 from torch import Tensor
 
 from infoscope.runtime.errors import InputError
+from infoscope.runtime.large_tensors import row_norms
 from infoscope.sae.activations import TopK
 from infoscope.sae.config import TokenChoice
-from infoscope.sae.formats.base import Foreign, Found, Options, need, own, row_norms, scale_rows
+from infoscope.sae.formats.base import Foreign, Found, Options, need, own, scale_rows
 from infoscope.sae.formats.values import name_dtype, refuse_tensors
 
 LABEL = "Attributing CLIP (TopKSAE)"

@@ -13,7 +13,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from infoscope.runtime.errors import InputError
-from infoscope.runtime.large_tensors import reduce_rows
 from infoscope.runtime.untrusted import Record, list_keys, module_state
 from infoscope.sae.activations import Activation
 from infoscope.sae.config import IMPORT, ImportedConfig, TokenChoice, TokenNorm
@@ -272,14 +271,3 @@ def own(W: Tensor, state: Mapping[str, Tensor]) -> Tensor:
 def scale_rows(W: Float[Tensor, "n d"], factors: Float[Tensor, " n"]) -> Float[Tensor, "n d"]:
     """Multiply the rows of a matrix that is our `own`, in place: a copy would take as much memory again."""
     return W.mul_(factors.to(W.dtype)[:, None])
-
-
-def row_norms(W: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
-    """Return the norms of rows in float64.
-
-    Raises:
-        InputError: it is no matrix.
-    """
-    if W.ndim != 2:
-        raise InputError(f"Expected a matrix, found {list(W.shape)}.")
-    return reduce_rows(W, lambda part: part.norm(dim=1))

@@ -6,9 +6,17 @@ b_dec is not subtracted; the k largest as they are, negative ones too; decoder r
 
 from __future__ import annotations
 
+from infoscope.runtime.large_tensors import row_norms
 from infoscope.sae.activations import TopK
-from infoscope.sae.formats.base import Foreign, Found, Options, need, own, row_norms, scale_rows
-from infoscope.sae.formats.values import check_sizes, name_dtype, read_count, refuse_settings, refuse_tensors
+from infoscope.sae.formats.base import Foreign, Found, Options, need, own, scale_rows
+from infoscope.sae.formats.values import (
+    check_sizes,
+    name_dtype,
+    need_matrices,
+    read_count,
+    refuse_settings,
+    refuse_tensors,
+)
 from infoscope.sae.origin import POOLED
 
 LABEL = "clip-topk-sae (ttt_theory)"
@@ -24,7 +32,7 @@ def recognise(found: Found) -> bool:
 
 def read(found: Found, options: Options) -> Foreign:
     state, config = found.inner_state, found.config("config.json") or {}
-    W_enc, b_enc, W_dec = need(state, *KEYS)
+    W_enc, W_dec = need_matrices(state, "W_enc", "W_dec")
     refuse_tensors(state, *KEYS, "b_dec")
     refuse_settings(config)
     check_sizes(W_enc, config, "input_dim", "hidden_dim")
@@ -37,7 +45,7 @@ def read(found: Found, options: Options) -> Foreign:
         activation=TopK(k, signed=True),
         W_enc=W_enc,
         W_dec=W_dec,
-        b_enc=b_enc,
+        b_enc=next(need(state, "b_enc")),
         b_dec=state.get("b_dec"),
         subtracts_b_dec=False,
         site=POOLED,

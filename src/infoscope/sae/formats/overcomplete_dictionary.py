@@ -11,9 +11,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from infoscope.runtime.errors import InputError
-from infoscope.runtime.large_tensors import reduce_rows
+from infoscope.runtime.large_tensors import reduce_rows, row_norms
 from infoscope.runtime.untrusted import Record
-from infoscope.sae.formats.base import need, own, row_norms, scale_rows
+from infoscope.sae.formats.base import need, own, scale_rows
 from infoscope.sae.formats.values import read_number
 
 EPS = 1e-8

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from infoscope.runtime.calls import name_type
 from infoscope.runtime.errors import InputError
-from infoscope.sae.formats.base import need, own, row_norms, scale_rows
+from infoscope.runtime.large_tensors import row_norms
+from infoscope.sae.formats.base import need, own, scale_rows
 
 T = TypeVar("T")
 _SHORT = Repr()
