@@ -249,7 +249,7 @@ def test_dead_row_stays_dead(tmp_path: Path) -> None:
     ("change", "config", "match"),
     [
         ({}, configure("IdentityDict"), "'IdentityDict', which is not read"),
-        ({}, configure("AutoEncoderNew"), "has the tensors .* found bias too"),
+        ({}, configure("AutoEncoderNew"), "has the tensors .* found bias \\[8\\] too"),
         ({"encoder.weight": torch.zeros(D_SAE, 5)}, None, r"found \[24, 5\] and \[8, 24\] of float32"),
         ({"encoder.weight": torch.zeros(D_SAE, D_IN, dtype=torch.int8)}, None, "of int8 and float32"),
         ({"encoder.bias": torch.zeros(5)}, None, r"encoder bias \[24\], found \[5\]"),

@@ -112,5 +112,19 @@ def test_prisma_may_hold_factors_of_ones(tmp_path: Path, factor: float, is_read:
     if is_read:
         load_sae(place)
         return
-    with pytest.raises(InputError, match="it holds scaling_factor, and what is done with that is not known"):
+    with pytest.raises(InputError, match=r"it holds scaling_factor \[24\], and what is done with that is not known"):
         load_sae(place)
+
+
+@pytest.mark.parametrize("format", ["saelens", "prisma", "jumprelu", "clipscope", "visaebench", "msae"])
+def test_names_of_any_length_make_one_short_sentence(tmp_path: Path, format: str) -> None:
+    place = write_dictionary(format, tmp_path, D_IN, D_SAE)
+    (file,) = [path for path in place.rglob("*") if path.suffix in (".pt", ".pth", ".safetensors")]
+    content = load_file(file) if file.suffix == ".safetensors" else torch.load(file, weights_only=False)
+    for i in range(300):
+        assert add(content, f"{i}\n\x1b[31m{'x' * 1000}", torch.ones(1))
+    save_file(content, file) if file.suffix == ".safetensors" else torch.save(content, file)
+    with pytest.raises(InputError) as caught:
+        load_sae(place)
+    assert len(str(caught.value)) < 6000
+    assert str(caught.value).isprintable()

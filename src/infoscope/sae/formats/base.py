@@ -122,7 +122,7 @@ def need(state: Mapping[str, Tensor], *names: str) -> Iterator[Tensor]:
     """
     for name in names:
         if name not in state:
-            raise InputError(f"Expected a tensor {name}, found {', '.join(state) or 'none'}.")
+            raise InputError(f"Expected a tensor {name}, found {', '.join(list_keys(dict(state))) or 'none'}.")
         if state[name].is_complex():
             raise InputError(f"Expected real numbers in {name}, found complex ones.")
         yield state[name]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from infoscope.runtime.errors import InputError
+from infoscope.runtime.untrusted import list_keys
 from infoscope.sae.activations import Gated, ReLU, Threshold, TopK
 from infoscope.sae.formats.base import Foreign, Options, need
 from infoscope.sae.formats.values import name_dtype, need_matrices, read_count, read_number, show, unit_rows
@@ -145,7 +146,8 @@ def read_class(name: str, file: File) -> Foreign:
         raise InputError(f"Expected a dictionary of class {', '.join(CLASSES)}, found {show(name)}, which is not read.")
     others = sorted(file.state.keys() - made.names - made.newer)
     if others:
-        raise InputError(f"A {name} has the tensors {', '.join(sorted(made.names))}, found {', '.join(others)} too.")
+        names = ", ".join(list_keys({name: file.state[name] for name in others}))
+        raise InputError(f"A {name} has the tensors {', '.join(sorted(made.names))}, found {names} too.")
     foreign = made.read(file)
     (encoder,) = need(file.state, "W_enc" if "W_enc" in made.names else "encoder.weight")
     foreign.facts |= {"dict_class": name, "dtype": name_dtype(encoder)}

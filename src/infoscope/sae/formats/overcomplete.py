@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from infoscope.runtime.errors import InputError
-from infoscope.runtime.untrusted import Record, module_state
+from infoscope.runtime.untrusted import Record, list_keys, module_state
 from infoscope.sae.activations import Activation, ReLU, TopK
 from infoscope.sae.formats import visaebench
 from infoscope.sae.formats.base import Foreign, Found, Options, need
@@ -137,7 +137,8 @@ def _read_encoder(module: Record | None, state: Mapping[str, Tensor], kind: str)
         return Encoder(state[FINAL[0]], state[FINAL[1]])
     if names <= set(UNTIED) and (UNTIED[0] in names or is_tied):
         return Encoder(state.get(UNTIED[0]), state.get(UNTIED[1]))
-    raise InputError(f"its encoder is no linear layer: it has {', '.join(sorted(names)) or 'no weights'}.")
+    found = {name: state[name] for name in sorted(names)}
+    raise InputError(f"its encoder is no linear layer: it has {', '.join(list_keys(found)) or 'no weights'}.")
 
 
 def _refuse_batch_norm(names: set[str]) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 from infoscope.runtime.calls import name_type
 from infoscope.runtime.errors import InputError
 from infoscope.runtime.large_tensors import row_norms
+from infoscope.runtime.untrusted import list_keys
 from infoscope.sae.formats.base import need, own, scale_rows
 
 T = TypeVar("T")
@@ -216,7 +217,8 @@ def refuse_tensors(state: Mapping[str, Tensor], *known: str) -> None:
         InputError: so it is.
     """
     if unknown := sorted(name for name in state.keys() - set(known) if not _COUNTS.fullmatch(name)):
-        raise InputError(f"it holds {', '.join(unknown[:9])}, and what is done with that is not known.")
+        names = ", ".join(list_keys({name: state[name] for name in unknown}))
+        raise InputError(f"it holds {names}, and what is done with that is not known.")
 
 
 _TELLING = re.compile(
