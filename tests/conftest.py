@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 from collections.abc import Iterator
+from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
 
@@ -70,13 +71,22 @@ def pytest_unconfigure() -> None:
 
 @pytest.fixture(scope="module", autouse=True)
 def _coarse_figures(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Whole runs save figures coarsely, in PDFs with fonts that need no parsing: else that is half of a tiny run."""
-    with pytest.MonkeyPatch.context() as patch:
+    """Whole runs save figures coarsely: else that is half of a tiny run."""
+    with ExitStack() as stack:
         if find_place(request.path) < len(LONG):
-            from infoscope.report import figure_style
+            from tests.support.pipeline_samples import coarse_figures
 
-            patch.setattr(figure_style, "DPI", 30)
-            patch.setitem(figure_style.RC, "pdf.fonttype", 3)
+            stack.enter_context(coarse_figures())
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _quick_hydra() -> Iterator[None]:
+    """Half of what compositions cost is saved: they were a fifth of all tests."""
+    from tests.support.quick_hydra import speed_up
+
+    with pytest.MonkeyPatch.context() as patch:
+        speed_up(patch)
         yield
 
 

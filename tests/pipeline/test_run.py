@@ -149,13 +149,16 @@ def test_manifests_chain_and_hold_what_made_them(finished: Path) -> None:
     assert by_stage["probe"]["upstream"] == {"sae": sae, **tokens}
     assert by_stage["report"]["upstream"] == {"score_seed0": scores}
     tree = to_tree(make_tiny_config(finished))
+    del tree["output_dir"]
     for name, manifest in artifacts.items():
         folder = finished / "artifacts" / name
         assert folder.name.endswith(manifest["hash"])
         assert manifest.keys() >= {"versions", "commit", "hardware", "wall_s", "created"}
         present = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
         assert manifest["files"].keys() == present - {"manifest.json"}
-        assert yaml.safe_load((folder / "config.yaml").read_text()) == tree
+        written = yaml.safe_load((folder / "config.yaml").read_text())
+        assert Path(written.pop("output_dir")).name == "finished_run"  # where it was made, of which this is a copy
+        assert written == tree
 
 
 # -- what is reused ------------------------------------------------------------------------------------------------

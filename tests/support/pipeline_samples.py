@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import pickle
 import shutil
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from PIL import Image
 from rich.console import Console
 
@@ -20,7 +24,7 @@ from infoscope.commands.collect.opening import ContextFactory
 from infoscope.config.sweeps import Sweep
 from infoscope.config.tree import Config, compose
 from infoscope.pipeline.run import run
-from infoscope.report import page
+from infoscope.report import figure_style, page
 from infoscope.report.figure_style import save_figure
 from infoscope.report.page import ReportFiles
 from infoscope.runtime.job import Job
@@ -154,14 +158,36 @@ def draw_without_saving(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(page, "save_figure", save_small)
 
 
+@contextmanager
+def coarse_figures() -> Iterator[None]:
+    """Save figures coarsely, in PDFs with fonts that need no parsing: else that is half of a tiny run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(figure_style, "DPI", 30)
+        patch.setitem(figure_style.RC, "pdf.fonttype", 3)
+        yield
+
+
 _FINISHED: list[tuple[Path, Recorder]] = []
 
 
 def finish_tiny_run(factory: pytest.TempPathFactory) -> tuple[Path, Recorder]:
-    """Return the folder and the record of the one whole run that tests share; they must leave it as it is."""
+    """Return the folder and the record of the one whole run that tests share; they must leave it as it is.
+
+    Of all processes of pytest-xdist the first that needs it makes it; each has a copy of its own.
+    """
     if not _FINISHED:
-        output_dir = factory.mktemp("finished")
-        _FINISHED.append((output_dir, run_tiny(output_dir)))
+        base = factory.getbasetemp()
+        shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "finished_run"
+        with FileLock(f"{shared}.lock"):
+            if not shared.with_suffix(".pickle").exists():
+                with coarse_figures():
+                    done = run_tiny(shared)
+                shared.with_suffix(".pickle").write_bytes(pickle.dumps((done.events, done.shown)))
+        output_dir, record = factory.mktemp("finished") / "run", Recorder()
+        shutil.copytree(shared, output_dir)
+        record.events, record.shown = pickle.loads(shared.with_suffix(".pickle").read_bytes())
+        record.files = ReportFiles.find(find_folder(output_dir, "report"))
+        _FINISHED.append((output_dir, record))
     return _FINISHED[0]
 
 

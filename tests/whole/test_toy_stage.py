@@ -85,7 +85,7 @@ def output_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def printed(output_dir: Path) -> dict[str, str]:
     """What the commands of a copy of the package with one stage more have printed, each of which has succeeded."""
     package = output_dir.parent / "src" / "infoscope"
-    shutil.copytree(Path(infoscope.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__", "conf"))
+    shutil.copytree(Path(infoscope.__file__).parent, package, ignore=shutil.ignore_patterns("conf"))
     (output_dir.parent / "conf").symlink_to(CONF_FOLDER)
     (package / "stages" / "toy.py").write_text(TOY)
     registry = (package / "registry.py").read_text()
