@@ -19,8 +19,9 @@ from infoscope.commands import saes
 from infoscope.config.tree import compose
 from infoscope.sae.activations import TopK
 from infoscope.sae.checkpoint import save_sae
-from infoscope.sae.config import ImportedConfig, TokenChoice
+from infoscope.sae.config import TokenChoice
 from infoscope.sae.export import export_sae
+from infoscope.sae.import_config import ImportedConfig
 from infoscope.sae.loading import load_sae
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.sae.origin import POOLED, Origin, Source

@@ -11,8 +11,9 @@ from infoscope.commands.score_command import make_score_command
 from infoscope.runtime.calls import make_options
 from infoscope.runtime.output import say
 from infoscope.sae import export
-from infoscope.sae.config import ImportedConfig, TokenChoice
+from infoscope.sae.config import TokenChoice
 from infoscope.sae.describing import describe, list_facts
+from infoscope.sae.import_config import ImportedConfig
 from infoscope.sae.loading import import_alone
 
 

@@ -14,7 +14,8 @@ import yaml
 from infoscope.config.overrides import quote_override
 from infoscope.config.tree import CONF_FOLDER
 from infoscope.runtime.calls import make_options
-from infoscope.sae.config import ImportedConfig, MatrixNames, TokenChoice
+from infoscope.sae.config import TokenChoice
+from infoscope.sae.import_config import ImportedConfig, MatrixNames
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.sae.origin import Origin, lacks_statistics
 from infoscope.vision.config import ModelConfig, ModelKind

@@ -14,7 +14,7 @@ from hydra.errors import HydraException
 from infoscope.config.tree import prepare_arguments
 from infoscope.runtime.errors import InputError, suggest
 from infoscope.runtime.output import say
-from infoscope.sae.config import ImportedConfig
+from infoscope.sae.import_config import ImportedConfig
 
 _SAE = "sae."
 _SETTINGS = [one.name for one in fields(ImportedConfig) if one.name not in ("path", "statistics", "ignore_origin")]

@@ -29,7 +29,8 @@ from infoscope.predictions.config import PredictConfig
 from infoscope.probes.config import CurveConfig, EffectConfig, ProbeConfig, Readout, SelectConfig
 from infoscope.runtime.bounds import Bounds, Few, FilePath, Items, Seconds, Seed, check, check_settings, expand_path
 from infoscope.runtime.errors import InputError
-from infoscope.sae.config import IMPORT, KINDS, ImportedConfig, SAEConfig, TokenChoice, TrainedConfig
+from infoscope.sae.config import KINDS, SAEConfig, TokenChoice, TrainedConfig
+from infoscope.sae.import_config import IMPORT, ImportedConfig
 from infoscope.scope.config import Diagonal, EMDMethod, OutlierConfig, PartitionConfig, ScopeConfig, StabilityConfig
 from infoscope.tracking.config import LoggerConfig
 from infoscope.vision.config import ContrastiveConfig, ModelConfig

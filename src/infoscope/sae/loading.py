@@ -17,12 +17,12 @@ from infoscope.runtime.manifests import MANIFEST, compute_checksum
 from infoscope.runtime.untrusted import read_checkpoint
 from infoscope.runtime.untrusted.numpy_files import read_npz
 from infoscope.sae import checkpoint
-from infoscope.sae.config import IMPORT, ImportedConfig
 from infoscope.sae.formats import load_formats
 from infoscope.sae.formats.base import Foreign, Found, Options
 from infoscope.sae.formats.configs import Configs
 from infoscope.sae.formats.values import show
 from infoscope.sae.hub import WEIGHTS, list_config_folders, resolve
+from infoscope.sae.import_config import IMPORT, ImportedConfig
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.sae.origin import Origin, Source
 

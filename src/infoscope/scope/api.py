@@ -20,7 +20,7 @@ from infoscope.data.sets import make_image_sets
 from infoscope.runtime.calls import convert, make_options, name_type, refuse_unknown, speaks_python
 from infoscope.runtime.errors import InputError
 from infoscope.runtime.progress import CallbackDisplay, Display, ProgressCallback, choose_display
-from infoscope.sae.config import ImportedConfig
+from infoscope.sae.import_config import ImportedConfig
 from infoscope.sae.metrics import compute_mass
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.sae.origin import check_has_maps, check_statistics, choose_layer

@@ -12,8 +12,9 @@ from infoscope.runtime.errors import InputError
 from infoscope.runtime.files import write_json
 from infoscope.runtime.store import Workspace
 from infoscope.sae.checkpoint import compute_digest, load_sae, save_sae
-from infoscope.sae.config import ImportedConfig, Statistics, TokenChoice
+from infoscope.sae.config import TokenChoice
 from infoscope.sae.fitting import BATCH_TOKENS, fit_to_tokens
+from infoscope.sae.import_config import ImportedConfig, Statistics
 from infoscope.sae.loading import import_sae
 from infoscope.sae.model import MAX_PRE_ACTS, SparseAutoencoder
 from infoscope.sae.origin import (

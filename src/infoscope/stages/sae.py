@@ -9,7 +9,8 @@ from jaxtyping import Float
 
 from infoscope.pipeline.context import Context
 from infoscope.pipeline.stage import Handle, Work
-from infoscope.sae.config import ImportedConfig, TokenChoice, TrainedConfig
+from infoscope.sae.config import TokenChoice, TrainedConfig
+from infoscope.sae.import_config import ImportedConfig
 from infoscope.sae.metrics import compute_row_norms
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.sae.origin import Origin

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from infoscope.runtime.errors import InputError
-from infoscope.sae.config import ImportedConfig
 from infoscope.sae.formats import load_formats
 from infoscope.sae.formats.base import Options
+from infoscope.sae.import_config import ImportedConfig
 from infoscope.sae.loading import assemble, load_sae, read_found
 from tests.support.foreign.arrays import D_IN, D_SAE, K, draw_weights
 from tests.support.foreign.files import make_state, save

@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import save_file
 
 from infoscope.runtime.errors import InputError
-from infoscope.sae.config import ImportedConfig, Statistics, TokenChoice
+from infoscope.sae.config import TokenChoice
+from infoscope.sae.import_config import ImportedConfig, Statistics
 from infoscope.sae.loading import import_sae, load_sae
 from infoscope.sae.origin import POOLED
 from tests.support.foreign.arrays import (

@@ -15,7 +15,8 @@ from torch import Tensor
 from infoscope.runtime.errors import InputError
 from infoscope.runtime.untrusted import Record, list_keys, module_state
 from infoscope.sae.activations import Activation
-from infoscope.sae.config import IMPORT, ImportedConfig, TokenChoice, TokenNorm
+from infoscope.sae.config import TokenChoice, TokenNorm
+from infoscope.sae.import_config import IMPORT, ImportedConfig
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import torch
 
 from infoscope.runtime.errors import InputError
 from infoscope.sae.activations import Activation, ReLU, TopK
-from infoscope.sae.config import Statistics, TokenChoice
+from infoscope.sae.config import TokenChoice
 from infoscope.sae.formats.base import Foreign, Found, Options, need
 from infoscope.sae.formats.statistics import settle_mean
 from infoscope.sae.formats.values import (
@@ -31,6 +31,7 @@ from infoscope.sae.formats.values import (
     refuse_tensors,
     show,
 )
+from infoscope.sae.import_config import Statistics
 from infoscope.sae.imported_activations import Threshold
 from infoscope.sae.origin import POOLED
 
