@@ -62,10 +62,10 @@ def _run_tool() -> int:
     except InputError as error:
         output.say_failure(str(error), error)
     except OSError as error:
-        explained = explain_write_error(error, error.filename or "the output")
-        if explained is None:
+        if error.errno is None:
             raise
-        output.say_failure(str(explained), error)
+        place = error.filename or "the output"
+        output.say_failure(f"Cannot read or write {place} ({error.strerror}): give another place, or free some.", error)
     return output.find_exit_code()
 
 

@@ -134,6 +134,8 @@ class Capped(Activation):
 
     def __init__(self, inner: Activation, cap: float) -> None:
         super().__init__()
+        if not torch.finfo(torch.float32).tiny <= cap <= torch.finfo(torch.float32).max:
+            raise InputError(f"Expected a soft cap above 0, in float32, got {cap:g}.")
         self.inner, self.cap = inner, cap
 
     @classmethod

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import reprlib
 from dataclasses import fields
 from pathlib import Path
 from types import NoneType
@@ -79,8 +80,12 @@ def import_sae(config: ImportedConfig) -> SparseAutoencoder:
     Raises:
         InputError: as `load_sae`.
     """
-    path, address, revision = resolve(config.path)
-    if is_ours(path):
+    try:
+        path, address, revision = resolve(config.path)
+        ours = is_ours(path)
+    except (OSError, RuntimeError) as error:  # a name too long, ~ of nobody, a folder that may not be read
+        raise InputError(f"Cannot read {reprlib.repr(config.path)}: {get_first_line(error)}.") from error
+    if ours:
         given = [name for name in config.given() if name not in (*_OF_RUNS, "tokens")]
         given = [name for name in given if name != "kind" or config.kind != IMPORT]
         if given:
@@ -201,7 +206,7 @@ def _is_recognised(file: Path, configs: Configs) -> bool:
     try:
         found = read_found(file, configs)
     except InputError:
-        return False
+        return True  # a download that was not finished may be the one that is meant
     return bool(_list_formats(found))
 
 
@@ -263,6 +268,8 @@ def assemble(foreign: Foreign) -> SparseAutoencoder:
     for name, tensor in state.items():
         if not is_finite(tensor):
             raise InputError(f"it holds NaN or Inf in {name}: fetch it again, or train it again.")
+    if not torch.finfo(torch.float32).tiny <= foreign.scale <= torch.finfo(torch.float32).max:
+        raise InputError(f"it multiplies tokens by {foreign.scale:g}, which is no number above 0 of float32.")
     b_enc, b_dec = vectors["b_enc"], vectors["b_dec"]
     if not foreign.subtracts_b_dec and b_dec.any():
         b_enc = b_enc + reduce_rows(W_enc.T, lambda part: part @ b_dec.double()).float()

@@ -148,7 +148,10 @@ class ImportSAE(SeedStage[SparseAutoencoder]):
 
     def build(self, ctx: Context, up: Needs, work: Workspace, seed: int) -> None:
         config = get_import_config(ctx)
-        sae = import_sae(config).requires_grad_(False).to(ctx.device)
+        sae = import_sae(config).requires_grad_(False)
+        if compute_digest(sae) != inspect_sae(ctx).digest:
+            raise InputError(f"{config.path} was changed while it was read: run the same command again.")
+        sae.to(ctx.device)
         with ctx.display.bar("measuring the SAE"):
             estimate = config.statistics is Statistics.estimate
             metrics = fit_to_tokens(sae, up.tokens.load(), tokens_read(ctx), estimate=estimate)

@@ -82,3 +82,30 @@ def test_a_file_of_several_formats_is_asked_about(tmp_path, monkeypatch):
     torch.save({"W": torch.zeros(2)}, tmp_path / "a.pt")
     with pytest.raises(InputError, match="sparsify or dncbm"):
         load_sae(tmp_path)
+
+
+def test_what_is_no_path_is_one_sentence(tmp_path):
+    for path in ("a" * 5000, "~nobody-of-this-name/x", tmp_path / ("b" * 300)):
+        with pytest.raises(InputError, match=r"^(Cannot read|Expected the file or folder)"):
+            load_sae(path)
+
+
+def test_a_file_that_cannot_be_read_is_not_passed_over_in_a_folder(tmp_path):
+    whole = draw_weights(1)
+    torch.save(
+        {"cfg": {"block_layer": 1}, "state_dict": {name: whole.tensor(name) for name in whole}}, tmp_path / "a.pt"
+    )
+    (tmp_path / "b.pt").write_bytes((tmp_path / "a.pt").read_bytes()[:-50])
+    with pytest.raises(InputError, match=r"holds 2 files: a\.pt, b\.pt"):
+        load_sae(tmp_path)
+
+
+@pytest.mark.parametrize("factor", [1e-46, 1e39, float("inf"), float("nan"), 0.0])
+def test_a_scale_that_float32_does_not_hold_is_refused(tmp_path, factor):
+    w = draw_weights(1)
+    names = {"encoder": "W_enc", "decoder": "W_dec", "pre_bias": "b_dec", "latent_bias": "b_enc"}
+    content = {"model": {name: w.tensor(of) for name, of in names.items()}, "mean_center": torch.zeros(D_IN)}
+    file = tmp_path / f"{D_SAE}_{D_IN}_ReLU_003_False_False_0.0_cc3m_ViT-L~14_train_image_9_{D_IN}.pth"
+    torch.save(content | {"scaling_factor": factor, "target_norm": 1.0}, file)
+    with pytest.raises(InputError, match=r"scaling_factor|multiplies tokens"):
+        load_sae(file)
