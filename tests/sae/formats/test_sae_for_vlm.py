@@ -108,3 +108,27 @@ def test_folder_that_contradicts_the_tensors_is_refused(tmp_path: Path) -> None:
         InputError, match=r"matroyshka_batch_top_k, and it has tensors of AutoEncoderTopK, BatchTopKSAE"
     ):
         load_sae(file)
+
+
+@pytest.mark.parametrize(
+    "name", ["imagenet-batch_top_k_20_x4", "clip_l14-batch_top_k_20_x4", "BATCH_top_k_20_x4", "my_batch_top_k_20_x4"]
+)
+def test_longest_kind_that_the_name_ends_in_counts(tmp_path: Path, name: str) -> None:
+    w = draw_weights(8)
+    sae = load_sae(save(tmp_path / name / "ae.pt", make_batch(w)))
+    assert measure_deviation(sae, compute(w, above_threshold)) < 1e-6
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("batch-top_k_20_x4", "minibatch_top_k_20_x4", "matryoshka_batch_top_k_20_x4", "BatchTopK_20_x4"),
+        f"imagenet_train_activations_{CLIP}_22_post_mlp_minibatch_top_k_20_x4",
+    ],
+)
+def test_kind_spelt_otherwise_must_be_given(tmp_path: Path, name: str) -> None:
+    w = draw_weights(9)
+    file = save(tmp_path / name / "ae.pt", make_batch(w))
+    with pytest.raises(InputError, match=r"give kind= \(batchtopk or topk\)"):
+        load_sae(file)
+    assert measure_deviation(load_sae(file, kind="batchtopk"), compute(w, above_threshold)) < 1e-6

@@ -33,22 +33,26 @@ KINDS = {"batchtopk": "BatchTopKSAE", "topk": "AutoEncoderTopK"}
 SITES = {"post_mlp_residual": "resid_post", "post_mlp": "mlp_out", "post_projection": POOLED}
 OWNERS = {"clip-": "openai/", "siglip": "google/", "dinov2": "facebook/"}
 NAME = re.compile(
-    r"(?:(?P<data>.+)_[a-z]+_activations_(?P<model>.+)_(?P<layer>-?\d{1,4})_(?P<site>\w+?)_|(?:.*?_)??)"
-    rf"(?P<kind>{'|'.join(CLASSES)})_(?P<k>\d+)_x(?P<expansion>\d+)"
+    r"(?:(?P<data>.+)_[a-z]+_activations_(?P<model>.+)_(?P<layer>-?\d{1,4})_(?P<site>\w+?)_|(?P<before>.*?)(?<![^\W_]))"
+    rf"(?P<kind>{'|'.join(CLASSES)})_(?P<k>\d+)_x(?P<expansion>\d+)",
+    re.IGNORECASE,
 )
+"""As little as can be stands before the kind, which is thus the longest that the name ends in."""
+LONGER = {"top_k": ("batch", "matr"), "batch_top_k": ("matr",)}
+"""What, before a kind, says that it may be another one spelt otherwise: batch-top_k, matryoshka_batch_top_k."""
 CONFIGS = ("config.json", "cfg.json", "config.yaml", "config.yml")
 
 
 def recognise(found: Found) -> bool:
     classes = list_classes(found.state) if found.header is None else []
     is_batch = "BatchTopKSAE" in classes or "MatryoshkaBatchTopKSAE" in classes
-    return bool(classes) and (bool(_find_facts(found)) or (is_batch and found.config(*CONFIGS) is None))
+    return bool(classes) and (bool(_find_facts(found).get("kind")) or (is_batch and found.config(*CONFIGS) is None))
 
 
 def read(found: Found, options: Options) -> Foreign:
     facts = _find_facts(found)
     classes = list_classes(found.state)
-    name = CLASSES.get(facts.get("kind", "")) or _choose_class(classes, options)
+    name = CLASSES.get(facts.get("kind") or "") or _choose_class(classes, options)
     if name not in classes:
         raise InputError(
             f"Its folder calls it {facts.get('kind')}, and it has tensors of {', '.join(classes) or 'none'}."
@@ -57,10 +61,10 @@ def read(found: Found, options: Options) -> Foreign:
     if not facts.get("model"):
         return foreign
     site, layer = facts["site"], int(facts["layer"])
-    foreign.site = SITES.get(site, site)
+    foreign.site = SITES.get(site.lower(), site)
     foreign.layer = None if foreign.site == POOLED else layer
     foreign.tokens = TokenChoice.all if any("random_k" in part for part in found.parts) else TokenChoice.cls
-    foreign.backbone = next((owner for start, owner in OWNERS.items() if facts["model"].startswith(start)), "")
+    foreign.backbone = next((owner for start, owner in OWNERS.items() if facts["model"].lower().startswith(start)), "")
     foreign.backbone += facts["model"]
     foreign.facts["dataset"] = facts["data"]
     return foreign
@@ -84,7 +88,15 @@ def _choose_class(classes: list[str], options: Options) -> str:
 
 
 def _find_facts(found: Found) -> Mapping[str, Any]:
-    """Return what the folders above a file say: the nearest that tells all, or else the nearest that tells some."""
+    """Return what the folders above a file say: the nearest that tells all, or else the nearest that tells some.
+
+    The kind is None where the name is not quite the toolkit's.
+    """
     matches = [match for match in map(NAME.fullmatch, found.parts) if match]
     matches.sort(key=lambda match: not match["model"])  # stable: the nearest first
-    return matches[0].groupdict() if matches else {}
+    if not matches:
+        return {}
+    facts = matches[0].groupdict()
+    kind, before = facts["kind"].lower(), (facts["site"] or facts["before"] or "").lower()
+    is_other = any(word in before for word in LONGER.get(kind, ()))
+    return facts | {"kind": None if is_other else kind}
