@@ -44,9 +44,10 @@ def read(found: Found, options: Options) -> Foreign:
     state, named = _read_state(found), _read_name(found)
     refuse_tensors(state, *KEYS)
     b_enc, g, v, g_dec, v_dec = need(state, *KEYS)
-    for matrix, gains, dim in ((v, g, 0), (v_dec, g_dec, 1)):
-        if matrix.ndim != 2 or gains.numel() != matrix.shape[dim]:
-            raise InputError(f"expected a gain for each latent, got {list(gains.shape)} for {list(matrix.shape)}.")
+    for part, matrix, gains, dim in (("encoder.0", v, g, 0), ("decoder", v_dec, g_dec, 1)):
+        shapes = f"{list(gains.shape)} for {list(matrix.shape)}"
+        if matrix.ndim != 2 or gains.shape != matrix.narrow(1 - dim, 0, 1).shape:
+            raise InputError(f"Expected {part}.weight_g to be a gain for each latent, along dim {dim}, found {shapes}.")
     warnings = [FREE_SCALE]
     k: int | None = options.get("k") or named.get("k")
     if k is None:
