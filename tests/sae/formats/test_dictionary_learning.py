@@ -268,3 +268,13 @@ def test_norm_factor_must_be_a_number(tmp_path: Path) -> None:
     backup = {"step": 1, "ae": state, "config": {}, "norm_factor": -1.0}
     with pytest.raises(InputError, match="norm_factor to be a number above 0, found -1"):
         load_sae(save(tmp_path / "ae.pt", backup))
+
+
+@pytest.mark.parametrize(("cls", "subtracts"), [("AutoEncoder", True), ("AutoEncoderNew", False)])
+def test_a_setting_of_the_bias_must_say_what_the_class_does(tmp_path: Path, cls: str, subtracts: bool) -> None:
+    state, reference = MAKERS[cls][0](draw_weights(8, unit_rows=False))
+    file = save(tmp_path / "ae.pt", state, configure(cls, subtract_b_dec=subtracts))
+    assert measure_deviation(load_sae(file), reference) < 1e-6
+    file = save(tmp_path / "ae.pt", state, configure(cls, subtract_b_dec=not subtracts))
+    with pytest.raises(InputError, match=f"says subtract_b_dec: {not subtracts}"):
+        load_sae(file)

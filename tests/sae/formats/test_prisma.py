@@ -182,3 +182,10 @@ def test_what_a_pickle_names_is_said(tmp_path: Path) -> None:
     plain = load_sae(write(tmp_path / "plain", draw_weights(1)))
     assert "pickled" not in get_source(plain).facts
     assert "pickle" not in describe(plain)
+
+
+def test_a_bias_said_not_to_be_subtracted_is_refused(tmp_path: Path) -> None:
+    w = draw_weights(7)
+    assert measure_deviation(load_sae(write(tmp_path / "a", w, apply_b_dec_to_input=True)), compute(w)) < 2e-6
+    with pytest.raises(InputError, match="says apply_b_dec_to_input: False"):
+        load_sae(write(tmp_path / "b", w, apply_b_dec_to_input=False))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -164,6 +165,17 @@ def test_other_models_of_attributing_clip_are_refused(tmp_path, more, say):
         load_sae(write_attributing(tmp_path, **more), k=K)
 
 
+@pytest.mark.parametrize(("part", "shape"), [("encoder.0", (1, D_IN)), ("decoder", (D_IN, 1))])
+def test_gains_along_the_other_dim_are_refused_in_a_square_one_too(tmp_path, part, shape):
+    names = ("encoder.0.weight_g", "encoder.0.weight_v", "decoder.weight_g", "decoder.weight_v", "encoder.0.bias")
+    shapes = ((D_IN, 1), (D_IN, D_IN), (1, D_IN), (D_IN, D_IN), (D_IN,))
+    square: dict[str, Any] = {name: torch.rand(size) + 0.1 for name, size in zip(names, shapes, strict=True)}
+    changed: dict[str, Any] = square | {f"{part}.weight_g": torch.ones(shape)}
+    load_sae(write_attributing(tmp_path, **square), k=K)
+    with pytest.raises(InputError, match=rf"{part}\.weight_g to be a gain for each latent"):
+        load_sae(write_attributing(tmp_path, **changed), k=K)
+
+
 # ---- clip-topk-sae
 
 
@@ -202,6 +214,8 @@ def test_clip_topk_sae(tmp_path, changes, bias):
         ({"hidden_dim": 7}, {}, "hidden_dim"),
         ({"k": None}, {}, "k="),
         ({"input_norm": True}, {}, "input_norm"),
+        ({"normalize_decoder": "false"}, {}, "normalize_decoder to be one of"),
+        ({"decoder_bias": False}, {}, "decoder_bias: False, and b_dec is among its tensors"),
         ({}, {"threshold": torch.ones(D_SAE)}, "threshold"),
     ],
 )

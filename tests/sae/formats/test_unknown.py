@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from infoscope.runtime.errors import InputError
+from infoscope.sae.formats.values import refuse_settings
 from infoscope.sae.loading import load_sae
 from tests.support.foreign.arrays import D_IN, D_SAE, K, draw_weights
 from tests.support.foreign.dictionaries import OPTIONS, OTHERS, WRITERS, write_dictionary
@@ -85,7 +86,7 @@ def read(folder: Path, format: str, config: Mapping[str, Any]) -> None:
     ("setting", "value"),
     [
         ("normalize_activations", True), ("normalize_activations", "layer_norm"), ("activation_fn", "topk"),
-        ("activation_fn_str", "tanh-relu"), ("use_relu", True), ("apply_b_dec_to_input", True), ("scale", 2.0),
+        ("activation_fn_str", "tanh-relu"), ("use_relu", True), ("apply_b_dec_to_input", False), ("scale", 2.0),
     ],
 )  # fmt: skip
 def test_a_setting_that_changes_the_code_is_refused(tmp_path: Path, format: str, setting: str, value: Any) -> None:
@@ -99,6 +100,17 @@ def test_a_setting_that_changes_the_code_is_refused(tmp_path: Path, format: str,
 )
 def test_a_setting_that_changes_nothing_is_none(tmp_path: Path, format: str, config: dict[str, Any]) -> None:
     read(tmp_path, format, config)
+
+
+@pytest.mark.parametrize("setting", ["apply_b_dec_to_input", "subtract_b_dec", "use_bias", "pre_bias"])
+def test_false_of_a_bias_is_no_setting_that_is_off(setting: str) -> None:
+    refuse_settings({setting: False}, setting)
+    with pytest.raises(InputError, match=f"says {setting}: False"):
+        refuse_settings({setting: False}, subtracts_b_dec=True)
+    if setting != "use_bias":
+        refuse_settings({setting: False}, subtracts_b_dec=False)
+        refuse_settings({setting: True}, subtracts_b_dec=True)
+    refuse_settings({"b_dec_init_method": "mean", "bias_lr": 0.1, "normalize_activations": False})
 
 
 def test_a_relu_is_what_patchsae_has(tmp_path: Path) -> None:

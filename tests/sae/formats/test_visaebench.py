@@ -166,3 +166,11 @@ def test_overcomplete_may_be_insisted_on(tmp_path):
     D = W.double("W_dec") / np.linalg.norm(W.double("W_dec"), axis=1, keepdims=True)
     z = refer(at_least(limits)).z
     assert measure_deviation(sae, Reference(z, z @ D)) < 1e-5
+
+
+def test_a_latent_that_meets_its_threshold_fires(tmp_path):
+    state = make_state(is_plain=True) | {"jump_thresholds": torch.full((D_SAE,), 0.5)}
+    state["encoder.weight"][0] = 0
+    state["encoder.bias"][0] = 0.5
+    z = load_sae(write(tmp_path, {"activation": "jumprelu"}, state)).encode(torch.from_numpy(draw_tokens()))
+    assert (z[:, 0] == 0.5).all()

@@ -6,6 +6,7 @@ b_dec is not subtracted; the k largest as they are, negative ones too; decoder r
 
 from __future__ import annotations
 
+from infoscope.runtime.errors import InputError
 from infoscope.runtime.large_tensors import row_norms
 from infoscope.sae.activations import TopK
 from infoscope.sae.formats.base import Foreign, Found, Options, need, own, scale_rows
@@ -14,8 +15,10 @@ from infoscope.sae.formats.values import (
     name_dtype,
     need_matrices,
     read_count,
+    read_flag,
     refuse_settings,
     refuse_tensors,
+    show,
 )
 from infoscope.sae.origin import POOLED
 
@@ -34,10 +37,16 @@ def read(found: Found, options: Options) -> Foreign:
     state, config = found.inner_state, found.config("config.json") or {}
     W_enc, W_dec = need_matrices(state, "W_enc", "W_dec")
     refuse_tensors(state, *KEYS, "b_dec")
-    refuse_settings(config)
+    refuse_settings(config, "decoder_bias", subtracts_b_dec=False)
+    has_bias = "b_dec" in state
+    if read_flag(config, "decoder_bias", default=has_bias) != has_bias:
+        raise InputError(
+            f"Its configuration says decoder_bias: {show(config['decoder_bias'])}, and b_dec is"
+            f" {'among' if has_bias else 'not among'} its tensors."
+        )
     check_sizes(W_enc, config, "input_dim", "hidden_dim")
     k = options.settle("k", read_count(config.get("k"), "k"), "There is no config.json beside it that says its k")
-    if config.get("normalize_decoder", True):
+    if read_flag(config, "normalize_decoder", default=True):
         W_dec = own(W_dec, state)
         W_dec = scale_rows(W_dec, 1 / row_norms(W_dec).clamp_min(EPS))
     return Foreign(

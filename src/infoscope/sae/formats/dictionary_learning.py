@@ -52,8 +52,9 @@ def read(found: Found, options: Options) -> Foreign:
             f"no configuration beside it says what it is, and its tensors are those of a {name} of dictionary_learning"
             f" {AMBIGUOUS[name]}, or give sae.format=dictionary_learning."
         )
-    refuse_settings(trainer, "norm_factor", "threshold_beta", "threshold_start_step")  # the last two in training alone
     foreign = read_class(name, File(state, options, trainer.get("k"), _get_norm_factor(found)))
+    known = ("norm_factor", "threshold_beta", "threshold_start_step")  # the last two in training alone
+    refuse_settings(trainer, *known, subtracts_b_dec=foreign.subtracts_b_dec)
     check_sizes(foreign.W_enc, trainer, "activation_dim", "dict_size")
     if not said:
         subtracted = "subtracted" if foreign.subtracts_b_dec else "not subtracted"

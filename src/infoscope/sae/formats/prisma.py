@@ -65,7 +65,7 @@ def read(found: Found, options: Options) -> Foreign:
     config, state = parts
     if read_flag(config, "is_transcoder") or {"W_skip", "b_dec_out"} & state.keys():
         raise InputError("it is a transcoder, which reads one place of a block and predicts another: no SAE of tokens.")
-    refuse_settings(config, *READ)
+    refuse_settings(config, *READ, subtracts_b_dec=True)
     W_enc, W_dec = need_matrices(state, "W_enc", "W_dec")
     check_sizes(W_enc, config, "d_in", "d_sae")
     refuse_tensors(state, *KEYS, *GATES, "threshold", *([SCALES] * bool((state.get(SCALES, W_enc[:0]) == 1).all())))

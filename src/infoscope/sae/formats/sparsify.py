@@ -35,7 +35,7 @@ def read(found: Found, options: Options) -> Foreign:
         raise InputError(
             "it is signed, as sparsify had it from June to August 2024: choosing by size is not supported."
         )
-    refuse_settings(config, "activation")
+    refuse_settings(config, "activation", subtracts_b_dec=True)
     weight, b_enc, W_dec, b_dec = need(state, *KEYS)
     W_enc = transpose(weight)
     factor = read_count(config.get("expansion_factor"), "expansion_factor")

@@ -228,14 +228,32 @@ _TELLING = re.compile(
 )
 
 
-def refuse_settings(config: Mapping[str, Any], *known: str) -> None:
+_BIAS = re.compile(
+    r"((apply|subtract|add|remove|use|with|has|no|tied?|pre|post|input|enc|encoder|dec|decoder|latent)_?)*"
+    r"(bias(es)?|b_?(dec|pre|enc))(_(to|from)_\w+)?|pre_b"
+)
+"""Names that speak of a bias, of which false says as much as true."""
+_SUBTRACTION = re.compile(
+    r"(apply|subtract)_(b_dec|b_pre|((pre|dec|decoder)_)?bias)(_(to|from)_inputs?)?|((use|with|has)_)?pre_?bias"
+)
+"""Those that say whether b_dec is subtracted before encoding."""
+
+
+def refuse_settings(config: Mapping[str, Any], *known: str, subtracts_b_dec: bool | None = None) -> None:
     """Refuse a configuration that sets what a reader does not know, and that by its name changes what is computed.
+
+    Args:
+        known: settings that the reader knows.
+        subtracts_b_dec: what the reader does; a setting that says the same is none of those refused.
 
     Raises:
         InputError: with the first such setting.
     """
     for name, value in config.items():
-        is_told = isinstance(name, str) and name not in known and _TELLING.fullmatch(name.lower())
+        if not isinstance(name, str) or name in known:
+            continue
+        is_bias = _BIAS.fullmatch(name.lower())
+        is_same = isinstance(value, bool) and value is subtracts_b_dec and _SUBTRACTION.fullmatch(name.lower())
         is_off = not isinstance(value, Tensor) and value in (None, False, 0, "", "none", "None", "null", [], {})
-        if is_told and not is_off:
+        if not is_same and (is_bias or (_TELLING.fullmatch(name.lower()) and not is_off)):
             raise InputError(f"its configuration says {name}: {show(value)}, and what is done with that is not known.")

@@ -63,7 +63,7 @@ def read(found: Found, options: Options) -> Foreign:
     names = THEIRS if THEIRS[0] in state else PLAIN
     weight, b_enc, W_dec = need(state, *names)
     refuse_tensors(state, *names, *OTHERS)
-    refuse_settings(config, *SAYS_KIND, "threshold")
+    refuse_settings(config, *SAYS_KIND, "threshold", subtracts_b_dec=False)
     W_enc = transpose(weight)
     check_sizes(W_enc, config, *(("input_dim", "hidden_dim") if "input_dim" in config else ("d_model", "dict_size")))
     if (multiplier := state.get("dictionary.multiplier")) is not None and read_number(multiplier, "multiplier") != 0:
@@ -125,7 +125,7 @@ def _make_activation(
             "its thresholds are logarithms, as overcomplete has them, and visaebench takes them for thresholds: give"
             " sae.format=overcomplete."
         )
-    return Threshold(state[name].float())
+    return Threshold(at_least(state[name]))
 
 
 def _read_layer(config: Mapping[str, Any]) -> int | None:
