@@ -205,6 +205,13 @@ def test_what_is_overruled_is_shown_and_the_artifact_keeps_what_it_was_trained_o
     assert kept.origin.source == load_sae(place).origin.source
 
 
+def test_doubts_are_said(output_dir: Path, places: dict[str, Path], tmp_path: Path) -> None:
+    said = show(output_dir, places["groupmax"], "stage=import_sae")
+    assert "Nothing says which block it reads: it is taken for model.layer=-2." in said
+    assert "Warning: it reconstructs these tokens worse than their mean does (FVU " in said
+    assert "block it reads" not in show(output_dir, places["prisma"], "stage=import_sae")
+
+
 def test_random_weights_are_another_backbone(output_dir: Path, tmp_path: Path) -> None:
     metadata = {"model_name": "openai/clip-vit-base-patch16", "hook_name": "blocks.10.hook_resid_post"}
     place = rewrite(write_dictionary("saelens", tmp_path, 768, D_SAE), tmp_path / "b16", metadata=metadata)

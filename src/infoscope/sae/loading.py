@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from infoscope.runtime.calls import make_options, name_type, refuse_unknown, speaks_python
-from infoscope.runtime.errors import InputError, get_first_line, suggest
+from infoscope.runtime.errors import InputError, get_first_line, list_some, suggest
 from infoscope.runtime.large_tensors import is_finite, reduce_rows
 from infoscope.runtime.manifests import MANIFEST, compute_checksum
 from infoscope.runtime.untrusted import read_checkpoint
@@ -189,7 +189,8 @@ def _choose_file(folder: Path) -> Path:
         )
     files = [path for path in sorted(folder.rglob("*")) if path.suffix in WEIGHTS and path.is_file()]
     if not files:
-        raise InputError(f"Expected the file of an SAE ({', '.join(WEIGHTS)}) in {folder}, found none.")
+        names = list_some([path.name for path in folder.iterdir()])
+        raise InputError(f"Expected the file of an SAE ({', '.join(WEIGHTS)}) in {folder}, found {names or 'nothing'}.")
     here = [file for file in files if file.parent == folder]
     if len(files) > 1 and 0 < len(here) <= MAX_FILES:  # beside an SAE, or above several, may lie counts and optimizers
         deeper = [file for file in files if file.parent != folder]

@@ -162,7 +162,7 @@ def choose_layer(
     asked = origin.layer if layer is None else layer
     if asked is None:
         raise InputError(
-            "This SAE does not know which block it reads, for it was not trained by infoscope: give layer=, 0-based or"
+            "This SAE does not know which block it reads, for its file does not say: give layer=, 0-based or"
             " negative from the end."
         )
     chosen = backbone.check_layer(convert("layer", asked, int))
@@ -253,9 +253,10 @@ def check_has_maps(origin: Origin) -> None:
             " maps to rank or score: use an SAE of patch tokens; from Python, sae.encode(embeddings) works."
         )
     if origin.tokens is TokenChoice.cls:
+        instead = "use one of sae.tokens=patch or all" if origin.source is None else "use an SAE of patch tokens"
         raise InputError(
-            "An SAE of CLS tokens has no activation maps to score: use one of sae.tokens=patch or all; from Python,"
-            " sae.encode(cls_tokens) and sae.decode work."
+            f"An SAE of CLS tokens has no activation maps to score: {instead}; from Python, sae.encode(cls_tokens) and"
+            " sae.decode work."
         )
 
 

@@ -191,11 +191,18 @@ def describe_imported(ctx: Context) -> list[str]:
         said.append(f"Its {facts['statistics']}.")
     if "fitted_scale" in facts:
         said.append(f"Its reconstruction is scaled by {facts['fitted_scale']:.4g}, fitted to the tokens (ours).")
-    name = name_model(ctx.config.model)
+    if inspect_sae(ctx).origin.layer is None:
+        said.append(f"Nothing says which block it reads: it is taken for model.layer={ctx.config.model.layer}.")
+    name, metrics = name_model(ctx.config.model), made.read_json("metrics.json")
+    if not metrics["fvu"] <= 1:
+        said.append(
+            f"Warning: it reconstructs these tokens worse than their mean does (FVU {metrics['fvu']:.3g}): are they"
+            " those that it was trained on, and is everything given that its file does not say?"
+        )
     if source is not None and source.backbone and (name is None or find_backbone_name(source.backbone) is None):
         said.append(f"Its backbone, {source.backbone}, could not be compared with {name or ctx.config.model.name}.")
     said += [f"Used all the same (sae.ignore_origin=true): {mismatch}." for mismatch in list_mismatches(ctx)]
-    if (share := made.read_json("metrics.json").get("negative_share", 0)) > SIGNED_SHARE:
+    if (share := metrics.get("negative_share", 0)) > SIGNED_SHARE:
         said.append(
             f"{share:.1%} of the activation is negative: rankings and maps read what is above 0 alone; edits and"
             " reconstruction keep the sign."
