@@ -27,7 +27,8 @@ def recognise(found: Found) -> bool:
 def read(found: Found, options: Options) -> Foreign:
     W_enc, b_enc, W_dec, b_dec = need(found.get_state("state_dict"), *KEYS)
     config = _find_config(found) or {}
-    telling = {name: value for name, value in config.items() if get_as(str, config, name) != "relu"}
+    plain = ("relu", "standard")
+    telling = {name: value for name, value in config.items() if get_as(str, config, name) not in plain}
     refuse_settings(telling, subtracts_b_dec=True)
     site = get_as(str, config, "module_name")
     return Foreign(

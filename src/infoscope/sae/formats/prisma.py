@@ -38,8 +38,9 @@ NORMS = {
     "layer_norm": TokenNorm.layer_norm,
     "constant_norm_rescale": TokenNorm.constant_norm,
 }
+COMPUTES = ("normalize_activations", "architecture", "activation_fn_str", "activation_fn_kwargs", "is_transcoder")
 READ = (
-    *("normalize_activations", "activation_fn_str", "is_transcoder"),
+    *COMPUTES,
     "transcoder_with_skip_connection",  # true of all that are no transcoders
 )
 KEYS = ("W_enc", "b_enc", "W_dec", "b_dec")
@@ -63,6 +64,7 @@ def read(found: Found, options: Options) -> Foreign:
     if parts is None:
         raise InputError(f"Expected a config.json of Prisma's beside the weights, found {found.words}.")
     config, state = parts
+    _check_beside(config, _unwrap(found.config("config.json")))
     if read_flag(config, "is_transcoder") or {"W_skip", "b_dec_out"} & state.keys():
         raise InputError("it is a transcoder, which reads one place of a block and predicts another: no SAE of tokens.")
     refuse_settings(config, *READ, subtracts_b_dec=True)
@@ -98,6 +100,19 @@ def read(found: Found, options: Options) -> Foreign:
     )
 
 
+def _check_beside(config: Mapping[str, Any], beside: Mapping[str, Any]) -> None:
+    """Refuse a configuration in the weights that computes something else than the one beside them.
+
+    Raises:
+        InputError: with both values.
+    """
+    for name in COMPUTES:
+        inner, outer = (show(said.get(name)) for said in (config, beside))
+        is_same = inner == outer or not {inner, outer} - {"None", "'none'", "{}", "False"}
+        if name in config and name in beside and not is_same:
+            raise InputError(f"Its weights say {name}: {inner}, and config.json beside them says {outer}.")
+
+
 def _make_activation(parts: Parts, options: Options) -> tuple[str, Activation]:
     """Return the kind and the activation.
 
@@ -122,6 +137,8 @@ def _make_activation(parts: Parts, options: Options) -> tuple[str, Activation]:
     if name == "topk":
         k = options.settle("k", read_count(settings.get("k"), "k"), "it is a top-k SAE whose configuration lacks k")
         return "topk", TopK(k)
+    if settings.get("k") is not None:
+        raise InputError(f"Its configuration says activation_fn_str: {name}, and k: {show(settings['k'])} of a top-k.")
     return ("relu", ReLU()) if name == "relu" else ("tanh_relu", TanhReLU())
 
 

@@ -66,6 +66,7 @@ TENSORS = {
 """What its activations need."""
 READ = (
     *("normalize_activations", "apply_b_dec_to_input", "activation_fn", "activation_fn_str"),
+    *("architecture", "activation_fn_kwargs", "finetuning_scaling_factor", "rescale_acts_by_decoder_norm"),
     "scale_sparsity_penalty_by_decoder_norm",  # in training alone
 )
 """Settings that are read, or known not to matter."""
@@ -188,8 +189,11 @@ def _make_activation(
     match architecture:
         case "topk":
             kwargs = config.get("activation_fn_kwargs")
-            k = config.get("k", kwargs.get("k") if isinstance(kwargs, Mapping) else None)
-            k = options.settle("k", read_count(k, "k"), "it is a top-k SAE whose configuration lacks k")
+            named = [config.get("k"), kwargs.get("k") if isinstance(kwargs, Mapping) else None]
+            said = [k for k in (read_count(k, "k") for k in named) if k is not None]
+            if len(set(said)) > 1:
+                raise InputError(f"Its configuration says k: {said[0]}, and k: {said[1]} in activation_fn_kwargs.")
+            k = options.settle("k", next(iter(said), None), "it is a top-k SAE whose configuration lacks k")
             return TopK(k), {"k": k}
         case "gated":
             gate, magnitude, scale = tensors

@@ -79,9 +79,11 @@ def read(found: Found, options: Options) -> Foreign:
     W_enc, W_dec = need_matrices(found.state, "W_enc", "W_dec")
     b_enc, b_dec = need(found.state, "b_enc", "b_dec")
     refuse_tensors(found.state, *KEYS, THRESHOLD)
-    refuse_settings(config, "activation", subtracts_b_dec=schema in (None, 1))
-    _check_config_sizes(config, W_enc)
     kind, k = _read_kind(header, config, schema)
+    refuse_settings(
+        config, "activation", *(["top_k"] if config.get("top_k") == k else []), subtracts_b_dec=schema in (None, 1)
+    )
+    _check_config_sizes(config, W_enc)
     data = _read_data(found)
     foreign = Foreign(
         kind=kind,

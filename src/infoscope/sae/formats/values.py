@@ -206,8 +206,13 @@ def at_least(threshold: Tensor) -> Tensor:
     return torch.nextafter(threshold.float(), torch.tensor(-torch.inf))
 
 
-_COUNTS = re.compile(r"(\w*_)?(counts?|freq\w*|fired|nonzero|sparsity|samples|steps?|updates|mean_square)")
-"""Names of what a training has counted, which no code depends on: n_forward_passes_since_fired, act_freq_scores."""
+_COUNTS = {
+    *("sparsity", "feature_counts", "act_freq_scores", "latents_activation_frequency", "activation_frequency"),
+    *("n_forward_passes_since_fired", "num_batches_since_fired", "num_tokens_since_fired", "steps_since_fired"),
+    *("stats_last_nonzero", "num_batches_tracked", "num_updates", "n_updates", "num_steps", "n_steps", "step", "steps"),
+    *("total_samples", "num_samples", "n_samples"),
+}
+"""Names of what a training has counted, which no code depends on."""
 
 
 def refuse_tensors(state: Mapping[str, Tensor], *known: str) -> None:
@@ -216,16 +221,23 @@ def refuse_tensors(state: Mapping[str, Tensor], *known: str) -> None:
     Raises:
         InputError: so it is.
     """
-    if unknown := sorted(name for name in state.keys() - set(known) if not _COUNTS.fullmatch(name)):
+    if unknown := sorted(name for name in state.keys() - set(known) if name not in _COUNTS):
         names = ", ".join(list_keys({name: state[name] for name in unknown}))
         raise InputError(f"it holds {names}, and what is done with that is not known.")
 
 
 _TELLING = re.compile(
-    r"(pre_?|post_?|input_?|layer_?|token_?|batch_?)*norm(ali[sz]e|ali[sz]ation|_factor)?(_(x|inputs?|activations?|tokens?))?|"
-    r"activation(_fn|_function|_fn_str|_type)?|nonlinearity|(scale|scaling)(_\w+)?|center\w*|centre\w*|whiten\w*|"
-    r"(apply|subtract)_\w+|(use|with|has)_?(relu|top_?k|bias|norm)\w*|tied?(_\w+)?|\w*skip\w*|\w*transcod\w*|soft_?cap|threshold\w*|signed|abs\w*"
+    r"\w*(norm|scal(e|ing)|cent(er|re|ring)|whiten|bias|threshold|top_?k|clamp|soft_?cap|skip|transcod|subtract|relu)\w*|"
+    r"(\w+_)?(mean|transform|multiplier|gain|temperature|cap)(_\w+)?|(sae_)?architecture|sae_(type|kind)|"
+    r"(\w+_)?activation(_fn|_function|_fn_str|_fn_kwargs|_kwargs|_type)?|nonlinearity|apply_\w+|tied?(_\w+)?|signed|abs\w*"
 )
+"""Names of settings that change what is computed."""
+_OF_TRAINING = re.compile(
+    r"(\w+_)?(re)?(init(ial)?|initiali[sz]ation|loss|lr|learning|penalty|coeff|coefficient|grad|gradient|dead|feature_reinit)(_\w+)?|"
+    r"(\w+_)?(ghost|noise|aux|auxk|warmup|resample|resampling|estimate|estimation)(_\w+)?|lp_norm|set_decoder_norm\w*|multi_top_?k|jumprelu_(tanh_scale|bandwidth)|"
+    r"(set_|reset_)?norm(ali[sz]e)?_(sae_)?(w_)?dec(oder)?(_\w+)?"
+)
+"""Names of those among them that change a training alone: noise_scale, normalize_w_dec."""
 
 
 _BIAS = re.compile(
@@ -255,5 +267,9 @@ def refuse_settings(config: Mapping[str, Any], *known: str, subtracts_b_dec: boo
         is_bias = _BIAS.fullmatch(name.lower())
         is_same = isinstance(value, bool) and value is subtracts_b_dec and _SUBTRACTION.fullmatch(name.lower())
         is_off = not isinstance(value, Tensor) and value in (None, False, 0, "", "none", "None", "null", [], {})
-        if not is_same and (is_bias or (_TELLING.fullmatch(name.lower()) and not is_off)):
+        if not is_same and (is_bias or (_tells(name.lower()) and not is_off)):
             raise InputError(f"its configuration says {name}: {show(value)}, and what is done with that is not known.")
+
+
+def _tells(name: str) -> bool:
+    return bool(_TELLING.fullmatch(name)) and not _OF_TRAINING.fullmatch(name)

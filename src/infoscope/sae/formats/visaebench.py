@@ -6,6 +6,7 @@ of the last block before the last norm, but those of DINOv2 behind it (`visaeben
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -27,6 +28,7 @@ from infoscope.sae.formats.values import (
     read_number,
     refuse_settings,
     refuse_tensors,
+    show,
     transpose,
 )
 from infoscope.sae.imported_activations import Threshold
@@ -69,6 +71,7 @@ def read(found: Found, options: Options) -> Foreign:
     if (multiplier := state.get("dictionary.multiplier")) is not None and read_number(multiplier, "multiplier") != 0:
         W_dec = own(W_dec, state).mul_(multiplier.float().exp())
     kind = _find_kind(config)
+    _check_kinds(config)
     facts: dict[str, Any] = {
         "k": read_count(config.get("k"), "k"),
         "dtype": name_dtype(weight),
@@ -102,6 +105,18 @@ def _find_kind(config: Mapping[str, Any]) -> str:
     return (get_as(str, config, next((name for name in SAYS_KIND if name in config), "")) or "").lower()
 
 
+def _check_kinds(config: Mapping[str, Any]) -> None:
+    """Refuse a configuration that says its kind twice, and differently.
+
+    Raises:
+        InputError: with all it says.
+    """
+    said = {name: config[name] for name in SAYS_KIND if config.get(name) is not None}
+    if len({str(kind).lower() for kind in said.values()}) > 1:
+        kinds = " and ".join(f"{name}: {show(kind)}" for name, kind in said.items())
+        raise InputError(f"Its configuration says {kinds}, which are not the same.")
+
+
 def _make_activation(
     kind: str, state: Mapping[str, Tensor], config: Mapping[str, Any], options: Options, facts: dict[str, Any]
 ) -> Activation:
@@ -110,8 +125,11 @@ def _make_activation(
         facts["k"] = options.settle("k", facts["k"], "Its configuration does not say k")
         return TopK(facts["k"])
     if kind == "batchtopk":
-        stored = config.get("threshold", state.get("_running_threshold"))
-        threshold = None if stored is None else read_number(stored, "threshold")
+        places = (config.get("threshold"), state.get("_running_threshold"))
+        said = [read_number(stored, "threshold") for stored in places if stored is not None]
+        if len(said) > 1 and not math.isclose(*said, rel_tol=1e-5):
+            raise InputError(f"Its configuration says threshold: {said[0]:g}, and _running_threshold is {said[1]:g}.")
+        threshold = next(iter(said), None)
         missing = "Neither its configuration nor its tensors say the threshold, for which visaebench takes 0"
         facts["threshold"] = options.settle("threshold", threshold, missing)
         return Threshold(at_least(torch.tensor(facts["threshold"])))

@@ -1,0 +1,98 @@
+"""A configuration that names another SAE, or that contradicts itself or the tensors, is refused by what it says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from infoscope.runtime.errors import InputError
+from infoscope.sae.loading import load_sae
+from tests.support.foreign.arrays import D_IN, D_SAE, draw_weights
+from tests.support.foreign.files import make_state, save
+
+W = draw_weights(6)
+PRISMA = {"hook_point_layer": 8, "layer_subtype": "hook_resid_post", "activation_fn_str": "relu"}
+SAELENS = {"d_in": D_IN, "d_sae": D_SAE, "architecture": "standard"}
+TRAINING = {
+    "normalize_sae_decoder": True,
+    "noise_scale": 0.1,
+    "lp_norm": 1,
+    "jumprelu_bandwidth": 0.05,
+    "dead_feature_threshold": 1e-6,
+}
+
+
+def write(folder: Path, toolkit: str, config: dict[str, Any]) -> Path:
+    if toolkit == "patchsae":
+        return save(folder / "sae.pt", {"cfg": {"block_layer": -2, **config}, "state_dict": make_state(**W)})
+    if toolkit == "prisma":
+        return save(folder / "weights.pt", make_state(**W), {"normalize_activations": None, **PRISMA, **config})
+    return save(folder / "sae_weights.pt", make_state(**W), {**SAELENS, **config}, "cfg.json")
+
+
+@pytest.mark.parametrize(
+    ("toolkit", "config"),
+    [
+        ("patchsae", {"architecture": "topk", "k": 6}), ("patchsae", {"architecture": "jumprelu"}),
+        ("patchsae", {"unit_norm": True}), ("patchsae", {"l2_normalize": True}), ("patchsae", {"mean_center": True}),
+        ("prisma", {"zero_mean": True}), ("saelens", {"transform": "log1p"}), ("saelens", {"input_scale": 2}),
+        ("saelens", {"topk": 7}),
+    ],
+)  # fmt: skip
+def test_a_setting_of_another_sae_is_refused(tmp_path: Path, toolkit: str, config: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=f"its configuration says {next(iter(config))}: "):
+        load_sae(write(tmp_path, toolkit, config))
+
+
+@pytest.mark.parametrize("toolkit", ["patchsae", "prisma", "saelens"])
+def test_settings_of_training_are_none(tmp_path: Path, toolkit: str) -> None:
+    load_sae(write(tmp_path, toolkit, TRAINING))
+
+
+@pytest.mark.parametrize("name", ["norm_freq", "pre_scale_count", "input_mean_square", "cap_step"])
+def test_a_tensor_that_sounds_like_a_count_is_refused(tmp_path: Path, name: str) -> None:
+    file = save(tmp_path / "weights.pt", make_state(**W, **{name: W["b_enc"]}), PRISMA)
+    with pytest.raises(InputError, match=f"it holds {name} "):
+        load_sae(file)
+
+
+@pytest.mark.parametrize(
+    ("toolkit", "config", "message"),
+    [
+        ("prisma", {"activation_fn_kwargs": {"k": 5}}, "activation_fn_str: relu, and k: 5"),
+        ("saelens", {"architecture": "topk", "k": 6, "activation_fn_kwargs": {"k": 3}}, "k: 6, and k: 3"),
+    ],
+)
+def test_a_configuration_that_contradicts_itself_is_refused(
+    tmp_path: Path, toolkit: str, config: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        load_sae(write(tmp_path, toolkit, config))
+
+
+def test_prisma_says_one_thing_in_both_places(tmp_path: Path) -> None:
+    config = {**PRISMA, "normalize_activations": "layer_norm"}
+    beside = {**config, "normalize_activations": None}
+    file = save(tmp_path / "weights.pt", {"cfg": config, "state_dict": make_state(**W)}, beside)
+    with pytest.raises(InputError, match=r"normalize_activations: 'layer_norm', and config\.json .* says None"):
+        load_sae(file)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"sae_type": "topk", "architecture": "batchtopk", "k": 3}, "sae_type: 'topk' and architecture: 'batchtopk'"),
+        ({"architecture": "batchtopk", "threshold": 0.75}, "threshold: 0.75, and _running_threshold is 0.5"),
+    ],
+)
+def test_visaebench_says_one_thing(tmp_path: Path, config: dict[str, Any], message: str) -> None:
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    names = {"W_enc": "encoder.weight", "b_enc": "encoder.bias", "W_dec": "decoder.weight"}
+    state = {theirs: W.tensor(ours, transpose=ours == "W_enc") for ours, theirs in names.items()}
+    torch.save(state | {"_running_threshold": torch.tensor(0.5)}, tmp_path / "sae.pt")
+    with pytest.raises(InputError, match=message):
+        load_sae(tmp_path)
