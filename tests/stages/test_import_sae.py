@@ -199,6 +199,8 @@ def test_what_is_overruled_is_shown_and_the_artifact_keeps_what_it_was_trained_o
     assert "Used all the same (sae.ignore_origin=true): patch tokens, given all" in said
     assert "Used all the same (sae.ignore_origin=true): block 1, given block -2" in said
     made = ImportSAE.at(open_quietly(make_config(output_dir, place, *given)), 0)
+    twin = rewrite(place, tmp_path / "twin", hook_point_layer=2, use_patches_only=False)  # of the same tensors
+    assert ImportSAE.at(open_quietly(make_config(output_dir, twin, "sae.tokens=all")), 0).hash != made.hash
     kept = load_sae(made.folder)
     assert (kept.origin.layer, kept.origin.tokens) == (1, TokenChoice.patch)
     assert made.load().origin.tokens is TokenChoice.all

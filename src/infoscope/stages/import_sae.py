@@ -113,13 +113,15 @@ class ImportSAE(SeedStage[SparseAutoencoder]):
 
     def key(self, ctx: Context, up: Needs, seed: int) -> Key:
         config = get_import_config(ctx)
-        return {
+        key = {
             "tokens": up.tokens.hash,
             "sae": inspect_sae(ctx).digest,
             "tokens_read": tokens_read(ctx).name,
             "statistics": config.statistics.name,
             "fits_scale": inspect_sae(ctx).has_free_scale,
         }
+        # An SAE of the same tensors that was trained elsewhere is refused: it must not be found as this one.
+        return key | ({"used_in_spite_of": mismatches} if (mismatches := list_mismatches(ctx)) else {})
 
     def check(self, ctx: Context, seed: int) -> None:
         config, found, sizes = get_import_config(ctx), inspect_sae(ctx), find_sizes(ctx)
