@@ -184,7 +184,7 @@ class Backbone(nn.Module, ABC):
 
     def _norm(self, tokens: Tokens) -> Tokens:
         """Return the last block's tokens through the final norm, of towers that can."""
-        raise NotImplementedError
+        raise AssertionError(f"{type(self).__name__} has no final norm to give tokens through: read_at refuses it")
 
     @abstractmethod
     def _tokens(self, pixels: Float[Tensor, "batch 3 height width"], layer: int) -> Tokens: ...
