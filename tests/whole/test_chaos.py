@@ -19,7 +19,7 @@ from infoscope.runtime.manifests import Spec
 from infoscope.runtime.store import Store, Workspace
 from tests.support.tiny_runs import TINY, read_checksums
 
-N_KILLS = int(os.environ.get("INFOSCOPE_CHAOS", "5"))
+N_KILLS = int(os.environ.get("INFOSCOPE_CHAOS", "3"))
 KILLS_PER_RUN = 5
 Context = multiprocessing.context.ForkServerContext
 

@@ -23,7 +23,7 @@ from infoscope.sae.formats.base import Foreign, Found, Options
 from infoscope.sae.formats.configs import Configs
 from infoscope.sae.formats.values import show
 from infoscope.sae.hub import WEIGHTS, list_config_folders, resolve
-from infoscope.sae.import_config import IMPORT, ImportedConfig
+from infoscope.sae.import_config import IMPORT, ImportedConfig, MatrixNames
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.sae.origin import Origin, Source
 
@@ -226,7 +226,8 @@ def _recognise(found: Found) -> str:
     if not names:
         raise InputError(
             f"{found.file} is of no known format of SAEs: it holds {found.words}; known are"
-            f" {', '.join(load_formats())}; or give sae.format=plain and sae.keys={{W_enc: ..., W_dec: ...}}."
+            f" {', '.join(load_formats())}; or give sae.format=plain and sae.keys={{W_enc: ..., W_dec: ...}},"
+            f" with what it has of {', '.join(list(vars(MatrixNames()))[2:])}."
         )
     if len(names) > 1:
         raise InputError(f"{found.file} could be of {' or '.join(names)}: give sae.format=.")

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from infoscope.runtime.calls import name_type
 from infoscope.runtime.errors import InputError
 from infoscope.sae.activation import Activation, SparseActs, join_acts
 from infoscope.sae.config import TokenNorm
@@ -227,9 +228,11 @@ class SparseAutoencoder(nn.Module):
         return SAEOutput(self.decode(latent_acts, x), latent_acts)
 
     def _check_width(self, x: Tensor) -> None:
-        if x.shape[-1] != self.d_in:
+        if not isinstance(x, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise InputError(f"Expected tokens as a torch.Tensor, got {name_type(x)}: give torch.as_tensor(x).")
+        if x.shape[-1:] != (self.d_in,):
             raise InputError(
-                f"This SAE reads tokens of width {self.d_in}, got tokens of width {x.shape[-1]}: give tokens of the"
+                f"This SAE reads tokens of width {self.d_in}, got a tensor {list(x.shape)}: give tokens of the"
                 " backbone that it was trained on."
             )
 
