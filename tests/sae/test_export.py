@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import venv
+from importlib.util import find_spec
 from pathlib import Path
+from sysconfig import get_path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from infoscope.runtime.errors import InputError
@@ -194,16 +199,46 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.M
     assert not (tmp_path / "new").exists()
 
 
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("token_norm", imported_samples.NORMS)
-@pytest.mark.parametrize("kind", EXPORTED)
-def test_saelens_loads_it_and_computes_the_same(tmp_path: Path, kind: str, token_norm: TokenNorm) -> None:
-    sae_lens = pytest.importorskip("sae_lens", reason="SAELens is not installed")
-    sae, x = make_sae(kind, token_norm), make_tokens(200, dtype=torch.float32)
-    export_sae(sae, tmp_path)
-    theirs, ours = sae_lens.SAE.load_from_disk(str(tmp_path)), sae(x)
+SAELENS = """
+import sys
+from pathlib import Path
+import torch
+from safetensors.torch import load_file, save_file
+from sae_lens import SAE
+
+for folder in map(Path, sys.argv[1:]):
+    sae, x = SAE.load_from_disk(str(folder)), load_file(folder / "x.tokens")["x"]
     with torch.no_grad():
-        z = theirs.encode(x)
-        torch.testing.assert_close(z, ours.latent_acts, rtol=1e-5, atol=1e-5)
-        torch.testing.assert_close(theirs.decode(z), ours.x_hat, rtol=1e-5, atol=1e-5)
+        z = sae.encode(x)
+        save_file({"z": z.contiguous(), "x_hat": sae.decode(z).contiguous()}, folder / "theirs.tokens")
+"""
+
+
+@pytest.fixture(scope="module")
+def python_with_saelens(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """An interpreter with SAELens and everything that this one has: itself, or one of an environment made for it."""
+    if find_spec("sae_lens") is not None:
+        return sys.executable
+    folder = tmp_path_factory.mktemp("environment")
+    venv.create(folder, with_pip=True)
+    python = str(folder / "bin" / "python")
+    (site,) = folder.glob("lib/python*/site-packages")
+    (site / "ours.pth").write_text(get_path("purelib"))
+    constraints = Path(__file__).parents[2] / "constraints.txt"
+    subprocess.run([python, "-m", "pip", "install", "--quiet", "-c", constraints, "sae-lens>=6.18"], check=True)
+    return python
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_saelens_loads_them_and_computes_the_same(tmp_path: Path, python_with_saelens: str) -> None:
+    saes = {f"{kind}-{norm.name}": make_sae(kind, norm) for kind in EXPORTED for norm in imported_samples.NORMS}
+    x = make_tokens(200, dtype=torch.float32)
+    for name, sae in saes.items():
+        export_sae(sae, tmp_path / name)
+        save_file({"x": x}, tmp_path / name / "x.tokens")
+    subprocess.run([python_with_saelens, "-c", SAELENS, *(tmp_path / name for name in saes)], check=True)
+    for name, sae in saes.items():
+        theirs, ours = load_file(tmp_path / name / "theirs.tokens"), sae(x)
+        torch.testing.assert_close(theirs["z"], ours.latent_acts, rtol=1e-5, atol=1e-5, msg=lambda m: f"{name}: {m}")  # noqa: B023
+        torch.testing.assert_close(theirs["x_hat"], ours.x_hat, rtol=1e-5, atol=1e-5, msg=lambda m: f"{name}: {m}")  # noqa: B023

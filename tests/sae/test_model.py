@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -89,6 +90,21 @@ def test_projected_gradient_is_orthogonal_to_the_rows() -> None:
 def test_k_above_d_sae_is_refused() -> None:
     with pytest.raises(InputError, match=r"sae\.k in 1\.\.24"):
         SparseAutoencoder(8, 24, TopK(25))
+
+
+@pytest.mark.parametrize(
+    ("tokens", "got"),
+    [
+        (np.zeros((3, 4), np.float32), r"torch\.Tensor, got numpy\.ndarray: give torch\.as_tensor"),
+        (torch.zeros(3, 5), r"width 4, got a tensor \[3, 5\]"),
+        (torch.zeros(4, 3), r"width 4, got a tensor \[4, 3\]"),
+        (torch.tensor(1.0), r"width 4, got a tensor \[\]"),
+    ],
+)
+@pytest.mark.parametrize("method", ["encode", "encode_sparse", "normalise", "pre_acts", "forward"])
+def test_other_tokens_are_refused(method: str, tokens: object, got: str) -> None:
+    with pytest.raises(InputError, match=got):
+        getattr(SparseAutoencoder(4, 8, TopK(1)), method)(tokens)
 
 
 def test_metrics_are_the_definitions(x: torch.Tensor) -> None:

@@ -203,12 +203,13 @@ class SparseAutoencoder(nn.Module):
 
     def encode(self, x: Float[Tensor, "... d_in"]) -> Float[Tensor, "... d_sae"]:
         """Return the latent activations z of raw tokens."""
-        self._check_width(x)  # before rows of another width are taken apart
+        self._check_width(x)
         acts = self.activation.dense(self.pre_acts(x.reshape(-1, self.d_in)))
         return acts.view(*x.shape[:-1], self.d_sae)
 
     def encode_sparse(self, x: Float[Tensor, "n d_in"]) -> SparseActs:
         """Return the latent activations of raw tokens as entries: k per token for TopK, the batch's largest L0 else."""
+        self._check_width(x)
         parts = x.split(max(1, MAX_PRE_ACTS // self.d_sae))
         acts = [self.activation.sparse(self.pre_acts(part)) for part in parts]
         return acts[0] if len(acts) == 1 else join_acts(acts)
