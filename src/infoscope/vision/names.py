@@ -124,4 +124,4 @@ def name_fingerprint(fingerprint: dict[str, object]) -> BackboneName | None:
     if kind != "tag":
         return None
     family = str(fingerprint.get("kind"))
-    return BackboneName(family, arch.partition(".")[0] if family == "timm" else arch, tag)
+    return BackboneName(family, arch.partition(".")[0] if family == "timm" else arch.removesuffix("-quickgelu"), tag)
