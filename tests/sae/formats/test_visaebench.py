@@ -79,8 +79,7 @@ def test_the_public_ones_are_read(tmp_path, config_name):
     assert source.facts == {"k": K, "threshold": 0.75, "dtype": "float32"}
 
 
-@pytest.mark.parametrize("is_plain", [True, False])
-@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(("is_plain", "bias"), [(True, True), (True, False), (False, False)])
 @pytest.mark.parametrize("name", ["sae.pt", "model.safetensors", "model.pt"])
 def test_both_names_and_a_bias_that_is_not_subtracted(tmp_path, is_plain, bias, name):
     sae = load_sae(write(tmp_path, PUBLIC, make_state(is_plain, bias=bias), name=name))
@@ -147,11 +146,17 @@ def test_dinov2_is_read_behind_its_last_norm(tmp_path, backbone, name, site):
         ({"dict_size": 2 * D_SAE}, {}, "dict_size"),
         ({"input_norm": "layer_norm"}, {}, "input_norm"),
         ({}, {"encoder.final_block.1.weight": torch.ones(D_SAE)}, r"final_block\.1"),
+        ({}, {"decoder.bias": W.tensor("b_dec")}, r"decoder\.bias"),
     ],
 )
 def test_what_is_missing_or_not_known_is_refused(tmp_path, change, more, say):
     with pytest.raises(InputError, match=say):
         load_sae(write(tmp_path, PUBLIC | change, make_state() | more))
+
+
+def test_a_multiplier_is_of_overcompletes_names(tmp_path):
+    with pytest.raises(InputError, match=r"dictionary\.multiplier"):
+        load_sae(write(tmp_path, PUBLIC, make_state(is_plain=True) | {"dictionary.multiplier": torch.tensor(0.4)}))
 
 
 def test_an_unknown_architecture_is_not_taken_for_visaebench(tmp_path):
@@ -168,9 +173,18 @@ def test_overcomplete_may_be_insisted_on(tmp_path):
     assert measure_deviation(sae, Reference(z, z @ D)) < 1e-5
 
 
-def test_a_latent_that_meets_its_threshold_fires(tmp_path):
-    state = make_state(is_plain=True) | {"jump_thresholds": torch.full((D_SAE,), 0.5)}
+@pytest.mark.parametrize("kind", ["batchtopk", "jumprelu"])
+def test_a_latent_that_meets_its_threshold_fires_in_batch_topk_alone(tmp_path, kind):
+    state = make_state(is_plain=True)
+    if kind == "jumprelu":
+        state["jump_thresholds"] = torch.full((D_SAE,), 0.5)
     state["encoder.weight"][0] = 0
     state["encoder.bias"][0] = 0.5
-    z = load_sae(write(tmp_path, {"activation": "jumprelu"}, state)).encode(torch.from_numpy(draw_tokens()))
-    assert (z[:, 0] == 0.5).all()
+    sae = load_sae(write(tmp_path, {"activation": kind, **({"threshold": 0.5} if kind == "batchtopk" else {})}, state))
+    z = sae.encode(torch.from_numpy(draw_tokens()))
+    assert (z[:, 0] == (0.5 if kind == "batchtopk" else 0)).all()
+
+
+def test_of_two_configurations_the_toolkit_reads_the_json(tmp_path):
+    write(tmp_path, PUBLIC | {"architecture": "topk"})
+    assert measure_deviation(load_sae(write(tmp_path, PUBLIC, config_name="config.json")), refer(at_least(0.75))) < 1e-5

@@ -1,7 +1,7 @@
-"""visaebench: config.yaml (or .json) beside sae.pt, by overcomplete's names or plain ones (`visaebench/hub`).
+"""visaebench: config.json or .yaml beside sae.pt, by overcomplete's names or plain ones (`visaebench/hub`).
 
-ReLU, then the k largest, or those of a threshold and more; decoder rows as they are stored. It reads the patch tokens
-of the last block before the last norm, but those of DINOv2 behind it (`visaebench/backbones`).
+ReLU, then the k largest, those of one threshold and more, or those above their own; decoder rows as they are stored. It
+reads the patch tokens of the last block before the last norm, but those of DINOv2 behind it (`visaebench/backbones`).
 """
 
 from __future__ import annotations
@@ -34,13 +34,15 @@ from infoscope.sae.formats.values import (
 from infoscope.sae.imported_activations import Threshold
 
 LABEL = "visaebench"
-CONFIGS = ("config.yaml", "config.yml", "config.json")
+CONFIGS = ("config.json", "config.yaml", "config.yml")
+"""In the order in which the toolkit's loader looks for one."""
 THEIRS = ("encoder.final_block.0.weight", "encoder.final_block.0.bias", "dictionary._weights")
 PLAIN = ("encoder.weight", "encoder.bias", "decoder.weight")
 KINDS = ("topk", "batchtopk", "jumprelu")
 SAYS_KIND = ("activation", "sae_type", "architecture")
 THRESHOLDS = ("jump_thresholds", "thresholds")
-OTHERS = {"dictionary.multiplier", "decoder.bias", "_running_threshold", *THRESHOLDS}
+MULTIPLIER, BIAS = "dictionary.multiplier", "decoder.bias"
+"""Read of overcomplete's names, and of plain ones, alone."""
 BACKBONES = {
     "clip_vitb16": "openai/clip-vit-base-patch16",
     "dinov2_vitb14": "facebook/dinov2-base",
@@ -64,11 +66,11 @@ def read(found: Found, options: Options) -> Foreign:
     state, config = found.inner_state, _read_config(found) or {}
     names = THEIRS if THEIRS[0] in state else PLAIN
     weight, b_enc, W_dec = need(state, *names)
-    refuse_tensors(state, *names, *OTHERS)
+    refuse_tensors(state, *names, MULTIPLIER if names is THEIRS else BIAS, "_running_threshold", *THRESHOLDS)
     refuse_settings(config, *SAYS_KIND, "threshold", subtracts_b_dec=False)
     W_enc = transpose(weight)
     check_sizes(W_enc, config, *(("input_dim", "hidden_dim") if "input_dim" in config else ("d_model", "dict_size")))
-    if (multiplier := state.get("dictionary.multiplier")) is not None and read_number(multiplier, "multiplier") != 0:
+    if (multiplier := state.get(MULTIPLIER)) is not None and read_number(multiplier, "multiplier") != 0:
         W_dec = own(W_dec, state).mul_(multiplier.float().exp())
     kind = _find_kind(config)
     _check_kinds(config)
@@ -85,7 +87,7 @@ def read(found: Found, options: Options) -> Foreign:
         W_enc=W_enc,
         W_dec=W_dec,
         b_enc=b_enc,
-        b_dec=state.get("decoder.bias"),
+        b_dec=state.get(BIAS),
         subtracts_b_dec=False,
         backbone=BACKBONES.get(backbone, backbone or None),
         layer=_read_layer(config),
@@ -120,7 +122,10 @@ def _check_kinds(config: Mapping[str, Any]) -> None:
 def _make_activation(
     kind: str, state: Mapping[str, Tensor], config: Mapping[str, Any], options: Options, facts: dict[str, Any]
 ) -> Activation:
-    """Return the activation of `GenericSAE`. Where a number is missing, it takes 0 or 0.01; here it must be given."""
+    """Return the activation of `GenericSAE`. Where a number is missing, it takes 0 or 0.01; here it must be given.
+
+    A batch top-k latent fires where it meets its threshold, one of JumpReLU where it exceeds it.
+    """
     if kind == "topk":
         facts["k"] = options.settle("k", facts["k"], "Its configuration does not say k")
         return TopK(facts["k"])
@@ -143,7 +148,7 @@ def _make_activation(
             "its thresholds are logarithms, as overcomplete has them, and visaebench takes them for thresholds: give"
             " sae.format=overcomplete."
         )
-    return Threshold(at_least(state[name]))
+    return Threshold(state[name].float())
 
 
 def _read_layer(config: Mapping[str, Any]) -> int | None:
