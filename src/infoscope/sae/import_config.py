@@ -61,7 +61,7 @@ class ImportedConfig(SAEConfig):
     soft_cap: Positive | None = None
     """The bound c of activations c tanh(z / c)."""
     token_norm: TokenNorm | None = None
-    """With format=plain: how each token is normalised; null: not at all."""
+    """With format=plain, or where a file of msae or prisma does not say it: how each token is normalised."""
     subtract_b_dec: bool | None = None
     """With format=plain: whether b_dec is subtracted before encoding; null: it is."""
     mean_file: FilePath | None = None
@@ -84,7 +84,7 @@ class ImportedConfig(SAEConfig):
     def unread(self) -> dict[str, str]:
         """The settings that are not read, and in words what would read them."""
         words = "by sae.format=plain alone: drop it, or give that"
-        return {} if self.format == "plain" else dict.fromkeys(("keys", "token_norm", "subtract_b_dec"), words)
+        return {} if self.format == "plain" else dict.fromkeys(("keys", "subtract_b_dec"), words)
 
     @property
     def words(self) -> str:

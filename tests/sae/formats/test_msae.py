@@ -143,6 +143,11 @@ def test_renamed_file_needs_its_kind(tmp_path: Path) -> None:
     assert get_source(sae).kind == "matryoshka_k"
     assert "capped at 2" in get_source(sae).warnings[0]
     assert "not capped" in get_source(load_sae(file, kind="relu")).warnings[0]
+    normalised = load_sae(file, kind="relu", token_norm="layer_norm")
+    assert measure_deviation(normalised, compute(w, norm=layer_norm)) < 1e-6
+    assert "a layer norm of each token" in get_source(normalised).warnings[0]
+    with pytest.raises(InputError, match="constant_norm"):
+        load_sae(file, kind="relu", token_norm="constant_norm")
     with pytest.raises(InputError, match=r"no tensor activation\.log_threshold"):
         load_sae(file, kind="jumprelu")
 

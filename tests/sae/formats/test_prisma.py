@@ -133,10 +133,42 @@ def test_older_dict_of_both(tmp_path: Path) -> None:
     config = {"hook_point": "blocks.9.hook_mlp_out", "hook_point_layer": [9], "d_in": D_IN, "d_sae": D_SAE}
     content = {"config": config, "optimizer": {}, "autoencoder": {"state_dict": make_state(**w)}}
     sae = load_sae(save(tmp_path / "old.pt", content))
-    assert measure_deviation(sae, compute(w)) < 1e-6
+    assert measure_deviation(sae, compute(w, norm=layer_norm)) < 2e-6
     assert get_source(sae).format == "prisma"
     assert (sae.origin.layer, sae.origin.site, sae.origin.tokens) == (9, "mlp_out", None)
-    assert "does not say normalize_activations and activation_fn_str" in get_source(sae).warnings[0]
+    (warning,) = get_source(sae).warnings
+    assert "not say normalize_activations and activation_fn_str: taken for layer_norm and relu, as" in warning
+
+
+@pytest.mark.parametrize("is_pickled", [True, False])
+def test_what_a_configuration_lacks_is_as_the_toolkits_loader_has_it(tmp_path: Path, is_pickled: bool) -> None:
+    w = draw_weights(5)
+    config = {name: value for name, value in CONFIG.items() if name not in ("normalize_activations", "dtype", "device")}
+    state = make_state(**w)
+    if is_pickled:
+        file = save_with_config(tmp_path / "weights.pt", {"state_dict": state}, "cfg", CLASS, config)
+    else:
+        file = save(tmp_path / "weights.pt", state, config)
+    sae = load_sae(file)
+    assert measure_deviation(sae, compute(w, norm=layer_norm)) < 2e-6
+    assert "not say normalize_activations: taken for layer_norm, as" in get_source(sae).warnings[0]
+    given = load_sae(file, token_norm="none")
+    assert measure_deviation(given, compute(w)) < 2e-6
+    assert not get_source(given).warnings
+
+
+def test_a_configuration_without_an_activation_is_a_topk(tmp_path: Path) -> None:
+    w = draw_weights(5)
+    config = {name: value for name, value in CONFIG.items() if name != "activation_fn_str"}
+    file = save(tmp_path / "weights.pt", make_state(**w), config)
+    with pytest.raises(InputError, match="where activation_fn_str is missing, whose configuration lacks k: give k="):
+        load_sae(file)
+    assert measure_deviation(load_sae(file, k=K), compute(w, lambda a: relu(topk(a)))) < 2e-6
+
+
+def test_a_norm_that_the_file_says_is_not_overruled(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match='token_norm="layer_norm" is not read'):
+        load_sae(write(tmp_path, draw_weights(5)), token_norm="layer_norm")
 
 
 def test_topk_needs_k(tmp_path: Path) -> None:

@@ -181,9 +181,9 @@ class Options:
         if self.config.kind != IMPORT and "said kind" not in self._read:
             unused.insert(0, "kind")
         if unused:
-            name = unused[0]
+            name, value = unused[0], getattr(self.config, unused[0])
             raise InputError(
-                f"sae.{name}={getattr(self.config, name)} is not read: the file itself says what it needs; drop it."
+                f"sae.{name}={getattr(value, 'name', value)} is not read: the file itself says what it needs; drop it."
             )
 
 

@@ -113,14 +113,18 @@ def _read_settings(options: Options) -> Name:
         raise InputError(
             "the name of a file of MSAE is its configuration, and this one has another name than the toolkit gives"
             " (6144_768_TopKReLU_64_RW_False_False_0.0_....pth): give it back its name, or say what it is by"
-            f" sae.kind= ({', '.join(KINDS)}) and, if its code is capped, sae.soft_cap=."
+            f" sae.kind= ({', '.join(KINDS)}) and, where its code is capped or each token normalised, sae.soft_cap= and"
+            " sae.token_norm=layer_norm."
         )
-    cap = options.get("soft_cap") or 0.0
+    cap, normalise = options.get("soft_cap") or 0.0, options.get("token_norm") is TokenNorm.layer_norm
+    if options.get("token_norm") is TokenNorm.constant_norm:
+        raise InputError("MSAE normalises each token by layer_norm or none, got sae.token_norm=constant_norm.")
     warning = (
-        "The file does not have the name that MSAE gave it, which alone says how it computes: taken to have a ReLU, not"
-        f" to normalise each token, and a code that is {f'capped at {cap:g}' if cap else 'not capped (sae.soft_cap)'}."
+        "The file does not have the name that MSAE gave it, which alone says how it computes: taken to have a ReLU,"
+        f" {'a layer norm' if normalise else 'no norm'} of each token (sae.token_norm), and a code that is"
+        f" {f'capped at {cap:g}' if cap else 'not capped'} (sae.soft_cap)."
     )
-    return Name(kind, cap=cap, warnings=(warning,))
+    return Name(kind, cap=cap, normalise=normalise, warnings=(warning,))
 
 
 def _make_activation(name: Name, state: Mapping[str, Tensor], options: Options) -> Activation:

@@ -1,7 +1,7 @@
 """Prisma (vit_prisma): config.json beside a state dict; a dict of a pickled config and one; or the older dict of both.
 
-Which norm each token gets, and whether it is a top-k, is in the configuration, whatever its name calls it. A
-configuration without a setting is older than the setting, and so was its training.
+Which norm each token gets, and whether it is a top-k, is in the configuration, whatever its name calls it. Where that
+lacks a setting, the toolkit's own loader takes the default of its class (`sae/config.py`), and so does this one.
 """
 
 from __future__ import annotations
@@ -43,6 +43,8 @@ READ = (
     *COMPUTES,
     "transcoder_with_skip_connection",  # true of all that are no transcoders
 )
+DEFAULTS = {"normalize_activations": "layer_norm", "activation_fn_str": "topk"}
+"""What the toolkit's loader takes for a setting that is missing; of the older dict it takes a ReLU (`sae_utils.py`)."""
 KEYS = ("W_enc", "b_enc", "W_dec", "b_dec")
 GATES = ("b_gate", "b_mag", "r_mag")
 SCALES = "scaling_factor"
@@ -50,8 +52,11 @@ SCALES = "scaling_factor"
 
 
 class Parts(NamedTuple):
+    """defaults: what holds where the configuration does not say it."""
+
     config: Mapping[str, Any]
     state: Mapping[str, Tensor]
+    defaults: Mapping[str, str] = DEFAULTS
 
 
 def recognise(found: Found) -> bool:
@@ -63,7 +68,7 @@ def read(found: Found, options: Options) -> Foreign:
     parts = _find_parts(found)
     if parts is None:
         raise InputError(f"Expected a config.json of Prisma's beside the weights, found {found.words}.")
-    config, state = parts
+    config, state, _ = parts
     _check_beside(config, _unwrap(found.config("config.json")))
     if read_flag(config, "is_transcoder") or {"W_skip", "b_dec_out"} & state.keys():
         raise InputError("it is a transcoder, which reads one place of a block and predicts another: no SAE of tokens.")
@@ -71,12 +76,17 @@ def read(found: Found, options: Options) -> Foreign:
     W_enc, W_dec = need_matrices(state, "W_enc", "W_dec")
     check_sizes(W_enc, config, "d_in", "d_sae")
     refuse_tensors(state, *KEYS, *GATES, "threshold", *([SCALES] * bool((state.get(SCALES, W_enc[:0]) == 1).all())))
+    assumed = {name: value for name, value in parts.defaults.items() if name not in config}
+    token_norm = options.get("token_norm") if "normalize_activations" in assumed else None
+    if token_norm is None:
+        token_norm = pick(NORMS, {**config, **assumed}.get("normalize_activations"), "normalize_activations")
+    else:
+        del assumed["normalize_activations"]
     kind, activation = _make_activation(parts, options)
     layer, site = _find_hook(config)
-    missing = [name for name in ("normalize_activations", "activation_fn_str") if name not in config]
     warning = (
-        f"Its configuration does not say {' and '.join(missing)}: taken as older than that setting, without a norm of"
-        " each token and with a ReLU."
+        f"Its configuration does not say {' and '.join(assumed)}: taken for {' and '.join(assumed.values())}, as the"
+        " toolkit's own loader takes it; if it was trained otherwise, give sae.token_norm= or sae.format=plain."
     )
     return Foreign(
         kind=kind,
@@ -85,7 +95,7 @@ def read(found: Found, options: Options) -> Foreign:
         W_dec=W_dec,
         b_enc=None if kind == "gated" else next(need(state, "b_enc")),  # a gated one has it, and does not use it
         b_dec=next(need(state, "b_dec")),
-        token_norm=pick(NORMS, config.get("normalize_activations"), "normalize_activations"),
+        token_norm=token_norm,
         backbone=get_as(str, config, "model_name"),
         image_px=get_as(int, config, "image_size"),
         layer=layer,
@@ -96,7 +106,7 @@ def read(found: Found, options: Options) -> Foreign:
             "dataset": get_as(str, config, "dataset_name"),
             "dtype": name_dtype(W_enc),
         },
-        warnings=[warning] * bool(missing),
+        warnings=[warning] * bool(assumed),
     )
 
 
@@ -119,11 +129,12 @@ def _make_activation(parts: Parts, options: Options) -> tuple[str, Activation]:
     Raises:
         InputError: it is another one than those that are read.
     """
-    config, state = parts
+    config, state, defaults = parts
     architectures = {"standard": ("relu", "tanh-relu", "topk"), "gated": ("relu",)}
     architecture = config.get("architecture", "standard")
     names = pick(architectures, architecture, "architecture")
-    name = pick(dict(zip(names, names, strict=True)), config.get("activation_fn_str", "relu"), "activation_fn_str")
+    said = config.get("activation_fn_str", defaults["activation_fn_str"])
+    name = pick(dict(zip(names, names, strict=True)), said, "activation_fn_str")
     settings = config.get("activation_fn_kwargs")
     settings = {} if settings is None else settings
     if not isinstance(settings, Mapping) or settings.keys() - {"k"}:
@@ -135,7 +146,9 @@ def _make_activation(parts: Parts, options: Options) -> tuple[str, Activation]:
         gate, magnitude, scale = need(state, *GATES)
         return "gated", Gated(gate.float(), magnitude.float(), scale.double().exp().float())
     if name == "topk":
-        k = options.settle("k", read_count(settings.get("k"), "k"), "it is a top-k SAE whose configuration lacks k")
+        by_default = "" if "activation_fn_str" in config else ", taken for one where activation_fn_str is missing,"
+        needed = f"it is a top-k SAE{by_default} whose configuration lacks k"
+        k = options.settle("k", read_count(settings.get("k"), "k"), needed)
         return "topk", TopK(k)
     if settings.get("k") is not None:
         raise InputError(f"Its configuration says activation_fn_str: {name}, and k: {show(settings['k'])} of a top-k.")
@@ -163,7 +176,8 @@ def _find_parts(found: Found) -> Parts | None:
     content = found.content if isinstance(found.content, Mapping) else {}
     older = content.get("autoencoder")
     if isinstance(older, Mapping) and "config" in content:
-        return Parts(_unwrap(content["config"]), get_tensors(older.get("state_dict")))
+        defaults = {**DEFAULTS, "activation_fn_str": "relu"}
+        return Parts(_unwrap(content["config"]), get_tensors(older.get("state_dict")), defaults)
     config = _unwrap(content.get("cfg"))
     if "hook_point_layer" in config:
         return Parts(config, found.get_state("state_dict"))
