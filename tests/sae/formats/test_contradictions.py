@@ -23,6 +23,9 @@ TRAINING = {
     "lp_norm": 1,
     "jumprelu_bandwidth": 0.05,
     "dead_feature_threshold": 1e-6,
+    "init_std": 0.02,
+    "clip_model": "ViT-B/16",
+    "clip_grad": 1.0,
 }
 
 
@@ -40,7 +43,10 @@ def write(folder: Path, toolkit: str, config: dict[str, Any]) -> Path:
         ("patchsae", {"architecture": "topk", "k": 6}), ("patchsae", {"architecture": "jumprelu"}),
         ("patchsae", {"unit_norm": True}), ("patchsae", {"l2_normalize": True}), ("patchsae", {"mean_center": True}),
         ("prisma", {"zero_mean": True}), ("saelens", {"transform": "log1p"}), ("saelens", {"input_scale": 2}),
-        ("saelens", {"topk": 7}),
+        ("saelens", {"topk": 7}), ("patchsae", {"standardize": True}), ("prisma", {"input_std": [2.0]}),
+        ("patchsae", {"std": 2.0}), ("prisma", {"clip": 5.0}), ("saelens", {"residual": True}),
+        ("patchsae", {"unit": True}), ("prisma", {"l2": True}), ("saelens", {"hidden_act": "gelu"}),
+        ("patchsae", {"is_gated": True}),
     ],
 )  # fmt: skip
 def test_a_setting_of_another_sae_is_refused(tmp_path: Path, toolkit: str, config: dict[str, Any]) -> None:

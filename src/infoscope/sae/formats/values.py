@@ -228,7 +228,8 @@ def refuse_tensors(state: Mapping[str, Tensor], *known: str) -> None:
 
 _TELLING = re.compile(
     r"\w*(norm|scal(e|ing)|cent(er|re|ring)|whiten|bias|threshold|top_?k|clamp|soft_?cap|skip|transcod|subtract|relu)\w*|"
-    r"(\w+_)?(mean|transform|multiplier|gain|temperature|cap)(_\w+)?|(sae_)?architecture|sae_(type|kind)|"
+    r"standardi[sz]\w*|((use|is|has|with)_)?(clip|residual|unit|l2|gated)|hidden_act|"
+    r"(\w+_)?(mean|std|transform|multiplier|gain|temperature|cap)(_\w+)?|(sae_)?architecture|sae_(type|kind)|"
     r"(\w+_)?activation(_fn|_function|_fn_str|_fn_kwargs|_kwargs|_type)?|nonlinearity|apply_\w+|tied?(_\w+)?|signed|abs\w*"
 )
 """Names of settings that change what is computed."""
