@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from infoscope.runtime.errors import InputError
+    from infoscope.runtime.errors import InputError, InputWarning
     from infoscope.sae.latent_table import load_latents
     from infoscope.sae.loading import load_sae
     from infoscope.scope.api import contextual_dependency
@@ -22,13 +22,14 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 _HOMES = {
     "InputError": "infoscope.runtime.errors",
+    "InputWarning": "infoscope.runtime.errors",
     "contextual_dependency": "infoscope.scope.api",
     "load_backbone": "infoscope.vision.load",
     "load_latents": "infoscope.sae.latent_table",
     "load_sae": "infoscope.sae.loading",
 }
 
-__all__ = ["InputError", "contextual_dependency", "load_backbone", "load_latents", "load_sae"]
+__all__ = ["InputError", "InputWarning", "contextual_dependency", "load_backbone", "load_latents", "load_sae"]
 
 
 def __getattr__(name: str) -> Any:

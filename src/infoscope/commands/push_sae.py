@@ -16,7 +16,8 @@ from infoscope.runtime.manifests import compute_checksum, read_manifest
 from infoscope.sae.checkpoint import INFO_NAME, WEIGHTS_NAME
 from infoscope.sae.export import FILES
 from infoscope.sae.hub import check_repo, explain
-from infoscope.sae.loading import load_sae
+from infoscope.sae.import_config import ImportedConfig
+from infoscope.sae.loading import import_alone
 
 CARD, METRICS = "README.md", "metrics.json"
 _KINDS = ((INFO_NAME, WEIGHTS_NAME), *FILES.values())
@@ -56,7 +57,7 @@ def push_sae(folder: Path, repo: str, *, report: Path | None, private: bool, con
     """
     check_repo(repo)
     names = _find_files(folder)
-    sae, weights = load_sae(folder), compute_checksum(folder / names[1])
+    sae, weights = import_alone(ImportedConfig(path=str(folder))), compute_checksum(folder / names[1])
     notes = [] if report is None else list(_check_report(folder, report))
     metrics = _read_metrics(folder / METRICS) if METRICS in names else {}
     mark = f"<!-- infoscope: {names[1]} of sha256 {weights} -->"

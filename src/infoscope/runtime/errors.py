@@ -1,4 +1,4 @@
-"""The one exception for what a user can mend, other errors in few words, and what a wrong word may have meant."""
+"""The one exception for what a user can mend, a warning, other errors in few words, and what a wrong word may mean."""
 
 from __future__ import annotations
 
@@ -14,6 +14,10 @@ class InputError(ValueError):
 
     The command line prints the message alone and exits with code 2. Broken invariants of our own are `assert`s.
     """
+
+
+class InputWarning(UserWarning):
+    """What was read may not be what was meant, and numbers may be wrong; the message says why and what to do."""
 
 
 def explain_write_error(error: BaseException, place: Path | str) -> InputError | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import reprlib
+import warnings
 from dataclasses import fields
 from pathlib import Path
 from types import NoneType
@@ -11,8 +12,8 @@ from typing import Any
 
 import torch
 
-from infoscope.runtime.calls import make_options, name_type, refuse_unknown, speaks_python
-from infoscope.runtime.errors import InputError, get_first_line, list_some, suggest
+from infoscope.runtime.calls import make_options, name_type, refuse_unknown, say_in_python, speaks_python
+from infoscope.runtime.errors import InputError, InputWarning, get_first_line, list_some, suggest
 from infoscope.runtime.large_tensors import is_finite, reduce_rows
 from infoscope.runtime.manifests import MANIFEST, compute_checksum
 from infoscope.runtime.untrusted import read_checkpoint
@@ -43,7 +44,9 @@ def load_sae(path: Path | str, **options: Any) -> SparseAutoencoder:
     """Return an SAE of infoscope's or of another toolkit's, given its file or folder. On the CPU, in eval mode.
 
     The file says which it is; nothing in it is run. z is what the toolkit's own encode returns, x_hat its
-    reconstruction in the units of the tokens. `sae.origin` says what it was trained on, as far as the file knows.
+    reconstruction in the units of the tokens. `sae.origin` says what it was trained on, as far as the file knows. What
+    may make its numbers wrong, such as a setting that had to be guessed, is an `InputWarning` each, and stays in
+    `sae.origin.source.warnings`.
 
     Args:
         path: a file, its folder, an artifact of train_sae or import_sae, an export of infoscope's, or
@@ -58,7 +61,11 @@ def load_sae(path: Path | str, **options: Any) -> SparseAutoencoder:
     refuse_unknown(options, [one.name for one in fields(ImportedConfig) if one.name not in _OF_RUNS], "load_sae")
     if not isinstance(path, str | os.PathLike):
         raise InputError(f"Expected path= to be the file or folder of an SAE, got {name_type(path)}.")
-    return import_alone(make_options(ImportedConfig, {"path": os.fspath(path), **options}))
+    sae = import_alone(make_options(ImportedConfig, {"path": os.fspath(path), **options}))
+    for sentence in sae.origin.source.warnings if sae.origin.source else ():
+        said = say_in_python(sentence, {f"sae.{one.name}" for one in fields(ImportedConfig)})
+        warnings.warn(said, InputWarning, stacklevel=3)
+    return sae
 
 
 def import_alone(config: ImportedConfig) -> SparseAutoencoder:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from infoscope.runtime.errors import InputError
+from infoscope.runtime.errors import InputError, InputWarning
 from infoscope.sae.config import TokenChoice
 from infoscope.sae.import_config import ImportedConfig, Statistics
 from infoscope.sae.loading import import_sae, load_sae
@@ -136,7 +136,9 @@ def test_a_threshold_that_the_file_lacks_is_given(tmp_path):
 
 def test_without_statistics_the_first_files_are_read_bare_and_say_so(tmp_path):
     data = {"layer": -2, "patches": "patches", "scale_mean": True, "scale_norm": True}
-    sae = load_sae(write(tmp_path, OLD, data=data))
+    with pytest.warns(InputWarning, match=r"without mean_file and scale .*, or statistics=") as caught:
+        sae = load_sae(write(tmp_path, OLD, data=data))
+    assert [warning.filename for warning in caught] == [__file__]
     assert measure_deviation(sae, compute(WEIGHTS)) < 1e-5
     source = sae.origin.source
     assert source is not None
