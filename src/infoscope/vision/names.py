@@ -60,6 +60,15 @@ _NAMES = {
     "facebook/deit-base-patch16-224": _name_timm("deit_base_patch16_224", "fb_in1k"),
     "deit_vitb16": _name_timm("deit_base_patch16_224", "fb_in1k"),
     "deit3_b16": _name_timm("deit3_base_patch16_224", "fb_in1k"),
+    "clip_ViT-B32": _name_clip("ViT-B-32"),
+    "clip_ViT-B16": _name_clip("ViT-B-16"),
+    "clip_ViT-L14": _name_clip("ViT-L-14"),
+    "clip_RN50": _name_clip("RN50"),
+    "clip_vit_b32_datacomp_xl_s13b_b90k": _name_clip("ViT-B-32", "datacomp_xl_s13b_b90k"),
+    "clip_vit_b16_datacomp_xl_s13b_b90k": _name_clip("ViT-B-16", "datacomp_xl_s13b_b90k"),
+    "clip_vit_l14_datacomp_xl_s13b_b90k": _name_clip("ViT-L-14", "datacomp_xl_s13b_b90k"),
+    "clip_vit_l14_336_openai": _name_clip("ViT-L-14-336"),
+    "clip_vit_h14_dfn5b": _name_clip("ViT-H-14", "dfn5b"),
     "scenes_clip": BackboneName("open_clip", "scenes_clip", "shipped"),
 }
 for _letter, _size in _DINOV2.items():

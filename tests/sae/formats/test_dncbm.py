@@ -43,9 +43,9 @@ def test_a_tied_bias_is_subtracted_and_added(tmp_path, components, older, repeat
 @pytest.mark.parametrize(
     ("place", "backbone", "site"),
     [
-        ("clip_ViT-B16/out/lr0.0005_l1coeff3e-05_ef8_rf10_hookout_bs4096_epo200", "ViT-B/16", POOLED),
-        ("clip_RN50/out/lr0.0005_l1coeff3e-05_ef8_rf10_hookout_bs4096_epo200", "RN50", POOLED),
-        ("clip_RN50/layer4/lr0.0005_l1coeff3e-05_ef8_rf10_hooklayer4_bs4096_epo200", "RN50", "layer4"),
+        ("clip_ViT-B16/out/lr0.0005_l1coeff3e-05_ef8_rf10_hookout_bs4096_epo200", "clip_ViT-B16", POOLED),
+        ("clip_RN50/out/lr0.0005_l1coeff3e-05_ef8_rf10_hookout_bs4096_epo200", "clip_RN50", POOLED),
+        ("clip_RN50/layer4/lr0.0005_l1coeff3e-05_ef8_rf10_hooklayer4_bs4096_epo200", "clip_RN50", "layer4"),
         ("mine", None, POOLED),
     ],
 )

@@ -128,7 +128,7 @@ def test_attributing_clip(tmp_path, options):
     origin, source = sae.origin, sae.origin.source
     assert source is not None
     assert (origin.layer, origin.site, origin.tokens) == (-1, "resid_post", TokenChoice.patch)
-    assert (source.format, source.backbone) == ("attributing_clip", "open_clip ViT-B-16 datacomp_xl_s13b_b90k")
+    assert (source.format, source.backbone) == ("attributing_clip", "clip_vit_b16_datacomp_xl_s13b_b90k")
     assert source.facts == {"k": K, "dataset": "imagenet", "scale_is_free": True, "dtype": "float32"}
     assert "scale" in source.warnings[0]
 

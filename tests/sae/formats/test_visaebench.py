@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from infoscope.runtime.errors import InputError
 from infoscope.sae.config import TokenChoice
 from infoscope.sae.loading import load_sae
+from infoscope.vision.names import find_backbone_name
 from tests.support.foreign.arrays import (
     D_IN,
     D_SAE,
@@ -74,7 +75,7 @@ def test_the_public_ones_are_read(tmp_path, config_name):
     assert measure_deviation(sae, refer(at_least(0.75))) < 1e-5
     origin, source = sae.origin, sae.origin.source
     assert source is not None
-    assert (source.format, source.kind, source.backbone) == ("visaebench", "batchtopk", "openai/clip-vit-base-patch16")
+    assert (source.format, source.kind, source.backbone) == ("visaebench", "batchtopk", "clip_vitb16")
     assert (origin.layer, origin.site, origin.tokens) == (11, "resid_post", TokenChoice.patch)
     assert source.facts == {"k": K, "threshold": 0.75, "dtype": "float32"}
 
@@ -124,14 +125,15 @@ def test_other_kinds(tmp_path, config, more, act, kind):
         ("siglip_vitb16", "google/siglip-base-patch16-224", "resid_post"),
         ("mae_vitb16", "vit_base_patch16_224.mae", "resid_post"),
         ("deit_vitb16", "deit_base_patch16_224.fb_in1k", "resid_post"),
-        ("my_vit", "my_vit", "resid_post"),
+        ("my_vit", None, "resid_post"),
     ],
 )
 def test_dinov2_is_read_behind_its_last_norm(tmp_path, backbone, name, site):
     config = {key: value for key, value in PUBLIC.items() if key != "activation_dir"} | {"backbone": backbone}
     origin = load_sae(write(tmp_path, config)).origin
     assert origin.source is not None
-    assert (origin.source.backbone, origin.site) == (name, site)
+    assert (origin.source.backbone, origin.site) == (backbone, site)
+    assert find_backbone_name(backbone) == (name and find_backbone_name(name))
     assert origin.layer == (None if backbone == "my_vit" else 11)
 
 

@@ -24,13 +24,6 @@ KEYS = ("encoder.0.bias", *(f"{part}.weight_{half}" for part in ("encoder.0", "d
 NEWER = {"parametrizations.weight.original0": "weight_g", "parametrizations.weight.original1": "weight_v"}
 """What torch's newer weight norm calls them."""
 TOKENS = {"spatial": TokenChoice.patch, "cls": TokenChoice.cls}
-BACKBONES = {
-    "clip_vit_b32_datacomp_xl_s13b_b90k": "open_clip ViT-B-32 datacomp_xl_s13b_b90k",
-    "clip_vit_b16_datacomp_xl_s13b_b90k": "open_clip ViT-B-16 datacomp_xl_s13b_b90k",
-    "clip_vit_l14_datacomp_xl_s13b_b90k": "open_clip ViT-L-14 datacomp_xl_s13b_b90k",
-    "clip_vit_l14_336_openai": "open_clip ViT-L-14-336 openai",
-    "clip_vit_h14_dfn5b": "open_clip ViT-H-14-quickgelu dfn5b",
-}
 NAME = re.compile(r"(?P<backbone>\w+)_(?P<data>[a-z0-9]+)_topk-(?P<token>\w+)-(?P<k>\d+)-\d+_layer-(?P<layer>-?\d+)_lr")
 """clip_vit_b16_datacomp_xl_s13b_b90k_imagenet_topk-spatial-64-30000_layer--1_lr_0.0002"""
 FREE_SCALE = "It was trained on directions alone: the scale of its reconstruction means nothing, and is fitted."
@@ -84,7 +77,7 @@ def _read_name(found: Found) -> Mapping[str, Any]:
     for part in (found.file.stem, *found.parts):
         if match := NAME.search(part):
             return {
-                "backbone": BACKBONES.get(match["backbone"], match["backbone"]),
+                "backbone": match["backbone"],
                 "data": match["data"],
                 "tokens": TOKENS.get(match["token"]),
                 "k": int(match["k"]),

@@ -20,7 +20,7 @@ from infoscope.sae.origin import POOLED
 LABEL = "DN-CBM (sparse_autoencoder)"
 KEYS = ("encoder.weight", "encoder.bias", "decoder.weight", "tied_bias")
 REFERENCES = ("pre_encoder_bias.bias_reference", "post_decoder_bias.bias_reference")
-BACKBONES = {"clip_RN50": "RN50", "clip_ViT-B16": "ViT-B/16", "clip_ViT-L14": "ViT-L/14", "clip_ViT-B32": "ViT-B/32"}
+BACKBONE = re.compile(r"clip_(RN|ViT-)\w+")
 
 
 def recognise(found: Found) -> bool:
@@ -36,7 +36,7 @@ def read(found: Found, options: Options) -> Foreign:
     for name in REFERENCES:
         if name in state and not _drop_component(state[name], name).equal(b_dec):
             raise InputError(f"its {name} is another than its tied_bias: the two are one in this package.")
-    place, dataset = next((pair for pair in pairwise(found.parts) if pair[0] in BACKBONES), (None, None))
+    backbone, dataset = next((pair for pair in pairwise(found.parts) if BACKBONE.fullmatch(pair[0])), (None, None))
     hook = next((match[1] for part in found.parts if (match := re.search(r"_hook([a-z]\w*?)_", part))), "out")
     return Foreign(
         kind="relu",
@@ -45,7 +45,7 @@ def read(found: Found, options: Options) -> Foreign:
         W_dec=W_dec.T.contiguous(),
         b_enc=b_enc,
         b_dec=b_dec,
-        backbone=place and BACKBONES[place],
+        backbone=backbone,
         facts={"dataset": dataset, "dtype": name_dtype(weight)},
         site=POOLED if hook == "out" else hook,
     )

@@ -43,15 +43,8 @@ SAYS_KIND = ("activation", "sae_type", "architecture")
 THRESHOLDS = ("jump_thresholds", "thresholds")
 MULTIPLIER, BIAS = "dictionary.multiplier", "decoder.bias"
 """Read of overcomplete's names, and of plain ones, alone."""
-BACKBONES = {
-    "clip_vitb16": "openai/clip-vit-base-patch16",
-    "dinov2_vitb14": "facebook/dinov2-base",
-    "siglip_vitb16": "google/siglip-base-patch16-224",
-    "mae_vitb16": "vit_base_patch16_224.mae",
-    "deit_vitb16": "deit_base_patch16_224.fb_in1k",
-}
-LAST_BLOCK = 11
-"""Of all of these backbones."""
+BACKBONES, LAST_BLOCK = ("clip_vitb16", "dinov2_vitb14", "siglip_vitb16", "mae_vitb16", "deit_vitb16"), 11
+"""The toolkit's, which have the same last block."""
 
 
 def recognise(found: Found) -> bool:
@@ -89,7 +82,7 @@ def read(found: Found, options: Options) -> Foreign:
         b_enc=b_enc,
         b_dec=state.get(BIAS),
         subtracts_b_dec=False,
-        backbone=BACKBONES.get(backbone, backbone or None),
+        backbone=backbone or None,
         layer=_read_layer(config),
         site="post_norm" if backbone.startswith("dinov2") else "resid_post",
         tokens=TokenChoice.patch,
