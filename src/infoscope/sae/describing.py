@@ -8,33 +8,15 @@ from typing import Any
 import torch
 
 from infoscope.runtime.errors import InputError
-from infoscope.sae.activation import Activation
 from infoscope.sae.config import TokenChoice, TokenNorm
 from infoscope.sae.formats import load_formats
+from infoscope.sae.formulas import MEETS, NORMS, describe_activation
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.sae.origin import POOLED, check_has_maps
 from infoscope.vision.hooks import SITES
 from infoscope.vision.names import find_backbone_name, name_fingerprint
 
-_ACTIVATIONS = {
-    "relu": "ReLU(a)",
-    "topk": "the {k} largest of ReLU(a)",
-    "matryoshka_k": "the {k} largest of ReLU(a)",
-    "signed": "the {k} largest of a, negative ones among them",
-    "batchtopk": "a where a > {threshold}, else 0",
-    "matryoshka_prefix": "a where a > {threshold}, else 0",
-    "jumprelu": "a where a > its threshold, else 0",
-    "threshold": "a where a > {threshold}, else 0",
-    "gated": "ReLU(a e^r + b_mag) where a + b_gate > 0, else 0",
-    "groupmax": "the largest of ReLU(a) in each of {k} groups of neighbours",
-    "tanh_relu": "tanh(ReLU(a))",
-}
-_NORMS = {
-    TokenNorm.layer_norm: ("(y - m) / (s + 1e-5)", "s + m"),
-    TokenNorm.constant_norm: ("y sqrt(d_in) / |y|", "|y| / sqrt(d_in)"),
-}
-"""What becomes of a token y, and of what is decoded; m and s: mean and standard deviation of its components."""
-_HIDDEN = {"needs_statistics", "scale_is_free", "trained_on", "folded", "pickled", "k", "threshold"}
+_HIDDEN = {"needs_statistics", "scale_is_free", "folded", "pickled", "k", "threshold", MEETS}
 """Facts that are said in other words."""
 
 
@@ -105,35 +87,22 @@ def _label(name: str) -> str:
 
 
 def _list_formulas(sae: SparseAutoencoder) -> Iterator[str]:
-    mean, scale, norm = bool(sae.mean.any()), float(sae.scale), _NORMS.get(sae.token_norm)
+    mean, scale, norm = bool(sae.mean.any()), float(sae.scale), NORMS[sae.token_norm]
     x = "(x - mean)" if mean else "x"
     x = x if scale == 1 else f"{scale:.4g} {x}"
-    if norm is not None:
-        yield f"y = {x}; x_n = {norm[0]}" if x != "x" else f"x_n = {norm[0].replace('y', 'x')}"
+    is_raw, is_normed = x == "x", sae.token_norm is not TokenNorm.none
+    if is_normed:
+        yield f"x_n = {norm.x_n}" if is_raw else f"y = {x}; x_n = {norm.x_n.replace('x', 'y')}"
         x = "x_n"
-    is_folded = sae.origin.source is not None and "folded" in sae.origin.source.facts
-    pre = f"({x} - b_dec) W_enc" if sae.b_dec.any() and not is_folded else f"{x} W_enc"
+    facts = {} if sae.origin.source is None else sae.origin.source.facts
+    pre = f"({x} - b_dec) W_enc" if sae.b_dec.any() and "folded" not in facts else f"{x} W_enc"
     yield f"a = {pre} + b_enc" if sae.b_enc.any() else f"a = {pre}"
-    yield f"z = {describe_activation(sae.activation)}"
+    yield f"z = {describe_activation(sae.activation, bool(facts.get(MEETS)))}"
     x_hat = "z W_dec + b_dec" if sae.b_dec.any() else "z W_dec"
-    if norm is not None:
-        x_hat = f"({x_hat}) {norm[1] if mean or scale != 1 else norm[1].replace('y', 'x')}"
+    if is_normed:
+        x_hat = f"({x_hat}) {norm.back if is_raw else norm.back.replace('x', 'y')}"
     x_hat = x_hat if scale == 1 else f"({x_hat}) / {scale:.4g}"
     yield f"x_hat = {x_hat}{' + mean' if mean else ''}"
-
-
-def describe_activation(activation: Activation) -> str:
-    """Return what makes z of the pre-activations a."""
-    kind, settings = activation.kind, activation.settings()
-    if kind == "capped":
-        inner, cap = activation.inner, settings["cap"]  # pyright: ignore[reportAttributeAccessIssue]
-        return f"{cap:g} tanh(z' / {cap:g}) of z' = {describe_activation(inner)}"  # pyright: ignore[reportArgumentType]
-    threshold: Any = getattr(activation, "threshold", None)
-    said = ""
-    if threshold is not None:
-        said = "its threshold" if threshold.ndim else f"{max(float(threshold), 0):.4g}"
-    kind = "signed" if activation.is_signed else "relu" if said == "0" else kind
-    return _ACTIVATIONS.get(kind, kind).format(k=settings.get("k"), threshold=said)
 
 
 def _list_origin(sae: SparseAutoencoder) -> Iterator[str]:

@@ -23,6 +23,7 @@ from infoscope.runtime.files import atomic_write
 from infoscope.runtime.large_tensors import Change, reduce_rows, write_tensors
 from infoscope.sae.activations import Activation, BatchTopK, Gated, JumpReLU, ReLU, Threshold, TopK
 from infoscope.sae.config import TokenNorm
+from infoscope.sae.formulas import NORMS, describe_activation
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.sae.origin import POOLED, Origin, check_statistics
 from infoscope.vision.hooks import RESID_POST
@@ -38,23 +39,12 @@ WRITTEN_BY, PROGRAM = "written_by", "infoscope"
 """What a description says of itself, by which infoscope knows a file of its own."""
 
 
-class _Norm(NamedTuple):
-    """SAELens' name of a token norm, and in words what it makes of a token, and of what is decoded."""
-
-    saelens: str
-    x_n: str
-    x_hat: str
-
-
 _NORMS = {
-    TokenNorm.none: _Norm("none", "x", "z W_dec + b_dec"),
-    TokenNorm.layer_norm: _Norm(
-        "layer_norm",
-        "(x - m) / (s + 1e-5), with the mean m and the standard deviation s (over d_in - 1) of the token's components",
-        "(z W_dec + b_dec) s + m",
-    ),
-    TokenNorm.constant_norm: _Norm("constant_norm_rescale", "x sqrt(d_in) / |x|", "(z W_dec + b_dec) |x| / sqrt(d_in)"),
+    TokenNorm.none: "none",
+    TokenNorm.layer_norm: "layer_norm",
+    TokenNorm.constant_norm: "constant_norm_rescale",
 }
+"""What SAELens calls them."""
 
 
 class _Exported(NamedTuple):
@@ -139,7 +129,6 @@ def _export_activation(sae: SparseAutoencoder, b_enc: Tensor, format: ExportForm
     activation, new = sae.activation, {"dtype": torch.float32, "device": "cpu"}
     match activation:
         case TopK(signed=False):
-            # SAELens rescales by the norm of rows where it is not told otherwise
             settings = {"k": activation.k, "rescale_acts_by_decoder_norm": False}
             return _Exported("topk", settings, {})
         case ReLU():
@@ -169,32 +158,24 @@ def _describe(sae: SparseAutoencoder, exported: _Exported, format: ExportFormat)
             "architecture": exported.architecture,
             "device": "cpu",
             "apply_b_dec_to_input": False,
-            "normalize_activations": _NORMS[sae.token_norm].saelens,
+            "normalize_activations": _NORMS[sae.token_norm],
             "reshape_activations": "none",
         }
         return info | settings | exported.settings | {"metadata": {**name_hook(sae.origin), PROGRAM: record}}
-    formula = make_formula(sae.token_norm, sae.activation)
+    threshold = exported.tensors.get("threshold")  # of each latent, where ours may be one for all
+    formula = make_formula(sae.token_norm, sae.activation if threshold is None else Threshold(threshold))
     return info | record | {"token_norm": sae.token_norm.name, "formula": formula}
 
 
 def make_formula(token_norm: TokenNorm, activation: Activation) -> dict[str, str]:
     """Return how a plain export computes, in words."""
-    match activation:
-        case TopK():
-            z = "max(a, 0) of the k largest a of a token, 0 elsewhere"
-        case ReLU():
-            z = "max(a, 0)"
-        case Gated():
-            z = "max(a mag_scale + mag_bias, 0) where a + gate_bias > 0, 0 elsewhere"
-        case _:
-            z = "a where a > threshold, 0 elsewhere"
-    norm = _NORMS[token_norm]
+    norm = NORMS[token_norm]
     return {
         "x": "a raw token [d_in], as the backbone gives it",
-        "x_n": norm.x_n,
+        "x_n": ", ".join(filter(None, (norm.x_n, norm.where))),
         "a": "x_n W_enc + b_enc",
-        "z": z,
-        "x_hat": norm.x_hat,
+        "z": describe_activation(activation),
+        "x_hat": f"(z W_dec + b_dec) {norm.back}" if norm.back else "z W_dec + b_dec",
     }
 
 

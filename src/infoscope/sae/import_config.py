@@ -57,7 +57,7 @@ class ImportedConfig(SAEConfig):
     k: Count | None = None
     """Active latents per token."""
     threshold: Annotated[float, Bounds(-1e30, 1e30)] | None = None
-    """What activations must exceed."""
+    """What activations must exceed; those of overcomplete, and of batchtopk of visaebench, may meet it."""
     soft_cap: Positive | None = None
     """The bound c of activations c tanh(z / c)."""
     token_norm: TokenNorm | None = None

@@ -142,8 +142,8 @@ NOT_OURS = "of its origin is not as infoscope wrote it: export the SAE again"
 @pytest.mark.parametrize(
     ("kind", "form", "change", "words"),
     [
-        ("topk", "plain", edit("plain", lambda i: i.update(k=7)), None),
-        ("topk", "plain", edit("plain", lambda i: i.update(k=10**9)), "k"),
+        ("topk", "plain", edit("plain", lambda i: i.update(k=7)), "formula in plain.json"),
+        ("topk", "plain", edit("plain", lambda i: i.update(k=10**9)), "formula in plain.json"),
         ("topk", "plain", edit("plain", lambda i: i.update(k="many")), NOT_OURS),
         ("topk", "plain", edit("plain", lambda i: i.update(k=None)), "formula in plain.json"),
         ("topk", "plain", edit("plain", lambda i: i.update(kind="relu")), "says that it is of kind relu with k 5"),
@@ -170,7 +170,12 @@ NOT_OURS = "of its origin is not as infoscope wrote it: export the SAE again"
         ("topk", "plain", edit_tensors("plain", lambda t: t.update(extra=torch.ones(24))), "something else: extra"),
         ("relu", "plain", edit_tensors("plain", lambda t: t.update(gate_bias=torch.ones(24))), "tensor mag_bias"),
         ("jumprelu", "plain", edit_tensors("plain", lambda t: t.update(threshold=torch.ones(3))), "thresholds"),
-        ("jumprelu", "plain", edit_tensors("plain", lambda t: t.update(threshold=torch.tensor(1.0))), "something else"),
+        (
+            "jumprelu",
+            "plain",
+            edit_tensors("plain", lambda t: t.update(threshold=torch.tensor(1.0))),
+            "formula in plain.json",
+        ),
         ("batchtopk", "plain", edit_tensors("plain", lambda t: t["threshold"][0].fill_(9)), "of kind batchtopk with k"),
         ("gated", "plain", edit_tensors("plain", lambda t: t.pop("mag_bias")), "Expected a tensor mag_bias"),
         ("topk", "saelens", edit("saelens", lambda i: i.pop("infoscope")), None),

@@ -77,7 +77,7 @@ def test_the_public_ones_are_read(tmp_path, config_name):
     assert source is not None
     assert (source.format, source.kind, source.backbone) == ("visaebench", "batchtopk", "clip_vitb16")
     assert (origin.layer, origin.site, origin.tokens) == (11, "resid_post", TokenChoice.patch)
-    assert source.facts == {"k": K, "threshold": 0.75, "dtype": "float32"}
+    assert source.facts == {"k": K, "threshold": 0.75, "meets_threshold": True, "dtype": "float32"}
 
 
 @pytest.mark.parametrize(("is_plain", "bias"), [(True, True), (True, False), (False, False)])

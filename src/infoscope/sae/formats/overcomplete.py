@@ -19,6 +19,7 @@ from infoscope.sae.formats import visaebench
 from infoscope.sae.formats.base import Foreign, Found, Options, need
 from infoscope.sae.formats.overcomplete_dictionary import make_dictionary
 from infoscope.sae.formats.values import at_least, name_dtype, read_count, read_number, refuse_tensors, transpose
+from infoscope.sae.formulas import MEETS
 from infoscope.sae.imported_activations import Threshold
 
 LABEL = "overcomplete"
@@ -173,6 +174,7 @@ def _make_activation(
         return TopK(facts["k"])
     if kind == "jumprelu":
         (logs,) = need(state, "thresholds")  # the logarithms
+        facts[MEETS] = True
         return Threshold(at_least(logs.float().exp()))
     stored = attributes.get("running_threshold")
     needed = (
@@ -183,5 +185,5 @@ def _make_activation(
     facts["threshold"] = options.settle(
         "threshold", None if stored is None else read_number(stored, "running_threshold"), needed
     )
-    facts["k_of_batch"] = read_count(attributes.get("top_k"), "top_k")
+    facts[MEETS], facts["k_of_batch"] = True, read_count(attributes.get("top_k"), "top_k")
     return Threshold(at_least(torch.tensor(facts["threshold"])))

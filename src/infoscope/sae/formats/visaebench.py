@@ -31,6 +31,7 @@ from infoscope.sae.formats.values import (
     show,
     transpose,
 )
+from infoscope.sae.formulas import MEETS
 from infoscope.sae.imported_activations import Threshold
 
 LABEL = "visaebench"
@@ -129,7 +130,7 @@ def _make_activation(
             raise InputError(f"Its configuration says threshold: {said[0]:g}, and _running_threshold is {said[1]:g}.")
         threshold = next(iter(said), None)
         missing = "Neither its configuration nor its tensors say the threshold, for which visaebench takes 0"
-        facts["threshold"] = options.settle("threshold", threshold, missing)
+        facts |= {"threshold": options.settle("threshold", threshold, missing), MEETS: True}
         return Threshold(at_least(torch.tensor(facts["threshold"])))
     name = next((name for name in THRESHOLDS if name in state), None)
     if name is None:
