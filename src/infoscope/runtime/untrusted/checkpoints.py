@@ -10,10 +10,8 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 from zipfile import is_zipfile
 
-import torch
 from torch import Tensor
 
-from infoscope.runtime.calls import name_type
 from infoscope.runtime.untrusted.kinds import check_head, is_safetensors, read_head, refuse
 from infoscope.runtime.untrusted.makers import NotReadError
 from infoscope.runtime.untrusted.records import Record, walk
@@ -22,10 +20,7 @@ from infoscope.runtime.untrusted.torch_files import AGAIN, Read, is_legacy, read
 from infoscope.runtime.untrusted.torchscript import is_torchscript
 
 _MAX_LINE = 2**20
-_MAX_DEPTH = 64
-_MAX_ITEMS = 2**21
 _N_LISTED = 30
-_PLAIN = (str, bytes, int, float, complex, type(None), Tensor, torch.dtype, torch.device)
 
 
 class Checkpoint(NamedTuple):
@@ -80,7 +75,6 @@ def _read(path: Path, known: Sequence[str]) -> Checkpoint:
             header = None
             check_head(path, head)
             content, names = _read_torch(path, file, known)
-    _check(content)
     return Checkpoint(content, header, names)
 
 
@@ -118,28 +112,3 @@ def _read_torch(path: Path, file: BinaryIO, known: Sequence[str]) -> Read:
         raise NotReadError(f"behind its first line comes nothing that torch.save has written: {AGAIN}")
     file.seek(start)
     return read_legacy(file, known)
-
-
-def _check(content: Any) -> None:
-    """Refuse what is so deep, or so large by repeating itself, that nobody could walk through it."""
-    path, n_items = [iter([content])], 0
-    while path:
-        value = next(path[-1], path)
-        if value is path:
-            path.pop()
-        elif not isinstance(value, _PLAIN):
-            parts = _list_parts(value)
-            path.append(iter(parts))
-            n_items += 1 + len(parts)
-        if len(path) > _MAX_DEPTH or n_items > _MAX_ITEMS:
-            raise NotReadError("it is nested too deeply, or repeats itself too often: give the state dict alone")
-
-
-def _list_parts(value: Any) -> list[Any]:
-    if isinstance(value, Record):
-        return [value.args, value.options, value.state, value.entries]
-    if isinstance(value, dict):
-        return list(value.values())
-    if isinstance(value, list | tuple | set | frozenset):
-        return list(value)
-    raise NotReadError(f"it holds a {name_type(value)}, which is not loaded")

@@ -37,7 +37,9 @@ class Storage(NamedTuple):
 
 _MAX_REPEATED = 2**20
 """As many values may a tensor repeat of a smaller storage; more is refused before anybody copies it."""
-_MAX_SIDE = 2**40
+_MAX_SIDE, _MAX_SIDES = 2**40, 64
+_MAX_KEY = 1000
+"""Letters of a key, and parts of one that is a tuple."""
 
 
 def check_keys(keys: Iterable[Any]) -> list[Any]:
@@ -45,6 +47,8 @@ def check_keys(keys: Iterable[Any]) -> list[Any]:
     plain = (str, int, float, bytes, type(None), torch.dtype, torch.device, Record)
     keys = list(keys)
     for key in keys:
+        if isinstance(key, str | bytes | tuple) and len(key) > _MAX_KEY:
+            raise odd(f"has a key of more than {_MAX_KEY:,} letters or parts")
         if not all(isinstance(part, plain) for part in (key if isinstance(key, tuple) else (key,))):
             raise odd(f"has a {name_kind(key)} for a key")
     return keys
@@ -64,8 +68,10 @@ def _view(storage: Any, offset: Any, size: Any, stride: Any) -> Tensor:
     """Return a tensor in a storage, which torch would enlarge to whatever the file claims."""
     if not isinstance(storage, Storage):
         raise odd(f"makes a tensor of a {name_kind(storage)}, not of a storage")
+    if len(size) != len(stride) or len(size) > _MAX_SIDES:
+        raise odd("has a tensor of impossible sides, steps or offset")
     numbers = (offset, *size, *stride)
-    if len(size) != len(stride) or not all(type(n) is int and 0 <= n < _MAX_SIDE for n in numbers):
+    if not all(type(n) is int and 0 <= n < _MAX_SIDE for n in numbers):
         raise odd("has a tensor of impossible sides, steps or offset")
     n_stored, n_values = storage.data.nbytes() // storage.dtype.itemsize, math.prod(size)
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True)) if n_values else offset - 1

@@ -15,6 +15,7 @@ from torch import UntypedStorage
 
 from infoscope.runtime.errors import list_some
 from infoscope.runtime.untrusted.makers import NotReadError
+from infoscope.runtime.untrusted.nesting import check_content
 from infoscope.runtime.untrusted.unpickler import Unpickler
 
 AGAIN = "fetch it again"
@@ -51,7 +52,9 @@ def read_archive(path: Path, known: Sequence[str] | None, is_mapped: bool = Fals
 
         def load_storage(key: str, dtype: torch.dtype, n_values: int) -> UntypedStorage:
             member, n_bytes = members.get(f"{folder}data/{key}"), n_values * dtype.itemsize
-            if member is None or member.file_size != n_bytes or member.compress_type != zipfile.ZIP_STORED:
+            if member is not None and member.compress_type != zipfile.ZIP_STORED:
+                raise NotReadError("its tensors are compressed: unpack the archive, and zip it again without (zip -0)")
+            if member is None or member.file_size != n_bytes:
                 raise NotReadError(f"its storage {key} does not have the {n_bytes:,} bytes of its tensors: {AGAIN}")
             if key not in storages:
                 storages[key] = _map(whole, archive, member) if whole else _read_member(archive, member)
@@ -59,6 +62,7 @@ def read_archive(path: Path, known: Sequence[str] | None, is_mapped: bool = Fals
 
         unpickler = Unpickler(io.BytesIO(archive.read(index)), known, load_storage)
         content = unpickler.read_object()
+    check_content(content)
     return Read(content, tuple(unpickler.met))
 
 
@@ -123,12 +127,14 @@ def read_legacy(file: BinaryIO, known: Sequence[str] | None) -> Read:
     n_left = file.seek(0, 2) - start
     file.seek(start)
     storages: dict[str, tuple[UntypedStorage, int]] = {}
+    n_claimed = 0
 
     def load_storage(key: str, dtype: torch.dtype, n_values: int) -> UntypedStorage:
+        nonlocal n_claimed
         if key not in storages:
-            claimed = n_values * dtype.itemsize + sum(storage.nbytes() for storage, _ in storages.values())
-            if claimed > n_left:
-                raise NotReadError(f"it is cut off, its tensors are of {claimed:,} bytes at least: {AGAIN}")
+            n_claimed += n_values * dtype.itemsize
+            if n_claimed > n_left:
+                raise NotReadError(f"it is cut off, its tensors are of {n_claimed:,} bytes at least: {AGAIN}")
             storages[key] = UntypedStorage(n_values * dtype.itemsize), dtype.itemsize
         storage, itemsize = storages[key]
         if storage.nbytes() != n_values * dtype.itemsize or itemsize != dtype.itemsize:
@@ -141,11 +147,13 @@ def read_legacy(file: BinaryIO, known: Sequence[str] | None) -> Read:
     unpickler = Unpickler(file, known, load_storage)
     content = unpickler.read_object()
     keys = Unpickler(file, ()).read_object()
-    if not isinstance(keys, list) or len(keys) != len(storages) or set(map(str, keys)) != set(storages):
+    is_list = isinstance(keys, list) and all(type(key) is str for key in keys)
+    if not is_list or len(keys) != len(storages) or set(keys) != set(storages):
         raise NotReadError(f"its list of storages is not that of its tensors: {AGAIN}")
     for key in keys:
-        storage, itemsize = storages[str(key)]
+        storage, itemsize = storages[key]
         if int.from_bytes(file.read(8), "little") * itemsize != storage.nbytes():
             raise NotReadError(f"it is cut off, or its storage {key} has another size than its tensors: {AGAIN}")
         _fill(file, storage)
+    check_content(content)
     return Read(content, tuple(unpickler.met))
