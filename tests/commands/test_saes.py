@@ -225,6 +225,13 @@ def test_what_has_no_maps_has_no_scores_but_what_can_be_done(
         assert said.splitlines()[-1] == f"to measure  {facts['command']}"
 
 
+def test_what_reads_another_site_is_said_to_be_refused(infoscope: Run, tmp_path: Path) -> None:
+    save_sae(tmp_path / "a", make_sae(Origin(2, tokens=TokenChoice.all, site="mlp_out", source=SOURCE)))
+    facts = json.loads(infoscope("describe-sae", "a", "json=true").out)
+    assert (facts["has_maps"], facts["command"]) == (False, None)
+    assert facts["maps"].startswith("it reads mlp_out, and infoscope resid_post or post_norm: refused but for")
+
+
 def test_export_says_what_it_exported_and_describe_the_chain(infoscope: Run, artifact: Path) -> None:
     for form in ("saelens", "plain"):
         result = infoscope("export-sae", str(artifact), form, "--format", form)

@@ -144,7 +144,7 @@ def test_scores_of_an_export_are_the_scores(tmp_path: Path, kind: str) -> None:
 )
 def test_kinds_that_others_do_not_know_are_refused(tmp_path: Path, name: str, words: str, form: Any) -> None:
     sae = imported_samples.make_sae(name, TokenNorm.none, torch.float32)
-    with pytest.raises(InputError, match=f"{words}, which SAELens does not know"):
+    with pytest.raises(InputError, match=f"{words}, which has no place in format={form}:"):
         export_sae(sae, tmp_path / "out", form)
     assert not list(tmp_path.iterdir())
 

@@ -8,14 +8,15 @@ from typing import Any
 import torch
 
 from infoscope.runtime.errors import InputError
-from infoscope.sae.config import TokenChoice, TokenNorm
+from infoscope.sae.config import TokenNorm
 from infoscope.sae.formats import load_formats
 from infoscope.sae.formulas import MEETS, NORMS, describe_activation
 from infoscope.sae.model import SparseAutoencoder
-from infoscope.sae.origin import POOLED, check_has_maps
+from infoscope.sae.origin import check_has_maps
 from infoscope.vision.hooks import SITES
 from infoscope.vision.names import find_backbone_name, name_fingerprint
 
+SCORED = "its features can be ranked and scored on the tokens it was trained on"
 _HIDDEN = {"needs_statistics", "scale_is_free", "folded", "pickled", "k", "threshold", MEETS}
 """Facts that are said in other words."""
 
@@ -44,7 +45,7 @@ def describe(sae: SparseAutoencoder) -> dict[str, str]:
         found["also"] = ", ".join(f"{name} {_show(value)}" for name, value in facts.items())
     if source is not None and source.warnings:
         found["warnings"] = "\n".join(source.warnings)
-    found["maps"] = _say_maps(sae)
+    found["maps"] = _find_obstacle(sae) or SCORED
     return found
 
 
@@ -77,8 +78,8 @@ def list_facts(sae: SparseAutoencoder) -> dict[str, Any]:
         "tokens": origin.tokens and origin.tokens.name,
         "facts": {name: value for name, value in facts.items() if name not in _HIDDEN},
         "warnings": [] if source is None else list(source.warnings),
-        "has_maps": _has_maps(sae),
-        "maps": _say_maps(sae),
+        "has_maps": _find_obstacle(sae) is None,
+        "maps": _find_obstacle(sae) or SCORED,
     }
 
 
@@ -121,19 +122,15 @@ def _list_origin(sae: SparseAutoencoder) -> Iterator[str]:
         yield {"patch": "patch tokens", "all": "all tokens", "cls": "CLS tokens"}[origin.tokens.name]
 
 
-def _say_maps(sae: SparseAutoencoder) -> str:
-    """Say whether its features have maps that can be scored, and if not, why."""
+def _find_obstacle(sae: SparseAutoencoder) -> str | None:
+    """Return why its features have no maps that are scored, None where they have."""
     try:
         check_has_maps(sae.origin)
     except InputError as error:
         return str(error)
     if sae.origin.site not in (None, *SITES):
         return f"it reads {sae.origin.site}, and infoscope {' or '.join(SITES)}: refused but for sae.ignore_origin=true"
-    return "its features can be ranked and scored on the tokens it was trained on"
-
-
-def _has_maps(sae: SparseAutoencoder) -> bool:
-    return sae.origin.site != POOLED and sae.origin.tokens is not TokenChoice.cls
+    return None
 
 
 def _show(value: Any) -> str:

@@ -144,8 +144,8 @@ def _export_activation(sae: SparseAutoencoder, b_enc: Tensor, format: ExportForm
             return _Exported("gated", {}, gate)
     name = "a signed topk" if activation.is_signed and isinstance(activation, TopK) else f"the kind {activation.kind}"
     raise InputError(
-        f"This SAE is of {name}, which SAELens does not know: those of topk, relu, jumprelu, batchtopk, gated and the"
-        " like can be exported."
+        f"This SAE is of {name}, which has no place in format={format}: those of topk, relu, jumprelu, batchtopk, gated"
+        " and the like can be exported."
     )
 
 

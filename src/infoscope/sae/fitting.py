@@ -14,6 +14,7 @@ from infoscope.runtime.errors import InputError
 from infoscope.sae.config import TokenChoice
 from infoscope.sae.metrics import compute_sae_metrics
 from infoscope.sae.model import MAX_PRE_ACTS, SparseAutoencoder
+from infoscope.sae.origin import Origin
 from infoscope.sae.token_sets import TokenSet, make_token_set
 from infoscope.sae.train import choose_held_out, make_normalisation
 from infoscope.vision.tokens.extract import TokenCache
@@ -51,13 +52,18 @@ def fit_to_tokens(
         facts["statistics"] = (
             f"mean and scale estimated on the training tokens of {everything.n_images:,} images (ours)"
         )
-    if source is not None and source.facts.get("scale_is_free"):
+    if has_free_scale(sae.origin):
         facts["fitted_scale"] = _fit_scale(sae, some)
         sae.W_dec.mul_(facts["fitted_scale"])
     if source is not None and facts:
         known = {name: value for name, value in source.facts.items() if name != "needs_statistics" or not estimate}
         sae.origin = replace(sae.origin, source=replace(source, facts={**known, **facts}))
     return compute_sae_metrics(sae, _iterate(sae, some))
+
+
+def has_free_scale(origin: Origin) -> bool:
+    """Whether an SAE's decoder gives a direction alone, whose scale is to be fitted."""
+    return origin.source is not None and bool(origin.source.facts.get("scale_is_free"))
 
 
 def _iterate(sae: SparseAutoencoder, tokens: TokenSet) -> Iterator[Float[Tensor, "n d_in"]]:

@@ -128,7 +128,7 @@ def import_sae(config: ImportedConfig) -> SparseAutoencoder:
 
 
 def _join_facts(foreign: Foreign) -> dict[str, Any]:
-    flags = {"needs_statistics": foreign.needs_statistics, "scale_is_free": foreign.scale_is_free}
+    flags = {"needs_statistics": foreign.needs_statistics, "scale_is_free": foreign.has_free_scale}
     facts = {name: value for name, value in foreign.facts.items() if value is not None}
     return facts | {name: True for name, flag in flags.items() if flag}
 

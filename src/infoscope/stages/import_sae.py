@@ -13,7 +13,7 @@ from infoscope.runtime.files import write_json
 from infoscope.runtime.store import Workspace
 from infoscope.sae.checkpoint import compute_digest, load_sae, save_sae
 from infoscope.sae.config import TokenChoice
-from infoscope.sae.fitting import BATCH_TOKENS, fit_to_tokens
+from infoscope.sae.fitting import BATCH_TOKENS, fit_to_tokens, has_free_scale
 from infoscope.sae.import_config import ImportedConfig, Statistics
 from infoscope.sae.loading import import_sae
 from infoscope.sae.model import MAX_PRE_ACTS, SparseAutoencoder
@@ -62,9 +62,7 @@ def inspect_sae(ctx: Context) -> Inspected:
     with ctx.display.bar("reading the SAE"):
         sae = import_sae(get_import_config(ctx))
         digest = compute_digest(sae)
-    source = sae.origin.source
-    is_free = source is not None and bool(source.facts.get("scale_is_free"))
-    return Inspected(sae.origin, sae.d_in, sae.d_sae, digest, is_free)
+    return Inspected(sae.origin, sae.d_in, sae.d_sae, digest, has_free_scale(sae.origin))
 
 
 def get_import_config(ctx: Context) -> ImportedConfig:

@@ -1,4 +1,4 @@
-"""dictionary_learning: six classes, by config.json or by their tensors, and the backups of unfinished trainings."""
+"""dictionary_learning: seven classes, by config.json or by their tensors, and the backups of unfinished trainings."""
 
 from __future__ import annotations
 

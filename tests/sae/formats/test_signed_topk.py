@@ -137,11 +137,9 @@ def test_its_tokens_are_in_the_name(tmp_path):
     assert load_sae(write_attributing(tmp_path / NAME.format("cls", K))).origin.tokens is TokenChoice.cls
 
 
-def test_k_that_is_given_wins_over_the_name_and_says_so(tmp_path):
-    sae = load_sae(write_attributing(tmp_path / NAME.format("spatial", 64)), k=K)
-    assert measure_deviation(sae, refer_attributing()) < 1e-5
-    assert sae.origin.source is not None
-    assert "64" in sae.origin.source.warnings[1]
+def test_another_k_than_the_names_is_refused(tmp_path):
+    with pytest.raises(InputError, match=f"its name says k=64, got k={K}: drop k"):
+        load_sae(write_attributing(tmp_path / NAME.format("spatial", 64)), k=K)
 
 
 def test_without_the_name_k_is_given(tmp_path):

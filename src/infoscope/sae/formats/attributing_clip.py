@@ -16,7 +16,7 @@ from infoscope.runtime.errors import InputError
 from infoscope.runtime.large_tensors import row_norms
 from infoscope.sae.activations import TopK
 from infoscope.sae.config import TokenChoice
-from infoscope.sae.formats.base import Foreign, Found, Options, need, own, scale_rows
+from infoscope.sae.formats.base import Foreign, Found, Options, make_writable, need, scale_rows
 from infoscope.sae.formats.values import name_dtype, refuse_tensors
 
 LABEL = "Attributing CLIP (TopKSAE)"
@@ -41,27 +41,21 @@ def read(found: Found, options: Options) -> Foreign:
         shapes = f"{list(gains.shape)} for {list(matrix.shape)}"
         if matrix.ndim != 2 or gains.shape != matrix.narrow(1 - dim, 0, 1).shape:
             raise InputError(f"Expected {part}.weight_g to be a gain for each latent, along dim {dim}, found {shapes}.")
-    warnings = [FREE_SCALE]
-    k: int | None = options.get("k") or named.get("k")
-    if k is None:
-        raise InputError(
-            "k stands in no file, and its folder's name (topk-spatial-64-30000) does not say it: give sae.k=."
-        )
-    if k != named.get("k", k):
-        warnings.append(f"Its folder's name says k {named['k']}; sae.k={k} is used.")
+    needed = "k stands in no file, and its folder's name (topk-spatial-64-30000) does not say it"
+    k: int = options.settle("k", named.get("k"), needed)
     return Foreign(
         kind="topk",
         activation=TopK(k, signed=True),
-        W_enc=_weigh(own(v, state), g).T,
-        W_dec=_weigh(own(v_dec, state).T.contiguous(), g_dec),
+        W_enc=_weigh(make_writable(v, state), g).T,
+        W_dec=_weigh(make_writable(v_dec, state).T.contiguous(), g_dec),
         b_enc=b_enc,
         backbone=named.get("backbone"),
         layer=named.get("layer"),
         site="resid_post",
         tokens=named.get("tokens"),
         facts={"k": k, "dataset": named.get("data"), "dtype": name_dtype(v)},
-        warnings=warnings,
-        scale_is_free=True,
+        warnings=[FREE_SCALE],
+        has_free_scale=True,
     )
 
 

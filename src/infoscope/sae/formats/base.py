@@ -18,6 +18,9 @@ from infoscope.sae.activations import Activation
 from infoscope.sae.config import TokenChoice, TokenNorm
 from infoscope.sae.import_config import IMPORT, ImportedConfig
 
+MATRICES = ("W_enc", "b_enc", "W_dec", "b_dec")
+"""What many toolkits call them, as infoscope does."""
+
 
 @dataclass(frozen=True)
 class Found:
@@ -133,7 +136,7 @@ class Options:
     """The settings of an import, which remember what was asked for: what no reader asks for is refused."""
 
     def __init__(self, config: ImportedConfig) -> None:
-        self.config, self._read = config, {"kind", "path", "format", "statistics", "tokens", "ignore_origin"}
+        self.config, self._read = config, {"path", "format", "statistics", "tokens", "ignore_origin"}
 
     def get(self, name: str) -> Any:
         """Return a setting, None where it is not given."""
@@ -146,7 +149,7 @@ class Options:
         Raises:
             InputError: another kind than those that the reader knows.
         """
-        self._read.add("said kind")
+        self._read.add("kind")
         if self.config.kind == IMPORT:
             return None
         if self.config.kind not in choices:
@@ -165,7 +168,7 @@ class Options:
         """
         given = self.get(name)
         if in_file is not None and given is not None and given != in_file:
-            raise InputError(f"The file says {name}={in_file}, got sae.{name}={given}: drop sae.{name}.")
+            raise InputError(f"The file or its name says {name}={in_file}, got sae.{name}={given}: drop sae.{name}.")
         value = given if in_file is None else in_file
         if value is None and needed:
             raise InputError(f"{needed}: give sae.{name}=...")
@@ -177,11 +180,9 @@ class Options:
         Raises:
             InputError: the first such setting.
         """
-        unused = [name for name, value in self.config.given().items() if name not in self._read and value is not None]
-        if self.config.kind != IMPORT and "said kind" not in self._read:
-            unused.insert(0, "kind")
-        if unused:
-            name, value = unused[0], getattr(self.config, unused[0])
+        for name, value in self.config.given().items():
+            if name in self._read or (name == "kind" and value == IMPORT):
+                continue
             raise InputError(
                 f"sae.{name}={getattr(value, 'name', value)} is not read: the file itself says what it needs; drop it."
             )
@@ -197,7 +198,7 @@ class Foreign:
     any float type; W_enc may be a transposed view.
 
     kind: what the toolkit trained, in our words: relu, topk, batchtopk, jumprelu, matryoshka_k, matryoshka_prefix,
-        gated, groupmax. `activation`: what its inference computes, such as a threshold for batchtopk.
+        gated, groupmax, tanh_relu. `activation`: what its inference computes, such as a threshold for batchtopk.
     b_enc, b_dec: None: it has none.
     subtracts_b_dec: whether b_dec is subtracted before encoding; where not, that is folded into b_enc.
     mean, scale: mu and c; None and 1: it has none.
@@ -207,7 +208,7 @@ class Foreign:
     facts: what else is worth knowing, as plain JSON values: k, threshold, prefix_sizes, modality, ...
     warnings: sentences.
     needs_statistics: it was trained on tokens of mean 0 and scale 1 whose mean and scale are not in the file.
-    scale_is_free: its decoder gives a direction alone; the scale is fitted to the tokens of the run.
+    has_free_scale: its decoder gives a direction alone; the scale is fitted to the tokens of the run.
     fingerprint: of the backbone; exported_from: see `Source`. Of what infoscope has exported alone.
     """
 
@@ -229,7 +230,7 @@ class Foreign:
     facts: dict[str, Any] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     needs_statistics: bool = False
-    scale_is_free: bool = False
+    has_free_scale: bool = False
     fingerprint: dict[str, Any] = field(default_factory=dict)
     exported_from: str | None = None
 
@@ -255,7 +256,7 @@ class Format(Protocol):
         ...
 
 
-def own(W: Tensor, state: Mapping[str, Tensor]) -> Tensor:
+def make_writable(W: Tensor, state: Mapping[str, Tensor]) -> Tensor:
     """Return a float32 tensor that may be changed in place: a copy only where another of the file's shares its memory.
 
     Args:
@@ -270,5 +271,5 @@ def own(W: Tensor, state: Mapping[str, Tensor]) -> Tensor:
 
 
 def scale_rows(W: Float[Tensor, "n d"], factors: Float[Tensor, " n"]) -> Float[Tensor, "n d"]:
-    """Multiply the rows of a matrix that is our `own`, in place: a copy would take as much memory again."""
+    """Multiply the rows of a matrix that is `make_writable`, in place: a copy would take as much memory again."""
     return W.mul_(factors.to(W.dtype)[:, None])

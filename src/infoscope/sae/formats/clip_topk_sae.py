@@ -9,7 +9,7 @@ from __future__ import annotations
 from infoscope.runtime.errors import InputError
 from infoscope.runtime.large_tensors import row_norms
 from infoscope.sae.activations import TopK
-from infoscope.sae.formats.base import Foreign, Found, Options, need, own, scale_rows
+from infoscope.sae.formats.base import Foreign, Found, Options, make_writable, need, scale_rows
 from infoscope.sae.formats.values import (
     check_sizes,
     name_dtype,
@@ -47,7 +47,7 @@ def read(found: Found, options: Options) -> Foreign:
     check_sizes(W_enc, config, "input_dim", "hidden_dim")
     k = options.settle("k", read_count(config.get("k"), "k"), "There is no config.json beside it that says its k")
     if read_flag(config, "normalize_decoder", default=True):
-        W_dec = own(W_dec, state)
+        W_dec = make_writable(W_dec, state)
         W_dec = scale_rows(W_dec, 1 / row_norms(W_dec).clamp_min(EPS))
     return Foreign(
         kind="topk",

@@ -10,16 +10,15 @@ from torch import Tensor
 
 from infoscope.runtime.errors import InputError
 from infoscope.runtime.untrusted import list_keys
-from infoscope.sae.activations import Gated, ReLU, Threshold, TopK
-from infoscope.sae.formats.base import Foreign, Options, need
-from infoscope.sae.formats.values import name_dtype, need_matrices, read_count, read_number, show, unit_rows
+from infoscope.sae.activations import ReLU, Threshold, TopK
+from infoscope.sae.formats.base import MATRICES, Foreign, Options, need
+from infoscope.sae.formats.values import make_gated, name_dtype, need_matrices, read_count, read_number, show, unit_rows
 
 LINEAR = ("encoder.weight", "encoder.bias", "decoder.weight")
-MATRICES = ("W_enc", "b_enc", "W_dec", "b_dec")
 K = frozenset({"k", "threshold"})
 
 
-class File(NamedTuple):
+class Given(NamedTuple):
     """state: the tensors. k: as a configuration has it. bias_scale: what biases and thresholds are multiplied by."""
 
     state: Mapping[str, Tensor]
@@ -44,73 +43,72 @@ class File(NamedTuple):
         return self.options.settle("k", found[0] if found else None, needed)
 
 
-def _read_standard(file: File) -> Foreign:
-    b_enc, b_dec = file.biases("encoder.bias", "bias")
+def _read_standard(given: Given) -> Foreign:
+    b_enc, b_dec = given.biases("encoder.bias", "bias")
     facts = {"rescaled": "decoder rows are unit and z is larger by their norms, as the toolkit's loader has it"}
-    return Foreign("relu", ReLU(), *unit_rows(file.state, *file.matrices(), b_enc), b_dec, facts=facts)
+    return Foreign("relu", ReLU(), *unit_rows(given.state, *given.matrices(), b_enc), b_dec, facts=facts)
 
 
-def _read_new(file: File) -> Foreign:
-    b_enc, b_dec = file.biases("encoder.bias", "decoder.bias")
-    return Foreign("relu", ReLU(), *file.matrices(), b_enc, b_dec, subtracts_b_dec=False)
+def _read_new(given: Given) -> Foreign:
+    b_enc, b_dec = given.biases("encoder.bias", "decoder.bias")
+    return Foreign("relu", ReLU(), *given.matrices(), b_enc, b_dec, subtracts_b_dec=False)
 
 
-def _read_gated(file: File) -> Foreign:
-    gate, magnitude, b_dec = file.biases("gate_bias", "mag_bias", "decoder_bias")
-    (r_mag,) = need(file.state, "r_mag")
-    activation = Gated(gate.float(), magnitude.float(), r_mag.double().exp().float())
-    return Foreign("gated", activation, *file.matrices(), b_dec=b_dec)
+def _read_gated(given: Given) -> Foreign:
+    gate, magnitude, b_dec = given.biases("gate_bias", "mag_bias", "decoder_bias")
+    (r_mag,) = need(given.state, "r_mag")
+    return Foreign("gated", make_gated(gate, magnitude, r_mag), *given.matrices(), b_dec=b_dec)
 
 
-def _read_jumprelu(file: File) -> Foreign:
-    b_enc, b_dec, threshold = file.biases("b_enc", "b_dec", "threshold")
-    return Foreign("jumprelu", Threshold(threshold.float()), *file.matrices(), b_enc, b_dec, subtracts_b_dec=False)
+def _read_jumprelu(given: Given) -> Foreign:
+    b_enc, b_dec, threshold = given.biases("b_enc", "b_dec", "threshold")
+    return Foreign("jumprelu", Threshold(threshold.float()), *given.matrices(), b_enc, b_dec, subtracts_b_dec=False)
 
 
-def _read_topk(file: File) -> Foreign:
-    k = file.read_k("neither its weights nor its configuration say how many latents are active")
+def _read_topk(given: Given) -> Foreign:
+    k = given.read_k("neither its weights nor its configuration say how many latents are active")
     assert k is not None
-    b_enc, b_dec = file.biases("encoder.bias", "b_dec")
-    return Foreign("topk", TopK(k), *file.matrices(), b_enc, b_dec, facts={"k": k})
+    b_enc, b_dec = given.biases("encoder.bias", "b_dec")
+    return Foreign("topk", TopK(k), *given.matrices(), b_enc, b_dec, facts={"k": k})
 
 
-def _read_batchtopk(file: File) -> Foreign:
-    activation, facts, warnings = _read_threshold(file)
-    b_enc, b_dec = file.biases("encoder.bias", "b_dec")
-    return Foreign("batchtopk", activation, *file.matrices(), b_enc, b_dec, facts=facts, warnings=warnings)
+def _read_batchtopk(given: Given) -> Foreign:
+    activation, facts, warnings = _read_threshold(given)
+    b_enc, b_dec = given.biases("encoder.bias", "b_dec")
+    return Foreign("batchtopk", activation, *given.matrices(), b_enc, b_dec, facts=facts, warnings=warnings)
 
 
-def _read_matryoshka(file: File) -> Foreign:
-    activation, facts, warnings = _read_threshold(file)
-    W_enc, W_dec = file.matrices()
-    (sizes,) = need(file.state, "group_sizes")
+def _read_matryoshka(given: Given) -> Foreign:
+    activation, facts, warnings = _read_threshold(given)
+    W_enc, W_dec = given.matrices()
+    (sizes,) = need(given.state, "group_sizes")
     facts["prefix_sizes"] = sizes.flatten().cumsum(0).tolist()
     if facts["prefix_sizes"][-1:] != [len(W_dec)]:
         raise InputError(f"Expected group_sizes to add up to {len(W_dec)} latents, found {sizes.tolist()}.")
-    b_enc, b_dec = file.biases("b_enc", "b_dec")
+    b_enc, b_dec = given.biases("b_enc", "b_dec")
     return Foreign("matryoshka_prefix", activation, W_enc, W_dec, b_enc, b_dec, facts=facts, warnings=warnings)
 
 
-def _read_threshold(file: File) -> tuple[Threshold, dict[str, Any], list[str]]:
+def _read_threshold(given: Given) -> tuple[Threshold, dict[str, Any], list[str]]:
     """Return the threshold that makes the code of a batch top-k independent of the batch, with facts and warnings."""
-    value = file.state.get("threshold")
+    value = given.state.get("threshold")
     in_file = None if value is None else read_number(value, "threshold")
     if in_file is not None and in_file > 0:  # below 0 it was never tracked, which is the same in all units
-        in_file *= file.bias_scale
-    threshold = file.options.settle("threshold", in_file, "it has no threshold, by which the toolkit encodes")
+        in_file *= given.bias_scale
+    threshold = given.options.settle("threshold", in_file, "it has no threshold, by which the toolkit encodes")
     warning = (
         f"Its threshold was never tracked ({threshold:g}), so that its code is a plain ReLU: many more latents are"
         " active than its k says."
     )
     activation = Threshold(torch.tensor(threshold, dtype=torch.float32))
-    return activation, {"k": file.read_k(), "threshold": threshold}, [warning] * (threshold < 0)
+    return activation, {"k": given.read_k(), "threshold": threshold}, [warning] * (threshold < 0)
 
 
 class DictionaryClass(NamedTuple):
     """Its tensors, those that old files lack, and what reads them."""
 
     names: frozenset[str]
-    read: Callable[[File], Foreign]
+    read: Callable[[Given], Foreign]
     newer: frozenset[str] = frozenset()
 
     def has(self, names: set[str]) -> bool:
@@ -135,7 +133,7 @@ def list_classes(state: Mapping[str, Tensor]) -> list[str]:
     return [name for name, made in CLASSES.items() if made.has(set(state))]
 
 
-def read_class(name: str, file: File) -> Foreign:
+def read_class(name: str, given: Given) -> Foreign:
     """Return the SAE of a class.
 
     Raises:
@@ -144,11 +142,11 @@ def read_class(name: str, file: File) -> Foreign:
     made = CLASSES.get(name.replace("Matroyshka", "Matryoshka"))  # as sae-for-vlm spells it
     if made is None:
         raise InputError(f"Expected a dictionary of class {', '.join(CLASSES)}, found {show(name)}, which is not read.")
-    others = sorted(file.state.keys() - made.names - made.newer)
+    others = sorted(given.state.keys() - made.names - made.newer)
     if others:
-        names = ", ".join(list_keys({name: file.state[name] for name in others}))
+        names = ", ".join(list_keys({name: given.state[name] for name in others}))
         raise InputError(f"A {name} has the tensors {', '.join(sorted(made.names))}, found {names} too.")
-    foreign = made.read(file)
-    (encoder,) = need(file.state, "W_enc" if "W_enc" in made.names else "encoder.weight")
+    foreign = made.read(given)
+    (encoder,) = need(given.state, "W_enc" if "W_enc" in made.names else "encoder.weight")
     foreign.facts |= {"dict_class": name, "dtype": name_dtype(encoder)}
     return foreign

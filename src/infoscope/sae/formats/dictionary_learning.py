@@ -17,7 +17,7 @@ from torch import Tensor
 from infoscope.runtime.errors import InputError
 from infoscope.sae.formats import sae_for_vlm
 from infoscope.sae.formats.base import Foreign, Found, Options
-from infoscope.sae.formats.dictionaries import File, list_classes, read_class
+from infoscope.sae.formats.dictionaries import Given, list_classes, read_class
 from infoscope.sae.formats.values import check_sizes, get_as, read_number, refuse_settings
 
 LABEL = "dictionary_learning"
@@ -52,7 +52,7 @@ def read(found: Found, options: Options) -> Foreign:
             f"no configuration beside it says what it is, and its tensors are those of a {name} of dictionary_learning"
             f" {AMBIGUOUS[name]}, or give sae.format=dictionary_learning."
         )
-    foreign = read_class(name, File(state, options, trainer.get("k"), _get_norm_factor(found)))
+    foreign = read_class(name, Given(state, options, trainer.get("k"), _get_norm_factor(found)))
     known = ("norm_factor", "threshold_beta", "threshold_start_step")  # the last two in training alone
     refuse_settings(trainer, *known, subtracts_b_dec=foreign.subtracts_b_dec)
     check_sizes(foreign.W_enc, trainer, "activation_dim", "dict_size")

@@ -13,7 +13,7 @@ from torch import Tensor
 from infoscope.runtime.errors import InputError
 from infoscope.runtime.large_tensors import reduce_rows, row_norms
 from infoscope.runtime.untrusted import Record
-from infoscope.sae.formats.base import need, own, scale_rows
+from infoscope.sae.formats.base import make_writable, need, scale_rows
 from infoscope.sae.formats.values import read_number
 
 EPS = 1e-8
@@ -62,7 +62,7 @@ def make_dictionary(part: Record | None, state: Mapping[str, Tensor]) -> tuple[F
         W, warnings = _mix_archetypes(state, attributes.get("delta"))
         return W.mul_(multiplier), warnings
     (W,) = _need_matrices(state, "_weights")
-    W = own(W, state)
+    W = make_writable(W, state)
     said = Record("normalize_l2") if part is None else attributes.get("normalization")
     name = said.name if isinstance(said, Record) else "nothing"
     normalise = NORMALISATIONS.get(name.rpartition(".")[2])
@@ -100,7 +100,7 @@ def _mix_archetypes(state: Mapping[str, Tensor], delta: Any) -> tuple[Float[Tens
             )
         delta = DELTA
         warnings = [f"A state dict does not say delta: {DELTA}, as by default."]
-    D = scale_rows(own(relax, state), (read_number(delta, "delta") / lengths).clamp_max(1).nan_to_num(1.0))
+    D = scale_rows(make_writable(relax, state), (read_number(delta, "delta") / lengths).clamp_max(1).nan_to_num(1.0))
     for rows, part in zip(D.split(ROWS), W.split(ROWS), strict=True):
         shares = part.double().relu()
         rows += ((shares / (shares.sum(1, keepdim=True) + EPS)) @ C.double()).float()

@@ -12,20 +12,19 @@ from typing import Any
 from infoscope.runtime.untrusted import Record
 from infoscope.sae.activations import ReLU
 from infoscope.sae.config import TokenChoice
-from infoscope.sae.formats.base import Foreign, Found, Options, need
+from infoscope.sae.formats.base import MATRICES, Foreign, Found, Options, need
 from infoscope.sae.formats.values import get_as, name_dtype, read_flag, refuse_settings
 
 LABEL = "PatchSAE, Hugo Fry, ConceptScope"
 SITES = {"resid": "resid_post"}
-KEYS = ("W_enc", "b_enc", "W_dec", "b_dec")
 
 
 def recognise(found: Found) -> bool:
-    return _find_config(found) is not None and found.get_state("state_dict").keys() == set(KEYS)
+    return _find_config(found) is not None and found.get_state("state_dict").keys() == set(MATRICES)
 
 
 def read(found: Found, options: Options) -> Foreign:
-    W_enc, b_enc, W_dec, b_dec = need(found.get_state("state_dict"), *KEYS)
+    W_enc, b_enc, W_dec, b_dec = need(found.get_state("state_dict"), *MATRICES)
     config = _find_config(found) or {}
     plain = ("relu", "standard")
     telling = {name: value for name, value in config.items() if get_as(str, config, name) not in plain}

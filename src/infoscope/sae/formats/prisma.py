@@ -13,12 +13,13 @@ from torch import Tensor
 
 from infoscope.runtime.errors import InputError
 from infoscope.runtime.untrusted import Record
-from infoscope.sae.activations import Activation, Gated, ReLU, TanhReLU, TopK
+from infoscope.sae.activations import Activation, ReLU, TanhReLU, TopK
 from infoscope.sae.config import TokenChoice, TokenNorm
-from infoscope.sae.formats.base import Foreign, Found, Options, get_tensors, need
+from infoscope.sae.formats.base import MATRICES, Foreign, Found, Options, get_tensors, need
 from infoscope.sae.formats.values import (
     check_sizes,
     get_as,
+    make_gated,
     name_dtype,
     need_matrices,
     parse_hook,
@@ -45,7 +46,6 @@ READ = (
 )
 DEFAULTS = {"normalize_activations": "layer_norm", "activation_fn_str": "topk"}
 """What the toolkit's loader takes for a setting that is missing; of the older dict it takes a ReLU (`sae_utils.py`)."""
-KEYS = ("W_enc", "b_enc", "W_dec", "b_dec")
 GATES = ("b_gate", "b_mag", "r_mag")
 SCALES = "scaling_factor"
 """Of finetuning: ones, where there was none."""
@@ -75,7 +75,7 @@ def read(found: Found, options: Options) -> Foreign:
     refuse_settings(config, *READ, subtracts_b_dec=True)
     W_enc, W_dec = need_matrices(state, "W_enc", "W_dec")
     check_sizes(W_enc, config, "d_in", "d_sae")
-    refuse_tensors(state, *KEYS, *GATES, "threshold", *([SCALES] * bool((state.get(SCALES, W_enc[:0]) == 1).all())))
+    refuse_tensors(state, *MATRICES, *GATES, "threshold", *([SCALES] * bool((state.get(SCALES, W_enc[:0]) == 1).all())))
     assumed = {name: value for name, value in parts.defaults.items() if name not in config}
     token_norm = options.get("token_norm") if "normalize_activations" in assumed else None
     if token_norm is None:
@@ -143,8 +143,7 @@ def _make_activation(parts: Parts, options: Options) -> tuple[str, Activation]:
         state, GATES if architecture == "gated" else (), (*GATES, "threshold"), f"of architecture {architecture}"
     )
     if architecture == "gated":
-        gate, magnitude, scale = need(state, *GATES)
-        return "gated", Gated(gate.float(), magnitude.float(), scale.double().exp().float())
+        return "gated", make_gated(*need(state, *GATES))
     if name == "topk":
         by_default = "" if "activation_fn_str" in config else ", taken for one where activation_fn_str is missing,"
         needed = f"it is a top-k SAE{by_default} whose configuration lacks k"

@@ -16,7 +16,7 @@ from typing import Any
 from infoscope.runtime.errors import InputError
 from infoscope.sae.config import TokenChoice
 from infoscope.sae.formats.base import Foreign, Found, Options
-from infoscope.sae.formats.dictionaries import File, list_classes, read_class
+from infoscope.sae.formats.dictionaries import Given, list_classes, read_class
 from infoscope.sae.origin import POOLED
 
 LABEL = "sae-for-vlm"
@@ -57,7 +57,7 @@ def read(found: Found, options: Options) -> Foreign:
         raise InputError(
             f"Its folder calls it {facts.get('kind')}, and it has tensors of {', '.join(classes) or 'none'}."
         )
-    foreign = read_class(name, File(found.state, options))
+    foreign = read_class(name, Given(found.state, options))
     if not facts.get("model"):
         return foreign
     site, layer = facts["site"], int(facts["layer"])

@@ -14,13 +14,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from infoscope.runtime.errors import InputError
-from infoscope.sae.activations import Activation, Gated, ReLU, TanhReLU, Threshold, TopK
+from infoscope.sae.activations import Activation, ReLU, TanhReLU, Threshold, TopK
 from infoscope.sae.config import TokenNorm
 from infoscope.sae.formats import exported
-from infoscope.sae.formats.base import Foreign, Found, Options, need, own, scale_rows
+from infoscope.sae.formats.base import MATRICES, Foreign, Found, Options, make_writable, need, scale_rows
 from infoscope.sae.formats.values import (
     check_sizes,
     get_as,
+    make_gated,
     name_dtype,
     need_matrices,
     parse_hook,
@@ -55,7 +56,6 @@ KINDS = {
     "matryoshka_batchtopk": "matryoshka_prefix",
 }
 """Our words for its architectures."""
-KEYS = ("W_enc", "b_enc", "W_dec", "b_dec")
 SCALES = ("finetuning_scaling_factor", "scaling_factor")
 TENSORS = {
     "gated": ("b_gate", "b_mag", "r_mag"),
@@ -124,7 +124,7 @@ def read(found: Found, options: Options) -> Foreign:
         kind="tanh_relu" if isinstance(activation, TanhReLU) else KINDS[settings.architecture],
         activation=activation,
         W_enc=W_enc,
-        W_dec=W_dec if factors is None else scale_rows(own(W_dec, state), factors),
+        W_dec=W_dec if factors is None else scale_rows(make_writable(W_dec, state), factors),
         b_enc=b_enc,
         b_dec=next(need(state, "b_dec")),
         subtracts_b_dec=read_flag(config, "apply_b_dec_to_input", default=True),
@@ -184,7 +184,7 @@ def _make_activation(
     names = TENSORS.get(architecture, ())
     others = [name for group in TENSORS.values() for name in group]
     refuse_others(state, names, dict.fromkeys(others), f"of architecture {architecture}")
-    refuse_tensors(state, *KEYS, *names, *SCALES)
+    refuse_tensors(state, *MATRICES, *names, *SCALES)
     tensors = [tensor.float() for tensor in need(state, *names)]
     match architecture:
         case "topk":
@@ -196,8 +196,7 @@ def _make_activation(
             k = options.settle("k", next(iter(said), None), "it is a top-k SAE whose configuration lacks k")
             return TopK(k), {"k": k}
         case "gated":
-            gate, magnitude, scale = tensors
-            return Gated(gate, magnitude, scale.double().exp().float()), {}
+            return make_gated(*tensors), {}
         case "jumprelu":
             is_one = tensors[0].numel() > 0 and bool((tensors[0] == tensors[0].flatten()[0]).all())
             return Threshold(tensors[0]), {"threshold": float(tensors[0].flatten()[0])} if is_one else {}

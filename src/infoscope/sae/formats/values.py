@@ -17,7 +17,8 @@ from infoscope.runtime.calls import name_type
 from infoscope.runtime.errors import InputError
 from infoscope.runtime.large_tensors import row_norms
 from infoscope.runtime.untrusted import list_keys
-from infoscope.sae.formats.base import need, own, scale_rows
+from infoscope.sae.formats.base import make_writable, need, scale_rows
+from infoscope.sae.imported_activations import Gated
 
 T = TypeVar("T")
 _SHORT = Repr()
@@ -162,7 +163,7 @@ def unit_rows(
     """
     if b_enc.shape != W_dec.shape[:1]:
         raise InputError(f"Expected an encoder bias [{len(W_dec)}], found {list(b_enc.shape)}.")
-    W_enc, W_dec = own(W_enc, state), own(W_dec, state)
+    W_enc, W_dec = make_writable(W_enc, state), make_writable(W_dec, state)
     norms = row_norms(W_dec)
     scale_rows(W_enc.T, norms)
     return W_enc, scale_rows(W_dec, norms.reciprocal().where(norms > 0, 0)), b_enc.double() * norms
@@ -204,6 +205,11 @@ def transpose(W: Tensor) -> Tensor:
 def at_least(threshold: Tensor) -> Tensor:
     """Return what a float32 exceeds exactly where it is a threshold or more: our thresholds are exceeded, not met."""
     return torch.nextafter(threshold.float(), torch.tensor(-torch.inf))
+
+
+def make_gated(gate: Tensor, magnitude: Tensor, log_scale: Tensor) -> Gated:
+    """Return the activation of a gated SAE: the biases of both branches, and the logarithm of the factor of one."""
+    return Gated(gate.float(), magnitude.float(), log_scale.double().exp().float())
 
 
 _COUNTS = {

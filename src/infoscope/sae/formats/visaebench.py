@@ -18,7 +18,7 @@ from infoscope.runtime.errors import InputError
 from infoscope.runtime.untrusted import Record
 from infoscope.sae.activations import Activation, TopK
 from infoscope.sae.config import TokenChoice
-from infoscope.sae.formats.base import Foreign, Found, Options, need, own
+from infoscope.sae.formats.base import Foreign, Found, Options, make_writable, need
 from infoscope.sae.formats.values import (
     at_least,
     check_sizes,
@@ -65,7 +65,7 @@ def read(found: Found, options: Options) -> Foreign:
     W_enc = transpose(weight)
     check_sizes(W_enc, config, *(("input_dim", "hidden_dim") if "input_dim" in config else ("d_model", "dict_size")))
     if (multiplier := state.get(MULTIPLIER)) is not None and read_number(multiplier, "multiplier") != 0:
-        W_dec = own(W_dec, state).mul_(multiplier.float().exp())
+        W_dec = make_writable(W_dec, state).mul_(multiplier.float().exp())
     kind = _find_kind(config)
     _check_kinds(config)
     facts: dict[str, Any] = {
