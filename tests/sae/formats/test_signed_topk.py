@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from infoscope.runtime.errors import InputError
+from infoscope.runtime.errors import InputError, InputWarning
 from infoscope.sae.config import TokenChoice
 from infoscope.sae.loading import load_sae
 from infoscope.sae.origin import POOLED
@@ -137,9 +137,11 @@ def test_its_tokens_are_in_the_name(tmp_path):
     assert load_sae(write_attributing(tmp_path / NAME.format("cls", K))).origin.tokens is TokenChoice.cls
 
 
-def test_another_k_than_the_names_is_refused(tmp_path):
-    with pytest.raises(InputError, match=f"its name says k=64, got k={K}: drop k"):
-        load_sae(write_attributing(tmp_path / NAME.format("spatial", 64)), k=K)
+def test_k_that_is_given_wins_over_the_name_and_says_so(tmp_path):
+    with pytest.warns(InputWarning, match=f"folder's name says k 64; k={K} is used") as caught:
+        sae = load_sae(write_attributing(tmp_path / NAME.format("spatial", 64)), k=K)
+    assert len(caught) == 2
+    assert measure_deviation(sae, refer_attributing()) < 1e-5
 
 
 def test_without_the_name_k_is_given(tmp_path):

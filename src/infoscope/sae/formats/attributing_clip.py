@@ -41,8 +41,14 @@ def read(found: Found, options: Options) -> Foreign:
         shapes = f"{list(gains.shape)} for {list(matrix.shape)}"
         if matrix.ndim != 2 or gains.shape != matrix.narrow(1 - dim, 0, 1).shape:
             raise InputError(f"Expected {part}.weight_g to be a gain for each latent, along dim {dim}, found {shapes}.")
-    needed = "k stands in no file, and its folder's name (topk-spatial-64-30000) does not say it"
-    k: int = options.settle("k", named.get("k"), needed)
+    warnings = [FREE_SCALE]
+    k: int | None = options.get("k") or named.get("k")
+    if k is None:
+        raise InputError(
+            "k stands in no file, and its folder's name (topk-spatial-64-30000) does not say it: give sae.k=."
+        )
+    if k != named.get("k", k):  # a folder's name is no part of a file
+        warnings.append(f"Its folder's name says k {named['k']}; sae.k={k} is used.")
     return Foreign(
         kind="topk",
         activation=TopK(k, signed=True),
@@ -54,7 +60,7 @@ def read(found: Found, options: Options) -> Foreign:
         site="resid_post",
         tokens=named.get("tokens"),
         facts={"k": k, "dataset": named.get("data"), "dtype": name_dtype(v)},
-        warnings=[FREE_SCALE],
+        warnings=warnings,
         has_free_scale=True,
     )
 

@@ -168,7 +168,7 @@ class Options:
         """
         given = self.get(name)
         if in_file is not None and given is not None and given != in_file:
-            raise InputError(f"The file or its name says {name}={in_file}, got sae.{name}={given}: drop sae.{name}.")
+            raise InputError(f"The file says {name}={in_file}, got sae.{name}={given}: drop sae.{name}.")
         value = given if in_file is None else in_file
         if value is None and needed:
             raise InputError(f"{needed}: give sae.{name}=...")
