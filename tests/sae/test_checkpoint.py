@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import resource
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from infoscope.runtime.errors import InputError
+from infoscope.runtime.manifests import compute_checksum
 from infoscope.sae.activations import Activation, ReLU, TopK
 from infoscope.sae.checkpoint import load_sae, load_sae_info, save_sae
-from infoscope.sae.config import TokenNorm
+from infoscope.sae.config import TokenChoice, TokenNorm
 from infoscope.sae.model import SparseAutoencoder
+from infoscope.sae.origin import Origin
 from tests.support import imported_samples
 from tests.support.imported_samples import make_sae as make_imported
 from tests.support.imported_samples import make_tokens
@@ -118,3 +122,133 @@ def test_what_only_imported_saes_have_is_found_again(tmp_path: Path, name: str, 
     assert (loaded.token_norm, loaded.activation.is_signed) == (token_norm, name in ("signed", "capped"))
     assert torch.equal(loaded.centre, x.mean(0))
     assert loaded.activation.settings() == sae.activation.settings()
+
+
+def change(folder: Path, changes: dict[str, Any]) -> None:
+    """Change what `sae.json` says; the checksum of what lies beside it is right."""
+    file, weights = folder / "sae.json", folder / "sae.safetensors"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes | {"sha256": compute_checksum(weights)}))
+
+
+ORIGIN = {"layer": 1, "backbone": {}, "image_px": None, "tokens": None}
+HOSTILE: dict[str, dict[str, Any]] = {
+    "a million latents": {"d_sae": 10**6},
+    "sizes beyond memory": {"d_sae": 10**12, "d_in": 10**12},
+    "thresholds beyond memory": {"kind": "jumprelu", "activation": {"d_sae": 10**12}},
+    "thresholds of another number": {"kind": "jumprelu", "activation": {"d_sae": 25}},
+    "a threshold of 0": {"kind": "jumprelu", "activation": {"d_sae": 24, "threshold": 0}},
+    "a threshold of text": {"kind": "jumprelu", "activation": {"d_sae": 24, "threshold": "x"}},
+    "gates beyond memory": {"kind": "gated", "activation": {"d_sae": 10**12}},
+    "an inner activation beyond memory": {
+        "kind": "capped",
+        "activation": {"inner": "jumprelu", "inner_settings": {"d_sae": 10**12}, "cap": 1.0},
+    },
+    "no inner settings": {"kind": "capped", "activation": {"inner": "relu", "inner_settings": [], "cap": 1.0}},
+    "a cap of text": {"kind": "capped", "activation": {"inner": "relu", "inner_settings": {}, "cap": "x"}},
+    "k of text": {"activation": {"k": "x"}},
+    "k of a list": {"activation": {"k": [1]}},
+    "no k": {"activation": {"k": None}},
+    "k of true": {"activation": {"k": True}},
+    "sizes of true": {"d_in": True},
+    "sizes below 0": {"d_in": -8},
+    "sizes of 0": {"d_in": 0, "d_sae": 0},
+    "a kind of a list": {"kind": ["topk"]},
+    "a long kind": {"kind": "x" * 10_000},
+    "a version of 0": {"format_version": 0},
+    "a version of a list": {"format_version": [2]},
+    "a long version": {"format_version": 10**4000},
+    "no origin": {"origin": {}},
+    "an unknown part of the origin": {"origin": {**ORIGIN, "x": 1}},
+    "tokens of a list": {"origin": {**ORIGIN, "tokens": []}},
+    "codes in the origin": {"origin": {**ORIGIN, "site": "\x1b[31mred"}},
+    "codes in the backbone": {"origin": {**ORIGIN, "backbone": {"a": [{"\x1b[31mred": 1}]}}},
+    "codes in a fact": {"origin": {**ORIGIN, "source": {"format": "a", "kind": "b", "facts": {"c": "\x9b31m"}}}},
+    "codes in a warning": {"origin": {**ORIGIN, "source": {"format": "a", "kind": "b", "warnings": ["\n"]}}},
+    "codes in a setting": {"activation": {"\x1b[31mred": 1}},
+    "a source of text": {"origin": {**ORIGIN, "source": "x"}},
+    "codes in an old file": {"format_version": 1, **ORIGIN, "backbone": {"name": "\x1b[31mred"}},
+}
+
+
+@pytest.mark.parametrize("what", HOSTILE)
+def test_what_a_stranger_wrote_is_one_sentence(tmp_path: Path, what: str) -> None:
+    make_saved(tmp_path, TopK(3))
+    load_sae(tmp_path)
+    change(tmp_path, HOSTILE[what])
+    with pytest.raises(InputError) as raised:
+        load_sae(tmp_path)
+    assert str(raised.value).isprintable()
+    assert len(str(raised.value)) < 1000
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "{" + '"a":{' * 100_000, '{"format_version": 1' + " " * 2**20 + "}"])
+def test_json_without_end_is_one_sentence(tmp_path: Path, text: str) -> None:
+    make_saved(tmp_path, TopK(3))
+    (tmp_path / "sae.json").write_text(text)
+    with pytest.raises(InputError, match="is damaged: expected JSON"):
+        load_sae(tmp_path)
+
+
+def make_header(**changes: Any) -> bytes:
+    part = {"dtype": "F32", "shape": [8, 24], "data_offsets": [0, 768], **changes}
+    return json.dumps({"W_enc": part}).encode()
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"[" * 100_000, b"[]", b'{"W_enc": 3}', make_header(shape=[10**6, 10**6]), make_header(dtype=[]),
+        make_header(shape=[-8, -24]), make_header(shape=["8", 24]), make_header(data_offsets=[-768, 0]),
+        make_header(data_offsets=[768]), make_header(data_offsets=["0", 768]), make_header(),
+    ],
+)  # fmt: skip
+def test_a_header_that_a_stranger_wrote_is_one_sentence(tmp_path: Path, header: bytes) -> None:
+    make_saved(tmp_path, TopK(3))
+    (tmp_path / "sae.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(768))
+    for sizes in ({}, {"d_in": 10**6, "d_sae": 10**6}):
+        change(tmp_path, sizes)
+        with pytest.raises(InputError, match=r"does not hold the SAE that sae\.json describes"):
+            load_sae(tmp_path)
+
+
+def test_a_header_longer_than_the_file_takes_no_memory(tmp_path: Path) -> None:
+    make_saved(tmp_path, TopK(3))
+    (tmp_path / "sae.safetensors").write_bytes((2**62).to_bytes(8, "little") + b"{}")
+    change(tmp_path, {})
+    with pytest.raises(InputError, match="its header is of 4,611,686,018,427,387,904 bytes"):
+        load_sae(tmp_path)
+
+
+def test_nothing_is_made_of_the_sizes_that_a_stranger_says(tmp_path: Path) -> None:
+    """Thresholds of jumprelu are filled as they are made: 400 MB here."""
+    make_saved(tmp_path, TopK(3))
+    change(tmp_path, {"kind": "jumprelu", "activation": {"d_sae": 10**8}, "d_sae": 10**8})
+    before = read_peak()
+    with pytest.raises(InputError, match=r"W_enc is \[8, 24\], expected \[8, 100000000\]"):
+        load_sae(tmp_path)
+    assert read_peak() - before < 50 * 2**20
+
+
+def read_peak() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+@pytest.mark.parametrize("tokens", ["all", "sideways", None, []])
+def test_files_of_version_1_are_read(tmp_path: Path, tokens: Any) -> None:
+    sae = make_saved(tmp_path, TopK(3))
+    file = tmp_path / "sae.json"
+    info = json.loads(file.read_text())
+    origin = info.pop("origin")
+    del info["token_norm"]
+    old = {
+        "format_version": 1,
+        "layer": 2,
+        "backbone": origin["backbone"],
+        "image_px": 96,
+        "training": {"tokens": tokens},
+    }
+    file.write_text(json.dumps(info | old))
+    loaded = load_sae(tmp_path)
+    assert torch.equal(loaded.W_enc, sae.W_enc)
+    known = TokenChoice.all if tokens == "all" else None
+    assert loaded.origin == Origin(2, {"name": "tiny"}, 96, known)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import reprlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from infoscope.runtime.calls import name_type, speaks_python
 from infoscope.runtime.errors import InputError, get_first_line
 from infoscope.runtime.large_tensors import cut_rows, fill_tensors, is_finite, write_tensors
 from infoscope.runtime.manifests import compute_checksum, read_manifest
+from infoscope.runtime.untrusted.kinds import make_printable
 from infoscope.runtime.untrusted.makers import NotReadError
 from infoscope.runtime.untrusted.safetensors_files import read_header
 from infoscope.sae.activations import ACTIVATIONS, make_activation
@@ -33,6 +35,17 @@ from infoscope.sae.origin import Origin
 FORMAT = "infoscope-sae"
 FORMAT_VERSION = 2
 WEIGHTS_NAME, INFO_NAME = "sae.safetensors", "sae.json"
+_MAX_INFO = 2**20
+"""Bytes of `sae.json`."""
+_SETTINGS = {
+    "k": [int],
+    "signed": [bool],
+    "d_sae": [int],
+    "inner": [str],
+    "inner_settings": [dict],
+    "cap": [int, float],
+}
+"""What activations are saved with."""
 
 
 def save_sae(
@@ -89,12 +102,12 @@ def load_sae(path: Path | str) -> SparseAutoencoder:
     if compute_checksum(weights) != info["sha256"]:
         raise InputError(f"{weights} is damaged: its checksum is not the one in {INFO_NAME}; make it again.")
     try:
-        sae = _make_empty(info, "data_mean" in read_header(weights)[1])
+        sae = _make_empty(info, {name: part["shape"] for name, part in read_header(weights)[1].items()})
         # Into the model's own memory layout: loading then computes exactly what was saved.
         fill_tensors(weights, sae.state_dict())
-    except (NotReadError, RuntimeError) as error:
-        reason = get_first_line(error).rstrip(".:")
-        raise InputError(f"{weights} does not hold the SAE that {INFO_NAME} describes ({reason}).") from None
+    except Exception as error:  # whatever strangers write
+        reason = make_printable(get_first_line(error)).rstrip(".:")
+        raise InputError(f"{weights} does not hold the SAE that {INFO_NAME} describes ({reason}).") from error
     for name, tensor in sae.state_dict().items():
         if not is_finite(tensor):
             raise InputError(f"{weights} holds NaN or Inf in {name}: train the SAE again.")
@@ -102,14 +115,38 @@ def load_sae(path: Path | str) -> SparseAutoencoder:
     return sae.eval()
 
 
-def _make_empty(info: dict[str, Any], has_data_mean: bool) -> SparseAutoencoder:
-    """Return an SAE of this kind, sizes and memory layout, whose tensors are to be filled."""
+def _make_empty(info: dict[str, Any], shapes: dict[str, list[int]]) -> SparseAutoencoder:
+    """Return an SAE of this kind, sizes and memory layout, whose tensors are to be filled.
+
+    Args:
+        shapes: of the tensors that the file holds; nothing larger is made.
+
+    Raises:
+        NotReadError: W_enc is of other sizes, or the settings of the activation are.
+    """
     d_in, d_sae = info["d_in"], info["d_sae"]
+    if shapes.get("W_enc") != [d_in, d_sae] or 0 in shapes["W_enc"]:
+        raise NotReadError(f"W_enc is {shapes.get('W_enc')}, expected {[d_in, d_sae]}")
+    _check_settings(info["activation"], d_sae)
     tensors = torch.empty(d_sae, d_in).T, torch.empty(d_sae), torch.empty(d_sae, d_in), torch.empty(d_in)
     token_norm = TokenNorm[info.get("token_norm", "none")]
     sae = SparseAutoencoder.of(*tensors, make_activation(info["kind"], info["activation"]), token_norm=token_norm)
-    sae.data_mean = torch.empty(d_in) if has_data_mean else None
+    sae.data_mean = torch.empty(d_in) if "data_mean" in shapes else None
     return sae
+
+
+def _check_settings(settings: dict[str, Any], d_sae: int) -> None:
+    """Refuse settings of an activation that are not as infoscope writes them; which a kind has, it checks itself.
+
+    Raises:
+        NotReadError: one is of another type, or for another number of latents.
+    """
+    for name, value in settings.items():
+        is_wrong = name in _SETTINGS and type(value) not in _SETTINGS[name]
+        if is_wrong or (name == "d_sae" and value != d_sae):
+            raise NotReadError(f"its activation has {name} = {reprlib.repr(value)}")
+    if "inner_settings" in settings:
+        _check_settings(settings["inner_settings"], d_sae)
 
 
 def load_sae_info(path: Path | str) -> dict[str, Any]:
@@ -124,22 +161,27 @@ def load_sae_info(path: Path | str) -> dict[str, Any]:
             f"Expected a saved SAE ({WEIGHTS_NAME} and {INFO_NAME}) in {file.parent}, {_describe_folder(file.parent)}."
         )
     try:
-        info = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError:
+        with file.open("rb") as stream:
+            text = stream.read(_MAX_INFO + 1)
+        info = json.loads(text if len(text) <= _MAX_INFO else b"")
+    except (ValueError, RecursionError):
         raise InputError(f"{file} is damaged: expected JSON; make it again.") from None
     if not isinstance(info, dict) or info.get("format") != FORMAT:
         raise InputError(f'{file} was not written by infoscope: expected "format": "{FORMAT}".')
     version = info.get("format_version")
-    if not isinstance(version, int) or version > FORMAT_VERSION:
+    if version not in range(1, FORMAT_VERSION + 1):
         raise InputError(
-            f"{file} has format version {version}, this infoscope reads up to {FORMAT_VERSION}: update infoscope."
+            f"{file} has format version {reprlib.repr(version)}, this infoscope reads up to {FORMAT_VERSION}: update"
+            " infoscope."
         )
-    if info.get("kind") not in ACTIVATIONS:
+    if info.get("kind") not in [*ACTIVATIONS]:
         kinds = ", ".join(ACTIVATIONS)
-        raise InputError(f"{file} has the kind {info.get('kind')!r}, this infoscope knows {kinds}: update infoscope.")
+        raise InputError(
+            f"{file} has the kind {reprlib.repr(info.get('kind'))}, this infoscope knows {kinds}: update infoscope."
+        )
     expected: dict[str, Any] = {"activation": dict, "d_in": int, "d_sae": int, "training": dict, "sha256": str}
-    expected |= {"origin": dict} if version > 1 else {}
-    wrong = [name for name, kind in expected.items() if not isinstance(info.get(name), kind)]
+    expected |= {"origin": dict} if version != 1 else {}
+    wrong = [name for name, kind in expected.items() if type(info.get(name)) is not kind]
     if info.get("token_norm", "none") not in (*TokenNorm.__members__,):
         wrong.append("token_norm")
     origin = info if version == 1 else info.get("origin")
@@ -159,14 +201,15 @@ def _read_origin(info: dict[str, Any]) -> Origin:
     Raises:
         InputError: if it is no origin.
     """
-    if info["format_version"] > 1:
-        try:
-            return Origin.from_json(info["origin"])
-        except (KeyError, TypeError, AttributeError):
-            raise InputError(f"{INFO_NAME} is damaged: origin is not as infoscope writes it; make it again.") from None
-    tokens = info.get("tokens") or info["training"].get("tokens")
-    known = TokenChoice.__members__.get(str(tokens))
-    return Origin(info.get("layer"), info["backbone"], info.get("image_px"), known)
+    values: Any = info.get("origin")
+    if info["format_version"] == 1:
+        tokens = info.get("tokens") or info["training"].get("tokens")
+        values = {name: info.get(name) for name in ("layer", "backbone", "image_px")}
+        values["tokens"] = tokens if tokens in [*TokenChoice.__members__] else None
+    try:
+        return Origin.from_json(values)
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError):
+        raise InputError(f"{INFO_NAME} is damaged: origin is not as infoscope writes it; make it again.") from None
 
 
 def _find_folder(path: Any) -> Path:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from types import UnionType
-from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any
 
 from infoscope.runtime.calls import convert
 from infoscope.runtime.errors import InputError
 from infoscope.sae.config import TokenChoice
+from infoscope.sae.source import Source, check_text, check_types
 from infoscope.vision.backbone import Backbone
 from infoscope.vision.hooks import RESID_POST
 from infoscope.vision.names import BackboneName, find_backbone_name, name_fingerprint
@@ -25,38 +25,6 @@ _LABELS = {"arch": "architecture", "kind": "family"}
 
 POOLED = "pooled"
 """The site of SAEs that read one vector of an image or a text, which has no place in the picture."""
-
-
-@dataclass(frozen=True)
-class Source:
-    """The file of another toolkit that an SAE was read from.
-
-    format: of which toolkit; kind: what that trained, in our words, such as "batchtopk".
-    file: its name; sha256: of its bytes.
-    backbone: as the file calls it; None: it does not say.
-    address, revision: of the hub, where it comes from there.
-    facts: what else it says, as plain JSON values: k, threshold, prefix_sizes, folded, ...
-    warnings: sentences.
-    exported_from: in words what infoscope has exported into this file; None: infoscope did not write it.
-    """
-
-    format: str
-    kind: str
-    file: str = ""
-    sha256: str = ""
-    backbone: str | None = None
-    address: str | None = None
-    revision: str | None = None
-    facts: dict[str, Any] = field(default_factory=dict)
-    warnings: tuple[str, ...] = ()
-    exported_from: str | None = None
-
-    @property
-    def words(self) -> str:
-        """What it was, and what of infoscope's the file holds, if it does."""
-        place = f" of {self.address} at {self.revision}" if self.address else ""
-        before = f", which infoscope exported from {self.exported_from}" if self.exported_from else ""
-        return f"{self.kind} in the format of {self.format}, {self.file}{place}, sha256 {self.sha256[:12]}{before}"
 
 
 @dataclass(frozen=True)
@@ -87,14 +55,16 @@ class Origin:
         """Return what `to_json` gave.
 
         Raises:
-            KeyError, TypeError, AttributeError: if it is something else.
+            AttributeError, KeyError, RecursionError, TypeError, ValueError: if it is something else, or holds text
+                that is not printable.
         """
+        check_text(values)
         tokens, source = values.get("tokens"), values.get("source")
         made = source and Source(**{**source, "warnings": tuple(source.get("warnings", ()))})
         origin = cls(**{**values, "tokens": tokens and TokenChoice[tokens], "source": made})
-        _check_types(origin)
+        check_types(origin)
         if made:
-            _check_types(made)
+            check_types(made)
         return origin
 
     @classmethod
@@ -122,20 +92,6 @@ class Origin:
         """Where in the block; of what infoscope trained, the residual stream unless another is noted."""
         is_ours = self.source is None and self.layer is not None
         return RESID_POST if self.site is None and is_ours else self.site
-
-
-def _check_types(made: Origin | Source) -> None:
-    """Refuse fields of another type than they are declared with.
-
-    Raises:
-        TypeError: there is one.
-    """
-    for name, kind in get_type_hints(type(made)).items():
-        value, kinds = getattr(made, name), get_args(kind) if isinstance(kind, UnionType) else (kind,)
-        if type(value) not in [get_origin(one) or one for one in kinds]:
-            raise TypeError(name)
-        if isinstance(value, tuple) and not all(isinstance(one, str) for one in value):
-            raise TypeError(name)
 
 
 def choose_layer(

@@ -39,10 +39,10 @@ def refuse(path: Path, what: str, error: Exception) -> InputError:
         words = error.strerror
     else:
         words = f"it is damaged ({get_first_line(error)}): {AGAIN}"
-    return InputError(f"Cannot read {what} {path}: {_show(words)}.")
+    return InputError(f"Cannot read {what} {path}: {make_printable(words)}.")
 
 
-def _show(words: str) -> str:
+def make_printable(words: str) -> str:
     """Return words from a file on one line, without what a terminal obeys."""
     return "".join(letter if letter.isprintable() else " " for letter in words)[:500]
 

@@ -31,6 +31,10 @@ DTYPES = {
 }
 
 
+_MAX_HEADER = 2**24
+"""Bytes of a header that is read: a hundred thousand tensors."""
+
+
 def read_safetensors(path: Path) -> dict[str, Tensor]:
     """Return the tensors of a file, each in memory of its own.
 
@@ -45,7 +49,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     with path.open("rb") as file:
         for name, part in parts.items():
             dtype, (first, last) = DTYPES.get(part["dtype"]), part["data_offsets"]
-            if dtype is None or last - first != math.prod(part["shape"]) * dtype.itemsize:
+            if dtype is None:
                 raise NotReadError(f"its tensor {name} is of the type {part['dtype']}, which is not read")
             file.seek(start + first)
             values = read_values(file, last - first)
@@ -57,19 +61,33 @@ def read_header(path: Path) -> tuple[int, dict[str, Any]]:
     """Return where the data begin, and what the header says of each tensor: dtype, shape, data_offsets.
 
     Raises:
-        NotReadError: if the file ends before the data that its header speaks of.
+        NotReadError: if the header is damaged, its shapes are not of the sizes that it says, or the file ends before
+            the data that it speaks of.
     """
     with path.open("rb") as file:
         n_header = struct.unpack("<Q", file.read(8))[0]
+        if n_header > _MAX_HEADER:
+            raise NotReadError(f"its header is of {n_header:,} bytes, more than any checkpoint's: {AGAIN}")
         header = file.read(n_header)
     if len(header) < n_header:
         raise NotReadError(f"it is cut off inside its header: {AGAIN}")
     try:
         parts = {name: part for name, part in json.loads(header).items() if name != "__metadata__"}
         start, size = 8 + n_header, path.stat().st_size
-        expected = start + max((part["data_offsets"][1] for part in parts.values()), default=0)
+        expected = start + max((_find_end(part) for part in parts.values()), default=0)
     except Exception as error:  # anything can stand there
         raise NotReadError(f"its header is damaged: {AGAIN}") from error
     if size < expected:
         raise NotReadError(f"it is cut off, {size:,} of {expected:,} bytes are there: {AGAIN}")
     return start, parts
+
+
+def _find_end(part: dict[str, Any]) -> int:
+    """Return where a tensor's data end; of dtypes that are not read, only this is known."""
+    dtype, (first, last) = DTYPES.get(part["dtype"]), part["data_offsets"]
+    sides = part["shape"]
+    if not all(type(n) is int and n >= 0 for n in (*sides, first, last)):
+        raise ValueError
+    if dtype is not None and last - first != math.prod(sides) * dtype.itemsize:
+        raise ValueError
+    return last

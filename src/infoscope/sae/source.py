@@ -1,0 +1,66 @@
+"""The file of another toolkit that an SAE was read from, and what is checked of it where it is read again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
+
+
+@dataclass(frozen=True)
+class Source:
+    """The file of another toolkit that an SAE was read from.
+
+    format: of which toolkit; kind: what that trained, in our words, such as "batchtopk".
+    file: its name; sha256: of its bytes.
+    backbone: as the file calls it; None: it does not say.
+    address, revision: of the hub, where it comes from there.
+    facts: what else it says, as plain JSON values: k, threshold, prefix_sizes, folded, ...
+    warnings: sentences.
+    exported_from: in words what infoscope has exported into this file; None: infoscope did not write it.
+    """
+
+    format: str
+    kind: str
+    file: str = ""
+    sha256: str = ""
+    backbone: str | None = None
+    address: str | None = None
+    revision: str | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    exported_from: str | None = None
+
+    @property
+    def words(self) -> str:
+        """What it was, and what of infoscope's the file holds, if it does."""
+        place = f" of {self.address} at {self.revision}" if self.address else ""
+        before = f", which infoscope exported from {self.exported_from}" if self.exported_from else ""
+        return f"{self.kind} in the format of {self.format}, {self.file}{place}, sha256 {self.sha256[:12]}{before}"
+
+
+def check_types(made: Any) -> None:
+    """Refuse a dataclass with fields of another type than they are declared with.
+
+    Raises:
+        TypeError: there is one.
+    """
+    for name, kind in get_type_hints(type(made)).items():
+        value, kinds = getattr(made, name), get_args(kind) if isinstance(kind, UnionType) else (kind,)
+        if type(value) not in [get_origin(one) or one for one in kinds]:
+            raise TypeError(name)
+        if isinstance(value, tuple) and not all(isinstance(one, str) for one in value):
+            raise TypeError(name)
+
+
+def check_text(value: Any) -> None:
+    """Refuse text that is not printable anywhere in plain JSON values: a terminal may obey it.
+
+    Raises:
+        ValueError: there is some.
+        RecursionError: the values are nested too deeply.
+    """
+    if isinstance(value, str) and not value.isprintable():
+        raise ValueError("text that is not printable")
+    for part in [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, list) else ():
+        check_text(part)
