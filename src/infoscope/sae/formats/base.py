@@ -18,8 +18,8 @@ from infoscope.sae.activations import Activation
 from infoscope.sae.config import TokenChoice, TokenNorm
 from infoscope.sae.import_config import IMPORT, ImportedConfig
 
-MATRICES = ("W_enc", "b_enc", "W_dec", "b_dec")
-"""What many toolkits call them, as infoscope does."""
+USUAL_KEYS = ("W_enc", "b_enc", "W_dec", "b_dec")
+"""What many toolkits, and infoscope, call the tensors of an SAE."""
 
 
 @dataclass(frozen=True)

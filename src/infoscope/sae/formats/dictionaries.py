@@ -11,7 +11,7 @@ from torch import Tensor
 from infoscope.runtime.errors import InputError
 from infoscope.runtime.untrusted import list_keys
 from infoscope.sae.activations import ReLU, Threshold, TopK
-from infoscope.sae.formats.base import MATRICES, Foreign, Options, need
+from infoscope.sae.formats.base import USUAL_KEYS, Foreign, Options, need
 from infoscope.sae.formats.values import make_gated, name_dtype, need_matrices, read_count, read_number, show, unit_rows
 
 LINEAR = ("encoder.weight", "encoder.bias", "decoder.weight")
@@ -121,10 +121,10 @@ CLASSES = {
     "GatedAutoEncoder": DictionaryClass(
         frozenset({*LINEAR[::2], "decoder_bias", "gate_bias", "mag_bias", "r_mag"}), _read_gated
     ),
-    "JumpReluAutoEncoder": DictionaryClass(frozenset({*MATRICES, "threshold"}), _read_jumprelu),
+    "JumpReluAutoEncoder": DictionaryClass(frozenset({*USUAL_KEYS, "threshold"}), _read_jumprelu),
     "AutoEncoderTopK": DictionaryClass(frozenset({"b_dec", *LINEAR}), _read_topk, K),
     "BatchTopKSAE": DictionaryClass(frozenset({"b_dec", *LINEAR}) | K, _read_batchtopk),
-    "MatryoshkaBatchTopKSAE": DictionaryClass(frozenset({*MATRICES, "group_sizes"}) | K, _read_matryoshka),
+    "MatryoshkaBatchTopKSAE": DictionaryClass(frozenset({*USUAL_KEYS, "group_sizes"}) | K, _read_matryoshka),
 }
 
 

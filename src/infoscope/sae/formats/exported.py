@@ -14,7 +14,7 @@ from infoscope.runtime.errors import InputError
 from infoscope.sae.activations import ACTIVATIONS, Activation, BatchTopK, Gated, JumpReLU, ReLU, Threshold, TopK
 from infoscope.sae.config import TokenNorm
 from infoscope.sae.export import FILES, PROGRAM, WRITTEN_BY, make_formula, name_hook
-from infoscope.sae.formats.base import MATRICES, Foreign, Found, Options, need
+from infoscope.sae.formats.base import USUAL_KEYS, Foreign, Found, Options, need
 from infoscope.sae.formats.values import check_sizes, need_matrices, pick, read_count, refuse_others, show
 from infoscope.sae.origin import Origin
 
@@ -128,7 +128,7 @@ def _read_activation(state: Mapping[str, Tensor], record: Record) -> Activation:
         names, activation = GATE, Gated(*(tensor.float() for tensor in need(state, *GATE)))
     else:
         names, activation = (), ReLU()
-    refuse_others(state, (*MATRICES, *names), state, f"of kind {record.kind}")
+    refuse_others(state, (*USUAL_KEYS, *names), state, f"of kind {record.kind}")
     return activation
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from infoscope.runtime.untrusted import Record
 from infoscope.sae.activations import ReLU
 from infoscope.sae.config import TokenChoice
-from infoscope.sae.formats.base import MATRICES, Foreign, Found, Options, need
+from infoscope.sae.formats.base import USUAL_KEYS, Foreign, Found, Options, need
 from infoscope.sae.formats.values import get_as, name_dtype, read_flag, refuse_settings
 
 LABEL = "PatchSAE, Hugo Fry, ConceptScope"
@@ -20,11 +20,11 @@ SITES = {"resid": "resid_post"}
 
 
 def recognise(found: Found) -> bool:
-    return _find_config(found) is not None and found.get_state("state_dict").keys() == set(MATRICES)
+    return _find_config(found) is not None and found.get_state("state_dict").keys() == set(USUAL_KEYS)
 
 
 def read(found: Found, options: Options) -> Foreign:
-    W_enc, b_enc, W_dec, b_dec = need(found.get_state("state_dict"), *MATRICES)
+    W_enc, b_enc, W_dec, b_dec = need(found.get_state("state_dict"), *USUAL_KEYS)
     config = _find_config(found) or {}
     plain = ("relu", "standard")
     telling = {name: value for name, value in config.items() if get_as(str, config, name) not in plain}

@@ -15,7 +15,7 @@ from infoscope.runtime.errors import InputError
 from infoscope.runtime.untrusted import Record
 from infoscope.sae.activations import Activation, ReLU, TanhReLU, TopK
 from infoscope.sae.config import TokenChoice, TokenNorm
-from infoscope.sae.formats.base import MATRICES, Foreign, Found, Options, get_tensors, need
+from infoscope.sae.formats.base import USUAL_KEYS, Foreign, Found, Options, get_tensors, need
 from infoscope.sae.formats.values import (
     check_sizes,
     get_as,
@@ -75,7 +75,9 @@ def read(found: Found, options: Options) -> Foreign:
     refuse_settings(config, *READ, subtracts_b_dec=True)
     W_enc, W_dec = need_matrices(state, "W_enc", "W_dec")
     check_sizes(W_enc, config, "d_in", "d_sae")
-    refuse_tensors(state, *MATRICES, *GATES, "threshold", *([SCALES] * bool((state.get(SCALES, W_enc[:0]) == 1).all())))
+    refuse_tensors(
+        state, *USUAL_KEYS, *GATES, "threshold", *([SCALES] * bool((state.get(SCALES, W_enc[:0]) == 1).all()))
+    )
     assumed = {name: value for name, value in parts.defaults.items() if name not in config}
     token_norm = options.get("token_norm") if "normalize_activations" in assumed else None
     if token_norm is None:

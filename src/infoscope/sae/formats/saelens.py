@@ -17,7 +17,7 @@ from infoscope.runtime.errors import InputError
 from infoscope.sae.activations import Activation, ReLU, TanhReLU, Threshold, TopK
 from infoscope.sae.config import TokenNorm
 from infoscope.sae.formats import exported
-from infoscope.sae.formats.base import MATRICES, Foreign, Found, Options, make_writable, need, scale_rows
+from infoscope.sae.formats.base import USUAL_KEYS, Foreign, Found, Options, make_writable, need, scale_rows
 from infoscope.sae.formats.values import (
     check_sizes,
     get_as,
@@ -184,7 +184,7 @@ def _make_activation(
     names = TENSORS.get(architecture, ())
     others = [name for group in TENSORS.values() for name in group]
     refuse_others(state, names, dict.fromkeys(others), f"of architecture {architecture}")
-    refuse_tensors(state, *MATRICES, *names, *SCALES)
+    refuse_tensors(state, *USUAL_KEYS, *names, *SCALES)
     tensors = [tensor.float() for tensor in need(state, *names)]
     match architecture:
         case "topk":

@@ -17,7 +17,7 @@ import torch
 from infoscope.runtime.errors import InputError
 from infoscope.sae.activations import Activation, ReLU, TopK
 from infoscope.sae.config import TokenChoice
-from infoscope.sae.formats.base import MATRICES, Foreign, Found, Options, need
+from infoscope.sae.formats.base import USUAL_KEYS, Foreign, Found, Options, need
 from infoscope.sae.formats.statistics import settle_mean
 from infoscope.sae.formats.values import (
     check_sizes,
@@ -77,7 +77,7 @@ def read(found: Found, options: Options) -> Foreign:
         raise InputError("expected a cfg in its header, found none.")
     W_enc, W_dec = need_matrices(found.state, "W_enc", "W_dec")
     b_enc, b_dec = need(found.state, "b_enc", "b_dec")
-    refuse_tensors(found.state, *MATRICES, THRESHOLD)
+    refuse_tensors(found.state, *USUAL_KEYS, THRESHOLD)
     kind, k = _read_kind(header, config, schema)
     refuse_settings(
         config, "activation", *(["top_k"] if config.get("top_k") == k else []), subtracts_b_dec=schema in (None, 1)
