@@ -20,8 +20,9 @@ from infoscope.sae.activations import ReLU, TopK
 from infoscope.sae.checkpoint import load_sae, save_sae
 from infoscope.sae.config import TokenChoice, TopKConfig
 from infoscope.sae.model import SparseAutoencoder
-from infoscope.sae.origin import Origin, Source, check_edits, check_has_maps, check_tokens, choose_layer
+from infoscope.sae.origin import Origin, check_edits, check_has_maps, check_tokens, choose_layer
 from infoscope.sae.passes import measure_one
+from infoscope.sae.source import Source
 from infoscope.sae.train import train_sae
 from infoscope.scope.config import ScopeConfig, StabilityConfig
 from infoscope.scope.confounds import measure_confounds

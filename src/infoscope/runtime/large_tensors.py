@@ -38,7 +38,7 @@ def is_finite(tensor: Tensor) -> bool:
 def reduce_rows(W: Float[Tensor, "n d"], reduce: Callable[[Tensor], Tensor]) -> Float64[Tensor, " n"]:
     """Return the one value that becomes of each row in float64; `reduce` takes some rows at a time."""
     made, start = torch.empty(len(W), dtype=torch.float64, device=W.device), 0
-    for part in cut_rows(W):  # values of parts, kept one by one, would hold the memory between them
+    for part in cut_rows(W):  # small results allocated among large parts would keep the parts' memory from being freed
         made[start : start + len(part)] = reduce(part.double())
         start += len(part)
     return made

@@ -95,7 +95,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         version = int(manifest["format_version"])
         is_whole = isinstance(manifest["hash"], str) and isinstance(manifest["files"], dict)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, OverflowError, RecursionError, ValueError, KeyError, TypeError):
         return None
     if version > FORMAT_VERSION:
         raise NewerArtifact(

@@ -15,8 +15,9 @@ import torch
 from infoscope.runtime.calls import make_options, name_type, refuse_unknown, say_in_python, speaks_python
 from infoscope.runtime.errors import InputError, InputWarning, get_first_line, list_some, suggest
 from infoscope.runtime.large_tensors import is_finite, reduce_rows
-from infoscope.runtime.manifests import MANIFEST, compute_checksum
+from infoscope.runtime.manifests import compute_checksum, read_manifest
 from infoscope.runtime.untrusted import read_checkpoint
+from infoscope.runtime.untrusted.kinds import make_printable
 from infoscope.runtime.untrusted.numpy_files import read_npz
 from infoscope.sae import checkpoint
 from infoscope.sae.formats import load_formats
@@ -26,7 +27,8 @@ from infoscope.sae.formats.values import show
 from infoscope.sae.hub import WEIGHTS, list_config_folders, resolve
 from infoscope.sae.import_config import IMPORT, ImportedConfig, MatrixNames
 from infoscope.sae.model import SparseAutoencoder
-from infoscope.sae.origin import Origin, Source
+from infoscope.sae.origin import Origin
+from infoscope.sae.source import Source, check_text
 
 KNOWN_CLASSES = ("src.sae_training.", "sae_training.", "vit_prisma.", "overcomplete.", "torch.nn.modules.")
 """What pickles of the toolkits name; read as records that call nothing."""
@@ -103,6 +105,7 @@ def import_sae(config: ImportedConfig) -> SparseAutoencoder:
     try:
         foreign = load_formats()[name].read(found, options)
         options.check()
+        check_text(vars(foreign))
         del found  # with what the reader has copied
         sae = assemble(foreign)
     except InputError as error:
@@ -113,7 +116,7 @@ def import_sae(config: ImportedConfig) -> SparseAutoencoder:
     source = Source(
         format=name,
         kind=foreign.kind,
-        file=file.name,
+        file=make_printable(file.name),
         sha256=compute_checksum(file),
         backbone=foreign.backbone,
         address=address,
@@ -141,7 +144,8 @@ def _list_pickled(found: Found) -> list[str]:
 def is_ours(path: Path) -> bool:
     """Whether a path is one of infoscope's own: a saved SAE, an artifact, or a folder of such."""
     if path.is_dir():
-        return any(any(path.glob(name)) for name in (checkpoint.INFO_NAME, MANIFEST, f"*/{checkpoint.INFO_NAME}"))
+        saved = any(any(path.glob(name)) for name in (checkpoint.INFO_NAME, f"*/{checkpoint.INFO_NAME}"))
+        return saved or read_manifest(path) is not None
     is_named_so = path.name in (checkpoint.WEIGHTS_NAME, checkpoint.INFO_NAME)
     return is_named_so and (path.parent / checkpoint.INFO_NAME).is_file()
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
+_MAX_TEXT = 1000
+
 
 @dataclass(frozen=True)
 class Source:
@@ -54,13 +56,14 @@ def check_types(made: Any) -> None:
 
 
 def check_text(value: Any) -> None:
-    """Refuse text that is not printable anywhere in plain JSON values: a terminal may obey it.
+    """Refuse text that a terminal may obey, or that fills it, anywhere in dicts and lists, the names of dicts too.
 
     Raises:
-        ValueError: there is some.
+        ValueError: some text is not printable, or too long.
         RecursionError: the values are nested too deeply.
     """
-    if isinstance(value, str) and not value.isprintable():
-        raise ValueError("text that is not printable")
-    for part in [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, list) else ():
-        check_text(part)
+    if isinstance(value, str) and not (value.isprintable() and len(value) <= _MAX_TEXT):
+        raise ValueError(f"text that is not printable, or longer than {_MAX_TEXT:,} letters")
+    if isinstance(value, dict | list | tuple):
+        for part in [*value, *value.values()] if isinstance(value, dict) else value:
+            check_text(part)

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Iterator
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from infoscope.runtime.calls import make_options
 from infoscope.runtime.errors import InputError
-from infoscope.runtime.untrusted import Record
-from infoscope.sae.formats import NAMES, load_formats
-from infoscope.sae.loading import load_sae
+from infoscope.sae.formats import load_formats
+from infoscope.sae.formats.base import Options
+from infoscope.sae.import_config import ImportedConfig
+from infoscope.sae.loading import assemble, load_sae, read_found
 from tests.support.foreign.arrays import D_IN, D_SAE, draw_weights
+from tests.support.foreign.dictionaries import OPTIONS, OTHERS, WRITERS, write_dictionary
+from tests.support.foreign.rewriting import WEIGHTS, find_weights, load_part, save_part
 
 W = draw_weights(11)
 WORDS = (
@@ -47,32 +53,126 @@ def draw(rng: random.Random, depth: int = 0) -> Any:
     if kind == 4:
         return W.tensor(rng.choice(list(W)), transpose=rng.random() < 0.5)
     if kind < 8:
-        return rng.choice([None, True, 3, 2.5, -1, "relu", "", b"x", [], [1, "a"], Record("overcomplete.A"), 10**30])
+        return rng.choice([None, True, 3, 2.5, -1, "relu", "", b"x", [], [1, "a"], 10**30])
     return {rng.choice(WORDS): draw(rng, depth + 1) for _ in range(rng.randrange(12))}
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_no_content_breaks_a_reader(tmp_path, name):
-    rng, options = random.Random(NAMES.index(name)), {"keys": {"W_enc": "W_enc", "W_dec": "W_dec"}}
-    for i in range(40):
-        content = draw(rng)
-        if isinstance(content, Record):
-            continue
-        folder = tmp_path / str(i)
-        folder.mkdir()
-        torch.save(_without_records(content), folder / "a.pt")
-        config = {rng.choice(SETTINGS): rng.choice([None, 3, "topk", [1], {"a": 2}, -1, True]) for _ in range(4)}
-        (folder / rng.choice(["cfg.json", "config.json"])).write_text(json.dumps(config))
+TEXTS = (".json", ".yaml")
+WRITTEN = sorted((WRITERS | OTHERS).keys() - {"overcomplete"})  # a whole module
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_no_content_breaks_a_reader(tmp_path: Path, name: str) -> None:
+    """Some values of a whole checkpoint are others; no reader ends by an error that `load_sae` would put into words."""
+    rng, n_read = random.Random(WRITTEN.index(name)), 0
+    place = write_dictionary(name, tmp_path, D_IN, D_SAE)
+    files = [path for path in (tmp_path / name).rglob("*") if path.suffix in (*TEXTS, *WEIGHTS)]
+    source = load_sae(place, **OPTIONS.get(name, {})).origin.source
+    assert source is not None
+    given = make_options(ImportedConfig, {"path": "-", **OPTIONS.get(name, {})})
+    whole = {file: file.read_bytes() for file in files}
+    for _ in range(60):
+        file = rng.choice(files)
+        part = load_part(file)
+        for _ in range(rng.randrange(1, 3)):
+            is_header = "header" in part and rng.random() < 0.5
+            change(rng, part["header" if is_header else "content"], ".json" if is_header else file.suffix)
+        save_part(file, part)
         with suppress(InputError):
-            source = load_sae(folder, format=name, **(options if name == "plain" else {})).origin.source
-            assert source is not None
-            assert source.format == name
+            found = read_found(find_weights(place))
+            load_formats()[source.format].recognise(found)
+            options = Options(given)
+            foreign = load_formats()[source.format].read(found, options)
+            options.check()
+            assert assemble(foreign).d_in > 0
+            n_read += 1
+        file.write_bytes(whole[file])
+    assert 0 < n_read < 60
 
 
-def _without_records(content: Any) -> Any:
-    if isinstance(content, dict):
-        return {key: _without_records(value) for key, value in content.items()}
-    return None if isinstance(content, Record) else content
+def change(rng: random.Random, content: Any, kind: str) -> None:
+    """Replace a value somewhere in nested dicts, take it away, or add one."""
+    inner = content
+    while parts := [value for value in inner.values() if isinstance(value, dict) and value]:
+        if rng.random() < 0.3:
+            break
+        inner = rng.choice(parts)
+    key = rng.choice([*inner, rng.choice(WORDS + SETTINGS)])
+    if rng.random() < 0.2:
+        inner.pop(key, None)
+        return
+    value = draw(rng)
+    while not fits(value, kind):
+        value = draw(rng)
+    inner[key] = value
+
+
+def fits(value: Any, kind: str) -> bool:
+    """Whether a file of this kind can hold a value."""
+    if kind == ".safetensors":
+        return isinstance(value, torch.Tensor)
+    with suppress(TypeError):
+        return kind not in TEXTS or bool(json.dumps(value))
+    return False
+
+
+def list_places(value: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Yield where text stands in nested dicts and lists."""
+    if isinstance(value, str):
+        yield place
+    for key, part in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+        yield from list_places(part, (*place, key))
+
+
+TENSORS_ALONE = {*("attributing_clip", "clip_topk_sae", "clipscope", "dncbm", "msae", "plain", "sae_for_vlm")}
+
+
+@pytest.mark.parametrize("text", ["\x1b[31m{}\x1b[0m", "{}\x9b31m", "{}\n", "{}" + "x" * 5000])
+@pytest.mark.parametrize("name", WRITTEN)
+def test_no_text_of_a_file_is_shown_that_a_terminal_obeys_or_that_fills_it(tmp_path, name, text):
+    place, n_places = write_dictionary(name, tmp_path, D_IN, D_SAE), 0
+    load_sae(place, **OPTIONS.get(name, {}))
+    for file in [path for path in (tmp_path / name).rglob("*") if path.suffix in (".json", ".yaml", *WEIGHTS)]:
+        before = file.read_bytes()
+        whole = load_part(file)
+        for where in list_places(whole):
+            n_places += 1
+            part = inner = load_part(file)
+            for key in where[:-1]:
+                inner = inner[key]
+            inner[where[-1]] = text.format(inner[where[-1]])
+            save_part(file, part)
+            said = describe(place, name)
+            assert said.isprintable(), where
+            assert len(said) < 6000, where
+            file.write_bytes(before)
+    assert n_places > 0 or name in TENSORS_ALONE
+
+
+def describe(place: Path, name: str) -> str:
+    """Return what is said of an SAE: all of its origin, or why it is refused."""
+    try:
+        return json.dumps(load_sae(place, **OPTIONS.get(name, {})).origin.to_json(), ensure_ascii=False).replace(
+            "\\", "\x1b"
+        )
+    except InputError as error:
+        return str(error)
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", "[" * 100_000, '{"format_version": Infinity}', '{"hash": 1, "files": 2}'])
+def test_a_manifest_of_others_makes_no_folder_ours(tmp_path, text):
+    place = write_dictionary("saelens", tmp_path, D_IN, D_SAE)
+    (place / "manifest.json").write_text(text)
+    source = load_sae(place).origin.source
+    assert source is not None
+    assert source.format == "saelens"
+
+
+def test_a_folder_of_infoscope_is_ours(tmp_path):
+    manifest = {"format_version": 2, "hash": "a", "files": {}, "stage": "rank", "upstream": {}}
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(InputError, match="found an artifact of the stage rank: give a folder of train_sae"):
+        load_sae(tmp_path)
 
 
 def test_a_file_of_several_formats_is_asked_about(tmp_path, monkeypatch):

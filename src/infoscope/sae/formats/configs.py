@@ -21,8 +21,8 @@ _MAX_JSON, _MAX_YAML = 2**24, 2**16
 class Configs(Mapping[str, Mapping[str, Any]]):
     """The mappings in JSON and YAML files of some folders by the files' names, of equal names that of the last folder.
 
-    A name raises InputError where its file is too large, damaged, or YAML with anchors, which a few lines of can fill
-    the memory. What is no mapping is left out.
+    A name raises InputError where its file is too large, damaged, or YAML with anchors: a few lines of it can fill the
+    memory. What is no mapping is left out.
     """
 
     def __init__(self, *folders: Path) -> None:

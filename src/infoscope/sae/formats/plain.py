@@ -109,7 +109,9 @@ def _check_shapes(given: Mapping[str, Tensor], keys: Mapping[str, str]) -> None:
     expected = {"W_enc": (d_in, d_sae), "W_dec": (d_sae, d_in)}
     misfits = [name for name in MATRICES if not _fits(shapes[name], expected[name])]
     turned = [name for name in misfits if _fits(shapes[name][::-1], expected[name])]
-    if not turned and shapes["W_enc"] == shapes["W_dec"] != shapes["W_dec"][::-1]:
+    if not all(len(shape) == 2 for shape in shapes.values()):
+        advice = "give the names of matrices"
+    elif not turned and shapes["W_enc"] == shapes["W_dec"] != shapes["W_dec"][::-1]:
         advice = f"append .T to {keys['W_enc']} or to {keys['W_dec']}, whichever is transposed"
     elif turned:
         advice = " and ".join(f"for {name} {_turn(keys[name])}" for name in turned)

@@ -21,6 +21,8 @@ from infoscope.sae.formats.base import make_writable, need, scale_rows
 from infoscope.sae.imported_activations import Gated
 
 T = TypeVar("T")
+_MAX_NAME = 100
+"""Letters of a setting's name: patterns of names take the square of their length."""
 _SHORT = Repr()
 _SHORT.maxstring = _SHORT.maxother = 80
 
@@ -271,6 +273,8 @@ def refuse_settings(config: Mapping[str, Any], *known: str, subtracts_b_dec: boo
     for name, value in config.items():
         if not isinstance(name, str) or name in known:
             continue
+        if len(name) > _MAX_NAME:
+            raise InputError(f"its configuration has a name of {len(name):,} letters, {show(name)}: no toolkit's has.")
         is_bias = _BIAS.fullmatch(name.lower())
         is_same = isinstance(value, bool) and value is subtracts_b_dec and _SUBTRACTION.fullmatch(name.lower())
         is_off = not isinstance(value, Tensor) and value in (None, False, 0, "", "none", "None", "null", [], {})
