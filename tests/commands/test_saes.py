@@ -161,6 +161,13 @@ def test_the_command_of_an_sae_of_the_scenes(infoscope: Run, tmp_path: Path) -> 
     assert "model.image_px=336" in find_command(infoscope, "b")
 
 
+def test_weights_of_a_file_are_to_be_given_to_their_architecture(infoscope: Run, tmp_path: Path) -> None:
+    fingerprint = {"kind": "timm", "arch": "vit_small_patch14_dinov2", "weights": "sha256:" + "ab" * 32}
+    save_sae(tmp_path / "a", make_sae(Origin(2, fingerprint, tokens=TokenChoice.patch)))
+    assert "vit_small_patch14_dinov2 with weights of a file, sha256:abab" in infoscope("describe-sae", "a").out
+    assert find_command(infoscope, "a")[2:4] == ["model=dinov2_s14", "model.pretrained=..."]
+
+
 @pytest.mark.parametrize(
     "options",
     [

@@ -21,7 +21,14 @@ from infoscope.sae.origin import Origin, lacks_statistics
 from infoscope.vision.config import ModelConfig, ModelKind
 from infoscope.vision.hooks import RESID_POST, SITES
 from infoscope.vision.load import compute_model_fingerprint
-from infoscope.vision.names import RANDOM, BackboneName, find_backbone_name, name_fingerprint, name_model
+from infoscope.vision.names import (
+    RANDOM,
+    BackboneName,
+    find_backbone_name,
+    name_architecture,
+    name_fingerprint,
+    name_model,
+)
 
 _NEAR = {"open_clip": "clip_b16", "timm": "mae_b16"}
 """A choice of model= of each kind, for architectures that have none of their own."""
@@ -67,9 +74,11 @@ def _list_model(origin: Origin) -> Iterator[str]:
     """Yield the settings of the backbone, the layer and the site."""
     source, presets = origin.source, _read_presets()
     name = name_fingerprint(origin.backbone) or (find_backbone_name(source.backbone or "") if source else None)
+    name = name or name_architecture(origin.backbone)
     chosen, settings = _choose_preset(origin, name)
     yield f"model={chosen or '...'}"
-    yield from (quote_override(f"model.{key}", value) for key, value in settings.items())
+    for key, value in settings.items():
+        yield f"model.{key}=..." if value == "..." else quote_override(f"model.{key}", value)
     own_px = _find_px(presets[chosen]) if chosen in presets else None
     if None not in (origin.image_px, own_px) and origin.image_px != own_px:
         yield f"model.image_px={origin.image_px}"
@@ -90,6 +99,8 @@ def _choose_preset(origin: Origin, name: BackboneName | None) -> tuple[str | Non
     arch = name.arch if name.kind == "open_clip" else ".".join(filter(None, name[1:]))
     alike = [preset for preset, config in presets.items() if (config.arch or "").partition(".")[0] == name.arch]
     tag = name.tag if name.tag and name.tag != RANDOM else "..."
+    if alike and not name.tag:
+        return alike[0], {"pretrained": tag}
     preset = (alike or [_NEAR[name.kind]])[0]
     return preset, {"name": name.arch, **({} if presets[preset].arch == arch else {"arch": arch}), "pretrained": tag}
 

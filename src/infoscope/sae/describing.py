@@ -14,7 +14,7 @@ from infoscope.sae.formulas import MEETS, NORMS, describe_activation
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.sae.origin import check_has_maps
 from infoscope.vision.hooks import SITES
-from infoscope.vision.names import find_backbone_name, name_fingerprint
+from infoscope.vision.names import find_backbone_name, name_architecture, name_fingerprint
 
 SCORED = "its features can be ranked and scored on the tokens it was trained on"
 _HIDDEN = {"needs_statistics", "scale_is_free", "folded", "pickled", "k", "threshold", MEETS}
@@ -113,13 +113,19 @@ def _list_origin(sae: SparseAutoencoder) -> Iterator[str]:
         same = f" (= {known})" if known is not None and str(known) != source.backbone else ""
         yield f"{source.backbone}{same}" if known else f"{source.backbone} (a name that infoscope cannot compare)"
     elif origin.backbone:
-        yield str(name_fingerprint(origin.backbone) or origin.backbone.get("weights") or origin.backbone.get("kind"))
+        yield str(name_fingerprint(origin.backbone) or _describe_unnamed(origin.backbone))
     if origin.layer is not None:
         yield f"block {origin.layer}"
     if origin.site is not None:
         yield origin.site
     if origin.tokens is not None:
         yield {"patch": "patch tokens", "all": "all tokens", "cls": "CLS tokens"}[origin.tokens.name]
+
+
+def _describe_unnamed(fingerprint: dict[str, Any]) -> str:
+    """Return what the fingerprint of a backbone says whose weights were a file, which has no name."""
+    what, weights = name_architecture(fingerprint) or fingerprint.get("kind"), fingerprint.get("weights")
+    return str(what) if weights is None else f"{what} with weights of a file, {weights}"
 
 
 def _find_obstacle(sae: SparseAutoencoder) -> str | None:

@@ -134,3 +134,9 @@ def name_fingerprint(fingerprint: dict[str, object]) -> BackboneName | None:
         return None
     family = str(fingerprint.get("kind"))
     return BackboneName(family, arch.partition(".")[0] if family == "timm" else arch.removesuffix("-quickgelu"), tag)
+
+
+def name_architecture(fingerprint: dict[str, object]) -> BackboneName | None:
+    """Return which architecture the fingerprint of a loaded backbone tells of, with no tag; None: it holds a hash."""
+    arch = fingerprint.get("arch")
+    return BackboneName(str(fingerprint.get("kind")), str(arch).partition(".")[0], "") if arch else None
