@@ -24,7 +24,8 @@ from infoscope.sae.export import export_sae
 from infoscope.sae.import_config import ImportedConfig
 from infoscope.sae.loading import load_sae
 from infoscope.sae.model import SparseAutoencoder
-from infoscope.sae.origin import POOLED, Origin, Source
+from infoscope.sae.origin import POOLED, Origin
+from infoscope.sae.source import Source
 from infoscope.vision.load import compute_model_fingerprint
 from infoscope.vision.names import find_backbone_name, name_model
 from tests.support.app_samples import run_infoscope

@@ -19,9 +19,10 @@ from infoscope.sae.config import TokenChoice, TokenNorm
 from infoscope.sae.export import FILES, ExportFormat, export_sae
 from infoscope.sae.imported_activations import Gated
 from infoscope.sae.loading import load_sae
-from infoscope.sae.origin import Origin, Source, find_mismatches
+from infoscope.sae.origin import Origin, find_mismatches
+from infoscope.sae.source import Source
 from infoscope.vision.names import find_backbone_name
-from tests.sae.test_export import EXPORTED, make_sae
+from tests.support.exported_samples import EXPORTED, make_sae
 from tests.support.imported_samples import make_sae as make_imported
 
 FORMS: tuple[ExportFormat, ...] = ("saelens", "plain")

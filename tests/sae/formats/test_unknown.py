@@ -13,9 +13,8 @@ import torch
 from infoscope.runtime.errors import InputError
 from infoscope.sae.formats.values import refuse_settings
 from infoscope.sae.loading import load_sae
-from tests.support.foreign.arrays import D_IN, D_SAE, K, draw_weights
+from tests.support.foreign.arrays import D_IN, D_SAE, draw_weights
 from tests.support.foreign.dictionaries import OTHERS, WRITERS, write_dictionary
-from tests.support.foreign.files import make_state, save
 from tests.support.foreign.rewriting import add_tensor, find_weights, load_part, rewrite, save_part
 
 ALL = sorted((WRITERS | OTHERS).keys() - {"plain", "overcomplete"})  # which name theirs, and a whole module
@@ -31,6 +30,14 @@ def test_a_tensor_that_is_not_known_is_refused(tmp_path: Path, format: str) -> N
         load_sae(place)
 
 
+@pytest.mark.parametrize("name", ["norm_freq", "pre_scale_count", "input_mean_square", "cap_step"])
+def test_a_tensor_that_sounds_like_a_count_is_refused(tmp_path: Path, name: str) -> None:
+    place = write_dictionary("prisma", tmp_path, D_IN, D_SAE)
+    rewrite(place, name, torch.full((D_SAE,), 2.0))
+    with pytest.raises(InputError, match=f"it holds {name} "):
+        load_sae(place)
+
+
 @pytest.mark.parametrize("name", ["n_forward_passes_since_fired", "act_freq_scores", "num_updates", "sparsity"])
 @pytest.mark.parametrize("format", ["saelens", "prisma", "saev", "msae", "clipscope", "visaebench"])
 def test_what_a_training_has_counted_is_left(tmp_path: Path, format: str, name: str) -> None:
@@ -41,17 +48,26 @@ def test_what_a_training_has_counted_is_left(tmp_path: Path, format: str, name: 
     assert all(before.state_dict()[part].equal(value) for part, value in after.state_dict().items())
 
 
-PATCHSAE: dict[str, Any] = {"block_layer": -2, "module_name": "resid", "use_ghost_grads": True, "gated_sae": True}
-CLIPSCOPE: dict[str, Any] = {"n_features": D_SAE, "d_in": D_IN, "k": K}
+TRAINING = {
+    "normalize_sae_decoder": True,
+    "noise_scale": 0.1,
+    "lp_norm": 1,
+    "jumprelu_bandwidth": 0.05,
+    "dead_feature_threshold": 1e-6,
+    "init_std": 0.02,
+    "clip_model": "ViT-B/16",
+    "clip_grad": 1.0,
+}
 
 
 def read(folder: Path, format: str, config: Mapping[str, Any]) -> None:
-    if format == "patchsae":
-        save(folder / "sae.pt", {"cfg": {**PATCHSAE, **config}, "state_dict": make_state(**W)})
-    else:
-        state = {"pre_b": W.tensor("b_dec"), "enc": W.tensor("W_enc"), "dec": W.tensor("W_dec")}
-        save(folder / "sae.pt", {**CLIPSCOPE, **config, "model_state_dict": state})
-    source = load_sae(folder).origin.source
+    """Read a dictionary whose configuration, a file or a part of the weights', says this too."""
+    place = write_dictionary(format, folder, D_IN, D_SAE)
+    file = next(place.glob("*.json"), None) or find_weights(place)
+    part = load_part(file)
+    part["content"].get("cfg", part["content"]).update(config)
+    save_part(file, part)
+    source = load_sae(place).origin.source
     assert source is not None
     assert source.format == format
 
@@ -67,6 +83,28 @@ def read(folder: Path, format: str, config: Mapping[str, Any]) -> None:
 def test_a_setting_that_changes_the_code_is_refused(tmp_path: Path, format: str, setting: str, value: Any) -> None:
     with pytest.raises(InputError, match=f"says {setting}: "):
         read(tmp_path, format, {setting: value})
+
+
+@pytest.mark.parametrize(
+    ("format", "config"),
+    [
+        ("patchsae", {"architecture": "topk", "k": 6}), ("patchsae", {"architecture": "jumprelu"}),
+        ("patchsae", {"unit_norm": True}), ("patchsae", {"l2_normalize": True}), ("patchsae", {"mean_center": True}),
+        ("prisma", {"zero_mean": True}), ("saelens", {"transform": "log1p"}), ("saelens", {"input_scale": 2}),
+        ("saelens", {"topk": 7}), ("patchsae", {"standardize": True}), ("prisma", {"input_std": [2.0]}),
+        ("patchsae", {"std": 2.0}), ("prisma", {"clip": 5.0}), ("saelens", {"residual": True}),
+        ("patchsae", {"unit": True}), ("prisma", {"l2": True}), ("saelens", {"hidden_act": "gelu"}),
+        ("patchsae", {"is_gated": True}),
+    ],
+)  # fmt: skip
+def test_a_setting_of_another_sae_is_refused(tmp_path: Path, format: str, config: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=f"its configuration says {next(iter(config))}: "):
+        read(tmp_path, format, config)
+
+
+@pytest.mark.parametrize("format", ["patchsae", "prisma", "saelens"])
+def test_settings_of_training_are_left(tmp_path: Path, format: str) -> None:
+    read(tmp_path, format, TRAINING)
 
 
 @pytest.mark.parametrize("format", ["patchsae", "clipscope"])

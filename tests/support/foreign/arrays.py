@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from infoscope.sae.model import SparseAutoencoder
-from infoscope.sae.origin import Source
+from infoscope.sae.source import Source
 
 D_IN, D_SAE, K = 8, 24, 4
 
