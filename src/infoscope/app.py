@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import traceback
 from pathlib import Path
@@ -22,7 +23,7 @@ from infoscope.config.tree import CONF_FOLDER, Config, make_config, prepare_argu
 from infoscope.config.unread import check_read
 from infoscope.runtime import output
 from infoscope.runtime.bounds import show
-from infoscope.runtime.errors import InputError, explain_write_error
+from infoscope.runtime.errors import InputError, explain_write_error, suggest
 from infoscope.runtime.job import Job
 
 _sweeps: dict[Path, str] = {}
@@ -75,6 +76,7 @@ def _run_hydra() -> int:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra raises instead of printing its own report
     register_schemas()
     try:
+        _refuse_unknown_word(" ".join(sys.argv[1:2]))
         arguments = prepare_arguments(sys.argv[1:])
         sys.argv[1:] = sorted(arguments, key=lambda one: one not in ("-m", "--multirun"))  # argparse wants it there
         if {"-sc", "--shell-completion"} & set(sys.argv):
@@ -105,6 +107,18 @@ def _run_hydra() -> int:
     for folder, output_dir in _sweeps.items():
         output.say(f"This joins what the jobs have found:\n    {make_collect_command(folder, output_dir)}")
     return output.find_exit_code()
+
+
+def _refuse_unknown_word(word: str) -> None:
+    """Refuse a first word that is neither a command nor a setting.
+
+    Raises:
+        InputError: with the command that is most like it.
+    """
+    if re.fullmatch(r"[a-z][a-z_-]*", word):
+        known = [tool.name for tool in registry.TOOLS]
+        near = suggest(word.replace("_", "-"), known)
+        raise InputError(f"Expected KEY=VALUE, or one of the commands {', '.join(known)}, got {word!r}{near}.")
 
 
 def _offer(config: Any, word: str) -> list[str]:

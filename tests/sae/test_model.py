@@ -10,6 +10,7 @@ from infoscope.runtime.errors import InputError
 from infoscope.sae.activations import Activation, ReLU, TopK
 from infoscope.sae.metrics import compute_sae_metrics
 from infoscope.sae.model import SparseAutoencoder
+from infoscope.sae.origin import Origin
 
 
 def make_sae(activation: Activation, d_in: int = 8, d_sae: int = 24) -> SparseAutoencoder:
@@ -105,6 +106,13 @@ def test_k_above_d_sae_is_refused() -> None:
 def test_other_tokens_are_refused(method: str, tokens: object, got: str) -> None:
     with pytest.raises(InputError, match=got):
         getattr(SparseAutoencoder(4, 8, TopK(1)), method)(tokens)
+
+
+def test_its_sizes_and_settings_are_shown() -> None:
+    sae = SparseAutoencoder(4, 8, TopK(2))
+    sae.origin = Origin(3)
+    assert "d_in=4, d_sae=8, of block 3\n" in repr(sae)
+    assert "TopK(k=2)" in repr(sae)
 
 
 def test_metrics_are_the_definitions(x: torch.Tensor) -> None:

@@ -458,18 +458,20 @@ def test_another_artifact_is_named(scored: tuple[Path, str], monkeypatch: pytest
 
 
 def test_the_readme_runs(photographs: Path, scored: tuple[Path, str], tmp_path: Path, capsys: Any) -> None:
-    """The code of "From Python", on these photographs with this SAE."""
-    section = README.read_text().split("## From Python", 1)[1].split("\n## ", 1)[0]
-    code = "\n".join(re.findall(r"```python\n(.*?)```", section, re.DOTALL))
+    """Its code, on these photographs with this SAE."""
+    code = "\n".join(re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL))
     for said, here in {
+        "PATH": str(only(scored[0] / "train_sae")),
         "ViT-B-16:/ckpt/b16.safetensors": "scenes_clip",
         "outputs/artifacts/train_sae/clip_b16-topk-seed0-<hash>": str(only(scored[0] / "train_sae")),
         "/photos": str(photographs),
     }.items():
         assert said in code
         code = code.replace(said, here)
-    names: dict[str, Any] = {}
+    names: dict[str, Any] = {"images": torch.zeros(2, 3, 96, 96, dtype=torch.uint8)}
     exec(code, names)  # our own page
+    assert names["z"].shape == (2, 144, names["sae"].d_sae)
+    assert names["x_hat"].shape == (2, 144, names["sae"].d_in)
     assert names["found"].ranking.n_images < 24
     assert np.isfinite(names["found"].cds).any()
     assert "images without the" in capsys.readouterr().err

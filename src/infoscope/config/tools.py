@@ -58,8 +58,9 @@ def call_tool(name: str, function: Callable[..., Any], arguments: Sequence[str])
         else:
             values[key if setting in options else setting] = _read_setting(setting, text)
     if len(given) != len(places):
-        count = f"{len(given)} place{'s' * (len(given) != 1)} in place of {len(places)}"
-        raise InputError(f"Expected {usage}, got {count}: {' '.join(given) or 'none'}.")
+        lacking, more = " and ".join(map(str.upper, places[len(given) :])), " ".join(given[len(places) :])
+        got = f"got no {lacking}" if lacking else f"got {more} too: quote what holds spaces"
+        raise InputError(f"Expected {usage}, {got}.")
     function(*given, **values)
 
 

@@ -50,6 +50,9 @@ class Activation(nn.Module, ABC):
         """Return an activation of these `settings`; what it keeps in tensors is to be filled."""
         return cls(**settings)
 
+    def extra_repr(self) -> str:
+        return ", ".join(f"{name}={value}" for name, value in self.settings().items())
+
     @property
     def is_signed(self) -> bool:
         """Whether latent activations may be below 0: such a latent writes into the token, but does not fire."""

@@ -126,6 +126,11 @@ class SparseAutoencoder(nn.Module):
         self.register_buffer("scale", torch.tensor(float(scale)))
         self.register_buffer("data_mean", None)
 
+    def extra_repr(self) -> str:
+        norm = "" if self.token_norm is TokenNorm.none else f", token_norm={self.token_norm.name}"
+        block = "" if self.origin.layer is None else f", of block {self.origin.layer}"
+        return f"d_in={self.d_in}, d_sae={self.d_sae}{norm}{block}"
+
     @property
     def centre(self) -> Float[Tensor, " d_in"]:
         """What deviations of tokens are counted from: the mean of the data set, which is mu but of imported SAEs."""
