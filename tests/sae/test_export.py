@@ -19,6 +19,7 @@ from torch import Tensor
 
 from infoscope.runtime.errors import InputError
 from infoscope.sae import export as export_module
+from infoscope.sae.activations import TopK
 from infoscope.sae.config import KINDS, TokenNorm
 from infoscope.sae.export import FILES, export_sae
 from infoscope.sae.loading import load_sae
@@ -133,11 +134,9 @@ def test_a_token_norm_after_a_mean_or_scale_is_refused(tmp_path: Path, token_nor
         export_sae(sae, tmp_path / "out")
 
 
-def test_only_what_infoscope_exported_is_written_over(tmp_path: Path) -> None:
+def test_what_lies_in_the_folder_is_not_written_over(tmp_path: Path) -> None:
     sae = make_sae("topk")
     export_sae(sae, tmp_path)
-    export_sae(make_sae("relu"), tmp_path)
-    assert json.loads((tmp_path / "cfg.json").read_text())["architecture"] == "standard"
     with pytest.raises(InputError, match=r"cfg\.json, which is of another format: give another folder"):
         export_sae(sae, tmp_path, "plain")
     for content in ('{"architecture": "topk"}', "[]", "\xff not JSON", None):
@@ -172,6 +171,20 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.M
             export_sae(make_sae("relu"), tmp_path / name)
     assert {file: file.read_bytes() for file in (tmp_path / "old").iterdir()} == before
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("format", FILES)
+def test_the_export_of_another_sae_stays(tmp_path: Path, format: Any) -> None:
+    sae = make_sae("topk")
+    export_sae(sae, tmp_path, format)
+    before = {file: file.read_bytes() for file in tmp_path.iterdir()}
+    export_sae(sae, tmp_path, format)  # the same once more
+    other = make_sae("topk")
+    other.activation = TopK(sae.activation.k + 1)
+    for one in (other, make_sae("relu")):
+        with pytest.raises(InputError, match="holds the export of another SAE: give another folder"):
+            export_sae(one, tmp_path, format)
+    assert {file: file.read_bytes() for file in tmp_path.iterdir()} == before
 
 
 SAELENS = """

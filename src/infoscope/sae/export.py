@@ -10,6 +10,7 @@ rows of W_dec have another length, so that z |W_dec| is in raw units.
 
 from __future__ import annotations
 
+import filecmp
 import json
 from contextlib import ExitStack
 from pathlib import Path
@@ -76,7 +77,7 @@ def export_sae(sae: SparseAutoencoder, out: Path, format: ExportFormat = "saelen
 
     Raises:
         InputError: an SAE of another kind or norm, or that lacks the mean and scale of its tokens; a format that does
-            not exist, a file in the way that infoscope did not export.
+            not exist; a file in the way that infoscope did not export, or from another SAE.
         OSError: the disk is full.
     """
     if format not in FILES:
@@ -98,6 +99,9 @@ def export_sae(sae: SparseAutoencoder, out: Path, format: ExportFormat = "saelen
             info_file, weights_file = (stack.enter_context(atomic_write(file)) for file in files)
             write_tensors(weights_file, tensors | exported.tensors, {"format": "pt"}, changes)
             info_file.write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
+            written = zip((info_file, weights_file), files, strict=True)
+            if any(there.exists() and not filecmp.cmp(new, there, shallow=False) for new, there in written):
+                raise InputError(f"{out} holds the export of another SAE: give another folder, or remove that one.")
     except BaseException:
         if is_new:
             out.rmdir()
