@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -17,7 +18,9 @@ from infoscope.sae.formats.base import Options
 from infoscope.sae.import_config import ImportedConfig
 from infoscope.sae.loading import assemble, load_sae, read_found
 from tests.support.foreign.arrays import D_IN, D_SAE, K, draw_weights
+from tests.support.foreign.dictionaries import OPTIONS, OTHERS, WRITERS, write_dictionary
 from tests.support.foreign.files import make_state, save
+from tests.support.foreign.rewriting import find_weights, load_part, save_part
 
 ODD = [None, True, -1, 0, 1.5, 10**400, float("nan"), "", "x", [], [1], {}, {"a": 1}, {"__type__": 1}]
 PRISMA = {
@@ -75,12 +78,52 @@ def test_odd_values(tmp_path: Path, toolkit: str, config: dict[str, Any]) -> Non
         assert "\n" not in said, said
 
 
-@pytest.mark.parametrize(
-    ("name", "dtype"), [("W_enc", torch.int8), ("W_dec", torch.float8_e4m3fn), ("b_enc", torch.int64)]
-)
-def test_quantised_weights_are_refused(tmp_path: Path, name: str, dtype: torch.dtype) -> None:
-    state = make_state(**draw_weights(1))
+UNREAD = {("prisma", "b_enc"), ("gated", "b_enc"), ("clip_topk_sae", "feature_counts")}
+"""Tensors that a format has in its files, and no code depends on."""
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn])
+@pytest.mark.parametrize("format", sorted((WRITERS | OTHERS).keys() - {"overcomplete"}))  # a whole module
+def test_quantised_weights_are_refused(tmp_path: Path, format: str, dtype: torch.dtype) -> None:
+    place = write_dictionary(format, tmp_path, D_IN, D_SAE)
+    part = load_part(file := find_weights(place))
+    for tensors, name in list(find_tensors(part["content"])):
+        whole = tensors[name]
+        if (format, name) in UNREAD or not whole.is_floating_point():
+            continue
+        tensors[name] = whole.to(dtype)
+        save_part(file, part)
+        with pytest.raises(InputError, match=f"expected float numbers.*, got {dtype}"):
+            load_sae(place, **OPTIONS.get(format, {}))
+        tensors[name] = whole
+
+
+def find_tensors(content: Any) -> Iterator[tuple[dict[str, Any], str]]:
+    """Yield where tensors lie in nested dicts."""
+    for name, value in content.items():
+        if isinstance(value, dict):
+            yield from find_tensors(value)
+        elif isinstance(value, torch.Tensor):
+            yield content, name
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn, torch.bool, torch.int64])
+@pytest.mark.parametrize("name", ["encoder.weight", "decoder.weight", "encoder.bias", "bias"])
+def test_quantised_weights_are_refused_before_rows_become_unit(tmp_path: Path, name: str, dtype: torch.dtype) -> None:
+    w = draw_weights(1)
+    linear = {"encoder__weight": w.tensor("W_enc", True), "decoder__weight": w.tensor("W_dec", True)}
+    state = make_state(**linear, encoder__bias=w["b_enc"], bias=w["b_dec"])
     state[name] = state[name].to(dtype)
-    file = save(tmp_path / "sae.pt", {"cfg": {"block_layer": -2}, "state_dict": state})
-    with pytest.raises(InputError, match=f"expected float numbers, got {dtype}"):
-        load_sae(file)
+    with pytest.raises(InputError, match=f"expected float numbers in {name}, got {dtype}"):
+        load_sae(save(tmp_path / "ae.pt", state))
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn])
+def test_a_quantised_dictionary_of_overcomplete_is_refused(tmp_path: Path, dtype: torch.dtype) -> None:
+    w = draw_weights(1)
+    state = make_state(
+        encoder__final_block__0__weight=w.tensor("W_enc", True), encoder__final_block__0__bias=w["b_enc"]
+    )
+    state["dictionary._weights"] = w.tensor("W_dec").to(dtype)
+    with pytest.raises(InputError, match=f"expected float numbers in _weights, got {dtype}"):
+        load_sae(save(tmp_path / "sae.pth", state), kind="relu")

@@ -191,3 +191,9 @@ def test_matrices_may_lie_in_lists(tmp_path):
     sae = load_sae(tmp_path, format="plain", kind="relu", keys=keys)
     assert sae.W_enc.equal(w.tensor("W_enc"))
     assert sae.W_dec.equal(w.tensor("W_dec"))
+
+
+def test_logarithms_of_thresholds_are_not_taken_for_thresholds(tmp_path):
+    path = write(tmp_path, **{"activation.log_threshold": torch.from_numpy(LIMITS).clone()})
+    with pytest.raises(InputError, match=r"activation\.log_threshold by its name holds logarithms"):
+        load(path, {"threshold": "activation.log_threshold"}, kind="jumprelu")

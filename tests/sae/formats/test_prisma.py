@@ -138,6 +138,8 @@ def test_older_dict_of_both(tmp_path: Path) -> None:
     assert (sae.origin.layer, sae.origin.site, sae.origin.tokens) == (9, "mlp_out", None)
     (warning,) = get_source(sae).warnings
     assert "not say normalize_activations and activation_fn_str: taken for layer_norm and relu, as" in warning
+    assert "give sae.format=plain." in warning
+    assert "token_norm" not in warning
 
 
 @pytest.mark.parametrize("is_pickled", [True, False])
@@ -152,6 +154,7 @@ def test_what_a_configuration_lacks_is_as_the_toolkits_loader_has_it(tmp_path: P
     sae = load_sae(file)
     assert measure_deviation(sae, compute(w, norm=layer_norm)) < 2e-6
     assert "not say normalize_activations: taken for layer_norm, as" in get_source(sae).warnings[0]
+    assert "give sae.token_norm=." in get_source(sae).warnings[0]
     given = load_sae(file, token_norm="none")
     assert measure_deviation(given, compute(w)) < 2e-6
     assert not get_source(given).warnings
@@ -161,7 +164,7 @@ def test_a_configuration_without_an_activation_is_a_topk(tmp_path: Path) -> None
     w = draw_weights(5)
     config = {name: value for name, value in CONFIG.items() if name != "activation_fn_str"}
     file = save(tmp_path / "weights.pt", make_state(**w), config)
-    with pytest.raises(InputError, match="where activation_fn_str is missing, whose configuration lacks k: give k="):
+    with pytest.raises(InputError, match=r"activation_fn_str is missing .* whose configuration lacks k: give k="):
         load_sae(file)
     assert measure_deviation(load_sae(file, k=K), compute(w, lambda a: relu(topk(a)))) < 2e-6
 
@@ -221,3 +224,19 @@ def test_a_bias_said_not_to_be_subtracted_is_refused(tmp_path: Path) -> None:
     assert measure_deviation(load_sae(write(tmp_path / "a", w, apply_b_dec_to_input=True)), compute(w)) < 2e-6
     with pytest.raises(InputError, match="says apply_b_dec_to_input: False"):
         load_sae(write(tmp_path / "b", w, apply_b_dec_to_input=False))
+
+
+def test_what_a_pickled_configuration_lacks_is_read_beside_it(tmp_path: Path) -> None:
+    w = draw_weights(6)
+    inner = {name: value for name, value in CONFIG.items() if name != "normalize_activations"}
+    file = save(tmp_path / "weights.pt", {"cfg": inner, "state_dict": make_state(**w)}, {"normalize_activations": None})
+    sae = load_sae(file)
+    assert sae.token_norm is TokenNorm.none
+    assert not get_source(sae).warnings
+    assert measure_deviation(sae, compute(w)) < 2e-6
+
+
+@pytest.mark.parametrize(("point", "layer"), [([3], 3), (3.0, 3), ("3", 3), (-2, -2)])
+def test_the_block_may_be_written_otherwise(tmp_path: Path, point: Any, layer: int) -> None:
+    origin = load_sae(write(tmp_path, draw_weights(6), hook_point_layer=point)).origin
+    assert (origin.layer, origin.site) == (layer, "resid_post")

@@ -151,3 +151,8 @@ def test_what_a_training_leaves_above_the_hookpoints_is_no_sae(tmp_path):
         torch.save({"step": 3, "exp_avg": torch.zeros(3)}, tmp_path / f"{name}.pt")
     with pytest.raises(InputError, match=r"layers\.10/sae\.safetensors, layers\.2/sae\.safetensors"):
         load_sae(tmp_path)
+
+
+def test_a_configuration_without_k_is_said_to_be_there(tmp_path):
+    with pytest.raises(InputError, match=r"Its cfg\.json does not say how many latents are active: give k="):
+        load_sae(write(tmp_path, {**OLD, "k": None}))

@@ -126,6 +126,13 @@ def test_false_of_a_bias_is_no_setting_that_is_off(setting: str) -> None:
     refuse_settings({"b_dec_init_method": "mean", "bias_lr": 0.1, "normalize_activations": False})
 
 
+@pytest.mark.parametrize("said", [{"use_relu": False}, {"apply_relu": False}, {"activation_fn": "none"}])
+def test_an_activation_that_is_off_is_no_relu(said: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=f"says {next(iter(said))}: "):
+        refuse_settings(said)
+    refuse_settings(dict.fromkeys(said, None) | {"use_ghost_grads": False})
+
+
 def test_a_relu_is_what_patchsae_has(tmp_path: Path) -> None:
     read(tmp_path, "patchsae", {"activation_fn": "relu", "activation_fn_str": "relu"})
 

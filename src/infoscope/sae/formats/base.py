@@ -18,6 +18,8 @@ from infoscope.sae.activations import Activation
 from infoscope.sae.config import TokenChoice, TokenNorm
 from infoscope.sae.import_config import IMPORT, ImportedConfig
 
+_NUMBERS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+"""Others are quantised, and mean something only with their scales."""
 USUAL_KEYS = ("W_enc", "b_enc", "W_dec", "b_dec")
 """What many toolkits, and infoscope, call the tensors of an SAE."""
 
@@ -122,14 +124,25 @@ def need(state: Mapping[str, Tensor], *names: str) -> Iterator[Tensor]:
     """Yield the tensors of these names.
 
     Raises:
-        InputError: one is missing, or complex.
+        InputError: one is missing, or quantised or complex.
     """
     for name in names:
         if name not in state:
             raise InputError(f"Expected a tensor {name}, found {', '.join(list_keys(dict(state))) or 'none'}.")
-        if state[name].is_complex():
-            raise InputError(f"Expected real numbers in {name}, found complex ones.")
+        check_float(state[name], name)
         yield state[name]
+
+
+def check_float(tensor: Tensor, name: str) -> None:
+    """Refuse a tensor before anything is computed with it whose numbers mean something only with their scales.
+
+    Raises:
+        InputError: so it is.
+    """
+    if tensor.dtype not in _NUMBERS:
+        raise InputError(
+            f"expected float numbers in {name}, got {tensor.dtype}: give the weights as they were trained."
+        )
 
 
 class Options:

@@ -37,7 +37,7 @@ def read(found: Found, options: Options) -> Foreign:
     state, config = found.inner_state, found.config("config.json") or {}
     W_enc, W_dec = need_matrices(state, "W_enc", "W_dec")
     refuse_tensors(state, *KEYS, "b_dec")
-    refuse_settings(config, "decoder_bias", subtracts_b_dec=False)
+    refuse_settings(config, "decoder_bias", "k", subtracts_b_dec=False)
     has_bias = "b_dec" in state
     if read_flag(config, "decoder_bias", default=has_bias) != has_bias:
         raise InputError(
@@ -45,7 +45,8 @@ def read(found: Found, options: Options) -> Foreign:
             f" {'among' if has_bias else 'not among'} its tensors."
         )
     check_sizes(W_enc, config, "input_dim", "hidden_dim")
-    k = options.settle("k", read_count(config.get("k"), "k"), "There is no config.json beside it that says its k")
+    place = "Its config.json does not say" if config else "There is no config.json beside it that says"
+    k = options.settle("k", read_count(config.get("k"), "k"), f"{place} its k")
     if read_flag(config, "normalize_decoder", default=True):
         W_dec = make_writable(W_dec, state)
         W_dec = scale_rows(W_dec, 1 / row_norms(W_dec).clamp_min(EPS))

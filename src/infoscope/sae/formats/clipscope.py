@@ -28,7 +28,7 @@ def read(found: Found, options: Options) -> Foreign:
     if "router" in state or enc.ndim != 2:
         raise InputError("it is a switch SAE, whose router chooses a dictionary for each token: not supported.")
     refuse_tensors(state, *KEYS)
-    refuse_settings(found.content, subtracts_b_dec=True)
+    refuse_settings(found.content, "k", subtracts_b_dec=True)
     check_sizes(enc, found.content, "d_in", "n_features")
     k = options.settle(
         "k", read_count(found.content.get("k"), "k"), "The file does not say how many latents are active"

@@ -81,10 +81,15 @@ def _read_batchtopk(given: Given) -> Foreign:
 def _read_matryoshka(given: Given) -> Foreign:
     activation, facts, warnings = _read_threshold(given)
     W_enc, W_dec = given.matrices()
-    (sizes,) = need(given.state, "group_sizes")
-    facts["prefix_sizes"] = sizes.flatten().cumsum(0).tolist()
+    sizes = given.state.get("group_sizes", torch.zeros(0))
+    is_whole = not sizes.is_floating_point() and sizes.dtype != torch.bool
+    is_counts = is_whole and bool(((sizes > 0) & (sizes <= len(W_dec))).all())
+    facts["prefix_sizes"] = sizes.flatten().cumsum(0).tolist() if is_counts else []
     if facts["prefix_sizes"][-1:] != [len(W_dec)]:
-        raise InputError(f"Expected group_sizes to add up to {len(W_dec)} latents, found {sizes.tolist()}.")
+        raise InputError(
+            f"Expected group_sizes to be whole numbers above 0 that add up to {len(W_dec)} latents, found"
+            f" {show(sizes.tolist())}."
+        )
     b_enc, b_dec = given.biases("b_enc", "b_dec")
     return Foreign("matryoshka_prefix", activation, W_enc, W_dec, b_enc, b_dec, facts=facts, warnings=warnings)
 

@@ -18,7 +18,7 @@ from infoscope.runtime.errors import InputError
 from infoscope.sae.formats import sae_for_vlm
 from infoscope.sae.formats.base import Foreign, Found, Options
 from infoscope.sae.formats.dictionaries import Given, list_classes, read_class
-from infoscope.sae.formats.values import check_sizes, get_as, read_number, refuse_settings
+from infoscope.sae.formats.values import check_sizes, get_as, read_layer, read_number, refuse_settings
 
 LABEL = "dictionary_learning"
 AMBIGUOUS = {
@@ -54,7 +54,7 @@ def read(found: Found, options: Options) -> Foreign:
         )
     foreign = read_class(name, Given(state, options, trainer.get("k"), _get_norm_factor(found)))
     known = ("norm_factor", "threshold_beta", "threshold_start_step")  # the last two in training alone
-    refuse_settings(trainer, *known, subtracts_b_dec=foreign.subtracts_b_dec)
+    refuse_settings(trainer, *known, *(["k"] if "k" in foreign.facts else []), subtracts_b_dec=foreign.subtracts_b_dec)
     check_sizes(foreign.W_enc, trainer, "activation_dim", "dict_size")
     if not said:
         subtracted = "subtracted" if foreign.subtracts_b_dec else "not subtracted"
@@ -62,7 +62,8 @@ def read(found: Found, options: Options) -> Foreign:
             f"No configuration says what it is: by its tensors taken for a {name} of dictionary_learning, of kind"
             f" {foreign.kind}, with b_dec {subtracted} before encoding."
         )
-    foreign.layer, foreign.backbone = get_as(int, trainer, "layer"), get_as(str, trainer, "lm_name") or None
+    foreign.layer = read_layer(trainer.get("layer"), "layer")
+    foreign.backbone = get_as(str, trainer, "lm_name") or None
     submodule = get_as(str, trainer, "submodule_name") or ""
     foreign.site = re.sub(r"_layer_\d+$", "", submodule) or None  # resid_post_layer_5, mlp_out_layer_5
     return foreign

@@ -137,7 +137,8 @@ def _make_activation(name: Name, state: Mapping[str, Tensor], options: Options) 
         has = "a" if LOG_THRESHOLD in state else "no"
         raise InputError(f"It is said to be of kind {name.kind}, and has {has} tensor {LOG_THRESHOLD}.")
     if name.kind == "jumprelu":
-        return Threshold(state[LOG_THRESHOLD].float().exp())
+        (logs,) = need(state, LOG_THRESHOLD)
+        return Threshold(logs.float().exp())
     k = options.get("k")
     if name.is_signed and k is None:
         raise InputError(

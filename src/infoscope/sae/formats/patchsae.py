@@ -13,7 +13,7 @@ from infoscope.runtime.untrusted import Record
 from infoscope.sae.activations import ReLU
 from infoscope.sae.config import TokenChoice
 from infoscope.sae.formats.base import USUAL_KEYS, Foreign, Found, Options, need
-from infoscope.sae.formats.values import get_as, name_dtype, read_flag, refuse_settings
+from infoscope.sae.formats.values import check_sizes, get_as, name_dtype, read_flag, read_layer, refuse_settings
 
 LABEL = "PatchSAE, Hugo Fry, ConceptScope"
 SITES = {"resid": "resid_post"}
@@ -29,6 +29,7 @@ def read(found: Found, options: Options) -> Foreign:
     plain = ("relu", "standard")
     telling = {name: value for name, value in config.items() if get_as(str, config, name) not in plain}
     refuse_settings(telling, subtracts_b_dec=True)
+    check_sizes(W_enc, config, "d_in", "d_sae")
     site = get_as(str, config, "module_name")
     return Foreign(
         kind="relu",
@@ -39,7 +40,7 @@ def read(found: Found, options: Options) -> Foreign:
         b_dec=b_dec,
         backbone=get_as(str, config, "model_name"),
         image_px=get_as(int, config, "image_width"),
-        layer=get_as(int, config, "block_layer"),
+        layer=read_layer(config.get("block_layer"), "block_layer"),
         site=SITES.get(site or "", site),
         tokens=TokenChoice.cls if read_flag(config, "class_token") else TokenChoice.all,
         facts={

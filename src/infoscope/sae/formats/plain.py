@@ -5,6 +5,7 @@ What the names cannot say is given too: sae.kind, and what that needs.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,7 +16,7 @@ from infoscope.runtime.errors import InputError, suggest
 from infoscope.runtime.untrusted import list_keys, walk
 from infoscope.sae.activations import Activation, Capped, ReLU, TopK
 from infoscope.sae.config import TokenNorm
-from infoscope.sae.formats.base import Foreign, Found, Options
+from infoscope.sae.formats.base import Foreign, Found, Options, check_float
 from infoscope.sae.formats.statistics import settle_mean
 from infoscope.sae.formats.values import name_dtype, transpose
 from infoscope.sae.imported_activations import GroupMax, TanhReLU, Threshold
@@ -92,6 +93,12 @@ def _find(found: Found, keys: Mapping[str, str]) -> dict[str, Tensor]:
                 f"there is no tensor {name} in it, which sae.keys has for {ours}{suggest(name, list(tensors))}: it"
                 f" holds {', '.join(list_keys(tensors))}."
             )
+        if ours == "threshold" and re.search(r"(^|[._])log_?thresh\w*$", name, re.IGNORECASE):
+            raise InputError(
+                f"{name} by its name holds logarithms of thresholds, which would be taken as they are: save their exp"
+                " under another name."
+            )
+        check_float(tensors[name], name)
         tensor = tensors[name] if theirs == name else transpose(tensors[name])
         given[ours] = tensor.squeeze() if ours in VECTORS else tensor
     return given

@@ -26,6 +26,7 @@ from infoscope.sae.formats.values import (
     pick,
     read_count,
     read_flag,
+    read_layer,
     refuse_others,
     refuse_settings,
     refuse_tensors,
@@ -68,8 +69,10 @@ def read(found: Found, options: Options) -> Foreign:
     parts = _find_parts(found)
     if parts is None:
         raise InputError(f"Expected a config.json of Prisma's beside the weights, found {found.words}.")
+    beside = _unwrap(found.config("config.json"))
+    _check_beside(parts.config, beside)
+    parts = parts._replace(config={**beside, **parts.config})
     config, state, _ = parts
-    _check_beside(config, _unwrap(found.config("config.json")))
     if read_flag(config, "is_transcoder") or {"W_skip", "b_dec_out"} & state.keys():
         raise InputError("it is a transcoder, which reads one place of a block and predicts another: no SAE of tokens.")
     refuse_settings(config, *READ, subtracts_b_dec=True)
@@ -86,9 +89,10 @@ def read(found: Found, options: Options) -> Foreign:
         del assumed["normalize_activations"]
     kind, activation = _make_activation(parts, options)
     layer, site = _find_hook(config)
+    advice = "sae.token_norm=" if list(assumed) == ["normalize_activations"] else "sae.format=plain"
     warning = (
         f"Its configuration does not say {' and '.join(assumed)}: taken for {' and '.join(assumed.values())}, as the"
-        " toolkit's own loader takes it; if it was trained otherwise, give sae.token_norm= or sae.format=plain."
+        f" toolkit's own loader takes it; if it was trained otherwise, give {advice}."
     )
     return Foreign(
         kind=kind,
@@ -147,7 +151,11 @@ def _make_activation(parts: Parts, options: Options) -> tuple[str, Activation]:
     if architecture == "gated":
         return "gated", make_gated(*need(state, *GATES))
     if name == "topk":
-        by_default = "" if "activation_fn_str" in config else ", taken for one where activation_fn_str is missing,"
+        by_default = (
+            ""
+            if "activation_fn_str" in config
+            else ", taken for one where activation_fn_str is missing (of a ReLU, give sae.format=plain),"
+        )
         needed = f"it is a top-k SAE{by_default} whose configuration lacks k"
         k = options.settle("k", read_count(settings.get("k"), "k"), needed)
         return "topk", TopK(k)
@@ -159,7 +167,7 @@ def _make_activation(parts: Parts, options: Options) -> tuple[str, Activation]:
 def _find_hook(config: Mapping[str, Any]) -> tuple[int | None, str | None]:
     """Return block and site."""
     point, subtype = config.get("hook_point_layer"), get_as(str, config, "layer_subtype")
-    point = point[0] if isinstance(point, list) and len(point) == 1 else point
+    point = read_layer(point[0] if isinstance(point, list) and len(point) == 1 else point, "hook_point_layer")
     hook = f"blocks.{point}.{subtype}" if subtype else config.get("hook_point")
     return parse_hook(hook, config.get("hook_point_head_index"))
 

@@ -159,7 +159,9 @@ def _read_settings(found: Found) -> Settings:
         architecture = "topk"
     known = {"standard": ("relu", "tanh-relu"), "topk": ("relu", "topk")}.get(architecture, ("relu",))
     pick(dict.fromkeys(known), name, f"activation_fn of a {architecture} SAE")
-    refuse_settings(config, *READ)
+    kwargs = config.get("activation_fn_kwargs")
+    for said in (config, kwargs if isinstance(kwargs, Mapping) else {}):
+        refuse_settings(said, *READ, *(["k"] if architecture not in ("standard", "gated") else []))
     settings = Settings(config, about, architecture, name)
     by_hook = "hook_z" if isinstance(hook := _find_hook(settings), str) and "hook_z" in hook else "none"
     pick({"none": None}, config.get("reshape_activations", by_hook), "reshape_activations (heads one by one)")
@@ -216,7 +218,7 @@ def _find_finetuning(
         InputError: there are such factors, and the configuration says that there are none; or too many.
     """
     says = read_flag(config, "finetuning_scaling_factor")
-    factors = next((state[name] for name in SCALES if name in state), None)
+    factors = next((next(need(state, name)) for name in SCALES if name in state), None)
     if factors is None and says:
         warnings.append("Its configuration says finetuning_scaling_factor, and it holds no such factors: none is used.")
     if factors is None or bool((factors == 1).all()):

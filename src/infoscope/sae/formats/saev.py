@@ -26,6 +26,7 @@ from infoscope.sae.formats.values import (
     need_matrices,
     pick,
     read_count,
+    read_layer,
     read_number,
     refuse_settings,
     refuse_tensors,
@@ -124,6 +125,8 @@ def _read_kind(header: Mapping[str, Any], config: Mapping[str, Any], schema: int
     name = said.get("cls") if isinstance(said, Mapping) else said
     kind = pick(KINDS, name, "the activation in its header")
     params = said.get("params") if isinstance(said, Mapping) else None
+    if kind == "relu" and isinstance(params, Mapping) and params is not config:
+        refuse_settings(params)
     k = read_count(params.get("top_k"), "top_k") if isinstance(params, Mapping) and kind != "relu" else None
     return kind, k
 
@@ -160,8 +163,8 @@ def _read_tokens(foreign: Foreign, data: Mapping[str, Any]) -> None:
 
 
 def _read_layer(found: Found, data: Mapping[str, Any]) -> int | None:
-    if type(data.get("layer")) is int:
-        return data["layer"]
+    if (layer := read_layer(data.get("layer"), "layer")) is not None:
+        return layer
     return next((int(match[1]) for part in found.parts if (match := re.fullmatch(r"layer_(\d+)", part))), None)
 
 

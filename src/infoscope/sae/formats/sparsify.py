@@ -35,15 +35,15 @@ def read(found: Found, options: Options) -> Foreign:
         raise InputError(
             "it is signed, as sparsify had it from June to August 2024: choosing by size is not supported."
         )
-    refuse_settings(config, "activation", subtracts_b_dec=True)
+    refuse_settings(config, "activation", "k", subtracts_b_dec=True)
     weight, b_enc, W_dec, b_dec = need(state, *KEYS)
     W_enc = transpose(weight)
     factor = read_count(config.get("expansion_factor"), "expansion_factor")
     d_sae = config.get("num_latents") or (factor and factor * len(W_enc))
     check_sizes(W_enc, {**config, "num_latents": d_sae}, "d_in", "num_latents")
     kind = _read_kind(config, options)
-    needed = "There is no cfg.json beside it that says how many latents are active"
-    k = options.settle("k", read_count(config.get("k"), "k"), needed)
+    place = "Its cfg.json does not say" if config else "There is no cfg.json beside it that says"
+    k = options.settle("k", read_count(config.get("k"), "k"), f"{place} how many latents are active")
     layer, site = _read_hookpoint(found)
     return Foreign(
         kind=kind,

@@ -10,7 +10,7 @@ from torch import Tensor
 from infoscope.runtime.errors import InputError
 from infoscope.runtime.untrusted import read_checkpoint
 from infoscope.runtime.untrusted.numpy_files import read_npy
-from infoscope.sae.formats.base import Options, get_tensors
+from infoscope.sae.formats.base import Options, check_float, get_tensors
 
 
 def settle_mean(options: Options, d_in: int) -> Float[Tensor, " d_in"] | None:
@@ -37,4 +37,5 @@ def read_mean(path: Path, d_in: int) -> Float[Tensor, " d_in"]:
     if len(fitting) != 1:
         got = ", ".join(str(list(tensor.shape)) for tensor in tensors) or "no tensor"
         raise InputError(f"expected one mean [{d_in}] in {path}, got {got}.")
+    check_float(fitting[0], path.name)
     return fitting[0].reshape(d_in).float()

@@ -17,12 +17,13 @@ from infoscope.runtime.calls import name_type
 from infoscope.runtime.errors import InputError
 from infoscope.runtime.large_tensors import row_norms
 from infoscope.runtime.untrusted import list_keys
-from infoscope.sae.formats.base import make_writable, need, scale_rows
+from infoscope.sae.formats.base import check_float, make_writable, need, scale_rows
 from infoscope.sae.imported_activations import Gated
 
 T = TypeVar("T")
 _MAX_NAME = 100
 """Letters of a setting's name: patterns of names take the square of their length."""
+_MAX_LAYER = 4096
 _SHORT = Repr()
 _SHORT.maxstring = _SHORT.maxother = 80
 
@@ -81,12 +82,29 @@ def read_count(value: Any, name: str) -> int | None:
     return int(plain)
 
 
+def read_layer(value: Any, name: str) -> int | None:
+    """Return the number of a block, negative from the end; None: nothing is said.
+
+    Raises:
+        InputError: it is something else, or larger than that of any network.
+    """
+    if value is None:
+        return None
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _MAX_LAYER
+    is_text = isinstance(value, str) and re.fullmatch(r"-?\d{1,4}", value, re.ASCII) is not None
+    if not (is_number or is_text) or int(value) != float(value) or abs(int(value)) > _MAX_LAYER:
+        raise InputError(f"Expected {name} to be the number of one block, found {show(value)}.")
+    return int(value)
+
+
 def read_number(value: Any, name: str, above: float = -math.inf) -> float:
     """Return a finite number, from a tensor too.
 
     Raises:
         InputError: it is something else, or not above the bound.
     """
+    if isinstance(value, Tensor):
+        check_float(value, name)
     plain = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
     if isinstance(plain, bool) or not isinstance(plain, int | float) or not above < plain <= sys.float_info.max:
         bound = f" above {above:g}" if above > -math.inf else ""
@@ -108,11 +126,10 @@ def need_matrices(
     """
     found = tuple(need(state, encoder, decoder))
     shapes = [list(W.shape) for W in found]
-    if any(W.ndim != 2 or not W.is_floating_point() for W in found) or shapes[0] != shapes[1][::-1]:
-        types = " and ".join(name_dtype(W) for W in found)
+    if any(W.ndim != 2 for W in found) or shapes[0] != shapes[1][::-1]:
         raise InputError(
-            f"Expected matrices {encoder} and {decoder} of float numbers, one the size of the other transposed, found"
-            f" {shapes[0]} and {shapes[1]} of {types}."
+            f"Expected matrices {encoder} and {decoder}, one the size of the other transposed, found {shapes[0]} and"
+            f" {shapes[1]}."
         )
     W_enc, W_dec = (W.T for W in found) if is_linear else found
     return W_enc, W_dec.contiguous()
@@ -136,11 +153,11 @@ def check_sizes(W_enc: Float[Tensor, "d_in d_sae"], config: Mapping[str, Any], d
         d_in, d_sae: what the configuration calls them.
 
     Raises:
-        InputError: they differ, or W_enc is no matrix.
+        InputError: they differ or are no numbers, or W_enc is no matrix.
     """
     if W_enc.ndim != 2:
         raise InputError(f"Expected W_enc to be a matrix, found {list(W_enc.shape)}.")
-    said = [get_as(int, config, name) for name in (d_in, d_sae)]
+    said = [read_count(config.get(name), name) for name in (d_in, d_sae)]
     if any(size not in (None, found) for size, found in zip(said, W_enc.shape, strict=True)):
         raise InputError(
             f"Its configuration says {d_in}={said[0]} and {d_sae}={said[1]}, W_enc is {list(W_enc.shape)}."
@@ -179,10 +196,10 @@ def parse_hook(name: Any, head: Any = None) -> tuple[int | None, str | None]:
     Args:
         head: of the attention, of which alone it is; the site says so.
     """
-    match = re.fullmatch(r"blocks\.(\d{1,4})\.(?:hook_)?([\w.]+)", name) if isinstance(name, str) else None
+    match = re.fullmatch(r"blocks\.(-?\d{1,4})\.(?:hook_)?([\w.]+)", name) if isinstance(name, str) else None
     if not match:
         return None, None
-    layer, site = int(match[1]), match[2]
+    layer, site = read_layer(match[1], "blocks") or 0, match[2]
     if head is not None:
         return layer, f"{site} of head {head}"
     return (layer - 1, "resid_post") if site == "resid_pre" and layer > 0 else (layer, site)
@@ -236,7 +253,7 @@ def refuse_tensors(state: Mapping[str, Tensor], *known: str) -> None:
 
 _TELLING = re.compile(
     r"\w*(norm|scal(e|ing)|cent(er|re|ring)|whiten|bias|threshold|top_?k|clamp|soft_?cap|skip|transcod|subtract|relu)\w*|"
-    r"standardi[sz]\w*|((use|is|has|with)_)?(clip|residual|unit|l2|gated)|hidden_act|"
+    r"k|standardi[sz]\w*|((use|is|has|with)_)?(clip|residual|unit|l2|gated)|hidden_act|"
     r"(\w+_)?(mean|std|transform|multiplier|gain|temperature|cap)(_\w+)?|(sae_)?architecture|sae_(type|kind)|"
     r"(\w+_)?activation(_fn|_function|_fn_str|_fn_kwargs|_kwargs|_type)?|nonlinearity|apply_\w+|tied?(_\w+)?|signed|abs\w*"
 )
@@ -254,6 +271,10 @@ _BIAS = re.compile(
     r"(bias(es)?|b_?(dec|pre|enc))(_(to|from)_\w+)?|pre_b"
 )
 """Names that speak of a bias, of which false says as much as true."""
+_RELU = re.compile(
+    r"((apply|use|has|with|is|post|pre|final|enc|encoder)_)*(relu|activation(_fn|_function)?|nonlinearity)"
+)
+"""Names that speak of the activation, of which false and "none" say that there is none."""
 _SUBTRACTION = re.compile(
     r"(apply|subtract)_(b_dec|b_pre|((pre|dec|decoder)_)?bias)(_(to|from)_inputs?)?|((use|with|has)_)?pre_?bias"
 )
@@ -278,6 +299,7 @@ def refuse_settings(config: Mapping[str, Any], *known: str, subtracts_b_dec: boo
         is_bias = _BIAS.fullmatch(name.lower())
         is_same = isinstance(value, bool) and value is subtracts_b_dec and _SUBTRACTION.fullmatch(name.lower())
         is_off = not isinstance(value, Tensor) and value in (None, False, 0, "", "none", "None", "null", [], {})
+        is_off &= not (_RELU.fullmatch(name.lower()) and (value is False or value in ("none", "None")))
         if not is_same and (is_bias or (_tells(name.lower()) and not is_off)):
             raise InputError(f"its configuration says {name}: {show(value)}, and what is done with that is not known.")
 

@@ -25,6 +25,7 @@ from infoscope.sae.formats.values import (
     get_as,
     name_dtype,
     read_count,
+    read_layer,
     read_number,
     refuse_settings,
     refuse_tensors,
@@ -61,7 +62,7 @@ def read(found: Found, options: Options) -> Foreign:
     names = THEIRS if THEIRS[0] in state else PLAIN
     weight, b_enc, W_dec = need(state, *names)
     refuse_tensors(state, *names, MULTIPLIER if names is THEIRS else BIAS, "_running_threshold", *THRESHOLDS)
-    refuse_settings(config, *SAYS_KIND, "threshold", subtracts_b_dec=False)
+    refuse_settings(config, *SAYS_KIND, "threshold", "k", subtracts_b_dec=False)
     W_enc = transpose(weight)
     check_sizes(W_enc, config, *(("input_dim", "hidden_dim") if "input_dim" in config else ("d_model", "dict_size")))
     if (multiplier := state.get(MULTIPLIER)) is not None and read_number(multiplier, "multiplier") != 0:
@@ -142,11 +143,12 @@ def _make_activation(
             "its thresholds are logarithms, as overcomplete has them, and visaebench takes them for thresholds: give"
             " sae.format=overcomplete."
         )
-    return Threshold(state[name].float())
+    (thresholds,) = need(state, name)
+    return Threshold(thresholds.float())
 
 
 def _read_layer(config: Mapping[str, Any]) -> int | None:
-    if type(config.get("layer")) is int:
-        return config["layer"]
+    if (layer := read_layer(config.get("layer"), "layer")) is not None:
+        return layer
     match = re.search(r"layer_(\d+)", get_as(str, config, "activation_dir") or "")
     return int(match[1]) if match else LAST_BLOCK if get_as(str, config, "backbone") in BACKBONES else None
