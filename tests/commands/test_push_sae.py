@@ -21,6 +21,7 @@ from infoscope.sae.export import export_sae
 from infoscope.sae.loading import load_sae
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.sae.origin import Origin
+from infoscope.sae.source import Source
 from tests.support.hub_server import HubServer, serve_hub
 
 REPO = "owner/my-sae"
@@ -177,7 +178,33 @@ def test_a_report_on_other_saes_is_refused(artifact, tmp_path):
     assert made.notes == ["The report is on 2 SAEs, of which this one is clip-topk-seed0."]
 
 
+def test_a_card_shows_what_a_file_says_as_it_stands(artifact, tmp_path):
+    words = "a | b <script>alert(1)</script> [x](http://evil) `c` *d* _e_ f_g"
+    sae = make_sae()
+    sae.origin = Origin(source=Source("saelens", "topk", backbone=words, facts={"a": words}, warnings=(words,)))
+    save_sae(artifact, sae)
+    push(artifact, tmp_path / "out")
+    card = (tmp_path / "out/README.md").read_text()
+    shown = r"a \| b &lt;script&gt;alert(1)&lt;/script&gt; \[x\](http:\//evil) \`c\` \*d\* \_e\_ f_g"
+    assert card.count(shown) == 3
+    assert "<script>" not in card
+
+
 class TestRefusals:
+    @pytest.mark.parametrize("name", ["cfg.json", "sae.json", "plain.json"])
+    def test_of_what_others_wrote(self, tmp_path, name):
+        export_sae(make_sae(), tmp_path / "theirs", "plain" if name == "plain.json" else "saelens")
+        folder, out = tmp_path / "theirs", tmp_path / "out"
+        info = next(folder.glob("*.json"))
+        said = json.loads(info.read_text())
+        del said["written_by"]
+        said.get("metadata", {}).pop("infoscope", None)
+        info.unlink()
+        (folder / name).write_text(json.dumps(said))
+        if name == "sae.json":
+            next(folder.glob("*.safetensors")).rename(folder / "sae.safetensors")
+        refuse("or a folder of export-sae .* that infoscope wrote, got .*: run export-sae on", folder, out)
+
     def test_of_what_is_no_sae(self, artifact, tmp_path):
         out = tmp_path / "out"
         refuse(r"Expected an artifact of train_sae .* \(sae\.json and sae\.safetensors, or cfg", tmp_path, out)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import html
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -49,7 +51,13 @@ def _describe(sae: SparseAutoencoder) -> Iterator[str]:
     yield from ("", "| | |", "| :--- | :--- |")
     for heading, words in describe(sae).items():
         if heading != "maps":  # of infoscope's own affairs
-            yield f"| {heading} | {'<br>'.join(words.replace('|', chr(92) + '|').splitlines())} |"
+            yield f"| {heading} | {'<br>'.join(map(_escape, words.splitlines()))} |"
+
+
+def _escape(words: str) -> str:
+    """Return words, of strangers too, as Markdown shows them: no HTML, link, table or emphasis is made of them."""
+    marks = r"[\\`*\[\]|~$]|(?<!\w)_|_(?!\w)|(?<=:)/"
+    return re.sub(marks, r"\\\g<0>", html.escape(words, quote=False))
 
 
 def _explain(sae: SparseAutoencoder, repo: str) -> Iterator[str]:
@@ -78,7 +86,7 @@ def _measure(metrics: Mapping[str, float], report: Path | None) -> Iterator[str]
         yield ""
         yield "By infoscope: how far the activation of each feature moves with the context of a picture (CDS)."
         yield ""
-        yield from (f"- {name}: {words}" for name, words in _read_context(report).items())
+        yield from (f"- {name}: {_escape(words)}" for name, words in _read_context(report).items())
         for name in TABLES:
             file = report / "tables" / f"{name}.md"
             if file.is_file():

@@ -13,8 +13,8 @@ from infoscope.commands.model_card import make_card
 from infoscope.runtime.errors import InputError, list_some
 from infoscope.runtime.hub import is_offline, is_reachable
 from infoscope.runtime.manifests import compute_checksum, read_manifest
-from infoscope.sae.checkpoint import INFO_NAME, WEIGHTS_NAME
-from infoscope.sae.export import FILES
+from infoscope.sae.checkpoint import INFO_NAME, WEIGHTS_NAME, holds_ours
+from infoscope.sae.export import FILES, is_exported
 from infoscope.sae.hub import check_repo, explain
 from infoscope.sae.import_config import ImportedConfig
 from infoscope.sae.loading import import_alone
@@ -71,11 +71,13 @@ def push_sae(folder: Path, repo: str, *, report: Path | None, private: bool, con
 def _find_files(folder: Path) -> list[str]:
     """Return what describes the SAE of a folder, its weights, and its metrics where they are."""
     for info, weights in _KINDS:
-        if (folder / info).is_file() and (folder / weights).is_file():
+        is_ours = holds_ours(folder) if info == INFO_NAME else is_exported(folder / info)
+        if is_ours and (folder / info).is_file() and (folder / weights).is_file():
             return [info, weights, *([METRICS] if (folder / METRICS).is_file() else [])]
     kinds = ", or ".join(" and ".join(names) for names in _KINDS)
     raise InputError(
-        f"Expected an artifact of train_sae or import_sae, or a folder of export-sae ({kinds}), got {folder}."
+        f"Expected an artifact of train_sae or import_sae, or a folder of export-sae ({kinds}) that infoscope wrote,"
+        f" got {folder}: run export-sae on an SAE of others first."
     )
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import reprlib
 from dataclasses import replace
 from pathlib import Path
@@ -46,6 +47,7 @@ _SETTINGS = {
     "cap": [int, float],
 }
 """What activations are saved with."""
+_SAYS_OURS = re.compile(rb'"format"\s*:\s*"%b"' % FORMAT.encode())
 
 
 def save_sae(
@@ -169,7 +171,7 @@ def load_sae_info(path: Path | str) -> dict[str, Any]:
     if not isinstance(info, dict) or info.get("format") != FORMAT:
         raise InputError(f'{file} was not written by infoscope: expected "format": "{FORMAT}".')
     version = info.get("format_version")
-    if version not in range(1, FORMAT_VERSION + 1):
+    if type(version) is not int or not 1 <= version <= FORMAT_VERSION:
         raise InputError(
             f"{file} has format version {reprlib.repr(version)}, this infoscope reads up to {FORMAT_VERSION}: update"
             " infoscope."
@@ -239,7 +241,17 @@ def _describe_folder(folder: Path) -> str:
 
 def _list_saes(folder: Path) -> list[str]:
     """Return the names of the folders of SAEs in a folder."""
-    return sorted(path.parent.name for path in folder.glob(f"*/{INFO_NAME}"))
+    return sorted(path.parent.name for path in folder.glob(f"*/{INFO_NAME}") if holds_ours(path.parent))
+
+
+def holds_ours(folder: Path) -> bool:
+    """Whether infoscope has written the SAE of a folder, as far as its files can still say, damaged or not."""
+    for file in (folder / INFO_NAME, folder / WEIGHTS_NAME):
+        if file.is_file():
+            with file.open("rb") as stream:
+                if _SAYS_OURS.search(stream.read(_MAX_INFO)):
+                    return True
+    return False
 
 
 def compute_digest(sae: SparseAutoencoder) -> str:

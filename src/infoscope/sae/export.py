@@ -202,14 +202,15 @@ def _check_free(out: Path, format: ExportFormat) -> None:
         raise InputError(f"Expected a folder to export to, {out} is a file.")
     for of, names in FILES.items():
         there = [name for name in names if (out / name).exists()]
-        if there and not (of == format and _is_exported(out / names[0])):
-            whose = "is of another format" if _is_exported(out / names[0]) else "infoscope did not export"
+        if there and not (of == format and is_exported(out / names[0])):
+            whose = "is of another format" if is_exported(out / names[0]) else "infoscope did not export"
             raise InputError(f"{out} holds {there[0]}, which {whose}: give another folder.")
 
 
-def _is_exported(file: Path) -> bool:
+def is_exported(file: Path) -> bool:
+    """Whether a description is one that infoscope has written."""
     try:
         info = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, RecursionError, ValueError):
         return False
     return isinstance(info, dict) and info.get(WRITTEN_BY) == PROGRAM

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import reprlib
 import warnings
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from types import NoneType
 from typing import Any
@@ -60,12 +60,13 @@ def load_sae(path: Path | str, **options: Any) -> SparseAutoencoder:
         InputError: there is no such file, it is damaged, of no known format, or cannot be mapped exactly; or an option
             is missing, or nothing reads it.
     """
-    refuse_unknown(options, [one.name for one in fields(ImportedConfig) if one.name not in _OF_RUNS], "load_sae")
+    names = [one.name for one in fields(ImportedConfig) if one.name not in _OF_RUNS]
+    refuse_unknown(options, names, "load_sae")
     if not isinstance(path, str | os.PathLike):
         raise InputError(f"Expected path= to be the file or folder of an SAE, got {name_type(path)}.")
     sae = import_alone(make_options(ImportedConfig, {"path": os.fspath(path), **options}))
     for sentence in sae.origin.source.warnings if sae.origin.source else ():
-        said = say_in_python(sentence, {f"sae.{one.name}" for one in fields(ImportedConfig)})
+        said = say_in_python(sentence, {f"sae.{name}" for name in names})
         warnings.warn(said, InputWarning, stacklevel=3)
     return sae
 
@@ -108,6 +109,8 @@ def import_sae(config: ImportedConfig) -> SparseAutoencoder:
         check_text(vars(foreign))
         del found  # with what the reader has copied
         sae = assemble(foreign)
+        tokens = foreign.tokens or config.tokens  # another choice than the file's is for a run to make, see ImportSAE
+        origin = Origin(foreign.layer, foreign.fingerprint, foreign.image_px, tokens, foreign.site)
     except InputError as error:
         raise InputError(f"Cannot read {file} as an SAE of {name}: {error}") from None
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
@@ -125,8 +128,7 @@ def import_sae(config: ImportedConfig) -> SparseAutoencoder:
         warnings=tuple(foreign.warnings),
         exported_from=foreign.exported_from,
     )
-    tokens = foreign.tokens or config.tokens  # another choice than the file's is for a run to make, see ImportSAE
-    sae.origin = Origin(foreign.layer, foreign.fingerprint, foreign.image_px, tokens, foreign.site, source)
+    sae.origin = replace(origin, source=source)
     return sae
 
 
@@ -144,10 +146,9 @@ def _list_pickled(found: Found) -> list[str]:
 def is_ours(path: Path) -> bool:
     """Whether a path is one of infoscope's own: a saved SAE, an artifact, or a folder of such."""
     if path.is_dir():
-        saved = any(any(path.glob(name)) for name in (checkpoint.INFO_NAME, f"*/{checkpoint.INFO_NAME}"))
-        return saved or read_manifest(path) is not None
-    is_named_so = path.name in (checkpoint.WEIGHTS_NAME, checkpoint.INFO_NAME)
-    return is_named_so and (path.parent / checkpoint.INFO_NAME).is_file()
+        folders = [path, *(file.parent for file in path.glob(f"*/{checkpoint.INFO_NAME}"))]
+        return any(map(checkpoint.holds_ours, folders)) or read_manifest(path) is not None
+    return path.name in (checkpoint.WEIGHTS_NAME, checkpoint.INFO_NAME) and checkpoint.holds_ours(path.parent)
 
 
 def find_sae(path: Path, format: str | None = None) -> tuple[Found, str]:
@@ -200,8 +201,12 @@ def _choose_file(folder: Path) -> Path:
         )
     files = [path for path in sorted(folder.rglob("*")) if path.suffix in WEIGHTS and path.is_file()]
     if not files:
-        names = list_some([path.name for path in folder.iterdir()])
-        raise InputError(f"Expected the file of an SAE ({', '.join(WEIGHTS)}) in {folder}, found {names or 'nothing'}.")
+        names = [path.name for path in folder.iterdir()]
+        hint = "; of numpy's arrays (.npz) give the file itself, and sae.format=plain with sae.keys"
+        raise InputError(
+            f"Expected the file of an SAE ({', '.join(WEIGHTS)}) in {folder}, found {list_some(names) or 'nothing'}"
+            f"{hint if any(folder.rglob('*.npz')) else ''}."
+        )
     here = [file for file in files if file.parent == folder]
     if len(files) > 1 and 0 < len(here) <= MAX_FILES:  # beside an SAE, or above several, may lie counts and optimizers
         deeper = [file for file in files if file.parent != folder]

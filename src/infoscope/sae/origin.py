@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Annotated, Any
 
+from infoscope.runtime.bounds import Bounds, Pixels, check_settings
 from infoscope.runtime.calls import convert
 from infoscope.runtime.errors import InputError
 from infoscope.sae.config import TokenChoice
-from infoscope.sae.source import Source, check_text, check_types
+from infoscope.sae.source import Source, check_source, check_text, check_types
 from infoscope.vision.backbone import Backbone
 from infoscope.vision.hooks import RESID_POST
 from infoscope.vision.names import BackboneName, find_backbone_name, name_fingerprint
@@ -37,14 +38,20 @@ class Origin:
     tokens: patches, every token, or CLS alone; None: unknown.
     site: where in the block: "resid_post", "mlp_out", ..., or `POOLED`; None: unknown, see `known_site`.
     source: of what another toolkit has trained; None: infoscope did.
+
+    Raises:
+        InputError: a layer or size that no model is run with (`ModelConfig`).
     """
 
-    layer: int | None = None
+    layer: Annotated[int, Bounds(-4096, 4096)] | None = None
     backbone: dict[str, Any] = field(default_factory=dict)
-    image_px: int | None = None
+    image_px: Pixels | None = None
     tokens: TokenChoice | None = None
     site: str | None = None
     source: Source | None = None
+
+    def __post_init__(self) -> None:
+        check_settings(type(self), vars(self), "")
 
     def to_json(self) -> dict[str, Any]:
         """Return it as plain JSON values, for `from_json`."""
@@ -60,11 +67,13 @@ class Origin:
         """
         check_text(values)
         tokens, source = values.get("tokens"), values.get("source")
-        made = source and Source(**{**source, "warnings": tuple(source.get("warnings", ()))})
+        made = source and Source(**source)
+        if made and isinstance(made.warnings, list):
+            made = replace(made, warnings=tuple(made.warnings))
         origin = cls(**{**values, "tokens": tokens and TokenChoice[tokens], "source": made})
         check_types(origin)
         if made:
-            check_types(made)
+            check_source(made)
         return origin
 
     @classmethod

@@ -4,9 +4,26 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from types import UnionType
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+from infoscope.sae.activations import ACTIVATIONS
+from infoscope.sae.formats import NAMES
+from infoscope.sae.formulas import MEETS
 
 _MAX_TEXT = 1000
+_NUMBER = (int, float)
+_FACTS = {
+    "k": _NUMBER,
+    "threshold": _NUMBER,
+    "fitted_scale": _NUMBER,
+    "pickled": (list, tuple),
+    "folded": (str,),
+    "statistics": (str,),
+    "needs_statistics": (bool,),
+    "scale_is_free": (bool,),
+    MEETS: (bool,),
+}
+"""Types of the facts that infoscope reads again."""
 
 
 @dataclass(frozen=True)
@@ -48,11 +65,28 @@ def check_types(made: Any) -> None:
         TypeError: there is one.
     """
     for name, kind in get_type_hints(type(made)).items():
-        value, kinds = getattr(made, name), get_args(kind) if isinstance(kind, UnionType) else (kind,)
+        value, kinds = getattr(made, name), get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
         if type(value) not in [get_origin(one) or one for one in kinds]:
             raise TypeError(name)
         if isinstance(value, tuple) and not all(isinstance(one, str) for one in value):
             raise TypeError(name)
+
+
+def check_source(source: Source) -> None:
+    """Refuse a source that infoscope has not written.
+
+    Raises:
+        TypeError: a field or a fact is of another type.
+        ValueError: the format or the kind is none that infoscope knows.
+    """
+    check_types(source)
+    if source.format not in NAMES or source.kind not in ACTIVATIONS:
+        raise ValueError(f"{source.kind} of {source.format}")
+    for name, kinds in _FACTS.items():
+        if name in source.facts and type(source.facts[name]) not in kinds:
+            raise TypeError(name)
+    if not all(isinstance(one, str) for one in source.facts.get("pickled", ())):
+        raise TypeError("pickled")
 
 
 def check_text(value: Any) -> None:

@@ -136,7 +136,9 @@ def test_a_threshold_that_the_file_lacks_is_given(tmp_path):
 
 def test_without_statistics_the_first_files_are_read_bare_and_say_so(tmp_path):
     data = {"layer": -2, "patches": "patches", "scale_mean": True, "scale_norm": True}
-    with pytest.warns(InputWarning, match=r"without mean_file and scale .*, or statistics=") as caught:
+    with pytest.warns(
+        InputWarning, match=r"without mean_file and scale .*, or on the command line sae.statistics=estimate, it reads"
+    ) as caught:
         sae = load_sae(write(tmp_path, OLD, data=data))
     assert [warning.filename for warning in caught] == [__file__]
     assert measure_deviation(sae, compute(WEIGHTS)) < 1e-5

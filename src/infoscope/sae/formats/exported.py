@@ -75,7 +75,7 @@ def read_record(said: Any, file: str, about: Mapping[str, Any] = MappingProxyTyp
     try:
         kind, origin = said["kind"], Origin.from_json(said["origin"])
         k = read_count(said["k"], "k")
-        if kind not in ACTIVATIONS or (origin.layer is not None and abs(origin.layer) > 4096):
+        if kind not in ACTIVATIONS:
             raise ValueError
     except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
         raise InputError(

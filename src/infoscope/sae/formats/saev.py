@@ -56,8 +56,8 @@ BACKBONES = {
 }
 """By what the public repositories are called: SAE_CLIP_24K_ViT-B-16_IN1K, SAE_DINOv3_TopK_ViT-L-16_IN1K."""
 NO_STATISTICS = (
-    "It was trained on (x - mean) / scalar of the tokens, which lie in no file: without {}, or sae.statistics=estimate,"
-    " it reads other tokens than it was trained on."
+    "It was trained on (x - mean) / scalar of the tokens, which lie in no file: without {}, or on the"
+    " command line sae.statistics=estimate, it reads other tokens than it was trained on."
 )
 
 
