@@ -221,7 +221,7 @@ def test_what_is_overruled_is_shown_and_the_artifact_keeps_what_it_was_trained_o
 
 def test_doubts_are_said(output_dir: Path, places: dict[str, Path], tmp_path: Path) -> None:
     said = show(output_dir, places["groupmax"], "stage=import_sae")
-    assert "Nothing says which block it reads: it is taken for model.layer=-2." in said
+    assert said.count("The SAE's file does not say which block it reads: here it reads model.layer=-2.") == 2  # at once
     assert "Warning: it reconstructs these tokens worse than their mean does (FVU " in said
     assert "block it reads" not in show(output_dir, places["prisma"], "stage=import_sae")
 

@@ -62,6 +62,8 @@ def inspect_sae(ctx: Context) -> Inspected:
     with ctx.display.bar("reading the SAE"):
         sae = import_sae(get_import_config(ctx))
         digest = compute_digest(sae)
+    if sae.origin.layer is None:
+        ctx.display.say(_say_block_taken(ctx))
     return Inspected(sae.origin, sae.d_in, sae.d_sae, digest, has_free_scale(sae.origin))
 
 
@@ -192,7 +194,7 @@ def describe_imported(ctx: Context) -> list[str]:
     if "fitted_scale" in facts:
         said.append(f"Its reconstruction is scaled by {facts['fitted_scale']:.4g}, fitted to the tokens (ours).")
     if inspect_sae(ctx).origin.layer is None:
-        said.append(f"Nothing says which block it reads: it is taken for model.layer={ctx.config.model.layer}.")
+        said.append(_say_block_taken(ctx))
     name, metrics = name_model(ctx.config.model), made.read_json("metrics.json")
     if not metrics["fvu"] <= 1:
         said.append(
@@ -215,6 +217,10 @@ def describe_source(source: Source) -> str:
     return f"Imported: {source.words}."
 
 
+def _say_block_taken(ctx: Context) -> str:
+    return f"The SAE's file does not say which block it reads: here it reads model.layer={ctx.config.model.layer}."
+
+
 def _say_trained(found: Inspected) -> str:
     backbone = found.origin.source and found.origin.source.backbone
-    return f", {backbone}" if backbone else ""
+    return f", {backbone} (infoscope describe-sae ends with the command)" if backbone else ""
