@@ -24,7 +24,7 @@ FACTS = {"pickled": ["a.B"], "k": 2, "threshold": 0.5, "folded": "x", "fitted_sc
 SOURCE = Source("patchsae", "topk", "vit.pt", "ab" * 32, "openai/clip-vit-base-patch16", facts=FACTS, warnings=("W.",))
 ORIGIN = Origin(-2, {"kind": "open_clip", "weights": "tag:ViT-B-16:openai"}, 224, TokenChoice.all, "resid_post", SOURCE)
 FILES = {"ours": "sae.json", "plain": "plain.json", "saelens": "cfg.json"}
-ODD = (None, True, -4, 10**30, 2.5, "x", "", [], [5], {}, {"a": 1})
+ODD = (None, True, -4, 10**30, 2.5, float("nan"), "x", "", [], [5], {}, {"a": 1})
 
 
 def write(folder: Path, form: str) -> Path:
@@ -72,7 +72,9 @@ def test_no_value_breaks_a_command(tmp_path: Path, form: str, capsys: pytest.Cap
                 n_described += 1
             except InputError as error:
                 refused.append(str(error))
-            assert "in the format of x" not in capsys.readouterr().out
+            said = capsys.readouterr().out
+            assert "in the format of x" not in said
+            assert "NaN" not in said  # which is no JSON
     assert min(len(refused), n_described) > 20
     assert "".join(refused).isprintable()
 

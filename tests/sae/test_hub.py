@@ -181,6 +181,8 @@ class TestRefusals:
         refuse(f"hf:{REPO}", rf"{words} \(layer_8, layer_9, layer_9/deeper, many\)")
         refuse(f"hf:{REPO}/gone", r"such as .*/layer_8 \(layer_8, layer_9, layer_9/deeper, many\)")
         refuse(f"hf:{REPO}/plots/a.png", "holds no weights of an SAE: give the folder")
+        hub.commit("owner/numpy", {"sae/params.npz": b""})
+        refuse("hf:owner/numpy/sae", r"has no file of weights .*; of numpy's arrays \(\.npz\) give the file itself")
         hub.commit("owner/deep", {f"runs/{i:02}/sae.pt": b"" for i in range(40)}, "dev")
         refuse("hf:owner/deep/runs@dev", r"such as hf:owner/deep/runs/00@dev \(runs/00, .*runs/29 and 10 more\)")
         assert not any("/resolve/" in request for request in hub.requests)

@@ -6,13 +6,14 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
 from infoscope.runtime.errors import InputError
 from infoscope.sae.activations import TopK
 from infoscope.sae.checkpoint import save_sae
 from infoscope.sae.loading import load_sae
 from infoscope.sae.model import SparseAutoencoder
-from tests.support.foreign.arrays import D_IN, D_SAE
+from tests.support.foreign.arrays import D_IN, D_SAE, draw_weights
 from tests.support.foreign.dictionaries import write_dictionary
 
 
@@ -66,5 +67,14 @@ def test_a_layer_that_no_run_takes_is_refused(tmp_path, layer):
     place = write_dictionary("saelens", tmp_path, D_IN, D_SAE)
     config = json.loads((place / "cfg.json").read_text())
     (place / "cfg.json").write_text(json.dumps(config | {"metadata": {"hook_name": f"blocks.{layer}.hook_resid_post"}}))
-    with pytest.raises(InputError, match="Expected layer to be at most 4096"):
+    with pytest.raises(InputError, match=r"Expected (layer|blocks) to be "):
         load_sae(place)
+
+
+@pytest.mark.parametrize("side", [-4, 0, 10**30])
+def test_a_size_of_images_that_no_run_takes_is_refused(tmp_path, side):
+    whole = draw_weights(1)
+    weights = {name: whole.tensor(name) for name in ("W_enc", "W_dec", "b_enc", "b_dec")}
+    torch.save({"cfg": {"block_layer": -2, "image_width": side}, "state_dict": weights}, tmp_path / "a.pt")
+    with pytest.raises(InputError, match=r"Expected (image_px|image_width) to be "):
+        load_sae(tmp_path)

@@ -20,6 +20,7 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 _MAX_WEIGHTS = 4
 """Of a folder that are downloaded without being named one by one: beside an SAE may lie other tensors."""
 _N_NAMED = 30
+NUMPY_HINT = "of numpy's arrays (.npz) give the file itself, with sae.format=plain and sae.keys"
 
 
 def list_config_folders(folder: AnyPath) -> list[AnyPath]:
@@ -170,7 +171,8 @@ def _choose(place: _Place, names: Sequence[str]) -> list[str]:
     here = [file for file in files if file.parent == folder]
     weights = [file for file in here if (_is_named(place, file) if is_file else file.suffix in WEIGHTS)]
     if not weights:
-        raise InputError(f"{place.full} holds no weights of an SAE: {_name_folders(place, files)}.")
+        hint = f"; {NUMPY_HINT}" if any(file.suffix == ".npz" for file in here) else ""
+        raise InputError(f"{place.full} holds no weights of an SAE: {_name_folders(place, files)}{hint}.")
     if len(weights) > _MAX_WEIGHTS:
         some = list_some(sorted(file.name for file in weights), _N_NAMED)
         raise InputError(

@@ -24,7 +24,7 @@ from infoscope.sae.formats import load_formats
 from infoscope.sae.formats.base import Foreign, Found, Options
 from infoscope.sae.formats.configs import Configs
 from infoscope.sae.formats.values import show
-from infoscope.sae.hub import WEIGHTS, list_config_folders, resolve
+from infoscope.sae.hub import NUMPY_HINT, WEIGHTS, list_config_folders, resolve
 from infoscope.sae.import_config import IMPORT, ImportedConfig, MatrixNames
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.sae.origin import Origin
@@ -202,10 +202,10 @@ def _choose_file(folder: Path) -> Path:
     files = [path for path in sorted(folder.rglob("*")) if path.suffix in WEIGHTS and path.is_file()]
     if not files:
         names = [path.name for path in folder.iterdir()]
-        hint = "; of numpy's arrays (.npz) give the file itself, and sae.format=plain with sae.keys"
+        hint = f"; {NUMPY_HINT}" if any(folder.rglob("*.npz")) else ""
         raise InputError(
             f"Expected the file of an SAE ({', '.join(WEIGHTS)}) in {folder}, found {list_some(names) or 'nothing'}"
-            f"{hint if any(folder.rglob('*.npz')) else ''}."
+            f"{hint}."
         )
     here = [file for file in files if file.parent == folder]
     if len(files) > 1 and 0 < len(here) <= MAX_FILES:  # beside an SAE, or above several, may lie counts and optimizers

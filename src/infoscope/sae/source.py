@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
@@ -92,12 +93,16 @@ def check_source(source: Source) -> None:
 def check_text(value: Any) -> None:
     """Refuse text that a terminal may obey, or that fills it, anywhere in dicts and lists, the names of dicts too.
 
+    Numbers that JSON does not have are refused as well.
+
     Raises:
-        ValueError: some text is not printable, or too long.
+        ValueError: some text is not printable, or too long; or a number is NaN or infinite.
         RecursionError: the values are nested too deeply.
     """
     if isinstance(value, str) and not (value.isprintable() and len(value) <= _MAX_TEXT):
         raise ValueError(f"text that is not printable, or longer than {_MAX_TEXT:,} letters")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"the number {value}")
     if isinstance(value, dict | list | tuple):
         for part in [*value, *value.values()] if isinstance(value, dict) else value:
             check_text(part)
