@@ -41,6 +41,7 @@ def write(folder: Path, toolkit: str, config: dict[str, Any]) -> Path:
     ("toolkit", "config", "message"),
     [
         ("prisma", {"activation_fn_kwargs": {"k": 5}}, "activation_fn_str: relu, and k: 5"),
+        ("prisma", {"architecture": "gated", "activation_fn_kwargs": {"k": 5}}, "activation_fn_str: relu, and k: 5"),
         ("saelens", {"architecture": "topk", "k": 6, "activation_fn_kwargs": {"k": 3}}, "k: 6, and k: 3"),
         ("saelens", {"k": 4}, "says k: 4"),
         ("saelens", {"architecture": None, "k": 4}, "says k: 4"),

@@ -57,7 +57,7 @@ def test_layers_are_read_or_refused(tmp_path: Path, format: str, name: str) -> N
 
 def test_the_number_of_a_block() -> None:
     assert [read_layer(said, "layer") for said in (None, 0, -2, "-2", 4096.0)] == [None, 0, -2, -2, 4096]
-    for said in (True, 1.5, math.nan, math.inf, 10**400, 4097, "9999", "1.0", "\u0663", "", [1], {}):
+    for said in (True, 1.5, math.nan, math.inf, 10**400, 4097, "9999", " 1", "1.5", 10**5000, "\u0663", "", [1], {}):
         with pytest.raises(InputError, match="Expected layer to be the number of one block, found "):
             read_layer(said, "layer")
 

@@ -148,19 +148,16 @@ def _make_activation(parts: Parts, options: Options) -> tuple[str, Activation]:
     refuse_others(
         state, GATES if architecture == "gated" else (), (*GATES, "threshold"), f"of architecture {architecture}"
     )
+    if name != "topk" and settings.get("k") is not None:
+        raise InputError(f"Its configuration says activation_fn_str: {name}, and k: {show(settings['k'])} of a top-k.")
     if architecture == "gated":
         return "gated", make_gated(*need(state, *GATES))
     if name == "topk":
-        by_default = (
-            ""
-            if "activation_fn_str" in config
-            else ", taken for one where activation_fn_str is missing (of a ReLU, give sae.format=plain),"
-        )
+        is_said = "activation_fn_str" in config
+        by_default = "" if is_said else ", as activation_fn_str is missing (of a ReLU, give sae.format=plain),"
         needed = f"it is a top-k SAE{by_default} whose configuration lacks k"
         k = options.settle("k", read_count(settings.get("k"), "k"), needed)
         return "topk", TopK(k)
-    if settings.get("k") is not None:
-        raise InputError(f"Its configuration says activation_fn_str: {name}, and k: {show(settings['k'])} of a top-k.")
     return ("relu", ReLU()) if name == "relu" else ("tanh_relu", TanhReLU())
 
 

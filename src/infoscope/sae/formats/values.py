@@ -90,11 +90,10 @@ def read_layer(value: Any, name: str) -> int | None:
     """
     if value is None:
         return None
-    is_number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= _MAX_LAYER
-    is_text = isinstance(value, str) and re.fullmatch(r"-?\d{1,4}", value, re.ASCII) is not None
-    if not (is_number or is_text) or int(value) != float(value) or abs(int(value)) > _MAX_LAYER:
+    match = re.fullmatch(r"'?(-?\d{1,4})(\.0)?'?", show(value), re.ASCII)
+    if not match or abs(int(match[1])) > _MAX_LAYER:
         raise InputError(f"Expected {name} to be the number of one block, found {show(value)}.")
-    return int(value)
+    return int(match[1])
 
 
 def read_number(value: Any, name: str, above: float = -math.inf) -> float:
