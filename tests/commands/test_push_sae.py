@@ -15,6 +15,7 @@ from huggingface_hub import constants
 
 from infoscope.commands.push_sae import Pushed, push_sae
 from infoscope.runtime.errors import InputError
+from infoscope.runtime.manifests import compute_checksum
 from infoscope.sae.activations import TopK
 from infoscope.sae.checkpoint import save_sae
 from infoscope.sae.export import export_sae
@@ -151,12 +152,25 @@ def test_a_card_that_was_edited_stays(artifact, report, hub, tmp_path):
     refuse("README.md is the card of another SAE: delete it", artifact, out)
 
 
+def test_a_report_on_an_imported_sae_is_known_by_the_file(tmp_path):
+    exported, other = tmp_path / "exported", tmp_path / "other"
+    (_, weights), _ = export_sae(make_sae(), exported), export_sae(SparseAutoencoder(4, 9, TopK(2)), other)
+    made = write_artifact(tmp_path / "artifacts", "import_sae", "clip", "5ae0000000000000")
+    manifest = json.loads((made / "manifest.json").read_text())
+    manifest["source"] = {"sha256": compute_checksum(weights)}
+    (made / "manifest.json").write_text(json.dumps(manifest))
+    report = write_artifact(tmp_path / "artifacts", "report", "clip", "4e90000000000000", sae="5ae0000000000000")
+    write_report(report)
+    assert push(exported, tmp_path / "out", report=report).notes == []
+    refuse(rf"on other SAEs \(clip\), not on {other}", other, tmp_path / "out2", report=report)
+
+
 def test_an_exported_sae_is_pushed_as_it_is(report, hub, tmp_path):
     exported = tmp_path / "exported"
     export_sae(make_sae(), exported)
     made = push(exported, tmp_path / "out", report=report, confirm=True)
     assert made.files == ["README.md", "cfg.json", "sae_weights.safetensors"]
-    assert made.notes == [f"Whether the report is on this SAE was not checked, for {exported} does not say."]
+    assert made.notes == [f"Whether the report is on this SAE was not checked, for {report} does not say."]
     tokens = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
     assert torch.allclose(load_sae(f"hf:{REPO}").encode(tokens), make_sae().encode(tokens), atol=1e-6)
     export_sae(make_sae(), tmp_path / "plain", "plain")

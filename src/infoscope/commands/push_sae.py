@@ -58,7 +58,7 @@ def push_sae(folder: Path, repo: str, *, report: Path | None, private: bool, con
     check_repo(repo)
     names = _find_files(folder)
     sae, weights = import_alone(ImportedConfig(path=str(folder))), compute_checksum(folder / names[1])
-    notes = [] if report is None else list(_check_report(folder, report))
+    notes = [] if report is None else list(_check_report(folder, weights, report))
     metrics = _read_metrics(folder / METRICS) if METRICS in names else {}
     mark = f"<!-- infoscope: {names[1]} of sha256 {weights} -->"
     card = make_card(sae, repo, mark, metrics, report)
@@ -88,24 +88,34 @@ def _read_metrics(file: Path) -> dict[str, float]:
         raise InputError(f"{file} is damaged: expected JSON of numbers by name; make it again.") from error
 
 
-def _check_report(folder: Path, report: Path) -> Iterator[str]:
+def _check_report(folder: Path, weights: str, report: Path) -> Iterator[str]:
     """Refuse a report on other SAEs, and say where that cannot be known.
+
+    An artifact is known by its hash, an export by its weights, where the report is on an SAE that was imported.
+
+    Args:
+        weights: checksum of the SAE's file.
 
     Raises:
         InputError: it is one.
     """
     manifest = read_manifest(folder)
-    saes = {found["hash"]: found["name"] for found in _list_upstream(report) if found["stage"] in _SAE_STAGES}
-    if manifest is None or not saes:
-        silent = folder if manifest is None else report
-        yield f"Whether the report is on this SAE was not checked, for {silent} does not say."
-    elif manifest["hash"] not in saes:
-        raise InputError(
-            f"The report {report} is on other SAEs ({list_some(saes.values())}), not on {folder}: give the report of"
-            " the run that this SAE belongs to, or none."
-        )
-    elif len(saes) > 1:
-        yield f"The report is on {len(saes)} SAEs, of which this one is {manifest['name']}."
+    saes = [found for found in _list_upstream(report) if found["stage"] in _SAE_STAGES]
+    if manifest is None:
+        own, known = weights, [found.get("source", {}).get("sha256") for found in saes]
+    else:
+        own, known = manifest["hash"], [found["hash"] for found in saes]
+    if own in known and len(saes) > 1:
+        yield f"The report is on {len(saes)} SAEs, of which this one is {saes[known.index(own)]['name']}."
+    if own in known:
+        return
+    if not saes or None in known:
+        yield f"Whether the report is on this SAE was not checked, for {folder if saes else report} does not say."
+        return
+    raise InputError(
+        f"The report {report} is on other SAEs ({list_some(found['name'] for found in saes)}), not on {folder}: give"
+        " the report of the run that this SAE belongs to, or none."
+    )
 
 
 def _list_upstream(folder: Path) -> Iterator[dict[str, Any]]:
