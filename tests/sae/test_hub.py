@@ -72,6 +72,19 @@ def test_a_path_is_a_path():
     assert resolve("~/a") == Located(Path.home() / "a", None, None)
 
 
+@pytest.mark.parametrize(
+    ("page", "address"),
+    [
+        ("https://hub.example/owner/name", "hf:owner/name@main"),
+        ("https://hub.example/owner/name/tree/v1/a/b", "hf:owner/name/a/b@v1"),
+        ("https://hub.example/owner/name/blob/main/a/ae.pt", "hf:owner/name/a/ae.pt@main"),
+    ],
+)
+def test_a_web_page_is_told_its_address(page, address):
+    with pytest.raises(InputError, match=f"of the hub such as {address}, got the web page {page}: give that"):
+        resolve(page)
+
+
 def test_a_folder_is_downloaded_once_and_nothing_but_it(hub, no_network):
     sha = hub.refs[REPO]["main"]
     found = resolve(f"hf:{REPO}/layer_8")

@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from infoscope.runtime.errors import InputError
 from infoscope.sae.activations import TopK
@@ -78,3 +79,22 @@ def test_a_size_of_images_that_no_run_takes_is_refused(tmp_path, side):
     torch.save({"cfg": {"block_layer": -2, "image_width": side}, "state_dict": weights}, tmp_path / "a.pt")
     with pytest.raises(InputError, match=r"Expected (image_px|image_width) to be "):
         load_sae(tmp_path)
+
+
+def test_a_name_of_the_hub_without_its_prefix_is_told_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"there is no owner/name; on the hub it would be hf:owner/name\."):
+        load_sae("owner/name")
+
+
+def test_weights_without_their_configuration_are_told_so(tmp_path):
+    save_file({"W_enc": torch.ones(2, 3), "other": torch.ones(3, 2)}, tmp_path / "a.safetensors")
+    lonely = "no configuration such as cfg.json lies beside it"
+    with pytest.raises(
+        InputError, match=f"is of no known format of SAEs: it holds .*; {lonely}, which most need; known"
+    ):
+        load_sae(tmp_path)
+    (tmp_path / "cfg.json").write_text("{}")
+    with pytest.raises(InputError, match="is of no known format") as raised:
+        load_sae(tmp_path)
+    assert lonely not in str(raised.value)

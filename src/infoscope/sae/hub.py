@@ -15,6 +15,7 @@ WEIGHTS = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
 CONFIGS = (".json", ".yaml", ".yml")
 AnyPath = TypeVar("AnyPath", bound=PurePath)
 _ADDRESS = re.compile(r"hf:([^/@]+/[^/@]+)((?:/[^/@]+)*)/?(?:@(.+))?")
+_WEB = re.compile(r"https?://[^/]+/([^/]+/[^/]+)(?:/(?:tree|blob|resolve)/([^/]+)((?:/[^/]+)*))?/?")
 _REVISION = re.compile(r"\w[\w./-]*")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _MAX_WEIGHTS = 4
@@ -83,6 +84,12 @@ def resolve(address: str) -> Located:
         InputError: the address is malformed, there is no such thing, it names several SAEs, or it is not in the cache
             and the hub cannot be reached.
     """
+    if page := _WEB.fullmatch(address):
+        repo, revision, inner = page[1], page[2] or "main", page[3] or ""
+        raise InputError(
+            f"Expected a path, or an address of the hub such as {PREFIX}{repo}{inner}@{revision}, got the web page"
+            f" {address}: give that."
+        )
     if not address.startswith(PREFIX):
         return Located(Path(address).expanduser(), None, None)
     place = _parse(address)

@@ -24,7 +24,7 @@ from infoscope.sae.formats import load_formats
 from infoscope.sae.formats.base import Foreign, Found, Options
 from infoscope.sae.formats.configs import Configs
 from infoscope.sae.formats.values import show
-from infoscope.sae.hub import NUMPY_HINT, WEIGHTS, list_config_folders, resolve
+from infoscope.sae.hub import NUMPY_HINT, PREFIX, WEIGHTS, list_config_folders, resolve
 from infoscope.sae.import_config import IMPORT, ImportedConfig, MatrixNames
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.sae.origin import Origin
@@ -196,8 +196,9 @@ def _choose_file(folder: Path) -> Path:
     """
     if not folder.is_dir():
         beside = [path.name for path in folder.parent.iterdir()] if folder.parent.is_dir() else []
+        on_hub = "" if folder.is_absolute() or len(folder.parts) < 2 else f"; on the hub it would be {PREFIX}{folder}"
         raise InputError(
-            f"Expected the file or folder of an SAE, and there is no {folder}{suggest(folder.name, beside)}."
+            f"Expected the file or folder of an SAE, and there is no {folder}{suggest(folder.name, beside)}{on_hub}."
         )
     files = [path for path in sorted(folder.rglob("*")) if path.suffix in WEIGHTS and path.is_file()]
     if not files:
@@ -240,8 +241,9 @@ def _recognise(found: Found) -> str:
     """
     names = _list_formats(found)
     if not names:
+        lonely = "" if len(found.configs) else "no configuration such as cfg.json lies beside it, which most need; "
         raise InputError(
-            f"{found.file} is of no known format of SAEs: it holds {found.words}; known are"
+            f"{found.file} is of no known format of SAEs: it holds {found.words}; {lonely}known are"
             f" {', '.join(load_formats())}; or give sae.format=plain and sae.keys={{W_enc: ..., W_dec: ...}},"
             f" with what it has of {', '.join(list(vars(MatrixNames()))[2:])}."
         )
