@@ -53,8 +53,10 @@ def read(found: Found, options: Options) -> Foreign:
             f" {AMBIGUOUS[name]}, or give sae.format=dictionary_learning."
         )
     foreign = read_class(name, Given(state, options, trainer.get("k"), _get_norm_factor(found)))
-    known = ("norm_factor", "threshold_beta", "threshold_start_step")  # the last two in training alone
-    refuse_settings(trainer, *known, *(["k"] if "k" in foreign.facts else []), subtracts_b_dec=foreign.subtracts_b_dec)
+    known: tuple[str, ...] = ("norm_factor", "threshold_beta", "threshold_start_step")  # the last two in training alone
+    if foreign.kind not in ("relu", "gated"):
+        known = (*known, "k")
+    refuse_settings(trainer, *known, subtracts_b_dec=foreign.subtracts_b_dec)
     check_sizes(foreign.W_enc, trainer, "activation_dim", "dict_size")
     if not said:
         subtracted = "subtracted" if foreign.subtracts_b_dec else "not subtracted"
