@@ -151,6 +151,7 @@ def test_the_command_names_the_backbone(infoscope: Run, tmp_path: Path, backbone
 def test_the_command_of_an_sae_of_the_scenes(infoscope: Run, tmp_path: Path) -> None:
     fingerprint = compute_model_fingerprint(compose([]).model)
     save_sae(tmp_path / "a", make_sae(Origin(2, fingerprint, 96, TokenChoice.patch)))
+    assert "scenes_clip, which infoscope ships, block 2" in infoscope("describe-sae", "a").out
     assert find_command(infoscope, "a") == [
         "sae=import",
         "sae.path=a",

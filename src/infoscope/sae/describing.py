@@ -13,7 +13,9 @@ from infoscope.sae.formats import load_formats
 from infoscope.sae.formulas import MEETS, NORMS, describe_activation
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.sae.origin import check_has_maps
+from infoscope.vision.config import ModelConfig
 from infoscope.vision.hooks import SITES
+from infoscope.vision.load import compute_model_fingerprint
 from infoscope.vision.names import find_backbone_name, name_architecture, name_fingerprint
 
 SCORED = "its features can be ranked and scored on the tokens it was trained on"
@@ -125,6 +127,8 @@ def _list_origin(sae: SparseAutoencoder) -> Iterator[str]:
 def _describe_unnamed(fingerprint: dict[str, Any]) -> str:
     """Return what the fingerprint of a backbone says whose weights were a file, which has no name."""
     what, weights = name_architecture(fingerprint) or fingerprint.get("kind"), fingerprint.get("weights")
+    if weights == compute_model_fingerprint(ModelConfig())["weights"]:
+        return "scenes_clip, which infoscope ships"
     return str(what) if weights is None else f"{what} with weights of a file, {weights}"
 
 
