@@ -21,7 +21,7 @@ from infoscope.runtime.untrusted.kinds import make_printable
 from infoscope.runtime.untrusted.numpy_files import read_npz
 from infoscope.sae import checkpoint
 from infoscope.sae.formats import load_formats
-from infoscope.sae.formats.base import Foreign, Found, Options
+from infoscope.sae.formats.base import Foreign, Found, Options, check_float
 from infoscope.sae.formats.configs import Configs
 from infoscope.sae.formats.values import show
 from infoscope.sae.hub import NUMPY_HINT, PREFIX, WEIGHTS, list_config_folders, resolve
@@ -37,8 +37,6 @@ _OF_RUNS = ("path", "statistics", "ignore_origin")
 MAX_FILES = 16
 """Of a folder that are opened to see which is an SAE's, and that are listed."""
 MAX_NAME = 120
-_NUMBERS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-"""Others are quantised, and mean something only with their scales."""
 
 
 @speaks_python(sae=ImportedConfig)
@@ -261,9 +259,9 @@ def assemble(foreign: Foreign) -> SparseAutoencoder:
     for name, kind in (("backbone", str), ("layer", int), ("site", str)):
         if type(value := getattr(foreign, name)) not in (kind, NoneType):
             raise InputError(f"expected the {name} that it says to be a {kind.__name__}, got {show(value)}.")
-    for tensor in (foreign.W_enc, foreign.W_dec, foreign.b_enc, foreign.b_dec, foreign.mean):
-        if tensor is not None and tensor.dtype not in _NUMBERS:
-            raise InputError(f"expected float numbers, got {tensor.dtype}: give the weights as they were trained.")
+    for name in ("W_enc", "W_dec", "b_enc", "b_dec", "mean"):
+        if (tensor := getattr(foreign, name)) is not None:
+            check_float(tensor, name)
     W_enc = foreign.W_enc = foreign.W_enc.float()  # at once in its place: of other types this is a copy
     W_dec = foreign.W_dec = foreign.W_dec.float()
     if W_enc.ndim != 2 or 0 in W_enc.shape or W_dec.shape != W_enc.shape[::-1]:
