@@ -84,7 +84,8 @@ def write_patchsae(folder: Path, state: State) -> Path:
 
 def write_linear(folder: Path, state: State, dict_class: str = "AutoEncoderTopK") -> Path:
     """dictionary_learning: encoder [d_sae, d_in] and decoder [d_in, d_sae]."""
-    (folder / "config.json").write_text(json.dumps({"trainer": {"dict_class": dict_class, "k": K}}))
+    trainer = {"dict_class": dict_class} | ({"k": K} if dict_class == "AutoEncoderTopK" else {})
+    (folder / "config.json").write_text(json.dumps({"trainer": trainer}))
     b_dec = "b_dec" if dict_class == "AutoEncoderTopK" else "bias"
     linear = {"encoder.weight": state["W_enc"].T.contiguous(), "decoder.weight": state["W_dec"].T.contiguous()}
     torch.save(linear | {"encoder.bias": state["b_enc"], b_dec: state["b_dec"]}, folder / "ae.pt")

@@ -10,7 +10,8 @@ import torch
 
 from infoscope.runtime.errors import InputError
 from infoscope.sae.formats.configs import Configs
-from infoscope.sae.formats.values import refuse_settings, show
+from infoscope.sae.formats.unknown import refuse_settings
+from infoscope.sae.formats.values import show
 from infoscope.sae.loading import load_sae
 from tests.support.foreign.arrays import K, draw_weights
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from infoscope.runtime.errors import InputError
-from infoscope.sae.formats.values import refuse_settings
+from infoscope.sae.formats.unknown import refuse_settings
 from infoscope.sae.loading import load_sae
 from tests.support.foreign.arrays import D_IN, D_SAE, draw_weights
 from tests.support.foreign.dictionaries import OTHERS, WRITERS, write_dictionary

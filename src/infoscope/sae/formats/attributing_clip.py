@@ -17,7 +17,8 @@ from infoscope.runtime.large_tensors import row_norms
 from infoscope.sae.activations import TopK
 from infoscope.sae.config import TokenChoice
 from infoscope.sae.formats.base import Foreign, Found, Options, make_writable, need, scale_rows
-from infoscope.sae.formats.values import name_dtype, refuse_tensors
+from infoscope.sae.formats.unknown import refuse_tensors
+from infoscope.sae.formats.values import name_dtype
 
 LABEL = "Attributing CLIP (TopKSAE)"
 KEYS = ("encoder.0.bias", *(f"{part}.weight_{half}" for part in ("encoder.0", "decoder") for half in "gv"))

@@ -10,16 +10,8 @@ from infoscope.runtime.errors import InputError
 from infoscope.runtime.large_tensors import row_norms
 from infoscope.sae.activations import TopK
 from infoscope.sae.formats.base import Foreign, Found, Options, make_writable, need, scale_rows
-from infoscope.sae.formats.values import (
-    check_sizes,
-    name_dtype,
-    need_matrices,
-    read_count,
-    read_flag,
-    refuse_settings,
-    refuse_tensors,
-    show,
-)
+from infoscope.sae.formats.unknown import refuse_settings, refuse_tensors
+from infoscope.sae.formats.values import check_sizes, name_dtype, need_matrices, read_count, read_flag, show
 from infoscope.sae.origin import POOLED
 
 LABEL = "clip-topk-sae (ttt_theory)"

@@ -11,7 +11,8 @@ from infoscope.runtime.errors import InputError
 from infoscope.sae.activations import TopK
 from infoscope.sae.config import TokenChoice
 from infoscope.sae.formats.base import Foreign, Found, Options, need
-from infoscope.sae.formats.values import check_sizes, name_dtype, read_count, refuse_settings, refuse_tensors
+from infoscope.sae.formats.unknown import refuse_settings, refuse_tensors
+from infoscope.sae.formats.values import check_sizes, name_dtype, read_count
 
 LABEL = "CLIP-Scope"
 KEYS = ("pre_b", "enc", "dec")

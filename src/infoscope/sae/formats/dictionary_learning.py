@@ -18,7 +18,8 @@ from infoscope.runtime.errors import InputError
 from infoscope.sae.formats import sae_for_vlm
 from infoscope.sae.formats.base import Foreign, Found, Options
 from infoscope.sae.formats.dictionaries import Given, list_classes, read_class
-from infoscope.sae.formats.values import check_sizes, get_as, read_layer, read_number, refuse_settings
+from infoscope.sae.formats.unknown import refuse_settings
+from infoscope.sae.formats.values import check_sizes, get_as, read_layer, read_number
 
 LABEL = "dictionary_learning"
 AMBIGUOUS = {

@@ -14,7 +14,8 @@ from torch import Tensor
 from infoscope.runtime.errors import InputError
 from infoscope.sae.activations import ReLU
 from infoscope.sae.formats.base import Foreign, Found, Options, need
-from infoscope.sae.formats.values import name_dtype, refuse_tensors
+from infoscope.sae.formats.unknown import refuse_tensors
+from infoscope.sae.formats.values import name_dtype
 from infoscope.sae.origin import POOLED
 
 LABEL = "DN-CBM (sparse_autoencoder)"

@@ -19,7 +19,8 @@ from infoscope.runtime.errors import InputError
 from infoscope.sae.activations import Activation, Capped, ReLU, Threshold, TopK
 from infoscope.sae.config import TokenNorm
 from infoscope.sae.formats.base import Foreign, Found, Options, get_tensors, need
-from infoscope.sae.formats.values import check_sizes, name_dtype, need_matrices, pick, read_number, refuse_tensors
+from infoscope.sae.formats.unknown import refuse_tensors
+from infoscope.sae.formats.values import check_sizes, name_dtype, need_matrices, pick, read_number
 from infoscope.sae.origin import POOLED
 
 LABEL = "MSAE"

@@ -18,7 +18,8 @@ from infoscope.sae.activations import Activation, ReLU, TopK
 from infoscope.sae.formats import visaebench
 from infoscope.sae.formats.base import Foreign, Found, Options, need
 from infoscope.sae.formats.overcomplete_dictionary import make_dictionary
-from infoscope.sae.formats.values import at_least, name_dtype, read_count, read_number, refuse_tensors, transpose
+from infoscope.sae.formats.unknown import refuse_tensors
+from infoscope.sae.formats.values import at_least, name_dtype, read_count, read_number, transpose
 from infoscope.sae.formulas import MEETS
 from infoscope.sae.imported_activations import Threshold
 

@@ -13,7 +13,8 @@ from infoscope.runtime.untrusted import Record
 from infoscope.sae.activations import ReLU
 from infoscope.sae.config import TokenChoice
 from infoscope.sae.formats.base import USUAL_KEYS, Foreign, Found, Options, need
-from infoscope.sae.formats.values import check_sizes, get_as, name_dtype, read_flag, read_layer, refuse_settings
+from infoscope.sae.formats.unknown import refuse_settings
+from infoscope.sae.formats.values import check_sizes, get_as, name_dtype, read_flag, read_layer
 
 LABEL = "PatchSAE, Hugo Fry, ConceptScope"
 SITES = {"resid": "resid_post"}

@@ -16,6 +16,7 @@ from infoscope.runtime.untrusted import Record
 from infoscope.sae.activations import Activation, ReLU, TanhReLU, TopK
 from infoscope.sae.config import TokenChoice, TokenNorm
 from infoscope.sae.formats.base import USUAL_KEYS, Foreign, Found, Options, get_tensors, need
+from infoscope.sae.formats.unknown import refuse_settings, refuse_tensors
 from infoscope.sae.formats.values import (
     check_sizes,
     get_as,
@@ -28,8 +29,6 @@ from infoscope.sae.formats.values import (
     read_flag,
     read_layer,
     refuse_others,
-    refuse_settings,
-    refuse_tensors,
     show,
 )
 

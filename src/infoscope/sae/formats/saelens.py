@@ -18,6 +18,7 @@ from infoscope.sae.activations import Activation, ReLU, TanhReLU, Threshold, Top
 from infoscope.sae.config import TokenNorm
 from infoscope.sae.formats import exported
 from infoscope.sae.formats.base import USUAL_KEYS, Foreign, Found, Options, make_writable, need, scale_rows
+from infoscope.sae.formats.unknown import refuse_settings, refuse_tensors
 from infoscope.sae.formats.values import (
     check_sizes,
     get_as,
@@ -30,8 +31,6 @@ from infoscope.sae.formats.values import (
     read_flag,
     read_number,
     refuse_others,
-    refuse_settings,
-    refuse_tensors,
     unit_rows,
 )
 

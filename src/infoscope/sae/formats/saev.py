@@ -19,6 +19,7 @@ from infoscope.sae.activations import Activation, ReLU, TopK
 from infoscope.sae.config import TokenChoice
 from infoscope.sae.formats.base import USUAL_KEYS, Foreign, Found, Options, need
 from infoscope.sae.formats.statistics import settle_mean
+from infoscope.sae.formats.unknown import refuse_settings, refuse_tensors
 from infoscope.sae.formats.values import (
     check_sizes,
     get_as,
@@ -28,8 +29,6 @@ from infoscope.sae.formats.values import (
     read_count,
     read_layer,
     read_number,
-    refuse_settings,
-    refuse_tensors,
     show,
 )
 from infoscope.sae.import_config import Statistics

@@ -13,7 +13,8 @@ from typing import Any
 from infoscope.runtime.errors import InputError
 from infoscope.sae.activations import Activation, TopK
 from infoscope.sae.formats.base import Foreign, Found, Options, need
-from infoscope.sae.formats.values import check_sizes, name_dtype, pick, read_count, refuse_settings, transpose
+from infoscope.sae.formats.unknown import refuse_settings
+from infoscope.sae.formats.values import check_sizes, name_dtype, pick, read_count, transpose
 from infoscope.sae.imported_activations import GroupMax
 
 LABEL = "EleutherAI sparsify"

@@ -19,6 +19,7 @@ from infoscope.runtime.untrusted import Record
 from infoscope.sae.activations import Activation, TopK
 from infoscope.sae.config import TokenChoice
 from infoscope.sae.formats.base import Foreign, Found, Options, make_writable, need
+from infoscope.sae.formats.unknown import refuse_settings, refuse_tensors
 from infoscope.sae.formats.values import (
     at_least,
     check_sizes,
@@ -27,8 +28,6 @@ from infoscope.sae.formats.values import (
     read_count,
     read_layer,
     read_number,
-    refuse_settings,
-    refuse_tensors,
     show,
     transpose,
 )
