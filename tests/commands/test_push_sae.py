@@ -158,11 +158,17 @@ def test_a_report_on_an_imported_sae_is_known_by_the_file(tmp_path):
     made = write_artifact(tmp_path / "artifacts", "import_sae", "clip", "5ae0000000000000")
     manifest = json.loads((made / "manifest.json").read_text())
     manifest["source"] = {"sha256": compute_checksum(weights)}
+    save_sae(made, make_sae())
     (made / "manifest.json").write_text(json.dumps(manifest))
     report = write_artifact(tmp_path / "artifacts", "report", "clip", "4e90000000000000", sae="5ae0000000000000")
     write_report(report)
     assert push(exported, tmp_path / "out", report=report).notes == []
     refuse(rf"on other SAEs \(clip\), not on {other}", other, tmp_path / "out2", report=report)
+    export_sae(make_sae(), tmp_path / "plain", "plain")  # the same tensors
+    assert push(tmp_path / "plain", tmp_path / "out3", report=report).notes == []
+    export_sae(SparseAutoencoder(4, 8, TopK(2), seed=1), tmp_path / "again")  # of these sizes, too
+    notes = push(tmp_path / "again", tmp_path / "out4", report=report).notes
+    assert notes == [f"Whether the report is on this SAE was not checked, for {tmp_path / 'again'} does not say."]
 
 
 def test_an_exported_sae_is_pushed_as_it_is(report, hub, tmp_path):

@@ -187,6 +187,23 @@ def test_the_export_of_another_sae_stays(tmp_path: Path, format: Any) -> None:
     assert {file: file.read_bytes() for file in tmp_path.iterdir()} == before
 
 
+def test_a_cut_export_is_written_anew(tmp_path: Path) -> None:
+    _, weights = export_sae(make_sae("relu"), tmp_path)
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:100])
+    export_sae(make_sae("relu"), tmp_path)
+    assert weights.read_bytes() == whole
+
+
+def test_an_export_of_exports_names_the_first_alone(tmp_path: Path) -> None:
+    sae = make_sae("relu")
+    for number in range(3):
+        export_sae(sae, tmp_path / str(number))
+        sae = load_sae(tmp_path / str(number))
+        assert sae.origin.source is not None
+        assert sae.origin.source.exported_from == "relu, trained by infoscope"
+
+
 SAELENS = """
 import sys
 from pathlib import Path

@@ -73,16 +73,17 @@ def test_a_path_is_a_path():
 
 
 @pytest.mark.parametrize(
-    ("page", "address"),
+    ("page", "advice"),
     [
-        ("https://hub.example/owner/name", "hf:owner/name@main"),
-        ("https://hub.example/owner/name/tree/v1/a/b", "hf:owner/name/a/b@v1"),
-        ("https://hub.example/owner/name/blob/main/a/ae.pt", "hf:owner/name/a/ae.pt@main"),
+        ("https://huggingface.co/owner/name", "give hf:owner/name@main"),
+        ("https://huggingface.co/owner/name/tree/v1/a/b", "give hf:owner/name/a/b@v1"),
+        ("HTTPS://hf.co/owner/name/resolve/main/a%20b/ae.pt?download=true#x", "give hf:owner/name/a b/ae.pt@main"),
+        ("https://huggingface.co/datasets/owner/name/tree/main", "fetch the file and give its path"),
+        ("https://hub.example/owner/name/blob/main/ae.pt", "fetch the file and give its path"),
     ],
 )
-def test_a_web_page_is_told_its_address(page, address):
-    with pytest.raises(InputError, match=f"of the hub such as {address}, got the web page {page}: give that"):
-        resolve(page)
+def test_a_web_page_is_told_its_address(page, advice):
+    refuse(page, f"got the web page {re.escape(page)}: {advice}\\.$")
 
 
 def test_a_folder_is_downloaded_once_and_nothing_but_it(hub, no_network):

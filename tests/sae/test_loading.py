@@ -98,3 +98,15 @@ def test_weights_without_their_configuration_are_told_so(tmp_path):
     with pytest.raises(InputError, match="is of no known format") as raised:
         load_sae(tmp_path)
     assert lonely not in str(raised.value)
+
+
+@pytest.mark.parametrize("name", ["a" * 2000, "a\xa0b\tc", "\x1b[31m"])
+def test_the_name_of_a_data_set_is_no_reason_to_refuse(tmp_path, name):
+    place = write_dictionary("saelens", tmp_path, D_IN, D_SAE)
+    config = json.loads((place / "cfg.json").read_text())
+    config["metadata"] = {**config.get("metadata", {}), "dataset_path": name}
+    (place / "cfg.json").write_text(json.dumps(config))
+    source = load_sae(place).origin.source
+    assert source is not None
+    assert source.facts["dataset"].isprintable()
+    assert len(source.facts["dataset"]) <= 1000

@@ -56,7 +56,7 @@ def _describe(sae: SparseAutoencoder) -> Iterator[str]:
 
 def _escape(words: str) -> str:
     """Return words, of strangers too, as Markdown shows them: no HTML, link, table or emphasis is made of them."""
-    marks = r"[\\`*\[\]|~$]|(?<!\w)_|_(?!\w)|(?<=:)/"
+    marks = r"[\\`*\[\]|~$]|(?<!\w)_|_(?!\w)|_(?=_)|(?<=_)_|(?<=:)/"
     return re.sub(marks, r"\\\g<0>", html.escape(words, quote=False))
 
 

@@ -13,11 +13,12 @@ from infoscope.commands.model_card import make_card
 from infoscope.runtime.errors import InputError, list_some
 from infoscope.runtime.hub import is_offline, is_reachable
 from infoscope.runtime.manifests import compute_checksum, read_manifest
-from infoscope.sae.checkpoint import INFO_NAME, WEIGHTS_NAME, holds_ours
+from infoscope.sae.checkpoint import INFO_NAME, WEIGHTS_NAME, holds_ours, load_sae_info
 from infoscope.sae.export import FILES, is_exported
 from infoscope.sae.hub import check_repo, explain
 from infoscope.sae.import_config import ImportedConfig
 from infoscope.sae.loading import import_alone
+from infoscope.sae.model import SparseAutoencoder
 
 CARD, METRICS = "README.md", "metrics.json"
 _KINDS = ((INFO_NAME, WEIGHTS_NAME), *FILES.values())
@@ -58,7 +59,7 @@ def push_sae(folder: Path, repo: str, *, report: Path | None, private: bool, con
     check_repo(repo)
     names = _find_files(folder)
     sae, weights = import_alone(ImportedConfig(path=str(folder))), compute_checksum(folder / names[1])
-    notes = [] if report is None else list(_check_report(folder, weights, report))
+    notes = [] if report is None else list(_check_report(folder, sae, weights, report))
     metrics = _read_metrics(folder / METRICS) if METRICS in names else {}
     mark = f"<!-- infoscope: {names[1]} of sha256 {weights} -->"
     card = make_card(sae, repo, mark, metrics, report)
@@ -88,10 +89,11 @@ def _read_metrics(file: Path) -> dict[str, float]:
         raise InputError(f"{file} is damaged: expected JSON of numbers by name; make it again.") from error
 
 
-def _check_report(folder: Path, weights: str, report: Path) -> Iterator[str]:
+def _check_report(folder: Path, sae: SparseAutoencoder, weights: str, report: Path) -> Iterator[str]:
     """Refuse a report on other SAEs, and say where that cannot be known.
 
-    An artifact is known by its hash, an export by its weights, where the report is on an SAE that was imported.
+    An artifact is known by its hash. What was exported is known by its weights in a report on its import, and has the
+    sizes of that which it was exported from.
 
     Args:
         weights: checksum of the SAE's file.
@@ -100,33 +102,45 @@ def _check_report(folder: Path, weights: str, report: Path) -> Iterator[str]:
         InputError: it is one.
     """
     manifest = read_manifest(folder)
-    saes = [found for found in _list_upstream(report) if found["stage"] in _SAE_STAGES]
+    saes = [(place, found) for place, found in _list_upstream(report) if found["stage"] in _SAE_STAGES]
     if manifest is None:
-        own, known = weights, [found.get("source", {}).get("sha256") for found in saes]
+        own, known = weights, [found.get("source", {}).get("sha256") for _, found in saes]
+        is_other = all(_has_other_sizes(sae, place) for place, _ in saes)
     else:
-        own, known = manifest["hash"], [found["hash"] for found in saes]
-    if own in known and len(saes) > 1:
-        yield f"The report is on {len(saes)} SAEs, of which this one is {saes[known.index(own)]['name']}."
+        own, known = manifest["hash"], [found["hash"] for _, found in saes]
+        is_other = own not in known
+    names = [found["name"] for _, found in saes]
     if own in known:
-        return
-    if not saes or None in known:
+        if len(saes) > 1:
+            yield f"The report is on {len(saes)} SAEs, of which this one is {names[known.index(own)]}."
+    elif saes and is_other:
+        raise InputError(
+            f"The report {report} is on other SAEs ({list_some(names)}), not on {folder}: give the report of the run"
+            " that this SAE belongs to, or none."
+        )
+    else:
         yield f"Whether the report is on this SAE was not checked, for {folder if saes else report} does not say."
-        return
-    raise InputError(
-        f"The report {report} is on other SAEs ({list_some(found['name'] for found in saes)}), not on {folder}: give"
-        " the report of the run that this SAE belongs to, or none."
-    )
 
 
-def _list_upstream(folder: Path) -> Iterator[dict[str, Any]]:
-    """Yield the manifests of an artifact and of all that it was made from, as far as they are there."""
+def _has_other_sizes(sae: SparseAutoencoder, artifact: Path) -> bool:
+    """Whether the SAE of an artifact, as far as it is there, is another one than this by its sizes alone."""
+    try:
+        info = load_sae_info(artifact)
+    except InputError:
+        return False
+    return (info["d_in"], info["d_sae"]) != (sae.d_in, sae.d_sae)
+
+
+def _list_upstream(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Yield an artifact and all that it was made from, as far as they are there, with their manifests."""
     waiting, seen = [folder], set[str]()
     while waiting:
-        manifest = read_manifest(waiting.pop())
+        place = waiting.pop()
+        manifest = read_manifest(place)
         if manifest is None or manifest["hash"] in seen:
             continue
         seen.add(manifest["hash"])
-        yield manifest
+        yield place, manifest
         for upstream in manifest.get("upstream", {}).values():
             waiting += folder.parent.parent.glob(f"*/*-{upstream}")
 

@@ -99,8 +99,9 @@ def export_sae(sae: SparseAutoencoder, out: Path, format: ExportFormat = "saelen
             info_file, weights_file = (stack.enter_context(atomic_write(file)) for file in files)
             write_tensors(weights_file, tensors | exported.tensors, {"format": "pt"}, changes)
             info_file.write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
-            written = zip((info_file, weights_file), files, strict=True)
-            if any(there.exists() and not filecmp.cmp(new, there, shallow=False) for new, there in written):
+            if _differ(info_file, files[0]) or (
+                _differ(weights_file, files[1]) and not _is_cut(files[1], weights_file)
+            ):
                 raise InputError(f"{out} holds the export of another SAE: give another folder, or remove that one.")
     except BaseException:
         if is_new:
@@ -205,6 +206,15 @@ def _check_free(out: Path, format: ExportFormat) -> None:
         if there and not (of == format and is_exported(out / names[0])):
             whose = "is of another format" if is_exported(out / names[0]) else "infoscope did not export"
             raise InputError(f"{out} holds {there[0]}, which {whose}: give another folder.")
+
+
+def _differ(new: Path, there: Path) -> bool:
+    """Whether there is a file already, and it holds something else."""
+    return there.exists() and not filecmp.cmp(new, there, shallow=False)
+
+
+def _is_cut(there: Path, whole: Path) -> bool:
+    return there.stat().st_size < whole.stat().st_size
 
 
 def is_exported(file: Path) -> bool:

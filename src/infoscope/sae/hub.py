@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePath, PurePosixPath
 from typing import NamedTuple, TypeVar
+from urllib.parse import unquote, urlsplit
 
 from infoscope.runtime.errors import InputError, list_some
 from infoscope.runtime.hub import get_cache_folder, is_offline, is_reachable
@@ -15,7 +16,8 @@ WEIGHTS = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
 CONFIGS = (".json", ".yaml", ".yml")
 AnyPath = TypeVar("AnyPath", bound=PurePath)
 _ADDRESS = re.compile(r"hf:([^/@]+/[^/@]+)((?:/[^/@]+)*)/?(?:@(.+))?")
-_WEB = re.compile(r"https?://[^/]+/([^/]+/[^/]+)(?:/(?:tree|blob|resolve)/([^/]+)((?:/[^/]+)*))?/?")
+_WEB = re.compile(r"/([^/]+/[^/]+)(?:/(?:tree|blob|resolve)/([^/]+)((?:/[^/]+)*))?/?")
+_HOSTS = ("huggingface.co", "www.huggingface.co", "hf.co")
 _REVISION = re.compile(r"\w[\w./-]*")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _MAX_WEIGHTS = 4
@@ -84,16 +86,23 @@ def resolve(address: str) -> Located:
         InputError: the address is malformed, there is no such thing, it names several SAEs, or it is not in the cache
             and the hub cannot be reached.
     """
-    if page := _WEB.fullmatch(address):
-        repo, revision, inner = page[1], page[2] or "main", page[3] or ""
+    if address.lower().startswith(("http://", "https://")):
         raise InputError(
-            f"Expected a path, or an address of the hub such as {PREFIX}{repo}{inner}@{revision}, got the web page"
-            f" {address}: give that."
+            f"Expected a path or an address of the hub, got the web page {address}: {_translate(address)}."
         )
     if not address.startswith(PREFIX):
         return Located(Path(address).expanduser(), None, None)
     place = _parse(address)
     return _find_cached(place) or _fetch(place)
+
+
+def _translate(url: str) -> str:
+    """Return what to give in place of a web page."""
+    page = urlsplit(url)
+    match = _WEB.fullmatch(unquote(page.path)) if page.hostname in _HOSTS else None
+    if match is None or match[1].startswith(("datasets/", "spaces/")):
+        return "fetch the file and give its path"
+    return f"give {PREFIX}{match[1]}{match[3] or ''}@{match[2] or 'main'}"
 
 
 def _parse(address: str) -> _Place:

@@ -36,7 +36,7 @@ _OF_RUNS = ("path", "statistics", "ignore_origin")
 """Settings that say nothing of a file."""
 MAX_FILES = 16
 """Of a folder that are opened to see which is an SAE's, and that are listed."""
-MAX_NAME = 120
+MAX_NAME, MAX_FACT = 120, 1000
 
 
 @speaks_python(sae=ImportedConfig)
@@ -104,6 +104,7 @@ def import_sae(config: ImportedConfig) -> SparseAutoencoder:
     try:
         foreign = load_formats()[name].read(found, options)
         options.check()
+        foreign.facts = {name: _shorten(value) for name, value in foreign.facts.items() if value is not None}
         check_text(vars(foreign))
         del found  # with what the reader has copied
         sae = assemble(foreign)
@@ -132,8 +133,12 @@ def import_sae(config: ImportedConfig) -> SparseAutoencoder:
 
 def _join_facts(foreign: Foreign) -> dict[str, Any]:
     flags = {"needs_statistics": foreign.needs_statistics, "scale_is_free": foreign.has_free_scale}
-    facts = {name: value for name, value in foreign.facts.items() if value is not None}
-    return facts | {name: True for name, flag in flags.items() if flag}
+    return foreign.facts | {name: True for name, flag in flags.items() if flag}
+
+
+def _shorten(value: Any) -> Any:
+    """Return a fact as people can read it: a data set may be called anything, and computes nothing."""
+    return make_printable(value)[:MAX_FACT] if isinstance(value, str) else value
 
 
 def _list_pickled(found: Found) -> list[str]:

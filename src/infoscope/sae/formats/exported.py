@@ -114,7 +114,7 @@ def restore(foreign: Foreign, record: Record) -> Foreign:
         tokens=origin.tokens,
         facts=facts | (source.facts if source else {}),
         warnings=[*(source.warnings if source else ())],
-        exported_from=source.words if source else f"{record.kind}, trained by infoscope",
+        exported_from=(source.exported_from or source.words) if source else f"{record.kind}, trained by infoscope",
     )
 
 
