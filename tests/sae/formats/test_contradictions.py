@@ -59,16 +59,58 @@ def test_a_configuration_that_contradicts_itself_is_refused(
         load_sae(write(tmp_path, toolkit, config))
 
 
+@pytest.mark.parametrize(
+    ("toolkit", "config"),
+    [
+        ("prisma", {"activation_fn_kwargs": {"k": 0}}),
+        ("prisma", {"activation_fn_kwargs": {"k": None}}),
+        ("patchsae", {"topk_sae": False, "topk_k": 32}),
+    ],
+)
+def test_a_k_that_is_not_used_is_left(tmp_path: Path, toolkit: str, config: dict[str, Any]) -> None:
+    assert isinstance(load_sae(write(tmp_path, toolkit, config)).activation, ReLU)
+
+
+@pytest.mark.parametrize("config", [{"topk_sae": True, "topk_k": 32}, {"topk_k": 32}])
+def test_a_topk_of_a_fork_is_refused(tmp_path: Path, config: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=f"says {next(iter(config))}: "):
+        load_sae(write(tmp_path, "patchsae", config))
+
+
 @pytest.mark.parametrize("toolkit", ["saelens", "patchsae", "saev", "dictionary_learning"])
 def test_a_relu_may_say_that_it_has_no_k(tmp_path: Path, toolkit: str) -> None:
     assert isinstance(load_sae(write(tmp_path, toolkit, {"k": None, "activation_fn_kwargs": {}})).activation, ReLU)
 
 
-def test_prisma_says_one_thing_in_both_places(tmp_path: Path) -> None:
-    config = {**PRISMA, "normalize_activations": "layer_norm"}
-    beside = {**config, "normalize_activations": None}
+@pytest.mark.parametrize(
+    ("name", "inner", "outer"),
+    [
+        ("normalize_activations", "layer_norm", None), ("hook_point_layer", 8, 9), ("d_sae", D_SAE, D_SAE + 1),
+        ("cls_token_only", True, False), ("use_patches_only", False, True),
+    ],
+)  # fmt: skip
+def test_prisma_says_one_thing_in_both_places(tmp_path: Path, name: str, inner: Any, outer: Any) -> None:
+    config = {**PRISMA, "d_sae": D_SAE, name: inner}
+    file = save(tmp_path / "weights.pt", {"cfg": config, "state_dict": make_state(**W)}, {**config, name: outer})
+    with pytest.raises(InputError, match=rf"{name}: {inner!r}, and config\.json .* says {outer!r}"):
+        load_sae(file)
+
+
+@pytest.mark.parametrize("beside", [{"hook_point_layer": [8.0]}, {"d_in": None}, {"cls_token_only": False}])
+def test_prisma_may_say_one_thing_in_two_ways(tmp_path: Path, beside: dict[str, Any]) -> None:
+    config = {**PRISMA, "d_in": D_IN, "cls_token_only": None}
     file = save(tmp_path / "weights.pt", {"cfg": config, "state_dict": make_state(**W)}, beside)
-    with pytest.raises(InputError, match=r"normalize_activations: 'layer_norm', and config\.json .* says None"):
+    assert load_sae(file).origin.layer == 8
+
+
+@pytest.mark.parametrize(
+    "beside", [{"model_type": "clip", "hidden_act": "quick_gelu"}, {"architecture": "vit_base_patch16_224"}]
+)
+def test_the_configuration_of_a_backbone_beside_is_left(tmp_path: Path, beside: dict[str, Any]) -> None:
+    file = save(tmp_path / "weights.pt", {"cfg": PRISMA, "state_dict": make_state(**W)}, beside)
+    assert isinstance(load_sae(file).activation, ReLU)
+    file = save(tmp_path / "b/weights.pt", {"cfg": PRISMA, "state_dict": make_state(**W)}, {**PRISMA, **beside})
+    with pytest.raises(InputError, match=r"hidden_act|architecture"):
         load_sae(file)
 
 

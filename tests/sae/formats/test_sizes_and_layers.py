@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -51,18 +52,45 @@ def test_sizes_are_whole_numbers_that_fit(tmp_path: Path, format: str, name: str
 def test_layers_are_read_or_refused(tmp_path: Path, format: str, name: str) -> None:
     for i, said in enumerate((10, 10.0, "10")):
         assert load(tmp_path / str(i), format, {name: said}).origin.layer == 10
-    with pytest.raises(InputError, match=rf"Expected {name} to be the number of one block, found \[3, 4\]"):
-        load(tmp_path / "several", format, {name: [3, 4]})
+    with pytest.raises(InputError, match=f"Expected {name} to be the number of one block, found 1.5"):
+        load(tmp_path / "half", format, {name: 1.5})
+
+
+@pytest.mark.parametrize(
+    ("format", "name"), [("patchsae", "block_layer"), ("prisma", "hook_point_layer"), ("gated", "layer")]
+)
+def test_a_layer_that_is_no_block_is_not_said(tmp_path: Path, format: str, name: str) -> None:
+    for i, said in enumerate(("", "all", [3, 4])):
+        origin = load(tmp_path / str(i), format, {name: said}).origin
+        assert origin.layer is None
+        assert origin.source is not None
+        warnings = [text for text in origin.source.warnings if f"says {name}: {said!r}, which is not one block" in text]
+        assert len(warnings) == bool(said)
+
+
+@pytest.mark.parametrize(("said", "layer"), [("all", None), ("meanpool", None), ([-2], -2), (7, 7)])
+@pytest.mark.parametrize("part", ["data", "train_data"])
+def test_the_block_of_the_data_of_saev(tmp_path: Path, part: str, said: Any, layer: int | None) -> None:
+    place = write_dictionary("saev", tmp_path, D_IN, D_SAE)
+    (find_weights(place).parent / "config.json").write_text(json.dumps({part: {"layer": said}}))
+    origin = load_sae(find_weights(place)).origin
+    assert origin.layer == layer
+    assert origin.source is not None
+    assert any("which is not one block" in text for text in origin.source.warnings) == (layer is None)
 
 
 def test_the_number_of_a_block() -> None:
-    assert [read_layer(said, "layer") for said in (None, 0, -2, "-2", 4096.0)] == [None, 0, -2, -2, 4096]
-    for said in (True, 1.5, math.nan, math.inf, 10**400, 4097, "9999", " 1", "1.5", 10**5000, "\u0663", "", [1], {}):
+    assert [read_layer(said, "layer") for said in (None, 0, -2, "-2", 4096.0, [1])] == [None, 0, -2, -2, 4096, 1]
+    assert not any(read_layer(said, "layer") for said in ("", "all", "meanpool", [], [3, 4], [[1]], ["x"]))
+    for said in (10**400, 4097, "9999", 10**5000, 1e300, [9999]):
+        with pytest.raises(InputError, match="Expected layer to be at most 4096, found "):
+            read_layer(said, "layer")
+    for said in (True, 1.5, math.nan, math.inf, "1.5", [True], {}):
         with pytest.raises(InputError, match="Expected layer to be the number of one block, found "):
             read_layer(said, "layer")
 
 
 def test_a_hook_of_a_block_that_no_network_has_is_refused() -> None:
     assert parse_hook("blocks.-2.hook_resid_post") == (-2, "resid_post")
-    with pytest.raises(InputError, match="number of one block, found '9999'"):
-        parse_hook("blocks.9999.hook_resid_post")
+    with pytest.raises(InputError, match="at most 4096, found '99999'"):
+        parse_hook("blocks.99999.hook_resid_post")

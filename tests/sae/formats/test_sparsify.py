@@ -54,6 +54,8 @@ def group_max(a, k=K):
         ({}, top_of_relu, "topk"),
         ({"activation": "topk", "skip_connection": False, "transcode": False}, top_of_relu, "topk"),
         ({"num_latents": 0, "expansion_factor": D_SAE // D_IN}, top_of_relu, "topk"),
+        ({"expansion_factor": 2.5}, top_of_relu, "topk"),
+        ({"expansion_factor": 0}, top_of_relu, "topk"),
         ({"activation": "groupmax"}, group_max, "groupmax"),
         ({"signed": False, "hookpoint": "layers.3", "seed": 7}, top_of_relu, "topk"),
     ],

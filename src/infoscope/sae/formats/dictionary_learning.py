@@ -19,7 +19,7 @@ from infoscope.sae.formats import sae_for_vlm
 from infoscope.sae.formats.base import Foreign, Found, Options
 from infoscope.sae.formats.dictionaries import Given, list_classes, read_class
 from infoscope.sae.formats.unknown import refuse_settings
-from infoscope.sae.formats.values import check_sizes, get_as, read_layer, read_number
+from infoscope.sae.formats.values import check_sizes, get_as, read_layer, read_number, warn_of_layer
 
 LABEL = "dictionary_learning"
 AMBIGUOUS = {
@@ -66,6 +66,7 @@ def read(found: Found, options: Options) -> Foreign:
             f" {foreign.kind}, with b_dec {subtracted} before encoding."
         )
     foreign.layer = read_layer(trainer.get("layer"), "layer")
+    foreign.warnings += warn_of_layer(foreign.layer, trainer, "layer")
     foreign.backbone = get_as(str, trainer, "lm_name") or None
     submodule = get_as(str, trainer, "submodule_name") or ""
     foreign.site = re.sub(r"_layer_\d+$", "", submodule) or None  # resid_post_layer_5, mlp_out_layer_5

@@ -14,7 +14,7 @@ from infoscope.sae.activations import ReLU
 from infoscope.sae.config import TokenChoice
 from infoscope.sae.formats.base import USUAL_KEYS, Foreign, Found, Options, need
 from infoscope.sae.formats.unknown import refuse_settings
-from infoscope.sae.formats.values import check_sizes, get_as, name_dtype, read_flag, read_layer
+from infoscope.sae.formats.values import check_sizes, get_as, name_dtype, read_flag, read_layer, warn_of_layer
 
 LABEL = "PatchSAE, Hugo Fry, ConceptScope"
 SITES = {"resid": "resid_post"}
@@ -29,9 +29,10 @@ def read(found: Found, options: Options) -> Foreign:
     config = _find_config(found) or {}
     plain = ("relu", "standard")
     telling = {name: value for name, value in config.items() if get_as(str, config, name) not in plain}
-    refuse_settings(telling, subtracts_b_dec=True)
+    of_topk = ["topk_k"] * (config.get("topk_sae") is False)  # of a fork, and not used by its plain SAEs
+    refuse_settings(telling, *of_topk, subtracts_b_dec=True)
     check_sizes(W_enc, config, "d_in", "d_sae")
-    site = get_as(str, config, "module_name")
+    layer, site = read_layer(config.get("block_layer"), "block_layer"), get_as(str, config, "module_name")
     return Foreign(
         kind="relu",
         activation=ReLU(),
@@ -41,13 +42,14 @@ def read(found: Found, options: Options) -> Foreign:
         b_dec=b_dec,
         backbone=get_as(str, config, "model_name"),
         image_px=get_as(int, config, "image_width"),
-        layer=read_layer(config.get("block_layer"), "block_layer"),
+        layer=layer,
         site=SITES.get(site or "", site),
         tokens=TokenChoice.cls if read_flag(config, "class_token") else TokenChoice.all,
         facts={
             "dataset": get_as(str, config, "dataset_path"),
             "dtype": name_dtype(W_enc),
         },
+        warnings=warn_of_layer(layer, config, "block_layer"),
     )
 
 

@@ -30,6 +30,7 @@ from infoscope.sae.formats.values import (
     read_layer,
     refuse_others,
     show,
+    warn_of_layer,
 )
 
 LABEL = "Prisma (ViT-Prisma)"
@@ -40,6 +41,8 @@ NORMS = {
     "constant_norm_rescale": TokenNorm.constant_norm,
 }
 COMPUTES = ("normalize_activations", "architecture", "activation_fn_str", "activation_fn_kwargs", "is_transcoder")
+CHOOSES = ("use_patches_only", "cls_token_only")
+NUMBERS = {"d_in": read_count, "d_sae": read_count, "hook_point_layer": read_layer}
 READ = (
     *COMPUTES,
     "transcoder_with_skip_connection",  # true of all that are no transcoders
@@ -68,13 +71,14 @@ def read(found: Found, options: Options) -> Foreign:
     parts = _find_parts(found)
     if parts is None:
         raise InputError(f"Expected a config.json of Prisma's beside the weights, found {found.words}.")
-    beside = _unwrap(found.config("config.json"))
+    beside = _find_beside(found)
     _check_beside(parts.config, beside)
+    for said in (parts.config, beside):
+        refuse_settings(said, *READ, subtracts_b_dec=True)
     parts = parts._replace(config={**beside, **parts.config})
     config, state, _ = parts
     if read_flag(config, "is_transcoder") or {"W_skip", "b_dec_out"} & state.keys():
         raise InputError("it is a transcoder, which reads one place of a block and predicts another: no SAE of tokens.")
-    refuse_settings(config, *READ, subtracts_b_dec=True)
     W_enc, W_dec = need_matrices(state, "W_enc", "W_dec")
     check_sizes(W_enc, config, "d_in", "d_sae")
     refuse_tensors(
@@ -111,20 +115,31 @@ def read(found: Found, options: Options) -> Foreign:
             "dataset": get_as(str, config, "dataset_name"),
             "dtype": name_dtype(W_enc),
         },
-        warnings=[warning] * bool(assumed),
+        warnings=[warning] * bool(assumed) + warn_of_layer(layer, config, "hook_point_layer"),
     )
 
 
+def _find_beside(found: Found) -> Mapping[str, Any]:
+    """Return what config.json says if it is Prisma's own: beside a pickle may lie that of a backbone."""
+    beside = _unwrap(found.config("config.json"))
+    are_its = beside.keys() <= {*COMPUTES, *CHOOSES, *NUMBERS} and beside.keys() != {"architecture"}  # timm's has one
+    return beside if are_its or "hook_point_layer" in beside else {}
+
+
 def _check_beside(config: Mapping[str, Any], beside: Mapping[str, Any]) -> None:
-    """Refuse a configuration in the weights that computes something else than the one beside them.
+    """Refuse a configuration in the weights that is of another SAE than the one beside them.
 
     Raises:
         InputError: with both values.
     """
-    for name in COMPUTES:
-        inner, outer = (show(said.get(name)) for said in (config, beside))
+    for name in (*COMPUTES, *CHOOSES, *NUMBERS):
+        values = [said.get(name) for said in (config, beside)]
+        if name in NUMBERS:
+            values = [NUMBERS[name](value, name) for value in values]
+        inner, outer = map(show, values)
         is_same = inner == outer or not {inner, outer} - {"None", "'none'", "{}", "False"}
-        if name in config and name in beside and not is_same:
+        is_said = name in config and name in beside and not (name in NUMBERS and None in values)
+        if is_said and not is_same:
             raise InputError(f"Its weights say {name}: {inner}, and config.json beside them says {outer}.")
 
 
@@ -147,7 +162,7 @@ def _make_activation(parts: Parts, options: Options) -> tuple[str, Activation]:
     refuse_others(
         state, GATES if architecture == "gated" else (), (*GATES, "threshold"), f"of architecture {architecture}"
     )
-    if name != "topk" and settings.get("k") is not None:
+    if name != "topk" and show(settings.get("k")) not in ("None", "0"):
         raise InputError(f"Its configuration says activation_fn_str: {name}, and k: {show(settings['k'])} of a top-k.")
     if architecture == "gated":
         return "gated", make_gated(*need(state, *GATES))
@@ -163,7 +178,7 @@ def _make_activation(parts: Parts, options: Options) -> tuple[str, Activation]:
 def _find_hook(config: Mapping[str, Any]) -> tuple[int | None, str | None]:
     """Return block and site."""
     point, subtype = config.get("hook_point_layer"), get_as(str, config, "layer_subtype")
-    point = read_layer(point[0] if isinstance(point, list) and len(point) == 1 else point, "hook_point_layer")
+    point = read_layer(point, "hook_point_layer")
     hook = f"blocks.{point}.{subtype}" if subtype else config.get("hook_point")
     return parse_hook(hook, config.get("hook_point_head_index"))
 

@@ -30,6 +30,7 @@ from infoscope.sae.formats.values import (
     read_layer,
     read_number,
     show,
+    warn_of_layer,
 )
 from infoscope.sae.import_config import Statistics
 from infoscope.sae.imported_activations import Threshold
@@ -98,6 +99,7 @@ def read(found: Found, options: Options) -> Foreign:
         tokens=TokenChoice.patch,
         facts={"schema": schema, "k": k, "dtype": name_dtype(W_enc)},
     )
+    foreign.warnings += warn_of_layer(foreign.layer, data, "layer")
     if isinstance(foreign.activation, Threshold):
         foreign.facts["threshold"] = float(foreign.activation.threshold)
     _read_tokens(foreign, data)

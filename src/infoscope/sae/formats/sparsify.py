@@ -39,8 +39,10 @@ def read(found: Found, options: Options) -> Foreign:
     refuse_settings(config, "activation", "k", subtracts_b_dec=True)
     weight, b_enc, W_dec, b_dec = need(state, *KEYS)
     W_enc = transpose(weight)
-    factor = read_count(config.get("expansion_factor"), "expansion_factor")
-    d_sae = config.get("num_latents") or (factor and factor * len(W_enc))
+    d_sae = config.get("num_latents")
+    if not d_sae:  # else the factor is not used
+        factor = read_count(config.get("expansion_factor"), "expansion_factor")
+        d_sae = factor and factor * len(W_enc)
     check_sizes(W_enc, {**config, "num_latents": d_sae}, "d_in", "num_latents")
     kind = _read_kind(config, options)
     place = "Its cfg.json does not say" if config else "There is no cfg.json beside it that says"

@@ -80,17 +80,33 @@ def read_count(value: Any, name: str) -> int | None:
 
 
 def read_layer(value: Any, name: str) -> int | None:
-    """Return the number of a block, negative from the end; None: nothing is said.
+    """Return the number of a block, negative from the end; None: nothing is said, or no one block ("all", [3, 4]).
 
     Raises:
         InputError: it is something else, or larger than that of any network.
     """
-    if value is None:
+    said = value[0] if isinstance(value, list) and len(value) == 1 else value
+    if said is None or isinstance(said, list):
         return None
-    match = re.fullmatch(r"'?(-?\d{1,4})(\.0)?'?", show(value), re.ASCII)
-    if not match or abs(int(match[1])) > _MAX_LAYER:
+    try:
+        number = float(said) if isinstance(said, str) else said
+    except ValueError:
+        return None
+    is_whole = isinstance(number, int) or (isinstance(number, float) and number.is_integer())
+    if not is_whole or isinstance(number, bool):
         raise InputError(f"Expected {name} to be the number of one block, found {show(value)}.")
-    return int(match[1])
+    if abs(number) > _MAX_LAYER:
+        bound = f"most {_MAX_LAYER}" if number > 0 else f"least {-_MAX_LAYER}"
+        raise InputError(f"Expected {name} to be at {bound}, found {show(value)}.")
+    return int(number)
+
+
+def warn_of_layer(layer: int | None, config: Mapping[str, Any], name: str) -> list[str]:
+    """Return a warning where a configuration says of the block what is not one, and nothing else told it."""
+    said = config.get(name)
+    if layer is not None or not said or read_layer(said, name) is not None:
+        return []
+    return [f"Its configuration says {name}: {show(said)}, which is not one block: which block it reads is not known."]
 
 
 def read_number(value: Any, name: str, above: float = -math.inf) -> float:
@@ -192,7 +208,7 @@ def parse_hook(name: Any, head: Any = None) -> tuple[int | None, str | None]:
     Args:
         head: of the attention, of which alone it is; the site says so.
     """
-    match = re.fullmatch(r"blocks\.(-?\d{1,4})\.(?:hook_)?([\w.]+)", name) if isinstance(name, str) else None
+    match = re.fullmatch(r"blocks\.(-?\d+)\.(?:hook_)?([\w.]+)", name) if isinstance(name, str) else None
     if not match:
         return None, None
     layer, site = read_layer(match[1], "blocks") or 0, match[2]

@@ -30,6 +30,7 @@ from infoscope.sae.formats.values import (
     read_number,
     show,
     transpose,
+    warn_of_layer,
 )
 from infoscope.sae.formulas import MEETS
 from infoscope.sae.imported_activations import Threshold
@@ -84,10 +85,11 @@ def read(found: Found, options: Options) -> Foreign:
         b_dec=state.get(BIAS),
         subtracts_b_dec=False,
         backbone=backbone or None,
-        layer=_read_layer(config),
+        layer=(layer := _read_layer(config)),
         site="post_norm" if backbone.startswith("dinov2") else "resid_post",
         tokens=TokenChoice.patch,
         facts=facts,
+        warnings=warn_of_layer(layer, config, "layer"),
     )
 
 
