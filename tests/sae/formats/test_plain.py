@@ -193,7 +193,25 @@ def test_matrices_may_lie_in_lists(tmp_path):
     assert sae.W_dec.equal(w.tensor("W_dec"))
 
 
-def test_logarithms_of_thresholds_are_not_taken_for_thresholds(tmp_path):
-    path = write(tmp_path, **{"activation.log_threshold": torch.from_numpy(LIMITS).clone()})
-    with pytest.raises(InputError, match=r"activation\.log_threshold by its name holds logarithms"):
-        load(path, {"threshold": "activation.log_threshold"}, kind="jumprelu")
+@pytest.mark.parametrize(
+    "name",
+    [
+        "activation.log_threshold",
+        "log_jumprelu_threshold",
+        "threshold_log",
+        "logthr",
+        "log_thr",
+        "a.log",
+        "thresholdLog",
+    ],
+)
+def test_logarithms_of_thresholds_are_not_taken_for_thresholds(tmp_path, name):
+    path = write(tmp_path, **{name: torch.from_numpy(LIMITS).clone()})
+    with pytest.raises(InputError, match=f"{name} by its name holds logarithms"):
+        load(path, {"threshold": name}, kind="jumprelu")
+
+
+@pytest.mark.parametrize("name", ["threshold", "logit_threshold", "prologue.threshold", "catalog_threshold"])
+def test_other_names_of_thresholds_are_taken(tmp_path, name):
+    path = write(tmp_path, **{name: torch.from_numpy(LIMITS).clone()})
+    assert load(path, {"threshold": name}, kind="jumprelu").d_sae == len(LIMITS)

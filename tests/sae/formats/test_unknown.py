@@ -126,11 +126,28 @@ def test_false_of_a_bias_is_no_setting_that_is_off(setting: str) -> None:
     refuse_settings({"b_dec_init_method": "mean", "bias_lr": 0.1, "normalize_activations": False})
 
 
-@pytest.mark.parametrize("said", [{"use_relu": False}, {"apply_relu": False}, {"activation_fn": "none"}])
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"use_relu": False}, {"apply_relu": False}, {"activation_fn": "none"}, {"hidden_act": "none"},
+        {"activation_type": "none"}, {"sae_activation": False}, {"relu_on_codes": False},
+        {"apply_relu_to_codes": False}, {"nonlinearity": "None"}, {"encoder_activation_fn_str": "none"},
+    ],
+)  # fmt: skip
 def test_an_activation_that_is_off_is_no_relu(said: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=f"says {next(iter(said))}: "):
         refuse_settings(said)
     refuse_settings(dict.fromkeys(said, None) | {"use_ghost_grads": False})
+
+
+def test_false_of_what_is_no_activation_is_off() -> None:
+    names = (
+        "normalize_activation", "normalize_activations", "activation_store_on_gpu", "n_activations", "use_jumprelu",
+        "use_jump_relu", "use_leaky_relu", "no_relu", "log_activation", "apply_activation_checkpointing", "activations",
+        "scale_sae_activation", "activation_norm", "activation_fn_kwargs", "topk_relu",
+    )  # fmt: skip
+    refuse_settings(dict.fromkeys(names, False))
+    refuse_settings(dict.fromkeys(names, "none"))
 
 
 def test_a_relu_is_what_patchsae_has(tmp_path: Path) -> None:

@@ -33,6 +33,8 @@ WITH_K: dict[str, Callable[[int], Activation]] = {
 WITH_THRESHOLD = ("jumprelu", "batchtopk", "matryoshka_prefix")
 OF_SIDE = (("b_dec", "mean"), ("b_enc", "threshold"))
 """The vectors of length d_in, and of d_sae."""
+_LOGARITHMS = re.compile(r"(^|[._])log([._]|_?th|$)|thr[a-z]*log([._]|$)", re.IGNORECASE)
+"""Names of thresholds' logarithms: log_threshold, log_jumprelu_threshold, threshold_log, logthr."""
 KINDS = (*WITHOUT, *WITH_K, *WITH_THRESHOLD)
 
 
@@ -93,7 +95,7 @@ def _find(found: Found, keys: Mapping[str, str]) -> dict[str, Tensor]:
                 f"there is no tensor {name} in it, which sae.keys has for {ours}{suggest(name, list(tensors))}: it"
                 f" holds {', '.join(list_keys(tensors))}."
             )
-        if ours == "threshold" and re.search(r"(^|[._])log_?thresh\w*$", name, re.IGNORECASE):
+        if ours == "threshold" and _LOGARITHMS.search(name):
             raise InputError(
                 f"{name} by its name holds logarithms of thresholds, which would be taken as they are: save their exp"
                 " under another name."

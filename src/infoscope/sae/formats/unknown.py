@@ -55,9 +55,12 @@ _BIAS = re.compile(
 )
 """Names that speak of a bias, of which false says as much as true."""
 _RELU = re.compile(
-    r"((apply|use|has|with|is|post|pre|final|enc|encoder)_)*(relu|activation(_fn|_function)?|nonlinearity)"
+    r"(?!(\w+_)?(no|without|disable|skip|jump|leaky|tanh|soft|top_?k|log|store|cached?|save|load|clip|clamp|"
+    r"\w*norm\w*|\w*scal\w+|cent\w+|whiten\w*|standardi\w+)_)"
+    r"(\w+_)?(relu|activation(_fn|_function)?(_str|_type|_name)?|hidden_act|nonlinearity)"
+    r"(_(on|to|of|in|after|before)_\w+)?"
 )
-"""Names that speak of the activation, of which false and "none" say that there is none."""
+"""Names that speak of the activation, of which false and "none" say that there is none; of jump_relu they do not."""
 _SUBTRACTION = re.compile(
     r"(apply|subtract)_(b_dec|b_pre|((pre|dec|decoder)_)?bias)(_(to|from)_inputs?)?|((use|with|has)_)?pre_?bias"
 )
