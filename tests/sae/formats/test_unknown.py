@@ -144,7 +144,7 @@ def test_false_of_what_is_no_activation_is_off() -> None:
     names = (
         "normalize_activation", "normalize_activations", "activation_store_on_gpu", "n_activations", "use_jumprelu",
         "use_jump_relu", "use_leaky_relu", "no_relu", "log_activation", "apply_activation_checkpointing", "activations",
-        "scale_sae_activation", "activation_norm", "activation_fn_kwargs", "topk_relu",
+        "scale_sae_activation", "activation_norm", "activation_fn_kwargs", "topk_relu", "use_jumprelu_activation",
     )  # fmt: skip
     refuse_settings(dict.fromkeys(names, False))
     refuse_settings(dict.fromkeys(names, "none"))

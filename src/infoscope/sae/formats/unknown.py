@@ -55,7 +55,7 @@ _BIAS = re.compile(
 )
 """Names that speak of a bias, of which false says as much as true."""
 _RELU = re.compile(
-    r"(?!(\w+_)?(no|without|disable|skip|jump|leaky|tanh|soft|top_?k|log|store|cached?|save|load|clip|clamp|"
+    r"(?!(\w+_)?(no|without|disable|skip|jump\w*|leaky\w*|tanh\w*|soft|top_?k|log|store|cached?|save|load|clip|clamp|"
     r"\w*norm\w*|\w*scal\w+|cent\w+|whiten\w*|standardi\w+)_)"
     r"(\w+_)?(relu|activation(_fn|_function)?(_str|_type|_name)?|hidden_act|nonlinearity)"
     r"(_(on|to|of|in|after|before)_\w+)?"
