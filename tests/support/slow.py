@@ -8,7 +8,7 @@ from typing import Any
 
 from infoscope.runtime import parts, processes
 
-LAG_S = 0.05
+LAG_S = 0.02
 
 
 def fall_behind() -> None:
