@@ -102,7 +102,7 @@ def test_k_above_d_sae_is_refused() -> None:
         (torch.tensor(1.0), r"width 4, got a tensor \[\]"),
     ],
 )
-@pytest.mark.parametrize("method", ["encode", "encode_sparse", "normalise", "pre_acts", "forward"])
+@pytest.mark.parametrize("method", ["encode", "encode_sparse", "encode_entries", "normalise", "pre_acts", "forward"])
 def test_other_tokens_are_refused(method: str, tokens: object, got: str) -> None:
     with pytest.raises(InputError, match=got):
         getattr(SparseAutoencoder(4, 8, TopK(1)), method)(tokens)

@@ -26,6 +26,26 @@ class SparseActs(NamedTuple):
     indices: Int64[Tensor, "n k"]
 
 
+class Entries(NamedTuple):
+    """The latent activations of n tokens that are not 0, one after the other.
+
+    tokens: which of the n, ascending. latents: ascending within a token. values: below 0 only where the activation is
+        signed.
+    """
+
+    tokens: Int64[Tensor, " n_entries"]
+    latents: Int64[Tensor, " n_entries"]
+    values: Float[Tensor, " n_entries"]
+
+
+def list_entries(acts: SparseActs) -> Entries:
+    """Return sparse activations without their padding, in order."""
+    latents, order = acts.indices.sort(dim=-1)
+    values = acts.values.gather(-1, order)
+    tokens, places = values.nonzero(as_tuple=True)
+    return Entries(tokens, latents[tokens, places], values[tokens, places])
+
+
 def join_acts(parts: Sequence[SparseActs]) -> SparseActs:
     """Return latents one after the other along the first axis, padded with zeros to the widest part.
 
@@ -58,13 +78,22 @@ class Activation(nn.Module, ABC):
         """Whether latent activations may be below 0: such a latent writes into the token, but does not fire."""
         return False
 
+    @property
+    def max_active(self) -> int | None:
+        """At most how many latents a token has, where that is fewer than all: so wide is the sparse form."""
+        return None
+
     @abstractmethod
     def dense(self, pre_acts: Float[Tensor, "n d_sae"]) -> Float[Tensor, "n d_sae"]:
         """Return the latent activations, zeros included."""
 
     @abstractmethod
     def sparse(self, pre_acts: Float[Tensor, "n d_sae"]) -> SparseActs:
-        """Return the same activations as entries."""
+        """Return the same activations, as many per token as the one with most has."""
+
+    def entries(self, pre_acts: Float[Tensor, "n d_sae"]) -> Entries:
+        """Return the same activations but for those that are 0."""
+        return list_entries(self.sparse(pre_acts))
 
     def check(self, d_sae: int) -> None:
         """Raise InputError if an SAE with this many latents cannot have the activation."""
@@ -75,11 +104,15 @@ class Activation(nn.Module, ABC):
 
 
 class WithK(Activation):
-    """k active latents per token, or on average."""
+    """k active latents per token; where a `Gate` comes first, on average."""
 
     def __init__(self, k: int) -> None:
         super().__init__()
         self.k = k
+
+    @property
+    def max_active(self) -> int | None:
+        return self.k
 
     def check(self, d_sae: int) -> None:
         check_k(self.k, d_sae)
@@ -91,11 +124,20 @@ class WithK(Activation):
 class Gate(Activation):
     """Some of the positive pre-activations; sparse form: as many entries as the fullest token of the batch has."""
 
+    @property
+    def max_active(self) -> int | None:
+        return None
+
     def sparse(self, pre_acts: Float[Tensor, "n d_sae"]) -> SparseActs:
         acts = self.dense(pre_acts)
         # Some tokens at a time: torch makes 8 bytes of each value to count them.
         counts = [int((part > 0).sum(-1).amax()) for part in acts.split(256) if len(part)]
         return SparseActs(*acts.topk(max([1, *counts]), dim=-1, sorted=False))
+
+    def entries(self, pre_acts: Float[Tensor, "n d_sae"]) -> Entries:
+        acts = self.dense(pre_acts)
+        tokens, latents = acts.nonzero(as_tuple=True)
+        return Entries(tokens, latents, acts[tokens, latents])
 
 
 def check_length(values: Tensor, d_sae: int, what: str, or_one: bool = False) -> None:

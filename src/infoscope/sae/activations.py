@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from infoscope.runtime.errors import InputError
-from infoscope.sae.activation import Activation, Gate, SparseActs, WithK, check_length, scatter
+from infoscope.sae.activation import Activation, Entries, Gate, SparseActs, WithK, check_length, scatter
 from infoscope.sae.imported_activations import Gated, GroupMax, TanhReLU, Threshold
 
 
@@ -58,7 +58,7 @@ class ReLU(Gate):
         return pre_acts.relu()
 
 
-class BatchTopK(WithK, Gate):
+class BatchTopK(Gate, WithK):
     """The pre-activations above one threshold, which k per token on average exceed (Bussmann et al., 2024).
 
     In training the k * n largest of a batch of n tokens are active. The threshold, which makes a token's latents
@@ -146,6 +146,10 @@ class Capped(Activation):
     def is_signed(self) -> bool:
         return self.inner.is_signed
 
+    @property
+    def max_active(self) -> int | None:
+        return self.inner.max_active
+
     def settings(self) -> dict[str, Any]:
         return {"inner": self.inner.kind, "inner_settings": self.inner.settings(), "cap": self.cap}
 
@@ -158,6 +162,12 @@ class Capped(Activation):
     def sparse(self, pre_acts: Float[Tensor, "n d_sae"]) -> SparseActs:
         values, indices = self.inner.sparse(pre_acts)
         return SparseActs(self._bound(values), indices)
+
+    def entries(self, pre_acts: Float[Tensor, "n d_sae"]) -> Entries:
+        tokens, latents, values = self.inner.entries(pre_acts)
+        values = self._bound(values)
+        kept = values != 0  # the smallest numbers may end as 0
+        return Entries(tokens[kept], latents[kept], values[kept])
 
     def _bound(self, values: Tensor) -> Tensor:
         return self.cap * (values / self.cap).tanh_()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from infoscope.runtime.calls import name_type
 from infoscope.runtime.errors import InputError
-from infoscope.sae.activation import Activation, SparseActs, join_acts
+from infoscope.sae.activation import Activation, Entries, SparseActs, join_acts, list_entries
 from infoscope.sae.config import TokenNorm
 from infoscope.sae.origin import Origin
 
@@ -218,6 +218,22 @@ class SparseAutoencoder(nn.Module):
         parts = x.split(max(1, MAX_PRE_ACTS // self.d_sae))
         acts = [self.activation.sparse(self.pre_acts(part)) for part in parts]
         return acts[0] if len(acts) == 1 else join_acts(acts)
+
+    def encode_entries(self, x: Float[Tensor, "n d_in"]) -> Entries:
+        """Return the latent activations of raw tokens that are not 0, one after the other: those of `encode`.
+
+        Dense ones [n, d_sae] are never made: TopK and its like need none, other kinds make them for some tokens at a
+        time (`MAX_PRE_ACTS`).
+        """
+        if self.activation.max_active is not None:
+            return list_entries(self.encode_sparse(x))  # the device is waited for once, not part by part
+        self._check_width(x)
+        found, start = [], 0
+        for part in x.split(max(1, MAX_PRE_ACTS // self.d_sae)):
+            tokens, latents, values = self.activation.entries(self.pre_acts(part))
+            found.append((tokens + start, latents, values))
+            start += len(part)
+        return Entries(*(torch.cat(of) for of in zip(*found, strict=True)))
 
     def decode(
         self, latent_acts: Float[Tensor, "... d_sae"], x: Float[Tensor, "... d_in"] | None = None
