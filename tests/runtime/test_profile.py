@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 
 from infoscope.runtime import profile
@@ -88,9 +90,27 @@ def test_other_threads_and_unrecorded_work_count_for_nothing(clock: Clock) -> No
 
 def test_a_recording_within_another_is_its_own(clock: Clock) -> None:
     with recording() as outer:
+        clock.now += 4
         with recording() as inner, spent_on(Kind.emd):
             clock.now += 2
         with spent_on(Kind.disk):
             clock.now += 1
-    assert inner.seconds[Kind.emd] == 2
-    assert (outer.seconds[Kind.emd], outer.seconds[Kind.disk]) == (0, 1)
+    assert (inner.seconds[Kind.emd], inner.total_s) == (2, 2)
+    assert (outer.seconds[Kind.other], outer.seconds[Kind.disk], outer.total_s) == (4, 1, 5)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the system tells the peak on Linux alone")
+def test_the_peak_is_that_of_the_recording() -> None:
+    def hold(n_bytes: int) -> int:
+        return int(np.ones(n_bytes, np.uint8).sum())
+
+    hold(2**29)
+    with recording() as small:
+        hold(2**20)
+    with recording() as large:
+        hold(2**28)
+        with recording():
+            hold(2**20)
+    assert small.peak_bytes is not None
+    assert large.peak_bytes is not None
+    assert 0.9 * 2**28 < large.peak_bytes - small.peak_bytes < 1.1 * 2**28

@@ -84,6 +84,9 @@ class TrainerConfig:
     tasks_per_node or of torchrun share it by themselves: then this stays 1."""
     progress: bool = True
     """Show how far long loops are: bars in a terminal, elsewhere a line every half minute."""
+    profile: bool = False
+    """Print and log where the time of each stage goes (reading, forward, encoder, EMD, disk, ...) and its peak memory.
+    On CUDA a run that is profiled waits for the device at each mark, and is slower."""
     token_buffer: TokenBuffer = TokenBuffer.ram
     """Where a pool of tokens waits that are not stored (data.store_tokens=false): sae.pool_images x
     sae.tokens_per_image x d_in x 4 bytes, twice."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property, wraps
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -12,6 +12,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import torch
 
 from infoscope.config.tree import Config, Device, to_tree
+from infoscope.pipeline.profiling import Profiles
 from infoscope.runtime import processes
 from infoscope.runtime.errors import InputError
 from infoscope.runtime.job import Job
@@ -48,6 +49,7 @@ class Context:
         """What `once` remembers."""
         self.image_sets: dict[str, Any] = {}
         """The image sets found on the disk, by their configuration; contexts over the same disk may share it."""
+        self.profiles = Profiles()
         self._uses = UseRecord(self.job.folder, self.store.root)
         self.title = config.logger.group or f"{config.model.name}-{config.data.kind.name}"
         """What this experiment is called in tables and folders."""
@@ -91,6 +93,10 @@ class Context:
     def track(self, stage: str, seed: int | None = None) -> Iterator[Tracker]:
         """Give what a stage logs to: the job's run, under the stage's name."""
         yield self.tracking.view(stage if seed is None else f"{stage}/seed{seed}")
+
+    def recorded(self, *stages: str) -> AbstractContextManager[object]:
+        """Count what is done inside as the work of these stages, if `trainer.profile` asks for it."""
+        return self.profiles.record(*stages) if self.config.trainer.profile else nullcontext()
 
     def trainer_options(self, advance: Advance, tracker: Tracker) -> dict[str, Any]:
         """Return what a Lightning trainer of this experiment is made with; `advance` is called at every step."""

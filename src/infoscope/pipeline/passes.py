@@ -39,7 +39,8 @@ class PassStage(SeedStage[R]):
         upstream = {one.hash: {role: node.make() for role, node in one.needs} for one in together}
 
         def build(works: dict[str, Workspace]) -> None:
-            _measure_all(ctx, {one: works[one.hash] for one in together if one.hash in works})
+            with ctx.recorded(*(one.stage.kind for one in together if one.hash in works)):
+                _measure_all(ctx, {one: works[one.hash] for one in together if one.hash in works})
 
         specs = {one.hash: one.spec for one in together}
         made = ctx.store.get_together(specs, build, shared=True, upstream=upstream)

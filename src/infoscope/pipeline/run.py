@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -11,6 +13,7 @@ from infoscope import registry
 from infoscope.config.tree import Config, TrainerConfig
 from infoscope.pipeline.context import Context
 from infoscope.pipeline.plan import Rates, Step, make_plan, print_plan, read_rates
+from infoscope.pipeline.profiling import BETWEEN
 from infoscope.pipeline.stage import Node, Stage, list_needed
 from infoscope.runtime import parts, processes
 from infoscope.runtime.environment import count_busy_cores
@@ -36,9 +39,22 @@ def run(config: Config, display: Display | None = None, job: Job | None = None) 
                     check(ctx)
                     show_plan(ctx)
             return None
-        with ctx.tracking:
+        with ctx.tracking, _profiling(ctx):
             check(ctx)
             return run_stage(ctx)
+
+
+@contextmanager
+def _profiling(ctx: Context) -> Iterator[None]:
+    """Say and log where the time went, if `trainer.profile` asks for it, at an error too."""
+    try:
+        with ctx.recorded(BETWEEN):
+            yield
+    finally:
+        if ctx.config.trainer.profile and processes.is_main():
+            table = ctx.profiles.make_table()
+            table.show(ctx.display.console)
+            ctx.tracking.view("profile").log(ctx.profiles.summarise())
 
 
 def open_context(config: Config, display: Display | None = None, job: Job | None = None) -> Context:

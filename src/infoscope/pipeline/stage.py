@@ -21,6 +21,7 @@ from infoscope.report.section import ReportSection
 from infoscope.report.tables import Column, Table, Value
 from infoscope.runtime import processes
 from infoscope.runtime.manifests import Artifact, Spec
+from infoscope.runtime.profile import Kind, spent_on
 from infoscope.runtime.read_only import MissingArtifact
 from infoscope.runtime.store import Workspace
 from infoscope.sae.latent_table import LatentColumn
@@ -284,9 +285,11 @@ class ArtifactStage(Stage, ABC, Generic[R]):
         upstream = {} if handle.exists() else {role: node.get() for role, node in up if isinstance(node, Handle)}
 
         def build(work: Workspace) -> None:
-            found = self.build(ctx, up, work, *handle.item)
-            if found is not None and processes.is_main():
-                found.save(work.folder)
+            with ctx.recorded(self.kind):
+                found = self.build(ctx, up, work, *handle.item)
+                if found is not None and processes.is_main():
+                    with spent_on(Kind.disk):
+                        found.save(work.folder)
             handle.note(work)
 
         return ctx.store.get(handle.spec, build, shared=self.is_shared, **upstream)

@@ -21,6 +21,7 @@ from infoscope.probes.module import ProbeModule, fit_heads
 from infoscope.probes.rates import Heads, TaskOutcome, Trained, choose_rates
 from infoscope.probes.vectors import TrainingImages, VectorBatches, measure_top1, standardise_vectors
 from infoscope.runtime.parts import Checkpoint
+from infoscope.runtime.profile import Kind, spent_on
 from infoscope.scope.ablations import Ablation, Progress, no_progress
 
 REGRESSIONS = "logistic regressions"
@@ -129,17 +130,18 @@ def _train_lbfgs(
     n_all, n_done = count_regressions(config) * sum(len(vectors) for vectors in train.values()), count(1)
     trained: Trained = {}
     for name, vectors in train.items():
-        found = [
-            search_strength(
-                f"classification/{name}",
-                one,
-                images,
-                config,
-                lambda: progress(REGRESSIONS, next(n_done), n_all),
-                Checkpoint(folder and folder / f"regressions-{name}-{place}.pt"),
-            )
-            for place, one in enumerate(vectors)
-        ]
+        with spent_on(Kind.training):
+            found = [
+                search_strength(
+                    f"classification/{name}",
+                    one,
+                    images,
+                    config,
+                    lambda: progress(REGRESSIONS, next(n_done), n_all),
+                    Checkpoint(folder and folder / f"regressions-{name}-{place}.pt"),
+                )
+                for place, one in enumerate(vectors)
+            ]
         maps, records = zip(*found, strict=True)
         trained[f"classification/{name}"] = (join_maps(maps), list(records))
     return trained

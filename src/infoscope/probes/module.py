@@ -20,6 +20,7 @@ from infoscope.probes.heads import LinearHeads, MapBatch, VectorBatch
 from infoscope.probes.slices import SlicedBatch
 from infoscope.runtime.lightning import quiet_lightning
 from infoscope.runtime.parts import Checkpoint
+from infoscope.runtime.profile import Kind, spent_on
 
 Batches = Callable[[int], Iterator[VectorBatch | MapBatch | SlicedBatch]]
 """Given a step, yields the training batches from that step on; each is a function of (seed, step)."""
@@ -104,7 +105,8 @@ def fit_heads(
             enable_model_summary=False,
         )
         try:
-            trainer.fit(module, DataLoader(_Stream(batches, keeper.first_step), batch_size=None))
+            with spent_on(Kind.training):
+                trainer.fit(module, DataLoader(_Stream(batches, keeper.first_step), batch_size=None))
         except SystemExit as error:
             is_interrupted = trainer.state.status == TrainerStatus.INTERRUPTED
             if not is_interrupted or not isinstance(error.__context__, KeyboardInterrupt):

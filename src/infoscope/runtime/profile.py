@@ -8,11 +8,13 @@ that asked for it: a recorded run shows the shares, and is slower than one that 
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from enum import Enum
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -35,10 +37,16 @@ class Kind(Enum):
 
 
 class Profile:
-    """Seconds by kind of work; `spent_on` fills it."""
+    """Seconds by kind of work, which `spent_on` fills, and the most memory held, helpers not counted.
+
+    peak_bytes: resident in this process; None where the system does not tell (elsewhere than on Linux).
+    device_bytes: of tensors on the CUDA device; None without one.
+    """
 
     def __init__(self) -> None:
         self.seconds = dict.fromkeys(Kind, 0.0)
+        self.peak_bytes: int | None = None
+        self.device_bytes: int | None = None
         self._thread = threading.get_ident()
         self._now = [Kind.other]
         self._since = time.perf_counter()
@@ -61,8 +69,22 @@ class Profile:
     def leave(self) -> None:
         """Charge what was done since to the kind in hand, and go on with the one before."""
         self._charge()
-        if len(self._now) > 1:
-            self._now.pop()
+        self._now.pop()
+
+    def pause(self) -> None:
+        """Charge what was done so far, and count nothing until `go_on`; the peaks so far are kept."""
+        self._charge()
+        self._keep_peaks()
+
+    def go_on(self) -> None:
+        """Count again."""
+        self._since = time.perf_counter()
+
+    def _keep_peaks(self) -> None:
+        peak = _read_peak()
+        self.peak_bytes = peak if self.peak_bytes is None or peak is None else max(peak, self.peak_bytes)
+        if torch.cuda.is_initialized():
+            self.device_bytes = max(torch.cuda.max_memory_allocated(), self.device_bytes or 0)
 
     def is_of_this_thread(self) -> bool:
         """Whether the thread that asks is the one whose time is counted."""
@@ -82,15 +104,35 @@ _NOTHING = nullcontext()
 
 @contextmanager
 def recording() -> Iterator[Profile]:
-    """Count the time of this thread until the end; a recording within another one counts for itself alone."""
+    """Count the time of this thread until the end; what is recorded within another recording is not the other's."""
     global _recording
-    before, _recording = _recording, Profile()
-    mine = _recording
+    before = _recording
+    if before is not None:
+        before.pause()
+    _forget_peaks()
+    _recording = mine = Profile()
     try:
         yield mine
     finally:
-        mine.leave()
+        mine.pause()
+        if before is not None:
+            before.go_on()
         _recording = before
+
+
+def _forget_peaks() -> None:
+    """Let the peaks of memory begin anew: 5 is what the kernel's proc(5) asks for."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    if torch.cuda.is_initialized():
+        torch.cuda.reset_peak_memory_stats()
+
+
+def _read_peak() -> int | None:
+    with suppress(OSError):
+        found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii"))
+        return None if found is None else 1024 * int(found[1])
+    return None
 
 
 def spent_on(kind: Kind) -> AbstractContextManager[object]:

@@ -42,6 +42,7 @@ from infoscope.runtime.manifests import (
     make_manifest,
     read_manifest,
 )
+from infoscope.runtime.profile import Kind, spent_on
 from infoscope.runtime.progress import Advance, ShowBar, show_nothing
 
 
@@ -275,7 +276,7 @@ class Store:
         def seal() -> None:
             if self.config is not None:
                 (temporary / CONFIG).write_text(_to_yaml(self.config), encoding="utf-8")
-            with self._reading(spec, temporary) as tell:
+            with self._reading(spec, temporary) as tell, spent_on(Kind.disk):
                 manifest.update(make_manifest(spec, temporary, time.perf_counter() - start, upstream, tell))
             if not is_resumed:  # an earlier process has done a part: its seconds are lost
                 manifest.update(work.notes)
@@ -356,7 +357,7 @@ class Store:
         manifest = read_manifest(folder)
         if manifest is None or manifest["hash"] != spec.hash:
             return None
-        with self._reading(spec, folder) as tell:
+        with self._reading(spec, folder) as tell, spent_on(Kind.disk):
             if any(find_damage(folder, manifest, self.checked_bytes, tell)):
                 return None
         self._verified[folder] = manifest

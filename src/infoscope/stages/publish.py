@@ -50,7 +50,8 @@ class Published(Stage):
         page = self.make_page(ctx)
 
         def build(work: Workspace) -> None:
-            with ctx.track(ctx.config.stage.name) as tracker, ctx.display.bar("writing the report"):
+            name = ctx.config.stage.name
+            with ctx.track(name) as tracker, ctx.display.bar("writing the report"), ctx.recorded(name):
                 made = write_report(page, work.folder)
                 for name, table in page.tables.items():
                     if records := table.records():

@@ -94,7 +94,8 @@ def _probe_missing(ctx: Context, seed: int, group: ProbeGroup, handles: Handles)
     by_hash = {handle.hash: variant for variant, handle in reversed(list(handles.items()))}
     with ctx.store.claim([handle.spec for handle in handles.values()]) as claimed:
         if claimed:
-            _ProbeLoop(ctx, seed, group, handles).run([by_hash[name] for name in claimed])
+            with ctx.recorded("probe"):
+                _ProbeLoop(ctx, seed, group, handles).run([by_hash[name] for name in claimed])
         return len(claimed)
 
 
@@ -178,7 +179,8 @@ class _StoredFolders(FeatureFolders):
             folder = works[min(works)].progress / compute_hash(sorted(works))
             folder.mkdir(exist_ok=True)
             start = time.perf_counter()
-            fill({name: work.folder for name, work in works.items()}, folder)
+            with self.ctx.recorded("features"):
+                fill({name: work.folder for name, work in works.items()}, folder)
             note_features({self.handles[name]: work for name, work in works.items()}, time.perf_counter() - start)
 
         specs = {name: self.handles[name].spec for name in names}

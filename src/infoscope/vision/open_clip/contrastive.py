@@ -21,6 +21,7 @@ from infoscope.runtime import processes
 from infoscope.runtime.errors import InputError
 from infoscope.runtime.forks import map_ahead
 from infoscope.runtime.lightning import LastCheckpoint, place_trainer, quiet_lightning
+from infoscope.runtime.profile import Kind, spent_on
 from infoscope.vision.config import ContrastiveConfig
 from infoscope.vision.open_clip.tokenizer import WordTokenizer
 
@@ -216,7 +217,8 @@ def train_clip(
             callbacks=[*options.pop("callbacks", []), checkpoint],
             **options,
         )
-        checkpoint.fit(trainer, module, train_dataloaders=batches)
+        with spent_on(Kind.training):
+            checkpoint.fit(trainer, module, train_dataloaders=batches)
     save_clip(clip.eval(), model_cfg, words, config, folder)
     return clip
 
