@@ -38,7 +38,7 @@ class Profiles:
             yield
 
     def make_table(self) -> Table:
-        """Return a row per kind of stage: seconds, share of each kind of work, peak memory; all the rest is the last."""
+        """Return a row per kind of stage: seconds, share of each kind of work, peak memory; the rest comes last."""
         taken = [kind for kind in Kind if any(one.seconds[kind] for many in self.of_stage.values() for one in many)]
         on_device = any(one.device_bytes for many in self.of_stage.values() for one in many)
         columns = [
