@@ -58,6 +58,21 @@ def assert_lists(sae: SparseAutoencoder, x: Tensor, n_at_once: int = N) -> None:
 
 
 @pytest.mark.parametrize("token_norm", list(TokenNorm))
+@pytest.mark.parametrize("name", [name for name in [*ACTIVATIONS, *OURS] if name not in WIDE])
+def test_some_latents_of_a_gate_are_encoded_without_the_others(name: str, token_norm: TokenNorm) -> None:
+    sae, x = make(name, token_norm), make_tokens(N)
+    latents = torch.tensor([D_SAE - 1, 0, 7, 3])
+    found, expected = sae.encode_latents(x, latents), sae.encode(x)[:, latents]
+    assert 0 < (expected > 0).sum() < expected.numel()
+    assert sae.activation.is_pointwise
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_what_depends_on_other_latents_is_no_gate() -> None:
+    assert not any(make(name).activation.is_pointwise for name in WIDE)
+
+
+@pytest.mark.parametrize("token_norm", list(TokenNorm))
 @pytest.mark.parametrize("name", [*ACTIVATIONS, *OURS])
 def test_entries_are_what_is_not_0(name: str, token_norm: TokenNorm, monkeypatch: pytest.MonkeyPatch) -> None:
     sae, x = make(name, token_norm), make_tokens(N, dtype=torch.float32)

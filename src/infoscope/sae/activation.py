@@ -83,6 +83,17 @@ class Activation(nn.Module, ABC):
         """At most how many latents a token has, where that is fewer than all: so wide is the sparse form."""
         return None
 
+    @property
+    def is_pointwise(self) -> bool:
+        """Whether a latent's activation depends on its own pre-activation alone, so that `of_latents` has it."""
+        return False
+
+    def of_latents(
+        self, pre_acts: Float[Tensor, "n n_latents"], latents: Int64[Tensor, " n_latents"]
+    ) -> Float[Tensor, "n n_latents"]:
+        """Return the activations of some latents from their pre-activations, of a kind that is pointwise."""
+        raise AssertionError(f"{self.kind} needs the pre-activations of all latents")
+
     @abstractmethod
     def dense(self, pre_acts: Float[Tensor, "n d_sae"]) -> Float[Tensor, "n d_sae"]:
         """Return the latent activations, zeros included."""
@@ -127,6 +138,15 @@ class Gate(Activation):
     @property
     def max_active(self) -> int | None:
         return None
+
+    @property
+    def is_pointwise(self) -> bool:
+        return True
+
+    def of_latents(
+        self, pre_acts: Float[Tensor, "n n_latents"], latents: Int64[Tensor, " n_latents"]
+    ) -> Float[Tensor, "n n_latents"]:
+        return self.dense(pre_acts)  # kinds that keep something of each latent choose from that
 
     def sparse(self, pre_acts: Float[Tensor, "n d_sae"]) -> SparseActs:
         acts = self.dense(pre_acts)

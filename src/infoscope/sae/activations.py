@@ -6,7 +6,7 @@ import math
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from infoscope.runtime.errors import InputError
@@ -115,6 +115,11 @@ class JumpReLU(Gate):
     def dense(self, pre_acts: Float[Tensor, "n d_sae"]) -> Float[Tensor, "n d_sae"]:
         return pre_acts.where(pre_acts > self.threshold, 0)
 
+    def of_latents(
+        self, pre_acts: Float[Tensor, "n n_latents"], latents: Int64[Tensor, " n_latents"]
+    ) -> Float[Tensor, "n n_latents"]:
+        return pre_acts.where(pre_acts > self.threshold[latents], 0)
+
     def check(self, d_sae: int) -> None:
         check_length(self.log_threshold, d_sae, "thresholds")
 
@@ -158,6 +163,15 @@ class Capped(Activation):
 
     def dense(self, pre_acts: Float[Tensor, "n d_sae"]) -> Float[Tensor, "n d_sae"]:
         return self._bound(self.inner.dense(pre_acts))
+
+    @property
+    def is_pointwise(self) -> bool:
+        return self.inner.is_pointwise
+
+    def of_latents(
+        self, pre_acts: Float[Tensor, "n n_latents"], latents: Int64[Tensor, " n_latents"]
+    ) -> Float[Tensor, "n n_latents"]:
+        return self._bound(self.inner.of_latents(pre_acts, latents))
 
     def sparse(self, pre_acts: Float[Tensor, "n d_sae"]) -> SparseActs:
         values, indices = self.inner.sparse(pre_acts)

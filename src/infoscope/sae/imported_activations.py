@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from infoscope.runtime.errors import InputError
@@ -38,6 +38,12 @@ class Threshold(Gate):
 
     def dense(self, pre_acts: Float[Tensor, "n d_sae"]) -> Float[Tensor, "n d_sae"]:
         return pre_acts.where(pre_acts > self.threshold.clamp_min(0), 0)
+
+    def of_latents(
+        self, pre_acts: Float[Tensor, "n n_latents"], latents: Int64[Tensor, " n_latents"]
+    ) -> Float[Tensor, "n n_latents"]:
+        threshold = self.threshold if self.threshold.ndim == 0 else self.threshold[latents]
+        return pre_acts.where(pre_acts > threshold.clamp_min(0), 0)
 
 
 class Gated(Gate):
@@ -75,8 +81,17 @@ class Gated(Gate):
             check_length(values, d_sae, f"values of {name}")
 
     def dense(self, pre_acts: Float[Tensor, "n d_sae"]) -> Float[Tensor, "n d_sae"]:
-        magnitudes = torch.addcmul(self.mag_bias, pre_acts, self.mag_scale).relu_()
-        return magnitudes.where(pre_acts + self.gate_bias > 0, 0)
+        return _gate(pre_acts, self.gate_bias, self.mag_bias, self.mag_scale)
+
+    def of_latents(
+        self, pre_acts: Float[Tensor, "n n_latents"], latents: Int64[Tensor, " n_latents"]
+    ) -> Float[Tensor, "n n_latents"]:
+        return _gate(pre_acts, self.gate_bias[latents], self.mag_bias[latents], self.mag_scale[latents])
+
+
+def _gate(pre_acts: Tensor, gate_bias: Tensor, mag_bias: Tensor, mag_scale: Tensor) -> Tensor:
+    magnitudes = torch.addcmul(mag_bias, pre_acts, mag_scale).relu_()
+    return magnitudes.where(pre_acts + gate_bias > 0, 0)
 
 
 class GroupMax(WithK):

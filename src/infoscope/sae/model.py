@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from infoscope.runtime.calls import name_type
@@ -202,9 +202,12 @@ class SparseAutoencoder(nn.Module):
                 norm = y.norm(dim=-1, keepdim=True)
                 return TokenStats(torch.zeros_like(norm), norm / self.d_in**0.5)
 
-    def pre_acts(self, x: Float[Tensor, "n d_in"]) -> Float[Tensor, "n d_sae"]:
-        """Return a = (x_n - b_dec) W_enc + b_enc of raw tokens."""
-        return torch.addmm(self.b_enc, self.normalise(x) - self.b_dec, self.W_enc)
+    def pre_acts(
+        self, x: Float[Tensor, "n d_in"], latents: Int64[Tensor, " n_latents"] | None = None
+    ) -> Float[Tensor, "n n_latents"]:
+        """Return a = (x_n - b_dec) W_enc + b_enc of raw tokens, of all latents by default."""
+        W_enc, b_enc = (self.W_enc, self.b_enc) if latents is None else (self.W_enc.T[latents].T, self.b_enc[latents])
+        return torch.addmm(b_enc, self.normalise(x) - self.b_dec, W_enc)
 
     def encode(self, x: Float[Tensor, "... d_in"]) -> Float[Tensor, "... d_sae"]:
         """Return the latent activations z of raw tokens."""
@@ -234,6 +237,16 @@ class SparseAutoencoder(nn.Module):
             found.append((tokens + start, latents, values))
             start += len(part)
         return Entries(*(torch.cat(of) for of in zip(*found, strict=True)))
+
+    def encode_latents(
+        self, x: Float[Tensor, "n d_in"], latents: Int64[Tensor, " n_latents"]
+    ) -> Float[Tensor, "n n_latents"]:
+        """Return the activations of some latents, where the activation `is_pointwise`: no others are computed.
+
+        They are those of `encode` but for the rounding of a product of other sizes.
+        """
+        self._check_width(x)
+        return self.activation.of_latents(self.pre_acts(x, latents), latents)
 
     def decode(
         self, latent_acts: Float[Tensor, "... d_sae"], x: Float[Tensor, "... d_in"] | None = None
