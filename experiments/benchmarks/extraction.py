@@ -28,7 +28,8 @@ import torch
 
 from infoscope.data.config import DataConfig
 from infoscope.data.image_folder import ImageFolder
-from infoscope.data.images import ImageBatch, ImageSet, iterate_images
+from infoscope.data.images import ImageBatch, ImageSet
+from infoscope.data.reader import iterate_images
 from infoscope.data.scenes.scene_set import SceneSet, save_scenes
 from infoscope.runtime.environment import describe_environment
 from infoscope.vision.config import ModelConfig

@@ -14,7 +14,8 @@ from torchmetrics.classification import MulticlassJaccardIndex
 from infoscope.data.ade20k import ADE20K
 from infoscope.data.check import check_sample
 from infoscope.data.config import SKIP, Resize
-from infoscope.data.images import ImageError, Truth, iterate_images
+from infoscope.data.images import ImageError, Truth
+from infoscope.data.reader import iterate_images
 from infoscope.probes.metrics import SegmentationMetrics
 from infoscope.runtime.errors import InputError
 from tests.support.data_sets import open_set

@@ -9,8 +9,9 @@ from PIL import Image, ImageOps
 from infoscope.data import photographs
 from infoscope.data.config import SKIP, Resize
 from infoscope.data.image_folder import ImageFolder
-from infoscope.data.images import ImageError, iterate_images
+from infoscope.data.images import ImageError
 from infoscope.data.photographs import load_rgb
+from infoscope.data.reader import iterate_images
 from infoscope.runtime.errors import InputError
 
 RED, BLUE = (200, 30, 40), (20, 60, 220)

@@ -8,7 +8,8 @@ from PIL import Image
 from infoscope.data import photographs
 from infoscope.data.config import SKIP
 from infoscope.data.image_list import ImageList
-from infoscope.data.images import ImageError, iterate_images
+from infoscope.data.images import ImageError
+from infoscope.data.reader import iterate_images
 from infoscope.runtime.errors import InputError
 
 NAMES = [f"photos/{i:02d} #1.png" for i in range(12)]

@@ -13,7 +13,8 @@ from scipy.io import savemat
 
 from infoscope.data.config import SKIP, Resize
 from infoscope.data.imagenet import ImageNet, _check_order, get_wnids, open_imagenet
-from infoscope.data.images import Truth, iterate_images
+from infoscope.data.images import Truth
+from infoscope.data.reader import iterate_images
 from infoscope.runtime.errors import InputError
 from tests.support.data_sets import configure, open_set
 

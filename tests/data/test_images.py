@@ -1,91 +1,25 @@
-import os
 import pickle
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from infoscope.data.config import RAISE, SKIP, OnError, Resize
+from infoscope.data.config import RAISE, OnError, Resize
 from infoscope.data.image_folder import ImageFolder
-from infoscope.data.images import ImageError, ImageSet, iterate_images, resize_image
+from infoscope.data.images import ImageError, ImageSet, resize_image
 from infoscope.data.sample import draw_images
 from infoscope.runtime.errors import InputError
 
 
 class Numbered(ImageSet):
-    """Image i is filled with i; some cannot be read."""
-
-    def __init__(self, n: int, broken: tuple[int, ...] = ()) -> None:
-        super().__init__("train", [f"image-{i:03d}" for i in range(n)])
-        self.broken = broken
+    """A set that knows its images at a size that is asked for alone."""
 
     @property
     def fingerprint(self):
-        return {"n": len(self)}
-
-    def load(self, index, size_px):
-        if index in self.broken:
-            raise ImageError(self.image_ids[index], "it is broken")
-        return np.full((size_px, size_px, 3), index, np.uint8)
-
-
-def indices(batches) -> list[list[int]]:
-    return [batch.index.tolist() for batch in batches]
-
-
-def test_the_last_incomplete_batch_is_kept():
-    batches = list(iterate_images(Numbered(10), 8, 4))
-    assert indices(batches) == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
-    assert all(batch.images.shape == (len(batch.index), 3, 8, 8) for batch in batches)
-    assert all(batch.images.dtype == torch.uint8 and batch.index.dtype == torch.int64 for batch in batches)
-    assert all((batch.images == batch.index.view(-1, 1, 1, 1)).all() for batch in batches)
-
-
-def test_images_come_in_the_order_asked_for():
-    assert indices(iterate_images(Numbered(10), 8, 2, indices=[7, 3, 3])) == [[7, 3], [3]]
-    assert indices(iterate_images(Numbered(10), 8, 2, indices=np.array([9, 0]))) == [[9, 0]]
-
-
-def test_nothing_asked_for_gives_nothing():
-    assert indices(iterate_images(Numbered(10), 8, 2, indices=[])) == []
-    assert indices(iterate_images(Numbered(0), 8, 2)) == []
-
-
-def test_reading_draws_nothing_from_the_global_generator():
-    before = torch.get_rng_state()
-    list(iterate_images(Numbered(4), 8, 2))
-    assert torch.equal(torch.get_rng_state(), before)
-
-
-def test_an_index_out_of_range_is_a_broken_invariant():
-    with pytest.raises(AssertionError):
-        next(iterate_images(Numbered(3), 8, 2, indices=[3]))
-
-
-@pytest.mark.parametrize("n_workers", [0, min(2, os.cpu_count() or 1)])
-class TestUnreadableImages:
-    def test_skip_leaves_them_out_and_lists_them(self, n_workers):
-        image_set = Numbered(11, broken=(0, 4, 5, 6, 7, 9))
-        batches = iterate_images(image_set, 8, 4, on_error=SKIP, n_workers=n_workers)
-        assert indices(batches) == [[1, 2, 3], [8, 10]]  # the second batch of four is empty: it is not given
-        assert list(image_set.skipped) == [f"image-{i:03d}" for i in image_set.broken]
-        assert set(image_set.skipped.values()) == {"it is broken"}
-
-    def test_raise_names_the_first(self, n_workers):
-        batches = iterate_images(Numbered(11, broken=(5, 6)), 8, 4, on_error=RAISE, n_workers=n_workers)
-        assert next(batches).index.tolist() == [0, 1, 2, 3]
-        with pytest.raises(ImageError, match=r"image-005 \(it is broken\): .*data.on_error=skip") as caught:
-            next(batches)
-        assert caught.value.reason == "it is broken"
-
-    def test_no_readable_image_at_all_is_an_error(self, n_workers):
-        image_set = Numbered(3, broken=(0, 1, 2))
-        with pytest.raises(InputError, match=r"none of the 3 .* \(the first, image-000: it is broken\)"):
-            list(iterate_images(image_set, 8, 2, on_error=SKIP, n_workers=n_workers))
+        return {}
 
 
 def test_on_error_has_the_names_that_are_typed():
@@ -161,4 +95,4 @@ def test_a_photograph_is_what_load_resizes(tmp_path: Path) -> None:
 
 def test_a_set_without_photographs_says_so() -> None:
     with pytest.raises(InputError, match="Numbered does not give: probe whole images"):
-        Numbered(3).photograph(0)
+        Numbered("train", ["a"]).photograph(0)

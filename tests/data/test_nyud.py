@@ -14,8 +14,9 @@ from scipy.io import savemat
 
 from infoscope.data import nyud
 from infoscope.data.config import SKIP, Resize
-from infoscope.data.images import ImageError, Truth, iterate_images
+from infoscope.data.images import ImageError, Truth
 from infoscope.data.nyud import NYUd
+from infoscope.data.reader import iterate_images
 from infoscope.probes.metrics import DepthMetrics
 from infoscope.runtime.errors import InputError
 from tests.support.data_sets import open_set

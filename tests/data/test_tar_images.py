@@ -13,7 +13,8 @@ from PIL import Image
 
 from infoscope.data import tar_images
 from infoscope.data.config import SKIP
-from infoscope.data.images import ImageError, iterate_images
+from infoscope.data.images import ImageError
+from infoscope.data.reader import iterate_images
 from infoscope.data.tar_images import TarImages, is_tar_source, list_shards
 from infoscope.runtime.errors import InputError
 

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from infoscope.data.image_folder import ImageFolder
-from infoscope.data.images import iterate_images
+from infoscope.data.reader import iterate_images
 from infoscope.predictions.config import PredictConfig, Templates
 from infoscope.predictions.inputs import PredictInputs, TokenEditor
 from infoscope.predictions.prompts import (

@@ -92,7 +92,7 @@ import numpy as np
 from PIL import Image
 from pathlib import Path
 from infoscope.data.image_folder import ImageFolder
-from infoscope.data.images import iterate_images
+from infoscope.data.reader import iterate_images
 from infoscope.data.scenes.scene_set import save_scenes
 from infoscope.scope.emd import compute_emd
 folder = Path(sys.argv[1])

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from infoscope.data.images import iterate_images
 from infoscope.data.pictures import Pictures
+from infoscope.data.reader import iterate_images
 from infoscope.predictions.inputs import PredictInputs
 from infoscope.probes.inputs import ProbeData, ProbeInputs
 from infoscope.runtime.errors import InputError

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from infoscope.data.images import iterate_images
 from infoscope.data.pictures import Pictures
+from infoscope.data.reader import iterate_images
 from infoscope.runtime.errors import InputError
 from infoscope.runtime.progress import ignore
 from infoscope.sae.activations import ReLU

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from infoscope.data.images import iterate_images
 from infoscope.data.pictures import Pictures
+from infoscope.data.reader import iterate_images
 from infoscope.runtime import parts
 from infoscope.runtime.errors import InputError
 from infoscope.sae import passes

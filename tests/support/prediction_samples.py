@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from infoscope.data.images import iterate_images
+from infoscope.data.reader import iterate_images
 from infoscope.data.scenes.scene_set import SceneSet, save_scenes
 from infoscope.predictions.config import PredictConfig
 from infoscope.predictions.inputs import PredictInputs

@@ -15,7 +15,7 @@ import open_clip
 import pytest
 import torch
 
-from infoscope.data.images import iterate_images
+from infoscope.data.reader import iterate_images
 from infoscope.data.scenes.scene_set import SceneSet, save_scenes
 from infoscope.probes.config import ProbeConfig
 from infoscope.probes.inputs import ProbeData, ProbeInputs

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
 from enum import Enum
-from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from jaxtyping import Float32, Int64, UInt8
 from PIL import Image
 from torch import Tensor
 
-from infoscope.data.config import RAISE, SKIP, OnError, Resize
+from infoscope.data.config import RAISE, OnError, Resize
 from infoscope.data.depth_units import DepthCounts
 from infoscope.data.left_out import LeftOut
 from infoscope.runtime.errors import InputError
-from infoscope.runtime.forks import map_ahead
 
 CHECK_PX = 32
 """Side to which images are resized when they are only checked."""
@@ -234,59 +230,3 @@ def resize_image(
             min((top + size_px) * height / high, height),
         )
     return np.array(image.resize((size_px, size_px), Image.Resampling.BICUBIC, box=box))
-
-
-def iterate_images(
-    image_set: ImageSet,
-    size_px: int,
-    batch_size: int,
-    indices: Sequence[int] | Int64[np.ndarray, " n"] | None = None,
-    on_error: OnError = RAISE,
-    n_workers: int = 0,
-) -> Iterator[ImageBatch]:
-    """Yield images in the order of `indices` (by default all, ascending), the last incomplete batch included.
-
-    Args:
-        on_error: with "skip", an image that cannot be read is left out (its batch is shorter, an empty batch is not
-            given) and recorded in `image_set.skipped`.
-        n_workers: processes that read ahead; 0 reads in this one. The batches are the same.
-
-    Raises:
-        ImageError: if an image cannot be read and `on_error` is "raise".
-        InputError: if all images were asked for and none can be read.
-    """
-    index = np.arange(len(image_set)) if indices is None else np.asarray(indices, dtype=np.int64)
-    assert batch_size >= 1, batch_size
-    assert index.size == 0 or (index.min() >= 0 and index.max() < len(image_set)), "index out of range"
-    chunks = [index[start : start + batch_size] for start in range(0, len(index), batch_size)]
-    read = partial(_read_batch, image_set, size_px)
-    n_read = 0
-    for batch, errors in map_ahead(read, chunks, n_workers):
-        if errors and on_error is not SKIP:
-            raise next(iter(errors.values()))
-        image_set.skipped.update({name: error.reason for name, error in errors.items()})
-        n_read += len(batch.index)
-        if len(batch.index):
-            yield batch
-    if len(index) == len(image_set) > 0 and not n_read:
-        name, reason = next(iter(image_set.skipped.items()))
-        raise InputError(
-            f"Expected images, but none of the {len(index)} asked for can be read (the first, {name}: {reason}):"
-            " check data.root."
-        )
-
-
-def _read_batch(
-    image_set: ImageSet, size_px: int, chunk: Int64[np.ndarray, " n"]
-) -> tuple[ImageBatch, dict[str, ImageError]]:
-    """Return the images that can be read, and the errors of the others."""
-    images = np.empty((len(chunk), size_px, size_px, 3), np.uint8)
-    read, errors = [], {}
-    for i in chunk.tolist():
-        try:
-            images[len(read)] = image_set.load(i, size_px)
-            read.append(i)
-        except ImageError as error:
-            errors[image_set.image_ids[i]] = error
-    pixels = torch.from_numpy(images[: len(read)]).permute(0, 3, 1, 2).contiguous()
-    return ImageBatch(torch.tensor(read, dtype=torch.int64), pixels), errors

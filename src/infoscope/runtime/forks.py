@@ -1,7 +1,8 @@
 """Processes that work for this one: they read images, render, solve.
 
-Results come through a pipe from each, and nothing else is shared: no shared memory, no semaphores, which containers
-have little of, or none.
+Questions and results go through a pipe to each: no semaphores and no files in shared memory, which containers have
+little of, or none. What helpers write into an anonymous mapping that was there before them (`mmap(-1, n_bytes)`) this
+process sees; those need neither.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import traceback
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
@@ -27,14 +29,16 @@ from infoscope.runtime.errors import InputError
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+CAN_FORK = sys.platform == "linux"
+"""Whether helpers are copies of this process, which have all that it has, its shared memory too."""
+
 
 def map_ahead(
     compute: Callable[[Item], Result], items: Sequence[Item], n_helpers: int, remedy: str = "set data.n_workers=0"
 ) -> Generator[Result, None, None]:
     """Yield `compute(item)` of every item in order, computed ahead by helpers, who take turns; 0: by this process.
 
-    Helpers are copies of this process (where it can be copied: Linux) that must not start threads of torch. A result
-    may hold tensors.
+    A result may hold tensors.
 
     Args:
         remedy: what to do where helpers fail.
@@ -46,15 +50,74 @@ def map_ahead(
     if n_helpers == 0:
         yield from map(compute, items)
         return
-    helpers: list[_Helper] = []
-    try:
-        for turn in range(n_helpers):
-            helpers.append(_start(compute, items[turn::n_helpers], helpers, remedy))
+    shares = [partial(_compute_nth, compute, items[turn::n_helpers]) for turn in range(n_helpers)]
+    n_ahead = 2 * n_helpers  # one is sent while the next one is computed
+    with Helpers(shares, remedy) as helpers:
+        for number in range(min(n_ahead, len(items))):
+            helpers.ask(number, number // n_helpers)
         for number in range(len(items)):
-            yield helpers[number % n_helpers].receive()
-    finally:
-        for helper in helpers:
+            result = helpers.receive(number)
+            if number + n_ahead < len(items):
+                helpers.ask(number, (number + n_ahead) // n_helpers)
+            yield result
+
+
+def _compute_nth(compute: Callable[[Item], Result], items: Sequence[Item], number: int) -> Result:
+    return compute(items[number])
+
+
+class Helpers:
+    """Processes that stay until the end of the context: each computes what it is asked for, in the order of asking.
+
+    They are copies of this process (where it can be copied: Linux) that must not start threads of torch.
+
+    Args:
+        computes: what each of them does with what is asked, and sends back; tensors may be among it.
+        remedy: what to do where helpers fail.
+
+    Raises:
+        InputError: they cannot be started.
+    """
+
+    def __init__(self, computes: Sequence[Callable[[Any], Any]], remedy: str = "set data.n_workers=0") -> None:
+        self._helpers: list[_Helper] = []
+        try:
+            for compute in computes:
+                self._helpers.append(_start(compute, self._helpers, remedy))
+        except BaseException:
+            self.end()
+            raise
+
+    def __len__(self) -> int:
+        return len(self._helpers)
+
+    def __enter__(self) -> Helpers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
+
+    def ask(self, number: int, item: Any) -> None:
+        """Have the helper whose turn it is at this number compute `item`, which should be small.
+
+        What waits in a pipe, there and back, must fit into it: some 10 kB of questions, or of answers. That a helper
+        was killed is said when its result is wanted, so that those before it are not lost.
+        """
+        self._helpers[number % len(self)].ask(item)
+
+    def receive(self, number: int) -> Any:
+        """Wait for the next result of the helper whose turn it is at this number.
+
+        Raises:
+            InputError: the helper was killed. What it raised is raised here.
+        """
+        return self._helpers[number % len(self)].receive()
+
+    def end(self) -> None:
+        """Kill them: nobody wants what they still do."""
+        for helper in self._helpers:
             helper.end()
+        self._helpers = []
 
 
 class _Helper:
@@ -62,6 +125,10 @@ class _Helper:
 
     def __init__(self, process: Any, connection: Connection, remedy: str) -> None:
         self.process, self.connection, self.remedy = process, connection, remedy
+
+    def ask(self, item: Any) -> None:
+        with suppress(ConnectionError):
+            self.connection.send(item)
 
     def receive(self) -> Any:
         try:
@@ -80,17 +147,16 @@ class _Helper:
 
     def end(self) -> None:
         self.connection.close()
-        self.process.kill()  # nobody wants what it still does
+        self.process.kill()
         self.process.join()
 
 
-def _start(compute: Callable[[Any], Any], items: Sequence[Any], others: list[_Helper], remedy: str) -> _Helper:
-    can_fork = sys.platform == "linux"
-    context: Any = multiprocessing.get_context("fork" if can_fork else "spawn")
+def _start(compute: Callable[[Any], Any], others: list[_Helper], remedy: str) -> _Helper:
+    context: Any = multiprocessing.get_context("fork" if CAN_FORK else "spawn")
     try:
-        here, there = context.Pipe(duplex=False)
-        inherited = [here, *(other.connection for other in others)] if can_fork else []
-        process = context.Process(target=_help, args=(compute, items, there, inherited), daemon=True)
+        here, there = context.Pipe()
+        inherited = [here, *(other.connection for other in others)] if CAN_FORK else []
+        process = context.Process(target=_help, args=(compute, there, inherited), daemon=True)
         process.start()
     except OSError as error:
         raise InputError(
@@ -100,22 +166,20 @@ def _start(compute: Callable[[Any], Any], items: Sequence[Any], others: list[_He
     return _Helper(process, here, remedy)
 
 
-def _help(compute: Callable[[Any], Any], items: Sequence[Any], out: Connection, inherited: list[Connection]) -> None:
-    """What a helper does: the next item is computed while the last one is sent."""
+def _help(compute: Callable[[Any], Any], to_parent: Connection, inherited: list[Connection]) -> None:
+    """What a helper does: the next item is computed while the last result is sent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the one it works for, who closes the pipe
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     torch.set_num_threads(1)
     for connection in inherited:
         connection.close()
     sent: Future[None] | None = None
-    with suppress(BrokenPipeError), ThreadPoolExecutor(1) as sender:
-        for item in items:
-            packed = _pack(compute, item)
+    with suppress(EOFError, ConnectionError), ThreadPoolExecutor(1) as sender:
+        while True:
+            packed = _pack(compute, to_parent.recv())
             if sent is not None:
                 sent.result()
-            sent = sender.submit(out.send_bytes, packed)
-        if sent is not None:
-            sent.result()
+            sent = sender.submit(to_parent.send_bytes, packed)
 
 
 def _pack(compute: Callable[[Any], Any], item: Any) -> bytes:

@@ -12,7 +12,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from infoscope.data.images import ImageSet, iterate_images
+from infoscope.data.images import ImageSet
+from infoscope.data.reader import iterate_images
 from infoscope.runtime import processes
 from infoscope.runtime.parts import Part, compute_parts, cut, cut_images
 from infoscope.runtime.progress import Advance, ignore

@@ -13,7 +13,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from infoscope.data.config import RAISE, OnError
-from infoscope.data.images import ImageSet, iterate_images
+from infoscope.data.images import ImageSet
+from infoscope.data.reader import iterate_images
 from infoscope.runtime.arrays import load_result, save_result
 from infoscope.runtime.errors import InputError
 from infoscope.sae.model import SparseAutoencoder

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
-from infoscope.data.images import ImageSet, iterate_images
+from infoscope.data.images import ImageSet
+from infoscope.data.reader import iterate_images
 from infoscope.runtime.arrays import load_result, save_result
 from infoscope.runtime.progress import Advance, ignore
 from infoscope.scope.config import Diagonal, OutlierConfig, ScopeConfig

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from infoscope.data.config import DataConfig
-from infoscope.data.images import CHECK_PX, ImageBatch, ImageError, ImageSet, iterate_images
+from infoscope.data.images import CHECK_PX, ImageBatch, ImageError, ImageSet
+from infoscope.data.reader import iterate_images
 from infoscope.pipeline.context import Context, once
 from infoscope.pipeline.stage import ArtifactStage, Handle, Key, Needs, NotBuiltYet, Work
 from infoscope.runtime import processes

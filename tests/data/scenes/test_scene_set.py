@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from infoscope.data.images import iterate_images, resize_image
+from infoscope.data.images import resize_image
+from infoscope.data.reader import iterate_images
 from infoscope.data.scenes import factors as scene_factors
 from infoscope.data.scenes import render
 from infoscope.data.scenes.scene_set import SceneSet, make_scenes_fingerprint, save_scenes
