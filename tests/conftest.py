@@ -19,6 +19,11 @@ LONG = ("launchers/test_slurm_chain.py", "whole", "launchers/test_slurm_sweeps.p
 that one of several processes is not left alone at the end, and those that wait for Slurm apart, so that others work."""
 
 
+if not any(Path("/dev").glob("nvidia[0-9]*")):
+    # Without a GPU kernels run in Triton's interpreter. Triton reads this when it is imported, as Lightning does.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
 def find_place(path: Path) -> int:
     """Return the place of a test file among `LONG`, their number for those elsewhere."""
     name = path.relative_to(TESTS).as_posix()

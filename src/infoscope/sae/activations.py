@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from infoscope.runtime.errors import InputError
 from infoscope.sae.activation import Activation, Entries, Gate, SparseActs, WithK, check_length, scatter
 from infoscope.sae.imported_activations import Gated, GroupMax, TanhReLU, Threshold
+from infoscope.sae.topk import find_largest
 
 
 class TopK(WithK):
@@ -36,7 +37,7 @@ class TopK(WithK):
 
     def sparse(self, pre_acts: Float[Tensor, "n d_sae"]) -> SparseActs:
         # topk first, ReLU on the k values only: the same result as ReLU first, without a second [n, d_sae] tensor.
-        values, indices = pre_acts.topk(self.k, dim=-1, sorted=False)
+        values, indices = find_largest(pre_acts, self.k)
         return SparseActs(values if self.signed else values.relu(), indices)
 
     def dense(self, pre_acts: Float[Tensor, "n d_sae"]) -> Float[Tensor, "n d_sae"]:

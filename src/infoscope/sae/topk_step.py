@@ -20,6 +20,7 @@ from torch import Tensor
 
 from infoscope.runtime import collective, processes
 from infoscope.sae.model import SparseAutoencoder
+from infoscope.sae.topk import find_largest
 
 _SAMPLE_TOKENS = 256
 """Tokens on which the bound of `_find_largest` is guessed."""
@@ -55,12 +56,12 @@ class SparseStep(NamedTuple):
 
 def select_topk(pre_acts: Float[Tensor, "n d_sae"], k: int) -> Entries:
     """Return the k largest places of each token."""
-    return _make_entries(pre_acts.topk(k, dim=-1, sorted=False).indices)
+    return _make_entries(find_largest(pre_acts, k).indices)
 
 
 def select_nested_topk(pre_acts: Float[Tensor, "n d_sae"], k_levels: Sequence[int]) -> Entries:
     """Return the k_levels[-1] largest places of each token; up to level l, they are its k_levels[l] largest."""
-    indices = pre_acts.topk(k_levels[-1], dim=-1, sorted=True).indices
+    indices = find_largest(pre_acts, k_levels[-1], is_sorted=True).indices
     entries = _make_entries(indices)
     bounds = torch.tensor(k_levels, device=indices.device)
     level_of_rank = torch.bucketize(torch.arange(k_levels[-1], device=indices.device), bounds, right=True)

@@ -1,0 +1,1 @@
+"""Triton kernels of SAEs. Nothing but kernels: these modules import triton, and only who runs kernels imports them."""
