@@ -116,7 +116,9 @@ def test_keys_stay(name: str, tmp_path: Path, backbone: Backbone) -> None:
     overrides, ends = CONFIGURATIONS[name]
     if "{root}" in overrides:
         make_image_trees(tmp_path)
-    config = compose([*overrides.replace("{root}", str(tmp_path)).split(), f"output_dir={tmp_path}/out"])
+    config = compose(
+        [*overrides.replace("{root}", str(tmp_path)).split(), f"output_dir={tmp_path}/out", "trainer.precision=32"]
+    )
     store = FixedStore(tmp_path / "store")
     record_keys(config, ends, store, backbone)
     changing = [spec for spec in store.specs if spec.stage in WILL_CHANGE]

@@ -29,6 +29,7 @@ from infoscope.predictions.config import PredictConfig
 from infoscope.probes.config import CurveConfig, EffectConfig, ProbeConfig, Readout, SelectConfig
 from infoscope.runtime.bounds import Bounds, Few, FilePath, Items, Seconds, Seed, check, check_settings, expand_path
 from infoscope.runtime.errors import InputError
+from infoscope.runtime.precision import Precision
 from infoscope.sae.config import KINDS, SAEConfig, TokenChoice, TrainedConfig
 from infoscope.sae.import_config import IMPORT, ImportedConfig
 from infoscope.scope.config import Diagonal, EMDMethod, OutlierConfig, PartitionConfig, ScopeConfig, StabilityConfig
@@ -69,9 +70,13 @@ class TokenBuffer(Enum):
 
 @dataclass
 class TrainerConfig:
-    """How the work is run on this machine; part of no hash."""
+    """How the work is run on this machine; part of no hash but `precision`."""
 
     device: Device = Device.auto
+    precision: Precision = Precision.auto
+    """Of the products with an SAE's weights, which stay float32. 32: float32. bf16: bfloat16 in training; in the
+    encoder of a trained or imported SAE TF32 on CUDA. auto: bf16 on CUDA, 32 on CPUs, where bf16 is worth asking for
+    if the processor has it. bf16 is in the hashes of SAEs and of all that reads them. Backbones: model.precision."""
     n_threads: Few | None = None
     """CPU threads of torch; null: all cores, divided among the processes of a machine."""
     save_every_s: Seconds = 60.0

@@ -18,6 +18,7 @@ from infoscope.runtime.errors import InputError
 from infoscope.runtime.job import Job
 from infoscope.runtime.lightning import count_steps
 from infoscope.runtime.manifests import Spec
+from infoscope.runtime.precision import Precision
 from infoscope.runtime.progress import Advance, Display, format_bytes
 from infoscope.runtime.read_only import ReadOnlyStore
 from infoscope.runtime.store import Store
@@ -78,6 +79,11 @@ class Context:
             raise InputError("trainer.device=cuda, but torch finds no CUDA device: use trainer.device=cpu or auto.")
         use_cuda = choice is Device.cuda or (choice is Device.auto and torch.cuda.is_available())
         return torch.device("cuda" if use_cuda else "cpu")
+
+    @cached_property
+    def precision(self) -> Precision:
+        """Of the products with an SAE's weights: 32 or bf16, never auto."""
+        return self.config.trainer.precision.resolve(self.device.type)
 
     @cached_property
     def tracking(self) -> JobTracking:

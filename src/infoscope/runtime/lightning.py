@@ -141,8 +141,8 @@ class LastCheckpoint(Callback):
             raise InputError(
                 f"{self.file} is damaged or no checkpoint of infoscope: delete it to start anew."
             ) from None
-        for name, ours in self.run.items():
-            if run.get(name) != ours:
+        for name in self.run | run:
+            if run.get(name) != self.run.get(name):
                 raise InputError(f"{self.file} belongs to a run with another {name}: delete it to start anew.")
         return self.file
 

@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from infoscope.runtime import collective
+from infoscope.runtime.precision import tf32_products
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.sae.topk_step import Entries, compute_sparse_step, select_batch_topk, select_nested_topk, select_topk
 
@@ -117,14 +118,18 @@ class BatchTopKObjective(TopKObjective):
 class _DenseObjective(Objective):
     """FVU + a penalty of the latent activations, by plain autograd."""
 
+    def compute_pre_acts(self, sae: SparseAutoencoder, x_n: Float[Tensor, "n d_in"]) -> Float[Tensor, "n d_sae"]:
+        """Return the pre-activations of normalised tokens; under autocast of low precision."""
+        return torch.addmm(sae.b_enc, x_n - sae.b_dec, sae.W_enc)
+
     @abstractmethod
     def activate(self, sae: SparseAutoencoder, pre_acts: Float[Tensor, "n d_sae"]) -> tuple[Tensor, Tensor]:
-        """Return the latent activations [n, d_sae] and the penalty; under autocast `pre_acts` are of low precision."""
+        """Return the latent activations [n, d_sae] and the penalty."""
 
     def __call__(
         self, sae: SparseAutoencoder, x_n: Float[Tensor, "n d_in"], dead: Bool[Tensor, " d_sae"]
     ) -> LossOutput:
-        latent_acts, penalty = self.activate(sae, torch.addmm(sae.b_enc, x_n - sae.b_dec, sae.W_enc))
+        latent_acts, penalty = self.activate(sae, self.compute_pre_acts(sae, x_n))
         x_hat_n = (latent_acts @ sae.W_dec + sae.b_dec).to(x_n.dtype)
         fvu = compute_fvu(x_n - x_hat_n, compute_energy(x_n))
         n_fired = (latent_acts.detach() > 0).sum(0).to(x_n.dtype)
@@ -156,10 +161,16 @@ class JumpReLUObjective(_DenseObjective):
     def __init__(self, l0_coef: float, bandwidth: float) -> None:
         self.l0_coef, self.bandwidth = l0_coef, bandwidth
 
+    def compute_pre_acts(self, sae: SparseAutoencoder, x_n: Float[Tensor, "n d_in"]) -> Float[Tensor, "n d_sae"]:
+        # Around a threshold of 1 the numbers of bfloat16 lie 0.008 apart: the bandwidth would count a few of them.
+        device = x_n.device.type
+        with tf32_products(torch.is_autocast_enabled(device)), torch.autocast(device, enabled=False):
+            return super().compute_pre_acts(sae, x_n)
+
     def activate(self, sae: SparseAutoencoder, pre_acts: Float[Tensor, "n d_sae"]) -> tuple[Tensor, Tensor]:
         threshold = sae.activation.threshold
         assert isinstance(threshold, Tensor)
-        latent_acts, n_active = compute_jump(pre_acts.to(sae.W_enc.dtype), threshold, self.bandwidth)
+        latent_acts, n_active = compute_jump(pre_acts, threshold, self.bandwidth)
         return latent_acts, self.l0_coef * n_active / len(pre_acts)
 
 

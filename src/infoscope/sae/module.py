@@ -9,6 +9,7 @@ from torch import Tensor
 
 from infoscope.runtime import collective, processes
 from infoscope.runtime.errors import InputError
+from infoscope.runtime.precision import tf32_products
 from infoscope.sae.activations import BatchTopK, make_activation
 from infoscope.sae.config import TrainedConfig
 from infoscope.sae.losses import OBJECTIVES, LossOutput
@@ -57,8 +58,11 @@ class SAEModule(L.LightningModule):
                 f"The SAE's loss became {loss.item()} at step {self.global_step}: expected finite tokens and a"
                 " stable loss; check the tokens, or lower sae.lr."
             )
+        is_low = torch.is_autocast_enabled(self.device.type)
         # Lightning's autocast covers the whole step; only the forward is meant to have low precision.
         with torch.autocast(self.device.type, enabled=False):
+            with tf32_products(is_low):
+                self.manual_backward(out.loss)
             self._update(out, n_fired, len(batch) * processes.current().size)
         if self.global_step % self.config.log_every_n_steps == 0:
             cosine = torch.cosine_similarity(x_n, out.x_hat_n, dim=-1).mean()
@@ -67,7 +71,6 @@ class SAEModule(L.LightningModule):
     def _update(self, out: LossOutput, n_fired: Float[Tensor, " d_sae"], n_tokens: int) -> None:
         optimizer = self.optimizers()
         assert not isinstance(optimizer, list)
-        self.manual_backward(out.loss)
         self.sae.project_decoder_grad()
         for group in optimizer.param_groups:
             group["lr"] = self.lr * compute_lr_factor(self.global_step, self.config)

@@ -175,7 +175,7 @@ class _SelectActs(torch.autograd.Function):
         b_enc: Tensor,
         b_dec: Tensor,
     ) -> Tensor:
-        values = pre_acts[entries.tokens, entries.latents].relu_()
+        values = pre_acts[entries.tokens, entries.latents].to(x_centred.dtype).relu_()
         ctx.save_for_backward(values, entries.tokens, x_centred, W_enc, *by_latent)
         return values
 
@@ -223,6 +223,8 @@ def compute_sparse_step(
 ) -> SparseStep:
     """Encode and decode normalised tokens; gradients reach all four weights (not x_n).
 
+    Under autocast the encoder's product is of low precision, and its result too; all else is as precise as the weights.
+
     Args:
         select: the kind's choice of entries by their pre-activations; negative ones count as 0.
         n_levels: how many levels its entries have. All together cost one decoding.
@@ -231,8 +233,9 @@ def compute_sparse_step(
     """
     with torch.no_grad():
         x_centred = x_n - sae.b_dec
-        # Under autocast the product alone is of low precision.
-        pre_acts = (x_centred @ sae.W_enc).to(x_n.dtype).add_(sae.b_enc)
+        # Under autocast they are bfloat16, and stay so: a float32 copy would cost half as much as the product.
+        pre_acts = x_centred @ sae.W_enc
+        pre_acts.add_(sae.b_enc.to(pre_acts.dtype))
         entries = select(pre_acts)
     values, increments = _encode_decode(pre_acts, entries, x_centred, sae, n_levels)
     x_hats_n = [level + sae.b_dec for level in accumulate(increments.unflatten(0, (-1, n_levels)).unbind(1))]

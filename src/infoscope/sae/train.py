@@ -56,7 +56,8 @@ def train_sae(
     Args:
         held_out: tokens for the metrics; by default some of the images are kept from training for them.
         buffer_device: where tokens that are not stored are held until they are used (see `LiveTokenSet`).
-        accelerator, precision, callbacks, logger: Lightning's.
+        precision: Lightning's: "32-true", or "bf16-mixed" for products in bfloat16; weights, loss and Adam are float32.
+        accelerator, callbacks, logger: Lightning's.
 
     Raises:
         InputError: if tokens or loss are not finite, the processes do not divide the batch, or `last.ckpt` is damaged
@@ -69,6 +70,8 @@ def train_sae(
     mean, scale = _by_main(lambda: make_normalisation(tokens, training, config.tokens, config.batch_tokens))
     module = SAEModule(make_sae(config, mean, scale, seed), config)
     run = {"config": config.cache_key_fields(), "seed": seed, "n_tokens": training.n_tokens}
+    if precision != "32-true":
+        run["precision"] = precision
     checkpoint = LastCheckpoint(folder, run, config.checkpoint_every_n_steps)
     with quiet_lightning():
         trainer = L.Trainer(

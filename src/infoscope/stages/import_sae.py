@@ -11,7 +11,7 @@ from infoscope.pipeline.stage import Key, Needs, Row, SeedStage, Shown, Work, na
 from infoscope.runtime.errors import InputError
 from infoscope.runtime.files import write_json
 from infoscope.runtime.store import Workspace
-from infoscope.sae.checkpoint import compute_digest, load_sae, save_sae
+from infoscope.sae.checkpoint import compute_digest, save_sae
 from infoscope.sae.config import TokenChoice
 from infoscope.sae.fitting import BATCH_TOKENS, fit_to_tokens, has_free_scale
 from infoscope.sae.import_config import ImportedConfig, Statistics
@@ -28,6 +28,7 @@ from infoscope.sae.origin import (
 )
 from infoscope.sae.token_sets import check_prefix
 from infoscope.stages.backbone import find_model_facts, fingerprint_model, load_backbone
+from infoscope.stages.precision import load_frozen, precision_key, say_other_precision
 from infoscope.stages.score.tables import make_sae_table
 from infoscope.stages.tokens import Tokens, find_sizes
 from infoscope.vision.names import find_backbone_name, name_model
@@ -119,6 +120,7 @@ class ImportSAE(SeedStage[SparseAutoencoder]):
             "tokens_read": tokens_read(ctx).name,
             "statistics": config.statistics.name,
             "fits_scale": inspect_sae(ctx).has_free_scale,
+            **precision_key(ctx),
         }
         # An SAE of the same tensors that was trained elsewhere is refused: it must not be found as this one.
         return key | ({"used_in_spite_of": mismatches} if (mismatches := list_mismatches(ctx)) else {})
@@ -135,6 +137,7 @@ class ImportSAE(SeedStage[SparseAutoencoder]):
                 f" {sizes.d_in}: choose the model that it was trained on{_say_trained(found)}."
             )
         check_prefix(tokens_read(ctx), sizes.n_prefix)
+        say_other_precision(ctx, self.at(ctx, seed))
         if (mismatches := list_mismatches(ctx)) and not config.ignore_origin:
             raise InputError(
                 f"The SAE was trained on other tokens than those of this run: {'; '.join(mismatches)}; or insist with"
@@ -163,7 +166,7 @@ class ImportSAE(SeedStage[SparseAutoencoder]):
             work.notes["source"] = {name: value for name in _NOTED if (value := getattr(source, name)) is not None}
 
     def load(self, ctx: Context, folder: Path, seed: int) -> SparseAutoencoder:
-        sae = load_sae(folder).to(ctx.device).requires_grad_(False)
+        sae = load_frozen(ctx, folder)
         # What it was trained on has been compared, or is ignored: from here on it reads the tokens of the run.
         sae.origin = replace(sae.origin, layer=None, backbone={}, image_px=None, site=None, tokens=tokens_read(ctx))
         return sae

@@ -71,7 +71,7 @@ def origin_of(ctx: Context) -> Origin:
 
 def describe_sae(ctx: Context) -> str:
     """Return what the SAEs are, in words."""
-    words = f"{ctx.config.sae.kind}, {count_latents(ctx)} latents"
+    words = f"{ctx.config.sae.kind}, {count_latents(ctx)} latents{', bf16 products' if ctx.precision.is_bf16 else ''}"
     if _is_imported(ctx):
         return f"{words}. {' '.join(say_imported(ctx))}"
     return f"{words}, seeds {', '.join(map(str, ctx.config.seeds))}"

@@ -82,7 +82,8 @@ def read_jobs(sweeps: Sequence[Sweep], factory: ContextFactory) -> Iterator[Coll
             try:
                 config = collected.config = compose(job.overrides, sweep.config_dirs, is_past=True)
                 tree = to_tree(config)
-                identity = json.dumps({k: v for k, v in tree.items() if k not in ("trainer", "logger")}, sort_keys=True)
+                determining = {k: v for k, v in tree.items() if k not in ("trainer", "logger")}
+                identity = json.dumps([determining, tree["trainer"]["precision"]], sort_keys=True)
                 if identity in known:
                     continue
                 known.add(identity)
@@ -109,7 +110,7 @@ def _read_job(collected: CollectedJob, config: Config, factory: ContextFactory) 
         **{key: value for key, value in describe_choices(config).items() if key != "seeds"},
     }
     tree = {key: value for key, value in to_tree(config).items() if key not in NOT_DETERMINING}
-    behind: Row = {**flatten_tree(tree), "overrides": " ".join(job.overrides)}
+    behind: Row = {**flatten_tree(tree), "trainer.precision": ctx.precision.name, "overrides": " ".join(job.overrides)}
     for seed in config.seeds if stage.is_seeded else [0]:
         ctx.used.clear()
         try:

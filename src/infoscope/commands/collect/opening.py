@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from infoscope.config.tree import Config, Device
 from infoscope.pipeline.context import Context
 from infoscope.report.tables import Value
+from infoscope.runtime.errors import InputError
 from infoscope.runtime.job import Job
 from infoscope.runtime.progress import Display
 from infoscope.runtime.read_only import ReadOnlyStore
 from infoscope.runtime.store import Store
+from infoscope.stages.sae import sae_of
 from infoscope.tracking.config import LoggerKind
 
 
@@ -30,16 +35,38 @@ class ContextFactory:
         self._image_sets: dict[str, Any] = {}
 
     def open(self, config: Config, job: Job | None = None) -> Context:
-        """Return the context of a configuration, and of the job that it is."""
-        if not self.builds:  # reading needs no GPU and is no run of its own
-            trainer = replace(config.trainer, device=Device.cpu)
-            config = replace(config, trainer=trainer, logger=replace(config.logger, kind=LoggerKind.none))
+        """Return the context of a configuration, and of the job that it is.
+
+        To be read, trainer.precision=auto is what it is on this machine, unless SAEs exist in the other precision
+        alone: jobs may have run on the GPUs of another one.
+        """
+        if self.builds:
+            return self._open(config, job)
+        trainer, logger = config.trainer, replace(config.logger, kind=LoggerKind.none)
+        devices = [trainer.device.name]
+        if trainer.device is Device.auto:
+            devices = ["cuda", "cpu"] if torch.cuda.is_available() else ["cpu", "cuda"]
+        found = []
+        for precision in dict.fromkeys(map(trainer.precision.resolve, devices)):
+            reading = replace(trainer, device=Device.cpu, precision=precision)  # which needs no GPU
+            found.append(self._open(replace(config, trainer=reading, logger=logger), job))
+            if _has_sae(found[-1]):
+                return found[-1]
+        return found[0]
+
+    def _open(self, config: Config, job: Job | None) -> Context:
         ctx = Context(config, self.display, job)
         store = ctx.store if self.builds else ReadOnlyStore(ctx.store.root)
         ctx.store = self._stores.setdefault(ctx.output_dir, store)
         ctx.store.on_event, ctx.store.config = ctx.on_event, ctx.tree
         ctx.image_sets = self._image_sets
         return ctx
+
+
+def _has_sae(ctx: Context) -> bool:
+    with suppress(InputError):  # whoever reads it on will be told
+        return any(sae_of(ctx, seed).find() is not None for seed in ctx.config.seeds)
+    return False
 
 
 def describe_choices(config: Config) -> dict[str, Value]:
