@@ -17,7 +17,6 @@ from infoscope.probes.results import load_results
 from infoscope.runtime import parts, processes
 from infoscope.sae import passes
 from infoscope.scope.top_images import TopImages
-from infoscope.stages import tokens as tokens_module
 from infoscope.stages.backbone import load_backbone
 from infoscope.stages.confounds.stage import Confounds
 from infoscope.stages.outliers.stage import group_activation_of
@@ -27,7 +26,7 @@ from infoscope.stages.rank import Rank
 from infoscope.stages.score.stage import Score
 from infoscope.stages.tokens import Tokens
 from infoscope.stages.train_sae import TrainSAE
-from infoscope.vision.tokens import extract
+from infoscope.vision.tokens import extract, source
 from tests.support.pipeline_samples import N_TRAIN, Recorder, make_tiny_config
 from tests.support.slow import fall_behind
 
@@ -55,17 +54,17 @@ def make_context(photographs: Path, output_dir: Path, *overrides: str) -> Contex
 def test_an_interrupted_encoding_goes_on_where_it_was(
     photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store_tokens: str
 ) -> None:
-    monkeypatch.setattr(tokens_module, "BATCH_IMAGES", 4)
+    monkeypatch.setattr(source, "BATCH_IMAGES", 4)
     monkeypatch.setattr(extract, "SHARD_BYTES", 1)  # every batch is a shard
     override = f"data.store_tokens={store_tokens}"
     whole = Tokens.at(make_context(photographs, tmp_path / "whole", override), "train").get()
     cut = make_context(photographs, tmp_path / "cut", override)
     encode = load_backbone(cut).tokens
 
-    def give_up(images, layer):
+    def give_up(images, layer, checks):
         if load_backbone(cut).n_images_encoded >= 15:
             raise KeyboardInterrupt
-        return encode(images, layer)
+        return encode(images, layer, checks)
 
     with monkeypatch.context() as patch:
         patch.setattr(load_backbone(cut), "tokens", give_up)
@@ -90,7 +89,7 @@ def encode(photographs: Path, output_dir: Path, n_threads: int) -> None:
     if processes.current().rank == 1:
         fall_behind()
     torch.set_num_threads(n_threads)
-    tokens_module.BATCH_IMAGES = 4
+    source.BATCH_IMAGES = 4
     for store_tokens in ("true", "false"):
         Tokens.at(make_context(photographs, output_dir, f"data.store_tokens={store_tokens}"), "train").get()
 
@@ -98,7 +97,7 @@ def encode(photographs: Path, output_dir: Path, n_threads: int) -> None:
 def test_two_processes_encode_the_bytes_of_one(
     photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tokens_module, "BATCH_IMAGES", 4)
+    monkeypatch.setattr(source, "BATCH_IMAGES", 4)
     (photographs / "27.png").write_bytes(b"no picture either, and of the other process")
     n_threads = torch.get_num_threads()
     encode(photographs, tmp_path / "one", n_threads)

@@ -34,7 +34,6 @@ from infoscope.scope.maps import PairMaps
 from infoscope.scope.partition import make_partition
 from infoscope.scope.scoring import score_latents
 from infoscope.scope.top_images import TopImages
-from infoscope.stages import tokens as tokens_module
 from infoscope.stages.confounds.stage import Confounds
 from infoscope.stages.images import open_split
 from infoscope.stages.latents import Latents
@@ -47,6 +46,7 @@ from infoscope.stages.tokens import Tokens
 from infoscope.vision.backbone import Backbone
 from infoscope.vision.config import ModelConfig, ModelKind
 from infoscope.vision.load import load_backbone
+from infoscope.vision.tokens import source
 from infoscope.vision.tokens.extract import TokenCache
 from infoscope.vision.tokens.source import TokenSource
 from tests.support.pipeline_samples import (
@@ -576,7 +576,7 @@ def test_ctrl_c_loses_nothing_that_is_finished(
     kept: list[str],
 ) -> None:
     output_dir = copy_run(finished, tmp_path, but=(*missing, *FEATURES))
-    monkeypatch.setattr(tokens_module, "BATCH_IMAGES", 10)
+    monkeypatch.setattr(source, "BATCH_IMAGES", 10)
     monkeypatch.setattr(passes, "BATCH_IMAGES", 10)
     goal = {"scenes": "train_sae", "tokens": "train_sae", "features": "probe"}.get(stage, stage)
     overrides = (f"stage={goal}", "probe.variants_per_chunk=3", "scope.batch_images=10")

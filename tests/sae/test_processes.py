@@ -18,11 +18,11 @@ from lightning.pytorch.loggers import CSVLogger
 
 from infoscope.runtime import processes
 from infoscope.runtime.errors import InputError
-from infoscope.sae import token_sets
 from infoscope.sae.config import KINDS, TokenChoice, TopKConfig
 from infoscope.sae.stream import TokenStream
 from infoscope.sae.token_sets import make_token_set
 from infoscope.sae.train import train_sae
+from infoscope.vision.tokens import source
 from infoscope.vision.tokens.extract import extract_tokens
 from infoscope.vision.tokens.source import LiveTokens
 from tests.support.live_samples import N as N_LIVE
@@ -86,7 +86,7 @@ def train_every_kind(folder: Path, live_folder: Path) -> dict[str, Any]:
         config = KIND_CONFIGS[kind]
         _, figures = train_sae(make_tokens(), config, 5, folder / kind, callbacks=[watch], logger=logger)
         found[kind] = {"state": watch.end, "figures": figures, "n_dead": watch.n_dead}
-    token_sets.LIVE_BATCH_IMAGES = 2
+    source.BATCH_IMAGES = 2
     backbone = PixelBackbone()
     live = LiveTokens(live_folder, backbone, read_images)
     tokens = make_token_set(live, TokenChoice.all, np.arange(1, N_LIVE))
@@ -126,13 +126,13 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     for name in ("live_tokens", "alone", "together"):
         (folder / name).mkdir()
     extract_tokens(PixelBackbone(), read_images, N_LIVE, 0, folder / "live_tokens", None, batch_images=8)
-    n_live = token_sets.LIVE_BATCH_IMAGES
+    n_live = source.BATCH_IMAGES
     try:
         alone = train_every_kind(folder / "alone", folder / "live_tokens")
         with processes.sharing(2, train_every_kind, folder / "together", folder / "live_tokens"):
             first = train_every_kind(folder / "together", folder / "live_tokens")
     finally:
-        token_sets.LIVE_BATCH_IMAGES = n_live
+        source.BATCH_IMAGES = n_live
     second = torch.load(folder / "together" / "1.pt", weights_only=True)
     watch = Watch()
     train_sae(make_tokens(), KIND_CONFIGS["jumprelu"], 5, folder / "together" / "jumprelu", callbacks=[watch])

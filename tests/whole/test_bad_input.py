@@ -406,7 +406,7 @@ def test_a_disk_that_fills_up_while_tokens_are_written(fail: Fail, monkeypatch: 
     def write(*_: Any) -> Any:
         raise FULL["the system"]()
 
-    monkeypatch.setattr(shards.RowWriter, "write", write)
+    monkeypatch.setattr(shards.RowWriter, "append", write)
     assert mentions(fail("stage=train_sae", "model.seed=3"), "full", "finished artifacts are kept")
 
 

@@ -15,14 +15,12 @@ from infoscope.runtime.errors import InputError
 from infoscope.sae.config import TokenChoice
 from infoscope.vision.backbone import Tokens
 from infoscope.vision.tokens.extract import ShardedRows, TokenCache
-from infoscope.vision.tokens.source import LiveTokens
+from infoscope.vision.tokens.source import LiveTokens, choose_batch_images
 
 Places = Int[np.ndarray, "n_images n_chosen"]
 Gather = Callable[[slice], Float[Tensor, "n d_in"]]
 """Which of the tokens of a pool that this process shows, in the order it shows them -> those tokens, float32."""
 
-LIVE_BATCH_IMAGES = 64
-"""Images encoded at a time; part of what makes a resumed training bit for bit the same."""
 LIVE_STATISTICS_IMAGES = 4096
 """Images on which mean and scale are measured where tokens are not stored, evenly spread."""
 
@@ -176,11 +174,12 @@ class LiveTokenSet(TokenSet):
         images = np.arange(len(source)) if images is None else images
         super().__init__(images, choice, source.meta["n_prefix"], source.grid**2, source.meta["d_in"])
         self.source, self.buffer_device = source, torch.device(buffer_device)
+        # at a time; of a fixed number, for other batches would be rounded otherwise
+        self.batch_images = choose_batch_images(source.backbone.mean.device.type)
 
     def open_pool(self, images: Int[np.ndarray, " n_images"], places: Places, shown: list[np.ndarray]) -> Gather:
         here, n_chosen = processes.current(), places.shape[1]
-        # Whole batches are dealt out: a batch of other images would be rounded otherwise.
-        holder = np.arange(len(images)) // LIVE_BATCH_IMAGES % here.size
+        holder = np.arange(len(images)) // self.batch_images % here.size  # whole batches are dealt out
         mine = np.flatnonzero(holder == here.rank)
         encoded = self._encode(images[mine], places[mine]).flatten(0, 1)
         if here.size == 1:
@@ -203,7 +202,7 @@ class LiveTokenSet(TokenSet):
         """Return some tokens of some images, on the buffer's device."""
         buffer = torch.empty(*places.shape, self.d_in, device=self.buffer_device)
         n_done = 0
-        for rows, tokens in self.source.iterate(self.images[images], LIVE_BATCH_IMAGES):
+        for rows, tokens in self.source.iterate(self.images[images], self.batch_images):
             chosen = self._choose(tokens)
             part = slice(n_done, n_done + len(rows))
             index = torch.from_numpy(np.array(places[part])).to(chosen.device)[:, :, None].expand(-1, -1, self.d_in)
@@ -224,7 +223,7 @@ class LiveTokenSet(TokenSet):
         end = self.n_tokens if n_tokens is None else min(n_tokens, self.n_tokens)
         rows = self.images[: -(-end // self.tokens_per_image)]
         n_given, left = 0, torch.empty(0, self.d_in)
-        for _, tokens in self.source.iterate(rows, LIVE_BATCH_IMAGES):
+        for _, tokens in self.source.iterate(rows, self.batch_images):
             left = torch.cat([left, self._choose(tokens).flatten(0, 1).cpu()])[: end - n_given]
             while len(left) >= min(batch_tokens, end - n_given) > 0:
                 batch, left = left[:batch_tokens], left[batch_tokens:]

@@ -12,6 +12,7 @@ from infoscope.runtime.errors import InputError
 from infoscope.stages.train_clip import TrainClip
 from infoscope.vision.backbone import Backbone
 from infoscope.vision.load import compute_model_fingerprint, find_facts, make_backbone
+from infoscope.vision.tokens.source import choose_batch_images
 from infoscope.vision.weights.facts import Facts
 
 
@@ -51,9 +52,31 @@ def load_backbone(ctx: Context) -> Backbone:
     """Return the frozen backbone: loaded when something has to be encoded, not before."""
     with ctx.display.bar("loading the backbone"):
         backbone = make_backbone(ctx.config.model, _find_trained(ctx)).to(ctx.device)
+        backbone.cast_weights()
     if backbone.notes:
         ctx.display.say(backbone.notes)
     return backbone
+
+
+COMPILING_PAYS = 2**51
+"""Products of weights that take a large GPU about so much longer in plain blocks as compiling them takes."""
+
+
+def compile_backbone(ctx: Context, n_images: int) -> None:
+    """Compile the backbone's blocks, as `trainer.compile` says, for a stage of so many images; a failure is said."""
+    backbone, choice = load_backbone(ctx), ctx.config.trainer.compile
+    pays = ctx.device.type == "cuda" and n_images * backbone.n_products >= COMPILING_PAYS
+    if choice if choice is not None else pays:
+        _compile(ctx)
+
+
+@once
+def _compile(ctx: Context) -> None:
+    try:
+        with ctx.display.bar("compiling the backbone's blocks"):
+            load_backbone(ctx).compile_blocks(choose_batch_images(ctx.device.type))
+    except InputError as error:
+        ctx.display.say(f"Warning: {error} They run as they are, which takes longer.")
 
 
 @once
@@ -72,7 +95,8 @@ def load_backbone_at(ctx: Context, image_px: int) -> Backbone:
             f"Expected a model that takes crops of {image_px} px, but {ctx.config.model.name} takes images of"
             f" {loaded.image_px} px alone: set crop_px to that, or probe whole images."
         )
-    return loaded.to(ctx.device)
+    loaded.to(ctx.device).cast_weights()
+    return loaded
 
 
 @once

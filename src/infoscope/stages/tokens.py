@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from infoscope.data.config import DataConfig
+from infoscope.data.config import RAISE, DataConfig
 from infoscope.data.images import CHECK_PX, ImageBatch, ImageError, ImageSet
 from infoscope.data.reader import iterate_images
 from infoscope.pipeline.context import Context, once
@@ -18,13 +18,12 @@ from infoscope.runtime import processes
 from infoscope.runtime.files import write_json
 from infoscope.runtime.manifests import Artifact
 from infoscope.runtime.store import Workspace
-from infoscope.stages.backbone import fingerprint_model, load_backbone, say_model
+from infoscope.stages.backbone import compile_backbone, fingerprint_model, load_backbone, say_model
 from infoscope.stages.images import check_split, count_images, fingerprint_images, open_split, scenes_of
 from infoscope.stages.train_clip import needs_trained
 from infoscope.vision.tokens.extract import TokenCache, compute_cache_bytes, extract_tokens
-from infoscope.vision.tokens.source import LiveTokens, TokenSource
-
-BATCH_IMAGES = 64
+from infoscope.vision.tokens.shards import N_BEHIND
+from infoscope.vision.tokens.source import LiveTokens, TokenSource, choose_batch_images
 
 
 class Tokens(ArtifactStage[TokenSource]):
@@ -69,21 +68,22 @@ class Tokens(ArtifactStage[TokenSource]):
     def build(self, ctx: Context, up: Needs, work: Workspace, split: str, data: DataConfig) -> None:
         backbone = load_backbone(ctx)
         images, dtype = open_split(ctx, split, data), data.cache_dtype if data.store_tokens else None
+        compile_backbone(ctx, len(images))
         if dtype is not None:
             ctx.check_disk(compute_cache_bytes(backbone, len(images), dtype))
 
         def read(positions: np.ndarray, batch_images: int) -> Iterator[ImageBatch]:
-            size_px, n_done = backbone.image_px, 0
-            for batch in iterate_images(images, size_px, batch_images, positions, data.on_error, data.n_workers):
+            n_done = 0
+            for batch in iterate_images(
+                images, backbone.image_px, batch_images, positions, data.on_error, data.n_workers, ctx.device
+            ):
                 yield batch
                 n_done += len(batch.index)
                 advance(n_done, len(positions))
 
         with ctx.display.bar(f"encoding {split} images", len(images), "images") as advance:
             layer = ctx.config.model.layer
-            made = extract_tokens(
-                backbone, read, len(images), layer, work.folder, dtype, work.progress, batch_images=BATCH_IMAGES
-            )
+            made = extract_tokens(backbone, read, len(images), layer, work.folder, dtype, work.progress)
         if processes.is_main():
             write_json(work.folder / "skipped.json", find_skipped(images, made.image_index))
 
@@ -98,21 +98,26 @@ class Tokens(ArtifactStage[TokenSource]):
         if data.store_tokens:
             return TokenCache(folder)
         images, backbone = open_split(ctx, split, data), load_backbone(ctx)
+        compile_backbone(ctx, len(images))
 
         def read(positions: np.ndarray, batch_images: int) -> Iterator[ImageBatch]:
-            return iterate_images(images, backbone.image_px, batch_images, positions, n_workers=data.n_workers)
+            n_workers = data.n_workers
+            return iterate_images(images, backbone.image_px, batch_images, positions, RAISE, n_workers, ctx.device)
 
         return LiveTokens(folder, backbone, read)
 
     def work(self, ctx: Context, split: str, data: DataConfig) -> Work:
         n, sizes = count_images(ctx, split, data), find_sizes(ctx)
         kept_bytes = n * sizes.n_patches * 4  # the norms
-        batch_bytes = 4 * (sizes.n_patches + sizes.n_prefix) * sizes.d_in * BATCH_IMAGES
+        n_values = (sizes.n_patches + sizes.n_prefix) * sizes.d_in
+        batch_values = n_values * choose_batch_images(ctx.device.type)
+        held = 4 * batch_values
         if data.store_tokens:
-            n_values = (sizes.n_patches + sizes.n_prefix) * sizes.d_in
-            kept_bytes += n * n_values * np.dtype(data.cache_dtype).itemsize
+            value_bytes = np.dtype(data.cache_dtype).itemsize
+            kept_bytes += n * n_values * value_bytes
+            held += N_BEHIND * batch_values * value_bytes
         like = [ctx.config.model.name, ctx.config.model.layer, data.store_tokens]
-        return Work(n, like, forwards=n, disk_bytes=kept_bytes, memory_bytes=batch_bytes)
+        return Work(n, like, forwards=n, disk_bytes=kept_bytes, memory_bytes=held)
 
 
 @once

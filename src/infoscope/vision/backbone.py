@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from infoscope.runtime.errors import InputError
+from infoscope.runtime.errors import InputError, get_first_line
+from infoscope.vision.checks import LaterChecks
 from infoscope.vision.hooks import POST_NORM, RESID_POST, HookPoint
 
 
@@ -65,6 +68,7 @@ class Backbone(nn.Module, ABC):
         self.grid, self.patch_px = grid, patch_px
         self.fingerprint, self.precision = fingerprint, precision
         self.n_images_encoded = 0
+        self._has_compiled, self._compiled_images = False, 0
         self.mean: Tensor
         self.std: Tensor
         self.register_buffer("mean", torch.tensor(list(mean), dtype=torch.float32).view(1, 3, 1, 1), persistent=False)
@@ -75,9 +79,62 @@ class Backbone(nn.Module, ABC):
         """Side of the input in pixels."""
         return self.grid * self.patch_px
 
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """The transformer's blocks, in order; none where tokens are a formula."""
+        return []
+
+    def cast_weights(self) -> None:
+        """Keep as bfloat16, on a GPU, what autocast would make that in every forward: no number changes there.
+
+        (On a CPU attention would take another path.) Not in the last block: `resume` runs parts of it that autocast
+        lets alone.
+        """
+        if self.precision == "bfloat16" and self.mean.is_cuda:
+            for block in self.blocks[:-1]:
+                for module in block.modules():
+                    if isinstance(module, nn.Linear | nn.MultiheadAttention):
+                        for weight in module.parameters(recurse=False):
+                            weight.data = weight.data.bfloat16()
+
+    @property
+    def n_products(self) -> int:
+        """Multiplications of weights in the blocks, for one image."""
+        n_weights = sum(weight.numel() for block in self.blocks for weight in block.parameters())
+        return n_weights * (self.n_prefix_tokens + self.grid**2)
+
+    @torch.inference_mode()
+    def compile_blocks(self, batch_images: int) -> None:
+        """Compile the blocks for batches of so many images, which takes seconds; their numbers are rounded otherwise.
+
+        `tokens` fills batches of more than half as many up to that, so that there is one shape; all else (smaller
+        batches, larger ones, `resume`) goes through the blocks as they were.
+
+        Raises:
+            InputError: they cannot be compiled, for want of a C++ compiler or of triton; all is as it was.
+        """
+        if not self.blocks:
+            return
+        for block in self.blocks:
+            block.compile(dynamic=False)
+        self._has_compiled = True
+        images = torch.zeros(batch_images, 3, self.image_px, self.image_px, dtype=torch.uint8)
+        try:
+            self._tokens(self.normalise(images), self.n_layers - 1)
+        except Exception as error:  # of compilers, of every kind
+            raise InputError(
+                f"The backbone's blocks cannot be compiled ({get_first_line(error)}): set trainer.compile=false."
+            ) from error
+        self._compiled_images = batch_images
+
+    def _plain(self) -> AbstractContextManager[object]:
+        """Let blocks run as they are, compiled or not."""
+        return torch.compiler.set_stance("force_eager") if self._has_compiled else nullcontext()
+
     def normalise(self, images: UInt8[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 3 height width"]:
         """Return uint8 images as the model wants them: in 0..1, then (value - mean) / std."""
-        return (images.to(self.mean.device, torch.float32) / 255 - self.mean) / self.std
+        pixels = images.to(self.mean.device, non_blocking=True).float()
+        return (pixels / 255 - self.mean) / self.std
 
     def check_layer(self, layer: int) -> int:
         """Return `layer` counted from 0.
@@ -101,8 +158,14 @@ class Backbone(nn.Module, ABC):
         return self
 
     @torch.inference_mode()
-    def tokens(self, images: UInt8[Tensor, "batch 3 height width"], layer: int) -> Tokens:
+    def tokens(
+        self, images: UInt8[Tensor, "batch 3 height width"], layer: int, checks: LaterChecks | None = None
+    ) -> Tokens:
         """Return the tokens after block `layer` (0-based, negative from the end) of square images of side `image_px`.
+
+        Args:
+            checks: where it is noted that every token must be finite, so that nobody waits for the device here; who
+                gives it asks it before results are kept.
 
         Raises:
             InputError: if the layer does not exist, the images have another size, or a token is not finite.
@@ -111,13 +174,22 @@ class Backbone(nn.Module, ABC):
         if tuple(images.shape[1:]) != (3, self.image_px, self.image_px):
             raise InputError(f"Expected images [batch, 3, {self.image_px}, {self.image_px}], got {list(images.shape)}.")
         self.n_images_encoded += len(images)
-        tokens = self._tokens(self.normalise(images), layer)
+        if self._compiled_images // 2 < len(images) <= self._compiled_images:
+            n_missing = self._compiled_images - len(images)
+            filled = F.pad(images, (0,) * 7 + (n_missing,))
+            tokens = Tokens(*(part[: len(images)] for part in self._tokens(self.normalise(filled), layer)))
+        else:
+            with self._plain():
+                tokens = self._tokens(self.normalise(images), layer)
         if self.site == POST_NORM and layer == self.n_layers - 1:
             tokens = self._norm(tokens)
-        if not (torch.isfinite(tokens.patches).all() and torch.isfinite(tokens.prefix).all()):
-            raise InputError(
-                f"The backbone gave NaN or Inf after block {layer}: check its weights, or use model.precision=float32."
-            )
+        later = LaterChecks() if checks is None else checks
+        later.require(
+            torch.isfinite(tokens.patches).all() & torch.isfinite(tokens.prefix).all(),
+            f"The backbone gave NaN or Inf after block {layer}: check its weights, or use model.precision=float32.",
+        )
+        if checks is None:
+            later.ask()
         return tokens
 
     @torch.inference_mode()
@@ -136,7 +208,8 @@ class Backbone(nn.Module, ABC):
                 f"Going on from the last block ({layer}) cannot change CLS: expected an earlier model.layer, or the"
                 " readout patch_mean."
             )
-        return self._resume(tokens, layer)
+        with self._plain():
+            return self._resume(tokens, layer)
 
     def embed_tokens(self, tokens: Tokens, layer: int) -> Float[Tensor, "batch embed_dim"]:
         """Go on from edited tokens of block `layer` to what texts are compared with, of unit norm.

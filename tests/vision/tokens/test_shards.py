@@ -109,18 +109,19 @@ class TestResume:
             extract_all(make_backbone(), make_reader(unreadable, until=20), folder, dtype, progress)
         assert not list(folder.iterdir())
         n_finished = 16 if set(range(16, 20)) - set(unreadable) or 15 not in unreadable else 8
-        assert len(list(progress.glob("facts-*"))) == n_finished / 8
+        assert len(list(progress.glob("shards-of-8/facts-*"))) == n_finished / 8
         backbone = make_backbone()
         cache = extract_all(backbone, make_reader(unreadable), folder, dtype, progress)
         assert backbone.n_images_encoded == sum(i not in unreadable for i in range(n_finished, N))
         assert len(cache) == N - len(unreadable)
         assert read_folder(folder) == read_folder(whole)
-        assert not list(progress.iterdir())
+        assert not list((progress / "shards-of-8").iterdir())
 
     def test_a_shard_without_its_facts_counts_for_nothing(self, tmp_path: Path) -> None:
         folder, progress = make_folders(tmp_path)
+        (progress / "shards-of-8").mkdir()
         for number in range(3):
-            (progress / f"patches-{number:05d}.npy").write_bytes(b"half a shard of a killed process")
+            (progress / "shards-of-8" / f"patches-{number:05d}.npy").write_bytes(b"half a shard of a killed process")
         cache = extract_all(make_backbone(), make_reader(tuple(range(8, 16))), folder, "float32", progress)
         assert len(cache) == len(cache.patches) == N - 8
         assert [path.name for path in sorted(folder.glob("patches-*"))] == ["patches-00000.npy", "patches-00002.npy"]

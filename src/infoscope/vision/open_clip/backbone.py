@@ -50,6 +50,10 @@ class OpenClipBackbone(ClipBackbone):
         )
         self.visual: VisionTransformer = visual
 
+    @property
+    def blocks(self) -> list[torch.nn.Module]:
+        return list(self.visual.transformer.resblocks)
+
     def _tokens(self, pixels: Float[Tensor, "batch 3 height width"], layer: int) -> Tokens:
         with self._autocast():
             x = self.visual._embeds(pixels)

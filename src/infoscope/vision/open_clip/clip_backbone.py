@@ -58,7 +58,7 @@ class ClipBackbone(Backbone):
         if not self.has_projection:
             raise InputError("These weights have no projection, so images have no embeddings: give them with it.")
         self.n_images_encoded += len(images)
-        with self._autocast():
+        with self._autocast(), self._plain():
             return self.clip.encode_image(self.normalise(images), normalize=True).float()
 
     @torch.inference_mode()

@@ -50,6 +50,10 @@ class TimmBackbone(Backbone):
     def has_cls(self) -> bool:
         return self.trunk.has_class_token
 
+    @property
+    def blocks(self) -> list[nn.Module]:
+        return list(self.trunk.blocks)
+
     def _tokens(self, pixels: Float[Tensor, "batch 3 height width"], layer: int) -> Tokens:
         with self._autocast():
             found: Any = self.trunk.forward_intermediates(

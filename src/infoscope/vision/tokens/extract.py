@@ -21,6 +21,7 @@ from jaxtyping import Float, Int
 from infoscope.runtime import processes
 from infoscope.runtime.errors import InputError
 from infoscope.runtime.parts import cut
+from infoscope.runtime.profile import Kind, spent_on
 from infoscope.vision.backbone import Backbone, Tokens
 from infoscope.vision.tokens.shards import (
     N_SAMPLE_IMAGES,
@@ -31,18 +32,21 @@ from infoscope.vision.tokens.shards import (
     name_facts,
 )
 from infoscope.vision.tokens.source import (
-    BATCH_IMAGES,
     INDEX_FILE,
     MEAN_FILE,
     META_FILE,
     NORMS_FILE,
     ReadImages,
     TokenSource,
+    choose_batch_images,
 )
 
 SHARD_BYTES, N_SHARDS = 2**30, 16
 """A shard is as many batches as first hold this many bytes of tokens, stored or not, but fewer where there would not be
 so many shards: what an interruption can cost, and what processes share out."""
+EXACT_SCALE_IMAGES = 2**13
+"""Of stored tokens of at most so many images the scale is measured on all of them, by reading them once more; of larger
+sets on a sample."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +138,7 @@ def extract_tokens(
     folder: Path,
     dtype: str | None = "float32",
     progress: Path | None = None,
-    batch_images: int = BATCH_IMAGES,
+    batch_images: int | None = None,
 ) -> TokenCache:
     """Encode images once, write their tokens, or only their statistics, into `folder`, and return the cache.
 
@@ -145,34 +149,46 @@ def extract_tokens(
         read: images of the set by position; those that could not be read are simply not there.
         n_images: of the set, unreadable ones included.
         layer: block whose output is kept; negative from the end.
-        dtype: float32 or float16 on disk; norms, mean and scale are computed in float64 from the float32 tokens. None:
-            no token is stored, and the scale is measured on an evenly spread sample of them.
+        dtype: float32 or float16 on disk; None: no token is stored. Norms and mean are computed in float64 from the
+            float32 tokens. So is the scale, from those on the disk; of more than `EXACT_SCALE_IMAGES` images, or where
+            none is stored, it is measured on an evenly spread sample, see `N_SAMPLE_IMAGES`.
         progress: where finished shards wait, so that an interruption costs one at most, on a disk that all processes
             see; None: nothing is kept, and there must be one process.
-        batch_images: images that are read and encoded at a time.
+        batch_images: images that are read and encoded at a time, and whose multiples shards are cut at; None: as many
+            as suit the device (`choose_batch_images`), with the same shards on every device.
 
     Raises:
         InputError: no image at all, NaN or Inf in tokens, tokens too large for float16.
     """
-    layer = backbone.check_layer(layer)
-    shards = progress or folder
-    cuts = _cut_shards(backbone, n_images, batch_images)
+    layer, device = backbone.check_layer(layer), backbone.mean.device
+    least, most = (batch_images or choose_batch_images(kind) for kind in ("cpu", "cuda"))
+    cuts = _cut_shards(backbone, n_images, least, most)
+    shard_images = cuts[0].stop
+    # of another size: those of an earlier version that cut them otherwise
+    shards = folder if progress is None else progress / f"shards-of-{shard_images}"
+    shards.mkdir(exist_ok=True)
     missing = processes.broadcast([i for i in range(len(cuts)) if not name_facts(shards, i).exists()])
     mine = missing[processes.current().rank :: processes.current().size]
     positions = np.concatenate([np.empty(0, np.int64), *(np.arange(cuts[i].start, cuts[i].stop) for i in mine)])
-    with closing(ShardWriter(shards, dtype, -(-n_images // N_SAMPLE_IMAGES), mine, cuts[0].stop)) as writer:
-        for index, images in read(positions, batch_images):
-            writer.write(index, backbone.tokens(images, layer))
+    is_sampled = dtype is None or n_images > EXACT_SCALE_IMAGES
+    sample_every = -(-n_images // N_SAMPLE_IMAGES) if is_sampled else None
+    n_at_once = min(batch_images or choose_batch_images(device.type), shard_images)
+    with closing(ShardWriter(shards, dtype, sample_every, mine, shard_images)) as writer:
+        for index, images in read(positions, n_at_once):
+            with spent_on(Kind.forward):
+                tokens = backbone.tokens(images, layer, writer.checks)
+            writer.write(index, tokens)
         writer.finish()
     processes.barrier()
     known = join_facts(shards) if processes.current().rank == 0 else {}
     mean = processes.broadcast(known.get("mean"))
     if mean is None:
         raise InputError("Expected at least one readable image, got none: see the list of skipped files.")
-    mean_norm = compute_mean_norm(shards, progress, mean.to(backbone.mean.device)) if dtype is not None else 0.0
+    kept = None if progress is None else shards
+    mean_norm = 0.0 if is_sampled else compute_mean_norm(shards, kept, mean.to(device))
     processes.barrier()  # all have read what is now taken away
     if processes.current().rank == 0:
-        if dtype is None:
+        if is_sampled:
             sample = torch.from_numpy(known["sample"])
             mean_norm = (sample - mean).norm(dim=-1).mean(dtype=torch.float64).item()
         _save_facts(backbone, layer, dtype, known, mean_norm, folder)
@@ -181,11 +197,12 @@ def extract_tokens(
     return TokenCache(folder)
 
 
-def _cut_shards(backbone: Backbone, n_images: int, batch_images: int) -> list[slice]:
-    """Return the images of each shard."""
-    batch_bytes = compute_cache_bytes(backbone, batch_images, "float32")
-    n_batches = min(-(-SHARD_BYTES // batch_bytes), max(1, -(-n_images // (batch_images * N_SHARDS))))
-    return cut(n_images, n_batches * batch_images)
+def _cut_shards(backbone: Backbone, n_images: int, least: int, most: int) -> list[slice]:
+    """Return the images of each shard: whole batches of any device, of which the smallest and the largest are given."""
+    batch_bytes = compute_cache_bytes(backbone, least, "float32")
+    n_batches = min(-(-SHARD_BYTES // batch_bytes), max(1, -(-n_images // (least * N_SHARDS))))
+    shard_images = n_batches * least
+    return cut(n_images, shard_images if shard_images < most else -(-shard_images // most) * most)
 
 
 def _save_facts(
