@@ -120,7 +120,7 @@ def test_the_tree_is_plain_and_complete():
 ADE20K = ["data=ade20k", "data.root=x"]
 ON_DISK = "data.kind=image_folder, imagenet, ade20k, nyud"
 UNREAD = [
-    *((ON_DISK, [f"data.{one}"]) for one in ("max_train=2", "max_test=2", "on_error=skip")),
+    *((ON_DISK, [f"data.{one}"]) for one in ("max_train=2", "max_test=2", "on_error=skip", "decoder=nvjpeg")),
     ("data.kind=imagenet, ade20k, nyud", ["data.subset=true"]),
     ("data.kind=image_folder, imagenet", ["data.resize=crop"]),
     ("data.kind=image_folder", [*ADE20K, "data.test_share=0.3"]),

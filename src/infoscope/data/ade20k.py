@@ -16,7 +16,7 @@ from PIL import ExifTags, Image
 from infoscope.data.config import DataConfig, Resize
 from infoscope.data.images import CHECK_PX, ImageError, ImageSet, Truth, check_split
 from infoscope.data.left_out import HIDDEN, LeftOut, is_hidden
-from infoscope.data.photographs import describe_error, hash_files, is_image_name, load_rgb
+from infoscope.data.photographs import describe_error, hash_files, is_image_name, load_rgb, read_bytes
 from infoscope.data.recognition import explaining
 from infoscope.runtime.errors import InputError
 
@@ -48,7 +48,7 @@ class ADE20K(ImageSet):
         refuse_crop(config.resize)
         root = Path(str(config.root))
         with explaining(root, "ade20k"):
-            self.root, self.on_error = _find_folder(root), config.on_error
+            self.root, self.decoder, self.on_error = _find_folder(root), config.decoder, config.on_error
         self._images, self._annotations = (self.root / kind / _SPLITS[split] for kind in ("images", "annotations"))
         missing = [folder for folder in (self._images, self._annotations) if not folder.is_dir()]
         if missing:
@@ -70,8 +70,11 @@ class ADE20K(ImageSet):
             "classes": f"{N_LABELS}, " + (f"named by {_NAMES}" if self._named else f"numbered ({_NAMES} is missing)"),
         }
 
-    def decode(self, index: int) -> Image.Image:
-        return load_rgb(self._image_file(index))
+    def decode(self, index: int) -> Image.Image | UInt8[np.ndarray, "height width 3"]:
+        return load_rgb(self._image_file(index), self.decoder)
+
+    def read_file(self, index: int) -> bytes:
+        return read_bytes(self._image_file(index))
 
     def label_map(self, index: int) -> UInt8[np.ndarray, "height width"]:
         file = self._annotations / f"{self.image_ids[index]}.png"

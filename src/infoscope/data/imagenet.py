@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Int64, UInt8
 from PIL import Image
 
 from infoscope.data.config import DataConfig
@@ -63,7 +63,8 @@ class ImageNet(ImageSet):
         from open_clip import zero_shot_metadata
 
         check_split(split)
-        self.root, self.resize, self.on_error = Path(str(config.root)), config.resize, config.on_error
+        self.root, self.resize = Path(str(config.root)), config.resize
+        self.decoder, self.on_error = config.decoder, config.on_error
         with explaining(self.root, "imagenet"):
             self.folder, shards = _find_split(self.root, split)
             self._photographs, positions = self._find_images(split, shards, config)
@@ -79,8 +80,9 @@ class ImageNet(ImageSet):
     ) -> tuple[PhotographFiles, Int64[np.ndarray, " n"]]:
         """Return the images, and the place of each one's class among the 1,000."""
         left_out, photographs = LeftOut(), None
+        options: dict[str, Any] = {"decoder": self.decoder, "on_error": self.on_error}
         if shards is not None:
-            photographs = TarImages(shards, test_share=0.0, on_error=self.on_error)
+            photographs = TarImages(shards, test_share=0.0, **options)
             ids, positions = photographs.image_ids, _check_positions(photographs)
             self.layout, where, unit = "WebDataset tars", shards, "classes"
         elif folders := _list_class_folders(self.folder):
@@ -105,11 +107,14 @@ class ImageNet(ImageSet):
         if split == "test" and len(ids) == _N_PUBLISHED[split]:
             _check_order(ids, positions, where)
         if photographs is None:
-            photographs = PhotographFiles(self.folder, ids, test_share=0.0, on_error=self.on_error, left_out=left_out)
+            photographs = PhotographFiles(self.folder, ids, test_share=0.0, left_out=left_out, **options)
         return photographs, positions
 
-    def decode(self, index: int) -> Image.Image:
+    def decode(self, index: int) -> Image.Image | UInt8[np.ndarray, "height width 3"]:
         return self._photographs.decode(index)
+
+    def read_file(self, index: int) -> bytes:
+        return self._photographs.read_file(index)
 
     def labels(self, target: str) -> Int64[np.ndarray, " n_images"]:
         self.n_target_classes(target)

@@ -7,11 +7,13 @@ from enum import Enum
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from jaxtyping import Float32, Int64, UInt8
 from PIL import Image
 from torch import Tensor
 
-from infoscope.data.config import RAISE, OnError, Resize
+from infoscope.data.config import RAISE, Decoder, OnError, Resize
+from infoscope.data.decoding import can_resize, resize_pixels
 from infoscope.data.depth_units import DepthCounts
 from infoscope.data.left_out import LeftOut
 from infoscope.runtime.errors import InputError
@@ -65,6 +67,9 @@ class ImageSet(ABC):
     """Images of the split as the data set was published; None: unknown."""
     resize: Resize = Resize.squash
     """How `load` makes a square."""
+    decoder: Decoder = Decoder.pillow
+    """What decodes files and resizes pictures; others than Pillow give other pictures, and are part of the
+    fingerprint."""
     on_error: OnError = RAISE
     """What an unreadable image does; skipping leaves other images, so that it is part of the fingerprint."""
     truths: frozenset[Truth] = frozenset()
@@ -95,15 +100,17 @@ class ImageSet(ABC):
 
     def _make_fingerprint(self, kind: str, **facts: Any) -> dict[str, Any]:
         """Return the fingerprint of a set of files: what all such sets have in theirs, and `facts`."""
+        if self.decoder is not Decoder.pillow:
+            facts["decoder"] = self.decoder.name
         return {"kind": kind, "split": self.split, "on_error": self.on_error.name, "n_images": len(self), **facts}
 
     def load(self, index: int, size_px: int) -> UInt8[np.ndarray, "size size 3"]:
-        """Return an image as RGB, resized as the set says.
+        """Return an image as RGB, resized as the set says; by the CPU, whatever decodes.
 
         Raises:
             ImageError: if it cannot be read.
         """
-        return resize_image(self.decode(index), size_px, self.resize)
+        return resize_image(self.decode(index), size_px, self.resize, self.decoder)
 
     def photograph(self, index: int) -> UInt8[np.ndarray, "height width 3"]:
         """Return an image as RGB at the size it is stored, upright.
@@ -120,6 +127,14 @@ class ImageSet(ABC):
             f"Expected images at the size they are stored, which {type(self).__name__} does not give: probe whole"
             " images (probe.segmentation_crops.crop_px=null, probe.depth_crops.crop_px=null)."
         )
+
+    def read_file(self, index: int) -> bytes | None:
+        """Return the file of an image as it is stored; None: there is none.
+
+        Raises:
+            ImageError: if it cannot be read.
+        """
+        return None
 
     def describe(self) -> dict[str, str]:
         """Return what lies on the disk, for display: {"layout": ..., "classes": ...}; cheap, nothing is decoded."""
@@ -208,12 +223,22 @@ def check_split(split: str) -> None:
 
 
 def resize_image(
-    image: Image.Image | UInt8[np.ndarray, "height width 3"], size_px: int, resize: Resize = Resize.squash
+    image: Image.Image | UInt8[np.ndarray, "height width 3"],
+    size_px: int,
+    resize: Resize = Resize.squash,
+    decoder: Decoder = Decoder.pillow,
 ) -> UInt8[np.ndarray, "size size 3"]:
     """Return an RGB image as a square of side `size_px` (antialiased bicubic, as CLIP's own preprocessing).
 
     `Resize.crop` gives what torchvision's Resize and CenterCrop give, without resizing what is cut off.
+
+    Args:
+        decoder: Pillow resizes, or torchvision.
     """
+    if decoder is not Decoder.pillow:
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+        if can_resize(pixels.shape[2], pixels.shape[1], resize):
+            return resize_pixels(pixels, size_px, resize).permute(1, 2, 0).numpy()
     image = Image.fromarray(image) if isinstance(image, np.ndarray) else image
     width, height = image.size
     if (width, height) == (size_px, size_px):

@@ -15,11 +15,11 @@ from jaxtyping import Float32, UInt8
 from PIL import Image
 
 from infoscope.data.ade20k import read_facts, read_png, refuse_crop, refuse_other_size, refuse_unpaired
-from infoscope.data.config import DataConfig, OnError
+from infoscope.data.config import DataConfig, Decoder, OnError
 from infoscope.data.depth_units import DepthCounts, describe_wrong_map, refuse_unit
 from infoscope.data.images import CHECK_PX, ImageError, ImageSet, Truth, check_split
 from infoscope.data.left_out import HIDDEN, NO_SUFFIX, LeftOut, is_hidden
-from infoscope.data.photographs import describe_error, hash_files, is_image_name, load_rgb
+from infoscope.data.photographs import describe_error, hash_files, is_image_name, load_rgb, read_bytes
 from infoscope.data.recognition import explaining
 from infoscope.runtime.errors import InputError
 
@@ -67,7 +67,7 @@ class NYUd(ImageSet):
     def __init__(self, config: DataConfig, split: str) -> None:
         check_split(split)
         refuse_crop(config.resize)
-        self.root, self.on_error = Path(str(config.root)), config.on_error
+        self.root, self.decoder, self.on_error = Path(str(config.root)), config.decoder, config.on_error
         self.eigen_crop = config.eigen_crop and split == "test"
         with explaining(self.root, "nyud"):
             self._source = _open_source(self.root, split, config.raw_depth)
@@ -78,7 +78,10 @@ class NYUd(ImageSet):
         return {"layout": self._source.layout, "images": str(len(self)), "classes": "none, but depth"}
 
     def decode(self, index: int) -> Image.Image | UInt8[np.ndarray, "height width 3"]:
-        return self._source.load_image(index)
+        return self._source.load_image(index, self.decoder)
+
+    def read_file(self, index: int) -> bytes | None:
+        return self._source.read_file(index)
 
     def depth_m(self, index: int) -> Float32[np.ndarray, "height width"]:
         depth = self._source.load_depth(index)
@@ -166,7 +169,10 @@ class _MatFile:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_opened": None}
 
-    def load_image(self, index: int) -> UInt8[np.ndarray, "height width 3"]:
+    def read_file(self, index: int) -> None:
+        """There is none: the images are numbers in a table."""
+
+    def load_image(self, index: int, decoder: Decoder) -> UInt8[np.ndarray, "height width 3"]:
         try:
             return np.ascontiguousarray(self._dataset("images")[self.numbers[index] - 1].T)
         except (OSError, RuntimeError) as error:
@@ -288,8 +294,11 @@ class _Pairs:
         self.left_out.n_read = 2 * len(pairs)
         self._depth = [pairs[name] for name in self.ids]
 
-    def load_image(self, index: int) -> Image.Image:
-        return load_rgb(self.folder / self.ids[index])
+    def read_file(self, index: int) -> bytes:
+        return read_bytes(self.folder / self.ids[index])
+
+    def load_image(self, index: int, decoder: Decoder) -> Image.Image | UInt8[np.ndarray, "height width 3"]:
+        return load_rgb(self.folder / self.ids[index], decoder)
 
     def load_depth(self, index: int) -> Float32[np.ndarray, "height width"]:
         file = self.folder / self._depth[index]

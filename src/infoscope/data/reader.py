@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from functools import partial
@@ -13,7 +14,8 @@ import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor
 
-from infoscope.data.config import RAISE, SKIP, OnError
+from infoscope.data.config import RAISE, SKIP, Decoder, OnError
+from infoscope.data.decoding import check_nvjpeg, decode_plain, is_plain, resize_pixels
 from infoscope.data.images import ImageBatch, ImageError, ImageSet
 from infoscope.runtime.errors import InputError
 from infoscope.runtime.profile import Kind, counted, spent_on
@@ -21,8 +23,6 @@ from infoscope.runtime.ring import Ring, count_pieces
 
 Index = Int64[np.ndarray, " n"]
 Pixels = UInt8[np.ndarray, "n 3 size size"]
-Errors = dict[int, ImageError]
-"""Place in a chunk -> why this image cannot be read."""
 
 
 def iterate_images(
@@ -61,6 +61,9 @@ def open_images(
             given) and recorded in `image_set.skipped`.
         n_workers: processes that read ahead; 0 reads in this one. The batches are the same.
         device: where images are wanted. CUDA: they come there, copied a batch ahead; otherwise they come to the CPU.
+
+    Raises:
+        InputError: the set's decoder is nvjpeg, and there is no GPU, or torchvision decodes nothing on it.
     """
     reader = ImageReader(image_set, size_px, on_error, n_workers, device)
     try:
@@ -82,6 +85,9 @@ class ImageReader:
         self.image_set, self.size_px, self.on_error, self.n_workers = image_set, size_px, on_error, n_workers
         self._cuda = device if device is not None and device.type == "cuda" else None
         self._ring: Ring | None = None
+        self._gpu = self._cuda or torch.device("cuda")
+        if image_set.decoder is Decoder.nvjpeg:
+            check_nvjpeg(self._gpu)
 
     def read(self, indices: Sequence[int] | Index, batch_size: int) -> Generator[ImageBatch, None, None]:
         """Yield images in the order of `indices`, the last incomplete batch included. They are the caller's own.
@@ -98,8 +104,7 @@ class ImageReader:
             for chunk in chunks:
                 if chunk.errors and self.on_error is not SKIP:
                     raise next(iter(chunk.errors.values()))
-                names = ((image_set.image_ids[i], error) for i, error in chunk.errors.items())
-                image_set.skipped.update({name: error.reason for name, error in names})
+                image_set.skipped.update({name: error.reason for name, error in chunk.errors.items()})
                 n_read += len(chunk.index)
                 if len(chunk.index):
                     yield ImageBatch(torch.from_numpy(chunk.index), chunk.images)
@@ -125,8 +130,8 @@ class ImageReader:
         with spent_on(Kind.reading):
             ring, is_done = self._start_ring(len(index), batch_size), False
         try:
-            in_slots = counted(Kind.reading, _read_slots(ring, index, batch_size))
-            yield from _take(in_slots, ring) if self._cuda is None else _take_ahead(in_slots, ring, self._cuda)
+            in_slots = counted(Kind.reading, self._read_slots(ring, index, batch_size))
+            yield from self._take(in_slots, ring) if self._cuda is None else self._take_ahead(in_slots, ring)
             is_done = True
         finally:
             if not is_done:  # nobody wants what the helpers still do
@@ -135,11 +140,81 @@ class ImageReader:
     def _read_here(self, index: Index) -> _Chunk:
         with spent_on(Kind.reading):
             pixels = np.empty((len(index), 3, self.size_px, self.size_px), np.uint8)
-            chunk = _drop_unread(index, pixels, _fill(self.image_set, self.size_px, index, pixels))
-        if self._cuda is None:
+            said = _fill(self.image_set, self.size_px, index, pixels)
+            chunk = self._make_chunk(index, pixels, said.errors, said.files)
+        if self._cuda is not None:
+            with spent_on(Kind.copying):
+                chunk = chunk._replace(images=chunk.images.to(self._cuda))
+        return self._decode(chunk)
+
+    def _read_slots(self, ring: Ring, index: Index, batch_size: int) -> Iterator[_Chunk]:
+        """Yield chunks whose images lie in the ring, until they are released."""
+        start = 0
+        for pixels, said in ring.fill(index, batch_size):
+            errors, files = {}, {}
+            for first, of in zip(itertools.count(0, ring.piece), said, strict=False):
+                errors |= {first + place: error for place, error in of.errors.items()}
+                files |= {first + place: file for place, file in of.files.items()}
+            yield self._make_chunk(index[start : start + len(pixels)], pixels, errors, files)
+            start += batch_size
+
+    def _make_chunk(
+        self, index: Index, pixels: Pixels, errors: dict[int, ImageError], files: dict[int, bytes]
+    ) -> _Chunk:
+        return _drop(_Chunk(index, torch.from_numpy(pixels), {}, files), errors, self.image_set.image_ids)
+
+    def _take(self, in_slots: Iterator[_Chunk], ring: Ring) -> Iterator[_Chunk]:
+        """Yield chunks of their own memory."""
+        for chunk in in_slots:
+            with spent_on(Kind.copying):
+                images = chunk.images.clone()
+            ring.release()
+            yield self._decode(chunk._replace(images=images))
+
+    def _take_ahead(self, in_slots: Iterator[_Chunk], ring: Ring) -> Iterator[_Chunk]:
+        """Yield chunks on the device; the next one is on its way there meanwhile."""
+        stream = torch.cuda.Stream(self._cuda)
+
+        def take(chunk: _Chunk, copied: torch.cuda.Event) -> _Chunk:
+            with spent_on(Kind.copying):
+                copied.synchronize()
+            ring.release()
+            chunk.images.record_stream(torch.cuda.current_stream(self._cuda))  # it was made for another one
             return chunk
-        with spent_on(Kind.copying):
-            return chunk._replace(images=chunk.images.to(self._cuda))
+
+        ahead = None
+        try:
+            for chunk in in_slots:
+                with torch.cuda.stream(stream):
+                    with spent_on(Kind.copying):
+                        chunk = chunk._replace(images=chunk.images.to(self._cuda, non_blocking=True))
+                    following = self._decode(chunk), torch.cuda.Event()
+                    following[1].record(stream)
+                if ahead is not None:
+                    yield take(*ahead)
+                ahead = following
+            if ahead is not None:
+                yield take(*ahead)
+        finally:
+            stream.synchronize()  # before the memory goes from which it copies
+
+    def _decode(self, chunk: _Chunk) -> _Chunk:
+        """Return a chunk whose files are decoded by the GPU; those that it refuses are read as ever."""
+        if not chunk.files:
+            return chunk
+        errors = {}
+        with spent_on(Kind.reading):
+            decoded = decode_plain(list(chunk.files.values()), self._gpu)
+            for place, pixels in zip(chunk.files, decoded, strict=True):
+                if pixels is not None:
+                    chunk.images[place].copy_(resize_pixels(pixels, self.size_px, self.image_set.resize))
+                    continue
+                try:
+                    pixels = self.image_set.load(int(chunk.index[place]), self.size_px)
+                    chunk.images[place].copy_(torch.from_numpy(pixels).permute(2, 0, 1))
+                except ImageError as error:
+                    errors[place] = error
+        return _drop(chunk._replace(files={}), errors, self.image_set.image_ids)
 
     def _start_ring(self, n_images: int, batch_size: int) -> Ring:
         """Return the helpers of the last reading, if they are enough for this one, or others."""
@@ -154,71 +229,43 @@ class ImageReader:
         return ring
 
 
+class _Said(NamedTuple):
+    """What a helper says of images, by their places: why they cannot be read, or the JPEGs that a GPU is to decode."""
+
+    errors: dict[int, ImageError]
+    files: dict[int, bytes]
+
+
 class _Chunk(NamedTuple):
-    """Images that were read, and number -> error of those that could not be."""
+    """Images that were read; those at the places of `files` are still to be decoded, others are in `errors`, by id."""
 
     index: Index
     images: UInt8[Tensor, "n 3 size size"]
-    errors: Errors
+    errors: dict[str, ImageError]
+    files: dict[int, bytes]
 
 
-def _fill(image_set: ImageSet, size_px: int, index: Index, out: Pixels) -> Errors:
-    """Write images where they belong in `out`, and return place -> error of those that cannot be read."""
-    errors = {}
+def _fill(image_set: ImageSet, size_px: int, index: Index, out: Pixels) -> _Said:
+    """Write images where they belong in `out`."""
+    said = _Said({}, {})
     for place, i in enumerate(index.tolist()):
         try:
-            out[place] = image_set.load(i, size_px).transpose(2, 0, 1)
+            file = image_set.read_file(i) if image_set.decoder is Decoder.nvjpeg else None
+            if file is not None and is_plain(file):
+                said.files[place] = file
+            else:
+                out[place] = image_set.load(i, size_px).transpose(2, 0, 1)
         except ImageError as error:
-            errors[place] = error
-    return errors
+            said.errors[place] = error
+    return said
 
 
-def _drop_unread(index: Index, pixels: Pixels, errors: Errors) -> _Chunk:
-    """Return the images that could be read, moved together within `pixels`."""
-    if errors:
-        read = np.delete(np.arange(len(index)), list(errors))
-        pixels[: len(read)] = pixels[read]
-        index, pixels, errors = index[read], pixels[: len(read)], {int(index[i]): errors[i] for i in errors}
-    return _Chunk(index, torch.from_numpy(pixels), errors)
-
-
-def _read_slots(ring: Ring, index: Index, batch_size: int) -> Iterator[_Chunk]:
-    """Yield chunks whose images lie in the ring, until they are released."""
-    start = 0
-    for pixels, said in ring.fill(index, batch_size):
-        errors = {n * ring.piece + place: error for n, of in enumerate(said) for place, error in of.items()}
-        yield _drop_unread(index[start : start + len(pixels)], pixels, errors)
-        start += batch_size
-
-
-def _take(in_slots: Iterator[_Chunk], ring: Ring) -> Iterator[_Chunk]:
-    """Yield chunks of their own memory."""
-    for chunk in in_slots:
-        with spent_on(Kind.copying):
-            images = chunk.images.clone()
-        ring.release()
-        yield chunk._replace(images=images)
-
-
-def _take_ahead(in_slots: Iterator[_Chunk], ring: Ring, cuda: torch.device) -> Iterator[_Chunk]:
-    """Yield chunks on a device; the next one is on its way there meanwhile."""
-    stream = torch.cuda.Stream(cuda)
-
-    def take(chunk: _Chunk, copied: torch.cuda.Event) -> _Chunk:
-        with spent_on(Kind.copying):
-            copied.synchronize()
-        ring.release()
-        chunk.images.record_stream(torch.cuda.current_stream(cuda))  # it was made for another one
+def _drop(chunk: _Chunk, errors: dict[int, ImageError], ids: Sequence[str]) -> _Chunk:
+    """Return a chunk without the images that cannot be read, the others moved together within their memory."""
+    if not errors:
         return chunk
-
-    ahead = None
-    for chunk in in_slots:
-        with spent_on(Kind.copying), torch.cuda.stream(stream):
-            copied = torch.cuda.Event()
-            following = chunk._replace(images=chunk.images.to(cuda, non_blocking=True)), copied
-            copied.record(stream)
-        if ahead is not None:
-            yield take(*ahead)
-        ahead = following
-    if ahead is not None:
-        yield take(*ahead)
+    kept = [place for place in range(len(chunk.index)) if place not in errors]
+    chunk.images[: len(kept)] = chunk.images[kept]
+    named = {ids[int(chunk.index[place])]: error for place, error in errors.items()}
+    files = {new: chunk.files[place] for new, place in enumerate(kept) if place in chunk.files}
+    return _Chunk(chunk.index[kept], chunk.images[: len(kept)], chunk.errors | named, files)

@@ -28,6 +28,7 @@ class _Sample(ImageSet):
         self.images, self.chosen, self.seed = images, chosen, seed
         self.training_region, self.left_out = images.training_region, images.left_out
         self.truths, self.targets, self.global_factors = images.truths, images.targets, images.global_factors
+        self.decoder, self.resize = images.decoder, images.resize
         self.class_names, self.label_names = images.class_names, images.label_names
 
     @property
@@ -40,6 +41,9 @@ class _Sample(ImageSet):
 
     def photograph(self, index: int) -> UInt8[np.ndarray, "height width 3"]:
         return self.images.photograph(int(self.chosen[index]))
+
+    def read_file(self, index: int) -> bytes | None:
+        return self.images.read_file(int(self.chosen[index]))
 
     def describe(self) -> dict[str, str]:
         return {**self.images.describe(), "sample": f"{len(self):,} of {len(self.images):,} images, seed {self.seed}"}

@@ -46,4 +46,5 @@ def _open_photographs(config: DataConfig, split: str) -> ImageSet:
     root = str(config.root)
     kind = ImageList if root.lower().endswith(".txt") else TarImages if is_tar_source(root) else ImageFolder
     options = {"seed": config.seed, "test_share": config.test_share}
-    return kind(root, split, **options, resize=config.resize, on_error=config.on_error)
+    reads = {"resize": config.resize, "decoder": config.decoder, "on_error": config.on_error}
+    return kind(root, split, **options, **reads)

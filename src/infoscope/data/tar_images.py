@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Int64, UInt8
 from PIL import Image
 
 from infoscope.data.config import RAISE, OnError
@@ -103,10 +103,16 @@ class TarImages(PhotographFiles):
         for descriptor in getattr(self, "_opened", {}).values():
             os.close(descriptor)
 
-    def decode(self, index: int) -> Image.Image:
+    def decode(self, index: int) -> Image.Image | UInt8[np.ndarray, "height width 3"]:
         try:
-            return load_rgb(io.BytesIO(self._read(index)))  # pyright: ignore[reportArgumentType] # a stream will do
+            return load_rgb(io.BytesIO(self._read(index)), self.decoder)
         except (OSError, ImageError) as error:
+            raise self._image_error(index, error) from error
+
+    def read_file(self, index: int) -> bytes:
+        try:
+            return self._read(index)
+        except OSError as error:
             raise self._image_error(index, error) from error
 
     def check_image(self, index: int) -> dict[str, str]:
