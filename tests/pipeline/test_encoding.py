@@ -15,8 +15,10 @@ from infoscope.config.tree import compose
 from infoscope.pipeline.context import Context
 from infoscope.probes.results import load_results
 from infoscope.runtime import parts, processes
+from infoscope.runtime.errors import InputError
 from infoscope.sae import passes
 from infoscope.scope.top_images import TopImages
+from infoscope.stages import backbone as backbone_module
 from infoscope.stages.backbone import load_backbone
 from infoscope.stages.confounds.stage import Confounds
 from infoscope.stages.outliers.stage import group_activation_of
@@ -26,6 +28,7 @@ from infoscope.stages.rank import Rank
 from infoscope.stages.score.stage import Score
 from infoscope.stages.tokens import Tokens
 from infoscope.stages.train_sae import TrainSAE
+from infoscope.vision.backbone import Backbone
 from infoscope.vision.tokens import extract, source
 from tests.support.pipeline_samples import N_TRAIN, Recorder, make_tiny_config
 from tests.support.slow import fall_behind
@@ -173,3 +176,24 @@ def test_tokens_that_are_never_stored_change_no_result(tmp_path: Path) -> None:
         assert probed[1][task] == pytest.approx(metrics, rel=0.02, abs=0.02), task
     predictions = [Predict.at(ctx, 0).load().metrics(0) for ctx in (stored, live)]
     assert predictions[1] == pytest.approx(predictions[0], rel=1e-3, abs=1e-3)
+
+
+@pytest.mark.parametrize("choice", ["true", "false", "null"])
+def test_blocks_are_compiled_where_that_is_asked_for_or_pays(
+    photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, choice: str
+) -> None:
+    """On a CPU it is asked for alone. Where they cannot be compiled, that is said once, and tokens are made."""
+    asked: list[int] = []
+
+    def refuse(self: Backbone, batch_images: int) -> None:
+        asked.append(batch_images)
+        raise InputError("The backbone's blocks cannot be compiled (no C++ compiler): set trainer.compile=false.")
+
+    monkeypatch.setattr(Backbone, "compile_blocks", refuse)
+    monkeypatch.setattr(backbone_module, "COMPILING_PAYS", 1)
+    ctx = make_context(photographs, tmp_path, f"trainer.compile={choice}", "data.store_tokens=false")
+    Tokens.at(ctx, "train").load()
+    assert Tokens.at(make_context(photographs, tmp_path, "data.store_tokens=false"), "train").find() is not None
+    assert isinstance(ctx.display, Recorder)
+    assert asked == ([source.BATCH_IMAGES] if choice == "true" else [])
+    assert ctx.display.text.count("blocks cannot be compiled (no C++ compiler)") == len(asked)

@@ -122,8 +122,9 @@ class Backbone(nn.Module, ABC):
         try:
             self._tokens(self.normalise(images), self.n_layers - 1)
         except Exception as error:  # of compilers, of every kind
+            reason = get_first_line(getattr(error, "inner_exception", error))  # dynamo's own says the backend's name
             raise InputError(
-                f"The backbone's blocks cannot be compiled ({get_first_line(error)}): set trainer.compile=false."
+                f"The backbone's blocks cannot be compiled ({reason}): set trainer.compile=false."
             ) from error
         self._compiled_images = batch_images
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import math
+import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,8 +15,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from infoscope.vision.backbone import Backbone
-from infoscope.vision.tokens import extract, shards
+from infoscope.runtime.errors import InputError
+from infoscope.vision.backbone import Backbone, Tokens
+from infoscope.vision.open_clip.backbone import OpenClipBackbone
+from infoscope.vision.tokens import extract, shards, source
 from infoscope.vision.tokens.extract import ShardedRows, TokenCache, extract_tokens
 from infoscope.vision.tokens.source import LiveTokens, ReadImages
 from tests.support.clip_samples import GRID, WIDTH, make_backbone, make_images
@@ -125,6 +130,151 @@ class TestResume:
         cache = extract_all(make_backbone(), make_reader(tuple(range(8, 16))), folder, "float32", progress)
         assert len(cache) == len(cache.patches) == N - 8
         assert [path.name for path in sorted(folder.glob("patches-*"))] == ["patches-00000.npy", "patches-00002.npy"]
+
+
+def list_threads() -> list[str]:
+    return [t.name for t in threading.enumerate() if t.name.startswith(("write_tokens", "close_shards"))]
+
+
+class TestBehind:
+    """What threads do behind the loop: the bytes of a plain loop, and no trouble is lost or late."""
+
+    @pytest.mark.parametrize("dtype", ["float32", "float16"])
+    def test_the_files_are_those_of_a_plain_loop(self, tmp_path: Path, dtype: str) -> None:
+        cache = extract_all(make_backbone(), make_reader((5,)), tmp_path, dtype)
+        backbone, index = make_backbone(), []
+        parts: dict[str, list[np.ndarray]] = {"patches": [], "prefix": [], "norms": [], "total": []}
+        for positions, images in make_reader((5,))(np.arange(N), BATCH):
+            tokens = backbone.tokens(images, LAYER)
+            index += positions.tolist()
+            parts["patches"].append(tokens.patches.numpy().astype(dtype))
+            parts["prefix"].append(tokens.prefix.numpy().astype(dtype))
+            parts["norms"].append(tokens.patches.norm(dim=-1).numpy())
+            parts["total"].append(tokens.patches.sum((0, 1), dtype=torch.float64).numpy())
+        whole = {name: np.concatenate(values) for name, values in parts.items() if name != "total"}
+        assert np.array_equal(cache.patches[:], whole["patches"])
+        assert np.array_equal(cache.prefix[:], whole["prefix"])
+        assert np.array_equal(cache.norms, whole["norms"])
+        assert cache.image_index.tolist() == index
+        of_shards = [np.sum(parts["total"][i : i + 2], axis=0) for i in range(0, len(parts["total"]), 2)]
+        mean = (sum(of_shards) / whole["norms"].size).astype(np.float32)
+        assert np.array_equal(cache.mean, mean)
+        distances = np.linalg.norm(whole["patches"].astype(np.float64) - mean, axis=-1)
+        assert cache.meta["mean_norm"] == pytest.approx(distances.mean(), rel=1e-6)
+
+    @pytest.mark.parametrize("fails_at", [0, 3])
+    def test_a_disk_that_fails_stops_the_run_at_once(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails_at: int
+    ) -> None:
+        folder, progress = make_folders(tmp_path)
+        backbone, append, n_written = make_backbone(), shards.RowWriter.append, 0
+
+        def write(self: shards.RowWriter, rows: np.ndarray) -> None:
+            nonlocal n_written
+            if n_written >= 2 * fails_at:  # of each batch patches and prefix
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            n_written += 1
+            append(self, rows)
+
+        monkeypatch.setattr(shards.RowWriter, "append", write)
+        with pytest.raises(OSError, match="No space left"):
+            extract_all(backbone, make_reader(), folder, "float32", progress)
+        assert backbone.n_images_encoded <= BATCH * (fails_at + shards.N_BEHIND + 1)
+        finished = sorted(path.name for path in progress.rglob("facts-*"))
+        assert finished == ["facts-00000.npz"][: fails_at // 2]  # of the shard that was whole, if one was
+        assert not list_threads()
+        monkeypatch.undo()
+        monkeypatch.setattr(extract, "SHARD_BYTES", 8 * IMAGE_BYTES)
+        monkeypatch.setattr(extract, "N_SHARDS", 1)
+        assert len(extract_all(make_backbone(), make_reader(), folder, "float32", progress)) == N
+
+    def test_facts_that_cannot_be_written_stop_it(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def fail(*_: object, **__: object) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        monkeypatch.setattr(np, "savez", fail)
+        with pytest.raises(OSError, match="No space left"):
+            extract_all(make_backbone(), make_reader(), tmp_path)
+        assert not list_threads()
+
+    @pytest.mark.parametrize("error", [KeyboardInterrupt, InputError("Cannot read the image b.jpg.")])
+    def test_whatever_ends_the_reader_ends_the_threads(
+        self, tmp_path: Path, error: type[BaseException] | BaseException
+    ) -> None:
+        def read(positions: np.ndarray, batch_images: int) -> Iterator[tuple[Tensor, Tensor]]:
+            yield from make_reader()(positions[: 3 * batch_images], batch_images)
+            raise error
+
+        with pytest.raises(type(error) if isinstance(error, BaseException) else error):
+            extract_all(make_backbone(), read, tmp_path)
+        assert not list_threads()
+        assert [path.name for path in tmp_path.glob("facts-*")] == ["facts-00000.npz"]
+
+    def test_nan_in_a_later_shard_leaves_the_ones_before(self, tmp_path: Path) -> None:
+        class Spoilt(OpenClipBackbone):
+            def _tokens(self, pixels: Tensor, layer: int) -> Tokens:
+                tokens = super()._tokens(pixels, layer)
+                if self.n_images_encoded > 12:
+                    tokens.patches[1, 2, 3] = torch.nan
+                return tokens
+
+        backbone = Spoilt(make_backbone().clip, mean=(0.5,) * 3, std=(0.5,) * 3, fingerprint={})
+        with pytest.raises(InputError, match="NaN or Inf after block 2"):
+            extract_all(backbone, make_reader(), tmp_path)
+        assert [path.name for path in tmp_path.glob("facts-*")] == ["facts-00000.npz"]
+        assert not list_threads()
+
+
+class TestCuts:
+    """Shards are the same for batches of every device, and those of sets that have few images as they always were."""
+
+    @pytest.mark.parametrize(
+        ("n_images", "shard_bytes", "expected"),
+        [(40, 2**30, 64), (3000, 2**30, 192), (4096, 2**30, 256), (5000, 2**30, 512), (10**6, 700, 768), (600, 1, 64)],
+    )
+    def test_their_size(self, monkeypatch: pytest.MonkeyPatch, n_images: int, shard_bytes: int, expected: int) -> None:
+        monkeypatch.setattr(extract, "N_SHARDS", 16)
+        monkeypatch.setattr(extract, "SHARD_BYTES", shard_bytes * IMAGE_BYTES)
+        cuts = extract._cut_shards(make_backbone(), n_images, 64, 256)
+        assert cuts[0] == slice(0, min(n_images, expected))
+        assert cuts[-1].stop == n_images
+        assert expected % 64 == 0
+        assert expected < 256 or expected % 256 == 0
+
+    @pytest.mark.parametrize("dtype", ["float32", None])
+    def test_a_run_may_go_on_with_other_batches(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str | None
+    ) -> None:
+        """As those of another device are."""
+        folder, progress = make_folders(tmp_path)
+        monkeypatch.setattr(source, "BATCH_IMAGES", 4)
+        monkeypatch.setattr(source, "CUDA_BATCH_IMAGES", 8)
+        with pytest.raises(KeyboardInterrupt):
+            extract_tokens(make_backbone(), make_reader(until=12), N, LAYER, folder, dtype, progress)
+
+        def read(positions: np.ndarray, batch_images: int) -> Iterator[tuple[Tensor, Tensor]]:
+            assert (positions[0], batch_images) == (8, 4)
+            yield from make_reader()(positions, 8)
+
+        made = extract_tokens(make_backbone(), read, N, LAYER, folder, dtype, progress)
+        assert made.image_index.tolist() == list(range(N))
+        (tmp_path / "whole").mkdir()
+        whole = extract_tokens(make_backbone(), make_reader(), N, LAYER, tmp_path / "whole", dtype)
+        np.testing.assert_allclose(made.norms, whole.norms, rtol=1e-5)
+        assert made.scale == pytest.approx(whole.scale, rel=1e-5)
+
+
+def test_the_scale_of_a_large_set_is_that_of_a_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    exact, sampled, unstored = (tmp_path / name for name in ("exact", "sampled", "unstored"))
+    for folder in (exact, sampled, unstored):
+        folder.mkdir()
+    exact = extract_all(make_backbone(), make_reader(), exact)
+    unstored = extract_all(make_backbone(), make_reader(), unstored, None)
+    monkeypatch.setattr(extract, "EXACT_SCALE_IMAGES", N - 1)
+    found = extract_all(make_backbone(), make_reader(), sampled)
+    assert found.scale == unstored.scale
+    assert found.scale == pytest.approx(exact.scale, rel=1e-5)  # here all tokens are in the sample
+    assert read_folder(sampled).keys() == read_folder(exact.folder).keys()
 
 
 class TestLive:
