@@ -1,43 +1,76 @@
-"""Photographs per second and core: what an image set's `load` does, and other decoders of JPEGs beside it.
+"""Photographs per second: one core that decodes, processes that read ahead, and what hands pictures over.
 
-Everything runs on one core, in turns over the same files, so that a busy machine slows all; medians are printed.
-"Plain Pillow" is the full decode and a bicubic resize with nothing else: a ceiling for `load`, which also mends
-orientation and colour modes. "Draft" is Pillow at 1/2 to 1/8 of the size, no smaller than twice the target.
-Differences are against `load`, in levels of 255, over the images at the target size. Files are read once beforehand,
-so the disk is not measured; pictures that EXIF tags turn are left out, because only `load` turns them. Without
---root, rendered scenes are saved as JPEGs: smoother and smaller than photographs.
+Three tables; in each, sides take turns over the same files, and files are read once beforehand, so that the disk is not
+measured. Without --root, rendered scenes are saved as JPEGs: smoother and smaller than photographs.
+
+- One core: `load` of an image set by each `data.decoder` against a decode and a resize with nothing else, by Pillow and
+  by torchvision: ceilings, as `load` also mends orientation and colour modes. "Draft" is Pillow at 1/2 to 1/8 of the
+  size, no smaller than twice the target. Differences are against Pillow's `load`, in levels of 255; pictures that EXIF
+  tags turn are left out, because only `load` turns them.
+- Processes that read ahead: `open_images`, whose helpers stay, against torch's DataLoader with workers that stay, each
+  calling `load`. On CUDA images come to the device, by nvJPEG too. Whoever takes them copies them once.
+- The same of pictures that lie in memory at the right size, so that handing them over is all there is to do; the limit
+  is a copy of each batch into fresh memory.
 
     python experiments/benchmarks/decoding.py --root PHOTOGRAPHS
-    python experiments/benchmarks/decoding.py --root PHOTOGRAPHS --size 224 --repeats 5 --save
+    python experiments/benchmarks/decoding.py --root PHOTOGRAPHS --workers 14 --batch 256 --save
 """
 
 from __future__ import annotations
 
 import argparse
-import datetime
-import json
 import os
-import platform
 import statistics
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import torch
+from harness import make_parser, make_rows, print_rows, save, take_turns
 from PIL import Image, features
-from torchvision.io import ImageReadMode, decode_jpeg, read_file
-from torchvision.transforms.v2 import InterpolationMode
-from torchvision.transforms.v2.functional import resize
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
+from infoscope.data import decoding
+from infoscope.data.config import Decoder, Resize
 from infoscope.data.image_folder import ImageFolder
-from infoscope.data.photographs import load_rgb
+from infoscope.data.images import ImageSet
+from infoscope.data.reader import open_images
 from infoscope.data.scenes.render import render_split_part
-from infoscope.runtime.environment import describe_environment
 
-RESULTS = Path(__file__).parent / "results"
 SCENE_PX = 320
+Side = Callable[[], object]
+
+
+class InMemory(ImageSet):
+    """Random pictures of the right size, the same 64 again and again."""
+
+    def __init__(self, n_images: int, size_px: int) -> None:
+        super().__init__("test", [f"{i:09d}" for i in range(n_images)])
+        self.pictures = np.random.default_rng(0).integers(0, 256, (64, size_px, size_px, 3), dtype=np.uint8)
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        return {}
+
+    def load(self, index: int, size_px: int) -> np.ndarray:
+        return self.pictures[index % len(self.pictures)]
+
+
+class Loaded(Dataset[Tensor]):
+    """An image set as torch's loader reads it."""
+
+    def __init__(self, images: ImageSet, size_px: int) -> None:
+        self.images, self.size_px = images, size_px
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(self.images.load(index, self.size_px).transpose(2, 0, 1)))
 
 
 def decode_pillow(file: Path, size_px: int) -> np.ndarray:
@@ -51,44 +84,23 @@ def decode_draft(file: Path, size_px: int) -> np.ndarray:
         return np.array(image.convert("RGB").resize((size_px, size_px), Image.Resampling.BICUBIC))
 
 
-def decode_to_tensor(file: Path) -> torch.Tensor:
-    pixels = decode_jpeg(read_file(str(file)), mode=ImageReadMode.RGB)
-    assert isinstance(pixels, torch.Tensor)  # a list only for a list of files
-    return pixels
-
-
 def decode_torchvision(file: Path, size_px: int) -> np.ndarray:
-    """torchvision's decoder, then Pillow's resize."""
-    pixels = decode_to_tensor(file).permute(1, 2, 0).numpy()
-    return np.array(Image.fromarray(pixels).resize((size_px, size_px), Image.Resampling.BICUBIC))
+    (pixels,) = decoding.decode_plain([file.read_bytes()], torch.device("cpu"))
+    assert pixels is not None
+    return decoding.resize_pixels(pixels, size_px, Resize.squash).permute(1, 2, 0).numpy()
 
 
-def resize_tensors(file: Path, size_px: int) -> np.ndarray:
-    """`load_rgb`, then torchvision's antialiased bicubic resize of uint8 tensors."""
-    pixels = torch.from_numpy(np.array(load_rgb(file))).permute(2, 0, 1)
-    return resize(pixels, [size_px, size_px], InterpolationMode.BICUBIC).permute(1, 2, 0).numpy()
-
-
-def decode_tensors(file: Path, size_px: int) -> np.ndarray:
-    """torchvision's decoder and its antialiased bicubic resize of uint8 tensors."""
-    return resize(decode_to_tensor(file), [size_px, size_px], InterpolationMode.BICUBIC).permute(1, 2, 0).numpy()
-
-
-def decode_only(file: Path, size_px: int) -> np.ndarray:
-    """`load_rgb` without the resize: what decoding alone takes."""
-    return np.asarray(load_rgb(file))
-
-
-def find_photographs(root: Path, n_images: int) -> ImageFolder:
-    """Return the JPEGs of a folder that every method reads as `load` does: colour and grey, upright as stored."""
-    images = ImageFolder(root, test_share=0.0)
+def open_folders(root: Path, n_images: int) -> dict[Decoder, ImageFolder]:
+    """Return the JPEGs of a folder that every method reads as `load` does, colour and grey, upright as stored."""
+    found = {decoder: ImageFolder(root, test_share=0.0, decoder=decoder) for decoder in Decoder}
     kept = []
-    for name in images.image_ids:
-        with Image.open(images.folder / name) as image:
+    for name in found[Decoder.pillow].image_ids:
+        with Image.open(root / name) as image:
             if image.format == "JPEG" and image.mode in ("RGB", "L") and image.getexif().get(0x0112, 1) <= 1:
                 kept.append(name)
-    images.image_ids = kept[:n_images]
-    return images
+    for images in found.values():
+        images.image_ids = kept[:n_images]
+    return found
 
 
 def save_scenes(folder: Path, n_images: int) -> None:
@@ -97,98 +109,158 @@ def save_scenes(folder: Path, n_images: int) -> None:
         Image.fromarray(scene.image).save(folder / f"{index}.jpg")
 
 
-def measure(options: argparse.Namespace, root: Path) -> dict:
-    """Time all methods in turns, after one pass that does not count but compares the pictures."""
-    images = find_photographs(root, options.images)
-    files = [images.folder / name for name in images.image_ids]
-    methods: dict[str, Callable[[int], np.ndarray]] = {"load": lambda i: images.load(i, options.size)}
+@contextmanager
+def one_core() -> Iterator[None]:
+    """Work with one core, where the system knows how."""
+    if not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(before)})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def measure_core(folders: Mapping[Decoder, ImageFolder], options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Time decoders on one core, after comparing their pictures."""
+    pillow = folders[Decoder.pillow]
+    files = [pillow.folder / name for name in pillow.image_ids]
+    methods: dict[str, Callable[[int], np.ndarray]] = {
+        f"load, {decoder.name}": lambda i, decoder=decoder: folders[decoder].load(i, options.size)
+        for decoder in (Decoder.pillow, Decoder.torchvision)
+    }
     for name, decode in (
         ("plain Pillow", decode_pillow),
+        ("plain torchvision", decode_torchvision),
         ("Pillow, draft", decode_draft),
-        ("torchvision decode, Pillow resize", decode_torchvision),
-        ("load_rgb, torchvision resize", resize_tensors),
-        ("torchvision decode and resize", decode_tensors),
-        ("load_rgb, no resize", decode_only),
     ):
         methods[name] = lambda i, decode=decode: decode(files[i], options.size)
-    differences: dict[str, list[tuple[float, float]]] = {name: [] for name in methods}
-    for i in range(len(files)):
-        expected = methods["load"](i).astype(np.int16)
-        for name, method in methods.items():
-            found = method(i)
-            if found.shape == expected.shape:
-                difference = np.abs(found.astype(np.int16) - expected)
-                differences[name].append((float(difference.max()), float(difference.mean())))
-    seconds: dict[str, list[float]] = {name: [] for name in methods}
-    for _ in range(options.repeats):
-        for name, method in methods.items():
-            start = time.perf_counter()
-            for i in range(len(files)):
-                method(i)
-            seconds[name].append(time.perf_counter() - start)
-    rows = []
-    for name, values in seconds.items():
-        largest, mean = zip(*differences[name], strict=True) if len(differences[name]) == len(files) else ([], [])
-        rows.append(
-            {
-                "method": name,
-                "images_per_s": len(files) / statistics.median(values),
-                "best_images_per_s": len(files) / min(values),
-                "max_difference": max(largest) if largest else None,
-                "mean_difference": statistics.fmean(mean) if mean else None,
-            }
+    with one_core():
+        sides = {name: lambda load=load: [load(i) for i in range(len(files))] for name, load in methods.items()}
+        rows = make_rows(take_turns(sides, options.repeats), len(files), "images")
+    for row in rows:
+        load = methods[row["side"]]
+        differences = [np.abs(load(i).astype(int) - pillow.load(i, options.size)) for i in range(len(files))]
+        row["max_difference"] = float(max(map(np.max, differences)))
+        row["mean_difference"] = float(np.mean(differences))
+    return rows
+
+
+def take(batches: Iterator[Tensor], into: Tensor) -> None:
+    """Copy batches as whoever reads them does."""
+    for images in batches:
+        into[: len(images)].copy_(images, non_blocking=True)
+
+
+def load_batches(loader: DataLoader[Tensor], device: torch.device) -> Iterator[Tensor]:
+    for images in loader:
+        yield images.to(device, non_blocking=True)
+
+
+def copy_batches(batch: Tensor, n_images: int) -> Iterator[Tensor]:
+    """What the memory allows: copies of a batch that is there."""
+    for start in range(0, n_images, len(batch)):
+        yield batch[: n_images - start].clone()
+
+
+def make_readers(
+    sets: Mapping[str, ImageSet], options: argparse.Namespace, stack: ExitStack
+) -> dict[str, Callable[[], Iterator[Tensor]]]:
+    """Return what reads each set: our helpers, and torch's; they are there until the stack ends."""
+    device, readers = torch.device(options.device), {}
+    for name, images in sets.items():
+        reader = stack.enter_context(open_images(images, options.size, n_workers=options.workers, device=device))
+        readers[f"open_images, {name}"] = lambda reader=reader, images=images: (
+            batch.images for batch in reader.read(range(len(images)), options.batch)
         )
+        if images.decoder is Decoder.nvjpeg:
+            continue  # a worker of torch's has no GPU
+        loader = DataLoader(
+            Loaded(images, options.size),
+            options.batch,
+            num_workers=options.workers,
+            persistent_workers=True,
+            pin_memory=device.type == "cuda",
+        )
+        readers[f"DataLoader, {name}"] = lambda loader=loader: load_batches(loader, device)
+    return readers
+
+
+def measure_readers(
+    sets: Mapping[str, ImageSet],
+    options: argparse.Namespace,
+    others: Mapping[str, Callable[[], Iterator[Tensor]]] | None = None,
+) -> list[dict[str, Any]]:
+    """Time readers of sets of equally many images, and others that yield batches of as many."""
+    n_images = len(next(iter(sets.values())))
+    shape = (options.batch, 3, options.size, options.size)
+    into = torch.zeros(shape, dtype=torch.uint8, device=options.device)
+    with ExitStack() as stack:
+        readers = {**make_readers(sets, options, stack), **(others or {})}
+        sides: dict[str, Side] = {name: lambda read=read: take(read(), into) for name, read in readers.items()}
+        return make_rows(take_turns(sides, options.repeats), n_images, "images")
+
+
+def measure(
+    options: argparse.Namespace, root: Path, others: Mapping[str, Callable[[], Iterator[Tensor]]] | None = None
+) -> dict[str, Any]:
+    """Return the rows of the three tables, and what the files are.
+
+    Args:
+        others: more ways to hand over `InMemory(options.in_memory, options.size)`.
+    """
+    folders = open_folders(root, options.images)
+    files = [root / name for name in folders[Decoder.pillow].image_ids]
     sizes = [file.stat().st_size for file in files]
-    return {"rows": rows, "n_images": len(files), "mean_bytes": statistics.fmean(sizes)}
-
-
-def print_table(options: argparse.Namespace, result: dict) -> None:
-    """Print one line per method."""
-    print(f"{result['n_images']} JPEGs of {result['mean_bytes'] / 1e3:.0f} kB at {options.size} px, one core")
-    print(f"{'method':34} {'images/s':>9} {'best':>7} {'max diff.':>10} {'mean diff.':>11}")
-    for row in result["rows"]:
-        exact = row["max_difference"] is not None
-        differences = f"{row['max_difference']:10.0f} {row['mean_difference']:11.4f}" if exact else ""
-        print(f"{row['method']:34} {row['images_per_s']:9.1f} {row['best_images_per_s']:7.1f} {differences}".rstrip())
-
-
-def save(options: argparse.Namespace, result: dict) -> Path:
-    """Write the numbers, the settings, hardware and date to results/."""
-    content = {
-        "settings": {name: value for name, value in vars(options).items() if name not in ("save", "root")},
-        "pillow": {"jpeg": features.version("libjpeg_turbo") or features.version("jpg")},
-        **describe_environment(),
-        "platform": platform.system(),
-        "date": datetime.date.today().isoformat(),
-        **result,
+    decoders = [decoder for decoder in Decoder if decoder is not Decoder.nvjpeg or options.device == "cuda"]
+    batch = torch.randint(0, 256, (options.batch, 3, options.size, options.size), dtype=torch.uint8)
+    limit = {"limit: a copy": lambda: copy_batches(batch, options.in_memory)}
+    return {
+        "n_images": len(files),
+        "mean_bytes": statistics.fmean(sizes),
+        "rows": measure_core(folders, options),
+        "readers": measure_readers({decoder.name: folders[decoder] for decoder in decoders}, options),
+        "handing_over": measure_readers(
+            {"in memory": InMemory(options.in_memory, options.size)}, options, {**(others or {}), **limit}
+        ),
     }
-    RESULTS.mkdir(exist_ok=True)
-    file = RESULTS / f"decoding-{options.size}-cpu.json"
-    file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    return file
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def print_tables(result: Mapping[str, Any], options: argparse.Namespace) -> None:
+    files = f"{result['n_images']} JPEGs of {result['mean_bytes'] / 1e3:.0f} kB at {options.size} px"
+    print_rows(result["rows"], f"{files}, one core")
+    print_rows(result["readers"], f"\n{files}, {options.workers} processes, batches of {options.batch}")
+    print_rows(result["handing_over"], f"\n{options.in_memory} pictures in memory, {options.workers} processes")
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = make_parser(__doc__)
     parser.add_argument("--root", help="a folder of photographs; without it, scenes are rendered")
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--images", type=int, default=400)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--save", action="store_true", help="write the figures and the hardware to results/")
-    parser.add_argument("--tiny", action="store_true", help="take a second, and tell no more than that it runs")
-    options = parser.parse_args()
+    parser.add_argument("--in-memory", type=int, default=4096)
+    parser.add_argument("--workers", type=int, default=max(1, min(14, (os.cpu_count() or 1))))
+    parser.add_argument("--batch", type=int, default=64)
+    options = parser.parse_args(arguments)
     if options.tiny:
-        vars(options).update(images=4, repeats=1, size=32)
+        vars(options).update(images=4, in_memory=4, repeats=1, size=32, workers=1, batch=2)
+    return options
+
+
+def main() -> None:
+    options = parse()
     torch.set_num_threads(1)
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     with TemporaryDirectory() as scratch:
         if options.root is None:
             save_scenes(Path(scratch), options.images)
         result = measure(options, Path(options.root or scratch))
-    print_table(options, result)
+    print_tables(result, options)
     if options.save:
-        print(f"saved to {save(options, result)}")
+        vars(options).pop("root")
+        jpeg = {"libjpeg": features.version("libjpeg_turbo") or features.version("jpg")}
+        save(f"decoding-{options.size}", options, pillow=jpeg, **result)
 
 
 if __name__ == "__main__":
