@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import math
 import os
 import threading
 from collections.abc import Iterator
@@ -327,6 +326,18 @@ class TestLive:
             assert np.array_equal(found.norms, stored.norms)
             assert np.array_equal(found.mean, stored.mean)
         assert facts[0].scale == pytest.approx(stored.scale, rel=1e-5)  # 16 tokens an image: all are in the sample
-        sample = stored.tokens(slice(None)).patches[:, ::4].flatten(0, 1) - torch.from_numpy(stored.mean)
-        assert facts[1].scale == pytest.approx(math.sqrt(WIDTH) / sample.norm(dim=1).mean().item(), rel=1e-5)
+        assert facts[1].scale == pytest.approx(stored.scale, rel=1e-3)
         assert facts[1].scale != facts[0].scale
+
+    def test_the_estimate_is_corrected_by_what_is_known_of_all_tokens(self) -> None:
+        """Even a sample of lopsided places tells: here it holds the longer half of all tokens."""
+        rng = np.random.default_rng(0)
+        tokens = torch.from_numpy(rng.normal(size=(4000, WIDTH)) * rng.uniform(1, 3, size=(4000, 1)) + 0.5).float()
+        norms, mean = tokens.norm(dim=-1), tokens.mean(0)
+        expected = (tokens - mean).norm(dim=-1).mean().item()
+        lopsided = tokens[norms > norms.median()]
+        assert (lopsided - mean).norm(dim=-1).mean().item() > 1.2 * expected
+        assert extract.estimate_mean_norm(lopsided, norms[:, None], mean) == pytest.approx(expected, rel=5e-3)
+        assert extract.estimate_mean_norm(tokens, norms[:, None], mean) == pytest.approx(expected, rel=1e-6)
+        same = torch.ones(7, WIDTH)
+        assert extract.estimate_mean_norm(same, same.norm(dim=-1)[:, None], same[0]) == pytest.approx(0, abs=1e-6)

