@@ -16,6 +16,7 @@ from infoscope.data.scenes.scene_set import SceneSet
 from infoscope.probes import dense_images
 from infoscope.probes.checks import check_probes
 from infoscope.probes.config import ProbeConfig, Readout, Task
+from infoscope.probes.dense import DenseProbes
 from infoscope.probes.dense_images import DenseImages, WholeImages
 from infoscope.probes.dense_views import choose_images
 from infoscope.probes.extraction import EncodedBatch, iterate_tokens
@@ -28,7 +29,15 @@ from infoscope.runtime.errors import InputError
 from infoscope.sae.edit import EditMode, GroupEditor
 from infoscope.scope.ablations import Ablation, Role
 from infoscope.scope.editing import AblationEditor
-from tests.support.probe_samples import CLASS_LATENTS, DEPTH_LATENT, LABEL_LATENTS, make_config, make_inputs, mask
+from tests.support.probe_samples import (
+    CLASS_LATENTS,
+    DEPTH_LATENT,
+    LABEL_LATENTS,
+    make_config,
+    make_inputs,
+    mask,
+    run_dense,
+)
 
 KEEP, DECODE = EditMode.error_preserving, EditMode.reconstruct
 ORIGINAL = Ablation("original", KEEP, mask([]), Role.original)
@@ -171,7 +180,7 @@ def test_last_incomplete_batch_is_evaluated(inputs):
     config = make_config(tasks=[Task.classification, Task.segmentation], feature_batch_images=8, dense_steps=2)
     inputs.test.images.n_read = 0
     results = run_probes([ORIGINAL], inputs, config)
-    assert inputs.test.images.n_read == 2 * 25  # two tables: retrained and frozen heads
+    assert inputs.test.images.n_read == 25  # once for two tables: retrained and frozen heads
     (result,) = results.values()
     one_by_one = run_probes([ORIGINAL], inputs, dataclasses.replace(config, feature_batch_images=1))
     assert result.metrics["segmentation"] == pytest.approx(next(iter(one_by_one.values())).metrics["segmentation"])
@@ -202,6 +211,22 @@ def test_dense_batches_are_a_function_of_the_step(inputs):
     for batch, same in zip(whole[3:], again, strict=True):
         assert torch.equal(batch.labels, same.labels)
         assert torch.equal(batch.pixels.weights, same.pixels.weights)
+
+
+def test_truth_that_is_read_ahead_is_the_same(inputs):
+    config = make_config(dense_steps=4, dense_batch_images=4, n_pixels_per_image=8, feature_batch_images=3)
+    editor = AblationEditor(inputs.sae, VARIANTS[:2])
+    found: list[list[torch.Tensor]] = []
+    for n_workers in (0, 2):
+        ahead = dataclasses.replace(inputs, n_workers=n_workers)
+        rows = {"train": np.arange(12), "test": np.arange(5)}
+        views = WholeImages(ahead, config, list(Task)[1:], rows)
+        seen = [part for batch in views.iterate_batches(editor) for part in (batch.labels, batch.depth_m)]
+        outcomes = run_dense(DenseProbes(ahead, config, views), editor)
+        seen += [value for of in outcomes.values() for value in of.metrics.values()]
+        found.append([part for part in seen if part is not None])
+    assert len(found[0]) > 2 * 4
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
 
 
 def test_rates_are_chosen_on_held_out_images_and_edges_flagged():

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, Shaped, UInt8
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
+from infoscope.data.images import ImageSet
 from infoscope.probes.config import ProbeConfig, Task
 from infoscope.probes.dense_views import DenseViews, Part, Prediction, choose_images
 from infoscope.probes.heads import LinearMaps, MapBatch, compute_depth_m
@@ -16,6 +21,7 @@ from infoscope.probes.inputs import ProbeData, ProbeInputs, Rows, split_held_out
 from infoscope.probes.pixels import PixelSample, choose_pixels, compute_pixel_weights, upsample
 from infoscope.probes.slices import BYTES, divide
 from infoscope.runtime.errors import InputError
+from infoscope.runtime.forks import map_ahead
 from infoscope.sae.activation import SparseActs, join_acts
 from infoscope.scope.ablations import Progress, no_progress
 from infoscope.scope.editing import AblationEditor
@@ -26,6 +32,71 @@ _MAX_ACTS_BYTES = 2**32
 """Of the latents of some images that are kept; those that take more are encoded each time they are read."""
 _READ_IMAGES = 32
 """Whose tokens are read at a time to encode them, and at most for BatchNorm's statistics."""
+
+
+class SampledTruth(NamedTuple):
+    """The ground truth of an image of some size at some pixels, [n_pixels] per task."""
+
+    height_px: int
+    width_px: int
+    rows: Int[np.ndarray, " n_pixels"]
+    columns: Int[np.ndarray, " n_pixels"]
+    values: dict[Task, Shaped[np.ndarray, " n_pixels"]]
+
+
+@dataclass(frozen=True)
+class Truths:
+    """The ground truth of some images, which helpers can read ahead.
+
+    Args:
+        index: which of the set, by position.
+        rows: of their tokens, by which pixels are drawn.
+        tasks: whose truth is read.
+    """
+
+    images: ImageSet
+    index: Int[np.ndarray, " n"]
+    rows: Int[np.ndarray, " n"]
+    tasks: list[Task]
+
+    def read(self, image: int) -> dict[Task, Shaped[np.ndarray, "height width"]]:
+        """Return the label map and the depth in metres of one image (position in `index`), as they are stored.
+
+        Raises:
+            InputError: if they differ in size.
+        """
+        images, index = self.images, int(self.index[image])
+        maps = {t: images.label_map(index) if t is Task.segmentation else images.depth_m(index) for t in self.tasks}
+        size, *others = {truth.shape for truth in maps.values()}
+        if others:
+            raise InputError(
+                f"Expected label map and depth of {images.image_ids[index]} in one size, got {size} and {others[0]}:"
+                " probe one task at a time."
+            )
+        return maps
+
+    def sample(self, image: int, n_pixels: int | None, seed: int, step: int) -> SampledTruth:
+        """Return the truth of one image at `n_pixels` pixels, drawn by seed and step.
+
+        Args:
+            n_pixels: None: all; the images of a batch must then have one size.
+
+        Raises:
+            InputError: as `read`.
+        """
+        maps = self.read(image)
+        height, width = next(iter(maps.values())).shape
+        rows, columns = choose_pixels(seed, step, int(self.rows[image]), height, width, n_pixels)
+        return SampledTruth(height, width, rows, columns, {task: truth[rows, columns] for task, truth in maps.items()})
+
+    def sample_step(self, n_images: int, n_pixels: int | None, seed: int, step: int) -> list[SampledTruth]:
+        """Return the truth of the images of a training step, see `choose_images` and `sample`."""
+        chosen = choose_images(seed, step, len(self.index), n_images)
+        return [self.sample(image, n_pixels, seed, step) for image in chosen.tolist()]
+
+    def sample_held_out(self, n_pixels: int | None, seed: int, image: int) -> SampledTruth:
+        """Return the truth of a held-out image."""
+        return self.sample(image, n_pixels, seed, _HELD_OUT_STEP + image)
 
 
 class DenseImages:
@@ -41,7 +112,8 @@ class DenseImages:
 
     @torch.no_grad()
     def __init__(self, inputs: ProbeInputs, data: ProbeData, rows: Int[np.ndarray, " n"], tasks: list[Task]) -> None:
-        self.data, self.rows, self.tasks, self.device = data, rows, tasks, inputs.device
+        self.data, self.rows, self.device = data, rows, inputs.device
+        self.truths = Truths(data.images, data.tokens.image_index[rows], rows, tasks)
         self.grid = data.tokens.grid
         self.acts: SparseActs | None = None
         parts, widest = [], 0
@@ -70,37 +142,18 @@ class DenseImages:
         edited = editor.edit(patches.flatten(0, 1), acts)
         return edited.unflatten(1, patches.shape[:2])
 
-    def truth(self, image: int, task: Task) -> UInt8[np.ndarray, "height width"] | Float[np.ndarray, "height width"]:
-        """Return the label map or the depth in metres of one image (position in `rows`), as it is stored."""
-        index = int(self.data.tokens.image_index[self.rows[image]])
-        return self.data.images.label_map(index) if task is Task.segmentation else self.data.images.depth_m(index)
-
     def make_batch(
-        self, images: Int[np.ndarray, " batch"], editor: AblationEditor, n_pixels: int | None, seed: int, step: int
+        self, images: Int[np.ndarray, " batch"], sampled: Sequence[SampledTruth], editor: AblationEditor
     ) -> MapBatch:
-        """Return some images with the ground truth at `n_pixels` pixels of each.
-
-        Args:
-            n_pixels: None: all; the images must then have one size.
-
-        Raises:
-            InputError: if label map and depth of an image differ in size.
-        """
-        weights, truths = [], {task: [] for task in self.tasks}
-        for image in images.tolist():
-            maps = {task: self.truth(image, task) for task in self.tasks}
-            (height, width), *others = {truth.shape for truth in maps.values()}
-            if others:
-                name = self.data.images.image_ids[int(self.data.tokens.image_index[self.rows[image]])]
-                raise InputError(
-                    f"Expected label map and depth of {name} in one size, got {(height, width)} and {others[0]}: probe"
-                    " one task at a time."
-                )
-            rows, columns = choose_pixels(seed, step, int(self.rows[image]), height, width, n_pixels)
-            weights.append(torch.from_numpy(compute_pixel_weights(rows, columns, height, width, self.grid)))
-            for task, truth in maps.items():
-                truths[task].append(torch.from_numpy(truth[rows, columns]))
-        chosen = {task: torch.stack(values).to(self.device) for task, values in truths.items()}
+        """Return some images with what `Truths.sample` says of each."""
+        weights = [
+            torch.from_numpy(compute_pixel_weights(of.rows, of.columns, of.height_px, of.width_px, self.grid))
+            for of in sampled
+        ]
+        chosen = {
+            task: torch.stack([torch.from_numpy(of.values[task]) for of in sampled]).to(self.device)
+            for task in self.truths.tasks
+        }
         return MapBatch(
             self.edit(images, editor),
             PixelSample(torch.stack(weights).to(self.device)),
@@ -126,6 +179,7 @@ class WholeImages(DenseViews):
     ) -> None:
         super().__init__(tasks, config.dense_steps)
         self.config, self.progress, self.memory_bytes = config, progress, config.memory_gb * 1e9
+        self.n_workers = inputs.n_workers
         fit_rows, held_out_rows = split_held_out(rows["train"], config.held_out_share, config.seed)
         self.fit_images = DenseImages(inputs, inputs.train, fit_rows, tasks)
         self.held_out_images = DenseImages(inputs, inputs.train, held_out_rows, tasks)
@@ -141,10 +195,11 @@ class WholeImages(DenseViews):
 
     def iterate_batches(self, editor: AblationEditor, first_step: int = 0) -> Iterator[MapBatch]:
         config, images = self.config, self.fit_images
-        size = min(config.dense_batch_images, len(images))
-        for step in range(first_step, self.n_steps):
+        size, steps = min(config.dense_batch_images, len(images)), range(first_step, self.n_steps)
+        read = partial(images.truths.sample_step, size, config.n_pixels_per_image, config.seed)
+        for step, sampled in zip(steps, map_ahead(read, steps, self.n_workers), strict=True):
             chosen = choose_images(config.seed, step, len(images), size)
-            yield images.make_batch(chosen, editor, config.n_pixels_per_image, config.seed, step)
+            yield images.make_batch(chosen, sampled, editor)
             self.progress("segmentation and depth", step + 1, self.n_steps)
 
     def count(self, part: Part) -> int:
@@ -157,10 +212,10 @@ class WholeImages(DenseViews):
         """Held-out images are read at some pixels, test images at every pixel, at the size in which truth is stored."""
         config, chosen = self.config, np.arange(self.count(part))[images]
         if part is Part.held_out:
-            for image in chosen.tolist():
-                batch = self.held_out_images.make_batch(
-                    np.array([image]), editor, config.n_held_out_pixels_per_image, config.seed, _HELD_OUT_STEP + image
-                )
+            held_out = self.held_out_images
+            read = partial(held_out.truths.sample_held_out, config.n_held_out_pixels_per_image, config.seed)
+            for image, sampled in zip(chosen, map_ahead(read, chosen.tolist(), self.n_workers), strict=True):
+                batch = held_out.make_batch(np.array([image]), [sampled], editor)
                 for task, listed in heads.items():
                     truth = batch.labels if task is Task.segmentation else batch.depth_m
                     assert truth is not None
@@ -170,14 +225,15 @@ class WholeImages(DenseViews):
                         yield Prediction(task, number, values, truth[0])
             return
         test = self.test_images
+        truths = map_ahead(test.truths.read, chosen.tolist(), self.n_workers)
         for start in range(0, len(chosen), config.feature_batch_images):
             some = chosen[start : start + config.feature_batch_images]  # the last may be fewer
-            tokens = test.edit(some, editor)
+            tokens, of_some = test.edit(some, editor), list(islice(truths, len(some)))
             for task, listed in heads.items():
                 for number, maps in enumerate(listed):
                     grids = self._read_grids(task, maps, tokens)
-                    for i, image in enumerate(some):
-                        truth = torch.from_numpy(test.truth(int(image), task)).to(test.device)
+                    for i, maps_of in enumerate(of_some):
+                        truth = torch.from_numpy(maps_of[task]).to(test.device)
                         yield Prediction(task, number, self._read_pixels(task, grids[:, i], *truth.shape), truth)
             self.progress("evaluation of segmentation and depth", int(some[-1]) + 1, len(test))
 

@@ -41,7 +41,7 @@ class ProbeInputs:
         edits_patches, edits_prefix: which tokens the SAE was trained on, and so which are edited.
         backbone_at: gives the backbone for images of another side in pixels, its positions interpolated; needed for
             segmentation and depth on crops alone.
-        n_workers: processes that read crops ahead; 0 reads in this one. The crops are the same.
+        n_workers: processes that read crops and ground truth ahead; 0 reads in this one. They are the same.
         check_origin: False insists on another layer or backbone than the SAE was trained on, see `choose_layer`.
 
     Raises:
