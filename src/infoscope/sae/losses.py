@@ -19,11 +19,19 @@ from torch import Tensor
 from infoscope.runtime import collective
 from infoscope.runtime.precision import tf32_products
 from infoscope.sae.model import SparseAutoencoder
-from infoscope.sae.topk_step import Entries, compute_sparse_step, select_batch_topk, select_nested_topk, select_topk
+from infoscope.sae.topk_step import (
+    Entries,
+    SparseStep,
+    compute_sparse_step,
+    select_batch_topk,
+    select_nested_topk,
+    select_topk,
+)
 
 
 class LossOutput(NamedTuple):
-    """loss: what is minimised; fvu: of this batch; x_hat_n: reconstruction; n_fired: tokens each latent fired on.
+    """loss: what is minimised; fvu: of this batch; x_hat_n: reconstruction, None of the step in kernels (see
+    `FusedStep.reconstruct`); n_fired: tokens each latent fired on.
 
     smallest_act: the smallest positive latent activation, inf if there is none (BatchTopK's threshold follows it). All
     are of this process's part of the batch: the batch's are their means (the smallest one: the least) over processes.
@@ -31,17 +39,17 @@ class LossOutput(NamedTuple):
 
     loss: Float[Tensor, ""]
     fvu: Float[Tensor, ""]
-    x_hat_n: Float[Tensor, "n d_in"]
+    x_hat_n: Float[Tensor, "n d_in"] | None
     n_fired: Float[Tensor, " d_sae"]
     smallest_act: Float[Tensor, ""] | None = None
 
 
 class Objective(ABC):
-    """The loss of one kind; called with normalised tokens and the latents that count as dead."""
+    """The loss of one kind; called with normalised tokens and the latents that count as dead (None: none does)."""
 
     @abstractmethod
     def __call__(
-        self, sae: SparseAutoencoder, x_n: Float[Tensor, "n d_in"], dead: Bool[Tensor, " d_sae"]
+        self, sae: SparseAutoencoder, x_n: Float[Tensor, "n d_in"], dead: Bool[Tensor, " d_sae"] | None
     ) -> LossOutput: ...
 
 
@@ -58,15 +66,29 @@ class TopKObjective(Objective):
     def __init__(self, k: int, aux_k: int, aux_coef: float) -> None:
         self.k, self.aux_k, self.aux_coef = k, aux_k, aux_coef
 
+    @property
+    def entries_per_token(self) -> int | None:
+        """How many entries each token has; None if that depends on the batch."""
+        return self.k
+
+    @property
+    def used_aux_k(self) -> int:
+        """aux_k; 0 where AuxK does not count."""
+        return self.aux_k if self.aux_coef > 0 else 0
+
     def select(self, pre_acts: Float[Tensor, "n d_sae"]) -> Entries:
         """Return the active entries of a training batch."""
         return select_topk(pre_acts, self.k)
 
     def __call__(
-        self, sae: SparseAutoencoder, x_n: Float[Tensor, "n d_in"], dead: Bool[Tensor, " d_sae"]
+        self, sae: SparseAutoencoder, x_n: Float[Tensor, "n d_in"], dead: Bool[Tensor, " d_sae"] | None
     ) -> LossOutput:
-        aux_k = self.aux_k if self.aux_coef > 0 else 0
-        step = compute_sparse_step(x_n, sae, self.select, len(self.level_weights), dead, aux_k)
+        return self.of_step(
+            sae, x_n, compute_sparse_step(x_n, sae, self.select, len(self.level_weights), dead, self.used_aux_k)
+        )
+
+    def of_step(self, sae: SparseAutoencoder, x_n: Float[Tensor, "n d_in"], step: SparseStep) -> LossOutput:
+        """Return the loss of what a step computed."""
         x_hat_n = step.x_hats_n[-1]
         energy = compute_energy(x_n)
         fvus = [compute_fvu(x_n - level, energy) for level in step.x_hats_n]
@@ -111,6 +133,10 @@ class BatchTopKObjective(TopKObjective):
         n_levels = max(1, len(prefix_sizes))
         self.level_weights = (1 / n_levels,) * n_levels
 
+    @property
+    def entries_per_token(self) -> int | None:
+        return None
+
     def select(self, pre_acts: Float[Tensor, "n d_sae"]) -> Entries:
         return select_batch_topk(pre_acts, self.k, self.prefix_sizes)
 
@@ -127,7 +153,7 @@ class _DenseObjective(Objective):
         """Return the latent activations [n, d_sae] and the penalty."""
 
     def __call__(
-        self, sae: SparseAutoencoder, x_n: Float[Tensor, "n d_in"], dead: Bool[Tensor, " d_sae"]
+        self, sae: SparseAutoencoder, x_n: Float[Tensor, "n d_in"], dead: Bool[Tensor, " d_sae"] | None
     ) -> LossOutput:
         latent_acts, penalty = self.activate(sae, self.compute_pre_acts(sae, x_n))
         x_hat_n = (latent_acts @ sae.W_dec + sae.b_dec).to(x_n.dtype)

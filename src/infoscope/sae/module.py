@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import lightning as L
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -10,8 +12,10 @@ from torch import Tensor
 from infoscope.runtime import collective, processes
 from infoscope.runtime.errors import InputError
 from infoscope.runtime.precision import tf32_products
+from infoscope.runtime.profile import Kind, spent_on
 from infoscope.sae.activations import BatchTopK, make_activation
 from infoscope.sae.config import TrainedConfig
+from infoscope.sae.fused_step import FusedStep, choose_step
 from infoscope.sae.losses import OBJECTIVES, LossOutput
 from infoscope.sae.model import SparseAutoencoder
 
@@ -47,37 +51,79 @@ class SAEModule(L.LightningModule):
         self.register_buffer("tokens_since_fired", torch.zeros(sae.d_sae, dtype=torch.int64))
         self.at_step_boundary = True
         """Whether weights, optimiser and counters belong to the same step: only then may a checkpoint be written."""
+        self._step: FusedStep | None = None
+        """The step in kernels, where it is used; chosen at the first batch."""
+        self._is_chosen = False
+        self._tokens_until_dead = -1
+        """So many tokens more, and surely no latent is dead; below 0: some may be."""
+        self._unchecked: Tensor | None = None
+        """The sum of the losses that were not looked at yet, as looking waits for the device; finite if they are."""
+
+    def on_train_start(self) -> None:
+        self._is_chosen = False  # the weights may have changed
 
     def training_step(self, batch: Float[Tensor, "n d_in"], batch_idx: int) -> None:
+        with spent_on(Kind.training):
+            self._train(batch)
+
+    def _train(self, batch: Float[Tensor, "n d_in"]) -> None:
+        if not self._is_chosen:
+            self._step, self._is_chosen = choose_step(self.sae, self.objective), True
         x_n = self.sae.normalise(batch)
-        out = self.objective(self.sae, x_n, self._dead())
+        dead = self._dead() if self._tokens_until_dead < 0 else None
+        out = self.objective(self.sae, x_n, dead) if self._step is None else self._step.compute(x_n, dead)
         batch_metrics = torch.stack([out.loss.detach().to(out.n_fired.dtype), out.fvu.to(out.n_fired.dtype)])
         n_fired, (loss, fvu) = collective.mean(torch.cat([out.n_fired, batch_metrics])).split([self.sae.d_sae, 2])
-        if not torch.isfinite(loss):
-            raise InputError(
-                f"The SAE's loss became {loss.item()} at step {self.global_step}: expected finite tokens and a"
-                " stable loss; check the tokens, or lower sae.lr."
-            )
+        self._unchecked = loss if self._unchecked is None else self._unchecked + loss
+        is_logged = (self.global_step + 1) % self.config.log_every_n_steps == 0
+        if is_logged or self.device.type == "cpu":
+            self._check_finite()
+        x_hat_n = None
+        if is_logged:
+            x_hat_n = out.x_hat_n if self._step is None else self._step.reconstruct()
         is_low = torch.is_autocast_enabled(self.device.type)
         # Lightning's autocast covers the whole step; only the forward is meant to have low precision.
         with torch.autocast(self.device.type, enabled=False):
-            with tf32_products(is_low):
-                self.manual_backward(out.loss)
+            if self._step is None:
+                with tf32_products(is_low):
+                    self.manual_backward(out.loss)
             self._update(out, n_fired, len(batch) * processes.current().size)
-        if self.global_step % self.config.log_every_n_steps == 0:
-            cosine = torch.cosine_similarity(x_n, out.x_hat_n, dim=-1).mean()
+        if x_hat_n is not None:
+            cosine = torch.cosine_similarity(x_n, x_hat_n, dim=-1).mean()
             self._log_metrics(loss=loss, fvu=fvu, l0=n_fired.sum() / len(batch), cosine=collective.mean(cosine))
+            if self._tokens_until_dead < 0:
+                self._tokens_until_dead = self.config.dead_after_tokens - int(self.tokens_since_fired.amax())
+
+    def _check_finite(self) -> None:
+        """Raise InputError if a loss was not finite."""
+        if self._unchecked is not None and not torch.isfinite(self._unchecked):
+            when = "" if self.device.type == "cpu" else " or shortly before"
+            raise InputError(
+                f"The SAE's loss became {self._unchecked.item()} at step {self.global_step}{when}: expected finite"
+                " tokens and a stable loss; check the tokens, or lower sae.lr."
+            )
+        self._unchecked = None
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._check_finite()
+
+    def on_train_end(self) -> None:
+        self._check_finite()
 
     def _update(self, out: LossOutput, n_fired: Float[Tensor, " d_sae"], n_tokens: int) -> None:
         optimizer = self.optimizers()
         assert not isinstance(optimizer, list)
-        self.sae.project_decoder_grad()
         for group in optimizer.param_groups:
             group["lr"] = self.lr * compute_lr_factor(self.global_step, self.config)
         self.at_step_boundary = False
-        optimizer.step()
-        optimizer.zero_grad()
-        self.sae.normalise_decoder()
+        if self._step is None:
+            self.sae.project_decoder_grad()
+            optimizer.step()
+            optimizer.zero_grad()
+            self.sae.normalise_decoder()
+        else:
+            self._step.update(optimizer)
+        self._tokens_until_dead -= n_tokens
         self.tokens_since_fired.add_(n_tokens).masked_fill_(n_fired > 0, 0)
         if isinstance(self.sae.activation, BatchTopK) and out.smallest_act is not None:
             self.sae.activation.track(collective.least(out.smallest_act))

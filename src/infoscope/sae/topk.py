@@ -97,19 +97,20 @@ def run_kernels(matrix: Float[Tensor, "n d"], k: int, plan: Plan) -> Largest:
     maxima = matrix.new_empty(n, n_groups, dtype=torch.int16 if is_half else torch.int32)
     values, indices = matrix.new_empty(n, k), matrix.new_empty(n, k, dtype=torch.int64)
     n_rows = 4096 // plan.group
-    find_group_maxima[n, -(-n_groups // n_rows)](
-        matrix, maxima, stride, d, n_groups, ROWS=n_rows, GROUP=plan.group, IS_HALF=is_half, num_warps=4, **LAUNCH
-    )
-    select_largest[n,](
-        *(matrix, maxima, values, indices, stride, d, n_groups, k),
-        K=plan.k,
-        N_GROUPS=plan.n_groups,
-        GROUP=plan.group,
-        IS_HALF=is_half,
-        HAS_TOPK=hasattr(tl, "topk"),
-        num_warps=4 if max(plan.n_groups, plan.k * plan.group) <= 2048 else 8,
-        **LAUNCH,
-    )
+    with torch.cuda.device_of(matrix):
+        find_group_maxima[n, -(-n_groups // n_rows)](
+            matrix, maxima, stride, d, n_groups, ROWS=n_rows, GROUP=plan.group, IS_HALF=is_half, num_warps=4, **LAUNCH
+        )
+        select_largest[n,](
+            *(matrix, maxima, values, indices, stride, d, n_groups, k),
+            K=plan.k,
+            N_GROUPS=plan.n_groups,
+            GROUP=plan.group,
+            IS_HALF=is_half,
+            HAS_TOPK=hasattr(tl, "topk"),
+            num_warps=4 if max(plan.n_groups, plan.k * plan.group) <= 2048 else 8,
+            **LAUNCH,
+        )
     return Largest(values, indices)
 
 

@@ -56,13 +56,13 @@ class SparseStep(NamedTuple):
 
 def select_topk(pre_acts: Float[Tensor, "n d_sae"], k: int) -> Entries:
     """Return the k largest places of each token."""
-    return _make_entries(find_largest(pre_acts, k).indices)
+    return make_entries(find_largest(pre_acts, k).indices)
 
 
 def select_nested_topk(pre_acts: Float[Tensor, "n d_sae"], k_levels: Sequence[int]) -> Entries:
     """Return the k_levels[-1] largest places of each token; up to level l, they are its k_levels[l] largest."""
     indices = find_largest(pre_acts, k_levels[-1], is_sorted=True).indices
-    entries = _make_entries(indices)
+    entries = make_entries(indices)
     bounds = torch.tensor(k_levels, device=indices.device)
     level_of_rank = torch.bucketize(torch.arange(k_levels[-1], device=indices.device), bounds, right=True)
     return entries._replace(rows=entries.tokens * len(k_levels) + level_of_rank.repeat(len(indices)))
@@ -86,7 +86,8 @@ def select_batch_topk(pre_acts: Float[Tensor, "n d_sae"], k: int, prefix_sizes: 
     return Entries(tokens, latents, tokens * len(prefix_sizes) + levels)
 
 
-def _make_entries(indices: Int64[Tensor, "n k"]) -> Entries:
+def make_entries(indices: Int64[Tensor, "n k"]) -> Entries:
+    """Return the entries of n tokens that have k each, in one level."""
     n, k = indices.shape
     tokens = torch.arange(n, device=indices.device).repeat_interleave(k)
     return Entries(tokens, indices.flatten(), tokens)
@@ -245,7 +246,7 @@ def compute_sparse_step(
     if candidates is not None and len(candidates) > 0:
         with torch.no_grad():
             chosen = pre_acts[:, candidates].topk(min(aux_k, len(candidates)), dim=-1, sorted=False).indices
-        _, error_hat = _encode_decode(pre_acts, _make_entries(candidates[chosen]), x_centred, sae, 1)
+        _, error_hat = _encode_decode(pre_acts, make_entries(candidates[chosen]), x_centred, sae, 1)
     return SparseStep(entries.latents, values.detach(), x_hats_n, error_hat)
 
 
