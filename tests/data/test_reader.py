@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+from contextlib import nullcontext
 from itertools import chain, islice
 
 import numpy as np
@@ -186,6 +187,73 @@ def test_time_is_that_of_reading(n_workers: int):
         list(iterate_images(Numbered(100), 64, 10, n_workers=n_workers))
     assert profile.seconds[Kind.reading] > profile.seconds[Kind.copying]
     assert (profile.seconds[Kind.copying] > 0) == (n_workers > 0)
+
+
+def test_two_readings_at_a_time_are_refused():
+    with open_images(Numbered(20), 8, n_workers=1) as reader:
+        one, other = reader.read(range(20), 4), reader.read(range(20), 4)
+        next(one)
+        with pytest.raises(AssertionError, match="one reading at a time"):
+            next(other)
+        assert indices(one)[0] == [4, 5, 6, 7]
+
+
+class Device:
+    """What `torch.cuda` does for a reader, as far as a CPU can tell: in which order."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, registers: bool) -> None:
+        self.done: list[str] = []
+        for name in ("Stream", "Event", "stream", "current_stream", "cudart"):
+            monkeypatch.setattr(torch.cuda, name, self.give(name))
+        monkeypatch.setattr(torch.Tensor, "record_stream", lambda tensor, stream: self.done.append("record_stream"))
+        monkeypatch.setattr(torch, "zeros", self.fail)
+        self.registers = registers
+
+    def give(self, name: str):
+        return lambda *_: nullcontext() if name == "stream" else self
+
+    def fail(self, *_, **__):
+        self.done.append("told of the failure")
+        raise RuntimeError("CUDA error")
+
+    def record(self, stream) -> None:
+        self.done.append("record")
+
+    def synchronize(self) -> None:
+        self.done.append("synchronize")
+
+    def cudaHostRegister(self, address: int, n_bytes: int, flags: int) -> int:
+        assert (address % 4096, flags) == (0, 1)
+        self.done.append(f"register {n_bytes}")
+        return 0 if self.registers else 1
+
+    def cudaHostUnregister(self, address: int) -> None:
+        self.done.append("unregister")
+
+
+@pytest.mark.parametrize("registers", [True, False])
+def test_batches_are_copied_ahead_and_slots_wait_for_their_copies(monkeypatch: pytest.MonkeyPatch, registers: bool):
+    device = Device(monkeypatch, registers)
+    with open_images(Numbered(200, broken=(9, 100)), 8, SKIP, 2) as reader:
+        reader._cuda = torch.device("cpu")
+        for _ in range(2):
+            batches = list(reader.read(range(7, 200), 20))
+            assert join(values(batches)) == [i for i in range(7, 200) if i not in (9, 100)]
+    n_slots = 2 + 2  # of 20 images, in two pieces each
+    first = [f"register {n_slots * 20 * 3 * 8 * 8}"] + ["told of the failure"] * (not registers)
+    batch = ["record", "synchronize", "record_stream"]
+    reading = ["record", *batch * 9, "synchronize", "record_stream", "synchronize"]
+    assert device.done == first + 2 * reading + ["unregister"] * registers
+
+    device.done.clear()
+    with open_images(Numbered(200, broken=(33,)), 8, n_workers=2) as reader:
+        reader._cuda = torch.device("cpu")
+        batches = reader.read(range(200), 4)
+        assert indices(islice(batches, 8))[-1] == [28, 29, 30, 31]  # what was read before the error comes before it
+        with pytest.raises(ImageError, match="image-033"):
+            next(batches)
+    assert device.done[-1 - registers :] == ["synchronize"] + ["unregister"] * registers
+    assert not multiprocessing.active_children()
 
 
 @pytest.mark.gpu

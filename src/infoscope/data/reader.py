@@ -85,6 +85,7 @@ class ImageReader:
         self.image_set, self.size_px, self.on_error, self.n_workers = image_set, size_px, on_error, n_workers
         self._cuda = device if device is not None and device.type == "cuda" else None
         self._ring: Ring | None = None
+        self._is_reading = False
         self._gpu = self._cuda or torch.device("cuda")
         if image_set.decoder is Decoder.nvjpeg:
             check_nvjpeg(self._gpu)
@@ -126,14 +127,18 @@ class ImageReader:
             for start in range(0, len(index), batch_size):
                 yield self._read_here(index[start : start + batch_size])
             return
-        batch_size = min(batch_size, max(1, len(index)))
-        with spent_on(Kind.reading):
-            ring, is_done = self._start_ring(len(index), batch_size), False
+        if not len(index):
+            return
+        assert not self._is_reading, "a reader gives one reading at a time"
+        batch_size, self._is_reading, is_done = min(batch_size, len(index)), True, False
         try:
+            with spent_on(Kind.reading):
+                ring = self._start_ring(len(index), batch_size)
             in_slots = counted(Kind.reading, self._read_slots(ring, index, batch_size))
             yield from self._take(in_slots, ring) if self._cuda is None else self._take_ahead(in_slots, ring)
             is_done = True
         finally:
+            self._is_reading = False
             if not is_done:  # nobody wants what the helpers still do
                 self.close()
 
@@ -187,7 +192,7 @@ class ImageReader:
             for chunk in in_slots:
                 with torch.cuda.stream(stream):
                     with spent_on(Kind.copying):
-                        chunk = chunk._replace(images=chunk.images.to(self._cuda, non_blocking=True))
+                        chunk = chunk._replace(images=chunk.images.to(self._cuda, non_blocking=True, copy=True))
                     following = self._decode(chunk), torch.cuda.Event()
                     following[1].record(stream)
                 if ahead is not None:
@@ -218,7 +223,7 @@ class ImageReader:
 
     def _start_ring(self, n_images: int, batch_size: int) -> Ring:
         """Return the helpers of the last reading, if they are enough for this one, or others."""
-        n_helpers = max(1, min(self.n_workers, count_pieces(batch_size) * ceil(n_images / batch_size)))
+        n_helpers = min(self.n_workers, count_pieces(batch_size) * ceil(n_images / batch_size))
         ring = self._ring
         if ring is None or ring.batch_size < batch_size or len(ring.helpers) < n_helpers:
             self.close()
