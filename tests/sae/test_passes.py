@@ -12,10 +12,13 @@ from infoscope.runtime import parts
 from infoscope.runtime.errors import InputError
 from infoscope.sae import passes
 from infoscope.sae.activations import ReLU, TopK
-from infoscope.sae.config import TokenChoice
+from infoscope.sae.config import TokenChoice, TokenNorm
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.sae.origin import Origin
-from infoscope.sae.passes import LatentBatch, Measurement, SumMeter, run_pass
+from infoscope.sae.passes import LatentBatch, Measurement, SumMeter, iterate_batches, run_pass
+from tests.support import imported_samples
+from tests.support.imported_samples import ACTIVATIONS, SIGNED
+from tests.support.imported_samples import make_tokens as make_patches
 from tests.support.memory_tokens import MemoryTokens
 
 N, N_PATCHES, D_IN, D_SAE = 22, 5, 6, 12
@@ -43,10 +46,11 @@ class CountingSAE(SparseAutoencoder):
 
     n_encoded, most = 0, 0
 
-    def encode(self, x: torch.Tensor) -> torch.Tensor:
-        self.n_encoded += len(x)
-        self.most = max(self.most, len(x))
-        return super().encode(x)
+    def pre_acts(self, x: torch.Tensor) -> torch.Tensor:
+        n_images = len(x) // N_PATCHES
+        self.n_encoded += n_images
+        self.most = max(self.most, n_images)
+        return super().pre_acts(x)
 
 
 def make_sae(seed: int) -> CountingSAE:
@@ -57,7 +61,7 @@ def make_sae(seed: int) -> CountingSAE:
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parts, "PART_IMAGES", (8, 8))
     monkeypatch.setattr(passes, "BATCH_IMAGES", 5)
-    monkeypatch.setattr(passes, "MAX_LATENT_VALUES", 2 * N_PATCHES * D_SAE)
+    monkeypatch.setattr(passes, "MAX_LATENT_VALUES", 2 * 16 * D_SAE)
 
 
 ALL_BATCHES = [[*range(5)], [5, 6, 7], [*range(8, 13)], [13, 14, 15], [*range(16, 21)], [21]]
@@ -99,21 +103,32 @@ def test_what_is_missing_is_made_whatever_it_was_made_with(tmp_path: Path) -> No
     assert torch.equal(again["two"].sums["acts"], expected[1])
 
 
-@pytest.mark.parametrize("seed", [0, 1])
-def test_what_meters_share_is_what_brute_force_finds(seed: int) -> None:
-    dense = make_sae(seed).encode(torch.randn(4, N_PATCHES, D_IN, generator=torch.Generator().manual_seed(1)))
-    dense[2] = 0
-    batch = LatentBatch(dense, torch.arange(4), np.arange(4))
-    expected = dense.double()
-    torch.testing.assert_close(batch.sums, expected.sum(1))
-    torch.testing.assert_close(batch.squares, expected.square().sum(1))
-    assert torch.equal(batch.counts, (dense > 0).sum(1).double())
-    assert torch.equal(batch.peaks, dense.amax(1))
-    tokens, latents, values = batch.entries
-    again = torch.zeros_like(expected).flatten(0, 1)
-    again[tokens, latents] = values
-    assert torch.equal(again.view_as(dense), expected)
-    assert tokens.diff().min() >= 0
+@pytest.mark.parametrize("token_norm", list(TokenNorm))
+@pytest.mark.parametrize("name", [*ACTIVATIONS, "nothing"])
+def test_what_meters_share_is_what_brute_force_finds(name: str, token_norm: TokenNorm) -> None:
+    sae, patches = imported_samples.make_sae(name.replace("nothing", "relu"), token_norm), make_patches(3, 7)
+    if name == "nothing":
+        sae.b_enc.fill_(-1000)
+    index, rows = torch.arange(5, 8), np.arange(3)
+    found = list(iterate_batches(sae, patches, index, rows))
+    assert torch.equal(torch.cat([batch.index for batch in found]), index)
+    assert np.concatenate([batch.rows for batch in found]).tolist() == [0, 1, 2]
+    codes = torch.cat([sae.encode(patches[batch.rows]) for batch in found])
+    assert bool((codes < 0).any()) == (name in SIGNED)
+    assert bool((codes > 0).any()) == (name != "nothing")
+    dense, factor = codes.clamp_min(0), sae.token_factor(patches)
+    expected = {"sums": dense.sum(1), "squares": dense.square().sum(1), "counts": (dense > 0).sum(1).double()}
+    for what, value in expected.items():
+        torch.testing.assert_close(torch.cat([getattr(batch, what) for batch in found]), value)
+    assert torch.equal(torch.cat([batch.peaks for batch in found]), dense.amax(1))
+    for batch in found:
+        for (tokens, latents, values), of in ((batch.entries, dense), (batch.codes, codes)):
+            of = of[batch.rows].flatten(0, 1)
+            assert torch.equal(torch.stack([tokens, latents]), torch.stack(of.nonzero(as_tuple=True)))
+            assert torch.equal(values, of[tokens, latents])
+        assert (batch.factor is None) == (factor is None)
+        if batch.factor is not None and factor is not None:
+            assert torch.equal(batch.factor, factor[batch.rows])
 
 
 def test_other_tokens_and_cls_are_refused_before_anything_is_read() -> None:
@@ -128,13 +143,3 @@ def test_other_tokens_and_cls_are_refused_before_anything_is_read() -> None:
         with pytest.raises(InputError, match=message):
             run_pass(tokens, {"fine": Measurement(make_sae(1), Mass), "not": Measurement(sae, Mass)})
     assert tokens.read == []
-
-
-def test_what_is_below_0_does_not_fire() -> None:
-    codes = torch.randn(4, N_PATCHES, D_SAE, generator=torch.Generator().manual_seed(0))
-    signed = LatentBatch(codes, torch.arange(4), np.arange(4), is_signed=True)
-    usual = LatentBatch(codes.clamp_min(0), torch.arange(4), np.arange(4))
-    assert usual.dense is usual.codes
-    assert (signed.codes < 0).any()
-    for name in ("dense", "peaks", "sums", "squares", "counts"):
-        assert torch.equal(getattr(signed, name), getattr(usual, name))

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from infoscope.runtime.errors import InputError
+from infoscope.sae.activation import list_dense
 from infoscope.sae.config import TokenNorm
 from infoscope.sae.edit import GroupEditor
 from infoscope.sae.passes import LatentBatch, measure_one
@@ -70,7 +71,7 @@ def test_nothing_that_fires_has_no_energy(energy: Cumulate) -> None:
 
 def make_batch(acts: np.ndarray, rows: list[int], n_patches: int) -> LatentBatch:
     dense = torch.from_numpy(acts.reshape(-1, n_patches, D_SAE)[rows])
-    return LatentBatch(dense, torch.tensor(rows), np.array(rows))
+    return LatentBatch(list_dense(dense.flatten(0, 1)), torch.tensor(rows), np.array(rows), n_patches, D_SAE)
 
 
 def test_the_sample_holds_the_chosen_tokens_whatever_the_parts(acts: np.ndarray, tmp_path: Path) -> None:

@@ -51,8 +51,8 @@ def rank_images(sae, batches, k_max, rank_by=RankBy.max):
     """Batches of any order and size, shown to one meter."""
     meter = RankMeter(sae.d_sae, k_max, rank_by)
     for index, patches in batches:
-        for part, dense in passes.iterate_latents(sae, patches):
-            meter.update(passes.LatentBatch(dense, index[part], index[part].numpy()))
+        for latents in passes.iterate_batches(sae, patches, index, index.numpy()):
+            meter.update(latents)
     return meter.compute()
 
 
@@ -83,7 +83,7 @@ def test_neither_batches_nor_their_order_change_the_ranking(monkeypatch):
     sae = make_identity_sae(6)
     expected = rank_images(sae, batches(tokens, 23), 5)
     shuffled = torch.randperm(23, generator=torch.Generator().manual_seed(1))
-    monkeypatch.setattr(passes, "MAX_LATENT_VALUES", 4 * 6 * 2)  # two images encoded at a time
+    monkeypatch.setattr(passes, "MAX_LATENT_VALUES", 16 * 6 * 2)  # two images encoded at a time
     for size, order in ((1, None), (7, None), (5, shuffled), (23, shuffled)):
         found = rank_images(sae, batches(tokens, size, order), 5)
         np.testing.assert_array_equal(found.top_images, expected.top_images)
@@ -135,17 +135,17 @@ def test_parts_join_to_the_ranking_of_one_pass_whoever_made_them(tmp_path, monke
 
 
 def rank_plainly(sae, patches, index, k_max, rank_by):
-    """The definition, with sums in the order in which a pass has always made them: what is stored has their bits."""
+    """The definition, from dense codes; sums in float64 end with the same bits in any order once they are rounded."""
     values, n_firing, act_sum = [], 0, torch.zeros(sae.d_sae, dtype=torch.float64)
     for part in parts.cut_images(len(patches)):
         part_sum = torch.zeros(sae.d_sae, dtype=torch.float64)
         for batch in patches[part].split(passes.BATCH_IMAGES):
             for some in batch.split(max(1, passes.MAX_LATENT_VALUES // (batch.shape[1] * sae.d_sae))):
                 acts = sae.encode(some)
-                image_sum = acts.sum(1, dtype=torch.float32)
-                values.append(image_sum / acts.shape[1] if rank_by is RankBy.mean else acts.amax(1))
+                image_sum = acts.sum(1, dtype=torch.float64)
+                values.append((image_sum / acts.shape[1]).float() if rank_by is RankBy.mean else acts.amax(1))
                 n_firing = n_firing + (acts > 0).sum((0, 1))
-                part_sum += image_sum.sum(0, dtype=torch.float64)
+                part_sum += image_sum.sum(0)
         act_sum += part_sum
     n_tokens = patches.shape[0] * patches.shape[1]
     by_position = np.zeros((index.max() + 1, sae.d_sae), np.float32)

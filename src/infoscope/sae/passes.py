@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Generic, NamedTuple, TypeVar
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
@@ -20,7 +20,9 @@ from jaxtyping import Float, Float32, Float64, Int, Int64
 from torch import Tensor
 
 from infoscope.runtime.parts import Part, compute_parts_together, cut_images
+from infoscope.runtime.profile import Kind, counted, spent_on
 from infoscope.runtime.progress import Advance, ignore
+from infoscope.sae.activation import Entries, find_rows
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.sae.origin import check_has_maps, check_tokens
 from infoscope.vision.tokens.source import TokenRows
@@ -28,80 +30,109 @@ from infoscope.vision.tokens.source import TokenRows
 BATCH_IMAGES = 64
 """Images read at a time."""
 MAX_LATENT_VALUES = 2**26
-"""Dense latents held at a time (256 MiB in float32); a batch that has more is encoded in parts."""
-
-
-class Entries(NamedTuple):
-    """The activations above 0 of some tokens, token by token.
-
-    tokens: which one, counted through all images of the batch. latents: ascending within a token.
-    """
-
-    tokens: Int64[Tensor, " n_entries"]
-    latents: Int64[Tensor, " n_entries"]
-    values: Float64[Tensor, " n_entries"]
+"""Latents held at a time (256 MiB in float32); a batch that has more is encoded in parts."""
+_TABLE_VALUES = 16
+"""Such values that meters hold for each image and latent: some eight tables in float64."""
 
 
 class LatentBatch:
-    """The activations of some whole images' patches. What follows from them is computed when it is first asked for.
+    """How strongly each latent fires on the patches of some whole images.
+
+    What follows from it is computed when it is first asked for.
 
     Args:
-        codes: of each image, as the SAE encodes it.
+        codes: of all tokens, as the SAE encodes them; they may be below 0. Tokens are counted through all images.
         index: positions in the image set.
         rows: of the tokens.
+        n_patches: of each image.
+        d_sae: latents.
         is_signed: whether codes may be below 0.
         factor: of each token, see `SparseAutoencoder.token_factor`; None: 1.
     """
 
     def __init__(
         self,
-        codes: Float32[Tensor, "batch n_patches d_sae"],
+        codes: Entries,
         index: Int[Tensor, " batch"],
         rows: Int[np.ndarray, " batch"],
+        n_patches: int,
+        d_sae: int,
         is_signed: bool = False,
         factor: Float32[Tensor, "batch n_patches 1"] | None = None,
     ) -> None:
         self.codes, self.index, self.rows, self.is_signed, self.factor = codes, index, rows, is_signed, factor
-        self.n_images, self.n_patches, self.d_sae = codes.shape
+        self.n_images, self.n_patches, self.d_sae = len(rows), n_patches, d_sae
 
     @cached_property
-    def dense(self) -> Float32[Tensor, "batch n_patches d_sae"]:
-        """How strongly each latent fires: its code, 0 where that is below 0."""
-        return self.codes.clamp_min(0) if self.is_signed else self.codes
+    def entries(self) -> Entries:
+        """What fires: codes above 0."""
+        if not self.is_signed:
+            return self.codes
+        fires = self.codes.values > 0
+        return Entries(*(of[fires] for of in self.codes))
 
     @cached_property
     def peaks(self) -> Float32[Tensor, "batch d_sae"]:
         """The largest activation of each latent in each image."""
-        return self.dense.amax(dim=1)
-
-    @cached_property
-    def entries(self) -> Entries:
-        """What is not 0."""
-        dense = self.dense.flatten(0, 1)
-        tokens, latents = (dense > 0).nonzero(as_tuple=True)
-        return Entries(tokens, latents, dense[tokens, latents].double())
+        values = self.entries.values
+        peaks = values.new_zeros(self.n_images * self.d_sae)
+        return peaks.scatter_reduce_(0, self._cells, values, "amax").view(self.n_images, self.d_sae)
 
     @cached_property
     def sums(self) -> Float64[Tensor, "batch d_sae"]:
         """The sum over the patches of each image."""
-        return self.sum_in_images(self.entries.values)
+        return self.sum_in_images(self.entries.values.double())
 
     @cached_property
     def squares(self) -> Float64[Tensor, "batch d_sae"]:
         """The sum of squares over the patches of each image."""
-        return self.sum_in_images(self.entries.values**2)
+        return self.sum_in_images(self.entries.values.double().square())
 
     @cached_property
     def counts(self) -> Float64[Tensor, "batch d_sae"]:
         """On how many patches of each image a latent fires."""
-        return self.sum_in_images(torch.ones_like(self.entries.values))
+        values = self.entries.values
+        return self.sum_in_images(values.new_ones((), dtype=torch.float64).expand(len(values)))
 
     def sum_in_images(self, values: Float64[Tensor, " n_entries"]) -> Float64[Tensor, "batch d_sae"]:
         """Sum one value per entry over the patches of each image."""
-        tokens, latents, _ = self.entries
-        cells = tokens // self.n_patches * self.d_sae + latents
         sums = values.new_zeros(self.n_images * self.d_sae)
-        return sums.index_add_(0, cells, values).view(self.n_images, self.d_sae)
+        return sums.index_add_(0, self._cells, values).view(self.n_images, self.d_sae)
+
+    @cached_property
+    def _cells(self) -> Int64[Tensor, " n_entries"]:
+        """The place of each entry's image and latent in a table [batch, d_sae]."""
+        images = find_rows(self.entries.tokens, self.n_images, self.n_patches)
+        return images.mul_(self.d_sae).add_(self.entries.latents)
+
+
+def iterate_batches(
+    sae: SparseAutoencoder,
+    patches: Float[Tensor, "batch n_patches d_in"],
+    index: Int[Tensor, " batch"],
+    rows: Int[np.ndarray, " batch"],
+) -> Iterator[LatentBatch]:
+    """Encode a batch of images' patch tokens in parts of whole images, so that latents stay within bounds.
+
+    Args:
+        index, rows: of each image, see `LatentBatch`.
+    """
+    n_images, n_patches, _ = patches.shape
+    n_values = max(n_patches * (sae.activation.max_active or sae.d_sae), _TABLE_VALUES * sae.d_sae)
+    n_at_once = max(1, MAX_LATENT_VALUES // n_values)
+    for start in range(0, n_images, n_at_once):
+        part = slice(start, start + n_at_once)
+        with spent_on(Kind.encoder):
+            latents = _encode(sae, patches[part], index[part], rows[part])
+        yield latents
+        del latents  # before the next part is encoded
+
+
+@torch.inference_mode()
+def _encode(sae: SparseAutoencoder, patches: Tensor, index: Tensor, rows: np.ndarray) -> LatentBatch:
+    """Return some images' latents. (A generator in inference mode would hold those of a part while it makes others.)"""
+    codes, factor = sae.encode_entries(patches.flatten(0, 1)), sae.token_factor(patches)
+    return LatentBatch(codes, index, rows, patches.shape[1], sae.d_sae, sae.activation.is_signed, factor)
 
 
 def iterate_latents(
@@ -114,13 +145,10 @@ def iterate_latents(
     patches, n_at_once = patches.to(sae.W_enc.device), max(1, MAX_LATENT_VALUES // (patches.shape[1] * sae.d_sae))
     for start in range(0, len(patches), n_at_once):
         part = slice(start, start + n_at_once)
-        yield part, _encode(sae, patches[part])
-
-
-@torch.inference_mode()
-def _encode(sae: SparseAutoencoder, patches: Tensor) -> Tensor:
-    """Return the codes. (A generator in inference mode would hold those of a part while it computes the next.)"""
-    return sae.encode(patches)
+        with torch.inference_mode():
+            codes = sae.encode(patches[part])
+        yield part, codes
+        del codes
 
 
 class Meter(ABC):
@@ -200,18 +228,16 @@ def run_pass(tokens: TokenRows, wanted: Mapping[Key, Measurement[M]], progress: 
     def measure(number: int, missing: Sequence[Key]) -> dict[Key, Part]:
         new = {key: wanted[key].make_meter(wanted[key].sae.W_enc.device, known.get(key)) for key in missing}
         rows = np.arange(len(tokens))[parts[number]]
-        for batch, read in tokens.iterate(rows, BATCH_IMAGES):
+        for batch, read in counted(Kind.reading, tokens.iterate(rows, BATCH_IMAGES)):
             index = torch.from_numpy(tokens.image_index[batch])
             for sae in {wanted[key].sae: None for key in missing}:
                 meters = [meter for key, meter in new.items() if wanted[key].sae is sae]
-                patches = read.patches.to(sae.W_enc.device)
-                factor = sae.token_factor(patches)
-                for part, codes in iterate_latents(sae, patches):
-                    of_part = None if factor is None else factor[part]
-                    some = LatentBatch(codes, index[part], batch[part], sae.activation.is_signed, of_part)
+                with spent_on(Kind.copying):
+                    patches = read.patches.to(sae.W_enc.device)
+                for latents in iterate_batches(sae, patches, index, batch):
                     for meter in meters:
-                        meter.update(some)
-                    del codes, some  # before the next part is encoded
+                        meter.update(latents)
+                    del latents  # before the next part is encoded
             progress(int(batch[-1]) + 1)
         found = {key: meter.to_part() for key, meter in new.items()}
         for key, part in found.items():

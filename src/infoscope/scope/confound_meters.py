@@ -120,7 +120,7 @@ class LabelMeter(SumMeter):
     def update(self, batch: LatentBatch) -> None:
         grid = math.isqrt(batch.n_patches)
         maps = [compute_patch_labels(self.images.label_map(i), grid) for i in batch.index.tolist()]
-        labels = torch.from_numpy(np.stack(maps)).to(batch.dense.device)
+        labels = torch.from_numpy(np.stack(maps)).to(self.sums["n"].device)
         known = labels != IGNORE_LABEL
         n_labels = len(self.sums["n"])
         n_of_label = torch.stack([(labels == label).sum(1) for label in range(n_labels)], dim=1).double()
@@ -129,7 +129,7 @@ class LabelMeter(SumMeter):
         self.sums["n_images"] += (n_known > 0).sum()
 
         tokens, latents, values = batch.entries
-        values = values * known.flatten()[tokens]  # an ignored patch adds 0, anywhere
+        values = values.double() * known.flatten()[tokens]  # an ignored patch adds 0, anywhere
         squares = batch.sum_in_images(values**2)
         means = batch.sum_in_images(values) / n_known.clamp(min=1)
         self.sums["squares"] += squares.sum(0)

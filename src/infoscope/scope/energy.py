@@ -72,13 +72,12 @@ class SampleMeter(Meter):
 
     def update(self, batch: LatentBatch) -> None:
         numbers = (np.asarray(batch.rows)[:, None] * batch.n_patches + np.arange(batch.n_patches)).ravel()
-        here = np.flatnonzero(np.isin(numbers, self.chosen))
-        chosen = torch.from_numpy(here).to(batch.codes.device)
-        codes = batch.codes.flatten(0, 1)[chosen]
-        codes = (codes if batch.factor is None else codes * batch.factor.flatten(0, 1)[chosen]).cpu()
-        rows, latents = codes.nonzero(as_tuple=True)
-        tokens = torch.from_numpy(np.searchsorted(self.chosen, numbers[here]))[rows]
-        self.entries.append((tokens.int(), latents.int(), codes[rows, latents].float()))
+        places = np.where(np.isin(numbers, self.chosen), np.searchsorted(self.chosen, numbers), -1)
+        tokens, latents, values = batch.codes
+        of_entries = torch.from_numpy(places).to(tokens.device)[tokens]
+        kept = of_entries >= 0
+        values = values[kept] if batch.factor is None else values[kept] * batch.factor.flatten()[tokens[kept]]
+        self.entries.append((of_entries[kept].int().cpu(), latents[kept].int().cpu(), values.float().cpu()))
 
     def to_part(self) -> Part:
         found = zip(*self.entries, strict=True)

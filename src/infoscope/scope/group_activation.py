@@ -109,9 +109,10 @@ class OutlierMeter(SumMeter):
         self.d_sae, self.norms, self.threshold = d_sae, norms, threshold
 
     def update(self, batch: LatentBatch) -> None:
-        is_outlier = torch.from_numpy(self.norms[batch.rows] > self.threshold).to(batch.dense.device).flatten().long()
+        acts, is_outlier = self.sums["acts"], torch.from_numpy(self.norms[batch.rows] > self.threshold).flatten().long()
+        is_outlier = is_outlier.to(acts.device)
         tokens, latents, values = batch.entries
-        self.sums["acts"].index_add_(0, is_outlier[tokens] * self.d_sae + latents, values)
+        acts.index_add_(0, is_outlier[tokens] * self.d_sae + latents, values.double())
         self.sums["n_tokens"] += torch.bincount(is_outlier, minlength=2)
 
     def compute(self) -> OutlierActs:

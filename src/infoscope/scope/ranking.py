@@ -144,16 +144,15 @@ class RankMeter(TopMeter):
         self.rank_by = rank_by
 
     def update(self, batch: LatentBatch) -> None:
-        image_sum = batch.dense.sum(dim=1, dtype=torch.float32)
         if self.rank_by is RankBy.mean:
-            values = image_sum / batch.n_patches
+            values = (batch.sums / batch.n_patches).float()
         elif self.rank_by is RankBy.drawn:
-            values = torch.where(batch.peaks > 0, draw_numbers(batch.index, image_sum.shape[1]).to(image_sum), 0)
+            values = torch.where(batch.peaks > 0, draw_numbers(batch.index, batch.d_sae).to(batch.peaks), 0)
         else:
             values = batch.peaks
         self.top.update(batch.index, values)
         self.sums["n_firing"] += batch.counts.sum(dim=0)
-        self.sums["act_sum"] += image_sum.sum(dim=0, dtype=torch.float64)
+        self.sums["act_sum"] += batch.sums.sum(dim=0)
         counts = self.sums["counts"]
         counts += counts.new_tensor([batch.n_images, batch.n_images * batch.n_patches])
 
