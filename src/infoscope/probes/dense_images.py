@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -22,9 +22,12 @@ from infoscope.probes.pixels import PixelSample, choose_pixels, compute_pixel_we
 from infoscope.probes.slices import BYTES, divide
 from infoscope.runtime.errors import InputError
 from infoscope.runtime.forks import map_ahead
+from infoscope.runtime.profile import Kind, counted
 from infoscope.sae.activation import SparseActs, join_acts
 from infoscope.scope.ablations import Progress, no_progress
 from infoscope.scope.editing import AblationEditor
+
+Read = TypeVar("Read")
 
 _HELD_OUT_STEP = 2**31
 """Pixels of held-out images are drawn as of steps from here on, far from those of training."""
@@ -197,7 +200,7 @@ class WholeImages(DenseViews):
         config, images = self.config, self.fit_images
         size, steps = min(config.dense_batch_images, len(images)), range(first_step, self.n_steps)
         read = partial(images.truths.sample_step, size, config.n_pixels_per_image, config.seed)
-        for step, sampled in zip(steps, map_ahead(read, steps, self.n_workers), strict=True):
+        for step, sampled in zip(steps, self._read_ahead(read, steps), strict=True):
             chosen = choose_images(config.seed, step, len(images), size)
             yield images.make_batch(chosen, sampled, editor)
             self.progress("segmentation and depth", step + 1, self.n_steps)
@@ -214,7 +217,7 @@ class WholeImages(DenseViews):
         if part is Part.held_out:
             held_out = self.held_out_images
             read = partial(held_out.truths.sample_held_out, config.n_held_out_pixels_per_image, config.seed)
-            for image, sampled in zip(chosen, map_ahead(read, chosen.tolist(), self.n_workers), strict=True):
+            for image, sampled in zip(chosen, self._read_ahead(read, chosen.tolist()), strict=True):
                 batch = held_out.make_batch(np.array([image]), [sampled], editor)
                 for task, listed in heads.items():
                     truth = batch.labels if task is Task.segmentation else batch.depth_m
@@ -225,7 +228,7 @@ class WholeImages(DenseViews):
                         yield Prediction(task, number, values, truth[0])
             return
         test = self.test_images
-        truths = map_ahead(test.truths.read, chosen.tolist(), self.n_workers)
+        truths = self._read_ahead(test.truths.read, chosen.tolist())
         for start in range(0, len(chosen), config.feature_batch_images):
             some = chosen[start : start + config.feature_batch_images]  # the last may be fewer
             tokens, of_some = test.edit(some, editor), list(islice(truths, len(some)))
@@ -236,6 +239,9 @@ class WholeImages(DenseViews):
                         truth = torch.from_numpy(maps_of[task]).to(test.device)
                         yield Prediction(task, number, self._read_pixels(task, grids[:, i], *truth.shape), truth)
             self.progress("evaluation of segmentation and depth", int(some[-1]) + 1, len(test))
+
+    def _read_ahead(self, read: Callable[[int], Read], numbers: Sequence[int]) -> Iterator[Read]:
+        return counted(Kind.reading, map_ahead(read, numbers, self.n_workers))
 
     def _read_grids(
         self, task: Task, maps: LinearMaps, tokens: Float[Tensor, "n_variants batch n_patches d"]
