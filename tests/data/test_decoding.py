@@ -160,7 +160,7 @@ class TestReading:
             return decoding.decode_plain(files, torch.device("cpu"))
 
         monkeypatch.setattr(reader, "decode_plain", decode_plain)
-        monkeypatch.setattr(reader, "check_nvjpeg", lambda device: None)
+        monkeypatch.setattr(reader, "check_decoder", lambda *_: None)
 
     @pytest.mark.parametrize("resize", list(Resize))
     def test_every_decoder_reads_the_same(self, folder: Path, n_workers: int, resize: Resize):
@@ -202,9 +202,18 @@ class TestReading:
 
 def test_nvjpeg_without_a_gpu_is_one_sentence(folder: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    sentence = r"^Expected a GPU and .* for data\.decoder=nvjpeg, got no GPU: set data\.decoder=torchvision\.$"
+    sentence = r"^Expected .* on a GPU for data\.decoder=nvjpeg, got: no GPU; set data\.decoder=torchvision\.$"
     with pytest.raises(InputError, match=sentence):
         next(iterate_images(open_folder(folder, Decoder.nvjpeg), 24, 2, n_workers=2))
+
+
+def test_a_torchvision_that_decodes_nothing_is_one_sentence(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delattr("torchvision.io.decode_jpeg")
+    sentence = (
+        r"^Expected a torchvision that decodes JPEGs for data\.decoder=torchvision, got: cannot import .*=pillow\.$"
+    )
+    with pytest.raises(InputError, match=sentence):
+        next(iterate_images(open_folder(folder, Decoder.torchvision), 24, 2, n_workers=2))
 
 
 @pytest.mark.skipif("INFOSCOPE_SAMPLES" not in os.environ, reason="INFOSCOPE_SAMPLES is not set")

@@ -1,7 +1,7 @@
 """JPEGs decoded, and pictures resized, by torchvision: what `data.decoder` offers beside Pillow, within rounding of it.
 
 torchvision knows less of what lies in files: Pillow reads their headers, and whatever is no plain JPEG, or is damaged,
-is left to it. torchvision is imported where it is needed: that takes half a second.
+is left to it. torchvision is imported where it is needed: that takes seconds.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from jaxtyping import UInt8
 from PIL import Image, JpegImagePlugin
 from torch import Tensor
 
-from infoscope.data.config import Resize
+from infoscope.data.config import Decoder, Resize
 from infoscope.runtime.errors import InputError, get_first_line
 
 Array = UInt8[np.ndarray, "height width 3"]
@@ -68,25 +68,41 @@ def decode_plain(files: Sequence[bytes], device: torch.device) -> Iterator[Pixel
                     yield None
 
 
-def check_nvjpeg(device: torch.device) -> None:
-    """Refuse a device that decodes no JPEGs.
+def check_decoder(decoder: Decoder, gpu: torch.device) -> None:
+    """Refuse what cannot be had here; what is needed is imported, so that helpers have it from the start.
 
     Raises:
-        InputError: there is no GPU, or torchvision was built without nvJPEG.
+        InputError: torchvision decodes no JPEGs, or not on this GPU, which nvJPEG needs.
     """
+    if decoder is Decoder.pillow:
+        return
+    problem = ""
+    try:
+        import torchvision.transforms.v2.functional  # noqa: F401
+        from torchvision.io import decode_jpeg  # noqa: F401
+    except ImportError as error:  # 0.29 announces that decoding will go
+        problem = get_first_line(error)
+    if decoder is Decoder.nvjpeg and not problem:
+        problem = _find_problem(gpu)
+    if problem:
+        on, other = (" on a GPU", "torchvision") if decoder is Decoder.nvjpeg else ("", "pillow")
+        raise InputError(
+            f"Expected a torchvision that decodes JPEGs{on} for data.decoder={decoder.name}, got: {problem}; set"
+            f" data.decoder={other}."
+        )
+
+
+def _find_problem(gpu: torch.device) -> str:
+    """Say why a GPU decodes no JPEGs; "": it does."""
+    if not torch.cuda.is_available():
+        return "no GPU"
     buffer = io.BytesIO()
     Image.new("RGB", (16, 16)).save(buffer, "JPEG")
-    problem = "" if torch.cuda.is_available() else "no GPU"
-    if not problem:
-        try:
-            _decode([_to_tensor(buffer.getvalue())], device)
-        except RuntimeError as error:
-            problem = get_first_line(error)
-    if problem:
-        raise InputError(
-            f"Expected a GPU and a torchvision that decode JPEGs for data.decoder=nvjpeg, got {problem}: set"
-            " data.decoder=torchvision."
-        )
+    try:
+        _decode([_to_tensor(buffer.getvalue())], gpu)
+    except RuntimeError as error:
+        return get_first_line(error)
+    return ""
 
 
 def can_resize(width: int, height: int, resize: Resize) -> bool:

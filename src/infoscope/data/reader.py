@@ -15,7 +15,7 @@ from jaxtyping import Int64, UInt8
 from torch import Tensor
 
 from infoscope.data.config import RAISE, SKIP, Decoder, OnError
-from infoscope.data.decoding import check_nvjpeg, decode_plain, is_plain, resize_pixels
+from infoscope.data.decoding import check_decoder, decode_plain, is_plain, resize_pixels
 from infoscope.data.images import ImageBatch, ImageError, ImageSet
 from infoscope.runtime.errors import InputError
 from infoscope.runtime.profile import Kind, counted, spent_on
@@ -63,7 +63,7 @@ def open_images(
         device: where images are wanted. CUDA: they come there, copied a batch ahead; otherwise they come to the CPU.
 
     Raises:
-        InputError: the set's decoder is nvjpeg, and there is no GPU, or torchvision decodes nothing on it.
+        InputError: the set's decoder cannot be had here, see `check_decoder`.
     """
     reader = ImageReader(image_set, size_px, on_error, n_workers, device)
     try:
@@ -87,8 +87,7 @@ class ImageReader:
         self._ring: Ring | None = None
         self._is_reading = False
         self._gpu = self._cuda or torch.device("cuda")
-        if image_set.decoder is Decoder.nvjpeg:
-            check_nvjpeg(self._gpu)
+        check_decoder(image_set.decoder, self._gpu)
 
     def read(self, indices: Sequence[int] | Index, batch_size: int) -> Generator[ImageBatch, None, None]:
         """Yield images in the order of `indices`, the last incomplete batch included. They are the caller's own.
