@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from infoscope.runtime import processes
 from infoscope.runtime.files import atomic_write
+from infoscope.runtime.profile import Kind, spent_on
 
 Part = Mapping[str, Tensor]
 """The result of one part: tensors by name."""
@@ -86,13 +88,30 @@ def compute_parts_together(
         assert here.size == 1, "processes exchange parts in a folder"
         return (_to_cpu(compute(number, list(places))) for number in range(n_parts))
     assert len(kept) == len(places), "some passes keep their parts, and some do not"
-    for number in range(here.rank, n_parts, here.size):
-        missing = [key for key, place in kept.items() if not _name_part(place, number).exists()]
-        if missing:
-            for key, part in compute(number, missing).items():
-                save_state(_name_part(kept[key], number), part)
+    with ThreadPoolExecutor(1) as saver:
+        saved: list[Future[None]] = []
+        for number in range(here.rank, n_parts, here.size):
+            missing = [key for key, place in kept.items() if not _name_part(place, number).exists()]
+            if missing:
+                found = compute(number, missing)
+                _wait(saved)  # while the next part is computed this one is written
+                saved = [saver.submit(save_state, _name_part(kept[key], number), part) for key, part in found.items()]
+        _wait(saved)
     processes.barrier()
     return ({key: load_state(_name_part(place, number)) for key, place in kept.items()} for number in range(n_parts))
+
+
+def _wait(saved: Sequence[Future[None]]) -> None:
+    with spent_on(Kind.disk):
+        for one in saved:
+            one.result()
+
+
+def list_missing(n_parts: int, folder: Path | None, name: str) -> list[int]:
+    """Return the parts that `compute_parts` will compute in this process, in order."""
+    here = processes.current()
+    mine = range(here.rank, n_parts, here.size)
+    return [number for number in mine if folder is None or not _name_part(folder / name, number).exists()]
 
 
 def _name_part(place: Path, number: int) -> Path:
