@@ -30,7 +30,7 @@ from infoscope.runtime.store import Store
 from infoscope.sae import passes
 from infoscope.sae.checkpoint import load_sae
 from infoscope.sae.module import SAEModule
-from infoscope.scope.maps import PairMaps
+from infoscope.scope.maps import CropEncoder
 from infoscope.scope.partition import make_partition
 from infoscope.scope.scoring import score_latents
 from infoscope.scope.top_images import TopImages
@@ -547,7 +547,14 @@ INTERRUPTIONS = [
     ("tokens", Backbone, "tokens", 2, STAGES[1:], ["scenes", "scenes"]),
     ("train_sae", SAEModule, "training_step", 9, STAGES[2:], ["scenes", "scenes", "tokens", "tokens"]),
     ("rank", TopImages, "update", 2, STAGES[3:], ["scenes", "scenes", "tokens", "tokens", "train_sae"]),
-    ("score", PairMaps, "keep", 1, STAGES[4:], ["scenes", "scenes", "tokens", "tokens", "train_sae", "rank"]),
+    (
+        "score",
+        CropEncoder,
+        "_encode_batch",
+        1,
+        STAGES[4:],
+        ["scenes", "scenes", "tokens", "tokens", "train_sae", "rank"],
+    ),
     ("features", Backbone, "resume", 2, STAGES[5:], [*UP_TO_SCORE, "sample", "confounds"]),
     (
         "probe",

@@ -83,6 +83,7 @@ def measure(ours: Tensor, theirs: Tensor) -> float:
     ("kind", "aux_k", "dtype"),
     [
         ("topk", 0, torch.float32),
+        ("topk", 20, torch.float32),
         *((kind, 4, torch.float32) for kind in OBJECTIVES),
         # Which latents AuxK selects would depend on the precision: here, all that are dead.
         *((kind, 20, torch.bfloat16) for kind in OBJECTIVES),
@@ -120,8 +121,8 @@ def test_loss_and_gradients_are_those_of_float64(kind: str, aux_k: int, dtype: t
 
 @pytest.mark.parametrize(
     ("d_in", "d_sae", "k", "n"),
-    [(1, 3, 1, 2), (7, 9, 9, 3), (33, 70, 66, 2), (300, 50, 40, 2), (5, 40, 1, 9)],
-    ids=["narrow", "all latents", "more entries than registers hold", "many blocks of columns", "k of 1"],
+    [(1, 3, 1, 2), (7, 9, 9, 3), (33, 70, 66, 2), (5, 40, 1, 9)],
+    ids=["narrow", "all latents", "more entries than registers hold", "k of 1"],
 )
 def test_any_size_will_do(d_in: int, d_sae: int, k: int, n: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fused_step, "SHORT", 20)

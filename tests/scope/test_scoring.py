@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -6,7 +8,7 @@ from scipy.stats import wasserstein_distance_nd
 from infoscope.data.pictures import Pictures
 from infoscope.runtime import parts
 from infoscope.runtime.errors import InputError
-from infoscope.sae import passes
+from infoscope.sae import model
 from infoscope.sae.activations import TopK
 from infoscope.scope import maps, scoring
 from infoscope.scope.cds import compute_cds_with_zeros, compute_one_sided_share, count_zero_maps, position_locked_score
@@ -31,7 +33,7 @@ def test_last_incomplete_batch_is_scored():
     config = ScopeConfig(k_cds=1, k_max=9, batch_images=4)
     ranking, scores = measure(backbone, make_sae(1), make_jump_pictures(9), config)
     assert (ranking.top_images >= 0).all()
-    assert (scores.maps.sum(axis=(3, 4)) > 0).all()
+    assert (scores.maps[:].sum(axis=(3, 4)) > 0).all()
     assert np.isfinite(scores.emd).all()
     assert scores.cds(9).n_valid.tolist() == [9]
 
@@ -86,7 +88,7 @@ def test_scores_equal_the_definition_taken_literally(shift, signed, monkeypatch)
     if signed:
         sae.activation = TopK(30, signed=True)  # more than half: some are below 0, and no part of a map
     pictures = make_noise(8)
-    monkeypatch.setattr(passes, "MAX_LATENT_VALUES", 36 * 40 * 2)  # a batch is encoded in parts
+    monkeypatch.setattr(model, "MAX_PRE_ACTS", 36 * 40 * 2)  # a batch is encoded in parts
     config = ScopeConfig(k_cds=2, k_max=3, shift_patches=shift, batch_images=5)
     ranking, scores = measure(backbone, sae, pictures, config)
     maps = reference_scores(backbone, sae, pictures, ranking, shift)
@@ -143,16 +145,31 @@ def test_scores_are_read_as_they_were_written(tmp_path):
     backbone, sae = make_registers()
     config = ScopeConfig(k_cds=2, k_max=2)
     _, in_memory = measure(backbone, sae, make_noise(6), config)
-    (tmp_path / "mapped").mkdir()
-    _, mapped = measure(backbone, sae, make_noise(6), config, maps_file=tmp_path / "mapped" / "maps.npy")
-    for scores, folder in ((in_memory, tmp_path / "memory"), (mapped, tmp_path / "mapped")):
+    dense = replace(in_memory, maps=np.asarray(in_memory.maps))
+    for scores, folder in ((in_memory, tmp_path / "sparse"), (dense, tmp_path / "dense")):
         scores.save(folder)
         read = Scores.load(folder)
-        assert isinstance(read.maps, np.memmap)
-        for name in ("emd", "mass1", "mass2", "chance_emd", "maps"):
-            np.testing.assert_array_equal(getattr(read, name), getattr(in_memory, name))
+        assert isinstance(read.maps.values, np.memmap)
+        read.save(folder)  # over what is mapped
+        assert_same(read, in_memory)
         assert (read.grid, read.shift_patches, read.k_max) == (6, 1, 2)
     assert (read.emd.dtype, read.mass1.dtype, read.maps.dtype) == (np.float64, np.float32, np.float32)
+
+
+def test_early_scores_have_dense_maps(tmp_path):
+    _, scores = measure(*make_registers(), make_noise(6), ScopeConfig(k_cds=2, k_max=2))
+    scores.save(tmp_path)
+    for file in tmp_path.glob("maps_*"):
+        file.unlink()
+    np.save(tmp_path / "maps.npy", scores.maps)
+    read = Scores.load(tmp_path)
+    assert isinstance(read.maps, np.memmap)
+    assert_same(read, scores)
+
+
+def assert_same(found, expected):
+    for name in ("emd", "mass1", "mass2", "chance_emd", "maps"):
+        np.testing.assert_array_equal(np.asarray(getattr(found, name)), np.asarray(getattr(expected, name)))
 
 
 def test_progress_is_told():
@@ -172,11 +189,13 @@ def test_progress_is_told():
     assert moved[-1] == (n_pairs, n_pairs)
 
 
-@pytest.mark.parametrize("stops_after", [0, 1, 3, 4, 6])
-def test_an_interrupted_scoring_goes_on_and_ends_the_same(tmp_path, monkeypatch, stops_after):
+@pytest.mark.parametrize(
+    ("stops_after", "solves_ahead"), [(0, False), (1, False), (3, False), (4, False), (6, False), (2, True), (5, True)]
+)
+def test_an_interrupted_scoring_goes_on_and_ends_the_same(tmp_path, monkeypatch, stops_after, solves_ahead):
     monkeypatch.setattr(parts, "PART_IMAGES", (3, 3))
     monkeypatch.setattr(scoring, "PART_PAIRS", {EMDMethod.exact: 50})
-    (backbone, sae), config = make_registers(), ScopeConfig(k_cds=2, k_max=3, batch_images=2, n_workers=1)
+    (backbone, sae), config = make_registers(), ScopeConfig(k_cds=2, k_max=3, batch_images=2, n_workers=2)
     ranking, expected = measure(backbone, sae, make_noise(11), config)
     save, saved = parts.save_state, []
 
@@ -186,42 +205,39 @@ def test_an_interrupted_scoring_goes_on_and_ends_the_same(tmp_path, monkeypatch,
         save(path, state)
         saved.append(path.name)
 
-    def score(folder):
-        options = {"layer": -2, "maps_file": folder / "maps.npy", "progress_folder": tmp_path / "progress"}
-        folder.mkdir()
+    def score():
+        options = {"layer": -2, "progress_folder": tmp_path, "solves_ahead": solves_ahead}
         return score_latents(backbone, sae, Pictures(list(make_noise(11))), ranking, config, **options)
 
-    (tmp_path / "progress").mkdir()
     monkeypatch.setattr(parts, "save_state", save_some)
     with pytest.raises(KeyboardInterrupt):
-        score(tmp_path / "cut")
+        score()
     monkeypatch.setattr(parts, "save_state", save)
     n_parts = -(-len(list_images(ranking)) // 3)
     n_left = sum(len(part) for part in np.split(list_images(ranking), range(3, 3 * n_parts, 3))[stops_after:])
     backbone.n_images_encoded = 0
-    found = score(tmp_path / "again")
+    found = score()
     assert backbone.n_images_encoded == 2 * n_left
-    for name in ("emd", "mass1", "mass2", "chance_emd", "maps"):
-        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
+    assert_same(found, expected)
 
 
-def test_parts_of_the_encoding_are_bounded_by_their_maps(monkeypatch):
+def test_parts_of_the_encoding_are_bounded_by_their_maps(tmp_path, monkeypatch):
     backbone, sae = make_registers()
     _, expected = measure(backbone, sae, make_noise(8), ScopeConfig(k_cds=2, k_max=3, batch_images=1))
     monkeypatch.setattr(maps, "PART_BYTES", 20 * 2 * 6 * 6 * 4)  # some 20 pairs: an image or two
-    made = []
+    made, save = [], parts.save_state
 
-    class Noted(maps.PairMaps):
-        def __init__(self, *args):
-            super().__init__(*args)
-            made.append(len(self.maps))
+    def note(path, state):
+        save(path, state)
+        made.extend(len(state[name]) for name in state if name == "0 counts")
 
-    monkeypatch.setattr(maps, "PairMaps", Noted)
-    ranking, found = measure(backbone, sae, make_noise(8), ScopeConfig(k_cds=2, k_max=3, batch_images=1))
+    monkeypatch.setattr(parts, "save_state", note)
+    ranking, found = measure(
+        backbone, sae, make_noise(8), ScopeConfig(k_cds=2, k_max=3, batch_images=1), progress_folder=tmp_path
+    )
     assert sum(made) == (ranking.top_images >= 0).sum()
     assert len(made) > 4
-    np.testing.assert_array_equal(found.maps, expected.maps)
-    np.testing.assert_array_equal(found.emd, expected.emd)
+    assert_same(found, expected)
 
 
 def test_latents_that_never_fire_need_no_images():

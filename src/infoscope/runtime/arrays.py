@@ -25,7 +25,7 @@ def save_result(
     Args:
         folder: is made if missing.
         facts: more for the JSON file.
-        one_by_one: an array has a .npy file of its own, which is not written again where the array is its memory map.
+        one_by_one: an array has a .npy file of its own.
     """
     folder.mkdir(parents=True, exist_ok=True)
     arrays = {key: value for key, value in values.items() if isinstance(value, np.ndarray)}
@@ -33,27 +33,21 @@ def save_result(
         save: Callable[..., None] = np.savez_compressed if compressed else np.savez
         save(folder / f"{name}.npz", **arrays)
     for key, array in arrays.items() if one_by_one else ():
-        file = folder / f"{key}.npy"
-        if isinstance(array, np.memmap) and Path(str(array.filename)).resolve() == file.resolve():
-            array.flush()
-        else:
-            np.save(file, array)
+        np.save(folder / f"{key}.npy", array)
     rest = {key: value.name if isinstance(value, Enum) else value for key, value in values.items() if key not in arrays}
     (folder / f"{name}.json").write_text(json.dumps(rest | dict(facts or {}), indent=1) + "\n", encoding="utf-8")
 
 
 def load_result(
-    folder: Path, name: str, one_by_one: Collection[str] = (), mapped: Collection[str] = ()
+    folder: Path, name: str, one_by_one: Collection[str] = ()
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Return the arrays and the rest of what `save_result` wrote, enums as their names.
 
     Args:
         one_by_one: the arrays, where each has a file of its own.
-        mapped: those that stay on disk, memory-mapped and read-only.
     """
     facts = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
     if one_by_one:
-        files = {key: folder / f"{key}.npy" for key in one_by_one}
-        return {key: np.load(file, mmap_mode="r" if key in mapped else None) for key, file in files.items()}, facts
+        return {key: np.load(folder / f"{key}.npy") for key in one_by_one}, facts
     with np.load(folder / f"{name}.npz", allow_pickle=False) as arrays:
         return dict(arrays), facts

@@ -50,8 +50,8 @@ class ScopeConfig:
     emd: EMDMethod = EMDMethod.exact
     sinkhorn_blur: Positive = 0.1
     """Blur of the transport plan in patches; read by emd=sinkhorn, and by stage=stability."""
-    batch_images: Batch = 32
-    """Images encoded at a time (each crop apart)."""
+    batch_images: Batch | None = None
+    """Images encoded at a time, both crops of each; null: 16, and 128 on CUDA."""
     n_workers: FewOrNone = 0
     """Processes for exact distances at most; 0: one per core. Results do not depend on it."""
 
@@ -67,6 +67,10 @@ class ScopeConfig:
     def n_ranks(self) -> int:
         """k_max with its default filled in."""
         return max(16, self.k_cds) if self.k_max is None else self.k_max
+
+    def choose_batch(self, device: str) -> int:
+        """Return batch_images with its default filled in, for a type of device: "cpu", "cuda"."""
+        return (128 if device == "cuda" else 16) if self.batch_images is None else self.batch_images
 
 
 class Control(Enum):

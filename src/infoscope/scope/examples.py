@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float
 
 from infoscope.scope.cds import CDS
 from infoscope.scope.partition import Partition
+from infoscope.scope.sparse_maps import SparseMaps
 
 MAX_GROUPS = 3
 """Groups that are shown: of more bands the lowest, the middle and the highest."""
@@ -17,7 +18,7 @@ CHUNK_VALUES = 2**24
 """Values of maps looked at at a time: 64 MiB."""
 
 
-def find_locked(maps: Float[np.ndarray, "d_sae k_max 2 grid grid"], k: int) -> Bool[np.ndarray, " d_sae"]:
+def find_locked(maps: SparseMaps | Float[np.ndarray, "d_sae k_max 2 grid grid"], k: int) -> Bool[np.ndarray, " d_sae"]:
     """Return which latents fire at one place of the grid whatever the picture.
 
     Of the maps of both crops of the first `k` images, those in which the latent fires: nine tenths have their maximum
@@ -28,7 +29,7 @@ def find_locked(maps: Float[np.ndarray, "d_sae k_max 2 grid grid"], k: int) -> B
     locked = np.zeros(d_sae, dtype=bool)
     n_at_once = max(1, CHUNK_VALUES // (2 * k * n_places))
     for start in range(0, d_sae, n_at_once):
-        of_latent = np.asarray(maps[start : start + n_at_once, :k]).reshape(-1, 2 * k, n_places)
+        of_latent = maps[start : start + n_at_once, :k].reshape(-1, 2 * k, n_places)
         fires, n = of_latent.max(axis=2) > 0, len(of_latent)
         place = of_latent.argmax(axis=2) + n_places * np.arange(n)[:, None]
         n_at_place = np.bincount(place[fires], minlength=n * n_places).reshape(n, n_places)

@@ -2,29 +2,40 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
+from math import ceil
 from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Float32, Int, Int64
 from torch import Tensor
 
-from infoscope.data.images import ImageSet
-from infoscope.data.reader import iterate_images
-from infoscope.runtime import processes
-from infoscope.runtime.parts import Part, compute_parts, cut, cut_images
+from infoscope.data.images import ImageBatch, ImageSet
+from infoscope.data.reader import ImageReader, open_images
+from infoscope.runtime.parts import Part, compute_parts, cut, cut_images, list_missing
+from infoscope.runtime.profile import Kind, spent_on
 from infoscope.runtime.progress import Advance, ignore
-from infoscope.sae.model import SparseAutoencoder
-from infoscope.sae.passes import iterate_latents
+from infoscope.sae.model import MAX_PRE_ACTS, SparseAutoencoder
 from infoscope.scope import crops
 from infoscope.scope.config import ScopeConfig
+from infoscope.scope.sparse_maps import SparseMaps
 from infoscope.vision.backbone import Backbone
 
 PART_BYTES = 2**28
-"""Maps in a part of the encoding, about: a part is held in memory, and a few images may be ranked by all latents."""
+"""Maps in a part of the encoding, were they dense, about: a few images may be ranked by all latents."""
+EVEN_IMAGES = 256
+"""Images in a part are a multiple of it, where maps allow so many: no batch is cut short at a part's end."""
+GATE_IMAGES = 8
+"""Images for which a gate's latents are encoded at a time, at most: more images want more latents."""
+
+Pairs = tuple[Int64[np.ndarray, " n_pairs"], Int64[np.ndarray, " n_pairs"]]
+Watch = Callable[[int, Pairs, SparseMaps], object]
+"""Takes which of the wanted maps they are of, the rows and ranks of some pairs, and their maps."""
 
 
 @dataclass(frozen=True)
@@ -32,57 +43,24 @@ class WantedMaps:
     """Maps to be made: those of some latents of one SAE on the images that each ranks.
 
     latents: [n] which of the SAE's.
-    top_images: [n, k] positions in the image set; -1 for none.
-    file: where to keep the maps, memory-mapped; None keeps them in memory.
+    top_images: [n, k] positions in the image set, each once in a row; -1 for none.
     """
 
     sae: SparseAutoencoder
     latents: Int[np.ndarray, " n"]
     top_images: Int[np.ndarray, "n k"]
-    file: Path | None = None
 
+    @cached_property
+    def _by_image(self) -> tuple[Int64[np.ndarray, " all"], Int[np.ndarray, " all"]]:
+        """All pairs, counted through the rows, by image, and the image of each."""
+        order = np.argsort(self.top_images, axis=None, kind="stable")
+        return order, self.top_images.ravel()[order]
 
-class PairLookup:
-    """For an image, or for those of a range, the (row, rank) pairs of `top_images` [n, k] that want its maps."""
-
-    def __init__(self, top_images: Int[np.ndarray, "n k"]) -> None:
-        flat = top_images.ravel()
-        self._positions = np.argsort(flat, kind="stable")
-        self._images = flat[self._positions]
-        self._k = top_images.shape[1]
-
-    def __call__(
-        self, image: int, last: int | None = None
-    ) -> tuple[Int[np.ndarray, " n_pairs"], Int[np.ndarray, " n_pairs"]]:
-        """Return rows and ranks, by image."""
-        start, stop = np.searchsorted(self._images, [image, (image if last is None else last) + 1])
-        return np.divmod(self._positions[start:stop], self._k)
-
-
-class PairMaps:
-    """The maps of some (latent, image) pairs of one SAE: [n_pairs, 2, grid, grid] float32, on both crops, to be filled.
-
-    Args:
-        latents: of each pair, one of the SAE's.
-        images: of each pair, a position in the image set.
-    """
-
-    def __init__(
-        self,
-        sae: SparseAutoencoder,
-        latents: Int[np.ndarray, " n_pairs"],
-        images: Int[np.ndarray, " n_pairs"],
-        grid: int,
-    ) -> None:
-        self.sae, self.latents, self.pairs_of = sae, latents, PairLookup(images[:, None])
-        self.maps = np.zeros((len(latents), 2, grid, grid), np.float32)
-
-    def keep(self, image: int, side: int, acts: Float[Tensor, "n_patches d_sae"]) -> None:
-        """Keep what the latents of an image's pairs do on one of its crops; what is below 0 does not fire."""
-        pairs, _ = self.pairs_of(image)
-        latents = torch.from_numpy(self.latents[pairs]).to(acts.device)
-        wanted = acts[:, latents].clamp_min(0) if self.sae.activation.is_signed else acts[:, latents]
-        self.maps[pairs, side] = wanted.T.float().cpu().numpy().reshape(-1, *self.maps.shape[2:])
+    def find_pairs(self, images: Int[np.ndarray, " n_images"]) -> Pairs:
+        """Return rows and ranks of the pairs of some images, by image: ascending ones, without others in between."""
+        order, image_of = self._by_image
+        start, stop = np.searchsorted(image_of, [images[0], images[-1] + 1])
+        return np.divmod(order[start:stop], self.top_images.shape[1])
 
 
 @dataclass(frozen=True)
@@ -100,73 +78,195 @@ class CropEncoder:
     n_readers: int = 0
 
     def make_maps(
-        self, wanted: Sequence[WantedMaps], progress: Advance = ignore, folder: Path | None = None
-    ) -> list[Float[np.ndarray, "n k 2 grid grid"]]:
+        self,
+        wanted: Sequence[WantedMaps],
+        progress: Advance = ignore,
+        folder: Path | None = None,
+        watch: Watch | None = None,
+    ) -> list[SparseMaps]:
         """Encode every image that is ranked, and return the maps asked for: raw, and 0 where there is no image.
-
-        Maps in a file are written by the main process alone.
 
         Args:
             progress: called with (images encoded, all images).
             folder: where finished parts are kept, see `compute_parts`.
+            watch: called with every part that this process encodes, while it encodes the next.
+
+        Returns:
+            Of each of `wanted`, [n, k, 2, grid, grid].
 
         Raises:
             InputError: if the shift leaves fewer than 2 x 2 shared patches, an image cannot be read, or a token is not
                 finite.
         """
-        grid, indices = self.backbone.grid, np.unique(np.concatenate([one.top_images.ravel() for one in wanted]))
-        indices = indices[indices >= 0]
-        lookups = [PairLookup(one.top_images) for one in wanted]
-        parts = _cut_ranked(len(indices), wanted, grid)
-
-        def find_pairs(number: int) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-            images = indices[parts[number]]
-            for which, pairs_of in enumerate(lookups):
-                yield which, *pairs_of(images[0], images[-1])
-
-        def encode(number: int) -> Part:
-            made = [
-                PairMaps(wanted[i].sae, wanted[i].latents[rows], wanted[i].top_images[rows, ranks], grid)
-                for i, rows, ranks in find_pairs(number)
-            ]
-            for n_encoded in self._fill(made, indices[parts[number]]):
-                progress(parts[number].start + n_encoded, len(indices))
-            return {str(i): torch.from_numpy(one.maps) for i, one in enumerate(made)}
-
-        found = compute_parts(len(parts), encode, folder, "crops")
-        is_main = processes.is_main()
-        own = {
-            i: make_maps((*one.top_images.shape, 2, grid, grid), one.file)
-            for i, one in enumerate(wanted)
-            if is_main or one.file is None
-        }
-        for number, part in enumerate(found if own else ()):
-            for i, rows, ranks in find_pairs(number):
-                if i in own:
-                    own[i][rows, ranks] = part[str(i)].numpy()
-        for maps in own.values():
-            if isinstance(maps, np.memmap):
-                maps.flush()
-        processes.barrier()
-        return [own[i] if i in own else np.load(str(one.file), mmap_mode="r") for i, one in enumerate(wanted)]
-
-    def _fill(self, wanted: Sequence[PairMaps], indices: Int[np.ndarray, " n_images"]) -> Iterator[int]:
-        """Encode both crops of some images, batch by batch, for the maps that want them; yield how many are done."""
-        backbone, config, n_encoded = self.backbone, self.config, 0
-        geometry = backbone.patch_px, backbone.grid, config.shift_patches
-        size_px = crops.scc_size_px(backbone.grid, backbone.patch_px, config.shift_patches)
-        for batch in iterate_images(
-            self.image_set, size_px, config.batch_images, indices=indices, n_workers=self.n_readers
+        backbone, config, grid = self.backbone, self.config, self.backbone.grid
+        images = np.unique(np.concatenate([one.top_images.ravel() for one in wanted]))
+        images = images[images >= 0]
+        parts = _cut_ranked(len(images), wanted, grid)
+        size_px = crops.scc_size_px(grid, backbone.patch_px, config.shift_patches)
+        n_at_once, device = config.choose_batch(backbone.mean.device.type), backbone.mean.device
+        made = [
+            SparseMaps.make_room((*one.top_images.shape, 2, grid, grid), int((one.top_images >= 0).sum()))
+            for one in wanted
+        ]
+        with (
+            ThreadPoolExecutor(1) as behind,
+            open_images(self.image_set, size_px, n_workers=self.n_readers, device=device) as reader,
         ):
-            for side, images in enumerate(crops.shifted_crops(batch.images, *geometry, config.diagonal)):
-                patches = backbone.tokens(images, self.layer).patches
-                for maps in wanted:
-                    for part, latent_acts in iterate_latents(maps.sae, patches):
-                        for image, acts in zip(batch.index[part].tolist(), latent_acts, strict=True):
-                            maps.keep(image, side, acts)
-                        del latent_acts, acts  # before the next part is encoded
-            n_encoded += len(batch.index)
-            yield n_encoded
+            missing = [images[parts[number]] for number in list_missing(len(parts), folder, "maps")]
+            batches, watched = _read(reader, missing, n_at_once), []
+
+            def encode(number: int) -> Part:
+                some, first = images[parts[number]], parts[number].start
+                of_part = islice(batches, ceil(len(some) / n_at_once))
+                found = self._encode(wanted, of_part, behind, lambda n_done: progress(first + n_done, len(images)))
+                if watch is not None:
+                    for i, (one, maps) in enumerate(zip(wanted, found, strict=True)):
+                        watched.append(behind.submit(watch, i, one.find_pairs(some), maps))
+                return {f"{i} {name}": of for i, maps in enumerate(found) for name, of in maps.to_tensors().items()}
+
+            for number, part in enumerate(compute_parts(len(parts), encode, folder, "maps")):
+                for i, (one, maps) in enumerate(zip(wanted, made, strict=True)):
+                    rows, ranks = one.find_pairs(images[parts[number]])
+                    found = SparseMaps.from_tensors({name: part[f"{i} {name}"] for name in SparseMaps.NAMES}, grid)
+                    maps.put(rows * one.top_images.shape[1] + ranks, found)
+            for future in watched:
+                future.result()
+        return made
+
+    def _encode(
+        self,
+        wanted: Sequence[WantedMaps],
+        batches: Iterable[ImageBatch],
+        behind: ThreadPoolExecutor,
+        progress: Callable[[int], object],
+    ) -> list[SparseMaps]:
+        """Return the maps of some images, [n_pairs, 2, grid, grid] of each of `wanted`, in the order of `find_pairs`.
+
+        Args:
+            behind: packs the maps of a batch while the device encodes the next one.
+            progress: called with the number of images that are done.
+        """
+        packed: list[Future[list[SparseMaps]]] = []
+        n_done = 0
+        for batch in batches:
+            maps = self._encode_batch(wanted, batch)
+            packed.append(behind.submit(_pack, _send(torch.cat(maps)), [len(one) for one in maps]))
+            n_done += len(batch.index)
+            if len(packed) > 1:
+                _wait(packed[-2])  # no more than two batches wait for their turn
+            progress(n_done)
+        return [SparseMaps.join(of_one) for of_one in zip(*map(_wait, packed), strict=True)]
+
+    @torch.inference_mode()
+    def _encode_batch(
+        self, wanted: Sequence[WantedMaps], batch: ImageBatch
+    ) -> list[Float32[Tensor, "n_pairs 2 grid grid"]]:
+        """Return the maps of a batch, of each of `wanted`, where the SAEs lie."""
+        backbone, config, index = self.backbone, self.config, batch.index.numpy()
+        geometry = backbone.patch_px, backbone.grid, config.shift_patches
+        with spent_on(Kind.forward):
+            both = torch.cat(crops.shifted_crops(batch.images, *geometry, config.diagonal))
+            patches = backbone.tokens(both, self.layer).patches.unflatten(0, (2, len(index)))
+        made = []
+        for one in wanted:
+            rows, ranks = one.find_pairs(index)
+            slots = np.searchsorted(index, one.top_images[rows, ranks])
+            with spent_on(Kind.encoder):
+                maps = encode_pairs(one.sae, patches, slots, one.latents[rows])
+            made.append(maps.unflatten(2, (backbone.grid, backbone.grid)))
+        return made
+
+
+def encode_pairs(
+    sae: SparseAutoencoder,
+    patches: Float[Tensor, "2 batch n_patches d_in"],
+    slots: Int[np.ndarray, " n_pairs"],
+    latents: Int[np.ndarray, " n_pairs"],
+) -> Float32[Tensor, "n_pairs 2 n_patches"]:
+    """Return how strongly some latents fire on both crops of some images; dense latents are not made.
+
+    Args:
+        patches: tokens of all patches of crop 1 and crop 2 of each image.
+        slots: of each pair, which of these images; ascending.
+        latents: of each pair, which of the SAE's; no pair twice.
+    """
+    patches = patches.to(sae.W_enc.device)
+    if len(slots) == 0:
+        return patches.new_zeros((0, 2, patches.shape[2]), dtype=torch.float32)
+    choose = _encode_gate if sae.activation.is_pointwise else _encode_entries
+    return choose(sae, patches, slots, latents)
+
+
+def _encode_gate(
+    sae: SparseAutoencoder, patches: Tensor, slots: np.ndarray, latents: np.ndarray
+) -> Float32[Tensor, "n_pairs 2 n_patches"]:
+    """Encode the latents that some images rank, and no others, for these images."""
+    _, n_images, n_patches, d_in = patches.shape
+    n_at_once = max(1, min(GATE_IMAGES, MAX_PRE_ACTS // (2 * n_patches * sae.d_sae)))
+    made = []
+    for start in range(0, n_images, n_at_once):
+        some = slice(*np.searchsorted(slots, [start, start + n_at_once]))
+        if some.start < some.stop:
+            chosen, columns = np.unique(latents[some], return_inverse=True)
+            tokens = patches[:, start : start + n_at_once]
+            acts = sae.encode_latents(tokens.reshape(-1, d_in), _to_device(chosen, tokens))
+            acts = acts.view(*tokens.shape[:3], -1)
+            made.append(acts[:, _to_device(slots[some] - start, tokens), :, _to_device(columns, tokens)].float())
+    return torch.cat(made)
+
+
+def _encode_entries(
+    sae: SparseAutoencoder, patches: Tensor, slots: np.ndarray, latents: np.ndarray
+) -> Float32[Tensor, "n_pairs 2 n_patches"]:
+    """Encode all latents, a few entries per token, and keep those that a pair wants."""
+    assert sae.activation.max_active is not None, sae.activation.kind  # else padding would stand where latent 0 does
+    _, n_images, n_patches, d_in = patches.shape
+    values, indices = sae.encode_sparse(patches.reshape(-1, d_in))
+    n_pairs, device = len(slots), patches.device
+    pair_of = torch.full((n_images * sae.d_sae,), n_pairs, device=device)  # one more for what no pair wants
+    pair_of[_to_device(slots * sae.d_sae + latents, patches)] = torch.arange(n_pairs, device=device)
+    token = torch.arange(len(values), device=device).unsqueeze(1)
+    image, place = token // n_patches % n_images, token // (n_images * n_patches) * n_patches + token % n_patches
+    places = pair_of[image * sae.d_sae + indices].mul_(2 * n_patches).add_(place)
+    maps = torch.zeros((n_pairs + 1) * 2 * n_patches, device=device)
+    maps.scatter_(0, places.view(-1), values.float().clamp_min(0).view(-1))
+    return maps.view(-1, 2, n_patches)[:-1]
+
+
+def _read(reader: ImageReader, parts: Sequence[Int[np.ndarray, " n_images"]], n_at_once: int) -> Iterator[ImageBatch]:
+    """Yield batches of parts; none is of two parts, so that it is the same whichever of them were made before."""
+    is_even = all(len(part) % n_at_once == 0 for part in parts[:-1])
+    for part in [np.concatenate(parts)] if parts and is_even else parts:  # helpers do not stop at the end of a part
+        yield from reader.read(part, n_at_once)
+
+
+def _to_device(array: np.ndarray, like: Tensor) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array)).to(like.device)
+
+
+def _send(maps: Float32[Tensor, "n 2 grid grid"]) -> Callable[[], Float32[np.ndarray, "n 2 grid grid"]]:
+    """Let maps leave their device in one copy, and return what waits for them; of CUDA nobody waits before."""
+    if maps.device.type != "cuda":
+        return maps.cpu().numpy
+    host = torch.empty(maps.shape, dtype=maps.dtype, pin_memory=True)
+    host.copy_(maps, non_blocking=True)
+    arrived = torch.cuda.Event()
+    arrived.record()
+
+    def wait() -> np.ndarray:
+        arrived.synchronize()
+        return host.numpy()
+
+    return wait
+
+
+def _pack(wait: Callable[[], np.ndarray], sizes: Sequence[int]) -> list[SparseMaps]:
+    return [SparseMaps.of(maps) for maps in np.split(wait(), np.cumsum(sizes)[:-1])]
+
+
+def _wait(packed: Future[list[SparseMaps]]) -> list[SparseMaps]:
+    with spent_on(Kind.copying):
+        return packed.result()
 
 
 def _cut_ranked(n_images: int, wanted: Sequence[WantedMaps], grid: int) -> list[slice]:
@@ -175,14 +275,5 @@ def _cut_ranked(n_images: int, wanted: Sequence[WantedMaps], grid: int) -> list[
     parts = cut_images(n_images)
     if not parts or n_bytes <= PART_BYTES * len(parts):
         return parts
-    return cut(n_images, max(1, n_images * PART_BYTES // n_bytes))
-
-
-def make_maps(shape: tuple[int, ...], file: Path | None) -> Float[np.ndarray, "d_sae k_max 2 grid grid"]:
-    """Return float32 zeros, memory-mapped from a new .npy file where one is given."""
-    if file is None:
-        return np.zeros(shape, dtype=np.float32)
-    maps = np.lib.format.open_memmap(file, mode="w+", dtype=np.float32, shape=shape)
-    with file.open("r+b") as opened:  # claim the space now: writing through the map to a full disk kills the process
-        os.posix_fallocate(opened.fileno(), 0, file.stat().st_size)
-    return maps
+    n_each = max(1, n_images * PART_BYTES // n_bytes)
+    return cut(n_images, n_each - n_each % EVEN_IMAGES if n_each > EVEN_IMAGES else n_each)

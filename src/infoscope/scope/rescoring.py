@@ -26,6 +26,7 @@ from infoscope.scope.maps import CropEncoder, WantedMaps
 from infoscope.scope.ranking import Ranking
 from infoscope.scope.scores import Scores
 from infoscope.scope.scoring import compute_scores
+from infoscope.scope.sparse_maps import SparseMaps
 from infoscope.scope.stability import Kind, StabilityResult, Variation
 from infoscope.vision.backbone import Backbone
 
@@ -237,8 +238,7 @@ class _Rescorer(NamedTuple):
             ranking = one.held_out if plan.kind is Kind.images else one.ranking
             assert ranking is not None
             assert ranking.k_max >= k, (ranking.k_max, k)
-            file = folder and folder / f"maps-{one.seed}.npy"
-            wanted.append(WantedMaps(one.sae, some, ranking.top_images[some, :k], file))
+            wanted.append(WantedMaps(one.sae, some, ranking.top_images[some, :k]))
         with self.show_bar(f"encoding crops, {plan.setting}") as progress:
             encoder = CropEncoder(self.backbone, plan.images, plan.scope, self.layer, self.n_readers)
             made = encoder.make_maps(wanted, progress, folder)
@@ -253,7 +253,7 @@ class _Rescorer(NamedTuple):
 def _score_maps(
     one: ScoredSAE,
     latents: Int[np.ndarray, " n"],
-    maps: Float[np.ndarray, "n k 2 grid grid"],
+    maps: SparseMaps | Float[np.ndarray, "n k 2 grid grid"],
     ranked: Bool[np.ndarray, "n k"],
     scope: ScopeConfig,
     progress: Advance,

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from infoscope.runtime.arrays import load_result, save_result
 from infoscope.scope.cds import CDS, compute_cds
 from infoscope.scope.config import Diagonal
+from infoscope.scope.sparse_maps import SparseMaps
 
 
 @dataclass
@@ -21,14 +22,15 @@ class Scores:
     mass1, mass2: [d_sae, k_max] summed activation on the shared region of crop 1 and 2; NaN where there is no image.
     chance_emd: [d_sae, k_max] as `emd`, but map 1 at this rank against map 2 at the latent's next valid rank, the last
         against the first; NaN where the latent has fewer than two valid pairs.
-    maps: [d_sae, k_max, 2, grid, grid] activation on all patches of both crops, raw; 0 where there is no image.
+    maps: [d_sae, k_max, 2, grid, grid] activation on all patches of both crops, raw; 0 where there is no image. Sparse
+        where they were measured: `maps[latents, ranks]` makes some of them an array, `np.asarray(maps)` all.
     """
 
     emd: Float[np.ndarray, "d_sae k_max"]
     mass1: Float[np.ndarray, "d_sae k_max"]
     mass2: Float[np.ndarray, "d_sae k_max"]
     chance_emd: Float[np.ndarray, "d_sae k_max"]
-    maps: Float[np.ndarray, "d_sae k_max 2 grid grid"]
+    maps: SparseMaps | Float[np.ndarray, "d_sae k_max 2 grid grid"]
     grid: int
     shift_patches: int
     diagonal: Diagonal = Diagonal.main
@@ -47,16 +49,16 @@ class Scores:
         return compute_cds(self.chance_emd, k).values
 
     def save(self, folder: Path) -> None:
-        """Write one .npy file per array and scores.json into `folder` (made if missing).
-
-        Maps that are memory-mapped from that very folder are flushed, not written again.
-        """
-        save_result(folder, "scores", vars(self), one_by_one=True)
+        """Write one .npy file per array, three for the maps, and scores.json into `folder` (made if missing)."""
+        maps = SparseMaps.of(self.maps) if isinstance(self.maps, np.ndarray) else self.maps
+        save_result(folder, "scores", {name: of for name, of in vars(self).items() if name != "maps"}, one_by_one=True)
+        maps.save(folder)
 
     @classmethod
     def load(cls, folder: Path) -> Scores:
         """Read what `save` wrote; `maps` stay on disk, memory-mapped and read-only."""
-        names = ("emd", "mass1", "mass2", "chance_emd", "maps")
-        arrays, facts = load_result(folder, "scores", names, mapped=["maps"])
+        arrays, facts = load_result(folder, "scores", ("emd", "mass1", "mass2", "chance_emd"))
         diagonal = Diagonal[facts.pop("diagonal", Diagonal.main.name)]  # early files do not name it
-        return cls(**arrays, **facts, diagonal=diagonal)
+        dense = folder / "maps.npy"  # of early files
+        maps = np.load(dense, mmap_mode="r") if dense.exists() else SparseMaps.load(folder, facts["grid"])
+        return cls(**arrays, maps=maps, **facts, diagonal=diagonal)

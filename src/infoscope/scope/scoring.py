@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -18,11 +17,11 @@ from infoscope.sae.origin import check_has_maps, choose_layer
 from infoscope.scope import cds as cds_arithmetic
 from infoscope.scope import crops
 from infoscope.scope.config import EMDMethod, ScopeConfig
-from infoscope.scope.emd import compute_emd
+from infoscope.scope.distances import DistancesAhead, KnownDistances, can_solve_ahead, compute_masses, solve_pairs
 from infoscope.scope.maps import CropEncoder, WantedMaps
 from infoscope.scope.ranking import Ranking
 from infoscope.scope.scores import Scores
-from infoscope.scope.sinkhorn import compute_emd_sinkhorn
+from infoscope.scope.sparse_maps import SparseMaps
 from infoscope.vision.backbone import Backbone
 
 PART_PAIRS = {EMDMethod.exact: 2**16, EMDMethod.sinkhorn: 2**10}
@@ -38,10 +37,10 @@ def score_latents(
     *,
     layer: int | None = None,
     check_origin: bool = True,
-    maps_file: Path | None = None,
     n_readers: int = 0,
     progress: Advance = ignore,
     progress_folder: Path | None = None,
+    solves_ahead: bool | None = None,
 ) -> Scores:
     """Score every latent on the images of its ranking.
 
@@ -49,12 +48,14 @@ def score_latents(
         image_set: the one the ranking's positions refer to.
         layer: the block after which the SAE reads tokens; negative from the end; None: the one it was trained on.
         check_origin: False insists on other tokens than the SAE was trained on, see `choose_layer`.
-        maps_file: where to keep the maps memory-mapped while they are made; None keeps them in memory.
         n_readers: processes that read images ahead; 0 reads in this one.
         progress: called with (images, all images) while crops are encoded, with (pairs, all pairs) while distances are
             computed.
         progress_folder: where finished parts of the work are kept, to go on from after an interruption, and to share
             among processes (see `compute_parts`): as large as the maps.
+        solves_ahead: whether exact distances are computed while other crops are encoded, by `config.n_workers`
+            processes (if that is more than one); None: where the backbone lies on another device than the processor.
+            The scores are the same.
 
     Raises:
         InputError: if the SAE was trained on another layer, backbone or on CLS alone, the ranking is of another number
@@ -65,21 +66,30 @@ def score_latents(
     layer = choose_layer(sae, backbone, layer, check_origin)
     ranking.check(sae.d_sae, config.k_cds)
     crops.check_shift(backbone.grid, config.shift_patches)
-    wanted = WantedMaps(sae, np.arange(ranking.d_sae), ranking.top_images, maps_file)
+    wanted, ranked = WantedMaps(sae, np.arange(ranking.d_sae), ranking.top_images), ranking.top_images >= 0
     encoder = CropEncoder(backbone, image_set, config, layer, n_readers)
-    (maps,) = encoder.make_maps([wanted], partial(progress, part="encoding crops"), progress_folder)
+    encoding = partial(progress, part="encoding crops")
     moved = partial(progress, part="computing EMD")
-    return compute_scores(maps, ranking.top_images >= 0, config, moved, progress_folder=progress_folder)
+    if solves_ahead is None:
+        solves_ahead = backbone.mean.device.type != "cpu"
+    if not (solves_ahead and can_solve_ahead(config)):
+        (maps,) = encoder.make_maps([wanted], encoding, progress_folder)
+        return compute_scores(maps, ranked, config, moved, progress_folder=progress_folder)
+    with DistancesAhead(ranked, backbone.grid, config) as ahead:
+        (maps,) = encoder.make_maps([wanted], encoding, progress_folder, lambda _, *part: ahead.add(*part))
+        known = ahead.finish(moved)
+    return compute_scores(maps, ranked, config, moved, progress_folder=progress_folder, known=known)
 
 
 def compute_scores(
-    maps: Float[np.ndarray, "d_sae k_max 2 grid grid"],
+    maps: SparseMaps | Float[np.ndarray, "d_sae k_max 2 grid grid"],
     ranked: np.ndarray,
     config: ScopeConfig,
     progress: Advance = ignore,
     with_chance: bool = True,
     progress_folder: Path | None = None,
     name: str = "distances",
+    known: KnownDistances | None = None,
 ) -> Scores:
     """Turn both crops' maps into distances, masses and chance distances.
 
@@ -87,32 +97,38 @@ def compute_scores(
         ranked: bool [d_sae, k_max], where there is an image at that rank.
         with_chance: False leaves the chance distances NaN, which halves the work.
         progress_folder, name: see `compute_parts`.
+        known: distances that are known already.
     """
-    shift = config.shift_patches
-    shared = [crops.shared_region(maps[:, :, side], shift, side + 1, config.diagonal) for side in (0, 1)]
-    mass1, mass2 = (np.where(ranked, part.sum(axis=(2, 3), dtype=np.float64), np.nan) for part in shared)
-    latents, ranks = np.nonzero((mass1 > 0) & (mass2 > 0))
+    sparse, shift = maps if isinstance(maps, SparseMaps) else SparseMaps.of(maps), config.shift_patches
+    grid = sparse.shape[-1]
+    masses = np.where(ranked[..., None], compute_masses(sparse, config), np.nan)
+    latents, ranks = np.nonzero((masses > 0).all(axis=-1))
     following = next_valid_ranks(latents, ranks)
     other = (following >= 0) & with_chance
 
     # the pairs themselves and the chance pairs are one list
-    of, first = np.concatenate([latents, latents[other]]), np.concatenate([ranks, ranks[other]])
-    second = np.concatenate([ranks, following[other]])
-    parts = cut(len(of), PART_PAIRS[config.emd])
+    pairs = np.arange(ranked.size).reshape(ranked.shape)
+    first = np.concatenate([pairs[latents, ranks], pairs[latents[other], ranks[other]]])
+    second = np.concatenate([pairs[latents, ranks], pairs[latents[other], following[other]]])
+    parts, distances = cut(len(first), PART_PAIRS[config.emd]), np.full(len(first), np.nan)
+    if known is not None:
+        distances[:] = np.concatenate([known.emd[latents, ranks], known.chance_emd[latents[other], ranks[other]]])
 
     def compute(number: int) -> Part:
-        some = parts[number]
-        maps1, maps2 = shared[0][of[some], first[some]], shared[1][of[some], second[some]]
-        distances = _distances(maps1, maps2, config, lambda done: progress(some.start + done, len(of)))
-        return {"distances": torch.from_numpy(distances)}
+        part, start = distances[parts[number]].copy(), parts[number].start
+        missing = np.flatnonzero(np.isnan(part))
+        both = sparse.take(first[start + missing]), sparse.take(second[start + missing])
+        part[missing] = solve_pairs(*both, config, config.n_workers, lambda done: progress(start + done, len(first)))
+        return {"distances": torch.from_numpy(part)}
 
-    found = [part["distances"].numpy() for part in compute_parts(len(parts), compute, progress_folder, name)]
-    distances = np.concatenate([np.empty(0), *found]) / cds_arithmetic.compute_d_grid(maps.shape[-1], shift)
+    for number, part in enumerate(compute_parts(len(parts), compute, progress_folder, name)):
+        distances[parts[number]] = part["distances"].numpy()
+    distances /= cds_arithmetic.compute_d_grid(grid, shift)
     emd, chance_emd = np.full(ranked.shape, np.nan), np.full(ranked.shape, np.nan)
     emd[latents, ranks] = distances[: len(latents)]
     chance_emd[latents[other], ranks[other]] = distances[len(latents) :]
-    masses = mass1.astype(np.float32), mass2.astype(np.float32)
-    return Scores(emd, *masses, chance_emd, maps, maps.shape[-1], shift, config.diagonal)
+    mass1, mass2 = (np.ascontiguousarray(of_crop, np.float32) for of_crop in np.moveaxis(masses, -1, 0))
+    return Scores(emd, mass1, mass2, chance_emd, maps, grid, shift, config.diagonal)
 
 
 def next_valid_ranks(latents: Int[np.ndarray, " n"], ranks: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
@@ -126,11 +142,3 @@ def next_valid_ranks(latents: Int[np.ndarray, " n"], ranks: Int[np.ndarray, " n"
     following[starts + counts - 1] = ranks[starts]  # each latent's last goes round to its first
     following[np.repeat(counts == 1, counts)] = -1
     return following
-
-
-def _distances(
-    maps1: np.ndarray, maps2: np.ndarray, config: ScopeConfig, progress: Callable[[int], object]
-) -> np.ndarray:
-    if config.emd is EMDMethod.sinkhorn:
-        return compute_emd_sinkhorn(maps1, maps2, config.sinkhorn_blur, progress)
-    return compute_emd(maps1, maps2, config.n_workers, progress)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 from jaxtyping import Bool, Float, Int, UInt8
 
 from infoscope.data.images import ImageSet
@@ -137,7 +138,8 @@ def compute_token_outliers(
     others = [block for block in range(backbone.n_layers) if block != layer]
     reading["progress"] = lambda n_read: progress(len(cropped) + n_read, n_all)
     indices = facts.image_index[layer_rows]
-    by_layer = compute_norms_by_layer(backbone, image_set, others, indices, config, scope.batch_images, **reading)
+    n_at_once = 2 * scope.choose_batch(backbone.mean.device.type)  # whole images, not two crops
+    by_layer = compute_norms_by_layer(backbone, image_set, others, indices, config, n_at_once, **reading)
     own = compute_norm_summary(facts.norms[layer_rows], config)
     size_px = scc_size_px(backbone.grid, backbone.patch_px, scope.shift_patches)
     pictures = [image_set.load(int(i), size_px) for i in cropped[_choose_pictured(distances)]]
@@ -191,12 +193,13 @@ def compute_outlier_emd(
     grid, shift = backbone.grid, scope.shift_patches
     size_px = scc_size_px(grid, backbone.patch_px, shift)
     crop_norms = np.zeros((len(indices), 2, grid, grid), np.float32)
-    n_done = 0
-    for batch in iterate_images(image_set, size_px, scope.batch_images, indices, n_workers=n_readers):
+    n_done, device = 0, backbone.mean.device
+    n_at_once = scope.choose_batch(device.type)
+    for batch in iterate_images(image_set, size_px, n_at_once, indices, n_workers=n_readers, device=device):
         rows = slice(n_done, n_done + len(batch.index))
-        for side, crop in enumerate(shifted_crops(batch.images, backbone.patch_px, grid, shift)):
-            norms = backbone.tokens(crop, layer).patches.norm(dim=-1)
-            crop_norms[rows, side] = norms.view(-1, grid, grid).cpu().numpy()
+        both = torch.cat(shifted_crops(batch.images, backbone.patch_px, grid, shift))
+        norms = backbone.tokens(both, layer).patches.norm(dim=-1)
+        crop_norms[rows] = norms.view(2, -1, grid, grid).transpose(0, 1).cpu().numpy()
         n_done = rows.stop
         progress(n_done)
     maps = make_token_maps(crop_norms, threshold, shift)
@@ -256,8 +259,10 @@ def compute_norms_by_layer(
         InputError: if a layer does not exist, an image cannot be read, or a token is not finite.
     """
     norms = np.zeros((len(layers), len(indices), backbone.grid**2), np.float32)
-    n_done = 0
-    for batch in iterate_images(image_set, backbone.image_px, batch_images, indices, n_workers=n_readers):
+    n_done, device = 0, backbone.mean.device
+    for batch in iterate_images(
+        image_set, backbone.image_px, batch_images, indices, n_workers=n_readers, device=device
+    ):
         rows = slice(n_done, n_done + len(batch.index))
         for number, layer in enumerate(layers):
             norms[number, rows] = backbone.tokens(batch.images, layer).patches.norm(dim=-1).cpu().numpy()

@@ -19,6 +19,7 @@ from infoscope.scope.crops import check_shift
 from infoscope.scope.partition import Partition
 from infoscope.scope.scores import Scores
 from infoscope.scope.scoring import score_latents
+from infoscope.scope.sparse_maps import count_bytes
 from infoscope.stages.backbone import fingerprint_model, load_backbone
 from infoscope.stages.energy import Sample, energy_of
 from infoscope.stages.images import count_images, fingerprint_images, open_split, scenes_of
@@ -70,7 +71,7 @@ class Score(SeedStage[Scores]):
     def build(self, ctx: Context, up: Needs, work: Workspace, seed: int) -> Scores:
         scope, ranking, backbone = ctx.config.scope, up.ranking.load(), load_backbone(ctx)
         backbone.check_layer(ctx.config.model.layer)
-        maps_bytes = ranking.d_sae * ranking.k_max * 2 * backbone.grid**2 * 4
+        maps_bytes = count_bytes(ranking.d_sae * ranking.k_max, backbone.grid)
         ctx.check_disk(2 * maps_bytes - work.progress_bytes)  # in parts, and joined
         with ctx.track(self.kind, seed) as tracker, ctx.display.bar(f"scoring, seed {seed}") as advance:
             scores = score_latents(
@@ -80,7 +81,6 @@ class Score(SeedStage[Scores]):
                 ranking,
                 scope,
                 layer=ctx.config.model.layer,
-                maps_file=work.folder / "maps.npy",
                 n_readers=ctx.config.data.n_workers,
                 progress=advance,
                 progress_folder=work.progress,
@@ -93,12 +93,12 @@ class Score(SeedStage[Scores]):
     def work(self, ctx: Context, seed: int) -> Work:
         scope, sizes, d_sae = ctx.config.scope, find_sizes(ctx), count_latents(ctx)
         n_pairs = d_sae * scope.n_ranks
+        maps_bytes = count_bytes(n_pairs, sizes.grid)
         n_images, ranked = min(count_images(ctx, "train"), n_pairs), Rank.at(ctx, seed)
         if ranked.find() is not None:
             images = ranked.load().top_images
             images = images[images >= 0]  # -1 is no image
             n_pairs, n_images = len(images), len(np.unique(images))
-        maps_bytes = d_sae * scope.n_ranks * 2 * sizes.n_patches * 4
         return Work(
             2 * n_pairs,
             [ctx.config.model.name, d_sae, scope.n_ranks, scope.shift_patches, scope.emd.name],
@@ -107,7 +107,7 @@ class Score(SeedStage[Scores]):
             distances=2 * n_pairs,
             disk_bytes=maps_bytes,
             scratch_bytes=maps_bytes,
-            memory_bytes=maps_bytes,
+            memory_bytes=maps_bytes * (1 if ctx.device.type == "cpu" else 2),  # those who solve ahead have their own
             is_bound=ranked.find() is None,
         )
 
