@@ -9,7 +9,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from infoscope.runtime.errors import InputError
@@ -47,10 +47,10 @@ def list_entries(acts: SparseActs) -> Entries:
     return Entries(tokens, latents[tokens, places], values[tokens, places])
 
 
-def list_dense(acts: Float[Tensor, "n d_sae"]) -> Entries:
-    """Return what is not 0 of dense activations."""
+def list_dense(acts: Float[Tensor, "n d_sae"], is_on: Bool[Tensor, "n d_sae"] | None = None) -> Entries:
+    """Return some of dense activations: those that are not 0, where nothing else is asked for."""
     n, d_sae = acts.shape
-    is_on = acts != 0
+    is_on = acts != 0 if is_on is None else is_on
     if acts.device.type == "cpu":  # numpy finds them several times as fast
         places = torch.from_numpy(np.flatnonzero(is_on.numpy()))
     else:
@@ -176,6 +176,27 @@ class Gate(Activation):
 
     def entries(self, pre_acts: Float[Tensor, "n d_sae"]) -> Entries:
         return list_dense(self.dense(pre_acts))
+
+
+class Bounded(Gate):
+    """The pre-activations above a bound, which is not below 0."""
+
+    @property
+    @abstractmethod
+    def bound(self) -> Float[Tensor, " d_sae"] | Float[Tensor, ""]:
+        """The bound of each latent, or of all."""
+
+    def dense(self, pre_acts: Float[Tensor, "n d_sae"]) -> Float[Tensor, "n d_sae"]:
+        return pre_acts.where(pre_acts > self.bound, 0)
+
+    def of_latents(
+        self, pre_acts: Float[Tensor, "n n_latents"], latents: Int64[Tensor, " n_latents"]
+    ) -> Float[Tensor, "n n_latents"]:
+        bound = self.bound
+        return pre_acts.where(pre_acts > (bound if bound.ndim == 0 else bound[latents]), 0)
+
+    def entries(self, pre_acts: Float[Tensor, "n d_sae"]) -> Entries:
+        return list_dense(pre_acts, pre_acts > self.bound)
 
 
 def check_length(values: Tensor, d_sae: int, what: str, or_one: bool = False) -> None:

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from infoscope.runtime.errors import InputError
-from infoscope.sae.activation import Activation, Entries, Gate, SparseActs, WithK, check_length, scatter
+from infoscope.sae.activation import Activation, Bounded, Entries, SparseActs, WithK, check_length, scatter
 from infoscope.sae.imported_activations import Gated, GroupMax, TanhReLU, Threshold
 from infoscope.sae.topk import find_largest
 
@@ -50,16 +50,20 @@ class MatryoshkaK(TopK):
     kind = "matryoshka_k"
 
 
-class ReLU(Gate):
+class ReLU(Bounded):
     """Every positive pre-activation."""
 
     kind = "relu"
+
+    @property
+    def bound(self) -> Float[Tensor, ""]:
+        return torch.zeros(())  # on the CPU: one number is compared with values anywhere
 
     def dense(self, pre_acts: Float[Tensor, "n d_sae"]) -> Float[Tensor, "n d_sae"]:
         return pre_acts.relu()
 
 
-class BatchTopK(Gate, WithK):
+class BatchTopK(Bounded, WithK):
     """The pre-activations above one threshold, which k per token on average exceed (Bussmann et al., 2024).
 
     In training the k * n largest of a batch of n tokens are active. The threshold, which makes a token's latents
@@ -76,8 +80,9 @@ class BatchTopK(Gate, WithK):
         super().__init__(k)
         self.register_buffer("threshold", torch.tensor(0.0))
 
-    def dense(self, pre_acts: Float[Tensor, "n d_sae"]) -> Float[Tensor, "n d_sae"]:
-        return pre_acts.where(pre_acts > self.threshold, 0)
+    @property
+    def bound(self) -> Float[Tensor, ""]:
+        return self.threshold
 
     @torch.no_grad()
     def track(self, smallest: Float[Tensor, ""]) -> None:
@@ -93,7 +98,7 @@ class MatryoshkaPrefix(BatchTopK):
     kind = "matryoshka_prefix"
 
 
-class JumpReLU(Gate):
+class JumpReLU(Bounded):
     """The pre-activations above a threshold that each latent learns (Rajamanoharan et al., 2024).
 
     Args:
@@ -113,13 +118,9 @@ class JumpReLU(Gate):
         """Each latent's threshold."""
         return self.log_threshold.exp()
 
-    def dense(self, pre_acts: Float[Tensor, "n d_sae"]) -> Float[Tensor, "n d_sae"]:
-        return pre_acts.where(pre_acts > self.threshold, 0)
-
-    def of_latents(
-        self, pre_acts: Float[Tensor, "n n_latents"], latents: Int64[Tensor, " n_latents"]
-    ) -> Float[Tensor, "n n_latents"]:
-        return pre_acts.where(pre_acts > self.threshold[latents], 0)
+    @property
+    def bound(self) -> Float[Tensor, " d_sae"]:
+        return self.threshold
 
     def check(self, d_sae: int) -> None:
         check_length(self.log_threshold, d_sae, "thresholds")

@@ -9,10 +9,10 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from infoscope.runtime.errors import InputError
-from infoscope.sae.activation import Activation, Gate, SparseActs, WithK, check_length, scatter
+from infoscope.sae.activation import Activation, Bounded, Gate, SparseActs, WithK, check_length, scatter
 
 
-class Threshold(Gate):
+class Threshold(Bounded):
     """The positive pre-activations above a fixed threshold: of an SAE that was trained elsewhere.
 
     Args:
@@ -36,14 +36,9 @@ class Threshold(Gate):
     def check(self, d_sae: int) -> None:
         check_length(self.threshold, d_sae, "thresholds", or_one=True)
 
-    def dense(self, pre_acts: Float[Tensor, "n d_sae"]) -> Float[Tensor, "n d_sae"]:
-        return pre_acts.where(pre_acts > self.threshold.clamp_min(0), 0)
-
-    def of_latents(
-        self, pre_acts: Float[Tensor, "n n_latents"], latents: Int64[Tensor, " n_latents"]
-    ) -> Float[Tensor, "n n_latents"]:
-        threshold = self.threshold if self.threshold.ndim == 0 else self.threshold[latents]
-        return pre_acts.where(pre_acts > threshold.clamp_min(0), 0)
+    @property
+    def bound(self) -> Float[Tensor, " d_sae"] | Float[Tensor, ""]:
+        return self.threshold.clamp_min(0)
 
 
 class Gated(Gate):

@@ -229,8 +229,7 @@ class SparseAutoencoder(nn.Module):
     def encode_entries(self, x: Float[Tensor, "n d_in"]) -> Entries:
         """Return the latent activations of raw tokens that are not 0, one after the other: those of `encode`.
 
-        Dense ones [n, d_sae] are never made: TopK and its like need none, other kinds make them for some tokens at a
-        time (`MAX_PRE_ACTS`).
+        Dense ones [n, d_sae] are never made, and pre-activations of some tokens at a time (`MAX_PRE_ACTS`).
         """
         if self.activation.max_active is not None:
             return list_entries(self.encode_sparse(x))  # the device is waited for once, not part by part
