@@ -31,6 +31,7 @@ from infoscope.probes.pixels import choose_pixels, compute_pixel_weights
 from infoscope.probes.rates import Heads
 from infoscope.runtime.arrays import load_result, save_result
 from infoscope.runtime.parts import Part, compute_parts, cut
+from infoscope.sae.activation import Entries
 from infoscope.scope.ablations import Progress, choose_rows, no_progress
 from infoscope.vision.backbone import Tokens
 
@@ -135,22 +136,26 @@ class EncodedImage:
         self.index = int(inputs.test.tokens.image_index[row])
 
     @cached_property
-    def acts(self) -> Float[Tensor, "n_tokens d_sae"]:
+    def entries(self) -> Entries:
         """Activations, of the prefix too where the SAE was trained on it."""
         x = torch.cat([self.patches, self.prefix]) if self.inputs.edits_prefix else self.patches
-        sae = self.inputs.sae
-        values, indices = sae.written(sae.encode_sparse(x), x)
-        return values.new_zeros(len(x), sae.d_sae).scatter_add_(1, indices, values)
+        tokens, latents, values = self.inputs.sae.encode_entries(x)
+        factor = self.inputs.sae.token_factor(x)
+        return Entries(tokens, latents, values if factor is None else values * factor.flatten()[tokens])
 
     @cached_property
     def latents(self) -> Int[Tensor, " n_on"]:
-        """Those that are active on a token at least."""
-        return self.acts.any(dim=0).nonzero()[:, 0]
+        """Those that are active on a token at least, ascending."""
+        return self.entries.latents.unique()
 
     @cached_property
     def on(self) -> Float[Tensor, "n_tokens n_on"]:
         """Their activations."""
-        return self.acts[:, self.latents]
+        tokens, latents, values = self.entries
+        n_tokens = len(self.patches) + len(self.prefix) * self.inputs.edits_prefix
+        on = values.new_zeros(n_tokens, len(self.latents))
+        on[tokens, torch.searchsorted(self.latents, latents)] = values
+        return on
 
     @property
     def of_patches(self) -> Float[Tensor, "n_patches n_on"]:
@@ -166,8 +171,9 @@ class EncodedImage:
         """Yield the tokens without each of `latents`, some of these at a time."""
         sae, n_patches = self.inputs.sae, len(self.patches)
         n_bytes = 4 * (self.patches.numel() + self.prefix.numel())
-        for some in self.latents.split(max(1, _RESUMED_BYTES[self.patches.device.type] // n_bytes)):
-            taken = self.acts[:, some].T[:, :, None] * (sae.W_dec[some] / sae.scale)[:, None]
+        n_at_once = max(1, _RESUMED_BYTES[self.patches.device.type] // n_bytes)
+        for some, acts in zip(self.latents.split(n_at_once), self.on.split(n_at_once, dim=1), strict=True):
+            taken = acts.T[:, :, None] * (sae.W_dec[some] / sae.scale)[:, None]
             of_prefix = taken[:, n_patches:] if self.inputs.edits_prefix else taken.new_zeros(len(some), 1, 1)
             yield Tokens(self.prefix - of_prefix, self.patches - taken[:, :n_patches])
 
