@@ -25,10 +25,10 @@ pytest.importorskip("triton")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 D_IN, D_SAE, N = 20, 44, 18
 OBJECTIVES: dict[str, Any] = {
-    "topk": lambda **aux: TopKObjective(3, **aux),
-    "batchtopk": lambda **aux: BatchTopKObjective(3, **aux),
-    "matryoshka_k": lambda **aux: MatryoshkaKObjective([1, 3, 5], [3, 2, 1], **aux),
-    "matryoshka_prefix": lambda **aux: BatchTopKObjective(3, **aux, prefix_sizes=[6, 20, D_SAE]),
+    "topk": lambda d_sae=D_SAE, **aux: TopKObjective(3, **aux),
+    "batchtopk": lambda d_sae=D_SAE, **aux: BatchTopKObjective(3, **aux),
+    "matryoshka_k": lambda d_sae=D_SAE, **aux: MatryoshkaKObjective([1, 3, 5], [3, 2, 1], **aux),
+    "matryoshka_prefix": lambda d_sae=D_SAE, **aux: BatchTopKObjective(3, **aux, prefix_sizes=[6, 20, d_sae]),
 }
 NO_AUX = {"aux_k": 0, "aux_coef": 0.0}
 TOLERANCES = {torch.float32: (1e-5, 1e-5), torch.bfloat16: (1e-3, 1e-2)}
@@ -83,15 +83,28 @@ def measure(ours: Tensor, theirs: Tensor) -> float:
     ("kind", "aux_k", "dtype"),
     [
         ("topk", 0, torch.float32),
-        ("topk", 20, torch.float32),
         *((kind, 4, torch.float32) for kind in OBJECTIVES),
         # Which latents AuxK selects would depend on the precision: here, all that are dead.
         *((kind, 20, torch.bfloat16) for kind in OBJECTIVES),
     ],
 )
 def test_loss_and_gradients_are_those_of_float64(kind: str, aux_k: int, dtype: torch.dtype) -> None:
-    sae, x_n, dead = make_case()
-    objective = OBJECTIVES[kind](aux_k=aux_k, aux_coef=1 / 32 if aux_k else 0.0)
+    check_step(kind, aux_k, dtype, *make_case())
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", list(TOLERANCES))
+@pytest.mark.parametrize("kind", list(OBJECTIVES))
+def test_on_a_gpu_so_they_are_at_the_widths_of_a_backbone(
+    kind: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()  # chunks are as long as always
+    check_step(kind, 600, dtype, *make_case(768, 4096, 2048))
+
+
+def check_step(kind: str, aux_k: int, dtype: torch.dtype, sae: SparseAutoencoder, x_n: Tensor, dead: Tensor) -> None:
+    """Assert that one step computes what the plain one does in float64, and what Adam makes of it."""
+    objective = OBJECTIVES[kind](sae.d_sae, aux_k=aux_k, aux_coef=1 / 32 if aux_k else 0.0)
     step, adam = FusedStep(sae, objective, dtype), make_adam(sae)
     out = step.compute(x_n, dead)
     expected, gradients = compute_expected(sae, objective, step, x_n, dead)
@@ -99,8 +112,9 @@ def test_loss_and_gradients_are_those_of_float64(kind: str, aux_k: int, dtype: t
     assert out.loss.item() == pytest.approx(expected.loss.item(), rel=loss_tolerance)
     assert out.fvu.item() == pytest.approx(expected.fvu.item(), rel=loss_tolerance)
     assert torch.equal(out.n_fired.double(), expected.n_fired)
-    assert out.smallest_act is not None
-    assert out.smallest_act.item() == pytest.approx(expected.smallest_act.item(), rel=tolerance)
+    assert (out.smallest_act is None) == (objective.entries_per_token is not None)
+    if out.smallest_act is not None:
+        assert out.smallest_act.item() == pytest.approx(expected.smallest_act.item(), rel=tolerance)
     assert measure(step.reconstruct(), expected.x_hat_n) < tolerance
     before = {name: weight.detach().clone() for name, weight in sae.named_parameters()}
     step.update(adam)
@@ -121,8 +135,8 @@ def test_loss_and_gradients_are_those_of_float64(kind: str, aux_k: int, dtype: t
 
 @pytest.mark.parametrize(
     ("d_in", "d_sae", "k", "n"),
-    [(1, 3, 1, 2), (7, 9, 9, 3), (33, 70, 66, 2), (5, 40, 1, 9)],
-    ids=["narrow", "all latents", "more entries than registers hold", "k of 1"],
+    [(1, 3, 1, 2), (7, 9, 9, 3), (33, 70, 66, 2), (300, 50, 40, 2), (5, 40, 1, 9)],
+    ids=["narrow", "all latents", "more entries than registers hold", "many blocks of columns", "k of 1"],
 )
 def test_any_size_will_do(d_in: int, d_sae: int, k: int, n: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fused_step, "SHORT", 20)
@@ -236,4 +250,4 @@ def test_on_a_gpu_trainings_take_the_kernels(
     assert not [each for each in recwarn.list if "kernels" in str(each.message)]
     monkeypatch.setattr(module, "choose_step", lambda *_: None)
     _, plain = train_sae(cache, config, 0, tmp_path / "plain", accelerator="gpu", precision=precision)
-    assert ours["fvu"] == pytest.approx(plain["fvu"], rel=0.02)
+    assert ours["fvu"] == pytest.approx(plain["fvu"], rel=0.05)

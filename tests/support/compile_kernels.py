@@ -15,7 +15,7 @@ from infoscope.sae.kernels import selection, training
 
 INDICES = {"latents_ptr", "offsets_ptr", "first_chunks_ptr", "latent_of_chunk_ptr", "extra_of_latent_ptr", "places_ptr"}
 HALVES = {"gradients_ptr", "matrix_ptr", "W_dec_copy_ptr", "W_enc_copy_ptr", "extra_W_dec_ptr", "extra_W_enc_ptr"}
-NUMBERS = {"rate", "eps", "beta1", "beta2", "root_correction2"}
+NUMBERS = {"rate", "eps", "beta1", "new1", "beta2", "new2", "root_correction2"}
 SIZES = {"D": 768, "BLOCK": 128, "N_BLOCKS": 6}
 SUMS = {"D": 768, "WIDTH": 1024, "CHUNK": 256}
 DECODING = (training.decode_topk, training.decode_levels, training.multiply_rows)

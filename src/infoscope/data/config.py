@@ -30,7 +30,7 @@ class Decoder(Enum):
     torchvision = "torchvision"
     """torchvision does both, of JPEGs; of other files it resizes alone."""
     nvjpeg = "nvjpeg"
-    """The same on a GPU, of whole JPEGs that are read in batches."""
+    """The same on a GPU, of whole images that are read in batches; photographs and single images as torchvision."""
 
 
 class DataKind(Enum):
@@ -77,8 +77,8 @@ class DataConfig:
     resize: Resize = Resize.squash
     """`squash` both sides, or `crop` the centre after resizing the short side (not for label maps and depth)."""
     decoder: Decoder = Decoder.pillow
-    """Of files: `torchvision` reads JPEGs twice as fast as `pillow`, and `nvjpeg` on the GPU. Their pictures differ by
-    rounding, .03 of 255 levels on average, so that what they lead to is kept apart."""
+    """Sets on disk: `torchvision` reads JPEGs twice as fast as `pillow`, `nvjpeg` on the GPU. Their pictures are not
+    quite Pillow's (torchvision's differ by rounding, .03 of 255 levels on average): what they lead to is kept apart."""
     ground_truth: FilePath | None = None
     """ImageNet with a flat val/: the devkit's ground-truth file or Kaggle's LOC_val_solution.csv."""
     subset: bool = False

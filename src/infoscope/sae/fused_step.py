@@ -101,8 +101,10 @@ class FusedStep:
             loss = loss + aux_loss
             by_latent.b_enc_gradient[candidates] += extra.b_enc_gradient
         self.state = _State(x_n, x_centred, energy, decoded, by_latent, extra)
-        smallest = decoded.entries.values.flatten()
-        smallest = torch.cat([smallest.where(smallest > 0, torch.inf), smallest.new_full((1,), torch.inf)]).amin()
+        smallest = None
+        if objective.entries_per_token is None:
+            values = decoded.entries.values
+            smallest = F.pad(values.where(values > 0, torch.inf), (0, 1), value=torch.inf).amin()
         return LossOutput(loss, fvus[-1], None, by_latent.n_fired, smallest)
 
     def reconstruct(self) -> Float[Tensor, "n d_in"]:
@@ -126,7 +128,8 @@ class FusedStep:
             gradients, value_gradients = x_n.new_empty(n, d_in, dtype=self.dtype), torch.empty_like(entries.values)
             squares = x_n.new_empty(n)
             width = max(2, _next_power(k))
-            block = min(128 if width <= 32 else 2048 // width, _next_power(d_in))
+            most = 4096 if self.dtype == torch.bfloat16 and width <= 32 else 2048  # of more, registers spill
+            block = min(128, most // width, _next_power(d_in))
             decode_topk[n,](
                 *(x_n, latents, entries.values, self.W_dec, sae.b_dec.detach(), energy),
                 *(gradients, value_gradients, squares, k),
@@ -242,7 +245,7 @@ class FusedStep:
                 optimizer.step(lambda: self._apply(optimizer))
             else:
                 W_dec_gradient, W_enc_gradient = torch.empty_like(sae.W_dec), torch.empty_like(sae.W_enc)
-                self._run_update(state, W_dec_gradient, None, W_enc_gradient.T, None, (0.0, 0.0, 0.0, 0.0, 1.0))
+                self._run_update(state, W_dec_gradient, None, W_enc_gradient.T, None, (0.0,) * 7)
                 sae.W_dec.grad, sae.W_enc.grad = self.mean(W_dec_gradient), self.mean(W_enc_gradient)
                 sae.project_decoder_grad()
                 optimizer.step()
@@ -262,8 +265,8 @@ class FusedStep:
         of_W_dec["step"] += 1
         of_W_enc["step"] += 1
         numbers = (
-            *(group["lr"] / (1 - beta1**self.n_updates), group["eps"], beta1, beta2),
-            (1 - beta2**self.n_updates) ** 0.5,
+            *(group["lr"] / (1 - beta1**self.n_updates), group["eps"]),
+            *(beta1, 1 - beta1, beta2, 1 - beta2, (1 - beta2**self.n_updates) ** 0.5),
         )
         moments = of_W_dec["exp_avg"], of_W_dec["exp_avg_sq"], of_W_enc["exp_avg"].T, of_W_enc["exp_avg_sq"].T
         self._run_update(self.state, *moments, numbers)

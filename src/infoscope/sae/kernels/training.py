@@ -14,6 +14,34 @@ jit: Any = triton.jit  # whose types know nothing of num_warps
 
 
 @jit
+def _decode_block(
+    block,
+    token,
+    latents,
+    values,
+    squares,
+    value_gradients,
+    scale,
+    x_ptr,
+    W_dec_ptr,
+    b_dec_ptr,
+    gradients_ptr,
+    D: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    d = block * BLOCK + tl.arange(0, BLOCK)
+    is_real = d < D
+    rows = tl.load(W_dec_ptr + latents[:, None] * D + d[None, :], mask=is_real[None, :], other=0.0).to(tl.float32)
+    error = tl.sum(values[:, None] * rows, 0) + tl.load(b_dec_ptr + d, mask=is_real, other=0.0)
+    error -= tl.load(x_ptr + token * D + d, mask=is_real, other=0.0)
+    squares += tl.sum(error * error, 0)
+    error *= scale
+    tl.store(gradients_ptr + token * D + d, error.to(gradients_ptr.dtype.element_ty), mask=is_real)
+    value_gradients += tl.sum(rows * error[None, :], 1)
+    return squares, value_gradients
+
+
+@jit
 def decode_topk(
     x_ptr,
     latents_ptr,
@@ -37,19 +65,23 @@ def decode_topk(
     latents = tl.load(latents_ptr + token * k + ks, mask=ks < k, other=0)
     values = tl.load(values_ptr + token * k + ks, mask=ks < k, other=0.0)
     scale = 2.0 / tl.load(energy_ptr)
-    value_gradients = tl.zeros([K], tl.float32)
+    sums = tl.zeros([K], tl.float32)
     squares = 0.0
-    for block in tl.static_range(N_BLOCKS):
-        d = block * BLOCK + tl.arange(0, BLOCK)
-        is_real = d < D
-        rows = tl.load(W_dec_ptr + latents[:, None] * D + d[None, :], mask=is_real[None, :], other=0.0).to(tl.float32)
-        error = tl.sum(values[:, None] * rows, 0) + tl.load(b_dec_ptr + d, mask=is_real, other=0.0)
-        error -= tl.load(x_ptr + token * D + d, mask=is_real, other=0.0)
-        squares += tl.sum(error * error, 0)
-        error *= scale
-        tl.store(gradients_ptr + token * D + d, error.to(gradients_ptr.dtype.element_ty), mask=is_real)
-        value_gradients += tl.sum(rows * error[None, :], 1)
-    tl.store(value_gradients_ptr + token * k + ks, tl.where(values > 0, value_gradients, 0.0), mask=ks < k)
+    if N_BLOCKS <= 8:  # the loads of a block are not waited for before the next; of more, that takes too many registers
+        for block in tl.static_range(N_BLOCKS):
+            squares, sums = _decode_block(
+                *(block, token, latents, values, squares, sums, scale, x_ptr, W_dec_ptr, b_dec_ptr, gradients_ptr),
+                D,
+                BLOCK,
+            )
+    else:
+        for block in range(N_BLOCKS):
+            squares, sums = _decode_block(
+                *(block, token, latents, values, squares, sums, scale, x_ptr, W_dec_ptr, b_dec_ptr, gradients_ptr),
+                D,
+                BLOCK,
+            )
+    tl.store(value_gradients_ptr + token * k + ks, tl.where(values > 0, sums, 0.0), mask=ks < k)
     tl.store(squares_ptr + token, squares)
 
 
@@ -228,9 +260,9 @@ def sum_chunks(
 
 
 @jit
-def _adam(at, weights, gradient, m_ptr, v_ptr, mask, rate, eps, beta1, beta2, root_correction2):
-    m = beta1 * tl.load(m_ptr + at, mask=mask, other=0.0) + (1 - beta1) * gradient
-    v = beta2 * tl.load(v_ptr + at, mask=mask, other=0.0) + (1 - beta2) * gradient * gradient
+def _adam(at, weights, gradient, m_ptr, v_ptr, mask, rate, eps, beta1, new1, beta2, new2, root_correction2):
+    m = beta1 * tl.load(m_ptr + at, mask=mask, other=0.0) + new1 * gradient
+    v = beta2 * tl.load(v_ptr + at, mask=mask, other=0.0) + new2 * gradient * gradient
     tl.store(m_ptr + at, m, mask=mask)
     tl.store(v_ptr + at, v, mask=mask)
     return weights - rate * m / (tl.sqrt(v) / root_correction2 + eps)
@@ -261,7 +293,9 @@ def update_latents(
     rate,
     eps,
     beta1,
+    new1,
     beta2,
+    new2,
     root_correction2,
     D: tl.constexpr,
     WIDTH: tl.constexpr,
@@ -274,8 +308,8 @@ def update_latents(
 
     The decoder's gradient loses its part along the row, and the row has unit norm afterwards. Rows of the matrices
     extra_* [n_extra, D] come on top where extra_of_latent is not -1. Without IS_APPLIED, the gradients (the decoder's
-    whole) are written to W_dec_m and W_enc_m instead. rate is lr / (1 - beta1^t), root_correction2 sqrt(1 - beta2^t).
-    HAS_COPIES: new weights go to the copies of lower precision too.
+    whole) are written to W_dec_m and W_enc_m instead. HAS_COPIES: new weights go to the copies of lower precision too.
+    rate is lr / (1 - beta1^t), new1 is 1 - beta1 (which float32 would round), root_correction2 is sqrt(1 - beta2^t).
     """
     latent = tl.program_id(0).to(tl.int64)
     start, stop = tl.load(offsets_ptr + latent), tl.load(offsets_ptr + latent + 1)
@@ -310,13 +344,15 @@ def update_latents(
         W_dec = tl.load(W_dec_ptr + at, mask=is_real, other=0.0)
         W_dec_gradient -= tl.sum(W_dec_gradient * W_dec, 0) * W_dec
         W_dec = _adam(
-            at, W_dec, W_dec_gradient, W_dec_m_ptr, W_dec_v_ptr, is_real, rate, eps, beta1, beta2, root_correction2
+            *(at, W_dec, W_dec_gradient, W_dec_m_ptr, W_dec_v_ptr, is_real),
+            *(rate, eps, beta1, new1, beta2, new2, root_correction2),
         )
         W_dec /= tl.maximum(tl.sqrt(tl.sum(tl.where(is_real, W_dec * W_dec, 0.0), 0)), 1e-30)
         tl.store(W_dec_ptr + at, W_dec, mask=is_real)
         W_enc = tl.load(W_enc_ptr + at, mask=is_real, other=0.0)
         W_enc = _adam(
-            at, W_enc, W_enc_gradient, W_enc_m_ptr, W_enc_v_ptr, is_real, rate, eps, beta1, beta2, root_correction2
+            *(at, W_enc, W_enc_gradient, W_enc_m_ptr, W_enc_v_ptr, is_real),
+            *(rate, eps, beta1, new1, beta2, new2, root_correction2),
         )
         tl.store(W_enc_ptr + at, W_enc, mask=is_real)
         if HAS_COPIES:
