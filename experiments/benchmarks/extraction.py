@@ -1,43 +1,53 @@
-"""Images per second of token extraction: ours with reading, preprocessing and writing, against the bare backbone.
+"""Images per second of token extraction: ours with reading, copying and writing, against each of its limits alone.
 
-Ours is what stage train_sae waits for: `iterate_images` from a scene set or a folder of photographs, the backbone's
-tokens, the cache on disk. Bare is open_clip's own `visual.forward_intermediates` on random tensors that lie in memory
-already: same weights, layer (with stop_early), batch size and threads. The two take turns in one run, so that a busy
-machine slows both; medians are printed. Bare leaves out what no real run can leave out, so it is a ceiling.
+Sides take turns in one run, so that a busy machine slows all. "Ours" is what stage train_sae waits for: images from a
+reader, the backbone's tokens, their files on the disk. The "plain loop" does the same with one thing after the other:
+it waits for each batch, writes it, and forces the files to the disk at the end. The limits:
+
+- "bare": open_clip's own `visual.forward_intermediates` on one batch that lies on the device already, of the same
+  weights, layer (with stop_early), batch size and threads;
+- "reader": the images alone, as ours reads them, to the device;
+- "disk": as many bytes as ours writes, from memory, forced to the disk.
+
+Where all three go on at the same time, ours takes as long as the slowest of them; on a CPU that also reads images
+(--workers 0) they share the cores. The plain loop and ours count reading too.
 
     python experiments/benchmarks/extraction.py                                       # scenes_clip on scenes
     python experiments/benchmarks/extraction.py --model ViT-B-16 --images 128         # random weights, 224 px
     python experiments/benchmarks/extraction.py --model ViT-B-16 --root PHOTOGRAPHS --save
+    python experiments/benchmarks/extraction.py --device cuda --model ViT-L-14 --in-memory --images 4096 --workers 14 \
+        --precision bfloat16 --cache-dtype float16 --compile --save
 """
 
 from __future__ import annotations
 
 import argparse
-import datetime
-import json
+import copy
 import os
-import platform
-import statistics
-import tempfile
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import torch
+from decoding import InMemory
+from harness import make_parser, make_rows, print_rows, save, take_turns
 
-from infoscope.data.config import DataConfig
+from infoscope.data.config import RAISE, DataConfig
 from infoscope.data.image_folder import ImageFolder
 from infoscope.data.images import ImageBatch, ImageSet
 from infoscope.data.reader import iterate_images
 from infoscope.data.scenes.scene_set import SceneSet, save_scenes
-from infoscope.runtime.environment import describe_environment
 from infoscope.vision.config import ModelConfig
 from infoscope.vision.load import load_backbone
 from infoscope.vision.open_clip.backbone import OpenClipBackbone
 from infoscope.vision.tokens.extract import compute_cache_bytes, extract_tokens
+from infoscope.vision.tokens.shards import RowWriter
+from infoscope.vision.tokens.source import ReadImages, choose_batch_images
 
-RESULTS = Path(__file__).parent / "results"
+COMPILED = ", compiled"
 
 
 def make_backbone(options: argparse.Namespace) -> OpenClipBackbone:
@@ -46,38 +56,42 @@ def make_backbone(options: argparse.Namespace) -> OpenClipBackbone:
         config = ModelConfig(precision=options.precision)
     else:
         config = ModelConfig(options.model, arch=options.model, pretrained="random", precision=options.precision)
-    backbone = load_backbone(config)
+    backbone = load_backbone(config, progress=False)
     assert isinstance(backbone, OpenClipBackbone)
-    return backbone.to(options.device)
+    backbone.to(options.device).cast_weights()
+    return backbone
 
 
-def make_images(options: argparse.Namespace, folder: Path) -> ImageSet:
-    """Return a folder of photographs, or scenes rendered into `folder`."""
+def make_images(options: argparse.Namespace, folder: Path, image_px: int) -> ImageSet:
+    """Return a folder of photographs, pictures in memory, or scenes rendered into `folder`."""
     if options.root is not None:
         return ImageFolder(options.root, test_share=0.0)
+    if options.in_memory:
+        return InMemory(options.images, image_px)
     save_scenes(folder, 0, "train", options.images, DataConfig().size_px, n_workers=os.cpu_count() or 1)
     return SceneSet(folder)
 
 
-def time_ours(backbone: OpenClipBackbone, images: ImageSet, options: argparse.Namespace, folder: Path) -> float:
-    """Return the seconds of one extraction, cache files included."""
-
-    def read(positions: np.ndarray, batch_images: int) -> Iterator[ImageBatch]:
-        return iterate_images(images, backbone.image_px, batch_images, positions, n_workers=options.workers)
-
-    n_images, dtype = min(options.images, len(images)), options.cache_dtype
-    start = time.perf_counter()
-    extract_tokens(backbone, read, n_images, options.layer, folder, dtype, batch_images=options.batch)
-    return time.perf_counter() - start
+def run_plain(
+    backbone: OpenClipBackbone, read: ReadImages, n_images: int, layer: int, folder: Path, dtype: str, batch: int
+) -> None:
+    """Extract in a plain loop: each batch is waited for and written."""
+    with (folder / "plain-prefix").open("wb") as prefix, (folder / "plain-patches").open("wb") as patches:
+        for _, images in read(np.arange(n_images), batch):
+            tokens = backbone.tokens(images, layer)
+            for file, part in ((prefix, tokens.prefix), (patches, tokens.patches)):
+                file.write(part.to(getattr(torch, dtype)).contiguous().cpu().numpy().data)
+        for file in (prefix, patches):
+            file.flush()
+            os.fsync(file.fileno())
 
 
 @torch.inference_mode()
-def time_bare(backbone: OpenClipBackbone, n_images: int, pixels: torch.Tensor, layer: int) -> float:
-    """Return the seconds of open_clip's forward over as many images; `pixels` is one batch, used again and again."""
-    start = time.perf_counter()
+def run_bare(backbone: OpenClipBackbone, n_images: int, pixels: torch.Tensor, layer: int) -> None:
+    """Put as many images through open_clip's forward; `pixels` is one batch, used again and again."""
     for first in range(0, n_images, len(pixels)):
         with backbone._autocast():
-            out = backbone.visual.forward_intermediates(
+            backbone.visual.forward_intermediates(
                 pixels[: n_images - first],
                 indices=[layer],
                 stop_early=True,
@@ -85,102 +99,107 @@ def time_bare(backbone: OpenClipBackbone, n_images: int, pixels: torch.Tensor, l
                 output_fmt="NLC",
                 output_extra_tokens=True,
             )
-        out["image_intermediates"][0][0, 0, 0].item()  # waits for the device
-    return time.perf_counter() - start
 
 
-def measure(options: argparse.Namespace) -> dict:
-    """Time both sides in turns, after one of each that does not count."""
-    backbone = make_backbone(options)
-    layer = backbone.check_layer(options.layer)
+def run_reader(read: ReadImages, n_images: int, batch: int) -> None:
+    """Read the images."""
+    for _ in read(np.arange(n_images), batch):
+        pass
+
+
+def run_disk(block: np.ndarray, n_images: int, folder: Path) -> None:
+    """Write one batch of tokens again and again, and force it to the disk."""
+    writer = RowWriter(folder / "disk.npy", block.shape[1:], block.dtype.name)
+    for first in range(0, n_images, len(block)):
+        writer.append(block[: n_images - first])
+    writer.close()
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """Time all sides."""
+    plain, batch = make_backbone(options), choose_batch_images(options.device)
+    backbones = {"": plain}
+    if options.compile:
+        backbones[COMPILED] = copy.deepcopy(plain)
+        backbones[COMPILED].compile_blocks(batch)
+    layer, image_px, device = plain.check_layer(options.layer), plain.image_px, torch.device(options.device)
     generator = torch.Generator().manual_seed(0)
-    pixels = torch.randn(options.batch, 3, backbone.image_px, backbone.image_px, generator=generator)
-    pixels = pixels.to(options.device)
-    seconds: dict[str, list[float]] = {"ours": [], "bare": []}
-    with tempfile.TemporaryDirectory(dir=options.tmp) as scratch:
-        scenes_folder, cache_folder = Path(scratch) / "scenes", Path(scratch) / "cache"
-        scenes_folder.mkdir()
-        cache_folder.mkdir()
-        images = make_images(options, scenes_folder)
+    n_values = (plain.grid**2 + plain.n_prefix_tokens, plain.d_in)
+    with TemporaryDirectory(dir=options.tmp) as scratch:
+        (Path(scratch) / "scenes").mkdir()
+        images = make_images(options, Path(scratch) / "scenes", image_px)
         n_images = min(options.images, len(images))
-        for _ in range(options.repeats + 1):
-            seconds["ours"].append(time_ours(backbone, images, options, cache_folder))
-            seconds["bare"].append(time_bare(backbone, n_images, pixels, layer))
-    n_tokens = backbone.grid**2 + backbone.n_prefix_tokens
-    rows = []
-    for name, values in seconds.items():
-        median = statistics.median(values[1:])
-        rows.append(
-            {
-                "side": name,
-                "median_s": median,
-                "best_s": min(values[1:]),
-                "images_per_s": n_images / median,
-                "tokens_per_s": n_images * n_tokens / median,
-            }
+        pixels = torch.randn(min(batch, n_images), 3, image_px, image_px, generator=generator).to(device)
+        block = torch.randn(len(pixels), *n_values, generator=generator).numpy().astype(options.cache_dtype)
+
+        def read(positions: np.ndarray, batch_images: int) -> Iterator[ImageBatch]:
+            return iterate_images(images, image_px, batch_images, positions, RAISE, options.workers, device)
+
+        sides: dict[str, Callable[[], object]] = {}
+        for words, one in backbones.items():
+            sides[f"ours{words}"] = partial(
+                extract_tokens, one, read, n_images, layer, Path(scratch), options.cache_dtype
+            )
+            sides[f"bare{words}"] = partial(run_bare, one, n_images, pixels, layer)
+        sides["plain loop"] = partial(
+            run_plain, plain, read, n_images, layer, Path(scratch), options.cache_dtype, batch
         )
+        sides["reader"] = partial(run_reader, read, n_images, batch)
+        sides["disk"] = partial(run_disk, block, n_images, Path(scratch))
+        rows = make_rows(take_turns(sides, options.repeats), n_images, "images")
+    rates = {row["side"]: row["images_per_s"] for row in rows}
+    limits = {words: min((f"bare{words}", "reader", "disk"), key=rates.__getitem__) for words in backbones}
     return {
         "rows": rows,
-        "ours_of_bare": rows[1]["median_s"] / rows[0]["median_s"],
+        "slowest": {f"ours{words}": limit for words, limit in limits.items()},
+        "of_slowest": {f"ours{words}": rates[f"ours{words}"] / rates[limit] for words, limit in limits.items()},
+        "batch": batch,
         "n_images": n_images,
-        "image_px": backbone.image_px,
+        "image_px": image_px,
         "layer": layer,
-        "cache_bytes": compute_cache_bytes(backbone, n_images, options.cache_dtype),
+        "cache_bytes": compute_cache_bytes(plain, n_images, options.cache_dtype),
     }
 
 
-def print_table(options: argparse.Namespace, result: dict) -> None:
-    """Print one line per side."""
-    images = f"{result['n_images']} {'photographs' if options.root else 'scenes'} at {result['image_px']} px"
-    print(f"{options.model}, block {result['layer']}, {images}, batch {options.batch}, {options.threads} threads")
-    print(f"{'side':6} {'median s':>10} {'best s':>10} {'images/s':>10} {'tokens/s':>10}")
-    for row in result["rows"]:
-        times = f"{row['median_s']:10.3f} {row['best_s']:10.3f}"
-        print(f"{row['side']:6} {times} {row['images_per_s']:10.1f} {row['tokens_per_s']:10.0f}")
-    print(f"ours reaches {result['ours_of_bare']:.0%} of bare; {result['cache_bytes'] / 1e6:.1f} MB of tokens on disk")
+def name_source(options: argparse.Namespace) -> str:
+    """Return where the images come from, in a word."""
+    return "photographs" if options.root else "memory" if options.in_memory else "scenes"
 
 
-def save(options: argparse.Namespace, result: dict) -> Path:
-    """Write the numbers, the settings, hardware and date to results/."""
-    settings = {name: value for name, value in vars(options).items() if name not in ("save", "tmp", "root")}
-    source = "photographs" if options.root else "scenes"
-    content = {
-        "settings": {**settings, "source": source, "torch_threads": torch.get_num_threads()},
-        **describe_environment(),
-        "platform": platform.system(),
-        "date": datetime.date.today().isoformat(),
-        **result,
-    }
-    RESULTS.mkdir(exist_ok=True)
-    file = RESULTS / f"extraction-{options.model}-{source}-{options.device}.json"
-    file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    return file
+def print_table(options: argparse.Namespace, result: dict[str, Any]) -> None:
+    """Print one line per side, and how near ours comes to the slowest limit."""
+    images = f"{result['n_images']} {name_source(options)} at {result['image_px']} px"
+    work = f"batches of {result['batch']}, {options.threads} threads, {options.workers} readers"
+    print_rows(result["rows"], f"{options.model}, block {result['layer']}, {images}, {work}")
+    for side, limit in result["slowest"].items():
+        print(f"{side} reaches {result['of_slowest'][side]:.0%} of {limit}, the slowest of its limits")
+    print(f"{result['cache_bytes'] / 1e6:.1f} MB of tokens on disk")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--model", default="scenes_clip", help="scenes_clip, or an architecture for random weights")
     parser.add_argument("--root", help="a folder of photographs; without it, scenes are rendered")
+    parser.add_argument("--in-memory", action="store_true", help="random pictures of the right size, in memory")
     parser.add_argument("--images", type=int, default=512)
-    parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--layer", type=int, default=-2)
     parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--cache-dtype", choices=["float32", "float16"], default="float32")
-    parser.add_argument("--threads", type=int, default=2, help="of torch, for both sides")
+    parser.add_argument("--threads", type=int, default=2, help="of torch, for all sides")
     parser.add_argument("--workers", type=int, default=0, help="processes that read images ahead")
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--compile", action="store_true", help="ours and bare also with compiled blocks")
     parser.add_argument("--tmp", help="folder for the cache; default: the system's")
-    parser.add_argument("--save", action="store_true", help="write the figures and the hardware to results/")
-    parser.add_argument("--tiny", action="store_true", help="take a second, and tell no more than that it runs")
     options = parser.parse_args()
     if options.tiny:
-        vars(options).update(images=4, batch=2, repeats=1)
+        vars(options).update(images=4, repeats=1)
     torch.set_num_threads(options.threads)
     result = measure(options)
     print_table(options, result)
     if options.save:
-        print(f"saved to {save(options, result)}")
+        name = f"extraction-{options.model}-{name_source(options)}"
+        for place in ("root", "tmp"):
+            vars(options).pop(place)
+        save(name, options, torch_threads=torch.get_num_threads(), **result)
 
 
 if __name__ == "__main__":
