@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import multiprocessing
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import torch
 from PIL import Image
 
 from infoscope.config.tree import compose
+from infoscope.data.reader import iterate_images
 from infoscope.pipeline.context import Context
 from infoscope.probes.results import load_results
 from infoscope.runtime import parts, processes
@@ -21,12 +24,13 @@ from infoscope.scope.top_images import TopImages
 from infoscope.stages import backbone as backbone_module
 from infoscope.stages.backbone import load_backbone
 from infoscope.stages.confounds.stage import Confounds
+from infoscope.stages.images import open_split
 from infoscope.stages.outliers.stage import group_activation_of
 from infoscope.stages.predict.stage import Predict
 from infoscope.stages.probe.stage import Probe
 from infoscope.stages.rank import Rank
 from infoscope.stages.score.stage import Score
-from infoscope.stages.tokens import Tokens
+from infoscope.stages.tokens import Tokens, keep_open
 from infoscope.stages.train_sae import TrainSAE
 from infoscope.vision.backbone import Backbone
 from infoscope.vision.tokens import extract, source
@@ -197,3 +201,31 @@ def test_blocks_are_compiled_where_that_is_asked_for_or_pays(
     assert isinstance(ctx.display, Recorder)
     assert asked == ([source.BATCH_IMAGES] if choice == "true" else [])
     assert ctx.display.text.count("blocks cannot be compiled (no C++ compiler)") == len(asked)
+
+
+def test_helpers_that_read_for_tokens_stay_and_end_with_them(photographs: Path, tmp_path: Path) -> None:
+    (photographs / f"{BROKEN:02}.png").unlink()
+    images = open_split(make_context(photographs, tmp_path), "train")
+    before = set(multiprocessing.active_children())
+    read = keep_open(images, 32, 2, torch.device("cpu"))
+    expected = torch.cat([batch for _, batch in iterate_images(images, 32, 4)])
+    helpers = []
+    for _ in range(2):
+        found = list(read(np.arange(len(images)), 4))
+        helpers.append(set(multiprocessing.active_children()) - before)
+        assert torch.equal(torch.cat([batch for _, batch in found]), expected)
+    assert helpers[0] == helpers[1]
+    assert len(helpers[0]) == 2
+
+    outer = read(np.arange(len(images)), 4)
+    first = next(outer)[1]
+    inner = torch.cat([batch for _, batch in read(np.arange(8), 4)])
+    assert torch.equal(inner, expected[:8])
+    assert torch.equal(torch.cat([first, *(batch for _, batch in outer)]), expected)
+    broken_off = read(np.arange(len(images)), 4)
+    next(broken_off)
+    broken_off.close()
+    assert torch.equal(torch.cat([batch for _, batch in read(np.arange(len(images)), 4)]), expected)
+    del read, outer, broken_off
+    gc.collect()
+    assert set(multiprocessing.active_children()) <= before

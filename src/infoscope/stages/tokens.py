@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from infoscope.data.config import RAISE, DataConfig
 from infoscope.data.images import CHECK_PX, ImageBatch, ImageError, ImageSet
-from infoscope.data.reader import iterate_images
+from infoscope.data.reader import ImageReader, iterate_images
 from infoscope.pipeline.context import Context, once
 from infoscope.pipeline.stage import ArtifactStage, Handle, Key, Needs, NotBuiltYet, Work
 from infoscope.runtime import processes
@@ -23,7 +25,7 @@ from infoscope.stages.images import check_split, count_images, fingerprint_image
 from infoscope.stages.train_clip import needs_trained
 from infoscope.vision.tokens.extract import TokenCache, compute_cache_bytes, extract_tokens
 from infoscope.vision.tokens.shards import N_BEHIND
-from infoscope.vision.tokens.source import LiveTokens, TokenSource, choose_batch_images
+from infoscope.vision.tokens.source import LiveTokens, ReadImages, TokenSource, choose_batch_images
 
 
 class Tokens(ArtifactStage[TokenSource]):
@@ -99,11 +101,7 @@ class Tokens(ArtifactStage[TokenSource]):
             return TokenCache(folder)
         images, backbone = open_split(ctx, split, data), load_backbone(ctx)
         compile_backbone(ctx, len(images))
-
-        def read(positions: np.ndarray, batch_images: int) -> Iterator[ImageBatch]:
-            n_workers = data.n_workers
-            return iterate_images(images, backbone.image_px, batch_images, positions, RAISE, n_workers, ctx.device)
-
+        read = keep_open(images, backbone.image_px, data.n_workers, ctx.device)
         return LiveTokens(folder, backbone, read)
 
     def work(self, ctx: Context, split: str, data: DataConfig) -> Work:
@@ -115,9 +113,32 @@ class Tokens(ArtifactStage[TokenSource]):
         if data.store_tokens:
             value_bytes = np.dtype(data.cache_dtype).itemsize
             kept_bytes += n * n_values * value_bytes
-            held += N_BEHIND * batch_values * value_bytes
+            held += (N_BEHIND + 1) * batch_values * value_bytes
         like = [ctx.config.model.name, ctx.config.model.layer, data.store_tokens]
         return Work(n, like, forwards=n, disk_bytes=kept_bytes, memory_bytes=held)
+
+
+def keep_open(images: ImageSet, size_px: int, n_workers: int, device: torch.device) -> ReadImages:
+    """Return what reads images again and again, with helpers that stay until it is forgotten.
+
+    (A GPU encodes what one reading brings in little more time than helpers need to start.) A reading within another one
+    has helpers of its own.
+    """
+    reader, is_busy = ImageReader(images, size_px, RAISE, n_workers, device), False
+
+    def read(positions: np.ndarray, batch_images: int) -> Iterator[ImageBatch]:
+        nonlocal is_busy
+        if is_busy:
+            yield from iterate_images(images, size_px, batch_images, positions, RAISE, n_workers, device)
+            return
+        is_busy = True
+        try:
+            yield from reader.read(positions, batch_images)
+        finally:
+            is_busy = False
+
+    weakref.finalize(read, reader.close)
+    return read
 
 
 @once
