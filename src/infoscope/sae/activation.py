@@ -19,8 +19,8 @@ from infoscope.sae.config import check_k
 class SparseActs(NamedTuple):
     """The latent activations of n tokens as k entries per token; entries of value 0 are padding.
 
-    values: below 0 only where the activation is signed. indices: the latents, all different within a token, in no
-        particular order.
+    values: below 0 only where the activation is signed. indices: the latents, all different within a token but for
+        padding, in no particular order.
     """
 
     values: Float[Tensor, "n k"]
@@ -57,6 +57,16 @@ def list_dense(acts: Float[Tensor, "n d_sae"], is_on: Bool[Tensor, "n d_sae"] | 
         places = is_on.flatten().nonzero().squeeze(1)
     tokens, values = find_rows(places, n, d_sae), acts.flatten().index_select(0, places)
     return Entries(tokens, places.sub_(tokens * d_sae), values)
+
+
+def pad_entries(entries: Entries, n: int) -> SparseActs:
+    """Return the same activations of `n` tokens, padded with zeros to the number of the token that has most."""
+    tokens, latents, values = entries
+    ends = torch.searchsorted(tokens, torch.arange(n, device=tokens.device), right=True)
+    counts = ends.diff(prepend=ends.new_zeros(1))
+    width = max([1, *counts.tolist()])
+    is_on = torch.arange(width, device=tokens.device) < counts[:, None]
+    return SparseActs(*(of.new_zeros(n, width).masked_scatter_(is_on, of) for of in (values, latents)))
 
 
 def find_rows(places: Int64[Tensor, " n_entries"], n_rows: int, width: int) -> Int64[Tensor, " n_entries"]:
@@ -169,10 +179,7 @@ class Gate(Activation):
         return self.dense(pre_acts)  # kinds that keep something of each latent choose from that
 
     def sparse(self, pre_acts: Float[Tensor, "n d_sae"]) -> SparseActs:
-        acts = self.dense(pre_acts)
-        # Some tokens at a time: torch makes 8 bytes of each value to count them.
-        counts = [int((part > 0).sum(-1).amax()) for part in acts.split(256) if len(part)]
-        return SparseActs(*acts.topk(max([1, *counts]), dim=-1, sorted=False))
+        return pad_entries(self.entries(pre_acts), len(pre_acts))
 
     def entries(self, pre_acts: Float[Tensor, "n d_sae"]) -> Entries:
         return list_dense(self.dense(pre_acts))
