@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
 import math
 import os
 import re
 import runpy
+import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +18,7 @@ import torch
 from tests.support.experiment_samples import FOLDER
 
 BENCHMARKS = FOLDER / "benchmarks"
+NAMES = sorted({path.stem for path in BENCHMARKS.glob("*.py")} - {"harness"})
 NUMBER = re.compile(r"(?<![\w.])[-+]?(?:\d[\d,]*\.?\d*(?:e[-+]?\d+)?|nan|inf(?:inity)?)(?!\w)", re.IGNORECASE)
 
 
@@ -32,7 +36,7 @@ def _own_cores() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("_own_cores")
-@pytest.mark.parametrize("name", sorted({path.stem for path in BENCHMARKS.glob("*.py")} - {"harness"}))
+@pytest.mark.parametrize("name", NAMES)
 def test_a_benchmark_runs(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     before = read_results()
     monkeypatch.syspath_prepend(str(BENCHMARKS))
@@ -43,3 +47,33 @@ def test_a_benchmark_runs(name: str, monkeypatch: pytest.MonkeyPatch, capsys: py
     assert len(numbers) >= 5, text
     assert all(math.isfinite(number) for number in numbers), text
     assert read_results() == before
+
+
+class _Parsed(Exception):
+    """The command line was understood."""
+
+
+def test_the_gpu_script_gives_benchmarks_options_that_they_have(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    python, told = tmp_path / "python", tmp_path / "told.txt"
+    python.write_text(f'#!/bin/sh\necho "$@" >> {told}\n')
+    python.chmod(0o755)
+    script = ["sh", str(BENCHMARKS / "gpu.sh"), str(tmp_path / "out")]
+    done = subprocess.run(script, cwd=FOLDER.parent, env={**os.environ, "PYTHON": str(python)}, capture_output=True)
+    assert done.stdout.endswith(b"0 steps failed\n"), done.stdout
+    steps = [line.split() for line in told.read_text().splitlines()]
+    assert steps[0][:4] == ["-m", "pytest", "-m", "gpu"]
+
+    def stop(parser: argparse.ArgumentParser, *_: object) -> None:
+        _, unknown = parser.parse_known_args()  # exits where a value will not do
+        assert not unknown
+        raise _Parsed
+
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", stop)
+    for file, *arguments in steps[1:]:
+        monkeypatch.setattr(sys, "argv", [file, *arguments])
+        with pytest.raises(_Parsed):
+            runpy.run_path(str(FOLDER.parent / file), run_name="__main__")
+    assert {Path(file).stem for file, *_ in steps[1:]} == set(NAMES) - {"emd", "load_sae"}
