@@ -71,6 +71,30 @@ def test_exact_emd_equals_the_dense_solve(kind):
         np.testing.assert_allclose(compute_emd(first, second), expected, rtol=0, atol=1e-9)
 
 
+def test_pots_public_function_gives_the_same_bits(monkeypatch):
+    assert emd_module._find_kernel() is not None
+    rng = np.random.default_rng(3)
+    pairs = [make_maps(kind, 7, 20, rng) for kind in KINDS]
+    found = [compute_emd(*maps) for maps in pairs]
+    monkeypatch.setattr(emd_module, "_find_kernel", lambda: None)
+    for maps, one in zip(pairs, found, strict=True):
+        np.testing.assert_array_equal(compute_emd(*maps), one)
+
+
+def solve_in_three_parts(a, b, cost, max_iterations, n_threads):
+    return np.zeros((2, 2)), 1.5, 1
+
+
+@pytest.mark.parametrize("other", [None, lambda a, b, cost: 0, solve_in_three_parts])
+def test_another_pot_is_asked_by_its_public_function(monkeypatch, other):
+    monkeypatch.setattr(ot.lp.emd_wrap, "emd_c", other)
+    emd_module._find_kernel.cache_clear()
+    try:
+        assert emd_module._find_kernel() is None
+    finally:
+        emd_module._find_kernel.cache_clear()
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("kind", KINDS)
 def test_exact_emd_equals_a_linear_program(kind):
