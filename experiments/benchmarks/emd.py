@@ -1,29 +1,39 @@
-"""Pairs per second of exact and entropic earth mover's distances, all on the same maps in one run.
+"""Pairs per second of exact and entropic earth mover's distances, all on the same maps, in turns in one run.
 
-    python experiments/benchmarks/emd.py --pairs 1000 --side 13 --save outputs/emd_benchmark.json
+    python experiments/benchmarks/emd.py --save                                # made-up maps, 15 x 15
+    python experiments/benchmarks/emd.py --side 11
+    python experiments/benchmarks/emd.py --score outputs/artifacts/score/...   # the maps of features
 
-Half of the pairs are local (one to three blobs that shift by about a patch), half scattered (a few heavy points that
-stay, jump or vanish); one in ten of the local ones is left dense.
+Of the made-up pairs half are local (one to three blobs that shift by about a patch), half scattered (a few heavy points
+that stay, jump or vanish); one in ten of the local ones is left dense. Of an artifact of stage=score, pairs of the
+first --ranks images per feature are drawn: half of them as they are, half the chance pairs.
+
+Limit: POT's solver alone, for each pair that needs it, with everything prepared.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
-import time
 from collections.abc import Callable
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 import ot
 import torch
-from rich.console import Console
-from rich.table import Table
+from harness import make_parser, make_rows, print_rows, save, take_turns
+from ot.lp.emd_wrap import emd_c
 
-from infoscope.scope.emd import compute_emd, patch_distances
+from infoscope.scope.crops import shared_region
+from infoscope.scope.emd import MAX_ITERATIONS, ROUNDING, compute_emd, normalise_maps, patch_distances
+from infoscope.scope.scores import Scores
 from infoscope.scope.sinkhorn import compute_emd_sinkhorn
+
+Solve = Callable[[np.ndarray, np.ndarray], np.ndarray]
+FULL_PAIRS = 2 * 65_536 * 16
+"""Of ViT-L/14 with 65,536 latents and 16 images each: their own and the chance pairs."""
+BLURS = (0.2, 0.1, 0.05)
 
 
 def make_local_pair(side: int, rng: np.random.Generator) -> np.ndarray:
@@ -62,82 +72,127 @@ def make_pairs(n_pairs: int, side: int, seed: int) -> np.ndarray:
     return np.stack(pairs, axis=1).astype(np.float32)
 
 
+def draw_pairs(folder: Path, n_pairs: int, n_ranks: int, seed: int) -> np.ndarray:
+    """Return maps [2, n_pairs, side, side] of a score artifact: its own pairs, then chance pairs."""
+    scores, rng = Scores.load(folder), np.random.default_rng(seed)
+    valid = np.isfinite(scores.emd)
+    maps1, maps2 = [], []
+    for distances in (scores.emd, scores.chance_emd):
+        pairs = np.argwhere(np.isfinite(distances[:, :n_ranks]))
+        for latent, rank in rng.permutation(pairs)[: n_pairs // 2]:
+            ranks = np.flatnonzero(valid[latent])
+            following = ranks[(np.searchsorted(ranks, rank) + 1) % len(ranks)]
+            second = rank if distances is scores.emd else following
+            for maps, of, crop in ((maps1, rank, 1), (maps2, second, 2)):
+                one = np.asarray(scores.maps[latent, of])[crop - 1]
+                maps.append(shared_region(one, scores.shift_patches, crop, scores.diagonal))
+    return np.stack([np.stack(maps1), np.stack(maps2)])
+
+
 def solve_with_pot(maps1: np.ndarray, maps2: np.ndarray, on_supports: bool) -> np.ndarray:
     """ot.emd2 pair by pair, on the whole grid or on the patches with mass; nothing is cancelled."""
     cost = np.array(patch_distances(maps1.shape[-1]))
     distances = []
-    for first, second in zip(maps1, maps2, strict=True):
-        a, b = (one.ravel().astype(np.float64) / one.sum(dtype=np.float64) for one in (first, second))
+    for a, b in zip(normalise_maps(maps1), normalise_maps(maps2), strict=True):
         rows, columns = (np.flatnonzero(w) if on_supports else np.arange(len(w)) for w in (a, b))
         distances.append(ot.emd2(a[rows], b[columns], cost[np.ix_(rows, columns)]))
     return np.array(distances)
 
 
-def measure(maps: np.ndarray, repeats: int, n_sinkhorn: int) -> list[dict[str, float | str | int]]:
-    """Time every method, the best of `repeats`; errors in units of D_grid against POT on the whole grid."""
-    n_pairs, side = len(maps[0]), maps.shape[-1]
-    n_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    methods: list[tuple[str, int, Callable[[np.ndarray, np.ndarray], np.ndarray]]] = [
-        ("POT emd2, whole grid", n_pairs, lambda a, b: solve_with_pot(a, b, on_supports=False)),
-        ("POT emd2, supports", n_pairs, lambda a, b: solve_with_pot(a, b, on_supports=True)),
-        ("infoscope exact, 1 process", n_pairs, lambda a, b: compute_emd(a, b, 1)),
-        (f"infoscope exact, {n_cores} processes at most", n_pairs, lambda a, b: compute_emd(a, b, n_cores)),
-    ]
-    for blur in (0.2, 0.1, 0.05):
-        methods.append((f"geomloss, blur {blur}", n_sinkhorn, lambda a, b, x=blur: compute_emd_sinkhorn(a, b, x)))
-    rows, reference = [], np.empty(0)
-    for name, n, solve in methods:
-        seconds = []
-        found = reference
-        for _ in range(repeats):
-            start = time.perf_counter()
-            found = solve(maps[0][:n], maps[1][:n])
-            seconds.append(time.perf_counter() - start)
-        reference = found if len(reference) == 0 else reference
-        error = (found - reference[:n]) / (np.sqrt(2) * (side - 1))
-        rows.append(
-            {
-                "method": name,
-                "n_pairs": n,
-                "pairs_per_s": n / min(seconds),
-                "mean_error": float(error.mean()),
-                "max_abs_error": float(np.abs(error).max()),
-            }
-        )
-    return rows
+def make_limit(maps: np.ndarray) -> Callable[[], object]:
+    """Return what solves the problems that are left when common mass is cancelled, all prepared."""
+    cost, problems = np.array(patch_distances(maps.shape[-1])), []
+    for rest in normalise_maps(maps[0]) - normalise_maps(maps[1]):
+        sources, sinks = np.flatnonzero(rest > ROUNDING), np.flatnonzero(rest < -ROUNDING)
+        if min(len(sources), len(sinks)) > 1:
+            supply, demand = rest[sources], -rest[sinks]
+            problems.append((supply / supply.sum(), demand / demand.sum(), cost[np.ix_(sources, sinks)]))
+    return lambda: [emd_c(*problem, MAX_ITERATIONS, 1) for problem in problems]
 
 
-def print_table(rows: list[dict], title: str) -> None:
-    """Print one line per method."""
-    table = Table("method", "pairs", "pairs/s", "mean error", "largest error", title=title)
-    for row in rows:
-        errors = (f"{row['mean_error']:+.1e}", f"{row['max_abs_error']:.1e}")
-        table.add_row(row["method"], str(row["n_pairs"]), f"{row['pairs_per_s']:.0f}", *errors)
-    Console().print(table)
+def make_other(name: str, side: int) -> Solve:
+    """Return a solver of somebody else's, in our units: MODULE:CLASS, made with the side, called with flat maps."""
+    module, _, attribute = name.partition(":")
+    solver = getattr(import_module(module), attribute)(side)
+
+    def solve(maps1: np.ndarray, maps2: np.ndarray) -> np.ndarray:
+        flat1, flat2 = (maps.reshape(len(maps), -1).astype(np.float64) for maps in (maps1, maps2))
+        return solver(flat1, flat2) * np.sqrt(2) * (side - 1)
+
+    return solve
+
+
+def measure(maps: np.ndarray, options: argparse.Namespace) -> tuple[list[dict], list[dict]]:
+    """Return how fast each side is, and its errors, in units of D_grid, against POT on the whole grid."""
+    side, few = maps.shape[-1], maps[:, :: max(1, maps.shape[1] // options.few)]
+    exact: dict[str, Solve] = {
+        "ours": partial(compute_emd, n_workers=1),
+        "POT emd2, supports": partial(solve_with_pot, on_supports=True),
+    }
+    if options.beside:
+        exact[options.beside] = make_other(options.beside, side)
+    slow: dict[str, Solve] = {
+        "POT emd2, whole grid": partial(solve_with_pot, on_supports=False),
+        **{f"geomloss, blur {blur}": partial(compute_emd_sinkhorn, blur=blur) for blur in BLURS},
+    }
+    sides = {name: (partial(solve, *maps), maps) for name, solve in exact.items()}
+    sides |= {name: (partial(solve, *few), few) for name, solve in slow.items()}
+    limit = "limit: POT's solver alone"
+    seconds = take_turns({name: run for name, (run, _) in sides.items()} | {limit: make_limit(maps)}, options.repeats)
+    rows = []
+    for name, times in seconds.items():
+        n_pairs = sides[name][1].shape[1] if name in sides else maps.shape[1]
+        rows += [{"n_pairs": n_pairs, **row} for row in make_rows({name: times}, n_pairs, "pairs")]
+    errors = []
+    for name, (solve, on) in sides.items():
+        error = (solve() - solve_with_pot(*on, on_supports=False)) / (np.sqrt(2) * (side - 1))
+        errors.append({"side": name, "mean_error": float(error.mean()), "max_abs_error": float(np.abs(error).max())})
+    return rows, errors
+
+
+def describe_maps(maps: np.ndarray) -> dict[str, float]:
+    """Return how full maps are, and how many pairs need a solver."""
+    active = (maps > 0).sum(axis=(2, 3))
+    rest = normalise_maps(maps[0]) - normalise_maps(maps[1])
+    least = np.minimum((rest > ROUNDING).sum(axis=1), (rest < -ROUNDING).sum(axis=1))
+    return {
+        "patches": int(maps.shape[-1] ** 2),
+        "mean_active_patches": float(active.mean()),
+        "median_active_patches": float(np.median(active)),
+        "share_with_closed_form": float((least <= 1).mean()),
+    }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--pairs", type=int, default=2000)
-    parser.add_argument("--sinkhorn-pairs", type=int, default=100, help="pairs for geomloss, which is much slower")
-    parser.add_argument("--side", type=int, default=13, help="patches per side of the shared region")
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--few", type=int, default=100, help="pairs for what is much slower")
+    parser.add_argument("--side", type=int, default=15, help="patches per side of the shared region")
+    parser.add_argument("--score", type=Path, help="the folder of an artifact of stage=score, whose maps are taken")
+    parser.add_argument("--ranks", type=int, default=16, help="of its images per feature, the first so many")
+    parser.add_argument("--beside", help="another exact solver, MODULE:CLASS, see make_other")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch, which geomloss runs on")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--save", type=Path, help="a JSON file for the numbers")
-    parser.add_argument("--tiny", action="store_true", help="take a second, and tell no more than that it runs")
     options = parser.parse_args()
     if options.tiny:
-        vars(options).update(pairs=8, sinkhorn_pairs=2, side=5, repeats=1)
+        vars(options).update(pairs=8, few=2, side=5, repeats=1)
     torch.set_num_threads(options.threads)
-    maps = make_pairs(options.pairs, options.side, options.seed)
-    rows = measure(maps, options.repeats, min(options.sinkhorn_pairs, options.pairs))
-    print_table(rows, f"Distances between {options.side} x {options.side} maps; errors in units of D_grid")
+    if options.score is None:
+        maps = make_pairs(options.pairs, options.side, options.seed)
+    else:
+        maps = draw_pairs(options.score, options.pairs, options.ranks, options.seed)
+        options.score, options.side = options.score.name, maps.shape[-1]
+    facts = describe_maps(maps)
+    print(" ".join(f"{name}={value:.3g}" for name, value in facts.items()))
+    rows, errors = measure(maps, options)
+    print_rows(rows, f"Distances between {options.side} x {options.side} maps")
+    print_rows(errors, "Errors, in units of D_grid")
+    core_s = FULL_PAIRS / rows[0]["pairs_per_s"]
+    print(f"{FULL_PAIRS:,} pairs (ViT-L/14, 65,536 latents): {core_s:.0f} s of one core, {core_s / 16:.1f} s of 16")
     if options.save:
-        facts = {key: str(value) for key, value in vars(options).items() if key != "save"}
-        facts |= {"machine": platform.machine(), "python": platform.python_version(), "pot": ot.__version__}
-        options.save.parent.mkdir(parents=True, exist_ok=True)
-        options.save.write_text(json.dumps({"settings": facts, "rows": rows}, indent=1) + "\n", encoding="utf-8")
+        name = f"emd-{options.side}x{options.side}" if options.score is None else f"emd-real-ranks-{options.ranks}"
+        full_size = {"pairs": FULL_PAIRS, "core_s": core_s}
+        save(name, options, maps=facts, rows=rows, errors=errors, full_size=full_size)
 
 
 if __name__ == "__main__":
