@@ -28,10 +28,29 @@ def test_an_interrupted_pass_computes_only_the_missing_parts(tmp_path: Path):
     with pytest.raises(KeyboardInterrupt):
         list(parts.compute_parts(5, lambda number: compute(number, 3), tmp_path, "squares"))
     assert computed == [0, 1, 2]
+    assert parts.list_missing(5, tmp_path, "squares") == [3, 4]
+    assert parts.list_missing(2, None, "squares") == [0, 1]
     found = [int(part["square"]) for part in parts.compute_parts(5, compute, tmp_path, "squares")]
     assert found == [0, 1, 4, 9, 16]
     assert computed == [0, 1, 2, 3, 4]
     assert len(list(tmp_path.glob("squares-*.pt"))) == 5
+
+
+def test_a_part_that_cannot_be_written_ends_the_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    computed: list[int] = []
+
+    def compute(number: int) -> dict[str, torch.Tensor]:
+        computed.append(number)
+        return {"n": torch.tensor(number)}
+
+    def fail(path: Path, state: object) -> None:
+        if path.name == "n-00001.pt":
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(parts, "save_state", fail)
+    with pytest.raises(OSError, match="No space"):
+        parts.compute_parts(5, compute, tmp_path, "n")
+    assert computed == [0, 1, 2]  # part 2 was computed while part 1 was written
 
 
 def test_without_a_folder_parts_come_one_by_one():

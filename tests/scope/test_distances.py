@@ -3,11 +3,13 @@
 import numpy as np
 import pytest
 
+from infoscope.data.pictures import Pictures
 from infoscope.runtime import parts
+from infoscope.sae.activations import JumpReLU, TopK
 from infoscope.scope import distances, scoring
 from infoscope.scope.config import ScopeConfig
 from infoscope.scope.distances import DistancesAhead
-from infoscope.scope.scoring import compute_scores, next_valid_ranks
+from infoscope.scope.scoring import compute_scores, next_valid_ranks, score_latents
 from infoscope.scope.sparse_maps import SparseMaps
 from tests.scope.test_scoring import assert_same, make_registers
 from tests.support.scope_samples import make_noise, measure
@@ -29,6 +31,23 @@ def test_what_is_solved_ahead_is_the_same(monkeypatch):
     assert sum(solved) == 0  # nothing was left
     assert np.isfinite(expected.chance_emd).sum() > 20
     assert_same(found, expected)
+
+
+@pytest.mark.gpu
+def test_scores_on_a_gpu_are_those_of_the_cpu(monkeypatch):
+    monkeypatch.setattr(parts, "PART_IMAGES", (4, 4))
+    (backbone, sae), pictures = make_registers(), make_noise(11)
+    for activation in (TopK(4), JumpReLU(40, 0.5)):
+        sae.activation = activation
+        config = ScopeConfig(k_cds=2, k_max=4, batch_images=2, n_workers=2)
+        ranking, expected = measure(backbone.cpu(), sae.cpu(), pictures, config)
+        images = Pictures(list(pictures))
+        for n_readers in (0, 2):
+            how = {"layer": -2, "n_readers": n_readers}
+            found = score_latents(backbone.cuda(), sae.cuda(), images, ranking, config, **how)
+            np.testing.assert_allclose(found.maps[:], expected.maps[:], atol=1e-3)
+            np.testing.assert_allclose(found.emd, expected.emd, atol=1e-4)
+            np.testing.assert_allclose(found.chance_emd, expected.chance_emd, atol=1e-4)
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -31,6 +31,26 @@ def test_maps_of_pairs_are_columns_of_what_fires(name, at_once, monkeypatch):
     assert encode_pairs(sae, patches, slots[:0], latents[:0]).shape == (0, 2, N_PATCHES)
 
 
+class NotedReader:
+    def __init__(self):
+        self.n_readings = 0
+
+    def read(self, indices, batch_size):
+        self.n_readings += 1
+        yield from (indices[start : start + batch_size].tolist() for start in range(0, len(indices), batch_size))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "n_readings"), [((4, 4, 3), 1), ((4,), 1), ((3,), 1), ((3, 4), 2), ((5, 5, 1), 3), ((), 0)]
+)
+def test_no_batch_is_of_two_parts(sizes, n_readings):
+    parts = np.split(np.arange(sum(sizes)), np.cumsum(sizes)[:-1]) if sizes else []
+    reader = NotedReader()
+    batches = list(maps._read(reader, parts, 2))
+    assert batches == [part[start : start + 2].tolist() for part in parts for start in range(0, len(part), 2)]
+    assert reader.n_readings == n_readings
+
+
 def test_pairs_are_found_by_image():
     wanted = WantedMaps(make_sae("relu", TokenNorm.none), np.array([3, 9]), np.array([[4, 2, -1], [2, 7, 4]]))
     rows, ranks = wanted.find_pairs(np.array([2, 4]))

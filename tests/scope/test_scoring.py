@@ -265,6 +265,20 @@ def test_values_out_of_range_are_refused(bad, key):
         ScopeConfig(**bad)
 
 
+def test_as_many_images_at_a_time_as_suit_the_device():
+    devices = ("cpu", "cuda")
+    assert [ScopeConfig().choose_batch(device) for device in devices] == [16, 128]
+    assert [ScopeConfig(batch_images=7).choose_batch(device) for device in devices] == [7, 7]
+
+
+def test_readers_change_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(parts, "PART_IMAGES", (4, 4))
+    (backbone, sae), config = make_registers(), ScopeConfig(k_cds=2, k_max=3, batch_images=2)
+    _, expected = measure(backbone, sae, make_noise(11), config)
+    _, found = measure(backbone, sae, make_noise(11), config, n_readers=2, progress_folder=tmp_path)
+    assert_same(found, expected)
+
+
 def test_k_max_defaults_to_sixteen_or_k_cds():
     assert [ScopeConfig(k_cds=k).n_ranks for k in (1, 16, 32)] == [16, 16, 32]
     assert ScopeConfig(k_cds=4, k_max=4).n_ranks == 4

@@ -64,8 +64,13 @@ def compute_masses(maps: SparseMaps, config: ScopeConfig) -> Float[np.ndarray, "
 
 
 class KnownDistances(NamedTuple):
-    """Distances in patches that were computed ahead, [d_sae, k_max] as in `Scores`; NaN: not computed."""
+    """What was computed ahead; NaN: it was not.
 
+    masses: as of `compute_masses`.
+    emd, chance_emd: in patches.
+    """
+
+    masses: Float[np.ndarray, "d_sae k_max 2"]
     emd: Float[np.ndarray, "d_sae k_max"]
     chance_emd: Float[np.ndarray, "d_sae k_max"]
 
@@ -85,7 +90,8 @@ class DistancesAhead:
     def __init__(self, ranked: Bool[np.ndarray, "d_sae k_max"], grid: int, config: ScopeConfig) -> None:
         self._config, self._maps = config, SparseMaps.make_room((*ranked.shape, 2, grid, grid), int(ranked.sum()))
         self._is_known, self._is_valid, self._has_chance = ~ranked, *np.zeros((2, *ranked.shape), dtype=bool)
-        self._emd, self._chance_emd = np.full((2, ranked.size), np.nan)
+        self._emd, self._chance_emd, *masses = np.full((4, ranked.size), np.nan)
+        self._masses = np.stack(masses, axis=-1)
         self._asked: list[tuple[Float[np.ndarray, " n"], Rows, Future[np.ndarray]]] = []
         n_helpers = _count_helpers(config)
         self._helpers = Helpers([partial(_help, config)] * n_helpers, "set scope.n_workers=1")
@@ -104,9 +110,10 @@ class DistancesAhead:
     def add(self, pairs: Pairs, maps: SparseMaps) -> None:
         """Ask for the distances that can be computed now that these maps [n_pairs, 2, grid, grid] are there, too."""
         latents, ranks = pairs
-        rows, is_valid = latents * self._is_known.shape[1] + ranks, (compute_masses(maps, self._config) > 0).all(axis=1)
+        rows, masses = latents * self._is_known.shape[1] + ranks, compute_masses(maps, self._config)
+        is_valid = (masses > 0).all(axis=1)
         self._maps.put(rows, maps)
-        self._is_known[pairs], self._is_valid[pairs] = True, is_valid
+        self._masses[rows], self._is_known[pairs], self._is_valid[pairs] = masses, True, is_valid
         self._ask(self._emd, rows[is_valid], rows[is_valid])
         self._ask(self._chance_emd, *self._find_chance(np.unique(latents)))
 
@@ -123,7 +130,9 @@ class DistancesAhead:
             n_done += len(rows)
             progress(n_done, n_all)
         shape = self._is_known.shape
-        return KnownDistances(self._emd.reshape(shape), self._chance_emd.reshape(shape))
+        return KnownDistances(
+            *(of.reshape(*shape, *of.shape[1:]) for of in (self._masses, self._emd, self._chance_emd))
+        )
 
     def _find_chance(self, latents: Int[np.ndarray, " n"]) -> tuple[Rows, Rows]:
         """Return the valid pairs of some latents whose next valid one is now known, and these; each is found once."""

@@ -221,10 +221,10 @@ def _encode_entries(
     """Encode all latents, a few entries per token, and keep those that a pair wants."""
     assert sae.activation.max_active is not None, sae.activation.kind  # else padding would stand where latent 0 does
     _, n_images, n_patches, d_in = patches.shape
-    values, indices = sae.encode_sparse(patches.reshape(-1, d_in))
     n_pairs, device = len(slots), patches.device
     pair_of = torch.full((n_images * sae.d_sae,), n_pairs, device=device)  # one more for what no pair wants
     pair_of[_to_device(slots * sae.d_sae + latents, patches)] = torch.arange(n_pairs, device=device)
+    values, indices = sae.encode_sparse(patches.reshape(-1, d_in))
     token = torch.arange(len(values), device=device).unsqueeze(1)
     image, place = token // n_patches % n_images, token // (n_images * n_patches) * n_patches + token % n_patches
     places = pair_of[image * sae.d_sae + indices].mul_(2 * n_patches).add_(place)

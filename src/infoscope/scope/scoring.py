@@ -97,11 +97,14 @@ def compute_scores(
         ranked: bool [d_sae, k_max], where there is an image at that rank.
         with_chance: False leaves the chance distances NaN, which halves the work.
         progress_folder, name: see `compute_parts`.
-        known: distances that are known already.
+        known: masses and distances that are known already.
     """
     sparse, shift = maps if isinstance(maps, SparseMaps) else SparseMaps.of(maps), config.shift_patches
     grid = sparse.shape[-1]
-    masses = np.where(ranked[..., None], compute_masses(sparse, config), np.nan)
+    if known is None or np.isnan(known.masses[ranked]).any():
+        masses = np.where(ranked[..., None], compute_masses(sparse, config), np.nan)
+    else:
+        masses = known.masses
     latents, ranks = np.nonzero((masses > 0).all(axis=-1))
     following = next_valid_ranks(latents, ranks)
     other = (following >= 0) & with_chance

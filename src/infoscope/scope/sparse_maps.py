@@ -55,7 +55,7 @@ class SparseMaps:
 
     @classmethod
     def of(cls, dense: Float[np.ndarray, "... 2 grid grid"]) -> SparseMaps:
-        """Return dense maps as sparse ones; -0 becomes 0."""
+        """Return dense maps as sparse ones, in float32; -0 becomes 0."""
         flat = dense.reshape(prod(dense.shape[:-3]), prod(dense.shape[-3:]))
         is_active = flat != 0
         bits, values = np.packbits(is_active, axis=1), flat.reshape(-1)[np.flatnonzero(is_active)]
@@ -63,12 +63,9 @@ class SparseMaps:
 
     @classmethod
     def make_room(cls, shape: tuple[int, ...], n_pairs: int) -> SparseMaps:
-        """Return maps that are 0, in which `put` may fill so many.
-
-        The room is for values of every patch: of what is not filled, Linux and macOS give the addresses alone.
-        """
+        """Return maps that are 0, in which `put` will fill so many; where these are fuller than most, room is made."""
         n, n_patches = prod(shape[:-3]), prod(shape[-3:])
-        values, starts = np.empty(n_pairs * n_patches, np.float32), np.zeros(n, np.int64)
+        values, starts = np.empty(int(n_pairs * n_patches * ACTIVE_SHARE), np.float32), np.zeros(n, np.int64)
         return cls(shape, np.zeros(n, np.int32), np.zeros((n, -(-n_patches // 8)), np.uint8), values, starts)
 
     @classmethod
@@ -79,10 +76,13 @@ class SparseMaps:
 
     def put(self, rows: Int[np.ndarray, " n"], maps: SparseMaps) -> None:
         """Fill pairs that are 0, counted through the axes before the last three, of what `make_room` returned."""
-        n_values = len(maps.values)
-        self.values[self._n_put : self._n_put + n_values] = maps.values
-        self.starts[rows], self.bits[rows], self.counts[rows] = self._n_put + maps.starts, maps.bits, maps.counts
-        self._n_put += n_values
+        start, stop = self._n_put, self._n_put + len(maps.values)
+        if stop > len(self.values):
+            values = np.empty(stop * 3 // 2, np.float32)
+            values[:start] = self.values[:start]
+            self.values = values  # who takes some meanwhile finds theirs in either
+        self.values[start:stop], self._n_put = maps.values, stop
+        self.starts[rows], self.bits[rows], self.counts[rows] = start + maps.starts, maps.bits, maps.counts
 
     def take(self, rows: Int[np.ndarray, " n"]) -> SparseMaps:
         """Return those pairs as maps [n, 2, grid, grid] of their own, sparse as they are."""
