@@ -56,7 +56,7 @@ def test_tokens_are_those_of_the_cpu(on_cpu: Path, tmp_path: Path) -> None:
 
 def test_scores_and_probes_are_those_of_the_cpu(on_cpu: Path, tmp_path: Path) -> None:
     output_dir = copy_run(on_cpu, tmp_path / "run", but=("rank", "score", "probe", "report"))
-    run_tiny(output_dir, *SHIPPED, "trainer.device=cuda")
+    run_tiny(output_dir, *SHIPPED, "trainer.device=cuda", "trainer.precision=32")
     ours, theirs = (Scores.load(find_folder(where, "score")) for where in (output_dir, on_cpu))
     assert np.array_equal(np.isnan(ours.emd), np.isnan(theirs.emd))
     assert np.nanmean(np.abs(ours.emd - theirs.emd)) < 1e-3
