@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 import threading
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -18,9 +20,10 @@ from infoscope.runtime.errors import InputError
 from infoscope.vision.backbone import Backbone, Tokens
 from infoscope.vision.open_clip.backbone import OpenClipBackbone
 from infoscope.vision.tokens import extract, shards, source
+from infoscope.vision.tokens.copies import Leaver
 from infoscope.vision.tokens.extract import ShardedRows, TokenCache, extract_tokens
 from infoscope.vision.tokens.source import LiveTokens, ReadImages
-from tests.support.clip_samples import GRID, WIDTH, make_backbone, make_images
+from tests.support.clip_samples import GRID, MEAN, STD, WIDTH, make_backbone, make_images
 
 N, LAYER, BATCH = 23, -2, 4
 IMAGE_BYTES = (GRID**2 + 1) * WIDTH * 4
@@ -156,7 +159,7 @@ class TestBehind:
         assert np.array_equal(cache.norms, whole["norms"])
         assert cache.image_index.tolist() == index
         of_shards = [np.sum(parts["total"][i : i + 2], axis=0) for i in range(0, len(parts["total"]), 2)]
-        mean = (sum(of_shards) / whole["norms"].size).astype(np.float32)
+        mean = np.divide(sum(of_shards), whole["norms"].size).astype(np.float32)
         assert np.array_equal(cache.mean, mean)
         distances = np.linalg.norm(whole["patches"].astype(np.float64) - mean, axis=-1)
         assert cache.meta["mean_norm"] == pytest.approx(distances.mean(), rel=1e-6)
@@ -222,6 +225,128 @@ class TestBehind:
             extract_all(backbone, make_reader(), tmp_path)
         assert [path.name for path in tmp_path.glob("facts-*")] == ["facts-00000.npz"]
         assert not list_threads()
+
+
+class Far(torch.Tensor):
+    """As far away as a GPU's: nothing is asked of it before somebody waits."""
+
+    @property
+    def device(self) -> torch.device:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return torch.device("cuda")
+
+
+class FarBackbone(OpenClipBackbone):
+    """Its tokens are far away, and one of the fourth batch is what it is told to be."""
+
+    value: float = 0.0
+
+    def _tokens(self, pixels: Tensor, layer: int) -> Tokens:
+        tokens = super()._tokens(pixels, layer)
+        if self.value and self.n_images_encoded == 4 * BATCH:
+            tokens.patches[1, 2, 3] = self.value
+        return Tokens(*(part.as_subclass(Far) for part in tokens))
+
+
+class OnGPU(Far):
+    is_cuda = True
+
+
+class LateEvent:
+    """Of a stream that has copied nothing until somebody waits for it."""
+
+    asked: ClassVar[list[tuple[Tensor, Tensor]]] = []
+
+    def record(self, _: object) -> None:
+        self.mine, LateEvent.asked = LateEvent.asked, []
+
+    def synchronize(self) -> None:
+        for there, here in self.mine:
+            there.copy_(here)
+
+
+@pytest.mark.parametrize("dtype", ["float16", None])
+def test_copies_into_page_locked_memory_that_is_used_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str | None
+) -> None:
+    """The way from a GPU, with a stream that is as late as can be."""
+    monkeypatch.setattr(extract, "EXACT_SCALE_IMAGES", 0)
+    for name in ("expected", "found"):
+        (tmp_path / name).mkdir()
+    extract_all(make_backbone(), make_reader((5,)), tmp_path / "expected", dtype)
+
+    class Stream:
+        def wait_stream(self, _: object) -> None: ...
+
+    empty, locked = torch.empty, []
+
+    def lock(*size: Any, pin_memory: bool = False, **options: Any) -> Tensor:
+        made = empty(*size, **options)
+        if pin_memory:
+            locked.append(made.fill_(255))
+        return made
+
+    class Copied(Tensor):
+        def copy_(self, src: Tensor, non_blocking: bool = False) -> Tensor:
+            assert non_blocking
+            LateEvent.asked.append((self.as_subclass(Tensor), src.as_subclass(Tensor)))
+            return self
+
+    take = Leaver._take_memory
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.cuda, "Stream", lambda _: Stream())
+        patch.setattr(torch.cuda, "stream", lambda _: nullcontext())
+        patch.setattr(torch.cuda, "current_stream", lambda _: Stream())
+        patch.setattr(torch.cuda, "Event", LateEvent)
+        patch.setattr(Leaver, "_take_memory", lambda self, *asked: take(self, *asked).as_subclass(Copied))
+        patch.setattr(torch, "empty", lock)
+        patch.setattr(Far, "is_cuda", True, raising=False)
+        patch.setattr(Far, "device", torch.device("cpu"))
+        backbone = FarBackbone(make_backbone().clip, mean=MEAN, std=STD, fingerprint={"seed": 0})
+        extract_all(backbone, make_reader((5,)), tmp_path / "found", dtype)
+    assert read_folder(tmp_path / "found") == read_folder(tmp_path / "expected")
+    assert len(locked) <= 2 * (shards.N_BEHIND + 1) + 5 * 3  # of batches; of the facts of shards
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there page-locked memory can be had")
+def test_without_page_locked_memory_tokens_leave_the_slow_way() -> None:
+    leaver, tokens = Leaver(), {"patches": torch.ones(2, 3).as_subclass(OnGPU), "index": torch.arange(2)}
+    with pytest.warns(UserWarning, match="Tokens leave the GPU slowly, for want of page-locked memory"):
+        found = leaver.start(tokens).wait()
+    assert torch.equal(found["patches"].as_subclass(Tensor), torch.ones(2, 3))
+    assert leaver.start(tokens).wait()["index"].tolist() == [0, 1]  # it is said once
+
+
+class TestChecksThatWait:
+    @pytest.mark.parametrize(
+        ("value", "dtype", "message"),
+        [
+            (math.nan, "float32", "NaN or Inf after block 2: check its weights"),
+            (math.inf, "float16", "NaN or Inf after block 2: check its weights"),
+            (1e6, "float16", r"too large for float16: set data\.cache_dtype=float32"),
+        ],
+    )
+    def test_a_shard_with_a_bad_value_is_none(self, tmp_path: Path, value: float, dtype: str, message: str) -> None:
+        options: dict[str, Any] = {"mean": (0.5,) * 3, "std": (0.5,) * 3, "fingerprint": {}}
+        backbone = FarBackbone(make_backbone().clip, **options)
+        backbone.value = value
+        with pytest.raises(InputError, match=message):
+            extract_all(backbone, make_reader(), tmp_path, dtype)
+        assert backbone.n_images_encoded >= 4 * BATCH  # it was not asked for at once
+        assert [path.name for path in tmp_path.glob("facts-*")] == ["facts-00000.npz"]
+        assert not list_threads()
+        backbone.value = 1.0
+        backbone.n_images_encoded = 0
+        (tmp_path / "again").mkdir()
+        assert len(extract_all(backbone, make_reader(), tmp_path / "again", dtype)) == N
+
+    def test_live_tokens_are_asked_for_at_the_end_of_a_reading(self, tmp_path: Path) -> None:
+        extract_all(make_backbone(), make_reader(), tmp_path, None)
+        backbone = FarBackbone(make_backbone().clip, mean=(0.5,) * 3, std=(0.5,) * 3, fingerprint={})
+        backbone.value = math.nan
+        reading = LiveTokens(tmp_path, backbone, make_reader()).iterate(np.arange(N), BATCH)
+        assert sum(len(next(reading)[0]) for _ in range(-(-N // BATCH))) == N
+        with pytest.raises(InputError, match="NaN or Inf after block 2"):
+            next(reading)
 
 
 class TestCuts:

@@ -4,44 +4,56 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from infoscope.runtime.errors import get_first_line
 
+Spare = dict[str, list[Tensor]]
+"""Page-locked memory that is not in use, by the name of what was copied into it: uint8, of one dimension."""
+
 
 @dataclass(frozen=True)
 class Leaving:
-    """Copies that were asked for, and perhaps are not there yet.
+    """Copies that were asked for, and perhaps are not there yet. Any thread may wait for them.
 
     Args:
         there: by name, on the CPU: what will hold them.
         here: what is copied; it lives as long as the copying may take.
         arrived: happens when all are there; None: they are.
+        held: the page-locked memory that holds them, by name, for `spare`.
     """
 
     there: dict[str, Tensor]
     here: Mapping[str, Tensor]
     arrived: torch.cuda.Event | None = None
+    held: Mapping[str, Tensor] = field(default_factory=dict)
+    spare: Spare = field(default_factory=dict)
 
     def wait(self) -> dict[str, Tensor]:
-        """Return them, complete. Any thread may ask."""
+        """Return them, complete."""
         if self.arrived is not None:
             self.arrived.synchronize()
         return self.there
+
+    def release(self) -> None:
+        """Let the next copies take their memory: nobody reads them any more."""
+        for name, memory in self.held.items():
+            self.spare[name].append(memory)
 
 
 class Leaver:
     """Starts copies to the CPU: from a GPU on a stream of their own, into page-locked memory; from the CPU, none.
 
-    Where a GPU's stream or page-locked memory cannot be had, a warning says so, and copies are made at once. torch
-    keeps page-locked memory for the next copies, rounded up to powers of two.
+    As much memory is page-locked as copies were under way at a time, each rounded up to a power of two by torch. Where
+    a GPU's stream or such memory cannot be had, a warning says so, and copies are made at once.
     """
 
     def __init__(self) -> None:
         self._stream: torch.cuda.Stream | None = None
+        self._spare: Spare = {}
         self._is_plain = False
 
     def start(self, tensors: Mapping[str, Tensor]) -> Leaving:
@@ -57,17 +69,24 @@ class Leaver:
         return Leaving({name: tensor.cpu() for name, tensor in tensors.items()}, tensors)
 
     def _start(self, tensors: Mapping[str, Tensor], device: torch.device) -> Leaving:
-        there = {
-            name: torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True) if tensor.is_cuda else tensor
-            for name, tensor in tensors.items()
-        }
+        held = {name: self._take_memory(name, tensor.nbytes) for name, tensor in tensors.items() if tensor.is_cuda}
+        there = dict(tensors)
+        for name, memory in held.items():
+            there[name] = memory[: tensors[name].nbytes].view(tensors[name].dtype).view(tensors[name].shape)
         if self._stream is None:
             self._stream = torch.cuda.Stream(device)
         self._stream.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(self._stream):
-            for name, tensor in tensors.items():
-                if tensor.is_cuda:
-                    there[name].copy_(tensor, non_blocking=True)
+            for name in held:
+                there[name].copy_(tensors[name], non_blocking=True)
             arrived = torch.cuda.Event()
             arrived.record(self._stream)
-        return Leaving(there, tensors, arrived)
+        return Leaving(there, tensors, arrived, held, self._spare)
+
+    def _take_memory(self, name: str, n_bytes: int) -> Tensor:
+        spare = self._spare.setdefault(name, [])
+        while spare:
+            memory = spare.pop()
+            if memory.nbytes >= n_bytes:
+                return memory
+        return torch.empty(n_bytes, dtype=torch.uint8, pin_memory=True)

@@ -165,6 +165,7 @@ class ShardWriter:
                 self._files[name] = RowWriter(self._name(name, number), tuple(block.shape[1:]), str(self.dtype))
                 self._opened.append(self._files[name])
             self._files[name].append(block.numpy())
+        leaving.release()
 
     def _take_files(self) -> dict[str, RowWriter]:
         """Give away the files of the shard in hand, which is written (the writing thread)."""
@@ -187,6 +188,7 @@ class ShardWriter:
                 self._name(name, number).unlink(missing_ok=True)
         with atomic_write(name_facts(self.folder, number), durable=True) as unfinished, unfinished.open("wb") as file:
             np.savez(file, **known)  # pyright: ignore[reportArgumentType]
+        leaving.release()
 
     def _name(self, part: str, number: int) -> Path:
         return self.folder / f"{part}-{number:05d}.npy"
