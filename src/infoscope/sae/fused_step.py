@@ -2,9 +2,11 @@
 up the gradients of each latent's weights and apply Adam to them at once.
 
 What it computes is defined by the plain step (losses.py, topk_step.py), which CPUs run: the same loss, gradients and
-Adam, whose state is that of torch's, so that either goes on from a checkpoint of the other. Dense objectives (ReLU,
-JumpReLU) stay plain: thousands of latents are active on a token while they are trained, and dense products of so many
-cost less than reading two rows for each.
+Adam, whose state is that of torch's, so that either goes on from a checkpoint of the other.
+
+Dense objectives (ReLU, JumpReLU) stay plain. An entry costs some 2 ns here (an H200, width 768: it reads a row of three
+matrices), and the three products of a dense backward with 49,152 latents some 320 ns a token: below 160 active latents
+entries win. But half of all are active when a ReLU's training begins, and a sixth with JumpReLU.
 
   1 pre_acts = (x_n - b_dec) W_enc + b_enc, in bfloat16 or float32
   2 the largest (topk.py), or the objective's own choice

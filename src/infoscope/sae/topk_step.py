@@ -117,7 +117,12 @@ def _find_largest(matrix: Float[Tensor, "n d"], n_largest: int) -> Int64[Tensor,
     if len(matrix) > 2 * _SAMPLE_TOKENS:
         sample = matrix[:: len(matrix) // _SAMPLE_TOKENS].flatten()
         n_above = min(len(sample), math.ceil(1.2 * n_largest / flat.numel() * len(sample)))
-        candidates = (flat > sample.topk(n_above, sorted=False).values.amin()).nonzero().squeeze(1)
+        bound = sample.topk(n_above, sorted=False).values.amin()
+        # Most groups of neighbours have none; and CUDA's nonzero takes no more than 2^31 values.
+        groups = flat.view(-1, math.gcd(len(flat), 64))
+        some = (groups.amax(1) > bound).nonzero().squeeze(1)
+        group, place = (groups[some] > bound).nonzero().unbind(1)
+        candidates = some[group] * groups.shape[1] + place
         if len(candidates) >= n_largest:
             return candidates[flat[candidates].topk(n_largest, sorted=False).indices]
     return flat.topk(n_largest, sorted=False).indices
