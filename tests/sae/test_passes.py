@@ -15,7 +15,7 @@ from infoscope.sae.activations import ReLU, TopK
 from infoscope.sae.config import TokenChoice, TokenNorm
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.sae.origin import Origin
-from infoscope.sae.passes import LatentBatch, Measurement, SumMeter, iterate_batches, run_pass
+from infoscope.sae.passes import LatentBatch, Measurement, SumMeter, iterate_latents, run_pass
 from tests.support import imported_samples
 from tests.support.imported_samples import ACTIVATIONS, SIGNED
 from tests.support.imported_samples import make_tokens as make_patches
@@ -110,7 +110,7 @@ def test_what_meters_share_is_what_brute_force_finds(name: str, token_norm: Toke
     if name == "nothing":
         sae.b_enc.fill_(-1000)
     index, rows = torch.arange(5, 8), np.arange(3)
-    found = list(iterate_batches(sae, patches, index, rows))
+    found = list(iterate_latents(sae, patches, index, rows))
     assert torch.equal(torch.cat([batch.index for batch in found]), index)
     assert np.concatenate([batch.rows for batch in found]).tolist() == [0, 1, 2]
     codes = torch.cat([sae.encode(patches[batch.rows]) for batch in found])

@@ -70,7 +70,7 @@ class SampleCache:
     """Tokens whose channels are what the latents will be; rows are images in reverse, the last is not there."""
 
     grid = GRID
-    iterate = TokenSource.iterate
+    iterate, iterate_patches = TokenSource.iterate, TokenSource.iterate_patches
 
     def __init__(self, images: SampleSet) -> None:
         rng = np.random.default_rng(1)

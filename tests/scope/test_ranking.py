@@ -51,7 +51,7 @@ def rank_images(sae, batches, k_max, rank_by=RankBy.max):
     """Batches of any order and size, shown to one meter."""
     meter = RankMeter(sae.d_sae, k_max, rank_by)
     for index, patches in batches:
-        for latents in passes.iterate_batches(sae, patches, index, index.numpy()):
+        for latents in passes.iterate_latents(sae, patches, index, index.numpy()):
             meter.update(latents)
     return meter.compute()
 

@@ -23,7 +23,7 @@ N_CLASSES, N_LABELS = 3, 3
 class SampleCache:
     """Token cache in memory: each token holds its image's class, its patch's label and its depth, and some noise."""
 
-    iterate = TokenSource.iterate
+    iterate, iterate_patches = TokenSource.iterate, TokenSource.iterate_patches
 
     def __init__(self, n_images: int, seed: int) -> None:
         rng = np.random.default_rng(seed)

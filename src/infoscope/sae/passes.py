@@ -106,7 +106,7 @@ class LatentBatch:
         return images.mul_(self.d_sae).add_(self.entries.latents)
 
 
-def iterate_batches(
+def iterate_latents(
     sae: SparseAutoencoder,
     patches: Float[Tensor, "batch n_patches d_in"],
     index: Int[Tensor, " batch"],
@@ -133,22 +133,6 @@ def _encode(sae: SparseAutoencoder, patches: Tensor, index: Tensor, rows: np.nda
     """Return some images' latents. (A generator in inference mode would hold those of a part while it makes others.)"""
     codes, factor = sae.encode_entries(patches.flatten(0, 1)), sae.token_factor(patches)
     return LatentBatch(codes, index, rows, patches.shape[1], sae.d_sae, sae.activation.is_signed, factor)
-
-
-def iterate_latents(
-    sae: SparseAutoencoder, patches: Float[Tensor, "batch n_patches d_in"]
-) -> Iterator[tuple[slice, Float[Tensor, "part n_patches d_sae"]]]:
-    """Encode a batch of images' patch tokens in parts of whole images, so that dense latents stay within bounds.
-
-    They are the SAE's own, which may be below 0 where its activation is signed: a `LatentBatch` tells what fires.
-    """
-    patches, n_at_once = patches.to(sae.W_enc.device), max(1, MAX_LATENT_VALUES // (patches.shape[1] * sae.d_sae))
-    for start in range(0, len(patches), n_at_once):
-        part = slice(start, start + n_at_once)
-        with torch.inference_mode():
-            codes = sae.encode(patches[part])
-        yield part, codes
-        del codes
 
 
 class Meter(ABC):
@@ -228,13 +212,12 @@ def run_pass(tokens: TokenRows, wanted: Mapping[Key, Measurement[M]], progress: 
     def measure(number: int, missing: Sequence[Key]) -> dict[Key, Part]:
         new = {key: wanted[key].make_meter(wanted[key].sae.W_enc.device, known.get(key)) for key in missing}
         rows = np.arange(len(tokens))[parts[number]]
-        for batch, read in counted(Kind.reading, tokens.iterate(rows, BATCH_IMAGES)):
+        saes = list({wanted[key].sae: None for key in missing})
+        for batch, patches in counted(Kind.reading, tokens.iterate_patches(rows, BATCH_IMAGES, saes[0].W_enc.device)):
             index = torch.from_numpy(tokens.image_index[batch])
-            for sae in {wanted[key].sae: None for key in missing}:
+            for sae in saes:
                 meters = [meter for key, meter in new.items() if wanted[key].sae is sae]
-                with spent_on(Kind.copying):
-                    patches = read.patches.to(sae.W_enc.device)
-                for latents in iterate_batches(sae, patches, index, batch):
+                for latents in iterate_latents(sae, patches, index, batch):
                     for meter in meters:
                         meter.update(latents)
                     del latents  # before the next part is encoded

@@ -17,6 +17,7 @@ from infoscope.data.images import ImageSet
 from infoscope.data.reader import iterate_images
 from infoscope.runtime.arrays import load_result, save_result
 from infoscope.runtime.errors import InputError
+from infoscope.runtime.profile import Kind, spent_on
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.sae.passes import LatentBatch, Measurement
 from infoscope.scope.config import RankBy
@@ -118,9 +119,11 @@ class ImageTokens(TokenRows):
     def iterate(
         self, rows: Int[np.ndarray, " n"], batch_images: int
     ) -> Iterator[tuple[Int[np.ndarray, " batch"], Tokens]]:
-        size_px = self.backbone.image_px
-        for batch in iterate_images(self.image_set, size_px, batch_images, rows, self.on_error, self.n_readers):
-            yield batch.index.numpy(), self.backbone.tokens(batch.images, self.layer)
+        size_px, device = self.backbone.image_px, self.backbone.mean.device
+        for batch in iterate_images(self.image_set, size_px, batch_images, rows, self.on_error, self.n_readers, device):
+            with spent_on(Kind.forward):
+                tokens = self.backbone.tokens(batch.images, self.layer)
+            yield batch.index.numpy(), tokens
 
 
 def draw_numbers(index: Int[Tensor, " batch"], d_sae: int) -> Float[Tensor, "batch d_sae"]:

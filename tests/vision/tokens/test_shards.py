@@ -80,6 +80,23 @@ class TestShards:
         assert [batch.tolist() for batch, _ in batches] == [[22, 0, 7], [8, 9, 8], [15, 16]]
         assert torch.equal(torch.cat([tokens.patches for _, tokens in batches]), expected[rows])
 
+    @pytest.mark.parametrize("dtype", ["float32", "float16"])
+    def test_patches_are_read_ahead_as_they_are_stored(self, tmp_path: Path, dtype: str) -> None:
+        cache, cpu = extract_all(make_backbone(), make_reader(), tmp_path, dtype), torch.device("cpu")
+        rows = np.array([22, 0, 7, 8, 9, 8, 15, 16])
+        found = list(cache.iterate_patches(rows, 3, cpu))
+        assert [batch.tolist() for batch, _ in found] == [[22, 0, 7], [8, 9, 8], [15, 16]]
+        patches = torch.cat([patches for _, patches in found])
+        assert patches.dtype == getattr(torch, dtype)
+        assert torch.equal(patches.float(), cache.tokens(rows).patches)
+        assert list(cache.iterate_patches(rows[:0], 3, cpu)) == []
+        (tmp_path / "patches-00002.npy").unlink()
+        again = TokenCache(tmp_path).iterate_patches(np.arange(16, 20), 2, cpu)
+        next(cache.iterate_patches(np.arange(N), 3, cpu))  # left off: the thread ends
+        assert "tokens_0" not in {thread.name for thread in threading.enumerate()}
+        with pytest.raises(IndexError):  # what fails in the thread fails here
+            list(again)
+
     def test_random_rows_of_random_shards(self) -> None:
         rng = np.random.default_rng(0)
         whole = rng.normal(size=(50, 3, 2)).astype(np.float16)

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,7 +22,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from infoscope.runtime import processes
-from infoscope.runtime.errors import InputError
+from infoscope.runtime.errors import InputError, get_first_line
 from infoscope.runtime.parts import cut
 from infoscope.runtime.profile import Kind, spent_on
 from infoscope.vision.backbone import Backbone, Tokens
@@ -42,6 +44,7 @@ from infoscope.vision.tokens.source import (
     choose_batch_images,
 )
 
+_TORCH_DTYPES = {"float16": torch.float16, "float32": torch.float32}
 SHARD_BYTES, N_SHARDS = 2**30, 16
 """A shard is as many batches as first hold this many bytes of tokens, stored or not, but fewer where there would not be
 so many shards: what an interruption can cost, and what processes share out."""
@@ -72,6 +75,38 @@ class TokenCache(TokenSource):
         prefix, patches = (part[rows].astype(np.float32, copy=False) for part in (self.prefix, self.patches))
         return Tokens(torch.from_numpy(prefix), torch.from_numpy(patches))
 
+    def iterate_patches(
+        self, rows: Int[np.ndarray, " n"], batch_images: int, device: torch.device
+    ) -> Iterator[tuple[Int[np.ndarray, " batch"], Float[Tensor, "batch n_patches d_in"]]]:
+        batches = [rows[start : start + batch_images] for start in range(0, len(rows), batch_images)]
+        with ThreadPoolExecutor(1, thread_name_prefix="tokens") as reader:  # reads the next batch while one is used
+
+            def start(number: int) -> tuple[Tensor, Future[None]]:
+                shape = len(batches[number]), *self.patches.shape[1:]
+                into = _make_buffer(shape, _TORCH_DTYPES[self.patches.dtype.name], device)
+                return into, reader.submit(self.patches.read, batches[number], into.numpy())
+
+            ahead = start(0) if batches else None
+            for number, batch in enumerate(batches):
+                assert ahead is not None
+                patches, is_read = ahead
+                is_read.result()
+                ahead = start(number + 1) if number + 1 < len(batches) else None
+                with spent_on(Kind.copying):
+                    patches = patches.to(device, non_blocking=True)
+                yield batch, patches
+
+
+def _make_buffer(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return memory from which values are copied to a device: page-locked for a GPU, where that can be had."""
+    if device.type == "cuda":
+        try:
+            return torch.empty(shape, dtype=dtype, pin_memory=True)
+        except RuntimeError as error:
+            reason = get_first_line(error)
+            warnings.warn(f"Tokens come to the GPU slowly, for want of page-locked memory ({reason}).", stacklevel=2)
+    return torch.empty(shape, dtype=dtype)
+
 
 class ShardedRows:
     """One array [n_rows, n_places, d] whose rows lie in several arrays, one after the other.
@@ -100,11 +135,15 @@ class ShardedRows:
             rows = np.arange(len(self))[rows]
         rows = np.asarray(rows, dtype=np.int64)
         out = np.empty((len(rows), *self.shape[1:]), self.dtype)
+        self.read(rows, out)
+        return out
+
+    def read(self, rows: Int[np.ndarray, " n"], out: Float[np.ndarray, "n n_places d"]) -> None:
+        """Write some rows, in the order asked for, into an array of this dtype."""
         for mine, shard, within in self._split(rows):
             # neighbours by a slice: one copy of a block instead of one per row
             is_run = len(within) > 0 and bool(np.all(np.diff(within) == 1))
             out[mine] = shard[within[0] : within[-1] + 1] if is_run else shard[within]
-        return out
 
     def take(self, rows: Int[np.ndarray, " n"], places: Int[np.ndarray, " n"]) -> Float[np.ndarray, "n d"]:
         """Return the token at a place of each row, as float32; by one index into rows, faster than two."""

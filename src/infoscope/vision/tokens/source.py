@@ -94,6 +94,15 @@ class TokenRows(ABC):
     ) -> Iterator[tuple[Int[np.ndarray, " batch"], Tokens]]:
         """Yield (rows, their tokens as float32) in the order of `rows`; the last batch may be smaller."""
 
+    def iterate_patches(
+        self, rows: Int[np.ndarray, " n"], batch_images: int, device: torch.device
+    ) -> Iterator[tuple[Int[np.ndarray, " batch"], Float[Tensor, "batch n_patches d_in"]]]:
+        """Yield (rows, their patch tokens on a device, as float32 or as they are stored) as `iterate` does."""
+        for batch, tokens in self.iterate(rows, batch_images):
+            with spent_on(Kind.copying):
+                patches = tokens.patches.to(device)
+            yield batch, patches
+
     def batches(
         self, batch_images: int, rows: slice = slice(None)
     ) -> Iterator[tuple[Int[Tensor, " batch"], Float[Tensor, "batch n_patches d_in"]]]:
