@@ -33,6 +33,7 @@ from torch import Tensor
 from infoscope.runtime.precision import Precision
 from infoscope.sae.activations import TopK
 from infoscope.sae.config import TopKConfig
+from infoscope.sae.fused_step import choose_step
 from infoscope.sae.losses import TopKObjective, compute_energy, compute_fvu
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.sae.train import train_sae
@@ -59,8 +60,7 @@ def make_tokens(n_tokens: int, d_in: int, seed: int = 0) -> Tensor:
 
 
 def compute_sparse_loss(sae: SparseAutoencoder, x_n: Tensor, k: int) -> Tensor:
-    dead = torch.zeros(sae.d_sae, dtype=torch.bool, device=x_n.device)
-    return TopKObjective(k, aux_k=0, aux_coef=0.0)(sae, x_n, dead).loss
+    return TopKObjective(k, aux_k=0, aux_coef=0.0)(sae, x_n, None).loss
 
 
 def compute_dense_loss(sae: SparseAutoencoder, x_n: Tensor, k: int) -> Tensor:
@@ -83,6 +83,23 @@ def make_step(loss: Loss, options: argparse.Namespace, is_bf16: bool) -> Step:
         optimizer.step()
         optimizer.zero_grad()
         sae.normalise_decoder()
+
+    return step
+
+
+def make_fused_step(options: argparse.Namespace, is_bf16: bool) -> Step:
+    """Return ours in kernels, as training takes it on CUDA; where it cannot be, the plain one."""
+    sae = SparseAutoencoder(options.d_in, options.d_sae, TopK(options.k)).to(options.device)
+    optimizer = torch.optim.Adam(sae.parameters(), lr=LR, fused=True)
+    with torch.autocast(options.device, torch.bfloat16, enabled=is_bf16):
+        fused = choose_step(sae, TopKObjective(options.k, aux_k=0, aux_coef=0.0))
+    if fused is None:
+        return make_step(compute_sparse_loss, options, is_bf16)
+
+    def step(x_n: Tensor) -> None:
+        with torch.autocast(x_n.device.type, torch.bfloat16, enabled=is_bf16):
+            fused.compute(x_n, None)
+        fused.update(optimizer)
 
     return step
 
@@ -229,6 +246,8 @@ def make_sides(options: argparse.Namespace, open_: ExitStack) -> dict[str, Step]
     for precision in PRECISIONS:
         of, is_bf16 = f", {precision.name}", precision.is_bf16
         sides[f"ours{of}"] = make_step(compute_sparse_loss, options, is_bf16)
+        if options.device == "cuda":
+            sides[f"ours, in kernels{of}"] = make_fused_step(options, is_bf16)
         sides[f"ours, train_sae{of}"] = open_.enter_context(training(options, precision))
         sides[f"dense autograd{of}"] = make_step(compute_dense_loss, options, is_bf16)
         if options.device == "cuda" and not options.tiny:
