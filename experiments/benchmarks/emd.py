@@ -72,10 +72,9 @@ def make_pairs(n_pairs: int, side: int, seed: int) -> np.ndarray:
     return np.stack(pairs, axis=1).astype(np.float32)
 
 
-def draw_pairs(folder: Path, n_pairs: int, n_ranks: int, seed: int) -> np.ndarray:
+def draw_pairs(scores: Scores, n_pairs: int, n_ranks: int, seed: int) -> np.ndarray:
     """Return maps [2, n_pairs, side, side] of a score artifact: its own pairs, then chance pairs."""
-    scores, rng = Scores.load(folder), np.random.default_rng(seed)
-    valid = np.isfinite(scores.emd)
+    rng, valid = np.random.default_rng(seed), np.isfinite(scores.emd)
     maps1, maps2 = [], []
     for distances in (scores.emd, scores.chance_emd):
         pairs = np.argwhere(np.isfinite(distances[:, :n_ranks]))
@@ -177,11 +176,14 @@ def main() -> None:
     if options.tiny:
         vars(options).update(pairs=8, few=2, side=5, repeats=1)
     torch.set_num_threads(options.threads)
+    name = f"emd-{options.side}x{options.side}"
     if options.score is None:
         maps = make_pairs(options.pairs, options.side, options.seed)
     else:
-        maps = draw_pairs(options.score, options.pairs, options.ranks, options.seed)
-        options.score, options.side = options.score.name, maps.shape[-1]
+        scores = Scores.load(options.score)
+        maps = draw_pairs(scores, options.pairs, options.ranks, options.seed)
+        options.score, options.side = f"{options.score.name}, {len(scores.emd)} latents", maps.shape[-1]
+        name = f"emd-real-{len(scores.emd)}-latents-{options.ranks}-ranks"
     facts = describe_maps(maps)
     print(" ".join(f"{name}={value:.3g}" for name, value in facts.items()))
     rows, errors = measure(maps, options)
@@ -190,7 +192,6 @@ def main() -> None:
     core_s = FULL_PAIRS / rows[0]["pairs_per_s"]
     print(f"{FULL_PAIRS:,} pairs (ViT-L/14, 65,536 latents): {core_s:.0f} s of one core, {core_s / 16:.1f} s of 16")
     if options.save:
-        name = f"emd-{options.side}x{options.side}" if options.score is None else f"emd-real-ranks-{options.ranks}"
         full_size = {"pairs": FULL_PAIRS, "core_s": core_s}
         save(name, options, maps=facts, rows=rows, errors=errors, full_size=full_size)
 
