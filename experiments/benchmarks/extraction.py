@@ -141,9 +141,10 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
                 extract_tokens, one, read, n_images, layer, Path(scratch), options.cache_dtype
             )
             sides[f"bare{words}"] = partial(run_bare, one, n_images, pixels, layer)
-        sides["plain loop"] = partial(
-            run_plain, plain, read, n_images, layer, Path(scratch), options.cache_dtype, batch
-        )
+        if not options.only_limits:
+            sides["plain loop"] = partial(
+                run_plain, plain, read, n_images, layer, Path(scratch), options.cache_dtype, batch
+            )
         sides["reader"] = partial(run_reader, read, n_images, batch)
         sides["disk"] = partial(run_disk, block, n_images, Path(scratch))
         rows = make_rows(take_turns(sides, options.repeats), n_images, "images")
@@ -188,6 +189,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2, help="of torch, for all sides")
     parser.add_argument("--workers", type=int, default=0, help="processes that read images ahead")
     parser.add_argument("--compile", action="store_true", help="ours and bare also with compiled blocks")
+    parser.add_argument("--only-limits", action="store_true", help="without the plain loop")
     parser.add_argument("--tmp", help="folder for the cache; default: the system's")
     options = parser.parse_args()
     if options.tiny:

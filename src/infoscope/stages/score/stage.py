@@ -20,7 +20,7 @@ from infoscope.scope.partition import Partition
 from infoscope.scope.scores import Scores
 from infoscope.scope.scoring import score_latents
 from infoscope.scope.sparse_maps import count_bytes
-from infoscope.stages.backbone import fingerprint_model, load_backbone
+from infoscope.stages.backbone import compile_backbone, fingerprint_model, load_backbone
 from infoscope.stages.energy import Sample, energy_of
 from infoscope.stages.images import count_images, fingerprint_images, open_split, scenes_of
 from infoscope.stages.rank import Rank, mass_of
@@ -71,6 +71,7 @@ class Score(SeedStage[Scores]):
     def build(self, ctx: Context, up: Needs, work: Workspace, seed: int) -> Scores:
         scope, ranking, backbone = ctx.config.scope, up.ranking.load(), load_backbone(ctx)
         backbone.check_layer(ctx.config.model.layer)
+        compile_backbone(ctx, self.work(ctx, seed).forwards)
         maps_bytes = count_bytes(ranking.d_sae * ranking.k_max, backbone.grid)
         ctx.check_disk(2 * maps_bytes - work.progress_bytes)  # in parts, and joined
         with ctx.track(self.kind, seed) as tracker, ctx.display.bar(f"scoring, seed {seed}") as advance:
