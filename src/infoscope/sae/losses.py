@@ -141,12 +141,35 @@ class BatchTopKObjective(TopKObjective):
         return select_batch_topk(pre_acts, self.k, self.prefix_sizes)
 
 
-class _DenseObjective(Objective):
-    """FVU + a penalty of the latent activations, by plain autograd."""
+class _Encode(torch.autograd.Function):
+    """(x_n - b_dec) W_enc + b_enc; tokens are summed before the backward to b_dec, which spares it a product.
 
-    def compute_pre_acts(self, sae: SparseAutoencoder, x_n: Float[Tensor, "n d_in"]) -> Float[Tensor, "n d_sae"]:
-        """Return the pre-activations of normalised tokens; under autocast of low precision."""
-        return torch.addmm(sae.b_enc, x_n - sae.b_dec, sae.W_enc)
+    Under autocast all products are of low precision, but the forward's where it is to be exact: that is TF32 on CUDA.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x_n: Tensor, W_enc: Tensor, b_enc: Tensor, b_dec: Tensor, is_exact: bool) -> Tensor:
+        device = x_n.device.type
+        is_low = torch.is_autocast_enabled(device)
+        ctx.dtype = torch.get_autocast_dtype(device) if is_low else x_n.dtype
+        x_centred = x_n - b_dec
+        ctx.save_for_backward(x_centred, W_enc)
+        with torch.autocast(device, enabled=is_low and not is_exact), tf32_products(is_low and is_exact):
+            return torch.addmm(b_enc, x_centred, W_enc)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x_centred, W_enc = ctx.saved_tensors
+        W_enc_grad = (grads[0].to(ctx.dtype).T @ x_centred.to(ctx.dtype)).to(W_enc.dtype).T
+        b_enc_grad = grads[0].sum(0, dtype=W_enc.dtype)
+        return None, W_enc_grad, b_enc_grad, -(W_enc @ b_enc_grad), None
+
+
+class _DenseObjective(Objective):
+    """FVU + a penalty of the latent activations, by autograd."""
+
+    needs_exact_pre_acts = False
+    """Whether bfloat16 is too coarse for the pre-activations."""
 
     @abstractmethod
     def activate(self, sae: SparseAutoencoder, pre_acts: Float[Tensor, "n d_sae"]) -> tuple[Tensor, Tensor]:
@@ -155,7 +178,9 @@ class _DenseObjective(Objective):
     def __call__(
         self, sae: SparseAutoencoder, x_n: Float[Tensor, "n d_in"], dead: Bool[Tensor, " d_sae"] | None
     ) -> LossOutput:
-        latent_acts, penalty = self.activate(sae, self.compute_pre_acts(sae, x_n))
+        pre_acts = _Encode.apply(x_n, sae.W_enc, sae.b_enc, sae.b_dec, self.needs_exact_pre_acts)
+        assert isinstance(pre_acts, Tensor)
+        latent_acts, penalty = self.activate(sae, pre_acts)
         x_hat_n = (latent_acts @ sae.W_dec + sae.b_dec).to(x_n.dtype)
         fvu = compute_fvu(x_n - x_hat_n, compute_energy(x_n))
         n_fired = (latent_acts.detach() > 0).sum(0).to(x_n.dtype)
@@ -184,14 +209,12 @@ class JumpReLUObjective(_DenseObjective):
     one, by a rectangle of this bandwidth around the threshold.
     """
 
+    needs_exact_pre_acts = (
+        True  # near 1 the numbers of bfloat16 lie 0.008 apart: the bandwidth would hold a few of them
+    )
+
     def __init__(self, l0_coef: float, bandwidth: float) -> None:
         self.l0_coef, self.bandwidth = l0_coef, bandwidth
-
-    def compute_pre_acts(self, sae: SparseAutoencoder, x_n: Float[Tensor, "n d_in"]) -> Float[Tensor, "n d_sae"]:
-        # Around a threshold of 1 the numbers of bfloat16 lie 0.008 apart: the bandwidth would count a few of them.
-        device = x_n.device.type
-        with tf32_products(torch.is_autocast_enabled(device)), torch.autocast(device, enabled=False):
-            return super().compute_pre_acts(sae, x_n)
 
     def activate(self, sae: SparseAutoencoder, pre_acts: Float[Tensor, "n d_sae"]) -> tuple[Tensor, Tensor]:
         threshold = sae.activation.threshold

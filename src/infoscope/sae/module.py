@@ -11,7 +11,6 @@ from torch import Tensor
 
 from infoscope.runtime import collective, processes
 from infoscope.runtime.errors import InputError
-from infoscope.runtime.precision import tf32_products
 from infoscope.runtime.profile import Kind, spent_on
 from infoscope.sae.activations import BatchTopK, make_activation
 from infoscope.sae.config import TrainedConfig
@@ -81,12 +80,10 @@ class SAEModule(L.LightningModule):
         x_hat_n = None
         if is_logged:
             x_hat_n = out.x_hat_n if self._step is None else self._step.reconstruct()
-        is_low = torch.is_autocast_enabled(self.device.type)
         # Lightning's autocast covers the whole step; only the forward is meant to have low precision.
         with torch.autocast(self.device.type, enabled=False):
             if self._step is None:
-                with tf32_products(is_low):
-                    self.manual_backward(out.loss)
+                self.manual_backward(out.loss)
             self._update(out, n_fired, len(batch) * processes.current().size)
         if x_hat_n is not None:
             cosine = torch.cosine_similarity(x_n, x_hat_n, dim=-1).mean()
