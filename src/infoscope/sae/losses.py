@@ -209,9 +209,8 @@ class JumpReLUObjective(_DenseObjective):
     one, by a rectangle of this bandwidth around the threshold.
     """
 
-    needs_exact_pre_acts = (
-        True  # near 1 the numbers of bfloat16 lie 0.008 apart: the bandwidth would hold a few of them
-    )
+    needs_exact_pre_acts = True
+    """Near 1 the numbers of bfloat16 lie 0.008 apart: few of them are within the bandwidth."""
 
     def __init__(self, l0_coef: float, bandwidth: float) -> None:
         self.l0_coef, self.bandwidth = l0_coef, bandwidth
