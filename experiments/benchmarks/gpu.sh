@@ -23,9 +23,9 @@ step() { # name, seconds at most, arguments of python
 }
 
 step tests 150 -m pytest -m gpu -s -p no:cacheprovider tests
-step sae_step_b 60 $HERE/sae_step.py --device cuda --d-sae 49152 --tokens 16384 --save
-step sae_step_small 45 $HERE/sae_step.py --device cuda --d-sae 49152 --tokens 4096
-step sae_step_l 60 $HERE/sae_step.py --device cuda --d-in 1024 --d-sae 65536 --tokens 16384 --save
+step sae_step_b 60 $HERE/sae_step.py --device cuda --d-sae 49152 --tokens 16384 --precisions bf16 --save
+step sae_step_small 45 $HERE/sae_step.py --device cuda --d-sae 49152 --tokens 4096 --precisions bf16
+step sae_step_l 60 $HERE/sae_step.py --device cuda --d-in 1024 --d-sae 65536 --tokens 16384 --precisions bf16 --save
 step extraction_b 60 $HERE/extraction.py --device cuda --model ViT-B-16 --images 16384 --workers 12 \
     --in-memory --precision bfloat16 --cache-dtype float16 --compile --only-limits --repeats 2 --save
 step extraction_l 60 $HERE/extraction.py --device cuda --model ViT-L-14 --images 6144 --workers 12 \

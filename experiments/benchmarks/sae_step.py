@@ -41,7 +41,6 @@ from infoscope.sae.train import train_sae
 LR, NEVER = 1e-3, 10**12
 Step = Callable[[Tensor], object]
 Loss = Callable[[SparseAutoencoder, Tensor, int], Tensor]
-PRECISIONS = (Precision["32"], Precision.bf16)
 
 
 def make_tokens(n_tokens: int, d_in: int, seed: int = 0) -> Tensor:
@@ -243,7 +242,7 @@ def make_sides(options: argparse.Namespace, open_: ExitStack) -> dict[str, Step]
         os.environ["SPARSIFY_DISABLE_TRITON"] = "1"  # which it looks at when it is imported
     peers = {name: (make, module) for name, make in PEERS.items() if (module := find_peer(name)) is not None}
     sides: dict[str, Step] = {}
-    for precision in PRECISIONS:
+    for precision in map(Precision.__getitem__, options.precisions):
         of, is_bf16 = f", {precision.name}", precision.is_bf16
         sides[f"ours{of}"] = make_step(compute_sparse_loss, options, is_bf16)
         if options.device == "cuda":
@@ -264,6 +263,7 @@ def main() -> None:
     parser.add_argument("--d-sae", type=int, default=6144)
     parser.add_argument("--k", type=int, default=32)
     parser.add_argument("--tokens", type=int, default=4096, help="tokens per step")
+    parser.add_argument("--precisions", nargs="+", choices=["32", "bf16"], default=["32", "bf16"])
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     if options.tiny:
