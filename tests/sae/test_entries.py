@@ -110,3 +110,13 @@ def test_what_the_cap_makes_0_is_no_entry() -> None:
         sae.b_enc[:], sae.W_enc[:] = 1e-8, 0  # / 1e38 is less than the smallest number
     assert_lists(sae, torch.zeros(3, D_IN))
     assert len(sae.encode_entries(torch.zeros(3, D_IN)).values) == 0
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", [*ACTIVATIONS, *OURS])
+def test_entries_on_cuda_are_what_is_not_0_there(name: str) -> None:
+    sae, x = make(name).cuda(), make_tokens(N, dtype=torch.float32).cuda()
+    assert sae.encode_entries(x).values.is_cuda
+    assert_lists(sae, x)
+    assert_lists(sae, x[:0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,8 @@ from infoscope.sae.config import TokenChoice, TokenNorm
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.sae.origin import Origin
 from infoscope.sae.passes import LatentBatch, Measurement, SumMeter, iterate_latents, run_pass
+from infoscope.vision.tokens import source
+from infoscope.vision.tokens.extract import TokenCache
 from tests.support import imported_samples
 from tests.support.imported_samples import ACTIVATIONS, SIGNED
 from tests.support.imported_samples import make_tokens as make_patches
@@ -143,3 +146,18 @@ def test_other_tokens_and_cls_are_refused_before_anything_is_read() -> None:
         with pytest.raises(InputError, match=message):
             run_pass(tokens, {"fine": Measurement(make_sae(1), Mass), "not": Measurement(sae, Mass)})
     assert tokens.read == []
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_pass_on_cuda_finds_what_one_on_the_cpu_finds(seed: int, tmp_path: Path) -> None:
+    folder, patches = tmp_path, make_tokens().patches.half()
+    np.save(folder / "patches-00000.npy", patches.numpy())
+    np.save(folder / source.INDEX_FILE, np.arange(N))
+    (folder / source.META_FILE).write_text(json.dumps({"n_images": N, "layer": None, "backbone": None}))
+    tokens, sae = TokenCache(folder), make_sae(seed)
+    expected = run_pass(tokens, {"one": Measurement(sae, Mass)})["one"].sums
+    found = run_pass(tokens, {"one": Measurement(sae.cuda(), Mass)})["one"].sums
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-4)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import accumulate
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -84,6 +85,20 @@ def join_acts(parts: Sequence[SparseActs]) -> SparseActs:
     widest = max(acts.values.shape[-1] for acts in parts)
     padded = [[F.pad(part, (0, widest - part.shape[-1])) for part in acts] for acts in parts]
     return SparseActs(torch.cat([values for values, _ in padded]), torch.cat([indices for _, indices in padded]))
+
+
+def join_entries(parts: Sequence[Entries], n_tokens: Iterable[int]) -> Entries:
+    """Return the entries of some tokens after those of others.
+
+    Args:
+        n_tokens: how many each part is of.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    starts = [0, *accumulate(n_tokens)]
+    tokens = [part.tokens + start for part, start in zip(parts, starts, strict=False)]
+    latents, values = ([part[place] for part in parts] for place in (1, 2))
+    return Entries(torch.cat(tokens), torch.cat(latents), torch.cat(values))
 
 
 class Activation(nn.Module, ABC):

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from infoscope.runtime.calls import name_type
 from infoscope.runtime.errors import InputError
 from infoscope.runtime.precision import tf32_products
-from infoscope.sae.activation import Activation, Entries, SparseActs, join_acts, list_entries
+from infoscope.runtime.profile import Kind, spent_on
+from infoscope.sae.activation import Activation, Entries, SparseActs, join_acts, join_entries, list_entries
 from infoscope.sae.config import TokenNorm
 from infoscope.sae.origin import Origin
 
@@ -216,30 +217,29 @@ class SparseAutoencoder(nn.Module):
     def encode(self, x: Float[Tensor, "... d_in"]) -> Float[Tensor, "... d_sae"]:
         """Return the latent activations z of raw tokens."""
         self._check_width(x)
-        acts = self.activation.dense(self.pre_acts(x.reshape(-1, self.d_in)))
+        with spent_on(Kind.encoder):
+            acts = self.activation.dense(self.pre_acts(x.reshape(-1, self.d_in)))
         return acts.view(*x.shape[:-1], self.d_sae)
 
     def encode_sparse(self, x: Float[Tensor, "n d_in"]) -> SparseActs:
         """Return the latent activations of raw tokens as entries: k per token for TopK, the batch's largest L0 else."""
         self._check_width(x)
         parts = x.split(max(1, MAX_PRE_ACTS // self.d_sae))
-        acts = [self.activation.sparse(self.pre_acts(part)) for part in parts]
-        return acts[0] if len(acts) == 1 else join_acts(acts)
+        with spent_on(Kind.encoder):
+            acts = [self.activation.sparse(self.pre_acts(part)) for part in parts]
+            return acts[0] if len(acts) == 1 else join_acts(acts)
 
     def encode_entries(self, x: Float[Tensor, "n d_in"]) -> Entries:
         """Return the latent activations of raw tokens that are not 0, one after the other: those of `encode`.
 
         Dense ones [n, d_sae] are never made, and pre-activations of some tokens at a time (`MAX_PRE_ACTS`).
         """
-        if self.activation.max_active is not None:
-            return list_entries(self.encode_sparse(x))  # the device is waited for once, not part by part
         self._check_width(x)
-        found, start = [], 0
-        for part in x.split(max(1, MAX_PRE_ACTS // self.d_sae)):
-            tokens, latents, values = self.activation.entries(self.pre_acts(part))
-            found.append((tokens + start, latents, values))
-            start += len(part)
-        return Entries(*(torch.cat(of) for of in zip(*found, strict=True)))
+        with spent_on(Kind.encoder):
+            if self.activation.max_active is not None:
+                return list_entries(self.encode_sparse(x))  # the device is waited for once, not part by part
+            parts = x.split(max(1, MAX_PRE_ACTS // self.d_sae))
+            return join_entries([self.activation.entries(self.pre_acts(part)) for part in parts], map(len, parts))
 
     def encode_latents(
         self, x: Float[Tensor, "n d_in"], latents: Int64[Tensor, " n_latents"]
@@ -249,7 +249,8 @@ class SparseAutoencoder(nn.Module):
         They are those of `encode` but for the rounding of a product of other sizes.
         """
         self._check_width(x)
-        return self.activation.of_latents(self.pre_acts(x, latents), latents)
+        with spent_on(Kind.encoder):
+            return self.activation.of_latents(self.pre_acts(x, latents), latents)
 
     def decode(
         self, latent_acts: Float[Tensor, "... d_sae"], x: Float[Tensor, "... d_in"] | None = None

@@ -20,7 +20,7 @@ from jaxtyping import Float, Float32, Float64, Int, Int64
 from torch import Tensor
 
 from infoscope.runtime.parts import Part, compute_parts_together, cut_images
-from infoscope.runtime.profile import Kind, counted, spent_on
+from infoscope.runtime.profile import Kind, counted
 from infoscope.runtime.progress import Advance, ignore
 from infoscope.sae.activation import Entries, find_rows
 from infoscope.sae.model import SparseAutoencoder
@@ -122,8 +122,7 @@ def iterate_latents(
     n_at_once = max(1, MAX_LATENT_VALUES // n_values)
     for start in range(0, n_images, n_at_once):
         part = slice(start, start + n_at_once)
-        with spent_on(Kind.encoder):
-            latents = _encode(sae, patches[part], index[part], rows[part])
+        latents = _encode(sae, patches[part], index[part], rows[part])
         yield latents
         del latents  # before the next part is encoded
 
