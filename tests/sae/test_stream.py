@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import pytest
 import torch
 
 from infoscope.runtime.errors import InputError
-from infoscope.sae.config import TokenChoice
+from infoscope.sae.config import TokenChoice, TopKConfig
 from infoscope.sae.stream import TokenStream
 from infoscope.sae.token_sets import StoredTokens
+from infoscope.sae.train import TokenData
 
 N_IMAGES, N_PATCHES, N_PREFIX = 11, 6, 2
 
@@ -99,6 +102,24 @@ def test_reads_from_a_file(tmp_path) -> None:
     in_memory = StoredTokens(patches)
     for a, b in zip(TokenStream(mapped, 7, 5, seed=0), TokenStream(in_memory, 7, 5, seed=0), strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("choice", list(TokenChoice))
+@pytest.mark.parametrize("pool_images", [1, 4, 100])
+def test_a_gpu_gets_the_same_tokens_in_the_type_on_disk(
+    monkeypatch: pytest.MonkeyPatch, choice: TokenChoice, pool_images: int
+) -> None:
+    """Read by several threads; it makes them float32 itself."""
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: self)
+    expected = list(make_stream(choice, pool_images=pool_images, first_step=3))
+    stream = make_stream(choice, pool_images=pool_images, first_step=3, pin_memory=True)
+    data = TokenData(stream.source, TopKConfig(), 0)
+    found = list(stream)
+    assert {batch.dtype for batch in found} == {torch.float16}
+    found = [data.on_after_batch_transfer(batch, 0) for batch in found]
+    assert {batch.dtype for batch in found} == {torch.float32}
+    assert torch.equal(torch.stack(found), torch.stack(expected))
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("token_stream")]
 
 
 def test_what_cannot_be_read_is_refused() -> None:

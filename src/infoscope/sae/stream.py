@@ -5,8 +5,9 @@ Several processes have a part of every batch each; together the parts are the ba
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -17,7 +18,11 @@ from torch.utils.data import IterableDataset
 
 from infoscope.runtime import processes
 from infoscope.runtime.errors import InputError
+from infoscope.runtime.profile import Kind, spent_on
 from infoscope.sae.token_sets import Gather, Places, TokenSet
+
+N_AHEAD_OF_GPU = 4
+"""Batches that are read at the same time, each by a thread, where a GPU trains; elsewhere it is one."""
 
 
 class _Pool(NamedTuple):
@@ -52,7 +57,8 @@ class TokenStream(IterableDataset):
 
     Args:
         tokens_per_image: None: all.
-        pin_memory: put batches into page-locked memory, for copies to a GPU.
+        pin_memory: put batches into page-locked memory, for copies to a GPU, in the type that they are stored in: there
+            they become float32 faster. Without it they are float32.
 
     Raises:
         InputError: if the processes cannot have parts of one size.
@@ -80,16 +86,19 @@ class TokenStream(IterableDataset):
         self._pool: _Pool | None = None
 
     def __iter__(self) -> Iterator[Float[Tensor, "part_tokens d_in"]]:
-        # One thread reads the next batch while this one is used. Pools are opened here: processes do that together.
-        with ThreadPoolExecutor(1, thread_name_prefix="token_stream") as reader:
-            ahead = None
+        # Threads read the next batches while this one is used. Pools are opened here: processes do that together.
+        n_ahead = N_AHEAD_OF_GPU if self.pin_memory else 1
+        with ThreadPoolExecutor(n_ahead, thread_name_prefix="token_stream") as readers:
+            ahead: deque[Future[Tensor]] = deque()
             for step in range(self.first_step, self.n_steps):
-                batch = self.batch(step) if ahead is None else ahead.result()
-                ahead = reader.submit(self.batch, step + 1) if self._is_open(step + 1) else None
+                with spent_on(Kind.reading):
+                    batch = ahead.popleft().result() if ahead else self.batch(step)
+                while len(ahead) < n_ahead and self._is_open(step + 1 + len(ahead)):
+                    ahead.append(readers.submit(self.batch, step + 1 + len(ahead)))
                 yield batch
 
     def batch(self, step: int) -> Float[Tensor, "part_tokens d_in"]:
-        """Return this process's part of the batch of this step."""
+        """Return this process's part of the batch of this step, see `pin_memory` for its type."""
         start, end = step * self.batch_tokens, (step + 1) * self.batch_tokens
         my_start = start + self.here.rank * self.part_tokens
         parts = []
@@ -100,7 +109,9 @@ class TokenStream(IterableDataset):
                 parts.append(pool.gather(slice(*np.searchsorted(pool.mine, window).tolist())))
             start = pool.end
         batch = torch.cat(parts) if len(parts) > 1 else parts[0]
-        return batch.pin_memory() if self.pin_memory and batch.device.type == "cpu" else batch
+        if not self.pin_memory:
+            return batch.float()
+        return batch.pin_memory() if batch.device.type == "cpu" else batch
 
     def _is_open(self, step: int) -> bool:
         """Whether there is such a batch, and the pool in use holds all of it."""

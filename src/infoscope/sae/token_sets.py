@@ -19,7 +19,8 @@ from infoscope.vision.tokens.source import LiveTokens, choose_batch_images
 
 Places = Int[np.ndarray, "n_images n_chosen"]
 Gather = Callable[[slice], Float[Tensor, "n d_in"]]
-"""Which of the tokens of a pool that this process shows, in the order it shows them -> those tokens, float32."""
+"""Which of the tokens of a pool that this process shows, in the order it shows them -> those tokens, as they are kept:
+float32, or float16 from the disk."""
 
 LIVE_STATISTICS_IMAGES = 4096
 """Images on which mean and scale are measured where tokens are not stored, evenly spread."""
@@ -127,11 +128,11 @@ class StoredTokens(TokenSet):
         return gather
 
     def gather(self, image: Int[np.ndarray, " n"], place: Int[np.ndarray, " n"]) -> Float[Tensor, "n d_in"]:
-        """Return tokens by image (position in `images`) and place within the image, as float32."""
+        """Return tokens by image (position in `images`) and place within the image, in the type they are kept in."""
         row = self.images[image]
         if len(self.parts) == 1:
             return torch.from_numpy(self.parts[0].take(row, place))
-        out = np.empty((len(row), self.d_in), dtype=np.float32)
+        out = np.empty((len(row), self.d_in), self.parts[0].dtype)
         first = 0
         for part in self.parts:
             mine = (place >= first) & (place < first + part.shape[1])
@@ -143,7 +144,7 @@ class StoredTokens(TokenSet):
         end = self.n_tokens if n_tokens is None else min(n_tokens, self.n_tokens)
         for start in range(0, end, batch_tokens):
             position = np.arange(start, min(start + batch_tokens, end))
-            yield self.gather(position // self.tokens_per_image, position % self.tokens_per_image)
+            yield self.gather(position // self.tokens_per_image, position % self.tokens_per_image).float()
 
     def thin_for_statistics(self) -> TokenSet:
         return self

@@ -160,6 +160,9 @@ class TokenData(L.LightningDataModule):
         super().__init__()
         self.source, self.config, self.seed = source, config, seed
 
+    def on_after_batch_transfer(self, batch: Tensor, dataloader_idx: int) -> Tensor:
+        return batch.float()  # where it is used, for that is faster there
+
     def train_dataloader(self) -> TokenStream:
         # The stream itself, not a DataLoader: batches come ready-made, and nothing is left to collate.
         assert self.trainer is not None
