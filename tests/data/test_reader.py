@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from infoscope.data import reader as module
 from infoscope.data.config import RAISE, SKIP
 from infoscope.data.images import ImageError, ImageSet
 from infoscope.data.reader import iterate_images, open_images
@@ -203,14 +204,15 @@ class Device:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, registers: bool) -> None:
         self.done: list[str] = []
-        for name in ("Stream", "Event", "stream", "current_stream", "cudart"):
+        for name in ("Event", "stream", "current_stream", "cudart", "device"):
             monkeypatch.setattr(torch.cuda, name, self.give(name))
+        monkeypatch.setattr(module, "copy_stream", self.give("copy_stream"))
         monkeypatch.setattr(torch.Tensor, "record_stream", lambda tensor, stream: self.done.append("record_stream"))
         monkeypatch.setattr(torch, "zeros", self.fail)
         self.registers = registers
 
     def give(self, name: str):
-        return lambda *_: nullcontext() if name == "stream" else self
+        return lambda *_, **__: nullcontext() if name in ("stream", "device") else self
 
     def fail(self, *_, **__):
         self.done.append("told of the failure")

@@ -20,6 +20,7 @@ from infoscope.data.images import ImageBatch, ImageError, ImageSet
 from infoscope.runtime.errors import InputError
 from infoscope.runtime.profile import Kind, counted, spent_on
 from infoscope.runtime.ring import Ring, count_pieces
+from infoscope.runtime.streams import copy_stream
 
 Index = Int64[np.ndarray, " n"]
 Pixels = UInt8[np.ndarray, "n 3 size size"]
@@ -177,7 +178,7 @@ class ImageReader:
 
     def _take_ahead(self, in_slots: Iterator[_Chunk], ring: Ring) -> Iterator[_Chunk]:
         """Yield chunks on the device; the next one is on its way there meanwhile."""
-        stream = torch.cuda.Stream(self._cuda)
+        stream = copy_stream(self._cuda, to_device=True)
 
         def take(chunk: _Chunk, copied: torch.cuda.Event) -> _Chunk:
             with spent_on(Kind.copying):
@@ -229,7 +230,7 @@ class ImageReader:
             fill = partial(_fill, self.image_set, self.size_px)
             ring = self._ring = Ring(fill, (3, self.size_px, self.size_px), batch_size, n_helpers)
             if self._cuda is not None:
-                ring.pin()
+                ring.pin(self._cuda)
         return ring
 
 

@@ -7,6 +7,7 @@ process sees; those need neither.
 
 from __future__ import annotations
 
+import gc
 import io
 import multiprocessing
 import pickle
@@ -168,6 +169,7 @@ def _start(compute: Callable[[Any], Any], others: list[_Helper], remedy: str) ->
 
 def _help(compute: Callable[[Any], Any], to_parent: Connection, inherited: list[Connection]) -> None:
     """What a helper does: the next item is computed while the last result is sent."""
+    gc.freeze()  # what the parent leaves to its collector may lie on a GPU, which a copy of it must not touch
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the one it works for, who closes the pipe
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     torch.set_num_threads(1)

@@ -58,14 +58,15 @@ class Ring:
         self._pieces: Iterator[list[tuple[int, ...]]] = iter(())
         self._n_asked = 0
 
-    def pin(self) -> None:
+    def pin(self, device: torch.device) -> None:
         """Register the block with CUDA, for fast copies that wait for nothing; without a word where that fails."""
-        cudart: Any = torch.cuda.cudart()
-        code = cudart.cudaHostRegister(self.block.ctypes.data, self.block.nbytes, _PORTABLE)
-        self._is_pinned = int(code) == 0
-        if not self._is_pinned:
-            with suppress(RuntimeError):  # the next kernel that is launched is told of the failure: this one
-                torch.zeros(1, device="cuda")
+        with torch.cuda.device(device):
+            cudart: Any = torch.cuda.cudart()
+            code = cudart.cudaHostRegister(self.block.ctypes.data, self.block.nbytes, _PORTABLE)
+            self._is_pinned = int(code) == 0
+            if not self._is_pinned:
+                with suppress(RuntimeError):  # the next kernel that is launched is told of the failure: this one
+                    torch.zeros(1, device=device)
 
     def fill(self, index: Int64[np.ndarray, " n"], batch_size: int) -> Iterator[tuple[Rows, list[Any]]]:
         """Yield the rows of `index` in batches, each with what was said of its pieces of `self.piece` rows.

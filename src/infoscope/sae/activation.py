@@ -65,7 +65,7 @@ def pad_entries(entries: Entries, n: int) -> SparseActs:
     tokens, latents, values = entries
     ends = torch.searchsorted(tokens, torch.arange(n, device=tokens.device), right=True)
     counts = ends.diff(prepend=ends.new_zeros(1))
-    width = max([1, *counts.tolist()])
+    width = max(1, int(counts.amax())) if n else 1
     is_on = torch.arange(width, device=tokens.device) < counts[:, None]
     return SparseActs(*(of.new_zeros(n, width).masked_scatter_(is_on, of) for of in (values, latents)))
 

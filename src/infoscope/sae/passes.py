@@ -216,7 +216,7 @@ def run_pass(tokens: TokenRows, wanted: Mapping[Key, Measurement[M]], progress: 
             index = torch.from_numpy(tokens.image_index[batch])
             for sae in saes:
                 meters = [meter for key, meter in new.items() if wanted[key].sae is sae]
-                for latents in iterate_latents(sae, patches, index, batch):
+                for latents in iterate_latents(sae, patches.to(sae.W_enc.device), index, batch):
                     for meter in meters:
                         meter.update(latents)
                     del latents  # before the next part is encoded

@@ -6,6 +6,8 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from infoscope.pipeline.context import Context, once
 from infoscope.pipeline.stage import Handle, Key, NotBuiltYet
 from infoscope.runtime.precision import Precision, is_bf16_fast
@@ -47,8 +49,15 @@ def say_other_precision(ctx: Context, sae: Handle[SparseAutoencoder]) -> None:
 
 @once
 def say_slow_bf16(ctx: Context) -> None:
-    """Warn of bfloat16 on a processor that computes in float32 alone."""
-    if ctx.precision.is_bf16 and ctx.device.type == "cpu" and not is_bf16_fast():
+    """Warn of bfloat16 on a processor or a GPU that computes in float32 alone."""
+    if not ctx.precision.is_bf16:
+        return
+    if ctx.device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        ctx.display.say(
+            f"Warning: {torch.cuda.get_device_name()} has no products in bfloat16, so that"
+            " trainer.precision=bf16 (auto) is slower than 32."
+        )
+    if ctx.device.type == "cpu" and not is_bf16_fast():
         ctx.display.say(
             "Warning: this processor has no products in bfloat16 (avx512_bf16 or amx_bf16), so that"
             " trainer.precision=bf16 is slower than 32."

@@ -19,7 +19,7 @@ from torch import Tensor
 from infoscope.runtime.errors import InputError
 from infoscope.vision.backbone import Backbone, Tokens
 from infoscope.vision.open_clip.backbone import OpenClipBackbone
-from infoscope.vision.tokens import extract, shards, source
+from infoscope.vision.tokens import copies, extract, shards, source
 from infoscope.vision.tokens.copies import Leaver
 from infoscope.vision.tokens.extract import ShardedRows, TokenCache, extract_tokens
 from infoscope.vision.tokens.source import LiveTokens, ReadImages
@@ -310,7 +310,7 @@ def test_copies_into_page_locked_memory_that_is_used_again(
 
     take = Leaver._take_memory
     with monkeypatch.context() as patch:
-        patch.setattr(torch.cuda, "Stream", lambda _: Stream())
+        patch.setattr(copies, "copy_stream", lambda *_, **__: Stream())
         patch.setattr(torch.cuda, "stream", lambda _: nullcontext())
         patch.setattr(torch.cuda, "current_stream", lambda _: Stream())
         patch.setattr(torch.cuda, "Event", LateEvent)

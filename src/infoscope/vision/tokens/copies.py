@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from infoscope.runtime.errors import get_first_line
+from infoscope.runtime.streams import copy_stream
 
 Spare = dict[str, list[Tensor]]
 """Page-locked memory that is not in use, by the name of what was copied into it: uint8, of one dimension."""
@@ -52,7 +53,6 @@ class Leaver:
     """
 
     def __init__(self) -> None:
-        self._stream: torch.cuda.Stream | None = None
         self._spare: Spare = {}
         self._is_plain = False
 
@@ -73,14 +73,13 @@ class Leaver:
         there = dict(tensors)
         for name, memory in held.items():
             there[name] = memory[: tensors[name].nbytes].view(tensors[name].dtype).view(tensors[name].shape)
-        if self._stream is None:
-            self._stream = torch.cuda.Stream(device)
-        self._stream.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(self._stream):
+        stream = copy_stream(device, to_device=False)
+        stream.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(stream):
             for name in held:
                 there[name].copy_(tensors[name], non_blocking=True)
             arrived = torch.cuda.Event()
-            arrived.record(self._stream)
+            arrived.record(stream)
         return Leaving(there, tensors, arrived, held, self._spare)
 
     def _take_memory(self, name: str, n_bytes: int) -> Tensor:
