@@ -59,7 +59,8 @@ class SAEModule(L.LightningModule):
         """The sum of the losses that were not looked at yet, as looking waits for the device; finite if they are."""
 
     def on_train_start(self) -> None:
-        self._is_chosen = False  # the weights may have changed
+        # Weights and counters may come from a checkpoint.
+        self._is_chosen, self._tokens_until_dead, self._unchecked = False, -1, None
 
     def training_step(self, batch: Float[Tensor, "n d_in"], batch_idx: int) -> None:
         with spent_on(Kind.training):
