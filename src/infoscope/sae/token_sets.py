@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from contextlib import closing
 
 import numpy as np
 import torch
@@ -11,10 +12,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from infoscope.runtime import collective, processes
+from infoscope.runtime.behind import Behind
 from infoscope.runtime.errors import InputError
 from infoscope.sae.config import TokenChoice
 from infoscope.vision.backbone import Tokens
+from infoscope.vision.tokens.copies import Leaver, Leaving
 from infoscope.vision.tokens.extract import ShardedRows, TokenCache
+from infoscope.vision.tokens.shards import N_BEHIND
 from infoscope.vision.tokens.source import LiveTokens, choose_batch_images
 
 Places = Int[np.ndarray, "n_images n_chosen"]
@@ -202,13 +206,19 @@ class LiveTokenSet(TokenSet):
     def _encode(self, images: Int[np.ndarray, " n_images"], places: Places) -> Float[Tensor, "n_images n_chosen d_in"]:
         """Return some tokens of some images, on the buffer's device."""
         buffer = torch.empty(*places.shape, self.d_in, device=self.buffer_device)
-        n_done = 0
-        for rows, tokens in self.source.iterate(self.images[images], self.batch_images):
-            chosen = self._choose(tokens)
-            part = slice(n_done, n_done + len(rows))
-            index = torch.from_numpy(np.array(places[part])).to(chosen.device)[:, :, None].expand(-1, -1, self.d_in)
-            buffer[part] = chosen.gather(1, index).to(buffer.device)
-            n_done = part.stop
+        n_done, leaver = 0, Leaver()
+        with closing(Behind("keep_tokens", N_BEHIND)) as behind:
+            for rows, tokens in self.source.iterate(self.images[images], self.batch_images):
+                chosen = self._choose(tokens)
+                part = slice(n_done, n_done + len(rows))
+                index = torch.from_numpy(np.array(places[part])).to(chosen.device, non_blocking=True)
+                picked = chosen.gather(1, index[:, :, None].expand(-1, -1, self.d_in))
+                if buffer.is_cuda:
+                    buffer[part] = picked
+                else:
+                    behind.submit(_keep, buffer[part], leaver.start({"tokens": picked}))
+                n_done = part.stop
+            behind.finish()
         return buffer
 
     def _choose(self, tokens: Tokens) -> Float[Tensor, "batch n_places d_in"]:
@@ -235,6 +245,12 @@ class LiveTokenSet(TokenSet):
         n = min(self.n_images, LIVE_STATISTICS_IMAGES)
         images = self.images[np.arange(n) * self.n_images // n]
         return LiveTokenSet(self.source, self.choice, images, self.buffer_device)
+
+
+def _keep(room: Tensor, leaving: Leaving) -> None:
+    """Put tokens that leave a GPU where they are kept."""
+    room.copy_(leaving.wait()["tokens"])
+    leaving.release()
 
 
 def make_token_set(
