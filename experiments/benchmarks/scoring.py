@@ -7,18 +7,20 @@ all latents, on images that lie on the device already; gates need fewer latents,
 row is the distances of these maps alone.
 
 Pictures are blobs of colour that lie in memory: reading costs a copy. They are ranked first, which is not counted. The
-weights of any model but scenes_clip are random, those of the SAE always are; how full maps are is said.
+weights of any model but scenes_clip are random, and no SAE is trained: its latents are tokens that occur. How full maps
+are is said.
 
     python experiments/benchmarks/scoring.py                                                    # scenes_clip
     python experiments/benchmarks/scoring.py --model ViT-B-16 --images 64 --latents 6144
-    python experiments/benchmarks/scoring.py --model ViT-L-14 --precision bfloat16 --latents 65536 --images 2048 \\
-        --ranks 16 --workers 14 --save                                                          # on a GPU
+    python experiments/benchmarks/scoring.py --model ViT-L-14 --precision bfloat16 --latents 65536 --images 1500 \\
+        --workers 12 --save                                                                     # on a GPU
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from shutil import rmtree
 from tempfile import TemporaryDirectory
@@ -26,6 +28,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from harness import make_parser, make_rows, print_rows, save, take_turns
 from PIL import Image
 
@@ -61,7 +64,10 @@ def make_pictures(n: int, size_px: int) -> np.ndarray:
 
 @torch.inference_mode()
 def make_sae(backbone: Backbone, tokens: ImageTokens, options: argparse.Namespace) -> SparseAutoencoder:
-    """Return random directions, on tokens that are centred; those of gates fire on about k of d_sae."""
+    """Return directions of tokens that occur, with noise, so that a latent fires on patches that look alike.
+
+    Gates fire on about k of d_sae.
+    """
     _, read = next(tokens.iterate(np.arange(min(32, len(tokens))), 32))
     patches = read.patches.flatten(0, 1).cpu()
     settings = {"topk": {"k": options.k}, "relu": {}, "jumprelu": {"d_sae": options.latents}}[options.activation]
@@ -69,10 +75,20 @@ def make_sae(backbone: Backbone, tokens: ImageTokens, options: argparse.Namespac
     mean = patches.mean(0)
     scale = backbone.d_in**0.5 / (patches - mean).norm(dim=1).mean().item()
     sae = SparseAutoencoder(backbone.d_in, options.latents, activation, mean, scale).requires_grad_(False).eval()
+    chosen = torch.randint(len(patches), (options.latents,), generator=torch.Generator().manual_seed(0))
+    sae.W_enc.T.copy_(F.normalize(F.normalize(patches[chosen] - mean) + 0.5 * sae.W_dec))
     if options.activation != "topk":
         share = torch.tensor(1 - options.k / options.latents)
         sae.b_enc.sub_(torch.stack([sae.pre_acts(some).quantile(share) for some in patches[:512].split(64)]).mean())
+    sae.uses_tf32 = options.precision == "bfloat16"  # as stages have it by trainer.precision
     return sae.to(options.device)
+
+
+def leave_pairs(ranking: Ranking, n_pairs: int) -> Ranking:
+    """Let only so many of the latents rank images that there are about so many pairs for each image."""
+    n_latents = max(1, ranking.n_images * n_pairs // ranking.k_max)
+    chosen = np.random.default_rng(0).permutation(ranking.d_sae) < n_latents
+    return replace(ranking, top_images=np.where(chosen[:, None], ranking.top_images, -1))
 
 
 def score_plainly(
@@ -122,7 +138,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     images = Pictures(make_pictures(options.images, size_px))
     tokens = ImageTokens(backbone, images, LAYER)
     sae = make_sae(backbone, tokens, options)
-    ranking = measure_one(tokens, measure_ranking(sae, options.ranks)).compute()
+    ranking = leave_pairs(measure_one(tokens, measure_ranking(sae, options.ranks)).compute(), options.pairs)
     n_images, n_at_once = len(list_images(ranking)), scope.choose_batch(options.device)
     crop = torch.randint(0, 256, (2 * n_at_once, 3, backbone.image_px, backbone.image_px), dtype=torch.uint8)
     crop = crop.to(options.device)
@@ -180,6 +196,9 @@ def main() -> None:
     parser.add_argument("--activation", choices=["topk", "relu", "jumprelu"], default="topk")
     parser.add_argument("--k", type=int, default=32, help="active latents per token; of gates about")
     parser.add_argument("--ranks", type=int, default=16, help="images per latent")
+    parser.add_argument(
+        "--pairs", type=int, default=21, help="of an image, about: 65,536 latents with 16 of 50,000 images have 21"
+    )
     parser.add_argument("--workers", type=int, default=0, help="processes that read images ahead")
     parser.add_argument("--threads", type=int, default=2, help="of torch, for all sides")
     options = parser.parse_args()
