@@ -25,6 +25,7 @@ from infoscope.scope import crops
 from infoscope.scope.config import ScopeConfig
 from infoscope.scope.sparse_maps import SparseMaps
 from infoscope.vision.backbone import Backbone
+from infoscope.vision.checks import LaterChecks
 
 PART_BYTES = 2**28
 """Maps in a part of the encoding, were they dense, about: a few images may be ranked by all latents."""
@@ -147,26 +148,27 @@ class CropEncoder:
             progress: called with the number of images that are done.
         """
         packed: list[Future[list[SparseMaps]]] = []
-        n_done = 0
+        n_done, checks = 0, LaterChecks()
         for batch in batches:
-            maps = self._encode_batch(wanted, batch)
+            maps = self._encode_batch(wanted, batch, checks)
             packed.append(behind.submit(_pack, _send(torch.cat(maps)), [len(one) for one in maps]))
             n_done += len(batch.index)
             if len(packed) > 1:
                 _wait(packed[-2])  # no more than two batches wait for their turn
             progress(n_done)
+        checks.ask()
         return [SparseMaps.join(of_one) for of_one in zip(*map(_wait, packed), strict=True)]
 
     @torch.inference_mode()
     def _encode_batch(
-        self, wanted: Sequence[WantedMaps], batch: ImageBatch
+        self, wanted: Sequence[WantedMaps], batch: ImageBatch, checks: LaterChecks
     ) -> list[Float32[Tensor, "n_pairs 2 grid grid"]]:
         """Return the maps of a batch, of each of `wanted`, where the SAEs lie."""
         backbone, config, index = self.backbone, self.config, batch.index.numpy()
         geometry = backbone.patch_px, backbone.grid, config.shift_patches
         with spent_on(Kind.forward):
             both = torch.cat(crops.shifted_crops(batch.images, *geometry, config.diagonal))
-            patches = backbone.tokens(both, self.layer).patches.unflatten(0, (2, len(index)))
+            patches = backbone.tokens(both, self.layer, checks).patches.unflatten(0, (2, len(index)))
         made = []
         for one in wanted:
             rows, ranks = one.find_pairs(index)
@@ -241,7 +243,9 @@ def _read(reader: ImageReader, parts: Sequence[Int[np.ndarray, " n_images"]], n_
 
 
 def _to_device(array: np.ndarray, like: Tensor) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(array)).to(like.device)
+    """Return an array where a tensor lies; of CUDA nobody waits for it here."""
+    on_cpu = torch.from_numpy(np.ascontiguousarray(array))
+    return (on_cpu.pin_memory() if like.is_cuda else on_cpu).to(like.device, non_blocking=True)
 
 
 def _send(maps: Float32[Tensor, "n 2 grid grid"]) -> Callable[[], Float32[np.ndarray, "n 2 grid grid"]]:
