@@ -32,8 +32,8 @@ from torch import Tensor
 
 from infoscope.runtime.precision import Precision
 from infoscope.sae.activations import TopK
+from infoscope.sae.choose_step import choose_step
 from infoscope.sae.config import TopKConfig
-from infoscope.sae.fused_step import choose_step
 from infoscope.sae.losses import TopKObjective, compute_energy, compute_fvu
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.sae.train import train_sae

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from pathlib import Path
 from shutil import copytree
 from types import SimpleNamespace
@@ -14,7 +15,8 @@ from torch import Tensor
 
 from infoscope.sae import fused_step, module
 from infoscope.sae.activations import TopK
-from infoscope.sae.fused_step import FusedStep, find_deviation
+from infoscope.sae.choose_step import find_deviation
+from infoscope.sae.fused_step import FusedStep
 from infoscope.sae.losses import BatchTopKObjective, MatryoshkaKObjective, TopKObjective
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.sae.topk_step import Entries, make_entries
@@ -172,20 +174,20 @@ def test_with_several_processes_gradients_are_averaged_before_adam(
     steps, averaged = [], []
 
     def mean(tensor: Tensor) -> Tensor:
+        assert tensor.is_contiguous()  # NCCL refuses others
         averaged.append(tuple(tensor.shape))
         return tensor
 
-    for each, size in ((sae, 1), (other, 2)):
-        monkeypatch.setattr(
-            fused_step, "processes", SimpleNamespace(current=lambda size=size: SimpleNamespace(size=size))
-        )
-        steps.append(FusedStep(each, objective, dtype, mean))
+    monkeypatch.setattr(fused_step, "collective", SimpleNamespace(mean=mean))
+    for each, is_shared in ((sae, False), (other, True)):
+        steps.append(FusedStep(each, objective, dtype, is_shared))
         adam = make_adam(each)
         for _ in range(2 if dtype == torch.float32 else 1):  # the interpreter rounds to bfloat16 in its own way
             averaged.clear()
             steps[-1].compute(x_n, dead)
             steps[-1].update(adam)
-    assert {(D_SAE, D_IN), (D_IN, D_SAE), (D_SAE,), (D_IN,), ()} == set(averaged)
+    assert Counter(averaged)[D_SAE, D_IN] == 2
+    assert {(D_SAE, D_IN), (D_SAE,), (D_IN,), ()} == set(averaged)
     for name, weight in sae.named_parameters():
         torch.testing.assert_close(other.get_parameter(name), weight, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(steps[1].W_enc, steps[0].W_enc, rtol=2**-7, atol=1e-6)
@@ -229,7 +231,8 @@ def test_either_step_goes_on_from_the_others_checkpoint(
 
 def test_the_check_before_use_passes_and_finds_what_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     objective = BatchTopKObjective(2, 3, 1 / 32, prefix_sizes=[1000, 2000])
-    assert find_deviation(objective, 6, torch.float32, torch.device(DEVICE)) == ""
+    for is_shared in (False, True):
+        assert find_deviation(objective, 6, torch.float32, torch.device(DEVICE), is_shared) == ""
     error = FusedStep._error
     monkeypatch.setattr(FusedStep, "_error", lambda *args: 2 * error(*args))
     assert "deviates by" in find_deviation(objective, 6, torch.float32, torch.device(DEVICE))

@@ -6,7 +6,6 @@ and not run. Prints a line for each kernel and capability.
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -14,8 +13,8 @@ from triton import JITFunction
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
-from infoscope.sae import fused_step
 from infoscope.sae.activations import TopK
+from infoscope.sae.fused_step import FusedStep
 from infoscope.sae.losses import BatchTopKObjective, TopKObjective
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.sae.topk import plan_groups, run_kernels
@@ -49,11 +48,9 @@ def compile_only(kernel: Any, *args: Any, grid: Any, warmup: bool, **options: An
 launch, JITFunction.run = JITFunction.run, compile_only
 
 
-def take_step(objective: TopKObjective, dtype: torch.dtype, n_processes: int) -> None:
-    here = SimpleNamespace(size=n_processes)
-    fused_step.processes = SimpleNamespace(current=lambda: here)
+def take_step(objective: TopKObjective, dtype: torch.dtype, is_shared: bool) -> None:
     sae = SparseAutoencoder(D_IN, D_SAE, TopK(K))
-    step = fused_step.FusedStep(sae, objective, dtype, mean=lambda tensor: tensor)
+    step = FusedStep(sae, objective, dtype, is_shared)
     step.compute(torch.randn(N, D_IN), torch.arange(D_SAE) < 3)
     step.update(torch.optim.Adam(sae.parameters(), fused=True))
 
@@ -64,8 +61,8 @@ def main() -> None:
     for dtype, capability in ((torch.bfloat16, 90), (torch.float32, 80)):
         driver.set_active(Device(capability))
         run_kernels(torch.randn(N, D_SAE).to(dtype), K, plan)
-        take_step(TopKObjective(K, 2, 1.0), dtype, 1)
-        take_step(BatchTopKObjective(K, 2, 1.0, prefix_sizes=[9, D_SAE]), dtype, 2)
+        take_step(TopKObjective(K, 2, 1.0), dtype, False)
+        take_step(BatchTopKObjective(K, 2, 1.0, prefix_sizes=[9, D_SAE]), dtype, True)
 
 
 if __name__ == "__main__":

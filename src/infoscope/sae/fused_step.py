@@ -17,9 +17,6 @@ entries win. But half of all are active when a ReLU's training begins, and a six
 
 from __future__ import annotations
 
-import copy
-import warnings
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -28,12 +25,10 @@ from jaxtyping import Bool, Float, Int32, Int64
 from torch import Tensor
 
 from infoscope.runtime import collective, processes
-from infoscope.runtime.errors import InputWarning
-from infoscope.sae.activations import TopK
-from infoscope.sae.losses import BatchTopKObjective, LossOutput, Objective, TopKObjective
+from infoscope.sae.losses import LossOutput, TopKObjective
 from infoscope.sae.model import SparseAutoencoder
-from infoscope.sae.topk import LAUNCH, find_largest, has_triton
-from infoscope.sae.topk_step import Entries, compute_sparse_step, make_entries
+from infoscope.sae.topk import LAUNCH, find_largest
+from infoscope.sae.topk_step import Entries
 
 CHUNK = 256
 """Entries of a latent that are summed one after the other; those of a latent with more are summed in chunks."""
@@ -50,7 +45,8 @@ class FusedStep:
         sae: float32; its weights are updated in place, by nobody else meanwhile. W_enc is laid out by latents.
         objective: its loss.
         dtype: of the products and of what is read for each entry, bfloat16 or float32.
-        mean: of a tensor over the processes of the job.
+        is_shared: whether gradients are made for Adam to apply when those of other processes are there, instead of
+            being applied at once; None: where there are other processes.
     """
 
     def __init__(
@@ -58,9 +54,10 @@ class FusedStep:
         sae: SparseAutoencoder,
         objective: TopKObjective,
         dtype: torch.dtype,
-        mean: Callable[[Tensor], Tensor] = collective.mean,
+        is_shared: bool | None = None,
     ) -> None:
-        self.sae, self.objective, self.dtype, self.mean = sae, objective, dtype, mean
+        self.sae, self.objective, self.dtype = sae, objective, dtype
+        self.is_shared = processes.current().size > 1 if is_shared is None else is_shared
         self.n_levels = len(objective.level_weights)
         if not sae.W_enc.T.is_contiguous():
             sae.W_enc.data = sae.W_enc.detach().T.contiguous().T
@@ -89,7 +86,7 @@ class FusedStep:
 
     def _compute(self, x_n: Tensor, dead: Tensor | None) -> LossOutput:
         sae, objective = self.sae, self.objective
-        energy = self.mean(x_n.square().sum())
+        energy = collective.mean(x_n.square().sum())
         x_centred = (x_n - sae.b_dec).to(self.dtype)
         pre_acts = torch.addmm(sae.b_enc.to(self.dtype), x_centred, self.W_enc.T)
         decoded = self._decode(x_n, pre_acts, energy)
@@ -219,7 +216,7 @@ class FusedStep:
             acts = of_dead.relu()
         W_dec = self.W_dec[candidates]
         difference = (acts @ W_dec).float() - residual
-        deviation = self.mean((residual - self.mean(residual.mean(0))).square().sum())
+        deviation = collective.mean((residual - collective.mean(residual.mean(0))).square().sum())
         deviation = deviation.clamp_min(torch.finfo(residual.dtype).tiny)
         gradient = (difference * (2 * objective.aux_coef / deviation)).to(self.dtype)
         act_gradients = (gradient @ W_dec.T).masked_fill_(acts <= 0, 0)
@@ -241,14 +238,15 @@ class FusedStep:
             b_enc_gradient = state.by_latent.b_enc_gradient
             gradients = state.decoded.gradients.view(-1, self.n_levels, sae.d_in)[:, 0]
             b_dec_gradient = gradients.sum(0, dtype=torch.float32) - sae.W_enc.detach() @ b_enc_gradient
-            sae.b_enc.grad, sae.b_dec.grad = self.mean(b_enc_gradient), self.mean(b_dec_gradient)
-            if processes.current().size == 1:
+            sae.b_enc.grad, sae.b_dec.grad = collective.mean(b_enc_gradient), collective.mean(b_dec_gradient)
+            if not self.is_shared:
                 # The biases are left to Adam, which finds no gradient of the others.
                 optimizer.step(lambda: self._apply(optimizer))
             else:
                 W_dec_gradient, W_enc_gradient = torch.empty_like(sae.W_dec), torch.empty_like(sae.W_enc)
                 self._run_update(state, W_dec_gradient, None, W_enc_gradient.T, None, (0.0,) * 7)
-                sae.W_dec.grad, sae.W_enc.grad = self.mean(W_dec_gradient), self.mean(W_enc_gradient)
+                # NCCL wants rows that lie one after the other, as W_enc's are only when it is turned round.
+                sae.W_dec.grad, sae.W_enc.grad = collective.mean(W_dec_gradient), collective.mean(W_enc_gradient.T).T
                 sae.project_decoder_grad()
                 optimizer.step()
                 sae.normalise_decoder()
@@ -309,85 +307,6 @@ class FusedStep:
             HAS_COPIES=self.dtype != torch.float32,
             **sizes,
         )
-
-
-def choose_step(sae: SparseAutoencoder, objective: Objective) -> FusedStep | None:
-    """Return the step in kernels where it can be used, in the precision of the products around it; None: the plain one.
-
-    It is used on CUDA for TopK kinds, after it did the same as the plain step on a small case of the same widths. Where
-    it fails to, that is said in a warning.
-    """
-    device = sae.W_dec.device
-    if device.type != "cuda" or not isinstance(objective, TopKObjective) or sae.W_dec.dtype != torch.float32:
-        return None
-    dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else torch.float32
-    if dtype not in (torch.float32, torch.bfloat16):
-        return None
-    reason = "triton is not installed"
-    if has_triton():
-        try:
-            reason = find_deviation(objective, sae.d_in, dtype, device)
-        except Exception as error:  # a compiler, a driver and a device can fail in many ways
-            reason = f"they failed with {type(error).__name__}: {error}".splitlines()[0]
-    if collective.any_of(bool(reason))[0]:
-        message = (
-            f"The kernels of the training step are not used, which is slower: {reason or 'another process failed'}."
-        )
-        warnings.warn(message, InputWarning, stacklevel=2)
-        return None
-    return FusedStep(sae, objective, dtype)
-
-
-def find_deviation(objective: TopKObjective, d_in: int, dtype: torch.dtype, device: torch.device) -> str:
-    """Return in words what the kernels do otherwise than the plain step on a small case; empty if nothing.
-
-    The case has the objective's k and levels, a latent of many entries and dead ones, so that each kernel runs as it
-    will. It takes a second or two, most of which is what compiling them takes.
-    """
-    d_sae, n = max(64, 2 * objective.k), CHUNK + 64
-    if isinstance(objective, BatchTopKObjective) and objective.prefix_sizes:
-        n_levels = len(objective.prefix_sizes)
-        objective = copy.copy(objective)
-        objective.prefix_sizes = [d_sae * (level + 1) // n_levels for level in range(n_levels)]
-    generator = torch.Generator().manual_seed(0)
-    sae = SparseAutoencoder(d_in, d_sae, TopK(objective.k), seed=0)
-    with torch.no_grad():
-        sae.b_enc[0] = 3.0
-    sae, x_n = sae.to(device), torch.randn(n, d_in, generator=generator).to(device)
-    dead = torch.zeros(d_sae, dtype=torch.bool, device=device)
-    dead[1 : 1 + min(2, objective.used_aux_k)] = True  # all of which AuxK takes, whatever the rounding
-    optimizer = torch.optim.Adam(sae.parameters(), lr=1e-3, eps=6.25e-10, fused=True)
-    step = FusedStep(sae, objective, dtype, mean=lambda tensor: tensor)
-    before = copy.deepcopy(sae)
-    out = step.compute(x_n, dead)
-    assert step.state is not None
-    entries = step.state.decoded.chosen or make_entries(step.state.decoded.entries.latents)
-    step.update(optimizer)
-
-    tolerance = 1e-3 if dtype == torch.float32 else 3e-2
-    with torch.autocast(device.type, enabled=False):
-        plain = objective.of_step(
-            before,
-            x_n,
-            compute_sparse_step(
-                x_n, before, lambda _: entries, len(objective.level_weights), dead, objective.used_aux_k
-            ),
-        )
-        plain.loss.backward()
-    before.project_decoder_grad()
-    found = {"loss": (out.loss, plain.loss), "counts": (out.n_fired, plain.n_fired)}
-    for (name, weight), old in zip(sae.named_parameters(), before.parameters(), strict=True):
-        moments = optimizer.state[weight]
-        assert old.grad is not None
-        gradient, second = moments["exp_avg"] / 0.1, moments["exp_avg_sq"] / 0.001
-        expected = old - 1e-3 * gradient / (second.sqrt() + 6.25e-10)
-        found[f"gradient of {name}"] = gradient, old.grad
-        found[f"new {name}"] = weight, F.normalize(expected, dim=1) if name == "W_dec" else expected
-    for what, (ours, theirs) in found.items():
-        deviation = float((ours.detach() - theirs.detach()).norm() / theirs.detach().norm().clamp_min(1e-30))
-        if not deviation <= tolerance:
-            return f"their {what} deviates by {deviation:.2g}"
-    return ""
 
 
 class _Values(NamedTuple):

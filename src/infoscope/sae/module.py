@@ -13,8 +13,9 @@ from infoscope.runtime import collective, processes
 from infoscope.runtime.errors import InputError
 from infoscope.runtime.profile import Kind, spent_on
 from infoscope.sae.activations import BatchTopK, make_activation
+from infoscope.sae.choose_step import choose_step
 from infoscope.sae.config import TrainedConfig
-from infoscope.sae.fused_step import FusedStep, choose_step
+from infoscope.sae.fused_step import FusedStep
 from infoscope.sae.losses import OBJECTIVES, LossOutput
 from infoscope.sae.model import SparseAutoencoder
 

@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 
 jit: Any = triton.jit  # whose types know nothing of num_warps
+_topk = getattr(tl, "topk", tl.sort)  # Triton before 3.4 has none, and looks for it in code that it leaves out, too
 
 
 @jit
@@ -69,7 +70,7 @@ def select_largest(
     else:
         ranked = (maxima.to(tl.int64) << 32) | (0x7FFFFFFF - groups).to(tl.int64)
     if HAS_TOPK:
-        first = tl.topk(ranked, K)
+        first = _topk(ranked, K)
     else:
         ranked = tl.reshape(tl.sort(ranked, descending=True), [N_GROUPS // K, K])
         first = tl.sum(tl.where(tl.arange(0, N_GROUPS // K)[:, None] == 0, ranked, 0), 0)

@@ -2,7 +2,8 @@
 
 An entry is a value of a latent on a token; its row is that of the matrix [n_rows, D] of gradients of the loss with
 respect to what the entry adds to the reconstruction (a token has one row for each level of a nested reconstruction).
-Weights have one row of width D per latent; pointers are multiplied out in 64 bits. Sums have a fixed order.
+Weights have one row of width D per latent; pointers are multiplied out in 64 bits. Sums have a fixed order. Arguments
+are spelled out, one by one: Triton before 3.3 knows no starred ones in a kernel.
 """
 
 from typing import Any
@@ -70,14 +71,34 @@ def decode_topk(
     if N_BLOCKS <= 8:  # the loads of a block are not waited for before the next; of more, that takes too many registers
         for block in tl.static_range(N_BLOCKS):
             squares, sums = _decode_block(
-                *(block, token, latents, values, squares, sums, scale, x_ptr, W_dec_ptr, b_dec_ptr, gradients_ptr),
+                block,
+                token,
+                latents,
+                values,
+                squares,
+                sums,
+                scale,
+                x_ptr,
+                W_dec_ptr,
+                b_dec_ptr,
+                gradients_ptr,
                 D,
                 BLOCK,
             )
     else:
         for block in range(N_BLOCKS):
             squares, sums = _decode_block(
-                *(block, token, latents, values, squares, sums, scale, x_ptr, W_dec_ptr, b_dec_ptr, gradients_ptr),
+                block,
+                token,
+                latents,
+                values,
+                squares,
+                sums,
+                scale,
+                x_ptr,
+                W_dec_ptr,
+                b_dec_ptr,
+                gradients_ptr,
                 D,
                 BLOCK,
             )
@@ -344,15 +365,37 @@ def update_latents(
         W_dec = tl.load(W_dec_ptr + at, mask=is_real, other=0.0)
         W_dec_gradient -= tl.sum(W_dec_gradient * W_dec, 0) * W_dec
         W_dec = _adam(
-            *(at, W_dec, W_dec_gradient, W_dec_m_ptr, W_dec_v_ptr, is_real),
-            *(rate, eps, beta1, new1, beta2, new2, root_correction2),
+            at,
+            W_dec,
+            W_dec_gradient,
+            W_dec_m_ptr,
+            W_dec_v_ptr,
+            is_real,
+            rate,
+            eps,
+            beta1,
+            new1,
+            beta2,
+            new2,
+            root_correction2,
         )
         W_dec /= tl.maximum(tl.sqrt(tl.sum(tl.where(is_real, W_dec * W_dec, 0.0), 0)), 1e-30)
         tl.store(W_dec_ptr + at, W_dec, mask=is_real)
         W_enc = tl.load(W_enc_ptr + at, mask=is_real, other=0.0)
         W_enc = _adam(
-            *(at, W_enc, W_enc_gradient, W_enc_m_ptr, W_enc_v_ptr, is_real),
-            *(rate, eps, beta1, new1, beta2, new2, root_correction2),
+            at,
+            W_enc,
+            W_enc_gradient,
+            W_enc_m_ptr,
+            W_enc_v_ptr,
+            is_real,
+            rate,
+            eps,
+            beta1,
+            new1,
+            beta2,
+            new2,
+            root_correction2,
         )
         tl.store(W_enc_ptr + at, W_enc, mask=is_real)
         if HAS_COPIES:
