@@ -48,7 +48,7 @@ _TORCH_DTYPES = {"float16": torch.float16, "float32": torch.float32}
 SHARD_BYTES, N_SHARDS = 2**30, 16
 """A shard is as many batches as first hold this many bytes of tokens, stored or not, but fewer where there would not be
 so many shards: what an interruption can cost, and what processes share out."""
-EXACT_SCALE_IMAGES = 2**13
+EXACT_SCALE_IMAGES = 2**12
 """Of stored tokens of at most so many images the scale is measured on all of them, by reading them once more; of larger
 sets on a sample."""
 
