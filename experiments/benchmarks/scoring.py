@@ -181,7 +181,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "n_distances": int(distances),
         "active_share": float((maps > 0).mean()),
         "maps_bytes": n_bytes,
-        "dense_bytes": maps.nbytes,
+        "dense_bytes": ranking.top_images.size * maps[0].nbytes,
         "largest_emd_difference": float(np.nanmax(np.abs(ours.emd - plain.emd), initial=0)),
         "seconds_by_kind": {kind.value: round(s, 3) for kind, s in profile.seconds.items() if s > 0},
     }
