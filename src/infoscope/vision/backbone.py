@@ -13,7 +13,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from infoscope.runtime.errors import InputError, get_first_line
-from infoscope.vision.checks import LaterChecks
+from infoscope.vision.checks import LaterChecks, is_finite
 from infoscope.vision.hooks import POST_NORM, RESID_POST, HookPoint
 
 
@@ -134,8 +134,8 @@ class Backbone(nn.Module, ABC):
 
     def normalise(self, images: UInt8[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch 3 height width"]:
         """Return uint8 images as the model wants them: in 0..1, then (value - mean) / std."""
-        pixels = images.to(self.mean.device, non_blocking=True).float()
-        return (pixels / 255 - self.mean) / self.std
+        pixels = images.to(self.mean.device, non_blocking=True).float() / 255
+        return pixels.sub_(self.mean).div_(self.std)
 
     def check_layer(self, layer: int) -> int:
         """Return `layer` counted from 0.
@@ -186,7 +186,7 @@ class Backbone(nn.Module, ABC):
             tokens = self._norm(tokens)
         later = LaterChecks() if checks is None else checks
         later.require(
-            torch.isfinite(tokens.patches).all() & torch.isfinite(tokens.prefix).all(),
+            is_finite(tokens.patches) & is_finite(tokens.prefix),
             f"The backbone gave NaN or Inf after block {layer}: check its weights, or use model.precision=float32.",
         )
         if checks is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from infoscope.runtime.errors import InputError
@@ -40,6 +40,13 @@ class LaterChecks:
             InputError: such a condition.
         """
         raise_unmet(*self.take())
+
+
+def is_finite(values: Float[Tensor, "..."]) -> Bool[Tensor, ""]:
+    """Return, on their device, whether no value is NaN or infinite: both go through to the largest or the smallest."""
+    if values.numel() == 0:
+        return torch.ones((), dtype=torch.bool, device=values.device)
+    return torch.isfinite(values.amax()) & torch.isfinite(values.amin())
 
 
 def raise_unmet(messages: Sequence[str], met: Bool[Tensor, " n_messages"]) -> None:

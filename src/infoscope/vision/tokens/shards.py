@@ -19,7 +19,7 @@ from infoscope.runtime.files import atomic_write
 from infoscope.runtime.parts import compute_parts
 from infoscope.runtime.profile import Kind, spent_on
 from infoscope.vision.backbone import Tokens
-from infoscope.vision.checks import LaterChecks, raise_unmet
+from infoscope.vision.checks import LaterChecks, is_finite, raise_unmet
 from infoscope.vision.tokens.copies import Leaver, Leaving
 
 N_SAMPLE_IMAGES, N_SAMPLE_TOKENS = 2048, 32
@@ -217,7 +217,7 @@ def to_disk_type(rows: Float[Tensor, "n_rows ..."], dtype: str, checks: LaterChe
         InputError: on the CPU, a value that does not.
     """
     block = rows.to(getattr(torch, dtype)).contiguous()
-    checks.require(torch.isfinite(block).all(), f"Tokens are too large for {dtype}: set data.cache_dtype=float32.")
+    checks.require(is_finite(block), f"Tokens are too large for {dtype}: set data.cache_dtype=float32.")
     return block
 
 
