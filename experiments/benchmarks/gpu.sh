@@ -31,7 +31,7 @@ step extraction_b 60 $HERE/extraction.py --device cuda --model ViT-B-16 --images
 step extraction_l 60 $HERE/extraction.py --device cuda --model ViT-L-14 --images 6144 --workers 12 \
     --in-memory --precision bfloat16 --cache-dtype float16 --compile --only-limits --repeats 2 --save
 step decoding 45 $HERE/decoding.py --device cuda --workers 14 --save
-step scoring 75 $HERE/scoring.py --device cuda --model ViT-L-14 --images 1500 --latents 65536 --workers 12 \
+step scoring 75 $HERE/scoring.py --device cuda --model ViT-L-14 --images 4096 --latents 65536 --workers 12 --no-plain \
     --precision bfloat16 --repeats 1 --save
 step ranking 45 $HERE/ranking.py --device cuda --only time --save
 cp $HERE/results/*cuda*.json "$OUT"
