@@ -180,4 +180,5 @@ def _help(config: ScopeConfig, pairs: tuple[SparseMaps, SparseMaps]) -> np.ndarr
 @cache
 def _give_way() -> None:
     """Let those who read images, and who feeds the device, go first."""
-    os.nice(10)
+    if hasattr(os, "nice"):  # Windows has none
+        os.nice(10)
