@@ -26,6 +26,7 @@ from infoscope.scope.config import ScopeConfig
 from infoscope.scope.sparse_maps import SparseMaps
 from infoscope.vision.backbone import Backbone
 from infoscope.vision.checks import LaterChecks
+from infoscope.vision.tokens.copies import Leaver, Leaving
 
 PART_BYTES = 2**28
 """Maps in a part of the encoding, were they dense, about: a few images may be ranked by all latents."""
@@ -148,10 +149,10 @@ class CropEncoder:
             progress: called with the number of images that are done.
         """
         packed: list[Future[list[SparseMaps]]] = []
-        n_done, checks = 0, LaterChecks()
+        n_done, checks, leaver = 0, LaterChecks(), Leaver()
         for batch in batches:
             maps = self._encode_batch(wanted, batch, checks)
-            packed.append(behind.submit(_pack, _send(torch.cat(maps)), [len(one) for one in maps]))
+            packed.append(behind.submit(_pack, leaver.start({"maps": torch.cat(maps)}), [len(one) for one in maps]))
             n_done += len(batch.index)
             if len(packed) > 1:
                 _wait(packed[-2])  # no more than two batches wait for their turn
@@ -248,24 +249,11 @@ def _to_device(array: np.ndarray, like: Tensor) -> Tensor:
     return (on_cpu.pin_memory() if like.is_cuda else on_cpu).to(like.device, non_blocking=True)
 
 
-def _send(maps: Float32[Tensor, "n 2 grid grid"]) -> Callable[[], Float32[np.ndarray, "n 2 grid grid"]]:
-    """Let maps leave their device in one copy, and return what waits for them; of CUDA nobody waits before."""
-    if maps.device.type != "cuda":
-        return maps.cpu().numpy
-    host = torch.empty(maps.shape, dtype=maps.dtype, pin_memory=True)
-    host.copy_(maps, non_blocking=True)
-    arrived = torch.cuda.Event()
-    arrived.record()
-
-    def wait() -> np.ndarray:
-        arrived.synchronize()
-        return host.numpy()
-
-    return wait
-
-
-def _pack(wait: Callable[[], np.ndarray], sizes: Sequence[int]) -> list[SparseMaps]:
-    return [SparseMaps.of(maps) for maps in np.split(wait(), np.cumsum(sizes)[:-1])]
+def _pack(leaving: Leaving, sizes: Sequence[int]) -> list[SparseMaps]:
+    """Make maps [n, 2, grid, grid] sparse when they have arrived: `sizes` of them of each of those wanted."""
+    packed = [SparseMaps.of(maps) for maps in np.split(leaving.wait()["maps"].numpy(), np.cumsum(sizes)[:-1])]
+    leaving.release()
+    return packed
 
 
 def _wait(packed: Future[list[SparseMaps]]) -> list[SparseMaps]:

@@ -327,7 +327,7 @@ def test_copies_into_page_locked_memory_that_is_used_again(
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there page-locked memory can be had")
 def test_without_page_locked_memory_tokens_leave_the_slow_way() -> None:
     leaver, tokens = Leaver(), {"patches": torch.ones(2, 3).as_subclass(OnGPU), "index": torch.arange(2)}
-    with pytest.warns(UserWarning, match="Tokens leave the GPU slowly, for want of page-locked memory"):
+    with pytest.warns(UserWarning, match="Copies leave the GPU slowly, for want of page-locked memory"):
         found = leaver.start(tokens).wait()
     assert torch.equal(found["patches"].as_subclass(Tensor), torch.ones(2, 3))
     assert leaver.start(tokens).wait()["index"].tolist() == [0, 1]  # it is said once

@@ -65,7 +65,7 @@ class Leaver:
             except RuntimeError as error:
                 self._is_plain = True
                 reason = get_first_line(error)
-                warnings.warn(f"Tokens leave the GPU slowly, for want of page-locked memory ({reason}).", stacklevel=2)
+                warnings.warn(f"Copies leave the GPU slowly, for want of page-locked memory ({reason}).", stacklevel=2)
         return Leaving({name: tensor.cpu() for name, tensor in tensors.items()}, tensors)
 
     def _start(self, tensors: Mapping[str, Tensor], device: torch.device) -> Leaving:
