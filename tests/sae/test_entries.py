@@ -113,7 +113,6 @@ def test_what_the_cap_makes_0_is_no_entry() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("name", [*ACTIVATIONS, *OURS])
 def test_entries_on_cuda_are_what_is_not_0_there(name: str) -> None:
     sae, x = make(name).cuda(), make_tokens(N, dtype=torch.float32).cuda()

@@ -154,7 +154,6 @@ def test_one_level_is_topk_itself() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("kind", list(EXAMPLES))
 def test_gradients_on_cuda_equal_those_on_the_cpu(kind: str) -> None:
     sae, x_n, dead = make_case()

@@ -149,7 +149,6 @@ def test_other_tokens_and_cls_are_refused_before_anything_is_read() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("seed", [0, 1])
 def test_a_pass_on_cuda_finds_what_one_on_the_cpu_finds(seed: int, tmp_path: Path) -> None:
     folder, patches = tmp_path, make_tokens().patches.half()

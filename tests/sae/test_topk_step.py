@@ -94,7 +94,6 @@ def test_no_dense_codes_in_the_backward(sparse: bool) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_gradients_on_cuda_equal_those_on_the_cpu() -> None:
     sae, x_n, dead = make_case()
     objective = TopKObjective(K, AUX_K, 1 / 32)

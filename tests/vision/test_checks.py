@@ -1,4 +1,4 @@
-"""Whether values are finite, seen in one reading, of any type and layout."""
+"""Whether values are finite, of any type and layout, and what is asked of them later."""
 
 from __future__ import annotations
 

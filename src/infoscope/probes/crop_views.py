@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -32,12 +32,8 @@ from infoscope.probes.inputs import ProbeData, ProbeInputs, Rows, split_held_out
 from infoscope.probes.pixels import AllPixels, PixelSample, compute_axis_weights
 from infoscope.probes.slices import BYTES, SlicedBatch, divide, encode_in_parts, narrow
 from infoscope.runtime.errors import InputError
-from infoscope.runtime.forks import map_ahead
-from infoscope.runtime.profile import Kind, counted
 from infoscope.scope.ablations import Progress, no_progress
 from infoscope.scope.editing import AblationEditor
-
-Read = TypeVar("Read")
 
 WINDOWS_AT_A_TIME = 16
 """That go through the backbone together."""
@@ -91,19 +87,16 @@ class CropViews(DenseViews):
 
     def iterate_tokens(self, editor: AblationEditor) -> Iterator[tuple[slice, Float[Tensor, "n_variants n d"]]]:
         n_steps = min(-(-self.crops.n_norm_crops // self.steps.batch_images), self.n_steps)
-        for read in self._read_ahead(self.steps.__getitem__, range(n_steps)):
+        for read in self.inputs.read_ahead(self.steps.__getitem__, range(n_steps)):
             batch = self._make_batch(read, editor)
             for variants, tokens in batch.iterate_tokens(batch.token_bytes):
                 yield variants, tokens.flatten(1, 2)
 
     def iterate_batches(self, editor: AblationEditor, first_step: int = 0) -> Iterator[SlicedBatch]:
         steps = range(first_step, self.n_steps)
-        for step, read in zip(steps, self._read_ahead(self.steps.__getitem__, steps), strict=True):
+        for step, read in zip(steps, self.inputs.read_ahead(self.steps.__getitem__, steps), strict=True):
             yield self._make_batch(read, editor)
             self.progress(f"{self.task.name} on crops", step + 1, self.n_steps)
-
-    def _read_ahead(self, read: Callable[[int], Read], numbers: range) -> Iterator[Read]:
-        return counted(Kind.reading, map_ahead(read, numbers, self.inputs.n_workers))
 
     def _make_batch(self, read: CropStep, editor: AblationEditor) -> SlicedBatch:
         patches, device = self.encode(read.images), self.inputs.device
@@ -139,7 +132,7 @@ class CropViews(DenseViews):
     ) -> Iterator[Prediction]:
         photographs = self.parts[part]
         chosen = range(len(photographs))[images]
-        read = self._read_ahead(photographs.read_windows, chosen)
+        read = self.inputs.read_ahead(photographs.read_windows, chosen)
         for image, (windows, truth) in zip(chosen, read, strict=True):
             seen = torch.from_numpy(truth).to(self.inputs.device)
             for number, values in enumerate(self._predict_image(windows, truth.shape, editor, heads[self.task])):

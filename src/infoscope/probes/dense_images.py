@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,13 +21,9 @@ from infoscope.probes.inputs import ProbeData, ProbeInputs, Rows, split_held_out
 from infoscope.probes.pixels import PixelSample, choose_pixels, compute_pixel_weights, upsample
 from infoscope.probes.slices import BYTES, divide
 from infoscope.runtime.errors import InputError
-from infoscope.runtime.forks import map_ahead
-from infoscope.runtime.profile import Kind, counted
 from infoscope.sae.activation import SparseActs, join_acts
 from infoscope.scope.ablations import Progress, no_progress
 from infoscope.scope.editing import AblationEditor
-
-Read = TypeVar("Read")
 
 _HELD_OUT_STEP = 2**31
 """Pixels of held-out images are drawn as of steps from here on, far from those of training."""
@@ -181,8 +177,7 @@ class WholeImages(DenseViews):
         progress: Progress = no_progress,
     ) -> None:
         super().__init__(tasks, config.dense_steps)
-        self.config, self.progress, self.memory_bytes = config, progress, config.memory_gb * 1e9
-        self.n_workers = inputs.n_workers
+        self.inputs, self.config, self.progress, self.memory_bytes = inputs, config, progress, config.memory_gb * 1e9
         fit_rows, held_out_rows = split_held_out(rows["train"], config.held_out_share, config.seed)
         self.fit_images = DenseImages(inputs, inputs.train, fit_rows, tasks)
         self.held_out_images = DenseImages(inputs, inputs.train, held_out_rows, tasks)
@@ -199,8 +194,8 @@ class WholeImages(DenseViews):
     def iterate_batches(self, editor: AblationEditor, first_step: int = 0) -> Iterator[MapBatch]:
         config, images = self.config, self.fit_images
         size, steps = min(config.dense_batch_images, len(images)), range(first_step, self.n_steps)
-        read = partial(images.truths.sample_step, size, config.n_pixels_per_image, config.seed)
-        for step, sampled in zip(steps, self._read_ahead(read, steps), strict=True):
+        sample = partial(images.truths.sample_step, size, config.n_pixels_per_image, config.seed)
+        for step, sampled in zip(steps, self.inputs.read_ahead(sample, steps), strict=True):
             chosen = choose_images(config.seed, step, len(images), size)
             yield images.make_batch(chosen, sampled, editor)
             self.progress("segmentation and depth", step + 1, self.n_steps)
@@ -216,8 +211,8 @@ class WholeImages(DenseViews):
         config, chosen = self.config, np.arange(self.count(part))[images]
         if part is Part.held_out:
             held_out = self.held_out_images
-            read = partial(held_out.truths.sample_held_out, config.n_held_out_pixels_per_image, config.seed)
-            for image, sampled in zip(chosen, self._read_ahead(read, chosen.tolist()), strict=True):
+            sample = partial(held_out.truths.sample_held_out, config.n_held_out_pixels_per_image, config.seed)
+            for image, sampled in zip(chosen, self.inputs.read_ahead(sample, chosen.tolist()), strict=True):
                 batch = held_out.make_batch(np.array([image]), [sampled], editor)
                 for task, listed in heads.items():
                     truth = batch.labels if task is Task.segmentation else batch.depth_m
@@ -228,7 +223,7 @@ class WholeImages(DenseViews):
                         yield Prediction(task, number, values, truth[0])
             return
         test = self.test_images
-        truths = self._read_ahead(test.truths.read, chosen.tolist())
+        truths = self.inputs.read_ahead(test.truths.read, chosen.tolist())
         for start in range(0, len(chosen), config.feature_batch_images):
             some = chosen[start : start + config.feature_batch_images]  # the last may be fewer
             tokens, of_some = test.edit(some, editor), list(islice(truths, len(some)))
@@ -239,9 +234,6 @@ class WholeImages(DenseViews):
                         truth = torch.from_numpy(maps_of[task]).to(test.device)
                         yield Prediction(task, number, self._read_pixels(task, grids[:, i], *truth.shape), truth)
             self.progress("evaluation of segmentation and depth", int(some[-1]) + 1, len(test))
-
-    def _read_ahead(self, read: Callable[[int], Read], numbers: Sequence[int]) -> Iterator[Read]:
-        return counted(Kind.reading, map_ahead(read, numbers, self.n_workers))
 
     def _read_grids(
         self, task: Task, maps: LinearMaps, tokens: Float[Tensor, "n_variants batch n_patches d"]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -12,11 +12,15 @@ from jaxtyping import Int
 
 from infoscope.data.images import ImageSet
 from infoscope.runtime.errors import InputError
+from infoscope.runtime.forks import map_ahead
+from infoscope.runtime.profile import Kind, counted
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.sae.origin import check_edits, check_tokens, choose_layer
 from infoscope.scope.ablations import choose_rows
 from infoscope.vision.backbone import Backbone
 from infoscope.vision.tokens.source import TokenSource
+
+Read = TypeVar("Read")
 
 Rows = Mapping[str, Int[np.ndarray, " n"]]
 """{"train" | "test": rows of the split's tokens, ascending}."""
@@ -70,6 +74,10 @@ class ProbeInputs:
     def device(self) -> torch.device:
         """Where tokens are edited and heads trained."""
         return self.sae.W_dec.device
+
+    def read_ahead(self, read: Callable[[int], Read], numbers: Sequence[int]) -> Iterator[Read]:
+        """Yield `read(number)` of every number in order, read ahead by `n_workers` processes."""
+        return counted(Kind.reading, map_ahead(read, numbers, self.n_workers))
 
     def choose_rows(self, n_train: int | None, n_test: int | None, seed: int) -> Rows:
         """Return which images of each split take part: so many, drawn at random; None: all."""

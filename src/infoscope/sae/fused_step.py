@@ -27,7 +27,7 @@ from torch import Tensor
 from infoscope.runtime import collective, processes
 from infoscope.sae.losses import LossOutput, TopKObjective
 from infoscope.sae.model import SparseAutoencoder
-from infoscope.sae.topk import LAUNCH, find_largest
+from infoscope.sae.topk import LAUNCH, find_largest, next_power
 from infoscope.sae.topk_step import Entries
 
 CHUNK = 256
@@ -126,9 +126,9 @@ class FusedStep:
             entries = _Values(latents, values.float().relu_())
             gradients, value_gradients = x_n.new_empty(n, d_in, dtype=self.dtype), torch.empty_like(entries.values)
             squares = x_n.new_empty(n)
-            width = max(2, _next_power(k))
+            width = max(2, next_power(k))
             most = 4096 if self.dtype == torch.bfloat16 and width <= 32 else 2048  # of more, registers spill
-            block = min(128, most // width, _next_power(d_in))
+            block = min(128, most // width, next_power(d_in))
             decode_topk[n,](
                 *(x_n, latents, entries.values, self.W_dec, sae.b_dec.detach(), energy),
                 *(gradients, value_gradients, squares, k),
@@ -144,7 +144,7 @@ class FusedStep:
         n_entries, n_rows = len(chosen.rows), n * self.n_levels
         entries = _Values(chosen.latents, pre_acts[chosen.tokens, chosen.latents].float().relu_())
         offsets = torch.searchsorted(chosen.rows, torch.arange(n_rows + 1, device=x_n.device))
-        block = min(128, _next_power(d_in))
+        block = min(128, next_power(d_in))
         n_blocks = -(-d_in // block)
         gradients, value_gradients = x_n.new_empty(n_rows, d_in, dtype=self.dtype), torch.empty_like(entries.values)
         squares = x_n.new_empty(n_rows, n_blocks)
@@ -284,7 +284,7 @@ class FusedStep:
         from infoscope.sae.kernels.training import sum_chunks, update_latents
 
         sae, sums, gradients = self.sae, state.by_latent, state.decoded.gradients
-        d_in, width = sae.d_in, _next_power(sae.d_in)
+        d_in, width = sae.d_in, next_power(sae.d_in)
         sizes: dict[str, Any] = {"D": d_in, "WIDTH": width, "CHUNK": CHUNK, **LAUNCH}
         sizes["num_warps"] = 4 if width <= 2048 else 8
         chunks = sae.b_dec.new_empty(len(sums.latent_of_chunk), 2, d_in)
@@ -359,10 +359,6 @@ class _State(NamedTuple):
     decoded: _Decoded
     by_latent: _ByLatent
     extra: _Extra | None
-
-
-def _next_power(n: int) -> int:
-    return 1 << (n - 1).bit_length()
 
 
 def _adam_state(optimizer: Any, weight: torch.nn.Parameter) -> dict[str, Any]:

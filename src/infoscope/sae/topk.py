@@ -77,11 +77,12 @@ def plan_groups(d: int, k: int) -> Plan | None:
     n_groups = -(-d // group)
     if k > MAX_K or not k <= n_groups <= MAX_GROUPS:
         return None
-    k = max(2, _next_power(k))
-    return Plan(k, max(k, _next_power(n_groups)), group)
+    k = max(2, next_power(k))
+    return Plan(k, max(k, next_power(n_groups)), group)
 
 
-def _next_power(n: int) -> int:
+def next_power(n: int) -> int:
+    """Return the first power of 2 that is not below n."""
     return 1 << (n - 1).bit_length()
 
 
