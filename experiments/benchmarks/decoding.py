@@ -203,14 +203,8 @@ def measure_readers(
         return make_rows(take_turns(sides, options.repeats), n_images, "images")
 
 
-def measure(
-    options: argparse.Namespace, root: Path, others: Mapping[str, Callable[[], Iterator[Tensor]]] | None = None
-) -> dict[str, Any]:
-    """Return the rows of the three tables, and what the files are.
-
-    Args:
-        others: more ways to hand over `InMemory(options.in_memory, options.size)`.
-    """
+def measure(options: argparse.Namespace, root: Path) -> dict[str, Any]:
+    """Return the rows of the three tables, and what the files are."""
     folders = open_folders(root, options.images)
     files = [root / name for name in folders[Decoder.pillow].image_ids]
     sizes = [file.stat().st_size for file in files]
@@ -222,9 +216,7 @@ def measure(
         "mean_bytes": statistics.fmean(sizes),
         "rows": measure_core(folders, options),
         "readers": measure_readers({decoder.name: folders[decoder] for decoder in decoders}, options),
-        "handing_over": measure_readers(
-            {"in memory": InMemory(options.in_memory, options.size)}, options, {**(others or {}), **limit}
-        ),
+        "handing_over": measure_readers({"in memory": InMemory(options.in_memory, options.size)}, options, limit),
     }
 
 
@@ -235,7 +227,7 @@ def print_tables(result: Mapping[str, Any], options: argparse.Namespace) -> None
     print_rows(result["handing_over"], f"\n{options.in_memory} pictures in memory, {options.workers} processes")
 
 
-def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+def parse() -> argparse.Namespace:
     parser = make_parser(__doc__)
     parser.add_argument("--root", help="a folder of photographs; without it, scenes are rendered")
     parser.add_argument("--size", type=int, default=224)
@@ -243,7 +235,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--in-memory", type=int, default=4096)
     parser.add_argument("--workers", type=int, default=max(1, min(14, (os.cpu_count() or 1))))
     parser.add_argument("--batch", type=int, default=64)
-    options = parser.parse_args(arguments)
+    options = parser.parse_args()
     if options.tiny:
         vars(options).update(images=4, in_memory=4, repeats=1, size=32, workers=1, batch=2)
     return options

@@ -1,5 +1,5 @@
 #!/bin/sh
-# All tests that need a CUDA device and every benchmark on it, within ten minutes:
+# All tests that need a CUDA device and the benchmarks that use one, within ten minutes:
 #   sh experiments/benchmarks/gpu.sh [FOLDER]
 # from the repository, with PYTHON (python3) that has infoscope's packages and those of [bench]. Results go to results/,
 # and with all that was printed to FOLDER (outputs/gpu). A step that fails or takes too long stops no other.

@@ -14,7 +14,6 @@ not measured. Medians of seconds and the largest rise are printed.
 from __future__ import annotations
 
 import argparse
-import datetime
 import io
 import json
 import re
@@ -30,16 +29,16 @@ from types import ModuleType
 from typing import Any
 
 import torch
+from harness import make_parser, save
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from infoscope.runtime.environment import count_usable_cores, describe_environment
+from infoscope.runtime.environment import count_usable_cores
 from infoscope.sae.activations import TopK
 from infoscope.sae.checkpoint import save_sae
 from infoscope.sae.loading import load_sae
 from infoscope.sae.model import SparseAutoencoder
 
-RESULTS = Path(__file__).parent / "results"
 MATRICES = ("W_enc", "b_enc", "W_dec", "b_dec")
 K = 32
 
@@ -179,32 +178,16 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
     return rows
 
 
-def save(options: argparse.Namespace, rows: list[dict[str, Any]]) -> Path:
-    """Write the numbers, the settings, hardware and date to results/."""
-    kept = ("d_in", "d_sae", "repeats", "threads")
-    content = {
-        "settings": {name: getattr(options, name) for name in kept},
-        **describe_environment(),
-        "date": datetime.date.today().isoformat(),
-        "rows": rows,
-    }
-    RESULTS.mkdir(exist_ok=True)
-    file = RESULTS / f"load_sae-{options.d_in}-{options.d_sae}-cpu.json"
-    file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    return file
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
+    parser.set_defaults(repeats=3)
     parser.add_argument("--d-in", type=int, default=768)
     parser.add_argument("--d-sae", type=int, default=49_152)
-    parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=count_usable_cores())
     parser.add_argument("--folder", help="where the files are written, one at a time; by default a temporary one")
     parser.add_argument("--load", nargs=2, help=argparse.SUPPRESS)
-    parser.add_argument("--save", action="store_true", help="write the figures and the hardware to results/")
-    parser.add_argument("--tiny", action="store_true", help="take a second, and tell no more than that it runs")
     options = parser.parse_args()
+    options.device = "cpu"  # where files are loaded, whatever is asked for
     torch.set_num_threads(options.threads)
     if options.load:
         print(json.dumps(load_here(*options.load)))
@@ -214,7 +197,9 @@ def main() -> None:
     print(f"{'':36} {'MB':>8} {'s':>8} {'peak (MB)':>10} {'plain: s':>8} {'peak (MB)':>10}")
     rows = measure(options)
     if options.save:
-        print(f"saved to {save(options, rows)}")
+        for name in ("folder", "load"):
+            vars(options).pop(name)
+        save(f"load_sae-{options.d_in}-{options.d_sae}", options, rows=rows)
 
 
 if __name__ == "__main__":

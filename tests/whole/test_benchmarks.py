@@ -53,6 +53,24 @@ class _Parsed(Exception):
     """The command line was understood."""
 
 
+def assert_has_options(file: Path, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(parser: argparse.ArgumentParser, *_: object) -> None:
+        _, unknown = parser.parse_known_args()  # exits where a value will not do
+        assert not unknown
+        raise _Parsed
+
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", stop)
+    monkeypatch.setattr(sys, "argv", [str(file), *arguments])
+    with pytest.raises(_Parsed):
+        runpy.run_path(str(file), run_name="__main__")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_make_bench_gives_a_benchmark_options_that_it_has(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert_has_options(BENCHMARKS / f"{name}.py", ["--save", "--device", "cuda"], monkeypatch)
+
+
 def test_the_gpu_script_gives_benchmarks_options_that_they_have(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -65,15 +83,6 @@ def test_the_gpu_script_gives_benchmarks_options_that_they_have(
     steps = [line.split() for line in told.read_text().splitlines()]
     assert steps[0][:4] == ["-m", "pytest", "-m", "gpu"]
 
-    def stop(parser: argparse.ArgumentParser, *_: object) -> None:
-        _, unknown = parser.parse_known_args()  # exits where a value will not do
-        assert not unknown
-        raise _Parsed
-
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", stop)
     for file, *arguments in steps[1:]:
-        monkeypatch.setattr(sys, "argv", [file, *arguments])
-        with pytest.raises(_Parsed):
-            runpy.run_path(str(FOLDER.parent / file), run_name="__main__")
+        assert_has_options(FOLDER.parent / file, arguments, monkeypatch)
     assert {Path(file).stem for file, *_ in steps[1:]} == set(NAMES) - {"emd", "load_sae"}
