@@ -100,7 +100,7 @@ def save(name: str, options: argparse.Namespace, **results: Any) -> None:
 
 def _list_peers() -> dict[str, str]:
     found = {}
-    for name in ("triton", "numba", "sae-lens", "eai-sparsify", "dictionary-learning"):
+    for name in ("triton", "sae-lens", "eai-sparsify", "dictionary-learning"):
         try:
             found[name] = version(name)
         except PackageNotFoundError:

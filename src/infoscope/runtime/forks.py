@@ -15,8 +15,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import closing, suppress
 from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any, TypeVar
@@ -25,6 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from infoscope.runtime.behind import Behind
 from infoscope.runtime.errors import InputError
 
 Item = TypeVar("Item")
@@ -175,13 +175,9 @@ def _help(compute: Callable[[Any], Any], to_parent: Connection, inherited: list[
     torch.set_num_threads(1)
     for connection in inherited:
         connection.close()
-    sent: Future[None] | None = None
-    with suppress(EOFError, ConnectionError), ThreadPoolExecutor(1) as sender:
+    with suppress(EOFError, ConnectionError), closing(Behind("send", 1)) as sender:
         while True:
-            packed = _pack(compute, to_parent.recv())
-            if sent is not None:
-                sent.result()
-            sent = sender.submit(to_parent.send_bytes, packed)
+            sender.submit(to_parent.send_bytes, _pack(compute, to_parent.recv()))
 
 
 def _pack(compute: Callable[[Any], Any], item: Any) -> bytes:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import io
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from infoscope.runtime import processes
+from infoscope.runtime.behind import Behind
 from infoscope.runtime.files import atomic_write
 from infoscope.runtime.profile import Kind, spent_on
 
@@ -88,23 +89,19 @@ def compute_parts_together(
         assert here.size == 1, "processes exchange parts in a folder"
         return (_to_cpu(compute(number, list(places))) for number in range(n_parts))
     assert len(kept) == len(places), "some passes keep their parts, and some do not"
-    with ThreadPoolExecutor(1) as saver:
-        saved: list[Future[None]] = []
+    with closing(Behind("save_parts", len(kept))) as saver:
         for number in range(here.rank, n_parts, here.size):
             missing = [key for key, place in kept.items() if not _name_part(place, number).exists()]
             if missing:
                 found = compute(number, missing)
-                _wait(saved)  # while the next part is computed this one is written
-                saved = [saver.submit(save_state, _name_part(kept[key], number), part) for key, part in found.items()]
-        _wait(saved)
+                with spent_on(Kind.disk):
+                    saver.finish()  # while the next part is computed this one is written
+                for key, part in found.items():
+                    saver.submit(save_state, _name_part(kept[key], number), part)
+        with spent_on(Kind.disk):
+            saver.finish()
     processes.barrier()
     return ({key: load_state(_name_part(place, number)) for key, place in kept.items()} for number in range(n_parts))
-
-
-def _wait(saved: Sequence[Future[None]]) -> None:
-    with spent_on(Kind.disk):
-        for one in saved:
-            one.result()
 
 
 def list_missing(n_parts: int, folder: Path | None, name: str) -> list[int]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from infoscope.data.images import ImageBatch, ImageSet
 from infoscope.data.reader import ImageReader, open_images
+from infoscope.runtime.behind import Behind
 from infoscope.runtime.parts import Part, compute_parts, cut, cut_images, list_missing
 from infoscope.runtime.profile import Kind, spent_on
 from infoscope.runtime.progress import Advance, ignore
@@ -32,6 +34,8 @@ PART_BYTES = 2**28
 """Maps in a part of the encoding, were they dense, about: a few images may be ranked by all latents."""
 EVEN_IMAGES = 256
 """Images in a part are a multiple of it, where maps allow so many: no batch is cut short at a part's end."""
+N_BEHIND = 2
+"""Batches that may be encoded and not be packed yet."""
 GATE_IMAGES = 8
 """Images for which a gate's latents are encoded at a time, at most: more images want more latents."""
 
@@ -111,11 +115,11 @@ class CropEncoder:
             for one in wanted
         ]
         with (
-            ThreadPoolExecutor(1) as behind,
+            closing(Behind("pack_maps", N_BEHIND)) as behind,
             open_images(self.image_set, size_px, n_workers=self.n_readers, device=device) as reader,
         ):
             missing = [images[parts[number]] for number in list_missing(len(parts), folder, "maps")]
-            batches, watched = _read(reader, missing, n_at_once), []
+            batches = _read(reader, missing, n_at_once)
 
             def encode(number: int) -> Part:
                 some, first = images[parts[number]], parts[number].start
@@ -123,7 +127,7 @@ class CropEncoder:
                 found = self._encode(wanted, of_part, behind, lambda n_done: progress(first + n_done, len(images)))
                 if watch is not None:
                     for i, (one, maps) in enumerate(zip(wanted, found, strict=True)):
-                        watched.append(behind.submit(watch, i, one.find_pairs(some), maps))
+                        behind.submit(watch, i, one.find_pairs(some), maps)
                 return {f"{i} {name}": of for i, maps in enumerate(found) for name, of in maps.to_tensors().items()}
 
             for number, part in enumerate(compute_parts(len(parts), encode, folder, "maps")):
@@ -131,15 +135,14 @@ class CropEncoder:
                     rows, ranks = one.find_pairs(images[parts[number]])
                     found = SparseMaps.from_tensors({name: part[f"{i} {name}"] for name in SparseMaps.NAMES}, grid)
                     maps.put(rows * one.top_images.shape[1] + ranks, found)
-            for future in watched:
-                future.result()
+            behind.finish()
         return made
 
     def _encode(
         self,
         wanted: Sequence[WantedMaps],
         batches: Iterable[ImageBatch],
-        behind: ThreadPoolExecutor,
+        behind: Behind,
         progress: Callable[[int], object],
     ) -> list[SparseMaps]:
         """Return the maps of some images, [n_pairs, 2, grid, grid] of each of `wanted`, in the order of `find_pairs`.
@@ -152,13 +155,15 @@ class CropEncoder:
         n_done, checks, leaver = 0, LaterChecks(), Leaver()
         for batch in batches:
             maps = self._encode_batch(wanted, batch, checks)
-            packed.append(behind.submit(_pack, leaver.start({"maps": torch.cat(maps)}), [len(one) for one in maps]))
+            leaving = leaver.start({"maps": torch.cat(maps)})
+            with spent_on(Kind.copying):
+                packed.append(behind.submit(_pack, leaving, [len(one) for one in maps]))
             n_done += len(batch.index)
-            if len(packed) > 1:
-                _wait(packed[-2])  # no more than two batches wait for their turn
             progress(n_done)
         checks.ask()
-        return [SparseMaps.join(of_one) for of_one in zip(*map(_wait, packed), strict=True)]
+        with spent_on(Kind.copying):
+            found = [future.result() for future in packed]
+        return [SparseMaps.join(of_one) for of_one in zip(*found, strict=True)]
 
     @torch.inference_mode()
     def _encode_batch(
@@ -254,11 +259,6 @@ def _pack(leaving: Leaving, sizes: Sequence[int]) -> list[SparseMaps]:
     packed = [SparseMaps.of(maps) for maps in np.split(leaving.wait()["maps"].numpy(), np.cumsum(sizes)[:-1])]
     leaving.release()
     return packed
-
-
-def _wait(packed: Future[list[SparseMaps]]) -> list[SparseMaps]:
-    with spent_on(Kind.copying):
-        return packed.result()
 
 
 def _cut_ranked(n_images: int, wanted: Sequence[WantedMaps], grid: int) -> list[slice]:
