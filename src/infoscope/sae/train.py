@@ -70,8 +70,7 @@ def train_sae(
     mean, scale = _by_main(lambda: make_normalisation(tokens, training, config.tokens, config.batch_tokens))
     module = SAEModule(make_sae(config, mean, scale, seed), config)
     run = {"config": config.cache_key_fields(), "seed": seed, "n_tokens": training.n_tokens}
-    if precision != "32-true":
-        run["precision"] = precision
+    run |= {} if precision == "32-true" else {"precision": precision}  # older checkpoints name none
     checkpoint = LastCheckpoint(folder, run, config.checkpoint_every_n_steps)
     with quiet_lightning():
         trainer = L.Trainer(

@@ -207,8 +207,7 @@ def extract_tokens(
     # of another size: those of an earlier version that cut them otherwise
     shards = folder if progress is None else progress / f"shards-of-{shard_images}"
     shards.mkdir(exist_ok=True)
-    missing = processes.broadcast([i for i in range(len(cuts)) if not name_facts(shards, i).exists()])
-    mine = missing[processes.current().rank :: processes.current().size]
+    mine = _share_missing(shards, len(cuts))
     positions = np.concatenate([np.empty(0, np.int64), *(np.arange(cuts[i].start, cuts[i].stop) for i in mine)])
     is_sampled = dtype is None or n_images > EXACT_SCALE_IMAGES
     sample_every = -(-n_images // N_SAMPLE_IMAGES) if is_sampled else None
@@ -224,12 +223,9 @@ def extract_tokens(
     mean = processes.broadcast(known.get("mean"))
     if mean is None:
         raise InputError("Expected at least one readable image, got none: see the list of skipped files.")
-    kept = None if progress is None else shards
-    mean_norm = 0.0 if is_sampled else compute_mean_norm(shards, kept, mean.to(device))
+    mean_norm = None if is_sampled else compute_mean_norm(shards, progress and shards, mean.to(device))
     processes.barrier()  # all have read what is now taken away
     if processes.current().rank == 0:
-        if is_sampled:
-            mean_norm = estimate_mean_norm(torch.from_numpy(known["sample"]), torch.from_numpy(known["norms"]), mean)
         _save_facts(backbone, layer, dtype, known, mean_norm, folder)
         move_shards(shards, folder)
     processes.barrier()
@@ -266,14 +262,25 @@ def _cut_shards(backbone: Backbone, n_images: int, least: int, most: int) -> lis
     return cut(n_images, shard_images if shard_images < most else -(-shard_images // most) * most)
 
 
+def _share_missing(shards: Path, n_shards: int) -> list[int]:
+    """Return the numbers of the shards that this process writes: the missing ones are dealt out."""
+    missing = processes.broadcast([i for i in range(n_shards) if not name_facts(shards, i).exists()])
+    return missing[processes.current().rank :: processes.current().size]
+
+
 def _save_facts(
-    backbone: Backbone, layer: int, dtype: str | None, known: dict[str, Any], mean_norm: float, folder: Path
+    backbone: Backbone, layer: int, dtype: str | None, known: dict[str, Any], mean_norm: float | None, folder: Path
 ) -> None:
     """Write the files of `TokenFacts`.
 
     Args:
         known: as `join_facts` returns it.
+        mean_norm: None: to be estimated from the sample.
     """
+    if mean_norm is None:
+        mean_norm = estimate_mean_norm(
+            torch.from_numpy(known["sample"]), torch.from_numpy(known["norms"]), known["mean"]
+        )
     np.save(folder / NORMS_FILE, known["norms"])
     np.save(folder / INDEX_FILE, known["image_index"])
     np.save(folder / MEAN_FILE, known["mean"].numpy())
