@@ -278,9 +278,8 @@ def _save_facts(
         mean_norm: None: to be estimated from the sample.
     """
     if mean_norm is None:
-        mean_norm = estimate_mean_norm(
-            torch.from_numpy(known["sample"]), torch.from_numpy(known["norms"]), known["mean"]
-        )
+        sample, norms = (torch.from_numpy(known[name]) for name in ("sample", "norms"))
+        mean_norm = estimate_mean_norm(sample, norms, known["mean"])
     np.save(folder / NORMS_FILE, known["norms"])
     np.save(folder / INDEX_FILE, known["image_index"])
     np.save(folder / MEAN_FILE, known["mean"].numpy())
