@@ -19,7 +19,7 @@ from infoscope.sae.choose_step import find_deviation
 from infoscope.sae.fused_step import FusedStep
 from infoscope.sae.losses import BatchTopKObjective, MatryoshkaKObjective, TopKObjective
 from infoscope.sae.model import SparseAutoencoder
-from infoscope.sae.topk_step import Entries, make_entries
+from infoscope.sae.topk_step import Selected, make_selected
 from infoscope.sae.train import train_sae
 from tests.support.sae_samples import CONFIG, Stop, Tokens, as_kind, assert_same
 
@@ -66,9 +66,9 @@ def compute_expected(sae: SparseAutoencoder, objective: TopKObjective, step: Fus
     assert step.state is not None
     chosen = step.state.decoded.chosen
     if chosen is None:
-        chosen = make_entries(step.state.decoded.entries.latents)
+        chosen = make_selected(step.state.decoded.entries.latents)
     plain: Any = copy.copy(objective)
-    plain.select = lambda _: Entries(*chosen)
+    plain.select = lambda _: Selected(*chosen)
     double = copy.deepcopy(sae).double()
     out = plain(double, x_n.double(), dead)
     out.loss.backward()

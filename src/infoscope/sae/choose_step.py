@@ -15,7 +15,7 @@ from infoscope.sae.fused_step import CHUNK, FusedStep
 from infoscope.sae.losses import BatchTopKObjective, Objective, TopKObjective
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.sae.topk import has_triton
-from infoscope.sae.topk_step import compute_sparse_step, make_entries
+from infoscope.sae.topk_step import compute_sparse_step, make_selected
 
 
 def choose_step(sae: SparseAutoencoder, objective: Objective) -> FusedStep | None:
@@ -75,7 +75,7 @@ def find_deviation(
     before = copy.deepcopy(sae)
     out = step.compute(x_n, dead)
     assert step.state is not None
-    entries = step.state.decoded.chosen or make_entries(step.state.decoded.entries.latents)
+    entries = step.state.decoded.chosen or make_selected(step.state.decoded.entries.latents)
     step.update(optimizer)
 
     tolerance = 1e-3 if dtype == torch.float32 else 3e-2

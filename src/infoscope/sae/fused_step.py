@@ -28,7 +28,7 @@ from infoscope.runtime import collective, processes
 from infoscope.sae.losses import LossOutput, TopKObjective
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.sae.topk import LAUNCH, find_largest, next_power
-from infoscope.sae.topk_step import Entries
+from infoscope.sae.topk_step import Selected
 
 CHUNK = 256
 """Entries of a latent that are summed one after the other; those of a latent with more are summed in chunks."""
@@ -321,7 +321,7 @@ class _Decoded(NamedTuple):
     each token. squares: of the errors, in the same order."""
 
     entries: _Values
-    chosen: Entries | None
+    chosen: Selected | None
     gradients: Float[Tensor, "n_rows d_in"]
     value_gradients: Float[Tensor, "..."]
     squares: Float[Tensor, "..."]

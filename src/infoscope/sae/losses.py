@@ -20,7 +20,7 @@ from infoscope.runtime import collective
 from infoscope.runtime.precision import tf32_products
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.sae.topk_step import (
-    Entries,
+    Selected,
     SparseStep,
     compute_sparse_step,
     select_batch_topk,
@@ -76,7 +76,7 @@ class TopKObjective(Objective):
         """aux_k; 0 where AuxK does not count."""
         return self.aux_k if self.aux_coef > 0 else 0
 
-    def select(self, pre_acts: Float[Tensor, "n d_sae"]) -> Entries:
+    def select(self, pre_acts: Float[Tensor, "n d_sae"]) -> Selected:
         """Return the active entries of a training batch."""
         return select_topk(pre_acts, self.k)
 
@@ -115,7 +115,7 @@ class MatryoshkaKObjective(TopKObjective):
         self.k_levels = k_levels
         self.level_weights = tuple(weight / sum(level_weights) for weight in level_weights)
 
-    def select(self, pre_acts: Float[Tensor, "n d_sae"]) -> Entries:
+    def select(self, pre_acts: Float[Tensor, "n d_sae"]) -> Selected:
         return select_nested_topk(pre_acts, self.k_levels)
 
 
@@ -137,7 +137,7 @@ class BatchTopKObjective(TopKObjective):
     def entries_per_token(self) -> int | None:
         return None
 
-    def select(self, pre_acts: Float[Tensor, "n d_sae"]) -> Entries:
+    def select(self, pre_acts: Float[Tensor, "n d_sae"]) -> Selected:
         return select_batch_topk(pre_acts, self.k, self.prefix_sizes)
 
 

@@ -26,8 +26,8 @@ _SAMPLE_TOKENS = 256
 """Tokens on which the bound of `_find_largest` is guessed."""
 
 
-class Entries(NamedTuple):
-    """Selected places of a code matrix [n, d_sae], all different; z is 0 elsewhere.
+class Selected(NamedTuple):
+    """The places of a code matrix [n, d_sae] that a training step selects, all different; z is 0 elsewhere.
 
     tokens, latents: of each place. rows: token * n_levels + level, ascending. Level l of a nested reconstruction adds
     the entries of level l to those of the levels before.
@@ -38,7 +38,7 @@ class Entries(NamedTuple):
     rows: Int64[Tensor, " n_entries"]
 
 
-Select = Callable[[Float[Tensor, "n d_sae"]], Entries]
+Select = Callable[[Float[Tensor, "n d_sae"]], Selected]
 
 
 class SparseStep(NamedTuple):
@@ -54,21 +54,21 @@ class SparseStep(NamedTuple):
     error_hat: Float[Tensor, "n d_in"] | None
 
 
-def select_topk(pre_acts: Float[Tensor, "n d_sae"], k: int) -> Entries:
+def select_topk(pre_acts: Float[Tensor, "n d_sae"], k: int) -> Selected:
     """Return the k largest places of each token."""
-    return make_entries(find_largest(pre_acts, k).indices)
+    return make_selected(find_largest(pre_acts, k).indices)
 
 
-def select_nested_topk(pre_acts: Float[Tensor, "n d_sae"], k_levels: Sequence[int]) -> Entries:
+def select_nested_topk(pre_acts: Float[Tensor, "n d_sae"], k_levels: Sequence[int]) -> Selected:
     """Return the k_levels[-1] largest places of each token; up to level l, they are its k_levels[l] largest."""
     indices = find_largest(pre_acts, k_levels[-1], is_sorted=True).indices
-    entries = make_entries(indices)
+    entries = make_selected(indices)
     bounds = torch.tensor(k_levels, device=indices.device)
     level_of_rank = torch.bucketize(torch.arange(k_levels[-1], device=indices.device), bounds, right=True)
     return entries._replace(rows=entries.tokens * len(k_levels) + level_of_rank.repeat(len(indices)))
 
 
-def select_batch_topk(pre_acts: Float[Tensor, "n d_sae"], k: int, prefix_sizes: Sequence[int] = ()) -> Entries:
+def select_batch_topk(pre_acts: Float[Tensor, "n d_sae"], k: int, prefix_sizes: Sequence[int] = ()) -> Selected:
     """Return the k * n largest places of the batch (Bussmann et al., 2024): k per token on average.
 
     Where several processes have a part of the batch each, those of the whole batch that lie in this part.
@@ -81,16 +81,16 @@ def select_batch_topk(pre_acts: Float[Tensor, "n d_sae"], k: int, prefix_sizes: 
     places = _find_largest_of_all(pre_acts, k * len(pre_acts)).sort().values
     tokens, latents = places // d_sae, places % d_sae
     if not prefix_sizes:
-        return Entries(tokens, latents, tokens)
+        return Selected(tokens, latents, tokens)
     levels = torch.bucketize(latents, torch.tensor(prefix_sizes, device=latents.device), right=True)
-    return Entries(tokens, latents, tokens * len(prefix_sizes) + levels)
+    return Selected(tokens, latents, tokens * len(prefix_sizes) + levels)
 
 
-def make_entries(indices: Int64[Tensor, "n k"]) -> Entries:
+def make_selected(indices: Int64[Tensor, "n k"]) -> Selected:
     """Return the entries of n tokens that have k each, in one level."""
     n, k = indices.shape
     tokens = torch.arange(n, device=indices.device).repeat_interleave(k)
-    return Entries(tokens, indices.flatten(), tokens)
+    return Selected(tokens, indices.flatten(), tokens)
 
 
 def _find_largest_of_all(part: Float[Tensor, "n d"], n_per_part: int) -> Int64[Tensor, " n_mine"]:
@@ -174,7 +174,7 @@ class _SelectActs(torch.autograd.Function):
     def forward(
         ctx: Any,
         pre_acts: Tensor,
-        entries: Entries,
+        entries: Selected,
         by_latent: ByLatent,
         x_centred: Tensor,
         W_enc: Tensor,
@@ -201,7 +201,7 @@ class _SumDecoderRows(torch.autograd.Function):
     """Decoder rows summed into the entries' rows, weighted by z; the backward goes to the values and to W_dec."""
 
     @staticmethod
-    def forward(ctx: Any, values: Tensor, entries: Entries, by_latent: ByLatent, W_dec: Tensor, n_rows: int) -> Tensor:
+    def forward(ctx: Any, values: Tensor, entries: Selected, by_latent: ByLatent, W_dec: Tensor, n_rows: int) -> Tensor:
         offsets = _count_offsets(entries.rows, n_rows)
         ctx.save_for_backward(values, entries.latents, entries.rows, offsets, W_dec, *by_latent)
         return F.embedding_bag(
@@ -251,12 +251,12 @@ def compute_sparse_step(
     if candidates is not None and len(candidates) > 0:
         with torch.no_grad():
             chosen = pre_acts[:, candidates].topk(min(aux_k, len(candidates)), dim=-1, sorted=False).indices
-        _, error_hat = _encode_decode(pre_acts, make_entries(candidates[chosen]), x_centred, sae, 1)
+        _, error_hat = _encode_decode(pre_acts, make_selected(candidates[chosen]), x_centred, sae, 1)
     return SparseStep(entries.latents, values.detach(), x_hats_n, error_hat)
 
 
 def _encode_decode(
-    pre_acts: Tensor, entries: Entries, x_centred: Tensor, sae: SparseAutoencoder, n_levels: int
+    pre_acts: Tensor, entries: Selected, x_centred: Tensor, sae: SparseAutoencoder, n_levels: int
 ) -> tuple[Tensor, Tensor]:
     by_latent = sort_by_latent(entries.latents, len(sae.b_enc))
     values = _SelectActs.apply(pre_acts, entries, by_latent, x_centred, sae.W_enc, sae.b_enc, sae.b_dec)
