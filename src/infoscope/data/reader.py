@@ -17,10 +17,10 @@ from torch import Tensor
 from infoscope.data.config import RAISE, SKIP, Decoder, OnError
 from infoscope.data.decoding import check_decoder, decode_plain, is_plain, resize_pixels
 from infoscope.data.images import ImageBatch, ImageError, ImageSet
+from infoscope.runtime.copies import copy_stream
 from infoscope.runtime.errors import InputError
 from infoscope.runtime.profile import Kind, counted, spent_on
 from infoscope.runtime.ring import Ring, count_pieces
-from infoscope.runtime.streams import copy_stream
 
 Index = Int64[np.ndarray, " n"]
 Pixels = UInt8[np.ndarray, "n 3 size size"]

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from infoscope.runtime import collective, processes
 from infoscope.runtime.behind import Behind
+from infoscope.runtime.copies import Leaver, Leaving
 from infoscope.runtime.errors import InputError
 from infoscope.sae.config import TokenChoice
 from infoscope.vision.backbone import Tokens
-from infoscope.vision.tokens.copies import Leaver, Leaving
 from infoscope.vision.tokens.extract import ShardedRows, TokenCache
 from infoscope.vision.tokens.shards import N_BEHIND
 from infoscope.vision.tokens.source import LiveTokens, choose_batch_images

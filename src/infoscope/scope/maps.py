@@ -19,6 +19,7 @@ from torch import Tensor
 from infoscope.data.images import ImageBatch, ImageSet
 from infoscope.data.reader import ImageReader, open_images
 from infoscope.runtime.behind import Behind
+from infoscope.runtime.copies import Leaver, Leaving
 from infoscope.runtime.parts import Part, compute_parts, cut, cut_images, list_missing
 from infoscope.runtime.profile import Kind, spent_on
 from infoscope.runtime.progress import Advance, ignore
@@ -28,7 +29,6 @@ from infoscope.scope.config import ScopeConfig
 from infoscope.scope.sparse_maps import SparseMaps
 from infoscope.vision.backbone import Backbone
 from infoscope.vision.checks import LaterChecks
-from infoscope.vision.tokens.copies import Leaver, Leaving
 
 PART_BYTES = 2**28
 """Maps in a part of the encoding, were they dense, about: a few images may be ranked by all latents."""

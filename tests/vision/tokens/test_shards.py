@@ -16,11 +16,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from infoscope.runtime import copies
+from infoscope.runtime.copies import Leaver
 from infoscope.runtime.errors import InputError
 from infoscope.vision.backbone import Backbone, Tokens
 from infoscope.vision.open_clip.backbone import OpenClipBackbone
-from infoscope.vision.tokens import copies, extract, shards, source
-from infoscope.vision.tokens.copies import Leaver
+from infoscope.vision.tokens import extract, shards, source
 from infoscope.vision.tokens.extract import ShardedRows, TokenCache, extract_tokens
 from infoscope.vision.tokens.source import LiveTokens, ReadImages
 from tests.support.clip_samples import GRID, MEAN, STD, WIDTH, make_backbone, make_images

@@ -15,12 +15,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from infoscope.runtime.behind import Behind
+from infoscope.runtime.copies import Leaver, Leaving
 from infoscope.runtime.files import atomic_write
 from infoscope.runtime.parts import compute_parts
 from infoscope.runtime.profile import Kind, spent_on
 from infoscope.vision.backbone import Tokens
 from infoscope.vision.checks import LaterChecks, is_finite, raise_unmet
-from infoscope.vision.tokens.copies import Leaver, Leaving
 
 N_SAMPLE_IMAGES, N_SAMPLE_TOKENS = 2048, 32
 """A sample of tokens: at most so many images, so many tokens of each."""

@@ -1,19 +1,25 @@
-"""Tensors on their way from a GPU to the CPU, while the GPU goes on with the next batch."""
+"""Copies to and from a GPU, while it goes on with its work: their streams, and tensors on their way to the CPU."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 
 import torch
 from torch import Tensor
 
 from infoscope.runtime.errors import get_first_line
-from infoscope.runtime.streams import copy_stream
 
 Spare = dict[str, list[Tensor]]
 """Page-locked memory that is not in use, by the name of what was copied into it: uint8, of one dimension."""
+
+
+@cache
+def copy_stream(device: torch.device, *, to_device: bool) -> torch.cuda.Stream:
+    """Return the stream on which a GPU gets copies, or gives them away: one each, as memory is kept by stream."""
+    return torch.cuda.Stream(device)
 
 
 @dataclass(frozen=True)
