@@ -56,11 +56,6 @@ class Profile:
         """Seconds in all."""
         return sum(self.seconds.values())
 
-    def shares(self) -> dict[Kind, float]:
-        """Return each kind's share of the time, the largest first; kinds that took none are left out."""
-        taken = sorted(((kind, s) for kind, s in self.seconds.items() if s > 0), key=lambda pair: -pair[1])
-        return {kind: s / self.total_s for kind, s in taken}
-
     def enter(self, kind: Kind) -> None:
         """Charge what was done so far to the kind before, and go on with this one."""
         self._charge()
