@@ -7,7 +7,7 @@ weights: which latents fire changes nothing of what is timed.
 Memory and exactness: `measure_one` on a stand-in for an SAE that makes latents up: latent j fires on an image with a
 probability of its own (log-uniform, 1e-5 to 0.1), with a uniform strength in 64 steps, so that ties are common. An
 image is one token here: what an encoder adds while it works does not grow with the number of images
-(`MAX_LATENT_VALUES`), and is not part of this. For some latents all values are kept aside (a third of a GB for
+(`MAX_PRE_ACTS`, `MAX_LATENT_VALUES`), and is not part of this. For some latents all values are kept aside (a third of a GB for
 ImageNet), and their ranking is compared with a stable sort.
 
     python experiments/benchmarks/ranking.py                     # both; memory: 1,281,167 images x 49,152 latents
@@ -34,7 +34,7 @@ from torch import Tensor
 
 from infoscope.sae.activation import Entries, list_dense
 from infoscope.sae.activations import ReLU, TopK
-from infoscope.sae.model import SparseAutoencoder
+from infoscope.sae.model import MAX_PRE_ACTS, SparseAutoencoder
 from infoscope.sae.origin import Origin
 from infoscope.sae.passes import BATCH_IMAGES, MAX_LATENT_VALUES, measure_one
 from infoscope.scope.ranking import Ranking, measure_ranking
@@ -113,7 +113,7 @@ def rank_dense(sae: SparseAutoencoder, patches: Tensor, n_ranks: int) -> TopImag
 @torch.inference_mode()
 def multiply(sae: SparseAutoencoder, patches: Tensor) -> None:
     """Only make pre-activations, as many at a time as a pass does."""
-    for part in patches.flatten(0, 1).split(max(1, MAX_LATENT_VALUES // sae.d_sae)):
+    for part in patches.flatten(0, 1).split(max(1, MAX_PRE_ACTS // sae.d_sae)):
         sae.pre_acts(part)
 
 

@@ -13,7 +13,7 @@ from infoscope.pipeline.passes import PassStage
 from infoscope.pipeline.stage import Key, Needs, Row, Shown, Work, name_artifacts
 from infoscope.sae.latent_table import LatentColumn
 from infoscope.sae.metrics import compute_mass
-from infoscope.sae.model import SparseAutoencoder
+from infoscope.sae.model import MAX_PRE_ACTS, SparseAutoencoder
 from infoscope.sae.origin import check_has_maps
 from infoscope.sae.passes import BATCH_IMAGES, Measurement
 from infoscope.scope.config import RankBy
@@ -68,7 +68,8 @@ class Rank(PassStage[Ranking]):
         d_sae = count_latents(ctx)
         n_bytes = d_sae * ctx.config.scope.n_ranks * 12
         held = 3 * n_bytes  # of a part, of what this process has ranked, of all
-        held += 4 * BATCH_IMAGES * find_sizes(ctx).n_patches * d_sae
+        # pre-activations, and what is made of them
+        held += 2 * 4 * min(BATCH_IMAGES * find_sizes(ctx).n_patches * d_sae, MAX_PRE_ACTS)
         return replace(work_of_pass(ctx), disk_bytes=n_bytes, memory_bytes=held)
 
     def latents(self, ctx: Context, seed: int) -> Iterator[LatentColumn]:
