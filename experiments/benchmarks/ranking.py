@@ -6,8 +6,8 @@ weights: which latents fire changes nothing of what is timed.
 
 Memory and exactness: `measure_one` on a stand-in for an SAE that makes latents up: latent j fires on an image with a
 probability of its own (log-uniform, 1e-5 to 0.1), with a uniform strength in 64 steps, so that ties are common. An
-image is one token here: what an encoder adds while it works does not grow with the number of images
-(`MAX_PRE_ACTS`, `MAX_LATENT_VALUES`), and is not part of this. For some latents all values are kept aside (a third of a GB for
+image is one token here: what an encoder adds while it works does not grow with the number of images (`MAX_PRE_ACTS`,
+`MAX_LATENT_VALUES`), and is not part of this. For some latents all values are kept aside (a third of a GB for
 ImageNet), and their ranking is compared with a stable sort.
 
     python experiments/benchmarks/ranking.py                     # both; memory: 1,281,167 images x 49,152 latents

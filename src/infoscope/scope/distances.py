@@ -78,7 +78,7 @@ class KnownDistances(NamedTuple):
 class DistancesAhead:
     """Distances of pairs whose maps are there, computed by helpers while this process goes on making maps.
 
-    A chance distance needs more than its two maps: that the ranks between have no mass is to be known.
+    A chance distance is that to the next rank with mass: it can be asked for when all ranks up to that one are known.
 
     Args:
         ranked: where there is an image at that rank.

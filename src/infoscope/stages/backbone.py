@@ -59,7 +59,7 @@ def load_backbone(ctx: Context) -> Backbone:
 
 
 COMPILING_PAYS = 2**51
-"""Products of weights that take a large GPU about so much longer in plain blocks as compiling them takes."""
+"""A stage of so many products of weights (see `Backbone.n_products`) saves a large GPU about the time of compiling."""
 
 
 def compile_backbone(ctx: Context, n_images: int) -> None:

@@ -85,10 +85,10 @@ class Backbone(nn.Module, ABC):
         return []
 
     def cast_weights(self) -> None:
-        """Keep as bfloat16, on a GPU, what autocast would make that in every forward: no number changes there.
+        """On a GPU, keep weights in bfloat16 that autocast would make bfloat16 in every forward: no number changes.
 
-        (On a CPU attention would take another path.) Not in the last block: `resume` runs parts of it that autocast
-        lets alone.
+        (On a CPU attention would take another path.) The last block's weights stay float32: `resume` runs parts of it
+        that autocast leaves in float32.
         """
         if self.precision == "bfloat16" and self.mean.is_cuda:
             for block in self.blocks[:-1]:

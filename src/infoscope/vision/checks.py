@@ -43,7 +43,7 @@ class LaterChecks:
 
 
 def is_finite(values: Float[Tensor, "..."]) -> Bool[Tensor, ""]:
-    """Return, on their device, whether no value is NaN or infinite: both go through to the largest or the smallest."""
+    """Return, on their device, whether no value is NaN or infinite: the largest or the smallest would be so too."""
     if values.numel() == 0:
         return torch.ones((), dtype=torch.bool, device=values.device)
     return torch.isfinite(values.amax()) & torch.isfinite(values.amin())
