@@ -36,7 +36,7 @@ def not_normalised(maps):
     return maps.reshape(len(maps), -1).astype(np.float64)
 
 
-best_first, iterate_images, sum_decoder_rows = top_images.best_first, maps.iterate_images, edit.sum_decoder_rows
+best_first, read, sum_decoder_rows = top_images.best_first, maps._read, edit.sum_decoder_rows
 
 
 def one_rank_late(values, images, k):
@@ -44,8 +44,8 @@ def one_rank_late(values, images, k):
     return values[:, -k:], images[:, -k:]
 
 
-def whole_batches_only(image_set, size_px, batch_size, **options):
-    return (b for b in iterate_images(image_set, size_px, batch_size, **options) if len(b.index) == batch_size)
+def whole_batches_only(reader, parts, n_at_once):
+    return (b for b in read(reader, parts, n_at_once) if len(b.index) == n_at_once)
 
 
 def normalised_units(acts, W_dec):
@@ -61,7 +61,7 @@ def normalised_units(acts, W_dec):
         (top_images, "best_first", one_rank_late, ranking_test),
         (edit, "sum_decoder_rows", normalised_units, partial(edit_test, TopK(5))),
         (metrics, "IGNORE_LABEL", 254, ignored_pixels_test),
-        (maps, "iterate_images", whole_batches_only, last_batch_test),
+        (maps, "_read", whole_batches_only, last_batch_test),
     ],
     ids=["alignment", "d_grid", "normalisation", "ranks", "edit_scale", "ignored_pixels", "last_batch"],
 )

@@ -9,15 +9,14 @@ that asked for it: a recorded run shows the shares, and is slower than one that 
 from __future__ import annotations
 
 import re
+import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from enum import Enum
 from pathlib import Path
-from typing import TypeVar
-
-import torch
+from typing import Any, TypeVar
 
 Item = TypeVar("Item")
 
@@ -78,16 +77,16 @@ class Profile:
     def _keep_peaks(self) -> None:
         peak = _read_peak()
         self.peak_bytes = peak if self.peak_bytes is None or peak is None else max(peak, self.peak_bytes)
-        if torch.cuda.is_initialized():
-            self.device_bytes = max(torch.cuda.max_memory_allocated(), self.device_bytes or 0)
+        if cuda := _find_cuda():
+            self.device_bytes = max(cuda.max_memory_allocated(), self.device_bytes or 0)
 
     def is_of_this_thread(self) -> bool:
         """Whether the thread that asks is the one whose time is counted."""
         return threading.get_ident() == self._thread
 
     def _charge(self) -> None:
-        if torch.cuda.is_initialized():
-            torch.cuda.synchronize()
+        if cuda := _find_cuda():
+            cuda.synchronize()
         now = time.perf_counter()
         self.seconds[self._now[-1]] += now - self._since
         self._since = now
@@ -119,8 +118,14 @@ def _forget_peaks() -> None:
     """Let the peaks of memory begin anew: 5 is what the kernel's proc(5) asks for."""
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-    if torch.cuda.is_initialized():
-        torch.cuda.reset_peak_memory_stats()
+    if cuda := _find_cuda():
+        cuda.reset_peak_memory_stats()
+
+
+def _find_cuda() -> Any | None:
+    """Return `torch.cuda` where a device is in use. Torch is not imported for it: the store does without."""
+    torch = sys.modules.get("torch")
+    return torch.cuda if torch is not None and torch.cuda.is_initialized() else None
 
 
 def _read_peak() -> int | None:
