@@ -68,5 +68,5 @@ def normalised_units(acts, W_dec):
 def test_a_planted_fault_turns_its_test_red(module, name, fault, test, monkeypatch):
     test()
     monkeypatch.setattr(module, name, fault)
-    with pytest.raises(AssertionError):
+    with pytest.raises((AssertionError, ValueError)):  # maps that nobody made leave arrays of different lengths
         test()
