@@ -35,7 +35,7 @@ def find_peer(module: str) -> Any | None:
     try:
         return import_module(module)
     except ImportError:
-        print(f"{module} is not installed, its rows are missing: pip install 'infoscope[bench]'")
+        print(f"{module} is not installed, its rows are missing: pip install -e '.[bench]', or make bench")
         return None
 
 

@@ -229,3 +229,15 @@ def test_helpers_that_read_for_tokens_stay_and_end_with_them(photographs: Path, 
     del read, outer, broken_off
     gc.collect()
     assert set(multiprocessing.active_children()) <= before
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there it may be had")
+@pytest.mark.parametrize("override", ["plan=false", "plan=true"])
+def test_a_decoder_that_is_not_here_is_refused_before_anything_is_built(tmp_path: Path, override: str) -> None:
+    (tmp_path / "photographs").mkdir()
+    for i in range(40):
+        Image.new("RGB", (30, 20), (i, 0, 0)).save(tmp_path / "photographs" / f"{i}.jpg")
+    data = ("data=image_folder", f"data.root={tmp_path / 'photographs'}", "data.decoder=nvjpeg")
+    with pytest.raises(InputError, match="on a GPU for data.decoder=nvjpeg, got: no GPU"):
+        run_tiny(tmp_path / "out", *data, "stage=score", override)
+    assert not list((tmp_path / "out").glob("artifacts/*/*"))

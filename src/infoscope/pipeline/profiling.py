@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from infoscope.report.tables import Align, Column, Table
 from infoscope.runtime.profile import Kind, Profile, recording
 
-BETWEEN = "between them"
-"""What the row of all that no stage was built in is called: loading, checksums, tables."""
+BETWEEN = "all the rest"
+"""What the row is called of what the run did in no stage: loading, checksums, tables."""
 OF_KIND = {
     Kind.reading: "reading",
     Kind.copying: "copying",
@@ -43,7 +43,7 @@ class Profiles:
         on_device = any(one.device_bytes for many in self.of_stage.values() for one in many)
         columns = [
             Column("stage", "Stage", Align.left),
-            Column("n_built", "Built", is_count=True),
+            Column("n_times", "Times", is_count=True),
             Column("seconds", "Time", digits=1, unit="s"),
             *(Column(f"{kind.name}_share", OF_KIND[kind], digits=0, scale=100, unit="%") for kind in taken),
             Column("peak_gb", "Memory", digits=2, unit="GB"),
@@ -55,11 +55,12 @@ class Profiles:
             shares = [sum(one.seconds[kind] for one in many) / total_s if total_s else 0.0 for kind in taken]
             peaks = [max((one.peak_bytes or 0) for one in many), max((one.device_bytes or 0) for one in many)]
             gigabytes = [peak / 1e9 if peak else None for peak in peaks[: 1 + on_device]]
-            table.add_row(stage, len(many), total_s, *shares, *gigabytes)
+            table.add_row(stage, None if stage == BETWEEN else len(many), total_s, *shares, *gigabytes)
         table.notes.append(
-            "Shares are of the main process; what helpers do meanwhile costs it only the waiting. Memory is the most"
-            " that it held at once, its imports included. On CUDA a profiled run waits for the device at each mark, and"
-            " is slower than one that is not."
+            "Encoder is the SAE's, forward the backbone's; other is what has no column, such as statistics, figures and"
+            " compiling. Time that helpers work is not counted, but what this process waits for them is. Starting the"
+            " program comes before. Memory is the most that this process held at once, its imports included. On CUDA a"
+            " profiled run waits for the device at each mark, and is slower than one that is not."
         )
         return table
 

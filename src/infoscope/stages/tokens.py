@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from infoscope.data.config import RAISE, DataConfig
+from infoscope.data.decoding import check_decoder
 from infoscope.data.images import CHECK_PX, ImageBatch, ImageError, ImageSet
 from infoscope.data.reader import ImageReader, iterate_images
 from infoscope.pipeline.context import Context, once
@@ -63,6 +64,7 @@ class Tokens(ArtifactStage[TokenSource]):
         if found is not None:
             _say_skipped(ctx, found.folder, split, data)
             return
+        check_decoder(data.decoder, ctx.device if ctx.device.type == "cuda" else torch.device("cuda"))
         sizes = find_sizes(ctx)
         if sizes.n_layers is not None:
             ctx.config.model.hook.check(sizes.n_layers)
