@@ -34,7 +34,7 @@ from infoscope.stages.tokens import Tokens, keep_open
 from infoscope.stages.train_sae import TrainSAE
 from infoscope.vision.backbone import Backbone
 from infoscope.vision.tokens import extract, source
-from tests.support.pipeline_samples import N_TRAIN, Recorder, make_tiny_config
+from tests.support.pipeline_samples import N_TRAIN, Recorder, make_tiny_config, run_tiny
 from tests.support.slow import fall_behind
 
 N_PHOTOGRAPHS, BROKEN = 29, 3
