@@ -238,6 +238,6 @@ def test_a_decoder_that_is_not_here_is_refused_before_anything_is_built(tmp_path
     for i in range(40):
         Image.new("RGB", (30, 20), (i, 0, 0)).save(tmp_path / "photographs" / f"{i}.jpg")
     data = ("data=image_folder", f"data.root={tmp_path / 'photographs'}", "data.decoder=nvjpeg")
-    with pytest.raises(InputError, match="on a GPU for data.decoder=nvjpeg, got: no GPU"):
+    with pytest.raises(InputError, match=r"on a GPU for data\.decoder=nvjpeg, got: no GPU"):
         run_tiny(tmp_path / "out", *data, "stage=score", override)
     assert not list((tmp_path / "out").glob("artifacts/*/*"))
