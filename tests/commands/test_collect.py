@@ -438,6 +438,19 @@ def test_a_sweep_of_probes_shows_what_was_swept_and_what_each_group_costs() -> N
         assert any("50.0 ± 14.1" in line and "without high-scope" in line for line in lines)
 
 
+def test_saes_of_two_precisions_in_one_table_are_told() -> None:
+    def make(precisions: Sequence[str], *overrides: str) -> str:
+        jobs = [
+            make_job(i, [{**row, "trainer.precision": one} for row in make_probe_rows(0, 0.5)], *overrides)
+            for i, one in enumerate(precisions)
+        ]
+        return make_jobs_table(jobs, "jobs").to_markdown()
+
+    told = "The SAEs of these jobs differ in precision (trainer.precision): 32: job 1; bf16: job 0, 2."
+    assert told in make(["bf16", "32", "bf16"])
+    assert "differ in precision" not in make(["bf16", "bf16"])
+
+
 def test_a_long_sweep_is_cut_and_says_where_the_rest_is() -> None:
     jobs = [make_job(number, make_probe_rows(0, 0.5), f"seeds=[{number}]") for number in range(40)]
     table = make_jobs_table(jobs, "40 jobs")

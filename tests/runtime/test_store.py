@@ -303,6 +303,7 @@ def test_interrupted_work_on_several_artifacts_leaves_a_folder_only_where_it_kep
         (RuntimeError("I/O error: No space left on device (os error 28)"), "is full: free some space"),
         (OSError(errno.EROFS, "Read-only file system"), "(Read-only file system): set output_dir to a folder"),
         (PermissionError(errno.EACCES, "Permission denied"), "(Permission denied): set output_dir to a folder"),
+        (OSError(errno.EFBIG, "File too large"), "larger than the system lets it be"),
     ],
 )
 def test_a_disk_that_takes_nothing_is_one_sentence(recorder: Recorder, error: Exception, sentence: str):

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from infoscope.runtime.errors import InputError
 from infoscope.sae import model
 from infoscope.sae.activations import BatchTopK, Capped, JumpReLU, MatryoshkaK, MatryoshkaPrefix
 from infoscope.sae.config import TokenNorm
@@ -119,3 +120,10 @@ def test_entries_on_cuda_are_what_is_not_0_there(name: str) -> None:
     assert sae.encode_entries(x).values.is_cuda
     assert_lists(sae, x)
     assert_lists(sae, x[:0])
+
+
+def test_tokens_that_are_no_matrix_are_refused() -> None:
+    sae = make_sae("topk", TokenNorm.none)
+    for shape in ((), (2, 3)):
+        with pytest.raises(InputError, match=rf"Expected tokens \[n, {D_IN}\], got .*: give x\.reshape"):
+            sae.encode_entries(make_tokens(*shape))

@@ -19,6 +19,15 @@ KEYS = {
     "some patches": (slice(1, 4), -1, ..., slice(1, 3), 2),
     "none": slice(0, 0),
     "negative": (-1, slice(None, None, -1)),
+    "arrays of all axes": (np.arange(2), np.arange(2), [0, 1]),
+    "arrays apart": (slice(None), np.arange(2), 0, np.arange(2)),
+    "a number apart from an array": (np.arange(2), slice(None), slice(None), 1),
+    "a number beside arrays": (np.arange(2), [2, 0], 1),
+    "an array and a number before": (1, np.arange(2), 0),
+    "a new axis": (None, 0, 0, 1),
+    "a mask of pairs and a crop": (np.arange(15).reshape(5, 3) % 4 == 0, 0),
+    "a mask of patches": (..., np.arange(25).reshape(5, 5) % 2 == 0),
+    "true": True,
 }
 
 

@@ -79,6 +79,10 @@ def test_what_the_gpus_of_others_have_trained_is_collected(in_bf16: Path, tmp_pa
     shutil.copytree(in_bf16, tmp_path / "both")
     run_tiny(tmp_path / "both", *AUTO)
     assert [row["trainer.precision"] for row in collect_tiny(tmp_path / "both", *AUTO).rows] == ["32"]
+    run_tiny(tmp_path / "both", *BF16, "seeds=[1]")
+    more = collect_tiny(tmp_path / "both", *AUTO, "seeds=[0,1]")  # of both seeds there is one in bf16 alone
+    assert more.state == "done"
+    assert [row["trainer.precision"] for row in more.rows] == ["bf16", "bf16"]
 
 
 def test_jobs_that_differ_in_their_precision_are_two(in_bf16: Path) -> None:

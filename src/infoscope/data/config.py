@@ -78,7 +78,8 @@ class DataConfig:
     """`squash` both sides, or `crop` the centre after resizing the short side (not for label maps and depth)."""
     decoder: Decoder = Decoder.pillow
     """Sets on disk: `torchvision` reads JPEGs twice as fast as `pillow`, `nvjpeg` on the GPU. Their pictures are not
-    quite Pillow's (torchvision's differ by rounding, .03 of 255 levels on average): what they lead to is kept apart."""
+    quite Pillow's (torchvision's differ by .03 of 255 levels on average, tall ones by .2): what they lead to is kept
+    apart."""
     ground_truth: FilePath | None = None
     """ImageNet with a flat val/: the devkit's ground-truth file or Kaggle's LOC_val_solution.csv."""
     subset: bool = False

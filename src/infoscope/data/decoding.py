@@ -1,4 +1,4 @@
-"""JPEGs decoded, and pictures resized, by torchvision: what `data.decoder` offers beside Pillow, within rounding of it.
+"""JPEGs decoded, and pictures resized, by torchvision: what `data.decoder` offers beside Pillow, and near it.
 
 torchvision knows less of what lies in files: Pillow reads their headers, and whatever is no plain JPEG, or is damaged,
 is left to it. torchvision is imported where it is needed: that takes seconds.

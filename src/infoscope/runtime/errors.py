@@ -22,6 +22,11 @@ class InputWarning(UserWarning):
 
 def explain_write_error(error: BaseException, place: Path | str) -> InputError | None:
     """Return what a user can do about a failed write, or None if it is no such failure."""
+    if isinstance(error, OSError) and error.errno == errno.EFBIG:
+        return InputError(
+            f"A file in {place} would be larger than the system lets it be (ulimit -f, or the kind of disk): raise the"
+            " limit or set output_dir to another disk, and run the same command again; finished artifacts are kept."
+        )
     if _is_full_disk(error):
         return InputError(
             f"The disk that holds {place} is full: free some space or set output_dir to another disk, and run the same"

@@ -232,9 +232,15 @@ class SparseAutoencoder(nn.Module):
     def encode_entries(self, x: Float[Tensor, "n d_in"]) -> Entries:
         """Return the latent activations of raw tokens that are not 0, one after the other: those of `encode`.
 
-        Dense ones [n, d_sae] are never made, and pre-activations of some tokens at a time (`MAX_PRE_ACTS`).
+        Dense ones [n, d_sae] are never made, and pre-activations of some tokens at a time (`MAX_PRE_ACTS`). NaN, of
+        which backbones give none, may be left out.
+
+        Raises:
+            InputError: if the tokens have another width, or are no matrix.
         """
         self._check_width(x)
+        if x.ndim != 2:
+            raise InputError(f"Expected tokens [n, {self.d_in}], got {list(x.shape)}: give x.reshape(-1, {self.d_in}).")
         with spent_on(Kind.encoder):
             if self.activation.max_active is not None:
                 return list_entries(self.encode_sparse(x))  # the device is waited for once, not part by part

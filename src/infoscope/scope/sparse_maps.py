@@ -24,8 +24,9 @@ _N_ONES = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(axi
 class SparseMaps:
     """The maps of both crops of many pairs: for each a bit per patch, whether it is active, and the active values.
 
-    Reads as an array [..., 2, grid, grid] of float32 does: `maps[latents, ranks]` makes those maps dense, by any index
-    of the axes before the last three, and then of those; `np.asarray(maps)` makes all of them dense.
+    Reads as an array [..., 2, grid, grid] of float32 does: `maps[latents, ranks]` makes those maps dense, and so do
+    numbers, slices and an array for each axis before the last three; other indices make all maps dense first, as
+    `np.asarray(maps)` does.
 
     Args:
         shape: [..., 2, grid, grid].
@@ -99,6 +100,8 @@ class SparseMaps:
         return len(self.shape)
 
     def __getitem__(self, key: Any) -> Float32[np.ndarray, "..."]:
+        if not _is_simple(key, self.ndim):
+            return np.asarray(self)[key]
         key, n_lead = _spell_out(key, self.ndim), self.ndim - 3
         rows = np.arange(len(self.counts)).reshape(self.shape[:-3])[key[:n_lead]]
         dense = self._make_dense(np.ravel(rows)).reshape(*np.shape(rows), *self.shape[-3:])
@@ -178,6 +181,25 @@ def _list_places(starts: Int[np.ndarray, " n"], counts: Int[np.ndarray, " n"]) -
     """Return starts[0], starts[0] + 1, ... (counts[0] of them), starts[1], ..."""
     before = np.cumsum(counts, dtype=np.int64) - counts
     return np.repeat(starts - before, counts) + np.arange(counts.sum(dtype=np.int64))
+
+
+def _is_simple(key: Any, n_axes: int) -> bool:
+    """Whether the axes before the last three can be indexed first, and then those: so numpy itself would have it.
+
+    numpy treats arrays and numbers in one index together, and puts their axis in front where a slice lies between.
+    """
+    key = key if isinstance(key, tuple) else (key,)
+    if any(one is None or isinstance(one, bool | np.bool_) for one in key) or sum(one is Ellipsis for one in key) > 1:
+        return False
+    arrays = [one for one in key if not (one is Ellipsis or isinstance(one, int | np.integer | slice))]
+    if not arrays:
+        return True
+    if len(key) > 1 and any(np.asarray(one).dtype == bool for one in arrays):
+        return False
+    key = _spell_out(key, n_axes)
+    chosen = [axis for axis, one in enumerate(key) if not isinstance(one, slice)]
+    last_array = max(axis for axis in chosen if not isinstance(key[axis], int | np.integer))
+    return last_array < n_axes - 3 and (chosen[-1] < n_axes - 3 or chosen[-1] - chosen[0] + 1 == len(chosen))
 
 
 def _spell_out(key: Any, n_axes: int) -> tuple[Any, ...]:

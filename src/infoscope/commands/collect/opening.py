@@ -37,8 +37,8 @@ class ContextFactory:
     def open(self, config: Config, job: Job | None = None) -> Context:
         """Return the context of a configuration, and of the job that it is.
 
-        To be read, trainer.precision=auto is what it is on this machine, unless SAEs exist in the other precision
-        alone: jobs may have run on the GPUs of another one.
+        To be read, trainer.precision=auto is what it is on this machine, unless SAEs of more seeds exist in the other
+        precision: jobs may have run on the GPUs of another one.
         """
         if self.builds:
             return self._open(config, job)
@@ -50,9 +50,7 @@ class ContextFactory:
         for precision in dict.fromkeys(map(trainer.precision.resolve, devices)):
             reading = replace(trainer, device=Device.cpu, precision=precision)  # which needs no GPU
             found.append(self._open(replace(config, trainer=reading, logger=logger), job))
-            if _has_sae(found[-1]):
-                return found[-1]
-        return found[0]
+        return found[0] if len(found) == 1 else max(found, key=_count_saes)  # the first of several that have as many
 
     def _open(self, config: Config, job: Job | None) -> Context:
         ctx = Context(config, self.display, job)
@@ -63,10 +61,11 @@ class ContextFactory:
         return ctx
 
 
-def _has_sae(ctx: Context) -> bool:
+def _count_saes(ctx: Context) -> int:
+    """Return of how many seeds the SAE exists."""
     with suppress(InputError):  # whoever reads it on will be told
-        return any(sae_of(ctx, seed).find() is not None for seed in ctx.config.seeds)
-    return False
+        return sum(sae_of(ctx, seed).find() is not None for seed in ctx.config.seeds)
+    return 0
 
 
 def describe_choices(config: Config) -> dict[str, Value]:

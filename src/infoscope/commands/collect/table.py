@@ -119,6 +119,13 @@ def make_jobs_table(jobs: Sequence[CollectedJob], title: str) -> Table:
     table = Table("overview", f"{title}, all done" if all_done else title, [*names, *metrics, *ends])
     if metrics:
         table.notes.append("Mean ± standard deviation over SAE seeds. Other ablations and metrics stand in the files.")
+    by_precision: dict[object, list[int]] = {}
+    for job in jobs:
+        for precision in {row.get("trainer.precision") for row in job.rows} - {None}:
+            by_precision.setdefault(precision, []).append(job.job.number)
+    if len(by_precision) > 1 and "trainer.precision" not in keys:
+        told = "; ".join(f"{name}: job {', '.join(map(str, of))}" for name, of in sorted(by_precision.items(), key=str))
+        table.notes.append(f"The SAEs of these jobs differ in precision (trainer.precision): {told}.")
     for job, of_job, chosen in zip(jobs, swept, shown, strict=True):
         place = {"sweep": job.sweep.folder.name, "job": job.job.number, **of_job}
         for label, of in (chosen or {"": []}).items():
