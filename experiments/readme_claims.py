@@ -31,9 +31,13 @@ CONFOUNDS = "demo/summary/confounds"
 MATCHED = "demo/removal_matched/variant=without {}-scope, matched frequency"
 SCOPE = "demo/scope/quantity="
 BLOCK = "demo/summary/outliers/by_block"
-DECODING, RANKING = "benchmarks/decoding-224-cpu/rows/method=", "benchmarks/ranking-1281167-49152-cpu"
+DECODING, RANKING = "benchmarks/decoding-224-cpu/rows/side=", "benchmarks/ranking-1281167-49152-cpu"
 EXTRACTION = "benchmarks/extraction-{}/rows/side={}/images_per_s"
 
+STEP = "benchmarks/sae_step-768-6144-32-cpu/rows/side"
+STEP_SIDES = (
+    *("ours", "dense autograd", "sparsify", "dictionary_learning", "sae_lens", "limit: the encoder's product"),
+)
 
 SWEPT = "gamma_sweep/removal/gamma={};variant={}"
 LOW, LOW_MASS = "without low-scope", "random, mass of low"
@@ -326,19 +330,44 @@ EXPERIMENTS = (
         [EXTRACTION.format("ViT-B-16-scenes-cuda", side) for side in ("ours", "bare")],
     ),
     Claim(
-        "one core | {} images/s | {} plain Pillow, {} torchvision (up to {} of 255 levels off) |",
+        "one core | {} images/s | {} plain Pillow |",
+        [f"{DECODING}{side}/images_per_s" for side in ("load, pillow", "plain Pillow")],
+    ),
+    Claim(
+        "(up to {} of 255 levels off, {} on average) | {} images/s | {} plain torchvision |",
         [
-            f"{DECODING}load/images_per_s",
-            f"{DECODING}plain Pillow/images_per_s",
-            *(f"{DECODING}torchvision decode and resize/{key}" for key in ("images_per_s", "max_difference")),
+            *(f"{DECODING}load, torchvision/{key}" for key in ("max_difference", "mean_difference", "images_per_s")),
+            f"{DECODING}plain torchvision/images_per_s",
+        ],
+    ),
+    Claim(
+        "2 processes | {} images/s | {} torch's DataLoader; {} a plain copy |",
+        [
+            f"benchmarks/decoding-224-cpu/handing_over/side={side}/images_per_s"
+            for side in ("open_images, in memory", "DataLoader, in memory", "limit: a copy")
+        ],
+    ),
+    Claim(
+        "k 32, one thread | {} images/s | {} by dense latents; {} the encoder's product alone |",
+        [
+            f"benchmarks/ranking-768-49152-32-cpu/rows/side={side}/images_per_s"
+            for side in ("infoscope", "dense codes", "limit: the encoder's product")
+        ],
+    ),
+    Claim(
+        "1,024 latents, one thread | {} images/s | {} by dense latents, a crop at a time; {} forwards and product"
+        " alone |",
+        [
+            f"benchmarks/scoring-scenes_clip-1024-topk-cpu/rows/side={side}/images_per_s"
+            for side in ("ours", "plain", "limit")
         ],
     ),
     Claim(
         "one process | {} pairs/s | {} (POT `emd2` on supports), {} (whole grid), {}-{} (geomloss) |",
         [
-            f"benchmarks/emd-11x11-cpu/rows/method={method}/pairs_per_s"
-            for method in (
-                "infoscope exact, 1 process",
+            f"benchmarks/emd-11x11-cpu/rows/side={side}/pairs_per_s"
+            for side in (
+                "ours",
                 "POT emd2, supports",
                 "POT emd2, whole grid",
                 "geomloss, blur 0.05",
@@ -347,8 +376,13 @@ EXPERIMENTS = (
         ],
     ),
     Claim(
-        "| TopK training step, 768 x 6144, k 32 | {} tokens/s | {} tokens/s, plain dense autograd |",
-        [f"benchmarks/sae_step-768-6144-32-cpu/rows/step={step}/tokens_per_s" for step in ("sparse", "dense")],
+        "| TopK training step, 768 x 6144, k 32 | {} tokens/s | {} plain dense autograd, {} sparsify, {}"
+        " dictionary_learning, {} SAELens; {} the encoder's product alone |",
+        [f"{STEP}={side}, 32/tokens_per_s" for side in STEP_SIDES],
+    ),
+    Claim(
+        "| The same with products in bfloat16 | {} tokens/s | {}, {}, {}, {}; {} |",
+        [f"{STEP}={side}, bf16/tokens_per_s" for side in STEP_SIDES],
     ),
     Claim(
         "| TopK training step, 768 x 49152, k 32, bfloat16 | {} tokens/s | {} tokens/s, plain dense autograd |",
