@@ -1,4 +1,4 @@
-"""The training step of TopK kinds on a GPU: one product, then kernels on the entries (kernels/training.py), which add
+"""The training step of TopK kinds on a GPU: one product, then kernels on the entries (in kernels/), which add
 up the gradients of each latent's weights and apply Adam to them at once.
 
 What it computes is defined by the plain step (losses.py, topk_step.py), which CPUs run: the same loss, gradients and
@@ -117,7 +117,7 @@ class FusedStep:
         return last.float() * (energy / (2 * self.level_weights[-1]))
 
     def _decode(self, x_n: Tensor, pre_acts: Tensor, energy: Tensor) -> _Decoded:
-        from infoscope.sae.kernels.training import decode_levels, decode_topk, multiply_rows
+        from infoscope.sae.kernels.decoding import decode_levels, decode_topk, multiply_rows
 
         sae, n, d_in = self.sae, len(x_n), self.sae.d_in
         k = self.objective.entries_per_token
@@ -171,7 +171,7 @@ class FusedStep:
 
     def _sort(self, decoded: _Decoded) -> _ByLatent:
         """Return what the sums over each latent's entries read, in their order; a stable sort, so that it is fixed."""
-        from infoscope.sae.kernels.training import sum_values
+        from infoscope.sae.kernels.updating import sum_values
 
         latents, device, d_sae = decoded.entries.latents.flatten(), decoded.entries.latents.device, self.sae.d_sae
         keys, order = (latents + self.first_key).to(self.key_dtype).sort(stable=True)
@@ -281,7 +281,7 @@ class FusedStep:
         numbers: tuple[float, ...],
     ) -> None:
         """Run the kernels with rows per latent of both moments; without second ones, the first become the gradients."""
-        from infoscope.sae.kernels.training import sum_chunks, update_latents
+        from infoscope.sae.kernels.updating import sum_chunks, update_latents
 
         sae, sums, gradients = self.sae, state.by_latent, state.decoded.gradients
         d_in, width = sae.d_in, next_power(sae.d_in)
@@ -328,7 +328,7 @@ class _Decoded(NamedTuple):
 
 
 class _ByLatent(NamedTuple):
-    """Entries in the order of their latents, as kernels/training.py reads them."""
+    """Entries in the order of their latents, as kernels/updating.py reads them."""
 
     offsets: Int64[Tensor, " d_sae+1"]
     first_chunks: Int64[Tensor, " d_sae+1"]
