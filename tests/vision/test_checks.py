@@ -18,8 +18,10 @@ def test_one_bad_value_anywhere_is_seen(dtype: torch.dtype, value: float) -> Non
     for place in [*torch.randint(7 * 5 * 33, (20,), generator=generator).tolist(), 0, 7 * 5 * 33 - 1]:
         values = torch.randn(7, 6, 33, generator=generator).to(dtype)[:, 1:]
         assert is_finite(values)
+        assert is_finite(values.contiguous())
         values[place // 165, place // 33 % 5, place % 33] = value
         assert not is_finite(values)
+        assert not is_finite(values.contiguous())
     largest = torch.finfo(dtype).max
     assert is_finite(torch.tensor([largest, -largest], dtype=dtype))
     assert is_finite(torch.empty(3, 0, 4, dtype=dtype))

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from infoscope.runtime import processes
+from infoscope.runtime.copies import lock
 from infoscope.runtime.errors import InputError
 from infoscope.runtime.profile import Kind, spent_on
 from infoscope.sae.token_sets import Gather, Places, TokenSet
@@ -57,8 +58,8 @@ class TokenStream(IterableDataset):
 
     Args:
         tokens_per_image: None: all.
-        pin_memory: put batches into page-locked memory, for copies to a GPU, in the type that they are stored in: there
-            they become float32 faster. Without it they are float32.
+        pin_memory: put batches into page-locked memory (`lock`), for copies to a GPU, in the type that they are stored
+            in: there they become float32 faster. Without it they are float32.
 
     Raises:
         InputError: if the processes cannot have parts of one size.
@@ -111,7 +112,7 @@ class TokenStream(IterableDataset):
         batch = torch.cat(parts) if len(parts) > 1 else parts[0]
         if not self.pin_memory:
             return batch.float()
-        return batch.pin_memory() if batch.device.type == "cpu" else batch
+        return lock(batch) if batch.device.type == "cpu" else batch
 
     def _is_open(self, step: int) -> bool:
         """Whether there is such a batch, and the pool in use holds all of it."""

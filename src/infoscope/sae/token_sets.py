@@ -216,7 +216,9 @@ class LiveTokenSet(TokenSet):
                 if buffer.is_cuda:
                     buffer[part] = picked
                 else:
-                    behind.submit(_keep, buffer[part], leaver.start({"tokens": picked}))
+                    leaving = leaver.start({"tokens": picked})
+                    behind.n_waiting = leaving.count_behind(N_BEHIND)
+                    behind.submit(_keep, buffer[part], leaving)
                 n_done = part.stop
             behind.finish()
         return buffer

@@ -19,7 +19,7 @@ from torch import Tensor
 from infoscope.data.images import ImageBatch, ImageSet
 from infoscope.data.reader import ImageReader, open_images
 from infoscope.runtime.behind import Behind
-from infoscope.runtime.copies import Leaver, Leaving
+from infoscope.runtime.copies import Leaver, Leaving, lock
 from infoscope.runtime.parts import Part, compute_parts, cut, cut_images, list_missing
 from infoscope.runtime.profile import Kind, spent_on
 from infoscope.runtime.progress import Advance, ignore
@@ -251,7 +251,7 @@ def _read(reader: ImageReader, parts: Sequence[Int[np.ndarray, " n_images"]], n_
 def _to_device(array: np.ndarray, like: Tensor) -> Tensor:
     """Return an array where a tensor lies; of CUDA nobody waits for it here."""
     on_cpu = torch.from_numpy(np.ascontiguousarray(array))
-    return (on_cpu.pin_memory() if like.is_cuda else on_cpu).to(like.device, non_blocking=True)
+    return (lock(on_cpu) if like.is_cuda else on_cpu).to(like.device, non_blocking=True)
 
 
 def _pack(leaving: Leaving, sizes: Sequence[int]) -> list[SparseMaps]:

@@ -18,6 +18,7 @@ from infoscope.data.reader import ImageReader, iterate_images
 from infoscope.pipeline.context import Context, once
 from infoscope.pipeline.stage import ArtifactStage, Handle, Key, Needs, NotBuiltYet, Work
 from infoscope.runtime import processes
+from infoscope.runtime.copies import count_behind
 from infoscope.runtime.files import write_json
 from infoscope.runtime.manifests import Artifact
 from infoscope.runtime.store import Workspace
@@ -110,12 +111,15 @@ class Tokens(ArtifactStage[TokenSource]):
         n, sizes = count_images(ctx, split, data), find_sizes(ctx)
         kept_bytes = n * sizes.n_patches * 4  # the norms
         n_values = (sizes.n_patches + sizes.n_prefix) * sizes.d_in
-        batch_values = n_values * choose_batch_images(ctx.device.type)
-        held = 4 * batch_values
+        n_batch, n_behind = choose_batch_images(ctx.device.type), N_BEHIND
+        held = 4 * n_batch * n_values
         if data.store_tokens:
             value_bytes = np.dtype(data.cache_dtype).itemsize
             kept_bytes += n * n_values * value_bytes
-            held += (N_BEHIND + 1) * batch_values * value_bytes
+            if ctx.device.type == "cuda":
+                each = [n_batch * many * sizes.d_in * value_bytes for many in (sizes.n_patches, sizes.n_prefix)]
+                n_behind = count_behind(each, N_BEHIND)
+            held += (n_behind + 1) * n_batch * n_values * value_bytes
         like = [ctx.config.model.name, ctx.config.model.layer, data.store_tokens]
         return Work(n, like, forwards=n, disk_bytes=kept_bytes, memory_bytes=held)
 

@@ -282,12 +282,14 @@ class LateEvent:
             there.copy_(here)
 
 
-@pytest.mark.parametrize("dtype", ["float16", None])
+@pytest.mark.parametrize(("dtype", "n_behind"), [("float16", 4), ("float16", 1), (None, 4)])
 def test_copies_into_page_locked_memory_that_is_used_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str | None
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str | None, n_behind: int
 ) -> None:
-    """The way from a GPU, with a stream that is as late as can be."""
+    """The way from a GPU, with a stream that is as late as can be; large batches are fewer at a time."""
     monkeypatch.setattr(extract, "EXACT_SCALE_IMAGES", 0)
+    if n_behind < shards.N_BEHIND:
+        monkeypatch.setattr(copies, "LOCKED_BYTES", 1)
     for name in ("expected", "found"):
         (tmp_path / name).mkdir()
     extract_all(make_backbone(), make_reader((5,)), tmp_path / "expected", dtype)
@@ -322,13 +324,14 @@ def test_copies_into_page_locked_memory_that_is_used_again(
         backbone = FarBackbone(make_backbone().clip, mean=MEAN, std=STD, fingerprint={"seed": 0})
         extract_all(backbone, make_reader((5,)), tmp_path / "found", dtype)
     assert read_folder(tmp_path / "found") == read_folder(tmp_path / "expected")
-    assert len(locked) <= 2 * (shards.N_BEHIND + 1) + 5 * 3  # of batches; of the facts of shards
+    assert len(locked) <= 2 * (n_behind + 1) + 5 * 3  # of batches; of the facts of shards
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there page-locked memory can be had")
-def test_without_page_locked_memory_tokens_leave_the_slow_way() -> None:
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a stream")
+def test_without_a_stream_of_their_own_tokens_leave_the_slow_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(copies, "_warn_once", lambda reason: None)
     leaver, tokens = Leaver(), {"patches": torch.ones(2, 3).as_subclass(OnGPU), "index": torch.arange(2)}
-    with pytest.warns(UserWarning, match="Copies leave the GPU slowly, for want of page-locked memory"):
+    with pytest.warns(UserWarning, match="Copies leave the GPU slowly, for want of a stream"):
         found = leaver.start(tokens).wait()
     assert torch.equal(found["patches"].as_subclass(Tensor), torch.ones(2, 3))
     assert leaver.start(tokens).wait()["index"].tolist() == [0, 1]  # it is said once

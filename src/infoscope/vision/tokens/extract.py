@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
@@ -22,7 +21,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from infoscope.runtime import processes
-from infoscope.runtime.errors import InputError, get_first_line
+from infoscope.runtime.copies import make_locked
+from infoscope.runtime.errors import InputError
 from infoscope.runtime.parts import cut
 from infoscope.runtime.profile import Kind, spent_on
 from infoscope.vision.backbone import Backbone, Tokens
@@ -83,7 +83,8 @@ class TokenCache(TokenSource):
 
             def start(number: int) -> tuple[Tensor, Future[None]]:
                 shape = len(batches[number]), *self.patches.shape[1:]
-                into = _make_buffer(shape, _TORCH_DTYPES[self.patches.dtype.name], device)
+                dtype = _TORCH_DTYPES[self.patches.dtype.name]
+                into = make_locked(shape, dtype) if device.type == "cuda" else torch.empty(shape, dtype=dtype)
                 return into, reader.submit(self.patches.read, batches[number], into.numpy())
 
             ahead = start(0) if batches else None
@@ -95,17 +96,6 @@ class TokenCache(TokenSource):
                 with spent_on(Kind.copying):
                     patches = patches.to(device, non_blocking=True)
                 yield batch, patches
-
-
-def _make_buffer(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Return memory from which values are copied to a device: page-locked for a GPU, where that can be had."""
-    if device.type == "cuda":
-        try:
-            return torch.empty(shape, dtype=dtype, pin_memory=True)
-        except RuntimeError as error:
-            reason = get_first_line(error)
-            warnings.warn(f"Tokens come to the GPU slowly, for want of page-locked memory ({reason}).", stacklevel=2)
-    return torch.empty(shape, dtype=dtype)
 
 
 class ShardedRows:

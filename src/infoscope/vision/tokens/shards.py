@@ -25,7 +25,8 @@ from infoscope.vision.checks import LaterChecks, is_finite, raise_unmet
 N_SAMPLE_IMAGES, N_SAMPLE_TOKENS = 2048, 32
 """A sample of tokens: at most so many images, so many tokens of each."""
 N_BEHIND = 4
-"""Batches that may have left the backbone and not have reached the disk."""
+"""Batches that may have left the backbone and not have reached the disk; large ones of a GPU are fewer, see
+`Leaving.count_behind`."""
 
 _PARTS = ("patches", "prefix")
 _NORMS = "norms"
@@ -70,7 +71,7 @@ class ShardWriter:
 
     Whoever gives it batches waits neither for the device nor for the disk: copies leave the device on a stream of their
     own, a thread writes them, and another one forces a shard that is over to the disk while the next one is written. At
-    most `N_BEHIND` batches of stored tokens are held meanwhile. What fails behind is raised with the next batch.
+    most `N_BEHIND` batches of stored tokens wait meanwhile. What fails behind is raised with the next batch.
 
     Args:
         dtype: float32 or float16 on disk; None: nothing is stored but what is known.
@@ -110,6 +111,7 @@ class ShardWriter:
                 parts = {name: to_disk_type(getattr(tokens, name), self.dtype, self.checks) for name in _PARTS}
                 leaving = self._leaver.start(parts)
             with spent_on(Kind.waiting):
+                self._writing.n_waiting = leaving.count_behind(N_BEHIND)
                 self._writing.submit(self._append, number, leaving)
         if (int(index[-1]) + 1) % self.shard_images == 0:
             self._finish_shard()
