@@ -21,6 +21,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from infoscope import registry
+from infoscope.analyses.config import DescribeConfig
 from infoscope.config import errors
 from infoscope.config.overrides import make_readable, quote_override
 from infoscope.config.unread import NAMESAKES, check_read, name_place
@@ -34,7 +35,7 @@ from infoscope.sae.config import KINDS, SAEConfig, TokenChoice, TrainedConfig
 from infoscope.sae.import_config import IMPORT, ImportedConfig
 from infoscope.scope.config import Diagonal, EMDMethod, OutlierConfig, PartitionConfig, ScopeConfig, StabilityConfig
 from infoscope.tracking.config import LoggerConfig
-from infoscope.vision.config import ContrastiveConfig, ModelConfig
+from infoscope.vision.config import ContrastiveConfig, ModelConfig, ModelKind
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 CONF_FOLDER = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parents[1] / "conf"
@@ -157,6 +158,9 @@ class Config:
     probe_data: ProbeDataConfig = field(default_factory=ProbeDataConfig)
     outliers: OutlierConfig = field(default_factory=OutlierConfig)
     predict: PredictConfig = field(default_factory=PredictConfig)
+    describe: DescribeConfig = field(default_factory=DescribeConfig)
+    judge: ModelConfig = field(default_factory=lambda: ModelConfig("own", ModelKind.own, pretrained=None))
+    """Which model says how alike images are (stage=describe): by the vector that it pools of a whole image."""
     stability: StabilityConfig = field(default_factory=StabilityConfig)
     select: SelectConfig = field(default_factory=SelectConfig)
     curve: CurveConfig = field(default_factory=CurveConfig)
@@ -175,6 +179,8 @@ class Config:
         check(self, "")
         if self.data.kind is DataKind.own:
             raise InputError("data.kind=own is for probe_data alone: choose data=scenes, image_folder or imagenet.")
+        if self.model.kind is ModelKind.own:
+            raise InputError("model.kind=own is for judge alone: choose a model, such as model=scenes_clip.")
         is_probed = self.stage.name in _PROBING
         if is_probed and Readout.cls_final in self.probe.readouts and self.model.layer == -1:
             raise InputError(
@@ -205,6 +211,9 @@ class Config:
         if stage != "train_clip" and self.model.pretrained != "train_clip":
             words = "by stage=train_clip and model.pretrained=train_clip alone: drop it, or choose one of those"
             unread["clip"] = words
+        if self.judge.kind is not ModelKind.own:
+            words = "of the model alone, a judge gives the vector that it pools of a whole image: drop it"
+            unread |= dict.fromkeys(("judge.layer", "judge.site"), words)
         commands = [name for name in ("collect", "artifacts") if name != stage]
         return unread | {name: f"by stage={name} alone: drop it, or choose that" for name in commands}
 

@@ -16,6 +16,7 @@ from infoscope.probes.config import Task
 from infoscope.runtime.errors import InputError
 
 NAMESAKES = {
+    "judge": "model",
     **{f"probe_data.{task.name}": "data" for task in Task},
     **{f"probe.{task.name}_crops": "probe.<task>_crops" for task in (Task.segmentation, Task.depth)},
 }

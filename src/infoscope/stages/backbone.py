@@ -11,18 +11,19 @@ from infoscope.pipeline.stage import NotBuiltYet
 from infoscope.runtime.errors import InputError
 from infoscope.stages.train_clip import TrainClip
 from infoscope.vision.backbone import Backbone
+from infoscope.vision.config import ModelConfig
 from infoscope.vision.load import compute_model_fingerprint, find_facts, make_backbone
 from infoscope.vision.tokens.source import choose_batch_images
 from infoscope.vision.weights.facts import Facts
 
 
-def _find_trained(ctx: Context) -> Path | None:
-    """Return where the CLIP of stage train_clip lies, if the configuration asks for one.
+def _find_trained(ctx: Context, model: ModelConfig | None = None) -> Path | None:
+    """Return where the CLIP of stage train_clip lies, if a model, by default the experiment's own, is that one.
 
     Raises:
         NotBuiltYet: there is none.
     """
-    if ctx.config.model.pretrained != "train_clip":
+    if (model or ctx.config.model).pretrained != "train_clip":
         return None
     found = TrainClip.at(ctx).find()
     if found is None:
@@ -31,27 +32,27 @@ def _find_trained(ctx: Context) -> Path | None:
 
 
 @once
-def fingerprint_model(ctx: Context) -> dict[str, Any]:
-    """Return what determines the backbone, known without building it.
+def fingerprint_model(ctx: Context, model: ModelConfig | None = None) -> dict[str, Any]:
+    """Return what determines a backbone, by default the experiment's own, known without building it.
 
     Raises:
         NotBuiltYet: it is a CLIP that has yet to be trained.
     """
     with ctx.display.bar("reading the weights' checksum"):
-        return compute_model_fingerprint(ctx.config.model, _find_trained(ctx))
+        return compute_model_fingerprint(model or ctx.config.model, _find_trained(ctx, model))
 
 
 @once
-def find_model_facts(ctx: Context) -> Facts | None:
-    """Return the model's activation, mean and std, and who says so; None for planted backbones."""
-    return find_facts(ctx.config.model, _find_trained(ctx))
+def find_model_facts(ctx: Context, model: ModelConfig | None = None) -> Facts | None:
+    """Return a model's activation, mean and std, and who says so; None for planted backbones."""
+    return find_facts(model or ctx.config.model, _find_trained(ctx, model))
 
 
 @once
-def load_backbone(ctx: Context) -> Backbone:
-    """Return the frozen backbone: loaded when something has to be encoded, not before."""
+def load_backbone(ctx: Context, model: ModelConfig | None = None) -> Backbone:
+    """Return a frozen backbone, by default the experiment's own: loaded when it has to encode, not before."""
     with ctx.display.bar("loading the backbone"):
-        backbone = make_backbone(ctx.config.model, _find_trained(ctx)).to(ctx.device)
+        backbone = make_backbone(model or ctx.config.model, _find_trained(ctx, model)).to(ctx.device)
         backbone.cast_weights()
     if backbone.notes:
         ctx.display.say(backbone.notes)
@@ -100,15 +101,19 @@ def load_backbone_at(ctx: Context, image_px: int) -> Backbone:
 
 
 @once
-def say_model(ctx: Context) -> None:
-    """Say with which activation, mean and std the model is run, and who says so, before anything is built.
+def say_model(ctx: Context, model: ModelConfig | None = None, setting: str = "model") -> None:
+    """Say with which activation, mean and std a model is run, and who says so, before anything is built.
+
+    Args:
+        model: by default the experiment's own.
+        setting: what it is called on the command line.
 
     Raises:
         InputError: if nobody says so, or the model's weights are not where they should be.
     """
-    model = ctx.config.model
-    facts = None if model.pretrained == "train_clip" else find_model_facts(ctx)
+    model = model or ctx.config.model
+    facts = None if model.pretrained == "train_clip" else find_model_facts(ctx, model)
     if facts is not None:
         warning = "Warning: " if facts.is_contradicted else ""
-        hint = "; if it is of another origin, give its tag as model.origin" if facts.is_assumed else ""
+        hint = f"; if it is of another origin, give its tag as {setting}.origin" if facts.is_assumed else ""
         ctx.display.say(f"{warning}{model.name} runs with {facts.words}{hint}.")

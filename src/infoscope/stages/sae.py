@@ -82,9 +82,9 @@ def say_imported(ctx: Context) -> list[str]:
     return describe_imported(ctx) if _is_imported(ctx) else []
 
 
-def work_of_pass(ctx: Context) -> Work:
-    """Return what measuring an SAE on all training tokens costs; tokens that are not stored are encoded for it."""
-    n, is_stored = count_images(ctx, "train"), ctx.config.data.store_tokens
+def work_of_pass(ctx: Context, split: str = "train") -> Work:
+    """Return what measuring an SAE on all tokens of a split costs; tokens that are not stored are encoded for it."""
+    n, is_stored = count_images(ctx, split), ctx.config.data.store_tokens
     return Work(n, [ctx.config.model.name, count_latents(ctx), is_stored], forwards=0 if is_stored else n)
 
 

@@ -14,6 +14,7 @@ from infoscope.runtime.errors import InputError
 from infoscope.runtime.files import write_json
 from infoscope.runtime.store import Workspace
 from infoscope.stages.images import Scenes
+from infoscope.vision.config import ModelConfig
 
 
 class TrainClip(SingleStage[None]):
@@ -72,6 +73,6 @@ class TrainClip(SingleStage[None]):
         return [table]
 
 
-def needs_trained(ctx: Context) -> dict[str, Node]:
-    """Return the CLIP of stage train_clip if the configuration asks for one."""
-    return {"clip": TrainClip.at(ctx)} if ctx.config.model.pretrained == "train_clip" else {}
+def needs_trained(ctx: Context, model: ModelConfig | None = None) -> dict[str, Node]:
+    """Return the CLIP of stage train_clip if a model, by default the experiment's own, is that one."""
+    return {"clip": TrainClip.at(ctx)} if (model or ctx.config.model).pretrained == "train_clip" else {}

@@ -212,6 +212,15 @@ class Backbone(nn.Module, ABC):
         with self._plain():
             return self._resume(tokens, layer)
 
+    def pool_images(self, images: UInt8[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch d_out"]:
+        """Return one vector of unit norm per image: a CLIP's image embedding, else the tower's pooled vector.
+
+        Raises:
+            InputError: as `tokens`.
+        """
+        layer = max(self.n_layers - 2, 0)
+        return F.normalize(self.resume(self.tokens(images, layer), layer), dim=-1)
+
     def embed_tokens(self, tokens: Tokens, layer: int) -> Float[Tensor, "batch embed_dim"]:
         """Go on from edited tokens of block `layer` to what texts are compared with, of unit norm.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import Enum
 from typing import Annotated
 
@@ -39,6 +39,8 @@ class ModelKind(Enum):
     timm = "timm"
     planted_registers = "planted_registers"
     context_free = "context_free"
+    own = "own"
+    """Of a judge: the experiment's own model."""
 
 
 @dataclass
@@ -104,6 +106,9 @@ class ModelConfig:
     @property
     def unread(self) -> dict[str, str]:
         """The settings that this model does not read, and in words what would."""
+        if self.kind is ModelKind.own:
+            names = [one.name for one in fields(self) if one.name not in ("name", "kind")]
+            return dict.fromkeys(names, "by a judge of its own alone: drop it, or choose one, such as judge=dinov2_s14")
         if self.kind not in (ModelKind.open_clip, ModelKind.timm):
             of_weights = ("arch", "pretrained", "origin", "weights_key", "quick_gelu", "image_px", "mean", "std")
             reads = "by model.kind=open_clip or timm alone: drop it, or choose another model"

@@ -61,6 +61,9 @@ class ClipBackbone(Backbone):
         with self._autocast(), self._plain():
             return self.clip.encode_image(self.normalise(images), normalize=True).float()
 
+    def pool_images(self, images: Tensor) -> Tensor:
+        return self.embed_images(images) if self.has_projection else super().pool_images(images)
+
     @torch.inference_mode()
     def embed_tokens(self, tokens: Tokens, layer: int) -> Float[Tensor, "batch embed_dim"]:
         self._check_text()

@@ -1,0 +1,45 @@
+"""How latents are described."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Annotated, Any
+
+from infoscope.runtime.bounds import Bounds, Count, FilePath, NotNegative, check
+
+
+class ImageCode(Enum):
+    """How strongly a latent fires in an image, of its activations over all patches."""
+
+    mean = "mean"
+    """As PatchSAE."""
+    max = "max"
+
+
+@dataclass
+class DescribeConfig:
+    """What `stage=describe` says of each latent."""
+
+    image_code: ImageCode = ImageCode.mean
+    strong_above: NotNegative = 0.2
+    """A patch counts for a class where the latent's activation, in the SAE's own units, is larger (PatchSAE's)."""
+    n_label_images: Annotated[int, Bounds(2, 4096)] = 10
+    """Images whose labels the label entropy is of (PatchSAE's), and on which a latent must fire to be described."""
+    n_top_images: Annotated[int, Bounds(2, 4096)] = 16
+    """Images in the sets whose overlap is uniqueness, and whose labels meet in the hierarchy (sae-for-vlm's)."""
+    n_clarity_images: Annotated[int, Bounds(2, 4096)] = 20
+    """Images whose likeness is clarity (Attributing CLIP's)."""
+    n_class_latents: Count = 10
+    """Latents of a class: those that fire strongly on most of its patches."""
+    tree: FilePath | None = None
+    """A text file with a line `parent child` for each edge of a hierarchy of the classes (wnids, as ImageNet's
+    wordnet.is_a.txt, or class names without spaces); null: the scenes' own, none elsewhere."""
+
+    def __post_init__(self) -> None:
+        check(self, "describe")
+
+    def cache_key_fields(self) -> dict[str, Any]:
+        """Return the settings that change results, apart from those of the image codes, as plain JSON: no path."""
+        sizes = ("n_label_images", "n_top_images", "n_clarity_images", "n_class_latents")
+        return {"image_code": self.image_code.name, **{name: getattr(self, name) for name in sizes}}
