@@ -1,4 +1,4 @@
-"""Page-locked memory where it cannot be had, and how much of it is taken."""
+"""Copies to and from a GPU: complete when they are waited for, in page-locked memory, where that can be had."""
 
 from __future__ import annotations
 
@@ -11,12 +11,46 @@ import torch
 from torch import Tensor
 
 from infoscope.runtime import copies
-from infoscope.runtime.copies import Leaving, count_behind, lock, make_locked
+from infoscope.runtime.copies import Leaver, Leaving, count_behind, lock, make_locked
 from infoscope.scope.maps import _to_device
+from tests.support.late_copies import Far, copying_late
+
+
+class OnGPU(Far):
+    """Says that it is on a device which is not there."""
+
+    is_cuda = True
 
 
 class OfGPU(Tensor):
     is_cuda = True
+
+
+def test_copies_are_complete_when_they_are_waited_for() -> None:
+    leaver, under_way = Leaver(), []
+    with copying_late() as locked:
+        for number, n in enumerate((3, 2, 3, 4)):
+            tokens, index = torch.full((n, 4), float(number)), torch.arange(n)
+            leaving = leaver.start({"tokens": tokens.as_subclass(Far), "index": index})
+            assert not torch.equal(leaving.there["tokens"].as_subclass(Tensor), tokens)  # not yet
+            under_way.append((leaving, tokens, index))
+            if number:  # there are never more than two
+                leaving, tokens, index = under_way.pop(0)
+                found = leaving.wait()
+                assert torch.equal(found["tokens"].as_subclass(Tensor), tokens)
+                assert torch.equal(found["index"], index)
+                leaving.release()
+    assert [memory.nbytes for memory in locked] == [48, 32, 64]  # the third copy took the first one's
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a stream")
+def test_without_a_stream_of_their_own_copies_are_made_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(copies, "_warn_once", lambda reason: None)
+    leaver, tokens = Leaver(), {"patches": torch.ones(2, 3).as_subclass(OnGPU), "index": torch.arange(2)}
+    with pytest.warns(UserWarning, match="Copies leave the GPU slowly, for want of a stream"):
+        found = leaver.start(tokens).wait()
+    assert torch.equal(found["patches"].as_subclass(Tensor), torch.ones(2, 3))
+    assert leaver.start(tokens).wait()["index"].tolist() == [0, 1]  # it is said once
 
 
 def test_without_page_locked_memory_other_memory_serves_and_it_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:

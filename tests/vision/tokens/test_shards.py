@@ -7,9 +7,8 @@ import math
 import os
 import threading
 from collections.abc import Iterator
-from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +16,6 @@ import torch
 from torch import Tensor
 
 from infoscope.runtime import copies
-from infoscope.runtime.copies import Leaver
 from infoscope.runtime.errors import InputError
 from infoscope.vision.backbone import Backbone, Tokens
 from infoscope.vision.open_clip.backbone import OpenClipBackbone
@@ -25,6 +23,7 @@ from infoscope.vision.tokens import extract, shards, source
 from infoscope.vision.tokens.extract import ShardedRows, TokenCache, extract_tokens
 from infoscope.vision.tokens.source import LiveTokens, ReadImages
 from tests.support.clip_samples import GRID, MEAN, STD, WIDTH, make_backbone, make_images
+from tests.support.late_copies import Far, copying_late
 
 N, LAYER, BATCH = 23, -2, 4
 IMAGE_BYTES = (GRID**2 + 1) * WIDTH * 4
@@ -245,14 +244,6 @@ class TestBehind:
         assert not list_threads()
 
 
-class Far(torch.Tensor):
-    """As far away as a GPU's: nothing is asked of it before somebody waits."""
-
-    @property
-    def device(self) -> torch.device:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return torch.device("cuda")
-
-
 class FarBackbone(OpenClipBackbone):
     """Its tokens are far away, and one of the fourth batch is what it is told to be."""
 
@@ -263,23 +254,6 @@ class FarBackbone(OpenClipBackbone):
         if self.value and self.n_images_encoded == 4 * BATCH:
             tokens.patches[1, 2, 3] = self.value
         return Tokens(*(part.as_subclass(Far) for part in tokens))
-
-
-class OnGPU(Far):
-    is_cuda = True
-
-
-class LateEvent:
-    """Of a stream that has copied nothing until somebody waits for it."""
-
-    asked: ClassVar[list[tuple[Tensor, Tensor]]] = []
-
-    def record(self, _: object) -> None:
-        self.mine, LateEvent.asked = LateEvent.asked, []
-
-    def synchronize(self) -> None:
-        for there, here in self.mine:
-            there.copy_(here)
 
 
 @pytest.mark.parametrize(("dtype", "n_behind"), [("float16", 4), ("float16", 1), (None, 4)])
@@ -294,47 +268,11 @@ def test_copies_into_page_locked_memory_that_is_used_again(
         (tmp_path / name).mkdir()
     extract_all(make_backbone(), make_reader((5,)), tmp_path / "expected", dtype)
 
-    class Stream:
-        def wait_stream(self, _: object) -> None: ...
-
-    empty, locked = torch.empty, []
-
-    def lock(*size: Any, pin_memory: bool = False, **options: Any) -> Tensor:
-        made = empty(*size, **options)
-        if pin_memory:
-            locked.append(made.fill_(255))
-        return made
-
-    class Copied(Tensor):
-        def copy_(self, src: Tensor, non_blocking: bool = False) -> Tensor:
-            assert non_blocking
-            LateEvent.asked.append((self.as_subclass(Tensor), src.as_subclass(Tensor)))
-            return self
-
-    take = Leaver._take_memory
-    with monkeypatch.context() as patch:
-        patch.setattr(copies, "copy_stream", lambda *_, **__: Stream())
-        patch.setattr(torch.cuda, "stream", lambda _: nullcontext())
-        patch.setattr(torch.cuda, "current_stream", lambda _: Stream())
-        patch.setattr(torch.cuda, "Event", LateEvent)
-        patch.setattr(Leaver, "_take_memory", lambda self, *asked: take(self, *asked).as_subclass(Copied))
-        patch.setattr(torch, "empty", lock)
-        patch.setattr(Far, "is_cuda", True, raising=False)
-        patch.setattr(Far, "device", torch.device("cpu"))
+    with copying_late() as locked:
         backbone = FarBackbone(make_backbone().clip, mean=MEAN, std=STD, fingerprint={"seed": 0})
         extract_all(backbone, make_reader((5,)), tmp_path / "found", dtype)
     assert read_folder(tmp_path / "found") == read_folder(tmp_path / "expected")
     assert len(locked) <= 2 * (n_behind + 1) + 5 * 3  # of batches; of the facts of shards
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a stream")
-def test_without_a_stream_of_their_own_tokens_leave_the_slow_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(copies, "_warn_once", lambda reason: None)
-    leaver, tokens = Leaver(), {"patches": torch.ones(2, 3).as_subclass(OnGPU), "index": torch.arange(2)}
-    with pytest.warns(UserWarning, match="Copies leave the GPU slowly, for want of a stream"):
-        found = leaver.start(tokens).wait()
-    assert torch.equal(found["patches"].as_subclass(Tensor), torch.ones(2, 3))
-    assert leaver.start(tokens).wait()["index"].tolist() == [0, 1]  # it is said once
 
 
 class TestChecksThatWait:
