@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,14 +13,16 @@ import pytest
 import torch
 from PIL import Image
 
-from infoscope.data import decoding, reader
+from infoscope.data import decoding, photographs, reader
 from infoscope.data.config import SKIP, DataConfig, DataKind, Decoder, Resize
 from infoscope.data.decoding import decode_jpeg, is_plain
 from infoscope.data.image_folder import ImageFolder
+from infoscope.data.imagenet import ImageNet
 from infoscope.data.images import ImageError, resize_image
 from infoscope.data.photographs import load_rgb
 from infoscope.data.reader import iterate_images
 from infoscope.data.sets import make_image_sets
+from infoscope.data.tar_images import TarImages
 from infoscope.runtime.errors import InputError
 
 MAX_LEVELS, MEAN_LEVELS = 16, 0.08
@@ -122,6 +125,39 @@ def test_damaged_files_are_what_pillow_says():
         outcomes.add(type(found[0]))
         assert is_plain(whole[:n_bytes]) == (n_bytes == len(whole))
     assert outcomes == {str, np.ndarray}
+
+
+@pytest.mark.parametrize("resize", list(Resize))
+def test_images_in_tars_are_those_of_the_files(
+    folder: Path, tmp_path: Path, resize: Resize, monkeypatch: pytest.MonkeyPatch
+):
+    broken, tar = {"cut off": encode(picture())[:400], "nothing": b"nothing"}, tmp_path / "train-0.tar"
+    with tarfile.open(tar, "w") as file:
+        for name, data in ({name: make() for name, make in FILES.items()} | broken).items():
+            for suffix, content in (("cls", b"0"), ("jpg", data)):
+                info = tarfile.TarInfo(f"{name}.{suffix}")
+                info.size = len(content)
+                file.addfile(info, io.BytesIO(content))
+    by_pillow, files = TarImages(tar, test_share=0.0), open_folder(folder, Decoder.torchvision, resize)
+    config = DataConfig(DataKind.imagenet, str(tmp_path), resize=resize, decoder=Decoder.torchvision, subset=True)
+    unpacked = {name.removesuffix(".jpg"): files.load(i, 24) for i, name in enumerate(files.image_ids)}
+    asked: list[bytes] = []
+    monkeypatch.setattr(photographs, "decode_jpeg", lambda data: asked.append(data) or decode_jpeg(data))
+    in_tar = TarImages(tar, test_share=0.0, resize=resize, decoder=Decoder.torchvision)
+    for images in (in_tar, ImageNet(config, "train")):
+        assert images.image_ids == sorted({*FILES, *broken})
+        for i, name in enumerate(images.image_ids):
+            if name in FILES:
+                assert np.array_equal(images.load(i, 24), unpacked[name]), name
+                continue
+            said = []
+            for of in (images, by_pillow):
+                with pytest.raises(ImageError) as caught:
+                    of.load(i, 24)
+                said.append(str(caught.value))
+            assert said[0] == said[1]
+            assert said[0].startswith(f"Cannot read the image {name} in {tar} (")
+    assert len(asked) == 2 * len(in_tar)  # torchvision was
 
 
 def test_a_missing_file_is_named_as_ever(tmp_path: Path):
