@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,20 @@ def test_rows_add_up_what_was_built_and_the_rest_comes_last(monkeypatch: pytest.
     assert logged["rank-sample/encoder_s"] == 6
     assert (logged["score/seconds"], logged["score/emd_s"], logged["score/other_s"]) == (4, 3, 1)
     assert "score/encoder_s" not in logged
+
+
+def test_what_failed_took_its_time_and_was_not_finished(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(profile.time, "perf_counter", lambda: now[0])
+    profiles = Profiles()
+    with profiles.record(BETWEEN):
+        for stage, error in (("tokens", None), ("tokens", OSError()), ("score", KeyboardInterrupt())):
+            with suppress(OSError, KeyboardInterrupt), profiles.record(stage):
+                now[0] += 2
+                if error is not None:
+                    raise error
+    rows = [(row["stage"], row["n_times"], row["seconds"]) for row in profiles.make_table().records()]
+    assert rows == [("tokens", 1, 4), ("score", 0, 2), (BETWEEN, None, 0)]
 
 
 def test_a_run_logs_where_its_time_went(tmp_path: Path) -> None:

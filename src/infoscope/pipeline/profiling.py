@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -25,17 +26,23 @@ OF_KIND = {
 
 
 class Profiles:
-    """What was built so far, in the order of the first of each kind of stage."""
+    """What was worked on so far, in the order of the first of each kind of stage."""
 
     def __init__(self) -> None:
         self.of_stage: dict[str, list[Profile]] = {}
+        self.n_finished: Counter[str] = Counter()
 
     @contextmanager
     def record(self, *stages: str) -> Iterator[None]:
-        """Count what is done inside as the work of a stage, or of several that are made together, errors included."""
+        """Count what is done inside as the work of a stage, or of several that are made together.
+
+        What ends by an error has taken its time, and is not among what was finished.
+        """
+        name = " + ".join(dict.fromkeys(stages))
         with recording() as spent:
-            self.of_stage.setdefault(" + ".join(dict.fromkeys(stages)), []).append(spent)
+            self.of_stage.setdefault(name, []).append(spent)
             yield
+        self.n_finished[name] += 1
 
     def make_table(self) -> Table:
         """Return a row per kind of stage: seconds, share of each kind of work, peak memory; the rest comes last."""
@@ -55,12 +62,13 @@ class Profiles:
             shares = [sum(one.seconds[kind] for one in many) / total_s if total_s else 0.0 for kind in taken]
             peaks = [max((one.peak_bytes or 0) for one in many), max((one.device_bytes or 0) for one in many)]
             gigabytes = [peak / 1e9 if peak else None for peak in peaks[: 1 + on_device]]
-            table.add_row(stage, None if stage == BETWEEN else len(many), total_s, *shares, *gigabytes)
+            table.add_row(stage, None if stage == BETWEEN else self.n_finished[stage], total_s, *shares, *gigabytes)
         table.notes.append(
-            "Encoder is the SAE's, forward the backbone's; other is what has no column, such as statistics, figures and"
-            " compiling. Time that helpers work is not counted, but what this process waits for them is. Starting the"
-            " program comes before. Memory is the most that this process held at once, its imports included. On CUDA a"
-            " profiled run waits for the device at each mark, and is slower than one that is not."
+            "Times counts what was finished; what failed took its time all the same. Encoder is the SAE's, forward"
+            " the backbone's; other is what has no column, such as statistics, figures and compiling. Time that"
+            " helpers work is not counted, but what this process waits for them is. Starting the program comes before."
+            " Memory is the most that this process held at once, its imports included. On CUDA a profiled run waits"
+            " for the device at each mark, and is slower than one that is not."
         )
         return table
 
