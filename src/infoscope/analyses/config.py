@@ -1,4 +1,4 @@
-"""How latents are described."""
+"""How latents are described, and held against their scope."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Annotated, Any
 
-from infoscope.runtime.bounds import Bounds, Count, FilePath, NotNegative, check
+from infoscope.runtime.bounds import Bounds, Count, FilePath, NotNegative, Seed, check
 
 
 class ImageCode(Enum):
@@ -43,3 +43,23 @@ class DescribeConfig:
         """Return the settings that change results, apart from those of the image codes, as plain JSON: no path."""
         sizes = ("n_label_images", "n_top_images", "n_clarity_images", "n_class_latents")
         return {"image_code": self.image_code.name, **{name: getattr(self, name) for name in sizes}}
+
+
+@dataclass
+class CrossConfig:
+    """How `stage=cross` holds what is known of the latents against their CDS. All numbers are ours."""
+
+    n_bands: Annotated[int, Bounds(2, 1000)] = 5
+    """Groups of equal size by CDS, of each of which the quantities are given."""
+    n_strata: Annotated[int, Bounds(2, 1000)] = 5
+    """Groups of equal size by firing rate, within which latents are compared."""
+    n_draws: Annotated[int, Bounds(1, 10**6)] = 1000
+    """Draws of the latents for the intervals."""
+    n_permutations: Annotated[int, Bounds(1, 10**6)] = 5000
+    """Of the CDS within strata: no p is below 1 / (1 + n_permutations), and before it counts it is multiplied by the
+    number of quantities, some thirty."""
+    seed: Seed = 0
+    """Of draws and permutations."""
+
+    def __post_init__(self) -> None:
+        check(self, "cross")

@@ -15,7 +15,7 @@ N_BOOTSTRAP = 1000
 MIN_LATENTS = 30
 """With fewer latents that have every property nothing is computed."""
 
-_NOTHING = 1e-9
+NOTHING = 1e-9
 """A variance of ranks between 0 and 1 that is rounding alone; that of all of them is about 1/12."""
 
 Draws = Float[np.ndarray, " n_draws_plus_1"]
@@ -92,7 +92,7 @@ def _compute_partial(
     across = covariances[:, pair[:, None], np.array(others, dtype=np.int64)]
     of_others = covariances[:, np.array(others, dtype=np.int64)[:, None], np.array(others, dtype=np.int64)]
     left = whole - across @ np.linalg.pinv(of_others, hermitian=True) @ across.transpose(0, 2, 1)
-    varies, is_left = ((of[:, [0, 1], [0, 1]] > _NOTHING).all(axis=1) for of in (whole, left))
+    varies, is_left = ((of[:, [0, 1], [0, 1]] > NOTHING).all(axis=1) for of in (whole, left))
     with np.errstate(invalid="ignore", divide="ignore"):
         spearman = whole[:, 0, 1] / np.sqrt(whole[:, 0, 0] * whole[:, 1, 1])
         partial = left[:, 0, 1] / np.sqrt(left[:, 0, 0] * left[:, 1, 1])

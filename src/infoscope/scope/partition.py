@@ -91,7 +91,7 @@ def make_partition(
     unscored = np.isnan(cds)
     rule, number = config.chosen
     if rule is Rule.bands:
-        return Partition(None, _make_bands(cds, int(number or 0)), unscored)
+        return Partition(None, make_bands(cds, int(number or 0)), unscored)
     if rule is Rule.energy:
         gamma = _choose_gamma_by_energy(cds, np.flatnonzero(~unscored), energy)
     else:
@@ -165,8 +165,11 @@ def otsu_threshold(values: Float[np.ndarray, " n"]) -> float:
     return middle if middle < high else low  # between neighbouring floats there is nothing
 
 
-def _make_bands(cds: np.ndarray, n_bands: int) -> dict[str, np.ndarray]:
-    """Bands of equal counts; equal scores share a band, so ties can make counts differ (or a band empty)."""
+def make_bands(cds: Float[np.ndarray, " d_sae"], n_bands: int) -> dict[str, Bool[np.ndarray, " d_sae"]]:
+    """Return bands of equal counts from the lowest scores to the highest, without those that are NaN.
+
+    Equal scores share a band, so ties can make counts differ (or a band empty).
+    """
     unscored = np.isnan(cds)
     if unscored.all():
         band = np.zeros(len(cds), dtype=int)
