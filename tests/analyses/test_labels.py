@@ -1,8 +1,20 @@
 import numpy as np
+import pytest
 from scipy.sparse import csr_array
 
 from infoscope.analyses.image_codes import ImageCodes
-from infoscope.analyses.labels import count_strong, rank_class_latents
+from infoscope.analyses.labels import (
+    compute_entropy,
+    compute_largest_entropy,
+    compute_top_entropy,
+    count_held,
+    count_strong,
+    expect_entropy,
+    expect_top_entropy,
+    find_top_classes,
+    rank_class_latents,
+)
+from infoscope.analyses.top_sets import find_top
 
 
 def make_codes(n_strong: np.ndarray, means: np.ndarray | None = None, n_patches: int = 16) -> ImageCodes:
@@ -44,3 +56,40 @@ def test_counts_are_those_of_brute_force() -> None:
     k = 4
     best = np.where(np.take_along_axis(expected, order, 1) > 0, order, -1)[:, :k]
     np.testing.assert_array_equal(rank_class_latents(codes, labels, 6, k), best)
+
+
+def test_the_class_of_a_latent_has_most_strong_patches_per_image() -> None:
+    n_strong = np.array([[4, 0, 6, 0], [4, 0, 0, 1], [5, 2, 3, 0]])
+    labels = np.array([0, 0, 2])
+    strong = count_strong(make_codes(n_strong, means=n_strong + 0.5), labels, 3)
+    found = find_top_classes(strong, np.bincount(labels, minlength=3))
+    assert found.of.tolist() == [2, 2, 0, 0]  # 5 per image against 4, and of equal ones the lower class
+    np.testing.assert_allclose(found.share, [5 / 13, 1, 6 / 9, 1])
+    none = find_top_classes(count_strong(make_codes(np.zeros((3, 2), int), np.ones((3, 2))), labels, 3), np.ones(3))
+    assert none.of.tolist() == [-1, -1]
+    assert np.isnan(none.share).all()
+
+
+def test_latents_are_held_by_classes() -> None:
+    assert count_held(np.array([[1, 0], [1, -1], [-1, -1]]), 4).tolist() == [1, 2, 0, 0]
+
+
+def test_entropy_of_labels_is_weighted_by_activation() -> None:
+    labels = np.array([0, 0, 1, 2, 2])
+    by_latent = csr_array(np.array([[1.0, 3, 0, 0, 0], [1, 1, 2, 0, 0], [1, 0, 1, 1, 1], [0, 0, 0, 0, 0]]))
+    log = np.log
+    expected = [0, log(2), 0.25 * log(4) + 0.25 * log(4) + 0.5 * log(2), np.nan]
+    np.testing.assert_allclose(compute_entropy(by_latent, labels, 4), expected, atol=1e-12)
+    np.testing.assert_allclose(compute_top_entropy(find_top(by_latent, 5), labels), expected, atol=1e-12)
+    two = compute_top_entropy(find_top(by_latent, 2), labels)  # of the second latent: 2 in class 1, 1 in class 0
+    np.testing.assert_allclose(two[:3], [0, -(2 / 3) * log(2 / 3) - (1 / 3) * log(1 / 3), log(2)], atol=1e-12)
+
+
+def test_what_is_expected_of_images_at_random() -> None:
+    labels = np.repeat(np.arange(4), 500)
+    n_images = np.bincount(labels, minlength=5)
+    assert expect_entropy(n_images) == pytest.approx(np.log(4))
+    assert compute_largest_entropy(n_images) == pytest.approx(np.log(4))
+    assert np.isnan(compute_largest_entropy(np.array([7, 0])))
+    of_two = expect_top_entropy(labels, 2)  # ln 2 for three pairs of four
+    assert of_two == pytest.approx(0.75 * np.log(2), abs=0.03)

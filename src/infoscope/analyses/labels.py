@@ -1,14 +1,18 @@
-"""What the labels of images say of latents: which latents a class has, of which label a latent is, how surely."""
+"""What the labels of images say of latents: which latents a class has, of which class a latent is, how surely."""
 
 from __future__ import annotations
 
-from itertools import pairwise
+import math
+from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Float, Int64
 from scipy.sparse import csr_array
 
 from infoscope.analyses.image_codes import ImageCodes
+from infoscope.analyses.top_sets import TopSets, find_top
+
+N_DRAWS = 1000
 
 
 def count_strong(codes: ImageCodes, labels: Int64[np.ndarray, " n_images"], n_classes: int) -> csr_array:
@@ -17,7 +21,7 @@ def count_strong(codes: ImageCodes, labels: Int64[np.ndarray, " n_images"], n_cl
     Args:
         labels: of the rows of `codes`, 0..n_classes - 1.
     """
-    found = csr_array(_select(labels, n_classes) @ codes.matrix("n_strong"))
+    found = csr_array(csr_array(_select(labels, n_classes).T) @ codes.matrix("n_strong"))
     found.eliminate_zeros()
     found.sort_indices()
     return found
@@ -34,21 +38,98 @@ def rank_class_latents(
         labels: of the rows of `codes`, 0..n_classes - 1.
         k: latents of a class.
     """
-    return _rank_rows(count_strong(codes, labels, n_classes), k)
+    return find_top(count_strong(codes, labels, n_classes), k).columns
 
 
-def _rank_rows(counts: csr_array, k: int) -> Int64[np.ndarray, "n_rows k"]:
-    """Return the columns of the k largest entries of each row, the largest first, -1 where there are fewer."""
-    starts = np.asarray(counts.indptr)
-    found = np.full((len(starts) - 1, k), -1, dtype=np.int64)
-    for row, (start, end) in enumerate(pairwise(starts)):
-        columns, values = np.asarray(counts.indices)[start:end], np.asarray(counts.data)[start:end]
-        best = columns[np.argsort(-values, kind="stable")[:k]]  # columns ascend, so that ties go to the lower one
-        found[row, : len(best)] = best
-    return found
+class TopClass(NamedTuple):
+    """The class on whose images a latent fires strongly on most patches per image.
+
+    of: the class, the lower one of equal ones; -1: it never fires strongly.
+    share: of the patches on which it fires strongly, those in images of that class; NaN without any.
+    """
+
+    of: Int64[np.ndarray, " d_sae"]
+    share: Float[np.ndarray, " d_sae"]
+
+
+def find_top_classes(strong: csr_array, n_images: Int64[np.ndarray, " n_classes"]) -> TopClass:
+    """Return the class of each latent.
+
+    Args:
+        strong: of `count_strong`.
+        n_images: of each class.
+    """
+    by_latent = csr_array(strong.T)
+    total = np.asarray(by_latent.sum(axis=1))
+    per_image = by_latent.copy()
+    per_image.data = by_latent.data / n_images[by_latent.indices]
+    top = find_top(per_image, 1)
+    of, n_strong = top.columns[:, 0], top.values[:, 0] * n_images[top.columns[:, 0]]
+    return TopClass(of, np.divide(n_strong, total, out=np.full(len(of), np.nan), where=of >= 0))
+
+
+def count_held(class_latents: Int64[np.ndarray, "n_classes k"], d_sae: int) -> Int64[np.ndarray, " d_sae"]:
+    """Return among the latents of how many classes each latent is.
+
+    Args:
+        class_latents: of `rank_class_latents`.
+    """
+    return np.bincount(class_latents[class_latents >= 0], minlength=d_sae)
+
+
+def compute_top_entropy(top: TopSets, labels: Int64[np.ndarray, " n_images"]) -> Float[np.ndarray, " d_sae"]:
+    """Return the entropy of the labels of each latent's top images in nats, 0..ln(size), weighted by what it has there.
+
+    PatchSAE's label entropy where the sets have its ten images. NaN for an empty set.
+    """
+    of = np.where(top.columns >= 0, labels[top.columns], -1)
+    total = top.values.sum(axis=1)
+    with np.errstate(invalid="ignore"):
+        weights = top.values / total[:, None]
+    same = of[:, :, None] == of[:, None, :]
+    of_class = np.einsum("lij,lj->li", same, weights)  # the weight of the class of each image
+    logs = np.log(of_class, out=np.zeros_like(of_class), where=of_class > 0)
+    return np.where(total > 0, -(weights * logs).sum(axis=1) + 0.0, np.nan)
+
+
+def compute_entropy(
+    by_latent: csr_array, labels: Int64[np.ndarray, " n_images"], n_classes: int
+) -> Float[np.ndarray, " d_sae"]:
+    """Return the entropy of the labels of all images in nats, weighted by each latent's activation; NaN without any.
+
+    Args:
+        by_latent: [d_sae, n_images], not negative.
+    """
+    of_class = csr_array(by_latent @ _select(labels, n_classes))
+    total = np.asarray(of_class.sum(axis=1))
+    rows = np.repeat(np.arange(len(total)), np.diff(np.asarray(of_class.indptr)))
+    data = np.asarray(of_class.data, dtype=np.float64)
+    rows, data = rows[data > 0], data[data > 0]
+    weights = data / total[rows]
+    found = np.bincount(rows, -weights * np.log(weights), len(total)) + 0.0
+    return np.where(total > 0, found, np.nan)
+
+
+def expect_top_entropy(labels: Int64[np.ndarray, " n_images"], n: int) -> float:
+    """Return the mean entropy in nats of the labels of n images drawn at random, over `N_DRAWS` seeded draws."""
+    rng, n = np.random.default_rng(0), min(n, len(labels))
+    drawn = np.stack([rng.choice(len(labels), n, replace=False) for _ in range(N_DRAWS)])
+    return float(compute_top_entropy(TopSets(drawn, np.ones(drawn.shape)), labels).mean())
+
+
+def expect_entropy(n_images: Int64[np.ndarray, " n_classes"]) -> float:
+    """Return the entropy in nats of the labels of all images."""
+    shares = n_images[n_images > 0] / n_images.sum()
+    return float(-(shares * np.log(shares)).sum()) + 0.0
+
+
+def compute_largest_entropy(n_images: Int64[np.ndarray, " n_classes"]) -> float:
+    """Return the entropy in nats of labels that are all as frequent; NaN with fewer than two classes with images."""
+    n = int((n_images > 0).sum())
+    return math.log(n) if n > 1 else math.nan
 
 
 def _select(labels: Int64[np.ndarray, " n_images"], n_classes: int) -> csr_array:
-    """Return 1 where an image is of a class: [n_classes, n_images]."""
+    """Return 1 where an image is of a class: [n_images, n_classes]."""
     n = len(labels)
-    return csr_array((np.ones(n), (labels, np.arange(n))), shape=(n_classes, n))
+    return csr_array((np.ones(n), labels, np.arange(n + 1)), shape=(n, n_classes))
