@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from infoscope.runtime.errors import InputError
+from infoscope.sae.config import TokenChoice
 from infoscope.sae.edit import EditMode, GroupEditor
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.sae.origin import check_edits, check_tokens, choose_layer
@@ -51,6 +52,13 @@ class PredictInputs:
         assert self.edits_patches or self.edits_prefix, "an SAE is trained on some tokens"
 
     @property
+    def reads(self) -> TokenChoice:
+        """Which tokens are edited."""
+        if not self.edits_prefix:
+            return TokenChoice.patch
+        return TokenChoice.all if self.edits_patches else TokenChoice.cls
+
+    @property
     def device(self) -> torch.device:
         """Where tokens are edited and sent on."""
         return self.sae.W_dec.device
@@ -80,17 +88,31 @@ def check_predictions(backbone: Backbone, layer: int) -> None:
         )
 
 
+def take_tokens(tokens: Tokens, reads: TokenChoice) -> Float[Tensor, "batch n_read d_in"]:
+    """Return the tokens that an SAE reads, prefix first; with `cls` all of the prefix."""
+    parts = [tokens.prefix] * (reads is not TokenChoice.patch) + [tokens.patches] * (reads is not TokenChoice.cls)
+    return torch.cat(parts, dim=1)
+
+
+def put_tokens(tokens: Tokens, read: Float[Tensor, "batch n_read d_in"], reads: TokenChoice) -> Tokens:
+    """Return tokens with others in place of those that `take_tokens` takes."""
+    n_prefix = tokens.prefix.shape[1]
+    match reads:
+        case TokenChoice.patch:
+            return Tokens(tokens.prefix, read)
+        case TokenChoice.cls:
+            return Tokens(read, tokens.patches)
+        case TokenChoice.all:
+            return Tokens(read[:, :n_prefix], read[:, n_prefix:])
+
+
 class TokenEditor:
     """Encodes a batch of tokens once and forms their edited versions; tokens the SAE does not read stay as they are."""
 
     def __init__(self, inputs: PredictInputs, tokens: Tokens) -> None:
         self.inputs, self.tokens = inputs, tokens
-        read = [tokens.prefix] * inputs.edits_prefix + [tokens.patches] * inputs.edits_patches
-        self.editor = GroupEditor(inputs.sae, torch.cat(read, dim=1))
+        self.editor = GroupEditor(inputs.sae, take_tokens(tokens, inputs.reads))
 
     def edit(self, removed: Bool[Tensor, " d_sae"], mode: EditMode) -> Tokens:
         """Return the tokens without a group of latents."""
-        edited, n_prefix = self.editor.edit(removed, mode), self.tokens.prefix.shape[1]
-        if not self.inputs.edits_prefix:
-            return Tokens(self.tokens.prefix, edited)
-        return Tokens(edited[:, :n_prefix], edited[:, n_prefix:] if self.inputs.edits_patches else self.tokens.patches)
+        return put_tokens(self.tokens, self.editor.edit(removed, mode), self.inputs.reads)

@@ -58,10 +58,18 @@ def make_prompts(config: PredictConfig, images: ImageSet) -> Prompts:
     labelled = images if Truth.labels in images.truths else None
     names = choose_class_names(config, labelled)
     labels = None if labelled is None else labelled.labels(config.target)
-    templates = SCENE_TEMPLATES if config.templates is Templates.scenes else tuple(config.template_list)
-    if config.templates is Templates.imagenet:
-        templates = get_imagenet_templates()
-    return Prompts(names, templates, config.target, labels)
+    return Prompts(names, choose_templates(config), config.target, labels)
+
+
+def choose_templates(config: PredictConfig) -> tuple[str, ...]:
+    """Return the sentences into which class names are put."""
+    match config.templates:
+        case Templates.scenes:
+            return SCENE_TEMPLATES
+        case Templates.imagenet:
+            return get_imagenet_templates()
+        case Templates.list:
+            return tuple(config.template_list)
 
 
 def choose_class_names(config: PredictConfig, labelled: ImageSet | type[SceneSet] | None) -> tuple[str, ...]:

@@ -237,6 +237,14 @@ class Backbone(nn.Module, ABC):
         """
         raise self._no_text()
 
+    def check_texts(self, texts: Sequence[str]) -> None:
+        """Refuse texts that cannot be embedded; none of them is.
+
+        Raises:
+            InputError: as `embed_texts`.
+        """
+        raise self._no_text()
+
     @property
     def logit_scale(self) -> float:
         """What the cosine of image and text is multiplied by before softmax: 1 / temperature.

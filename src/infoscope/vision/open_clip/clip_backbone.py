@@ -71,8 +71,7 @@ class ClipBackbone(Backbone):
 
     @torch.inference_mode()
     def embed_texts(self, texts: Sequence[str]) -> Float[Tensor, "n embed_dim"]:
-        self._check_text()
-        self._check_words(texts)
+        self.check_texts(texts)
         embedded = []
         for start in range(0, len(texts), _TEXT_BATCH):
             ids = self._tokenizer(list(texts[start : start + _TEXT_BATCH]))
@@ -84,6 +83,10 @@ class ClipBackbone(Backbone):
             with self._autocast():
                 embedded.append(self.clip.encode_text(ids.to(self.mean.device), normalize=True).float())
         return F.normalize(torch.cat(embedded), dim=-1)
+
+    def check_texts(self, texts: Sequence[str]) -> None:
+        self._check_text()
+        self._check_words(texts)
 
     @property
     def logit_scale(self) -> float:

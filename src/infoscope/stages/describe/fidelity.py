@@ -1,0 +1,198 @@
+"""How faithfully each SAE gives back tokens of the test split: the artifact of a seed, a table, sentences."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from infoscope.analyses.fidelity import VERSIONS, FidelityResult, ZeroShotTest, measure_fidelity
+from infoscope.data.images import Truth
+from infoscope.pipeline.context import Context, once
+from infoscope.pipeline.stage import Key, Needs, NotBuiltYet, SeedStage, Work
+from infoscope.predictions.inputs import check_predictions
+from infoscope.predictions.prompts import Prompts, choose_class_names, choose_templates
+from infoscope.report.tables import Stat, Table, compute_stat, format_number
+from infoscope.runtime.errors import InputError
+from infoscope.runtime.store import Workspace
+from infoscope.sae.model import MAX_PRE_ACTS
+from infoscope.scope.ablations import choose_rows
+from infoscope.stages.backbone import load_backbone
+from infoscope.stages.images import check_split, count_images, find_known
+from infoscope.stages.predict.stage import EmbeddedClasses, prompts_of
+from infoscope.stages.sae import choose_tokens, count_latents, sae_of
+from infoscope.stages.score.tables import Quantity, make_seed_table
+from infoscope.stages.tokens import Tokens, find_sizes
+from infoscope.vision.config import ModelKind
+
+IN_PLACE = {"reconstruction": "the reconstruction", "zeros": "zeros", "mean": "the mean token"}
+"""What stands in place of the tokens in each version but the first, in words."""
+
+
+class Fidelity(SeedStage[FidelityResult]):
+    """How faithfully the SAE of a seed gives back the tokens of the test split that it reads."""
+
+    kind, holds = "fidelity", FidelityResult
+    is_shared = False
+
+    def needs(self, ctx: Context, seed: int) -> Needs:
+        head = {} if why_no_predictions(ctx) else {"head": EmbeddedClasses.at(ctx)}
+        return Needs(sae=sae_of(ctx, seed), tokens=Tokens.at(ctx, "test"), **head)
+
+    def key(self, ctx: Context, up: Needs, seed: int) -> Key:
+        config, key = ctx.config.predict, {"sae": up.sae.hash, "tokens": up.tokens.hash}
+        if hasattr(up, "head"):
+            key["zero_shot"] = {
+                "head": up.head.hash,
+                "target": config.target,
+                "images": None if config.n_images is None else [config.n_images, config.seed],
+            }
+        return key
+
+    def check(self, ctx: Context, seed: int) -> None:
+        check_split(ctx, "test", ctx.config.data)
+
+    def build(self, ctx: Context, up: Needs, work: Workspace, seed: int) -> FidelityResult:
+        tokens, config = up.tokens.load(), ctx.config.predict
+        zero_shot = None
+        if hasattr(up, "head"):
+            labels = prompts_of(ctx).labels
+            assert labels is not None, "why_no_predictions asks for labels"
+            rows = choose_rows(len(tokens), config.n_images, config.seed)
+            of_rows = labels[np.asarray(tokens.image_index)]
+            zero_shot = ZeroShotTest(load_backbone(ctx), ctx.config.model.layer, up.head.load(), rows, of_rows)
+        with ctx.display.bar(f"fidelity, seed {seed}", len(tokens), "images") as advance:
+            return measure_fidelity(up.sae.load(), tokens, choose_tokens(ctx), zero_shot, config.batch_images, advance)
+
+    def work(self, ctx: Context, seed: int) -> Work:
+        n, sizes, is_stored = count_images(ctx, "test"), find_sizes(ctx), ctx.config.data.store_tokens
+        n_tokens = ctx.config.predict.batch_images * (sizes.n_patches + sizes.n_prefix)
+        held = 4 * (min(MAX_PRE_ACTS, n_tokens * count_latents(ctx)) + 8 * n_tokens * sizes.d_in)
+        like = [ctx.config.model.name, count_latents(ctx), is_stored]
+        return Work(n, like, forwards=0 if is_stored else n, memory_bytes=held)
+
+
+@once
+def why_no_predictions(ctx: Context) -> str:
+    """Return in a sentence why no zero-shot head can be held against labels of the test images; empty: one can.
+
+    Raises:
+        InputError: as `load_backbone`.
+    """
+    config, known = ctx.config, find_known(ctx, ctx.config.data)[1]
+    if Truth.labels not in known.truths:
+        return f"data={config.data.kind.name} knows no classes of the test images."
+    if config.model.kind is not ModelKind.open_clip:
+        return f"{config.model.name} has no text tower."
+    try:
+        backbone = load_backbone(ctx)
+    except NotBuiltYet:  # a CLIP that is trained on the words of the scenes, and pools CLS
+        is_last = config.model.hook.check(config.clip.layers).layer == config.clip.layers - 1
+        return f"model.layer={config.model.layer} is the last block of {config.model.name}." if is_last else ""
+    try:
+        check_predictions(backbone, config.model.layer)
+        prompts = Prompts(choose_class_names(config.predict, known), choose_templates(config.predict))
+        backbone.check_texts([text for i in range(len(prompts.class_names)) for text in prompts.texts(i)])
+    except InputError as error:
+        return str(error)
+    return ""
+
+
+def make_fidelity_table(results: Mapping[int, FidelityResult]) -> Table:
+    """Return the table: a column per SAE seed; without a zero-shot head the rows on the tokens alone."""
+    sections = {
+        "tokens": [
+            Quantity("n_tokens", "tokens", lambda r: r.n_tokens, 0),
+            Quantity("explained_variance", "explained variance (%)", lambda r: r.explained_variance, 2, 100),
+            Quantity("fvu_per_token", "unexplained variance within a token (%)", lambda r: r.fvu_per_token, 2, 100),
+            Quantity("cosine_raw", "cosine", lambda r: r.cosine_raw, 4),
+            Quantity("cosine_centred", "cosine from the mean token", lambda r: r.cosine_centred, 4),
+            Quantity("l0", "L0", lambda r: r.l0, 1),
+            Quantity("alive_share", "latents that fire (%)", lambda r: r.alive_share, 1, 100),
+        ]
+    }
+    notes = [
+        "Explained variance: 1 - squared error / squared deviation from the mean token, both summed over all test"
+        " tokens. Within a token: variance of the error over the token's components / variance of these, mean over"
+        " tokens (MSAE's reading). Cosine: of the token and its reconstruction, as they are and both less the mean"
+        " token, mean over tokens."
+    ]
+    if all(result.has_predictions for result in results.values()):
+        sections |= _prediction_quantities()
+        notes.append(
+            "Zero-shot: the model goes on from the edited tokens, and its own head names the class of the test images;"
+            " other tokens than those that the SAE reads stay. Recovered: (CE of the baseline - CE of the"
+            " reconstruction) / (CE of the baseline - CE of the tokens). The mean token is ours: zeros may lie far"
+            " from all tokens."
+        )
+    return make_seed_table("fidelity", "How faithfully the SAEs give back test tokens", results, sections, notes)
+
+
+def _prediction_quantities() -> dict[str, list[Quantity]]:
+    headings = dict(zip(VERSIONS, ("tokens as they are", *IN_PLACE.values()), strict=True))
+    entropies = [
+        Quantity(f"ce_{version}", heading, lambda r, version=version: r.mean_cross_entropy(version))
+        for version, heading in headings.items()
+    ]
+    recovered = [
+        Quantity(
+            f"recovered_{baseline}",
+            f"recovered, against {IN_PLACE[baseline]} (%)",
+            lambda r, baseline=baseline: r.recovered(baseline),
+            1,
+            100,
+        )
+        for baseline in ("zeros", "mean")
+    ]
+    top1 = [
+        Quantity(f"top1_{version}", heading, lambda r, version=version: r.top1(version), 1, 100)
+        for version, heading in headings.items()
+    ]
+    n_images = Quantity("n_images", "images", lambda r: len(r.image_index), 0)
+    return {"zero-shot cross-entropy (nats)": [n_images, *entropies, *recovered], "zero-shot top-1 (%)": top1}
+
+
+def say_fidelity(results: Mapping[int, FidelityResult], why_no_predictions: str = "") -> list[str]:
+    """Return what the table says, in sentences.
+
+    Args:
+        why_no_predictions: the sentence of that name, for results without a zero-shot head.
+    """
+    found = list(results.values())
+    first = found[0]
+
+    def write(read: Callable[[FidelityResult], float], digits: int, scale: float = 1.0) -> str:
+        return _write(compute_stat(map(read, found)), digits, scale)
+
+    said = [
+        f"The SAE explains {write(lambda r: r.explained_variance, 1, 100)}% of the variance of {first.n_tokens:,} test"
+        f" tokens with {write(lambda r: r.l0, 1)} latents on each; the cosine of a token and its reconstruction is"
+        f" {write(lambda r: r.cosine_raw, 3)}, from the mean token {write(lambda r: r.cosine_centred, 3)}."
+    ]
+    if not first.has_predictions:
+        return [*said, f"Zero-shot cross-entropy was not measured: {why_no_predictions}"]
+    tokens, *replaced = (write(lambda r, version=version: r.mean_cross_entropy(version), 3) for version in VERSIONS)
+    instead = [f"{entropy} with {words}" for entropy, words in zip(replaced, IN_PLACE.values(), strict=True)]
+    said.append(
+        f"Zero-shot cross-entropy on {len(first.image_index):,} test images and {first.n_classes:,} classes is {tokens}"
+        f" nats, and {', '.join(instead)} in place of the tokens that the SAE reads: {_say_recovered(found)}."
+    )
+    return said
+
+
+def _say_recovered(results: list[FidelityResult]) -> str:
+    parts = []
+    for baseline in ("zeros", "mean"):
+        found = compute_stat(result.recovered(baseline) for result in results)
+        if found.n:
+            parts.append(f"{_write(found, 1, 100)}% is recovered against {IN_PLACE[baseline]}")
+        else:
+            parts.append(f"{IN_PLACE[baseline]} cost the prediction nothing, so there is nothing to recover")
+    return ", and ".join(parts)
+
+
+def _write(value: Stat, digits: int, scale: float = 1.0) -> str:
+    """Return mean ± sd, without a spread that is rounded to nothing."""
+    mean, spread = format_number(value.mean * scale, digits), format_number(value.sd * scale, digits)
+    return mean if spread in (format_number(math.nan, digits), format_number(0, digits)) else f"{mean} ± {spread}"

@@ -1,0 +1,49 @@
+"""Fidelity as an artifact of a seed: of a model with text and of one without."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from infoscope.pipeline.context import Context
+from infoscope.sae.metrics import compute_sae_metrics
+from infoscope.stages.describe.fidelity import Fidelity, why_no_predictions
+from infoscope.stages.sae import sae_of
+from infoscope.stages.tokens import Tokens
+from tests.support.pipeline_samples import N_TEST, Recorder, copy_run, finish_tiny_run, make_tiny_config
+
+
+def test_a_model_without_text_is_measured_on_tokens_alone(
+    tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
+) -> None:
+    output_dir, record = copy_run(finish_tiny_run(tmp_path_factory)[0], tmp_path / "run"), Recorder()
+    found = Fidelity.at(Context(make_tiny_config(output_dir), record), 0).load()
+    assert record.stages("built") == ["fidelity"]
+    assert not found.has_predictions
+    assert 0 < found.explained_variance < 1
+    assert found.l0 == pytest.approx(4, abs=0.1)
+
+
+def test_the_head_of_a_clip_is_asked_about_the_test_images(tmp_path: Path) -> None:
+    tiny = ("model=scenes_clip", "data.n_train=24", "sae.n_tokens=4000", "predict.n_images=10")
+    record = Recorder()
+    ctx = Context(make_tiny_config(tmp_path, *tiny), record)
+    assert why_no_predictions(ctx) == ""
+    made = Fidelity.at(ctx, 0)
+    found = made.load()
+    assert record.stages("built")[-2:] == ["zero_shot_head", "fidelity"]
+    assert "fidelity, seed 0" in record.shown
+    assert found.n_tokens == N_TEST * ctx.config.clip.grid**2
+    assert len(found.image_index) == 10
+    assert found.mean_cross_entropy("tokens") < min(found.mean_cross_entropy(v) for v in ("zeros", "mean"))
+    tokens = Tokens.at(ctx, "test").load()
+    metrics = compute_sae_metrics(sae_of(ctx, 0).load(), (patches.flatten(0, 1) for _, patches in tokens.batches(8)))
+    measured = [found.fvu, found.l0, found.cosine_centred, 1 - found.alive_share]
+    assert measured == pytest.approx([metrics[name] for name in ("fvu", "l0", "cosine", "dead_share")], rel=1e-6)
+    again = Context(make_tiny_config(tmp_path, *tiny, "predict.batch_images=3", "predict.n_shown=1"), Recorder())
+    assert Fidelity.at(again, 0).hash == made.hash
+    others = Context(make_tiny_config(tmp_path, *tiny, "predict.seed=1"), Recorder())
+    assert Fidelity.at(others, 0).hash != made.hash
+    np.testing.assert_array_equal(Fidelity.at(again, 0).load().image_index, found.image_index)
