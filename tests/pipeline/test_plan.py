@@ -295,6 +295,7 @@ def test_the_printed_plan(tmp_path: Path, finished: Path) -> None:
     assert "Together about 0 s" in again
     assert "Backbone: 0 forward passes are missing.\n" in again
     assert "-:" not in again
+    assert "0 kB of memory beside the program's 1.1 GB" in again.replace("\n", " ")
     assert "Together more than " in run_tiny(finished, "plan=true", "sae.k=3", "scope.emd=sinkhorn").text
 
 

@@ -33,16 +33,19 @@ def count_variants_at_a_time(config: ProbeConfig, n_images: int, d_in: int, n_cl
 
     A variant takes 4 bytes x images x d_in for each readout: a ViT-B/16 (d_in 768) on ImageNet (1,331,167 images of
     both splits) 4.1 GB, 8.2 GB for two. With SGD come its heads, gradients and momenta, 3 x 4 bytes x d_in x classes
-    for each readout and rate (0.24 GB for two and 13), and three times the logits of a batch (0.32 GB for 1024 images).
-    So one variant at a time with the default of 4 GB, eight with 71. Blocks of some hundred MB come on top.
+    for each readout and rate (0.24 GB for two and 13), and what a step forms of them, or of the logits of a batch,
+    whichever is larger: as much for each readout, and twice as much again (0.21 GB for batches of 1024). So one variant
+    at a time with the default of 4 GB, eight with 70. Blocks of some hundred MB come on top.
 
     Args:
         n_images: of both splits.
     """
-    n_values = n_images * d_in
+    n_readouts = len(config.readouts)
+    n_values = n_readouts * n_images * d_in
     if config.classification_solver is Solver.sgd:
-        n_values += 3 * len(config.classification_lrs) * n_classes * (d_in + config.classification_batch_images)
-    n_bytes = 4 * len(config.readouts) * n_values
+        n_formed = (n_readouts + 2) * max(d_in, config.classification_batch_images)
+        n_values += len(config.classification_lrs) * n_classes * (3 * n_readouts * d_in + n_formed)
+    n_bytes = 4 * n_values
     fitting = int(config.memory_gb * 1e9 // max(1, n_bytes))
     return max(1, min(config.variants_per_chunk, fitting)), n_bytes
 

@@ -33,6 +33,25 @@ _READ_IMAGES = 32
 """Whose tokens are read at a time to encode them, and at most for BatchNorm's statistics."""
 
 
+def count_training_bytes(config: ProbeConfig, n_variants: int, n_patches: int, d_in: int, n_labels: int) -> int:
+    """Return what training the dense tasks of `config` on whole images holds of so many variants.
+
+    That is the tokens of this batch and of the next, heads of all rates with their gradients and AdamW's two moments,
+    what a step forms of the larger task's (as much thrice), logits of patches twice, those of chosen pixels four times.
+    """
+    n_rates = {Task.segmentation: len(config.segmentation_lrs), Task.depth: len(config.depth_lrs)}
+    each = {Task.segmentation: n_labels, Task.depth: config.n_depth_bins}
+    n_outputs = [n_rates[task] * each[task] for task in n_rates if task in config.tasks]
+    n_tokens, n_pixels = (
+        config.dense_batch_images * n_patches,
+        config.dense_batch_images * (config.n_pixels_per_image or 0),
+    )
+    n_values = 2 * n_tokens * d_in + d_in * (4 * sum(n_outputs) + 3 * max(n_outputs)) + 2 * n_tokens * sum(n_outputs)
+    if Task.segmentation in config.tasks:
+        n_values += 4 * n_pixels * n_outputs[0]
+    return BYTES * n_variants * n_values
+
+
 class SampledTruth(NamedTuple):
     """The ground truth of an image of some size at some pixels, [n_pixels] per task."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,10 @@ from infoscope.data.config import DataKind
 from infoscope.pipeline.context import Context, once
 from infoscope.pipeline.stage import Count, Handle, Needs, Node, NotBuiltYet, Row, Shown, Stage, Work, name_artifacts
 from infoscope.probes.checks import check_probes
+from infoscope.probes.classification import count_variants_at_a_time
 from infoscope.probes.config import Task
 from infoscope.probes.crops import round_to_patches
+from infoscope.probes.dense_images import count_training_bytes
 from infoscope.probes.results import load_results
 from infoscope.report.section import ReportSection
 from infoscope.runtime.errors import InputError
@@ -29,7 +32,7 @@ from infoscope.stages.ablations import all_ablations_of, needs_of_ablations
 from infoscope.stages.backbone import load_backbone, load_backbone_at
 from infoscope.stages.confounds.stage import Confounds
 from infoscope.stages.images import check_split, count_images, find_known, knows, probe_data, scenes_of
-from infoscope.stages.probe.artifacts import AblationProbes, Features
+from infoscope.stages.probe.artifacts import AblationProbes, Features, ProbeGroup, count_features
 from infoscope.stages.probe.features import list_features, make_features
 from infoscope.stages.probe.results import Result
 from infoscope.stages.probe.run import TRUTHS, Probed, check_truths, like_of, list_probe_groups, probe_variants
@@ -37,7 +40,7 @@ from infoscope.stages.probe.section import make_removal_section
 from infoscope.stages.probe.tables import make_main_table
 from infoscope.stages.sae import choose_tokens
 from infoscope.stages.score.stage import Score, needs_of_groups, scope_of, summarise_seed
-from infoscope.stages.tokens import Tokens
+from infoscope.stages.tokens import Tokens, find_sizes
 from infoscope.vision.open_clip.source import is_of_origin
 
 PAPER_ARCHS = {"ViT-B-16": "clip_b16", "ViT-L-14": "clip_l14"}
@@ -102,9 +105,11 @@ class ProbesOfVariants(Stage, ABC):
         return _count(AblationProbes.at(ctx, seed, group, variant) for variant in variants for group in groups)
 
     def work(self, ctx: Context, seed: int) -> Work:
-        """Return what the probes of one variant cost."""
+        """Return what the probes of one variant cost, and what those of a chunk hold in memory."""
         groups = list_probe_groups(ctx)
-        return Work(1, like_of(ctx, groups[0])) if len(groups) == 1 else Work()
+        work = Work(1, like_of(ctx, groups[0])) if len(groups) == 1 else Work()
+        held = max(_count_held(ctx, group, self.count_nominal(ctx)) for group in groups)
+        return replace(work, memory_bytes=held)
 
     def rows(self, ctx: Context, seed: int) -> Iterator[Row]:
         scope = summarise_seed(ctx, seed)
@@ -139,6 +144,25 @@ class _FeaturesOfSeed(Stage):
     def work(self, ctx: Context, stage: ProbesOfVariants, seed: int) -> Work:
         (group,) = [group for group in list_probe_groups(ctx) if Task.classification in group.probe.tasks]
         return Features().work(ctx, seed, group, None)
+
+
+def _count_held(ctx: Context, group: ProbeGroup, n_variants: int) -> int:
+    """Return the bytes that training holds of as many variants as are trained together.
+
+    Tokens and logits on crops count as all that they may take.
+    """
+    probe, sizes, known = group.probe, find_sizes(ctx), find_known(ctx, group.data)[0]
+    n_variants, held = min(n_variants, probe.variants_per_chunk), [0]
+    if Task.classification in probe.tasks:
+        n_images, n_classes = count_features(ctx, group), known.n_target_classes(probe.target)
+        n_together, n_bytes = count_variants_at_a_time(probe, n_images, sizes.d_in, n_classes)
+        held.append(min(n_variants, n_together) * n_bytes)
+    dense = [task for task in probe.tasks if task is not Task.classification]
+    if any(probe.crops(task) for task in dense):
+        held.append(int(probe.memory_gb * 1e9))
+    elif dense:
+        held.append(count_training_bytes(probe, n_variants, sizes.n_patches, sizes.d_in, len(known.label_names)))
+    return max(held)
 
 
 def _count(handles: Iterable[Handle]) -> Count:
