@@ -18,7 +18,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from infoscope import registry
 from infoscope.config import errors
-from infoscope.config.sweeps import make_collect_command
+from infoscope.config.overrides import has_layers
+from infoscope.config.sweeps import find_layers, make_collect_command, read_sweep
 from infoscope.config.tree import CONF_FOLDER, Config, make_config, prepare_arguments, register_schemas
 from infoscope.config.unread import check_read
 from infoscope.runtime import output
@@ -78,6 +79,8 @@ def _run_hydra() -> int:
     try:
         _refuse_unknown_word(" ".join(sys.argv[1:2]))
         arguments = prepare_arguments(sys.argv[1:])
+        if has_layers(sys.argv[1:]) and not {"-m", "--multirun"} & set(arguments):
+            arguments.append("-m")
         sys.argv[1:] = sorted(arguments, key=lambda one: one not in ("-m", "--multirun"))  # argparse wants it there
         if {"-sc", "--shell-completion"} & set(sys.argv):
             if registry.find_tool(" ".join(_list_typed()[:1])):
@@ -191,11 +194,16 @@ def _find_job() -> Job:
     """Return what Hydra says of the run that has begun."""
     hydra_config = HydraConfig.get()
     in_sweep = hydra_config.mode is RunMode.MULTIRUN
+    overrides, sweep = tuple(hydra_config.overrides.task), Path(hydra_config.sweep.dir) if in_sweep else None
+    layers: tuple[int, ...] = ()
+    if sweep is not None and any(override.startswith("model.layer=") for override in overrides):
+        layers = find_layers(overrides, [job.overrides for job in read_sweep(sweep).jobs])
     return Job(
         folder=Path(hydra_config.runtime.output_dir),
-        sweep=Path(hydra_config.sweep.dir) if in_sweep else None,
+        sweep=sweep,
         number=hydra_config.job.num if in_sweep else 0,
-        overrides=tuple(hydra_config.overrides.task),
+        overrides=overrides,
+        layers=layers,
     )
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from infoscope.config.overrides import quote_argument, quote_override
-from infoscope.config.sweeps import expand_sweep, make_collect_command
+from infoscope.config.sweeps import expand_sweep, find_layers, make_collect_command
 from infoscope.config.tree import compose, prepare_arguments
 from infoscope.runtime.errors import InputError
 
@@ -127,6 +127,22 @@ def test_a_variable_that_is_not_set_is_one_sentence(monkeypatch: pytest.MonkeyPa
     assert "write $HOME for the variable" in ask("data.root=${HOME}/a")
     with pytest.raises(InputError, match="no variable NOPE, which --config-dir=\\$NOPE names"):
         prepare_arguments(["--config-dir", "$NOPE"])
+
+
+def test_a_list_of_layers_is_a_sweep_over_them() -> None:
+    assert prepare_arguments(["model.layer=[0, -2]", "seeds=[0,1]"]) == ["model.layer=0, -2", "seeds=[0,1]"]
+    assert expand_sweep(["model.layer=[0,-2]"]) == [["model.layer=0"], ["model.layer=-2"]]
+    assert compose(["model.layer=[1]"]).model.layer == 1
+    assert "run each with `infoscope -m model.layer=0,1`" in ask("model.layer=[0,1]")
+    assert "expected a whole number, got []" in ask("model.layer=[]")
+
+
+def test_jobs_that_differ_in_the_layer_alone_know_of_each_other() -> None:
+    jobs = expand_sweep(["model.layer=[0,-2]", "sae.k=4,8", "seeds=[0]"])
+    assert [find_layers(job, jobs) for job in jobs] == [(-2,), (-2,), (0,), (0,)]
+    assert find_layers(["seeds=[0]"], jobs) == ()
+    assert find_layers(["model.layer=0", "sae.k=16", "seeds=[0]"], jobs) == ()
+    assert find_layers(["model.layer=x"], [["model.layer=x"], ["model.layer=1"]]) == ()  # refused where it is typed
 
 
 def test_folders_that_hydra_itself_opens_are_prepared(monkeypatch: pytest.MonkeyPatch):

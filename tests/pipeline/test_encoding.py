@@ -19,6 +19,7 @@ from infoscope.pipeline.context import Context
 from infoscope.probes.results import load_results
 from infoscope.runtime import parts, processes
 from infoscope.runtime.errors import InputError
+from infoscope.runtime.job import Job
 from infoscope.sae import passes
 from infoscope.scope.top_images import TopImages
 from infoscope.stages import backbone as backbone_module
@@ -241,3 +242,20 @@ def test_a_decoder_that_is_not_here_is_refused_before_anything_is_built(tmp_path
     with pytest.raises(InputError, match=r"on a GPU for data\.decoder=nvjpeg, got: no GPU"):
         run_tiny(tmp_path / "out", *data, "stage=score", override)
     assert not list((tmp_path / "out").glob("artifacts/*/*"))
+
+
+def test_layers_of_a_sweep_come_from_one_reading_of_the_images(photographs: Path, tmp_path: Path):
+    together = make_context(photographs, tmp_path / "together", "model=planted_registers", "model.layer=0")
+    together.job = Job(layers=(-1, 7))  # of which the second does not exist
+    first = Tokens.at(together, "train").get()
+    assert load_backbone(together).n_images_encoded == N_PHOTOGRAPHS - 1
+    second = make_context(photographs, tmp_path / "together", "model=planted_registers", "model.layer=-1")
+    assert second.store.find(Tokens.at(second, "train").spec) is not None
+    for layer, found in ((0, first.folder), (-1, Tokens.at(second, "train").folder)):
+        alone = make_context(photographs, tmp_path / "alone", "model=planted_registers", f"model.layer={layer}")
+        expected = Tokens.at(alone, "train").folder
+        assert found.name == expected.name
+        for file in ("patches-00000.npy", "prefix-00000.npy", "tokens.json", "skipped.json", "image_index.npy"):
+            assert (found / file).read_bytes() == (expected / file).read_bytes()
+    manifests = [json.loads((folder / "manifest.json").read_text()) for folder in (first.folder, found)]
+    assert all(manifest["work"]["n"] == N_PHOTOGRAPHS for manifest in manifests)

@@ -28,9 +28,9 @@ class PixelBackbone(Backbone):
         )
         self.mix = torch.randn(12, D, generator=torch.Generator().manual_seed(0))
 
-    def _tokens(self, pixels, layer):
+    def _tokens(self, pixels, layers):
         patches = torch.nn.functional.unfold(pixels, 2, stride=2).transpose(1, 2) @ self.mix
-        return Tokens(patches.mean(1, keepdim=True), patches + patches.mean(1, keepdim=True))
+        return [Tokens(patches.mean(1, keepdim=True), patches + patches.mean(1, keepdim=True)) for _ in layers]
 
     def _resume(self, tokens, layer):
         raise NotImplementedError

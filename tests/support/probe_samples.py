@@ -96,7 +96,7 @@ class MixingBackbone(Backbone):
         )
         self.mix = torch.randn(D, D, generator=torch.Generator().manual_seed(0)) / D**0.5
 
-    def _tokens(self, pixels, layer):
+    def _tokens(self, pixels, layers):
         raise NotImplementedError
 
     def _resume(self, tokens, layer):

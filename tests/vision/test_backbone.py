@@ -211,9 +211,9 @@ class MeanOfPatches(Backbone):
             d_in=3, n_layers=2, n_prefix_tokens=0, grid=2, patch_px=2, mean=(0, 0, 0), std=(1, 1, 1), fingerprint={}
         )
 
-    def _tokens(self, pixels, layer):
+    def _tokens(self, pixels, layers):
         patches = torch.nn.functional.avg_pool2d(pixels, 2).flatten(2).mT
-        return Tokens(patches[:, :0], patches)
+        return [Tokens(patches[:, :0], patches) for _ in layers]
 
     def _resume(self, tokens, layer):
         return tokens.patches.mean(1)

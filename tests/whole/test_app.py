@@ -44,6 +44,7 @@ class CommandLine:
     monkeypatch: pytest.MonkeyPatch
     action: Callable[[Config], None] = lambda config: None
     configs: list[Config] = field(default_factory=list)
+    jobs: list[Job] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         pipeline = ModuleType("infoscope.pipeline.run")
@@ -52,6 +53,7 @@ class CommandLine:
 
     def run(self, config: Config, job: Job) -> None:
         self.configs.append(config)
+        self.jobs.append(job)
         self.action(config)
 
     def __call__(self, *arguments: str) -> Result:
@@ -262,6 +264,20 @@ def test_a_sweep_runs_every_combination(infoscope: CommandLine, place: int):
     assert ran == [(2, "otsu"), (2, "bands"), (4, "otsu"), (4, "bands")]
 
 
+def test_a_list_of_layers_is_a_sweep_whose_jobs_know_of_each_other(infoscope: CommandLine):
+    result = infoscope("model.layer=[0,-2]", "seeds=[0]")
+    assert result.code == 0
+    assert "stage=collect" in result.out
+    assert [
+        (config.model.layer, job.layers) for config, job in zip(infoscope.configs, infoscope.jobs, strict=True)
+    ] == [
+        (0, (-2,)),
+        (-2, (0,)),
+    ]
+    infoscope("model.layer=[1]", "seeds=[0]")
+    assert (infoscope.configs[-1].model.layer, infoscope.jobs[-1].sweep, infoscope.jobs[-1].layers) == (1, None, ())
+
+
 def test_a_failed_job_does_not_stop_the_others(infoscope: CommandLine):
     def action(config: Config) -> None:
         if config.scope.k_cds == 4:
@@ -366,7 +382,7 @@ def test_completion_offers_what_one_types(
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 @pytest.mark.parametrize(
     ("typed", "offered"),
-    [("des", "describe-sae"), ("describe-sae ", ""), ("export-sae fol", ""), ("push-sae a owner/name con", "")],
+    [("describe-", "describe-sae"), ("describe-sae ", ""), ("export-sae fol", ""), ("push-sae a owner/name con", "")],
 )
 def test_completion_knows_the_commands_without_configuration(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], typed: str, offered: str, shell: str

@@ -19,6 +19,7 @@ from infoscope.runtime.bounds import expand_path
 _PLAIN = re.compile(r"[A-Za-z_][\w.+-]*|[\w.+@%-]*/[\w./+@%-]*", re.ASCII)
 """A text that needs no quotes: a word, or a path of usual characters (which no number is)."""
 _AT_HOME = re.compile(r"(^|[\[, ]|local-dir:)~(?=[/,\]]|$)")
+_LAYERS = re.compile(r"model\.layer=\[([^\[\]]*[^\[\],\s][^\[\]]*)\]")
 _WORDS = {"null", "true", "false", "inf", "nan"}
 FOLDER_KEYS = ("hydra.run.dir", "hydra.sweep.dir", "hydra.launcher.submitit_folder", "hydra.searchpath")
 _CONFIG_DIR = ("--config-dir", "-cd", "--config-path", "-cp")
@@ -69,7 +70,8 @@ def make_readable(arguments: Sequence[str], is_text: Callable[[str], bool]) -> l
     """Return a command line as Hydra should get it.
 
     Hydra does not read a ~, takes a folder called 2020_01 for a number, and knows no variables of the environment in
-    folders of its own (`--config-dir`, `hydra.run.dir`, ...). In settings that are paths they are put in later.
+    folders of its own (`--config-dir`, `hydra.run.dir`, ...). In settings that are paths they are put in later. Several
+    layers, `model.layer=[1,2]`, are a sweep over them.
 
     Args:
         arguments: KEY=VALUE, options among them.
@@ -80,6 +82,8 @@ def make_readable(arguments: Sequence[str], is_text: Callable[[str], bool]) -> l
     """
     prepared: list[str] = []
     for argument in arguments:
+        if found := _LAYERS.fullmatch(argument):
+            argument = f"model.layer={found[1]}"
         name, equals, value = argument.partition("=")
         if equals and name in _CONFIG_DIR:
             prepared.append(f"{name}={expand_path(value, name)}")
@@ -90,6 +94,11 @@ def make_readable(arguments: Sequence[str], is_text: Callable[[str], bool]) -> l
         else:
             prepared.append(argument)
     return prepared
+
+
+def has_layers(arguments: Sequence[str]) -> bool:
+    """Whether a command line asks for several layers by a list, which makes it a sweep."""
+    return any("," in found[1] for argument in arguments if (found := _LAYERS.fullmatch(argument)))
 
 
 def _prepare(key: str, value: str, is_text: Callable[[str], bool]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -154,6 +155,28 @@ def find_swept(jobs: Sequence[Sequence[str]]) -> list[dict[str, str]]:
     keys = dict.fromkeys(key for one in pairs for key in one)
     swept = [key for key in keys if len({one.get(key) for one in pairs}) > 1]
     return [{key.removesuffix("="): one[key] for key in swept if key in one} for one in pairs]
+
+
+def find_layers(job: Sequence[str], jobs: Sequence[Sequence[str]]) -> tuple[int, ...]:
+    """Return the other values of model.layer among jobs that are like one in all else.
+
+    >>> find_layers(["model.layer=1", "seeds=[0]"], [["model.layer=1", "seeds=[0]"], ["model.layer=-1", "seeds=[0]"]])
+    (-1,)
+
+    Args:
+        job, jobs: their overrides.
+    """
+    mine, alike = _split_layer(job), [_split_layer(one) for one in jobs]
+    found = [layer for layer, others in alike if others == mine[1] and layer is not None and layer != mine[0]]
+    return tuple(dict.fromkeys(found)) if mine[0] is not None else ()
+
+
+def _split_layer(overrides: Sequence[str]) -> tuple[int | None, list[str]]:
+    """Return the value of model.layer, if it is a number, and the other overrides, ascending."""
+    values = [override.partition("=")[2] for override in overrides if override.startswith("model.layer=")]
+    others = sorted(override for override in overrides if not override.startswith("model.layer="))
+    is_number = len(values) == 1 and re.fullmatch(r"-?\d+", values[0])
+    return (int(values[0]) if is_number else None), others
 
 
 def _split_override(override: str) -> tuple[str, str]:

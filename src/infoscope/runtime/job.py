@@ -14,9 +14,11 @@ class Job:
     sweep: the folder of the sweep it belongs to; None for a run of its own.
     number: place in the sweep, from 0.
     overrides: what its command line changes, as `KEY=VALUE`.
+    layers: other values of model.layer in jobs that are like it in all else: their tokens come from the same forwards.
     """
 
     folder: Path | None = None
     sweep: Path | None = None
     number: int = 0
     overrides: tuple[str, ...] = ()
+    layers: tuple[int, ...] = ()

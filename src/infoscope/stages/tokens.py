@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import time
 import weakref
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,49 +21,55 @@ from infoscope.pipeline.context import Context, once
 from infoscope.pipeline.stage import ArtifactStage, Handle, Key, Needs, NotBuiltYet, Work
 from infoscope.runtime import processes
 from infoscope.runtime.copies import count_behind
+from infoscope.runtime.errors import InputError
 from infoscope.runtime.files import write_json
 from infoscope.runtime.manifests import Artifact
 from infoscope.runtime.store import Workspace
 from infoscope.stages.backbone import compile_backbone, fingerprint_model, load_backbone, say_model
 from infoscope.stages.images import check_split, count_images, fingerprint_images, open_split, scenes_of
 from infoscope.stages.train_clip import needs_trained
-from infoscope.vision.tokens.extract import TokenCache, compute_cache_bytes, extract_tokens
+from infoscope.vision.tokens.extract import TokenCache, Wanted, compute_cache_bytes, extract_layers
 from infoscope.vision.tokens.shards import N_BEHIND
 from infoscope.vision.tokens.source import LiveTokens, ReadImages, TokenSource, choose_batch_images
 
 
 class Tokens(ArtifactStage[TokenSource]):
-    """The tokens of a split; an item is (split, data)."""
+    """The tokens of a split after a block; an item is (split, data, layer).
+
+    Those of the layers that other jobs of the same sweep will ask for (`Job.layers`) come from the same forwards.
+    """
 
     kind = "tokens"
 
     @classmethod
-    def at(cls, ctx: Context, split: str, data: DataConfig | None = None) -> Handle[TokenSource]:
-        """Return the tokens of a split, of the experiment's own data unless others are given."""
-        return super().at(ctx, split, data or ctx.config.data)
+    def at(
+        cls, ctx: Context, split: str, data: DataConfig | None = None, layer: int | None = None
+    ) -> Handle[TokenSource]:
+        """Return the tokens of a split, of the experiment's own data and layer unless others are given."""
+        return super().at(ctx, split, data or ctx.config.data, ctx.config.model.layer if layer is None else layer)
 
-    def name(self, ctx: Context, split: str, data: DataConfig) -> str:
+    def name(self, ctx: Context, split: str, data: DataConfig, layer: int) -> str:
         return f"{ctx.config.model.name}-{split}"
 
-    def describe(self, ctx: Context, split: str, data: DataConfig) -> str:
+    def describe(self, ctx: Context, split: str, data: DataConfig, layer: int) -> str:
         return f"tokens, {split}" + ("" if data == ctx.config.data else f" of {data.kind.name}")
 
-    def needs(self, ctx: Context, split: str, data: DataConfig) -> Needs:
+    def needs(self, ctx: Context, split: str, data: DataConfig, layer: int) -> Needs:
         return Needs(**vars(scenes_of(ctx, data)), **needs_trained(ctx))
 
-    def key(self, ctx: Context, up: Needs, split: str, data: DataConfig) -> Key:
+    def key(self, ctx: Context, up: Needs, split: str, data: DataConfig, layer: int) -> Key:
         return {
             "model": fingerprint_model(ctx),
-            **ctx.config.model.hook.key(),
+            **replace(ctx.config.model.hook, layer=layer).key(),
             "images": fingerprint_images(ctx, split, data),
             "dtype": data.cache_dtype if data.store_tokens else None,
         }
 
-    def check(self, ctx: Context, split: str, data: DataConfig) -> None:
+    def check(self, ctx: Context, split: str, data: DataConfig, layer: int) -> None:
         say_model(ctx)
         if split == "train":  # of test images, those who need them say why
             check_split(ctx, split, data)
-        found = self.at(ctx, split, data).find()
+        found = self.at(ctx, split, data, layer).find()
         if found is not None:
             _say_skipped(ctx, found.folder, split, data)
             return
@@ -70,36 +78,39 @@ class Tokens(ArtifactStage[TokenSource]):
         if sizes.n_layers is not None:
             ctx.config.model.hook.check(sizes.n_layers)
 
-    def build(self, ctx: Context, up: Needs, work: Workspace, split: str, data: DataConfig) -> None:
-        backbone = load_backbone(ctx)
-        images, dtype = open_split(ctx, split, data), data.cache_dtype if data.store_tokens else None
-        compile_backbone(ctx, len(images))
-        if dtype is not None:
-            ctx.check_disk(compute_cache_bytes(backbone, len(images), dtype))
-
-        def read(positions: np.ndarray, batch_images: int) -> Iterator[ImageBatch]:
-            n_done = 0
-            for batch in iterate_images(
-                images, backbone.image_px, batch_images, positions, data.on_error, data.n_workers, ctx.device
-            ):
-                yield batch
-                n_done += len(batch.index)
-                advance(n_done, len(positions))
-
-        with ctx.display.bar(f"encoding {split} images", len(images), "images") as advance:
-            layer = ctx.config.model.layer
-            made = extract_tokens(backbone, read, len(images), layer, work.folder, dtype, work.progress)
-        if processes.is_main():
-            write_json(work.folder / "skipped.json", find_skipped(images, made.image_index))
+    def build(self, ctx: Context, up: Needs, work: Workspace, split: str, data: DataConfig, layer: int) -> None:
+        _encode(ctx, split, data, {layer: work})
 
     def get(self, handle: Handle[TokenSource]) -> Artifact:
-        ctx, (split, data) = handle.ctx, handle.item
+        ctx, (split, data, layer) = handle.ctx, handle.item
         check_split(ctx, split, data)
-        artifact = super().get(handle)
+        if handle.exists() or not ctx.job.layers:
+            artifact = super().get(handle)
+        else:
+            others = [self.at(ctx, split, data, other) for other in _find_others(ctx, layer)]
+            artifact = self._get_together(handle, [handle, *others])
         _say_skipped(ctx, artifact.folder, split, data)
         return artifact
 
-    def load(self, ctx: Context, folder: Path, split: str, data: DataConfig) -> TokenSource:
+    def _get_together(self, handle: Handle[TokenSource], together: list[Handle[TokenSource]]) -> Artifact:
+        """Return the tokens of one layer; those of all that are missing are made by one reading of the images."""
+        ctx, (split, data, _) = handle.ctx, handle.item
+        upstream = {
+            one.hash: {role: node.get() for role, node in one.needs if isinstance(node, Handle)} for one in together
+        }
+
+        def build(works: dict[str, Workspace]) -> None:
+            missing = [one for one in together if one.hash in works]
+            start = time.perf_counter()
+            with ctx.recorded(self.kind):
+                _encode(ctx, split, data, {one.item[2]: works[one.hash] for one in missing})
+            for one in missing:
+                one.note(works[one.hash], (time.perf_counter() - start) / len(missing))
+
+        specs = {one.hash: one.spec for one in together}
+        return ctx.store.get_together(specs, build, shared=True, upstream=upstream)[handle.hash]
+
+    def load(self, ctx: Context, folder: Path, split: str, data: DataConfig, layer: int) -> TokenSource:
         if data.store_tokens:
             return TokenCache(folder)
         images, backbone = open_split(ctx, split, data), load_backbone(ctx)
@@ -107,7 +118,7 @@ class Tokens(ArtifactStage[TokenSource]):
         read = keep_open(images, backbone.image_px, data.n_workers, ctx.device)
         return LiveTokens(folder, backbone, read)
 
-    def work(self, ctx: Context, split: str, data: DataConfig) -> Work:
+    def work(self, ctx: Context, split: str, data: DataConfig, layer: int) -> Work:
         n, sizes = count_images(ctx, split, data), find_sizes(ctx)
         kept_bytes = n * sizes.n_patches * 4  # the norms
         n_values = (sizes.n_patches + sizes.n_prefix) * sizes.d_in
@@ -120,8 +131,49 @@ class Tokens(ArtifactStage[TokenSource]):
                 each = [n_batch * many * sizes.d_in * value_bytes for many in (sizes.n_patches, sizes.n_prefix)]
                 n_behind = count_behind(each, N_BEHIND)
             held += (n_behind + 1) * n_batch * n_values * value_bytes
-        like = [ctx.config.model.name, ctx.config.model.layer, data.store_tokens]
+        like = [ctx.config.model.name, layer, data.store_tokens]
         return Work(n, like, forwards=n, disk_bytes=kept_bytes, memory_bytes=held)
+
+
+def _find_others(ctx: Context, layer: int) -> list[int]:
+    """Return the layers that other jobs of the sweep will ask for, and that the model has."""
+    n_layers, others = load_backbone(ctx).n_layers, []
+    for other in ctx.job.layers:
+        with suppress(InputError):  # said to the job that asks for it
+            replace(ctx.config.model.hook, layer=other).check(n_layers)
+            others.append(other)
+    return [other for other in others if other != layer]
+
+
+def _encode(ctx: Context, split: str, data: DataConfig, works: Mapping[int, Workspace]) -> None:
+    """Encode the images of a split once, and keep their tokens after each of some blocks.
+
+    Args:
+        works: where, by layer.
+    """
+    backbone = load_backbone(ctx)
+    images, dtype = open_split(ctx, split, data), data.cache_dtype if data.store_tokens else None
+    compile_backbone(ctx, len(images))
+    if dtype is not None:
+        ctx.check_disk(len(works) * compute_cache_bytes(backbone, len(images), dtype))
+
+    def read(positions: np.ndarray, batch_images: int) -> Iterator[ImageBatch]:
+        n_done = 0
+        for batch in iterate_images(
+            images, backbone.image_px, batch_images, positions, data.on_error, data.n_workers, ctx.device
+        ):
+            yield batch
+            n_done += len(batch.index)
+            advance(n_done, len(positions))
+
+    blocks = "" if len(works) == 1 else f" after blocks {', '.join(map(str, works))}"
+    with ctx.display.bar(f"encoding {split} images{blocks}", len(images), "images") as advance:
+        wanted = [Wanted(layer, work.folder, work.progress) for layer, work in works.items()]
+        found = extract_layers(backbone, read, len(images), wanted, dtype)
+    if processes.is_main():
+        skipped = find_skipped(images, found[0].image_index)
+        for work in works.values():
+            write_json(work.folder / "skipped.json", skipped)
 
 
 def keep_open(images: ImageSet, size_px: int, n_workers: int, device: torch.device) -> ReadImages:

@@ -120,7 +120,7 @@ class Backbone(nn.Module, ABC):
         self._has_compiled = True
         images = torch.zeros(batch_images, 3, self.image_px, self.image_px, dtype=torch.uint8)
         try:
-            self._tokens(self.normalise(images), self.n_layers - 1)
+            self._tokens(self.normalise(images), [self.n_layers - 1])
         except Exception as error:  # of compilers, of every kind
             reason = get_first_line(getattr(error, "inner_exception", error))  # dynamo's own says the backend's name
             raise InputError(
@@ -158,7 +158,6 @@ class Backbone(nn.Module, ABC):
         self.site = site
         return self
 
-    @torch.inference_mode()
     def tokens(
         self, images: UInt8[Tensor, "batch 3 height width"], layer: int, checks: LaterChecks | None = None
     ) -> Tokens:
@@ -171,27 +170,44 @@ class Backbone(nn.Module, ABC):
         Raises:
             InputError: if the layer does not exist, the images have another size, or a token is not finite.
         """
-        layer = self.check_layer(layer)
+        later = LaterChecks() if checks is None else checks
+        (tokens,) = self.tokens_of_layers(images, [layer], [later])
+        if checks is None:
+            later.ask()
+        return tokens
+
+    @torch.inference_mode()
+    def tokens_of_layers(
+        self, images: UInt8[Tensor, "batch 3 height width"], layers: Sequence[int], checks: Sequence[LaterChecks]
+    ) -> list[Tokens]:
+        """Return what `tokens` does of each of several layers, from one forward.
+
+        Args:
+            checks: one for each layer; who gives them asks them.
+
+        Raises:
+            InputError: if a layer does not exist, or the images have another size.
+        """
+        layers = [self.check_layer(layer) for layer in layers]
         if tuple(images.shape[1:]) != (3, self.image_px, self.image_px):
             raise InputError(f"Expected images [batch, 3, {self.image_px}, {self.image_px}], got {list(images.shape)}.")
         self.n_images_encoded += len(images)
         if self._compiled_images // 2 < len(images) <= self._compiled_images:
             n_missing = self._compiled_images - len(images)
             filled = F.pad(images, (0,) * 7 + (n_missing,))
-            tokens = Tokens(*(part[: len(images)] for part in self._tokens(self.normalise(filled), layer)))
+            found = self._tokens(self.normalise(filled), layers)
+            found = [Tokens(*(part[: len(images)] for part in tokens)) for tokens in found]
         else:
             with self._plain():
-                tokens = self._tokens(self.normalise(images), layer)
-        if self.site == POST_NORM and layer == self.n_layers - 1:
-            tokens = self._norm(tokens)
-        later = LaterChecks() if checks is None else checks
-        later.require(
-            is_finite(tokens.patches) & is_finite(tokens.prefix),
-            f"The backbone gave NaN or Inf after block {layer}: check its weights, or use model.precision=float32.",
-        )
-        if checks is None:
-            later.ask()
-        return tokens
+                found = self._tokens(self.normalise(images), layers)
+        for place, layer in enumerate(layers):
+            if self.site == POST_NORM and layer == self.n_layers - 1:
+                found[place] = self._norm(found[place])
+            checks[place].require(
+                is_finite(found[place].patches) & is_finite(found[place].prefix),
+                f"The backbone gave NaN or Inf after block {layer}: check its weights, or use model.precision=float32.",
+            )
+        return found
 
     @torch.inference_mode()
     def resume(self, tokens: Tokens, layer: int) -> Float[Tensor, "batch d_out"]:
@@ -278,7 +294,7 @@ class Backbone(nn.Module, ABC):
         raise AssertionError(f"{type(self).__name__} has no final norm to give tokens through: read_at refuses it")
 
     @abstractmethod
-    def _tokens(self, pixels: Float[Tensor, "batch 3 height width"], layer: int) -> Tokens: ...
+    def _tokens(self, pixels: Float[Tensor, "batch 3 height width"], layers: Sequence[int]) -> list[Tokens]: ...
 
     @abstractmethod
     def _resume(self, tokens: Tokens, layer: int) -> Float[Tensor, "batch d_out"]: ...

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,14 +66,13 @@ class PlantedBackbone(Backbone):
     ) -> Float[Tensor, "batch n_patches d_in"]:
         """Return the tokens of patches whose pixels are whole numbers in 0..255."""
 
-    def _tokens(self, pixels: Float[Tensor, "batch 3 height width"], layer: int) -> Tokens:
+    def _tokens(self, pixels: Float[Tensor, "batch 3 height width"], layers: Sequence[int]) -> list[Tokens]:
         levels = (pixels * 255).round()
         patches = levels.unfold(2, self.patch_px, self.patch_px).unfold(3, self.patch_px, self.patch_px)
         tokens = self.patch_tokens(patches.permute(0, 2, 3, 1, 4, 5).flatten(1, 2))
         prefix = tokens.new_zeros(len(tokens), self.n_prefix_tokens, self.d_in)
-        if layer == self.n_layers - 1:
-            prefix = prefix + tokens.mean(1, keepdim=True)
-        return Tokens(prefix, tokens)
+        last = prefix + tokens.mean(1, keepdim=True)
+        return [Tokens(last if layer == self.n_layers - 1 else prefix, tokens) for layer in layers]
 
     def _resume(self, tokens: Tokens, layer: int) -> Float[Tensor, "batch d_in"]:
         pooled = tokens.patches.mean(1)

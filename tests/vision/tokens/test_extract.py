@@ -194,9 +194,9 @@ def test_equal_tokens_have_scale_one(backbone, tmp_path):
     """Nothing to scale by: the norm of x - mu is zero."""
 
     class Constant(OpenClipBackbone):
-        def _tokens(self, pixels, layer):
-            tokens = super()._tokens(pixels, layer)
-            return tokens._replace(patches=torch.ones_like(tokens.patches))
+        def _tokens(self, pixels, layers):
+            found = super()._tokens(pixels, layers)
+            return [tokens._replace(patches=torch.ones_like(tokens.patches)) for tokens in found]
 
     constant = Constant(backbone.clip, mean=(0.5,) * 3, std=(0.5,) * 3, fingerprint={})
     cache = extract(constant, tmp_path)

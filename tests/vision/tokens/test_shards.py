@@ -6,7 +6,7 @@ import errno
 import math
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from infoscope.runtime.errors import InputError
 from infoscope.vision.backbone import Backbone, Tokens
 from infoscope.vision.open_clip.backbone import OpenClipBackbone
 from infoscope.vision.tokens import extract, shards, source
-from infoscope.vision.tokens.extract import ShardedRows, TokenCache, extract_tokens
+from infoscope.vision.tokens.extract import ShardedRows, TokenCache, Wanted, extract_layers, extract_tokens
 from infoscope.vision.tokens.source import LiveTokens, ReadImages
 from tests.support.clip_samples import GRID, MEAN, STD, WIDTH, make_backbone, make_images
 from tests.support.late_copies import Far, copying_late
@@ -62,6 +62,45 @@ def make_folders(root: Path) -> tuple[Path, Path]:
     for name in ("folder", "progress"):
         (root / name).mkdir()
     return root / "folder", root / "progress"
+
+
+class TestLayers:
+    def test_layers_together_give_what_each_gives_alone(self, tmp_path: Path) -> None:
+        backbone = make_backbone()
+        folders = [*make_folders(tmp_path), tmp_path / "third"]
+        folders[2].mkdir()
+        wanted = [Wanted(layer, folder) for layer, folder in zip((LAYER, 0, 2), folders, strict=True)]
+        caches = extract_layers(backbone, make_reader((5,)), N, wanted, batch_images=BATCH)
+        assert backbone.n_images_encoded == N - 1
+        for layer, cache in zip((LAYER, 0, 2), caches, strict=True):
+            alone = tmp_path / f"alone{layer}"
+            alone.mkdir()
+            extract_tokens(make_backbone(), make_reader((5,)), N, layer, alone, batch_images=BATCH)
+            assert read_folder(cache.folder) == read_folder(alone)
+
+    def test_layers_of_which_one_has_a_shard_more_go_on_together(self, tmp_path: Path) -> None:
+        wanted, read = [], []
+        for layer in (0, LAYER):
+            (tmp_path / str(layer)).mkdir()
+            folder, progress = make_folders(tmp_path / str(layer))
+            wanted.append(Wanted(layer, folder, progress))
+        with pytest.raises(KeyboardInterrupt):
+            extract_layers(make_backbone(), make_reader(until=16), N, wanted, batch_images=BATCH)
+        finished = [path for one in wanted for path in sorted((one.progress or one.folder).glob("*/facts-*"))]
+        assert [path.name for path in finished] == ["facts-00000.npz", "facts-00001.npz"] * 2
+        finished[3].unlink()
+
+        def note(positions: np.ndarray, batch_images: int) -> Iterator[tuple[Tensor, Tensor]]:
+            read.extend(positions.tolist())
+            return make_reader()(positions, batch_images)
+
+        caches = extract_layers(make_backbone(), note, N, wanted, batch_images=BATCH)
+        assert read == list(range(8, N))
+        for layer, cache in zip((0, LAYER), caches, strict=True):
+            alone = tmp_path / f"alone{layer}"
+            alone.mkdir()
+            extract_tokens(make_backbone(), make_reader(), N, layer, alone, batch_images=BATCH)
+            assert read_folder(cache.folder) == read_folder(alone)
 
 
 class TestShards:
@@ -231,11 +270,11 @@ class TestBehind:
 
     def test_nan_in_a_later_shard_leaves_the_ones_before(self, tmp_path: Path) -> None:
         class Spoilt(OpenClipBackbone):
-            def _tokens(self, pixels: Tensor, layer: int) -> Tokens:
-                tokens = super()._tokens(pixels, layer)
+            def _tokens(self, pixels: Tensor, layers: Sequence[int]) -> list[Tokens]:
+                found = super()._tokens(pixels, layers)
                 if self.n_images_encoded > 12:
-                    tokens.patches[1, 2, 3] = torch.nan
-                return tokens
+                    found[0].patches[1, 2, 3] = torch.nan
+                return found
 
         backbone = Spoilt(make_backbone().clip, mean=(0.5,) * 3, std=(0.5,) * 3, fingerprint={})
         with pytest.raises(InputError, match="NaN or Inf after block 2"):
@@ -249,11 +288,11 @@ class FarBackbone(OpenClipBackbone):
 
     value: float = 0.0
 
-    def _tokens(self, pixels: Tensor, layer: int) -> Tokens:
-        tokens = super()._tokens(pixels, layer)
+    def _tokens(self, pixels: Tensor, layers: Sequence[int]) -> list[Tokens]:
+        (tokens,) = super()._tokens(pixels, layers)
         if self.value and self.n_images_encoded == 4 * BATCH:
             tokens.patches[1, 2, 3] = self.value
-        return Tokens(*(part.as_subclass(Far) for part in tokens))
+        return [Tokens(*(part.as_subclass(Far) for part in tokens))]
 
 
 @pytest.mark.parametrize(("dtype", "n_behind"), [("float16", 4), ("float16", 1), (None, 4)])

@@ -16,7 +16,7 @@ from typing import Any, Generic
 
 from infoscope.commands.collect.opening import ContextFactory, describe_artifacts, describe_choices
 from infoscope.commands.experiments.runs import Found, Run, Shown
-from infoscope.config.sweeps import expand_sweep, find_swept, make_commands
+from infoscope.config.sweeps import expand_sweep, find_layers, find_swept, make_commands
 from infoscope.config.tree import Config, compose
 from infoscope.pipeline.context import Context
 from infoscope.pipeline.run import apply_trainer, check, set_goals, show_plan
@@ -201,7 +201,8 @@ class Sweep:
         self.output_dir = self.output_dir or Path(config.output_dir)
         self.display.bars = config.trainer.progress
         folder = self.output_dir / "experiments" / self.experiment.name
-        ctx = self._contexts.open(config, Job(folder, overrides=tuple(overrides)))
+        layers = find_layers(overrides, self.combinations)
+        ctx = self._contexts.open(config, Job(folder, overrides=tuple(overrides), layers=layers))
         if self.builds:
             check(ctx)
         if config.plan:

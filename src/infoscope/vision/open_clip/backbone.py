@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -54,13 +54,15 @@ class OpenClipBackbone(ClipBackbone):
     def blocks(self) -> list[torch.nn.Module]:
         return list(self.visual.transformer.resblocks)
 
-    def _tokens(self, pixels: Float[Tensor, "batch 3 height width"], layer: int) -> Tokens:
+    def _tokens(self, pixels: Float[Tensor, "batch 3 height width"], layers: Sequence[int]) -> list[Tokens]:
+        found = {}
         with self._autocast():
             x = self.visual._embeds(pixels)
-            for block in self.visual.transformer.resblocks[: layer + 1]:
+            for number, block in enumerate(self.visual.transformer.resblocks[: max(layers) + 1]):
                 x = block(x)
-        x = x.float()
-        return Tokens(x[:, :1], x[:, 1:])
+                if number in layers:
+                    found[number] = x.float()
+        return [Tokens(found[layer][:, :1], found[layer][:, 1:]) for layer in layers]
 
     def _resume(self, tokens: Tokens, layer: int) -> Float[Tensor, "batch d_out"]:
         x = torch.cat([tokens.prefix, tokens.patches], dim=1)

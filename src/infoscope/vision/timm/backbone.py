@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -54,19 +55,25 @@ class TimmBackbone(Backbone):
     def blocks(self) -> list[nn.Module]:
         return list(self.trunk.blocks)
 
-    def _tokens(self, pixels: Float[Tensor, "batch 3 height width"], layer: int) -> Tokens:
+    def _tokens(self, pixels: Float[Tensor, "batch 3 height width"], layers: Sequence[int]) -> list[Tokens]:
+        ascending = sorted(set(layers))
         with self._autocast():
             found: Any = self.trunk.forward_intermediates(
                 pixels,
-                indices=[layer],
+                indices=ascending,
                 return_prefix_tokens=True,
                 norm=False,
                 stop_early=True,
                 output_fmt="NLC",
                 intermediates_only=True,
             )
-        patches, prefix = found[0] if self.n_prefix_tokens else (found[0], found[0][:, :0])
-        return Tokens(prefix.float(), patches.float())
+        if not self.n_prefix_tokens:
+            found = [(patches, patches[:, :0]) for patches in found]
+        by_layer = {
+            layer: Tokens(prefix.float(), patches.float())
+            for layer, (patches, prefix) in zip(ascending, found, strict=True)
+        }
+        return [by_layer[layer] for layer in layers]
 
     def _norm(self, tokens: Tokens) -> Tokens:
         with self._autocast():

@@ -9,7 +9,7 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -160,6 +160,21 @@ def compute_cache_bytes(backbone: Backbone, n_images: int, dtype: str) -> int:
     return n_images * n_tokens * backbone.d_in * np.dtype(dtype).itemsize
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """The tokens after a block, and where they go.
+
+    layer: negative from the end.
+    folder: of the finished cache.
+    progress: where finished shards wait, so that an interruption costs one at most, on a disk that all processes see;
+        None: nothing is kept, and there must be one process.
+    """
+
+    layer: int
+    folder: Path
+    progress: Path | None = None
+
+
 def extract_tokens(
     backbone: Backbone,
     read: ReadImages,
@@ -170,56 +185,80 @@ def extract_tokens(
     progress: Path | None = None,
     batch_images: int | None = None,
 ) -> TokenCache:
-    """Encode images once, write their tokens, or only their statistics, into `folder`, and return the cache.
+    """Encode images once and keep the tokens after one block, see `extract_layers`."""
+    (made,) = extract_layers(backbone, read, n_images, [Wanted(layer, folder, progress)], dtype, batch_images)
+    return made
+
+
+def extract_layers(
+    backbone: Backbone,
+    read: ReadImages,
+    n_images: int,
+    wanted: Sequence[Wanted],
+    dtype: str | None = "float32",
+    batch_images: int | None = None,
+) -> list[TokenCache]:
+    """Encode images once, write their tokens after some blocks, or only their statistics, and return the caches.
 
     Collective: several processes call it together and share the work; the files are the same bytes however many there
-    are, and however often they were interrupted.
+    are, whichever blocks are asked for with them, and however often they were interrupted.
 
     Args:
         read: images of the set by position; those that could not be read are simply not there.
         n_images: of the set, unreadable ones included.
-        layer: block whose output is kept; negative from the end.
         dtype: float32 or float16 on disk; None: no token is stored. Norms and mean are computed in float64 from the
             float32 tokens. So is the scale, from those on the disk; of more than `EXACT_SCALE_IMAGES` images, or where
             none is stored, it is estimated from an evenly spread sample, see `estimate_mean_norm`.
-        progress: where finished shards wait, so that an interruption costs one at most, on a disk that all processes
-            see; None: nothing is kept, and there must be one process.
         batch_images: images that are read and encoded at a time, and whose multiples shards are cut at; None: as many
             as suit the device (`choose_batch_images`), with the same shards on every device.
 
     Raises:
         InputError: no image at all, NaN or Inf in tokens, tokens too large for float16.
     """
-    layer, device = backbone.check_layer(layer), backbone.mean.device
+    layers, device = [backbone.check_layer(one.layer) for one in wanted], backbone.mean.device
     least, most = (batch_images or choose_batch_images(kind) for kind in ("cpu", "cuda"))
     cuts = _cut_shards(backbone, n_images, least, most)
     shard_images = cuts[0].stop
     # of another size: those of an earlier version that cut them otherwise
-    shards = folder if progress is None else progress / f"shards-of-{shard_images}"
-    shards.mkdir(exist_ok=True)
-    mine = _share_missing(shards, len(cuts))
+    places = [one.progress / f"shards-of-{shard_images}" if one.progress else one.folder for one in wanted]
+    for place in places:
+        place.mkdir(exist_ok=True)
+    mine = _share_missing(places, len(cuts))
     positions = np.concatenate([np.empty(0, np.int64), *(np.arange(cuts[i].start, cuts[i].stop) for i in mine)])
     is_sampled = dtype is None or n_images > EXACT_SCALE_IMAGES
     sample_every = -(-n_images // N_SAMPLE_IMAGES) if is_sampled else None
     n_at_once = min(batch_images or choose_batch_images(device.type), shard_images)
-    with closing(ShardWriter(shards, dtype, sample_every, mine, shard_images)) as writer:
+    with ExitStack() as stack:
+        made = (ShardWriter(place, dtype, sample_every, mine, shard_images) for place in places)
+        writers = [stack.enter_context(closing(writer)) for writer in made]
         for index, images in read(positions, n_at_once):
             with spent_on(Kind.forward):
-                tokens = backbone.tokens(images, layer, writer.checks)
-            writer.write(index, tokens)
-        writer.finish()
+                found = backbone.tokens_of_layers(images, layers, [writer.checks for writer in writers])
+            for writer, tokens in zip(writers, found, strict=True):
+                writer.write(index, tokens)
+        for writer in writers:
+            writer.finish()
     processes.barrier()
+    for one, layer, place in zip(wanted, layers, places, strict=True):
+        _join_shards(backbone, one, layer, place, dtype, is_sampled)
+    return [TokenCache(one.folder) for one in wanted]
+
+
+def _join_shards(
+    backbone: Backbone, wanted: Wanted, layer: int, shards: Path, dtype: str | None, is_sampled: bool
+) -> None:
+    """Make a cache of the finished shards of a layer."""
     known = join_facts(shards) if processes.current().rank == 0 else {}
     mean = processes.broadcast(known.get("mean"))
     if mean is None:
         raise InputError("Expected at least one readable image, got none: see the list of skipped files.")
-    mean_norm = None if is_sampled else compute_mean_norm(shards, progress and shards, mean.to(device))
+    place = shards if wanted.progress else None
+    mean_norm = None if is_sampled else compute_mean_norm(shards, place, mean.to(backbone.mean.device))
     processes.barrier()  # all have read what is now taken away
     if processes.current().rank == 0:
-        _save_facts(backbone, layer, dtype, known, mean_norm, folder)
-        move_shards(shards, folder)
+        _save_facts(backbone, layer, dtype, known, mean_norm, wanted.folder)
+        move_shards(shards, wanted.folder)
     processes.barrier()
-    return TokenCache(folder)
 
 
 def estimate_mean_norm(
@@ -252,9 +291,16 @@ def _cut_shards(backbone: Backbone, n_images: int, least: int, most: int) -> lis
     return cut(n_images, shard_images if shard_images < most else -(-shard_images // most) * most)
 
 
-def _share_missing(shards: Path, n_shards: int) -> list[int]:
-    """Return the numbers of the shards that this process writes: the missing ones are dealt out."""
-    missing = processes.broadcast([i for i in range(n_shards) if not name_facts(shards, i).exists()])
+def _share_missing(places: Sequence[Path], n_shards: int) -> list[int]:
+    """Return the numbers of the shards that this process writes, for every layer: those that one of them lacks are
+    dealt out. (After an interruption a layer may have a shard more than another: it is written again.)"""
+    missing: list[int] = []
+    if processes.current().rank == 0:
+        missing = [i for i in range(n_shards) if not all(name_facts(place, i).exists() for place in places)]
+        for place in places:
+            for i in missing:
+                name_facts(place, i).unlink(missing_ok=True)
+    missing = processes.broadcast(missing)
     return missing[processes.current().rank :: processes.current().size]
 
 
