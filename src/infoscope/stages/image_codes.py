@@ -7,7 +7,7 @@ from dataclasses import replace
 from infoscope.analyses.image_codes import ENTRY_BYTES, ImageCodes, measure_image_codes
 from infoscope.pipeline.context import Context
 from infoscope.pipeline.passes import PassStage
-from infoscope.pipeline.stage import Key, Needs, Work
+from infoscope.pipeline.stage import Key, Needs, Work, name_of_seed
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.sae.origin import check_has_maps
 from infoscope.sae.passes import Measurement
@@ -21,6 +21,9 @@ class Codes(PassStage[ImageCodes]):
     """What fires in each image of a split; an item is (SAE seed, split)."""
 
     kind, holds = "image_codes", ImageCodes
+
+    def name(self, ctx: Context, seed: int, split: str) -> str:
+        return f"{name_of_seed(ctx, seed)}-{split}"
 
     def describe(self, ctx: Context, seed: int, split: str) -> str:
         return f"image codes, {split}, seed {seed}"
