@@ -67,6 +67,11 @@ STAGES = (
         "what else tells features apart: how often, how strongly, how widely they fire, and on what",
     ),
     Entry(
+        "segment",
+        "stages.segment.stage:Segment",
+        "IoU of single latents' maps with label maps, chosen on training images: which latent is the mask of what",
+    ),
+    Entry(
         "effects",
         "stages.effects.stage:Effects",
         "the change of each task's loss without each latent alone, and what the score says of it beyond frequency",

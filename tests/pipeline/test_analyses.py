@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from infoscope.data.scenes.scene_set import SceneSet
 from infoscope.pipeline.context import Context
 from infoscope.runtime.errors import InputError
 from infoscope.sae.checkpoint import load_sae
+from infoscope.sae.latent_table import load_latents
 from infoscope.scope.stability import StabilityResult
 from infoscope.stages.latents import Latents
 from infoscope.stages.score.stage import Score
@@ -26,6 +28,7 @@ from tests.support.pipeline_samples import (
     finish_tiny_run,
     make_tiny_config,
     run_tiny,
+    save_noise,
 )
 
 SHIPPED = ("model=scenes_clip", "data.n_train=24", "sae.n_tokens=4000", "predict.n_shown=1", "predict.n_candidates=2")
@@ -115,6 +118,33 @@ def test_stability_is_a_report_of_its_own(finished: Path) -> None:
     collected = collect_tiny(finished, "stage=stability", *FEW)
     assert collected.state == "done"
     assert [row["variant"] for row in collected.rows] == [variation.name for variation in result.variations]
+
+
+def test_masks_of_labels_are_a_report_of_their_own(finished: Path) -> None:
+    """The planted registers have no label; what is chosen on training images is read by the table of latents."""
+    first = run_tiny(finished, "stage=segment")
+    assert set(first.stages("built")) == {"label_screen", "segment", "report"}
+    assert first.files is not None
+    assert first.files.tables.keys() == {"segment", "segment_groups", "segment_latents"}
+    assert run_tiny(finished, "stage=segment").stages("built") == []
+    other = run_tiny(finished, "stage=segment", "segment.normalise=image", "segment.n_thresholds=3")
+    assert set(other.stages("built")) == {"label_screen", "segment", "report"}
+    assert run_tiny(finished, "stage=segment", "partition.gamma=0.06").stages("built") == ["report"]
+    collected = collect_tiny(finished, "stage=segment")
+    assert collected.state == "done"
+    assert {row["label"] for row in collected.rows} <= set(SceneSet.label_names)
+    run_tiny(finished, "stage=latents")
+    table = load_latents(finished, seed=0)
+    best = table["best_label_iou"] == np.nanmax(table["best_label_iou"])
+    assert table["best_label"][best][0] in SceneSet.label_names
+    assert table["best_label_iou"][best][0] in [pytest.approx(row["iou_train"]) for row in collected.rows]
+
+
+def test_masks_of_labels_need_label_maps(tmp_path: Path) -> None:
+    for i in range(4):
+        save_noise(tmp_path / "images" / f"{i}.png", i)
+    with pytest.raises(InputError, match="stage=segment compares latents with label maps, which these images do not"):
+        run_tiny(tmp_path, "stage=segment", "data=image_folder", f"data.root={tmp_path / 'images'}")
 
 
 def test_selection_is_a_report_of_its_own(finished: Path) -> None:

@@ -39,6 +39,8 @@ from infoscope.vision.backbone import Backbone
 from infoscope.vision.open_clip.weights import SHIPPED_FOLDER
 
 D_IN, D_SAE, K_MAX, GRID = 4, 12, 16, 3
+NOT_AT_HAND = ("segment",)
+"""What nobody has asked for, so that the table of latents has no columns of it."""
 
 
 def record_keys(config: Config, ends: Sequence[StageName], store: FixedStore, backbone: Backbone) -> None:
@@ -73,7 +75,7 @@ def _record_features(ctx: Context, store: FixedStore) -> None:
 
 
 class FixedStore(Store):
-    """A store that has whatever it is asked for: small fixed files, one set for each kind of artifact."""
+    """A store that has what it is asked for, but `NOT_AT_HAND`: small fixed files, a set for each kind of artifact."""
 
     def __init__(self, root: Path) -> None:
         super().__init__(root)
@@ -82,6 +84,8 @@ class FixedStore(Store):
         write_fixed_files(root)
 
     def find(self, spec: Spec) -> Artifact | None:
+        if spec.stage in NOT_AT_HAND:
+            return None
         self.specs.append(spec)
         folder = SHIPPED_FOLDER if spec.stage == "train_clip" else self.root / spec.stage
         return Artifact(folder, spec.hash, {}, built=False)

@@ -63,3 +63,34 @@ class CrossConfig:
 
     def __post_init__(self) -> None:
         check(self, "cross")
+
+
+class Normalise(Enum):
+    """Over what a latent's map is min-max normalised, before it is cut at thresholds."""
+
+    split = "split"
+    """All patches of the training split (ours): a threshold is the same activation in every picture, and where a latent
+    hardly fires there is no mask."""
+    image = "image"
+    """The patches of each picture, as PatchSAE: every picture in which a latent fires at all has a mask."""
+
+
+@dataclass
+class SegmentConfig:
+    """How `stage=segment` makes masks of the maps of latents."""
+
+    normalise: Normalise = Normalise.split
+    n_thresholds: Annotated[int, Bounds(1, 64)] = 16
+    """Thresholds 0, 1/n, 2/n, ... (ours); a mask is where the normalised map is larger."""
+
+    def __post_init__(self) -> None:
+        check(self, "segment")
+
+    @property
+    def thresholds(self) -> list[float]:
+        """The thresholds, ascending."""
+        return [i / self.n_thresholds for i in range(self.n_thresholds)]
+
+    def cache_key_fields(self) -> dict[str, Any]:
+        """Return all settings as plain JSON."""
+        return {"normalise": self.normalise.name, "n_thresholds": self.n_thresholds}
