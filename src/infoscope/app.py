@@ -28,7 +28,7 @@ from infoscope.runtime.errors import InputError, explain_write_error, suggest
 from infoscope.runtime.job import Job
 
 _sweeps: dict[Path, str] = {}
-"""The folders of sweeps whose jobs ran in this process, and their output folders."""
+"""The folders of sweeps whose jobs ran in this process, and their output folders; of plans none."""
 _offer_as_hydra_does = CompletionPlugin._get_matches
 
 
@@ -164,7 +164,7 @@ def _run_job(tree: DictConfig) -> Any:
             choice = hydra_config.runtime.choices["hydra/launcher"]
             raise InputError(f"hydra/launcher={choice} is for sweeps: give -m (infoscope -m ...), or drop it.")
         job = _find_job()
-        if job.sweep is not None and not is_launched:
+        if job.sweep is not None and not is_launched and not tree.plan:
             _sweeps[job.sweep] = tree.output_dir
         config = make_config(tree)
         check_read(config, job.overrides)

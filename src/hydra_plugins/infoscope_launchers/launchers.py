@@ -82,8 +82,9 @@ class SweepLauncher(BaseSubmititLauncher):
         if n_failed:
             say(f"{n_failed} of {len(planned)} jobs failed; the same command does again only what is missing.")
         assert self.config is not None
-        command = make_collect_command(self.config.hydra.sweep.dir, self.config.output_dir)
-        say(f"This joins what the jobs have found:\n    {command}")
+        if not self.config.plan:
+            command = make_collect_command(self.config.hydra.sweep.dir, self.config.output_dir)
+            say(f"This joins what the jobs have found:\n    {command}")
         return [JobReturn(overrides=overrides, status=JobStatus.COMPLETED) for overrides in job_overrides]
 
     @abstractmethod

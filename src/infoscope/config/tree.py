@@ -224,12 +224,13 @@ def register_schemas() -> None:
     """Make the dataclasses known to Hydra: conf/config.yaml begins with this schema, so typos fail at composition.
 
     The files in conf/sae begin with the schema of their kind. Those lie in no group: they are no choices themselves.
-    And resolvers: ${path:${output_dir}} puts in ~ and $HOME, as `check` does; ${stages:} and ${tools:} are the lines of
-    --help on the registry.
+    And resolvers: ${path:${output_dir}} puts in ~ and $HOME, as `check` does; ${unless_plan:sweeps,${plan}} keeps plans
+    apart from sweeps, which stage=collect looks for; ${stages:} and ${tools:} are the lines of --help on the registry.
     """
     OmegaConf.register_new_resolver("tools", lambda: registry.describe_all(registry.TOOLS), replace=True)
     OmegaConf.register_new_resolver("stages", registry.describe_all, replace=True)
     OmegaConf.register_new_resolver("path", lambda text: expand_path(text, "output_dir"), replace=True)
+    OmegaConf.register_new_resolver("unless_plan", lambda name, plan: "plans" if plan else name, replace=True)
     ConfigStore.instance().store(name="infoscope_schema", node=Config)
     for kind, schema in {**KINDS, IMPORT: ImportedConfig}.items():
         ConfigStore.instance().store(name=f"sae_{kind}", node=schema)

@@ -108,7 +108,8 @@ HEADINGS = ("step", "reuse", "build", "forwards", "distances", "disk", "memory",
 
 def print_plan(steps: Sequence[Step], console: Console) -> None:
     """Print the steps, without columns that are empty, and their sums."""
-    table = Table(title="What this command would do", title_justify="left", box=None, pad_edge=False)
+    console.print(Text("What this command would do", style="italic"))  # as a title it would break in a narrow table
+    table = Table(box=None, pad_edge=False)
     rows = [_describe(step) for step in steps]
     columns = {heading: column for heading, *column in zip(HEADINGS, *rows, strict=True) if any(column)}
     for heading in columns:

@@ -100,6 +100,8 @@ def _read_job(collected: CollectedJob, config: Config, factory: ContextFactory) 
     job = collected.job
     if registry.is_command(config.stage.name):
         raise InputError(f"stage={config.stage.name} leaves no artifact to collect: choose another stage.")
+    if config.plan:
+        raise InputError("plan=true leaves nothing to collect: start the sweep without it.")
     ctx = factory.open(config)
     stage = find_stage(ctx)
     collected.columns = stage.columns
