@@ -47,12 +47,8 @@ def finished_sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def swept(finished_sweep: Path, tmp_path: Path) -> Path:
-    """A copy of it; its jobs look for their artifacts here."""
-    output_dir = tmp_path / "out"
-    shutil.copytree(finished_sweep, output_dir)
-    for file in (output_dir / "sweeps").rglob("*.yaml"):
-        file.write_text(file.read_text().replace(str(finished_sweep), str(output_dir)))
-    return output_dir
+    """A copy of it, whose artifacts are read."""
+    return shutil.copytree(finished_sweep, tmp_path / "out")
 
 
 @pytest.fixture
@@ -104,6 +100,46 @@ def test_jobs_of_another_sweeper_are_those_that_have_begun(tmp_path: Path) -> No
     assert [(job.number, job.overrides) for job in sweep.jobs] == [(2, ("x=0.2",)), (10, ("x=0.10",))]
     assert sweep.options == ("hydra/sweeper=optuna",)
     assert sweep.config_dirs == ("/mine",)
+
+
+@pytest.mark.parametrize(
+    ("output_dir", "jobs", "expected"),
+    [
+        ("outs", ["a=1"], ["a=1 output_dir={now}"]),
+        ("$MINE/outs", ["a=1 output_dir=$MINE/outs b=2"], ["a=1 output_dir={now} b=2"]),
+        (
+            "outs",
+            ["+output_dir=outs/in a", "output_dir={mine}/outs"],
+            ["output_dir={now}/in a", "output_dir={now}"],
+        ),
+        ("outs", ["output_dir=other", "output_dir=/outs"], ["output_dir=other", "output_dir=/outs"]),
+    ],
+)
+def test_jobs_follow_their_output_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, output_dir: str, jobs: list[str], expected: list[str]
+) -> None:
+    monkeypatch.setenv("MINE", str(tmp_path))
+    monkeypatch.chdir("/")
+    now, folder = tmp_path / "there", tmp_path / "outs" / "sweeps" / "monday"
+    hydra = {
+        "overrides": {"hydra": [], "task": []},
+        "sweep": {"dir": "${path:${output_dir}}/sweeps/${now:%Y}"},
+        "sweeper": {"_target_": "another"},
+        "runtime": {"cwd": str(tmp_path), "config_sources": []},
+    }
+    for number, overrides in enumerate(jobs):
+        begun = folder / str(number) / ".hydra" / "overrides.yaml"
+        begun.parent.mkdir(parents=True)
+        begun.write_text(yaml.safe_dump(overrides.format(mine=tmp_path).split()))
+    (folder / "multirun.yaml").write_text(yaml.safe_dump({"hydra": hydra, "output_dir": output_dir}))
+    (tmp_path / "outs" / "artifacts").mkdir()
+    before = [job.overrides for job in read_sweep(folder).jobs]
+    assert before == [tuple(overrides.format(mine=tmp_path).split()) for overrides in jobs]
+    (tmp_path / "outs").rename(now)
+    after = [job.overrides for job in read_sweep(now / "sweeps" / "monday").jobs]
+    assert after == [tuple(overrides.format(now=now).split()) for overrides in expected]
+    (now / "artifacts").rmdir()
+    assert [job.overrides for job in read_sweep(now / "sweeps" / "monday").jobs] == before
 
 
 @pytest.mark.parametrize("text", ["", "hydra: 3", "hydra: [", "hydra: {overrides: {}}", "\x00"])
@@ -237,6 +273,20 @@ def test_what_is_printed_for_odd_names_can_be_pasted(
     (listed,) = (tmp_path / NASTY / "out" / "collected").glob("*/missing.txt")
     (line,) = [line for line in listed.read_text().splitlines() if line.startswith("infoscope")]
     assert shlex.split(line)[1:] == makes
+
+
+def test_a_plan_is_no_sweep_to_collect(swept: Path, collect: Callable[..., Any], capsys: Any) -> None:
+    (sweep,) = (swept / "sweeps").iterdir()
+    assert run_infoscope("-m", *make_overrides(swept, *GAMMAS, "plan=true")) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("What this command would do") == 2
+    assert "This joins" not in printed
+    assert list((swept / "sweeps").iterdir()) == [sweep]
+    (plan,) = (swept / "plans").iterdir()
+    assert collect(swept)[0] == 0
+    assert find_collected(swept).name == sweep.name
+    said = collect(swept, f"collect.sweeps=[{plan}]")[1]
+    assert said.count("is refused: plan=true leaves nothing to collect") == 2
 
 
 def test_equal_jobs_of_several_sweeps_count_once(swept: Path, collect: Callable[..., Any]) -> None:

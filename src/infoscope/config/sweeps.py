@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,14 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from infoscope.config import errors
 from infoscope.config.overrides import quote_override
 from infoscope.config.tree import Config, open_hydra, prepare_arguments
+from infoscope.runtime.bounds import expand_path
 from infoscope.runtime.errors import InputError
 from infoscope.runtime.job import Job
 
 SWEEP_FILE = "multirun.yaml"
 """Hydra writes it into the sweep's folder before any job starts, under every launcher."""
+SWEEPS, _BELOW_OUTPUT = "sweeps", "${path:${output_dir}}/"
+"""Where conf/config.yaml puts the folders of sweeps."""
 
 
 @dataclass(frozen=True)
@@ -56,14 +60,15 @@ def expand_sweep(overrides: Sequence[str]) -> list[list[str]]:
 
 
 def read_sweep(folder: Path) -> Sweep:
-    """Return a sweep from its folder.
+    """Return a sweep from its folder; where its output folder was moved or copied, its jobs have the new `output_dir`.
 
     Raises:
         InputError: if Hydra has written no sweep there, or one that cannot be read.
     """
     file = folder / SWEEP_FILE
     try:
-        hydra: dict[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8"))["hydra"]
+        content: dict[str, Any] = yaml.safe_load(file.read_text(encoding="utf-8"))
+        hydra = content["hydra"]
         overrides, sweeper = hydra["overrides"], hydra["sweeper"]
         if sweeper["_target_"].endswith(".BasicSweeper"):
             params = [f"{key}={value}" for key, value in (sweeper.get("params") or {}).items()]
@@ -76,6 +81,8 @@ def read_sweep(folder: Path) -> Sweep:
         sources = hydra["runtime"]["config_sources"]
         dirs = tuple(source["path"] for source in sources if source["provider"] == "command-line")
         options = tuple(option for option in overrides["hydra"] if not option.startswith("hydra.mode="))
+        if (moved := _find_move(folder, content)) is not None:
+            jobs = tuple(replace(job, overrides=moved.follow(job.overrides)) for job in jobs)
     except OSError as error:
         raise InputError(
             f"Expected the folder of a sweep, with Hydra's {SWEEP_FILE}, in {folder} ({error.strerror}): give"
@@ -84,6 +91,48 @@ def read_sweep(folder: Path) -> Sweep:
     except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"Cannot read {file}, which Hydra writes: give the folder of another sweep.") from error
     return Sweep(folder, jobs, options, dirs)
+
+
+@dataclass(frozen=True)
+class _Move:
+    """Of an output folder.
+
+    given, began_in: the `output_dir` of the sweep, and the folder from which it is counted.
+    before, now: where that lay, and where it lies.
+    """
+
+    given: str
+    began_in: Path
+    before: Path
+    now: Path
+
+    def follow(self, overrides: Sequence[str]) -> tuple[str, ...]:
+        """Return the overrides of a job with the `output_dir` that is now, if its own lay in the folder that moved."""
+        own = [one for one in overrides if one.lstrip("+").startswith("output_dir=")]
+        value = OverridesParser.create().parse_override(own[-1]).value() if own else self.given
+        place = _find_place(self.began_in, str(value))
+        if not place.is_relative_to(self.before):
+            return tuple(overrides)
+        new = quote_override("output_dir", str(self.now / place.relative_to(self.before)))
+        return tuple(new if one in own else one for one in overrides) if own else (*overrides, new)
+
+
+def _find_move(folder: Path, content: dict[str, Any]) -> _Move | None:
+    """Return how the output folder of a sweep came where its artifacts lie now; None: it is where it was.
+
+    Args:
+        content: of the file that Hydra has written.
+    """
+    now, pattern = folder.resolve().parent.parent, content["hydra"].get("sweep", {}).get("dir", "")
+    if folder.parent.name != SWEEPS or not pattern.startswith(_BELOW_OUTPUT) or not (now / "artifacts").is_dir():
+        return None
+    given, began_in = str(content["output_dir"]), Path(content["hydra"]["runtime"]["cwd"])
+    before = _find_place(began_in, given)
+    return None if before.resolve() == now else _Move(given, began_in, before, now)
+
+
+def _find_place(began_in: Path, output_dir: str) -> Path:
+    return Path(os.path.abspath(began_in / expand_path(output_dir, "output_dir")))
 
 
 def _read_begun_jobs(folder: Path) -> tuple[Job, ...]:
@@ -101,7 +150,7 @@ def find_sweep(output_dir: Path, name: str | None = None) -> Path:
     Raises:
         InputError: if there is none.
     """
-    sweeps = output_dir / "sweeps"
+    sweeps = output_dir / SWEEPS
     if name is not None:
         return sweeps / name if (sweeps / name).is_dir() else Path(name)
     found = sorted(file.parent for file in sweeps.glob(f"*/{SWEEP_FILE}"))  # their names begin with the time
