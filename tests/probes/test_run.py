@@ -18,8 +18,9 @@ from infoscope.probes.checks import check_probes
 from infoscope.probes.config import ProbeConfig, Readout, Task
 from infoscope.probes.dense import DenseProbes
 from infoscope.probes.dense_images import DenseImages, WholeImages
-from infoscope.probes.dense_views import choose_images
+from infoscope.probes.dense_views import Part, choose_images
 from infoscope.probes.extraction import EncodedBatch, iterate_tokens
+from infoscope.probes.heads import SegmentationHeads
 from infoscope.probes.inputs import ProbeInputs
 from infoscope.probes.rates import choose_rates
 from infoscope.probes.results import load_result, save_result
@@ -211,6 +212,36 @@ def test_dense_batches_are_a_function_of_the_step(inputs):
     for batch, same in zip(whole[3:], again, strict=True):
         assert torch.equal(batch.labels, same.labels)
         assert torch.equal(batch.pixels.weights, same.pixels.weights)
+
+
+@pytest.mark.parametrize("memory_gb", [1e-6, 4.0])
+def test_all_pixels_of_whole_images_are_read_some_variants_at_a_time(inputs, memory_gb):
+    both, rows = list(Task)[1:], {"train": np.arange(12), "test": np.arange(5)}
+    all_pixels = {"n_pixels_per_image": None, "n_held_out_pixels_per_image": None}
+    config = make_config(tasks=both, dense_steps=2, memory_gb=memory_gb, **all_pixels)
+    editor, views = AblationEditor(inputs.sae, VARIANTS[:2]), WholeImages(inputs, config, both, rows)
+    head = SegmentationHeads(2, inputs.sae.d_in, 5, [0.1, 0.2])
+    for parameter in head.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
+    batch, images = next(iter(views.iterate_batches(editor))), views.fit_images
+    assert len(list(batch._iterate_slices(head))) == (1 if memory_gb > 1 else 2 * len(batch.patches))
+    chosen = choose_images(config.seed, 0, len(images), len(batch.patches))
+    sampled = images.truths.sample_step(len(chosen), None, config.seed, 0)
+    at_once = images.make_batch(chosen, sampled, editor)
+    torch.testing.assert_close(batch.losses(head), head.losses(at_once), rtol=1e-4, atol=1e-6)
+    heads = {Task.segmentation: [head.select(torch.zeros(2, dtype=torch.int64))]}
+    held_out = views.held_out_images
+    for i, seen in enumerate(views.predict(Part.held_out, slice(0, 2), editor, heads)):
+        sampled = held_out.truths.sample_held_out(None, config.seed, i)
+        at_once = held_out.make_batch(np.array([i]), [sampled], editor)
+        logits = at_once.pixels.read(at_once.read_patches(heads[Task.segmentation][0]))[:, 0]
+        assert torch.equal(seen.truth.flatten(), at_once.labels[0])
+        assert torch.equal(seen.values.flatten(1), logits.argmax(-1))
+    trained = DenseProbes(inputs, config, views).train(editor)
+    assert set(trained) == {"segmentation", "depth"}
+    sizes = [sampled._replace(height_px=one) for one in (5, 6)]
+    with pytest.raises(InputError, match=r"one size .* 5 x \d+ and 6 x .*: set probe\.n_pixels_per_image"):
+        images.make_sliced_batch(np.arange(2), sizes, editor, 1.0)
 
 
 def test_truth_that_is_read_ahead_is_the_same(inputs):

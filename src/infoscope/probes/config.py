@@ -159,7 +159,8 @@ class DenseRecipe:
     dense_batch_images: Batch = 8
     weight_decay: NotNegative = 0.01
     n_pixels_per_image: Count | None = 64
-    """Pixels of each image of a step on which the losses are taken; null: all. Evaluation takes all."""
+    """Pixels of each image of a step on which the losses are taken; null: all (of whole images: they must have one
+    size). Evaluation takes all."""
     n_held_out_pixels_per_image: Count | None = 1024
     """Pixels of each held-out image on which the learning rate is chosen; null: all."""
 

@@ -18,8 +18,8 @@ from infoscope.probes.config import ProbeConfig, Task
 from infoscope.probes.dense_views import DenseViews, Part, Prediction, choose_images
 from infoscope.probes.heads import LinearMaps, MapBatch, compute_depth_m
 from infoscope.probes.inputs import ProbeData, ProbeInputs, Rows, split_held_out
-from infoscope.probes.pixels import PixelSample, choose_pixels, compute_pixel_weights, upsample
-from infoscope.probes.slices import BYTES, divide
+from infoscope.probes.pixels import AllPixels, PixelSample, choose_pixels, compute_pixel_weights, upsample
+from infoscope.probes.slices import BYTES, SlicedBatch, divide, encode_in_parts
 from infoscope.runtime.errors import InputError
 from infoscope.sae.activation import SparseActs, join_acts
 from infoscope.scope.ablations import Progress, no_progress
@@ -152,13 +152,17 @@ class DenseImages:
         self, images: Int[np.ndarray, " batch"], editor: AblationEditor
     ) -> Float[Tensor, "n_variants batch n_patches d"]:
         """Return the edited patch tokens of some images (positions in `rows`) in every variant."""
-        patches = self.data.tokens.tokens(self.rows[images]).patches.to(self.device)
-        acts = None
-        if self.acts is not None:
-            values, indices = (part[torch.from_numpy(images)].flatten(0, 1).to(self.device) for part in self.acts)
-            acts = SparseActs(values, indices.long())
+        patches, acts = self.load(images)
         edited = editor.edit(patches.flatten(0, 1), acts)
         return edited.unflatten(1, patches.shape[:2])
+
+    def load(self, images: Int[np.ndarray, " batch"]) -> tuple[Float[Tensor, "batch n_patches d"], SparseActs | None]:
+        """Return the raw patch tokens of some images on the device, and their latents where they are kept."""
+        patches = self.data.tokens.tokens(self.rows[images]).patches.to(self.device)
+        if self.acts is None:
+            return patches, None
+        values, indices = (part[torch.from_numpy(images)].flatten(0, 1).to(self.device) for part in self.acts)
+        return patches, SparseActs(values, indices.long())
 
     def make_batch(
         self, images: Int[np.ndarray, " batch"], sampled: Sequence[SampledTruth], editor: AblationEditor
@@ -168,23 +172,46 @@ class DenseImages:
             torch.from_numpy(compute_pixel_weights(of.rows, of.columns, of.height_px, of.width_px, self.grid))
             for of in sampled
         ]
+        pixels = PixelSample(torch.stack(weights).to(self.device))
+        return MapBatch(self.edit(images, editor), pixels, *self._stack(sampled))
+
+    def make_sliced_batch(
+        self,
+        images: Int[np.ndarray, " batch"],
+        sampled: Sequence[SampledTruth],
+        editor: AblationEditor,
+        memory_bytes: float,
+    ) -> SlicedBatch:
+        """Return some images with the truth of all their pixels, whose logits may be too many to be held at a time.
+
+        Raises:
+            InputError: images of several sizes.
+        """
+        size, *others = dict.fromkeys((of.height_px, of.width_px) for of in sampled)
+        if others:
+            raise InputError(
+                "Expected images of one size to train probes at all of their pixels, got"
+                f" {size[0]} x {size[1]} and {others[0][0]} x {others[0][1]}: set probe.n_pixels_per_image."
+            )
+        patches, acts = self.load(images)
+        if acts is None:
+            acts = encode_in_parts(editor.sae, patches.flatten(0, 1), memory_bytes)
+        return SlicedBatch(patches, acts, editor, AllPixels(*size), *self._stack(sampled), memory_bytes)
+
+    def _stack(self, sampled: Sequence[SampledTruth]) -> tuple[Tensor | None, Tensor | None]:
+        """Return labels and depth of images, [batch, n_pixels], where they are asked for."""
         chosen = {
             task: torch.stack([torch.from_numpy(of.values[task]) for of in sampled]).to(self.device)
             for task in self.truths.tasks
         }
-        return MapBatch(
-            self.edit(images, editor),
-            PixelSample(torch.stack(weights).to(self.device)),
-            chosen.get(Task.segmentation),
-            chosen.get(Task.depth),
-        )
+        return chosen.get(Task.segmentation), chosen.get(Task.depth)
 
 
 class WholeImages(DenseViews):
     """Tasks on whole images squashed to the model's resolution, whose tokens are cached: one loop for all tasks.
 
-    Tokens of one batch in every variant of a chunk are held at a time; the logits of as many variants as fit into
-    `config.memory_gb`.
+    Tokens of one batch in every variant of a chunk are held at a time, with the logits of chosen pixels. Where all
+    pixels are read, tokens or logits of as many variants are held as fit into `config.memory_gb`.
     """
 
     def __init__(
@@ -210,13 +237,16 @@ class WholeImages(DenseViews):
             batch = np.arange(start, min(start + n_images, len(images)))
             yield slice(0, len(editor)), images.edit(batch, editor).flatten(1, 2)
 
-    def iterate_batches(self, editor: AblationEditor, first_step: int = 0) -> Iterator[MapBatch]:
+    def iterate_batches(self, editor: AblationEditor, first_step: int = 0) -> Iterator[MapBatch | SlicedBatch]:
         config, images = self.config, self.fit_images
         size, steps = min(config.dense_batch_images, len(images)), range(first_step, self.n_steps)
         sample = partial(images.truths.sample_step, size, config.n_pixels_per_image, config.seed)
         for step, sampled in zip(steps, self.inputs.read_ahead(sample, steps), strict=True):
             chosen = choose_images(config.seed, step, len(images), size)
-            yield images.make_batch(chosen, sampled, editor)
+            if config.n_pixels_per_image is None:
+                yield images.make_sliced_batch(chosen, sampled, editor, self.memory_bytes)
+            else:
+                yield images.make_batch(chosen, sampled, editor)
             self.progress("segmentation and depth", step + 1, self.n_steps)
 
     def count(self, part: Part) -> int:
@@ -226,11 +256,14 @@ class WholeImages(DenseViews):
     def predict(
         self, part: Part, images: slice, editor: AblationEditor, heads: dict[Task, list[LinearMaps]]
     ) -> Iterator[Prediction]:
-        """Held-out images are read at some pixels, test images at every pixel, at the size in which truth is stored."""
+        """Held-out images are read at some pixels or all, test images at all, at the size in which truth is stored."""
         config, chosen = self.config, np.arange(self.count(part))[images]
         if part is Part.held_out:
             held_out = self.held_out_images
             sample = partial(held_out.truths.sample_held_out, config.n_held_out_pixels_per_image, config.seed)
+            if config.n_held_out_pixels_per_image is None:
+                yield from self._predict_maps(held_out, chosen, editor, heads)
+                return
             for image, sampled in zip(chosen, self.inputs.read_ahead(sample, chosen.tolist()), strict=True):
                 batch = held_out.make_batch(np.array([image]), [sampled], editor)
                 for task, listed in heads.items():
@@ -241,18 +274,28 @@ class WholeImages(DenseViews):
                         values = read.max(-1).indices if task is Task.segmentation else read[..., 0]
                         yield Prediction(task, number, values, truth[0])
             return
-        test = self.test_images
-        truths = self.inputs.read_ahead(test.truths.read, chosen.tolist())
-        for start in range(0, len(chosen), config.feature_batch_images):
-            some = chosen[start : start + config.feature_batch_images]  # the last may be fewer
-            tokens, of_some = test.edit(some, editor), list(islice(truths, len(some)))
+        yield from self._predict_maps(self.test_images, chosen, editor, heads)
+
+    def _predict_maps(
+        self,
+        of: DenseImages,
+        chosen: Int[np.ndarray, " n_chosen"],
+        editor: AblationEditor,
+        heads: dict[Task, list[LinearMaps]],
+    ) -> Iterator[Prediction]:
+        """Yield what heads make of every pixel of some images."""
+        n_at_once = self.config.feature_batch_images
+        truths = self.inputs.read_ahead(of.truths.read, chosen.tolist())
+        for start in range(0, len(chosen), n_at_once):
+            some = chosen[start : start + n_at_once]  # the last may be fewer
+            tokens, of_some = of.edit(some, editor), list(islice(truths, len(some)))
             for task, listed in heads.items():
                 for number, maps in enumerate(listed):
                     grids = self._read_grids(task, maps, tokens)
                     for i, maps_of in enumerate(of_some):
-                        truth = torch.from_numpy(maps_of[task]).to(test.device)
+                        truth = torch.from_numpy(maps_of[task]).to(of.device)
                         yield Prediction(task, number, self._read_pixels(task, grids[:, i], *truth.shape), truth)
-            self.progress("evaluation of segmentation and depth", int(some[-1]) + 1, len(test))
+            self.progress("evaluation of segmentation and depth", int(some[-1]) + 1, len(of))
 
     def _read_grids(
         self, task: Task, maps: LinearMaps, tokens: Float[Tensor, "n_variants batch n_patches d"]
