@@ -1,3 +1,4 @@
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -219,6 +220,44 @@ def test_an_interrupted_scoring_goes_on_and_ends_the_same(tmp_path, monkeypatch,
     found = score()
     assert backbone.n_images_encoded == 2 * n_left
     assert_same(found, expected)
+
+
+def test_a_part_that_another_process_has_made_meanwhile_is_taken(tmp_path, monkeypatch):
+    """Two work on one artifact where a lock was lost."""
+    monkeypatch.setattr(parts, "PART_IMAGES", (2, 2))
+    (backbone, sae), config = make_registers(), ScopeConfig(k_cds=2, k_max=3, batch_images=2)
+    ours, others = tmp_path / "ours", tmp_path / "others"
+    ours.mkdir()
+    others.mkdir()
+    _, expected = measure(backbone, sae, make_noise(11), config, progress_folder=others)
+    save, made = parts.save_state, []
+
+    def save_beside_another(path, state):
+        made.append(path.name)
+        save(path, state)
+        for name in ("maps-00002.pt", "maps-00003.pt"):
+            if not (ours / name).exists():
+                shutil.copy(others / name, ours / name)
+
+    monkeypatch.setattr(parts, "save_state", save_beside_another)
+    _, found = measure(backbone, sae, make_noise(11), config, progress_folder=ours)
+    assert {"maps-00000.pt", "maps-00001.pt", "maps-00004.pt"} <= {*made}
+    assert "maps-00003.pt" not in made
+    assert_same(found, expected)
+
+
+def test_parts_of_a_version_that_kept_dense_maps_are_made_anew(tmp_path, monkeypatch):
+    (backbone, sae), config = make_registers(), ScopeConfig(k_cds=2, k_max=3)
+    _, expected = measure(backbone, sae, make_noise(11), config, progress_folder=tmp_path)
+    for file in tmp_path.glob("maps-*.pt"):
+        file.rename(file.with_name(file.name.replace("maps", "crops")))
+    (file,) = tmp_path.glob("distances-*.pt")
+    old = parts.load_state(file)["distances"]
+    parts.save_state(file, {"distances": old.roll(1)})  # the maps of then had another pair with mass
+    with pytest.warns(UserWarning, match="are of an earlier version of infoscope: they are made anew"):
+        _, found = measure(backbone, sae, make_noise(11), config, progress_folder=tmp_path)
+    assert_same(found, expected)
+    assert not [*tmp_path.glob("crops-*")]
 
 
 def test_parts_of_the_encoding_are_bounded_by_their_maps(tmp_path, monkeypatch):

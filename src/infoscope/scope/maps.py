@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import islice
+from itertools import dropwhile, islice
 from math import ceil
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from infoscope.data.images import ImageBatch, ImageSet
 from infoscope.data.reader import ImageReader, open_images
+from infoscope.runtime import processes
 from infoscope.runtime.behind import Behind
 from infoscope.runtime.copies import Leaver, Leaving, lock
 from infoscope.runtime.parts import Part, compute_parts, cut, cut_images, list_missing
@@ -114,6 +116,7 @@ class CropEncoder:
             SparseMaps.make_room((*one.top_images.shape, 2, grid, grid), int((one.top_images >= 0).sum()))
             for one in wanted
         ]
+        _give_up_dense(folder)
         with (
             closing(Behind("pack_maps", N_BEHIND)) as behind,
             open_images(self.image_set, size_px, n_workers=self.n_readers, device=device) as reader,
@@ -123,7 +126,9 @@ class CropEncoder:
 
             def encode(number: int) -> Part:
                 some, first = images[parts[number]], parts[number].start
-                of_part = islice(batches, ceil(len(some) / n_at_once))
+                # if a lock was lost, another process may have made a part meanwhile that was missing
+                from_part = dropwhile(lambda batch: batch.index[0] < some[0], batches)
+                of_part = islice(from_part, ceil(len(some) / n_at_once))
                 found = self._encode(wanted, of_part, behind, lambda n_done: progress(first + n_done, len(images)))
                 if watch is not None:
                     for i, (one, maps) in enumerate(zip(wanted, found, strict=True)):
@@ -259,6 +264,22 @@ def _pack(leaving: Leaving, sizes: Sequence[int]) -> list[SparseMaps]:
     packed = [SparseMaps.of(maps) for maps in np.split(leaving.wait()["maps"].numpy(), np.cumsum(sizes)[:-1])]
     leaving.release()
     return packed
+
+
+def _give_up_dense(folder: Path | None) -> None:
+    """Delete parts of a version that kept dense maps: maps made anew may differ from them in the last bits.
+
+    Distances between them go first: then they are never taken for those of other maps.
+    """
+    dense = sorted(folder.glob("crops-*.pt")) if folder is not None and processes.is_main() else []
+    if folder is not None and dense:
+        for part in [*folder.glob("distances-*.pt"), *dense]:
+            part.unlink()
+        warnings.warn(
+            f"Maps in {folder} are of an earlier version of infoscope: they are made anew, and so are their distances.",
+            stacklevel=3,
+        )
+    processes.barrier()
 
 
 def _cut_ranked(n_images: int, wanted: Sequence[WantedMaps], grid: int) -> list[slice]:
