@@ -399,6 +399,28 @@ def test_the_scale_of_a_large_set_is_that_of_a_sample(tmp_path: Path, monkeypatc
     assert read_folder(sampled).keys() == read_folder(exact.folder).keys()
 
 
+def test_the_scale_of_as_many_images_as_are_read_again_is_exact(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(extract, "EXACT_SCALE_IMAGES", N)
+    monkeypatch.setattr(shards, "N_SAMPLE_TOKENS", 1)
+    made = extract_all(make_backbone(), make_reader(), tmp_path)
+    apart = np.linalg.norm(made.patches[:] - made.mean, axis=-1)
+    assert made.scale == pytest.approx(WIDTH**0.5 / apart.mean(dtype=np.float64), rel=1e-6)
+
+
+@pytest.mark.parametrize("grid", [4, 5, 7, 14, 16, 37])
+def test_every_place_of_a_grid_is_in_the_sample(grid: int) -> None:
+    """Of 14 x 14 places every seventh would be two columns alone, and borders differ from the rest."""
+    places = shards._choose_places(torch.arange(2048)[:, None], grid**2)
+    assert places.shape[1] == (grid**2 if grid <= 5 else pytest.approx(28, abs=4))
+    assert all(len(set(row)) == len(row) for row in places[:100].tolist())
+    counts = torch.bincount(places.flatten(), minlength=grid**2)
+    assert len(counts) == grid**2
+    assert counts.min() > 0
+    assert (counts.view(grid, grid).sum(0) / counts.sum() * grid).numpy() == pytest.approx(1, abs=0.15)
+
+
 class TestLive:
     @pytest.fixture
     def stored(self, tmp_path: Path) -> TokenCache:

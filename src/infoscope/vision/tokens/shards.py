@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from infoscope.runtime.behind import Behind
@@ -144,9 +144,10 @@ class ShardWriter:
             "total": patches.sum((0, 1), dtype=torch.float64)[None],
         }
         if self.sample_every is not None:
-            chosen = (index % self.sample_every == 0).nonzero()[:, 0].to(patches.device, non_blocking=True)
-            step = -(-patches.shape[1] // N_SAMPLE_TOKENS)
-            found["sample"] = patches[:, ::step].index_select(0, chosen).flatten(0, 1)
+            chosen = (index % self.sample_every == 0).nonzero()
+            places = _choose_places(index[chosen] // self.sample_every, patches.shape[1])
+            chosen, places = (one.to(patches.device, non_blocking=True) for one in (chosen, places))
+            found["sample"] = patches[chosen, places].flatten(0, 1)
         for name, values in found.items():
             self.known.setdefault(name, []).append(values)
 
@@ -194,6 +195,17 @@ class ShardWriter:
 
     def _name(self, part: str, number: int) -> Path:
         return self.folder / f"{part}-{number:05d}.npy"
+
+
+def _choose_places(number: Int[Tensor, "n 1"], n_patches: int) -> Int[Tensor, "n n_places"]:
+    """Return the places of an image's tokens in the sample: a grid's columns and rows all get their turns.
+
+    Args:
+        number: of each image in the sample, counted through it.
+    """
+    step = -(-n_patches // N_SAMPLE_TOKENS)
+    n_places = n_patches // step
+    return number % (n_patches - step * (n_places - 1)) + step * torch.arange(n_places)
 
 
 def join_facts(shards: Path) -> dict[str, Any]:
