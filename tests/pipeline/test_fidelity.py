@@ -1,4 +1,4 @@
-"""Fidelity as an artifact of a seed: of a model with text and of one without."""
+"""Fidelity as an artifact of a seed, of a model with text and of one without; alignment as one of two seeds."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ import pytest
 
 from infoscope.pipeline.context import Context
 from infoscope.sae.metrics import compute_sae_metrics
+from infoscope.stages.describe.alignment import alignments_of, make_alignment_columns
 from infoscope.stages.describe.fidelity import Fidelity, why_no_predictions
 from infoscope.stages.sae import sae_of
 from infoscope.stages.tokens import Tokens
 from tests.support.pipeline_samples import N_TEST, Recorder, copy_run, finish_tiny_run, make_tiny_config
+
+CLIP = ("model=scenes_clip", "data.n_train=24", "sae.n_tokens=4000", "predict.n_images=10")
 
 
 def test_a_model_without_text_is_measured_on_tokens_alone(
@@ -27,9 +30,8 @@ def test_a_model_without_text_is_measured_on_tokens_alone(
 
 
 def test_the_head_of_a_clip_is_asked_about_the_test_images(tmp_path: Path) -> None:
-    tiny = ("model=scenes_clip", "data.n_train=24", "sae.n_tokens=4000", "predict.n_images=10")
     record = Recorder()
-    ctx = Context(make_tiny_config(tmp_path, *tiny), record)
+    ctx = Context(make_tiny_config(tmp_path, *CLIP), record)
     assert why_no_predictions(ctx) == ""
     made = Fidelity.at(ctx, 0)
     found = made.load()
@@ -42,8 +44,29 @@ def test_the_head_of_a_clip_is_asked_about_the_test_images(tmp_path: Path) -> No
     metrics = compute_sae_metrics(sae_of(ctx, 0).load(), (patches.flatten(0, 1) for _, patches in tokens.batches(8)))
     measured = [found.fvu, found.l0, found.cosine_centred, 1 - found.alive_share]
     assert measured == pytest.approx([metrics[name] for name in ("fvu", "l0", "cosine", "dead_share")], rel=1e-6)
-    again = Context(make_tiny_config(tmp_path, *tiny, "predict.batch_images=3", "predict.n_shown=1"), Recorder())
+    again = Context(make_tiny_config(tmp_path, *CLIP, "predict.batch_images=3", "predict.n_shown=1"), Recorder())
     assert Fidelity.at(again, 0).hash == made.hash
-    others = Context(make_tiny_config(tmp_path, *tiny, "predict.seed=1"), Recorder())
+    others = Context(make_tiny_config(tmp_path, *CLIP, "predict.seed=1"), Recorder())
     assert Fidelity.at(others, 0).hash != made.hash
     np.testing.assert_array_equal(Fidelity.at(again, 0).load().image_index, found.image_index)
+
+
+def test_seeds_are_aligned_two_by_two(tmp_path: Path) -> None:
+    record = Recorder()
+    ctx = Context(make_tiny_config(tmp_path, *CLIP, "seeds=[3,0]"), record)
+    ((pair, handle),) = alignments_of(ctx).items()
+    assert pair == (0, 3)
+    found = handle.load()
+    assert record.stages("built")[-2:] == ["image_codes", "alignment"]
+    assert found.n_images == 24
+    assert found.n_pairs("decoder") == found.d_sae_other == found.partner.shape[1]
+    for seed, values in ((0, found.values("decoder")), (3, found.values_of_other("decoder"))):
+        decoder, activation = make_alignment_columns(ctx, seed)
+        assert [decoder.name, activation.name] == ["match_decoder", "match_activation"]
+        np.testing.assert_allclose(decoder.values, values)
+        assert activation.n_known == found.n_pairs("activation") < decoder.n_known
+    alone = Context(make_tiny_config(tmp_path, *CLIP, "seeds=[0]"), Recorder())
+    assert list(make_alignment_columns(alone, 0)) == []
+    more = Context(make_tiny_config(tmp_path, *CLIP, "seeds=[0,3,5]"), Recorder())
+    assert alignments_of(more)[0, 3].hash == handle.hash
+    assert set(alignments_of(more, 3)) == {(0, 3), (3, 5)}

@@ -9,13 +9,14 @@ import pytest
 
 from infoscope import load_latents
 from infoscope.pipeline.context import Context
-from infoscope.pipeline.stage import SeedStage
+from infoscope.pipeline.stage import Handle, SeedStage
 from infoscope.sae.latent_table import LatentTable
 from infoscope.scope.cds import compute_chance_ratio, count_zero_maps
 from infoscope.scope.confounds import MIN_IMAGES
 from infoscope.stages.confounds.stage import Confounds
 from infoscope.stages.effects.section import name_column
 from infoscope.stages.effects.stage import Effects
+from infoscope.stages.energy import Sample
 from infoscope.stages.latents import Latents
 from infoscope.stages.outliers.stage import Outliers
 from infoscope.stages.rank import Rank
@@ -46,6 +47,21 @@ def test_another_version_of_a_stage_makes_its_artifacts_anew(
     before = find_hash()
     monkeypatch.setattr(stage, "version", stage.version + 1)
     assert find_hash() != before
+
+
+def test_what_columns_read_besides_their_source_is_in_the_key(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output_dir = copy_run(finished, tmp_path)
+
+    def make() -> Handle[LatentTable]:
+        return Latents.at(Context(make_tiny_config(output_dir), Recorder()), 0)
+
+    plain = make()
+    monkeypatch.setattr(Rank, "latents_read", lambda self, ctx, seed: [Sample.at(ctx, seed)])
+    more = make()
+    assert more.spec.key["sources"] == plain.spec.key["sources"] | {"sample_0": Sample.at(more.ctx, 0).hash}
+    assert [column.name for column in more.load()] == [column.name for column in plain.load()]
 
 
 def test_another_version_of_the_report_is_written_anew(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -174,6 +174,10 @@ class Stage:
         """Return what it has found of each latent of an SAE seed: columns of the table of latents."""
         return ()
 
+    def latents_read(self, ctx: Context, seed: int) -> Sequence[Handle]:
+        """Return what `latents` reads besides the stage's own artifact of the seed: the table's key has it too."""
+        return ()
+
     def section(self, ctx: Context) -> ReportSection | None:
         """Return its part of a report."""
         return None

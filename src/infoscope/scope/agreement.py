@@ -7,8 +7,10 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from jaxtyping import Bool, Float, Int
 from scipy.optimize import linear_sum_assignment
+from torch import Tensor
 
 from infoscope.runtime.errors import InputError
 from infoscope.scope.cds import compute_cds, mean_of_known
@@ -222,36 +224,43 @@ def correct_halves(rho: float) -> float:
 
 
 class Matches(NamedTuple):
-    """Pairs of latents of two SAEs, ascending in `a`: positions in each, and the cosine of their decoder rows."""
+    """Pairs of latents of two SAEs, ascending in `a`: positions in each, and the cosine of their rows."""
 
     a: Int[np.ndarray, " n_pairs"]
     b: Int[np.ndarray, " n_pairs"]
     cosine: Float[np.ndarray, " n_pairs"]
 
 
-def match_latents(W_dec_a: Float[np.ndarray, "n_a d_in"], W_dec_b: Float[np.ndarray, "n_b d_in"]) -> Matches:
-    """Match latents of two SAEs one to one by the cosine of their decoder rows.
+def match_latents(
+    rows_a: Float[np.ndarray, "n_a width"],
+    rows_b: Float[np.ndarray, "n_b width"],
+    device: torch.device | str = "cpu",
+) -> Matches:
+    """Match latents of two SAEs one to one by the cosine of what stands for each: rows of their decoders, by default.
 
     Up to `MAX_ASSIGNED` latents each it is the assignment of the largest sum of cosines, in which every latent of the
     smaller SAE has a partner, however unlike; above, pairs that are each other's nearest, which are fewer.
 
+    Args:
+        device: where nearest ones are found.
+
     Raises:
         InputError: if the rows differ in width.
     """
-    if W_dec_a.ndim != 2 or W_dec_b.ndim != 2 or W_dec_a.shape[1] != W_dec_b.shape[1]:
+    if rows_a.ndim != 2 or rows_b.ndim != 2 or rows_a.shape[1] != rows_b.shape[1]:
         raise InputError(
-            f"Expected two decoders [d_sae, d_in] of one width d_in, got {list(W_dec_a.shape)} and"
-            f" {list(W_dec_b.shape)}: match SAEs of the same tokens."
+            f"Expected two decoders [d_sae, d_in] of one width d_in, got {list(rows_a.shape)} and"
+            f" {list(rows_b.shape)}: match SAEs of the same tokens."
         )
-    rows_a, rows_b = _unit_rows(W_dec_a), _unit_rows(W_dec_b)
-    if max(len(rows_a), len(rows_b)) <= MAX_ASSIGNED:
-        a, b = linear_sum_assignment(rows_a @ rows_b.T, maximize=True)
+    unit_a, unit_b = _unit_rows(rows_a), _unit_rows(rows_b)
+    if max(len(unit_a), len(unit_b)) <= MAX_ASSIGNED:
+        a, b = linear_sum_assignment(unit_a @ unit_b.T, maximize=True)
     else:
-        a = np.arange(len(rows_a))
-        b = _find_nearest(rows_a, rows_b)
-        mutual = _find_nearest(rows_b, rows_a)[b] == a
+        a = np.arange(len(unit_a))
+        b, back = _find_nearest(*(torch.from_numpy(unit).to(device) for unit in (unit_a, unit_b)))
+        mutual = back[b] == a
         a, b = a[mutual], b[mutual]
-    return Matches(a, b, np.einsum("nd,nd->n", rows_a[a], rows_b[b]))
+    return Matches(a, b, np.einsum("nd,nd->n", unit_a[a], unit_b[b]))
 
 
 def _unit_rows(rows: np.ndarray) -> np.ndarray:
@@ -259,8 +268,17 @@ def _unit_rows(rows: np.ndarray) -> np.ndarray:
     return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.finfo(np.float32).tiny)
 
 
-def _find_nearest(rows: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Return for each unit row which of the others has the largest cosine."""
-    n_at_once = max(1, CHUNK_VALUES // len(others))
-    starts = range(0, len(rows), n_at_once)
-    return np.concatenate([(rows[start : start + n_at_once] @ others.T).argmax(axis=1) for start in starts])
+def _find_nearest(
+    a: Float[Tensor, "n_a width"], b: Float[Tensor, "n_b width"]
+) -> tuple[Int[np.ndarray, " n_a"], Int[np.ndarray, " n_b"]]:
+    """Return for each unit row of `a` which of `b` has the largest cosine, and the reverse; of equals the first."""
+    nearest, best = [], a.new_full((len(b),), -torch.inf)
+    back = torch.zeros(len(b), dtype=torch.int64, device=a.device)
+    n_at_once = max(1, CHUNK_VALUES // max(1, len(b)))
+    for start in range(0, len(a), n_at_once):
+        cosines = a[start : start + n_at_once] @ b.T
+        nearest.append(cosines.argmax(dim=1))
+        most, which = cosines.max(dim=0)
+        back = torch.where(most > best, which + start, back)
+        best = torch.maximum(most, best)
+    return torch.cat(nearest).cpu().numpy(), back.cpu().numpy()

@@ -22,7 +22,10 @@ class Latents(SeedStage[LatentTable]):
     is_shared = False
 
     def needs(self, ctx: Context, seed: int) -> Needs:
-        return Needs(**{stage.kind: stage.at(ctx, seed) for stage in load_sources(ctx, seed)})
+        sources = load_sources(ctx, seed)
+        more = [one for stage in sources for one in stage().latents_read(ctx, seed)]
+        read = {"_".join(map(str, (one.stage.kind, *one.item))): one for one in more}
+        return Needs(**{stage.kind: stage.at(ctx, seed) for stage in sources}, **read)
 
     def key(self, ctx: Context, up: Needs, seed: int) -> Key:
         return {
@@ -34,7 +37,7 @@ class Latents(SeedStage[LatentTable]):
         }
 
     def build(self, ctx: Context, up: Needs, work: Workspace, seed: int) -> LatentTable:
-        return join_latents(ctx, seed, [type(node.stage) for _, node in up])
+        return join_latents(ctx, seed, [type(node.stage) for role, node in up if role == node.stage.kind])
 
     def work(self, ctx: Context, seed: int) -> Work:
         return Work(count_latents(ctx))

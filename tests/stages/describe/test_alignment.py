@@ -1,0 +1,46 @@
+"""What is said and shown of seeds that are aligned."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from infoscope.analyses.alignment import MATCHINGS, Alignment
+from infoscope.stages.describe.alignment import make_alignment_table, say_alignment
+
+
+def make_pair(value: float, d_sae: int = 10) -> Alignment:
+    """By activation two of ten latents have no partner, and two have another one than by the other ways."""
+    partner = np.tile(np.arange(d_sae), (4, 1))
+    partner[2, [0, 1, 2, 3]] = [-1, -1, 3, 2]
+    values = np.where(partner >= 0, np.float32(value), np.nan)
+    values[0, 0] = 1
+    return Alignment(partner, values, np.array([d_sae, d_sae, d_sae - 2, d_sae]), np.full(4, 0.25), 500, d_sae)
+
+
+def test_a_row_per_way_over_pairs_of_seeds() -> None:
+    table = make_alignment_table({(0, 1): make_pair(0.8), (0, 2): make_pair(0.6), (1, 2): make_pair(0.4)})
+    rows = {record["matching"]: record for record in table.records()}
+    assert list(rows) == list(MATCHINGS.values())
+    decoder, activation = rows["decoder rows"], rows["activation"]
+    assert decoder["mean"] == pytest.approx((0.9 * (0.8 + 0.6 + 0.4) + 3 * 0.1) / 3)
+    assert decoder["shared"] == pytest.approx((1 + 0.1 + 0.1) / 3)
+    assert decoder["alike"] == pytest.approx(0.1)
+    assert decoder["agreement"] is None
+    assert [activation[key] for key in ("n_pairs", "chance", "agreement")] == [8, 0.25, 0.75]
+    assert activation["shared"] == pytest.approx(1 / 3)
+    assert "3 pairs of SAE seeds" in table.notes[0]
+    assert "Hungarian" in table.notes[0]
+
+
+def test_sentences_say_how_far_seeds_agree() -> None:
+    assert say_alignment({(0, 1): make_pair(0.8)}) == [
+        "Latents of two SAE seeds, matched one to one by their decoder rows, have a cosine of 0.82 on average (chance"
+        " 0.25), above 0.7 for 100.0% of the latents; by their activations on the same images, 0.80 on average (chance"
+        " 0.25), above 0.7 for 100.0% of the latents. Both ways name the same partner for 75.0% of the latents."
+    ]
+    assert "one SAE seed alone" in say_alignment({})[0]
+
+
+def test_large_saes_are_said_to_be_matched_by_nearest_latents() -> None:
+    assert "each other's nearest" in make_alignment_table({(0, 1): make_pair(0.5, 4097)}).notes[0]
