@@ -49,6 +49,27 @@ def test_an_sae_trained_in_bfloat16_says_so_and_is_read_in_tf32(in_bf16: Path) -
     assert "bf16" not in describe_sae(Context(make_tiny_config(in_bf16), Display.silent()))
 
 
+def test_commands_say_which_saes_are_in_bfloat16(
+    in_bf16: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output_dir = shutil.copytree(in_bf16, tmp_path / "both")
+    run_tiny(output_dir, *BF16[:2], "trainer.precision=32")
+    capsys.readouterr()
+    said, facts = {}, {}
+    for folder in (output_dir / "artifacts" / "train_sae").glob("*-seed0-*"):
+        assert run_infoscope("describe-sae", str(folder)) == 0
+        said[folder.name] = "trained with products in bfloat16" in capsys.readouterr().out
+        assert run_infoscope("describe-sae", str(folder), "json=true") == 0
+        facts[folder.name] = json.loads(capsys.readouterr().out)["precision"]
+    own = find_folder(in_bf16, "train_sae").name
+    assert said == {name: name == own for name in said}
+    assert facts == {name: "bf16" if name == own else None for name in said}
+    assert len(said) == 2
+    assert run_infoscope("stage=artifacts", f"output_dir={output_dir}") == 0
+    printed = capsys.readouterr().out
+    assert [line.split(" | ")[0] for line in printed.splitlines() if ", bf16" in line] == [f"| train_sae/{own}"]
+
+
 def test_only_bf16_is_in_the_hashes_of_an_sae_and_of_what_reads_it(in_bf16: Path) -> None:
     hashes = {}
     for name in ("auto", "32", "bf16"):

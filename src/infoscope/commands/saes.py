@@ -28,7 +28,7 @@ def describe_sae(path: str, *, json: bool = False, **options: Any) -> None:
             kind: text, what was trained; activation: text, what computes; k: whole number; threshold: number, of all;
             d_in, d_sae: whole numbers; token_norm: none, layer_norm or constant_norm; computes: list of formulas;
             backbone: text, as the file calls it; known_as: text, as infoscope does; layer, image_px: whole numbers;
-            site: text; tokens: patch, all or cls; facts: object; warnings: list of sentences;
+            site: text; tokens: patch, all or cls; precision: bf16; facts: object; warnings: list of sentences;
             has_maps: true or false, whether they are scored; maps: sentence; command: text, what scores it, or
             without maps measures it.
         options: settings of sae=import, such as sae.k=32: what the file does not say.

@@ -79,7 +79,8 @@ class DataConfig:
     decoder: Decoder = Decoder.pillow
     """Sets on disk: `torchvision` reads JPEGs twice as fast as `pillow`, `nvjpeg` on the GPU. Their pictures are not
     quite Pillow's (torchvision's differ by .03 of 255 levels on average, tall ones by .2): what they lead to is kept
-    apart."""
+    apart. Of a damaged JPEG that still gives a picture, Pillow says nothing, the others' libjpeg a line on stderr
+    ("Corrupt JPEG data: ...") that names no file."""
     ground_truth: FilePath | None = None
     """ImageNet with a flat val/: the devkit's ground-truth file or Kaggle's LOC_val_solution.csv."""
     subset: bool = False

@@ -25,6 +25,7 @@ from infoscope.runtime.calls import name_type, speaks_python
 from infoscope.runtime.errors import InputError, get_first_line
 from infoscope.runtime.large_tensors import cut_rows, fill_tensors, is_finite, write_tensors
 from infoscope.runtime.manifests import compute_checksum, read_manifest
+from infoscope.runtime.precision import Precision
 from infoscope.runtime.untrusted.kinds import make_printable
 from infoscope.runtime.untrusted.makers import NotReadError
 from infoscope.runtime.untrusted.safetensors_files import read_header
@@ -114,6 +115,7 @@ def load_sae(path: Path | str) -> SparseAutoencoder:
         if not is_finite(tensor):
             raise InputError(f"{weights} holds NaN or Inf in {name}: train the SAE again.")
     sae.origin = _read_origin(info)
+    sae.trained_in_bf16 = info["training"].get("precision") == Precision.bf16.name
     return sae.eval()
 
 

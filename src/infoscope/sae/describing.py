@@ -42,6 +42,8 @@ def describe(sae: SparseAutoencoder) -> dict[str, str]:
     found["size"] = f"{sae.d_sae:,} latents of tokens of width {sae.d_in:,}"
     found["computes"] = "\n".join(_list_formulas(sae))
     found["trained on"] = ", ".join(_list_origin(sae)) or "not said"
+    if sae.trained_in_bf16:
+        found["precision"] = "bf16: trained with products in bfloat16 (trainer.precision)"
     facts = {} if source is None else {name: value for name, value in source.facts.items() if name not in _HIDDEN}
     if facts:
         found["also"] = ", ".join(f"{name} {_show(value)}" for name, value in facts.items())
@@ -78,6 +80,7 @@ def list_facts(sae: SparseAutoencoder) -> dict[str, Any]:
         "image_px": origin.image_px,
         "site": origin.site,
         "tokens": origin.tokens and origin.tokens.name,
+        "precision": "bf16" if sae.trained_in_bf16 else None,
         "facts": {name: value for name, value in facts.items() if name not in _HIDDEN},
         "warnings": [] if source is None else list(source.warnings),
         "has_maps": _find_obstacle(sae) is None,

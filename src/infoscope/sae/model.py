@@ -67,6 +67,8 @@ class SparseAutoencoder(nn.Module):
     """Which tokens it was trained on: known of what infoscope trains and loads; of others, what one says."""
     uses_tf32: bool = False
     """Whether the encoder's product is rounded to TF32 on CUDA: ten bits of mantissa, eight times as fast."""
+    trained_in_bf16: bool = False
+    """Whether its file says that it was trained with products in bfloat16; float32, or not said, if not."""
 
     def __init__(
         self,

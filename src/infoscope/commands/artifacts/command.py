@@ -136,7 +136,7 @@ def _make_short_table(entries: Sequence[Entry], reached: set[str]) -> Table:
 
 def _describe(entry: Entry, reached: set[str]) -> str:
     is_free = entry.kind in ARTIFACTS and entry.hash not in reached
-    return f"{entry.kind.value}, unreferenced" if is_free else entry.kind.value
+    return f"{entry.kind.value}{', bf16' if entry.is_bf16 else ''}{', unreferenced' if is_free else ''}"
 
 
 def _prune(

@@ -48,6 +48,7 @@ class Entry:
         n_bytes: on the disk; links count as themselves.
         changed: when anything in it was last written, in seconds since 1970.
         refers: hashes of what it was made from.
+        is_bf16: whether it is an SAE's of trainer.precision=bf16.
         damage: what is wrong with it, in words.
         runs: the folders of the runs that use it.
         made: the names of the artifacts that were made from it.
@@ -61,6 +62,7 @@ class Entry:
     n_bytes: int = 0
     changed: float = 0.0
     refers: frozenset[str] = frozenset()
+    is_bf16: bool = False
     damage: list[str] = field(default_factory=list)
     runs: list[str] = field(default_factory=list)
     made: list[str] = field(default_factory=list)
@@ -114,8 +116,10 @@ def _read(entry: Entry) -> Entry:
     if manifest is None:
         entry.kind, entry.damage = Kind.damaged, ["its manifest cannot be read"]
         return entry
-    refers = json.dumps([manifest.get("upstream"), manifest.get("key")])
+    key = manifest.get("key")
+    refers = json.dumps([manifest.get("upstream"), key])
     entry.refers = frozenset(_HASH.findall(refers)) - {entry.hash}
+    entry.is_bf16 = isinstance(key, dict) and key.get("precision") == "bf16"
     if manifest["format_version"] < FORMAT_VERSION:
         entry.kind = Kind.older
     elif manifest["hash"] != entry.hash:
