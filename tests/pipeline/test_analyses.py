@@ -45,7 +45,7 @@ def forbid_encoding(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(self: Backbone, *_: object) -> None:
         raise AssertionError("the backbone was asked to encode images")
 
-    monkeypatch.setattr(Backbone, "tokens", refuse)
+    monkeypatch.setattr(Backbone, "tokens_of_layers", refuse)
 
 
 def test_the_report_joins_the_quick_ones(finished: Path) -> None:

@@ -67,15 +67,15 @@ def test_an_interrupted_encoding_goes_on_where_it_was(
     override = f"data.store_tokens={store_tokens}"
     whole = Tokens.at(make_context(photographs, tmp_path / "whole", override), "train").get()
     cut = make_context(photographs, tmp_path / "cut", override)
-    encode = load_backbone(cut).tokens
+    encode = load_backbone(cut).tokens_of_layers
 
-    def give_up(images, layer, checks):
+    def give_up(images, layers, checks):
         if load_backbone(cut).n_images_encoded >= 15:
             raise KeyboardInterrupt
-        return encode(images, layer, checks)
+        return encode(images, layers, checks)
 
     with monkeypatch.context() as patch:
-        patch.setattr(load_backbone(cut), "tokens", give_up)
+        patch.setattr(load_backbone(cut), "tokens_of_layers", give_up)
         with pytest.raises(KeyboardInterrupt):
             Tokens.at(cut, "train").get()
     assert Tokens.at(cut, "train").find() is None
@@ -245,14 +245,18 @@ def test_a_decoder_that_is_not_here_is_refused_before_anything_is_built(tmp_path
 
 
 def test_layers_of_a_sweep_come_from_one_reading_of_the_images(photographs: Path, tmp_path: Path):
-    together = make_context(photographs, tmp_path / "together", "model=planted_registers", "model.layer=0")
+    together = make_context(
+        photographs, tmp_path / "together", "model=planted_registers", "stage=rank", "model.layer=0"
+    )
     together.job = Job(layers=(-1, 7))  # of which the second does not exist
     first = Tokens.at(together, "train").get()
     assert load_backbone(together).n_images_encoded == N_PHOTOGRAPHS - 1
-    second = make_context(photographs, tmp_path / "together", "model=planted_registers", "model.layer=-1")
+    second = make_context(photographs, tmp_path / "together", "model=planted_registers", "stage=rank", "model.layer=-1")
     assert second.store.find(Tokens.at(second, "train").spec) is not None
     for layer, found in ((0, first.folder), (-1, Tokens.at(second, "train").folder)):
-        alone = make_context(photographs, tmp_path / "alone", "model=planted_registers", f"model.layer={layer}")
+        alone = make_context(
+            photographs, tmp_path / "alone", "model=planted_registers", "stage=rank", f"model.layer={layer}"
+        )
         expected = Tokens.at(alone, "train").folder
         assert found.name == expected.name
         for file in ("patches-00000.npy", "prefix-00000.npy", "tokens.json", "skipped.json", "image_index.npy"):

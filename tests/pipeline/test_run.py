@@ -167,7 +167,7 @@ def test_manifests_chain_and_hold_what_made_them(finished: Path) -> None:
 def test_the_second_run_computes_nothing_and_says_so(
     finished: Path, first_run: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    forbid(monkeypatch, "tokens", "resume")
+    forbid(monkeypatch, "tokens_of_layers", "resume")
     before = {path: path.stat().st_mtime_ns for path in (finished / "artifacts").rglob("*") if path.is_file()}
     again = run_tiny(finished)
     assert {event for event, _, _ in again.events} == {"reused"}
@@ -181,7 +181,7 @@ def test_a_new_gamma_is_probed_and_nothing_else(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     output_dir = copy_run(finished, tmp_path)
-    forbid(monkeypatch, "tokens")
+    forbid(monkeypatch, "tokens_of_layers")
     new = run_tiny(output_dir, "stage=probe", "partition.rule=quantile", "partition.quantile=0.7")
     assert set(new.stages("built")) == {"features", "probe"}
     assert set(UP_TO_SCORE) <= set(new.stages("reused"))
@@ -197,7 +197,7 @@ def test_a_new_k_cds_up_to_k_max_scores_nothing_again(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     output_dir = copy_run(finished, tmp_path)
-    forbid(monkeypatch, "tokens")
+    forbid(monkeypatch, "tokens_of_layers")
     new = run_tiny(output_dir, "stage=probe", "scope.k_cds=3")
     assert set(new.stages("built")) <= {"features", "probe"}
     assert set(UP_TO_SCORE) <= set(new.stages("reused"))
@@ -229,7 +229,7 @@ def test_equal_groups_are_trained_once_and_keep_their_own_names(
     draw_without_saving(monkeypatch)
     halves = ("partition.rule=quantile", "partition.quantile=0.5")
     run_tiny(output_dir, "stage=probe", *halves)
-    forbid(monkeypatch, "tokens", "resume")
+    forbid(monkeypatch, "tokens_of_layers", "resume")
     again = run_tiny(output_dir, "partition.rule=bands", "partition.n_bands=2", "probe.n_draws=0")
     assert set(again.stages("built")) == {"latents", "report"}
     assert again.files is not None
@@ -249,7 +249,7 @@ def forbid_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: Any) -> Any:
         raise AssertionError("tokens were read")
 
-    forbid(monkeypatch, "tokens", "resume")
+    forbid(monkeypatch, "tokens_of_layers", "resume")
     monkeypatch.setattr(TokenSource, "iterate", refuse)
 
 
@@ -544,7 +544,7 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, after: int
 INTERRUPTIONS = [
     # stage, what is done a few times, and how often; what the shared run lends; what is finished before
     ("scenes", render, "render_split_part", 1, STAGES, ["scenes"]),
-    ("tokens", Backbone, "tokens", 2, STAGES[1:], ["scenes", "scenes"]),
+    ("tokens", Backbone, "tokens_of_layers", 2, STAGES[1:], ["scenes", "scenes"]),
     ("train_sae", SAEModule, "training_step", 9, STAGES[2:], ["scenes", "scenes", "tokens", "tokens"]),
     ("rank", TopImages, "update", 2, STAGES[3:], ["scenes", "scenes", "tokens", "tokens", "train_sae"]),
     (

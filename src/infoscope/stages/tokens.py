@@ -84,8 +84,10 @@ class Tokens(ArtifactStage[TokenSource]):
     def get(self, handle: Handle[TokenSource]) -> Artifact:
         ctx, (split, data, layer) = handle.ctx, handle.item
         check_split(ctx, split, data)
-        if handle.exists() or not ctx.job.layers:
+        if not ctx.job.layers:
             artifact = super().get(handle)
+        elif handle.exists():
+            artifact = ctx.store.get(handle.spec)
         else:
             others = [self.at(ctx, split, data, other) for other in _find_others(ctx, layer)]
             artifact = self._get_together(handle, [handle, *others])
