@@ -16,7 +16,7 @@ from infoscope.probes import extraction, vectors
 from infoscope.probes.classification import count_variants_at_a_time
 from infoscope.probes.config import ProbeConfig, Readout, Solver, Task
 from infoscope.probes.dense_images import count_training_bytes
-from infoscope.probes.extraction import EncodedBatch, iterate_tokens, measure_shares
+from infoscope.probes.extraction import EncodedBatch, Wanted, iterate_tokens, measure_shares
 from infoscope.probes.feature_files import WantedFeatures, write_features
 from infoscope.probes.features import MEANS, FeatureFolders, Features
 from infoscope.probes.heads import LinearMaps
@@ -196,6 +196,18 @@ def test_every_split_is_read_once_and_features_serve_another_recipe(
     heads = first[VARIANTS["original"].key()].heads
     run_probes([new], inputs, means_alone, original_heads=heads, folders=FeatureFolders(tmp_path))
     assert passes == [25, 8, 8]  # its share of the energy; its vectors follow from the means
+
+
+@pytest.mark.parametrize("batch_images", [1, 4])
+def test_vectors_that_are_kept_hold_no_tokens(batch_images: int) -> None:
+    inputs = dataclasses.replace(make_inputs(4, 4), edits_prefix=True)
+    config = make_config(readouts=[Readout.cls_layer, Readout.cls_final])
+    wanted = Wanted(inputs, config, VARIANTS, vectors=True, shares=False, means=True, folder=None)
+    for tokens in iterate_tokens(inputs.train, np.arange(4), batch_images, inputs.device):
+        kept = wanted.read(EncodedBatch(inputs, tokens))
+        assert len(kept) >= 2 * len(VARIANTS)
+        held = {rows.untyped_storage().data_ptr(): rows.untyped_storage().nbytes() for rows in kept.values()}
+        assert sum(held.values()) == sum(rows.nbytes for rows in kept.values())
 
 
 def test_what_training_on_whole_images_holds() -> None:

@@ -124,7 +124,8 @@ class Wanted:
             for readout in config.cls_readouts:
                 vectors = batch.read(edited, readout)
                 _check(vectors, readout, config.feature_dtype)
-                vectors = vectors.to(getattr(torch, config.feature_dtype))
+                # A copy: a view of CLS would keep the edited tokens of all images of a part in memory.
+                vectors = vectors.to(getattr(torch, config.feature_dtype), copy=True)
                 found |= {f"{key}/{readout.name}": rows for key, rows in zip(keys, vectors, strict=True)}
         return found
 
