@@ -90,13 +90,15 @@ class Stop(Callback):
         self.end = {name: tensor.clone() for name, tensor in pl_module.state_dict().items()}
 
 
-@pytest.mark.parametrize("step", [5, 17])
-def test_a_resumed_training_is_bit_for_bit_the_same(live: LiveTokens, tmp_path: Path, step: int) -> None:
-    whole, resumed = Stop(), Stop()
-    _, expected = train_sae(live, CONFIG, 3, tmp_path / "whole", callbacks=[whole])
+@pytest.mark.parametrize(("step", "per_image"), [(5, 4), (17, 3)])  # a batch is a pool, or parts of two
+def test_a_resumed_training_is_bit_for_bit_the_same(
+    live: LiveTokens, tmp_path: Path, step: int, per_image: int
+) -> None:
+    whole, resumed, config = Stop(), Stop(), replace(CONFIG, tokens_per_image=per_image)
+    _, expected = train_sae(live, config, 3, tmp_path / "whole", callbacks=[whole])
     with pytest.raises(KeyboardInterrupt):
-        train_sae(live, CONFIG, 3, tmp_path / "cut", callbacks=[Stop(step)])
-    _, figures = train_sae(live, CONFIG, 3, tmp_path / "cut", callbacks=[resumed])
+        train_sae(live, config, 3, tmp_path / "cut", callbacks=[Stop(step)])
+    _, figures = train_sae(live, config, 3, tmp_path / "cut", callbacks=[resumed])
     assert figures == expected
     assert whole.end.keys() == resumed.end.keys()
     assert all(torch.equal(tensor, resumed.end[name]) for name, tensor in whole.end.items())
