@@ -18,6 +18,7 @@ from infoscope.scope.cds import mean_of_known
 from infoscope.stages.image_codes import Codes
 from infoscope.stages.images import count_images
 from infoscope.stages.sae import count_latents, sae_of
+from infoscope.stages.tokens import find_sizes
 
 SHARED, ALIKE = 0.7, 0.9
 """Values above which latents are counted: Paulo and Belrose (2025) call a latent shared above the first."""
@@ -54,8 +55,9 @@ class Aligned(ArtifactStage[Alignment]):
 
     def work(self, ctx: Context, one: int, other: int) -> Work:
         n, d_sae = count_images(ctx, "train"), count_latents(ctx)
-        held = 4 * 4 * min(n * d_sae, MAX_VALUES) + 8 * min(d_sae, MAX_ASSIGNED) ** 2
-        return Work(d_sae, [ctx.config.model.name, n], memory_bytes=held)
+        rows_bytes = 4 * max(min(n * d_sae, MAX_VALUES), find_sizes(ctx).d_in * d_sae)
+        cost_bytes = 20 * d_sae**2 if d_sae <= MAX_ASSIGNED else 0  # of the assignment, and SciPy's copies
+        return Work(d_sae, [ctx.config.model.name, n], memory_bytes=5 * rows_bytes + cost_bytes)
 
 
 def alignments_of(ctx: Context, seed: int | None = None) -> dict[tuple[int, int], Handle[Alignment]]:
