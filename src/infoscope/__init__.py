@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from infoscope.sae.latent_table import load_latents
     from infoscope.sae.loading import load_sae
     from infoscope.scope.api import contextual_dependency
+    from infoscope.stages.patch_latents import explain_patch
     from infoscope.vision.load import load_backbone
 
 # Threads of torch that wait for each other leave their core to others. By default they spin on it: with other work on
@@ -24,12 +25,21 @@ _HOMES = {
     "InputError": "infoscope.runtime.errors",
     "InputWarning": "infoscope.runtime.errors",
     "contextual_dependency": "infoscope.scope.api",
+    "explain_patch": "infoscope.stages.patch_latents",
     "load_backbone": "infoscope.vision.load",
     "load_latents": "infoscope.sae.latent_table",
     "load_sae": "infoscope.sae.loading",
 }
 
-__all__ = ["InputError", "InputWarning", "contextual_dependency", "load_backbone", "load_latents", "load_sae"]
+__all__ = [
+    "InputError",
+    "InputWarning",
+    "contextual_dependency",
+    "explain_patch",
+    "load_backbone",
+    "load_latents",
+    "load_sae",
+]
 
 
 def __getattr__(name: str) -> Any:

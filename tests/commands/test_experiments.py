@@ -316,3 +316,19 @@ def test_features_are_shown_on_other_pictures(tmp_path: Path, capsys: pytest.Cap
         assert show_features.main([*overrides, *wrong]) == 2
         (sentence,) = capsys.readouterr().err.splitlines()
         assert sentence.startswith("show_features: Expected ")
+
+
+def test_a_patch_is_attributed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_noise(tmp_path / "noise.png", 0)
+    patch_attribution = load_experiment("patch_attribution")
+    overrides = make_overrides(tmp_path / "out")
+    assert patch_attribution.main([*overrides, f"picture={tmp_path / 'noise.png'}", "patch=2,1", "n_latents=2"]) == 0
+    assert "fire on patch (2, 1)" in capsys.readouterr().out
+    folder = tmp_path / "out" / "experiments" / "patch_attribution"
+    assert (folder / "patch_2_1.png").read_bytes().startswith(b"\x89PNG")
+    for wrong in ("patch=2", "patch=99,0", "n_latents=x", "picture=nowhere.png"):
+        assert patch_attribution.main([*overrides, wrong]) == 2
+        (sentence,) = capsys.readouterr().err.splitlines()
+        assert sentence.startswith(("patch_attribution: Expected ", "patch_attribution: Cannot read the picture"))
+    assert patch_attribution.main([*overrides, "stage=segment"]) == 0  # how far to go is the experiment's own matter
+    assert "fire on patch" in capsys.readouterr().out

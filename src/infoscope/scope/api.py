@@ -150,7 +150,7 @@ def contextual_dependency(
     n_readers = make_options(DataConfig, {"n_workers": n_readers}).n_workers
     skips: OnError = convert("on_error", on_error, OnError)
     show = choose_display(progress)
-    layer = _choose_layer(backbone, sae, layer, check_origin)
+    layer = choose_scored_layer(backbone, sae, layer, check_origin)
     crops.check_shift(backbone.grid, config.shift_patches)
     split = {"test_share": test_share, "seed": seed, "max_train": max_train, "resize": resize}
     found = _open(images, {name: value for name, value in split.items() if value is not None}, skips)
@@ -183,7 +183,7 @@ def _refuse_unknown_options(options: Mapping[str, Any]) -> None:
     refuse_unknown(options, own, "contextual_dependency")
 
 
-def _choose_layer(backbone: Any, sae: Any, layer: int | None, check_origin: bool) -> int:
+def choose_scored_layer(backbone: Any, sae: Any, layer: int | None, check_origin: bool) -> int:
     """Return the layer that an SAE of patch tokens reads, when both are what they should be."""
     if not isinstance(backbone, Backbone):
         raise InputError(f"Expected backbone= to be what load_backbone returns, got {name_type(backbone)}.")

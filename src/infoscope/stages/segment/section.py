@@ -142,6 +142,7 @@ def _make_group_table(found: Sequence[Found], told: Sequence[Sequence[LabelResul
     columns = [
         Column("group", "group", Align.left),
         Column("n_latents", "latents", digits=0, is_count=True),
+        Column("firing_rate", "median firing rate", digits=2, scale=100, unit="%", optional=True),
         Column("iou_test", "IoU of its best latent", **percent),
         Column("iou_equal", "of the best of equally many", **percent),
         Column("n_best", "labels whose best latent it holds", digits=1),
@@ -152,19 +153,23 @@ def _make_group_table(found: Sequence[Found], told: Sequence[Sequence[LabelResul
         columns,
         notes=[
             "IoU on test images, mean over labels. Equally many: as many latents of each group, drawn at random, as the"
-            f" smallest one has (mean of {N_DRAWS} draws): the best of more latents is better by chance alone.",
+            f" smallest one has (mean of {N_DRAWS} draws): the best of more latents is better by chance alone."
+            " Firing rates of the groups differ, and IoU depends on them.",
         ],
     )
     for name in groups:
-        members = [one.scope.partition.groups.get(name, np.zeros(0, dtype=bool)) for one in found]
+        members = [one.scope.partition.groups.get(name, np.zeros(len(one.scope.cds), dtype=bool)) for one in found]
         table.add_row(
             name_group(name),
             compute_stat(of.sum() for of in members),
+            compute_stat(
+                np.median(one.segmentation.firing_rate[of]) if of.any() else math.nan
+                for one, of in zip(found, members, strict=True)
+            ),
             compute_stat(compute_stat(one.groups.get(name) for one in of_seed).mean for of_seed in told),
             compute_stat(compute_stat(one.equal.get(name) for one in of_seed).mean for of_seed in told),
             compute_stat(
-                sum(bool(len(of) and of[one.latent]) for one in of_seed)
-                for of, of_seed in zip(members, told, strict=True)
+                sum(bool(of[one.latent]) for one in of_seed) for of, of_seed in zip(members, told, strict=True)
             ),
         )
     return table
