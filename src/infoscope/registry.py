@@ -44,6 +44,11 @@ STAGES = (
         "the model's own zero-shot predictions and their confidence with groups of features removed",
     ),
     Entry(
+        "masking",
+        "stages.masking.stage:Masking",
+        "the same while only the top latents of each image's true class are kept, or these are dropped",
+    ),
+    Entry(
         "stability",
         "stages.stability.stage:Stability",
         "the scores again under other shifts, images, k, seeds, solvers",

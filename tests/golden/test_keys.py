@@ -31,7 +31,7 @@ WILL_CHANGE = ("group_activation", "confounds", "report")
 """Kinds whose keys are to change, in a section of their own."""
 KINDS = {
     *("scenes", "train_clip", "tokens", "train_sae", "rank", "score", "image_means", "features", "probe", "outliers"),
-    *("zero_shot_head", "predict", "stability", "effects", "latents", "sample", *WILL_CHANGE),
+    *("zero_shot_head", "predict", "masking", "image_codes", "stability", "effects", "latents", "sample", *WILL_CHANGE),
 }
 EXPLAINED = "tiny"
 """The configuration whose keys are stored as a whole."""
@@ -41,7 +41,10 @@ FEW = "debug=tiny probe.n_draws=0 "
 ROOTS = "data.root={root}/imagenet probe_data.segmentation.root={root}/ADEChallengeData2016 "
 CONFIGURATIONS: dict[str, tuple[str, list[StageName]]] = {
     "default": ("", [StageName.train_clip, *REPORT]),
-    "tiny": ("debug=tiny", [StageName.train_clip, *REPORT, StageName.predict, StageName.stability, StageName.select]),
+    "tiny": (
+        "debug=tiny",
+        [StageName.train_clip, *REPORT, StageName.predict, StageName.stability, StageName.select, StageName.masking],
+    ),
     **{
         f"sae={kind}": (FEW + f"sae={kind}", SCORE)
         for kind in ("relu", "topk", "batchtopk", "jumprelu", "matryoshka_k", "matryoshka_prefix")
@@ -95,6 +98,11 @@ CONFIGURATIONS: dict[str, tuple[str, list[StageName]]] = {
         [StageName.stability],
     ),
     "select.*": (FEW + "select.n_kept=[1,2] select.n_bands=2 select.n_draws=1 probe.seed=7", [StageName.select]),
+    "masking.*": (
+        "debug=tiny masking.n_latents=[1,4] masking.rank_split=test masking.n_draws=2 masking.seed=3"
+        " masking.sae_bias=0.1 predict.n_images=9",
+        [StageName.masking],
+    ),
     "curve.*": ("debug=tiny curve.mass_shares=[0.3,0.6] probe.seed=7", [StageName.curve]),
 }
 """Overrides, and the stages whose artifacts are recorded."""

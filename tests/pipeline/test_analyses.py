@@ -8,18 +8,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from infoscope.analyses.masking import MaskingResult, make_curves
 from infoscope.data.scenes.scene_set import SceneSet
 from infoscope.pipeline.context import Context
 from infoscope.runtime.errors import InputError
 from infoscope.sae.checkpoint import load_sae
 from infoscope.sae.latent_table import load_latents
 from infoscope.scope.stability import StabilityResult
+from infoscope.stages.image_codes import Codes
+from infoscope.stages.images import open_split
 from infoscope.stages.latents import Latents
+from infoscope.stages.masking.stage import Masking
 from infoscope.stages.score.stage import Score
 from infoscope.stages.stability.stage import make_section_at_hand
 from infoscope.vision.backbone import Backbone
 from tests.support.pipeline_samples import (
     ANALYSES,
+    N_TEST,
     Recorder,
     collect_tiny,
     copy_run,
@@ -85,8 +90,21 @@ def test_a_model_without_text_predicts_nothing(finished: Path) -> None:
         run_tiny(finished, "stage=predict")
 
 
-def test_predictions_are_a_report_of_their_own(tmp_path: Path) -> None:
-    first = run_tiny(tmp_path, *SHIPPED, "stage=predict")
+@pytest.fixture(scope="module")
+def predicted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Recorder]:
+    """A run of stage=predict with the shipped CLIP, and what it said; tests may add to it."""
+    folder = tmp_path_factory.mktemp("shipped")
+    return folder, run_tiny(folder, *SHIPPED, "stage=predict")
+
+
+@pytest.fixture
+def shipped(predicted: tuple[Path, Recorder], tmp_path: Path) -> Path:
+    """A copy of that run."""
+    return copy_run(predicted[0], tmp_path / "shipped")
+
+
+def test_predictions_are_a_report_of_their_own(predicted: tuple[Path, Recorder], shipped: Path) -> None:
+    tmp_path, first = shipped, predicted[1]
     assert {"zero_shot_head", "predict", "report"} <= set(first.stages("built"))
     assert first.files is not None
     assert first.files.tables.keys() == {"predictions"}
@@ -103,6 +121,51 @@ def test_predictions_are_a_report_of_their_own(tmp_path: Path) -> None:
     assert collect_tiny(tmp_path, *SHIPPED, "stage=predict", "predict.n_images=3").state.startswith(
         "missing at predict"
     )
+
+
+def test_masking_is_a_report_of_its_own(shipped: Path) -> None:
+    few = (*SHIPPED, "stage=masking", "masking.n_latents=[1,5]", "masking.n_draws=1")
+    first = run_tiny(shipped, *few)
+    assert set(first.stages("built")) == {"image_codes", "masking", "report"}
+    assert first.files is not None
+    assert first.files.tables.keys() == first.files.figures.keys() == {"masking"}
+    assert "no classifier" in first.text
+    assert "Warning" not in first.text
+    assert run_tiny(shipped, *few).stages("built") == []
+    result = MaskingResult.load(find_folder(shipped, "masking"))
+    assert result.n_images.sum() == N_TEST
+    collected = collect_tiny(shipped, *few)
+    assert collected.state == "done"
+    assert [row["curve"] for row in collected.rows] == [mask.curve for mask in result.masks]
+    assert {row["curve"] for row in collected.rows} == {"class", "random", "high", "low"}
+    assert [row["top1"] for row in collected.rows] == [result.top1(place) for place in range(len(result.masks))]
+
+
+def test_labels_that_leak_into_the_masks_come_from_the_test_images(shipped: Path) -> None:
+    leaks = ("stage=masking", "masking.n_latents=[100]", "masking.n_draws=0", "masking.rank_split=test")
+    found = run_tiny(shipped, *SHIPPED, *leaks)
+    assert [name for name in found.names("built", "image_codes") if "-test-" in name]
+    assert "Warning: the latents of each class were ranked on the images that are predicted" in found.text
+    ctx = Context(make_tiny_config(shipped, *SHIPPED, *leaks), Recorder())
+    n_ranked = {}
+    for split in ("train", "test"):
+        codes, images = Codes.at(ctx, 0, split).load(), open_split(ctx, split)
+        labels = images.labels("class")[codes.image_index]
+        curves = make_curves(codes, labels, len(images.class_names), [100], {}, 0, 0)
+        n_ranked[split] = (curves[0].order >= 0).sum(1).tolist()
+    result = Masking.at(ctx, 0).load()
+    assert result.ranked_on == "test"
+    assert result.n_ranked.tolist() == n_ranked["test"] != n_ranked["train"]
+
+
+def test_masking_needs_labels_and_text(finished: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="has no text tower"):
+        run_tiny(finished, "stage=masking")
+    for i in range(30):
+        save_noise(tmp_path / "images" / f"{i}.png", i)
+    folder = ("model=scenes_clip", "data=image_folder", f"data.root={tmp_path / 'images'}")
+    with pytest.raises(InputError, match="each image's true class, but data=image_folder knows no classes here"):
+        run_tiny(tmp_path / "out", "stage=masking", *folder)
 
 
 def test_stability_is_a_report_of_its_own(finished: Path) -> None:

@@ -156,6 +156,9 @@ EARLY = [
     (["stage=predict"], ["no text tower", "scenes_clip"]),
     (["stage=predict", *SMALL_CLIP, "predict.class_names=nowhere.txt"], ["predict.class_names", "nowhere.txt"]),
     (["stage=predict", *SMALL_CLIP, "predict.target=light"], ["predict.class_names", "light"]),
+    (["stage=masking"], ["no text tower", "scenes_clip"]),
+    (["stage=masking", *SMALL_CLIP, "sae.tokens=cls"], ["CLS tokens", "sae.tokens=patch"]),
+    (["stage=masking", *SMALL_CLIP, "model.layer=-1", "probe.readouts=[patch_mean]"], ["model.layer=-1 is the last"]),
     (["stage=score", "trainer.device=cuda"], ["trainer.device=cuda", "cpu"]),
     (["stage=train_clip", "trainer.device=cuda"], ["trainer.device=cuda", "cpu"]),
 ]

@@ -293,6 +293,26 @@ def test_predictions_of_the_light_change_without_the_high_group_alone(
         assert harmless["changed"] < 0.15
 
 
+def test_the_light_is_told_by_latents_of_high_scope_alone(
+    output_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backbone_module, "make_backbone", make_planted_clip)
+    names = tmp_path / "names.txt"
+    names.write_text("\n".join(LIGHT_ANCHORS))
+    asked = ["predict.target=light", f"predict.class_names={names}", "predict.templates=list"]
+    folder = run_planted("masking", output_dir, *asked, 'predict.template_list=["{}"]', "masking.n_latents=[1,5,20]")
+    check_files(folder, ["masking"], ["masking"])
+    rows = read_rows(folder / "masking.csv")
+    for way in ("the SAE's error stays", "decoded"):
+        original = find_row(rows, "kept alone", way, latents="all")
+        kept, dropped = (find_row(rows, of, way, latents="20") for of in ("kept alone", "dropped"))
+        assert original["top1_class"] > 0.8
+        assert kept["top1_high"] > 0.8
+        assert kept["top1_low"] < CHANCE + 0.2
+        assert dropped["top1_high"] < CHANCE + 0.2
+        assert dropped["top1_low"] > original["top1_class"] - 0.1
+
+
 def test_a_backbone_without_text_is_refused_in_one_sentence(
     output_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,12 +1,12 @@
-"""How latents are described, and held against their scope."""
+"""How latents are described, held against their scope, and masked."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Annotated, Any
 
-from infoscope.runtime.bounds import Bounds, Count, FilePath, NotNegative, Seed, check
+from infoscope.runtime.bounds import Bounds, Count, FilePath, Items, NotNegative, Seed, check
 
 
 class ImageCode(Enum):
@@ -63,6 +63,43 @@ class CrossConfig:
 
     def __post_init__(self) -> None:
         check(self, "cross")
+
+
+class RankSplit(Enum):
+    """The split on whose images the latents of a class are ranked."""
+
+    train = "train"
+    test = "test"
+    """As PatchSAE: that of the images that are predicted, so that their labels leak into the masks once more."""
+
+
+@dataclass
+class MaskingConfig:
+    """Which latents of an image's class `stage=masking` keeps alone, or drops; what is predicted: `predict.*`."""
+
+    n_latents: Annotated[list[Count], Items(ascending=True)] = field(
+        default_factory=lambda: [1, 2, 5, 10, 50, 100, 500, 1000, 2000]
+    )
+    """How many (PatchSAE's); those not below the number of latents are left out, all of them are always among them."""
+    rank_split: RankSplit = RankSplit.train
+    n_draws: Annotated[int, Bounds(0, 1000)] = 3
+    """Random choices of as many latents, for each class anew (ours)."""
+    seed: Seed = 0
+    """Of the random choices."""
+    sae_bias: Annotated[float, Bounds(-1e30, 1e30)] = 0.0
+    """Added to each coordinate of a token that the decoding of what is kept replaces; PatchSAE's code adds 0.1051."""
+
+    def __post_init__(self) -> None:
+        check(self, "masking")
+
+    @property
+    def unread(self) -> dict[str, str]:
+        """The settings that are not read, and in words what would read them."""
+        return {} if self.n_draws else {"seed": "where random latents are drawn: drop it, or masking.n_draws=0"}
+
+    def cache_key_fields(self) -> dict[str, Any]:
+        """Return the settings that change results, apart from the split, as plain JSON."""
+        return {name: getattr(self, name) for name in ("n_latents", "n_draws", "seed", "sae_bias")}
 
 
 class Normalise(Enum):

@@ -21,7 +21,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from infoscope import registry
-from infoscope.analyses.config import DescribeConfig, SegmentConfig
+from infoscope.analyses.config import DescribeConfig, MaskingConfig, SegmentConfig
 from infoscope.config import errors
 from infoscope.config.overrides import make_readable, quote_override
 from infoscope.config.unread import NAMESAKES, check_read, name_place
@@ -158,6 +158,7 @@ class Config:
     probe_data: ProbeDataConfig = field(default_factory=ProbeDataConfig)
     outliers: OutlierConfig = field(default_factory=OutlierConfig)
     predict: PredictConfig = field(default_factory=PredictConfig)
+    masking: MaskingConfig = field(default_factory=MaskingConfig)
     segment: SegmentConfig = field(default_factory=SegmentConfig)
     describe: DescribeConfig = field(default_factory=DescribeConfig)
     judge: ModelConfig = field(default_factory=lambda: ModelConfig("own", ModelKind.own, pretrained=None))

@@ -63,10 +63,19 @@ class GroupEditor:
         if removed.dtype != torch.bool or tuple(removed.shape) != (self.sae.d_sae,):
             got = f"{removed.dtype} {list(removed.shape)}"
             raise InputError(f"Expected a group as {self.sae.d_sae} booleans, one per latent, got {got}.")
+        return self.contribution_of(removed[self.acts.indices])
+
+    @torch.no_grad()
+    def contribution_of(self, entries: Bool[Tensor, "n k"]) -> Float[Tensor, "... d_in"]:
+        """Return what some entries of `acts` wrote: those of another group for each token, such as its image's own."""
         values, indices = self.written
-        rows = sum_decoder_rows(SparseActs(values * removed[indices], indices), self.sae.W_dec)
+        rows = sum_decoder_rows(SparseActs(values * entries, indices), self.sae.W_dec)
         # z lives in normalised units, x_n = c (x - mu): without 1/c the edit would be c times too large.
         return (rows / self.sae.scale).view(self.x.shape)
+
+    def whole(self, mode: EditMode) -> Float[Tensor, "... d_in"]:
+        """Return the tokens from which nothing is removed: themselves where the SAE's error stays, else decoded."""
+        return self.x if mode is EditMode.error_preserving else self.x_hat
 
     @torch.no_grad()
     def edit(self, removed: Bool[Tensor, " d_sae"], mode: EditMode) -> Float[Tensor, "... d_in"]:
@@ -78,7 +87,7 @@ class GroupEditor:
         Raises:
             InputError: if `removed` is not one boolean per latent.
         """
-        return (self.x if mode is EditMode.error_preserving else self.x_hat) - self.contribution(removed)
+        return self.whole(mode) - self.contribution(removed)
 
 
 class RemovedShareMeter:

@@ -34,6 +34,24 @@ def prompts_of(ctx: Context) -> Prompts:
     return make_prompts(ctx.config.predict, open_split(ctx, "test"))
 
 
+def make_inputs(ctx: Context, up: Needs) -> PredictInputs:
+    """Return what predictions are made from, of a stage that needs an SAE (`sae`) and the test tokens (`tokens`)."""
+    return PredictInputs(
+        up.sae.load(),
+        up.tokens.load(),
+        load_backbone(ctx),
+        ctx.config.model.layer,
+        edits_patches=choose_tokens(ctx) is not TokenChoice.cls,
+        edits_prefix=choose_tokens(ctx) is not TokenChoice.patch,
+    )
+
+
+def count_predicted(ctx: Context) -> int:
+    """Return on how many test images predictions are made."""
+    n_images = count_images(ctx, "test")
+    return min(n_images, ctx.config.predict.n_images or n_images)
+
+
 class EmbeddedClasses(SingleStage[ZeroShotHead]):
     """The class names as the model's text tower embeds them."""
 
@@ -95,21 +113,12 @@ class Predict(Published, SeedStage[PredictionResult]):
         check_predictions(backbone, ctx.config.model.layer)
 
     def build(self, ctx: Context, up: Needs, work: Workspace, seed: int) -> PredictionResult:
-        config = ctx.config
-        inputs = PredictInputs(
-            up.sae.load(),
-            up.tokens.load(),
-            load_backbone(ctx),
-            config.model.layer,
-            edits_patches=choose_tokens(ctx) is not TokenChoice.cls,
-            edits_prefix=choose_tokens(ctx) is not TokenChoice.patch,
-        )
         with ctx.track(self.kind, seed) as tracker, ctx.display.bar(f"predicting, seed {seed}") as advance:
             found = run_predictions(
                 ablations_of(ctx, seed),
-                inputs,
+                make_inputs(ctx, up),
                 up.head.load(),
-                config.predict,
+                ctx.config.predict,
                 prompts_of(ctx).labels,
                 lambda what, done, of: advance(done, of, what),
                 work.progress,
@@ -118,8 +127,8 @@ class Predict(Published, SeedStage[PredictionResult]):
         return found
 
     def work(self, ctx: Context, seed: int) -> Work:
-        n_images = min(count_images(ctx, "test"), ctx.config.predict.n_images or count_images(ctx, "test"))
-        return Work(n_images, [ctx.config.model.name, count_latents(ctx), ctx.config.partition.cache_key_fields()])
+        config = ctx.config
+        return Work(count_predicted(ctx), [config.model.name, count_latents(ctx), config.partition.cache_key_fields()])
 
     def rows(self, ctx: Context, seed: int) -> Iterator[Row]:
         made, scope = self.at(ctx, seed), summarise_seed(ctx, seed)
