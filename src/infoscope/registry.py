@@ -82,6 +82,11 @@ STAGES = (
         "the change of each task's loss without each latent alone, and what the score says of it beyond frequency",
     ),
     Entry(
+        "cross",
+        "stages.cross.stage:Cross",
+        "how all that is known of the features goes with their scope, overall and at like firing frequency",
+    ),
+    Entry(
         "latents",
         "stages.latents:Latents",
         "what is known of each latent, in one table (parquet; load_latents reads it)",

@@ -353,6 +353,7 @@ def test_what_was_finished_when_unread_settings_were_ignored_is_shown(finished: 
         ("rank", "rank"),
         ("score", "score"),
         ("latents", "latents"),
+        ("cross", "cross"),
         ("outliers", "group_activation"),
     ],
 )

@@ -103,4 +103,6 @@ def find_slack(place: str) -> float:
     """Return by how much a number may differ whatever its size: a share of right test images by one of them."""
     if "/top1_" in place:
         return 1.01 / N_TEST
+    if "/cross/quantities/" in place:  # two latents that change places, and so the order of some permutations
+        return {"p": 5e-3, "p_corrected": 0.1}.get(place.rpartition("/")[2], 1e-3)
     return 5e-4 if "/miou" in place else 1e-4

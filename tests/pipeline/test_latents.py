@@ -8,19 +8,26 @@ import numpy as np
 import pytest
 
 from infoscope import load_latents
+from infoscope.config.tree import compose
 from infoscope.pipeline.context import Context
 from infoscope.pipeline.stage import Handle, SeedStage
 from infoscope.sae.latent_table import LatentTable
+from infoscope.sae.origin import Origin
+from infoscope.sae.source import Source
 from infoscope.scope.cds import compute_chance_ratio, count_zero_maps
 from infoscope.scope.confounds import MIN_IMAGES
+from infoscope.scope.partial_ranks import compute_spearman
 from infoscope.stages.confounds.stage import Confounds
+from infoscope.stages.cross.stage import Cross
 from infoscope.stages.effects.section import name_column
 from infoscope.stages.effects.stage import Effects
 from infoscope.stages.energy import Sample
-from infoscope.stages.latents import Latents
+from infoscope.stages.import_sae import Inspected
+from infoscope.stages.latents import Latents, join_latents
 from infoscope.stages.outliers.stage import Outliers
 from infoscope.stages.rank import Rank
 from infoscope.stages.report.stage import Report
+from infoscope.stages.sae import list_level_ends
 from infoscope.stages.score.stage import Score, partition_of
 from tests.support.pipeline_samples import Recorder, copy_run, find_folder, finish_tiny_run, make_tiny_config, run_tiny
 
@@ -145,6 +152,48 @@ def test_the_stage_builds_what_the_table_needs_and_says_what_it_holds(finished: 
         said.text
     )
     assert str(find_folder(output_dir, "latents")) in said.text.replace("\n", "")
+
+
+def test_what_goes_with_scope_is_arithmetic_on_the_table(finished: Path, tmp_path: Path) -> None:
+    said = run_tiny(copy_run(finished, tmp_path, but=("cross", "report")), "stage=cross")
+    assert said.stages("built") == ["cross"]
+    assert "| firing frequency | share of patch tokens |" in said.text
+    ctx = Context(make_tiny_config(tmp_path), Recorder())
+    table, found = load_latents(tmp_path), Cross.at(ctx).load()
+    (place,) = (i for i, name in enumerate(found.names) if name == "participation")
+    rho, n = compute_spearman(table["participation"], table["cds"])
+    assert (found.rho[0, place], found.n[0, place]) == (pytest.approx(rho), n)
+    rows = {row["variant"]: row for row in Cross().rows(ctx, 0)}
+    assert rows.keys() == {*found.names}
+    assert rows["participation"]["spearman"] == found.rho[0, place]
+    run_again = run_tiny(tmp_path, "stage=cross", "cross.n_bands=4")
+    assert run_again.stages("built") == ["cross"]
+    assert "band 3 | highest CDS |" in run_again.text
+
+
+def test_the_levels_of_a_matryoshka_sae_are_those_of_its_prefixes_or_of_its_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def list_ends(*overrides: str) -> list[float]:
+        return list_level_ends(Context(compose([f"output_dir={tmp_path}", *overrides]), Recorder()))
+
+    assert list_ends("sae=topk") == []
+    assert list_ends("sae=matryoshka_prefix", "sae.prefixes=[0.3,1]") == [0.3, 1]
+    for sizes, ends in (([6, 24], [0.25, 1]), ([6, 12], []), ([6, 6, 24], []), (["6", 24], []), ([], [])):
+        source = Source("saelens", "matryoshka_prefix", facts={"prefix_sizes": sizes})
+        inspected = Inspected(Origin(source=source), 4, 24, "", has_free_scale=False)
+        monkeypatch.setattr("infoscope.stages.sae.inspect_sae", lambda _, found=inspected: found)
+        assert list_ends("sae=import", "sae.path=somewhere") == ends
+
+
+def test_every_latent_has_its_level(ctx: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "level" not in join_latents(ctx, 0, [Rank])
+    monkeypatch.setattr("infoscope.stages.latents.list_level_ends", lambda _: [0.25, 0.5, 1.0])
+    table = join_latents(ctx, 0, [Rank])
+    (column,) = (column for column in table if column.name == "level")
+    assert column.source == "train_sae"
+    n = len(table) // 4
+    assert column.values.tolist() == [0] * n + [1] * n + [2] * 2 * n
 
 
 def test_effects_stand_in_the_table_where_they_are_at_hand(finished: Path, tmp_path: Path) -> None:

@@ -77,6 +77,7 @@ def test_everything_is_missing_at_first(tmp_path: Path) -> None:
         "group_activation, seed 0",
         "effects, seed 0",
         "latents, seed 0",
+        "cross",
         "report",
     ]
     assert all(step.n_reused == 0 and step.seconds is None for step in steps)
@@ -105,13 +106,17 @@ def test_a_stage_plans_no_further_than_itself(tmp_path: Path) -> None:
 def test_what_exists_is_said_and_asks_for_nothing(finished: Path) -> None:
     steps = plan_of(finished)
     once = ("score", "group_activation", "confounds", "effects", "latents", "train_sae", "rank")
-    read = ("scenes, train", "scenes, test", "tokens, train", "report", *(f"{kind}, seed 0" for kind in once))
+    read = ("scenes, train", "scenes, test", "tokens, train", "cross", "report", *(f"{kind}, seed 0" for kind in once))
     assert {step.what: step.n_reused for step in steps} == {"probe, seed 0": N_VARIANTS, **dict.fromkeys(read, 1)}
     assert all((step.n_built, step.work, step.seconds) == (0, Work(), None) for step in steps)
     other = plan_of(finished, "sae.k=3")
     of_sae = ("train_sae", "rank", "sample", "score", "features", "probe", "group_activation", "confounds", "effects")
     of_sae = (*of_sae, "latents")
-    assert {step.what for step in other if step.n_built} == {"report", *(f"{stage}, seed 0" for stage in of_sae)}
+    assert {step.what for step in other if step.n_built} == {
+        "cross",
+        "report",
+        *(f"{stage}, seed 0" for stage in of_sae),
+    }
 
 
 def count_artifacts(output_dir: Path) -> Counter[str]:

@@ -50,7 +50,6 @@ from infoscope.vision.tokens import source
 from infoscope.vision.tokens.extract import TokenCache
 from infoscope.vision.tokens.source import TokenSource
 from tests.support.pipeline_samples import (
-    ANALYSES,
     FEATURES,
     N_TEST,
     N_TRAIN,
@@ -231,7 +230,7 @@ def test_equal_groups_are_trained_once_and_keep_their_own_names(
     run_tiny(output_dir, "stage=probe", *halves)
     forbid(monkeypatch, "tokens_of_layers", "resume")
     again = run_tiny(output_dir, "partition.rule=bands", "partition.n_bands=2", "probe.n_draws=0")
-    assert set(again.stages("built")) == {"latents", "report"}
+    assert set(again.stages("built")) == {"latents", "cross", "report"}
     assert again.files is not None
     rows = again.files.tables["removal"]["csv"].read_text()
     assert "without band 1 of 2" in rows
@@ -293,7 +292,7 @@ def test_features_that_do_not_fit_are_refused(finished: Path, tmp_path: Path, mo
     with pytest.raises(InputError, match="no room"):
         run_tiny(output_dir, "stage=probe", "probe.tasks=[classification]")
     assert 0 < asked[0] < asked[1] < asked[2]
-    assert {name.split("/")[0] for name in find_artifacts(output_dir)} == {*UP_TO_SCORE, "sample", *ANALYSES, "latents"}
+    assert {name.split("/")[0] for name in find_artifacts(output_dir)} == {*STAGES} - {"probe", "report"}
 
 
 def test_an_empty_group_is_a_marked_row(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

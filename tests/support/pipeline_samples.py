@@ -34,7 +34,7 @@ from infoscope.runtime.store import Store
 
 N_TRAIN, N_TEST = 40, 16
 ANALYSES = ("outliers", "group_activation", "confounds", "effects")
-STAGES = ("scenes", "tokens", "train_sae", "rank", "score", "sample", "probe", *ANALYSES, "latents", "report")
+STAGES = ("scenes", "tokens", "train_sae", "rank", "score", "sample", "probe", *ANALYSES, "latents", "cross", "report")
 FEATURES = ("image_means", "features")
 """What the probes of classification make for themselves, and ask for only when a probe is missing."""
 TINY = (

@@ -21,7 +21,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from infoscope import registry
-from infoscope.analyses.config import DescribeConfig, MaskingConfig, SegmentConfig
+from infoscope.analyses.config import CrossConfig, DescribeConfig, MaskingConfig, SegmentConfig
 from infoscope.config import errors
 from infoscope.config.overrides import make_readable, quote_override
 from infoscope.config.unread import NAMESAKES, check_read, name_place
@@ -167,6 +167,7 @@ class Config:
     select: SelectConfig = field(default_factory=SelectConfig)
     curve: CurveConfig = field(default_factory=CurveConfig)
     effects: EffectConfig = field(default_factory=EffectConfig)
+    cross: CrossConfig = field(default_factory=CrossConfig)
     clip: ContrastiveConfig = field(default_factory=ContrastiveConfig)
     """How stage=train_clip trains the scenes' own CLIP."""
     trainer: TrainerConfig = field(default_factory=TrainerConfig)

@@ -16,6 +16,7 @@ _NUMBER = (int, float)
 _FACTS = {
     "k": _NUMBER,
     "threshold": _NUMBER,
+    "prefix_sizes": (list,),
     "fitted_scale": _NUMBER,
     "pickled": (list, tuple),
     "folded": (str,),

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+import numpy as np
+
 from infoscope import registry
 from infoscope.pipeline.context import Context
 from infoscope.pipeline.stage import Key, Needs, Row, SeedStage, Shown, Stage, Work, name_artifacts
 from infoscope.report.tables import Align, Column, Table
 from infoscope.runtime.store import Workspace
-from infoscope.sae.latent_table import FILE, LatentTable
-from infoscope.stages.sae import count_latents, has_unit_rows
+from infoscope.sae.latent_table import FILE, LatentColumn, LatentTable
+from infoscope.stages.sae import count_latents, has_unit_rows, list_level_ends, sae_of
 from infoscope.stages.score.stage import summarise_seed
 
 
@@ -34,6 +36,7 @@ class Latents(SeedStage[LatentTable]):
             "partition": ctx.config.partition.cache_key_fields(),
             "interval": ctx.config.stability.interval,
             **({} if has_unit_rows(ctx) else {"activations": "times row norms"}),
+            **({"levels": ends} if (ends := list_level_ends(ctx)) else {}),
         }
 
     def build(self, ctx: Context, up: Needs, work: Workspace, seed: int) -> LatentTable:
@@ -63,10 +66,15 @@ def load_sources(ctx: Context, seed: int) -> list[type[SeedStage]]:
 
 
 def join_latents(ctx: Context, seed: int, stages: Iterable[type[Stage]]) -> LatentTable:
-    """Return what some stages know of each latent of a seed."""
+    """Return what some stages know of each latent of a seed, and its level where the SAE has levels."""
     table = LatentTable(seed)
     for stage in stages:
         table.add(stage.kind, stage().latents(ctx, seed))
+    if ends := list_level_ends(ctx):
+        sizes = [round(end * len(table)) for end in ends]
+        level = np.repeat(np.arange(len(sizes)), np.diff([0, *sizes]))
+        heading = "Matryoshka level, 0 for the first latents"
+        table.add(sae_of(ctx, seed).stage.kind, [LatentColumn("level", level, heading, "1")])
     return table
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 from jaxtyping import Float
 
 from infoscope.pipeline.context import Context
 from infoscope.pipeline.stage import Handle, Work
-from infoscope.sae.config import TokenChoice, TrainedConfig
+from infoscope.sae.config import MatryoshkaPrefixConfig, TokenChoice, TrainedConfig
 from infoscope.sae.import_config import ImportedConfig
 from infoscope.sae.metrics import compute_row_norms
 from infoscope.sae.model import SparseAutoencoder
@@ -34,6 +35,21 @@ def count_latents(ctx: Context) -> int:
     return (
         config.expansion_factor * find_sizes(ctx).d_in if isinstance(config, TrainedConfig) else inspect_sae(ctx).d_sae
     )
+
+
+def list_level_ends(ctx: Context) -> list[float]:
+    """Return which share of all latents each Matryoshka level and those before it make up, ascending to 1.
+
+    Empty where the SAE has no levels, or the file of an imported one does not say where they end.
+    """
+    if isinstance(ctx.config.sae, MatryoshkaPrefixConfig):
+        return ctx.config.sae.prefixes
+    found = inspect_sae(ctx) if _is_imported(ctx) else None
+    if found is None or found.origin.source is None:
+        return []
+    sizes = found.origin.source.facts.get("prefix_sizes", [])
+    ascends = all(isinstance(size, int) for size in sizes) and all(a < b for a, b in pairwise([0, *sizes]))
+    return [size / found.d_sae for size in sizes] if ascends and sizes[-1:] == [found.d_sae] else []
 
 
 def choose_tokens(ctx: Context) -> TokenChoice:

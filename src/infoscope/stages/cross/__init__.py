@@ -1,0 +1,1 @@
+"""How all that is known of the latents goes with their scope."""

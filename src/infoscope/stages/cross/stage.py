@@ -1,0 +1,74 @@
+"""stage=cross: how all that is known of the latents goes with their scope."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from infoscope.analyses.cross import CrossResult, Quantities, compute_cross
+from infoscope.config.tree import to_tree
+from infoscope.pipeline.context import Context
+from infoscope.pipeline.stage import Key, Needs, Node, Row, SingleStage, Work, name_artifacts
+from infoscope.report.section import ReportSection
+from infoscope.report.tables import Column
+from infoscope.runtime.store import Workspace
+from infoscope.stages.cross.quantities import list_quantities
+from infoscope.stages.cross.section import make_cross_section
+from infoscope.stages.latents import Latents
+from infoscope.stages.sae import count_latents
+from infoscope.stages.score.stage import Score, partition_of
+
+
+class Cross(SingleStage[CrossResult]):
+    """The CDS against every column of the tables of latents, over all SAE seeds; arithmetic on these tables."""
+
+    kind, holds = "cross", CrossResult
+    in_report, is_shared = True, False
+    columns = (
+        Column("spearman", "Spearman with CDS", signed=True),
+        Column("within_strata", "at like frequency", signed=True),
+        Column("n_latents", "features", digits=0, is_count=True),
+    )
+
+    def needs(self, ctx: Context) -> Needs:
+        return Needs(**{f"seed_{seed}": Latents.at(ctx, seed) for seed in ctx.config.seeds})
+
+    def reads(self, ctx: Context) -> list[Node]:
+        return Score().reads(ctx)
+
+    def key(self, ctx: Context, up: Needs) -> Key:
+        latents = {str(seed): Latents.at(ctx, seed).hash for seed in ctx.config.seeds}
+        return {"latents": latents, "cross": to_tree(ctx.config.cross)}
+
+    def build(self, ctx: Context, up: Needs, work: Workspace) -> CrossResult:
+        tables = [Latents.at(ctx, seed).load() for seed in ctx.config.seeds]
+        names = [column.name for column in list_quantities(tables)]
+        seeds = [
+            Quantities(
+                table["cds"],
+                table["firing_rate"],
+                np.stack([np.asarray(table[name], dtype=np.float64) for name in names], axis=1),
+            )
+            for table in tables
+        ]
+        with ctx.display.bar("what goes with scope"):
+            return compute_cross(names, seeds, ctx.config.cross)
+
+    def work(self, ctx: Context) -> Work:
+        cross, n = ctx.config.cross, count_latents(ctx) * len(ctx.config.seeds)
+        # terms of the correlations of some thirty quantities, and a block of draws, one seed at a time
+        return Work(n, [cross.n_draws, cross.n_permutations], memory_bytes=8 * (6 * 30 * count_latents(ctx) + 2**23))
+
+    def rows(self, ctx: Context, seed: int) -> Iterator[Row]:
+        made, found, place = self.at(ctx).get(), self.at(ctx).load(), ctx.config.seeds.index(seed)
+        for name, rho, within, n in zip(
+            found.names, found.rho[place], found.within[place], found.n[place], strict=True
+        ):
+            numbers = {"spearman": float(rho), "within_strata": float(within), "n_latents": int(n)}
+            yield {**name_artifacts(made), "variant": name, **numbers}
+
+    def section(self, ctx: Context) -> ReportSection:
+        tables = [Latents.at(ctx, seed).load() for seed in ctx.config.seeds]
+        groups = list(partition_of(ctx, ctx.config.seeds[0]).groups)
+        return make_cross_section(self.at(ctx).load(), tables, groups, ctx.config.cross)
