@@ -28,12 +28,14 @@ from infoscope.analyses.config import Normalise
 from infoscope.data.images import ImageSet
 from infoscope.runtime.arrays import load_result, save_result
 from infoscope.runtime.parts import Part
+from infoscope.runtime.profile import Kind, spent_on
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.sae.passes import LatentBatch, Measurement, SumMeter
 from infoscope.scope.confound_meters import IGNORE_LABEL, compute_patch_labels
 
 MAX_PAIRS = 2**20
-"""Pairs of latent and label whose thresholds are counted; of more, those of each latent's best labels by cosine."""
+"""Pairs of latent and label whose thresholds are counted; of more, those of each latent's best labels by cosine: 16 at
+65,536 latents. (On the demo's three SAEs the best 4 labels of each latent, of 12, hold the best latent of 35 of 36.)"""
 MAX_PIXELS = 2**26
 """Pixels of enlarged maps held at a time (256 MiB)."""
 
@@ -57,9 +59,11 @@ class PatchLabels:
         Raises:
             InputError: a label map is not what the data set should hold.
         """
-        for i in index[~self._is_read[index]].tolist():
-            self._labels[i] = compute_patch_labels(self.images.label_map(i), self.grid)
-            self._is_read[i] = True
+        missing = index[~self._is_read[index]].tolist()
+        with spent_on(Kind.reading):
+            for i in missing:
+                self._labels[i] = compute_patch_labels(self.images.label_map(i), self.grid)
+                self._is_read[i] = True
         return self._labels[index]
 
     def of_batch(self, batch: LatentBatch) -> Int64[Tensor, " n_tokens"]:
@@ -331,7 +335,8 @@ class PixelMeter(SumMeter):
         maps = make_maps(batch, self.chosen.latents, self.ranges)
         grid = round(batch.n_patches**0.5)
         for index, of_image in zip(batch.index.tolist(), maps, strict=True):
-            pixels = torch.from_numpy(self.images.label_map(index)).to(maps.device)
+            with spent_on(Kind.reading):
+                pixels = torch.from_numpy(self.images.label_map(index)).to(maps.device)
             counts = torch.bincount(pixels.flatten().long(), minlength=IGNORE_LABEL + 1)
             self.sums["n"] += counts[self.labels]
             active = (of_image.amax(1) > self.thresholds).nonzero().squeeze(1)  # enlarging exceeds no peak
