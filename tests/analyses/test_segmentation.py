@@ -11,7 +11,14 @@ import torch.nn.functional as F
 
 from infoscope.analyses import segmentation
 from infoscope.analyses.config import Normalise, SegmentConfig
-from infoscope.analyses.segment_result import Examples, Segmentation, choose_segmenters, draw_equal, score_label
+from infoscope.analyses.segment_result import (
+    Examples,
+    Segmentation,
+    choose_segmenters,
+    draw_equal,
+    draw_matched,
+    score_label,
+)
 from infoscope.analyses.segmentation import (
     Overlap,
     PatchLabels,
@@ -225,3 +232,13 @@ def test_groups_are_compared_at_equal_numbers() -> None:
     assert [latents.tolist() for latents in drawn["high"]] == [list(range(90, 100))]
     assert len(drawn["low"]) == 20
     assert all(len(set(latents)) == 10 and max(latents) < 80 for latents in drawn["low"])
+
+
+def test_groups_are_compared_at_equal_firing_rates() -> None:
+    rate = np.array([0.5, 0.5, 0.1, 0.1, 0.1, 0.001])
+    groups = {"low": np.arange(6) < 4, "high": np.arange(6) >= 4}
+    drawn = draw_matched(groups, rate)
+    assert all(latents.tolist() == [4] for latents in drawn["high"])
+    assert {latents.tolist()[0] for latents in drawn["low"]} == {2, 3}
+    assert all(len(latents) == 1 for latents in drawn["low"])
+    assert draw_matched({"band 1 of 2": groups["low"], "band 2 of 2": groups["high"]}, rate) == {}

@@ -17,6 +17,7 @@ from infoscope.analyses.segmentation import Overlap, PixelCounts, Ranges, Segmen
 from infoscope.runtime.arrays import load_result, save_result
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.sae.passes import BATCH_IMAGES, iterate_latents
+from infoscope.scope.separation import match_frequency
 from infoscope.vision.tokens.source import TokenRows
 
 N_SIMILAR = 20
@@ -61,6 +62,8 @@ class LabelResult(NamedTuple):
     similar: IoU on test images of other latents of about its firing rate, each at its own best threshold.
     groups: IoU on test images of the latent that is the best of a group on training images.
     equal: the same, of as many latents of the group as the smallest group has, mean over draws.
+    matched: the same, of as many latents of high and of low scope that fire equally often, mean over draws; empty where
+        the groups are others.
     """
 
     label: int
@@ -73,6 +76,7 @@ class LabelResult(NamedTuple):
     similar: Mean
     groups: Mapping[str, float]
     equal: Mapping[str, float]
+    matched: Mapping[str, float]
 
 
 class Examples(NamedTuple):
@@ -130,7 +134,7 @@ class Segmentation:
         """
         everywhere = self.test.n / max(1, int(self.test.n.sum()))
         in_pixels = compute_iou(*self.pixels)
-        drawn = draw_equal(groups)
+        equal, matched = draw_equal(groups), draw_matched(groups, self.firing_rate)
         found = []
         for place, (label, latent, threshold) in enumerate(zip(*self.chosen, strict=True)):
             scores = self.score(label)
@@ -146,7 +150,8 @@ class Segmentation:
                     float(everywhere[label]) if has_test else np.nan,
                     self._find_similar(scores, latent),
                     {name: _read(scores, [members]).mean for name, members in groups.items()},
-                    {name: _read(scores, draws).mean for name, draws in drawn.items()},
+                    {name: _read(scores, draws).mean for name, draws in equal.items()},
+                    {name: _read(scores, draws).mean for name, draws in matched.items()},
                 )
             )
         return found
@@ -270,6 +275,16 @@ def draw_equal(groups: Mapping[str, Bool[np.ndarray, " d_sae"]], seed: int = 0) 
             latents if is_smallest else rng.choice(latents, n, False) for _ in range(1 if is_smallest else N_DRAWS)
         ]
     return drawn
+
+
+def draw_matched(
+    groups: Mapping[str, Bool[np.ndarray, " d_sae"]], firing_rate: Float64[np.ndarray, " d_sae"]
+) -> dict[str, list[np.ndarray]]:
+    """Return draws of latents of high and of low scope, equally many in every bin of log firing rate."""
+    if not {"high", "low"} <= groups.keys():
+        return {}
+    pairs = [match_frequency(groups["high"], groups["low"], firing_rate, seed) for seed in range(N_DRAWS)]
+    return {name: [np.flatnonzero(pair[i]) for pair in pairs] for i, name in enumerate(("high", "low"))}
 
 
 def _read(scores: LabelScores, draws: Sequence[np.ndarray]) -> Mean:

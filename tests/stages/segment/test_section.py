@@ -100,7 +100,9 @@ def test_tables_hold_the_ious() -> None:
 def test_findings_follow_the_numbers() -> None:
     main, compared = make_section().findings
     assert "IoU of 80.0% with it (75.0% in pixels; mean over labels), against 40.0%" in main
-    assert compared.startswith("Of equally many latents of either group, the best low-scope one has an IoU of")
+    assert compared.startswith(
+        "Of equally many latents of either group, the best low-scope one has an IoU of"
+    )  # at no rate are there both
     assert compared.endswith("of 2 labels and SAE seeds.")
     worse = make_section(n_hits=45).findings
     assert worse[1] == "No better than a mask that covers everything: sky (1 of 1 labels)."

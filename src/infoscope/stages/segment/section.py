@@ -145,6 +145,7 @@ def _make_group_table(found: Sequence[Found], told: Sequence[Sequence[LabelResul
         Column("firing_rate", "median firing rate", digits=2, scale=100, unit="%", optional=True),
         Column("iou_test", "IoU of its best latent", **percent),
         Column("iou_equal", "of the best of equally many", **percent),
+        Column("iou_matched", "that fire equally often", **percent),
         Column("n_best", "labels whose best latent it holds", digits=1),
     ]
     table = Table(
@@ -152,9 +153,10 @@ def _make_group_table(found: Sequence[Found], told: Sequence[Sequence[LabelResul
         "Labels by the best latent of each group",
         columns,
         notes=[
-            "IoU on test images, mean over labels. Equally many: as many latents of each group, drawn at random, as the"
-            f" smallest one has (mean of {N_DRAWS} draws): the best of more latents is better by chance alone."
-            " Firing rates of the groups differ, and IoU depends on them.",
+            "IoU on test images, mean over labels. The best of more latents is better by chance alone, and firing rates"
+            " differ between the groups. Equally many: as many of each group, drawn at random, as the smallest one has."
+            " That fire equally often: as many of high as of low scope in every bin of firing rate. Both are means of"
+            f" {N_DRAWS} draws.",
         ],
     )
     for name in groups:
@@ -168,6 +170,7 @@ def _make_group_table(found: Sequence[Found], told: Sequence[Sequence[LabelResul
             ),
             compute_stat(compute_stat(one.groups.get(name) for one in of_seed).mean for of_seed in told),
             compute_stat(compute_stat(one.equal.get(name) for one in of_seed).mean for of_seed in told),
+            compute_stat(compute_stat(one.matched.get(name) for one in of_seed).mean for of_seed in told),
             compute_stat(
                 sum(bool(of[one.latent]) for one in of_seed) for of, of_seed in zip(members, told, strict=True)
             ),
@@ -229,19 +232,25 @@ def _make_findings(
 
 
 def _compare_groups(told: Sequence[Sequence[LabelResult]], groups: Sequence[str]) -> list[str]:
-    """Say which end of the scores holds the better masks, at equal numbers of latents."""
+    """Say which end of the scores holds the better masks, among latents that fire equally often if there are any."""
     low, high = ("low", "high") if "high" in groups else (groups[0], groups[-1])
-    pairs = [(one.equal.get(low, math.nan), one.equal.get(high, math.nan)) for of_seed in told for one in of_seed]
-    pairs = [pair for pair in pairs if math.isfinite(sum(pair))]
-    if low == high or not pairs:
-        return ["Which scope masks labels better is not known: a group is empty."]
-    of_low, of_high = (float(np.mean(values)) for values in zip(*pairs, strict=True))
-    n_low = sum(a > b for a, b in pairs)
-    return [
-        f"Of equally many latents of either group, the best {name_group(low)} one has an IoU of {_percent(of_low)} and"
-        f" the best {name_group(high)} one {_percent(of_high)} (mean over labels); the {name_group(low)} one is better"
-        f" for {n_low} of {len(pairs)} labels{' and SAE seeds' if len(told) > 1 else ''}."
-    ]
+    results = [one for of_seed in told for one in of_seed]
+    for which, words in (
+        ("matched", "Of equally many latents of either group that fire equally often"),
+        ("equal", "Of equally many latents of either group"),
+    ):
+        found = [(getattr(one, which).get(low, math.nan), getattr(one, which).get(high, math.nan)) for one in results]
+        pairs = [pair for pair in found if math.isfinite(sum(pair))]
+        if low == high or not pairs:
+            continue
+        of_low, of_high = (float(np.mean(values)) for values in zip(*pairs, strict=True))
+        n_low = sum(a > b for a, b in pairs)
+        return [
+            f"{words}, the best {name_group(low)} one has an IoU of {_percent(of_low)} and the best {name_group(high)}"
+            f" one {_percent(of_high)} (mean over labels); the {name_group(low)} one is better for {n_low} of"
+            f" {len(pairs)} labels{' and SAE seeds' if len(told) > 1 else ''}."
+        ]
+    return ["Which scope masks labels better is not known: a group is empty."]
 
 
 def _summarise(
