@@ -147,7 +147,9 @@ def test_p_is_uniform_where_nothing_is_to_be_found() -> None:
 
 def test_seeds_are_averaged_and_their_strata_pooled() -> None:
     seeds = [make_latents(200, 2, seed) for seed in range(3)]
-    found = compute_cross(["a", "b"], seeds, QUICK)
+    told: list[tuple[int, int | None]] = []
+    found = compute_cross(["a", "b"], seeds, QUICK, lambda done, of=None, part="": told.append((done, of)))
+    assert told == [(2, 2)]
     for seed, latents in enumerate(seeds):
         assert found.rho[seed, 1] == pytest.approx(spearmanr(latents.values[:, 1], latents.cds)[0])
         assert found.within[seed, 1] == pytest.approx(correlate_within(make_strata(latents, 5))[1])

@@ -120,6 +120,7 @@ def test_whatever_can_take_long_shows_how_far_it_is(first_run: Recorder) -> None
         "probing, seed 0",
         "effects of single features, seed 0",
         "outlier tokens",
+        "what goes with scope",
         "writing the report",
     }
 

@@ -25,6 +25,7 @@ from scipy.stats import rankdata
 from infoscope.analyses.config import CrossConfig
 from infoscope.runtime.arrays import load_result, save_result
 from infoscope.runtime.errors import InputError
+from infoscope.runtime.progress import Advance, ignore
 from infoscope.scope.partial_ranks import MIN_LATENTS, NOTHING, estimate
 from infoscope.scope.partition import make_bands
 
@@ -87,7 +88,9 @@ class CrossResult:
         return cls(**arrays, **facts)
 
 
-def compute_cross(names: Sequence[str], seeds: Sequence[Quantities], config: CrossConfig) -> CrossResult:
+def compute_cross(
+    names: Sequence[str], seeds: Sequence[Quantities], config: CrossConfig, progress: Advance = ignore
+) -> CrossResult:
     """Hold each quantity against the CDS.
 
     Of 65,536 latents and 20 quantities 1,000 draws take about a second of a core, and so do 1,000 permutations for each
@@ -95,6 +98,7 @@ def compute_cross(names: Sequence[str], seeds: Sequence[Quantities], config: Cro
 
     Args:
         names: of the quantities, in the order of their columns.
+        progress: is told for how many of them the CDS was permuted.
 
     Raises:
         InputError: if shapes do not agree.
@@ -109,7 +113,7 @@ def compute_cross(names: Sequence[str], seeds: Sequence[Quantities], config: Cro
     known = [np.isfinite(one.values) for one in seeds]
     draws = [draw_spearman(one.values, one.cds, config.n_draws, config.seed + i) for i, one in enumerate(seeds)]
     intervals = [estimate([of[:, place] for of in draws]) for place in range(len(names))]
-    within, p = _compare_within(seeds, known, config)
+    within, p = _compare_within(seeds, known, config, progress)
     bands = [describe_bands(one.values, one.cds, config.n_bands) for one in seeds]
     band_cds, band_means, band_quartiles = (np.stack(of) for of in zip(*bands, strict=True))
     return CrossResult(
@@ -256,7 +260,10 @@ def permute_within(strata: Sequence[Stratum], n_permutations: int, seed: int = 0
 
 
 def _compare_within(
-    seeds: Sequence[Quantities], known: Sequence[Bool[np.ndarray, "n n_quantities"]], config: CrossConfig
+    seeds: Sequence[Quantities],
+    known: Sequence[Bool[np.ndarray, "n n_quantities"]],
+    config: CrossConfig,
+    progress: Advance,
 ) -> tuple[Float[np.ndarray, "n_seeds n_quantities"], Float[np.ndarray, " n_quantities"]]:
     """Return the correlations within the strata of each seed, and p over the strata of all.
 
@@ -264,7 +271,7 @@ def _compare_within(
     """
     n_quantities = len(known[0].T)
     within, p = np.full((len(seeds), n_quantities), np.nan), np.full(n_quantities, np.nan)
-    patterns: dict[bytes, list[int]] = {}
+    n_done, patterns = 0, dict[bytes, list[int]]()
     for place, have in enumerate(np.concatenate(known).T):
         patterns.setdefault(np.packbits(have).tobytes(), []).append(place)
     for places in patterns.values():
@@ -278,6 +285,8 @@ def _compare_within(
                 pooled += strata
         if pooled:
             p[places] = permute_within(pooled, config.n_permutations, config.seed)
+        n_done += len(places)
+        progress(n_done, n_quantities)
     return within, p
 
 

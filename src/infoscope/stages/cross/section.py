@@ -16,8 +16,8 @@ from infoscope.sae.latent_table import LatentTable
 from infoscope.scope.partial_ranks import MIN_LATENTS
 from infoscope.scope.partition import name_group
 from infoscope.stages.cross.figures import draw_bands, pick_drawn
-from infoscope.stages.cross.findings import LEVEL, say_beyond_rate, say_featured, say_levels
-from infoscope.stages.cross.quantities import Crossed, join_crossed
+from infoscope.stages.cross.findings import say_beyond_rate, say_featured, say_levels
+from infoscope.stages.cross.quantities import LEVEL, Crossed, join_crossed
 
 SIGNIFICANT = "*"
 """Mark of what is told from 0 within strata."""

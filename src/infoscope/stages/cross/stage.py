@@ -52,8 +52,8 @@ class Cross(SingleStage[CrossResult]):
             )
             for table in tables
         ]
-        with ctx.display.bar("what goes with scope"):
-            return compute_cross(names, seeds, ctx.config.cross)
+        with ctx.display.bar("what goes with scope", unit="quantities") as advance:
+            return compute_cross(names, seeds, ctx.config.cross, advance)
 
     def work(self, ctx: Context) -> Work:
         cross, n = ctx.config.cross, count_latents(ctx) * len(ctx.config.seeds)
