@@ -100,6 +100,7 @@ SOURCES: Mapping[str, Find] = {
     "energy": find_report("partition=energy"),
     "class": find_report("probe.target=class", "probe.tasks=[classification]", "probe.n_draws=0", "seeds=[0]"),
     "predict": find_report("stage=predict"),
+    "masking": find_report("stage=masking"),
     "stability": find_report("stage=stability"),
     "select": find_report("stage=select"),
     "curve": find_report("stage=curve"),

@@ -66,6 +66,13 @@ def against(group: str, control: str, metric: str, source: str = "demo") -> str:
 
 LOWEST, ACTIVE, CHANCE = "most active of band 1 of 3 (lowest CDS)", "most active of all", "random"
 PREDICTED = "predict/predictions/section=error-preserving;variant={}/top1 * 100"
+
+
+def masked(latents: str, curve: str, way: str = "the SAE's error stays", what: str = "kept alone") -> str:
+    """The address of a point of the masking curve."""
+    return f"masking/masking/section={what}, {way};latents={latents}/top1_{curve} * 100"
+
+
 GAMMA = ("demo/scope/quantity=gamma/mean",)
 GROUPS = (
     Claim("without high scope (CDS > {})", GAMMA),
@@ -286,6 +293,35 @@ SETTINGS = {
 }
 EXPERIMENTS = (
     *MINIATURE,
+    Claim(
+        "is right in {}% of the pictures on the original tokens and in {}% without any latent of a patch. With 10"
+        " latents alone it is right in {}% (the class's first), {}% (as many random ones, three draws a class),"
+        " **{}% (its first of low scope), {}% (of high scope)**. All of low scope alone give {}%, all of high scope,"
+        " which have as much mass, {}%.",
+        [
+            masked("all", "class"),
+            masked("all", "class", what="dropped"),
+            *(masked("10", curve) for curve in ("class", "random", "low", "high")),
+            *(masked("all", curve) for curve in ("low", "high")),
+        ],
+    ),
+    Claim(
+        "and tells nothing ({}% with it alone), and the first 10 of the nine classes are {} different latents in all,"
+        " of low scope {}. With 50 of the class top-1 is {}%.",
+        [
+            masked("1", "class"),
+            *(masked("10", curve).replace("top1", "n_distinct").removesuffix(" * 100") for curve in ("class", "low")),
+            masked("50", "class"),
+        ],
+    ),
+    Claim(
+        "as PatchSAE does it: {}% with all latents, and with 10 of the class {}%, of low scope {}%, of high scope {}%,"
+        " random {}%.",
+        [
+            masked("all", "class", "decoded"),
+            *(masked("10", curve, "decoded") for curve in ("class", "low", "high", "random")),
+        ],
+    ),
     Claim(
         "scenes_clip has {} outlier tokens among {} after the block that the SAE reads",
         ["demo/summary/outliers/n_outliers", "demo/summary/outliers/n_tokens"],

@@ -150,8 +150,10 @@ def test_a_class_with_fewer_latents_uses_those_it_has_and_is_counted(masking: Ma
     assert (places < D).all()
     few = replace(masking, curves=[curve], n_latents=[1, 2])
     masks = few.list_masks(np.array([0, 0, 1]))  # no image of class 2
-    told = {mask.n_latents: (mask.n_chosen, mask.n_short) for mask in masks}
-    assert told == {1: (1.0, 0), 2: (pytest.approx(5 / 3), 1), D: (D, 0)}
+    told = {mask.n_latents: (mask.n_chosen, mask.n_short, mask.n_distinct) for mask in masks}
+    assert told == {1: (1.0, 0, 2), 2: (pytest.approx(5 / 3), 1, 3), D: (D, 0, D)}
+    shared = replace(curve, order=np.array([[4, 9], [9, 4], [1, 2]]))
+    assert [shared.count_distinct(n, np.array([0, 1])) for n in (1, 2)] == [2, 2]
 
 
 def test_parts_batches_and_the_disk_change_nothing(

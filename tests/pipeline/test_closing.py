@@ -108,7 +108,17 @@ def test_a_clip_ends_with_its_retrieval(tmp_path: Path) -> None:
 
 
 def test_every_stage_ends_with_a_table(output_dir: Path) -> None:
-    told_elsewhere = {"report", "predict", "masking", "stability", "select", "curve", "train_clip", "import_sae"}
+    told_elsewhere = {
+        "report",
+        "predict",
+        "masking",
+        "segment",
+        "stability",
+        "select",
+        "curve",
+        "train_clip",
+        "import_sae",
+    }
     for entry in registry.STAGES:
         if entry.name not in told_elsewhere:
             recorder = run_tiny(output_dir, f"stage={entry.name}")

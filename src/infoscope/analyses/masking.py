@@ -61,6 +61,13 @@ class Curve:
             return np.full(len(self.order), self.members.sum())
         return (self.order[:, :n] >= 0).sum(1)
 
+    def count_distinct(self, n: int, classes: Int64[np.ndarray, " n_some"]) -> int:
+        """Return how many latents the first n of some classes are, those that several have counted once."""
+        if self.members is not None and n == len(self.members):
+            return int(self.members.sum())
+        first = self.order[classes, :n]
+        return len(np.unique(first[first >= 0]))
+
     def find_places(self, classes: Int64[np.ndarray, " n"], d_sae: int) -> Int32[Tensor, "n d_sae"]:
         """Return the place of each latent in the orders of some classes, so that the first n are those below n.
 
@@ -121,6 +128,8 @@ class Mask:
         replaces it (PatchSAE's).
     n_chosen: how many these are, in the mean over images: fewer where a class has fewer.
     n_short: classes of the images that have fewer.
+    n_distinct: how many these are over all classes of the images, each counted once: n_latents where all classes have
+        the same ones.
     """
 
     curve: str
@@ -130,6 +139,7 @@ class Mask:
     error_kept: bool
     n_chosen: float
     n_short: int
+    n_distinct: int
 
 
 @dataclass(frozen=True)
@@ -208,11 +218,12 @@ class MaskingInputs:
         for curve in self.curves:
             for n in curve.list_numbers(self.n_latents, d_sae):
                 count = curve.count(n)
-                n_chosen, n_short = float(count[labels].mean()), int((count[present] < n).sum()) if n < d_sae else 0
+                n_short = int((count[present] < n).sum()) if n < d_sae else 0
+                counts = float(count[labels].mean()), n_short, curve.count_distinct(n, present)
                 for keeps in (True, False):
                     for mode in self.modes:
                         is_kept = mode is EditMode.error_preserving
-                        masks.append(Mask(curve.name, curve.draw, n, keeps, is_kept, n_chosen, n_short))
+                        masks.append(Mask(curve.name, curve.draw, n, keeps, is_kept, *counts))
         return tuple(masks)
 
     def edit(self, tokens: Tokens, labels: Int64[np.ndarray, " batch"]) -> Iterator[Tokens]:

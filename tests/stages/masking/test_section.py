@@ -29,7 +29,7 @@ def make_result(seed: int, errors: tuple[bool, ...] = (True, False), ranked_on: 
             for n, share in by_number.items():
                 for keeps in (True, False):
                     for error in errors:
-                        masks.append(Mask(curve, draw, n, keeps, error, n_chosen=min(n, 7), n_short=2 * (n == 10)))
+                        masks.append(Mask(curve, draw, n, keeps, error, min(n, 7), 2 * (n == 10), 2 * n))
                         shares.append((share if keeps else 1 - share) - 0.1 * (not error))
     wobbling = np.array(shares)[:, None] + rng.normal(0, 0.004, (len(shares), 1))
     right = np.round(100 * wobbling * N_IMAGES).astype(np.int64)
@@ -73,7 +73,10 @@ def test_findings_follow_the_numbers() -> None:
     assert "the commonest class alone 60.0%" in found[0]
     assert found[1].startswith("With 10 latents kept alone top-1 is")
     assert found[1].endswith("; decoded in brackets.")
-    assert "within 1 point of the top-1 of the original tokens: 10 (the SAE's error stays), 10 (decoded)." in found[3]
+    assert "within 1 point of the top-1 of the original tokens: 10 (the SAE's error stays), 10 (decoded)." in found[4]
+    assert found[3].startswith(
+        "Over all 3 classes these 10 each are as many different latents: 20 the class's, 20 random"
+    )
     text = " ".join(found)
     assert (
         "The class's latents against as many random ones, the SAE's error kept (95% intervals over SAE seeds): kept"

@@ -15,6 +15,7 @@ from infoscope.stages.masking.numbers import Point, Points, join_masks
 from infoscope.stages.probe.against_random import Excess
 from infoscope.stages.probe.results import Metric
 
+STATS = ("top1", "true_prob", "n_chosen", "n_distinct")
 TOP1 = Metric("masking", "top1", Column("top1", "top-1", digits=1, scale=100, unit="%"))
 ERRORS = {True: "the SAE's error stays", False: "decoded"}
 NEAR = 0.01
@@ -49,8 +50,7 @@ def make_masking_section(results: Mapping[int, MaskingResult]) -> ReportSection:
             "n_classes": len(first.class_names),
             "ranked_on": first.ranked_on,
             "points": [
-                {**vars(point), "top1": stats.top1, "true_prob": stats.true_prob, "n_chosen": stats.n_chosen}
-                for point, stats in points.items()
+                {**vars(point), **{name: getattr(stats, name) for name in STATS}} for point, stats in points.items()
             ],
         },
     )
@@ -80,6 +80,7 @@ def _make_table(points: Points, results: Mapping[int, MaskingResult]) -> Table:
             *(Column(f"top1_{keys[one]}", name_curve(one), digits=1, scale=100, unit="%") for one in curves),
             *(Column(f"true_prob_{keys[one]}", f"{one}, probability", csv_only=True) for one in curves),
             *(Column(f"n_chosen_{keys[one]}", f"{one}, latents", csv_only=True) for one in curves),
+            *(Column(f"n_distinct_{keys[one]}", f"{one}, latents of all classes", csv_only=True) for one in curves),
         ],
         notes=list(_note(first, len(results))),
     )
@@ -94,6 +95,7 @@ def _make_table(points: Points, results: Mapping[int, MaskingResult]) -> Table:
                     *(Cell(None if one is None else one.top1) for one in of),
                     *(Cell(None if one is None else one.true_prob) for one in of),
                     *(Cell(None if one is None else one.n_chosen) for one in of),
+                    *(Cell(None if one is None else one.n_distinct) for one in of),
                 )
     return table
 
@@ -103,7 +105,8 @@ def _note(first: MaskingResult, n_seeds: int) -> Iterator[str]:
     yield (
         f"{int(first.n_images.sum()):,} test images, {len(first.class_names):,} classes, {n_seeds} SAE"
         f" seed{'s' * (n_seeds != 1)}, {n_draws} draws of random latents. The latents of an image are those of its true"
-        " class: this measures where the information on classes lies, and is no classifier."
+        " class: this measures where the information on classes lies, and is no classifier. Tokens that the SAE does"
+        " not read, such as CLS, stay as they are."
     )
     yield (
         f"Latents of a class: those that fire strongly on most patches of its {first.ranked_on} images, most first,"
@@ -160,6 +163,12 @@ def _find(points: Points, results: Mapping[int, MaskingResult]) -> Iterator[str]
         parts = [f"{_tell(points, n, keeps, curve)} {name_curve(curve)}" for curve in curves]
         verb = "kept alone" if keeps else "dropped"
         yield f"With {n:,} latent{'s' * (n != 1)} {verb} top-1 is {', '.join(parts)}{'; decoded in brackets' * both}."
+    distinct = [points[Point(curve, n, True, True)].n_distinct.mean for curve in curves]
+    told = [f"{format_number(one, 0)} {name_curve(curve)}" for one, curve in zip(distinct, curves, strict=True)]
+    yield (
+        f"Over all {len(first.class_names):,} classes these {n:,} each are as many different latents:"
+        f" {', '.join(told)}. The fewer, the more classes share them."
+    )
     yield from _tell_reach(points, numbers, original)
     yield from _compare(points, numbers, curves)
     yield _tell_classes(first, n)
