@@ -72,6 +72,11 @@ STAGES = (
         "what else tells features apart: how often, how strongly, how widely they fire, and on what",
     ),
     Entry(
+        "describe",
+        "stages.describe.stage:Describe",
+        "what features are: the likeness and the labels of the images on which they fire, by scope",
+    ),
+    Entry(
         "segment",
         "stages.segment.stage:Segment",
         "IoU of single latents' maps with label maps, chosen on training images: which latent is the mask of what",

@@ -31,8 +31,8 @@ WILL_CHANGE = ("group_activation", "confounds", "report")
 """Kinds whose keys are to change, in a section of their own."""
 KINDS = {
     *("scenes", "train_clip", "tokens", "train_sae", "rank", "score", "image_means", "features", "probe", "outliers"),
-    *("zero_shot_head", "predict", "masking", "image_codes", "stability", "effects", "latents", "cross", "sample"),
-    *WILL_CHANGE,
+    *("zero_shot_head", "predict", "masking", "stability", "effects", "latents", "cross", "sample", *WILL_CHANGE),
+    *("image_codes", "judge", "describe", "fidelity"),
 }
 EXPLAINED = "tiny"
 """The configuration whose keys are stored as a whole."""

@@ -9,6 +9,7 @@ import pytest
 
 from infoscope import load_latents
 from infoscope.config.tree import compose
+from infoscope.data.scenes.factors import KINDS
 from infoscope.pipeline.context import Context
 from infoscope.pipeline.stage import Handle, SeedStage
 from infoscope.sae.latent_table import LatentTable
@@ -19,6 +20,8 @@ from infoscope.scope.confounds import MIN_IMAGES
 from infoscope.scope.partial_ranks import compute_spearman
 from infoscope.stages.confounds.stage import Confounds
 from infoscope.stages.cross.stage import Cross
+from infoscope.stages.describe.numbers import MEASURES
+from infoscope.stages.describe.stage import Describe
 from infoscope.stages.effects.section import name_column
 from infoscope.stages.effects.stage import Effects
 from infoscope.stages.energy import Sample
@@ -29,9 +32,17 @@ from infoscope.stages.rank import Rank
 from infoscope.stages.report.stage import Report
 from infoscope.stages.sae import list_level_ends
 from infoscope.stages.score.stage import Score, partition_of
-from tests.support.pipeline_samples import Recorder, copy_run, find_folder, finish_tiny_run, make_tiny_config, run_tiny
+from tests.support.pipeline_samples import (
+    READ_ONCE,
+    Recorder,
+    copy_run,
+    find_folder,
+    finish_tiny_run,
+    make_tiny_config,
+    run_tiny,
+)
 
-SOURCES = ("rank", "score", "group_activation", "confounds", "effects")
+SOURCES = ("rank", "score", "group_activation", "confounds", "describe", "effects")
 
 
 @pytest.fixture(scope="module")
@@ -123,6 +134,12 @@ def test_every_value_is_that_of_its_source(finished: Path, ctx: Context) -> None
         "on_normal": acts.on_normal / acts.n_normal,
     }
     expected |= {f"image_effect_{of}": np.where(fires_enough, v, np.nan) for of, v in found.image_effects.items()}
+    said = Describe.at(ctx, 0).load()
+    expected |= {
+        name: getattr(said, name)
+        for name in (*MEASURES, "n_classes_held")  # rows of the decoder have unit norm
+    }
+    expected["top_class"] = np.array([*KINDS, ""])[said.top_class]
     expected |= {name_column(task): effect for task, effect in Effects.at(ctx, 0).load().effects.items()}
     for name, values in expected.items():
         np.testing.assert_array_equal(table[name], values, err_msg=name)
@@ -144,10 +161,12 @@ def test_each_latent_is_in_one_group(finished: Path, tmp_path: Path, override: s
 
 
 def test_the_stage_builds_what_the_table_needs_and_says_what_it_holds(finished: Path, tmp_path: Path) -> None:
-    output_dir = copy_run(finished, tmp_path, but=(*SOURCES, "latents", "probe", "features", "report"))
+    output_dir = copy_run(finished, tmp_path, but=(*SOURCES, *READ_ONCE, "latents", "probe", "features", "report"))
     said = run_tiny(output_dir, "stage=latents")
-    assert set(said.stages("built")) == {*SOURCES, "latents"} - {"effects"}  # which would train probes first
-    assert "reading tokens for rank, group_activation, confounds of seed 0" in said.shown  # once
+    assert set(said.stages("built")) == {*SOURCES, *READ_ONCE, "latents"} - {
+        "effects"
+    }  # which would train probes first
+    assert "reading tokens for rank, group_activation, confounds, image_codes of seed 0" in said.shown  # once
     assert f"| mean_act | mean activation | SAE units per patch token | rank | {len(load_latents(output_dir))} |" in (
         said.text
     )

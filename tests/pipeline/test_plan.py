@@ -75,6 +75,10 @@ def test_everything_is_missing_at_first(tmp_path: Path) -> None:
         "probe, seed 0",
         "outliers",
         "group_activation, seed 0",
+        "image codes, train, seed 0",
+        "judge, train",
+        "describe, seed 0",
+        "fidelity, seed 0",
         "effects, seed 0",
         "latents, seed 0",
         "cross",
@@ -105,16 +109,17 @@ def test_a_stage_plans_no_further_than_itself(tmp_path: Path) -> None:
 
 def test_what_exists_is_said_and_asks_for_nothing(finished: Path) -> None:
     steps = plan_of(finished)
-    once = ("score", "group_activation", "confounds", "effects", "latents", "train_sae", "rank")
+    once = ("score", "group_activation", "confounds", "describe", "fidelity", "effects", "latents", "train_sae", "rank")
     read = ("scenes, train", "scenes, test", "tokens, train", "cross", "report", *(f"{kind}, seed 0" for kind in once))
     assert {step.what: step.n_reused for step in steps} == {"probe, seed 0": N_VARIANTS, **dict.fromkeys(read, 1)}
     assert all((step.n_built, step.work, step.seconds) == (0, Work(), None) for step in steps)
     other = plan_of(finished, "sae.k=3")
     of_sae = ("train_sae", "rank", "sample", "score", "features", "probe", "group_activation", "confounds", "effects")
-    of_sae = (*of_sae, "latents")
+    of_sae = (*of_sae, "describe", "fidelity", "latents")
     assert {step.what for step in other if step.n_built} == {
         "cross",
         "report",
+        "image codes, train, seed 0",
         *(f"{stage}, seed 0" for stage in of_sae),
     }
 
@@ -288,7 +293,7 @@ def test_the_printed_plan(tmp_path: Path, finished: Path) -> None:
     rows = {line.split("  ")[0]: line.split() for line in lines[2:13]}
     assert rows["score, seed 0"][3:8] == ["1", "≤", str(2 * N_TRAIN), "≤", str(2 * D_SAE * K_MAX)]
     assert all(row[-1] == "-" for row in rows.values())
-    n = N_TRAIN + N_TEST + 2 * N_TRAIN + find(plan_of(tmp_path), "outliers").work.forwards
+    n = N_TRAIN + N_TEST + 2 * N_TRAIN + N_TRAIN + find(plan_of(tmp_path), "outliers").work.forwards
     for sentence in (
         "Together an unknown time, ",
         "-: nothing like it was built here before",

@@ -33,7 +33,9 @@ from infoscope.runtime.progress import Advance, Display
 from infoscope.runtime.store import Store
 
 N_TRAIN, N_TEST = 40, 16
-ANALYSES = ("outliers", "group_activation", "confounds", "effects")
+READ_ONCE = ("image_codes", "judge")
+"""What features are described by, and no report reads again."""
+ANALYSES = ("outliers", "group_activation", "confounds", *READ_ONCE, "describe", "fidelity", "effects")
 STAGES = ("scenes", "tokens", "train_sae", "rank", "score", "sample", "probe", *ANALYSES, "latents", "cross", "report")
 FEATURES = ("image_means", "features")
 """What the probes of classification make for themselves, and ask for only when a probe is missing."""

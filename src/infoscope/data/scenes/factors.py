@@ -11,6 +11,12 @@ from dataclasses import dataclass
 import numpy as np
 
 KINDS = ("ball", "cube", "cone", "ring", "cross", "diamond", "star", "pillar", "arch")
+FAMILIES: dict[str, tuple[str, ...]] = {
+    "round": ("ball", "ring", "star"),
+    "square": ("cube", "cross", "pillar", "arch"),
+    "slanted": ("cone", "diamond"),
+}
+"""Kinds by the outline that is drawn: a curve about the centre, upright and level edges, slanted ones; ours."""
 COLOURS: dict[str, tuple[float, float, float]] = {
     "red": (0.85, 0.15, 0.15),
     "green": (0.15, 0.65, 0.20),

@@ -1,0 +1,115 @@
+"""What the numbers on features say, in sentences: what is found, and what the data cannot give."""
+
+from __future__ import annotations
+
+import math
+
+from infoscope.analyses.config import DescribeConfig
+from infoscope.report.tables import compute_stat, format_number
+from infoscope.scope.partition import name_group
+from infoscope.stages.describe.numbers import (
+    ALL,
+    MEASURES,
+    Seeds,
+    compute_chance,
+    compute_median,
+    compute_uniqueness,
+    count_class_latents,
+    list_groups,
+    name_highest,
+)
+
+
+def say_features(seeds: Seeds, config: DescribeConfig, judge: str, is_own: bool) -> list[str]:
+    """Say what features are: how alike their images, of which labels, how unique; and what is not known.
+
+    Args:
+        judge: the name of the model that says how alike images are. is_own: whether it is the measured one.
+    """
+    first = seeds[0].description
+    if not any(found.description.fires_enough.any() for found in seeds):
+        return [
+            f"No feature fires in at least {first.n_label_images} of the {first.n_images:,} training images, so that"
+            " none can be described."
+        ]
+    findings = [_say_alike(seeds, judge, is_own)]
+    if first.label_entropy is None:
+        findings.append(
+            "The data know no classes, so there are no label entropies, no class-level latents and no hierarchy."
+        )
+    else:
+        findings += [_say_entropy(seeds), _say_class_latents(seeds, config)]
+        if first.tree_depth is None:
+            findings.append(
+                "There is no hierarchy of the classes: describe.tree=FILE gives one, with a line `parent child` for"
+                " each edge."
+            )
+        else:
+            findings.append(f"{_compare(seeds, 'tree_depth', 2)} (0: two images have the root alone in common).")
+    return [*findings, _say_unique(seeds, config)]
+
+
+def _compare(seeds: Seeds, measure: str, digits: int = 3) -> str:
+    """Say the medians of a measure, of the groups at both ends of the scores, of all, and at random."""
+    groups = list_groups(seeds)[:-2]
+    high, low = name_highest(seeds), "low" if "low" in groups else groups[0]
+    parts = [
+        f"{name_group(group)} {'' if group == ALL else 'features '}{_number(seeds, measure, group, digits)}"
+        for group in (high, low, ALL)
+    ]
+    name = MEASURES[measure].name
+    random = compute_chance(seeds, measure)
+    text = f"{name[0].upper()}{name[1:]}, median: {', '.join(parts)}"
+    return text if random is None else f"{text}; images at random {format_number(random, digits)}"
+
+
+def _number(seeds: Seeds, measure: str, group: str, digits: int) -> str:
+    return format_number(compute_stat([compute_median(seeds, measure, group).mean]).mean, digits)
+
+
+def _say_alike(seeds: Seeds, judge: str, is_own: bool) -> str:
+    text = f"{_compare(seeds, 'ms')}, judged by {judge}."
+    if is_own:
+        text += (
+            " That is the measured model itself, whose features can only agree with it: judge=dinov2_s14, or another"
+            " one, judges from outside."
+        )
+    return text
+
+
+def _say_entropy(seeds: Seeds) -> str:
+    return f"{_compare(seeds, 'label_entropy', 2)}. Low: the images on which a feature fires most are of one class."
+
+
+def _say_class_latents(seeds: Seeds, config: DescribeConfig) -> str:
+    group = name_highest(seeds)
+    counts = [count_class_latents(found, group) for found in seeds]
+    n_held, n_everywhere = (
+        compute_stat(getattr(of, name) for of in counts).mean for name in ("n_held", "n_everywhere")
+    )
+    n_classes = sum(n > 0 for n in seeds[0].description.class_images or [])
+    share = compute_stat(compute_stat(of.share).mean for of in counts)
+    expected = compute_stat(of.by_patches for of in counts)
+    text = (
+        f"The {config.n_class_latents} latents of each of the {n_classes} classes, those that fire strongly on most of"
+        f" its patches, are {format_number(n_held, 0)} different ones, {format_number(n_everywhere, 0)} of which every"
+        " class has."
+    )
+    if math.isfinite(share.mean) and math.isfinite(expected.mean):
+        text += (
+            f" {share.mean:.0%} of a class's are {name_group(group)}, against {expected.mean:.0%} expected of latents"
+            " that are drawn by the patches on which they fire strongly."
+        )
+    return text
+
+
+def _say_unique(seeds: Seeds, config: DescribeConfig) -> str:
+    overlap, shares = compute_uniqueness(seeds)
+    if not math.isfinite(overlap.mean):
+        return "There are no two features whose top images could be compared."
+    random = compute_chance(seeds, "top_overlap") or 0.0
+    return (
+        f"Uniqueness: the top {config.n_top_images} images of two features overlap by {overlap.mean:.2%} in the mean"
+        f" (Jaccard index; sets at random {random:.2%}), by more than half in {shares[5].mean:.2%} of pairs;"
+        f" {1 - shares[0].mean:.0%} share no image."
+    )

@@ -1,0 +1,164 @@
+"""The section on what features are: PatchSAE's, sae-for-vlm's and Attributing CLIP's measures by scope."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from infoscope.analyses.config import DescribeConfig
+from infoscope.report.section import ReportSection, SectionFigure
+from infoscope.report.tables import Align, Cell, Column, Table, compute_stat
+from infoscope.scope.partition import name_group
+from infoscope.stages.describe.findings import say_features
+from infoscope.stages.describe.numbers import (
+    MEASURES,
+    Measure,
+    Seeds,
+    compute_chance,
+    compute_median,
+    count_class_latents,
+    count_without,
+    get_members,
+    list_groups,
+    list_measures,
+    name_highest,
+    summarise,
+)
+from infoscope.stages.score.example_figure import Example, draw_examples
+
+MAX_CLASSES = 20
+"""With more classes than these, their table holds the ends of its order alone."""
+N_ENDS = 5
+
+
+def make_describe_section(
+    seeds: Seeds, config: DescribeConfig, judge: str, is_own: bool, examples: Sequence[Example] = ()
+) -> ReportSection:
+    """Return the section.
+
+    Args:
+        judge: the name of the model that says how alike images are. is_own: whether it is the measured one.
+        examples: features to show.
+    """
+    tables, figures = {"describe": _make_measure_table(seeds, config, judge)}, {}
+    if "level" in seeds[0].table:
+        tables["describe_levels"] = _make_level_table(seeds)
+    if seeds[0].description.class_latents is not None:
+        tables["class_latents"] = _make_class_table(seeds, config)
+    if examples:
+        figures["monosemantic"] = SectionFigure(
+            lambda: draw_examples(examples, seeds[0].scope.scores.shift_patches),
+            "The most monosemantic features of each group, on the training images that excite them most.",
+        )
+    return ReportSection(
+        name="describe",
+        title="What the features are",
+        findings=tuple(say_features(seeds, config, judge, is_own)),
+        tables=tables,
+        figures=figures,
+        summary=summarise(seeds),
+    )
+
+
+def _make_measure_table(seeds: Seeds, config: DescribeConfig, judge: str) -> Table:
+    groups, first = list_groups(seeds), seeds[0].description
+    columns = [Column("quantity", "", Align.left)]
+    columns += [Column(group.replace(" ", "_"), name_group(group), optional=group == "unscored") for group in groups]
+    columns += [Column("at_random", "images at random"), Column("n_without", "without a value", digits=0)]
+    notes = [
+        "Median over the features that have a value, mean over SAE seeds. Without a value: of all features; one that"
+        f" fires in fewer than {first.n_label_images} training images has none but of the first two.",
+        f"Strong: above {first.strong_above:g} SAE units. Monosemanticity (sae-for-vlm): mean cosine of two images to"
+        f" {judge}, each pair weighted by the product of the feature's activations ({config.image_code.name} over the"
+        " patches), from its least to its largest 0 to 1; a constant feature has none. Clarity (Attributing CLIP):"
+        f" mean cosine of two of its top {config.n_clarity_images} images. Overlap: mean Jaccard index of its top"
+        f" {config.n_top_images} images with those of every other feature.",
+    ]
+    if first.label_entropy is not None:
+        notes.append(
+            f"Label entropy (PatchSAE): of the classes of its top {first.n_label_images} images, weighted by"
+            " activation; over all images, and its share of the entropy of equally frequent classes: ours. Top class:"
+            " on whose images it has most strong patches per image."
+        )
+    if first.tree_depth is not None:
+        notes.append(
+            f"Depth: at which two of its top {config.n_top_images} images meet in the hierarchy of classes, mean over"
+            " pairs (sae-for-vlm rounds it); 0: at the root."
+        )
+    table = Table("describe", "What the features are, by scope", columns, notes)
+    members = {group: [get_members(found, group) for found in seeds] for group in groups}
+    enough = [found.description.fires_enough for found in seeds]
+    counts = [compute_stat(int(of.sum()) for of in members[group]) for group in groups]
+    few = [compute_stat(int((of & ~f).sum()) for of, f in zip(members[group], enough, strict=True)) for group in groups]
+    table.add_section("features")
+    table.add_row("number", *(Cell(count, digits=0) for count in counts), None, None)
+    table.add_row(
+        f"that fire in fewer than {first.n_label_images} images", *(Cell(n, digits=0) for n in few), None, None
+    )
+    table.add_section("median")
+    for name in list_measures(seeds):
+        heading, digits, scale = MEASURES[name]
+        numbers = [compute_median(seeds, name, group) for group in groups]
+        cells = [Cell(number, digits=digits, scale=scale) for number in (*numbers, compute_chance(seeds, name))]
+        table.add_row(heading, *cells, count_without(seeds, name))
+    return table
+
+
+def _make_level_table(seeds: Seeds) -> Table:
+    names = [name for name in ("tree_depth", "label_entropy", "ms", "top_overlap") if name in seeds[0].table]
+    shown = {name: MEASURES[name] for name in names} | {"cds": Measure("CDS")}
+    columns = [Column("level", "level", digits=0, is_count=True), Column("n_latents", "features", digits=0)]
+    columns += [Column(name, of.name, digits=of.digits, scale=of.scale) for name, of in shown.items()]
+    note = "Mean over the features of a level that have a value, mean over SAE seeds. Level 0: the first features."
+    table = Table("describe_levels", "What the features are, by Matryoshka level", columns, [note])
+    for level in np.unique(seeds[0].table["level"]):
+        members = [found.table["level"] == level for found in seeds]
+        means = [
+            compute_stat(compute_stat(found.table[name][of]).mean for found, of in zip(seeds, members, strict=True))
+            for name in shown
+        ]
+        table.add_row(int(level), compute_stat(int(of.sum()) for of in members), *means)
+    return table
+
+
+def _make_class_table(seeds: Seeds, config: DescribeConfig) -> Table:
+    group, first = name_highest(seeds), seeds[0].description
+    assert first.class_names is not None, "there are no labels"
+    assert first.class_images is not None, "there are no labels"
+    found = [count_class_latents(one, group) for one in seeds]
+    columns = [
+        Column("class", "class", Align.left),
+        Column("n_images", "images", digits=0, is_count=True),
+        Column("n_latents", "latents", digits=0, is_count=True),
+        Column("share", f"{name_group(group)}", digits=1, scale=100, unit="%"),
+    ]
+    table = Table(
+        "class_latents",
+        "Scope of the latents of each class",
+        columns,
+        notes=[
+            f"The {config.n_class_latents} latents of a class that fire strongly on most patches of its images"
+            " (PatchSAE's class-level latents; one may be of several classes); of those with a CDS, the share that is"
+            f" {name_group(group)}. Drawn by patches: what to expect of latents that are chosen by the patches on which"
+            " they fire strongly, whatever the class. Mean over SAE seeds."
+        ],
+    )
+    n_latents = [compute_stat(of) for of in zip(*(one.n.tolist() for one in found), strict=True)]
+    shares = [compute_stat(of) for of in zip(*(one.share.tolist() for one in found), strict=True)]
+    order = list(range(len(shares)))
+    if len(order) > MAX_CLASSES:
+        order.sort(key=lambda number: (np.isnan(shares[number].mean), -shares[number].mean))
+        known = [number for number in order if np.isfinite(shares[number].mean)]
+        order = known[:N_ENDS] + known[-N_ENDS:]
+        table.notes.append(f"Of {len(shares):,} classes the {N_ENDS} with the largest and the smallest shares.")
+    if n_empty := sum(n == 0 for n in first.class_images):
+        table.notes.append(f"Classes without training images: {n_empty}.")
+    table.add_section("classes")
+    for number in order:
+        table.add_row(first.class_names[number], first.class_images[number], n_latents[number], shares[number])
+    table.add_section("to compare with")
+    table.add_row("all classes, mean", None, None, compute_stat(compute_stat(one.share).mean for one in found))
+    table.add_row("latents drawn by patches", None, None, compute_stat(one.by_patches for one in found))
+    table.add_row("all latents that fire strongly", None, None, compute_stat(one.everyone for one in found))
+    return table

@@ -1,0 +1,215 @@
+"""stage=describe: what each latent is, by PatchSAE's, sae-for-vlm's and Attributing CLIP's measures."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from infoscope.analyses.config import ImageCode
+from infoscope.analyses.description import Description, Labels, describe_latents
+from infoscope.analyses.hierarchy import Hierarchy, make_family_hierarchy, read_hierarchy
+from infoscope.analyses.image_codes import ENTRY_BYTES
+from infoscope.data.imagenet import ImageNet
+from infoscope.data.images import Truth
+from infoscope.data.scenes.factors import FAMILIES
+from infoscope.data.scenes.scene_set import SceneSet
+from infoscope.pipeline.context import Context, once
+from infoscope.pipeline.stage import Handle, Key, Needs, Node, Row, SeedStage, Work, name_artifacts
+from infoscope.report.section import ReportSection
+from infoscope.report.tables import Column
+from infoscope.runtime.errors import InputError
+from infoscope.runtime.store import Workspace
+from infoscope.sae.latent_table import LatentColumn
+from infoscope.stages.describe.alignment import (
+    alignments_of,
+    make_alignment_columns,
+    make_alignment_table,
+    say_alignment,
+)
+from infoscope.stages.describe.fidelity import Fidelity, make_fidelity_table, say_fidelity, why_no_predictions
+from infoscope.stages.describe.numbers import MEASURES, Found, compute_median, get_members, list_groups, list_measures
+from infoscope.stages.describe.section import make_describe_section
+from infoscope.stages.image_codes import Codes
+from infoscope.stages.images import count_images, find_known, fingerprint_images, open_split, scenes_of
+from infoscope.stages.judge import Judge, judge_of
+from infoscope.stages.latents import join_latents
+from infoscope.stages.rank import Rank
+from infoscope.stages.sae import count_latents, name_unit, row_norms_of
+from infoscope.stages.score.example_figure import Example
+from infoscope.stages.score.examples import make_example
+from infoscope.stages.score.stage import Score, scope_of
+from infoscope.stages.tokens import Tokens
+
+N_EXAMPLES = 3
+"""Of each group."""
+
+
+class Describe(SeedStage[Description]):
+    """What each latent of a seed is, on the training images."""
+
+    kind, holds = "describe", Description
+    in_report = True
+    is_shared = False
+    columns = tuple(Column(name, of.name, digits=of.digits, scale=of.scale) for name, of in MEASURES.items())
+
+    def needs(self, ctx: Context, seed: int) -> Needs:
+        scenes = scenes_of(ctx, ctx.config.data)
+        return Needs(codes=Codes.at(ctx, seed, "train"), judge=Judge.at(ctx, "train"), **vars(scenes))
+
+    def goals(self, ctx: Context) -> list[Node]:
+        others = (Score, Fidelity) if _has_test_images(ctx) else (Score,)
+        of_seeds = (stage.at(ctx, seed) for stage in others for seed in ctx.config.seeds)
+        return [*super().goals(ctx), *of_seeds, *alignments_of(ctx).values()]
+
+    def reads(self, ctx: Context) -> list[Node]:
+        return Score().reads(ctx)
+
+    def key(self, ctx: Context, up: Needs, seed: int) -> Key:
+        return {
+            "codes": up.codes.hash,
+            "judge": up.judge.hash,
+            "images": fingerprint_images(ctx, "train"),
+            "describe": ctx.config.describe.cache_key_fields(),
+            **({} if ctx.config.describe.tree is None else {"tree": _make_fingerprint(ctx)}),
+        }
+
+    def check(self, ctx: Context, seed: int) -> None:
+        if _knows_classes(ctx):
+            find_hierarchy(ctx)
+        elif ctx.config.describe.tree is not None:
+            raise InputError(
+                f"describe.tree holds a hierarchy of classes, but data={ctx.config.data.kind.name} knows no classes:"
+                " drop it, or choose other data."
+            )
+
+    def build(self, ctx: Context, up: Needs, work: Workspace, seed: int) -> Description:
+        codes = up.codes.load()
+        index = np.asarray(codes.image_index)
+        labels = None
+        if _knows_classes(ctx):
+            images = open_split(ctx, "train")
+            labels = Labels(images.labels("class")[index], images.class_names, find_hierarchy(ctx))
+        return describe_latents(codes, up.judge.load().of_images(index), ctx.config.describe, labels)
+
+    def work(self, ctx: Context, seed: int) -> Work:
+        n, d_sae = count_images(ctx, "train"), count_latents(ctx)
+        entries = Codes.at(ctx, seed, "train").work().disk_bytes // ENTRY_BYTES
+        like = [d_sae, judge_of(ctx).name, ctx.config.describe.n_top_images]
+        # by image and by latent, a value and its place each; the judge's vectors in two precisions
+        return Work(n, like, memory_bytes=3 * 12 * entries + n * 1024 * 12, is_bound=True)
+
+    def latents(self, ctx: Context, seed: int) -> Iterator[LatentColumn]:
+        found, norms = self.at(ctx, seed).load(), row_norms_of(ctx, seed)
+        config, judge = ctx.config.describe, judge_of(ctx).name
+        of_code = {ImageCode.mean: "mean activation", ImageCode.max: "largest activation"}[config.image_code]
+        yield LatentColumn(
+            "mean_firing", found.mean_firing * norms, "mean activation on patches on which it fires", name_unit(norms)
+        )
+        above = f"patches on which its activation is above {found.strong_above:g} SAE units"
+        yield LatentColumn("strong_rate", found.strong_rate, above, "share of patch tokens")
+        weighted = f"monosemanticity: cosine of two images to {judge}, weighted by its {of_code} there"
+        yield LatentColumn("ms", found.ms, weighted, "1")
+        clarity = f"clarity: mean cosine to {judge} of its top {config.n_clarity_images} images"
+        yield LatentColumn("clarity", found.clarity, clarity, "1")
+        overlap = f"overlap of its top {config.n_top_images} images with those of the others"
+        yield LatentColumn("top_overlap", found.top_overlap, overlap, "Jaccard index")
+        yield from _list_label_columns(found, config.n_top_images)
+        yield from make_alignment_columns(ctx, seed)
+
+    def latents_read(self, ctx: Context, seed: int) -> Sequence[Handle]:
+        return list(alignments_of(ctx, seed).values())
+
+    def rows(self, ctx: Context, seed: int) -> Iterator[Row]:
+        made, found = self.at(ctx, seed).get(), [find_seed(ctx, seed)]
+        for group in list_groups(found):
+            n = int(get_members(found[0], group).sum())
+            medians = {name: compute_median(found, name, group).mean for name in list_measures(found)}
+            yield {**name_artifacts(made), "variant": group, "n_features": n, **medians}
+
+    def section(self, ctx: Context) -> ReportSection:
+        found = [find_seed(ctx, seed) for seed in ctx.config.seeds]
+        judge, examples = judge_of(ctx), _read_examples(ctx, found[0])
+        section = make_describe_section(found, ctx.config.describe, judge.name, judge == ctx.config.model, examples)
+        findings, tables = [*section.findings], {**section.tables}
+        pairs = {pair: handle.load() for pair, handle in alignments_of(ctx).items()}
+        findings += say_alignment(pairs)
+        if pairs:
+            tables["alignment"] = make_alignment_table(pairs)
+        if _has_test_images(ctx):
+            results = {seed: Fidelity.at(ctx, seed).load() for seed in ctx.config.seeds}
+            findings += say_fidelity(results, why_no_predictions(ctx))
+            tables["fidelity"] = make_fidelity_table(results)
+        return replace(section, findings=tuple(findings), tables=tables)
+
+
+def _has_test_images(ctx: Context) -> bool:
+    """Whether there are images on which fidelity can be measured."""
+    return count_images(ctx, "test") > 0
+
+
+def find_seed(ctx: Context, seed: int) -> Found:
+    """Return what was found of a seed."""
+    table = join_latents(ctx, seed, (Score, Describe))
+    return Found(Describe.at(ctx, seed).load(), scope_of(ctx, seed), table)
+
+
+def _read_examples(ctx: Context, found: Found) -> list[Example]:
+    """Return the most monosemantic features of each group with their top pictures, the groups of low scores first."""
+    scope, ms = found.scope, found.table["ms"]
+    chosen = [
+        (int(latent), group)
+        for group, members in reversed(list(scope.partition.groups.items()))
+        for latent in np.argsort(-np.where(members, ms, np.nan), kind="stable")[:N_EXAMPLES]
+        if members[latent] and np.isfinite(ms[latent])
+    ]
+    ranking, images = Rank.at(ctx, scope.sae_seed).load(), open_split(ctx, "train")
+    patch_px = Tokens.at(ctx, "train").read_json("tokens.json")["patch_px"]
+    return [make_example(scope, latent, group, scope.scores, ranking, images, patch_px) for latent, group in chosen]
+
+
+def _list_label_columns(found: Description, n_top: int) -> Iterator[LatentColumn]:
+    """Yield what labels say of each latent; nothing where there are none."""
+    columns = {
+        "label_entropy": (f"label entropy of its top {found.n_label_images} images, weighted by activation", "nats"),
+        "label_entropy_all": ("label entropy of all images, weighted by activation", "nats"),
+        "label_entropy_share": ("the same over that of equally frequent classes", "1"),
+        "top_class_share": ("patches with a strong activation that lie in images of its top class", "share of patches"),
+        "n_classes_held": ("classes of which it is a class-level latent", "classes"),
+        "tree_depth": (f"depth at which two of its top {n_top} images meet in the hierarchy of classes", "levels"),
+    }
+    if found.top_class is not None:
+        names = np.array([*(found.class_names or []), ""])  # -1: none
+        heading = "top class: on whose images it has most patches with a strong activation per image"
+        yield LatentColumn("top_class", names[found.top_class], heading)
+    for name, (heading, unit) in columns.items():
+        if (values := getattr(found, name)) is not None:
+            yield LatentColumn(name, values, heading, unit)
+
+
+def _knows_classes(ctx: Context) -> bool:
+    """Whether the training images have classes."""
+    return Truth.labels in find_known(ctx, ctx.config.data)[0].truths
+
+
+@once
+def find_hierarchy(ctx: Context) -> Hierarchy | None:
+    """Return the hierarchy of the classes: the scenes' own, or that of `describe.tree`; None: there is none.
+
+    Raises:
+        InputError: as `read_hierarchy`.
+    """
+    known, tree = find_known(ctx, ctx.config.data)[0], ctx.config.describe.tree
+    if tree is not None:
+        names = known.wnids if isinstance(known, ImageNet) else known.class_names
+        return read_hierarchy(Path(tree), names)
+    return make_family_hierarchy(FAMILIES, known.class_names) if known is SceneSet else None
+
+
+def _make_fingerprint(ctx: Context) -> str:
+    """Return what determines the depths at which classes meet."""
+    hierarchy = find_hierarchy(ctx)
+    return "" if hierarchy is None else hashlib.sha256(hierarchy.meeting.tobytes()).hexdigest()[:16]

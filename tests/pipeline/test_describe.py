@@ -1,0 +1,99 @@
+"""stage=describe: one reading of the tokens, what the data cannot give, whose hierarchy it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from infoscope.data.scenes.factors import KINDS
+from infoscope.pipeline.context import Context
+from infoscope.runtime.errors import InputError
+from infoscope.stages.describe.stage import Describe, find_seed
+from infoscope.stages.latents import Latents
+from tests.support.pipeline_samples import (
+    N_TRAIN,
+    READ_ONCE,
+    Recorder,
+    collect_tiny,
+    copy_run,
+    finish_tiny_run,
+    make_tiny_config,
+    run_tiny,
+    save_noise,
+)
+
+MADE = ("rank", "score", *READ_ONCE, "describe", "fidelity")
+
+
+@pytest.fixture
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return finish_tiny_run(tmp_path_factory)[0]
+
+
+def make_context(output_dir: Path, *overrides: str) -> Context:
+    return Context(make_tiny_config(output_dir, *overrides), Recorder())
+
+
+def test_a_command_reads_the_tokens_once(finished: Path, tmp_path: Path) -> None:
+    output_dir = copy_run(finished, tmp_path, but=(*MADE, "latents", "report", "probe"))
+    found = run_tiny(output_dir, "stage=describe")
+    assert set(found.stages("built")) == set(MADE)
+    reading = [what for what in found.shown if what.startswith("reading tokens")]
+    assert reading == ["reading tokens for image_codes, rank of seed 0"]
+    assert "Monosemanticity, median: high-scope features" in found.text
+    assert "The SAE explains" in found.text
+    collected = collect_tiny(output_dir, "stage=describe")
+    assert collected.state == "done"
+    assert {row["variant"] for row in collected.rows} == {"high", "low", "unscored", "all"}
+
+
+def test_features_have_columns(finished: Path) -> None:
+    ctx = make_context(finished)
+    table, said = Latents.at(ctx, 0).load(), Describe.at(ctx, 0).load()
+    assert said.n_images == N_TRAIN
+    assert said.class_latents is not None
+    assert said.class_latents.shape == (len(KINDS), ctx.config.describe.n_class_latents)
+    for name in ("ms", "clarity", "top_overlap", "label_entropy", "tree_depth", "top_class_share"):
+        np.testing.assert_array_equal(table[name], getattr(said, name))
+    assert np.isfinite(table["ms"]).any()
+    assert set(table["top_class"]) <= {*KINDS, ""}
+    fires = table["firing_rate"] > 0
+    per_token = table["mean_firing"][fires] * table["firing_rate"][fires]
+    np.testing.assert_allclose(per_token, table["mean_act"][fires], rtol=1e-5)
+    assert (table["strong_rate"] <= table["firing_rate"] + 1e-6).all()
+    assert find_seed(ctx, 0).table["cds"] is not None
+
+
+def test_a_hierarchy_of_ones_own(finished: Path, tmp_path: Path) -> None:
+    output_dir, tree = copy_run(finished, tmp_path / "run"), tmp_path / "tree.txt"
+    tree.write_text("".join(f"thing {kind}\n" for kind in KINDS))
+    ctx = make_context(output_dir, f"describe.tree={tree}")
+    found, before = Describe.at(ctx, 0), Describe.at(make_context(output_dir), 0)
+    assert found.hash != before.hash
+    depth = found.load().tree_depth
+    assert depth is not None
+    known = np.isfinite(depth)
+    assert (depth[known] < before.load().tree_depth[known]).any()  # there were families
+    tree.rename(tmp_path / "moved.txt")
+    assert Describe.at(make_context(output_dir, f"describe.tree={tmp_path / 'moved.txt'}"), 0).hash == found.hash
+    (tmp_path / "moved.txt").write_text("thing ball\n")
+    with pytest.raises(InputError, match=r"Expected every class in .*moved\.txt, but it lacks cube, cone, ring and 5"):
+        run_tiny(output_dir, f"describe.tree={tmp_path / 'moved.txt'}", "stage=describe")
+
+
+def test_photographs_without_classes_are_described_too(tmp_path: Path) -> None:
+    for number in range(20):
+        save_noise(tmp_path / "photographs" / f"{number}.png", number)
+    folder = ("data=image_folder", f"data.root={tmp_path / 'photographs'}", "data.test_share=0", "sae.n_tokens=2000")
+    ctx = make_context(tmp_path / "out", *folder, "stage=describe")
+    found = Describe.at(ctx, 0).load()
+    assert np.isfinite(found.ms).any()
+    assert found.label_entropy is None
+    assert not any("fidelity" in node.stage.kind for node in Describe().goals(ctx))  # no test images
+    assert not {"label_entropy", "top_class", "tree_depth"} & {column.name for column in Describe().latents(ctx, 0)}
+    (tmp_path / "tree.txt").write_text("thing ball\n")
+    given = make_context(tmp_path / "out", *folder, f"describe.tree={tmp_path / 'tree.txt'}", "stage=describe")
+    with pytest.raises(InputError, match=r"describe\.tree holds a hierarchy of classes, but data=image_folder knows"):
+        Describe().check(given, 0)
