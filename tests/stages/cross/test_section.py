@@ -42,7 +42,7 @@ def make_table(seed: int = 0, n: int = 240, **more: np.ndarray) -> LatentTable:
     values: dict[str, tuple[np.ndarray, str, str]] = {
         "peak": (peak, "peak activation", "SAE units"),
         "peak_again": (peak * (1 + 1e-7), "the same", "SAE units"),
-        "ms": (0.3 * rng.normal(size=n) - beyond, "monosemanticity", "1"),
+        "ms": (0.3 * rng.normal(size=n) - beyond, "monosemanticity: how alike its images are", "1"),
         "label_entropy": (rng.random(n), "label entropy", "nats"),
         "is_large": (cds > 0.2, "large", ""),
         "nothing": (np.full(n, np.nan), "nothing", "1"),
@@ -131,6 +131,7 @@ def test_findings_follow_the_numbers() -> None:
     assert "peak activation" not in beyond
     assert through.startswith("Over all features these go with scope too")
     assert f"peak activation ({MINUS}" in through
+    assert "how alike" not in beyond
     assert monosemantic.startswith(f"Monosemanticity: Spearman {MINUS}0.")
     assert monosemantic.endswith("the more of it, the less scope.")
     assert entropy.startswith("Label entropy")

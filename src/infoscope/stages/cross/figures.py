@@ -56,7 +56,7 @@ def draw_bands(drawn: Sequence[Crossed], band_cds: Float[np.ndarray, "n_seeds n_
         rhos = f"rho {format_number(of.rho.mean, 2, signed=True)}"
         if np.isfinite(of.within.mean):
             rhos += f", at like frequency {format_number(of.within.mean, 2, signed=True)}{'*' if of.is_told else ''}"
-        axes.set_title(f"{textwrap.fill(of.column.heading, 36)}\n{rhos}", fontsize=7.5, fontweight="normal")
+        axes.set_title(f"{textwrap.fill(of.label, 36)}\n{rhos}", fontsize=7.5, fontweight="normal")
         axes.grid(color=FAINT, linewidth=0.6)
         axes.xaxis.set_major_locator(MaxNLocator(4))
         axes.yaxis.set_major_locator(MaxNLocator(4))

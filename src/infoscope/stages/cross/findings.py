@@ -55,7 +55,7 @@ def _list(many: Sequence[Crossed], within: bool = True) -> str:
     """Return the strongest, with their correlations."""
     size = {id(of): of.within.mean if within else of.rho.mean for of in many}
     strongest = sorted(many, key=lambda of: -abs(size[id(of)]))
-    parts = [f"{of.column.heading} ({_signed(size[id(of)])})" for of in strongest[:N_NAMED]]
+    parts = [f"{of.label} ({_signed(size[id(of)])})" for of in strongest[:N_NAMED]]
     return ", ".join(parts) + (f" and {len(many) - N_NAMED} more" if len(many) > N_NAMED else "")
 
 

@@ -59,6 +59,11 @@ class Crossed(NamedTuple):
     band_quartiles: Float[np.ndarray, "n_bands 3"]
 
     @property
+    def label(self) -> str:
+        """Its heading up to a colon, behind which it is explained."""
+        return self.column.heading.partition(":")[0]
+
+    @property
     def is_told(self) -> bool:
         """Whether it is told from 0 at like firing rate, after correction."""
         return self.p_corrected < LEVEL
