@@ -82,6 +82,11 @@ STAGES = (
         "IoU of single latents' maps with label maps, chosen on training images: which latent is the mask of what",
     ),
     Entry(
+        "adapt",
+        "stages.adapt.stage:Adapt",
+        "the model against other weights of it (adapt.pretrained=FILE): which latents fire more, or for other classes",
+    ),
+    Entry(
         "effects",
         "stages.effects.stage:Effects",
         "the change of each task's loss without each latent alone, and what the score says of it beyond frequency",

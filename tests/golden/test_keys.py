@@ -94,6 +94,10 @@ CONFIGURATIONS: dict[str, tuple[str, list[StageName]]] = {
         " predict.n_shown=1 predict.n_candidates=3",
         [StageName.predict],
     ),
+    "adapt.*": (
+        FEW + "adapt.pretrained=random adapt.n_draws=3 adapt.seed=2 adapt.factor=3 describe.n_class_latents=4",
+        [StageName.adapt],
+    ),
     "stability.*": (
         FEW + "seeds=[0,1] data.n_test=3 stability.shifts=[1,3] stability.n_draws=20 stability.seed=6",
         [StageName.stability],

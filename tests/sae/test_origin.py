@@ -197,6 +197,12 @@ def test_tokens_of_another_layer_or_backbone_are_refused(
     check_tokens(make_sae(128), earlier)
     with pytest.raises(InputError, match=r"given: weights sha256:\w{12}\.\.\., given random:1"):
         check_tokens(sae, foreign)
+    check_tokens(sae, foreign, other_weights=True)  # said, and of nothing else
+    with pytest.raises(InputError, match="block 2, given block 1"):
+        check_tokens(sae, earlier, other_weights=True)
+    larger = SimpleNamespace(meta={**tokens.meta, "grid": 14, "backbone": {"weights": "random:1"}})
+    with pytest.raises(InputError, match="images of 96 px, given 112 px"):
+        check_tokens(sae, larger, other_weights=True)
     data: Any = ProbeData(earlier, pictures)  # pyright: ignore[reportArgumentType]
     doors = [
         lambda: measure_one(earlier, measure_confounds(sae, pictures, 16)),

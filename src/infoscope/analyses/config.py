@@ -131,3 +131,29 @@ class SegmentConfig:
     def cache_key_fields(self) -> dict[str, Any]:
         """Return all settings as plain JSON."""
         return {"normalise": self.normalise.name, "n_thresholds": self.n_thresholds}
+
+
+@dataclass
+class AdaptConfig:
+    """With what `stage=adapt` compares the model, and how: the same architecture with other weights."""
+
+    pretrained: FilePath | None = None
+    """The adapted model's weights, as model.pretrained: mostly a file."""
+    origin: str | None = None
+    """As model.origin; null: that of the model, for adapted weights have the activation, mean and std of what they
+    were made from."""
+    weights_key: str | None = None
+    """As model.weights_key."""
+    factor: Annotated[float, Bounds(1, 1e6)] = 2.0
+    """By more than which the firing rate of a latent that is new rises, and that of one that is gone falls (ours)."""
+    n_draws: Annotated[int, Bounds(2, 1000)] = 10
+    """Random halvings of each class's images, which say what differs without any adaptation (ours)."""
+    seed: Seed = 0
+    """Of the halvings."""
+
+    def __post_init__(self) -> None:
+        check(self, "adapt")
+
+    def cache_key_fields(self) -> dict[str, Any]:
+        """Return what changes the comparison as plain JSON; the weights are in its key by what they determine."""
+        return {"n_draws": self.n_draws, "seed": self.seed}

@@ -138,6 +138,7 @@ def measure_fidelity(
     zero_shot: ZeroShotTest | None = None,
     batch_images: int = 32,
     progress: Advance = ignore,
+    other_weights: bool = False,
 ) -> FidelityResult:
     """Return how faithfully an SAE gives back the tokens of all images of a split, in one reading of them.
 
@@ -146,11 +147,12 @@ def measure_fidelity(
         zero_shot: None: no head is asked.
         batch_images: read, and sent through the remaining blocks, at a time: changes nothing beyond rounding.
         progress: called with (images done, all images).
+        other_weights: see `check_tokens`.
 
     Raises:
         InputError: no image, an SAE of other tokens, NaN or Inf in a prediction, or as `Backbone.embed_tokens`.
     """
-    check_tokens(sae, tokens)
+    check_tokens(sae, tokens, other_weights=other_weights)
     check_edits(sae, reads is not TokenChoice.cls, reads is not TokenChoice.patch)
     if len(tokens) == 0:
         raise InputError("Expected at least one image to measure the SAE on, got none.")

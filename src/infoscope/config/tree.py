@@ -21,7 +21,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from infoscope import registry
-from infoscope.analyses.config import CrossConfig, DescribeConfig, MaskingConfig, SegmentConfig
+from infoscope.analyses.config import AdaptConfig, CrossConfig, DescribeConfig, MaskingConfig, SegmentConfig
 from infoscope.config import errors
 from infoscope.config.overrides import make_readable, quote_override
 from infoscope.config.unread import NAMESAKES, check_read, name_place
@@ -160,6 +160,7 @@ class Config:
     predict: PredictConfig = field(default_factory=PredictConfig)
     masking: MaskingConfig = field(default_factory=MaskingConfig)
     segment: SegmentConfig = field(default_factory=SegmentConfig)
+    adapt: AdaptConfig = field(default_factory=AdaptConfig)
     describe: DescribeConfig = field(default_factory=DescribeConfig)
     judge: ModelConfig = field(default_factory=lambda: ModelConfig("own", ModelKind.own, pretrained=None))
     """Which model says how alike images are (stage=describe): by the vector that it pools of a whole image."""

@@ -50,6 +50,7 @@ class Context:
         """What `once` remembers."""
         self.image_sets: dict[str, Any] = {}
         """The image sets found on the disk, by their configuration; contexts over the same disk may share it."""
+        self._beside: dict[str, Context] = {}
         self.profiles = Profiles()
         self._uses = UseRecord(self.job.folder, self.store.root)
         self.title = config.logger.group or f"{config.model.name}-{config.data.kind.name}"
@@ -69,7 +70,25 @@ class Context:
         reading = Context(self.config, Display.silent())
         reading.store = ReadOnlyStore.of(self.store)
         reading.known, reading.image_sets = dict(self.known), self.image_sets  # what it reads is not read for the run
+        reading._beside = {key: reading._place_beside(other.config, other) for key, other in self._beside.items()}
         return reading
+
+    def beside(self, config: Config) -> Context:
+        """Return the context of another configuration in the same run: what it makes is the run's too.
+
+        It is the same one each time. What it makes must not be logged: it has no run of its own.
+        """
+        key = repr(config)
+        if key not in self._beside:
+            self._beside[key] = self._place_beside(config, None)
+        return self._beside[key]
+
+    def _place_beside(self, config: Config, like: Context | None) -> Context:
+        """Return such a context, which knows what another one of the same configuration knows."""
+        other = Context(config, self.display, self.job)
+        other.store, other.image_sets, other.profiles = self.store, self.image_sets, self.profiles
+        other.known = {} if like is None else dict(like.known)
+        return other
 
     @cached_property
     def device(self) -> torch.device:

@@ -108,7 +108,7 @@ def check(ctx: Context) -> None:
     with processes.alone():
         _ = ctx.device
         for node in list_needed(set_goals(ctx)):
-            node.stage.check(ctx, *node.item)
+            node.stage.check(node.ctx, *node.item)
         steps = plan_stage(ctx)
         needed = sum(step.n_built * step.work.disk_bytes for step in steps)
         ctx.check_disk(needed + max((step.work.scratch_bytes for step in steps), default=0))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 _HARMLESS = {"precision"}
 """Parts of a fingerprint that move tokens by rounding alone."""
+_OF_WEIGHTS = {"weights", "model_cfg", "mean", "std"}
+"""Parts of a fingerprint that go with the weights: the architecture's settings such as quick_gelu are among them."""
 _LABELS = {"arch": "architecture", "kind": "family"}
 
 
@@ -189,8 +191,11 @@ def _find_other_name(trained: Origin, name: BackboneName | None) -> Iterator[str
         yield f"backbone {said}, given {name}"
 
 
-def check_tokens(sae: SparseAutoencoder, *sources: object) -> None:
+def check_tokens(sae: SparseAutoencoder, *sources: object, other_weights: bool = False) -> None:
     """Refuse tokens of another layer or backbone than the SAE was trained on, as far as both are known.
+
+    Args:
+        other_weights: tokens of other weights are meant, with the activation, mean and std that go with them.
 
     Raises:
         InputError: if there are such tokens.
@@ -198,7 +203,7 @@ def check_tokens(sae: SparseAutoencoder, *sources: object) -> None:
     for given in map(Origin.of_tokens, sources):
         layers = [layer for layer in (sae.origin.layer, given.layer) if layer is not None and layer >= 0]
         different = [f"block {layers[0]}, given block {layers[1]}"] if len(set(layers)) > 1 else []
-        different += _find_differences(sae.origin, given)
+        different += _find_differences(sae.origin, given, _OF_WEIGHTS if other_weights else set())
         if different:
             raise InputError(
                 f"This SAE was trained on other tokens than those given: {'; '.join(different)}. Give those of its"
@@ -259,15 +264,15 @@ def check_edits(sae: SparseAutoencoder, edits_patches: bool, edits_prefix: bool)
         )
 
 
-def _find_differences(trained: Origin, given: Origin) -> Iterator[str]:
-    """Yield what of a backbone, its layer aside, is not as an SAE was trained on, in words."""
+def _find_differences(trained: Origin, given: Origin, but: Collection[str] = ()) -> Iterator[str]:
+    """Yield what of a backbone, its layer and some parts of its fingerprint aside, is not as an SAE was trained on."""
     is_known = None not in (trained.image_px, given.image_px)
     if is_known and trained.image_px != given.image_px:
         yield f"images of {trained.image_px} px, given {given.image_px} px"
     then, now = (json.loads(json.dumps(origin.backbone)) for origin in (trained, given))  # tuples become lists
     if not then or not now:
         return
-    names = [name for name in {**then, **now} if then.get(name) != now.get(name) and name not in _HARMLESS]
+    names = [name for name in {**then, **now} if then.get(name) != now.get(name) and name not in {*_HARMLESS, *but}]
     if "kind" in names:
         names = ["kind"]  # families share no other part
     for name in names:

@@ -180,11 +180,13 @@ class Measurement(Generic[M]):
     make_meter: takes a device and a meter of other images or None; returns a meter of no image, which may leave out
         what cannot count with what the other one knows.
     place: <folder>/<name> of the files of finished parts, see `compute_parts`; None: they are not kept.
+    other_weights: the tokens are meant to be those of other weights than the SAE was trained on.
     """
 
     sae: SparseAutoencoder
     make_meter: Callable[[torch.device | str, M | None], M]
     place: Path | None = None
+    other_weights: bool = False
 
     def kept_in(self, place: Path) -> Measurement[M]:
         """Return the same, with files of finished parts."""
@@ -204,7 +206,7 @@ def run_pass(tokens: TokenRows, wanted: Mapping[Key, Measurement[M]], progress: 
     """
     for one in wanted.values():
         check_has_maps(one.sae.origin)
-        check_tokens(one.sae, tokens)
+        check_tokens(one.sae, tokens, other_weights=one.other_weights)
     parts = cut_images(len(tokens))
     known: dict[Key, M] = {}  # of the parts that this process measured
 

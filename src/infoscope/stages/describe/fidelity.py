@@ -54,16 +54,19 @@ class Fidelity(SeedStage[FidelityResult]):
         check_split(ctx, "test", ctx.config.data)
 
     def build(self, ctx: Context, up: Needs, work: Workspace, seed: int) -> FidelityResult:
-        tokens, config = up.tokens.load(), ctx.config.predict
+        tokens, config, seen = up.tokens.load(), ctx.config.predict, up.tokens.ctx
         zero_shot = None
         if hasattr(up, "head"):
-            labels = prompts_of(ctx).labels
+            labels = prompts_of(seen).labels
             assert labels is not None, "why_no_predictions asks for labels"
             rows = choose_rows(len(tokens), config.n_images, config.seed)
             of_rows = labels[np.asarray(tokens.image_index)]
-            zero_shot = ZeroShotTest(load_backbone(ctx), ctx.config.model.layer, up.head.load(), rows, of_rows)
+            zero_shot = ZeroShotTest(load_backbone(seen), ctx.config.model.layer, up.head.load(), rows, of_rows)
         with ctx.display.bar(f"fidelity, seed {seed}", len(tokens), "images") as advance:
-            return measure_fidelity(up.sae.load(), tokens, choose_tokens(ctx), zero_shot, config.batch_images, advance)
+            reads, other_weights = choose_tokens(ctx), seen is not ctx
+            return measure_fidelity(
+                up.sae.load(), tokens, reads, zero_shot, config.batch_images, advance, other_weights
+            )
 
     def work(self, ctx: Context, seed: int) -> Work:
         n, sizes, is_stored = count_images(ctx, "test"), find_sizes(ctx), ctx.config.data.store_tokens
