@@ -16,7 +16,6 @@ from infoscope.predictions.zero_shot import ZeroShotHead
 from infoscope.runtime.errors import InputError
 from infoscope.sae.edit import EditMode, GroupEditor
 from infoscope.sae.passes import measure_one
-from infoscope.stages.masking.section import make_masking_section
 from tests.support.prediction_samples import make_planted_inputs
 from tests.support.probe_samples import CLASS_LATENTS, N_CLASSES, D, SampleCache, make_identity_sae
 
@@ -201,14 +200,3 @@ def test_one_way_of_treating_the_error_is_enough(masking: MaskingInputs) -> None
     assert {mask.error_kept for mask in few.masks} == {True}
     assert len(few.masks) == len(few.n_right) == 2 * (4 + 3 * 3 + 4 + 4)
     assert {mask.draw for mask in few.masks if mask.curve == RANDOM} == {0, 1, 2}
-
-
-def test_numbers_beyond_the_latents_leave_all_of_them(
-    masking: MaskingInputs, codes: tuple[ImageCodes, np.ndarray]
-) -> None:
-    curves = make_curves(*codes, N_CLASSES, [D, 99], GROUPS, n_draws=1, seed=0)
-    found = measure_masking(replace(masking, curves=curves, n_latents=[D, 99]), CONFIG)
-    assert {(mask.curve, mask.n_latents) for mask in found.masks} == {(CLASS, D), ("low", D), ("high", D)}
-    section = make_masking_section({0: found})
-    assert len(section.findings) == 1
-    assert len(section.figures["masking"].draw().axes) == 4

@@ -34,7 +34,7 @@ def variants(mass: np.ndarray) -> list[Ablation]:
     latents = np.arange(D_SAE)
     bands = {"band 1 of 2": latents < 25, "band 2 of 2": latents >= 25}
     weights = np.where(latents % 2 == 0, 10.0 + latents, 0.0)
-    return make_selection_ablations(bands, latents < 50, mass, {"depth": weights}, CONFIG, seed=3)
+    return make_selection_ablations(bands, latents < 50, mass, {name_probe_rule("depth"): weights}, CONFIG, seed=3)
 
 
 def get_kept(variants: list[Ablation], rule: str, n_kept: int) -> list[list[int]]:
@@ -95,9 +95,10 @@ def test_importance_is_what_a_latent_adds_to_the_outputs() -> None:
     heads["classification/cls_final"] = heads["depth"]
     mean_act = np.array([3.0, 1.0, 1.0, 1.0, 1.0, 0.0])
     found = compute_probe_importance(heads, np.eye(d), mean_act)
-    assert found.keys() == {"classification/patch_mean", "depth"}  # final CLS is not linear in the latents
-    np.testing.assert_allclose(found["classification/patch_mean"], [3 * 2**0.5, 0, 8**0.5, 0, 0, 0], atol=1e-6)
-    np.testing.assert_allclose(found["depth"], [3 * 2**0.5, 75**0.5, 8**0.5, 0, 0, 0], rtol=1e-6)
+    of_classes, of_depth = (name_probe_rule(task) for task in ("classification/patch_mean", "depth"))
+    assert found.keys() == {of_classes, of_depth}  # final CLS is not linear in the latents
+    np.testing.assert_allclose(found[of_classes], [3 * 2**0.5, 0, 8**0.5, 0, 0, 0], atol=1e-6)
+    np.testing.assert_allclose(found[of_depth], [3 * 2**0.5, 75**0.5, 8**0.5, 0, 0, 0], rtol=1e-6)
 
 
 @pytest.mark.parametrize(

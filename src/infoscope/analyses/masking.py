@@ -8,7 +8,7 @@ of a classifier, and may lie above that of the original tokens.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,7 @@ from jaxtyping import Bool, Float, Float64, Int32, Int64
 from torch import Tensor
 
 from infoscope.analyses.image_codes import ImageCodes
-from infoscope.analyses.labels import count_strong
-from infoscope.analyses.top_sets import find_top
+from infoscope.analyses.labels import rank_class_latents
 from infoscope.predictions.config import PredictConfig
 from infoscope.predictions.inputs import PredictInputs, put_tokens, take_tokens
 from infoscope.predictions.run import PART_IMAGES
@@ -103,9 +102,8 @@ def make_curves(
         n_draws: random orders.
         seed: of the draws.
     """
-    k = max((n for n in n_latents if n < codes.d_sae), default=1)
-    strong = count_strong(codes, labels, n_classes)
-    order = find_top(strong, k).columns
+    k = max((n for n in n_latents if n < codes.d_sae), default=0)
+    order = rank_class_latents(codes, labels, n_classes, k)
     curves = [Curve(CLASS, order, np.ones(codes.d_sae, dtype=bool))]
     living, n_ranked = np.unique(codes.latents), (order >= 0).sum(1)
     for draw in range(n_draws):
@@ -114,10 +112,8 @@ def make_curves(
             drawn[one_class, :n] = np.random.default_rng([seed, draw, one_class]).choice(living, n, replace=False)
         curves.append(Curve(RANDOM, drawn, draw=draw))
     for name, members in groups.items():
-        of_group = strong.copy()
-        of_group.data = np.where(members[of_group.indices], of_group.data, 0)
-        of_group.eliminate_zeros()
-        curves.append(Curve(name, find_top(of_group, k).columns, members))
+        of_group = replace(codes, n_strong=np.where(members[codes.latents], codes.n_strong, 0))
+        curves.append(Curve(name, rank_class_latents(of_group, labels, n_classes, k), members))
     return curves
 
 

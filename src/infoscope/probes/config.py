@@ -11,6 +11,7 @@ from infoscope.runtime.bounds import (
     Bounds,
     Count,
     CountOrNone,
+    FilePath,
     Float,
     Items,
     NotNegative,
@@ -315,9 +316,16 @@ class SelectConfig:
     """Groups of equal size by CDS, from each of which the most active latents are kept."""
     n_draws: Annotated[int, Bounds(1, 10**4)] = 3
     """Random choices of each size."""
+    weights: FilePath | None = None
+    """A file of experiments/select_features.py: the latents of most predicted worth to each task are kept, too, by each
+    of its rules. What they are predicted from, MS and class counts, is that of `stage=describe`."""
 
     def __post_init__(self) -> None:
         check(self, "select")
+
+    def cache_key_fields(self) -> dict[str, Any]:
+        """Return the settings that change results, as plain JSON: no path."""
+        return {name: getattr(self, name) for name in ("n_kept", "n_bands", "n_draws")}
 
 
 @dataclass

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from infoscope.probes.selection import BY_ACTIVATION, BY_CHANCE, name_probe_rule
+from infoscope.probes.selection import BY_ACTIVATION, BY_CHANCE, name_probe_rule, name_worth_rule
 from infoscope.report.figure_style import save_figure
 from infoscope.report.section import ReportSection
 from infoscope.scope.partition import name_group
@@ -64,6 +64,25 @@ def test_every_task_has_its_own_probes_choice(section: ReportSection) -> None:
     of_probe = section.summary["4"]["probe"]
     assert of_probe["top1_patch_mean"] == of_probe["top1_cls_final"] == pytest.approx(0.8)
     assert of_probe["depth_rmse_m"] == pytest.approx(0.7)
+
+
+def test_every_task_has_its_own_choice_by_worth() -> None:
+    """A rule of the weights is one row, which stands beside the others and is no band."""
+    runs = make_runs()
+    for seed in range(3):
+        for task, value in (("classification/cls_final", 0.7), ("depth", 0.4)):
+            for n_kept in (4, 8):
+                runs.append(make_run(seed, "kept", name_worth_rule("base_cds", task), D_SAE - n_kept, value))
+    section = make_selection_section(runs, ["Fitted on others."])
+    of_worth = section.summary["4"]["worth base_cds"]
+    assert of_worth["top1_cls_final"] == pytest.approx(0.7)
+    assert of_worth["depth_rmse_m"] == pytest.approx(0.6)
+    assert np.isnan(of_worth["top1_patch_mean"])
+    text = section.tables["selection"].to_markdown()
+    assert text.count("most worth by frequency, MS, class counts, CDS") == 2
+    assert "Fitted on others." in text
+    assert "in 2 groups of equal size" in text
+    assert section.figures["selection"].draw() is not None
 
 
 def test_the_verdict_counts_every_metric_and_number(section: ReportSection) -> None:

@@ -12,7 +12,6 @@ from infoscope.analyses.masking import MaskingInputs, MaskingResult, make_curves
 from infoscope.data.images import Truth
 from infoscope.pipeline.context import Context
 from infoscope.pipeline.stage import Handle, Key, Needs, Row, SeedStage, Work, name_artifacts
-from infoscope.predictions.prompts import choose_class_names
 from infoscope.report.section import ReportSection
 from infoscope.report.tables import Column
 from infoscope.runtime.errors import InputError
@@ -20,7 +19,7 @@ from infoscope.runtime.store import Workspace
 from infoscope.sae.edit import EditMode
 from infoscope.stages.backbone import fingerprint_model
 from infoscope.stages.image_codes import Codes
-from infoscope.stages.images import find_known, knows, open_split
+from infoscope.stages.images import knows, open_split
 from infoscope.stages.masking.section import make_masking_section, name_mask
 from infoscope.stages.predict.stage import EmbeddedClasses, Predict, count_predicted, make_inputs, prompts_of
 from infoscope.stages.publish import Published
@@ -95,8 +94,7 @@ class Masking(Published, SeedStage[MaskingResult]):
 
     def work(self, ctx: Context, seed: int) -> Work:
         config, d_sae, sizes = ctx.config, count_latents(ctx), find_sizes(ctx)
-        known = find_known(ctx, config.data)[1]
-        k, n_classes = getattr(config.sae, "k", None) or d_sae, len(choose_class_names(config.predict, known))
+        k, n_classes = getattr(config.sae, "k", None) or d_sae, len(prompts_of(ctx).class_names)
         n_numbers = 1 + sum(n < d_sae for n in config.masking.n_latents)
         n_curves = 3 + config.masking.n_draws
         per_image = 4 * d_sae + sizes.n_patches * (16 * k + 8 * 4 * sizes.d_in)  # places, entries, tokens

@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullFormatter, NullLocator
 
-from infoscope.probes.selection import BY_ACTIVATION, BY_CHANCE, BY_PROBE, name_probe_rule
+from infoscope.probes.selection import BY_ACTIVATION, BY_CHANCE, BY_PROBE, BY_WORTH
+from infoscope.probes.worth import ALONE, WITH, WITHOUT
 from infoscope.report.figure_style import FAINT, GREY, HIGH, INK, LOW, MIDDLE, draw_means, make_empty, make_panels
 from infoscope.report.section import ReportSection, SectionFigure
 from infoscope.report.tables import Align, Cell, Column, Stat, Table, compute_stat
@@ -25,7 +26,22 @@ PROBE_OF = {"classification/cls_final": "classification/patch_mean"}
 REFERENCES = {"original": "original tokens", "nothing": "all features kept", "all": "no feature kept"}
 LINES = {"nothing": (0, (5, 2)), "all": (0, (1, 1.5))}
 """How references are drawn."""
-LABELS = {BY_ACTIVATION: "most active of all", BY_CHANCE: "random", BY_PROBE: "heaviest in the probe"}
+PREDICTED_BY = {
+    WITHOUT: "frequency, MS, class counts",
+    WITH: "frequency, MS, class counts, CDS",
+    ALONE: "CDS",
+    "firing_rate": "frequency",
+    "ms": "MS",
+    "strong_rate": "strong patches",
+    "top_class_share": "share of its top class",
+    "n_classes_held": "classes that it is a latent of",
+}
+"""In words."""
+LABELS = {BY_ACTIVATION: "most active of all", BY_CHANCE: "random", BY_PROBE: "heaviest in the probe"} | {
+    f"{BY_WORTH} {rule}": f"most worth by {words}" for rule, words in PREDICTED_BY.items()
+}
+COLOURS = {BY_ACTIVATION: INK, BY_CHANCE: GREY, BY_PROBE: "#CC79A7"}
+OF_WORTH = ("#009E73", "#E69F00", "#56B4E9", "#0072B2", "#D55E00", "#F0E442", "#8C564B", "#7F3C8D")
 
 Runs = dict[int, dict[str, list[Result]]]
 """{features kept: {rule: runs over SAE seeds and draws}}, rules in the order of the table."""
@@ -75,15 +91,21 @@ def collect_runs(results: Sequence[Result]) -> Runs:
 
 
 def list_rules(runs: Runs) -> list[str]:
-    """Return the rules in the order of tables and figures; those of single probes are one."""
-    rules = (BY_PROBE if rule.startswith(BY_PROBE) else rule for of in runs.values() for rule in of)
-    return sorted(dict.fromkeys(rules), key=lambda rule: rule == BY_PROBE)
+    """Return the rules in the order of tables and figures; what one does for each task is one."""
+    rules = (rule.rpartition(" ")[0] if is_of_task(rule) else rule for of in runs.values() for rule in of)
+    return sorted(dict.fromkeys(rules), key=is_of_task)
+
+
+def is_of_task(rule: str) -> bool:
+    """Whether a rule chooses for every task anew."""
+    return rule.startswith((BY_PROBE, BY_WORTH))
 
 
 def find_runs(runs: Runs, n_kept: int, rule: str, metric: Metric) -> list[Result]:
-    """Return the runs behind a number: the rule by probe weights has a choice of its own for every task."""
-    if rule == BY_PROBE:
-        rule = name_probe_rule(PROBE_OF.get(metric.task, metric.task))
+    """Return the runs behind a number: some rules have a choice of their own for every task."""
+    if is_of_task(rule):
+        task = PROBE_OF.get(metric.task, metric.task) if rule == BY_PROBE else metric.task
+        rule = f"{rule} {task}"
     return runs[n_kept].get(rule, [])
 
 
@@ -122,7 +144,7 @@ def make_selection_table(
         table.add_section(f"{n_kept} features kept")
         for rule in list_rules({n_kept: of}):
             cells = [metric_cell(find_runs(runs, n_kept, rule, metric), metric) for metric in metrics]
-            table.add_row(name_rule(rule), Cell() if rule == BY_PROBE else _mass_kept(of[rule]), *cells)
+            table.add_row(name_rule(rule), Cell() if is_of_task(rule) else _mass_kept(of[rule]), *cells)
     return table
 
 
@@ -199,7 +221,8 @@ def draw_selection(results: Sequence[Result], runs: Runs, metrics: Sequence[Metr
     rules = list_rules(runs)
     bands = [rule for rule in rules if rule not in LABELS]
     scale = LinearSegmentedColormap.from_list("scope", [LOW, MIDDLE, HIGH])(np.linspace(0, 1, max(len(bands), 1)))
-    colours = {BY_ACTIVATION: INK, BY_CHANCE: GREY, BY_PROBE: "#CC79A7"} | dict(zip(bands, scale, strict=False))
+    of_worth = [rule for rule in rules if rule.startswith(BY_WORTH)]
+    colours = COLOURS | dict(zip(bands, scale, strict=False)) | dict(zip(of_worth, OF_WORTH, strict=False))
     figure, panels = make_panels(len(metrics), 0.7 + 2.1 * math.ceil(len(metrics) / 2))
     for panel, metric in zip(panels, metrics, strict=True):
         _draw_panel(panel, results, runs, metric, {rule: colours[rule] for rule in rules})

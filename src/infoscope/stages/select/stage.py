@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from infoscope.config.tree import to_tree
 from infoscope.pipeline.context import Context, once
-from infoscope.pipeline.stage import Key
+from infoscope.pipeline.stage import Key, Needs
 from infoscope.probes.results import load_results
 from infoscope.probes.selection import LOGITS, SCORES, compute_probe_importance, make_selection_ablations
 from infoscope.report.section import ReportSection
@@ -15,6 +14,7 @@ from infoscope.sae.edit import EditMode
 from infoscope.scope.ablations import Ablation, make_ablations
 from infoscope.scope.config import PartitionConfig
 from infoscope.scope.partition import make_partition
+from infoscope.stages.describe.stage import Describe
 from infoscope.stages.probe.artifacts import AblationProbes
 from infoscope.stages.probe.run import Probed, list_probe_groups, probe_variants
 from infoscope.stages.probe.stage import ProbesOfVariants, read_probed
@@ -23,6 +23,7 @@ from infoscope.stages.rank import Rank, mass_of
 from infoscope.stages.sae import count_latents, has_free_scale, has_unit_rows, sae_of
 from infoscope.stages.score.stage import Score, check_count
 from infoscope.stages.select.section import make_selection_section
+from infoscope.stages.select.worth import check_weights, predicted_worth_of, say_worth, weights_of
 
 IMPORTED = (
     "Mean activations count what is above 0, in the SAE's own units: the rules leave out activations below 0, and by"
@@ -48,22 +49,32 @@ class Select(Published, ProbesOfVariants):
             )
         check_count("select.n_bands", config.n_bands, n_latents)
         check_count("select.n_kept[0]", config.n_kept[0], n_latents)
+        check_weights(ctx)
 
     def make(self, ctx: Context, seed: int) -> Probed:
         return probe_kept(ctx, seed)
+
+    def needs_of_variants(self, ctx: Context, seed: int) -> Needs:
+        described = {} if weights_of(ctx) is None else {"describe": Describe.at(ctx, seed)}
+        return Needs(**vars(super().needs_of_variants(ctx, seed)), **described)
 
     def variants(self, ctx: Context, seed: int) -> list[Ablation]:
         return [*whole_variants_of(ctx, seed), *selection_variants_of(ctx, seed)]
 
     def count_nominal(self, ctx: Context) -> int:
-        select, by_probe = ctx.config.select, len({*LOGITS, *SCORES} & ctx.config.probe.heads)
-        return 3 + len(select.n_kept) * (select.n_bands + 1 + select.n_draws + by_probe)
+        select, heads, weights = ctx.config.select, ctx.config.probe.heads, weights_of(ctx)
+        of_tasks = len({*LOGITS, *SCORES} & heads)
+        of_tasks += sum(len(tasks.keys() & heads) for tasks in weights.rules.values()) if weights else 0
+        return 3 + len(select.n_kept) * (select.n_bands + 1 + select.n_draws + of_tasks)
 
     def section(self, ctx: Context) -> ReportSection:
-        return make_selection_section(read_probed(ctx, self.probe_seeds(ctx)), [] if has_unit_rows(ctx) else [IMPORTED])
+        notes = [*say_worth(ctx), *([] if has_unit_rows(ctx) else [IMPORTED])]
+        return make_selection_section(read_probed(ctx, self.probe_seeds(ctx)), notes)
 
     def report_key(self, ctx: Context) -> Key:
-        return {"probes": self.hash_probes(ctx), "select": to_tree(ctx.config.select)}
+        weights = weights_of(ctx)
+        said = {} if weights is None else {"fitted_on": weights.fitted_on}
+        return {"probes": self.hash_probes(ctx), "select": ctx.config.select.cache_key_fields(), **said}
 
 
 @once
@@ -92,7 +103,7 @@ def selection_variants_of(ctx: Context, seed: int) -> list[Ablation]:
         make_partition(cds, mass, PartitionConfig(n_bands=config.select.n_bands)).groups,
         ~np.isnan(cds) & (mass > 0),
         mass,
-        compute_probe_importance(heads, W_dec, ranking.mean_act),
+        compute_probe_importance(heads, W_dec, ranking.mean_act) | predicted_worth_of(ctx, seed),
         config.select,
         config.probe.seed,
     )

@@ -1,0 +1,284 @@
+"""Does scope add to frequency, monosemanticity and class counts when features are chosen for a task?
+
+    python experiments/select_features.py                            # the miniature, three SAE seeds
+    python experiments/select_features.py seeds=[0]                  # one: no interval over SAEs
+    python experiments/select_features.py select.n_kept=[8,32]       # arguments are overrides of both sets of images
+    python experiments/select_features.py data=image_folder fit=data.root=/photographs report=data.root=/others ...
+
+What a feature is worth to a task is how much the task's loss rises without it (stage=effects). On the first set of
+images (`fit=data.seed=0`: scenes) that is predicted, by ranks within an SAE, from frequency, MS and class counts
+(stage=describe), from these and the CDS, from the CDS alone, and from each column alone. The weights are then taken as
+they are to the second set (`report=data.seed=3`, scenes on which no setting of this project was chosen), and to SAEs
+trained there. Two questions, both on test images:
+
+- Over all features: how well does predicted worth rank what removing each one costs?
+- For keeping n of them: what do probes read from tokens that are decoded from the n features of most predicted worth
+  (stage=select select.weights=FILE)?
+
+The weights are left in `weights.json`, for stage=select on images of your own.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from infoscope.commands.experiments.sweep import add_defaults, run_command
+from infoscope.config.tree import Config, compose
+from infoscope.pipeline.context import Context
+from infoscope.pipeline.run import apply_trainer, check, set_goals
+from infoscope.probes.selection import BY_ACTIVATION, BY_WORTH
+from infoscope.probes.worth import ALONE, COLUMNS, RULES, WITH, WITHOUT, Known, Weights, fit_weights, predict_worth
+from infoscope.report.tables import Align, Cell, Column, Table, compute_stat
+from infoscope.runtime.errors import InputError
+from infoscope.runtime.job import Job
+from infoscope.runtime.output import say
+from infoscope.runtime.progress import Display
+from infoscope.runtime.uses import write_uses
+from infoscope.scope.partial_ranks import Draws, Estimate, compute_partials, estimate
+from infoscope.stages.effects.stage import Effects
+from infoscope.stages.probe.against_random import Excess, compare_runs
+from infoscope.stages.probe.results import MAIN_METRICS, Metric, Result, present_metrics
+from infoscope.stages.probe.stage import read_probed
+from infoscope.stages.rank import mass_of
+from infoscope.stages.select.section import PREDICTED_BY, Runs, collect_runs, find_runs
+from infoscope.stages.select.stage import Select
+from infoscope.stages.select.worth import known_of, list_test_images, say_unknown
+
+NAME = "select_features"
+IMAGES = {"fit": "data.seed=0", "report": "data.seed=3"}
+"""What tells the two sets of images apart, where the arguments do not say so: overrides."""
+PROBED = (WITHOUT, WITH, ALONE)
+"""The rules by which features are kept."""
+DEFAULTS = ["select.n_kept=[8,16,32]"]
+SHOWN = {BY_ACTIVATION: "most active", **{rule: PREDICTED_BY[rule] for rule in PROBED}}
+
+Effect = Float[np.ndarray, " d_sae"]
+
+
+class OfSeed(NamedTuple):
+    """What is known of the latents of an SAE, their mass, and their effects by task."""
+
+    known: Known
+    mass: Float[np.ndarray, " d_sae"]
+    effects: Mapping[str, Effect]
+    seed: int = 0
+
+
+class Correlations:
+    """Rank correlations of predicted worth with measured effect, of a task, over the SAE seeds.
+
+    draws: by rule, of each SAE seed; see `Draws`.
+    """
+
+    def __init__(
+        self, seeds: Sequence[OfSeed], task: str, rules: Mapping[str, Mapping[str, tuple[float, float]]]
+    ) -> None:
+        self.draws: dict[str, list[Draws]] = {}
+        for one in seeds:
+            predicted = {rule: predict_worth(one.known, weights) for rule, weights in rules.items()}
+            predicted[BY_ACTIVATION] = np.where(one.known.members, one.mass, np.nan)
+            found = compute_partials(one.effects[task], predicted, {rule: [] for rule in predicted}, seed=one.seed)
+            for rule, of in found.items():
+                self.draws.setdefault(rule, []).append(of.spearman)
+
+    def of_seeds(self, rule: str) -> list[float]:
+        """Return that of each SAE seed."""
+        return [float(draws[0]) for draws in self.draws[rule]]
+
+    def estimate(self, rule: str) -> Estimate:
+        """Return the mean over SAE seeds; the interval is over features."""
+        return estimate(self.draws[rule])
+
+    @property
+    def gain(self) -> Estimate:
+        """What CDS adds to the others, draw by draw."""
+        return estimate([a - b for a, b in zip(self.draws[WITH], self.draws[WITHOUT], strict=True)])
+
+
+def find_folder(config: Config) -> Path:
+    """Return where tables and weights are written."""
+    return Path(config.output_dir) / "experiments" / NAME
+
+
+def open_context(overrides: Sequence[str]) -> Context:
+    """Return the context of a command line, checked."""
+    config = compose(overrides)
+    display = Display(bars=config.trainer.progress)
+    apply_trainer(config.trainer, display)
+    ctx = Context(config, display, Job(find_folder(config), overrides=tuple(overrides)))
+    check(ctx)
+    set_goals(ctx)
+    return ctx
+
+
+def read_effects(ctx: Context) -> list[OfSeed]:
+    """Return what is known of the latents of all SAE seeds, and what they are worth; what is missing is made."""
+    return [
+        OfSeed(known_of(ctx, seed), mass_of(ctx, seed), Effects.at(ctx, seed).load().effects, seed)
+        for seed in ctx.config.seeds
+    ]
+
+
+def fit(seeds: Sequence[OfSeed]) -> dict[str, dict[str, dict[str, tuple[float, float]]]]:
+    """Return the weights of every rule and task; of columns that the data do not give there are none."""
+    columns = seeds[0].known.columns
+    rules = {rule: [name for name in of if name in columns] for rule, of in RULES.items()}
+    known = [one.known for one in seeds]
+    return {
+        rule: {task: fit_weights(known, [one.effects[task] for one in seeds], names) for task in seeds[0].effects}
+        for rule, names in rules.items()
+        if names
+    }
+
+
+def run(arguments: Sequence[str]) -> list[str]:
+    """Fit, choose, probe, print and write; nothing is left to report."""
+    images, given = split_arguments(arguments)
+    of_effects = [argument for argument in given if not argument.startswith("select.")]
+    first = open_context([*images["fit"].split(), "stage=effects", *of_effects])
+    folder = find_folder(first.config)
+    folder.mkdir(parents=True, exist_ok=True)
+    with first.tracking:
+        fitted_on = read_effects(first)
+    rules = fit(fitted_on)
+    n = sum(int(one.known.members.sum()) for one in fitted_on)
+    words = f"{n:,} features of {len(fitted_on)} SAEs, {images['fit']}"
+    kept = {rule: rules[rule] for rule in PROBED}
+    Weights(kept, first.config.probe.target, list_test_images(first), words).save(folder / "weights.json")
+    weights = f"select.weights={folder / 'weights.json'}"
+    ctx = open_context([*images["report"].split(), "stage=select", weights, *add_defaults(DEFAULTS, given)])
+    with ctx.tracking:
+        seeds = read_effects(ctx)
+        check_columns(fitted_on[0].known, seeds[0].known)
+        found = {
+            task: Correlations(seeds, task, {rule: of[task] for rule, of in rules.items()}) for task in seeds[0].effects
+        }
+        results = read_probed(ctx, Select().probe_seeds(ctx))
+    tables = make_tables(found, results, images, say_lacking([one.known for one in seeds]))
+    for table in tables:
+        table.save(folder)
+        table.show(Display().console)
+    write_uses(folder, {spec.hash: f"{spec.stage}/{spec.name}" for one in (first, ctx) for spec in one.used.values()})
+    say(f"Tables and weights: {folder}")
+    return []
+
+
+def check_columns(first: Known, second: Known) -> None:
+    """Refuse sets of images of which one has labels and the other has none.
+
+    Raises:
+        InputError: what is known of latents differs.
+    """
+    if lacking := sorted(first.columns.keys() ^ second.columns.keys()):
+        raise InputError(f"Expected labels in both sets of images, or in neither: {', '.join(lacking)} needs them.")
+
+
+def say_lacking(known: Sequence[Known]) -> list[str]:
+    """Say what is not known of features, of all or of some."""
+    columns = known[0].columns.keys()
+    lacking = [PREDICTED_BY[name] for name in COLUMNS if name not in columns]
+    said = [f"These images have no labels, so nothing is predicted from: {', '.join(lacking)}."] if lacking else []
+    return [*said, *say_unknown(known, columns)]
+
+
+def split_arguments(arguments: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """Return what tells the two sets of images apart, and the overrides of both."""
+    pairs = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
+    images = {name: pairs.get(name, default) for name, default in IMAGES.items()}
+    return images, [argument for argument in arguments if argument.partition("=")[0] not in IMAGES]
+
+
+def make_tables(
+    found: Mapping[str, Correlations], results: Sequence[Result], images: Mapping[str, str], notes: Sequence[str]
+) -> list[Table]:
+    """Return the table, a section for each task, and that of single columns."""
+    columns = [
+        Column("what", "", Align.left),
+        *(Column(rule, f"by {words}" if rule != BY_ACTIVATION else words) for rule, words in SHOWN.items()),
+        Column("gain", "CDS adds", signed=True),
+        Column("gain_low", "95% from", signed=True),
+        Column("gain_high", "to", signed=True),
+    ]
+    metrics, runs = present_metrics(results, MAIN_METRICS), collect_runs(results)
+    excess = {(n, metric): _compare(runs, n, metric) for metric in metrics for n in runs}
+    table = Table(
+        NAME,
+        f"Features chosen for a task, fitted on {images['fit']}, reported on {images['report']}",
+        columns,
+        [
+            *_conclude(found, [*excess.values()]),
+            "Rank correlation: of predicted worth (or mass) with what removing a feature alone costs, over all scored"
+            " features; mean ± sd over SAE seeds; interval over features, the SAEs given.",
+            "n kept: what probes read from tokens that are decoded from the n first features alone; interval: Student's"
+            " t over SAE seeds, each by itself.",
+            *notes,
+        ],
+    )
+    for metric in metrics:
+        of = found[metric.task]
+        table.add_section(f"{metric.column.title} {'↑' if metric.higher_is_better else '↓'}")
+        stats = [compute_stat(of.of_seeds(rule)) for rule in SHOWN]
+        table.add_row("rank correlation", *(Cell(value, digits=3) for value in (*stats, *of.gain)))
+        for n in runs:
+            table.add_row(f"{n} kept", *_make_cells(runs, n, metric, excess[n, metric]))
+    return [table, _make_column_table(found)]
+
+
+def _make_cells(runs: Runs, n: int, metric: Metric, gain: Excess) -> list[Cell]:
+    rules = [rule if rule == BY_ACTIVATION else f"{BY_WORTH} {rule}" for rule in SHOWN]
+    stats = [compute_stat(metric.read(run) for run in find_runs(runs, n, rule, metric)) for rule in rules]
+    numbers = (*stats, gain.stat.mean, *gain.interval)
+    return [Cell(value, digits=metric.column.digits, scale=metric.column.scale) for value in numbers]
+
+
+def _compare(runs: Runs, n: int, metric: Metric) -> Excess:
+    with_it, without = (find_runs(runs, n, f"{BY_WORTH} {rule}", metric) for rule in (WITH, WITHOUT))
+    return compare_runs(metric, WITH, WITHOUT, with_it, without)
+
+
+def _make_column_table(found: Mapping[str, Correlations]) -> Table:
+    columns = [
+        Column("rule", "predicted by", Align.left),
+        Column("correlation", "rank correlation", digits=3, signed=True),
+        Column("low", "95% from", digits=3, signed=True),
+        Column("high", "to", digits=3, signed=True),
+    ]
+    note = "By its rank and the square of that, weighed as on the first images. Mean over SAE seeds, draws of features."
+    title = "What single columns predict of a feature's worth on other images"
+    table = Table(f"{NAME}_columns", title, columns, [note])
+    for task, of in found.items():
+        table.add_section(task)
+        for rule in of.draws:
+            table.add_row(PREDICTED_BY.get(rule, "activation (mass)"), *of.estimate(rule))
+    return table
+
+
+def _conclude(found: Mapping[str, Correlations], excess: Sequence[Excess]) -> list[str]:
+    """Say whether CDS adds to the other columns: over all features, and for keeping some."""
+    gains = [of.gain for of in found.values()]
+    parts = [
+        f"it predicts better what features are worth in {sum(gain.low > 0 for gain in gains)} of {len(gains)} tasks and"
+        f" worse in {sum(gain.high < 0 for gain in gains)}"
+    ]
+    if signs := [one.sign for one in excess if one.sign is not None]:
+        parts.append(
+            f"the features that are kept by it are better in {signs.count(1)} of {len(signs)} comparisons and worse in"
+            f" {signs.count(-1)}"
+        )
+    said = f"With CDS beside frequency, MS and class counts, by 95% intervals: {'; '.join(parts)}."
+    return [said] if signs else [said, "One SAE seed does not tell whether features that are kept by it are better."]
+
+
+def main(arguments: list[str]) -> int:
+    """Run from the command line and return the exit code."""
+    return run_command(NAME, __doc__, lambda: run(arguments), arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
