@@ -41,7 +41,7 @@ def make_table(seed: int = 0, n: int = 240, **more: np.ndarray) -> LatentTable:
     peak[-20:] = np.nan
     values: dict[str, tuple[np.ndarray, str, str]] = {
         "peak": (peak, "peak activation", "SAE units"),
-        "peak_again": (peak * (1 + 1e-7), "the same", "SAE units"),
+        "peak_again": (2 * peak * (1 + 1e-7), "twice the same", "SAE units"),
         "ms": (0.3 * rng.normal(size=n) - beyond, "monosemanticity: how alike its images are", "1"),
         "label_entropy": (rng.random(n), "label entropy", "nats"),
         "is_large": (cds > 0.2, "large", ""),
@@ -78,6 +78,8 @@ def test_numbers_and_switches_are_quantities_once_and_the_score_is_none() -> Non
     tables = [make_table(0, more=np.arange(240)), make_table(1)]
     names = [column.name for column in list_quantities(tables)]
     assert names == ["firing_rate", "peak", "ms", "label_entropy", "is_large", "level"]
+    turned = make_table(0, turned=-tables[0]["peak"], moved=tables[0]["peak"] + 1, zero=np.zeros(240))
+    assert [column.name for column in list_quantities([turned])] == [*names, "turned", "moved", "zero"]
 
 
 def test_rows_are_means_over_seeds() -> None:

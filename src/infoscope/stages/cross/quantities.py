@@ -22,22 +22,32 @@ def list_quantities(tables: Sequence[LatentTable]) -> list[LatentColumn]:
     """Return the columns that the tables of all SAE seeds have, in the order of the first.
 
     These are numbers and switches. Left out is what the score's own pairs of crops give, text, what no latent has, and
-    a column that is equal to an earlier one (where decoder rows have unit norm, the mass is the mean activation).
+    a column that is an earlier one times a number (where decoder rows have unit norm, the mass is the mean activation).
     """
     found: list[LatentColumn] = []
     for column in tables[0]:
         name, is_number = column.name, column.values.dtype.kind in "fiub"
         is_given = is_number and column.source != Score.kind and all(name in table for table in tables)
         is_known = is_given and any(np.isfinite(table[name]).any() for table in tables)
-        if is_known and not any(_are_equal(name, other.name, tables) for other in found):
+        if is_known and not any(_are_alike(other.name, name, tables) for other in found):
             found.append(column)
     return found
 
 
-def _are_equal(a: str, b: str, tables: Sequence[LatentTable]) -> bool:
-    """Whether two columns are the same but for rounding."""
-    pairs = ((np.asarray(table[a], np.float64), np.asarray(table[b], np.float64)) for table in tables)
-    return all(np.allclose(one, other, rtol=1e-4, atol=0, equal_nan=True) for one, other in pairs)
+def _are_alike(a: str, b: str, tables: Sequence[LatentTable]) -> bool:
+    """Whether two columns are the same but for a factor above 0 and rounding."""
+    pairs = [(np.asarray(table[a], np.float64), np.asarray(table[b], np.float64)) for table in tables]
+    return all(_is_multiple(one, other) for one, other in pairs)
+
+
+def _is_multiple(one: Float[np.ndarray, " d_sae"], other: Float[np.ndarray, " d_sae"]) -> bool:
+    known = np.isfinite(one)
+    if not known.any() or not np.array_equal(known, np.isfinite(other)):
+        return False
+    one, other = one[known], other[known]
+    largest = np.abs(one).argmax()
+    factor = other[largest] / one[largest] if one[largest] else 1.0
+    return factor > 0 and np.allclose(factor * one, other, rtol=1e-4, atol=0)
 
 
 class Crossed(NamedTuple):

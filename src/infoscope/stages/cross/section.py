@@ -85,7 +85,7 @@ def _make_table(crossed: dict[str, Crossed], found: CrossResult, config: CrossCo
         "Everything that the table of latents knows, but for what the score's own pairs of crops give. Over the"
         f" features with a CDS, mean over SAE seeds; interval: features drawn anew {config.n_draws:,} times, the SAEs"
         f" given, ranks kept. No number with fewer than {MIN_LATENTS} features that have the quantity, or where it is"
-        " the same in all. Of columns that are equal but for rounding the first stands for all.",
+        " the same in all. Of columns that differ by a factor the first stands for all.",
         f"At like frequency: correlation of ranks within {config.n_strata} groups of equally many features by firing"
         " frequency, freed of their cubic trend over it there; so what goes with scope through frequency alone has"
         f" none. p: of {config.n_permutations:,} permutations of the CDS within these groups of every seed, two-sided,"
@@ -102,7 +102,7 @@ def _make_table(crossed: dict[str, Crossed], found: CrossResult, config: CrossCo
         unit = "share" if of.column.values.dtype.kind == "b" else of.column.unit
         if name == "firing_rate":  # is what the strata are made of
             numbers = (*numbers[:3], None, None, None, *numbers[6:])
-        table.add_row(name, of.column.heading, "" if unit == "1" else unit, *numbers, *_write_bands(of.band_means))
+        table.add_row(name, of.label, "" if unit == "1" else unit, *numbers, *_write_bands(of.band_means))
     return table
 
 
