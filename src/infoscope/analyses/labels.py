@@ -8,11 +8,13 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int64
 from scipy.sparse import csr_array
+from scipy.stats import entropy
 
 from infoscope.analyses.image_codes import ImageCodes
 from infoscope.analyses.top_sets import TopSets, find_top
 
 N_DRAWS = 1000
+_LATENTS_AT_ONCE = 1024
 
 
 def count_strong(codes: ImageCodes, labels: Int64[np.ndarray, " n_images"], n_classes: int) -> csr_array:
@@ -100,14 +102,14 @@ def compute_entropy(
     Args:
         by_latent: [d_sae, n_images], not negative.
     """
-    of_class = csr_array(by_latent @ _select(labels, n_classes))
-    total = np.asarray(of_class.sum(axis=1))
-    rows = np.repeat(np.arange(len(total)), np.diff(np.asarray(of_class.indptr)))
-    data = np.asarray(of_class.data, dtype=np.float64)
-    rows, data = rows[data > 0], data[data > 0]
-    weights = data / total[rows]
-    found = np.bincount(rows, -weights * np.log(weights), len(total)) + 0.0
-    return np.where(total > 0, found, np.nan)
+    n_latents, of_images = len(np.asarray(by_latent.indptr)) - 1, _select(labels, n_classes)
+    found = np.full(n_latents, np.nan)
+    for start in range(0, n_latents, _LATENTS_AT_ONCE):
+        block = slice(start, start + _LATENTS_AT_ONCE)
+        weights = (by_latent[block] @ of_images).toarray()
+        total = weights.sum(axis=1)
+        found[block] = np.where(total > 0, entropy(weights, axis=1), np.nan)
+    return found
 
 
 def expect_top_entropy(labels: Int64[np.ndarray, " n_images"], n: int) -> float:
