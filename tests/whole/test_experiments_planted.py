@@ -143,6 +143,22 @@ def test_groups_shrink_and_grow_as_gamma_moves_and_the_signs_hold_at_the_valley(
     assert len(find_hashes(rows, "score")) == len(find_hashes(rows, "train_sae")) == 1  # made once for all gammas
 
 
+def test_blocks_of_one_pass_are_compared(output_dir: Path) -> None:
+    """The patch tokens of the planted model are the same after both of its blocks, and so is all that follows."""
+    folder = run_planted(
+        "scope_by_layer", output_dir, "model.layer=[0,-1]", "cross.n_draws=50", "cross.n_permutations=50"
+    )
+    check_files(folder, ["scope_by_layer", "cross_by_layer"], ["scope_by_layer"])
+    first, last = read_rows(folder / "scope_by_layer.csv")
+    assert (first["layer"], last["layer"]) == ("0", "1")
+    assert find_hashes([first], "score") != find_hashes([last], "score")
+    assert float(first["median_cds"]) == float(last["median_cds"]) > 0
+    rows = read_rows(folder / "cross_by_layer.csv")
+    label = [row for row in rows if row["quantity"] == "effect of the patch labels"]
+    assert len(label) == 2
+    assert float(label[0]["rho"]) == float(label[1]["rho"]) < 0
+
+
 def test_the_light_goes_with_the_high_end_and_the_map_with_the_low_end(output_dir: Path) -> None:
     """Registers hold the highest scores and 14% of the mass: beyond that, the high end takes the map as well."""
     folder = run_planted("removal_curve", output_dir, "curve.mass_shares=[0.1,0.3,0.6]")
