@@ -438,6 +438,23 @@ EXPERIMENTS = (
         ],
     ),
     TableClaim(
+        "| | high scope | low scope | all | images at random |",
+        [
+            (heading, f"demo/describe/section=median;quantity={quantity}")
+            for heading, quantity in {
+                "monosemanticity": "monosemanticity",
+                "clarity of the top 20 images": "clarity of the top images",
+                "label entropy of the top 10 images (nats)": "label entropy, top images (nats)",
+                "depth at which the top 16 images meet": "depth in the hierarchy",
+            }.items()
+        ],
+        {"high scope": "high", "low scope": "low", "all": "all", "images at random": "at_random"},
+    ),
+    Claim(
+        "The ten latents of each of the nine classes are {} different ones in all, {} of which every class has",
+        [f"demo/summary/describe/class_latents/{name}/mean" for name in ("n_different", "n_of_every_class")],
+    ),
+    TableClaim(
         "| setting | difference | CDS with firing frequency | FVU |",
         [(name, f"sae_settings/sae_settings/setting={setting}") for name, setting in SETTINGS.items()],
         {"difference": "score", "CDS with firing frequency": "firing_rate", "FVU": "fvu"},

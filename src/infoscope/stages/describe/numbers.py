@@ -149,13 +149,25 @@ def compute_uniqueness(seeds: Seeds) -> tuple[Stat, Sequence[Stat]]:
 
 
 def summarise(seeds: Seeds) -> Mapping[str, object]:
-    """Return medians by measure and group, what they are for images at random, and how unique the sets are."""
+    """Return medians by measure and group, what they are for images at random, how unique the sets are, and the scope
+    of the latents of classes."""
     measures, groups = list_measures(seeds), list_groups(seeds)
     overlap, shares = compute_uniqueness(seeds)
-    return {
+    said: dict[str, object] = {
         "medians": {name: {group: compute_median(seeds, name, group) for group in groups} for name in measures},
         "without": {name: count_without(seeds, name) for name in measures},
         "at_random": seeds[0].description.chance,
         "overlap": overlap,
         "pairs_above": {f"{step / 10:g}": share for step, share in enumerate(shares)},
     }
+    if seeds[0].description.class_latents is not None:
+        group = name_highest(seeds)
+        counts = [count_class_latents(found, group) for found in seeds]
+        said["class_latents"] = {
+            "n_different": compute_stat(of.n_held for of in counts),
+            "n_of_every_class": compute_stat(of.n_everywhere for of in counts),
+            "group": group,
+            "share": compute_stat(compute_stat(of.share).mean for of in counts),
+            "share_by_patches": compute_stat(of.by_patches for of in counts),
+        }
+    return said

@@ -68,7 +68,7 @@ def _make_measure_table(seeds: Seeds, config: DescribeConfig, judge: str) -> Tab
     columns += [Column("at_random", "images at random"), Column("n_without", "without a value", digits=0)]
     notes = [
         "Median over the features that have a value, mean over SAE seeds. Without a value: of all features; one that"
-        f" fires in fewer than {first.n_label_images} training images has none but of the first two.",
+        f" fires in fewer than {first.n_label_images} training images has an activation and strong patches alone.",
         f"Strong: above {first.strong_above:g} SAE units. Monosemanticity (sae-for-vlm): mean cosine of two images to"
         f" {judge}, each pair weighted by the product of the feature's activations ({config.image_code.name} over the"
         " patches), from its least to its largest 0 to 1; a constant feature has none. Clarity (Attributing CLIP):"

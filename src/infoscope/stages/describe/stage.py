@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 
-from infoscope.analyses.config import ImageCode
 from infoscope.analyses.description import Description, Labels, describe_latents
 from infoscope.analyses.hierarchy import Hierarchy, make_family_hierarchy, read_hierarchy
 from infoscope.analyses.image_codes import ENTRY_BYTES
@@ -105,17 +104,15 @@ class Describe(SeedStage[Description]):
     def latents(self, ctx: Context, seed: int) -> Iterator[LatentColumn]:
         found, norms = self.at(ctx, seed).load(), row_norms_of(ctx, seed)
         config, judge = ctx.config.describe, judge_of(ctx).name
-        of_code = {ImageCode.mean: "mean activation", ImageCode.max: "largest activation"}[config.image_code]
         yield LatentColumn(
             "mean_firing", found.mean_firing * norms, "mean activation on patches on which it fires", name_unit(norms)
         )
         above = f"patches on which its activation is above {found.strong_above:g} SAE units"
         yield LatentColumn("strong_rate", found.strong_rate, above, "share of patch tokens")
-        weighted = f"monosemanticity: cosine of two images to {judge}, weighted by its {of_code} there"
-        yield LatentColumn("ms", found.ms, weighted, "1")
-        clarity = f"clarity: mean cosine to {judge} of its top {config.n_clarity_images} images"
+        yield LatentColumn("ms", found.ms, f"monosemanticity, judged by {judge}", "1")
+        clarity = f"clarity of its top {config.n_clarity_images} images, judged by {judge}"
         yield LatentColumn("clarity", found.clarity, clarity, "1")
-        overlap = f"overlap of its top {config.n_top_images} images with those of the others"
+        overlap = f"overlap of its top {config.n_top_images} images with those of other latents"
         yield LatentColumn("top_overlap", found.top_overlap, overlap, "Jaccard index")
         yield from _list_label_columns(found, config.n_top_images)
         yield from make_alignment_columns(ctx, seed)
@@ -176,7 +173,7 @@ def _list_label_columns(found: Description, n_top: int) -> Iterator[LatentColumn
     columns = {
         "label_entropy": (f"label entropy of its top {found.n_label_images} images, weighted by activation", "nats"),
         "label_entropy_all": ("label entropy of all images, weighted by activation", "nats"),
-        "label_entropy_share": ("the same over that of equally frequent classes", "1"),
+        "label_entropy_share": ("label entropy of all images, share of the largest", "1"),
         "top_class_share": ("patches with a strong activation that lie in images of its top class", "share of patches"),
         "n_classes_held": ("classes of which it is a class-level latent", "classes"),
         "tree_depth": (f"depth at which two of its top {n_top} images meet in the hierarchy of classes", "levels"),
