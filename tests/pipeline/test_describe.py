@@ -10,7 +10,7 @@ import pytest
 from infoscope.data.scenes.factors import KINDS
 from infoscope.pipeline.context import Context
 from infoscope.runtime.errors import InputError
-from infoscope.stages.describe.stage import Describe, find_seed
+from infoscope.stages.describe.stage import Describe, find_hierarchy, find_seed
 from infoscope.stages.latents import Latents
 from tests.support.pipeline_samples import (
     N_TRAIN,
@@ -97,3 +97,27 @@ def test_photographs_without_classes_are_described_too(tmp_path: Path) -> None:
     given = make_context(tmp_path / "out", *folder, f"describe.tree={tmp_path / 'tree.txt'}", "stage=describe")
     with pytest.raises(InputError, match=r"describe\.tree holds a hierarchy of classes, but data=image_folder knows"):
         Describe().check(given, 0)
+
+
+def test_the_classes_of_imagenet_are_named_by_their_wnids(tmp_path: Path) -> None:
+    fish = ("n01440764", "n01443537")
+    for number, wnid in enumerate(2 * fish):
+        for split in ("train", "val"):
+            save_noise(tmp_path / "imagenet" / split / wnid / f"{wnid}_{number}.JPEG", number)
+    tree = tmp_path / "wordnet.is_a.txt"
+    tree.write_text(f"n00001740 n00015388\nn00015388 {fish[0]}\nn00015388 {fish[1]}\nn00001740 n00002137\n")
+    given = ("data=imagenet", f"data.root={tmp_path / 'imagenet'}", "data.subset=true", f"describe.tree={tree}")
+    hierarchy = find_hierarchy(make_context(tmp_path / "out", *given, "stage=describe"))
+    assert hierarchy is not None
+    assert hierarchy.meeting.tolist() == [[2, 1], [1, 2]]
+
+
+def test_another_model_may_judge(finished: Path, tmp_path: Path) -> None:
+    output_dir = copy_run(finished, tmp_path)
+    own, other = (Describe.at(make_context(output_dir, *given), 0).load() for given in ((), ("judge=scenes_clip",)))
+    np.testing.assert_array_equal(own.label_entropy, other.label_entropy)
+    known = np.isfinite(own.ms)
+    assert not np.isclose(own.ms[known], other.ms[known]).any()
+    said = run_tiny(output_dir, "stage=describe", "judge=scenes_clip").text
+    assert "judged by scenes_clip." in said
+    assert "the measured model itself" not in said
