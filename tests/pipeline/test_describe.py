@@ -120,4 +120,4 @@ def test_another_model_may_judge(finished: Path, tmp_path: Path) -> None:
     assert not np.isclose(own.ms[known], other.ms[known]).any()
     said = run_tiny(output_dir, "stage=describe", "judge=scenes_clip").text
     assert "judged by scenes_clip." in said
-    assert "the measured model itself" not in said
+    assert "judges its own features" not in said

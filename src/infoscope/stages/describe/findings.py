@@ -64,16 +64,13 @@ def _compare(seeds: Seeds, measure: str, digits: int = 3) -> str:
 
 
 def _number(seeds: Seeds, measure: str, group: str, digits: int) -> str:
-    return format_number(compute_stat([compute_median(seeds, measure, group).mean]).mean, digits)
+    return format_number(compute_median(seeds, measure, group).mean, digits)
 
 
 def _say_alike(seeds: Seeds, judge: str, is_own: bool) -> str:
     text = f"{_compare(seeds, 'ms')}, judged by {judge}."
     if is_own:
-        text += (
-            " That is the measured model itself, whose features can only agree with it: judge=dinov2_s14, or another"
-            " one, judges from outside."
-        )
+        text += " So the model judges its own features; judge=dinov2_s14, or another one, judges from outside."
     return text
 
 
@@ -84,9 +81,8 @@ def _say_entropy(seeds: Seeds) -> str:
 def _say_class_latents(seeds: Seeds, config: DescribeConfig) -> str:
     group = name_highest(seeds)
     counts = [count_class_latents(found, group) for found in seeds]
-    n_held, n_everywhere = (
-        compute_stat(getattr(of, name) for of in counts).mean for name in ("n_held", "n_everywhere")
-    )
+    n_held = compute_stat(of.n_held for of in counts).mean
+    n_everywhere = compute_stat(of.n_everywhere for of in counts).mean
     n_classes = sum(n > 0 for n in seeds[0].description.class_images or [])
     share = compute_stat(compute_stat(of.share).mean for of in counts)
     expected = compute_stat(of.by_patches for of in counts)
