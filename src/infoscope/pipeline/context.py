@@ -51,6 +51,7 @@ class Context:
         self.image_sets: dict[str, Any] = {}
         """The image sets found on the disk, by their configuration; contexts over the same disk may share it."""
         self._beside: dict[str, Context] = {}
+        self._main: Context | None = None
         self.profiles = Profiles()
         self._uses = UseRecord(self.job.folder, self.store.root)
         self.title = config.logger.group or f"{config.model.name}-{config.data.kind.name}"
@@ -74,10 +75,8 @@ class Context:
         return reading
 
     def beside(self, config: Config) -> Context:
-        """Return the context of another configuration in the same run: what it makes is the run's too.
-
-        It is the same one each time. What it makes must not be logged: it has no run of its own.
-        """
+        """Return the context of another configuration in the same run, the same one each time: what it makes, and
+        logs, is the run's too."""
         key = repr(config)
         if key not in self._beside:
             self._beside[key] = self._place_beside(config, None)
@@ -87,7 +86,7 @@ class Context:
         """Return such a context, which knows what another one of the same configuration knows."""
         other = Context(config, self.display, self.job)
         other.store, other.image_sets, other.profiles = self.store, self.image_sets, self.profiles
-        other.known = {} if like is None else dict(like.known)
+        other.known, other._main = {} if like is None else dict(like.known), self
         return other
 
     @cached_property
@@ -107,6 +106,8 @@ class Context:
     @cached_property
     def tracking(self) -> JobTracking:
         """The one run of this job, by its main process alone; it ends with the job: `with ctx.tracking: ...`."""
+        if self._main is not None:
+            return self._main.tracking
         logger, job = self.config.logger, self.job
         name = name_job(choose_group(logger.group, job, self.title), self.config.stage.name, self.tree, job)
         if not processes.is_main():

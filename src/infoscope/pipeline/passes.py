@@ -5,10 +5,11 @@ from __future__ import annotations
 import time
 from abc import abstractmethod
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from infoscope.pipeline.context import Context
-from infoscope.pipeline.stage import Handle, Needs, R, SeedStage, list_needed
+from infoscope.pipeline.stage import Handle, Needs, NotBuiltYet, R, SeedStage, list_needed
 from infoscope.runtime import processes
 from infoscope.runtime.manifests import Artifact
 from infoscope.runtime.store import Workspace
@@ -35,6 +36,8 @@ class PassStage(SeedStage[R]):
         ctx = handle.ctx
         if handle.exists():
             return ctx.store.get(handle.spec)
+        for _, needed in handle.needs:
+            needed.make()  # a hash may depend on what a model that is made here holds
         together = _find_company(handle)
         upstream = {one.hash: {role: node.make() for role, node in one.needs} for one in together}
 
@@ -55,8 +58,9 @@ def _find_company(handle: Handle) -> list[Handle]:
     for node in list_needed(handle.ctx.goals):
         if not isinstance(node, Handle) or not isinstance(node.stage, PassStage):
             continue
-        if node.needs.tokens.hash == handle.needs.tokens.hash:
-            found.setdefault(node.hash, node)
+        with suppress(NotBuiltYet):  # tokens of a model that has yet to be made are other ones
+            if node.needs.tokens.hash == handle.needs.tokens.hash:
+                found.setdefault(node.hash, node)
     return list(found.values())
 
 

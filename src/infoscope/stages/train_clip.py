@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
+from jaxtyping import Int64
+
 from infoscope.config.tree import to_tree
 from infoscope.data.config import DataKind
-from infoscope.data.scenes.factors import vocabulary
+from infoscope.data.scenes.factors import PLACES, vocabulary
+from infoscope.data.scenes.scene_set import SceneSet
 from infoscope.pipeline.context import Context
 from infoscope.pipeline.stage import Key, Needs, Node, Row, Shown, SingleStage, Work, name_artifacts
 from infoscope.report.tables import Column, Table
@@ -38,9 +42,14 @@ class TrainClip(SingleStage[None]):
 
     def key(self, ctx: Context, up: Needs) -> Key:
         return {
-            "clip": to_tree(ctx.config.clip),
+            "clip": ctx.config.clip.cache_key_fields(),
             "scenes": [getattr(up, split).spec.key for split in ctx.config.clip.sets],
         }
+
+    def check(self, ctx: Context) -> None:
+        place = ctx.config.clip.place
+        if place is not None and place not in PLACES:
+            raise InputError(f"Expected clip.place to be a place of the scenes ({', '.join(PLACES)}), got {place!r}.")
 
     def build(self, ctx: Context, up: Needs, work: Workspace) -> None:
         from infoscope.vision.open_clip.contrastive import compute_retrieval, train_clip
@@ -50,7 +59,8 @@ class TrainClip(SingleStage[None]):
         train, test = (getattr(up, split).load() for split in clip.sets)
         with ctx.track(self.kind) as tracker, ctx.display.bar("training CLIP", unit="steps") as advance:
             options = ctx.trainer_options(advance, tracker)
-            trained = train_clip(clip, train, words, work.folder, work.progress, trainer_options=options)
+            rows = None if clip.place is None else _find_place(train, clip.place)
+            trained = train_clip(clip, train, words, work.folder, work.progress, options, rows)
             captions = [test.caption(i) for i in range(len(test))]
             tokenizer = WordTokenizer(words, clip.context_length)
             metrics = compute_retrieval(trained.cpu(), test.images, captions, tokenizer)
@@ -71,6 +81,18 @@ class TrainClip(SingleStage[None]):
         table = Table("clip", "CLIP, on held-out scenes", [columns.get(key, Column(key, key)) for key in held_out])
         table.add_row(*held_out.values())
         return [table]
+
+
+def _find_place(scenes: SceneSet, place: str) -> Int64[np.ndarray, " n"]:
+    """Return the scenes of a place.
+
+    Raises:
+        InputError: there are none.
+    """
+    rows = np.flatnonzero(scenes.labels("place") == PLACES.index(place))
+    if len(rows) == 0:
+        raise InputError(f"None of {len(scenes)} training scenes is of clip.place={place}: raise clip.n_images.")
+    return rows
 
 
 def needs_trained(ctx: Context, model: ModelConfig | None = None) -> dict[str, Node]:

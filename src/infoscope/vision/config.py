@@ -6,7 +6,7 @@ import os
 import re
 from dataclasses import dataclass, fields
 from enum import Enum
-from typing import Annotated
+from typing import Annotated, Any
 
 from infoscope.runtime.bounds import (
     Batch,
@@ -145,6 +145,9 @@ class ModelConfig:
             )
 
 
+_AS_EVER = (("init", "random"), ("place", None))
+
+
 @dataclass
 class ContrastiveConfig:
     """How `stage=train_clip` trains a CLIP on captioned scenes."""
@@ -170,6 +173,10 @@ class ContrastiveConfig:
     patch_px: Few = 8
     grid: Few = 12
     context_length: Few = 32
+    init: Annotated[str, OneOf(("random", "shipped"))] = "random"
+    """Weights that training begins with; shipped: those of scenes_clip, whose sizes the defaults are."""
+    place: str | None = None
+    """Train on the scenes of one place alone, such as sea; null: on all."""
 
     def __post_init__(self) -> None:
         check(self, "clip")
@@ -183,6 +190,11 @@ class ContrastiveConfig:
             raise InputError(
                 f"Expected clip.batch_size to be at most clip.n_images ({self.n_images}), got {self.batch_size}."
             )
+
+    def cache_key_fields(self) -> dict[str, Any]:
+        """Return all settings as plain JSON, the last two where they are not as they always were."""
+        settings = vars(self).copy()
+        return {name: value for name, value in settings.items() if (name, value) not in _AS_EVER}
 
     @property
     def sets(self) -> dict[str, int]:

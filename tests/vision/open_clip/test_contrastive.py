@@ -13,6 +13,7 @@ import numpy as np
 import open_clip
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from infoscope.runtime.errors import InputError
 from infoscope.vision.config import ContrastiveConfig, ModelConfig
@@ -21,6 +22,7 @@ from infoscope.vision.open_clip import contrastive
 from infoscope.vision.open_clip.backbone import OpenClipBackbone
 from infoscope.vision.open_clip.contrastive import CaptionedBatches, compute_retrieval, squash, train_clip
 from infoscope.vision.open_clip.tokenizer import WordTokenizer
+from infoscope.vision.open_clip.weights import SHIPPED_FOLDER
 
 WORDS = ["a", "light", "dark", "red", "green", "blue"]
 COLOURS = {"red": (1.0, 0.2, 0.2), "green": (0.2, 1.0, 0.2), "blue": (0.2, 0.2, 1.0)}
@@ -301,3 +303,29 @@ def test_retrieval_of_a_perfect_model_is_one_and_of_a_mistaken_one_zero(shift, e
         assert found["image_to_text_top1"] < 0.3  # argmax of nothing but zeros is the first
     else:
         assert found == {"image_to_text_top1": 1.0, "text_to_image_top1": 1.0, "among": 5.0}
+
+
+@quiet
+def test_it_may_begin_with_the_weights_of_scenes_clip_and_see_some_of_the_scenes(tmp_path: Path) -> None:
+    shipped = load_file(SHIPPED_FOLDER / "open_clip_model.safetensors")
+    config = ContrastiveConfig(n_images=6, n_steps=1, batch_size=2, warmup_steps=1, lr=1e-6, init="shipped")
+    pictures = Swatches(make_images(6, config.image_px))
+    words = json.loads((SHIPPED_FOLDER / "vocabulary.json").read_text())["words"]
+    trained = train_clip(config, pictures, words, tmp_path, tmp_path / "progress", OPTIONS, rows=np.array([1, 4]))
+    change = max(float((value - shipped[name]).abs().max()) for name, value in trained.state_dict().items())
+    assert 0 < change < 1e-5
+    batches = CaptionedBatches(pictures, WordTokenizer(words, 8), config, rows=np.array([1, 4]))
+    seen, _ = batches.batch(0)
+    mine = {pictures.images[row].tobytes() for row in (1, 4)}
+    mine |= {pictures.images[row][:, ::-1].tobytes() for row in (1, 4)}
+    assert {image.permute(1, 2, 0).numpy().tobytes() for image in seen} <= mine
+    small = dataclasses.replace(CONFIG, init="shipped")
+    with pytest.raises(InputError, match=r"clip\.init=shipped begins with the weights of scenes_clip"):
+        train_clip(small, pictures, words, tmp_path, tmp_path / "other", OPTIONS)
+
+
+def test_only_what_is_new_in_the_settings_moves_their_key() -> None:
+    fields = CONFIG.cache_key_fields()
+    assert {"init", "place"}.isdisjoint(fields)
+    assert fields["width"] == 32
+    assert dataclasses.replace(CONFIG, place="sea").cache_key_fields() == {**fields, "place": "sea"}

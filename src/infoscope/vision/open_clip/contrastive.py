@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,7 +13,8 @@ import numpy as np
 import open_clip
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
+from jaxtyping import Int64
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from infoscope.runtime import processes
@@ -24,6 +24,8 @@ from infoscope.runtime.lightning import LastCheckpoint, place_trainer, quiet_lig
 from infoscope.runtime.profile import Kind, spent_on
 from infoscope.vision.config import ContrastiveConfig
 from infoscope.vision.open_clip.tokenizer import WordTokenizer
+from infoscope.vision.open_clip.weights import LOCAL_WEIGHTS, SHIPPED_FOLDER
+from infoscope.vision.weights.towers import get_shapes
 
 CHECKPOINT_EVERY_N_STEPS = 200
 
@@ -76,6 +78,7 @@ class CaptionedBatches:
     Args:
         first_step: step to begin at, for resumed training.
         n_helpers: processes that make batches ahead.
+        rows: of the scenes that are shown; None: all.
     """
 
     def __init__(
@@ -85,8 +88,9 @@ class CaptionedBatches:
         config: ContrastiveConfig,
         first_step: int = 0,
         n_helpers: int = 0,
+        rows: Int64[np.ndarray, " n"] | None = None,
     ) -> None:
-        self.scenes, self.tokenizer, self.config = scenes, tokenizer, config
+        self.scenes, self.tokenizer, self.config, self.rows = scenes, tokenizer, config, rows
         self.first_step, self.n_helpers = first_step, n_helpers
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
@@ -95,13 +99,15 @@ class CaptionedBatches:
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         """Return batch `step`; each epoch is a fresh permutation, its incomplete last batch filled from the next."""
-        n, size, px = len(self.scenes.images), self.config.batch_size, self.config.image_px
+        n = len(self.scenes.images) if self.rows is None else len(self.rows)
+        size, px = self.config.batch_size, self.config.image_px
         positions = np.arange(step * size, (step + 1) * size)
         index = np.empty(size, dtype=np.int64)
         for epoch in np.unique(positions // n):
             order = np.random.default_rng([self.config.seed, 1, int(epoch)]).permutation(n)
             mine = positions // n == epoch
             index[mine] = order[positions[mine] % n]
+        index = index if self.rows is None else self.rows[index]
         rng = np.random.default_rng([self.config.seed, 2, step])
         ids = self.tokenizer([self.scenes.caption(int(i), rng) for i in index])
         images = torch.from_numpy(self.scenes.images[index]).permute(0, 3, 1, 2)
@@ -182,30 +188,35 @@ def train_clip(
     folder: Path,
     progress_folder: Path,
     trainer_options: dict[str, Any] | None = None,
+    rows: Int64[np.ndarray, " n"] | None = None,
 ) -> open_clip.CLIP:
-    """Train a CLIP from scratch and write it into `folder` in open_clip's `local-dir` form, with its vocabulary.
+    """Train a CLIP and write it into `folder` in open_clip's `local-dir` form, with its vocabulary.
 
     Args:
         scenes: pictures of side config.image_px or more, and their captions.
         words: the vocabulary.
         progress_folder: holds `last.ckpt`, from which an interrupted training goes on.
         trainer_options: accelerator, callbacks, logger and progress bar of Lightning's Trainer.
+        rows: of the scenes that it is trained on; None: all.
 
     Raises:
-        InputError: if the loss becomes NaN or infinite, or `last.ckpt` is damaged or of another run.
+        InputError: if it is to begin with weights of other sizes or words, if the loss becomes NaN or infinite, or
+            `last.ckpt` is damaged or of another run.
         KeyboardInterrupt: at Ctrl-C, after the step in hand, when the checkpoint is written.
     """
     tokenizer = WordTokenizer(words, config.context_length)
     L.seed_everything(config.seed, verbose=False)
     model_cfg = make_clip_config(config, tokenizer.vocab_size)
     clip = open_clip.CLIP(**model_cfg)
+    if config.init == "shipped":
+        _load_shipped(clip, words)
     module = ContrastiveModule(clip, config, CLIP_MEAN, CLIP_STD)
-    checkpoint = LastCheckpoint(progress_folder, {"config": asdict(config)}, CHECKPOINT_EVERY_N_STEPS)
+    checkpoint = LastCheckpoint(progress_folder, {"config": config.cache_key_fields()}, CHECKPOINT_EVERY_N_STEPS)
     options = {**place_trainer(), **(trainer_options or {})}
     last = checkpoint.find()
     first_step = torch.load(last, weights_only=True)["global_step"] if last else 0
     n_helpers = min(8, max(1, processes.count_cores() // 2))
-    batches = CaptionedBatches(scenes, tokenizer, config, first_step, n_helpers)
+    batches = CaptionedBatches(scenes, tokenizer, config, first_step, n_helpers, rows)
     with quiet_lightning():
         trainer = L.Trainer(
             max_steps=config.n_steps,
@@ -221,6 +232,22 @@ def train_clip(
             checkpoint.fit(trainer, module, train_dataloaders=batches)
     save_clip(clip.eval(), model_cfg, words, config, folder)
     return clip
+
+
+def _load_shipped(clip: open_clip.CLIP, words: Sequence[str]) -> None:
+    """Load the weights of scenes_clip.
+
+    Raises:
+        InputError: this CLIP has other sizes, or other words.
+    """
+    state = load_file(SHIPPED_FOLDER / LOCAL_WEIGHTS[0])
+    known = json.loads((SHIPPED_FOLDER / "vocabulary.json").read_text(encoding="utf-8"))["words"]
+    if get_shapes(state) != get_shapes(clip.state_dict()) or known != list(words):
+        raise InputError(
+            "clip.init=shipped begins with the weights of scenes_clip, and these settings are of a CLIP of another"
+            " size: drop clip.width, clip.layers and the other sizes, or clip.init."
+        )
+    clip.load_state_dict(state)
 
 
 def save_clip(
