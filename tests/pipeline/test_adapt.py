@@ -110,6 +110,7 @@ def test_the_adapted_tokens_are_those_of_a_run_with_that_model(tmp_path: Path, n
     assert AdaptedCodes.at(ctx, 0, "train").hash != Codes.at(ctx, 0, "train").hash
     assert adapted_of(ctx) is adapted_of(ctx) is adapted_of(adapted_of(ctx))
     assert adapted_of(ctx).store is ctx.store
+    assert adapted_of(ctx).tracking is ctx.tracking
     set_goals(ctx)
     check(ctx)
     reading = ctx.reading()
@@ -169,3 +170,16 @@ def test_adapted_weights_have_the_origin_of_the_model(model: list[str], origin: 
     config = make_tiny_config(tmp_path, "model=scenes_clip", *model, f"adapt.pretrained={tmp_path / 'a.pt'}")
     adapted = make_adapted_model(config)
     assert (adapted.pretrained, adapted.origin, adapted.name) == (str(tmp_path / "a.pt"), origin, config.model.name)
+
+
+def test_a_clip_that_is_trained_here_is_compared(tmp_path: Path) -> None:
+    """A step on the scenes of one place: what its weights are is not known before."""
+    clip = ("n_images=40", "n_test_images=4", "n_steps=1", "batch_size=4", "warmup_steps=1", "lr=1e-5", "place=sea")
+    settings = ("adapt.pretrained=train_clip", "clip.init=shipped", *(f"clip.{one}" for one in clip))
+    few = ("data.n_train=12", "data.n_test=4", "sae.n_tokens=2000", "adapt.n_draws=2")
+    found = run_tiny(tmp_path, "model=scenes_clip", "stage=adapt", *few, *settings)
+    built = found.stages("built")
+    assert built.index("train_clip") < built.index("adapt")
+    assert run_tiny(tmp_path, "model=scenes_clip", "stage=adapt", *few, *settings).stages("built") == []
+    with pytest.raises(InputError, match=r"Expected clip.place to be a place of the scenes \(desert, .*\), got 'moon'"):
+        run_tiny(tmp_path, "model=scenes_clip", "stage=train_clip", "clip.place=moon")
