@@ -53,10 +53,16 @@ from infoscope.stages.select.worth import known_of, list_test_images, say_unknow
 NAME = "select_features"
 IMAGES = {"fit": "data.seed=0", "report": "data.seed=3"}
 """What tells the two sets of images apart, where the arguments do not say so: overrides."""
+LOW = "low_cds"
+"""The lowest of the bands of stage=select by CDS, whose most active features are kept beside the most active of all."""
 PROBED = (WITHOUT, WITH, ALONE)
 """The rules by which features are kept."""
 DEFAULTS = ["select.n_kept=[8,16,32]"]
-SHOWN = {BY_ACTIVATION: "most active", **{rule: PREDICTED_BY[rule] for rule in PROBED}}
+SHOWN = {
+    BY_ACTIVATION: "most active",
+    LOW: "most active of lowest CDS",
+    **{rule: f"by {PREDICTED_BY[rule]}" for rule in PROBED},
+}
 
 Effect = Float[np.ndarray, " d_sae"]
 
@@ -200,19 +206,20 @@ def make_tables(
     """Return the table, a section for each task, and that of single columns."""
     columns = [
         Column("what", "", Align.left),
-        *(Column(rule, f"by {words}" if rule != BY_ACTIVATION else words) for rule, words in SHOWN.items()),
+        *(Column(rule, words) for rule, words in SHOWN.items()),
         Column("gain", "CDS adds", signed=True),
         Column("gain_low", "95% from", signed=True),
         Column("gain_high", "to", signed=True),
     ]
     metrics, runs = present_metrics(results, MAIN_METRICS), collect_runs(results)
-    excess = {(n, metric): _compare(runs, n, metric) for metric in metrics for n in runs}
+    excess = {(n, metric): _compare(runs, n, metric, WITH, WITHOUT) for metric in metrics for n in runs}
+    of_band = [_compare(runs, n, metric, LOW, BY_ACTIVATION) for metric in metrics for n in runs]
     table = Table(
         NAME,
         f"Features chosen for a task, fitted on {images['fit']}, reported on {images['report']}",
         columns,
         [
-            *_conclude(found, [*excess.values()]),
+            *_conclude(found, [*excess.values()], of_band),
             "Rank correlation: of predicted worth (or mass) with what removing a feature alone costs, over all scored"
             " features; mean ± sd over SAE seeds; interval over features, the SAEs given.",
             "n kept: what probes read from tokens that are decoded from the n first features alone; interval: Student's"
@@ -223,23 +230,28 @@ def make_tables(
     for metric in metrics:
         of = found[metric.task]
         table.add_section(f"{metric.column.title} {'↑' if metric.higher_is_better else '↓'}")
-        stats = [compute_stat(of.of_seeds(rule)) for rule in SHOWN]
+        stats = [compute_stat(of.of_seeds(rule)) if rule in of.draws else None for rule in SHOWN]
         table.add_row("rank correlation", *(Cell(value, digits=3) for value in (*stats, *of.gain)))
         for n in runs:
             table.add_row(f"{n} kept", *_make_cells(runs, n, metric, excess[n, metric]))
     return [table, _make_column_table(found)]
 
 
+def _find(runs: Runs, n: int, rule: str, metric: Metric) -> list[Result]:
+    """Return the runs that keep n features by a rule of `SHOWN`."""
+    if rule == LOW:
+        rule = next((name for name in runs[n] if name.startswith("band 1 of ")), rule)
+    return find_runs(runs, n, f"{BY_WORTH} {rule}" if rule in PROBED else rule, metric)
+
+
 def _make_cells(runs: Runs, n: int, metric: Metric, gain: Excess) -> list[Cell]:
-    rules = [rule if rule == BY_ACTIVATION else f"{BY_WORTH} {rule}" for rule in SHOWN]
-    stats = [compute_stat(metric.read(run) for run in find_runs(runs, n, rule, metric)) for rule in rules]
+    stats = [compute_stat(metric.read(run) for run in _find(runs, n, rule, metric)) for rule in SHOWN]
     numbers = (*stats, gain.stat.mean, *gain.interval)
     return [Cell(value, digits=metric.column.digits, scale=metric.column.scale) for value in numbers]
 
 
-def _compare(runs: Runs, n: int, metric: Metric) -> Excess:
-    with_it, without = (find_runs(runs, n, f"{BY_WORTH} {rule}", metric) for rule in (WITH, WITHOUT))
-    return compare_runs(metric, WITH, WITHOUT, with_it, without)
+def _compare(runs: Runs, n: int, metric: Metric, first: str, second: str) -> Excess:
+    return compare_runs(metric, first, second, *(_find(runs, n, rule, metric) for rule in (first, second)))
 
 
 def _make_column_table(found: Mapping[str, Correlations]) -> Table:
@@ -259,20 +271,24 @@ def _make_column_table(found: Mapping[str, Correlations]) -> Table:
     return table
 
 
-def _conclude(found: Mapping[str, Correlations], excess: Sequence[Excess]) -> list[str]:
-    """Say whether CDS adds to the other columns: over all features, and for keeping some."""
+def _conclude(found: Mapping[str, Correlations], excess: Sequence[Excess], of_band: Sequence[Excess]) -> list[str]:
+    """Say whether CDS adds to the other columns, over all features and for keeping some, and to activation."""
     gains = [of.gain for of in found.values()]
-    parts = [
-        f"it predicts better what features are worth in {sum(gain.low > 0 for gain in gains)} of {len(gains)} tasks and"
-        f" worse in {sum(gain.high < 0 for gain in gains)}"
+    said = [
+        "With CDS beside frequency, MS and class counts, by 95% intervals: what features are worth is predicted better"
+        f" in {sum(gain.low > 0 for gain in gains)} of {len(gains)} tasks, worse in"
+        f" {sum(gain.high < 0 for gain in gains)}."
     ]
-    if signs := [one.sign for one in excess if one.sign is not None]:
-        parts.append(
-            f"the features that are kept by it are better in {signs.count(1)} of {len(signs)} comparisons and worse in"
-            f" {signs.count(-1)}"
-        )
-    said = f"With CDS beside frequency, MS and class counts, by 95% intervals: {'; '.join(parts)}."
-    return [said] if signs else [said, "One SAE seed does not tell whether features that are kept by it are better."]
+    words = {
+        "What probes read of the features that are kept by it": excess,
+        "Of the most active of lowest CDS, against the most active of all": of_band,
+    }
+    for what, many in words.items():
+        if signs := [one.sign for one in many if one.sign is not None]:
+            better, worse = signs.count(1), signs.count(-1)
+            said.append(f"{what}: better in {better} of {len(signs)} comparisons, worse in {worse}.")
+    few = "One SAE seed does not tell whether probes read more of the features that one rule keeps than of another's."
+    return said if len(said) > 1 else [*said, few]
 
 
 def main(arguments: list[str]) -> int:

@@ -59,7 +59,8 @@ def test_cds_adds_what_it_was_planted_to_add(experiment: ModuleType, adds: bool)
 
 def make_results(gain: float) -> list[dict]:
     """Probes of three SAE seeds: keeping by the rule with CDS is better by so much."""
-    rules = {f"{BY_WORTH} {rule} {DEPTH}": rule for rule in (WITHOUT, WITH, ALONE)} | {BY_ACTIVATION: BY_ACTIVATION}
+    rules = {f"{BY_WORTH} {rule} {DEPTH}": rule for rule in (WITHOUT, WITH, ALONE)}
+    rules |= {rule: rule for rule in (BY_ACTIVATION, "band 1 of 3")}
     found = []
     for seed in range(3):
         noise = np.random.default_rng(seed)
@@ -71,7 +72,8 @@ def make_results(gain: float) -> list[dict]:
 
 
 @pytest.mark.parametrize(
-    ("gain", "words"), [(0.5, "better in 2 of 2"), (-0.5, "worse in 2"), (0.0, "better in 0 of 2")]
+    ("gain", "words"),
+    [(0.5, "better in 2 of 2 comparisons, worse in 0"), (-0.5, "better in 0 of 2 comparisons, worse in 2")],
 )
 def test_the_table_says_what_is_kept(experiment: ModuleType, gain: float, words: str) -> None:
     seeds = [plant(experiment, seed, adds=True) for seed in (0, 1, 2)]
@@ -80,10 +82,12 @@ def test_the_table_says_what_is_kept(experiment: ModuleType, gain: float, words:
     table, of_columns = experiment.make_tables(found, make_results(gain), experiment.IMAGES, ["A note."])
     assert [row[0].value for row in table.rows] == ["rank correlation", "4 kept", "8 kept"]
     assert len(of_columns.rows) == len(RULES) + 1
-    assert words in table.notes[0]
-    assert "predicts better what features are worth in 1 of 1" in table.notes[0]
+    assert "is predicted better in 1 of 1 tasks" in table.notes[0]
+    assert table.notes[1].endswith(f"kept by it: {words}.")
+    assert table.notes[2].startswith("Of the most active of lowest CDS")
     (depth,) = [metric for metric in MAIN_METRICS if metric.task == DEPTH]
-    added = table.rows[1][5].number
+    assert table.rows[1][2].number == pytest.approx(2, abs=0.03)  # the band
+    added = table.rows[1][6].number
     assert added == pytest.approx(-gain, abs=0.03)
     assert depth.higher_is_better is False
 
