@@ -153,6 +153,7 @@ EARLY = [
     (["stage=probe", "probe_data.depth={kind: nyud, root: nowhere}"], ["NYU", "nowhere"]),
     (["stage=probe", "partition=bands", "partition.n_bands=33"], ["partition.n_bands to be at most 32", "got 33"]),
     (["stage=select", "select.n_kept=[64]"], ["select.n_kept[0] to be at most 32", "got 64"]),
+    (["stage=select", "select.weights=nowhere.json"], ["select.weights=nowhere.json to be a file", "No such file"]),
     (["stage=predict"], ["no text tower", "scenes_clip"]),
     (["stage=predict", *SMALL_CLIP, "predict.class_names=nowhere.txt"], ["predict.class_names", "nowhere.txt"]),
     (["stage=predict", *SMALL_CLIP, "predict.target=light"], ["predict.class_names", "light"]),
