@@ -367,10 +367,10 @@ def test_an_image_folder_from_end_to_end(photographs: Path, tmp_path: Path, fail
 def test_nan_tokens(fail: Fail, monkeypatch: pytest.MonkeyPatch) -> None:
     original = PlantedRegisters._tokens
 
-    def spoil(self: PlantedRegisters, *args: Any) -> Tokens:
-        tokens = original(self, *args)
-        tokens.patches[-1, 0, 0] = torch.nan
-        return tokens
+    def spoil(self: PlantedRegisters, *args: Any) -> list[Tokens]:
+        found = original(self, *args)
+        found[0].patches[-1, 0, 0] = torch.nan
+        return found
 
     monkeypatch.setattr(PlantedRegisters, "_tokens", spoil)
     assert mentions(fail("data.cache_dtype=float16", "stage=train_sae"), "NaN", "block")

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from infoscope import registry
+from infoscope.config.overrides import has_layers
+from infoscope.config.sweeps import expand_sweep
 from infoscope.config.tree import compose
 
 ROOT = Path(__file__).parents[2]
@@ -54,7 +56,8 @@ def test_commands_are_composed(command: str) -> None:
         inspect.signature(tool.load()).bind(*[one for one in given if "=" not in one], **options)
         return
     arguments = [one for one in shlex.split(command) if one not in ("-m", "...") and not one.startswith("hydra")]
-    first = [re.sub(r",(?![^\[]*\]).*", "", one) for one in arguments] if "-m" in command.split() else arguments
+    is_sweep = "-m" in command.split() or has_layers(arguments)
+    first = expand_sweep(arguments)[0] if is_sweep else arguments
     config = compose(first)
     for one in first:
         key, _, value = one.partition("=")
