@@ -48,7 +48,7 @@ def make_test(backbone: PatchMeanClip, rows: np.ndarray | None = None) -> ZeroSh
 
 
 def measure(sae: SparseAutoencoder, **options) -> FidelityResult:
-    return measure_fidelity(sae, CACHE, **options)  # pyright: ignore[reportArgumentType]
+    return measure_fidelity([sae], CACHE, **options)[0]  # pyright: ignore[reportArgumentType]
 
 
 def answer_directly(zero_shot: ZeroShotTest, row: int, tokens: Tokens) -> tuple[float, bool]:

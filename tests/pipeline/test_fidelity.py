@@ -13,7 +13,7 @@ from infoscope.stages.describe.alignment import alignments_of, make_alignment_co
 from infoscope.stages.describe.fidelity import Fidelity, why_no_predictions
 from infoscope.stages.sae import sae_of
 from infoscope.stages.tokens import Tokens
-from tests.support.pipeline_samples import N_TEST, Recorder, copy_run, finish_tiny_run, make_tiny_config
+from tests.support.pipeline_samples import N_TEST, Recorder, copy_run, finish_tiny_run, make_tiny_config, run_tiny
 
 CLIP = ("model=scenes_clip", "data.n_train=24", "sae.n_tokens=4000", "predict.n_images=10")
 
@@ -70,3 +70,14 @@ def test_seeds_are_aligned_two_by_two(tmp_path: Path) -> None:
     more = Context(make_tiny_config(tmp_path, *CLIP, "seeds=[0,3,5]"), Recorder())
     assert alignments_of(more)[0, 3].hash == handle.hash
     assert set(alignments_of(more, 3)) == {(0, 3), (3, 5)}
+
+
+def test_seeds_are_measured_in_one_reading(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> None:
+    output_dir = copy_run(finish_tiny_run(tmp_path_factory)[0], tmp_path / "run", but=("fidelity",))
+    record = run_tiny(output_dir, "stage=describe", "seeds=[0,1]")
+    assert [what for what in record.shown if what.startswith("fidelity")] == ["fidelity, seed 0, 1"]
+    assert len(record.names("built", "fidelity")) == 2
+    alone = Fidelity.at(Context(make_tiny_config(finish_tiny_run(tmp_path_factory)[0]), Recorder()), 0).load()
+    found = Fidelity.at(Context(make_tiny_config(output_dir), Recorder()), 0).load()
+    assert (found.fvu, found.l0, found.alive_share) == (alone.fvu, alone.l0, alone.alive_share)
+    assert Fidelity.at(Context(make_tiny_config(output_dir, "seeds=[1]"), Recorder()), 1).load().fvu != found.fvu

@@ -132,18 +132,18 @@ class ZeroShotTest:
 
 @torch.no_grad()
 def measure_fidelity(
-    sae: SparseAutoencoder,
+    saes: Sequence[SparseAutoencoder],
     tokens: TokenSource,
     reads: TokenChoice = TokenChoice.patch,
     zero_shot: ZeroShotTest | None = None,
     batch_images: int = 32,
     progress: Advance = ignore,
     other_weights: bool = False,
-) -> FidelityResult:
-    """Return how faithfully an SAE gives back the tokens of all images of a split, in one reading of them.
+) -> list[FidelityResult]:
+    """Return how faithfully each of some SAEs gives back the tokens of all images of a split, in one reading of them.
 
     Args:
-        reads: which tokens the SAE was trained on: these are measured and replaced, all others stay as they are.
+        reads: which tokens the SAEs were trained on: these are measured and replaced, all others stay as they are.
         zero_shot: None: no head is asked.
         batch_images: read, and sent through the remaining blocks, at a time: changes nothing beyond rounding.
         progress: called with (images done, all images).
@@ -152,26 +152,41 @@ def measure_fidelity(
     Raises:
         InputError: no image, an SAE of other tokens, NaN or Inf in a prediction, or as `Backbone.embed_tokens`.
     """
-    check_tokens(sae, tokens, other_weights=other_weights)
-    check_edits(sae, reads is not TokenChoice.cls, reads is not TokenChoice.patch)
+    for sae in saes:
+        check_tokens(sae, tokens, other_weights=other_weights)
+        check_edits(sae, reads is not TokenChoice.cls, reads is not TokenChoice.patch)
     if len(tokens) == 0:
         raise InputError("Expected at least one image to measure the SAE on, got none.")
-    meter, device = _TokenMeter(sae), sae.W_dec.device
+    meters, device = [_TokenMeter(sae) for sae in saes], saes[0].W_dec.device
     asked = np.isin(np.arange(len(tokens)), [] if zero_shot is None else zero_shot.rows)
-    answers: list[Tensor] = []
+    answers: list[list[Tensor]] = [[] for _ in saes]
     for rows, batch in counted(Kind.reading, tokens.iterate(np.arange(len(tokens)), batch_images)):
         batch = Tokens(batch.prefix.to(device), batch.patches.to(device))
-        editor = GroupEditor(sae, take_tokens(batch, reads))
-        meter.update(editor)
-        if zero_shot is not None and asked[rows].any():
-            answers.append(_ask_all(zero_shot, batch, editor, reads, rows, asked[rows]).cpu())
+        for sae, meter, of_sae in zip(saes, meters, answers, strict=True):
+            editor = GroupEditor(sae, take_tokens(batch, reads))
+            meter.update(editor)
+            if zero_shot is not None and asked[rows].any():
+                of_sae.append(_ask_all(zero_shot, batch, editor, reads, rows, asked[rows]).cpu())
         progress(int(rows[-1]) + 1, len(tokens))
-    entropies, right = torch.cat(answers, dim=2).numpy() if answers else np.zeros((2, len(VERSIONS), 0))
+    n_classes = 0 if zero_shot is None else len(zero_shot.head.class_names)
+    image_index = np.asarray(tokens.image_index[asked], dtype=np.int64)
+    return [_join(*one, n_classes, image_index) for one in zip(meters, answers, strict=True)]
+
+
+def _join(
+    meter: _TokenMeter, answers: Sequence[Tensor], n_classes: int, image_index: Int64[np.ndarray, " n_images"]
+) -> FidelityResult:
+    """Return what was found of an SAE.
+
+    Args:
+        answers: of each batch that has images which are asked about, [2, 4, n_asked].
+    """
+    entropies, right = torch.cat(list(answers), dim=2).numpy() if answers else np.zeros((2, len(VERSIONS), 0))
     return FidelityResult(
         meter.n_tokens,
         **meter.compute(),
-        n_classes=0 if zero_shot is None else len(zero_shot.head.class_names),
-        image_index=np.asarray(tokens.image_index[asked], dtype=np.int64),
+        n_classes=n_classes,
+        image_index=image_index,
         cross_entropy=entropies.astype(np.float32),
         is_right=right.astype(bool),
     )

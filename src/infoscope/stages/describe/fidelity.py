@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -10,11 +11,12 @@ import numpy as np
 from infoscope.analyses.fidelity import VERSIONS, FidelityResult, ZeroShotTest, measure_fidelity
 from infoscope.data.images import Truth
 from infoscope.pipeline.context import Context, once
-from infoscope.pipeline.stage import Key, Needs, NotBuiltYet, SeedStage, Work
+from infoscope.pipeline.stage import Handle, Key, Needs, NotBuiltYet, SeedStage, Work, list_needed
 from infoscope.predictions.inputs import check_predictions
 from infoscope.predictions.prompts import Prompts, choose_class_names, choose_templates
 from infoscope.report.tables import Stat, Table, compute_stat, format_number
 from infoscope.runtime.errors import InputError
+from infoscope.runtime.manifests import Artifact
 from infoscope.runtime.store import Workspace
 from infoscope.sae.model import MAX_PRE_ACTS
 from infoscope.scope.ablations import choose_rows
@@ -53,8 +55,31 @@ class Fidelity(SeedStage[FidelityResult]):
     def check(self, ctx: Context, seed: int) -> None:
         check_split(ctx, "test", ctx.config.data)
 
-    def build(self, ctx: Context, up: Needs, work: Workspace, seed: int) -> FidelityResult:
-        tokens, config, seen = up.tokens.load(), ctx.config.predict, up.tokens.ctx
+    def get(self, handle: Handle[FidelityResult]) -> Artifact:
+        """Return the artifact of a handle; what the command needs of other seeds is measured in the same reading."""
+        ctx = handle.ctx
+        if handle.exists():
+            return ctx.store.get(handle.spec)
+        together = {handle.hash: handle}
+        for node in list_needed(ctx.goals):
+            if isinstance(node, Handle) and type(node.stage) is type(self):
+                together.setdefault(node.hash, node)
+        upstream = {name: {role: node.make() for role, node in one.needs} for name, one in together.items()}
+
+        def build(works: dict[str, Workspace]) -> None:
+            with ctx.recorded(*(self.kind for _ in works)):
+                self._measure(ctx, {together[name]: work for name, work in works.items()})
+
+        specs = {name: one.spec for name, one in together.items()}
+        made = ctx.store.get_together(specs, build, upstream=upstream)
+        for one in together.values():
+            one.is_known_to_exist = True
+        return made[handle.hash]
+
+    def _measure(self, ctx: Context, works: Mapping[Handle[FidelityResult], Workspace]) -> None:
+        """Read the tokens once for all seeds that are missing."""
+        up, config, start = next(iter(works)).needs, ctx.config.predict, time.perf_counter()
+        tokens, seen = up.tokens.load(), up.tokens.ctx
         zero_shot = None
         if hasattr(up, "head"):
             labels = prompts_of(seen).labels
@@ -62,11 +87,14 @@ class Fidelity(SeedStage[FidelityResult]):
             rows = choose_rows(len(tokens), config.n_images, config.seed)
             of_rows = labels[np.asarray(tokens.image_index)]
             zero_shot = ZeroShotTest(load_backbone(seen), ctx.config.model.layer, up.head.load(), rows, of_rows)
-        with ctx.display.bar(f"fidelity, seed {seed}", len(tokens), "images") as advance:
-            reads, other_weights = choose_tokens(ctx), seen is not ctx
-            return measure_fidelity(
-                up.sae.load(), tokens, reads, zero_shot, config.batch_images, advance, other_weights
-            )
+        seeds = ", ".join(str(one.item[0]) for one in works)
+        with ctx.display.bar(f"fidelity, seed {seeds}", len(tokens), "images") as advance:
+            saes, reads = [one.needs.sae.load() for one in works], choose_tokens(ctx)
+            found = measure_fidelity(saes, tokens, reads, zero_shot, config.batch_images, advance, seen is not ctx)
+        seconds = (time.perf_counter() - start) / len(works)
+        for (one, work), result in zip(works.items(), found, strict=True):
+            result.save(work.folder)
+            one.note(work, seconds)
 
     def work(self, ctx: Context, seed: int) -> Work:
         n, sizes, is_stored = count_images(ctx, "test"), find_sizes(ctx), ctx.config.data.store_tokens
