@@ -72,11 +72,13 @@ def test_tables_hold_the_changes() -> None:
 
 def test_findings_follow_the_numbers(tmp_path: Path) -> None:
     section = make_adapt_section([make_found(0), make_found(1)])
-    fit, overlap, changed, scope, top1 = section.findings
+    fit, overlap, changed, moved, profile, scope, top1 = section.findings
     assert "leaves 25.0 ± 7.1% of the variance of the adapted model's test tokens unexplained, and 10.0%" in fit
     assert overlap.startswith("Of the 2 latents of a class, both models share a Jaccard index of 0.35 on the same")
     assert "it is 0.35, and 0.85 where both halves are seen by the model" in overlap
     assert changed.startswith("1 of 198 latents whose class can be compared are remapped to another class (0.1 between")
+    assert moved == "Of the remapped ones most were of cat (1.0 of 1.0), and most are now of dog (1.0)."
+    assert profile == "The profile of cat changes most (KL 0.800 nats), that of dog least (0.500)."
     assert scope.startswith("By scope, remapped are 1.0 low-scope ones (0.")
     assert top1 == "Zero-shot top-1 on 10 test images is 90.0% with the model and 50.0% with the adapted one."
     files = write_report(Page("Adapted", {}, sections=[section]), tmp_path)

@@ -243,6 +243,7 @@ def _tell(found: Sequence[Found], counted: dict[str, list[GroupChanges]], why_no
     )
     if first.adaptation.has_labels:
         yield from _tell_classes(found, write)
+        yield from _tell_moves(found)
         yield from _tell_groups(counted)
     else:
         yield "The images have no labels, so there are rates alone: no latents of classes, none that are remapped."
@@ -267,6 +268,31 @@ def _tell_classes(found: Sequence[Found], say: Callable[..., str]) -> Iterator[s
         f" another class ({say('n_remapped_halves', 1)} between halves of the model's images); {say('n_new', 0)} are"
         f" new, {say('n_gone', 0)} are gone."
     )
+
+
+def _tell_moves(found: Sequence[Found]) -> Iterator[str]:
+    """Say of which class most latents were before and are now, and whose profile changes most and least."""
+    names, n = found[0].class_names, len(found)
+    moved = Counter({pair: n for pair, n in sum(map(count_moves, found), Counter()).items() if pair[0] != pair[1]})
+    if moved:
+        before, after = Counter(), Counter()
+        for (one, other), count in moved.items():
+            before[one] += count
+            after[other] += count
+        (most_before, n_before), (most_after, n_after) = before.most_common(1)[0], after.most_common(1)[0]
+        yield (
+            f"Of the remapped ones most were of {names[most_before]} ({format_number(n_before / n, 1)} of"
+            f" {format_number(sum(moved.values()) / n, 1)}), and most are now of {names[most_after]}"
+            f" ({format_number(n_after / n, 1)})."
+        )
+    means = [compute_stat(of).mean for of in zip(*(one.adaptation.divergence[SAME] for one in found), strict=True)]
+    known = [label for label, mean in enumerate(means) if math.isfinite(mean)]
+    if len(known) > 1:
+        most, least = max(known, key=lambda label: means[label]), min(known, key=lambda label: means[label])
+        yield (
+            f"The profile of {names[most]} changes most (KL {format_number(means[most], 3)} nats), that of"
+            f" {names[least]} least ({format_number(means[least], 3)})."
+        )
 
 
 def _tell_groups(counted: dict[str, list[GroupChanges]]) -> Iterator[str]:
