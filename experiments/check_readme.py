@@ -94,6 +94,17 @@ def find_folder(path: str) -> Find:
     return lambda given, builds: ROOT / path
 
 
+def find_swapped(*overrides: str) -> Find:
+    """The report on the control of adapted_clip.py, whose weights are written anew."""
+
+    def find(given: Sequence[str], builds: bool) -> Path | None:
+        folder = Path(compose(list(given)).output_dir) / "experiments" / "swapped_colours"
+        control = load_script("adapted_clip").make_control(folder)
+        return find_report("stage=adapt", *control, *overrides)(given, builds)
+
+    return find
+
+
 SOURCES: Mapping[str, Find] = {
     "demo": find_report(),
     "bands": find_report("partition=bands"),
@@ -101,6 +112,12 @@ SOURCES: Mapping[str, Find] = {
     "class": find_report("probe.target=class", "probe.tasks=[classification]", "probe.n_draws=0", "seeds=[0]"),
     "predict": find_report("stage=predict"),
     "masking": find_report("stage=masking"),
+    "swapped": find_swapped(),
+    "swapped_kinds": find_swapped("predict.target=class", "predict.class_names=null"),
+    "sea": find_report(
+        *("stage=adapt", "adapt.pretrained=train_clip", "clip.init=shipped", "clip.place=sea", "clip.n_steps=200"),
+        *("clip.lr=5e-4", "clip.batch_size=64", "clip.n_images=2000", "clip.warmup_steps=10", "predict.target=place"),
+    ),
     "stability": find_report("stage=stability"),
     "select": find_report("stage=select"),
     "curve": find_report("stage=curve"),

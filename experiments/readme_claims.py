@@ -73,6 +73,20 @@ def masked(latents: str, curve: str, way: str = "the SAE's error stays", what: s
     return f"masking/masking/section={what}, {way};latents={latents}/top1_{curve} * 100"
 
 
+def adapted(source: str, quantity: str) -> str:
+    """The address of a row of the table of a model and the adapted one."""
+    return f"{source}/adapt/quantity={quantity}/mean"
+
+
+OVERLAPS = [
+    f"swapped/adapt/section=latents of a class, Jaccard (mean over classes);quantity={of}/mean"
+    for of in ("model and adapted, same images", "model, halves of its images")
+]
+COMPARABLE, REMAPPED = "whose class can be compared", "remapped: another class"
+REMAPPED_HALVES = "the same between halves of the model's images"
+ZERO_SHOT = "zero-shot top-1 on test images, each with its own head (%)"
+SEA = "2"
+"""Its number among the places, which have no names without predict.class_names."""
 GAMMA = ("demo/scope/quantity=gamma/mean",)
 GROUPS = (
     Claim("without high scope (CDS > {})", GAMMA),
@@ -453,6 +467,39 @@ EXPERIMENTS = (
     Claim(
         "The ten latents of each of the nine classes are {} different ones in all, {} of which every class has",
         [f"demo/summary/describe/class_latents/{name}/mean" for name in ("n_different", "n_of_every_class")],
+    ),
+    Claim(
+        "have a Jaccard index of {} in both models, {} in two halves of the images. Of {} latents whose colour is"
+        " settled {} are remapped ({} between halves)",
+        [*OVERLAPS, *(adapted("swapped", of) for of in (COMPARABLE, REMAPPED, REMAPPED_HALVES))],
+    ),
+    Claim(
+        "the latter to red ({}) or orange ({})",
+        [f"swapped/adapt_moves/from=blue;to={colour}/n" for colour in ("red", "orange")],
+    ),
+    Claim(
+        "which no swap of colours changes, {} of {} are. The SAE's FVU rises from {} to {}, and zero-shot top-1 of the"
+        " kind falls from {}% to {}%",
+        [
+            *(adapted("swapped_kinds", of) for of in (REMAPPED, COMPARABLE, "FVU, model", "FVU, adapted")),
+            *(f"swapped_kinds/adapt/section={ZERO_SHOT};quantity={of}/mean * 100" for of in ("model", "adapted")),
+        ],
+    ),
+    Claim(
+        "Features of high scope are not remapped more than others: {}, and {} if",
+        [f"swapped/adapt_groups/group=high-scope/{of}_remapped" for of in ("n", "expected")],
+    ),
+    Claim(
+        "latents whose place is settled {} are remapped ({} between halves)",
+        [adapted("sea", of) for of in (REMAPPED, REMAPPED_HALVES)],
+    ),
+    Claim(
+        "The profile of the sea's pictures changes by {} nats",
+        [f"sea/adapt_classes/class={SEA}/divergence"],
+    ),
+    Claim(
+        "remapped half as often as others: {}, where {} were expected",
+        [f"sea/adapt_groups/group=low-scope/{of}_remapped" for of in ("n", "expected")],
     ),
     TableClaim(
         "| setting | difference | CDS with firing frequency | FVU |",
