@@ -451,6 +451,7 @@ EXPERIMENTS = (
             f"{RANKING}/all_latents_would_be_gb",
         ],
     ),
+    Claim("scenes (3 SAE seeds, {} features with a CDS;", [f"{SCOPE}scored/mean"]),
     TableClaim(
         "| | high scope | low scope | all | images at random |",
         [

@@ -110,6 +110,7 @@ def test_a_clip_ends_with_its_retrieval(tmp_path: Path) -> None:
 def test_every_stage_ends_with_a_table(output_dir: Path) -> None:
     told_elsewhere = {
         "report",
+        "adapt",
         "predict",
         "masking",
         "segment",
