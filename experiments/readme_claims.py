@@ -491,8 +491,8 @@ EXPERIMENTS = (
         [f"swapped/adapt_groups/group=high-scope/{of}_remapped" for of in ("n", "expected")],
     ),
     Claim(
-        "latents whose place is settled {} are remapped ({} between halves)",
-        [adapted("sea", of) for of in (REMAPPED, REMAPPED_HALVES)],
+        "Of {} latents whose place is settled {} are remapped ({} between halves)",
+        [adapted("sea", of) for of in (COMPARABLE, REMAPPED, REMAPPED_HALVES)],
     ),
     Claim(
         "The profile of the sea's pictures changes by {} nats",
