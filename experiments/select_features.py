@@ -13,7 +13,8 @@ trained there. Two questions, both on test images:
 
 - Over all features: how well does predicted worth rank what removing each one costs?
 - For keeping n of them: what do probes read from tokens that are decoded from the n features of most predicted worth
-  (stage=select select.weights=FILE)?
+  (stage=select select.weights=FILE)? And of the most active of the band of lowest CDS, against the same choice by the
+  CDS that frequency, MS and class counts predict?
 
 The weights are left in `weights.json`, for stage=select on images of your own.
 """
@@ -32,22 +33,36 @@ from infoscope.commands.experiments.sweep import add_defaults, run_command
 from infoscope.config.tree import Config, compose
 from infoscope.pipeline.context import Context
 from infoscope.pipeline.run import apply_trainer, check, set_goals
-from infoscope.probes.selection import BY_ACTIVATION, BY_WORTH
-from infoscope.probes.worth import ALONE, COLUMNS, RULES, WITH, WITHOUT, Known, Weights, fit_weights, predict_worth
+from infoscope.probes.config import SelectConfig
+from infoscope.probes.selection import BY_ACTIVATION, BY_WORTH, make_selection_ablations
+from infoscope.probes.worth import (
+    ALONE,
+    BASE,
+    COLUMNS,
+    RULES,
+    WITH,
+    WITHOUT,
+    Known,
+    Weights,
+    fit_weights,
+    predict_worth,
+)
 from infoscope.report.tables import Align, Cell, Column, Table, compute_stat
 from infoscope.runtime.errors import InputError
 from infoscope.runtime.job import Job
 from infoscope.runtime.output import say
 from infoscope.runtime.progress import Display
 from infoscope.runtime.uses import write_uses
+from infoscope.scope.ablations import Ablation
 from infoscope.scope.partial_ranks import Draws, Estimate, compute_partials, estimate
 from infoscope.stages.effects.stage import Effects
 from infoscope.stages.probe.against_random import Excess, compare_runs
 from infoscope.stages.probe.results import MAIN_METRICS, Metric, Result, present_metrics
+from infoscope.stages.probe.run import probe_variants
 from infoscope.stages.probe.stage import read_probed
 from infoscope.stages.rank import mass_of
 from infoscope.stages.select.section import PREDICTED_BY, Runs, collect_runs, find_runs
-from infoscope.stages.select.stage import Select
+from infoscope.stages.select.stage import Select, whole_variants_of
 from infoscope.stages.select.worth import known_of, list_test_images, say_unknown
 
 NAME = "select_features"
@@ -55,6 +70,8 @@ IMAGES = {"fit": "data.seed=0", "report": "data.seed=3"}
 """What tells the two sets of images apart, where the arguments do not say so: overrides."""
 LOW = "low_cds"
 """The lowest of the bands of stage=select by CDS, whose most active features are kept beside the most active of all."""
+LIKE_LOW = "like_low_cds"
+"""The same of the lowest CDS as frequency, MS and class counts predict it: a choice that needs no scope."""
 PROBED = (WITHOUT, WITH, ALONE)
 """The rules by which features are kept."""
 DEFAULTS = ["select.n_kept=[8,16,32]"]
@@ -105,6 +122,35 @@ class Correlations:
     def gain(self) -> Estimate:
         """What CDS adds to the others, draw by draw."""
         return estimate([a - b for a, b in zip(self.draws[WITH], self.draws[WITHOUT], strict=True)])
+
+
+def fit_cds(seeds: Sequence[OfSeed]) -> dict[str, tuple[float, float]]:
+    """Return the weights by which the other columns predict the CDS."""
+    known = [one.known for one in seeds]
+    return fit_weights(
+        known, [one.columns["cds"] for one in known], [name for name in BASE if name in known[0].columns]
+    )
+
+
+def keep_like_low(of: OfSeed, weights: Mapping[str, tuple[float, float]], config: SelectConfig) -> list[Ablation]:
+    """Return the variants that keep the most active features of lowest predicted CDS, of as many as a band has."""
+    predicted = predict_worth(of.known, weights)
+    low = predicted <= np.nanquantile(predicted, 1 / config.n_bands)
+    made = make_selection_ablations({LIKE_LOW: low}, of.known.members, of.mass, {}, config)
+    return [variant for variant in made if variant.group == LIKE_LOW]
+
+
+def probe(ctx: Context, seeds: Sequence[OfSeed], weights: Mapping[str, tuple[float, float]]) -> list[Result]:
+    """Return what probes read of the features that are kept; what is missing is trained.
+
+    Args:
+        weights: those of `fit_cds`.
+    """
+    probed = Select().probe_seeds(ctx)
+    for one in seeds:
+        variants = [whole_variants_of(ctx, one.seed)[0], *keep_like_low(one, weights, ctx.config.select)]
+        probed[one.seed] |= probe_variants(ctx, one.seed, variants)
+    return read_probed(ctx, probed)
 
 
 def find_folder(config: Config) -> Path:
@@ -165,7 +211,7 @@ def run(arguments: Sequence[str]) -> list[str]:
         found = {
             task: Correlations(seeds, task, {rule: of[task] for rule, of in rules.items()}) for task in seeds[0].effects
         }
-        results = read_probed(ctx, Select().probe_seeds(ctx))
+        results = probe(ctx, seeds, fit_cds(fitted_on))
     tables = make_tables(found, results, images, say_lacking([one.known for one in seeds]))
     for table in tables:
         table.save(folder)
@@ -213,7 +259,10 @@ def make_tables(
     ]
     metrics, runs = present_metrics(results, MAIN_METRICS), collect_runs(results)
     excess = {(n, metric): _compare(runs, n, metric, WITH, WITHOUT) for metric in metrics for n in runs}
-    of_band = [_compare(runs, n, metric, LOW, BY_ACTIVATION) for metric in metrics for n in runs]
+    of_band = {
+        against: [_compare(runs, n, metric, LOW, against) for metric in metrics for n in runs]
+        for against in (BY_ACTIVATION, LIKE_LOW)
+    }
     table = Table(
         NAME,
         f"Features chosen for a task, fitted on {images['fit']}, reported on {images['report']}",
@@ -271,7 +320,9 @@ def _make_column_table(found: Mapping[str, Correlations]) -> Table:
     return table
 
 
-def _conclude(found: Mapping[str, Correlations], excess: Sequence[Excess], of_band: Sequence[Excess]) -> list[str]:
+def _conclude(
+    found: Mapping[str, Correlations], excess: Sequence[Excess], of_band: Mapping[str, Sequence[Excess]]
+) -> list[str]:
     """Say whether CDS adds to the other columns, over all features and for keeping some, and to activation."""
     gains = [of.gain for of in found.values()]
     said = [
@@ -281,7 +332,8 @@ def _conclude(found: Mapping[str, Correlations], excess: Sequence[Excess], of_ba
     ]
     words = {
         "What probes read of the features that are kept by it": excess,
-        "Of the most active of lowest CDS, against the most active of all": of_band,
+        "Of the most active of lowest CDS, against the most active of all": of_band[BY_ACTIVATION],
+        "Against the most active of lowest CDS as frequency, MS and class counts predict it": of_band[LIKE_LOW],
     }
     for what, many in words.items():
         if signs := [one.sign for one in many if one.sign is not None]:

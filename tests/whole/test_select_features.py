@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
 
 from infoscope.pipeline.context import Context
+from infoscope.probes.config import SelectConfig
 from infoscope.probes.selection import BY_ACTIVATION, BY_WORTH
 from infoscope.probes.worth import ALONE, BASE, RULES, WITH, WITHOUT, Known
 from infoscope.runtime.errors import InputError
@@ -28,7 +30,7 @@ def experiment() -> ModuleType:
     return load_experiment("select_features")
 
 
-def plant(experiment: ModuleType, seed: int, *, adds: bool) -> object:
+def plant(experiment: ModuleType, seed: int, *, adds: bool) -> Any:
     """An SAE whose effects follow MS, and the CDS too where it adds anything; else that is the firing rate, blurred."""
     noise = np.random.default_rng(seed)
     columns = {name: noise.normal(size=D_SAE) for name in BASE}
@@ -57,10 +59,21 @@ def test_cds_adds_what_it_was_planted_to_add(experiment: ModuleType, adds: bool)
         assert found.estimate(ALONE).low > 0.3  # alone it does tell of worth
 
 
-def make_results(gain: float) -> list[dict]:
+def test_the_choice_that_scope_is_not_needed_for(experiment: ModuleType) -> None:
+    """Where the CDS is a blurred firing rate, the others know which features have the lowest."""
+    first, second = (plant(experiment, seed, adds=False) for seed in (0, 1))
+    config = SelectConfig(n_kept=[20], n_bands=4)
+    (kept,) = experiment.keep_like_low(second, experiment.fit_cds([first]), config)
+    cds, chosen = second.known.columns["cds"], ~kept.ablated
+    assert chosen.sum() == 20
+    assert np.median(cds[chosen]) < np.quantile(cds[second.known.members], 0.25)
+    assert np.median(second.mass[chosen]) > np.median(second.mass)
+
+
+def make_results(experiment: ModuleType, gain: float) -> list[dict]:
     """Probes of three SAE seeds: keeping by the rule with CDS is better by so much."""
     rules = {f"{BY_WORTH} {rule} {DEPTH}": rule for rule in (WITHOUT, WITH, ALONE)}
-    rules |= {rule: rule for rule in (BY_ACTIVATION, "band 1 of 3")}
+    rules |= {rule: rule for rule in (BY_ACTIVATION, experiment.LIKE_LOW, "band 1 of 3")}
     found = []
     for seed in range(3):
         noise = np.random.default_rng(seed)
@@ -79,7 +92,7 @@ def test_the_table_says_what_is_kept(experiment: ModuleType, gain: float, words:
     seeds = [plant(experiment, seed, adds=True) for seed in (0, 1, 2)]
     rules = {rule: of[DEPTH] for rule, of in experiment.fit(seeds).items()}
     found = {DEPTH: experiment.Correlations(seeds, DEPTH, rules)}
-    table, of_columns = experiment.make_tables(found, make_results(gain), experiment.IMAGES, ["A note."])
+    table, of_columns = experiment.make_tables(found, make_results(experiment, gain), experiment.IMAGES, ["A note."])
     assert [row[0].value for row in table.rows] == ["rank correlation", "4 kept", "8 kept"]
     assert len(of_columns.rows) == len(RULES) + 1
     assert "is predicted better in 1 of 1 tasks" in table.notes[0]
@@ -87,6 +100,9 @@ def test_the_table_says_what_is_kept(experiment: ModuleType, gain: float, words:
     assert table.notes[2].startswith("Of the most active of lowest CDS")
     (depth,) = [metric for metric in MAIN_METRICS if metric.task == DEPTH]
     assert table.rows[1][2].number == pytest.approx(2, abs=0.03)  # the band
+    assert table.notes[3].startswith(
+        "Against the most active of lowest CDS as frequency, MS and class counts predict it: "
+    )
     added = table.rows[1][6].number
     assert added == pytest.approx(-gain, abs=0.03)
     assert depth.higher_is_better is False
