@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import multiprocessing
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,8 @@ from infoscope.stages.score.stage import Score
 from infoscope.stages.tokens import Tokens, keep_open
 from infoscope.stages.train_sae import TrainSAE
 from infoscope.vision.backbone import Backbone
+from infoscope.vision.backbone import Tokens as TokenBatch
+from infoscope.vision.planted import PlantedRegisters
 from infoscope.vision.tokens import extract, source
 from tests.support.pipeline_samples import N_TRAIN, Recorder, make_tiny_config, run_tiny
 from tests.support.slow import fall_behind
@@ -263,3 +266,25 @@ def test_layers_of_a_sweep_come_from_one_reading_of_the_images(photographs: Path
             assert (found / file).read_bytes() == (expected / file).read_bytes()
     manifests = [json.loads((folder / "manifest.json").read_text()) for folder in (first.folder, found)]
     assert all(manifest["work"]["n"] == N_PHOTOGRAPHS for manifest in manifests)
+
+
+def test_a_layer_that_cannot_be_kept_does_not_take_others_with_it(photographs: Path, tmp_path: Path, monkeypatch):
+    overrides = ["model=planted_registers", "stage=rank", "data.cache_dtype=float16"]
+    original = PlantedRegisters._tokens
+
+    def spoil(self: PlantedRegisters, pixels: torch.Tensor, layers: Sequence[int]) -> list[TokenBatch]:
+        found = original(self, pixels, layers)
+        return [
+            one._replace(patches=one.patches + 1e5 * (layer == 1)) for one, layer in zip(found, layers, strict=True)
+        ]
+
+    monkeypatch.setattr(PlantedRegisters, "_tokens", spoil)
+    first = make_context(photographs, tmp_path, *overrides, "model.layer=0")
+    first.job = Job(layers=(-1,))
+    made = Tokens.at(first, "train").get()
+    assert set(made.manifest["upstream"]) == set()
+    assert made.read_json("tokens.json")["layer"] == 0
+    second = make_context(photographs, tmp_path, *overrides, "model.layer=-1")
+    second.job = Job(layers=(0,))
+    with pytest.raises(InputError, match="too large for float16"):
+        Tokens.at(second, "train").get()

@@ -54,7 +54,7 @@ def record_keys(config: Config, ends: Sequence[StageName], store: FixedStore, ba
     for end in ends:
         ctx = Context(replace(config, stage=end), Display.silent())
         ctx.store = store
-        ctx.known[(load_backbone.__module__, load_backbone.__qualname__, repr(((), {})))] = backbone
+        ctx.known[(load_backbone.__module__, "_load", repr(((config.model,), {})))] = backbone
         stage = find_stage(ctx)
         for node in list_needed(set_goals(ctx)):
             node.make()

@@ -212,7 +212,11 @@ class Config:
             unread["scope.sinkhorn_blur"] = words
         if self.data.store_tokens:
             unread["trainer.token_buffer"] = "by data.store_tokens=false alone: drop it, or give that"
-        if stage != "train_clip" and "train_clip" not in (self.model.pretrained, self.adapt.pretrained):
+        if stage != "train_clip" and "train_clip" not in {
+            self.model.pretrained,
+            self.judge.pretrained,
+            self.adapt.pretrained,
+        }:
             words = "by stage=train_clip and model.pretrained=train_clip alone: drop it, or choose one of those"
             unread["clip"] = words
         if self.judge.kind is not ModelKind.own:

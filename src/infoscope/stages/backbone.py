@@ -17,13 +17,13 @@ from infoscope.vision.tokens.source import choose_batch_images
 from infoscope.vision.weights.facts import Facts
 
 
-def _find_trained(ctx: Context, model: ModelConfig | None = None) -> Path | None:
-    """Return where the CLIP of stage train_clip lies, if a model, by default the experiment's own, is that one.
+def _find_trained(ctx: Context, model: ModelConfig) -> Path | None:
+    """Return where the CLIP of stage train_clip lies, if a model is that one.
 
     Raises:
         NotBuiltYet: there is none.
     """
-    if (model or ctx.config.model).pretrained != "train_clip":
+    if model.pretrained != "train_clip":
         return None
     found = TrainClip.at(ctx).find()
     if found is None:
@@ -31,28 +31,37 @@ def _find_trained(ctx: Context, model: ModelConfig | None = None) -> Path | None
     return found.folder
 
 
-@once
 def fingerprint_model(ctx: Context, model: ModelConfig | None = None) -> dict[str, Any]:
     """Return what determines a backbone, by default the experiment's own, known without building it.
 
     Raises:
         NotBuiltYet: it is a CLIP that has yet to be trained.
     """
+    return _fingerprint(ctx, model or ctx.config.model)
+
+
+@once
+def _fingerprint(ctx: Context, model: ModelConfig) -> dict[str, Any]:
     with ctx.display.bar("reading the weights' checksum"):
-        return compute_model_fingerprint(model or ctx.config.model, _find_trained(ctx, model))
+        return compute_model_fingerprint(model, _find_trained(ctx, model))
 
 
 @once
 def find_model_facts(ctx: Context, model: ModelConfig | None = None) -> Facts | None:
     """Return a model's activation, mean and std, and who says so; None for planted backbones."""
-    return find_facts(model or ctx.config.model, _find_trained(ctx, model))
+    model = model or ctx.config.model
+    return find_facts(model, _find_trained(ctx, model))
+
+
+def load_backbone(ctx: Context, model: ModelConfig | None = None) -> Backbone:
+    """Return a frozen backbone, by default the experiment's own: loaded when it has to encode, not before, and once."""
+    return _load(ctx, model or ctx.config.model)
 
 
 @once
-def load_backbone(ctx: Context, model: ModelConfig | None = None) -> Backbone:
-    """Return a frozen backbone, by default the experiment's own: loaded when it has to encode, not before."""
+def _load(ctx: Context, model: ModelConfig) -> Backbone:
     with ctx.display.bar("loading the backbone"):
-        backbone = make_backbone(model or ctx.config.model, _find_trained(ctx, model)).to(ctx.device)
+        backbone = make_backbone(model, _find_trained(ctx, model)).to(ctx.device)
         backbone.cast_weights()
     if backbone.notes:
         ctx.display.say(backbone.notes)
@@ -90,7 +99,7 @@ def load_backbone_at(ctx: Context, image_px: int) -> Backbone:
     own = load_backbone(ctx)
     if image_px == own.image_px:
         return own
-    loaded = make_backbone(replace(ctx.config.model, image_px=image_px), _find_trained(ctx))
+    loaded = make_backbone(replace(ctx.config.model, image_px=image_px), _find_trained(ctx, ctx.config.model))
     if loaded.image_px != image_px:
         raise InputError(
             f"Expected a model that takes crops of {image_px} px, but {ctx.config.model.name} takes images of"

@@ -24,7 +24,7 @@ from infoscope.stages.describe.fidelity import Fidelity, why_no_predictions
 from infoscope.stages.image_codes import Codes
 from infoscope.stages.images import find_known, open_split, scenes_of
 from infoscope.stages.publish import Published
-from infoscope.stages.score.stage import Score, scope_of
+from infoscope.stages.score.stage import Score, key_of_groups, scope_of
 
 
 class Adapt(Published, SeedStage[Adaptation]):
@@ -107,9 +107,8 @@ class Adapt(Published, SeedStage[Adaptation]):
         return {**mine, **super().report_sources(ctx)}
 
     def report_key(self, ctx: Context) -> Key:
-        groups = {"k_cds": ctx.config.scope.k_cds, "partition": ctx.config.partition.cache_key_fields()}
         thresholds = {"factor": ctx.config.adapt.factor, "n_images": ctx.config.describe.n_label_images}
-        return {**super().report_key(ctx), **groups, **thresholds, "class_names": list(_name_classes(ctx))}
+        return {**super().report_key(ctx), **key_of_groups(ctx), **thresholds, "class_names": list(_name_classes(ctx))}
 
 
 def found_of(ctx: Context, seed: int) -> Found:

@@ -194,6 +194,13 @@ def _is_by_energy(ctx: Context) -> bool:
     return ctx.config.partition.chosen[0] is Rule.energy
 
 
+def key_of_groups(ctx: Context) -> Key:
+    """Return what the groups depend on besides scores and mass."""
+    partition = ctx.config.partition
+    key = {"k_cds": ctx.config.scope.k_cds, "partition": partition.cache_key_fields()}
+    return {**key, "interval": ctx.config.stability.interval} if partition.decided_only else key
+
+
 @once
 def partition_of(ctx: Context, seed: int) -> Partition:
     """Divide the latents by their scores on the training split: arithmetic on the score artifact."""

@@ -44,7 +44,7 @@ from infoscope.stages.images import (
 )
 from infoscope.stages.publish import Published
 from infoscope.stages.sae import count_latents, origin_of, sae_of, work_of_pass
-from infoscope.stages.score.stage import Score, scope_of
+from infoscope.stages.score.stage import Score, key_of_groups, scope_of
 from infoscope.stages.segment.section import Found, make_segment_section
 from infoscope.stages.tokens import Tokens, find_sizes
 from infoscope.vision.tokens.source import TokenSource
@@ -199,8 +199,7 @@ class Segment(Published, SeedStage[Segmentation]):
         return {**segments, **super().report_sources(ctx)}
 
     def report_key(self, ctx: Context) -> Key:
-        groups = {"k_cds": ctx.config.scope.k_cds, "partition": ctx.config.partition.cache_key_fields()}
-        return {**super().report_key(ctx), **groups}
+        return {**super().report_key(ctx), **key_of_groups(ctx)}
 
 
 @once
