@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from infoscope.stages.image_codes import Codes
 from infoscope.stages.images import open_split
 from infoscope.stages.tokens import Tokens
 from infoscope.vision.open_clip.weights import SHIPPED_FOLDER
-from tests.support.clip_samples import make_clip
+from tests.support.clip_samples import make_clip, make_clip_cfg
 from tests.support.pipeline_samples import (
     Recorder,
     collect_tiny,
@@ -143,12 +144,17 @@ def test_without_labels_there_are_rates_and_a_sentence(
         (["adapt.pretrained={folder}/none.safetensors"], "adapt.pretrained={folder}/none.safetensors is no file"),
         (["adapt.pretrained={shipped}"], "Expected adapt.pretrained to be other weights than the model's"),
         (["adapt.pretrained={folder}/other.safetensors"], "its image tower is 64 wide"),
+        (["adapt.pretrained=local-dir:{folder}"], "got width 64 for 128, patches per side 4 for 12: the SAE reads"),
         (["adapt.pretrained={noisy}", "model=planted_registers"], "planted_registers is a formula without any"),
         (["adapt.pretrained={noisy}", "predict.target=mood"], "Expected a target of the scenes"),
     ],
 )
 def test_it_refuses(overrides: list[str], sentence: str, noisy: Path, tmp_path: Path) -> None:
-    save_file(make_clip().state_dict(), tmp_path / "other.safetensors")
+    for name in ("other", "open_clip_model"):
+        save_file(make_clip().state_dict(), tmp_path / f"{name}.safetensors")
+    preprocess = {"mean": [0.5] * 3, "std": [0.25] * 3}
+    local = {"model_cfg": make_clip_cfg(), "preprocess_cfg": preprocess}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(local))
     places = {"folder": tmp_path, "noisy": noisy, "shipped": SHIPPED_FOLDER / "open_clip_model.safetensors"}
     with pytest.raises(InputError) as refused:
         run_tiny(tmp_path / "out", *SHIPPED, *(one.format(**places) for one in overrides))

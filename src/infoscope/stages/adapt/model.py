@@ -25,6 +25,7 @@ from infoscope.vision.config import ModelConfig, ModelKind
 from infoscope.vision.tokens.source import TokenSource
 from infoscope.vision.weights.local import find_local_file
 
+_SIZES = {"d_in": "width", "grid": "patches per side", "patch_px": "pixels per patch", "n_prefix": "prefix tokens"}
 _BRINGS_CONFIG = ("shipped", "train_clip", "random")
 
 
@@ -92,8 +93,8 @@ def check_adapted(ctx: Context) -> None:
                 f"Expected adapt.pretrained to be other weights than the model's, got the same ones:"
                 f" {ctx.config.adapt.pretrained}."
             )
-    own, other = (asdict(replace(find_sizes(one), n_layers=None)) for one in (ctx, adapted))
-    different = [f"{name} {other[name]} instead of {own[name]}" for name in own if own[name] != other[name]]
+    own, other = (asdict(find_sizes(one)) for one in (ctx, adapted))
+    different = [f"{words} {other[name]} for {own[name]}" for name, words in _SIZES.items() if own[name] != other[name]]
     if different:
         raise InputError(
             f"Expected adapt.pretrained to be weights of the model's own architecture, got {', '.join(different)}: the"

@@ -31,7 +31,7 @@ class Adapt(Published, SeedStage[Adaptation]):
     """What the SAE of a seed sees of both models in the training images."""
 
     kind, holds = "adapt", Adaptation
-    is_optional = True
+    is_shared, is_optional = False, True
     columns = (
         Column("rate_correlation", "rates, Spearman"),
         Column("jaccard", "Jaccard"),
