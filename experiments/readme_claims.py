@@ -460,7 +460,11 @@ EXPERIMENTS = (
                 "monosemanticity": "monosemanticity",
                 "clarity of the top 20 images": "clarity of the top images",
                 "label entropy of the top 10 images (nats)": "label entropy, top images (nats)",
+                "the same, labels permuted": "label entropy, top images (nats), labels permuted",
+                "strong patches in the top class (%)": "strong patches in its top class (%)",
+                "these, labels permuted": "strong patches in its top class (%), labels permuted",
                 "depth at which the top 16 images meet": "depth in the hierarchy",
+                "this, labels permuted": "depth in the hierarchy, labels permuted",
             }.items()
         ],
         {"high scope": "high", "low scope": "low", "all": "all", "images at random": "at_random"},

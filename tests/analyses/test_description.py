@@ -85,7 +85,10 @@ def test_planted_latents_are_told_apart(labels: Labels, code: ImageCode, tmp_pat
     assert found.tree_depth[PURE] == 2
     assert 0 < found.tree_depth[MIXED] < 1.5
     assert found.chance["ms"] < 0.4
-    assert found.chance["tree_depth"] == pytest.approx((2 * 11 + 12 / 3 * 2) / 35, abs=1e-9)
+    depth = found.by_chance("tree_depth")
+    assert depth is not None
+    assert np.nanmean(depth) == pytest.approx((2 * 11 + 12 / 3 * 2) / 35, abs=0.15)  # of any two of the images
+    assert found.by_chance("ms") is None
 
 
 def test_what_the_data_cannot_give_is_left_out() -> None:
@@ -97,6 +100,7 @@ def test_what_the_data_cannot_give_is_left_out() -> None:
     assert found.chance.keys() == {"ms", "clarity", "top_overlap"}
     ms = compute_ms(codes.matrix("means").T.tocsr(), normalise(vectors))
     assert found.ms[PURE] == pytest.approx(ms[PURE])
+    assert found.by_chance("label_entropy") is None
     flat = describe_latents(codes, vectors, CONFIG, Labels(LABELS, ["ball", "ring", "cube"]))
     assert flat.tree_depth is None
     assert flat.label_entropy is not None
@@ -107,3 +111,47 @@ def test_with_too_few_images_nothing_is_described() -> None:
     found = describe_latents(make_planted()[1], make_vectors(), config, Labels(LABELS, ["ball", "ring", "cube"]))
     assert not found.fires_enough.any()
     assert np.isnan(np.concatenate([found.ms, found.clarity, found.top_overlap])).all()
+
+
+def test_latents_that_are_blind_to_labels_are_at_chance() -> None:
+    """They fire in few images, and unequally, so that their labels are fewer than those of images at random."""
+    rng, n_images, n_classes, d_sae = np.random.default_rng(0), 2000, 100, 400
+    z = np.zeros((n_images, d_sae), dtype=np.float32)
+    for latent in range(d_sae):
+        fires = rng.choice(n_images, rng.integers(10, 41), replace=False)
+        z[fires, latent] = rng.lognormal(0, 1, len(fires))
+    of = np.arange(n_images) % n_classes
+    z[:, 0] = np.where(of == 3, z.max(), 0)  # but one is of a class
+    images, latents = z.nonzero()
+    values = z[images, latents]
+    codes = ImageCodes(
+        np.searchsorted(images, np.arange(n_images + 1)),
+        latents.astype(np.int32),
+        means=values / N_PATCHES,
+        peaks=values,
+        n_on=np.ones(len(values), np.uint16),
+        n_strong=(values > 0.2).astype(np.uint16),
+        image_index=np.arange(n_images),
+        d_sae=d_sae,
+        n_patches=N_PATCHES,
+        strong_above=0.2,
+    )
+    names = [f"class {number}" for number in range(n_classes)]
+    hierarchy = make_family_hierarchy({"first": names[:30], "second": names[30:]}, names)
+    found = describe_latents(codes, rng.standard_normal((n_images, 4)), DescribeConfig(), Labels(of, names, hierarchy))
+    assert found.permuted == [
+        *("label_entropy", "label_entropy_all", "label_entropy_share"),
+        "top_class_share",
+        "tree_depth",
+    ]
+    for measure in found.permuted:
+        by_chance, values = found.by_chance(measure), getattr(found, measure)
+        assert by_chance is not None
+        assert np.median(values[1:]) == pytest.approx(np.median(by_chance[:, 1:]), rel=0.03, abs=0.02)
+    assert found.label_entropy_all is not None
+    assert np.median(found.label_entropy_all) < 3  # of all images 4.6
+    entropy = found.by_chance("label_entropy")
+    assert found.label_entropy is not None
+    assert entropy is not None
+    assert found.label_entropy[0] == 0
+    assert (entropy[:, 0] > 1.5).all()

@@ -4,12 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from infoscope.analyses.hierarchy import (
-    compute_meeting_depth,
-    expect_meeting_depth,
-    make_family_hierarchy,
-    read_hierarchy,
-)
+from infoscope.analyses.hierarchy import compute_meeting_depth, make_family_hierarchy, read_hierarchy
 from infoscope.analyses.top_sets import TopSets
 from infoscope.data.scenes.factors import FAMILIES, KINDS
 from infoscope.runtime.errors import InputError
@@ -83,7 +78,3 @@ def test_the_depth_of_a_latent_is_the_mean_over_pairs_of_its_images() -> None:
         pairs = [hierarchy.meeting[labels[a], labels[b]] for a, b in combinations(images[images >= 0], 2)]
         np.testing.assert_allclose(found[row], np.mean(pairs) if pairs else np.nan)
     assert np.isnan(found).tolist() == [False, False, True, True, False]
-    everything = TopSets(np.arange(40)[None], np.ones((1, 40)))
-    expected = compute_meeting_depth(everything, labels, hierarchy)[0]
-    n_images = np.bincount(labels, minlength=len(KINDS))
-    assert expect_meeting_depth(n_images, hierarchy) == pytest.approx(expected)

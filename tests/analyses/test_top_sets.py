@@ -48,3 +48,8 @@ def test_the_expected_overlap_is_that_of_draws() -> None:
     found = compute_overlaps(TopSets(columns, np.ones(columns.shape)), 24)
     assert np.mean(found.of_latent) == pytest.approx(expect_overlap(8, 24), abs=0.003)
     assert expect_overlap(8, 5) == 1
+
+
+def test_none_of_a_row_are_no_columns() -> None:
+    found = find_top(csr_array(np.array([[1.0, 2, 0], [0, 0, 0]])), 0)
+    assert found.columns.shape == found.values.shape == (2, 0)

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float, Float32, Int64
 from scipy.sparse import csr_array
 
 from infoscope.analyses.config import DescribeConfig, ImageCode
-from infoscope.analyses.hierarchy import Hierarchy, compute_meeting_depth, expect_meeting_depth
+from infoscope.analyses.hierarchy import Hierarchy, compute_meeting_depth
 from infoscope.analyses.image_codes import ImageCodes
 from infoscope.analyses.labels import (
     compute_entropy,
@@ -20,8 +20,6 @@ from infoscope.analyses.labels import (
     compute_top_entropy,
     count_held,
     count_strong,
-    expect_entropy,
-    expect_top_entropy,
     find_top_classes,
 )
 from infoscope.analyses.monosemanticity import compute_clarity, compute_likeness, compute_ms, normalise
@@ -30,6 +28,8 @@ from infoscope.runtime.arrays import load_result, save_result
 
 CODES = {ImageCode.mean: "means", ImageCode.max: "peaks"}
 """The column of `ImageCodes` that holds an image code."""
+N_PERMUTATIONS = 5
+"""Of the labels over the images: what measures by labels are by chance."""
 
 
 class Labels(NamedTuple):
@@ -71,7 +71,10 @@ class Description:
     class_latents: of each class, those that fire strongly on most of its patches; -1: fewer do.
     tree_depth: how deep two of its top images meet in the hierarchy of classes, in the mean; 0: in the root.
     class_names, class_images: names of the classes, and their images.
-    chance: the same measures for images at random, by name.
+    chance: the measures without labels for images at random, by name.
+    permuted, by_permuted: names of the measures by labels, and what each latent has by chance: the same arithmetic on
+        its own activations, when the labels of all images are permuted. (Of few images, or unequal weights, the entropy
+        is low whatever the labels.)
     All from label_entropy to class_images are None without labels, tree_depth without a hierarchy.
     """
 
@@ -97,6 +100,14 @@ class Description:
     class_names: list[str] | None = None
     class_images: list[int] | None = None
     tree_depth: Float[np.ndarray, " d_sae"] | None = None
+    permuted: list[str] = field(default_factory=list)
+    by_permuted: Float32[np.ndarray, "n_measures n_permutations d_sae"] | None = None
+
+    def by_chance(self, measure: str) -> Float32[np.ndarray, "n_permutations d_sae"] | None:
+        """Return what each latent has of a measure by labels when these are permuted; None of another measure."""
+        if self.by_permuted is None or measure not in self.permuted:
+            return None
+        return self.by_permuted[self.permuted.index(measure)]
 
     @property
     def fires_enough(self) -> Bool[np.ndarray, " d_sae"]:
@@ -140,7 +151,7 @@ def describe_latents(
     overlaps = compute_overlaps(sets, codes.n_images)
     likeness = compute_likeness(unit)
     chance = {"ms": likeness, "clarity": likeness, "top_overlap": expect_overlap(config.n_top_images, codes.n_images)}
-    known = {} if labels is None else _describe_by_labels(codes, config, by_latent, top, labels, chance)
+    known = {} if labels is None else _describe_by_labels(codes, config, by_latent, top, labels)
     return Description(
         n_images=codes.n_images,
         n_label_images=config.n_label_images,
@@ -159,35 +170,45 @@ def describe_latents(
 
 
 def _describe_by_labels(
-    codes: ImageCodes,
-    config: DescribeConfig,
-    by_latent: csr_array,
-    top: TopSets,
-    labels: Labels,
-    chance: dict[str, float],
+    codes: ImageCodes, config: DescribeConfig, by_latent: csr_array, top: TopSets, labels: Labels
 ) -> dict[str, Any]:
-    """Return what labels say of the latents, and add to `chance` what they say of images at random."""
-    n_classes, n_images, enough = len(labels.names), labels.n_images, top.columns[:, 0] >= 0
-    strong, largest = count_strong(codes, labels.of, n_classes), compute_largest_entropy(n_images)
+    """Return what labels say of the latents, and what they say when they are permuted over the images."""
+    strong, n_images, rng = count_strong(codes, labels.of, len(labels.names)), labels.n_images, np.random.default_rng(0)
     class_latents = find_top(strong, config.n_class_latents).columns
-    of_all = np.where(enough, compute_entropy(by_latent, labels.of, n_classes), np.nan)
-    top_class = find_top_classes(strong, n_images)
-    found: dict[str, Any] = {
-        "label_entropy": compute_top_entropy(top.first(config.n_label_images), labels.of),
-        "label_entropy_all": of_all,
-        "label_entropy_share": of_all / largest,
-        "top_class": top_class.of,
-        "top_class_share": top_class.share,
+    measured = _measure_by_labels(config, by_latent, top, labels, strong)
+    by_permuted = np.empty((len(measured), N_PERMUTATIONS, codes.d_sae), dtype=np.float32)
+    for number in range(N_PERMUTATIONS):
+        other = labels._replace(of=rng.permutation(labels.of))
+        counts = count_strong(codes, other.of, len(labels.names))
+        by_permuted[:, number] = list(_measure_by_labels(config, by_latent, top, other, counts).values())
+    return {
+        **measured,
+        "top_class": find_top_classes(strong, n_images).of,
         "n_classes_held": count_held(class_latents, codes.d_sae),
         "class_latents": class_latents,
         "class_names": list(labels.names),
         "class_images": n_images.tolist(),
+        "permuted": list(measured),
+        "by_permuted": by_permuted,
     }
-    chance["label_entropy"] = expect_top_entropy(labels.of, config.n_label_images)
-    chance["label_entropy_all"] = expect_entropy(n_images)
-    chance["label_entropy_share"] = chance["label_entropy_all"] / largest
+
+
+def _measure_by_labels(
+    config: DescribeConfig, by_latent: csr_array, top: TopSets, labels: Labels, strong: csr_array
+) -> dict[str, Float[np.ndarray, " d_sae"]]:
+    """Return the measures by labels, by name.
+
+    Args:
+        strong: see `count_strong`, of the same labels.
+    """
+    n_classes, n_images, enough = len(labels.names), labels.n_images, top.columns[:, 0] >= 0
+    of_all = np.where(enough, compute_entropy(by_latent, labels.of, n_classes), np.nan)
+    found = {
+        "label_entropy": compute_top_entropy(top.first(config.n_label_images), labels.of, n_classes),
+        "label_entropy_all": of_all,
+        "label_entropy_share": of_all / compute_largest_entropy(n_images),
+        "top_class_share": find_top_classes(strong, n_images).share,
+    }
     if labels.hierarchy is not None:
-        sets = top.first(config.n_top_images)
-        found["tree_depth"] = compute_meeting_depth(sets, labels.of, labels.hierarchy)
-        chance["tree_depth"] = expect_meeting_depth(n_images, labels.hierarchy)
+        found["tree_depth"] = compute_meeting_depth(top.first(config.n_top_images), labels.of, labels.hierarchy)
     return found

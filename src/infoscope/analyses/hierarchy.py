@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from graphlib import CycleError, TopologicalSorter
-from itertools import combinations
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int64
 
+from infoscope.analyses.labels import select
 from infoscope.analyses.top_sets import TopSets
 from infoscope.runtime.errors import InputError
 
 ROOT = "anything"
 """The root of a hierarchy that families make."""
 _N_NAMED = 3
+_SETS_AT_ONCE = 1024
 
 
 class Hierarchy(NamedTuple):
@@ -133,25 +134,15 @@ def compute_meeting_depth(
         sets: of images 0..n_images - 1.
         labels: of the images, classes of the hierarchy.
     """
-    known = sets.columns >= 0
-    of = np.where(known, labels[sets.columns], 0)
-    sums, counts = np.zeros(len(of)), np.zeros(len(of))
-    for one, other in combinations(range(of.shape[1]), 2):
-        both = known[:, one] & known[:, other]
-        sums += np.where(both, hierarchy.meeting[of[:, one], of[:, other]], 0)
-        counts += both
-    return np.divide(sums, counts, out=np.full(len(of), np.nan), where=counts > 0)
-
-
-def expect_meeting_depth(n_images: Int64[np.ndarray, " n_classes"], hierarchy: Hierarchy) -> float:
-    """Return how deep two different images at random meet in the mean; NaN with fewer than two.
-
-    Args:
-        n_images: of each class.
-    """
-    n, depths = int(n_images.sum()), hierarchy.meeting
-    pairs = n_images @ depths @ n_images - n_images @ np.diagonal(depths)
-    return float(pairs / (n * (n - 1))) if n > 1 else float("nan")
+    n_classes, n_sets = len(hierarchy.meeting), len(sets.columns)
+    members, of_classes = sets.indicate(len(labels)), select(labels, n_classes)
+    sums, n = np.zeros(n_sets), (sets.columns >= 0).sum(axis=1)
+    for start in range(0, n_sets, _SETS_AT_ONCE):
+        block = slice(start, start + _SETS_AT_ONCE)
+        images = (members[block] @ of_classes).toarray()  # of each class, in each set
+        # over all pairs, less each image with itself
+        sums[block] = ((images @ hierarchy.meeting) * images).sum(axis=1) - images @ np.diagonal(hierarchy.meeting)
+    return np.divide(sums, n * (n - 1), out=np.full(n_sets, np.nan), where=n > 1)
 
 
 def _name(names: Sequence[str]) -> str:

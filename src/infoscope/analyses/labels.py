@@ -13,7 +13,6 @@ from scipy.stats import entropy
 from infoscope.analyses.image_codes import ImageCodes
 from infoscope.analyses.top_sets import TopSets, find_top
 
-N_DRAWS = 1000
 _LATENTS_AT_ONCE = 1024
 
 
@@ -23,7 +22,7 @@ def count_strong(codes: ImageCodes, labels: Int64[np.ndarray, " n_images"], n_cl
     Args:
         labels: of the rows of `codes`, 0..n_classes - 1.
     """
-    found = csr_array(csr_array(_select(labels, n_classes).T) @ codes.matrix("n_strong"))
+    found = csr_array(csr_array(select(labels, n_classes).T) @ codes.matrix("n_strong"))
     found.eliminate_zeros()
     found.sort_indices()
     return found
@@ -79,19 +78,14 @@ def count_held(class_latents: Int64[np.ndarray, "n_classes k"], d_sae: int) -> I
     return np.bincount(class_latents[class_latents >= 0], minlength=d_sae)
 
 
-def compute_top_entropy(top: TopSets, labels: Int64[np.ndarray, " n_images"]) -> Float[np.ndarray, " d_sae"]:
+def compute_top_entropy(
+    top: TopSets, labels: Int64[np.ndarray, " n_images"], n_classes: int
+) -> Float[np.ndarray, " d_sae"]:
     """Return the entropy of the labels of each latent's top images in nats, 0..ln(size), weighted by what it has there.
 
     PatchSAE's label entropy where the sets have its ten images. NaN for an empty set.
     """
-    of = np.where(top.columns >= 0, labels[top.columns], -1)
-    total = top.values.sum(axis=1)
-    with np.errstate(invalid="ignore"):
-        weights = top.values / total[:, None]
-    same = of[:, :, None] == of[:, None, :]
-    of_class = np.einsum("lij,lj->li", same, weights)  # the weight of the class of each image
-    logs = np.log(of_class, out=np.zeros_like(of_class), where=of_class > 0)
-    return np.where(total > 0, -(weights * logs).sum(axis=1) + 0.0, np.nan)
+    return compute_entropy(top.weigh(len(labels)), labels, n_classes)
 
 
 def compute_entropy(
@@ -102,7 +96,7 @@ def compute_entropy(
     Args:
         by_latent: [d_sae, n_images], not negative.
     """
-    n_latents, of_images = len(np.asarray(by_latent.indptr)) - 1, _select(labels, n_classes)
+    n_latents, of_images = len(np.asarray(by_latent.indptr)) - 1, select(labels, n_classes)
     found = np.full(n_latents, np.nan)
     for start in range(0, n_latents, _LATENTS_AT_ONCE):
         block = slice(start, start + _LATENTS_AT_ONCE)
@@ -112,26 +106,13 @@ def compute_entropy(
     return found
 
 
-def expect_top_entropy(labels: Int64[np.ndarray, " n_images"], n: int) -> float:
-    """Return the mean entropy in nats of the labels of n images drawn at random, over `N_DRAWS` seeded draws."""
-    rng, n = np.random.default_rng(0), min(n, len(labels))
-    drawn = np.stack([rng.choice(len(labels), n, replace=False) for _ in range(N_DRAWS)])
-    return float(compute_top_entropy(TopSets(drawn, np.ones(drawn.shape)), labels).mean())
-
-
-def expect_entropy(n_images: Int64[np.ndarray, " n_classes"]) -> float:
-    """Return the entropy in nats of the labels of all images."""
-    shares = n_images[n_images > 0] / n_images.sum()
-    return float(-(shares * np.log(shares)).sum()) + 0.0
-
-
 def compute_largest_entropy(n_images: Int64[np.ndarray, " n_classes"]) -> float:
     """Return the entropy in nats of labels that are all as frequent; NaN with fewer than two classes with images."""
     n = int((n_images > 0).sum())
     return math.log(n) if n > 1 else math.nan
 
 
-def _select(labels: Int64[np.ndarray, " n_images"], n_classes: int) -> csr_array:
-    """Return 1 where an image is of a class: [n_images, n_classes]."""
+def select(labels: Int64[np.ndarray, " n_images"], n_classes: int) -> csr_array:
+    """Return 1 where an image is of a class: [n_images, n_classes], sparse."""
     n = len(labels)
     return csr_array((np.ones(n), labels, np.arange(n + 1)), shape=(n, n_classes))

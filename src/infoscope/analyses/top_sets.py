@@ -30,9 +30,13 @@ class TopSets(NamedTuple):
 
     def indicate(self, n_columns: int) -> csr_array:
         """Return 1 where a column is in the set of a row: [n_rows, n_columns]."""
+        return TopSets(self.columns, np.ones(self.columns.shape)).weigh(n_columns)
+
+    def weigh(self, n_columns: int) -> csr_array:
+        """Return the value of a column in the set of a row: [n_rows, n_columns]."""
         rows, places = np.nonzero(self.columns >= 0)
         shape = (len(self.columns), n_columns)
-        return csr_array((np.ones(len(rows)), (rows, self.columns[rows, places])), shape=shape)
+        return csr_array((self.values[rows, places], (rows, self.columns[rows, places])), shape=shape)
 
 
 def find_top(table: csr_array, n: int) -> TopSets:
@@ -45,6 +49,8 @@ def find_top(table: csr_array, n: int) -> TopSets:
     data = np.asarray(table.data, dtype=np.float64)
     n_rows = len(starts) - 1
     found = TopSets(np.full((n_rows, n), -1, dtype=np.int64), np.zeros((n_rows, n)))
+    if n == 0:
+        return found
     for row, (start, end) in enumerate(pairwise(starts)):
         values = data[start:end]
         least = np.partition(values, len(values) - n)[len(values) - n] if len(values) > n else 0

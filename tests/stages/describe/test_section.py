@@ -23,7 +23,8 @@ from infoscope.stages.score.result import ScopeResult
 from tests.support.report_samples import make_examples, make_scope_result, make_unscored_result
 
 N_CLASSES, N_FEW = 6, 7
-CHANCE = {"ms": 0.25, "clarity": 0.25, "top_overlap": 0.01, "label_entropy": 1.7, "tree_depth": 0.4}
+CHANCE = {"ms": 0.25, "clarity": 0.25, "top_overlap": 0.01}
+PERMUTED = ["label_entropy", "label_entropy_all", "label_entropy_share", "top_class_share", "tree_depth"]
 LABELS = (
     *("label_entropy", "label_entropy_all", "label_entropy_share", "top_class", "top_class_share", "n_classes_held"),
     *("class_latents", "class_names", "class_images", "tree_depth"),
@@ -65,6 +66,8 @@ def make_description(scope: ScopeResult, n_classes: int = N_CLASSES) -> Descript
         class_names=[f"class {number}" for number in range(n_classes)],
         class_images=[*[20] * (n_classes - 1), 0],
         tree_depth=draw(0, 2),
+        permuted=PERMUTED,
+        by_permuted=np.stack([[draw(0, 2) for _ in range(3)] for _ in PERMUTED]),
     )
 
 
@@ -106,6 +109,26 @@ def test_medians_are_those_of_the_groups() -> None:
     assert "judge=dinov2_s14" not in section.findings[0]
 
 
+def test_a_group_is_held_against_its_own_latents_with_the_labels_permuted() -> None:
+    seeds = [make_found(make_scope_result(seed)) for seed in range(2)]
+    section = make_section(*seeds)
+    table = section.tables["describe"]
+    assert read(table, MEASURES["label_entropy"].name)["at_random"] is None
+    for measure in PERMUTED:
+        row = read(table, f"{MEASURES[measure].name}, labels permuted")
+        for group in ("high", "low"):
+            by_seed = []
+            for found in seeds:
+                by_chance = found.description.by_chance(measure)
+                assert by_chance is not None
+                by_seed.append(np.nanmedian(by_chance[:, found.scope.partition.groups[group]], axis=1).mean())
+            assert row[group].mean == pytest.approx(np.mean(by_seed))
+            assert section.summary["labels_permuted"][measure][group] == row[group]
+    own, chance = (read(table, MEASURES["label_entropy"].name + end)["high"].mean for end in ("", ", labels permuted"))
+    assert f"high-scope features {own:.2f} (labels permuted {chance:.2f})" in section.findings[1]
+    assert "images at random" not in section.findings[1]
+
+
 def test_class_latents_are_held_against_what_is_expected() -> None:
     found = make_found(make_scope_result())
     high, scored = found.scope.partition.groups["high"], ~found.scope.partition.unscored
@@ -134,6 +157,17 @@ def test_of_many_classes_the_ends_are_shown() -> None:
     assert shares == sorted(shares, reverse=True)
 
 
+def test_of_many_classes_the_few_with_shares_are_shown_once() -> None:
+    found = make_found(make_scope_result(), n_classes=50)
+    class_latents = np.array(found.description.class_latents)
+    class_latents[7:] = -1
+    one = found._replace(description=replace(found.description, class_latents=class_latents))
+    table = make_section(one).tables["class_latents"]
+    names = [row[0].value for row in table.sections[0].rows]
+    assert len(names) == 7
+    assert set(names) == {f"class {number}" for number in range(7)}
+
+
 def test_levels_have_a_table_where_the_sae_has_levels() -> None:
     found = make_found(make_scope_result(), level=True)
     table = make_section(found).tables["describe_levels"]
@@ -141,6 +175,10 @@ def test_levels_have_a_table_where_the_sae_has_levels() -> None:
     depth = next(i for i, column in enumerate(table.columns) if column.key == "tree_depth")
     assert found.description.tree_depth is not None
     assert table.rows[1][depth].number == pytest.approx(found.description.tree_depth[100:].mean())
+    chance = next(i for i, column in enumerate(table.columns) if column.key == "label_entropy_permuted")
+    by_chance = found.description.by_chance("label_entropy")
+    assert by_chance is not None
+    assert table.rows[1][chance].number == pytest.approx(by_chance[:, 100:].mean())
     assert "describe_levels" not in make_section(make_found(make_scope_result())).tables
 
 

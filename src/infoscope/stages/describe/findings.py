@@ -13,8 +13,10 @@ from infoscope.stages.describe.numbers import (
     Seeds,
     compute_chance,
     compute_median,
+    compute_permuted,
     compute_uniqueness,
     count_class_latents,
+    is_by_labels,
     list_groups,
     name_highest,
 )
@@ -50,21 +52,21 @@ def say_features(seeds: Seeds, config: DescribeConfig, judge: str, is_own: bool)
 
 
 def _compare(seeds: Seeds, measure: str, digits: int = 3) -> str:
-    """Say the medians of a measure, of the groups at both ends of the scores, of all, and at random."""
+    """Say the medians of a measure, of the groups at both ends of the scores and of all, beside chance."""
     groups = list_groups(seeds)[:-2]
     high, low = name_highest(seeds), "low" if "low" in groups else groups[0]
-    parts = [
-        f"{name_group(group)} {'' if group == ALL else 'features '}{_number(seeds, measure, group, digits)}"
-        for group in (high, low, ALL)
-    ]
+    by_labels = is_by_labels(seeds, measure)
+    parts = []
+    for group in (high, low, ALL):
+        text = f"{name_group(group)} {'' if group == ALL else 'features '}"
+        text += format_number(compute_median(seeds, measure, group).mean, digits)
+        if by_labels:
+            text += f" (labels permuted {format_number(compute_permuted(seeds, measure, group).mean, digits)})"
+        parts.append(text)
     name = MEASURES[measure].name
     random = compute_chance(seeds, measure)
     text = f"{name[0].upper()}{name[1:]}, median: {', '.join(parts)}"
     return text if random is None else f"{text}; images at random {format_number(random, digits)}"
-
-
-def _number(seeds: Seeds, measure: str, group: str, digits: int) -> str:
-    return format_number(compute_median(seeds, measure, group).mean, digits)
 
 
 def _say_alike(seeds: Seeds, judge: str, is_own: bool) -> str:
@@ -75,7 +77,10 @@ def _say_alike(seeds: Seeds, judge: str, is_own: bool) -> str:
 
 
 def _say_entropy(seeds: Seeds) -> str:
-    return f"{_compare(seeds, 'label_entropy', 2)}. Low: the images on which a feature fires most are of one class."
+    return (
+        f"{_compare(seeds, 'label_entropy', 2)}. The further below that with permuted labels, the more the images on"
+        " which a feature fires most are of one class."
+    )
 
 
 def _say_class_latents(seeds: Seeds, config: DescribeConfig) -> str:

@@ -31,7 +31,7 @@ MEASURES = {
     "top_overlap": Measure("overlap of the top images (%)", 2, 100),
     "label_entropy": Measure("label entropy, top images (nats)"),
     "label_entropy_all": Measure("label entropy, all images (nats)"),
-    "label_entropy_share": Measure("the same, share of the largest"),
+    "label_entropy_share": Measure("label entropy, all images, share of the largest"),
     "top_class_share": Measure("strong patches in its top class (%)", 1, 100),
     "tree_depth": Measure("depth in the hierarchy"),
 }
@@ -92,6 +92,32 @@ def compute_chance(seeds: Seeds, measure: str) -> float | None:
     return seeds[0].description.chance.get(measure)  # the same for every SAE
 
 
+def is_by_labels(seeds: Seeds, measure: str) -> bool:
+    """Return whether a measure has a chance level of each group, see `compute_permuted`."""
+    return seeds[0].description.by_chance(measure) is not None
+
+
+def compute_permuted(seeds: Seeds, measure: str, group: str) -> Stat:
+    """Return the median of a measure by labels over a group's features, as `compute_median`, with the labels permuted.
+
+    Of each SAE seed it is the mean over the permutations.
+    """
+    return compute_stat(_median_permuted(found, measure, get_members(found, group)) for found in seeds)
+
+
+def _median_permuted(found: Found, measure: str, members: Bool[np.ndarray, " d_sae"]) -> float:
+    by_chance = found.description.by_chance(measure)
+    assert by_chance is not None, f"{measure} is no measure by labels"
+    return compute_stat(_median(values[members]) for values in by_chance).mean
+
+
+def compute_permuted_mean(found: Found, measure: str, members: Bool[np.ndarray, " d_sae"]) -> float:
+    """Return the mean of a measure by labels over some of a seed's features, with the labels permuted."""
+    by_chance = found.description.by_chance(measure)
+    assert by_chance is not None, f"{measure} is no measure by labels"
+    return compute_stat(by_chance[:, members].ravel()).mean
+
+
 class ClassLatents(NamedTuple):
     """The latents of the classes of an SAE seed, and how many are in the group of the highest scores.
 
@@ -149,14 +175,19 @@ def compute_uniqueness(seeds: Seeds) -> tuple[Stat, Sequence[Stat]]:
 
 
 def summarise(seeds: Seeds) -> Mapping[str, object]:
-    """Return medians by measure and group, what they are for images at random, how unique the sets are, and the scope
-    of the latents of classes."""
+    """Return medians by measure and group, what they are by chance, how unique the sets are, and the scope of the
+    latents of classes."""
     measures, groups = list_measures(seeds), list_groups(seeds)
     overlap, shares = compute_uniqueness(seeds)
     said: dict[str, object] = {
         "medians": {name: {group: compute_median(seeds, name, group) for group in groups} for name in measures},
         "without": {name: count_without(seeds, name) for name in measures},
         "at_random": seeds[0].description.chance,
+        "labels_permuted": {
+            name: {group: compute_permuted(seeds, name, group) for group in groups}
+            for name in measures
+            if is_by_labels(seeds, name)
+        },
         "overlap": overlap,
         "pairs_above": {f"{step / 10:g}": share for step, share in enumerate(shares)},
     }

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from infoscope.analyses.config import DescribeConfig
+from infoscope.analyses.description import N_PERMUTATIONS
 from infoscope.report.section import ReportSection, SectionFigure
 from infoscope.report.tables import Align, Cell, Column, Table, compute_stat
 from infoscope.scope.partition import name_group
@@ -17,9 +18,12 @@ from infoscope.stages.describe.numbers import (
     Seeds,
     compute_chance,
     compute_median,
+    compute_permuted,
+    compute_permuted_mean,
     count_class_latents,
     count_without,
     get_members,
+    is_by_labels,
     list_groups,
     list_measures,
     name_highest,
@@ -79,7 +83,9 @@ def _make_measure_table(seeds: Seeds, config: DescribeConfig, judge: str) -> Tab
         notes.append(
             f"Label entropy (PatchSAE): of the classes of its top {first.n_label_images} images, weighted by"
             " activation; over all images, and its share of the entropy of equally frequent classes: ours. Top class:"
-            " on whose images it has most strong patches per image."
+            " on whose images it has most strong patches per image. Labels permuted (ours): the same median when the"
+            f" labels of all images are permuted, mean over {N_PERMUTATIONS} permutations: what features have by chance"
+            " that fire in as few images, as unequally; so a group is held against its own."
         )
     if first.tree_depth is not None:
         notes.append(
@@ -102,6 +108,10 @@ def _make_measure_table(seeds: Seeds, config: DescribeConfig, judge: str) -> Tab
         numbers = [compute_median(seeds, name, group) for group in groups]
         cells = [Cell(number, digits=digits, scale=scale) for number in (*numbers, compute_chance(seeds, name))]
         table.add_row(heading, *cells, count_without(seeds, name))
+        if is_by_labels(seeds, name):
+            numbers = [compute_permuted(seeds, name, group) for group in groups]
+            cells = [Cell(number, digits=digits, scale=scale) for number in numbers]
+            table.add_row(f"{heading}, labels permuted", *cells, None, None)
     return table
 
 
@@ -111,6 +121,11 @@ def _make_level_table(seeds: Seeds) -> Table:
     columns = [Column("level", "level", digits=0, is_count=True), Column("n_latents", "features", digits=0)]
     columns += [Column(name, of.name, digits=of.digits, scale=of.scale) for name, of in shown.items()]
     note = "Mean over the features of a level that have a value, mean over SAE seeds. Level 0: the first features."
+    by_labels = [name for name in names if is_by_labels(seeds, name)]
+    columns += [
+        Column(f"{name}_permuted", f"{shown[name].name}, labels permuted", digits=shown[name].digits)
+        for name in by_labels
+    ]
     table = Table("describe_levels", "What the features are, by Matryoshka level", columns, [note])
     for level in np.unique(seeds[0].table["level"]):
         members = [found.table["level"] == level for found in seeds]
@@ -118,7 +133,11 @@ def _make_level_table(seeds: Seeds) -> Table:
             compute_stat(compute_stat(found.table[name][of]).mean for found, of in zip(seeds, members, strict=True))
             for name in shown
         ]
-        table.add_row(int(level), compute_stat(int(of.sum()) for of in members), *means)
+        chances = [
+            compute_stat(compute_permuted_mean(found, name, of) for found, of in zip(seeds, members, strict=True))
+            for name in by_labels
+        ]
+        table.add_row(int(level), compute_stat(int(of.sum()) for of in members), *means, *chances)
     return table
 
 
@@ -150,8 +169,11 @@ def _make_class_table(seeds: Seeds, config: DescribeConfig) -> Table:
     if len(order) > MAX_CLASSES:
         order.sort(key=lambda number: (np.isnan(shares[number].mean), -shares[number].mean))
         known = [number for number in order if np.isfinite(shares[number].mean)]
-        order = known[:N_ENDS] + known[-N_ENDS:]
-        table.notes.append(f"Of {len(shares):,} classes the {N_ENDS} with the largest and the smallest shares.")
+        order = known[:N_ENDS] + known[max(N_ENDS, len(known) - N_ENDS) :]
+        table.notes.append(
+            f"Of {len(shares):,} classes the {N_ENDS} with the largest and the {N_ENDS} with the smallest shares;"
+            " without a latent that has a CDS a class has none."
+        )
     if n_empty := sum(n == 0 for n in first.class_images):
         table.notes.append(f"Classes without training images: {n_empty}.")
     table.add_section("classes")

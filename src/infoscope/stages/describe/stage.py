@@ -51,6 +51,7 @@ class Describe(SeedStage[Description]):
     """What each latent of a seed is, on the training images."""
 
     kind, holds = "describe", Description
+    version = 1
     in_report = True
     is_shared = False
     columns = tuple(Column(name, of.name, digits=of.digits, scale=of.scale) for name, of in MEASURES.items())
@@ -98,8 +99,12 @@ class Describe(SeedStage[Description]):
         n, d_sae = count_images(ctx, "train"), count_latents(ctx)
         entries = Codes.at(ctx, seed, "train").work().disk_bytes // ENTRY_BYTES
         like = [d_sae, judge_of(ctx).name, ctx.config.describe.n_top_images]
-        # by image and by latent, a value and its place each; the judge's vectors in two precisions
-        return Work(n, like, memory_bytes=3 * 12 * entries + n * 1024 * 12, is_bound=True)
+        config = ctx.config.describe
+        n_top = max(config.n_label_images, config.n_top_images, config.n_clarity_images)
+        # by image and by latent, a value and its place each; the judge's vectors in two precisions; top images, a value
+        # and its place each, and a set of them
+        held = 3 * 12 * entries + n * 1024 * 12 + 2 * 16 * n_top * d_sae
+        return Work(n, like, memory_bytes=held, is_bound=True)
 
     def latents(self, ctx: Context, seed: int) -> Iterator[LatentColumn]:
         found, norms = self.at(ctx, seed).load(), row_norms_of(ctx, seed)
