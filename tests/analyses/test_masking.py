@@ -16,6 +16,7 @@ from infoscope.predictions.zero_shot import ZeroShotHead
 from infoscope.runtime.errors import InputError
 from infoscope.sae.edit import EditMode, GroupEditor
 from infoscope.sae.passes import measure_one
+from infoscope.stages.masking.section import make_masking_section
 from tests.support.prediction_samples import make_planted_inputs
 from tests.support.probe_samples import CLASS_LATENTS, N_CLASSES, D, SampleCache, make_identity_sae
 
@@ -200,3 +201,19 @@ def test_one_way_of_treating_the_error_is_enough(masking: MaskingInputs) -> None
     assert {mask.error_kept for mask in few.masks} == {True}
     assert len(few.masks) == len(few.n_right) == 2 * (4 + 3 * 3 + 4 + 4)
     assert {mask.draw for mask in few.masks if mask.curve == RANDOM} == {0, 1, 2}
+
+
+def test_numbers_of_as_many_latents_as_there_are_leave_all_of_them(codes: tuple[ImageCodes, np.ndarray]) -> None:
+    planted, numbers = make_planted_inputs(), [D, 500]
+    curves = make_curves(*codes, N_CLASSES, numbers, GROUPS, n_draws=2, seed=0)
+    result = measure_masking(
+        MaskingInputs(planted.inputs, planted.head, curves, numbers, planted.classes[::-1]), CONFIG
+    )
+    assert {(mask.curve, mask.n_latents) for mask in result.masks} == {(CLASS, D), ("low", D), ("high", D)}
+    assert read_top1(result, CLASS, D, True) == {1.0}
+    section = make_masking_section({0: result}, numbers)
+    assert [record["latents"] for record in section.tables["masking"].records()] == ["all"] * 4
+    assert any(f"the SAE has {D} latents: {D}, 500;" in note for note in section.tables["masking"].notes)
+    assert section.findings[0].startswith("Zero-shot top-1 is 100.0% on the original tokens")
+    assert section.figures["masking"].draw().axes
+    assert not any("Left out" in note for note in make_masking_section({0: result}, [1]).tables["masking"].notes)

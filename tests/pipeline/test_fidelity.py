@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from infoscope.pipeline.context import Context
+from infoscope.pipeline.stage import Handle
+from infoscope.runtime import processes
 from infoscope.sae.metrics import compute_sae_metrics
 from infoscope.stages.describe.alignment import alignments_of, make_alignment_columns
 from infoscope.stages.describe.fidelity import Fidelity, why_no_predictions
@@ -49,6 +52,28 @@ def test_the_head_of_a_clip_is_asked_about_the_test_images(tmp_path: Path) -> No
     others = Context(make_tiny_config(tmp_path, *CLIP, "predict.seed=1"), Recorder())
     assert Fidelity.at(others, 0).hash != made.hash
     np.testing.assert_array_equal(Fidelity.at(again, 0).load().image_index, found.image_index)
+
+
+def test_what_the_main_process_opens_alone_was_opened_by_all_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the others ask later whether it exists, and wait for an answer for ever."""
+    small = ("model=planted_registers", "data.n_train=8", "sae.n_tokens=500", "data.store_tokens=false", "seeds=[0]")
+    config = make_tiny_config(tmp_path, *small)
+    Fidelity.at(Context(config, Recorder()), 0).get()
+    shutil.rmtree(tmp_path / "artifacts" / "fidelity")
+    asked, exists = [], Handle.exists
+
+    def note(handle: Handle) -> bool:
+        if processes._n_alone and not handle.is_known_to_exist:
+            asked.append(handle.stage.kind)
+        return exists(handle)
+
+    monkeypatch.setattr(Handle, "exists", note)
+    record = Recorder()
+    Fidelity.at(Context(config, record), 0).get()
+    assert record.stages("built") == ["fidelity"]
+    assert asked == []
 
 
 def test_seeds_are_aligned_two_by_two(tmp_path: Path) -> None:

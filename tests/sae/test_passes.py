@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 import torch
 
+from infoscope.analyses.image_codes import CodeMeter
 from infoscope.runtime import parts
 from infoscope.runtime.errors import InputError
+from infoscope.runtime.parts import Part
 from infoscope.sae import passes
 from infoscope.sae.activations import ReLU, TopK
 from infoscope.sae.config import TokenChoice, TokenNorm
@@ -83,6 +85,29 @@ def test_tokens_are_read_once_and_encoded_once_for_each_sae() -> None:
         assert meter.sums["index"] == tokens.image_index.sum()
         assert meter.sums["rows"] == np.arange(N).sum()
         assert meter.sums["known"] > 0  # parts after the first are told what the ones before found
+
+
+class Apart(Mass):
+    """Asks for nothing of other images."""
+
+    reads_known, has_others = False, False
+
+    def add(self, part: Part) -> None:
+        self.has_others = True
+        super().add(part)
+
+
+def test_a_meter_that_reads_nothing_of_other_images_is_told_nothing() -> None:
+    meters: list[Apart] = []
+
+    def make(device: torch.device | str, known: Mass | None) -> Apart:
+        meters.append(Apart(device, known))
+        return meters[-1]
+
+    found = run_pass(make_tokens(), {"one": Measurement(make_sae(0), make)})["one"]
+    assert found.sums["known"] == 0
+    assert [meter for meter in meters if meter.has_others] == [found]  # no other one has collected parts
+    assert not CodeMeter.reads_known
 
 
 def test_what_is_missing_is_made_whatever_it_was_made_with(tmp_path: Path) -> None:

@@ -11,7 +11,14 @@ from infoscope.runtime.errors import InputError
 from infoscope.sae.activations import TopK
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.scope import agreement
-from infoscope.scope.agreement import Interval, bootstrap_cds, compare_cds, match_latents, summarise_intervals
+from infoscope.scope.agreement import (
+    MAX_ASSIGNED,
+    Interval,
+    bootstrap_cds,
+    compare_cds,
+    match_latents,
+    summarise_intervals,
+)
 from infoscope.scope.cds import compute_cds
 from infoscope.scope.config import Diagonal, EMDMethod, ScopeConfig
 from infoscope.scope.ranking import ImageTokens
@@ -164,6 +171,13 @@ def test_matching_recovers_a_permutation(max_assigned, monkeypatch):
 def test_decoders_of_two_widths_are_refused():
     with pytest.raises(InputError, match=r"one width d_in, got \[4, 3\] and \[4, 5\]"):
         match_latents(np.ones((4, 3)), np.ones((4, 5)))
+
+
+@pytest.mark.parametrize("n", [3, MAX_ASSIGNED + 1])
+def test_no_latents_have_no_partners(n: int) -> None:
+    for one, other in ((0, n), (n, 0)):
+        found = match_latents(np.ones((one, 2)), np.ones((other, 2)))
+        assert [len(of) for of in found] == [0, 0, 0]
 
 
 # -- the whole comparison ----------------------------------------------------------------------------------------------

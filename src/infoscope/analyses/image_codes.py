@@ -82,6 +82,8 @@ class ImageCodes:
 class CodeMeter(Meter):
     """Collects `ImageCodes`, images in the order of a pass."""
 
+    reads_known = False
+
     def __init__(self, d_sae: int, strong_above: float, device: torch.device | str, known: CodeMeter | None) -> None:
         self.d_sae, self.strong_above = d_sae, strong_above
         self.parts: list[Part] = []

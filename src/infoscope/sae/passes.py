@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import ClassVar, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -137,6 +137,9 @@ def _encode(sae: SparseAutoencoder, patches: Tensor, index: Tensor, rows: np.nda
 class Meter(ABC):
     """Measures something of an SAE's activations, some images at a time."""
 
+    reads_known: ClassVar[bool] = True
+    """Whether it may leave out what cannot count with what the meter of earlier images knows, which is held for it."""
+
     @abstractmethod
     def update(self, batch: LatentBatch) -> None:
         """Add some images."""
@@ -225,6 +228,8 @@ def run_pass(tokens: TokenRows, wanted: Mapping[Key, Measurement[M]], progress: 
             progress(int(batch[-1]) + 1)
         found = {key: meter.to_part() for key, meter in new.items()}
         for key, part in found.items():
+            if not new[key].reads_known:
+                continue
             if key not in known:
                 known[key] = wanted[key].make_meter(wanted[key].sae.W_enc.device, None)
             known[key].add(part)

@@ -239,7 +239,8 @@ def match_latents(
     """Match latents of two SAEs one to one by the cosine of what stands for each: rows of their decoders, by default.
 
     Up to `MAX_ASSIGNED` latents each it is the assignment of the largest sum of cosines, in which every latent of the
-    smaller SAE has a partner, however unlike; above, pairs that are each other's nearest, which are fewer.
+    smaller SAE has a partner, however unlike; above, pairs that are each other's nearest, which are fewer. None with
+    no latent.
 
     Args:
         device: where nearest ones are found.
@@ -252,6 +253,8 @@ def match_latents(
             f"Expected two decoders [d_sae, d_in] of one width d_in, got {list(rows_a.shape)} and"
             f" {list(rows_b.shape)}: match SAEs of the same tokens."
         )
+    if not len(rows_a) or not len(rows_b):
+        return Matches(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.float32))
     unit_a, unit_b = _unit_rows(rows_a), _unit_rows(rows_b)
     if max(len(unit_a), len(unit_b)) <= MAX_ASSIGNED:
         a, b = linear_sum_assignment(unit_a @ unit_b.T, maximize=True)

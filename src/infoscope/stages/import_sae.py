@@ -28,6 +28,7 @@ from infoscope.sae.origin import (
 )
 from infoscope.sae.token_sets import check_prefix
 from infoscope.stages.backbone import find_model_facts, fingerprint_model, load_backbone
+from infoscope.stages.images import scenes_of
 from infoscope.stages.precision import load_frozen, precision_key, say_other_precision
 from infoscope.stages.score.tables import make_sae_table
 from infoscope.stages.tokens import Tokens, find_sizes
@@ -110,7 +111,7 @@ class ImportSAE(SeedStage[SparseAutoencoder]):
     is_shared = False
 
     def needs(self, ctx: Context, seed: int) -> Needs:
-        return Needs(tokens=Tokens.at(ctx, "train"))
+        return Needs(tokens=Tokens.at(ctx, "train"), **vars(scenes_of(ctx, ctx.config.data)))
 
     def key(self, ctx: Context, up: Needs, seed: int) -> Key:
         config = get_import_config(ctx)

@@ -21,7 +21,7 @@ from infoscope.runtime.store import Workspace
 from infoscope.sae.model import MAX_PRE_ACTS
 from infoscope.scope.ablations import choose_rows
 from infoscope.stages.backbone import load_backbone
-from infoscope.stages.images import check_split, count_images, find_known
+from infoscope.stages.images import check_split, count_images, find_known, scenes_of
 from infoscope.stages.predict.stage import EmbeddedClasses, prompts_of
 from infoscope.stages.sae import choose_tokens, count_latents, sae_of
 from infoscope.stages.score.tables import Quantity, make_seed_table
@@ -65,6 +65,9 @@ class Fidelity(SeedStage[FidelityResult]):
             if isinstance(node, Handle) and type(node.stage) is type(self):
                 together.setdefault(node.hash, node)
         upstream = {name: {role: node.make() for role, node in one.needs} for name, one in together.items()}
+        seen = handle.needs.tokens.ctx
+        for _, scenes in scenes_of(seen, seen.config.data):  # live tokens: the main process opens them alone, below
+            scenes.make()
 
         def build(works: dict[str, Workspace]) -> None:
             with ctx.recorded(*(self.kind for _ in works)):

@@ -24,18 +24,19 @@ SENTENCE_NUMBER = 10
 """Latents that sentences are about, where there are as many."""
 
 
-def make_masking_section(results: Mapping[int, MaskingResult]) -> ReportSection:
+def make_masking_section(results: Mapping[int, MaskingResult], n_latents: Sequence[int] = ()) -> ReportSection:
     """Return the table, the figure and the findings.
 
     Args:
         results: by SAE seed.
+        n_latents: the numbers that were asked for.
     """
     points, first = join_masks(results), next(iter(results.values()))
     return ReportSection(
         name="masking",
         title="Top latents of the true class",
         findings=tuple(_find(points, results)),
-        tables={"masking": _make_table(points, results)},
+        tables={"masking": _make_table(points, results, n_latents)},
         figures={
             "masking": SectionFigure(
                 lambda: draw_masking(points, first.d_sae),
@@ -68,7 +69,7 @@ def name_mask(mask: Mask, d_sae: int) -> str:
     return f"{n} {'kept' if mask.keeps else 'dropped'} ({name_curve(mask.curve)}, {error})"
 
 
-def _make_table(points: Points, results: Mapping[int, MaskingResult]) -> Table:
+def _make_table(points: Points, results: Mapping[int, MaskingResult], n_latents: Sequence[int]) -> Table:
     first = next(iter(results.values()))
     curves = list(dict.fromkeys(point.curve for point in points))
     keys = {curve: curve.replace(" ", "_") for curve in curves}
@@ -82,7 +83,7 @@ def _make_table(points: Points, results: Mapping[int, MaskingResult]) -> Table:
             *(Column(f"n_chosen_{keys[one]}", f"{one}, latents", csv_only=True) for one in curves),
             *(Column(f"n_distinct_{keys[one]}", f"{one}, latents of all classes", csv_only=True) for one in curves),
         ],
-        notes=list(_note(first, len(results))),
+        notes=list(_note(first, len(results), n_latents)),
     )
     numbers = list(dict.fromkeys(point.n_latents for point in points))
     for keeps in (True, False):
@@ -100,7 +101,7 @@ def _make_table(points: Points, results: Mapping[int, MaskingResult]) -> Table:
     return table
 
 
-def _note(first: MaskingResult, n_seeds: int) -> Iterator[str]:
+def _note(first: MaskingResult, n_seeds: int, n_latents: Sequence[int]) -> Iterator[str]:
     n_draws = len({mask.draw for mask in first.masks if mask.curve == RANDOM})
     yield (
         f"{int(first.n_images.sum()):,} test images, {len(first.class_names):,} classes, {n_seeds} SAE"
@@ -114,6 +115,11 @@ def _note(first: MaskingResult, n_seeds: int) -> Iterator[str]:
         " All: every latent, or every one of the group; all latents kept are the original tokens where the SAE's error"
         " stays, else the SAE's reconstruction. Equal numbers of latents are not equal mass."
     )
+    if left_out := [f"{n:,}" for n in n_latents if n >= first.d_sae]:
+        yield (
+            f"Left out of masking.n_latents, for the SAE has {first.d_sae:,} latents: {', '.join(left_out)}; all"
+            " latents are in the last row."
+        )
     if first.sae_bias:
         yield f"{first.sae_bias:g} is added to each coordinate of decoded tokens (masking.sae_bias)."
     if short := [

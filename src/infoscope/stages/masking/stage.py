@@ -120,7 +120,8 @@ class Masking(Published, SeedStage[MaskingResult]):
             }
 
     def section(self, ctx: Context) -> ReportSection:
-        return make_masking_section({seed: self.at(ctx, seed).load() for seed in ctx.config.seeds})
+        found = {seed: self.at(ctx, seed).load() for seed in ctx.config.seeds}
+        return make_masking_section(found, ctx.config.masking.n_latents)
 
     def report_sources(self, ctx: Context) -> Mapping[str, Handle]:
         return {f"masking_seed{seed}": self.at(ctx, seed) for seed in ctx.config.seeds}
