@@ -376,6 +376,13 @@ def test_nan_tokens(fail: Fail, monkeypatch: pytest.MonkeyPatch) -> None:
     assert mentions(fail("data.cache_dtype=float16", "stage=train_sae"), "NaN", "block")
 
 
+def test_weights_of_a_judge_are_named_as_its_own(fail: Fail) -> None:
+    given = ["stage=describe", "judge=dinov2_s14"]
+    assert mentions(fail(*given, "judge.pretrained=/nope.pth"), "judge.pretrained=/nope.pth is no file")
+    small = ["judge.arch=vit_tiny_patch16_224", "judge.pretrained=random", "judge.image_px=100"]
+    assert mentions(fail(*given, *small), "judge.image_px to be a multiple of the patch (16 px)")
+
+
 def test_a_loss_that_runs_away(fail: Fail) -> None:
     sentence = fail("stage=train_sae", "sae=relu", "sae.lr=1e30", "sae.warmup_steps=0")
     assert mentions(sentence, "loss", "step", "sae.lr")

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Annotated, Any
 
-from infoscope.runtime.bounds import Bounds, Count, FilePath, Items, NotNegative, Seed, check
+from infoscope.runtime.bounds import Bounds, Count, Few, FilePath, Items, NotNegative, Seed, check
 
 
 class ImageCode(Enum):
@@ -30,7 +30,7 @@ class DescribeConfig:
     """Images in the sets whose overlap is uniqueness, and whose labels meet in the hierarchy (sae-for-vlm's)."""
     n_clarity_images: Annotated[int, Bounds(2, 4096)] = 20
     """Images whose likeness is clarity (Attributing CLIP's)."""
-    n_class_latents: Count = 10
+    n_class_latents: Few = 10
     """Latents of a class: those that fire strongly on most of its patches."""
     tree: FilePath | None = None
     """A text file with a line `parent child` for each edge of a hierarchy of the classes (wnids, as ImageNet's
@@ -49,13 +49,13 @@ class DescribeConfig:
 class CrossConfig:
     """How `stage=cross` holds what is known of the latents against their CDS. All numbers are ours."""
 
-    n_bands: Annotated[int, Bounds(2, 1000)] = 5
+    n_bands: Annotated[int, Bounds(2, 100)] = 5
     """Groups of equal size by CDS, of each of which the quantities are given."""
-    n_strata: Annotated[int, Bounds(2, 1000)] = 5
+    n_strata: Annotated[int, Bounds(2, 100)] = 5
     """Groups of equal size by firing rate, within which latents are compared."""
-    n_draws: Annotated[int, Bounds(1, 10**6)] = 1000
+    n_draws: Annotated[int, Bounds(50, 10**6)] = 1000
     """Draws of the latents for the intervals."""
-    n_permutations: Annotated[int, Bounds(1, 10**6)] = 5000
+    n_permutations: Annotated[int, Bounds(50, 10**6)] = 5000
     """Of the CDS within strata: no p is below 1 / (1 + n_permutations), and before it counts it is multiplied by the
     number of quantities, some thirty."""
     seed: Seed = 0

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 
 from infoscope.analyses.judge import JudgedImages, judge_images
+from infoscope.config.unread import name_place
 from infoscope.data.images import ImageBatch
 from infoscope.data.reader import iterate_images
 from infoscope.pipeline.context import Context
 from infoscope.pipeline.stage import ArtifactStage, Handle, Key, Needs, Work
+from infoscope.runtime.errors import InputError
 from infoscope.runtime.store import Workspace
 from infoscope.stages.backbone import fingerprint_model, load_backbone, say_model
 from infoscope.stages.images import count_images, fingerprint_images, open_split, scenes_of
@@ -38,14 +41,19 @@ class Judge(ArtifactStage[JudgedImages]):
         return Needs(**vars(scenes_of(ctx, ctx.config.data)), **needs_trained(ctx, judge_of(ctx)))
 
     def key(self, ctx: Context, up: Needs, split: str) -> Key:
-        return {"model": fingerprint_model(ctx, _given(ctx)), "images": fingerprint_images(ctx, split)}
+        with _naming_judge(ctx):
+            model = fingerprint_model(ctx, _given(ctx))
+        return {"model": model, "images": fingerprint_images(ctx, split)}
 
     def check(self, ctx: Context, split: str) -> None:
         if _given(ctx) is not None:
-            say_model(ctx, _given(ctx), "judge")
+            with _naming_judge(ctx):
+                say_model(ctx, _given(ctx), "judge")
 
     def build(self, ctx: Context, up: Needs, work: Workspace, split: str) -> JudgedImages:
-        backbone, images, data = load_backbone(ctx, _given(ctx)), open_split(ctx, split), ctx.config.data
+        with _naming_judge(ctx):
+            backbone = load_backbone(ctx, _given(ctx))
+        images, data = open_split(ctx, split), ctx.config.data
 
         def read(positions: np.ndarray) -> Iterator[ImageBatch]:
             n_at_once = choose_batch_images(ctx.device.type)
@@ -70,3 +78,18 @@ def judge_of(ctx: Context) -> ModelConfig:
 
 def _given(ctx: Context) -> ModelConfig | None:
     return None if ctx.config.judge.kind is ModelKind.own else ctx.config.judge
+
+
+@contextmanager
+def _naming_judge(ctx: Context) -> Iterator[None]:
+    """State errors in a judge's own settings as such.
+
+    Raises:
+        InputError: what was raised inside.
+    """
+    try:
+        yield
+    except InputError as error:
+        if _given(ctx) is None or type(error) is not InputError:
+            raise
+        raise InputError(name_place(str(error), "judge")) from error
