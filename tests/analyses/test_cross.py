@@ -133,7 +133,7 @@ def test_a_planted_relation_is_found_within_strata() -> None:
 def test_what_goes_with_scope_through_the_rate_alone_is_not_significant(n: int) -> None:
     latents = make_latents(n, 10)
     names = [f"q{i}" for i in range(10)]
-    found = compute_cross(names, [latents], CrossConfig(n_draws=20, n_permutations=400))
+    found = compute_cross(names, [latents], CrossConfig(n_draws=50, n_permutations=400))
     assert (found.low > 0.8).all()
     assert np.abs(found.within).mean() < 2 / np.sqrt(n)
     assert (found.p_corrected > 0.05).all()
