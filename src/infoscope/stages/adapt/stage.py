@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
@@ -99,7 +100,8 @@ class Adapt(Published, SeedStage[Adaptation]):
 
     def section(self, ctx: Context) -> ReportSection:
         found = [found_of(ctx, seed) for seed in ctx.config.seeds]
-        return make_adapt_section(found, why_no_predictions(ctx) or why_no_predictions(adapted_of(ctx)))
+        section = make_adapt_section(found, why_no_predictions(ctx) or why_no_predictions(adapted_of(ctx)))
+        return replace(section, title=f"{section.title} ({Path(str(ctx.config.adapt.pretrained)).name})")
 
     def report_sources(self, ctx: Context) -> Mapping[str, Handle]:
         stages = {"adapt": Adapt, "fidelity": Fidelity, "adapted_fidelity": AdaptedFidelity}

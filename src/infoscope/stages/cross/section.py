@@ -49,7 +49,8 @@ def make_cross_section(
                 partial(draw_bands, drawn, found.band_cds),
                 f"Quantities in {config.n_bands} bands of equally many features by CDS: medians against the median CDS"
                 " of the band, shaded from the first quartile to the third; means over SAE seeds. rho: Spearman's, over"
-                f" all features; at like firing frequency, {SIGNIFICANT} and coloured where it is told from 0.",
+                f" all features, as the curve; at like firing frequency, which no curve shows, {SIGNIFICANT} and"
+                " coloured where it is told from 0.",
             )
         },
         summary={
@@ -89,7 +90,8 @@ def _make_table(crossed: dict[str, Crossed], found: CrossResult, config: CrossCo
         f"At like frequency: correlation of ranks within {config.n_strata} groups of equally many features by firing"
         " frequency, freed of their cubic trend over it there; so what goes with scope through frequency alone has"
         f" none. p: of {config.n_permutations:,} permutations of the CDS within these groups of every seed, two-sided,"
-        f" after Holm's correction for {sum(math.isfinite(of.p) for of in crossed.values())} quantities.",
+        f" after Holm's correction for {sum(math.isfinite(of.p) for of in crossed.values())} quantities; what"
+        " stage=effects, segment and adapt tell is among them where they have run.",
         f"The last columns: means of the quantity in {n_bands} bands of equally many features by CDS.",
     ]
     marks = {SIGNIFICANT: f"p < {LEVEL:g} after the correction."}

@@ -62,7 +62,7 @@ def make_segment_section(found: Sequence[Found], images: ImageSet, size_px: int)
         "label_masks": SectionFigure(
             lambda: draw_masks(first.segmentation, shown, images, size_px),
             f"The latents that mask a label best (SAE seed {seed}) on the test images with most of it, whatever their"
-            " maps are like there. Outlined: the label.",
+            " maps are like there. Outlined: the label; red: where the latent fires, the redder the more strongly.",
         ),
     }
     return ReportSection(

@@ -171,7 +171,9 @@ class Segment(Published, SeedStage[Segmentation]):
         best, iou = found.best_labels
         names = np.array([*found.label_names, ""])[best]
         yield LatentColumn("best_label", names, "label that its map masks best on training images")
-        yield LatentColumn("best_label_iou", iou, "IoU of its map with that label", "share of the union, in patches")
+        yield LatentColumn(
+            "best_label_iou", iou, "IoU of its map with its best label", "share of the union, in patches"
+        )
 
     def rows(self, ctx: Context, seed: int) -> Iterator[Row]:
         made, scope = self.at(ctx, seed), scope_of(ctx, seed)
