@@ -54,6 +54,16 @@ def test_the_head_of_a_clip_is_asked_about_the_test_images(tmp_path: Path) -> No
     np.testing.assert_array_equal(Fidelity.at(again, 0).load().image_index, found.image_index)
 
 
+def test_what_is_there_is_found_without_loading_the_model(tmp_path: Path) -> None:
+    made = Fidelity.at(Context(make_tiny_config(tmp_path, *CLIP), Recorder()), 0)
+    made.get()
+    ctx = Context(make_tiny_config(tmp_path, *CLIP), record := Recorder())
+    assert why_no_predictions(ctx) == ""
+    assert Fidelity.at(ctx, 0).get().hash == made.hash
+    assert record.stages("reused") == ["fidelity"]
+    assert "loading the backbone" not in record.shown
+
+
 def test_what_the_main_process_opens_alone_was_opened_by_all_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

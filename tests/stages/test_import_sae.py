@@ -16,6 +16,7 @@ from infoscope import load_sae
 from infoscope.config.tree import Config, compose
 from infoscope.pipeline.context import Context
 from infoscope.pipeline.run import open_context, run
+from infoscope.probes.worth import COUNTS
 from infoscope.report.page import ReportFiles
 from infoscope.runtime.errors import InputError
 from infoscope.runtime.progress import Display
@@ -169,7 +170,7 @@ def test_the_scale_of_a_latent_changes_no_column_but_its_own_mean(output_dir: Pa
     unit, long = tables
     assert unit.keys() == long.keys() >= {"mass", "top_value", "peak", "peak_top", "on_outlier", "on_normal"}
     for name, column in unit.items():
-        if column.values.dtype.kind != "f":
+        if column.values.dtype.kind != "f" or name in COUNTS:  # patches above so many of the SAE's own units
             continue
         values = long[name].values * (factors if name == "mean_act" else 1)
         np.testing.assert_allclose(values, column.values, rtol=1e-3, atol=1e-5, err_msg=name)

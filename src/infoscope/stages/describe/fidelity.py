@@ -120,13 +120,18 @@ def why_no_predictions(ctx: Context) -> str:
     if config.model.kind is not ModelKind.open_clip:
         return f"{config.model.name} has no text tower."
     try:
+        prompts = Prompts(choose_class_names(config.predict, known), choose_templates(config.predict))
+    except InputError as error:
+        return str(error)
+    if config.model.layer < -1 and EmbeddedClasses.at(ctx).find() is not None:
+        return ""  # its text tower has read these words, and a block follows: no weights are loaded to know it again
+    try:
         backbone = load_backbone(ctx)
     except NotBuiltYet:  # a CLIP that is trained on the words of the scenes, and pools CLS
         is_last = config.model.hook.check(config.clip.layers).layer == config.clip.layers - 1
         return f"model.layer={config.model.layer} is the last block of {config.model.name}." if is_last else ""
     try:
         check_predictions(backbone, config.model.layer)
-        prompts = Prompts(choose_class_names(config.predict, known), choose_templates(config.predict))
         backbone.check_texts([text for i in range(len(prompts.class_names)) for text in prompts.texts(i)])
     except InputError as error:
         return str(error)

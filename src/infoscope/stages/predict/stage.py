@@ -8,7 +8,7 @@ from infoscope.data.images import Truth
 from infoscope.pipeline.context import Context, once
 from infoscope.pipeline.stage import Handle, Key, Needs, NotBuiltYet, Row, SeedStage, SingleStage, Work, name_artifacts
 from infoscope.predictions.inputs import PredictInputs, check_predictions
-from infoscope.predictions.prompts import Prompts, choose_class_names, make_prompts
+from infoscope.predictions.prompts import Prompts, choose_class_names, choose_templates, make_prompts
 from infoscope.predictions.results import PredictionResult
 from infoscope.predictions.run import run_predictions
 from infoscope.predictions.zero_shot import ZeroShotHead, make_zero_shot_head
@@ -29,9 +29,20 @@ from infoscope.stages.tokens import Tokens
 
 @once
 def prompts_of(ctx: Context) -> Prompts:
-    """Return class names and the sentences they are put into; a model that cannot predict is refused at once."""
-    check_predictions(load_backbone(ctx), ctx.config.model.layer)
+    """Return class names and the sentences they are put into."""
     return make_prompts(ctx.config.predict, open_split(ctx, "test"))
+
+
+def key_of_prompts(ctx: Context) -> Key:
+    """Return what decides the head; no image is rendered, and no weights are loaded for it.
+
+    Raises:
+        InputError: as `prompts_of`.
+    """
+    config, known = ctx.config.predict, find_known(ctx, ctx.config.data)[1]
+    labelled = known if Truth.labels in known.truths else None
+    prompts = Prompts(choose_class_names(config, labelled), choose_templates(config))
+    return prompts.cache_key_fields() | {"target": None if labelled is None else config.target}
 
 
 def make_inputs(ctx: Context, up: Needs) -> PredictInputs:
@@ -58,12 +69,13 @@ class EmbeddedClasses(SingleStage[ZeroShotHead]):
     kind, holds = "zero_shot_head", ZeroShotHead
 
     def key(self, ctx: Context, up: Needs) -> Key:
-        return {"model": fingerprint_model(ctx), "prompts": prompts_of(ctx).cache_key_fields()}
+        return {"model": fingerprint_model(ctx), "prompts": key_of_prompts(ctx)}
 
     def build(self, ctx: Context, up: Needs, work: Workspace) -> ZeroShotHead:
-        prompts = prompts_of(ctx)
+        prompts, backbone = prompts_of(ctx), load_backbone(ctx)
+        check_predictions(backbone, ctx.config.model.layer)
         with ctx.display.bar("embedding class names", len(prompts.class_names), "classes") as advance:
-            return make_zero_shot_head(load_backbone(ctx), prompts, advance, work.progress)
+            return make_zero_shot_head(backbone, prompts, advance, work.progress)
 
     def work(self, ctx: Context) -> Work:
         prompts = prompts_of(ctx)
