@@ -142,6 +142,26 @@ def test_some_images_count_where_all_do_not_fit(monkeypatch: pytest.MonkeyPatch)
     assert found.mean("activation") == pytest.approx(1, rel=1e-5)
 
 
+def test_of_many_latents_some_say_what_chance_is_and_are_matched_by_correlation(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(agreement, "MAX_ASSIGNED", 0)
+    sae, order = make_sae(0), torch.randperm(D_SAE, generator=torch.Generator().manual_seed(1))
+    copy = copy_sae(sae, order, torch.ones(D_SAE), torch.ones(D_SAE))
+    whole = align(sae, copy)
+    monkeypatch.setattr(alignment, "MAX_MATCHED", 10)
+    monkeypatch.setattr(alignment, "N_SAMPLED", 8)
+    found = align(sae, copy)
+    for place in range(3):
+        np.testing.assert_array_equal(found.partner[place], whole.partner[place])
+    tried = found.partner[3] >= 0
+    assert tried.sum() == found.n_matchable[3] == 8 < whole.n_matchable[3]
+    np.testing.assert_array_equal(found.partner[3][tried], whole.partner[3][tried])
+    assert found.share_above("correlation", 0.9) == 1
+    assert (found.chance != whole.chance).all()
+    np.testing.assert_allclose(found.chance[:2], whole.chance[:2], atol=0.3)  # of some of the same latents
+
+
 def test_an_alignment_is_kept(tmp_path: Path) -> None:
     found = align(make_sae(0), make_sae(1))
     found.save(tmp_path)

@@ -373,3 +373,14 @@ def test_values_out_of_range_are_refused(bad):
         StabilityConfig(**bad)
     with pytest.raises(InputError, match="level between 0 and 1"):
         bootstrap_cds(np.zeros((2, 2)), 2, level=1.0)
+
+
+def test_some_latents_have_the_partners_that_they_have_among_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(agreement, "MAX_ASSIGNED", 0)
+    rng = np.random.default_rng(3)
+    one, other = rng.standard_normal((60, 5)), rng.standard_normal((50, 5))
+    every, some = match_latents(one, other), np.arange(0, 60, 3)
+    found, known = match_latents(one, other, some=some), np.isin(every.a, some)
+    assert 0 < len(found.a) < len(some)
+    for values, expected in zip(found, every, strict=True):
+        np.testing.assert_allclose(values, expected[known], rtol=1e-6)

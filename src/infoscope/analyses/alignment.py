@@ -31,6 +31,10 @@ MIN_IMAGES = 10
 MAX_VALUES = 2**28
 """Activations of one SAE that are held (1 GiB): where those of all images are more, images evenly spread count."""
 
+MAX_MATCHED, N_SAMPLED = 16384, 2048
+"""Latents above which chance, and the matching by correlation, are of so many of them, drawn at random: time grows with
+the square of the latents, and would be hours."""
+
 Rows = Float[np.ndarray, "n width"]
 Some = Int[np.ndarray, " n"]
 
@@ -42,7 +46,7 @@ class Alignment:
     partner: [4, d_sae] the latent of the second SAE to which each of the first belongs; -1: it has none.
     value: [4, d_sae] the cosine, or the correlation, of the two, -1..1; NaN without a partner.
     n_matchable: [4] latents that might have a partner: those of the SAE that has fewer; by activation those that fire
-        on `MIN_IMAGES` images.
+        on `MIN_IMAGES` images. By correlation, where these are more than `MAX_MATCHED`, those that were drawn.
     chance: [4] mean value when the second SAE's components, or images, are permuted, all latents' alike (ours): what
         the assignment finds among latents that have nothing to do with each other.
     n_images: whose activations were compared.
@@ -135,11 +139,13 @@ def align_seeds(
         (latents, rows), (latents_of_other, rows_of_other) = (
             ways[way](sae, of) for sae, of in ((one, codes), (other, codes_of_other))
         )
-        found = match_latents(rows, rows_of_other, device)
+        some = _draw_latents(len(rows), len(rows_of_other))
+        tried = some if way == "correlation" else None
+        found = match_latents(rows, rows_of_other, device, tried)
         partner[place, latents[found.a]], value[place, latents[found.a]] = latents_of_other[found.b], found.cosine
-        n_matchable[place] = min(len(rows), len(rows_of_other))
+        n_matchable[place] = min(len(rows) if tried is None else len(tried), len(rows_of_other))
         order = np.random.default_rng(place).permutation(rows.shape[1])
-        chance[place] = _mean(match_latents(rows, rows_of_other[:, order], device).cosine)
+        chance[place] = _mean(match_latents(rows, rows_of_other[:, order], device, some).cosine)
         progress(place + 1, len(MATCHINGS))
     return Alignment(partner, value, n_matchable, chance, len(images), other.d_sae)
 
@@ -148,6 +154,13 @@ def _choose_images(n_images: int, d_sae: int) -> Some:
     """Return which images count, evenly spread."""
     n = min(n_images, max(1, MAX_VALUES // d_sae))
     return np.arange(n) * n_images // n
+
+
+def _draw_latents(n: int, n_of_other: int) -> Some | None:
+    """Return which latents of the first SAE chance is of; None: all."""
+    if max(n, n_of_other) <= MAX_MATCHED:
+        return None
+    return np.sort(np.random.default_rng(0).choice(n, min(n, N_SAMPLED), replace=False))
 
 
 def _read_codes(codes: ImageCodes, images: Some) -> tuple[Some, Rows]:

@@ -235,6 +235,7 @@ def match_latents(
     rows_a: Float[np.ndarray, "n_a width"],
     rows_b: Float[np.ndarray, "n_b width"],
     device: torch.device | str = "cpu",
+    some: Int[np.ndarray, " n_some"] | None = None,
 ) -> Matches:
     """Match latents of two SAEs one to one by the cosine of what stands for each: rows of their decoders, by default.
 
@@ -244,6 +245,8 @@ def match_latents(
 
     Args:
         device: where nearest ones are found.
+        some: latents of the first SAE, ascending: of the pairs that are each other's nearest, theirs alone, which takes
+            the less time; None: all.
 
     Raises:
         InputError: if the rows differ in width.
@@ -257,11 +260,18 @@ def match_latents(
         return Matches(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.float32))
     unit_a, unit_b = _unit_rows(rows_a), _unit_rows(rows_b)
     if max(len(unit_a), len(unit_b)) <= MAX_ASSIGNED:
+        assert some is None, "an assignment is of all latents"
         a, b = linear_sum_assignment(unit_a @ unit_b.T, maximize=True)
     else:
-        a = np.arange(len(unit_a))
-        b, back = _find_nearest(*(torch.from_numpy(unit).to(device) for unit in (unit_a, unit_b)))
-        mutual = back[b] == a
+        one, other = (torch.from_numpy(unit).to(device) for unit in (unit_a, unit_b))
+        if some is None:
+            a = np.arange(len(unit_a))
+            b, back = _find_nearest(one, other)
+            back = back[b]
+        else:
+            a, (b, _) = some, _find_nearest(one[some], other)
+            back, _ = _find_nearest(other[b], one)
+        mutual = back == a
         a, b = a[mutual], b[mutual]
     return Matches(a, b, np.einsum("nd,nd->n", unit_a[a], unit_b[b]))
 

@@ -43,4 +43,7 @@ def test_sentences_say_how_far_seeds_agree() -> None:
 
 
 def test_large_saes_are_said_to_be_matched_by_nearest_latents() -> None:
-    assert "each other's nearest" in make_alignment_table({(0, 1): make_pair(0.5, 4097)}).notes[0]
+    (note,) = make_alignment_table({(0, 1): make_pair(0.5, 4097)}).notes
+    assert "each other's nearest" in note
+    assert "drawn at random" not in note
+    assert "2,048 of them, drawn at random" in make_alignment_table({(0, 1): make_pair(0.5, 16385)}).notes[0]

@@ -7,7 +7,15 @@ from itertools import combinations
 
 import numpy as np
 
-from infoscope.analyses.alignment import MATCHINGS, MAX_VALUES, MIN_IMAGES, Alignment, align_seeds
+from infoscope.analyses.alignment import (
+    MATCHINGS,
+    MAX_MATCHED,
+    MAX_VALUES,
+    MIN_IMAGES,
+    N_SAMPLED,
+    Alignment,
+    align_seeds,
+)
 from infoscope.pipeline.context import Context
 from infoscope.pipeline.stage import ArtifactStage, Handle, Key, Needs, Work
 from infoscope.report.tables import Align, Column, Stat, Table, compute_stat, format_number
@@ -120,9 +128,14 @@ def make_alignment_table(pairs: Mapping[tuple[int, int], Alignment]) -> Table:
 
 
 def _explain_matching(one: Alignment) -> str:
-    if max(one.partner.shape[1], one.d_sae_other) <= MAX_ASSIGNED:
+    n = max(one.partner.shape[1], one.d_sae_other)
+    if n <= MAX_ASSIGNED:
         return "The pairs have the largest sum of all assignments (Hungarian)."
-    return f"Of more than {MAX_ASSIGNED:,} latents the pairs are each other's nearest."
+    sampled = (
+        f" Where more than {MAX_MATCHED:,} might be matched, chance and the matching by Pearson's correlation are of"
+        f" {N_SAMPLED:,} of them, drawn at random."
+    )
+    return f"Of more than {MAX_ASSIGNED:,} latents the pairs are each other's nearest." + sampled * (n > MAX_MATCHED)
 
 
 def say_alignment(pairs: Mapping[tuple[int, int], Alignment]) -> list[str]:
