@@ -163,7 +163,7 @@ WRONG = [
         ["(in experiment/planted_registers.yaml) for sae.kind=relu"],
     ),
     (["sae=relu", "sae.kind=topk"], ["sae.kind to come with", "got 'topk' alone", "sae=topk, relu, batchtopk"]),
-    (["seed=3"], ["'seed'", "expected one of artifacts, clip, collect, cross, curve", "(did you mean seeds?)"]),
+    (["seed=3"], ["'seed'", "expected one of adapt, artifacts, clip, collect, cross, curve", "(did you mean seeds?)"]),
     (["hydra.foo=3"], ["'hydra.foo'", "infoscope --cfg hydra"]),
     # a choice that does not exist
     (["model=clip_b17"], ["model 'clip_b17'", "clip_b32, clip_l14", "scenes_clip", "(did you mean model=clip_b16?)"]),

@@ -346,7 +346,8 @@ def test_an_image_folder_from_end_to_end(photographs: Path, tmp_path: Path, fail
     shutil.copytree(photographs, root)
     made = run_tiny(tmp_path, *FOLDER, *SMALL_CLIP, f"data.root={root}")
     assert made.files is not None
-    assert made.files.tables.keys() == {"scope", "outlier_emd", "outlier_activation", "confounds", "stability"}
+    tables = {"scope", "outlier_emd", "outlier_activation", "confounds", "stability", "describe", "fidelity", "cross"}
+    assert made.files.tables.keys() == tables
     assert "cds_histogram" in made.files.figures
     assert "No probes" in made.files.page.read_text()
     assert "No probes" in made.text

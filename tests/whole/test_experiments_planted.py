@@ -338,6 +338,13 @@ def test_a_backbone_without_text_is_refused_in_one_sentence(
     assert sentence.startswith("predictions: PlantedRegisters has no text tower")
 
 
+def test_a_formula_has_no_other_weights(output_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [*PLANTED, f"output_dir={output_dir}", "adapt.pretrained=other.safetensors"]
+    assert main(load_experiment("adapted_clip").EXPERIMENT, arguments) == 2
+    (sentence,) = capsys.readouterr().err.splitlines()
+    assert "stage=adapt compares two sets of weights, and planted_registers is a formula" in sentence
+
+
 @pytest.mark.parametrize("name", sorted({*SWEEPS} - {"score_variants"}))  # which has a file of its own
 def test_no_experiment_is_forgotten_here(name: str) -> None:
     assert f'"{name}"' in Path(__file__).read_text(encoding="utf-8")
