@@ -89,6 +89,16 @@ def read(table: Table, label: str) -> dict[str, Any]:
     return {column.key: cell.value for column, cell in zip(table.columns, row, strict=True)}
 
 
+def test_it_is_said_where_all_that_fires_is_strong() -> None:
+    found = make_found(make_scope_result(0))
+    for share, is_said in ((0.99, True), (0.5, False)):
+        strong = replace(found.description, strong_rate=share * found.scope.firing_rate)
+        (note,) = [
+            one for one in make_section(found._replace(description=strong)).tables["describe"].notes if "Strong" in one
+        ]
+        assert ("as 99% of these SAEs' activations are: so by firing alone" in note) == is_said
+
+
 def test_medians_are_those_of_the_groups() -> None:
     seeds = [make_found(make_scope_result(seed)) for seed in range(2)]
     section = make_section(*seeds)

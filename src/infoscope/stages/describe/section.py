@@ -34,6 +34,8 @@ from infoscope.stages.score.example_figure import Example, draw_examples
 MAX_CLASSES = 20
 """With more classes than these, their table holds the ends of its order alone."""
 N_ENDS = 5
+ALL_STRONG = 0.95
+"""Share of the activations from which on it is said."""
 
 
 def make_describe_section(
@@ -65,6 +67,15 @@ def make_describe_section(
     )
 
 
+def _say_if_all_is_strong(seeds: Seeds) -> str:
+    """Say so where being strong tells nothing beside firing: 0.2, PatchSAE's, may lie below all that an SAE gives."""
+    strong = sum(float(found.description.strong_rate.sum()) for found in seeds)
+    firing = sum(float(found.scope.firing_rate.sum()) for found in seeds)
+    if firing == 0 or strong < ALL_STRONG * firing:
+        return ""
+    return f", as {strong / firing:.0%} of these SAEs' activations are: so by firing alone (see describe.strong_above)"
+
+
 def _make_measure_table(seeds: Seeds, config: DescribeConfig, judge: str) -> Table:
     groups, first = list_groups(seeds), seeds[0].description
     columns = [Column("quantity", "", Align.left)]
@@ -73,9 +84,9 @@ def _make_measure_table(seeds: Seeds, config: DescribeConfig, judge: str) -> Tab
     notes = [
         "Median over the features that have a value, mean over SAE seeds. Without a value: of all features; one that"
         f" fires in fewer than {first.n_label_images} training images has an activation and strong patches alone.",
-        f"Strong: above {first.strong_above:g} SAE units. Monosemanticity (sae-for-vlm): mean cosine of two images to"
-        f" {judge}, each pair weighted by the product of the feature's activations ({config.image_code.name} over the"
-        " patches), from its least to its largest 0 to 1; a constant feature has none. Clarity (Attributing CLIP):"
+        f"Strong: above {first.strong_above:g} SAE units{_say_if_all_is_strong(seeds)}. Monosemanticity"
+        f" (sae-for-vlm): mean cosine of two images to {judge}, each pair weighted by the product of the feature's"
+        f" activations ({config.image_code.name} over the patches), from its least to its largest 0 to 1; a constant feature has none. Clarity (Attributing CLIP):"
         f" mean cosine of two of its top {config.n_clarity_images} images. Overlap: mean Jaccard index of its top"
         f" {config.n_top_images} images with those of every other feature.",
     ]
