@@ -86,7 +86,8 @@ def _make_measure_table(seeds: Seeds, config: DescribeConfig, judge: str) -> Tab
         f" fires in fewer than {first.n_label_images} training images has an activation and strong patches alone.",
         f"Strong: above {first.strong_above:g} SAE units{_say_if_all_is_strong(seeds)}. Monosemanticity"
         f" (sae-for-vlm): mean cosine of two images to {judge}, each pair weighted by the product of the feature's"
-        f" activations ({config.image_code.name} over the patches), from its least to its largest 0 to 1; a constant feature has none. Clarity (Attributing CLIP):"
+        f" activations ({config.image_code.name} over the patches), from its least to its largest 0 to 1; a"
+        " constant feature has none. Clarity (Attributing CLIP):"
         f" mean cosine of two of its top {config.n_clarity_images} images. Overlap: mean Jaccard index of its top"
         f" {config.n_top_images} images with those of every other feature.",
     ]
