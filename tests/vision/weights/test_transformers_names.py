@@ -136,10 +136,11 @@ def write_vit(state: State, depth: int, kind: str) -> State:
     for i in range(depth):
         block, layer = f"blocks.{i}", f"encoder.layer.{i}"
         parts = tuple(f"{layer}.attention.attention.{part}" for part in ("query", "key", "value"))
-        found |= split(state, f"{block}.attn.qkv", parts) | move(
-            state, f"{block}.attn.proj", f"{layer}.attention.output.dense"
-        )
-        for ours, theirs in {"dinov2": dinov2, "swiglu": swiglu, "vit": vit}[kind].items():
+        output = f"{layer}.attention.output.dense"
+        if kind == "dinov2 of 5.24":
+            parts, output = tuple(f"{layer}.attention.{part}_proj" for part in "qkv"), f"{layer}.attention.o_proj"
+        found |= split(state, f"{block}.attn.qkv", parts) | move(state, f"{block}.attn.proj", output)
+        for ours, theirs in {"swiglu": swiglu, "vit": vit}.get(kind, dinov2).items():
             found |= move(state, f"{block}.{ours}", f"{layer}.{theirs}")
         if kind != "vit":
             found |= {f"{layer}.layer_scale{n}.lambda1": state[f"{block}.ls{n}.gamma"] for n in (1, 2)}
@@ -265,8 +266,8 @@ def test_siglip(siglip, tmp_path, with_text):
 
 
 def make_tower(kind: str, n_registers: int = 0) -> VisionTransformer:
-    own: dict[str, Any] = {"dinov2": {"init_values": 0.1}, "vit": {}}.get(
-        kind, {"init_values": 0.1, "mlp_layer": SwiGLUPacked}
+    own: dict[str, Any] = {"vit": {}, "swiglu": {"init_values": 0.1, "mlp_layer": SwiGLUPacked}}.get(
+        kind, {"init_values": 0.1}
     )
     registers = {"reg_tokens": n_registers, "no_embed_class": True} if n_registers else {}
     sizes = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 4, "num_classes": 0}
@@ -276,7 +277,8 @@ def make_tower(kind: str, n_registers: int = 0) -> VisionTransformer:
 @pytest.mark.long
 @pytest.mark.parametrize("prefix", ["", "dinov2.", "backbone.dinov2_with_registers."])
 @pytest.mark.parametrize(
-    ("kind", "n_registers"), [("dinov2", 0), ("dinov2", 4), ("swiglu", 0), ("swiglu", 4), ("vit", 0)]
+    ("kind", "n_registers"),
+    [("dinov2", 0), ("dinov2", 4), ("dinov2 of 5.24", 0), ("swiglu", 0), ("swiglu", 4), ("vit", 0)],
 )
 def test_towers_of_timm(tmp_path, kind, n_registers, prefix):
     tower = make_tower(kind, n_registers)

@@ -31,6 +31,8 @@ _SIGLIP_BLOCK = (
 _VIT_BLOCK = (
     (r"attention\.attention\.([qkv])(?:uery|ey|alue)\.(weight|bias)", r"attn.qkv.\2#\1"),
     (r"attention\.output\.dense\.(weight|bias)", r"attn.proj.\1"),
+    (r"attention\.([qkv])_proj\.(weight|bias)", r"attn.qkv.\2#\1"),  # DINOv2 of transformers 5.24
+    (r"attention\.o_proj\.(weight|bias)", r"attn.proj.\1"),
     (r"norm([12])\.(weight|bias)", r"norm\1.\2"),  # DINOv2
     (r"layer_scale([12])\.lambda1", r"ls\1.gamma"),
     (r"mlp\.fc([12])\.(weight|bias)", r"mlp.fc\1.\2"),
