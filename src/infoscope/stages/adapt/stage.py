@@ -23,7 +23,7 @@ from infoscope.stages.adapt.numbers import Found, summarise_found
 from infoscope.stages.adapt.section import make_adapt_section
 from infoscope.stages.describe.fidelity import Fidelity, why_no_predictions
 from infoscope.stages.image_codes import Codes
-from infoscope.stages.images import find_known, open_split, scenes_of
+from infoscope.stages.images import find_known, knows, open_split, scenes_of
 from infoscope.stages.publish import Published
 from infoscope.stages.score.stage import Score, key_of_groups, scope_of
 
@@ -64,18 +64,20 @@ class Adapt(Published, SeedStage[Adaptation]):
         return {
             "codes": up.codes.hash,
             "adapted": up.adapted.hash,
-            "classes": {**classes, **ctx.config.adapt.cache_key_fields()} if _knows_labels(ctx) else None,
+            "classes": {**classes, **ctx.config.adapt.cache_key_fields()}
+            if knows(ctx, Truth.labels, ctx.config.data)
+            else None,
         }
 
     def check(self, ctx: Context, seed: int) -> None:
         with naming_settings():
             check_adapted(ctx)
-        if _knows_labels(ctx):
+        if knows(ctx, Truth.labels, ctx.config.data):
             find_known(ctx, ctx.config.data)[0].n_target_classes(ctx.config.predict.target)
 
     def build(self, ctx: Context, up: Needs, work: Workspace, seed: int) -> Adaptation:
         codes, labels, n_classes = up.codes.load(), None, 0
-        if _knows_labels(ctx):
+        if knows(ctx, Truth.labels, ctx.config.data):
             target = ctx.config.predict.target
             images = open_split(ctx, "train")
             labels, n_classes = images.labels(target)[codes.image_index], images.n_target_classes(target)
@@ -120,14 +122,10 @@ def found_of(ctx: Context, seed: int) -> Found:
     return Found(scope_of(ctx, seed), Adapt.at(ctx, seed).load(), fidelity, _name_classes(ctx), least, factor)
 
 
-def _knows_labels(ctx: Context) -> bool:
-    return Truth.labels in find_known(ctx, ctx.config.data)[0].truths
-
-
 @once
 def _name_classes(ctx: Context) -> Sequence[str]:
     """Return the names of the classes: the data's, those of predict.class_names, else their numbers."""
-    if not _knows_labels(ctx):
+    if not knows(ctx, Truth.labels, ctx.config.data):
         return ()
     known = find_known(ctx, ctx.config.data)[0]
     try:

@@ -33,7 +33,7 @@ from infoscope.stages.describe.fidelity import Fidelity, make_fidelity_table, sa
 from infoscope.stages.describe.numbers import MEASURES, Found, compute_median, get_members, list_groups, list_measures
 from infoscope.stages.describe.section import make_describe_section
 from infoscope.stages.image_codes import Codes
-from infoscope.stages.images import count_images, find_known, fingerprint_images, open_split, scenes_of
+from infoscope.stages.images import count_images, find_known, fingerprint_images, knows, open_split, scenes_of
 from infoscope.stages.judge import Judge, judge_of
 from infoscope.stages.latents import join_latents
 from infoscope.stages.rank import Rank
@@ -78,7 +78,7 @@ class Describe(SeedStage[Description]):
         }
 
     def check(self, ctx: Context, seed: int) -> None:
-        if _knows_classes(ctx):
+        if knows(ctx, Truth.labels, ctx.config.data):
             find_hierarchy(ctx)
         elif ctx.config.describe.tree is not None:
             raise InputError(
@@ -90,7 +90,7 @@ class Describe(SeedStage[Description]):
         codes = up.codes.load()
         index = np.asarray(codes.image_index)
         labels = None
-        if _knows_classes(ctx):
+        if knows(ctx, Truth.labels, ctx.config.data):
             images = open_split(ctx, "train")
             labels = Labels(images.labels("class")[index], images.class_names, find_hierarchy(ctx))
         return describe_latents(codes, up.judge.load().of_images(index), ctx.config.describe, labels)
@@ -190,11 +190,6 @@ def _list_label_columns(found: Description, n_top: int) -> Iterator[LatentColumn
     for name, (heading, unit) in columns.items():
         if (values := getattr(found, name)) is not None:
             yield LatentColumn(name, values, heading, unit)
-
-
-def _knows_classes(ctx: Context) -> bool:
-    """Whether the training images have classes."""
-    return Truth.labels in find_known(ctx, ctx.config.data)[0].truths
 
 
 @once
