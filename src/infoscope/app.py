@@ -19,7 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from infoscope import registry
 from infoscope.config import errors
 from infoscope.config.overrides import has_layers
-from infoscope.config.sweeps import find_layers, make_collect_command, read_sweep
+from infoscope.config.sweeps import check_layers, find_layers, make_collect_command, names_layer, read_sweep
 from infoscope.config.tree import CONF_FOLDER, Config, make_config, prepare_arguments, register_schemas
 from infoscope.config.unread import check_read
 from infoscope.runtime import output
@@ -164,6 +164,8 @@ def _run_job(tree: DictConfig) -> Any:
             choice = hydra_config.runtime.choices["hydra/launcher"]
             raise InputError(f"hydra/launcher={choice} is for sweeps: give -m (infoscope -m ...), or drop it.")
         job = _find_job()
+        if not is_launched and job.number == 0:
+            _check_sweep(job)
         if job.sweep is not None and not is_launched and not tree.plan:
             _sweeps[job.sweep] = tree.output_dir
         config = make_config(tree)
@@ -190,13 +192,25 @@ def _run(config: Config, job: Job) -> Any:
     return run(config, job=job)
 
 
+def _check_sweep(job: Job) -> None:
+    """End a sweep of this process over layers that will not do, before its first job; launchers look for themselves."""
+    if job.sweep is None or not names_layer(job.overrides):
+        return
+    sweep = read_sweep(job.sweep)
+    try:
+        check_layers([one.overrides for one in sweep.jobs], sweep.config_dirs)
+    except InputError as error:
+        output.say_failure(str(error), error)
+        sys.exit(output.EXIT_INPUT)
+
+
 def _find_job() -> Job:
     """Return what Hydra says of the run that has begun."""
     hydra_config = HydraConfig.get()
     in_sweep = hydra_config.mode is RunMode.MULTIRUN
     overrides, sweep = tuple(hydra_config.overrides.task), Path(hydra_config.sweep.dir) if in_sweep else None
     layers: tuple[int, ...] = ()
-    if sweep is not None and any(override.startswith("model.layer=") for override in overrides):
+    if sweep is not None and names_layer(overrides):
         layers = find_layers(overrides, [job.overrides for job in read_sweep(sweep).jobs])
     return Job(
         folder=Path(hydra_config.runtime.output_dir),

@@ -251,7 +251,7 @@ def test_layers_of_a_sweep_come_from_one_reading_of_the_images(photographs: Path
     together = make_context(
         photographs, tmp_path / "together", "model=planted_registers", "stage=rank", "model.layer=0"
     )
-    together.job = Job(layers=(-1, 7))  # of which the second does not exist
+    together.job = Job(layers=(1, -2, -1, 7))  # one block and another, twice each, and one that does not exist
     first = Tokens.at(together, "train").get()
     assert load_backbone(together).n_images_encoded == N_PHOTOGRAPHS - 1
     second = make_context(photographs, tmp_path / "together", "model=planted_registers", "stage=rank", "model.layer=-1")

@@ -340,6 +340,7 @@ def find_first_missing(monkeypatch: pytest.MonkeyPatch, output_dir: Path, *overr
         ["trainer.progress=true", "logger=csv"],
         ["sae.log_every_n_steps=3", "sae.checkpoint_every_n_steps=7"],
         ["model.name=another_name", "logger.group=another_group"],
+        ["model.layer=0"],  # the block that -2 is, of two
         ["probe.variants_per_chunk=3", "probe.feature_batch_images=5", "probe.memory_gb=0.001"],
         ["scope.k_cds=1", "partition.gamma=0.1", "stage=score"],
     ],
@@ -360,7 +361,7 @@ def test_hashes_do_not_depend_on_the_folder(finished: Path, tmp_path: Path, monk
     [
         ("data.seed=1", "scenes"),
         ("data.n_train=41", "scenes"),
-        ("model.layer=0", "tokens"),
+        ("model.layer=1", "tokens"),
         ("model.seed=1", "tokens"),
         ("data.cache_dtype=float16", "tokens"),
         ("sae.k=5", "train_sae"),

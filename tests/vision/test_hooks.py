@@ -15,9 +15,14 @@ def test_a_block_is_counted_from_either_end():
             HookPoint(layer).check(12)
 
 
-def test_its_key_is_the_layer_as_it_was_asked_for():
-    assert ModelConfig(layer=-3).hook.key() == {"layer": -3}
-    assert ModelConfig(layer=-1, site="post_norm").hook.key() == {"layer": -1, "site": "post_norm"}
+def test_a_block_has_one_key_however_it_is_written():
+    for layer in (9, -3):
+        assert ModelConfig(layer=layer).hook.count_from_end(12).key() == {"layer": -3}
+    for layer in (11, -1):
+        hook = ModelConfig(layer=layer, site="post_norm").hook.count_from_end(12)
+        assert hook.key() == {"layer": -1, "site": "post_norm"}
+    with pytest.raises(InputError, match=r"got 12\.$"):
+        HookPoint(12).count_from_end(12)
 
 
 def test_only_the_last_block_has_a_norm_after_it():

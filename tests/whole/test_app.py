@@ -278,6 +278,14 @@ def test_a_list_of_layers_is_a_sweep_whose_jobs_know_of_each_other(infoscope: Co
     assert (infoscope.configs[-1].model.layer, infoscope.jobs[-1].sweep, infoscope.jobs[-1].layers) == (1, None, ())
 
 
+@pytest.mark.parametrize("launcher", [(), ("hydra/launcher=local",)])
+def test_a_layer_that_the_model_lacks_is_refused_before_any_job(infoscope: CommandLine, launcher: tuple[str, ...]):
+    result = infoscope("model.layer=[0,1,99]", "sae=topk,relu", *launcher)
+    assert (result.code, infoscope.configs) == (2, [])
+    assert result.err == "infoscope: Expected model.layer in -4..3 (the model has 4 blocks), got 99.\n"
+    assert "stage=collect" not in result.out
+
+
 def test_a_failed_job_does_not_stop_the_others(infoscope: CommandLine):
     def action(config: Config) -> None:
         if config.scope.k_cds == 4:

@@ -205,11 +205,11 @@ def test_a_failed_job_of_a_sweep_stops_no_other(
     output_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
-    overrides = make_overrides(output_dir, "stage=score", "model.layer=7,-2")
+    overrides = make_overrides(output_dir, "stage=score", "scope.shift_patches=11,1")
     monkeypatch.setattr(sys, "argv", ["infoscope", "-m", *overrides])
     assert app.run_command_line() == EXIT_INPUT
     printed = capsys.readouterr()
-    assert printed.err.count("infoscope: Expected model.layer") == 1
+    assert printed.err.count("infoscope: Expected") == 1
     assert f"score/{find_folder(output_dir, 'score').name}" in printed.out
 
 

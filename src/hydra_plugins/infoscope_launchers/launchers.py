@@ -23,7 +23,7 @@ from hydra.core.utils import JobReturn, JobStatus, filter_overrides
 from hydra_plugins.hydra_submitit_launcher.submitit_launcher import BaseSubmititLauncher
 
 from hydra_plugins.infoscope_launchers.config import LocalConf, SlurmConf
-from infoscope.config.sweeps import make_collect_command
+from infoscope.config.sweeps import check_layers, make_collect_command, names_layer, read_sweep
 from infoscope.launchers import slurm
 from infoscope.launchers.outcome import Outcome, explain_failure, name_outcome, read_outcome, write_outcome
 from infoscope.runtime.bounds import check_settings
@@ -59,9 +59,12 @@ class SweepLauncher(BaseSubmititLauncher):
         """Run the jobs, wait for all, say how each ended.
 
         Raises:
-            InputError: they cannot be started.
+            InputError: they cannot be started, or ask for a layer that the model lacks.
         """
         check_settings(self.schema, self.params, "hydra.launcher.")
+        assert self.config is not None
+        if any(map(names_layer, job_overrides)):
+            check_layers(job_overrides, read_sweep(Path(self.config.hydra.sweep.dir)).config_dirs)
         shared = set.intersection(*map(set, job_overrides)) if len(job_overrides) > 1 else set()
         state = Singleton.get_state()
         planned, n_failed = [], 0
@@ -81,7 +84,6 @@ class SweepLauncher(BaseSubmititLauncher):
             raise KeyboardInterrupt(self.left_behind) from None
         if n_failed:
             say(f"{n_failed} of {len(planned)} jobs failed; the same command does again only what is missing.")
-        assert self.config is not None
         if not self.config.plan:
             command = make_collect_command(self.config.hydra.sweep.dir, self.config.output_dir)
             say(f"This joins what the jobs have found:\n    {command}")

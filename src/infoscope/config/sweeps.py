@@ -16,7 +16,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from infoscope.config import errors
 from infoscope.config.overrides import quote_override
-from infoscope.config.tree import Config, open_hydra, prepare_arguments
+from infoscope.config.tree import Config, compose, open_hydra, prepare_arguments
 from infoscope.runtime.bounds import expand_path
 from infoscope.runtime.errors import InputError
 from infoscope.runtime.job import Job
@@ -218,6 +218,45 @@ def find_layers(job: Sequence[str], jobs: Sequence[Sequence[str]]) -> tuple[int,
     mine, alike = _split_layer(job), [_split_layer(one) for one in jobs]
     found = [layer for layer, others in alike if others == mine[1] and layer is not None and layer != mine[0]]
     return tuple(dict.fromkeys(found)) if mine[0] is not None else ()
+
+
+def names_layer(overrides: Sequence[str]) -> bool:
+    """Whether a job says which layer it reads."""
+    return any(override.startswith("model.layer=") for override in overrides)
+
+
+def check_layers(jobs: Sequence[Sequence[str]], config_dirs: Sequence[str] = ()) -> None:
+    """Refuse a sweep over layers of which the model lacks one, or the stage cannot read one, before any job starts.
+
+    The number of blocks is known from configurations alone. What else is wrong with a job is said to that job.
+
+    Args:
+        jobs: their overrides.
+        config_dirs: as after `--config-dir`.
+
+    Raises:
+        InputError: such a layer.
+    """
+    alike: dict[tuple[str, ...], list[int]] = {}
+    for layer, others in map(_split_layer, jobs):
+        if layer is not None:
+            alike.setdefault(tuple(others), []).append(layer)
+    for others, layers in alike.items():
+        try:
+            config = compose(others, config_dirs)
+            n_blocks = _count_blocks(config)
+        except InputError:
+            continue
+        for layer in layers:
+            hook = replace(config.model.hook, layer=layer)
+            hook = hook if n_blocks is None else hook.count_from_end(n_blocks)
+            replace(config, model=replace(config.model, layer=hook.layer))
+
+
+def _count_blocks(config: Config) -> int | None:
+    from infoscope.vision.load import count_blocks  # imports torch, which --help must not wait for
+
+    return config.clip.layers if config.model.pretrained == "train_clip" else count_blocks(config.model)
 
 
 def _split_layer(overrides: Sequence[str]) -> tuple[int | None, list[str]]:

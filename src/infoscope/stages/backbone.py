@@ -10,8 +10,10 @@ from infoscope.pipeline.context import Context, once
 from infoscope.pipeline.stage import NotBuiltYet
 from infoscope.runtime.errors import InputError
 from infoscope.stages.train_clip import TrainClip
+from infoscope.vision import load as vision
 from infoscope.vision.backbone import Backbone
 from infoscope.vision.config import ModelConfig
+from infoscope.vision.hooks import HookPoint
 from infoscope.vision.load import compute_model_fingerprint, find_facts, make_backbone
 from infoscope.vision.tokens.source import choose_batch_images
 from infoscope.vision.weights.facts import Facts
@@ -51,6 +53,32 @@ def find_model_facts(ctx: Context, model: ModelConfig | None = None) -> Facts | 
     """Return a model's activation, mean and std, and who says so; None for planted backbones."""
     model = model or ctx.config.model
     return find_facts(model, _find_trained(ctx, model))
+
+
+@once
+def count_blocks(ctx: Context) -> int | None:
+    """Return how many blocks the experiment's backbone has, known before it is loaded or trained; None as there.
+
+    Raises:
+        InputError: as `vision.load.count_blocks`.
+    """
+    model = ctx.config.model
+    if model.pretrained == "train_clip":
+        return ctx.config.clip.layers
+    return vision.count_blocks(model)
+
+
+def hook_of(ctx: Context, layer: int | None = None) -> HookPoint:
+    """Return where the experiment reads tokens, or where it would at another layer, counted from the end.
+
+    So one block has one name in keys, whether the user calls it -2 or 2.
+
+    Raises:
+        InputError: the model has no such block.
+    """
+    hook = ctx.config.model.hook if layer is None else replace(ctx.config.model.hook, layer=layer)
+    n_blocks = count_blocks(ctx)
+    return hook if n_blocks is None else hook.count_from_end(n_blocks)
 
 
 def load_backbone(ctx: Context, model: ModelConfig | None = None) -> Backbone:

@@ -27,7 +27,7 @@ from infoscope.sae.origin import (
     lacks_statistics,
 )
 from infoscope.sae.token_sets import check_prefix
-from infoscope.stages.backbone import find_model_facts, fingerprint_model, load_backbone
+from infoscope.stages.backbone import count_blocks, find_model_facts, fingerprint_model
 from infoscope.stages.images import scenes_of
 from infoscope.stages.precision import load_frozen, precision_key, say_other_precision
 from infoscope.stages.score.tables import make_sae_table
@@ -92,12 +92,9 @@ def tokens_read(ctx: Context) -> TokenChoice:
 def list_mismatches(ctx: Context) -> list[str]:
     """Return in what the run's tokens are other ones than the SAE was trained on, in words."""
     sizes, hook, found = find_sizes(ctx), ctx.config.model.hook, inspect_sae(ctx)
-    n_layers = sizes.n_layers
-    if n_layers is None and found.origin.layer is not None and (found.origin.layer < 0) != (hook.layer < 0):
-        n_layers = load_backbone(ctx).n_layers
     image_px, name = sizes.grid * sizes.patch_px, name_model(ctx.config.model)
     given = Origin(hook.layer, fingerprint_model(ctx), image_px, tokens_read(ctx), hook.site)
-    mismatches = find_mismatches(found.origin, given, n_layers, name)
+    mismatches = find_mismatches(found.origin, given, count_blocks(ctx), name)
     facts = find_model_facts(ctx)
     if found.origin.source is not None and found.origin.source.backbone and facts is not None and facts.is_contradicted:
         mismatches.append(f"{found.origin.source.backbone} as it was trained, given {name} with {facts.words}")

@@ -7,7 +7,7 @@ import time
 import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +25,7 @@ from infoscope.runtime.errors import InputError
 from infoscope.runtime.files import write_json
 from infoscope.runtime.manifests import Artifact
 from infoscope.runtime.store import Workspace
-from infoscope.stages.backbone import compile_backbone, fingerprint_model, load_backbone, say_model
+from infoscope.stages.backbone import compile_backbone, fingerprint_model, hook_of, load_backbone, say_model
 from infoscope.stages.images import check_split, count_images, fingerprint_images, open_split, scenes_of
 from infoscope.stages.train_clip import needs_trained
 from infoscope.vision.tokens.extract import TokenCache, Wanted, compute_cache_bytes, extract_layers
@@ -46,7 +46,7 @@ class Tokens(ArtifactStage[TokenSource]):
         cls, ctx: Context, split: str, data: DataConfig | None = None, layer: int | None = None
     ) -> Handle[TokenSource]:
         """Return the tokens of a split, of the experiment's own data and layer unless others are given."""
-        return super().at(ctx, split, data or ctx.config.data, ctx.config.model.layer if layer is None else layer)
+        return super().at(ctx, split, data or ctx.config.data, hook_of(ctx, layer).layer)
 
     def name(self, ctx: Context, split: str, data: DataConfig, layer: int) -> str:
         return f"{ctx.config.model.name}-{split}"
@@ -60,7 +60,7 @@ class Tokens(ArtifactStage[TokenSource]):
     def key(self, ctx: Context, up: Needs, split: str, data: DataConfig, layer: int) -> Key:
         return {
             "model": fingerprint_model(ctx),
-            **replace(ctx.config.model.hook, layer=layer).key(),
+            **hook_of(ctx, layer).key(),
             "images": fingerprint_images(ctx, split, data),
             "dtype": data.cache_dtype if data.store_tokens else None,
         }
@@ -74,9 +74,7 @@ class Tokens(ArtifactStage[TokenSource]):
             _say_skipped(ctx, found.folder, split, data)
             return
         check_decoder(data.decoder, ctx.device if ctx.device.type == "cuda" else torch.device("cuda"))
-        sizes = find_sizes(ctx)
-        if sizes.n_layers is not None:
-            ctx.config.model.hook.check(sizes.n_layers)
+        find_sizes(ctx)  # a model that cannot be loaded is refused now
 
     def build(self, ctx: Context, up: Needs, work: Workspace, split: str, data: DataConfig, layer: int) -> None:
         _encode(ctx, split, data, {layer: work})
@@ -145,12 +143,11 @@ class Tokens(ArtifactStage[TokenSource]):
 
 def _find_others(ctx: Context, layer: int) -> list[int]:
     """Return the layers that other jobs of the sweep will ask for, and that the model has."""
-    n_layers, others = load_backbone(ctx).n_layers, []
+    others = []
     for other in ctx.job.layers:
         with suppress(InputError):  # said to the job that asks for it
-            replace(ctx.config.model.hook, layer=other).check(n_layers)
-            others.append(other)
-    return [other for other in others if other != layer]
+            others.append(hook_of(ctx, other).layer)
+    return [other for other in dict.fromkeys(others) if other != layer]
 
 
 def _encode(ctx: Context, split: str, data: DataConfig, works: Mapping[int, Workspace]) -> None:
@@ -218,13 +215,12 @@ def _say_skipped(ctx: Context, folder: Path, split: str, data: DataConfig) -> No
 
 @dataclass(frozen=True)
 class Sizes:
-    """Width of a token, patches per side, tokens before them, pixels of a patch's side, blocks (None: not known)."""
+    """Width of a token, patches per side, tokens before them, pixels of a patch's side."""
 
     d_in: int
     grid: int
     n_prefix: int
     patch_px: int
-    n_layers: int | None = None
 
     @property
     def n_patches(self) -> int:
@@ -242,8 +238,8 @@ def find_sizes(ctx: Context) -> Sizes:
     try:
         loaded = load_backbone(ctx)
     except NotBuiltYet:
-        return Sizes(clip.width, clip.grid, 1, clip.patch_px, clip.layers)
-    return Sizes(loaded.d_in, loaded.grid, loaded.n_prefix_tokens, loaded.patch_px, loaded.n_layers)
+        return Sizes(clip.width, clip.grid, 1, clip.patch_px)
+    return Sizes(loaded.d_in, loaded.grid, loaded.n_prefix_tokens, loaded.patch_px)
 
 
 def find_skipped(images: ImageSet, read: np.ndarray) -> dict[str, str]:

@@ -36,8 +36,21 @@ class HookPoint:
             )
 
     def key(self) -> dict[str, Any]:
-        """Return its part of an artifact's key; the site is named where it is another than `RESID_POST`."""
+        """Return its part of an artifact's key; the site is named where it is another than `RESID_POST`.
+
+        Keys hold a hook that counts from the end, see `count_from_end`.
+        """
         return {"layer": self.layer} if self.site == RESID_POST else {"layer": self.layer, "site": self.site}
+
+    def count_from_end(self, n_layers: int) -> HookPoint:
+        """Return it in a model with so many blocks, the block counted from the end: -1 is the last.
+
+        So it stands in keys: one block has one number there, however it was written.
+
+        Raises:
+            InputError: if the block does not exist.
+        """
+        return HookPoint(self.check(n_layers).layer - n_layers, self.site)
 
     def check(self, n_layers: int) -> HookPoint:
         """Return it in a model with so many blocks, the block counted from 0.

@@ -27,8 +27,8 @@ FAMILIES = {
     "planted_registers": "infoscope.vision.planted",
     "context_free": "infoscope.vision.planted",
 }
-"""The module of every `model.kind`, imported when it is first asked for. A family offers three functions of a
-configuration and of the artifact of stage train_clip, or None: `fingerprint`, `facts` and `make`."""
+"""The module of every `model.kind`, imported when it is first asked for. A family offers four functions of a
+configuration and of the artifact of stage train_clip, or None: `count_blocks`, `fingerprint`, `facts` and `make`."""
 TIMM_PREFIX = "timm:"
 """Before the architecture in the short form of `load_backbone`."""
 _IN_PYTHON = {
@@ -56,6 +56,18 @@ def compute_model_fingerprint(config: ModelConfig, trained_folder: Path | None =
         InputError: as `load_backbone`.
     """
     return _get_family(config).fingerprint(config, trained_folder)
+
+
+def count_blocks(config: ModelConfig, trained_folder: Path | None = None) -> int | None:
+    """Return how many blocks a model has, from its configuration: no weights are read.
+
+    None: it is of a kind that is refused when it is loaded, such as a ResNet.
+
+    Raises:
+        InputError: an unknown architecture, or a folder that describes none.
+    """
+    n_blocks: int | None = _get_family(config).count_blocks(config, trained_folder)
+    return n_blocks
 
 
 def find_facts(config: ModelConfig, trained_folder: Path | None = None) -> Facts | None:

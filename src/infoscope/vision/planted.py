@@ -38,6 +38,7 @@ LIGHT_ANCHORS: dict[str, tuple[tuple[int, int, int], tuple[int, int, int]]] = {
 LOCAL_MEASURES = ("brightness", "warmth", "contrast", "edge direction", "row")
 """What `PlantedRegisters` knows of each patch, in the order of its local codes."""
 N_QUARTERS = 4
+N_BLOCKS = 2
 
 
 class PlantedBackbone(Backbone):
@@ -51,7 +52,7 @@ class PlantedBackbone(Backbone):
         identity = {"architecture": type(self).__name__, "version": PLANTED_VERSION, "grid": grid, "patch_px": patch_px}
         super().__init__(
             d_in=d_in,
-            n_layers=2,
+            n_layers=N_BLOCKS,
             n_prefix_tokens=n_prefix_tokens,
             grid=grid,
             patch_px=patch_px,
@@ -195,6 +196,11 @@ def compute_local_codes(
 def fingerprint(config: ModelConfig, trained_folder: Path | None) -> dict[str, Any]:
     """Return what determines a planted backbone's numbers."""
     return {"kind": config.kind.name, "seed": config.seed}
+
+
+def count_blocks(config: ModelConfig, trained_folder: Path | None) -> int:
+    """Return how many blocks a planted backbone has."""
+    return N_BLOCKS
 
 
 def facts(config: ModelConfig, trained_folder: Path | None) -> None:

@@ -16,7 +16,7 @@ from typing import Any, Generic
 
 from infoscope.commands.collect.opening import ContextFactory, describe_artifacts, describe_choices
 from infoscope.commands.experiments.runs import Found, Run, Shown
-from infoscope.config.sweeps import expand_sweep, find_layers, find_swept, make_commands
+from infoscope.config.sweeps import check_layers, expand_sweep, find_layers, find_swept, make_commands
 from infoscope.config.tree import Config, compose
 from infoscope.pipeline.context import Context
 from infoscope.pipeline.run import apply_trainer, check, set_goals, show_plan
@@ -170,8 +170,14 @@ class Sweep:
         return ", ".join(f"{key}={value}" for key, value in self._swept[number].items() if key not in but)
 
     def run(self) -> None:
-        """Measure every combination; one that fails, or is missing, is noted and the others go on."""
+        """Measure every combination; one that fails, or is missing, is noted and the others go on.
+
+        Raises:
+            InputError: as `check_layers`, before the first.
+        """
         n = len(self.combinations)
+        if self.builds and n > 1:
+            check_layers(self.combinations)
         for number, overrides in enumerate(self.combinations):
             if n > 1:
                 self.display.say(f"{number + 1} of {n}: {self._name(number)}")

@@ -20,7 +20,7 @@ from infoscope.runtime.manifests import Artifact
 from infoscope.runtime.store import Workspace
 from infoscope.sae.model import MAX_PRE_ACTS
 from infoscope.scope.ablations import choose_rows
-from infoscope.stages.backbone import load_backbone
+from infoscope.stages.backbone import hook_of, load_backbone
 from infoscope.stages.images import check_split, count_images, find_known, scenes_of
 from infoscope.stages.predict.stage import EmbeddedClasses, prompts_of
 from infoscope.stages.sae import choose_tokens, count_latents, sae_of
@@ -123,12 +123,12 @@ def why_no_predictions(ctx: Context) -> str:
         prompts = Prompts(choose_class_names(config.predict, known), choose_templates(config.predict))
     except InputError as error:
         return str(error)
-    if config.model.layer < -1 and EmbeddedClasses.at(ctx).find() is not None:
+    is_last = hook_of(ctx).layer == -1
+    if not is_last and EmbeddedClasses.at(ctx).find() is not None:
         return ""  # its text tower has read these words, and a block follows: no weights are loaded to know it again
     try:
         backbone = load_backbone(ctx)
     except NotBuiltYet:  # a CLIP that is trained on the words of the scenes, and pools CLS
-        is_last = config.model.hook.check(config.clip.layers).layer == config.clip.layers - 1
         return f"model.layer={config.model.layer} is the last block of {config.model.name}." if is_last else ""
     try:
         check_predictions(backbone, config.model.layer)

@@ -15,6 +15,7 @@ from infoscope.sae.latent_table import LatentColumn
 from infoscope.scope.ablations import Ablation, make_original
 from infoscope.scope.matching import MATCHINGS
 from infoscope.stages.ablations import matched_ablations_of, matched_groups_of
+from infoscope.stages.backbone import hook_of
 from infoscope.stages.confounds.stage import Confounds
 from infoscope.stages.effects.section import UNITS, make_effect_section, name_column
 from infoscope.stages.images import count_images, knows, probe_data, scenes_of
@@ -89,7 +90,7 @@ class Effects(SeedStage[LatentEffects]):
         counts = [count_images(ctx, "test", group.data) for group in list_probe_groups(ctx)]
         n = sum(min(count, ctx.config.effects.n_images or count) for count in counts)
         heads = sorted(ctx.config.probe.heads)
-        return Work(n, [ctx.config.model.name, ctx.config.model.layer, count_latents(ctx), heads])
+        return Work(n, [ctx.config.model.name, hook_of(ctx).layer, count_latents(ctx), heads])
 
     def latents(self, ctx: Context, seed: int) -> Iterator[LatentColumn]:
         for task, effect in self.at(ctx, seed).load().effects.items():

@@ -17,7 +17,7 @@ from infoscope.report.tables import Column
 from infoscope.runtime.errors import InputError
 from infoscope.runtime.store import Workspace
 from infoscope.sae.edit import EditMode
-from infoscope.stages.backbone import fingerprint_model
+from infoscope.stages.backbone import fingerprint_model, hook_of
 from infoscope.stages.image_codes import Codes
 from infoscope.stages.images import knows, open_split
 from infoscope.stages.masking.section import make_masking_section, name_mask
@@ -54,7 +54,7 @@ class Masking(Published, SeedStage[MaskingResult]):
             "sae": up.sae.hash,
             "tokens": up.tokens.hash,
             "codes": up.codes.hash,
-            **config.model.hook.key(),
+            **hook_of(ctx).key(),
             **{name: getattr(config.predict, name) for name in ("target", "n_images", "seed")},
             "masking": config.masking.cache_key_fields(),
             "modes": [mode.name for mode in _choose_modes(ctx)],
@@ -101,7 +101,7 @@ class Masking(Published, SeedStage[MaskingResult]):
         orders = n_curves * n_classes * 8 * max((n for n in config.masking.n_latents if n < d_sae), default=0)
         return Work(
             count_predicted(ctx),
-            [config.model.name, config.model.layer, d_sae, n_curves, n_numbers, len(_choose_modes(ctx))],
+            [config.model.name, hook_of(ctx).layer, d_sae, n_curves, n_numbers, len(_choose_modes(ctx))],
             memory_bytes=orders + config.predict.batch_images * per_image,
             is_bound=True,
         )

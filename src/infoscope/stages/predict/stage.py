@@ -17,7 +17,7 @@ from infoscope.report.tables import Column
 from infoscope.runtime.store import Workspace
 from infoscope.sae.config import TokenChoice
 from infoscope.stages.ablations import ablations_of, needs_of_ablations
-from infoscope.stages.backbone import fingerprint_model, load_backbone
+from infoscope.stages.backbone import fingerprint_model, hook_of, load_backbone
 from infoscope.stages.images import check_split, count_images, find_known, open_split
 from infoscope.stages.predict.section import make_prediction_section
 from infoscope.stages.probe.stage import describe_variant
@@ -51,7 +51,7 @@ def make_inputs(ctx: Context, up: Needs) -> PredictInputs:
         up.sae.load(),
         up.tokens.load(),
         load_backbone(ctx),
-        ctx.config.model.layer,
+        hook_of(ctx).layer,
         edits_patches=choose_tokens(ctx) is not TokenChoice.cls,
         edits_prefix=choose_tokens(ctx) is not TokenChoice.patch,
     )
@@ -107,7 +107,7 @@ class Predict(Published, SeedStage[PredictionResult]):
             "model": fingerprint_model(ctx),
             "head": up.head.hash,
             "tokens": up.tokens.hash,
-            **config.model.hook.key(),
+            **hook_of(ctx).key(),
             "predict": config.predict.cache_key_fields(),
             "target": config.predict.target,
             "variants": [[variant.name, variant.key(up.sae.hash)] for variant in ablations_of(ctx, seed)],

@@ -13,7 +13,7 @@ from infoscope.pipeline.stage import ArtifactStage, Key, Needs, R, Work, name_of
 from infoscope.probes.config import ProbeConfig
 from infoscope.probes.results import AblationResult, load_result
 from infoscope.scope.ablations import Ablation, Role
-from infoscope.stages.backbone import fingerprint_model
+from infoscope.stages.backbone import fingerprint_model, hook_of
 from infoscope.stages.images import count_images
 from infoscope.stages.sae import count_latents, sae_of
 from infoscope.stages.tokens import Tokens, find_sizes
@@ -64,7 +64,7 @@ class AblationProbes(_OfVariant[AblationResult]):
             "probe": group.probe.cache_key_fields(),
             "tokens": [up.train.hash, up.test.hash],
             "model": fingerprint_model(ctx),
-            **ctx.config.model.hook.key(),
+            **hook_of(ctx).key(),
             "variant": variant.key(up.sae.hash),
         }
 
@@ -83,7 +83,7 @@ class Features(_OfVariant[Path]):
             "tokens": [up.train.hash, up.test.hash],
             "images": probe.chosen_images,
             "model": fingerprint_model(ctx),
-            **ctx.config.model.hook.key(),
+            **hook_of(ctx).key(),
             "readouts": [readout.name for readout in probe.cls_readouts],
             "variant": variant.key(up.sae.hash),
         }

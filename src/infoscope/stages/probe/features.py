@@ -19,7 +19,7 @@ from infoscope.runtime.manifests import compute_hash
 from infoscope.runtime.store import Workspace
 from infoscope.sae.config import TokenChoice
 from infoscope.scope.ablations import Ablation
-from infoscope.stages.backbone import load_backbone, load_backbone_at
+from infoscope.stages.backbone import hook_of, load_backbone, load_backbone_at
 from infoscope.stages.images import open_sets
 from infoscope.stages.probe.artifacts import AblationProbes, Features, ImageMeans, ProbeGroup
 from infoscope.stages.sae import choose_tokens, sae_of
@@ -37,7 +37,7 @@ def make_probe_inputs(ctx: Context, seed: int, data: DataConfig) -> ProbeInputs:
         train,
         test,
         load_backbone(ctx),
-        ctx.config.model.layer,
+        hook_of(ctx).layer,
         edits_prefix=choose_tokens(ctx) is TokenChoice.all,
         backbone_at=partial(load_backbone_at, ctx),
         n_workers=data.n_workers,

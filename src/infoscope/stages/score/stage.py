@@ -20,7 +20,7 @@ from infoscope.scope.partition import Partition
 from infoscope.scope.scores import Scores
 from infoscope.scope.scoring import score_latents
 from infoscope.scope.sparse_maps import count_bytes
-from infoscope.stages.backbone import compile_backbone, fingerprint_model, load_backbone
+from infoscope.stages.backbone import compile_backbone, fingerprint_model, hook_of, load_backbone
 from infoscope.stages.energy import Sample, energy_of
 from infoscope.stages.images import count_images, fingerprint_images, open_split, scenes_of
 from infoscope.stages.rank import Rank, mass_of
@@ -52,7 +52,7 @@ class Score(SeedStage[Scores]):
             "sae": up.sae.hash,
             "ranking": up.ranking.hash,
             "model": fingerprint_model(ctx),
-            **ctx.config.model.hook.key(),
+            **hook_of(ctx).key(),
             "images": fingerprint_images(ctx, "train"),
             "shift_patches": scope.shift_patches,
             "emd": scope.emd.name if scope.emd is EMDMethod.exact else [scope.emd.name, scope.sinkhorn_blur],

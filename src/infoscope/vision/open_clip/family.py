@@ -16,9 +16,10 @@ from infoscope.vision.backbone import Backbone
 from infoscope.vision.config import ModelConfig
 from infoscope.vision.open_clip.backbone import OpenClipBackbone, TimmClipBackbone
 from infoscope.vision.open_clip.clip_backbone import make_tokenizer
-from infoscope.vision.open_clip.source import Source, find_source
+from infoscope.vision.open_clip.source import Source, find_model_config, find_source
 from infoscope.vision.open_clip.weights import Loaded, fetch_tag, load_tag_weights, load_weights
 from infoscope.vision.timm.backbone import check_tower
+from infoscope.vision.timm.weights import count_tower_blocks
 from infoscope.vision.weights.facts import Facts
 from infoscope.vision.weights.local import finish
 
@@ -36,6 +37,15 @@ def _identify(source: Source, config: ModelConfig) -> dict[str, Any]:
         "weights": source.weights_id,
         "precision": config.precision,
     }
+
+
+def count_blocks(config: ModelConfig, trained_folder: Path | None) -> int | None:
+    """Return how many blocks a CLIP's image tower has; None of those that are none of blocks, such as ResNets."""
+    tower = find_model_config(config, trained_folder)["vision_cfg"]
+    if tower.get("timm_model_name"):
+        return count_tower_blocks(str(tower["timm_model_name"]))
+    n_blocks = tower.get("layers", open_clip.CLIPVisionCfg.layers)
+    return n_blocks if isinstance(n_blocks, int) and n_blocks > 0 else None
 
 
 def facts(config: ModelConfig, trained_folder: Path | None) -> Facts:

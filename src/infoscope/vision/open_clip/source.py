@@ -76,6 +76,16 @@ def find_source(config: ModelConfig, trained_folder: Path | None) -> Source:
     )
 
 
+def find_model_config(config: ModelConfig, trained_folder: Path | None) -> dict[str, Any]:
+    """Return open_clip's model config of a configuration; weights are neither read nor asked whose they are.
+
+    Raises:
+        InputError: an unknown architecture, a file or folder that is missing or describes none.
+    """
+    folder, _ = _find_place(config, trained_folder)
+    return _get_model_config(config) if folder is None else read_local_config(folder / LOCAL_CONFIG)[0]
+
+
 def is_of_origin(config: ModelConfig, tag: str) -> bool:
     """Whether weights are said to be those of one of open_clip's tags, and are used as it says.
 

@@ -8,7 +8,15 @@ from typing import Any
 from infoscope.vision.backbone import Backbone
 from infoscope.vision.config import ModelConfig
 from infoscope.vision.timm.backbone import TimmBackbone
-from infoscope.vision.timm.weights import TimmSource, fetch_timm_tag, find_timm_source, load_timm_weights, make_trunk
+from infoscope.vision.timm.weights import (
+    TimmSource,
+    check_arch,
+    count_tower_blocks,
+    fetch_timm_tag,
+    find_timm_source,
+    load_timm_weights,
+    make_trunk,
+)
 from infoscope.vision.weights.facts import Facts
 from infoscope.vision.weights.local import finish
 
@@ -27,6 +35,11 @@ def _identify(source: TimmSource, config: ModelConfig) -> dict[str, Any]:
         "weights": source.weights_id,
         "precision": config.precision,
     }
+
+
+def count_blocks(config: ModelConfig, trained_folder: Path | None) -> int | None:
+    """Return how many blocks a tower has."""
+    return count_tower_blocks(check_arch(config))
 
 
 def facts(config: ModelConfig, trained_folder: Path | None) -> Facts:

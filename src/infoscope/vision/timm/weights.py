@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -69,13 +69,8 @@ def find_timm_source(config: ModelConfig) -> TimmSource:
     Raises:
         InputError: an unknown architecture or tag, a file that is missing, or one whose preprocessing is not known.
     """
-    assert config.arch is not None
     assert config.pretrained is not None
-    arch, _, tag = config.arch.partition(".")
-    if not is_model_in_modules(arch, MODULES):
-        raise InputError(
-            f"Expected model.arch to be a plain vision transformer of timm's, such as {EXAMPLES}; got {config.arch!r}."
-        )
+    arch, tag = check_arch(config), str(config.arch).partition(".")[2]
     cfgs = {name.partition(".")[2]: cfg for name, cfg in get_arch_pretrained_cfgs(arch).items()}
     local_file = find_local_file(config.pretrained)
     chosen = choose_weights_set(config, local_file)
@@ -108,6 +103,34 @@ def find_timm_source(config: ModelConfig) -> TimmSource:
         repo=cfg.hf_hub_id if is_tag else None,
         hub_files=(cfg.hf_hub_filename,) if cfg.hf_hub_filename else HUB_WEIGHTS,
     )
+
+
+def check_arch(config: ModelConfig) -> str:
+    """Return the architecture that a configuration names, without a tag.
+
+    Raises:
+        InputError: timm has none of that name.
+    """
+    arch = str(config.arch).partition(".")[0]
+    if not is_model_in_modules(arch, MODULES):
+        raise InputError(
+            f"Expected model.arch to be a plain vision transformer of timm's, such as {EXAMPLES}; got {config.arch!r}."
+        )
+    return arch
+
+
+@cache
+def count_tower_blocks(arch: str) -> int | None:
+    """Return how many blocks one of timm's towers has, without making its weights; None: no plain transformer.
+
+    Args:
+        arch: without or with a tag.
+    """
+    if not is_model_in_modules(arch.partition(".")[0], MODULES):
+        return None
+    with torch.device("meta"):
+        blocks = getattr(timm.create_model(arch, pretrained=False, num_classes=0), "blocks", None)
+    return len(blocks) if isinstance(blocks, nn.Sequential | nn.ModuleList) else None
 
 
 def _settle(config: ModelConfig, accounts: Sequence[Account], arch: str, cfg: Any) -> Facts:
