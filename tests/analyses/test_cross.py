@@ -16,7 +16,6 @@ from infoscope.analyses.cross import (
     compute_cross,
     correct_by_holm,
     correlate_within,
-    describe_bands,
     draw_spearman,
     make_strata,
     permute_within,
@@ -184,6 +183,7 @@ def test_too_few_latents_give_no_number_but_their_count() -> None:
     assert nobody.n.tolist() == [[0]]
     assert np.isnan([nobody.p, nobody.low]).all()
     assert np.isnan(nobody.band_means).all()
+    assert np.isnan(nobody.matched_means).all()
 
 
 def test_what_the_rate_determines_or_never_varies_has_no_p() -> None:
@@ -195,15 +195,6 @@ def test_what_the_rate_determines_or_never_varies_has_no_p() -> None:
     assert np.isfinite(found.rho[0, 0])
     assert np.isnan(found.rho[0, 1])
     assert found.p_corrected[2] == found.p[2]
-
-
-def test_bands_hold_means_and_quartiles_of_what_is_known() -> None:
-    cds = np.arange(10) / 10
-    values = np.stack([np.arange(10.0), np.where(np.arange(10) < 5, np.nan, 1)], axis=1)
-    median_cds, means, quartiles = describe_bands(values, cds, 2)
-    np.testing.assert_allclose(median_cds, [0.2, 0.7])
-    np.testing.assert_allclose(means, [[2, 7], [np.nan, 1]])
-    np.testing.assert_allclose(quartiles[0], [[1, 2, 3], [6, 7, 8]])
 
 
 def test_a_result_is_read_as_it_was_written(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.stats import spearmanr
 
 from infoscope.analyses.config import DescribeConfig, ImageCode
 from infoscope.analyses.description import Description, Labels, describe_latents
@@ -122,6 +123,7 @@ def test_latents_that_are_blind_to_labels_are_at_chance() -> None:
         z[fires, latent] = rng.lognormal(0, 1, len(fires))
     of = np.arange(n_images) % n_classes
     z[:, 0] = np.where(of == 3, z.max(), 0)  # but one is of a class
+    z[:, 1] = np.arange(n_images) < n_classes  # and one fires in an image of each
     images, latents = z.nonzero()
     values = z[images, latents]
     codes = ImageCodes(
@@ -147,7 +149,7 @@ def test_latents_that_are_blind_to_labels_are_at_chance() -> None:
     for measure in found.permuted:
         by_chance, values = found.by_chance(measure), getattr(found, measure)
         assert by_chance is not None
-        assert np.median(values[1:]) == pytest.approx(np.median(by_chance[:, 1:]), rel=0.03, abs=0.02)
+        assert np.median(values[2:]) == pytest.approx(np.median(by_chance[:, 2:]), rel=0.03, abs=0.02)
     assert found.label_entropy_all is not None
     assert np.median(found.label_entropy_all) < 3  # of all images 4.6
     entropy = found.by_chance("label_entropy")
@@ -155,3 +157,12 @@ def test_latents_that_are_blind_to_labels_are_at_chance() -> None:
     assert entropy is not None
     assert found.label_entropy[0] == 0
     assert (entropy[:, 0] > 1.5).all()
+    for measure in ("label_entropy", "label_entropy_all"):
+        excess, values = found.beyond_chance(measure), getattr(found, measure)
+        assert excess is not None
+        assert excess[0] < -1.5
+        assert excess[1] > 0.2 or measure == "label_entropy"
+        assert abs(excess[2:].mean()) < 3 * excess[2:].std() / np.sqrt(d_sae) + 0.01
+        assert abs(spearmanr(excess[2:], found.n_firing[2:])[0]) < 0.2
+        assert measure == "label_entropy" or spearmanr(values[2:], found.n_firing[2:])[0] > 0.7
+    assert found.beyond_chance("ms") is None

@@ -57,6 +57,8 @@ def test_features_have_columns(finished: Path) -> None:
     assert said.class_latents.shape == (len(KINDS), ctx.config.describe.n_class_latents)
     for name in ("ms", "clarity", "top_overlap", "label_entropy", "tree_depth", "top_class_share"):
         np.testing.assert_array_equal(table[name], getattr(said, name))
+    np.testing.assert_array_equal(table["label_entropy_excess"], said.beyond_chance("label_entropy"))
+    assert "label_entropy_share_excess" not in table
     assert np.isfinite(table["ms"]).any()
     assert set(table["top_class"]) <= {*KINDS, ""}
     fires = table["firing_rate"] > 0

@@ -21,7 +21,7 @@ from infoscope.scope.partial_ranks import compute_spearman
 from infoscope.stages.confounds.stage import Confounds
 from infoscope.stages.cross.stage import Cross
 from infoscope.stages.describe.numbers import MEASURES
-from infoscope.stages.describe.stage import Describe
+from infoscope.stages.describe.stage import BIASED, Describe
 from infoscope.stages.effects.section import name_column
 from infoscope.stages.effects.stage import Effects
 from infoscope.stages.energy import Sample
@@ -139,6 +139,7 @@ def test_every_value_is_that_of_its_source(finished: Path, ctx: Context) -> None
         name: getattr(said, name)
         for name in (*MEASURES, "n_classes_held")  # rows of the decoder have unit norm
     }
+    expected |= {f"{name}_excess": said.beyond_chance(name) for name in BIASED}
     expected["top_class"] = np.array([*KINDS, ""])[said.top_class]
     expected |= {name_column(task): effect for task, effect in Effects.at(ctx, 0).load().effects.items()}
     for name, values in expected.items():

@@ -346,7 +346,17 @@ def test_an_image_folder_from_end_to_end(photographs: Path, tmp_path: Path, fail
     shutil.copytree(photographs, root)
     made = run_tiny(tmp_path, *FOLDER, *SMALL_CLIP, f"data.root={root}")
     assert made.files is not None
-    tables = {"scope", "outlier_emd", "outlier_activation", "confounds", "stability", "describe", "fidelity", "cross"}
+    tables = {
+        "scope",
+        "outlier_emd",
+        "outlier_activation",
+        "confounds",
+        "stability",
+        "describe",
+        "fidelity",
+        "cross",
+        "cross_bands",
+    }
     assert made.files.tables.keys() == tables
     assert "cds_histogram" in made.files.figures
     assert "No probes" in made.files.page.read_text()

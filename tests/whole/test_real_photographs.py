@@ -86,7 +86,7 @@ def check_report(made: ReportFiles, output_dir: Path, n_images: int) -> None:
     page, summary = made.page.read_text(), made.summary.read_text()
     assert NO_PROBES in page
     tables = {"scope", "outlier_emd", "outlier_activation", "confounds", "stability"}
-    assert set(made.tables) == tables | {"describe", "describe_levels", "cross", "levels"}
+    assert set(made.tables) == tables | {"describe", "describe_levels", "cross", "cross_bands", "levels"}
     assert "removal" not in json.loads(summary)
     for mark in ("2604.05724", PAPER, *PAPER_TITLES.values()):  # the paper's values never stand without their source
         assert mark not in page + summary

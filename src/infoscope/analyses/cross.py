@@ -1,12 +1,13 @@
 """The cross: how whatever else is known of the latents goes with their scope, overall and at like firing rate.
 
 Every quantity is held against the CDS by ranks, over the latents that have both: Spearman's rho with a percentile
-interval; mean and quartiles of the quantity in quantile bands of the CDS; and, since the firing rate goes with nearly
-everything, rho within strata of it. Within a stratum rates differ still, so that what goes with scope through the rate
-alone would go with it there too, and in thousands of latents significantly: so the ranks within a stratum are freed of
-their cubic trend over the rank of the rate, and what is left of them is correlated over all strata. Its p is that of
-permutations of what is left of the CDS's ranks within strata, the new trend taken out again (Freedman and Lane, 1983);
-two-sided, (1 + those as far from 0) / (1 + permutations).
+interval; mean and quartiles of the quantity in quantile bands of the CDS. Since the firing rate goes with nearly
+everything, there are also its means in bands of like firing rate, and rho within strata of it. Within a stratum rates
+differ still, so that what goes with scope through the rate alone would go with it there too, and in thousands of
+latents significantly: so the ranks within a stratum are freed of their cubic trend over the rank of the rate, and what
+is left of them is correlated over all strata. Its p is that of permutations of what is left of the CDS's ranks within
+strata, the new trend taken out again (Freedman and Lane, 1983); two-sided, (1 + those as far from 0) / (1 +
+permutations).
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from numpy.polynomial.legendre import legvander
 from scipy.linalg import orth
 from scipy.stats import rankdata
 
+from infoscope.analyses.cds_bands import describe_bands, describe_matched
 from infoscope.analyses.config import CrossConfig
 from infoscope.runtime.arrays import load_result, save_result
 from infoscope.runtime.errors import InputError
@@ -58,6 +60,7 @@ class CrossResult:
     p: two-sided, of permutations within the strata of all seeds; 0..1, not corrected.
     n, n_lacking: latents that have both, and those with a CDS that lack the quantity.
     band_cds: median CDS of each band. band_means: mean of the quantity there. band_quartiles: its three quartiles.
+    matched_cds, matched_means: the same in bands of like firing rate, see `cds_bands.match_bands`.
     """
 
     names: list[str]
@@ -71,6 +74,8 @@ class CrossResult:
     band_cds: Float[np.ndarray, "n_seeds n_bands"]
     band_means: Float[np.ndarray, "n_seeds n_quantities n_bands"]
     band_quartiles: Float[np.ndarray, "n_seeds n_quantities n_bands 3"]
+    matched_cds: Float[np.ndarray, "n_seeds n_bands"]
+    matched_means: Float[np.ndarray, "n_seeds n_quantities n_bands"]
 
     @property
     def p_corrected(self) -> Float[np.ndarray, " n_quantities"]:
@@ -116,6 +121,8 @@ def compute_cross(
     within, p = _compare_within(seeds, known, config, progress)
     bands = [describe_bands(one.values, one.cds, config.n_bands) for one in seeds]
     band_cds, band_means, band_quartiles = (np.stack(of) for of in zip(*bands, strict=True))
+    matched = [describe_matched(one.values, one.cds, one.rate, config.n_bands) for one in seeds]
+    matched_cds, matched_means = (np.stack(of) for of in zip(*matched, strict=True))
     return CrossResult(
         list(names),
         np.stack([of[0] for of in draws]),
@@ -128,6 +135,8 @@ def compute_cross(
         band_cds,
         band_means,
         band_quartiles,
+        matched_cds,
+        matched_means,
     )
 
 
@@ -297,27 +306,3 @@ def correct_by_holm(p: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
     steps = np.arange(len(order), 0, -1)
     corrected[order] = np.minimum(np.maximum.accumulate(p[order] * steps), 1)
     return corrected
-
-
-def describe_bands(
-    values: Float[np.ndarray, "n n_quantities"], cds: Float[np.ndarray, " n"], n_bands: int
-) -> tuple[
-    Float[np.ndarray, " n_bands"],
-    Float[np.ndarray, "n_quantities n_bands"],
-    Float[np.ndarray, "n_quantities n_bands 3"],
-]:
-    """Return of each quantile band of the CDS its median CDS, and mean and quartiles of what is known of each quantity.
-
-    Args:
-        cds: finite.
-    """
-    n_quantities = len(values.T)
-    median_cds, means = np.full(n_bands, np.nan), np.full((n_quantities, n_bands), np.nan)
-    quartiles = np.full((n_quantities, n_bands, 3), np.nan)
-    for band, members in enumerate(make_bands(cds, n_bands).values()):
-        median_cds[band] = np.median(cds[members]) if members.any() else np.nan
-        for place, column in enumerate(values[members].T):
-            if len(of := column[np.isfinite(column)]):
-                means[place, band] = of.mean()
-                quartiles[place, band] = np.quantile(of, [0.25, 0.5, 0.75])
-    return median_cds, means, quartiles

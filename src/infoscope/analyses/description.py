@@ -109,6 +109,14 @@ class Description:
             return None
         return self.by_permuted[self.permuted.index(measure)]
 
+    def beyond_chance(self, measure: str) -> Float[np.ndarray, " d_sae"] | None:
+        """Return a measure by labels less the mean of what the latent has by chance; None of another measure.
+
+        Around 0 where labels make no difference, however few images the latent fires in.
+        """
+        by_chance = self.by_chance(measure)
+        return None if by_chance is None else getattr(self, measure) - by_chance.mean(axis=0, dtype=np.float64)
+
     @property
     def fires_enough(self) -> Bool[np.ndarray, " d_sae"]:
         """Whether a latent fires in enough images to be described."""

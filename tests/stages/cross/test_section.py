@@ -43,7 +43,7 @@ def make_table(seed: int = 0, n: int = 240, **more: np.ndarray) -> LatentTable:
         "peak": (peak, "peak activation", "SAE units"),
         "peak_again": (2 * peak * (1 + 1e-7), "twice the same", "SAE units"),
         "ms": (0.3 * rng.normal(size=n) - beyond, "monosemanticity: how alike its images are", "1"),
-        "label_entropy": (rng.random(n), "label entropy", "nats"),
+        "label_entropy_excess": (rng.random(n), "label entropy beyond chance", "nats"),
         "is_large": (cds > 0.2, "large", ""),
         "nothing": (np.full(n, np.nan), "nothing", "1"),
         "level": (np.repeat([0, 1], [n // 4, n - n // 4]), "Matryoshka level", "1"),
@@ -77,20 +77,21 @@ def read(table: Table, label: str) -> dict[str, Any]:
 def test_numbers_and_switches_are_quantities_once_and_the_score_is_none() -> None:
     tables = [make_table(0, more=np.arange(240)), make_table(1)]
     names = [column.name for column in list_quantities(tables)]
-    assert names == ["firing_rate", "peak", "ms", "label_entropy", "is_large", "level"]
+    assert names == ["firing_rate", "peak", "ms", "label_entropy_excess", "is_large", "level"]
     turned = make_table(0, turned=-tables[0]["peak"], moved=tables[0]["peak"] + 1, zero=np.zeros(240))
     assert [column.name for column in list_quantities([turned])] == [*names, "turned", "moved", "zero"]
 
 
 def test_rows_are_means_over_seeds() -> None:
     tables = [make_table(seed) for seed in range(2)]
-    shown = cross(tables).tables["cross"]
+    section = cross(tables)
+    shown, bands = section.tables["cross"], section.tables["cross_bands"]
+    assert [row[0].value for row in bands.rows] == ["cds", *(row[0].value for row in shown.rows)]
     assert [row[0].value for row in shown.rows] == [
-        "cds",
         "firing_rate",
         "peak",
         "ms",
-        "label_entropy",
+        "label_entropy_excess",
         "is_large",
         "level",
     ]
@@ -101,12 +102,17 @@ def test_rows_are_means_over_seeds() -> None:
     assert row["rho_low"].value < row["rho"].value.mean < row["rho_high"].value < 0
     assert row["n_latents"].value.mean == 234
     lowest = [of["ms"][of["cds"] <= np.nanquantile(of["cds"], 0.2)].mean() for of in tables]
-    assert row["band_1"].value == pytest.approx(np.mean(lowest))
+    assert read(bands, "ms")["band_1"].value == pytest.approx(np.mean(lowest))
     assert read(shown, "peak")["n_lacking"].value.mean == 20
-    assert read(shown, "is_large")["band_5"].value == 1
-    assert read(shown, "cds")["band_1"].value == pytest.approx(
+    assert read(bands, "is_large")["band_5"].value == 1
+    assert read(bands, "cds")["band_1"].value == pytest.approx(
         np.mean([np.median(of["cds"][of["cds"] <= np.nanquantile(of["cds"], 0.2)]) for of in tables])
     )
+    rate, peak, ms = (read(bands, name) for name in ("firing_rate", "peak", "ms"))
+    assert abs(rate["matched_difference"].value.mean) < 0.03 * abs(rate["band_5"].value - rate["band_1"].value)
+    assert abs(peak["matched_difference"].value.mean) < 0.1 * abs(peak["band_5"].value - peak["band_1"].value)
+    assert ms["matched_difference"].value.mean < -1
+    assert ms["matched_difference"].value.mean == pytest.approx(ms["matched_5"].value - ms["matched_1"].value)
 
 
 def test_what_is_told_at_like_frequency_is_marked_and_the_rate_itself_is_not_asked() -> None:
@@ -142,8 +148,8 @@ def test_findings_follow_the_numbers() -> None:
 
 
 def test_columns_that_are_not_there_have_no_sentence_and_no_levels_no_table() -> None:
-    section = cross([without(make_table(), "ms", "label_entropy", "level")])
-    assert section.tables.keys() == {"cross"}
+    section = cross([without(make_table(), "ms", "label_entropy_excess", "level")])
+    assert section.tables.keys() == {"cross", "cross_bands"}
     assert "levels" not in section.summary
     text = " ".join(section.findings)
     assert "Monosemanticity" not in text
@@ -192,7 +198,7 @@ def test_the_figure_has_no_more_panels_than_it_may() -> None:
 @pytest.mark.long
 def test_it_renders(tmp_path: Path) -> None:
     files = write_report(Page("Test", sections=[cross([make_table(seed) for seed in range(2)])]), tmp_path)
-    assert {"cross", "levels"} <= files.tables.keys()
+    assert {"cross", "cross_bands", "levels"} <= files.tables.keys()
     assert "cross" in json.loads(files.summary.read_text())
 
 

@@ -11,7 +11,7 @@ from infoscope.stages.cross.quantities import LEVEL, Crossed
 
 FEATURED = {
     "ms": "Monosemanticity",
-    "label_entropy": "Label entropy, low for features of one class",
+    "label_entropy_excess": "Label entropy beyond chance, low for features of one class",
     "image_effect": "What global factors explain",
     "label_effect": "What patch labels explain",
 }

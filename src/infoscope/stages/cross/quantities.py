@@ -53,7 +53,7 @@ def _is_multiple(one: Float[np.ndarray, " d_sae"], other: Float[np.ndarray, " d_
 class Crossed(NamedTuple):
     """What is found of one quantity, see `CrossResult`; the interval is that of the mean over seeds.
 
-    band_means, band_quartiles: mean over SAE seeds.
+    band_means, band_quartiles, matched_means: mean over SAE seeds. matched_difference: of the last band and the first.
     """
 
     column: LatentColumn
@@ -67,6 +67,8 @@ class Crossed(NamedTuple):
     n_lacking: Stat
     band_means: Float[np.ndarray, " n_bands"]
     band_quartiles: Float[np.ndarray, "n_bands 3"]
+    matched_means: Float[np.ndarray, " n_bands"]
+    matched_difference: Stat
 
     @property
     def label(self) -> str:
@@ -92,6 +94,8 @@ def join_crossed(found: CrossResult, table: LatentTable) -> dict[str, Crossed]:
     """
     columns = {column.name: column for column in table}
     means, quartiles = mean_of_known(found.band_means, axis=0), mean_of_known(found.band_quartiles, axis=0)
+    matched = mean_of_known(found.matched_means, axis=0)
+    differences = found.matched_means[..., -1] - found.matched_means[..., 0]
     return {
         name: Crossed(
             columns[name],
@@ -105,6 +109,8 @@ def join_crossed(found: CrossResult, table: LatentTable) -> dict[str, Crossed]:
             compute_stat(found.n_lacking[:, i]),
             means[i],
             quartiles[i],
+            matched[i],
+            compute_stat(differences[:, i]),
         )
         for i, name in enumerate(found.names)
     }

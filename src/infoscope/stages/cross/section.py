@@ -33,7 +33,8 @@ def make_cross_section(
         groups: of the partition, by name.
     """
     crossed = join_crossed(found, tables[0])
-    shown, findings = {"cross": _make_table(crossed, found, config)}, say_beyond_rate(crossed, config)
+    shown = {"cross": _make_table(crossed, config), "cross_bands": _make_band_table(crossed, found, config)}
+    findings = say_beyond_rate(crossed, config)
     findings += say_featured(crossed)
     if has_levels := "level" in found.names:
         shown["levels"] = _make_level_table(tables, groups)
@@ -63,15 +64,13 @@ def make_cross_section(
 def _summarise(of: Crossed) -> dict[str, object]:
     numbers = {"rho": of.rho, "low": of.low, "high": of.high, "within": of.within, "p": of.p}
     counts = {"n": of.n.mean, "n_lacking": of.n_lacking.mean}
-    return {**numbers, "p_corrected": of.p_corrected, **counts, "band_means": of.band_means.tolist()}
+    bands = {"band_means": of.band_means.tolist(), "matched_means": of.matched_means.tolist()}
+    return {**numbers, "p_corrected": of.p_corrected, **counts, **bands}
 
 
-def _make_table(crossed: dict[str, Crossed], found: CrossResult, config: CrossConfig) -> Table:
-    n_bands = config.n_bands
+def _make_table(crossed: dict[str, Crossed], config: CrossConfig) -> Table:
     columns = [
-        Column("column", "column", Align.left, csv_only=True),
-        Column("quantity", "quantity", Align.left),
-        Column("unit", "unit", Align.left, optional=True),
+        *_name_quantity(),
         Column("rho", "Spearman with CDS", signed=True),
         Column("rho_low", "95 % from", signed=True),
         Column("rho_high", "to", signed=True),
@@ -80,7 +79,6 @@ def _make_table(crossed: dict[str, Crossed], found: CrossResult, config: CrossCo
         Column("p_corrected", "p, corrected", digits=3),
         Column("n_latents", "features", digits=0, is_count=True),
         Column("n_lacking", "without it", digits=0, is_count=True, optional=True),
-        *(Column(f"band_{i + 1}", _name_band(i, n_bands), optional=True) for i in range(n_bands)),
     ]
     notes = [
         "Everything that the table of latents knows, but for what the score's own pairs of crops give. Over the"
@@ -92,19 +90,55 @@ def _make_table(crossed: dict[str, Crossed], found: CrossResult, config: CrossCo
         f" none. p: of {config.n_permutations:,} permutations of the CDS within these groups of every seed, two-sided,"
         f" after Holm's correction for {sum(math.isfinite(of.p) for of in crossed.values())} quantities; what"
         " stage=effects, segment and adapt tell is among them where they have run.",
-        f"The last columns: means of the quantity in {n_bands} bands of equally many features by CDS.",
     ]
     marks = {SIGNIFICANT: f"p < {LEVEL:g} after the correction."}
     table = Table("cross", "What goes with scope, overall and at like firing frequency", columns, notes, marks)
-    nothing = [None] * (len(columns) - 3 - n_bands)
-    table.add_row("cds", "CDS, median", "", *nothing, *_write_bands(_mean(found.band_cds)))
     for name, of in crossed.items():
         within = Cell(of.within, SIGNIFICANT if of.is_told else "")
         numbers = (of.rho, of.low, of.high, within, of.p, of.p_corrected, of.n, of.n_lacking)
-        unit = "share" if of.column.values.dtype.kind == "b" else of.column.unit
         if name == "firing_rate":  # is what the strata are made of
             numbers = (*numbers[:3], None, None, None, *numbers[6:])
-        table.add_row(name, of.label, "" if unit == "1" else unit, *numbers, *_write_bands(of.band_means))
+        table.add_row(name, of.label, _find_unit(of), *numbers)
+    return table
+
+
+def _name_quantity() -> list[Column]:
+    return [
+        Column("column", "column", Align.left, csv_only=True),
+        Column("quantity", "quantity", Align.left),
+        Column("unit", "unit", Align.left, optional=True),
+    ]
+
+
+def _find_unit(of: Crossed) -> str:
+    unit = "share" if of.column.values.dtype.kind == "b" else of.column.unit
+    return "" if unit == "1" else unit
+
+
+def _make_band_table(crossed: dict[str, Crossed], found: CrossResult, config: CrossConfig) -> Table:
+    """Return the means of each quantity in bands by CDS, and the same at like firing frequency."""
+    n, heading = config.n_bands, "at like frequency:"
+    ends = {0, n - 1}
+    columns = [
+        *_name_quantity(),
+        *(Column(f"band_{i + 1}", _name_band(i, n), optional=i not in ends) for i in range(n)),
+        *(Column(f"matched_{i + 1}", f"{heading} {_name_band(i, n)}", csv_only=i not in ends) for i in range(n)),
+        Column("matched_difference", "highest minus lowest", signed=True),
+    ]
+    notes = [
+        f"Means in {n} bands of equally many features by CDS, mean over SAE seeds. At like frequency: of every {n}"
+        " features that follow each other by firing frequency, the one of lowest CDS is in the lowest band, and so on;"
+        " so the bands hardly differ in frequency, and less in CDS."
+    ]
+    table = Table("cross_bands", "What features of low and of high scope have", columns, notes)
+    rows = {name: (of.label, _find_unit(of), of.band_means, of.matched_means) for name, of in crossed.items()}
+    rows = {"cds": ("CDS, median", "", _mean(found.band_cds), _mean(found.matched_cds)), **rows}
+    differences = {name: of.matched_difference for name, of in crossed.items()}
+    differences["cds"] = compute_stat(found.matched_cds[:, -1] - found.matched_cds[:, 0])
+    for name, (label, unit, means, matched) in rows.items():
+        digits = _count_digits([*means, *matched])
+        cells = [Cell(float(mean), digits=digits) for mean in (*means, *matched)]
+        table.add_row(name, label, unit, *cells, Cell(differences[name], digits=digits))
     return table
 
 
@@ -116,12 +150,10 @@ def _mean(of_seeds: np.ndarray) -> np.ndarray:
     return np.array([compute_stat(of).mean for of in of_seeds.T])
 
 
-def _write_bands(means: Iterable[float]) -> list[Cell]:
-    """Return cells with as many digits as show the largest number with three."""
-    values = [float(mean) for mean in means]
+def _count_digits(values: Iterable[float]) -> int:
+    """Return as many digits as show the largest number with three."""
     largest = max((abs(value) for value in values if math.isfinite(value)), default=0.0)
-    digits = min(max(2 - math.floor(math.log10(largest)), 0), 8) if largest else 2
-    return [Cell(value, digits=digits) for value in values]
+    return min(max(2 - math.floor(math.log10(largest)), 0), 8) if largest else 2
 
 
 def _make_level_table(tables: Sequence[LatentTable], groups: Sequence[str]) -> Table:

@@ -24,6 +24,7 @@ class Cross(SingleStage[CrossResult]):
     """The CDS against every column of the tables of latents, over all SAE seeds; arithmetic on these tables."""
 
     kind, holds = "cross", CrossResult
+    version = 1
     in_report, is_shared = True, False
     columns = (
         Column("spearman", "Spearman with CDS", signed=True),

@@ -45,6 +45,9 @@ from infoscope.stages.tokens import Tokens
 
 N_EXAMPLES = 3
 """Of each group."""
+BIASED = ("label_entropy", "label_entropy_all", "top_class_share")
+"""Measures by labels that also tell in how few images, and how unequally, a latent fires: so the table of latents has
+them beyond chance as well."""
 
 
 class Describe(SeedStage[Description]):
@@ -190,6 +193,11 @@ def _list_label_columns(found: Description, n_top: int) -> Iterator[LatentColumn
     for name, (heading, unit) in columns.items():
         if (values := getattr(found, name)) is not None:
             yield LatentColumn(name, values, heading, unit)
+    for name in BIASED:
+        if (values := found.beyond_chance(name)) is not None:
+            heading, unit = columns[name]
+            explained = f"{heading.partition(',')[0]}, beyond chance: less its mean with permuted labels"
+            yield LatentColumn(f"{name}_excess", values, explained, unit)
 
 
 @once
