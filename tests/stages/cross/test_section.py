@@ -132,16 +132,16 @@ def test_findings_follow_the_numbers() -> None:
     section = cross([make_table(seed) for seed in range(2)])
     beyond, through, monosemantic, entropy, *levels = section.findings
     assert beyond.startswith(
-        "At like firing frequency, after correction for 5 quantities, more scope goes with more of: "
+        "At like firing frequency, after correction for 5 quantities, features of higher scope have more of: "
     )
-    assert f"with less of: monosemanticity ({MINUS}0." in beyond
-    assert beyond.endswith("3 of 5 are not told from chance.")
+    assert f"less of: monosemanticity ({MINUS}0." in beyond
+    assert beyond.endswith("3 of 5 cannot be told from chance.")
     assert "peak activation" not in beyond
-    assert through.startswith("Over all features these go with scope too")
+    assert through.startswith("These go with scope over all features")
     assert f"peak activation ({MINUS}" in through
     assert "how alike" not in beyond
     assert monosemantic.startswith(f"Monosemanticity: Spearman {MINUS}0.")
-    assert monosemantic.endswith("the more of it, the less scope.")
+    assert monosemantic.endswith("features of higher scope have less of it.")
     assert entropy.startswith("Label entropy")
     assert entropy.endswith("not told from chance.")
     assert len(levels) == 2

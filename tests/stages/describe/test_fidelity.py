@@ -35,7 +35,7 @@ def test_a_column_per_seed_and_their_mean() -> None:
 
 def test_sentences_say_what_was_recovered() -> None:
     said = say_fidelity({0: make_result(0.1, (0.5, 1, 2.5, 4.5)), 3: make_result(0.2, (0.5, 1.5, 2.5, 4.5))})
-    assert said[0].startswith("The SAE explains 85.0 ± 7.1% of the variance of 1,600 test tokens with 8.0 latents")
+    assert said[0].startswith("The SAEs explain 85.0 ± 7.1% of the variance of 1,600 test tokens with 8.0 latents")
     assert said[1] == (
         "Zero-shot cross-entropy on 2 test images and 3 classes is 0.500 nats, and 1.250 ± 0.354 with the"
         " reconstruction, 2.500 with zeros, 4.500 with the mean token in place of the tokens that the SAE reads: 62.5 ±"

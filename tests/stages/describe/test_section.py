@@ -91,12 +91,28 @@ def read(table: Table, label: str) -> dict[str, Any]:
 
 def test_it_is_said_where_all_that_fires_is_strong() -> None:
     found = make_found(make_scope_result(0))
-    for share, is_said in ((0.99, True), (0.5, False)):
+    typical = f"of the median feature, where it fires, is {np.nanmedian(found.description.mean_firing):.3g}."
+    for share, words in (
+        (0.99, "99% of these SAEs' activations are"),
+        (0.5, ""),
+        (0, "None of these SAEs' activations"),
+    ):
         strong = replace(found.description, strong_rate=share * found.scope.firing_rate)
         (note,) = [
             one for one in make_section(found._replace(description=strong)).tables["describe"].notes if "Strong" in one
         ]
-        assert ("as 99% of these SAEs' activations are: so by firing alone" in note) == is_said
+        assert words in note
+        assert (typical in note) == bool(words)
+
+
+def test_it_is_said_where_no_class_has_a_latent() -> None:
+    found = make_found(make_scope_result(0))
+    of, held = found.description.class_latents, found.description.n_classes_held
+    assert of is not None
+    assert held is not None
+    none = replace(found.description, class_latents=np.full_like(of, -1), n_classes_held=np.zeros_like(held))
+    text = " ".join(make_section(found._replace(description=none)).findings)
+    assert "Classes have no latents: no activation is above describe.strong_above=0.2" in text
 
 
 def test_medians_are_those_of_the_groups() -> None:

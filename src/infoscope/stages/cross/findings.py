@@ -33,19 +33,19 @@ def say_beyond_rate(crossed: Mapping[str, Crossed], config: CrossConfig) -> list
         ]
     told = [of for of in tested.values() if of.is_told]
     words = [
-        f"{side}: {_list([of for of in told if (of.within.mean > 0) == (sign > 0)])}"
-        for side, sign in (("more scope goes with more of", 1), ("with less of", -1))
+        f"{side} of: {_list([of for of in told if (of.within.mean > 0) == (sign > 0)])}"
+        for side, sign in (("more", 1), ("less", -1))
         if any((of.within.mean > 0) == (sign > 0) for of in told)
     ]
-    text = "; ".join(words) or "nothing is told to go with scope"
+    text = f"features of higher scope have {'; '.join(words)}" if words else "nothing is seen to go with scope"
     findings = [
         f"At like firing frequency, after correction for {len(tested)} quantities, {text}. {len(tested) - len(told)} of"
-        f" {len(tested)} are not told from chance."
+        f" {len(tested)} cannot be told from chance."
     ]
     through_rate = [of for of in tested.values() if of.is_decided and not of.is_told]
     if through_rate:
         findings.append(
-            "Over all features these go with scope too, but at like firing frequency they are not told to:"
+            "These go with scope over all features, but at like firing frequency not beyond chance:"
             f" {_list(through_rate, within=False)}."
         )
     return findings
@@ -71,8 +71,8 @@ def _say(words: str, of: Crossed) -> str:
     within = (
         "at like firing frequency none" if math.isnan(of.p) else f"{_signed(of.within.mean)} at like firing frequency"
     )
-    more = "the more of it, the " + ("more" if of.within.mean > 0 else "less") + " scope"
-    verdict = more if of.is_told else "not told from chance"
+    seen = f"features of higher scope have {'more' if of.within.mean > 0 else 'less'} of it"
+    verdict = seen if of.is_told else "not told from chance"
     return f"{words}: {overall}, {within} (p {format_number(of.p_corrected, 3)} after correction): {verdict}."
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from infoscope.analyses.config import CrossConfig
 from infoscope.analyses.cross import CrossResult
 from infoscope.report.section import ReportSection, SectionFigure
-from infoscope.report.tables import Align, Cell, Column, Table, compute_stat
+from infoscope.report.tables import Align, Cell, Column, Table, compute_stat, format_number
 from infoscope.sae.latent_table import LatentTable
 from infoscope.scope.partial_ranks import MIN_LATENTS
 from infoscope.scope.partition import name_group
@@ -69,6 +69,8 @@ def _summarise(of: Crossed) -> dict[str, object]:
 
 
 def _make_table(crossed: dict[str, Crossed], config: CrossConfig) -> Table:
+    n_tested = sum(math.isfinite(of.p) for of in crossed.values())
+    lowest = format_number(min(n_tested / (1 + config.n_permutations), 1), 3)
     columns = [
         *_name_quantity(),
         Column("rho", "Spearman with CDS", signed=True),
@@ -81,15 +83,16 @@ def _make_table(crossed: dict[str, Crossed], config: CrossConfig) -> Table:
         Column("n_lacking", "without it", digits=0, is_count=True, optional=True),
     ]
     notes = [
-        "Everything that the table of latents knows, but for what the score's own pairs of crops give. Over the"
-        f" features with a CDS, mean over SAE seeds; interval: features drawn anew {config.n_draws:,} times, the SAEs"
-        f" given, ranks kept. No number with fewer than {MIN_LATENTS} features that have the quantity, or where it is"
-        " the same in all. Of columns that differ by a factor the first stands for all.",
+        "Every column of the table of latents (stage=latents), but for what the score itself is made of. Over the"
+        f" features with a CDS, mean over SAE seeds. Interval: features drawn anew {config.n_draws:,} times, with the"
+        f" ranks that they have. No number with fewer than {MIN_LATENTS} features that have the quantity, or where all"
+        " have the same. Of columns that differ by a factor the first stands for all.",
         f"At like frequency: correlation of ranks within {config.n_strata} groups of equally many features by firing"
-        " frequency, freed of their cubic trend over it there; so what goes with scope through frequency alone has"
-        f" none. p: of {config.n_permutations:,} permutations of the CDS within these groups of every seed, two-sided,"
-        f" after Holm's correction for {sum(math.isfinite(of.p) for of in crossed.values())} quantities; what"
-        " stage=effects, segment and adapt tell is among them where they have run.",
+        " frequency, freed of their cubic trend over it there; it is near 0 for what goes with scope through frequency"
+        f" alone. p: two-sided, of {config.n_permutations:,} permutations of the CDS within these groups of every seed,"
+        f" after Holm's correction for {n_tested} quantities, so that none is below {lowest}; what stage=effects,"
+        " segment and adapt tell is among them where they have run.",
+        "Interval and p are over features, as if these were independent; SAEs, images and model are given.",
     ]
     marks = {SIGNIFICANT: f"p < {LEVEL:g} after the correction."}
     table = Table("cross", "What goes with scope, overall and at like firing frequency", columns, notes, marks)
@@ -127,8 +130,8 @@ def _make_band_table(crossed: dict[str, Crossed], found: CrossResult, config: Cr
     ]
     notes = [
         f"Means in {n} bands of equally many features by CDS, mean over SAE seeds. At like frequency: of every {n}"
-        " features that follow each other by firing frequency, the one of lowest CDS is in the lowest band, and so on;"
-        " so the bands hardly differ in frequency, and less in CDS."
+        " features that follow each other by firing frequency, the one of lowest CDS is in the lowest band, and so on:"
+        " these bands hardly differ in frequency, and in CDS less than the others."
     ]
     table = Table("cross_bands", "What features of low and of high scope have", columns, notes)
     rows = {name: (of.label, _find_unit(of), of.band_means, of.matched_means) for name, of in crossed.items()}
@@ -169,7 +172,10 @@ def _make_level_table(tables: Sequence[LatentTable], groups: Sequence[str]) -> T
             for name in (*groups, *others)
         ),
     ]
-    note = "Level 0: the first features, which reconstruct alone. Shares of the level's features; mean over SAE seeds."
+    note = (
+        "Level 0: the first features, which are trained to reconstruct the tokens by themselves. Shares of the level's"
+        " features; mean over SAE seeds."
+    )
     table = Table("levels", "Scope by Matryoshka level", columns, [note])
     for level in np.unique(tables[0]["level"]):
         rows = []

@@ -109,8 +109,8 @@ def make_alignment_table(pairs: Mapping[tuple[int, int], Alignment]) -> Table:
             f"{n_pairs[0].upper()}{n_pairs[1:]}. Cosine of the rows of W_dec, of the columns of W_enc, of mean"
             f" activations on {found[0].n_images:,} training images, and Pearson's correlation of these. "
             + _explain_matching(found[0])
-            + f" By activation those that fire on {MIN_IMAGES} images at least are matched. Chance: the same when the"
-            " second SAE's components, or images, are permuted (ours). Shares are of all latents that might be"
+            + f" By activation, only latents that fire on at least {MIN_IMAGES} images are matched. Chance: the same"
+            " when the second SAE's components, or images, are permuted (ours). Shares are of all latents that might be"
             " matched."
         ],
     )

@@ -161,7 +161,7 @@ def make_fidelity_table(results: Mapping[int, FidelityResult]) -> Table:
         sections |= _prediction_quantities()
         notes.append(
             "Zero-shot: the model goes on from the edited tokens, and its own head names the class of the test images;"
-            " other tokens than those that the SAE reads stay. Recovered: (CE of the baseline - CE of the"
+            " tokens that the SAE does not read stay as they are. Recovered: (CE of the baseline - CE of the"
             " reconstruction) / (CE of the baseline - CE of the tokens). The mean token is ours: zeros may lie far"
             " from all tokens."
         )
@@ -204,8 +204,9 @@ def say_fidelity(results: Mapping[int, FidelityResult], why_no_predictions: str 
     def write(read: Callable[[FidelityResult], float], digits: int, scale: float = 1.0) -> str:
         return _write(compute_stat(map(read, found)), digits, scale)
 
+    explains = "The SAE explains" if len(found) == 1 else "The SAEs explain"
     said = [
-        f"The SAE explains {write(lambda r: r.explained_variance, 1, 100)}% of the variance of {first.n_tokens:,} test"
+        f"{explains} {write(lambda r: r.explained_variance, 1, 100)}% of the variance of {first.n_tokens:,} test"
         f" tokens with {write(lambda r: r.l0, 1)} latents on each; the cosine of a token and its reconstruction is"
         f" {write(lambda r: r.cosine_raw, 3)}, from the mean token {write(lambda r: r.cosine_centred, 3)}."
     ]

@@ -47,7 +47,7 @@ def say_features(seeds: Seeds, config: DescribeConfig, judge: str, is_own: bool)
                 " each edge."
             )
         else:
-            findings.append(f"{_compare(seeds, 'tree_depth', 2)} (0: two images have the root alone in common).")
+            findings.append(f"{_compare(seeds, 'tree_depth', 2)}; 0: two images have no more than the root in common.")
     return [*findings, _say_unique(seeds, config)]
 
 
@@ -78,8 +78,8 @@ def _say_alike(seeds: Seeds, judge: str, is_own: bool) -> str:
 
 def _say_entropy(seeds: Seeds) -> str:
     return (
-        f"{_compare(seeds, 'label_entropy', 2)}. The further below that with permuted labels, the more the images on"
-        " which a feature fires most are of one class."
+        f"{_compare(seeds, 'label_entropy', 2)}. The further it is below that with permuted labels, the more the"
+        " images on which a feature fires most are of one class."
     )
 
 
@@ -91,6 +91,11 @@ def _say_class_latents(seeds: Seeds, config: DescribeConfig) -> str:
     n_classes = sum(n > 0 for n in seeds[0].description.class_images or [])
     share = compute_stat(compute_stat(of.share).mean for of in counts)
     expected = compute_stat(of.by_patches for of in counts)
+    if not n_held:
+        return (
+            f"Classes have no latents: no activation is above describe.strong_above={config.strong_above:g}, in the"
+            " SAE's own units."
+        )
     text = (
         f"The {config.n_class_latents} latents of each of the {n_classes} classes, those that fire strongly on most of"
         f" its patches, are {format_number(n_held, 0)} different ones, {format_number(n_everywhere, 0)} of which every"

@@ -67,13 +67,21 @@ def make_describe_section(
     )
 
 
-def _say_if_all_is_strong(seeds: Seeds) -> str:
-    """Say so where being strong tells nothing beside firing: 0.2, PatchSAE's, may lie below all that an SAE gives."""
+def _say_what_is_strong(seeds: Seeds) -> str:
+    """Say what counts as strong, and where that tells nothing: 0.2, PatchSAE's, may lie below or above all activations
+    of an SAE, whose units are its own."""
+    above = seeds[0].description.strong_above
     strong = sum(float(found.description.strong_rate.sum()) for found in seeds)
     firing = sum(float(found.scope.firing_rate.sum()) for found in seeds)
-    if firing == 0 or strong < ALL_STRONG * firing:
-        return ""
-    return f", as {strong / firing:.0%} of these SAEs' activations are: so by firing alone (see describe.strong_above)"
+    text = f"Strong: an activation above {above:g} SAE units (describe.strong_above)."
+    if firing == 0 or 0 < strong < ALL_STRONG * firing:
+        return text
+    typical = np.nanmedian([found.description.mean_firing for found in seeds])
+    if strong == 0:
+        text += " None of these SAEs' activations is, so that no class has latents"
+    else:
+        text += f" {strong / firing:.0%} of these SAEs' activations are, so that a feature is strong wherever it fires"
+    return f"{text}; the mean activation of the median feature, where it fires, is {typical:.3g}."
 
 
 def _make_measure_table(seeds: Seeds, config: DescribeConfig, judge: str) -> Table:
@@ -82,11 +90,11 @@ def _make_measure_table(seeds: Seeds, config: DescribeConfig, judge: str) -> Tab
     columns += [Column(group.replace(" ", "_"), name_group(group), optional=group == "unscored") for group in groups]
     columns += [Column("at_random", "images at random"), Column("n_without", "without a value", digits=0)]
     notes = [
-        "Median over the features that have a value, mean over SAE seeds. Without a value: of all features; one that"
-        f" fires in fewer than {first.n_label_images} training images has an activation and strong patches alone.",
-        f"Strong: above {first.strong_above:g} SAE units{_say_if_all_is_strong(seeds)}. Monosemanticity"
+        "Median over the features that have a value, mean over SAE seeds. Of a feature that fires in fewer than"
+        f" {first.n_label_images} training images nothing is said but its activation and strong patches.",
+        f"{_say_what_is_strong(seeds)} Monosemanticity"
         f" (sae-for-vlm): mean cosine of two images to {judge}, each pair weighted by the product of the feature's"
-        f" activations ({config.image_code.name} over the patches), from its least to its largest 0 to 1; a"
+        f" activations ({config.image_code.name} over the patches), which are scaled to 0..1 first; a"
         " constant feature has none. Clarity (Attributing CLIP):"
         f" mean cosine of two of its top {config.n_clarity_images} images. Overlap: mean Jaccard index of its top"
         f" {config.n_top_images} images with those of every other feature.",
@@ -96,8 +104,8 @@ def _make_measure_table(seeds: Seeds, config: DescribeConfig, judge: str) -> Tab
             f"Label entropy (PatchSAE): of the classes of its top {first.n_label_images} images, weighted by"
             " activation; over all images, and its share of the entropy of equally frequent classes: ours. Top class:"
             " on whose images it has most strong patches per image. Labels permuted (ours): the same median when the"
-            f" labels of all images are permuted, mean over {N_PERMUTATIONS} permutations: what features have by chance"
-            " that fire in as few images, as unequally; so a group is held against its own."
+            f" labels of all images are permuted, mean over {N_PERMUTATIONS} permutations. It is what these very"
+            " features have by chance, which is less entropy the fewer images they fire in, and the less equally."
         )
     if first.tree_depth is not None:
         notes.append(
@@ -171,8 +179,8 @@ def _make_class_table(seeds: Seeds, config: DescribeConfig) -> Table:
         notes=[
             f"The {config.n_class_latents} latents of a class that fire strongly on most patches of its images"
             " (PatchSAE's class-level latents; one may be of several classes); of those with a CDS, the share that is"
-            f" {name_group(group)}. Drawn by patches: what to expect of latents that are chosen by the patches on which"
-            " they fire strongly, whatever the class. Mean over SAE seeds."
+            f" {name_group(group)}. Drawn by patches: the share expected of latents that are drawn with probabilities"
+            " as their numbers of strong patches, whatever the class. Mean over SAE seeds."
         ],
     )
     n_latents = [compute_stat(of) for of in zip(*(one.n.tolist() for one in found), strict=True)]

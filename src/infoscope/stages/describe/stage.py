@@ -179,12 +179,15 @@ def _read_examples(ctx: Context, found: Found) -> list[Example]:
 def _list_label_columns(found: Description, n_top: int) -> Iterator[LatentColumn]:
     """Yield what labels say of each latent; nothing where there are none."""
     columns = {
-        "label_entropy": (f"label entropy of its top {found.n_label_images} images, weighted by activation", "nats"),
-        "label_entropy_all": ("label entropy of all images, weighted by activation", "nats"),
-        "label_entropy_share": ("label entropy of all images, share of the largest", "1"),
-        "top_class_share": ("patches with a strong activation that lie in images of its top class", "share of patches"),
+        "label_entropy": (f"label entropy of its top {found.n_label_images} images: weighted by activation", "nats"),
+        "label_entropy_all": ("label entropy of all images: weighted by activation", "nats"),
+        "label_entropy_share": ("label entropy of all images, share of the largest: weighted by activation", "1"),
+        "top_class_share": ("strong patches in its top class: in images of that class", "share of strong patches"),
         "n_classes_held": ("classes of which it is a class-level latent", "classes"),
-        "tree_depth": (f"depth at which two of its top {n_top} images meet in the hierarchy of classes", "levels"),
+        "tree_depth": (
+            f"depth of its top {n_top} images: where two meet in the hierarchy of classes",
+            "levels",
+        ),
     }
     if found.top_class is not None:
         names = np.array([*(found.class_names or []), ""])  # -1: none
@@ -196,7 +199,7 @@ def _list_label_columns(found: Description, n_top: int) -> Iterator[LatentColumn
     for name in BIASED:
         if (values := found.beyond_chance(name)) is not None:
             heading, unit = columns[name]
-            explained = f"{heading.partition(',')[0]}, beyond chance: less its mean with permuted labels"
+            explained = f"{heading.partition(':')[0]}, beyond chance: less its mean with permuted labels"
             yield LatentColumn(f"{name}_excess", values, explained, unit)
 
 
