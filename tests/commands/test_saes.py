@@ -24,8 +24,9 @@ from infoscope.sae.export import export_sae
 from infoscope.sae.import_config import ImportedConfig
 from infoscope.sae.loading import load_sae
 from infoscope.sae.model import SparseAutoencoder
-from infoscope.sae.origin import POOLED, Origin
+from infoscope.sae.origin import Origin
 from infoscope.sae.source import Source
+from infoscope.vision.hooks import POOLED
 from infoscope.vision.load import compute_model_fingerprint
 from infoscope.vision.names import find_backbone_name, name_model
 from tests.support.app_samples import run_infoscope
@@ -213,12 +214,16 @@ def test_settings_are_read_as_hydra_reads_them_and_stand_in_the_command(
 @pytest.mark.parametrize(
     ("origin", "words", "stage"),
     [
-        (Origin(site=POOLED, source=SOURCE), "reads pooled embeddings", None),
+        (
+            Origin(site=POOLED, source=SOURCE),
+            "reads pooled embeddings",
+            "import_sae",
+        ),
         (Origin(tokens=TokenChoice.cls, source=SOURCE), "An SAE of CLS tokens has no activation maps", "import_sae"),
     ],
 )
 def test_what_has_no_maps_has_no_scores_but_what_can_be_done(
-    infoscope: Run, tmp_path: Path, origin: Origin, words: str, stage: str | None
+    infoscope: Run, tmp_path: Path, origin: Origin, words: str, stage: str
 ) -> None:
     save_sae(tmp_path / "a", make_sae(origin))
     said = infoscope("describe-sae", "a").out
@@ -227,18 +232,17 @@ def test_what_has_no_maps_has_no_scores_but_what_can_be_done(
     assert "from Python, sae.encode(" in maps
     facts = json.loads(infoscope("describe-sae", "a", "json=true").out)
     assert facts["has_maps"] is False
-    if stage is None:
-        assert facts["command"] is None
-    else:
-        assert facts["command"].endswith(f"stage={stage}")
-        assert said.splitlines()[-1] == f"to measure  {facts['command']}"
+    assert facts["command"].endswith(f"stage={stage}")
+    assert ("model.site=pooled" in facts["command"]) == (origin.site == POOLED)
+    assert ("model.layer=" in facts["command"]) == (origin.site != POOLED)  # behind all blocks
+    assert said.splitlines()[-1] == f"to measure  {facts['command']}"
 
 
 def test_what_reads_another_site_is_said_to_be_refused(infoscope: Run, tmp_path: Path) -> None:
     save_sae(tmp_path / "a", make_sae(Origin(2, tokens=TokenChoice.all, site="mlp_out", source=SOURCE)))
     facts = json.loads(infoscope("describe-sae", "a", "json=true").out)
     assert (facts["has_maps"], facts["command"]) == (False, None)
-    assert facts["maps"].startswith("it reads mlp_out, and infoscope resid_post or post_norm: refused but for")
+    assert facts["maps"].startswith("it reads mlp_out, and infoscope resid_post, post_norm, pooled or projected:")
 
 
 def test_export_says_what_it_exported_and_describe_the_chain(infoscope: Run, artifact: Path) -> None:

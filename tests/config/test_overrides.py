@@ -150,7 +150,10 @@ def test_jobs_that_differ_in_the_layer_alone_know_of_each_other() -> None:
     [
         (["model.layer=[0,1,99]"], "Expected model.layer in -4..3 (the model has 4 blocks), got 99."),
         (["model=scenes_clip,clip_b16", "model.layer=-5,3", "stage=score"], "(the model has 4 blocks), got -5."),
-        (["model=clip_b16", "model.pretrained=train_clip", "clip.layers=3", "model.layer=0,3"], "has 3 blocks), got 3."),
+        (
+            ["model=clip_b16", "model.pretrained=train_clip", "clip.layers=3", "model.layer=0,3"],
+            "has 3 blocks), got 3.",
+        ),
         (["model=siglip_b16", "model.layer=0,12"], "(the model has 12 blocks), got 12."),
         (["model=dinov2_s14", "model.layer=0,12"], "(the model has 12 blocks), got 12."),
         (["model=planted_registers", "model.layer=0,2"], "(the model has 2 blocks), got 2."),
@@ -167,7 +170,6 @@ def test_what_else_is_wrong_with_the_jobs_of_a_sweep_is_left_to_them():
     check_layers(expand_sweep(["model.layer=0,99", "sae.k=0"]))
     check_layers(expand_sweep(["model=scenes_clip", "model.arch=nothing_like_it,null", "model.layer=0,2,-2,-4"]))
     check_layers(expand_sweep(["scope.k_cds=1,2"]))
-
 
 
 def test_folders_that_hydra_itself_opens_are_prepared(monkeypatch: pytest.MonkeyPatch):

@@ -242,6 +242,11 @@ def test_pooled_and_cls_saes_have_no_maps(output_dir: Path, places: dict[str, Pa
     torch.save(state | {"decoder._weight": torch.eye(D_IN)}, tmp_path / "pooled.pt")
     assert "This SAE reads pooled embeddings" in refuse(output_dir, tmp_path / "pooled.pt")
     assert "This SAE reads pooled embeddings" in refuse(output_dir, tmp_path / "pooled.pt", "stage=import_sae")
+    said = show(output_dir, tmp_path / "pooled.pt", "stage=import_sae", "model.site=pooled")
+    assert "cosine" in said
+    assert "block it reads" not in said
+    assert "model.site=projected" in refuse(output_dir, tmp_path / "pooled.pt", "model.site=pooled")
+    assert "features" in show(output_dir, tmp_path / "pooled.pt", "stage=score", "model.site=projected")
 
 
 def test_an_sae_of_the_last_block_is_scored_and_its_final_cls_refused(

@@ -16,8 +16,9 @@ from infoscope.data.images import resize_image
 from infoscope.sae.activations import TopK
 from infoscope.sae.config import TokenChoice
 from infoscope.sae.model import SparseAutoencoder
-from infoscope.sae.origin import POOLED, Origin
+from infoscope.sae.origin import Origin
 from infoscope.vision.backbone import Backbone
+from infoscope.vision.hooks import POOLED
 from infoscope.vision.planted import PlantedRegisters
 
 GRID, PATCH_PX = 6, 4

@@ -11,7 +11,6 @@ from infoscope.commands.score_command import make_score_command
 from infoscope.runtime.calls import make_options
 from infoscope.runtime.output import say
 from infoscope.sae import export
-from infoscope.sae.config import TokenChoice
 from infoscope.sae.describing import describe, list_facts
 from infoscope.sae.import_config import ImportedConfig
 from infoscope.sae.loading import import_alone
@@ -42,7 +41,7 @@ def describe_sae(path: str, *, json: bool = False, **options: Any) -> None:
     if json:
         say(json_module.dumps({**list_facts(sae), "command": command}, indent=2, ensure_ascii=False))
         return
-    heading = "to measure" if sae.origin.tokens is TokenChoice.cls else "to score"
+    heading = "to score" if list_facts(sae)["has_maps"] else "to measure"
     found = describe(sae) | ({} if command is None else {heading: command})
     width = max(map(len, found)) + 2
     for heading, words in found.items():

@@ -19,7 +19,7 @@ from infoscope.sae.import_config import ImportedConfig, MatrixNames
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.sae.origin import Origin, lacks_statistics
 from infoscope.vision.config import ModelConfig, ModelKind
-from infoscope.vision.hooks import RESID_POST, SITES
+from infoscope.vision.hooks import AT_END, POOLED, RESID_POST, SITES
 from infoscope.vision.load import compute_model_fingerprint
 from infoscope.vision.names import (
     RANDOM,
@@ -35,8 +35,8 @@ _NEAR = {"open_clip": "clip_b16", "timm": "mae_b16"}
 
 
 def make_score_command(sae: SparseAutoencoder, config: ImportedConfig) -> str | None:
-    """Return the command that scores an SAE, of one of CLS tokens that which measures its reconstruction; None: it
-    reads pooled embeddings, or a site that infoscope does not.
+    """Return the command that scores an SAE, of one of CLS tokens or pooled embeddings that which measures its
+    reconstruction; None: it reads a site that infoscope does not.
 
     Args:
         config: by which it was read: path and settings.
@@ -44,7 +44,7 @@ def make_score_command(sae: SparseAutoencoder, config: ImportedConfig) -> str | 
     origin = sae.origin
     if origin.site not in (None, *SITES):
         return None
-    stage = "import_sae" if origin.tokens is TokenChoice.cls else "score"
+    stage = "import_sae" if origin.tokens is TokenChoice.cls or origin.site == POOLED else "score"
     model = list(_list_model(origin))
     data = [] if model[0] == "model=scenes_clip" else ["data=image_folder", "data.root=..."]
     if lacks_statistics(origin):
@@ -82,7 +82,8 @@ def _list_model(origin: Origin) -> Iterator[str]:
     own_px = _find_px(presets[chosen]) if chosen in presets else None
     if None not in (origin.image_px, own_px) and origin.image_px != own_px:
         yield f"model.image_px={origin.image_px}"
-    yield f"model.layer={'...' if origin.layer is None else origin.layer}"
+    if origin.site not in AT_END:
+        yield f"model.layer={'...' if origin.layer is None else origin.layer}"
     if origin.site not in (None, RESID_POST):
         yield f"model.site={origin.site}"
 

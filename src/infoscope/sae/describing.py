@@ -142,7 +142,8 @@ def _find_obstacle(sae: SparseAutoencoder) -> str | None:
     except InputError as error:
         return str(error)
     if sae.origin.site not in (None, *SITES):
-        return f"it reads {sae.origin.site}, and infoscope {' or '.join(SITES)}: refused but for sae.ignore_origin=true"
+        known = f"{', '.join(SITES[:-1])} or {SITES[-1]}"
+        return f"it reads {sae.origin.site}, and infoscope {known}: refused but for sae.ignore_origin=true"
     return None
 
 

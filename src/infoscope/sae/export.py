@@ -26,8 +26,8 @@ from infoscope.sae.activations import Activation, BatchTopK, Gated, JumpReLU, Re
 from infoscope.sae.config import TokenNorm
 from infoscope.sae.formulas import NORMS, describe_activation
 from infoscope.sae.model import SparseAutoencoder
-from infoscope.sae.origin import POOLED, Origin, check_statistics
-from infoscope.vision.hooks import RESID_POST
+from infoscope.sae.origin import Origin, check_statistics
+from infoscope.vision.hooks import POOLED, RESID_POST
 from infoscope.vision.names import name_fingerprint
 
 ExportFormat = Literal["saelens", "plain"]

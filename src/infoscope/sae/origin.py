@@ -13,7 +13,7 @@ from infoscope.runtime.errors import InputError
 from infoscope.sae.config import TokenChoice
 from infoscope.sae.source import Source, check_source, check_text, check_types
 from infoscope.vision.backbone import Backbone
-from infoscope.vision.hooks import RESID_POST
+from infoscope.vision.hooks import POOLED, PROJECTED, RESID_POST
 from infoscope.vision.names import BackboneName, find_backbone_name, name_fingerprint
 
 if TYPE_CHECKING:
@@ -26,10 +26,6 @@ _OF_WEIGHTS = {"weights", "model_cfg", "mean", "std"}
 _LABELS = {"arch": "architecture", "kind": "family"}
 
 
-POOLED = "pooled"
-"""The site of SAEs that read one vector of an image or a text, which has no place in the picture."""
-
-
 @dataclass(frozen=True)
 class Origin:
     """Which tokens an SAE was trained on; what is unknown compares with everything.
@@ -38,7 +34,8 @@ class Origin:
     backbone: fingerprint of the backbone; empty: unknown.
     image_px: side of the images that the backbone read; None: unknown.
     tokens: patches, every token, or CLS alone; None: unknown.
-    site: where in the block: "resid_post", "mlp_out", ..., or `POOLED`; None: unknown, see `known_site`.
+    site: where in the block: "resid_post", "mlp_out", ..., or behind the tower, as `POOLED`: one vector of an image or
+        a text, which has no place in the picture; None: unknown, see `known_site`.
     source: of what another toolkit has trained; None: infoscope did.
 
     Raises:
@@ -176,7 +173,7 @@ def _find_other_layer(trained: int | None, given: int | None, n_layers: int | No
 
 def _find_other_site(trained: Origin, given: Origin) -> Iterator[str]:
     sites = trained.known_site, given.known_site
-    if None not in sites and sites[0] != sites[1]:
+    if None not in sites and sites[0] != sites[1] and sites != (POOLED, PROJECTED):
         yield f"tokens at {sites[0]}, given those at {sites[1]}"
 
 
@@ -211,17 +208,30 @@ def check_tokens(sae: SparseAutoencoder, *sources: object, other_weights: bool =
             )
 
 
-def check_has_maps(origin: Origin) -> None:
+def check_has_maps(origin: Origin, site: str | None = None) -> None:
     """Refuse an SAE whose features have no place in the picture.
 
+    Args:
+        site: where the backbone's tokens are read; None: where the SAE was trained.
+
     Raises:
-        InputError: one of CLS tokens alone, or of pooled embeddings.
+        InputError: one of CLS tokens alone, or of pooled embeddings, unless it is applied to `PROJECTED` patches.
     """
-    if origin.site == POOLED:
+    if origin.site == POOLED and site != PROJECTED:
         raise InputError(
             "This SAE reads pooled embeddings, one vector for each image or text, so its features have no activation"
-            " maps to rank or score: use an SAE of patch tokens; from Python, sae.encode(embeddings) works."
+            " maps to rank or score: apply it to each patch as the model would embed it (ours: sae=import sae.path=..."
+            " model.site=projected), or use an SAE of patch tokens; from Python, sae.encode(embeddings) works."
         )
+    check_reads_patches(origin)
+
+
+def check_reads_patches(origin: Origin) -> None:
+    """Refuse an SAE of CLS tokens alone, which are none of those that passes read.
+
+    Raises:
+        InputError: such an SAE.
+    """
     if origin.tokens is TokenChoice.cls:
         instead = "use one of sae.tokens=patch or all" if origin.source is None else "use an SAE of patch tokens"
         raise InputError(

@@ -24,7 +24,7 @@ from infoscope.runtime.profile import Kind, counted
 from infoscope.runtime.progress import Advance, ignore
 from infoscope.sae.activation import Entries, find_rows
 from infoscope.sae.model import SparseAutoencoder
-from infoscope.sae.origin import check_has_maps, check_tokens
+from infoscope.sae.origin import check_reads_patches, check_tokens
 from infoscope.vision.tokens.source import TokenRows
 
 BATCH_IMAGES = 64
@@ -208,7 +208,7 @@ def run_pass(tokens: TokenRows, wanted: Mapping[Key, Measurement[M]], progress: 
         InputError: an SAE of CLS tokens, or of other tokens than these.
     """
     for one in wanted.values():
-        check_has_maps(one.sae.origin)
+        check_reads_patches(one.sae.origin)
         check_tokens(one.sae, tokens, other_weights=one.other_weights)
     parts = cut_images(len(tokens))
     known: dict[Key, M] = {}  # of the parts that this process measured

@@ -190,7 +190,7 @@ def choose_scored_layer(backbone: Any, sae: Any, layer: int | None, check_origin
     if not isinstance(sae, SparseAutoencoder):
         raise InputError(f"Expected sae= to be what load_sae returns, got {name_type(sae)}.")
     layer = choose_layer(sae, backbone, layer, check_origin)
-    check_has_maps(sae.origin)
+    check_has_maps(sae.origin, backbone.site)
     check_statistics(sae.origin)
     return layer
 

@@ -62,7 +62,7 @@ def score_latents(
             of latents, or has fewer images or ranks than k_cds, the shift leaves fewer than 2 x 2 shared patches, an
             image cannot be read, or a token is not finite.
     """
-    check_has_maps(sae.origin)
+    check_has_maps(sae.origin, backbone.site)
     layer = choose_layer(sae, backbone, layer, check_origin)
     ranking.check(sae.d_sae, config.k_cds)
     crops.check_shift(backbone.grid, config.shift_patches)

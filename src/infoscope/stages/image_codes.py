@@ -9,7 +9,7 @@ from infoscope.pipeline.context import Context
 from infoscope.pipeline.passes import PassStage
 from infoscope.pipeline.stage import Key, Needs, Work, name_of_seed
 from infoscope.sae.model import SparseAutoencoder
-from infoscope.sae.origin import check_has_maps
+from infoscope.sae.origin import check_reads_patches
 from infoscope.sae.passes import Measurement
 from infoscope.stages.images import check_split, count_images
 from infoscope.stages.sae import count_latents, origin_of, sae_of, work_of_pass
@@ -35,7 +35,7 @@ class Codes(PassStage[ImageCodes]):
         return {"sae": up.sae.hash, "tokens": up.tokens.hash, "strong_above": ctx.config.describe.strong_above}
 
     def check(self, ctx: Context, seed: int, split: str) -> None:
-        check_has_maps(origin_of(ctx))
+        check_reads_patches(origin_of(ctx))
         check_split(ctx, split, ctx.config.data)
 
     def measure(

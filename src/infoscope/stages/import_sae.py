@@ -17,21 +17,14 @@ from infoscope.sae.fitting import BATCH_TOKENS, fit_to_tokens, has_free_scale
 from infoscope.sae.import_config import ImportedConfig, Statistics
 from infoscope.sae.loading import import_sae
 from infoscope.sae.model import MAX_PRE_ACTS, SparseAutoencoder
-from infoscope.sae.origin import (
-    POOLED,
-    Origin,
-    Source,
-    check_has_maps,
-    check_statistics,
-    find_mismatches,
-    lacks_statistics,
-)
+from infoscope.sae.origin import Origin, Source, check_statistics, find_mismatches, lacks_statistics
 from infoscope.sae.token_sets import check_prefix
 from infoscope.stages.backbone import count_blocks, find_model_facts, fingerprint_model
 from infoscope.stages.images import scenes_of
 from infoscope.stages.precision import load_frozen, precision_key, say_other_precision
 from infoscope.stages.score.tables import make_sae_table
 from infoscope.stages.tokens import Tokens, find_sizes
+from infoscope.vision.hooks import AT_END, POOLED
 from infoscope.vision.names import find_backbone_name, name_model
 
 SIGNED_SHARE = 0.01
@@ -64,7 +57,7 @@ def inspect_sae(ctx: Context) -> Inspected:
     with ctx.display.bar("reading the SAE"):
         sae = import_sae(get_import_config(ctx))
         digest = compute_digest(sae)
-    if sae.origin.layer is None:
+    if _lacks_block(ctx, sae.origin):
         ctx.display.say(_say_block_taken(ctx))
     return Inspected(sae.origin, sae.d_in, sae.d_sae, digest, has_free_scale(sae.origin))
 
@@ -127,8 +120,12 @@ class ImportSAE(SeedStage[SparseAutoencoder]):
         config, found, sizes = get_import_config(ctx), inspect_sae(ctx), find_sizes(ctx)
         if len(ctx.config.seeds) > 1:
             raise InputError(f"An imported SAE is one, got seeds={ctx.config.seeds}: drop them, or give seeds=[0].")
-        if found.origin.site == POOLED:
-            check_has_maps(found.origin)
+        if found.origin.site == POOLED and ctx.config.model.site not in AT_END:
+            raise InputError(
+                "This SAE reads pooled embeddings, one vector for each image or text: give it those of the images"
+                " (model.site=pooled), or each patch as the model would embed it (ours: model.site=projected), which"
+                " gives it maps to score."
+            )
         if found.d_in != sizes.d_in:
             raise InputError(
                 f"The SAE reads tokens of width {found.d_in}, and {ctx.config.model.name} gives tokens of width"
@@ -194,7 +191,7 @@ def describe_imported(ctx: Context) -> list[str]:
         said.append(f"Its {facts['statistics']}.")
     if "fitted_scale" in facts:
         said.append(f"Its reconstruction is scaled by {facts['fitted_scale']:.4g}, fitted to the tokens (ours).")
-    if inspect_sae(ctx).origin.layer is None:
+    if _lacks_block(ctx, inspect_sae(ctx).origin):
         said.append(_say_block_taken(ctx))
     name, metrics = name_model(ctx.config.model), made.read_json("metrics.json")
     if not metrics["fvu"] <= 1:
@@ -216,6 +213,11 @@ def describe_imported(ctx: Context) -> list[str]:
 def describe_source(source: Source) -> str:
     """Return where an imported SAE comes from, as a sentence."""
     return f"Imported: {source.words}."
+
+
+def _lacks_block(ctx: Context, origin: Origin) -> bool:
+    """Whether an SAE's file does not say which block it reads, where it reads one."""
+    return origin.layer is None and ctx.config.model.site not in AT_END
 
 
 def _say_block_taken(ctx: Context) -> str:

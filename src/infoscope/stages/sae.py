@@ -80,9 +80,9 @@ def has_free_scale(ctx: Context) -> bool:
 
 
 def origin_of(ctx: Context) -> Origin:
-    """Return what is known of the tokens that the SAE reads, before there is one."""
+    """Return what is known of the tokens that the SAE reads, before there is one: those of the run."""
     known = inspect_sae(ctx).origin if _is_imported(ctx) else Origin()
-    return replace(known, tokens=choose_tokens(ctx))
+    return replace(known, tokens=choose_tokens(ctx), site=ctx.config.model.site)
 
 
 def describe_sae(ctx: Context) -> str:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from infoscope.runtime.errors import InputError, get_first_line
 from infoscope.vision.checks import LaterChecks, is_finite
-from infoscope.vision.hooks import POST_NORM, RESID_POST, HookPoint
+from infoscope.vision.hooks import AT_END, POST_NORM, PROJECTED, RESID_POST, HookPoint
 
 
 class Tokens(NamedTuple):
@@ -146,11 +146,15 @@ class Backbone(nn.Module, ABC):
         return HookPoint(layer).check(self.n_layers).layer
 
     def read_at(self, site: str) -> Backbone:
-        """Return it, made to give the tokens of another site.
+        """Return it, made to give the tokens of another site; of those behind the tower, a backbone around it.
 
         Raises:
             InputError: if it cannot.
         """
+        if site in AT_END:
+            from infoscope.vision.embedded import EmbeddedBackbone
+
+            return EmbeddedBackbone(self, site)
         if site == POST_NORM and type(self)._norm is Backbone._norm:
             raise InputError(
                 f"model.site={POST_NORM} is for timm's towers such as DINOv2, and this is none: use {RESID_POST}."
@@ -220,7 +224,7 @@ class Backbone(nn.Module, ABC):
                 through which an edit of patches could reach CLS.
         """
         layer = self.check_layer(layer)
-        if layer == self.n_layers - 1 and (self.pools_prefix or self.site == POST_NORM):
+        if layer == self.n_layers - 1 and (self.pools_prefix or self.site in (POST_NORM, PROJECTED)):
             raise InputError(
                 f"Going on from the last block ({layer}) cannot change CLS: expected an earlier model.layer, or the"
                 " readout patch_mean."
@@ -236,6 +240,28 @@ class Backbone(nn.Module, ABC):
         """
         layer = max(self.n_layers - 2, 0)
         return F.normalize(self.resume(self.tokens(images, layer), layer), dim=-1)
+
+    @torch.inference_mode()
+    def embed(self, tokens: Tokens) -> Float[Tensor, "batch d_embed"]:
+        """Return what the tower makes of its last block's tokens: normed, pooled and, by a CLIP, projected.
+
+        A CLIP's image embedding is this over its norm.
+
+        Args:
+            tokens: of the last block, at `RESID_POST`; patches may be fewer than an image has.
+        """
+        with self._plain():
+            return self._embed(tokens)
+
+    @torch.inference_mode()
+    def embed_patches(self, patches: Float[Tensor, "batch n_patches d_in"]) -> Float[Tensor, "batch n_patches d_embed"]:
+        """Return what the tower would make of each of its last block's patches alone, in the place of all its tokens.
+
+        Of a CLIP that pools by CLS that is the patch through the final norm and the projection.
+        """
+        alone = patches.flatten(0, 1)[:, None]
+        each = self.embed(Tokens(alone.expand(-1, self.n_prefix_tokens, -1), alone))
+        return each.unflatten(0, patches.shape[:2])
 
     def embed_tokens(self, tokens: Tokens, layer: int) -> Float[Tensor, "batch embed_dim"]:
         """Go on from edited tokens of block `layer` to what texts are compared with, of unit norm.
@@ -298,3 +324,10 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def _resume(self, tokens: Tokens, layer: int) -> Float[Tensor, "batch d_out"]: ...
+
+    def _pool(self, tokens: Tokens) -> Float[Tensor, "batch d_out"]:
+        """Return the last block's tokens, normed and pooled."""
+        return self._resume(tokens, self.n_layers - 1)
+
+    def _embed(self, tokens: Tokens) -> Float[Tensor, "batch d_embed"]:
+        return self._pool(tokens)

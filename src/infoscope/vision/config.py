@@ -25,7 +25,7 @@ from infoscope.runtime.bounds import (
     check,
 )
 from infoscope.runtime.errors import InputError
-from infoscope.vision.hooks import RESID_POST, SITES, HookPoint
+from infoscope.vision.hooks import AT_END, RESID_POST, SITES, HookPoint
 from infoscope.vision.preprocessing import check_preprocessing
 
 Channel = Annotated[float, Bounds(-1e30, 1e30, words="a finite number on the scale 0..1")]
@@ -75,7 +75,8 @@ class ModelConfig:
     """Block whose output (residual stream) is read: 0-based, negative from the end. Ours: the penultimate. Either number
     of a block means the same artifacts."""
     site: Annotated[str, OneOf(SITES)] = RESID_POST
-    """resid_post: the residual stream after that block; post_norm: after the last block and the final norm (timm)."""
+    """resid_post: the residual stream after that block; post_norm: after the last block and the final norm (timm);
+    pooled: the image embedding, one vector for each image; projected: each patch as the tower would embed it alone."""
     precision: Annotated[str, OneOf(("float32", "bfloat16"))] = "float32"
     """float32 or bfloat16 (autocast) inside the backbone; tokens leave it as float32."""
     seed: Seed = 0
@@ -85,6 +86,8 @@ class ModelConfig:
         if self.mean is not None or self.std is not None:
             check_preprocessing(self.mean, self.std, "model.")
         check(self, "model")
+        if self.site in AT_END:
+            self.layer = -1
         if not isinstance(self.quick_gelu, bool | None):
             raise InputError(f"Expected model.quick_gelu to be true, false or null, got {self.quick_gelu!r}.")
         if self.kind is ModelKind.timm:
@@ -110,11 +113,13 @@ class ModelConfig:
         if self.kind is ModelKind.own:
             names = [one.name for one in fields(self) if one.name not in ("name", "kind")]
             return dict.fromkeys(names, "by a judge of its own alone: drop it, or choose one, such as judge=dinov2_s14")
+        unread: dict[str, str] = {}
+        if self.site in AT_END:
+            unread["layer"] = f"at other sites alone, {self.site} lies behind all blocks: drop it, or drop model.site"
         if self.kind not in (ModelKind.open_clip, ModelKind.timm):
             of_weights = ("arch", "pretrained", "origin", "weights_key", "quick_gelu", "image_px", "mean", "std")
             reads = "by model.kind=open_clip or timm alone: drop it, or choose another model"
-            return dict.fromkeys((*of_weights, "precision"), reads)
-        unread = {}
+            return unread | dict.fromkeys((*of_weights, "precision"), reads)
         if self.pretrained != "random":
             unread["seed"] = "by model.pretrained=random and by planted models alone: drop it, or choose one of those"
         brings_config = str(self.pretrained).startswith("local-dir:") or self.pretrained in ("shipped", "train_clip")

@@ -11,7 +11,15 @@ RESID_POST = "resid_post"
 """The residual stream after a block."""
 POST_NORM = "post_norm"
 """The same after the last block, through the tower's final norm: what DINOv2's get_intermediate_layers gives."""
-SITES = (RESID_POST, POST_NORM)
+POOLED = "pooled"
+"""What the tower makes of an image: one vector, pooled and projected (a CLIP's image embedding, before it is
+normalised)."""
+PROJECTED = "projected"
+"""What the tower would make of each patch alone: the last block's patches, one by one in the place of all tokens,
+through the final norm, pooling and projection. Ours: it lets an SAE of pooled vectors read patches."""
+SITES = (RESID_POST, POST_NORM, POOLED, PROJECTED)
+AT_END = (POOLED, PROJECTED)
+"""Sites behind the whole tower, whatever block is asked for."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +39,9 @@ class HookPoint:
     def __post_init__(self) -> None:
         if self.site not in SITES:
             raise InputError(
-                f"Expected tokens to be read at {RESID_POST}, the residual stream after a block, or {POST_NORM}, after"
-                f" the last block and the final norm, got {self.site!r}: no other site is supported."
+                f"Expected tokens to be read at {RESID_POST}, the residual stream after a block, {POST_NORM}, after the"
+                f" last block and the final norm, {POOLED}, the image embedding, or {PROJECTED}, each patch as it would"
+                f" be embedded, got {self.site!r}: no other site is supported."
             )
 
     def key(self) -> dict[str, Any]:
@@ -63,9 +72,9 @@ class HookPoint:
                 f"Expected model.layer in {-n_layers}..{n_layers - 1} (the model has {n_layers} blocks), got"
                 f" {self.layer}."
             )
-        if self.site == POST_NORM and self.layer % n_layers != n_layers - 1:
+        if self.site != RESID_POST and self.layer % n_layers != n_layers - 1:
             raise InputError(
-                f"Expected model.layer=-1 with model.site={POST_NORM}, for only the last block's tokens go through the"
+                f"Expected model.layer=-1 with model.site={self.site}, for only the last block's tokens go through the"
                 f" final norm, got {self.layer}."
             )
         return HookPoint(self.layer % n_layers, self.site)

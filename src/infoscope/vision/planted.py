@@ -79,6 +79,9 @@ class PlantedBackbone(Backbone):
         pooled = tokens.patches.mean(1)
         return pooled + tokens.prefix[:, 0] if self.pools_prefix else pooled
 
+    def _pool(self, tokens: Tokens) -> Float[Tensor, "batch d_in"]:
+        return tokens.prefix[:, 0] if self.pools_prefix else tokens.patches.mean(1)
+
 
 class ContextFree(PlantedBackbone):
     """Patch embedding alone: a fixed random projection of a patch's pixels, rectified. Every score is exactly 0.

@@ -7,7 +7,7 @@ import torch
 
 from infoscope.runtime.errors import InputError
 from infoscope.sae.loading import load_sae
-from infoscope.sae.origin import POOLED
+from infoscope.vision.hooks import POOLED
 from tests.support.foreign.arrays import D_IN, D_SAE, compute, draw_weights, measure_deviation
 
 W = draw_weights(8)

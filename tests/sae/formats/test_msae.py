@@ -13,7 +13,7 @@ import torch
 from infoscope.runtime.errors import InputError
 from infoscope.sae.config import TokenNorm
 from infoscope.sae.loading import load_sae
-from infoscope.sae.origin import POOLED
+from infoscope.vision.hooks import POOLED
 from tests.support.foreign.arrays import (
     D_IN,
     D_SAE,

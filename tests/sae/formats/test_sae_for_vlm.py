@@ -11,7 +11,7 @@ import torch
 from infoscope.runtime.errors import InputError
 from infoscope.sae.config import TokenChoice
 from infoscope.sae.loading import load_sae
-from infoscope.sae.origin import POOLED
+from infoscope.vision.hooks import POOLED
 from tests.support.foreign.arrays import K, Weights, compute, draw_weights, get_source, measure_deviation, relu, topk
 from tests.support.foreign.files import make_state, save
 

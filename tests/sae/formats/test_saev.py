@@ -13,7 +13,7 @@ from infoscope.runtime.errors import InputError, InputWarning
 from infoscope.sae.config import TokenChoice
 from infoscope.sae.import_config import ImportedConfig, Statistics
 from infoscope.sae.loading import import_sae, load_sae
-from infoscope.sae.origin import POOLED
+from infoscope.vision.hooks import POOLED
 from tests.support.foreign.arrays import (
     D_IN,
     D_SAE,

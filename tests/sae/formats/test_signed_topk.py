@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from infoscope.runtime.errors import InputError, InputWarning
 from infoscope.sae.config import TokenChoice
 from infoscope.sae.loading import load_sae
-from infoscope.sae.origin import POOLED
+from infoscope.vision.hooks import POOLED
 from tests.support.foreign.arrays import (
     D_IN,
     D_SAE,

@@ -12,7 +12,7 @@ from infoscope.sae.activations import TopK
 from infoscope.sae.formats.base import Foreign, Found, Options, make_writable, need, scale_rows
 from infoscope.sae.formats.unknown import refuse_settings, refuse_tensors
 from infoscope.sae.formats.values import check_sizes, name_dtype, need_matrices, read_count, read_flag, show
-from infoscope.sae.origin import POOLED
+from infoscope.vision.hooks import POOLED
 
 LABEL = "clip-topk-sae (ttt_theory)"
 KEYS = ("W_enc", "b_enc", "W_dec")

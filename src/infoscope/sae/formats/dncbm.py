@@ -16,7 +16,7 @@ from infoscope.sae.activations import ReLU
 from infoscope.sae.formats.base import Foreign, Found, Options, need
 from infoscope.sae.formats.unknown import refuse_tensors
 from infoscope.sae.formats.values import name_dtype
-from infoscope.sae.origin import POOLED
+from infoscope.vision.hooks import POOLED
 
 LABEL = "DN-CBM (sparse_autoencoder)"
 KEYS = ("encoder.weight", "encoder.bias", "decoder.weight", "tied_bias")

@@ -21,7 +21,7 @@ from infoscope.sae.config import TokenNorm
 from infoscope.sae.formats.base import Foreign, Found, Options, get_tensors, need
 from infoscope.sae.formats.unknown import refuse_tensors
 from infoscope.sae.formats.values import check_sizes, name_dtype, need_matrices, pick, read_number
-from infoscope.sae.origin import POOLED
+from infoscope.vision.hooks import POOLED
 
 LABEL = "MSAE"
 KINDS = ("relu", "topk", "batchtopk", "jumprelu", "matryoshka_k")

@@ -17,7 +17,7 @@ from infoscope.runtime.errors import InputError
 from infoscope.sae.config import TokenChoice
 from infoscope.sae.formats.base import Foreign, Found, Options
 from infoscope.sae.formats.dictionaries import Given, list_classes, read_class
-from infoscope.sae.origin import POOLED
+from infoscope.vision.hooks import POOLED
 
 LABEL = "sae-for-vlm"
 CLASSES = {

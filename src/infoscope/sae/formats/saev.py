@@ -34,7 +34,7 @@ from infoscope.sae.formats.values import (
 )
 from infoscope.sae.import_config import Statistics
 from infoscope.sae.imported_activations import Threshold
-from infoscope.sae.origin import POOLED
+from infoscope.vision.hooks import POOLED
 
 LABEL = "saev (SAE-V, OSU NLP)"
 THRESHOLD = "activation.threshold"

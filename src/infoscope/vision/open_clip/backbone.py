@@ -71,7 +71,11 @@ class OpenClipBackbone(ClipBackbone):
             for block in blocks[:-1]:
                 x = block(x)
             x = self._run_for_cls(blocks[-1], x) if isinstance(blocks[-1], ResidualAttentionBlock) else blocks[-1](x)
-            pooled, _ = self.visual._pool(x)
+        return self._pool(Tokens(x[:, :1], x[:, 1:]))
+
+    def _pool(self, tokens: Tokens) -> Float[Tensor, "batch d_out"]:
+        with self._autocast():
+            pooled, _ = self.visual._pool(torch.cat([tokens.prefix, tokens.patches], dim=1))
         return pooled.float()
 
     @staticmethod

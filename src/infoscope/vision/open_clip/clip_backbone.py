@@ -52,6 +52,10 @@ class ClipBackbone(Backbone):
     @abstractmethod
     def _project(self, pooled: Float[Tensor, "batch d_out"]) -> Float[Tensor, "batch embed_dim"]: ...
 
+    def _embed(self, tokens: Tokens) -> Float[Tensor, "batch d_embed"]:
+        pooled = self._pool(tokens)
+        return self._project(pooled) if self.has_projection else pooled
+
     @torch.inference_mode()
     def embed_images(self, images: Tensor) -> Float[Tensor, "batch embed_dim"]:
         """Return CLIP's image embeddings (unit norm) of uint8 images [batch, 3, image_px, image_px]."""

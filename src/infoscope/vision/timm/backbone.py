@@ -87,7 +87,13 @@ class TimmBackbone(Backbone):
                     continue
                 for_cls = i == self.n_layers - 1 and self.pools_prefix and _has_plain_attention(block)
                 x = _run_for_cls(block, x) if for_cls else block(x)
-            pooled = self.trunk.forward_head(self.trunk.norm(x), pre_logits=True)
+        n_prefix = min(self.n_prefix_tokens, x.shape[1])
+        return self._pool(Tokens(x[:, :n_prefix], x[:, n_prefix:]))
+
+    def _pool(self, tokens: Tokens) -> Float[Tensor, "batch d_out"]:
+        with self._autocast():
+            x = torch.cat([tokens.prefix, tokens.patches], dim=1)
+            pooled: Any = self.trunk.forward_head(self.trunk.norm(x), pre_logits=True)
         return pooled.float()
 
 

@@ -1,0 +1,90 @@
+"""A backbone read behind its end: whole images as one vector each, or each patch as the tower would embed it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+
+from infoscope.runtime.errors import InputError
+from infoscope.vision.backbone import Backbone, Tokens
+from infoscope.vision.hooks import POOLED, PROJECTED
+
+
+class EmbeddedBackbone(Backbone):
+    """Another backbone, whose tokens are embeddings of width d_embed, not normalised.
+
+    At `POOLED` an image is one patch, its embedding, from which `resume` and `embed_tokens` go on with nothing left to
+    run. At `PROJECTED` it is the grid of its patches, each as `Backbone.embed_patches` gives it, and nothing goes on
+    from there. There is no prefix.
+
+    Args:
+        tower: the backbone, at `RESID_POST`.
+        site: `POOLED` or `PROJECTED`.
+    """
+
+    def __init__(self, tower: Backbone, site: str) -> None:
+        assert site in (POOLED, PROJECTED), f"{site} is within the tower"
+        grid = 1 if site == POOLED else tower.grid
+        nothing = torch.zeros(1, 1, tower.d_in)
+        super().__init__(
+            d_in=tower.embed_patches(nothing).shape[-1],
+            n_layers=tower.n_layers,
+            n_prefix_tokens=0,
+            grid=grid,
+            patch_px=tower.image_px // grid,
+            mean=tower.mean.flatten().tolist(),
+            std=tower.std.flatten().tolist(),
+            fingerprint=tower.fingerprint,
+            precision=tower.precision,
+        )
+        self.tower, self.site, self.notes = tower, site, tower.notes
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        return self.tower.blocks
+
+    @property
+    def n_products(self) -> int:
+        return self.tower.n_products
+
+    def cast_weights(self) -> None:
+        self.tower.cast_weights()
+
+    def pool_images(self, images: UInt8[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch d_out"]:
+        self.n_images_encoded += len(images)
+        return self.tower.pool_images(images)
+
+    @torch.inference_mode()
+    def embed_tokens(self, tokens: Tokens, layer: int) -> Float[Tensor, "batch embed_dim"]:
+        assert self.logit_scale > 0  # of a model without texts it is refused
+        return F.normalize(self.resume(tokens, layer), dim=-1)
+
+    def embed_texts(self, texts: Sequence[str]) -> Float[Tensor, "n embed_dim"]:
+        return self.tower.embed_texts(texts)
+
+    def check_texts(self, texts: Sequence[str]) -> None:
+        self.tower.check_texts(texts)
+
+    @property
+    def logit_scale(self) -> float:
+        return self.tower.logit_scale
+
+    def read_at(self, site: str) -> Backbone:
+        return self if site == self.site else self.tower.read_at(site)
+
+    def _tokens(self, pixels: Float[Tensor, "batch 3 height width"], layers: Sequence[int]) -> list[Tokens]:
+        if set(layers) != {self.n_layers - 1}:
+            raise InputError(
+                f"The site {self.site} lies behind the whole tower: expected layer -1 or {self.n_layers - 1}, got"
+                f" {', '.join(map(str, layers))}."
+            )
+        (last,) = self.tower._tokens(pixels, [self.n_layers - 1])
+        patches = self.tower.embed(last)[:, None] if self.site == POOLED else self.tower.embed_patches(last.patches)
+        return [Tokens(patches[:, :0], patches)] * len(layers)
+
+    def _resume(self, tokens: Tokens, layer: int) -> Float[Tensor, "batch d_out"]:
+        return tokens.patches[:, 0]
