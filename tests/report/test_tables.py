@@ -142,6 +142,21 @@ def test_terminal_cuts_no_number(width: int) -> None:
     assert max(map(len, output.splitlines())) <= width
 
 
+def test_long_names_are_broken_before_numbers_are_cut() -> None:
+    table = Table("t", "t", [Column("a", "quantity", Align.left), Column("b", "with CDS"), Column("c", "p")])
+    table.add_row("mean activation on patches on which it fires", 12.345, 0.5)
+    console = Console(width=40, file=io.StringIO(), color_system=None)
+    table.print(console)
+    output = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "12.3" in output
+    assert "0.50" in output
+    assert "…" not in output
+    assert "mean activation on patches on which it fires" in " ".join(
+        output.replace("12.35", "").replace("0.50", "").split()
+    )
+    assert max(map(len, output.splitlines())) <= 40
+
+
 def test_narrow_terminal_says_what_is_left_out() -> None:
     console = Console(width=38, file=io.StringIO(), color_system=None)
     make_table().print(console)

@@ -19,6 +19,8 @@ from rich.text import Text
 
 from infoscope.report.latex import make_latex
 
+MIN_WIDTH = 16
+"""Characters that are left of a column whose cells are broken into lines."""
 MISSING = "\N{EN DASH}"
 """What stands where a number should be and is not (NaN)."""
 COLUMN_GAP = 3
@@ -320,8 +322,12 @@ class Table:
             notes=self.footnotes,
         )
 
-    def to_rich(self, with_spread: bool = True, with_optional: bool = True) -> RichTable:
-        """The table for a terminal; headings and section titles may be broken into lines there, cells may not."""
+    def to_rich(self, with_spread: bool = True, with_optional: bool = True, width: int | None = None) -> RichTable:
+        """The table for a terminal; headings and section titles may be broken into lines there, cells may not.
+
+        Args:
+            width: of the terminal; where the table is wider, the cells of its first column are broken too.
+        """
         columns = self.shown
         keep = [i for i, column in enumerate(columns) if with_optional or not column.optional]
         bodies = [self.text_rows(section, with_spread) for section in self.sections]
@@ -329,13 +335,17 @@ class Table:
         for i in keep:
             title = columns[i].title
             cells = [len(row[i]) for rows in bodies for row in rows]
-            width = max([*cells, *map(len, title.split()), math.ceil(len(title) / 3)])
-            table.add_column(Text(title), justify=columns[i].align.value, vertical="bottom", width=width)
+            wide = max([*cells, *map(len, title.split()), math.ceil(len(title) / 3)])
+            table.add_column(Text(title), justify=columns[i].align.value, vertical="bottom", width=wide)
+        too_wide = 0 if width is None else max(_measure(table) - width, 0)
+        if too_wide:
+            first = table.columns[0]
+            first.width = max((first.width or 0) - too_wide, MIN_WIDTH)
         for section, rows in zip(self.sections, bodies, strict=True):
             if section.title:
                 table.add_row(Text(section.title, style="italic"))
             for row in rows:
-                table.add_row(*[Text(row[i], no_wrap=True) for i in keep])
+                table.add_row(*[Text(row[i], no_wrap=i != keep[0] or not too_wide) for i in keep])
             table.add_section()
         return table
 
@@ -349,7 +359,8 @@ class Table:
         if _measure(table) > console.width:
             left_out, table = "some columns", self.to_rich(with_optional=False)
         if _measure(table) > console.width:
-            left_out, table = "some columns and the spreads", self.to_rich(with_spread=False, with_optional=False)
+            table = self.to_rich(with_spread=False, with_optional=False, width=console.width)
+            left_out = "some columns and the spreads"
         console.print(Text(self.title, style="bold"))
         console.print(table)
         shortened = [f"The terminal is too narrow for {left_out}; a wider one shows them."] if left_out else []

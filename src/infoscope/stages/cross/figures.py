@@ -25,7 +25,7 @@ def pick_drawn(crossed: Mapping[str, Crossed]) -> list[Crossed]:
     """Return what the figure shows.
 
     The firing rate, what findings tell of by name, what is told from 0 at like firing rate, the rest by their rho; but
-    no switches and levels, of which a median says little.
+    no switches and levels, of which a median says little, and nothing that is there beyond chance as well.
     """
 
     def order(name: str) -> tuple[bool, bool, bool, float]:
@@ -33,7 +33,11 @@ def pick_drawn(crossed: Mapping[str, Crossed]) -> list[Crossed]:
         strength = of.within.mean if of.is_told else of.rho.mean
         return name != "firing_rate", name not in FEATURED, not of.is_told, -abs(strength)
 
-    known = [name for name, of in crossed.items() if np.isfinite(of.rho.mean) and of.column.values.dtype.kind == "f"]
+    known = [
+        name
+        for name, of in crossed.items()
+        if np.isfinite(of.rho.mean) and of.column.values.dtype.kind == "f" and f"{name}_excess" not in crossed
+    ]
     return [crossed[name] for name in sorted(known, key=order)[:N_DRAWN]]
 
 
@@ -56,7 +60,8 @@ def draw_bands(drawn: Sequence[Crossed], band_cds: Float[np.ndarray, "n_seeds n_
         rhos = f"rho {format_number(of.rho.mean, 2, signed=True)}"
         if np.isfinite(of.within.mean):
             rhos += f", at like frequency {format_number(of.within.mean, 2, signed=True)}{'*' if of.is_told else ''}"
-        axes.set_title(f"{textwrap.fill(of.label, 36)}\n{rhos}", fontsize=7.5, fontweight="normal")
+        title = f"{of.label} ({of.unit})" if of.unit else of.label
+        axes.set_title(f"{textwrap.fill(title, 38)}\n{rhos}", fontsize=7.5, fontweight="normal")
         axes.grid(color=FAINT, linewidth=0.6)
         axes.xaxis.set_major_locator(MaxNLocator(4))
         axes.yaxis.set_major_locator(MaxNLocator(4))

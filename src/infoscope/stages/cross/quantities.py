@@ -76,6 +76,12 @@ class Crossed(NamedTuple):
         return self.column.heading.partition(":")[0]
 
     @property
+    def unit(self) -> str:
+        """Its unit in words; empty: it has none."""
+        unit = "share" if self.column.values.dtype.kind == "b" else self.column.unit
+        return "" if unit == "1" else unit
+
+    @property
     def is_told(self) -> bool:
         """Whether it is told from 0 at like firing rate, after correction."""
         return self.p_corrected < LEVEL

@@ -101,7 +101,7 @@ def _make_table(crossed: dict[str, Crossed], config: CrossConfig) -> Table:
         numbers = (of.rho, of.low, of.high, within, of.p, of.p_corrected, of.n, of.n_lacking)
         if name == "firing_rate":  # is what the strata are made of
             numbers = (*numbers[:3], None, None, None, *numbers[6:])
-        table.add_row(name, of.label, _find_unit(of), *numbers)
+        table.add_row(name, of.label, of.unit, *numbers)
     return table
 
 
@@ -111,11 +111,6 @@ def _name_quantity() -> list[Column]:
         Column("quantity", "quantity", Align.left),
         Column("unit", "unit", Align.left, optional=True),
     ]
-
-
-def _find_unit(of: Crossed) -> str:
-    unit = "share" if of.column.values.dtype.kind == "b" else of.column.unit
-    return "" if unit == "1" else unit
 
 
 def _make_band_table(crossed: dict[str, Crossed], found: CrossResult, config: CrossConfig) -> Table:
@@ -134,7 +129,7 @@ def _make_band_table(crossed: dict[str, Crossed], found: CrossResult, config: Cr
         " these bands hardly differ in frequency, and in CDS less than the others."
     ]
     table = Table("cross_bands", "What features of low and of high scope have", columns, notes)
-    rows = {name: (of.label, _find_unit(of), of.band_means, of.matched_means) for name, of in crossed.items()}
+    rows = {name: (of.label, of.unit, of.band_means, of.matched_means) for name, of in crossed.items()}
     rows = {"cds": ("CDS, median", "", _mean(found.band_cds), _mean(found.matched_cds)), **rows}
     differences = {name: of.matched_difference for name, of in crossed.items()}
     differences["cds"] = compute_stat(found.matched_cds[:, -1] - found.matched_cds[:, 0])
