@@ -72,8 +72,8 @@ class ModelConfig:
     """RGB mean of the preprocessing, on the scale 0..1, with `std`; null: the model's own, found as the activation."""
     std: list[Channel] | None = None
     layer: Annotated[int, Bounds(-4096, 4096)] = -2
-    """Block whose output (residual stream) is read: 0-based, negative from the end. Ours: the penultimate. Either number
-    of a block means the same artifacts."""
+    """Block whose output (residual stream) is read: 0-based, negative from the end. Ours: the penultimate. Either
+    number of a block means the same artifacts."""
     site: Annotated[str, OneOf(SITES)] = RESID_POST
     """resid_post: the residual stream after that block; post_norm: after the last block and the final norm (timm);
     pooled: the image embedding, one vector for each image; projected: each patch as the tower would embed it alone."""
