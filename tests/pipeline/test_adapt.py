@@ -146,6 +146,7 @@ def test_without_labels_there_are_rates_and_a_sentence(
         (["adapt.pretrained={folder}/other.safetensors"], "its image tower is 64 wide"),
         (["adapt.pretrained=local-dir:{folder}"], "got width 64 for 128, patches per side 4 for 12: the SAE reads"),
         (["adapt.pretrained={noisy}", "model=planted_registers"], "planted_registers is a formula without any"),
+        (["adapt.pretrained=shipped", "adapt.origin=openai"], "adapt.origin is read with other weights alone"),
         (["adapt.pretrained={noisy}", "predict.target=mood"], "Expected a target of the scenes"),
     ],
 )

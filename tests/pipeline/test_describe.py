@@ -6,12 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.torch import save_file
 
 from infoscope.data.scenes.factors import KINDS
 from infoscope.pipeline.context import Context
 from infoscope.runtime.errors import InputError
 from infoscope.stages.describe.stage import Describe, find_hierarchy, find_seed
 from infoscope.stages.latents import Latents
+from tests.support.clip_samples import make_clip
 from tests.support.pipeline_samples import (
     N_TRAIN,
     READ_ONCE,
@@ -112,6 +114,15 @@ def test_the_classes_of_imagenet_are_named_by_their_wnids(tmp_path: Path) -> Non
     hierarchy = find_hierarchy(make_context(tmp_path / "out", *given, "stage=describe"))
     assert hierarchy is not None
     assert hierarchy.meeting.tolist() == [[2, 1], [1, 2]]
+
+
+def test_a_judge_whose_weights_do_not_fit_is_refused_before_anything_is_built(tmp_path: Path) -> None:
+    save_file(make_clip().state_dict(), tmp_path / "other.safetensors")
+    weights = ("judge=scenes_clip", f"judge.pretrained={tmp_path / 'other.safetensors'}")
+    for stage in ("describe", "report"):
+        with pytest.raises(InputError, match=r"does not fit judge\.arch=scenes_clip: its image tower is 64 wide"):
+            run_tiny(tmp_path / "out", f"stage={stage}", *weights)
+    assert not list(tmp_path.glob("out/artifacts/*/*"))
 
 
 def test_another_model_may_judge(finished: Path, tmp_path: Path) -> None:

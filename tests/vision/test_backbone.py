@@ -5,12 +5,14 @@ from __future__ import annotations
 import numpy as np
 import open_clip
 import pytest
+import timm
 import torch
 from PIL import Image
 
 from infoscope.runtime.errors import InputError
 from infoscope.vision.backbone import Backbone, Tokens
 from infoscope.vision.open_clip.backbone import OpenClipBackbone
+from infoscope.vision.timm.backbone import TimmBackbone
 from tests.support.clip_samples import (
     GRID,
     MEAN,
@@ -104,6 +106,21 @@ class TestAgainstOpenClip:
         images = make_images(4)
         expected = torch.stack([theirs(Image.fromarray(image.permute(1, 2, 0).numpy())) for image in images])
         torch.testing.assert_close(plain.normalise(images), expected)
+
+
+def test_a_tower_of_one_block_pools_images_too():
+    backbone, images = make_backbone(make_clip_cfg(layers=1)), make_images(2)
+    backbone.has_projection = False
+    assert torch.equal(backbone.pool_images(images).norm(dim=-1).round(decimals=5), torch.ones(2))
+    projected = backbone.pool_images(images) @ backbone.visual.proj
+    unit = torch.nn.functional.normalize(projected, dim=-1)
+    torch.testing.assert_close(unit, backbone.clip.encode_image(backbone.normalise(images), normalize=True))
+    trunk = timm.create_model("vit_tiny_patch16_224", num_classes=0, img_size=32, depth=1).eval()
+    tower = TimmBackbone(trunk, mean=MEAN, std=STD, fingerprint={})
+    expected = torch.nn.functional.normalize(trunk(tower.normalise(images)), dim=-1)
+    torch.testing.assert_close(tower.pool_images(images), expected)
+    with pytest.raises(InputError, match=r"^Going on from the last block \(0\) cannot change CLS"):
+        tower.resume(tower.tokens(images, 0), 0)
 
 
 def test_preprocessing_is_mean_and_std_of_values_in_0_to_1(plain):

@@ -160,6 +160,20 @@ EARLY = [
     (["stage=masking"], ["no text tower", "scenes_clip"]),
     (["stage=masking", *SMALL_CLIP, "sae.tokens=cls"], ["CLS tokens", "sae.tokens=patch"]),
     (["stage=masking", *SMALL_CLIP, "model.layer=-1", "probe.readouts=[patch_mean]"], ["model.layer=-1 is the last"]),
+    (
+        ["stage=describe", "judge=scenes_clip", "judge.pretrained=nowhere.pt"],
+        ["judge.pretrained=nowhere.pt"],
+    ),
+    (
+        ["stage=describe", "judge=dinov2_s14", "judge.pretrained=random", "judge.image_px=100"],
+        ["judge.image_px", "14 px"],
+    ),
+    (["stage=describe", *SMALL_CLIP, "predict.class_names=nowhere.txt"], ["predict.class_names", "nowhere.txt"]),
+    (["stage=describe", "predict.target=mood"], ["Expected a target of the scenes", "mood"]),
+    (["stage=describe", "describe.tree=nowhere.txt"], ["describe.tree", "nowhere.txt cannot be read"]),
+    (["stage=cross", "cross.n_bands=33"], ["cross.n_bands to be at most 32, the number of latents, got 33"]),
+    (["stage=cross", "cross.n_strata=33"], ["cross.n_strata to be at most 32"]),
+    ([*SMALL_CLIP, "adapt.pretrained=nowhere.pt"], ["adapt.pretrained=nowhere.pt is no file"]),
     (["stage=score", "trainer.device=cuda"], ["trainer.device=cuda", "cpu"]),
     (["stage=train_clip", "trainer.device=cuda"], ["trainer.device=cuda", "cpu"]),
 ]

@@ -237,6 +237,8 @@ def check_layers(jobs: Sequence[Sequence[str]], config_dirs: Sequence[str] = ())
     Raises:
         InputError: such a layer.
     """
+    from infoscope.vision.load import count_blocks  # imports torch, for which --help must not wait
+
     alike: dict[tuple[str, ...], list[int]] = {}
     for layer, others in map(_split_layer, jobs):
         if layer is not None:
@@ -244,19 +246,13 @@ def check_layers(jobs: Sequence[Sequence[str]], config_dirs: Sequence[str] = ())
     for others, layers in alike.items():
         try:
             config = compose(others, config_dirs)
-            n_blocks = _count_blocks(config)
+            n_blocks = count_blocks(config.model, config.clip)
         except InputError:
             continue
         for layer in layers:
             hook = replace(config.model.hook, layer=layer)
             hook = hook if n_blocks is None else hook.count_from_end(n_blocks)
             replace(config, model=replace(config.model, layer=hook.layer))
-
-
-def _count_blocks(config: Config) -> int | None:
-    from infoscope.vision.load import count_blocks  # imports torch, which --help must not wait for
-
-    return config.clip.layers if config.model.pretrained == "train_clip" else count_blocks(config.model)
 
 
 def _split_layer(overrides: Sequence[str]) -> tuple[int | None, list[str]]:

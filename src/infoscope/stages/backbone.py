@@ -10,7 +10,7 @@ from infoscope.pipeline.context import Context, once
 from infoscope.pipeline.stage import NotBuiltYet
 from infoscope.runtime.errors import InputError
 from infoscope.stages.train_clip import TrainClip
-from infoscope.vision import load as vision
+from infoscope.vision import load
 from infoscope.vision.backbone import Backbone
 from infoscope.vision.config import ModelConfig
 from infoscope.vision.hooks import HookPoint
@@ -62,10 +62,7 @@ def count_blocks(ctx: Context) -> int | None:
     Raises:
         InputError: as `vision.load.count_blocks`.
     """
-    model = ctx.config.model
-    if model.pretrained == "train_clip":
-        return ctx.config.clip.layers
-    return vision.count_blocks(model)
+    return load.count_blocks(ctx.config.model, ctx.config.clip)
 
 
 def hook_of(ctx: Context, layer: int | None = None) -> HookPoint:

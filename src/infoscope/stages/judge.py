@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from infoscope.config.unread import name_place
 from infoscope.data.images import ImageBatch
 from infoscope.data.reader import iterate_images
 from infoscope.pipeline.context import Context
-from infoscope.pipeline.stage import ArtifactStage, Handle, Key, Needs, Work
+from infoscope.pipeline.stage import ArtifactStage, Handle, Key, Needs, NotBuiltYet, Work
 from infoscope.runtime.errors import InputError
 from infoscope.runtime.store import Workspace
 from infoscope.stages.backbone import fingerprint_model, load_backbone, say_model
@@ -46,9 +46,13 @@ class Judge(ArtifactStage[JudgedImages]):
         return {"model": model, "images": fingerprint_images(ctx, split)}
 
     def check(self, ctx: Context, split: str) -> None:
-        if _given(ctx) is not None:
-            with _naming_judge(ctx):
-                say_model(ctx, _given(ctx), "judge")
+        if _given(ctx) is None:
+            return
+        with _naming_judge(ctx):
+            say_model(ctx, _given(ctx), "judge")
+            if self.at(ctx, split).find() is None:
+                with suppress(NotBuiltYet):
+                    load_backbone(ctx, _given(ctx))  # weights that will not do are refused now
 
     def build(self, ctx: Context, up: Needs, work: Workspace, split: str) -> JudgedImages:
         with _naming_judge(ctx):

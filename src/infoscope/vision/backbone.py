@@ -238,6 +238,9 @@ class Backbone(nn.Module, ABC):
         Raises:
             InputError: as `tokens`.
         """
+        if self.n_layers == 1 and self.site == RESID_POST:
+            with torch.inference_mode(), self._plain():  # `resume` has nothing to run, and would refuse
+                return F.normalize(self._pool(self.tokens(images, 0)), dim=-1)
         layer = max(self.n_layers - 2, 0)
         return F.normalize(self.resume(self.tokens(images, layer), layer), dim=-1)
 

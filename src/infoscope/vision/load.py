@@ -15,7 +15,7 @@ from infoscope.runtime.calls import convert_all, name_type, say_in_python, speak
 from infoscope.runtime.errors import InputError
 from infoscope.runtime.progress import ProgressCallback, choose_display
 from infoscope.vision.backbone import Backbone
-from infoscope.vision.config import ModelConfig, ModelKind
+from infoscope.vision.config import ContrastiveConfig, ModelConfig, ModelKind
 from infoscope.vision.preprocessing import check_preprocessing
 from infoscope.vision.weights.facts import Facts
 from infoscope.vision.weights.local import find_local_file
@@ -27,8 +27,9 @@ FAMILIES = {
     "planted_registers": "infoscope.vision.planted",
     "context_free": "infoscope.vision.planted",
 }
-"""The module of every `model.kind`, imported when it is first asked for. A family offers four functions of a
-configuration and of the artifact of stage train_clip, or None: `count_blocks`, `fingerprint`, `facts` and `make`."""
+"""The module of every `model.kind`, imported when it is first asked for. A family offers `count_blocks` of a
+configuration, and three functions of that and of the artifact of stage train_clip, or None: `fingerprint`, `facts` and
+`make`."""
 TIMM_PREFIX = "timm:"
 """Before the architecture in the short form of `load_backbone`."""
 _IN_PYTHON = {
@@ -58,15 +59,20 @@ def compute_model_fingerprint(config: ModelConfig, trained_folder: Path | None =
     return _get_family(config).fingerprint(config, trained_folder)
 
 
-def count_blocks(config: ModelConfig, trained_folder: Path | None = None) -> int | None:
-    """Return how many blocks a model has, from its configuration: no weights are read.
+def count_blocks(config: ModelConfig, clip: ContrastiveConfig) -> int | None:
+    """Return how many blocks a model has, from its configuration: weights are neither read nor looked for.
 
     None: it is of a kind that is refused when it is loaded, such as a ResNet.
+
+    Args:
+        clip: how stage train_clip makes the CLIP of `pretrained=train_clip`.
 
     Raises:
         InputError: an unknown architecture, or a folder that describes none.
     """
-    n_blocks: int | None = _get_family(config).count_blocks(config, trained_folder)
+    if config.pretrained == "train_clip":
+        return clip.layers
+    n_blocks: int | None = _get_family(config).count_blocks(config)
     return n_blocks
 
 

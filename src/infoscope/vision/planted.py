@@ -201,7 +201,7 @@ def fingerprint(config: ModelConfig, trained_folder: Path | None) -> dict[str, A
     return {"kind": config.kind.name, "seed": config.seed}
 
 
-def count_blocks(config: ModelConfig, trained_folder: Path | None) -> int:
+def count_blocks(config: ModelConfig) -> int:
     """Return how many blocks a planted backbone has."""
     return N_BLOCKS
 

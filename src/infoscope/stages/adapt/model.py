@@ -10,7 +10,7 @@ from dataclasses import asdict, replace
 from infoscope.config.tree import Config
 from infoscope.data.config import DataConfig
 from infoscope.pipeline.context import Context
-from infoscope.pipeline.stage import Handle, Needs, NotBuiltYet
+from infoscope.pipeline.stage import Handle, Key, Needs, NotBuiltYet
 from infoscope.predictions.zero_shot import ZeroShotHead
 from infoscope.runtime.errors import InputError
 from infoscope.sae.model import SparseAutoencoder
@@ -62,7 +62,10 @@ def make_adapted_model(config: Config) -> ModelConfig:
     with naming_settings():
         if origin is None and is_clip and is_tag and find_local_file(pretrained) is None:
             origin = pretrained  # what was adapted has the activation, mean and std of what it was made from
-        return replace(model, pretrained=given.pretrained, origin=origin, weights_key=given.weights_key)
+        adapted = replace(model, pretrained=given.pretrained, origin=origin, weights_key=given.weights_key)
+    if given.origin is not None and (words := adapted.unread.get("origin")):
+        raise InputError(f"adapt.origin is read {words}.")
+    return adapted
 
 
 @contextmanager
@@ -116,6 +119,10 @@ class AdaptedTokens(Tokens):
 
     def describe(self, ctx: Context, split: str, data: DataConfig, layer: int) -> str:
         return f"{super().describe(ctx, split, data, layer)}, adapted"
+
+    def key(self, ctx: Context, up: Needs, split: str, data: DataConfig, layer: int) -> Key:
+        with naming_settings():
+            return super().key(ctx, up, split, data, layer)
 
     def check(self, ctx: Context, split: str, data: DataConfig, layer: int) -> None:
         with naming_settings():

@@ -17,7 +17,7 @@ from infoscope.stages.cross.quantities import list_quantities
 from infoscope.stages.cross.section import make_cross_section
 from infoscope.stages.latents import Latents
 from infoscope.stages.sae import count_latents
-from infoscope.stages.score.stage import Score, partition_of
+from infoscope.stages.score.stage import Score, check_count, partition_of
 
 
 class Cross(SingleStage[CrossResult]):
@@ -41,6 +41,10 @@ class Cross(SingleStage[CrossResult]):
     def key(self, ctx: Context, up: Needs) -> Key:
         latents = {str(seed): Latents.at(ctx, seed).hash for seed in ctx.config.seeds}
         return {"latents": latents, "cross": to_tree(ctx.config.cross)}
+
+    def check(self, ctx: Context) -> None:
+        for name in ("n_bands", "n_strata"):
+            check_count(f"cross.{name}", getattr(ctx.config.cross, name), count_latents(ctx))
 
     def build(self, ctx: Context, up: Needs, work: Workspace) -> CrossResult:
         tables = [Latents.at(ctx, seed).load() for seed in ctx.config.seeds]

@@ -112,16 +112,19 @@ def why_no_predictions(ctx: Context) -> str:
     """Return in a sentence why no zero-shot head can be held against labels of the test images; empty: one can.
 
     Raises:
-        InputError: as `load_backbone`.
+        InputError: as `load_backbone`, or `predict.class_names` or `predict.target` will not do.
     """
     config, known = ctx.config, find_known(ctx, ctx.config.data)[1]
     if Truth.labels not in known.truths:
         return f"data={config.data.kind.name} knows no classes of the test images."
+    known.n_target_classes(config.predict.target)  # one that the data do not know is a mistake
     if config.model.kind is not ModelKind.open_clip:
         return f"{config.model.name} has no text tower."
     try:
         prompts = Prompts(choose_class_names(config.predict, known), choose_templates(config.predict))
     except InputError as error:
+        if config.predict.class_names is not None:  # they are given, and will not do
+            raise
         return str(error)
     is_last = hook_of(ctx).layer == -1
     if not is_last and EmbeddedClasses.at(ctx).find() is not None:

@@ -39,9 +39,9 @@ def _identify(source: Source, config: ModelConfig) -> dict[str, Any]:
     }
 
 
-def count_blocks(config: ModelConfig, trained_folder: Path | None) -> int | None:
+def count_blocks(config: ModelConfig) -> int | None:
     """Return how many blocks a CLIP's image tower has; None of those that are none of blocks, such as ResNets."""
-    tower = find_model_config(config, trained_folder)["vision_cfg"]
+    tower = find_model_config(config)["vision_cfg"]
     if tower.get("timm_model_name"):
         return count_tower_blocks(str(tower["timm_model_name"]))
     n_blocks = tower.get("layers", open_clip.CLIPVisionCfg.layers)

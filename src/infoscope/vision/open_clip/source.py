@@ -76,14 +76,17 @@ def find_source(config: ModelConfig, trained_folder: Path | None) -> Source:
     )
 
 
-def find_model_config(config: ModelConfig, trained_folder: Path | None) -> dict[str, Any]:
-    """Return open_clip's model config of a configuration; weights are neither read nor asked whose they are.
+def find_model_config(config: ModelConfig) -> dict[str, Any]:
+    """Return open_clip's model config of a configuration; weights are neither read nor looked for.
 
     Raises:
-        InputError: an unknown architecture, a file or folder that is missing or describes none.
+        InputError: an unknown architecture, or a folder that describes none.
     """
-    folder, _ = _find_place(config, trained_folder)
-    return _get_model_config(config) if folder is None else read_local_config(folder / LOCAL_CONFIG)[0]
+    pretrained = config.pretrained or ""
+    if pretrained.startswith("local-dir:"):
+        return read_local_config(Path(pretrained.removeprefix("local-dir:")).expanduser() / LOCAL_CONFIG)[0]
+    is_ours = config.arch is None or pretrained == "shipped"
+    return read_local_config(SHIPPED_FOLDER / LOCAL_CONFIG)[0] if is_ours else _get_model_config(config)
 
 
 def is_of_origin(config: ModelConfig, tag: str) -> bool:

@@ -37,7 +37,7 @@ def _identify(source: TimmSource, config: ModelConfig) -> dict[str, Any]:
     }
 
 
-def count_blocks(config: ModelConfig, trained_folder: Path | None) -> int | None:
+def count_blocks(config: ModelConfig) -> int | None:
     """Return how many blocks a tower has."""
     return count_tower_blocks(check_arch(config))
 
