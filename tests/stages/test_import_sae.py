@@ -143,10 +143,16 @@ def test_the_whole_report_of_an_sae_with_a_norm_per_token(output_dir: Path, plac
 @pytest.mark.long
 def test_stages_that_a_report_does_not_hold_and_what_is_planned(output_dir: Path, places: dict[str, Path]) -> None:
     run(make_config(output_dir, places["prisma"], "stage=predict"), Display.silent())
-    for stage in ("import_sae", "rank", "score"):
+    for stage in ("import_sae", "rank", "score", "describe", "cross"):
         said = show(output_dir, places["saev"], f"stage={stage}")
         assert "Imported: topk in the format of saev, sae.pt, sha256" in said, stage
-        assert "of the activation is negative: rankings and maps read what is above 0 alone" in said, stage
+        assert "is negative: rankings, maps and measures of features read what is above 0" in said, stage
+    said = show(output_dir, places["attributing_clip"], "stage=describe")
+    assert "mean activation where it fires (SAE units x norm of the decoder row)" in said
+    assert "fitted to the tokens (ours)" in said
+    assert "kept alone, decoded" in show(output_dir, places["saev"], "stage=masking")
+    assert "kept alone, decoded" not in show(output_dir, places["attributing_clip"], "stage=masking")
+    assert "on test images an IoU of" in show(output_dir, places["saev"], "stage=segment")
     assert "import_sae, seed 0" in show(output_dir, places["saev"], "stage=score", "plan=true")
     with pytest.raises(InputError, match=r"^stage=train_sae trains SAEs, and sae=import reads one"):
         run(make_config(output_dir, places["saev"], "stage=train_sae"), Display.silent())
@@ -170,7 +176,7 @@ def test_the_scale_of_a_latent_changes_no_column_but_its_own_mean(output_dir: Pa
     unit, long = tables
     assert unit.keys() == long.keys() >= {"mass", "top_value", "peak", "peak_top", "on_outlier", "on_normal"}
     for name, column in unit.items():
-        if column.values.dtype.kind != "f" or name in COUNTS:  # patches above so many of the SAE's own units
+        if column.values.dtype.kind != "f" or name.removesuffix("_excess") in COUNTS:  # by strong patches
             continue
         values = long[name].values * (factors if name == "mean_act" else 1)
         np.testing.assert_allclose(values, column.values, rtol=1e-3, atol=1e-5, err_msg=name)

@@ -204,8 +204,8 @@ def describe_imported(ctx: Context) -> list[str]:
     said += [f"Used all the same (sae.ignore_origin=true): {mismatch}." for mismatch in list_mismatches(ctx)]
     if (share := metrics.get("negative_share", 0)) > SIGNED_SHARE:
         said.append(
-            f"{share:.1%} of the activation is negative: rankings and maps read what is above 0 alone; edits and"
-            " reconstruction keep the sign."
+            f"{share:.1%} of the activation is negative: rankings, maps and measures of features read what is above 0"
+            " alone; edits and reconstruction keep the sign."
         )
     return said
 

@@ -91,7 +91,7 @@ def read(table: Table, label: str) -> dict[str, Any]:
 
 def test_it_is_said_where_all_that_fires_is_strong() -> None:
     found = make_found(make_scope_result(0))
-    typical = f"of the median feature, where it fires, is {np.nanmedian(found.description.mean_firing):.3g}."
+    typical = f"of the median feature, where it fires, is {np.nanmedian(found.description.mean_firing):.3g} SAE units."
     for share, words in (
         (0.99, "99% of these SAEs' activations are"),
         (0.5, ""),

@@ -9,14 +9,14 @@ import numpy as np
 from infoscope.analyses.cross import CrossResult, Quantities, compute_cross
 from infoscope.config.tree import to_tree
 from infoscope.pipeline.context import Context
-from infoscope.pipeline.stage import Key, Needs, Node, Row, SingleStage, Work, name_artifacts
+from infoscope.pipeline.stage import Key, Needs, Node, Row, Shown, SingleStage, Work, name_artifacts
 from infoscope.report.section import ReportSection
 from infoscope.report.tables import Column
 from infoscope.runtime.store import Workspace
 from infoscope.stages.cross.quantities import list_quantities
 from infoscope.stages.cross.section import make_cross_section
 from infoscope.stages.latents import Latents
-from infoscope.stages.sae import count_latents
+from infoscope.stages.sae import count_latents, say_imported
 from infoscope.stages.score.stage import Score, check_count, partition_of
 
 
@@ -77,3 +77,6 @@ class Cross(SingleStage[CrossResult]):
         tables = [Latents.at(ctx, seed).load() for seed in ctx.config.seeds]
         groups = list(partition_of(ctx, ctx.config.seeds[0]).groups)
         return make_cross_section(self.at(ctx).load(), tables, groups, ctx.config.cross)
+
+    def closing(self, ctx: Context) -> Shown:
+        return [*super().closing(ctx), *say_imported(ctx)]

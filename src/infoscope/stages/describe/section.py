@@ -29,6 +29,7 @@ from infoscope.stages.describe.numbers import (
     name_highest,
     summarise,
 )
+from infoscope.stages.sae import UNIT
 from infoscope.stages.score.example_figure import Example, draw_examples
 
 MAX_CLASSES = 20
@@ -73,7 +74,7 @@ def _say_what_is_strong(seeds: Seeds) -> str:
     above = seeds[0].description.strong_above
     strong = sum(float(found.description.strong_rate.sum()) for found in seeds)
     firing = sum(float(found.scope.firing_rate.sum()) for found in seeds)
-    text = f"Strong: an activation above {above:g} SAE units (describe.strong_above)."
+    text = f"Strong: an activation above {above:g} {UNIT} (describe.strong_above)."
     if firing == 0 or 0 < strong < ALL_STRONG * firing:
         return text
     typical = np.nanmedian([found.description.mean_firing for found in seeds])
@@ -81,11 +82,11 @@ def _say_what_is_strong(seeds: Seeds) -> str:
         text += " None of these SAEs' activations is, so that no class has latents"
     else:
         text += f" {strong / firing:.0%} of these SAEs' activations are, so that a feature is strong wherever it fires"
-    return f"{text}; the mean activation of the median feature, where it fires, is {typical:.3g}."
+    return f"{text}; the mean activation of the median feature, where it fires, is {typical:.3g} {UNIT}."
 
 
 def _make_measure_table(seeds: Seeds, config: DescribeConfig, judge: str) -> Table:
-    groups, first = list_groups(seeds), seeds[0].description
+    groups, first, first_table = list_groups(seeds), seeds[0].description, seeds[0].table
     columns = [Column("quantity", "", Align.left)]
     columns += [Column(group.replace(" ", "_"), name_group(group), optional=group == "unscored") for group in groups]
     columns += [Column("at_random", "images at random"), Column("n_without", "without a value", digits=0)]
@@ -123,8 +124,11 @@ def _make_measure_table(seeds: Seeds, config: DescribeConfig, judge: str) -> Tab
         f"that fire in fewer than {first.n_label_images} images", *(Cell(n, digits=0) for n in few), None, None
     )
     table.add_section("median")
+    units = {column.name: column.unit for column in first_table}
     for name in list_measures(seeds):
         heading, digits, scale = MEASURES[name]
+        if units[name].startswith(f"{UNIT} x"):  # rows of the decoder have lengths of their own
+            heading = f"{heading} ({units[name]})"
         numbers = [compute_median(seeds, name, group) for group in groups]
         cells = [Cell(number, digits=digits, scale=scale) for number in (*numbers, compute_chance(seeds, name))]
         table.add_row(heading, *cells, count_without(seeds, name))

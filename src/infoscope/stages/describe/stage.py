@@ -17,7 +17,7 @@ from infoscope.data.images import Truth
 from infoscope.data.scenes.factors import FAMILIES
 from infoscope.data.scenes.scene_set import SceneSet
 from infoscope.pipeline.context import Context, once
-from infoscope.pipeline.stage import Handle, Key, Needs, Node, Row, SeedStage, Work, name_artifacts
+from infoscope.pipeline.stage import Handle, Key, Needs, Node, Row, SeedStage, Shown, Work, name_artifacts
 from infoscope.report.section import ReportSection
 from infoscope.report.tables import Column
 from infoscope.runtime.errors import InputError
@@ -37,7 +37,7 @@ from infoscope.stages.images import count_images, find_known, fingerprint_images
 from infoscope.stages.judge import Judge, judge_of
 from infoscope.stages.latents import join_latents
 from infoscope.stages.rank import Rank
-from infoscope.stages.sae import count_latents, name_unit, row_norms_of
+from infoscope.stages.sae import count_latents, name_unit, row_norms_of, say_imported
 from infoscope.stages.score.example_figure import Example
 from infoscope.stages.score.examples import make_example
 from infoscope.stages.score.stage import Score, scope_of
@@ -149,6 +149,9 @@ class Describe(SeedStage[Description]):
             findings += say_fidelity(results, why_no_predictions(ctx))
             tables["fidelity"] = make_fidelity_table(results)
         return replace(section, findings=tuple(findings), tables=tables)
+
+    def closing(self, ctx: Context) -> Shown:
+        return [*super().closing(ctx), *say_imported(ctx)]
 
 
 def _has_test_images(ctx: Context) -> bool:
