@@ -273,6 +273,7 @@ def make_tables(
             " features; mean ± sd over SAE seeds; interval over features, the SAEs given.",
             "n kept: what probes read from tokens that are decoded from the n first features alone; interval: Student's"
             " t over SAE seeds, each by itself.",
+            "All SAEs are tested on the same images, and no interval covers what other test images would give.",
             *notes,
         ],
     )

@@ -31,7 +31,7 @@ RULES = {WITHOUT: BASE, WITH: COLUMNS, **{name: (name,) for name in COLUMNS}}
 RIDGE = 0.01
 """The penalty for each latent that is fitted: of the size of what a correlation of 0.01 explains, so that it decides
 between columns that say the same alone."""
-FORMAT, VERSION = "infoscope worth of latents", 1
+FORMAT, VERSION = "infoscope worth of latents", 2
 
 Values = Float[np.ndarray, " d_sae"]
 Members = Bool[np.ndarray, " d_sae"]
@@ -100,8 +100,8 @@ def predict_worth(known: Known, weights: Mapping[str, Pair]) -> Values:
 class Weights:
     """Weights by rule, one of `RULES`, and task: {rule: {task: {column: weights of its rank and of the square}}}.
 
-    target: what classification predicts. images: what determines the images that the effects were measured on, a
-    hash for each set. fitted_on: for people.
+    target: what classification predicts. images: a hash for each image that the effects were measured on, so that the
+    same ones are not probed. fitted_on: for people.
     """
 
     rules: Mapping[str, Mapping[str, Mapping[str, Pair]]]

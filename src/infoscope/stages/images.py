@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from infoscope.data.check import check_sample
-from infoscope.data.config import DataConfig, DataKind
-from infoscope.data.images import ImageSet, Truth
+from infoscope.data.config import RAISE, DataConfig, DataKind
+from infoscope.data.images import ImageError, ImageSet, Truth
+from infoscope.data.photographs import N_READERS
 from infoscope.data.recognition import name_settings
 from infoscope.data.scenes.scene_set import SceneSet, make_scenes_fingerprint, save_scenes
 from infoscope.data.sets import make_image_sets
@@ -19,6 +22,7 @@ from infoscope.pipeline.stage import ArtifactStage, Key, Needs, Work
 from infoscope.probes.config import Task
 from infoscope.runtime import processes
 from infoscope.runtime.errors import InputError
+from infoscope.runtime.manifests import compute_hash
 from infoscope.runtime.store import Workspace
 
 SPLITS = ("train", "test")
@@ -117,6 +121,33 @@ def fingerprint_images(ctx: Context, split: str, data: DataConfig | None = None)
     images = open_split(ctx, split, data)
     with ctx.display.bar(f"reading the checksum of {len(images):,} {split} images"):
         return images.fingerprint
+
+
+def hash_each_image(ctx: Context, split: str, data: DataConfig) -> list[str]:
+    """Return a hash for each image of a split, the same for the same picture however a data set is divided or named.
+
+    Of scenes it is of what determines one, of files of their contents, and of pictures in a table of their names.
+
+    Raises:
+        ImageError: if a file cannot be read and `data.on_error` is "raise".
+    """
+    if data.kind is DataKind.scenes:
+        made_from = make_scenes_fingerprint(data.seed, split, 1, data.size_px)
+        return [compute_hash({**made_from, "size_px": 0, "scene": i}) for i in range(count_images(ctx, split, data))]
+    images = open_split(ctx, split, data)
+
+    def digest(index: int) -> str:
+        try:
+            content = images.read_file(index)
+        except ImageError:
+            if images.on_error is RAISE:
+                raise
+            content = None
+        name = {"kind": data.kind.name, "image": images.image_ids[index]}
+        return compute_hash(name) if content is None else hashlib.sha256(content).hexdigest()[:16]
+
+    with ctx.display.bar(f"reading {len(images):,} {split} images"), ThreadPoolExecutor(N_READERS) as pool:
+        return list(pool.map(digest, range(len(images))))
 
 
 def check_split(ctx: Context, split: str, data: DataConfig) -> None:

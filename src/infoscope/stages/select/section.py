@@ -129,7 +129,8 @@ def make_selection_table(
         ],
         notes=[
             f"Tokens are decoded from the kept features alone; heads are retrained. Bands: the scored features in"
-            f" {n_bands} groups of equal size by CDS, lowest first. Active: by share of the activation mass.",
+            f" {n_bands} groups of equal size by CDS, lowest first. Active: by share of the activation mass. ± is over"
+            " SAE seeds and draws, all of them on the same test images.",
             "Heaviest in the probe: by mean activation times the norm of what a feature adds to the outputs of the"
             " original head of the same task; the final CLS has the choice of the mean patch token's head.",
             *notes,

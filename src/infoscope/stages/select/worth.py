@@ -13,9 +13,8 @@ from infoscope.probes.config import Task
 from infoscope.probes.selection import name_worth_rule
 from infoscope.probes.worth import COLUMNS, Known, Weights, predict_worth
 from infoscope.runtime.errors import InputError
-from infoscope.runtime.manifests import compute_hash
 from infoscope.stages.describe.stage import Describe
-from infoscope.stages.images import fingerprint_images
+from infoscope.stages.images import hash_each_image
 from infoscope.stages.latents import join_latents
 from infoscope.stages.probe.run import list_probe_groups
 from infoscope.stages.rank import Rank
@@ -34,7 +33,7 @@ def weights_of(ctx: Context) -> Weights | None:
 
 
 def check_weights(ctx: Context) -> None:
-    """Refuse weights of other tasks, and those fitted on the images on which the choice is probed.
+    """Refuse weights of other tasks, and those fitted on some of the images on which the choice is probed.
 
     Raises:
         InputError: either of these, or as `Weights.load`.
@@ -53,16 +52,18 @@ def check_weights(ctx: Context) -> None:
             f"Expected select.weights of probe.target={probe.target}, got those of {weights.target}: fit them again, or"
             " probe that."
         )
-    if {*list_test_images(ctx)} & {*weights.images}:
+    images = {*list_test_images(ctx)}
+    if shared := len(images & {*weights.images}):
         raise InputError(
-            "select.weights was fitted on what features are worth on these very test images, so that what it chooses"
-            " would look too good: probe others, such as another data.seed."
+            f"select.weights was fitted on what features are worth on {shared:,} of these {len(images):,} test images,"
+            " so that what it chooses would look too good: probe others, such as another data.seed of scenes."
         )
 
 
 def list_test_images(ctx: Context) -> list[str]:
-    """Return what determines the test images of the probes, a hash for each data set."""
-    return [compute_hash(fingerprint_images(ctx, "test", group.data)) for group in list_probe_groups(ctx)]
+    """Return a hash for each test image of the probes, see `hash_each_image`."""
+    groups = list_probe_groups(ctx)
+    return sorted({one for group in groups for one in hash_each_image(ctx, "test", group.data)})
 
 
 @once
