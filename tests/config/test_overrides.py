@@ -17,6 +17,7 @@ from infoscope.config.overrides import quote_argument, quote_override
 from infoscope.config.sweeps import check_layers, expand_sweep, find_layers, make_collect_command
 from infoscope.config.tree import compose, prepare_arguments
 from infoscope.runtime.errors import InputError
+from infoscope.sae.config import TokenChoice
 
 NASTY = "my, photos [2020] x=1 {a} (b) #ü%'\"$ ~&;<|>"
 PATHS = st.text(st.sampled_from("ab/ =,[]{}()#%$'\"\\äü~!&;|<>*?:-.1_"), max_size=14)
@@ -127,6 +128,13 @@ def test_a_variable_that_is_not_set_is_one_sentence(monkeypatch: pytest.MonkeyPa
     assert "write $HOME for the variable" in ask("data.root=${HOME}/a")
     with pytest.raises(InputError, match="no variable NOPE, which --config-dir=\\$NOPE names"):
         prepare_arguments(["--config-dir", "$NOPE"])
+
+
+@pytest.mark.parametrize("argument", ["sae.tokens=pooled", "model.site=pooled"])
+def test_pooled_tokens_are_asked_for_at_either_place(argument: str) -> None:
+    config = compose([argument])
+    assert (config.model.site, config.model.layer) == ("pooled", -1)
+    assert config.sae.tokens is TokenChoice.patch  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def test_a_list_of_layers_is_a_sweep_over_them() -> None:

@@ -20,6 +20,8 @@ _PLAIN = re.compile(r"[A-Za-z_][\w.+-]*|[\w.+@%-]*/[\w./+@%-]*", re.ASCII)
 """A text that needs no quotes: a word, or a path of usual characters (which no number is)."""
 _AT_HOME = re.compile(r"(^|[\[, ]|local-dir:)~(?=[/,\]]|$)")
 _LAYERS = re.compile(r"model\.layer=\[([^\[\]]*[^\[\],\s][^\[\]]*)\]")
+_POOLED = "sae.tokens=pooled"
+"""How MSAE's readers would say it: which tokens there are is the model's part here."""
 _WORDS = {"null", "true", "false", "inf", "nan"}
 FOLDER_KEYS = ("hydra.run.dir", "hydra.sweep.dir", "hydra.launcher.submitit_folder", "hydra.searchpath")
 _CONFIG_DIR = ("--config-dir", "-cd", "--config-path", "-cp")
@@ -71,7 +73,7 @@ def make_readable(arguments: Sequence[str], is_text: Callable[[str], bool]) -> l
 
     Hydra does not read a ~, takes a folder called 2020_01 for a number, and knows no variables of the environment in
     folders of its own (`--config-dir`, `hydra.run.dir`, ...). In settings that are paths they are put in later. Several
-    layers, `model.layer=[1,2]`, are a sweep over them.
+    layers, `model.layer=[1,2]`, are a sweep over them. `sae.tokens=pooled` is short for model.site=pooled.
 
     Args:
         arguments: KEY=VALUE, options among them.
@@ -84,6 +86,8 @@ def make_readable(arguments: Sequence[str], is_text: Callable[[str], bool]) -> l
     for argument in arguments:
         if found := _LAYERS.fullmatch(argument):
             argument = f"model.layer={found[1]}"
+        elif argument == _POOLED:
+            argument = "model.site=pooled"
         name, equals, value = argument.partition("=")
         if equals and name in _CONFIG_DIR:
             prepared.append(f"{name}={expand_path(value, name)}")

@@ -36,6 +36,7 @@ from infoscope.sae.import_config import IMPORT, ImportedConfig
 from infoscope.scope.config import Diagonal, EMDMethod, OutlierConfig, PartitionConfig, ScopeConfig, StabilityConfig
 from infoscope.tracking.config import LoggerConfig
 from infoscope.vision.config import ContrastiveConfig, ModelConfig, ModelKind
+from infoscope.vision.hooks import POOLED
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 CONF_FOLDER = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parents[1] / "conf"
@@ -186,7 +187,8 @@ class Config:
         if self.model.kind is ModelKind.own:
             raise InputError("model.kind=own is for judge alone: choose a model, such as model=scenes_clip.")
         is_probed = self.stage.name in _PROBING
-        if is_probed and Readout.cls_final in self.probe.readouts and self.model.layer == -1:
+        is_at_end = self.model.layer == -1 and self.model.site != POOLED  # of pooled ones, that they have no maps
+        if is_probed and Readout.cls_final in self.probe.readouts and is_at_end:
             raise InputError(
                 "probe.readouts holds cls_final, but after the last block (model.layer=-1) an edit of patches cannot"
                 " reach CLS any more: use an earlier layer, or probe.readouts=[patch_mean]."

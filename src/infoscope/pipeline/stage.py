@@ -101,6 +101,8 @@ class Stage:
     """Whether its section stands in the report of stage=report."""
     is_optional: ClassVar[bool] = False
     """Whether the table of latents has its columns only where the command makes it anyway, or another has made it."""
+    is_without_maps: ClassVar[bool] = False
+    """Whether the table of latents has its columns of features too that have no place in the picture (pooled ones)."""
     is_seeded: ClassVar[bool] = True
     """Whether its rows of the collected table are those of an SAE seed."""
     columns: ClassVar[Sequence[Column]] = ()

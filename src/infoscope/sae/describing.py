@@ -14,7 +14,7 @@ from infoscope.sae.formulas import MEETS, NORMS, describe_activation
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.sae.origin import check_has_maps
 from infoscope.vision.config import ModelConfig
-from infoscope.vision.hooks import SITES
+from infoscope.vision.hooks import AT_END, POOLED, PROJECTED, SITES
 from infoscope.vision.load import compute_model_fingerprint
 from infoscope.vision.names import find_backbone_name, name_architecture, name_fingerprint
 
@@ -119,6 +119,9 @@ def _list_origin(sae: SparseAutoencoder) -> Iterator[str]:
         yield f"{source.backbone}{same}" if known else f"{source.backbone} (a name that infoscope cannot compare)"
     elif origin.backbone:
         yield str(name_fingerprint(origin.backbone) or _describe_unnamed(origin.backbone))
+    if origin.site in AT_END:
+        yield {POOLED: "pooled embeddings", PROJECTED: "patches, each as the model would embed it"}[origin.site]
+        return
     if origin.layer is not None:
         yield f"block {origin.layer}"
     if origin.site is not None:

@@ -12,7 +12,7 @@ from infoscope.pipeline.stage import Key, Needs, Row, SeedStage, Shown, Stage, W
 from infoscope.report.tables import Align, Column, Table
 from infoscope.runtime.store import Workspace
 from infoscope.sae.latent_table import FILE, LatentColumn, LatentTable
-from infoscope.stages.sae import count_latents, has_unit_rows, list_level_ends, sae_of
+from infoscope.stages.sae import count_latents, has_maps, has_unit_rows, list_level_ends, sae_of
 from infoscope.stages.score.stage import summarise_seed
 
 
@@ -46,7 +46,8 @@ class Latents(SeedStage[LatentTable]):
         return Work(count_latents(ctx))
 
     def rows(self, ctx: Context, seed: int) -> Iterator[Row]:
-        yield {**name_artifacts(self.at(ctx, seed).get()), **summarise_seed(ctx, seed)}
+        scope = summarise_seed(ctx, seed) if has_maps(ctx) else {}
+        yield {**name_artifacts(self.at(ctx, seed).get()), **scope}
 
     def closing(self, ctx: Context) -> Shown:
         handles = [self.at(ctx, seed) for seed in ctx.config.seeds]
@@ -61,7 +62,9 @@ def load_sources(ctx: Context, seed: int) -> list[type[SeedStage]]:
     return [
         stage
         for stage in known
-        if stage().applies(ctx) and (not stage.is_optional or stage.is_goal(ctx) or stage.at(ctx, seed).find())
+        if (stage.is_without_maps or has_maps(ctx))
+        and stage().applies(ctx)
+        and (not stage.is_optional or stage.is_goal(ctx) or stage.at(ctx, seed).find())
     ]
 
 

@@ -19,6 +19,7 @@ from infoscope.stages.images import count_images
 from infoscope.stages.import_sae import ImportSAE, describe_imported, inspect_sae, tokens_read
 from infoscope.stages.tokens import find_sizes
 from infoscope.stages.train_sae import TrainSAE
+from infoscope.vision.hooks import POOLED
 
 UNIT = "SAE units"
 """Of z, as the SAE's own encode returns it."""
@@ -72,6 +73,11 @@ def row_norms_of(ctx: Context, seed: int) -> Float[np.ndarray, " d_sae"] | float
 def name_unit(row_norms: Float[np.ndarray, " d_sae"] | float) -> str:
     """Return the unit of activations that are multiplied by what `row_norms_of` gives, for tables."""
     return UNIT if np.all(row_norms == 1) else f"{UNIT} x norm of the decoder row"
+
+
+def has_maps(ctx: Context) -> bool:
+    """Whether the features have a place in the picture, so that they can be ranked and scored."""
+    return ctx.config.model.site != POOLED and choose_tokens(ctx) is not TokenChoice.cls
 
 
 def has_free_scale(ctx: Context) -> bool:

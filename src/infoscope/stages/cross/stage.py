@@ -13,10 +13,11 @@ from infoscope.pipeline.stage import Key, Needs, Node, Row, Shown, SingleStage, 
 from infoscope.report.section import ReportSection
 from infoscope.report.tables import Column
 from infoscope.runtime.store import Workspace
+from infoscope.sae.origin import check_has_maps
 from infoscope.stages.cross.quantities import list_quantities
 from infoscope.stages.cross.section import make_cross_section
 from infoscope.stages.latents import Latents
-from infoscope.stages.sae import count_latents, say_imported
+from infoscope.stages.sae import count_latents, origin_of, say_imported
 from infoscope.stages.score.stage import Score, check_count, partition_of
 
 
@@ -43,6 +44,7 @@ class Cross(SingleStage[CrossResult]):
         return {"latents": latents, "cross": to_tree(ctx.config.cross)}
 
     def check(self, ctx: Context) -> None:
+        check_has_maps(origin_of(ctx))
         for name in ("n_bands", "n_strata"):
             check_count(f"cross.{name}", getattr(ctx.config.cross, name), count_latents(ctx))
 

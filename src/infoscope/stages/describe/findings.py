@@ -17,7 +17,7 @@ from infoscope.stages.describe.numbers import (
     compute_uniqueness,
     count_class_latents,
     is_by_labels,
-    list_groups,
+    list_scored,
     name_highest,
 )
 
@@ -53,11 +53,12 @@ def say_features(seeds: Seeds, config: DescribeConfig, judge: str, is_own: bool)
 
 def _compare(seeds: Seeds, measure: str, digits: int = 3) -> str:
     """Say the medians of a measure, of the groups at both ends of the scores and of all, beside chance."""
-    groups = list_groups(seeds)[:-2]
-    high, low = name_highest(seeds), "low" if "low" in groups else groups[0]
+    groups, shown = list_scored(seeds), [ALL]
+    if groups:
+        shown = [name_highest(seeds), "low" if "low" in groups else groups[0], ALL]
     by_labels = is_by_labels(seeds, measure)
     parts = []
-    for group in (high, low, ALL):
+    for group in shown:
         text = f"{name_group(group)} {'' if group == ALL else 'features '}"
         text += format_number(compute_median(seeds, measure, group).mean, digits)
         if by_labels:
@@ -84,7 +85,7 @@ def _say_entropy(seeds: Seeds) -> str:
 
 
 def _say_class_latents(seeds: Seeds, config: DescribeConfig) -> str:
-    group = name_highest(seeds)
+    group = name_highest(seeds) if list_scored(seeds) else None
     counts = [count_class_latents(found, group) for found in seeds]
     n_held = compute_stat(of.n_held for of in counts).mean
     n_everywhere = compute_stat(of.n_everywhere for of in counts).mean
@@ -101,7 +102,7 @@ def _say_class_latents(seeds: Seeds, config: DescribeConfig) -> str:
         f" its patches, are {format_number(n_held, 0)} different ones, {format_number(n_everywhere, 0)} of which every"
         " class has."
     )
-    if math.isfinite(share.mean) and math.isfinite(expected.mean):
+    if group is not None and math.isfinite(share.mean) and math.isfinite(expected.mean):
         text += (
             f" {share.mean:.0%} of a class's are {name_group(group)}, against {expected.mean:.0%} expected of latents"
             " that are drawn by the patches on which they fire strongly."

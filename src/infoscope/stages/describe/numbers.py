@@ -42,11 +42,12 @@ ALL = "all"
 class Found(NamedTuple):
     """What was found of an SAE seed.
 
+    scope: None where features have no maps and so no score, such as those of pooled embeddings.
     table: what is known of each latent, the measures among it.
     """
 
     description: Description
-    scope: ScopeResult
+    scope: ScopeResult | None
     table: LatentTable
 
 
@@ -59,17 +60,24 @@ def list_measures(seeds: Seeds) -> list[str]:
 
 
 def list_groups(seeds: Seeds) -> list[str]:
-    """Return the groups of any seed, then features without a score, then all of them."""
-    names = dict.fromkeys(name for found in seeds for name in found.scope.partition.groups)
-    return [*names, "unscored", ALL]
+    """Return the groups of any seed, then features without a score, then all of them; all alone without scores."""
+    names = list_scored(seeds)
+    return [*names, "unscored", ALL] if names else [ALL]
+
+
+def list_scored(seeds: Seeds) -> list[str]:
+    """Return the groups by score of any seed; none where nothing is scored."""
+    scopes = [found.scope for found in seeds if found.scope is not None]
+    return list(dict.fromkeys(name for scope in scopes for name in scope.partition.groups))
 
 
 def get_members(found: Found, group: str) -> Bool[np.ndarray, " d_sae"]:
     """Return the features of a group."""
+    everyone = np.ones(len(found.table), dtype=bool)
+    if group == ALL or found.scope is None:
+        return everyone if group == ALL else ~everyone
     partition = found.scope.partition
-    everyone = np.ones(len(partition.unscored), dtype=bool)
-    none = np.zeros_like(everyone)
-    return {"unscored": partition.unscored, ALL: everyone}.get(group, partition.groups.get(group, none))
+    return partition.unscored if group == "unscored" else partition.groups.get(group, ~everyone)
 
 
 def compute_median(seeds: Seeds, measure: str, group: str) -> Stat:
@@ -121,7 +129,8 @@ def compute_permuted_mean(found: Found, measure: str, members: Bool[np.ndarray, 
 class ClassLatents(NamedTuple):
     """The latents of the classes of an SAE seed, and how many are in the group of the highest scores.
 
-    n: [n_classes] latents. share: [n_classes] of those with a score, the share in the group; NaN: none.
+    n: [n_classes] latents. share: [n_classes] of those with a score, the share in the group; NaN: none, and so
+        everywhere where nothing is scored.
     n_held: different latents. n_everywhere: those that every class with images has.
     everyone: share in the group of all scored latents that fire strongly anywhere; by_patches: the same, each
         weighted by the patches on which it does: what to expect of latents that are chosen by their number.
@@ -136,19 +145,20 @@ class ClassLatents(NamedTuple):
 
 
 def name_highest(seeds: Seeds) -> str:
-    """Return the group of the highest scores."""
-    groups = list_groups(seeds)[:-2]
+    """Return the group of the highest scores; there must be scores."""
+    groups = list_scored(seeds)
     return "high" if "high" in groups else groups[-1]
 
 
-def count_class_latents(found: Found, group: str) -> ClassLatents:
-    """Return how many of each class's latents are in a group; there must be labels."""
+def count_class_latents(found: Found, group: str | None) -> ClassLatents:
+    """Return how many of each class's latents are in a group, None: nothing is scored; there must be labels."""
     said = found.description
     of, held, images = said.class_latents, said.n_classes_held, said.class_images
     assert of is not None, "there are no labels"
     assert held is not None, "there are no labels"
     assert images is not None, "there are no labels"
-    members, scored = get_members(found, group), ~found.scope.partition.unscored
+    members = get_members(found, group or "unscored")
+    scored = members if found.scope is None else ~found.scope.partition.unscored
     known = of >= 0
     n_scored, n_members = (known & scored[of]).sum(axis=1), (known & members[of]).sum(axis=1)
     rate = said.strong_rate
@@ -192,7 +202,7 @@ def summarise(seeds: Seeds) -> Mapping[str, object]:
         "pairs_above": {f"{step / 10:g}": share for step, share in enumerate(shares)},
     }
     if seeds[0].description.class_latents is not None:
-        group = name_highest(seeds)
+        group = name_highest(seeds) if list_scored(seeds) else None
         counts = [count_class_latents(found, group) for found in seeds]
         said["class_latents"] = {
             "n_different": compute_stat(of.n_held for of in counts),

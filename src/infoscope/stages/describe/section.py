@@ -26,6 +26,7 @@ from infoscope.stages.describe.numbers import (
     is_by_labels,
     list_groups,
     list_measures,
+    list_scored,
     name_highest,
     summarise,
 )
@@ -51,11 +52,11 @@ def make_describe_section(
     tables, figures = {"describe": _make_measure_table(seeds, config, judge)}, {}
     if "level" in seeds[0].table:
         tables["describe_levels"] = _make_level_table(seeds)
-    if seeds[0].description.class_latents is not None:
+    if seeds[0].description.class_latents is not None and list_scored(seeds):
         tables["class_latents"] = _make_class_table(seeds, config)
-    if examples:
+    if examples and (scope := seeds[0].scope) is not None:
         figures["monosemantic"] = SectionFigure(
-            lambda: draw_examples(examples, seeds[0].scope.scores.shift_patches),
+            lambda: draw_examples(examples, scope.scores.shift_patches),
             "The most monosemantic features of each group, on the training images that excite them most.",
         )
     return ReportSection(
@@ -73,7 +74,7 @@ def _say_what_is_strong(seeds: Seeds) -> str:
     of an SAE, whose units are its own."""
     above = seeds[0].description.strong_above
     strong = sum(float(found.description.strong_rate.sum()) for found in seeds)
-    firing = sum(float(found.scope.firing_rate.sum()) for found in seeds)
+    firing = sum(float(found.scope.firing_rate.sum()) for found in seeds if found.scope is not None)
     text = f"Strong: an activation above {above:g} {UNIT} (describe.strong_above)."
     if firing == 0 or 0 < strong < ALL_STRONG * firing:
         return text
@@ -113,7 +114,8 @@ def _make_measure_table(seeds: Seeds, config: DescribeConfig, judge: str) -> Tab
             f"Depth: at which two of its top {config.n_top_images} images meet in the hierarchy of classes, mean over"
             " pairs (sae-for-vlm rounds it); 0: at the root."
         )
-    table = Table("describe", "What the features are, by scope", columns, notes)
+    title = "What the features are, by scope" if list_scored(seeds) else "What the features are"
+    table = Table("describe", title, columns, notes)
     members = {group: [get_members(found, group) for found in seeds] for group in groups}
     enough = [found.description.fires_enough for found in seeds]
     counts = [compute_stat(int(of.sum()) for of in members[group]) for group in groups]
@@ -141,7 +143,9 @@ def _make_measure_table(seeds: Seeds, config: DescribeConfig, judge: str) -> Tab
 
 def _make_level_table(seeds: Seeds) -> Table:
     names = [name for name in ("tree_depth", "label_entropy", "ms", "top_overlap") if name in seeds[0].table]
-    shown = {name: MEASURES[name] for name in names} | {"cds": Measure("CDS")}
+    shown = {name: MEASURES[name] for name in names}
+    if list_scored(seeds):
+        shown["cds"] = Measure("CDS")
     columns = [Column("level", "level", digits=0, is_count=True), Column("n_latents", "features", digits=0)]
     columns += [Column(name, of.name, digits=of.digits, scale=of.scale) for name, of in shown.items()]
     note = "Mean over the features of a level that have a value, mean over SAE seeds. Level 0: the first features."

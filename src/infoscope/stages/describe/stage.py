@@ -37,7 +37,7 @@ from infoscope.stages.images import count_images, find_known, fingerprint_images
 from infoscope.stages.judge import Judge, judge_of
 from infoscope.stages.latents import join_latents
 from infoscope.stages.rank import Rank
-from infoscope.stages.sae import count_latents, name_unit, row_norms_of, say_imported
+from infoscope.stages.sae import count_latents, has_maps, name_unit, row_norms_of, say_imported
 from infoscope.stages.score.example_figure import Example
 from infoscope.stages.score.examples import make_example
 from infoscope.stages.score.stage import Score, scope_of
@@ -55,7 +55,7 @@ class Describe(SeedStage[Description]):
 
     kind, holds = "describe", Description
     version = 1
-    in_report = True
+    in_report, is_without_maps = True, True
     is_shared = False
     columns = tuple(Column(name, of.name, digits=of.digits, scale=of.scale) for name, of in MEASURES.items())
 
@@ -64,12 +64,12 @@ class Describe(SeedStage[Description]):
         return Needs(codes=Codes.at(ctx, seed, "train"), judge=Judge.at(ctx, "train"), **vars(scenes))
 
     def goals(self, ctx: Context) -> list[Node]:
-        others = (Score, Fidelity) if _has_test_images(ctx) else (Score,)
+        others = [*([Score] if has_maps(ctx) else []), *([Fidelity] if _has_test_images(ctx) else [])]
         of_seeds = (stage.at(ctx, seed) for stage in others for seed in ctx.config.seeds)
         return [*super().goals(ctx), *of_seeds, *alignments_of(ctx).values()]
 
     def reads(self, ctx: Context) -> list[Node]:
-        return Score().reads(ctx)
+        return Score().reads(ctx) if has_maps(ctx) else []
 
     def key(self, ctx: Context, up: Needs, seed: int) -> Key:
         return {
@@ -161,13 +161,15 @@ def _has_test_images(ctx: Context) -> bool:
 
 def find_seed(ctx: Context, seed: int) -> Found:
     """Return what was found of a seed."""
-    table = join_latents(ctx, seed, (Score, Describe))
-    return Found(Describe.at(ctx, seed).load(), scope_of(ctx, seed), table)
+    table = join_latents(ctx, seed, (Score, Describe) if has_maps(ctx) else (Describe,))
+    return Found(Describe.at(ctx, seed).load(), scope_of(ctx, seed) if has_maps(ctx) else None, table)
 
 
 def _read_examples(ctx: Context, found: Found) -> list[Example]:
     """Return the most monosemantic features of each group with their top pictures, the groups of low scores first."""
     scope, ms = found.scope, found.table["ms"]
+    if scope is None:
+        return []
     chosen = [
         (int(latent), group)
         for group, members in reversed(list(scope.partition.groups.items()))

@@ -1,0 +1,83 @@
+"""model.site=pooled: an SAE of image embeddings is trained and described, and reads patches by model.site=projected."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from infoscope.config.tree import compose
+from infoscope.data.scenes.factors import KINDS
+from infoscope.pipeline.context import Context
+from infoscope.pipeline.run import run
+from infoscope.runtime.errors import InputError
+from infoscope.stages.describe.fidelity import Fidelity
+from infoscope.stages.describe.stage import Describe
+from infoscope.stages.judge import Judge
+from infoscope.stages.latents import Latents
+from infoscope.stages.score.stage import Score, scope_of
+from infoscope.stages.tokens import Tokens
+from infoscope.stages.train_sae import TrainSAE
+from tests.support.pipeline_samples import N_TRAIN, Recorder, make_tiny_config, run_tiny
+
+SCENES_CLIP = ("model=scenes_clip", "data.size_px=104", "scope.shift_patches=1")
+POOLED = (*SCENES_CLIP, "model.site=pooled", "sae.n_tokens=2000", "sae.batch_tokens=32", "describe.n_label_images=2")
+IMPORTED = (
+    *("sae=import", "logger=none", "trainer.progress=false", "trainer.device=cpu", "data.n_train=24", "data.n_test=10"),
+    *("data.n_workers=0", "scope.k_cds=2", "scope.k_max=2", "scope.n_workers=1"),
+)
+
+
+def make_context(output_dir: Path, *overrides: str) -> Context:
+    return Context(make_tiny_config(output_dir, *overrides), Recorder())
+
+
+@pytest.fixture(scope="module")
+def described(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output_dir = tmp_path_factory.mktemp("pooled")
+    said = run_tiny(output_dir, *POOLED, "stage=describe").text
+    assert "Monosemanticity, median: all" in said
+    assert "Zero-shot cross-entropy on" in said
+    assert "scope" not in said
+    return output_dir
+
+
+def test_a_token_is_the_embedding_that_the_model_judges_by(described: Path) -> None:
+    ctx = make_context(described, *POOLED)
+    tokens, judged = Tokens.at(ctx, "train").load(), Judge.at(ctx, "train").load()
+    vectors = tokens.tokens(slice(None)).patches
+    assert vectors.shape == (N_TRAIN, 1, 128)
+    unit = (vectors / vectors.norm(dim=-1, keepdim=True))[:, 0]
+    np.testing.assert_allclose(unit.numpy(), judged.embeddings, atol=1e-5)
+
+
+def test_its_features_are_described_without_a_score(described: Path) -> None:
+    ctx = make_context(described, *POOLED, "stage=latents")
+    table = Latents.at(ctx, 0).load()
+    names = {column.name for column in table}
+    assert {"ms", "label_entropy", "top_class"} <= names
+    assert not {"cds", "firing_rate", "peak"} & names
+    said = Describe.at(ctx, 0).load()
+    assert said.n_images == N_TRAIN
+    fidelity = Fidelity.at(ctx, 0).load()
+    assert fidelity.n_classes == len(KINDS)
+    assert fidelity.cross_entropy[0].mean() < fidelity.cross_entropy[2].mean()  # zeros in place of the embedding
+    assert not any(isinstance(node.stage, Score) for node in Describe().goals(ctx))
+
+
+@pytest.mark.parametrize("stage", ["score", "cross", "probe", "masking", "report"])
+def test_what_needs_maps_says_what_can_be_done_instead(described: Path, stage: str) -> None:
+    with pytest.raises(InputError, match=r"^This SAE reads pooled embeddings, .* model\.site=projected\)"):
+        run_tiny(described, *POOLED, f"stage={stage}")
+
+
+def test_applied_to_patches_they_have_a_score(described: Path) -> None:
+    sae = TrainSAE.at(make_context(described, *POOLED), 0).folder
+    imported = [*IMPORTED, f"sae.path={sae}", f"output_dir={described}", "stage=score"]
+    ctx = Context(compose([*imported, "model.site=projected"]), Recorder())
+    run(ctx.config, Recorder())
+    assert np.isfinite(scope_of(ctx, 0).cds).any()
+    assert Tokens.at(ctx, "train").read_json("tokens.json")["grid"] == 12
+    with pytest.raises(InputError, match="This SAE reads pooled embeddings, one vector for each image or text: give"):
+        run(compose(imported), Recorder())
