@@ -32,7 +32,7 @@ WILL_CHANGE = ("group_activation", "confounds", "report")
 KINDS = {
     *("scenes", "train_clip", "tokens", "train_sae", "rank", "score", "image_means", "features", "probe", "outliers"),
     *("zero_shot_head", "predict", "masking", "stability", "effects", "latents", "cross", "sample", *WILL_CHANGE),
-    *("image_codes", "judge", "describe", "fidelity"),
+    *("image_codes", "judge", "describe", "fidelity", "alignment", "adapt", "label_screen", "segment"),
 }
 EXPLAINED = "tiny"
 """The configuration whose keys are stored as a whole."""
@@ -98,6 +98,15 @@ CONFIGURATIONS: dict[str, tuple[str, list[StageName]]] = {
         FEW + "adapt.pretrained=random adapt.n_draws=3 adapt.seed=2 adapt.factor=3 describe.n_class_latents=4",
         [StageName.adapt],
     ),
+    "describe.*": (
+        FEW + "seeds=[0,1] judge=scenes_clip judge.pretrained=random describe.image_code=max describe.strong_above=0.3"
+        " describe.n_label_images=3 describe.n_top_images=4 describe.n_clarity_images=5 describe.n_class_latents=6",
+        [StageName.describe],
+    ),
+    "cross.*": (
+        FEW + "cross.n_bands=3 cross.n_strata=4 cross.n_draws=60 cross.n_permutations=70 cross.seed=8",
+        [StageName.cross],
+    ),
     "stability.*": (
         FEW + "seeds=[0,1] data.n_test=3 stability.shifts=[1,3] stability.n_draws=20 stability.seed=6",
         [StageName.stability],
@@ -107,6 +116,10 @@ CONFIGURATIONS: dict[str, tuple[str, list[StageName]]] = {
         "debug=tiny masking.n_latents=[1,4] masking.rank_split=test masking.n_draws=2 masking.seed=3"
         " masking.sae_bias=0.1 predict.n_images=9",
         [StageName.masking],
+    ),
+    "segment.*": (
+        FEW + "segment.n_thresholds=3 segment.normalise=image data.n_train=30 data.n_test=6",
+        [StageName.segment],
     ),
     "curve.*": ("debug=tiny curve.mass_shares=[0.3,0.6] probe.seed=7", [StageName.curve]),
 }
@@ -158,7 +171,7 @@ def test_the_golden_file_holds_every_kind_of_artifact() -> None:
     kinds = set()
     for section in golden.values():
         assert section["hashes"].keys() == CONFIGURATIONS.keys()
-        kinds |= {name.split("/")[0] for name in section["keys"]}
+        kinds |= {name.split("/")[0] for names in section["hashes"].values() for name in names}
     assert kinds == KINDS
 
 

@@ -53,7 +53,7 @@ def record_keys(config: Config, ends: Sequence[StageName], store: FixedStore, ba
     """
     for end in ends:
         ctx = Context(replace(config, stage=end), Display.silent())
-        ctx.store = store
+        ctx.store, store.end = store, end.name
         ctx.known[(load_backbone.__module__, "_load", repr(((config.model,), {})))] = backbone
         stage = find_stage(ctx)
         for node in list_needed(set_goals(ctx)):
@@ -75,7 +75,11 @@ def _record_features(ctx: Context, store: FixedStore) -> None:
 
 
 class FixedStore(Store):
-    """A store that has what it is asked for, but `NOT_AT_HAND`: small fixed files, a set for each kind of artifact."""
+    """A store that has what it is asked for, but `NOT_AT_HAND` where another stage asks: small fixed files, a set for
+    each kind of artifact."""
+
+    end = ""
+    """The stage that asks."""
 
     def __init__(self, root: Path) -> None:
         super().__init__(root)
@@ -84,7 +88,7 @@ class FixedStore(Store):
         write_fixed_files(root)
 
     def find(self, spec: Spec) -> Artifact | None:
-        if spec.stage in NOT_AT_HAND:
+        if spec.stage in NOT_AT_HAND and spec.stage != self.end:
             return None
         self.specs.append(spec)
         folder = SHIPPED_FOLDER if spec.stage == "train_clip" else self.root / spec.stage
@@ -109,6 +113,8 @@ def write_fixed_files(root: Path) -> None:
     save_scenes(root / "scenes", 0, "train", 2, 32, 1)
     (root / "tokens").mkdir()
     (root / "tokens" / "skipped.json").write_text(json.dumps({}))
+    sizes = {"d_in": D_IN, "grid": GRID, "n_prefix": 1, "patch_px": 8}
+    (root / "tokens" / "tokens.json").write_text(json.dumps(sizes))
     emd = np.repeat(latents[:, None] / 20, K_MAX, axis=1)
     emd[:, K_MAX // 2 :] += 0.01
     emd[5] = np.nan  # is not scored

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from infoscope.analyses.alignment import MATCHINGS, Alignment
-from infoscope.stages.describe.alignment import make_alignment_table, say_alignment
+from infoscope.pipeline.context import Context
+from infoscope.stages.describe import alignment
+from infoscope.stages.describe.alignment import Aligned, make_alignment_table, say_alignment
+from tests.support.pipeline_samples import Recorder, make_tiny_config
 
 
 def make_pair(value: float, d_sae: int = 10) -> Alignment:
@@ -47,3 +52,14 @@ def test_large_saes_are_said_to_be_matched_by_nearest_latents() -> None:
     assert "each other's nearest" in note
     assert "drawn at random" not in note
     assert "2,048 of them, drawn at random" in make_alignment_table({(0, 1): make_pair(0.5, 16385)}).notes[0]
+
+
+def test_the_key_says_of_how_many_latents_chance_is_where_these_are_not_all(tmp_path: Path, monkeypatch) -> None:
+    """So that what was made of all of them, before some were drawn, is not taken for it."""
+
+    def find_key() -> dict:
+        return Aligned.at(Context(make_tiny_config(tmp_path, "seeds=[0,1]"), Recorder()), 0, 1).spec.key
+
+    assert find_key().keys() == {"codes"}
+    monkeypatch.setattr(alignment, "MAX_MATCHED", 31)
+    assert find_key()["n_sampled"] == 2048

@@ -54,7 +54,8 @@ class Aligned(ArtifactStage[Alignment]):
         return Needs(**saes, codes=Codes.at(ctx, one, "train"), codes_of_other=Codes.at(ctx, other, "train"))
 
     def key(self, ctx: Context, up: Needs, one: int, other: int) -> Key:
-        return {"codes": [up.codes.hash, up.codes_of_other.hash]}
+        key: Key = {"codes": [up.codes.hash, up.codes_of_other.hash]}
+        return key | ({"n_sampled": N_SAMPLED} if count_latents(ctx) > MAX_MATCHED else {})
 
     def build(self, ctx: Context, up: Needs, work: Workspace, one: int, other: int) -> Alignment:
         with ctx.display.bar(f"matching the latents of seeds {one} and {other}", len(MATCHINGS)) as advance:
