@@ -20,12 +20,14 @@ from infoscope.pipeline.plan import HEADINGS, Step, find_seconds, print_plan, re
 from infoscope.pipeline.run import check, plan_stage
 from infoscope.pipeline.stage import Work
 from infoscope.runtime.errors import InputError
+from infoscope.runtime.job import Job
 from infoscope.runtime.manifests import MANIFEST
 from infoscope.runtime.progress import format_bytes, format_seconds
 from infoscope.runtime.store import Store
 from infoscope.scope.ranking import Ranking
 from infoscope.stages.backbone import load_backbone
 from infoscope.stages.rank import Rank
+from infoscope.stages.tokens import Tokens
 from tests.support.pipeline_samples import (
     FEATURES,
     N_TEST,
@@ -281,6 +283,25 @@ def test_tokens_that_are_not_stored_are_counted_as_often_as_they_are_encoded(tmp
     before = load_backbone(ctx).n_images_encoded
     Rank.at(ctx, 0).get()
     assert load_backbone(ctx).n_images_encoded - before == find(steps, "rank, seed 0").work.forwards == N_TRAIN
+
+
+def test_the_plan_of_a_sweep_over_layers_says_which_forwards_its_jobs_share(tmp_path: Path) -> None:
+    ctx = Context(make_tiny_config(tmp_path, "stage=score", "model.layer=0"), Recorder(), Job(layers=(-2, 1)))
+    steps = plan_stage(ctx)
+    assert find(steps, "tokens, train").work.shared_forwards == N_TRAIN
+    assert sum(step.work.shared_forwards for step in steps) == N_TRAIN
+    console = Console(file=io.StringIO(), width=200)
+    print_plan(steps, console)
+    assert isinstance(console.file, io.StringIO)
+    said = console.file.getvalue()
+    assert (
+        f"{N_TRAIN} of them give the tokens of this sweep's other layers too: the first job runs them for all." in said
+    )
+    same = Context(make_tiny_config(tmp_path, "stage=score", "model.layer=0"), Recorder(), Job(layers=(-2,)))
+    assert find(plan_stage(same), "tokens, train").work.shared_forwards == 0  # of two blocks, the same one
+    Tokens.at(ctx, "train").get()
+    assert Tokens.at(ctx, "train", layer=1).find() is not None
+    assert sum(step.work.forwards for step in plan_stage(ctx) if step.what == "tokens, train") == 0
 
 
 def test_the_printed_plan(tmp_path: Path, finished: Path) -> None:

@@ -158,6 +158,7 @@ EARLY = [
     (["stage=predict", *SMALL_CLIP, "predict.class_names=nowhere.txt"], ["predict.class_names", "nowhere.txt"]),
     (["stage=predict", *SMALL_CLIP, "predict.target=light"], ["predict.class_names", "light"]),
     (["stage=masking"], ["no text tower", "scenes_clip"]),
+    (["stage=masking", *SMALL_CLIP, "masking.sae_bias=1e30"], ["masking.sae_bias to be at most 1000"]),
     (["stage=masking", *SMALL_CLIP, "sae.tokens=cls"], ["CLS tokens", "sae.tokens=patch"]),
     (["stage=masking", *SMALL_CLIP, "model.layer=-1", "probe.readouts=[patch_mean]"], ["model.layer=-1 is the last"]),
     (

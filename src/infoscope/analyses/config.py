@@ -86,7 +86,7 @@ class MaskingConfig:
     """Random choices of as many latents, for each class anew (ours)."""
     seed: Seed = 0
     """Of the random choices."""
-    sae_bias: Annotated[float, Bounds(-1e30, 1e30)] = 0.0
+    sae_bias: Annotated[float, Bounds(-1e3, 1e3)] = 0.0
     """Added to each coordinate of a token that the decoding of what is kept replaces; PatchSAE's code adds 0.1051."""
 
     def __post_init__(self) -> None:

@@ -68,7 +68,7 @@ class Context:
 
     def reading(self) -> Context:
         """Return a silent context over the same folder that builds nothing: it raises `MissingArtifact`."""
-        reading = Context(self.config, Display.silent())
+        reading = Context(self.config, Display.silent(), Job(layers=self.job.layers))
         reading.store = ReadOnlyStore.of(self.store)
         reading.known, reading.image_sets = dict(self.known), self.image_sets  # what it reads is not read for the run
         reading._beside = {key: reading._place_beside(other.config, other) for key, other in self._beside.items()}

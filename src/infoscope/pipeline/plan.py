@@ -128,8 +128,10 @@ def print_plan(steps: Sequence[Step], console: Console) -> None:
     console.print(Text(f"Together {time}, {format_bytes(disk)} of disk, at most {held}."))
     if unknown:
         console.print(Text("-: nothing like it was built here before, so nothing is known of its time."))
-    forwards, naive = (_sum_up(built, name) for name in ("forwards", "naive_forwards"))
+    forwards, shared, naive = (_sum_up(built, name) for name in ("forwards", "shared_forwards", "naive_forwards"))
     said = f"Backbone: {forwards} forward passes are missing."
+    if shared != "0":
+        said += f" {shared} of them give the tokens of this sweep's other layers too: the first job runs them for all."
     if naive != "0":
         said += f" The naive way, every latent encoding both crops of its own top images, takes {naive}."
     console.print(Text(said))

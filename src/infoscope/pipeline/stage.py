@@ -61,6 +61,8 @@ class Work:
     n: how many of the things that its time grows with: images, steps, distances; 0: not known.
     like: what else its time depends on, such as the size of the SAE: plain JSON types.
     forwards: pictures that go through the backbone.
+    shared_forwards: how many of these serve other jobs of the sweep as well (`Job.layers`), so that the first job to
+        come runs them for all.
     naive_forwards: what these would be if every latent encoded both crops of its own top images.
     distances: earth mover's distances to compute.
     disk_bytes, scratch_bytes: bytes that stay on the disk, and temporary bytes during the build.
@@ -71,6 +73,7 @@ class Work:
     n: int = 0
     like: Any = None
     forwards: int = 0
+    shared_forwards: int = 0
     naive_forwards: int = 0
     distances: int = 0
     disk_bytes: int = 0

@@ -138,7 +138,9 @@ class Tokens(ArtifactStage[TokenSource]):
                 n_behind = count_behind(each, N_BEHIND)
             held += (n_behind + 1) * n_batch * n_values * value_bytes
         like = [ctx.config.model.name, layer, data.store_tokens]
-        return Work(n, like, forwards=n, disk_bytes=kept_bytes, memory_bytes=held)
+        others = [self.at(ctx, split, data, other) for other in _find_others(ctx, layer)]
+        shared = n if any(other.find() is None for other in others) else 0
+        return Work(n, like, forwards=n, shared_forwards=shared, disk_bytes=kept_bytes, memory_bytes=held)
 
 
 def _find_others(ctx: Context, layer: int) -> list[int]:

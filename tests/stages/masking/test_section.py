@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,8 +11,13 @@ import numpy as np
 import pytest
 
 from infoscope.analyses.masking import CLASS, RANDOM, Mask, MaskingResult
+from infoscope.pipeline.context import Context
 from infoscope.report.figure_style import save_figure
+from infoscope.runtime.errors import InputError
+from infoscope.stages.masking import stage
 from infoscope.stages.masking.section import make_masking_section, name_mask
+from infoscope.stages.masking.stage import Masking
+from tests.support.pipeline_samples import Recorder, make_tiny_config
 
 D_SAE, NUMBERS = 64, (1, 10)
 N_IMAGES = np.array([40, 60, 0])
@@ -61,7 +67,7 @@ def test_a_row_for_each_number_and_means_over_seeds_and_draws() -> None:
     assert records[2]["top1_random"] is None  # all random latents are all latents
     text = table.to_markdown()
     assert "this measures where the information on classes lies, and is no classifier" in text
-    assert "2 of the class's 10, 2 of its high-scope 10, 2 of its low-scope 10" in text
+    assert "these are 2 classes at 10 (the class's), 2 classes at 10 (its high-scope), 2 classes at 10 (its low" in text
     assert "1 class has no image among these and is left out" in text
     assert "masking.sae_bias" not in text
 
@@ -71,11 +77,16 @@ def test_findings_follow_the_numbers() -> None:
     assert "guessing gives 33.3%" in found[0]
     assert "are no classifier" in found[0]
     assert "the commonest class alone 60.0%" in found[0]
-    assert found[1].startswith("With 10 latents kept alone top-1 is")
-    assert found[1].endswith("; decoded in brackets.")
+    assert re.fullmatch(
+        r"With 10 latents kept alone, top-1 is (9|8)\d\.\d% if they are the class's own, \d+\.\d% if they are random"
+        r" ones, \d+\.\d% if they are its high-scope ones, \d+\.\d% if they are its low-scope ones\. Without the SAE's"
+        r" error it is, in the same order, (7|8)\d\.\d%, .*, .*, .*%\.",
+        found[1],
+    )
+    assert found[2].startswith("With 10 latents dropped, top-1 is ")
     assert "within 1 point of the top-1 of the original tokens: 10 (the SAE's error stays), 10 (decoded)." in found[4]
     assert found[3].startswith(
-        "Over all 3 classes these 10 each are as many different latents: 20 the class's, 20 random"
+        "The 10 latents of each of the 3 classes are together so many different ones: 20 (the class's), 20 (random)"
     )
     text = " ".join(found)
     assert (
@@ -100,6 +111,15 @@ def test_a_constant_that_is_added_is_noted() -> None:
     assert "0.1051 is added to each coordinate of decoded tokens" in table.to_markdown()
 
 
+def test_a_constant_is_refused_where_no_token_is_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = ("model=scenes_clip", "model.pretrained=random", "stage=masking", "masking.sae_bias=0.1")
+    ctx = Context(make_tiny_config(tmp_path, *given), Recorder())
+    Masking().check(ctx, 0)
+    monkeypatch.setattr(stage, "has_free_scale", lambda _: True)
+    with pytest.raises(InputError, match=r"^masking\.sae_bias is added to decoded tokens, .*: drop it\.$"):
+        Masking().check(ctx, 0)
+
+
 def test_one_way_of_treating_the_error_has_half_of_the_table_and_of_the_figure(tmp_path: Path) -> None:
     section = make_masking_section({seed: make_result(seed, (True,)) for seed in range(2)})
     assert [part.title for part in section.tables["masking"].sections] == [
@@ -107,7 +127,7 @@ def test_one_way_of_treating_the_error_has_half_of_the_table_and_of_the_figure(t
         "dropped, the SAE's error stays",
     ]
     assert "reconstruction" not in section.findings[0]
-    assert "in brackets" not in section.findings[1]
+    assert "error" not in section.findings[1]
     assert len(section.figures["masking"].draw().axes) == 2
 
 

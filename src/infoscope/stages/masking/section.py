@@ -123,13 +123,13 @@ def _note(first: MaskingResult, n_seeds: int, n_latents: Sequence[int]) -> Itera
     if first.sae_bias:
         yield f"{first.sae_bias:g} is added to each coordinate of decoded tokens (masking.sae_bias)."
     if short := [
-        f"{mask.n_short:,} of {name_curve(mask.curve)} {mask.n_latents:,}"
+        f"{mask.n_short:,} class{'es' * (mask.n_short != 1)} at {mask.n_latents:,} ({name_curve(mask.curve)})"
         for mask in first.masks
         if mask.n_short and mask.keeps and mask.error_kept and mask.curve != RANDOM
     ]:
         yield (
-            "A class that has fewer latents than a number asks for uses those it has; so many classes have fewer (first"
-            f" seed): {', '.join(short)}; random ones are as many as the class's."
+            "A class with fewer latents than a row asks for uses all that it has. In the first seed these are"
+            f" {', '.join(short)}. Random latents are as many as the class's."
         )
     if n_empty := int((first.n_images == 0).sum()):
         yield f"{_count_classes(n_empty)} no image among these and {'is' if n_empty == 1 else 'are'} left out."
@@ -164,15 +164,12 @@ def _find(points: Points, results: Mapping[int, MaskingResult]) -> Iterator[str]
         return
     n = SENTENCE_NUMBER if SENTENCE_NUMBER in numbers else numbers[len(numbers) // 2]
     curves = list(dict.fromkeys(point.curve for point in points if point.n_latents == n))
-    both = len({point.error_kept for point in points}) > 1
     for keeps in (True, False):
-        parts = [f"{_tell(points, n, keeps, curve)} {name_curve(curve)}" for curve in curves]
-        verb = "kept alone" if keeps else "dropped"
-        yield f"With {n:,} latent{'s' * (n != 1)} {verb} top-1 is {', '.join(parts)}{'; decoded in brackets' * both}."
+        yield _tell(points, n, keeps, curves)
     distinct = [points[Point(curve, n, True, True)].n_distinct.mean for curve in curves]
-    told = [f"{format_number(one, 0)} {name_curve(curve)}" for one, curve in zip(distinct, curves, strict=True)]
+    told = [f"{format_number(one, 0)} ({name_curve(curve)})" for one, curve in zip(distinct, curves, strict=True)]
     yield (
-        f"Over all {len(first.class_names):,} classes these {n:,} each are as many different latents:"
+        f"The {n:,} latents of each of the {len(first.class_names):,} classes are together so many different ones:"
         f" {', '.join(told)}. The fewer, the more classes share them."
     )
     yield from _tell_reach(points, numbers, original)
@@ -180,9 +177,18 @@ def _find(points: Points, results: Mapping[int, MaskingResult]) -> Iterator[str]
     yield _tell_classes(first, n)
 
 
-def _tell(points: Points, n: int, keeps: bool, curve: str) -> str:
-    kept, dropped = (points.get(Point(curve, n, keeps, error)) for error in (True, False))
-    return " ".join([_percent(kept.top1) if kept else "", f"({_percent(dropped.top1)})" if dropped else ""]).strip()
+def _tell(points: Points, n: int, keeps: bool, curves: Sequence[str]) -> str:
+    """Say what top-1 is when n latents are kept alone, or dropped, whichever they are."""
+    whose = {curve: f"{name_curve(curve)} ones" for curve in curves} | {CLASS: "the class's own"}
+    kept, decoded = (
+        {curve: points[point].top1 for curve in curves if (point := Point(curve, n, keeps, error)) in points}
+        for error in (True, False)
+    )
+    parts = [f"{_percent(top1)} if they are {whose[curve]}" for curve, top1 in kept.items()]
+    said = f"With {n:,} latent{'s' * (n != 1)} {'kept alone' if keeps else 'dropped'}, top-1 is {', '.join(parts)}."
+    if decoded:
+        said += f" Without the SAE's error it is, in the same order, {', '.join(map(_percent, decoded.values()))}."
+    return said
 
 
 def _tell_reach(points: Points, numbers: Sequence[int], original: Stat) -> Iterator[str]:

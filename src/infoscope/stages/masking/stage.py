@@ -69,6 +69,11 @@ class Masking(Published, SeedStage[MaskingResult]):
                 f" data={ctx.config.data.kind.name} knows no classes here: use data whose folders are classes, or"
                 " stage=predict, which needs none."
             )
+        if ctx.config.masking.sae_bias and EditMode.reconstruct not in _choose_modes(ctx):
+            raise InputError(
+                "masking.sae_bias is added to decoded tokens, and of this SAE, whose decoder gives directions alone, no"
+                " tokens are decoded: drop it."
+            )
 
     def build(self, ctx: Context, up: Needs, work: Workspace, seed: int) -> MaskingResult:
         config, codes, head, labels = ctx.config.masking, up.codes.load(), up.head.load(), prompts_of(ctx).labels
@@ -122,6 +127,9 @@ class Masking(Published, SeedStage[MaskingResult]):
     def section(self, ctx: Context) -> ReportSection:
         found = {seed: self.at(ctx, seed).load() for seed in ctx.config.seeds}
         return make_masking_section(found, ctx.config.masking.n_latents)
+
+    def report_key(self, ctx: Context) -> Key:
+        return {**super().report_key(ctx), "wording": 1}
 
     def report_sources(self, ctx: Context) -> Mapping[str, Handle]:
         return {f"masking_seed{seed}": self.at(ctx, seed) for seed in ctx.config.seeds}
