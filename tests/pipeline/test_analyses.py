@@ -249,7 +249,7 @@ def test_the_removal_curve_is_a_report_of_its_own(finished: Path) -> None:
 def test_effects_alone_probe_the_matched_groups_and_no_others(finished: Path, tmp_path: Path) -> None:
     whole, output_dir = find_artifacts(finished), copy_run(finished, tmp_path, but=("effects", "probe"))
     made = run_tiny(output_dir, "stage=effects")
-    assert set(made.stages("built")) == {"probe", "effects"}
+    assert set(made.stages("built")) == {"probe", "effects", "report"}
     assert "in groups matched in" in made.text
     probed = {name: of for name, of in find_artifacts(output_dir).items() if name.startswith("probe/")}
     assert len(probed) >= 3

@@ -1,4 +1,4 @@
-"""What a stage without a report prints at its end, when it has just made everything and when all was there."""
+"""What a stage prints at its end, when all was there; and the page that it leaves, if it is a part of the report."""
 
 from __future__ import annotations
 
@@ -14,8 +14,17 @@ from infoscope.pipeline.context import Context
 from infoscope.report.tables import MISSING, Table
 from infoscope.runtime.store import Workspace
 from infoscope.scope.scores import Scores
+from infoscope.stages.publish import Published
 from infoscope.stages.train_clip import TrainClip
-from tests.support.pipeline_samples import Recorder, copy_run, find_folder, finish_tiny_run, make_tiny_config, run_tiny
+from tests.support.pipeline_samples import (
+    Recorder,
+    copy_run,
+    draw_without_saving,
+    find_folder,
+    finish_tiny_run,
+    make_tiny_config,
+    run_tiny,
+)
 
 
 @pytest.fixture(scope="module")
@@ -87,11 +96,29 @@ def test_probes_end_with_the_removal_table(output_dir: Path) -> None:
     assert "reconstruct" not in printed.split("**Feature removal**")[1].split("Error-preserving")[0]
 
 
-def test_outliers_end_with_tables_and_findings(output_dir: Path) -> None:
-    printed = " ".join(run_again(output_dir, "outliers").split())
-    assert "| outlier tokens |" in printed
-    assert "| high-scope |" in printed
-    assert "Outliers form a mode of their own after blocks" in printed
+@pytest.mark.parametrize("stage", ["outliers", "confounds", "describe", "effects", "cross"])
+def test_a_part_of_the_report_is_a_page_of_its_own(
+    stage: str, output_dir: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it stands in the report, and with all that it found printed."""
+    draw_without_saving(monkeypatch)
+    made, whole = run_tiny(output_dir, f"stage={stage}"), finish_tiny_run(tmp_path_factory)[1].files
+    assert made.stages("built") == ["report"]
+    assert made.files is not None
+    assert whole is not None
+    page = made.files.page.read_text()
+    section = page[page.index("## ") : page.index("\n\nKey numbers")]
+    assert section in whole.page.read_text()
+    printed = " ".join(made.text.split())
+    _, *findings = section[: section.index("\n\n**")].split("\n\n")
+    assert len(findings) > 1
+    assert all(" ".join(finding.split()) in printed for finding in findings)
+    assert str(made.files.page) in printed
+    assert made.files.tables
+    for files in (*made.files.tables.values(), *made.files.figures.values()):
+        assert all(f"({path.relative_to(made.files.folder)})" in section for path in files.values())
+    assert not run_tiny(output_dir, f"stage={stage}").stages("built")
+    assert "report" in run_tiny(output_dir, f"stage={stage}", "partition.gamma=0.3").stages("built")
 
 
 def test_a_clip_ends_with_its_retrieval(tmp_path: Path) -> None:
@@ -107,21 +134,9 @@ def test_a_clip_ends_with_its_retrieval(tmp_path: Path) -> None:
     assert "| 87.5 | 50.0 | 128 |" in table.to_markdown()
 
 
-def test_every_stage_ends_with_a_table(output_dir: Path) -> None:
-    told_elsewhere = {
-        "report",
-        "adapt",
-        "predict",
-        "masking",
-        "segment",
-        "stability",
-        "select",
-        "curve",
-        "train_clip",
-        "import_sae",
-    }
+def test_every_stage_without_a_page_ends_with_a_table(output_dir: Path) -> None:
     for entry in registry.STAGES:
-        if entry.name not in told_elsewhere:
+        if not issubclass(entry.load(), Published) and entry.name not in ("train_clip", "import_sae"):
             recorder = run_tiny(output_dir, f"stage={entry.name}")
             assert not recorder.stages("built")
             assert "| ---: |" in recorder.text

@@ -20,6 +20,7 @@ from tests.support.pipeline_samples import (
     Recorder,
     collect_tiny,
     copy_run,
+    draw_without_saving,
     finish_tiny_run,
     make_tiny_config,
     run_tiny,
@@ -38,10 +39,11 @@ def make_context(output_dir: Path, *overrides: str) -> Context:
     return Context(make_tiny_config(output_dir, *overrides), Recorder())
 
 
-def test_a_command_reads_the_tokens_once(finished: Path, tmp_path: Path) -> None:
+def test_a_command_reads_the_tokens_once(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    draw_without_saving(monkeypatch)
     output_dir = copy_run(finished, tmp_path, but=(*MADE, "latents", "report", "probe"))
     found = run_tiny(output_dir, "stage=describe")
-    assert set(found.stages("built")) == set(MADE)
+    assert set(found.stages("built")) == {*MADE, "report"}
     reading = [what for what in found.shown if what.startswith("reading tokens")]
     assert reading == ["reading tokens for image_codes, rank of seed 0"]
     assert "Monosemanticity, median: high-scope features" in found.text

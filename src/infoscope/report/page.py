@@ -109,7 +109,7 @@ def _to_plain(value: Any) -> Any:
 
 
 def print_report(page: Page, files: ReportFiles, console: Console) -> None:
-    """Print the main tables, then the first finding of each section, then where the files lie."""
+    """Print the main tables, then the first finding of each section, all of a single one, then where the files lie."""
     console.print(Text(page.title, style="bold"))
     tables = [table for section in page.leads or page.sections for table in section.tables.values()]
     for table in reversed(tables):  # the main table last, where the reader looks first
@@ -120,9 +120,13 @@ def print_report(page: Page, files: ReportFiles, console: Console) -> None:
     for section in page.leads:
         for finding in section.findings:
             console.print(Text(finding))
-    for section in page.sections:
-        for finding in section.findings[:1]:
-            console.print(Text(f"{section.title}: {finding}"))
+    if page.leads or len(page.sections) > 1:
+        for section in page.sections:
+            for finding in section.findings[:1]:
+                console.print(Text(f"{section.title}: {finding}"))
+    else:
+        for finding in page.sections[0].findings if page.sections else ():
+            console.print(Text(finding))
     paths = {"report": files.page, "summary": files.summary, "tables": files.folder / "tables"}
     paths |= {f"figure {name.replace('_', ' ')}": found["png"] for name, found in files.figures.items()}
     width = max(map(len, paths)) + 2

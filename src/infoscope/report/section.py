@@ -25,7 +25,8 @@ class ReportSection:
     Args:
         name: prefix of the key numbers; unique within a report.
         title: heading for display.
-        findings: what was found and what was not, in plain sentences; the first stands in the terminal too.
+        findings: what was found and what was not, in plain sentences; the first stands in the terminal too, all where
+            the section is a report by itself.
         tables: by name; a name is a file name, unique within a report.
         figures: by name, likewise.
         summary: key numbers: plain JSON types and `Stat`; NaN and None are numbers that do not exist.

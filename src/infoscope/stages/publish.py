@@ -15,8 +15,8 @@ from infoscope.runtime.read_only import MissingArtifact
 from infoscope.runtime.store import Workspace
 from infoscope.stages.backbone import find_model_facts
 from infoscope.stages.images import open_split
-from infoscope.stages.sae import describe_sae
-from infoscope.stages.score.stage import Score
+from infoscope.stages.sae import describe_sae, has_maps, say_imported
+from infoscope.stages.score.stage import Score, key_of_groups
 from infoscope.stages.tokens import Tokens
 
 
@@ -24,15 +24,18 @@ class Published(Stage):
     """A stage that ends with a report of its own; by default of its section alone."""
 
     def reads(self, ctx: Context) -> list[Node]:
-        return [Tokens.at(ctx, "train"), *Score().reads(ctx), _Report.at(ctx, self)]
+        scores = Score().reads(ctx) if has_maps(ctx) else []
+        return [Tokens.at(ctx, "train"), *scores, _Report.at(ctx, self)]
 
     def report_name(self, ctx: Context) -> str:
         """Return what the report's folder is called."""
         return f"{ctx.title}-{ctx.config.stage.name}"
 
     def report_sources(self, ctx: Context) -> Mapping[str, Handle]:
-        """Return what the report is made from, by role."""
-        return {f"score_seed{seed}": Score.at(ctx, seed) for seed in ctx.config.seeds}
+        """Return what the report is made from, by role: the artifacts that are goals, or else the scores."""
+        made = [node for node in self.goals(ctx) if isinstance(node, Handle)]
+        made = made or [Score.at(ctx, seed) for seed in ctx.config.seeds]
+        return {"_seed".join(map(str, (node.stage.kind, *node.item))): node for node in made}
 
     def report_key(self, ctx: Context) -> Key:
         """Return what determines the report."""
@@ -63,6 +66,8 @@ class Published(Stage):
         upstream = {role: handle.get() for role, handle in self.report_sources(ctx).items()}
         made = ReportFiles.find(ctx.store.get(self.report_spec(ctx), build, shared=False, **upstream).folder)
         print_report(page, made, ctx.display.console)
+        for said in say_imported(ctx):
+            ctx.display.say(said)
         return made
 
     def find_last(self, ctx: Context) -> Artifact:
@@ -73,6 +78,15 @@ class Published(Stage):
     def report_spec(self, ctx: Context) -> Spec:
         """Return what determines the report, and its name."""
         return Spec(_Report.kind, self.report_name(ctx), self.versioned(self.report_key(ctx)))
+
+
+class PublishedPart(Published):
+    """A stage whose section is a part of stage=report, and by itself the report of the stage."""
+
+    in_report = True
+
+    def report_key(self, ctx: Context) -> Key:
+        return {**super().report_key(ctx), **key_of_groups(ctx), "interval": ctx.config.stability.interval}
 
 
 class _Report(Stage):
@@ -100,12 +114,13 @@ def describe_experiment(ctx: Context) -> dict[str, str]:
     meta, environment = tokens.read_json("tokens.json"), describe_environment()
     hardware, versions = environment["hardware"], environment["versions"]
     weights = Path(config.model.pretrained or config.model.kind.name).name
+    read = f"block {meta['layer']}, {meta['grid']} x {meta['grid']} patches" if has_maps(ctx) else "a vector per image"
+    scope = f"k_CDS {config.scope.k_cds}, shift {config.scope.shift_patches}, EMD {config.scope.emd.name}"
     context = {
-        "model": f"{config.model.name} ({weights}), block {meta['layer']},"
-        f" {meta['grid']} x {meta['grid']} patches, d_in {meta['d_in']}",
+        "model": f"{config.model.name} ({weights}), {read}, d_in {meta['d_in']}",
         "data": f"{config.data.kind.name}, {meta['n_images']} training images",
         "SAE": describe_sae(ctx),
-        "scope": f"k_CDS {config.scope.k_cds}, shift {config.scope.shift_patches}, EMD {config.scope.emd.name}",
+        **({"scope": scope} if has_maps(ctx) else {}),
         "software": f"infoscope {versions['infoscope']}, torch {versions['torch']}",
         "hardware": f"{hardware['cpu']}, {hardware['cores']} cores" + "".join(f", {gpu}" for gpu in hardware["gpus"]),
     }

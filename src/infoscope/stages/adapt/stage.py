@@ -106,9 +106,9 @@ class Adapt(Published, SeedStage[Adaptation]):
         return replace(section, title=f"{section.title} ({Path(str(ctx.config.adapt.pretrained)).name})")
 
     def report_sources(self, ctx: Context) -> Mapping[str, Handle]:
-        stages = {"adapt": Adapt, "fidelity": Fidelity, "adapted_fidelity": AdaptedFidelity}
-        mine = {f"{name}_seed{seed}": of.at(ctx, seed) for name, of in stages.items() for seed in ctx.config.seeds}
-        return {**mine, **super().report_sources(ctx)}
+        both = {"fidelity": Fidelity, "adapted_fidelity": AdaptedFidelity}  # of one kind
+        named = {f"{name}_seed{seed}": of.at(ctx, seed) for name, of in both.items() for seed in ctx.config.seeds}
+        return {**super().report_sources(ctx), **named}
 
     def report_key(self, ctx: Context) -> Key:
         thresholds = {"factor": ctx.config.adapt.factor, "n_images": ctx.config.describe.n_label_images}

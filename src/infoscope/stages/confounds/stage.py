@@ -18,6 +18,7 @@ from infoscope.scope.confounds import ConfoundResult, measure_confounds
 from infoscope.stages.confounds.section import make_confound_section
 from infoscope.stages.images import fingerprint_images, open_split, scenes_of
 from infoscope.stages.latents import join_latents
+from infoscope.stages.publish import PublishedPart
 from infoscope.stages.rank import Rank
 from infoscope.stages.sae import name_unit, row_norms_of, sae_of, work_of_pass
 from infoscope.stages.score.stage import Score, scope_of
@@ -25,11 +26,10 @@ from infoscope.stages.tokens import Tokens
 from infoscope.vision.tokens.source import TokenSource
 
 
-class Confounds(PassStage[ConfoundResult]):
+class Confounds(PublishedPart, PassStage[ConfoundResult]):
     """How often, how strongly and how widely the latents of a seed fire, and on what."""
 
     kind, holds = "confounds", ConfoundResult
-    in_report = True
 
     def needs(self, ctx: Context, seed: int) -> Needs:
         scenes = scenes_of(ctx, ctx.config.data)
@@ -37,9 +37,6 @@ class Confounds(PassStage[ConfoundResult]):
 
     def goals(self, ctx: Context) -> list[Node]:
         return [*super().goals(ctx), *(Score.at(ctx, seed) for seed in ctx.config.seeds)]
-
-    def reads(self, ctx: Context) -> list[Node]:
-        return Score().reads(ctx)
 
     def key(self, ctx: Context, up: Needs, seed: int) -> Key:
         return {

@@ -9,7 +9,7 @@ import numpy as np
 from infoscope.analyses.cross import CrossResult, Quantities, compute_cross
 from infoscope.config.tree import to_tree
 from infoscope.pipeline.context import Context
-from infoscope.pipeline.stage import Key, Needs, Node, Row, Shown, SingleStage, Work, name_artifacts
+from infoscope.pipeline.stage import Key, Needs, Row, SingleStage, Work, name_artifacts
 from infoscope.report.section import ReportSection
 from infoscope.report.tables import Column
 from infoscope.runtime.store import Workspace
@@ -17,16 +17,17 @@ from infoscope.sae.origin import check_has_maps
 from infoscope.stages.cross.quantities import list_quantities
 from infoscope.stages.cross.section import make_cross_section
 from infoscope.stages.latents import Latents
-from infoscope.stages.sae import count_latents, origin_of, say_imported
-from infoscope.stages.score.stage import Score, check_count, partition_of
+from infoscope.stages.publish import PublishedPart
+from infoscope.stages.sae import count_latents, origin_of
+from infoscope.stages.score.stage import check_count, partition_of
 
 
-class Cross(SingleStage[CrossResult]):
+class Cross(PublishedPart, SingleStage[CrossResult]):
     """The CDS against every column of the tables of latents, over all SAE seeds; arithmetic on these tables."""
 
     kind, holds = "cross", CrossResult
     version = 1
-    in_report, is_shared = True, False
+    is_shared = False
     columns = (
         Column("spearman", "Spearman with CDS", signed=True),
         Column("within_strata", "at like frequency", signed=True),
@@ -35,9 +36,6 @@ class Cross(SingleStage[CrossResult]):
 
     def needs(self, ctx: Context) -> Needs:
         return Needs(**{f"seed_{seed}": Latents.at(ctx, seed) for seed in ctx.config.seeds})
-
-    def reads(self, ctx: Context) -> list[Node]:
-        return Score().reads(ctx)
 
     def key(self, ctx: Context, up: Needs) -> Key:
         latents = {str(seed): Latents.at(ctx, seed).hash for seed in ctx.config.seeds}
@@ -79,6 +77,3 @@ class Cross(SingleStage[CrossResult]):
         tables = [Latents.at(ctx, seed).load() for seed in ctx.config.seeds]
         groups = list(partition_of(ctx, ctx.config.seeds[0]).groups)
         return make_cross_section(self.at(ctx).load(), tables, groups, ctx.config.cross)
-
-    def closing(self, ctx: Context) -> Shown:
-        return [*super().closing(ctx), *say_imported(ctx)]

@@ -17,7 +17,7 @@ from infoscope.data.images import Truth
 from infoscope.data.scenes.factors import FAMILIES
 from infoscope.data.scenes.scene_set import SceneSet
 from infoscope.pipeline.context import Context, once
-from infoscope.pipeline.stage import Handle, Key, Needs, Node, Row, SeedStage, Shown, Work, name_artifacts
+from infoscope.pipeline.stage import Handle, Key, Needs, Node, Row, SeedStage, Work, name_artifacts
 from infoscope.report.section import ReportSection
 from infoscope.report.tables import Column
 from infoscope.runtime.errors import InputError
@@ -36,8 +36,9 @@ from infoscope.stages.image_codes import Codes
 from infoscope.stages.images import count_images, find_known, fingerprint_images, knows, open_split, scenes_of
 from infoscope.stages.judge import Judge, judge_of
 from infoscope.stages.latents import join_latents
+from infoscope.stages.publish import PublishedPart
 from infoscope.stages.rank import Rank
-from infoscope.stages.sae import count_latents, has_maps, name_unit, row_norms_of, say_imported
+from infoscope.stages.sae import count_latents, has_maps, name_unit, row_norms_of
 from infoscope.stages.score.example_figure import Example
 from infoscope.stages.score.examples import make_example
 from infoscope.stages.score.stage import Score, scope_of
@@ -50,12 +51,12 @@ BIASED = ("label_entropy", "label_entropy_all", "top_class_share")
 them beyond chance as well."""
 
 
-class Describe(SeedStage[Description]):
+class Describe(PublishedPart, SeedStage[Description]):
     """What each latent of a seed is, on the training images."""
 
     kind, holds = "describe", Description
     version = 1
-    in_report, is_without_maps = True, True
+    is_without_maps = True
     is_shared = False
     columns = tuple(Column(name, of.name, digits=of.digits, scale=of.scale) for name, of in MEASURES.items())
 
@@ -67,9 +68,6 @@ class Describe(SeedStage[Description]):
         others = [*([Score] if has_maps(ctx) else []), *([Fidelity] if _has_test_images(ctx) else [])]
         of_seeds = (stage.at(ctx, seed) for stage in others for seed in ctx.config.seeds)
         return [*super().goals(ctx), *of_seeds, *alignments_of(ctx).values()]
-
-    def reads(self, ctx: Context) -> list[Node]:
-        return Score().reads(ctx) if has_maps(ctx) else []
 
     def key(self, ctx: Context, up: Needs, seed: int) -> Key:
         return {
@@ -149,9 +147,6 @@ class Describe(SeedStage[Description]):
             findings += say_fidelity(results, why_no_predictions(ctx))
             tables["fidelity"] = make_fidelity_table(results)
         return replace(section, findings=tuple(findings), tables=tables)
-
-    def closing(self, ctx: Context) -> Shown:
-        return [*super().closing(ctx), *say_imported(ctx)]
 
 
 def _has_test_images(ctx: Context) -> bool:

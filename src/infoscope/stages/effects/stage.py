@@ -24,17 +24,18 @@ from infoscope.stages.probe.artifacts import AblationProbes
 from infoscope.stages.probe.features import make_probe_inputs
 from infoscope.stages.probe.run import TRUTHS, Probed, list_probe_groups, probe_variants
 from infoscope.stages.probe.stage import Probe, ProbesOfVariants, check_probe_inputs, probe_with_others, read_probed
+from infoscope.stages.publish import PublishedPart
 from infoscope.stages.rank import Rank
 from infoscope.stages.sae import count_latents, sae_of
 from infoscope.stages.score.stage import Score, scope_of
 from infoscope.stages.tokens import Tokens
 
 
-class Effects(SeedStage[LatentEffects]):
+class Effects(PublishedPart, SeedStage[LatentEffects]):
     """The effect of each latent of a seed on each task, under the head of the original tokens."""
 
     kind, holds = "effects", LatentEffects
-    in_report, is_optional = True, True
+    is_optional = True
 
     def applies(self, ctx: Context) -> bool:
         tasks = [(task, probe_data(ctx, task)) for task in ctx.config.probe.tasks]
@@ -52,9 +53,6 @@ class Effects(SeedStage[LatentEffects]):
     def goals(self, ctx: Context) -> list[Node]:
         scores = [stage.at(ctx, seed) for stage in (Score, Confounds) for seed in ctx.config.seeds]
         return [*scores, *super().goals(ctx)]
-
-    def reads(self, ctx: Context) -> list[Node]:
-        return Score().reads(ctx)
 
     def key(self, ctx: Context, up: Needs, seed: int) -> Key:
         probes = [AblationProbes.at(ctx, seed, group, make_original()) for group in list_probe_groups(ctx)]
@@ -96,6 +94,9 @@ class Effects(SeedStage[LatentEffects]):
         for task, effect in self.at(ctx, seed).load().effects.items():
             heading = f"change of the loss without it, {task}"
             yield LatentColumn(name_column(task), effect, heading, UNITS[task.partition("/")[0]])
+
+    def report_key(self, ctx: Context) -> Key:
+        return {**super().report_key(ctx), "probes": _MatchedProbes().hash_probes(ctx)}
 
     def section(self, ctx: Context) -> ReportSection:
         tables = [join_latents(ctx, seed, (Rank, Score, Confounds, Effects)) for seed in ctx.config.seeds]

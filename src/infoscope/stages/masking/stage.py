@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict
 
 import numpy as np
@@ -11,7 +11,7 @@ import numpy as np
 from infoscope.analyses.masking import MaskingInputs, MaskingResult, make_curves, measure_masking
 from infoscope.data.images import Truth
 from infoscope.pipeline.context import Context
-from infoscope.pipeline.stage import Handle, Key, Needs, Row, SeedStage, Work, name_artifacts
+from infoscope.pipeline.stage import Key, Needs, Row, SeedStage, Work, name_artifacts
 from infoscope.report.section import ReportSection
 from infoscope.report.tables import Column
 from infoscope.runtime.errors import InputError
@@ -130,9 +130,6 @@ class Masking(Published, SeedStage[MaskingResult]):
 
     def report_key(self, ctx: Context) -> Key:
         return {**super().report_key(ctx), "wording": 1}
-
-    def report_sources(self, ctx: Context) -> Mapping[str, Handle]:
-        return {f"masking_seed{seed}": self.at(ctx, seed) for seed in ctx.config.seeds}
 
 
 def _choose_modes(ctx: Context) -> list[EditMode]:

@@ -22,6 +22,7 @@ from infoscope.scope.token_outliers import MAPS, TokenOutliers, compute_token_ou
 from infoscope.stages.backbone import load_backbone
 from infoscope.stages.images import count_images, open_split, scenes_of
 from infoscope.stages.outliers.section import make_outlier_section
+from infoscope.stages.publish import PublishedPart
 from infoscope.stages.sae import name_unit, row_norms_of, sae_of, work_of_pass
 from infoscope.stages.score.stage import Score, partition_of
 from infoscope.stages.tokens import Tokens
@@ -66,11 +67,10 @@ class OutlierTokens(SingleStage[TokenOutliers]):
         return Work(n_cropped, like, forwards=forwards, distances=2 * len(MAPS) * n_cropped, is_bound=True)
 
 
-class Outliers(PassStage[OutlierActs]):
+class Outliers(PublishedPart, PassStage[OutlierActs]):
     """How strongly each latent of a seed acts on outlier and on normal tokens; groups are arithmetic on it."""
 
     kind, holds = "group_activation", OutlierActs
-    in_report = True
     columns = (
         Column("on_outlier", "on outlier tokens", digits=2),
         Column("on_normal", "on normal tokens", digits=2),
@@ -79,9 +79,6 @@ class Outliers(PassStage[OutlierActs]):
 
     def goals(self, ctx: Context) -> list[Node]:
         return [*super().goals(ctx), *(Score.at(ctx, seed) for seed in ctx.config.seeds)]
-
-    def reads(self, ctx: Context) -> list[Node]:
-        return Score().reads(ctx)
 
     def needs(self, ctx: Context, seed: int) -> Needs:
         return Needs(sae=sae_of(ctx, seed), tokens=Tokens.at(ctx, "train"), outliers=OutlierTokens.at(ctx))

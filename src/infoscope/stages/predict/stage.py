@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 from infoscope.data.images import Truth
 from infoscope.pipeline.context import Context, once
-from infoscope.pipeline.stage import Handle, Key, Needs, NotBuiltYet, Row, SeedStage, SingleStage, Work, name_artifacts
+from infoscope.pipeline.stage import Key, Needs, NotBuiltYet, Row, SeedStage, SingleStage, Work, name_artifacts
 from infoscope.predictions.inputs import PredictInputs, check_predictions
 from infoscope.predictions.prompts import Prompts, choose_class_names, choose_templates, make_prompts
 from infoscope.predictions.results import PredictionResult
@@ -153,6 +153,3 @@ class Predict(Published, SeedStage[PredictionResult]):
         images, size_px = open_split(ctx, "test"), load_backbone(ctx).image_px
         shown = {image.image_index for image in found[min(found)].changed}
         return make_prediction_section(found, {index: images.load(index, size_px) for index in shown})
-
-    def report_sources(self, ctx: Context) -> Mapping[str, Handle]:
-        return {f"predict_seed{seed}": self.at(ctx, seed) for seed in ctx.config.seeds}

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from infoscope import registry
 from infoscope.pipeline.context import Context
-from infoscope.pipeline.stage import Key, Node, Row, Stage
+from infoscope.pipeline.stage import Handle, Key, Node, Row, Stage
 from infoscope.report.page import Page
 from infoscope.scope.outliers import compute_norm_summary
 from infoscope.stages.images import scenes_of
@@ -42,6 +42,9 @@ class Report(Published):
 
     def report_name(self, ctx: Context) -> str:
         return ctx.title
+
+    def report_sources(self, ctx: Context) -> Mapping[str, Handle]:
+        return {f"score_seed{seed}": Score.at(ctx, seed) for seed in ctx.config.seeds}
 
     def report_key(self, ctx: Context) -> Key:
         return {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -22,7 +22,7 @@ from infoscope.analyses.segmentation import (
 from infoscope.data.images import Truth
 from infoscope.pipeline.context import Context, once
 from infoscope.pipeline.passes import PassStage
-from infoscope.pipeline.stage import Handle, Key, Needs, Node, Row, SeedStage, Work, name_artifacts
+from infoscope.pipeline.stage import Key, Needs, Node, Row, SeedStage, Work, name_artifacts
 from infoscope.report.section import ReportSection
 from infoscope.report.tables import Column
 from infoscope.runtime.errors import InputError
@@ -195,10 +195,6 @@ class Segment(Published, SeedStage[Segmentation]):
     def section(self, ctx: Context) -> ReportSection:
         found = [Found(scope_of(ctx, seed), self.at(ctx, seed).load()) for seed in ctx.config.seeds]
         return make_segment_section(found, open_split(ctx, "test"), load_backbone(ctx).image_px)
-
-    def report_sources(self, ctx: Context) -> Mapping[str, Handle]:
-        segments = {f"segment_seed{seed}": self.at(ctx, seed) for seed in ctx.config.seeds}
-        return {**segments, **super().report_sources(ctx)}
 
     def report_key(self, ctx: Context) -> Key:
         return {**super().report_key(ctx), **key_of_groups(ctx)}

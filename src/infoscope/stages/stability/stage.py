@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from infoscope.config.tree import to_tree
 from infoscope.pipeline.context import Context
-from infoscope.pipeline.stage import Handle, Key, Needs, Row, SingleStage, Work, name_artifacts
+from infoscope.pipeline.stage import Key, Needs, Row, SingleStage, Work, name_artifacts
 from infoscope.report.section import ReportSection
 from infoscope.report.tables import Column
 from infoscope.runtime.store import Workspace
@@ -104,9 +104,6 @@ class Stability(Published, SingleStage[dict[int, StabilityResult]]):
 
     def section(self, ctx: Context) -> ReportSection:
         return make_stability_section(list(self.at(ctx).load().values()))
-
-    def report_sources(self, ctx: Context) -> Mapping[str, Handle]:
-        return {"stability": self.at(ctx)}
 
 
 def find_scored(ctx: Context, seed: int) -> ScoredSAE:
