@@ -80,7 +80,7 @@ def adapted(source: str, quantity: str) -> str:
 
 OVERLAPS = [
     f"swapped/adapt/section=latents of a class, Jaccard (mean over classes);quantity={of}/mean"
-    for of in ("model and adapted, same images", "model, halves of its images")
+    for of in ("model and adapted, same images", "model and adapted, across halves", "model, halves of its images")
 ]
 COMPARABLE, REMAPPED = "whose class can be compared", "remapped: another class"
 REMAPPED_HALVES = "the same between halves of the model's images"
@@ -474,8 +474,8 @@ EXPERIMENTS = (
         [f"demo/summary/describe/class_latents/{name}/mean" for name in ("n_different", "n_of_every_class")],
     ),
     Claim(
-        "have a Jaccard index of {} in both models, {} in two halves of the images. Of {} latents whose colour is"
-        " settled {} are remapped ({} between halves)",
+        "have a Jaccard index of {} in both models; across halves of the images it is {}, and {} where the model sees"
+        " both halves. Of {} latents whose colour is settled {} are remapped ({} between halves)",
         [*OVERLAPS, *(adapted("swapped", of) for of in (COMPARABLE, REMAPPED, REMAPPED_HALVES))],
     ),
     Claim(

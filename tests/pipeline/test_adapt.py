@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +54,7 @@ def noisy(shipped: dict[str, torch.Tensor], tmp_path_factory: pytest.TempPathFac
 def test_weights_that_are_all_but_the_same_change_nothing(tmp_path: Path, noisy: Path) -> None:
     arguments = (*SHIPPED, *FEW, f"adapt.pretrained={noisy}")
     first = run_tiny(tmp_path, *arguments)
+    assert first.text.count("scenes_clip runs with") == 1  # the same of both
     built = first.stages("built")
     expected = {"tokens": 4, "train_sae": 1, "image_codes": 2, "fidelity": 2, "adapt": 1}
     assert {kind: built.count(kind) for kind in expected} == expected
@@ -120,6 +122,21 @@ def test_the_adapted_tokens_are_those_of_a_run_with_that_model(tmp_path: Path, n
     steps = [step.what for step in plan_stage(ctx)]
     assert len(steps) == len(set(steps))
     assert {"tokens, train", "tokens, train, adapted", "tokens, test, adapted"} <= set(steps)
+
+
+def test_an_adapted_model_that_is_run_otherwise_is_told_apart(tmp_path: Path, noisy: Path) -> None:
+    folder, recorder = tmp_path / "weights", Recorder()
+    shutil.copytree(SHIPPED_FOLDER, folder)
+    shutil.copyfile(noisy, folder / "open_clip_model.safetensors")
+    given = json.loads((folder / "open_clip_config.json").read_text())
+    given["preprocess_cfg"] = {"mean": [0.4] * 3, "std": [0.25] * 3}
+    (folder / "open_clip_config.json").write_text(json.dumps(given))
+    ctx = Context(make_tiny_config(tmp_path, *SHIPPED, f"adapt.pretrained=local-dir:{folder}"), recorder)
+    set_goals(ctx)
+    check(ctx)
+    own, adapted = (line for line in recorder.text.splitlines() if "runs with" in line)
+    assert own.startswith("scenes_clip runs with GELU, mean [0.5,0.5,0.5]")
+    assert adapted.startswith("the adapted scenes_clip runs with GELU, mean [0.4,0.4,0.4]")
 
 
 def test_without_labels_there_are_rates_and_a_sentence(

@@ -134,6 +134,12 @@ def load_backbone_at(ctx: Context, image_px: int) -> Backbone:
     return loaded
 
 
+def find_told_facts(ctx: Context, model: ModelConfig | None = None) -> Facts | None:
+    """Return what `say_model` says, as `find_model_facts`; None also for a CLIP that has yet to be trained."""
+    is_trained_here = (model or ctx.config.model).pretrained == "train_clip"
+    return None if is_trained_here else find_model_facts(ctx, model)
+
+
 @once
 def say_model(ctx: Context, model: ModelConfig | None = None, setting: str = "model") -> None:
     """Say with which activation, mean and std a model is run, and who says so, before anything is built.
@@ -146,8 +152,7 @@ def say_model(ctx: Context, model: ModelConfig | None = None, setting: str = "mo
         InputError: if nobody says so, or the model's weights are not where they should be.
     """
     model = model or ctx.config.model
-    facts = None if model.pretrained == "train_clip" else find_model_facts(ctx, model)
-    if facts is not None:
+    if (facts := find_told_facts(ctx, model)) is not None:
         warning = "Warning: " if facts.is_contradicted else ""
         hint = f"; if it is of another origin, give its tag as {setting}.origin" if facts.is_assumed else ""
         ctx.display.say(f"{warning}{model.name} runs with {facts.words}{hint}.")

@@ -66,7 +66,7 @@ class Tokens(ArtifactStage[TokenSource]):
         }
 
     def check(self, ctx: Context, split: str, data: DataConfig, layer: int) -> None:
-        say_model(ctx)
+        self.say_how(ctx)
         if split == "train":  # of test images, those who need them say why
             check_split(ctx, split, data)
         found = self.at(ctx, split, data, layer).find()
@@ -75,6 +75,10 @@ class Tokens(ArtifactStage[TokenSource]):
             return
         check_decoder(data.decoder, ctx.device if ctx.device.type == "cuda" else torch.device("cuda"))
         find_sizes(ctx)  # a model that cannot be loaded is refused now
+
+    def say_how(self, ctx: Context) -> None:
+        """Say how the model is run."""
+        say_model(ctx)
 
     def build(self, ctx: Context, up: Needs, work: Workspace, split: str, data: DataConfig, layer: int) -> None:
         _encode(ctx, split, data, {layer: work})

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from infoscope.analyses.adaptation import Adaptation
 from infoscope.analyses.fidelity import FidelityResult
-from infoscope.report.page import Page, write_report
+from infoscope.report.page import Page, print_report, write_report
 from infoscope.report.tables import Stat
+from infoscope.stages.adapt.figures import draw_adaptation
 from infoscope.stages.adapt.numbers import Found, summarise_found
 from infoscope.stages.adapt.section import make_adapt_section
 from tests.support.report_samples import make_scope_result, make_unscored_result
@@ -77,13 +80,33 @@ def test_findings_follow_the_numbers(tmp_path: Path) -> None:
     assert overlap.startswith("Of the 2 latents of a class, both models share a Jaccard index of 0.35 on the same")
     assert "it is 0.35, and 0.85 where both halves are seen by the model" in overlap
     assert changed.startswith("1 of 198 latents whose class can be compared are remapped to another class (0.1 between")
+    assert (
+        "1 are new (latents of a class in the adapted model alone, firing over 2 times as often), 1 are gone" in changed
+    )
     assert moved == "Of the remapped ones most were of cat (1.0 of 1.0), and most are now of dog (1.0)."
     assert profile == "The profile of cat changes most (KL 0.800 nats), that of dog least (0.500)."
     assert scope.startswith("By scope, remapped are 1.0 low-scope ones (0.")
     assert top1 == "Zero-shot top-1 on 10 test images is 90.0% with the model and 50.0% with the adapted one."
-    files = write_report(Page("Adapted", {}, sections=[section]), tmp_path)
+    files = write_report(page := Page("Adapted", {}, sections=[section]), tmp_path)
     assert files.figures.keys() == {"adapted_rates"}
+    print_report(page, files, console := Console(file=io.StringIO(), width=1000))
+    assert isinstance(console.file, io.StringIO)
+    assert all(finding in console.file.getvalue().splitlines() for finding in section.findings)
     assert isinstance(section.summary[0]["fvu"], float)
+
+
+def test_both_marks_of_a_class_are_overlaps_across_halves() -> None:
+    _, axes = draw_adaptation([make_found(0), make_found(1)], [1, 0]).axes
+    marks = {line.get_label(): list(line.get_xdata()) for line in axes.lines}
+    assert marks == {"model and model": [0.9, 0.8], "model and adapted": [0.4, 0.3]}
+
+
+def test_no_comparable_latent_is_a_sentence() -> None:
+    bare = make_found()
+    bare.adaptation.settled[:] = 0
+    findings = make_adapt_section([bare]).findings
+    assert any(finding.startswith("No latent has a class that can be compared; 1 are new") for finding in findings)
+    assert not any("By scope, remapped" in finding or "0 of 0" in finding for finding in findings)
 
 
 def test_without_labels_or_scores_it_says_so(tmp_path: Path) -> None:

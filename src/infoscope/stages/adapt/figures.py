@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from infoscope.analyses.adaptation import ADAPTED, BASE, HALVES, SAME
+from infoscope.analyses.adaptation import ACROSS, ADAPTED, BASE, HALVES
 from infoscope.report.figure_style import FAINT, GREY, INK, colour_groups, make_empty, make_figure
 from infoscope.report.tables import compute_stat
 from infoscope.scope.partition import name_group
@@ -16,7 +16,7 @@ from infoscope.stages.adapt.numbers import Found
 
 
 def draw_adaptation(found: Sequence[Found], shown: Sequence[int]) -> Figure:
-    """Draw the rates of the first SAE seed, coloured by scope, and the Jaccard index of some classes.
+    """Draw the rates of the first SAE seed, coloured by scope, and the Jaccard index of some classes across halves.
 
     Args:
         shown: the classes, from the top; none: the rates alone.
@@ -67,8 +67,8 @@ def _draw_overlaps(axes: Axes, found: Sequence[Found], shown: Sequence[int]) -> 
         return [compute_stat(one.adaptation.jaccard[row][label] for one in found).mean for label in shown]
 
     axes.grid(axis="y", color=FAINT, linewidth=0.6)
-    axes.plot(mean(HALVES), places, "|", color=GREY, markersize=8, label="halves of the model")
-    axes.plot(mean(SAME), places, "o", color=INK, markersize=4.5, label="both models")
+    axes.plot(mean(HALVES), places, "|", color=GREY, markersize=8, label="model and model")
+    axes.plot(mean(ACROSS), places, "o", color=INK, markersize=4.5, label="model and adapted")
     axes.set_yticks(places, [found[0].class_names[label] for label in shown])
     axes.tick_params(axis="y", length=0)
-    axes.set(xlim=(-0.02, 1.02), ylim=(len(shown) - 0.5, -0.5), xlabel="Jaccard index of a class's latents")
+    axes.set(xlim=(-0.02, 1.02), ylim=(len(shown) - 0.5, -0.5), xlabel="Jaccard index across halves of the images")

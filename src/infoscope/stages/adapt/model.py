@@ -15,7 +15,7 @@ from infoscope.predictions.zero_shot import ZeroShotHead
 from infoscope.runtime.errors import InputError
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.sae.passes import Measurement
-from infoscope.stages.backbone import fingerprint_model
+from infoscope.stages.backbone import find_told_facts, fingerprint_model, say_model
 from infoscope.stages.describe.fidelity import Fidelity, why_no_predictions
 from infoscope.stages.image_codes import Codes
 from infoscope.stages.predict.stage import EmbeddedClasses
@@ -84,7 +84,7 @@ def naming_settings() -> Iterator[None]:
 
 
 def check_adapted(ctx: Context) -> None:
-    """Refuse weights that are the model's own, or of another size.
+    """Refuse weights that are the model's own, or of another size; say how they are run, if otherwise than the model.
 
     Raises:
         InputError: such weights, or as `load_backbone`.
@@ -96,6 +96,8 @@ def check_adapted(ctx: Context) -> None:
                 f"Expected adapt.pretrained to be other weights than the model's, got the same ones:"
                 f" {ctx.config.adapt.pretrained}."
             )
+    if (facts := find_told_facts(adapted)) is not None and facts != find_told_facts(ctx):
+        say_model(adapted, replace(adapted.config.model, name=f"the adapted {ctx.config.model.name}"), "adapt")
     own, other = (asdict(find_sizes(one)) for one in (ctx, adapted))
     different = [f"{words} {other[name]} for {own[name]}" for name, words in _SIZES.items() if own[name] != other[name]]
     if different:
@@ -123,6 +125,9 @@ class AdaptedTokens(Tokens):
     def key(self, ctx: Context, up: Needs, split: str, data: DataConfig, layer: int) -> Key:
         with naming_settings():
             return super().key(ctx, up, split, data, layer)
+
+    def say_how(self, ctx: Context) -> None:
+        """Say nothing: `check_adapted` does, where it is not as of the model."""
 
     def check(self, ctx: Context, split: str, data: DataConfig, layer: int) -> None:
         with naming_settings():

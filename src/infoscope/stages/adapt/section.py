@@ -55,8 +55,9 @@ def make_adapt_section(found: Sequence[Found], why_no_predictions: str = "") -> 
     )
     if shown:
         caption += (
-            " Right: how far the latents of a class are the same in both (mean over SAE seeds), and in two halves of"
-            f" the model's own images, which no adaptation parts; at most {MAX_CLASSES} classes, of least overlap."
+            " Right: the latents of a class in one half of its images against those in the other half (mean over SAE"
+            " seeds and halvings): the model sees both, so that chance alone parts them, or the adapted model sees the"
+            f" other. At most {MAX_CLASSES} classes, those whose latents overlap least on the same images first."
         )
     figure = SectionFigure(lambda: draw_adaptation(found, shown), caption)
     return ReportSection(
@@ -89,9 +90,10 @@ def make_adapt_table(found: Sequence[Found]) -> Table:
         notes.append(
             f"Class of a latent: on whose patches it fires strongly most often per image. It can be compared where the"
             f" latent fires in {first.n_images} images at least of both models and two random halves of the images"
-            f" agree on its class in {100 * MIN_SETTLED:.0f}% of the draws. New: among the latents of a class of the"
-            " adapted model and of none of the model, and its rate rises by more than a factor of"
-            f" {first.factor:g}; gone: the reverse."
+            f" agree on its class in {100 * MIN_SETTLED:.0f}% of the draws. New: among the latents of some class in the"
+            f" adapted model and of none in the model, and it fires more than {first.factor:g} times as often as in the"
+            f" model; gone: among those of some class in the model and of none in the adapted one, and it fires less"
+            f" than 1/{first.factor:g} times as often, if at all."
         )
     seeds = {one.scope.sae_seed: one for one in found}
     return make_seed_table("adapt", "One SAE on two sets of weights", seeds, make_quantities(found), notes)
@@ -263,10 +265,16 @@ def _tell_classes(found: Sequence[Found], say: Callable[..., str]) -> Iterator[s
         f" Across halves of the images it is {say('jaccard_across')}, and {say('jaccard_halves')} where both halves are"
         " seen by the model, which is what chance alone leaves."
     )
+    n_comparable, factor = say("n_comparable", 0), f"{found[0].factor:g}"
+    remapped = (
+        f"{say('n_remapped', 0)} of {n_comparable} latents whose class can be compared are remapped to another class"
+        f" ({say('n_remapped_halves', 1)} between halves of the model's images)"
+    )
     yield (
-        f"{say('n_remapped', 0)} of {say('n_comparable', 0)} latents whose class can be compared are remapped to"
-        f" another class ({say('n_remapped_halves', 1)} between halves of the model's images); {say('n_new', 0)} are"
-        f" new, {say('n_gone', 0)} are gone."
+        f"{'No latent has a class that can be compared' if n_comparable == '0' else remapped}; {say('n_new', 0)} are"
+        f" new (latents of a class in the adapted model alone, firing over {factor} times as often),"
+        f" {say('n_gone', 0)} are gone (latents of a class in the model alone, firing under 1/{factor} times as often,"
+        " if at all)."
     )
 
 
@@ -297,7 +305,7 @@ def _tell_moves(found: Sequence[Found]) -> Iterator[str]:
 
 def _tell_groups(counted: dict[str, list[GroupChanges]]) -> Iterator[str]:
     """Say at which end of the scores latents are remapped more than their number lets expect."""
-    if len(counted) < 2:
+    if len(counted) < 2 or not any(one.n_comparable for of in counted.values() for one in of):
         return
     names = ("low", "high") if {"low", "high"} <= counted.keys() else (next(iter(counted)), list(counted)[-1])
     parts = []
