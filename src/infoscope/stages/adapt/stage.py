@@ -112,7 +112,8 @@ class Adapt(Published, SeedStage[Adaptation]):
 
     def report_key(self, ctx: Context) -> Key:
         thresholds = {"factor": ctx.config.adapt.factor, "n_images": ctx.config.describe.n_label_images}
-        return {**super().report_key(ctx), **key_of_groups(ctx), **thresholds, "class_names": list(_name_classes(ctx))}
+        shown = {"class_names": list(_name_classes(ctx)), "wording": 1}
+        return {**super().report_key(ctx), **key_of_groups(ctx), **thresholds, **shown}
 
 
 def found_of(ctx: Context, seed: int) -> Found:
