@@ -30,10 +30,12 @@ def test_what_goes_with_scope_through_the_rate_alone_is_the_same_in_matched_band
     values = np.stack([np.exp(0.3 * noise - z), -left, rate, cds], axis=1)
     values[::4] = np.nan
     _, means, _ = describe_bands(values, cds, 5)
-    median_cds, matched = describe_matched(values, cds, rate, 5)
+    median_cds, matched, medians = describe_matched(values, cds, rate, 5)
     difference, at_like_rate = means[:, -1] - means[:, 0], matched[:, -1] - matched[:, 0]
     assert abs(at_like_rate[0]) < 0.03 * abs(difference[0])
     assert abs(at_like_rate[2]) < 0.03 * abs(difference[2])
     assert at_like_rate[1] > 0.5
     assert 0 < at_like_rate[3] < difference[3]
     assert (np.diff(median_cds) > 0).all()
+    assert (np.diff(medians[1]) > 0).all()
+    assert np.abs(medians[0] - np.nanmedian(values[:, 0])).max() < 0.1 * np.nanmedian(values[:, 0])

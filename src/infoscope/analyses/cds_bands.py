@@ -57,21 +57,25 @@ def describe_matched(
     cds: Float[np.ndarray, " n"],
     rate: Float[np.ndarray, " n"],
     n_bands: int,
-) -> tuple[Float[np.ndarray, " n_bands"], Float[np.ndarray, "n_quantities n_bands"]]:
-    """Return of each band of like firing rate its median CDS, and the mean of each quantity over those that have it.
+) -> tuple[
+    Float[np.ndarray, " n_bands"], Float[np.ndarray, "n_quantities n_bands"], Float[np.ndarray, "n_quantities n_bands"]
+]:
+    """Return of each band of like firing rate its median CDS, and mean and median of what is known of each quantity.
 
     Each quantity has bands of its own, of the latents that have it.
 
     Args:
         cds, rate: finite.
     """
-    median_cds, means = np.full(n_bands, np.nan), np.full((len(values.T), n_bands), np.nan)
+    median_cds = np.full(n_bands, np.nan)
+    means, medians = np.full((2, len(values.T), n_bands), np.nan)
     band = match_bands(cds, rate, n_bands)
     for number in np.unique(band):
         median_cds[number] = np.median(cds[band == number])
     for place, column in enumerate(values.T):
         have = np.isfinite(column)
-        band = match_bands(cds[have], rate[have], n_bands)
-        n, total = np.bincount(band, minlength=n_bands), np.bincount(band, column[have], n_bands)
-        np.divide(total, n, out=means[place], where=n > 0)
-    return median_cds, means
+        band, known = match_bands(cds[have], rate[have], n_bands), column[have]
+        for number in np.unique(band):
+            of = known[band == number]
+            means[place, number], medians[place, number] = of.mean(), np.median(of)
+    return median_cds, means, medians

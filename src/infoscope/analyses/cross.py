@@ -60,7 +60,8 @@ class CrossResult:
     p: two-sided, of permutations within the strata of all seeds; 0..1, not corrected.
     n, n_lacking: latents that have both, and those with a CDS that lack the quantity.
     band_cds: median CDS of each band. band_means: mean of the quantity there. band_quartiles: its three quartiles.
-    matched_cds, matched_means: the same in bands of like firing rate, see `cds_bands.match_bands`.
+    matched_cds, matched_means: the same in bands of like firing rate, see `cds_bands.match_bands`. matched_medians: the
+    median of the quantity there.
     """
 
     names: list[str]
@@ -76,6 +77,7 @@ class CrossResult:
     band_quartiles: Float[np.ndarray, "n_seeds n_quantities n_bands 3"]
     matched_cds: Float[np.ndarray, "n_seeds n_bands"]
     matched_means: Float[np.ndarray, "n_seeds n_quantities n_bands"]
+    matched_medians: Float[np.ndarray, "n_seeds n_quantities n_bands"]
 
     @property
     def p_corrected(self) -> Float[np.ndarray, " n_quantities"]:
@@ -122,7 +124,7 @@ def compute_cross(
     bands = [describe_bands(one.values, one.cds, config.n_bands) for one in seeds]
     band_cds, band_means, band_quartiles = (np.stack(of) for of in zip(*bands, strict=True))
     matched = [describe_matched(one.values, one.cds, one.rate, config.n_bands) for one in seeds]
-    matched_cds, matched_means = (np.stack(of) for of in zip(*matched, strict=True))
+    matched_cds, matched_means, matched_medians = (np.stack(of) for of in zip(*matched, strict=True))
     return CrossResult(
         list(names),
         np.stack([of[0] for of in draws]),
@@ -137,6 +139,7 @@ def compute_cross(
         band_quartiles,
         matched_cds,
         matched_means,
+        matched_medians,
     )
 
 

@@ -190,7 +190,7 @@ def test_the_figure_has_no_more_panels_than_it_may() -> None:
     assert len(drawn) == N_DRAWN
     assert [of.column.name for of in drawn[:2]] == ["firing_rate", "ms"]
     assert not {"level", "is_large"} & {of.column.name for of in drawn}
-    titles = [axes.get_title() for axes in draw_bands(drawn, found.band_cds).axes]
+    titles = [axes.get_title() for axes in draw_bands(drawn, found.band_cds, found.matched_cds).axes]
     assert titles[0].startswith("firing frequency (share of patch\ntokens)\nrho ")
     assert titles[1].endswith("*")
 

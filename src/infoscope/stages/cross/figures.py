@@ -41,17 +41,22 @@ def pick_drawn(crossed: Mapping[str, Crossed]) -> list[Crossed]:
     return [crossed[name] for name in sorted(known, key=order)[:N_DRAWN]]
 
 
-def draw_bands(drawn: Sequence[Crossed], band_cds: Float[np.ndarray, "n_seeds n_bands"]) -> Figure:
-    """Draw median and quartiles of each quantity against the median CDS of each band.
+def draw_bands(
+    drawn: Sequence[Crossed],
+    band_cds: Float[np.ndarray, "n_seeds n_bands"],
+    matched_cds: Float[np.ndarray, "n_seeds n_bands"],
+) -> Figure:
+    """Draw median and quartiles of each quantity against the median CDS of each band, dashed those of like firing rate.
 
     Args:
         drawn: see `pick_drawn`.
+        band_cds, matched_cds: see `CrossResult`.
     """
     if not drawn:
         return make_empty("No quantity has a correlation with the CDS.")
     n_rows = -(-len(drawn) // N_COLUMNS)
     figure, panels = make_panels(len(drawn), 0.3 + 1.8 * n_rows, N_COLUMNS, sharex=True)
-    cds = mean_of_known(band_cds, axis=0)
+    cds, like_cds = mean_of_known(band_cds, axis=0), mean_of_known(matched_cds, axis=0)
     for place, (axes, of) in enumerate(zip(panels, drawn, strict=True)):
         low, median, high = of.band_quartiles.T
         colour = HIGH if of.is_told else GREY
@@ -60,8 +65,11 @@ def draw_bands(drawn: Sequence[Crossed], band_cds: Float[np.ndarray, "n_seeds n_
         rhos = f"rho {format_number(of.rho.mean, 2, signed=True)}"
         if np.isfinite(of.within.mean):
             rhos += f", at like frequency {format_number(of.within.mean, 2, signed=True)}{'*' if of.is_told else ''}"
+        axes.plot(
+            like_cds, of.matched_medians, color=colour, marker="o", markersize=2, linewidth=1, linestyle=(0, (4, 2))
+        )
         title = f"{of.label} ({of.unit})" if of.unit else of.label
-        axes.set_title(f"{textwrap.fill(title, 38)}\n{rhos}", fontsize=7.5, fontweight="normal")
+        axes.set_title(f"{textwrap.fill(title, 34)}\n{rhos}", fontsize=7.5, fontweight="normal")
         axes.grid(color=FAINT, linewidth=0.6)
         axes.xaxis.set_major_locator(MaxNLocator(4))
         axes.yaxis.set_major_locator(MaxNLocator(4))

@@ -53,7 +53,8 @@ def _is_multiple(one: Float[np.ndarray, " d_sae"], other: Float[np.ndarray, " d_
 class Crossed(NamedTuple):
     """What is found of one quantity, see `CrossResult`; the interval is that of the mean over seeds.
 
-    band_means, band_quartiles, matched_means: mean over SAE seeds. matched_difference: of the last band and the first.
+    band_means, band_quartiles, matched_means, matched_medians: mean over SAE seeds.
+    matched_difference: of the means in the last matched band and in the first.
     """
 
     column: LatentColumn
@@ -68,6 +69,7 @@ class Crossed(NamedTuple):
     band_means: Float[np.ndarray, " n_bands"]
     band_quartiles: Float[np.ndarray, "n_bands 3"]
     matched_means: Float[np.ndarray, " n_bands"]
+    matched_medians: Float[np.ndarray, " n_bands"]
     matched_difference: Stat
 
     @property
@@ -100,7 +102,7 @@ def join_crossed(found: CrossResult, table: LatentTable) -> dict[str, Crossed]:
     """
     columns = {column.name: column for column in table}
     means, quartiles = mean_of_known(found.band_means, axis=0), mean_of_known(found.band_quartiles, axis=0)
-    matched = mean_of_known(found.matched_means, axis=0)
+    matched, medians = (mean_of_known(of, axis=0) for of in (found.matched_means, found.matched_medians))
     differences = found.matched_means[..., -1] - found.matched_means[..., 0]
     return {
         name: Crossed(
@@ -116,6 +118,7 @@ def join_crossed(found: CrossResult, table: LatentTable) -> dict[str, Crossed]:
             means[i],
             quartiles[i],
             matched[i],
+            medians[i],
             compute_stat(differences[:, i]),
         )
         for i, name in enumerate(found.names)

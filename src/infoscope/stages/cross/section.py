@@ -47,11 +47,11 @@ def make_cross_section(
         tables=shown,
         figures={
             "cross": SectionFigure(
-                partial(draw_bands, drawn, found.band_cds),
+                partial(draw_bands, drawn, found.band_cds, found.matched_cds),
                 f"Quantities in {config.n_bands} bands of equally many features by CDS: medians against the median CDS"
-                " of the band, shaded from the first quartile to the third; means over SAE seeds. rho: Spearman's, over"
-                f" all features, as the curve; at like firing frequency, which no curve shows, {SIGNIFICANT} and"
-                " coloured where it is told from 0.",
+                " of the band, shaded from the first quartile to the third; dashed: medians in bands of like firing"
+                " frequency; means over SAE seeds. rho: Spearman's, over all features and at like frequency,"
+                f" {SIGNIFICANT} and coloured where that is told from 0.",
             )
         },
         summary={

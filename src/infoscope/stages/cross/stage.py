@@ -26,7 +26,7 @@ class Cross(PublishedPart, SingleStage[CrossResult]):
     """The CDS against every column of the tables of latents, over all SAE seeds; arithmetic on these tables."""
 
     kind, holds = "cross", CrossResult
-    version = 1
+    version = 2
     is_shared = False
     columns = (
         Column("spearman", "Spearman with CDS", signed=True),
