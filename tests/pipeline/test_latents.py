@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,6 @@ from infoscope.pipeline.context import Context
 from infoscope.pipeline.stage import Handle, SeedStage
 from infoscope.sae.latent_table import LatentTable
 from infoscope.sae.origin import Origin
-from infoscope.sae.source import Source
 from infoscope.scope.cds import compute_chance_ratio, count_zero_maps
 from infoscope.scope.confounds import MIN_IMAGES
 from infoscope.scope.partial_ranks import compute_spearman
@@ -199,10 +199,9 @@ def test_the_levels_of_a_matryoshka_sae_are_those_of_its_prefixes_or_of_its_file
 
     assert list_ends("sae=topk") == []
     assert list_ends("sae=matryoshka_prefix", "sae.prefixes=[0.3,1]") == [0.3, 1]
-    for sizes, ends in (([6, 24], [0.25, 1]), ([6, 12], []), ([6, 6, 24], []), (["6", 24], []), ([], [])):
-        source = Source("saelens", "matryoshka_prefix", facts={"prefix_sizes": sizes})
-        inspected = Inspected(Origin(source=source), 4, 24, "", has_free_scale=False)
-        monkeypatch.setattr("infoscope.stages.sae.inspect_sae", lambda _, found=inspected: found)
+    inspected = Inspected(Origin(), 4, 24, "", has_free_scale=False, prefix_sizes=(6, 24))
+    for found, ends in ((inspected, [0.25, 1]), (replace(inspected, prefix_sizes=()), [])):
+        monkeypatch.setattr("infoscope.stages.sae.inspect_sae", lambda _, found=found: found)
         assert list_ends("sae=import", "sae.path=somewhere") == ends
 
 

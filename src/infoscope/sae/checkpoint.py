@@ -29,10 +29,11 @@ from infoscope.runtime.precision import Precision
 from infoscope.runtime.untrusted.kinds import make_printable
 from infoscope.runtime.untrusted.makers import NotReadError
 from infoscope.runtime.untrusted.safetensors_files import read_header
-from infoscope.sae.activations import ACTIVATIONS, make_activation
+from infoscope.sae.activations import ACTIVATIONS, MatryoshkaPrefix, make_activation
 from infoscope.sae.config import TokenChoice, TokenNorm
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.sae.origin import Origin
+from infoscope.sae.source import read_prefix_sizes
 
 FORMAT = "infoscope-sae"
 FORMAT_VERSION = 2
@@ -83,6 +84,7 @@ def save_sae(
         "d_sae": sae.d_sae,
         "token_norm": sae.token_norm.name,
         "origin": origin.to_json(),
+        **({"prefix_sizes": [*sae.prefix_sizes]} if sae.prefix_sizes else {}),
         "training": training or {},
         "sha256": compute_checksum(folder / WEIGHTS_NAME),
     }
@@ -115,6 +117,7 @@ def load_sae(path: Path | str) -> SparseAutoencoder:
         if not is_finite(tensor):
             raise InputError(f"{weights} holds NaN or Inf in {name}: train the SAE again.")
     sae.origin = _read_origin(info)
+    sae.prefix_sizes = _read_prefixes(info)
     sae.trained_in_bf16 = info["training"].get("precision") == Precision.bf16.name
     return sae.eval()
 
@@ -214,6 +217,15 @@ def _read_origin(info: dict[str, Any]) -> Origin:
         return Origin.from_json(values)
     except (AttributeError, KeyError, RecursionError, TypeError, ValueError):
         raise InputError(f"{INFO_NAME} is damaged: origin is not as infoscope writes it; make it again.") from None
+
+
+def _read_prefixes(info: dict[str, Any]) -> tuple[int, ...]:
+    """Return the prefixes of a Matryoshka SAE, of which the training config of what infoscope trained has shares."""
+    said, shares, d_sae = info.get("prefix_sizes"), info["training"].get("prefixes"), info["d_sae"]
+    if said is None and info["kind"] == MatryoshkaPrefix.kind and isinstance(shares, list):
+        is_known = all(isinstance(share, int | float) and 0 < share <= 1 for share in shares)
+        said = [round(share * d_sae) for share in shares] if is_known else None
+    return read_prefix_sizes(said, d_sae)
 
 
 def _find_folder(path: Any) -> Path:

@@ -158,6 +158,7 @@ def _describe(sae: SparseAutoencoder, exported: _Exported, format: ExportFormat)
     """Return what describes the SAE; `sae/formats/exported.py` reads it."""
     info = {WRITTEN_BY: PROGRAM, "d_in": sae.d_in, "d_sae": sae.d_sae, "dtype": "float32"}
     record = {"kind": sae.activation.kind, "k": getattr(sae.activation, "k", None), "origin": sae.origin.to_json()}
+    record |= {"prefix_sizes": [*sae.prefix_sizes]} if sae.prefix_sizes else {}
     if format == "saelens":
         settings = {
             "architecture": exported.architecture,

@@ -28,7 +28,7 @@ from infoscope.sae.hub import NUMPY_HINT, PREFIX, WEIGHTS, list_config_folders, 
 from infoscope.sae.import_config import IMPORT, ImportedConfig, MatrixNames
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.sae.origin import Origin
-from infoscope.sae.source import Source, check_text
+from infoscope.sae.source import Source, check_text, read_prefix_sizes
 
 KNOWN_CLASSES = ("src.sae_training.", "sae_training.", "vit_prisma.", "overcomplete.", "torch.nn.modules.")
 """What pickles of the toolkits name; read as records that call nothing."""
@@ -108,6 +108,7 @@ def import_sae(config: ImportedConfig) -> SparseAutoencoder:
         check_text(vars(foreign))
         del found  # with what the reader has copied
         sae = assemble(foreign)
+        sae.prefix_sizes = read_prefix_sizes(foreign.facts.get("prefix_sizes"), sae.d_sae)
         tokens = foreign.tokens or config.tokens  # another choice than the file's is for a run to make, see ImportSAE
         origin = Origin(foreign.layer, foreign.fingerprint, foreign.image_px, tokens, foreign.site)
     except InputError as error:

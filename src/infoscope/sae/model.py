@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -69,6 +70,8 @@ class SparseAutoencoder(nn.Module):
     """Whether the encoder's product is rounded to TF32 on CUDA: ten bits of mantissa, eight times as fast."""
     trained_in_bf16: bool = False
     """Whether its file says that it was trained with products in bfloat16; float32, or not said, if not."""
+    prefix_sizes: Sequence[int] = ()
+    """Latents in each prefix of a Matryoshka SAE, ascending to d_sae, as its file says; empty: none, or not said."""
 
     def __init__(
         self,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from itertools import pairwise
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
@@ -107,3 +108,13 @@ def check_text(value: Any) -> None:
     if isinstance(value, dict | list | tuple):
         for part in [*value, *value.values()] if isinstance(value, dict) else value:
             check_text(part)
+
+
+def read_prefix_sizes(said: Any, d_sae: int) -> tuple[int, ...]:
+    """Return how many latents are in each prefix of a Matryoshka SAE, as a file says it.
+
+    Empty where it says nothing, or what cannot be: whole numbers ascend from above 0 to d_sae.
+    """
+    sizes = said if isinstance(said, list | tuple) and all(type(size) is int for size in said) else ()
+    ascends = all(low < high for low, high in pairwise([0, *sizes]))
+    return tuple(sizes) if ascends and sizes and sizes[-1] == d_sae else ()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -38,6 +38,7 @@ class Inspected:
 
     digest: of its tensors and how they are used.
     has_free_scale: its decoder gives a direction alone.
+    prefix_sizes: of a Matryoshka SAE, as of `SparseAutoencoder`.
     """
 
     origin: Origin
@@ -45,6 +46,7 @@ class Inspected:
     d_sae: int
     digest: str
     has_free_scale: bool
+    prefix_sizes: Sequence[int] = ()
 
 
 @once
@@ -59,7 +61,7 @@ def inspect_sae(ctx: Context) -> Inspected:
         digest = compute_digest(sae)
     if _lacks_block(ctx, sae.origin):
         ctx.display.say(_say_block_taken(ctx))
-    return Inspected(sae.origin, sae.d_in, sae.d_sae, digest, has_free_scale(sae.origin))
+    return Inspected(sae.origin, sae.d_in, sae.d_sae, digest, has_free_scale(sae.origin), sae.prefix_sizes)
 
 
 def get_import_config(ctx: Context) -> ImportedConfig:

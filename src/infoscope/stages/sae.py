@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import pairwise
 
 import numpy as np
 from jaxtyping import Float
@@ -46,11 +45,7 @@ def list_level_ends(ctx: Context) -> list[float]:
     if isinstance(ctx.config.sae, MatryoshkaPrefixConfig):
         return ctx.config.sae.prefixes
     found = inspect_sae(ctx) if _is_imported(ctx) else None
-    if found is None or found.origin.source is None:
-        return []
-    sizes = found.origin.source.facts.get("prefix_sizes", [])
-    ascends = all(isinstance(size, int) for size in sizes) and all(a < b for a, b in pairwise([0, *sizes]))
-    return [size / found.d_sae for size in sizes] if ascends and sizes[-1:] == [found.d_sae] else []
+    return [] if found is None else [size / found.d_sae for size in found.prefix_sizes]
 
 
 def choose_tokens(ctx: Context) -> TokenChoice:

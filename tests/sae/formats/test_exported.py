@@ -20,7 +20,7 @@ from infoscope.sae.export import FILES, ExportFormat, export_sae
 from infoscope.sae.imported_activations import Gated
 from infoscope.sae.loading import load_sae
 from infoscope.sae.origin import Origin, find_mismatches
-from infoscope.sae.source import Source
+from infoscope.sae.source import Source, read_prefix_sizes
 from infoscope.vision.names import find_backbone_name
 from tests.support.exported_samples import EXPORTED, make_sae
 from tests.support.imported_samples import make_sae as make_imported
@@ -71,6 +71,36 @@ def test_kind_k_threshold_and_origin_come_back(tmp_path: Path, kind: str, form: 
             assert torch.equal(again.activation.state_dict()[name], values)
     assert source.exported_from == f"{kind}, trained by infoscope"
     assert source.format == {"saelens": "saelens", "plain": "exported"}[form]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_levels_of_a_matryoshka_sae_come_back(tmp_path: Path, form: ExportFormat) -> None:
+    save_sae(tmp_path / "ours", make_sae("matryoshka_prefix"), training={"prefixes": [0.25, 0.5, 1.0]})
+    sae = load_sae(tmp_path / "ours")
+    assert sae.prefix_sizes == (6, 12, 24)
+    export_sae(sae, tmp_path / "out", form)
+    again = load_sae(tmp_path / "out")
+    assert again.prefix_sizes == (6, 12, 24)
+    save_sae(tmp_path / "kept", again)  # as an import is kept
+    export_sae(load_sae(tmp_path / "kept"), tmp_path / "last", form)
+    assert load_sae(tmp_path / "last").prefix_sizes == (6, 12, 24)
+
+
+@pytest.mark.parametrize(
+    ("said", "sizes"),
+    [
+        ([6, 24], (6, 24)),
+        *(([said, ()]) for said in ([6, 12], [6, 6, 24], ["6", 24], [True, 24], [], {}, "24", 24, None)),
+    ],
+)
+def test_prefixes_that_cannot_be_are_none(said: Any, sizes: tuple[int, ...]) -> None:
+    assert read_prefix_sizes(said, 24) == sizes
+
+
+@pytest.mark.parametrize("said", [None, "half", [0.25, "1"], [2.0, 1.0], [float("nan"), 1.0], [1e300, 0.5]])
+def test_shares_of_prefixes_that_cannot_be_are_none(tmp_path: Path, said: Any) -> None:
+    save_sae(tmp_path, make_sae("matryoshka_prefix"), training={"prefixes": said})
+    assert load_sae(tmp_path).prefix_sizes == ()
 
 
 @pytest.mark.parametrize("form", FORMS)

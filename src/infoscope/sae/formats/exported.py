@@ -24,12 +24,16 @@ GATE = ("gate_bias", "mag_bias", "mag_scale")
 
 
 class Record(NamedTuple):
-    """What infoscope says of an SAE that it has exported, and in which file. k: None: it has none."""
+    """What infoscope says of an SAE that it has exported, and in which file.
+
+    k: None: it has none. prefix_sizes: of a Matryoshka SAE, as they stand there; None: they do not.
+    """
 
     file: str
     kind: str
     k: int | None
     origin: Origin
+    prefix_sizes: Any = None
 
 
 def recognise(found: Found) -> bool:
@@ -84,7 +88,7 @@ def read_record(said: Any, file: str, about: Mapping[str, Any] = MappingProxyTyp
     for name, ours in name_hook(origin).items():
         if about.get(name) not in (None, ours):
             raise InputError(f"{file} says {name} {show(about[name])}, and infoscope exported it as {ours}: which?")
-    return Record(file, kind, k, origin)
+    return Record(file, kind, k, origin, said.get("prefix_sizes"))
 
 
 def restore(foreign: Foreign, record: Record) -> Foreign:
@@ -101,7 +105,8 @@ def restore(foreign: Foreign, record: Record) -> Foreign:
     if activation is None:
         k = "" if record.k is None else f" with k {record.k}"
         raise InputError(f"{record.file} says that it is of kind {record.kind}{k}, and the rest is of something else.")
-    facts = {name: value for name, value in (("k", record.k), ("threshold", _find_one(activation))) if value}
+    known = {"k": record.k, "threshold": _find_one(activation), "prefix_sizes": record.prefix_sizes}
+    facts = {name: value for name, value in known.items() if value}
     return replace(
         foreign,
         kind=source.kind if source else record.kind,
