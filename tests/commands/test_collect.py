@@ -359,7 +359,10 @@ def test_what_was_finished_when_unread_settings_were_ignored_is_shown(finished: 
 )
 def test_every_stage_has_rows(finished: Path, stage: str, stage_of_rows: str) -> None:
     collected = collect_tiny(finished, f"stage={stage}")
-    assert collected.state == "done"
+    if stage in ("cross", "outliers"):  # which leave a page, that the whole report has not made
+        assert collected.state.startswith("missing at report (")
+    else:
+        assert collected.state == "done"
     assert {row["seed"] for row in collected.rows} == {0}
     assert all(str(row["artifact"]).startswith(f"{stage_of_rows}:") for row in collected.rows)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+import yaml
 from pyarrow import parquet
 
 import infoscope
@@ -95,6 +97,39 @@ def test_the_newest_table_of_a_seed_is_loaded_from_a_run(tmp_path: Path) -> None
         load_latents(tmp_path)
     with pytest.raises(InputError, match=r"Expected latents of SAE seed 2 in .*, found those of 0, 1\."):
         load_latents(tmp_path, seed=2)
+
+
+def test_tables_of_several_experiments_are_not_mixed_up(tmp_path: Path) -> None:
+    made = {"0123456789abcdef": (-2, "auto"), "123456789abcdef0": (-1, "32"), "23456789abcdef01": (-1, "32")}
+    for age, (digits, (layer, precision)) in enumerate(made.items()):
+        folder = put(tmp_path, f"clip-topk-seed0-{digits}", make_table(0), age=-age)
+        config = {"stage": f"s{age}", "seeds": [age], "model": {"name": "clip", "layer": layer}}
+        config |= {"trainer": {"precision": precision, "device": f"d{age}"}, "sae": {"kind": "topk"}}
+        (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(InputError) as refused:
+        load_latents(tmp_path)
+    assert "\n" not in str(refused.value)
+    assert "of 2 experiments: give the folder of one, load_latents(" in str(refused.value)
+    assert (
+        "NAME being clip-topk-seed0-23456789abcdef01 (model.layer=-1, precision=32),"
+        " clip-topk-seed0-0123456789abcdef (model.layer=-2, precision=auto)."
+    ) in str(refused.value)
+    shutil.rmtree(tmp_path / "artifacts" / "latents" / "clip-topk-seed0-0123456789abcdef")
+    table = load_latents(tmp_path)  # twice the same: what is newer has more columns
+    assert repr(table).startswith(
+        "LatentTable(model clip, layer -1, SAE topk, hash 23456789abcdef01, seed 0, 3 latents: rate, n,"
+    )
+
+
+def test_a_column_that_is_not_there_is_one_sentence() -> None:
+    table = make_table()
+    for error in (InputError, KeyError):
+        with pytest.raises(error) as refused:
+            table["ratee"]
+        assert str(refused.value).startswith(
+            "Expected one of the 4 columns of this table, which print(table) names, got"
+        )
+        assert "'ratee' (did you mean rate?); stage=effects" in str(refused.value)
 
 
 def test_a_damaged_table_that_is_not_asked_for_harms_nobody(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from infoscope.runtime.calls import say_in_python
 from infoscope.runtime.progress import Display
 from infoscope.sae.activations import TopK
 from infoscope.sae.config import TokenChoice
+from infoscope.sae.latent_table import LatentColumn, LatentTable
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.sae.origin import Origin
 from infoscope.scope.ranking import RankBy, Ranking
@@ -457,10 +458,20 @@ def test_another_artifact_is_named(scored: tuple[Path, str], monkeypatch: pytest
     assert load_sae(f"~/train_sae/{folder.name}").origin.layer == 2
 
 
-def test_the_readme_runs(photographs: Path, scored: tuple[Path, str], tmp_path: Path, capsys: Any) -> None:
-    """Its code, on these photographs with this SAE."""
-    code = "\n".join(re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL))
+def test_the_readme_runs(
+    photographs: Path, scored: tuple[Path, str], tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its code, and that of the package's page, on these photographs with this SAE."""
+    pages = README.read_text(), (Path(infoscope.__file__).parent / "README.md").read_text()
+    code = "\n".join(block for page in pages for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL))
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    columns = {"ms": rng.random(1000), "group": np.array(["low", "high"] * 500), "cds": rng.random(1000)}
+    LatentTable(0, [LatentColumn(name, values, "") for name, values in columns.items()]).save(tmp_path)
     for said, here in {
+        "/photos/dog.jpg": str(photographs / "00.jpg"),
+        '"dog.jpg"': f'"{photographs / "00.jpg"}"',
+        'load_latents("outputs"': f'load_latents("{tmp_path}"',
         "PATH": str(only(scored[0] / "train_sae")),
         "ViT-B-16:/ckpt/b16.safetensors": "scenes_clip",
         "outputs/artifacts/train_sae/clip_b16-topk-seed0-<hash>": str(only(scored[0] / "train_sae")),
@@ -473,6 +484,10 @@ def test_the_readme_runs(photographs: Path, scored: tuple[Path, str], tmp_path: 
     assert names["z"].shape == (2, 144, names["sae"].d_sae)
     assert names["x_hat"].shape == (2, 144, names["sae"].d_in)
     assert names["found"].ranking.n_images < 24
+    np.testing.assert_array_equal(names["ms_of_low"], columns["ms"][::2])
+    assert (names["patch"].row, names["patch"].column) == (6, 4)
+    assert list(names["told"]) == names["patch"].latents.tolist()
+    assert (tmp_path / "patch.png").stat().st_size > 0
     assert np.isfinite(names["found"].cds).any()
     assert "images without the" in capsys.readouterr().err
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,15 +12,26 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import yaml
 from jaxtyping import Shaped
 from pyarrow import parquet
 
-from infoscope.runtime.errors import InputError
+from infoscope.runtime.errors import InputError, list_some, suggest
 from infoscope.runtime.files import atomic_write
 
 FILE = "latents.parquet"
 _META = b"infoscope"
 """The key of our JSON (UTF-8) in the metadata of the file (the seed) and of each field (heading, unit, source)."""
+
+
+NOT_DETERMINING = ("stage", "seeds", "trainer", "logger", "collect", "artifacts", "output_dir", "plan")
+"""Parts of a configuration that change no number of a table, but for the precision."""
+
+
+class UnknownColumn(InputError, KeyError):
+    """There is no column of a name."""
+
+    __str__ = Exception.__str__  # KeyError puts a sentence into quotes
 
 
 @dataclass(frozen=True)
@@ -52,10 +63,11 @@ class LatentTable:
 
     Args:
         seed: of the SAE.
+        origin: of which experiment it is, in words; empty where that is not known.
     """
 
-    def __init__(self, seed: int, columns: Iterable[LatentColumn] = ()) -> None:
-        self.seed, self._columns = seed, {}
+    def __init__(self, seed: int, columns: Iterable[LatentColumn] = (), origin: str = "") -> None:
+        self.seed, self.origin, self._columns = seed, origin, {}
         for column in columns:
             self._add(column)
 
@@ -84,12 +96,19 @@ class LatentTable:
         """Return the values of a column.
 
         Raises:
-            KeyError: there is none of that name.
+            UnknownColumn: there is none of that name.
         """
+        if name not in self._columns:
+            raise UnknownColumn(
+                f"Expected one of the {len(self._columns)} columns of this table, which print(table) names, got"
+                f" {name!r}{suggest(str(name), list(self._columns))}; stage=effects, segment and adapt add theirs when"
+                " they have run."
+            )
         return self._columns[name].values
 
     def __repr__(self) -> str:
-        return f"LatentTable(seed {self.seed}, {len(self)} latents: {', '.join(self._columns)})"
+        origin = f"{self.origin}, " if self.origin else ""
+        return f"LatentTable({origin}seed {self.seed}, {len(self)} latents: {', '.join(self._columns)})"
 
     def to_arrow(self) -> pa.Table:
         """Return it as an arrow table, with heading, unit and source in the metadata of each field."""
@@ -136,7 +155,8 @@ class LatentTable:
                 " stage=latents."
             ) from error
         named = zip(table.column_names, table.columns, facts, strict=True)
-        return cls(seed, (LatentColumn(name, _to_numpy(array), **fact) for name, array, fact in named))
+        columns = (LatentColumn(name, _to_numpy(array), **fact) for name, array, fact in named)
+        return cls(seed, columns, _describe_origin(folder))
 
 
 def load_latents(folder: Path | str, seed: int | None = None) -> LatentTable:
@@ -146,16 +166,16 @@ def load_latents(folder: Path | str, seed: int | None = None) -> LatentTable:
     [d_sae] of one column, and each `column` of `for column in table` has a name, a heading, a unit and the kind of
     artifact it comes from. Shares lie in 0..1, the CDS is one of the largest distance; mean_act is in the SAE's
     own units, and so are other activations, times the norm of the latent's decoder row where not all of these are 1:
-    then the unit says so. NaN: a latent has no such value.
+    then the unit says so. NaN: a latent has no such value. `print(table)` names the experiment and the columns.
 
     Args:
-        folder: of a table (`output_dir/artifacts/latents/...`), or the `output_dir` of runs: then the table that was
-            made last, of any model and SAE.
+        folder: of a table (`output_dir/artifacts/latents/...`), or the `output_dir` of runs of one experiment: then the
+            table that was made last.
         seed: of the SAE; of an `output_dir` that holds tables of one seed alone it need not be given.
 
     Raises:
-        InputError: there is no table in the folder, none of that seed, or the file is damaged; or several seeds to
-            choose from.
+        InputError: there is no table in the folder, none of that seed, or the file is damaged; or several seeds, or
+            several experiments, to choose from.
     """
     folder = Path(folder)
     if (folder / FILE).is_file():
@@ -165,15 +185,71 @@ def load_latents(folder: Path | str, seed: int | None = None) -> LatentTable:
     if not files:
         raise InputError(f"Expected a table of latents in {folder}, found none: make one with stage=report or latents.")
     files.sort(key=lambda path: path.stat().st_mtime_ns)
-    newest = {_find_seed(path.parent): path.parent for path in files}
-    seeds = sorted(newest)
+    of_seed: dict[int, list[Path]] = {}
+    for path in files:
+        of_seed.setdefault(_find_seed(path.parent), []).append(path.parent)
+    seeds = sorted(of_seed)
     if seed is None and len(seeds) > 1:
         raise InputError(f"{folder} holds latents of the SAE seeds {', '.join(map(str, seeds))}: say which, as seed=0.")
     if seed is not None and seed not in seeds:
         raise InputError(
             f"Expected latents of SAE seed {seed} in {folder}, found those of {', '.join(map(str, seeds))}."
         )
-    return LatentTable.load(newest[seeds[0] if seed is None else seed])
+    folders = of_seed[seeds[0] if seed is None else seed]
+    _check_one_experiment(folder, folders)
+    return LatentTable.load(folders[-1])
+
+
+def _check_one_experiment(outputs: Path, folders: Sequence[Path]) -> None:
+    """Refuse tables of one SAE seed whose configurations differ: nobody said which is meant.
+
+    Args:
+        folders: of the tables, the newest last.
+
+    Raises:
+        InputError: with what differs in each.
+    """
+    settings = [_read_settings(folder) for folder in folders] if len(folders) > 1 else [{}]
+    newest = settings[-1]
+    if all(of == newest for of in settings):
+        return
+    keys = sorted({key for of in settings for key in of.keys() | newest.keys() if of.get(key) != newest.get(key)})
+    told: dict[str, str] = {}  # of each experiment the newest table
+    for folder, of in zip(folders, settings, strict=True):
+        told[list_some(f"{key}={of.get(key)}" for key in keys)] = folder.name
+    tables = [f"{name} ({what})" for what, name in reversed(told.items())]
+    raise InputError(
+        f"{outputs} holds tables of latents of {len(told)} experiments: give the folder of one,"
+        f" load_latents({str(folders[-1].parent / 'NAME')!r}), NAME being {list_some(tables, 8)}."
+    )
+
+
+def _read_settings(folder: Path) -> dict[str, Any]:
+    """Return the configuration that made a table by dotted key, without what changes no number; empty: not there."""
+    try:
+        found = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    if not isinstance(found, dict):
+        return {}
+    precision = (found.get("trainer") or {}).get("precision")
+    return {**_flatten({key: of for key, of in found.items() if key not in NOT_DETERMINING}), "precision": precision}
+
+
+def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _describe_origin(folder: Path) -> str:
+    """Return model, layer, SAE and data of a table, and its hash, in words; empty where they are not known."""
+    found = _read_settings(folder)
+    names = {"model.name": "model", "model.layer": "layer", "sae.kind": "SAE", "sae.path": "of", "data.kind": "data"}
+    words = [f"{word} {found[key]}" for key, word in names.items() if found.get(key) is not None]
+    named = re.fullmatch(r".*-([0-9a-f]{16})", folder.name)
+    return ", ".join([*words, *([f"hash {named[1]}"] if words and named else [])])
 
 
 def _find_seed(folder: Path) -> int:
