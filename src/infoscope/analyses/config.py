@@ -23,7 +23,8 @@ class DescribeConfig:
 
     image_code: ImageCode = ImageCode.mean
     strong_above: NotNegative = 0.2
-    """A patch counts for a class where the latent's activation, in the SAE's own units, is larger (PatchSAE's)."""
+    """A patch counts for a class where the latent's activation, in the SAE's own units, is larger (PatchSAE's). These
+    units differ: the section says where all activations are larger, or none, and what they are in the mean."""
     n_label_images: Annotated[int, Bounds(2, 4096)] = 10
     """Images whose labels the label entropy is of (PatchSAE's), and on which a latent must fire to be described."""
     n_top_images: Annotated[int, Bounds(2, 4096)] = 16

@@ -211,7 +211,7 @@ def say_fidelity(results: Mapping[int, FidelityResult], why_no_predictions: str 
     said = [
         f"{explains} {write(lambda r: r.explained_variance, 1, 100)}% of the variance of {first.n_tokens:,} test"
         f" tokens with {write(lambda r: r.l0, 1)} latents on each; the cosine of a token and its reconstruction is"
-        f" {write(lambda r: r.cosine_raw, 3)}, from the mean token {write(lambda r: r.cosine_centred, 3)}."
+        f" {write(lambda r: r.cosine_raw, 3)}, and {write(lambda r: r.cosine_centred, 3)} of both less the mean token."
     ]
     if not first.has_predictions:
         return [*said, f"Zero-shot cross-entropy was not measured: {why_no_predictions}"]
