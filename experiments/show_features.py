@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int
 
-from infoscope.commands.experiments.sweep import run_command
+from infoscope.commands.experiments.sweep import add_defaults, check_stage, run_command
 from infoscope.config.tree import compose
 from infoscope.data.pictures import Pictures
 from infoscope.pipeline.context import Context
@@ -59,7 +59,8 @@ def run(arguments: list[str]) -> list[str]:
     files = sorted(path for path in folder.glob("*") if path.suffix.lower() in SUFFIXES)
     if len(files) < 2:
         raise InputError(f"Expected at least 2 pictures ({', '.join(SUFFIXES)}) in {folder}, got {len(files)}.")
-    config = compose([*overrides, "stage=score"])
+    config = compose(add_defaults(["stage=score"], overrides))
+    check_stage(config, ["score"])
     apply_trainer(config.trainer, Display())
     ctx = Context(config, Display(bars=config.trainer.progress), Job(overrides=tuple(overrides)))
     seed = config.seeds[0]

@@ -324,11 +324,38 @@ def test_a_patch_is_attributed(tmp_path: Path, capsys: pytest.CaptureFixture[str
     overrides = make_overrides(tmp_path / "out")
     assert patch_attribution.main([*overrides, f"picture={tmp_path / 'noise.png'}", "patch=2,1", "n_latents=2"]) == 0
     assert "fire on patch (2, 1)" in capsys.readouterr().out
+    assert patch_attribution.main([*overrides, "patch=2,1", "n_latents=2", "stage=score"]) == 0  # the test picture
+    names = "noise_patch_2_1_seed0_*.png", "test_picture_patch_2_1_seed0_*.png"
     folder = tmp_path / "out" / "experiments" / "patch_attribution"
-    assert (folder / "patch_2_1.png").read_bytes().startswith(b"\x89PNG")
-    for wrong in ("patch=2", "patch=99,0", "n_latents=x", "picture=nowhere.png"):
-        assert patch_attribution.main([*overrides, wrong]) == 2
-        (sentence,) = capsys.readouterr().err.splitlines()
-        assert sentence.startswith(("patch_attribution: Expected ", "patch_attribution: Cannot read the picture"))
-    assert patch_attribution.main([*overrides, "stage=segment"]) == 0  # how far to go is the experiment's own matter
-    assert "fire on patch" in capsys.readouterr().out
+    files = [next(folder.glob(name)) for name in names]
+    assert all(file.read_bytes().startswith(b"\x89PNG") for file in files)
+    assert len(list(folder.iterdir())) == 4
+    assert str(files[1]) in capsys.readouterr().out.splitlines()
+
+
+def test_what_is_wrong_with_a_patch_is_said_before_anything_is_built(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "damaged.png").write_bytes(b"\x89PNG")
+    patch_attribution = load_experiment("patch_attribution")
+    wrong = {
+        "patch=2": "Expected patch=ROW,COLUMN, counted from 0",
+        "patch=99,0": "Expected patch=ROW,COLUMN in 0..",
+        "n_latents=x": "Expected n_latents to be a whole number of at least 1, got x.",
+        "n_latents=0": "Expected n_latents to be a whole number of at least 1, got 0.",
+        "picture=nowhere.png": "Cannot read the picture nowhere.png",
+        f"picture={tmp_path / 'damaged.png'}": f"Cannot read the picture {tmp_path / 'damaged.png'}",
+        "stage=segment": "Expected stage=score for this experiment, got segment: drop stage=.",
+    }
+    for argument, sentence in wrong.items():
+        assert patch_attribution.main([*make_overrides(tmp_path / "out"), argument]) == 2
+        (said,) = capsys.readouterr().err.splitlines()
+        assert said.startswith(f"patch_attribution: {sentence}")
+    assert not list((tmp_path / "out").glob("artifacts/*/[!.]*"))
+
+
+def test_the_figure_of_a_patch_is_named_by_picture_patch_and_sae() -> None:
+    name = load_experiment("patch_attribution").name_figure
+    named = [name("a/dog.jpg", (2, 1), 0, "aa"), name("b/dog.jpg", (2, 1), 0, "aa"), name("a/dog.jpg", (2, 1), 1, "aa")]
+    named += [name("a/dog.jpg", (1, 2), 0, "aa"), name("a/dog.jpg", (2, 1), 0, "bb")]
+    assert len(set(named)) == len(named)

@@ -115,7 +115,7 @@ def explain_patch(
         )
     if n_latents < 1:
         raise InputError(f"Expected n_latents to be at least 1, got {n_latents}.")
-    picture = _load(image, backbone.image_px, convert("resize", resize, Resize))
+    picture = load_picture(image, backbone.image_px, convert("resize", resize, Resize))
     tokens = backbone.tokens(torch.from_numpy(picture).permute(2, 0, 1)[None], layer)
     found = attribute_patch(sae, tokens.patches[0].to(sae.W_enc.device), row * grid + column, n_latents)
     latents, activations, contributions, maps = (of.cpu().numpy() for of in found[:4])
@@ -125,8 +125,10 @@ def explain_patch(
     )
 
 
-def _load(image: Picture, size_px: int, resize: Resize) -> UInt8[np.ndarray, "size_px size_px 3"]:
-    """Return one picture at the size that the backbone takes.
+def load_picture(
+    image: Picture, size_px: int, resize: Resize = Resize.squash
+) -> UInt8[np.ndarray, "size_px size_px 3"]:
+    """Return one picture, as `explain_patch` takes it, at the size that the backbone takes.
 
     Raises:
         InputError: it cannot be read, or is none.

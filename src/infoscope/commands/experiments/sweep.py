@@ -136,6 +136,18 @@ def add_defaults(defaults: Sequence[str], arguments: Sequence[str]) -> list[str]
     return [d for d in defaults if not given & {d.partition("=")[0], d.partition(".")[0]}] + list(arguments)
 
 
+def check_stage(config: Config, stages: Sequence[str]) -> None:
+    """Refuse a stage that is none of an experiment's own.
+
+    Raises:
+        InputError: it is another one.
+    """
+    if config.stage.name not in stages:
+        raise InputError(
+            f"Expected stage={' or '.join(stages)} for this experiment, got {config.stage.name}: drop stage=."
+        )
+
+
 def share_ranks(combinations: Sequence[list[str]]) -> list[list[str]]:
     """Let all combinations score as many ranks as the largest k_CDS needs: any k is then arithmetic on one matrix."""
     pairs = [override.split("=", 1) for one in combinations for override in one if "=" in override]
@@ -193,11 +205,7 @@ class Sweep:
 
     def _run_one(self, number: int, overrides: list[str]) -> None:
         config = compose(overrides)
-        if config.stage.name not in self.experiment.stages:
-            raise InputError(
-                f"Expected stage={' or '.join(self.experiment.stages)} for this experiment, got {config.stage.name}:"
-                " drop stage=."
-            )
+        check_stage(config, self.experiment.stages)
         if config.trainer.n_processes > 1 or processes.find_place() is not None:
             raise InputError(
                 f"An experiment is one process: let several make what it reads (infoscope -m stage={config.stage.name}"
