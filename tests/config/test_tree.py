@@ -118,18 +118,18 @@ def test_the_tree_is_plain_and_complete():
 
 
 ADE20K = ["data=ade20k", "data.root=x"]
-ON_DISK = "data.kind=image_folder, imagenet, ade20k, nyud"
+ON_DISK = "data.kind=image_folder, class_folders, imagenet, ade20k, nyud"
 UNREAD = [
     *((ON_DISK, [f"data.{one}"]) for one in ("max_train=2", "max_test=2", "on_error=skip", "decoder=nvjpeg")),
     ("data.kind=imagenet, ade20k, nyud", ["data.subset=true"]),
-    ("data.kind=image_folder, imagenet", ["data.resize=crop"]),
-    ("data.kind=image_folder", [*ADE20K, "data.test_share=0.3"]),
+    ("data.kind=image_folder, class_folders, imagenet", ["data.resize=crop"]),
+    ("data.kind=image_folder, class_folders", [*ADE20K, "data.test_share=0.3"]),
     ("data.kind=imagenet", ["data.ground_truth=x"]),
     ("data.kind=nyud", [*ADE20K, "data.eigen_crop=false"]),
     ("data.kind=nyud", ["data.raw_depth=true"]),
     *(("data.kind=scenes", [*ADE20K, f"data.{one}"]) for one in ("n_train=2", "n_test=2", "size_px=99")),
     ("data.store_tokens=true", ["data.store_tokens=false", "data.cache_dtype=float16"]),
-    ("probe_data.depth.kind=scenes, image_folder, imagenet, ade20k, nyud", ["probe_data.depth.seed=2"]),
+    ("probe_data.depth.kind=scenes, image_folder, class_folders, imagenet, ade20k, nyud", ["probe_data.depth.seed=2"]),
     ("outliers.rule=quantile", ["outliers.quantile=0.5"]),
     ("outliers.rule=mad", ["outliers.rule=quantile", "outliers.c=3"]),
     ("outliers.rule=absolute", ["outliers.value=3"]),
@@ -215,7 +215,7 @@ WRONG = [
     ),
     # a setting that another choice reads
     *((key, [f"{key[-1].partition('=')[0]} is read by {by} alone: drop it, or "]) for by, key in UNREAD),
-    (["data={max_train: 2}"], ["data.max_train is read by data.kind=image_folder, imagenet, ade20k, nyud alone"]),
+    (["data={max_train: 2}"], [f"data.max_train is read by {ON_DISK} alone"]),
     (["clip={lr: 0.1}"], ["clip is read by stage=train_clip and model.pretrained=train_clip alone"]),
     (["collect.sweeps=[a]", "collect.sweeps.0=b"], ["collect.sweeps is read by stage=collect alone"]),
     ([*ADE20K, "data.seed=2"], ["data.seed is read where images are drawn: drop it, or give data.max_train"]),

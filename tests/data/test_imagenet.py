@@ -108,9 +108,9 @@ def assert_reads(images: ImageNet, classes: Iterable[str], layout: str) -> None:
     assert images.describe()["images"] == str(len(classes))
     assert images.image_ids == sorted(set(images.image_ids))
     assert images.n_classes == images.n_target_classes("class") == len(images.class_names)
-    assert [images.wnids[i] for i in images.labels("class")] == classes
+    assert [images.class_ids[i] for i in images.labels("class")] == classes
     assert images.labels("class").dtype == np.int64
-    assert images.class_names == tuple(IMAGENET_CLASSNAMES[WNIDS.index(wnid)] for wnid in images.wnids)
+    assert images.class_names == tuple(IMAGENET_CLASSNAMES[WNIDS.index(wnid)] for wnid in images.class_ids)
     for i, wnid in enumerate(classes):
         assert abs(int(images.load(i, 8)[0, 0, 0]) - WNIDS.index(wnid) // 4) < 4
     assert images.check_image(0) == {"mode": "RGB", "format": "JPEG"}
@@ -165,7 +165,20 @@ class TestClassFolders:
         write_folders(tmp_path, "val", FEW)
         (tmp_path / "val" / "tench").mkdir()
         (tmp_path / "val" / "n00000001").mkdir()
-        refused(tmp_path, "test", "got 2 that are none of them, first 'n00000001'", subset=True)
+        words = (
+            "first 'n00000001': remove what is not ImageNet-1k, or set data=class_folders, which takes classes of any"
+        )
+        refused(tmp_path, "test", "got 2 that are none of them", words, subset=True)
+
+    def test_classes_of_other_names(self, tmp_path):
+        own, alone, flat = (tmp_path / name for name in ("own", "alone", "flat"))
+        for name in ("cat", "dog"):
+            write(own / name / "1.jpg")
+        refused(own, "train", "or data=class_folders if its subfolders are the classes.")
+        write(flat / "val" / "1.jpg")
+        refused(flat, "train", f"for one folder give data=image_folder data.root={flat / 'val'}.")
+        write_folders(alone, "val", FEW)
+        refused(alone, "train", f"for one folder give data=class_folders data.root={alone / 'val'}.")
 
     def test_an_empty_class(self, tmp_path):
         write_folders(tmp_path, "val", FEW)

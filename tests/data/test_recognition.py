@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from infoscope.data.ade20k import ADE20K
+from infoscope.data.class_folders import open_class_folders
 from infoscope.data.image_folder import ImageFolder
 from infoscope.data.image_list import ImageList
 from infoscope.data.imagenet import ImageNet
@@ -21,12 +22,13 @@ from infoscope.data.nyud import NYUd
 from infoscope.data.recognition import identify
 from infoscope.data.tar_images import TarImages
 from infoscope.runtime.errors import InputError
-from tests.support.data_sets import open_set
+from tests.support.data_sets import configure, open_set
 
 READERS: dict[str, Callable[[Path], object]] = {
     "imagenet": lambda root: open_set(ImageNet, root, "train"),
     "ade20k": lambda root: open_set(ADE20K, root, "train"),
     "nyud": lambda root: open_set(NYUd, root, "train"),
+    "class_folders": lambda root: open_class_folders(configure("class_folders", root)),
 }
 
 TREES: dict[str, list[str]] = {
@@ -118,9 +120,9 @@ def refuse(read: Callable[[Path], object], root: Path, *parts: str) -> None:
 def test_each_is_told_by_its_name_to_whoever_expects_another(tmp_path: Path, name: str) -> None:
     root = plant(tmp_path / "set", TREES[name])
     given = {"imagenet": "ImageNet-1k", "ade20k": "ADEChallengeData2016", "nyud": "nyu_depth_v2_labeled.mat"}
-    for kind, read in READERS.items():
+    for kind in given:
         with pytest.raises(InputError) as caught:
-            read(root)
+            READERS[kind](root)
         message = str(caught.value)
         assert_one_sentence(caught.value, f"{root} is {name.partition(' (')[0]}")
         found = identify(root)
@@ -133,6 +135,34 @@ def test_names_are_of_entries_and_each_pattern_is_one() -> None:
     assert all(any(layout.name.startswith(name) for layout in LAYOUTS) for name in named)
     for layout in LAYOUTS:
         assert re.compile(layout.maps).groups == 0  # the alternatives are told apart by their groups
+
+
+@pytest.mark.parametrize(
+    ("name", "below"),
+    [
+        ("ImageNet-R", ""),
+        ("ImageNet-Sketch", "sketch"),
+        ("Food-101", "images"),
+        ("Caltech-101 or -256", "101_ObjectCategories"),
+        ("Imagenette or Imagewoof", ""),
+        ("Tiny ImageNet", "train"),
+    ],
+)
+def test_class_folders_are_named_to_whoever_expects_imagenet(tmp_path: Path, name: str, below: str) -> None:
+    trees = {**TREES, "Caltech-101 or -256": ["101_ObjectCategories/ant/1.jpg"]}
+    trees["Imagenette or Imagewoof"] = ["noisy_imagenette.csv", "train/n01440764/1.JPEG", "val/n01440764/1.JPEG"]
+    root = plant(tmp_path / "set", trees[name])
+    refuse(
+        READERS["imagenet"], root, f"is {name} (", f"set data=class_folders data.root={root / below}, or for classes"
+    )
+    if below:
+        refuse(READERS["class_folders"], root, f"is {name} (", f"): set data.root={root / below}.")
+
+
+def test_one_class_folder_alone(tmp_path: Path) -> None:
+    root = plant(tmp_path / "set", ["n01440764/x.JPEG"])
+    refuse(READERS["class_folders"], root, "got one (n01440764): set data.root to a folder whose subfolders are")
+    refuse(READERS["class_folders"], root / "n01440764", f"set data.root={root}.")
 
 
 def make_right(root: Path) -> Path:

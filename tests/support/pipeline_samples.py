@@ -72,7 +72,9 @@ SGD = ["probe.classification_epochs", "probe.classification_lrs"]
 DENSE = ["probe.segmentation_lrs", "probe.depth_lrs", "probe.dense_steps"]
 SCENES = ["data.n_train", "data.n_test"]
 UNREAD = {
-    **dict.fromkeys(("data=image_folder", "data=imagenet", "data=ade20k", "data=nyud"), SCENES),
+    **dict.fromkeys(
+        (f"data={kind}" for kind in ("image_folder", "class_folders", "imagenet", "ade20k", "nyud")), SCENES
+    ),
     "sae=relu": ["sae.k"],
     "sae=jumprelu": ["sae.k"],
     "probe.classification_solver=lbfgs": SGD,

@@ -40,6 +40,8 @@ class DataKind(Enum):
     """The procedural scenes: every truth."""
     image_folder = "image_folder"
     """Photographs: a folder tree, a list file (.txt) or WebDataset tars; no truth."""
+    class_folders = "class_folders"
+    """Photographs whose folders are their classes: class labels."""
     imagenet = "imagenet"
     """Class labels."""
     ade20k = "ade20k"
@@ -66,14 +68,14 @@ class DataConfig:
     size_px: Annotated[Pixels, Bounds(32)] = 104
     """Scenes: side of the rendered pictures, at least 32; 104 is what one shift of scenes_clip needs, (12 + 1) * 8."""
     seed: Seed = 0
-    """Of the rendered scenes, of the split of an image folder, of the images that max_train and max_test draw."""
+    """Of the rendered scenes, of the split of image and class folders, of what max_train and max_test draw."""
     max_train: Count | None = None
     """Sets on disk: training images drawn at random with `seed`; null: all."""
     max_test: Count | None = None
     """Sets on disk: test images, likewise."""
     test_share: Annotated[float, Bounds(0, below=1, words="at least 0 and below 1")] = 0.1
-    """Image folder: expected share of held-out images, by a hash of their names (from Python too); the others have
-    splits of their own."""
+    """Image and class folders: expected share of held-out images, by a hash of their names (from Python too); the
+    others, and class folders in train and test, have splits of their own."""
     resize: Resize = Resize.squash
     """`squash` both sides, or `crop` the centre after resizing the short side (not for label maps and depth)."""
     decoder: Decoder = Decoder.pillow
@@ -123,11 +125,12 @@ class DataConfig:
         return unread
 
 
-_ON_DISK = (DataKind.image_folder, DataKind.imagenet, DataKind.ade20k, DataKind.nyud)
+_FOLDERS = (DataKind.image_folder, DataKind.class_folders)
+_ON_DISK = (*_FOLDERS, DataKind.imagenet, DataKind.ade20k, DataKind.nyud)
 _READERS: dict[tuple[DataKind, ...], tuple[str, ...]] = {
     (DataKind.scenes,): ("n_train", "n_test", "size_px"),
-    (DataKind.image_folder,): ("test_share",),
-    (DataKind.image_folder, DataKind.imagenet): ("resize",),
+    _FOLDERS: ("test_share",),
+    (*_FOLDERS, DataKind.imagenet): ("resize",),
     (DataKind.imagenet,): ("ground_truth",),
     (DataKind.imagenet, DataKind.ade20k, DataKind.nyud): ("subset",),
     (DataKind.nyud,): ("raw_depth", "eigen_crop"),

@@ -30,13 +30,20 @@ class ImageFolder(PhotographFiles):
     kind = "image_folder"
 
     def __init__(self, root: str | Path, split: str = "train", **options: Any) -> None:
-        names, left_out = _list_images(Path(root))
+        names, left_out = list_images(Path(root))
         refuse_maps(Path(root), names)
         super().__init__(Path(root), names, split, left_out=left_out, **options)
 
 
-def _list_images(root: Path) -> tuple[list[str], LeftOut]:
-    """Return the images below a folder, ascending, and what else lies there."""
+def list_images(root: Path, kind: str = "image_folder") -> tuple[list[str], LeftOut]:
+    """Return the images below a folder, ascending, and what else lies there.
+
+    Args:
+        kind: the `data=` that was given.
+
+    Raises:
+        InputError: if the folder is missing, is none, cannot be read, or holds no image.
+    """
     try:
         is_folder = stat.S_ISDIR(root.stat().st_mode)
     except OSError as error:
@@ -44,7 +51,7 @@ def _list_images(root: Path) -> tuple[list[str], LeftOut]:
             f"Expected a folder of images at {root}, got: {describe_error(error)}; check data.root."
         ) from error
     if not is_folder:
-        with explaining(root, "image_folder"):
+        with explaining(root, kind):
             place = "its folder" if is_image_name(root.name) else "a folder, or to a list of paths that ends in .txt"
             raise InputError(f"Expected a folder of images, but {root} is a file: set data.root to {place}.")
 
@@ -75,7 +82,7 @@ def _list_images(root: Path) -> tuple[list[str], LeftOut]:
         unread += reversed(subfolders)
     if not names:
         holds = f" but {left_out.describe()}" if left_out else ""
-        with explaining(root, "image_folder"):
+        with explaining(root, kind):
             raise InputError(
                 f"Expected images, but {root} holds no file with the suffix of a format that Pillow reads (.jpg, .png,"
                 f" ...){holds}: check data.root."

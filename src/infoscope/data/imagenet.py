@@ -70,7 +70,7 @@ class ImageNet(ImageSet):
             self._photographs, positions = self._find_images(split, shards, config)
         present, labels = np.unique(positions, return_inverse=True)
         self._labels = labels.astype(np.int64)
-        self.wnids = tuple(get_wnids()[i] for i in present)
+        self.class_ids = tuple(get_wnids()[i] for i in present)
         self.class_names = tuple(zero_shot_metadata.IMAGENET_CLASSNAMES[i] for i in present)
         super().__init__(split, self._photographs.image_ids)
         self.n_published, self.left_out = _N_PUBLISHED[split], self._photographs.left_out
@@ -139,7 +139,7 @@ class ImageNet(ImageSet):
         Raises:
             ImageError: if a file cannot be read at all and `on_error` is "raise".
         """
-        labels = hashlib.sha256(" ".join(self.wnids).encode() + self._labels.tobytes()).hexdigest()
+        labels = hashlib.sha256(" ".join(self.class_ids).encode() + self._labels.tobytes()).hexdigest()
         facts = {"resize": self.resize.name, "n_classes": self.n_classes, "labels_sha256": labels}
         return self._make_fingerprint("imagenet", **facts, **self._photographs.hash_contents())
 
@@ -151,9 +151,9 @@ def open_imagenet(config: DataConfig) -> tuple[ImageNet, ImageNet]:
         InputError: as `ImageNet`, or if a class of one split is not in the other.
     """
     train, test = ImageNet(config, "train"), ImageNet(config, "test")
-    differing = sorted(set(train.wnids) ^ set(test.wnids))
+    differing = sorted(set(train.class_ids) ^ set(test.class_ids))
     if differing:
-        has, lacks = ("train", "val") if differing[0] in train.wnids else ("val", "train")
+        has, lacks = ("train", "val") if differing[0] in train.class_ids else ("val", "train")
         raise InputError(
             f"Expected the same classes in train and val of {train.root}, got {len(differing)} that only one of them"
             f" has, first {differing[0]} ({has} has it, {lacks} does not): complete or remove them."
@@ -186,12 +186,15 @@ def _find_split(root: Path, split: str) -> tuple[Path, str | None]:
         if tars:
             return base, _join_shards(base, tars)
     present = [name for of in _FOLDERS.values() for name in of if (root / name).is_dir()]
-    advice = (
-        f"there is {present[0]} alone, and both splits are needed; for the scope of one folder give data=image_folder"
-        f" data.root={root / present[0]}"
-        if present
-        else "set data.root to the folder that holds train and val"
-    )
+    advice = "set data.root to the folder that holds train and val"
+    if len(_list_class_folders(root)) > 1:
+        advice += ", or data=class_folders if its subfolders are the classes"
+    if present:
+        kind = "class_folders" if _list_class_folders(root / present[0]) else "image_folder"
+        advice = (
+            f"there is {present[0]} alone, and both splits are needed; for one folder give data={kind}"
+            f" data.root={root / present[0]}"
+        )
     raise InputError(
         f"Expected the folder {names[0]} or tar files with {names[0]} in their names in {root}, got neither: {advice}."
     )
@@ -259,9 +262,10 @@ def _find_positions(wnids: Sequence[str], where: Path) -> Int64[np.ndarray, " n"
     place = {wnid: i for i, wnid in enumerate(get_wnids())}
     unknown = sorted(set(wnids) - place.keys())
     if unknown:
+        others = ", or set data=class_folders, which takes classes of any name" if where.is_dir() else ""
         raise InputError(
             f"Expected the wnids of ImageNet-1k in {where}, got {len(unknown)} that are none of them, first"
-            f" {unknown[0]!r}: remove what is not ImageNet-1k."
+            f" {unknown[0]!r}: remove what is not ImageNet-1k{others}."
         )
     return np.array([place[wnid] for wnid in wnids], dtype=np.int64)
 

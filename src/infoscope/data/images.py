@@ -76,6 +76,8 @@ class ImageSet(ABC):
     """What is known of its images."""
     class_names: tuple[str, ...] = ()
     """What the target "class" tells apart."""
+    class_ids: tuple[str, ...] = ()
+    """What these classes are called on the disk, such as wnids; empty: the same."""
     label_names: tuple[str, ...] = ()
     """What the label maps tell apart; 255 in a map means ignore."""
     targets: tuple[str, ...] = ()

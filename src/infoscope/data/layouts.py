@@ -18,6 +18,7 @@ class Layout(NamedTuple):
             least five of them, <wnid> as n01440764.
         photographs: where its pictures lie below its folder (the first that exists of several, separated as signs
             are), or, with a wildcard, their names.
+        classes: where its class folders lie below its folder, the first that exists of several.
         maps: a regular expression of the paths, from its folder on, of images that are no photographs.
         reader: the `data=` that reads it.
         advice: what to do, where nothing general is right; for `advised`, a `data=`, alone, if that is given.
@@ -28,16 +29,19 @@ class Layout(NamedTuple):
     signs: str
     photographs: str = ""
     maps: str = ""
+    classes: str = ""
     reader: str = ""
     advice: str = ""
     advised: str = ""
     beside_photographs: bool = False
 
 
+_OF_IMAGENET = "sketch | imagenet-r | imagenet-a | imagenet-o | ."
+
+
 def _of_imagenet(name: str, signs: str) -> Layout:
-    """Class folders of ImageNet's classes, without train and val."""
-    needs = "for classes it needs train/<wnid> and val/<wnid> of the same classes, and data.subset=true"
-    return Layout(name, signs, ".", advice=needs, advised="imagenet")
+    """Class folders of some of ImageNet's classes."""
+    return Layout(name, signs, ".", classes=_OF_IMAGENET)
 
 
 LAYOUTS: tuple[Layout, ...] = (
@@ -98,12 +102,14 @@ LAYOUTS: tuple[Layout, ...] = (
         "Tiny ImageNet",
         "wnids.txt + words.txt | train/<wnid>/images | val/val_annotations.txt | tiny-imagenet-200",
         "train",
+        classes="train | tiny-imagenet-200/train",
     ),
     Layout(
         "ImageNet-21k",
         "<wnid> x1001 | <wnid>.tar | train/<wnid> x1001 | images/<wnid> x1001 | imagenet21k_* | ~*21k* | "
         "fall11_whole* | winter21_whole* | ~fall11_whole* | ~winter21_whole* | imagenet21k*",
         "train | imagenet21k_train | .",
+        classes="train | imagenet21k_train",
     ),
     Layout(
         "ImageNet-V2",
@@ -132,11 +138,13 @@ LAYOUTS: tuple[Layout, ...] = (
         "train-semi + train-semi-segmentation | validation-segmentation | ImageNetS919 | ImageNetS300 | ImageNetS50",
         "train-semi | train | validation",
         r"(?:train-semi|validation)-segmentation[\w-]*/[^/]+/[^/]+\.png",
+        classes="train-semi | train",
     ),
     Layout(
         "ObjectNet",
         "objectnet-1.0 | mappings/folder_to_objectnet_label.json | ~objectnet*",
         "images | objectnet-1.0/images",
+        classes="images | objectnet-1.0/images",
     ),
     _of_imagenet("ImageNet-Sketch", "<wnid>/sketch_* | sketch/<wnid>"),
     _of_imagenet("ImageNet-R", "<wnid>/art_* | <wnid>/cartoon_* | imagenet-r | ~imagenet-r"),
@@ -148,6 +156,7 @@ LAYOUTS: tuple[Layout, ...] = (
         "val_256* | train/abbey | train/airfield | a/abbey | train/a/abbey | "
         "filelist_places365-standard | data_256* | train_256_places* | *_places365*.tar* | ~places365*",
         "data_256 | data_large | train | places365_standard/train",
+        classes="places365_standard",
     ),
     Layout("SUN397", "SUN397 | ClassName.txt | ~sun397", "SUN397"),
     Layout(
@@ -214,19 +223,30 @@ LAYOUTS: tuple[Layout, ...] = (
         "train_mini | train_val20?? | 20??_train | 20??_train_mini | */0????_*_*_* | 0????_*_*_* | "
         "train20??.json | train_val20??.tar.gz | categories.json + 20??_train.tar.gz",
         "train | train_mini | 2021_train | train_val2018",
+        classes="train_mini | 2021_train_mini | 2021_train | train",
     ),
     Layout(
         "CIFAR",
         "cifar-10* | cifar-100* | data_batch_1* | batches.meta* | cifar10* | train + test + meta | ~cifar-10*",
         advice="its pictures of 32 x 32 px lie in arrays: save them as PNG files, for the scope alone",
     ),
-    Layout("Food-101", "food-101 | meta/classes.txt + images | images/apple_pie", "images | food-101/images"),
+    Layout(
+        "Food-101",
+        "food-101 | meta/classes.txt + images | images/apple_pie",
+        "images | food-101/images",
+        classes="images | food-101/images",
+    ),
     Layout(
         "Open Images",
         "*-images-boxable*.csv | oidv6-*.csv | class-descriptions-boxable.csv | train_0 + train_1 | validation-images*",
         "train | validation | train_0",
     ),
-    Layout("CUB-200", "CUB_200_2011 | images.txt + image_class_labels.txt", "images | CUB_200_2011/images"),
+    Layout(
+        "CUB-200",
+        "CUB_200_2011 | images.txt + image_class_labels.txt",
+        "images | CUB_200_2011/images",
+        classes="images | CUB_200_2011/images",
+    ),
     Layout("CelebA", "img_align_celeba* | list_attr_celeba.* | Anno/list_attr_celeba.txt", "img_align_celeba"),
     Layout("Flowers-102", "imagelabels.mat | 102flowers.tgz | flowers-102", "jpg | flowers-102/jpg"),
     Layout(
@@ -234,7 +254,12 @@ LAYOUTS: tuple[Layout, ...] = (
         "stl10_binary | train_X.bin | train_32x32.mat",
         advice="its pictures lie in arrays: save them as PNG files, for the scope alone",
     ),
-    Layout("Caltech-101 or -256", "101_ObjectCategories | 256_ObjectCategories", "101_ObjectCategories"),
+    Layout(
+        "Caltech-101 or -256",
+        "101_ObjectCategories | 256_ObjectCategories",
+        "101_ObjectCategories",
+        classes="101_ObjectCategories | 256_ObjectCategories",
+    ),
     Layout("MNIST", "*-ubyte | *-ubyte.gz | */*-ubyte", advice="its pictures lie in arrays: save them as PNG files"),
     Layout("a data set in LMDB", "data.mdb | *_lmdb | */data.mdb", advice="save its pictures as files first"),
     Layout(

@@ -50,7 +50,8 @@ class PhotographFiles(ImageSet):
         names: the ids of all images, ascending; absolute ones may be among them.
         split: "train" or "test".
         seed: of the split.
-        test_share: expected share of the images that are held out, 0 to below 1; the test split may be empty.
+        test_share: expected share of the images that are held out, 0 to below 1; the test split may be empty. None: the
+            names are those of one split, whichever it is.
         resize, decoder, on_error: as of `ImageSet`.
         left_out: what else lies there, of both splits.
 
@@ -68,7 +69,7 @@ class PhotographFiles(ImageSet):
         split: str = "train",
         *,
         seed: int = 0,
-        test_share: float = 0.1,
+        test_share: float | None = 0.1,
         resize: Resize = Resize.squash,
         decoder: Decoder = Decoder.pillow,
         on_error: OnError = RAISE,
@@ -207,9 +208,11 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _choose_split(names: Sequence[str], split: str, seed: int, test_share: float, source: Path) -> list[str]:
+def _choose_split(names: Sequence[str], split: str, seed: int, test_share: float | None, source: Path) -> list[str]:
     """Return the images of a split."""
     check_split(split)
+    if test_share is None:
+        return list(names)
     is_test = split == "test"
     chosen = [name for name in names if (test_share > 0 and compute_split_position(seed, name) < test_share) == is_test]
     if not chosen and not is_test:

@@ -31,6 +31,7 @@ _GIVE = {
     "ade20k": "for label maps download ADEChallengeData2016.zip, unpack it and set data.root to its folder",
     "nyud": "for depth download nyu_depth_v2_labeled.mat with splits.mat, or the layout of BTS (sync, official_splits)",
     "image_folder": "give a folder of photographs",
+    "class_folders": "give a folder whose subfolders are the classes",
 }
 
 
@@ -97,7 +98,9 @@ def _advise(root: Path, kind: str) -> str | None:
         return None
     _list.cache_clear()  # what lies there may have changed since it was last looked at
     here = identify(root)
-    if here is not None and here[0].reader == kind:
+    if here is not None and (
+        here[0].reader == kind or (kind == "class_folders" and _find_classes(here[0], root) == root)
+    ):
         return None
     inside = _list_folders([root])
     inside += _list_folders(inside)
@@ -134,20 +137,24 @@ def _say_instead(layout: Layout, place: Path, kind: str) -> str:
         return layout.advice
     if layout.reader:
         return f"set data={layout.reader} {_set_root(place)}, or {_GIVE[kind]}"
+    classes = _find_classes(layout, place)
+    if classes is not None and kind == "class_folders":
+        return f"set {_set_root(classes)}"
+    if classes is not None and kind == "imagenet":
+        return f"set data=class_folders {_set_root(classes)}, or {_GIVE[kind]}"
     scope = _say_photographs(layout, place, place) if not layout.advised else ""
     return _GIVE[kind] + (f"; for the scope alone, {scope} with data=image_folder" if scope else "")
 
 
-def _find_photographs(layout: Layout, place: Path) -> Path | None:
-    """Return the folder of a data set's pictures, if they have one of their own."""
-    return next(
-        (
-            place / name
-            for name in layout.photographs.split(_OR)
-            if name and "*" not in name and (place / name).is_dir()
-        ),
-        None,
-    )
+def _find_classes(layout: Layout, place: Path) -> Path | None:
+    """Return the folder of a data set's class folders, if it has some."""
+    return _find_folder(layout.classes, place)
+
+
+def _find_folder(names: str, place: Path) -> Path | None:
+    """Return the first of some folders of a layout that exists below its own."""
+    found = (place / name for name in names.split(_OR) if name and "*" not in name)
+    return next((folder for folder in found if folder.is_dir()), None)
 
 
 _MAP_SUFFIXES = (".png", ".pgm", ".tif", ".tiff", ".gif", ".bmp", ".jpg", ".jpeg")
@@ -221,12 +228,12 @@ def _find_map(start: str, name: str) -> tuple[Layout, Path] | None:
     if found is None:
         return None
     layout, place = LAYOUTS[int(str(found.lastgroup)[1:])], Path(found.string[: found.start()])
-    return (layout, place) if not layout.beside_photographs or _find_photographs(layout, place) else None
+    return (layout, place) if not layout.beside_photographs or _find_folder(layout.photographs, place) else None
 
 
 def _say_photographs(layout: Layout, place: Path, root: Path) -> str:
     """Say how to give the photographs of a data set alone; nothing where that is not known."""
-    if photographs := _find_photographs(layout, place):
+    if photographs := _find_folder(layout.photographs, place):
         return f"set {_set_root(photographs)}"
     pattern = next((name for name in layout.photographs.split(_OR) if "*" in name), "")
     if not pattern:

@@ -29,7 +29,8 @@ class _Sample(ImageSet):
         self.training_region, self.left_out = images.training_region, images.left_out
         self.truths, self.targets, self.global_factors = images.truths, images.targets, images.global_factors
         self.decoder, self.resize = images.decoder, images.resize
-        self.class_names, self.label_names = images.class_names, images.label_names
+        self.class_names, self.class_ids = images.class_names, images.class_ids
+        self.label_names = images.label_names
 
     @property
     def fingerprint(self) -> dict[str, Any]:

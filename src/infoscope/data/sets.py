@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from infoscope.data.ade20k import ADE20K
+from infoscope.data.class_folders import open_class_folders
 from infoscope.data.config import DataConfig, DataKind
 from infoscope.data.image_folder import ImageFolder
 from infoscope.data.image_list import ImageList
@@ -36,6 +37,8 @@ def make_image_sets(config: DataConfig, scene_folders: Mapping[str, Path] | None
 def _open_sets(config: DataConfig) -> tuple[ImageSet, ImageSet]:
     if config.kind is DataKind.imagenet:
         return open_imagenet(config)
+    if config.kind is DataKind.class_folders:
+        return open_class_folders(config)
     makers = {DataKind.image_folder: _open_photographs, DataKind.ade20k: ADE20K, DataKind.nyud: NYUd}
     make = makers[config.kind]
     return make(config, "train"), make(config, "test")

@@ -10,6 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from infoscope.data.check import check_sample
 from infoscope.data.config import RAISE, DataConfig, DataKind
 from infoscope.data.images import ImageError, ImageSet, Truth
@@ -74,9 +76,21 @@ def open_sets(ctx: Context, data: DataConfig) -> tuple[ImageSet, ImageSet]:
         if data.kind is DataKind.image_folder:
             held_out = f"{len(sets[1]):,} held out as test images (data.test_share={data.test_share:g})"
             ctx.display.say(f"          {data.root}: {len(sets[0]):,} training images, {held_out}")
+        if data.kind is DataKind.class_folders:
+            ctx.display.say(f"          {data.root}: {_say_classes(*sets)}")
         for left_out in dict.fromkeys(images.left_out.describe() for images in sets if images.left_out):
             ctx.display.say(f"          {data.root}: left out {left_out}")
     return ctx.image_sets[key]
+
+
+def _say_classes(train: ImageSet, test: ImageSet) -> str:
+    """Return which classes were found, where, with how many images."""
+    found = train.describe()
+    said = f"{found['classes']}, {found['layout']}: {len(train):,} training images, {len(test):,} test images"
+    for images, of in ((train, "training"), (test, "test")):
+        if n_without := images.n_classes - len(np.unique(images.labels("class"))):
+            said += f"; {n_without:,} classes have no {of} image"
+    return said
 
 
 @once
@@ -176,6 +190,12 @@ def find_known(ctx: Context, data: DataConfig) -> tuple[ImageSet | type[SceneSet
 def knows(ctx: Context, truth: Truth, data: DataConfig) -> bool:
     """Return whether both splits of a data set know a truth."""
     return all(truth in known.truths for known in find_known(ctx, data))
+
+
+def advise_classes(data: DataConfig) -> str:
+    """Return what to give instead of data that know no classes, in words."""
+    found = "data=class_folders if its subfolders are classes"
+    return found if data.kind is DataKind.image_folder else "data whose folders are classes"
 
 
 @once

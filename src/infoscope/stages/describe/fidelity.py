@@ -21,7 +21,7 @@ from infoscope.runtime.store import Workspace
 from infoscope.sae.model import MAX_PRE_ACTS
 from infoscope.scope.ablations import choose_rows
 from infoscope.stages.backbone import hook_of, load_backbone
-from infoscope.stages.images import check_split, count_images, find_known, scenes_of
+from infoscope.stages.images import advise_classes, check_split, count_images, find_known, scenes_of
 from infoscope.stages.predict.stage import EmbeddedClasses, prompts_of
 from infoscope.stages.sae import choose_tokens, count_latents, sae_of
 from infoscope.stages.score.tables import Quantity, make_seed_table
@@ -116,7 +116,7 @@ def why_no_predictions(ctx: Context) -> str:
     """
     config, known = ctx.config, find_known(ctx, ctx.config.data)[1]
     if Truth.labels not in known.truths:
-        return f"data={config.data.kind.name} knows no classes of the test images."
+        return f"data={config.data.kind.name} knows no classes of the test images: give {advise_classes(config.data)}."
     known.n_target_classes(config.predict.target)  # one that the data do not know is a mistake
     if config.model.kind is not ModelKind.open_clip:
         return f"{config.model.name} has no text tower."

@@ -12,7 +12,6 @@ import numpy as np
 from infoscope.analyses.description import Description, Labels, describe_latents
 from infoscope.analyses.hierarchy import Hierarchy, make_family_hierarchy, read_hierarchy
 from infoscope.analyses.image_codes import ENTRY_BYTES
-from infoscope.data.imagenet import ImageNet
 from infoscope.data.images import Truth
 from infoscope.data.scenes.factors import FAMILIES
 from infoscope.data.scenes.scene_set import SceneSet
@@ -33,7 +32,15 @@ from infoscope.stages.describe.fidelity import Fidelity, make_fidelity_table, sa
 from infoscope.stages.describe.numbers import MEASURES, Found, compute_median, get_members, list_groups, list_measures
 from infoscope.stages.describe.section import make_describe_section
 from infoscope.stages.image_codes import Codes
-from infoscope.stages.images import count_images, find_known, fingerprint_images, knows, open_split, scenes_of
+from infoscope.stages.images import (
+    advise_classes,
+    count_images,
+    find_known,
+    fingerprint_images,
+    knows,
+    open_split,
+    scenes_of,
+)
 from infoscope.stages.judge import Judge, judge_of
 from infoscope.stages.latents import join_latents
 from infoscope.stages.publish import PublishedPart
@@ -84,7 +91,7 @@ class Describe(PublishedPart, SeedStage[Description]):
         elif ctx.config.describe.tree is not None:
             raise InputError(
                 f"describe.tree holds a hierarchy of classes, but data={ctx.config.data.kind.name} knows no classes:"
-                " drop it, or choose other data."
+                f" drop it, or give {advise_classes(ctx.config.data)}."
             )
 
     def build(self, ctx: Context, up: Needs, work: Workspace, seed: int) -> Description:
@@ -212,7 +219,7 @@ def find_hierarchy(ctx: Context) -> Hierarchy | None:
     """
     known, tree = find_known(ctx, ctx.config.data)[0], ctx.config.describe.tree
     if tree is not None:
-        names = known.wnids if isinstance(known, ImageNet) else known.class_names
+        names = known.class_ids or known.class_names
         return read_hierarchy(Path(tree), names)
     return make_family_hierarchy(FAMILIES, known.class_names) if known is SceneSet else None
 

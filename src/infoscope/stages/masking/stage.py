@@ -19,7 +19,7 @@ from infoscope.runtime.store import Workspace
 from infoscope.sae.edit import EditMode
 from infoscope.stages.backbone import fingerprint_model, hook_of
 from infoscope.stages.image_codes import Codes
-from infoscope.stages.images import knows, open_split
+from infoscope.stages.images import advise_classes, knows, open_split
 from infoscope.stages.masking.section import make_masking_section, name_mask
 from infoscope.stages.predict.stage import EmbeddedClasses, Predict, count_predicted, make_inputs, prompts_of
 from infoscope.stages.publish import Published
@@ -66,7 +66,7 @@ class Masking(Published, SeedStage[MaskingResult]):
         if not knows(ctx, Truth.labels, ctx.config.data):
             raise InputError(
                 "stage=masking keeps the latents of each image's true class, but"
-                f" data={ctx.config.data.kind.name} knows no classes here: use data whose folders are classes, or"
+                f" data={ctx.config.data.kind.name} knows no classes here: give {advise_classes(ctx.config.data)}, or"
                 " stage=predict, which needs none."
             )
         if ctx.config.masking.sae_bias and EditMode.reconstruct not in _choose_modes(ctx):

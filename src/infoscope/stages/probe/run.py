@@ -21,7 +21,7 @@ from infoscope.runtime.manifests import Artifact, compute_hash
 from infoscope.runtime.progress import flatten
 from infoscope.runtime.store import Workspace
 from infoscope.scope.ablations import Ablation, Role
-from infoscope.stages.images import check_maps, find_known, knows, probe_data
+from infoscope.stages.images import advise_classes, check_maps, find_known, knows, probe_data
 from infoscope.stages.probe.artifacts import AblationProbes, ProbeGroup
 from infoscope.stages.probe.features import features_of, make_probe_inputs, note_features
 from infoscope.stages.sae import sae_of
@@ -52,10 +52,11 @@ def check_truths(ctx: Context) -> None:
     for task in ctx.config.probe.tasks:
         data = probe_data(ctx, task)
         if not knows(ctx, TRUTHS[task], data):
+            instead = f"{advise_classes(data)}, " if TRUTHS[task] is Truth.labels else ""
             raise InputError(
                 f"Expected data that know {TRUTHS[task].value} for the probe of {task.name}, got"
-                f" data={data.kind.name}: give probe_data.{task.name}, drop the task from probe.tasks, or ask for"
-                " the scope alone (stage=report with data that know nothing)."
+                f" data={data.kind.name}: give {instead}probe_data.{task.name}, drop the task from probe.tasks, or"
+                " ask for the scope alone (stage=report with data that know nothing)."
             )
         if task is not Task.classification:
             check_maps(ctx, data)
