@@ -63,6 +63,12 @@ CONFIGURATIONS: dict[str, tuple[str, list[StageName]]] = {
         " probe_data.segmentation.kind=ade20k",
         REPORT,
     ),
+    "class folders": (
+        FEW + "data=class_folders data.root={root}/imagenet/train data.test_share=0.4 data.seed=2 probe.target=class"
+        " probe.tasks=[classification] probe_data.classification.kind=class_folders"
+        " probe_data.classification.root={root}/imagenet",
+        [*SCORE, StageName.masking, StageName.probe],
+    ),
     "paper": (
         FEW + ROOTS + "data=imagenet data.subset=true data.max_train=10 data.on_error=skip probe_data=paper"
         " probe_data.depth.root={root}/nyu probe=dinov2",

@@ -75,6 +75,7 @@ UNREAD = {
     **dict.fromkeys(
         (f"data={kind}" for kind in ("image_folder", "class_folders", "imagenet", "ade20k", "nyud")), SCENES
     ),
+    "sae=import": [f"sae.{name}" for name in ("expansion_factor", "k", "n_tokens", "batch_tokens", "lr")],
     "sae=relu": ["sae.k"],
     "sae=jumprelu": ["sae.k"],
     "probe.classification_solver=lbfgs": SGD,

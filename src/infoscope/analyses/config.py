@@ -35,7 +35,7 @@ class DescribeConfig:
     """Latents of a class: those that fire strongly on most of its patches."""
     tree: FilePath | None = None
     """A text file with a line `parent child` for each edge of a hierarchy of the classes (wnids, as ImageNet's
-    wordnet.is_a.txt, or class names without spaces); null: the scenes' own, none elsewhere."""
+    wordnet.is_a.txt, or names of classes or class folders without spaces); null: the scenes' own, none elsewhere."""
 
     def __post_init__(self) -> None:
         check(self, "describe")

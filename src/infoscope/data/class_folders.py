@@ -71,7 +71,10 @@ class ClassFolders(PhotographFiles):
 
     def n_target_classes(self, target: str) -> int:
         if target not in self.targets:
-            raise InputError(f"Expected a target of class folders (class), got {target!r}.")
+            raise InputError(
+                f"Expected the target class, the only one of class folders, got {target!r}: set probe.target=class, or"
+                " predict.target=class."
+            )
         return self.n_classes
 
     def describe(self) -> dict[str, str]:

@@ -26,8 +26,8 @@ class PredictConfig:
     template_list: list[str] = field(default_factory=list)
     """For templates=list: sentences with one {} each. With ImageNet, one instead of 80 spares a CPU an hour."""
     class_names: FilePath | None = None
-    """A text file, one name per line, in the order of the target's labels where there are any; null: the data's own
-    classes, ImageNet's for data without labels."""
+    """A text file, one name per line, in the order of the target's labels where there are any (of class folders:
+    ascending); null: the data's own classes, ImageNet's for data without labels."""
     target: str = "class"
     """Which labels predictions are held against. Only "class" has names of its own; others need `class_names`."""
     n_images: Count | None = None

@@ -86,10 +86,11 @@ def open_sets(ctx: Context, data: DataConfig) -> tuple[ImageSet, ImageSet]:
 def _say_classes(train: ImageSet, test: ImageSet) -> str:
     """Return which classes were found, where, with how many images."""
     found = train.describe()
-    said = f"{found['classes']}, {found['layout']}: {len(train):,} training images, {len(test):,} test images"
+    n_classes, _, names = found["classes"].partition(" ")
+    said = f"{n_classes} classes {names}, {found['layout']}: {len(train):,} training images, {len(test):,} test images"
     for images, of in ((train, "training"), (test, "test")):
         if n_without := images.n_classes - len(np.unique(images.labels("class"))):
-            said += f"; {n_without:,} classes have no {of} image"
+            said += f"; classes without a {of} image: {n_without:,}"
     return said
 
 
