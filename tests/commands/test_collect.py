@@ -18,7 +18,7 @@ from pyarrow import parquet
 from rich.console import Console
 
 from infoscope.commands.collect.jobs import CollectedJob
-from infoscope.commands.collect.table import N_ROWS_SHOWN, cut_table, make_jobs_table
+from infoscope.commands.collect.table import N_ROWS_SHOWN, cut_table, make_jobs_table, make_rows_table
 from infoscope.commands.experiments.sweep import main
 from infoscope.config.overrides import quote_override
 from infoscope.config.sweeps import Sweep, expand_sweep, find_swept, make_commands, read_sweep
@@ -365,6 +365,20 @@ def test_every_stage_has_rows(finished: Path, stage: str, stage_of_rows: str) ->
         assert collected.state == "done"
     assert {row["seed"] for row in collected.rows} == {0}
     assert all(str(row["artifact"]).startswith(f"{stage_of_rows}:") for row in collected.rows)
+
+
+def test_quantities_have_their_plain_names_with_units(finished: Path) -> None:
+    collected = collect_tiny(finished, "stage=cross")
+    told = {row["variant"]: row["quantity"] for row in collected.rows}
+    assert len(set(told.values())) == len(told) > 5
+    assert told["firing_rate"] == "firing frequency (share of patch tokens)"
+    overview = make_jobs_table([collected], "jobs")
+    assert [row["variant"] for row in overview.records()] == list(told.values())
+    table = make_rows_table(collected.rows)
+    assert "| firing frequency (share of patch tokens) |" in table.to_markdown()
+    assert "| firing_rate |" not in table.to_markdown()
+    header, *lines = csv.reader(io.StringIO(table.to_csv()))
+    assert {line[header.index("variant")] for line in lines} == told.keys()
 
 
 def test_a_report_is_collected_by_variant(finished: Path) -> None:

@@ -26,7 +26,12 @@ NAMED = (
     Column("stage", "stage", Align.left, optional=True),
     Column("model", "model", Align.left),
 )
-OBSERVED = (Column("seed", "seed", digits=0, is_count=True), Column("variant", "compared", Align.left))
+OBSERVED = (
+    Column("seed", "seed", digits=0, is_count=True),
+    Column("variant", "compared", Align.left),
+    Column("quantity", "quantity", Align.left),
+)
+"""A variant that is a quantity has a name for people besides; where all are, the other stands in the CSV alone."""
 OF_SAE = (
     Column("gamma", "gamma", digits=3),
     Column("fvu", "FVU", digits=4),
@@ -80,7 +85,8 @@ def make_rows_table(rows: Sequence[Row], named: Sequence[Column] = ()) -> Table:
     swept = [key for key in keys if key.startswith("sweep.")]
     read = [column for column in NAMED if column.key in keys and not (column.key == "model" and "sweep.model" in swept)]
     read += [Column(key, key.removeprefix("sweep."), Align.left) for key in swept]
-    read += [column for column in OBSERVED if column.key in keys]
+    are_quantities = all("quantity" in row for row in rows)
+    read += [column for column in OBSERVED if column.key in keys and not (column.key == "variant" and are_quantities)]
     read += [
         column for column in (*OF_SAE, *OF_VARIANT, *named) if any(_is_number(row.get(column.key)) for row in rows)
     ]
@@ -164,7 +170,7 @@ def _choose_rows(rows: Sequence[Row]) -> dict[str, list[Row]]:
 def _label(row: Row, n_kept: int) -> str | None:
     """What a row is of, in words; None where an overview leaves it out."""
     if "role" not in row:
-        return str(row.get("variant", ""))
+        return str(row.get("quantity") or row.get("variant", ""))
     group, control = (None if row[key] is None else str(row[key]) for key in ("group", "control"))
     variant = AblationRow(str(row["role"]), str(row["mode"]), group, control)
     if variant.role == "kept":

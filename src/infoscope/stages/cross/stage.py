@@ -14,7 +14,7 @@ from infoscope.report.section import ReportSection
 from infoscope.report.tables import Column
 from infoscope.runtime.store import Workspace
 from infoscope.sae.origin import check_has_maps
-from infoscope.stages.cross.quantities import list_quantities
+from infoscope.stages.cross.quantities import join_crossed, list_quantities
 from infoscope.stages.cross.section import make_cross_section
 from infoscope.stages.latents import Latents
 from infoscope.stages.publish import PublishedPart
@@ -67,11 +67,14 @@ class Cross(PublishedPart, SingleStage[CrossResult]):
 
     def rows(self, ctx: Context, seed: int) -> Iterator[Row]:
         made, found, place = self.at(ctx).get(), self.at(ctx).load(), ctx.config.seeds.index(seed)
+        crossed = join_crossed(found, Latents.at(ctx, seed).load())
         for name, rho, within, n in zip(
             found.names, found.rho[place], found.within[place], found.n[place], strict=True
         ):
             numbers = {"spearman": float(rho), "within_strata": float(within), "n_latents": int(n)}
-            yield {**name_artifacts(made), "variant": name, **numbers}
+            of = crossed[name]
+            quantity = f"{of.label} ({of.unit})" if of.unit else of.label
+            yield {**name_artifacts(made), "variant": name, "quantity": quantity, **numbers}
 
     def section(self, ctx: Context) -> ReportSection:
         tables = [Latents.at(ctx, seed).load() for seed in ctx.config.seeds]
