@@ -241,6 +241,8 @@ class TestRefused:
         refuse(tmp_path / "deep", "got one (pictures): set data.root to", f"such as {tmp_path / 'deep' / 'pictures'}")
         (tmp_path / "none" / "cat").mkdir(parents=True)
         refuse(tmp_path / "none", "Expected images, but", "holds no file with the suffix")
+        (tmp_path / "list.txt").touch()
+        refuse(tmp_path / "list.txt", "list.txt is a file: set data.root to a folder.")
         refuse(tmp_path / "nowhere", "Expected a folder of images at", "check data.root")
 
     def test_folders_that_are_splits_and_no_classes(self, tmp_path):

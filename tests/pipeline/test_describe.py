@@ -112,10 +112,12 @@ def test_the_classes_of_imagenet_are_named_by_their_wnids(tmp_path: Path) -> Non
             save_noise(tmp_path / "imagenet" / split / wnid / f"{wnid}_{number}.JPEG", number)
     tree = tmp_path / "wordnet.is_a.txt"
     tree.write_text(f"n00001740 n00015388\nn00015388 {fish[0]}\nn00015388 {fish[1]}\nn00001740 n00002137\n")
-    given = ("data=imagenet", f"data.root={tmp_path / 'imagenet'}", "data.subset=true", f"describe.tree={tree}")
-    hierarchy = find_hierarchy(make_context(tmp_path / "out", *given, "stage=describe"))
-    assert hierarchy is not None
-    assert hierarchy.meeting.tolist() == [[2, 1], [1, 2]]
+    given = (f"data.root={tmp_path / 'imagenet'}", f"describe.tree={tree}", "stage=describe")
+    imagenet = ("data=imagenet", "data.subset=true")
+    for data in (imagenet, (*imagenet, "data.max_train=3"), ("data=class_folders",)):
+        hierarchy = find_hierarchy(make_context(tmp_path / "out", *data, *given))
+        assert hierarchy is not None
+        assert hierarchy.meeting.tolist() == [[2, 1], [1, 2]]
 
 
 def test_a_judge_whose_weights_do_not_fit_is_refused_before_anything_is_built(tmp_path: Path) -> None:

@@ -52,7 +52,11 @@ def list_images(root: Path, kind: str = "image_folder") -> tuple[list[str], Left
         ) from error
     if not is_folder:
         with explaining(root, kind):
-            place = "its folder" if is_image_name(root.name) else "a folder, or to a list of paths that ends in .txt"
+            place = "a folder, or to a list of paths that ends in .txt"
+            if kind != "image_folder":
+                place = "a folder"
+            elif is_image_name(root.name):
+                place = "its folder"
             raise InputError(f"Expected a folder of images, but {root} is a file: set data.root to {place}.")
 
     names: list[str] = []
