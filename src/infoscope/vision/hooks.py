@@ -69,8 +69,8 @@ class HookPoint:
         """
         if not -n_layers <= self.layer < n_layers:
             raise InputError(
-                f"Expected model.layer in {-n_layers}..{n_layers - 1} (the model has {n_layers} blocks), got"
-                f" {self.layer}."
+                f"Expected model.layer in {-n_layers}..{n_layers - 1} (the model has {n_layers}"
+                f" block{'s' * (n_layers != 1)}), got {self.layer}."
             )
         if self.site != RESID_POST and self.layer % n_layers != n_layers - 1:
             raise InputError(
