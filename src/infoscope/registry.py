@@ -49,6 +49,11 @@ STAGES = (
         "the same while only the top latents of each image's true class are kept, or these are dropped",
     ),
     Entry(
+        "attribute",
+        "stages.attribute.stage:Attribute",
+        "which features predictions rest on, by gradients: tested by ablation and deletion, and by scope",
+    ),
+    Entry(
         "stability",
         "stages.stability.stage:Stability",
         "the scores again under other shifts, images, k, seeds, solvers",

@@ -29,7 +29,7 @@ MEAN = torch.from_numpy(CACHE.patches.reshape(-1, D).mean(0))
 class WholeClip(PatchMeanClip):
     """Its image embedding is the direction of CLS and the mean patch together."""
 
-    def embed_tokens(self, tokens: Tokens, layer: int) -> Tensor:
+    def embed_tokens(self, tokens: Tokens, layer: int, with_gradient: bool = False) -> Tensor:
         return F.normalize(tokens.prefix[:, 0] + tokens.patches.mean(1), dim=-1)
 
 

@@ -64,8 +64,12 @@ def make_scene_inputs(folder: Path) -> SceneInputs:
 class PatchMeanClip(MixingBackbone):
     """Its image embedding is the direction of the mean patch."""
 
-    def embed_tokens(self, tokens, layer: int) -> Tensor:
+    def embed_tokens(self, tokens, layer: int, with_gradient: bool = False) -> Tensor:
         return F.normalize(tokens.patches.mean(1), dim=-1)
+
+    def embed_texts(self, texts) -> Tensor:
+        """Every text is the last channel."""
+        return torch.eye(D)[[-1]].expand(len(texts), -1)
 
     @property
     def logit_scale(self) -> float:

@@ -273,8 +273,8 @@ class PlantedClip(PlantedRegisters):
     def logit_scale(self) -> float:
         return 100.0
 
-    def embed_tokens(self, tokens: Any, layer: int) -> Any:
-        return F.normalize(self.resume(tokens, layer), dim=-1)
+    def embed_tokens(self, tokens: Any, layer: int, with_gradient: bool = False) -> Any:
+        return F.normalize(self.resume(tokens, layer, with_gradient), dim=-1)
 
     def embed_texts(self, texts: Any) -> Any:
         return self.directions[self.n_local :][[list(LIGHT_ANCHORS).index(text) for text in texts]]

@@ -158,3 +158,32 @@ class AdaptConfig:
     def cache_key_fields(self) -> dict[str, Any]:
         """Return what changes the comparison as plain JSON; the weights are in its key by what they determine."""
         return {"n_draws": self.n_draws, "seed": self.seed}
+
+
+class Towards(Enum):
+    """The class of an image towards which latents are attributed."""
+
+    predicted = "predicted"
+    true = "true"
+    """Of data that know it."""
+
+
+@dataclass
+class AttributionConfig:
+    """Towards what `stage=attribute` attributes, and how that is tested; what is predicted: `predict.*`."""
+
+    towards: Towards = Towards.predicted
+    n_tested: Count = 100
+    """Test images, drawn at random, on which orders of latents are compared: each costs a pass through the remaining
+    blocks for every latent that fires in it."""
+    n_steps: Annotated[int, Bounds(2, 100)] = 5
+    """Of the deletion curves: equal shares of the latents that fire in an image (Attributing CLIP's)."""
+    seed: Seed = 0
+    """Of the images drawn, and of random orders."""
+
+    def __post_init__(self) -> None:
+        check(self, "attribution")
+
+    def cache_key_fields(self) -> dict[str, Any]:
+        """Return all settings as plain JSON."""
+        return {"towards": self.towards.name, "n_tested": self.n_tested, "n_steps": self.n_steps, "seed": self.seed}

@@ -21,7 +21,14 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from infoscope import registry
-from infoscope.analyses.config import AdaptConfig, CrossConfig, DescribeConfig, MaskingConfig, SegmentConfig
+from infoscope.analyses.config import (
+    AdaptConfig,
+    AttributionConfig,
+    CrossConfig,
+    DescribeConfig,
+    MaskingConfig,
+    SegmentConfig,
+)
 from infoscope.config import errors
 from infoscope.config.overrides import make_readable, quote_override
 from infoscope.config.unread import NAMESAKES, check_read, name_place
@@ -160,6 +167,7 @@ class Config:
     outliers: OutlierConfig = field(default_factory=OutlierConfig)
     predict: PredictConfig = field(default_factory=PredictConfig)
     masking: MaskingConfig = field(default_factory=MaskingConfig)
+    attribution: AttributionConfig = field(default_factory=AttributionConfig)
     segment: SegmentConfig = field(default_factory=SegmentConfig)
     adapt: AdaptConfig = field(default_factory=AdaptConfig)
     describe: DescribeConfig = field(default_factory=DescribeConfig)

@@ -213,11 +213,14 @@ class Backbone(nn.Module, ABC):
             )
         return found
 
-    @torch.inference_mode()
-    def resume(self, tokens: Tokens, layer: int) -> Float[Tensor, "batch d_out"]:
+    def resume(self, tokens: Tokens, layer: int, with_gradient: bool = False) -> Float[Tensor, "batch d_out"]:
         """Run edited tokens of block `layer` through the blocks after it and pool: the vector before projection.
 
         With unedited tokens this equals the plain forward. Only what the pooled vector needs is computed.
+
+        Args:
+            with_gradient: record it for autograd, whatever the caller's mode, so that what becomes of the vector has a
+                gradient to the tokens.
 
         Raises:
             InputError: if the layer does not exist, or is the last one of a CLS-pooled model: nothing would be left
@@ -229,7 +232,7 @@ class Backbone(nn.Module, ABC):
                 f"Going on from the last block ({layer}) cannot change CLS: expected an earlier model.layer, or the"
                 " readout patch_mean."
             )
-        with self._plain():
+        with torch.inference_mode(not with_gradient), self._plain():
             return self._resume(tokens, layer)
 
     def pool_images(self, images: UInt8[Tensor, "batch 3 height width"]) -> Float[Tensor, "batch d_out"]:
@@ -266,8 +269,11 @@ class Backbone(nn.Module, ABC):
         each = self.embed(Tokens(alone.expand(-1, self.n_prefix_tokens, -1), alone))
         return each.unflatten(0, patches.shape[:2])
 
-    def embed_tokens(self, tokens: Tokens, layer: int) -> Float[Tensor, "batch embed_dim"]:
+    def embed_tokens(self, tokens: Tokens, layer: int, with_gradient: bool = False) -> Float[Tensor, "batch embed_dim"]:
         """Go on from edited tokens of block `layer` to what texts are compared with, of unit norm.
+
+        Args:
+            with_gradient: as of `resume`.
 
         Raises:
             InputError: as `resume`, or if the model has no text tower.

@@ -58,10 +58,10 @@ class EmbeddedBackbone(Backbone):
         self.n_images_encoded += len(images)
         return self.tower.pool_images(images)
 
-    @torch.inference_mode()
-    def embed_tokens(self, tokens: Tokens, layer: int) -> Float[Tensor, "batch embed_dim"]:
+    def embed_tokens(self, tokens: Tokens, layer: int, with_gradient: bool = False) -> Float[Tensor, "batch embed_dim"]:
         assert self.logit_scale > 0  # of a model without texts it is refused
-        return F.normalize(self.resume(tokens, layer), dim=-1)
+        with torch.inference_mode(not with_gradient):
+            return F.normalize(self.resume(tokens, layer, with_gradient), dim=-1)
 
     def embed_texts(self, texts: Sequence[str]) -> Float[Tensor, "n embed_dim"]:
         return self.tower.embed_texts(texts)

@@ -68,10 +68,10 @@ class ClipBackbone(Backbone):
     def pool_images(self, images: Tensor) -> Tensor:
         return self.embed_images(images) if self.has_projection else super().pool_images(images)
 
-    @torch.inference_mode()
-    def embed_tokens(self, tokens: Tokens, layer: int) -> Float[Tensor, "batch embed_dim"]:
+    def embed_tokens(self, tokens: Tokens, layer: int, with_gradient: bool = False) -> Float[Tensor, "batch embed_dim"]:
         self._check_text()
-        return F.normalize(self._project(self.resume(tokens, layer)), dim=-1)
+        with torch.inference_mode(not with_gradient):
+            return F.normalize(self._project(self.resume(tokens, layer, with_gradient)), dim=-1)
 
     @torch.inference_mode()
     def embed_texts(self, texts: Sequence[str]) -> Float[Tensor, "n embed_dim"]:

@@ -1,0 +1,65 @@
+"""What SAE seeds have found of attributions, joined."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+from scipy.special import stdtrit
+
+from infoscope.analyses.attribution import METHODS, AttributionResult, GroupShares
+from infoscope.report.tables import Stat, compute_stat
+from infoscope.scope.cds import mean_of_known
+from infoscope.stages.score.result import ScopeResult
+
+LEVEL = 0.95
+"""Of the intervals."""
+PLACES = {name: place for place, name in enumerate(METHODS)}
+"""Of the methods in the arrays of an `AttributionResult`."""
+
+
+class Found(NamedTuple):
+    """What was found of one SAE seed."""
+
+    scope: ScopeResult
+    result: AttributionResult
+
+    @property
+    def shares(self) -> GroupShares:
+        """What its groups have of attribution and activation."""
+        return self.result.split(self.scope.partition.groups)
+
+
+class Interval(NamedTuple):
+    """A mean over images, and its 95 % interval (t); NaN where there is none."""
+
+    mean: float
+    low: float
+    high: float
+
+    @property
+    def is_told(self) -> bool:
+        """Whether 0 lies outside."""
+        return self.low > 0 or self.high < 0
+
+
+def compute_interval(values: Float[np.ndarray, " n_images"]) -> Interval:
+    """Return the mean of the finite values and its interval."""
+    stat = compute_stat(values)
+    half = float(stdtrit(stat.n - 1, (1 + LEVEL) / 2)) * stat.error if stat.n > 1 else math.nan
+    return Interval(stat.mean, stat.mean - half, stat.mean + half)
+
+
+def join_images(
+    by_seed: Sequence[Float[np.ndarray, "n_methods n_images"]], name: str
+) -> Float[np.ndarray, " n_images"]:
+    """Return what a method has of each image, mean over SAE seeds: all of them have the same images."""
+    return mean_of_known(np.stack([of[PLACES[name]] for of in by_seed]), axis=0)
+
+
+def join_seeds(by_seed: Sequence[Float[np.ndarray, "n_methods n_images"]], name: str) -> Stat:
+    """Return the mean over images of a method, over SAE seeds."""
+    return compute_stat(compute_stat(of[PLACES[name]]).mean for of in by_seed)

@@ -1,0 +1,294 @@
+"""The section on attributions: tables, figures, and what they say."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from jaxtyping import Float
+
+from infoscope.analyses.attribution import COSINE, DELETION, GRADIENT, INSERTION, METHODS, PROB, RANDOM
+from infoscope.report.section import ReportSection, SectionFigure
+from infoscope.report.tables import Align, Column, Stat, Table, compute_stat, format_number
+from infoscope.scope.cds import mean_of_known
+from infoscope.scope.partition import name_group
+from infoscope.stages.attribute.figures import draw_curves, draw_groups
+from infoscope.stages.attribute.numbers import Found, compute_interval, join_images, join_seeds
+
+AREAS = {
+    "deletion_prob": (DELETION, PROB),
+    "insertion_prob": (INSERTION, PROB),
+    "deletion_cosine": (DELETION, COSINE),
+    "insertion_cosine": (INSERTION, COSINE),
+}
+"""The areas under curves, by the key of their column."""
+AGREES = 0.8
+"""Rank correlation from which gradients are said to agree with exact ablation."""
+MAX_CLASSES = 20
+"""In the table of groups: of more, those in which the first group has most and least attribution for its activation."""
+
+
+def make_attribution_section(found: Sequence[Found]) -> ReportSection:
+    """Return the section on some SAE seeds, which all have the same test images."""
+    return ReportSection(
+        name="attribution",
+        title="What predictions rest on",
+        findings=tuple(_find(found)),
+        tables={"attribution": _make_table(found), "attribution_groups": _make_group_table(found)},
+        figures={
+            "attribution_curves": SectionFigure(
+                lambda: draw_curves(found),
+                "Probability (above) and cosine (below) of the image's class while the first latents of an order are"
+                " removed (left: the lower, the better the order), or while they alone are kept (right: the higher, the"
+                " better); the SAE's error and tokens that it does not read stay. Means over test images and SAE seeds,"
+                " shades are ± one standard deviation over seeds.",
+            ),
+            "attribution_groups": SectionFigure(
+                lambda: draw_groups(found, _choose_classes(found)),
+                "What share each group of features has in the size of all attributions towards a class (filled), and in"
+                " the activation in the same images (open): means over SAE seeds.",
+            ),
+        },
+        summary=_summarise(found),
+    )
+
+
+def _make_table(found: Sequence[Found]) -> Table:
+    first, areas = found[0].result, {key: [one.result.area(*of) for one in found] for key, of in AREAS.items()}
+    agreements = [one.result.agreement for one in found]
+    table = Table(
+        "attribution",
+        f"Orders of the latents of an image by what they do for its {first.towards} class",
+        [
+            Column("order", "by", Align.left),
+            Column("agreement", "rank correlation with exact ablation", signed=True),
+            Column("deletion_prob", "deletion, probability", digits=3),
+            Column("insertion_prob", "insertion, probability", digits=3),
+            Column("deletion_cosine", "deletion, cosine", digits=4, optional=True),
+            Column("insertion_cosine", "insertion, cosine", digits=4, optional=True),
+            *(
+                Column(f"{key}_{end}", f"{key}, {end} end of the interval over images", csv_only=True)
+                for key in ("agreement", "deletion_prob")
+                for end in ("low", "high")
+            ),
+        ],
+        notes=list(_note(found)),
+    )
+    for name, words in METHODS.items():
+        intervals = [compute_interval(join_images(of, name)) for of in (agreements, areas["deletion_prob"])]
+        table.add_row(
+            words,
+            join_seeds(agreements, name),
+            *(join_seeds(of, name) for of in areas.values()),
+            *(end for interval in intervals for end in (interval.low, interval.high)),
+        )
+    return table
+
+
+def _note(found: Sequence[Found]) -> Iterator[str]:
+    first = found[0].result
+    n_ranked = compute_stat(one.result.n_ranked.mean() for one in found).mean
+    yield (
+        f"{len(first.tested):,} test images, {len(found)} SAE seed{'s' * (len(found) != 1)}; in the mean"
+        f" {format_number(n_ranked, 0)} latents fire in an image. Deletion: area under the curve of what is left of the"
+        " class while the first latents are removed in equal shares, on all tokens that the SAE reads (low: the order"
+        " finds what matters); insertion: while they alone are kept (high). The SAE's error stays."
+    )
+    yield (
+        "Gradient x activation: sum over tokens of activation times the derivative of the cosine of image and class by"
+        " it; integrated gradients: the same by the mean derivative on the way from tokens without any latent. Exact"
+        " ablation: what the cosine loses without the latent alone. Logit lens: dot product of the class's text with"
+        " the decoder row as the tower's end would embed it. Activation: sum over tokens, times the norm of the decoder"
+        " row. Random order: the gradient attributions shuffled."
+    )
+
+
+def _make_group_table(found: Sequence[Found]) -> Table:
+    shares, first = [one.shares for one in found], found[0].result
+    groups = shares[0].groups
+    percent = {"digits": 1, "scale": 100, "unit": "%"}
+    table = Table(
+        "attribution_groups",
+        f"What groups of features do for the {first.towards} class, and how active they are",
+        [
+            Column("class", "class", Align.left),
+            Column("n_images", "images", digits=0, is_count=True),
+            *(
+                Column(f"{key}_{group.replace(' ', '_')}", f"{name_group(group)}, {key}", **percent)
+                for group in groups
+                for key in ("attribution", "activation")
+            ),
+        ],
+    )
+    for label, n, key in (
+        ("all", first.n_images.sum(), "attribution"),
+        ("all, integrated gradients", len(first.tested), "integrated"),
+    ):
+        numbers = [
+            None if of == "mass" and key == "integrated" else compute_stat(getattr(one, of)[i] for one in shares)
+            for i in range(len(groups))
+            for of in (key, "mass")
+        ]
+        table.add_row(label, Stat(n, math.nan, 1), *numbers)
+    table.add_section()
+    ratio, chosen = _compare_classes(found), _choose_classes(found)
+    for of_class in chosen:
+        numbers = [
+            compute_stat(getattr(one, table_of)[of_class, i] for one in shares)
+            for i in range(len(groups))
+            for table_of in ("by_class", "mass_by_class")
+        ]
+        table.add_row(first.class_names[of_class], Stat(first.n_images[of_class], math.nan, 1), *numbers)
+    table.notes.append(
+        "Attribution: share of the group in the sum of the sizes of all attributions towards the class, over the test"
+        " images of that class; activation: its share of activation times norm of the decoder row in the same images."
+    )
+    if (n_left_out := int(np.isfinite(ratio).sum()) - len(chosen)) > 0:
+        table.notes.append(
+            f"{n_left_out:,} classes are left out: shown are those in which the {name_group(groups[0])} features have"
+            " most, and least, attribution for their activation."
+        )
+    return table
+
+
+def _compare_classes(found: Sequence[Found]) -> Float[np.ndarray, " n_classes"]:
+    """Return the first group's share of attribution over its share of activation, of each class; NaN without images."""
+    shares = [one.shares for one in found]
+    attribution, mass = (
+        mean_of_known(np.stack([of[:, 0] for of in many]), axis=0)
+        for many in ([one.by_class for one in shares], [one.mass_by_class for one in shares])
+    )
+    return np.divide(attribution, mass, out=np.full(len(mass), np.nan), where=mass > 0)
+
+
+def _choose_classes(found: Sequence[Found]) -> list[int]:
+    """Return the classes of the table of groups, most attribution for their activation first."""
+    ratio = _compare_classes(found)
+    order = [int(i) for i in np.argsort(-ratio, kind="stable") if np.isfinite(ratio[i])]
+    half = MAX_CLASSES // 2
+    return order if len(order) <= MAX_CLASSES else order[:half] + order[-half:]
+
+
+def _find(found: Sequence[Found]) -> Iterator[str]:
+    yield _tell_agreement(found)
+    yield from _tell_deletion(found)
+    yield from _tell_groups(found)
+    yield from _tell_alignment(found)
+
+
+def _tell_agreement(found: Sequence[Found]) -> str:
+    first, agreements = found[0].result, [one.result.agreement for one in found]
+    gradient, shuffled = (compute_interval(join_images(agreements, name)) for name in (GRADIENT, RANDOM))
+    verb = "agree with" if gradient.mean >= AGREES else "agree only in part with"
+    n_ranked = format_number(compute_stat(one.result.n_ranked.mean() for one in found).mean, 0)
+    return (
+        f"Gradient attributions {verb} exact ablation: over the {n_ranked} latents that fire in an image they rank as"
+        f" their ablation does by {_signed(gradient.mean)} (Spearman, mean of {len(first.tested):,} test images, 95%"
+        f" interval over images {_signed(gradient.low)} to {_signed(gradient.high)}), shuffled by"
+        f" {_signed(shuffled.mean)} ({_signed(shuffled.low)} to {_signed(shuffled.high)}). One backward an image stands"
+        " for a forward of each latent."
+    )
+
+
+def _tell_deletion(found: Sequence[Found]) -> Iterator[str]:
+    areas = {key: [one.result.area(*of) for one in found] for key, of in AREAS.items()}
+    deletion = areas["deletion_prob"]
+    ranked = sorted(METHODS, key=lambda name: join_seeds(deletion, name).mean)
+    told = ", ".join(f"{METHODS[name]} {join_seeds(deletion, name).mean:.3f}" for name in ranked)
+    yield f"Area under the deletion curve of the probability, the order that finds most first: {told}."
+    for key, words, better in (("deletion_cosine", "Deletion", -1), ("insertion_cosine", "Insertion", 1)):
+        worse, alike, best = [], [], []
+        own = join_images(areas[key], GRADIENT)
+        for name in METHODS:
+            if name == GRADIENT:
+                continue
+            difference = compute_interval(better * (own - join_images(areas[key], name)))
+            where = alike if not difference.is_told else best if difference.mean > 0 else worse
+            where.append(METHODS[name])
+        parts = [
+            f"{verb} {', '.join(names)}"
+            for verb, names in (("beat", best), ("are not told from", alike), ("lose to", worse))
+            if names
+        ]
+        yield f"{words}, by the area under the curve of the cosine, image by image: gradients {'; '.join(parts)}."
+
+
+def _tell_groups(found: Sequence[Found]) -> Iterator[str]:
+    shares, names = [one.shares for one in found], found[0].result.class_names
+    if not shares[0].groups or not np.isfinite(_compare_classes(found)).any():
+        return
+    for place, group in enumerate(shares[0].groups):
+        attribution, integrated, mass = (
+            _percent(compute_stat(getattr(one, key)[place] for one in shares).mean)
+            for key in ("attribution", "integrated", "mass")
+        )
+        yield (
+            f"{name_group(group).capitalize()} features have {attribution} of the attribution ({integrated} by"
+            f" integrated gradients) and {mass} of the activation."
+        )
+    ratio = _compare_classes(found)
+    known, most, least = np.isfinite(ratio), int(np.nanargmax(ratio)), int(np.nanargmin(ratio))
+    yield (
+        f"{name_group(shares[0].groups[0]).capitalize()} features do more for the class than their activation says in"
+        f" {int((ratio[known] > 1).sum())} of {int(known.sum())} classes: most for {names[most]}"
+        f" ({ratio[most]:.2f} times their share of the activation), least for {names[least]} ({ratio[least]:.2f})."
+    )
+
+
+def _tell_alignment(found: Sequence[Found]) -> Iterator[str]:
+    n_known = compute_stat(np.isfinite(one.result.alignment).sum() for one in found).mean
+    if not n_known:
+        yield f"No feature fires in {found[0].result.n_top} test images, so none has a semantic alignment."
+        return
+    medians = {
+        name_group(group): compute_stat(
+            np.median(known)
+            if len(known := one.result.alignment[members & np.isfinite(one.result.alignment)])
+            else math.nan
+            for one in found
+            for name, members in one.scope.partition.groups.items()
+            if name == group
+        )
+        for group in found[0].scope.partition.groups
+    }
+    told = ", ".join(f"{_signed(of.mean, 3)} {name}" for name, of in medians.items())
+    yield (
+        f"Semantic alignment (cosine of the mean of a feature's {found[0].result.n_top} top test images with the text"
+        f" of their class, minus that with the empty text) is known of {format_number(n_known, 0)} features; median:"
+        f" {told}."
+    )
+
+
+def _summarise(found: Sequence[Found]) -> dict[str, object]:
+    first, shares = found[0].result, [one.shares for one in found]
+    areas = {key: [one.result.area(*of) for one in found] for key, of in AREAS.items()}
+    agreements = [one.result.agreement for one in found]
+    return {
+        "towards": first.towards,
+        "n_images": int(first.n_images.sum()),
+        "n_tested": len(first.tested),
+        "methods": {
+            name: {
+                "agreement": join_seeds(agreements, name),
+                **{key: join_seeds(of, name) for key, of in areas.items()},
+            }
+            for name in METHODS
+        },
+        "groups": {
+            group: {
+                "attribution": compute_stat(one.attribution[i] for one in shares),
+                "integrated": compute_stat(one.integrated[i] for one in shares),
+                "activation": compute_stat(one.mass[i] for one in shares),
+            }
+            for i, group in enumerate(shares[0].groups)
+        },
+    }
+
+
+def _percent(share: float) -> str:
+    return f"{format_number(100 * share, 1)}%"
+
+
+def _signed(value: float, digits: int = 2) -> str:
+    return format_number(value, digits, signed=True)
