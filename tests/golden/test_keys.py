@@ -32,7 +32,7 @@ WILL_CHANGE = ("group_activation", "confounds", "report")
 KINDS = {
     *("scenes", "train_clip", "tokens", "train_sae", "rank", "score", "image_means", "features", "probe", "outliers"),
     *("zero_shot_head", "predict", "masking", "stability", "effects", "latents", "cross", "sample", *WILL_CHANGE),
-    *("image_codes", "judge", "describe", "fidelity", "alignment", "adapt", "label_screen", "segment"),
+    *("image_codes", "judge", "describe", "fidelity", "attribution", "alignment", "adapt", "label_screen", "segment"),
 }
 EXPLAINED = "tiny"
 """The configuration whose keys are stored as a whole."""
@@ -126,6 +126,11 @@ CONFIGURATIONS: dict[str, tuple[str, list[StageName]]] = {
     "segment.*": (
         FEW + "segment.n_thresholds=3 segment.normalise=image data.n_train=30 data.n_test=6",
         [StageName.segment],
+    ),
+    "attribution.*": (
+        "debug=tiny attribution.towards=label attribution.n_tested=3 attribution.n_steps=4 attribution.seed=2"
+        " predict.n_images=9 describe.n_clarity_images=5",
+        [StageName.attribute],
     ),
     "curve.*": ("debug=tiny curve.mass_shares=[0.3,0.6] probe.seed=7", [StageName.curve]),
 }

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from infoscope.analyses.attribution import METHODS, AttributionResult
 from infoscope.analyses.masking import MaskingResult, make_curves
 from infoscope.data.scenes.scene_set import SceneSet
 from infoscope.pipeline.context import Context
@@ -15,6 +16,7 @@ from infoscope.runtime.errors import InputError
 from infoscope.sae.checkpoint import load_sae
 from infoscope.sae.latent_table import load_latents
 from infoscope.scope.stability import StabilityResult
+from infoscope.stages.attribute.stage import Attribute
 from infoscope.stages.image_codes import Codes
 from infoscope.stages.images import open_split
 from infoscope.stages.latents import Latents
@@ -168,6 +170,44 @@ def test_masking_needs_labels_and_text(finished: Path, tmp_path: Path) -> None:
     folder = ("model=scenes_clip", "data=image_folder", f"data.root={tmp_path / 'images'}")
     with pytest.raises(InputError, match="each image's true class, but data=image_folder knows no classes here"):
         run_tiny(tmp_path / "out", "stage=masking", *folder)
+
+
+def test_attribution_is_a_report_of_its_own(shipped: Path) -> None:
+    few = (*SHIPPED, "stage=attribute", "attribution.n_tested=3", "describe.n_clarity_images=4")
+    first = run_tiny(shipped, *few)
+    assert set(first.stages("built")) == {"attribution", "report"}
+    assert first.files is not None
+    assert first.files.tables.keys() == {"attribution", "attribution_groups"}
+    assert first.files.figures.keys() == {"attribution_curves", "attribution_groups"}
+    assert "exact ablation" in first.text
+    assert run_tiny(shipped, *few).stages("built") == []
+    assert run_tiny(shipped, *few, "partition.gamma=0.02").stages("built") == ["report"]
+    result = AttributionResult.load(find_folder(shipped, "attribution"))
+    assert (result.n_images.sum(), len(result.tested)) == (N_TEST, 3)
+    true = run_tiny(shipped, *few, "attribution.towards=label")
+    assert true.names("built", "attribution")
+    labels = open_split(Context(make_tiny_config(shipped, *few), Recorder()), "test").labels("class")
+    of_true = Attribute.at(Context(make_tiny_config(shipped, *few, "attribution.towards=label"), Recorder()), 0).load()
+    assert of_true.n_images.tolist() == np.bincount(labels, minlength=len(of_true.class_names)).tolist()
+    collected = collect_tiny(shipped, *few)
+    assert collected.state == "done"
+    assert [row["method"] for row in collected.rows] == list(METHODS)
+    latents = Latents.at(Context(make_tiny_config(shipped, *few), Recorder()), 0)
+    assert "attribution_seed0" not in vars(latents.needs)  # the table has its columns where the artifact is at hand
+    table = latents.load()
+    np.testing.assert_array_equal(table["attribution_share"], result.share)
+    assert np.isfinite(table["semantic_alignment"]).sum() == (result.aligned_class >= 0).sum() > 0
+    assert np.isnan(table["attribution"][result.n_firing == 0]).all()
+
+
+def test_attribution_towards_the_true_class_needs_labels(finished: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="has no text tower"):
+        run_tiny(finished, "stage=attribute")
+    for i in range(30):
+        save_noise(tmp_path / "images" / f"{i}.png", i)
+    folder = ("model=scenes_clip", "data=image_folder", f"data.root={tmp_path / 'images'}", "attribution.towards=label")
+    with pytest.raises(InputError, match="each image's true class, but data=image_folder knows no classes here"):
+        run_tiny(tmp_path / "out", "stage=attribute", *folder)
 
 
 def test_stability_is_a_report_of_its_own(finished: Path) -> None:

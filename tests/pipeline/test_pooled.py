@@ -12,6 +12,8 @@ from infoscope.data.scenes.factors import KINDS
 from infoscope.pipeline.context import Context
 from infoscope.pipeline.run import run
 from infoscope.runtime.errors import InputError
+from infoscope.stages.attribute.numbers import PLACES
+from infoscope.stages.attribute.stage import Attribute
 from infoscope.stages.describe.fidelity import Fidelity
 from infoscope.stages.describe.stage import Describe
 from infoscope.stages.judge import Judge
@@ -64,6 +66,19 @@ def test_its_features_are_described_without_a_score(described: Path) -> None:
     assert fidelity.n_classes == len(KINDS)
     assert fidelity.cross_entropy[0].mean() < fidelity.cross_entropy[2].mean()  # zeros in place of the embedding
     assert not any(isinstance(node.stage, Score) for node in Describe().goals(ctx))
+
+
+def test_predictions_rest_on_features_of_whole_images(described: Path) -> None:
+    few = (*POOLED, "stage=attribute", "attribution.n_tested=3", "describe.n_clarity_images=2")
+    made = run_tiny(described, *few)
+    assert made.files is not None
+    assert made.files.tables.keys() == {"attribution"}
+    assert "scope" not in made.text
+    found = Attribute.at(make_context(described, *few), 0).load()
+    deleted = found.curves[0, PLACES["gradient"], :, :, 1].mean(axis=1)
+    assert deleted[0] > deleted[1:-1].max()
+    assert found.agreement[PLACES["gradient"]].mean() > 0.8
+    assert "semantic_alignment" in Latents.at(make_context(described, *few), 0).load()
 
 
 @pytest.mark.parametrize("stage", ["score", "cross", "probe", "masking", "report"])

@@ -9,6 +9,7 @@ import open_clip
 import torch
 from torch import Tensor
 
+from infoscope.vision.backbone import Backbone, Tokens
 from infoscope.vision.open_clip.backbone import OpenClipBackbone
 
 MEAN, STD = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
@@ -56,3 +57,18 @@ def make_images(n_images: int, size_px: int = GRID * PATCH_PX, seed: int = 0) ->
     """Return uint8 noise [n_images, 3, size_px, size_px]."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(256, (n_images, 3, size_px, size_px), generator=generator, dtype=torch.uint8)
+
+
+def check_gradient(backbone: Backbone, tokens: Tokens, layer: int) -> Tensor:
+    """Return the gradient of a fixed readout of `resume` to the patches, held against a step along it."""
+    prefix, patches = tokens.prefix.clone(), tokens.patches.clone().requires_grad_()
+    pooled = backbone.resume(Tokens(prefix, patches), layer, with_gradient=True)
+    readout = torch.randn(pooled.shape, generator=torch.Generator().manual_seed(4))
+    (gradient,) = torch.autograd.grad((pooled * readout).sum(), patches)
+    step = 0.02 * gradient / gradient.norm()
+    above, below = (
+        (backbone.resume(Tokens(prefix, (patches + sign * step).detach()), layer) * readout).double().sum()
+        for sign in (1, -1)
+    )
+    torch.testing.assert_close(float(above - below) / 2, 0.02 * float(gradient.norm()), rtol=0.05, atol=0)
+    return gradient

@@ -20,6 +20,7 @@ from tests.support.clip_samples import (
     PATCH_PX,
     STD,
     WIDTH,
+    check_gradient,
     make_backbone,
     make_clip_cfg,
     make_images,
@@ -142,6 +143,11 @@ def test_an_edit_of_one_patch_reaches_cls_from_every_layer_but_the_last(plain):
         before, after = plain.resume(tokens, layer), plain.resume(Tokens(tokens.prefix, patches), layer)
         assert (after[0] - before[0]).norm() > 1e-3 * before[0].norm()
         assert torch.equal(after[1], before[1])
+
+
+def test_a_gradient_goes_through_the_blocks_that_are_left(backbone):
+    for layer in (0, backbone.n_layers - 2):
+        check_gradient(backbone, backbone.tokens(make_images(2, backbone.image_px), layer), layer)
 
 
 def test_sizes_are_those_of_the_tower(plain):

@@ -17,7 +17,7 @@ from infoscope.runtime.errors import InputError
 from infoscope.vision.backbone import Backbone, Tokens
 from infoscope.vision.planted import PlantedRegisters
 from infoscope.vision.timm.backbone import TimmBackbone
-from tests.support.clip_samples import make_backbone, make_images
+from tests.support.clip_samples import check_gradient, make_backbone, make_images
 
 BATCH = 4
 
@@ -70,10 +70,11 @@ def test_edited_tokens_go_on_through_plain_blocks(backbone: Backbone, monkeypatc
     images = make_images(BATCH, backbone.image_px)
     tokens = backbone.tokens(images, 0)
     edited = Tokens(tokens.prefix, tokens.patches * 0.5)
-    expected = backbone.resume(edited, 0)
+    expected, gradient = backbone.resume(edited, 0), check_gradient(backbone, tokens, 0)
     backbone.compile_blocks(BATCH)
     seen = count_compiled_calls(monkeypatch, backbone)
     assert torch.equal(backbone.resume(edited, 0), expected)
+    torch.testing.assert_close(check_gradient(backbone, tokens, 0), gradient)
     assert not seen
 
 

@@ -175,6 +175,9 @@ EARLY = [
     (["stage=cross", "cross.n_bands=33"], ["cross.n_bands to be at most 32, the number of latents, got 33"]),
     (["stage=cross", "cross.n_strata=33"], ["cross.n_strata to be at most 32"]),
     ([*SMALL_CLIP, "adapt.pretrained=nowhere.pt"], ["adapt.pretrained=nowhere.pt is no file"]),
+    (["stage=attribute"], ["no text tower", "scenes_clip"]),
+    (["stage=attribute", *SMALL_CLIP, "model.layer=-1", "probe.readouts=[patch_mean]"], ["model.layer=-1 is the last"]),
+    (["stage=attribute", *SMALL_CLIP, "model.site=projected"], ["nothing follows", "model.site=pooled"]),
     (["stage=score", "trainer.device=cuda"], ["trainer.device=cuda", "cpu"]),
     (["stage=train_clip", "trainer.device=cuda"], ["trainer.device=cuda", "cpu"]),
 ]

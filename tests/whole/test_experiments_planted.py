@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
+from infoscope.analyses.attribution import METHODS
 from infoscope.commands.experiments.sweep import main
 from infoscope.scope.scores import Scores
 from infoscope.stages import backbone as backbone_module
@@ -277,7 +278,8 @@ class PlantedClip(PlantedRegisters):
         return F.normalize(self.resume(tokens, layer, with_gradient), dim=-1)
 
     def embed_texts(self, texts: Any) -> Any:
-        return self.directions[self.n_local :][[list(LIGHT_ANCHORS).index(text) for text in texts]]
+        known = {name: self.directions[self.n_local + i] for i, name in enumerate(LIGHT_ANCHORS)}
+        return torch.stack([known.get(text, self.directions[0]) for text in texts])
 
 
 def make_planted_clip(config: ModelConfig, trained_folder: Path | None) -> PlantedClip:
@@ -327,6 +329,28 @@ def test_the_light_is_told_by_latents_of_high_scope_alone(
         assert kept["top1_low"] < CHANCE + 0.2
         assert dropped["top1_high"] < CHANCE + 0.2
         assert dropped["top1_low"] > original["top1_class"] - 0.1
+
+
+def test_the_light_rests_on_latents_of_high_scope(
+    output_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backbone_module, "make_backbone", make_planted_clip)
+    names = tmp_path / "names.txt"
+    names.write_text("\n".join(LIGHT_ANCHORS))
+    asked = ["predict.target=light", f"predict.class_names={names}", "predict.templates=list"]
+    more = ['predict.template_list=["{}"]', "attribution.n_tested=20"]
+    folder = run_planted("attribution", output_dir, *asked, *more)
+    check_files(folder, ["attribution", "attribution_groups"], ["attribution_curves", "attribution_groups"])
+    everything = find_row(read_rows(folder / "attribution_groups.csv"), **{"class": "all"})
+    assert everything["attribution_high"] > 0.6
+    assert everything["activation_high"] < 0.2
+    rows = read_rows(folder / "attribution.csv")
+    by = {name: find_row(rows, order=words) for name, words in METHODS.items()}
+    assert by["gradient"]["agreement"] > 0.5  # most latents do nothing, and rank by rounding
+    for name in ("gradient", "ablation", "mass_lens"):  # no block changes patches: the lens sees what a latent does
+        assert by[name]["deletion_prob"] < by["random"]["deletion_prob"] - 0.3
+        assert by[name]["deletion_prob"] < by["mass"]["deletion_prob"] - 0.3
+        assert by[name]["insertion_prob"] > by["random"]["insertion_prob"] + 0.1
 
 
 def test_a_backbone_without_text_is_refused_in_one_sentence(

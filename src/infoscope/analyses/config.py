@@ -163,16 +163,16 @@ class AdaptConfig:
 class Towards(Enum):
     """The class of an image towards which latents are attributed."""
 
-    predicted = "predicted"
-    true = "true"
-    """Of data that know it."""
+    prediction = "prediction"
+    label = "label"
+    """The true class, of data that know it."""
 
 
 @dataclass
 class AttributionConfig:
     """Towards what `stage=attribute` attributes, and how that is tested; what is predicted: `predict.*`."""
 
-    towards: Towards = Towards.predicted
+    towards: Towards = Towards.prediction
     n_tested: Count = 100
     """Test images, drawn at random, on which orders of latents are compared: each costs a pass through the remaining
     blocks for every latent that fires in it."""

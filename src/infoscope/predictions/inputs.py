@@ -16,6 +16,7 @@ from infoscope.sae.edit import EditMode, GroupEditor
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.sae.origin import check_edits, check_tokens, choose_layer
 from infoscope.vision.backbone import Backbone, Tokens
+from infoscope.vision.hooks import POST_NORM, PROJECTED
 from infoscope.vision.tokens.source import TokenSource
 
 
@@ -79,10 +80,17 @@ def check_predictions(backbone: Backbone, layer: int) -> None:
     """Refuse, before hours of work, a model that cannot predict or a layer from which no edit reaches the prediction.
 
     Raises:
-        InputError: a model without a text tower, a layer that does not exist, the last one of a CLS-pooled model.
+        InputError: a model without a text tower, a layer that does not exist, the last one of a CLS-pooled model, a
+            site from which nothing goes on.
     """
     _ = backbone.logit_scale
-    if backbone.check_layer(layer) == backbone.n_layers - 1 and backbone.pools_prefix:
+    if backbone.site == PROJECTED:
+        raise InputError(
+            "Predictions go on from the tokens that are read, and nothing follows those of model.site=projected: drop"
+            " it, or use model.site=pooled."
+        )
+    is_last = backbone.check_layer(layer) == backbone.n_layers - 1
+    if is_last and (backbone.pools_prefix or backbone.site == POST_NORM):
         raise InputError(
             f"Predictions need a block after the hooked one, but model.layer={layer} is the last: use an earlier layer."
         )

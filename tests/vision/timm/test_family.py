@@ -22,7 +22,7 @@ from infoscope.vision.load import compute_model_fingerprint, load_backbone
 from infoscope.vision.open_clip.backbone import TimmClipBackbone
 from infoscope.vision.timm.backbone import TimmBackbone
 from infoscope.vision.timm.weights import EXAMPLES
-from tests.support.clip_samples import make_images
+from tests.support.clip_samples import check_gradient, make_images
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.25)
 TINY = "vit_tiny_patch16_224"
@@ -120,6 +120,11 @@ class TestTowers:
             before, after = backbone.resume(tokens, layer), backbone.resume(edited, layer)
             assert (after[0] - before[0]).norm() > 1e-4 * before[0].norm()
             torch.testing.assert_close(after[1], before[1])
+
+    def test_a_gradient_goes_through_the_blocks_that_are_left(self, tower):
+        backbone = wrap(tower).requires_grad_(False)
+        for layer in range(backbone.n_layers - backbone.pools_prefix):
+            check_gradient(backbone, backbone.tokens(make_images(2), layer), layer)
 
     def test_bfloat16_is_close_and_leaves_float32(self, tower):
         exact, rough, images = wrap(tower), wrap(tower, precision="bfloat16"), make_images(2)

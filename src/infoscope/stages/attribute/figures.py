@@ -53,7 +53,8 @@ def draw_curves(found: Sequence[Found]) -> Figure:
     share = 100 * np.arange(n_steps + 1) / n_steps
     words = {(DELETION, PROB): "removed", (INSERTION, PROB): "kept", (DELETION, COSINE): "", (INSERTION, COSINE): ""}
     for panel, ((way, what), title) in zip(panels, words.items(), strict=True):
-        for name, (colour, line) in STYLES.items():
+        for name in METHODS:
+            colour, line = STYLES[name]
             curves = [one.result.curves[way, PLACES[name], ..., what] for one in found]
             stats = [compute_stat(of[step].mean() for of in curves) for step in range(n_steps + 1)]
             draw_means(panel, share, stats, 100 if what == PROB else 1, colour, linestyle=line)
@@ -65,8 +66,9 @@ def draw_curves(found: Sequence[Found]) -> Figure:
         if way == DELETION:
             panel.set_ylabel("probability of the class (%)" if what == PROB else "cosine with the class")
     handles = [
-        Line2D([], [], color=colour, linestyle=line, marker="o", markersize=3.5, label=METHODS[name])
-        for name, (colour, line) in STYLES.items()
+        Line2D([], [], color=colour, linestyle=line, marker="o", markersize=3.5, label=words)
+        for (name, words) in METHODS.items()
+        for colour, line in [STYLES[name]]
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=3)
     return figure

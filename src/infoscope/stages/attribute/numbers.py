@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from scipy.special import stdtrit
 
 from infoscope.analyses.attribution import METHODS, AttributionResult, GroupShares
@@ -22,15 +22,23 @@ PLACES = {name: place for place, name in enumerate(METHODS)}
 
 
 class Found(NamedTuple):
-    """What was found of one SAE seed."""
+    """What was found of one SAE seed.
 
-    scope: ScopeResult
+    scope: None where features have no maps and so no score, such as those of pooled embeddings.
+    """
+
+    scope: ScopeResult | None
     result: AttributionResult
+
+    @property
+    def groups(self) -> Mapping[str, Bool[np.ndarray, " d_sae"]]:
+        """The groups by score; none where nothing is scored."""
+        return {} if self.scope is None else self.scope.partition.groups
 
     @property
     def shares(self) -> GroupShares:
         """What its groups have of attribution and activation."""
-        return self.result.split(self.scope.partition.groups)
+        return self.result.split(self.groups)
 
 
 class Interval(NamedTuple):

@@ -31,25 +31,29 @@ MAX_CLASSES = 20
 
 def make_attribution_section(found: Sequence[Found]) -> ReportSection:
     """Return the section on some SAE seeds, which all have the same test images."""
+    tables = {"attribution": _make_table(found)}
+    figures = {
+        "attribution_curves": SectionFigure(
+            lambda: draw_curves(found),
+            "Probability (above) and cosine (below) of the image's class while the first latents of an order are"
+            " removed (left: lower is better), or while they alone are kept (right: higher is better); the SAE's error"
+            " and tokens that it does not read stay. Means over test images and SAE seeds, shades are ± one standard"
+            " deviation over seeds.",
+        )
+    }
+    if found[0].groups:
+        tables["attribution_groups"] = _make_group_table(found)
+        figures["attribution_groups"] = SectionFigure(
+            lambda: draw_groups(found, _choose_classes(found)),
+            "What share each group of features has in the size of all attributions towards a class (filled), and in the"
+            " activation in the same images (open): means over SAE seeds.",
+        )
     return ReportSection(
         name="attribution",
         title="What predictions rest on",
         findings=tuple(_find(found)),
-        tables={"attribution": _make_table(found), "attribution_groups": _make_group_table(found)},
-        figures={
-            "attribution_curves": SectionFigure(
-                lambda: draw_curves(found),
-                "Probability (above) and cosine (below) of the image's class while the first latents of an order are"
-                " removed (left: the lower, the better the order), or while they alone are kept (right: the higher, the"
-                " better); the SAE's error and tokens that it does not read stay. Means over test images and SAE seeds,"
-                " shades are ± one standard deviation over seeds.",
-            ),
-            "attribution_groups": SectionFigure(
-                lambda: draw_groups(found, _choose_classes(found)),
-                "What share each group of features has in the size of all attributions towards a class (filled), and in"
-                " the activation in the same images (open): means over SAE seeds.",
-            ),
-        },
+        tables=tables,
+        figures=figures,
         summary=_summarise(found),
     )
 
@@ -211,28 +215,37 @@ def _tell_deletion(found: Sequence[Found]) -> Iterator[str]:
             for verb, names in (("beat", best), ("are not told from", alike), ("lose to", worse))
             if names
         ]
-        yield f"{words}, by the area under the curve of the cosine, image by image: gradients {'; '.join(parts)}."
+        yield (
+            f"{words}, by the area under the curve of the cosine (95% intervals of differences over images): gradients"
+            f" {'; '.join(parts)}."
+        )
 
 
 def _tell_groups(found: Sequence[Found]) -> Iterator[str]:
     shares, names = [one.shares for one in found], found[0].result.class_names
-    if not shares[0].groups or not np.isfinite(_compare_classes(found)).any():
+    if not shares[0].groups:
         return
     for place, group in enumerate(shares[0].groups):
         attribution, integrated, mass = (
-            _percent(compute_stat(getattr(one, key)[place] for one in shares).mean)
-            for key in ("attribution", "integrated", "mass")
+            np.array([getattr(one, key)[place] for one in shares]) for key in ("attribution", "integrated", "mass")
         )
+        difference = compute_interval(attribution - mass)
+        numbers = (format_number(100 * one, 1, signed=True) for one in difference)
+        ends = "{} points, 95% interval over SAE seeds {} to {}; ".format(*numbers) if len(found) > 1 else ""
         yield (
-            f"{name_group(group).capitalize()} features have {attribution} of the attribution ({integrated} by"
-            f" integrated gradients) and {mass} of the activation."
+            f"{name_group(group).capitalize()} features have {_percent(attribution.mean())} of the attribution and"
+            f" {_percent(mass.mean())} of the activation ({ends}by integrated gradients"
+            f" {_percent(integrated.mean())} of the attribution)."
         )
     ratio = _compare_classes(found)
-    known, most, least = np.isfinite(ratio), int(np.nanargmax(ratio)), int(np.nanargmin(ratio))
+    known = np.isfinite(ratio)
+    if not known.any():
+        return
+    most, least = int(np.nanargmax(ratio)), int(np.nanargmin(ratio))
     yield (
-        f"{name_group(shares[0].groups[0]).capitalize()} features do more for the class than their activation says in"
-        f" {int((ratio[known] > 1).sum())} of {int(known.sum())} classes: most for {names[most]}"
-        f" ({ratio[most]:.2f} times their share of the activation), least for {names[least]} ({ratio[least]:.2f})."
+        f"By class, the attribution of {name_group(shares[0].groups[0])} features is {ratio[least]:.2f}"
+        f" ({names[least]}) to {ratio[most]:.2f} ({names[most]}) times what their share of the activation says; more"
+        f" than that share in {int((ratio[known] > 1).sum())} of {int(known.sum())} classes."
     )
 
 
@@ -241,23 +254,23 @@ def _tell_alignment(found: Sequence[Found]) -> Iterator[str]:
     if not n_known:
         yield f"No feature fires in {found[0].result.n_top} test images, so none has a semantic alignment."
         return
-    medians = {
-        name_group(group): compute_stat(
-            np.median(known)
-            if len(known := one.result.alignment[members & np.isfinite(one.result.alignment)])
-            else math.nan
-            for one in found
-            for name, members in one.scope.partition.groups.items()
-            if name == group
-        )
-        for group in found[0].scope.partition.groups
-    }
-    told = ", ".join(f"{_signed(of.mean, 3)} {name}" for name, of in medians.items())
+    groups = found[0].groups or {"": np.ones(found[0].result.d_sae, dtype=bool)}
+    told = ", ".join(
+        f"{_signed(compute_stat(_find_median(one, name) for one in found).mean, 3)} {name_group(name)}".strip()
+        for name in groups
+    )
     yield (
         f"Semantic alignment (cosine of the mean of a feature's {found[0].result.n_top} top test images with the text"
         f" of their class, minus that with the empty text) is known of {format_number(n_known, 0)} features; median:"
         f" {told}."
     )
+
+
+def _find_median(one: Found, group: str) -> float:
+    """Return the median semantic alignment of a group, or of all features; NaN: none has one."""
+    values = one.result.alignment
+    known = values[one.groups.get(group, np.ones(len(values), dtype=bool)) & np.isfinite(values)]
+    return float(np.median(known)) if len(known) else math.nan
 
 
 def _summarise(found: Sequence[Found]) -> dict[str, object]:

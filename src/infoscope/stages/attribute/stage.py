@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 from infoscope.analyses.attribution import (
     METHODS,
@@ -14,7 +14,7 @@ from infoscope.analyses.attribution import (
 from infoscope.analyses.config import Towards
 from infoscope.data.images import Truth
 from infoscope.pipeline.context import Context
-from infoscope.pipeline.stage import Handle, Key, Needs, Node, Row, SeedStage, Work, name_artifacts
+from infoscope.pipeline.stage import Key, Needs, Node, Row, SeedStage, Work, name_artifacts
 from infoscope.report.section import ReportSection
 from infoscope.report.tables import Column, compute_stat
 from infoscope.runtime.errors import InputError
@@ -33,7 +33,7 @@ from infoscope.stages.predict.stage import (
     prompts_of,
 )
 from infoscope.stages.publish import Published
-from infoscope.stages.sae import count_latents, sae_of
+from infoscope.stages.sae import count_latents, has_maps, sae_of
 from infoscope.stages.score.stage import Score, key_of_groups, scope_of
 from infoscope.stages.tokens import Tokens, find_sizes
 
@@ -45,7 +45,7 @@ class Attribute(Published, SeedStage[AttributionResult]):
     """What each latent does for the classes of the test images, and what tests it."""
 
     kind, holds = "attribution", AttributionResult
-    is_optional = True
+    is_optional, is_without_maps = True, True
     columns = (
         Column("agreement", "rank correlation with exact ablation", signed=True),
         *(Column(key, f"area, {key.replace('_', ', ')}", digits=4) for key in AREAS),
@@ -55,7 +55,7 @@ class Attribute(Published, SeedStage[AttributionResult]):
         return Needs(head=EmbeddedClasses.at(ctx), sae=sae_of(ctx, seed), tokens=Tokens.at(ctx, "test"))
 
     def goals(self, ctx: Context) -> list[Node]:
-        return [*super().goals(ctx), *(Score.at(ctx, seed) for seed in ctx.config.seeds)]
+        return [*super().goals(ctx), *(Score.at(ctx, seed) for seed in ctx.config.seeds if has_maps(ctx))]
 
     def applies(self, ctx: Context) -> bool:
         try:
@@ -80,9 +80,9 @@ class Attribute(Published, SeedStage[AttributionResult]):
 
     def check(self, ctx: Context, seed: int) -> None:
         Predict().check(ctx, seed)
-        if ctx.config.attribution.towards is Towards.true and not knows(ctx, Truth.labels, ctx.config.data):
+        if ctx.config.attribution.towards is Towards.label and not knows(ctx, Truth.labels, ctx.config.data):
             raise InputError(
-                "attribution.towards=true attributes towards each image's true class, but"
+                "attribution.towards=label attributes towards each image's true class, but"
                 f" data={ctx.config.data.kind.name} knows no classes here: drop it, for the predicted class, or use"
                 " data whose folders are classes."
             )
@@ -93,7 +93,7 @@ class Attribute(Published, SeedStage[AttributionResult]):
             make_inputs(ctx, up),
             up.head.load(),
             prompts_of(ctx).labels,
-            config.towards is Towards.true,
+            config.towards is Towards.label,
             ctx.config.describe.n_clarity_images,
             config.n_tested,
             config.n_steps,
@@ -150,19 +150,13 @@ class Attribute(Published, SeedStage[AttributionResult]):
     def section(self, ctx: Context) -> ReportSection:
         return make_attribution_section([find_seed(ctx, seed) for seed in ctx.config.seeds])
 
-    def report_sources(self, ctx: Context) -> Mapping[str, Handle]:
-        return {
-            **{f"attribution_seed{seed}": self.at(ctx, seed) for seed in ctx.config.seeds},
-            **super().report_sources(ctx),
-        }
-
     def report_key(self, ctx: Context) -> Key:
         return {**super().report_key(ctx), **key_of_groups(ctx)}
 
 
 def find_seed(ctx: Context, seed: int) -> Found:
     """Return what was found of a seed."""
-    return Found(scope_of(ctx, seed), Attribute.at(ctx, seed).load())
+    return Found(scope_of(ctx, seed) if has_maps(ctx) else None, Attribute.at(ctx, seed).load())
 
 
 def _measure(found: AttributionResult, method: str) -> dict[str, float]:
