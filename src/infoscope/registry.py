@@ -82,6 +82,11 @@ STAGES = (
         "what features are: the likeness and the labels of the images on which they fire, by scope",
     ),
     Entry(
+        "quality",
+        "stages.quality.stage:Quality",
+        "how good SAEs are, by MSAE's measures: fidelity, CKNNA, decoder rows, k largest activations, a linear probe",
+    ),
+    Entry(
         "segment",
         "stages.segment.stage:Segment",
         "IoU of single latents' maps with label maps, chosen on training images: which latent is the mask of what",

@@ -187,3 +187,33 @@ class AttributionConfig:
     def cache_key_fields(self) -> dict[str, Any]:
         """Return all settings as plain JSON."""
         return {"towards": self.towards.name, "n_tested": self.n_tested, "n_steps": self.n_steps, "seed": self.seed}
+
+
+@dataclass
+class QualityConfig:
+    """On what `stage=quality` measures an SAE beside its fidelity."""
+
+    n_tokens: Annotated[int, Bounds(4, 10_000)] = 10_000
+    """Test tokens, drawn at random, on which CKNNA and the curve over k are measured; all where there are fewer."""
+    n_neighbours: Annotated[int, Bounds(1, 1000)] = 10
+    """Nearest neighbours that CKNNA compares (the default of MSAE's code)."""
+    k_levels: Annotated[list[Count], Items(ascending=True)] | None = None
+    """Largest activations of a token that are kept; those above the number of latents are left out; null: 1, 2, 4, ...
+    and all."""
+    n_probe_images: Count | None = 10_000
+    """Training images, drawn at random, on which the linear probe is trained (ours); null: all."""
+    seed: Seed = 0
+    """Of the tokens and the images that are drawn."""
+
+    def __post_init__(self) -> None:
+        check(self, "quality")
+
+    def choose_ks(self, d_sae: int) -> list[int]:
+        """Return `k_levels` for so many latents, with null resolved."""
+        if self.k_levels is not None:
+            return [k for k in self.k_levels if k <= d_sae]
+        return [2**i for i in range((d_sae - 1).bit_length())] + [d_sae]
+
+    def cache_key_fields(self) -> dict[str, Any]:
+        """Return the settings that change results, apart from those of the probe, as plain JSON."""
+        return {name: getattr(self, name) for name in ("n_tokens", "n_neighbours", "k_levels", "seed")}

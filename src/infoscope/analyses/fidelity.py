@@ -209,19 +209,20 @@ def _ask_all(
     return torch.stack([torch.stack([one.float() for one in of]) for of in zip(*answers, strict=True)])
 
 
-class _TokenMeter:
-    """Sums over tokens in float64."""
+class ReconstructionMeter:
+    """How near reconstructions are to tokens: sums over tokens in float64.
 
-    def __init__(self, sae: SparseAutoencoder) -> None:
-        device = sae.W_dec.device
-        self.sae, self.n_tokens = sae, 0
-        self.sums = torch.zeros(7, dtype=torch.float64, device=device)
-        self.fired = torch.zeros(sae.d_sae, dtype=torch.bool, device=device)
+    Args:
+        centre: what deviations are counted from, the SAE's `centre`.
+    """
 
-    def update(self, editor: GroupEditor) -> None:
-        """Add a batch of tokens."""
-        x, x_hat = (part.flatten(0, -2) for part in (editor.x, editor.x_hat))
-        error, deviation = x - x_hat, x - self.sae.centre
+    def __init__(self, centre: Float[Tensor, " d_in"]) -> None:
+        self.centre, self.n_tokens = centre, 0
+        self.sums = torch.zeros(6, dtype=torch.float64, device=centre.device)
+
+    def update(self, x: Float[Tensor, "n d_in"], x_hat: Float[Tensor, "n d_in"]) -> None:
+        """Add some tokens and their reconstructions, in raw units."""
+        error, deviation = x - x_hat, x - self.centre
         variance = x.var(-1)
         varies = variance > 0
         parts = (
@@ -230,21 +231,46 @@ class _TokenMeter:
             torch.where(varies, error.var(-1) / variance, 0),
             varies,
             torch.cosine_similarity(x, x_hat, dim=-1),
-            torch.cosine_similarity(deviation, x_hat - self.sae.centre, dim=-1),
-            editor.acts.values != 0,
+            torch.cosine_similarity(deviation, x_hat - self.centre, dim=-1),
         )
         self.sums += torch.stack([part.sum(dtype=torch.float64) for part in parts])
-        self.fired[editor.acts.indices[editor.acts.values > 0]] = True
         self.n_tokens += len(x)
 
     def compute(self) -> dict[str, float]:
         """Return the numbers by name, as in `FidelityResult`."""
-        error, total, ratios, n_varying, cosine_raw, cosine_centred, n_active = self.sums.tolist()
+        error, total, ratios, n_varying, cosine_raw, cosine_centred = self.sums.tolist()
         return {
             "fvu": error / total if total > 0 else np.nan,
             "fvu_per_token": ratios / n_varying if n_varying else np.nan,
             "cosine_raw": cosine_raw / self.n_tokens,
             "cosine_centred": cosine_centred / self.n_tokens,
-            "l0": n_active / self.n_tokens,
+        }
+
+
+class _TokenMeter:
+    """The same of an SAE's own reconstructions, and what fires."""
+
+    def __init__(self, sae: SparseAutoencoder) -> None:
+        device = sae.W_dec.device
+        self.reconstruction = ReconstructionMeter(sae.centre)
+        self.n_active = torch.zeros((), dtype=torch.int64, device=device)
+        self.fired = torch.zeros(sae.d_sae, dtype=torch.bool, device=device)
+
+    def update(self, editor: GroupEditor) -> None:
+        """Add a batch of tokens."""
+        self.reconstruction.update(*(part.flatten(0, -2) for part in (editor.x, editor.x_hat)))
+        self.n_active += (editor.acts.values != 0).sum()
+        self.fired[editor.acts.indices[editor.acts.values > 0]] = True
+
+    @property
+    def n_tokens(self) -> int:
+        """How many were added."""
+        return self.reconstruction.n_tokens
+
+    def compute(self) -> dict[str, float]:
+        """Return the numbers by name, as in `FidelityResult`."""
+        return {
+            **self.reconstruction.compute(),
+            "l0": self.n_active.item() / self.n_tokens,
             "alive_share": self.fired.double().mean().item(),
         }

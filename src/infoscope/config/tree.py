@@ -27,6 +27,7 @@ from infoscope.analyses.config import (
     CrossConfig,
     DescribeConfig,
     MaskingConfig,
+    QualityConfig,
     SegmentConfig,
 )
 from infoscope.config import errors
@@ -171,6 +172,7 @@ class Config:
     segment: SegmentConfig = field(default_factory=SegmentConfig)
     adapt: AdaptConfig = field(default_factory=AdaptConfig)
     describe: DescribeConfig = field(default_factory=DescribeConfig)
+    quality: QualityConfig = field(default_factory=QualityConfig)
     judge: ModelConfig = field(default_factory=lambda: ModelConfig("own", ModelKind.own, pretrained=None))
     """Which model says how alike images are (stage=describe): by the vector that it pools of a whole image."""
     stability: StabilityConfig = field(default_factory=StabilityConfig)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import ClassVar
 
 from infoscope.data.config import DataKind
 from infoscope.pipeline.context import Context
@@ -23,8 +24,11 @@ from infoscope.stages.tokens import Tokens
 class Published(Stage):
     """A stage that ends with a report of its own; by default of its section alone."""
 
+    shows_scores: ClassVar[bool] = True
+    """Whether its report is about scores too, so that it reads them."""
+
     def reads(self, ctx: Context) -> list[Node]:
-        scores = Score().reads(ctx) if has_maps(ctx) else []
+        scores = Score().reads(ctx) if self.shows_scores and has_maps(ctx) else []
         return [Tokens.at(ctx, "train"), *scores, _Report.at(ctx, self)]
 
     def report_name(self, ctx: Context) -> str:
@@ -46,7 +50,8 @@ class Published(Stage):
         section = self.section(ctx)
         assert section is not None
         title = f"{section.title}: {ctx.config.model.name} on {ctx.config.data.kind.name}"
-        return Page(title, describe_experiment(ctx), sections=[section])
+        facts = {name: of for name, of in describe_experiment(ctx).items() if self.shows_scores or name != "scope"}
+        return Page(title, facts, sections=[section])
 
     def end(self, ctx: Context) -> ReportFiles:
         """Write the report, unless the same exists, and print it."""
