@@ -32,7 +32,19 @@ WILL_CHANGE = ("group_activation", "confounds", "report")
 KINDS = {
     *("scenes", "train_clip", "tokens", "train_sae", "rank", "score", "image_means", "features", "probe", "outliers"),
     *("zero_shot_head", "predict", "masking", "stability", "effects", "latents", "cross", "sample", *WILL_CHANGE),
-    *("image_codes", "judge", "describe", "fidelity", "attribution", "alignment", "adapt", "label_screen", "segment"),
+    *(
+        "image_codes",
+        "judge",
+        "describe",
+        "fidelity",
+        "attribution",
+        "quality",
+        "image_head",
+        "alignment",
+        "adapt",
+        "label_screen",
+        "segment",
+    ),
 }
 EXPLAINED = "tiny"
 """The configuration whose keys are stored as a whole."""
@@ -131,6 +143,11 @@ CONFIGURATIONS: dict[str, tuple[str, list[StageName]]] = {
         "debug=tiny attribution.towards=label attribution.n_tested=3 attribution.n_steps=4 attribution.seed=2"
         " predict.n_images=9 describe.n_clarity_images=5",
         [StageName.attribute],
+    ),
+    "quality.*": (
+        "debug=tiny seeds=[0,1] quality.n_tokens=50 quality.n_neighbours=3 quality.k_levels=[1,4] quality.seed=2"
+        " quality.n_probe_images=9 probe.target=place",
+        [StageName.quality],
     ),
     "curve.*": ("debug=tiny curve.mass_shares=[0.3,0.6] probe.seed=7", [StageName.curve]),
 }

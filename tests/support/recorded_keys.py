@@ -39,7 +39,7 @@ from infoscope.vision.backbone import Backbone
 from infoscope.vision.open_clip.weights import SHIPPED_FOLDER
 
 D_IN, D_SAE, K_MAX, GRID = 4, 12, 16, 3
-NOT_AT_HAND = ("segment", "quality")
+NOT_AT_HAND = ("segment", "attribution", "quality")
 """What nobody has asked for, so that the table of latents has no columns of it."""
 
 
@@ -53,7 +53,7 @@ def record_keys(config: Config, ends: Sequence[StageName], store: FixedStore, ba
     """
     for end in ends:
         ctx = Context(replace(config, stage=end), Display.silent())
-        ctx.store, store.end = store, end.name
+        ctx.store, store.end = store, find_stage(ctx).kind
         ctx.known[(load_backbone.__module__, "_load", repr(((config.model,), {})))] = backbone
         stage = find_stage(ctx)
         for node in list_needed(set_goals(ctx)):
@@ -79,7 +79,7 @@ class FixedStore(Store):
     each kind of artifact."""
 
     end = ""
-    """The stage that asks."""
+    """The kind of what the stage that asks makes."""
 
     def __init__(self, root: Path) -> None:
         super().__init__(root)
