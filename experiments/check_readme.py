@@ -112,6 +112,7 @@ SOURCES: Mapping[str, Find] = {
     "class": find_report("probe.target=class", "probe.tasks=[classification]", "probe.n_draws=0", "seeds=[0]"),
     "predict": find_report("stage=predict"),
     "masking": find_report("stage=masking"),
+    "attribution": find_report("stage=attribute"),
     "swapped": find_swapped(),
     "swapped_kinds": find_swapped("predict.target=class", "predict.class_names=null"),
     "sea": find_report(

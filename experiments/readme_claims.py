@@ -73,6 +73,11 @@ def masked(latents: str, curve: str, way: str = "the SAE's error stays", what: s
     return f"masking/masking/section={what}, {way};latents={latents}/top1_{curve} * 100"
 
 
+def attributed(images: str, what: str) -> str:
+    """The address of the share of high-scope features in all attributions, or in all activation."""
+    return f"attribution/attribution_groups/class={images}/{what}_high * 100"
+
+
 def adapted(source: str, quantity: str) -> str:
     """The address of a row of the table of a model and the adapted one."""
     return f"{source}/adapt/quantity={quantity}/mean"
@@ -118,6 +123,10 @@ README = (
         ],
     ),
     *GROUPS,
+    Claim(
+        "High scope has half of the activation and {}% of the attribution of CLIP's predictions.",
+        [attributed("all", "attribution")],
+    ),
 )
 MINIATURE = (
     TableClaim(
@@ -334,6 +343,29 @@ EXPERIMENTS = (
         [
             masked("all", "class", "decoded"),
             *(masked("10", curve, "decoded") for curve in ("class", "low", "high", "random")),
+        ],
+    ),
+    TableClaim(
+        "| by | rank correlation with exact ablation |",
+        [
+            (name, f"attribution/attribution/order={name}")
+            for name in (
+                *("gradient x activation", "integrated gradients", "exact ablation", "activation x logit lens"),
+                *("logit lens", "activation", "random order"),
+            )
+        ],
+        {
+            "rank correlation with exact ablation": "agreement",
+            "deletion": "deletion_prob",
+            "insertion": "insertion_prob",
+        },
+    ),
+    Claim(
+        "High-scope features have {}% of the activation and {}% of the attribution**, {}% by integrated gradients;",
+        [
+            attributed("all", "activation"),
+            attributed("all", "attribution"),
+            attributed("all, integrated gradients", "attribution"),
         ],
     ),
     Claim(
