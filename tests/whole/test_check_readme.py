@@ -147,7 +147,7 @@ def test_the_readmes_say_what_the_script_checks(file: str) -> None:
     assert {address.split("/")[0] for _, _, address in numbers} <= check_readme.SOURCES.keys()
     for section in UNCHECKED:
         document = re.sub(rf"^## {re.escape(section)}\n.*?(?=^## )", "", document, flags=re.DOTALL | re.MULTILINE)
-    spreads = Counter(re.findall(r"\d+(?:\.\d+)? ± \d+(?:\.\d+)?", document))
+    spreads = Counter(re.findall(r"(?:(?<=[ |(])-)?\d+(?:\.\d+)? ± \d+(?:\.\d+)?", document))
     assert not spreads - Counter(said for _, said, _ in numbers)  # every one is checked
 
 
