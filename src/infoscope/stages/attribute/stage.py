@@ -23,7 +23,7 @@ from infoscope.sae.latent_table import LatentColumn
 from infoscope.stages.attribute.numbers import PLACES, Found
 from infoscope.stages.attribute.section import AREAS, make_attribution_section
 from infoscope.stages.backbone import fingerprint_model, hook_of
-from infoscope.stages.images import fingerprint_images, knows
+from infoscope.stages.images import advise_classes, fingerprint_images, knows
 from infoscope.stages.predict.stage import (
     EmbeddedClasses,
     Predict,
@@ -83,8 +83,8 @@ class Attribute(Published, SeedStage[AttributionResult]):
         if ctx.config.attribution.towards is Towards.label and not knows(ctx, Truth.labels, ctx.config.data):
             raise InputError(
                 "attribution.towards=label attributes towards each image's true class, but"
-                f" data={ctx.config.data.kind.name} knows no classes here: drop it, for the predicted class, or use"
-                " data whose folders are classes."
+                f" data={ctx.config.data.kind.name} knows no classes here: give {advise_classes(ctx.config.data)}, or drop"
+                " it, for the predicted class."
             )
 
     def build(self, ctx: Context, up: Needs, work: Workspace, seed: int) -> AttributionResult:
@@ -108,16 +108,13 @@ class Attribute(Published, SeedStage[AttributionResult]):
 
     def work(self, ctx: Context, seed: int) -> Work:
         config, d_sae, sizes = ctx.config, count_latents(ctx), find_sizes(ctx)
-        n, n_classes, k = (
-            count_predicted(ctx),
-            len(prompts_of(ctx).class_names),
-            getattr(config.sae, "k", None) or d_sae,
-        )
+        n, n_classes = count_predicted(ctx), len(prompts_of(ctx).class_names)
         n_tokens, n_tested = sizes.n_patches + sizes.n_prefix, min(n, config.attribution.n_tested)
         # a backward is two forwards; of the tested images, a forward for each latent that fires, and the curves
-        n_firing, n_curves = min(d_sae, k * n_tokens), 2 * len(METHODS) * (config.attribution.n_steps + 1)
+        n_firing = min(d_sae, (getattr(config.sae, "k", None) or d_sae) * n_tokens)
+        n_curves = 2 * len(METHODS) * (config.attribution.n_steps + 1)
         n_forwards = 3 * n + n_tested * (n_firing + n_curves + 3 * N_INTEGRATED)
-        n_blocks = -hook_of(ctx).layer if hook_of(ctx).layer < 0 else 1
+        n_blocks = max(1, -1 - hook_of(ctx).layer)  # behind the hooked one
         held = config.predict.batch_images * (4 * N_HELD * n_blocks * n_tokens * sizes.d_in + 6 * 4 * d_sae)
         tables = 2 * 8 * n_classes * d_sae
         n_top = config.describe.n_clarity_images
