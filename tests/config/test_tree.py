@@ -52,6 +52,8 @@ def test_every_choice_composes(name: str):
     more = ["data.root=photos"] if group == "data" and choice != "scenes" else []
     if name == "probe_data/paper":
         more = ["probe_data.segmentation.root=ade", "probe_data.depth.root=nyu"]
+    if name == "data/captions":
+        more.append("model.site=pooled")
     if name == "sae/import":
         more = ["sae.path=sae.pt"]
     config = compose([f"{group}={choice}", *more])
@@ -120,16 +122,20 @@ def test_the_tree_is_plain_and_complete():
 ADE20K = ["data=ade20k", "data.root=x"]
 ON_DISK = "data.kind=image_folder, class_folders, imagenet, ade20k, nyud"
 UNREAD = [
-    *((ON_DISK, [f"data.{one}"]) for one in ("max_train=2", "max_test=2", "on_error=skip", "decoder=nvjpeg")),
+    *((f"{ON_DISK}, captions", [f"data.{one}"]) for one in ("max_train=2", "max_test=2")),
+    *((ON_DISK, [f"data.{one}"]) for one in ("on_error=skip", "decoder=nvjpeg")),
     ("data.kind=imagenet, ade20k, nyud", ["data.subset=true"]),
     ("data.kind=image_folder, class_folders, imagenet", ["data.resize=crop"]),
-    ("data.kind=image_folder, class_folders", [*ADE20K, "data.test_share=0.3"]),
+    ("data.kind=image_folder, class_folders, captions", [*ADE20K, "data.test_share=0.3"]),
     ("data.kind=imagenet", ["data.ground_truth=x"]),
     ("data.kind=nyud", [*ADE20K, "data.eigen_crop=false"]),
     ("data.kind=nyud", ["data.raw_depth=true"]),
     *(("data.kind=scenes", [*ADE20K, f"data.{one}"]) for one in ("n_train=2", "n_test=2", "size_px=99")),
     ("data.store_tokens=true", ["data.store_tokens=false", "data.cache_dtype=float16"]),
-    ("probe_data.depth.kind=scenes, image_folder, class_folders, imagenet, ade20k, nyud", ["probe_data.depth.seed=2"]),
+    (
+        "probe_data.depth.kind=scenes, image_folder, class_folders, imagenet, ade20k, nyud, captions",
+        ["probe_data.depth.seed=2"],
+    ),
     ("outliers.rule=quantile", ["outliers.quantile=0.5"]),
     ("outliers.rule=mad", ["outliers.rule=quantile", "outliers.c=3"]),
     ("outliers.rule=absolute", ["outliers.value=3"]),
@@ -163,7 +169,7 @@ WRONG = [
         ["(in experiment/planted_registers.yaml) for sae.kind=relu"],
     ),
     (["sae=relu", "sae.kind=topk"], ["sae.kind to come with", "got 'topk' alone", "sae=topk, relu, batchtopk"]),
-    (["seed=3"], ["'seed'", "expected one of adapt, artifacts, clip, collect, cross, curve", "(did you mean seeds?)"]),
+    (["seed=3"], ["'seed'", "expected one of adapt, artifacts, attribution, clip, collect, cross", "(did you mean seeds?)"]),
     (["hydra.foo=3"], ["'hydra.foo'", "infoscope --cfg hydra"]),
     # a choice that does not exist
     (["model=clip_b17"], ["model 'clip_b17'", "clip_b32, clip_l14", "scenes_clip", "(did you mean model=clip_b16?)"]),
@@ -215,7 +221,7 @@ WRONG = [
     ),
     # a setting that another choice reads
     *((key, [f"{key[-1].partition('=')[0]} is read by {by} alone: drop it, or "]) for by, key in UNREAD),
-    (["data={max_train: 2}"], [f"data.max_train is read by {ON_DISK} alone"]),
+    (["data={max_train: 2}"], [f"data.max_train is read by {ON_DISK}, captions alone"]),
     (["clip={lr: 0.1}"], ["clip is read by stage=train_clip and model.pretrained=train_clip alone"]),
     (["collect.sweeps=[a]", "collect.sweeps.0=b"], ["collect.sweeps is read by stage=collect alone"]),
     ([*ADE20K, "data.seed=2"], ["data.seed is read where images are drawn: drop it, or give data.max_train"]),

@@ -16,11 +16,13 @@ from infoscope.stages.attribute.numbers import PLACES
 from infoscope.stages.attribute.stage import Attribute
 from infoscope.stages.describe.fidelity import Fidelity
 from infoscope.stages.describe.stage import Describe
+from infoscope.stages.images import Scenes
 from infoscope.stages.judge import Judge
 from infoscope.stages.latents import Latents
 from infoscope.stages.score.stage import Score, scope_of
 from infoscope.stages.tokens import Tokens
 from infoscope.stages.train_sae import TrainSAE
+from infoscope.vision.load import load_backbone
 from tests.support.pipeline_samples import N_TRAIN, Recorder, make_tiny_config, run_tiny
 
 SCENES_CLIP = ("model=scenes_clip", "data.size_px=104", "scope.shift_patches=1")
@@ -96,3 +98,23 @@ def test_applied_to_patches_they_have_a_score(described: Path) -> None:
     assert Tokens.at(ctx, "train").read_json("tokens.json")["grid"] == 12
     with pytest.raises(InputError, match="This SAE reads pooled embeddings, one vector for each image or text: give"):
         run(compose(imported), Recorder())
+
+
+def test_captions_are_embedded_in_the_place_of_images(described: Path, tmp_path: Path) -> None:
+    scenes = Scenes.at(make_context(described, *POOLED), "train", N_TRAIN, make_context(described, *POOLED).config.data)
+    texts = [scenes.load().caption(i) for i in range(N_TRAIN)]
+    (tmp_path / "captions.txt").write_text("\n".join(texts))
+    given = ("model=scenes_clip", "data=captions", f"data.root={tmp_path / 'captions.txt'}", "data.test_share=0")
+    given += ("model.site=pooled", "sae.n_tokens=2000", "sae.batch_tokens=32", "describe.n_label_images=2")
+    found = run_tiny(tmp_path / "out", *given, "stage=describe")
+    assert "Monosemanticity, median: all" in found.text
+    ctx = make_context(tmp_path / "out", *given)
+    vectors = Tokens.at(ctx, "train").load().tokens(slice(None)).patches[:, 0]
+    expected = load_backbone("scenes_clip", progress=False).embed_texts(texts)
+    np.testing.assert_allclose((vectors / vectors.norm(dim=-1, keepdim=True)).numpy(), expected.numpy(), atol=1e-5)
+    np.testing.assert_allclose(Judge.at(ctx, "train").load().embeddings, expected.numpy(), atol=1e-5)
+    with pytest.raises(InputError, match=r"data=captions holds texts, of which there are embeddings alone"):
+        run_tiny(tmp_path / "out", *(one for one in given if "site" not in one), "stage=describe")
+    (tmp_path / "captions.txt").write_text("a photo of a zebra\na red ball\n")
+    with pytest.raises(InputError, match=r"Expected words of the model's own vocabulary .* 'zebra'"):
+        run_tiny(tmp_path / "out", *given, "stage=describe")

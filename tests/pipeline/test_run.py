@@ -361,7 +361,7 @@ def test_hashes_do_not_depend_on_the_folder(finished: Path, tmp_path: Path, monk
     [
         ("data.seed=1", "scenes"),
         ("data.n_train=41", "scenes"),
-        ("model.layer=1", "tokens"),
+        ("model.layer=1 probe.readouts=[patch_mean]", "tokens"),
         ("model.seed=1", "tokens"),
         ("data.cache_dtype=float16", "tokens"),
         ("sae.k=5", "train_sae"),
@@ -383,7 +383,7 @@ def test_hashes_do_not_depend_on_the_folder(finished: Path, tmp_path: Path, monk
 def test_hashes_depend_on_what_changes_the_result(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, override: str, stage: str
 ) -> None:
-    assert find_first_missing(monkeypatch, copy_run(finished, tmp_path / "run"), override) == stage
+    assert find_first_missing(monkeypatch, copy_run(finished, tmp_path / "run"), *override.split()) == stage
 
 
 def test_a_damaged_artifact_is_rebuilt_and_what_came_after_it_stays(finished: Path, tmp_path: Path) -> None:

@@ -196,6 +196,11 @@ class Config:
             raise InputError("data.kind=own is for probe_data alone: choose data=scenes, image_folder or imagenet.")
         if self.model.kind is ModelKind.own:
             raise InputError("model.kind=own is for judge alone: choose a model, such as model=scenes_clip.")
+        if self.data.kind is DataKind.captions and self.model.site != POOLED:
+            raise InputError(
+                "data=captions holds texts, of which there are embeddings alone: give model.site=pooled, or data of"
+                " images."
+            )
         is_probed = self.stage.name in _PROBING
         is_at_end = self.model.layer == -1 and self.model.site != POOLED  # of pooled ones, that they have no maps
         if is_probed and Readout.cls_final in self.probe.readouts and is_at_end:

@@ -44,6 +44,8 @@ class DataKind(Enum):
     """Photographs whose folders are their classes: class labels."""
     imagenet = "imagenet"
     """Class labels."""
+    captions = "captions"
+    """Texts in the place of images, a caption on each line of a file: for text embeddings (model.site=pooled)."""
     ade20k = "ade20k"
     """Label maps (SceneParsing, 150 classes)."""
     nyud = "nyud"
@@ -74,8 +76,8 @@ class DataConfig:
     max_test: Count | None = None
     """Sets on disk: test images, likewise."""
     test_share: Annotated[float, Bounds(0, below=1, words="at least 0 and below 1")] = 0.1
-    """Image and class folders: expected share of held-out images, by a hash of their names (from Python too); the
-    others, and class folders in train and test, have splits of their own."""
+    """Image and class folders: expected share of held-out images, by a hash of their names (from Python too); of
+    captions, by a hash of themselves. The others, and class folders in train and test, have splits of their own."""
     resize: Resize = Resize.squash
     """`squash` both sides, or `crop` the centre after resizing the short side (not for label maps and depth)."""
     decoder: Decoder = Decoder.pillow
@@ -129,13 +131,14 @@ _FOLDERS = (DataKind.image_folder, DataKind.class_folders)
 _ON_DISK = (*_FOLDERS, DataKind.imagenet, DataKind.ade20k, DataKind.nyud)
 _READERS: dict[tuple[DataKind, ...], tuple[str, ...]] = {
     (DataKind.scenes,): ("n_train", "n_test", "size_px"),
-    _FOLDERS: ("test_share",),
+    (*_FOLDERS, DataKind.captions): ("test_share",),
     (*_FOLDERS, DataKind.imagenet): ("resize",),
     (DataKind.imagenet,): ("ground_truth",),
     (DataKind.imagenet, DataKind.ade20k, DataKind.nyud): ("subset",),
     (DataKind.nyud,): ("raw_depth", "eigen_crop"),
-    _ON_DISK: ("max_train", "max_test", "on_error", "decoder"),
-    (DataKind.scenes, *_ON_DISK): ("seed", "store_tokens", "cache_dtype", "n_workers"),
+    (*_ON_DISK, DataKind.captions): ("max_train", "max_test"),
+    _ON_DISK: ("on_error", "decoder"),
+    (DataKind.scenes, *_ON_DISK, DataKind.captions): ("seed", "store_tokens", "cache_dtype", "n_workers"),
 }
 """What some kinds of data alone read."""
 

@@ -72,6 +72,8 @@ class ImageSet(ABC):
     fingerprint."""
     on_error: OnError = RAISE
     """What an unreadable image does; skipping leaves other images, so that it is part of the fingerprint."""
+    is_text: bool = False
+    """Whether it holds captions in the place of images: readers give their numbers, and a text tower embeds them."""
     truths: frozenset[Truth] = frozenset()
     """What is known of its images."""
     class_names: tuple[str, ...] = ()

@@ -93,6 +93,8 @@ class ImageReader:
     def read(self, indices: Sequence[int] | Index, batch_size: int) -> Generator[ImageBatch, None, None]:
         """Yield images in the order of `indices`, the last incomplete batch included. They are the caller's own.
 
+        Of captions (`ImageSet.is_text`) their numbers stand in the place of images.
+
         Raises:
             ImageError: if an image cannot be read and `on_error` is "raise".
             InputError: if all images were asked for and none can be read; if helpers cannot be started, or are killed.
@@ -100,6 +102,11 @@ class ImageReader:
         index, image_set = np.asarray(indices, dtype=np.int64), self.image_set
         assert batch_size >= 1, batch_size
         assert index.size == 0 or (index.min() >= 0 and index.max() < len(image_set)), "index out of range"
+        if image_set.is_text:
+            for number in range(0, len(index), batch_size):
+                part = torch.from_numpy(index[number : number + batch_size])
+                yield ImageBatch(part, part)
+            return
         n_read = 0
         with closing(self._read_chunks(index, batch_size)) as chunks:
             for chunk in chunks:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from infoscope.data.ade20k import ADE20K
+from infoscope.data.captions import Captions
 from infoscope.data.class_folders import open_class_folders
 from infoscope.data.config import DataConfig, DataKind
 from infoscope.data.image_folder import ImageFolder
@@ -39,6 +40,12 @@ def _open_sets(config: DataConfig) -> tuple[ImageSet, ImageSet]:
         return open_imagenet(config)
     if config.kind is DataKind.class_folders:
         return open_class_folders(config)
+    if config.kind is DataKind.captions:
+        train, test = (
+            Captions(str(config.root), split, seed=config.seed, test_share=config.test_share)
+            for split in ("train", "test")
+        )
+        return train, test
     makers = {DataKind.image_folder: _open_photographs, DataKind.ade20k: ADE20K, DataKind.nyud: NYUd}
     make = makers[config.kind]
     return make(config, "train"), make(config, "test")

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from infoscope.data.images import ImageSet
 from infoscope.pipeline.context import Context, once
 from infoscope.pipeline.stage import NotBuiltYet
 from infoscope.runtime.errors import InputError
@@ -13,6 +14,7 @@ from infoscope.stages.train_clip import TrainClip
 from infoscope.vision import load
 from infoscope.vision.backbone import Backbone
 from infoscope.vision.config import ModelConfig
+from infoscope.vision.embedded import CaptionTower
 from infoscope.vision.hooks import HookPoint
 from infoscope.vision.load import compute_model_fingerprint, find_facts, make_backbone
 from infoscope.vision.tokens.source import choose_batch_images
@@ -81,6 +83,19 @@ def hook_of(ctx: Context, layer: int | None = None) -> HookPoint:
 def load_backbone(ctx: Context, model: ModelConfig | None = None) -> Backbone:
     """Return a frozen backbone, by default the experiment's own: loaded when it has to encode, not before, and once."""
     return _load(ctx, model or ctx.config.model)
+
+
+def load_tower(ctx: Context, images: ImageSet, model: ModelConfig | None = None) -> Backbone:
+    """Return the backbone that embeds images, or the text tower that embeds captions in their place.
+
+    Raises:
+        InputError: captions, and a model without a text tower, or one that lacks a word of theirs.
+    """
+    backbone = load_backbone(ctx, model)
+    if not images.is_text:
+        return backbone
+    backbone.check_texts([images.caption(i) for i in range(len(images))])
+    return CaptionTower(backbone, images.caption)
 
 
 @once

@@ -9,13 +9,14 @@ import numpy as np
 
 from infoscope.analyses.judge import JudgedImages, judge_images
 from infoscope.config.unread import name_place
+from infoscope.data.config import DataKind
 from infoscope.data.images import ImageBatch
 from infoscope.data.reader import iterate_images
 from infoscope.pipeline.context import Context
 from infoscope.pipeline.stage import ArtifactStage, Handle, Key, Needs, NotBuiltYet, Work
 from infoscope.runtime.errors import InputError
 from infoscope.runtime.store import Workspace
-from infoscope.stages.backbone import fingerprint_model, load_backbone, say_model
+from infoscope.stages.backbone import fingerprint_model, load_backbone, load_tower, say_model
 from infoscope.stages.images import count_images, fingerprint_images, open_split, scenes_of
 from infoscope.stages.train_clip import needs_trained
 from infoscope.vision.config import ModelConfig, ModelKind
@@ -52,12 +53,14 @@ class Judge(ArtifactStage[JudgedImages]):
             say_model(ctx, _given(ctx), "judge")
             if self.at(ctx, split).find() is None:
                 with suppress(NotBuiltYet):
-                    load_backbone(ctx, _given(ctx))  # weights that will not do are refused now
+                    load_backbone(ctx, _given(ctx))  # weights that will not do are refused now, and captions
+                    if ctx.config.data.kind is DataKind.captions:
+                        load_tower(ctx, open_split(ctx, split), _given(ctx))
 
     def build(self, ctx: Context, up: Needs, work: Workspace, split: str) -> JudgedImages:
-        with _naming_judge(ctx):
-            backbone = load_backbone(ctx, _given(ctx))
         images, data = open_split(ctx, split), ctx.config.data
+        with _naming_judge(ctx):
+            backbone = load_tower(ctx, images, _given(ctx))
 
         def read(positions: np.ndarray) -> Iterator[ImageBatch]:
             n_at_once = choose_batch_images(ctx.device.type)

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from infoscope.data.config import RAISE, DataConfig
+from infoscope.data.config import RAISE, DataConfig, DataKind
 from infoscope.data.decoding import check_decoder
 from infoscope.data.images import CHECK_PX, ImageBatch, ImageError, ImageSet
 from infoscope.data.reader import ImageReader, iterate_images
@@ -25,9 +25,10 @@ from infoscope.runtime.errors import InputError
 from infoscope.runtime.files import write_json
 from infoscope.runtime.manifests import Artifact
 from infoscope.runtime.store import Workspace
-from infoscope.stages.backbone import compile_backbone, fingerprint_model, hook_of, load_backbone, say_model
+from infoscope.stages.backbone import compile_backbone, fingerprint_model, hook_of, load_backbone, load_tower, say_model
 from infoscope.stages.images import check_split, count_images, fingerprint_images, open_split, scenes_of
 from infoscope.stages.train_clip import needs_trained
+from infoscope.vision.hooks import POOLED, PROJECTED
 from infoscope.vision.tokens.extract import TokenCache, Wanted, compute_cache_bytes, extract_layers
 from infoscope.vision.tokens.shards import N_BEHIND
 from infoscope.vision.tokens.source import LiveTokens, ReadImages, TokenSource, choose_batch_images
@@ -73,6 +74,8 @@ class Tokens(ArtifactStage[TokenSource]):
         if found is not None:
             _say_skipped(ctx, found.folder, split, data)
             return
+        if data.kind is DataKind.captions:
+            load_tower(ctx, open_split(ctx, split, data))  # texts that it cannot read are refused now
         check_decoder(data.decoder, ctx.device if ctx.device.type == "cuda" else torch.device("cuda"))
         find_sizes(ctx)  # a model that cannot be loaded is refused now
 
@@ -123,7 +126,8 @@ class Tokens(ArtifactStage[TokenSource]):
     def load(self, ctx: Context, folder: Path, split: str, data: DataConfig, layer: int) -> TokenSource:
         if data.store_tokens:
             return TokenCache(folder)
-        images, backbone = open_split(ctx, split, data), load_backbone(ctx)
+        images = open_split(ctx, split, data)
+        backbone = load_tower(ctx, images)
         compile_backbone(ctx, len(images))
         read = keep_open(images, backbone.image_px, data.n_workers, ctx.device)
         return LiveTokens(folder, backbone, read)
@@ -162,8 +166,8 @@ def _encode(ctx: Context, split: str, data: DataConfig, works: Mapping[int, Work
     Args:
         works: where, by layer.
     """
-    backbone = load_backbone(ctx)
     images, dtype = open_split(ctx, split, data), data.cache_dtype if data.store_tokens else None
+    backbone = load_tower(ctx, images)
     compile_backbone(ctx, len(images))
     if dtype is not None:
         ctx.check_disk(len(works) * compute_cache_bytes(backbone, len(images), dtype))
@@ -244,7 +248,9 @@ def find_sizes(ctx: Context) -> Sizes:
     try:
         loaded = load_backbone(ctx)
     except NotBuiltYet:
-        return Sizes(clip.width, clip.grid, 1, clip.patch_px)
+        whole, grid = Sizes(clip.embed_dim, 1, 0, clip.image_px), clip.grid
+        at = {POOLED: whole, PROJECTED: Sizes(clip.embed_dim, grid, 0, clip.patch_px)}
+        return at.get(ctx.config.model.site, Sizes(clip.width, grid, 1, clip.patch_px))
     return Sizes(loaded.d_in, loaded.grid, loaded.n_prefix_tokens, loaded.patch_px)
 
 

@@ -280,6 +280,14 @@ class Backbone(nn.Module, ABC):
         """
         raise self._no_text()
 
+    def encode_texts(self, texts: Sequence[str]) -> Float[Tensor, "n embed_dim"]:
+        """Return text embeddings before they are normalised.
+
+        Raises:
+            InputError: as `embed_texts`.
+        """
+        raise self._no_text()
+
     def embed_texts(self, texts: Sequence[str]) -> Float[Tensor, "n embed_dim"]:
         """Return text embeddings of unit norm.
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 
 from infoscope.runtime.errors import InputError
 from infoscope.vision.backbone import Backbone, Tokens
+from infoscope.vision.checks import LaterChecks, is_finite
 from infoscope.vision.hooks import POOLED, PROJECTED
 
 
@@ -63,6 +64,9 @@ class EmbeddedBackbone(Backbone):
         with torch.inference_mode(not with_gradient):
             return F.normalize(self.resume(tokens, layer, with_gradient), dim=-1)
 
+    def encode_texts(self, texts: Sequence[str]) -> Float[Tensor, "n embed_dim"]:
+        return self.tower.encode_texts(texts)
+
     def embed_texts(self, texts: Sequence[str]) -> Float[Tensor, "n embed_dim"]:
         return self.tower.embed_texts(texts)
 
@@ -88,3 +92,36 @@ class EmbeddedBackbone(Backbone):
 
     def _resume(self, tokens: Tokens, layer: int) -> Float[Tensor, "batch d_out"]:
         return tokens.patches[:, 0]
+
+
+class CaptionTower(EmbeddedBackbone):
+    """The text tower of a CLIP as a backbone whose pictures are texts, by their numbers: a text's embedding is a token.
+
+    Args:
+        tower: a CLIP, at any site.
+        caption: number -> text.
+
+    Raises:
+        InputError: if the model has no text tower.
+    """
+
+    def __init__(self, tower: Backbone, caption: Callable[[int], str]) -> None:
+        super().__init__(tower.tower if isinstance(tower, EmbeddedBackbone) else tower, POOLED)
+        assert self.logit_scale > 0  # of a model without texts it is refused
+        self.caption = caption
+
+    @torch.inference_mode()
+    def tokens_of_layers(
+        self, images: Int64[Tensor, " batch"], layers: Sequence[int], checks: Sequence[LaterChecks]
+    ) -> list[Tokens]:
+        self.n_images_encoded += len(images)
+        embedded = self._encode(images)[:, None]
+        for one in checks:
+            one.require(is_finite(embedded), "The text tower gave NaN or Inf: check its weights.")
+        return [Tokens(embedded[:, :0], embedded)] * len(layers)
+
+    def pool_images(self, images: Int64[Tensor, " batch"]) -> Float[Tensor, "batch d_out"]:
+        return F.normalize(self._encode(images), dim=-1)
+
+    def _encode(self, numbers: Int64[Tensor, " batch"]) -> Float[Tensor, "batch d_embed"]:
+        return self.tower.encode_texts([self.caption(number) for number in numbers.tolist()])

@@ -74,7 +74,7 @@ class ClipBackbone(Backbone):
             return F.normalize(self._project(self.resume(tokens, layer, with_gradient)), dim=-1)
 
     @torch.inference_mode()
-    def embed_texts(self, texts: Sequence[str]) -> Float[Tensor, "n embed_dim"]:
+    def encode_texts(self, texts: Sequence[str]) -> Float[Tensor, "n embed_dim"]:
         self.check_texts(texts)
         embedded = []
         for start in range(0, len(texts), _TEXT_BATCH):
@@ -85,8 +85,11 @@ class ClipBackbone(Backbone):
                     f" put the model's {VOCABULARY} next to its weights."
                 )
             with self._autocast():
-                embedded.append(self.clip.encode_text(ids.to(self.mean.device), normalize=True).float())
-        return F.normalize(torch.cat(embedded), dim=-1)
+                embedded.append(self.clip.encode_text(ids.to(self.mean.device)).float())
+        return torch.cat(embedded)
+
+    def embed_texts(self, texts: Sequence[str]) -> Float[Tensor, "n embed_dim"]:
+        return F.normalize(self.encode_texts(texts), dim=-1)
 
     def check_texts(self, texts: Sequence[str]) -> None:
         self._check_text()
