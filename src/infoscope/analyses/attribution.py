@@ -186,6 +186,7 @@ class Attributed(NamedTuple):
     n_on: Float[Tensor, "batch d_sae"]
 
 
+@torch.no_grad()
 def attribute(
     inputs: PredictInputs, head: ZeroShotHead, tokens: Tokens, classes: Int64[Tensor, " batch"] | None = None
 ) -> Attributed:
@@ -239,6 +240,7 @@ def _project(
     return torch.cat([torch.einsum("nd,nkd->nk", g, W_dec[some]) for g, some in parts])
 
 
+@torch.no_grad()
 def embed_rows(backbone: Backbone, sae: SparseAutoencoder) -> Float[Tensor, "d_sae embed_dim"]:
     """Return each decoder row as the tower would embed it, were it the whole of an image: the logit lens' left side.
 
