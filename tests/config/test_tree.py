@@ -120,12 +120,12 @@ def test_the_tree_is_plain_and_complete():
 
 
 ADE20K = ["data=ade20k", "data.root=x"]
-ON_DISK = "data.kind=image_folder, class_folders, imagenet, ade20k, nyud"
+ON_DISK = "data.kind=image_folder, class_folders, imagenet, ade20k, nyud, waterbirds"
 UNREAD = [
     *((f"{ON_DISK}, captions", [f"data.{one}"]) for one in ("max_train=2", "max_test=2")),
     *((ON_DISK, [f"data.{one}"]) for one in ("on_error=skip", "decoder=nvjpeg")),
     ("data.kind=imagenet, ade20k, nyud", ["data.subset=true"]),
-    ("data.kind=image_folder, class_folders, imagenet", ["data.resize=crop"]),
+    ("data.kind=image_folder, class_folders, imagenet, waterbirds", ["data.resize=crop"]),
     ("data.kind=image_folder, class_folders, captions", [*ADE20K, "data.test_share=0.3"]),
     ("data.kind=imagenet", ["data.ground_truth=x"]),
     ("data.kind=nyud", [*ADE20K, "data.eigen_crop=false"]),
@@ -133,7 +133,7 @@ UNREAD = [
     *(("data.kind=scenes", [*ADE20K, f"data.{one}"]) for one in ("n_train=2", "n_test=2", "size_px=99")),
     ("data.store_tokens=true", ["data.store_tokens=false", "data.cache_dtype=float16"]),
     (
-        "probe_data.depth.kind=scenes, image_folder, class_folders, imagenet, ade20k, nyud, captions",
+        "probe_data.depth.kind=scenes, image_folder, class_folders, imagenet, ade20k, nyud, waterbirds, captions",
         ["probe_data.depth.seed=2"],
     ),
     ("outliers.rule=quantile", ["outliers.quantile=0.5"]),
@@ -169,7 +169,10 @@ WRONG = [
         ["(in experiment/planted_registers.yaml) for sae.kind=relu"],
     ),
     (["sae=relu", "sae.kind=topk"], ["sae.kind to come with", "got 'topk' alone", "sae=topk, relu, batchtopk"]),
-    (["seed=3"], ["'seed'", "expected one of adapt, artifacts, attribution, clip, collect, cross", "(did you mean seeds?)"]),
+    (
+        ["seed=3"],
+        ["'seed'", "expected one of adapt, artifacts, attribution, clip, collect, cross", "(did you mean seeds?)"],
+    ),
     (["hydra.foo=3"], ["'hydra.foo'", "infoscope --cfg hydra"]),
     # a choice that does not exist
     (["model=clip_b17"], ["model 'clip_b17'", "clip_b32, clip_l14", "scenes_clip", "(did you mean model=clip_b16?)"]),

@@ -73,7 +73,11 @@ DENSE = ["probe.segmentation_lrs", "probe.depth_lrs", "probe.dense_steps"]
 SCENES = ["data.n_train", "data.n_test"]
 UNREAD = {
     **dict.fromkeys(
-        (f"data={kind}" for kind in ("image_folder", "class_folders", "imagenet", "ade20k", "nyud", "captions")), SCENES
+        (
+            f"data={kind}"
+            for kind in ("image_folder", "class_folders", "imagenet", "ade20k", "nyud", "waterbirds", "captions")
+        ),
+        SCENES,
     ),
     "sae=import": [f"sae.{name}" for name in ("expansion_factor", "k", "n_tokens", "batch_tokens", "lr")],
     "sae=relu": ["sae.k"],

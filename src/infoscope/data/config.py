@@ -44,6 +44,8 @@ class DataKind(Enum):
     """Photographs whose folders are their classes: class labels."""
     imagenet = "imagenet"
     """Class labels."""
+    waterbirds = "waterbirds"
+    """Class labels, and the place as what misleads: worst groups (stage=steer)."""
     captions = "captions"
     """Texts in the place of images, a caption on each line of a file: for text embeddings (model.site=pooled)."""
     ade20k = "ade20k"
@@ -122,17 +124,18 @@ class DataConfig:
             if self.kind not in kinds:
                 reads = f"by data.kind={', '.join(kind.name for kind in kinds)} alone"
                 unread |= dict.fromkeys(names, f"{reads}: drop it, or choose another data.kind")
-        if self.kind in (DataKind.imagenet, DataKind.ade20k, DataKind.nyud) and not (self.max_train or self.max_test):
+        if self.kind in _DIVIDED and not (self.max_train or self.max_test):
             unread["seed"] = "where images are drawn: drop it, or give data.max_train or data.max_test"
         return unread
 
 
 _FOLDERS = (DataKind.image_folder, DataKind.class_folders)
-_ON_DISK = (*_FOLDERS, DataKind.imagenet, DataKind.ade20k, DataKind.nyud)
+_DIVIDED = (DataKind.imagenet, DataKind.ade20k, DataKind.nyud, DataKind.waterbirds)
+_ON_DISK = (*_FOLDERS, *_DIVIDED)
 _READERS: dict[tuple[DataKind, ...], tuple[str, ...]] = {
     (DataKind.scenes,): ("n_train", "n_test", "size_px"),
     (*_FOLDERS, DataKind.captions): ("test_share",),
-    (*_FOLDERS, DataKind.imagenet): ("resize",),
+    (*_FOLDERS, DataKind.imagenet, DataKind.waterbirds): ("resize",),
     (DataKind.imagenet,): ("ground_truth",),
     (DataKind.imagenet, DataKind.ade20k, DataKind.nyud): ("subset",),
     (DataKind.nyud,): ("raw_depth", "eigen_crop"),

@@ -86,6 +86,8 @@ class ImageSet(ABC):
     """What `labels` accepts; "class" first."""
     global_factors: tuple[str, ...] = ()
     """Targets that are facts of the whole picture and of no place in it, such as the weather."""
+    spurious_target: str | None = None
+    """The target that goes with the class in most images without being part of it, such as the place of a bird."""
     training_region: tuple[slice, slice] | None = None
     """Rows and columns of its photographs that training crops are cut from; None: all."""
 

@@ -31,7 +31,7 @@ class _Sample(ImageSet):
         self.truths, self.targets, self.global_factors = images.truths, images.targets, images.global_factors
         self.decoder, self.resize = images.decoder, images.resize
         self.class_names, self.class_ids = images.class_names, images.class_ids
-        self.label_names = images.label_names
+        self.label_names, self.spurious_target = images.label_names, images.spurious_target
 
     @property
     def fingerprint(self) -> dict[str, Any]:

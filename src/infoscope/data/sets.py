@@ -17,6 +17,7 @@ from infoscope.data.nyud import NYUd
 from infoscope.data.sample import draw_images
 from infoscope.data.scenes.scene_set import SceneSet
 from infoscope.data.tar_images import TarImages, is_tar_source
+from infoscope.data.waterbirds import Waterbirds
 
 
 def make_image_sets(config: DataConfig, scene_folders: Mapping[str, Path] | None = None) -> tuple[ImageSet, ImageSet]:
@@ -46,7 +47,12 @@ def _open_sets(config: DataConfig) -> tuple[ImageSet, ImageSet]:
             for split in ("train", "test")
         )
         return train, test
-    makers = {DataKind.image_folder: _open_photographs, DataKind.ade20k: ADE20K, DataKind.nyud: NYUd}
+    makers = {
+        DataKind.image_folder: _open_photographs,
+        DataKind.ade20k: ADE20K,
+        DataKind.nyud: NYUd,
+        DataKind.waterbirds: Waterbirds,
+    }
     make = makers[config.kind]
     return make(config, "train"), make(config, "test")
 

@@ -106,6 +106,7 @@ class SceneSet(ImageSet):
     label_names = scene_factors.LABELS
     global_factors = tuple(scene_factors.GLOBAL_FACTORS)
     targets = ("class", *_NEAREST, *global_factors)
+    spurious_target = "texture"
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
