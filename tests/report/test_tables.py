@@ -24,6 +24,9 @@ from infoscope.report.tables import (
     Table,
     compute_stat,
     format_number,
+    format_percent,
+    format_signed,
+    format_stat,
 )
 
 NASTY = r"50% of a_b & c#1 {x} $y$ ~z ^2 \w <p> |q|"
@@ -57,6 +60,19 @@ def test_one_value_has_no_spread_and_none_no_mean() -> None:
     assert math.isnan(compute_stat([2.0]).sd)
     assert math.isnan(compute_stat([]).error)
     assert math.isnan(compute_stat([math.nan]).mean)
+    assert all(math.isnan(end) for end in compute_stat([2.0]).interval)
+
+
+def test_intervals_are_students() -> None:
+    half = 4.302652729911275 / math.sqrt(3)  # t of 2 degrees of freedom
+    assert compute_stat([1.0, 2.0, 3.0, math.nan]).interval == pytest.approx((2 - half, 2 + half))
+
+
+def test_words_for_shares_differences_and_means() -> None:
+    assert (format_percent(0.1234), format_percent(math.nan)) == ("12.3%", "\N{EN DASH}%")
+    assert (format_signed(0.126), format_signed(-1.0, 0)) == ("+0.13", "\N{MINUS SIGN}1")
+    assert format_stat(compute_stat([0.1, 0.3]), 1, 100) == "20.0 ± 14.1"
+    assert format_stat(compute_stat([0.1, 0.1001]), 2) == format_stat(compute_stat([0.1]), 2) == "0.10"
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
+from scipy.special import stdtrit
 
 from infoscope.report.latex import make_latex
 
@@ -26,6 +27,8 @@ MISSING = "\N{EN DASH}"
 COLUMN_GAP = 3
 """Characters between the columns of a rich table without edges: padding, separator, padding."""
 MINUS = "\N{MINUS SIGN}"
+LEVEL = 0.95
+"""Of the intervals of means."""
 PARTIAL = "°"
 """Mark of a mean over fewer runs than were asked for."""
 NO_NUMBER = "No number: nothing of this was measured, or is defined here."
@@ -61,6 +64,16 @@ class Stat(NamedTuple):
     def error(self) -> float:
         """Standard error of the mean; NaN where there is no spread."""
         return self.sd / math.sqrt(max(self.n, 1))
+
+    @property
+    def half_width(self) -> float:
+        """Half of the 95 % interval of the mean (t); NaN for fewer than two finite values."""
+        return float(stdtrit(self.n - 1, (1 + LEVEL) / 2)) * self.error if self.n > 1 else math.nan
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The ends of that interval."""
+        return self.mean - self.half_width, self.mean + self.half_width
 
 
 def compute_stat(values: Iterable[float | None]) -> Stat:
@@ -156,6 +169,22 @@ def format_number(value: float, digits: int, signed: bool = False) -> str:
     rounded = round(value, digits) + 0.0  # -0.0 becomes 0.0
     sign = "+" if signed and rounded > 0 else ""
     return f"{sign}{rounded:,.{digits}f}".replace("-", MINUS)
+
+
+def format_signed(value: float, digits: int = 2) -> str:
+    """Return a difference or a correlation, which has a plus sign too."""
+    return format_number(value, digits, signed=True)
+
+
+def format_percent(share: float) -> str:
+    """Return a share, 0..1, in percent."""
+    return f"{format_number(100 * share, 1)}%"
+
+
+def format_stat(stat: Stat, digits: int, scale: float = 1.0) -> str:
+    """Return `mean ± sd`, without a spread that is rounded to nothing."""
+    mean, spread = format_number(stat.mean * scale, digits), format_number(stat.sd * scale, digits)
+    return mean if spread in (MISSING, format_number(0, digits)) else f"{mean} ± {spread}"
 
 
 def format_cell(cell: Cell, column: Column, with_spread: bool = True) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +19,7 @@ from infoscope.analyses.attribution import (
     AttributionResult,
 )
 from infoscope.report.page import Page, write_report
-from infoscope.stages.attribute.numbers import PLACES, Found, compute_interval
+from infoscope.stages.attribute.numbers import PLACES, Found
 from infoscope.stages.attribute.section import MAX_CLASSES, make_attribution_section
 from infoscope.stages.score.result import ScopeResult
 from tests.support.report_samples import make_scope_result, make_unscored_result
@@ -122,9 +121,26 @@ def test_findings_follow_the_numbers() -> None:
     assert found[-1].replace("\N{MINUS SIGN}", "-").endswith("median: -0.100 high-scope, +0.200 low-scope.")
 
 
+@pytest.mark.parametrize(
+    ("agreement", "words"),
+    [
+        (0.5, "Gradient attributions agree only in part with exact ablation:"),
+        (0.0, "Gradient attributions do not agree with exact ablation:"),
+        (-0.9, "Gradient attributions do not agree with exact ablation:"),
+        (np.nan, "Whether gradient attributions agree with exact ablation cannot be told:"),
+    ],
+)
+def test_agreement_is_named_by_its_size_and_sign(agreement: float, words: str) -> None:
+    result = make_result(SCOPES[0])
+    result.agreement[PLACES[GRADIENT]] += agreement - result.agreement[PLACES[GRADIENT]].mean()
+    found = make_attribution_section([Found(SCOPES[0], result)]).findings
+    assert found[0].startswith(words)
+
+
 def test_without_scores_nothing_is_said_of_groups(tmp_path: Path) -> None:
     alone = make_attribution_section([Found(None, FOUND[0].result)])
-    assert alone.tables.keys() == alone.figures.keys() - {"attribution_curves"} | {"attribution"} == {"attribution"}
+    assert alone.tables.keys() == {"attribution"}
+    assert alone.figures.keys() == {"attribution_curves"}
     assert not any("scope" in finding for finding in alone.findings)
     assert alone.findings[-1].endswith("median: +0.200.")
     written = write_report(Page("A page", {}, sections=[alone]), tmp_path)
@@ -163,12 +179,3 @@ def test_the_figures_have_a_line_for_each_order_and_a_row_for_each_class(tmp_pat
     assert [label.get_text() for label in groups.axes[0].get_yticklabels()] == ["all", "class 0", "class 1"]
     written = write_report(Page("A page", {}, sections=[section]), tmp_path)
     assert written.figures.keys() == {"attribution_curves", "attribution_groups"}
-
-
-def test_intervals_are_students() -> None:
-    values = np.array([1.0, 2.0, 3.0, math.nan])
-    found = compute_interval(values)
-    half = 4.302652729911275 / math.sqrt(3)  # t of 2 degrees of freedom
-    assert found == pytest.approx((2, 2 - half, 2 + half))
-    assert not found.is_told
-    assert not compute_interval(values[:1]).is_told

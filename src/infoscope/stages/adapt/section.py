@@ -10,7 +10,7 @@ import numpy as np
 
 from infoscope.analyses.adaptation import ACROSS, ADAPTED, BASE, HALVES, MIN_SETTLED, MIXED, SAME
 from infoscope.report.section import ReportSection, SectionFigure
-from infoscope.report.tables import Align, Column, Stat, Table, compute_stat, format_number
+from infoscope.report.tables import Align, Column, Stat, Table, compute_stat, format_number, format_stat
 from infoscope.scope.partition import name_group
 from infoscope.stages.adapt.figures import draw_adaptation
 from infoscope.stages.adapt.numbers import (
@@ -234,9 +234,9 @@ def _tell(found: Sequence[Found], counted: dict[str, list[GroupChanges]], why_no
     first, numbers = found[0], [summarise_found(one) for one in found]
 
     def write(key: str, digits: int = 2, scale: float = 1.0) -> str:
-        return _write(compute_stat(one[key] for one in numbers), digits, scale)  # pyright: ignore[reportArgumentType]
+        return format_stat(compute_stat(one[key] for one in numbers), digits, scale)  # pyright: ignore[reportArgumentType]
 
-    correlation = _write(compute_stat(map(compute_rate_correlation, found)), 2)
+    correlation = format_stat(compute_stat(map(compute_rate_correlation, found)), 2)
     change = 2 ** compute_stat(map(compute_rate_change, found)).mean
     yield (
         f"Half of the latents fire at most {format_number(change, 2)} times as often in one model as in the other (rank"
@@ -316,9 +316,3 @@ def _tell_groups(counted: dict[str, list[GroupChanges]]) -> Iterator[str]:
         )
         parts.append(f"{format_number(n, 1)} {name_group(name)} ones ({format_number(expected, 1)} expected)")
     yield f"By scope, remapped are {' and '.join(parts)}, if all groups were remapped alike."
-
-
-def _write(value: Stat, digits: int, scale: float = 1.0) -> str:
-    """Return mean ± sd, without a spread that is rounded to nothing."""
-    mean, spread = format_number(value.mean * scale, digits), format_number(value.sd * scale, digits)
-    return mean if spread in (format_number(math.nan, digits), format_number(0, digits)) else f"{mean} ± {spread}"

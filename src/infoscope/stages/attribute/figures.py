@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -18,6 +18,8 @@ from infoscope.analyses.attribution import (
     METHODS,
     PROB,
     RANDOM,
+    AttributionResult,
+    GroupShares,
 )
 from infoscope.report.figure_style import (
     FAINT,
@@ -32,7 +34,7 @@ from infoscope.report.figure_style import (
 from infoscope.report.tables import compute_stat
 from infoscope.scope.cds import mean_of_known
 from infoscope.scope.partition import name_group
-from infoscope.stages.attribute.numbers import PLACES, Found
+from infoscope.stages.attribute.numbers import PLACES
 
 STYLES = {
     GRADIENT: (INK, "-"),
@@ -46,16 +48,16 @@ STYLES = {
 """Colour and line of each method."""
 
 
-def draw_curves(found: Sequence[Found]) -> Figure:
+def draw_curves(results: Sequence[AttributionResult]) -> Figure:
     """Draw what is left of the class as latents are removed, and as they are put back: a line for each order."""
     figure, panels = make_panels(4, 5.2, 2, sharex=True)
-    n_steps = found[0].result.curves.shape[2] - 1
+    n_steps = results[0].curves.shape[2] - 1
     share = 100 * np.arange(n_steps + 1) / n_steps
     words = {(DELETION, PROB): "removed", (INSERTION, PROB): "kept", (DELETION, COSINE): "", (INSERTION, COSINE): ""}
     for panel, ((way, what), title) in zip(panels, words.items(), strict=True):
         for name in METHODS:
             colour, line = STYLES[name]
-            curves = [one.result.curves[way, PLACES[name], ..., what] for one in found]
+            curves = [one.curves[way, PLACES[name], ..., what] for one in results]
             stats = [compute_stat(of[step].mean() for of in curves) for step in range(n_steps + 1)]
             draw_means(panel, share, stats, 100 if what == PROB else 1, colour, linestyle=line)
         panel.grid(axis="y", color=FAINT, linewidth=0.6)
@@ -74,14 +76,14 @@ def draw_curves(found: Sequence[Found]) -> Figure:
     return figure
 
 
-def draw_groups(found: Sequence[Found], shown: Sequence[int]) -> Figure:
+def draw_groups(shares: Sequence[GroupShares], shown: Mapping[int, str]) -> Figure:
     """Draw what groups have of the attribution of some classes, over what they have of the activation.
 
     Args:
-        shown: the classes, from the top.
+        shares: of each SAE seed.
+        shown: the names of the classes, from the top, by their number.
     """
-    shares, names = [one.shares for one in found], found[0].result.class_names
-    if not shares[0].groups or not shown:
+    if not shown:
         return make_empty("No feature has a score, or no image a class.")
     attribution, mass = (
         100 * mean_of_known(np.stack([np.vstack([overall, by_class[list(shown)]]) for overall, by_class in of]), axis=0)
@@ -96,7 +98,7 @@ def draw_groups(found: Sequence[Found], shown: Sequence[int]) -> Figure:
         axes.hlines(rows, mass[:, place], attribution[:, place], color=colour, linewidth=1.2, alpha=0.5)
         axes.scatter(mass[:, place], rows, s=18, facecolors="white", edgecolors=colour, linewidths=1, zorder=2)
         axes.scatter(attribution[:, place], rows, s=18, color=colour, linewidths=0, label=name_group(group), zorder=3)
-    axes.set_yticks(rows, ["all", *(names[of_class] for of_class in shown)])
+    axes.set_yticks(rows, ["all", *shown.values()])
     axes.grid(axis="x", color=FAINT, linewidth=0.6)
     axes.set_xlabel("share of the activation (open) and of the attribution (filled), %")
     figure.legend(loc="outside lower center", ncols=3, handletextpad=0.2)

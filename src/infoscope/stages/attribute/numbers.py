@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float
-from scipy.special import stdtrit
 
-from infoscope.analyses.attribution import METHODS, AttributionResult, GroupShares
+from infoscope.analyses.attribution import METHODS, AttributionResult
 from infoscope.report.tables import Stat, compute_stat
 from infoscope.scope.cds import mean_of_known
 from infoscope.stages.score.result import ScopeResult
 
-LEVEL = 0.95
-"""Of the intervals."""
 PLACES = {name: place for place, name in enumerate(METHODS)}
 """Of the methods in the arrays of an `AttributionResult`."""
 
@@ -34,31 +30,6 @@ class Found(NamedTuple):
     def groups(self) -> Mapping[str, Bool[np.ndarray, " d_sae"]]:
         """The groups by score; none where nothing is scored."""
         return {} if self.scope is None else self.scope.partition.groups
-
-    @property
-    def shares(self) -> GroupShares:
-        """What its groups have of attribution and activation."""
-        return self.result.split(self.groups)
-
-
-class Interval(NamedTuple):
-    """A mean over images, and its 95 % interval (t); NaN where there is none."""
-
-    mean: float
-    low: float
-    high: float
-
-    @property
-    def is_told(self) -> bool:
-        """Whether 0 lies outside."""
-        return self.low > 0 or self.high < 0
-
-
-def compute_interval(values: Float[np.ndarray, " n_images"]) -> Interval:
-    """Return the mean of the finite values and its interval."""
-    stat = compute_stat(values)
-    half = float(stdtrit(stat.n - 1, (1 + LEVEL) / 2)) * stat.error if stat.n > 1 else math.nan
-    return Interval(stat.mean, stat.mean - half, stat.mean + half)
 
 
 def join_images(

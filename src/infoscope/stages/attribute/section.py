@@ -8,13 +8,22 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from jaxtyping import Float
 
-from infoscope.analyses.attribution import COSINE, DELETION, GRADIENT, INSERTION, METHODS, PROB, RANDOM
+from infoscope.analyses.attribution import COSINE, DELETION, GRADIENT, INSERTION, METHODS, PROB, RANDOM, GroupShares
 from infoscope.report.section import ReportSection, SectionFigure
-from infoscope.report.tables import Align, Column, Stat, Table, compute_stat, format_number
+from infoscope.report.tables import (
+    Align,
+    Column,
+    Stat,
+    Table,
+    compute_stat,
+    format_number,
+    format_percent,
+    format_signed,
+)
 from infoscope.scope.cds import mean_of_known
 from infoscope.scope.partition import name_group
 from infoscope.stages.attribute.figures import draw_curves, draw_groups
-from infoscope.stages.attribute.numbers import Found, compute_interval, join_images, join_seeds
+from infoscope.stages.attribute.numbers import Found, join_images, join_seeds
 
 AREAS = {
     "deletion_prob": (DELETION, PROB),
@@ -31,10 +40,12 @@ MAX_CLASSES = 20
 
 def make_attribution_section(found: Sequence[Found]) -> ReportSection:
     """Return the section on some SAE seeds, which all have the same test images."""
+    shares = [one.result.split(one.groups) for one in found]
     tables = {"attribution": _make_table(found)}
+    findings = [_tell_agreement(found), *_tell_deletion(found)]
     figures = {
         "attribution_curves": SectionFigure(
-            lambda: draw_curves(found),
+            lambda: draw_curves([one.result for one in found]),
             "Probability (above) and cosine (below) of the image's class while the first latents of an order are"
             " removed (left: lower is better), or while they alone are kept (right: higher is better); the SAE's error"
             " and tokens that it does not read stay. Means over test images and SAE seeds, shades are ± one standard"
@@ -42,19 +53,22 @@ def make_attribution_section(found: Sequence[Found]) -> ReportSection:
         )
     }
     if found[0].groups:
-        tables["attribution_groups"] = _make_group_table(found)
+        ratio, names = _compare_classes(shares), found[0].result.class_names
+        shown = {of_class: names[of_class] for of_class in _choose_classes(ratio)}
+        tables["attribution_groups"] = _make_group_table(found, shares, ratio)
+        findings += _tell_groups(shares, ratio, names)
         figures["attribution_groups"] = SectionFigure(
-            lambda: draw_groups(found, _choose_classes(found)),
+            lambda: draw_groups(shares, shown),
             "What share each group of features has in the size of all attributions towards a class (filled), and in the"
             " activation in the same images (open): means over SAE seeds.",
         )
     return ReportSection(
         name="attribution",
         title="What predictions rest on",
-        findings=tuple(_find(found)),
+        findings=(*findings, *_tell_alignment(found)),
         tables=tables,
         figures=figures,
-        summary=_summarise(found),
+        summary=_summarise(found, shares),
     )
 
 
@@ -80,12 +94,12 @@ def _make_table(found: Sequence[Found]) -> Table:
         notes=list(_note(found)),
     )
     for name, words in METHODS.items():
-        intervals = [compute_interval(join_images(of, name)) for of in (agreements, areas["deletion_prob"])]
+        intervals = [compute_stat(join_images(of, name)).interval for of in (agreements, areas["deletion_prob"])]
         table.add_row(
             words,
             join_seeds(agreements, name),
             *(join_seeds(of, name) for of in areas.values()),
-            *(end for interval in intervals for end in (interval.low, interval.high)),
+            *(end for interval in intervals for end in interval),
         )
     return table
 
@@ -108,9 +122,10 @@ def _note(found: Sequence[Found]) -> Iterator[str]:
     )
 
 
-def _make_group_table(found: Sequence[Found]) -> Table:
-    shares, first = [one.shares for one in found], found[0].result
-    groups = shares[0].groups
+def _make_group_table(
+    found: Sequence[Found], shares: Sequence[GroupShares], ratio: Float[np.ndarray, " n_classes"]
+) -> Table:
+    first, groups = found[0].result, shares[0].groups
     percent = {"digits": 1, "scale": 100, "unit": "%"}
     table = Table(
         "attribution_groups",
@@ -136,8 +151,7 @@ def _make_group_table(found: Sequence[Found]) -> Table:
         ]
         table.add_row(label, Stat(n, math.nan, 1), *numbers)
     table.add_section()
-    ratio, chosen = _compare_classes(found), _choose_classes(found)
-    for of_class in chosen:
+    for of_class in (chosen := _choose_classes(ratio)):
         numbers = [
             compute_stat(getattr(one, table_of)[of_class, i] for one in shares)
             for i in range(len(groups))
@@ -156,9 +170,8 @@ def _make_group_table(found: Sequence[Found]) -> Table:
     return table
 
 
-def _compare_classes(found: Sequence[Found]) -> Float[np.ndarray, " n_classes"]:
+def _compare_classes(shares: Sequence[GroupShares]) -> Float[np.ndarray, " n_classes"]:
     """Return the first group's share of attribution over its share of activation, of each class; NaN without images."""
-    shares = [one.shares for one in found]
     attribution, mass = (
         mean_of_known(np.stack([of[:, 0] for of in many]), axis=0)
         for many in ([one.by_class for one in shares], [one.mass_by_class for one in shares])
@@ -166,32 +179,32 @@ def _compare_classes(found: Sequence[Found]) -> Float[np.ndarray, " n_classes"]:
     return np.divide(attribution, mass, out=np.full(len(mass), np.nan), where=mass > 0)
 
 
-def _choose_classes(found: Sequence[Found]) -> list[int]:
+def _choose_classes(ratio: Float[np.ndarray, " n_classes"]) -> list[int]:
     """Return the classes of the table of groups, most attribution for their activation first."""
-    ratio = _compare_classes(found)
     order = [int(i) for i in np.argsort(-ratio, kind="stable") if np.isfinite(ratio[i])]
     half = MAX_CLASSES // 2
     return order if len(order) <= MAX_CLASSES else order[:half] + order[-half:]
 
 
-def _find(found: Sequence[Found]) -> Iterator[str]:
-    yield _tell_agreement(found)
-    yield from _tell_deletion(found)
-    yield from _tell_groups(found)
-    yield from _tell_alignment(found)
-
-
 def _tell_agreement(found: Sequence[Found]) -> str:
     first, agreements = found[0].result, [one.result.agreement for one in found]
-    gradient, shuffled = (compute_interval(join_images(agreements, name)) for name in (GRADIENT, RANDOM))
-    verb = "agree with" if gradient.mean >= AGREES else "agree only in part with"
+    gradient, shuffled = (compute_stat(join_images(agreements, name)) for name in (GRADIENT, RANDOM))
+    if not gradient.n:
+        return (
+            "Whether gradient attributions agree with exact ablation cannot be told: in no test image do two latents"
+            " differ in both."
+        )
+    low, high = gradient.interval
+    if gradient.mean <= 0 or low <= 0:
+        verb = "do not agree with"
+    else:
+        verb = "agree with" if gradient.mean >= AGREES else "agree only in part with"
     n_ranked = format_number(compute_stat(one.result.n_ranked.mean() for one in found).mean, 0)
     return (
         f"Gradient attributions {verb} exact ablation: over the {n_ranked} latents that fire in an image they rank as"
-        f" their ablation does by {_signed(gradient.mean)} (Spearman, mean of {len(first.tested):,} test images, 95%"
-        f" interval over images {_signed(gradient.low)} to {_signed(gradient.high)}), shuffled by"
-        f" {_signed(shuffled.mean)} ({_signed(shuffled.low)} to {_signed(shuffled.high)}). One backward an image stands"
-        " for a forward of each latent."
+        f" their ablation does by {format_signed(gradient.mean)} (Spearman, mean of {len(first.tested):,} test images,"
+        f" 95% interval over images {format_signed(low)} to {format_signed(high)}), shuffled by"
+        f" {format_signed(shuffled.mean)} ({' to '.join(map(format_signed, shuffled.interval))})."
     )
 
 
@@ -207,8 +220,8 @@ def _tell_deletion(found: Sequence[Found]) -> Iterator[str]:
         for name in METHODS:
             if name == GRADIENT:
                 continue
-            difference = compute_interval(better * (own - join_images(areas[key], name)))
-            where = alike if not difference.is_told else best if difference.mean > 0 else worse
+            low, high = compute_stat(better * (own - join_images(areas[key], name))).interval
+            where = best if low > 0 else worse if high < 0 else alike
             where.append(METHODS[name])
         parts = [
             f"{verb} {', '.join(names)}"
@@ -221,23 +234,21 @@ def _tell_deletion(found: Sequence[Found]) -> Iterator[str]:
         )
 
 
-def _tell_groups(found: Sequence[Found]) -> Iterator[str]:
-    shares, names = [one.shares for one in found], found[0].result.class_names
-    if not shares[0].groups:
-        return
+def _tell_groups(
+    shares: Sequence[GroupShares], ratio: Float[np.ndarray, " n_classes"], names: Sequence[str]
+) -> Iterator[str]:
     for place, group in enumerate(shares[0].groups):
         attribution, integrated, mass = (
             np.array([getattr(one, key)[place] for one in shares]) for key in ("attribution", "integrated", "mass")
         )
-        difference = compute_interval(attribution - mass)
-        numbers = (format_number(100 * one, 1, signed=True) for one in difference)
-        ends = "{} points, 95% interval over SAE seeds {} to {}; ".format(*numbers) if len(found) > 1 else ""
+        difference = compute_stat(attribution - mass)
+        numbers = (format_signed(100 * one, 1) for one in (difference.mean, *difference.interval))
+        ends = "{} points, 95% interval over SAE seeds {} to {}; ".format(*numbers) if len(shares) > 1 else ""
         yield (
-            f"{name_group(group).capitalize()} features have {_percent(attribution.mean())} of the attribution and"
-            f" {_percent(mass.mean())} of the activation ({ends}by integrated gradients"
-            f" {_percent(integrated.mean())} of the attribution)."
+            f"{name_group(group).capitalize()} features have {format_percent(attribution.mean())} of the attribution"
+            f" and {format_percent(mass.mean())} of the activation ({ends}by integrated gradients"
+            f" {format_percent(integrated.mean())} of the attribution)."
         )
-    ratio = _compare_classes(found)
     known = np.isfinite(ratio)
     if not known.any():
         return
@@ -256,7 +267,7 @@ def _tell_alignment(found: Sequence[Found]) -> Iterator[str]:
         return
     groups = found[0].groups or {"": np.ones(found[0].result.d_sae, dtype=bool)}
     told = ", ".join(
-        f"{_signed(compute_stat(_find_median(one, name) for one in found).mean, 3)} {name_group(name)}".strip()
+        f"{format_signed(compute_stat(_find_median(one, name) for one in found).mean, 3)} {name_group(name)}".strip()
         for name in groups
     )
     yield (
@@ -273,8 +284,8 @@ def _find_median(one: Found, group: str) -> float:
     return float(np.median(known)) if len(known) else math.nan
 
 
-def _summarise(found: Sequence[Found]) -> dict[str, object]:
-    first, shares = found[0].result, [one.shares for one in found]
+def _summarise(found: Sequence[Found], shares: Sequence[GroupShares]) -> dict[str, object]:
+    first = found[0].result
     areas = {key: [one.result.area(*of) for one in found] for key, of in AREAS.items()}
     agreements = [one.result.agreement for one in found]
     return {
@@ -297,11 +308,3 @@ def _summarise(found: Sequence[Found]) -> dict[str, object]:
             for i, group in enumerate(shares[0].groups)
         },
     }
-
-
-def _percent(share: float) -> str:
-    return f"{format_number(100 * share, 1)}%"
-
-
-def _signed(value: float, digits: int = 2) -> str:
-    return format_number(value, digits, signed=True)

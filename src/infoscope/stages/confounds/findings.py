@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from infoscope.report.tables import Stat, compute_stat, format_number
+from infoscope.report.tables import Stat, compute_stat, format_number, format_signed
 from infoscope.sae.latent_table import LatentTable
 from infoscope.scope.partial_ranks import compute_spearman
 from infoscope.scope.separation import SCORES
@@ -71,10 +71,10 @@ def _say_effects(correlations: Mapping[str, Correlation], tables: Sequence[Laten
             continue
         decisive = equal if math.isfinite(equal) else rho
         verdict = "as it should" if expected * decisive >= MEDIUM_RHO else "not as it should"
-        given = f", {_signed(equal)} at equal firing frequency" if math.isfinite(equal) else ""
-        parts.append(f"with the {name} {_signed(rho)}{given} ({verdict})")
+        given = f", {format_signed(equal)} at equal firing frequency" if math.isfinite(equal) else ""
+        parts.append(f"with the {name} {format_signed(rho)}{given} ({verdict})")
         rates = [compute_spearman(table[key], table["firing_rate"])[0] for table in tables]
-        with_rate.append(f"the {name} {_signed(compute_stat(rates).mean)}")
+        with_rate.append(f"the {name} {format_signed(compute_stat(rates).mean)}")
     if not parts:
         return "No feature has both a CDS and an effect of factors or labels."
     rates = " and ".join(with_rate)
@@ -122,7 +122,7 @@ def say_correlations(correlations: Mapping[str, Correlation]) -> str:
     strong = sorted((key for key in finite if abs(finite[key]) >= MEDIUM_RHO), key=lambda key: -abs(finite[key]))
     if not strong:
         return f"No measure of how often, how strongly or how widely features fire goes with the CDS by {MEDIUM_RHO}."
-    parts = ", ".join(f"{CONFOUNDS[key].name} {_signed(finite[key])}" for key in strong)
+    parts = ", ".join(f"{CONFOUNDS[key].name} {format_signed(finite[key])}" for key in strong)
     text = f"The CDS goes with (Spearman, {MEDIUM_RHO} or more): {parts}."
     if "firing_rate" in strong:
         rarer = "rarer" if finite["firing_rate"] < 0 else "more frequent"
@@ -140,7 +140,3 @@ def say_ranks(ranks: Ranks) -> str:
         f"By rank: the mean distance is {first:.3f} at the first and {last:.3f} at the last rank{agreement}; chance is"
         f" {format_number(chance, 3)}."
     )
-
-
-def _signed(value: float) -> str:
-    return format_number(value, 2, signed=True)

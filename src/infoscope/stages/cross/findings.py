@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from infoscope.analyses.config import CrossConfig
-from infoscope.report.tables import Table, format_number
+from infoscope.report.tables import Table, format_number, format_signed
 from infoscope.stages.cross.quantities import LEVEL, Crossed
 
 FEATURED = {
@@ -55,7 +55,7 @@ def _list(many: Sequence[Crossed], within: bool = True) -> str:
     """Return the strongest, with their correlations."""
     size = {id(of): of.within.mean if within else of.rho.mean for of in many}
     strongest = sorted(many, key=lambda of: -abs(size[id(of)]))
-    parts = [f"{of.label} ({_signed(size[id(of)])})" for of in strongest[:N_NAMED]]
+    parts = [f"{of.label} ({format_signed(size[id(of)])})" for of in strongest[:N_NAMED]]
     return ", ".join(parts) + (f" and {len(many) - N_NAMED} more" if len(many) > N_NAMED else "")
 
 
@@ -67,10 +67,9 @@ def say_featured(crossed: Mapping[str, Crossed]) -> list[str]:
 def _say(words: str, of: Crossed) -> str:
     if not math.isfinite(of.rho.mean):
         return f"{words}: too few features have it to say whether it goes with scope."
-    overall = f"Spearman {_signed(of.rho.mean)} with the CDS ({_signed(of.low)} to {_signed(of.high)})"
-    within = (
-        "at like firing frequency none" if math.isnan(of.p) else f"{_signed(of.within.mean)} at like firing frequency"
-    )
+    rho, low, high, at_like = map(format_signed, (of.rho.mean, of.low, of.high, of.within.mean))
+    overall = f"Spearman {rho} with the CDS ({low} to {high})"
+    within = "at like firing frequency none" if math.isnan(of.p) else f"{at_like} at like firing frequency"
     seen = f"features of higher scope have {'more' if of.within.mean > 0 else 'less'} of it"
     verdict = seen if of.is_told else "not told from chance"
     return f"{words}: {overall}, {within} (p {format_number(of.p_corrected, 3)} after correction): {verdict}."
@@ -84,7 +83,3 @@ def say_levels(level: Crossed, table: Table) -> list[str]:
         return []
     listed = ", ".join(format_number(math.nan if mean is None else mean, 3) for mean in means)
     return [f"Mean CDS by Matryoshka level, from the first features on: {listed}.", _say("Matryoshka level", level)]
-
-
-def _signed(value: float) -> str:
-    return format_number(value, 2, signed=True)

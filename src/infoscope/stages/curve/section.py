@@ -12,9 +12,9 @@ from matplotlib.lines import Line2D
 
 from infoscope.report.figure_style import FAINT, GREY, HIGH, INK, LOW, draw_means, make_empty, make_panels
 from infoscope.report.section import ReportSection, SectionFigure
-from infoscope.report.tables import Align, Column, Stat, Table, compute_stat
+from infoscope.report.tables import LEVEL, Align, Column, Stat, Table, compute_stat
 from infoscope.scope.curve import ENDS, name_part
-from infoscope.stages.probe.against_random import LEVEL, Excess, compare_runs
+from infoscope.stages.probe.against_random import Excess, compare_runs
 from infoscope.stages.probe.results import MAIN_METRICS, Metric, Result, present_metrics
 from infoscope.stages.probe.tables import (
     EDGE,

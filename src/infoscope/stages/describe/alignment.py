@@ -18,7 +18,7 @@ from infoscope.analyses.alignment import (
 )
 from infoscope.pipeline.context import Context
 from infoscope.pipeline.stage import ArtifactStage, Handle, Key, Needs, Work
-from infoscope.report.tables import Align, Column, Stat, Table, compute_stat, format_number
+from infoscope.report.tables import Align, Column, Table, compute_stat, format_number, format_percent
 from infoscope.runtime.store import Workspace
 from infoscope.sae.latent_table import LatentColumn
 from infoscope.scope.agreement import MAX_ASSIGNED
@@ -151,16 +151,12 @@ def say_alignment(pairs: Mapping[tuple[int, int], Alignment]) -> list[str]:
         shared = compute_stat(one.share_above(matching, SHARED) for one in found)
         return (
             f"{format_number(mean.mean, 2)} on average (chance {format_number(chance.mean, 2)}), above {SHARED} for"
-            f" {_percent(shared)} of the latents"
+            f" {format_percent(shared.mean)} of the latents"
         )
 
     agreement = compute_stat(one.agreement("decoder", "activation") for one in found)
     return [
         f"Latents of two SAE seeds, matched one to one by their decoder rows, have a cosine of {say('decoder')}; by"
         f" their activations on the same images, {say('activation')}. Both ways name the same partner for"
-        f" {_percent(agreement)} of the latents."
+        f" {format_percent(agreement.mean)} of the latents."
     ]
-
-
-def _percent(value: Stat) -> str:
-    return f"{format_number(100 * value.mean, 1)}%"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Mapping
 
@@ -14,7 +13,7 @@ from infoscope.pipeline.context import Context, once
 from infoscope.pipeline.stage import Handle, Key, Needs, NotBuiltYet, SeedStage, Work, list_needed
 from infoscope.predictions.inputs import check_predictions
 from infoscope.predictions.prompts import Prompts, choose_class_names, choose_templates
-from infoscope.report.tables import Stat, Table, compute_stat, format_number
+from infoscope.report.tables import Table, compute_stat, format_stat
 from infoscope.runtime.errors import InputError
 from infoscope.runtime.manifests import Artifact
 from infoscope.runtime.store import Workspace
@@ -205,7 +204,7 @@ def say_fidelity(results: Mapping[int, FidelityResult], why_no_predictions: str 
     first = found[0]
 
     def write(read: Callable[[FidelityResult], float], digits: int, scale: float = 1.0) -> str:
-        return _write(compute_stat(map(read, found)), digits, scale)
+        return format_stat(compute_stat(map(read, found)), digits, scale)
 
     explains = "The SAE explains" if len(found) == 1 else "The SAEs explain"
     said = [
@@ -229,13 +228,7 @@ def _say_recovered(results: list[FidelityResult]) -> str:
     for baseline in ("zeros", "mean"):
         found = compute_stat(result.recovered(baseline) for result in results)
         if found.n:
-            parts.append(f"{_write(found, 1, 100)}% is recovered against {IN_PLACE[baseline]}")
+            parts.append(f"{format_stat(found, 1, 100)}% is recovered against {IN_PLACE[baseline]}")
         else:
             parts.append(f"{IN_PLACE[baseline]} cost the prediction nothing, so there is nothing to recover")
     return ", and ".join(parts)
-
-
-def _write(value: Stat, digits: int, scale: float = 1.0) -> str:
-    """Return mean ± sd, without a spread that is rounded to nothing."""
-    mean, spread = format_number(value.mean * scale, digits), format_number(value.sd * scale, digits)
-    return mean if spread in (format_number(math.nan, digits), format_number(0, digits)) else f"{mean} ± {spread}"

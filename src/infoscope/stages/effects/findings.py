@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from infoscope.report.tables import compute_stat, format_number
+from infoscope.report.tables import LEVEL, compute_stat, format_number
 from infoscope.scope.matching import MATCHINGS, name_matched
 from infoscope.scope.partial_ranks import Estimate
 from infoscope.stages.effects.numbers import SCORES, Said, compare_scores
-from infoscope.stages.probe.against_random import LEVEL, WORDS, Excess, compare_runs
+from infoscope.stages.probe.against_random import WORDS, Excess, compare_runs
 from infoscope.stages.probe.results import MAIN_METRICS, Result, group_by_variant, is_empty, present_metrics
 
 TASKS = {

@@ -14,7 +14,7 @@ from matplotlib.lines import Line2D
 from infoscope.predictions.metrics import compute_reliability
 from infoscope.predictions.results import ChangedImage, PredictionResult
 from infoscope.report.figure_style import FAINT, GREY, INK, WIDTH_IN, colour_groups, make_empty, make_panels
-from infoscope.report.tables import format_number
+from infoscope.report.tables import format_signed
 from infoscope.scope.partition import name_group
 from infoscope.stages.probe.results import KEPT
 
@@ -184,9 +184,9 @@ def _describe(image: ChangedImage, class_names: Sequence[str], n_letters: int) -
     lines = [(f"{name(image.old_class)} {_probability(image.old_prob)}", INK), (after, INK)]
     if image.new_class == image.old_class:
         lines[1] = (f"→ the same {_probability(image.new_prob)}", INK)
-    lines.append((f"group: {_signed(-image.drop)} nats", GREY))
+    lines.append((f"group: {format_signed(-image.drop)} nats", GREY))
     for feature in image.features:
-        lines.append((f"feature {feature.latent}: {_signed(-feature.drop)}", GREY))
+        lines.append((f"feature {feature.latent}: {format_signed(-feature.drop)}", GREY))
     return lines
 
 
@@ -197,7 +197,3 @@ def _cut(text: str, n_letters: int) -> str:
 
 def _probability(p: float) -> str:
     return f"{p:.2f}" if p < 0.995 else ">0.99" if p < 1 else "1.00"
-
-
-def _signed(value: float) -> str:
-    return format_number(value, 2, signed=True)

@@ -10,7 +10,7 @@ from jaxtyping import UInt8
 
 from infoscope.predictions.results import PredictionResult
 from infoscope.report.section import ReportSection, SectionFigure
-from infoscope.report.tables import Cell, Column, Stat, Table, compute_stat, format_number
+from infoscope.report.tables import Cell, Column, Stat, Table, compute_stat, format_number, format_percent
 from infoscope.stages.predict.figures import MIN_IMAGES, draw_changed_predictions, draw_reliability
 from infoscope.stages.probe.results import (
     KEPT,
@@ -158,7 +158,7 @@ def _make_findings(runs: Mapping[AblationRow, Sequence[Result]], first: Predicti
     if numbers.has(nothing):
         findings.append(
             "The SAE's reconstruction alone, with nothing removed, changes"
-            f" {_percent(numbers.mean(nothing, 'changed'))} of the predictions."
+            f" {format_percent(numbers.mean(nothing, 'changed'))} of the predictions."
         )
     return tuple(findings)
 
@@ -167,17 +167,17 @@ def _tell_main(numbers: _Numbers, groups: Sequence[AblationRow], first: Predicti
     n = f"{len(first.image_index):,} test images and {len(first.class_names):,} classes"
     present = [group for group in groups if numbers.has(group)]
     if not first.has_labels:
-        parts = [f"{_percent(numbers.mean(group, 'changed'))} change {group.label} features" for group in present]
+        parts = [f"{format_percent(numbers.mean(group, 'changed'))} change {group.label} features" for group in present]
         return f"Of the predictions on {n} (no labels, so no accuracy), {_join(parts)}." if parts else f"{n}."
     before = numbers.mean(ORIGINAL, "top1")
     parts = [
-        f"{_percent(numbers.mean(group, 'top1'))} {group.label} features"
+        f"{format_percent(numbers.mean(group, 'top1'))} {group.label} features"
         f" ({format_number(100 * (numbers.mean(group, 'top1') - before), 1, signed=True)} points)"
         for group in present
     ]
-    chance = _percent(1 / len(first.class_names))
+    chance = format_percent(1 / len(first.class_names))
     return (
-        f"Zero-shot top-1 on {n} is {_percent(before)} on the original tokens"
+        f"Zero-shot top-1 on {n} is {format_percent(before)} on the original tokens"
         f" (guessing: {chance}){''.join(f', {part}' for part in parts)}."
     )
 
@@ -186,12 +186,12 @@ def _compare_with_random(numbers: _Numbers, group: AblationRow) -> str:
     """Say whether a group changes more predictions than random groups of its mass; within two spreads it does not."""
     mine = numbers.stat(group, "changed")
     random = numbers.stat(AblationRow("control", KEPT, group.group, "mass"), "changed")
-    start = f"{group.label.capitalize()} features {_percent(mine.mean)} of the predictions change"
+    start = f"{group.label.capitalize()} features {format_percent(mine.mean)} of the predictions change"
     confidence = numbers.mean(group, "max_prob") - numbers.mean(ORIGINAL, "max_prob")
     end = f"; mean confidence moves by {format_number(100 * confidence, 1, signed=True)} points."
     if random.n == 0:
         return start + end
-    against = f"{_percent(random.mean)} without random features of the same mass"
+    against = f"{format_percent(random.mean)} without random features of the same mass"
     spread = math.hypot(*np.nan_to_num([random.sd, mine.sd]))
     if random.n < 2:
         verdict = "of one random group only, so there is no spread to judge the difference by"
@@ -207,17 +207,13 @@ def _tell_calibration(numbers: _Numbers, groups: Sequence[AblationRow]) -> str:
         excess = numbers.mean(variant, "max_prob") - numbers.mean(variant, "top1")
         word = "over" if excess > 0 else "under"
         return (
-            f"{_percent(numbers.mean(variant, 'ece'))} {name} (confidence {word} accuracy by"
+            f"{format_percent(numbers.mean(variant, 'ece'))} {name} (confidence {word} accuracy by"
             f" {format_number(100 * abs(excess), 1)} points)"
         )
 
     parts = [tell(ORIGINAL, "on the original tokens")]
     parts += [tell(group, f"{group.label} features") for group in groups if numbers.has(group)]
     return f"Expected calibration error: {_join(parts)}."
-
-
-def _percent(share: float) -> str:
-    return f"{format_number(100 * share, 1)}%"
 
 
 def _join(parts: Sequence[str]) -> str:

@@ -6,9 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from scipy.special import stdtrit
-
-from infoscope.report.tables import Align, Cell, Column, Stat, Table, compute_stat, format_number
+from infoscope.report.tables import LEVEL, Align, Cell, Column, Stat, Table, compute_stat, format_number
 from infoscope.stages.probe.results import (
     KEPT,
     MAIN_METRICS,
@@ -20,8 +18,6 @@ from infoscope.stages.probe.results import (
     present_metrics,
 )
 
-LEVEL = 0.95
-"""Of the intervals."""
 WORDS = {-1: "costs more than", 0: "is not told from", 1: "costs less than"}
 """What a difference says, by its sign: positive is better."""
 _NO_WIDTH = 1e-9
@@ -51,14 +47,7 @@ class Excess(NamedTuple):
 
         Each seed has draws of its own, so that what they vary by is in the spread over seeds.
         """
-        mean, half = self.stat.mean, self.half_width
-        return mean - half, mean + half
-
-    @property
-    def half_width(self) -> float:
-        """Half of the interval."""
-        n = self.stat.n
-        return float(stdtrit(n - 1, (1 + LEVEL) / 2)) * self.stat.error if n > 1 else math.nan
+        return self.stat.interval
 
     @property
     def sign(self) -> int | None:

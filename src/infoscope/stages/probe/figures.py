@@ -163,7 +163,7 @@ def _draw_excess(axes: Axes, excess: Excess, place: int, colour: str) -> None:
     scale, mean = excess.metric.column.scale, excess.stat.mean
     values = scale * np.array(list(excess.by_seed.values()))
     axes.plot(values, np.full(len(values), place + 0.2), "o", color=colour, mfc="none", markersize=4, mew=0.9)
-    if math.isfinite(excess.half_width):
-        half = scale * excess.half_width
+    if math.isfinite(excess.stat.half_width):
+        half = scale * excess.stat.half_width
         axes.errorbar(scale * mean, place - 0.12, xerr=half, color=colour, linewidth=1.4, capsize=2)
     axes.plot(scale * mean, place - 0.12, "D", color=colour, markersize=4)

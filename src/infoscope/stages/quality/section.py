@@ -9,7 +9,7 @@ import numpy as np
 from infoscope.analyses.alignment import Alignment
 from infoscope.analyses.progressive import MEASURES
 from infoscope.report.section import ReportSection, SectionFigure
-from infoscope.report.tables import Column, Stat, Table, compute_stat, format_number
+from infoscope.report.tables import Column, Table, compute_stat, format_number, format_stat
 from infoscope.stages.describe.alignment import make_alignment_table, say_alignment
 from infoscope.stages.describe.fidelity import make_fidelity_table, say_fidelity
 from infoscope.stages.quality.figure import draw_progressive
@@ -125,7 +125,7 @@ def _find(measured: Sequence[Measured], why_no_head: str) -> Iterator[str]:
     first = measured[0]
 
     def write(key: str, digits: int, scale: float = 1.0) -> str:
-        return _write(compute_stat(one.summary[key] for one in measured), digits, scale)  # pyright: ignore[reportArgumentType]
+        return format_stat(compute_stat(one.summary[key] for one in measured), digits, scale)  # pyright: ignore[reportArgumentType]
 
     yield (
         f"{write('zeros', 1, 100)}% of a token's code are zeros, and {write('dead_share', 1, 100)}% of the latents are"
@@ -157,8 +157,3 @@ def _say_progressive(measured: Sequence[Measured]) -> str:
     parts = [f"{format_number(100 * fvu[place], 1)}% at k = {ks[place]:,}" for place in shown]
     words = f"With the k largest activations of a token alone the unexplained variance is {', '.join(parts)}"
     return f"{words}; it is least at k = {ks[best]:,}." if best < len(ks) - 1 else f"{words}."
-
-
-def _write(value: Stat, digits: int, scale: float = 1.0) -> str:
-    mean, spread = format_number(value.mean * scale, digits), format_number(value.sd * scale, digits)
-    return mean if spread in (format_number(np.nan, digits), format_number(0, digits)) else f"{mean} ± {spread}"

@@ -11,7 +11,7 @@ import numpy as np
 from infoscope.analyses.segment_result import N_DRAWS, N_SIMILAR, LabelResult, Segmentation
 from infoscope.data.images import ImageSet
 from infoscope.report.section import ReportSection, SectionFigure
-from infoscope.report.tables import Align, Column, Stat, Table, compute_stat, format_number
+from infoscope.report.tables import Align, Column, Stat, Table, compute_stat, format_percent
 from infoscope.scope.partition import name_group
 from infoscope.stages.score.result import ScopeResult
 from infoscope.stages.segment.figures import MAX_LABELS, draw_label_ious, draw_masks, pick_shown
@@ -212,15 +212,15 @@ def _make_findings(
     stats = {label: compute_stat(one.test for one in results).mean for label, results in by_label.items()}
     known = {label: iou for label, iou in stats.items() if math.isfinite(iou)}
     findings = [
-        f"Chosen on training images, the best latent of a label has on test images an IoU of {_percent(test)} with it"
-        f" ({_percent(pixels)} in pixels; mean over labels), against {_percent(similar)} of latents of the same firing"
-        f" rate and {_percent(everywhere)} of a mask that covers everything."
+        f"Chosen on training images, the best latent of a label has on test images an IoU of {format_percent(test)}"
+        f" with it ({format_percent(pixels)} in pixels; mean over labels), against {format_percent(similar)} of latents"
+        f" of the same firing rate and {format_percent(everywhere)} of a mask that covers everything."
     ]
     if len(known) > 1:
         best, worst = max(known, key=lambda label: known[label]), min(known, key=lambda label: known[label])
         findings.append(
-            f"{names[best].capitalize()} is masked best (IoU {_percent(known[best])}), {names[worst]} worst"
-            f" ({_percent(known[worst])})."
+            f"{names[best].capitalize()} is masked best (IoU {format_percent(known[best])}), {names[worst]} worst"
+            f" ({format_percent(known[worst])})."
         )
     no_better = [
         names[label] for label in known if known[label] <= compute_stat(one.everywhere for one in by_label[label]).mean
@@ -246,9 +246,9 @@ def _compare_groups(told: Sequence[Sequence[LabelResult]], groups: Sequence[str]
         of_low, of_high = (float(np.mean(values)) for values in zip(*pairs, strict=True))
         n_low = sum(a > b for a, b in pairs)
         return [
-            f"{words}, the best {name_group(low)} one has an IoU of {_percent(of_low)} and the best {name_group(high)}"
-            f" one {_percent(of_high)} (mean over labels); the {name_group(low)} one is better for {n_low} of"
-            f" {len(pairs)} labels{' and SAE seeds' if len(told) > 1 else ''}."
+            f"{words}, the best {name_group(low)} one has an IoU of {format_percent(of_low)} and the best"
+            f" {name_group(high)} one {format_percent(of_high)} (mean over labels); the {name_group(low)} one is better"
+            f" for {n_low} of {len(pairs)} labels{' and SAE seeds' if len(told) > 1 else ''}."
         ]
     return ["Which scope masks labels better is not known: a group is empty."]
 
@@ -265,7 +265,3 @@ def _summarise(
         "labels": {names[label]: _stats(results, groups) for label, results in by_label.items()},
         "thresholds": found[0].segmentation.thresholds.tolist(),
     }
-
-
-def _percent(share: float) -> str:
-    return f"{format_number(100 * share, 1)}%"
