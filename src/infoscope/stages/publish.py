@@ -26,6 +26,8 @@ class Published(Stage):
 
     shows_scores: ClassVar[bool] = True
     """Whether its report is about scores too, so that it reads them."""
+    report_version: ClassVar[int] = 0
+    """Of its report alone: raise it when the same artifacts are shown or told in another way."""
 
     def reads(self, ctx: Context) -> list[Node]:
         scores = Score().reads(ctx) if self.shows_scores and has_maps(ctx) else []
@@ -50,8 +52,7 @@ class Published(Stage):
         section = self.section(ctx)
         assert section is not None
         title = f"{section.title}: {ctx.config.model.name} on {ctx.config.data.kind.name}"
-        facts = {name: of for name, of in describe_experiment(ctx).items() if self.shows_scores or name != "scope"}
-        return Page(title, facts, sections=[section])
+        return Page(title, describe_experiment(ctx, self.shows_scores), sections=[section])
 
     def end(self, ctx: Context) -> ReportFiles:
         """Write the report, unless the same exists, and print it."""
@@ -82,7 +83,8 @@ class Published(Stage):
 
     def report_spec(self, ctx: Context) -> Spec:
         """Return what determines the report, and its name."""
-        return Spec(_Report.kind, self.report_name(ctx), self.versioned(self.report_key(ctx)))
+        shown = {"report_version": self.report_version} if self.report_version else {}
+        return Spec(_Report.kind, self.report_name(ctx), self.versioned({**self.report_key(ctx), **shown}))
 
 
 class PublishedPart(Published):
@@ -113,8 +115,8 @@ class _Report(Stage):
         return Work(1, [ctx.config.stage.name, len(ctx.config.seeds)])
 
 
-def describe_experiment(ctx: Context) -> dict[str, str]:
-    """Return model, data, SAE, scope, software and hardware, in words."""
+def describe_experiment(ctx: Context, with_scope: bool = True) -> dict[str, str]:
+    """Return model, data, SAE, scope (where there are maps to score), software and hardware, in words."""
     config, tokens = ctx.config, Tokens.at(ctx, "train")
     meta, environment = tokens.read_json("tokens.json"), describe_environment()
     hardware, versions = environment["hardware"], environment["versions"]
@@ -125,7 +127,7 @@ def describe_experiment(ctx: Context) -> dict[str, str]:
         "model": f"{config.model.name} ({weights}), {read}, d_in {meta['d_in']}",
         "data": f"{config.data.kind.name}, {meta['n_images']} training images",
         "SAE": describe_sae(ctx),
-        **({"scope": scope} if has_maps(ctx) else {}),
+        **({"scope": scope} if with_scope and has_maps(ctx) else {}),
         "software": f"infoscope {versions['infoscope']}, torch {versions['torch']}",
         "hardware": f"{hardware['cpu']}, {hardware['cores']} cores" + "".join(f", {gpu}" for gpu in hardware["gpus"]),
     }

@@ -33,6 +33,7 @@ class Adapt(Published, SeedStage[Adaptation]):
 
     kind, holds = "adapt", Adaptation
     is_shared, is_optional = False, True
+    report_version = 1
     columns = (
         Column("rate_correlation", "rates, Spearman"),
         Column("jaccard", "Jaccard"),
@@ -112,7 +113,7 @@ class Adapt(Published, SeedStage[Adaptation]):
 
     def report_key(self, ctx: Context) -> Key:
         thresholds = {"factor": ctx.config.adapt.factor, "n_images": ctx.config.describe.n_label_images}
-        shown = {"class_names": list(_name_classes(ctx)), "wording": 1}
+        shown = {"class_names": list(_name_classes(ctx))}
         return {**super().report_key(ctx), **key_of_groups(ctx), **thresholds, **shown}
 
 

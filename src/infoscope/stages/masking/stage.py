@@ -32,6 +32,7 @@ class Masking(Published, SeedStage[MaskingResult]):
     """What the model's own zero-shot head predicts under masks that the true class of each image chooses."""
 
     kind, holds = "masking", MaskingResult
+    report_version = 1
     columns = (
         Column("n_chosen", "latents", digits=1, is_count=True),
         Column("top1", "top-1", digits=1, scale=100, unit="%"),
@@ -127,9 +128,6 @@ class Masking(Published, SeedStage[MaskingResult]):
     def section(self, ctx: Context) -> ReportSection:
         found = {seed: self.at(ctx, seed).load() for seed in ctx.config.seeds}
         return make_masking_section(found, ctx.config.masking.n_latents)
-
-    def report_key(self, ctx: Context) -> Key:
-        return {**super().report_key(ctx), "wording": 1}
 
 
 def _choose_modes(ctx: Context) -> list[EditMode]:
