@@ -43,7 +43,8 @@ def match_bands(cds: Float[np.ndarray, " n"], rate: Float[np.ndarray, " n"], n_b
     n = len(cds)
     n_blocks = max(n // n_bands, 1)
     block = np.empty(n, dtype=np.int64)
-    block[np.argsort(rate, kind="stable")] = np.arange(n) * n_blocks // max(n, 1)  # of n_bands, some of a few more
+    # a block has n_bands latents, or a few more
+    block[np.argsort(rate, kind="stable")] = np.arange(n) * n_blocks // max(n, 1)
     size = np.bincount(block, minlength=n_blocks)
     order = np.lexsort((cds, block))
     place = np.arange(n) - (np.cumsum(size) - size)[block[order]]

@@ -30,7 +30,7 @@ class DescribeConfig:
     n_top_images: Annotated[int, Bounds(2, 4096)] = 16
     """Images in the sets whose overlap is uniqueness, and whose labels meet in the hierarchy (sae-for-vlm's)."""
     n_clarity_images: Annotated[int, Bounds(2, 4096)] = 20
-    """Images whose likeness is clarity (Attributing CLIP's)."""
+    """Images whose likeness is clarity, and in `stage=attribute` those of semantic alignment (Attributing CLIP's)."""
     n_class_latents: Few = 10
     """Latents of a class: those that fire strongly on most of its patches."""
     tree: FilePath | None = None
@@ -191,7 +191,10 @@ class AttributionConfig:
 
 @dataclass
 class QualityConfig:
-    """On what `stage=quality` measures an SAE beside its fidelity."""
+    """On what `stage=quality` measures an SAE beside its fidelity.
+
+    Images are read `predict.batch_images` at a time; the linear probe has `probe.target`, `held_out_share` and `seed`.
+    """
 
     n_tokens: Annotated[int, Bounds(4, 10_000)] = 10_000
     """Test tokens, drawn at random, on which CKNNA and the curve over k are measured; all where there are fewer."""

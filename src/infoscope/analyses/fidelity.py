@@ -248,7 +248,7 @@ class ReconstructionMeter:
 
 
 class _TokenMeter:
-    """The same of an SAE's own reconstructions, and what fires."""
+    """How well an SAE reconstructs tokens, and what fires on them."""
 
     def __init__(self, sae: SparseAutoencoder) -> None:
         device = sae.W_dec.device

@@ -203,9 +203,7 @@ def _read(
 ) -> tuple[Float[Tensor, "n d_in"], Float[Tensor, "n_images d_in"], Float[Tensor, "n_images d_in"]]:
     """Return tokens drawn at random, on the SAE's device, and the mean of each image's tokens and of their
     reconstructions, on the CPU; without `with_means` these are empty and images without a drawn token are not read."""
-    n_read = tokens.grid**2 * (reads is not TokenChoice.cls) + tokens.meta["n_prefix"] * (
-        reads is not TokenChoice.patch
-    )
+    n_read = reads.count_read(tokens.grid**2, tokens.meta["n_prefix"])
     chosen = choose_rows(len(tokens) * n_read, config.n_tokens, config.seed)
     rows = np.arange(len(tokens)) if with_means else np.unique(chosen // n_read)
     of_image = np.searchsorted(chosen, np.arange(len(tokens) + 1) * n_read)

@@ -35,7 +35,8 @@ class PredictConfig:
     seed: Seed = 0
     """Of the images drawn."""
     batch_images: Batch = 32
-    """Images sent through the remaining blocks at a time: bounds memory, changes no result beyond rounding."""
+    """Images sent through the remaining blocks at a time, or read by `stage=quality`: bounds memory, changes no result
+    beyond rounding."""
     n_shown: Annotated[int, Bounds(0, 1000)] = 5
     """Images shown for each group: those whose prediction changes most."""
     n_candidates: Count = 64

@@ -109,7 +109,7 @@ class ClassificationRecipe:
 
     readouts: Annotated[list[Readout], Items()] = field(default_factory=lambda: [Readout.patch_mean, Readout.cls_final])
     target: str = "class"
-    """What is predicted: "class", or a factor that the data set knows."""
+    """What is predicted, by the linear probe of `stage=quality` too: "class", or a factor that the data set knows."""
     n_train_images: Count | None = None
     """Training images; null: all."""
     n_test_images: Count | None = None
@@ -204,14 +204,14 @@ class ProbeConfig(DepthRecipe, SegmentationRecipe, LBFGSRecipe, SGDRecipe):
 
     tasks: Annotated[list[Task], Items()] = field(default_factory=lambda: list(Task))
     seed: Seed = 0
-    """Of the random groups, the images held out, the order of images and the pixels drawn."""
+    """Of the random groups, the images held out (of `stage=quality` too), the order of images and the pixels drawn."""
     n_draws: Annotated[int, Bounds(0, 10**4)] = 5
     """Random control groups of each kind for each group."""
     controls: Annotated[list[Control], Items()] = field(default_factory=lambda: [Control.mass, Control.energy])
     """Kinds of random groups: of equal mass, equal energy, equal size. (Groups of equal size say least: they differ in
     mass as well.)"""
     held_out_share: TrueShare = 0.1
-    """Share of the training images on which the learning rate, or L2 strength, is chosen."""
+    """Share of the training images on which the learning rate, or L2 strength, is chosen, in `stage=quality` too."""
     variants_per_chunk: Count = 32
     """Variants trained in one go: bounds memory, changes no result beyond rounding."""
     feature_batch_images: Batch = 8

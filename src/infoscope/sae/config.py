@@ -31,6 +31,10 @@ class TokenChoice(Enum):
     all = "all"
     cls = "cls"
 
+    def count_read(self, n_patches: int, n_prefix: int) -> int:
+        """Return how many tokens of an image an SAE of this choice reads, see `take_tokens`."""
+        return n_patches * (self is not TokenChoice.cls) + n_prefix * (self is not TokenChoice.patch)
+
 
 class TokenNorm(Enum):
     """How each token is normalised by itself before it is encoded; decoding undoes it.

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from infoscope.analyses.fidelity import FidelityResult
+from infoscope.analyses.progressive import MEASURES
 from infoscope.analyses.quality import QualityResult
 from infoscope.report.tables import Column, Value
 
@@ -59,10 +60,6 @@ class Measured:
         }
         for column in COLUMNS:
             if column.key not in found:
-                of = self.fidelity if column.key in _OF_FIDELITY else self.quality
+                of = self.fidelity if column.key in MEASURES else self.quality  # which has these at each k
                 found[column.key] = float(getattr(of, column.key))
         return {column.key: found[column.key] for column in COLUMNS}
-
-
-_OF_FIDELITY = ("l0", "fvu", "fvu_per_token", "cosine_raw", "cosine_centred")
-"""What `QualityResult` has at each k, and `FidelityResult` of the SAE's own code on all test tokens."""

@@ -118,7 +118,7 @@ def _make_progressive_table(measured: Sequence[Measured]) -> Table:
 def _explain_k(measured: Sequence[Measured]) -> str:
     if measured[0].quality.has_own_k:
         return "k stands in the place of the SAE's own number of latents per token, which it may exceed."
-    return "Of the activations that the SAE has by its own rule: beyond the fullest token's nothing changes."
+    return "The k largest of the activations that the SAE gives a token are kept; where a token has fewer, all of them."
 
 
 def _find(measured: Sequence[Measured], why_no_head: str) -> Iterator[str]:

@@ -12,7 +12,6 @@ from infoscope.pipeline.stage import Key, Needs, Node, Row, SeedStage, Work, nam
 from infoscope.report.section import ReportSection
 from infoscope.runtime.errors import InputError
 from infoscope.runtime.store import Workspace
-from infoscope.sae.config import TokenChoice
 from infoscope.sae.latent_table import LatentColumn
 from infoscope.sae.model import MAX_PRE_ACTS
 from infoscope.stages.describe.alignment import alignments_of
@@ -53,10 +52,11 @@ class Quality(Published, SeedStage[QualityResult]):
         check_split(ctx, "test", ctx.config.data)
         config, d_sae = ctx.config.quality, count_latents(ctx)
         n = min(config.n_tokens, count_images(ctx, "test") * count_read(ctx))
-        if n <= max(config.n_neighbours, 3):
+        if n <= (least := max(config.n_neighbours, 3)):
             raise InputError(
-                f"CKNNA compares the {config.n_neighbours} nearest neighbours of each of more tokens, but there are"
-                f" {n:,} test tokens to draw: use more test images, quality.n_tokens or fewer quality.n_neighbours."
+                f"stage=quality needs more than {least} test tokens, each of which has {config.n_neighbours} nearest"
+                f" neighbours among the others, got {n:,}: use more test images, a larger quality.n_tokens, or a"
+                " smaller quality.n_neighbours."
             )
         if not config.choose_ks(d_sae):
             raise InputError(
@@ -109,8 +109,8 @@ class Quality(Published, SeedStage[QualityResult]):
 
 def count_read(ctx: Context) -> int:
     """Return how many tokens of an image the SAE reads, known before there is one."""
-    sizes, reads = find_sizes(ctx), choose_tokens(ctx)
-    return sizes.n_patches * (reads is not TokenChoice.cls) + sizes.n_prefix * (reads is not TokenChoice.patch)
+    sizes = find_sizes(ctx)
+    return choose_tokens(ctx).count_read(sizes.n_patches, sizes.n_prefix)
 
 
 def measured_of(ctx: Context, seed: int) -> Measured:
