@@ -53,7 +53,7 @@ def test_classes_without_images_in_a_split(root: Path, tmp_path: Path) -> None:
     few = (*given, "sae.n_tokens=4000", "describe.n_label_images=2", "describe.n_class_latents=3")
 
     masked = run_tiny(tmp_path, *few, "stage=masking", "masking.n_latents=[1,5]", "masking.n_draws=1")
-    said = "set: 4 classes (ball, cone, cube, ...), class folders, data.test_share=0.3 of their images held out: "
+    said = "set: 4 classes (ball, cone, cube and 1 more), class folders, data.test_share=0.3 of their images held out: "
     assert said + f"{sum(counts['train'])} training images, {sum(counts['test'])} test images" in masked.text
     assert "classes without a training image: 1; classes without a test image: 1" in masked.text
     found = MaskingResult.load(find_folder(tmp_path, "masking"))

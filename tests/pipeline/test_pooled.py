@@ -12,9 +12,11 @@ from infoscope.data.scenes.factors import KINDS
 from infoscope.pipeline.context import Context
 from infoscope.pipeline.run import run
 from infoscope.runtime.errors import InputError
+from infoscope.sae.loading import load_sae
+from infoscope.sae.origin import Origin, check_has_maps, choose_layer
 from infoscope.stages.attribute.numbers import PLACES
 from infoscope.stages.attribute.stage import Attribute
-from infoscope.stages.describe.fidelity import Fidelity
+from infoscope.stages.describe.fidelity import Fidelity, why_no_predictions
 from infoscope.stages.describe.stage import Describe
 from infoscope.stages.images import Scenes
 from infoscope.stages.judge import Judge
@@ -118,3 +120,20 @@ def test_captions_are_embedded_in_the_place_of_images(described: Path, tmp_path:
     (tmp_path / "captions.txt").write_text("a photo of a zebra\na red ball\n")
     with pytest.raises(InputError, match=r"Expected words of the model's own vocabulary .* 'zebra'"):
         run_tiny(tmp_path / "out", *given, "stage=describe")
+
+
+def test_zero_shot_needs_no_block_behind_an_embedding_of_a_clip_that_is_yet_to_be_trained(tmp_path: Path) -> None:
+    trained = ("model=scenes_clip", "model.pretrained=train_clip", "model.site=pooled", "sae.batch_tokens=32")
+    assert why_no_predictions(make_context(tmp_path, *trained)) == ""
+    assert "is the last block" in why_no_predictions(
+        make_context(tmp_path, *trained[:2], "model.layer=-1", "stage=score")
+    )
+
+
+def test_an_sae_of_embeddings_reads_projected_patches_from_python(described: Path) -> None:
+    sae = load_sae(TrainSAE.at(make_context(described, *POOLED), 0).folder)
+    projected, pooled = (load_backbone("scenes_clip", site=site, progress=False) for site in ("projected", "pooled"))
+    assert choose_layer(sae, projected) == 3
+    check_has_maps(sae.origin, projected.site)
+    with pytest.raises(InputError, match="reads pooled embeddings"):
+        check_has_maps(Origin(), pooled.site)

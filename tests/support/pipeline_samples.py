@@ -73,12 +73,10 @@ DENSE = ["probe.segmentation_lrs", "probe.depth_lrs", "probe.dense_steps"]
 SCENES = ["data.n_train", "data.n_test"]
 UNREAD = {
     **dict.fromkeys(
-        (
-            f"data={kind}"
-            for kind in ("image_folder", "class_folders", "imagenet", "ade20k", "nyud", "waterbirds", "captions")
-        ),
+        (f"data={kind}" for kind in ("image_folder", "class_folders", "imagenet", "ade20k", "nyud", "waterbirds")),
         SCENES,
     ),
+    "data=captions": [*SCENES, "data.n_workers"],
     "sae=import": [f"sae.{name}" for name in ("expansion_factor", "k", "n_tokens", "batch_tokens", "lr")],
     "sae=relu": ["sae.k"],
     "sae=jumprelu": ["sae.k"],

@@ -69,7 +69,10 @@ class TestClip:
 
     @pytest.mark.parametrize("site", [POOLED, PROJECTED])
     def test_another_block_is_refused(self, clip, site):
-        with pytest.raises(InputError, match=rf"^The site {site} lies behind the whole tower: expected layer -1 or 3"):
+        with pytest.raises(
+            InputError,
+            match=rf"^Expected model\.layer=-1 with model\.site={site}, which lies behind the last block, got 1\.$",
+        ):
             clip.read_at(site).tokens(make_images(1), 1)
 
     def test_the_cost_is_counted(self, clip):

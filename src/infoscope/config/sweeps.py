@@ -252,7 +252,7 @@ def check_layers(jobs: Sequence[Sequence[str]], config_dirs: Sequence[str] = ())
         for layer in layers:
             hook = replace(config.model.hook, layer=layer)
             hook = hook if n_blocks is None else hook.count_from_end(n_blocks)
-            replace(config, model=replace(config.model, layer=hook.layer))
+            replace(config, model=replace(config.model, layer=hook.layer))  # refuses what does not go with such a layer
 
 
 def _split_layer(overrides: Sequence[str]) -> tuple[int | None, list[str]]:

@@ -44,7 +44,7 @@ from infoscope.sae.import_config import IMPORT, ImportedConfig
 from infoscope.scope.config import Diagonal, EMDMethod, OutlierConfig, PartitionConfig, ScopeConfig, StabilityConfig
 from infoscope.tracking.config import LoggerConfig
 from infoscope.vision.config import ContrastiveConfig, ModelConfig, ModelKind
-from infoscope.vision.hooks import POOLED
+from infoscope.vision.hooks import POOLED, PROJECTED
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 CONF_FOLDER = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else _PACKAGE.parents[1] / "conf"
@@ -202,11 +202,15 @@ class Config:
                 " images."
             )
         is_probed = self.stage.name in _PROBING
-        is_at_end = self.model.layer == -1 and self.model.site != POOLED  # of pooled ones, that they have no maps
+        # (Of pooled embeddings it is said later that no stage of scope works on them.)
+        is_at_end = self.model.layer == -1 and self.model.site != POOLED
         if is_probed and Readout.cls_final in self.probe.readouts and is_at_end:
+            where, instead = "after the last block (model.layer=-1)", "use an earlier layer, or"
+            if self.model.site == PROJECTED:
+                where, instead = "behind the whole tower (model.site=projected)", "use"
             raise InputError(
-                "probe.readouts holds cls_final, but after the last block (model.layer=-1) an edit of patches cannot"
-                " reach CLS any more: use an earlier layer, or probe.readouts=[patch_mean]."
+                f"probe.readouts holds cls_final, but {where} an edit of patches cannot reach CLS any more: {instead}"
+                " probe.readouts=[patch_mean]."
             )
         if self.scope.diagonal is not Diagonal.main and self.stage.name == registry.DEFAULT:
             raise InputError(

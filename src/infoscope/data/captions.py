@@ -66,11 +66,8 @@ class Captions(ImageSet):
     def decode(self, index: int) -> Image.Image | UInt8[np.ndarray, "height width 3"]:
         raise InputError("Expected images, but data=captions holds texts: choose data of images.")
 
-    def load(self, index: int, size_px: int) -> UInt8[np.ndarray, "size size 3"]:
-        return np.asarray(self.decode(index))
-
     def describe(self) -> dict[str, str]:
-        return {"layout": "captions, one per line", "images": str(len(self))}
+        return {"layout": "captions, one per line", "captions": str(len(self))}
 
     def check_image(self, index: int) -> dict[str, str]:
         return {"words": str(len(self.texts[index].split()))}

@@ -141,7 +141,8 @@ _READERS: dict[tuple[DataKind, ...], tuple[str, ...]] = {
     (DataKind.nyud,): ("raw_depth", "eigen_crop"),
     (*_ON_DISK, DataKind.captions): ("max_train", "max_test"),
     _ON_DISK: ("on_error", "decoder"),
-    (DataKind.scenes, *_ON_DISK, DataKind.captions): ("seed", "store_tokens", "cache_dtype", "n_workers"),
+    (DataKind.scenes, *_ON_DISK, DataKind.captions): ("seed", "store_tokens", "cache_dtype"),
+    (DataKind.scenes, *_ON_DISK): ("n_workers",),
 }
 """What some kinds of data alone read."""
 

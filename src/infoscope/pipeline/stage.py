@@ -130,7 +130,7 @@ class Stage:
         return []
 
     def applies(self, ctx: Context) -> bool:
-        """Whether the experiment's data know enough for it to have a part in the report."""
+        """Whether the experiment's data know enough for it to have a part in the report, or columns of latents."""
         return True
 
     def hashes(self, ctx: Context) -> list[str]:

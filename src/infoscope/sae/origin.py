@@ -13,7 +13,7 @@ from infoscope.runtime.errors import InputError
 from infoscope.sae.config import TokenChoice
 from infoscope.sae.source import Source, check_source, check_text, check_types
 from infoscope.vision.backbone import Backbone
-from infoscope.vision.hooks import POOLED, PROJECTED, RESID_POST
+from infoscope.vision.hooks import AT_END, POOLED, PROJECTED, RESID_POST
 from infoscope.vision.names import BackboneName, find_backbone_name, name_fingerprint
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ def choose_layer(
             " the backbone that the SAE was trained on."
         )
     origin = sae.origin
-    asked = origin.layer if layer is None else layer
+    asked = -1 if layer is None and backbone.site in AT_END else origin.layer if layer is None else layer
     if asked is None:
         raise InputError(
             "This SAE does not know which block it reads, for its file does not say: give layer=, 0-based or"
@@ -212,12 +212,12 @@ def check_has_maps(origin: Origin, site: str | None = None) -> None:
     """Refuse an SAE whose features have no place in the picture.
 
     Args:
-        site: where the backbone's tokens are read; None: where the SAE was trained.
+        site: where the tokens are read that it is given; None: where those were that it was trained on.
 
     Raises:
-        InputError: one of CLS tokens alone, or of pooled embeddings, unless it is applied to `PROJECTED` patches.
+        InputError: one that is given CLS tokens alone, or pooled embeddings.
     """
-    if origin.site == POOLED and site != PROJECTED:
+    if (origin.site if site is None else site) == POOLED:
         raise InputError(
             "This SAE reads pooled embeddings, one vector for each image or text, so its features have no activation"
             " maps to rank or score: apply it to each patch as the model would embed it (ours: sae=import sae.path=..."
@@ -227,7 +227,7 @@ def check_has_maps(origin: Origin, site: str | None = None) -> None:
 
 
 def check_reads_patches(origin: Origin) -> None:
-    """Refuse an SAE of CLS tokens alone, which are none of those that passes read.
+    """Refuse an SAE of CLS tokens alone: what is measured on all images reads patches, or pooled embeddings.
 
     Raises:
         InputError: such an SAE.

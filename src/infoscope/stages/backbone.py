@@ -89,13 +89,20 @@ def load_tower(ctx: Context, images: ImageSet, model: ModelConfig | None = None)
     """Return the backbone that embeds images, or the text tower that embeds captions in their place.
 
     Raises:
-        InputError: captions, and a model without a text tower, or one that lacks a word of theirs.
+        InputError: captions, and a model without a text tower.
     """
     backbone = load_backbone(ctx, model)
-    if not images.is_text:
-        return backbone
-    backbone.check_texts([images.caption(i) for i in range(len(images))])
-    return CaptionTower(backbone, images.caption)
+    return CaptionTower(backbone, images.caption) if images.is_text else backbone
+
+
+def check_captions(ctx: Context, images: ImageSet, model: ModelConfig | None = None) -> None:
+    """Refuse captions that a model cannot read; images of every other kind pass.
+
+    Raises:
+        InputError: it has no text tower, or lacks one of their words.
+    """
+    if images.is_text:
+        load_backbone(ctx, model).check_texts([images.caption(i) for i in range(len(images))])
 
 
 @once

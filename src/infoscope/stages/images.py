@@ -23,7 +23,7 @@ from infoscope.pipeline.context import Context, once
 from infoscope.pipeline.stage import ArtifactStage, Key, Needs, Work
 from infoscope.probes.config import Task
 from infoscope.runtime import processes
-from infoscope.runtime.errors import InputError
+from infoscope.runtime.errors import InputError, list_some
 from infoscope.runtime.manifests import compute_hash
 from infoscope.runtime.store import Workspace
 
@@ -85,9 +85,8 @@ def open_sets(ctx: Context, data: DataConfig) -> tuple[ImageSet, ImageSet]:
 
 def _say_classes(train: ImageSet, test: ImageSet) -> str:
     """Return which classes were found, where, with how many images."""
-    found = train.describe()
-    n_classes, _, names = found["classes"].partition(" ")
-    said = f"{n_classes} classes {names}, {found['layout']}: {len(train):,} training images, {len(test):,} test images"
+    said = f"{train.n_classes:,} classes ({list_some(train.class_names)}), {train.describe()['layout']}:"
+    said += f" {len(train):,} training images, {len(test):,} test images"
     for images, of in ((train, "training"), (test, "test")):
         if n_without := images.n_classes - len(np.unique(images.labels("class"))):
             said += f"; classes without a {of} image: {n_without:,}"

@@ -16,7 +16,7 @@ from infoscope.pipeline.context import Context
 from infoscope.pipeline.stage import ArtifactStage, Handle, Key, Needs, NotBuiltYet, Work
 from infoscope.runtime.errors import InputError
 from infoscope.runtime.store import Workspace
-from infoscope.stages.backbone import fingerprint_model, load_backbone, load_tower, say_model
+from infoscope.stages.backbone import check_captions, fingerprint_model, load_backbone, load_tower, say_model
 from infoscope.stages.images import count_images, fingerprint_images, open_split, scenes_of
 from infoscope.stages.train_clip import needs_trained
 from infoscope.vision.config import ModelConfig, ModelKind
@@ -53,9 +53,9 @@ class Judge(ArtifactStage[JudgedImages]):
             say_model(ctx, _given(ctx), "judge")
             if self.at(ctx, split).find() is None:
                 with suppress(NotBuiltYet):
-                    load_backbone(ctx, _given(ctx))  # weights that will not do are refused now, and captions
+                    load_backbone(ctx, _given(ctx))  # weights that will not do are refused now
                     if ctx.config.data.kind is DataKind.captions:
-                        load_tower(ctx, open_split(ctx, split), _given(ctx))
+                        check_captions(ctx, open_split(ctx, split), _given(ctx))
 
     def build(self, ctx: Context, up: Needs, work: Workspace, split: str) -> JudgedImages:
         images, data = open_split(ctx, split), ctx.config.data

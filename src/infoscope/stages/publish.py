@@ -19,6 +19,7 @@ from infoscope.stages.images import open_split
 from infoscope.stages.sae import describe_sae, has_maps, say_imported
 from infoscope.stages.score.stage import Score, key_of_groups
 from infoscope.stages.tokens import Tokens
+from infoscope.vision.hooks import POOLED, PROJECTED
 
 
 class Published(Stage):
@@ -121,7 +122,9 @@ def describe_experiment(ctx: Context, with_scope: bool = True) -> dict[str, str]
     meta, environment = tokens.read_json("tokens.json"), describe_environment()
     hardware, versions = environment["hardware"], environment["versions"]
     weights = Path(config.model.pretrained or config.model.kind.name).name
-    read = f"block {meta['layer']}, {meta['grid']} x {meta['grid']} patches" if has_maps(ctx) else "a vector per image"
+    grid = f"{meta['grid']} x {meta['grid']} patches"
+    behind = {POOLED: "a vector per image", PROJECTED: f"{grid}, each as the model would embed it"}
+    read = behind.get(config.model.site, f"block {meta['layer']}, {grid}")
     scope = f"k_CDS {config.scope.k_cds}, shift {config.scope.shift_patches}, EMD {config.scope.emd.name}"
     context = {
         "model": f"{config.model.name} ({weights}), {read}, d_in {meta['d_in']}",

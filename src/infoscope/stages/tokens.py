@@ -25,7 +25,15 @@ from infoscope.runtime.errors import InputError
 from infoscope.runtime.files import write_json
 from infoscope.runtime.manifests import Artifact
 from infoscope.runtime.store import Workspace
-from infoscope.stages.backbone import compile_backbone, fingerprint_model, hook_of, load_backbone, load_tower, say_model
+from infoscope.stages.backbone import (
+    check_captions,
+    compile_backbone,
+    fingerprint_model,
+    hook_of,
+    load_backbone,
+    load_tower,
+    say_model,
+)
 from infoscope.stages.images import check_split, count_images, fingerprint_images, open_split, scenes_of
 from infoscope.stages.train_clip import needs_trained
 from infoscope.vision.hooks import POOLED, PROJECTED
@@ -75,7 +83,7 @@ class Tokens(ArtifactStage[TokenSource]):
             _say_skipped(ctx, found.folder, split, data)
             return
         if data.kind is DataKind.captions:
-            load_tower(ctx, open_split(ctx, split, data))  # texts that it cannot read are refused now
+            check_captions(ctx, open_split(ctx, split, data))
         check_decoder(data.decoder, ctx.device if ctx.device.type == "cuda" else torch.device("cuda"))
         find_sizes(ctx)  # a model that cannot be loaded is refused now
 

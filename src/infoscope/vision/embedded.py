@@ -9,10 +9,9 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 
-from infoscope.runtime.errors import InputError
 from infoscope.vision.backbone import Backbone, Tokens
 from infoscope.vision.checks import LaterChecks, is_finite
-from infoscope.vision.hooks import POOLED, PROJECTED
+from infoscope.vision.hooks import POOLED, PROJECTED, HookPoint
 
 
 class EmbeddedBackbone(Backbone):
@@ -60,7 +59,7 @@ class EmbeddedBackbone(Backbone):
         return self.tower.pool_images(images)
 
     def embed_tokens(self, tokens: Tokens, layer: int, with_gradient: bool = False) -> Float[Tensor, "batch embed_dim"]:
-        assert self.logit_scale > 0  # of a model without texts it is refused
+        _ = self.logit_scale  # of a model without texts it is refused
         with torch.inference_mode(not with_gradient):
             return F.normalize(self.resume(tokens, layer, with_gradient), dim=-1)
 
@@ -77,15 +76,10 @@ class EmbeddedBackbone(Backbone):
     def logit_scale(self) -> float:
         return self.tower.logit_scale
 
-    def read_at(self, site: str) -> Backbone:
-        return self if site == self.site else self.tower.read_at(site)
+    def check_layer(self, layer: int) -> int:
+        return HookPoint(layer, self.site).check(self.n_layers).layer
 
     def _tokens(self, pixels: Float[Tensor, "batch 3 height width"], layers: Sequence[int]) -> list[Tokens]:
-        if set(layers) != {self.n_layers - 1}:
-            raise InputError(
-                f"The site {self.site} lies behind the whole tower: expected layer -1 or {self.n_layers - 1}, got"
-                f" {', '.join(map(str, layers))}."
-            )
         (last,) = self.tower._tokens(pixels, [self.n_layers - 1])
         patches = self.tower.embed(last)[:, None] if self.site == POOLED else self.tower.embed_patches(last.patches)
         return [Tokens(patches[:, :0], patches)] * len(layers)
@@ -107,7 +101,7 @@ class CaptionTower(EmbeddedBackbone):
 
     def __init__(self, tower: Backbone, caption: Callable[[int], str]) -> None:
         super().__init__(tower.tower if isinstance(tower, EmbeddedBackbone) else tower, POOLED)
-        assert self.logit_scale > 0  # of a model without texts it is refused
+        _ = self.logit_scale  # of a model without texts it is refused
         self.caption = caption
 
     @torch.inference_mode()

@@ -74,7 +74,7 @@ class HookPoint:
             )
         if self.site != RESID_POST and self.layer % n_layers != n_layers - 1:
             raise InputError(
-                f"Expected model.layer=-1 with model.site={self.site}, for only the last block's tokens go through the"
-                f" final norm, got {self.layer}."
+                f"Expected model.layer=-1 with model.site={self.site}, which lies behind the last block, got"
+                f" {self.layer}."
             )
         return HookPoint(self.layer % n_layers, self.site)

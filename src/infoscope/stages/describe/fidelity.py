@@ -26,6 +26,7 @@ from infoscope.stages.sae import choose_tokens, count_latents, sae_of
 from infoscope.stages.score.tables import Quantity, make_seed_table
 from infoscope.stages.tokens import Tokens, find_sizes
 from infoscope.vision.config import ModelKind
+from infoscope.vision.hooks import POOLED
 
 IN_PLACE = {"reconstruction": "the reconstruction", "zeros": "zeros", "mean": "the mean token"}
 """What stands in place of the tokens in each version but the first, in words."""
@@ -125,7 +126,7 @@ def why_no_predictions(ctx: Context) -> str:
         if config.predict.class_names is not None:  # they are given, and will not do
             raise
         return str(error)
-    is_last = hook_of(ctx).layer == -1
+    is_last = hook_of(ctx).layer == -1 and config.model.site != POOLED  # where an edit needs no block behind it
     if not is_last and EmbeddedClasses.at(ctx).find() is not None:
         return ""  # its text tower has read these words, and a block follows: no weights are loaded to know it again
     try:
