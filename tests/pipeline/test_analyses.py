@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from infoscope.analyses.attribution import METHODS, AttributionResult
+from infoscope.analyses.attribution import AttributionResult
+from infoscope.analyses.latent_orders import METHODS
 from infoscope.analyses.masking import MaskingResult, make_curves
 from infoscope.data.scenes.scene_set import SceneSet
 from infoscope.pipeline.context import Context

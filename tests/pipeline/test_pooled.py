@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from infoscope.analyses.latent_orders import PLACES
 from infoscope.config.tree import compose
 from infoscope.data.scenes.factors import KINDS
 from infoscope.pipeline.context import Context
@@ -14,7 +15,6 @@ from infoscope.pipeline.run import run
 from infoscope.runtime.errors import InputError
 from infoscope.sae.loading import load_sae
 from infoscope.sae.origin import Origin, check_has_maps, choose_layer
-from infoscope.stages.attribute.numbers import PLACES
 from infoscope.stages.attribute.stage import Attribute
 from infoscope.stages.describe.fidelity import Fidelity, why_no_predictions
 from infoscope.stages.describe.stage import Describe

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
-from infoscope.analyses.attribution import METHODS
+from infoscope.analyses.latent_orders import METHODS
 from infoscope.commands.experiments.sweep import main
 from infoscope.scope.scores import Scores
 from infoscope.stages import backbone as backbone_module

@@ -1,14 +1,4 @@
-"""Which latents a zero-shot prediction rests on: gradient times activation, and what tests it (Attributing CLIP).
-
-Of latent j in image i, whose class is c, with activations z on the tokens t that the SAE reads, its error kept:
-
-    A_ij = sum_t z_itj  d cos(image_i, text_c) / d z_itj  =  sum_t s_t z_itj (g_t . W_dec[j]) / scale
-
-where g_t is the gradient of the cosine to the raw token, s_t the token's factor and `scale` the SAE's: one forward and
-one backward of the blocks after the hooked one for all latents. To first order that is what the cosine loses without
-the latent (`GroupEditor`'s edit). It is held against the exact loss, latent by latent, and orders of latents are held
-against each other by what is left of the prediction while the first latents of an order are removed, or all but these.
-"""
+"""Which latents zero-shot predictions rest on: their attributions, summed over images, and what tests these."""
 
 from __future__ import annotations
 
@@ -20,45 +10,17 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Float32, Float64, Int64
-from scipy.stats import rankdata
 from torch import Tensor
 
+from infoscope.analyses.image_attribution import Attributed, AttributionInputs, attribute
+from infoscope.analyses.latent_orders import measure_orders
 from infoscope.predictions.config import PredictConfig
-from infoscope.predictions.inputs import PredictInputs, put_tokens, take_tokens
 from infoscope.predictions.zero_shot import ZeroShotHead
 from infoscope.runtime.arrays import load_result, save_result
 from infoscope.runtime.errors import InputError
-from infoscope.runtime.parts import Part, compute_parts, cut, cut_images
-from infoscope.runtime.profile import Kind, counted, spent_on
-from infoscope.sae.edit import EditMode, GroupEditor
-from infoscope.sae.model import SparseAutoencoder
+from infoscope.runtime.parts import Part, compute_parts, cut_images
+from infoscope.runtime.profile import Kind, counted
 from infoscope.scope.ablations import Progress, choose_rows, no_progress
-from infoscope.vision.backbone import Backbone, Tokens
-
-GRADIENT, INTEGRATED, ABLATION, RANDOM = "gradient", "integrated", "ablation", "random"
-METHODS = {
-    GRADIENT: "gradient x activation",
-    INTEGRATED: "integrated gradients",
-    ABLATION: "exact ablation",
-    "mass_lens": "activation x logit lens",
-    "lens": "logit lens",
-    "mass": "activation",
-    RANDOM: "random order",
-}
-"""By what the latents that fire in an image are put in order, in words. Activations are sums over the tokens, times the
-norm of the decoder row. Integrated gradients (Sundararajan et al., 2017): activation times the mean gradient on the
-way from tokens without any latent, so that attributions sum to what all latents together do. random: the image's own
-gradient attributions, shuffled."""
-N_INTEGRATED = 10
-"""Places on that way, the middles of as many equal parts."""
-PROB, COSINE = range(2)
-"""What is measured of the class while latents are removed: its probability, 0..1, and its cosine, -1..1."""
-DELETION, INSERTION = range(2)
-"""Whether the first latents of an order are removed, or all but these."""
-_PART_TESTED = 16
-_ROWS_AT_ONCE = 1024
-_NUMBERS = 2**24
-"""Coordinates of decoder rows held at a time."""
 
 
 @dataclass(frozen=True)
@@ -171,86 +133,6 @@ class GroupShares(NamedTuple):
     mass_by_class: Float64[np.ndarray, "n_classes n_groups"]
 
 
-class Attributed(NamedTuple):
-    """What the latents of a batch of images do for their class.
-
-    classes: of the images. embeddings: of unit norm.
-    attribution: A_ij. mass: sum of z_ij over the tokens, of signed ones those above 0, times |W_dec[j]|.
-    n_on: tokens on which the latent fires.
-    """
-
-    classes: Int64[Tensor, " batch"]
-    embeddings: Float[Tensor, "batch embed_dim"]
-    attribution: Float[Tensor, "batch d_sae"]
-    mass: Float[Tensor, "batch d_sae"]
-    n_on: Float[Tensor, "batch d_sae"]
-
-
-@torch.no_grad()
-def attribute(
-    inputs: PredictInputs, head: ZeroShotHead, tokens: Tokens, classes: Int64[Tensor, " batch"] | None = None
-) -> Attributed:
-    """Return the attributions of all latents in a batch of images, from one forward and one backward.
-
-    Args:
-        tokens: of the hooked block.
-        classes: towards which; None: the predicted ones.
-    """
-    sae, x = inputs.sae, take_tokens(tokens, inputs.reads)
-    of, embeddings, gradient = _differentiate(inputs, head, tokens, x, classes)
-    editor, n = GroupEditor(sae, x), len(x)
-    (acts, indices), written = editor.acts, editor.written.values
-    along = _project(gradient.flatten(0, -2), indices, sae.W_dec) / sae.scale
-    place = (torch.arange(n, device=x.device).repeat_interleave(x.shape[1])[:, None] * sae.d_sae + indices).flatten()
-
-    def add_up(entries: Float[Tensor, "n k"]) -> Float[Tensor, "batch d_sae"]:
-        total = torch.zeros(n * sae.d_sae, device=x.device)
-        return total.index_add_(0, place, entries.flatten().float()).view(n, sae.d_sae)
-
-    positive = acts.clamp_min(0) if sae.activation.is_signed else acts
-    mass = add_up(positive) * sae.W_dec.norm(dim=1)
-    return Attributed(of, embeddings, add_up(written * along), mass, add_up((acts != 0).float()))
-
-
-def _differentiate(
-    inputs: PredictInputs,
-    head: ZeroShotHead,
-    tokens: Tokens,
-    read: Float[Tensor, "batch n_read d_in"],
-    classes: Int64[Tensor, " batch"] | None,
-) -> tuple[Int64[Tensor, " batch"], Float[Tensor, "batch embed_dim"], Float[Tensor, "batch n_read d_in"]]:
-    """Return the classes, the embeddings, and the gradient of the cosine with each image's class to what is read."""
-    with torch.inference_mode(False), torch.enable_grad(), spent_on(Kind.forward):
-        weights, x = head.weights.to(inputs.device).clone(), read.clone().requires_grad_()
-        others = Tokens(tokens.prefix.clone(), tokens.patches.clone())  # of inference mode nothing can be recorded
-        whole = put_tokens(others, x, inputs.reads)
-        embeddings = inputs.backbone.embed_tokens(whole, inputs.layer, with_gradient=True).float()
-        cosines = embeddings @ weights.T
-        of = cosines.argmax(-1) if classes is None else classes.clone()
-        (gradient,) = torch.autograd.grad(cosines.gather(1, of[:, None]).sum(), x)
-    return of, embeddings.detach(), gradient
-
-
-def _project(
-    gradient: Float[Tensor, "n d_in"], indices: Int64[Tensor, "n k"], W_dec: Float[Tensor, "d_sae d_in"]
-) -> Float[Tensor, "n k"]:
-    """Return g_t . W_dec[j] where latent j has an entry on token t, and nowhere else."""
-    n_at_once = max(1, _NUMBERS // max(1, indices.shape[1] * W_dec.shape[1]))
-    parts = zip(gradient.split(n_at_once), indices.split(n_at_once), strict=True)
-    return torch.cat([torch.einsum("nd,nkd->nk", g, W_dec[some]) for g, some in parts])
-
-
-@torch.no_grad()
-def embed_rows(backbone: Backbone, sae: SparseAutoencoder) -> Float[Tensor, "d_sae embed_dim"]:
-    """Return each decoder row as the tower would embed it, were it the whole of an image: the logit lens' left side.
-
-    Of a CLIP that pools by CLS that is the row through the final norm, which takes its length, and the projection. The
-    blocks after the hooked one are left out.
-    """
-    rows = sae.W_dec.split(_ROWS_AT_ONCE)
-    return torch.cat([backbone.embed_patches(some[:, None])[:, 0] for some in rows]).float()
-
-
 class TopImages(NamedTuple):
     """The images in which each latent fires most, the first first.
 
@@ -303,35 +185,6 @@ def compute_alignment(
     return found, classes
 
 
-@dataclass(frozen=True)
-class AttributionInputs:
-    """What is attributed, and how it is tested.
-
-    inputs: the SAE, the tokens of the test images, the backbone that goes on from them.
-    labels: of every image of the test set; None: not known.
-    towards_true: whether attributions are towards the true class, which needs labels; else the predicted one.
-    n_top: images of which semantic alignment is.
-    n_tested: images on which orders of latents are compared, drawn at random; n_steps: of the curves.
-    seed: of the draw, and of random orders.
-    """
-
-    inputs: PredictInputs
-    head: ZeroShotHead
-    labels: Int64[np.ndarray, " n_all_images"] | None = None
-    towards_true: bool = False
-    n_top: int = 20
-    n_tested: int = 100
-    n_steps: int = 5
-    seed: int = 0
-
-    def classes_of(self, index: Int64[np.ndarray, " batch"]) -> Int64[Tensor, " batch"] | None:
-        """Return the classes towards which images are attributed, by their positions; None: the predicted ones."""
-        if not self.towards_true:
-            return None
-        assert self.labels is not None, "the true class needs labels"
-        return torch.from_numpy(self.labels[index]).to(self.inputs.device)
-
-
 @torch.no_grad()
 def measure_attribution(
     wanted: AttributionInputs,
@@ -360,11 +213,8 @@ def measure_attribution(
         n_top=wanted.n_top,
         **sums,
         tested=np.asarray(tokens.image_index)[tested],
-        **_test(wanted, config, tested, progress, progress_folder),
+        **measure_orders(wanted, config, tested, progress, progress_folder),
     )
-
-
-# -- all images ----------------------------------------------------------------------------------------------------
 
 
 def _sum_up(
@@ -435,141 +285,3 @@ def _sum_in_classes(one: Attributed) -> tuple[Tensor, Tensor, Tensor]:
     )
     rows, latents = (n_on > 0).nonzero(as_tuple=True)
     return present[rows] * d_sae + latents, sizes[rows, latents], mass[rows, latents]
-
-
-# -- some images, latent by latent -----------------------------------------------------------------------------------
-
-
-def _test(
-    wanted: AttributionInputs, config: PredictConfig, rows: np.ndarray, progress: Progress, folder: Path | None
-) -> dict[str, np.ndarray]:
-    """Return what orders of latents are worth on some images."""
-    parts = cut(len(rows), _PART_TESTED)
-    lens = embed_rows(wanted.inputs.backbone, wanted.inputs.sae)
-
-    def test_part(number: int) -> Part:
-        found = []
-        for place in range(len(rows))[parts[number]]:
-            found.append(_test_image(wanted, lens, int(rows[place]), config.batch_images))
-            progress("testing", place + 1, len(rows))
-        joined = {name: torch.stack([one[name] for one in found], dim=-1) for name in found[0]}
-        return joined | {"integrated": joined["integrated"].sum(-1, keepdim=True)}
-
-    joined = list(compute_parts(len(parts), test_part, folder, "attribution-tests"))
-    whole = {name: torch.cat([part[name] for part in joined], dim=-1).numpy() for name in joined[0]}
-    integrated = whole["integrated"].sum(axis=1, dtype=np.float64)
-    return {**whole, "curves": whole["curves"].swapaxes(-1, -2), "integrated": integrated}
-
-
-def _test_image(wanted: AttributionInputs, lens: Float[Tensor, "d_sae embed_dim"], row: int, n_at_once: int) -> Part:
-    """Return the agreement of each order with exact ablation in one image, and its curves."""
-    inputs, sae = wanted.inputs, wanted.inputs.sae
-    tokens = inputs.load(np.array([row]))
-    index = np.asarray(inputs.tokens.image_index)[[row]]
-    one = attribute(inputs, wanted.head, tokens, wanted.classes_of(index))
-    latents, own = one.n_on[0].nonzero()[:, 0], int(one.classes[0])
-    image = _Image(wanted, tokens, own, n_at_once)
-    gradient, mass, integrated = one.attribution[0, latents], one.mass[0, latents], image.integrate()
-    seen = lens[latents] @ wanted.head.weights[own].to(lens)
-    shuffled = torch.from_numpy(np.random.default_rng([wanted.seed, int(index[0])]).permutation(len(latents)))
-    scores = {
-        GRADIENT: gradient,
-        INTEGRATED: integrated[latents],
-        ABLATION: image.measure_loss(latents),
-        "mass_lens": mass * seen,
-        "lens": seen,
-        "mass": mass,
-        RANDOM: gradient[shuffled.to(gradient.device)],
-    }
-    ordered = torch.stack([scores[name] for name in METHODS])
-    agreement = correlate_ranks(ordered.cpu().numpy(), scores[ABLATION].cpu().numpy())
-    # a latent's place in each order, and that of those that do not fire behind all
-    places = torch.full((len(ordered), sae.d_sae), len(latents), device=ordered.device)
-    places[:, latents] = ordered.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
-    return {
-        "n_ranked": torch.tensor(len(latents)),
-        "agreement": torch.from_numpy(agreement),
-        "integrated": integrated.abs(),
-        "curves": image.draw_curves(places, len(latents), wanted.n_steps),
-    }
-
-
-class _Image:
-    """One image, as predicted without some of its latents; the SAE's error stays."""
-
-    def __init__(self, wanted: AttributionInputs, tokens: Tokens, own: int, n_at_once: int) -> None:
-        self.inputs, self.head = wanted.inputs, wanted.head
-        self.tokens, self.own, self.n_at_once = tokens, own, n_at_once
-        self.editor = GroupEditor(wanted.inputs.sae, take_tokens(tokens, wanted.inputs.reads))
-
-    def predict(self, edited: list[Float[Tensor, "n_read d_in"]]) -> Float[Tensor, "n 2"]:
-        """Return probability and cosine of the class for versions of the tokens that the SAE reads."""
-        inputs, found = self.inputs, []
-        for start in range(0, len(edited), self.n_at_once):
-            read = torch.stack(edited[start : start + self.n_at_once])
-            whole = Tokens(*(part.expand(len(read), -1, -1) for part in self.tokens))
-            with spent_on(Kind.forward):
-                embeddings = inputs.backbone.embed_tokens(put_tokens(whole, read, inputs.reads), inputs.layer).float()
-            probs = self.head.log_probabilities(embeddings)[:, self.own].exp()
-            found.append(torch.stack([probs, embeddings @ self.head.weights[self.own].to(embeddings)], dim=1))
-        return torch.cat(found)
-
-    def integrate(self) -> Float[Tensor, " d_sae"]:
-        """Return the integrated gradients of all latents, from none of them to all at their activations."""
-        sae, x, gradient = self.inputs.sae, self.editor.x, torch.zeros_like(self.editor.x[0])
-        everything = self.editor.contribution(torch.ones(sae.d_sae, dtype=torch.bool, device=x.device))
-        shares = (torch.arange(N_INTEGRATED, device=x.device) + 0.5) / N_INTEGRATED
-        for some in shares.split(self.n_at_once):
-            read = x - (1 - some)[:, None, None] * everything
-            whole = Tokens(*(part.expand(len(some), -1, -1) for part in self.tokens))
-            classes = torch.full((len(some),), self.own, device=x.device)
-            gradient += _differentiate(self.inputs, self.head, whole, read, classes)[2].sum(0) / N_INTEGRATED
-        written, indices = self.editor.written
-        along = _project(gradient, indices, sae.W_dec) / sae.scale
-        new = torch.zeros(sae.d_sae, device=x.device)
-        return new.index_add_(0, indices.flatten(), (written * along).flatten())
-
-    def measure_loss(self, latents: Int64[Tensor, " n"]) -> Float[Tensor, " n"]:
-        """Return by how much the cosine falls without each latent alone: exact ablation."""
-        if not len(latents):
-            return torch.zeros(0, device=latents.device)
-        sae, x = self.inputs.sae, self.editor.x[0]
-        written, indices = self.editor.written
-        dense = torch.zeros(len(x), sae.d_sae, dtype=written.dtype, device=x.device).scatter_add_(1, indices, written)
-        found = []
-        for some in latents.split(self.n_at_once):
-            removed = dense[:, some].T[:, :, None] * (sae.W_dec[some] / sae.scale)[:, None]
-            found.append(self.predict(list(x - removed))[:, COSINE])
-        return self.predict([x])[0, COSINE] - torch.cat(found)
-
-    def draw_curves(
-        self, places: Int64[Tensor, "n_methods d_sae"], n_latents: int, n_steps: int
-    ) -> Float[Tensor, "2 n_methods n_steps_plus_1 2"]:
-        """Return what is left of the class while the first latents of each order are removed, and all but these.
-
-        Args:
-            places: of the latents in each order; those that do not fire are behind `n_latents`.
-        """
-        counts = [round(n_latents * step / n_steps) for step in range(n_steps + 1)]
-        never, always = torch.zeros_like(places[0], dtype=torch.bool), torch.ones_like(places[0], dtype=torch.bool)
-        removed = [never, always]
-        removed += [way for order in places for n in counts[1:-1] for way in (order < n, order >= n)]
-        found = self.predict([self.editor.edit(of, EditMode.error_preserving)[0] for of in removed])
-        between = found[2:].view(len(places), n_steps - 1, 2, 2).permute(2, 0, 1, 3)
-        nothing, everything = (found[i].expand(len(places), 1, -1) for i in range(2))
-        deletion = torch.cat([nothing, between[DELETION], everything], dim=1)
-        insertion = torch.cat([everything, between[INSERTION], nothing], dim=1)
-        return torch.stack([deletion, insertion])
-
-
-def correlate_ranks(
-    scores: Float[np.ndarray, "n_methods n"], target: Float[np.ndarray, " n"]
-) -> Float32[np.ndarray, " n_methods"]:
-    """Return Spearman's correlation of rows of scores with a target; NaN of fewer than two, or of equal ones."""
-    if len(target) < 2:
-        return np.full(len(scores), np.nan, dtype=np.float32)
-    ranks = rankdata(np.vstack([scores, target]), axis=1)
-    ranks -= ranks.mean(axis=1, keepdims=True)
-    lengths = np.linalg.norm(ranks, axis=1)
-    products, both = ranks[:-1] @ ranks[-1], lengths[:-1] * lengths[-1]
-    return np.divide(products, both, out=np.full(len(scores), np.nan), where=both > 0).astype(np.float32)

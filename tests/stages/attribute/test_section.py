@@ -8,18 +8,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from infoscope.analyses.attribution import (
+from infoscope.analyses.attribution import AttributionResult
+from infoscope.analyses.latent_orders import (
     ABLATION,
     DELETION,
     GRADIENT,
     INSERTION,
     INTEGRATED,
     METHODS,
+    PLACES,
     RANDOM,
-    AttributionResult,
 )
 from infoscope.report.page import Page, write_report
-from infoscope.stages.attribute.numbers import PLACES, Found
+from infoscope.stages.attribute.numbers import Found
 from infoscope.stages.attribute.section import MAX_CLASSES, make_attribution_section
 from infoscope.stages.score.result import ScopeResult
 from tests.support.report_samples import make_scope_result, make_unscored_result

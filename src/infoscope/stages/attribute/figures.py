@@ -8,7 +8,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from infoscope.analyses.attribution import (
+from infoscope.analyses.attribution import AttributionResult, GroupShares
+from infoscope.analyses.latent_orders import (
     ABLATION,
     COSINE,
     DELETION,
@@ -16,10 +17,9 @@ from infoscope.analyses.attribution import (
     INSERTION,
     INTEGRATED,
     METHODS,
+    PLACES,
     PROB,
     RANDOM,
-    AttributionResult,
-    GroupShares,
 )
 from infoscope.report.figure_style import (
     FAINT,
@@ -34,7 +34,6 @@ from infoscope.report.figure_style import (
 from infoscope.report.tables import compute_stat
 from infoscope.scope.cds import mean_of_known
 from infoscope.scope.partition import name_group
-from infoscope.stages.attribute.numbers import PLACES
 
 STYLES = {
     GRADIENT: (INK, "-"),

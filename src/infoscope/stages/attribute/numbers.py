@@ -8,13 +8,11 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float
 
-from infoscope.analyses.attribution import METHODS, AttributionResult
+from infoscope.analyses.attribution import AttributionResult
+from infoscope.analyses.latent_orders import PLACES
 from infoscope.report.tables import Stat, compute_stat
 from infoscope.scope.cds import mean_of_known
 from infoscope.stages.score.result import ScopeResult
-
-PLACES = {name: place for place, name in enumerate(METHODS)}
-"""Of the methods in the arrays of an `AttributionResult`."""
 
 
 class Found(NamedTuple):

@@ -8,7 +8,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from jaxtyping import Float
 
-from infoscope.analyses.attribution import COSINE, DELETION, GRADIENT, INSERTION, METHODS, PROB, RANDOM, GroupShares
+from infoscope.analyses.attribution import GroupShares
+from infoscope.analyses.latent_orders import COSINE, DELETION, GRADIENT, INSERTION, METHODS, PROB, RANDOM
 from infoscope.report.section import ReportSection, SectionFigure
 from infoscope.report.tables import (
     Align,

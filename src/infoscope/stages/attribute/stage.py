@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from infoscope.analyses.attribution import (
-    METHODS,
-    N_INTEGRATED,
-    AttributionInputs,
-    AttributionResult,
-    measure_attribution,
-)
+from infoscope.analyses.attribution import AttributionResult, measure_attribution
 from infoscope.analyses.config import Towards
+from infoscope.analyses.image_attribution import AttributionInputs
+from infoscope.analyses.latent_orders import METHODS, N_INTEGRATED, PLACES
 from infoscope.data.images import Truth
 from infoscope.pipeline.context import Context
 from infoscope.pipeline.stage import Key, Needs, Node, Row, SeedStage, Work, name_artifacts
@@ -20,7 +16,7 @@ from infoscope.report.tables import Column, compute_stat
 from infoscope.runtime.errors import InputError
 from infoscope.runtime.store import Workspace
 from infoscope.sae.latent_table import LatentColumn
-from infoscope.stages.attribute.numbers import PLACES, Found
+from infoscope.stages.attribute.numbers import Found
 from infoscope.stages.attribute.section import AREAS, make_attribution_section
 from infoscope.stages.backbone import fingerprint_model, hook_of
 from infoscope.stages.images import advise_classes, fingerprint_images, knows
@@ -92,12 +88,12 @@ class Attribute(Published, SeedStage[AttributionResult]):
         wanted = AttributionInputs(
             make_inputs(ctx, up),
             up.head.load(),
-            prompts_of(ctx).labels,
-            config.towards is Towards.label,
-            ctx.config.describe.n_clarity_images,
-            config.n_tested,
-            config.n_steps,
-            config.seed,
+            n_top=ctx.config.describe.n_clarity_images,
+            n_tested=config.n_tested,
+            n_steps=config.n_steps,
+            labels=prompts_of(ctx).labels,
+            towards_true=config.towards is Towards.label,
+            seed=config.seed,
         )
         with ctx.track(self.kind, seed) as tracker, ctx.display.bar(f"attributing, seed {seed}") as advance:
             found = measure_attribution(
