@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from infoscope.commands.experiments import runs as runs_module
 from infoscope.commands.experiments import sweep
 from infoscope.commands.experiments.runs import Shown
-from infoscope.commands.experiments.sweep import Experiment, add_defaults, main, share_ranks
+from infoscope.commands.experiments.sweep import Experiment, add_defaults, choose_settings, main, share_ranks
 from infoscope.config.sweeps import expand_sweep
 from infoscope.pipeline.context import Context
 from infoscope.report.joining import Part, join_tables
@@ -50,6 +50,16 @@ def test_a_default_gives_way_to_its_key_or_its_group() -> None:
     assert add_defaults(defaults, ["partition=otsu"]) == ["partition=otsu"]
     assert add_defaults(defaults, ["partition.mass_share=0.3,0.6"]) == ["partition.mass_share=0.3,0.6"]
     assert add_defaults(["model=a,b"], ["model.pretrained=random"]) == ["model=a,b", "model.pretrained=random"]
+
+
+def test_settings_are_chosen_by_the_key_with_which_they_begin() -> None:
+    settings = ["sae=topk sae.k=4", "sae=topk sae.k=8", "sae=relu sae.l1=0.1"]
+    assert choose_settings(settings, ["seeds=[0]"]) == (settings, ["seeds=[0]"])
+    assert choose_settings(settings, ["sae=relu", "sae.lr=1"]) == (settings[2:], ["sae.lr=1"])
+    assert choose_settings(settings, ["sae=relu,topk"]) == (settings, [])
+    assert choose_settings([], ["sae=relu"]) == ([], ["sae=relu"])
+    with pytest.raises(InputError, match="Expected sae= to choose among topk, relu here, got gated"):
+        choose_settings(settings, ["sae=topk,gated"])
 
 
 def test_a_sweep_over_k_scores_as_many_ranks_as_the_largest_needs() -> None:
@@ -187,9 +197,10 @@ def test_help_is_the_files_docstring_and_every_command_of_it_can_be_composed(
         _, file, *arguments = command.partition("  #")[0].split()
         assert file == f"experiments/{name}.py"
         defaults = [f"stage={experiment.stages[0]}", *experiment.defaults]
-        overrides = add_defaults(defaults, [argument.strip("'") for argument in arguments])
-        for combination in expand_sweep(overrides):
-            assert sweep.compose(combination).seeds in ([0], [0, 1, 2])
+        settings, given = choose_settings(experiment.settings, [argument.strip("'") for argument in arguments])
+        for combination in expand_sweep(add_defaults(defaults, given)):
+            for setting in settings[::4] or [""]:  # of a dozen some
+                assert sweep.compose([*setting.split(), *combination]).seeds in ([0], [0, 1], [0, 1, 2])
 
 
 @pytest.mark.parametrize("name", ["feature_removal", "gamma_sweep", "model_size", "other_vits"])

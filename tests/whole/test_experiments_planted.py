@@ -6,6 +6,7 @@ itself. All experiments share one folder, so tokens, SAE, scores and heads are m
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -351,6 +352,40 @@ def test_the_light_rests_on_latents_of_high_scope(
         assert by[name]["deletion_prob"] < by["random"]["deletion_prob"] - 0.3
         assert by[name]["deletion_prob"] < by["mass"]["deletion_prob"] - 0.3
         assert by[name]["insertion_prob"] > by["random"]["insertion_prob"] + 0.1
+
+
+def test_more_latents_per_token_explain_more(output_dir: Path) -> None:
+    few = ("sae=topk sae.k=2", "sae=topk sae.k=8", "sae=batchtopk sae.k=4")
+    small = [
+        "data.n_train=60",
+        "data.n_test=24",
+        "sae.n_tokens=100000",
+        "sae.expansion_factor=1",
+        "sae.eval_tokens=1000",
+    ]
+    experiment = replace(load_experiment("sae_pareto").EXPERIMENT, settings=few)
+    assert main(experiment, [*PLANTED, f"output_dir={output_dir}", *small, "scope.k_cds=2", "scope.k_max=2"]) == 0
+    folder = output_dir / "experiments" / "sae_pareto"
+    check_files(folder, ["sae_pareto", "progressive"], ["sae_pareto", "progressive"])
+    rows = [{key: _read_number(value) for key, value in row.items()} for row in read_rows(folder / "sae_pareto.csv")]
+    two, eight, _ = rows
+    assert (two["l0"], eight["l0"]) == (pytest.approx(2, abs=0.1), pytest.approx(8, abs=0.2))
+    assert two["fvu"] > eight["fvu"]
+    assert two["zeros"] > eight["zeros"]
+    assert [row["front"] for row in rows].count("yes") >= 2
+    assert all(
+        np.isfinite([row[key] for key in ("cknna", "orthogonality", "accuracy", "median_cds")]).all() for row in rows
+    )
+    curve = [row for row in read_rows(folder / "progressive.csv") if "sae.k=8" in row["setting"]]
+    assert float(find_at(curve, "8")["fvu"]) == pytest.approx(eight["fvu"], rel=0.02)
+    assert float(find_at(curve, "1")["fvu"]) > float(find_at(curve, "8")["fvu"])
+    assert main(experiment, [*PLANTED, f"output_dir={output_dir}", "sae=relu"]) == 2
+
+
+def find_at(rows: list[dict[str, str]], k: str) -> dict[str, str]:
+    """Return the row of this k."""
+    (found,) = (row for row in rows if row["k"] == k)
+    return found
 
 
 def test_a_backbone_without_text_is_refused_in_one_sentence(

@@ -62,6 +62,9 @@ class Experiment(Generic[Found]):
         defaults: overrides that hold unless the user gives the same key or its group; values with commas are a sweep.
         is_scored: whether `measure` scores features, so that there is a gamma to name.
         also: stages that make what else `measure` reads, besides the stage asked for.
+        settings: overrides, separated by blanks, of configurations that are compared although no sweep has them all,
+            such as kinds of SAEs with a setting of their own each; all of them begin with the same key, by which the
+            user chooses among them. Every combination of the user's is run under each.
     """
 
     name: str
@@ -72,6 +75,7 @@ class Experiment(Generic[Found]):
     defaults: Sequence[str] = ()
     is_scored: bool = True
     also: Sequence[str] = ()
+    settings: Sequence[str] = ()
 
 
 def main(experiment: Experiment[Any], arguments: Sequence[str]) -> int:
@@ -148,6 +152,27 @@ def check_stage(config: Config, stages: Sequence[str]) -> None:
         )
 
 
+def choose_settings(settings: Sequence[str], arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the settings that the user has chosen, and the other arguments.
+
+    >>> choose_settings(["sae=a sae.k=1", "sae=b"], ["seeds=[0]", "sae=b"])
+    (['sae=b'], ['seeds=[0]'])
+
+    Raises:
+        InputError: a choice that no setting has.
+    """
+    key = settings[0].partition("=")[0] + "=" if settings else ""
+    given = [argument for argument in arguments if key and argument.startswith(key)]
+    if not given:
+        return list(settings), list(arguments)
+    choices = list(dict.fromkeys(setting.split()[0].removeprefix(key) for setting in settings))
+    wanted = given[-1].removeprefix(key).split(",")
+    if unknown := [one for one in wanted if one not in choices]:
+        raise InputError(f"Expected {key} to choose among {', '.join(choices)} here, got {unknown[0]}.")
+    chosen = [setting for setting in settings if setting.split()[0].removeprefix(key) in wanted]
+    return chosen, [argument for argument in arguments if argument not in given]
+
+
 def share_ranks(combinations: Sequence[list[str]]) -> list[list[str]]:
     """Let all combinations score as many ranks as the largest k_CDS needs: any k is then arithmetic on one matrix."""
     pairs = [override.split("=", 1) for one in combinations for override in one if "=" in override]
@@ -164,8 +189,11 @@ class Sweep:
         self.experiment = experiment
         self.builds = BUILD_NOTHING not in arguments
         given = [argument for argument in arguments if argument not in (BUILD_NOTHING, "build=true")]
-        overrides = add_defaults([f"stage={experiment.stages[0]}", *experiment.defaults], given)
-        self.combinations = share_ranks(expand_sweep(overrides))
+        settings, given = choose_settings(experiment.settings, given)
+        combinations = expand_sweep(add_defaults([f"stage={experiment.stages[0]}", *experiment.defaults], given))
+        self.combinations = share_ranks(
+            [[*setting.split(), *one] for one in combinations for setting in settings or [""]]
+        )
         self.runs: list[Run[Any]] = []
         self.failures: list[str] = []
         self.missing: list[list[str]] = []

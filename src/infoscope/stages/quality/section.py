@@ -32,7 +32,7 @@ def make_quality_section(
     """
     fidelities = {seed: one.fidelity for seed, one in seeds.items()}
     tables = {"fidelity": make_fidelity_table(fidelities), "quality": _make_table(seeds)}
-    tables["progressive"] = _make_progressive_table(list(seeds.values()))
+    tables["progressive"] = make_progressive_table(list(seeds.values()))
     if pairs:
         tables["alignment"] = make_alignment_table(pairs)
     findings = [*say_fidelity(fidelities, why_no_predictions), *_find(list(seeds.values()), why_no_head)]
@@ -100,7 +100,8 @@ def _median_nearest(one: Measured) -> float:
     return float(np.nanmedian(nearest)) if np.isfinite(nearest).any() else np.nan
 
 
-def _make_progressive_table(measured: Sequence[Measured]) -> Table:
+def make_progressive_table(measured: Sequence[Measured]) -> Table:
+    """Return the curve over k: a row per k, mean ± sd over the SAEs of some seeds."""
     headings = {column.key: column for column in COLUMNS}
     columns = [Column("k", "k", digits=0, is_count=True), *(headings[name] for name in MEASURES)]
     table = Table(
