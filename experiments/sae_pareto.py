@@ -55,7 +55,16 @@ SCOPE_COLUMNS = (
     Column("mean_chance", "chance", digits=3, optional=True),
     Column("high_share", "CDS above gamma", digits=1, scale=100, unit="%"),
 )
-MARKERS = {"topk": "o", "batchtopk": "s", "matryoshka_k": "^", "matryoshka_prefix": "D", "relu": "v", "jumprelu": "P"}
+MARKS = {
+    "topk": ("o", "#0072b2"),
+    "batchtopk": ("s", "#56b4e9"),
+    "matryoshka_k": ("^", "#d55e00"),
+    "matryoshka_prefix": ("D", "#e69f00"),
+    "relu": ("v", "#009e73"),
+    "jumprelu": ("P", "#cc79a7"),
+}
+"""Marker and colour of each kind; the colour where there are no scores to show by it."""
+EDGE = {"markeredgecolor": INK, "markeredgewidth": 0.5, "markersize": 5.5}
 
 
 class Found(NamedTuple):
@@ -155,19 +164,23 @@ def draw_front(runs: Sequence[Run[Found]], points: Sequence[Mapping[str, Stat]])
     scale = Normalize(np.nanmin(cds), np.nanmax(cds)) if has_scores else Normalize(0, 1)
     colours = mpl.colormaps["cividis"]
     for run, point in zip(runs, points, strict=True):
-        colour = colours(scale(point["median_cds"].mean)) if point["median_cds"].n else GREY
-        for axes, measure in ((left, "fvu"), (right, "cknna")):
-            x, y = point["l0"].mean, point[measure].mean
-            axes.plot([x], [y], marker=MARKERS[_name_kind(run)], color=colour, markeredgecolor=INK, markeredgewidth=0.5)
+        marker, colour = MARKS[_name_kind(run)]
+        if has_scores:
+            colour = colours(scale(point["median_cds"].mean)) if point["median_cds"].n else GREY
+        for axes, name in ((left, "fvu"), (right, "cknna_unit")):
+            x, y = point["l0"].mean, point[name].mean
+            axes.plot([x], [y], marker=marker, color=colour, **EDGE)
     of_front = sorted(
         (p["l0"].mean, p["fvu"].mean) for p, is_on in zip(points, find_front(points), strict=True) if is_on
     )
     left.plot(*zip(*of_front, strict=True), color=INK, linewidth=0.8, linestyle=(0, (4, 2)), zorder=1)
     _finish(left, "FVU, and the front")
-    _finish(right, "CKNNA of tokens and codes")
-    kinds = dict.fromkeys(map(_name_kind, runs))
-    style = {"linestyle": "", "color": "white", "markeredgecolor": INK, "markersize": 5}
-    handles = [Line2D([], [], marker=MARKERS[kind], label=kind, **style) for kind in kinds]
+    _finish(right, "CKNNA of tokens and codes, rows of unit norm")
+    handles = [
+        Line2D([], [], linestyle="", marker=marker, color="white" if has_scores else colour, label=kind, **EDGE)
+        for kind, (marker, colour) in MARKS.items()
+        if kind in set(map(_name_kind, runs))
+    ]
     figure.legend(handles=handles, loc="outside lower center", ncols=3)
     if has_scores:
         figure.colorbar(ScalarMappable(scale, colours), ax=[left, right], label="median CDS", shrink=0.8)

@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from infoscope.config.tree import compose
 from infoscope.pipeline.context import Context
+from infoscope.pipeline.run import run
 from infoscope.runtime.errors import InputError
 from infoscope.sae.metrics import compute_sae_metrics
 from infoscope.stages.describe.fidelity import Fidelity
@@ -16,6 +18,7 @@ from infoscope.stages.latents import Latents
 from infoscope.stages.quality.stage import Quality, measured_of
 from infoscope.stages.sae import sae_of
 from infoscope.stages.tokens import Tokens
+from tests.support.foreign.dictionaries import write_dictionary
 from tests.support.pipeline_samples import (
     N_TEST,
     Recorder,
@@ -29,6 +32,18 @@ from tests.support.pipeline_samples import (
 
 QUALITY = ("stage=quality", "seeds=[0,1]", "quality.n_tokens=500")
 POOLED = ("model=scenes_clip", "model.site=pooled", "data.size_px=104", "sae.n_tokens=2000", "sae.batch_tokens=32")
+
+
+IMPORTED = (
+    *("sae=import", "logger=none", "trainer.progress=false", "trainer.device=cpu", "data.n_train=24", "data.n_test=10"),
+    *("data.n_workers=0", "stage=quality"),
+)
+
+
+@pytest.fixture(scope="module")
+def output_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where runs of imported SAEs share scenes and tokens."""
+    return tmp_path_factory.mktemp("imported")
 
 
 @pytest.fixture(scope="module")
@@ -116,3 +131,20 @@ def test_without_classes_there_is_no_probe(tmp_path: Path) -> None:
     record = run_tiny(tmp_path, *QUALITY, *folder, "seeds=[0]", "sae.n_tokens=1000")
     assert "There is no linear probe on reconstructions: data=image_folder knows no classes." in record.text
     assert "image_head" not in record.stages("built")
+
+
+@pytest.mark.parametrize("name", ["prisma", "saev", "attributing_clip", "msae"])
+def test_saes_of_others_are_measured(name: str, output_dir: Path, tmp_path: Path) -> None:
+    """With a norm of each token, codes below 0, rows of any length; of pooled embeddings, with a ReLU."""
+    place = write_dictionary(name, tmp_path, 128, 24)
+    site = ["model.site=pooled", "quality.n_neighbours=3", "sae.ignore_origin=true"] if name == "msae" else []
+    config = compose([*IMPORTED, f"output_dir={output_dir}", f"sae.path={place}", *site])
+    run(config, Recorder())
+    ctx = Context(config, Recorder())
+    found, fidelity = Quality.at(ctx, 0).load(), Fidelity.at(ctx, 0).load()
+    assert -0.5 < found.cknna_unit <= 1
+    assert np.isfinite([found.agreement, found.kl_nats, found.orthogonality]).all()
+    own = {"saev": 4, "attributing_clip": 4}.get(name, 24)  # the file's own k, or all
+    if name != "prisma":
+        assert found.fvu[found.ks.tolist().index(own)] == pytest.approx(fidelity.fvu, rel=1e-4)
+        assert found.l0[found.ks.tolist().index(own)] == pytest.approx(fidelity.l0)
