@@ -8,6 +8,9 @@ The numbers are read from the sentences and tables of README.md and experiments/
 the results have. A sentence that was written anew is named: write its words here anew too. Exit code 2 if a number
 differs. Other arguments are overrides of every run (output_dir=..., trainer.n_threads=1).
 
+What `KEPT` names is held against the READMEs by the tests too. Its tables under experiments/demo are those that the
+stages wrote with trainer.n_threads=1: copy them anew where results change.
+
 Not checked: times, memory and disk, what ran at true model size, estimates, and the table of what was predicted, whose
 signs tests assert.
 """
@@ -105,6 +108,22 @@ def find_swapped(*overrides: str) -> Find:
     return find
 
 
+def find_cross(given: Sequence[str], builds: bool) -> Path | None:
+    """The page on what goes with scope, with attributions, which it takes where they are at hand."""
+    find_report("stage=attribute")(given, builds)
+    return find_report("stage=cross")(given, builds)
+
+
+KEPT = {
+    "attribution": "experiments/demo/attribution",
+    "attribution_block_0": "experiments/demo/attribution_block_0",
+    "attribution_block_1": "experiments/demo/attribution_block_1",
+    "attribution_planted": "experiments/demo/attribution_planted",
+    "cross": "experiments/demo/cross",
+    "scenes_clip": "src/infoscope/vision/open_clip/scenes_clip",
+    "benchmarks": "experiments/benchmarks/results",
+}
+"""Folders of the repository with what sources say. The tests hold the READMEs against them and build nothing."""
 SOURCES: Mapping[str, Find] = {
     "demo": find_report(),
     "bands": find_report("partition=bands"),
@@ -113,6 +132,9 @@ SOURCES: Mapping[str, Find] = {
     "predict": find_report("stage=predict"),
     "masking": find_report("stage=masking"),
     "attribution": find_report("stage=attribute"),
+    "attribution_block_0": find_report("stage=attribute", "model.layer=0", "seeds=[0]"),
+    "attribution_block_1": find_report("stage=attribute", "model.layer=1", "seeds=[0]"),
+    "cross": find_cross,
     "swapped": find_swapped(),
     "swapped_kinds": find_swapped("predict.target=class", "predict.class_names=null"),
     "sea": find_report(
@@ -126,8 +148,7 @@ SOURCES: Mapping[str, Find] = {
     "gamma_sweep": find_tables("gamma_sweep"),
     "k_cds_sweep": find_tables("k_cds_sweep"),
     "sae_settings": find_settings,
-    "scenes_clip": find_folder("src/infoscope/vision/open_clip/scenes_clip"),
-    "benchmarks": find_folder("experiments/benchmarks/results"),
+    **{name: find_folder(KEPT[name]) for name in ("attribution_planted", "scenes_clip", "benchmarks")},
 }
 
 

@@ -78,6 +78,11 @@ def attributed(images: str, what: str) -> str:
     return f"attribution/attribution_groups/class={images}/{what}_high * 100"
 
 
+def crossed(column: str, key: str = "within") -> str:
+    """The address of how a column of the table of latents goes with the CDS."""
+    return f"cross/cross/column={column}/{key}"
+
+
 def adapted(source: str, quantity: str) -> str:
     """The address of a row of the table of a model and the adapted one."""
     return f"{source}/adapt/quantity={quantity}/mean"
@@ -87,6 +92,21 @@ OVERLAPS = [
     f"swapped/adapt/section=latents of a class, Jaccard (mean over classes);quantity={of}/mean"
     for of in ("model and adapted, same images", "model and adapted, across halves", "model, halves of its images")
 ]
+CROSSED = {
+    "CDS, median": "cds",
+    "firing frequency": "firing_rate",
+    "peak": "peak_top",
+    "support": "support",
+    "largest effect of a global factor": "image_effect",
+    "effect of the patch labels": "label_effect",
+    "clarity": "clarity",
+    "monosemanticity": "ms",
+    "label entropy": "label_entropy",
+    "the same, less": "label_entropy_excess",
+    "cosine of decoder rows": "match_decoder",
+    "Matryoshka level": "level",
+}
+"""The rows of the table of what goes with scope, and their columns in the table of latents."""
 COMPARABLE, REMAPPED = "whose class can be compared", "remapped: another class"
 REMAPPED_HALVES = "the same between halves of the model's images"
 ZERO_SHOT = "zero-shot top-1 on test images, each with its own head (%)"
@@ -124,8 +144,19 @@ README = (
     ),
     *GROUPS,
     Claim(
-        "High scope has half of the activation and {}% of the attribution of CLIP's predictions.",
-        [attributed("all", "attribution")],
+        "goes with the CDS by {} at like frequency) and less about what lies in the patch ({});",
+        [crossed("image_effect"), crossed("label_effect")],
+    ),
+    Claim(
+        "{}% if they are of low scope and in {}% if they are of high scope ({}% without any feature, {}% with random"
+        " ones, {}% with all). High scope has half of the activation and {}% of the attribution of CLIP's predictions.",
+        [
+            *(masked("10", curve) for curve in ("low", "high")),
+            masked("all", "class", what="dropped"),
+            masked("10", "random"),
+            masked("all", "class"),
+            attributed("all", "attribution"),
+        ],
     ),
 )
 MINIATURE = (
@@ -366,6 +397,60 @@ EXPERIMENTS = (
             attributed("all", "activation"),
             attributed("all", "attribution"),
             attributed("all, integrated gradients", "attribution"),
+        ],
+    ),
+    Claim(
+        "On {} of the {} test pictures each feature that fires is removed alone",
+        [f"attribution/attribution_groups/class={images}/n_images" for images in ("all, integrated gradients", "all")],
+    ),
+    Claim(
+        "(`stage=cross`: {}, p = {} after correction), and so does semantic alignment ({}, p = {}):",
+        [crossed(column, key) for column in ("attribution", "semantic_alignment") for key in ("within", "p_corrected")],
+    ),
+    Claim(
+        "as of the activation ({} and {}%, {} and {}%), and gradients agree with ablation by {} and {}.",
+        [
+            *(
+                f"attribution_block_{block}/attribution_groups/class=all/{what}_high * 100"
+                for block in (0, 1)
+                for what in ("attribution", "activation")
+            ),
+            *(f"attribution_block_{block}/attribution/order=gradient x activation/agreement" for block in (0, 1)),
+        ],
+    ),
+    Claim(
+        "high scope has {}% of the activation and {}% of the attribution |",
+        [
+            f"attribution_planted/attribution_groups/class=all/{what}_high * 100"
+            for what in ("activation", "attribution")
+        ],
+    ),
+    Claim("(3 SAE seeds, {} features with a CDS; `trainer", [crossed("firing_rate", "n_latents")]),
+    TableClaim(
+        "| | with the CDS |",
+        [(name, f"cross/cross/column={column}") for name, column in CROSSED.items()],
+        {"with the CDS": "rho", "at like frequency": "within", "p": "p_corrected"},
+    ),
+    TableClaim(
+        "| | with the CDS |",
+        [(name, f"cross/cross_bands/column={column}") for name, column in CROSSED.items()],
+        {
+            "lowest fifth": "band_1",
+            "highest fifth": "band_5",
+            "lowest, at like": "matched_1",
+            "highest, at like": "matched_5",
+        },
+    ),
+    Claim(
+        "the mean CDS rises from {} in the first {} features to {} in the last {},",
+        [f"cross/levels/level={level}/{key}" for level in (0, 4) for key in ("mean_cds", "n_latents")],
+    ),
+    Claim(
+        "at like frequency ({}, beyond chance {}), while over all features chance hides it ({}, beyond chance {}).",
+        [
+            crossed(column, key)
+            for key in ("within", "rho")
+            for column in ("label_entropy_all", "label_entropy_all_excess")
         ],
     ),
     Claim(

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import check_readme
-from claims import Claim, TableClaim, check_claims, compare, find_number
+from claims import MISSING, OK, Claim, TableClaim, check_claims, compare, find_number
 from infoscope.report.tables import MINUS, Stat
 from infoscope.runtime.errors import InputError
 from readme_claims import CLAIMS
@@ -147,8 +147,31 @@ def test_the_readmes_say_what_the_script_checks(file: str) -> None:
     assert {address.split("/")[0] for _, _, address in numbers} <= check_readme.SOURCES.keys()
     for section in UNCHECKED:
         document = re.sub(rf"^## {re.escape(section)}\n.*?(?=^## )", "", document, flags=re.DOTALL | re.MULTILINE)
-    spreads = Counter(re.findall(r"(?:(?<=[ |(])-)?\d+(?:\.\d+)? ± \d+(?:\.\d+)?", document))
+    document = re.sub(r"\s+", " ", document)
+    unsigned = r"(?:\d+(?:\.\d+)?|\.\d+)"
+    spreads = Counter(re.findall(rf"(?:(?<=[ |(])[+-])?(?<![\d.]){unsigned} ± {unsigned}", document))
     assert not spreads - Counter(said for _, said, _ in numbers)  # every one is checked
+
+
+@pytest.mark.parametrize("file", CLAIMS)
+def test_the_readmes_say_what_the_kept_results_say(file: str) -> None:
+    """So a number that is altered in a README, or in the tables beside it, fails here and not at the next release."""
+    document = (check_readme.ROOT / file).read_text(encoding="utf-8")
+    folders = {name: check_readme.ROOT / folder for name, folder in check_readme.KEPT.items()}
+    findings = [one for one in check_claims(CLAIMS[file], document, folders.get) if one.verdict != MISSING]
+    assert findings
+    assert [one for one in findings if one.verdict != OK] == []
+
+
+def test_a_number_that_is_altered_is_found() -> None:
+    document = (check_readme.ROOT / "experiments" / "README.md").read_text(encoding="utf-8")
+    folder = check_readme.ROOT / check_readme.KEPT["cross"]
+    claims = [one for one in CLAIMS["experiments/README.md"] if one.name.startswith("| | with the CDS")]
+    for said, altered in [("-.26 ± .16", "-.27 ± .16"), ("| .007 | 5.6", "| .008 | 5.6"), ("| .097", "| .098")]:
+        assert document.count(said) == 1
+        findings = list(check_claims(claims, document.replace(said, altered), lambda source: folder))
+        assert len(findings) == 12 * 7 - 5  # cells without a number
+        assert Counter(one.verdict for one in findings)[OK] == len(findings) - 1
 
 
 def test_the_script_judges(
