@@ -85,6 +85,7 @@ def test_classes_without_images_in_a_split(root: Path, tmp_path: Path) -> None:
     assert "probe" in probed.stages("built")
 
 
+@pytest.mark.long
 def test_scenes_in_class_folders_are_the_scenes(tmp_path: Path) -> None:
     """The masking curve knows the labels of both splits: it is the same to the last digit, whatever their order."""
     few = (

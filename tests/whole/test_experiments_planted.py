@@ -289,14 +289,18 @@ def make_planted_clip(config: ModelConfig, trained_folder: Path | None) -> Plant
     return backbone
 
 
-def test_predictions_of_the_light_change_without_the_high_group_alone(
-    output_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The words of a command that predict the light from the texts of a planted CLIP."""
     monkeypatch.setattr(backbone_module, "make_backbone", make_planted_clip)
     names = tmp_path / "names.txt"
     names.write_text("\n".join(LIGHT_ANCHORS))
-    asked = ["predict.target=light", f"predict.class_names={names}", "predict.templates=list"]
-    folder = run_planted("predictions", output_dir, *asked, 'predict.template_list=["{}"]')
+    given = ["predict.target=light", f"predict.class_names={names}", "predict.templates=list"]
+    return [*given, 'predict.template_list=["{}"]']
+
+
+def test_predictions_of_the_light_change_without_the_high_group_alone(output_dir: Path, asked: list[str]) -> None:
+    folder = run_planted("predictions", output_dir, *asked)
     check_files(folder, ["predictions"], ["reliability"])
     rows = read_rows(folder / "predictions.csv")
     original = find_row(rows, variant="original tokens")
@@ -312,14 +316,8 @@ def test_predictions_of_the_light_change_without_the_high_group_alone(
         assert harmless["changed"] < 0.15
 
 
-def test_the_light_is_told_by_latents_of_high_scope_alone(
-    output_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(backbone_module, "make_backbone", make_planted_clip)
-    names = tmp_path / "names.txt"
-    names.write_text("\n".join(LIGHT_ANCHORS))
-    asked = ["predict.target=light", f"predict.class_names={names}", "predict.templates=list"]
-    folder = run_planted("masking", output_dir, *asked, 'predict.template_list=["{}"]', "masking.n_latents=[1,5,20]")
+def test_the_light_is_told_by_latents_of_high_scope_alone(output_dir: Path, asked: list[str]) -> None:
+    folder = run_planted("masking", output_dir, *asked, "masking.n_latents=[1,5,20]")
     check_files(folder, ["masking"], ["masking"])
     rows = read_rows(folder / "masking.csv")
     for way in ("the SAE's error stays", "decoded"):
@@ -332,15 +330,8 @@ def test_the_light_is_told_by_latents_of_high_scope_alone(
         assert dropped["top1_low"] > original["top1_class"] - 0.1
 
 
-def test_the_light_rests_on_latents_of_high_scope(
-    output_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(backbone_module, "make_backbone", make_planted_clip)
-    names = tmp_path / "names.txt"
-    names.write_text("\n".join(LIGHT_ANCHORS))
-    asked = ["predict.target=light", f"predict.class_names={names}", "predict.templates=list"]
-    more = ['predict.template_list=["{}"]', "attribution.n_tested=20"]
-    folder = run_planted("attribution", output_dir, *asked, *more)
+def test_the_light_rests_on_latents_of_high_scope(output_dir: Path, asked: list[str]) -> None:
+    folder = run_planted("attribution", output_dir, *asked, "attribution.n_tested=20")
     check_files(folder, ["attribution", "attribution_groups"], ["attribution_curves", "attribution_groups"])
     everything = find_row(read_rows(folder / "attribution_groups.csv"), **{"class": "all"})
     assert everything["attribution_high"] > 0.6
