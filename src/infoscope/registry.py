@@ -87,6 +87,11 @@ STAGES = (
         "how good SAEs are, by MSAE's measures: fidelity, CKNNA, decoder rows, k largest activations, a linear probe",
     ),
     Entry(
+        "name",
+        "stages.name.stage:Name",
+        "names of features from a vocabulary, when they are valid and right; search by a concept, and its bias",
+    ),
+    Entry(
         "segment",
         "stages.segment.stage:Segment",
         "IoU of single latents' maps with label maps, chosen on training images: which latent is the mask of what",

@@ -40,6 +40,8 @@ KINDS = {
         "attribution",
         "quality",
         "image_head",
+        "name",
+        "vocabulary",
         "alignment",
         "adapt",
         "label_screen",
@@ -148,6 +150,11 @@ CONFIGURATIONS: dict[str, tuple[str, list[StageName]]] = {
         "debug=tiny seeds=[0,1] quality.n_tokens=50 quality.n_neighbours=3 quality.k_levels=[1,4] quality.seed=2"
         " quality.n_probe_images=9 probe.target=place",
         [StageName.quality],
+    ),
+    "name.*": (
+        FEW + "model.site=pooled name.reading=row name.min_cosine=0.3 name.min_ratio=1.5 name.n_top_images=3"
+        " name.n_nearest=2 name.n_draws=4 name.seed=5 name.concept=red name.text=word",
+        [StageName.name],
     ),
     "curve.*": ("debug=tiny curve.mass_shares=[0.3,0.6] probe.seed=7", [StageName.curve]),
 }

@@ -220,3 +220,59 @@ class QualityConfig:
     def cache_key_fields(self) -> dict[str, Any]:
         """Return the settings that change results, apart from those of the probe, as plain JSON."""
         return {name: getattr(self, name) for name in ("n_tokens", "n_neighbours", "k_levels", "seed")}
+
+
+class Reading(Enum):
+    """What is compared with a word: of SAEs of embeddings a decoder row, of others the images where a latent fires."""
+
+    centred = "centred"
+    """The decoder row (of other SAEs: the mean embedding of the latent's top images, less that of all images) with the
+    text less the mean of all texts of the vocabulary (ours): texts have a direction in common that no image has."""
+    row = "row"
+    """The decoder row with the text (MSAE's); of other SAEs there is none."""
+    shifted = "shifted"
+    """The mean embedding plus the decoder row (MSAE's), or the mean embedding of the top images, with the text."""
+
+
+class NameText(Enum):
+    """What is embedded of a word."""
+
+    templates = "templates"
+    """The mean of the sentences of predict.templates about it."""
+    word = "word"
+    """The word alone."""
+
+
+@dataclass
+class NameConfig:
+    """What `stage=name` calls latents, when a name is valid, and what it makes of them."""
+
+    vocabulary: FilePath | None = None
+    """A text file with a word or phrase on each line; null: of scenes the kinds, colours, textures, places, weathers
+    and lights with their synonyms, of CelebA the attributes, else the names of the classes."""
+    text: NameText = NameText.templates
+    reading: Reading = Reading.centred
+    """By which latents are named in the table of latents; how many valid names the others give is told too."""
+    min_cosine: Annotated[float, Bounds(-1, 1)] = 0.42
+    """A valid name has a larger cosine (MSAE's)."""
+    min_ratio: Annotated[float, Bounds(1, 1e6)] = 2.0
+    """And over so many times the cosine of the next concept (MSAE's)."""
+    n_top_images: Annotated[int, Bounds(2, 4096)] = 16
+    """Images by which names are made where there are no rows to compare, and held against the truth (ours); a latent
+    that fires in fewer training images has no name."""
+    n_nearest: Annotated[int, Bounds(1, 1000)] = 10
+    """Nearest images of a search (ours)."""
+    concept: str | None = None
+    """Whose search the page shows; null: the one with the largest cosine among valid names."""
+    n_draws: Annotated[int, Bounds(1, 1000)] = 10
+    """Random directions and permutations that say what comes by chance (ours)."""
+    seed: Seed = 0
+    """Of these, and of the images that are searched for."""
+
+    def __post_init__(self) -> None:
+        check(self, "name")
+
+    def cache_key_fields(self) -> dict[str, Any]:
+        """Return the settings that change results, apart from the words, as plain JSON: no path."""
+        numbers = ("min_cosine", "min_ratio", "n_top_images", "n_nearest", "concept", "n_draws", "seed")
+        return {"reading": self.reading.name, **{name: getattr(self, name) for name in numbers}}

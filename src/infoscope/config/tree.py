@@ -27,6 +27,7 @@ from infoscope.analyses.config import (
     CrossConfig,
     DescribeConfig,
     MaskingConfig,
+    NameConfig,
     QualityConfig,
     SegmentConfig,
 )
@@ -173,6 +174,7 @@ class Config:
     adapt: AdaptConfig = field(default_factory=AdaptConfig)
     describe: DescribeConfig = field(default_factory=DescribeConfig)
     quality: QualityConfig = field(default_factory=QualityConfig)
+    name: NameConfig = field(default_factory=NameConfig)
     judge: ModelConfig = field(default_factory=lambda: ModelConfig("own", ModelKind.own, pretrained=None))
     """Which model says how alike images are (stage=describe): by the vector that it pools of a whole image."""
     stability: StabilityConfig = field(default_factory=StabilityConfig)

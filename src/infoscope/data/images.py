@@ -88,6 +88,8 @@ class ImageSet(ABC):
     """Targets that are facts of the whole picture and of no place in it, such as the weather."""
     spurious_target: str | None = None
     """The target that goes with the class in most images without being part of it, such as the place of a bird."""
+    attributes: tuple[str, ...] = ()
+    """Targets of two values: 1 where an image has what they are called, 0 where not."""
     training_region: tuple[slice, slice] | None = None
     """Rows and columns of its photographs that training crops are cut from; None: all."""
 

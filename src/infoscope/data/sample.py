@@ -32,6 +32,7 @@ class _Sample(ImageSet):
         self.decoder, self.resize = images.decoder, images.resize
         self.class_names, self.class_ids = images.class_names, images.class_ids
         self.label_names, self.spurious_target = images.label_names, images.spurious_target
+        self.attributes = images.attributes
 
     @property
     def fingerprint(self) -> dict[str, Any]:

@@ -1,0 +1,278 @@
+"""From an SAE, its codes, and words to the names of its latents and what these are good for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int64
+from scipy.sparse import csc_array, csr_array
+
+from infoscope.analyses.concepts import (
+    Edit,
+    Search,
+    associate,
+    choose_levels,
+    find_near_codes,
+    find_nearest,
+    fit_slopes,
+    search_concept,
+    sweep_concept,
+)
+from infoscope.analyses.config import NameConfig, Reading
+from infoscope.analyses.image_codes import ImageCodes
+from infoscope.analyses.naming import (
+    Rule,
+    average_top,
+    count_by_chance,
+    draw_alike,
+    judge_at_random,
+    judge_names,
+    measure_excess,
+    name_directions,
+)
+from infoscope.analyses.quality import ImageHead
+from infoscope.analyses.top_sets import TopSets, find_top
+from infoscope.runtime.errors import InputError
+from infoscope.sae.model import SparseAutoencoder
+from infoscope.stages.name.vocabulary import Vocabulary
+
+N_SHOWN = 6
+"""Nearest images in the figure."""
+MAX_SWEPT = 2000
+"""Test images at most over which the probabilities of a sweep are averaged."""
+
+Directions = Float[np.ndarray, "d_sae d"]
+Draw = Callable[[np.random.Generator], Directions]
+DrawOf = Callable[[Bool[np.ndarray, " d_sae"]], Draw]
+
+
+class Compared(NamedTuple):
+    """One reading: what is compared with which texts, and what draws random ones like the first, of some latents."""
+
+    directions: Directions
+    texts: Float[np.ndarray, "n_words d"]
+    draw: DrawOf
+
+
+class Split(NamedTuple):
+    """A split of images.
+
+    codes: what fires in them. embeddings: of the rows of `codes`, raw where the SAE reads them, else of unit norm.
+    values: what is known of them.
+    """
+
+    codes: ImageCodes
+    embeddings: Float[np.ndarray, "n_images d"]
+    values: Bool[np.ndarray, "n_images n_values"]
+
+    @property
+    def acts(self) -> csc_array:
+        """Mean activation of each latent in each image."""
+        return csc_array(self.codes.matrix("means"))
+
+
+class Sweep(NamedTuple):
+    """What is swept.
+
+    head: tells the classes of a target apart on raw embeddings; None: there is none. labels: of the training images.
+    own: which concepts are classes of that target themselves.
+    """
+
+    head: ImageHead | None
+    labels: Int64[np.ndarray, " n_images"]
+    class_names: list[str]
+    own: Bool[np.ndarray, " n_concepts"]
+
+
+def compare_rows(sae: SparseAutoencoder, texts: Float[np.ndarray, "n_words d"]) -> dict[Reading, Compared]:
+    """Return the readings of an SAE of embeddings, by its decoder rows."""
+    rows = (sae.W_dec.detach().double() / sae.scale.double()).cpu().numpy()
+    mean = sae.mean.detach().double().cpu().numpy()
+    return {
+        Reading.centred: Compared(rows, texts - texts.mean(axis=0), lambda of: draw_alike(rows[of], 0.0)),
+        Reading.row: Compared(rows, texts, lambda of: draw_alike(rows[of], 0.0)),
+        Reading.shifted: Compared(mean + rows, texts, lambda of: draw_alike(rows[of], mean)),
+    }
+
+
+def compare_top_images(
+    top: TopSets, unit: Float[np.ndarray, "n_images d"], texts: Float[np.ndarray, "n_words d"]
+) -> dict[Reading, Compared]:
+    """Return the readings of another SAE, by the embeddings of the images on which its latents fire most."""
+    n_top, mean = top.columns.shape[1], unit.mean(axis=0)
+
+    def draw_less(less: Float[np.ndarray, " d"] | float) -> DrawOf:
+        def of_latents(of: Bool[np.ndarray, " d_sae"]) -> Draw:
+            def draw(rng: np.random.Generator) -> Directions:
+                drawn = sum(unit[rng.integers(len(unit), size=int(of.sum()))] for _ in range(n_top))
+                return np.asarray(drawn) / n_top - less
+
+            return draw
+
+        return of_latents
+
+    return {
+        Reading.centred: Compared(average_top(top, unit, mean), texts - texts.mean(axis=0), draw_less(mean)),
+        Reading.shifted: Compared(average_top(top, unit), texts, draw_less(0.0)),
+    }
+
+
+def name_by_all(
+    readings: dict[Reading, Compared],
+    vocabulary: Vocabulary,
+    config: NameConfig,
+    n_firing: Int64[np.ndarray, " d_sae"],
+    test: Split,
+    value_of: Int64[np.ndarray, " n_concepts"],
+) -> dict[str, np.ndarray]:
+    """Return the names by each reading, how many come by chance, and whether they are right, as in `NameResult`."""
+    rule, enough = Rule(config.min_cosine, config.min_ratio), n_firing >= config.n_top_images
+    top = find_top(csr_array(test.codes.matrix("means").T), config.n_top_images)
+    excess = measure_excess(top, test.values) if test.values.shape[1] else None
+    nothing = np.full(len(enough), np.nan)
+    found: list[dict[str, Any]] = []
+    for compared in readings.values():
+        directions = np.where(enough[:, None], compared.directions, 0.0)
+        names = name_directions(directions, compared.texts, vocabulary.concept_of)
+        valid = names.find_valid(rule)
+        draws = (config.n_draws, config.seed)
+        by_chance = count_by_chance(
+            directions[enough], compared.texts, vocabulary.concept_of, rule, compared.draw(enough), *draws
+        )
+        one = {"best": names.concepts, "cosines": names.cosines, "ratio": names.ratio, "valid": valid}
+        judged, by_random, best_beyond = (nothing, nothing), np.full((2, config.n_draws), np.nan), np.nan
+        if excess is not None:
+            judged = judge_names(names.concepts[:, 0], excess, value_of)
+            by_random = judge_at_random(names.concepts[valid, 0], excess.take(valid), value_of, *draws)
+            known = valid & np.isfinite(judged[0])
+            best_beyond = excess.is_beyond[known].any(axis=1).mean() if known.any() else np.nan
+        one |= {"is_best": judged[0], "is_beyond": judged[1], "by_random": by_random}
+        found.append({**one, "by_chance": by_chance, "best_beyond": np.float64(best_beyond)})
+    return {key: np.stack([one[key] for one in found]) for key in found[0]}
+
+
+class Named(NamedTuple):
+    """The latents of the concepts that are valid names.
+
+    members: of each concept, its latents. rows: W_dec / c of all latents. is_edited: whether they are of the raw
+    embeddings of the images, which can be edited then. factor: of `Edit`, of the test images.
+    """
+
+    members: dict[int, Int64[np.ndarray, " m"]]
+    rows: Directions
+    is_edited: bool
+    factor: Float[np.ndarray, " n_images"]
+
+    def edit(self, concept: int, acts: csc_array) -> Edit:
+        """Return the latents of a concept in the test images."""
+        of = self.members[concept]
+        return Edit(acts[:, of].toarray(), self.rows[of], self.factor)
+
+    def choose_top_level(self, concept: int, acts: csc_array) -> Float[np.ndarray, " m"] | None:
+        """Return the highest level to which they are set, of the training images; None: they cannot be."""
+        return choose_levels(acts[:, self.members[concept]].toarray())[-1] if self.is_edited else None
+
+
+def collect_named(
+    sae: SparseAutoencoder,
+    concepts: Int64[np.ndarray, " d_sae"],
+    valid: Bool[np.ndarray, " d_sae"],
+    test: Split,
+    edits: bool,
+) -> Named:
+    """Return the latents of each concept that is a valid name."""
+    members = {int(one): np.flatnonzero(valid & (concepts == one)) for one in np.unique(concepts[valid])}
+    rows = (sae.W_dec.detach().double() / sae.scale.double()).cpu().numpy()
+    factor = None
+    if edits:
+        with torch.no_grad():
+            factor = sae.token_factor(torch.from_numpy(test.embeddings).float().to(sae.W_dec.device))
+    of_images = np.ones(len(test.embeddings)) if factor is None else factor[:, 0].double().cpu().numpy()
+    return Named(members, rows, edits, of_images)
+
+
+def search_all(
+    named: Named, train: Split, test: Split, value_of: Int64[np.ndarray, " n_concepts"], config: NameConfig
+) -> Float[np.ndarray, "n_concepts n_searches"]:
+    """Return what a search by each named concept finds, where the concept is known of the images."""
+    found = np.full((len(value_of), len(Search._fields)), np.nan)
+    rng, train_acts, test_acts = np.random.default_rng([config.seed, 1]), train.acts, test.acts
+    for concept in named.members:
+        if value_of[concept] >= 0:
+            edit, level = named.edit(concept, test_acts), named.choose_top_level(concept, train_acts)
+            has = test.values[:, value_of[concept]]
+            found[concept] = search_concept(test.embeddings, edit, level, has, config.n_nearest, rng)
+    return found
+
+
+def sweep_all(
+    named: Named, train: Split, test: Split, value_of: Int64[np.ndarray, " n_concepts"], sweep: Sweep, seed: int
+) -> dict[str, Any]:
+    """Return how probabilities of classes change with each named concept, and how the data couple the two, as in
+    `NameResult`; without a head, nothing of no classes."""
+    n_classes = len(sweep.class_names)
+    slopes, association = (np.full((len(value_of), n_classes), np.nan) for _ in range(2))
+    chosen = np.sort(np.random.default_rng([seed, 2]).permutation(len(test.embeddings))[:MAX_SWEPT])
+    train_acts, test_acts = train.acts, test.acts
+    for concept, of in named.members.items() if sweep.head is not None else ():
+        levels = choose_levels(train_acts[:, of].toarray())
+        edit = named.edit(concept, test_acts).take(chosen)
+        assert sweep.head is not None
+        curve = sweep_concept(test.embeddings[chosen], edit, levels, sweep.head.weight, sweep.head.bias)
+        slopes[concept] = fit_slopes(curve, levels)
+    known = value_of >= 0
+    if sweep.head is not None:
+        association[known] = associate(train.values[:, value_of[known]], sweep.labels, n_classes)
+    shares = np.bincount(sweep.labels, minlength=n_classes) / max(len(sweep.labels), 1)
+    found = {"slopes": slopes, "association": association, "class_shares": shares}
+    return {"class_names": sweep.class_names, **found, "is_own": sweep.own}
+
+
+def show_search(named: Named, concept: int, train: Split, test: Split) -> dict[str, Any]:
+    """Return the nearest test images of one that has a concept most, and of one that has it least, in some ways."""
+    edit, top_level = named.edit(concept, test.acts), named.choose_top_level(concept, train.acts)
+    codes = edit.acts * np.linalg.norm(edit.rows, axis=1)
+    most, least = np.array([codes.sum(axis=1).argmax()]), np.array([codes.sum(axis=1).argmin()])
+    x = test.embeddings
+
+    def moved(query: Int64[np.ndarray, " 1"], values: Float[np.ndarray, " m"]) -> np.ndarray:
+        return find_nearest(edit.take(query).set_to(x[query], values), x, query, N_SHOWN)
+
+    rows = {
+        "nearest": (most, find_nearest(x[most], x, most, N_SHOWN)),
+        "alone": (most, find_near_codes(codes[most], codes, most, N_SHOWN)),
+    }
+    if top_level is not None:
+        rows["zeroed"] = (most, moved(most, np.zeros(len(top_level))))
+        rows["nearest_least"] = (least, find_nearest(x[least], x, least, N_SHOWN))
+        rows["raised"] = (least, moved(least, top_level))
+    shown = np.full((len(rows), 1 + N_SHOWN), -1)
+    for place, (query, near) in enumerate(rows.values()):
+        shown[place, : 1 + near.shape[1]] = [query[0], *near[0]]
+    return {"shown_by": list(rows), "shown": np.where(shown >= 0, test.codes.image_index[shown], -1)}
+
+
+def choose_concept(
+    config: NameConfig, vocabulary: Vocabulary, named: Named, cosines: Float[np.ndarray, " d_sae"], seed: int
+) -> int:
+    """Return whose search is shown: what is asked for, or the concept of the largest cosine; -1: no name is valid.
+
+    Raises:
+        InputError: one without a valid name is asked for.
+    """
+    if config.concept is not None:
+        concept = vocabulary.concepts.index(config.concept)
+        if concept not in named.members:
+            known = [vocabulary.concepts[one] for one in named.members]
+            some = f"{', '.join(known[:20])}{', ...' if len(known) > 20 else ''}" if known else "none"
+            raise InputError(
+                f"Expected name.concept to be a valid name of a feature, but SAE seed {seed} has none called"
+                f" {config.concept!r} (valid names: {some}): choose one of these, or lower name.min_cosine or"
+                " name.min_ratio."
+            )
+        return concept
+    best = {concept: cosines[of].max() for concept, of in named.members.items()}
+    return max(best, key=lambda one: best[one]) if best else -1

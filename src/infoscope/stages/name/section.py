@@ -1,0 +1,318 @@
+"""The section on names: tables, figures, and what they say."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+from jaxtyping import UInt8
+
+from infoscope.analyses.concepts import QUANTILES, Search
+from infoscope.analyses.config import NameConfig
+from infoscope.analyses.name_result import NameResult
+from infoscope.report.section import ReportSection, SectionFigure
+from infoscope.report.tables import Align, Column, Stat, Table, compute_stat, format_number
+from infoscope.scope.partition import name_group
+from infoscope.stages.name.figures import draw_bias, draw_search
+from infoscope.stages.name.numbers import Bias, Found, compare_signs, join, mean_of, measure_bias, summarise
+
+COLUMNS = (
+    Column("n_named", "features with a name", digits=0, is_count=True),
+    Column("n_valid", "valid", digits=1),
+    Column("n_distinct", "different ones", digits=1),
+    Column("n_permuted", "valid, words permuted", digits=1),
+    Column("n_random", "valid, random directions", digits=1),
+    Column("median_cosine", "cosine, median", digits=2, optional=True),
+    Column("median_ratio", "ratio, median", digits=2, optional=True),
+    Column("is_best", "right", digits=1, scale=100, unit="%"),
+    Column("is_best_random", "random names right", digits=1, scale=100, unit="%"),
+    Column("is_beyond", "beyond chance", digits=1, scale=100, unit="%", optional=True),
+    Column("is_beyond_random", "random names beyond chance", digits=1, scale=100, unit="%", optional=True),
+    Column("best_beyond", "any value beyond chance", digits=1, scale=100, unit="%", optional=True),
+)
+"""Of the table of readings and of the collected table."""
+WORDS = {
+    "centred": "direction and text, each less its mean (ours)",
+    "row": "decoder row and text (MSAE)",
+    "shifted": "with the mean image, and text (MSAE)",
+}
+SEARCHES = {
+    "plain": "images with it: nearest by embedding",
+    "restricted": "   by its features alone",
+    "zeroed": "   by embedding without its features",
+    "plain_without": "images without it: nearest by embedding",
+    "raised": "   with its features raised",
+    "base": "all images",
+}
+MAX_LISTED = 40
+"""Concepts in the table of names."""
+
+
+def make_name_section(
+    found: Sequence[Found],
+    config: NameConfig,
+    pictures: Mapping[int, UInt8[np.ndarray, "size size 3"]],
+    why_no_sweep: str = "",
+) -> ReportSection:
+    """Return the section on some SAE seeds.
+
+    Args:
+        pictures: test images that the figure shows, by their number; none: no figure.
+        why_no_sweep: in a sentence; empty: there is a sweep.
+    """
+    first = found[0].result
+    tables = {"names": _make_table(found, config), "names_listed": _make_list(found)}
+    figures = {}
+    if found[0].groups or found[0].level_ends:
+        tables["names_groups"] = _make_group_table(found)
+    if any(np.isfinite(one.result.searches).any() for one in found):
+        tables["names_search"] = _make_search_table(found, config)
+    if pictures and first.shown_by:
+        figures["names_search"] = SectionFigure(
+            lambda: draw_search(first, pictures),
+            f"Test images searched by {first.concepts[first.shown_concept]!r} (SAE seed of the first row of the table):"
+            " at the left the one that is searched for, behind it the nearest ones. Above: the image in which the"
+            " concept's features are most active; below: one in which they are least.",
+        )
+    if any(measure_bias(one.result).n_concepts for one in found):
+        figures["names_bias"] = SectionFigure(
+            lambda: draw_bias(found),
+            "How the probability of each class changes when the features of a named concept are set from silent to the"
+            f" {QUANTILES[-1]:.0%} quantile of their activation (least-squares slope, mean over test images), against"
+            " how the training images couple concept and class; a mark for each concept, class and SAE seed.",
+        )
+    findings = [*_say_valid(found, config), *_say_right(found), *_say_search(found, config), *_say_bias(found)]
+    return ReportSection(
+        name="name",
+        title="What features are called",
+        findings=(*findings, *([why_no_sweep] if why_no_sweep else [])),
+        tables=tables,
+        figures=figures,
+        summary=[{"readings": summarise(one.result), **_summarise(one.result)} for one in found],
+    )
+
+
+def _make_table(found: Sequence[Found], config: NameConfig) -> Table:
+    first, summaries = found[0].result, [summarise(one.result) for one in found]
+    table = Table(
+        "names",
+        f"Names from {len(first.concepts):,} concepts ({first.n_words:,} words), by what is compared",
+        [Column("reading", "compared", Align.left), *COLUMNS],
+        notes=[
+            f"Valid: cosine above {config.min_cosine:g} and more than {config.min_ratio:g} times that with the next"
+            f" concept. Of features that fire in at least {first.n_top} training images. Permuted words: the"
+            " coordinates of all texts permuted alike; random directions: of the norms of the rows, or mean embeddings"
+            f" of as many images at random; means of {config.n_draws} draws."
+        ],
+    )
+    if first.value_names:
+        table.notes.append(
+            f"Right: no other of {len(first.value_names)} values exceeds what is expected at random by more standard"
+            f" deviations among the feature's {first.n_top} top test images. Beyond chance: the value of its name is"
+            " over-represented among them (p < .05 over the number of values); any value: whatever the name. Of valid"
+            " names; random ones: the valid names permuted over their features."
+        )
+    for reading in first.readings:
+        marks = " *" if reading == first.reading else ""
+        numbers = (compute_stat(one[reading][column.key] for one in summaries) for column in COLUMNS)
+        table.add_row(f"{WORDS[reading]}{marks}", *numbers)
+    table.notes.append("*: name.reading, which the other tables and the table of latents follow.")
+    return table
+
+
+def _make_group_table(found: Sequence[Found]) -> Table:
+    groups = [*found[0].groups, *found[0].levels]
+    table = Table(
+        "names_groups",
+        "Valid names by scope" if found[0].groups else "Valid names by Matryoshka level",
+        [
+            Column("group", "features", Align.left),
+            Column("n_named", "with a name", digits=0, is_count=True),
+            Column("n_valid", "valid", digits=1),
+            Column("share", "share valid", digits=1, scale=100, unit="%"),
+            Column("is_best", "right", digits=1, scale=100, unit="%"),
+        ],
+    )
+    for group in [*groups, "all"]:
+        members = [{**one.groups, **one.levels}.get(group, np.ones(len(one.result.n_firing), bool)) for one in found]
+        named = [int((of & one.result.is_named).sum()) for of, one in zip(members, found, strict=True)]
+        valid = [of & one.result.valid[one.result.place] for of, one in zip(members, found, strict=True)]
+        n_valid = [int(of.sum()) for of in valid]
+        table.add_row(
+            name_group(group),
+            compute_stat(named),
+            compute_stat(n_valid),
+            compute_stat(n / of if of else math.nan for n, of in zip(n_valid, named, strict=True)),
+            compute_stat(
+                mean_of(one.result.is_best[one.result.place, of]) for of, one in zip(valid, found, strict=True)
+            ),
+        )
+    return table
+
+
+def _make_list(found: Sequence[Found]) -> Table:
+    first = found[0].result
+    place = first.place
+    table = Table(
+        "names_listed",
+        "Valid names of the first SAE seed",
+        [
+            Column("concept", "name", Align.left),
+            Column("n_valid", "features", digits=0, is_count=True),
+            Column("latent", "the best one", digits=0, is_count=True),
+            Column("cosine", "cosine", digits=2),
+            Column("ratio", "ratio", digits=2),
+            Column("is_best", "right", digits=0, scale=100, unit="%"),
+            Column("rises", "class that rises most", Align.left, optional=True),
+            Column("slope", "by", digits=3, signed=True, optional=True),
+        ],
+    )
+    best = {one: _find_members(first, one) for one in first.find_distinct(place)}
+    order = sorted(best, key=lambda one: -first.cosines[place, best[one][0], 0])
+    for concept in order[:MAX_LISTED]:
+        of = best[concept]
+        rises, slope = "", math.nan
+        if first.class_names and np.isfinite(first.slopes[concept]).all():
+            rises, slope = first.class_names[int(first.slopes[concept].argmax())], first.slopes[concept].max()
+        ratio = float(first.ratio[place, of[0]])
+        table.add_row(
+            first.concepts[concept],
+            len(of),
+            int(of[0]),
+            float(first.cosines[place, of[0], 0]),
+            ratio if math.isfinite(ratio) else None,
+            mean_of(first.is_best[place, of]),
+            rises,
+            float(slope),
+        )
+    if not order:
+        table.notes.append("No name is valid.")
+    if len(order) > MAX_LISTED:
+        table.notes.append(f"{len(order) - MAX_LISTED} more are left out.")
+    return table
+
+
+def _find_members(result: NameResult, concept: int) -> np.ndarray:
+    """Return the latents that are validly called a concept, the one of the largest cosine first."""
+    of = np.flatnonzero(result.valid[result.place] & (result.best[result.place, :, 0] == concept))
+    return of[np.argsort(-result.cosines[result.place, of, 0], kind="stable")]
+
+
+def _make_search_table(found: Sequence[Found], config: NameConfig) -> Table:
+    table = Table(
+        "names_search",
+        f"Share of the {config.n_nearest} nearest test images that have a concept",
+        [
+            Column("search", "searched for", Align.left),
+            Column("share", "have it", digits=1, scale=100, unit="%"),
+        ],
+        notes=[
+            "Means over named concepts that are known of the images, then over SAE seeds. Raised: to the"
+            f" {QUANTILES[-1]:.0%} quantile of their activation where they fire."
+        ],
+    )
+    for name, words in SEARCHES.items():
+        value = join(found, lambda one, of=name: mean_of(one.get_searches(of)))
+        if math.isfinite(value.mean):
+            table.add_row(words, value)
+    return table
+
+
+def _say_valid(found: Sequence[Found], config: NameConfig) -> Iterator[str]:
+    first = found[0].result
+    parts = []
+    for place, reading in enumerate(first.readings):
+        numbers = [summarise(one.result)[reading] for one in found]
+        n, distinct, named, permuted, random = (
+            format_number(compute_stat(one[key] for one in numbers).mean, 1)
+            for key in ("n_valid", "n_distinct", "n_named", "n_permuted", "n_random")
+        )
+        of = f" of {named}" if place == 0 else ""
+        parts.append(f"{n}{of} ({distinct} different ones; by chance {permuted} and {random}) by {reading}")
+    yield (
+        f"Valid names (cosine above {config.min_cosine:g}, {config.min_ratio:g} times that with the next concept):"
+        f" {', '.join(parts)}. MSAE's over 120 are of CLIP L/14 and a large vocabulary, so no number to hold these"
+        " against."
+    )
+    lacking = join(found, lambda one: int((~one.is_named).sum()))
+    if lacking.mean:
+        yield (
+            f"{format_number(lacking.mean, 0)} features fire in fewer than {first.n_top} training images, or have a row"
+            " of zeros, and have no name."
+        )
+
+
+def _say_right(found: Sequence[Found]) -> Iterator[str]:
+    first = found[0].result
+    if not first.value_names:
+        yield "The data know nothing of their images, so that nothing says whether names are right."
+        return
+    numbers = [summarise(one.result)[first.reading] for one in found]
+    right, random, beyond, any_value = (
+        compute_stat(one[key] for one in numbers) for key in ("is_best", "is_best_random", "is_beyond", "best_beyond")
+    )
+    if not math.isfinite(right.mean):
+        yield "No valid name is one of the values that are known of the images, so that none can be held against them."
+        return
+    unvalid = join(found, lambda one: mean_of(one.is_best[one.place, one.is_named & ~one.valid[one.place]]))
+    yield (
+        f"{_percent(right)} of the valid names are right: what most marks the feature's top {first.n_top} test images"
+        f" (the same names at random over the features: {_percent(random)}; names that are not valid:"
+        f" {_percent(unvalid)}). {_percent(beyond)} name a value that is over-represented there beyond chance; of"
+        f" {_percent(any_value)} of these features some value is."
+    )
+
+
+def _say_search(found: Sequence[Found], config: NameConfig) -> Iterator[str]:
+    value = {name: join(found, lambda one, of=name: mean_of(one.get_searches(of))) for name in Search._fields}
+    if not math.isfinite(value["restricted"].mean):
+        return
+    said = (
+        f"Of the {config.n_nearest} nearest images of one with a concept {_percent(value['restricted'])} have it too by"
+        f" its features alone, against {_percent(value['plain'])} by embedding and {_percent(value['base'])} of all"
+        " images."
+    )
+    if math.isfinite(value["zeroed"].mean):
+        said += (
+            f" Without these features it is {_percent(value['zeroed'])}; raised in images without the concept,"
+            f" {_percent(value['raised'])} against {_percent(value['plain_without'])}."
+        )
+    yield said
+
+
+def _say_bias(found: Sequence[Found]) -> Iterator[str]:
+    biases = [measure_bias(one.result) for one in found]
+    if not any(math.isfinite(one.correlation) for one in biases):
+        return
+    mean = {key: compute_stat(getattr(one, key) for one in biases) for key in Bias._fields}
+    n, n_coupled = (format_number(mean[key].mean, 1) for key in ("n_concepts", "n_coupled"))
+    said = (
+        f"Bias of a linear classifier of the {len(found[0].result.class_names)} classes of {found[0].target!r}, while"
+        f" the features of one of {n} other concepts are swept from silent to their {QUANTILES[-1]:.0%} quantile: the"
+        f" change of a class's probability goes with how the data couple class and concept by"
+        f" {mean['correlation'].mean:+.2f} (Pearson, all pairs)."
+    )
+    if mean["n_coupled"].mean:
+        said += (
+            f" In the training images of {n_coupled} concepts a class has over twice its share: its probability changes"
+            f" by {mean['slope_coupled'].mean:+.3f}, that of the others by {mean['slope_other'].mean:+.3f}, and it"
+            f" rises most for {_percent(mean['top'])} of these concepts (by chance {biases[0].by_chance:.1%})."
+        )
+    yield said
+    if len(found) > 1:
+        share, n_pairs = compare_signs(found)
+        if n_pairs:
+            yield (
+                f"In all {len(found)} SAE seeds the change has one sign for {share:.1%} of {n_pairs:,} pairs of which"
+                f" every seed has the concept; by chance {0.5 ** (len(found) - 1):.0%}."
+            )
+
+
+def _summarise(result: NameResult) -> dict[str, object]:
+    searches = {name: mean_of(result.get_searches(name)) for name in Search._fields}
+    return {"reading": result.reading, "search": searches, "bias": measure_bias(result)._asdict()}
+
+
+def _percent(share: Stat) -> str:
+    return f"{format_number(100 * share.mean, 1)}%"
