@@ -22,6 +22,9 @@ FORMAT_VERSION = 2
 
 MANIFEST = "manifest.json"
 CONFIG = "config.yaml"
+NOT_DETERMINING = ("stage", "seeds", "trainer", "logger", "collect", "artifacts", "output_dir", "plan")
+"""Parts of the whole configuration by which experiments are not told apart: of these only the precision changes
+numbers."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,22 @@ class Artifact:
 
 class NewerArtifact(InputError):
     """An artifact whose format this version does not know."""
+
+
+def flatten_tree(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return a configuration by dotted key; a list as JSON."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= flatten_tree(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = json.dumps(value, default=str) if isinstance(value, list) else value
+    return flat
+
+
+def flatten_determining(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what tells experiments apart, but for the precision, by dotted key."""
+    return flatten_tree({key: value for key, value in tree.items() if key not in NOT_DETERMINING})
 
 
 def compute_hash(value: Any) -> str:

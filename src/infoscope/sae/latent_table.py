@@ -18,14 +18,11 @@ from pyarrow import parquet
 
 from infoscope.runtime.errors import InputError, list_some, suggest
 from infoscope.runtime.files import atomic_write
+from infoscope.runtime.manifests import CONFIG, flatten_determining
 
 FILE = "latents.parquet"
 _META = b"infoscope"
 """The key of our JSON (UTF-8) in the metadata of the file (the seed) and of each field (heading, unit, source)."""
-
-
-NOT_DETERMINING = ("stage", "seeds", "trainer", "logger", "collect", "artifacts", "output_dir", "plan")
-"""Parts of a configuration that change no number of a table, but for the precision."""
 
 
 class UnknownColumn(InputError, KeyError):
@@ -227,20 +224,13 @@ def _check_one_experiment(outputs: Path, folders: Sequence[Path]) -> None:
 def _read_settings(folder: Path) -> dict[str, Any]:
     """Return the configuration that made a table by dotted key, without what changes no number; empty: not there."""
     try:
-        found = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+        found = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError):
         return {}
     if not isinstance(found, dict):
         return {}
     precision = (found.get("trainer") or {}).get("precision")
-    return {**_flatten({key: of for key, of in found.items() if key not in NOT_DETERMINING}), "precision": precision}
-
-
-def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
+    return {**flatten_determining(found), "precision": precision}
 
 
 def _describe_origin(folder: Path) -> str:

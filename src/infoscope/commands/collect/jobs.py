@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from infoscope import registry
 from infoscope.commands.collect.opening import ContextFactory, describe_artifacts, describe_choices
@@ -17,11 +16,8 @@ from infoscope.pipeline.stage import Row
 from infoscope.report.tables import Column
 from infoscope.runtime.errors import InputError
 from infoscope.runtime.job import Job
-from infoscope.runtime.manifests import Spec
+from infoscope.runtime.manifests import Spec, flatten_determining
 from infoscope.runtime.read_only import MissingArtifact
-
-NOT_DETERMINING = ("stage", "seeds", "trainer", "logger", "collect", "artifacts", "output_dir", "plan")
-"""Parts of a configuration that change no number, or stand in columns of their own."""
 
 
 @dataclass
@@ -111,8 +107,8 @@ def _read_job(collected: CollectedJob, config: Config, factory: ContextFactory) 
         "stage": config.stage.name,
         **{key: value for key, value in describe_choices(config).items() if key != "seeds"},
     }
-    tree = {key: value for key, value in to_tree(config).items() if key not in NOT_DETERMINING}
-    behind: Row = {**flatten_tree(tree), "trainer.precision": ctx.precision.name, "overrides": " ".join(job.overrides)}
+    settings = flatten_determining(to_tree(config))
+    behind: Row = {**settings, "trainer.precision": ctx.precision.name, "overrides": " ".join(job.overrides)}
     for seed in config.seeds if stage.is_seeded else [0]:
         ctx.used.clear()
         try:
@@ -128,14 +124,3 @@ def _read_job(collected: CollectedJob, config: Config, factory: ContextFactory) 
             stage.find_last(ctx)
         except MissingArtifact as missing:
             collected.missing = missing.spec
-
-
-def flatten_tree(tree: dict[str, Any], prefix: str = "") -> Row:
-    """Return a configuration by dotted key; a list as JSON."""
-    flat: Row = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            flat |= flatten_tree(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = json.dumps(value) if isinstance(value, list) else value
-    return flat

@@ -10,12 +10,12 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 from matplotlib.figure import Figure
 
-from infoscope.commands.collect.jobs import flatten_tree
 from infoscope.commands.experiments.sweep_figures import Point, draw_removal_sweep
 from infoscope.config.tree import Config, to_tree
 from infoscope.pipeline.context import Context
 from infoscope.report.joining import Part, join_tables
 from infoscope.report.tables import Align, Cell, Column, Table, Value, compute_stat
+from infoscope.runtime.manifests import flatten_tree
 from infoscope.sae.edit import EditMode
 from infoscope.scope.ablations import Ablation, Role
 from infoscope.scope.config import Control
