@@ -34,6 +34,7 @@ BLOCK = "demo/summary/outliers/by_block"
 DECODING, RANKING = "benchmarks/decoding-224-cpu/rows/side=", "benchmarks/ranking-1281167-49152-cpu"
 EXTRACTION = "benchmarks/extraction-{}/rows/side={}/images_per_s"
 
+WIDE_STEP = "benchmarks/sae_step-768-49152-32-cuda/rows/step"
 STEP = "benchmarks/sae_step-768-6144-32-cpu/rows/side"
 STEP_SIDES = (
     *("ours", "dense autograd", "sparsify", "dictionary_learning", "sae_lens", "limit: the encoder's product"),
@@ -484,6 +485,11 @@ EXPERIMENTS = (
         "(Spearman with k = 16: {}, {}, {}, {} for k = 1, 2, 4, 8)",
         [f"k_cds_sweep/k_cds_sweep/k_cds={k}/rank_correlation" for k in (1, 2, 4, 8)],
     ),
+    Claim("through the backbone | 1,331,167 / {} per s =", [EXTRACTION.format("ViT-B-16-scenes-cuda", "ours")]),
+    Claim("/ 32 / {} per s =", [EXTRACTION.format("ViT-B-16-scenes-cuda", "ours")]),
+    Claim("at most 6,144 x 16 x 2 / {} per s =", [EXTRACTION.format("ViT-B-16-scenes-cuda", "ours")]),
+    Claim("49,152 latents) | 50,000,000 / {} per s =", [f"{WIDE_STEP}=sparse/tokens_per_s"]),
+    Claim("so more) | 6,144 x 16 x 2 / {} per s =", ["benchmarks/emd-11x11-cpu/rows/side=ours/pairs_per_s"]),
     Claim(
         "| Token extraction, scenes_clip, batch 64 | {} images/s | {} images/s, the bare backbone |",
         [EXTRACTION.format("scenes_clip-scenes-cpu", side) for side in ("ours", "bare")],
@@ -553,7 +559,7 @@ EXPERIMENTS = (
     ),
     Claim(
         "| TopK training step, 768 x 49152, k 32, bfloat16 | {} tokens/s | {} tokens/s, plain dense autograd |",
-        [f"benchmarks/sae_step-768-49152-32-cuda/rows/step={step}/tokens_per_s" for step in ("sparse", "dense")],
+        [f"{WIDE_STEP}={step}/tokens_per_s" for step in ("sparse", "dense")],
     ),
     Claim(
         "| Ranking {} images for {} made-up latents (other work beside it) | {} min, peak {} GB; {} of {} checked"
