@@ -54,6 +54,11 @@ STAGES = (
         "which features predictions rest on, by gradients: tested by ablation and deletion, and by scope",
     ),
     Entry(
+        "steer",
+        "stages.steer.stage:Steer",
+        "predictions with single features at a high value, and without those that carry what misleads: worst groups",
+    ),
+    Entry(
         "stability",
         "stages.stability.stage:Stability",
         "the scores again under other shifts, images, k, seeds, solvers",

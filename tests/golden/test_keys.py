@@ -46,6 +46,8 @@ KINDS = {
         "adapt",
         "label_screen",
         "segment",
+        "steering",
+        "suppression",
     ),
 }
 EXPLAINED = "tiny"
@@ -145,6 +147,11 @@ CONFIGURATIONS: dict[str, tuple[str, list[StageName]]] = {
         "debug=tiny attribution.towards=label attribution.n_tested=3 attribution.n_steps=4 attribution.seed=2"
         " predict.n_images=9 describe.n_clarity_images=5",
         [StageName.attribute],
+    ),
+    "steer.*": (
+        "debug=tiny steer.n_latents=3 steer.n_images=4 steer.quantile=0.9 steer.min_effect=0.5 steer.min_share=0.7"
+        " steer.spurious=place steer.n_suppressed=[2] steer.n_draws=1 steer.seed=2 predict.n_images=9",
+        [StageName.steer],
     ),
     "quality.*": (
         "debug=tiny seeds=[0,1] quality.n_tokens=50 quality.n_neighbours=3 quality.k_levels=[1,4] quality.seed=2"

@@ -24,6 +24,8 @@ from infoscope.stages.latents import Latents
 from infoscope.stages.masking.stage import Masking
 from infoscope.stages.score.stage import Score
 from infoscope.stages.stability.stage import make_section_at_hand
+from infoscope.stages.steer.stage import Steer
+from infoscope.stages.steer.suppress import Suppress
 from infoscope.vision.backbone import Backbone
 from tests.support.pipeline_samples import (
     ANALYSES,
@@ -209,6 +211,37 @@ def test_attribution_towards_the_true_class_needs_labels(finished: Path, tmp_pat
     folder = ("model=scenes_clip", "data=image_folder", f"data.root={tmp_path / 'images'}", "attribution.towards=label")
     with pytest.raises(InputError, match="each image's true class, but data=image_folder knows no classes here"):
         run_tiny(tmp_path / "out", "stage=attribute", *folder)
+
+
+def test_steering_is_a_report_of_its_own(shipped: Path, tmp_path: Path) -> None:
+    few = (*SHIPPED, "stage=steer", "steer.n_latents=5", "steer.n_images=3", "steer.n_suppressed=[2]")
+    first = run_tiny(shipped, *few, "steer.min_group_images=1")
+    assert {"steering", "suppression", "report"} <= set(first.stages("built"))
+    assert first.files is not None
+    assert first.files.tables.keys() == {"steering", "steering_words", "suppression"}
+    assert first.files.figures.keys() == {"steering", "suppression"}
+    assert run_tiny(shipped, *few, "steer.min_group_images=2").stages("built") == ["report"]
+    ctx = Context(make_tiny_config(shipped, *few), Recorder())
+    found, removed = Steer.at(ctx, 0).load(), Suppress.at(ctx, 0).load()
+    assert len(found.measured) == 5
+    assert (found.n_images, len(found.words)) == (3, 9)
+    test = open_split(ctx, "test")
+    np.testing.assert_array_equal(removed.classes, test.labels("class")[removed.image_index])
+    assert removed.correct.shape == (1 + 1 + 3, N_TEST)
+    table = Latents.at(ctx, 0).load()
+    for name in ("steering_effect", "steering_consistency", "steering_specificity"):
+        np.testing.assert_array_equal(np.flatnonzero(np.isfinite(table[name])), found.measured)
+    rows = collect_tiny(shipped, *few).rows
+    assert rows[0]["variant"] == "all measured"
+    assert "nothing removed" in {row["variant"] for row in rows}
+    words = tmp_path / "words.txt"
+    words.write_text("fog\nsnow\nstriped\n")
+    other = run_tiny(shipped, *few, f"steer.words={words}")
+    assert "steering" in other.stages("built")
+    assert "suppression" not in other.stages("built")
+    words.write_text("fog\nfog\n")
+    with pytest.raises(InputError, match=r"Expected every word once in steer\.words, got 'fog' again"):
+        run_tiny(shipped, *few, f"steer.words={words}")
 
 
 def test_stability_is_a_report_of_its_own(finished: Path) -> None:

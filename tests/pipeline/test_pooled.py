@@ -85,6 +85,14 @@ def test_predictions_rest_on_features_of_whole_images(described: Path) -> None:
     assert "semantic_alignment" in Latents.at(make_context(described, *few), 0).load()
 
 
+def test_features_of_whole_images_are_steered(described: Path) -> None:
+    few = (*POOLED, "stage=steer", "steer.n_latents=4", "steer.n_images=3", "steer.n_suppressed=[2]")
+    made = run_tiny(described, *few)
+    assert made.files is not None
+    assert made.files.tables.keys() == {"steering", "steering_words", "suppression"}
+    assert "scope" not in made.text
+
+
 @pytest.mark.parametrize("stage", ["score", "cross", "probe", "masking", "report"])
 def test_what_needs_maps_says_what_can_be_done_instead(described: Path, stage: str) -> None:
     with pytest.raises(InputError, match=r"^This SAE reads pooled embeddings, .* model\.site=projected\)"):

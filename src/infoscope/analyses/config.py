@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Annotated, Any
 
-from infoscope.runtime.bounds import Bounds, Count, Few, FilePath, Items, NotNegative, Seed, check
+from infoscope.runtime.bounds import Bounds, Count, Few, FilePath, Items, NotNegative, Seed, Share, check
 
 
 class ImageCode(Enum):
@@ -187,6 +187,39 @@ class AttributionConfig:
     def cache_key_fields(self) -> dict[str, Any]:
         """Return all settings as plain JSON."""
         return {"towards": self.towards.name, "n_tested": self.n_tested, "n_steps": self.n_steps, "seed": self.seed}
+
+
+@dataclass
+class SteerConfig:
+    """What `stage=steer` sets latents to, and which it removes (numbers are ours); what is predicted: `predict.*`."""
+
+    n_latents: Count | None = 256
+    """Drawn at random from those that fire in a training image; null: all."""
+    n_images: Count = 32
+    """Test images, drawn at random: each costs two passes through the remaining blocks for every latent."""
+    quantile: Share = 0.999
+    """Of a latent's largest activation in an image, over the training images in which it fires: the value to which it
+    is set on all patches."""
+    min_effect: NotNegative = 1.0
+    """In nats: a latent is steerable if it raises the log probability of one word by more than that ..."""
+    min_share: Share = 0.8
+    """... in at least this share of the images."""
+    words: FilePath | None = None
+    """A text file with one word per line, which steered predictions choose from; null: the classes."""
+    spurious: str | None = None
+    """The target that misleads, whose latents are removed; null: the data's own, of the scenes the texture, of
+    Waterbirds the place; none elsewhere."""
+    n_suppressed: Annotated[list[Count], Items(ascending=True)] = field(default_factory=lambda: [1, 5, 20, 100])
+    """How many latents are removed together."""
+    n_draws: Annotated[int, Bounds(0, 1000)] = 3
+    """Random sets of equal activation mass for each of these."""
+    min_group_images: Count = 5
+    """Test images that a group must have to be called the worst."""
+    seed: Seed = 0
+    """Of latents and images drawn, of random directions and random sets."""
+
+    def __post_init__(self) -> None:
+        check(self, "steer")
 
 
 @dataclass

@@ -30,6 +30,7 @@ from infoscope.analyses.config import (
     NameConfig,
     QualityConfig,
     SegmentConfig,
+    SteerConfig,
 )
 from infoscope.config import errors
 from infoscope.config.overrides import make_readable, quote_override
@@ -170,6 +171,7 @@ class Config:
     predict: PredictConfig = field(default_factory=PredictConfig)
     masking: MaskingConfig = field(default_factory=MaskingConfig)
     attribution: AttributionConfig = field(default_factory=AttributionConfig)
+    steer: SteerConfig = field(default_factory=SteerConfig)
     segment: SegmentConfig = field(default_factory=SegmentConfig)
     adapt: AdaptConfig = field(default_factory=AdaptConfig)
     describe: DescribeConfig = field(default_factory=DescribeConfig)

@@ -118,8 +118,11 @@ def get_imagenet_templates() -> tuple[str, ...]:
     return tuple(template("{}") for template in zero_shot_metadata.OPENAI_IMAGENET_TEMPLATES)
 
 
-def read_class_names(file: Path) -> tuple[str, ...]:
+def read_class_names(file: Path, setting: str = "predict.class_names") -> tuple[str, ...]:
     """Return the lines of a text file without the empty ones.
+
+    Args:
+        setting: that names the file, for the error.
 
     Raises:
         InputError: if it cannot be read.
@@ -128,7 +131,7 @@ def read_class_names(file: Path) -> tuple[str, ...]:
         lines = file.expanduser().read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError) as error:
         raise InputError(
-            f"Expected predict.class_names to be a text file with one class per line, but {file} cannot be read"
+            f"Expected {setting} to be a text file with one class per line, but {file} cannot be read"
             f" ({type(error).__name__})."
         ) from error
     return tuple(line.strip() for line in lines if line.strip())

@@ -1,0 +1,107 @@
+"""What SAE seeds have found of steering, by groups of latents, and joined."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool
+
+from infoscope.analyses.steering import LATENT, RANDOM, SteeringResult
+from infoscope.analyses.suppression import Suppressed, SuppressionResult
+from infoscope.report.tables import Stat, compute_stat
+from infoscope.scope.partition import name_group
+from infoscope.stages.score.result import ScopeResult
+
+ALL = "all measured"
+
+
+class Found(NamedTuple):
+    """What was found of one SAE seed.
+
+    scope: None where features have no maps and so no score, such as those of pooled embeddings.
+    suppression: None where no target misleads.
+    """
+
+    scope: ScopeResult | None
+    result: SteeringResult
+    suppression: SuppressionResult | None = None
+
+    def groups(self) -> dict[str, Bool[np.ndarray, " n"]]:
+        """Return which of the measured latents are in each group by score, in words; none where nothing is scored."""
+        if self.scope is None:
+            return {}
+        return {name_group(name): of[self.result.measured] for name, of in self.scope.partition.groups.items()}
+
+
+def describe_groups(found: Found) -> Iterator[tuple[str, dict[str, float]]]:
+    """Yield name and numbers of all measured latents, and of each group; those of random directions in their place."""
+    result, everything = found.result, np.ones(len(found.result.measured), dtype=bool)
+    for name, members in {ALL: everything, **found.groups()}.items():
+        numbers: dict[str, float] = {"n_latents": int(members.sum())}
+        for along, of in ((LATENT, ""), (RANDOM, "_random")):
+            means = {
+                "steerable": result.is_steerable,
+                "specificity": result.specificity,
+                "taken": result.taken,
+                "taken_before": result.taken_before,
+            }
+            numbers["effect" + of] = float(np.median(result.effect[along][members])) if members.any() else math.nan
+            numbers |= {key + of: compute_stat(values[along][members]).mean for key, values in means.items()}
+        yield name, numbers
+
+
+def join_groups(found: Sequence[Found]) -> dict[str, dict[str, Stat]]:
+    """Return the numbers of `describe_groups` over SAE seeds."""
+    runs = [dict(describe_groups(one)) for one in found]
+    return {name: {key: compute_stat(run[name][key] for run in runs) for key in runs[0][name]} for name in runs[0]}
+
+
+def count_words(found: Sequence[Found]) -> tuple[list[Stat], list[Stat]]:
+    """Return how many latents are steerable to each word, and how many random directions, over SAE seeds."""
+    both = []
+    for along in (LATENT, RANDOM):
+        counts = [
+            np.bincount(one.result.word[along][one.result.is_steerable[along]], minlength=len(one.result.words))
+            for one in found
+        ]
+        both.append([compute_stat(of) for of in zip(*counts, strict=True)])
+    return both[0], both[1]
+
+
+class Removal(NamedTuple):
+    """What is removed, over SAE seeds and draws: number and mass of latents, and accuracies, 0..1.
+
+    others: accuracy on images without the typical value of what misleads.
+    """
+
+    kind: str
+    size: int
+    n_latents: Stat
+    mass: Stat
+    accuracy: Stat
+    typical: Stat
+    others: Stat
+    worst: Stat
+
+
+def join_removals(removed: Sequence[SuppressionResult], min_images: int) -> list[Removal]:
+    """Return what each removal does, nothing first; draws of a seed are averaged before seeds are joined."""
+    points = dict.fromkeys((one.kind, one.size) for one in removed[0].variants)
+    joined = []
+    for kind, size in points:
+        by_seed = []
+        for of in removed:
+            places = [i for i, one in enumerate(of.variants) if (one.kind, one.size) == (kind, size)]
+            variants = [of.variants[i] for i in places]
+            numbers = (of.accuracy(), of.accuracy(True), of.accuracy(False), of.worst_group(min_images))
+            means = [float(one[places].mean()) for one in numbers]
+            by_seed.append([*_average(variants), *means])
+        joined.append(Removal(kind, size, *(compute_stat(of) for of in zip(*by_seed, strict=True))))
+    return joined
+
+
+def _average(variants: Sequence[Suppressed]) -> tuple[float, float]:
+    return float(np.mean([one.n_latents for one in variants])), float(np.mean([one.mass for one in variants]))

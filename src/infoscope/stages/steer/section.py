@@ -1,0 +1,259 @@
+"""The section on steering and suppression: tables, figures, and what they say."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from infoscope.analyses.steering import LATENT
+from infoscope.analyses.suppression import CHOSEN, CONTROL, SuppressionResult
+from infoscope.report.section import ReportSection, SectionFigure
+from infoscope.report.tables import Align, Column, Stat, Table, compute_stat, format_number
+from infoscope.stages.attribute.numbers import Interval, compute_interval
+from infoscope.stages.steer.figures import draw_effects, draw_removals
+from infoscope.stages.steer.numbers import ALL, Found, Removal, count_words, join_groups, join_removals
+
+MAX_WORDS = 20
+"""In the table of words: of more, those to which most features steer."""
+_PERCENT = {"digits": 1, "scale": 100, "unit": "%"}
+
+
+def make_steering_section(found: Sequence[Found], min_images: int) -> ReportSection:
+    """Return the section on some SAE seeds, which all have the same test images.
+
+    Args:
+        min_images: that a group must have to be called the worst.
+    """
+    tables = {"steering": _make_table(found), "steering_words": _make_word_table(found)}
+    figures = {
+        "steering": SectionFigure(
+            lambda: draw_effects(found),
+            "Effect of each measured feature (rise of the log probability of the word that rises most, mean over test"
+            " images) by its CDS, all SAE seeds together; and how many features, and pushes of the same length along"
+            " random directions, have less than an effect. The line is what counts as steerable.",
+        )
+    }
+    findings, summary = [*_find(found)], _summarise(found)
+    if removed := [one.suppression for one in found if one.suppression is not None]:
+        removals, spurious = join_removals(removed, min_images), removed[0].spurious
+        tables["suppression"] = _make_removal_table(removed, removals, min_images)
+        figures["suppression"] = SectionFigure(
+            lambda: draw_removals(removals, spurious),
+            f"Zero-shot top-1 without the features that carry most of the {spurious} among training images of one"
+            " class, and without random features of equal activation mass (dashed); the SAE's error stays. Means over"
+            " SAE seeds, shades are ± one standard deviation.",
+        )
+        findings += _tell_removals(removed, removals, min_images)
+        summary["suppression"] = {"spurious": spurious, "removals": [one._asdict() for one in removals]}
+    return ReportSection(
+        name="steering",
+        title="Steering predictions",
+        findings=tuple(findings),
+        tables=tables,
+        figures=figures,
+        summary=summary,
+    )
+
+
+def _make_table(found: Sequence[Found]) -> Table:
+    first = found[0].result
+    table = Table(
+        "steering",
+        "Features set to a high value on all patches",
+        [
+            Column("features", "", Align.left),
+            Column("n_latents", "measured", digits=0, is_count=True),
+            Column("steerable", "steerable", **_PERCENT),
+            Column("steerable_random", "random direction", **_PERCENT),
+            Column("effect", "effect, median", digits=2, unit="nats"),
+            Column("effect_random", "random direction", digits=2, unit="nats"),
+            Column("specificity", "entropy lost", digits=3, signed=True),
+            Column("taken", "word predicted", **_PERCENT),
+            Column("taken_before", "word predicted before", **_PERCENT),
+            Column("specificity_random", "entropy lost, random direction", csv_only=True),
+            Column("taken_random", "word predicted, random direction", csv_only=True),
+        ],
+        notes=[
+            f"{first.n_images:,} test images, {len(first.words):,} words, {len(found)} SAE"
+            f" seed{'s' * (len(found) != 1)}; {len(first.measured):,} of the {first.d_sae:,} features are measured,"
+            " drawn at random from those that fire in a training image, the others have no value. A feature is set to a"
+            " high quantile of its own peaks in training images, on every patch; the SAE's error stays.",
+            f"Steerable: the log probability of one word rises by more than {first.min_effect:g} nats in at least"
+            f" {100 * first.min_share:g}% of the images. Effect: that rise, mean over images, of the word that rises"
+            " most. Entropy lost: of the prediction, as a share of the largest possible. Word predicted: share of"
+            " images in which it is the prediction then. Random direction: the same push of the same images along a"
+            " random direction of the decoder row's length.",
+        ],
+    )
+    for name, numbers in join_groups(found).items():
+        table.add_row(name, *(numbers[column.key] for column in table.columns[1:]))
+    return table
+
+
+def _make_word_table(found: Sequence[Found]) -> Table:
+    words, (counts, directions) = found[0].result.words, count_words(found)
+    order = sorted(range(len(words)), key=lambda i: -counts[i].mean)[:MAX_WORDS]
+    table = Table(
+        "steering_words",
+        "The words to which features steer",
+        [
+            Column("word", "word", Align.left),
+            Column("n_latents", "steerable features", digits=1),
+            Column("n_directions", "random directions", digits=1),
+            Column("latent", "strongest feature, first seed", digits=0, is_count=True),
+            Column("effect", "its effect", digits=2, unit="nats"),
+        ],
+        notes=[f"{len(words) - len(order):,} words with fewer are left out."] if len(order) < len(words) else [],
+    )
+    first = found[0].result
+    for place in order:
+        own = np.flatnonzero((first.word[LATENT] == place) & first.is_steerable[LATENT])
+        best = own[first.effect[LATENT][own].argmax()] if len(own) else None
+        table.add_row(
+            words[place],
+            counts[place],
+            directions[place],
+            None if best is None else int(first.measured[best]),
+            None if best is None else float(first.effect[LATENT][best]),
+        )
+    return table
+
+
+def _make_removal_table(removed: Sequence[SuppressionResult], removals: Sequence[Removal], min_images: int) -> Table:
+    first = removed[0]
+    sizes = first.group_sizes()
+    n_small = int(((sizes > 0) & (sizes < min_images)).sum())
+    table = Table(
+        "suppression",
+        f"Zero-shot top-1 without the features that carry the {first.spurious}",
+        [
+            Column("removed", "removed", Align.left),
+            Column("n_latents", "features", digits=1, is_count=True),
+            Column("mass", "of the mass", **_PERCENT),
+            Column("accuracy", "all images", **_PERCENT),
+            Column("typical", f"typical {first.spurious}", **_PERCENT),
+            Column("others", f"another {first.spurious}", **_PERCENT),
+            Column("worst", "worst group", **_PERCENT),
+        ],
+        notes=[
+            f"{len(first.classes):,} test images, {int((~first.is_typical).sum()):,} of them with another"
+            f" {first.spurious} than most training images of their class. Groups are (class, typical or not); the worst"
+            f" is that of lowest accuracy among {int((sizes >= min_images).sum())} groups with at least"
+            f" {min_images:,} images" + (f" ({n_small} have fewer)" if n_small else "") + ".",
+            "The features are chosen on training images alone: those of whose activation the"
+            f" {first.spurious} explains most among images of one class, beyond what the class explains at one"
+            f" {first.spurious}. Random features: as much activation mass, none of the chosen ones, means over draws."
+            " The SAE's error stays.",
+        ],
+    )
+    words = {"": "nothing", CHOSEN: "chosen", CONTROL: "random"}
+    for one in removals:
+        label = words[one.kind] + (f", {one.size}" if one.kind == CHOSEN else f", mass of {one.size}" * bool(one.kind))
+        table.add_row(label, one.n_latents, one.mass, one.accuracy, one.typical, one.others, one.worst)
+    return table
+
+
+def _find(found: Sequence[Found]) -> Iterator[str]:
+    joined, first = join_groups(found), found[0].result
+    every = joined.pop(ALL)
+    yield (
+        f"{_percent(every['steerable'])} of {len(first.measured):,} features are steerable (one of {len(first.words):,}"
+        f" words rises by more than {first.min_effect:g} nats in at least {100 * first.min_share:g}% of"
+        f" {first.n_images:,} test images when the feature is set to a high value on all patches), and"
+        f" {_percent(every['steerable_random'])} of random directions of the same length; the median effect is"
+        f" {every['effect'].mean:.2f} nats, and {every['effect_random'].mean:.2f} along random directions."
+    )
+    yield (
+        f"A word that rises need not be predicted: it is in {_percent(every['taken'])} of the images, before in"
+        f" {_percent(every['taken_before'])}; along random directions in {_percent(every['taken_random'])}, before in"
+        f" {_percent(every['taken_before_random'])}."
+    )
+    if joined:
+        told = ", ".join(
+            f"{name} {_percent(of['steerable'])} (random directions {_percent(of['steerable_random'])})"
+            for name, of in joined.items()
+        )
+        yield f"By scope, steerable: {told}."
+    counts, _ = count_words(found)
+    reached = [word for word, of in zip(first.words, counts, strict=True) if of.mean > 0]
+    most = int(np.argmax([of.mean for of in counts]))
+    if reached:
+        yield (
+            f"Features steer to {len(reached):,} of the {len(first.words):,} words, most of them to {first.words[most]}"
+            f" ({format_number(counts[most].mean, 1)}). Predictions are"
+            f" {'more' if every['specificity'].mean > 0 else 'less'} decided than before:"
+            f" {format_number(every['specificity'].mean, 3, signed=True)} of the largest entropy is lost"
+            f" ({format_number(every['specificity_random'].mean, 3, signed=True)} along random directions), of"
+            f" {first.before:.3f} there was."
+        )
+
+
+def _tell_removals(removed: Sequence[SuppressionResult], removals: Sequence[Removal], min_images: int) -> Iterator[str]:
+    first, nothing = removed[0], removals[0]
+    gap = nothing.typical.mean - nothing.others.mean
+    yield (
+        f"Zero-shot top-1 is {_percent(nothing.accuracy)}; {_percent(nothing.typical)} where the {first.spurious} is"
+        f" the one that is typical of the class, {_percent(nothing.others)} elsewhere"
+        f" ({format_number(100 * gap, 1, signed=True)} points), {_percent(nothing.worst)} in the worst group."
+    )
+    for size in dict.fromkeys(one.size for one in removals if one.kind == CHOSEN):
+        of = {one.kind: one for one in removals if one.size == size}
+        chosen, control = of[CHOSEN], of.get(CONTROL)
+        gain = compare_removals(removed, size, CHOSEN, "")
+        change = "raises" if gain.low > 0 else "lowers" if gain.high < 0 else "leaves"
+        features = "feature that carries" if size == 1 else f"{size:,} features that carry"
+        sentence = (
+            f"Removing the {features} most of the {first.spurious} {change} top-1 on images of another"
+            f" {first.spurious}: {_percent(chosen.others)} ({_say_points(gain)}); {_percent(chosen.accuracy)} of all, "
+            f"{_percent(chosen.worst)} in the worst group"
+        )
+        if control is None:
+            yield f"{sentence}."
+            continue
+        beyond = compare_removals(removed, size, CHOSEN, CONTROL)
+        verdict = "above" if beyond.low > 0 else "below" if beyond.high < 0 else "not told from"
+        yield (
+            f"{sentence}. That is {verdict} random features of equal mass ({_say_points(beyond)}), without which they"
+            f" are {_percent(control.others)}, {_percent(control.accuracy)} and {_percent(control.worst)}."
+        )
+
+
+def compare_removals(removed: Sequence[SuppressionResult], size: int, kind: str, against: str) -> Interval:
+    """Return by how much more images without the typical value are right under one removal than under another.
+
+    Each image's difference is a mean over SAE seeds and draws; the interval is over images.
+
+    Args:
+        against: `CONTROL`, or empty for no removal.
+    """
+    differences = []
+    for of in removed:
+        first, second = (
+            [i for i, one in enumerate(of.variants) if (one.kind, one.size) == (name, size if name else 0)]
+            for name in (kind, against)
+        )
+        some = of.correct[:, ~of.is_typical].astype(np.float64)
+        differences.append(some[first].mean(axis=0) - some[second].mean(axis=0))
+    return compute_interval(np.mean(differences, axis=0))
+
+
+def _summarise(found: Sequence[Found]) -> dict[str, object]:
+    first = found[0].result
+    return {
+        "n_images": first.n_images,
+        "n_words": len(first.words),
+        "n_measured": len(first.measured),
+        "groups": join_groups(found),
+        "entropy_before": compute_stat(one.result.before for one in found),
+    }
+
+
+def _percent(stat: Stat) -> str:
+    return f"{format_number(100 * stat.mean, 1)}%" if math.isfinite(stat.mean) else "no share"
+
+
+def _say_points(one: Interval) -> str:
+    mean, low, high = (format_number(100 * end, 1, signed=True) for end in one)
+    return f"{mean} points, 95% interval over images {low} to {high}"

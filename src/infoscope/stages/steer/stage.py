@@ -1,0 +1,194 @@
+"""stage=steer: predictions with single latents at a high value, and without those that carry what misleads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from infoscope.analyses.steering import (
+    LATENT,
+    SteeringInputs,
+    SteeringResult,
+    choose_latents,
+    find_levels,
+    measure_steering,
+)
+from infoscope.pipeline.context import Context
+from infoscope.pipeline.stage import Key, Needs, Node, Row, SeedStage, Work, name_artifacts
+from infoscope.predictions.prompts import Prompts, choose_templates, read_class_names
+from infoscope.predictions.zero_shot import ZeroShotHead, make_zero_shot_head
+from infoscope.report.section import ReportSection
+from infoscope.report.tables import Column
+from infoscope.runtime.errors import InputError
+from infoscope.runtime.store import Workspace
+from infoscope.sae.latent_table import LatentColumn
+from infoscope.stages.backbone import fingerprint_model, hook_of, load_backbone
+from infoscope.stages.image_codes import Codes
+from infoscope.stages.predict.stage import EmbeddedClasses, Predict, count_predicted, key_of_prompts, make_inputs
+from infoscope.stages.publish import Published
+from infoscope.stages.sae import count_latents, has_maps, sae_of
+from infoscope.stages.score.stage import Score, key_of_groups, scope_of
+from infoscope.stages.steer.numbers import Found, describe_groups
+from infoscope.stages.steer.section import make_steering_section
+from infoscope.stages.steer.suppress import Suppress, spurious_of
+from infoscope.stages.tokens import Tokens, find_sizes
+
+_OF_STEERING = ("n_latents", "n_images", "quantile", "min_effect", "min_share", "seed")
+
+
+class Steer(Published, SeedStage[SteeringResult]):
+    """What each of some latents does to the predictions of test images when it is set to a high value."""
+
+    kind, holds = "steering", SteeringResult
+    is_optional, is_without_maps = True, True
+    columns = (
+        Column("n_latents", "features", digits=0, is_count=True),
+        Column("steerable", "steerable", digits=1, scale=100, unit="%"),
+        Column("steerable_random", "steerable, random direction", digits=1, scale=100, unit="%"),
+        Column("effect", "effect, median", digits=2, unit="nats"),
+        Column("effect_random", "effect, random direction", digits=2, unit="nats"),
+        Column("specificity", "entropy lost", digits=3, signed=True),
+        Column("taken", "word predicted", digits=1, scale=100, unit="%"),
+        Column("accuracy", "top-1", digits=1, scale=100, unit="%"),
+        Column("worst_group", "top-1, worst group", digits=1, scale=100, unit="%"),
+    )
+
+    def needs(self, ctx: Context, seed: int) -> Needs:
+        return Needs(
+            head=EmbeddedClasses.at(ctx),
+            sae=sae_of(ctx, seed),
+            codes=Codes.at(ctx, seed, "train"),
+            tokens=Tokens.at(ctx, "test"),
+        )
+
+    def goals(self, ctx: Context) -> list[Node]:
+        removed = [Suppress.at(ctx, seed) for seed in ctx.config.seeds if spurious_of(ctx) is not None]
+        return [*super().goals(ctx), *removed, *(Score.at(ctx, seed) for seed in ctx.config.seeds if has_maps(ctx))]
+
+    def applies(self, ctx: Context) -> bool:
+        try:
+            key_of_prompts(ctx)
+        except InputError:  # there are no classes to predict
+            return False
+        return True
+
+    def key(self, ctx: Context, up: Needs, seed: int) -> Key:
+        return {
+            "model": fingerprint_model(ctx),
+            "head": up.head.hash,
+            "words": _read_words(ctx),
+            "sae": up.sae.hash,
+            "codes": up.codes.hash,
+            "tokens": up.tokens.hash,
+            **hook_of(ctx).key(),
+            "steer": {name: getattr(ctx.config.steer, name) for name in _OF_STEERING},
+        }
+
+    def check(self, ctx: Context, seed: int) -> None:
+        Predict().check(ctx, seed)
+        spurious_of(ctx)
+        _read_words(ctx)
+
+    def build(self, ctx: Context, up: Needs, work: Workspace, seed: int) -> SteeringResult:
+        config, codes = ctx.config.steer, up.codes.load()
+        latents = choose_latents(codes, config.n_latents, config.seed)
+        wanted = SteeringInputs(
+            make_inputs(ctx, up),
+            _embed_words(ctx) or up.head.load(),
+            latents,
+            find_levels(codes, latents, config.quantile),
+            config.n_images,
+            config.min_effect,
+            config.min_share,
+            config.seed,
+        )
+        with ctx.track(self.kind, seed) as tracker, ctx.display.bar(f"steering, seed {seed}") as advance:
+            found = measure_steering(
+                wanted,
+                ctx.config.predict.batch_images,
+                lambda what, done, of: advance(done, of, what),
+                work.progress,
+            )
+            tracker.log({"steerable": float(found.is_steerable[LATENT].mean())})
+        return found
+
+    def work(self, ctx: Context, seed: int) -> Work:
+        config, d_sae, sizes = ctx.config.steer, count_latents(ctx), find_sizes(ctx)
+        n_images = min(config.n_images, count_predicted(ctx))
+        n_latents = min(config.n_latents or d_sae, d_sae)
+        n_tokens = sizes.n_patches + sizes.n_prefix
+        return Work(
+            n_images * (1 + 2 * n_latents),
+            [ctx.config.model.name, hook_of(ctx).layer, d_sae],
+            disk_bytes=2 * 6 * 8 * n_latents,
+            memory_bytes=n_images * n_tokens * (8 * sizes.d_in + 12 * (getattr(ctx.config.sae, "k", None) or d_sae)),
+            is_bound=True,
+        )
+
+    def latents(self, ctx: Context, seed: int) -> Iterator[LatentColumn]:
+        found = self.at(ctx, seed).load()
+        of = f"set high on all patches of {found.n_images} test images"
+        heading = f"steering: log probability of the word that rises most, {of}"
+        yield LatentColumn("steering_effect", found.spread(found.effect[LATENT]), heading, "nats")
+        heading = f"steering consistency: images in which this word rises by over {found.min_effect:g} nats, {of}"
+        yield LatentColumn("steering_consistency", found.spread(found.consistency[LATENT]), heading, "1")
+        heading = f"steering specificity: entropy of the prediction that is lost, of the largest, {of}"
+        yield LatentColumn("steering_specificity", found.spread(found.specificity[LATENT]), heading, "1")
+
+    def rows(self, ctx: Context, seed: int) -> Iterator[Row]:
+        made, found = self.at(ctx, seed), find_seed(ctx, seed)
+        for name, numbers in describe_groups(found):
+            yield {**name_artifacts(made.get()), "variant": name, **numbers}
+        if (removed := found.suppression) is None:
+            return
+        worst, accuracy = removed.worst_group(ctx.config.steer.min_group_images), removed.accuracy()
+        for place, one in enumerate(removed.variants):
+            variant = f"without {one.n_latents} ({one.kind})" if one.kind else "nothing removed"
+            yield {
+                **name_artifacts(Suppress.at(ctx, seed).get()),
+                "variant": variant,
+                **vars(one),
+                "accuracy": float(accuracy[place]),
+                "worst_group": float(worst[place]),
+            }
+
+    def section(self, ctx: Context) -> ReportSection:
+        found = [find_seed(ctx, seed) for seed in ctx.config.seeds]
+        return make_steering_section(found, ctx.config.steer.min_group_images)
+
+    def report_key(self, ctx: Context) -> Key:
+        smallest = ctx.config.steer.min_group_images
+        return {**super().report_key(ctx), **key_of_groups(ctx), "min_group_images": smallest}
+
+
+def find_seed(ctx: Context, seed: int) -> Found:
+    """Return what was found of a seed."""
+    return Found(
+        scope_of(ctx, seed) if has_maps(ctx) else None,
+        Steer.at(ctx, seed).load(),
+        None if spurious_of(ctx) is None else Suppress.at(ctx, seed).load(),
+    )
+
+
+def _read_words(ctx: Context) -> list[str] | None:
+    """Return the words that are asked for; None: the classes.
+
+    Raises:
+        InputError: a file that cannot be read, fewer than two words, one twice.
+    """
+    if (file := ctx.config.steer.words) is None:
+        return None
+    words = read_class_names(Path(file), "steer.words")
+    if len(words) < 2:
+        raise InputError(f"Expected at least two words in steer.words, got {len(words)} in {file}.")
+    if repeated := next((word for i, word in enumerate(words) if word in words[:i]), None):
+        raise InputError(f"Expected every word once in steer.words, got {repeated!r} again in {file}: remove it.")
+    return list(words)
+
+
+def _embed_words(ctx: Context) -> ZeroShotHead | None:
+    """Return the head of the words that are asked for, by the sentences of the classes."""
+    words = _read_words(ctx)
+    if words is None:
+        return None
+    return make_zero_shot_head(load_backbone(ctx), Prompts(tuple(words), choose_templates(ctx.config.predict)))

@@ -1,0 +1,101 @@
+"""The section on steering: its tables, and what it says of removals."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from infoscope.analyses.steering import SteeringResult
+from infoscope.analyses.suppression import CHOSEN, CONTROL, Suppressed, SuppressionResult
+from infoscope.report.page import Page, write_report
+from infoscope.stages.score.result import ScopeResult
+from infoscope.stages.steer.numbers import Found
+from infoscope.stages.steer.section import make_steering_section
+from tests.support.report_samples import make_scope_result
+
+N = 400
+
+
+def make_steering(scope: ScopeResult) -> SteeringResult:
+    """High-scope latents steer to the second word, random directions and others nowhere."""
+    measured = np.arange(0, len(scope.cds), 2)
+    high = scope.partition.groups["high"][measured]
+    both = np.stack([high, np.zeros_like(high)])
+    return SteeringResult(
+        words=("cat", "dog"),
+        min_effect=1.0,
+        min_share=0.8,
+        n_images=10,
+        d_sae=len(scope.cds),
+        before=0.1,
+        measured=measured,
+        levels=np.ones(len(measured)),
+        word=both.astype(np.int64),
+        effect=np.where(both, 3.0, 0.2),
+        consistency=np.where(both, 0.9, 0.1),
+        specificity=np.where(both, 0.05, -0.01),
+        taken=np.where(both, 0.8, 0.3),
+        taken_before=np.full(both.shape, 0.3),
+    )
+
+
+def make_removals(seed: int, right: float = 0.9) -> SuppressionResult:
+    """Half of the images that are not typical are right, without the chosen latents a share; random ones do nothing."""
+    rng = np.random.default_rng(seed)
+    typical, original = rng.random(N) < 0.5, rng.random(N)
+    before = np.where(typical, True, original < 0.5)
+    chosen = np.where(typical, True, original < right)
+    variants = (Suppressed(), Suppressed(CHOSEN, 5, -1, 5, 0.1), *(Suppressed(CONTROL, 5, i, 9, 0.1) for i in range(2)))
+    return SuppressionResult(
+        "place",
+        ("land", "water"),
+        np.array([0, 1]),
+        np.arange(5),
+        np.arange(N),
+        np.arange(N) % 2,
+        typical,
+        variants,
+        np.stack([before, chosen, before, before]),
+    )
+
+
+SCOPES = [make_scope_result(seed) for seed in range(2)]
+FOUND = [Found(scope, make_steering(scope), make_removals(7)) for scope in SCOPES]
+
+
+def test_the_tables_hold_shares_by_scope_and_accuracies(tmp_path: Path) -> None:
+    section = make_steering_section(FOUND, 5)
+    rows = {str(record["features"]): record for record in section.tables["steering"].records()}
+    assert rows["high-scope"]["steerable"] == 1
+    assert rows["low-scope"]["steerable"] == 0
+    assert rows["all measured"]["steerable_random"] == 0
+    words = {str(record["word"]): record for record in section.tables["steering_words"].records()}
+    high = [one.groups()["high-scope"].sum() for one in FOUND]
+    assert words["dog"]["n_latents"] == pytest.approx(np.mean(high))
+    removed = {str(record["removed"]): record for record in section.tables["suppression"].records()}
+    assert removed["nothing"]["others"] == pytest.approx(0.5, abs=0.06)
+    assert removed["chosen, 5"]["others"] == pytest.approx(0.9, abs=0.06)
+    assert removed["random, mass of 5"]["others"] == removed["nothing"]["others"]
+    write_report(Page("a title", {}, sections=[section]), tmp_path)
+    assert (tmp_path / "figures" / "suppression.png").exists()
+    assert json.loads((tmp_path / "summary.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("right", "verdict"),
+    [(0.9, "That is above random"), (0.5, "That is not told from random"), (0.1, "That is below random")],
+)
+def test_what_removal_does_is_held_against_random_removal(right: float, verdict: str) -> None:
+    found = [Found(scope, make_steering(scope), make_removals(3, right)) for scope in SCOPES]
+    assert any(verdict in finding for finding in make_steering_section(found, 5).findings)
+
+
+def test_without_scores_or_what_misleads_there_is_less() -> None:
+    section = make_steering_section([Found(None, make_steering(SCOPES[0]))], 5)
+    assert section.tables.keys() == {"steering", "steering_words"}
+    assert [record["features"] for record in section.tables["steering"].records()] == ["all measured"]
+    assert not any("scope" in finding for finding in section.findings)
+    section.figures["steering"].draw()
