@@ -93,6 +93,34 @@ def test_the_verdict_counts_every_metric_and_number(section: ReportSection) -> N
     assert "the best rule is most active of band 1 of 2 (lowest CDS)" in depth  # the probe's own choice is worse there
 
 
+def flatten(runs: list[dict], value: float, n_kept: tuple[int, ...], *rules: str) -> list[dict]:
+    """The runs, of which those that keep so many features by these rules read the same."""
+    return [
+        make_run(run["sae_seed"], "kept", of["group"], of["n_latents"], value, of["draw"])
+        if (of := run["variant"])["group"] in rules and D_SAE - of["n_latents"] in n_kept
+        else run
+        for run in runs
+    ]
+
+
+def test_a_tie_has_no_winner() -> None:
+    """Both bands read the same of 4 features: the lower one is not named for standing first."""
+    *_, depth = make_selection_section(flatten(make_runs(), 0.95, (4,), *BANDS)).findings
+    names = " and ".join(f"most active of {name_group(band)}" for band in BANDS)
+    assert f"the best rule is a tie of {names} (n = 4), most active of band 1 of 2 (lowest CDS) (n = 8)" in depth
+    assert "of the bands, a tie of all (n = 4), most active of band 1" in depth
+
+
+@pytest.mark.parametrize(("n_kept", "named"), [((4, 8), False), ((8,), True)])
+def test_what_no_feature_reads_as_well_tells_no_rule_apart(n_kept: tuple[int, ...], named: bool) -> None:
+    rules = {run["variant"]["group"] for run in make_runs() if run["variant"]["role"] == "kept"}
+    runs = [run for run in flatten(make_runs(), 0.1, n_kept, *rules) if "probe" not in (run["variant"]["group"] or "")]
+    *_, depth = make_selection_section(runs).findings
+    numbers = ", ".join(map(str, n_kept))
+    assert f"no rule reads more than no feature does (n = {numbers}), so none is told from another" in depth
+    assert ("the best rule is most active of band 1" in depth) == named
+
+
 def test_one_seed_gives_no_verdict() -> None:
     findings = make_selection_section(make_runs(1)).findings
     assert "not known" in findings[-1]

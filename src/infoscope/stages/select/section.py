@@ -66,7 +66,7 @@ def make_selection_section(results: Sequence[Result], notes: Sequence[str] = ())
     return ReportSection(
         name="selection",
         title="Keeping a few features",
-        findings=tuple(_describe(runs, metrics)),
+        findings=tuple(_describe(results, runs, metrics)),
         tables={"selection": make_selection_table(results, runs, metrics, notes)},
         figures={"selection": SectionFigure(lambda: draw_selection(results, runs, metrics), caption)},
         summary={
@@ -160,22 +160,33 @@ def _read(runs: Runs, n_kept: int, rule: str, metric: Metric) -> Stat:
     return compute_stat(metric.read(run) for run in find_runs(runs, n_kept, rule, metric))
 
 
-def _describe(runs: Runs, metrics: Sequence[Metric]) -> list[str]:
+def _read_reference(results: Sequence[Result], role: str, metric: Metric) -> float:
+    return compute_stat(metric.read(result) for result in results if result["variant"]["role"] == role).mean
+
+
+def _describe(results: Sequence[Result], runs: Runs, metrics: Sequence[Metric]) -> list[str]:
     """Say which rule reads each task best, and whether scope guides better than activation does."""
     bands = [rule for rule in list_rules(runs) if rule not in LABELS]
     if not runs or not metrics:
         return ["Nothing was kept: every rule has fewer features to choose from than select.n_kept asks for."]
     findings = []
     for metric in metrics:
-        best = {n: _find_best(runs, n, list_rules(runs), metric) for n in runs}
-        among = {n: _find_best(runs, n, bands, metric) for n in runs}
-        text = f"{metric.column.heading}: the best rule is {_list_numbers(best)}"
-        findings.append(text + (f"; of the bands, {_list_numbers(among)}." if any(among.values()) else "."))
+        floor = _read_reference(results, "all", metric)
+        told = [n for n in runs if _reads_more(runs, n, list_rules(runs), metric, floor)]
+        text = f"{metric.column.heading}: "
+        if told:
+            text += f"the best rule is {_name_best(runs, told, list_rules(runs), metric)}"
+            text += f"; of the bands, {_name_best(runs, told, bands, metric)}" if bands else ""
+        if rest := [str(n) for n in runs if n not in told]:
+            text += "; " if told else ""
+            text += f"no rule reads more than no feature does (n = {', '.join(rest)}), so none is told from another"
+        findings.append(f"{text}.")
     gains = [
         _compare(find_runs(runs, n, band, metric), runs[n][BY_ACTIVATION], metric)
         for metric in metrics
         for n in runs
-        if (band := _find_best(runs, n, bands, metric)) and BY_ACTIVATION in runs[n]
+        for band in _find_best(runs, n, bands, metric)[:1]
+        if BY_ACTIVATION in runs[n]
     ]
     gains = [gain for gain in gains if math.isfinite(gain)]
     if not gains:
@@ -189,19 +200,32 @@ def _describe(runs: Runs, metrics: Sequence[Metric]) -> list[str]:
     return [first, *findings]
 
 
-def _find_best(runs: Runs, n_kept: int, rules: Sequence[str], metric: Metric) -> str | None:
+def _find_best(runs: Runs, n_kept: int, rules: Sequence[str], metric: Metric) -> list[str]:
+    """Return the rule that reads most, several where they tie; empty where none has a number."""
     means = {rule: _read(runs, n_kept, rule, metric).mean for rule in rules}
-    known = [rule for rule, mean in means.items() if math.isfinite(mean)]
-    return (max if metric.higher_is_better else min)(known, key=lambda rule: means[rule], default=None)
+    known = {rule: mean for rule, mean in means.items() if math.isfinite(mean)}
+    best = (max if metric.higher_is_better else min)(known.values(), default=math.nan)
+    return [rule for rule, mean in known.items() if math.isclose(mean, best)]
 
 
-def _list_numbers(best: Mapping[int, str | None]) -> str:
-    """ "random (4, 8), most active of all (16)"."""
-    numbers: dict[str, list[str]] = {}
-    for n, rule in best.items():
-        if rule is not None:
-            numbers.setdefault(name_rule(rule), []).append(str(n))
-    return ", ".join(f"{rule} (n = {', '.join(of)})" for rule, of in numbers.items())
+def _reads_more(runs: Runs, n_kept: int, rules: Sequence[str], metric: Metric, floor: float) -> bool:
+    """Whether the best rule reads more than the floor, where that is known."""
+    means = [_read(runs, n_kept, rule, metric).mean for rule in _find_best(runs, n_kept, rules, metric)[:1]]
+    sign = 1 if metric.higher_is_better else -1
+    return not any(sign * (mean - floor) <= 0 or math.isclose(mean, floor) for mean in means)
+
+
+def _name_best(runs: Runs, numbers: Sequence[int], rules: Sequence[str], metric: Metric) -> str:
+    """ "random (n = 4, 8), a tie of all (n = 16)"."""
+    named: dict[str, list[str]] = {}
+    for n in numbers:
+        best = _find_best(runs, n, rules, metric)
+        names = " and ".join(map(name_rule, best))
+        if len(best) > 1:
+            names = f"a tie of {'all' if len(best) == len(rules) else names}"
+        if best:
+            named.setdefault(names, []).append(str(n))
+    return ", ".join(f"{names} (n = {', '.join(of)})" for names, of in named.items())
 
 
 def _compare(first: Sequence[Result], second: Sequence[Result], metric: Metric) -> float:
@@ -237,7 +261,7 @@ def draw_selection(results: Sequence[Result], runs: Runs, metrics: Sequence[Metr
 def _draw_panel(axes: Axes, results: Sequence[Result], runs: Runs, metric: Metric, colours: Mapping[str, str]) -> None:
     scale = metric.column.scale
     for role, style in LINES.items():
-        value = compute_stat(metric.read(result) for result in results if result["variant"]["role"] == role).mean
+        value = _read_reference(results, role, metric)
         if math.isfinite(value):
             axes.axhline(scale * value, color=INK, linewidth=0.9, linestyle=style)
     for rule, colour in colours.items():
