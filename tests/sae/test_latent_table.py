@@ -121,6 +121,22 @@ def test_tables_of_several_experiments_are_not_mixed_up(tmp_path: Path) -> None:
     )
 
 
+def test_every_experiment_is_listed_by_what_tells_it_apart(tmp_path: Path) -> None:
+    """Three settings that come with another kind of data hide neither the layers nor the folders."""
+    images = [{"kind": "class_folders", "root": root, "n_test": 0, "image_px": 0, "mode": "a"} for root in ("A", "B")]
+    images.append({"kind": "scenes", "root": None, "n_test": 1, "image_px": 1, "mode": "b"})
+    settings = [(data, layer, 8) for data in images for layer in (-1, -2)] + [(images[0], -1, 16)]
+    for number, (data, layer, k_cds) in enumerate(settings):
+        folder = put(tmp_path, f"clip-topk-seed0-{number:016x}", make_table(0), age=-number)
+        config = {"model": {"layer": layer}, "data": data, "scope": {"k_cds": k_cds}}
+        (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(InputError, match="of 7 experiments") as refused:
+        load_latents(tmp_path)
+    newest = "model.layer=-1, data.kind=class_folders, data.root=A, scope.k_cds=16"
+    assert f"NAME being clip-topk-seed0-{6:016x} ({newest}), " in str(refused.value)
+    assert "n_test" not in str(refused.value)
+
+
 def test_a_column_that_is_not_there_is_one_sentence() -> None:
     table = make_table()
     for error in (InputError, KeyError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,6 +21,17 @@ from infoscope.runtime.files import atomic_write
 from infoscope.runtime.manifests import CONFIG, flatten_determining
 
 FILE = "latents.parquet"
+_NAMED_FIRST = (
+    "model.name",
+    "model.layer",
+    "model.site",
+    "sae.kind",
+    "sae.path",
+    "data.kind",
+    "data.root",
+    "precision",
+)
+"""What tells experiments apart in words, wherever it differs; other settings are named where these do not suffice."""
 _META = b"infoscope"
 """The key of our JSON (UTF-8) in the metadata of the file (the seed) and of each field (heading, unit, source)."""
 
@@ -210,15 +221,24 @@ def _check_one_experiment(outputs: Path, folders: Sequence[Path]) -> None:
     newest = settings[-1]
     if all(of == newest for of in settings):
         return
-    keys = sorted({key for of in settings for key in of.keys() | newest.keys() if of.get(key) != newest.get(key)})
-    told: dict[str, str] = {}  # of each experiment the newest table
+    differing = sorted({key for of in settings for key in of.keys() | newest.keys() if of.get(key) != newest.get(key)})
+    found: dict[tuple[Any, ...], tuple[str, dict[str, Any]]] = {}  # of each experiment the newest table
     for folder, of in zip(folders, settings, strict=True):
-        told[list_some(f"{key}={of.get(key)}" for key in keys)] = folder.name
-    tables = [f"{name} ({what})" for what, name in reversed(told.items())]
+        found.pop(told := _choose(of, differing), None)
+        found[told] = folder.name, of
+    keys = [key for key in _NAMED_FIRST if key in differing]
+    for key in differing:
+        if len({_choose(of, [*keys, key]) for of in settings}) > len({_choose(of, keys) for of in settings}):
+            keys.append(key)
+    tables = [f"{name} ({', '.join(f'{key}={of.get(key)}' for key in keys)})" for name, of in reversed(found.values())]
     raise InputError(
-        f"{outputs} holds tables of latents of {len(told)} experiments: give the folder of one,"
+        f"{outputs} holds tables of latents of {len(found)} experiments: give the folder of one,"
         f" load_latents({str(folders[-1].parent / 'NAME')!r}), NAME being {list_some(tables, 8)}."
     )
+
+
+def _choose(settings: Mapping[str, Any], keys: Sequence[str]) -> tuple[Any, ...]:
+    return tuple(settings.get(key) for key in keys)
 
 
 def _read_settings(folder: Path) -> dict[str, Any]:
