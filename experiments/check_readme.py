@@ -9,7 +9,8 @@ the results have. A sentence that was written anew is named: write its words her
 differs. Other arguments are overrides of every run (output_dir=..., trainer.n_threads=1).
 
 What `KEPT` names is held against the READMEs by the tests too. Its tables under experiments/demo are those that the
-stages wrote with trainer.n_threads=1: copy them anew where results change.
+stages wrote with trainer.n_threads=1 (those of sweeps without the columns that name paths): copy them anew where
+results change.
 
 Not checked: times, memory and disk, what ran at true model size, estimates, and the table of what was predicted, whose
 signs tests assert.
@@ -120,6 +121,7 @@ KEPT = {
     "attribution_block_1": "experiments/demo/attribution_block_1",
     "attribution_planted": "experiments/demo/attribution_planted",
     "cross": "experiments/demo/cross",
+    "scope_by_layer": "experiments/demo/scope_by_layer",
     "scenes_clip": "src/infoscope/vision/open_clip/scenes_clip",
     "benchmarks": "experiments/benchmarks/results",
 }
@@ -146,6 +148,7 @@ SOURCES: Mapping[str, Find] = {
     "curve": find_report("stage=curve"),
     "planted": find_report("experiment=planted_registers", "seeds=[0]"),
     "gamma_sweep": find_tables("gamma_sweep"),
+    "scope_by_layer": find_tables("scope_by_layer", "seeds=[0]"),
     "k_cds_sweep": find_tables("k_cds_sweep"),
     "sae_settings": find_settings,
     **{name: find_folder(KEPT[name]) for name in ("attribution_planted", "scenes_clip", "benchmarks")},

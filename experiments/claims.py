@@ -111,7 +111,7 @@ class TableClaim:
                     f"Expected row {number + 1} of {self.header!r} to begin with {start!r}, got {cells[:1]}."
                 )
             for heading, place in places.items():
-                said = cells[place].removesuffix("%")
+                said = cells[place].removesuffix("%").removesuffix("*")
                 if said and not re.fullmatch(NUMBER, said):
                     raise InputError(f"Expected a number under {heading!r} of {cells[0]!r}, got {said!r}.")
                 if said:

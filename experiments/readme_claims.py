@@ -108,6 +108,13 @@ CROSSED = {
     "Matryoshka level": "level",
 }
 """The rows of the table of what goes with scope, and their columns in the table of latents."""
+BY_BLOCK = {
+    "global factor": "largest effect of a global factor",
+    "patch label": "effect of the patch labels",
+    "overlap of top images": "overlap of its top 16 images with those of other latents",
+    "depth in the tree": "depth of its top 16 images: where two meet in the hierarchy of classes",
+}
+BLOCKS = ("0", "1", "2", "3")
 COMPARABLE, REMAPPED = "whose class can be compared", "remapped: another class"
 REMAPPED_HALVES = "the same between halves of the model's images"
 ZERO_SHOT = "zero-shot top-1 on test images, each with its own head (%)"
@@ -628,6 +635,29 @@ EXPERIMENTS = (
     Claim(
         "remapped half as often as others: {}, where {} were expected",
         [f"sea/adapt_groups/group=low-scope/{of}_remapped" for of in ("n", "expected")],
+    ),
+    TableClaim(
+        "| block | features with a CDS |",
+        [(block, f"scope_by_layer/scope_by_layer/layer={block}") for block in BLOCKS],
+        {
+            "features with a CDS": "n_scored",
+            "median CDS": "median_cds",
+            "chance": "mean_chance",
+            "reliability": "reliability",
+            "FVU": "fvu",
+        },
+    ),
+    *(
+        TableClaim(
+            "| block | features with a CDS |",
+            [(block, f"scope_by_layer/cross_by_layer/layer={block};quantity={quantity}") for block in BLOCKS],
+            {heading: "within"},
+        )
+        for heading, quantity in BY_BLOCK.items()
+    ),
+    Claim(
+        "goes with scope in block 1 alone ({}*)",
+        ["scope_by_layer/cross_by_layer/layer=1;quantity=monosemanticity, judged by scenes_clip/within"],
     ),
     TableClaim(
         "| setting | difference | CDS with firing frequency | FVU |",
