@@ -400,15 +400,9 @@ def test_no_experiment_is_forgotten_here(name: str) -> None:
     assert f'"{name}"' in Path(__file__).read_text(encoding="utf-8")
 
 
-def test_latents_of_high_scope_steer_to_a_light(
-    output_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(backbone_module, "make_backbone", make_planted_clip)
-    names = tmp_path / "names.txt"
-    names.write_text("\n".join(LIGHT_ANCHORS))
-    asked = ["predict.target=light", f"predict.class_names={names}", "predict.templates=list"]
-    more = ['predict.template_list=["{}"]', "steer.n_latents=null", "steer.n_images=8", "steer.spurious=place"]
-    folder = run_planted("steering", output_dir, *asked, *more, "steer.n_suppressed=[5]")
+def test_latents_of_high_scope_steer_to_a_light(output_dir: Path, asked: list[str]) -> None:
+    more = ["steer.n_latents=null", "steer.n_images=8", "steer.spurious=place", "steer.n_suppressed=[5]"]
+    folder = run_planted("steering", output_dir, *asked, *more)
     check_files(folder, ["steering", "steering_words", "suppression"], ["steering", "suppression"])
     rows = read_rows(folder / "steering.csv")
     high, low = (find_row(rows, features=f"{name}-scope") for name in ("high", "low"))

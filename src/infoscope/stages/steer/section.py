@@ -11,7 +11,6 @@ from infoscope.analyses.steering import LATENT
 from infoscope.analyses.suppression import CHOSEN, CONTROL, SuppressionResult
 from infoscope.report.section import ReportSection, SectionFigure
 from infoscope.report.tables import Align, Column, Stat, Table, compute_stat, format_number
-from infoscope.stages.attribute.numbers import Interval, compute_interval
 from infoscope.stages.steer.figures import draw_effects, draw_removals
 from infoscope.stages.steer.numbers import ALL, Found, Removal, count_words, join_groups, join_removals
 
@@ -202,7 +201,7 @@ def _tell_removals(removed: Sequence[SuppressionResult], removals: Sequence[Remo
         of = {one.kind: one for one in removals if one.size == size}
         chosen, control = of[CHOSEN], of.get(CONTROL)
         gain = compare_removals(removed, size, CHOSEN, "")
-        change = "raises" if gain.low > 0 else "lowers" if gain.high < 0 else "leaves"
+        change = _choose(gain, "raises", "lowers", "leaves")
         features = "feature that carries" if size == 1 else f"{size:,} features that carry"
         sentence = (
             f"Removing the {features} most of the {first.spurious} {change} top-1 on images of another"
@@ -213,17 +212,17 @@ def _tell_removals(removed: Sequence[SuppressionResult], removals: Sequence[Remo
             yield f"{sentence}."
             continue
         beyond = compare_removals(removed, size, CHOSEN, CONTROL)
-        verdict = "above" if beyond.low > 0 else "below" if beyond.high < 0 else "not told from"
+        verdict = _choose(beyond, "above", "below", "not told from")
         yield (
             f"{sentence}. That is {verdict} random features of equal mass ({_say_points(beyond)}), without which they"
             f" are {_percent(control.others)}, {_percent(control.accuracy)} and {_percent(control.worst)}."
         )
 
 
-def compare_removals(removed: Sequence[SuppressionResult], size: int, kind: str, against: str) -> Interval:
+def compare_removals(removed: Sequence[SuppressionResult], size: int, kind: str, against: str) -> Stat:
     """Return by how much more images without the typical value are right under one removal than under another.
 
-    Each image's difference is a mean over SAE seeds and draws; the interval is over images.
+    Each image's difference is a mean over SAE seeds and draws; the spread is over images.
 
     Args:
         against: `CONTROL`, or empty for no removal.
@@ -236,7 +235,7 @@ def compare_removals(removed: Sequence[SuppressionResult], size: int, kind: str,
         )
         some = of.correct[:, ~of.is_typical].astype(np.float64)
         differences.append(some[first].mean(axis=0) - some[second].mean(axis=0))
-    return compute_interval(np.mean(differences, axis=0))
+    return compute_stat(np.mean(differences, axis=0))
 
 
 def _summarise(found: Sequence[Found]) -> dict[str, object]:
@@ -254,6 +253,12 @@ def _percent(stat: Stat) -> str:
     return f"{format_number(100 * stat.mean, 1)}%" if math.isfinite(stat.mean) else "no share"
 
 
-def _say_points(one: Interval) -> str:
-    mean, low, high = (format_number(100 * end, 1, signed=True) for end in one)
+def _choose(difference: Stat, more: str, less: str, neither: str) -> str:
+    """Return a word by whether 0 lies outside the interval."""
+    low, high = difference.interval
+    return more if low > 0 else less if high < 0 else neither
+
+
+def _say_points(one: Stat) -> str:
+    mean, low, high = (format_number(100 * end, 1, signed=True) for end in (one.mean, *one.interval))
     return f"{mean} points, 95% interval over images {low} to {high}"
