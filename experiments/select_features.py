@@ -3,7 +3,8 @@
     python experiments/select_features.py                            # the miniature, three SAE seeds
     python experiments/select_features.py seeds=[0]                  # one: no interval over SAEs
     python experiments/select_features.py select.n_kept=[8,32]       # arguments are overrides of both sets of images
-    python experiments/select_features.py data=image_folder fit=data.root=/photographs report=data.root=/others ...
+    python experiments/select_features.py data=class_folders probe.target=class probe.tasks=[classification] \\
+        fit=data.root=/photographs report=data.root=/others          # folders of photographs of the same classes
 
 What a feature is worth to a task is how much the task's loss rises without it (stage=effects). On the first set of
 images (`fit=data.seed=0`: scenes) that is predicted, by ranks within an SAE, from frequency, MS and class counts
@@ -54,7 +55,7 @@ from infoscope.runtime.output import say
 from infoscope.runtime.progress import Display
 from infoscope.runtime.uses import write_uses
 from infoscope.scope.ablations import Ablation
-from infoscope.scope.partial_ranks import Draws, Estimate, compute_partials, estimate
+from infoscope.scope.partial_ranks import MIN_LATENTS, Draws, Estimate, compute_partials, estimate
 from infoscope.stages.effects.stage import Effects
 from infoscope.stages.probe.against_random import Excess, compare_runs
 from infoscope.stages.probe.results import MAIN_METRICS, Metric, Result, present_metrics
@@ -63,7 +64,7 @@ from infoscope.stages.probe.stage import read_probed
 from infoscope.stages.rank import mass_of
 from infoscope.stages.select.section import PREDICTED_BY, Runs, collect_runs, find_runs
 from infoscope.stages.select.stage import Select, whole_variants_of
-from infoscope.stages.select.worth import known_of, list_test_images, say_unknown
+from infoscope.stages.select.worth import SharedImages, known_of, list_test_images, say_unknown
 
 NAME = "select_features"
 IMAGES = {"fit": "data.seed=0", "report": "data.seed=3"}
@@ -97,18 +98,30 @@ class Correlations:
     """Rank correlations of predicted worth with measured effect, of a task, over the SAE seeds.
 
     draws: by rule, of each SAE seed; see `Draws`.
+    lacking: why some have no number; empty where all have one.
     """
 
     def __init__(
         self, seeds: Sequence[OfSeed], task: str, rules: Mapping[str, Mapping[str, tuple[float, float]]]
     ) -> None:
         self.draws: dict[str, list[Draws]] = {}
+        self.lacking: list[str] = []
         for one in seeds:
             predicted = {rule: predict_worth(one.known, weights) for rule, weights in rules.items()}
             predicted[BY_ACTIVATION] = np.where(one.known.members, one.mass, np.nan)
             found = compute_partials(one.effects[task], predicted, {rule: [] for rule in predicted}, seed=one.seed)
             for rule, of in found.items():
                 self.draws.setdefault(rule, []).append(of.spearman)
+            values = {rule: of[one.known.members] for rule, of in predicted.items()}
+            constant = [_name(rule) for rule, of in values.items() if np.ptp(of) == 0]
+            if min(of.n for of in found.values()) < MIN_LATENTS:
+                why = f"fewer than {MIN_LATENTS} features are scored"
+            elif np.ptp(one.effects[task][one.known.members]) == 0:
+                why = "removing any one feature costs the same"
+            else:
+                why = f"all features have the same by {', '.join(constant)}" if constant else ""
+            if why:
+                self.lacking.append(f"{why} (SAE seed {one.seed})")
 
     def of_seeds(self, rule: str) -> list[float]:
         """Return that of each SAE seed."""
@@ -122,6 +135,10 @@ class Correlations:
     def gain(self) -> Estimate:
         """What CDS adds to the others, draw by draw."""
         return estimate([a - b for a, b in zip(self.draws[WITH], self.draws[WITHOUT], strict=True)])
+
+
+def _name(rule: str) -> str:
+    return PREDICTED_BY.get(rule, "activation (mass)")
 
 
 def fit_cds(seeds: Sequence[OfSeed]) -> dict[str, tuple[float, float]]:
@@ -204,7 +221,13 @@ def run(arguments: Sequence[str]) -> list[str]:
     kept = {rule: rules[rule] for rule in PROBED}
     Weights(kept, first.config.probe.target, list_test_images(first), words).save(folder / "weights.json")
     weights = f"select.weights={folder / 'weights.json'}"
-    ctx = open_context([*images["report"].split(), "stage=select", weights, *add_defaults(DEFAULTS, given)])
+    try:
+        ctx = open_context([*images["report"].split(), "stage=select", weights, *add_defaults(DEFAULTS, given)])
+    except SharedImages as error:
+        raise InputError(
+            f"Expected report= to have other images than fit=, got {images['report']} and {images['fit']}, which share"
+            f" {error.n_shared:,} of {error.n:,} test images: give another data.root or data.seed."
+        ) from error
     with ctx.tracking:
         seeds = read_effects(ctx)
         check_columns(fitted_on[0].known, seeds[0].known)
@@ -274,6 +297,7 @@ def make_tables(
             "n kept: what probes read from tokens that are decoded from the n first features alone; interval: Student's"
             " t over SAE seeds, each by itself.",
             "All SAEs are tested on the same images, and no interval covers what other test images would give.",
+            *(f"No rank correlation, {task}: {'; '.join(of.lacking)}." for task, of in found.items() if of.lacking),
             *notes,
         ],
     )
@@ -317,7 +341,7 @@ def _make_column_table(found: Mapping[str, Correlations]) -> Table:
     for task, of in found.items():
         table.add_section(task)
         for rule in of.draws:
-            table.add_row(PREDICTED_BY.get(rule, "activation (mass)"), *of.estimate(rule))
+            table.add_row(_name(rule), *of.estimate(rule))
     return table
 
 

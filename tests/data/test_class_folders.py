@@ -226,7 +226,9 @@ class TestOrderAndNames:
         assert train.class_names == train.class_ids == ("n00000001", "n01440764", "n01443537")
 
     def test_another_target(self, root):
-        with pytest.raises(InputError, match=r"only one of class folders, got 'colour': set probe\.target=class"):
+        with pytest.raises(
+            InputError, match=r"only one of class folders, got 'colour': set probe\.target=class \(and probe\.tasks="
+        ):
             open_sets(root)[0].labels("colour")
 
 

@@ -59,6 +59,21 @@ def test_cds_adds_what_it_was_planted_to_add(experiment: ModuleType, adds: bool)
         assert found.estimate(ALONE).low > 0.3  # alone it does tell of worth
 
 
+def test_a_rank_correlation_that_is_not_there_has_a_reason(experiment: ModuleType) -> None:
+    seeds = [plant(experiment, seed, adds=True) for seed in (0, 1)]
+    rules = {rule: of[DEPTH] for rule, of in experiment.fit(seeds).items()}
+    assert experiment.Correlations(seeds, DEPTH, rules).lacking == []
+    rules[ALONE] = {"cds": (0.0, 0.0)}
+    of_rule = experiment.Correlations(seeds, DEPTH, rules)
+    assert of_rule.lacking[0] == "all features have the same by CDS (SAE seed 0)"
+    assert np.isnan(of_rule.estimate(ALONE).value)
+    seeds[1].effects[DEPTH][:] = 0
+    found = {DEPTH: experiment.Correlations(seeds, DEPTH, rules | {ALONE: rules[WITH]})}
+    assert found[DEPTH].lacking == ["removing any one feature costs the same (SAE seed 1)"]
+    table, _ = experiment.make_tables(found, make_results(experiment, 0.5), experiment.IMAGES, [])
+    assert f"No rank correlation, {DEPTH}: {found[DEPTH].lacking[0]}." in table.notes
+
+
 def test_the_choice_that_scope_is_not_needed_for(experiment: ModuleType) -> None:
     """Where the CDS is a blurred firing rate, the others know which features have the lowest."""
     first, second = (plant(experiment, seed, adds=False) for seed in (0, 1))
@@ -143,7 +158,9 @@ def test_weights_that_would_deceive_are_refused(
     experiment: ModuleType, output_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert experiment.main([*make_overrides(output_dir), "report=data.seed=0", "select.n_kept=[2]"]) == 2
-    assert "worth on 16 of these 16 test images" in " ".join(capsys.readouterr().err.split())
+    said = " ".join(capsys.readouterr().err.split())
+    assert "report= to have other images than fit=" in said
+    assert "share 16 of 16 test images: give another data.root or data.seed." in said
     file = output_dir / "experiments" / "select_features" / "weights.json"
     elsewhere = [f"select.weights={file}", "stage=select", "data.seed=3"]
     with pytest.raises(InputError, match=r"select.weights of probe.target=light, got those of class"):

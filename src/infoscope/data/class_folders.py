@@ -72,8 +72,8 @@ class ClassFolders(PhotographFiles):
     def n_target_classes(self, target: str) -> int:
         if target not in self.targets:
             raise InputError(
-                f"Expected the target class, the only one of class folders, got {target!r}: set probe.target=class, or"
-                " predict.target=class."
+                f"Expected the target class, the only one of class folders, got {target!r}: set probe.target=class (and"
+                " probe.tasks=[classification]: other tasks need data of their own), or predict.target=class."
             )
         return self.n_classes
 

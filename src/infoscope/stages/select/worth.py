@@ -21,6 +21,21 @@ from infoscope.stages.rank import Rank
 from infoscope.stages.score.stage import Score
 
 
+class SharedImages(InputError):
+    """Weights were fitted on some of the images on which their choice would be probed.
+
+    n_shared, n: test images that are the same, and all.
+    """
+
+    def __init__(self, n_shared: int, n: int) -> None:
+        self.n_shared, self.n = n_shared, n
+        super().__init__(
+            f"select.weights was fitted on what features are worth on {n_shared:,} of these {n:,} test images, so that"
+            " what it chooses would look too good: probe others, such as another data.seed of scenes or another"
+            " data.root."
+        )
+
+
 @once
 def weights_of(ctx: Context) -> Weights | None:
     """Return the weights that were asked for; None: none were.
@@ -36,7 +51,8 @@ def check_weights(ctx: Context) -> None:
     """Refuse weights of other tasks, and those fitted on some of the images on which the choice is probed.
 
     Raises:
-        InputError: either of these, or as `Weights.load`.
+        SharedImages: the latter.
+        InputError: the former, or as `Weights.load`.
     """
     if (weights := weights_of(ctx)) is None:
         return
@@ -54,10 +70,7 @@ def check_weights(ctx: Context) -> None:
         )
     images = {*list_test_images(ctx)}
     if shared := len(images & {*weights.images}):
-        raise InputError(
-            f"select.weights was fitted on what features are worth on {shared:,} of these {len(images):,} test images,"
-            " so that what it chooses would look too good: probe others, such as another data.seed of scenes."
-        )
+        raise SharedImages(shared, len(images))
 
 
 def list_test_images(ctx: Context) -> list[str]:
