@@ -29,7 +29,7 @@ from infoscope.commands.experiments.runs import Run, Shown, join_runs, make_run_
 from infoscope.commands.experiments.sweep import Experiment, main
 from infoscope.data.scenes.factors import COLOURS
 from infoscope.pipeline.context import Context
-from infoscope.report.tables import Value, compute_stat
+from infoscope.report.tables import OVER_SEEDS, Value, compute_stat
 from infoscope.stages.adapt.figures import draw_adaptation
 from infoscope.stages.adapt.numbers import Found as OfSeed
 from infoscope.stages.adapt.numbers import summarise_found
@@ -48,9 +48,10 @@ def measure(ctx: Context) -> Found:
 def show(runs: Sequence[Run[Found]]) -> Shown:
     """A row per data set, the tables of each, and its rates and overlaps."""
     notes = [
-        "Mean ± standard deviation over SAE seeds. Jaccard: shared latents of a class / those in either, mean over"
+        OVER_SEEDS,
+        "Jaccard: shared latents of a class / those in either, mean over"
         " classes; of halves: between random halves of the model's images; across halves: one half in the model, the"
-        " other in the adapted one. Remapped, new, gone: latents."
+        " other in the adapted one. Remapped, new, gone: latents.",
     ]
     table = make_run_table("adapted_clip", "CLIP against adapted CLIP", runs, Adapt.columns, _cells, notes)
     sections = {run.label: make_adapt_section(run.found) for run in runs}

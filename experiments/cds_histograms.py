@@ -26,6 +26,7 @@ from infoscope.commands.experiments.runs import (
     scope_cells,
 )
 from infoscope.commands.experiments.sweep import Experiment, main
+from infoscope.report.tables import OVER_SEEDS
 from infoscope.stages.score.figures import draw_cds_histograms
 from infoscope.stages.score.result import ScopeResult
 
@@ -38,7 +39,7 @@ def show(runs: Sequence[Run[list[ScopeResult]]]) -> Shown:
         runs,
         SCOPE_COLUMNS,
         scope_cells,
-        ["Mean ± standard deviation over SAE seeds. Chance: the same maps on two different images."],
+        [OVER_SEEDS, "Chance: the same maps on two different images."],
     )
     table.instead = explain_unscored([scope for run in runs for scope in run.found])
     panels = {run.label: run.found for run in runs}

@@ -39,7 +39,7 @@ from infoscope.commands.experiments.sweep import Experiment, main
 from infoscope.commands.experiments.sweep_figures import Point, draw_removal_sweep
 from infoscope.pipeline.context import Context
 from infoscope.report.figure_style import FAINT, INK, draw_means, make_figure
-from infoscope.report.tables import Column, Stat, compute_stat
+from infoscope.report.tables import OVER_SEEDS, Column, Stat, compute_stat
 from infoscope.scope.agreement import compare_cds
 from infoscope.stages.probe.results import Result
 from infoscope.stages.score.result import ScopeResult
@@ -84,9 +84,10 @@ def show(runs: Sequence[Run[Found]]) -> Shown:
         [*COLUMNS, *SCOPE_COLUMNS[1:4]],
         lambda found: [*compared[id(found)], *scope_cells(found[0])[1:4]],
         [
-            "Mean ± standard deviation over SAE seeds. Spearman: rank correlation with the scores of the largest k."
+            OVER_SEEDS,
+            "Spearman: rank correlation with the scores of the largest k."
             " Other group: on the other side of gamma than there. Both over features with a score under both. Scored:"
-            " of the features that fire."
+            " of the features that fire.",
         ],
     )
     table.instead = explain_unscored([scope for run in runs for scope in run.found[0]])

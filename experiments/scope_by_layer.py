@@ -33,7 +33,7 @@ from infoscope.commands.experiments.runs import (
 from infoscope.commands.experiments.sweep import Experiment, main
 from infoscope.pipeline.context import Context
 from infoscope.report.figure_style import FAINT, INK, draw_means, make_panels
-from infoscope.report.tables import Align, Column, Stat, Table, compute_stat
+from infoscope.report.tables import OVER_SEEDS, Align, Column, Stat, Table, compute_stat
 from infoscope.stages.cross.quantities import Crossed, join_crossed
 from infoscope.stages.cross.stage import Cross
 from infoscope.stages.latents import Latents
@@ -75,7 +75,7 @@ def show(runs: Sequence[Run[Found]]) -> Shown:
         runs,
         SCOPE_COLUMNS,
         lambda found: scope_cells(found.scopes),
-        ["Mean ± standard deviation over SAE seeds. Chance: the same maps on two different images."],
+        [OVER_SEEDS, "Chance: the same maps on two different images."],
     )
     scores.instead = explain_unscored([scope for run in runs for scope in run.found.scopes])
     crossed = join_runs(runs, lambda run: make_cross_table(run.found.crossed))

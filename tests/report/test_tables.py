@@ -17,6 +17,7 @@ from infoscope.report.tables import (
     MINUS,
     MISSING,
     NO_NUMBER,
+    OVER_SEEDS,
     Align,
     Cell,
     Column,
@@ -123,6 +124,27 @@ def test_only_marks_in_use_are_explained() -> None:
     assert "never" not in text
     assert f"{MISSING} no number" in text
     assert "° runs without a number" in text
+
+
+@pytest.mark.parametrize(("values", "is_said"), [([0.25], False), ([0.25, math.nan], False), ([0.25, 0.25], True)])
+def test_no_spread_is_explained_where_there_is_none(values: list[float], is_said: bool) -> None:
+    table = Table("t", "T", [Column("x", "x")], [OVER_SEEDS, "Another."])
+    table.add_row(compute_stat(values))
+    assert (OVER_SEEDS in table.footnotes) is is_said
+    assert "Another." in table.footnotes
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_what_people_read_as_it_is_has_no_escapes(is_terminal: bool) -> None:
+    table = Table("t", "T", [Column("p", "p")], ["* p < 0.05 after the correction."])
+    table.add_row(Cell(-0.34, "*"))
+    console = Console(width=80, file=io.StringIO(), color_system=None, force_terminal=is_terminal)
+    table.show(console)
+    output = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "* p < 0.05 after" in output
+    assert f"{MINUS}0.34 *" in output
+    assert "\\" not in output
+    assert r"\* p &lt; 0.05" in table.to_markdown()
 
 
 def test_latex_escapes_every_special_character() -> None:

@@ -31,6 +31,8 @@ LEVEL = 0.95
 """Of the intervals of means."""
 PARTIAL = "°"
 """Mark of a mean over fewer runs than were asked for."""
+OVER_SEEDS = "Mean ± standard deviation over SAE seeds."
+"""A note that a table without any spread leaves out."""
 NO_NUMBER = "No number: nothing of this was measured, or is defined here."
 """What stands in place of a table of missing numbers alone that does not say why."""
 AUTO_NOTES = {
@@ -285,7 +287,9 @@ class Table:
         )
         left_out = [f"{section.title}: {section.instead}" for section in self.sections if section.instead]
         marks = [f"{mark} {text}" for mark, text in self.marks.items() if mark in used]
-        return [*left_out, *self.notes, *marks, *(text for mark, text in AUTO_NOTES.items() if mark in used)]
+        has_spreads = any(isinstance(cell.value, Stat) and cell.value.n > 1 for row in self.rows for cell in row)
+        notes = [note for note in self.notes if has_spreads or note != OVER_SEEDS]
+        return [*left_out, *notes, *marks, *(text for mark, text in AUTO_NOTES.items() if mark in used)]
 
     def text_rows(self, section: Section, with_spread: bool = True) -> list[list[str]]:
         """The section's cells as people read them; none where they read a sentence instead."""
@@ -322,21 +326,26 @@ class Table:
             writer.writerows(records)
         return text.getvalue()
 
-    def to_markdown(self) -> str:
-        """A GitHub table under its title in bold, notes below."""
-        lines = [f"**{_escape_markdown(self.title)}**", ""]
+    def to_markdown(self, escaped: bool = True) -> str:
+        """A GitHub table under its title in bold, notes below.
+
+        Args:
+            escaped: what has a meaning in Markdown; False: for people who read it as it is.
+        """
+        escape = _escape_markdown if escaped else _join_lines
+        lines = [f"**{escape(self.title)}**", ""]
         if self.sentence:
-            return "\n".join([*lines, _escape_markdown(self.sentence)]) + "\n"
-        lines.append(_markdown_row([column.title for column in self.shown]))
+            return "\n".join([*lines, escape(self.sentence)]) + "\n"
+        lines.append(_markdown_row(map(escape, (column.title for column in self.shown))))
         rules = ["---:" if column.align is Align.right else ":---" for column in self.shown]
         lines.append("| " + " | ".join(rules) + " |")
         for section in self.sections:
             if section.title:
-                title = f"*{_escape_markdown(section.title)}*"
+                title = f"*{escape(section.title)}*"
                 lines.append("| " + " | ".join([title, *[""] * (len(self.shown) - 1)]) + " |")
-            lines += [_markdown_row(row) for row in self.text_rows(section)]
+            lines += [_markdown_row(map(escape, row)) for row in self.text_rows(section)]
         for note in self.footnotes:
-            lines += ["", _escape_markdown(note)]
+            lines += ["", escape(note)]
         return "\n".join(lines) + "\n"
 
     def to_latex(self) -> str:
@@ -397,11 +406,11 @@ class Table:
             console.print(Text(note, style="dim"))
 
     def show(self, console: Console) -> None:
-        """Print the table for a terminal, or as Markdown into a log, which has any width."""
+        """Print the table for a terminal, or as Markdown without escapes into a log, which has any width."""
         if console.is_terminal:
             self.print(console)
         else:
-            console.print(Text(self.to_markdown()), soft_wrap=True)
+            console.print(Text(self.to_markdown(escaped=False)), soft_wrap=True)
 
     def save(self, folder: Path) -> None:
         """Write `<name>.md`, `.csv` and `.tex`."""
@@ -422,8 +431,12 @@ def _flatten(value: Value, key: str, is_stat_column: bool) -> dict[str, str | in
 def _escape_markdown(text: str) -> str:
     for character in "\\|*":
         text = text.replace(character, "\\" + character)
-    return text.replace("<", "&lt;").replace("\n", " ")
+    return _join_lines(text.replace("<", "&lt;"))
 
 
-def _markdown_row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(_escape_markdown(cell) for cell in cells) + " |"
+def _join_lines(text: str) -> str:
+    return text.replace("\n", " ")
+
+
+def _markdown_row(cells: Iterable[str]) -> str:
+    return "| " + " | ".join(cells) + " |"

@@ -75,10 +75,7 @@ def _list(entries: Sequence[Entry], reached: set[str], output_dir: Path, display
     folder.mkdir(parents=True, exist_ok=True)
     (folder / LIST_FILE).write_text(_make_full_table(entries, reached).to_csv(), encoding="utf-8")
     table = _make_short_table(artifacts, reached)
-    if display.console.is_terminal:
-        table.print(display.console)
-    else:
-        display.console.print(Text(table.to_markdown()), soft_wrap=True)
+    table.show(display.console)
     for entry in entries:
         if entry.damage:
             files = ", ".join(entry.damage)

@@ -15,7 +15,7 @@ from infoscope.commands.collect.jobs import CollectedJob
 from infoscope.config.sweeps import find_swept
 from infoscope.pipeline.stage import Row
 from infoscope.probes.selection import BY_PROBE
-from infoscope.report.tables import Align, Column, Section, Table, Value, compute_stat
+from infoscope.report.tables import OVER_SEEDS, Align, Column, Section, Table, Value, compute_stat
 from infoscope.runtime.files import atomic_write
 from infoscope.stages.probe.results import AblationRow, is_matched
 
@@ -124,7 +124,7 @@ def make_jobs_table(jobs: Sequence[CollectedJob], title: str) -> Table:
     ends.append(Column("fate", "", Align.left, csv_only=all_done))
     table = Table("overview", f"{title}, all done" if all_done else title, [*names, *metrics, *ends])
     if metrics:
-        table.notes.append("Mean ± standard deviation over SAE seeds. Other ablations and metrics stand in the files.")
+        table.notes += [OVER_SEEDS, "Other ablations and metrics stand in the files."]
     by_precision: dict[object, list[int]] = {}
     for job in jobs:
         for precision in {row.get("trainer.precision") for row in job.rows} - {None}:

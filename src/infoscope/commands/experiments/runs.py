@@ -14,7 +14,7 @@ from infoscope.commands.experiments.sweep_figures import Point, draw_removal_swe
 from infoscope.config.tree import Config, to_tree
 from infoscope.pipeline.context import Context
 from infoscope.report.joining import Part, join_tables
-from infoscope.report.tables import Align, Cell, Column, Table, Value, compute_stat
+from infoscope.report.tables import OVER_SEEDS, Align, Cell, Column, Table, Value, compute_stat
 from infoscope.runtime.manifests import flatten_tree
 from infoscope.sae.edit import EditMode
 from infoscope.scope.ablations import Ablation, Role
@@ -237,7 +237,7 @@ def show_models(
         runs,
         [*columns, *SCOPE_COLUMNS],
         lambda found: [*cells(found), *scope_cells(read(found)[0])],
-        ["Mean ± standard deviation over SAE seeds. Chance: the same maps on two different images."],
+        [OVER_SEEDS, "Chance: the same maps on two different images."],
     )
     points = [Point(place, str(run.facts["model"]), read(run.found)[1]) for place, run in enumerate(runs)]
     panels = {run.label: read(run.found)[0] for run in runs}
