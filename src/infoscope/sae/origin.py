@@ -135,10 +135,11 @@ def choose_layer(
     given = Origin.of(backbone, chosen)
     names = _find_other_name(origin, name_fingerprint(backbone.fingerprint))
     different = "; ".join([*_find_differences(origin, given), *names, *_find_other_site(origin, given)])
+    is_resized = origin.image_px not in (None, given.image_px)
     if different:
         raise InputError(
-            f"This SAE was trained on another backbone than the one given: {different}. Load the one it was trained on,"
-            " or insist with check_origin=False."
+            f"This SAE was trained on another backbone than the one given: {different}. Load the one it was trained on"
+            f"{f' (image_px={origin.image_px})' if is_resized else ''}, or insist with check_origin=False."
         )
     if origin.layer is not None and origin.layer not in (chosen, chosen - backbone.n_layers):
         raise InputError(

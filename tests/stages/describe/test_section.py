@@ -115,6 +115,15 @@ def test_it_is_said_where_no_class_has_a_latent() -> None:
     assert "Classes have no latents: no activation is above describe.strong_above=0.2" in text
 
 
+def test_of_classes_with_one_image_each_nothing_is_told() -> None:
+    found = make_found(make_scope_result(0))
+    alone = found._replace(description=replace(found.description, class_images=[1] * N_CLASSES))
+    for one, is_told in ((found, True), (alone, False)):
+        text = " ".join(make_section(one).findings)
+        assert ("The further it is below that with permuted labels" in text) == is_told
+        assert ("No class has two training images" in text) != is_told
+
+
 def test_medians_are_those_of_the_groups() -> None:
     seeds = [make_found(make_scope_result(seed)) for seed in range(2)]
     section = make_section(*seeds)

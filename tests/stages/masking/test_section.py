@@ -100,6 +100,13 @@ def test_findings_follow_the_numbers() -> None:
     assert not any("intervals" in finding for finding in alone)  # one seed has no spread
 
 
+def test_a_head_that_guesses_tells_nothing() -> None:
+    guessing = {seed: replace(one, n_right=np.zeros_like(one.n_right)) for seed, one in RESULTS.items()}
+    text = " ".join(make_masking_section(guessing).findings)
+    assert "no better than naming one class for all images" in text
+    assert "within 1 point" not in text
+
+
 def test_labels_that_leak_are_said_first() -> None:
     found = make_masking_section({0: make_result(0, ranked_on="test")}).findings
     assert found[0].startswith("Warning: the latents of each class were ranked on the images that are predicted")

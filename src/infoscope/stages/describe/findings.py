@@ -73,11 +73,15 @@ def _compare(seeds: Seeds, measure: str, digits: int = 3) -> str:
 def _say_alike(seeds: Seeds, judge: str, is_own: bool) -> str:
     text = f"{_compare(seeds, 'ms')}, judged by {judge}."
     if is_own:
-        text += " So the model judges its own features; judge=dinov2_s14, or another one, judges from outside."
+        text += (
+            " So the model judges its own features; another one (judge=dinov2_s14, clip_b16, ...) judges from outside."
+        )
     return text
 
 
 def _say_entropy(seeds: Seeds) -> str:
+    if max(seeds[0].description.class_images or [0]) < 2:
+        return "No class has two training images, so that labels say what permuted ones do: nothing is told of classes."
     return (
         f"{_compare(seeds, 'label_entropy', 2)}. The further it is below that with permuted labels, the more the"
         " images on which a feature fires most are of one class."

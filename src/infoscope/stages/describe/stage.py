@@ -22,6 +22,7 @@ from infoscope.report.tables import Column
 from infoscope.runtime.errors import InputError
 from infoscope.runtime.store import Workspace
 from infoscope.sae.latent_table import LatentColumn
+from infoscope.scope.partition import name_group
 from infoscope.stages.describe.alignment import (
     alignments_of,
     make_alignment_columns,
@@ -180,7 +181,13 @@ def _read_examples(ctx: Context, found: Found) -> list[Example]:
     ]
     ranking, images = Rank.at(ctx, scope.sae_seed).load(), open_split(ctx, "train")
     patch_px = Tokens.at(ctx, "train").read_json("tokens.json")["patch_px"]
-    return [make_example(scope, latent, group, scope.scores, ranking, images, patch_px) for latent, group in chosen]
+    return [
+        replace(
+            make_example(scope, latent, group, scope.scores, ranking, images, patch_px),
+            note=f"monosemanticity {ms[latent]:.2f}, the {name_group(group)} group",
+        )
+        for latent, group in chosen
+    ]
 
 
 def _list_label_columns(found: Description, n_top: int) -> Iterator[LatentColumn]:
@@ -200,6 +207,8 @@ def _list_label_columns(found: Description, n_top: int) -> Iterator[LatentColumn
         names = np.array([*(found.class_names or []), ""])  # -1: none
         heading = "top class: on whose images it has most patches with a strong activation per image"
         yield LatentColumn("top_class", names[found.top_class], heading)
+    if found.class_latents is not None:
+        yield LatentColumn("classes_held", _join_classes(found), "classes of which it is a class-level latent, by name")
     for name, (heading, unit) in columns.items():
         if (values := getattr(found, name)) is not None:
             yield LatentColumn(name, values, heading, unit)
@@ -208,6 +217,16 @@ def _list_label_columns(found: Description, n_top: int) -> Iterator[LatentColumn
             heading, unit = columns[name]
             explained = f"{heading.partition(':')[0]}, beyond chance: less its mean with permuted labels"
             yield LatentColumn(f"{name}_excess", values, explained, unit)
+
+
+def _join_classes(found: Description) -> np.ndarray:
+    """Return of each latent the names of the classes that it is a class-level latent of, joined by "; "."""
+    assert found.class_latents is not None, "there are no labels"
+    held: dict[int, list[str]] = {}
+    for name, latents in zip(found.class_names or [], found.class_latents.tolist(), strict=True):
+        for latent in latents:
+            held.setdefault(latent, []).append(name)
+    return np.array(["; ".join(held.get(latent, [])) for latent in range(len(found.ms))])
 
 
 @once

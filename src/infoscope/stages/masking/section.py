@@ -172,7 +172,13 @@ def _find(points: Points, results: Mapping[int, MaskingResult]) -> Iterator[str]
         f"The {n:,} latents of each of the {len(first.class_names):,} classes are together so many different ones:"
         f" {', '.join(told)}. The fewer, the more classes share them."
     )
-    yield from _tell_reach(points, numbers, original)
+    if original.mean > max(commonest, 1 / len(first.class_names)):
+        yield from _tell_reach(points, numbers, original)
+    else:
+        yield (
+            "On the original tokens already the head is no better than naming one class for all images, so that nothing"
+            " is told of what its latents are worth."
+        )
     yield from _compare(points, numbers, curves)
     yield _tell_classes(first, n)
 

@@ -41,6 +41,7 @@ class Example:
         n_valid, k_cds: how many of how many pairs the CDS is a mean of.
         is_undecided: whether its pairs leave its group open.
         is_locked: whether it fires at one place of the grid whatever the picture.
+        note: what else is said of it.
     """
 
     latent: int
@@ -53,6 +54,7 @@ class Example:
     k_cds: int
     is_undecided: bool = False
     is_locked: bool = False
+    note: str = ""
 
     @property
     def label(self) -> str:
@@ -64,7 +66,8 @@ class Example:
         """What is said beside the group."""
         cds = f"CDS {self.cds:.3f}" if math.isfinite(self.cds) else "no CDS"
         locked = ", position-locked" if self.is_locked else ""
-        return f"feature {self.latent}, {cds}, {self.n_valid} of {self.k_cds} pairs{locked}"
+        note = f", {self.note}" if self.note else ""
+        return f"feature {self.latent}, {cds}, {self.n_valid} of {self.k_cds} pairs{locked}{note}"
 
 
 def draw_examples(examples: Sequence[Example], shift: int) -> Figure:

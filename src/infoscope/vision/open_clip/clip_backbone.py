@@ -127,8 +127,8 @@ class ClipBackbone(Backbone):
             if unknown:
                 raise InputError(
                     f"Expected words of the model's own vocabulary ({len(known)} words), got"
-                    f" {', '.join(map(repr, list(unknown)[:5]))}: choose other class names or templates, or another"
-                    " model."
+                    f" {', '.join(map(repr, list(unknown)[:5]))}: choose other class names (predict.class_names=FILE)"
+                    f" or templates, of the words in its {VOCABULARY}, or another model."
                 )
 
 
