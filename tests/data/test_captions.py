@@ -50,7 +50,7 @@ def test_lines_are_read_as_people_and_windows_write_them(tmp_path: Path) -> None
     captions = Captions(place, test_share=0)
     assert captions.texts == ["a dog", "über uns"]
     assert captions.image_ids == ["line 1", "line 3"]
-    assert captions.left_out.describe() == "3 of 5 lines: 3 blank (line 2, line 4, line 5)"
+    assert captions.left_out.describe() == "2 of 4 lines: 2 blank (line 2, line 4)"
 
 
 def test_readers_give_their_numbers_and_a_draw_keeps_its_captions(file: Path) -> None:

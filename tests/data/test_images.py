@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from infoscope.data.config import RAISE, OnError, Resize
+from infoscope.data.config import RAISE, SKIP, OnError, Resize
 from infoscope.data.image_folder import ImageFolder
 from infoscope.data.images import ImageError, ImageSet, resize_image
 from infoscope.data.sample import draw_images
@@ -88,7 +88,9 @@ def test_a_photograph_is_what_load_resizes(tmp_path: Path) -> None:
             photograph = images.photograph(i)
             assert photograph.shape == (*size, 3)
             assert np.array_equal(images.load(i, 16), resize_image(photograph, 16, resize))
+    images.on_error = SKIP
     drawn = draw_images(images, 2, seed=0)
+    assert drawn.on_error is SKIP
     for i, name in enumerate(drawn.image_ids):
         assert np.array_equal(drawn.photograph(i), images.photograph(images.image_ids.index(name)))
 

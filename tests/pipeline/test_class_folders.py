@@ -15,6 +15,7 @@ from infoscope.analyses.description import Description
 from infoscope.analyses.masking import MaskingResult
 from infoscope.data.photographs import compute_split_position
 from infoscope.data.scenes.scene_set import SceneSet
+from infoscope.runtime.errors import InputError
 from infoscope.vision.open_clip.weights import SHIPPED_FOLDER
 from tests.support.pipeline_samples import draw_without_saving, find_folder, run_tiny, save_noise
 
@@ -123,6 +124,12 @@ def test_scenes_in_class_folders_are_the_scenes(tmp_path: Path) -> None:
 
 
 def test_data_without_classes_name_those_that_have_them(root: Path, tmp_path: Path) -> None:
+    (root / "ball").rename(root / "zebra")
+    folder = ("model=scenes_clip", "data=class_folders", f"data.root={root}", f"data.test_share={TEST_SHARE}")
+    for stage in ("stage=masking", "stage=predict"):
+        with pytest.raises(InputError, match=r"words of the model's own vocabulary .* 'zebra'"):
+            run_tiny(tmp_path / "no", *folder, stage)
+        assert not [path for path in (tmp_path / "no" / "artifacts").glob("*/*") if path.name[0] != "."]
     folder = ("model=scenes_clip", "data=image_folder", f"data.root={root}", f"data.test_share={TEST_SHARE}")
     for stage in ("stage=masking", "stage=probe"):
         with pytest.raises(Exception, match=r"give data=class_folders if its subfolders are classes, "):

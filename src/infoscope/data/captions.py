@@ -76,7 +76,7 @@ class Captions(ImageSet):
 def _read_lines(file: Path) -> tuple[list[tuple[int, str]], LeftOut]:
     """Return the captions of a file with their line numbers from 1, and which lines hold none."""
     try:
-        texts = file.read_text(encoding="utf-8-sig").split("\n")
+        texts = file.read_text(encoding="utf-8-sig").removesuffix("\n").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         reason = "it is no UTF-8 text" if isinstance(error, UnicodeDecodeError) else describe_error(error)
         raise InputError(

@@ -26,7 +26,7 @@ class _Sample(ImageSet):
     def __init__(self, images: ImageSet, chosen: Int64[np.ndarray, " n"], seed: int) -> None:
         super().__init__(images.split, [images.image_ids[i] for i in chosen])
         self.images, self.chosen, self.seed = images, chosen, seed
-        self.is_text = images.is_text
+        self.is_text, self.on_error = images.is_text, images.on_error
         self.training_region, self.left_out = images.training_region, images.left_out
         self.truths, self.targets, self.global_factors = images.truths, images.targets, images.global_factors
         self.decoder, self.resize = images.decoder, images.resize

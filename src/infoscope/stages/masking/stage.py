@@ -63,13 +63,13 @@ class Masking(Published, SeedStage[MaskingResult]):
         }
 
     def check(self, ctx: Context, seed: int) -> None:
-        Predict().check(ctx, seed)
         if not knows(ctx, Truth.labels, ctx.config.data):
             raise InputError(
                 "stage=masking keeps the latents of each image's true class, but"
                 f" data={ctx.config.data.kind.name} knows no classes here: give {advise_classes(ctx.config.data)}, or"
                 " stage=predict, which needs none."
             )
+        Predict().check(ctx, seed)
         if ctx.config.masking.sae_bias and EditMode.reconstruct not in _choose_modes(ctx):
             raise InputError(
                 "masking.sae_bias is added to decoded tokens, and of this SAE, whose decoder gives directions alone, no"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from infoscope.data.images import Truth
+from infoscope.data.images import ImageSet, Truth
+from infoscope.data.scenes.scene_set import SceneSet
 from infoscope.pipeline.context import Context, once
 from infoscope.pipeline.stage import Key, Needs, NotBuiltYet, Row, SeedStage, SingleStage, Work, name_artifacts
 from infoscope.predictions.inputs import PredictInputs, check_predictions
@@ -39,10 +40,18 @@ def key_of_prompts(ctx: Context) -> Key:
     Raises:
         InputError: as `prompts_of`.
     """
-    config, known = ctx.config.predict, find_known(ctx, ctx.config.data)[1]
-    labelled = known if Truth.labels in known.truths else None
-    prompts = Prompts(choose_class_names(config, labelled), choose_templates(config))
-    return prompts.cache_key_fields() | {"target": None if labelled is None else config.target}
+    labelled = _find_labelled(ctx)
+    return _find_prompts(ctx).cache_key_fields() | {"target": None if labelled is None else ctx.config.predict.target}
+
+
+def _find_labelled(ctx: Context) -> ImageSet | type[SceneSet] | None:
+    known = find_known(ctx, ctx.config.data)[1]
+    return known if Truth.labels in known.truths else None
+
+
+def _find_prompts(ctx: Context) -> Prompts:
+    """Return what is asked, without the labels of images, which need not be rendered for it."""
+    return Prompts(choose_class_names(ctx.config.predict, _find_labelled(ctx)), choose_templates(ctx.config.predict))
 
 
 def make_inputs(ctx: Context, up: Needs) -> PredictInputs:
@@ -116,13 +125,14 @@ class Predict(Published, SeedStage[PredictionResult]):
     def check(self, ctx: Context, seed: int) -> None:
         data = ctx.config.data
         check_split(ctx, "test", data)
-        known = find_known(ctx, data)[1]
-        choose_class_names(ctx.config.predict, known if Truth.labels in known.truths else None)
+        prompts = _find_prompts(ctx)
         try:
             backbone = load_backbone(ctx)
         except NotBuiltYet:
             return
         check_predictions(backbone, ctx.config.model.layer)
+        if EmbeddedClasses.at(ctx).find() is None:
+            backbone.check_texts([text for i in range(len(prompts.class_names)) for text in prompts.texts(i)])
 
     def build(self, ctx: Context, up: Needs, work: Workspace, seed: int) -> PredictionResult:
         with ctx.track(self.kind, seed) as tracker, ctx.display.bar(f"predicting, seed {seed}") as advance:
