@@ -130,7 +130,10 @@ UNREAD = [
     ("data.kind=imagenet", ["data.ground_truth=x"]),
     ("data.kind=nyud", [*ADE20K, "data.eigen_crop=false"]),
     ("data.kind=nyud", ["data.raw_depth=true"]),
-    *(("data.kind=scenes", [*ADE20K, f"data.{one}"]) for one in ("n_train=2", "n_test=2", "size_px=99")),
+    *(
+        ("data.kind=scenes", [*ADE20K, f"data.{one}"])
+        for one in ("n_train=2", "n_test=2", "size_px=99", "planted=text")
+    ),
     ("data.store_tokens=true", ["data.store_tokens=false", "data.cache_dtype=float16"]),
     (
         "probe_data.depth.kind=scenes, image_folder, class_folders, imagenet, ade20k, nyud, waterbirds, captions",

@@ -33,6 +33,17 @@ class Decoder(Enum):
     """The same on a GPU, of whole images that are read in batches; photographs and single images as torchvision."""
 
 
+class Planted(Enum):
+    """What a card in a corner of a quarter of the scenes shows of another kind than the nearest object's (ours)."""
+
+    nothing = "nothing"
+    """There are no cards."""
+    text = "text"
+    """Its name: a typographic attack. The scenes' own CLIP was never shown letters, and reads none."""
+    picture = "picture"
+    """An object of it in its typical texture."""
+
+
 class DataKind(Enum):
     """Which data set; each offers its own ground truth."""
 
@@ -71,6 +82,8 @@ class DataConfig:
     """Scenes: pictures of the test split."""
     size_px: Annotated[Pixels, Bounds(32)] = 104
     """Scenes: side of the rendered pictures, at least 32; 104 is what one shift of scenes_clip needs, (12 + 1) * 8."""
+    planted: Planted = Planted.nothing
+    """Scenes: cards that mislead, a target of their own ("planted") for worst groups (stage=steer)."""
     seed: Seed = 0
     """Of the rendered scenes, of the split of image and class folders, of what max_train and max_test draw."""
     max_train: Count | None = None
@@ -133,7 +146,7 @@ _FOLDERS = (DataKind.image_folder, DataKind.class_folders)
 _DIVIDED = (DataKind.imagenet, DataKind.ade20k, DataKind.nyud, DataKind.waterbirds)
 _ON_DISK = (*_FOLDERS, *_DIVIDED)
 _READERS: dict[tuple[DataKind, ...], tuple[str, ...]] = {
-    (DataKind.scenes,): ("n_train", "n_test", "size_px"),
+    (DataKind.scenes,): ("n_train", "n_test", "size_px", "planted"),
     (*_FOLDERS, DataKind.captions): ("test_share",),
     (*_FOLDERS, DataKind.imagenet, DataKind.waterbirds): ("resize",),
     (DataKind.imagenet,): ("ground_truth",),

@@ -15,7 +15,7 @@ from infoscope.data.imagenet import open_imagenet
 from infoscope.data.images import ImageSet
 from infoscope.data.nyud import NYUd
 from infoscope.data.sample import draw_images
-from infoscope.data.scenes.scene_set import SceneSet
+from infoscope.data.scenes.scene_set import choose_scene_set
 from infoscope.data.tar_images import TarImages, is_tar_source
 from infoscope.data.waterbirds import Waterbirds
 
@@ -31,7 +31,8 @@ def make_image_sets(config: DataConfig, scene_folders: Mapping[str, Path] | None
     """
     if config.kind is DataKind.scenes:
         assert scene_folders is not None, "scenes are rendered into a folder before they are opened"
-        return SceneSet(scene_folders["train"]), SceneSet(scene_folders["test"])
+        scenes = choose_scene_set(config.planted)
+        return scenes(scene_folders["train"]), scenes(scene_folders["test"])
     train, test = _open_sets(config)
     return draw_images(train, config.max_train, config.seed), draw_images(test, config.max_test, config.seed)
 

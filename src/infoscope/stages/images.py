@@ -17,7 +17,7 @@ from infoscope.data.config import RAISE, DataConfig, DataKind
 from infoscope.data.images import ImageError, ImageSet, Truth
 from infoscope.data.photographs import N_READERS
 from infoscope.data.recognition import name_settings
-from infoscope.data.scenes.scene_set import SceneSet, make_scenes_fingerprint, save_scenes
+from infoscope.data.scenes.scene_set import SceneSet, choose_scene_set, make_scenes_fingerprint, save_scenes
 from infoscope.data.sets import make_image_sets
 from infoscope.pipeline.context import Context, once
 from infoscope.pipeline.stage import ArtifactStage, Key, Needs, Work
@@ -43,15 +43,15 @@ class Scenes(ArtifactStage[SceneSet]):
         return f"scenes, {split}"
 
     def key(self, ctx: Context, up: Needs, split: str, n_images: int, data: DataConfig) -> Key:
-        return make_scenes_fingerprint(data.seed, split, n_images, data.size_px)
+        return make_scenes_fingerprint(data.seed, split, n_images, data.size_px, data.planted)
 
     def build(self, ctx: Context, up: Needs, work: Workspace, split: str, n_images: int, data: DataConfig) -> None:
         n_workers = data.n_workers or processes.count_cores()
         with ctx.display.bar(f"rendering {split} scenes", n_images, "images") as advance:
-            save_scenes(work.folder, data.seed, split, n_images, data.size_px, n_workers, advance)
+            save_scenes(work.folder, data.seed, split, n_images, data.size_px, n_workers, advance, data.planted)
 
-    def load(self, ctx: Context, folder: Path, *item: Any) -> SceneSet:
-        return SceneSet(folder)
+    def load(self, ctx: Context, folder: Path, split: str, n_images: int, data: DataConfig) -> SceneSet:
+        return choose_scene_set(data.planted)(folder)
 
     def work(self, ctx: Context, split: str, n_images: int, data: DataConfig) -> Work:
         # three bytes of colour, one of label, two of depth
@@ -184,7 +184,10 @@ def probe_data(ctx: Context, task: Task) -> DataConfig:
 
 def find_known(ctx: Context, data: DataConfig) -> tuple[ImageSet | type[SceneSet], ImageSet | type[SceneSet]]:
     """Return what knows the truth of each split; scenes need not be rendered for it."""
-    return (SceneSet, SceneSet) if data.kind is DataKind.scenes else open_sets(ctx, data)
+    if data.kind is DataKind.scenes:
+        scenes = choose_scene_set(data.planted)
+        return scenes, scenes
+    return open_sets(ctx, data)
 
 
 def knows(ctx: Context, truth: Truth, data: DataConfig) -> bool:

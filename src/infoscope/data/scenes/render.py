@@ -95,6 +95,11 @@ def _texture(name: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
     return np.where(wave > 0, 0.5, 1.0)
 
 
+def draw_inside(kind: str, texture: str, u: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the mask of an object, and its brightness factor, on coordinates [n, n] in units of its radius."""
+    return _inside(kind, u, v), _texture(texture, u, v)
+
+
 def _ground_pattern(place: str, x: np.ndarray, distance: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Brightness offset of the ground; `distance` (metres) gives the pattern its perspective."""
     phase = rng.uniform(0, 6.28)

@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, Int64, UInt8, UInt16
 
+from infoscope.data.config import Planted
 from infoscope.data.images import ImageSet, Truth
 from infoscope.data.scenes import factors as scene_factors
-from infoscope.data.scenes import render
+from infoscope.data.scenes import planting, render
 from infoscope.data.scenes.factors import Factors, SceneObject
 from infoscope.data.scenes.render import Scene
 from infoscope.runtime.errors import InputError
@@ -31,9 +32,12 @@ _NEAREST = {"colour": _COLOURS, "texture": scene_factors.TEXTURES, "size": _SIZE
 _MAPS = {"images": (np.uint8, (3,)), "label_maps": (np.uint8, ()), "depth_mm": (np.uint16, ())}
 
 
-def make_scenes_fingerprint(seed: int, split: str, n_images: int, size_px: int) -> dict[str, Any]:
+def make_scenes_fingerprint(
+    seed: int, split: str, n_images: int, size_px: int, planted: Planted = Planted.nothing
+) -> dict[str, Any]:
     """Return what determines a set of scenes, before or after it is rendered."""
-    return {
+    cards = {} if planted is Planted.nothing else {"planted": planted.name, "planting": planting.PLANTING_VERSION}
+    return cards | {
         "kind": "scenes",
         "renderer": render.RENDERER_VERSION,
         "seed": seed,
@@ -51,6 +55,7 @@ def save_scenes(
     size_px: int,
     n_workers: int = 0,
     progress: Callable[[int], None] | None = None,
+    planted: Planted = Planted.nothing,
 ) -> None:
     """Render scenes 0 to n_images - 1 of a split into a folder that exists.
 
@@ -58,12 +63,13 @@ def save_scenes(
         size_px: side of the pictures in pixels, at least 32.
         n_workers: processes that render; 0 or 1 renders in this one. The files are the same.
         progress: callback(number of scenes done), in rising order.
+        planted: what cards show.
 
     Raises:
         OSError: if the disk is full or the folder cannot be written.
     """
     assert n_images >= 1, n_images
-    render_part = partial(_render_part, seed, split, n_images, size_px)
+    render_part = partial(_render_part, seed, split, n_images, size_px, planted)
     starts = range(0, n_images, _SCENES_PER_TASK)
     parts = map_ahead(render_part, starts, n_workers if n_workers > 1 else 0, "set data.n_workers=1")
     with ExitStack() as stack:
@@ -81,12 +87,15 @@ def save_scenes(
             factors += [asdict(scene.factors) for scene in part]
             if progress is not None:
                 progress(len(factors))
-    made_from = make_scenes_fingerprint(seed, split, n_images, size_px)
+    made_from = make_scenes_fingerprint(seed, split, n_images, size_px, planted)
     (folder / "factors.json").write_text(json.dumps({"made_from": made_from, "factors": factors}), encoding="utf-8")
 
 
-def _render_part(seed: int, split: str, n_images: int, size_px: int, start: int) -> list[Scene]:
-    return render.render_split_part(seed, split, start, min(start + _SCENES_PER_TASK, n_images), size_px=size_px)
+def _render_part(seed: int, split: str, n_images: int, size_px: int, planted: Planted, start: int) -> list[Scene]:
+    scenes = render.render_split_part(seed, split, start, min(start + _SCENES_PER_TASK, n_images), size_px=size_px)
+    if planted is Planted.nothing:
+        return scenes
+    return [planting.plant(scene, planted, seed, split, start + i) for i, scene in enumerate(scenes)]
 
 
 class SceneSet(ImageSet):
@@ -164,7 +173,8 @@ class SceneSet(ImageSet):
     def _target_values(cls, target: str) -> tuple[str, ...]:
         if target not in cls.targets:
             raise InputError(f"Expected a target of the scenes ({', '.join(cls.targets)}), got {target!r}.")
-        return {"class": scene_factors.KINDS, **_NEAREST, **scene_factors.GLOBAL_FACTORS}[target]
+        cards = {"planted": (planting.NOTHING, *scene_factors.KINDS)}
+        return {"class": scene_factors.KINDS, **cards, **_NEAREST, **scene_factors.GLOBAL_FACTORS}[target]
 
     def label_map(self, index: int) -> UInt8[np.ndarray, "size size"]:
         return np.array(self.label_maps[index])
@@ -180,3 +190,23 @@ class SceneSet(ImageSet):
     def caption(self, index: int, rng: np.random.Generator | None = None) -> str:
         """Say everything about a scene, or with `rng` a random part of it."""
         return scene_factors.caption(self.factors(index), rng)
+
+
+class PlantedScenes(SceneSet):
+    """Scenes with cards that mislead, and which kind each shows ("planted", the first value: there is no card)."""
+
+    targets = (*SceneSet.targets, "planted")
+    spurious_target = "planted"
+
+    def labels(self, target: str) -> Int64[np.ndarray, " n_images"]:
+        if target != "planted":
+            return super().labels(target)
+        values, seed = self._target_values(target), self._made_from["seed"]
+        kinds = (factors["objects"][0]["kind"] for factors in self._factors)
+        words = (planting.choose_planted(seed, self.split, i, kind) for i, kind in enumerate(kinds))
+        return np.array([values.index(word) for word in words], dtype=np.int64)
+
+
+def choose_scene_set(planted: Planted) -> type[SceneSet]:
+    """Return what reads scenes with such cards."""
+    return SceneSet if planted is Planted.nothing else PlantedScenes
