@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -194,10 +195,10 @@ def test_help_is_the_files_docstring_and_every_command_of_it_can_be_composed(
     commands = [line for line in text.replace("\\\n", " ").splitlines() if line.startswith("    python ")]
     assert len(commands) >= 2
     for command in commands:
-        _, file, *arguments = command.partition("  #")[0].split()
+        _, file, *arguments = shlex.split(command.partition("  #")[0])
         assert file == f"experiments/{name}.py"
         defaults = [f"stage={experiment.stages[0]}", *experiment.defaults]
-        settings, given = choose_settings(experiment.settings, [argument.strip("'") for argument in arguments])
+        settings, given = choose_settings(experiment.settings, arguments)
         for combination in expand_sweep(add_defaults(defaults, given)):
             for setting in settings[::4] or [""]:  # of a dozen some
                 assert sweep.compose([*setting.split(), *combination]).seeds in ([0], [0, 1], [0, 1, 2])
