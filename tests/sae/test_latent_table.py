@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -203,3 +204,15 @@ def test_it_is_a_public_name_that_needs_no_torch(tmp_path: Path) -> None:
     code = "import sys; from infoscope import load_latents; load_latents(sys.argv[1]); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_a_setting_that_is_new_and_another_number_of_a_block_make_no_other_experiment(tmp_path: Path) -> None:
+    for age, (layer, score) in enumerate([(2, "a"), (-2, "a"), (3, "b")]):
+        folder = put(tmp_path, f"clip-topk-seed0-{age:016x}", make_table(0), age=-age)
+        config = {"model": {"layer": layer}, **({"attribution": {"n_steps": None}} if age == 1 else {})}
+        (folder / "config.yaml").write_text(yaml.safe_dump(config))
+        (folder / "manifest.json").write_text(json.dumps({"key": {"sources": {"score": score}}}))
+    with pytest.raises(InputError, match="of 2 experiments"):
+        load_latents(tmp_path)
+    shutil.rmtree(folder)
+    assert "layer -2" in repr(load_latents(tmp_path))

@@ -18,7 +18,7 @@ from pyarrow import parquet
 
 from infoscope.runtime.errors import InputError, list_some, suggest
 from infoscope.runtime.files import atomic_write
-from infoscope.runtime.manifests import CONFIG, flatten_determining
+from infoscope.runtime.manifests import CONFIG, flatten_determining, read_manifest
 
 FILE = "latents.parquet"
 _NAMED_FIRST = (
@@ -211,17 +211,25 @@ def load_latents(folder: Path | str, seed: int | None = None) -> LatentTable:
 def _check_one_experiment(outputs: Path, folders: Sequence[Path]) -> None:
     """Refuse tables of one SAE seed whose configurations differ: nobody said which is meant.
 
+    Settings that one of them does not have, for it was made before these existed, count as the same; so do two numbers
+    of one block, -2 and 2, which lead to the same scores.
+
     Args:
         folders: of the tables, the newest last.
 
     Raises:
         InputError: with what differs in each.
     """
-    settings = [_read_settings(folder) for folder in folders] if len(folders) > 1 else [{}]
-    newest = settings[-1]
-    if all(of == newest for of in settings):
+    if len(folders) < 2:
         return
-    differing = sorted({key for of in settings for key in of.keys() | newest.keys() if of.get(key) != newest.get(key)})
+    settings = [_read_settings(folder) for folder in folders]
+    newest, layers = settings[-1], {}
+    for folder, of in zip(reversed(folders), reversed(settings), strict=True):
+        if (scores := _read_scores(folder)) is not None and "model.layer" in of:
+            of["model.layer"] = layers.setdefault(scores, of["model.layer"])
+    differing = sorted({key for of in settings for key in of.keys() & newest.keys() if of[key] != newest[key]})
+    if not differing:
+        return
     found: dict[tuple[Any, ...], tuple[str, dict[str, Any]]] = {}  # of each experiment the newest table
     for folder, of in zip(folders, settings, strict=True):
         found.pop(told := _choose(of, differing), None)
@@ -251,6 +259,13 @@ def _read_settings(folder: Path) -> dict[str, Any]:
         return {}
     precision = (found.get("trainer") or {}).get("precision")
     return {**flatten_determining(found), "precision": precision}
+
+
+def _read_scores(folder: Path) -> str | None:
+    """Return the hash of the scores that a table holds; None: it has none, or says nothing of them."""
+    key = (read_manifest(folder) or {}).get("key")
+    sources = key.get("sources") if isinstance(key, dict) else None
+    return sources.get("score") if isinstance(sources, dict) else None
 
 
 def _describe_origin(folder: Path) -> str:
