@@ -120,14 +120,15 @@ def test_the_tree_is_plain_and_complete():
 
 
 ADE20K = ["data=ade20k", "data.root=x"]
-ON_DISK = "data.kind=image_folder, class_folders, imagenet, ade20k, nyud, waterbirds"
+ON_DISK = "data.kind=image_folder, class_folders, imagenet, ade20k, nyud, celeba, waterbirds"
 UNREAD = [
     *((f"{ON_DISK}, captions", [f"data.{one}"]) for one in ("max_train=2", "max_test=2")),
     *((ON_DISK, [f"data.{one}"]) for one in ("on_error=skip", "decoder=nvjpeg")),
     ("data.kind=imagenet, ade20k, nyud", ["data.subset=true"]),
-    ("data.kind=image_folder, class_folders, imagenet, waterbirds", ["data.resize=crop"]),
+    ("data.kind=image_folder, class_folders, imagenet, celeba, waterbirds", ["data.resize=crop"]),
     ("data.kind=image_folder, class_folders, captions", [*ADE20K, "data.test_share=0.3"]),
     ("data.kind=imagenet", ["data.ground_truth=x"]),
+    ("data.kind=celeba", ["data.attribute=Male"]),
     ("data.kind=nyud", [*ADE20K, "data.eigen_crop=false"]),
     ("data.kind=nyud", ["data.raw_depth=true"]),
     *(
@@ -136,7 +137,8 @@ UNREAD = [
     ),
     ("data.store_tokens=true", ["data.store_tokens=false", "data.cache_dtype=float16"]),
     (
-        "probe_data.depth.kind=scenes, image_folder, class_folders, imagenet, ade20k, nyud, waterbirds, captions",
+        "probe_data.depth.kind=scenes, image_folder, class_folders, imagenet, ade20k, nyud, celeba, waterbirds,"
+        " captions",
         ["probe_data.depth.seed=2"],
     ),
     ("outliers.rule=quantile", ["outliers.quantile=0.5"]),

@@ -55,6 +55,8 @@ class DataKind(Enum):
     """Photographs whose folders are their classes: class labels."""
     imagenet = "imagenet"
     """Class labels."""
+    celeba = "celeba"
+    """Faces with 40 attributes, one of which is the class."""
     waterbirds = "waterbirds"
     """Class labels, and the place as what misleads: worst groups (stage=steer)."""
     captions = "captions"
@@ -104,6 +106,8 @@ class DataConfig:
     """ImageNet with a flat val/: the devkit's ground-truth file or Kaggle's LOC_val_solution.csv."""
     subset: bool = False
     """Fewer images than were published are meant, of ImageNet fewer than the 1,000 classes too."""
+    attribute: str = "Blond_Hair"
+    """CelebA: the attribute whose absence and presence are the classes; each is a target by its name too."""
     raw_depth: bool = False
     """NYU Depth v2, .mat: measured depth alone instead of the in-filled one."""
     eigen_crop: bool = True
@@ -143,12 +147,13 @@ class DataConfig:
 
 
 _FOLDERS = (DataKind.image_folder, DataKind.class_folders)
-_DIVIDED = (DataKind.imagenet, DataKind.ade20k, DataKind.nyud, DataKind.waterbirds)
+_DIVIDED = (DataKind.imagenet, DataKind.ade20k, DataKind.nyud, DataKind.celeba, DataKind.waterbirds)
 _ON_DISK = (*_FOLDERS, *_DIVIDED)
 _READERS: dict[tuple[DataKind, ...], tuple[str, ...]] = {
     (DataKind.scenes,): ("n_train", "n_test", "size_px", "planted"),
     (*_FOLDERS, DataKind.captions): ("test_share",),
-    (*_FOLDERS, DataKind.imagenet, DataKind.waterbirds): ("resize",),
+    (*_FOLDERS, DataKind.imagenet, DataKind.celeba, DataKind.waterbirds): ("resize",),
+    (DataKind.celeba,): ("attribute",),
     (DataKind.imagenet,): ("ground_truth",),
     (DataKind.imagenet, DataKind.ade20k, DataKind.nyud): ("subset",),
     (DataKind.nyud,): ("raw_depth", "eigen_crop"),

@@ -247,7 +247,12 @@ LAYOUTS: tuple[Layout, ...] = (
         "images | CUB_200_2011/images",
         classes="images | CUB_200_2011/images",
     ),
-    Layout("CelebA", "img_align_celeba* | list_attr_celeba.* | Anno/list_attr_celeba.txt", "img_align_celeba"),
+    Layout(
+        "CelebA",
+        "img_align_celeba* | list_attr_celeba.* | Anno/list_attr_celeba.txt",
+        "img_align_celeba",
+        reader="celeba",
+    ),
     Layout("Flowers-102", "imagelabels.mat | 102flowers.tgz | flowers-102", "jpg | flowers-102/jpg"),
     Layout(
         "STL-10 or SVHN",

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from infoscope.data.ade20k import ADE20K
 from infoscope.data.captions import Captions
+from infoscope.data.celeba import CelebA
 from infoscope.data.class_folders import open_class_folders
 from infoscope.data.config import DataConfig, DataKind
 from infoscope.data.image_folder import ImageFolder
@@ -52,6 +53,7 @@ def _open_sets(config: DataConfig) -> tuple[ImageSet, ImageSet]:
         DataKind.image_folder: _open_photographs,
         DataKind.ade20k: ADE20K,
         DataKind.nyud: NYUd,
+        DataKind.celeba: CelebA,
         DataKind.waterbirds: Waterbirds,
     }
     make = makers[config.kind]

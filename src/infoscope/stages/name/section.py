@@ -12,7 +12,7 @@ from infoscope.analyses.concepts import QUANTILES, Search
 from infoscope.analyses.config import NameConfig
 from infoscope.analyses.name_result import NameResult
 from infoscope.report.section import ReportSection, SectionFigure
-from infoscope.report.tables import Align, Column, Stat, Table, compute_stat, format_number
+from infoscope.report.tables import Align, Column, Table, compute_stat, format_number, format_percent, format_signed
 from infoscope.scope.partition import name_group
 from infoscope.stages.name.figures import draw_bias, draw_search
 from infoscope.stages.name.numbers import Bias, Found, compare_signs, join, mean_of, measure_bias, summarise
@@ -257,10 +257,10 @@ def _say_right(found: Sequence[Found]) -> Iterator[str]:
         return
     unvalid = join(found, lambda one: mean_of(one.is_best[one.place, one.is_named & ~one.valid[one.place]]))
     yield (
-        f"{_percent(right)} of the valid names are right: what most marks the feature's top {first.n_top} test images"
-        f" (the same names at random over the features: {_percent(random)}; names that are not valid:"
-        f" {_percent(unvalid)}). {_percent(beyond)} name a value that is over-represented there beyond chance; of"
-        f" {_percent(any_value)} of these features some value is."
+        f"{format_percent(right.mean)} of the valid names are right: what most marks the feature's top {first.n_top} test images"
+        f" (the same names at random over the features: {format_percent(random.mean)}; names that are not valid:"
+        f" {format_percent(unvalid.mean)}). {format_percent(beyond.mean)} name a value that is over-represented there beyond chance; of"
+        f" {format_percent(any_value.mean)} of these features some value is."
     )
 
 
@@ -269,14 +269,14 @@ def _say_search(found: Sequence[Found], config: NameConfig) -> Iterator[str]:
     if not math.isfinite(value["restricted"].mean):
         return
     said = (
-        f"Of the {config.n_nearest} nearest images of one with a concept {_percent(value['restricted'])} have it too by"
-        f" its features alone, against {_percent(value['plain'])} by embedding and {_percent(value['base'])} of all"
+        f"Of the {config.n_nearest} nearest images of one with a concept {format_percent(value['restricted'].mean)} have it too by"
+        f" its features alone, against {format_percent(value['plain'].mean)} by embedding and {format_percent(value['base'].mean)} of all"
         " images."
     )
     if math.isfinite(value["zeroed"].mean):
         said += (
-            f" Without these features it is {_percent(value['zeroed'])}; raised in images without the concept,"
-            f" {_percent(value['raised'])} against {_percent(value['plain_without'])}."
+            f" Without these features it is {format_percent(value['zeroed'].mean)}; raised in images without the concept,"
+            f" {format_percent(value['raised'].mean)} against {format_percent(value['plain_without'].mean)}."
         )
     yield said
 
@@ -291,20 +291,20 @@ def _say_bias(found: Sequence[Found]) -> Iterator[str]:
         f"Bias of a linear classifier of the {len(found[0].result.class_names)} classes of {found[0].target!r}, while"
         f" the features of one of {n} other concepts are swept from silent to their {QUANTILES[-1]:.0%} quantile: the"
         f" change of a class's probability goes with how the data couple class and concept by"
-        f" {mean['correlation'].mean:+.2f} (Pearson, all pairs)."
+        f" {format_signed(mean['correlation'].mean)} (Pearson, all pairs)."
     )
     if mean["n_coupled"].mean:
         said += (
             f" In the training images of {n_coupled} concepts a class has over twice its share: its probability changes"
-            f" by {mean['slope_coupled'].mean:+.3f}, that of the others by {mean['slope_other'].mean:+.3f}, and it"
-            f" rises most for {_percent(mean['top'])} of these concepts (by chance {biases[0].by_chance:.1%})."
+            f" by {format_signed(mean['slope_coupled'].mean, 3)}, that of the others by {format_signed(mean['slope_other'].mean, 3)}, and it"
+            f" rises most for {format_percent(mean['top'].mean)} of these concepts (by chance {format_percent(biases[0].by_chance)})."
         )
     yield said
     if len(found) > 1:
         share, n_pairs = compare_signs(found)
         if n_pairs:
             yield (
-                f"In all {len(found)} SAE seeds the change has one sign for {share:.1%} of {n_pairs:,} pairs of which"
+                f"In all {len(found)} SAE seeds the change has one sign for {format_percent(share)} of {n_pairs:,} pairs of which"
                 f" every seed has the concept; by chance {0.5 ** (len(found) - 1):.0%}."
             )
 
@@ -312,7 +312,3 @@ def _say_bias(found: Sequence[Found]) -> Iterator[str]:
 def _summarise(result: NameResult) -> dict[str, object]:
     searches = {name: mean_of(result.get_searches(name)) for name in Search._fields}
     return {"reading": result.reading, "search": searches, "bias": measure_bias(result)._asdict()}
-
-
-def _percent(share: Stat) -> str:
-    return f"{format_number(100 * share.mean, 1)}%"

@@ -1,0 +1,228 @@
+"""CelebA: faces with 40 attributes each (Liu et al., 2015).
+
+    ROOT/img_align_celeba/*.jpg     the images; as Kaggle gives them, in a folder of the same name in that
+    list_attr_celeba.txt or .csv    -1 or 1 for each image and attribute
+    list_eval_partition.txt or .csv 0 (train), 1 (validation, left out) or 2 (test) for each image
+
+The lists lie in ROOT, or as published in ROOT/Anno and ROOT/Eval.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Int64
+
+from infoscope.data.config import RAISE, DataConfig
+from infoscope.data.images import Truth
+from infoscope.data.left_out import LeftOut
+from infoscope.data.photographs import PhotographFiles, describe_error
+from infoscope.data.recognition import explaining
+from infoscope.runtime.errors import InputError, suggest
+
+N_ATTRIBUTES = 40
+FOLDER, ATTRIBUTES, PARTITION = "img_align_celeba", "list_attr_celeba", "list_eval_partition"
+_SPLITS = {"train": "0", "test": "2"}
+_SPURIOUS = "Male"
+"""What goes with most other attributes; with blond hair as in Sagawa et al. (2020)."""
+
+
+class _Table(NamedTuple):
+    """A list of images: names of the columns (none in a .txt of the partition), and the fields of each image."""
+
+    file: Path
+    columns: list[str]
+    rows: dict[str, list[str]]
+
+
+class CelebA(PhotographFiles):
+    """One split. Targets: "class" (0: without `data.attribute`, 1: with it) and each of the attributes, likewise.
+
+    Args:
+        config: root, attribute, resize, decoder and on_error are read.
+        split: "train" or "test".
+
+    Raises:
+        InputError: no lists or images, an unknown attribute, other than 40 attributes, values that they cannot have,
+            images without attributes or split, or that are missing, a split without images.
+    """
+
+    kind = "celeba"
+    truths = frozenset({Truth.labels})
+
+    def __init__(self, config: DataConfig, split: str) -> None:
+        root = Path(str(config.root))
+        with explaining(root, self.kind):
+            attributes, partition = _read_table(root, ATTRIBUTES, "Anno"), _read_table(root, PARTITION, "Eval")
+            folder = _find_folder(root)
+        _check_attributes(attributes, config.attribute)
+        _check_partition(partition, attributes)
+        names = sorted(name for name, fields in partition.rows.items() if fields == [_SPLITS[split]])
+        if not names:
+            raise InputError(
+                f"Expected {split} images ({_SPLITS[split]}) in {partition.file}, got none among its"
+                f" {len(partition.rows):,}: give the published list."
+            )
+        if config.on_error is RAISE:
+            _refuse_missing(folder, names, partition.file)
+        left_out = LeftOut()
+        for name, fields in partition.rows.items():
+            if fields == ["1"]:
+                left_out.add("of the validation split", name)
+        options = {"resize": config.resize, "decoder": config.decoder, "on_error": config.on_error}
+        super().__init__(folder, names, split, test_share=None, left_out=left_out, **options)
+        self.left_out.n_read = sum(fields != ["1"] for fields in partition.rows.values())
+        self.attribute, self.attributes = config.attribute, tuple(attributes.columns)
+        self.targets = ("class", *self.attributes)
+        word = config.attribute.replace("_", " ").lower()
+        self.class_names = (f"no {word}", word)
+        self.spurious_target = None if config.attribute == _SPURIOUS or _SPURIOUS not in self.attributes else _SPURIOUS
+        self._has = np.array([[field == "1" for field in attributes.rows[name]] for name in names], dtype=bool)
+
+    def labels(self, target: str) -> Int64[np.ndarray, " n_images"]:
+        self.n_target_classes(target)
+        return self._get(self.attribute if target == "class" else target).astype(np.int64)
+
+    def _get(self, attribute: str) -> Bool[np.ndarray, " n_images"]:
+        return self._has[:, self.attributes.index(attribute)]
+
+    def n_target_classes(self, target: str) -> int:
+        if target not in self.targets:
+            raise InputError(
+                f"Expected a target of CelebA (class, which is {self.attribute}, or an attribute), got"
+                f" {target!r}{suggest(target, self.targets)}."
+            )
+        return 2
+
+    def describe(self) -> dict[str, str]:
+        return {
+            "layout": f"CelebA, {len(self.attributes)} attributes",
+            "images": str(len(self)),
+            "class": f"{self.attribute}, which {self._get(self.attribute).mean():.1%} have",
+        }
+
+    @cached_property
+    def fingerprint(self) -> dict[str, Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Attributes, names, sizes and contents of the images, see `hash_images`, and which attribute is the class.
+
+        Raises:
+            ImageError: if an image cannot be read at all and `on_error` is "raise".
+        """
+        labels = hashlib.sha256("\0".join(self.attributes).encode() + self._has.tobytes()).hexdigest()
+        facts = {"resize": self.resize.name, "attribute": self.attribute, "labels_sha256": labels}
+        return self._make_fingerprint(self.kind, **facts, **self.hash_contents())
+
+
+def _read_table(root: Path, name: str, beside: str) -> _Table:
+    """Return a list of the images, as published (.txt) or as Kaggle gives it (.csv).
+
+    Raises:
+        InputError: there is none, it cannot be read, has rows of another length or an image twice.
+    """
+    places = [root / below / f"{name}{suffix}" for below in ("", beside) for suffix in (".txt", ".csv")]
+    file = next((place for place in places if place.is_file()), None)
+    if file is None:
+        raise InputError(
+            f"Expected {name}.txt or {name}.csv of CelebA in {root} or {root / beside}, got neither: set data.root to"
+            f" the folder that holds it and {FOLDER}."
+        )
+    try:
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = "it is no UTF-8 text" if isinstance(error, UnicodeDecodeError) else describe_error(error)
+        raise InputError(f"Expected a list of CelebA at {file}, got: {reason}; get it anew.") from error
+    is_csv = file.suffix == ".csv"
+    rows = [(number, line.split("," if is_csv else None)) for number, line in enumerate(lines, 1) if line.strip()]
+    columns, n_stated = [], None
+    if is_csv:
+        columns, rows = ([field.strip() for field in rows[0][1][1:]], rows[1:]) if rows else ([], [])
+    elif name == ATTRIBUTES:
+        n_stated = int(rows[0][1][0]) if rows and rows[0][1][0].isdecimal() and len(rows[0][1]) == 1 else None
+        columns, rows = (rows[1][1], rows[2:]) if n_stated is not None and len(rows) > 1 else ([], [])
+    n_fields = len(columns) if name == ATTRIBUTES else 1
+    found: dict[str, list[str]] = {}
+    for number, (image, *fields) in rows:
+        if len(fields) != n_fields:
+            raise InputError(
+                f"Expected an image and {n_fields} value{'s' * (n_fields != 1)} in line {number} of {file}, got"
+                f" {len(fields)} values: mend the line."
+            )
+        if image.strip() in found:
+            raise InputError(
+                f"Expected every image once, but {file} lists {image.strip()} again in line {number}: remove the"
+                " repeats."
+            )
+        found[image.strip()] = [field.strip() for field in fields]
+    if n_stated not in (None, len(found)):
+        raise InputError(
+            f"Expected {n_stated:,} images in {file}, as its first line says, got {len(found):,}: get the whole list."
+        )
+    return _Table(file, columns, found)
+
+
+def _find_folder(root: Path) -> Path:
+    """Return where the images lie.
+
+    Raises:
+        InputError: there is no such folder.
+    """
+    folder = root / FOLDER
+    folder = folder / FOLDER if (folder / FOLDER).is_dir() else folder
+    if not folder.is_dir():
+        raise InputError(f"Expected the images of CelebA in {folder}, got no such folder: unpack {FOLDER}.zip there.")
+    return folder
+
+
+def _check_attributes(table: _Table, attribute: str) -> None:
+    """Refuse other attributes than CelebA's, and values that they cannot have.
+
+    Raises:
+        InputError: such a list.
+    """
+    if len(table.columns) != N_ATTRIBUTES or len(set(table.columns)) != N_ATTRIBUTES:
+        raise InputError(
+            f"Expected the {N_ATTRIBUTES} attributes of CelebA in {table.file}, got {len(set(table.columns))} names of"
+            " columns: give the published list (.txt: their number, their names, then a line for each image)."
+        )
+    for image, fields in table.rows.items():
+        for column, field in zip(table.columns, fields, strict=True):
+            if field not in ("1", "-1"):
+                raise InputError(
+                    f"Expected {column} of {image} to be -1 or 1 in {table.file}, got {field!r}: mend the line."
+                )
+    if attribute not in table.columns:
+        raise InputError(
+            f"Expected data.attribute to be one of the attributes of CelebA ({', '.join(table.columns[:5])}, ...), got"
+            f" {attribute!r}{suggest(attribute, table.columns)}."
+        )
+
+
+def _check_partition(partition: _Table, attributes: _Table) -> None:
+    """Refuse a partition that does not fit the attributes.
+
+    Raises:
+        InputError: other splits than 0, 1 and 2, images in one list alone.
+    """
+    for image, (split,) in partition.rows.items():
+        if split not in ("0", "1", "2"):
+            raise InputError(f"Expected the split of {image} to be 0, 1 or 2 in {partition.file}, got {split!r}.")
+    for one, other, lacks in ((partition, attributes, "attributes"), (attributes, partition, "a split")):
+        if without := [image for image in one.rows if image not in other.rows]:
+            raise InputError(
+                f"Expected {lacks} of every image, but {len(without):,} of {len(one.rows):,} images in {one.file} have"
+                f" none in {other.file}, first {without[0]}: complete it, or remove them."
+            )
+
+
+def _refuse_missing(folder: Path, names: list[str], file: Path) -> None:
+    missing = [name for name in names if not os.path.isfile(folder / name)]
+    if missing:
+        raise InputError(
+            f"Expected the images that {file} lists in {folder}, got {len(missing):,} of {len(names):,} that are"
+            f" missing, first {missing[0]}: complete them, or set data.on_error=skip."
+        )
