@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from infoscope.sae.loading import load_sae
     from infoscope.scope.api import contextual_dependency
     from infoscope.stages.patch_latents import explain_patch
+    from infoscope.stages.similar import find_similar
     from infoscope.vision.load import load_backbone
 
 # Threads of torch that wait for each other leave their core to others. By default they spin on it: with other work on
@@ -26,6 +27,7 @@ _HOMES = {
     "InputWarning": "infoscope.runtime.errors",
     "contextual_dependency": "infoscope.scope.api",
     "explain_patch": "infoscope.stages.patch_latents",
+    "find_similar": "infoscope.stages.similar",
     "load_backbone": "infoscope.vision.load",
     "load_latents": "infoscope.sae.latent_table",
     "load_sae": "infoscope.sae.loading",
@@ -36,6 +38,7 @@ __all__ = [
     "InputWarning",
     "contextual_dependency",
     "explain_patch",
+    "find_similar",
     "load_backbone",
     "load_latents",
     "load_sae",

@@ -82,6 +82,8 @@ def make_name_section(
             f" {QUANTILES[-1]:.0%} quantile of their activation (least-squares slope, mean over test images), against"
             " how the training images couple concept and class; a mark for each concept, class and SAE seed.",
         )
+    if any(math.isfinite(measure_bias(one.result).correlation) for one in found):
+        tables["names_bias"] = _make_bias_table(found)
     findings = [*_say_valid(found, config), *_say_right(found), *_say_search(found, config), *_say_bias(found)]
     return ReportSection(
         name="name",
@@ -219,6 +221,33 @@ def _make_search_table(found: Sequence[Found], config: NameConfig) -> Table:
     return table
 
 
+def _make_bias_table(found: Sequence[Found]) -> Table:
+    biases = [measure_bias(one.result) for one in found]
+    table = Table(
+        "names_bias",
+        "Change of the probabilities of a linear classifier while a named concept is swept",
+        [
+            Column("target", "classes of", Align.left),
+            Column("n_concepts", "concepts", digits=1, is_count=True),
+            Column("correlation", "correlation with the coupling in the data", signed=True),
+            Column("n_coupled", "coupled concepts", digits=1, is_count=True),
+            Column("slope_coupled", "change, coupled class", digits=3, signed=True),
+            Column("slope_other", "any other", digits=3, signed=True),
+            Column("top", "coupled class rises most", digits=1, scale=100, unit="%"),
+            Column("by_chance", "by chance", digits=1, scale=100, unit="%", optional=True),
+        ],
+        notes=[
+            "Without concepts that are such classes themselves. Coupling: share of the class in training images of the"
+            " concept, less its share in all; coupled: over twice that share. What changes is not the classifier's"
+            " alone: a feature that is called by the concept may be of the class too."
+        ],
+    )
+    table.add_row(
+        found[0].target, *(compute_stat(getattr(one, column.key) for one in biases) for column in table.columns[1:])
+    )
+    return table
+
+
 def _say_valid(found: Sequence[Found], config: NameConfig) -> Iterator[str]:
     first = found[0].result
     parts = []
@@ -250,33 +279,34 @@ def _say_right(found: Sequence[Found]) -> Iterator[str]:
         return
     numbers = [summarise(one.result)[first.reading] for one in found]
     right, random, beyond, any_value = (
-        compute_stat(one[key] for one in numbers) for key in ("is_best", "is_best_random", "is_beyond", "best_beyond")
+        format_percent(compute_stat(one[key] for one in numbers).mean)
+        for key in ("is_best", "is_best_random", "is_beyond", "best_beyond")
     )
-    if not math.isfinite(right.mean):
+    if not any(math.isfinite(one["is_best"]) for one in numbers):
         yield "No valid name is one of the values that are known of the images, so that none can be held against them."
         return
-    unvalid = join(found, lambda one: mean_of(one.is_best[one.place, one.is_named & ~one.valid[one.place]]))
+    other = join(found, lambda one: mean_of(one.is_best[one.place, one.is_named & ~one.valid[one.place]])).mean
     yield (
-        f"{format_percent(right.mean)} of the valid names are right: what most marks the feature's top {first.n_top} test images"
-        f" (the same names at random over the features: {format_percent(random.mean)}; names that are not valid:"
-        f" {format_percent(unvalid.mean)}). {format_percent(beyond.mean)} name a value that is over-represented there beyond chance; of"
-        f" {format_percent(any_value.mean)} of these features some value is."
+        f"{right} of the valid names are right: what most marks the feature's top {first.n_top} test images (the same"
+        f" names at random over the features: {random}; names that are not valid: {format_percent(other)}). {beyond}"
+        " name a value that is over-represented there beyond chance; of"
+        f" {any_value} of these features some value is."
     )
 
 
 def _say_search(found: Sequence[Found], config: NameConfig) -> Iterator[str]:
-    value = {name: join(found, lambda one, of=name: mean_of(one.get_searches(of))) for name in Search._fields}
-    if not math.isfinite(value["restricted"].mean):
+    means = {name: join(found, lambda one, of=name: mean_of(one.get_searches(of))).mean for name in Search._fields}
+    if not math.isfinite(means["restricted"]):
         return
+    share = {name: format_percent(mean) for name, mean in means.items()}
     said = (
-        f"Of the {config.n_nearest} nearest images of one with a concept {format_percent(value['restricted'].mean)} have it too by"
-        f" its features alone, against {format_percent(value['plain'].mean)} by embedding and {format_percent(value['base'].mean)} of all"
-        " images."
+        f"Of the {config.n_nearest} nearest images of one with a concept {share['restricted']} have it too by its"
+        f" features alone, against {share['plain']} by embedding and {share['base']} of all images."
     )
-    if math.isfinite(value["zeroed"].mean):
+    if math.isfinite(means["zeroed"]):
         said += (
-            f" Without these features it is {format_percent(value['zeroed'].mean)}; raised in images without the concept,"
-            f" {format_percent(value['raised'].mean)} against {format_percent(value['plain_without'].mean)}."
+            f" Without these features it is {share['zeroed']}; raised in images without the concept,"
+            f" {share['raised']} against {share['plain_without']}."
         )
     yield said
 
@@ -294,18 +324,20 @@ def _say_bias(found: Sequence[Found]) -> Iterator[str]:
         f" {format_signed(mean['correlation'].mean)} (Pearson, all pairs)."
     )
     if mean["n_coupled"].mean:
+        coupled, other = (format_signed(mean[key].mean, 3) for key in ("slope_coupled", "slope_other"))
+        top, by_chance = format_percent(mean["top"].mean), format_percent(biases[0].by_chance)
         said += (
             f" In the training images of {n_coupled} concepts a class has over twice its share: its probability changes"
-            f" by {format_signed(mean['slope_coupled'].mean, 3)}, that of the others by {format_signed(mean['slope_other'].mean, 3)}, and it"
-            f" rises most for {format_percent(mean['top'].mean)} of these concepts (by chance {format_percent(biases[0].by_chance)})."
+            f" by {coupled}, that of the others by {other}, and it rises most for {top} of these concepts (by chance"
+            f" {by_chance})."
         )
     yield said
     if len(found) > 1:
         share, n_pairs = compare_signs(found)
         if n_pairs:
             yield (
-                f"In all {len(found)} SAE seeds the change has one sign for {format_percent(share)} of {n_pairs:,} pairs of which"
-                f" every seed has the concept; by chance {0.5 ** (len(found) - 1):.0%}."
+                f"In all {len(found)} SAE seeds the change has one sign for {format_percent(share)} of {n_pairs:,}"
+                f" pairs of which every seed has the concept; by chance {0.5 ** (len(found) - 1):.0%}."
             )
 
 

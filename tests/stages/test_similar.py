@@ -1,0 +1,65 @@
+"""find_similar: nearest images by embedding, by latents alone, and with latents set."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import infoscope
+from infoscope import InputError, find_similar
+from infoscope.data.scenes.render import render_split_part
+from infoscope.sae.activations import make_activation
+from infoscope.sae.model import SparseAutoencoder
+from infoscope.vision.embedded import EmbeddedBackbone
+
+
+@pytest.fixture(scope="module")
+def backbone() -> EmbeddedBackbone:
+    return EmbeddedBackbone(infoscope.load_backbone("scenes_clip", progress=False), "pooled")
+
+
+@pytest.fixture(scope="module")
+def pictures() -> list[np.ndarray]:
+    return [scene.image for scene in render_split_part(0, "test", 0, 12, size_px=96)]
+
+
+def test_each_way_of_searching_equals_a_loop(backbone: EmbeddedBackbone, pictures: list[np.ndarray]) -> None:
+    sae = SparseAutoencoder(128, 64, make_activation("topk", {"k": 8}), scale=2.0, seed=1)
+    x = torch.cat([backbone.tokens(torch.from_numpy(one).permute(2, 0, 1)[None], -1).patches[:, 0] for one in pictures])
+    z = sae.encode(x).detach()
+    of = z.sum(0).argsort(descending=True)[:2].tolist()
+    moved = x[3] + ((7.0 - z[3, of]) @ sae.W_dec[of] / 2.0).detach()
+    unit = torch.nn.functional.normalize(x, dim=1)
+    expected = {
+        (): unit @ unit[3],
+        (tuple(of), None): -(z[:, of] - z[3, of]).square().sum(1),
+        (tuple(of), 7.0): unit @ torch.nn.functional.normalize(moved, dim=0),
+    }
+    for given, nearness in expected.items():
+        found = find_similar(backbone, sae, pictures, 3, *given, n=4)
+        nearness = nearness.double()
+        nearness[3] = -torch.inf
+        chosen = torch.from_numpy(found.positions)
+        assert 3 not in chosen
+        torch.testing.assert_close(nearness[chosen], nearness.sort(descending=True).values[:4], rtol=1e-4, atol=1e-5)
+        if given:
+            np.testing.assert_allclose(found.activations, z[chosen][:, of].numpy(), atol=1e-4)
+            np.testing.assert_allclose(found.query, z[3, of].numpy(), atol=1e-4)
+
+
+def test_what_cannot_be_searched_is_refused(backbone: EmbeddedBackbone, pictures: list[np.ndarray]) -> None:
+    sae = SparseAutoencoder(128, 64, make_activation("topk", {"k": 8}))
+    wrong = {
+        "a backbone that gives embeddings of whole images": (backbone.tower, pictures, 0, ()),
+        "at least two images": (backbone, pictures[:1], 0, ()),
+        r"query= to be one of their positions, got 12": (backbone, pictures, 12, ()),
+        r"latents= of 0\.\.63, got 64": (backbone, pictures, 0, (3, 64)),
+        "latents= that are set to value=": (backbone, pictures, 0, (), 1.0),
+        "Expected value to be a number": (backbone, pictures, 0, (3,), "high"),
+    }
+    for words, (model, images, query, *more) in wrong.items():
+        with pytest.raises(InputError, match=words):
+            find_similar(model, sae, images, query, *more)
+    with pytest.raises(InputError, match="n to be at least 1"):
+        find_similar(backbone, sae, pictures, 0, n=0)
