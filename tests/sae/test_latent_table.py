@@ -211,7 +211,9 @@ def test_a_setting_that_is_new_and_another_number_of_a_block_make_no_other_exper
         folder = put(tmp_path, f"clip-topk-seed0-{age:016x}", make_table(0), age=-age)
         config = {"model": {"layer": layer}, **({"attribution": {"n_steps": None}} if age == 1 else {})}
         (folder / "config.yaml").write_text(yaml.safe_dump(config))
-        (folder / "manifest.json").write_text(json.dumps({"key": {"sources": {"score": score}}}))
+        (folder / "manifest.json").write_text(
+            json.dumps({"format_version": 1, "hash": "", "files": {}, "key": {"sources": {"score": score}}})
+        )
     with pytest.raises(InputError, match="of 2 experiments"):
         load_latents(tmp_path)
     shutil.rmtree(folder)
