@@ -109,6 +109,8 @@ def test_a_tie_has_no_winner() -> None:
     names = " and ".join(f"most active of {name_group(band)}" for band in BANDS)
     assert f"the best rule is a tie of {names} (n = 4), most active of band 1 of 2 (lowest CDS) (n = 8)" in depth
     assert "of the bands, a tie of all (n = 4), most active of band 1" in depth
+    *_, depth = make_selection_section(flatten(make_runs(), 0.95, (4, 8), *BANDS, BY_ACTIVATION)).findings
+    assert "the best rule is a tie of all but random and heaviest in the probe (n = 4, 8)" in depth
 
 
 @pytest.mark.parametrize(("n_kept", "named"), [((4, 8), False), ((8,), True)])

@@ -216,13 +216,15 @@ def _reads_more(runs: Runs, n_kept: int, rules: Sequence[str], metric: Metric, f
 
 
 def _name_best(runs: Runs, numbers: Sequence[int], rules: Sequence[str], metric: Metric) -> str:
-    """ "random (n = 4, 8), a tie of all (n = 16)"."""
+    """ "random (n = 4, 8), a tie of all but random (n = 16)"."""
     named: dict[str, list[str]] = {}
     for n in numbers:
         best = _find_best(runs, n, rules, metric)
+        others = [rule for rule in rules if rule not in best]
         names = " and ".join(map(name_rule, best))
-        if len(best) > 1:
-            names = f"a tie of {'all' if len(best) == len(rules) else names}"
+        if len(best) > 1 and len(others) < len(best):
+            names = " but ".join(["all", *([" and ".join(map(name_rule, others))] if others else [])])
+        names = f"a tie of {names}" if len(best) > 1 else names
         if best:
             named.setdefault(names, []).append(str(n))
     return ", ".join(f"{names} (n = {', '.join(of)})" for names, of in named.items())
