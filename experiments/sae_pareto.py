@@ -44,7 +44,7 @@ from infoscope.stages.score.tables import summarise_scope
 KS = (4, 16, 64)
 SETTINGS = (
     *(f"sae={kind} sae.k={k}" for kind in ("topk", "batchtopk", "matryoshka_k", "matryoshka_prefix") for k in KS),
-    *(f"sae=relu sae.l1={l1:g}" for l1 in (0.1, 0.3, 1)),
+    *(f"sae=relu sae.l1={l1:g}" for l1 in (0.03, 0.1, 0.3)),
     *(f"sae=jumprelu sae.l0_coef={coef:g}" for coef in (0.0003, 0.001, 0.003)),
 )
 CLAIMS = {"cosine": 0.985, "fvu_per_token": 0.1, "zeros": 0.795}
