@@ -121,6 +121,8 @@ KEPT = {
     "attribution_block_1": "experiments/demo/attribution_block_1",
     "attribution_planted": "experiments/demo/attribution_planted",
     "cross": "experiments/demo/cross",
+    "names": "experiments/demo/names",
+    "names_patches": "experiments/demo/names_patches",
     "scope_by_layer": "experiments/demo/scope_by_layer",
     "scenes_clip": "src/infoscope/vision/open_clip/scenes_clip",
     "benchmarks": "experiments/benchmarks/results",
@@ -137,6 +139,8 @@ SOURCES: Mapping[str, Find] = {
     "attribution_block_0": find_report("stage=attribute", "model.layer=0", "seeds=[0]"),
     "attribution_block_1": find_report("stage=attribute", "model.layer=1", "seeds=[0]"),
     "cross": find_cross,
+    "names": find_report("stage=name", "model.site=pooled"),
+    "names_patches": find_report("stage=name"),
     "swapped": find_swapped(),
     "swapped_kinds": find_swapped("predict.target=class", "predict.class_names=null"),
     "sea": find_report(

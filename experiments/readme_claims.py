@@ -433,6 +433,39 @@ EXPERIMENTS = (
             for what in ("activation", "attribution")
         ],
     ),
+    TableClaim(
+        "| | valid names | different ones |",
+        [
+            ("pooled: decoder row and text, each", "names/names/key=centred"),
+            ("pooled: decoder row and text (MSAE)", "names/names/key=row"),
+            ("pooled: with the mean", "names/names/key=shifted"),
+            ("patches: top pictures", "names_patches/names/key=centred"),
+        ],
+        {
+            "valid names": "n_valid",
+            "different ones": "n_distinct",
+            "valid by chance": "n_random",
+            "right": "is_best * 100",
+            "random names right": "is_best_random * 100",
+        },
+    ),
+    Claim(
+        "have it in {}% by embedding, in {}% by the concept's features alone, and in {}% by the embedding without"
+        " these; raised in pictures without the concept, in {}% against {}%.",
+        [
+            f"names/names_search/key={key}/share * 100"
+            for key in ("plain", "restricted", "zeroed", "raised", "plain_without")
+        ],
+    ),
+    Claim(
+        "whose activation is averaged over the picture, {}% by these alone against {}%.",
+        [f"names_patches/names_search/key={key}/share * 100" for key in ("restricted", "plain")],
+    ),
+    Claim(
+        "changes by {} for the typical texture while the features of a kind are swept from silent to strong, by {} for"
+        " any other, and that texture rises most for each of the {} kinds",
+        [f"names/names_bias/target=texture/{key}" for key in ("slope_coupled", "slope_other", "n_coupled")],
+    ),
     Claim("(3 SAE seeds, {} features with a CDS; `trainer", [crossed("firing_rate", "n_latents")]),
     TableClaim(
         "| | with the CDS |",

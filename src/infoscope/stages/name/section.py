@@ -100,7 +100,7 @@ def _make_table(found: Sequence[Found], config: NameConfig) -> Table:
     table = Table(
         "names",
         f"Names from {len(first.concepts):,} concepts ({first.n_words:,} words), by what is compared",
-        [Column("reading", "compared", Align.left), *COLUMNS],
+        [Column("reading", "compared", Align.left), Column("key", "reading", Align.left, csv_only=True), *COLUMNS],
         notes=[
             f"Valid: cosine above {config.min_cosine:g} and more than {config.min_ratio:g} times that with the next"
             f" concept. Of features that fire in at least {first.n_top} training images. Permuted words: the"
@@ -118,7 +118,7 @@ def _make_table(found: Sequence[Found], config: NameConfig) -> Table:
     for reading in first.readings:
         marks = " *" if reading == first.reading else ""
         numbers = (compute_stat(one[reading][column.key] for one in summaries) for column in COLUMNS)
-        table.add_row(f"{WORDS[reading]}{marks}", *numbers)
+        table.add_row(f"{WORDS[reading]}{marks}", reading, *numbers)
     table.notes.append("*: name.reading, which the other tables and the table of latents follow.")
     return table
 
@@ -207,6 +207,7 @@ def _make_search_table(found: Sequence[Found], config: NameConfig) -> Table:
         f"Share of the {config.n_nearest} nearest test images that have a concept",
         [
             Column("search", "searched for", Align.left),
+            Column("key", "search", Align.left, csv_only=True),
             Column("share", "have it", digits=1, scale=100, unit="%"),
         ],
         notes=[
@@ -217,7 +218,7 @@ def _make_search_table(found: Sequence[Found], config: NameConfig) -> Table:
     for name, words in SEARCHES.items():
         value = join(found, lambda one, of=name: mean_of(one.get_searches(of)))
         if math.isfinite(value.mean):
-            table.add_row(words, value)
+            table.add_row(words, name, value)
     return table
 
 
