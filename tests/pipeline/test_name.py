@@ -106,7 +106,7 @@ def test_what_cannot_be_named_is_said_first(tmp_path: Path) -> None:
     (tmp_path / "words.npz").write_bytes(b"\0")
     refused = {
         "name.vocabulary=twice.txt": r"Expected each word of name\.vocabulary once, .* 'red' in lines 1 and 3",
-        "name.vocabulary=unknown.txt": r"'zebra': choose other words \(name\.vocabulary\)",
+        "name.vocabulary=unknown.txt": r"'zebra': choose other words \(name\.vocabulary=FILE\)",
         "name.vocabulary=one.txt": "at least two concepts to choose names from, got 1",
         "name.vocabulary=words.npz": "embeddings of another language model",
         "name.vocabulary=none.txt": r"none\.txt cannot be read",

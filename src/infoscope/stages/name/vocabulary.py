@@ -160,7 +160,9 @@ class EmbeddedWords(SingleStage[ZeroShotHead]):
         try:
             backbone.check_texts([text for i in range(len(prompts.class_names)) for text in prompts.texts(i)])
         except InputError as error:
-            raise InputError(str(error).replace("class names or templates", "words (name.vocabulary)")) from error
+            raise InputError(
+                str(error).replace("class names (predict.class_names=FILE)", "words (name.vocabulary=FILE)")
+            ) from error
 
     def build(self, ctx: Context, up: Needs, work: Workspace) -> ZeroShotHead:
         prompts, backbone = _make_prompts(ctx), load_backbone(ctx)
