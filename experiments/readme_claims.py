@@ -79,6 +79,11 @@ def attributed(images: str, what: str) -> str:
     return f"attribution/attribution_groups/class={images}/{what}_high * 100"
 
 
+def steered(what: str, features: str = "all measured") -> str:
+    """The address of what steering does, of all features or of a group of them."""
+    return f"steering/steering/features={features}/{what} * 100"
+
+
 def crossed(column: str, key: str = "within") -> str:
     """The address of how a column of the table of latents goes with the CDS."""
     return f"cross/cross/column={column}/{key}"
@@ -465,6 +470,57 @@ EXPERIMENTS = (
         "changes by {} for the typical texture while the features of a kind are swept from silent to strong, by {} for"
         " any other, and that texture rises most for each of the {} kinds",
         [f"names/names_bias/target=texture/{key}" for key in ("slope_coupled", "slope_other", "n_coupled")],
+    ),
+    Claim(
+        "**{}% of the features are steerable, and {}% of random directions of the same length**",
+        [steered("steerable"), steered("steerable_random")],
+    ),
+    Claim(
+        "Of low scope {}% are (random directions {}%), of high scope {}% ({}%). Nor is the kind that rises predicted:"
+        " it is in {}% of the pictures, before in {}%.",
+        [
+            *(
+                steered(what, f"{group}-scope")
+                for group in ("low", "high")
+                for what in ("steerable", "steerable_random")
+            ),
+            *(steered(what) for what in ("taken", "taken_before")),
+        ],
+    ),
+    TableClaim(
+        "| removed | all pictures |",
+        [
+            (name, f"steering/suppression/removed={name}")
+            for name in ("nothing", "chosen, 1", "chosen, 5", "random, mass of 5", "chosen, 20", "random, mass of 20")
+        ],
+        {
+            "all pictures": "accuracy * 100",
+            "another texture than the typical one": "others * 100",
+            "worst group": "worst * 100",
+        },
+    ),
+    Claim(
+        "CLIP is right in {}% of the scenes without a card and in {}% of those with one, in {}% of these without the 5"
+        " features that carry the cards most, in {}% without random ones of equal mass.",
+        [
+            f"steering_picture/suppression/removed={removed}/{what} * 100"
+            for removed, what in (
+                ("nothing", "typical"),
+                *((name, "others") for name in ("nothing", "chosen, 5", "random, mass of 5")),
+            )
+        ],
+    ),
+    Claim(
+        "but it misleads: {}% of the scenes with a card are right. **Here suppression helps**: {}% without the 5"
+        " features that carry the words most, {}% without random ones of equal mass. It has a price: scenes without a"
+        " card fall from {} to {}%, and the worst group, of few scenes, from {} to {}%.",
+        [
+            f"steering_text/suppression/removed={removed}/{what} * 100"
+            for removed, what in (
+                *((name, "others") for name in ("nothing", "chosen, 5", "random, mass of 5")),
+                *((name, what) for what in ("typical", "worst") for name in ("nothing", "chosen, 5")),
+            )
+        ],
     ),
     Claim("(3 SAE seeds, {} features with a CDS; `trainer", [crossed("firing_rate", "n_latents")]),
     TableClaim(
