@@ -13,6 +13,7 @@ from infoscope.data.images import ImageSet
 from infoscope.data.sample import draw_images
 from infoscope.data.sets import make_image_sets
 from infoscope.runtime.errors import InputError
+from infoscope.stages.name.vocabulary import find_values, list_values
 
 NAMES = ["Bald", "Blond_Hair", "Male", *(f"Attribute_{i}" for i in range(37))]
 SPLITS = {"000003.jpg": 0, "000001.jpg": 0, "000002.jpg": 1, "000004.jpg": 2, "000005.jpg": 2}
@@ -115,3 +116,12 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     (kept / "img_align_celeba").rmdir()
     with pytest.raises(InputError, match="got no such folder"):
         open_both(kept)
+
+
+def test_features_may_be_named_by_attributes(tmp_path: Path) -> None:
+    train, _ = open_both(write(tmp_path))
+    words, index = list_values(train), np.array([1, 0])
+    assert list(words)[:2] == ["bald", "blond hair"]
+    values = find_values(train, index)
+    for place, attribute in enumerate(NAMES):
+        assert values[:, place].tolist() == (train.labels(attribute)[index] == 1).tolist()
