@@ -21,6 +21,7 @@ from infoscope.analyses.latent_orders import METHODS
 from infoscope.commands.experiments.sweep import main
 from infoscope.scope.scores import Scores
 from infoscope.stages import backbone as backbone_module
+from infoscope.vision.backbone import Backbone
 from infoscope.vision.config import ModelConfig
 from infoscope.vision.load import compute_model_fingerprint
 from infoscope.vision.planted import LIGHT_ANCHORS, PlantedRegisters
@@ -283,10 +284,10 @@ class PlantedClip(PlantedRegisters):
         return torch.stack([known.get(text, self.directions[0]) for text in texts])
 
 
-def make_planted_clip(config: ModelConfig, trained_folder: Path | None) -> PlantedClip:
+def make_planted_clip(config: ModelConfig, trained_folder: Path | None) -> Backbone:
     backbone = PlantedClip().eval()
     backbone.fingerprint = compute_model_fingerprint(config)  # to its SAEs it is the backbone without texts
-    return backbone
+    return backbone.read_at(config.site)
 
 
 @pytest.fixture
@@ -408,3 +409,16 @@ def test_latents_of_high_scope_steer_to_a_light(output_dir: Path, asked: list[st
     high, low = (find_row(rows, features=f"{name}-scope") for name in ("high", "low"))
     assert high["effect"] > 1.5 * low["effect"]
     assert high["taken"] > low["taken"] + 0.5  # a word that is never predicted rises by nats too
+
+
+def test_the_lineage_is_told_of_patch_tokens_and_of_embeddings(output_dir: Path, asked: list[str]) -> None:
+    few = ("attribution.n_tested=8", "steer.n_latents=12", "steer.n_images=8", "seeds=[0]", "cross.n_draws=50")
+    folder = run_planted("lineage", output_dir, *asked, *few)
+    main_tables = ["quality", "names", "steering", "attribution", "cross"]
+    check_files(folder, main_tables, ["cross", "progressive_1", "progressive_2", "steering_1", "attribution_groups"])
+    for name in main_tables[:-1]:
+        rows = read_rows(folder / f"{name}.csv")
+        assert {row["setting"] for row in rows} == {"model.site=resid_post", "model.site=pooled"}
+    crossed = [row["quantity"] for row in read_rows(folder / "cross.csv")]
+    assert any("attribution" in quantity for quantity in crossed)
+    assert "steering" in crossed
