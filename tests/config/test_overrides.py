@@ -165,7 +165,10 @@ def test_jobs_that_differ_in_the_layer_alone_know_of_each_other() -> None:
         (["model=siglip_b16", "model.layer=0,12"], "(the model has 12 blocks), got 12."),
         (["model=dinov2_s14", "model.layer=0,12"], "(the model has 12 blocks), got 12."),
         (["model=planted_registers", "model.layer=0,2"], "(the model has 2 blocks), got 2."),
-        (["model=dinov2_s14", "model.site=post_norm", "stage=score", "model.layer=-1,10"], "only the last block's"),
+        (
+            ["model=dinov2_s14", "model.site=post_norm", "stage=score", "model.layer=-1,10"],
+            "which lies behind the last block, got 10",
+        ),
         (["model.layer=0,3"], "probe.readouts holds cls_final"),
     ],
 )

@@ -141,6 +141,9 @@ def test_every_value_is_that_of_its_source(finished: Path, ctx: Context) -> None
     }
     expected |= {f"{name}_excess": said.beyond_chance(name) for name in BIASED}
     expected["top_class"] = np.array([*KINDS, ""])[said.top_class]
+    assert said.class_latents is not None
+    held = [[kind for kind, of in zip(KINDS, said.class_latents, strict=True) if i in of] for i in range(len(table))]
+    expected["classes_held"] = np.array(["; ".join(kinds) for kinds in held])
     expected |= {name_column(task): effect for task, effect in Effects.at(ctx, 0).load().effects.items()}
     for name, values in expected.items():
         np.testing.assert_array_equal(table[name], values, err_msg=name)

@@ -279,6 +279,9 @@ class PlantedClip(PlantedRegisters):
     def embed_tokens(self, tokens: Any, layer: int, with_gradient: bool = False) -> Any:
         return F.normalize(self.resume(tokens, layer, with_gradient), dim=-1)
 
+    def check_texts(self, texts: Any) -> None:
+        """It takes any text."""
+
     def embed_texts(self, texts: Any) -> Any:
         known = {name: self.directions[self.n_local + i] for i, name in enumerate(LIGHT_ANCHORS)}
         return torch.stack([known.get(text, self.directions[0]) for text in texts])

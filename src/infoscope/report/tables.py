@@ -16,7 +16,6 @@ from rich import box
 from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
-from scipy.special import stdtrit
 
 from infoscope.report.latex import make_latex
 
@@ -70,6 +69,8 @@ class Stat(NamedTuple):
     @property
     def half_width(self) -> float:
         """Half of the 95 % interval of the mean (t); NaN for fewer than two finite values."""
+        from scipy.special import stdtrit  # a second to import, for which listing artifacts must not wait
+
         return float(stdtrit(self.n - 1, (1 + LEVEL) / 2)) * self.error if self.n > 1 else math.nan
 
     @property

@@ -213,12 +213,13 @@ def check_has_maps(origin: Origin, site: str | None = None) -> None:
     """Refuse an SAE whose features have no place in the picture.
 
     Args:
-        site: where the tokens are read that it is given; None: where those were that it was trained on.
+        site: where the tokens are read that it is given; None: where those were that it was trained on. Those of
+            `PROJECTED` patches are the bridge of pooled ones.
 
     Raises:
         InputError: one that is given CLS tokens alone, or pooled embeddings.
     """
-    if (origin.site if site is None else site) == POOLED:
+    if POOLED in (site, origin.site) and site != PROJECTED:
         raise InputError(
             "This SAE reads pooled embeddings, one vector for each image or text, so its features have no activation"
             " maps to rank or score: apply it to each patch as the model would embed it (ours: sae=import sae.path=..."

@@ -75,13 +75,13 @@ class Attribute(Published, SeedStage[AttributionResult]):
         }
 
     def check(self, ctx: Context, seed: int) -> None:
-        Predict().check(ctx, seed)
         if ctx.config.attribution.towards is Towards.label and not knows(ctx, Truth.labels, ctx.config.data):
             raise InputError(
                 "attribution.towards=label attributes towards each image's true class, but"
                 f" data={ctx.config.data.kind.name} knows no classes here: give {advise_classes(ctx.config.data)}, or"
                 " drop it, for the predicted class."
             )
+        Predict().check(ctx, seed)
 
     def build(self, ctx: Context, up: Needs, work: Workspace, seed: int) -> AttributionResult:
         config = ctx.config.attribution
