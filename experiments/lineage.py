@@ -2,8 +2,8 @@
 
     python experiments/lineage.py                                           # the miniature: scenes and their own CLIP
     python experiments/lineage.py seeds=[0] model.site=pooled
-    python experiments/lineage.py model=clip_b16 model.pretrained=/ckpt/b16.safetensors data=imagenet data.root=/imagenet \
-        sae=import sae.path=SAE.pt predict=imagenet name.vocabulary=words.txt model.site=resid_post
+    python experiments/lineage.py model=clip_b16 data=imagenet data.root=/imagenet predict=imagenet \
+        sae=import sae.path=SAE.pt model.site=resid_post name.vocabulary=words.txt
 
 Two SAEs of one model, of its patch tokens and of its image embeddings, as MSAE has them: how good each is as a
 dictionary, which of its features have a name, what predictions rest on and whither they are steered; and of the first,
@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from infoscope.commands.experiments.runs import Run, Shown, join_runs, name_figures
 from infoscope.commands.experiments.sweep import Experiment, main
@@ -52,7 +53,8 @@ def show(runs: Sequence[Run[list[ReportSection]]]) -> Shown:
     return Shown(tables, figures)
 
 
-def _find(run: Run[list[ReportSection]], what: str, name: str):
+def _find(run: Run[list[ReportSection]], what: str, name: str) -> Any:
+    """Return a table or a figure of a run by its name."""
     return next(getattr(section, what)[name] for section in run.found if name in getattr(section, what))
 
 
