@@ -184,7 +184,8 @@ def _read_examples(ctx: Context, found: Found) -> list[Example]:
     return [
         replace(
             make_example(scope, latent, group, scope.scores, ranking, images, patch_px),
-            note=f"monosemanticity {ms[latent]:.2f}, the {name_group(group)} group",
+            note=f"monosemanticity {ms[latent]:.2f}"
+            + (f", the {name_group(group)} group" if scope.undecided[latent] else ""),
         )
         for latent, group in chosen
     ]
