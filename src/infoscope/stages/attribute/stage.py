@@ -24,7 +24,7 @@ from infoscope.stages.predict.stage import (
     EmbeddedClasses,
     Predict,
     count_predicted,
-    key_of_prompts,
+    has_prompts,
     make_inputs,
     prompts_of,
 )
@@ -54,11 +54,7 @@ class Attribute(Published, SeedStage[AttributionResult]):
         return [*super().goals(ctx), *(Score.at(ctx, seed) for seed in ctx.config.seeds if has_maps(ctx))]
 
     def applies(self, ctx: Context) -> bool:
-        try:
-            key_of_prompts(ctx)
-        except InputError:  # there are no classes to predict
-            return False
-        return True
+        return has_prompts(ctx)
 
     def key(self, ctx: Context, up: Needs, seed: int) -> Key:
         config = ctx.config

@@ -15,6 +15,7 @@ from infoscope.predictions.run import run_predictions
 from infoscope.predictions.zero_shot import ZeroShotHead, make_zero_shot_head
 from infoscope.report.section import ReportSection
 from infoscope.report.tables import Column
+from infoscope.runtime.errors import InputError
 from infoscope.runtime.store import Workspace
 from infoscope.sae.config import TokenChoice
 from infoscope.stages.ablations import ablations_of, needs_of_ablations
@@ -42,6 +43,15 @@ def key_of_prompts(ctx: Context) -> Key:
     """
     labelled = _find_labelled(ctx)
     return _find_prompts(ctx).cache_key_fields() | {"target": None if labelled is None else ctx.config.predict.target}
+
+
+def has_prompts(ctx: Context) -> bool:
+    """Return whether there are classes to predict."""
+    try:
+        key_of_prompts(ctx)
+    except InputError:
+        return False
+    return True
 
 
 def _find_labelled(ctx: Context) -> ImageSet | type[SceneSet] | None:

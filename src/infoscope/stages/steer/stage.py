@@ -24,7 +24,7 @@ from infoscope.runtime.store import Workspace
 from infoscope.sae.latent_table import LatentColumn
 from infoscope.stages.backbone import fingerprint_model, hook_of, load_backbone
 from infoscope.stages.image_codes import Codes
-from infoscope.stages.predict.stage import EmbeddedClasses, Predict, count_predicted, key_of_prompts, make_inputs
+from infoscope.stages.predict.stage import EmbeddedClasses, Predict, count_predicted, has_prompts, make_inputs
 from infoscope.stages.publish import Published
 from infoscope.stages.sae import count_latents, has_maps, sae_of
 from infoscope.stages.score.stage import Score, key_of_groups, scope_of
@@ -66,11 +66,7 @@ class Steer(Published, SeedStage[SteeringResult]):
         return [*super().goals(ctx), *removed, *(Score.at(ctx, seed) for seed in ctx.config.seeds if has_maps(ctx))]
 
     def applies(self, ctx: Context) -> bool:
-        try:
-            key_of_prompts(ctx)
-        except InputError:  # there are no classes to predict
-            return False
-        return True
+        return has_prompts(ctx)
 
     def key(self, ctx: Context, up: Needs, seed: int) -> Key:
         return {
