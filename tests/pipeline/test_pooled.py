@@ -42,7 +42,10 @@ def make_context(output_dir: Path, *overrides: str) -> Context:
 @pytest.fixture(scope="module")
 def described(tmp_path_factory: pytest.TempPathFactory) -> Path:
     output_dir = tmp_path_factory.mktemp("pooled")
-    said = run_tiny(output_dir, *POOLED, "stage=describe").text
+    made = run_tiny(output_dir, *POOLED, "stage=describe")
+    assert made.files is not None
+    assert "monosemantic" in made.files.figures
+    said = made.text
     assert "Monosemanticity, median: all" in said
     assert "Zero-shot cross-entropy on" in said
     assert "scope" not in said
@@ -118,6 +121,10 @@ def test_captions_are_embedded_in_the_place_of_images(described: Path, tmp_path:
     given += ("model.site=pooled", "sae.n_tokens=2000", "sae.batch_tokens=32", "describe.n_label_images=2")
     found = run_tiny(tmp_path / "out", *given, "stage=describe")
     assert "Monosemanticity, median: all" in found.text
+    assert found.files is not None
+    assert not found.files.figures
+    shown = found.files.tables["top_captions"]["csv"].read_text()
+    assert any(text in shown for text in texts)
     ctx = make_context(tmp_path / "out", *given)
     vectors = Tokens.at(ctx, "train").load().tokens(slice(None)).patches[:, 0]
     expected = load_backbone("scenes_clip", progress=False).embed_texts(texts)

@@ -30,6 +30,7 @@ from infoscope.stages.describe.numbers import (
     name_highest,
     summarise,
 )
+from infoscope.stages.describe.top_images import TopFeature, draw_top_images, make_caption_table
 from infoscope.stages.sae import UNIT
 from infoscope.stages.score.example_figure import Example, draw_examples
 
@@ -41,13 +42,18 @@ ALL_STRONG = 0.95
 
 
 def make_describe_section(
-    seeds: Seeds, config: DescribeConfig, judge: str, is_own: bool, examples: Sequence[Example] = ()
+    seeds: Seeds,
+    config: DescribeConfig,
+    judge: str,
+    is_own: bool,
+    examples: Sequence[Example] = (),
+    top_features: Sequence[TopFeature] = (),
 ) -> ReportSection:
     """Return the section.
 
     Args:
         judge: the name of the model that says how alike images are. is_own: whether it is the measured one.
-        examples: features to show.
+        examples: features to show. top_features: those to show where features have no maps.
     """
     tables, figures = {"describe": _make_measure_table(seeds, config, judge)}, {}
     if "level" in seeds[0].table:
@@ -58,6 +64,13 @@ def make_describe_section(
         figures["monosemantic"] = SectionFigure(
             lambda: draw_examples(examples, scope.scores.shift_patches),
             "The most monosemantic features of each group, on the training images that excite them most.",
+        )
+    if any(feature.captions for feature in top_features):
+        tables["top_captions"] = make_caption_table(top_features)
+    elif top_features:
+        figures["monosemantic"] = SectionFigure(
+            lambda: draw_top_images(top_features),
+            "The most monosemantic features, on the training images that excite them most (the most at the left).",
         )
     return ReportSection(
         name="describe",

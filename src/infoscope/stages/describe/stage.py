@@ -32,6 +32,7 @@ from infoscope.stages.describe.alignment import (
 from infoscope.stages.describe.fidelity import Fidelity, make_fidelity_table, say_fidelity, why_no_predictions
 from infoscope.stages.describe.numbers import MEASURES, Found, compute_median, get_members, list_groups, list_measures
 from infoscope.stages.describe.section import make_describe_section
+from infoscope.stages.describe.top_images import TopFeature, choose_most_monosemantic, read_top_feature
 from infoscope.stages.image_codes import Codes
 from infoscope.stages.images import (
     advise_classes,
@@ -64,6 +65,7 @@ class Describe(PublishedPart, SeedStage[Description]):
 
     kind, holds = "describe", Description
     version = 1
+    report_version = 1
     is_without_maps = True
     is_shared = False
     columns = tuple(Column(name, of.name, digits=of.digits, scale=of.scale) for name, of in MEASURES.items())
@@ -144,7 +146,8 @@ class Describe(PublishedPart, SeedStage[Description]):
     def section(self, ctx: Context) -> ReportSection:
         found = [find_seed(ctx, seed) for seed in ctx.config.seeds]
         judge, examples = judge_of(ctx), _read_examples(ctx, found[0])
-        section = make_describe_section(found, ctx.config.describe, judge.name, judge == ctx.config.model, examples)
+        shown, is_own = _read_top_features(ctx, found[0]), judge == ctx.config.model
+        section = make_describe_section(found, ctx.config.describe, judge.name, is_own, examples, shown)
         findings, tables = [*section.findings], {**section.tables}
         pairs = {pair: handle.load() for pair, handle in alignments_of(ctx).items()}
         findings += say_alignment(pairs)
@@ -188,6 +191,20 @@ def _read_examples(ctx: Context, found: Found) -> list[Example]:
             + (f", the {name_group(group)} group" if scope.undecided[latent] else ""),
         )
         for latent, group in chosen
+    ]
+
+
+def _read_top_features(ctx: Context, found: Found) -> list[TopFeature]:
+    """Return the most monosemantic features with what excites them most, where they have no maps."""
+    if found.scope is not None:
+        return []
+    codes, images = Codes.at(ctx, ctx.config.seeds[0], "train").load(), open_split(ctx, "train")
+    by_latent, index = codes.matrix("means").tocsc(), np.asarray(codes.image_index)
+    return [
+        read_top_feature(
+            latent, float(found.table["ms"][latent]), by_latent[:, [latent]].toarray()[:, 0], images, index
+        )
+        for latent in choose_most_monosemantic(found.table)
     ]
 
 
