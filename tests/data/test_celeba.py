@@ -20,22 +20,28 @@ SPLITS = {"000003.jpg": 0, "000001.jpg": 0, "000002.jpg": 1, "000004.jpg": 2, "0
 VALUES = {name: np.random.default_rng(i).choice([-1, 1], len(NAMES)).tolist() for i, name in enumerate(sorted(SPLITS))}
 
 
-def write(root: Path, kaggle: bool = False, published: bool = False) -> Path:
-    """Write a tree as one of the forms in which CelebA is given; the grey of each picture is ten times its number."""
-    folder = root / "img_align_celeba" / ("img_align_celeba" if kaggle else "")
+def write(root: Path, kaggle: bool = False, published: bool = False, wilds: bool = False, png: bool = False) -> Path:
+    """Write a tree as one of the forms in which CelebA is given; the grey of each picture is ten times its number.
+
+    Without a flag as torchvision has it.
+    """
+    name = "img_align_celeba_png" if png else "img_align_celeba"
+    folder = root / ("Img" if published else "") / name / (name if kaggle else "")
     folder.mkdir(parents=True)
     for name in SPLITS:
-        Image.new("RGB", (8, 10), (10 * int(name[:6]),) * 3).save(folder / name, quality=100)
+        file = (folder / name).with_suffix(".png" if png else ".jpg")
+        Image.new("RGB", (8, 10), (10 * int(name[:6]),) * 3).save(file, quality=100)
     anno, evaluation = (root / "Anno", root / "Eval") if published else (root, root)
     anno.mkdir(exist_ok=True)
     evaluation.mkdir(exist_ok=True)
-    between, suffix = (",", "csv") if kaggle else (" ", "txt")
-    rows = [between.join([name, *(f"{value:>1}" for value in VALUES[name])]) for name in SPLITS]
-    head = [f"image_id,{','.join(NAMES)}"] if kaggle else [str(len(SPLITS)), " ".join(NAMES) + " "]
+    is_csv = kaggle or wilds
+    between, suffix = (",", "csv") if is_csv else (" ", "txt")
+    rows = [between.join([name, *(f"{value:>{1 if is_csv else 2}}" for value in VALUES[name])]) for name in SPLITS]
+    head = [f"image_id,{','.join(NAMES)}"] if is_csv else [str(len(SPLITS)), " ".join(NAMES) + " "]
     (anno / f"list_attr_celeba.{suffix}").write_text("\n".join([*head, *rows]) + "\n")
     rows = [f"{name}{between}{split}" for name, split in SPLITS.items()]
     (evaluation / f"list_eval_partition.{suffix}").write_text(
-        "\n".join([*(["image_id,partition"] if kaggle else []), *rows]) + "\n"
+        "\n".join([*(["image_id,partition"] if is_csv else []), *rows]) + "\n"
     )
     return root
 
@@ -44,16 +50,17 @@ def open_both(root: Path, **settings: object) -> tuple[ImageSet, ImageSet]:
     return make_image_sets(DataConfig(DataKind.celeba, str(root), **settings))  # pyright: ignore[reportArgumentType]
 
 
-@pytest.mark.parametrize("form", [{}, {"kaggle": True}, {"published": True}])
-def test_attributes_go_with_the_images(tmp_path: Path, form: dict[str, bool]) -> None:
-    train, test = open_both(write(tmp_path, **form))
-    assert train.image_ids == ["000001.jpg", "000003.jpg"]
-    assert test.image_ids == ["000004.jpg", "000005.jpg"]
+@pytest.mark.parametrize("form", ["", "kaggle", "published", "wilds", "png", "published png"])
+def test_attributes_go_with_the_images(tmp_path: Path, form: str) -> None:
+    train, test = open_both(write(tmp_path, **dict.fromkeys(form.split(), True)))
+    suffix = "png" if "png" in form else "jpg"
+    assert train.image_ids == [f"000001.{suffix}", f"000003.{suffix}"]
+    assert test.image_ids == [f"000004.{suffix}", f"000005.{suffix}"]
     assert [round(int(train.load(i, 4)[0, 0, 0]), -1) for i in range(2)] == [10, 30]
     assert train.attributes == tuple(NAMES)
     for place, attribute in enumerate(NAMES):
         for images in (train, test):
-            expected = [int(VALUES[name][place] == 1) for name in images.image_ids]
+            expected = [int(VALUES[f"{name[:6]}.jpg"][place] == 1) for name in images.image_ids]
             assert images.labels(attribute).tolist() == expected
             assert attribute != "Blond_Hair" or images.labels("class").tolist() == expected
     assert train.class_names == ("no blond hair", "blond hair")
@@ -116,6 +123,18 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     (kept / "img_align_celeba").rmdir()
     with pytest.raises(InputError, match="got no such folder"):
         open_both(kept)
+    (kept / "Img" / "img_celeba").mkdir(parents=True)
+    with pytest.raises(InputError, match=r"img_celeba, the pictures that the faces were cut from: unpack img_align"):
+        open_both(kept)
+
+
+def test_images_without_attributes_are_counted(tmp_path: Path) -> None:
+    root = write(tmp_path)
+    for number in (6, 7):
+        Image.new("RGB", (8, 10)).save(root / "img_align_celeba" / f"00000{number}.jpg")
+    train, test = open_both(root)
+    told = "3 of 7 files: 2 in neither list (000006.jpg, 000007.jpg), 1 of the validation split (000002.jpg)"
+    assert train.left_out.describe() == test.left_out.describe() == told
 
 
 def test_features_may_be_named_by_attributes(tmp_path: Path) -> None:

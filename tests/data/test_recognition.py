@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from infoscope.data.ade20k import ADE20K
+from infoscope.data.celeba import CelebA
 from infoscope.data.class_folders import open_class_folders
 from infoscope.data.image_folder import ImageFolder
 from infoscope.data.image_list import ImageList
@@ -21,6 +22,7 @@ from infoscope.data.layouts import LAYOUTS
 from infoscope.data.nyud import NYUd
 from infoscope.data.recognition import identify
 from infoscope.data.tar_images import TarImages
+from infoscope.data.waterbirds import Waterbirds
 from infoscope.runtime.errors import InputError
 from tests.support.data_sets import configure, open_set
 
@@ -29,6 +31,8 @@ READERS: dict[str, Callable[[Path], object]] = {
     "ade20k": lambda root: open_set(ADE20K, root, "train"),
     "nyud": lambda root: open_set(NYUd, root, "train"),
     "class_folders": lambda root: open_class_folders(configure("class_folders", root)),
+    "celeba": lambda root: open_set(CelebA, root, "train"),
+    "waterbirds": lambda root: open_set(Waterbirds, root, "train"),
 }
 
 TREES: dict[str, list[str]] = {
@@ -80,6 +84,9 @@ TREES: dict[str, list[str]] = {
     "Hypersim": ["ai_001_001/images/scene_cam_00_final_preview/frame.0000.tonemap.jpg"],
     "ObjectNet": ["objectnet-1.0/images/air_freshener/1.png"],
     "CelebA": ["img_align_celeba/000001.jpg", "list_attr_celeba.txt"],
+    "CelebA (as published)": ["Img/img_align_celeba/000001.jpg", "Anno/list_attr_celeba.txt"],
+    "CelebA-HQ": ["CelebA-HQ-img/0.jpg", "CelebAMask-HQ-mask-anno/0/00000_hair.png"],
+    "Waterbirds": ["metadata.csv", "001.Black_footed_Albatross/Black_Footed_Albatross_0001_796111.jpg"],
     "Flowers-102": ["jpg/image_00001.jpg", "imagelabels.mat", "setid.mat"],
     "STL-10 or SVHN": ["train_32x32.mat", "test_32x32.mat"],
     "a data set of Hugging Face": ["data/train-00000-of-00294-e6cb1ac2.parquet", "README.md"],
@@ -166,11 +173,13 @@ def test_one_class_folder_alone(tmp_path: Path) -> None:
 
 
 def make_right(root: Path) -> Path:
-    """A folder that holds ImageNet, ADEChallengeData2016 and NYU, as far as names go."""
+    """A folder that holds ImageNet, ADEChallengeData2016, NYU, Waterbirds and CelebA, as far as names go."""
     plant(root, ["imagenet/train/n01440764/x.JPEG", "imagenet/val/n01440764/x.JPEG"])
     plant(root, [f"nyu/official_splits/{split}/room/rgb_00000.jpg" for split in ("train", "test")])
     for split in ("training", "validation"):
         plant(root, [f"ade/{kind}/{split}/.keep" for kind in ("images", "annotations")])
+    plant(root, ["birds/metadata.csv", "birds/001.Black_footed_Albatross/1.jpg"])
+    plant(root, ["faces/Img/img_align_celeba/000001.jpg", "faces/Anno/list_attr_celeba.txt", "faces/Eval/.keep"])
     return root
 
 
@@ -186,6 +195,10 @@ def make_right(root: Path) -> Path:
         ("ade20k", "ade/annotations/validation", "ade"),
         ("nyud", ".", "nyu"),
         ("nyud", "nyu/official_splits", "nyu"),
+        ("waterbirds", ".", "birds"),
+        ("waterbirds", "birds/001.Black_footed_Albatross", "birds"),
+        ("celeba", ".", "faces"),
+        ("celeba", "faces/Anno", "faces"),
     ],
 )
 def test_a_folder_above_or_below_the_right_one(tmp_path: Path, kind: str, given: str, named: str) -> None:
@@ -199,6 +212,9 @@ def test_a_folder_above_or_below_the_right_one(tmp_path: Path, kind: str, given:
         ("ade20k", "imagenet", "set data=imagenet data.root="),
         ("nyud", "ade", "set data=ade20k data.root="),
         ("imagenet", "nyu", "set data=nyud data.root="),
+        ("imagenet", "birds", "set data=waterbirds data.root="),
+        ("waterbirds", "faces", "set data=celeba data.root="),
+        ("celeba", "birds", "set data=waterbirds data.root="),
     ],
 )
 def test_the_data_of_another_reader(tmp_path: Path, kind: str, given: str, advice: str) -> None:

@@ -49,6 +49,8 @@ def test_labels_go_with_the_images_in_the_order_of_names(tmp_path: Path) -> None
     assert train.class_names == ("landbird", "waterbird")
     assert train.spurious_target == "place"
     assert train.left_out.describe() == "1 of 6 files: 1 of the validation split (001.Wren/b.png)"
+    Image.new("RGB", (8, 6)).save(tmp_path / "002.Gull/more.png")
+    assert open_both(tmp_path)[1].left_out.describe().startswith("2 of 7 files: 1 not in the table")
     assert (
         train.describe()["groups"]
         == "landbird on land 1, landbird on water 0, waterbird on land 1, waterbird on water 1"
@@ -95,7 +97,11 @@ def test_tables_that_do_not_fit_are_refused(
 def test_a_folder_without_the_table_and_a_wrong_target_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"Expected the table of Waterbirds at .*set data.root"):
         open_both(tmp_path)
-    train, _ = open_both(write(tmp_path))
+    train, _ = open_both(write(tmp_path / "waterbirds_v1.0"))
+    with pytest.raises(
+        InputError, match=r"no such file or directory; what looks like it lies at .*waterbirds_v1\.0: set"
+    ):
+        open_both(tmp_path)
     with pytest.raises(InputError, match=r"Expected a target of Waterbirds \(class, place, group\), got 'texture'"):
         train.labels("texture")
 

@@ -1,10 +1,11 @@
 """CelebA: faces with 40 attributes each (Liu et al., 2015).
 
-    ROOT/img_align_celeba/*.jpg     the images; as Kaggle gives them, in a folder of the same name in that
+    ROOT/img_align_celeba/*.jpg     the images, or img_align_celeba_png/*.png; also in a folder of the same name in that
     list_attr_celeba.txt or .csv    -1 or 1 for each image and attribute
     list_eval_partition.txt or .csv 0 (train), 1 (validation, left out) or 2 (test) for each image
 
-The lists lie in ROOT, or as published in ROOT/Anno and ROOT/Eval.
+All lie in ROOT (torchvision, Kaggle, whose lists are .csv and whose images lie one folder deeper, WILDS and group_DRO),
+or as its authors give it in ROOT/Img, ROOT/Anno and ROOT/Eval. Images that are in neither list are counted as left out.
 """
 
 from __future__ import annotations
@@ -21,12 +22,13 @@ from jaxtyping import Bool, Int64
 from infoscope.data.config import RAISE, DataConfig
 from infoscope.data.images import Truth
 from infoscope.data.left_out import LeftOut
-from infoscope.data.photographs import PhotographFiles, describe_error
+from infoscope.data.photographs import PhotographFiles, describe_error, is_image_name, scan_folder
 from infoscope.data.recognition import explaining
 from infoscope.runtime.errors import InputError, suggest
 
 N_ATTRIBUTES = 40
 FOLDER, ATTRIBUTES, PARTITION = "img_align_celeba", "list_attr_celeba", "list_eval_partition"
+_WHOLE = "img_celeba"
 _SPLITS = {"train": "0", "test": "2"}
 _SPURIOUS = "Male"
 """What goes with most other attributes; with blond hair as in Sagawa et al. (2020)."""
@@ -59,21 +61,26 @@ class CelebA(PhotographFiles):
         root = Path(str(config.root))
         with explaining(root, self.kind):
             attributes, partition = _read_table(root, ATTRIBUTES, "Anno"), _read_table(root, PARTITION, "Eval")
-            folder = _find_folder(root)
+            folder, suffix = _find_folder(root)
         _check_attributes(attributes, config.attribute)
         _check_partition(partition, attributes)
-        names = sorted(name for name, fields in partition.rows.items() if fields == [_SPLITS[split]])
-        if not names:
+        files = {name: f"{os.path.splitext(name)[0]}{suffix}" for name in partition.rows}
+        listed = sorted(name for name, fields in partition.rows.items() if fields == [_SPLITS[split]])
+        if not listed:
             raise InputError(
                 f"Expected {split} images ({_SPLITS[split]}) in {partition.file}, got none among its"
                 f" {len(partition.rows):,}: give the published list."
             )
+        names = [files[name] for name in listed]
         if config.on_error is RAISE:
             _refuse_missing(folder, names, partition.file)
-        left_out = LeftOut()
+        left_out, known = LeftOut(), set(files.values())
         for name, fields in partition.rows.items():
             if fields == ["1"]:
-                left_out.add("of the validation split", name)
+                left_out.add("of the validation split", files[name])
+        for entry in scan_folder(folder):
+            if is_image_name(entry.name) and entry.name not in known:
+                left_out.add("in neither list", entry.name)
         options = {"resize": config.resize, "decoder": config.decoder, "on_error": config.on_error}
         super().__init__(folder, names, split, test_share=None, left_out=left_out, **options)
         self.left_out.n_read = sum(fields != ["1"] for fields in partition.rows.values())
@@ -82,7 +89,7 @@ class CelebA(PhotographFiles):
         word = config.attribute.replace("_", " ").lower()
         self.class_names = (f"no {word}", word)
         self.spurious_target = None if config.attribute == _SPURIOUS or _SPURIOUS not in self.attributes else _SPURIOUS
-        self._has = np.array([[field == "1" for field in attributes.rows[name]] for name in names], dtype=bool)
+        self._has = np.array([[field == "1" for field in attributes.rows[name]] for name in listed], dtype=bool)
 
     def labels(self, target: str) -> Int64[np.ndarray, " n_images"]:
         self.n_target_classes(target)
@@ -165,17 +172,20 @@ def _read_table(root: Path, name: str, beside: str) -> _Table:
     return _Table(file, columns, found)
 
 
-def _find_folder(root: Path) -> Path:
-    """Return where the images lie.
+def _find_folder(root: Path) -> tuple[Path, str]:
+    """Return where the images lie, and the suffix of their names.
 
     Raises:
-        InputError: there is no such folder.
+        InputError: there is no such folder, or one of the pictures that the faces were cut from.
     """
-    folder = root / FOLDER
-    folder = folder / FOLDER if (folder / FOLDER).is_dir() else folder
-    if not folder.is_dir():
-        raise InputError(f"Expected the images of CelebA in {folder}, got no such folder: unpack {FOLDER}.zip there.")
-    return folder
+    for name, suffix in ((FOLDER, ".jpg"), (f"{FOLDER}_png", ".png")):
+        for above in (root / "Img", root):
+            for folder in (above / name / name, above / name):
+                if folder.is_dir():
+                    return folder, suffix
+    whole = next((place for place in (root / _WHOLE, root / "Img" / _WHOLE) if place.is_dir()), None)
+    found = "no such folder" if whole is None else f"{whole}, the pictures that the faces were cut from"
+    raise InputError(f"Expected the images of CelebA in {root / FOLDER}, got {found}: unpack {FOLDER}.zip there.")
 
 
 def _check_attributes(table: _Table, attribute: str) -> None:

@@ -248,9 +248,22 @@ LAYOUTS: tuple[Layout, ...] = (
         classes="images | CUB_200_2011/images",
     ),
     Layout(
+        "Waterbirds",
+        "metadata.csv + [0-9][0-9][0-9].* | metadata.csv + ~waterbird*",
+        ".",
+        reader="waterbirds",
+    ),
+    Layout(
+        "CelebA-HQ",
+        "CelebA-HQ-img | CelebAMask-HQ*",
+        "CelebA-HQ-img",
+        r"CelebAMask-HQ-mask-anno/\d+/\d+_\w+\.png",
+    ),
+    Layout(
         "CelebA",
-        "img_align_celeba* | list_attr_celeba.* | Anno/list_attr_celeba.txt",
-        "img_align_celeba",
+        "img_align_celeba* | Img/img_align_celeba* | list_attr_celeba.* + list_eval_partition.* | "
+        "Anno/list_attr_celeba.* | img_celeba* | Img/img_celeba*",
+        "img_align_celeba | Img/img_align_celeba",
         reader="celeba",
     ),
     Layout("Flowers-102", "imagelabels.mat | 102flowers.tgz | flowers-102", "jpg | flowers-102/jpg"),

@@ -30,6 +30,8 @@ _GIVE = {
     "imagenet": "for classes give ImageNet-1k (ILSVRC2012: folders train and val, or timm's tars)",
     "ade20k": "for label maps download ADEChallengeData2016.zip, unpack it and set data.root to its folder",
     "nyud": "for depth download nyu_depth_v2_labeled.mat with splits.mat, or the layout of BTS (sync, official_splits)",
+    "celeba": "for attributes give CelebA (img_align_celeba with list_attr_celeba and list_eval_partition)",
+    "waterbirds": "for birds and their places give waterbird_complete95_forest2water2 (metadata.csv and its images)",
     "image_folder": "give a folder of photographs",
     "class_folders": "give a folder whose subfolders are the classes",
 }
