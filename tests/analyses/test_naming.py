@@ -25,7 +25,6 @@ from infoscope.analyses.naming import (
     average_top,
     count_by_chance,
     draw_alike,
-    find_repeated,
     judge_at_random,
     judge_names,
     measure_excess,
@@ -92,7 +91,6 @@ def test_synonyms_are_one_concept_and_other_equal_words_leave_none_valid() -> No
     away = name_directions(np.array([[0.0, -1.0, -1.0]]), texts[[1, 2]], np.arange(2))
     assert math.isnan(away.ratio[0])
     assert not away.find_valid(RULE).any()
-    assert find_repeated(["red", "blue", "Red", "sea"]) == {"red": [0, 2]}
 
 
 def test_over_represented_values_and_right_names() -> None:

@@ -23,7 +23,9 @@ from infoscope.predictions.prompts import (
     Prompts,
     get_imagenet_names,
     get_imagenet_templates,
+    has_class_names,
     make_prompts,
+    read_words,
 )
 from infoscope.predictions.responsible import explain_change
 from infoscope.predictions.results import PredictionResult
@@ -267,15 +269,30 @@ def test_a_folder_without_labels_is_asked_for_imagenet_or_for_a_file(tmp_path, s
 
 
 def test_other_targets_of_the_scenes_need_names(scenes, tmp_path):
+    assert has_class_names(PredictConfig(), scenes.images)
+    assert has_class_names(PredictConfig(target="light"), None)
+    assert not has_class_names(PredictConfig(target="light"), scenes.images)
+    assert has_class_names(PredictConfig(class_names="none.txt"), scenes.images)  # whatever becomes of it
     with pytest.raises(InputError, match=r"predict.class_names for predict.target=light"):
         make_prompts(PredictConfig(target="light"), scenes.images)
-    with pytest.raises(InputError, match="Expected a target of the scenes"):
-        make_prompts(PredictConfig(target="mood"), scenes.images)
+    for ask in (make_prompts, has_class_names):
+        with pytest.raises(InputError, match="Expected a target of the scenes"):
+            ask(PredictConfig(target="mood"), scenes.images)
     names = tmp_path / "lights.txt"
     names.write_text("noon\ndusk\nnight\ndawn\n")
     prompts = make_prompts(PredictConfig(target="light", class_names=str(names)), scenes.images)
     assert prompts.labels is not None
     assert prompts.labels.max() == 3
+
+
+def test_words_to_choose_from_stand_once(tmp_path):
+    file = tmp_path / "words.txt"
+    file.write_bytes("\N{BYTE ORDER MARK}red\n\n sea \n".encode())
+    assert read_words(file, "steer.words") == ("red", "sea")
+    file.write_text("sea\nred\n\nRed\nsea\nred\n")
+    refused = r"each word of steer\.words once, .* got 'sea' in lines 1 and 5 of .*, and 1 more twice: remove"
+    with pytest.raises(InputError, match=refused):
+        read_words(file, "steer.words")
 
 
 # -- what is refused -----------------------------------------------------------------------------------------------

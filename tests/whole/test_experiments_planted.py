@@ -279,7 +279,7 @@ class PlantedClip(PlantedRegisters):
     def embed_tokens(self, tokens: Any, layer: int, with_gradient: bool = False) -> Any:
         return F.normalize(self.resume(tokens, layer, with_gradient), dim=-1)
 
-    def check_texts(self, texts: Any) -> None:
+    def check_texts(self, texts: Any, what: str = "texts") -> None:
         """It takes any text."""
 
     def embed_texts(self, texts: Any) -> Any:

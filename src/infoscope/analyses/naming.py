@@ -5,7 +5,7 @@ After MSAE (2502.20578); concepts, chance levels and the accuracy of names are o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -196,14 +196,6 @@ def judge_at_random(
             known = of[np.isfinite(of)]
             shares[place, number] = known.mean() if len(known) else np.nan
     return shares
-
-
-def find_repeated(words: Sequence[str]) -> dict[str, list[int]]:
-    """Return the words that stand more than once, whatever the case, with their places."""
-    places: dict[str, list[int]] = {}
-    for place, word in enumerate(words):
-        places.setdefault(word.casefold(), []).append(place)
-    return {words[of[0]]: of for of in places.values() if len(of) > 1}
 
 
 def _scale(rows: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:

@@ -17,6 +17,10 @@ from infoscope.runtime.errors import InputError
 SCENE_TEMPLATES = ("a {}", "a small {}", "a medium {}", "a large {}")
 """As the captions name an object. On 400 training scenes the shipped scenes_clip is right in 98.2% by these, and in
 89.5% by "a photo of a {}", which no caption says."""
+MAX_CLASSES = np.iinfo(np.int16).max
+"""As which predictions are kept."""
+_EMBEDDED = {".json", ".npz", ".npy", ".pt", ".pth", ".safetensors", ".parquet", ".pkl"}
+"""Files of embeddings, not of words."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +86,7 @@ def choose_class_names(config: PredictConfig, labelled: ImageSet | type[SceneSet
         InputError: as `make_prompts`.
     """
     if config.class_names is not None:
-        names = read_class_names(Path(config.class_names))
+        names = tuple(_read_lines(Path(config.class_names), "predict.class_names", "class").values())
         if labelled is not None and len(names) != labelled.n_target_classes(config.target):
             raise InputError(
                 f"Expected predict.class_names to hold the {labelled.n_target_classes(config.target)} classes of the"
@@ -99,9 +103,23 @@ def choose_class_names(config: PredictConfig, labelled: ImageSet | type[SceneSet
         )
     if len(names) < 2:
         raise InputError(f"Expected at least two classes to choose from, got {len(names)}: give predict.class_names.")
-    if len(names) > np.iinfo(np.int16).max:  # of which predictions are kept
-        raise InputError(f"Expected at most {np.iinfo(np.int16).max} classes, got {len(names)}.")
+    if len(names) > MAX_CLASSES:
+        raise InputError(f"Expected at most {MAX_CLASSES} classes, got {len(names)}.")
     return names
+
+
+def has_class_names(config: PredictConfig, labelled: ImageSet | type[SceneSet] | None) -> bool:
+    """Return whether there are names to choose from where `predict.class_names` gives none; else what it gives counts.
+
+    Args:
+        labelled: as of `choose_class_names`.
+
+    Raises:
+        InputError: a target that the data do not have.
+    """
+    if config.class_names is not None or labelled is None:
+        return True
+    return 2 <= labelled.n_target_classes(config.target) <= MAX_CLASSES and config.target == "class"
 
 
 def get_imagenet_names() -> tuple[str, ...]:
@@ -118,20 +136,41 @@ def get_imagenet_templates() -> tuple[str, ...]:
     return tuple(template("{}") for template in zero_shot_metadata.OPENAI_IMAGENET_TEMPLATES)
 
 
-def read_class_names(file: Path, setting: str = "predict.class_names") -> tuple[str, ...]:
-    """Return the lines of a text file without the empty ones.
+def read_words(file: Path, setting: str) -> tuple[str, ...]:
+    """Return the lines of a text file without the empty ones: words to choose from, each once.
 
     Args:
         setting: that names the file, for the error.
 
     Raises:
-        InputError: if it cannot be read.
+        InputError: if it cannot be read, holds embeddings, or has a word twice, whatever the case.
     """
+    if file.suffix.lower() in _EMBEDDED:
+        raise InputError(
+            f"Expected {setting} to be a text file with a word on each line, got {file}: embeddings of another"
+            " language model have nothing to do with those of this one, which embeds the words itself."
+        )
+    places: dict[str, list[int]] = {}
+    lines = _read_lines(file, setting, "word")
+    for number, word in lines.items():
+        places.setdefault(word.casefold(), []).append(number)
+    if repeated := [numbers for numbers in places.values() if len(numbers) > 1]:
+        first, more = repeated[0], len(repeated) - 1
+        raise InputError(
+            f"Expected each word of {setting} once, for none of two that are the same can be chosen, got"
+            f" {lines[first[0]]!r} in lines {' and '.join(map(str, first))} of {file}"
+            f"{f', and {more} more twice' if more else ''}: remove them."
+        )
+    return tuple(lines.values())
+
+
+def _read_lines(file: Path, setting: str, noun: str) -> dict[int, str]:
+    """Return the lines of a text file that are not empty, by their number from 1."""
     try:
-        lines = file.expanduser().read_text(encoding="utf-8").splitlines()
+        lines = file.expanduser().read_text(encoding="utf-8-sig").splitlines()
     except (OSError, ValueError) as error:
         raise InputError(
-            f"Expected {setting} to be a text file with one class per line, but {file} cannot be read"
+            f"Expected {setting} to be a text file with a {noun} on each line, but {file} cannot be read"
             f" ({type(error).__name__})."
         ) from error
-    return tuple(line.strip() for line in lines if line.strip())
+    return {number: line.strip() for number, line in enumerate(lines, 1) if line.strip()}

@@ -67,6 +67,19 @@ class ZeroShotHead:
             raise InputError(f"Expected a zero-shot head in {folder}, found none that can be read: {error}.") from error
 
 
+def check_prompts(backbone: Backbone, prompts: Prompts, what: str = "class names (predict.class_names=FILE)") -> None:
+    """Refuse prompts that a model's text tower cannot read; none is embedded.
+
+    Args:
+        what: the classes are, and the setting that gives them, for the error.
+
+    Raises:
+        InputError: a model without a text tower, or words that its tokenizer does not know.
+    """
+    texts = [text for i in range(len(prompts.class_names)) for text in prompts.texts(i)]
+    backbone.check_texts(texts, f"{what} and templates")
+
+
 @torch.inference_mode()
 def make_zero_shot_head(
     backbone: Backbone,

@@ -102,7 +102,7 @@ def check_captions(ctx: Context, images: ImageSet, model: ModelConfig | None = N
         InputError: it has no text tower, or lacks one of their words.
     """
     if images.is_text:
-        load_backbone(ctx, model).check_texts([images.caption(i) for i in range(len(images))])
+        load_backbone(ctx, model).check_texts([images.caption(i) for i in range(len(images))], "captions")
 
 
 @once

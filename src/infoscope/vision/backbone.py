@@ -296,8 +296,11 @@ class Backbone(nn.Module, ABC):
         """
         raise self._no_text()
 
-    def check_texts(self, texts: Sequence[str]) -> None:
+    def check_texts(self, texts: Sequence[str], what: str = "texts") -> None:
         """Refuse texts that cannot be embedded; none of them is.
+
+        Args:
+            what: they are, for the error.
 
         Raises:
             InputError: as `embed_texts`.
@@ -315,7 +318,7 @@ class Backbone(nn.Module, ABC):
 
     def _no_text(self) -> InputError:
         return InputError(
-            f"{type(self).__name__} has no text tower, so there are no zero-shot predictions: use a CLIP, such as"
+            f"{type(self).__name__} has no text tower to hold words against images by: use a CLIP, such as"
             " model=scenes_clip or model=clip_b16."
         )
 

@@ -69,8 +69,8 @@ class EmbeddedBackbone(Backbone):
     def embed_texts(self, texts: Sequence[str]) -> Float[Tensor, "n embed_dim"]:
         return self.tower.embed_texts(texts)
 
-    def check_texts(self, texts: Sequence[str]) -> None:
-        self.tower.check_texts(texts)
+    def check_texts(self, texts: Sequence[str], what: str = "texts") -> None:
+        self.tower.check_texts(texts, what)
 
     @property
     def logit_scale(self) -> float:

@@ -13,6 +13,7 @@ from infoscope.pipeline.context import Context, once
 from infoscope.pipeline.stage import Handle, Key, Needs, NotBuiltYet, SeedStage, Work, list_needed
 from infoscope.predictions.inputs import check_predictions
 from infoscope.predictions.prompts import Prompts, choose_class_names, choose_templates
+from infoscope.predictions.zero_shot import check_prompts
 from infoscope.report.tables import Table, compute_stat, format_stat
 from infoscope.runtime.errors import InputError
 from infoscope.runtime.manifests import Artifact
@@ -135,7 +136,7 @@ def why_no_predictions(ctx: Context) -> str:
         return f"model.layer={config.model.layer} is the last block of {config.model.name}." if is_last else ""
     try:
         check_predictions(backbone, config.model.layer)
-        backbone.check_texts([text for i in range(len(prompts.class_names)) for text in prompts.texts(i)])
+        check_prompts(backbone, prompts)
     except InputError as error:
         return str(error)
     return ""

@@ -36,7 +36,7 @@ from infoscope.stages.name.measure import (
 )
 from infoscope.stages.name.numbers import Found, summarise
 from infoscope.stages.name.section import COLUMNS, make_name_section
-from infoscope.stages.name.vocabulary import EmbeddedWords, find_values, list_values, vocabulary_of
+from infoscope.stages.name.vocabulary import EmbeddedWords, find_values, has_words, list_values, vocabulary_of
 from infoscope.stages.publish import Published
 from infoscope.stages.quality.head import TrainedHead, why_no_head
 from infoscope.stages.sae import count_latents, has_maps, list_level_ends, sae_of
@@ -55,11 +55,8 @@ class Name(Published, SeedStage[NameResult]):
     columns = COLUMNS
 
     def applies(self, ctx: Context) -> bool:
-        try:
-            vocabulary_of(ctx)
-        except InputError:
-            return False
-        return ctx.config.judge.kind is ModelKind.own and count_images(ctx, "test") > 0
+        is_own = ctx.config.judge.kind is ModelKind.own
+        return has_words(ctx) and is_own and count_images(ctx, "test") > 0
 
     def needs(self, ctx: Context, seed: int) -> Needs:
         more: dict[str, Node] = {}

@@ -9,14 +9,13 @@ import numpy as np
 from jaxtyping import Bool, Int64
 
 from infoscope.analyses.config import NameText
-from infoscope.analyses.naming import find_repeated
 from infoscope.data.images import ImageSet, Truth
 from infoscope.data.scenes import factors
 from infoscope.data.scenes.scene_set import SceneSet
 from infoscope.pipeline.context import Context, once
 from infoscope.pipeline.stage import Key, Needs, NotBuiltYet, SingleStage, Work
-from infoscope.predictions.prompts import Prompts, choose_templates
-from infoscope.predictions.zero_shot import ZeroShotHead, make_zero_shot_head
+from infoscope.predictions.prompts import Prompts, choose_templates, read_words
+from infoscope.predictions.zero_shot import ZeroShotHead, check_prompts, make_zero_shot_head
 from infoscope.runtime.errors import InputError
 from infoscope.runtime.store import Workspace
 from infoscope.stages.backbone import fingerprint_model, load_backbone
@@ -31,8 +30,6 @@ SCENE_TARGETS = {
     "light": factors.LIGHTS,
 }
 """What scenes are named by; of objects it is that of the nearest one."""
-_EMBEDDED = {".json", ".npz", ".npy", ".pt", ".pth", ".safetensors", ".parquet", ".pkl"}
-"""Files of embeddings, not of words."""
 
 
 class Vocabulary(NamedTuple):
@@ -41,6 +38,11 @@ class Vocabulary(NamedTuple):
     concepts: tuple[str, ...]
     words: tuple[str, ...]
     concept_of: Int64[np.ndarray, " n_words"]
+
+
+def has_words(ctx: Context) -> bool:
+    """Return whether there are words to name latents by: a file of them is given, or the data know two classes."""
+    return ctx.config.name.vocabulary is not None or len(list_values(find_known(ctx, ctx.config.data)[0])) > 1
 
 
 @once
@@ -55,7 +57,7 @@ def vocabulary_of(ctx: Context) -> Vocabulary:
     is_scenes = known is SceneSet
     synonyms = factors.SYNONYMS if is_scenes else {}
     if file is not None:
-        given = read_words(Path(file))
+        given = read_words(Path(file), "name.vocabulary")
     else:
         names = list(list_values(known))
         if not names:
@@ -75,37 +77,6 @@ def vocabulary_of(ctx: Context) -> Vocabulary:
     of_words = np.array([place[head_of.get(word, word)] for word in given])
     order = np.argsort(of_words, kind="stable")
     return Vocabulary(concepts, tuple(given[i] for i in order), of_words[order])
-
-
-def read_words(file: Path) -> list[str]:
-    """Return the lines of a vocabulary without the empty ones.
-
-    Raises:
-        InputError: as `vocabulary_of`.
-    """
-    if file.suffix.lower() in _EMBEDDED:
-        raise InputError(
-            f"Expected name.vocabulary to be a text file with a word on each line, got {file}: embeddings of another"
-            " language model have nothing to do with those of this one, which embeds the words itself."
-        )
-    try:
-        lines = file.expanduser().read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"Expected name.vocabulary to be a text file with a word on each line, but {file} cannot be read"
-            f" ({type(error).__name__})."
-        ) from error
-    words = [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
-    repeated = find_repeated([word for _, word in words])
-    if repeated:
-        word, places = next(iter(repeated.items()))
-        numbers = " and ".join(str(words[place][0]) for place in places)
-        more = f", and {len(repeated) - 1} more words stand twice" if len(repeated) > 1 else ""
-        raise InputError(
-            f"Expected each word of name.vocabulary once, for of two of the same no name is valid, got {word!r} in"
-            f" lines {numbers} of {file}{more}: remove them."
-        )
-    return [word for _, word in words]
 
 
 def list_values(known: ImageSet | type[SceneSet]) -> dict[str, list[tuple[str, int]]]:
@@ -150,19 +121,7 @@ class EmbeddedWords(SingleStage[ZeroShotHead]):
             backbone = load_backbone(ctx)
         except NotBuiltYet:
             return
-        try:
-            _ = backbone.logit_scale
-        except InputError as error:
-            raise InputError(
-                f"stage=name compares features with words, and model={ctx.config.model.name} has no text tower: use a"
-                " CLIP with both towers, such as model=scenes_clip or model=clip_b16."
-            ) from error
-        try:
-            backbone.check_texts([text for i in range(len(prompts.class_names)) for text in prompts.texts(i)])
-        except InputError as error:
-            raise InputError(
-                str(error).replace("class names (predict.class_names=FILE)", "words (name.vocabulary=FILE)")
-            ) from error
+        check_prompts(backbone, prompts, "words (name.vocabulary=FILE)")
 
     def build(self, ctx: Context, up: Needs, work: Workspace) -> ZeroShotHead:
         prompts, backbone = _make_prompts(ctx), load_backbone(ctx)

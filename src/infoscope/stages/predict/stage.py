@@ -9,13 +9,12 @@ from infoscope.data.scenes.scene_set import SceneSet
 from infoscope.pipeline.context import Context, once
 from infoscope.pipeline.stage import Key, Needs, NotBuiltYet, Row, SeedStage, SingleStage, Work, name_artifacts
 from infoscope.predictions.inputs import PredictInputs, check_predictions
-from infoscope.predictions.prompts import Prompts, choose_class_names, choose_templates, make_prompts
+from infoscope.predictions.prompts import Prompts, choose_class_names, choose_templates, has_class_names, make_prompts
 from infoscope.predictions.results import PredictionResult
 from infoscope.predictions.run import run_predictions
-from infoscope.predictions.zero_shot import ZeroShotHead, make_zero_shot_head
+from infoscope.predictions.zero_shot import ZeroShotHead, check_prompts, make_zero_shot_head
 from infoscope.report.section import ReportSection
 from infoscope.report.tables import Column
-from infoscope.runtime.errors import InputError
 from infoscope.runtime.store import Workspace
 from infoscope.sae.config import TokenChoice
 from infoscope.stages.ablations import ablations_of, needs_of_ablations
@@ -46,12 +45,8 @@ def key_of_prompts(ctx: Context) -> Key:
 
 
 def has_prompts(ctx: Context) -> bool:
-    """Return whether there are classes to predict."""
-    try:
-        key_of_prompts(ctx)
-    except InputError:
-        return False
-    return True
+    """Return whether there are classes to predict, see `has_class_names`."""
+    return has_class_names(ctx.config.predict, _find_labelled(ctx))
 
 
 def _find_labelled(ctx: Context) -> ImageSet | type[SceneSet] | None:
@@ -142,7 +137,7 @@ class Predict(Published, SeedStage[PredictionResult]):
             return
         check_predictions(backbone, ctx.config.model.layer)
         if EmbeddedClasses.at(ctx).find() is None:
-            backbone.check_texts([text for i in range(len(prompts.class_names)) for text in prompts.texts(i)])
+            check_prompts(backbone, prompts)
 
     def build(self, ctx: Context, up: Needs, work: Workspace, seed: int) -> PredictionResult:
         with ctx.track(self.kind, seed) as tracker, ctx.display.bar(f"predicting, seed {seed}") as advance:

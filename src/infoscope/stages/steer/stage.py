@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from infoscope.analyses.steering import (
@@ -13,10 +14,10 @@ from infoscope.analyses.steering import (
     find_levels,
     measure_steering,
 )
-from infoscope.pipeline.context import Context
-from infoscope.pipeline.stage import Key, Needs, Node, Row, SeedStage, Work, name_artifacts
-from infoscope.predictions.prompts import Prompts, choose_templates, read_class_names
-from infoscope.predictions.zero_shot import ZeroShotHead, make_zero_shot_head
+from infoscope.pipeline.context import Context, once
+from infoscope.pipeline.stage import Key, Needs, Node, NotBuiltYet, Row, SeedStage, Work, name_artifacts
+from infoscope.predictions.prompts import Prompts, choose_templates, read_words
+from infoscope.predictions.zero_shot import check_prompts, make_zero_shot_head
 from infoscope.report.section import ReportSection
 from infoscope.report.tables import Column
 from infoscope.runtime.errors import InputError
@@ -72,7 +73,7 @@ class Steer(Published, SeedStage[SteeringResult]):
         return {
             "model": fingerprint_model(ctx),
             "head": up.head.hash,
-            "words": _read_words(ctx),
+            "words": None if (prompts := _prompts_of_words(ctx)) is None else list(prompts.class_names),
             "sae": up.sae.hash,
             "codes": up.codes.hash,
             "tokens": up.tokens.hash,
@@ -83,14 +84,16 @@ class Steer(Published, SeedStage[SteeringResult]):
     def check(self, ctx: Context, seed: int) -> None:
         Predict().check(ctx, seed)
         spurious_of(ctx)
-        _read_words(ctx)
+        if (prompts := _prompts_of_words(ctx)) is not None:
+            with suppress(NotBuiltYet):
+                check_prompts(load_backbone(ctx), prompts, "words (steer.words=FILE)")
 
     def build(self, ctx: Context, up: Needs, work: Workspace, seed: int) -> SteeringResult:
-        config, codes = ctx.config.steer, up.codes.load()
+        config, codes, prompts = ctx.config.steer, up.codes.load(), _prompts_of_words(ctx)
         latents = choose_latents(codes, config.n_latents, config.seed)
         wanted = SteeringInputs(
             make_inputs(ctx, up),
-            _embed_words(ctx) or up.head.load(),
+            up.head.load() if prompts is None else make_zero_shot_head(load_backbone(ctx), prompts),
             latents,
             find_levels(codes, latents, config.quantile),
             config.n_images,
@@ -166,25 +169,16 @@ def find_seed(ctx: Context, seed: int) -> Found:
     )
 
 
-def _read_words(ctx: Context) -> list[str] | None:
-    """Return the words that are asked for; None: the classes.
+@once
+def _prompts_of_words(ctx: Context) -> Prompts | None:
+    """Return the words that are asked for, in the sentences of the classes; None: the classes themselves.
 
     Raises:
-        InputError: a file that cannot be read, fewer than two words, one twice.
+        InputError: as `read_words`, or fewer than two words.
     """
     if (file := ctx.config.steer.words) is None:
         return None
-    words = read_class_names(Path(file), "steer.words")
+    words = read_words(Path(file), "steer.words")
     if len(words) < 2:
         raise InputError(f"Expected at least two words in steer.words, got {len(words)} in {file}.")
-    if repeated := next((word for i, word in enumerate(words) if word in words[:i]), None):
-        raise InputError(f"Expected every word once in steer.words, got {repeated!r} again in {file}: remove it.")
-    return list(words)
-
-
-def _embed_words(ctx: Context) -> ZeroShotHead | None:
-    """Return the head of the words that are asked for, by the sentences of the classes."""
-    words = _read_words(ctx)
-    if words is None:
-        return None
-    return make_zero_shot_head(load_backbone(ctx), Prompts(tuple(words), choose_templates(ctx.config.predict)))
+    return Prompts(words, choose_templates(ctx.config.predict))

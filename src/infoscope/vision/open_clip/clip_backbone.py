@@ -91,9 +91,9 @@ class ClipBackbone(Backbone):
     def embed_texts(self, texts: Sequence[str]) -> Float[Tensor, "n embed_dim"]:
         return F.normalize(self.encode_texts(texts), dim=-1)
 
-    def check_texts(self, texts: Sequence[str]) -> None:
+    def check_texts(self, texts: Sequence[str], what: str = "texts") -> None:
         self._check_text()
-        self._check_words(texts)
+        self._check_words(texts, what)
 
     @property
     def logit_scale(self) -> float:
@@ -119,16 +119,16 @@ class ClipBackbone(Backbone):
                 " text tower by model.pretrained."
             )
 
-    def _check_words(self, texts: Sequence[str]) -> None:
+    def _check_words(self, texts: Sequence[str], what: str) -> None:
         """A closed vocabulary would read every word that it does not know as the same one."""
         if isinstance(self._tokenizer, WordTokenizer):
             known = set(self._tokenizer.words)
             unknown = dict.fromkeys(word for text in texts for word in text.lower().split() if word not in known)
             if unknown:
                 raise InputError(
-                    f"Expected words of the model's own vocabulary ({len(known)} words), got"
-                    f" {', '.join(map(repr, list(unknown)[:5]))}: choose other class names (predict.class_names=FILE)"
-                    f" or templates, of the words in its {VOCABULARY}, or another model."
+                    f"Expected {what} in words of the model's own vocabulary ({len(known)} words), got"
+                    f" {', '.join(map(repr, list(unknown)[:5]))}: choose others, of the words in its {VOCABULARY}, or"
+                    " another model."
                 )
 
 
