@@ -73,7 +73,10 @@ DENSE = ["probe.segmentation_lrs", "probe.depth_lrs", "probe.dense_steps"]
 SCENES = ["data.n_train", "data.n_test"]
 UNREAD = {
     **dict.fromkeys(
-        (f"data={kind}" for kind in ("image_folder", "class_folders", "imagenet", "ade20k", "nyud", "waterbirds")),
+        (
+            f"data={kind}"
+            for kind in ("image_folder", "class_folders", "imagenet", "ade20k", "nyud", "celeba", "waterbirds")
+        ),
         SCENES,
     ),
     "data=captions": [*SCENES, "data.n_workers"],

@@ -253,10 +253,13 @@ def _make_sweep(ctx: Context, up: Needs, train: Split, value_names: list[str], v
     images, target = open_split(ctx, "train"), ctx.config.probe.target
     known = list_values(find_known(ctx, ctx.config.data)[0])
     labels = images.labels(target)[train.codes.image_index]
-    class_names = [str(i) for i in range(images.n_target_classes(target))]
+    n_classes = images.n_target_classes(target)
+    class_names = list(images.class_names) if target == "class" else [str(i) for i in range(n_classes)]
     for place, name in enumerate(value_names):
         for of, label in known[name]:
             if of == target:
                 class_names[label] = name
                 own |= value_of == place
+                if images.attributes:
+                    class_names[0] = f"no {name}"
     return Sweep(up.head.load(), labels, class_names, own)

@@ -85,8 +85,9 @@ def list_values(known: ImageSet | type[SceneSet]) -> dict[str, list[tuple[str, i
         return {word: [(target, i)] for target, words in SCENE_TARGETS.items() for i, word in enumerate(words)}
     if Truth.labels not in known.truths:
         return {}
-    if known.attributes:
-        return {name.replace("_", " ").lower(): [(name, 1)] for name in known.attributes}
+    if known.attributes:  # one of which is the class too, whose presence is the last of its names
+        words = {name.replace("_", " ").lower(): (name, 1) for name in known.attributes}
+        return {word: [of, *([("class", 1)] if word == known.class_names[-1] else [])] for word, of in words.items()}
     found: dict[str, list[tuple[str, int]]] = {}
     for label, name in enumerate(known.class_names):
         found.setdefault(name, []).append(("class", label))  # ImageNet has two of its names twice
