@@ -9,9 +9,13 @@
 smaller L0 and a smaller FVU. With more than one seed a column says how alike the features of two seeds are. SAEs of
 pooled embeddings have no scores.
 
-MSAE (Zaigrajew et al., 2025) claims, for image embeddings of CLIP: a cosine of .99, FVU below .1 and 80% zeros. Notes
-say which points reach all three, by the raw cosine and by that from the mean token: MSAE's code centres its tokens, so
-that its cosine is the second.
+matryoshka_k is MSAE (Zaigrajew et al., 2025): codes of 1, 2, 4, ... up to k latents, whose FVUs count all the same
+(`sae.level_weights=uniform`, UW in MSAE) or n, n - 1, ..., 1, the smallest code most (decreasing, RW). sae.k=null is
+its own k, all latents: each that is above 0 is active then. The curves over k say what any other k leaves at inference.
+
+MSAE claims, for image embeddings of CLIP: a cosine of .99, FVU below .1 and 80% zeros. Notes say which points reach all
+three, by the raw cosine and by that from the mean token: MSAE's code centres its tokens, so that its cosine is the
+second.
 """
 
 from __future__ import annotations
@@ -33,6 +37,7 @@ from infoscope.commands.experiments.sweep import Experiment, main
 from infoscope.pipeline.context import Context
 from infoscope.report.figure_style import FAINT, GREY, INK, make_panels
 from infoscope.report.tables import Align, Cell, Column, Stat, Value, compute_stat
+from infoscope.sae.config import LevelWeights, MatryoshkaKConfig, SAEConfig, TopKConfig
 from infoscope.stages.quality.figure import draw_progressive
 from infoscope.stages.quality.numbers import COLUMNS, Measured
 from infoscope.stages.quality.section import make_progressive_table
@@ -42,15 +47,25 @@ from infoscope.stages.score.stage import scope_of
 from infoscope.stages.score.tables import summarise_scope
 
 KS = (4, 16, 64)
+MATRYOSHKA = tuple(f"sae=matryoshka_k sae.k={k} sae.level_weights=" for k in (*KS, "null"))
+"""MSAE's kind, nested codes of 1, 2, 4, ..., k latents; k=null is all latents, as MSAE has it."""
 SETTINGS = (
-    *(f"sae={kind} sae.k={k}" for kind in ("topk", "batchtopk", "matryoshka_k", "matryoshka_prefix") for k in KS),
+    *(f"sae={kind} sae.k={k}" for kind in ("topk", "batchtopk") for k in KS),
+    *(f"{one}{weights}" for weights in ("uniform", "decreasing") for one in MATRYOSHKA),
+    *(f"sae=matryoshka_prefix sae.k={k}" for k in KS),
     *(f"sae=relu sae.l1={l1:g}" for l1 in (0.03, 0.1, 0.3)),
     *(f"sae=jumprelu sae.l0_coef={coef:g}" for coef in (0.0003, 0.001, 0.003)),
 )
 CLAIMS = {"cosine": 0.985, "fvu_per_token": 0.1, "zeros": 0.795}
 """What MSAE claims, in the last digit that it is given: a cosine of at least .99, FVU below .1, 80% zeros."""
+KIND_COLUMNS = (
+    Column("kind", "SAE", Align.left),
+    Column("k", "k", digits=0, is_count=True),
+    Column("weights", "weights", Align.left),
+)
 SCOPE_COLUMNS = (
     Column("n_scored", "scored", digits=0, optional=True),
+    Column("scored_share", "of all", digits=1, scale=100, unit="%", optional=True),
     Column("median_cds", "median CDS", digits=3),
     Column("mean_chance", "chance", digits=3, optional=True),
     Column("high_share", "CDS above gamma", digits=1, scale=100, unit="%"),
@@ -58,18 +73,24 @@ SCOPE_COLUMNS = (
 MARKS = {
     "topk": ("o", "#0072b2"),
     "batchtopk": ("s", "#56b4e9"),
-    "matryoshka_k": ("^", "#d55e00"),
+    "matryoshka_k UW": ("^", "#d55e00"),
+    "matryoshka_k RW": ("<", "#f0e442"),
     "matryoshka_prefix": ("D", "#e69f00"),
     "relu": ("v", "#009e73"),
     "jumprelu": ("P", "#cc79a7"),
 }
 """Marker and colour of each kind; the colour where there are no scores to show by it."""
 EDGE = {"markeredgecolor": INK, "markeredgewidth": 0.5, "markersize": 5.5}
+FRONT_EDGE = {"markeredgewidth": 1.5}
+"""Of points on the front."""
+MSAE_NAMES = {LevelWeights.uniform: "UW", LevelWeights.decreasing: "RW"}
+"""What MSAE calls the weights of its nested codes: uniform and reverse weighting."""
 
 
 class Found(NamedTuple):
     """What is known of how good the SAEs of a run are, and of their scores; by SAE seed."""
 
+    sae: SAEConfig
     measured: list[Measured]
     scopes: Sequence[Mapping[str, Value]]
 
@@ -78,19 +99,33 @@ def measure(ctx: Context) -> Found:
     """Return what is known of the SAEs of one setting, and their scores where features have maps."""
     seeds = ctx.config.seeds
     scopes = [summarise_scope(scope_of(ctx, seed)) for seed in seeds] if has_maps(ctx) else []
-    return Found([measured_of(ctx, seed) for seed in seeds], scopes)
+    return Found(ctx.config.sae, [measured_of(ctx, seed) for seed in seeds], scopes)
 
 
 def compute_point(found: Found) -> dict[str, Stat]:
     """Return mean and spread over SAE seeds of all that is known, by key."""
     summaries = [one.summary for one in found.measured]
     point = {column.key: compute_stat(_number(of[column.key]) for of in summaries) for column in COLUMNS}
-    scopes = [{**of, "high_share": _number(of["n_high"]) / max(_number(of["n_scored"]), 1)} for of in found.scopes]
+    scopes = [
+        {
+            **of,
+            "scored_share": _number(of["n_scored"]) / one.d_sae,
+            "high_share": _number(of["n_high"]) / max(_number(of["n_scored"]), 1),
+        }
+        for one, of in zip(found.measured, found.scopes, strict=False)  # there may be none
+    ]
     return point | {column.key: compute_stat(_number(of[column.key]) for of in scopes) for column in SCOPE_COLUMNS}
 
 
 def _number(value: Value) -> float:
     return float(value) if isinstance(value, int | float) else np.nan
+
+
+def describe_sae(found: Found) -> list[Value]:
+    """Return `KIND_COLUMNS`: the kind, k with null resolved, and the weights of nested codes in MSAE's words."""
+    sae = found.sae
+    k = sae.count_active(found.measured[0].d_sae) if isinstance(sae, TopKConfig) else None
+    return [sae.kind, k, MSAE_NAMES[sae.level_weights] if isinstance(sae, MatryoshkaKConfig) else ""]
 
 
 def find_front(points: Sequence[Mapping[str, Stat]]) -> list[bool]:
@@ -107,16 +142,17 @@ def show(runs: Sequence[Run[Found]]) -> Shown:
 
     def cells(found: Found) -> list[Value | Cell]:
         point = compute_point(found)
-        return [*(point[column.key] for column in known), "yes" if front[id(found)] else ""]
+        return [*describe_sae(found), *(point[column.key] for column in known), "yes" if front[id(found)] else ""]
 
-    columns = [*known, Column("front", "on the front", Align.left)]
+    columns = [*KIND_COLUMNS, *known, Column("front", "on the front", Align.left)]
     notes = [
         "Test tokens; mean over SAE seeds. Zeros: of a token's code. FVU within a token: MSAE's reading. Silent: on all"
-        " test tokens. On the front: no other SAE here has both a smaller L0 and a smaller FVU.",
+        " test tokens. UW, RW: MSAE's uniform and reversed (decreasing) weights of nested codes. On the front: no other"
+        " SAE here has both a smaller L0 and a smaller FVU.",
         *_hold_against_claims(runs, points),
     ]
     table = make_run_table("sae_pareto", "Reconstruction against sparsity", runs, columns, cells, notes)
-    curves = {_name_kind(run): [one.quality for one in run.found.measured] for run in _choose_middle(runs, points)}
+    curves = {_name_kind(run): [one.quality for one in run.found.measured] for run in _choose_fullest(runs, points)}
     return Shown(
         [table],
         {"sae_pareto": lambda: draw_front(runs, points), "progressive": lambda: draw_progressive(curves)},
@@ -143,38 +179,41 @@ def _hold_against_claims(runs: Sequence[Run[Found]], points: Sequence[Mapping[st
 
 
 def _name_kind(run: Run[Found]) -> str:
-    return run.config.sae.kind
+    kind, _, weights = describe_sae(run.found)
+    return f"{kind} {weights}".strip()
 
 
-def _choose_middle(runs: Sequence[Run[Found]], points: Sequence[Mapping[str, Stat]]) -> list[Run[Found]]:
-    """Return of each kind the run of middle L0."""
-    chosen = []
-    for kind in dict.fromkeys(map(_name_kind, runs)):
-        of = [number for number, run in enumerate(runs) if _name_kind(run) == kind]
-        of.sort(key=lambda number: points[number]["l0"].mean)
-        chosen.append(runs[of[(len(of) - 1) // 2]])
-    return chosen
+def _choose_fullest(runs: Sequence[Run[Found]], points: Sequence[Mapping[str, Stat]]) -> list[Run[Found]]:
+    """Return of each kind the run of the largest L0, from which most can be cut."""
+    found: dict[str, tuple[float, Run[Found]]] = {}
+    for run, point in zip(runs, points, strict=True):
+        name, l0 = _name_kind(run), point["l0"].mean
+        if name not in found or l0 > found[name][0]:
+            found[name] = l0, run
+    return [run for _, run in found.values()]
 
 
 def draw_front(runs: Sequence[Run[Found]], points: Sequence[Mapping[str, Stat]]) -> Figure:
-    """Draw FVU and CKNNA against L0: a mark per SAE, its form the kind, its colour the median CDS, if there is one."""
+    """Draw FVU and CKNNA against L0: a mark per SAE, its form the kind, its colour the median CDS, if there is one.
+
+    Those on the front have a bold edge, and a line joins them.
+    """
     figure, (left, right) = make_panels(2, 3.6)
     cds = [point["median_cds"].mean for point in points]
     has_scores = bool(np.isfinite(cds).any())
     scale = Normalize(np.nanmin(cds), np.nanmax(cds)) if has_scores else Normalize(0, 1)
     colours = mpl.colormaps["cividis"]
-    for run, point in zip(runs, points, strict=True):
+    is_on_front = find_front(points)
+    for run, point, is_on in zip(runs, points, is_on_front, strict=True):
         marker, colour = MARKS[_name_kind(run)]
         if has_scores:
             colour = colours(scale(point["median_cds"].mean)) if point["median_cds"].n else GREY
         for axes, name in ((left, "fvu"), (right, "cknna_unit")):
             x, y = point["l0"].mean, point[name].mean
-            axes.plot([x], [y], marker=marker, color=colour, **EDGE)
-    of_front = sorted(
-        (p["l0"].mean, p["fvu"].mean) for p, is_on in zip(points, find_front(points), strict=True) if is_on
-    )
+            axes.plot([x], [y], marker=marker, color=colour, **(EDGE | FRONT_EDGE if is_on else EDGE))
+    of_front = sorted((p["l0"].mean, p["fvu"].mean) for p, is_on in zip(points, is_on_front, strict=True) if is_on)
     left.plot(*zip(*of_front, strict=True), color=INK, linewidth=0.8, linestyle=(0, (4, 2)), zorder=1)
-    _finish(left, "FVU, and the front")
+    _finish(left, "FVU, and the front (bold)")
     _finish(right, "CKNNA of tokens and codes, rows of unit norm")
     handles = [
         Line2D([], [], linestyle="", marker=marker, color="white" if has_scores else colour, label=kind, **EDGE)

@@ -392,7 +392,8 @@ def test_every_kind_is_a_choice_of_the_command_line(kind: str) -> None:
 def test_lists_and_choices_are_read_from_the_command_line() -> None:
     config = compose(["sae=matryoshka_k", "sae.k_levels=[4,16]", "sae.level_weights=decreasing"]).sae
     assert isinstance(config, MatryoshkaKConfig)
-    assert (config.all_k_levels, config.compute_level_weights()) == ([4, 16], [2, 1])
+    assert (config.choose_k_levels(16), config.compute_level_weights(2)) == ([4, 16], [2, 1])
+    assert compose(["sae=matryoshka_k", "sae.k=null"]).sae.k is None  # pyright: ignore[reportAttributeAccessIssue]
     config = compose(["sae=matryoshka_prefix", "sae.prefixes=[0.5,1]"]).sae
     assert isinstance(config, MatryoshkaPrefixConfig)
     assert config.compute_prefix_sizes(64) == [32, 64]
@@ -402,7 +403,25 @@ def test_lists_and_choices_are_read_from_the_command_line() -> None:
 
 @pytest.mark.parametrize(("k", "levels"), [(1, [1]), (2, [1, 2]), (12, [1, 2, 4, 8, 12]), (16, [1, 2, 4, 8, 16])])
 def test_levels_double_up_to_k(k: int, levels: list[int]) -> None:
-    assert as_kind(CONFIG, "matryoshka_k", k=k).all_k_levels == levels
+    assert as_kind(CONFIG, "matryoshka_k", k=k).choose_k_levels(k) == levels
+
+
+def test_all_latents_can_be_active() -> None:
+    """As MSAE has it: codes of 1, 2, 4, ... and all latents, whose number stands in no setting."""
+    config = as_kind(CONFIG, "matryoshka_k", k=None, expansion_factor=2, level_weights=LevelWeights.decreasing)
+    config.check_width(12)
+    assert config.activation_settings(12) == {"k": 12}
+    loss = config.loss_settings(6)
+    assert (loss["k_levels"], loss["level_weights"]) == ([1, 2, 4, 8, 12], [5, 4, 3, 2, 1])
+    assert (config.cache_key_fields()["k"], config.cache_key_fields()["k_levels"]) == (None, None)
+    given = replace(config, k_levels=[4, 12])
+    given.check_width(12)
+    assert given.cache_key_fields()["k_levels"] == [4, 12]
+    with pytest.raises(InputError, match=r"sae\.k_levels, 12, got 24 \(the number of latents, for sae\.k is"):
+        given.check_width(24)
+    sae = make_sae(config, torch.zeros(6), 1.0, seed=0)
+    x = torch.randn(5, 6, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(sae.encode(x), sae.pre_acts(x).relu())
 
 
 # -- a kind of one's own ----------------------------------------------------------------------------------------------

@@ -350,7 +350,8 @@ def test_the_light_rests_on_latents_of_high_scope(output_dir: Path, asked: list[
 
 
 def test_more_latents_per_token_explain_more(output_dir: Path) -> None:
-    few = ("sae=topk sae.k=2", "sae=topk sae.k=8", "sae=batchtopk sae.k=4")
+    msae = "sae=matryoshka_k sae.k=null sae.level_weights=decreasing"
+    few = ("sae=topk sae.k=2", "sae=topk sae.k=8", "sae=batchtopk sae.k=4", msae)
     small = [
         "data.n_train=60",
         "data.n_test=24",
@@ -362,15 +363,24 @@ def test_more_latents_per_token_explain_more(output_dir: Path) -> None:
     assert main(experiment, [*PLANTED, f"output_dir={output_dir}", *small, "scope.k_cds=2", "scope.k_max=2"]) == 0
     folder = output_dir / "experiments" / "sae_pareto"
     check_files(folder, ["sae_pareto", "progressive"], ["sae_pareto", "progressive"])
-    rows = [{key: _read_number(value) for key, value in row.items()} for row in read_rows(folder / "sae_pareto.csv")]
-    two, eight, _ = rows
+    table = read_rows(folder / "sae_pareto.csv")
+    rows: list[dict[str, Any]] = [{key: _read_number(value) for key, value in row.items()} for row in table]
+    two, eight, _, full = rows
+    assert [(row["kind"], row["k"], row["weights"]) for row in (two, full)] == [
+        ("topk", 2, ""),
+        ("matryoshka_k", 32, "RW"),  # all latents
+    ]
+    assert full["l0"] > 8
+    assert full["zeros"] == pytest.approx(1 - full["l0"] / 32)
     assert (two["l0"], eight["l0"]) == (pytest.approx(2, abs=0.1), pytest.approx(8, abs=0.2))
     assert two["fvu"] > eight["fvu"]
     assert two["zeros"] > eight["zeros"]
-    assert [row["front"] for row in rows].count("yes") >= 2
-    assert all(
-        np.isfinite([row[key] for key in ("cknna", "orthogonality", "accuracy", "median_cds")]).all() for row in rows
-    )
+    for row in rows:  # on the front unless another has less of both
+        beaten = any(one["l0"] <= row["l0"] and one["fvu"] <= row["fvu"] and one is not row for one in rows)
+        assert row["front"] == ("" if beaten else "yes")
+        known = ("fvu_per_token", "cosine_raw", "cknna", "orthogonality", "dead_share", "accuracy", "median_cds")
+        assert np.isfinite([row[key] for key in (*known, "scored_share", "high_share")]).all()
+        assert row["scored_share"] == pytest.approx(row["n_scored"] / 32)
     curve = [row for row in read_rows(folder / "progressive.csv") if "sae.k=8" in row["setting"]]
     assert float(find_at(curve, "8")["fvu"]) == pytest.approx(eight["fvu"], rel=0.02)
     assert float(find_at(curve, "1")["fvu"]) > float(find_at(curve, "8")["fvu"])

@@ -193,11 +193,15 @@ class TopKConfig(TrainedConfig):
     aux_coef: NotNegative = 1 / 32
     """Weight of AuxK's loss (Gao et al., 2024)."""
 
+    def count_active(self, d_sae: int) -> int:
+        """Return k, of so many latents."""
+        return self.k
+
     def check_width(self, d_sae: int) -> None:
-        check_k(self.k, d_sae)
+        check_k(self.count_active(d_sae), d_sae)
 
     def activation_settings(self, d_sae: int) -> dict[str, Any]:
-        return {"k": self.k}
+        return {"k": self.count_active(d_sae)}
 
     def loss_settings(self, d_in: int) -> dict[str, Any]:
         return {"k": self.k, **self.aux_settings(d_in)}
@@ -227,37 +231,51 @@ class MatryoshkaKConfig(TopKConfig):
     """TopK whose first few entries reconstruct too (MSAE, Zaigrajew et al., 2025)."""
 
     kind: str = "matryoshka_k"
+    k: Count | None = 16  # pyright: ignore[reportIncompatibleVariableOverride]
+    """Active latents per token; null: all of them that are above 0, as MSAE has it."""
     k_levels: Annotated[list[Count], Items(ascending=True)] | None = None
     """Active latents of the nested codes, ascending up to k; null is 1, 2, 4, ... up to k."""
     level_weights: LevelWeights = LevelWeights.uniform
-    """How much each nested code counts."""
+    """How much each nested code counts. MSAE calls uniform UW and decreasing, the smallest k counting most, RW."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.all_k_levels[-1] != self.k:
+        if self.k is not None:
+            self._check_levels(self.k)
+
+    def _check_levels(self, k: int) -> None:
+        if (last := self.choose_k_levels(k)[-1]) != k:
+            which = "" if self.k is not None else " (the number of latents, for sae.k is null)"
             raise InputError(
-                f"Expected sae.k to be the largest of sae.k_levels, {self.all_k_levels[-1]}, got {self.k}: change"
-                " either, or leave out sae.k_levels."
+                f"Expected sae.k to be the largest of sae.k_levels, {last}, got {k}{which}: change either, or leave out"
+                " sae.k_levels."
             )
 
-    @property
-    def all_k_levels(self) -> list[int]:
-        """`k_levels`, with null resolved."""
+    def count_active(self, d_sae: int) -> int:
+        return d_sae if self.k is None else self.k
+
+    def choose_k_levels(self, k: int) -> list[int]:
+        """Return `k_levels` up to this k, with null resolved."""
         if self.k_levels is not None:
             return list(self.k_levels)
-        return [2**i for i in range((self.k - 1).bit_length())] + [self.k]
+        return [2**i for i in range((k - 1).bit_length())] + [k]
 
-    def compute_level_weights(self) -> list[int]:
-        """Return how much each of the nested codes counts; the scale does not matter."""
-        n = len(self.all_k_levels)
+    def compute_level_weights(self, n: int) -> list[int]:
+        """Return how much each of n nested codes counts; the scale does not matter."""
         return [1] * n if self.level_weights is LevelWeights.uniform else list(range(n, 0, -1))
 
+    def check_width(self, d_sae: int) -> None:
+        super().check_width(d_sae)
+        self._check_levels(self.count_active(d_sae))
+
     def loss_settings(self, d_in: int) -> dict[str, Any]:
-        levels = {"k_levels": self.all_k_levels, "level_weights": self.compute_level_weights()}
-        return levels | self.aux_settings(d_in)
+        k_levels = self.choose_k_levels(self.count_active(d_in * self.expansion_factor))
+        weights = self.compute_level_weights(len(k_levels))
+        return {"k_levels": k_levels, "level_weights": weights, **self.aux_settings(d_in)}
 
     def cache_key_fields(self) -> dict[str, Any]:
-        return super().cache_key_fields() | {"k_levels": self.all_k_levels}
+        k_levels = self.k_levels if self.k is None else self.choose_k_levels(self.k)
+        return super().cache_key_fields() | {"k_levels": k_levels}
 
 
 @dataclass
