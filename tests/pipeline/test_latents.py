@@ -12,7 +12,7 @@ from infoscope import load_latents
 from infoscope.config.tree import compose
 from infoscope.data.scenes.factors import KINDS
 from infoscope.pipeline.context import Context
-from infoscope.pipeline.stage import Handle, SeedStage
+from infoscope.pipeline.stage import Handle, SeedStage, Stage
 from infoscope.sae.latent_table import LatentTable
 from infoscope.sae.origin import Origin
 from infoscope.scope.cds import compute_chance_ratio, count_zero_maps
@@ -82,10 +82,13 @@ def test_what_columns_read_besides_their_source_is_in_the_key(
     assert [column.name for column in more.load()] == [column.name for column in plain.load()]
 
 
-def test_another_version_of_the_report_is_written_anew(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("stage", [Report, Score])
+def test_another_version_of_the_report_or_of_a_part_is_written_anew(
+    stage: type[Stage], finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ctx = Context(make_tiny_config(finished), Recorder())
     before = Report().report_spec(ctx).hash
-    monkeypatch.setattr(Report, "version", Report.version + 1)
+    monkeypatch.setattr(stage, "report_version", stage.report_version + 1)
     assert Report().report_spec(ctx).hash != before
 
 

@@ -98,10 +98,10 @@ class Stage:
 
     kind: ClassVar[str] = ""
     """The folder of the artifacts that it makes, and part of their hashes."""
-    version: ClassVar[int] = 0
-    """Part of the keys where it is not 0: raise it when the same configuration gives other results than before."""
     in_report: ClassVar[bool] = False
     """Whether its section stands in the report of stage=report."""
+    report_version: ClassVar[int] = 0
+    """Part of the keys of reports with its section: raise it when the same results are shown or told in another way."""
     is_optional: ClassVar[bool] = False
     """Whether the table of latents has its columns only where the command makes it anyway, or another has made it."""
     is_without_maps: ClassVar[bool] = False
@@ -140,10 +140,6 @@ class Stage:
     def describe(self, ctx: Context, *item: Any) -> str:
         """Return what an item is called in a plan."""
         return self.kind
-
-    def versioned(self, key: Key) -> Key:
-        """Return a key with the version of the stage."""
-        return {**key, "version": self.version} if self.version else key
 
     def identify(self, *item: Any) -> str:
         """Return a string that identifies an item."""
@@ -250,6 +246,8 @@ class Node:
 class ArtifactStage(Stage, ABC, Generic[R]):
     """A stage whose items are artifacts; `R` is what one holds, as it is loaded."""
 
+    version: ClassVar[int] = 0
+    """Part of the keys where it is not 0: raise it when the same configuration gives other results than before."""
     is_shared: ClassVar[bool] = True
     """Whether all processes of a job build together; else the main one builds alone."""
     holds: ClassVar[Any] = None
@@ -318,7 +316,9 @@ class Handle(Node, Generic[R]):
             NotBuiltYet: that depends on the content of something that does not exist yet.
         """
         stage, ctx = self.stage, self.ctx
-        key = stage.versioned(stage.key(ctx, self.needs, *self.item))
+        key = stage.key(ctx, self.needs, *self.item)
+        if stage.version:
+            key = {**key, "version": stage.version}
         return Spec(stage.kind, stage.name(ctx, *self.item), key, stage.is_one_of_many)
 
     @property

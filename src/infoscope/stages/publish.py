@@ -27,8 +27,6 @@ class Published(Stage):
 
     shows_scores: ClassVar[bool] = True
     """Whether its report is about scores too, so that it reads them."""
-    report_version: ClassVar[int] = 0
-    """Of its report alone: raise it when the same artifacts are shown or told in another way."""
 
     def reads(self, ctx: Context) -> list[Node]:
         scores = Score().reads(ctx) if self.shows_scores and has_maps(ctx) else []
@@ -84,8 +82,8 @@ class Published(Stage):
 
     def report_spec(self, ctx: Context) -> Spec:
         """Return what determines the report, and its name."""
-        shown = {"report_version": self.report_version} if self.report_version else {}
-        return Spec(_Report.kind, self.report_name(ctx), self.versioned({**self.report_key(ctx), **shown}))
+        key = {**self.report_key(ctx), "report_version": self.report_version}
+        return Spec(_Report.kind, self.report_name(ctx), key)
 
 
 class PublishedPart(Published):

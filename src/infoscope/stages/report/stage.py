@@ -31,7 +31,7 @@ def load_parts(ctx: Context) -> dict[str, Stage]:
 class Report(Published):
     """What an experiment ends with unless another stage is asked for."""
 
-    version = 5
+    report_version = 5
 
     def goals(self, ctx: Context) -> list[Node]:
         nodes = [node for part in load_parts(ctx).values() for node in part.goals(ctx)]
@@ -48,7 +48,7 @@ class Report(Published):
 
     def report_key(self, ctx: Context) -> Key:
         return {
-            "parts": {name: part.hashes(ctx) for name, part in load_parts(ctx).items()},
+            "parts": {name: [*part.hashes(ctx), part.report_version] for name, part in load_parts(ctx).items()},
             "tokens": Tokens.at(ctx, "train").hash,
             "k_cds": ctx.config.scope.k_cds,
             "partition": ctx.config.partition.cache_key_fields(),

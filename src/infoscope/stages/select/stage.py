@@ -34,7 +34,7 @@ IMPORTED = (
 class Select(Published, ProbesOfVariants):
     """Probes on n kept latents; before them the original tokens, all latents kept, and none."""
 
-    version = 1
+    report_version = 1
 
     def describe(self, ctx: Context, seed: int) -> str:
         return f"select, seed {seed}"
