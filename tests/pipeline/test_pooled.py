@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ from infoscope.stages.score.stage import Score, scope_of
 from infoscope.stages.tokens import Tokens
 from infoscope.stages.train_sae import TrainSAE
 from infoscope.vision.load import load_backbone
-from tests.support.pipeline_samples import N_TRAIN, Recorder, make_tiny_config, run_tiny
+from tests.support.pipeline_samples import N_TRAIN, Recorder, draw_without_saving, make_tiny_config, run_tiny
 
 SCENES_CLIP = ("model=scenes_clip", "data.size_px=104", "scope.shift_patches=1")
 POOLED = (*SCENES_CLIP, "model.site=pooled", "sae.n_tokens=2000", "sae.batch_tokens=32", "describe.n_label_images=2")
@@ -94,6 +95,8 @@ def test_features_of_whole_images_are_steered(described: Path) -> None:
     assert made.files is not None
     assert made.files.tables.keys() == {"steering", "steering_words", "suppression"}
     assert "scope" not in made.text
+    assert "Features set to a high value in the embedding" in made.text
+    assert "patches" not in made.text
 
 
 @pytest.mark.parametrize("stage", ["score", "cross", "probe", "masking", "report"])
@@ -102,7 +105,8 @@ def test_what_needs_maps_says_what_can_be_done_instead(described: Path, stage: s
         run_tiny(described, *POOLED, f"stage={stage}")
 
 
-def test_applied_to_patches_they_have_a_score(described: Path) -> None:
+def test_applied_to_patches_they_have_a_score(described: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    draw_without_saving(monkeypatch)
     sae = TrainSAE.at(make_context(described, *POOLED), 0).folder
     imported = [*IMPORTED, f"sae.path={sae}", f"output_dir={described}", "stage=score"]
     ctx = Context(compose([*imported, "model.site=projected"]), Recorder())
@@ -111,6 +115,49 @@ def test_applied_to_patches_they_have_a_score(described: Path) -> None:
     assert Tokens.at(ctx, "train").read_json("tokens.json")["grid"] == 12
     with pytest.raises(InputError, match="This SAE reads pooled embeddings, one vector for each image or text: give"):
         run(compose(imported), Recorder())
+    projected = [*imported[:-1], "model.site=projected", "name.n_top_images=3"]
+    said = Recorder()
+    named = run(compose([*projected, "stage=name", "name.reading=row"]), said)
+    assert named is not None
+    assert {"names", "names_groups", "names_listed"} <= named.tables.keys()
+    assert "this SAE does not read the embeddings of whole images (model.site=pooled)" in " ".join(said.text.split())
+    for stage in ("steer", "attribute", "masking", "predict"):
+        with pytest.raises(InputError, match=r"nothing follows those of model\.site=projected: drop it, or use model"):
+            run(compose([*projected, f"stage={stage}"]), Recorder())
+
+
+def test_an_sae_of_images_reads_captions(described: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    draw_without_saving(monkeypatch)
+    ctx = make_context(described, *POOLED)
+    sae, scenes = TrainSAE.at(ctx, 0).folder, Scenes.at(ctx, "train", N_TRAIN, ctx.config.data).load()
+    (tmp_path / "captions.txt").write_text("\n".join(scenes.caption(i) for i in range(N_TRAIN)))
+    (tmp_path / "words.txt").write_text("red\nball\ncube\nsnow\n")
+    given = [one for one in IMPORTED if not one.startswith(("data.", "scope."))]
+    given += [f"sae.path={sae}", "data=captions", f"data.root={tmp_path / 'captions.txt'}", "data.test_share=0.3"]
+    given += ["model.site=pooled", f"output_dir={tmp_path / 'out'}", f"predict.class_names={tmp_path / 'words.txt'}"]
+    few = {
+        "quality": ["quality.n_neighbours=3"],
+        "name": ["name.n_top_images=3", f"name.vocabulary={tmp_path / 'words.txt'}"],
+        "steer": ["steer.n_latents=2", "steer.n_images=2"],
+        "attribute": ["attribution.n_tested=2"],
+    }
+    tables, said = {}, Recorder()
+    for stage, settings in few.items():
+        made = run(compose([*given, f"stage={stage}", *settings]), said)
+        assert made is not None
+        tables[stage] = set(made.tables)
+    assert tables == {
+        "quality": {"fidelity", "quality", "progressive"},
+        "name": {"names", "names_listed"},
+        "steer": {"steering", "steering_words"},
+        "attribute": {"attribution"},
+    }
+    assert said.stages("built").count("import_sae") == 1
+    text = " ".join(said.text.split())
+    for reason in ("no linear probe on reconstructions", "No classifier is swept"):
+        assert re.search(rf"{reason}: data=captions knows no classes", text)
+    with pytest.raises(InputError, match=r"data=captions knows no classes to name features by: give name\.vocabulary"):
+        run(compose([*given, "stage=name"]), Recorder())
 
 
 def test_captions_are_embedded_in_the_place_of_images(described: Path, tmp_path: Path) -> None:

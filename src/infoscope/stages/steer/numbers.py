@@ -29,6 +29,11 @@ class Found(NamedTuple):
     result: SteeringResult
     suppression: SuppressionResult | None = None
 
+    @property
+    def where(self) -> str:
+        """In words, where latents are set high: an SAE whose features have no maps reads embeddings."""
+        return "in the embedding" if self.scope is None else "on all patches"
+
     def groups(self) -> dict[str, Bool[np.ndarray, " n"]]:
         """Return which of the measured latents are in each group by score, in words; none where nothing is scored."""
         if self.scope is None:

@@ -60,7 +60,7 @@ def _make_table(found: Sequence[Found]) -> Table:
     first = found[0].result
     table = Table(
         "steering",
-        "Features set to a high value on all patches",
+        f"Features set to a high value {found[0].where}",
         [
             Column("features", "", Align.left),
             Column("n_latents", "measured", digits=0, is_count=True),
@@ -78,7 +78,7 @@ def _make_table(found: Sequence[Found]) -> Table:
             f"{first.n_images:,} test images, {len(first.words):,} words, {len(found)} SAE"
             f" seed{'s' * (len(found) != 1)}; {len(first.measured):,} of the {first.d_sae:,} features are measured,"
             " drawn at random from those that fire in a training image, the others have no value. A feature is set to a"
-            " high quantile of its own peaks in training images, on every patch; the SAE's error stays.",
+            f" high quantile of its own peaks in training images, {found[0].where}; the SAE's error stays.",
             f"Steerable: the log probability of one word rises by more than {first.min_effect:g} nats in at least"
             f" {100 * first.min_share:g}% of the images. Effect: that rise, mean over images, of the word that rises"
             " most. Entropy lost: of the prediction, as a share of the largest possible. Word predicted: share of"
@@ -160,7 +160,7 @@ def _find(found: Sequence[Found]) -> Iterator[str]:
     yield (
         f"{_percent(every['steerable'])} of {len(first.measured):,} features are steerable (one of {len(first.words):,}"
         f" words rises by more than {first.min_effect:g} nats in at least {100 * first.min_share:g}% of"
-        f" {first.n_images:,} test images when the feature is set to a high value on all patches), and"
+        f" {first.n_images:,} test images when the feature is set to a high value {found[0].where}), and"
         f" {_percent(every['steerable_random'])} of random directions of the same length; the median effect is"
         f" {every['effect'].mean:.2f} nats, and {every['effect_random'].mean:.2f} along random directions."
     )

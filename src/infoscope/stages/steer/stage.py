@@ -126,7 +126,8 @@ class Steer(Published, SeedStage[SteeringResult]):
 
     def latents(self, ctx: Context, seed: int) -> Iterator[LatentColumn]:
         found = self.at(ctx, seed).load()
-        of = f"set high on all patches of {found.n_images} test images"
+        where = "on all patches" if has_maps(ctx) else "in the embedding"
+        of = f"set high {where} of {found.n_images} test images"
         heading = f"steering: log probability of the word that rises most, {of}"
         yield LatentColumn("steering_effect", found.spread(found.effect[LATENT]), heading, "nats")
         heading = f"steering consistency: images in which this word rises by over {found.min_effect:g} nats, {of}"
