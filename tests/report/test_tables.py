@@ -24,6 +24,7 @@ from infoscope.report.tables import (
     Stat,
     Table,
     compute_stat,
+    format_interval,
     format_number,
     format_percent,
     format_signed,
@@ -66,11 +67,19 @@ def test_one_value_has_no_spread_and_none_no_mean() -> None:
 
 def test_intervals_are_students() -> None:
     half = 4.302652729911275 / math.sqrt(3)  # t of 2 degrees of freedom
-    assert compute_stat([1.0, 2.0, 3.0, math.nan]).interval == pytest.approx((2 - half, 2 + half))
+    three = compute_stat([1.0, 2.0, 3.0, math.nan])
+    assert three.interval == pytest.approx((2 - half, 2 + half))
+    assert format_interval(three, 1, 10) == ("+20.0", f"{MINUS}4.8", "+44.8")
+
+
+def test_a_difference_has_a_sign_where_its_interval_does_not_hold_0() -> None:
+    few = {0: [1.0, 2.0, 3.0], 1: [2.0, 2.1, 2.2], -1: [-2.0, -2.1, -2.2]}
+    assert {sign: compute_stat(values).sign for sign, values in few.items()} == {sign: sign for sign in few}
+    assert [compute_stat(values).sign for values in ([], [2.0], [2.0, 2.0])] == [0, 0, 0]
 
 
 def test_words_for_shares_differences_and_means() -> None:
-    assert (format_percent(0.1234), format_percent(math.nan)) == ("12.3%", "\N{EN DASH}%")
+    assert (format_percent(0.1234), format_percent(math.nan)) == ("12.3%", "no share")
     assert (format_signed(0.126), format_signed(-1.0, 0)) == ("+0.13", "\N{MINUS SIGN}1")
     assert format_stat(compute_stat([0.1, 0.3]), 1, 100) == "20.0 ± 14.1"
     assert format_stat(compute_stat([0.1, 0.1001]), 2) == format_stat(compute_stat([0.1]), 2) == "0.10"

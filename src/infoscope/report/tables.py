@@ -28,6 +28,8 @@ COLUMN_GAP = 3
 MINUS = "\N{MINUS SIGN}"
 LEVEL = 0.95
 """Of the intervals of means."""
+_NO_WIDTH = 1e-9
+"""Of an interval whose ends differ by rounding alone."""
 PARTIAL = "°"
 """Mark of a mean over fewer runs than were asked for."""
 OVER_SEEDS = "Mean ± standard deviation over SAE seeds."
@@ -77,6 +79,18 @@ class Stat(NamedTuple):
     def interval(self) -> tuple[float, float]:
         """The ends of that interval."""
         return self.mean - self.half_width, self.mean + self.half_width
+
+    @property
+    def sign(self) -> int:
+        """On which side of 0 that interval lies, 1 or -1; 0: it holds 0, or says nothing.
+
+        It says nothing of a single value, and of values that agree to the last digit: differences of a few counts can,
+        by chance.
+        """
+        low, high = self.interval
+        if not high - low >= _NO_WIDTH or low <= 0 <= high:
+            return 0
+        return 1 if low > 0 else -1
 
 
 def compute_stat(values: Iterable[float | None]) -> Stat:
@@ -179,9 +193,16 @@ def format_signed(value: float, digits: int = 2) -> str:
     return format_number(value, digits, signed=True)
 
 
-def format_percent(share: float) -> str:
-    """Return a share, 0..1, in percent."""
-    return f"{format_number(100 * share, 1)}%"
+def format_percent(share: float | Stat) -> str:
+    """Return a share, 0..1, or the mean of several, in percent."""
+    mean = share.mean if isinstance(share, Stat) else share
+    return f"{format_number(100 * mean, 1)}%" if math.isfinite(mean) else "no share"
+
+
+def format_interval(stat: Stat, digits: int = 2, scale: float = 1.0) -> tuple[str, str, str]:
+    """Return mean and both ends of the interval of a difference or a correlation."""
+    mean, low, high = (format_signed(scale * one, digits) for one in (stat.mean, *stat.interval))
+    return mean, low, high
 
 
 def format_stat(stat: Stat, digits: int, scale: float = 1.0) -> str:

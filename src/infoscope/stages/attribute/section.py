@@ -17,6 +17,7 @@ from infoscope.report.tables import (
     Stat,
     Table,
     compute_stat,
+    format_interval,
     format_number,
     format_percent,
     format_signed,
@@ -195,17 +196,17 @@ def _tell_agreement(found: Sequence[Found]) -> str:
             "Whether gradient attributions agree with exact ablation cannot be told: in no test image do two latents"
             " differ in both."
         )
-    low, high = gradient.interval
-    if gradient.mean <= 0 or low <= 0:
+    mean, low, high = format_interval(gradient)
+    other, other_low, other_high = format_interval(shuffled)
+    if gradient.sign != 1:
         verb = "do not agree with"
     else:
         verb = "agree with" if gradient.mean >= AGREES else "agree only in part with"
     n_ranked = format_number(compute_stat(one.result.n_ranked.mean() for one in found).mean, 0)
     return (
         f"Gradient attributions {verb} exact ablation: over the {n_ranked} latents that fire in an image they rank as"
-        f" their ablation does by {format_signed(gradient.mean)} (Spearman, mean of {len(first.tested):,} test images,"
-        f" 95% interval over images {format_signed(low)} to {format_signed(high)}), shuffled by"
-        f" {format_signed(shuffled.mean)} ({' to '.join(map(format_signed, shuffled.interval))})."
+        f" their ablation does by {mean} (Spearman, mean of {len(first.tested):,} test images, 95% interval over images"
+        f" {low} to {high}), shuffled by {other} ({other_low} to {other_high})."
     )
 
 
@@ -221,9 +222,8 @@ def _tell_deletion(found: Sequence[Found]) -> Iterator[str]:
         for name in METHODS:
             if name == GRADIENT:
                 continue
-            low, high = compute_stat(better * (own - join_images(areas[key], name))).interval
-            where = best if low > 0 else worse if high < 0 else alike
-            where.append(METHODS[name])
+            sign = compute_stat(better * (own - join_images(areas[key], name))).sign
+            {1: best, 0: alike, -1: worse}[sign].append(METHODS[name])
         parts = [
             f"{verb} {', '.join(names)}"
             for verb, names in (("beat", best), ("are not told from", alike), ("lose to", worse))
@@ -243,11 +243,10 @@ def _tell_groups(
             np.array([getattr(one, key)[place] for one in shares]) for key in ("attribution", "integrated", "mass")
         )
         difference = compute_stat(attribution - mass)
-        numbers = (format_signed(100 * one, 1) for one in (difference.mean, *difference.interval))
-        ends = "{} points, 95% interval over SAE seeds {} to {}; ".format(*numbers) if len(shares) > 1 else ""
+        ends = "{} points, 95% interval over SAE seeds {} to {}; ".format(*format_interval(difference, 1, 100))
         yield (
             f"{name_group(group).capitalize()} features have {format_percent(attribution.mean())} of the attribution"
-            f" and {format_percent(mass.mean())} of the activation ({ends}by integrated gradients"
+            f" and {format_percent(mass.mean())} of the activation ({ends * (len(shares) > 1)}by integrated gradients"
             f" {format_percent(integrated.mean())} of the attribution)."
         )
     known = np.isfinite(ratio)

@@ -151,12 +151,12 @@ def say_alignment(pairs: Mapping[tuple[int, int], Alignment]) -> list[str]:
         shared = compute_stat(one.share_above(matching, SHARED) for one in found)
         return (
             f"{format_number(mean.mean, 2)} on average (chance {format_number(chance.mean, 2)}), above {SHARED} for"
-            f" {format_percent(shared.mean)} of the latents"
+            f" {format_percent(shared)} of the latents"
         )
 
     agreement = compute_stat(one.agreement("decoder", "activation") for one in found)
     return [
         f"Latents of two SAE seeds, matched one to one by their decoder rows, have a cosine of {say('decoder')}; by"
         f" their activations on the same images, {say('activation')}. Both ways name the same partner for"
-        f" {format_percent(agreement.mean)} of the latents."
+        f" {format_percent(agreement)} of the latents."
     ]

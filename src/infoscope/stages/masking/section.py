@@ -151,10 +151,10 @@ def _find(points: Points, results: Mapping[int, MaskingResult]) -> Iterator[str]
     decoded = points.get(Point(CLASS, d_sae, True, False))
     without = points.get(Point(CLASS, d_sae, False, False))
     yield (
-        f"Zero-shot top-1 is {format_percent(original.mean)} on the original tokens"
-        + (f", {format_percent(decoded.top1.mean)} on the SAE's reconstruction" if decoded else "")
-        + f", {format_percent(none.mean)} without any latent"
-        + (f" ({format_percent(without.top1.mean)} if the SAE's error is dropped too)" if without else "")
+        f"Zero-shot top-1 is {format_percent(original)} on the original tokens"
+        + (f", {format_percent(decoded.top1)} on the SAE's reconstruction" if decoded else "")
+        + f", {format_percent(none)} without any latent"
+        + (f" ({format_percent(without.top1)} if the SAE's error is dropped too)" if without else "")
         + f"; guessing gives {100 / len(first.class_names):.1f}%, the commonest class alone {100 * commonest:.1f}%. The"
         " latents below are those of each image's true class: they tell where the information on classes lies, and are"
         " no classifier."
@@ -190,10 +190,10 @@ def _tell(points: Points, n: int, keeps: bool, curves: Sequence[str]) -> str:
         {curve: points[point].top1 for curve in curves if (point := Point(curve, n, keeps, error)) in points}
         for error in (True, False)
     )
-    parts = [f"{format_percent(top1.mean)} if they are {whose[curve]}" for curve, top1 in kept.items()]
+    parts = [f"{format_percent(top1)} if they are {whose[curve]}" for curve, top1 in kept.items()]
     said = f"With {n:,} latent{'s' * (n != 1)} {'kept alone' if keeps else 'dropped'}, top-1 is {', '.join(parts)}."
     if decoded:
-        shares = ", ".join(format_percent(top1.mean) for top1 in decoded.values())
+        shares = ", ".join(format_percent(top1) for top1 in decoded.values())
         said += f" Without the SAE's error it is, in the same order, {shares}."
     return said
 

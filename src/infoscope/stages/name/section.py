@@ -280,7 +280,7 @@ def _say_right(found: Sequence[Found]) -> Iterator[str]:
         return
     numbers = [summarise(one.result)[first.reading] for one in found]
     right, random, beyond, any_value = (
-        format_percent(compute_stat(one[key] for one in numbers).mean)
+        format_percent(compute_stat(one[key] for one in numbers))
         for key in ("is_best", "is_best_random", "is_beyond", "best_beyond")
     )
     if not any(math.isfinite(one["is_best"]) for one in numbers):
@@ -326,7 +326,7 @@ def _say_bias(found: Sequence[Found]) -> Iterator[str]:
     )
     if mean["n_coupled"].mean:
         coupled, other = (format_signed(mean[key].mean, 3) for key in ("slope_coupled", "slope_other"))
-        top, by_chance = format_percent(mean["top"].mean), format_percent(biases[0].by_chance)
+        top, by_chance = format_percent(mean["top"]), format_percent(biases[0].by_chance)
         said += (
             f" In the training images of {n_coupled} concepts a class has over twice its share: its probability changes"
             f" by {coupled}, that of the others by {other}, and it rises most for {top} of these concepts (by chance"

@@ -186,12 +186,12 @@ def _compare_with_random(numbers: _Numbers, group: AblationRow) -> str:
     """Say whether a group changes more predictions than random groups of its mass; within two spreads it does not."""
     mine = numbers.stat(group, "changed")
     random = numbers.stat(AblationRow("control", KEPT, group.group, "mass"), "changed")
-    start = f"{group.label.capitalize()} features {format_percent(mine.mean)} of the predictions change"
+    start = f"{group.label.capitalize()} features {format_percent(mine)} of the predictions change"
     confidence = numbers.mean(group, "max_prob") - numbers.mean(ORIGINAL, "max_prob")
     end = f"; mean confidence moves by {format_number(100 * confidence, 1, signed=True)} points."
     if random.n == 0:
         return start + end
-    against = f"{format_percent(random.mean)} without random features of the same mass"
+    against = f"{format_percent(random)} without random features of the same mass"
     spread = math.hypot(*np.nan_to_num([random.sd, mine.sd]))
     if random.n < 2:
         verdict = "of one random group only, so there is no spread to judge the difference by"

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from infoscope.report.tables import LEVEL, Align, Cell, Column, Stat, Table, compute_stat, format_number
+from infoscope.report.tables import LEVEL, Align, Cell, Column, Stat, Table, compute_stat, format_interval
 from infoscope.stages.probe.results import (
     KEPT,
     MAIN_METRICS,
@@ -20,8 +20,6 @@ from infoscope.stages.probe.results import (
 
 WORDS = {-1: "costs more than", 0: "is not told from", 1: "costs less than"}
 """What a difference says, by its sign: positive is better."""
-_NO_WIDTH = 1e-9
-"""Of an interval whose ends differ by rounding alone."""
 
 
 class Excess(NamedTuple):
@@ -53,15 +51,11 @@ class Excess(NamedTuple):
     def sign(self) -> int | None:
         """1: better than without the others; -1: worse; 0: not told; None: there is no interval.
 
-        Not told where the interval holds 0, and where all seeds agree to the last digit: counts of few images can, by
-        chance, and the interval of no width that follows says nothing.
+        Not told as of `Stat.sign`.
         """
-        low, high = self.interval
-        if math.isnan(low):
+        if math.isnan(self.stat.half_width):
             return None
-        if low <= 0 <= high or high - low < _NO_WIDTH:
-            return 0
-        return 1 if (low > 0) == self.metric.higher_is_better else -1
+        return self.stat.sign if self.metric.higher_is_better else -self.stat.sign
 
     @property
     def verdict(self) -> str:
@@ -72,8 +66,7 @@ class Excess(NamedTuple):
     def in_words(self) -> str:
         """ "+2.1 points, +0.3 to +3.9"."""
         column = self.metric.column
-        numbers = (column.scale * value for value in (self.stat.mean, *self.interval))
-        mean, low, high = (format_number(number, column.digits, signed=True) for number in numbers)
+        mean, low, high = format_interval(self.stat, column.digits, column.scale)
         return f"{mean} {'points' if column.unit == '%' else column.unit}, {low} to {high}"
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from infoscope.analyses.steering import LATENT, RANDOM, SteeringResult
-from infoscope.analyses.suppression import Suppressed, SuppressionResult
+from infoscope.analyses.suppression import CHOSEN, Suppressed, SuppressionResult
 from infoscope.report.tables import Stat, compute_stat
 from infoscope.scope.partition import name_group
 from infoscope.stages.score.result import ScopeResult
@@ -110,3 +110,23 @@ def join_removals(removed: Sequence[SuppressionResult], min_images: int) -> list
 
 def _average(variants: Sequence[Suppressed]) -> tuple[float, float]:
     return float(np.mean([one.n_latents for one in variants])), float(np.mean([one.mass for one in variants]))
+
+
+def compare_removals(removed: Sequence[SuppressionResult], size: int, against: str) -> Stat:
+    """Return by how much more images without the typical value are right without so many chosen latents than otherwise.
+
+    Each image's difference is a mean over SAE seeds and draws; the spread is over images.
+
+    Args:
+        size: how many were asked for.
+        against: `CONTROL`, without random latents of their mass; or empty, with all.
+    """
+    differences = []
+    for of in removed:
+        first, second = (
+            [i for i, one in enumerate(of.variants) if (one.kind, one.size) == wanted]
+            for wanted in ((CHOSEN, size), (against, size if against else 0))
+        )
+        some = of.correct[:, ~of.is_typical].astype(np.float64)
+        differences.append(some[first].mean(axis=0) - some[second].mean(axis=0))
+    return compute_stat(np.mean(differences, axis=0))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -10,9 +9,27 @@ import numpy as np
 from infoscope.analyses.steering import LATENT
 from infoscope.analyses.suppression import CHOSEN, CONTROL, SuppressionResult
 from infoscope.report.section import ReportSection, SectionFigure
-from infoscope.report.tables import Align, Column, Stat, Table, compute_stat, format_number
+from infoscope.report.tables import (
+    Align,
+    Column,
+    Stat,
+    Table,
+    compute_stat,
+    format_interval,
+    format_number,
+    format_percent,
+    format_signed,
+)
 from infoscope.stages.steer.figures import draw_effects, draw_removals
-from infoscope.stages.steer.numbers import ALL, Found, Removal, count_words, join_groups, join_removals
+from infoscope.stages.steer.numbers import (
+    ALL,
+    Found,
+    Removal,
+    compare_removals,
+    count_words,
+    join_groups,
+    join_removals,
+)
 
 MAX_WORDS = 20
 """In the table of words: of more, those to which most features steer."""
@@ -157,21 +174,22 @@ def _make_removal_table(removed: Sequence[SuppressionResult], removals: Sequence
 def _find(found: Sequence[Found]) -> Iterator[str]:
     joined, first = join_groups(found), found[0].result
     every = joined.pop(ALL)
+    steerable, by_chance = (format_percent(every[key]) for key in ("steerable", "steerable_random"))
     yield (
-        f"{_percent(every['steerable'])} of {len(first.measured):,} features are steerable (one of {len(first.words):,}"
-        f" words rises by more than {first.min_effect:g} nats in at least {100 * first.min_share:g}% of"
-        f" {first.n_images:,} test images when the feature is set to a high value {found[0].where}), and"
-        f" {_percent(every['steerable_random'])} of random directions of the same length; the median effect is"
-        f" {every['effect'].mean:.2f} nats, and {every['effect_random'].mean:.2f} along random directions."
+        f"{steerable} of {len(first.measured):,} features are steerable (one of {len(first.words):,} words rises by more"
+        f" than {first.min_effect:g} nats in at least {100 * first.min_share:g}% of {first.n_images:,} test images when"
+        f" the feature is set to a high value {found[0].where}), and {by_chance} of random directions of the same"
+        f" length; the median effect is {every['effect'].mean:.2f} nats, and {every['effect_random'].mean:.2f} along"
+        " random directions."
     )
     yield (
-        f"A word that rises need not be predicted: it is in {_percent(every['taken'])} of the images, before in"
-        f" {_percent(every['taken_before'])}; along random directions in {_percent(every['taken_random'])}, before in"
-        f" {_percent(every['taken_before_random'])}."
+        f"A word that rises need not be predicted: it is in {format_percent(every['taken'])} of the images, before in"
+        f" {format_percent(every['taken_before'])}; along random directions in"
+        f" {format_percent(every['taken_random'])}, before in {format_percent(every['taken_before_random'])}."
     )
     if joined:
         told = ", ".join(
-            f"{name} {_percent(of['steerable'])} (random directions {_percent(of['steerable_random'])})"
+            f"{name} {format_percent(of['steerable'])} (random directions {format_percent(of['steerable_random'])})"
             for name, of in joined.items()
         )
         yield f"By scope, steerable: {told}."
@@ -181,61 +199,44 @@ def _find(found: Sequence[Found]) -> Iterator[str]:
     if reached:
         yield (
             f"Features steer to {len(reached):,} of the {len(first.words):,} words, most of them to {first.words[most]}"
-            f" ({format_number(counts[most].mean, 1)}). Predictions are"
-            f" {'more' if every['specificity'].mean > 0 else 'less'} decided than before:"
-            f" {format_number(every['specificity'].mean, 3, signed=True)} of the largest entropy is lost"
-            f" ({format_number(every['specificity_random'].mean, 3, signed=True)} along random directions), of"
-            f" {first.before:.3f} there was."
+            f" ({format_number(counts[most].mean, 1)})."
         )
+    yield (
+        f"Predictions are {'more' if every['specificity'].mean > 0 else 'less'} decided than before: of an entropy of"
+        f" {first.before:.3f} of the largest possible one {format_signed(every['specificity'].mean, 3)} is lost"
+        f" ({format_signed(every['specificity_random'].mean, 3)} along random directions)."
+    )
 
 
 def _tell_removals(removed: Sequence[SuppressionResult], removals: Sequence[Removal], min_images: int) -> Iterator[str]:
     first, nothing = removed[0], removals[0]
     gap = nothing.typical.mean - nothing.others.mean
     yield (
-        f"Zero-shot top-1 is {_percent(nothing.accuracy)}; {_percent(nothing.typical)} where the {first.spurious} is"
-        f" the one that is typical of the class, {_percent(nothing.others)} elsewhere"
-        f" ({format_number(100 * gap, 1, signed=True)} points), {_percent(nothing.worst)} in the worst group."
+        f"Zero-shot top-1 is {format_percent(nothing.accuracy)}; {format_percent(nothing.typical)} where the"
+        f" {first.spurious} is the one that is typical of the class, {format_percent(nothing.others)} elsewhere"
+        f" ({format_signed(100 * gap, 1)} points), {format_percent(nothing.worst)} in the worst group."
     )
     for size in dict.fromkeys(one.size for one in removals if one.kind == CHOSEN):
         of = {one.kind: one for one in removals if one.size == size}
         chosen, control = of[CHOSEN], of.get(CONTROL)
-        gain = compare_removals(removed, size, CHOSEN, "")
-        change = _choose(gain, "raises", "lowers", "leaves")
+        gain = compare_removals(removed, size, "")
+        change = {1: "raises", -1: "lowers", 0: "is not seen to change"}[gain.sign]
         features = "feature that carries" if size == 1 else f"{size:,} features that carry"
         sentence = (
             f"Removing the {features} most of the {first.spurious} {change} top-1 on images of another"
-            f" {first.spurious}: {_percent(chosen.others)} ({_say_points(gain)}); {_percent(chosen.accuracy)} of all, "
-            f"{_percent(chosen.worst)} in the worst group"
+            f" {first.spurious}: {format_percent(chosen.others)} ({_say_points(gain)});"
+            f" {format_percent(chosen.accuracy)} of all, {format_percent(chosen.worst)} in the worst group"
         )
         if control is None:
             yield f"{sentence}."
             continue
-        beyond = compare_removals(removed, size, CHOSEN, CONTROL)
-        verdict = _choose(beyond, "above", "below", "not told from")
+        beyond = compare_removals(removed, size, CONTROL)
+        verdict = {1: "above", -1: "below", 0: "not told from"}[beyond.sign]
         yield (
             f"{sentence}. That is {verdict} random features of equal mass ({_say_points(beyond)}), without which they"
-            f" are {_percent(control.others)}, {_percent(control.accuracy)} and {_percent(control.worst)}."
+            f" are {format_percent(control.others)}, {format_percent(control.accuracy)} and"
+            f" {format_percent(control.worst)}."
         )
-
-
-def compare_removals(removed: Sequence[SuppressionResult], size: int, kind: str, against: str) -> Stat:
-    """Return by how much more images without the typical value are right under one removal than under another.
-
-    Each image's difference is a mean over SAE seeds and draws; the spread is over images.
-
-    Args:
-        against: `CONTROL`, or empty for no removal.
-    """
-    differences = []
-    for of in removed:
-        first, second = (
-            [i for i, one in enumerate(of.variants) if (one.kind, one.size) == (name, size if name else 0)]
-            for name in (kind, against)
-        )
-        some = of.correct[:, ~of.is_typical].astype(np.float64)
-        differences.append(some[first].mean(axis=0) - some[second].mean(axis=0))
-    return compute_stat(np.mean(differences, axis=0))
 
 
 def _summarise(found: Sequence[Found]) -> dict[str, object]:
@@ -249,16 +250,6 @@ def _summarise(found: Sequence[Found]) -> dict[str, object]:
     }
 
 
-def _percent(stat: Stat) -> str:
-    return f"{format_number(100 * stat.mean, 1)}%" if math.isfinite(stat.mean) else "no share"
-
-
-def _choose(difference: Stat, more: str, less: str, neither: str) -> str:
-    """Return a word by whether 0 lies outside the interval."""
-    low, high = difference.interval
-    return more if low > 0 else less if high < 0 else neither
-
-
 def _say_points(one: Stat) -> str:
-    mean, low, high = (format_number(100 * end, 1, signed=True) for end in (one.mean, *one.interval))
+    mean, low, high = format_interval(one, 1, 100)
     return f"{mean} points, 95% interval over images {low} to {high}"
