@@ -29,7 +29,7 @@ class Published(Stage):
     """Whether its report is about scores too, so that it reads them."""
 
     def reads(self, ctx: Context) -> list[Node]:
-        scores = Score().reads(ctx) if self.shows_scores and has_maps(ctx) else []
+        scores = Score().reads(ctx) if self._has_scores(ctx) else []
         return [Tokens.at(ctx, "train"), *scores, _Report.at(ctx, self)]
 
     def report_name(self, ctx: Context) -> str:
@@ -44,14 +44,18 @@ class Published(Stage):
 
     def report_key(self, ctx: Context) -> Key:
         """Return what determines the report."""
-        return {role: handle.hash for role, handle in self.report_sources(ctx).items()}
+        groups = key_of_groups(ctx) if self._has_scores(ctx) else {}
+        return {**{role: handle.hash for role, handle in self.report_sources(ctx).items()}, **groups}
+
+    def _has_scores(self, ctx: Context) -> bool:
+        return self.shows_scores and has_maps(ctx)
 
     def make_page(self, ctx: Context) -> Page:
         """Return what the report shows."""
         section = self.section(ctx)
         assert section is not None
         title = f"{section.title}: {ctx.config.model.name} on {ctx.config.data.kind.name}"
-        return Page(title, describe_experiment(ctx, self.shows_scores), sections=[section])
+        return Page(title, describe_experiment(ctx, self._has_scores(ctx)), sections=[section])
 
     def end(self, ctx: Context) -> ReportFiles:
         """Write the report, unless the same exists, and print it."""
@@ -92,7 +96,7 @@ class PublishedPart(Published):
     in_report = True
 
     def report_key(self, ctx: Context) -> Key:
-        return {**super().report_key(ctx), **key_of_groups(ctx), "interval": ctx.config.stability.interval}
+        return {**super().report_key(ctx), "interval": ctx.config.stability.interval}
 
 
 class _Report(Stage):
@@ -115,7 +119,7 @@ class _Report(Stage):
 
 
 def describe_experiment(ctx: Context, with_scope: bool = True) -> dict[str, str]:
-    """Return model, data, SAE, scope (where there are maps to score), software and hardware, in words."""
+    """Return model, data, SAE, scope (if wanted), software and hardware, in words."""
     config, tokens = ctx.config, Tokens.at(ctx, "train")
     meta, environment = tokens.read_json("tokens.json"), describe_environment()
     hardware, versions = environment["hardware"], environment["versions"]
@@ -128,7 +132,7 @@ def describe_experiment(ctx: Context, with_scope: bool = True) -> dict[str, str]
         "model": f"{config.model.name} ({weights}), {read}, d_in {meta['d_in']}",
         "data": f"{config.data.kind.name}, {meta['n_images']} training images",
         "SAE": describe_sae(ctx),
-        **({"scope": scope} if with_scope and has_maps(ctx) else {}),
+        **({"scope": scope} if with_scope else {}),
         "software": f"infoscope {versions['infoscope']}, torch {versions['torch']}",
         "hardware": f"{hardware['cpu']}, {hardware['cores']} cores" + "".join(f", {gpu}" for gpu in hardware["gpus"]),
     }

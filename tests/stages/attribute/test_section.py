@@ -67,7 +67,7 @@ def make_result(scope: ScopeResult, seed: int = 0, n_classes: int = 3) -> Attrib
 
 
 SCOPES = [make_scope_result(seed) for seed in range(3)]
-FOUND = [Found(scope, make_result(scope, seed)) for seed, scope in enumerate(SCOPES)]
+FOUND = [Found(scope.partition.groups, make_result(scope, seed)) for seed, scope in enumerate(SCOPES)]
 
 
 def test_a_row_for_each_order_with_means_over_seeds_and_intervals_over_images() -> None:
@@ -134,12 +134,12 @@ def test_findings_follow_the_numbers() -> None:
 def test_agreement_is_named_by_its_size_and_sign(agreement: float, words: str) -> None:
     result = make_result(SCOPES[0])
     result.agreement[PLACES[GRADIENT]] += agreement - result.agreement[PLACES[GRADIENT]].mean()
-    found = make_attribution_section([Found(SCOPES[0], result)]).findings
+    found = make_attribution_section([Found(SCOPES[0].partition.groups, result)]).findings
     assert found[0].startswith(words)
 
 
 def test_without_scores_nothing_is_said_of_groups(tmp_path: Path) -> None:
-    alone = make_attribution_section([Found(None, FOUND[0].result)])
+    alone = make_attribution_section([Found({}, FOUND[0].result)])
     assert alone.tables.keys() == {"attribution"}
     assert alone.figures.keys() == {"attribution_curves"}
     assert not any("scope" in finding for finding in alone.findings)
@@ -147,7 +147,7 @@ def test_without_scores_nothing_is_said_of_groups(tmp_path: Path) -> None:
     written = write_report(Page("A page", {}, sections=[alone]), tmp_path)
     assert json.loads(written.summary.read_text())["attribution"]["groups"] == {}
     unscored = make_unscored_result()
-    few = make_attribution_section([Found(unscored, make_result_of(unscored))])
+    few = make_attribution_section([Found(unscored.partition.groups, make_result_of(unscored))])
     assert few.figures["attribution_groups"].draw().axes
     assert "High-scope features have 0.0% of the attribution" in " ".join(few.findings)
 
@@ -160,7 +160,7 @@ def make_result_of(scope: ScopeResult) -> AttributionResult:
 
 
 def test_many_classes_are_shown_from_both_ends() -> None:
-    found = [Found(SCOPES[0], make_result(SCOPES[0], n_classes=MAX_CLASSES + 9))]
+    found = [Found(SCOPES[0].partition.groups, make_result(SCOPES[0], n_classes=MAX_CLASSES + 9))]
     section = make_attribution_section(found)
     records = section.tables["attribution_groups"].records()
     assert len(records) == 2 + MAX_CLASSES

@@ -25,7 +25,7 @@ from infoscope.stages.describe.fidelity import Fidelity, why_no_predictions
 from infoscope.stages.image_codes import Codes
 from infoscope.stages.images import find_known, knows, open_split, scenes_of
 from infoscope.stages.publish import Published
-from infoscope.stages.score.stage import Score, key_of_groups, scope_of
+from infoscope.stages.score.stage import Score, scope_of
 
 
 class Adapt(Published, SeedStage[Adaptation]):
@@ -114,7 +114,7 @@ class Adapt(Published, SeedStage[Adaptation]):
     def report_key(self, ctx: Context) -> Key:
         thresholds = {"factor": ctx.config.adapt.factor, "n_images": ctx.config.describe.n_label_images}
         shown = {"class_names": list(_name_classes(ctx))}
-        return {**super().report_key(ctx), **key_of_groups(ctx), **thresholds, **shown}
+        return {**super().report_key(ctx), **thresholds, **shown}
 
 
 def found_of(ctx: Context, seed: int) -> Found:

@@ -12,22 +12,16 @@ from infoscope.analyses.attribution import AttributionResult
 from infoscope.analyses.latent_orders import PLACES
 from infoscope.report.tables import Stat, compute_stat
 from infoscope.scope.cds import mean_of_known
-from infoscope.stages.score.result import ScopeResult
 
 
 class Found(NamedTuple):
     """What was found of one SAE seed.
 
-    scope: None where features have no maps and so no score, such as those of pooled embeddings.
+    groups: by score; none where nothing is scored.
     """
 
-    scope: ScopeResult | None
+    groups: Mapping[str, Bool[np.ndarray, " d_sae"]]
     result: AttributionResult
-
-    @property
-    def groups(self) -> Mapping[str, Bool[np.ndarray, " d_sae"]]:
-        """The groups by score; none where nothing is scored."""
-        return {} if self.scope is None else self.scope.partition.groups
 
 
 def join_images(

@@ -29,8 +29,8 @@ from infoscope.stages.predict.stage import (
     prompts_of,
 )
 from infoscope.stages.publish import Published
-from infoscope.stages.sae import count_latents, has_maps, sae_of
-from infoscope.stages.score.stage import Score, key_of_groups, scope_of
+from infoscope.stages.sae import count_latents, sae_of
+from infoscope.stages.score.stage import find_groups, list_scores
 from infoscope.stages.tokens import Tokens, find_sizes
 
 N_HELD = 16
@@ -51,7 +51,7 @@ class Attribute(Published, SeedStage[AttributionResult]):
         return Needs(head=EmbeddedClasses.at(ctx), sae=sae_of(ctx, seed), tokens=Tokens.at(ctx, "test"))
 
     def goals(self, ctx: Context) -> list[Node]:
-        return [*super().goals(ctx), *(Score.at(ctx, seed) for seed in ctx.config.seeds if has_maps(ctx))]
+        return [*super().goals(ctx), *list_scores(ctx)]
 
     def applies(self, ctx: Context) -> bool:
         return has_prompts(ctx)
@@ -139,13 +139,10 @@ class Attribute(Published, SeedStage[AttributionResult]):
     def section(self, ctx: Context) -> ReportSection:
         return make_attribution_section([find_seed(ctx, seed) for seed in ctx.config.seeds])
 
-    def report_key(self, ctx: Context) -> Key:
-        return {**super().report_key(ctx), **key_of_groups(ctx)}
-
 
 def find_seed(ctx: Context, seed: int) -> Found:
     """Return what was found of a seed."""
-    return Found(scope_of(ctx, seed) if has_maps(ctx) else None, Attribute.at(ctx, seed).load())
+    return Found(find_groups(ctx, seed), Attribute.at(ctx, seed).load())
 
 
 def _measure(found: AttributionResult, method: str) -> dict[str, float]:

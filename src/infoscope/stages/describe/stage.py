@@ -50,7 +50,7 @@ from infoscope.stages.rank import Rank
 from infoscope.stages.sae import count_latents, has_maps, name_unit, row_norms_of
 from infoscope.stages.score.example_figure import Example
 from infoscope.stages.score.examples import make_example
-from infoscope.stages.score.stage import Score, scope_of
+from infoscope.stages.score.stage import Score, find_scope
 from infoscope.stages.tokens import Tokens
 
 N_EXAMPLES = 3
@@ -168,7 +168,7 @@ def _has_test_images(ctx: Context) -> bool:
 def find_seed(ctx: Context, seed: int) -> Found:
     """Return what was found of a seed."""
     table = join_latents(ctx, seed, (Score, Describe) if has_maps(ctx) else (Describe,))
-    return Found(Describe.at(ctx, seed).load(), scope_of(ctx, seed) if has_maps(ctx) else None, table)
+    return Found(Describe.at(ctx, seed).load(), find_scope(ctx, seed), table)
 
 
 def _read_examples(ctx: Context, found: Found) -> list[Example]:

@@ -11,25 +11,19 @@ from jaxtyping import Bool, Float
 
 from infoscope.analyses.name_result import NameResult
 from infoscope.report.tables import Stat, compute_stat
-from infoscope.stages.score.result import ScopeResult
 
 
 class Found(NamedTuple):
     """What was found of an SAE seed.
 
-    scope: None where features have no maps and so no score. level_ends: of a Matryoshka SAE, as shares of all
+    groups: by score; none where nothing is scored. level_ends: of a Matryoshka SAE, as shares of all
     latents. target: whose classes the swept classifier tells apart.
     """
 
     result: NameResult
-    scope: ScopeResult | None
+    groups: Mapping[str, Bool[np.ndarray, " d_sae"]]
     level_ends: tuple[float, ...]
     target: str
-
-    @property
-    def groups(self) -> Mapping[str, Bool[np.ndarray, " d_sae"]]:
-        """The groups by score; none where nothing is scored."""
-        return {} if self.scope is None else self.scope.partition.groups
 
     @property
     def levels(self) -> dict[str, Bool[np.ndarray, " d_sae"]]:

@@ -39,8 +39,8 @@ from infoscope.stages.name.section import COLUMNS, make_name_section
 from infoscope.stages.name.vocabulary import EmbeddedWords, find_values, has_words, list_values, vocabulary_of
 from infoscope.stages.publish import Published
 from infoscope.stages.quality.head import TrainedHead, why_no_head
-from infoscope.stages.sae import count_latents, has_maps, list_level_ends, sae_of
-from infoscope.stages.score.stage import Score, key_of_groups, scope_of
+from infoscope.stages.sae import count_latents, list_level_ends, sae_of
+from infoscope.stages.score.stage import find_groups, list_scores
 from infoscope.stages.tokens import Tokens, find_sizes
 from infoscope.vision.config import ModelKind
 from infoscope.vision.hooks import POOLED, PROJECTED
@@ -76,7 +76,7 @@ class Name(Published, SeedStage[NameResult]):
         )
 
     def goals(self, ctx: Context) -> list[Node]:
-        return [*super().goals(ctx), *(Score.at(ctx, seed) for seed in ctx.config.seeds if has_maps(ctx))]
+        return [*super().goals(ctx), *list_scores(ctx)]
 
     def key(self, ctx: Context, up: Needs, seed: int) -> Key:
         vocabulary = vocabulary_of(ctx)
@@ -164,13 +164,14 @@ class Name(Published, SeedStage[NameResult]):
         return make_name_section(found, ctx.config.name, pictures, _why_no_sweep(ctx))
 
     def report_key(self, ctx: Context) -> Key:
-        return {**super().report_key(ctx), **key_of_groups(ctx), "levels": list_level_ends(ctx)}
+        return {**super().report_key(ctx), "levels": list_level_ends(ctx)}
 
 
 def find_seed(ctx: Context, seed: int) -> Found:
     """Return what was found of a seed."""
-    scope = scope_of(ctx, seed) if has_maps(ctx) else None
-    return Found(Name.at(ctx, seed).load(), scope, tuple(list_level_ends(ctx)), ctx.config.probe.target)
+    return Found(
+        Name.at(ctx, seed).load(), find_groups(ctx, seed), tuple(list_level_ends(ctx)), ctx.config.probe.target
+    )
 
 
 def _edits(ctx: Context) -> bool:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
+from jaxtyping import Bool
 
 from infoscope.pipeline.context import Context, once
 from infoscope.pipeline.stage import Key, Needs, Node, Row, SeedStage, Shown, Work, name_artifacts
@@ -24,7 +25,7 @@ from infoscope.stages.backbone import compile_backbone, fingerprint_model, hook_
 from infoscope.stages.energy import Sample, energy_of
 from infoscope.stages.images import count_images, fingerprint_images, open_split, scenes_of
 from infoscope.stages.rank import Rank, mass_of
-from infoscope.stages.sae import count_latents, sae_of, say_imported
+from infoscope.stages.sae import count_latents, has_maps, sae_of, say_imported
 from infoscope.stages.score.example_figure import Example, draw_examples
 from infoscope.stages.score.examples import count_locked, read_examples, say_locked
 from infoscope.stages.score.figures import draw_cds_histograms
@@ -226,6 +227,21 @@ def scope_of(ctx: Context, seed: int) -> ScopeResult:
         sae_metrics=sae_of(ctx, seed).read_json("metrics.json"),
         stability=config.stability,
     )
+
+
+def find_scope(ctx: Context, seed: int) -> ScopeResult | None:
+    """Return the same; None where features have no maps, such as those of pooled embeddings, and so no score."""
+    return scope_of(ctx, seed) if has_maps(ctx) else None
+
+
+def find_groups(ctx: Context, seed: int) -> Mapping[str, Bool[np.ndarray, " d_sae"]]:
+    """Return the groups by score; none where features have no maps and so no score."""
+    return partition_of(ctx, seed).groups if has_maps(ctx) else {}
+
+
+def list_scores(ctx: Context) -> list[Node]:
+    """Return the scores of each SAE seed; none where features have no maps."""
+    return [Score.at(ctx, seed) for seed in ctx.config.seeds if has_maps(ctx)]
 
 
 def summarise_seed(ctx: Context, seed: int) -> Row:

@@ -44,7 +44,7 @@ from infoscope.stages.images import (
 )
 from infoscope.stages.publish import Published
 from infoscope.stages.sae import count_latents, origin_of, sae_of, work_of_pass
-from infoscope.stages.score.stage import Score, key_of_groups, scope_of
+from infoscope.stages.score.stage import Score, scope_of
 from infoscope.stages.segment.section import Found, make_segment_section
 from infoscope.stages.tokens import Tokens, find_sizes
 from infoscope.vision.tokens.source import TokenSource
@@ -195,9 +195,6 @@ class Segment(Published, SeedStage[Segmentation]):
     def section(self, ctx: Context) -> ReportSection:
         found = [Found(scope_of(ctx, seed), self.at(ctx, seed).load()) for seed in ctx.config.seeds]
         return make_segment_section(found, open_split(ctx, "test"), load_backbone(ctx).image_px)
-
-    def report_key(self, ctx: Context) -> Key:
-        return {**super().report_key(ctx), **key_of_groups(ctx)}
 
 
 @once

@@ -176,9 +176,9 @@ def _find(found: Sequence[Found]) -> Iterator[str]:
     every = joined.pop(ALL)
     steerable, by_chance = (format_percent(every[key]) for key in ("steerable", "steerable_random"))
     yield (
-        f"{steerable} of {len(first.measured):,} features are steerable (one of {len(first.words):,} words rises by more"
-        f" than {first.min_effect:g} nats in at least {100 * first.min_share:g}% of {first.n_images:,} test images when"
-        f" the feature is set to a high value {found[0].where}), and {by_chance} of random directions of the same"
+        f"{steerable} of {len(first.measured):,} features are steerable (one of {len(first.words):,} words rises by"
+        f" more than {first.min_effect:g} nats in at least {100 * first.min_share:g}% of {first.n_images:,} test images"
+        f" when the feature is set to a high value {found[0].where}), and {by_chance} of random directions of the same"
         f" length; the median effect is {every['effect'].mean:.2f} nats, and {every['effect_random'].mean:.2f} along"
         " random directions."
     )

@@ -28,7 +28,7 @@ from infoscope.stages.image_codes import Codes
 from infoscope.stages.predict.stage import EmbeddedClasses, Predict, count_predicted, has_prompts, make_inputs
 from infoscope.stages.publish import Published
 from infoscope.stages.sae import count_latents, has_maps, sae_of
-from infoscope.stages.score.stage import Score, key_of_groups, scope_of
+from infoscope.stages.score.stage import find_scope, list_scores
 from infoscope.stages.steer.numbers import Found, describe_groups
 from infoscope.stages.steer.section import make_steering_section
 from infoscope.stages.steer.suppress import Suppress, spurious_of
@@ -64,7 +64,7 @@ class Steer(Published, SeedStage[SteeringResult]):
 
     def goals(self, ctx: Context) -> list[Node]:
         removed = [Suppress.at(ctx, seed) for seed in ctx.config.seeds if spurious_of(ctx) is not None]
-        return [*super().goals(ctx), *removed, *(Score.at(ctx, seed) for seed in ctx.config.seeds if has_maps(ctx))]
+        return [*super().goals(ctx), *removed, *list_scores(ctx)]
 
     def applies(self, ctx: Context) -> bool:
         return has_prompts(ctx)
@@ -157,14 +157,13 @@ class Steer(Published, SeedStage[SteeringResult]):
         return make_steering_section(found, ctx.config.steer.min_group_images)
 
     def report_key(self, ctx: Context) -> Key:
-        smallest = ctx.config.steer.min_group_images
-        return {**super().report_key(ctx), **key_of_groups(ctx), "min_group_images": smallest}
+        return {**super().report_key(ctx), "min_group_images": ctx.config.steer.min_group_images}
 
 
 def find_seed(ctx: Context, seed: int) -> Found:
     """Return what was found of a seed."""
     return Found(
-        scope_of(ctx, seed) if has_maps(ctx) else None,
+        find_scope(ctx, seed),
         Steer.at(ctx, seed).load(),
         None if spurious_of(ctx) is None else Suppress.at(ctx, seed).load(),
     )
