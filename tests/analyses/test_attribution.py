@@ -13,7 +13,7 @@ from scipy.stats import rankdata
 from torch import Tensor
 
 from infoscope.analyses import attribution, image_attribution, latent_orders
-from infoscope.analyses.attribution import AttributionResult, TopImages, compute_alignment, measure_attribution
+from infoscope.analyses.attribution import AttributionResult, compute_alignment, measure_attribution
 from infoscope.analyses.image_attribution import AttributionInputs, attribute
 from infoscope.analyses.latent_orders import (
     ABLATION,
@@ -34,6 +34,7 @@ from infoscope.predictions.zero_shot import ZeroShotHead
 from infoscope.runtime.errors import InputError
 from infoscope.sae.config import TokenNorm
 from infoscope.sae.edit import EditMode
+from infoscope.scope.top_images import TopImages
 from infoscope.vision.backbone import Tokens
 from infoscope.vision.embedded import EmbeddedBackbone
 from infoscope.vision.hooks import POOLED
@@ -346,9 +347,9 @@ def test_alignment_is_of_the_mean_top_image_with_the_class_that_has_most_activat
     values[4, 2:] = 0  # fires in two images alone
     embeddings = F.normalize(torch.randn(9, 24, generator=torch.Generator().manual_seed(2)), dim=-1)
     empty = F.normalize(torch.randn(24, generator=torch.Generator().manual_seed(3)), dim=-1)
-    top = TopImages.none(5, 3)
+    top = TopImages(5, 3)
     for some in (slice(0, 2), slice(2, 9)):
-        top = top.joined(torch.from_numpy(values[:, some]), torch.arange(9)[some].expand(5, -1))
+        top.update(torch.arange(9)[some], torch.from_numpy(values[:, some]).T)
     found, classes = compute_alignment(top, embeddings, labels, head, empty)
     assert np.isnan(found[4])
     assert classes[4] == -1

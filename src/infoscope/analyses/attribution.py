@@ -21,6 +21,7 @@ from infoscope.runtime.errors import InputError
 from infoscope.runtime.parts import Part, compute_parts, cut_images
 from infoscope.runtime.profile import Kind, counted
 from infoscope.scope.ablations import Progress, choose_rows, no_progress
+from infoscope.scope.top_images import TopImages
 
 
 @dataclass(frozen=True)
@@ -133,28 +134,6 @@ class GroupShares(NamedTuple):
     mass_by_class: Float64[np.ndarray, "n_classes n_groups"]
 
 
-class TopImages(NamedTuple):
-    """The images in which each latent fires most, the first first.
-
-    values: mass; 0 where there are fewer. rows: of the embeddings.
-    """
-
-    values: Float32[Tensor, "d_sae n_top"]
-    rows: Int64[Tensor, "d_sae n_top"]
-
-    @classmethod
-    def none(cls, d_sae: int, n_top: int, device: torch.device | str = "cpu") -> TopImages:
-        """Return those of no image."""
-        new = torch.zeros(d_sae, n_top, device=device)
-        return cls(new, new.long())
-
-    def joined(self, values: Float[Tensor, "d_sae n"], rows: Int64[Tensor, "d_sae n"]) -> TopImages:
-        """Return those of more images."""
-        together, of = torch.cat([self.values, values], dim=1), torch.cat([self.rows, rows], dim=1)
-        best, places = together.topk(self.values.shape[1], dim=1)
-        return TopImages(best, of.gather(1, places))
-
-
 def compute_alignment(
     top: TopImages,
     embeddings: Float[Tensor, "n_images embed_dim"],
@@ -168,17 +147,18 @@ def compute_alignment(
     text. Their class is the one with most of their activation. NaN, and -1, where fewer images fire.
 
     Args:
+        top: the images in which each latent has most mass, by their rows in `embeddings`; on the CPU.
         embeddings: of unit norm.
         labels: of these images, 0..n_classes - 1.
         empty: the embedding of the empty text.
     """
-    values, rows = top.values.numpy().astype(np.float64), top.rows.numpy()
+    values, images = top.values.numpy().astype(np.float64), top.images.numpy()
     n, n_classes = len(values), len(head.class_names)
     enough = (values > 0).all(axis=1)
     found, classes = np.full(n, np.nan), np.full(n, -1, dtype=np.int64)
     weights, vectors, nothing = (of.cpu().double().numpy() for of in (head.weights, embeddings, empty))
     for latent in np.flatnonzero(enough):
-        some = rows[latent]
+        some = images[latent]
         classes[latent] = np.bincount(labels[some], values[latent], n_classes).argmax()
         mean = vectors[some].mean(axis=0)
         found[latent] = mean @ (weights[classes[latent]] - nothing) / np.linalg.norm(mean)
@@ -202,9 +182,7 @@ def measure_attribution(
         InputError: no test image, NaN or Inf in a cosine or in its gradient.
     """
     tokens = wanted.inputs.tokens
-    rows = choose_rows(len(tokens), config.n_images, config.seed)
-    if not len(rows):
-        raise InputError("Expected test images to predict, got none: raise data.test_share, or add images.")
+    rows = wanted.inputs.choose_rows(config.n_images, config.seed)
     sums = _sum_up(wanted, config, rows, progress, progress_folder)
     tested = rows[choose_rows(len(rows), wanted.n_tested, wanted.seed)]
     return AttributionResult(
@@ -227,7 +205,7 @@ def _sum_up(
     def attribute_part(number: int) -> Part:
         n_done = parts[number].start
         signed, n_firing = torch.zeros(2, d_sae, dtype=torch.float64, device=inputs.device)
-        top = TopImages.none(d_sae, wanted.n_top, inputs.device)
+        top = TopImages(d_sae, wanted.n_top, inputs.device)
         found: list[tuple[Tensor, ...]] = []
         for batch, tokens in counted(Kind.reading, inputs.iterate(rows[parts[number]], config.batch_images)):
             index = np.asarray(inputs.tokens.image_index)[batch]
@@ -235,7 +213,7 @@ def _sum_up(
             signed += one.attribution.sum(0, dtype=torch.float64)
             n_firing += (one.n_on > 0).sum(0)
             order = torch.arange(n_done, n_done + len(batch), device=inputs.device)
-            top = top.joined(one.mass.T, order.expand(d_sae, -1))
+            top.update(order, one.mass)
             found.append((one.classes, one.embeddings, *_sum_in_classes(one)))
             n_done += len(batch)
             progress("attributing", n_done, len(rows))
@@ -245,16 +223,16 @@ def _sum_up(
                 "Predictions or their gradients hold NaN or Inf: check the SAE and the tokens it was trained on, or use"
                 " model.precision=float32."
             )
-        sums = {"signed": signed, "n_firing": n_firing, "values": top.values, "rows": top.rows}
-        return {**sums, "classes": classes, "embeddings": embeddings, "places": places, "sizes": sizes, "mass": mass}
+        sums = {"signed": signed, "n_firing": n_firing, "places": places, "sizes": sizes, "mass": mass}
+        return {**sums, **top.to_part(), "classes": classes, "embeddings": embeddings}
 
     totals = {name: np.zeros(n_classes * d_sae) for name in ("sizes", "mass")}
     signed, n_firing = np.zeros((2, d_sae))
-    top, classes, embeddings = TopImages.none(d_sae, wanted.n_top), [], []
+    top, classes, embeddings = TopImages(d_sae, wanted.n_top), [], []
     for part in compute_parts(len(parts), attribute_part, folder, "attribution"):
         signed += part["signed"].numpy()
         n_firing += part["n_firing"].numpy()
-        top = top.joined(part["values"], part["rows"])
+        top.add(part)
         classes.append(part["classes"].numpy())
         embeddings.append(part["embeddings"])
         for name, total in totals.items():

@@ -28,7 +28,7 @@ from infoscope.runtime.errors import InputError
 from infoscope.runtime.parts import Part, compute_parts, cut
 from infoscope.runtime.profile import Kind, counted, spent_on
 from infoscope.sae.edit import EditMode, GroupEditor
-from infoscope.scope.ablations import Progress, choose_rows, no_progress
+from infoscope.scope.ablations import Progress, no_progress
 from infoscope.vision.backbone import Tokens
 
 CLASS, RANDOM = "class", "random"
@@ -267,9 +267,7 @@ def measure_masking(
         InputError: no test image, NaN or Inf in a prediction.
     """
     inputs, head = masking.inputs, masking.head
-    rows = choose_rows(len(inputs.tokens), config.n_images, config.seed)
-    if not len(rows):
-        raise InputError("Expected test images to predict, got none: raise data.test_share, or add images.")
+    rows = inputs.choose_rows(config.n_images, config.seed)
     labels = masking.labels[inputs.tokens.image_index]  # of all rows
     parts, n_classes = cut(len(rows), PART_IMAGES), len(head.class_names)
 

@@ -202,9 +202,7 @@ def measure_steering(
         InputError: no test image, no latent that fires, NaN or Inf in predictions.
     """
     inputs, head = wanted.inputs, wanted.head
-    rows = choose_rows(len(inputs.tokens), wanted.n_images, wanted.seed)
-    if not len(rows):
-        raise InputError("Expected test images to predict, got none: raise data.test_share, or add images.")
+    rows = inputs.choose_rows(wanted.n_images, wanted.seed)
     if not len(wanted.latents):
         raise InputError("Expected features that fire in some training image, got none: train the SAE for longer.")
     steerer = Steerer(inputs, head, rows, batch_images)

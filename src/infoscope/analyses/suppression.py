@@ -23,11 +23,10 @@ from infoscope.predictions.config import PredictConfig
 from infoscope.predictions.inputs import PredictInputs, TokenEditor
 from infoscope.predictions.zero_shot import ZeroShotHead
 from infoscope.runtime.arrays import load_result, save_result
-from infoscope.runtime.errors import InputError
 from infoscope.runtime.parts import Part, compute_parts, cut_images
 from infoscope.runtime.profile import Kind, counted, spent_on
 from infoscope.sae.edit import EditMode
-from infoscope.scope.ablations import Progress, Role, choose_rows, make_ablations, no_progress
+from infoscope.scope.ablations import Progress, Role, make_ablations, no_progress
 from infoscope.scope.config import Control
 
 CHOSEN, CONTROL = "chosen", "random"
@@ -211,9 +210,7 @@ def measure_suppression(
     Raises:
         InputError: no test image.
     """
-    rows = choose_rows(len(inputs.tokens), config.n_images, config.seed)
-    if not len(rows):
-        raise InputError("Expected test images to predict, got none: raise data.test_share, or add images.")
+    rows = inputs.choose_rows(config.n_images, config.seed)
     parts, groups = cut_images(len(rows)), [torch.from_numpy(of).to(inputs.device) for of in removed]
     index = np.asarray(inputs.tokens.image_index)
 

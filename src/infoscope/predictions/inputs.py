@@ -15,6 +15,7 @@ from infoscope.sae.config import TokenChoice
 from infoscope.sae.edit import EditMode, GroupEditor
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.sae.origin import check_edits, check_tokens, choose_layer
+from infoscope.scope.ablations import choose_rows
 from infoscope.vision.backbone import Backbone, Tokens
 from infoscope.vision.hooks import POST_NORM, PROJECTED
 from infoscope.vision.tokens.source import TokenSource
@@ -63,6 +64,16 @@ class PredictInputs:
     def device(self) -> torch.device:
         """Where tokens are edited and sent on."""
         return self.sae.W_dec.device
+
+    def choose_rows(self, n_images: int | None, seed: int) -> Int[np.ndarray, " n_images"]:
+        """Return the rows of the images that take part, ascending: all, or so many, drawn at random.
+
+        Raises:
+            InputError: there are no test images.
+        """
+        if not len(self.tokens):
+            raise InputError("Expected test images to predict, got none: raise data.test_share, or add images.")
+        return choose_rows(len(self.tokens), n_images, seed)
 
     def load(self, rows: Int[np.ndarray, " batch"]) -> Tokens:
         """Return the tokens of some rows on the device."""

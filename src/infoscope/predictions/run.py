@@ -20,7 +20,7 @@ from infoscope.predictions.zero_shot import ZeroShotHead
 from infoscope.runtime.errors import InputError
 from infoscope.runtime.parts import Part, compute_parts, cut
 from infoscope.sae.edit import EditMode
-from infoscope.scope.ablations import Ablation, Progress, Role, choose_rows, describe_variant, no_progress
+from infoscope.scope.ablations import Ablation, Progress, Role, describe_variant, no_progress
 from infoscope.scope.editing import AblationShares
 
 PART_IMAGES = 2**8
@@ -55,9 +55,7 @@ def run_predictions(
         InputError: no test image, NaN or Inf in a prediction.
     """
     assert variants[0].role is Role.original, "predictions are held against the original tokens, which come first"
-    rows = choose_rows(len(inputs.tokens), config.n_images, config.seed)
-    if not len(rows):
-        raise InputError("Expected test images to predict, got none: raise data.test_share, or add images.")
+    rows = inputs.choose_rows(config.n_images, config.seed)
     run = _Run(inputs, head, config, rows, progress, progress_folder)
     distinct: dict[str, Ablation] = {}
     for variant in variants:
