@@ -18,13 +18,14 @@ from infoscope.runtime.store import Workspace
 from infoscope.sae.latent_table import LatentColumn
 from infoscope.stages.attribute.numbers import Found
 from infoscope.stages.attribute.section import AREAS, make_attribution_section
-from infoscope.stages.backbone import fingerprint_model, hook_of
+from infoscope.stages.backbone import hook_of
 from infoscope.stages.images import advise_classes, fingerprint_images, knows
 from infoscope.stages.predict.stage import (
     EmbeddedClasses,
     Predict,
     count_predicted,
     has_prompts,
+    key_of_inputs,
     make_inputs,
     prompts_of,
 )
@@ -59,12 +60,8 @@ class Attribute(Published, SeedStage[AttributionResult]):
     def key(self, ctx: Context, up: Needs, seed: int) -> Key:
         config = ctx.config
         return {
-            "model": fingerprint_model(ctx),
-            "head": up.head.hash,
-            "sae": up.sae.hash,
-            "tokens": up.tokens.hash,
+            **key_of_inputs(ctx, up),
             "images": fingerprint_images(ctx, "test"),
-            **hook_of(ctx).key(),
             **{name: getattr(config.predict, name) for name in ("target", "n_images", "seed")},
             "attribution": config.attribution.cache_key_fields(),
             "n_top": config.describe.n_clarity_images,

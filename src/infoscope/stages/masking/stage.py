@@ -17,11 +17,18 @@ from infoscope.report.tables import Column
 from infoscope.runtime.errors import InputError
 from infoscope.runtime.store import Workspace
 from infoscope.sae.edit import EditMode
-from infoscope.stages.backbone import fingerprint_model, hook_of
+from infoscope.stages.backbone import hook_of
 from infoscope.stages.image_codes import Codes
 from infoscope.stages.images import advise_classes, knows, open_split
 from infoscope.stages.masking.section import make_masking_section, name_mask
-from infoscope.stages.predict.stage import EmbeddedClasses, Predict, count_predicted, make_inputs, prompts_of
+from infoscope.stages.predict.stage import (
+    EmbeddedClasses,
+    Predict,
+    count_predicted,
+    key_of_inputs,
+    make_inputs,
+    prompts_of,
+)
 from infoscope.stages.publish import Published
 from infoscope.stages.sae import count_latents, has_free_scale
 from infoscope.stages.score.stage import needs_of_groups, partition_of, summarise_seed
@@ -50,12 +57,7 @@ class Masking(Published, SeedStage[MaskingResult]):
     def key(self, ctx: Context, up: Needs, seed: int) -> Key:
         config, groups = ctx.config, partition_of(ctx, seed).groups
         return {
-            "model": fingerprint_model(ctx),
-            "head": up.head.hash,
-            "sae": up.sae.hash,
-            "tokens": up.tokens.hash,
-            "codes": up.codes.hash,
-            **hook_of(ctx).key(),
+            **key_of_inputs(ctx, up),
             **{name: getattr(config.predict, name) for name in ("target", "n_images", "seed")},
             "masking": config.masking.cache_key_fields(),
             "modes": [mode.name for mode in _choose_modes(ctx)],

@@ -71,6 +71,12 @@ def make_inputs(ctx: Context, up: Needs) -> PredictInputs:
     )
 
 
+def key_of_inputs(ctx: Context, up: Needs) -> Key:
+    """Return what determines `make_inputs`, the zero-shot head (`head`) and, where they are needed, `codes`."""
+    made = {role: of for role, of in vars(up).items() if role in ("head", "sae", "tokens", "codes")}
+    return {"model": fingerprint_model(ctx), **hook_of(ctx).key(), **{role: of.hash for role, of in made.items()}}
+
+
 def count_predicted(ctx: Context) -> int:
     """Return on how many test images predictions are made."""
     n_images = count_images(ctx, "test")

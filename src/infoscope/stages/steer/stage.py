@@ -23,9 +23,16 @@ from infoscope.report.tables import Column
 from infoscope.runtime.errors import InputError
 from infoscope.runtime.store import Workspace
 from infoscope.sae.latent_table import LatentColumn
-from infoscope.stages.backbone import fingerprint_model, hook_of, load_backbone
+from infoscope.stages.backbone import hook_of, load_backbone
 from infoscope.stages.image_codes import Codes
-from infoscope.stages.predict.stage import EmbeddedClasses, Predict, count_predicted, has_prompts, make_inputs
+from infoscope.stages.predict.stage import (
+    EmbeddedClasses,
+    Predict,
+    count_predicted,
+    has_prompts,
+    key_of_inputs,
+    make_inputs,
+)
 from infoscope.stages.publish import Published
 from infoscope.stages.sae import count_latents, has_maps, sae_of
 from infoscope.stages.score.stage import find_scope, list_scores
@@ -71,13 +78,8 @@ class Steer(Published, SeedStage[SteeringResult]):
 
     def key(self, ctx: Context, up: Needs, seed: int) -> Key:
         return {
-            "model": fingerprint_model(ctx),
-            "head": up.head.hash,
+            **key_of_inputs(ctx, up),
             "words": None if (prompts := _prompts_of_words(ctx)) is None else list(prompts.class_names),
-            "sae": up.sae.hash,
-            "codes": up.codes.hash,
-            "tokens": up.tokens.hash,
-            **hook_of(ctx).key(),
             "steer": {name: getattr(ctx.config.steer, name) for name in _OF_STEERING},
         }
 

@@ -17,10 +17,17 @@ from infoscope.pipeline.stage import Key, Needs, SeedStage, Work
 from infoscope.runtime.errors import InputError
 from infoscope.runtime.store import Workspace
 from infoscope.sae.metrics import compute_row_norms
-from infoscope.stages.backbone import fingerprint_model, hook_of
+from infoscope.stages.backbone import hook_of
 from infoscope.stages.image_codes import Codes
 from infoscope.stages.images import advise_classes, find_known, fingerprint_images, knows, open_split
-from infoscope.stages.predict.stage import EmbeddedClasses, Predict, count_predicted, make_inputs, prompts_of
+from infoscope.stages.predict.stage import (
+    EmbeddedClasses,
+    Predict,
+    count_predicted,
+    key_of_inputs,
+    make_inputs,
+    prompts_of,
+)
 from infoscope.stages.sae import count_latents, sae_of
 from infoscope.stages.tokens import Tokens, find_sizes
 
@@ -69,13 +76,8 @@ class Suppress(SeedStage[SuppressionResult]):
     def key(self, ctx: Context, up: Needs, seed: int) -> Key:
         config = ctx.config
         return {
-            "model": fingerprint_model(ctx),
-            "head": up.head.hash,
-            "sae": up.sae.hash,
-            "codes": up.codes.hash,
-            "tokens": up.tokens.hash,
+            **key_of_inputs(ctx, up),
             "images": [fingerprint_images(ctx, split) for split in ("train", "test")],
-            **hook_of(ctx).key(),
             **{name: getattr(config.predict, name) for name in ("target", "n_images", "seed")},
             "spurious": spurious_of(ctx),
             "suppress": {name: getattr(config.steer, name) for name in ("n_suppressed", "n_draws", "seed")},
