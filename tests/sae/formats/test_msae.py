@@ -113,7 +113,8 @@ def test_tied_decoder_is_the_encoder(tmp_path: Path) -> None:
 
 def test_thresholds_are_logarithms(tmp_path: Path) -> None:
     w = draw_weights(6)
-    sae = load_sae(write(tmp_path, name_file("JumpReLU"), w, activation__log_threshold=LOGS))
+    both = {"activation__log_threshold": LOGS, "dead_activations__log_threshold": LOGS}  # one module, saved twice
+    sae = load_sae(write(tmp_path, name_file("JumpReLU"), w, **both))
     limit = np.exp(LOGS.astype(np.float64))
     assert measure_deviation(sae, compute(w, lambda a: relu(a) * (relu(a) > limit))) < 1e-6
     assert get_source(sae).kind == "jumprelu"

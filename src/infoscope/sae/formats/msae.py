@@ -33,6 +33,8 @@ NAME = re.compile(
 ACTIVATIONS = {"ReLU": "relu", "JumpReLU": "jumprelu", "TopKReLU": "topk", "BatchTopKReLU": "batchtopk"}
 SIGNED = {"TopK": "topk", "BatchTopK": "batchtopk"}
 LOG_THRESHOLD = "activation.log_threshold"
+DEAD_LOG_THRESHOLD = "dead_activations.log_threshold"
+"""The same once more: the toolkit keeps its activation under two names."""
 KEYS = ("encoder", "latent_bias", "pre_bias")
 
 
@@ -57,7 +59,7 @@ def recognise(found: Found) -> bool:
 def read(found: Found, options: Options) -> Foreign:
     state = found.get_state("model")
     b_enc, b_dec, (mean,) = *need(state, "latent_bias", "pre_bias"), need(get_tensors(found.content), "mean_center")
-    refuse_tensors(state, *KEYS, "decoder", LOG_THRESHOLD)
+    refuse_tensors(state, *KEYS, "decoder", LOG_THRESHOLD, DEAD_LOG_THRESHOLD)
     is_tied = "decoder" not in state
     tied = {"decoder": state["encoder"].T.contiguous()} if is_tied and "encoder" in state else {}
     W_enc, W_dec = need_matrices({**state, **tied}, "encoder", "decoder")
