@@ -14,8 +14,8 @@ matryoshka_k is MSAE (Zaigrajew et al., 2025): codes of 1, 2, 4, ... up to k lat
 its own k, all latents: each that is above 0 is active then. The curves over k say what any other k leaves at inference.
 
 MSAE claims, for image embeddings of CLIP: a cosine of .99, FVU below .1 and 80% zeros. Notes say which points reach all
-three, by the raw cosine and by that from the mean token: MSAE's code centres its tokens, so that its cosine is the
-second.
+three, by the raw cosine and by that from the mean token: MSAE's code measures the second while it trains, whose tokens
+are centred, and the first when it evaluates an SAE.
 """
 
 from __future__ import annotations

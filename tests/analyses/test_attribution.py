@@ -11,10 +11,11 @@ import torch
 import torch.nn.functional as F
 from scipy.stats import rankdata
 from torch import Tensor
+from torch.testing import assert_close
 
 from infoscope.analyses import attribution, image_attribution, latent_orders
 from infoscope.analyses.attribution import AttributionResult, compute_alignment, measure_attribution
-from infoscope.analyses.image_attribution import AttributionInputs, attribute
+from infoscope.analyses.image_attribution import AttributionInputs, attribute, group_latents
 from infoscope.analyses.latent_orders import (
     ABLATION,
     COSINE,
@@ -122,6 +123,35 @@ def test_it_is_the_derivative_by_each_activation_through_the_whole_model(
     torch.testing.assert_close(found.n_on, (z != 0).float().sum(1), atol=0, rtol=0)
 
 
+@pytest.mark.parametrize(("kind", "norm"), [("topk", TokenNorm.layer_norm), ("signed", TokenNorm.none)])
+def test_with_groups_gradients_are_those_halfway_to_the_tokens_without_the_group(
+    clip: OpenClipBackbone, head: ZeroShotHead, kind: str, norm: TokenNorm
+) -> None:
+    """A loop over images and groups, by autograd of a factor of each latent."""
+    inputs = make_inputs(clip, kind, norm)
+    sae, tokens = inputs.sae, inputs.load(np.arange(3))
+    plain, found = attribute(inputs, head, tokens), attribute(inputs, head, tokens, n_groups=4)
+    group, z, factor = group_latents(plain.mass, 4), sae.encode(tokens.patches), sae.token_factor(tokens.patches)
+    for image in range(3):
+        whole = Tokens(tokens.prefix[image, None].clone(), tokens.patches[image, None].clone())
+        for number in group[image].unique():
+            kept = torch.where(group[image] == number, 0.5, 1.0).requires_grad_()
+            removed = ((1 - kept) * z[image]) @ sae.W_dec / sae.scale * (1 if factor is None else factor[image])
+            read = whole.patches - removed
+            (slope,) = torch.autograd.grad(compute_cosines(inputs, head, read, whole, plain.classes[image, None]), kept)
+            own = group[image] == number
+            assert_close(found.attribution[image, own], slope[own], atol=1e-5 * float(slope.abs().max()), rtol=1e-4)
+    assert (found.attribution - plain.attribution).abs().max() > 1e-3 * plain.attribution.abs().max()
+    for name in ("classes", "embeddings", "mass", "n_on"):
+        assert_close(getattr(found, name), getattr(plain, name))
+
+
+def test_groups_have_about_equal_mass_and_begin_with_the_heaviest() -> None:
+    mass = torch.tensor([[1.0, 8.0, 0.0, 2.0, 1.0, 4.0], [0.0, 0.0, 0.0, 0.0, 0.0, 0.0]])
+    assert group_latents(mass, 2).tolist() == [[1, 0, 1, 1, 1, 1], [0] * 6]
+    assert group_latents(mass, 4).tolist()[0] == [3, 1, 3, 3, 3, 2]
+
+
 def test_a_small_share_of_an_edit_costs_as_much_of_the_cosine(clip: OpenClipBackbone, head: ZeroShotHead) -> None:
     """Finite differences along the edits that predictions are made with, of an SAE with a norm of its own."""
     inputs = make_inputs(clip, norm=TokenNorm.layer_norm)
@@ -183,12 +213,12 @@ def test_of_a_whole_image_there_is_nothing_left_to_run(clip: OpenClipBackbone, h
     gradient = (text - (x * text).sum(-1, keepdim=True) / norm * x / norm) / norm
     expected = sae.encode(x) * (gradient @ sae.W_dec.T) / sae.scale
     torch.testing.assert_close(found.attribution, expected, atol=1e-6, rtol=1e-4)
-    torch.testing.assert_close(embed_rows(pooled, sae), sae.W_dec.detach())
+    torch.testing.assert_close(embed_rows(pooled, sae), F.normalize(sae.W_dec.detach(), dim=-1))
 
 
 def test_the_logit_lens_is_the_final_norm_and_the_projection_of_a_row(clip: OpenClipBackbone) -> None:
     sae = make_inputs(clip).sae
-    expected = clip.visual.ln_post(sae.W_dec) @ clip.visual.proj
+    expected = F.normalize(clip.visual.ln_post(sae.W_dec) @ clip.visual.proj, dim=-1)
     torch.testing.assert_close(embed_rows(clip, sae), expected, atol=1e-5, rtol=1e-4)
 
 

@@ -44,6 +44,8 @@ class AttributionResult:
         two latents, or equal ones.
     curves: [deletion or insertion, method, steps + 1, image, probability or cosine] of the class; the first and the
         last step are nothing and all of what is removed, or kept.
+    n_groups: of latents that share a gradient halfway, see `image_attribution`; None: the gradient is that at the
+        tokens as they are.
     """
 
     towards: str
@@ -61,6 +63,7 @@ class AttributionResult:
     integrated: Float64[np.ndarray, " d_sae"]
     agreement: Float32[np.ndarray, "n_methods n_tested"]
     curves: Float32[np.ndarray, "2 n_methods n_steps_plus_1 n_tested 2"]
+    n_groups: int | None = None
 
     @property
     def d_sae(self) -> int:
@@ -144,7 +147,8 @@ def compute_alignment(
     """Return the semantic alignment of each latent, -2..2, and the class that it is of (Attributing CLIP).
 
     That is the cosine of the mean embedding of its top images with the text of their class, minus that with the empty
-    text. Their class is the one with most of their activation. NaN, and -1, where fewer images fire.
+    text. Their class is the one with most of their activation (ours: their code takes the best of all its texts, of
+    embeddings as they are). NaN, and -1, where fewer images fire.
 
     Args:
         top: the images in which each latent has most mass, by their rows in `embeddings`; on the CPU.
@@ -189,6 +193,7 @@ def measure_attribution(
         towards="true" if wanted.towards_true else "predicted",
         class_names=wanted.head.class_names,
         n_top=wanted.n_top,
+        n_groups=wanted.n_groups,
         **sums,
         tested=np.asarray(tokens.image_index)[tested],
         **measure_orders(wanted, config, tested, progress, progress_folder),
@@ -209,7 +214,7 @@ def _sum_up(
         found: list[tuple[Tensor, ...]] = []
         for batch, tokens in counted(Kind.reading, inputs.iterate(rows[parts[number]], config.batch_images)):
             index = np.asarray(inputs.tokens.image_index)[batch]
-            one = attribute(inputs, head, tokens, wanted.classes_of(index))
+            one = attribute(inputs, head, tokens, wanted.classes_of(index), wanted.n_groups)
             signed += one.attribution.sum(0, dtype=torch.float64)
             n_firing += (one.n_on > 0).sum(0)
             order = torch.arange(n_done, n_done + len(batch), device=inputs.device)

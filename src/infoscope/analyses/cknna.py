@@ -44,8 +44,8 @@ def compute_cknna(one: Rows, other: Rows, n_neighbours: int = 10) -> float:
 
     Args:
         one, other: a row for each thing. They are taken as they are: centre them, or scale them to unit norm
-            (`scale_rows`), before, if that is wanted. MSAE's code does neither but has centred its inputs; that of Huh
-            et al. scales to unit norm.
+            (`scale_rows`), before, if that is wanted. MSAE's code does neither when it evaluates an SAE: its embeddings
+            have their mean; that of Huh et al. scales to unit norm.
         n_neighbours: k.
 
     Returns:

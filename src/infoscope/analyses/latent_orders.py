@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Float32, Int64
 from scipy.stats import rankdata
 from torch import Tensor
@@ -55,11 +56,11 @@ _ROWS_AT_ONCE = 1024
 def embed_rows(backbone: Backbone, sae: SparseAutoencoder) -> Float[Tensor, "d_sae embed_dim"]:
     """Return each decoder row as the tower would embed it, were it the whole of an image: the logit lens' left side.
 
-    Of a CLIP that pools by CLS that is the row through the final norm, which takes its length, and the projection. The
-    blocks after the hooked one are left out.
+    Of a CLIP that pools by CLS that is the row through the final norm, which takes its length, and the projection, then
+    scaled to unit norm, as Attributing CLIP's code has it. The blocks after the hooked one are left out.
     """
     rows = sae.W_dec.split(_ROWS_AT_ONCE)
-    return torch.cat([backbone.embed_patches(some[:, None])[:, 0] for some in rows]).float()
+    return F.normalize(torch.cat([backbone.embed_patches(some[:, None])[:, 0] for some in rows]).float(), dim=-1)
 
 
 def measure_orders(
@@ -93,7 +94,7 @@ def _test_image(wanted: AttributionInputs, lens: Float[Tensor, "d_sae embed_dim"
     inputs, sae = wanted.inputs, wanted.inputs.sae
     tokens = inputs.load(np.array([row]))
     index = np.asarray(inputs.tokens.image_index)[[row]]
-    one = attribute(inputs, wanted.head, tokens, wanted.classes_of(index))
+    one = attribute(inputs, wanted.head, tokens, wanted.classes_of(index), wanted.n_groups)
     latents, own = one.n_on[0].nonzero()[:, 0], int(one.classes[0])
     image = _Image(wanted, tokens, own, n_at_once)
     gradient, mass, integrated = one.attribution[0, latents], one.mass[0, latents], image.integrate()

@@ -37,7 +37,7 @@ MAX_COSINES = 2**24
 class ProbedReconstructions(NamedTuple):
     """What a linear head, trained on the images' original vectors, reads of the originals and of reconstructions.
 
-    An image's vector is the mean of the tokens that the SAE reads.
+    An image's vector is the mean of the tokens that the SAE reads, as it is; MSAE's code scales it to unit norm.
 
     n_images, n_classes: that were read, and that the head chooses from; 0: there is no head.
     accuracy, accuracy_reconstructed: share of images whose class is predicted.
@@ -72,9 +72,9 @@ class QualityResult:
     """What is known of an SAE beside `FidelityResult`, on test tokens.
 
     n_tokens: drawn, on which CKNNA and the curve over k are measured.
-    cknna: of the tokens, less the SAE's `centre`, and of their latent activations times the norms of the decoder rows
-        (MSAE). cknna_unit: of the same rows scaled to unit norm (Huh et al.), to which no token of large norm is the
-        nearest of all.
+    cknna: of the tokens, less the SAE's `centre` (ours: MSAE's evaluation leaves the mean in), and of their latent
+        activations times the norms of the decoder rows. cknna_unit: of the same rows scaled to unit norm (Huh et al.),
+        to which no token of large norm is the nearest of all.
     orthogonality, least_orthogonality, n_zero_rows: see `DecoderGeometry`.
     has_own_k: whether the curve goes on beyond the SAE's own code, see `progressive`.
     ks: [n_ks] largest activations of a token that are kept, ascending; fvu, ..., l0: [n_ks] what follows, as in

@@ -118,10 +118,15 @@ def _note(found: Sequence[Found]) -> Iterator[str]:
     yield (
         "Gradient x activation: sum over tokens of activation times the derivative of the cosine of image and class by"
         " it; integrated gradients: the same by the mean derivative on the way from tokens without any latent. Exact"
-        " ablation: what the cosine loses without the latent alone. Logit lens: dot product of the class's text with"
-        " the decoder row as the tower's end would embed it. Activation: sum over tokens, times the norm of the decoder"
+        " ablation: what the cosine loses without the latent alone. Logit lens: cosine of the class's text with the"
+        " decoder row as the tower's end would embed it. Activation: sum over tokens, times the norm of the decoder"
         " row. Random order: the gradient attributions shuffled."
     )
+    if first.n_groups is not None:
+        yield (
+            f"Gradients are not those at the tokens as they are: latents of an image are in {first.n_groups} groups of"
+            " equal activation, and each has the gradient halfway to the tokens without its group (ours)."
+        )
 
 
 def _make_group_table(

@@ -86,6 +86,7 @@ class Attribute(Published, SeedStage[AttributionResult]):
             n_steps=config.n_steps,
             labels=prompts_of(ctx).labels,
             towards_true=config.towards is Towards.label,
+            n_groups=config.n_groups,
             seed=config.seed,
         )
         with ctx.track(self.kind, seed) as tracker, ctx.display.bar(f"attributing, seed {seed}") as advance:
@@ -102,7 +103,8 @@ class Attribute(Published, SeedStage[AttributionResult]):
         # a backward is two forwards; of the tested images, a forward for each latent that fires, and the curves
         n_firing = min(d_sae, (getattr(config.sae, "k", None) or d_sae) * n_tokens)
         n_curves = 2 * len(METHODS) * (config.attribution.n_steps + 1)
-        n_forwards = 3 * n + n_tested * (n_firing + n_curves + 3 * N_INTEGRATED)
+        n_gradients = 1 + (config.attribution.n_groups or 0)
+        n_forwards = 3 * n * n_gradients + n_tested * (n_firing + n_curves + 3 * (N_INTEGRATED + n_gradients - 1))
         n_blocks = max(1, -1 - hook_of(ctx).layer)  # behind the hooked one
         held = config.predict.batch_images * (4 * N_HELD * n_blocks * n_tokens * sizes.d_in + 6 * 4 * d_sae)
         tables = 2 * 8 * n_classes * d_sae
