@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -165,6 +166,8 @@ def test_levels_are_quantiles_of_the_peaks_of_images_in_which_a_latent_fires(mon
     assert (np.diff(drawn) > 0).all()
     expected = [np.quantile(peaks[:, j][peaks[:, j] > 0].astype(np.float64), 0.9) for j in drawn]
     np.testing.assert_allclose(find_levels(codes, drawn, 0.9), expected)
+    silent = replace(codes, starts=np.zeros_like(codes.starts), latents=codes.latents[:0])
+    assert len(find_levels(silent, choose_latents(silent, None, 0), 0.9)) == 0
 
 
 def test_parts_and_files_give_the_same_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

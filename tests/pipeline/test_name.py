@@ -101,11 +101,14 @@ def test_values_of_scenes_and_their_synonyms(named: tuple[Path, Recorder], tmp_p
 
 def test_what_cannot_be_named_is_said_first(tmp_path: Path) -> None:
     files = {"twice": "red\nblue\nRed\n", "unknown": "red\nzebra\n", "one": "red\n"}
+    files |= {"spaces": "traffic light\nred\ntraffic  light\n", "long": "red\nblue\n" + 40 * "red "}
     for name, text in files.items():
         (tmp_path / f"{name}.txt").write_text(text)
     (tmp_path / "words.npz").write_bytes(b"\0")
     refused = {
         "name.vocabulary=twice.txt": r"Expected each word of name\.vocabulary once, .* 'red' in lines 1 and 3",
+        "name.vocabulary=spaces.txt": "'traffic light' in lines 1 and 3",
+        "name.vocabulary=long.txt": r"at most 32 tokens, .* got 4 longer, first 'a red red .*: choose shorter ones",
         "name.vocabulary=unknown.txt": r"Expected words \(name\.vocabulary=FILE\) .* own vocabulary .* 'zebra'",
         "name.vocabulary=one.txt": "at least two concepts to choose names from, got 1",
         "name.vocabulary=words.npz": "embeddings of another language model",

@@ -267,6 +267,14 @@ def test_a_clip_that_is_yet_to_be_trained_is_planned(tmp_path: Path, finished: P
         assert find(steps, "probe, seed 0").n_built == N_VARIANTS
 
 
+@pytest.mark.parametrize("stage", ["predict", "name", "steer", "attribute"])
+def test_a_clip_is_trained_before_its_text_tower_is_asked(tmp_path: Path, stage: str) -> None:
+    trained = ("model=scenes_clip", "model.pretrained=train_clip", f"stage={stage}", "name.n_top_images=3")
+    whats = [step.what for step in plan_of(tmp_path, *trained)]
+    words = "vocabulary" if stage == "name" else "zero_shot_head"
+    assert whats.index("train_clip") < whats.index(words)
+
+
 def test_tokens_that_are_not_stored_are_counted_as_often_as_they_are_encoded(tmp_path: Path) -> None:
     live = ("data.store_tokens=false", "sae.tokens_per_image=32")
     steps = plan_of(tmp_path, *live)

@@ -17,9 +17,10 @@ from infoscope.runtime.errors import InputError
 from infoscope.sae.loading import load_sae
 from infoscope.sae.origin import Origin, check_has_maps, choose_layer
 from infoscope.stages.attribute.stage import Attribute
+from infoscope.stages.backbone import check_captions
 from infoscope.stages.describe.fidelity import Fidelity, why_no_predictions
 from infoscope.stages.describe.stage import Describe
-from infoscope.stages.images import Scenes
+from infoscope.stages.images import Scenes, open_split
 from infoscope.stages.judge import Judge
 from infoscope.stages.latents import Latents
 from infoscope.stages.score.stage import Score, scope_of
@@ -180,8 +181,13 @@ def test_captions_are_embedded_in_the_place_of_images(described: Path, tmp_path:
     with pytest.raises(InputError, match=r"data=captions holds texts, of which there are embeddings alone"):
         run_tiny(tmp_path / "out", *(one for one in given if "site" not in one), "stage=describe")
     (tmp_path / "captions.txt").write_text("a photo of a zebra\na red ball\n")
-    with pytest.raises(InputError, match=r"Expected captions in words of the model's own vocabulary .* 'zebra'"):
+    with pytest.raises(InputError, match=r"Expected captions .* in words of the model's own vocabulary .* 'zebra'"):
         run_tiny(tmp_path / "out", *given, "stage=describe")
+    (tmp_path / "captions.txt").write_text(f"a red ball\n{40 * 'red '}\n")
+    ctx = make_context(tmp_path / "out", *given)
+    check_captions(ctx, open_split(ctx, "train"))
+    assert isinstance(ctx.display, Recorder)
+    assert "1 of 2 train captions are longer than the 32 tokens that the text tower reads" in ctx.display.text
 
 
 def test_zero_shot_needs_no_block_behind_an_embedding_of_a_clip_that_is_yet_to_be_trained(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ from infoscope.predictions.prompts import (
 from infoscope.predictions.responsible import explain_change
 from infoscope.predictions.results import PredictionResult
 from infoscope.predictions.run import run_predictions
-from infoscope.predictions.zero_shot import ZeroShotHead, make_zero_shot_head
+from infoscope.predictions.zero_shot import ZeroShotHead, check_prompts, make_zero_shot_head
 from infoscope.runtime.errors import InputError
 from infoscope.sae.config import TokenChoice
 from infoscope.sae.edit import EditMode, GroupEditor, RemovedShareMeter
@@ -88,6 +88,11 @@ def test_clips_own_tokenizer_is_at_hand_offline(monkeypatch):
     clip: Any = backbone.clip
     expected = clip.encode_text(open_clip.get_tokenizer("ViT-B-32")(texts), normalize=True)
     torch.testing.assert_close(backbone.embed_texts(texts), expected)
+    long = ["a", 76 * "red ", 75 * "red ", 200 * "é"]  # of 77 tokens two are marks
+    assert backbone.find_cut(long) == (77, [1, 3])
+    assert backbone.read_at("pooled").find_cut(long[:1]) == (77, [])
+    with pytest.raises(InputError, match=r"sentences of at most 77 tokens, .* got 1 longer, first 'a red red .*"):
+        check_prompts(backbone, Prompts(("red", 75 * "red "), ("a {}",)))
     assert backbone.logit_scale == pytest.approx(1 / 0.07)
     clip.logit_scale.fill_(6.0)
     assert backbone.logit_scale == 100  # CLIP's own bound

@@ -107,9 +107,11 @@ def find_levels(codes: ImageCodes, latents: Int64[np.ndarray, " n"], quantile: f
     """Return a quantile of each latent's largest activation in an image, of the images in which it fires.
 
     Args:
-        latents: ascending; each fires in some image.
+        latents: ascending; each fires in some image. None where none fires.
         quantile: 0..1.
     """
+    if not len(latents):
+        return np.empty(0)
     place = np.full(codes.d_sae, -1, dtype=np.int64)
     place[latents] = np.arange(len(latents))
     found: list[tuple[np.ndarray, np.ndarray]] = []
@@ -204,7 +206,9 @@ def measure_steering(
     inputs, head = wanted.inputs, wanted.head
     rows = inputs.choose_rows(wanted.n_images, wanted.seed)
     if not len(wanted.latents):
-        raise InputError("Expected features that fire in some training image, got none: train the SAE for longer.")
+        raise InputError(
+            "Expected features that fire in some training image, got none: train the SAE for longer, or give another."
+        )
     steerer = Steerer(inputs, head, rows, batch_images)
     before, parts = steerer.predict(), cut(len(wanted.latents), _PART_LATENTS)
 

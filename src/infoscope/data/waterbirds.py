@@ -125,14 +125,20 @@ def _read_rows(root: Path) -> list[_Row]:
             " the images."
         ) from error
     reader = csv.DictReader(text.splitlines())
-    columns = reader.fieldnames or []
+    try:
+        columns, table = reader.fieldnames or [], [(reader.line_num, fields) for fields in reader]
+    except csv.Error as error:
+        raise InputError(
+            f"Expected a table of comma-separated values in {file}, but line {reader.line_num + 1} is none ({error}):"
+            " give the published table."
+        ) from error
     if missing := [name for name in ("img_filename", *_VALUES) if name not in columns]:
         raise InputError(
             f"Expected the columns img_filename, y, split and place in {file}, got none of the name"
             f" {', '.join(missing)}: give the published table."
         )
     rows, seen = [], set[str]()
-    for number, fields in enumerate(reader, 2):
+    for number, fields in table:
         for column, allowed in _VALUES.items():
             if (value := (fields[column] or "").strip()) not in allowed:
                 raise InputError(

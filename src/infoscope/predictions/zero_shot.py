@@ -74,10 +74,17 @@ def check_prompts(backbone: Backbone, prompts: Prompts, what: str = "class names
         what: the classes are, and the setting that gives them, for the error.
 
     Raises:
-        InputError: a model without a text tower, or words that its tokenizer does not know.
+        InputError: a model without a text tower, words that its tokenizer does not know, or sentences that are longer
+            than the tower reads.
     """
     texts = [text for i in range(len(prompts.class_names)) for text in prompts.texts(i)]
     backbone.check_texts(texts, f"{what} and templates")
+    n_read, cut = backbone.find_cut(texts)
+    if cut:
+        raise InputError(
+            f"Expected {what} and templates to make sentences of at most {n_read} tokens, as many as the text tower"
+            f" reads, got {len(cut):,} longer, first {texts[cut[0]][:60]!r}...: choose shorter ones."
+        )
 
 
 @torch.inference_mode()

@@ -96,13 +96,21 @@ def load_tower(ctx: Context, images: ImageSet, model: ModelConfig | None = None)
 
 
 def check_captions(ctx: Context, images: ImageSet, model: ModelConfig | None = None) -> None:
-    """Refuse captions that a model cannot read; images of every other kind pass.
+    """Refuse captions that a model cannot read, and say how many it reads in part; images of every other kind pass.
 
     Raises:
         InputError: it has no text tower, or lacks one of their words.
     """
-    if images.is_text:
-        load_backbone(ctx, model).check_texts([images.caption(i) for i in range(len(images))], "captions")
+    if not images.is_text:
+        return
+    backbone, captions = load_backbone(ctx, model), [images.caption(i) for i in range(len(images))]
+    backbone.check_texts(captions, "captions (data.root=FILE)")
+    n_read, cut = backbone.find_cut(captions)
+    if cut:
+        ctx.display.say(
+            f"{len(cut):,} of {len(captions):,} {images.split} captions are longer than the {n_read} tokens that the"
+            f" text tower reads, which leaves out their ends (first {images.image_ids[cut[0]]})"
+        )
 
 
 @once

@@ -307,6 +307,14 @@ class Backbone(nn.Module, ABC):
         """
         raise self._no_text()
 
+    def find_cut(self, texts: Sequence[str]) -> tuple[int, list[int]]:
+        """Return how many tokens the text tower reads of a text, and the places of texts that are longer.
+
+        Raises:
+            InputError: as `embed_texts`.
+        """
+        raise self._no_text()
+
     @property
     def logit_scale(self) -> float:
         """What the cosine of image and text is multiplied by before softmax: 1 / temperature.

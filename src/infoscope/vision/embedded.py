@@ -72,6 +72,9 @@ class EmbeddedBackbone(Backbone):
     def check_texts(self, texts: Sequence[str], what: str = "texts") -> None:
         self.tower.check_texts(texts, what)
 
+    def find_cut(self, texts: Sequence[str]) -> tuple[int, list[int]]:
+        return self.tower.find_cut(texts)
+
     @property
     def logit_scale(self) -> float:
         return self.tower.logit_scale

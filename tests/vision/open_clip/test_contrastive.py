@@ -113,7 +113,9 @@ class TestTokenizer:
         assert WordTokenizer(["red"], 5)("a red zebra").tolist() == [[1, 2, 1, 3, 0]]
 
     def test_long_texts_are_cut_before_the_end_mark(self):
-        assert WordTokenizer(["red", "ball"], 3)("red ball red ball").tolist() == [[2, 3, 4]]
+        tokenizer = WordTokenizer(["red", "ball"], 3)
+        assert tokenizer("red ball red ball").tolist() == [[2, 3, 4]]
+        assert tokenizer("red ball red ball", context_length=4).tolist() == [[2, 3, 2, 4]]
 
     def test_a_vocabulary_without_repeats(self):
         with pytest.raises(ValueError, match="without duplicates"):

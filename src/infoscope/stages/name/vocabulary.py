@@ -20,6 +20,7 @@ from infoscope.runtime.errors import InputError
 from infoscope.runtime.store import Workspace
 from infoscope.stages.backbone import fingerprint_model, load_backbone
 from infoscope.stages.images import find_known
+from infoscope.stages.train_clip import needs_trained
 
 SCENE_TARGETS = {
     "class": factors.KINDS,
@@ -108,11 +109,14 @@ class EmbeddedWords(SingleStage[ZeroShotHead]):
     kind, holds = "vocabulary", ZeroShotHead
     is_shared = False
 
+    def needs(self, ctx: Context) -> Needs:
+        return Needs(**needs_trained(ctx))
+
     def key(self, ctx: Context, up: Needs) -> Key:
         return {"model": fingerprint_model(ctx), "prompts": _make_prompts(ctx).cache_key_fields()}
 
     def check(self, ctx: Context) -> None:
-        """Refuse a model without texts, and words that it does not know.
+        """Refuse a model without texts, and words that it does not know or cannot read to their ends.
 
         Raises:
             InputError: such a model, or such words.

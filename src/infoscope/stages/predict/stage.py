@@ -26,6 +26,7 @@ from infoscope.stages.publish import Published
 from infoscope.stages.sae import choose_tokens, count_latents
 from infoscope.stages.score.stage import summarise_seed
 from infoscope.stages.tokens import Tokens
+from infoscope.stages.train_clip import needs_trained
 
 
 @once
@@ -87,6 +88,9 @@ class EmbeddedClasses(SingleStage[ZeroShotHead]):
     """The class names as the model's text tower embeds them."""
 
     kind, holds = "zero_shot_head", ZeroShotHead
+
+    def needs(self, ctx: Context) -> Needs:
+        return Needs(**needs_trained(ctx))
 
     def key(self, ctx: Context, up: Needs) -> Key:
         return {"model": fingerprint_model(ctx), "prompts": key_of_prompts(ctx)}

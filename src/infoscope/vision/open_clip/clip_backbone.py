@@ -24,8 +24,8 @@ MAX_LOGIT_SCALE = 100.0
 """CLIP's own bound (Radford et al., 2021, 2.5); training of the scenes' CLIP clips the scale, not the parameter."""
 _TEXT_BATCH = 256
 
-Tokenizer = Callable[[list[str]], Tensor]
-"""Texts to token ids, int64 [n_texts, context_length]."""
+Tokenizer = Callable[..., Tensor]
+"""Texts, and context_length if it is not the tower's own, to token ids, int64 [n_texts, context_length]."""
 
 
 class ClipBackbone(Backbone):
@@ -94,6 +94,20 @@ class ClipBackbone(Backbone):
     def check_texts(self, texts: Sequence[str], what: str = "texts") -> None:
         self._check_text()
         self._check_words(texts, what)
+
+    def find_cut(self, texts: Sequence[str]) -> tuple[int, list[int]]:
+        self._check_text()
+        n_read = self._tokenizer([""]).shape[1]
+        # No tokenizer makes more tokens than a text has bytes, but for two marks: few texts need to be looked at.
+        long = [place for place, text in enumerate(texts) if len(text.encode()) > n_read - 2]
+        cut = list[int]()
+        for start in range(0, len(long), _TEXT_BATCH):
+            places = long[start : start + _TEXT_BATCH]
+            some = [texts[place] for place in places]
+            longer = self._tokenizer(some, context_length=n_read + 1)
+            differs = (self._tokenizer(some) != longer[:, :n_read]).any(dim=1)
+            cut += [place for place, is_cut in zip(places, differs.tolist(), strict=True) if is_cut]
+        return n_read, cut
 
     @property
     def logit_scale(self) -> float:

@@ -31,12 +31,12 @@ class WordTokenizer:
         """Number of ids, special ones included."""
         return len(self.words) + 3
 
-    def __call__(self, texts: str | Sequence[str]) -> Tensor:
-        """Return the ids of each text, int64 [n_texts, context_length]."""
-        texts = [texts] if isinstance(texts, str) else texts
-        ids = torch.zeros(len(texts), self.context_length, dtype=torch.int64)
+    def __call__(self, texts: str | Sequence[str], context_length: int | None = None) -> Tensor:
+        """Return the ids of each text, int64 [n_texts, context_length], by default its own."""
+        texts, n_ids = [texts] if isinstance(texts, str) else texts, context_length or self.context_length
+        ids = torch.zeros(len(texts), n_ids, dtype=torch.int64)
         for row, text in enumerate(texts):
-            known = [self._ids.get(word, 1) for word in text.lower().split()][: self.context_length - 1]
+            known = [self._ids.get(word, 1) for word in text.lower().split()][: n_ids - 1]
             known.append(self.vocab_size - 1)
             ids[row, : len(known)] = torch.tensor(known)
         return ids
