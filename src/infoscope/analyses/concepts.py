@@ -8,7 +8,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from jaxtyping import Bool, Float, Int64
+
+from infoscope.sae.model import SparseAutoencoder
 
 QUANTILES = (0.25, 0.5, 0.75, 0.95)
 """Of a latent's activation where it fires, at which it is swept; before them 0."""
@@ -16,17 +19,33 @@ N_QUERIES = 200
 """Images at most that are searched for, of each kind."""
 
 
+def read_rows(sae: SparseAutoencoder) -> Float[np.ndarray, "d_sae d"]:
+    """Return what a unit of each latent's activation adds to a token, apart from a token's own norm: W_dec row / c."""
+    return (sae.W_dec.detach().double() / sae.scale.double()).cpu().numpy()
+
+
+@torch.no_grad()
+def read_factors(sae: SparseAutoencoder, x: Float[np.ndarray, "n d"]) -> Float[np.ndarray, " n"]:
+    """Return by what that is multiplied in each raw token: the token's norm, of SAEs that normalise it, else 1."""
+    factor = sae.token_factor(torch.from_numpy(x).float().to(sae.W_dec.device))
+    return np.ones(len(x)) if factor is None else factor[:, 0].double().cpu().numpy()
+
+
 class Edit(NamedTuple):
     """How some latents act on raw embeddings.
 
     acts: z of each image.
-    rows: what a unit of z adds to an embedding, W_dec row / c.
-    factor: [n_images] by which that is multiplied in each image, of SAEs with a norm per token; else ones.
+    rows: of `read_rows`, of these latents. factor: of `read_factors`, of these images.
     """
 
     acts: Float[np.ndarray, "n_images m"]
     rows: Float[np.ndarray, "m d"]
     factor: Float[np.ndarray, " n_images"]
+
+    @property
+    def codes(self) -> Float[np.ndarray, "n_images m"]:
+        """Activation times norm of the row: by what images are near each other by these latents alone."""
+        return self.acts * np.linalg.norm(self.rows, axis=1)
 
     def set_to(
         self, embeddings: Float[np.ndarray, "n_images d"], values: Float[np.ndarray, " m"]
@@ -112,7 +131,7 @@ def search_concept(
     Queries with the concept are images in which one of its latents fires too.
 
     Args:
-        edit: the concept's latents; `rows` times `acts` is what nearness by them alone is measured in.
+        edit: the concept's latents.
         top_level: None: the latents are not those of the embeddings, which cannot be edited then.
         has: which images have it.
     """
@@ -120,7 +139,7 @@ def search_concept(
         np.sort(rng.permutation(of)[:N_QUERIES])
         for of in (np.flatnonzero(has & (edit.acts > 0).any(axis=1)), np.flatnonzero(~has))
     )
-    codes = edit.acts * np.linalg.norm(edit.rows, axis=1)
+    codes = edit.codes
 
     def share(queries: Int64[np.ndarray, " n"], near: Int64[np.ndarray, "n n_nearest"]) -> float:
         return float(has[near].mean()) if len(queries) else np.nan

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from jaxtyping import Float64, Int64
 
-from infoscope.analyses.concepts import Edit, find_near_codes, find_nearest
+from infoscope.analyses.concepts import Edit, find_near_codes, find_nearest, read_factors, read_rows
 from infoscope.data.config import DataConfig, OnError, Resize
 from infoscope.data.pictures import Picture, Pictures
 from infoscope.runtime.calls import convert, speaks_python
@@ -84,14 +84,11 @@ def find_similar(
         raise InputError(f"Expected n to be at least 1, got {n}.")
     x = _embed(backbone, Pictures(list(images), convert("resize", resize, Resize), OnError["raise"]))
     with torch.no_grad():
-        device = sae.W_dec.device
-        acts = sae.encode(x.to(device))[:, wanted].double().cpu().numpy()
-        factor = sae.token_factor(x.to(device))
-        rows = (sae.W_dec[wanted] / sae.scale).double().cpu().numpy()
-    of_images = np.ones(len(x)) if factor is None else factor[:, 0].double().cpu().numpy()
-    edit, vectors, own = Edit(acts, rows, of_images), x.double().cpu().numpy(), np.array([query])
+        acts = sae.encode(x.to(sae.W_dec.device))[:, wanted].double().cpu().numpy()
+    vectors, own = x.double().cpu().numpy(), np.array([query])
+    edit = Edit(acts, read_rows(sae)[wanted], read_factors(sae, vectors))
     if wanted and value is None:
-        codes = acts * np.linalg.norm(rows, axis=1)
+        codes = edit.codes
         near = find_near_codes(codes[own], codes, own, n)[0]
     else:
         moved = vectors[own] if value is None else edit.take(own).set_to(vectors[own], np.full(len(wanted), value))

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from jaxtyping import Bool, Float, Int64
 from scipy.sparse import csc_array, csr_array
 
@@ -18,6 +17,8 @@ from infoscope.analyses.concepts import (
     find_near_codes,
     find_nearest,
     fit_slopes,
+    read_factors,
+    read_rows,
     search_concept,
     sweep_concept,
 )
@@ -35,7 +36,7 @@ from infoscope.analyses.naming import (
 )
 from infoscope.analyses.quality import ImageHead
 from infoscope.analyses.top_sets import TopSets, find_top
-from infoscope.runtime.errors import InputError
+from infoscope.runtime.errors import InputError, list_some
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.stages.name.vocabulary import Vocabulary
 
@@ -89,7 +90,7 @@ class Sweep(NamedTuple):
 
 def compare_rows(sae: SparseAutoencoder, texts: Float[np.ndarray, "n_words d"]) -> dict[Reading, Compared]:
     """Return the readings of an SAE of embeddings, by its decoder rows."""
-    rows = (sae.W_dec.detach().double() / sae.scale.double()).cpu().numpy()
+    rows = read_rows(sae)
     mean = sae.mean.detach().double().cpu().numpy()
     return {
         Reading.centred: Compared(rows, texts - texts.mean(axis=0), lambda of: draw_alike(rows[of], 0.0)),
@@ -157,7 +158,7 @@ def name_by_all(
 class Named(NamedTuple):
     """The latents of the concepts that are valid names.
 
-    members: of each concept, its latents. rows: W_dec / c of all latents. is_edited: whether they are of the raw
+    members: of each concept, its latents. rows: of `read_rows`, of all latents. is_edited: whether they are of the raw
     embeddings of the images, which can be edited then. factor: of `Edit`, of the test images.
     """
 
@@ -185,13 +186,8 @@ def collect_named(
 ) -> Named:
     """Return the latents of each concept that is a valid name."""
     members = {int(one): np.flatnonzero(valid & (concepts == one)) for one in np.unique(concepts[valid])}
-    rows = (sae.W_dec.detach().double() / sae.scale.double()).cpu().numpy()
-    factor = None
-    if edits:
-        with torch.no_grad():
-            factor = sae.token_factor(torch.from_numpy(test.embeddings).float().to(sae.W_dec.device))
-    of_images = np.ones(len(test.embeddings)) if factor is None else factor[:, 0].double().cpu().numpy()
-    return Named(members, rows, edits, of_images)
+    factor = read_factors(sae, test.embeddings) if edits else np.ones(len(test.embeddings))
+    return Named(members, read_rows(sae), edits, factor)
 
 
 def search_all(
@@ -234,7 +230,7 @@ def sweep_all(
 def show_search(named: Named, concept: int, train: Split, test: Split) -> dict[str, Any]:
     """Return the nearest test images of one that has a concept most, and of one that has it least, in some ways."""
     edit, top_level = named.edit(concept, test.acts), named.choose_top_level(concept, train.acts)
-    codes = edit.acts * np.linalg.norm(edit.rows, axis=1)
+    codes = edit.codes
     most, least = np.array([codes.sum(axis=1).argmax()]), np.array([codes.sum(axis=1).argmin()])
     x = test.embeddings
 
@@ -266,11 +262,10 @@ def choose_concept(
     if config.concept is not None:
         concept = vocabulary.concepts.index(config.concept)
         if concept not in named.members:
-            known = [vocabulary.concepts[one] for one in named.members]
-            some = f"{', '.join(known[:20])}{', ...' if len(known) > 20 else ''}" if known else "none"
+            known = list_some((vocabulary.concepts[one] for one in named.members), 20) or "none"
             raise InputError(
                 f"Expected name.concept to be a valid name of a feature, but SAE seed {seed} has none called"
-                f" {config.concept!r} (valid names: {some}): choose one of these, or lower name.min_cosine or"
+                f" {config.concept!r} (valid names: {known}): choose one of these, or lower name.min_cosine or"
                 " name.min_ratio."
             )
         return concept

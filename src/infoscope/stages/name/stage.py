@@ -11,11 +11,10 @@ from scipy.sparse import csr_array
 from infoscope.analyses.config import Reading
 from infoscope.analyses.name_result import NameResult
 from infoscope.analyses.top_sets import find_top
-from infoscope.data.images import Truth
 from infoscope.pipeline.context import Context
 from infoscope.pipeline.stage import Key, Needs, Node, Row, SeedStage, Work, name_artifacts
 from infoscope.report.section import ReportSection
-from infoscope.runtime.errors import InputError
+from infoscope.runtime.errors import InputError, list_some
 from infoscope.runtime.store import Workspace
 from infoscope.sae.latent_table import LatentColumn
 from infoscope.stages.image_codes import Codes
@@ -43,7 +42,7 @@ from infoscope.stages.sae import count_latents, list_level_ends, sae_of
 from infoscope.stages.score.stage import find_groups, list_scores
 from infoscope.stages.tokens import Tokens, find_sizes
 from infoscope.vision.config import ModelKind
-from infoscope.vision.hooks import POOLED, PROJECTED
+from infoscope.vision.hooks import AT_END, POOLED
 
 
 class Name(Published, SeedStage[NameResult]):
@@ -103,10 +102,9 @@ class Name(Published, SeedStage[NameResult]):
                 " model.site=pooled."
             )
         if config.name.concept is not None and config.name.concept not in vocabulary.concepts:
-            some = ", ".join(vocabulary.concepts[:20]) + (", ..." if len(vocabulary.concepts) > 20 else "")
             raise InputError(
                 f"Expected name.concept to be one of the {len(vocabulary.concepts)} concepts of the vocabulary"
-                f" ({some}), got {config.name.concept!r}."
+                f" ({list_some(vocabulary.concepts, 20)}), got {config.name.concept!r}."
             )
         for split in ("train", "test"):
             if (n := count_images(ctx, split)) < config.name.n_top_images:
@@ -181,7 +179,7 @@ def _edits(ctx: Context) -> bool:
 
 def _reads_embeddings(ctx: Context) -> bool:
     """Whether decoder rows lie where texts do."""
-    return ctx.config.model.site in (POOLED, PROJECTED)
+    return ctx.config.model.site in AT_END
 
 
 def _why_no_sweep(ctx: Context) -> str:
@@ -205,10 +203,7 @@ def _read_split(ctx: Context, up: Needs, split: str) -> Split:
         assert np.array_equal(np.asarray(tokens.image_index), index), "codes are of these tokens"
     else:
         vectors = np.zeros((len(index), 0))  # what rows say needs no training image
-    images = open_split(ctx, split)
-    known = Truth.labels in images.truths
-    values = find_values(images, index) if known else np.zeros((len(index), 0), dtype=bool)
-    return Split(codes, vectors.astype(np.float64), values)
+    return Split(codes, vectors.astype(np.float64), find_values(open_split(ctx, split), index))
 
 
 def _make_result(
