@@ -468,8 +468,25 @@ EXPERIMENTS = (
     ),
     Claim(
         "changes by {} for the typical texture while the features of a kind are swept from silent to strong, by {} for"
-        " any other, and that texture rises most for each of the {} kinds",
-        [f"names/names_bias/target=texture/{key}" for key in ("slope_coupled", "slope_other", "n_coupled")],
+        " any other, and by {} with random features in the place of the kind's; that texture rises most for each of the"
+        " {} kinds",
+        [
+            f"names/names_bias/target=texture/{key}"
+            for key in ("slope_coupled", "slope_other", "slope_random", "n_coupled")
+        ],
+    ),
+    Claim(
+        "{}% change with one sign in all three seeds, with random features {}%",
+        [f"names/names_bias/target=texture/{key} * 100" for key in ("one_sign", "one_sign_random")],
+    ),
+    Claim(
+        "a linear classifier gives that kind {} more probability than to those without it, {} without the features that"
+        " are called by the kind, {} without random ones",
+        [f"names_kinds/names_misled/target=class/{key}" for key in ("whole", "without", "without_random")],
+    ),
+    Claim(
+        "That falls for {}% of the pairs ({} in each of three seeds)",
+        ["names_kinds/names_misled/target=class/lower * 100", "names_kinds/names_misled/target=class/n_pairs"],
     ),
     Claim(
         "**{}% of the features are steerable, and {}% of random directions of the same length**",

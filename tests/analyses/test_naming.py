@@ -10,12 +10,15 @@ from scipy.sparse import csr_array
 from scipy.stats import hypergeom
 
 from infoscope.analyses.concepts import (
+    MIN_COMPARED,
     Edit,
     associate,
     choose_levels,
     find_near_codes,
     find_nearest,
     fit_slopes,
+    measure_gaps,
+    predict_classes,
     search_concept,
     sweep_concept,
 )
@@ -185,3 +188,20 @@ def test_couplings_of_the_data_are_shares_beyond_the_share_in_all() -> None:
     found = associate(has, labels, 3)
     np.testing.assert_allclose(found[0], [-0.25, -0.25, 0.5])
     assert np.isnan(found[1]).all()
+
+
+def test_gaps_are_of_images_of_other_classes() -> None:
+    rng = np.random.default_rng(8)
+    probs = predict_classes(rng.standard_normal((60, 4)), rng.standard_normal((4, 3)), rng.standard_normal(3))
+    np.testing.assert_allclose(probs.sum(axis=1), 1)
+    labels, has = rng.integers(0, 3, 60), rng.random((60, 3)) < [0.5, 0.3, 0.02]
+    found = measure_gaps(probs, labels, has)
+    for concept, label in np.ndindex(2, 3):
+        other = labels != label
+        own, without = probs[other & has[:, concept], label], probs[other & ~has[:, concept], label]
+        assert min(len(own), len(without)) >= MIN_COMPARED
+        assert found[concept, label] == pytest.approx(own.mean() - without.mean())
+    assert np.isnan(found[2]).all()  # too few have it
+    probs[:, 1] = np.nan
+    assert np.isnan(measure_gaps(probs, labels, has)).any(axis=0).tolist() == [True, True, True]
+    assert np.isfinite(measure_gaps(probs, labels, has)[:2]).tolist() == [[True, False, True]] * 2

@@ -36,8 +36,8 @@ def named(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Recorder]:
 def test_features_of_pooled_embeddings_are_named_by_their_rows(named: tuple[Path, Recorder]) -> None:
     output_dir, record = named
     assert record.files is not None
-    assert record.files.tables.keys() == {"names", "names_listed", "names_search", "names_bias"}
-    assert record.files.figures.keys() == {"names_search", "names_bias"}
+    assert record.files.tables.keys() == {"names", "names_listed", "names_search", "names_bias", "names_misled"}
+    assert record.files.figures.keys() == {"names_search", "names_bias", "names_misled"}
     assert "of the valid names are right" in record.text
     ctx = make_context(output_dir, *POOLED, *LOOSE)
     found, sae = Name.at(ctx, 0).load(), sae_of(ctx, 0).load()
@@ -52,6 +52,8 @@ def test_features_of_pooled_embeddings_are_named_by_their_rows(named: tuple[Path
     assert (found.names[found.n_firing < 3] == "").all()
     one = next(iter(found.find_distinct(found.place)))
     assert np.isfinite(found.slopes[one]).all()
+    assert (np.isfinite(found.slopes_random) <= np.isfinite(found.slopes)).all()
+    assert np.isfinite(found.slopes_random).any()
     assert np.isfinite(found.association[one]).all()
     assert np.isfinite(found.searches[one, Search._fields.index("base")])
 

@@ -17,6 +17,8 @@ QUANTILES = (0.25, 0.5, 0.75, 0.95)
 """Of a latent's activation where it fires, at which it is swept; before them 0."""
 N_QUERIES = 200
 """Images at most that are searched for, of each kind."""
+MIN_COMPARED = 5
+"""Images that must have a concept, and that must lack it, to say what it changes."""
 
 
 def read_rows(sae: SparseAutoencoder) -> Float[np.ndarray, "d_sae d"]:
@@ -81,10 +83,19 @@ def sweep_concept(
     """
     found = np.empty((len(levels), len(bias)))
     for place, values in enumerate(levels):
-        logits = edit.set_to(embeddings, values) @ weight + bias
-        probs = np.exp(logits - logits.max(axis=1, keepdims=True))
-        found[place] = (probs / probs.sum(axis=1, keepdims=True)).mean(axis=0)
+        found[place] = predict_classes(edit.set_to(embeddings, values), weight, bias).mean(axis=0)
     return found
+
+
+def predict_classes(
+    embeddings: Float[np.ndarray, "n_images d"],
+    weight: Float[np.ndarray, "d n_classes"],
+    bias: Float[np.ndarray, " n_classes"],
+) -> Float[np.ndarray, "n_images n_classes"]:
+    """Return the probabilities of a linear head with a softmax."""
+    logits = embeddings @ weight + bias
+    probs = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return probs / probs.sum(axis=1, keepdims=True)
 
 
 def fit_slopes(
@@ -211,3 +222,21 @@ def associate(
     n = has.sum(axis=0)[:, None]
     shares = np.divide(has.T @ of_class, n, out=np.full((has.shape[1], n_classes), np.nan), where=n > 0)
     return shares - of_class.mean(axis=0)
+
+
+def measure_gaps(
+    probs: Float[np.ndarray, "n_images n_classes"],
+    labels: Int64[np.ndarray, " n_images"],
+    has: Bool[np.ndarray, "n_images n_concepts"],
+) -> Float[np.ndarray, "n_concepts n_classes"]:
+    """Return how much more probable each class is in images of other classes that have a concept than in those without.
+
+    NaN where fewer than `MIN_COMPARED` such images have it, or lack it.
+    """
+    is_other = np.eye(probs.shape[1])[labels] == 0
+    of_other, have = np.where(is_other, probs, 0.0), has.astype(np.float64)
+    sums, counts = have.T @ of_other, have.T @ is_other
+    lack_sums, lack_counts = of_other.sum(axis=0) - sums, is_other.sum(axis=0) - counts
+    enough = np.minimum(counts, lack_counts) >= MIN_COMPARED
+    gaps = sums / np.maximum(counts, 1) - lack_sums / np.maximum(lack_counts, 1)
+    return np.where(enough, gaps, np.nan)

@@ -28,7 +28,11 @@ class NameResult:
     shown_concept: whose search is shown; -1: no name is valid. shown: what was searched for, and images of the test
         split: what was searched by, then the nearest ones; -1: there are no more.
     class_names: what the classifier of the sweep tells apart; empty: there is none.
-    slopes: [n_concepts, n_classes] of `fit_slopes`; NaN for a concept without a valid name. association: of
+    slopes: [n_concepts, n_classes] of `fit_slopes`; NaN for a concept without a valid name. slopes_random: the same of
+        as many other latents, drawn at random, in the place of the concept's.
+    misled: of `measure_gaps` on test images, of the embeddings, without the latents that are called by the class, and
+        without as many random ones; NaN for a class that is no valid name.
+    association: of
         `associate` on training images; NaN for a concept that is none of the values. class_shares: of the classes in
         the training images. is_own: which concepts are of the classifier's own target.
     """
@@ -55,6 +59,8 @@ class NameResult:
     shown: Int64[np.ndarray, "n_shown n_images"]
     class_names: list[str]
     slopes: Float[np.ndarray, "n_concepts n_classes"]
+    slopes_random: Float[np.ndarray, "n_concepts n_classes"]
+    misled: Float[np.ndarray, "3 n_concepts n_classes"]
     association: Float[np.ndarray, "n_concepts n_classes"]
     class_shares: Float[np.ndarray, " n_classes"]
     is_own: Bool[np.ndarray, " n_concepts"]

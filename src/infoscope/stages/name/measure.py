@@ -17,6 +17,8 @@ from infoscope.analyses.concepts import (
     find_near_codes,
     find_nearest,
     fit_slopes,
+    measure_gaps,
+    predict_classes,
     read_factors,
     read_rows,
     search_concept,
@@ -78,14 +80,15 @@ class Split(NamedTuple):
 class Sweep(NamedTuple):
     """What is swept.
 
-    head: tells the classes of a target apart on raw embeddings; None: there is none. labels: of the training images.
-    own: which concepts are classes of that target themselves.
+    head: tells the classes of a target apart on raw embeddings; None: there is none. labels: of the training images;
+    test_labels: of the test images. class_concepts: the concept that each class is; -1: none.
     """
 
     head: ImageHead | None
     labels: Int64[np.ndarray, " n_images"]
+    test_labels: Int64[np.ndarray, " n_test_images"]
     class_names: list[str]
-    own: Bool[np.ndarray, " n_concepts"]
+    class_concepts: Int64[np.ndarray, " n_classes"]
 
 
 def compare_rows(sae: SparseAutoencoder, texts: Float[np.ndarray, "n_words d"]) -> dict[Reading, Compared]:
@@ -158,19 +161,29 @@ def name_by_all(
 class Named(NamedTuple):
     """The latents of the concepts that are valid names.
 
-    members: of each concept, its latents. rows: of `read_rows`, of all latents. is_edited: whether they are of the raw
-    embeddings of the images, which can be edited then. factor: of `Edit`, of the test images.
+    members: of each concept, its latents. drawable: latents from which random ones are drawn, those that could have a
+    name. rows: of `read_rows`, of all latents. is_edited: whether they are of the raw embeddings of the images, which can
+    be edited then. factor: of `Edit`, of the test images.
     """
 
     members: dict[int, Int64[np.ndarray, " m"]]
+    drawable: Int64[np.ndarray, " n"]
     rows: Directions
     is_edited: bool
     factor: Float[np.ndarray, " n_images"]
 
     def edit(self, concept: int, acts: csc_array) -> Edit:
         """Return the latents of a concept in the test images."""
-        of = self.members[concept]
+        return self.edit_latents(self.members[concept], acts)
+
+    def edit_latents(self, of: Int64[np.ndarray, " m"], acts: csc_array) -> Edit:
+        """Return some latents in the test images."""
         return Edit(acts[:, of].toarray(), self.rows[of], self.factor)
+
+    def draw_others(self, of: Int64[np.ndarray, " m"], rng: np.random.Generator) -> Int64[np.ndarray, " m_drawn"]:
+        """Return as many other latents at random, fewer where there are not so many."""
+        others = np.setdiff1d(self.drawable, of)
+        return np.sort(rng.permutation(others)[: len(of)])
 
     def choose_top_level(self, concept: int, acts: csc_array) -> Float[np.ndarray, " m"] | None:
         """Return the highest level to which they are set, of the training images; None: they cannot be."""
@@ -184,10 +197,14 @@ def collect_named(
     test: Split,
     edits: bool,
 ) -> Named:
-    """Return the latents of each concept that is a valid name."""
+    """Return the latents of each concept that is a valid name.
+
+    Args:
+        concepts: the name of each latent; -1: none.
+    """
     members = {int(one): np.flatnonzero(valid & (concepts == one)) for one in np.unique(concepts[valid])}
     factor = read_factors(sae, test.embeddings) if edits else np.ones(len(test.embeddings))
-    return Named(members, read_rows(sae), edits, factor)
+    return Named(members, np.flatnonzero(concepts >= 0), read_rows(sae), edits, factor)
 
 
 def search_all(
@@ -209,22 +226,49 @@ def sweep_all(
 ) -> dict[str, Any]:
     """Return how probabilities of classes change with each named concept, and how the data couple the two, as in
     `NameResult`; without a head, nothing of no classes."""
-    n_classes = len(sweep.class_names)
-    slopes, association = (np.full((len(value_of), n_classes), np.nan) for _ in range(2))
+    n_classes, head = len(sweep.class_names), sweep.head
+    slopes, slopes_random, association = (np.full((len(value_of), n_classes), np.nan) for _ in range(3))
+    misled = np.full((3, len(value_of), n_classes), np.nan)
     chosen = np.sort(np.random.default_rng([seed, 2]).permutation(len(test.embeddings))[:MAX_SWEPT])
-    train_acts, test_acts = train.acts, test.acts
-    for concept, of in named.members.items() if sweep.head is not None else ():
-        levels = choose_levels(train_acts[:, of].toarray())
-        edit = named.edit(concept, test_acts).take(chosen)
-        assert sweep.head is not None
-        curve = sweep_concept(test.embeddings[chosen], edit, levels, sweep.head.weight, sweep.head.bias)
-        slopes[concept] = fit_slopes(curve, levels)
-    known = value_of >= 0
-    if sweep.head is not None:
+    known, rng = value_of >= 0, np.random.default_rng([seed, 3])
+    if head is not None:
+        train_acts, test_acts, embeddings = train.acts, test.acts, test.embeddings[chosen]
+
+        def slope(of: Int64[np.ndarray, " m"]) -> Float[np.ndarray, " n_classes"]:
+            levels = choose_levels(train_acts[:, of].toarray())
+            edit = named.edit_latents(of, test_acts).take(chosen)
+            return fit_slopes(sweep_concept(embeddings, edit, levels, head.weight, head.bias), levels)
+
+        for concept, of in named.members.items():
+            slopes[concept], slopes_random[concept] = slope(of), slope(named.draw_others(of, rng))
         association[known] = associate(train.values[:, value_of[known]], sweep.labels, n_classes)
+        misled[:, known] = _find_misled(named, test, test.values[:, value_of[known]], sweep, head, chosen, rng)
     shares = np.bincount(sweep.labels, minlength=n_classes) / max(len(sweep.labels), 1)
-    found = {"slopes": slopes, "association": association, "class_shares": shares}
-    return {"class_names": sweep.class_names, **found, "is_own": sweep.own}
+    own = np.isin(np.arange(len(value_of)), sweep.class_concepts)
+    found = {"slopes": slopes, "slopes_random": slopes_random, "misled": misled, "association": association}
+    return {"class_names": sweep.class_names, **found, "class_shares": shares, "is_own": own}
+
+
+def _find_misled(
+    named: Named,
+    test: Split,
+    has: Bool[np.ndarray, "n_images n_concepts"],
+    sweep: Sweep,
+    head: ImageHead,
+    chosen: Int64[np.ndarray, " n"],
+    rng: np.random.Generator,
+) -> Float[np.ndarray, "3 n_concepts n_classes"]:
+    """Return what concepts change of the probabilities of classes that they are not, as in `NameResult`."""
+    embeddings, test_acts = test.embeddings[chosen], test.acts
+    whole = predict_classes(embeddings, head.weight, head.bias)
+    probs = np.full((3, *whole.shape), np.nan)
+    for label, concept in enumerate(sweep.class_concepts.tolist()):
+        if (of := named.members.get(concept)) is not None:
+            probs[0, :, label] = whole[:, label]
+            for place, latents in enumerate((of, named.draw_others(of, rng)), 1):
+                moved = named.edit_latents(latents, test_acts).take(chosen).set_to(embeddings, np.zeros(len(latents)))
+                probs[place, :, label] = predict_classes(moved, head.weight, head.bias)[:, label]
+    return np.stack([measure_gaps(one, sweep.test_labels[chosen], has[chosen]) for one in probs])
 
 
 def show_search(named: Named, concept: int, train: Split, test: Split) -> dict[str, Any]:

@@ -77,7 +77,8 @@ class Bias(NamedTuple):
     n_concepts: how many there are.
     n_coupled: of these, in whose training images one class has over twice its share in all.
     top: share of the coupled ones in whose sweep that class rises most. by_chance: of a class at random.
-    slope_coupled, slope_other: mean slope of such pairs, and of all others.
+    slope_coupled, slope_other: mean slope of such pairs, and of all others. slope_random: of such pairs, with as many
+        random latents in the place of the concept's.
     """
 
     correlation: float
@@ -87,6 +88,7 @@ class Bias(NamedTuple):
     by_chance: float
     slope_coupled: float
     slope_other: float
+    slope_random: float
 
 
 def measure_bias(result: NameResult) -> Bias:
@@ -95,25 +97,70 @@ def measure_bias(result: NameResult) -> Bias:
     known = np.isfinite(result.slopes).all(axis=1) & np.isfinite(result.association).all(axis=1) & ~result.is_own
     slopes, association = result.slopes[known], result.association[known]
     if slopes.size < 3 or slopes.std() == 0 or association.std() == 0:
-        return Bias(math.nan, len(slopes) if slopes.size else 0, 0, math.nan, 1 / n_classes, math.nan, math.nan)
-    first = association.argmax(axis=1)
-    is_coupled = association.max(axis=1) > result.class_shares[first]
-    pairs = np.zeros(slopes.shape, dtype=bool)
-    pairs[np.flatnonzero(is_coupled), first[is_coupled]] = True
+        return Bias(math.nan, len(slopes) if slopes.size else 0, 0, math.nan, 1 / n_classes, *3 * [math.nan])
+    pairs = find_coupled(result)[known]
+    is_coupled = pairs.any(axis=1)
     return Bias(
         float(np.corrcoef(slopes.ravel(), association.ravel())[0, 1]),
         len(slopes),
         int(is_coupled.sum()),
-        mean_of((slopes.argmax(axis=1) == first)[is_coupled].astype(np.float64)),
+        mean_of((slopes.argmax(axis=1) == pairs.argmax(axis=1))[is_coupled].astype(np.float64)),
         1 / n_classes,
         mean_of(slopes[pairs]),
         mean_of(slopes[~pairs]),
+        mean_of(result.slopes_random[known][pairs]),
     )
 
 
-def compare_signs(found: Sequence[Found]) -> tuple[float, int]:
-    """Return the share of pairs of a concept and a class whose slopes have one sign in all seeds, and of how many."""
-    slopes = np.stack([one.result.slopes for one in found])
-    known = np.isfinite(slopes).all(axis=0)
+def find_coupled(result: NameResult) -> Bool[np.ndarray, "n_concepts n_classes"]:
+    """Return the class of each concept that has over twice its share in the training images that have the concept.
+
+    Of several that which gains most; none for a concept that is such a class itself.
+    """
+    found = np.zeros(result.association.shape, dtype=bool)
+    rows = np.flatnonzero(np.isfinite(result.association).all(axis=1) & ~result.is_own)
+    if found.size:
+        first = result.association[rows].argmax(axis=1)
+        found[rows, first] = result.association[rows, first] > result.class_shares[first]
+    return found
+
+
+class Misled(NamedTuple):
+    """What concepts that go with a class in the data change of its probability in test images of other classes.
+
+    n_pairs: coupled concepts and classes, see `find_coupled`, with enough such images and a class that is a valid name.
+    whole: mean change of these. without: without the latents that are called by the class; without_random: without as
+    many random ones. lower: share of the pairs that change less without the class's. others: mean change of all other
+    pairs of such a class.
+    """
+
+    n_pairs: int
+    whole: float
+    without: float
+    without_random: float
+    lower: float
+    others: float
+
+
+def measure_misled(result: NameResult) -> Misled:
+    """Return how far what goes with a class misleads, and how much of that goes through the class's own latents."""
+    known = np.isfinite(result.misled).all(axis=0) & ~result.is_own[:, None]
+    coupled = known & find_coupled(result)
+    whole, without, random = result.misled[:, coupled]
+    lower = mean_of((without < whole).astype(np.float64))
+    others = mean_of(result.misled[0, known & ~coupled])
+    return Misled(int(coupled.sum()), mean_of(whole), mean_of(without), mean_of(random), lower, others)
+
+
+def compare_signs(found: Sequence[Found], of: str = "slopes") -> tuple[float, int]:
+    """Return the share of pairs of a concept and a class whose slopes have one sign in all seeds, and of how many.
+
+    Without concepts that are classes themselves.
+
+    Args:
+        of: the slopes of `NameResult`.
+    """
+    slopes = np.stack([getattr(one.result, of) for one in found])
+    known = np.isfinite(slopes).all(axis=0) & ~found[0].result.is_own[:, None]
     signs = np.sign(slopes[:, known])
     return (float((np.abs(signs.sum(axis=0)) == len(found)).mean()) if known.any() else math.nan), int(known.sum())

@@ -8,14 +8,24 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 from jaxtyping import UInt8
 
-from infoscope.analyses.concepts import QUANTILES, Search
+from infoscope.analyses.concepts import MIN_COMPARED, QUANTILES, Search
 from infoscope.analyses.config import NameConfig
 from infoscope.analyses.name_result import NameResult
 from infoscope.report.section import ReportSection, SectionFigure
 from infoscope.report.tables import Align, Column, Table, compute_stat, format_number, format_percent, format_signed
 from infoscope.scope.partition import name_group
 from infoscope.stages.name.figures import draw_bias, draw_search
-from infoscope.stages.name.numbers import Bias, Found, compare_signs, join, mean_of, measure_bias, summarise
+from infoscope.stages.name.numbers import (
+    Bias,
+    Found,
+    Misled,
+    compare_signs,
+    join,
+    mean_of,
+    measure_bias,
+    measure_misled,
+    summarise,
+)
 
 COLUMNS = (
     Column("n_named", "features with a name", digits=0, is_count=True),
@@ -84,7 +94,10 @@ def make_name_section(
         )
     if any(math.isfinite(measure_bias(one.result).correlation) for one in found):
         tables["names_bias"] = _make_bias_table(found)
-    findings = [*_say_valid(found, config), *_say_right(found), *_say_search(found, config), *_say_bias(found)]
+    if any(measure_misled(one.result).n_pairs for one in found):
+        tables["names_misled"] = _make_misled_table(found)
+    findings = [*_say_valid(found, config), *_say_right(found), *_say_search(found, config)]
+    findings += [*_say_bias(found), *_say_misled(found)]
     return ReportSection(
         name="name",
         title="What features are called",
@@ -233,9 +246,12 @@ def _make_bias_table(found: Sequence[Found]) -> Table:
             Column("correlation", "correlation with the coupling in the data", signed=True),
             Column("n_coupled", "coupled concepts", digits=1, is_count=True),
             Column("slope_coupled", "change, coupled class", digits=3, signed=True),
-            Column("slope_other", "any other", digits=3, signed=True),
+            Column("slope_random", "random features instead", digits=3, signed=True),
+            Column("slope_other", "any other class", digits=3, signed=True),
             Column("top", "coupled class rises most", digits=1, scale=100, unit="%"),
             Column("by_chance", "by chance", digits=1, scale=100, unit="%", optional=True),
+            Column("one_sign", "pairs of one sign in all seeds", digits=1, scale=100, unit="%", optional=True),
+            Column("one_sign_random", "with random features", digits=1, scale=100, unit="%", optional=True),
         ],
         notes=[
             "Without concepts that are such classes themselves. Coupling: share of the class in training images of the"
@@ -243,8 +259,35 @@ def _make_bias_table(found: Sequence[Found]) -> Table:
             " alone: a feature that is called by the concept may be of the class too."
         ],
     )
+    signs = [compare_signs(found, of)[0] if len(found) > 1 else None for of in ("slopes", "slopes_random")]
+    numbers = (compute_stat(getattr(one, column.key) for one in biases) for column in table.columns[1:-2])
+    table.add_row(found[0].target, *numbers, *signs)
+    return table
+
+
+def _make_misled_table(found: Sequence[Found]) -> Table:
+    table = Table(
+        "names_misled",
+        "What goes with a class in the data, in test images of other classes: change of the class's probability",
+        [
+            Column("target", "classes of", Align.left),
+            Column("n_pairs", "pairs", digits=1, is_count=True),
+            Column("whole", "change", digits=3, signed=True),
+            Column("without", "without the class's features", digits=3, signed=True),
+            Column("without_random", "without random ones", digits=3, signed=True),
+            Column("lower", "pairs that change less", digits=1, scale=100, unit="%"),
+            Column("others", "any other concept", digits=3, signed=True),
+        ],
+        notes=[
+            "Change: mean probability of the class in test images of other classes that have the concept, less that in"
+            " those without it. Pairs of a concept and a class: coupled as above, with at least"
+            f" {MIN_COMPARED} such images, and the class is a valid name, whose features are taken from the embedding;"
+            " random ones: as many others with a name."
+        ],
+    )
+    runs = [measure_misled(one.result) for one in found]
     table.add_row(
-        found[0].target, *(compute_stat(getattr(one, column.key) for one in biases) for column in table.columns[1:])
+        found[0].target, *(compute_stat(getattr(one, column.key) for one in runs) for column in table.columns[1:])
     )
     return table
 
@@ -325,23 +368,50 @@ def _say_bias(found: Sequence[Found]) -> Iterator[str]:
         f" {format_signed(mean['correlation'].mean)} (Pearson, all pairs)."
     )
     if mean["n_coupled"].mean:
-        coupled, other = (format_signed(mean[key].mean, 3) for key in ("slope_coupled", "slope_other"))
+        coupled, other, random = (
+            format_signed(mean[key].mean, 3) for key in ("slope_coupled", "slope_other", "slope_random")
+        )
         top, by_chance = format_percent(mean["top"]), format_percent(biases[0].by_chance)
         said += (
             f" In the training images of {n_coupled} concepts a class has over twice its share: its probability changes"
-            f" by {coupled}, that of the others by {other}, and it rises most for {top} of these concepts (by chance"
-            f" {by_chance})."
+            f" by {coupled}, with random features in the place of the concept's by {random}, that of the others by"
+            f" {other}, and it rises most for {top} of these concepts (by chance {by_chance})."
         )
     yield said
     if len(found) > 1:
-        share, n_pairs = compare_signs(found)
+        (share, n_pairs), (random, _) = compare_signs(found), compare_signs(found, "slopes_random")
         if n_pairs:
             yield (
                 f"In all {len(found)} SAE seeds the change has one sign for {format_percent(share)} of {n_pairs:,}"
-                f" pairs of which every seed has the concept; by chance {0.5 ** (len(found) - 1):.0%}."
+                f" pairs of which every seed has the concept; with random features for {format_percent(random)}, by"
+                f" chance {0.5 ** (len(found) - 1):.0%}."
             )
+
+
+def _say_misled(found: Sequence[Found]) -> Iterator[str]:
+    runs = [measure_misled(one.result) for one in found]
+    if not any(one.n_pairs for one in runs):
+        return
+    mean = {key: compute_stat(getattr(one, key) for one in runs).mean for key in Misled._fields}
+    whole, without, random, others = (
+        format_signed(mean[key], 3) for key in ("whole", "without", "without_random", "others")
+    )
+    n_pairs = format_number(mean["n_pairs"], 1)
+    yield (
+        f"A concept that goes with a class in the data ({n_pairs} pairs) changes the probability of that class in test"
+        f" images of other classes by {whole}, other concepts by {others}. Without the features that are called by the"
+        f" class it is {without}, without as many random ones {random}: what misleads goes"
+        f" {_say_share(mean['whole'], mean['without'])} through the former."
+    )
+
+
+def _say_share(whole: float, without: float) -> str:
+    """Return in a word how much of a change is gone without some features."""
+    gone = 1 - without / whole if whole else math.nan
+    return "mostly" if gone > 0.5 else "in part" if gone > 0.1 else "hardly"
 
 
 def _summarise(result: NameResult) -> dict[str, object]:
     searches = {name: mean_of(result.get_searches(name)) for name in Search._fields}
-    return {"reading": result.reading, "search": searches, "bias": measure_bias(result)._asdict()}
+    numbers = {"bias": measure_bias(result)._asdict(), "misled": measure_misled(result)._asdict()}
+    return {"reading": result.reading, "search": searches, **numbers}

@@ -49,6 +49,7 @@ class Name(Published, SeedStage[NameResult]):
     """The names of the latents of a seed."""
 
     kind, holds = "name", NameResult
+    version = 1
     is_shared = False
     is_optional, is_without_maps = True, True
     columns = COLUMNS
@@ -223,7 +224,7 @@ def _make_result(
     valid, concepts = names["valid"][place], names["best"][place, :, 0]
     named = collect_named(up.sae.load(), concepts, valid, test, _edits(ctx))
     shown_concept = choose_concept(config, vocabulary, named, names["cosines"][place, :, 0], seed)
-    sweep = _make_sweep(ctx, up, train, value_names, value_of)
+    sweep = _make_sweep(ctx, up, splits, value_names, value_of)
     nothing: dict[str, Any] = {"shown_by": [], "shown": np.zeros((0, 1), dtype=np.int64)}
     return NameResult(
         reading=config.reading.name,
@@ -241,21 +242,27 @@ def _make_result(
     )
 
 
-def _make_sweep(ctx: Context, up: Needs, train: Split, value_names: list[str], value_of: np.ndarray) -> Sweep:
+def _make_sweep(
+    ctx: Context, up: Needs, splits: tuple[Split, Split], value_names: list[str], value_of: np.ndarray
+) -> Sweep:
     """Return what is swept; without a head no classes."""
-    own = np.zeros(len(value_of), dtype=bool)
     if not hasattr(up, "head"):
-        return Sweep(None, np.zeros(0, dtype=np.int64), [], own)
+        nothing = np.zeros(0, dtype=np.int64)
+        return Sweep(None, nothing, nothing, [], nothing)
     images, target = open_split(ctx, "train"), ctx.config.probe.target
     known = list_values(find_known(ctx, ctx.config.data)[0])
-    labels = images.labels(target)[train.codes.image_index]
+    labels, test_labels = (
+        open_split(ctx, split).labels(target)[of.codes.image_index]
+        for split, of in zip(("train", "test"), splits, strict=True)
+    )
     n_classes = images.n_target_classes(target)
     class_names = list(images.class_names) if target == "class" else [str(i) for i in range(n_classes)]
+    class_concepts = np.full(n_classes, -1)
     for place, name in enumerate(value_names):
         for of, label in known[name]:
             if of == target:
                 class_names[label] = name
-                own |= value_of == place
+                class_concepts[label] = next(iter(np.flatnonzero(value_of == place)), -1)
                 if images.attributes:
                     class_names[0] = f"no {name}"
-    return Sweep(up.head.load(), labels, class_names, own)
+    return Sweep(up.head.load(), labels, test_labels, class_names, class_concepts)
