@@ -45,5 +45,5 @@ def test_what_goes_with_a_class_is_compared_with_what_does_not() -> None:
 
 def test_signs_are_compared_over_seeds_without_concepts_that_are_classes() -> None:
     slopes = [np.array([[1, 1], [1, 1], [1, -1], [1, np.nan]]), np.array([[-1, 1], [1, 1], [1, 1], [1, 1]])]
-    found = [Found(make_result(slopes=of), None, (), "class") for of in slopes]
+    found = [Found(make_result(slopes=of), {}, (), "class") for of in slopes]
     assert compare_signs(found) == (pytest.approx(2 / 3), 3)

@@ -162,8 +162,8 @@ class Named(NamedTuple):
     """The latents of the concepts that are valid names.
 
     members: of each concept, its latents. drawable: latents from which random ones are drawn, those that could have a
-    name. rows: of `read_rows`, of all latents. is_edited: whether they are of the raw embeddings of the images, which can
-    be edited then. factor: of `Edit`, of the test images.
+    name. rows: of `read_rows`, of all latents. is_edited: whether they are of the raw embeddings of the images, which
+    can be edited then. factor: of `Edit`, of the test images.
     """
 
     members: dict[int, Int64[np.ndarray, " m"]]
