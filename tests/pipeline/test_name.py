@@ -115,7 +115,7 @@ def test_what_cannot_be_named_is_said_first(tmp_path: Path) -> None:
         "name.vocabulary=unknown.txt": r"Expected words \(name\.vocabulary=FILE\) .* own vocabulary .* 'zebra'",
         "name.vocabulary=one.txt": "at least two concepts to choose names from, got 1",
         "name.vocabulary=words.npz": "embeddings of another language model",
-        "name.vocabulary=none.txt": r"none\.txt cannot be read",
+        "name.vocabulary=none.txt": r"none\.txt, got: no such file",
         "name.concept=zebra": r"Expected name\.concept to be one of the 39 concepts",
         "name.n_top_images=17": "the test split has 16",
         "judge=dinov2_s14": r"drop judge=",

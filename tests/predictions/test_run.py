@@ -269,7 +269,7 @@ def test_a_folder_without_labels_is_asked_for_imagenet_or_for_a_file(tmp_path, s
         make_prompts(config, images)
     with pytest.raises(InputError, match="target 'class', one per line, got 1"):
         make_prompts(config, scenes.images)
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match="got: no such file"):
         make_prompts(replace(config, class_names=str(tmp_path / "none.txt")), images)
 
 

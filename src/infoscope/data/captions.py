@@ -12,8 +12,9 @@ from PIL import Image
 
 from infoscope.data.images import ImageSet, Truth, check_split
 from infoscope.data.left_out import LeftOut
-from infoscope.data.photographs import compute_split_position, describe_error
+from infoscope.data.photographs import compute_split_position
 from infoscope.runtime.errors import InputError
+from infoscope.runtime.files import read_text
 
 
 class Captions(ImageSet):
@@ -75,17 +76,11 @@ class Captions(ImageSet):
 
 def _read_lines(file: Path) -> tuple[list[tuple[int, str]], LeftOut]:
     """Return the captions of a file with their line numbers from 1, and which lines hold none."""
-    try:
-        texts = file.read_text(encoding="utf-8-sig").removesuffix("\n").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = "it is no UTF-8 text" if isinstance(error, UnicodeDecodeError) else describe_error(error)
-        raise InputError(
-            f"Expected a text file with one caption per line at {file}, got: {reason}; check data.root."
-        ) from error
+    text = read_text(file, "a text file with one caption per line", "check data.root")
     lines, left_out = [], LeftOut("lines")
-    for number, text in enumerate(map(str.strip, texts), 1):
-        if text:
-            lines.append((number, text))
+    for number, line in enumerate(map(str.strip, text.removesuffix("\n").split("\n")), 1):
+        if line:
+            lines.append((number, line))
         else:
             left_out.add("blank", f"line {number}")
     if not lines:

@@ -22,9 +22,10 @@ from jaxtyping import Bool, Int64
 from infoscope.data.config import RAISE, DataConfig
 from infoscope.data.images import Truth
 from infoscope.data.left_out import LeftOut
-from infoscope.data.photographs import PhotographFiles, describe_error, is_image_name, scan_folder
+from infoscope.data.photographs import PhotographFiles, is_image_name, refuse_missing, scan_folder
 from infoscope.data.recognition import explaining
 from infoscope.runtime.errors import InputError, suggest
+from infoscope.runtime.files import read_text
 
 N_ATTRIBUTES = 40
 FOLDER, ATTRIBUTES, PARTITION = "img_align_celeba", "list_attr_celeba", "list_eval_partition"
@@ -73,7 +74,7 @@ class CelebA(PhotographFiles):
             )
         names = [files[name] for name in listed]
         if config.on_error is RAISE:
-            _refuse_missing(folder, names, partition.file)
+            refuse_missing(folder, names, partition.file)
         left_out, known = LeftOut(), set(files.values())
         for name, fields in partition.rows.items():
             if fields == ["1"]:
@@ -138,11 +139,7 @@ def _read_table(root: Path, name: str, beside: str) -> _Table:
             f"Expected {name}.txt or {name}.csv of CelebA in {root} or {root / beside}, got neither: set data.root to"
             f" the folder that holds it and {FOLDER}."
         )
-    try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = "it is no UTF-8 text" if isinstance(error, UnicodeDecodeError) else describe_error(error)
-        raise InputError(f"Expected a list of CelebA at {file}, got: {reason}; get it anew.") from error
+    lines = read_text(file, "a list of CelebA", "get it anew").splitlines()
     is_csv = file.suffix == ".csv"
     rows = [(number, line.split("," if is_csv else None)) for number, line in enumerate(lines, 1) if line.strip()]
     columns, n_stated = [], None
@@ -227,12 +224,3 @@ def _check_partition(partition: _Table, attributes: _Table) -> None:
                 f"Expected {lacks} of every image, but {len(without):,} of {len(one.rows):,} images in {one.file} have"
                 f" none in {other.file}, first {without[0]}: complete it, or remove them."
             )
-
-
-def _refuse_missing(folder: Path, names: list[str], file: Path) -> None:
-    missing = [name for name in names if not os.path.isfile(folder / name)]
-    if missing:
-        raise InputError(
-            f"Expected the images that {file} lists in {folder}, got {len(missing):,} of {len(names):,} that are"
-            f" missing, first {missing[0]}: complete them, or set data.on_error=skip."
-        )

@@ -9,10 +9,11 @@ from typing import Any
 
 from infoscope.data.config import RAISE, OnError
 from infoscope.data.left_out import LeftOut
-from infoscope.data.photographs import PhotographFiles, describe_error
+from infoscope.data.photographs import PhotographFiles, refuse_missing
 from infoscope.data.recognition import refuse_maps
 from infoscope.runtime.bounds import expand_path
 from infoscope.runtime.errors import InputError
+from infoscope.runtime.files import read_text
 
 
 class ImageList(PhotographFiles):
@@ -39,7 +40,8 @@ class ImageList(PhotographFiles):
         listed, left_out = _read_list(self.file, folder)
         refuse_maps(folder, listed)
         if on_error is RAISE:
-            _refuse_missing(self.file, folder, listed)
+            advice = "a line is one path, relative to the list's folder; mend the list"
+            refuse_missing(folder, listed, self.file, advice)
         self.n_listed = len(listed)
         super().__init__(folder, listed, split, on_error=on_error, left_out=left_out, **options)
 
@@ -47,38 +49,22 @@ class ImageList(PhotographFiles):
         return {"layout": "list of files", "images": str(len(self)), "listed": str(self.n_listed)}
 
 
-def _refuse_missing(file: Path, folder: Path, listed: list[str]) -> None:
-    missing = [name for name in listed if not os.path.isfile(folder / name)]
-    if missing:
-        raise InputError(
-            f"Expected the files that {file} lists, got {len(missing)} of {len(listed)} that are missing, first"
-            f" {missing[0]}: a line is one path, relative to the list's folder; mend the list, or set"
-            " data.on_error=skip."
-        )
-
-
 def _read_list(file: Path, folder: Path) -> tuple[list[str], LeftOut]:
     """Return the ids that a list stands for, ascending, and which lines stand for none."""
     names: list[str] = []
     left_out = LeftOut("lines")
-    try:
-        with file.open(encoding="utf-8-sig") as stream:
-            for number, line in enumerate(map(str.strip, stream), 1):
-                if not line:
-                    left_out.add("blank", f"line {number}")
-                elif line.startswith("#"):
-                    left_out.add("of comment", f"line {number}")
-                else:
-                    if line.startswith("~") or ("$" in line and not os.path.lexists(folder / line)):
-                        line = expand_path(line, f"{file}, a line of it")
-                    path = os.path.normpath(folder / line)
-                    inside = path.startswith(f"{folder}{os.sep}")
-                    names.append(Path(os.path.relpath(path, folder) if inside else os.path.normpath(line)).as_posix())
-    except (OSError, UnicodeDecodeError) as error:
-        reason = "it is no UTF-8 text" if isinstance(error, UnicodeDecodeError) else describe_error(error)
-        raise InputError(
-            f"Expected a text file with one image per line at {file}, got: {reason}; check data.root."
-        ) from error
+    text = read_text(file, "a text file with one image per line", "check data.root")
+    for number, line in enumerate(map(str.strip, text.removesuffix("\n").split("\n")), 1):
+        if not line:
+            left_out.add("blank", f"line {number}")
+        elif line.startswith("#"):
+            left_out.add("of comment", f"line {number}")
+        else:
+            if line.startswith("~") or ("$" in line and not os.path.lexists(folder / line)):
+                line = expand_path(line, f"{file}, a line of it")
+            path = os.path.normpath(folder / line)
+            inside = path.startswith(f"{folder}{os.sep}")
+            names.append(Path(os.path.relpath(path, folder) if inside else os.path.normpath(line)).as_posix())
     if not names:
         raise InputError(f"Expected images, but {file} lists none: write one path per line.")
     names.sort()

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from infoscope.data.photographs import describe_error
 from infoscope.runtime.errors import InputError
+from infoscope.runtime.files import read_text
 
 _FOLDERS = ("", "data", "ILSVRC2012_devkit_t12/data", "devkit/data")
 _FILES = ("LOC_val_solution.csv", "ILSVRC2012_validation_ground_truth.txt")
@@ -43,11 +43,7 @@ def read_ground_truth(file: Path, ids: list[str], subset: bool) -> list[str]:
     Raises:
         InputError: if the file cannot be read, or does not fit the images.
     """
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = "it is no UTF-8 text" if isinstance(error, UnicodeDecodeError) else describe_error(error)
-        raise InputError(f"Cannot read the ground truth {file} ({reason}): check data.ground_truth.") from error
+    text = read_text(file, "a ground truth", "check data.ground_truth")
     if file.suffix.lower() == ".csv":
         known = _parse_solution(text, file)
         keys = [Path(name).stem for name in ids]

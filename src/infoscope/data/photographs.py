@@ -312,6 +312,22 @@ def compute_split_position(seed: int, name: str) -> float:
     return int.from_bytes(digest[:8], "big") / 2**64
 
 
+def refuse_missing(folder: Path, names: Sequence[str], file: Path, advice: str = "complete them") -> None:
+    """Refuse images that a file lists and that are not below a folder.
+
+    Args:
+        advice: what to do, for the error.
+
+    Raises:
+        InputError: some are missing.
+    """
+    if missing := [name for name in names if not os.path.isfile(folder / name)]:
+        raise InputError(
+            f"Expected the files that {file} lists in {folder}, got {len(missing):,} of {len(names):,} that are"
+            f" missing, first {missing[0]}: {advice}, or set data.on_error=skip."
+        )
+
+
 def describe_error(error: Exception) -> str:
     """Say in a few words, without the path, why an image cannot be read."""
     if isinstance(error, UnidentifiedImageError):

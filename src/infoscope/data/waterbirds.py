@@ -26,9 +26,10 @@ from infoscope.data.config import RAISE, DataConfig
 from infoscope.data.image_folder import list_images
 from infoscope.data.images import Truth
 from infoscope.data.left_out import LeftOut
-from infoscope.data.photographs import PhotographFiles, describe_error
+from infoscope.data.photographs import PhotographFiles, refuse_missing
 from infoscope.data.recognition import explaining
 from infoscope.runtime.errors import InputError
+from infoscope.runtime.files import read_text
 
 FILE = "metadata.csv"
 _SPLITS = {"train": "0", "test": "2"}
@@ -72,7 +73,7 @@ class Waterbirds(PhotographFiles):
             )
         names = [row.name for row in chosen]
         if config.on_error is RAISE:
-            _refuse_missing(root, names)
+            refuse_missing(root, names, root / FILE)
         left_out, listed = LeftOut(), {row.name for row in rows}
         for row in rows:
             if row.split == "1":
@@ -116,14 +117,8 @@ class Waterbirds(PhotographFiles):
 def _read_rows(root: Path) -> list[_Row]:
     """Return the rows of the table, ascending by name."""
     file = root / FILE
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = "it is no UTF-8 text" if isinstance(error, UnicodeDecodeError) else describe_error(error)
-        raise InputError(
-            f"Expected the table of Waterbirds at {file}, got: {reason}: set data.root to the folder that holds it and"
-            " the images."
-        ) from error
+    advice = "set data.root to the folder that holds it and the images"
+    text = read_text(file, "the table of Waterbirds", advice)
     reader = csv.DictReader(text.splitlines())
     try:
         columns, table = reader.fieldnames or [], [(reader.line_num, fields) for fields in reader]
@@ -153,12 +148,3 @@ def _read_rows(root: Path) -> list[_Row]:
         seen.add(name)
         rows.append(_Row(name, fields["split"].strip(), int(fields["y"]), int(fields["place"])))
     return sorted(rows)
-
-
-def _refuse_missing(root: Path, names: list[str]) -> None:
-    missing = [name for name in names if not os.path.isfile(root / name)]
-    if missing:
-        raise InputError(
-            f"Expected the images that {root / FILE} lists, got {len(missing):,} of {len(names):,} that are missing,"
-            f" first {missing[0]}: complete them, or set data.on_error=skip."
-        )

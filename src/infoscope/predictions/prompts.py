@@ -12,7 +12,8 @@ from jaxtyping import Int64
 from infoscope.data.images import ImageSet, Truth
 from infoscope.data.scenes.scene_set import SceneSet
 from infoscope.predictions.config import PredictConfig, Templates
-from infoscope.runtime.errors import InputError, get_first_line
+from infoscope.runtime.errors import InputError
+from infoscope.runtime.files import read_text
 
 SCENE_TEMPLATES = ("a {}", "a small {}", "a medium {}", "a large {}")
 """As the captions name an object. On 400 training scenes the shipped scenes_clip is right in 98.2% by these, and in
@@ -166,13 +167,6 @@ def read_words(file: Path, setting: str) -> tuple[str, ...]:
 
 def _read_lines(file: Path, setting: str, noun: str) -> dict[int, str]:
     """Return the lines of a text file that are not empty, by their number from 1, each with single spaces."""
-    try:
-        lines = file.expanduser().read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or get_first_line(error)
-        reason = "it is no UTF-8 text" if isinstance(error, UnicodeError) else reason
-        raise InputError(
-            f"Expected {setting} to be a text file with a {noun} on each line, but {file} cannot be read"
-            f" ({reason}): give another file."
-        ) from error
+    expected = f"{setting} to be a text file with a {noun} on each line"
+    lines = read_text(file.expanduser(), expected, "give another file").splitlines()
     return {number: " ".join(line.split()) for number, line in enumerate(lines, 1) if line.strip()}

@@ -1,4 +1,4 @@
-"""Files that are whole or not there."""
+"""Files that are whole or not there, and texts."""
 
 from __future__ import annotations
 
@@ -8,6 +8,25 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from infoscope.runtime.errors import InputError, get_first_line
+
+
+def read_text(file: Path, expected: str, advice: str) -> str:
+    """Return a UTF-8 text, without a byte order mark.
+
+    Args:
+        expected: what should be there, and advice: what to do where it is not, for the error.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except (OSError, ValueError) as error:
+        reason = (getattr(error, "strerror", None) or get_first_line(error)).lower()
+        reason = "it is no UTF-8 text" if isinstance(error, UnicodeDecodeError) else reason
+        raise InputError(f"Expected {expected} at {file}, got: {reason}: {advice}.") from error
 
 
 def write_json(path: Path, value: Any) -> None:
