@@ -82,8 +82,7 @@ class CelebA(PhotographFiles):
         for entry in scan_folder(folder):
             if is_image_name(entry.name) and entry.name not in known:
                 left_out.add("in neither list", entry.name)
-        options = {"resize": config.resize, "decoder": config.decoder, "on_error": config.on_error}
-        super().__init__(folder, names, split, test_share=None, left_out=left_out, **options)
+        super().__init__(folder, names, split, test_share=None, left_out=left_out, **config.reading)
         self.left_out.n_read = sum(fields != ["1"] for fields in partition.rows.values())
         self.attribute, self.attributes = config.attribute, tuple(attributes.columns)
         self.targets = ("class", *self.attributes)

@@ -135,8 +135,7 @@ def open_class_folders(config: DataConfig) -> tuple[ClassFolders, ClassFolders]:
     _count_rest(left_out, root, listed, set(class_ids), list(below))
 
     test_share = config.test_share if is_divided else None
-    options: dict[str, Any] = {"seed": config.seed, "left_out": left_out}
-    options |= {"resize": config.resize, "decoder": config.decoder, "on_error": config.on_error}
+    options = {"seed": config.seed, "left_out": left_out, **config.reading}
     train, test = (
         ClassFolders(root / folders[split], names[split], class_ids, split, layout, test_share, **options)
         for split in ("train", "test")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Annotated
+from typing import Annotated, Any
 
 from infoscope.runtime.bounds import Batch, Bounds, Count, FewOrNone, FilePath, Float, Pixels, Seed, check
 from infoscope.runtime.errors import InputError
@@ -144,6 +144,11 @@ class DataConfig:
         if self.kind in _DIVIDED and not (self.max_train or self.max_test):
             unread["seed"] = "where images are drawn: drop it, or give data.max_train or data.max_test"
         return unread
+
+    @property
+    def reading(self) -> dict[str, Any]:
+        """How photographs are read, as arguments of `PhotographFiles`."""
+        return {"resize": self.resize, "decoder": self.decoder, "on_error": self.on_error}
 
 
 _FOLDERS = (DataKind.image_folder, DataKind.class_folders)

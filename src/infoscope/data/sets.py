@@ -64,6 +64,4 @@ def _open_photographs(config: DataConfig, split: str) -> ImageSet:
     """A folder tree, a list file, or tars: what the root looks like says which."""
     root = str(config.root)
     kind = ImageList if root.lower().endswith(".txt") else TarImages if is_tar_source(root) else ImageFolder
-    options = {"seed": config.seed, "test_share": config.test_share}
-    reads = {"resize": config.resize, "decoder": config.decoder, "on_error": config.on_error}
-    return kind(root, split, **options, **reads)
+    return kind(root, split, seed=config.seed, test_share=config.test_share, **config.reading)

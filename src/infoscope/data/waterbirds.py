@@ -81,8 +81,7 @@ class Waterbirds(PhotographFiles):
         for name in list_images(root, self.kind)[0]:
             if name not in listed:
                 left_out.add("not in the table", name)
-        options = {"resize": config.resize, "decoder": config.decoder, "on_error": config.on_error}
-        super().__init__(root, names, split, test_share=None, left_out=left_out, **options)
+        super().__init__(root, names, split, test_share=None, left_out=left_out, **config.reading)
         self.left_out.n_read = sum(row.split != "1" for row in rows)
         self._class = np.array([row.y for row in chosen], dtype=np.int64)
         self._place = np.array([row.place for row in chosen], dtype=np.int64)
