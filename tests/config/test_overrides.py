@@ -13,7 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from infoscope.config.overrides import quote_argument, quote_override
+from infoscope.config.overrides import make_readable, quote_argument, quote_override
 from infoscope.config.sweeps import check_layers, expand_sweep, find_layers, make_collect_command
 from infoscope.config.tree import compose, prepare_arguments
 from infoscope.runtime.errors import InputError
@@ -128,6 +128,11 @@ def test_a_variable_that_is_not_set_is_one_sentence(monkeypatch: pytest.MonkeyPa
     assert "write $HOME for the variable" in ask("data.root=${HOME}/a")
     with pytest.raises(InputError, match="no variable NOPE, which --config-dir=\\$NOPE names"):
         prepare_arguments(["--config-dir", "$NOPE"])
+
+
+def test_pooled_tokens_are_no_choice_among_others() -> None:
+    with pytest.raises(InputError, match=r"got sae\.tokens=patch,pooled: give model\.site=resid_post,pooled"):
+        make_readable(["sae.tokens=patch,pooled"], lambda key: False)
 
 
 @pytest.mark.parametrize("argument", ["sae.tokens=pooled", "model.site=pooled"])

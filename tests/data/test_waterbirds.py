@@ -105,7 +105,10 @@ def test_a_folder_without_the_table_and_a_wrong_target_are_refused(tmp_path: Pat
     (tmp_path / "metadata.csv").write_text(f"{HEADER}\n0,a.png,0,0,0,{200_000 * 'x'}\n")
     with pytest.raises(InputError, match=r"line 2 is none \(field larger than field limit"):
         open_both(tmp_path)
-    with pytest.raises(InputError, match=r"Expected a target of Waterbirds \(class, place, group\), got 'texture'"):
+    with pytest.raises(
+        InputError,
+        match=r"Expected a target of Waterbirds \(class, place, group\), got 'texture': choose another by probe",
+    ):
         train.labels("texture")
 
 

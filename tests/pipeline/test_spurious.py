@@ -9,10 +9,11 @@ import pytest
 from PIL import Image
 
 from infoscope.pipeline.context import Context
+from infoscope.runtime.errors import InputError
 from infoscope.stages.images import open_split
 from infoscope.stages.name.stage import Name
 from infoscope.stages.name.vocabulary import SCENE_TARGETS
-from infoscope.stages.steer.suppress import Suppress
+from infoscope.stages.steer.suppress import Suppress, spurious_of
 from tests.support.pipeline_samples import Recorder, draw_without_saving, make_tiny_config, run_tiny, save_noise
 
 CLIP = ("model=scenes_clip", "sae.n_tokens=2000", "sae.batch_tokens=32")
@@ -107,3 +108,6 @@ def test_an_attribute_classifier_of_celeba_is_swept(tmp_path: Path) -> None:
         assert found.association[concept, 1] == pytest.approx(expected)
     other = Name.at(make_context(tmp_path / "out", *few[:-1], "probe.target=Red"), 0)
     assert other.load().class_names == ["no red", "red"]
+    spurious = make_context(tmp_path / "out", *few[:-5], "steer.spurious=Snow", "stage=steer")
+    with pytest.raises(InputError, match=r"another target than the one that is predicted \(class\), got Snow"):
+        spurious_of(spurious)

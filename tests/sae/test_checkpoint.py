@@ -108,6 +108,11 @@ def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     save_sae(tmp_path, sae)
     with pytest.raises(InputError, match="NaN or Inf in b_enc"):
         load_sae(tmp_path)
+    with torch.no_grad():
+        sae.b_enc[0] = sae.scale.fill_(0)
+    save_sae(tmp_path, sae)
+    with pytest.raises(InputError, match=r"Expected a scale above 0 in .*, got 0: train"):
+        load_sae(tmp_path)
 
 
 @pytest.mark.parametrize("token_norm", imported_samples.NORMS)

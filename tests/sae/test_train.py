@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 import signal
@@ -239,6 +240,16 @@ def test_patches_keep_the_normalisation_of_the_cache_and_other_tokens_get_their_
         assert scale * np.linalg.norm(tokens - tokens.mean(0), axis=1).mean() == pytest.approx(12**0.5, rel=1e-5)
     mean, scale = make_normalisation(cache, split_tokens(cache, CONFIG)[0], CONFIG.tokens, CONFIG.batch_tokens)
     assert (mean.tolist(), scale) == (cache.mean.tolist(), cache.scale)
+
+
+@pytest.mark.parametrize("spread", [0.0, 3e-7])
+def test_tokens_that_differ_by_rounding_alone_are_refused(cache: Tokens, spread: float) -> None:
+    patches = np.float32(3) + np.float32(spread) * cache.patches
+    mean = patches.reshape(-1, 12).mean(axis=0)
+    distance = float(np.linalg.norm(patches - mean, axis=-1).mean())
+    alike = replace(cache, patches=patches, mean=mean, scale=12**0.5 / distance if spread else math.inf)
+    with pytest.raises(InputError, match="Expected finite tokens that differ, got a mean distance of"):
+        make_normalisation(alike, split_tokens(alike, CONFIG)[0], CONFIG.tokens, CONFIG.batch_tokens)
 
 
 def test_only_what_decides_the_weights_is_determining() -> None:

@@ -243,7 +243,7 @@ class QualityConfig:
     k_levels: Annotated[list[Count], Items(ascending=True)] | None = None
     """Largest activations of a token that are kept; those above the number of latents are left out; null: 1, 2, 4, ...
     and all."""
-    n_probe_images: Count | None = 10_000
+    n_probe_images: Annotated[int, Bounds(2, 10**12)] | None = 10_000
     """Training images, drawn at random, on which the linear probe is trained (ours); null: all."""
     seed: Seed = 0
     """Of the tokens and the images that are drawn."""

@@ -15,6 +15,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
 from infoscope.runtime.bounds import expand_path
+from infoscope.runtime.errors import InputError
 
 _PLAIN = re.compile(r"[A-Za-z_][\w.+-]*|[\w.+@%-]*/[\w./+@%-]*", re.ASCII)
 """A text that needs no quotes: a word, or a path of usual characters (which no number is)."""
@@ -80,7 +81,7 @@ def make_readable(arguments: Sequence[str], is_text: Callable[[str], bool]) -> l
         is_text: whether a key's value is a text.
 
     Raises:
-        InputError: the environment has no such variable.
+        InputError: the environment has no such variable, or a sweep over sae.tokens holds "pooled".
     """
     prepared: list[str] = []
     for argument in arguments:
@@ -88,6 +89,11 @@ def make_readable(arguments: Sequence[str], is_text: Callable[[str], bool]) -> l
             argument = f"model.layer={found[1]}"
         elif argument == _POOLED:
             argument = "model.site=pooled"
+        elif argument.startswith("sae.tokens=") and "pooled" in argument.partition("=")[2].split(","):
+            raise InputError(
+                f"Expected sae.tokens=pooled alone, which is short for model.site=pooled, got {argument}: give"
+                " model.site=resid_post,pooled."
+            )
         name, equals, value = argument.partition("=")
         if equals and name in _CONFIG_DIR:
             prepared.append(f"{name}={expand_path(value, name)}")

@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Bool, Int64
 
 from infoscope.data.config import RAISE, DataConfig
-from infoscope.data.images import Truth
+from infoscope.data.images import CHOOSE_TARGET, Truth
 from infoscope.data.left_out import LeftOut
 from infoscope.data.photographs import PhotographFiles, is_image_name, refuse_missing, scan_folder
 from infoscope.data.recognition import explaining
@@ -102,7 +102,7 @@ class CelebA(PhotographFiles):
         if target not in self.targets:
             raise InputError(
                 f"Expected a target of CelebA (class, which is {self.attribute}, or an attribute), got"
-                f" {target!r}{suggest(target, self.targets)}."
+                f" {target!r}{suggest(target, self.targets)}: {CHOOSE_TARGET}."
             )
         return 2
 

@@ -19,7 +19,7 @@ from PIL import Image
 
 from infoscope.data.config import DataConfig
 from infoscope.data.imagenet_truth import find_ground_truth, read_ground_truth
-from infoscope.data.images import ImageSet, Truth, check_split
+from infoscope.data.images import CHOOSE_TARGET, ImageSet, Truth, check_split
 from infoscope.data.left_out import HIDDEN, LeftOut, is_hidden
 from infoscope.data.photographs import PhotographFiles, is_image_name, scan_folder
 from infoscope.data.recognition import explaining
@@ -122,7 +122,7 @@ class ImageNet(ImageSet):
 
     def n_target_classes(self, target: str) -> int:
         if target not in self.targets:
-            raise InputError(f"Expected a target of ImageNet (class), got {target!r}.")
+            raise InputError(f"Expected a target of ImageNet (class), got {target!r}: {CHOOSE_TARGET}.")
         return self.n_classes
 
     def describe(self) -> dict[str, str]:

@@ -20,6 +20,8 @@ from infoscope.runtime.errors import InputError
 
 CHECK_PX = 32
 """Side to which images are resized when they are only checked."""
+CHOOSE_TARGET = "choose another by probe.target, predict.target or steer.spurious"
+"""What to do about a target that data do not have."""
 
 
 class ImageError(InputError):

@@ -24,7 +24,7 @@ from jaxtyping import Int64
 
 from infoscope.data.config import RAISE, DataConfig
 from infoscope.data.image_folder import list_images
-from infoscope.data.images import Truth
+from infoscope.data.images import CHOOSE_TARGET, Truth
 from infoscope.data.left_out import LeftOut
 from infoscope.data.photographs import PhotographFiles, refuse_missing
 from infoscope.data.recognition import explaining
@@ -92,7 +92,9 @@ class Waterbirds(PhotographFiles):
 
     def n_target_classes(self, target: str) -> int:
         if target not in self.targets:
-            raise InputError(f"Expected a target of Waterbirds ({', '.join(self.targets)}), got {target!r}.")
+            raise InputError(
+                f"Expected a target of Waterbirds ({', '.join(self.targets)}), got {target!r}: {CHOOSE_TARGET}."
+            )
         return 4 if target == "group" else 2
 
     def describe(self) -> dict[str, str]:

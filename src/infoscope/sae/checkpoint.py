@@ -116,6 +116,8 @@ def load_sae(path: Path | str) -> SparseAutoencoder:
     for name, tensor in sae.state_dict().items():
         if not is_finite(tensor):
             raise InputError(f"{weights} holds NaN or Inf in {name}: train the SAE again.")
+    if not sae.scale > 0:
+        raise InputError(f"Expected a scale above 0 in {weights}, got {sae.scale.item():g}: train the SAE again.")
     sae.origin = _read_origin(info)
     sae.prefix_sizes = _read_prefixes(info)
     sae.trained_in_bf16 = info["training"].get("precision") == Precision.bf16.name

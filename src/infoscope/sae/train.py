@@ -29,6 +29,8 @@ from infoscope.vision.tokens.extract import TokenCache
 from infoscope.vision.tokens.source import LiveTokens
 
 Value = TypeVar("Value")
+_ROUNDING = 1e-6
+"""Share of a token's size below which float32 tells tokens apart by rounding alone."""
 
 
 def train_sae(
@@ -141,15 +143,25 @@ def make_normalisation(
         InputError: if the tokens are not finite, or all the same.
     """
     if choice is TokenChoice.patch:
-        return torch.as_tensor(np.asarray(tokens.mean), dtype=torch.float32), float(tokens.scale)
+        mean, scale = torch.as_tensor(np.asarray(tokens.mean), dtype=torch.float32), float(tokens.scale)
+        _check_differ(mean, training.d_in**0.5 / scale if scale else math.inf)
+        return mean, scale
     measured = training.thin_for_statistics()
     batches = partial(measured.iterate, batch_tokens)
     mean = sum(x.double().sum(0) for x in batches()) / measured.n_tokens
     assert isinstance(mean, Tensor)
     mean_norm = sum((x - mean).norm(dim=1).sum().item() for x in batches()) / measured.n_tokens
-    if not 0 < mean_norm < math.inf:
-        raise InputError(f"Expected finite tokens that differ, got a mean distance of {mean_norm} from their mean.")
+    _check_differ(mean, mean_norm)
     return mean.float(), training.d_in**0.5 / mean_norm
+
+
+def _check_differ(mean: Float[Tensor, " d_in"], mean_norm: float) -> None:
+    """Refuse tokens whose mean distance from their mean is none, or rounding alone."""
+    if not _ROUNDING * mean.norm().item() < mean_norm < math.inf:
+        raise InputError(
+            f"Expected finite tokens that differ, got a mean distance of {mean_norm:.3g} from their mean: give images"
+            " or texts that are not all alike."
+        )
 
 
 class TokenData(L.LightningDataModule):

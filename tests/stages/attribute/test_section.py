@@ -122,6 +122,13 @@ def test_findings_follow_the_numbers() -> None:
     assert found[-1].replace("\N{MINUS SIGN}", "-").endswith("median: -0.100 high-scope, +0.200 low-scope.")
 
 
+def test_a_single_image_says_nothing_of_agreement() -> None:
+    result = make_result(SCOPES[0])
+    result.agreement[:, 1:] = np.nan
+    found = make_attribution_section([Found(SCOPES[0].partition.groups, result)]).findings
+    assert found[0].endswith("cannot be told from a single test image.")
+
+
 @pytest.mark.parametrize(
     ("agreement", "words"),
     [

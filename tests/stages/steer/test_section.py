@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -91,6 +92,23 @@ def test_the_tables_hold_shares_by_scope_and_accuracies(tmp_path: Path) -> None:
 def test_what_removal_does_is_held_against_random_removal(right: float, verdict: str) -> None:
     found = [Found(scope, make_steering(scope), make_removals(3, right)) for scope in SCOPES]
     assert any(verdict in finding for finding in make_steering_section(found, 5).findings)
+
+
+@pytest.mark.parametrize(
+    ("n_removed", "words"),
+    [
+        (0, "No feature carries the place more than the class, so that none of 5 is removed."),
+        (1, "Removing the feature that carries most of the place"),
+        (3, "Removing the 3 features that carry most of the place"),
+    ],
+)
+def test_what_is_said_to_be_removed_is_what_was(n_removed: int, words: str) -> None:
+    removed = make_removals(3)
+    chosen = Suppressed(CHOSEN, 5, -1, n_removed, 0.1)
+    removed = replace(removed, variants=(removed.variants[0], chosen, *removed.variants[2:]))
+    findings = make_steering_section([Found(SCOPES[0], make_steering(SCOPES[0]), removed)], 5).findings
+    assert any(finding.startswith(words) for finding in findings)
+    assert sum(finding.startswith("Removing") for finding in findings) == int(n_removed > 0)
 
 
 def test_without_scores_or_what_misleads_there_is_less() -> None:

@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Float32, Int64, UInt8, UInt16
 
 from infoscope.data.config import Planted
-from infoscope.data.images import ImageSet, Truth
+from infoscope.data.images import CHOOSE_TARGET, ImageSet, Truth
 from infoscope.data.scenes import factors as scene_factors
 from infoscope.data.scenes import planting, render
 from infoscope.data.scenes.factors import Factors, SceneObject
@@ -172,7 +172,9 @@ class SceneSet(ImageSet):
     @classmethod
     def _target_values(cls, target: str) -> tuple[str, ...]:
         if target not in cls.targets:
-            raise InputError(f"Expected a target of the scenes ({', '.join(cls.targets)}), got {target!r}.")
+            raise InputError(
+                f"Expected a target of the scenes ({', '.join(cls.targets)}), got {target!r}: {CHOOSE_TARGET}."
+            )
         cards = {"planted": (planting.NOTHING, *scene_factors.KINDS)}
         return {"class": scene_factors.KINDS, **cards, **_NEAREST, **scene_factors.GLOBAL_FACTORS}[target]
 

@@ -201,6 +201,8 @@ def _tell_agreement(found: Sequence[Found]) -> str:
             "Whether gradient attributions agree with exact ablation cannot be told: in no test image do two latents"
             " differ in both."
         )
+    if gradient.n == 1:
+        return "Whether gradient attributions agree with exact ablation cannot be told from a single test image."
     mean, low, high = format_interval(gradient)
     other, other_low, other_high = format_interval(shuffled)
     if gradient.sign != 1:

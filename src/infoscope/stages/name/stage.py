@@ -14,7 +14,7 @@ from infoscope.analyses.top_sets import find_top
 from infoscope.pipeline.context import Context
 from infoscope.pipeline.stage import Key, Needs, Node, Row, SeedStage, Work, name_artifacts
 from infoscope.report.section import ReportSection
-from infoscope.runtime.errors import InputError, list_some
+from infoscope.runtime.errors import InputError, list_some, suggest
 from infoscope.runtime.store import Workspace
 from infoscope.sae.latent_table import LatentColumn
 from infoscope.stages.image_codes import Codes
@@ -105,7 +105,8 @@ class Name(Published, SeedStage[NameResult]):
         if config.name.concept is not None and config.name.concept not in vocabulary.concepts:
             raise InputError(
                 f"Expected name.concept to be one of the {len(vocabulary.concepts)} concepts of the vocabulary"
-                f" ({list_some(vocabulary.concepts, 20)}), got {config.name.concept!r}."
+                f" ({list_some(vocabulary.concepts, 20)}), got"
+                f" {config.name.concept!r}{suggest(config.name.concept.lower(), vocabulary.concepts)}: choose one."
             )
         for split in ("train", "test"):
             if (n := count_images(ctx, split)) < config.name.n_top_images:

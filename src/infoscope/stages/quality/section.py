@@ -133,11 +133,12 @@ def _find(measured: Sequence[Measured], why_no_head: str) -> Iterator[str]:
         f" silent on all test tokens. CKNNA of tokens and codes is {write('cknna', 3)}, of rows of unit norm"
         f" {write('cknna_unit', 3)} (1: the same neighbours, equally near; 0: nothing in common)."
     )
-    yield (
-        f"The mean squared cosine of two decoder rows is {write('orthogonality', 4)}; of random ones it is"
-        f" {1 / first.d_in:.4f}, and {first.d_sae - first.quality.n_zero_rows:,} rows of {first.d_in} components have"
-        f" {first.quality.least_orthogonality:.4f} at least."
-    )
+    if (n_rows := first.d_sae - first.quality.n_zero_rows) > 1:
+        yield (
+            f"The mean squared cosine of two decoder rows is {write('orthogonality', 4)}; of random ones it is"
+            f" {1 / first.d_in:.4f}, and {n_rows:,} rows of {first.d_in} components have"
+            f" {first.quality.least_orthogonality:.4f} at least."
+        )
     yield _say_progressive(measured)
     if why_no_head:
         yield f"There is no linear probe on reconstructions: {why_no_head}"

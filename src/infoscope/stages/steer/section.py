@@ -221,7 +221,11 @@ def _tell_removals(removed: Sequence[SuppressionResult], removals: Sequence[Remo
         chosen, control = of[CHOSEN], of.get(CONTROL)
         gain = compare_removals(removed, size, "")
         change = {1: "raises", -1: "lowers", 0: "is not seen to change"}[gain.sign]
-        features = "feature that carries" if size == 1 else f"{size:,} features that carry"
+        n_latents = format_number(chosen.n_latents.mean, 0 if chosen.n_latents.mean % 1 == 0 else 1)
+        if not chosen.n_latents.mean:
+            yield f"No feature carries the {first.spurious} more than the class, so that none of {size:,} is removed."
+            continue
+        features = "feature that carries" if n_latents == "1" else f"{n_latents} features that carry"
         sentence = (
             f"Removing the {features} most of the {first.spurious} {change} top-1 on images of another"
             f" {first.spurious}: {format_percent(chosen.others)} ({_say_points(gain)});"

@@ -11,7 +11,7 @@ from infoscope.analyses.suppression import (
     measure_suppression,
     score_spurious,
 )
-from infoscope.data.images import Truth
+from infoscope.data.images import ImageSet, Truth
 from infoscope.pipeline.context import Context
 from infoscope.pipeline.stage import Key, Needs, SeedStage, Work
 from infoscope.runtime.errors import InputError
@@ -52,12 +52,18 @@ def spurious_of(ctx: Context) -> str | None:
     if name is None or (asked is None and config.predict.target != "class"):
         return None
     known.n_target_classes(name)
-    if name == config.predict.target:
+    predicted = config.predict.target
+    if name == predicted or (isinstance(known, ImageSet) and _are_same(known, name, predicted)):
         raise InputError(
-            f"Expected steer.spurious to be another target than the one that is predicted, got {name} for both: choose"
-            f" another of {', '.join(known.targets)}."
+            f"Expected steer.spurious to be another target than the one that is predicted ({predicted}), got {name}:"
+            f" choose another of {', '.join(known.targets)}."
         )
     return name
+
+
+def _are_same(images: ImageSet, one: str, other: str) -> bool:
+    """Whether two targets are one, such as the class of CelebA and the attribute that it is."""
+    return other in images.targets and np.array_equal(images.labels(one), images.labels(other))
 
 
 class Suppress(SeedStage[SuppressionResult]):
