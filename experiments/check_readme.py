@@ -119,6 +119,7 @@ KEPT = {
     "attribution": "experiments/demo/attribution",
     "attribution_block_0": "experiments/demo/attribution_block_0",
     "attribution_block_1": "experiments/demo/attribution_block_1",
+    **{f"attribution_halfway_{block}": f"experiments/demo/attribution_halfway_{block}" for block in range(3)},
     "attribution_planted": "experiments/demo/attribution_planted",
     "steering": "experiments/demo/steering",
     "steering_picture": "experiments/demo/steering_picture",
@@ -142,6 +143,12 @@ SOURCES: Mapping[str, Find] = {
     "attribution": find_report("stage=attribute"),
     "attribution_block_0": find_report("stage=attribute", "model.layer=0", "seeds=[0]"),
     "attribution_block_1": find_report("stage=attribute", "model.layer=1", "seeds=[0]"),
+    **{
+        f"attribution_halfway_{block}": find_report(
+            "stage=attribute", f"model.layer={block}", "seeds=[0]", "attribution.n_groups=16"
+        )
+        for block in range(3)
+    },
     "steering": find_report("stage=steer"),
     "steering_picture": find_report("stage=steer", "data.planted=picture", "seeds=[0]"),
     "steering_text": find_report("stage=steer", "data.planted=text", "seeds=[0]"),

@@ -432,6 +432,10 @@ EXPERIMENTS = (
         ],
     ),
     Claim(
+        "halfway to the tokens without the group agree with ablation by {}, {} and {} after blocks 0, 1 and 2",
+        [f"attribution_halfway_{block}/attribution/order=gradient x activation/agreement" for block in range(3)],
+    ),
+    Claim(
         "high scope has {}% of the activation and {}% of the attribution |",
         [
             f"attribution_planted/attribution_groups/class=all/{what}_high * 100"

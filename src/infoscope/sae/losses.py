@@ -105,6 +105,8 @@ class TopKObjective(Objective):
 class MatryoshkaKObjective(TopKObjective):
     """The mean FVU of nested TopK codes over one dictionary (Zaigrajew et al., 2025) + aux_coef * AuxK of the full one.
 
+    FVU is that of the batch, as elsewhere here; MSAE's code divides token by token, then takes the mean.
+
     Args:
         k_levels: active latents of each code, ascending.
         level_weights: of the codes' FVUs; their scale does not matter.
