@@ -16,7 +16,7 @@ BENCHMARKS := $(filter-out %/harness.py,$(wildcard experiments/benchmarks/*.py))
 # processes of one thread each, which take the longest files first
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo check test static units chaos bench lint clean
+.PHONY: demo check test static suite units chaos bench lint clean
 
 demo: $(READY)
 	$(BIN)/infoscope $(ARGS)
@@ -24,8 +24,11 @@ demo: $(READY)
 check: $(READY)
 	$(MAKE) --no-print-directory -j 2 static units
 
+test: $(READY)
+	$(MAKE) --no-print-directory -j 2 static suite
+
 # three on two cores, for some tests wait for others (Slurm, Ctrl-C)
-test: static
+suite: $(READY)
 	$(PYTEST) -n 3
 
 units: $(READY)

@@ -75,13 +75,13 @@ def pytest_unconfigure() -> None:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _coarse_figures(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Whole runs save figures coarsely: else that is half of a tiny run."""
+def _unsaved_figures(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Whole runs draw a report's figures and save empty files: else that is half of a tiny run."""
     with ExitStack() as stack:
         if find_place(request.path) < len(LONG):
-            from tests.support.pipeline_samples import coarse_figures
+            from tests.support.pipeline_samples import unsaved_figures
 
-            stack.enter_context(coarse_figures())
+            stack.enter_context(unsaved_figures())
         yield
 
 

@@ -39,6 +39,7 @@ from infoscope.vision.backbone import Tokens as TokenBatch
 from infoscope.vision.planted import PlantedRegisters
 from infoscope.vision.tokens import extract, source
 from tests.support.pipeline_samples import N_TRAIN, Recorder, make_tiny_config, run_tiny
+from tests.support.quick_processes import quick_sharing
 from tests.support.slow import fall_behind
 
 N_PHOTOGRAPHS, BROKEN = 29, 3
@@ -112,7 +113,7 @@ def test_two_processes_encode_the_bytes_of_one(
     (photographs / "27.png").write_bytes(b"no picture either, and of the other process")
     n_threads = torch.get_num_threads()
     encode(photographs, tmp_path / "one", n_threads)
-    with processes.sharing(2, encode, photographs, tmp_path / "two", n_threads):
+    with quick_sharing(), processes.sharing(2, encode, photographs, tmp_path / "two", n_threads):
         encode(photographs, tmp_path / "two", n_threads)
     found = []
     for name in ("one", "two"):

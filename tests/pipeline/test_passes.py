@@ -28,6 +28,7 @@ from infoscope.stages.segment.stage import LabelScreens, Segment
 from infoscope.stages.stability.stage import Stability
 from infoscope.stages.tokens import Tokens
 from tests.support.pipeline_samples import Recorder, copy_run, find_artifacts, make_tiny_config
+from tests.support.quick_processes import quick_sharing
 from tests.support.slow import fall_behind
 
 BEFORE = ("scenes", "tokens", "train_sae", "outliers")
@@ -134,7 +135,7 @@ def find_files(folder: Path) -> dict[str, Any]:
 
 def test_two_processes_make_what_one_makes(undisturbed: tuple[Path, dict[str, list[str]]], tmp_path: Path) -> None:
     folder = copy_run(undisturbed[0], tmp_path, but=(*PASSES, *PROBES))
-    with processes.sharing(2, work, folder):
+    with quick_sharing(), processes.sharing(2, work, folder):
         ctx = make_context(folder)
         for stage in PASSES:
             made = make(ctx, stage)

@@ -25,6 +25,7 @@ from infoscope.runtime.parts import Checkpoint
 from infoscope.sae.edit import EditMode
 from infoscope.scope.ablations import Ablation, Role
 from tests.support.probe_samples import CLASS_LATENTS, DEPTH_LATENT, LABEL_LATENTS, make_config, make_inputs, mask
+from tests.support.quick_processes import quick_sharing
 
 pytestmark = pytest.mark.long
 
@@ -232,7 +233,7 @@ def run_shared(root: Path) -> None:
 
 def test_two_processes_share_the_variants_and_find_what_one_finds(tmp_path: Path):
     (tmp_path / "work").mkdir()
-    with processes.sharing(2, run_shared, tmp_path / "two"):
+    with quick_sharing(), processes.sharing(2, run_shared, tmp_path / "two"):
         run_shared(tmp_path / "two")
     expected, _ = run(dataclasses.replace(SGD, variants_per_chunk=2), tmp_path / "one")
     mine, others = ((tmp_path / "two" / f"{rank}.txt").read_text().split() for rank in range(2))

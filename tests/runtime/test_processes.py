@@ -19,6 +19,7 @@ from infoscope.runtime import parts, places, processes
 from infoscope.runtime.errors import InputError
 from infoscope.runtime.manifests import Spec
 from infoscope.runtime.store import Store, Workspace
+from tests.support.quick_processes import quick_sharing
 
 pytestmark = pytest.mark.long
 
@@ -82,7 +83,8 @@ def test_processes_share_work_and_exchange_what_they_find(tmp_path: Path):
 
 @pytest.mark.parametrize("fails", [0, 1])
 def test_one_process_that_fails_ends_all_with_its_sentence(tmp_path: Path, fails: int):
-    with pytest.raises(InputError, match=f"process {fails} cannot go on"), processes.sharing(2, work, tmp_path, fails):
+    says = f"process {fails} cannot go on"
+    with pytest.raises(InputError, match=says), quick_sharing(), processes.sharing(2, work, tmp_path, fails):
         work(tmp_path, fails)
     assert not list((tmp_path / "artifacts").glob("*/*/manifest.json"))
 
@@ -120,7 +122,8 @@ def die(folder: Path) -> None:
 
 
 def test_a_process_that_is_killed_ends_all(tmp_path: Path):
-    with pytest.raises(InputError, match=r"was killed \(signal 9"), processes.sharing(2, die, tmp_path):
+    says = r"was killed \(signal 9"
+    with pytest.raises(InputError, match=says), quick_sharing(), processes.sharing(2, die, tmp_path):
         die(tmp_path)
 
 

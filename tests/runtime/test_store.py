@@ -6,7 +6,6 @@ import errno
 import hashlib
 import json
 import math
-import multiprocessing
 import os
 import socket
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from infoscope.runtime import environment, manifests
 from infoscope.runtime.errors import InputError
 from infoscope.runtime.manifests import FORMAT_VERSION, MANIFEST, Artifact, Spec, compute_hash
 from infoscope.runtime.store import Store, Workspace
+from tests.support.quick_processes import get_quick_context
 
 SPEC = Spec("rank", "topk", {"k": 8, "images": {"seed": 0, "split": "train"}})
 CONTENT = {"values.bin": b"0123456789", "maps/first.bin": b"abc"}
@@ -398,7 +398,7 @@ def build_in_another_process(root: Path, name: str, other_waits: Event) -> None:
 
 @pytest.mark.long
 def test_two_processes_build_once(tmp_path: Path):
-    context = multiprocessing.get_context("spawn")
+    context = get_quick_context()
     other_waits = context.Event()
     names = ["a", "b"]
     processes = [

@@ -27,6 +27,7 @@ from infoscope.vision.tokens.extract import extract_tokens
 from infoscope.vision.tokens.source import LiveTokens
 from tests.support.live_samples import N as N_LIVE
 from tests.support.live_samples import PixelBackbone, read_images
+from tests.support.quick_processes import quick_sharing
 from tests.support.sae_samples import Tokens, as_kind
 
 pytestmark = pytest.mark.long
@@ -129,7 +130,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     n_live = source.BATCH_IMAGES
     try:
         alone = train_every_kind(folder / "alone", folder / "live_tokens")
-        with processes.sharing(2, train_every_kind, folder / "together", folder / "live_tokens"):
+        with quick_sharing(), processes.sharing(2, train_every_kind, folder / "together", folder / "live_tokens"):
             first = train_every_kind(folder / "together", folder / "live_tokens")
     finally:
         source.BATCH_IMAGES = n_live

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import multiprocessing
 import os
 import signal
 from collections.abc import Mapping
@@ -25,6 +24,7 @@ from infoscope.sae.module import SAEModule, compute_lr_factor
 from infoscope.sae.train import make_normalisation, split_tokens, train_sae
 from infoscope.tracking.log import Log
 from infoscope.tracking.tracker import Tracker, TrackerLogger
+from tests.support.quick_processes import get_quick_context
 from tests.support.sae_samples import CONFIG, Stop, Tokens, as_kind, assert_same
 
 
@@ -126,9 +126,7 @@ def train_and_die(cache: Tokens, folder: Path, n_threads: int) -> None:
 
 @pytest.mark.long
 def test_a_run_after_kill_9_ends_with_the_same_bytes(cache: Tokens, tmp_path: Path) -> None:
-    process = multiprocessing.get_context("spawn").Process(
-        target=train_and_die, args=(cache, tmp_path / "cut", torch.get_num_threads())
-    )
+    process = get_quick_context().Process(target=train_and_die, args=(cache, tmp_path / "cut", torch.get_num_threads()))
     process.start()
     process.join(120)
     assert process.exitcode == -signal.SIGKILL

@@ -7,14 +7,16 @@ import json
 import os
 import pickle
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import matplotlib as mpl
 import numpy as np
 import pytest
 from filelock import FileLock
+from matplotlib.figure import Figure
 from PIL import Image
 from rich.console import Console
 
@@ -164,7 +166,6 @@ def draw_without_saving(monkeypatch: pytest.MonkeyPatch) -> None:
             path.touch()
         return paths
 
-    assert page.save_figure is save_figure
     monkeypatch.setattr(page, "save_figure", save_small)
 
 
@@ -174,6 +175,24 @@ def coarse_figures() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(figure_style, "DPI", 30)
         patch.setitem(figure_style.RC, "pdf.fonttype", 3)
+        patch.setattr(page, "save_figure", save_figure)
+        yield
+
+
+@contextmanager
+def unsaved_figures() -> Iterator[None]:
+    """Draw a report's figures with all their parts in their places and save empty files; experiments save coarsely."""
+
+    def place(draw: Callable[[], Figure], name: str, folder: Path, suffixes: Iterable[str]) -> list[Path]:
+        with mpl.rc_context(cast(Any, figure_style.RC)):
+            draw().draw_without_rendering()
+        paths = [folder / f"{name}.{suffix}" for suffix in suffixes]
+        for path in paths:
+            path.touch()
+        return paths
+
+    with coarse_figures(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(page, "save_figure", place)
         yield
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import os
+import pickle
 from dataclasses import astuple
 from typing import Any
 
@@ -18,7 +19,8 @@ from hydra._internal.sources_registry import SourcesRegistry
 from hydra.core.object_type import ObjectType
 from hydra.core.plugins import Plugins
 
-_KNOWN: dict[Any, Any] = {}
+_KNOWN: dict[Any, bytes] = {}
+"""Pickled: to read that takes a fifth of the time of a copy."""
 
 
 def speed_up(patch: pytest.MonkeyPatch) -> None:
@@ -71,8 +73,8 @@ def _keep(load: Any) -> Any:
         except OSError:  # it says so itself
             return load(self, config_path)
         if key not in _KNOWN:
-            _KNOWN[key] = load(self, config_path)
-        return copy.deepcopy(_KNOWN[key])
+            _KNOWN[key] = pickle.dumps(load(self, config_path))
+        return pickle.loads(_KNOWN[key])
 
     return load_config
 
@@ -83,7 +85,7 @@ def _keep_joined(join: Any) -> Any:
         sources = [repo.delegate._find_object_source(name, ObjectType.CONFIG) for name in names]
         key = (*map(astuple, defaults), *map(_identify, sources, names))
         if key not in _KNOWN:
-            _KNOWN[key] = join(self, defaults, repo)
-        return copy.deepcopy(_KNOWN[key])
+            _KNOWN[key] = pickle.dumps(join(self, defaults, repo))
+        return pickle.loads(_KNOWN[key])
 
     return compose

@@ -58,17 +58,20 @@ class Toy(SeedStage):
 LINE = '    Entry("toy", "stages.toy:Toy", "count toys"),\n'
 COMMANDS = """
 import contextlib, io, json, sys
+import pytest
+from tests.support import quick_hydra
 from tests.support.app_samples import run_infoscope
+from tests.support.pipeline_samples import unsaved_figures
 import infoscope
-from infoscope.report import figure_style
 
-figure_style.DPI, figure_style.RC["pdf.fonttype"] = 30, 3  # as in tests/conftest.py
 assert infoscope.__file__.startswith(sys.argv[1]), infoscope.__file__
 told = {}
-for name, arguments in json.load(sys.stdin).items():
-    with contextlib.redirect_stdout(io.StringIO()) as out:
-        code = run_infoscope(*arguments)
-    told[name] = [code, out.getvalue()]
+with pytest.MonkeyPatch.context() as patch, unsaved_figures():  # as in tests/conftest.py
+    quick_hydra.speed_up(patch)
+    for name, arguments in json.load(sys.stdin).items():
+        with contextlib.redirect_stdout(io.StringIO()) as out:
+            code = run_infoscope(*arguments)
+        told[name] = [code, out.getvalue()]
 print(json.dumps(told))
 """
 N_TOYS = 132
