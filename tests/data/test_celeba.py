@@ -104,7 +104,7 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
         (attributes, " Attribute_36", ""): "Expected an image and 39 values",
         (attributes, "Attribute_36", "Bald"): "Expected the 40 attributes of CelebA in .*, got 39 names",
         (partition, "000004.jpg 2\n", ""): r"Expected a split of every image, but 1 of 5 .*, first 000004\.jpg",
-        (partition, "000004.jpg 2", "000004.jpg 3"): r"split of 000004\.jpg to be 0, 1 or 2 in .*, got '3'",
+        (partition, "000004.jpg 2", "000004.jpg 3"): r"split of 000004\.jpg to be 0 or 1 or 2 in line 4 of .*, got '3'",
         (partition, "000004.jpg 2\n000005.jpg 2", "000004.jpg 0\n000005.jpg 1"): r"Expected test images \(2\)",
     }
     for number, ((name, old, new), words) in enumerate(wrong.items(), 1):

@@ -30,17 +30,22 @@ from infoscope.runtime.files import read_text
 N_ATTRIBUTES = 40
 FOLDER, ATTRIBUTES, PARTITION = "img_align_celeba", "list_attr_celeba", "list_eval_partition"
 _WHOLE = "img_celeba"
-_SPLITS = {"train": "0", "test": "2"}
+_SPLITS = {"train": b"\0", "test": b"\2"}
+_VALIDATION = b"\1"
+_VALUES = {ATTRIBUTES: ("-1", "1"), PARTITION: ("0", "1", "2")}
 _SPURIOUS = "Male"
 """What goes with most other attributes; with blond hair as in Sagawa et al. (2020)."""
 
 
 class _Table(NamedTuple):
-    """A list of images: names of the columns (none in a .txt of the partition), and the fields of each image."""
+    """A list of images: names of the columns (none in a .txt of the partition), and the values of each image.
+
+    A value is a byte, its place among those that it can have: of 8 million attributes strings would take 400 MB.
+    """
 
     file: Path
     columns: list[str]
-    rows: dict[str, list[str]]
+    rows: dict[str, bytes]
 
 
 class CelebA(PhotographFiles):
@@ -66,30 +71,31 @@ class CelebA(PhotographFiles):
         _check_attributes(attributes, config.attribute)
         _check_partition(partition, attributes)
         files = {name: f"{os.path.splitext(name)[0]}{suffix}" for name in partition.rows}
-        listed = sorted(name for name, fields in partition.rows.items() if fields == [_SPLITS[split]])
+        listed = sorted(name for name, of in partition.rows.items() if of == _SPLITS[split])
         if not listed:
             raise InputError(
-                f"Expected {split} images ({_SPLITS[split]}) in {partition.file}, got none among its"
+                f"Expected {split} images ({_SPLITS[split][0]}) in {partition.file}, got none among its"
                 f" {len(partition.rows):,}: give the published list."
             )
         names = [files[name] for name in listed]
         if config.on_error is RAISE:
             refuse_missing(folder, names, partition.file)
         left_out, known = LeftOut(), set(files.values())
-        for name, fields in partition.rows.items():
-            if fields == ["1"]:
+        for name, of in partition.rows.items():
+            if of == _VALIDATION:
                 left_out.add("of the validation split", files[name])
         for entry in scan_folder(folder):
             if is_image_name(entry.name) and entry.name not in known:
                 left_out.add("in neither list", entry.name)
         super().__init__(folder, names, split, test_share=None, left_out=left_out, **config.reading)
-        self.left_out.n_read = sum(fields != ["1"] for fields in partition.rows.values())
+        self.left_out.n_read = sum(of != _VALIDATION for of in partition.rows.values())
         self.attribute, self.attributes = config.attribute, tuple(attributes.columns)
         self.targets = ("class", *self.attributes)
         word = config.attribute.replace("_", " ").lower()
         self.class_names = (f"no {word}", word)
         self.spurious_target = None if config.attribute == _SPURIOUS or _SPURIOUS not in self.attributes else _SPURIOUS
-        self._has = np.array([[field == "1" for field in attributes.rows[name]] for name in listed], dtype=bool)
+        has = np.frombuffer(b"".join(attributes.rows[name] for name in listed), dtype=bool)
+        self._has = has.reshape(len(listed), N_ATTRIBUTES)
 
     def labels(self, target: str) -> Int64[np.ndarray, " n_images"]:
         self.n_target_classes(target)
@@ -129,7 +135,8 @@ def _read_table(root: Path, name: str, beside: str) -> _Table:
     """Return a list of the images, as published (.txt) or as Kaggle gives it (.csv).
 
     Raises:
-        InputError: there is none, it cannot be read, has rows of another length or an image twice.
+        InputError: there is none, it cannot be read, has rows of another length, values that they cannot have, or an
+            image twice.
     """
     places = [root / below / f"{name}{suffix}" for below in ("", beside) for suffix in (".txt", ".csv")]
     file = next((place for place in places if place.is_file()), None)
@@ -140,27 +147,35 @@ def _read_table(root: Path, name: str, beside: str) -> _Table:
         )
     lines = read_text(file, "a list of CelebA", "get it anew").splitlines()
     is_csv = file.suffix == ".csv"
-    rows = [(number, line.split("," if is_csv else None)) for number, line in enumerate(lines, 1) if line.strip()]
+    spaced = (line.replace(",", " ") if is_csv else line for line in lines)
+    rows = [(number, line) for number, line in enumerate(spaced, 1) if line.strip()]
     columns, n_stated = [], None
     if is_csv:
-        columns, rows = ([field.strip() for field in rows[0][1][1:]], rows[1:]) if rows else ([], [])
+        columns, rows = (rows[0][1].split()[1:], rows[1:]) if rows else ([], [])
     elif name == ATTRIBUTES:
-        n_stated = int(rows[0][1][0]) if rows and rows[0][1][0].isdecimal() and len(rows[0][1]) == 1 else None
-        columns, rows = (rows[1][1], rows[2:]) if n_stated is not None and len(rows) > 1 else ([], [])
-    n_fields = len(columns) if name == ATTRIBUTES else 1
-    found: dict[str, list[str]] = {}
-    for number, (image, *fields) in rows:
+        n_stated = int(rows[0][1]) if rows and rows[0][1].strip().isdecimal() else None
+        columns, rows = (rows[1][1].split(), rows[2:]) if n_stated is not None and len(rows) > 1 else ([], [])
+    n_fields, place = len(columns) if name == ATTRIBUTES else 1, {of: i for i, of in enumerate(_VALUES[name])}
+    found: dict[str, bytes] = {}
+    for number, line in rows:
+        image, *fields = line.split()
         if len(fields) != n_fields:
             raise InputError(
                 f"Expected an image and {n_fields} value{'s' * (n_fields != 1)} in line {number} of {file}, got"
                 f" {len(fields)} values: mend the line."
             )
-        if image.strip() in found:
+        if image in found:
             raise InputError(
-                f"Expected every image once, but {file} lists {image.strip()} again in line {number}: remove the"
-                " repeats."
+                f"Expected every image once, but {file} lists {image} again in line {number}: remove the repeats."
             )
-        found[image.strip()] = [field.strip() for field in fields]
+        try:
+            found[image] = bytes(map(place.__getitem__, fields))
+        except KeyError as error:
+            of = columns[fields.index(error.args[0])] if name == ATTRIBUTES else "the split"
+            raise InputError(
+                f"Expected {of} of {image} to be {' or '.join(place)} in line {number} of {file}, got"
+                f" {error.args[0]!r}: mend the line."
+            ) from error
     if n_stated not in (None, len(found)):
         raise InputError(
             f"Expected {n_stated:,} images in {file}, as its first line says, got {len(found):,}: get the whole list."
@@ -185,7 +200,7 @@ def _find_folder(root: Path) -> tuple[Path, str]:
 
 
 def _check_attributes(table: _Table, attribute: str) -> None:
-    """Refuse other attributes than CelebA's, and values that they cannot have.
+    """Refuse other attributes than CelebA's.
 
     Raises:
         InputError: such a list.
@@ -195,12 +210,6 @@ def _check_attributes(table: _Table, attribute: str) -> None:
             f"Expected the {N_ATTRIBUTES} attributes of CelebA in {table.file}, got {len(set(table.columns))} names of"
             " columns: give the published list (.txt: their number, their names, then a line for each image)."
         )
-    for image, fields in table.rows.items():
-        for column, field in zip(table.columns, fields, strict=True):
-            if field not in ("1", "-1"):
-                raise InputError(
-                    f"Expected {column} of {image} to be -1 or 1 in {table.file}, got {field!r}: mend the line."
-                )
     if attribute not in table.columns:
         raise InputError(
             f"Expected data.attribute to be one of the attributes of CelebA ({', '.join(table.columns[:5])}, ...), got"
@@ -212,11 +221,8 @@ def _check_partition(partition: _Table, attributes: _Table) -> None:
     """Refuse a partition that does not fit the attributes.
 
     Raises:
-        InputError: other splits than 0, 1 and 2, images in one list alone.
+        InputError: images in one list alone.
     """
-    for image, (split,) in partition.rows.items():
-        if split not in ("0", "1", "2"):
-            raise InputError(f"Expected the split of {image} to be 0, 1 or 2 in {partition.file}, got {split!r}.")
     for one, other, lacks in ((partition, attributes, "attributes"), (attributes, partition, "a split")):
         if without := [image for image in one.rows if image not in other.rows]:
             raise InputError(
