@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -83,6 +84,10 @@ def test_a_row_for_each_order_with_means_over_seeds_and_intervals_over_images() 
     assert row["insertion_cosine"] == pytest.approx((0.5 + 4 * 0.7) / 5, abs=0.01)
     text = table.to_markdown()
     assert "30 test images, 3 SAE seeds; in the mean 40 latents fire in an image" in text
+    assert "halfway" not in text
+    grouped = [one._replace(result=replace(one.result, n_groups=16)) for one in FOUND]
+    text = make_attribution_section(grouped).tables["attribution"].to_markdown()
+    assert "latents of an image are in 16 groups of equal activation" in text
 
 
 def test_groups_have_shares_of_attribution_and_of_activation() -> None:
