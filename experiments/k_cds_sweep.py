@@ -39,15 +39,15 @@ from infoscope.commands.experiments.sweep import Experiment, main
 from infoscope.commands.experiments.sweep_figures import Point, draw_removal_sweep
 from infoscope.pipeline.context import Context
 from infoscope.report.figure_style import FAINT, INK, draw_means, make_figure
-from infoscope.report.tables import OVER_SEEDS, Column, Stat, compute_stat
+from infoscope.report.tables import OVER_SEEDS, PERCENT, Column, Stat, compute_stat
 from infoscope.scope.agreement import compare_cds
 from infoscope.stages.probe.results import Result
 from infoscope.stages.score.result import ScopeResult
 
 COLUMNS = (
     Column("rank_correlation", "Spearman, largest k", digits=3),
-    Column("changed", "other group", digits=1, scale=100, unit="%"),
-    Column("scored_share", "scored", digits=1, scale=100, unit="%"),
+    Column("changed", "other group", **PERCENT),
+    Column("scored_share", "scored", **PERCENT),
 )
 """What becomes of scores and groups."""
 

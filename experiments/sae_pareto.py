@@ -36,7 +36,7 @@ from infoscope.commands.experiments.runs import Run, Shown, join_runs, make_run_
 from infoscope.commands.experiments.sweep import Experiment, main
 from infoscope.pipeline.context import Context
 from infoscope.report.figure_style import FAINT, GREY, INK, make_panels
-from infoscope.report.tables import Align, Cell, Column, Stat, Value, compute_stat
+from infoscope.report.tables import PERCENT, Align, Cell, Column, Stat, Value, compute_stat
 from infoscope.sae.config import LevelWeights, MatryoshkaKConfig, SAEConfig, TopKConfig
 from infoscope.stages.quality.figure import draw_progressive
 from infoscope.stages.quality.numbers import COLUMNS, Measured
@@ -65,10 +65,10 @@ KIND_COLUMNS = (
 )
 SCOPE_COLUMNS = (
     Column("n_scored", "scored", digits=0, optional=True),
-    Column("scored_share", "of all", digits=1, scale=100, unit="%", optional=True),
+    Column("scored_share", "of all", **PERCENT, optional=True),
     Column("median_cds", "median CDS", digits=3),
     Column("mean_chance", "chance", digits=3, optional=True),
-    Column("high_share", "CDS above gamma", digits=1, scale=100, unit="%"),
+    Column("high_share", "CDS above gamma", **PERCENT),
 )
 MARKS = {
     "topk": ("o", "#0072b2"),

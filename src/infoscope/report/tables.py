@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from rich import box
@@ -144,6 +144,10 @@ class Column:
     def title(self) -> str:
         """Heading and unit."""
         return f"{self.heading} ({self.unit})" if self.unit else self.heading
+
+
+PERCENT: dict[str, Any] = {"digits": 1, "scale": 100, "unit": "%"}
+"""Settings of a column of shares, 0..1, which people read in percent."""
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from infoscope.data.scenes.factors import PLACES, vocabulary
 from infoscope.data.scenes.scene_set import SceneSet
 from infoscope.pipeline.context import Context
 from infoscope.pipeline.stage import Key, Needs, Node, Row, Shown, SingleStage, Work, name_artifacts
-from infoscope.report.tables import Column, Table
+from infoscope.report.tables import PERCENT, Column, Table
 from infoscope.runtime.errors import InputError
 from infoscope.runtime.files import write_json
 from infoscope.runtime.store import Workspace
@@ -27,8 +27,8 @@ class TrainClip(SingleStage[None]):
     kind = "train_clip"
     is_shared, is_seeded = False, False
     columns = (
-        Column("image_to_text_top1", "captions found for pictures", digits=1, scale=100, unit="%"),
-        Column("text_to_image_top1", "pictures found for captions", digits=1, scale=100, unit="%"),
+        Column("image_to_text_top1", "captions found for pictures", **PERCENT),
+        Column("text_to_image_top1", "pictures found for captions", **PERCENT),
     )
 
     def name(self, ctx: Context) -> str:

@@ -15,7 +15,7 @@ from infoscope.commands.collect.jobs import CollectedJob
 from infoscope.config.sweeps import find_swept
 from infoscope.pipeline.stage import Row
 from infoscope.probes.selection import BY_PROBE
-from infoscope.report.tables import OVER_SEEDS, Align, Column, Section, Table, Value, compute_stat
+from infoscope.report.tables import OVER_SEEDS, PERCENT, Align, Column, Section, Table, Value, compute_stat
 from infoscope.runtime.files import atomic_write
 from infoscope.stages.probe.results import AblationRow, is_matched
 
@@ -36,22 +36,22 @@ OF_SAE = (
     Column("gamma", "gamma", digits=3),
     Column("fvu", "FVU", digits=4),
     Column("l0", "L0", digits=1),
-    Column("dead_share", "silent on held-out tokens", digits=1, scale=100, unit="%"),
+    Column("dead_share", "silent on held-out tokens", **PERCENT),
     Column("n_silent", "silent on the ranked images", digits=0),
     Column("n_scored", "scored", digits=0),
     Column("n_high", "high scope", digits=0),
-    Column("high_mass", "their mass", digits=1, scale=100, unit="%"),
+    Column("high_mass", "their mass", **PERCENT),
     Column("mean_cds", "mean CDS", digits=3),
     Column("mean_chance", "chance", digits=3),
     Column("reliability", "reliability", optional=True),
 )
 OF_VARIANT = (
     Column("n_removed", "latents removed", digits=0, optional=True, is_count=True),
-    Column("mass_share", "mass removed", digits=1, scale=100, unit="%"),
-    Column("classification/patch_mean/top1", "top-1 patch mean", digits=1, scale=100, unit="%"),
-    Column("classification/cls_final/top1", "top-1 final CLS", digits=1, scale=100, unit="%"),
-    Column("classification/cls_layer/top1", "top-1 CLS at layer", digits=1, scale=100, unit="%"),
-    Column("segmentation/miou", "mIoU", digits=1, scale=100, unit="%"),
+    Column("mass_share", "mass removed", **PERCENT),
+    Column("classification/patch_mean/top1", "top-1 patch mean", **PERCENT),
+    Column("classification/cls_final/top1", "top-1 final CLS", **PERCENT),
+    Column("classification/cls_layer/top1", "top-1 CLS at layer", **PERCENT),
+    Column("segmentation/miou", "mIoU", **PERCENT),
     Column("depth/rmse_m", "depth RMSE", digits=3, unit="m"),
 )
 """What people read, where there is any of it: of an SAE, or of a variant of its tokens where the stage compares these;

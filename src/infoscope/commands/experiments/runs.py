@@ -14,7 +14,7 @@ from infoscope.commands.experiments.sweep_figures import Point, draw_removal_swe
 from infoscope.config.tree import Config, to_tree
 from infoscope.pipeline.context import Context
 from infoscope.report.joining import Part, join_tables
-from infoscope.report.tables import OVER_SEEDS, Align, Cell, Column, Table, Value, compute_stat
+from infoscope.report.tables import OVER_SEEDS, PERCENT, Align, Cell, Column, Table, Value, compute_stat
 from infoscope.runtime.manifests import flatten_tree
 from infoscope.sae.edit import EditMode
 from infoscope.scope.ablations import Ablation, Role
@@ -43,7 +43,7 @@ CONFIG_COLUMNS = {
 SCOPE_COLUMNS = (
     Column("n_scored", "scored", digits=0, is_count=True),
     Column("n_high", "high scope", digits=0, is_count=True),
-    Column("high_mass", "their mass", digits=1, scale=100, unit="%"),
+    Column("high_mass", "their mass", **PERCENT),
     Column("mean_cds", "mean CDS", digits=3),
     Column("median_cds", "median", digits=3),
     Column("mean_chance", "chance", digits=3),
@@ -54,7 +54,7 @@ SCOPE_COLUMNS = (
 """What is said of the scores of a run; keys are those of `summarise_scope`."""
 OUTLIER_COLUMNS = (
     Column("outlier_share", "outliers", digits=2, scale=100, unit="%"),
-    Column("images_share", "images with any", digits=1, scale=100, unit="%"),
+    Column("images_share", "images with any", **PERCENT),
     Column("has_mode", "a mode of their own", Align.left),
     Column("emd_outlier", "EMD outliers", digits=3),
     Column("emd_next_highest", "EMD next-highest", digits=3),

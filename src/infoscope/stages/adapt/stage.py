@@ -14,7 +14,7 @@ from infoscope.pipeline.context import Context, once
 from infoscope.pipeline.stage import Handle, Key, Needs, Node, Row, SeedStage, Work, name_artifacts
 from infoscope.predictions.prompts import choose_class_names
 from infoscope.report.section import ReportSection
-from infoscope.report.tables import Column
+from infoscope.report.tables import PERCENT, Column
 from infoscope.runtime.errors import InputError
 from infoscope.runtime.store import Workspace
 from infoscope.sae.latent_table import LatentColumn
@@ -45,8 +45,8 @@ class Adapt(Published, SeedStage[Adaptation]):
         Column("n_gone", "gone", digits=0),
         Column("fvu", "FVU", digits=3, optional=True),
         Column("fvu_adapted", "FVU, adapted", digits=3),
-        Column("top1", "top-1", digits=1, scale=100, unit="%"),
-        Column("top1_adapted", "top-1, adapted", digits=1, scale=100, unit="%"),
+        Column("top1", "top-1", **PERCENT),
+        Column("top1_adapted", "top-1, adapted", **PERCENT),
     )
 
     def goals(self, ctx: Context) -> list[Node]:

@@ -12,6 +12,7 @@ from infoscope.analyses.attribution import GroupShares
 from infoscope.analyses.latent_orders import COSINE, DELETION, GRADIENT, INSERTION, METHODS, PROB, RANDOM
 from infoscope.report.section import ReportSection, SectionFigure
 from infoscope.report.tables import (
+    PERCENT,
     Align,
     Column,
     Stat,
@@ -133,7 +134,6 @@ def _make_group_table(
     found: Sequence[Found], shares: Sequence[GroupShares], ratio: Float[np.ndarray, " n_classes"]
 ) -> Table:
     first, groups = found[0].result, shares[0].groups
-    percent = {"digits": 1, "scale": 100, "unit": "%"}
     table = Table(
         "attribution_groups",
         f"What groups of features do for the {first.towards} class, and how active they are",
@@ -141,7 +141,7 @@ def _make_group_table(
             Column("class", "class", Align.left),
             Column("n_images", "images", digits=0, is_count=True),
             *(
-                Column(f"{key}_{group.replace(' ', '_')}", f"{name_group(group)}, {key}", **percent)
+                Column(f"{key}_{group.replace(' ', '_')}", f"{name_group(group)}, {key}", **PERCENT)
                 for group in groups
                 for key in ("attribution", "activation")
             ),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from infoscope.report.tables import Align, Column, Stat, Table, compute_stat, format_number
+from infoscope.report.tables import PERCENT, Align, Column, Stat, Table, compute_stat, format_number
 from infoscope.scope.partition import name_group
 from infoscope.scope.separation import Cut, find_best_cut, judge_cut
 from infoscope.stages.confounds.numbers import Pairs, Separation
@@ -63,9 +63,9 @@ def make_cut_table(pairs: Pairs) -> Table:
     columns = [
         Column("cut", "cut", Align.left),
         Column("cds", "CDS", digits=4),
-        Column("global_above", "known-global above it", digits=1, scale=100, unit="%"),
-        Column("local_below", "known-local up to it", digits=1, scale=100, unit="%"),
-        Column("balanced_accuracy", "balanced accuracy", digits=1, scale=100, unit="%"),
+        Column("global_above", "known-global above it", **PERCENT),
+        Column("local_below", "known-local up to it", **PERCENT),
+        Column("balanced_accuracy", "balanced accuracy", **PERCENT),
     ]
     note = (
         "Balanced accuracy: the mean of the two shares, 50% tells nothing apart. The best cut has the largest one; it"

@@ -11,7 +11,7 @@ import numpy as np
 from infoscope.analyses.config import CrossConfig
 from infoscope.analyses.cross import CrossResult
 from infoscope.report.section import ReportSection, SectionFigure
-from infoscope.report.tables import Align, Cell, Column, Table, compute_stat, format_number
+from infoscope.report.tables import PERCENT, Align, Cell, Column, Table, compute_stat, format_number
 from infoscope.sae.latent_table import LatentTable
 from infoscope.scope.partial_ranks import MIN_LATENTS
 from infoscope.scope.partition import name_group
@@ -162,10 +162,7 @@ def _make_level_table(tables: Sequence[LatentTable], groups: Sequence[str]) -> T
         Column("n_latents", "features", digits=0, is_count=True),
         Column("n_scored", "of them scored", digits=0, is_count=True),
         Column("mean_cds", "mean CDS", digits=3),
-        *(
-            Column(name.replace(" ", "_"), name_group(name), digits=1, scale=100, unit="%")
-            for name in (*groups, *others)
-        ),
+        *(Column(name.replace(" ", "_"), name_group(name), **PERCENT) for name in (*groups, *others)),
     ]
     note = (
         "Level 0: the first features, which are trained to reconstruct the tokens by themselves. Shares of the level's"

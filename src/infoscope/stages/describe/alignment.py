@@ -18,7 +18,7 @@ from infoscope.analyses.alignment import (
 )
 from infoscope.pipeline.context import Context
 from infoscope.pipeline.stage import ArtifactStage, Handle, Key, Needs, Work
-from infoscope.report.tables import Align, Column, Table, compute_stat, format_number, format_percent
+from infoscope.report.tables import PERCENT, Align, Column, Table, compute_stat, format_number, format_percent
 from infoscope.runtime.store import Workspace
 from infoscope.sae.latent_table import LatentColumn
 from infoscope.scope.agreement import MAX_ASSIGNED
@@ -91,7 +91,6 @@ def make_alignment_columns(ctx: Context, seed: int) -> Iterator[LatentColumn]:
 
 def make_alignment_table(pairs: Mapping[tuple[int, int], Alignment]) -> Table:
     """Return the table: a row per way of matching, mean ± sd over the pairs of SAE seeds, one or more."""
-    percent = {"digits": 1, "scale": 100.0, "unit": "%"}
     found = list(pairs.values())
     n_pairs = f"{len(found)} pairs of SAE seeds; mean ± standard deviation over them" if len(found) > 1 else "two seeds"
     table = Table(
@@ -102,9 +101,9 @@ def make_alignment_table(pairs: Mapping[tuple[int, int], Alignment]) -> Table:
             Column("n_pairs", "pairs", digits=0, is_count=True),
             Column("mean", "mean", digits=3),
             Column("chance", "chance", digits=3),
-            Column("shared", f"above {SHARED}", **percent),
-            Column("alike", f"above {ALIKE}", **percent),
-            Column("agreement", "same partner as by decoder rows", **percent),
+            Column("shared", f"above {SHARED}", **PERCENT),
+            Column("alike", f"above {ALIKE}", **PERCENT),
+            Column("agreement", "same partner as by decoder rows", **PERCENT),
         ],
         notes=[
             f"{n_pairs[0].upper()}{n_pairs[1:]}. Cosine of the rows of W_dec, of the columns of W_enc, of mean"

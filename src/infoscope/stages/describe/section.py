@@ -9,7 +9,7 @@ import numpy as np
 from infoscope.analyses.config import DescribeConfig
 from infoscope.analyses.description import N_PERMUTATIONS
 from infoscope.report.section import ReportSection, SectionFigure
-from infoscope.report.tables import Align, Cell, Column, Table, compute_stat
+from infoscope.report.tables import PERCENT, Align, Cell, Column, Table, compute_stat
 from infoscope.scope.partition import name_group
 from infoscope.stages.describe.findings import say_features
 from infoscope.stages.describe.numbers import (
@@ -191,7 +191,7 @@ def _make_class_table(seeds: Seeds, config: DescribeConfig) -> Table:
         Column("class", "class", Align.left),
         Column("n_images", "images", digits=0, is_count=True),
         Column("n_latents", "latents", digits=0, is_count=True),
-        Column("share", f"{name_group(group)}", digits=1, scale=100, unit="%"),
+        Column("share", f"{name_group(group)}", **PERCENT),
     ]
     table = Table(
         "class_latents",

@@ -8,7 +8,7 @@ import numpy as np
 
 from infoscope.analyses.masking import CLASS, RANDOM, Mask, MaskingResult
 from infoscope.report.section import ReportSection, SectionFigure
-from infoscope.report.tables import Align, Cell, Column, Stat, Table, format_number, format_percent
+from infoscope.report.tables import PERCENT, Align, Cell, Column, Stat, Table, format_number, format_percent
 from infoscope.scope.partition import name_group
 from infoscope.stages.masking.figure import draw_masking
 from infoscope.stages.masking.numbers import Point, Points, join_masks
@@ -16,7 +16,7 @@ from infoscope.stages.probe.against_random import Excess
 from infoscope.stages.probe.results import Metric
 
 STATS = ("top1", "true_prob", "n_chosen", "n_distinct")
-TOP1 = Metric("masking", "top1", Column("top1", "top-1", digits=1, scale=100, unit="%"))
+TOP1 = Metric("masking", "top1", Column("top1", "top-1", **PERCENT))
 ERRORS = {True: "the SAE's error stays", False: "decoded"}
 NEAR = 0.01
 """How far below another a top-1 is still near it."""
@@ -78,7 +78,7 @@ def _make_table(points: Points, results: Mapping[int, MaskingResult], n_latents:
         "Zero-shot top-1 with the top latents of the true class alone, or without them",
         [
             Column("latents", "latents", Align.right, is_count=True),
-            *(Column(f"top1_{keys[one]}", name_curve(one), digits=1, scale=100, unit="%") for one in curves),
+            *(Column(f"top1_{keys[one]}", name_curve(one), **PERCENT) for one in curves),
             *(Column(f"true_prob_{keys[one]}", f"{one}, probability", csv_only=True) for one in curves),
             *(Column(f"n_chosen_{keys[one]}", f"{one}, latents", csv_only=True) for one in curves),
             *(Column(f"n_distinct_{keys[one]}", f"{one}, latents of all classes", csv_only=True) for one in curves),

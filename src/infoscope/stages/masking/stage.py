@@ -13,7 +13,7 @@ from infoscope.data.images import Truth
 from infoscope.pipeline.context import Context
 from infoscope.pipeline.stage import Key, Needs, Row, SeedStage, Work, name_artifacts
 from infoscope.report.section import ReportSection
-from infoscope.report.tables import Column
+from infoscope.report.tables import PERCENT, Column
 from infoscope.runtime.errors import InputError
 from infoscope.runtime.store import Workspace
 from infoscope.sae.edit import EditMode
@@ -42,8 +42,8 @@ class Masking(Published, SeedStage[MaskingResult]):
     report_version = 1
     columns = (
         Column("n_chosen", "latents", digits=1, is_count=True),
-        Column("top1", "top-1", digits=1, scale=100, unit="%"),
-        Column("true_prob", "probability of the true class", digits=1, scale=100, unit="%"),
+        Column("top1", "top-1", **PERCENT),
+        Column("true_prob", "probability of the true class", **PERCENT),
     )
 
     def needs(self, ctx: Context, seed: int) -> Needs:

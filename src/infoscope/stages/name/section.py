@@ -12,7 +12,16 @@ from infoscope.analyses.concepts import MIN_COMPARED, QUANTILES, Search
 from infoscope.analyses.config import NameConfig
 from infoscope.analyses.name_result import NameResult
 from infoscope.report.section import ReportSection, SectionFigure
-from infoscope.report.tables import Align, Column, Table, compute_stat, format_number, format_percent, format_signed
+from infoscope.report.tables import (
+    PERCENT,
+    Align,
+    Column,
+    Table,
+    compute_stat,
+    format_number,
+    format_percent,
+    format_signed,
+)
 from infoscope.scope.partition import name_group
 from infoscope.stages.name.figures import draw_bias, draw_search
 from infoscope.stages.name.numbers import (
@@ -35,11 +44,11 @@ COLUMNS = (
     Column("n_random", "valid, random directions", digits=1),
     Column("median_cosine", "cosine, median", digits=2, optional=True),
     Column("median_ratio", "ratio, median", digits=2, optional=True),
-    Column("is_best", "right", digits=1, scale=100, unit="%"),
-    Column("is_best_random", "random names right", digits=1, scale=100, unit="%"),
-    Column("is_beyond", "beyond chance", digits=1, scale=100, unit="%", optional=True),
-    Column("is_beyond_random", "random names beyond chance", digits=1, scale=100, unit="%", optional=True),
-    Column("best_beyond", "any value beyond chance", digits=1, scale=100, unit="%", optional=True),
+    Column("is_best", "right", **PERCENT),
+    Column("is_best_random", "random names right", **PERCENT),
+    Column("is_beyond", "beyond chance", **PERCENT, optional=True),
+    Column("is_beyond_random", "random names beyond chance", **PERCENT, optional=True),
+    Column("best_beyond", "any value beyond chance", **PERCENT, optional=True),
 )
 """Of the table of readings and of the collected table."""
 WORDS = {
@@ -145,8 +154,8 @@ def _make_group_table(found: Sequence[Found]) -> Table:
             Column("group", "features", Align.left),
             Column("n_named", "with a name", digits=0, is_count=True),
             Column("n_valid", "valid", digits=1),
-            Column("share", "share valid", digits=1, scale=100, unit="%"),
-            Column("is_best", "right", digits=1, scale=100, unit="%"),
+            Column("share", "share valid", **PERCENT),
+            Column("is_best", "right", **PERCENT),
         ],
     )
     for group in [*groups, "all"]:
@@ -221,7 +230,7 @@ def _make_search_table(found: Sequence[Found], config: NameConfig) -> Table:
         [
             Column("search", "searched for", Align.left),
             Column("key", "search", Align.left, csv_only=True),
-            Column("share", "have it", digits=1, scale=100, unit="%"),
+            Column("share", "have it", **PERCENT),
         ],
         notes=[
             "Means over named concepts that are known of the images, then over SAE seeds. Raised: to the"
@@ -248,10 +257,10 @@ def _make_bias_table(found: Sequence[Found]) -> Table:
             Column("slope_coupled", "change, coupled class", digits=3, signed=True),
             Column("slope_random", "random features instead", digits=3, signed=True),
             Column("slope_other", "any other class", digits=3, signed=True),
-            Column("top", "coupled class rises most", digits=1, scale=100, unit="%"),
-            Column("by_chance", "by chance", digits=1, scale=100, unit="%", optional=True),
-            Column("one_sign", "pairs of one sign in all seeds", digits=1, scale=100, unit="%", optional=True),
-            Column("one_sign_random", "with random features", digits=1, scale=100, unit="%", optional=True),
+            Column("top", "coupled class rises most", **PERCENT),
+            Column("by_chance", "by chance", **PERCENT, optional=True),
+            Column("one_sign", "pairs of one sign in all seeds", **PERCENT, optional=True),
+            Column("one_sign_random", "with random features", **PERCENT, optional=True),
         ],
         notes=[
             "Without concepts that are such classes themselves. Coupling: share of the class in training images of the"
@@ -275,7 +284,7 @@ def _make_misled_table(found: Sequence[Found]) -> Table:
             Column("whole", "change", digits=3, signed=True),
             Column("without", "without the class's features", digits=3, signed=True),
             Column("without_random", "without random ones", digits=3, signed=True),
-            Column("lower", "pairs that change less", digits=1, scale=100, unit="%"),
+            Column("lower", "pairs that change less", **PERCENT),
             Column("others", "any other concept", digits=3, signed=True),
         ],
         notes=[

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from infoscope.report.section import ReportSection
-from infoscope.report.tables import Align, Cell, Column, Stat, Table, compute_stat
+from infoscope.report.tables import PERCENT, Align, Cell, Column, Stat, Table, compute_stat
 from infoscope.scope.cds import uniform_chance_score
 from infoscope.scope.crops import shared_region
 from infoscope.scope.group_activation import GroupActivation
@@ -118,15 +118,14 @@ def _make_emd_table(tokens: TokenOutliers) -> Table:
 
 
 def _make_activation_table(runs: Sequence[GroupActivation], unit: str) -> Table:
-    percent = {"digits": 1, "scale": 100.0, "unit": "%", "optional": True}
     columns = [
         Column("group", "features", Align.left),
         Column("n_features", "count", digits=0, is_count=True),
         Column("on_outlier", "on an outlier token"),
         Column("on_normal", "on a normal token"),
         Column("ratio", "ratio"),
-        Column("share_on_outlier", "share on outlier", **percent),
-        Column("share_on_normal", "share on normal", **percent),
+        Column("share_on_outlier", "share on outlier", optional=True, **PERCENT),
+        Column("share_on_normal", "share on normal", optional=True, **PERCENT),
     ]
     first = runs[0]
     seeds = f"mean ± standard deviation of {len(runs)} SAE seeds" if len(runs) > 1 else "one SAE seed"

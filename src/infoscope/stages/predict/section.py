@@ -10,7 +10,7 @@ from jaxtyping import UInt8
 
 from infoscope.predictions.results import PredictionResult
 from infoscope.report.section import ReportSection, SectionFigure
-from infoscope.report.tables import Cell, Column, Stat, Table, compute_stat, format_number, format_percent
+from infoscope.report.tables import PERCENT, Cell, Column, Stat, Table, compute_stat, format_number, format_percent
 from infoscope.stages.predict.figures import MIN_IMAGES, draw_changed_predictions, draw_reliability
 from infoscope.stages.probe.results import (
     KEPT,
@@ -25,17 +25,17 @@ from infoscope.stages.probe.tables import LABEL, MARKS, count_runs, fill_by_mode
 
 TASK = "predictions"
 METRICS = (
-    Metric(TASK, "top1", Column("top1", "top-1", digits=1, scale=100, unit="%")),
-    Metric(TASK, "changed", Column("changed", "changed", digits=1, scale=100, unit="%"), False),
-    Metric(TASK, "max_prob", Column("max_prob", "confidence", digits=1, scale=100, unit="%")),
-    Metric(TASK, "ece", Column("ece", "ECE", digits=1, scale=100, unit="%"), False),
+    Metric(TASK, "top1", Column("top1", "top-1", **PERCENT)),
+    Metric(TASK, "changed", Column("changed", "changed", **PERCENT), False),
+    Metric(TASK, "max_prob", Column("max_prob", "confidence", **PERCENT)),
+    Metric(TASK, "ece", Column("ece", "ECE", **PERCENT), False),
     Metric(TASK, "entropy", Column("entropy_nats", "entropy", digits=3, unit="nats"), False),
     Metric(TASK, "total_variation", Column("total_variation", "TV", digits=3, optional=True), False),
 )
 SHARES = (
     Column("n_latents", "latents removed", digits=0, optional=True),
-    Column("mass_share_train", "mass", digits=1, scale=100, unit="%", optional=True),
-    Column("energy_share", "energy", digits=1, scale=100, unit="%", optional=True),
+    Column("mass_share_train", "mass", **PERCENT, optional=True),
+    Column("energy_share", "energy", **PERCENT, optional=True),
 )
 ORIGINAL = AblationRow("original", "")
 

@@ -14,7 +14,7 @@ from infoscope.predictions.results import PredictionResult
 from infoscope.predictions.run import run_predictions
 from infoscope.predictions.zero_shot import ZeroShotHead, check_prompts, make_zero_shot_head
 from infoscope.report.section import ReportSection
-from infoscope.report.tables import Column
+from infoscope.report.tables import PERCENT, Column
 from infoscope.runtime.store import Workspace
 from infoscope.sae.config import TokenChoice
 from infoscope.stages.ablations import ablations_of, needs_of_ablations
@@ -111,9 +111,9 @@ class Predict(Published, SeedStage[PredictionResult]):
 
     kind, holds = "predict", PredictionResult
     columns = (
-        Column("top1", "top-1", digits=1, scale=100, unit="%"),
-        Column("changed", "changed", digits=1, scale=100, unit="%"),
-        Column("max_prob", "confidence", digits=1, scale=100, unit="%"),
+        Column("top1", "top-1", **PERCENT),
+        Column("changed", "changed", **PERCENT),
+        Column("max_prob", "confidence", **PERCENT),
         Column("entropy", "entropy", digits=3, optional=True),
         Column("ece", "ECE", digits=3, optional=True),
     )

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from infoscope.report.tables import Column, compute_stat
+from infoscope.report.tables import PERCENT, Column, compute_stat
 from infoscope.scope.config import Control
 from infoscope.scope.matching import find_matching
 from infoscope.scope.partition import name_group
@@ -35,22 +35,18 @@ class Metric(NamedTuple):
         return math.nan if value is None else float(value)
 
 
-def _percent(key: str, heading: str) -> Column:
-    return Column(key, heading, digits=1, scale=100, unit="%")
-
-
 MAIN_METRICS = (
-    Metric("classification/patch_mean", "top1", _percent("top1_patch_mean", "top-1 patch mean")),
-    Metric("classification/cls_final", "top1", _percent("top1_cls_final", "top-1 final CLS")),
-    Metric("segmentation", "miou", _percent("miou", "mIoU")),
+    Metric("classification/patch_mean", "top1", Column("top1_patch_mean", "top-1 patch mean", **PERCENT)),
+    Metric("classification/cls_final", "top1", Column("top1_cls_final", "top-1 final CLS", **PERCENT)),
+    Metric("segmentation", "miou", Column("miou", "mIoU", **PERCENT)),
     Metric("depth", "rmse_m", Column("depth_rmse_m", "depth RMSE", digits=3, unit="m"), higher_is_better=False),
 )
 SECOND_METRICS = (
-    Metric("segmentation", "miou_absent_zero", _percent("miou_absent_zero", "mIoU, absent as 0")),
-    Metric("segmentation", "pixel_accuracy", _percent("pixel_accuracy", "pixel accuracy")),
+    Metric("segmentation", "miou_absent_zero", Column("miou_absent_zero", "mIoU, absent as 0", **PERCENT)),
+    Metric("segmentation", "pixel_accuracy", Column("pixel_accuracy", "pixel accuracy", **PERCENT)),
     Metric("depth", "rmse_pooled_m", Column("depth_rmse_pooled_m", "pooled RMSE", digits=3, unit="m"), False),
     Metric("depth", "abs_rel", Column("depth_abs_rel", "AbsRel", digits=3), False),
-    Metric("depth", "delta1", _percent("depth_delta1", "delta 1")),
+    Metric("depth", "delta1", Column("depth_delta1", "delta 1", **PERCENT)),
 )
 
 

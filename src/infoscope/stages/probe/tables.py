@@ -8,7 +8,7 @@ from dataclasses import replace
 from itertools import groupby
 from typing import Any
 
-from infoscope.report.tables import Align, Cell, Column, Table, compute_stat
+from infoscope.report.tables import PERCENT, Align, Cell, Column, Table, compute_stat
 from infoscope.stages.probe.against_random import make_table_against_random
 from infoscope.stages.probe.paper import PAPER_TITLES, PAPER_VALUES, PaperRow
 from infoscope.stages.probe.results import (
@@ -39,10 +39,10 @@ MARKS = {
 LABEL = Column("variant", "tokens", Align.left)
 REMOVED = (
     Column("n_latents", "latents removed", digits=0),
-    Column("mass_share", "mass", digits=1, scale=100, unit="%"),
-    Column("energy_share", "energy", digits=1, scale=100, unit="%", optional=True),
+    Column("mass_share", "mass", **PERCENT),
+    Column("energy_share", "energy", **PERCENT, optional=True),
 )
-SHARES = (*REMOVED, Column("overlap", "overlap", digits=1, scale=100, unit="%", optional=True))
+SHARES = (*REMOVED, Column("overlap", "overlap", **PERCENT, optional=True))
 
 
 def make_removal_tables(results: Sequence[Result], paper_reference: str | None = None) -> dict[str, Table]:

@@ -10,23 +10,23 @@ import numpy as np
 from infoscope.analyses.fidelity import FidelityResult
 from infoscope.analyses.progressive import MEASURES
 from infoscope.analyses.quality import QualityResult
-from infoscope.report.tables import Column, Value
+from infoscope.report.tables import PERCENT, Column, Value
 
 COLUMNS = (
     Column("l0", "L0", digits=1),
-    Column("zeros", "zeros", digits=1, scale=100, unit="%"),
+    Column("zeros", "zeros", **PERCENT),
     Column("fvu", "FVU", digits=3),
     Column("fvu_per_token", "FVU within a token", digits=3),
     Column("cosine_raw", "cosine", digits=3),
     Column("cosine_centred", "from the mean token", digits=3, optional=True),
-    Column("dead_share", "silent", digits=1, scale=100, unit="%", optional=True),
+    Column("dead_share", "silent", **PERCENT, optional=True),
     Column("cknna", "CKNNA", digits=3),
     Column("cknna_unit", "of unit norm", digits=3, optional=True),
     Column("orthogonality", "squared cosine of decoder rows", digits=4, optional=True),
     Column("match_decoder", "cosine with other seeds", digits=3, optional=True),
-    Column("accuracy", "probe", digits=1, scale=100, unit="%", optional=True),
-    Column("accuracy_reconstructed", "on reconstructions", digits=1, scale=100, unit="%"),
-    Column("agreement", "agreement", digits=1, scale=100, unit="%"),
+    Column("accuracy", "probe", **PERCENT, optional=True),
+    Column("accuracy_reconstructed", "on reconstructions", **PERCENT),
+    Column("agreement", "agreement", **PERCENT),
     Column("kl_nats", "KL", digits=3, unit="nats", optional=True),
 )
 """Their headings, in the order of tables; keys are those of `Measured.summary`."""

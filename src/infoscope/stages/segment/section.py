@@ -11,7 +11,7 @@ import numpy as np
 from infoscope.analyses.segment_result import N_DRAWS, N_SIMILAR, LabelResult, Segmentation
 from infoscope.data.images import ImageSet
 from infoscope.report.section import ReportSection, SectionFigure
-from infoscope.report.tables import Align, Column, Stat, Table, compute_stat, format_percent
+from infoscope.report.tables import PERCENT, Align, Column, Stat, Table, compute_stat, format_percent
 from infoscope.scope.partition import name_group
 from infoscope.stages.score.result import ScopeResult
 from infoscope.stages.segment.figures import MAX_LABELS, draw_label_ious, draw_masks, pick_shown
@@ -106,15 +106,14 @@ def _make_table(
     names: Sequence[str],
     groups: Sequence[str],
 ) -> Table:
-    percent = {"digits": 1, "scale": 100, "unit": "%"}
     columns = [
         Column("label", "label", Align.left),
-        Column("everywhere", "everywhere", optional=True, **percent),
-        Column("iou_train", "train", optional=True, **percent),
-        Column("iou_test", "IoU", **percent),
-        Column("iou_pixels", "in pixels", **percent),
-        Column("similar", "similar", **percent),
-        *(Column(GROUPED.format(name), f"best {name_group(name)}", **percent) for name in groups),
+        Column("everywhere", "everywhere", optional=True, **PERCENT),
+        Column("iou_train", "train", optional=True, **PERCENT),
+        Column("iou_test", "IoU", **PERCENT),
+        Column("iou_pixels", "in pixels", **PERCENT),
+        Column("similar", "similar", **PERCENT),
+        *(Column(GROUPED.format(name), f"best {name_group(name)}", **PERCENT) for name in groups),
     ]
     n_labels, n_lacking = len(names), len(names) - len(by_label)
     lacking = f" {n_lacking} of {n_labels} labels have no latent." if n_lacking else ""
@@ -138,14 +137,13 @@ def _make_table(
 
 
 def _make_group_table(found: Sequence[Found], told: Sequence[Sequence[LabelResult]], groups: Sequence[str]) -> Table:
-    percent = {"digits": 1, "scale": 100, "unit": "%"}
     columns = [
         Column("group", "group", Align.left),
         Column("n_latents", "latents", digits=0, is_count=True),
         Column("firing_rate", "median firing rate", digits=2, scale=100, unit="%", optional=True),
-        Column("iou_test", "IoU of its best latent", **percent),
-        Column("iou_equal", "of the best of equally many", **percent),
-        Column("iou_matched", "that fire equally often", **percent),
+        Column("iou_test", "IoU of its best latent", **PERCENT),
+        Column("iou_equal", "of the best of equally many", **PERCENT),
+        Column("iou_matched", "that fire equally often", **PERCENT),
         Column("n_best", "labels whose best latent it holds", digits=1),
     ]
     table = Table(
@@ -186,7 +184,7 @@ def _make_latent_table(found: Found, told: Sequence[LabelResult]) -> Table:
         Column("cds", "CDS", digits=4),
         Column("group", "group", Align.left),
         Column("firing_rate", "firing rate", digits=2, scale=100, unit="%", optional=True),
-        Column("iou_test", "IoU", digits=1, scale=100, unit="%"),
+        Column("iou_test", "IoU", **PERCENT),
     ]
     table = Table("segment_latents", f"The best latents, SAE seed {found.scope.sae_seed}", columns)
     for one in told:

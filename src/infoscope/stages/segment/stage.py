@@ -24,7 +24,7 @@ from infoscope.pipeline.context import Context, once
 from infoscope.pipeline.passes import PassStage
 from infoscope.pipeline.stage import Key, Needs, Node, Row, SeedStage, Work, name_artifacts
 from infoscope.report.section import ReportSection
-from infoscope.report.tables import Column
+from infoscope.report.tables import PERCENT, Column
 from infoscope.runtime.errors import InputError
 from infoscope.runtime.store import Workspace
 from infoscope.sae.latent_table import LatentColumn
@@ -91,9 +91,9 @@ class Segment(Published, SeedStage[Segmentation]):
     kind, holds = "segment", Segmentation
     is_optional = True
     columns = (
-        Column("iou_train", "IoU, train", digits=1, scale=100, unit="%"),
-        Column("iou_test", "IoU, test", digits=1, scale=100, unit="%"),
-        Column("iou_pixels", "in pixels", digits=1, scale=100, unit="%"),
+        Column("iou_train", "IoU, train", **PERCENT),
+        Column("iou_test", "IoU, test", **PERCENT),
+        Column("iou_pixels", "in pixels", **PERCENT),
     )
 
     def needs(self, ctx: Context, seed: int) -> Needs:

@@ -16,7 +16,7 @@ from infoscope.probes.selection import BY_ACTIVATION, BY_CHANCE, BY_PROBE, BY_WO
 from infoscope.probes.worth import ALONE, WITH, WITHOUT
 from infoscope.report.figure_style import FAINT, GREY, HIGH, INK, LOW, MIDDLE, draw_means, make_empty, make_panels
 from infoscope.report.section import ReportSection, SectionFigure
-from infoscope.report.tables import Align, Cell, Column, Stat, Table, compute_stat
+from infoscope.report.tables import PERCENT, Align, Cell, Column, Stat, Table, compute_stat
 from infoscope.scope.partition import name_group
 from infoscope.stages.probe.results import MAIN_METRICS, Metric, Result, present_metrics
 from infoscope.stages.probe.tables import EDGE, MARKS, UNCONVERGED, make_metric_columns, metric_cell
@@ -124,7 +124,7 @@ def make_selection_table(
         "Keeping a few features",
         [
             Column("rule", "kept", Align.left),
-            Column("mass_kept", "mass kept", digits=1, scale=100, unit="%"),
+            Column("mass_kept", "mass kept", **PERCENT),
             *make_metric_columns(metrics),
         ],
         notes=[

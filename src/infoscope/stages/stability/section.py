@@ -16,7 +16,7 @@ from matplotlib.ticker import FuncFormatter, NullLocator
 
 from infoscope.report.figure_style import FAINT, GREY, HIGH, INK, LOW, MIDDLE, make_figure, write_empty
 from infoscope.report.section import ReportSection, SectionFigure
-from infoscope.report.tables import Align, Cell, Column, Stat, Table, compute_stat, format_number
+from infoscope.report.tables import PERCENT, Align, Cell, Column, Stat, Table, compute_stat, format_number
 from infoscope.scope.agreement import Agreement, IntervalSummary, explain_undecided, find_undecided
 from infoscope.scope.stability import Kind, StabilityResult
 
@@ -121,7 +121,7 @@ def make_stability_table(results: Sequence[StabilityResult], comparisons: Sequen
             Column("comparison", "", Align.left),
             Column("rank_correlation", "rank correlation", digits=3),
             Column("median_difference", "median difference", digits=4),
-            Column("same_side", "same side of gamma", digits=1, scale=100, unit="%"),
+            Column("same_side", "same side of gamma", **PERCENT),
             Column("n_features", "features", digits=0),
         ],
         notes=[

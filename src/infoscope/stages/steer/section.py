@@ -10,6 +10,7 @@ from infoscope.analyses.steering import LATENT
 from infoscope.analyses.suppression import CHOSEN, CONTROL, SuppressionResult
 from infoscope.report.section import ReportSection, SectionFigure
 from infoscope.report.tables import (
+    PERCENT,
     Align,
     Column,
     Stat,
@@ -33,7 +34,6 @@ from infoscope.stages.steer.numbers import (
 
 MAX_WORDS = 20
 """In the table of words: of more, those to which most features steer."""
-_PERCENT = {"digits": 1, "scale": 100, "unit": "%"}
 
 
 def make_steering_section(found: Sequence[Found], min_images: int) -> ReportSection:
@@ -81,13 +81,13 @@ def _make_table(found: Sequence[Found]) -> Table:
         [
             Column("features", "", Align.left),
             Column("n_latents", "measured", digits=0, is_count=True),
-            Column("steerable", "steerable", **_PERCENT),
-            Column("steerable_random", "random direction", **_PERCENT),
+            Column("steerable", "steerable", **PERCENT),
+            Column("steerable_random", "random direction", **PERCENT),
             Column("effect", "effect, median", digits=2, unit="nats"),
             Column("effect_random", "random direction", digits=2, unit="nats"),
             Column("specificity", "entropy lost", digits=3, signed=True),
-            Column("taken", "word predicted", **_PERCENT),
-            Column("taken_before", "word predicted before", **_PERCENT),
+            Column("taken", "word predicted", **PERCENT),
+            Column("taken_before", "word predicted before", **PERCENT),
             Column("specificity_random", "entropy lost, random direction", csv_only=True),
             Column("taken_random", "word predicted, random direction", csv_only=True),
         ],
@@ -147,11 +147,11 @@ def _make_removal_table(removed: Sequence[SuppressionResult], removals: Sequence
         [
             Column("removed", "removed", Align.left),
             Column("n_latents", "features", digits=1, is_count=True),
-            Column("mass", "of the mass", **_PERCENT),
-            Column("accuracy", "all images", **_PERCENT),
-            Column("typical", f"typical {first.spurious}", **_PERCENT),
-            Column("others", f"another {first.spurious}", **_PERCENT),
-            Column("worst", "worst group", **_PERCENT),
+            Column("mass", "of the mass", **PERCENT),
+            Column("accuracy", "all images", **PERCENT),
+            Column("typical", f"typical {first.spurious}", **PERCENT),
+            Column("others", f"another {first.spurious}", **PERCENT),
+            Column("worst", "worst group", **PERCENT),
         ],
         notes=[
             f"{len(first.classes):,} test images, {int((~first.is_typical).sum()):,} of them with another"

@@ -19,7 +19,7 @@ from infoscope.pipeline.stage import Key, Needs, Node, NotBuiltYet, Row, SeedSta
 from infoscope.predictions.prompts import Prompts, choose_templates, read_words
 from infoscope.predictions.zero_shot import check_prompts, make_zero_shot_head
 from infoscope.report.section import ReportSection
-from infoscope.report.tables import Column
+from infoscope.report.tables import PERCENT, Column
 from infoscope.runtime.errors import InputError
 from infoscope.runtime.store import Workspace
 from infoscope.sae.latent_table import LatentColumn
@@ -51,14 +51,14 @@ class Steer(Published, SeedStage[SteeringResult]):
     is_optional, is_without_maps = True, True
     columns = (
         Column("n_latents", "features", digits=0, is_count=True),
-        Column("steerable", "steerable", digits=1, scale=100, unit="%"),
-        Column("steerable_random", "steerable, random direction", digits=1, scale=100, unit="%"),
+        Column("steerable", "steerable", **PERCENT),
+        Column("steerable_random", "steerable, random direction", **PERCENT),
         Column("effect", "effect, median", digits=2, unit="nats"),
         Column("effect_random", "effect, random direction", digits=2, unit="nats"),
         Column("specificity", "entropy lost", digits=3, signed=True),
-        Column("taken", "word predicted", digits=1, scale=100, unit="%"),
-        Column("accuracy", "top-1", digits=1, scale=100, unit="%"),
-        Column("worst_group", "top-1, worst group", digits=1, scale=100, unit="%"),
+        Column("taken", "word predicted", **PERCENT),
+        Column("accuracy", "top-1", **PERCENT),
+        Column("worst_group", "top-1, worst group", **PERCENT),
     )
 
     def needs(self, ctx: Context, seed: int) -> Needs:
