@@ -66,7 +66,7 @@ def test_every_choice_composes(name: str):
             section, value = config, {key: value}  # an experiment's values stand at the top
         if group == "probe_data":
             assert getattr(section, key).kind.name == value["kind"]
-        elif not isinstance(value, dict) and value not in ("???", None):
+        elif not isinstance(value, dict) and value not in ("???", None) and "${" not in str(value):
             typed = getattr(section, key)
             assert (typed.name if isinstance(typed, Enum) else typed) == value
 
@@ -107,6 +107,25 @@ def test_values_are_typed():
 def test_an_experiment_wins_over_a_group_and_the_command_line_over_both():
     assert compose(["debug=tiny"]).seeds == [0]
     assert compose(["debug=tiny", "seeds=[4]", "scope.k_cds=2"]).seeds == [4]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "target"),
+    [
+        ([], "texture"),
+        (["data.planted=picture"], "texture"),
+        *(
+            ([f"data={data}", "data.root=x"], "class")
+            for data in ("class_folders", "imagenet", "celeba", "waterbirds", "image_folder")
+        ),
+        (["data=image_folder", "data.root=x", "probe_data.classification.kind=scenes"], "texture"),
+        (["probe_data.classification.kind=imagenet", "probe_data.classification.root=x"], "class"),
+        (["data=celeba", "data.root=x", "probe.target=Male"], "Male"),
+        (["probe=plain"], "class"),
+    ],
+)
+def test_the_demo_classifies_textures_of_scenes_and_the_class_of_other_data(overrides: list[str], target: str) -> None:
+    assert compose(overrides).probe.target == target
 
 
 def test_the_tree_is_plain_and_complete():

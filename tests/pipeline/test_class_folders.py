@@ -124,6 +124,9 @@ def test_scenes_in_class_folders_are_the_scenes(tmp_path: Path) -> None:
 
 
 def test_data_without_classes_name_those_that_have_them(root: Path, tmp_path: Path) -> None:
+    folder = ("model=scenes_clip", "data=class_folders", f"data.root={root}", "probe=miniature", "probe.target=mood")
+    with pytest.raises(InputError, match=r"target of class folders \(class\), got 'mood': choose .*probe\.target, "):
+        run_tiny(tmp_path / "no", *folder, "stage=quality")
     (root / "ball").rename(root / "zebra")
     folder = ("model=scenes_clip", "data=class_folders", f"data.root={root}", f"data.test_share={TEST_SHARE}")
     for stage in ("stage=masking", "stage=predict"):

@@ -89,7 +89,8 @@ def test_an_attribute_classifier_of_celeba_is_swept(tmp_path: Path) -> None:
     names = [word.capitalize() for word in ["snow", *(word for word in words if word != "snow"), "tiny"]]
     values = write_celeba(tmp_path / "celeba", names, np.random.default_rng(1))
     few = (*CLIP, "data=celeba", f"data.root={tmp_path / 'celeba'}", "data.attribute=Snow", "model.site=pooled")
-    few += ("stage=name", "name.n_top_images=3", "name.min_cosine=0.01", "name.min_ratio=1.001", "probe.target=class")
+    few += ("probe=miniature", "probe.tasks=[classification]")  # whose target of scenes is no attribute of faces
+    few += ("stage=name", "name.n_top_images=3", "name.min_cosine=0.01", "name.min_ratio=1.001")
     said = run_tiny(tmp_path / "out", *few)
     assert said.files is not None
     assert {"names", "names_bias"} <= said.files.tables.keys()
@@ -106,8 +107,8 @@ def test_an_attribute_classifier_of_celeba_is_swept(tmp_path: Path) -> None:
         has = train[:, names.index(found.concepts[concept].capitalize())]
         expected = train[has, 0].mean() - train[:, 0].mean()
         assert found.association[concept, 1] == pytest.approx(expected)
-    other = Name.at(make_context(tmp_path / "out", *few[:-1], "probe.target=Red"), 0)
+    other = Name.at(make_context(tmp_path / "out", *few, "probe.target=Red"), 0)
     assert other.load().class_names == ["no red", "red"]
-    spurious = make_context(tmp_path / "out", *few[:-5], "steer.spurious=Snow", "stage=steer")
+    spurious = make_context(tmp_path / "out", *few[:-4], "steer.spurious=Snow", "stage=steer")
     with pytest.raises(InputError, match=r"another target than the one that is predicted \(class\), got Snow"):
         spurious_of(spurious)

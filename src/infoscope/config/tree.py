@@ -257,12 +257,18 @@ def register_schemas() -> None:
 
     The files in conf/sae begin with the schema of their kind. Those lie in no group: they are no choices themselves.
     And resolvers: ${path:${output_dir}} puts in ~ and $HOME, as `check` does; ${unless_plan:sweeps,${plan}} keeps plans
-    apart from sweeps, which stage=collect looks for; ${stages:} and ${tools:} are the lines of --help on the registry.
+    apart from sweeps, which stage=collect looks for; ${texture_or_class:...} is what the demo's probes classify, of
+    scenes and of other data; ${stages:} and ${tools:} are the lines of --help on the registry.
     """
     OmegaConf.register_new_resolver("tools", lambda: registry.describe_all(registry.TOOLS), replace=True)
     OmegaConf.register_new_resolver("stages", registry.describe_all, replace=True)
     OmegaConf.register_new_resolver("path", lambda text: expand_path(text, "output_dir"), replace=True)
     OmegaConf.register_new_resolver("unless_plan", lambda name, plan: "plans" if plan else name, replace=True)
+    OmegaConf.register_new_resolver(
+        "texture_or_class",
+        lambda data, probed: "texture" if (data if probed is DataKind.own else probed) is DataKind.scenes else "class",
+        replace=True,
+    )
     ConfigStore.instance().store(name="infoscope_schema", node=Config)
     for kind, schema in {**KINDS, IMPORT: ImportedConfig}.items():
         ConfigStore.instance().store(name=f"sae_{kind}", node=schema)

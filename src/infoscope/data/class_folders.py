@@ -16,7 +16,7 @@ from jaxtyping import Int64
 from infoscope.data.config import DataConfig
 from infoscope.data.image_folder import list_images
 from infoscope.data.imagenet import get_wnids
-from infoscope.data.images import Truth
+from infoscope.data.images import CHOOSE_TARGET, Truth
 from infoscope.data.left_out import LeftOut, is_hidden
 from infoscope.data.photographs import PhotographFiles, scan_folder
 from infoscope.data.recognition import explaining, refuse_maps
@@ -71,10 +71,7 @@ class ClassFolders(PhotographFiles):
 
     def n_target_classes(self, target: str) -> int:
         if target not in self.targets:
-            raise InputError(
-                f"Expected the target class, the only one of class folders, got {target!r}: set probe.target=class (and"
-                " probe.tasks=[classification]: other tasks need data of their own), or predict.target=class."
-            )
+            raise InputError(f"Expected a target of class folders (class), got {target!r}: {CHOOSE_TARGET}.")
         return self.n_classes
 
     def describe(self) -> dict[str, str]:
