@@ -10,6 +10,16 @@ from scipy.sparse import csr_array
 
 from infoscope.analyses.config import Reading
 from infoscope.analyses.name_result import NameResult
+from infoscope.analyses.named_latents import (
+    Split,
+    Sweep,
+    choose_concept,
+    collect_named,
+    search_all,
+    show_search,
+    sweep_all,
+)
+from infoscope.analyses.readings import Compared, compare_rows, compare_top_images, name_by_all
 from infoscope.analyses.top_sets import find_top
 from infoscope.pipeline.context import Context
 from infoscope.pipeline.stage import Key, Needs, Node, Row, SeedStage, Work, name_artifacts
@@ -20,19 +30,6 @@ from infoscope.sae.latent_table import LatentColumn
 from infoscope.stages.image_codes import Codes
 from infoscope.stages.images import count_images, find_known, fingerprint_images, open_split, scenes_of
 from infoscope.stages.judge import Judge
-from infoscope.stages.name.measure import (
-    Compared,
-    Split,
-    Sweep,
-    choose_concept,
-    collect_named,
-    compare_rows,
-    compare_top_images,
-    name_by_all,
-    search_all,
-    show_search,
-    sweep_all,
-)
 from infoscope.stages.name.numbers import Found, summarise
 from infoscope.stages.name.section import COLUMNS, make_name_section
 from infoscope.stages.name.vocabulary import EmbeddedWords, find_values, has_words, list_values, vocabulary_of
@@ -129,7 +126,8 @@ class Name(Published, SeedStage[NameResult]):
                 readings = compare_rows(sae, texts)
             else:
                 readings = compare_top_images(find_top(by_latent, config.n_top_images), train.embeddings, texts)
-            names = name_by_all(readings, vocabulary, config, n_firing, test, value_of)
+            known = test.codes, test.values, value_of
+            names = name_by_all(readings, vocabulary.concept_of, config, n_firing, *known)
             return _make_result(ctx, up, seed, (train, test), readings, names, n_firing, value_names, value_of)
 
     def work(self, ctx: Context, seed: int) -> Work:
@@ -224,7 +222,7 @@ def _make_result(
     place = list(readings).index(config.reading)
     valid, concepts = names["valid"][place], names["best"][place, :, 0]
     named = collect_named(up.sae.load(), concepts, valid, test, _edits(ctx))
-    shown_concept = choose_concept(config, vocabulary, named, names["cosines"][place, :, 0], seed)
+    shown_concept = choose_concept(config, vocabulary.concepts, named, names["cosines"][place, :, 0], seed)
     sweep = _make_sweep(ctx, up, splits, value_names, value_of)
     nothing: dict[str, Any] = {"shown_by": [], "shown": np.zeros((0, 1), dtype=np.int64)}
     return NameResult(

@@ -1,13 +1,13 @@
-"""From an SAE, its codes, and words to the names of its latents and what these are good for."""
+"""What the latents of named concepts are good for: searches by all concepts, sweeps of a classifier, what is shown."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int64
-from scipy.sparse import csc_array, csr_array
+from scipy.sparse import csc_array
 
 from infoscope.analyses.concepts import (
     Edit,
@@ -24,40 +24,16 @@ from infoscope.analyses.concepts import (
     search_concept,
     sweep_concept,
 )
-from infoscope.analyses.config import NameConfig, Reading
+from infoscope.analyses.config import NameConfig
 from infoscope.analyses.image_codes import ImageCodes
-from infoscope.analyses.naming import (
-    Rule,
-    average_top,
-    count_by_chance,
-    draw_alike,
-    judge_at_random,
-    judge_names,
-    measure_excess,
-    name_directions,
-)
 from infoscope.analyses.quality import ImageHead
-from infoscope.analyses.top_sets import TopSets, find_top
 from infoscope.runtime.errors import InputError, list_some
 from infoscope.sae.model import SparseAutoencoder
-from infoscope.stages.name.vocabulary import Vocabulary
 
 N_SHOWN = 6
 """Nearest images in the figure."""
 MAX_SWEPT = 2000
 """Test images at most over which the probabilities of a sweep are averaged."""
-
-Directions = Float[np.ndarray, "d_sae d"]
-Draw = Callable[[np.random.Generator], Directions]
-DrawOf = Callable[[Bool[np.ndarray, " d_sae"]], Draw]
-
-
-class Compared(NamedTuple):
-    """One reading: what is compared with which texts, and what draws random ones like the first, of some latents."""
-
-    directions: Directions
-    texts: Float[np.ndarray, "n_words d"]
-    draw: DrawOf
 
 
 class Split(NamedTuple):
@@ -91,73 +67,6 @@ class Sweep(NamedTuple):
     class_concepts: Int64[np.ndarray, " n_classes"]
 
 
-def compare_rows(sae: SparseAutoencoder, texts: Float[np.ndarray, "n_words d"]) -> dict[Reading, Compared]:
-    """Return the readings of an SAE of embeddings, by its decoder rows."""
-    rows = read_rows(sae)
-    mean = sae.mean.detach().double().cpu().numpy()
-    return {
-        Reading.centred: Compared(rows, texts - texts.mean(axis=0), lambda of: draw_alike(rows[of], 0.0)),
-        Reading.row: Compared(rows, texts, lambda of: draw_alike(rows[of], 0.0)),
-        Reading.shifted: Compared(mean + rows, texts, lambda of: draw_alike(rows[of], mean)),
-    }
-
-
-def compare_top_images(
-    top: TopSets, unit: Float[np.ndarray, "n_images d"], texts: Float[np.ndarray, "n_words d"]
-) -> dict[Reading, Compared]:
-    """Return the readings of another SAE, by the embeddings of the images on which its latents fire most."""
-    n_top, mean = top.columns.shape[1], unit.mean(axis=0)
-
-    def draw_less(less: Float[np.ndarray, " d"] | float) -> DrawOf:
-        def of_latents(of: Bool[np.ndarray, " d_sae"]) -> Draw:
-            def draw(rng: np.random.Generator) -> Directions:
-                drawn = sum(unit[rng.integers(len(unit), size=int(of.sum()))] for _ in range(n_top))
-                return np.asarray(drawn) / n_top - less
-
-            return draw
-
-        return of_latents
-
-    return {
-        Reading.centred: Compared(average_top(top, unit, mean), texts - texts.mean(axis=0), draw_less(mean)),
-        Reading.shifted: Compared(average_top(top, unit), texts, draw_less(0.0)),
-    }
-
-
-def name_by_all(
-    readings: dict[Reading, Compared],
-    vocabulary: Vocabulary,
-    config: NameConfig,
-    n_firing: Int64[np.ndarray, " d_sae"],
-    test: Split,
-    value_of: Int64[np.ndarray, " n_concepts"],
-) -> dict[str, np.ndarray]:
-    """Return the names by each reading, how many come by chance, and whether they are right, as in `NameResult`."""
-    rule, enough = Rule(config.min_cosine, config.min_ratio), n_firing >= config.n_top_images
-    top = find_top(csr_array(test.codes.matrix("means").T), config.n_top_images)
-    excess = measure_excess(top, test.values) if test.values.shape[1] else None
-    nothing = np.full(len(enough), np.nan)
-    found: list[dict[str, Any]] = []
-    for compared in readings.values():
-        directions = np.where(enough[:, None], compared.directions, 0.0)
-        names = name_directions(directions, compared.texts, vocabulary.concept_of)
-        valid = names.find_valid(rule)
-        draws = (config.n_draws, config.seed)
-        by_chance = count_by_chance(
-            directions[enough], compared.texts, vocabulary.concept_of, rule, compared.draw(enough), *draws
-        )
-        one = {"best": names.concepts, "cosines": names.cosines, "ratio": names.ratio, "valid": valid}
-        judged, by_random, best_beyond = (nothing, nothing), np.full((2, config.n_draws), np.nan), np.nan
-        if excess is not None:
-            judged = judge_names(names.concepts[:, 0], excess, value_of)
-            by_random = judge_at_random(names.concepts[valid, 0], excess.take(valid), value_of, *draws)
-            known = valid & np.isfinite(judged[0])
-            best_beyond = excess.is_beyond[known].any(axis=1).mean() if known.any() else np.nan
-        one |= {"is_best": judged[0], "is_beyond": judged[1], "by_random": by_random}
-        found.append({**one, "by_chance": by_chance, "best_beyond": np.float64(best_beyond)})
-    return {key: np.stack([one[key] for one in found]) for key in found[0]}
-
-
 class Named(NamedTuple):
     """The latents of the concepts that are valid names.
 
@@ -168,7 +77,7 @@ class Named(NamedTuple):
 
     members: dict[int, Int64[np.ndarray, " m"]]
     drawable: Int64[np.ndarray, " n"]
-    rows: Directions
+    rows: Float[np.ndarray, "d_sae d"]
     is_edited: bool
     factor: Float[np.ndarray, " n_images"]
 
@@ -296,7 +205,7 @@ def show_search(named: Named, concept: int, train: Split, test: Split) -> dict[s
 
 
 def choose_concept(
-    config: NameConfig, vocabulary: Vocabulary, named: Named, cosines: Float[np.ndarray, " d_sae"], seed: int
+    config: NameConfig, concepts: Sequence[str], named: Named, cosines: Float[np.ndarray, " d_sae"], seed: int
 ) -> int:
     """Return whose search is shown: what is asked for, or the concept of the largest cosine; -1: no name is valid.
 
@@ -304,9 +213,9 @@ def choose_concept(
         InputError: one without a valid name is asked for.
     """
     if config.concept is not None:
-        concept = vocabulary.concepts.index(config.concept)
+        concept = concepts.index(config.concept)
         if concept not in named.members:
-            known = list_some((vocabulary.concepts[one] for one in named.members), 20) or "none"
+            known = list_some((concepts[one] for one in named.members), 20) or "none"
             raise InputError(
                 f"Expected name.concept to be a valid name of a feature, but SAE seed {seed} has none called"
                 f" {config.concept!r} (valid names: {known}): choose one of these, or lower name.min_cosine or"
