@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from infoscope.sae.loading import load_sae
     from infoscope.scope.api import contextual_dependency
     from infoscope.stages.patch_latents import explain_patch
+    from infoscope.stages.prediction_latents import explain_prediction
     from infoscope.stages.similar import find_similar
     from infoscope.vision.load import load_backbone
 
@@ -27,6 +28,7 @@ _HOMES = {
     "InputWarning": "infoscope.runtime.errors",
     "contextual_dependency": "infoscope.scope.api",
     "explain_patch": "infoscope.stages.patch_latents",
+    "explain_prediction": "infoscope.stages.prediction_latents",
     "find_similar": "infoscope.stages.similar",
     "load_backbone": "infoscope.vision.load",
     "load_latents": "infoscope.sae.latent_table",
@@ -38,6 +40,7 @@ __all__ = [
     "InputWarning",
     "contextual_dependency",
     "explain_patch",
+    "explain_prediction",
     "find_similar",
     "load_backbone",
     "load_latents",

@@ -302,7 +302,7 @@ def test_integrated_gradients_sum_to_what_all_latents_do(wanted: AttributionInpu
     place = 0
     tokens = wanted.inputs.load(np.array([N_IMAGES - 1 - result.tested[place]]))
     one = attribute(wanted.inputs, wanted.head, tokens)
-    found = latent_orders._Image(wanted, tokens, int(one.classes[0]), 4).integrate()
+    found = latent_orders.EditedImage(wanted.inputs, wanted.head, tokens, int(one.classes[0]), 4).integrate()
     before, after = result.curves[DELETION, 0, [0, -1], place, COSINE]
     assert float(found.sum()) == pytest.approx(before - after, rel=0.02)
     assert float(one.attribution.sum()) != pytest.approx(before - after, rel=0.1)

@@ -476,6 +476,7 @@ def test_the_readme_runs(
         "ViT-B-16:/ckpt/b16.safetensors": "scenes_clip",
         "outputs/artifacts/train_sae/clip_b16-topk-seed0-<hash>": str(only(scored[0] / "train_sae")),
         "/photos": str(photographs),
+        '"a photo of a dog", "a photo of a cat"': '"a ball", "a cube"',
     }.items():
         assert said in code
         code = code.replace(said, here)
@@ -487,6 +488,8 @@ def test_the_readme_runs(
     np.testing.assert_array_equal(names["ms_of_low"], columns["ms"][::2])
     assert (names["patch"].row, names["patch"].column) == (6, 4)
     assert list(names["told"]) == names["patch"].latents.tolist()
+    assert names["said"].texts == ("a ball", "a cube")
+    assert (tmp_path / "prediction.png").stat().st_size > 0
     assert (tmp_path / "patch.png").stat().st_size > 0
     assert np.isfinite(names["found"].cds).any()
     assert "images without the" in capsys.readouterr().err

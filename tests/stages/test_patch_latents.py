@@ -116,7 +116,8 @@ def test_the_figure_shows_the_picture_and_each_map(
     assert [title.endswith("\nsky") for title in titles] == [False, True, False, False]
     outline = figure.axes[0].patches[0]
     assert outline.get_xy() == (3 * PATCH_PX - 0.5, 2 * PATCH_PX - 0.5)  # pyright: ignore[reportAttributeAccessIssue]
-    none = replace(found, n_active=0, **{name: getattr(found, name)[:0] for name in ("latents", "activations", "maps")})
+    of_latents = ("latents", "activations", "contributions", "maps")
+    none = replace(found, n_active=0, **{name: getattr(found, name)[:0] for name in of_latents})
     assert "No latent fires here." in none.figure().texts[0].get_text()
     with pytest.raises(InputError, match="Expected labels= to be a dict"):
         found.figure(["sky"])  # pyright: ignore[reportArgumentType]

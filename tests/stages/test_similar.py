@@ -10,7 +10,9 @@ import infoscope
 from infoscope import InputError, find_similar
 from infoscope.data.scenes.render import render_split_part
 from infoscope.sae.activations import make_activation
+from infoscope.sae.config import TokenChoice
 from infoscope.sae.model import SparseAutoencoder
+from infoscope.sae.origin import Origin
 from infoscope.vision.embedded import EmbeddedBackbone
 
 
@@ -32,7 +34,7 @@ def test_each_way_of_searching_equals_a_loop(backbone: EmbeddedBackbone, picture
     moved = x[3] + ((7.0 - z[3, of]) @ sae.W_dec[of] / 2.0).detach()
     unit = torch.nn.functional.normalize(x, dim=1)
     expected = {
-        (): unit @ unit[3],
+        (None,): unit @ unit[3],
         (tuple(of), None): -(z[:, of] - z[3, of]).square().sum(1),
         (tuple(of), 7.0): unit @ torch.nn.functional.normalize(moved, dim=0),
     }
@@ -43,7 +45,7 @@ def test_each_way_of_searching_equals_a_loop(backbone: EmbeddedBackbone, picture
         chosen = torch.from_numpy(found.positions)
         assert 3 not in chosen
         torch.testing.assert_close(nearness[chosen], nearness.sort(descending=True).values[:4], rtol=1e-4, atol=1e-5)
-        if given:
+        if given[0] is not None:
             np.testing.assert_allclose(found.activations, z[chosen][:, of].numpy(), atol=1e-4)
             np.testing.assert_allclose(found.query, z[3, of].numpy(), atol=1e-4)
 
@@ -51,11 +53,12 @@ def test_each_way_of_searching_equals_a_loop(backbone: EmbeddedBackbone, picture
 def test_what_cannot_be_searched_is_refused(backbone: EmbeddedBackbone, pictures: list[np.ndarray]) -> None:
     sae = SparseAutoencoder(128, 64, make_activation("topk", {"k": 8}))
     wrong = {
-        "a backbone that gives embeddings of whole images": (backbone.tower, pictures, 0, ()),
-        "at least two images": (backbone, pictures[:1], 0, ()),
-        r"query= to be one of their positions, got 12": (backbone, pictures, 12, ()),
+        "a backbone that gives embeddings of whole images": (backbone.tower, pictures, 0),
+        "at least two images": (backbone, pictures[:1], 0),
+        r"query= to be one of their positions, got 12": (backbone, pictures, 12),
         r"latents= of 0\.\.63, got 64": (backbone, pictures, 0, (3, 64)),
-        "latents= that are set to value=": (backbone, pictures, 0, (), 1.0),
+        "latents= that are set to value=": (backbone, pictures, 0, None, 1.0),
+        "latents= of a concept, got none": (backbone, pictures, 0, ()),
         "Expected value to be a number": (backbone, pictures, 0, (3,), "high"),
     }
     for words, (model, images, query, *more) in wrong.items():
@@ -63,3 +66,12 @@ def test_what_cannot_be_searched_is_refused(backbone: EmbeddedBackbone, pictures
             find_similar(model, sae, images, query, *more)
     with pytest.raises(InputError, match="n to be at least 1"):
         find_similar(backbone, sae, pictures, 0, n=0)
+    with torch.no_grad():
+        sae.W_enc[:, 5] = 0
+    with pytest.raises(InputError, match="fire, and in that at query=0 none does"):
+        find_similar(backbone, sae, pictures, 0, [5])
+    sae.origin = Origin.of(backbone.tower, 2, TokenChoice.patch)
+    with pytest.raises(InputError, match="tokens at resid_post, given those at pooled"):
+        find_similar(backbone, sae, pictures, 0)
+    with pytest.raises(InputError, match="tokens of width 16"):
+        find_similar(backbone, SparseAutoencoder(16, 64, make_activation("topk", {"k": 8})), pictures, 0)

@@ -119,6 +119,21 @@ def attribute(
     return Attributed(of, embeddings, add_up(written * along), mass, add_up((acts != 0).float()))
 
 
+@torch.no_grad()
+def map_attributions(
+    inputs: PredictInputs, head: ZeroShotHead, tokens: Tokens, own: int, latents: Int64[Tensor, " n"]
+) -> Float[Tensor, "n n_patches"]:
+    """Return what each patch of one image adds to the attributions of some latents towards a class; 0 where the SAE
+    does not read patches."""
+    sae, x = inputs.sae, take_tokens(tokens, inputs.reads)
+    gradient = differentiate(inputs, head, tokens, x, torch.tensor([own], device=x.device))[2]
+    written, indices = GroupEditor(sae, x).written
+    entries = written * project(gradient.flatten(0, -2), indices, sae.W_dec) / sae.scale
+    maps = torch.stack([(entries * (indices == latent)).sum(-1) for latent in latents] or [entries[:0, 0]])
+    n_patches = tokens.patches.shape[1]
+    return maps[:, -n_patches:] if inputs.edits_patches else maps.new_zeros(len(latents), n_patches)
+
+
 def group_latents(mass: Float[Tensor, "batch d_sae"], n_groups: int) -> Int64[Tensor, "batch d_sae"]:
     """Return which of some groups of about equal mass each latent of an image is in, cut in the order of their mass.
 

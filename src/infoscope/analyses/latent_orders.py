@@ -18,13 +18,15 @@ from torch import Tensor
 
 from infoscope.analyses.image_attribution import AttributionInputs, attribute, differentiate, project
 from infoscope.predictions.config import PredictConfig
-from infoscope.predictions.inputs import put_tokens, take_tokens
+from infoscope.predictions.inputs import PredictInputs, put_tokens, take_tokens
+from infoscope.predictions.zero_shot import ZeroShotHead
 from infoscope.runtime.parts import Part, compute_parts, cut
 from infoscope.runtime.profile import Kind, spent_on
 from infoscope.sae.edit import EditMode, GroupEditor
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.scope.ablations import Progress
 from infoscope.vision.backbone import Backbone, Tokens
+from infoscope.vision.tokens.source import BATCH_IMAGES
 
 GRADIENT, INTEGRATED, ABLATION, RANDOM = "gradient", "integrated", "ablation", "random"
 METHODS = {
@@ -96,7 +98,7 @@ def _test_image(wanted: AttributionInputs, lens: Float[Tensor, "d_sae embed_dim"
     index = np.asarray(inputs.tokens.image_index)[[row]]
     one = attribute(inputs, wanted.head, tokens, wanted.classes_of(index), wanted.n_groups)
     latents, own = one.n_on[0].nonzero()[:, 0], int(one.classes[0])
-    image = _Image(wanted, tokens, own, n_at_once)
+    image = EditedImage(inputs, wanted.head, tokens, own, n_at_once)
     gradient, mass, integrated = one.attribution[0, latents], one.mass[0, latents], image.integrate()
     seen = lens[latents] @ wanted.head.weights[own].to(lens)
     shuffled = torch.from_numpy(np.random.default_rng([wanted.seed, int(index[0])]).permutation(len(latents)))
@@ -122,13 +124,19 @@ def _test_image(wanted: AttributionInputs, lens: Float[Tensor, "d_sae embed_dim"
     }
 
 
-class _Image:
-    """One image, as predicted without some of its latents; the SAE's error stays."""
+class EditedImage:
+    """One image, as predicted without some of its latents; the SAE's error stays.
 
-    def __init__(self, wanted: AttributionInputs, tokens: Tokens, own: int, n_at_once: int) -> None:
-        self.inputs, self.head = wanted.inputs, wanted.head
+    Args:
+        tokens: of this image alone. own: position of the class that is looked at. n_at_once: versions of the image.
+    """
+
+    def __init__(
+        self, inputs: PredictInputs, head: ZeroShotHead, tokens: Tokens, own: int, n_at_once: int = BATCH_IMAGES
+    ) -> None:
+        self.inputs, self.head = inputs, head
         self.tokens, self.own, self.n_at_once = tokens, own, n_at_once
-        self.editor = GroupEditor(wanted.inputs.sae, take_tokens(tokens, wanted.inputs.reads))
+        self.editor = GroupEditor(inputs.sae, take_tokens(tokens, inputs.reads))
 
     def predict(self, edited: list[Float[Tensor, "n_read d_in"]]) -> Float[Tensor, "n 2"]:
         """Return probability and cosine of the class for versions of the tokens that the SAE reads."""

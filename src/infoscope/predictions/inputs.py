@@ -18,7 +18,7 @@ from infoscope.sae.origin import check_edits, check_tokens, choose_layer
 from infoscope.scope.ablations import choose_rows
 from infoscope.vision.backbone import Backbone, Tokens
 from infoscope.vision.hooks import POST_NORM, PROJECTED
-from infoscope.vision.tokens.source import TokenSource
+from infoscope.vision.tokens.source import TokenRows
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class PredictInputs:
     """
 
     sae: SparseAutoencoder
-    tokens: TokenSource
+    tokens: TokenRows
     backbone: Backbone
     layer: int = -2
     edits_patches: bool = True

@@ -1,12 +1,14 @@
-"""The figure of what fires on a patch: the picture with the patch outlined, the map of each latent over it."""
+"""The figures of what fires on a patch, and of what speaks for a text: the picture, the map of each latent over it."""
 
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -16,6 +18,7 @@ from infoscope.stages.score.example_figure import lay_heat
 
 if TYPE_CHECKING:
     from infoscope.stages.patch_latents import PatchLatents
+    from infoscope.stages.prediction_latents import PredictionLatents
 
 N_ACROSS = 4
 """Maps in a row, beside the picture."""
@@ -31,42 +34,82 @@ def draw_patch(found: PatchLatents, labels: Mapping[int, str]) -> Figure:
     Args:
         labels: what is said of a latent under its number.
     """
+    shares = found.activations / found.maps.max(axis=(1, 2), initial=0)
+    told = [
+        f"{latent}: {contribution:.2f} ({share:.0%} of max.)"
+        for latent, contribution, share in zip(found.latents, found.contributions, shares, strict=True)
+    ]
+    title = f"patch ({found.row}, {found.column})"
+    return _draw(found, _add_labels(told, found, labels), title, _describe(found), (found.row, found.column))
+
+
+def draw_prediction(found: PredictionLatents, labels: Mapping[int, str]) -> Figure:
+    """Draw a picture and over it the patches where each latent speaks for a text, in the style of the reports.
+
+    Args:
+        labels: what is said of a latent under its number.
+    """
+    told = [
+        f"{latent}: {attribution:+.4f} ({loss:+.4f})"
+        for latent, attribution, loss in zip(found.latents, found.attributions, found.losses, strict=True)
+    ]
+    title = textwrap.shorten(found.texts[found.text], 30, placeholder=" ...")
+    facts = f"Cosine {found.cosine:.3f}; {found.n_active} latents fire."
+    facts += "\nOver a map: latent, attribution, and\nwhat the cosine loses without it."
+    return _draw(found, _add_labels(told, found, labels), title, facts)
+
+
+def _add_labels(told: list[str], found: PatchLatents | PredictionLatents, labels: Mapping[int, str]) -> list[str]:
+    """Return what stands over each map with what is said of the latent under it."""
+    pairs = zip(told, found.latents.tolist(), strict=True)
+    return [f"{text}\n{labels[latent]}" if labels.get(latent) else text for text, latent in pairs]
+
+
+def _draw(
+    found: PatchLatents | PredictionLatents,
+    told: list[str],
+    title: str,
+    facts: str,
+    patch: tuple[int, int] | None = None,
+) -> Figure:
+    """Draw the picture at the left and the maps, where they are above 0, at its right.
+
+    Args:
+        told: what stands over each map. title, facts: over and under the picture. patch: to outline.
+    """
     with mpl.rc_context(cast(Any, RC)):
-        n_rows = max(2, math.ceil(len(found.latents) / N_ACROSS))
-        told = [_tell(found, number, labels) for number in range(len(found.latents))]
+        n_rows = max(2, math.ceil(len(told) / N_ACROSS))
         row_in = TILE_IN + TEXT_IN + LINE_IN * max((text.count("\n") for text in told), default=0)
         figure = Figure(figsize=(WIDTH_IN, n_rows * row_in + 0.08))
         height = figure.get_figheight()
         bottom = 1 - (TEXT_IN + PICTURE_IN) / height
         whole = figure.add_axes((0.01, bottom, PICTURE_IN / WIDTH_IN, PICTURE_IN / height))
-        _show(whole, found, found.picture / 255)
-        whole.set_title(f"patch ({found.row}, {found.column})", fontsize=8.5, pad=3)
-        figure.text(0.01, bottom - 0.08 / height, _describe(found), va="top", color=GREY, fontsize=7)
+        _show(whole, found, found.picture / 255, patch)
+        whole.set_title(title, fontsize=8.5, pad=3)
+        figure.text(0.01, bottom - 0.08 / height, facts, va="top", color=GREY, fontsize=7)
         left_in = WIDTH_IN - N_ACROSS * (TILE_IN + GAP_IN)
         for number, text in enumerate(told):
             row, column = divmod(number, N_ACROSS)
             x, y = left_in + column * (TILE_IN + GAP_IN), (row + 1) * row_in
             axes = figure.add_axes((x / WIDTH_IN, 1 - y / height, TILE_IN / WIDTH_IN, TILE_IN / height))
-            _show(axes, found, lay_heat(found.picture, found.maps[number] / found.maps[number].max()))
+            largest = found.maps[number].max()
+            heat = found.maps[number] / largest if largest > 0 else np.zeros_like(found.maps[number])
+            _show(axes, found, lay_heat(found.picture, heat), patch)
             axes.set_title(text, fontsize=6.5, fontweight="normal", pad=2)
         return figure
 
 
-def _show(axes: Axes, found: PatchLatents, picture: Any) -> None:
-    """Draw a picture and the outline of the patch."""
-    side = found.picture.shape[0] / found.maps.shape[-1]
+def _show(
+    axes: Axes, found: PatchLatents | PredictionLatents, picture: Any, patch: tuple[int, int] | None = None
+) -> None:
+    """Draw a picture and the outline of a patch."""
     axes.imshow(picture, interpolation="nearest")
-    corner = found.column * side - 0.5, found.row * side - 0.5
-    for colour, width in (("white", 2.2), (INK, 0.9)):
-        axes.add_patch(Rectangle(corner, side, side, fill=False, edgecolor=colour, linewidth=width))
     axes.set_axis_off()
-
-
-def _tell(found: PatchLatents, number: int, labels: Mapping[int, str]) -> str:
-    """Return what stands over a map."""
-    latent, share = int(found.latents[number]), found.activations[number] / found.maps[number].max()
-    told = f"{latent}: {found.contributions[number]:.2f} ({share:.0%} of max.)"
-    return f"{told}\n{labels[latent]}" if labels.get(latent) else told
+    if patch is not None:
+        side = found.picture.shape[0] / found.maps.shape[-1]
+        corner = patch[1] * side - 0.5, patch[0] * side - 0.5
+        for colour, width in (("white", 2.2), (INK, 0.9)):
+            axes.add_patch(Rectangle(corner, side, side, fill=False, edgecolor=colour, linewidth=width))
 
 
 def _describe(found: PatchLatents) -> str:

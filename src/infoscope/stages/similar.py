@@ -16,7 +16,7 @@ from infoscope.runtime.calls import convert, speaks_python
 from infoscope.runtime.errors import InputError
 from infoscope.sae.import_config import ImportedConfig
 from infoscope.sae.model import SparseAutoencoder
-from infoscope.sae.origin import check_tokens
+from infoscope.scope.api import choose_read_layer
 from infoscope.vision.backbone import Backbone
 from infoscope.vision.config import ModelConfig
 from infoscope.vision.hooks import POOLED
@@ -43,7 +43,7 @@ def find_similar(
     sae: SparseAutoencoder,
     images: Sequence[Picture],
     query: int,
-    latents: Sequence[int] = (),
+    latents: Sequence[int] | None = None,
     value: float | None = None,
     n: int = 8,
     *,
@@ -71,11 +71,14 @@ def find_similar(
             f"Expected a backbone that gives embeddings of whole images, got one at site {backbone.site}: give"
             ' backbone.read_at("pooled").'
         )
-    check_tokens(sae, backbone)
-    query, n, wanted = convert("query", query, int), convert("n", n, int), convert("latents", latents, list[int])
+    choose_read_layer(backbone, sae)
+    query, n = convert("query", query, int), convert("n", n, int)
+    wanted = [] if latents is None else convert("latents", latents, list[int])
     value = convert("value", value, float | None)
     if len(images) < 2 or not 0 <= query < len(images):
         raise InputError(f"Expected at least two images and query= to be one of their positions, got {query}.")
+    if latents is not None and not wanted:
+        raise InputError("Expected latents= of a concept, got none: leave it out to search by embedding alone.")
     if wrong := [one for one in wanted if not 0 <= one < sae.d_sae]:
         raise InputError(f"Expected latents= of 0..{sae.d_sae - 1}, got {wrong[0]}.")
     if value is not None and not wanted:
@@ -89,6 +92,11 @@ def find_similar(
     edit = Edit(acts, read_rows(sae)[wanted], read_factors(sae, vectors))
     if wanted and value is None:
         codes = edit.codes
+        if not codes[query].any():
+            raise InputError(
+                f"Expected an image in which some of latents= fire, and in that at query={query} none does: search by"
+                " another image, or by embedding (latents left out, or with a value=)."
+            )
         near = find_near_codes(codes[own], codes, own, n)[0]
     else:
         moved = vectors[own] if value is None else edit.take(own).set_to(vectors[own], np.full(len(wanted), value))
