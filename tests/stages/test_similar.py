@@ -60,10 +60,18 @@ def test_what_cannot_be_searched_is_refused(backbone: EmbeddedBackbone, pictures
         "latents= that are set to value=": (backbone, pictures, 0, None, 1.0),
         "latents= of a concept, got none": (backbone, pictures, 0, ()),
         "Expected value to be a number": (backbone, pictures, 0, (3,), "high"),
+        r"a finite value=, got inf": (backbone, pictures, 0, (3,), float("inf")),
+        r"each of latents= once, got \[3, 3\]": (backbone, pictures, 0, (3, 3), 1.0),
     }
     for words, (model, images, query, *more) in wrong.items():
         with pytest.raises(InputError, match=words):
             find_similar(model, sae, images, query, *more)
+    silent = SparseAutoencoder(128, 64, make_activation("topk", {"k": 1}), seed=1)
+    x = backbone.tokens(torch.from_numpy(pictures[0]).permute(2, 0, 1)[None], -1).patches[:, 0]
+    off = np.flatnonzero(silent.encode(x).detach()[0].numpy() == 0)[:2].tolist()
+    with pytest.raises(InputError, match=r"Expected latents= that fire in image 0, to find others"):
+        find_similar(backbone, silent, pictures, 0, off)
+    assert len(find_similar(backbone, silent, pictures, 0, off, value=1.0).positions) == 8
     with pytest.raises(InputError, match="n to be at least 1"):
         find_similar(backbone, sae, pictures, 0, n=0)
     with torch.no_grad():

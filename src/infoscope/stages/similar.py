@@ -63,8 +63,8 @@ def find_similar(
         n: images to return at most.
 
     Raises:
-        InputError: another backbone or SAE, an image that cannot be read, latents or a query that do not exist, a value
-            without latents.
+        InputError: another backbone or SAE, an image that cannot be read, latents or a query that do not exist, latents
+            twice or of which none fires in the query, a value without latents, or one that is not finite.
     """
     if backbone.site != POOLED:
         raise InputError(
@@ -81,6 +81,10 @@ def find_similar(
         raise InputError("Expected latents= of a concept, got none: leave it out to search by embedding alone.")
     if wrong := [one for one in wanted if not 0 <= one < sae.d_sae]:
         raise InputError(f"Expected latents= of 0..{sae.d_sae - 1}, got {wrong[0]}.")
+    if len(set(wanted)) < len(wanted):
+        raise InputError(f"Expected each of latents= once, got {wanted}: remove the repeats.")
+    if value is not None and not np.isfinite(value):
+        raise InputError(f"Expected a finite value=, got {value}.")
     if value is not None and not wanted:
         raise InputError("Expected latents= that are set to value=, got none: give those of a concept.")
     if n < 1:
@@ -91,6 +95,11 @@ def find_similar(
     vectors, own = x.double().cpu().numpy(), np.array([query])
     edit = Edit(acts, read_rows(sae)[wanted], read_factors(sae, vectors))
     if wanted and value is None:
+        if not acts[query].any():
+            raise InputError(
+                f"Expected latents= that fire in image {query}, to find others in which they fire as strongly, got"
+                f" {wanted}: choose another query=, or give a value= to which they are set."
+            )
         codes = edit.codes
         if not codes[query].any():
             raise InputError(
