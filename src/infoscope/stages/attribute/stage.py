@@ -42,6 +42,7 @@ class Attribute(Published, SeedStage[AttributionResult]):
     """What each latent does for the classes of the test images, and what tests it."""
 
     kind, holds = "attribution", AttributionResult
+    version = 1
     is_optional, is_without_maps = True, True
     columns = (
         Column("agreement", "rank correlation with exact ablation", signed=True),
