@@ -74,10 +74,6 @@ def test_what_cannot_be_searched_is_refused(backbone: EmbeddedBackbone, pictures
     assert len(find_similar(backbone, silent, pictures, 0, off, value=1.0).positions) == 8
     with pytest.raises(InputError, match="n to be at least 1"):
         find_similar(backbone, sae, pictures, 0, n=0)
-    with torch.no_grad():
-        sae.W_enc[:, 5] = 0
-    with pytest.raises(InputError, match="fire, and in that at query=0 none does"):
-        find_similar(backbone, sae, pictures, 0, [5])
     sae.origin = Origin.of(backbone.tower, 2, TokenChoice.patch)
     with pytest.raises(InputError, match="tokens at resid_post, given those at pooled"):
         find_similar(backbone, sae, pictures, 0)

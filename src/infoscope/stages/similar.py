@@ -101,11 +101,6 @@ def find_similar(
                 f" {wanted}: choose another query=, or give a value= to which they are set."
             )
         codes = edit.codes
-        if not codes[query].any():
-            raise InputError(
-                f"Expected an image in which some of latents= fire, and in that at query={query} none does: search by"
-                " another image, or by embedding (latents left out, or with a value=)."
-            )
         near = find_near_codes(codes[own], codes, own, n)[0]
     else:
         moved = vectors[own] if value is None else edit.take(own).set_to(vectors[own], np.full(len(wanted), value))
