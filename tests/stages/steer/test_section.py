@@ -13,7 +13,7 @@ from infoscope.analyses.steering import SteeringResult
 from infoscope.analyses.suppression import CHOSEN, CONTROL, Suppressed, SuppressionResult
 from infoscope.report.page import Page, write_report
 from infoscope.stages.score.result import ScopeResult
-from infoscope.stages.steer.numbers import Found
+from infoscope.stages.steer.numbers import Found, Spurious
 from infoscope.stages.steer.section import make_steering_section
 from tests.support.report_samples import make_scope_result
 
@@ -43,13 +43,18 @@ def make_steering(scope: ScopeResult) -> SteeringResult:
     )
 
 
-def make_removals(seed: int, right: float = 0.9) -> SuppressionResult:
-    """Half of the images that are not typical are right, without the chosen latents a share; random ones do nothing."""
+def make_removals(seed: int, right: float = 0.9, mass: float = 0.1, random: float = 0.1) -> SuppressionResult:
+    """Half of the images that are not typical are right, without the chosen latents a share; random ones do nothing.
+
+    Args:
+        mass: of the chosen latents. random: of the random ones.
+    """
     rng = np.random.default_rng(seed)
     typical, original = rng.random(N) < 0.5, rng.random(N)
     before = np.where(typical, True, original < 0.5)
     chosen = np.where(typical, True, original < right)
-    variants = (Suppressed(), Suppressed(CHOSEN, 5, -1, 5, 0.1), *(Suppressed(CONTROL, 5, i, 9, 0.1) for i in range(2)))
+    controls = (Suppressed(CONTROL, 5, i, 9, random) for i in range(2))
+    variants = (Suppressed(), Suppressed(CHOSEN, 5, -1, 5, mass), *controls)
     return SuppressionResult(
         "place",
         ("land", "water"),
@@ -63,12 +68,13 @@ def make_removals(seed: int, right: float = 0.9) -> SuppressionResult:
     )
 
 
+PLACE = Spurious("the place", "the typical place", "another place", "The typical place is where most are.")
 SCOPES = [make_scope_result(seed) for seed in range(2)]
 FOUND = [Found(scope, make_steering(scope), make_removals(7)) for scope in SCOPES]
 
 
 def test_the_tables_hold_shares_by_scope_and_accuracies(tmp_path: Path) -> None:
-    section = make_steering_section(FOUND, 5)
+    section = make_steering_section(FOUND, 5, PLACE)
     rows = {str(record["features"]): record for record in section.tables["steering"].records()}
     assert rows["high-scope"]["steerable"] == 1
     assert rows["low-scope"]["steerable"] == 0
@@ -76,6 +82,11 @@ def test_the_tables_hold_shares_by_scope_and_accuracies(tmp_path: Path) -> None:
     words = {str(record["word"]): record for record in section.tables["steering_words"].records()}
     high = [one.groups()["high-scope"].sum() for one in FOUND]
     assert words["dog"]["n_latents"] == pytest.approx(np.mean(high))
+    assert "Zero-shot top-1 is " in section.findings[-2]
+    assert "of images with the typical place, " in section.findings[-2]
+    assert "of images with another place (" in section.findings[-2]
+    assert section.tables["suppression"].notes[0].startswith("400 test images, ")
+    assert "The typical place is where most are." in section.tables["suppression"].notes[0]
     removed = {str(record["removed"]): record for record in section.tables["suppression"].records()}
     assert removed["nothing"]["others"] == pytest.approx(0.5, abs=0.06)
     assert removed["chosen, 5"]["others"] == pytest.approx(0.9, abs=0.06)
@@ -91,7 +102,20 @@ def test_the_tables_hold_shares_by_scope_and_accuracies(tmp_path: Path) -> None:
 )
 def test_what_removal_does_is_held_against_random_removal(right: float, verdict: str) -> None:
     found = [Found(scope, make_steering(scope), make_removals(3, right)) for scope in SCOPES]
-    assert any(verdict in finding for finding in make_steering_section(found, 5).findings)
+    assert any(verdict in finding for finding in make_steering_section(found, 5, PLACE).findings)
+
+
+@pytest.mark.parametrize(("mass", "random", "is_equal"), [(0.7, 0.3, False), (0.1, 0.085, True), (0.01, 0.013, False)])
+def test_random_removal_of_another_mass_is_no_control(mass: float, random: float, is_equal: bool) -> None:
+    of_mass = make_removals(3), make_removals(3, mass=mass, random=random)  # in one of two seeds
+    found = [Found(scope, make_steering(scope), one) for scope, one in zip(SCOPES, of_mass, strict=True)]
+    section = make_steering_section(found, 5, PLACE)
+    removed = [record["removed"] for record in section.tables["suppression"].records()]
+    assert removed == ["nothing", "chosen, 5", *["random, mass of 5"] * is_equal]
+    said = section.findings[-1]
+    assert ("random features of equal mass" in said) == is_equal
+    assert ("No random features are held against that: none drawn have about its mass" in said) != is_equal
+    section.figures["suppression"].draw()
 
 
 @pytest.mark.parametrize(
@@ -106,7 +130,7 @@ def test_what_is_said_to_be_removed_is_what_was(n_removed: int, words: str) -> N
     removed = make_removals(3)
     chosen = Suppressed(CHOSEN, 5, -1, n_removed, 0.1)
     removed = replace(removed, variants=(removed.variants[0], chosen, *removed.variants[2:]))
-    findings = make_steering_section([Found(SCOPES[0], make_steering(SCOPES[0]), removed)], 5).findings
+    findings = make_steering_section([Found(SCOPES[0], make_steering(SCOPES[0]), removed)], 5, PLACE).findings
     assert any(finding.startswith(words) for finding in findings)
     assert sum(finding.startswith("Removing") for finding in findings) == int(n_removed > 0)
 

@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 from infoscope.analyses.steering import LATENT, RANDOM
 from infoscope.analyses.suppression import CHOSEN, CONTROL
 from infoscope.report.figure_style import FAINT, GREY, INK, draw_means, make_figure, make_panels
-from infoscope.stages.steer.numbers import Found, Removal
+from infoscope.stages.steer.numbers import Found, Removal, Spurious
 
 
 def draw_effects(found: Sequence[Found]) -> Figure:
@@ -48,7 +48,7 @@ def draw_effects(found: Sequence[Found]) -> Figure:
     return figure
 
 
-def draw_removals(removals: Sequence[Removal], spurious: str) -> Figure:
+def draw_removals(removals: Sequence[Removal], spurious: Spurious) -> Figure:
     """Draw accuracies over the number of latents that are removed: chosen ones, and random ones of their mass."""
     figure = make_figure(3.2, 5.4)
     axes = figure.subplots()
@@ -60,11 +60,12 @@ def draw_removals(removals: Sequence[Removal], spurious: str) -> Figure:
         for name, colour in colours.items():
             draw_means(axes, places, [getattr(one, name) for one in of], 100, colour, linestyle=line)
     axes.set_xticks(range(len(sizes)), [str(size) for size in sizes])
-    axes.set_xlabel(f"features that carry the {spurious}, removed")
+    axes.set_xlabel(f"features that carry {spurious.carried}, removed")
     axes.set_ylabel("zero-shot top-1 (%)")
     axes.grid(axis="y", color=FAINT, linewidth=0.6)
-    labels = {"accuracy": "all images", "others": f"another {spurious} than the class's", "worst": "worst group"}
+    labels = {"accuracy": "all images", "others": f"images with {spurious.other}", "worst": "worst group"}
     handles = [Line2D([], [], color=colours[name], label=label) for name, label in labels.items()]
-    handles.append(Line2D([], [], color=GREY, linestyle=(0, (5, 2)), label="random features of equal mass"))
+    if any(one.kind == CONTROL for one in removals):
+        handles.append(Line2D([], [], color=GREY, linestyle=(0, (5, 2)), label="random features of equal mass"))
     figure.legend(handles=handles, loc="outside lower center", ncols=2)
     return figure

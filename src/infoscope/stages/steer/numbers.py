@@ -10,12 +10,14 @@ import numpy as np
 from jaxtyping import Bool
 
 from infoscope.analyses.steering import LATENT, RANDOM, SteeringResult
-from infoscope.analyses.suppression import CHOSEN, Suppressed, SuppressionResult
+from infoscope.analyses.suppression import CHOSEN, CONTROL, Suppressed, SuppressionResult
 from infoscope.report.tables import Stat, compute_stat
 from infoscope.scope.partition import name_group
 from infoscope.stages.score.result import ScopeResult
 
 ALL = "all measured"
+EQUAL_WITHIN = 0.2
+"""Of the mass of the chosen latents: so near must random ones come to it, in the mean over draws, to be compared."""
 
 
 class Found(NamedTuple):
@@ -76,6 +78,19 @@ def count_words(found: Sequence[Found]) -> tuple[list[Stat], list[Stat]]:
     return both[0], both[1]
 
 
+class Spurious(NamedTuple):
+    """How what misleads is spoken of.
+
+    carried: what features carry. typical, other: what images have, "the typical texture" and "another texture".
+    explained: a sentence on what is typical.
+    """
+
+    carried: str
+    typical: str
+    other: str
+    explained: str
+
+
 class Removal(NamedTuple):
     """What is removed, over SAE seeds and draws: number and mass of latents, and accuracies, 0..1.
 
@@ -93,10 +108,15 @@ class Removal(NamedTuple):
 
 
 def join_removals(removed: Sequence[SuppressionResult], min_images: int) -> list[Removal]:
-    """Return what each removal does, nothing first; draws of a seed are averaged before seeds are joined."""
+    """Return what each removal does, nothing first; draws of a seed are averaged before seeds are joined.
+
+    Random latents stand beside chosen ones where they have as much mass in every seed, see `is_equal`.
+    """
     points = dict.fromkeys((one.kind, one.size) for one in removed[0].variants)
     joined = []
     for kind, size in points:
+        if kind == CONTROL and not all(is_equal(of, size) for of in removed):
+            continue
         by_seed = []
         for of in removed:
             places = [i for i, one in enumerate(of.variants) if (one.kind, one.size) == (kind, size)]
@@ -106,6 +126,20 @@ def join_removals(removed: Sequence[SuppressionResult], min_images: int) -> list
             by_seed.append([*_average(variants), *means])
         joined.append(Removal(kind, size, *(compute_stat(of) for of in zip(*by_seed, strict=True))))
     return joined
+
+
+def is_equal(of: SuppressionResult, size: int) -> bool:
+    """Return whether the random latents for so many chosen ones have their mass, within `EQUAL_WITHIN`.
+
+    They cannot where the chosen ones have more than half of all mass: the others have not that much.
+    """
+    by_kind = {
+        kind: [one.mass for one in of.variants if (one.kind, one.size) == (kind, size)] for kind in (CHOSEN, CONTROL)
+    }
+    if not by_kind[CONTROL]:
+        return False
+    chosen, control = (float(np.mean(masses)) for masses in by_kind.values())
+    return abs(control - chosen) <= EQUAL_WITHIN * chosen
 
 
 def _average(variants: Sequence[Suppressed]) -> tuple[float, float]:

@@ -24,8 +24,10 @@ from infoscope.report.tables import (
 from infoscope.stages.steer.figures import draw_effects, draw_removals
 from infoscope.stages.steer.numbers import (
     ALL,
+    EQUAL_WITHIN,
     Found,
     Removal,
+    Spurious,
     compare_removals,
     count_words,
     join_groups,
@@ -36,11 +38,12 @@ MAX_WORDS = 20
 """In the table of words: of more, those to which most features steer."""
 
 
-def make_steering_section(found: Sequence[Found], min_images: int) -> ReportSection:
+def make_steering_section(found: Sequence[Found], min_images: int, spurious: Spurious | None = None) -> ReportSection:
     """Return the section on some SAE seeds, which all have the same test images.
 
     Args:
         min_images: that a group must have to be called the worst.
+        spurious: how what misleads is spoken of; None where nothing does.
     """
     tables = {"steering": _make_table(found), "steering_words": _make_word_table(found)}
     figures = {
@@ -53,16 +56,17 @@ def make_steering_section(found: Sequence[Found], min_images: int) -> ReportSect
     }
     findings, summary = [*_find(found)], _summarise(found)
     if removed := [one.suppression for one in found if one.suppression is not None]:
-        removals, spurious = join_removals(removed, min_images), removed[0].spurious
-        tables["suppression"] = _make_removal_table(removed, removals, min_images)
+        assert spurious is not None, "what misleads has a name"
+        removals = join_removals(removed, min_images)
+        tables["suppression"] = _make_removal_table(removed, removals, min_images, spurious)
         figures["suppression"] = SectionFigure(
             lambda: draw_removals(removals, spurious),
-            f"Zero-shot top-1 without the features that carry most of the {spurious} among training images of one"
+            f"Zero-shot top-1 without the features that carry most of {spurious.carried} among training images of one"
             " class, and without random features of equal activation mass (dashed); the SAE's error stays. Means over"
             " SAE seeds, shades are ± one standard deviation.",
         )
-        findings += _tell_removals(removed, removals, min_images)
-        summary["suppression"] = {"spurious": spurious, "removals": [one._asdict() for one in removals]}
+        findings += _tell_removals(removed, removals, spurious)
+        summary["suppression"] = {"spurious": removed[0].spurious, "removals": [one._asdict() for one in removals]}
     return ReportSection(
         name="steering",
         title="Steering predictions",
@@ -137,31 +141,35 @@ def _make_word_table(found: Sequence[Found]) -> Table:
     return table
 
 
-def _make_removal_table(removed: Sequence[SuppressionResult], removals: Sequence[Removal], min_images: int) -> Table:
+def _make_removal_table(
+    removed: Sequence[SuppressionResult], removals: Sequence[Removal], min_images: int, spurious: Spurious
+) -> Table:
     first = removed[0]
     sizes = first.group_sizes()
     n_small = int(((sizes > 0) & (sizes < min_images)).sum())
     table = Table(
         "suppression",
-        f"Zero-shot top-1 without the features that carry the {first.spurious}",
+        f"Zero-shot top-1 without the features that carry {spurious.carried}",
         [
             Column("removed", "removed", Align.left),
             Column("n_latents", "features", digits=1, is_count=True),
             Column("mass", "of the mass", **PERCENT),
             Column("accuracy", "all images", **PERCENT),
-            Column("typical", f"typical {first.spurious}", **PERCENT),
-            Column("others", f"another {first.spurious}", **PERCENT),
+            Column("typical", spurious.typical.removeprefix("the "), **PERCENT),
+            Column("others", spurious.other.removeprefix("the "), **PERCENT),
             Column("worst", "worst group", **PERCENT),
         ],
         notes=[
-            f"{len(first.classes):,} test images, {int((~first.is_typical).sum()):,} of them with another"
-            f" {first.spurious} than most training images of their class. Groups are (class, typical or not); the worst"
-            f" is that of lowest accuracy among {int((sizes >= min_images).sum())} groups with at least"
-            f" {min_images:,} images" + (f" ({n_small} have fewer)" if n_small else "") + ".",
-            "The features are chosen on training images alone: those of whose activation the"
-            f" {first.spurious} explains most among images of one class, beyond what the class explains at one"
-            f" {first.spurious}. Random features: as much activation mass, none of the chosen ones, means over draws."
-            " The SAE's error stays.",
+            f"{len(first.classes):,} test images, {int((~first.is_typical).sum()):,} of them with {spurious.other}."
+            f" {spurious.explained} Groups are (class, typical or not); the worst is that of lowest accuracy among"
+            f" {int((sizes >= min_images).sum())} groups with at least {min_images:,} images"
+            + (f" ({n_small} have fewer)" if n_small else "")
+            + ".",
+            "The features are chosen on training images alone: those whose"
+            f" activation varies most with {spurious.carried} among images of one class, beyond how it varies with the"
+            " class among images that are alike in that. Random features: as much activation mass (in the mean over"
+            f" draws within {EQUAL_WITHIN:.0%} of it; else they are left out), none of the chosen ones; their numbers"
+            " are means over draws. The SAE's error stays.",
         ],
     )
     words = {"": "nothing", CHOSEN: "chosen", CONTROL: "random"}
@@ -208,12 +216,14 @@ def _find(found: Sequence[Found]) -> Iterator[str]:
     )
 
 
-def _tell_removals(removed: Sequence[SuppressionResult], removals: Sequence[Removal], min_images: int) -> Iterator[str]:
-    first, nothing = removed[0], removals[0]
+def _tell_removals(
+    removed: Sequence[SuppressionResult], removals: Sequence[Removal], spurious: Spurious
+) -> Iterator[str]:
+    nothing = removals[0]
     gap = nothing.typical.mean - nothing.others.mean
     yield (
-        f"Zero-shot top-1 is {format_percent(nothing.accuracy)}; {format_percent(nothing.typical)} where the"
-        f" {first.spurious} is the one that is typical of the class, {format_percent(nothing.others)} elsewhere"
+        f"Zero-shot top-1 is {format_percent(nothing.accuracy)}; {format_percent(nothing.typical)} of images with"
+        f" {spurious.typical}, {format_percent(nothing.others)} of images with {spurious.other}"
         f" ({format_signed(100 * gap, 1)} points), {format_percent(nothing.worst)} in the worst group."
     )
     for size in dict.fromkeys(one.size for one in removals if one.kind == CHOSEN):
@@ -223,22 +233,26 @@ def _tell_removals(removed: Sequence[SuppressionResult], removals: Sequence[Remo
         change = {1: "raises", -1: "lowers", 0: "is not seen to change"}[gain.sign]
         n_latents = format_number(chosen.n_latents.mean, 0 if chosen.n_latents.mean % 1 == 0 else 1)
         if not chosen.n_latents.mean:
-            yield f"No feature carries the {first.spurious} more than the class, so that none of {size:,} is removed."
+            yield f"No feature carries {spurious.carried} more than the class, so that none of {size:,} is removed."
             continue
         features = "feature that carries" if n_latents == "1" else f"{n_latents} features that carry"
         sentence = (
-            f"Removing the {features} most of the {first.spurious} {change} top-1 on images of another"
-            f" {first.spurious}: {format_percent(chosen.others)} ({_say_points(gain)});"
+            f"Removing the {features} most of {spurious.carried} {change} top-1 on images with"
+            f" {spurious.other}: {format_percent(chosen.others)} ({_say_points(gain)});"
             f" {format_percent(chosen.accuracy)} of all, {format_percent(chosen.worst)} in the worst group"
         )
         if control is None:
+            if any(one.kind == CONTROL for of_seed in removed for one in of_seed.variants):
+                mass = format_percent(chosen.mass)
+                sentence += f". No random features are held against that: none drawn have about its mass ({mass})"
             yield f"{sentence}."
             continue
         beyond = compare_removals(removed, size, CONTROL)
         verdict = {1: "above", -1: "below", 0: "not told from"}[beyond.sign]
         yield (
-            f"{sentence}. That is {verdict} random features of equal mass ({_say_points(beyond)}), without which they"
-            f" are {format_percent(control.others)}, {format_percent(control.accuracy)} and"
+            f"{sentence}. That is {verdict} random features of equal mass ({format_percent(control.mass)},"
+            f" chosen {format_percent(chosen.mass)}; {_say_points(beyond)}), without which they are"
+            f" {format_percent(control.others)}, {format_percent(control.accuracy)} and"
             f" {format_percent(control.worst)}."
         )
 

@@ -38,7 +38,7 @@ from infoscope.stages.sae import count_latents, has_maps, sae_of
 from infoscope.stages.score.stage import find_scope, list_scores
 from infoscope.stages.steer.numbers import Found, describe_groups
 from infoscope.stages.steer.section import make_steering_section
-from infoscope.stages.steer.suppress import Suppress, spurious_of
+from infoscope.stages.steer.suppress import Suppress, name_spurious, spurious_of
 from infoscope.stages.tokens import Tokens, find_sizes
 
 _OF_STEERING = ("n_latents", "n_images", "quantile", "min_effect", "min_share", "seed")
@@ -156,7 +156,9 @@ class Steer(Published, SeedStage[SteeringResult]):
 
     def section(self, ctx: Context) -> ReportSection:
         found = [find_seed(ctx, seed) for seed in ctx.config.seeds]
-        return make_steering_section(found, ctx.config.steer.min_group_images)
+        removed = found[0].suppression
+        spurious = None if removed is None else name_spurious(ctx, removed)
+        return make_steering_section(found, ctx.config.steer.min_group_images, spurious)
 
     def report_key(self, ctx: Context) -> Key:
         return {**super().report_key(ctx), "min_group_images": ctx.config.steer.min_group_images}

@@ -12,6 +12,7 @@ from infoscope.analyses.suppression import (
     score_spurious,
 )
 from infoscope.data.images import ImageSet, Truth
+from infoscope.data.scenes.scene_set import PlantedScenes
 from infoscope.pipeline.context import Context
 from infoscope.pipeline.stage import Key, Needs, SeedStage, Work
 from infoscope.runtime.errors import InputError
@@ -29,6 +30,7 @@ from infoscope.stages.predict.stage import (
     prompts_of,
 )
 from infoscope.stages.sae import count_latents, sae_of
+from infoscope.stages.steer.numbers import Spurious
 from infoscope.stages.tokens import Tokens, find_sizes
 
 
@@ -64,6 +66,23 @@ def spurious_of(ctx: Context) -> str | None:
 def _are_same(images: ImageSet, one: str, other: str) -> bool:
     """Whether two targets are one, such as the class of CelebA and the attribute that it is."""
     return other in images.targets and np.array_equal(images.labels(one), images.labels(other))
+
+
+def name_spurious(ctx: Context, found: SuppressionResult) -> Spurious:
+    """Return how what misleads is spoken of: cards on scenes, an attribute of images, or another target."""
+    known, name = find_known(ctx, ctx.config.data)[0], found.spurious
+    if name == PlantedScenes.spurious_target and not found.typical.any():
+        return Spurious("the cards", "no card", "a card", "Most scenes of each class have no card.")
+    if name in known.attributes:
+        values = "; ".join(
+            f"{of}: {'with' if value else 'without'}"
+            for of, value in zip(found.class_names, found.typical, strict=True)
+        )
+        typical, other = f"the typical value of {name}", f"the other value of {name}"
+        explained = f"Typical of {name} is that of most training images of a class ({values})."
+        return Spurious(f"the attribute {name}", typical, other, explained)
+    typical = f"The typical {name} is that of most training images of a class."
+    return Spurious(f"the {name}", f"the typical {name}", f"another {name}", typical)
 
 
 class Suppress(SeedStage[SuppressionResult]):
