@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from infoscope.analyses.suppression import SuppressionResult
 from infoscope.pipeline.context import Context
 from infoscope.runtime.errors import InputError
 from infoscope.stages.images import open_split
 from infoscope.stages.name.stage import Name
 from infoscope.stages.name.vocabulary import SCENE_TARGETS
-from infoscope.stages.steer.suppress import Suppress, spurious_of
+from infoscope.stages.steer.suppress import Suppress, name_spurious, spurious_of
 from tests.support.pipeline_samples import Recorder, draw_without_saving, make_tiny_config, run_tiny, save_noise
 
 CLIP = ("model=scenes_clip", "sae.n_tokens=2000", "sae.batch_tokens=32")
@@ -26,6 +27,22 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def make_context(output_dir: Path, *overrides: str) -> Context:
     return Context(make_tiny_config(output_dir, *overrides), Recorder())
+
+
+def make_found(spurious: str, class_names: tuple[str, str], *typical: int) -> SuppressionResult:
+    nothing = np.zeros(0, dtype=np.int64)
+    is_typical, correct = nothing.astype(bool), nothing.reshape(1, 0).astype(bool)
+    return SuppressionResult(
+        spurious, class_names, np.array(typical), nothing, nothing, nothing, is_typical, (), correct
+    )
+
+
+def test_what_misleads_is_called_by_what_it_is(tmp_path: Path) -> None:
+    planted, kinds = make_context(tmp_path, "data.planted=text"), ("ball", "cube")
+    said = name_spurious(planted, make_found("planted", kinds, 0, 0))
+    assert said[:3] == ("the cards", "no card", "a card")
+    assert name_spurious(planted, make_found("planted", kinds, 0, 1)).other == "another planted"  # of few scenes
+    assert name_spurious(planted, make_found("texture", kinds, 0, 1)).typical == "the typical texture"
 
 
 def write_waterbirds(root: Path, rng: np.random.Generator) -> None:
@@ -109,6 +126,9 @@ def test_an_attribute_classifier_of_celeba_is_swept(tmp_path: Path) -> None:
         assert found.association[concept, 1] == pytest.approx(expected)
     other = Name.at(make_context(tmp_path / "out", *few, "probe.target=Red"), 0)
     assert other.load().class_names == ["no red", "red"]
+    faces = name_spurious(make_context(tmp_path / "out", *few), make_found("Red", ("no snow", "snow"), 1, 0))
+    assert faces.carried == "the attribute Red"
+    assert "(no snow: with; snow: without)" in faces.explained
     spurious = make_context(tmp_path / "out", *few[:-4], "steer.spurious=Snow", "stage=steer")
     with pytest.raises(InputError, match=r"another target than the one that is predicted \(class\), got Snow"):
         spurious_of(spurious)
