@@ -214,8 +214,8 @@ class SteerConfig:
     words: FilePath | None = None
     """A text file with one word per line, which steered predictions choose from; null: the classes."""
     spurious: str | None = None
-    """The target that misleads, whose latents are removed; null: the data's own, of the scenes the texture, of
-    Waterbirds the place; none elsewhere."""
+    """The target that misleads, whose latents are removed; null: the data's own, of the scenes the texture or the
+    planted card, of Waterbirds the place, of CelebA Male; none elsewhere."""
     n_suppressed: Annotated[list[Count], Items(ascending=True)] = field(default_factory=lambda: [1, 5, 20, 100])
     """How many latents are removed together."""
     n_draws: Annotated[int, Bounds(0, 1000)] = 3
