@@ -12,7 +12,7 @@ from infoscope.analyses.latent_orders import PLACES
 from infoscope.config.tree import compose
 from infoscope.data.scenes.factors import KINDS
 from infoscope.pipeline.context import Context
-from infoscope.pipeline.run import run
+from infoscope.pipeline.run import check, run
 from infoscope.runtime.errors import InputError
 from infoscope.sae.loading import load_sae
 from infoscope.sae.origin import Origin, check_has_maps, choose_layer
@@ -21,6 +21,7 @@ from infoscope.stages.backbone import check_captions
 from infoscope.stages.describe.fidelity import Fidelity, why_no_predictions
 from infoscope.stages.describe.stage import Describe
 from infoscope.stages.images import Scenes, open_split
+from infoscope.stages.import_sae import ImportSAE, describe_imported
 from infoscope.stages.judge import Judge
 from infoscope.stages.latents import Latents
 from infoscope.stages.score.stage import Score, scope_of
@@ -100,10 +101,14 @@ def test_features_of_whole_images_are_steered(described: Path) -> None:
     assert "patches" not in made.text
 
 
-@pytest.mark.parametrize("stage", ["score", "cross", "probe", "masking", "report"])
+@pytest.mark.parametrize("stage", ["score", "cross", "probe", "masking", "predict", "select", "report"])
 def test_what_needs_maps_says_what_can_be_done_instead(described: Path, stage: str) -> None:
-    with pytest.raises(InputError, match=r"^This SAE reads pooled embeddings, .* model\.site=projected\)"):
+    with pytest.raises(InputError, match=r"^This SAE reads pooled embeddings, .* model\.site=projected\)") as refused:
         run_tiny(described, *POOLED, f"stage={stage}")
+    instead = str(refused.value).partition("stage=")[2].partition(", which")[0]
+    if stage == "score":  # the words are the same for all
+        for name in instead.replace(" or ", ", ").split(", "):
+            check(make_context(described, *POOLED, f"stage={name}", "name.n_top_images=3"))
 
 
 def test_applied_to_patches_they_have_a_score(described: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,6 +119,9 @@ def test_applied_to_patches_they_have_a_score(described: Path, monkeypatch: pyte
     run(ctx.config, Recorder())
     assert np.isfinite(scope_of(ctx, 0).cds).any()
     assert Tokens.at(ctx, "train").read_json("tokens.json")["grid"] == 12
+    assert ImportSAE.at(ctx, 0).read_json("metrics.json")["fvu"] > 1
+    doubts = " ".join(describe_imported(ctx))
+    assert "): it was trained on embeddings of whole images or texts, and these are of single patches." in doubts
     with pytest.raises(InputError, match="This SAE reads pooled embeddings, one vector for each image or text: give"):
         run(compose(imported), Recorder())
     projected = [*imported[:-1], "model.site=projected", "name.n_top_images=3"]

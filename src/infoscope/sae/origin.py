@@ -221,9 +221,11 @@ def check_has_maps(origin: Origin, site: str | None = None) -> None:
     """
     if POOLED in (site, origin.site) and site != PROJECTED:
         raise InputError(
-            "This SAE reads pooled embeddings, one vector for each image or text, so its features have no activation"
-            " maps to rank or score: apply it to each patch as the model would embed it (ours: sae=import sae.path=..."
-            " model.site=projected), or use an SAE of patch tokens; from Python, sae.encode(embeddings) works."
+            "This SAE reads pooled embeddings, one vector for each image or text, so its features have no place in the"
+            " picture, which scores and all that rests on them need: read patch tokens, or ask for stage=describe,"
+            " quality, name, steer, attribute or latents, which do without. Applied to each patch as the model would"
+            " embed it, it has scores (ours: stage=score sae=import sae.path=... model.site=projected), but no"
+            " predictions go on from there; from Python, sae.encode(embeddings) works."
         )
     check_reads_patches(origin)
 

@@ -24,7 +24,7 @@ from infoscope.stages.images import scenes_of
 from infoscope.stages.precision import load_frozen, precision_key, say_other_precision
 from infoscope.stages.score.tables import make_sae_table
 from infoscope.stages.tokens import Tokens, find_sizes
-from infoscope.vision.hooks import AT_END, POOLED
+from infoscope.vision.hooks import AT_END, POOLED, PROJECTED
 from infoscope.vision.names import find_backbone_name, name_model
 
 SIGNED_SHARE = 0.01
@@ -198,8 +198,8 @@ def describe_imported(ctx: Context) -> list[str]:
     name, metrics = name_model(ctx.config.model), made.read_json("metrics.json")
     if not metrics["fvu"] <= 1:
         said.append(
-            f"Warning: it reconstructs these tokens worse than their mean does (FVU {metrics['fvu']:.3g}): are they"
-            " those that it was trained on, and is everything given that its file does not say?"
+            f"Warning: it reconstructs these tokens worse than their mean does (FVU {metrics['fvu']:.3g}):"
+            f" {_say_why_worse(ctx)}"
         )
     if source is not None and source.backbone and (name is None or find_backbone_name(source.backbone) is None):
         said.append(f"Its backbone, {source.backbone}, could not be compared with {name or ctx.config.model.name}.")
@@ -210,6 +210,15 @@ def describe_imported(ctx: Context) -> list[str]:
             " alone; edits and reconstruction keep the sign."
         )
     return said
+
+
+def _say_why_worse(ctx: Context) -> str:
+    """Return what is known of why an SAE does not fit the tokens of the run; else what to look at."""
+    if inspect_sae(ctx).origin.site == POOLED and ctx.config.model.site == PROJECTED:
+        return "it was trained on embeddings of whole images or texts, and these are of single patches."
+    if list_mismatches(ctx):
+        return "it was trained on other ones."
+    return "are they those that it was trained on, and is everything given that its file does not say?"
 
 
 def describe_source(source: Source) -> str:
