@@ -42,25 +42,12 @@ from infoscope.vision.hooks import POOLED
 from infoscope.vision.open_clip.backbone import OpenClipBackbone
 from tests.support.clip_samples import WIDTH, make_backbone, make_images
 from tests.support.imported_samples import make_sae
-from tests.support.memory_tokens import MemoryTokens
+from tests.support.memory_tokens import PrefixedTokens
 from tests.support.prediction_samples import make_planted_inputs
 from tests.support.probe_samples import DEPTH_LATENT, N_CLASSES, D, SampleCache
 
 N_IMAGES, D_SAE = 6, 96
 CONFIG = PredictConfig(batch_images=4)
-
-
-class Cache(MemoryTokens):
-    """Tokens of a backbone with their prefix; rows are not positions."""
-
-    def __init__(self, tokens: Tokens) -> None:
-        super().__init__(tokens.patches, len(tokens.patches) - 1)
-        self.prefix = tokens.prefix
-
-    def iterate(self, rows, batch_images):
-        for start in range(0, len(rows), batch_images):
-            batch = rows[start : start + batch_images]
-            yield batch, Tokens(self.prefix[batch], self.patches[batch])
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +66,7 @@ def make_inputs(
 ) -> PredictInputs:
     """Tokens of block 1 of 4 of noise, and an SAE of random tensors on them."""
     sae = make_sae(kind, norm, torch.float32, WIDTH, D_SAE)
-    cache = Cache(clip.tokens(make_images(N_IMAGES), 1))
+    cache = PrefixedTokens(clip.tokens(make_images(N_IMAGES), 1))
     return PredictInputs(sae, cache, clip, 1, check_origin=False, **options)  # pyright: ignore[reportArgumentType]
 
 
@@ -204,7 +191,7 @@ def test_of_a_whole_image_there_is_nothing_left_to_run(clip: OpenClipBackbone, h
     """d cos / dx = (text - cos x / |x|) / |x| of the pooled embedding x."""
     pooled = EmbeddedBackbone(clip, POOLED)
     sae = make_sae("topk", TokenNorm.none, torch.float32, 24, D_SAE)
-    cache = Cache(pooled.tokens(make_images(3), -1))
+    cache = PrefixedTokens(pooled.tokens(make_images(3), -1))
     inputs = PredictInputs(sae, cache, pooled, -1, check_origin=False)  # pyright: ignore[reportArgumentType]
     tokens = inputs.load(np.arange(3))
     found = attribute(inputs, head, tokens)

@@ -27,25 +27,14 @@ from infoscope.predictions.inputs import PredictInputs, put_tokens, take_tokens
 from infoscope.predictions.zero_shot import ZeroShotHead
 from infoscope.runtime.errors import InputError
 from infoscope.sae.config import TokenNorm
-from infoscope.vision.backbone import Tokens
 from tests.support.clip_samples import WIDTH, make_backbone, make_images
 from tests.support.imported_samples import make_sae
-from tests.support.memory_tokens import MemoryTokens
-from tests.support.probe_samples import GRID, N_CLASSES, D, MixingBackbone, SampleCache, make_identity_sae
+from tests.support.memory_tokens import PrefixedTokens
+from tests.support.prediction_samples import LinearClip
+from tests.support.probe_samples import GRID, N_CLASSES, D, SampleCache, make_identity_sae
 
 N_IMAGES, SCALE, LEVEL = 25, 10.0, 3.0
 CLASS_LATENT, NOISE_LATENT = 1, 9
-
-
-class LinearClip(MixingBackbone):
-    """Its image embedding is the mean patch, whose channel c is the logit of class c over `SCALE`."""
-
-    def embed_tokens(self, tokens, layer: int, with_gradient: bool = False) -> torch.Tensor:
-        return tokens.patches.mean(1)
-
-    @property
-    def logit_scale(self) -> float:
-        return SCALE
 
 
 def make_linear() -> tuple[PredictInputs, ZeroShotHead, SampleCache]:
@@ -98,19 +87,6 @@ def test_random_directions_are_as_long_and_the_same_for_the_same_seed() -> None:
     assert found.effect[RANDOM][0] != pytest.approx(found.effect[LATENT][0])
 
 
-class Cache(MemoryTokens):
-    """Tokens of a backbone with their prefix."""
-
-    def __init__(self, tokens: Tokens) -> None:
-        super().__init__(tokens.patches, len(tokens.patches) - 1)
-        self.prefix = tokens.prefix
-
-    def iterate(self, rows, batch_images):
-        for start in range(0, len(rows), batch_images):
-            batch = rows[start : start + batch_images]
-            yield batch, Tokens(self.prefix[batch], self.patches[batch])
-
-
 @pytest.mark.parametrize(
     ("kind", "norm", "edits_prefix"),
     [
@@ -123,7 +99,7 @@ def test_one_latent_is_set_on_all_patches_and_nothing_else(kind: str, norm: Toke
     clip = make_backbone()
     tokens = clip.tokens(make_images(3), 1)
     sae = make_sae(kind, norm, torch.float32, WIDTH, 96)
-    inputs = PredictInputs(sae, Cache(tokens), clip, 1, edits_prefix=edits_prefix, check_origin=False)  # pyright: ignore[reportArgumentType]
+    inputs = PredictInputs(sae, PrefixedTokens(tokens), clip, 1, edits_prefix=edits_prefix, check_origin=False)  # pyright: ignore[reportArgumentType]
     head = ZeroShotHead(("a", "b"), F.normalize(torch.randn(2, 24, generator=torch.Generator().manual_seed(1))), 10.0)
     steerer = Steerer(inputs, head, np.arange(3), 2)
     torch.testing.assert_close(

@@ -22,7 +22,8 @@ from infoscope.predictions.config import PredictConfig
 from infoscope.predictions.inputs import PredictInputs
 from infoscope.predictions.zero_shot import ZeroShotHead
 from infoscope.vision.backbone import Tokens
-from tests.analyses.test_steering import Cache, LinearClip
+from tests.support.memory_tokens import PrefixedTokens
+from tests.support.prediction_samples import LinearClip
 from tests.support.probe_samples import GRID, D, make_identity_sae
 
 BIRD, PLACE, OTHERS = 3, 4, range(6, D)
@@ -76,7 +77,7 @@ def suppress(sizes: list[int], n_draws: int = 3) -> SuppressionResult:
     mass = np.asarray(codes.matrix("means").sum(axis=0)).ravel()
     order, chosen = choose_suppressed(scores, mass, sizes, n_draws, 0)
     tested, of_tested, where = make_birds(200, 2, 0.5)
-    cache = Cache(Tokens(torch.zeros(200, 1, D), torch.from_numpy(tested)))
+    cache = PrefixedTokens(Tokens(torch.zeros(200, 1, D), torch.from_numpy(tested)))
     inputs = PredictInputs(make_identity_sae(k=D), cache, ShiftedClip(), check_origin=False)  # pyright: ignore[reportArgumentType]
     config = PredictConfig(batch_images=64)
     labels = np.zeros(200, dtype=np.int64)

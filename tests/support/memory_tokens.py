@@ -37,3 +37,15 @@ class MemoryTokens(TokenRows):
             yield batch, Tokens(torch.zeros(0), self.patches[batch])
         if self.stops_in == rows[0]:
             raise KeyboardInterrupt
+
+
+class PrefixedTokens(MemoryTokens):
+    """The same with the tokens of the prefix; rows are not positions."""
+
+    def __init__(self, tokens: Tokens) -> None:
+        super().__init__(tokens.patches, len(tokens.patches) - 1)
+        self.prefix = tokens.prefix
+
+    def iterate(self, rows: np.ndarray, batch_images: int) -> Iterator[tuple[np.ndarray, Tokens]]:
+        for batch, tokens in super().iterate(rows, batch_images):
+            yield batch, Tokens(self.prefix[batch], tokens.patches)

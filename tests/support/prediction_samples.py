@@ -76,6 +76,17 @@ class PatchMeanClip(MixingBackbone):
         return 10.0
 
 
+class LinearClip(MixingBackbone):
+    """Its image embedding is the mean patch, whose channel c is the logit of class c over its logit scale."""
+
+    def embed_tokens(self, tokens, layer: int, with_gradient: bool = False) -> Tensor:
+        return tokens.patches.mean(1)
+
+    @property
+    def logit_scale(self) -> float:
+        return 10.0
+
+
 @dataclass(frozen=True)
 class PlantedInputs:
     """Images whose class c is written by latent c alone; `classes` by row of the cache."""
