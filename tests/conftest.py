@@ -87,7 +87,7 @@ def _unsaved_figures(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def _quick_hydra() -> Iterator[None]:
-    """Half of what compositions cost is saved: they were a fifth of all tests."""
+    """Two thirds of what compositions cost are saved: they were a fifth of all tests."""
     from tests.support.quick_hydra import speed_up
 
     with pytest.MonkeyPatch.context() as patch:
