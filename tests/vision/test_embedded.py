@@ -13,7 +13,7 @@ from infoscope.vision.hooks import POOLED, POST_NORM, PROJECTED
 from infoscope.vision.load import load_backbone
 from infoscope.vision.planted import PlantedRegisters
 from tests.support.clip_samples import GRID, make_backbone, make_clip_cfg, make_images
-from tests.vision.timm.test_family import TOWERS, make_tower, wrap
+from tests.support.timm_samples import TOWERS, make_tower, wrap
 
 D_EMBED = 24
 
