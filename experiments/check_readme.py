@@ -19,6 +19,7 @@ signs tests assert.
 from __future__ import annotations
 
 import importlib.util
+import shutil
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -60,8 +61,13 @@ def find_report(*overrides: str) -> Find:
     return find
 
 
-def find_tables(name: str, *overrides: str) -> Find:
-    """The tables that a file of experiments/ writes; they are written anew, from what exists."""
+def find_tables(name: str, *overrides: str, copy: str = "") -> Find:
+    """The tables that a file of experiments/ writes; they are written anew, from what exists.
+
+    Args:
+        copy: the name of a folder beside that of the file, where its tables are put for another command not to write
+            over them.
+    """
 
     def find(given: Sequence[str], builds: bool) -> Path | None:
         experiment = load_script(name).EXPERIMENT
@@ -70,7 +76,8 @@ def find_tables(name: str, *overrides: str) -> Find:
         if sweep.failures or sweep.missing or sweep.output_dir is None:
             return None
         sweep.write()
-        return sweep.output_dir / "experiments" / name
+        folder = sweep.output_dir / "experiments" / name
+        return Path(shutil.copytree(folder, folder.with_name(copy), dirs_exist_ok=True)) if copy else folder
 
     return find
 
@@ -129,6 +136,9 @@ KEPT = {
     "names_kinds": "experiments/demo/names_kinds",
     "names_patches": "experiments/demo/names_patches",
     "scope_by_layer": "experiments/demo/scope_by_layer",
+    "sae_pareto": "experiments/demo/sae_pareto",
+    "sae_pareto_pooled": "experiments/demo/sae_pareto_pooled",
+    "lineage": "experiments/demo/lineage",
     "scenes_clip": "src/infoscope/vision/open_clip/scenes_clip",
     "benchmarks": "experiments/benchmarks/results",
 }
@@ -169,6 +179,15 @@ SOURCES: Mapping[str, Find] = {
     "gamma_sweep": find_tables("gamma_sweep"),
     "scope_by_layer": find_tables("scope_by_layer", "seeds=[0]"),
     "k_cds_sweep": find_tables("k_cds_sweep"),
+    "sae_pareto": find_tables(
+        *("sae_pareto", "data.n_train=1200", "data.n_test=300", "scope.k_max=8", "sae.n_tokens=200000"),
+        *("sae.batch_tokens=512", "quality.n_tokens=3000", "seeds=[0]"),
+        copy="sae_pareto_patches",
+    ),
+    "sae_pareto_pooled": find_tables(
+        *("sae_pareto", "model.site=pooled", "data.n_train=6000", "seeds=[0]"), copy="sae_pareto_pooled"
+    ),
+    "lineage": find_tables("lineage"),
     "sae_settings": find_settings,
     **{name: find_folder(KEPT[name]) for name in ("attribution_planted", "scenes_clip", "benchmarks")},
 }

@@ -344,6 +344,44 @@ MINIATURE = (
         ],
     ),
 )
+PARETO = {
+    **{f"{kind}, k {k}": f"sae={kind}, sae.k={k}" for kind in ("topk", "batchtopk") for k in (4, 16, 64)},
+    **{
+        f"matryoshka_k {name}, {'all' if k == 'null' else f'k {k}'}": (
+            f"sae=matryoshka_k, sae.k={k}, sae.level_weights={weights}"
+        )
+        for name, weights in (("UW", "uniform"), ("RW", "decreasing"))
+        for k in (4, 16, 64, "null")
+    },
+    **{f"matryoshka_prefix, k {k}": f"sae=matryoshka_prefix, sae.k={k}" for k in (4, 16, 64)},
+    **{f"relu, l1 {l1}": f"sae=relu, sae.l1={l1}" for l1 in (0.03, 0.1, 0.3)},
+    **{f"jumprelu, l0_coef {coef}": f"sae=jumprelu, sae.l0_coef={coef}" for coef in (0.0003, 0.001, 0.003)},
+}
+"""The rows of the tables of reconstruction against sparsity, in their order, and the settings that they are of."""
+OF_DICTIONARIES = {
+    "L0": "l0",
+    "zeros": "zeros * 100",
+    "FVU": "fvu",
+    "within": "fvu_per_token",
+    "cosine": "cosine_raw",
+    "from the mean": "cosine_centred",
+    "silent": "dead_share * 100",
+    "CKNNA": "cknna_unit",
+    "agreement": "agreement * 100",
+}
+"""The columns that both tables have."""
+
+
+def pareto(row: str, source: str = "sae_pareto_pooled") -> str:
+    """The address of what is measured of a kind of SAE."""
+    return f"{source}/sae_pareto/setting={PARETO[row]}"
+
+
+def cut(row: str, k: int, source: str = "sae_pareto_pooled", what: str = "fvu * 100") -> str:
+    """The address of what the k largest activations leave: the share of the variance in percent, or another measure."""
+    return f"{source}/progressive/setting={PARETO[row]};k={k}/{what}"
+
+
 SETTINGS = {
     "matryoshka_prefix, k 8": "sae=matryoshka_prefix sae.k=8",
     "topk, k 8, expansion 2": "sae=topk sae.k=8 sae.expansion_factor=2",
@@ -457,6 +495,10 @@ EXPERIMENTS = (
             "right": "is_best * 100",
             "random names right": "is_best_random * 100",
         },
+    ),
+    Claim(
+        "of pooled features {}% of the names that are not valid are right",
+        ["lineage/names/setting=model.site=pooled;key=centred/is_best_others * 100"],
     ),
     Claim(
         "have it in {}% by embedding, in {}% by the concept's features alone, and in {}% by the embedding without"
@@ -782,4 +824,108 @@ EXPERIMENTS = (
         ],
     ),
 )
-CLAIMS: Mapping[str, Sequence[Claim | TableClaim]] = {"README.md": README, "experiments/README.md": EXPERIMENTS}
+PARETO_SOURCES = ("sae_pareto_pooled", "sae_pareto")
+MSAE = ("matryoshka_k UW, all", "matryoshka_k RW, all")
+RECONSTRUCTION = (
+    TableClaim(
+        "| patch tokens | L0 |",
+        [(row, pareto(row, "sae_pareto")) for row in PARETO],
+        OF_DICTIONARIES | {"scored": "scored_share * 100", "median CDS": "median_cds", "CDS > .05": "high_share * 100"},
+    ),
+    TableClaim(
+        "| embeddings | L0 |",
+        [(row, pareto(row)) for row in PARETO],
+        OF_DICTIONARIES,
+    ),
+    *(
+        Claim(f"the probe is right on {{}}%{of}", [f"{pareto('topk, k 64', source)}/accuracy * 100"])
+        for source, of in (("sae_pareto", " of the mean patches"), ("sae_pareto_pooled", "):"))
+    ),
+    Claim(
+        "on embeddings its cosine is {} (UW) and {} (RW), but {}% and {}% are zeros; on patch tokens {} and {} with {}%"
+        " and {}%. Cut to its 64 largest activations at inference it does on embeddings (cosines {} and {}), on patch"
+        " tokens not ({} and {}).",
+        [
+            *(
+                f"{pareto(row, source)}/{what}"
+                for source in PARETO_SOURCES
+                for what in ("cosine_raw", "zeros * 100")
+                for row in MSAE
+            ),
+            *(cut(row, 64, source, "cosine_raw") for source in PARETO_SOURCES for row in MSAE),
+        ],
+    ),
+    Claim(
+        "leave {}% (UW) and {}% (RW) of the variance, of TopK {}%; of patch tokens {}%, {}% and {}%.",
+        [
+            cut(row, 8, source)
+            for source in PARETO_SOURCES
+            for row in ("matryoshka_k UW, k 64", "matryoshka_k RW, k 64", "topk, k 64")
+        ],
+    ),
+    Claim(
+        "cannot be cut: the 16 largest leave {}% and {}%.",
+        [cut("matryoshka_prefix, k 64", 16, source) for source in PARETO_SOURCES],
+    ),
+    Claim(
+        "of patch tokens the largest activation alone leaves {}% against {}% (k = 64), all 64 {}% against {}%; with all"
+        " latents {}% against {}%.",
+        [
+            *(cut(f"matryoshka_k {name}, k 64", 1, "sae_pareto") for name in ("RW", "UW")),
+            *(
+                f"{pareto(f'matryoshka_k {name}, {k}', 'sae_pareto')}/fvu * 100"
+                for k in ("k 64", "all")
+                for name in ("RW", "UW")
+            ),
+        ],
+    ),
+    Claim(
+        "the median CDS is lowest at k = 4 ({} to {}), where a third of the features or fewer are scored, and highest"
+        " of prefixes at k = 64 ({}), which",
+        [
+            f"{pareto(row, 'sae_pareto')}/median_cds"
+            for row in ("batchtopk, k 4", "topk, k 4", "matryoshka_prefix, k 64")
+        ],
+    ),
+)
+SITES = {"patch tokens": "model.site=resid_post", "image embeddings": "model.site=pooled"}
+
+
+def lineage(table: str, row: str, columns: Mapping[str, str]) -> TableClaim:
+    """Columns of the table of the lineage whose numbers stand in one table of the experiment's, in these rows."""
+    rows = [(tokens, f"lineage/{table}/setting={site};{row}") for tokens, site in SITES.items()]
+    return TableClaim("| | zeros (%) | silent (%) |", rows, columns)
+
+
+LINEAGE = (
+    lineage("quality", "quantity=zeros in the code of a token (%)", {"zeros": "mean * 100"}),
+    lineage("quality", "quantity=latents silent on all test tokens (%)", {"silent": "mean * 100"}),
+    lineage("quality", "quantity=the same, rows of unit norm", {"CKNNA": "mean"}),
+    lineage("quality", "quantity=mean squared cosine of two rows", {"squared cosine": "mean"}),
+    lineage("quality", "quantity=same prediction on both (%)", {"same prediction": "mean * 100"}),
+    lineage("names", "key=centred", {"valid names": "n_valid", "by chance": "n_random", "right": "is_best * 100"}),
+    lineage(
+        "steering",
+        "features=all measured",
+        {"steerable": "steerable * 100", "random directions": "steerable_random * 100"},
+    ),
+    lineage("attribution", "order=gradient x activation", {"gradients": "agreement"}),
+    Claim(
+        "the cosine with a feature's name by {} at like firing frequency and the size of its attribution by {} (both p"
+        " = {} after correction), the steering by {}, which is not told from chance (p = {}).",
+        [
+            f"lineage/cross/quantity={quantity}/{key}"
+            for quantity, key in (
+                ("cosine with its name", "within"),
+                ("size of its attribution to the predicted class", "within"),
+                ("cosine with its name", "p_corrected"),
+                ("steering", "within"),
+                ("steering", "p_corrected"),
+            )
+        ],
+    ),
+)
+CLAIMS: Mapping[str, Sequence[Claim | TableClaim]] = {
+    "README.md": README,
+    "experiments/README.md": (*EXPERIMENTS, *LINEAGE, *RECONSTRUCTION),
+}

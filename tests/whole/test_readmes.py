@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 
 from infoscope import registry
+from infoscope.commands.experiments.sweep import add_defaults, choose_settings
 from infoscope.config.overrides import has_layers
 from infoscope.config.sweeps import expand_sweep
 from infoscope.config.tree import compose
+from tests.support.experiment_samples import load_experiment
 
 ROOT = Path(__file__).parents[2]
 FILES = [
@@ -34,6 +36,17 @@ def find_commands(file: Path) -> list[str]:
     text = re.sub(r" *\\\n +", " ", file.read_text(encoding="utf-8"))
     commands = re.findall(r"^    infoscope\b *([^#\n]*)", text, re.MULTILINE)
     return [one for one in commands if "--" not in one and "$" not in one]
+
+
+def find_scripts(file: Path) -> list[str]:
+    """Return name and arguments of every file of experiments/ that is called in a line of code, one string each."""
+    text = re.sub(r" *\\\n +", " ", file.read_text(encoding="utf-8"))
+    return [
+        f"{name} {of}" for name, of in re.findall(r"^    python experiments/(\w+)\.py *([^#\n]*)", text, re.MULTILINE)
+    ]
+
+
+SCRIPTS = sorted({script for file in FILES for script in find_scripts(file)})
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.relative_to(ROOT).as_posix())
@@ -67,3 +80,17 @@ def test_commands_are_composed(command: str) -> None:
 
 def test_commands_are_found() -> None:
     assert sum(len(find_commands(file)) for file in FILES) > 15
+    assert len(SCRIPTS) > 5
+
+
+@pytest.mark.parametrize("command", SCRIPTS)
+def test_commands_of_experiments_are_composed(command: str) -> None:
+    """Of a sweep, its first job under the first and the last of the settings that are compared."""
+    name, *arguments = shlex.split(command)
+    experiment = getattr(load_experiment(name), "EXPERIMENT", None)
+    if experiment is None:  # a script of another kind
+        return
+    settings, given = choose_settings(experiment.settings, arguments)
+    first = expand_sweep(add_defaults([f"stage={experiment.stages[0]}", *experiment.defaults], given))[0]
+    for setting in {*settings[:1], *settings[-1:]} or {""}:
+        assert compose([*setting.split(), *first]).stage.name in experiment.stages

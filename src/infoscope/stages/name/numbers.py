@@ -54,6 +54,7 @@ def _summarise_reading(result: NameResult, place: int) -> dict[str, float]:
         "n_random": float(result.by_chance[place, 1].mean()),
         "is_best": mean_of(result.is_best[place, valid]),
         "is_best_random": mean_of(result.by_random[place, 0]),
+        "is_best_others": mean_of(result.is_best[place, named & ~valid]),
         "is_beyond": mean_of(result.is_beyond[place, valid]),
         "is_beyond_random": mean_of(result.by_random[place, 1]),
         "best_beyond": float(result.best_beyond[place]),

@@ -46,6 +46,7 @@ COLUMNS = (
     Column("median_ratio", "ratio, median", digits=2, optional=True),
     Column("is_best", "right", **PERCENT),
     Column("is_best_random", "random names right", **PERCENT),
+    Column("is_best_others", "names right that are not valid", **PERCENT, csv_only=True),
     Column("is_beyond", "beyond chance", **PERCENT, optional=True),
     Column("is_beyond_random", "random names beyond chance", **PERCENT, optional=True),
     Column("best_beyond", "any value beyond chance", **PERCENT, optional=True),
@@ -331,17 +332,16 @@ def _say_right(found: Sequence[Found]) -> Iterator[str]:
         yield "The data know nothing of their images, so that nothing says whether names are right."
         return
     numbers = [summarise(one.result)[first.reading] for one in found]
-    right, random, beyond, any_value = (
+    right, random, other, beyond, any_value = (
         format_percent(compute_stat(one[key] for one in numbers))
-        for key in ("is_best", "is_best_random", "is_beyond", "best_beyond")
+        for key in ("is_best", "is_best_random", "is_best_others", "is_beyond", "best_beyond")
     )
     if not any(math.isfinite(one["is_best"]) for one in numbers):
         yield "No valid name is one of the values that are known of the images, so that none can be held against them."
         return
-    other = join(found, lambda one: mean_of(one.is_best[one.place, one.is_named & ~one.valid[one.place]])).mean
     yield (
         f"{right} of the valid names are right: what most marks the feature's top {first.n_top} test images (the same"
-        f" names at random over the features: {random}; names that are not valid: {format_percent(other)}). {beyond}"
+        f" names at random over the features: {random}; names that are not valid: {other}). {beyond}"
         " name a value that is over-represented there beyond chance; of"
         f" {any_value} of these features some value is."
     )
