@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -128,6 +129,15 @@ def test_a_combination_that_fails_does_not_lose_the_others(
     assert all("scenes:" in row["artifacts"] and "data.n_train=40" in row["overrides"] for row in rows)
     assert "| images |" in printed.out
     assert (tmp_path / "experiments" / "counting" / "empty.pdf").exists()
+
+
+def test_what_other_stages_refuse_is_said_before_anything_is_built(
+    counting: Experiment[int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = replace(counting, also=["name"])
+    assert main(more, make_overrides(tmp_path, f"name.vocabulary={tmp_path / 'none.txt'}")) == 2
+    assert "none.txt, got: no such file" in capsys.readouterr().err
+    assert not (tmp_path / "artifacts").exists()
 
 
 def test_what_was_finished_before_ctrl_c_is_written(

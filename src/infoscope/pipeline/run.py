@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -95,10 +95,13 @@ def set_goals(ctx: Context) -> list[Node]:
     return ctx.goals
 
 
-def check(ctx: Context) -> None:
+def check(ctx: Context, also: Sequence[Stage] = ()) -> None:
     """Refuse what the configured stage, and what comes before it, could not be done with; nothing is built.
 
     Of several processes the main one looks.
+
+    Args:
+        also: other stages that will be asked for with the same configuration.
 
     Raises:
         InputError: images, truths, classes, weights, a layer, sizes, a device or a disk that will not do.
@@ -107,7 +110,8 @@ def check(ctx: Context) -> None:
         return
     with processes.alone():
         _ = ctx.device
-        for node in list_needed(set_goals(ctx)):
+        goals = [*set_goals(ctx), *(node for stage in also for node in stage.goals(ctx))]
+        for node in list_needed(goals):
             node.stage.check(node.ctx, *node.item)
         steps = plan_stage(ctx)
         needed = sum(step.n_built * step.work.disk_bytes for step in steps)

@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Generic
 
+from infoscope import registry
 from infoscope.commands.collect.opening import ContextFactory, describe_artifacts, describe_choices
 from infoscope.commands.experiments.runs import Found, Run, Shown
 from infoscope.config.sweeps import check_layers, expand_sweep, find_layers, find_swept, make_commands
@@ -40,6 +41,7 @@ from infoscope.runtime.progress import Display
 from infoscope.runtime.read_only import MissingArtifact
 from infoscope.runtime.uses import write_uses
 from infoscope.scope.config import Rule
+from infoscope.stages.sae import has_maps
 from infoscope.stages.score.stage import partition_of
 from infoscope.stages.tokens import Tokens
 
@@ -246,7 +248,8 @@ class Sweep:
         layers = find_layers(overrides, self.combinations)
         ctx = self._contexts.open(config, Job(folder, overrides=tuple(overrides), layers=layers))
         if self.builds:
-            check(ctx)
+            stages = [registry.find_entry(name).load()() for name in self.experiment.also]
+            check(ctx, [stage for stage in stages if stage.is_without_maps or has_maps(ctx)])
         if config.plan:
             show_plan(ctx)
             return
