@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from infoscope.data.scenes.factors import KINDS
 from infoscope.pipeline.context import Context
 from infoscope.pipeline.run import check, run
 from infoscope.runtime.errors import InputError
+from infoscope.sae.export import export_sae
 from infoscope.sae.loading import load_sae
 from infoscope.sae.origin import Origin, check_has_maps, choose_layer
 from infoscope.stages.attribute.stage import Attribute
@@ -51,6 +53,8 @@ def described(tmp_path_factory: pytest.TempPathFactory) -> Path:
     said = made.text
     assert "Monosemanticity, median: all" in said
     assert "Zero-shot cross-entropy on" in said
+    assert "images with a strong activation (%)" in said
+    assert not re.search(r"patch(?!sae)|block", said.lower())
     assert "scope" not in said
     return output_dir
 
@@ -76,6 +80,14 @@ def test_its_features_are_described_without_a_score(described: Path) -> None:
     assert fidelity.n_classes == len(KINDS)
     assert fidelity.cross_entropy[0].mean() < fidelity.cross_entropy[2].mean()  # zeros in place of the embedding
     assert not any(isinstance(node.stage, Score) for node in Describe().goals(ctx))
+
+
+def test_an_export_names_no_block_and_no_patches(described: Path, tmp_path: Path) -> None:
+    sae = TrainSAE.at(make_context(described, *POOLED), 0).load()
+    info = json.loads(export_sae(sae, tmp_path / "plain", "plain")[0].read_text())
+    assert (info["origin"]["site"], info["origin"]["layer"], info["origin"]["tokens"]) == ("pooled", None, None)
+    assert load_sae(tmp_path / "plain").origin.site == "pooled"
+    assert "block" not in make_card(sae, "someone/features", "", {}, None)
 
 
 def test_predictions_rest_on_features_of_whole_images(described: Path) -> None:

@@ -30,10 +30,10 @@ _LABELS = {"arch": "architecture", "kind": "family"}
 class Origin:
     """Which tokens an SAE was trained on; what is unknown compares with everything.
 
-    layer: the block whose output it reads, as infoscope writes it counted from 0; None: unknown.
+    layer: the block whose output it reads, as infoscope writes it counted from 0; None: unknown, or `POOLED`.
     backbone: fingerprint of the backbone; empty: unknown.
     image_px: side of the images that the backbone read; None: unknown.
-    tokens: patches, every token, or CLS alone; None: unknown.
+    tokens: patches, every token, or CLS alone; None: unknown, or `POOLED`.
     site: where in the block: "resid_post", "mlp_out", ..., or behind the tower, as `POOLED`: one vector of an image or
         a text, which has no place in the picture; None: unknown, see `known_site`.
     source: of what another toolkit has trained; None: infoscope did.
@@ -51,6 +51,9 @@ class Origin:
 
     def __post_init__(self) -> None:
         check_settings(type(self), vars(self), "")
+        if self.site == POOLED:  # an embedding is of no block, and no patch or CLS
+            object.__setattr__(self, "layer", None)
+            object.__setattr__(self, "tokens", None)
 
     def to_json(self) -> dict[str, Any]:
         """Return it as plain JSON values, for `from_json`."""

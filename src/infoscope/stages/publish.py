@@ -125,7 +125,10 @@ def describe_experiment(ctx: Context, with_scope: bool = True) -> dict[str, str]
     hardware, versions = environment["hardware"], environment["versions"]
     weights = Path(config.model.pretrained or config.model.kind.name).name
     grid = f"{meta['grid']} x {meta['grid']} patches"
-    behind = {POOLED: "a vector per image", PROJECTED: f"{grid}, each as the model would embed it"}
+    behind = {
+        POOLED: "a vector per image, in the place of its tokens",
+        PROJECTED: f"{grid}, each as the model would embed it",
+    }
     read = behind.get(config.model.site, f"block {meta['layer']}, {grid}")
     scope = f"k_CDS {config.scope.k_cds}, shift {config.scope.shift_patches}, EMD {config.scope.emd.name}"
     context = {

@@ -9,7 +9,6 @@ from infoscope.report.tables import compute_stat, format_number
 from infoscope.scope.partition import name_group
 from infoscope.stages.describe.numbers import (
     ALL,
-    MEASURES,
     Seeds,
     compute_chance,
     compute_median,
@@ -19,6 +18,8 @@ from infoscope.stages.describe.numbers import (
     is_by_labels,
     list_scored,
     name_highest,
+    name_measure,
+    name_places,
 )
 
 
@@ -64,7 +65,7 @@ def _compare(seeds: Seeds, measure: str, digits: int = 3) -> str:
         if by_labels:
             text += f" (labels permuted {format_number(compute_permuted(seeds, measure, group).mean, digits)})"
         parts.append(text)
-    name = MEASURES[measure].name
+    name = name_measure(seeds, measure)
     random = compute_chance(seeds, measure)
     text = f"{name[0].upper()}{name[1:]}, median: {', '.join(parts)}"
     return text if random is None else f"{text}; images at random {format_number(random, digits)}"
@@ -103,8 +104,8 @@ def _say_class_latents(seeds: Seeds, config: DescribeConfig) -> str:
         )
     text = (
         f"The {config.n_class_latents} latents of each of the {n_classes} classes, those that fire strongly on most of"
-        f" its patches, are {format_number(n_held, 0)} different ones, {format_number(n_everywhere, 0)} of which every"
-        " class has."
+        f" its {name_places(seeds)}, are {format_number(n_held, 0)} different ones,"
+        f" {format_number(n_everywhere, 0)} of which every class has."
     )
     if group is not None and math.isfinite(share.mean) and math.isfinite(expected.mean):
         text += (

@@ -54,6 +54,16 @@ class Found(NamedTuple):
 Seeds = Sequence[Found]
 
 
+def name_places(seeds: Seeds) -> str:
+    """Return where features fire, in words: on patches, or where they have no maps on whole images."""
+    return "images" if seeds[0].scope is None else "patches"
+
+
+def name_measure(seeds: Seeds, measure: str) -> str:
+    """Return what a measure is called."""
+    return MEASURES[measure].name.replace("patches", name_places(seeds))
+
+
 def list_measures(seeds: Seeds) -> list[str]:
     """Return the measures that the data can give."""
     return [name for name in MEASURES if name in seeds[0].table]

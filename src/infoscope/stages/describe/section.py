@@ -28,6 +28,8 @@ from infoscope.stages.describe.numbers import (
     list_measures,
     list_scored,
     name_highest,
+    name_measure,
+    name_places,
     summarise,
 )
 from infoscope.stages.describe.top_images import TopFeature, draw_top_images, make_caption_table
@@ -104,12 +106,16 @@ def _make_measure_table(seeds: Seeds, config: DescribeConfig, judge: str) -> Tab
     columns = [Column("quantity", "", Align.left)]
     columns += [Column(group.replace(" ", "_"), name_group(group), optional=group == "unscored") for group in groups]
     columns += [Column("at_random", "images at random"), Column("n_without", "without a value", digits=0)]
+    places = name_places(seeds)
+    over, often = f" ({config.image_code.name} over the patches)", "most strong patches per image"
+    if seeds[0].scope is None:
+        over, often = "", "a strong activation most often"
     notes = [
         "Median over the features that have a value, mean over SAE seeds. Of a feature that fires in fewer than"
-        f" {first.n_label_images} training images nothing is said but its activation and strong patches.",
+        f" {first.n_label_images} training images nothing is said but its activation and strong {places}.",
         f"{_say_what_is_strong(seeds)} Monosemanticity"
         f" (sae-for-vlm): mean cosine of two images to {judge}, each pair weighted by the product of the feature's"
-        f" activations ({config.image_code.name} over the patches), which are scaled to 0..1 first; a"
+        f" activations{over}, which are scaled to 0..1 first; a"
         " constant feature has none. Clarity (Attributing CLIP):"
         f" mean cosine of two of its top {config.n_clarity_images} images. Overlap: mean Jaccard index of its top"
         f" {config.n_top_images} images with those of every other feature.",
@@ -118,7 +124,7 @@ def _make_measure_table(seeds: Seeds, config: DescribeConfig, judge: str) -> Tab
         notes.append(
             f"Label entropy (PatchSAE): of the classes of its top {first.n_label_images} images, weighted by"
             " activation; over all images, and its share of the entropy of equally frequent classes: ours. Top class:"
-            " on whose images it has most strong patches per image. Labels permuted (ours): the same median when the"
+            f" on whose images it has {often}. Labels permuted (ours): the same median when the"
             f" labels of all images are permuted, mean over {N_PERMUTATIONS} permutations. It is what these very"
             " features have by chance, which is less entropy the fewer images they fire in, and the less equally."
         )
@@ -141,7 +147,8 @@ def _make_measure_table(seeds: Seeds, config: DescribeConfig, judge: str) -> Tab
     table.add_section("median")
     units = {column.name: column.unit for column in first_table}
     for name in list_measures(seeds):
-        heading, digits, scale = MEASURES[name]
+        _, digits, scale = MEASURES[name]
+        heading = name_measure(seeds, name)
         if units[name].startswith(f"{UNIT} x"):  # rows of the decoder have lengths of their own
             heading = f"{heading} ({units[name]})"
         numbers = [compute_median(seeds, name, group) for group in groups]
