@@ -1,9 +1,9 @@
 """Which features zero-shot predictions rest on, by gradients, and whether they are of high or of low scope.
 
-    python experiments/attribution.py                                       # the miniature: scenes and their own CLIP
+    python experiments/attribution.py                                        # the miniature: scenes and their own CLIP
     python experiments/attribution.py partition=bands
-    python experiments/attribution.py model.layer=[0,1,2]                   # with more blocks behind the features
-    python experiments/attribution.py model.layer=0 attribution.n_groups=16 # gradients halfway: nearer to ablation
+    python experiments/attribution.py model.layer=[0,1,2]                    # with more blocks behind the features
+    python experiments/attribution.py model.layer=0 attribution.n_groups=16  # gradients halfway: nearer to ablation
     python experiments/attribution.py attribution.towards=label attribution.n_steps=20
     python experiments/attribution.py model=clip_b16 sae=import sae.path=SAE.pt data=imagenet data.root=/imagenet \
         predict=imagenet predict.n_images=5000

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from infoscope.analyses.latent_orders import PLACES
+from infoscope.commands.model_card import make_card
 from infoscope.config.tree import compose
 from infoscope.data.scenes.factors import KINDS
 from infoscope.pipeline.context import Context

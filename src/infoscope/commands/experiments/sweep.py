@@ -44,6 +44,7 @@ from infoscope.scope.config import Rule
 from infoscope.stages.sae import has_maps
 from infoscope.stages.score.stage import partition_of
 from infoscope.stages.tokens import Tokens
+from infoscope.vision.hooks import AT_END, POOLED, PROJECTED
 
 NAMED_KEYS = ("model", "model.layer", "scope.k_cds", "partition.gamma", "partition.quantile", "partition.mass_share")
 """What the columns of a table say anyway; every other key of a sweep is named too."""
@@ -259,14 +260,15 @@ class Sweep:
         self._uses |= {spec.hash: f"{spec.stage}/{spec.name}" for spec in ctx.used.values()}
         facts = self._describe(ctx, number)
         names = [f"k_CDS {facts['k_cds']}", _name_gamma(config)] if self.experiment.is_scored else []
-        names = [f"{facts['model']}", f"block {facts['layer']}", *names, f"{facts['setting']}"]
+        names = [f"{facts['model']}", _name_place(config.model.site, facts["layer"]), *names, f"{facts['setting']}"]
         self.runs.append(Run(config, ", ".join(filter(None, names)), facts, found))
 
     def _describe(self, ctx: Context, number: int) -> dict[str, Value]:
         config, choices = ctx.config, describe_choices(ctx.config)
+        layer = Tokens.at(ctx, "train").read_json("tokens.json")["layer"]
         facts: dict[str, Value] = {
             "model": choices["model"],
-            "layer": Tokens.at(ctx, "train").read_json("tokens.json")["layer"],
+            "layer": None if config.model.site in AT_END else layer,
             "setting": self._name(number, but=NAMED_KEYS),
             "data": choices["data"],
         }
@@ -322,6 +324,11 @@ def _name_gamma(config: Config) -> str:
     if rule is Rule.bands:
         return config.partition.rule_in_words
     return f"gamma {number:g}" if rule is Rule.threshold else f"gamma by {config.partition.rule_in_words}"
+
+
+def _name_place(site: str, layer: Value) -> str:
+    """Return in words what SAEs read of a model; what lies behind the tower is of no block."""
+    return {POOLED: "whole images", PROJECTED: "patches as images are embedded"}.get(site, f"block {layer}")
 
 
 def _plain(value: Value) -> Any:
