@@ -429,9 +429,22 @@ def test_latents_of_high_scope_steer_to_a_light(output_dir: Path, asked: list[st
 
 def test_the_lineage_is_told_of_patch_tokens_and_of_embeddings(output_dir: Path, asked: list[str]) -> None:
     few = ("attribution.n_tested=8", "steer.n_latents=12", "steer.n_images=8", "seeds=[0]", "cross.n_draws=50")
+    few += ("steer.spurious=place", "steer.n_suppressed=[5]")
     folder = run_planted("lineage", output_dir, *asked, *few)
-    main_tables = ["quality", "names", "steering", "attribution", "cross"]
-    check_files(folder, main_tables, ["cross", "progressive_1", "progressive_2", "steering_1", "attribution_groups"])
+    main_tables = ["lineage", "lineage_words", "quality", "names", "steering", "suppression", "attribution", "cross"]
+    figures = ["cross_patches", "progressive_patches", "progressive_pooled", "steering_patches", "steering_pooled"]
+    check_files(folder, main_tables, [*figures, "suppression_pooled", "attribution_groups_patches"])
+    captions = {row["figure"]: row["caption"] for row in read_rows(folder / "figures.csv")}
+    assert captions.keys() == {path.stem for path in folder.glob("*.png")}
+    assert "by its CDS" in captions["steering_patches"]
+    assert "CDS" not in captions["steering_pooled"]
+    said = (folder / "lineage_words.md").read_text()
+    assert "patches: with the CDS of features go, at like firing frequency" in said
+    assert len(said) < 3000  # what each stage says stands on its page
+    for row in read_rows(folder / "lineage_words.csv"):
+        assert f"{int(row['n_named'])} of " in said
+        steered = find_row(read_rows(folder / "steering.csv"), setting=row["setting"], features="all measured")
+        assert float(row["steerable"]) == steered["steerable"]
     for name in main_tables[:-1]:
         rows = read_rows(folder / f"{name}.csv")
         assert {row["setting"] for row in rows} == {"model.site=resid_post", "model.site=pooled"}

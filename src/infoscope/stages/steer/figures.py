@@ -16,25 +16,23 @@ from infoscope.stages.steer.numbers import Found, Removal, Spurious
 
 def draw_effects(found: Sequence[Found]) -> Figure:
     """Draw the effect of each measured latent over its score, and how many have which effect."""
-    figure, (left, right) = make_panels(2, 3.0)
-    for one in found:
+    scored = [one for one in found if one.scope is not None]
+    figure, (*left, right) = make_panels(2 if scored else 1, 3.0)
+    for one in scored:
+        assert one.scope is not None
         result = one.result
-        if one.scope is None:
-            continue
         cds, effect = one.scope.cds[result.measured], result.effect[LATENT]
         for of, colour, label in (
             (~result.is_steerable[LATENT], GREY, "not steerable"),
             (result.is_steerable[LATENT], INK, "steerable"),
         ):
-            left.scatter(cds[of], effect[of], s=6, color=colour, linewidths=0, alpha=0.6, label=label)
-    left.set_xlabel("CDS")
-    left.set_ylabel("effect (nats)")
-    left.grid(axis="y", color=FAINT, linewidth=0.6)
-    if found[0].scope is None:
-        left.text(0.5, 0.5, "no feature has a score", ha="center", va="center", transform=left.transAxes)
-    else:
-        handles, labels = left.get_legend_handles_labels()
-        left.legend(handles[:2], labels[:2])
+            label = label if one is scored[0] else None
+            left[0].scatter(cds[of], effect[of], s=6, color=colour, linewidths=0, alpha=0.6, label=label)
+    for panel in left:
+        panel.set_xlabel("CDS")
+        panel.set_ylabel("effect (nats)")
+        panel.grid(axis="y", color=FAINT, linewidth=0.6)
+        panel.legend()
     for along, colour, label, line in (
         (LATENT, INK, "features", "-"),
         (RANDOM, GREY, "random directions", (0, (5, 2))),

@@ -50,8 +50,9 @@ def make_steering_section(found: Sequence[Found], min_images: int, spurious: Spu
         "steering": SectionFigure(
             lambda: draw_effects(found),
             "Effect of each measured feature (rise of the log probability of the word that rises most, mean over test"
-            " images) by its CDS, all SAE seeds together; and how many features, and pushes of the same length along"
-            " random directions, have less than an effect. The line is what counts as steerable.",
+            f" images){' by its CDS' if found[0].scope is not None else ''}, all SAE seeds together; and how many"
+            " features, and pushes of the same length along random directions, have less than an effect. The line is"
+            " what counts as steerable.",
         )
     }
     findings, summary = [*_find(found)], _summarise(found)
