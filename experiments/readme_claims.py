@@ -911,6 +911,10 @@ LINEAGE = (
     ),
     lineage("attribution", "order=gradient x activation", {"gradients": "agreement"}),
     Claim(
+        "only {} of the 512 fire in enough training images to have one",
+        ["lineage/names/setting=model.site=pooled;key=centred/n_named"],
+    ),
+    Claim(
         "the cosine with a feature's name by {} at like firing frequency and the size of its attribution by {} (both p"
         " = {} after correction), the steering by {}, which is not told from chance (p = {}).",
         [

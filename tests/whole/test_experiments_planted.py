@@ -442,7 +442,7 @@ def test_the_lineage_is_told_of_patch_tokens_and_of_embeddings(output_dir: Path,
     assert "patches: with the CDS of features go, at like firing frequency" in said
     assert len(said) < 3000  # what each stage says stands on its page
     for row in read_rows(folder / "lineage_words.csv"):
-        assert f"{int(row['n_named'])} of " in said
+        assert f"{float(row['n_named']):.0f} of " in said
         steered = find_row(read_rows(folder / "steering.csv"), setting=row["setting"], features="all measured")
         assert float(row["steerable"]) == steered["steerable"]
     for name in main_tables[:-1]:
