@@ -9,6 +9,7 @@ import csv
 import io
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,7 @@ from infoscope.stages.probe.paper import PAPER_TITLES
 from infoscope.stages.probe.tables import PAPER
 from infoscope.stages.report.stage import NO_PROBES
 from infoscope.vision.tokens.extract import TokenCache
+from tests.support.pipeline_samples import coarse_figures
 
 N_PHOTOGRAPHS, K_CDS = 60, 4
 SMALL = [
@@ -43,6 +45,13 @@ SMALL = [
     "trainer.progress=false",
     "trainer.device=cpu",
 ]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _saved_figures(_unsaved_figures: None) -> Iterator[None]:
+    """Here the files of figures are looked at, so they are saved."""
+    with coarse_figures():
+        yield
 
 
 @pytest.fixture(scope="module")
