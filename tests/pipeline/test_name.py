@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -82,6 +83,11 @@ def test_features_of_patches_are_named_by_the_images_on_which_they_fire(tmp_path
     assert record.files is not None
     assert "names_groups" in record.files.tables
     assert "No classifier is swept, and no embedding edited" in record.text
+    said = " ".join(record.text.split())
+    counts = r"\d+ by direction and text, each less its mean \(ours\), \d+ different ones \(by chance [\d.]+ with the"
+    assert re.search(rf"Of \d+ features so many have a valid name \(cosine above .*: {counts}", said)
+    rows = (record.files.page.parent / "tables" / "names.md").read_text().splitlines()
+    assert re.search(r"\(ours\) .* \| \d+ \| \d+ \| \d+ \| \d+\.\d \|", "".join(rows))  # of one seed they are counts
     found = Name.at(make_context(tmp_path, *CLIP, "seeds=[0]", *LOOSE), 0).load()
     assert found.readings == ["centred", "shifted"]
     assert found.class_names == []

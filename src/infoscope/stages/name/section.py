@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 from jaxtyping import UInt8
@@ -123,7 +124,11 @@ def _make_table(found: Sequence[Found], config: NameConfig) -> Table:
     table = Table(
         "names",
         f"Names from {len(first.concepts):,} concepts ({first.n_words:,} words), by what is compared",
-        [Column("reading", "compared", Align.left), Column("key", "reading", Align.left, csv_only=True), *COLUMNS],
+        [
+            Column("reading", "compared", Align.left),
+            Column("key", "reading", Align.left, csv_only=True),
+            *_fit_counts(COLUMNS, found),
+        ],
         notes=[
             f"Valid: cosine above {config.min_cosine:g} and more than {config.min_ratio:g} times that with the next"
             f" concept. Of features that fire in at least {first.n_top} training images. Permuted words: the"
@@ -151,13 +156,16 @@ def _make_group_table(found: Sequence[Found]) -> Table:
     table = Table(
         "names_groups",
         "Valid names by scope" if found[0].groups else "Valid names by Matryoshka level",
-        [
-            Column("group", "features", Align.left),
-            Column("n_named", "with a name", digits=0, is_count=True),
-            Column("n_valid", "valid", digits=1),
-            Column("share", "share valid", **PERCENT),
-            Column("is_best", "right", **PERCENT),
-        ],
+        _fit_counts(
+            [
+                Column("group", "features", Align.left),
+                Column("n_named", "with a name", digits=0, is_count=True),
+                Column("n_valid", "valid", digits=1),
+                Column("share", "share valid", **PERCENT),
+                Column("is_best", "right", **PERCENT),
+            ],
+            found,
+        ),
     )
     for group in [*groups, "all"]:
         members = [{**one.groups, **one.levels}.get(group, np.ones(len(one.result.n_firing), bool)) for one in found]
@@ -213,6 +221,11 @@ def _make_list(found: Sequence[Found]) -> Table:
         )
     if not order:
         table.notes.append("No name is valid.")
+    if any(not np.isfinite(first.is_best[place, best[one]]).any() for one in order):
+        table.notes.append(
+            "No number of right ones: the data do not know the word of their images, or none of these features fires in"
+            f" {first.n_top} test images."
+        )
     if len(order) > MAX_LISTED:
         table.notes.append(f"{len(order) - MAX_LISTED} more are left out.")
     return table
@@ -250,19 +263,22 @@ def _make_bias_table(found: Sequence[Found]) -> Table:
     table = Table(
         "names_bias",
         "Change of the probabilities of a linear classifier while a named concept is swept",
-        [
-            Column("target", "classes of", Align.left),
-            Column("n_concepts", "concepts", digits=1, is_count=True),
-            Column("correlation", "correlation with the coupling in the data", signed=True),
-            Column("n_coupled", "coupled concepts", digits=1, is_count=True),
-            Column("slope_coupled", "change, coupled class", digits=3, signed=True),
-            Column("slope_random", "random features instead", digits=3, signed=True),
-            Column("slope_other", "any other class", digits=3, signed=True),
-            Column("top", "coupled class rises most", **PERCENT),
-            Column("by_chance", "by chance", **PERCENT, optional=True),
-            Column("one_sign", "pairs of one sign in all seeds", **PERCENT, optional=True),
-            Column("one_sign_random", "with random features", **PERCENT, optional=True),
-        ],
+        _fit_counts(
+            [
+                Column("target", "classes of", Align.left),
+                Column("n_concepts", "concepts", digits=1, is_count=True),
+                Column("correlation", "correlation with the coupling in the data", signed=True),
+                Column("n_coupled", "coupled concepts", digits=1, is_count=True),
+                Column("slope_coupled", "change, coupled class", digits=3, signed=True),
+                Column("slope_random", "random features instead", digits=3, signed=True),
+                Column("slope_other", "any other class", digits=3, signed=True),
+                Column("top", "coupled class rises most", **PERCENT),
+                Column("by_chance", "by chance", **PERCENT, optional=True),
+                Column("one_sign", "pairs of one sign in all seeds", **PERCENT, optional=True),
+                Column("one_sign_random", "with random features", **PERCENT, optional=True),
+            ],
+            found,
+        ),
         notes=[
             "Without concepts that are such classes themselves. Coupling: share of the class in training images of the"
             " concept, less its share in all; coupled: over twice that share. What changes is not the classifier's"
@@ -279,15 +295,18 @@ def _make_misled_table(found: Sequence[Found]) -> Table:
     table = Table(
         "names_misled",
         "What goes with a class in the data, in test images of other classes: change of the class's probability",
-        [
-            Column("target", "classes of", Align.left),
-            Column("n_pairs", "pairs", digits=1, is_count=True),
-            Column("whole", "change", digits=3, signed=True),
-            Column("without", "without the class's features", digits=3, signed=True),
-            Column("without_random", "without random ones", digits=3, signed=True),
-            Column("lower", "pairs that change less", **PERCENT),
-            Column("others", "any other concept", digits=3, signed=True),
-        ],
+        _fit_counts(
+            [
+                Column("target", "classes of", Align.left),
+                Column("n_pairs", "pairs", digits=1, is_count=True),
+                Column("whole", "change", digits=3, signed=True),
+                Column("without", "without the class's features", digits=3, signed=True),
+                Column("without_random", "without random ones", digits=3, signed=True),
+                Column("lower", "pairs that change less", **PERCENT),
+                Column("others", "any other concept", digits=3, signed=True),
+            ],
+            found,
+        ),
         notes=[
             "Change: mean probability of the class in test images of other classes that have the concept, less that in"
             " those without it. Pairs of a concept and a class: coupled as above, with at least"
@@ -305,18 +324,21 @@ def _make_misled_table(found: Sequence[Found]) -> Table:
 def _say_valid(found: Sequence[Found], config: NameConfig) -> Iterator[str]:
     first = found[0].result
     parts = []
-    for place, reading in enumerate(first.readings):
+    for reading in first.readings:
         numbers = [summarise(one.result)[reading] for one in found]
-        n, distinct, named, permuted, random = (
-            format_number(compute_stat(one[key] for one in numbers).mean, 1)
-            for key in ("n_valid", "n_distinct", "n_named", "n_permuted", "n_random")
+        n, distinct = (_count([one[key] for one in numbers]) for key in ("n_valid", "n_distinct"))
+        permuted, random = (
+            format_number(compute_stat(one[key] for one in numbers).mean, 1) for key in ("n_permuted", "n_random")
         )
-        of = f" of {named}" if place == 0 else ""
-        parts.append(f"{n}{of} ({distinct} different ones; by chance {permuted} and {random}) by {reading}")
+        parts.append(
+            f"{n} by {WORDS[reading]}, {distinct} different ones (by chance {permuted} with the coordinates of the"
+            f" words permuted, {random} of random directions)"
+        )
+    named = _count([summarise(one.result)[first.reading]["n_named"] for one in found])
     yield (
-        f"Valid names (cosine above {config.min_cosine:g}, {config.min_ratio:g} times that with the next concept):"
-        f" {', '.join(parts)}. MSAE's over 120 are of CLIP L/14 and a large vocabulary, so no number to hold these"
-        " against."
+        f"Of {named} features so many have a valid name (cosine above {config.min_cosine:g}, {config.min_ratio:g} times"
+        f" that with the next concept): {'; '.join(parts)}. MSAE's over 120 are of CLIP L/14 and a large vocabulary, so"
+        " no number to hold these against."
     )
     lacking = join(found, lambda one: int((~one.is_named).sum()))
     if lacking.mean:
@@ -324,6 +346,17 @@ def _say_valid(found: Sequence[Found], config: NameConfig) -> Iterator[str]:
             f"{format_number(lacking.mean, 0)} features fire in fewer than {first.n_top} training images, or have a row"
             " of zeros, and have no name."
         )
+
+
+def _count(values: Sequence[float]) -> str:
+    """Return the mean of a count over SAE seeds, with a decimal where there are several."""
+    return format_number(compute_stat(values).mean, 1 if len(values) > 1 else 0)
+
+
+def _fit_counts(columns: Sequence[Column], found: Sequence[Found]) -> list[Column]:
+    """Return columns whose counts have a decimal where there are several SAE seeds alone."""
+    counts = ("n_valid", "n_distinct", "n_concepts", "n_coupled", "n_pairs") if len(found) == 1 else ()
+    return [replace(column, digits=0) if column.key in counts else column for column in columns]
 
 
 def _say_right(found: Sequence[Found]) -> Iterator[str]:
@@ -369,7 +402,7 @@ def _say_bias(found: Sequence[Found]) -> Iterator[str]:
     if not any(math.isfinite(one.correlation) for one in biases):
         return
     mean = {key: compute_stat(getattr(one, key) for one in biases) for key in Bias._fields}
-    n, n_coupled = (format_number(mean[key].mean, 1) for key in ("n_concepts", "n_coupled"))
+    n, n_coupled = (_count([getattr(one, key) for one in biases]) for key in ("n_concepts", "n_coupled"))
     said = (
         f"Bias of a linear classifier of the {len(found[0].result.class_names)} classes of {found[0].target!r}, while"
         f" the features of one of {n} other concepts are swept from silent to their {QUANTILES[-1]:.0%} quantile: the"
@@ -405,7 +438,7 @@ def _say_misled(found: Sequence[Found]) -> Iterator[str]:
     whole, without, random, others = (
         format_signed(mean[key], 3) for key in ("whole", "without", "without_random", "others")
     )
-    n_pairs = format_number(mean["n_pairs"], 1)
+    n_pairs = _count([one.n_pairs for one in runs])
     yield (
         f"A concept that goes with a class in the data ({n_pairs} pairs) changes the probability of that class in test"
         f" images of other classes by {whole}, other concepts by {others}. Without the features that are called by the"
