@@ -54,6 +54,8 @@ def test_every_choice_composes(name: str):
         more = ["probe_data.segmentation.root=ade", "probe_data.depth.root=nyu"]
     if name == "data/captions":
         more.append("model.site=pooled")
+    if name == "model/clip_folder":
+        more = ["model.pretrained=local-dir:clips"]
     if name == "sae/import":
         more = ["sae.path=sae.pt"]
     config = compose([f"{group}={choice}", *more])

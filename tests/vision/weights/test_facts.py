@@ -354,6 +354,16 @@ class TestFilesThatSay:
         file.with_name("open_clip_config.json").write_text(json.dumps({"model_cfg": model_cfg}))
         refuse(ModelConfig("m", pretrained=f"local-dir:{file.parent}"), r"^Expected .*open_clip_config\.json")
 
+    def test_a_folder_of_another_model_than_the_architecture_is_refused(self, file):
+        file.rename(file.with_name("open_clip_model.safetensors"))
+        pretrained = f"local-dir:{file.parent}"
+        for model_cfg in (make_clip_cfg(layers=3), {**make_clip_cfg(), "embed_dim": 32}):
+            file.with_name("open_clip_config.json").write_text(json.dumps({"model_cfg": model_cfg}))
+            refuse(
+                ModelConfig("m", arch="ViT-B-32", pretrained=pretrained), "ViT-B-32, as model.arch says .* 3.*folder"
+            )
+            assert find_source(ModelConfig("m", pretrained=pretrained), None).model_cfg == model_cfg
+
     def test_sizes_that_make_no_model_are_one_sentence(self, file):
         file.rename(file.with_name("open_clip_model.safetensors"))
         content = {"model_cfg": {**make_clip_cfg(), "embed_dim": "wide"}}

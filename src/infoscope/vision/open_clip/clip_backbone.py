@@ -141,8 +141,8 @@ class ClipBackbone(Backbone):
             if unknown:
                 raise InputError(
                     f"Expected {what} in words of the model's own vocabulary ({len(known)} words), got"
-                    f" {', '.join(map(repr, list(unknown)[:5]))}: choose others, of the words in its {VOCABULARY}, or"
-                    " another model."
+                    f" {', '.join(map(repr, list(unknown)[:5]))}: choose others, of the words in"
+                    f" {self._tokenizer.file or VOCABULARY}, or another model."
                 )
 
 
@@ -155,7 +155,7 @@ def make_tokenizer(name: str) -> Tokenizer:
     vocabulary = Path(name.removeprefix("local-dir:")) / VOCABULARY
     try:
         if name.startswith("local-dir:") and vocabulary.is_file():
-            return WordTokenizer(**json.loads(vocabulary.read_text(encoding="utf-8")))
+            return WordTokenizer(**json.loads(vocabulary.read_text(encoding="utf-8")), file=vocabulary)
         return open_clip.get_tokenizer(name)
     except ModuleNotFoundError as error:  # SigLIP's tokenizers are Hugging Face's
         raise InputError(f"The tokenizer of {name} needs a package: pip install {error.name}.") from error

@@ -56,6 +56,7 @@ def find_source(config: ModelConfig, trained_folder: Path | None) -> Source:
     if folder is not None:
         path = folder / LOCAL_CONFIG
         model_cfg, preprocess = read_local_config(path)
+        _check_is_arch(model_cfg, path, config.arch)
         accounts = [describe_local(model_cfg, preprocess, path), Account("open_clip's default", None, DEFAULT)]
     else:
         model_cfg = _get_model_config(config)
@@ -150,6 +151,24 @@ def _get_model_config(config: ModelConfig) -> dict[str, Any]:
             f"Expected model.arch to be one of open_clip's, such as {', '.join(near)}; got {config.arch!r}."
         )
     return dict(model_cfg)
+
+
+def _check_is_arch(model_cfg: dict[str, Any], path: Path, arch: str | None) -> None:
+    """Refuse a folder whose model is another than the architecture that is asked for; nothing is compared without one.
+
+    Raises:
+        InputError: such a folder.
+    """
+    known = (open_clip.get_model_config(arch) if arch is not None else None) or {}
+    for part in ("", "vision_cfg"):
+        found, expected = (one.get(part) or {} if part else one for one in (model_cfg, known))
+        for name in ("embed_dim", "layers", "width", "patch_size"):
+            if name in found and name in expected and found[name] != expected[name]:
+                raise InputError(
+                    f"Expected {path} to describe {arch}, as model.arch says ({name} {expected[name]}), got {name}"
+                    f" {found[name]}: of a model of your own in a folder give model=clip_folder, or model.arch=null and"
+                    " a model.name."
+                )
 
 
 def _find_accounts(config: ModelConfig, file: Path | None, model_cfg: dict[str, Any]) -> list[Account]:

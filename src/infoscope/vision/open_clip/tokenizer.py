@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -17,13 +18,14 @@ class WordTokenizer:
     Args:
         words: the vocabulary, without duplicates.
         context_length: number of ids per text; longer texts are cut before the end mark.
+        file: in which the words stand; None: in none.
     """
 
-    def __init__(self, words: Sequence[str], context_length: int) -> None:
+    def __init__(self, words: Sequence[str], context_length: int, file: Path | None = None) -> None:
         if len(set(words)) != len(words):
             raise ValueError("Expected a vocabulary without duplicates, got repeated words.")
         self.words = list(words)
-        self.context_length = context_length
+        self.context_length, self.file = context_length, file
         self._ids = {word: i + 2 for i, word in enumerate(self.words)}
 
     @property
