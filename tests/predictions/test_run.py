@@ -21,6 +21,7 @@ from infoscope.predictions.inputs import PredictInputs, TokenEditor
 from infoscope.predictions.prompts import (
     SCENE_TEMPLATES,
     Prompts,
+    count_names,
     get_imagenet_names,
     get_imagenet_templates,
     has_class_names,
@@ -245,6 +246,9 @@ def test_imagenet_has_a_thousand_names_and_eighty_templates():
     assert all(template.count("{}") == 1 for template in templates)
     prompts = Prompts(names, templates)
     assert prompts.texts(0)[0] == "a bad photo of a tench."
+    assert count_names(names, "words") == "1,000 words (those of ImageNet)"
+    assert count_names(names[::-1], "words") == "1,000 words"
+    assert count_names(names[:9], "classes") == "9 classes"
 
 
 def test_a_folder_without_labels_is_asked_for_imagenet_or_for_a_file(tmp_path, scenes):

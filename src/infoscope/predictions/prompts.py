@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from infoscope.runtime.files import read_text
 SCENE_TEMPLATES = ("a {}", "a small {}", "a medium {}", "a large {}")
 """As the captions name an object. On 400 training scenes the shipped scenes_clip is right in 98.2% by these, and in
 89.5% by "a photo of a {}", which no caption says."""
+N_IMAGENET = 1000
 MAX_CLASSES = np.iinfo(np.int16).max
 """As which predictions are kept."""
 _EMBEDDED = {".json", ".npz", ".npy", ".pt", ".pth", ".safetensors", ".parquet", ".pkl"}
@@ -128,6 +130,12 @@ def get_imagenet_names() -> tuple[str, ...]:
     from open_clip import zero_shot_metadata
 
     return tuple(zero_shot_metadata.IMAGENET_CLASSNAMES)
+
+
+def count_names(names: Sequence[str], what: str) -> str:
+    """Return how many names there are, such as "9 classes", and that they are ImageNet's where nobody gave others."""
+    is_imagenet = len(names) == N_IMAGENET and tuple(names) == get_imagenet_names()
+    return f"{len(names):,} {what}{' (those of ImageNet)' * is_imagenet}"
 
 
 def get_imagenet_templates() -> tuple[str, ...]:

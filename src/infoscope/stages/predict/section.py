@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import UInt8
 
+from infoscope.predictions.prompts import count_names
 from infoscope.predictions.results import PredictionResult
 from infoscope.report.section import ReportSection, SectionFigure
 from infoscope.report.tables import PERCENT, Cell, Column, Stat, Table, compute_stat, format_number, format_percent
@@ -104,7 +105,7 @@ def _make_table(runs: Mapping[AblationRow, Sequence[Result]], results: Mapping[i
         "Zero-shot predictions on edited tokens",
         [LABEL, *SHARES, *(metric.column for metric in metrics)],
         notes=[
-            f"{len(first.image_index):,} test images, {len(first.class_names):,} classes,"
+            f"{len(first.image_index):,} test images, {count_names(first.class_names, 'classes')},"
             f" {count_runs([run for many in runs.values() for run in many])}",
             "Changed: share of predictions unlike those on the original tokens. Confidence: mean probability of the"
             " predicted class. ECE: expected calibration error, 15 bins. TV: mean total-variation distance of the"
@@ -164,7 +165,7 @@ def _make_findings(runs: Mapping[AblationRow, Sequence[Result]], first: Predicti
 
 
 def _tell_main(numbers: _Numbers, groups: Sequence[AblationRow], first: PredictionResult) -> str:
-    n = f"{len(first.image_index):,} test images and {len(first.class_names):,} classes"
+    n = f"{len(first.image_index):,} test images and {count_names(first.class_names, 'classes')}"
     present = [group for group in groups if numbers.has(group)]
     if not first.has_labels:
         parts = [f"{format_percent(numbers.mean(group, 'changed'))} change {group.label} features" for group in present]

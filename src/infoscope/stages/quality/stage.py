@@ -29,6 +29,7 @@ class Quality(Published, SeedStage[QualityResult]):
     """What MSAE measures of the SAE of a seed beside its fidelity."""
 
     kind, holds = "quality", QualityResult
+    report_version = 1
     shows_scores, is_shared = False, False
     is_optional, is_without_maps = True, True
     columns = COLUMNS

@@ -8,6 +8,7 @@ import numpy as np
 
 from infoscope.analyses.steering import LATENT
 from infoscope.analyses.suppression import CHOSEN, CONTROL, SuppressionResult
+from infoscope.predictions.prompts import count_names
 from infoscope.report.section import ReportSection, SectionFigure
 from infoscope.report.tables import (
     PERCENT,
@@ -97,7 +98,7 @@ def _make_table(found: Sequence[Found]) -> Table:
             Column("taken_random", "word predicted, random direction", csv_only=True),
         ],
         notes=[
-            f"{first.n_images:,} test images, {len(first.words):,} words, {len(found)} SAE"
+            f"{first.n_images:,} test images, {count_names(first.words, 'words')}, {len(found)} SAE"
             f" seed{'s' * (len(found) != 1)}; {len(first.measured):,} of the {first.d_sae:,} features are measured,"
             " drawn at random from those that fire in a training image, the others have no value. A feature is set to a"
             f" high quantile of its own peaks in training images, {found[0].where}; the SAE's error stays.",
@@ -185,8 +186,9 @@ def _find(found: Sequence[Found]) -> Iterator[str]:
     every = joined.pop(ALL)
     steerable, by_chance = (format_percent(every[key]) for key in ("steerable", "steerable_random"))
     yield (
-        f"{steerable} of {len(first.measured):,} features are steerable (one of {len(first.words):,} words rises by"
-        f" more than {first.min_effect:g} nats in at least {100 * first.min_share:g}% of {first.n_images:,} test images"
+        f"{steerable} of {len(first.measured):,} features are steerable (one of"
+        f" {count_names(first.words, 'words')} rises by more than {first.min_effect:g} nats in at least"
+        f" {100 * first.min_share:g}% of {first.n_images:,} test images"
         f" when the feature is set to a high value {found[0].where}), and {by_chance} of random directions of the same"
         f" length; the median effect is {every['effect'].mean:.2f} nats, and {every['effect_random'].mean:.2f} along"
         " random directions."
