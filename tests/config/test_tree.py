@@ -201,7 +201,10 @@ WRONG = [
     ),
     (["hydra.foo=3"], ["'hydra.foo'", "infoscope --cfg hydra"]),
     # a choice that does not exist
-    (["model=clip_b17"], ["model 'clip_b17'", "clip_b32, clip_l14", "scenes_clip", "(did you mean model=clip_b16?)"]),
+    (
+        ["model=clip_b17"],
+        ["model 'clip_b17'", "clip_b32, clip_folder, clip_l14", "scenes_clip", "(did you mean model=clip_b16?)"],
+    ),
     (["experiment=nothing"], ["experiment 'nothing'", "expected one of dinov2_scenes, planted_registers"]),
     (["model=3"], ["name of a choice for a group", "such as model="]),
     # a value of the wrong type

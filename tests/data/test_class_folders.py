@@ -227,7 +227,7 @@ class TestOrderAndNames:
 
     def test_another_target(self, root):
         with pytest.raises(
-            InputError, match=r"only one of class folders, got 'colour': set probe\.target=class \(and probe\.tasks="
+            InputError, match=r"of class folders \(class\), got 'colour': choose another by probe\.target"
         ):
             open_sets(root)[0].labels("colour")
 

@@ -113,7 +113,7 @@ def test_help_tells_the_stages_and_the_choices(infoscope: CommandLine, tmp_path:
 
 
 def test_cfg_job_shows_the_configuration_and_runs_nothing(infoscope: CommandLine, tmp_path: Path):
-    result = infoscope("--cfg", "job", "stage=score", "debug=tiny")
+    result = infoscope("--cfg", "job", "--resolve", "stage=score", "debug=tiny")
     assert (result.code, result.err, infoscope.configs) == (0, "", [])
     assert yaml.safe_load(result.out) == to_tree(compose(["stage=score", "debug=tiny"]))
     assert list(tmp_path.iterdir()) == []

@@ -10,6 +10,7 @@ from typing import Any
 import open_clip
 import timm
 import yaml
+from omegaconf import MISSING
 
 from infoscope.config.overrides import quote_override
 from infoscope.config.tree import CONF_FOLDER
@@ -108,9 +109,10 @@ def _choose_preset(origin: Origin, name: BackboneName | None) -> tuple[str | Non
 
 @cache
 def _read_presets() -> dict[str, ModelConfig]:
-    """Return the choices of model=."""
+    """Return the choices of model= that are one model; of `clip_folder` the folder says which."""
     files = sorted((CONF_FOLDER / "model").glob("*.yaml"))
-    return {file.stem: make_options(ModelConfig, yaml.safe_load(file.read_text(encoding="utf-8"))) for file in files}
+    read = {file.stem: yaml.safe_load(file.read_text(encoding="utf-8")) for file in files}
+    return {name: make_options(ModelConfig, of) for name, of in read.items() if of.get("pretrained") != MISSING}
 
 
 def _fingerprint(preset: str) -> dict[str, Any]:

@@ -185,20 +185,24 @@ def _refuse_unknown_options(options: Mapping[str, Any]) -> None:
 
 def choose_scored_layer(backbone: Any, sae: Any, layer: int | None, check_origin: bool) -> int:
     """Return the layer that an SAE of patch tokens reads, when both are what they should be."""
-    layer = choose_read_layer(backbone, sae, layer, check_origin)
+    _check_types(backbone, sae)
     check_has_maps(sae.origin, backbone.site)
-    return layer
+    return choose_read_layer(backbone, sae, layer, check_origin)
 
 
 def choose_read_layer(backbone: Any, sae: Any, layer: int | None = None, check_origin: bool = True) -> int:
     """Return the layer that an SAE reads, when both are what they should be."""
+    _check_types(backbone, sae)
+    layer = choose_layer(sae, backbone, layer, check_origin)
+    check_statistics(sae.origin)
+    return layer
+
+
+def _check_types(backbone: Any, sae: Any) -> None:
     if not isinstance(backbone, Backbone):
         raise InputError(f"Expected backbone= to be what load_backbone returns, got {name_type(backbone)}.")
     if not isinstance(sae, SparseAutoencoder):
         raise InputError(f"Expected sae= to be what load_sae returns, got {name_type(sae)}.")
-    layer = choose_layer(sae, backbone, layer, check_origin)
-    check_statistics(sae.origin)
-    return layer
 
 
 class _Opened(NamedTuple):
