@@ -22,6 +22,7 @@ from infoscope.analyses.concepts import (
     search_concept,
     sweep_concept,
 )
+from infoscope.analyses.named_latents import Named
 from infoscope.analyses.naming import (
     LEVEL,
     Rule,
@@ -181,6 +182,15 @@ def test_a_search_by_a_planted_concept_finds_it() -> None:
     assert near[1, 0] == max((i for i in range(80) if i != 8), key=lambda i: unit[i] @ unit[8])
     assert find_near_codes(acts[own], acts, own, 3).shape == (2, 3)
     assert find_nearest(x[:1], x, np.array([-1]), 1).tolist() == [[0]]
+
+
+def test_as_many_others_are_drawn_or_none() -> None:
+    named = Named({0: np.array([1, 2])}, np.arange(5), np.zeros((6, 2)), True, np.ones(3))
+    drawn = named.draw_others(np.array([1, 2]), np.random.default_rng(0))
+    assert drawn is not None
+    assert set(drawn.tolist()) < {0, 3, 4}
+    assert len(drawn) == 2
+    assert named.draw_others(np.array([0, 1, 2]), np.random.default_rng(0)) is None
 
 
 def test_couplings_of_the_data_are_shares_beyond_the_share_in_all() -> None:

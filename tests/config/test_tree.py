@@ -207,6 +207,7 @@ WRONG = [
     ),
     (["experiment=nothing"], ["experiment 'nothing'", "expected one of dinov2_scenes, planted_registers"]),
     (["model=3"], ["name of a choice for a group", "such as model="]),
+    (["model=clip_folder"], ["model.pretrained is missing", "local-dir:<folder>"]),
     # a value of the wrong type
     (["scope.k_cds=abc"], ["scope.k_cds: expected a whole number, got 'abc'"]),
     (["scope.k_max=abc"], ["scope.k_max: expected a whole number or null, got 'abc'"]),

@@ -69,6 +69,14 @@ def test_attributes_go_with_the_images(tmp_path: Path, form: str) -> None:
     assert "which" in train.describe()["class"]
 
 
+def test_lists_may_name_pngs(tmp_path: Path) -> None:
+    for file in (write(tmp_path, png=True) / "img_align_celeba_png").parent.glob("list_*.txt"):
+        file.write_text(file.read_text().replace(".jpg", ".png"))
+    (tmp_path / "img_align_celeba_png").rename(tmp_path / "img_align_celeba")
+    train, _ = open_both(tmp_path)
+    assert train.image_ids == ["000001.png", "000003.png"]
+
+
 def test_the_attribute_is_part_of_the_data(tmp_path: Path) -> None:
     train, _ = open_both(write(tmp_path))
     other, _ = open_both(tmp_path, attribute="Male")

@@ -83,6 +83,15 @@ def test_worst_groups_of_waterbirds_are_those_of_bird_and_place(tmp_path: Path) 
     assert len(table) == 1 + 3  # nothing, chosen, random
 
 
+def test_places_that_are_all_typical_are_no_class(tmp_path: Path) -> None:
+    root = tmp_path / "waterbirds_v1.0"
+    write_waterbirds(root, np.random.default_rng(0))
+    rows = [line.split(",") for line in (root / "metadata.csv").read_text().splitlines()]
+    typical = [rows[0], *([*row[:4], row[2], row[5]] for row in rows[1:])]
+    (root / "metadata.csv").write_text("\n".join(map(",".join, typical)) + "\n")
+    assert spurious_of(make_context(tmp_path / "out", *CLIP, "data=waterbirds", f"data.root={root}")) == "place"
+
+
 def write_celeba(root: Path, names: list[str], rng: np.random.Generator) -> np.ndarray:
     """Write pictures of one colour each with 40 attributes, of which the first is how bright it is: [n, 40]."""
     values = rng.choice([-1, 1], (60, 40))

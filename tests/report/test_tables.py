@@ -75,7 +75,7 @@ def test_intervals_are_students() -> None:
 def test_a_difference_has_a_sign_where_its_interval_does_not_hold_0() -> None:
     few = {0: [1.0, 2.0, 3.0], 1: [2.0, 2.1, 2.2], -1: [-2.0, -2.1, -2.2]}
     assert {sign: compute_stat(values).sign for sign, values in few.items()} == {sign: sign for sign in few}
-    assert [compute_stat(values).sign for values in ([], [2.0], [2.0, 2.0])] == [0, 0, 0]
+    assert [compute_stat(values).sign for values in ([], [2.0], [2.0, 2.0], [0.0, 0.0])] == [0, 0, 1, 0]
 
 
 def test_words_for_shares_differences_and_means() -> None:

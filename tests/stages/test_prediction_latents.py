@@ -81,6 +81,14 @@ def test_another_text_and_tokens_before_the_patches(backbone: Backbone, picture:
     assert not cls.maps.any()
 
 
+def test_a_picture_in_which_nothing_fires_has_no_latents(backbone: Backbone, picture: np.ndarray) -> None:
+    silent = SparseAutoencoder(backbone.d_in, 24, make_activation("relu", {}))
+    torch.nn.init.zeros_(silent.W_enc)
+    found = explain_prediction(backbone, silent.requires_grad_(False), picture, TEXTS, layer=LAYER)
+    assert (found.n_active, found.total, found.maps.shape) == (0, 0.0, (0, backbone.grid, backbone.grid))
+    assert len(found.figure().axes) == 1
+
+
 def test_pooled_embeddings_have_attributions_and_no_place(backbone: Backbone, picture: np.ndarray) -> None:
     pooled = backbone.read_at("pooled")
     found = explain_prediction(pooled, make_sae(pooled, layer=-1), picture, TEXTS)
@@ -88,6 +96,8 @@ def test_pooled_embeddings_have_attributions_and_no_place(backbone: Backbone, pi
     np.testing.assert_allclose(found.maps[:, 0, 0], found.attributions, atol=1e-6)
     with pytest.raises(InputError, match="of the whole picture"):
         found.figure()
+    with pytest.raises(InputError, match=r'reads pooled embeddings, .* \(from Python backbone\.read_at\("pooled"\)\)'):
+        explain_prediction(backbone, make_sae(pooled, layer=-1), picture, TEXTS)
 
 
 def test_the_figure_shows_the_picture_and_each_map(backbone: Backbone, picture: np.ndarray) -> None:

@@ -129,7 +129,9 @@ def map_attributions(
     gradient = differentiate(inputs, head, tokens, x, torch.tensor([own], device=x.device))[2]
     written, indices = GroupEditor(sae, x).written
     entries = written * project(gradient.flatten(0, -2), indices, sae.W_dec) / sae.scale
-    maps = torch.stack([(entries * (indices == latent)).sum(-1) for latent in latents] or [entries[:0, 0]])
+    maps = entries.new_zeros(len(latents), len(entries))
+    for of_latent, latent in zip(maps, latents, strict=True):
+        of_latent += (entries * (indices == latent)).sum(-1)
     n_patches = tokens.patches.shape[1]
     return maps[:, -n_patches:] if inputs.edits_patches else maps.new_zeros(len(latents), n_patches)
 

@@ -89,10 +89,10 @@ class Named(NamedTuple):
         """Return some latents in the test images."""
         return Edit(acts[:, of].toarray(), self.rows[of], self.factor)
 
-    def draw_others(self, of: Int64[np.ndarray, " m"], rng: np.random.Generator) -> Int64[np.ndarray, " m_drawn"]:
-        """Return as many other latents at random, fewer where there are not so many."""
-        others = np.setdiff1d(self.drawable, of)
-        return np.sort(rng.permutation(others)[: len(of)])
+    def draw_others(self, of: Int64[np.ndarray, " m"], rng: np.random.Generator) -> Int64[np.ndarray, " m"] | None:
+        """Return as many other latents at random; None: there are not so many."""
+        others = rng.permutation(np.setdiff1d(self.drawable, of))[: len(of)]
+        return np.sort(others) if len(others) == len(of) else None
 
     def choose_top_level(self, concept: int, acts: csc_array) -> Float[np.ndarray, " m"] | None:
         """Return the highest level to which they are set, of the training images; None: they cannot be."""
@@ -149,7 +149,9 @@ def sweep_all(
             return fit_slopes(sweep_concept(embeddings, edit, levels, head.weight, head.bias), levels)
 
         for concept, of in named.members.items():
-            slopes[concept], slopes_random[concept] = slope(of), slope(named.draw_others(of, rng))
+            slopes[concept] = slope(of)
+            if (others := named.draw_others(of, rng)) is not None:
+                slopes_random[concept] = slope(others)
         association[known] = associate(train.values[:, value_of[known]], sweep.labels, n_classes)
         misled[:, known] = _find_misled(named, test, test.values[:, value_of[known]], sweep, head, chosen, rng)
     shares = np.bincount(sweep.labels, minlength=n_classes) / max(len(sweep.labels), 1)
@@ -175,6 +177,8 @@ def _find_misled(
         if (of := named.members.get(concept)) is not None:
             probs[0, :, label] = whole[:, label]
             for place, latents in enumerate((of, named.draw_others(of, rng)), 1):
+                if latents is None:
+                    continue
                 moved = named.edit_latents(latents, test_acts).take(chosen).set_to(embeddings, np.zeros(len(latents)))
                 probs[place, :, label] = predict_classes(moved, head.weight, head.bias)[:, label]
     return np.stack([measure_gaps(one, sweep.test_labels[chosen], has[chosen]) for one in probs])

@@ -10,7 +10,6 @@ from typing import Any
 import open_clip
 import timm
 import yaml
-from omegaconf import MISSING
 
 from infoscope.config.overrides import quote_override
 from infoscope.config.tree import CONF_FOLDER
@@ -112,7 +111,8 @@ def _read_presets() -> dict[str, ModelConfig]:
     """Return the choices of model= that are one model; of `clip_folder` the folder says which."""
     files = sorted((CONF_FOLDER / "model").glob("*.yaml"))
     read = {file.stem: yaml.safe_load(file.read_text(encoding="utf-8")) for file in files}
-    return {name: make_options(ModelConfig, of) for name, of in read.items() if of.get("pretrained") != MISSING}
+    of_one = {name: of for name, of in read.items() if of["kind"] != "open_clip" or of["pretrained"] is not None}
+    return {name: make_options(ModelConfig, of) for name, of in of_one.items()}
 
 
 def _fingerprint(preset: str) -> dict[str, Any]:

@@ -67,10 +67,10 @@ class CelebA(PhotographFiles):
         root = Path(str(config.root))
         with explaining(root, self.kind):
             attributes, partition = _read_table(root, ATTRIBUTES, "Anno"), _read_table(root, PARTITION, "Eval")
-            folder, suffix = _find_folder(root)
+            folder, is_png = _find_folder(root)
         _check_attributes(attributes, config.attribute)
         _check_partition(partition, attributes)
-        files = {name: f"{os.path.splitext(name)[0]}{suffix}" for name in partition.rows}
+        files = {name: f"{os.path.splitext(name)[0]}.png" if is_png else name for name in partition.rows}
         listed = sorted(name for name, of in partition.rows.items() if of == _SPLITS[split])
         if not listed:
             raise InputError(
@@ -90,7 +90,7 @@ class CelebA(PhotographFiles):
         super().__init__(folder, names, split, test_share=None, left_out=left_out, **config.reading)
         self.left_out.n_read = sum(of != _VALIDATION for of in partition.rows.values())
         self.attribute, self.attributes = config.attribute, tuple(attributes.columns)
-        self.targets = ("class", *self.attributes)
+        self.targets, self.class_attribute = ("class", *self.attributes), self.attribute
         word = config.attribute.replace("_", " ").lower()
         self.class_names = (f"no {word}", word)
         self.spurious_target = None if config.attribute == _SPURIOUS or _SPURIOUS not in self.attributes else _SPURIOUS
@@ -183,17 +183,17 @@ def _read_table(root: Path, name: str, beside: str) -> _Table:
     return _Table(file, columns, found)
 
 
-def _find_folder(root: Path) -> tuple[Path, str]:
-    """Return where the images lie, and the suffix of their names.
+def _find_folder(root: Path) -> tuple[Path, bool]:
+    """Return where the images lie, and whether they are PNGs under the names of JPEGs.
 
     Raises:
         InputError: there is no such folder, or one of the pictures that the faces were cut from.
     """
-    for name, suffix in ((FOLDER, ".jpg"), (f"{FOLDER}_png", ".png")):
+    for name, is_png in ((FOLDER, False), (f"{FOLDER}_png", True)):
         for above in (root / "Img", root):
             for folder in (above / name / name, above / name):
                 if folder.is_dir():
-                    return folder, suffix
+                    return folder, is_png
     whole = next((place for place in (root / _WHOLE, root / "Img" / _WHOLE) if place.is_dir()), None)
     found = "no such folder" if whole is None else f"{whole}, the pictures that the faces were cut from"
     raise InputError(f"Expected the images of CelebA in {root / FOLDER}, got {found}: unpack {FOLDER}.zip there.")

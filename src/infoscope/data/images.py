@@ -90,6 +90,8 @@ class ImageSet(ABC):
     """Targets that are facts of the whole picture and of no place in it, such as the weather."""
     spurious_target: str | None = None
     """The target that goes with the class in most images without being part of it, such as the place of a bird."""
+    class_attribute: str | None = None
+    """The attribute that the class is, where it is one."""
     attributes: tuple[str, ...] = ()
     """Targets of two values: 1 where an image has what they are called, 0 where not."""
     training_region: tuple[slice, slice] | None = None

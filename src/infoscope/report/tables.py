@@ -28,8 +28,6 @@ COLUMN_GAP = 3
 MINUS = "\N{MINUS SIGN}"
 LEVEL = 0.95
 """Of the intervals of means."""
-_NO_WIDTH = 1e-9
-"""Of an interval whose ends differ by rounding alone."""
 PARTIAL = "°"
 """Mark of a mean over fewer runs than were asked for."""
 OVER_SEEDS = "Mean ± standard deviation over SAE seeds."
@@ -82,15 +80,9 @@ class Stat(NamedTuple):
 
     @property
     def sign(self) -> int:
-        """On which side of 0 that interval lies, 1 or -1; 0: it holds 0, or says nothing.
-
-        It says nothing of a single value, and of values that agree to the last digit: differences of a few counts can,
-        by chance.
-        """
+        """On which side of 0 that interval lies, 1 or -1; 0: it holds 0, or there is none, as of a single value."""
         low, high = self.interval
-        if not high - low >= _NO_WIDTH or low <= 0 <= high:
-            return 0
-        return 1 if low > 0 else -1
+        return 1 if low > 0 else -1 if high < 0 else 0
 
 
 def compute_stat(values: Iterable[float | None]) -> Stat:

@@ -77,8 +77,9 @@ def import_alone(config: ImportedConfig) -> SparseAutoencoder:
     """
     sae = import_sae(config)
     if config.tokens not in (None, sae.origin.tokens):
-        known = sae.origin.tokens and sae.origin.tokens.name
-        raise InputError(f"The file says that it reads {known} tokens, got sae.tokens={config.tokens.name}: drop that.")
+        tokens = sae.origin.tokens
+        known = "pooled embeddings" if tokens is None else f"{tokens.name} tokens"
+        raise InputError(f"The file says that it reads {known}, got sae.tokens={config.tokens.name}: drop that.")
     return sae
 
 

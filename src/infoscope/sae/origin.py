@@ -126,6 +126,11 @@ def choose_layer(
             " the backbone that the SAE was trained on."
         )
     origin = sae.origin
+    if check_origin and origin.site == POOLED and backbone.site not in AT_END:
+        raise InputError(
+            "This SAE reads pooled embeddings, and this backbone gives the tokens of a block: read it at"
+            ' model.site=pooled (from Python backbone.read_at("pooled")).'
+        )
     asked = -1 if layer is None and backbone.site in AT_END else origin.layer if layer is None else layer
     if asked is None:
         raise InputError(

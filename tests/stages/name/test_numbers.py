@@ -10,6 +10,7 @@ import pytest
 
 from infoscope.analyses.name_result import NameResult
 from infoscope.stages.name.numbers import Found, compare_signs, find_coupled, measure_bias, measure_misled
+from infoscope.stages.name.section import _say_share
 
 
 def make_result(**values: object) -> NameResult:
@@ -37,6 +38,20 @@ def test_what_goes_with_a_class_is_compared_with_what_does_not() -> None:
     assert found.others == pytest.approx((0 + 0.0625 + 0.1875) / 3)
     misled[:, :, 0] = np.nan  # no class is a valid name
     assert measure_misled(make_result(misled=misled)).n_pairs == 0
+
+
+@pytest.mark.parametrize(
+    ("numbers", "words"),
+    [
+        ((0.05, 0.01, 0.05, 0.0), "what misleads goes mostly through the former"),
+        ((0.05, 0.03, 0.05, 0.0), "what misleads goes in part through the former"),
+        ((0.02, 0.005, 0.004, 0.0), "what misleads goes hardly through the former"),  # random ones take as much
+        ((-0.02, 0.01, 0.0, -0.03), "no more than other concepts do"),
+        ((0.02, 0.0, 0.02, 0.03), "no more than other concepts do"),
+    ],
+)
+def test_what_misleads_is_said_beyond_random_features(numbers: tuple[float, ...], words: str) -> None:
+    assert _say_share(dict(zip(("whole", "without", "without_random", "others"), numbers, strict=True))) == words
     slopes = np.array([[1, 2], [1, 2], [0.4, -0.4], [0.1, -0.1]])
     bias = measure_bias(make_result(slopes=slopes, slopes_random=slopes / 2))
     assert (bias.n_concepts, bias.n_coupled, bias.top) == (2, 1, 1.0)

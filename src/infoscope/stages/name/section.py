@@ -442,15 +442,16 @@ def _say_misled(found: Sequence[Found]) -> Iterator[str]:
     yield (
         f"A concept that goes with a class in the data ({n_pairs} pairs) changes the probability of that class in test"
         f" images of other classes by {whole}, other concepts by {others}. Without the features that are called by the"
-        f" class it is {without}, without as many random ones {random}: what misleads goes"
-        f" {_say_share(mean['whole'], mean['without'])} through the former."
+        f" class it is {without}, without as many random ones {random}: {_say_share(mean)}."
     )
 
 
-def _say_share(whole: float, without: float) -> str:
-    """Return in a word how much of a change is gone without some features."""
-    gone = 1 - without / whole if whole else math.nan
-    return "mostly" if gone > 0.5 else "in part" if gone > 0.1 else "hardly"
+def _say_share(mean: Mapping[str, float]) -> str:
+    """Say how much of what misleads is gone without the features of the class and not without random ones."""
+    if not mean["whole"] > max(0, mean["others"]):
+        return "no more than other concepts do"
+    gone = (mean["without_random"] - mean["without"]) / mean["whole"]
+    return f"what misleads goes {'mostly' if gone > 0.5 else 'in part' if gone > 0.1 else 'hardly'} through the former"
 
 
 def _summarise(result: NameResult) -> dict[str, object]:

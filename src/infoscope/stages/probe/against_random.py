@@ -18,6 +18,9 @@ from infoscope.stages.probe.results import (
     present_metrics,
 )
 
+_NO_WIDTH = 1e-9
+"""Half of an interval whose ends differ by rounding alone."""
+
 WORDS = {-1: "costs more than", 0: "is not told from", 1: "costs less than"}
 """What a difference says, by its sign: positive is better."""
 
@@ -51,10 +54,12 @@ class Excess(NamedTuple):
     def sign(self) -> int | None:
         """1: better than without the others; -1: worse; 0: not told; None: there is no interval.
 
-        Not told as of `Stat.sign`.
+        Nor is it told of seeds that agree to the last digit: differences of a few counts can, by chance.
         """
         if math.isnan(self.stat.half_width):
             return None
+        if self.stat.half_width < _NO_WIDTH:
+            return 0
         return self.stat.sign if self.metric.higher_is_better else -self.stat.sign
 
     @property

@@ -11,7 +11,7 @@ from infoscope.analyses.suppression import (
     measure_suppression,
     score_spurious,
 )
-from infoscope.data.images import ImageSet, Truth
+from infoscope.data.images import Truth
 from infoscope.data.scenes.scene_set import PlantedScenes
 from infoscope.pipeline.context import Context
 from infoscope.pipeline.stage import Key, Needs, SeedStage, Work
@@ -55,17 +55,12 @@ def spurious_of(ctx: Context) -> str | None:
         return None
     known.n_target_classes(name)
     predicted = config.predict.target
-    if name == predicted or (isinstance(known, ImageSet) and _are_same(known, name, predicted)):
+    if name == predicted or {name, predicted} == {"class", known.class_attribute}:
         raise InputError(
             f"Expected steer.spurious to be another target than the one that is predicted ({predicted}), got {name}:"
             f" choose another of {', '.join(known.targets)}."
         )
     return name
-
-
-def _are_same(images: ImageSet, one: str, other: str) -> bool:
-    """Whether two targets are one, such as the class of CelebA and the attribute that it is."""
-    return other in images.targets and np.array_equal(images.labels(one), images.labels(other))
 
 
 def name_spurious(ctx: Context, found: SuppressionResult) -> Spurious:
