@@ -249,6 +249,13 @@ def test_imagenet_has_a_thousand_names_and_eighty_templates():
     assert count_names(names, "words") == "1,000 words (those of ImageNet)"
     assert count_names(names[::-1], "words") == "1,000 words"
     assert count_names(names[:9], "classes") == "9 classes"
+    backbone = load_backbone("scenes_clip", progress=False)
+    with pytest.raises(
+        InputError, match=r"class names \(ImageNet's, .* without labels: predict\.class_names=FILE gives"
+    ):
+        check_prompts(backbone, prompts)
+    with pytest.raises(InputError, match=r"class names \(predict\.class_names=FILE\) and templates in words"):
+        check_prompts(backbone, Prompts(names[:9], templates))
 
 
 def test_a_folder_without_labels_is_asked_for_imagenet_or_for_a_file(tmp_path, scenes):

@@ -134,8 +134,18 @@ def get_imagenet_names() -> tuple[str, ...]:
 
 def count_names(names: Sequence[str], what: str) -> str:
     """Return how many names there are, such as "9 classes", and that they are ImageNet's where nobody gave others."""
-    is_imagenet = len(names) == N_IMAGENET and tuple(names) == get_imagenet_names()
-    return f"{len(names):,} {what}{' (those of ImageNet)' * is_imagenet}"
+    return f"{len(names):,} {what}{' (those of ImageNet)' * _are_imagenet(names)}"
+
+
+def name_classes(prompts: Prompts) -> str:
+    """Return what an error calls the class names: with the setting, and whose they are where nobody gave any."""
+    if _are_imagenet(prompts.class_names):
+        return "class names (ImageNet's, as for data without labels: predict.class_names=FILE gives others)"
+    return "class names (predict.class_names=FILE)"
+
+
+def _are_imagenet(names: Sequence[str]) -> bool:
+    return len(names) == N_IMAGENET and tuple(names) == get_imagenet_names()
 
 
 def get_imagenet_templates() -> tuple[str, ...]:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from infoscope.predictions.prompts import Prompts
+from infoscope.predictions.prompts import Prompts, name_classes
 from infoscope.runtime.errors import InputError
 from infoscope.runtime.files import write_json
 from infoscope.runtime.parts import Part, compute_parts, cut
@@ -67,16 +67,17 @@ class ZeroShotHead:
             raise InputError(f"Expected a zero-shot head in {folder}, found none that can be read: {error}.") from error
 
 
-def check_prompts(backbone: Backbone, prompts: Prompts, what: str = "class names (predict.class_names=FILE)") -> None:
+def check_prompts(backbone: Backbone, prompts: Prompts, what: str | None = None) -> None:
     """Refuse prompts that a model's text tower cannot read; none is embedded.
 
     Args:
-        what: the classes are, and the setting that gives them, for the error.
+        what: the classes are, and the setting that gives them, for the error; by default as `name_classes`.
 
     Raises:
         InputError: a model without a text tower, words that its tokenizer does not know, or sentences that are longer
             than the tower reads.
     """
+    what = what or name_classes(prompts)
     texts = [text for i in range(len(prompts.class_names)) for text in prompts.texts(i)]
     backbone.check_texts(texts, f"{what} and templates")
     n_read, cut = backbone.find_cut(texts)

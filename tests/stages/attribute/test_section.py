@@ -83,7 +83,7 @@ def test_a_row_for_each_order_with_means_over_seeds_and_intervals_over_images() 
     assert row["deletion_prob"] == pytest.approx((0.5 + 4 * 0.3) / 5, abs=0.01)  # trapezoids from 1 to 0
     assert row["insertion_cosine"] == pytest.approx((0.5 + 4 * 0.7) / 5, abs=0.01)
     text = table.to_markdown()
-    assert "30 test images, 3 SAE seeds; in the mean 40 latents fire in an image" in text
+    assert "30 test images, 3 classes, 3 SAE seeds; in the mean 40 latents fire in an image" in text
     assert "halfway" not in text
     grouped = [one._replace(result=replace(one.result, n_groups=16)) for one in FOUND]
     text = make_attribution_section(grouped).tables["attribution"].to_markdown()

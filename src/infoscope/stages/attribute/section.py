@@ -10,6 +10,7 @@ from jaxtyping import Float
 
 from infoscope.analyses.attribution import GroupShares
 from infoscope.analyses.latent_orders import COSINE, DELETION, GRADIENT, INSERTION, METHODS, PROB, RANDOM
+from infoscope.predictions.prompts import count_names
 from infoscope.report.section import ReportSection, SectionFigure
 from infoscope.report.tables import (
     PERCENT,
@@ -111,7 +112,8 @@ def _note(found: Sequence[Found]) -> Iterator[str]:
     first = found[0].result
     n_ranked = compute_stat(one.result.n_ranked.mean() for one in found).mean
     yield (
-        f"{len(first.tested):,} test images, {len(found)} SAE seed{'s' * (len(found) != 1)}; in the mean"
+        f"{len(first.tested):,} test images, {count_names(first.class_names, 'classes')}, {len(found)} SAE"
+        f" seed{'s' * (len(found) != 1)}; in the mean"
         f" {format_number(n_ranked, 0)} latents fire in an image. Deletion: area under the curve of what is left of the"
         " class while the first latents are removed in equal shares, on all tokens that the SAE reads (low: the order"
         " finds what matters); insertion: while they alone are kept (high). The SAE's error stays."

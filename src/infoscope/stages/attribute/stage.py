@@ -43,6 +43,7 @@ class Attribute(Published, SeedStage[AttributionResult]):
 
     kind, holds = "attribution", AttributionResult
     version = 1
+    report_version = 1
     is_optional, is_without_maps = True, True
     columns = (
         Column("agreement", "rank correlation with exact ablation", signed=True),
