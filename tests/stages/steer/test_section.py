@@ -105,7 +105,9 @@ def test_what_removal_does_is_held_against_random_removal(right: float, verdict:
     assert any(verdict in finding for finding in make_steering_section(found, 5, PLACE).findings)
 
 
-@pytest.mark.parametrize(("mass", "random", "is_equal"), [(0.7, 0.3, False), (0.1, 0.085, True), (0.01, 0.013, False)])
+@pytest.mark.parametrize(
+    ("mass", "random", "is_equal"), [(0.7, 0.25, False), (0.1, 0.092, True), (0.1, 0.085, False), (0.01, 0.013, False)]
+)
 def test_random_removal_of_another_mass_is_no_control(mass: float, random: float, is_equal: bool) -> None:
     of_mass = make_removals(3), make_removals(3, mass=mass, random=random)  # in one of two seeds
     found = [Found(scope, make_steering(scope), one) for scope, one in zip(SCOPES, of_mass, strict=True)]
@@ -113,9 +115,19 @@ def test_random_removal_of_another_mass_is_no_control(mass: float, random: float
     removed = [record["removed"] for record in section.tables["suppression"].records()]
     assert removed == ["nothing", "chosen, 5", *["random, mass of 5"] * is_equal]
     said = section.findings[-1]
-    assert ("random features of equal mass" in said) == is_equal
+    assert ("random features of about equal mass" in said) == is_equal
     assert ("No random features are held against that: none drawn have about its mass" in said) != is_equal
     section.figures["suppression"].draw()
+
+
+def test_all_the_others_are_no_random_features() -> None:
+    """Chosen and random ones make up all mass: whatever was drawn, it is the same."""
+    found = [Found(SCOPES[0], make_steering(SCOPES[0]), make_removals(3, mass=0.447, random=0.46))]
+    assert "of about equal mass" in make_steering_section(found, 5, PLACE).findings[-1]
+    found = [Found(SCOPES[0], make_steering(SCOPES[0]), make_removals(3, mass=0.553, random=0.447))]
+    section = make_steering_section(found, 5, PLACE)
+    assert [record["removed"] for record in section.tables["suppression"].records()] == ["nothing", "chosen, 5"]
+    assert "beside its mass (55.3%) there is none to choose them from" in section.findings[-1]
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,10 @@ from infoscope.scope.partition import name_group
 from infoscope.stages.score.result import ScopeResult
 
 ALL = "all measured"
-EQUAL_WITHIN = 0.2
+EQUAL_WITHIN = 0.1
 """Of the mass of the chosen latents: so near must random ones come to it, in the mean over draws, to be compared."""
+MIN_LEFT = 0.01
+"""Of all mass: so much must chosen and random latents leave, for random ones that are all the others are no draw."""
 
 
 class Found(NamedTuple):
@@ -129,17 +131,25 @@ def join_removals(removed: Sequence[SuppressionResult], min_images: int) -> list
 
 
 def is_equal(of: SuppressionResult, size: int) -> bool:
-    """Return whether the random latents for so many chosen ones have their mass, within `EQUAL_WITHIN`.
+    """Return whether the random latents for so many chosen ones have their mass, within `EQUAL_WITHIN`, by choice.
 
-    They cannot where the chosen ones have more than half of all mass: the others have not that much.
+    They cannot where the chosen ones have about half of all mass or more: see `leaves_choice`.
     """
-    by_kind = {
-        kind: [one.mass for one in of.variants if (one.kind, one.size) == (kind, size)] for kind in (CHOSEN, CONTROL)
-    }
-    if not by_kind[CONTROL]:
+    chosen, control = (_masses(of, kind, size) for kind in (CHOSEN, CONTROL))
+    if not control or not leaves_choice(of, size):
         return False
-    chosen, control = (float(np.mean(masses)) for masses in by_kind.values())
-    return abs(control - chosen) <= EQUAL_WITHIN * chosen
+    asked = float(np.mean(chosen))
+    return abs(float(np.mean(control)) - asked) <= EQUAL_WITHIN * asked
+
+
+def leaves_choice(of: SuppressionResult, size: int) -> bool:
+    """Return whether each draw of random latents for so many chosen ones leaves others, of a share of `MIN_LEFT`."""
+    taken = [mass + max(_masses(of, CHOSEN, size), default=0.0) for mass in _masses(of, CONTROL, size)]
+    return max(taken, default=0.0) <= 1 - MIN_LEFT
+
+
+def _masses(of: SuppressionResult, kind: str, size: int) -> list[float]:
+    return [one.mass for one in of.variants if (one.kind, one.size) == (kind, size)]
 
 
 def _average(variants: Sequence[Suppressed]) -> tuple[float, float]:

@@ -33,6 +33,7 @@ from infoscope.stages.steer.numbers import (
     count_words,
     join_groups,
     join_removals,
+    leaves_choice,
 )
 
 MAX_WORDS = 20
@@ -170,8 +171,8 @@ def _make_removal_table(
             "The features are chosen on training images alone: those whose"
             f" activation varies most with {spurious.carried} among images of one class, beyond how it varies with the"
             " class among images that are alike in that. Random features: as much activation mass (in the mean over"
-            f" draws within {EQUAL_WITHIN:.0%} of it; else they are left out), none of the chosen ones; their numbers"
-            " are means over draws. The SAE's error stays.",
+            f" draws within {EQUAL_WITHIN:.0%} of it; else, or where they are all the others, they are left out), none"
+            " of the chosen ones; their numbers are means over draws. The SAE's error stays.",
         ],
     )
     words = {"": "nothing", CHOSEN: "chosen", CONTROL: "random"}
@@ -246,14 +247,17 @@ def _tell_removals(
         )
         if control is None:
             if any(one.kind == CONTROL for of_seed in removed for one in of_seed.variants):
-                mass = format_percent(chosen.mass)
-                sentence += f". No random features are held against that: none drawn have about its mass ({mass})"
+                sentence += ". No random features are held against that: "
+                if all(leaves_choice(of_seed, size) for of_seed in removed):
+                    sentence += f"none drawn have about its mass ({format_percent(chosen.mass)})"
+                else:
+                    sentence += f"beside its mass ({format_percent(chosen.mass)}) there is none to choose them from"
             yield f"{sentence}."
             continue
         beyond = compare_removals(removed, size, CONTROL)
         verdict = {1: "above", -1: "below", 0: "not told from"}[beyond.sign]
         yield (
-            f"{sentence}. That is {verdict} random features of equal mass ({format_percent(control.mass)},"
+            f"{sentence}. That is {verdict} random features of about equal mass ({format_percent(control.mass)},"
             f" chosen {format_percent(chosen.mass)}; {_say_points(beyond)}), without which they are"
             f" {format_percent(control.others)}, {format_percent(control.accuracy)} and"
             f" {format_percent(control.worst)}."
