@@ -12,6 +12,7 @@ from infoscope.data.scenes.factors import KINDS
 from infoscope.pipeline.context import Context
 from infoscope.runtime.errors import InputError
 from infoscope.stages.describe.stage import Describe, find_hierarchy, find_seed
+from infoscope.stages.judge import Judge, name_others
 from infoscope.stages.latents import Latents
 from tests.support.clip_samples import make_clip
 from tests.support.pipeline_samples import (
@@ -127,6 +128,16 @@ def test_a_judge_whose_weights_do_not_fit_is_refused_before_anything_is_built(tm
         with pytest.raises(InputError, match=r"does not fit judge\.arch=scenes_clip: its image tower is 64 wide"):
             run_tiny(tmp_path / "out", f"stage={stage}", *weights)
     assert not list(tmp_path.glob("out/artifacts/*/*"))
+
+
+def test_captions_are_judged_by_a_model_with_a_text_tower(finished: Path, tmp_path: Path) -> None:
+    (tmp_path / "captions.txt").write_text("a red ball\na blue cube\n")
+    given = ("model=scenes_clip", "model.site=pooled", "data=captions", f"data.root={tmp_path / 'captions.txt'}")
+    ctx = make_context(tmp_path / "out", *given, "judge=scenes_clip", "judge.kind=planted_registers")
+    with pytest.raises(InputError, match=r"has no text tower .* such as judge=scenes_clip or judge=clip_b16"):
+        Judge().check(ctx, "train")
+    assert "dinov2" not in name_others(ctx)
+    assert "dinov2" in name_others(make_context(finished))
 
 
 def test_another_model_may_judge(finished: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
@@ -83,6 +84,12 @@ def judge_of(ctx: Context) -> ModelConfig:
     return _given(ctx) or ctx.config.model
 
 
+def name_others(ctx: Context) -> str:
+    """Return which models may judge in the place of the experiment's own; captions need one with a text tower."""
+    is_text = ctx.config.data.kind is DataKind.captions
+    return f"judge={'clip_b16, clip_l14' if is_text else 'dinov2_s14, clip_b16'}, ..."
+
+
 def _given(ctx: Context) -> ModelConfig | None:
     return None if ctx.config.judge.kind is ModelKind.own else ctx.config.judge
 
@@ -99,4 +106,5 @@ def _naming_judge(ctx: Context) -> Iterator[None]:
     except InputError as error:
         if _given(ctx) is None or type(error) is not InputError:
             raise
-        raise InputError(name_place(str(error), "judge")) from error
+        words = re.sub(r"\bmodel=(scenes_clip|clip_b16)\b", r"judge=\1", name_place(str(error), "judge"))
+        raise InputError(words) from error

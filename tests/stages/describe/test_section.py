@@ -80,8 +80,8 @@ def make_found(scope: ScopeResult, *without: str, n_classes: int = N_CLASSES, le
     return Found(said, scope, LatentTable(scope.sae_seed, known))
 
 
-def make_section(*found: Found, is_own: bool = False) -> ReportSection:
-    return make_describe_section(found, DescribeConfig(n_class_latents=4), "judge", is_own)
+def make_section(*found: Found, others: str = "") -> ReportSection:
+    return make_describe_section(found, DescribeConfig(n_class_latents=4), "judge", others)
 
 
 def read(table: Table, label: str) -> dict[str, Any]:
@@ -218,10 +218,10 @@ def test_levels_have_a_table_where_the_sae_has_levels() -> None:
 
 
 def test_what_the_data_cannot_give_is_said() -> None:
-    section = make_section(make_found(make_scope_result(), *LABELS), is_own=True)
+    section = make_section(make_found(make_scope_result(), *LABELS), others="judge=clip_b16")
     assert section.tables.keys() == {"describe"}
     assert "The data know no classes" in section.findings[1]
-    assert "judge=dinov2_s14" in section.findings[0]
+    assert "another one (judge=clip_b16) judges from outside" in section.findings[0]
     assert "label" not in section.tables["describe"].to_markdown()
     flat = make_section(make_found(make_scope_result(), "tree_depth"))
     assert any("describe.tree=FILE" in finding for finding in flat.findings)
@@ -244,7 +244,7 @@ def test_a_report_renders_whatever_is_missing(scope: ScopeResult, tmp_path: Path
 
 def test_examples_have_a_figure() -> None:
     found = [make_found(make_scope_result())]
-    section = make_describe_section(found, DescribeConfig(), "judge", False, make_examples())
+    section = make_describe_section(found, DescribeConfig(), "judge", "", make_examples())
     assert section.figures.keys() == {"monosemantic"}
     assert len(section.figures["monosemantic"].draw().axes) > len(make_examples())
     assert not make_section(*found).figures

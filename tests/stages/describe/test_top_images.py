@@ -36,10 +36,10 @@ class Texts(Pictures):
     is_text = True
 
     def caption(self, index: int) -> str:
-        return f"caption {index}"
+        return f"caption {min(index, 4)}"  # the last two are the same
 
 
-PICTURES, TEXTS = (of("train", list("abcde")) for of in (Pictures, Texts))
+PICTURES, TEXTS = (of("train", list("abcdef")) for of in (Pictures, Texts))
 
 
 def test_the_most_monosemantic_come_first_and_those_without_a_value_never() -> None:
@@ -66,3 +66,6 @@ def test_captions_stand_in_a_table() -> None:
     assert feature.captions == ["caption 2", "caption 3", "caption 0"]
     rows = make_caption_table([feature]).rows
     assert [row[-1].value for row in rows] == list(feature.captions)
+    twice = read_top_feature(7, 0.5, np.array([2.0, 0.0, 1.0, 0.0, 3.0, 4.0]), TEXTS, np.arange(6))
+    assert twice.captions == ["caption 4", "caption 0", "caption 2"]
+    assert twice.activations.tolist() == [4.0, 2.0, 1.0]

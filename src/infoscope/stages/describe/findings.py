@@ -23,11 +23,11 @@ from infoscope.stages.describe.numbers import (
 )
 
 
-def say_features(seeds: Seeds, config: DescribeConfig, judge: str, is_own: bool) -> list[str]:
+def say_features(seeds: Seeds, config: DescribeConfig, judge: str, others: str = "") -> list[str]:
     """Say what features are: how alike their images, of which labels, how unique; and what is not known.
 
     Args:
-        judge: the name of the model that says how alike images are. is_own: whether it is the measured one.
+        judge: the name of the model that says how alike images are. others: as of `make_describe_section`.
     """
     first = seeds[0].description
     if not any(found.description.fires_enough.any() for found in seeds):
@@ -35,7 +35,7 @@ def say_features(seeds: Seeds, config: DescribeConfig, judge: str, is_own: bool)
             f"No feature fires in at least {first.n_label_images} of the {first.n_images:,} training images, so that"
             " none can be described."
         ]
-    findings = [_say_alike(seeds, judge, is_own)]
+    findings = [_say_alike(seeds, judge, others)]
     if first.label_entropy is None:
         findings.append(
             "The data know no classes, so there are no label entropies, no class-level latents and no hierarchy."
@@ -71,12 +71,10 @@ def _compare(seeds: Seeds, measure: str, digits: int = 3) -> str:
     return text if random is None else f"{text}; images at random {format_number(random, digits)}"
 
 
-def _say_alike(seeds: Seeds, judge: str, is_own: bool) -> str:
+def _say_alike(seeds: Seeds, judge: str, others: str) -> str:
     text = f"{_compare(seeds, 'ms')}, judged by {judge}."
-    if is_own:
-        text += (
-            " So the model judges its own features; another one (judge=dinov2_s14, clip_b16, ...) judges from outside."
-        )
+    if others:
+        text += f" So the model judges its own features; another one ({others}) judges from outside."
     return text
 
 

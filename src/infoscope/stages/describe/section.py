@@ -47,14 +47,15 @@ def make_describe_section(
     seeds: Seeds,
     config: DescribeConfig,
     judge: str,
-    is_own: bool,
+    others: str = "",
     examples: Sequence[Example] = (),
     top_features: Sequence[TopFeature] = (),
 ) -> ReportSection:
     """Return the section.
 
     Args:
-        judge: the name of the model that says how alike images are. is_own: whether it is the measured one.
+        judge: the name of the model that says how alike images are.
+        others: where that is the measured one, those to choose instead.
         examples: features to show. top_features: those to show where features have no maps.
     """
     tables, figures = {"describe": _make_measure_table(seeds, config, judge)}, {}
@@ -77,7 +78,7 @@ def make_describe_section(
     return ReportSection(
         name="describe",
         title="What the features are",
-        findings=tuple(say_features(seeds, config, judge, is_own)),
+        findings=tuple(say_features(seeds, config, judge, others)),
         tables=tables,
         figures=figures,
         summary=summarise(seeds),

@@ -43,7 +43,7 @@ from infoscope.stages.images import (
     open_split,
     scenes_of,
 )
-from infoscope.stages.judge import Judge, judge_of
+from infoscope.stages.judge import Judge, judge_of, name_others
 from infoscope.stages.latents import join_latents
 from infoscope.stages.publish import PublishedPart
 from infoscope.stages.rank import Rank
@@ -65,7 +65,7 @@ class Describe(PublishedPart, SeedStage[Description]):
 
     kind, holds = "describe", Description
     version = 1
-    report_version = 1
+    report_version = 2
     is_without_maps = True
     is_shared = False
     columns = tuple(Column(name, of.name, digits=of.digits, scale=of.scale) for name, of in MEASURES.items())
@@ -146,8 +146,8 @@ class Describe(PublishedPart, SeedStage[Description]):
     def section(self, ctx: Context) -> ReportSection:
         found = [find_seed(ctx, seed) for seed in ctx.config.seeds]
         judge, examples = judge_of(ctx), _read_examples(ctx, found[0])
-        shown, is_own = _read_top_features(ctx, found[0]), judge == ctx.config.model
-        section = make_describe_section(found, ctx.config.describe, judge.name, is_own, examples, shown)
+        shown, others = _read_top_features(ctx, found[0]), name_others(ctx) if judge == ctx.config.model else ""
+        section = make_describe_section(found, ctx.config.describe, judge.name, others, examples, shown)
         findings, tables = [*section.findings], {**section.tables}
         pairs = {pair: handle.load() for pair, handle in alignments_of(ctx).items()}
         findings += say_alignment(pairs)

@@ -50,7 +50,7 @@ def choose_most_monosemantic(table: LatentTable, n: int = N_FEATURES) -> list[in
 def read_top_feature(
     latent: int, ms: float, by_image: Float[np.ndarray, " n_images"], images: ImageSet, index: Int64[np.ndarray, " n"]
 ) -> TopFeature:
-    """Return a feature with what excites it most.
+    """Return a feature with what excites it most; of captions that are the same, one.
 
     Args:
         by_image: its mean activation in each row's image.
@@ -59,12 +59,19 @@ def read_top_feature(
     Raises:
         ImageError: if an image cannot be read.
     """
-    rows = np.argsort(-by_image, kind="stable")[: N_CAPTIONS if images.is_text else N_IMAGES]
-    rows = rows[by_image[rows] > 0]
-    numbers = index[rows]
-    pictures = [] if images.is_text else [images.load(int(number), SIZE_PX) for number in numbers]
-    captions = [images.caption(int(number)) for number in numbers] if images.is_text else []
-    return TopFeature(latent, ms, numbers, by_image[rows], pictures, captions)
+    order = np.argsort(-by_image, kind="stable")
+    order = order[by_image[order] > 0]
+    if images.is_text:
+        rows_of: dict[str, int] = {}
+        for row in order:
+            rows_of.setdefault(images.caption(int(index[row])), row)
+            if len(rows_of) == N_CAPTIONS:
+                break
+        rows = np.array(list(rows_of.values()), np.int64)
+        return TopFeature(latent, ms, index[rows], by_image[rows], [], list(rows_of))
+    rows = order[:N_IMAGES]
+    pictures = [images.load(int(number), SIZE_PX) for number in index[rows]]
+    return TopFeature(latent, ms, index[rows], by_image[rows], pictures, [])
 
 
 def draw_top_images(features: Sequence[TopFeature]) -> Figure:
