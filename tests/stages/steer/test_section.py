@@ -13,6 +13,7 @@ from infoscope.analyses.steering import SteeringResult
 from infoscope.analyses.suppression import CHOSEN, CONTROL, Suppressed, SuppressionResult
 from infoscope.report.page import Page, write_report
 from infoscope.stages.score.result import ScopeResult
+from infoscope.stages.steer.figures import draw_effects
 from infoscope.stages.steer.numbers import Found, Spurious
 from infoscope.stages.steer.section import make_steering_section
 from tests.support.report_samples import make_scope_result
@@ -153,3 +154,22 @@ def test_without_scores_or_what_misleads_there_is_less() -> None:
     assert [record["features"] for record in section.tables["steering"].records()] == ["all measured"]
     assert not any("scope" in finding for finding in section.findings)
     section.figures["steering"].draw()
+
+
+@pytest.mark.parametrize(
+    ("lost", "words"),
+    [(0.0004, "as decided as before"), (0.0006, "more decided than before"), (-0.0006, "less decided than before")],
+)
+def test_predictions_are_more_decided_only_where_the_number_says_so(lost: float, words: str) -> None:
+    steering = make_steering(SCOPES[0])
+    steering = replace(steering, specificity=np.full_like(steering.specificity, lost))
+    assert any(words in one for one in make_steering_section([Found(SCOPES[0], steering)], 5).findings)
+
+
+def test_points_that_overlap_do_not_look_steerable() -> None:
+    """No point is translucent, and the two kinds differ in colour and in form."""
+    still, steerable, *_ = draw_effects([FOUND[0]]).axes[0].collections
+    assert (still.get_facecolor()[:, 3] == 1).all()
+    assert (steerable.get_facecolor()[:, 3] == 1).all()
+    assert not np.allclose(still.get_facecolor(), steerable.get_facecolor())
+    assert len(still.get_paths()[0]) != len(steerable.get_paths()[0])

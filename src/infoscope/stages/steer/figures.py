@@ -22,12 +22,12 @@ def draw_effects(found: Sequence[Found]) -> Figure:
         assert one.scope is not None
         result = one.result
         cds, effect = one.scope.cds[result.measured], result.effect[LATENT]
-        for of, colour, label in (
-            (~result.is_steerable[LATENT], GREY, "not steerable"),
-            (result.is_steerable[LATENT], INK, "steerable"),
+        for of, colour, marker, label in (
+            (~result.is_steerable[LATENT], GREY, "o", "not steerable"),
+            (result.is_steerable[LATENT], "#CC79A7", "^", "steerable"),
         ):
             label = label if one is scored[0] else None
-            left[0].scatter(cds[of], effect[of], s=6, color=colour, linewidths=0, alpha=0.6, label=label)
+            left[0].scatter(cds[of], effect[of], s=7, color=colour, marker=marker, linewidths=0, label=label)
     for panel in left:
         panel.set_xlabel("CDS")
         panel.set_ylabel("effect (nats)")

@@ -213,10 +213,12 @@ def _find(found: Sequence[Found]) -> Iterator[str]:
             f"Features steer to {len(reached):,} of the {len(first.words):,} words, most of them to {first.words[most]}"
             f" ({format_number(counts[most].mean, 1)})."
         )
+    lost = every["specificity"].mean
+    change = "as decided as" if round(lost, 3) == 0 else f"{'more' if lost > 0 else 'less'} decided than"
     yield (
-        f"Predictions are {'more' if every['specificity'].mean > 0 else 'less'} decided than before: of an entropy of"
-        f" {first.before:.3f} of the largest possible one {format_signed(every['specificity'].mean, 3)} is lost"
-        f" ({format_signed(every['specificity_random'].mean, 3)} along random directions)."
+        f"Predictions are {change} before: of an entropy of {first.before:.3f} of the largest possible one"
+        f" {format_signed(lost, 3)} is lost ({format_signed(every['specificity_random'].mean, 3)} along random"
+        " directions)."
     )
 
 
