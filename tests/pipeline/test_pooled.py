@@ -75,6 +75,7 @@ def test_its_features_are_described_without_a_score(described: Path) -> None:
     names = {column.name for column in table}
     assert {"ms", "label_entropy", "top_class"} <= names
     assert not {"cds", "firing_rate", "peak"} & names
+    assert not [column for column in table if re.search(r"patch(?!sae)", f"{column.heading} {column.unit}".lower())]
     said = Describe.at(ctx, 0).load()
     assert said.n_images == N_TRAIN
     fidelity = Fidelity.at(ctx, 0).load()

@@ -47,7 +47,7 @@ class LatentColumn:
     """One fact of every latent.
 
     name: of the column, unique in a table.
-    values: [d_sae] numbers, switches or text; NaN where a latent has none.
+    values: [d_sae] numbers, switches or text; NaN, or empty text, where a latent has none.
     heading: for people.
     unit: of the values; "1": a plain number; empty: a name or a switch.
     source: the kind of artifact that it comes from.
@@ -61,9 +61,14 @@ class LatentColumn:
 
     @property
     def n_known(self) -> int:
-        """Latents that have a value."""
-        is_number = self.values.dtype.kind == "f"
-        return int(np.isfinite(self.values).sum()) if is_number else len(self.values)
+        """Latents that have a value: not NaN, and no empty text."""
+        match self.values.dtype.kind:
+            case "f":
+                return int(np.isfinite(self.values).sum())
+            case "U":
+                return int((self.values != "").sum())
+            case _:
+                return len(self.values)
 
 
 class LatentTable:

@@ -120,17 +120,17 @@ class Describe(PublishedPart, SeedStage[Description]):
     def latents(self, ctx: Context, seed: int) -> Iterator[LatentColumn]:
         found, norms = self.at(ctx, seed).load(), row_norms_of(ctx, seed)
         config, judge = ctx.config.describe, judge_of(ctx).name
-        yield LatentColumn(
-            "mean_firing", found.mean_firing * norms, "mean activation on patches on which it fires", name_unit(norms)
-        )
-        above = f"patches on which its activation is above {found.strong_above:g} SAE units"
-        yield LatentColumn("strong_rate", found.strong_rate, above, "share of patch tokens")
+        places, share = ("patches", "share of patch tokens") if has_maps(ctx) else ("images", "share of images")
+        firing = f"mean activation on {places} on which it fires"
+        yield LatentColumn("mean_firing", found.mean_firing * norms, firing, name_unit(norms))
+        above = f"{places} on which its activation is above {found.strong_above:g} SAE units"
+        yield LatentColumn("strong_rate", found.strong_rate, above, share)
         yield LatentColumn("ms", found.ms, f"monosemanticity, judged by {judge}", "1")
         clarity = f"clarity of its top {config.n_clarity_images} images, judged by {judge}"
         yield LatentColumn("clarity", found.clarity, clarity, "1")
         overlap = f"overlap of its top {config.n_top_images} images with those of other latents"
         yield LatentColumn("top_overlap", found.top_overlap, overlap, "Jaccard index")
-        yield from _list_label_columns(found, config.n_top_images)
+        yield from _list_label_columns(found, config.n_top_images, places)
         yield from make_alignment_columns(ctx, seed)
 
     def latents_read(self, ctx: Context, seed: int) -> Sequence[Handle]:
@@ -208,13 +208,13 @@ def _read_top_features(ctx: Context, found: Found) -> list[TopFeature]:
     ]
 
 
-def _list_label_columns(found: Description, n_top: int) -> Iterator[LatentColumn]:
-    """Yield what labels say of each latent; nothing where there are none."""
+def _list_label_columns(found: Description, n_top: int, places: str) -> Iterator[LatentColumn]:
+    """Yield what labels say of each latent, which fires on patches or images; nothing where there are none."""
     columns = {
         "label_entropy": (f"label entropy of its top {found.n_label_images} images: weighted by activation", "nats"),
         "label_entropy_all": ("label entropy of all images: weighted by activation", "nats"),
         "label_entropy_share": ("label entropy of all images, share of the largest: weighted by activation", "1"),
-        "top_class_share": ("strong patches in its top class: in images of that class", "share of strong patches"),
+        "top_class_share": (f"strong {places} in its top class: in images of that class", f"share of strong {places}"),
         "n_classes_held": ("classes of which it is a class-level latent", "classes"),
         "tree_depth": (
             f"depth of its top {n_top} images: where two meet in the hierarchy of classes",
@@ -223,8 +223,12 @@ def _list_label_columns(found: Description, n_top: int) -> Iterator[LatentColumn
     }
     if found.top_class is not None:
         names = np.array([*(found.class_names or []), ""])  # -1: none
-        heading = "top class: on whose images it has most patches with a strong activation per image"
-        yield LatentColumn("top_class", names[found.top_class], heading)
+        often = (
+            "most patches with a strong activation per image"
+            if places == "patches"
+            else "a strong activation most often"
+        )
+        yield LatentColumn("top_class", names[found.top_class], f"top class: on whose images it has {often}")
     if found.class_latents is not None:
         yield LatentColumn("classes_held", _join_classes(found), "classes of which it is a class-level latent, by name")
     for name, (heading, unit) in columns.items():
