@@ -79,7 +79,7 @@ AS_WORDS = [
 CROSSED = {
     "name_cosine": "the cosine with their name",
     "attribution": "the size of their attribution",
-    "steering_effect": "what they steer by",
+    "steering_effect": "the steering",
 }
 """Which quantities are told in a sentence, as keys of the table of latents, and in words."""
 

@@ -111,7 +111,7 @@ def test_features_of_whole_images_are_steered(described: Path) -> None:
     assert made.files is not None
     assert made.files.tables.keys() == {"steering", "steering_words", "suppression"}
     assert "scope" not in made.text
-    assert "Features set to a high value in the embedding" in made.text
+    assert "is set to a high value in the embedding)" in made.text
     assert "patches" not in made.text
 
 

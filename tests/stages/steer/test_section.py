@@ -153,6 +153,8 @@ def test_without_scores_or_what_misleads_there_is_less() -> None:
     assert section.tables.keys() == {"steering", "steering_words"}
     assert [record["features"] for record in section.tables["steering"].records()] == ["all measured"]
     assert not any("scope" in finding for finding in section.findings)
+    assert "is set to a high value in the embedding)" in section.findings[0]
+    assert section.tables["steering"].title == "Features set to a high value"  # beside those set on all patches
     section.figures["steering"].draw()
 
 

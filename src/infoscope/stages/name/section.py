@@ -56,7 +56,7 @@ COLUMNS = (
 WORDS = {
     "centred": "direction and text, each less its mean (ours)",
     "row": "decoder row and text (MSAE)",
-    "shifted": "with the mean image, and text (MSAE)",
+    "shifted": "direction with the mean image, and text (MSAE)",
 }
 SEARCHES = {
     "plain": "images with it: nearest by embedding",

@@ -49,7 +49,7 @@ class Name(Published, SeedStage[NameResult]):
     version = 1
     is_shared = False
     is_optional, is_without_maps = True, True
-    report_version = 2
+    report_version = 3
     columns = COLUMNS
 
     def applies(self, ctx: Context) -> bool:

@@ -84,7 +84,7 @@ def _make_table(found: Sequence[Found]) -> Table:
     first = found[0].result
     table = Table(
         "steering",
-        f"Features set to a high value {found[0].where}",
+        "Features set to a high value",
         [
             Column("features", "", Align.left),
             Column("n_latents", "measured", digits=0, is_count=True),
