@@ -14,7 +14,7 @@ from infoscope.runtime.errors import InputError
 from infoscope.stages.images import open_split
 from infoscope.stages.name.stage import Name
 from infoscope.stages.name.vocabulary import SCENE_TARGETS
-from infoscope.stages.steer.suppress import Suppress, name_spurious, spurious_of
+from infoscope.stages.steer.suppress import Suppress, name_spurious, spurious_of, tell_none
 from tests.support.pipeline_samples import Recorder, draw_without_saving, make_tiny_config, run_tiny, save_noise
 
 CLIP = ("model=scenes_clip", "sae.n_tokens=2000", "sae.batch_tokens=32")
@@ -138,6 +138,10 @@ def test_an_attribute_classifier_of_celeba_is_swept(tmp_path: Path) -> None:
     faces = name_spurious(make_context(tmp_path / "out", *few), make_found("Red", ("no snow", "snow"), 1, 0))
     assert faces.carried == "the attribute Red"
     assert "(no snow: with; snow: without)" in faces.explained
+    unknown = tell_none(make_context(tmp_path / "out", *few[:-4], "stage=steer"))
+    assert unknown is not None
+    assert "Snow is the class itself" in unknown
+    assert tell_none(make_context(tmp_path / "out", *few[:-4], "steer.spurious=Red", "stage=steer")) is None
     spurious = make_context(tmp_path / "out", *few[:-4], "steer.spurious=Snow", "stage=steer")
     with pytest.raises(InputError, match=r"another target than the one that is predicted \(class\), got Snow"):
         spurious_of(spurious)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from infoscope.analyses.steering import (
@@ -38,7 +39,7 @@ from infoscope.stages.sae import count_latents, has_maps, sae_of
 from infoscope.stages.score.stage import find_scope, list_scores
 from infoscope.stages.steer.numbers import Found, describe_groups
 from infoscope.stages.steer.section import make_steering_section
-from infoscope.stages.steer.suppress import Suppress, name_spurious, spurious_of
+from infoscope.stages.steer.suppress import Suppress, name_spurious, spurious_of, tell_none
 from infoscope.stages.tokens import Tokens, find_sizes
 
 _OF_STEERING = ("n_latents", "n_images", "quantile", "min_effect", "min_share", "seed")
@@ -49,7 +50,7 @@ class Steer(Published, SeedStage[SteeringResult]):
 
     kind, holds = "steering", SteeringResult
     is_optional, is_without_maps = True, True
-    report_version = 4
+    report_version = 5
     columns = (
         Column("n_latents", "features", digits=0, is_count=True),
         Column("steerable", "steerable", **PERCENT),
@@ -159,7 +160,9 @@ class Steer(Published, SeedStage[SteeringResult]):
         found = [find_seed(ctx, seed) for seed in ctx.config.seeds]
         removed = found[0].suppression
         spurious = None if removed is None else name_spurious(ctx, removed)
-        return make_steering_section(found, ctx.config.steer.min_group_images, spurious)
+        section = make_steering_section(found, ctx.config.steer.min_group_images, spurious)
+        untold = tell_none(ctx)
+        return section if untold is None else replace(section, findings=(*section.findings, untold))
 
     def report_key(self, ctx: Context) -> Key:
         return {**super().report_key(ctx), "min_group_images": ctx.config.steer.min_group_images}

@@ -63,6 +63,17 @@ def spurious_of(ctx: Context) -> str | None:
     return name
 
 
+def tell_none(ctx: Context) -> str | None:
+    """Return a sentence on why nothing is removed where the class is one of many attributes; None: no such data."""
+    known = find_known(ctx, ctx.config.data)[0]
+    if spurious_of(ctx) is not None or ctx.config.predict.target != "class" or known.class_attribute is None:
+        return None
+    return (
+        f"No features are removed: {known.class_attribute} is the class itself, and no other attribute is known to"
+        " mislead. Give one with steer.spurious=ATTRIBUTE."
+    )
+
+
 def name_spurious(ctx: Context, found: SuppressionResult) -> Spurious:
     """Return how what misleads is spoken of: cards on scenes, an attribute of images, or another target."""
     known, name = find_known(ctx, ctx.config.data)[0], found.spurious
