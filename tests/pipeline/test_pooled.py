@@ -52,6 +52,7 @@ def described(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert made.files is not None
     assert "monosemantic" in made.files.figures
     said = made.text
+    assert "captions" not in said
     assert "Monosemanticity, median: all" in said
     assert "Zero-shot cross-entropy on" in said
     assert "images with a strong activation (%)" in said
@@ -193,6 +194,9 @@ def test_captions_are_embedded_in_the_place_of_images(described: Path, tmp_path:
     assert "Monosemanticity, median: all" in found.text
     assert found.files is not None
     assert not found.files.figures
+    page = found.files.page.read_text()
+    assert "Images: here captions" in page
+    assert f"captions, {N_TRAIN} training captions" in page
     shown = found.files.tables["top_captions"]["csv"].read_text()
     assert any(text in shown for text in texts)
     ctx = make_context(tmp_path / "out", *given)

@@ -21,6 +21,9 @@ from infoscope.stages.score.stage import Score, key_of_groups
 from infoscope.stages.tokens import Tokens
 from infoscope.vision.hooks import POOLED, PROJECTED
 
+OF_CAPTIONS = "Images: here captions, each of which the text tower embeds in the place of an image."
+"""The note on a page about captions, whose sections speak of images."""
+
 
 class Published(Stage):
     """A stage that ends with a report of its own; by default of its section alone."""
@@ -55,7 +58,8 @@ class Published(Stage):
         section = self.section(ctx)
         assert section is not None
         title = f"{section.title}: {ctx.config.model.name} on {ctx.config.data.kind.name}"
-        return Page(title, describe_experiment(ctx, self._has_scores(ctx)), sections=[section])
+        note = OF_CAPTIONS if ctx.config.data.kind is DataKind.captions else ""
+        return Page(title, describe_experiment(ctx, self._has_scores(ctx)), note, sections=[section])
 
     def end(self, ctx: Context) -> ReportFiles:
         """Write the report, unless the same exists, and print it."""
@@ -131,9 +135,10 @@ def describe_experiment(ctx: Context, with_scope: bool = True) -> dict[str, str]
     }
     read = behind.get(config.model.site, f"block {meta['layer']}, {grid}")
     scope = f"k_CDS {config.scope.k_cds}, shift {config.scope.shift_patches}, EMD {config.scope.emd.name}"
+    what = "captions" if config.data.kind is DataKind.captions else "images"
     context = {
         "model": f"{config.model.name} ({weights}), {read}, d_in {meta['d_in']}",
-        "data": f"{config.data.kind.name}, {meta['n_images']} training images",
+        "data": f"{config.data.kind.name}, {meta['n_images']} training {what}",
         "SAE": describe_sae(ctx),
         **({"scope": scope} if with_scope else {}),
         "software": f"infoscope {versions['infoscope']}, torch {versions['torch']}",
