@@ -33,7 +33,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from infoscope.commands.experiments.runs import Run, Shown, join_runs, make_run_table
-from infoscope.commands.experiments.sweep import Experiment, main
+from infoscope.commands.experiments.sweep import Experiment, main, name_gamma
 from infoscope.pipeline.context import Context
 from infoscope.report.figure_style import FAINT, GREY, INK, make_panels
 from infoscope.report.tables import PERCENT, Align, Cell, Column, Stat, Value, compute_stat
@@ -144,11 +144,13 @@ def show(runs: Sequence[Run[Found]]) -> Shown:
         point = compute_point(found)
         return [*describe_sae(found), *(point[column.key] for column in known), "yes" if front[id(found)] else ""]
 
+    groups = ", ".join(sorted({name_gamma(run.config) for run in runs}))
     columns = [*KIND_COLUMNS, *known, Column("front", "on the front", Align.left)]
     notes = [
         "Test tokens; mean over SAE seeds. Zeros: of a token's code. FVU within a token: MSAE's reading. Silent: on all"
         " test tokens. UW, RW: MSAE's uniform and reversed (decreasing) weights of nested codes. On the front: no other"
         " SAE here has both a smaller L0 and a smaller FVU.",
+        *([f"Groups by scope: {groups}."] if SCOPE_COLUMNS[-1] in known else []),
         *_hold_against_claims(runs, points),
     ]
     table = make_run_table("sae_pareto", "Reconstruction against sparsity", runs, columns, cells, notes)
@@ -171,10 +173,10 @@ def _hold_against_claims(runs: Sequence[Run[Found]], points: Sequence[Mapping[st
             and point["fvu_per_token"].mean < CLAIMS["fvu_per_token"]
             and point["zeros"].mean >= CLAIMS["zeros"]
         ]
-        said.append(f"by {words} {'; '.join(reached) or 'none'}")
+        said.append(f"by {words}: {', '.join(reached) or 'none'}")
     return [
-        "MSAE's claims, for CLIP's image embeddings: cosine .99, FVU below .1, 80% zeros. All three are reached here"
-        f" {', '.join(said)}."
+        "MSAE's claims, for CLIP's image embeddings: cosine .99, FVU below .1, 80% zeros. Those that reach"
+        f" all three here, {'; '.join(said)}."
     ]
 
 

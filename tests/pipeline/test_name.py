@@ -40,7 +40,7 @@ def test_features_of_pooled_embeddings_are_named_by_their_rows(named: tuple[Path
     tables = {"names", "names_listed", "names_search", "names_bias", "names_misled"}
     assert record.files.tables.keys() == tables
     assert record.files.figures.keys() == {"names_search", "names_bias"}
-    assert "of the valid names are right" in record.text
+    assert "valid names that can be held against the images are right" in record.text
     ctx = make_context(output_dir, *POOLED, *LOOSE)
     found, sae = Name.at(ctx, 0).load(), sae_of(ctx, 0).load()
     texts = EmbeddedWords.at(ctx).load().weights.numpy()

@@ -54,6 +54,7 @@ def test_what_cannot_be_searched_is_refused(backbone: EmbeddedBackbone, pictures
     sae = SparseAutoencoder(128, 64, make_activation("topk", {"k": 8}))
     wrong = {
         "a backbone that gives embeddings of whole images": (backbone.tower, pictures, 0),
+        r"images= to be a list of pictures, such as the paths of files, got photos": (backbone, "photos", 0),
         "at least two images": (backbone, pictures[:1], 0),
         r"query= to be one of their positions, got 12": (backbone, pictures, 12),
         r"latents= of 0\.\.63, got 64": (backbone, pictures, 0, (3, 64)),

@@ -384,6 +384,9 @@ def test_more_latents_per_token_explain_more(output_dir: Path) -> None:
         known = ("fvu_per_token", "cosine_raw", "cknna", "orthogonality", "dead_share", "accuracy", "median_cds")
         assert np.isfinite([row[key] for key in (*known, "scored_share", "high_share")]).all()
         assert row["scored_share"] == pytest.approx(row["n_scored"] / 32)
+    page = (folder / "sae_pareto.md").read_text()
+    assert "Groups by scope: gamma 0.05." in page
+    assert "Those that reach all three here, by the raw cosine: " in page
     curve = [row for row in read_rows(folder / "progressive.csv") if "sae.k=8" in row["setting"]]
     assert float(find_at(curve, "8")["fvu"]) == pytest.approx(eight["fvu"], rel=0.02)
     assert float(find_at(curve, "1")["fvu"]) > float(find_at(curve, "8")["fvu"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -75,6 +76,11 @@ def find_similar(
     query, n = convert("query", query, int), convert("n", n, int)
     wanted = [] if latents is None else convert("latents", latents, list[int])
     value = convert("value", value, float | None)
+    if isinstance(images, str | os.PathLike):
+        raise InputError(
+            f"Expected images= to be a list of pictures, such as the paths of files, got {os.fspath(images)}: give"
+            " sorted(Path(folder).iterdir()) of a folder of images."
+        )
     if len(images) < 2 or not 0 <= query < len(images):
         raise InputError(f"Expected at least two images and query= to be one of their positions, got {query}.")
     if latents is not None and not wanted:

@@ -6,6 +6,7 @@ import os
 import re
 from dataclasses import dataclass, fields
 from enum import Enum
+from pathlib import Path
 from typing import Annotated, Any
 
 from infoscope.runtime.bounds import (
@@ -99,6 +100,11 @@ class ModelConfig:
                     " local-dir:<folder>, or random."
                 )
             brings_config = self.pretrained in ("shipped", "train_clip") or self.pretrained.startswith("local-dir:")
+            if self.arch is None and not brings_config and Path(self.pretrained).expanduser().is_dir():
+                raise InputError(
+                    f"model.pretrained={self.pretrained} is a folder: give local-dir:{self.pretrained} if open_clip's"
+                    " configuration lies in it, else model.arch and a file of weights."
+                )
             if self.arch is None and not brings_config and self.name != "scenes_clip":
                 raise InputError(f"model.arch is missing: model.pretrained={self.pretrained} needs it (ViT-B-16, ...).")
 

@@ -259,7 +259,7 @@ class Sweep:
             found = self.experiment.measure(ctx)
         self._uses |= {spec.hash: f"{spec.stage}/{spec.name}" for spec in ctx.used.values()}
         facts = self._describe(ctx, number)
-        names = [f"k_CDS {facts['k_cds']}", _name_gamma(config)] if self.experiment.is_scored else []
+        names = [f"k_CDS {facts['k_cds']}", name_gamma(config)] if self.experiment.is_scored else []
         names = [f"{facts['model']}", _name_place(config.model.site, facts["layer"]), *names, f"{facts['setting']}"]
         self.runs.append(Run(config, ", ".join(filter(None, names)), facts, found))
 
@@ -319,7 +319,8 @@ def _at_stage(override: str, stage: str) -> str:
     return f"stage={stage}" if stage and override.startswith("stage=") else override
 
 
-def _name_gamma(config: Config) -> str:
+def name_gamma(config: Config) -> str:
+    """Return in words what divides features by their scores."""
     rule, number = config.partition.chosen
     if rule is Rule.bands:
         return config.partition.rule_in_words

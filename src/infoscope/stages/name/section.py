@@ -221,6 +221,8 @@ def _make_list(found: Sequence[Found]) -> Table:
         )
     if not order:
         table.notes.append("No name is valid.")
+    if any(not math.isfinite(first.ratio[place, best[one][0]]) for one in order):
+        table.notes.append("No ratio: the cosine with the next concept is not above 0.")
     if any(not np.isfinite(first.is_best[place, best[one]]).any() for one in order):
         table.notes.append(
             "No number of right ones: the data do not know the word of their images, or none of these features fires in"
@@ -360,11 +362,12 @@ def _fit_counts(columns: Sequence[Column], found: Sequence[Found]) -> list[Colum
 
 
 def _say_right(found: Sequence[Found]) -> Iterator[str]:
-    first = found[0].result
+    results = [one.result for one in found]
+    first = results[0]
     if not first.value_names:
         yield "The data know nothing of their images, so that nothing says whether names are right."
         return
-    numbers = [summarise(one.result)[first.reading] for one in found]
+    numbers = [summarise(one)[first.reading] for one in results]
     right, random, other, beyond, any_value = (
         format_percent(compute_stat(one[key] for one in numbers))
         for key in ("is_best", "is_best_random", "is_best_others", "is_beyond", "best_beyond")
@@ -372,9 +375,11 @@ def _say_right(found: Sequence[Found]) -> Iterator[str]:
     if not any(math.isfinite(one["is_best"]) for one in numbers):
         yield "No valid name is one of the values that are known of the images, so that none can be held against them."
         return
+    n_held = _count([float(np.isfinite(of.is_best[of.place, of.valid[of.place]]).sum()) for of in results])
     yield (
-        f"{right} of the valid names are right: what most marks the feature's top {first.n_top} test images (the same"
-        f" names at random over the features: {random}; names that are not valid: {other}). {beyond}"
+        f"{right} of the {n_held} valid names that can be held against the images are right: what most marks the"
+        f" feature's top {first.n_top} test images (the same names at random over the features: {random}; names that"
+        f" are not valid: {other}). {beyond}"
         " name a value that is over-represented there beyond chance; of"
         f" {any_value} of these features some value is."
     )
