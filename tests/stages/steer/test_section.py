@@ -115,6 +115,8 @@ def test_random_removal_of_another_mass_is_no_control(mass: float, random: float
     section = make_steering_section(found, 5, PLACE)
     removed = [record["removed"] for record in section.tables["suppression"].records()]
     assert removed == ["nothing", "chosen, 5", *["random, mass of 5"] * is_equal]
+    left_out = section.tables["suppression"].notes[-1] == "Random features are left out beside the chosen 5."
+    assert left_out != is_equal
     said = section.findings[-1]
     assert ("random features of about equal mass" in said) == is_equal
     assert ("No random features are held against that: none drawn have about its mass" in said) != is_equal
@@ -143,7 +145,11 @@ def test_what_is_said_to_be_removed_is_what_was(n_removed: int, words: str) -> N
     removed = make_removals(3)
     chosen = Suppressed(CHOSEN, 5, -1, n_removed, 0.1)
     removed = replace(removed, variants=(removed.variants[0], chosen, *removed.variants[2:]))
-    findings = make_steering_section([Found(SCOPES[0], make_steering(SCOPES[0]), removed)], 5, PLACE).findings
+    section = make_steering_section([Found(SCOPES[0], make_steering(SCOPES[0]), removed)], 5, PLACE)
+    findings, table = section.findings, section.tables["suppression"]
+    rows = [record["removed"] for record in table.records()]
+    assert rows == ["nothing", f"chosen, {n_removed} of 5", f"random, mass of {n_removed} of 5"]
+    assert not any("left out beside" in note for note in table.notes)
     assert any(finding.startswith(words) for finding in findings)
     assert sum(finding.startswith("Removing") for finding in findings) == int(n_removed > 0)
 

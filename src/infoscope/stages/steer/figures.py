@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 from infoscope.analyses.steering import LATENT, RANDOM
 from infoscope.analyses.suppression import CHOSEN, CONTROL
 from infoscope.report.figure_style import FAINT, GREY, INK, draw_means, make_figure, make_panels
-from infoscope.stages.steer.numbers import Found, Removal, Spurious
+from infoscope.stages.steer.numbers import Found, Removal, Spurious, name_sizes
 
 
 def draw_effects(found: Sequence[Found]) -> Figure:
@@ -57,7 +57,7 @@ def draw_removals(removals: Sequence[Removal], spurious: Spurious) -> Figure:
         places = [sizes.index(one.size) for one in of]
         for name, colour in colours.items():
             draw_means(axes, places, [getattr(one, name) for one in of], 100, colour, linestyle=line)
-    axes.set_xticks(range(len(sizes)), [str(size) for size in sizes])
+    axes.set_xticks(range(len(sizes)), [name_sizes(removals)[size] for size in sizes])
     axes.set_xlabel(f"features that carry {spurious.carried}, removed")
     axes.set_ylabel("zero-shot top-1 (%)")
     axes.grid(axis="y", color=FAINT, linewidth=0.6)

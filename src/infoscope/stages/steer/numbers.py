@@ -11,7 +11,7 @@ from jaxtyping import Bool
 
 from infoscope.analyses.steering import LATENT, RANDOM, SteeringResult
 from infoscope.analyses.suppression import CHOSEN, CONTROL, Suppressed, SuppressionResult
-from infoscope.report.tables import Stat, compute_stat
+from infoscope.report.tables import Stat, compute_stat, format_number
 from infoscope.scope.partition import name_group
 from infoscope.stages.score.result import ScopeResult
 
@@ -128,6 +128,17 @@ def join_removals(removed: Sequence[SuppressionResult], min_images: int) -> list
             by_seed.append([*_average(variants), *means])
         joined.append(Removal(kind, size, *(compute_stat(of) for of in zip(*by_seed, strict=True))))
     return joined
+
+
+def name_sizes(removals: Sequence[Removal]) -> dict[int, str]:
+    """Return how many features each size removes, in words: "100", or "76 of 100" where no more carry what misleads."""
+    named = {one.size: str(one.size) for one in removals if not one.kind}
+    for one in removals:
+        if one.kind == CHOSEN:
+            n = one.n_latents.mean
+            number = format_number(n, 0 if n % 1 == 0 else 1)
+            named[one.size] = str(one.size) if n == one.size else f"{number} of {one.size}"
+    return named
 
 
 def is_equal(of: SuppressionResult, size: int) -> bool:

@@ -34,6 +34,7 @@ from infoscope.stages.steer.numbers import (
     join_groups,
     join_removals,
     leaves_choice,
+    name_sizes,
 )
 
 MAX_WORDS = 20
@@ -175,9 +176,14 @@ def _make_removal_table(
             " of the chosen ones; their numbers are means over draws. The SAE's error stays.",
         ],
     )
-    words = {"": "nothing", CHOSEN: "chosen", CONTROL: "random"}
+    named = name_sizes(removals)
+    having = {one.size for one in removals if one.kind == CONTROL}
+    lacking = [named[one.size] for one in removals if one.kind == CHOSEN and one.size not in having]
+    if lacking and any(one.kind == CONTROL for of in removed for one in of.variants):
+        table.notes.append(f"Random features are left out beside the chosen {', '.join(lacking)}.")
     for one in removals:
-        label = words[one.kind] + (f", {one.size}" if one.kind == CHOSEN else f", mass of {one.size}" * bool(one.kind))
+        size = named[one.size]
+        label = {"": "nothing", CHOSEN: f"chosen, {size}", CONTROL: f"random, mass of {size}"}[one.kind]
         table.add_row(label, one.n_latents, one.mass, one.accuracy, one.typical, one.others, one.worst)
     return table
 

@@ -50,7 +50,7 @@ class Steer(Published, SeedStage[SteeringResult]):
 
     kind, holds = "steering", SteeringResult
     is_optional, is_without_maps = True, True
-    report_version = 5
+    report_version = 6
     columns = (
         Column("n_latents", "features", digits=0, is_count=True),
         Column("steerable", "steerable", **PERCENT),
