@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from infoscope.analyses.name_result import NameResult
+from infoscope.stages.name.findings import say_share
 from infoscope.stages.name.numbers import Found, compare_signs, find_coupled, measure_bias, measure_misled
-from infoscope.stages.name.section import _say_share
 
 
 def make_result(**values: object) -> NameResult:
@@ -51,7 +51,7 @@ def test_what_goes_with_a_class_is_compared_with_what_does_not() -> None:
     ],
 )
 def test_what_misleads_is_said_beyond_random_features(numbers: tuple[float, ...], words: str) -> None:
-    assert _say_share(dict(zip(("whole", "without", "without_random", "others"), numbers, strict=True))) == words
+    assert say_share(dict(zip(("whole", "without", "without_random", "others"), numbers, strict=True))) == words
     slopes = np.array([[1, 2], [1, 2], [0.4, -0.4], [0.1, -0.1]])
     bias = measure_bias(make_result(slopes=slopes, slopes_random=slopes / 2))
     assert (bias.n_concepts, bias.n_coupled, bias.top) == (2, 1, 1.0)
