@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from infoscope.report.figure_style import GREY, INK, RC, WIDTH_IN
+from infoscope.runtime.errors import InputError
 from infoscope.stages.score.example_figure import lay_heat
 
 if TYPE_CHECKING:
@@ -28,11 +29,14 @@ TEXT_IN, LINE_IN = 0.28, 0.12
 """Room for what is said over a map, and for a line of text more."""
 
 
-def draw_patch(found: PatchLatents, labels: Mapping[int, str]) -> Figure:
+def draw_patch(found: PatchLatents, labels: Mapping[int, str] | None) -> Figure:
     """Draw a picture with its patch outlined and the maps of the latents over it, in the style of the reports.
 
     Args:
         labels: what is said of a latent under its number.
+
+    Raises:
+        InputError: labels that are no mapping.
     """
     shares = found.activations / found.maps.max(axis=(1, 2), initial=0)
     told = [
@@ -43,11 +47,14 @@ def draw_patch(found: PatchLatents, labels: Mapping[int, str]) -> Figure:
     return _draw(found, _add_labels(told, found, labels), title, _describe(found), (found.row, found.column))
 
 
-def draw_prediction(found: PredictionLatents, labels: Mapping[int, str]) -> Figure:
+def draw_prediction(found: PredictionLatents, labels: Mapping[int, str] | None) -> Figure:
     """Draw a picture and over it the patches where each latent speaks for a text, in the style of the reports.
 
     Args:
         labels: what is said of a latent under its number.
+
+    Raises:
+        InputError: labels that are no mapping.
     """
     told = [
         f"{latent}: {attribution:+.4f} ({loss:+.4f})"
@@ -59,8 +66,14 @@ def draw_prediction(found: PredictionLatents, labels: Mapping[int, str]) -> Figu
     return _draw(found, _add_labels(told, found, labels), title, facts)
 
 
-def _add_labels(told: list[str], found: PatchLatents | PredictionLatents, labels: Mapping[int, str]) -> list[str]:
+def _add_labels(
+    told: list[str], found: PatchLatents | PredictionLatents, labels: Mapping[int, str] | None
+) -> list[str]:
     """Return what stands over each map with what is said of the latent under it."""
+    if labels is None:
+        return told
+    if not isinstance(labels, Mapping):
+        raise InputError(f"Expected labels= to be a dict {{latent: text}}, got {labels!r}.")
     pairs = zip(told, found.latents.tolist(), strict=True)
     return [f"{text}\n{labels[latent]}" if labels.get(latent) else text for text, latent in pairs]
 

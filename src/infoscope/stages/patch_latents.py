@@ -71,9 +71,7 @@ class PatchLatents:
         """
         from infoscope.stages.patch_figure import draw_patch  # matplotlib is loaded when something is drawn
 
-        if labels is not None and not isinstance(labels, Mapping):
-            raise InputError(f"Expected labels= to be a dict {{latent: text}}, got {labels!r}.")
-        return draw_patch(self, labels or {})
+        return draw_patch(self, labels)
 
 
 @speaks_python(data=DataConfig, model=ModelConfig, sae=ImportedConfig)

@@ -81,11 +81,9 @@ class PredictionLatents:
         """
         from infoscope.stages.patch_figure import draw_prediction  # matplotlib is loaded when something is drawn
 
-        if labels is not None and not isinstance(labels, Mapping):
-            raise InputError(f"Expected labels= to be a dict {{latent: text}}, got {labels!r}.")
         if self.maps.shape[-1] == 1:
             raise InputError("These latents are of the whole picture and have no place in it to draw: print them.")
-        return draw_prediction(self, labels or {})
+        return draw_prediction(self, labels)
 
 
 @speaks_python(data=DataConfig, model=ModelConfig, sae=ImportedConfig)
@@ -120,12 +118,7 @@ def explain_prediction(
     layer = choose_read_layer(backbone, sae, layer, check_origin)
     given = [texts] if isinstance(texts, str) else convert("texts", texts, list[str])
     n_latents, wanted = convert("n_latents", n_latents, int), convert("text", text, int | None)
-    if not given:
-        raise InputError("Expected texts= to hold at least one sentence, got none.")
-    if wanted is not None and not 0 <= wanted < len(given):
-        raise InputError(f"Expected text= to be a position in 0..{len(given) - 1} of texts=, got {wanted}.")
-    if n_latents < 1:
-        raise InputError(f"Expected n_latents to be at least 1, got {n_latents}.")
+    _check(given, wanted, n_latents)
     prompts = Prompts(tuple(given), ("{}",))
     check_prompts(backbone, prompts, "texts=")
     reads = sae.origin.tokens or TokenChoice.patch
@@ -160,6 +153,15 @@ def explain_prediction(
         n_active=int(fires.sum()),
         total=float(attribution.sum()),
     )
+
+
+def _check(texts: Sequence[str], text: int | None, n_latents: int) -> None:
+    if not texts:
+        raise InputError("Expected texts= to hold at least one sentence, got none.")
+    if text is not None and not 0 <= text < len(texts):
+        raise InputError(f"Expected text= to be a position in 0..{len(texts) - 1} of texts=, got {text}.")
+    if n_latents < 1:
+        raise InputError(f"Expected n_latents to be at least 1, got {n_latents}.")
 
 
 class _OneImage(TokenRows):

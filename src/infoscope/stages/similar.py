@@ -76,25 +76,7 @@ def find_similar(
     query, n = convert("query", query, int), convert("n", n, int)
     wanted = [] if latents is None else convert("latents", latents, list[int])
     value = convert("value", value, float | None)
-    if isinstance(images, str | os.PathLike):
-        raise InputError(
-            f"Expected images= to be a list of pictures, such as the paths of files, got {os.fspath(images)}: give"
-            " sorted(Path(folder).iterdir()) of a folder of images."
-        )
-    if len(images) < 2 or not 0 <= query < len(images):
-        raise InputError(f"Expected at least two images and query= to be one of their positions, got {query}.")
-    if latents is not None and not wanted:
-        raise InputError("Expected latents= of a concept, got none: leave it out to search by embedding alone.")
-    if wrong := [one for one in wanted if not 0 <= one < sae.d_sae]:
-        raise InputError(f"Expected latents= of 0..{sae.d_sae - 1}, got {wrong[0]}.")
-    if len(set(wanted)) < len(wanted):
-        raise InputError(f"Expected each of latents= once, got {wanted}: remove the repeats.")
-    if value is not None and not np.isfinite(value):
-        raise InputError(f"Expected a finite value=, got {value}.")
-    if value is not None and not wanted:
-        raise InputError("Expected latents= that are set to value=, got none: give those of a concept.")
-    if n < 1:
-        raise InputError(f"Expected n to be at least 1, got {n}.")
+    _check_search(images, query, None if latents is None else wanted, value, n, sae.d_sae)
     x = _embed(backbone, Pictures(list(images), convert("resize", resize, Resize), OnError["raise"]))
     with torch.no_grad():
         acts = sae.encode(x.to(sae.W_dec.device))[:, wanted].double().cpu().numpy()
@@ -112,6 +94,30 @@ def find_similar(
         moved = vectors[own] if value is None else edit.take(own).set_to(vectors[own], np.full(len(wanted), value))
         near = find_nearest(moved, vectors, own, n)[0]
     return SimilarImages(near, acts[near], acts[query])
+
+
+def _check_search(
+    images: Sequence[Picture], query: int, latents: Sequence[int] | None, value: float | None, n: int, d_sae: int
+) -> None:
+    if isinstance(images, str | os.PathLike):
+        raise InputError(
+            f"Expected images= to be a list of pictures, such as the paths of files, got {os.fspath(images)}: give"
+            " sorted(Path(folder).iterdir()) of a folder of images."
+        )
+    if len(images) < 2 or not 0 <= query < len(images):
+        raise InputError(f"Expected at least two images and query= to be one of their positions, got {query}.")
+    if latents is not None and not latents:
+        raise InputError("Expected latents= of a concept, got none: leave it out to search by embedding alone.")
+    if wrong := [one for one in latents or () if not 0 <= one < d_sae]:
+        raise InputError(f"Expected latents= of 0..{d_sae - 1}, got {wrong[0]}.")
+    if len(set(latents or ())) < len(latents or ()):
+        raise InputError(f"Expected each of latents= once, got {latents}: remove the repeats.")
+    if value is not None and not np.isfinite(value):
+        raise InputError(f"Expected a finite value=, got {value}.")
+    if value is not None and not latents:
+        raise InputError("Expected latents= that are set to value=, got none: give those of a concept.")
+    if n < 1:
+        raise InputError(f"Expected n to be at least 1, got {n}.")
 
 
 def _embed(backbone: Backbone, pictures: Pictures) -> torch.Tensor:
