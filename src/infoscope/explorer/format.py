@@ -1,0 +1,89 @@
+"""How the explorer's data lie on the disk: scripts, for a page that is opened from the disk can load nothing else.
+
+Each file `data/<key>.js` calls `infoscope.put(key, value)` with plain JSON; `page/data.js` loads it when it is needed.
+Arrays are base64 of their little-endian bytes (`pack`).
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Shaped
+
+DTYPES = ("float64", "float32", "int32", "uint32", "uint16", "uint8")
+"""Of packed arrays: what JavaScript has typed arrays for."""
+LEVELS = 65535
+"""Steps between 0 and the largest activation in which maps are kept."""
+
+
+def put(folder: Path, key: str, value: Any) -> int:
+    """Write a value as `data/<key>.js` below the explorer's folder, and return its size in bytes.
+
+    Args:
+        key: parts of a path, of letters, digits, "_", "-" and ".".
+        value: plain JSON types; numbers that are not finite become null.
+    """
+    path = folder / "data" / f"{key}.js"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = (
+        f"infoscope.put({json.dumps(key)}, {json.dumps(_make_plain(value), allow_nan=False, separators=(',', ':'))});\n"
+    )
+    path.write_text(text, encoding="ascii")
+    return len(text)
+
+
+def pack(array: Shaped[np.ndarray, "..."]) -> dict[str, Any]:
+    """Return an array as JSON: {"dtype", "shape", "base64"}; of a type in `DTYPES`, and switches as uint8."""
+    array = array.astype(np.uint8) if array.dtype == bool else array
+    assert array.dtype.name in DTYPES, array.dtype
+    data = np.ascontiguousarray(array, array.dtype.newbyteorder("<")).tobytes()
+    return {"dtype": array.dtype.name, "shape": list(array.shape), "base64": base64.b64encode(data).decode()}
+
+
+def pack_maps(maps: Float[np.ndarray, "n grid grid"]) -> dict[str, Any]:
+    """Return activation maps as JSON, sparse and in 65,535 steps of their largest value (an error of 8e-6 of it).
+
+    {"n", "scale", "counts", "places", "values"}: of each map the active patches, counted row by row, and their
+    activation as a share of `scale` in uint16, one map after the other.
+
+    Args:
+        maps: not negative; all are scaled by the largest value among them.
+    """
+    n = len(maps)
+    scale = float(maps.max()) if maps.size else 0.0
+    steps = np.rint(maps.reshape(n, -1) / (scale or 1.0) * LEVELS).astype(np.uint16)
+    which, places = np.nonzero(steps)
+    return {
+        "n": n,
+        "scale": scale,
+        "counts": pack(np.bincount(which, minlength=n).astype(np.uint16)),
+        "places": pack(places.astype(np.uint16)),
+        "values": pack(steps[which, places]),
+    }
+
+
+def pack_texts(texts: Shaped[np.ndarray, " n"]) -> dict[str, Any]:
+    """Return texts as JSON: the different ones, and of each place which it is."""
+    found, codes = np.unique(texts, return_inverse=True)
+    return {"texts": [str(text) for text in found], "codes": pack(codes.astype(np.int32))}
+
+
+def _make_plain(value: Any) -> Any:
+    match value:
+        case dict():
+            return {str(key): _make_plain(one) for key, one in value.items()}
+        case list() | tuple():
+            return [_make_plain(one) for one in value]
+        case np.ndarray():
+            return _make_plain(value.tolist())
+        case np.generic():
+            return _make_plain(value.item())
+        case float():
+            return value if math.isfinite(value) else None
+        case _:
+            return value

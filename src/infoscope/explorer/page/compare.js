@@ -1,0 +1,6 @@
+"use strict";
+(() => {
+  const { html } = infoscope;
+
+  infoscope.ComparePage = ({ view, shown }) => html`<p>${view.title}</p>`;
+})();

@@ -1,0 +1,104 @@
+"use strict";
+// Data files are scripts that call infoscope.put(key, value); a page opened from the disk can load nothing else.
+(() => {
+  const arrays = {
+    float64: Float64Array, float32: Float32Array, int32: Int32Array, uint32: Uint32Array, uint16: Uint16Array,
+    uint8: Uint8Array,
+  };
+  const kept = new Map(); // key -> promise of its value, the longest unused first
+  const waiting = new Map(); // key -> what takes the value that arrives
+  const MOST_KEPT = 400; // files that may be asked for again; columns and the manifest are among them
+
+  infoscope.put = (key, value) => {
+    const take = waiting.get(key);
+    waiting.delete(key);
+    if (take) take(value);
+  };
+
+  /** Return a promise of the value of `data/<key>.js`, which is loaded once. */
+  infoscope.load = (key) => {
+    if (kept.has(key)) {
+      const found = kept.get(key);
+      kept.delete(key);
+      kept.set(key, found);
+      return found;
+    }
+    const promise = new Promise((resolve, reject) => {
+      const script = document.createElement("script");
+      const fail = (why) => { waiting.delete(key); kept.delete(key); reject(new Error(`data/${key}.js ${why}`)); };
+      waiting.set(key, resolve);
+      script.onload = () => { script.remove(); if (waiting.has(key)) fail("is damaged: write the explorer again."); };
+      script.onerror = () => { script.remove(); fail("cannot be read: was the folder copied whole?"); };
+      script.src = `data/${key.split("/").map(encodeURIComponent).join("/")}.js`;
+      document.head.append(script);
+    });
+    kept.set(key, promise);
+    if (kept.size > MOST_KEPT) kept.delete(kept.keys().next().value);
+    return promise;
+  };
+
+  /** Return a packed array as a typed array. */
+  infoscope.unpack = (packed) => {
+    const text = atob(packed.base64);
+    const bytes = new Uint8Array(text.length);
+    for (let i = 0; i < text.length; i++) bytes[i] = text.charCodeAt(i);
+    return new arrays[packed.dtype](bytes.buffer);
+  };
+
+  /** Return packed maps as an array of {places: Uint16Array, values: Float32Array}, of the active patches of each. */
+  infoscope.unpackMaps = (packed) => {
+    const [counts, places, steps] = [packed.counts, packed.places, packed.values].map(infoscope.unpack);
+    const values = Float32Array.from(steps, (step) => (step / 65535) * packed.scale);
+    let start = 0;
+    return Array.from(counts, (count) => {
+      const found = { places: places.subarray(start, start + count), values: values.subarray(start, start + count) };
+      start += count;
+      return found;
+    });
+  };
+
+  /** Return a promise of a column of a view: {values: typed array, texts: array or null, NaN or "" where unknown}. */
+  const columns = new Map();
+  infoscope.column = (view, name) => {
+    const key = `${view}/columns/${name}`;
+    if (!columns.has(key)) {
+      columns.set(key, infoscope.load(key).then((found) => found.texts
+        ? { values: infoscope.unpack(found.codes), texts: found.texts }
+        : { values: infoscope.unpack(found), texts: null }));
+    }
+    return columns.get(key);
+  };
+
+  /** Return a promise of all that is known of one latent beside its row of the table. */
+  infoscope.latent = async (view, latent) => {
+    const block = Math.floor(latent / view.block_size);
+    const found = await infoscope.load(`${view.id}/latents/${block}`);
+    return found[latent] ?? null;
+  };
+
+  /** Return a promise of what an image is called and its label: {id, label, is_missing}. */
+  infoscope.imageName = async (set, image) => {
+    const size = infoscope.manifest.sets[set].block_size;
+    const found = await infoscope.load(`sets/${set}/names/${Math.floor(image / size)}`);
+    return found[image] ?? { id: String(image), label: null, is_missing: true };
+  };
+
+  /** Where the thumbnail of an image lies; each is there once, whoever shows it. */
+  infoscope.thumbnail = (set, image) =>
+    `images/${set}/${String(Math.floor(image / 1000)).padStart(4, "0")}/${String(image).padStart(7, "0")}.webp`;
+
+  /** A hook: {value, error} of a promise that `ask` returns, asked again when one of `when` changes. */
+  infoscope.useLoaded = (ask, when) => {
+    const [state, set] = infoscope.useState({ value: null, error: null });
+    infoscope.useEffect(() => {
+      let isCurrent = true;
+      set({ value: null, error: null });
+      Promise.resolve().then(ask).then(
+        (value) => isCurrent && set({ value, error: null }),
+        (error) => isCurrent && set({ value: null, error: error.message }),
+      );
+      return () => { isCurrent = false; };
+    }, when);
+    return state;
+  };
+})();

@@ -1,0 +1,70 @@
+"use strict";
+// What is shown, in one store (zustand), and in the address, so that a view can be sent to others and gone back to.
+(() => {
+  const DEFAULTS = {
+    page: "overview", // overview, latent, image, compare
+    view: "", // id of the view; "": the first
+    other: "", // id of the second view, side by side
+    latent: 0,
+    set: "", image: 0, // of the image page
+    patches: "", // chosen patches of it: "row,column" or "row,column-row,column"
+    side: "1", // which crop of it
+    filter: "", sort: "-cds", columns: "", selected: "", // of the table
+    x: "", y: "", // of the scatter
+    gamma: "", otherGamma: "", // thresholds side by side; "": the view's own groups
+  };
+  const store = zustandVanilla.createStore(() => ({ ...DEFAULTS }));
+
+  const read = () => {
+    const [path, query] = location.hash.replace(/^#\/?/, "").split("?");
+    const found = { ...DEFAULTS };
+    const [page, ...parts] = path.split("/").map(decodeURIComponent);
+    if (page) found.page = page;
+    if (page === "latent") found.latent = Number.parseInt(parts[0], 10) || 0;
+    if (page === "image") [found.set, found.image] = [parts[0] ?? "", Number.parseInt(parts[1], 10) || 0];
+    for (const [key, value] of new URLSearchParams(query ?? "")) {
+      if (key in DEFAULTS && !["page", "latent", "set", "image"].includes(key)) found[key] = value;
+    }
+    return found;
+  };
+
+  const write = (state) => {
+    const parts = { latent: [state.latent], image: [state.set, state.image] }[state.page] ?? [];
+    const query = new URLSearchParams();
+    for (const [key, value] of Object.entries(state)) {
+      if (!["page", "latent", "set", "image"].includes(key) && value !== DEFAULTS[key]) query.set(key, value);
+    }
+    const path = [state.page, ...parts].map(encodeURIComponent).join("/");
+    return `#/${path}${query.size ? "?" + query : ""}`;
+  };
+
+  /** Return what is shown. */
+  infoscope.state = () => store.getState();
+
+  /** Change what is shown: a new entry of the history, or (`isSmall`) a change of the present one. */
+  infoscope.go = (changes, isSmall = false) => {
+    const state = { ...store.getState(), ...changes };
+    history[isSmall ? "replaceState" : "pushState"](null, "", write(state));
+    store.setState(state, true);
+    if (!isSmall && changes.page) window.scrollTo(0, 0);
+  };
+
+  /** The address of what would be shown after some changes, for links. */
+  infoscope.address = (changes) => write({ ...store.getState(), ...changes });
+
+  /** A hook: what is shown, anew whenever it changes. */
+  infoscope.useShown = () => {
+    const [state, set] = infoscope.useState(store.getState());
+    infoscope.useEffect(() => store.subscribe(set), []);
+    return state;
+  };
+
+  /** Return the view that is shown, or the one beside it. */
+  infoscope.view = (id = store.getState().view) =>
+    infoscope.manifest.views.find((view) => view.id === id) ?? infoscope.manifest.views[0];
+
+  const follow = () => store.setState(read(), true);
+  window.addEventListener("popstate", follow);
+  window.addEventListener("hashchange", follow);
+  follow();
+})();
