@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from infoscope.explorer.format import pack, pack_maps, pack_texts, put
+from infoscope.explorer.format import pack, pack_maps, pack_texts, put, put_thumbnail
 from infoscope.explorer.page_files import write_page
 
 GRID, SHIFT, K_MAX, BLOCK = 8, 1, 16, 64
@@ -29,9 +29,7 @@ def write_sample(
     names[0]["id"] = EVIL
     put(folder, "sets/train/names/0", names)
     for i in range(n_images):
-        path = folder / "images/train/0000" / f"{i:07d}.webp"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(draw.integers(0, 256, (72, 72, 3), dtype=np.uint8)).save(path, quality=60)
+        put_thumbnail(folder, "train", i, Image.fromarray(draw.integers(0, 256, (72, 72, 3), dtype=np.uint8)))
     views = [
         _write_view(folder, f"seed{n}", d_sae, n_images, n_views, n_detailed or d_sae, draw) for n in range(n_views)
     ]

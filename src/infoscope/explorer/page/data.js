@@ -83,9 +83,14 @@
     return found[image] ?? { id: String(image), label: null, is_missing: true };
   };
 
-  /** Where the thumbnail of an image lies; each is there once, whoever shows it. */
-  infoscope.thumbnail = (set, image) =>
-    `images/${set}/${String(Math.floor(image / 1000)).padStart(4, "0")}/${String(image).padStart(7, "0")}.webp`;
+  /**
+   * Return a promise of the thumbnail of an image as a data: URL; each is there once, whoever shows it. It lies in a script
+   * as all data do, for the pixels of an image file cannot be read by a page that was opened from the disk.
+   */
+  infoscope.thumbnail = (set, image) => {
+    const [thousand, name] = [[Math.floor(image / 1000), 4], [image, 7]].map(([n, digits]) => String(n).padStart(digits, "0"));
+    return infoscope.load(`images/${set}/${thousand}/${name}`);
+  };
 
   /** A hook: {value, error} of a promise that `ask` returns, asked again when one of `when` changes. */
   infoscope.useLoaded = (ask, when) => {

@@ -31,9 +31,16 @@
    * has grid x grid patches too. Children are drawn over it, in per cent of it.
    */
   infoscope.Picture = ({ view, set, image, crop = 0, map = null, scale = 0, opacity = 0.6, alt, size = 128, children }) => {
-    const [isMissing, setMissing] = infoscope.useState(false), canvas = infoscope.useRef(null);
+    const [isMissing, setMissing] = infoscope.useState(false), [url, setUrl] = infoscope.useState(null);
+    const canvas = infoscope.useRef(null);
     const { left, top, share } = infoscope.cropPlace(view, crop);
-    infoscope.useEffect(() => setMissing(false), [set, image]);
+    infoscope.useEffect(() => {
+      let isCurrent = true;
+      setMissing(false);
+      setUrl(null);
+      infoscope.thumbnail(set, image).then((found) => isCurrent && setUrl(found), () => isCurrent && fail());
+      return () => { isCurrent = false; };
+    }, [set, image]);
     infoscope.useEffect(() => {
       if (canvas.current) infoscope.drawMap(canvas.current, map, view.grid, scale);
     }, [map, scale, view.grid]);
@@ -46,7 +53,7 @@
     return html`<div class="picture" style=${{ width: `${size}px`, height: `${size}px` }}>
       ${isMissing
         ? html`<div class="missing" role="img" aria-label=${`${alt}: the image is missing`}>missing</div>`
-        : html`<img src=${infoscope.thumbnail(set, image)} alt=${alt} style=${place} onError=${fail} loading="lazy" draggable=${false} />`}
+        : url && html`<img src=${url} alt=${alt} style=${place} onError=${fail} draggable=${false} />`}
       ${map && html`<canvas ref=${canvas} class="map" style=${{ opacity }} aria-hidden="true"></canvas>`}
       ${children}
     </div>`;
