@@ -9,6 +9,9 @@ from PIL import Image
 
 from infoscope.explorer.format import pack, pack_maps, pack_texts, put, put_thumbnail
 from infoscope.explorer.page_files import write_page
+from infoscope.scope.cds import compute_cds, compute_d_grid
+from infoscope.scope.crops import shared_region
+from infoscope.scope.emd import compute_emd
 
 GRID, SHIFT, K_MAX, BLOCK = 8, 1, 16, 64
 EVIL = "<img src=x onerror=\"document.title='run'\">.png"
@@ -42,16 +45,17 @@ def write_sample(
 
 
 def _write_view(folder, view, d_sae, n_images, n_views, n_detailed, draw):
-    emd = draw.beta(1.2, 18, (d_sae, K_MAX))
-    emd[draw.random((d_sae, K_MAX)) < 0.1] = np.nan
-    cds = np.where(draw.random(d_sae) < 0.1, np.nan, np.nanmean(emd[:, :8], axis=1))
+    maps = _draw_pairs(n_detailed, draw)
+    emd = np.concatenate([_measure_pairs(maps), draw.beta(1.2, 18, (d_sae - n_detailed, K_MAX))])
+    cds = compute_cds(emd, 8).values
     group = np.where(np.isnan(cds), "unscored", np.where(cds > 0.06, "high", "low"))
     rate = 10 ** draw.uniform(-5, -0.5, d_sae)
     values = {
         "cds": (cds, "CDS over 8 ranks", "share of the largest distance"),
         "cds_low": (cds - 0.01, "CDS, lower end of its 95% interval", "share of the largest distance"),
         "cds_high": (cds + 0.01, "CDS, upper end of its 95% interval", "share of the largest distance"),
-        "cds_minus_chance": (cds - 0.05, "CDS - chance", "share of the largest distance"),
+        "chance": (np.full(d_sae, 0.11), "CDS by chance", "share of the largest distance"),
+        "cds_minus_chance": (cds - 0.11, "CDS - chance", "share of the largest distance"),
         "group": (group, "group (at half of the mass)", ""),
         "undecided": (draw.random(d_sae) < 0.4, "its pairs leave its group open", ""),
         "firing_rate": (rate, "firing rate", "share of patch tokens"),
@@ -61,6 +65,8 @@ def _write_view(folder, view, d_sae, n_images, n_views, n_detailed, draw):
         "ms": (draw.random(d_sae).astype(np.float32), "monosemanticity", "1"),
         "name": (np.where(np.arange(d_sae) == 3, EVIL, np.array([f"name {i % 50}" for i in range(d_sae)])), "name", ""),
         "outlier_share": (draw.random(d_sae), "activation on outlier tokens", "share"),
+        "effect_cls_final": (draw.normal(0, 0.01, d_sae), "change of the loss without it, cls_final", "nats per image"),
+        "effect_depth": (draw.normal(0, 0.01, d_sae), "change of the loss without it, depth", "m^2 per pixel"),
         "n_valid": ((~np.isnan(emd[:, :8])).sum(1).astype(np.int32), "pairs of crops that have a distance", "pairs"),
     }
     columns = []
@@ -70,12 +76,16 @@ def _write_view(folder, view, d_sae, n_images, n_views, n_detailed, draw):
         columns.append(
             {"name": name, "heading": heading, "unit": unit, "source": "score", "kind": kind, "n_known": d_sae}
         )
+    others = [f"seed{n}" for n in range(n_views) if f"seed{n}" != view]
+    matches = {other: _draw_matches(d_sae, draw) for other in others}
+    for other, (latents, cosines) in matches.items():
+        put(folder, f"{view}/columns/match_{other}", {"latents": pack(latents), "values": pack(cosines)})
     for start in range(0, n_detailed, BLOCK):
         block = range(start, min(start + BLOCK, n_detailed))
         put(
             folder,
             f"{view}/latents/{start // BLOCK}",
-            {i: _make_latent(emd[i], d_sae, n_images, view, n_views, draw) for i in block},
+            {i: _make_latent(i, emd[i], maps[i], d_sae, n_images, matches, draw) for i in block},
         )
     shown = [0, 1, 2]
     for image in shown:
@@ -96,7 +106,7 @@ def _write_view(folder, view, d_sae, n_images, n_views, n_detailed, draw):
         "columns": columns,
         "block_size": BLOCK,
         "images": {"train": shown},
-        "matched_by": {f"seed{n}": "decoder cosine" for n in range(n_views) if f"seed{n}" != view},
+        "matched_by": dict.fromkeys(others, "cosine of decoder rows"),
     }
 
 
@@ -106,17 +116,46 @@ def _draw_maps(n, draw):
     return maps
 
 
-def _make_latent(emd, d_sae, n_images, view, n_views, draw):
+def _silence(maps):
+    maps[[0, 2]] = 0
+    return maps
+
+
+def _draw_pairs(n, draw):
+    """Maps of both crops: latents differ in how much the second crop's differ; a tenth of them is silent."""
+    square = draw.random((n, K_MAX, GRID + SHIFT, GRID + SHIFT)) * (draw.random((n, K_MAX, 9, 9)) < 0.15)
+    square[:, :, 3, 4] = 1.0
+    other = draw.random(square.shape) * (draw.random(square.shape) < 0.15)
+    mixed = square + draw.beta(1, 2, (n, 1, 1, 1)) * (other - square)
+    maps = np.stack([square[:, :, :GRID, :GRID], mixed[:, :, SHIFT:, SHIFT:]], axis=2)
+    maps[draw.random((n, K_MAX, 2)) < np.where(draw.random(n) < 0.1, 0.5, 0.03)[:, None, None]] = 0
+    maps[draw.random(maps.shape[:3]) < 0.01, 1:, 1:] = 0
+    return maps
+
+
+def _measure_pairs(maps):
+    shared = (
+        shared_region(maps[:, :, crop - 1], SHIFT, crop).reshape(-1, GRID - SHIFT, GRID - SHIFT) for crop in (1, 2)
+    )
+    return compute_emd(*shared).reshape(-1, K_MAX) / compute_d_grid(GRID, SHIFT)
+
+
+def _draw_matches(d_sae, draw):
+    found = draw.random(d_sae) < 0.9
+    cosines = np.where(found, draw.random(d_sae), np.nan).astype(np.float32)
+    return np.where(found, draw.permutation(d_sae), -1).astype(np.int32), cosines
+
+
+def _make_latent(latent, emd, maps, d_sae, n_images, matches, draw):
     images = draw.choice(n_images, K_MAX, replace=False)
     few = draw.choice(n_images, 5, replace=False)
-    others = [f"seed{n}" for n in range(n_views) if f"seed{n}" != view]
     near = lambda: {"latents": draw.choice(d_sae, 6, replace=False), "values": np.sort(draw.random(6))[::-1]}  # noqa: E731
     return {
         "ranks": {
             "images": images,
             "emd": emd,
             "activation": np.sort(draw.random(K_MAX))[::-1],
-            "maps": pack_maps(_draw_maps(2 * K_MAX, draw)),
+            "maps": pack_maps(maps.reshape(-1, GRID, GRID)),
         },
         "levels": {
             "at": [0.95, 0.75, 0.5, 0.25, 0.05],
@@ -124,7 +163,7 @@ def _make_latent(emd, d_sae, n_images, view, n_views, draw):
             "activation": np.sort(draw.random(5))[::-1],
             "maps": pack_maps(_draw_maps(5, draw)),
         },
-        "random": {"images": few[:4], "activation": draw.random(4), "maps": pack_maps(_draw_maps(4, draw))},
+        "random": {"images": few[:4], "activation": [0, 0.4, 0, 1], "maps": pack_maps(_silence(_draw_maps(4, draw)))},
         "spread": {
             "edges": np.linspace(0, 1, 11),
             "counts": draw.integers(0, 9, 10),
@@ -133,7 +172,12 @@ def _make_latent(emd, d_sae, n_images, view, n_views, draw):
         },
         "near": {"decoder": near(), "coactive": near()},
         "classes": {"classes": [2, 0, 1], "values": [0.5, 0.3, 0.2]},
-        "elsewhere": [{"view": other, "latent": int(draw.integers(d_sae)), "value": 0.9} for other in others],
+        "elsewhere": [
+            {"view": other, "latent": latents[latent], "value": cosines[latent]}
+            for other, (latents, cosines) in matches.items()
+            if latents[latent] >= 0
+        ],
+        "places": [{"of": "layer 0", "latent": latent // 2, "value": 0.7, "cds": 0.05, "group": "low"}],
     }
 
 
