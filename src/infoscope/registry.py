@@ -121,6 +121,11 @@ STAGES = (
         "stages.latents:Latents",
         "what is known of each latent, in one table (parquet; load_latents reads it)",
     ),
+    Entry(
+        "explore",
+        "stages.explore.stage:Explore",
+        "a page to look at every feature: its images, maps and all that is known of it, in a browser, from the disk",
+    ),
     Entry("report", "stages.report.stage:Report", "tables and figures (default)"),
 )
 COMMANDS = (

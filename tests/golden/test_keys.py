@@ -48,6 +48,7 @@ KINDS = {
         "segment",
         "steering",
         "suppression",
+        "explore",
     ),
 }
 EXPLAINED = "tiny"
@@ -162,6 +163,11 @@ CONFIGURATIONS: dict[str, tuple[str, list[StageName]]] = {
         FEW + "model.site=pooled name.reading=row name.min_cosine=0.3 name.min_ratio=1.5 name.n_top_images=3"
         " name.n_nearest=2 name.n_draws=4 name.seed=5 name.concept=red name.text=word",
         [StageName.name],
+    ),
+    "explore.*": (
+        FEW + "seeds=[0,1] explore.n_images=4 explore.thumbnail_px=64 explore.n_browsed=2 explore.n_near=3"
+        " explore.n_level_images=9 explore.seed=2",
+        [StageName.explore],
     ),
     "curve.*": ("debug=tiny curve.mass_shares=[0.3,0.6] probe.seed=7", [StageName.curve]),
 }

@@ -15,6 +15,7 @@ from infoscope.pipeline.context import Context
 from infoscope.pipeline.stage import Handle, SeedStage, Stage
 from infoscope.sae.latent_table import LatentTable
 from infoscope.sae.origin import Origin
+from infoscope.scope.agreement import bootstrap_cds
 from infoscope.scope.cds import compute_chance_ratio, count_zero_maps
 from infoscope.scope.confounds import MIN_IMAGES
 from infoscope.scope.partial_ranks import compute_spearman
@@ -117,6 +118,8 @@ def test_every_value_is_that_of_its_source(finished: Path, ctx: Context) -> None
         "mass": ranking.mean_act,  # rows of the decoder have unit norm
         "top_value": ranking.top_values.max(axis=1),
         "cds": scores.cds(k).values,
+        "cds_low": bootstrap_cds(scores.emd, k).lower,
+        "cds_high": bootstrap_cds(scores.emd, k).upper,
         "chance": scores.chance(k),
         "cds_minus_chance": scores.cds(k).values - scores.chance(k),
         "cds_over_chance": compute_chance_ratio(scores.cds(k).values, scores.chance(k)),

@@ -6,7 +6,19 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Annotated, Any
 
-from infoscope.runtime.bounds import Bounds, Count, Few, FilePath, Items, NotNegative, Seed, Share, check
+from infoscope.runtime.bounds import (
+    Bounds,
+    Count,
+    CountOrNone,
+    Few,
+    FewOrNone,
+    FilePath,
+    Items,
+    NotNegative,
+    Seed,
+    Share,
+    check,
+)
 
 
 class ImageCode(Enum):
@@ -316,3 +328,32 @@ class NameConfig:
         """Return the settings that change results, apart from the words, as plain JSON: no path."""
         numbers = ("min_cosine", "min_ratio", "n_top_images", "n_nearest", "concept", "n_draws", "seed")
         return {"reading": self.reading.name, **{name: getattr(self, name) for name in numbers}}
+
+
+@dataclass
+class ExploreConfig:
+    """What the explorer of `stage=explore` shows."""
+
+    n_images: Few = 16
+    """Top images of each latent with its maps on both crops: of the `scope.k_max` that are ranked, so many at most."""
+    thumbnail_px: Annotated[int, Bounds(16, 4096)] = 128
+    """Side of the thumbnails, of which each image has one; never larger than the square that the crops are cut from."""
+    n_browsed: CountOrNone = 24
+    """Images of which all that fires in them is shown, on the whole image and on both crops: half of training and half
+    of test images, where there are such; 0: none."""
+    n_near: FewOrNone = 8
+    """Nearest latents of each latent that are listed: by decoder row, and by the images on which they fire; 0: none."""
+    n_level_images: Count | None = 4096
+    """Training images, drawn at random, on which the levels of activation are measured; null: all."""
+    seed: Seed = 0
+    """Of the images that are drawn."""
+    beside: list[FilePath] = field(default_factory=list)
+    """Folders of other explorers, to stand beside this one: another layer, another SAE, another model."""
+
+    def __post_init__(self) -> None:
+        check(self, "explore")
+
+    def cache_key_fields(self) -> dict[str, Any]:
+        """Return the settings that change what is shown as plain JSON: no path."""
+        names = ("n_images", "thumbnail_px", "n_browsed", "n_near", "n_level_images", "seed")
+        return {name: getattr(self, name) for name in names}

@@ -26,6 +26,7 @@ from infoscope.analyses.config import (
     AttributionConfig,
     CrossConfig,
     DescribeConfig,
+    ExploreConfig,
     MaskingConfig,
     NameConfig,
     QualityConfig,
@@ -184,6 +185,7 @@ class Config:
     curve: CurveConfig = field(default_factory=CurveConfig)
     effects: EffectConfig = field(default_factory=EffectConfig)
     cross: CrossConfig = field(default_factory=CrossConfig)
+    explore: ExploreConfig = field(default_factory=ExploreConfig)
     clip: ContrastiveConfig = field(default_factory=ContrastiveConfig)
     """How stage=train_clip trains the scenes' own CLIP."""
     trainer: TrainerConfig = field(default_factory=TrainerConfig)

@@ -74,7 +74,7 @@ def pack_maps(maps: Float[np.ndarray, "n grid grid"]) -> dict[str, Any]:
     """
     n = len(maps)
     scale = float(maps.max()) if maps.size else 0.0
-    steps = np.rint(maps.reshape(n, -1) / (scale or 1.0) * LEVELS).astype(np.uint16)
+    steps = np.rint(maps.reshape(n, math.prod(maps.shape[1:])) / (scale or 1.0) * LEVELS).astype(np.uint16)
     which, places = np.nonzero(steps)
     return {
         "n": n,

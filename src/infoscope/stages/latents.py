@@ -20,7 +20,7 @@ class Latents(SeedStage[LatentTable]):
     """The latents of a seed; arithmetic on what others have measured."""
 
     kind, holds = "latents", LatentTable
-    version = 3
+    version = 4
     is_shared = False
 
     def needs(self, ctx: Context, seed: int) -> Needs:

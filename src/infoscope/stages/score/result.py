@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 from jaxtyping import Bool, Float
 
-from infoscope.scope.agreement import bootstrap_cds, compute_split_half, find_undecided
+from infoscope.scope.agreement import Interval, bootstrap_cds, compute_split_half, find_undecided
 from infoscope.scope.cds import position_locked_score, uniform_chance_score
 from infoscope.scope.config import StabilityConfig
 from infoscope.scope.examples import find_locked
@@ -46,10 +46,14 @@ class ScopeResult:
     stability: StabilityConfig = field(default_factory=StabilityConfig)
 
     @cached_property
+    def interval(self) -> Interval:
+        """Of each score, by resampling the feature's pairs, see `bootstrap_cds`."""
+        return bootstrap_cds(self.scores.emd, self.k_cds, **self.stability.interval)
+
+    @cached_property
     def undecided(self) -> Bool[np.ndarray, " d_sae"]:
         """The features whose group their pairs leave open, see `find_undecided`."""
-        interval = bootstrap_cds(self.scores.emd, self.k_cds, **self.stability.interval)
-        return find_undecided(self.cds, interval, self.partition.gamma)
+        return find_undecided(self.cds, self.interval, self.partition.gamma)
 
     @cached_property
     def position_locked(self) -> Bool[np.ndarray, " d_sae"]:

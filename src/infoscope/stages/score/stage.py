@@ -123,6 +123,10 @@ class Score(SeedStage[Scores]):
         for name, members in scope.partition.groups.items():
             group[members] = name
         yield LatentColumn("cds", cds.values, f"CDS over {k} ranks", of_largest)
+        for end, bound in scope.interval._asdict().items():
+            name = {"lower": "cds_low", "upper": "cds_high"}[end]
+            heading = f"CDS, {end} end of its {scope.stability.level:.0%} interval over its pairs"
+            yield LatentColumn(name, bound, heading, of_largest)
         by_chance = "CDS by chance: map 1 of each image against map 2 of the latent's next one, so equal mean support"
         yield LatentColumn("chance", chance, by_chance, of_largest)
         yield LatentColumn("cds_minus_chance", cds.values - chance, "CDS - chance", of_largest)

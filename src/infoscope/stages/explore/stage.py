@@ -1,0 +1,227 @@
+"""stage=explore: a folder that a browser opens from the disk, to look at every latent, image and group."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+from PIL import features
+
+from infoscope.explorer.format import put
+from infoscope.explorer.page_files import write_page
+from infoscope.pipeline.context import Context
+from infoscope.pipeline.stage import Handle, Key, Needs, Shown, SingleStage, Work
+from infoscope.runtime.environment import describe_environment
+from infoscope.runtime.errors import InputError
+from infoscope.runtime.files import write_json
+from infoscope.runtime.progress import format_bytes
+from infoscope.runtime.store import Workspace
+from infoscope.scope.sparse_maps import ACTIVE_SHARE
+from infoscope.stages.explore.latents import find_shown, write_latents
+from infoscope.stages.explore.pictures import PART_IMAGES, take_pictures, write_names, write_thumbnails
+from infoscope.stages.explore.views import name_view, write_view
+from infoscope.stages.images import count_images, open_split, scenes_of
+from infoscope.stages.latents import Latents
+from infoscope.stages.publish import describe_experiment
+from infoscope.stages.rank import Rank
+from infoscope.stages.sae import count_latents, has_maps
+from infoscope.stages.score.stage import needs_of_groups
+from infoscope.stages.tokens import Tokens, find_sizes
+
+FACTS = "explorer.json"
+FORMAT = 1
+"""Of the folder's data: raise it when pages of another version cannot read them."""
+LARGE_BYTES = 10**9
+"""From which on a command that serves the folder is named: others may want to look without a copy of it."""
+SAMPLE_BYTES_PER_PX = 0.33
+"""Of a thumbnail of a scene or a photograph, measured: WebP in base64."""
+
+
+@dataclass
+class ExplorerFacts:
+    """What an explorer holds, in numbers.
+
+    n_latents: of all views together.
+    n_images, n_missing: that are shown, and those of them that cannot be read any more.
+    image_bytes, data_bytes: of the thumbnails, and of all other data.
+    """
+
+    n_views: int
+    n_latents: int
+    n_images: int
+    n_missing: int
+    image_bytes: int
+    data_bytes: int
+
+    def save(self, folder: Path) -> None:
+        """Write explorer.json into an existing folder."""
+        write_json(folder / FACTS, vars(self))
+
+    @classmethod
+    def load(cls, folder: Path) -> ExplorerFacts:
+        """Read what `save` wrote."""
+        return cls(**json.loads((folder / FACTS).read_text(encoding="utf-8")))
+
+
+class Explore(SingleStage[ExplorerFacts]):
+    """The explorer of an experiment: a view for each SAE seed."""
+
+    kind, holds = "explore", ExplorerFacts
+    is_shared = False
+
+    def name(self, ctx: Context) -> str:
+        return ctx.title
+
+    def describe(self, ctx: Context) -> str:
+        if not has_maps(ctx):
+            return self.kind
+        shown = _count_shown(ctx)
+        most = "at most " if shown.is_bound else ""
+        return f"{self.kind}, {len(ctx.config.seeds) * count_latents(ctx):,} latents, {most}{shown.n:,} images"
+
+    def needs(self, ctx: Context) -> Needs:
+        if not has_maps(ctx):  # it is refused
+            return Needs()
+        of_seeds: dict[str, Any] = {}
+        for seed in ctx.config.seeds:
+            nodes = {"latents": Latents.at(ctx, seed), **vars(needs_of_groups(ctx, seed))}
+            of_seeds |= {f"{role}_seed{seed}": node for role, node in nodes.items()}
+        return Needs(**of_seeds, tokens=Tokens.at(ctx, "train"), **vars(scenes_of(ctx, ctx.config.data)))
+
+    def key(self, ctx: Context, up: Needs) -> Key:
+        return {
+            "format": FORMAT,
+            "made_from": {role: node.hash for role, node in up if isinstance(node, Handle)},
+            "explore": ctx.config.explore.cache_key_fields(),
+        }
+
+    def check(self, ctx: Context) -> None:
+        if not has_maps(ctx):
+            raise InputError(
+                "stage=explore shows where in a picture features fire, but this SAE reads pooled embeddings or CLS"
+                " tokens, so that its features have no maps and no CDS: stage=describe shows such features, by what"
+                " excites them most."
+            )
+        if not features.check("webp"):
+            raise InputError(
+                "stage=explore keeps thumbnails as WebP, which this Pillow was built without: install Pillow from PyPI"
+                " (pip install --force-reinstall pillow)."
+            )
+
+    def build(self, ctx: Context, up: Needs, work: Workspace) -> ExplorerFacts:
+        shown = {"train": np.unique(np.concatenate([find_shown(ctx, seed) for seed in ctx.config.seeds]))}
+        missing = write_thumbnails(ctx, work.progress, shown)
+        views = []
+        for seed in ctx.config.seeds:
+            views.append(write_view(ctx, work.folder, seed))
+            write_latents(ctx, work.folder, name_view(seed), seed)
+        sets = {split: _write_set(ctx, work.folder, split, images, missing[split]) for split, images in shown.items()}
+        found = ExplorerFacts(
+            n_views=len(views),
+            n_latents=sum(view["d_sae"] for view in views),
+            n_images=sum(map(len, shown.values())),
+            n_missing=sum(map(len, missing.values())),
+            image_bytes=_count_bytes(work.progress / "data" / "images"),
+            data_bytes=_count_bytes(work.folder),
+        )
+        title = f"{ctx.config.model.name} on {ctx.config.data.kind.name}"
+        sizes = {"images": found.image_bytes, "data": found.data_bytes, "total": found.image_bytes + found.data_bytes}
+        manifest = {
+            "format": FORMAT,
+            "title": title,
+            "facts": describe_experiment(ctx),
+            "made": f"infoscope {describe_environment()['versions']['infoscope']}",
+            "sets": sets,
+            "views": views,
+            "bytes": sizes,
+        }
+        put(work.folder, "manifest", manifest)
+        write_page(work.folder, title)
+        take_pictures(work.progress, work.folder)
+        return found
+
+    def work(self, ctx: Context) -> Work:
+        shown, d_sae, config = _count_shown(ctx), count_latents(ctx), ctx.config.explore
+        sizes, n_seeds = find_sizes(ctx), len(ctx.config.seeds)
+        side = min(config.thumbnail_px, (sizes.grid + ctx.config.scope.shift_patches) * sizes.patch_px)
+        n_ranks = min(config.n_images, ctx.config.scope.n_ranks)
+        n_bytes = round(shown.n * side**2 * SAMPLE_BYTES_PER_PX) + n_seeds * d_sae * _count_latent_bytes(
+            n_ranks, sizes.grid
+        )
+        like = [ctx.config.model.name, n_ranks, side]
+        # images and latents take about as long each
+        return Work(shown.n + n_seeds * d_sae, like, disk_bytes=n_bytes, is_bound=shown.is_bound)
+
+    def closing(self, ctx: Context) -> Shown:
+        handle = self.at(ctx)
+        return say_explorer(handle.folder, handle.load())
+
+
+def say_explorer(folder: Path, found: ExplorerFacts) -> list[str]:
+    """Return what an explorer is, in sentences: what to open first."""
+    total = found.image_bytes + found.data_bytes
+    said = [
+        f"explorer  {folder / 'index.html'}",
+        f"Open it in a browser: {found.n_latents:,} latents in {_say_number(found.n_views, 'view')}"
+        f" and {_say_number(found.n_images, 'image')}, {format_bytes(total)} (images"
+        f" {format_bytes(found.image_bytes)}, data {format_bytes(found.data_bytes)})."
+        " The folder can be copied as it is.",
+    ]
+    if found.n_missing:
+        said.append(f"{_say_number(found.n_missing, 'image')} cannot be read any more; a grey tile stands for each.")
+    if total > LARGE_BYTES:
+        said.append(f"To look at it from another machine: infoscope view {folder}")
+    return said
+
+
+def _write_set(
+    ctx: Context, folder: Path, split: str, shown: Int[np.ndarray, " n"], missing: list[int]
+) -> Mapping[str, Any]:
+    """Write what the images of a split are called; return what the manifest says of them."""
+    images, sizes = open_split(ctx, split), find_sizes(ctx)
+    write_names(folder, split, images, shown.tolist(), set(missing))
+    return {
+        "name": split,
+        "n_images": len(images),
+        "n_shown": len(shown),
+        "n_missing": len(missing),
+        "block_size": PART_IMAGES,
+        "classes": list(images.class_names) or None,
+        "thumbnail_px": min(
+            ctx.config.explore.thumbnail_px, (sizes.grid + ctx.config.scope.shift_patches) * sizes.patch_px
+        ),
+    }
+
+
+@dataclass(frozen=True)
+class _ShownCount:
+    n: int
+    is_bound: bool
+
+
+def _count_shown(ctx: Context) -> _ShownCount:
+    """Return how many images will be shown; before there are rankings, how many at most."""
+    ranked = [Rank.at(ctx, seed) for seed in ctx.config.seeds]
+    if all(handle.find() is not None for handle in ranked):
+        return _ShownCount(len(np.unique(np.concatenate([find_shown(ctx, seed) for seed in ctx.config.seeds]))), False)
+    n_pairs = len(ranked) * count_latents(ctx) * min(ctx.config.explore.n_images, ctx.config.scope.n_ranks)
+    return _ShownCount(min(count_images(ctx, "train"), n_pairs), True)
+
+
+def _count_latent_bytes(n_ranks: int, grid: int) -> int:
+    """Return about what a latent takes: its maps, what else is known of its ranks, its row of the table."""
+    of_maps = 2 * grid**2 * ACTIVE_SHARE * (2 + 2) * 4 / 3  # place and value of each active patch, in base64
+    return round(n_ranks * (of_maps + 60) + 300 + 400)
+
+
+def _count_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def _say_number(n: int, what: str) -> str:
+    return f"{n:,} {what}{'' if n == 1 else 's'}"

@@ -1,0 +1,225 @@
+"""The folder of an explorer: its files say what the artifacts hold, each image is there once, losses are told."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from infoscope.data.images import ImageError
+from infoscope.pipeline.context import Context
+from infoscope.pipeline.run import check, plan_stage
+from infoscope.runtime.errors import InputError
+from infoscope.stages.explore.pictures import take_pictures, write_thumbnails
+from infoscope.stages.explore.stage import Explore, ExplorerFacts, say_explorer
+from infoscope.stages.explore.views import name_view
+from infoscope.stages.images import open_split
+from infoscope.stages.latents import Latents
+from infoscope.stages.rank import Rank
+from infoscope.stages.score.stage import scope_of
+from infoscope.stages.tokens import find_sizes
+from tests.support.pipeline_samples import Recorder, copy_run, finish_tiny_run, make_tiny_config, run_tiny
+
+STAGE = "stage=explore"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Recorder]:
+    """The output folder of the tiny run with its explorer, and what was said."""
+    output_dir = copy_run(finish_tiny_run(tmp_path_factory)[0], tmp_path_factory.mktemp("explored"), but=("report",))
+    return output_dir, run_tiny(output_dir, STAGE)
+
+
+@pytest.fixture(scope="module")
+def ctx(made: tuple[Path, Recorder]) -> Context:
+    return Context(make_tiny_config(made[0], STAGE), Recorder())
+
+
+@pytest.fixture(scope="module")
+def folder(ctx: Context) -> Path:
+    return Explore.at(ctx).folder
+
+
+def read(folder: Path, key: str) -> Any:
+    """Return the value of a data file, by what a browser would do with it: one call with a key and JSON."""
+    text = (folder / "data" / f"{key}.js").read_text(encoding="ascii")
+    assert text.startswith("infoscope.put("), key
+    assert text.endswith(");\n"), key
+    found, value = json.loads(f"[{text[len('infoscope.put(') : -3]}]")
+    assert found == key
+    return value
+
+
+def unpack(packed: dict[str, Any]) -> np.ndarray:
+    return np.frombuffer(base64.b64decode(packed["base64"]), packed["dtype"]).reshape(packed["shape"])
+
+
+def unpack_maps(packed: dict[str, Any], grid: int) -> np.ndarray:
+    maps = np.zeros((packed["n"], grid * grid))
+    which = np.repeat(np.arange(packed["n"]), unpack(packed["counts"]))
+    maps[which, unpack(packed["places"])] = unpack(packed["values"]) / 65535 * packed["scale"]
+    return maps.reshape(-1, grid, grid)
+
+
+def read_thumbnail(folder: Path, split: str, image: int) -> np.ndarray:
+    url = read(folder, f"images/{split}/{image // 1000:04d}/{image:07d}")
+    return np.array(Image.open(io.BytesIO(base64.b64decode(url.removeprefix("data:image/webp;base64,")))))
+
+
+def list_thumbnails(folder: Path, split: str) -> list[int]:
+    return sorted(int(path.stem) for path in (folder / "data/images" / split).rglob("*.js"))
+
+
+def test_the_manifest_says_what_is_there(ctx: Context, folder: Path) -> None:
+    manifest = read(folder, "manifest")
+    (view,) = manifest["views"]
+    scope, table = scope_of(ctx, 0), Latents.at(ctx, 0).load()
+    assert (view["id"], view["d_sae"], view["grid"], view["shift"]) == (
+        name_view(0),
+        len(table),
+        scope.scores.grid,
+        scope.scores.shift_patches,
+    )
+    assert (view["k_cds"], view["k_max"], view["set"], view["diagonal"]) == (2, 3, "train", "main")
+    assert view["groups"] == {"names": ["low", "high"], "rule": scope.rule, "gamma": scope.partition.gamma}
+    marks = {mark["name"]: mark["value"] for mark in view["landmarks"]}
+    assert marks["position-locked feature"] == scope.locked
+    assert marks["chance of two uniform patches"] == scope.uniform_chance
+    assert manifest["sets"]["train"]["n_images"] == len(open_split(ctx, "train"))
+    assert manifest["sets"]["train"]["classes"] == list(open_split(ctx, "train").class_names)
+    assert manifest["bytes"]["total"] == manifest["bytes"]["images"] + manifest["bytes"]["data"] > 0
+    assert (folder / "index.html").is_file()
+    assert (folder / "page" / "main.js").is_file()
+
+
+def test_columns_are_those_of_the_table_of_latents(ctx: Context, folder: Path) -> None:
+    table = Latents.at(ctx, 0).load()
+    (view,) = read(folder, "manifest")["views"]
+    assert [column["name"] for column in view["columns"]] == [column.name for column in table]
+    assert {"cds", "cds_low", "cds_high", "group", "label_entropy", "ms", "support"} <= {c.name for c in table}
+    for said, column in zip(view["columns"], table, strict=True):
+        packed = read(folder, f"{view['id']}/columns/{column.name}")
+        if said["kind"] == "text":
+            np.testing.assert_array_equal(np.array(packed["texts"])[unpack(packed["codes"])], column.values)
+        else:
+            np.testing.assert_array_equal(unpack(packed).astype(column.values.dtype), column.values)
+            assert said["kind"] == ("switch" if column.values.dtype == bool else "number")
+        assert (said["heading"], said["unit"], said["source"]) == (column.heading, column.unit, column.source)
+        assert said["n_known"] == column.n_known
+
+
+def test_ranks_are_those_of_the_artifacts(ctx: Context, folder: Path) -> None:
+    scores, ranking = scope_of(ctx, 0).scores, Rank.at(ctx, 0).load()
+    (view,) = read(folder, "manifest")["views"]
+    n_seen = 0
+    for block in range(-(-view["d_sae"] // view["block_size"])):
+        for latent, about in read(folder, f"{view['id']}/latents/{block}").items():
+            latent, ranks = int(latent), about["ranks"]
+            known = np.flatnonzero(ranking.top_images[latent] >= 0)
+            assert latent // view["block_size"] == block
+            assert ranks["images"] == ranking.top_images[latent, known].tolist()
+            assert ranks["activation"] == ranking.top_values[latent, known].tolist()
+            emd = np.array(ranks["emd"], dtype=float)  # null: there is no distance
+            np.testing.assert_array_equal(emd, scores.emd[latent, known])
+            maps = np.asarray(scores.maps[latent, known]).reshape(-1, view["grid"], view["grid"])
+            error = np.abs(unpack_maps(ranks["maps"], view["grid"]) - maps).max(initial=0)
+            assert error <= 1e-5 * maps.max(initial=0)
+            n_seen += 1
+    assert n_seen == view["d_sae"]
+
+
+def test_each_image_that_is_shown_is_there_once(ctx: Context, folder: Path) -> None:
+    shown = np.unique(Rank.at(ctx, 0).load().top_images)
+    shown = shown[shown >= 0].tolist()
+    assert set(shown) <= set(list_thumbnails(folder, "train"))
+    about = read(folder, "manifest")["sets"]["train"]
+    images, sizes = open_split(ctx, "train"), find_sizes(ctx)
+    names = read(folder, "sets/train/names/0")
+    assert sorted(map(int, names)) == list_thumbnails(folder, "train")
+    assert len(names) == about["n_shown"]
+    for image in shown[:4]:
+        whole = images.load(image, (sizes.grid + 1) * sizes.patch_px)
+        thumbnail = read_thumbnail(folder, "train", image)
+        assert thumbnail.shape == (about["thumbnail_px"], about["thumbnail_px"], 3) == whole.shape  # never enlarged
+        assert np.abs(thumbnail.astype(float) - whole).mean() < 12
+        label = int(images.labels("class")[image])
+        assert names[str(image)] == {"id": images.image_ids[image], "label": label}
+
+
+def test_large_images_become_small_thumbnails(made: tuple[Path, Recorder], tmp_path: Path) -> None:
+    ctx = Context(make_tiny_config(made[0], STAGE, "explore.thumbnail_px=24"), Recorder())
+    assert write_thumbnails(ctx, tmp_path, {"train": np.array([1, 5])}) == {"train": []}
+    assert read_thumbnail(tmp_path, "train", 5).shape == (24, 24, 3)
+
+
+def test_what_was_written_is_not_written_again_and_what_is_lost_is_told(
+    ctx: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("infoscope.stages.explore.pictures.PART_IMAGES", 2)
+    images, shown = open_split(ctx, "train"), np.array([0, 1, 2, 3, 4])
+    load, asked = type(images).load, []
+
+    def lose(self: Any, index: int, size_px: int) -> np.ndarray:
+        asked.append(index)
+        if index == 3:
+            raise ImageError("3.png", "gone")
+        return load(self, index, size_px)
+
+    monkeypatch.setattr(type(images), "load", lose)
+    monkeypatch.setattr(ctx.config.data, "n_workers", 0)
+    assert write_thumbnails(ctx, tmp_path, {"train": shown}) == {"train": [3]}
+    assert asked == shown.tolist()
+    (tmp_path / "thumbnails-train-00002.json").unlink()  # as if it had been killed in the last part
+    assert write_thumbnails(ctx, tmp_path, {"train": shown}) == {"train": [3]}
+    assert asked == [*shown.tolist(), 4]
+    take_pictures(tmp_path, tmp_path / "made")
+    assert list_thumbnails(tmp_path / "made", "train") == [0, 1, 2, 4]
+    assert list(tmp_path.glob("*.json")) == []
+
+
+def test_the_end_says_what_to_open_how_large_it_is_and_what_is_lost(made: tuple[Path, Recorder], folder: Path) -> None:
+    said, found = made[1].text, ExplorerFacts.load(folder)
+    assert f"{folder / 'index.html'}" in said
+    assert f"{found.n_latents:,} latents in 1 view" in said
+    assert f"{found.n_images:,} images" in said
+    assert found.n_missing == 0
+    assert "cannot be read" not in said
+    large = ExplorerFacts(1, 65536, 200_000, 3, 2 * 10**9, 10**9)
+    told = " ".join(say_explorer(folder, large))
+    assert "3 images cannot be read" in told
+    assert f"infoscope view {folder}" in told
+
+
+def test_a_second_run_reuses_it_and_a_setting_that_shows_other_things_does_not(
+    made: tuple[Path, Recorder], ctx: Context
+) -> None:
+    assert "explore" in run_tiny(made[0], STAGE).stages("reused")
+    for setting in ("explore.n_images=2", "explore.thumbnail_px=64", "explore.n_near=3"):
+        other = Context(make_tiny_config(made[0], STAGE, setting), Recorder())
+        assert Explore.at(other).hash != Explore.at(ctx).hash
+
+
+def test_a_plan_counts_latents_images_and_bytes(made: tuple[Path, Recorder], ctx: Context, folder: Path) -> None:
+    again = Context(make_tiny_config(made[0], STAGE, "explore.thumbnail_px=64"), Recorder())
+    (step,) = (step for step in plan_stage(again) if step.what.startswith("explore"))
+    found = ExplorerFacts.load(folder)
+    assert step.what == f"explore, {found.n_latents:,} latents, {found.n_images:,} images"
+    assert (step.n_built, step.is_bound) == (1, False)
+    built = found.image_bytes * (64 / read(folder, "manifest")["sets"]["train"]["thumbnail_px"]) ** 2 + found.data_bytes
+    assert 0.3 * built < step.work.disk_bytes < 3 * built
+    (step,) = (step for step in plan_stage(ctx) if step.what.startswith("explore"))
+    assert step.n_reused == 1
+
+
+@pytest.mark.parametrize("setting", ["model.site=pooled", "sae.tokens=cls"])
+def test_features_without_a_place_in_the_picture_are_refused_early(tmp_path: Path, setting: str) -> None:
+    ctx = Context(make_tiny_config(tmp_path, STAGE, "model=scenes_clip", setting), Recorder())
+    with pytest.raises(InputError, match="no maps and no CDS: stage=describe shows such features"):
+        check(ctx)
+    assert not (tmp_path / "artifacts").exists()
