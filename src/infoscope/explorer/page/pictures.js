@@ -7,12 +7,62 @@
   /** How many images that were asked for could not be shown. */
   infoscope.countMissing = () => missing.size;
 
-  /** Where a crop lies in the square of the thumbnail: {left, top, share of its side}; crop 0: all of it. */
+  /** Where a crop lies in the square of the thumbnail: {left, top, share of its side}; 0: all of it, "shared": of both. */
   infoscope.cropPlace = (view, crop) => {
     const side = view.grid + view.shift, start = view.shift / side;
     if (crop === 0) return { left: 0, top: 0, share: 1 };
+    if (crop === "shared") return { left: start, top: start, share: (view.grid - view.shift) / side };
     const isDown = crop === 2, isRight = view.diagonal === "main" ? crop === 2 : crop === 1;
     return { left: isRight ? start : 0, top: isDown ? start : 0, share: view.grid / side };
+  };
+
+  /** Where the shared region begins in a crop (1 or 2), in patches: {row, column}; its side is grid - shift. */
+  infoscope.sharedStart = (view, crop) => ({
+    row: crop === 1 ? view.shift : 0,
+    column: (view.diagonal === "main") === (crop === 1) ? view.shift : 0,
+  });
+
+  /** What a map of a crop has on the shared region, row by row. */
+  infoscope.cutShared = (view, map, crop) => {
+    const { row, column } = infoscope.sharedStart(view, crop), side = view.grid - view.shift;
+    const found = new Float64Array(side * side);
+    map.places.forEach((place, i) => {
+      const down = Math.floor(place / view.grid) - row, right = (place % view.grid) - column;
+      if (down >= 0 && down < side && right >= 0 && right < side) found[down * side + right] = map.values[i];
+    });
+    return found;
+  };
+
+  /** A map in words, for those who do not see it. */
+  infoscope.describeMap = (map, grid) => {
+    if (map.places.length === 0) return "silent";
+    let best = 0;
+    map.values.forEach((value, i) => { if (value > map.values[best]) best = i; });
+    const row = Math.floor(map.places[best] / grid) + 1, column = (map.places[best] % grid) + 1;
+    return `active on ${map.places.length} of ${infoscope.count(grid * grid, "patch", "patches")}, most `
+      + `(${infoscope.show(map.values[best])}) in row ${row}, column ${column}`;
+  };
+
+  /** The activation that is drawn fully: `scale` for all maps, or each map's own largest. */
+  infoscope.mapScale = (shown, map, scale) => shown.maps === "normalised" ? Math.max(0, ...map.values) : scale;
+
+  /** MapControls({shown, scale, hasFlow}): how maps are drawn, for all pictures of a page, with the bar of their colours. */
+  infoscope.MapControls = ({ shown, scale, hasFlow = false }) => {
+    const isRaw = shown.maps !== "normalised";
+    const set = (name) => (event) => infoscope.go({ [name]: event.target.value }, true);
+    return html`<div class="map-controls" role="group" aria-label="How maps are drawn">
+      <label>Opacity of maps <input type="range" min="0" max="1" step="0.05" value=${shown.opacity} onInput=${set("opacity")}
+        aria-valuetext=${`${Math.round(100 * shown.opacity)}%`} /></label>
+      <label>Maps <select value=${isRaw ? "raw" : "normalised"} onChange=${set("maps")}>
+        <option value="raw">raw: one scale for all</option><option value="normalised">normalised: each by its largest</option>
+      </select></label>
+      ${hasFlow && html`<label><input type="checkbox" checked=${shown.flow === "on"}
+        onChange=${(event) => infoscope.go({ flow: event.target.checked ? "on" : "off" }, true)} /> what moves between the crops</label>`}
+      <span class="colour-bar" role="img" aria-label=${isRaw ? `Colours run from 0 to an activation of ${infoscope.show(scale)}`
+        : "Colours run from 0 to the largest activation of each map"}>0
+        <span class="ramp" style=${{ backgroundImage: infoscope.heatGradient() }}></span>
+        ${isRaw ? `${infoscope.show(scale)} (activation)` : "largest of each map"}</span>
+    </div>`;
   };
 
   /** Draw a map of [grid, grid] patches into a canvas; `scale`: the activation that is drawn fully. */

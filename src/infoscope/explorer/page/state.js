@@ -12,6 +12,8 @@
     filter: "", sort: "-cds", columns: "", selected: "", // of the table
     x: "", y: "", // of the scatter
     gamma: "", otherGamma: "", // thresholds side by side; "": the view's own groups
+    minimal: "", order: "-match", pair: "", // side by side: least match, order of the list, opened latents "3-17"
+    opacity: "0.6", maps: "raw", flow: "on", // of pictures: maps over them; raw or normalised; what moves between crops
   };
   const store = zustandVanilla.createStore(() => ({ ...DEFAULTS }));
 
