@@ -139,9 +139,9 @@ class SparseMaps:
         return {name: torch.from_numpy(getattr(self, name)) for name in self.NAMES}
 
     @classmethod
-    def from_tensors(cls, tensors: Mapping[str, Tensor], grid: int) -> SparseMaps:
-        """Return the maps [n_pairs, 2, grid, grid] of `to_tensors`."""
-        return cls((len(tensors["counts"]), 2, grid, grid), *(tensors[name].numpy() for name in cls.NAMES))
+    def from_tensors(cls, tensors: Mapping[str, Tensor], grid: int, n_crops: int = 2) -> SparseMaps:
+        """Return the maps [n_pairs, n_crops, grid, grid] of `to_tensors`."""
+        return cls((len(tensors["counts"]), n_crops, grid, grid), *(tensors[name].numpy() for name in cls.NAMES))
 
     def save(self, folder: Path) -> None:
         """Write maps_counts.npy, maps_bits.npy and maps_values.npy: the latter pair after pair, as `counts` says."""
@@ -157,11 +157,11 @@ class SparseMaps:
                 self.values[_list_places(self.starts[some], self.counts[some])].astype("<f4", copy=False).tofile(out)
 
     @classmethod
-    def load(cls, folder: Path, grid: int) -> SparseMaps:
+    def load(cls, folder: Path, grid: int, n_crops: int = 2) -> SparseMaps:
         """Read what `save` wrote; bits and values stay on the disk, memory-mapped and read-only."""
         counts = np.load(folder / "maps_counts.npy")
         bits, values = (np.load(folder / f"maps_{name}.npy", mmap_mode="r") for name in ("bits", "values"))
-        return cls((*counts.shape, 2, grid, grid), counts.reshape(-1), bits.reshape(counts.size, -1), values)
+        return cls((*counts.shape, n_crops, grid, grid), counts.reshape(-1), bits.reshape(counts.size, -1), values)
 
 
 def count_bytes(n_pairs: int, grid: int, active_share: float = ACTIVE_SHARE) -> int:
