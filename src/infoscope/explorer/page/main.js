@@ -4,6 +4,34 @@
   const { html } = infoscope;
   const PAGES = { overview: "Overview", latent: "Latent", image: "Image", compare: "Side by side" };
 
+  /** LatentLink({view, latent}): its number, the mark of its group, its name, where there are these; to its page. */
+  infoscope.LatentLink = ({ view, latent }) => {
+    const names = ["group", "name"].filter((name) => view.columns.some((column) => column.name === name));
+    const { value } = infoscope.useLoaded(() => Promise.all(names.map((name) => infoscope.column(view.id, name))), [view.id]);
+    const text = (name) => {
+      const column = value?.[names.indexOf(name)];
+      return column?.texts?.[column.values[latent]] ?? "";
+    };
+    const group = text("group"), colour = infoscope.groupColour(group, view.groups?.names);
+    return html`<a class="latent-link" href=${infoscope.address({ page: "latent", latent, view: view.id })}>${latent}${group
+      && html` <span class="swatch" style=${{ background: colour }} title=${`group: ${group}`}></span>`}${text("name") && ` ${text("name")}`}</a>`;
+  };
+
+  const Facts = ({ facts }) => html`<dl class="facts">${Object.entries(facts ?? {}).map(([name, text]) => html`<dt>${name}</dt><dd>${text}</dd>`)}</dl>`;
+
+  const size = (bytes) => (typeof bytes !== "number" ? bytes : bytes < 1e6 ? `${infoscope.show(bytes / 1e3)} kB` : `${infoscope.show(bytes / 1e6)} MB`);
+
+  const About = ({ view }) => {
+    const { manifest } = infoscope, { bytes } = manifest;
+    return html`<footer><details><summary>About this explorer</summary>
+      <h2>${view.title}</h2><${Facts} facts=${view.facts} />
+      ${Object.keys(manifest.facts ?? {}).length > 0 && html`<h2>All SAEs here</h2><${Facts} facts=${manifest.facts} />`}
+      <h2>Files</h2>
+      <p>${manifest.made ? `Made by ${manifest.made}. ` : ""}${bytes ? `On the disk: ${Object.entries(bytes).map(([name, n]) => `${name} ${size(n)}`).join(", ")}. ` : ""}Nothing
+        is loaded from elsewhere, and nothing is sent. The page uses <a href="page/vendor/README.md">libraries of others</a> under the licences MIT and
+        Apache-2.0. <a href="tables.html">Its tables without scripts</a>.</p></details></footer>`;
+  };
+
   const Frame = () => {
     const shown = infoscope.useShown(), view = infoscope.view();
     const [nMissing, setMissing] = infoscope.useState(0);
@@ -20,12 +48,13 @@
         <h1>${infoscope.manifest.title}</h1>
         <nav aria-label="Pages">${Object.entries(PAGES).map(([page, name]) => html`
           <a href=${infoscope.address({ page })} aria-current=${shown.page === page ? "page" : null}>${name}</a>`)}</nav>
-        <label>SAE <select value=${view.id} onChange=${(event) => infoscope.go({ view: event.target.value })}>
+        <label>SAE <select value=${view.id} onChange=${(event) => infoscope.go({ view: event.target.value, selected: "", box: "" })}>
           ${infoscope.manifest.views.map((one) => html`<option value=${one.id}>${one.title}</option>`)}</select></label>
       </header>
       ${nMissing > 0 && html`<p class="warning" role="status">${infoscope.count(nMissing, "image")} could not be shown: the files are not where the explorer was written.</p>`}
       <main id="content" tabindex="-1">${Page ? html`<${Page} view=${view} shown=${shown} />`
-        : html`<p>There is no page of this name: <a href="#/overview">the overview</a>.</p>`}</main>`;
+        : html`<p>There is no page of this name: <a href="#/overview">the overview</a>.</p>`}</main>
+      <${About} view=${view} />`;
   };
 
   const root = document.getElementById("app");

@@ -10,7 +10,8 @@
     patches: "", // chosen patches of it: "row,column" or "row,column-row,column"
     side: "1", // which crop of it
     filter: "", sort: "-cds", columns: "", selected: "", // of the table
-    x: "", y: "", // of the scatter
+    x: "", y: "", xScale: "", yScale: "", // of the scatter: columns; log, linear or what suits them
+    brush: "", box: "", // ranges that are chosen in the histogram ("0.1,0.2") and the scatter (x, x, y, y)
     gamma: "", otherGamma: "", // thresholds side by side; "": the view's own groups
     minimal: "", order: "-match", pair: "", // side by side: least match, order of the list, opened latents "3-17"
     opacity: "0.6", maps: "raw", flow: "on", // of pictures: maps over them; raw or normalised; what moves between crops
