@@ -28,8 +28,8 @@ from infoscope.runtime.errors import InputError
 from infoscope.runtime.job import Job
 from infoscope.runtime.output import say
 from infoscope.runtime.progress import Display
-from infoscope.scope.api import ContextualDependency, contextual_dependency
 from infoscope.stages.backbone import load_backbone
+from infoscope.stages.contextual_dependency.measure import ContextualDependency, contextual_dependency
 from infoscope.stages.sae import sae_of
 from infoscope.stages.score.example_figure import draw_examples
 from infoscope.stages.score.examples import make_example

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from infoscope.runtime.errors import InputError, InputWarning
     from infoscope.sae.latent_table import load_latents
     from infoscope.sae.loading import load_sae
-    from infoscope.scope.api import contextual_dependency
+    from infoscope.stages.contextual_dependency.measure import contextual_dependency
     from infoscope.stages.patch_latents import explain_patch
     from infoscope.stages.prediction_latents import explain_prediction
     from infoscope.stages.similar import find_similar
@@ -26,7 +26,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 _HOMES = {
     "InputError": "infoscope.runtime.errors",
     "InputWarning": "infoscope.runtime.errors",
-    "contextual_dependency": "infoscope.scope.api",
+    "contextual_dependency": "infoscope.stages.contextual_dependency.measure",
     "explain_patch": "infoscope.stages.patch_latents",
     "explain_prediction": "infoscope.stages.prediction_latents",
     "find_similar": "infoscope.stages.similar",

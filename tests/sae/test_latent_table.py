@@ -63,6 +63,23 @@ def test_other_programs_read_the_columns_and_what_they_mean(tmp_path: Path) -> N
     assert table.schema.equals(make_table().to_arrow().schema)
 
 
+def test_a_notebook_shows_the_columns() -> None:
+    table = LatentTable(3, make_table(), "SAE of <i>somebody</i>")
+    table.add("name", [LatentColumn("name", np.array(["<script>", "<script>", ""]), "name")])
+    shown = table._repr_html_()
+    assert "<b>LatentTable</b>: SAE of &lt;i&gt;somebody&lt;/i&gt;, seed 3, 3 latents" in shown
+    rows = {row.split("<")[0]: row for row in shown.split('<tr><td style="text-align:left;vertical-align:top">')[1:]}
+    assert list(rows) == ["rate", "n", "group", "known", "name"]
+    for text in ("Häufigkeit", "share", "2", "0.55", "0.75", "0.95"):
+        assert f">{text}</td>" in rows["rate"]
+    assert ">score</td>" in rows["n"]
+    assert ">False 1, True 2<" in rows["known"] or ">True 2, False 1<" in rows["known"]
+    assert ">&lt;script&gt; 2<" in rows["name"]
+    assert "<script" not in shown
+    assert repr(table).startswith("LatentTable(SAE of <i>somebody</i>, seed 3, 3 latents: rate, n")
+    assert repr(LatentTable(None, make_table())).startswith("LatentTable(3 latents: ")
+
+
 def test_a_column_is_added_once_and_of_every_latent() -> None:
     table = make_table()
     with pytest.raises(AssertionError, match="rate is there already"):

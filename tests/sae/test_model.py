@@ -11,6 +11,7 @@ from infoscope.sae.activations import Activation, ReLU, TopK
 from infoscope.sae.metrics import compute_sae_metrics
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.sae.origin import Origin
+from infoscope.sae.source import Source
 
 
 def make_sae(activation: Activation, d_in: int = 8, d_sae: int = 24) -> SparseAutoencoder:
@@ -129,3 +130,17 @@ def test_metrics_are_the_definitions(x: torch.Tensor) -> None:
     assert metrics["cosine"] == pytest.approx(float(cosine), rel=1e-5)
     with pytest.raises(InputError, match="at least one token"):
         compute_sae_metrics(sae, [])
+
+
+def test_a_notebook_shows_what_describe_sae_says() -> None:
+    sae = make_sae(TopK(4))
+    sae.origin = Origin(2, source=Source("saelens", "topk", "<img src=x>", backbone="$a<b$", warnings=("one", "two")))
+    shown = sae._repr_html_()
+    assert "<b>SparseAutoencoder</b>: 24 latents of tokens of width 8" in shown
+    assert "&lt;img src=x&gt;, sha256" in shown
+    assert "<img" not in shown
+    assert "$a&lt;b$" in shown
+    assert shown.startswith('<div class="tex2jax_ignore mathjax_ignore">')  # no formulas
+    assert ">one<br>two</td>" in shown
+    assert "block 2" in shown
+    assert repr(sae).startswith("SparseAutoencoder(\n  d_in=8, d_sae=24")

@@ -20,6 +20,7 @@ from infoscope.sae.origin import Origin
 from infoscope.vision.backbone import Backbone
 from infoscope.vision.hooks import POOLED
 from infoscope.vision.planted import PlantedRegisters
+from tests.support.shown import read_png
 
 GRID, PATCH_PX = 6, 4
 
@@ -110,6 +111,7 @@ def test_the_figure_shows_the_picture_and_each_map(
     first = int(found.latents[0])
     figure = found.figure({first: "sky", -1: "another one"})
     titles = [axes.get_title() or axes.get_title(loc="left") for axes in figure.axes]
+    assert read_png(found).shape[1] == read_png(figure).shape[1] == 720
     assert len(figure.axes) == 1 + 3
     assert titles[0] == "patch (2, 3)"
     assert titles[1].startswith(f"{first}: ")

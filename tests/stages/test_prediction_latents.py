@@ -17,6 +17,7 @@ from infoscope.sae.model import SparseAutoencoder
 from infoscope.sae.origin import Origin
 from infoscope.vision.backbone import Backbone, Tokens
 from infoscope.vision.planted import PlantedRegisters
+from tests.support.shown import read_png
 
 TEXTS = ["a cube", "a ball", "a star"]
 LAYER = 2
@@ -96,6 +97,7 @@ def test_pooled_embeddings_have_attributions_and_no_place(backbone: Backbone, pi
     np.testing.assert_allclose(found.maps[:, 0, 0], found.attributions, atol=1e-6)
     with pytest.raises(InputError, match="of the whole picture"):
         found.figure()
+    assert found._repr_png_() is None  # a notebook prints it then
     with pytest.raises(InputError, match=r'reads pooled embeddings, .* \(from Python backbone\.read_at\("pooled"\)\)'):
         explain_prediction(backbone, make_sae(pooled, layer=-1), picture, TEXTS)
 
@@ -104,6 +106,8 @@ def test_the_figure_shows_the_picture_and_each_map(backbone: Backbone, picture: 
     found = explain_prediction(backbone, make_sae(backbone), picture, TEXTS, n_latents=3)
     figure = found.figure({int(found.latents[1]): "sky"})
     titles = [axes.get_title() or axes.get_title(loc="left") for axes in figure.axes]
+    assert read_png(found).shape == (308, 720, 3)
+    assert read_png(figure).shape == (332, 720, 3)  # a line more
     assert titles[0] == TEXTS[found.text]
     assert titles[1].startswith(f"{found.latents[0]}: {found.attributions[0]:+.4f} (")
     assert [title.endswith("\nsky") for title in titles] == [False, False, True, False]

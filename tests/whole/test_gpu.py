@@ -13,9 +13,9 @@ import pytest
 
 from infoscope.data.scenes.scene_set import SceneSet
 from infoscope.sae.loading import load_sae
-from infoscope.scope.api import contextual_dependency
 from infoscope.scope.ranking import Ranking
 from infoscope.scope.scores import Scores
+from infoscope.stages.contextual_dependency.measure import contextual_dependency
 from infoscope.vision.load import load_backbone
 from infoscope.vision.tokens.extract import TokenCache
 from tests.support.pipeline_samples import FEATURES, STAGES, copy_run, find_folder, run_tiny

@@ -26,13 +26,13 @@ from infoscope.sae.config import TopKConfig
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.sae.train import train_sae
 from infoscope.scope.ablations import make_ablations
-from infoscope.scope.api import contextual_dependency
 from infoscope.scope.cds import uniform_chance_score
 from infoscope.scope.config import PartitionConfig, Rule, ScopeConfig
 from infoscope.scope.partition import Partition, make_partition
 from infoscope.scope.ranking import Ranking
 from infoscope.scope.scores import Scores
 from infoscope.scope.scoring import score_latents
+from infoscope.stages.contextual_dependency.measure import contextual_dependency
 from infoscope.vision.backbone import Backbone
 from infoscope.vision.config import ContrastiveConfig
 from infoscope.vision.open_clip.backbone import OpenClipBackbone

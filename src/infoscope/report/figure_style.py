@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,7 +24,7 @@ BAND_COLOURS = {"low": LOW, "middle": MIDDLE, "high": HIGH}
 
 WIDTH_IN = 7.2
 """Figures are as wide as a README's column; text is set at its final size."""
-DPI = 200
+DPI, SCREEN_DPI = 200, 100
 
 RC: dict[str, Any] = {
     "font.family": "DejaVu Sans",  # comes with matplotlib, so figures look the same everywhere
@@ -51,10 +53,30 @@ RC: dict[str, Any] = {
 }
 
 
+def house_style() -> AbstractContextManager[None]:
+    """In this context figures have the style of the reports, whatever style else is set."""
+    return mpl.rc_context(cast(Any, RC))
+
+
+class NotebookFigure(Figure):
+    """A figure that a notebook shows where a cell ends with it, whether or not pyplot and its backends are loaded."""
+
+    def _repr_png_(self) -> bytes:
+        return write_png(self)
+
+
+def write_png(figure: Figure) -> bytes:
+    """Return a figure as a PNG file for the screen."""
+    file = io.BytesIO()
+    with house_style():
+        figure.savefig(file, format="png", dpi=SCREEN_DPI)
+    return file.getvalue()
+
+
 def save_figure(draw: Callable[[], Figure], name: str, folder: Path, suffixes: Iterable[str] = ("png",)) -> list[Path]:
     """Draw a figure in the house style and write it; no pyplot, so no global state and no display is touched."""
     paths = [folder / f"{name}.{suffix}" for suffix in suffixes]
-    with mpl.rc_context(cast(Any, RC)):
+    with house_style():
         figure = draw()
         for path in paths:
             # Without a date the same numbers give the same file.
@@ -66,7 +88,7 @@ def save_figure(draw: Callable[[], Figure], name: str, folder: Path, suffixes: I
 
 def make_figure(height_in: float, width_in: float = WIDTH_IN) -> Figure:
     """Return an empty figure that keeps its parts apart by itself."""
-    return Figure(figsize=(width_in, height_in), layout="constrained")
+    return NotebookFigure(figsize=(width_in, height_in), layout="constrained")
 
 
 def colour_groups(names: Sequence[str]) -> dict[str, str]:

@@ -45,7 +45,7 @@ def speaks_python(**schemas: type) -> Callable[[Callable[Given, Made]], Callable
     def decorate(function: Callable[Given, Made]) -> Callable[Given, Made]:
         parameters = inspect.signature(function).parameters.values()
         takes_any = any(one.kind is one.VAR_KEYWORD for one in parameters)
-        names = [one.name for one in parameters if one.kind is not one.VAR_KEYWORD]
+        names = [one.name for one in parameters if one.kind is not one.VAR_KEYWORD and one.name != "self"]
 
         @functools.wraps(function)
         def call(*args: Given.args, **kwargs: Given.kwargs) -> Made:

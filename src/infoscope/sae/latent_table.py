@@ -16,6 +16,7 @@ import yaml
 from jaxtyping import Shaped
 from pyarrow import parquet
 
+from infoscope.runtime import notebook
 from infoscope.runtime.errors import InputError, list_some, suggest
 from infoscope.runtime.files import atomic_write
 from infoscope.runtime.manifests import CONFIG, flatten_determining, read_manifest
@@ -75,11 +76,11 @@ class LatentTable:
     """A row per latent, in the order of the SAE's; columns by name, in the order in which they were added.
 
     Args:
-        seed: of the SAE.
+        seed: of the SAE; None: not known.
         origin: of which experiment it is, in words; empty where that is not known.
     """
 
-    def __init__(self, seed: int, columns: Iterable[LatentColumn] = (), origin: str = "") -> None:
+    def __init__(self, seed: int | None, columns: Iterable[LatentColumn] = (), origin: str = "") -> None:
         self.seed, self.origin, self._columns = seed, origin, {}
         for column in columns:
             self._add(column)
@@ -120,8 +121,21 @@ class LatentTable:
         return self._columns[name].values
 
     def __repr__(self) -> str:
-        origin = f"{self.origin}, " if self.origin else ""
-        return f"LatentTable({origin}seed {self.seed}, {len(self)} latents: {', '.join(self._columns)})"
+        return f"LatentTable({', '.join(self._facts)}: {', '.join(self._columns)})"
+
+    def _repr_html_(self) -> str:
+        rows = [(column.name, column.heading, column.unit, column.source, *_summarise(column)) for column in self]
+        headings = ("column", "what it is", "unit", "from", "known", "10%", "median, or most frequent", "90%")
+        return notebook.join(
+            notebook.write_title("LatentTable", ", ".join(self._facts)),
+            notebook.write_table(headings, rows, n_texts=4),
+            notebook.write_line("is a column as an array, .to_pandas() a data frame of all.", 'table["cds"]'),
+        )
+
+    @property
+    def _facts(self) -> list[str]:
+        seed = [] if self.seed is None else [f"seed {self.seed}"]
+        return [*([self.origin] if self.origin else []), *seed, f"{len(self)} latents"]
 
     def to_arrow(self) -> pa.Table:
         """Return it as an arrow table, with heading, unit and source in the metadata of each field."""
@@ -250,6 +264,20 @@ def _check_one_experiment(outputs: Path, folders: Sequence[Path]) -> None:
     )
 
 
+def _summarise(column: LatentColumn) -> tuple[str, ...]:
+    """Return how many latents have a value, and quantiles; of switches how many are on, of texts the most frequent."""
+    values, n = column.values, f"{column.n_known:,}"
+    if values.dtype.kind == "f":
+        known = values[np.isfinite(values)]
+    elif values.dtype.kind in "iu":
+        known = values
+    else:
+        names, counts = np.unique(values, return_counts=True)
+        most = [f"{names[i]} {counts[i]:,}" for i in np.argsort(-counts, kind="stable")[:3] if str(names[i])]
+        return n, "", ", ".join(most), ""
+    return n, *((f"{q:.4g}" for q in np.quantile(known, (0.1, 0.5, 0.9))) if len(known) else ("", "", ""))
+
+
 def _choose(settings: Mapping[str, Any], keys: Sequence[str]) -> tuple[Any, ...]:
     return tuple(settings.get(key) for key in keys)
 
@@ -285,7 +313,7 @@ def _describe_origin(folder: Path) -> str:
 def _find_seed(folder: Path) -> int:
     """Return the SAE seed of a table, by its artifact's name: only the one that is asked for is read."""
     named = re.fullmatch(r".*-seed(\d+)-[0-9a-f]+", folder.name)
-    return LatentTable.load(folder).seed if named is None else int(named[1])
+    return LatentTable.load(folder).seed or 0 if named is None else int(named[1])
 
 
 def _pack(**facts: Any) -> dict[bytes, bytes]:

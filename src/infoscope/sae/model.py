@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from infoscope.runtime import notebook
 from infoscope.runtime.calls import name_type
 from infoscope.runtime.errors import InputError
 from infoscope.runtime.precision import tf32_products
@@ -139,6 +140,13 @@ class SparseAutoencoder(nn.Module):
         norm = "" if self.token_norm is TokenNorm.none else f", token_norm={self.token_norm.name}"
         block = "" if self.origin.layer is None else f", of block {self.origin.layer}"
         return f"d_in={self.d_in}, d_sae={self.d_sae}{norm}{block}"
+
+    def _repr_html_(self) -> str:
+        from infoscope.sae.describing import describe  # which describes this class
+
+        size = f"{self.d_sae:,} latents of tokens of width {self.d_in:,}"
+        facts = {heading: words for heading, words in describe(self).items() if heading != "size"}
+        return notebook.join(notebook.write_title("SparseAutoencoder", size), notebook.write_facts(facts))
 
     @property
     def centre(self) -> Float[Tensor, " d_in"]:

@@ -5,15 +5,14 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
-import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from infoscope.report.figure_style import GREY, INK, RC, WIDTH_IN
+from infoscope.report.figure_style import GREY, INK, WIDTH_IN, NotebookFigure, house_style
 from infoscope.runtime.errors import InputError
 from infoscope.stages.score.example_figure import lay_heat
 
@@ -90,10 +89,10 @@ def _draw(
     Args:
         told: what stands over each map. title, facts: over and under the picture. patch: to outline.
     """
-    with mpl.rc_context(cast(Any, RC)):
+    with house_style():
         n_rows = max(2, math.ceil(len(told) / N_ACROSS))
         row_in = TILE_IN + TEXT_IN + LINE_IN * max((text.count("\n") for text in told), default=0)
-        figure = Figure(figsize=(WIDTH_IN, n_rows * row_in + 0.08))
+        figure = NotebookFigure(figsize=(WIDTH_IN, n_rows * row_in + 0.08))
         height = figure.get_figheight()
         bottom = 1 - (TEXT_IN + PICTURE_IN) / height
         whole = figure.add_axes((0.01, bottom, PICTURE_IN / WIDTH_IN, PICTURE_IN / height))

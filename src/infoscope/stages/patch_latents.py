@@ -19,7 +19,7 @@ from infoscope.runtime.calls import convert, speaks_python
 from infoscope.runtime.errors import InputError
 from infoscope.sae.import_config import ImportedConfig
 from infoscope.sae.model import SparseAutoencoder
-from infoscope.scope.api import choose_scored_layer
+from infoscope.stages.contextual_dependency.measure import choose_scored_layer
 from infoscope.vision.backbone import Backbone
 from infoscope.vision.config import ModelConfig
 
@@ -59,6 +59,11 @@ class PatchLatents:
             f"PatchLatents({self.n_active} latents fire on patch ({self.row}, {self.column}), {self.explained:.1%} of"
             f" its token explained; contributions {{{best}}}; layer={self.layer})"
         )
+
+    def _repr_png_(self) -> bytes:
+        from infoscope.report.figure_style import write_png  # matplotlib is loaded when something is drawn
+
+        return write_png(self.figure())
 
     def figure(self, labels: Mapping[int, str] | None = None) -> Figure:
         """Draw the picture with the patch outlined, and each latent's map over it; needs matplotlib.

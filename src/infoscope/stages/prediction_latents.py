@@ -22,7 +22,7 @@ from infoscope.runtime.errors import InputError
 from infoscope.sae.config import TokenChoice
 from infoscope.sae.import_config import ImportedConfig
 from infoscope.sae.model import SparseAutoencoder
-from infoscope.scope.api import choose_read_layer
+from infoscope.stages.contextual_dependency.measure import choose_read_layer
 from infoscope.stages.patch_latents import load_picture
 from infoscope.vision.backbone import Backbone, Tokens
 from infoscope.vision.config import ModelConfig
@@ -70,6 +70,15 @@ class PredictionLatents:
             f" latents fire, attributions {{{best}}}; layer={self.layer})"
         )
 
+    @property
+    def _has_places(self) -> bool:
+        return self.maps.shape[-1] > 1
+
+    def _repr_png_(self) -> bytes | None:
+        from infoscope.report.figure_style import write_png  # matplotlib is loaded when something is drawn
+
+        return write_png(self.figure()) if self._has_places else None
+
     def figure(self, labels: Mapping[int, str] | None = None) -> Figure:
         """Draw the picture, and over it where each latent speaks for the text; needs matplotlib.
 
@@ -81,7 +90,7 @@ class PredictionLatents:
         """
         from infoscope.stages.patch_figure import draw_prediction  # matplotlib is loaded when something is drawn
 
-        if self.maps.shape[-1] == 1:
+        if not self._has_places:
             raise InputError("These latents are of the whole picture and have no place in it to draw: print them.")
         return draw_prediction(self, labels)
 

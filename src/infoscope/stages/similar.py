@@ -17,7 +17,7 @@ from infoscope.runtime.calls import convert, speaks_python
 from infoscope.runtime.errors import InputError
 from infoscope.sae.import_config import ImportedConfig
 from infoscope.sae.model import SparseAutoencoder
-from infoscope.scope.api import choose_read_layer
+from infoscope.stages.contextual_dependency.measure import choose_read_layer
 from infoscope.vision.backbone import Backbone
 from infoscope.vision.config import ModelConfig
 from infoscope.vision.hooks import POOLED

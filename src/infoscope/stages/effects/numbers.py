@@ -47,7 +47,7 @@ def predict_effects(tables: Sequence[LatentTable], column: str) -> dict[str, Sai
     seeds = []
     for table in tables:
         values = {name: np.asarray(table[name], dtype=np.float64) for name in given}
-        seeds.append(compute_partials(np.asarray(table[column], dtype=np.float64), values, given, seed=table.seed))
+        seeds.append(compute_partials(np.asarray(table[column], dtype=np.float64), values, given, seed=table.seed or 0))
     said = {}
     for name in given:
         found = [of_seed[name] for of_seed in seeds]

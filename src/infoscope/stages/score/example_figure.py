@@ -14,12 +14,15 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from infoscope.report.figure_style import BAND_COLOURS, GREY, INK, MIDDLE, WIDTH_IN, make_empty
+from infoscope.report.figure_style import BAND_COLOURS, GREY, INK, MIDDLE, WIDTH_IN, NotebookFigure, make_empty
+from infoscope.scope.config import Diagonal
 from infoscope.scope.partition import name_group
 
 MAX_PAIRS = 4
 """Pairs of crops in a row: more would be too small to read in a README."""
 MAX_ALPHA = 0.85
+TITLE_IN, FACTS_IN = 0.17, 0.17
+"""Room over a row of pairs, and for what is said of a feature."""
 LETTER_IN = 0.08
 """Width of a bold letter."""
 FADE = 0.45
@@ -38,6 +41,8 @@ class Example:
         images: resized to (grid + shift) patches a side, before cropping, best first.
         maps: activations on the whole of crop 1 (origin at the top left) and of crop 2 (origin shifted).
         emd: between the shared regions, divided by D_grid.
+        ranks: of the images, 0 being the best; empty: in order from the best.
+        diagonal: on which the crops lie.
         n_valid, k_cds: how many of how many pairs the CDS is a mean of.
         is_undecided: whether its pairs leave its group open.
         is_locked: whether it fires at one place of the grid whatever the picture.
@@ -55,6 +60,8 @@ class Example:
     is_undecided: bool = False
     is_locked: bool = False
     note: str = ""
+    ranks: tuple[int, ...] = ()
+    diagonal: Diagonal = Diagonal.main
 
     @property
     def label(self) -> str:
@@ -78,30 +85,38 @@ def draw_examples(examples: Sequence[Example], shift: int) -> Figure:
     if not examples:
         return make_empty("No feature has a CDS, so there is none to show.", 1.2)
     n_pairs = min(MAX_PAIRS, max(1, *(len(example.images) for example in examples)))
-    row_in = 0.34 + 0.5 * (WIDTH_IN - 0.3) / n_pairs
-    figure = Figure(figsize=(WIDTH_IN, 0.42 + row_in * len(examples)))
-    top = 1 - 0.4 / figure.get_figheight()
-    bottom, left, right, gap = 0.02, 0.01, 0.99, 0.014
-    height, width = (top - bottom) / len(examples), (right - left - gap * (n_pairs - 1)) / n_pairs
+    n_rows = [max(1, math.ceil(len(example.images) / n_pairs)) for example in examples]
+    row_in = TITLE_IN + 0.5 * (WIDTH_IN - 0.3) / n_pairs
+    height_in = 0.42 + FACTS_IN * len(examples) + row_in * sum(n_rows)
+    figure = NotebookFigure(figsize=(WIDTH_IN, height_in))
+    left, right, gap = 0.01, 0.99, 0.014
+    width = (right - left - gap * (n_pairs - 1)) / n_pairs
+    tile_in = width * WIDTH_IN / 2
     n_letters = max(len(example.label) for example in examples)
     _draw_key(figure)
-    for row, example in enumerate(examples):
-        y = top - height * (row + 1)
-        tile = width * WIDTH_IN / 2 / figure.get_figheight()
-        colour = GREY if example.is_undecided else BAND_COLOURS.get(example.group, MIDDLE)
-        text_y = y + tile + 0.17 / figure.get_figheight()
+    top_in = 0.4
+    for example, n in zip(examples, n_rows, strict=True):
+        is_grey = example.is_undecided or math.isnan(example.cds)
+        colour = GREY if is_grey else BAND_COLOURS.get(example.group, MIDDLE)
+        text_y = 1 - (top_in + FACTS_IN) / height_in
         figure.text(left, text_y, example.label, color=colour, weight="bold")
         figure.text(left + LETTER_IN / WIDTH_IN * (n_letters + 2), text_y, example.facts, color=INK)
-        for rank in range(min(n_pairs, len(example.images))):
-            x = left + rank * (width + gap)
-            pair = figure.add_axes((x, y, width, tile))
-            draw_pair(pair, example.images[rank], example.maps[rank], shift)
-            pair.set_title(_describe_pair(example, rank), fontsize=7, fontweight="normal", pad=2, color=GREY)
+        for place in range(len(example.images)):
+            row, column = divmod(place, n_pairs)
+            y = 1 - (top_in + FACTS_IN + TITLE_IN + row * row_in + tile_in) / height_in
+            pair = figure.add_axes((left + column * (width + gap), y, width, tile_in / height_in))
+            draw_pair(pair, example.images[place], example.maps[place], shift, example.diagonal)
+            pair.set_title(_describe_pair(example, place), fontsize=7, fontweight="normal", pad=2, color=GREY)
+        top_in += FACTS_IN + row_in * n
     return figure
 
 
 def draw_pair(
-    axes: Axes, image: UInt8[np.ndarray, "size_px size_px 3"], maps: Float[np.ndarray, "2 grid grid"], shift: int
+    axes: Axes,
+    image: UInt8[np.ndarray, "size_px size_px 3"],
+    maps: Float[np.ndarray, "2 grid grid"],
+    shift: int,
+    diagonal: Diagonal = Diagonal.main,
 ) -> None:
     """Draw both crops of one image side by side, heat over them, the shared region outlined."""
     grid = maps.shape[-1]
@@ -109,17 +124,19 @@ def draw_pair(
     crop_px, shift_px = grid * patch_px, shift * patch_px
     largest = float(np.nanmax(maps, initial=0.0))
     space_px = max(2, crop_px // 24)
-    for number, (origin_px, shared_px) in enumerate(((0, shift_px), (shift_px, 0))):
-        crop = image[origin_px : origin_px + crop_px, origin_px : origin_px + crop_px]
+    for number, (top, other) in enumerate(((0, shift_px), (shift_px, 0))):
+        # what a crop lies away from the corner, the shared region lies away from the crop's other corner
+        across = top if diagonal is Diagonal.main else other
+        shared_x, shared_y = shift_px - across, shift_px - top
+        crop = image[top : top + crop_px, across : across + crop_px]
         heat = maps[number] / largest if largest > 0 else np.zeros_like(maps[number])
         left = number * (crop_px + space_px)
         extent = (left, left + crop_px, crop_px, 0)
         axes.imshow(lay_heat(crop, np.nan_to_num(heat)), extent=extent, interpolation="nearest")
         side = crop_px - shift_px
-        axes.add_patch(
-            Rectangle((left + shared_px, shared_px), side, side, fill=False, edgecolor="white", linewidth=1.6)
-        )
-        axes.add_patch(Rectangle((left + shared_px, shared_px), side, side, fill=False, edgecolor=INK, linewidth=0.6))
+        for colour, line in (("white", 1.6), (INK, 0.6)):
+            corner = left + shared_x, shared_y
+            axes.add_patch(Rectangle(corner, side, side, fill=False, edgecolor=colour, linewidth=line))
     axes.set(xlim=(0, 2 * crop_px + space_px), ylim=(crop_px, 0))
     axes.set_axis_off()
 
@@ -136,8 +153,8 @@ def lay_heat(
     return (1 - alpha) * faded + alpha * np.array(HEAT)
 
 
-def _describe_pair(example: Example, rank: int) -> str:
-    emd = float(example.emd[rank])
+def _describe_pair(example: Example, place: int) -> str:
+    emd, rank = float(example.emd[place]), example.ranks[place] if example.ranks else place
     distance = f"EMD {emd:.3f}" if math.isfinite(emd) else "EMD none (a map is zero)"
     return f"{rank + 1}.  {distance}"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from jaxtyping import Int
 
 from infoscope.data.images import ImageSet
 from infoscope.pipeline.context import Context
@@ -34,14 +35,26 @@ def read_examples(ctx: Context, scope: ScopeResult) -> list[Example]:
 
 
 def make_example(
-    scope: ScopeResult, latent: int, group: str, scores: Scores, ranking: Ranking, images: ImageSet, patch_px: int
+    scope: ScopeResult,
+    latent: int,
+    group: str,
+    scores: Scores,
+    ranking: Ranking,
+    images: ImageSet,
+    patch_px: int,
+    ranks: Int[np.ndarray, " n"] | None = None,
 ) -> Example:
     """Return a feature of a group on the images that excite it most.
 
     Args:
         scores, ranking: on these images, which need not be those that `scope` was measured on.
+        ranks: which of its images, all of which there are; None: the best, as many as a row holds.
+
+    Raises:
+        ImageError: one cannot be read.
     """
-    ranks = np.flatnonzero(ranking.top_images[latent] >= 0)[:MAX_PAIRS]
+    if ranks is None:
+        ranks = np.flatnonzero(ranking.top_images[latent] >= 0)[:MAX_PAIRS]
     size_px = (scores.grid + scores.shift_patches) * patch_px
     return Example(
         latent=latent,
@@ -50,6 +63,8 @@ def make_example(
         images=np.stack([images.load(int(i), size_px) for i in ranking.top_images[latent, ranks]]),
         maps=np.array(scores.maps[latent, ranks]),
         emd=scores.emd[latent, ranks],
+        ranks=tuple(ranks.tolist()),
+        diagonal=scores.diagonal,
         n_valid=int(scope.scores.cds(scope.k_cds).n_valid[latent]),
         k_cds=scope.k_cds,
         is_undecided=bool(scope.undecided[latent]),

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Shaped
 
+from infoscope.sae.latent_table import LatentColumn
 from infoscope.scope.agreement import Interval, bootstrap_cds, compute_split_half, find_undecided
-from infoscope.scope.cds import position_locked_score, uniform_chance_score
+from infoscope.scope.cds import (
+    compute_chance_ratio,
+    compute_one_sided_share,
+    count_zero_maps,
+    position_locked_score,
+    uniform_chance_score,
+)
 from infoscope.scope.config import StabilityConfig
 from infoscope.scope.examples import find_locked
 from infoscope.scope.partition import Partition
@@ -74,3 +81,35 @@ class ScopeResult:
     def uniform_chance(self) -> float:
         """The expected score of two maps of one patch each, drawn at random."""
         return uniform_chance_score(self.scores.grid - self.scores.shift_patches)
+
+
+def name_groups(scope: ScopeResult) -> Shaped[np.ndarray, " d_sae"]:
+    """Return the group of each latent, "unscored" or "undecided" where it is in none."""
+    group = np.where(scope.partition.unscored, "unscored", "undecided").astype(object)
+    for name, members in scope.partition.groups.items():
+        group[members] = name
+    return group.astype(str)
+
+
+def list_columns(scope: ScopeResult) -> Iterator[LatentColumn]:
+    """Yield what the scores tell of each latent."""
+    found, k, of_largest = scope.scores, scope.k_cds, "share of the largest distance"
+    cds, chance = found.cds(k), found.chance(k)
+    zeros = count_zero_maps(found.mass1, found.mass2, k)
+    one_sided = compute_one_sided_share(found.mass1, found.mass2, k)
+    yield LatentColumn("cds", cds.values, f"CDS over {k} ranks", of_largest)
+    for end, bound in scope.interval._asdict().items():
+        name = {"lower": "cds_low", "upper": "cds_high"}[end]
+        heading = f"CDS, {end} end of its {scope.stability.level:.0%} interval over its pairs"
+        yield LatentColumn(name, bound, heading, of_largest)
+    by_chance = "CDS by chance: map 1 of each image against map 2 of the latent's next one, so equal mean support"
+    yield LatentColumn("chance", chance, by_chance, of_largest)
+    yield LatentColumn("cds_minus_chance", cds.values - chance, "CDS - chance", of_largest)
+    yield LatentColumn("cds_over_chance", compute_chance_ratio(cds.values, chance), "CDS / chance", "1")
+    yield LatentColumn("cds_all_ranks", found.cds(found.k_max).values, f"CDS over {found.k_max} ranks", of_largest)
+    yield LatentColumn("n_valid", cds.n_valid, "pairs of crops that have a distance", "pairs")
+    yield LatentColumn("n_one_sided", zeros.one_sided, "pairs with one map all zero", "pairs")
+    yield LatentColumn("n_two_sided", zeros.two_sided, "pairs with both maps all zero", "pairs")
+    yield LatentColumn("one_sided", one_sided, "one-sided zeros", "share of pairs")
+    yield LatentColumn("group", name_groups(scope), f"group ({scope.rule})")
+    yield LatentColumn("undecided", scope.undecided, "its pairs leave its group open")

@@ -14,7 +14,6 @@ from infoscope.runtime.errors import InputError
 from infoscope.runtime.store import Workspace
 from infoscope.sae.latent_table import LatentColumn
 from infoscope.scope.agreement import partition_scores
-from infoscope.scope.cds import compute_chance_ratio, compute_one_sided_share, count_zero_maps
 from infoscope.scope.config import Diagonal, EMDMethod, Rule
 from infoscope.scope.crops import check_shift
 from infoscope.scope.partition import Partition
@@ -29,7 +28,7 @@ from infoscope.stages.sae import count_latents, has_maps, sae_of, say_imported
 from infoscope.stages.score.example_figure import Example, draw_examples
 from infoscope.stages.score.examples import count_locked, read_examples, say_locked
 from infoscope.stages.score.figures import draw_cds_histograms
-from infoscope.stages.score.result import ScopeResult
+from infoscope.stages.score.result import ScopeResult, list_columns
 from infoscope.stages.score.tables import make_scope_table, summarise_scope
 from infoscope.stages.tokens import find_sizes
 
@@ -114,30 +113,7 @@ class Score(SeedStage[Scores]):
         )
 
     def latents(self, ctx: Context, seed: int) -> Iterator[LatentColumn]:
-        scope, k, of_largest = scope_of(ctx, seed), ctx.config.scope.k_cds, "share of the largest distance"
-        found = scope.scores
-        cds, chance = found.cds(k), found.chance(k)
-        zeros = count_zero_maps(found.mass1, found.mass2, k)
-        one_sided = compute_one_sided_share(found.mass1, found.mass2, k)
-        group = np.where(scope.partition.unscored, "unscored", "undecided").astype(object)
-        for name, members in scope.partition.groups.items():
-            group[members] = name
-        yield LatentColumn("cds", cds.values, f"CDS over {k} ranks", of_largest)
-        for end, bound in scope.interval._asdict().items():
-            name = {"lower": "cds_low", "upper": "cds_high"}[end]
-            heading = f"CDS, {end} end of its {scope.stability.level:.0%} interval over its pairs"
-            yield LatentColumn(name, bound, heading, of_largest)
-        by_chance = "CDS by chance: map 1 of each image against map 2 of the latent's next one, so equal mean support"
-        yield LatentColumn("chance", chance, by_chance, of_largest)
-        yield LatentColumn("cds_minus_chance", cds.values - chance, "CDS - chance", of_largest)
-        yield LatentColumn("cds_over_chance", compute_chance_ratio(cds.values, chance), "CDS / chance", "1")
-        yield LatentColumn("cds_all_ranks", found.cds(found.k_max).values, f"CDS over {found.k_max} ranks", of_largest)
-        yield LatentColumn("n_valid", cds.n_valid, "pairs of crops that have a distance", "pairs")
-        yield LatentColumn("n_one_sided", zeros.one_sided, "pairs with one map all zero", "pairs")
-        yield LatentColumn("n_two_sided", zeros.two_sided, "pairs with both maps all zero", "pairs")
-        yield LatentColumn("one_sided", one_sided, "one-sided zeros", "share of pairs")
-        yield LatentColumn("group", group.astype(str), f"group ({ctx.config.partition.rule_in_words})")
-        yield LatentColumn("undecided", scope.undecided, "its pairs leave its group open")
+        return list_columns(scope_of(ctx, seed))
 
     def rows(self, ctx: Context, seed: int) -> Iterator[Row]:
         yield {**name_artifacts(self.at(ctx, seed).get()), **summarise_seed(ctx, seed)}

@@ -5,12 +5,9 @@ from __future__ import annotations
 import glob
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from inspect import signature
 from typing import Any, NamedTuple
-
-import numpy as np
-from jaxtyping import Float
 
 from infoscope.data.config import DataConfig, DataKind, OnError, Resize
 from infoscope.data.images import ImageSet
@@ -26,76 +23,15 @@ from infoscope.sae.model import SparseAutoencoder
 from infoscope.sae.origin import check_has_maps, check_statistics, choose_layer
 from infoscope.sae.passes import measure_one
 from infoscope.scope import crops
-from infoscope.scope.agreement import partition_scores
-from infoscope.scope.config import PartitionConfig, ScopeConfig
-from infoscope.scope.partition import Partition
+from infoscope.scope.config import ScopeConfig
 from infoscope.scope.ranking import ImageTokens, Ranking, measure_ranking
 from infoscope.scope.scores import Scores
 from infoscope.scope.scoring import score_latents
+from infoscope.stages.contextual_dependency.found import ContextualDependency
 from infoscope.vision.backbone import Backbone
 from infoscope.vision.config import ModelConfig
 
 Images = ImageSet | str | os.PathLike[str] | Iterable[Picture]
-
-
-@dataclass(repr=False)
-class ContextualDependency:
-    """What `contextual_dependency` found.
-
-    ranking: which images each latent fires on most, as positions in `image_ids`.
-    mass: activation mass of each latent (mean over tokens of z * |W_dec|).
-    scores: distances, masses and maps; scores for any k up to `scores.k_max` are arithmetic on them.
-    k_cds: the k that `cds` and `chance` stand for.
-    layer: the block that the SAE read, counted from 0.
-    image_ids: what the images are called: paths below the folder, keys in tars, files of a list, or numbers.
-    n_held_out: photographs that the split left out, as on the command line.
-    skipped: images that could not be read, and why: {id: reason}.
-    """
-
-    ranking: Ranking
-    mass: Float[np.ndarray, " d_sae"]
-    scores: Scores
-    k_cds: int
-    layer: int
-    image_ids: list[str]
-    n_held_out: int
-    skipped: dict[str, str]
-
-    def __repr__(self) -> str:
-        scored = int(np.isfinite(self.cds).sum())
-        return (
-            f"ContextualDependency({scored} of {self.ranking.d_sae} latents scored on {self.ranking.n_images} images,"
-            f" {self.n_held_out} held out, {len(self.skipped)} skipped; layer={self.layer}, k_cds={self.k_cds})"
-        )
-
-    @property
-    def cds(self) -> Float[np.ndarray, " d_sae"]:
-        """Contextual dependency score per latent, 0..1; NaN where unscored."""
-        return self.scores.cds(self.k_cds).values
-
-    @property
-    def chance(self) -> Float[np.ndarray, " d_sae"]:
-        """Chance level of each latent's score."""
-        return self.scores.chance(self.k_cds)
-
-    @property
-    def emd(self) -> Float[np.ndarray, "d_sae k_max"]:
-        """Normalised distances per latent and rank."""
-        return self.scores.emd
-
-    @speaks_python(partition=PartitionConfig)
-    def divide(self, **options: Any) -> Partition:
-        """Divide the latents into high and low scope, as `partition=...` does on the command line.
-
-        Args:
-            options: fields of `PartitionConfig`: gamma=0.1, quantile=0.5, n_bands=4, rule="otsu", mass_share=0.5,
-                decided_only=True. None: gamma is where the activation mass divides, half and half.
-
-        Raises:
-            InputError: an option that does not exist, is out of range or has nothing to do with the rule.
-        """
-        refuse_unknown(options, [one.name for one in fields(PartitionConfig)], "divide")
-        return partition_scores(self.emd, self.k_cds, self.mass, make_options(PartitionConfig, options))
 
 
 @speaks_python(data=DataConfig, model=ModelConfig, sae=ImportedConfig, scope=ScopeConfig)
@@ -157,8 +93,16 @@ def contextual_dependency(
     found.check_enough(config.k_cds)
     found.tell(show)
     ranking, scores = _measure(sae, ImageTokens(backbone, found.images, layer, skips, n_readers), config, show)
-    mass, ids, skipped = compute_mass(ranking.mean_act, sae.W_dec), found.images.image_ids, dict(found.images.skipped)
-    return ContextualDependency(ranking, mass, scores, config.k_cds, layer, ids, found.n_held_out, skipped)
+    return ContextualDependency(
+        ranking=ranking,
+        mass=compute_mass(ranking.mean_act, sae.W_dec),
+        scores=scores,
+        k_cds=config.k_cds,
+        layer=layer,
+        images=found.images,
+        patch_px=backbone.patch_px,
+        n_held_out=found.n_held_out,
+    )
 
 
 def _measure(
