@@ -142,7 +142,8 @@
     const [x1, y1, x2, y2] = [move.from % side, Math.floor(move.from / side), move.to % side, Math.floor(move.to / side)]
       .map((at) => at + 0.5);
     const length = Math.hypot(x2 - x1, y2 - y1), along = [(x2 - x1) / length, (y2 - y1) / length];
-    const head = Math.min(0.5, 0.6 * length), half = width / 2, wing = half + 0.13;
+    const unit = Math.max(1, side / 9); // heads stay visible on a fine grid
+    const head = Math.min(0.5 * unit, 0.6 * length), half = (unit * width) / 2, wing = half + 0.13 * unit;
     const outline = [[0, -half], [length - head, -half], [length - head, -wing], [length, 0], [length - head, wing],
       [length - head, half], [0, half]];
     return outline.map(([far, aside]) => [x1 + far * along[0] - aside * along[1], y1 + far * along[1] + aside * along[0]]

@@ -58,17 +58,17 @@
       </select></label>
       ${hasFlow && html`<label><input type="checkbox" checked=${shown.flow === "on"}
         onChange=${(event) => infoscope.go({ flow: event.target.checked ? "on" : "off" }, true)} /> what moves between the crops</label>`}
-      <span class="colour-bar" role="img" aria-label=${isRaw ? `Colours run from 0 to an activation of ${infoscope.show(scale)}`
-        : "Colours run from 0 to the largest activation of each map"}>0
+      <span class="colour-bar" role="img" aria-label=${isRaw
+        ? `Colours run from 0 to ${scale === null ? "the largest activation of each latent" : `an activation of ${infoscope.show(scale)}`}` : "Colours run from 0 to the largest activation of each map"}>0
         <span class="ramp" style=${{ backgroundImage: infoscope.heatGradient() }}></span>
-        ${isRaw ? `${infoscope.show(scale)} (activation)` : "largest of each map"}</span>
+        ${isRaw ? (scale === null ? "largest of each latent" : `${infoscope.show(scale)} (activation)`) : "largest of each map"}</span>
     </div>`;
   };
 
   /** Draw a map of [grid, grid] patches into a canvas; `scale`: the activation that is drawn fully. */
   infoscope.drawMap = (canvas, map, grid, scale) => {
     canvas.width = canvas.height = grid;
-    const context = canvas.getContext("2d"), image = context.createImageData(grid, grid);
+    const context = canvas.getContext("2d", { willReadFrequently: true }), image = context.createImageData(grid, grid);
     map?.places.forEach((place, i) => {
       const share = scale > 0 ? map.values[i] / scale : 0;
       image.data.set([...infoscope.heatParts(share), 255 * (0.35 + 0.65 * Math.min(1, share))], 4 * place);

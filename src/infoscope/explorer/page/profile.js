@@ -35,23 +35,29 @@
   infoscope.Absent = ({ what, how }) => html`<p class="absent">${what} not measured: <code>${how}</code>, then <code>infoscope stage=explore</code>.</p>`;
 
   // a plot of numbers in SVG: places of values, ticks and lines
-  const WIDTH = 440, HEIGHT = 210, LEFT = 48, BOTTOM = 34, TOP = 10;
-  const makeScales = (xs, ys) => ({
-    x: (value) => LEFT + ((WIDTH - LEFT - 10) * (value - xs[0])) / (xs[1] - xs[0] || 1),
-    y: (value) => HEIGHT - BOTTOM - ((HEIGHT - BOTTOM - TOP) * (value - ys[0])) / (ys[1] - ys[0] || 1),
+  const WIDTH = 440, LEFT = 56, RIGHT = WIDTH - 18, BOTTOM = 34, TOP = 18;
+
+  /** Places in a plot of a height, of values from xs[0] to xs[1] and from ys[0] to ys[1]. */
+  infoscope.makeScales = (xs, ys, height = 210) => ({
+    xs, ys, height, left: LEFT, right: RIGHT, top: TOP, bottom: height - BOTTOM, width: WIDTH,
+    x: (value) => LEFT + ((RIGHT - LEFT) * (value - xs[0])) / (xs[1] - xs[0] || 1),
+    y: (value) => height - BOTTOM - ((height - BOTTOM - TOP) * (value - ys[0])) / (ys[1] - ys[0] || 1),
   });
-  const Plot = ({ scales, xs, ys, xTicks, xName, yName, label, children }) => html`
-    <svg class="plot" viewBox=${`0 0 ${WIDTH} ${HEIGHT}`} role="img" aria-label=${label}>
-      <line class="axis" x1=${LEFT} x2=${WIDTH - 10} y1=${scales.y(ys[0])} y2=${scales.y(ys[0])} />
-      <line class="axis" x1=${LEFT} x2=${LEFT} y1=${scales.y(ys[0])} y2=${scales.y(ys[1])} />
-      ${xTicks.map((value) => html`<text x=${scales.x(value)} y=${HEIGHT - BOTTOM + 14} text-anchor="middle">${infoscope.show(value, 2)}</text>`)}
-      ${[ys[0], (ys[0] + ys[1]) / 2, ys[1]].map((value) => html`<text x=${LEFT - 5} y=${scales.y(value) + 4} text-anchor="end">${infoscope.show(value, 2)}</text>`)}
-      <text x=${(LEFT + WIDTH) / 2} y=${HEIGHT - 4} text-anchor="middle">${xName}</text>
-      <text transform=${`translate(11 ${(HEIGHT - BOTTOM + TOP) / 2}) rotate(-90)`} text-anchor="middle">${yName}</text>
+
+  /** Plot({scales, xTicks, xName, yName, label, children}): axes in SVG around what is drawn; `label` tells all of it in words. */
+  infoscope.Plot = ({ scales: { xs, ys, height, x, y }, xTicks, xName, yName, label, children }) => html`
+    <svg class="plot" viewBox=${`0 0 ${WIDTH} ${height}`} role="img" aria-label=${label}>
+      <line class="axis" x1=${LEFT} x2=${RIGHT} y1=${y(ys[0])} y2=${y(ys[0])} />
+      <line class="axis" x1=${LEFT} x2=${LEFT} y1=${y(ys[0])} y2=${y(ys[1])} />
+      ${(xTicks ?? [xs[0], (xs[0] + xs[1]) / 2, xs[1]]).map((value) => html`
+        <text x=${x(value)} y=${height - BOTTOM + 14} text-anchor="middle">${infoscope.show(value, 2)}</text>`)}
+      ${[ys[0], (ys[0] + ys[1]) / 2, ys[1]].map((value) => html`
+        <text x=${LEFT - 5} y=${y(value) + 4} text-anchor="end">${infoscope.show(value, 2)}</text>`)}
+      <text x=${(LEFT + RIGHT) / 2} y=${height - 4} text-anchor="middle">${xName}</text>
+      <text transform=${`translate(10 ${(height - BOTTOM + TOP) / 2}) rotate(-90)`} text-anchor="middle">${yName}</text>
       ${children}
     </svg>`;
-  infoscope.Plot = Plot;
-  infoscope.makeScales = makeScales;
+  const { Plot, makeScales } = infoscope;
 
   /** CDS over the first k ranks, for every k: the mean of what is known, null with less than half of the pairs. */
   infoscope.runningCds = (emd) => {
@@ -74,11 +80,11 @@
       + `CDS over ${Math.min(view.k_cds, n)} ranks: ${last === null ? "none" : infoscope.show(last)}`
       + lines.map(([name, value]) => `, ${name} ${infoscope.show(value)}`).join("") + ".";
     const ticks = [1, ...[4, 8, 12, 16, 24, 32, 48, 64].filter((rank) => rank <= n)];
-    return html`<div class="plot-with-key"><${Plot} scales=${scales} xs=${xs} ys=${ys} xTicks=${ticks} xName="rank, or k" yName="share of largest distance" label=${label}>
+    return html`<div class="plot-with-key"><${Plot} scales=${scales} xTicks=${ticks} xName="rank, or k" yName="share of largest distance" label=${label}>
       ${view.k_cds <= n && html`<line class="mark" x1=${scales.x(view.k_cds)} x2=${scales.x(view.k_cds)} y1=${scales.y(0)} y2=${TOP} />
-        <text x=${scales.x(view.k_cds) + 4} y=${TOP + 9}>k = ${view.k_cds}</text>`}
-      ${lines.map(([name, value]) => html`<line class=${`level ${name}`} x1=${LEFT} x2=${WIDTH - 10} y1=${scales.y(value)} y2=${scales.y(value)} />
-        <text x=${WIDTH - 12} y=${scales.y(value) - 3} text-anchor="end">${name}</text>`)}
+        <text x=${scales.x(view.k_cds)} y=${TOP - 5} text-anchor="middle">k = ${view.k_cds}</text>`}
+      ${lines.map(([name, value]) => html`<line class=${`level ${name}`} x1=${LEFT} x2=${RIGHT} y1=${scales.y(value)} y2=${scales.y(value)} />
+        <text x=${RIGHT - 2} y=${scales.y(value) - 3} text-anchor="end">${name}</text>`)}
       ${emd.map((value, i) => value === null
         ? html`<path class="none" d=${`M${scales.x(i + 1) - 3} ${scales.y(0) - 6}l6 6m0 -6l-6 6`} />`
         : html`<circle class="rank" cx=${scales.x(i + 1)} cy=${scales.y(value)} r="3.5" />`)}
@@ -97,7 +103,7 @@
     const scales = makeScales(xs, ys);
     const label = `Peak activation over ${infoscope.count(spread.n_firing, "image")} in which it fires: `
       + counts.map((count, i) => `${count} from ${infoscope.show(edges[i], 2)} to ${infoscope.show(edges[i + 1], 2)}`).join(", ") + ".";
-    return html`<div class="plot-with-key"><${Plot} scales=${scales} xs=${xs} ys=${ys} xTicks=${[xs[0], (xs[0] + xs[1]) / 2, xs[1]]}
+    return html`<div class="plot-with-key"><${Plot} scales=${scales}
       xName="peak activation" yName="images" label=${label}>
       ${counts.map((count, i) => html`<rect class="bar" x=${scales.x(edges[i]) + 0.5} width=${Math.max(1, scales.x(edges[i + 1]) - scales.x(edges[i]) - 1)}
         y=${scales.y(count)} height=${scales.y(0) - scales.y(count)} />`)}

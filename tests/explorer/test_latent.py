@@ -1,0 +1,158 @@
+"""The page of one latent: maps where they belong, what moves between crops, and the ways to other latents."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+
+from infoscope.explorer.format import put
+from tests.support.explorer_sample import EVIL, GRID, SHIFT
+
+DETAIL = """(latent) => infoscope.latent(infoscope.view(), latent).then((found) => ({
+    ranks: { emd: found.ranks.emd, images: found.ranks.images, activation: found.ranks.activation },
+    maps: infoscope.unpackMaps(found.ranks.maps).map((map) => [Array.from(map.places), Array.from(map.values)]),
+    scale: found.ranks.maps.scale, near: found.near, elsewhere: found.elsewhere,
+}))"""
+PIXELS = """(canvas) => Array.from(canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data)"""
+
+
+def _open(open_page, sample, place, **options):
+    page = open_page(f"{sample.as_uri()}#/{place}", **options)
+    page.wait_for_selector(".pair, .absent")
+    return page
+
+
+def _read_maps(page, latent):
+    found = page.evaluate(DETAIL, latent)
+    maps = np.zeros((len(found["maps"]), GRID * GRID))
+    for one, (places, values) in zip(maps, found["maps"], strict=True):
+        one[places] = values
+    return found, maps
+
+
+def _read_canvas(page, nth):
+    return np.array(page.locator(".pair canvas").nth(nth).evaluate(PIXELS)).reshape(GRID * GRID, 4)
+
+
+def test_maps_lie_where_it_fires(open_page, sample):
+    page = _open(open_page, sample, "latent/7?flow=off")
+    found, maps = _read_maps(page, 7)
+    assert page.locator(".pair").count() == 16
+    assert page.locator(".flow").count() == 0
+    for nth in (0, 1, 7):
+        np.testing.assert_array_equal(_read_canvas(page, nth)[:, 3] > 0, maps[nth] > 0)
+    heat = page.evaluate("(share) => infoscope.heatParts(share)", maps[0, 3 * GRID + 4] / found["scale"])
+    # a canvas keeps colours times their opacity, so they come back rounded
+    np.testing.assert_allclose(_read_canvas(page, 0)[3 * GRID + 4, :3], heat, atol=2)
+    words = page.locator(".pair img").nth(1).get_attribute("alt")
+    best = int(maps[1].argmax())
+    assert words.startswith(f"Rank 1, crop 2: active on {(maps[1] > 0).sum()} of 64 patches, most (")
+    assert words.endswith(f"in row {best // GRID + 1}, column {best % GRID + 1}")
+    shared = page.locator(".pair .shared").nth(1).evaluate("(box) => [box.style.left, box.style.top, box.style.width]")
+    assert shared == ["0%", "0%", f"{100 * (GRID - SHIFT) / GRID}%"]
+
+
+def test_controls_change_the_maps_and_the_address(open_page, sample):
+    page = _open(open_page, sample, "latent/7")
+    _, maps = _read_maps(page, 7)
+    weak = int(maps[:8].max(axis=1).argmin())
+    raw = _read_canvas(page, weak)
+    page.locator(".map-controls select").select_option("normalised")
+    page.wait_for_function("location.hash.includes('maps=normalised')")
+    page.wait_for_function("document.querySelector('.colour-bar').textContent.includes('largest of each map')")
+    best = int(maps[weak].argmax())
+    assert _read_canvas(page, weak)[best, 3] == 255 > raw[best, 3]
+    page.get_by_label("Opacity of maps").fill("0.25")
+    page.wait_for_function("document.querySelector('.pair canvas').style.opacity === '0.25'")
+    assert "opacity=0.25" in page.url
+
+
+def test_flow_is_that_of_the_maps(open_page, sample):
+    page = _open(open_page, sample, "latent/7", viewport={"width": 1200, "height": 6000})
+    found, maps = _read_maps(page, 7)
+    known = [rank for rank, emd in enumerate(found["ranks"]["emd"]) if emd is not None]
+    assert 8 < len(known) < 16
+    page.wait_for_function(f"document.querySelectorAll('.flow').length === {len(known)}")
+    assert page.locator(".pair .warning").count() == 0  # kept distances are those of the maps
+    ones, others = (_cut(maps[crop - 1 :: 2], crop) for crop in (1, 2))
+    for nth, rank in enumerate(known):
+        flow = page.locator(".flow").nth(nth)
+        moved = np.clip(ones[rank] / ones[rank].sum() - others[rank] / others[rank].sum(), 0, None).sum()
+        assert float(flow.get_attribute("data-moved")) == pytest.approx(moved, abs=1e-6)
+        masses = flow.locator("polygon").evaluate_all("(all) => all.map((one) => Number(one.dataset.mass))")
+        assert len(masses) == int(flow.get_attribute("data-moves"))
+        assert sum(masses) == pytest.approx(moved, abs=1e-6)
+        assert flow.locator("circle").count() > 0
+        emd = page.locator(f".pair[data-rank='{rank + 1}'] .flow-words").inner_text()
+        assert float(re.search(r"([\d.]+) of the largest", emd)[1]) == pytest.approx(
+            found["ranks"]["emd"][rank], rel=0.006
+        )
+    silent = page.locator(".why").all_inner_texts()
+    assert len(silent) == 16 - len(known)
+    for text, rank in zip(silent, sorted(set(range(16)) - set(known)), strict=True):
+        crops = [crop for crop, cut in ((1, ones), (2, others)) if not cut[rank].any()]
+        where = "both crops" if len(crops) == 2 else f"crop {crops[0]}"
+        assert text.startswith(f"No EMD: silent on the shared region of {where}")
+
+
+def _cut(maps, crop):
+    square = maps.reshape(-1, GRID, GRID)
+    return square[:, SHIFT:, SHIFT:] if crop == 1 else square[:, :-SHIFT, :-SHIFT]
+
+
+def test_damaged_distance_is_told(open_page, sample, tmp_path):
+    folder = shutil.copytree(sample.parent, tmp_path / "copy", ignore=shutil.ignore_patterns("images"))
+    file = folder / "data/seed0/latents/0.js"
+    details = json.loads(file.read_text().split(", ", 1)[1].rstrip(");\n"))
+    rank = next(i for i, emd in enumerate(details["7"]["ranks"]["emd"]) if emd is not None)
+    details["7"]["ranks"]["emd"][rank] += 0.01
+    put(folder, "seed0/latents/0", details)
+    page = _open(open_page, folder / "index.html", "latent/7", viewport={"width": 1200, "height": 6000})
+    page.wait_for_selector(".pair .warning")
+    assert page.locator(".pair .warning").count() == 1
+    assert "is not that of these maps" in page.locator(f".pair[data-rank='{rank + 1}'] .warning").inner_text()
+    open_page.said.clear()  # of the images that were not copied
+
+
+def test_ways_to_other_latents(open_page, sample):
+    page = _open(open_page, sample, "latent/3")
+    assert page.locator("h2").inner_text() == f"Latent 3 {EVIL}"
+    page.keyboard.press("ArrowRight")
+    page.wait_for_selector("h2:has-text('Latent 4')")
+    page.keyboard.press("ArrowLeft")
+    page.wait_for_selector("h2:has-text('Latent 3')")
+    page.get_by_label("Latent", exact=True).fill("299")
+    page.get_by_label("Latent", exact=True).press("ArrowLeft")  # a key of the field, not of the page
+    page.get_by_role("button", name="Go").click()
+    page.wait_for_selector("h2:has-text('Latent 299')")
+    assert page.get_by_text("next →").get_attribute("href") is None
+    found = page.evaluate(DETAIL, 299)
+    tables = page.locator("#near").locator("..").locator("table").all()
+    for table, kind in zip(tables, ("decoder", "coactive"), strict=True):
+        links = table.locator("a").all_inner_texts()
+        assert links == [str(latent) for latent in found["near"][kind]["latents"]]
+    if found["elsewhere"]:
+        page.get_by_role("link", name="side by side", exact=True).last.click()
+        page.wait_for_function(f"location.hash.includes('pair=299-{found['elsewhere'][0]['latent']}')")
+    page.goto(f"{sample.as_uri()}#/latent/300")
+    page.wait_for_selector("text=There is no latent 300")
+
+
+def test_what_was_not_measured_is_told(open_page, sample, tmp_path):
+    folder = shutil.copytree(sample.parent, tmp_path / "copy", ignore=shutil.ignore_patterns("images"))
+    put(folder, "seed0/latents/0", {})
+    page = open_page(
+        f"{(folder / 'index.html').as_uri()}#/latent/7", color_scheme="dark", viewport={"width": 390, "height": 900}
+    )
+    page.wait_for_selector(".absent")
+    said = " ".join(page.locator(".absent").all_inner_texts())
+    for words in ("explore.n_images", "stage=levels", "explore.beside"):
+        assert words in said
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+    page.get_by_text("All else that the table knows of it").click()
+    page.wait_for_selector(".all-columns td")
+    assert "monosemanticity" in page.locator(".all-columns").inner_text()
