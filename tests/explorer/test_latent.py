@@ -120,15 +120,15 @@ def test_damaged_distance_is_told(open_page, sample, tmp_path):
 
 def test_ways_to_other_latents(open_page, sample):
     page = _open(open_page, sample, "latent/3")
-    assert page.locator("h2").inner_text() == f"Latent 3 {EVIL}"
+    assert page.locator("main h2").inner_text() == f"Latent 3 {EVIL}"
     page.keyboard.press("ArrowRight")
-    page.wait_for_selector("h2:has-text('Latent 4')")
+    page.wait_for_selector("main h2:has-text('Latent 4')")
     page.keyboard.press("ArrowLeft")
-    page.wait_for_selector("h2:has-text('Latent 3')")
+    page.wait_for_selector("main h2:has-text('Latent 3')")
     page.get_by_label("Latent", exact=True).fill("299")
     page.get_by_label("Latent", exact=True).press("ArrowLeft")  # a key of the field, not of the page
     page.get_by_role("button", name="Go").click()
-    page.wait_for_selector("h2:has-text('Latent 299')")
+    page.wait_for_selector("main h2:has-text('Latent 299')")
     assert page.get_by_text("next →").get_attribute("href") is None
     found = page.evaluate(DETAIL, 299)
     tables = page.locator("#near").locator("..").locator("table").all()
