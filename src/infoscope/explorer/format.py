@@ -17,6 +17,10 @@ import numpy as np
 from jaxtyping import Float, Shaped
 from PIL import Image
 
+from infoscope.runtime.errors import InputError
+
+FORMAT = 1
+"""Of the whole folder, in its manifest: raise it when a page of before could not read what is written now."""
 DTYPES = ("float64", "float32", "int32", "uint32", "uint16", "uint8")
 """Of packed arrays: what JavaScript has typed arrays for."""
 LEVELS = 65535
@@ -53,6 +57,39 @@ def put_thumbnail(folder: Path, image_set: str, image: int, picture: Image.Image
     picture.convert("RGB").save(data, "WEBP", quality=75)
     url = f"data:image/webp;base64,{base64.b64encode(data.getvalue()).decode()}"
     return put(folder, f"images/{image_set}/{image // 1000:04d}/{image:07d}", url)
+
+def read(folder: Path, key: str) -> Any:
+    """Return the value of `data/<key>.js` below an explorer's folder; it is read as JSON, and nothing of it is run.
+
+    Raises:
+        InputError: the file is not there, or is none that `put` has written.
+    """
+    path = folder / "data" / f"{key}.js"
+    try:
+        text = path.read_text(encoding="ascii")
+        begins = f"infoscope.put({json.dumps(key)}, "
+        if not (text.startswith(begins) and text.endswith(");\n")):
+            raise ValueError("it is no data of an explorer")
+        return json.loads(text[len(begins) : -len(");\n")])
+    except (OSError, ValueError, RecursionError) as error:
+        reason = getattr(error, "strerror", None) or "it is no data of an explorer"
+        raise InputError(
+            f"The explorer in {folder} is not whole, {path.relative_to(folder)} cannot be read ({reason}): copy the"
+            " whole folder again, or delete it and make it again with stage=explore."
+        ) from error
+
+
+def unpack(packed: dict[str, Any]) -> Shaped[np.ndarray, "..."]:
+    """Return the array that `pack` has made JSON of.
+
+    Raises:
+        ValueError, KeyError, TypeError: it is none of those.
+    """
+    if packed["dtype"] not in DTYPES:
+        raise ValueError(f"expected one of {', '.join(DTYPES)}, got {packed['dtype']!r}")
+    data = base64.b64decode(packed["base64"], validate=True)
+    array = np.frombuffer(data, np.dtype(packed["dtype"]).newbyteorder("<")).astype(packed["dtype"])
+    return array.reshape(packed["shape"])
 
 
 def pack(array: Shaped[np.ndarray, "..."]) -> dict[str, Any]:
