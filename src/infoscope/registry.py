@@ -159,6 +159,9 @@ TOOLS = (
         "commands.saes:push_sae",
         "PATH owner/name: an SAE and its model card, for the Hugging Face hub; uploaded with confirm=true",
     ),
+    Entry(
+        "view", "commands.view:view", "PATH: serve an explorer (of stage=explore) to the browser, to this machine alone"
+    ),
 )
 """Commands that need no configuration, `infoscope NAME PLACE ... [KEY=VALUE ...]`: functions whose positional arguments
 are the places, and whose others the options."""

@@ -34,17 +34,18 @@ _NEAR = {"open_clip": "clip_b16", "timm": "mae_b16"}
 """A choice of model= of each kind, for architectures that have none of their own."""
 
 
-def make_score_command(sae: SparseAutoencoder, config: ImportedConfig) -> str | None:
+def make_score_command(sae: SparseAutoencoder, config: ImportedConfig, stage: str = "score") -> str | None:
     """Return the command that scores an SAE, of one of CLS tokens or pooled embeddings that which measures its
     reconstruction; None: it reads a site that infoscope does not.
 
     Args:
         config: by which it was read: path and settings.
+        stage: what else reads the scores, such as explore.
     """
     origin = sae.origin
     if origin.site not in (None, *SITES):
         return None
-    stage = "import_sae" if origin.tokens is TokenChoice.cls or origin.site == POOLED else "score"
+    stage = "import_sae" if origin.tokens is TokenChoice.cls or origin.site == POOLED else stage
     model = list(_list_model(origin))
     data = [] if model[0] == "model=scenes_clip" else ["data=image_folder", "data.root=..."]
     if lacks_statistics(origin):

@@ -58,6 +58,7 @@ def put_thumbnail(folder: Path, image_set: str, image: int, picture: Image.Image
     url = f"data:image/webp;base64,{base64.b64encode(data.getvalue()).decode()}"
     return put(folder, f"images/{image_set}/{image // 1000:04d}/{image:07d}", url)
 
+
 def read(folder: Path, key: str) -> Any:
     """Return the value of `data/<key>.js` below an explorer's folder; it is read as JSON, and nothing of it is run.
 

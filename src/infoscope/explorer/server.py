@@ -25,9 +25,8 @@ TYPES = {
     ".css": "text/css; charset=utf-8",
     ".csv": "text/csv; charset=utf-8",
     ".txt": "text/plain; charset=utf-8",
-    ".webp": "image/webp",
 }
-"""What is sent; of an artifact's folder neither its configuration nor its manifest, which name places of the machine."""
+"""What is sent: of an artifact's folder not its configuration and its manifest, which name places of the machine."""
 N_TRIED = 20
 """Ports that are tried, from the one that was asked for."""
 IDLE_S = 60
@@ -138,7 +137,7 @@ class _Handler(BaseHTTPRequestHandler):
             file = find_file(self.server.folder, self.path)
             handle = None if file is None else file.open("rb")
         except (OSError, ValueError):  # a name that is no text, or that no file system takes
-            handle = None
+            file = handle = None
         if file is None or handle is None:
             self.send_error(HTTPStatus.NOT_FOUND)
             return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,27 +12,16 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import yaml
 from jaxtyping import Shaped
 from pyarrow import parquet
 
 from infoscope.runtime import notebook
 from infoscope.runtime.errors import InputError, list_some, suggest
+from infoscope.runtime.experiments import read_settings, tell_experiments
 from infoscope.runtime.files import atomic_write
-from infoscope.runtime.manifests import CONFIG, flatten_determining, read_manifest
+from infoscope.runtime.manifests import read_manifest
 
 FILE = "latents.parquet"
-_NAMED_FIRST = (
-    "model.name",
-    "model.layer",
-    "model.site",
-    "sae.kind",
-    "sae.path",
-    "data.kind",
-    "data.root",
-    "precision",
-)
-"""What tells experiments apart in words, wherever it differs; other settings are named where these do not suffice."""
 _META = b"infoscope"
 """The key of our JSON (UTF-8) in the metadata of the file (the seed) and of each field (heading, unit, source)."""
 
@@ -230,38 +219,17 @@ def load_latents(folder: Path | str, seed: int | None = None) -> LatentTable:
 def _check_one_experiment(outputs: Path, folders: Sequence[Path]) -> None:
     """Refuse tables of one SAE seed whose configurations differ: nobody said which is meant.
 
-    Settings that one of them does not have, for it was made before these existed, count as the same; so do two numbers
-    of one block, -2 and 2, which lead to the same scores.
-
     Args:
         folders: of the tables, the newest last.
 
     Raises:
         InputError: with what differs in each.
     """
-    if len(folders) < 2:
-        return
-    settings = [_read_settings(folder) for folder in folders]
-    newest, layers = settings[-1], {}
-    for folder, of in zip(reversed(folders), reversed(settings), strict=True):
-        if (scores := _read_scores(folder)) is not None and "model.layer" in of:
-            of["model.layer"] = layers.setdefault(scores, of["model.layer"])
-    differing = sorted({key for of in settings for key in of.keys() & newest.keys() if of[key] != newest[key]})
-    if not differing:
-        return
-    found: dict[tuple[Any, ...], tuple[str, dict[str, Any]]] = {}  # of each experiment the newest table
-    for folder, of in zip(folders, settings, strict=True):
-        found.pop(told := _choose(of, differing), None)
-        found[told] = folder.name, of
-    keys = [key for key in _NAMED_FIRST if key in differing]
-    for key in differing:
-        if len({_choose(of, [*keys, key]) for of in settings}) > len({_choose(of, keys) for of in settings}):
-            keys.append(key)
-    tables = [f"{name} ({', '.join(f'{key}={of.get(key)}' for key in keys)})" for name, of in reversed(found.values())]
-    raise InputError(
-        f"{outputs} holds tables of latents of {len(found)} experiments: give the folder of one,"
-        f" load_latents({str(folders[-1].parent / 'NAME')!r}), NAME being {list_some(tables, 8)}."
-    )
+    if tables := tell_experiments(folders, _read_scores):
+        raise InputError(
+            f"{outputs} holds tables of latents of {len(tables)} experiments: give the folder of one,"
+            f" load_latents({str(folders[-1].parent / 'NAME')!r}), NAME being {list_some(tables, 8)}."
+        )
 
 
 def _summarise(column: LatentColumn) -> tuple[str, ...]:
@@ -278,22 +246,6 @@ def _summarise(column: LatentColumn) -> tuple[str, ...]:
     return n, *((f"{q:.4g}" for q in np.quantile(known, (0.1, 0.5, 0.9))) if len(known) else ("", "", ""))
 
 
-def _choose(settings: Mapping[str, Any], keys: Sequence[str]) -> tuple[Any, ...]:
-    return tuple(settings.get(key) for key in keys)
-
-
-def _read_settings(folder: Path) -> dict[str, Any]:
-    """Return the configuration that made a table by dotted key, without what changes no number; empty: not there."""
-    try:
-        found = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
-        return {}
-    if not isinstance(found, dict):
-        return {}
-    precision = (found.get("trainer") or {}).get("precision")
-    return {**flatten_determining(found), "precision": precision}
-
-
 def _read_scores(folder: Path) -> str | None:
     """Return the hash of the scores that a table holds; None: it has none, or says nothing of them."""
     key = (read_manifest(folder) or {}).get("key")
@@ -303,7 +255,7 @@ def _read_scores(folder: Path) -> str | None:
 
 def _describe_origin(folder: Path) -> str:
     """Return model, layer, SAE and data of a table, and its hash, in words; empty where they are not known."""
-    found = _read_settings(folder)
+    found = read_settings(folder)
     names = {"model.name": "model", "model.layer": "layer", "sae.kind": "SAE", "sae.path": "of", "data.kind": "data"}
     words = [f"{word} {found[key]}" for key, word in names.items() if found.get(key) is not None]
     named = re.fullmatch(r".*-([0-9a-f]{16})", folder.name)
