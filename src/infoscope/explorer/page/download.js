@@ -1,7 +1,14 @@
 "use strict";
-// Files that the page makes: the table as csv, chosen latents as a picture. They are made here; nothing is sent anywhere.
+// Files that the page makes: the table as csv, chosen latents as a picture. Nothing is sent anywhere.
 (() => {
-  const PAIRS = 4, SIDE = 112, GAP = 8, LEFT = 190, TOP = 44, MOST = 50; // of the picture, in pixels; latents in it
+  const PAIRS = 4,
+    SIDE = 112,
+    GAP = 8,
+    LEFT = 190,
+    TOP = 44; // of the picture, in pixels
+
+  /** Latents that one picture shows at most. */
+  infoscope.MOST_DRAWN = 50;
 
   /** Offer a blob to be saved under a name. */
   infoscope.save = (blob, name) => {
@@ -78,7 +85,8 @@
     context.fillText(`latent ${latent}`, GAP, y + 18);
     context.font = "13px system-ui, sans-serif";
     words.forEach((line, i) => context.fillText(line, GAP, y + 38 + 18 * i, LEFT - 2 * GAP));
-    const detail = await infoscope.latent(view, latent).catch(() => null), ranks = detail?.ranks;
+    const detail = await infoscope.latent(view, latent).catch(() => null),
+      ranks = detail?.ranks;
     if (!ranks) {
       context.fillText("no pictures of it in this explorer", LEFT, y + 20);
       return;
@@ -96,11 +104,13 @@
   };
 
   /**
-   * Return a promise of a PNG (a blob) of latents, one below the other: what is known of each in words, and the crop pairs of
-   * its first images with their maps. At most 50 latents.
+   * Return a promise of a PNG (a blob) of latents, one below the other: what is known of each in words, and the crop
+   * pairs of its first images with their maps. At most MOST_DRAWN latents.
    */
   infoscope.drawLatents = async (view, latents) => {
-    const shown = [...latents].slice(0, MOST), canvas = document.createElement("canvas"), row = SIDE + GAP;
+    const shown = [...latents].slice(0, infoscope.MOST_DRAWN),
+      canvas = document.createElement("canvas"),
+      row = SIDE + GAP;
     canvas.width = LEFT + PAIRS * (2 * SIDE + 2 * GAP);
     canvas.height = TOP + shown.length * row;
     const context = canvas.getContext("2d");

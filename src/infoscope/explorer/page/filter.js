@@ -2,10 +2,16 @@
 // The language of filters, as in `cds > 0.1 & rate < 0.01 & !undecided`: words, a tree, a mask of all latents.
 (() => {
   const SHORT = {
-    rate: ["firing_rate"], frequency: ["firing_rate"], entropy: ["label_entropy"], corrected: ["cds_minus_chance"],
-    monosemanticity: ["ms"], outlier: ["outlier_share", "outlier_ratio", "on_outlier"], scope: ["cds"],
+    rate: ["firing_rate"],
+    frequency: ["firing_rate"],
+    entropy: ["label_entropy"],
+    corrected: ["cds_minus_chance"],
+    monosemanticity: ["ms"],
+    outlier: ["outlier_share", "outlier_ratio", "on_outlier"],
+    scope: ["cds"],
   };
-  const WORD = /[\p{L}_][\p{L}\p{N}_.]*/uy, NUMBER = /[+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?%?/iy;
+  const WORD = /[\p{L}_][\p{L}\p{N}_.]*/uy,
+    NUMBER = /[+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?%?/iy;
   const SIGNS = ["<=", ">=", "==", "!=", "&&", "||", "<", ">", "=", "~", "&", "|", "!", "(", ")"];
   const SAME = { "==": "=", "&&": "&", "||": "|", and: "&", or: "|", not: "!" };
   const COMPARISONS = ["<", "<=", ">", ">=", "=", "!=", "~"];
@@ -20,29 +26,51 @@
 
   const split = (text) => {
     const words = [];
-    const match = (pattern, at) => { pattern.lastIndex = at; return pattern.exec(text)?.[0]; };
+    const match = (pattern, at) => {
+      pattern.lastIndex = at;
+      return pattern.exec(text)?.[0];
+    };
     for (let at = 0; at < text.length;) {
-      if (/\s/.test(text[at])) { at += 1; continue; }
+      if (/\s/.test(text[at])) {
+        at += 1;
+        continue;
+      }
       const quote = "\"'`".includes(text[at]) ? text[at] : null;
       let word;
       if (quote) {
         const end = text.indexOf(quote, at + 1);
-        if (end < 0) throw new FilterError(`Expected ${quote} at the end of the text that begins here.`, at, text.length - at);
+        if (end < 0)
+          throw new FilterError(`Expected ${quote} at the end of the text that begins here.`, at, text.length - at);
         word = { kind: quote === "`" ? "column" : "text", value: text.slice(at + 1, end), length: end + 1 - at };
       } else {
-        const number = match(NUMBER, at), name = match(WORD, at), sign = SIGNS.find((one) => text.startsWith(one, at));
+        const number = match(NUMBER, at),
+          name = match(WORD, at),
+          sign = SIGNS.find((one) => text.startsWith(one, at));
         if (number) {
           const size = Number.parseFloat(number) / (number.endsWith("%") ? 100 : 1);
           word = { kind: "number", value: size, length: number.length };
           const rest = match(WORD, at + number.length);
-          if (rest) throw new FilterError(`Expected a number such as 0.01, 1e-3 or 5%, but found "${number + rest}".`, at, (number + rest).length);
+          if (rest)
+            throw new FilterError(
+              `Expected a number such as 0.01, 1e-3 or 5%, but found "${number + rest}".`,
+              at,
+              (number + rest).length,
+            );
         } else if (name) {
           const isSign = ["and", "or", "not"].includes(name.toLowerCase());
-          word = { kind: isSign ? "sign" : "column", value: isSign ? SAME[name.toLowerCase()] : name, length: name.length };
+          word = {
+            kind: isSign ? "sign" : "column",
+            value: isSign ? SAME[name.toLowerCase()] : name,
+            length: name.length,
+          };
         } else if (sign) {
           word = { kind: "sign", value: SAME[sign] ?? sign, length: sign.length };
         } else {
-          throw new FilterError(`Expected a column, a number or one of ${SIGNS.join(" ")}, but found "${text[at]}".`, at, 1);
+          throw new FilterError(
+            `Expected a column, a number or one of ${SIGNS.join(" ")}, but found "${text[at]}".`,
+            at,
+            1,
+          );
         }
       }
       words.push({ ...word, at, text: text.slice(at, at + word.length) });
@@ -62,28 +90,49 @@
     }
     const begin = columns.filter((one) => one.name.toLowerCase().startsWith(key));
     if (begin.length === 1) return begin[0];
-    const list = (some) => some.slice(0, 5).map((one) => one.name).join(", ") + (some.length > 5 ? ", ..." : "");
+    const list = (some) =>
+      some
+        .slice(0, 5)
+        .map((one) => one.name)
+        .join(", ") + (some.length > 5 ? ", ..." : "");
     if (begin.length) {
       throw new FilterError(`Expected one column, but "${word.value}" could be ${list(begin)}.`, word.at, word.length);
     }
     const near = columns.filter((one) => one.name.toLowerCase().includes(key));
-    throw new FilterError(`Expected a column, but there is none called "${word.value}"`
-      + `${near.length ? `: did you mean ${list(near)}?` : ": the names are those under Columns."}`, word.at, word.length);
+    throw new FilterError(
+      `Expected a column, but there is none called "${word.value}"` +
+        `${near.length ? `: did you mean ${list(near)}?` : ": the names are those under Columns."}`,
+      word.at,
+      word.length,
+    );
   };
 
   // Masks: one byte for each latent. A comparison with a value that is not known is false.
   const compareNumbers = (n, left, sign, right) => {
-    const mask = new Uint8Array(n), isOne = typeof right === "number";
-    const a = left, b = isOne ? null : right;
+    const mask = new Uint8Array(n),
+      isOne = typeof right === "number";
+    const a = left,
+      b = isOne ? null : right;
     switch (sign) {
-      case "<": for (let i = 0; i < n; i++) mask[i] = a[i] < (isOne ? right : b[i]) ? 1 : 0; break;
-      case "<=": for (let i = 0; i < n; i++) mask[i] = a[i] <= (isOne ? right : b[i]) ? 1 : 0; break;
-      case ">": for (let i = 0; i < n; i++) mask[i] = a[i] > (isOne ? right : b[i]) ? 1 : 0; break;
-      case ">=": for (let i = 0; i < n; i++) mask[i] = a[i] >= (isOne ? right : b[i]) ? 1 : 0; break;
-      case "=": for (let i = 0; i < n; i++) mask[i] = a[i] === (isOne ? right : b[i]) ? 1 : 0; break;
+      case "<":
+        for (let i = 0; i < n; i++) mask[i] = a[i] < (isOne ? right : b[i]) ? 1 : 0;
+        break;
+      case "<=":
+        for (let i = 0; i < n; i++) mask[i] = a[i] <= (isOne ? right : b[i]) ? 1 : 0;
+        break;
+      case ">":
+        for (let i = 0; i < n; i++) mask[i] = a[i] > (isOne ? right : b[i]) ? 1 : 0;
+        break;
+      case ">=":
+        for (let i = 0; i < n; i++) mask[i] = a[i] >= (isOne ? right : b[i]) ? 1 : 0;
+        break;
+      case "=":
+        for (let i = 0; i < n; i++) mask[i] = a[i] === (isOne ? right : b[i]) ? 1 : 0;
+        break;
       default:
         for (let i = 0; i < n; i++) {
-          const x = a[i], y = isOne ? right : b[i];
+          const x = a[i],
+            y = isOne ? right : b[i];
           mask[i] = x < y || x > y ? 1 : 0;
         }
     }
@@ -111,7 +160,9 @@
       Object.assign(this, { text, columns, words: split(text), place: 0, needs: new Set() });
     }
 
-    get next() { return this.words[this.place]; }
+    get next() {
+      return this.words[this.place];
+    }
 
     take(...signs) {
       const { next } = this;
@@ -124,7 +175,11 @@
       const before = this.words[this.words.indexOf(word ?? null) - 1] ?? (word ? null : this.words.at(-1));
       const after = before ? ` after "${before.text}"` : "";
       const found = word ? `found "${word.text}"` : "the filter ends";
-      throw new FilterError(`Expected ${expected}${after}, but ${found}.`, word?.at ?? this.text.length, word?.length ?? 1);
+      throw new FilterError(
+        `Expected ${expected}${after}, but ${found}.`,
+        word?.at ?? this.text.length,
+        word?.length ?? 1,
+      );
     }
 
     column(word) {
@@ -142,7 +197,8 @@
     either() {
       let left = this.both();
       while (this.take("|")) {
-        const a = left, b = this.both();
+        const a = left,
+          b = this.both();
         left = (data, n) => combine(a(data, n), b(data, n), false);
       }
       return left;
@@ -151,7 +207,8 @@
     both() {
       let left = this.single();
       while (this.take("&")) {
-        const a = left, b = this.single();
+        const a = left,
+          b = this.single();
         left = (data, n) => combine(a(data, n), b(data, n), true);
       }
       return left;
@@ -204,9 +261,13 @@
       }
       if (!word || word.kind === "sign") this.fail("a text in quotes");
       this.place += 1;
-      const value = word.kind === "number" ? word.text : word.value, lower = value.toLowerCase();
-      const test = { "=": (text) => text === value, "!=": (text) => text !== value,
-        "~": (text) => text.toLowerCase().includes(lower) }[sign];
+      const value = word.kind === "number" ? word.text : word.value,
+        lower = value.toLowerCase();
+      const test = {
+        "=": (text) => text === value,
+        "!=": (text) => text !== value,
+        "~": (text) => text.toLowerCase().includes(lower),
+      }[sign];
       return (data, n) => markTexts(n, data.get(column.name), test);
     }
 
@@ -216,8 +277,11 @@
       if (word?.kind !== "number" && word?.kind !== "column") this.fail("a number or a column of numbers");
       this.place += 1;
       const isTruth = left.kind === "switch" && ["true", "false"].includes(String(word.value).toLowerCase());
-      const right = isTruth ? Number(word.value.toLowerCase() === "true")
-        : word.kind === "number" ? word.value : this.column(word);
+      const right = isTruth
+        ? Number(word.value.toLowerCase() === "true")
+        : word.kind === "number"
+          ? word.value
+          : this.column(word);
       if (right.kind === "text") this.fail(`a number or a column of numbers, for ${right.name} holds text,`, word);
       if (typeof left === "number" && typeof right === "number") this.fail("a column on one side", leftWord);
       const values = (data, side) => (typeof side === "number" ? side : data.get(side.name).values);
@@ -230,13 +294,17 @@
   }
 
   /**
-   * Return a filter: {needs: names of the columns that it reads, mask(data, n): one byte for each of n latents}; `data`:
-   * Map from names to columns, with "latent". An empty text lets all pass. Raises an error with {message, at, length}.
+   * Return a filter: {needs: names of the columns that it reads, mask(data, n): one byte for each of n latents};
+   * `data`: Map from names to columns, with "latent". An empty text lets all pass.
+   * Throws an error with {message, at, length}.
    */
   infoscope.parseFilter = (text, columns) => {
     if (!text.trim()) return { needs: [], mask: (data, n) => new Uint8Array(n).fill(1) };
-    const all = columns.some((one) => one.name === "latent") ? columns : [{ name: "latent", kind: "number" }, ...columns];
-    const parser = new Parser(text, all), mask = parser.parse();
+    const all = columns.some((one) => one.name === "latent")
+      ? columns
+      : [{ name: "latent", kind: "number" }, ...columns];
+    const parser = new Parser(text, all),
+      mask = parser.parse();
     return { needs: [...parser.needs], mask };
   };
 })();

@@ -7,63 +7,101 @@
   /** LatentLink({view, latent}): its number, the mark of its group, its name, where there are these; to its page. */
   infoscope.LatentLink = ({ view, latent }) => {
     const names = ["group", "name"].filter((name) => view.columns.some((column) => column.name === name));
-    const { value } = infoscope.useLoaded(() => Promise.all(names.map((name) => infoscope.column(view.id, name))), [view.id]);
-    const text = (name) => {
-      const column = value?.[names.indexOf(name)];
+    const { value } = infoscope.useLoaded(
+      () => Promise.all(names.map((name) => infoscope.column(view.id, name))),
+      [view.id],
+    );
+    const [group, name] = ["group", "name"].map((one) => {
+      const column = value?.[names.indexOf(one)];
       return column?.texts?.[column.values[latent]] ?? "";
-    };
-    const group = text("group"), colour = infoscope.groupColour(group, view.groups?.names);
-    return html`<a class="latent-link" href=${infoscope.address({ page: "latent", latent, view: view.id })}>${latent}${group
-      && html` <span class="swatch" style=${{ background: colour }} title=${`group: ${group}`}></span>`}${text("name") && ` ${text("name")}`}</a>`;
+    });
+    const words = `group ${group}`,
+      style = { background: infoscope.groupColour(group, view.groups?.names) };
+    const address = infoscope.address({ page: "latent", latent, view: view.id });
+    return html`<a class="latent-link" href=${address}>${latent}${
+      group && html` <span class="swatch" role="img" aria-label=${words} title=${words} style=${style}></span>`
+    }${name && ` ${name}`}</a>`;
   };
 
-  const Facts = ({ facts }) => html`<dl class="facts">${Object.entries(facts ?? {}).map(([name, text]) => html`<dt>${name}</dt><dd>${text}</dd>`)}</dl>`;
+  const Facts = ({ facts }) =>
+    html`<dl class="facts">${Object.entries(facts ?? {}).map(
+      ([name, text]) => html`<dt>${name}</dt><dd>${text}</dd>`,
+    )}</dl>`;
 
-  const size = (bytes) => (typeof bytes !== "number" ? bytes : bytes < 1e6 ? `${infoscope.show(bytes / 1e3)} kB` : `${infoscope.show(bytes / 1e6)} MB`);
+  const size = (bytes) => {
+    if (typeof bytes !== "number") return bytes;
+    return bytes < 1e6 ? `${infoscope.show(bytes / 1e3)} kB` : `${infoscope.show(bytes / 1e6)} MB`;
+  };
 
   const About = ({ view }) => {
-    const { manifest } = infoscope, { bytes } = manifest;
+    const { bytes, facts, made } = infoscope.manifest;
+    const sizes = Object.entries(bytes ?? {})
+      .map(([name, n]) => `${name} ${size(n)}`)
+      .join(", ");
     return html`<footer><details><summary>About this explorer</summary>
-      <h2>${view.title}</h2><${Facts} facts=${view.facts} />
-      ${Object.keys(manifest.facts ?? {}).length > 0 && html`<h2>All SAEs here</h2><${Facts} facts=${manifest.facts} />`}
+      <h2>${view.title}</h2>
+      <${Facts} facts=${view.facts} />
+      ${Object.keys(facts ?? {}).length > 0 && html`<h2>All SAEs here</h2><${Facts} facts=${facts} />`}
       <h2>Files</h2>
-      <p>${manifest.made ? `Made by ${manifest.made}. ` : ""}${bytes ? `On the disk: ${Object.entries(bytes).map(([name, n]) => `${name} ${size(n)}`).join(", ")}. ` : ""}Nothing
-        is loaded from elsewhere, and nothing is sent. The page uses <a href="page/vendor/README.md">libraries of others</a> under the licences MIT and
-        Apache-2.0. <a href="tables.html">Its tables without scripts</a>.</p></details></footer>`;
+      <p>${made && `Made by ${made}. `}${sizes && `On the disk: ${sizes}. `}
+        Nothing is loaded from elsewhere, and nothing is sent. The page uses <a href="page/vendor/README.md">libraries of others</a> under the licences MIT and
+        Apache-2.0. <a href="tables.html"> The tables for browsers without JavaScript</a>.</p>
+    </details></footer>`;
   };
 
   const Frame = () => {
-    const shown = infoscope.useShown(), view = infoscope.view();
+    const shown = infoscope.useShown(),
+      view = infoscope.view();
     const [nMissing, setMissing] = infoscope.useState(0);
     infoscope.useEffect(() => {
       const count = () => setMissing(infoscope.countMissing());
       window.addEventListener("infoscope-missing", count);
       return () => window.removeEventListener("infoscope-missing", count);
     }, []);
-    const Page = { overview: infoscope.Overview, latent: infoscope.LatentPage, image: infoscope.ImagePage,
-      compare: infoscope.ComparePage }[shown.page];
+    const Page = {
+      overview: infoscope.Overview,
+      latent: infoscope.LatentPage,
+      image: infoscope.ImagePage,
+      compare: infoscope.ComparePage,
+    }[shown.page];
+    const choose = (id) => infoscope.go({ view: id, selected: "", box: "" }); // latents of another SAE are others
     return html`
-      <a class="skip" href="#content" onClick=${(event) => { event.preventDefault(); document.getElementById("content").focus(); }}>Skip to the content</a>
+      <a class="skip" href="#content" onClick=${(event) => {
+        event.preventDefault();
+        document.getElementById("content").focus();
+      }}>Skip to the content</a>
       <header>
         <h1>${infoscope.manifest.title}</h1>
-        <nav aria-label="Pages">${Object.entries(PAGES).map(([page, name]) => html`
-          <a href=${infoscope.address({ page })} aria-current=${shown.page === page ? "page" : null}>${name}</a>`)}</nav>
-        <label>SAE <select value=${view.id} onChange=${(event) => infoscope.go({ view: event.target.value, selected: "", box: "" })}>
+        <nav aria-label="Pages">${Object.entries(PAGES).map(
+          ([page, name]) => html`
+          <a href=${infoscope.address({ page })} aria-current=${shown.page === page ? "page" : null}>${name}</a>`,
+        )}</nav>
+        <label>SAE <select value=${view.id} onChange=${(event) => choose(event.target.value)}>
           ${infoscope.manifest.views.map((one) => html`<option value=${one.id}>${one.title}</option>`)}</select></label>
       </header>
-      ${nMissing > 0 && html`<p class="warning" role="status">${infoscope.count(nMissing, "image")} could not be shown: the files are not where the explorer was written.</p>`}
-      <main id="content" tabindex="-1">${Page ? html`<${Page} view=${view} shown=${shown} />`
-        : html`<p>There is no page of this name: <a href="#/overview">the overview</a>.</p>`}</main>
+      ${
+        nMissing > 0 &&
+        html`<p class="warning" role="status">${infoscope.count(nMissing, "image")} could not be shown:
+        the files are not where the explorer was written.</p>`
+      }
+      <main id="content" tabindex="-1">${
+        Page
+          ? html`<${Page} view=${view} shown=${shown} />`
+          : html`<p>There is no page of this name: <a href="#/overview">the overview</a>.</p>`
+      }</main>
       <${About} view=${view} />`;
   };
 
   const root = document.getElementById("app");
-  infoscope.load("manifest").then((manifest) => {
-    infoscope.manifest = manifest;
-    document.title = manifest.title;
-    root.replaceChildren();
-    preact.render(html`<${Frame} />`, root);
-  }).catch((error) => {
-    root.textContent = `The explorer's folder is not whole: ${error.message}`;
-  });
+  infoscope
+    .load("manifest")
+    .then((manifest) => {
+      infoscope.manifest = manifest;
+      document.title = manifest.title;
+      root.replaceChildren();
+      preact.render(html`<${Frame} />`, root);
+    })
+    .catch((error) => {
+      root.textContent = `The explorer's folder is not whole: ${error.message}`;
+    });
 })();

@@ -1,8 +1,19 @@
 "use strict";
 // The table of all latents: SlickGrid draws the rows that are seen; values stay in typed arrays, a row is a number.
 (() => {
-  const DEFAULT = [["cds"], ["cds_minus_chance"], ["group"], ["undecided"], ["firing_rate"], ["mass"], ["support"],
-    ["label_entropy"], ["ms"], ["name"], ["outlier_share", "outlier_ratio", "on_outlier"]];
+  const DEFAULT = [
+    ["cds"],
+    ["cds_minus_chance"],
+    ["group"],
+    ["undecided"],
+    ["firing_rate"],
+    ["mass"],
+    ["support"],
+    ["label_entropy"],
+    ["ms"],
+    ["name"],
+    ["outlier_share", "outlier_ratio", "on_outlier"],
+  ];
   const LABELS = { cds: "CDS", cds_low: "CDS from", cds_high: "CDS to", cds_minus_chance: "CDS − chance", ms: "MS" };
   const MOST_SELECTED = 2000; // what an address holds
 
@@ -17,8 +28,14 @@
   infoscope.columnLabel = (column) => LABELS[column.name] ?? column.name.replaceAll("_", " ");
 
   /** What a column is in words: heading, unit, source and its name in filters. */
-  infoscope.columnTitle = (column) => [column.heading + (column.unit && column.unit !== "1" ? ` (${column.unit})` : ""),
-    column.source && `from stage=${column.source}`, `in filters: ${column.name}`].filter(Boolean).join("\n");
+  infoscope.columnTitle = (column) =>
+    [
+      column.heading + (column.unit && column.unit !== "1" ? ` (${column.unit})` : ""),
+      column.source && `from stage=${column.source}`,
+      `in filters: ${column.name}`,
+    ]
+      .filter(Boolean)
+      .join("\n");
 
   /** Return the set of latents that "3,17,40-60" stands for, of n. */
   infoscope.readSelected = (text, n) => {
@@ -34,7 +51,8 @@
 
   /** The text of a set of latents, with runs of three or more as "40-60". */
   infoscope.writeSelected = (latents) => {
-    const sorted = [...latents].sort((a, b) => a - b), parts = [];
+    const sorted = [...latents].sort((a, b) => a - b),
+      parts = [];
     for (let i = 0; i < sorted.length;) {
       let end = i;
       while (sorted[end + 1] === sorted[end] + 1) end += 1;
@@ -51,12 +69,14 @@
    * without a value last, whichever way. Each order is made once.
    */
   infoscope.orderBy = (column, n, isDown) => {
-    const found = orders.get(column) ?? {}, { values, texts } = column;
+    const found = orders.get(column) ?? {},
+      { values, texts } = column;
     orders.set(column, found);
     if (found[isDown]) return found[isDown];
     const isKnown = texts ? (i) => texts[values[i]] !== "" : (i) => !Number.isNaN(values[i]);
     const order = new Uint32Array(n);
-    let nKnown = 0, end = n;
+    let nKnown = 0,
+      end = n;
     for (let i = 0; i < n; i++) if (isKnown(i)) order[nKnown++] = i;
     for (let i = n - 1; i >= 0; i--) if (!isKnown(i)) order[--end] = i;
     const known = order.subarray(0, nKnown); // texts are kept in their order: their codes compare as they do
@@ -89,15 +109,29 @@
   /** The table in an element: `show(...)` gives it what to show, `actions` {sort(text), select(set), open(latent)}. */
   class LatentGrid {
     constructor(element, view, actions) {
-      Object.assign(this, { element, view, actions, rows: new Uint32Array(0), selected: new Set(), anchor: null, data: new Map() });
+      Object.assign(this, {
+        element,
+        view,
+        actions,
+        rows: new Uint32Array(0),
+        selected: new Set(),
+        anchor: null,
+        data: new Map(),
+      });
       const provider = {
         getLength: () => this.rows.length,
         getItem: (row) => (row < this.rows.length ? { latent: this.rows[row] } : null),
         getItemMetadata: () => null,
       };
       this.grid = new Slick.Grid(element, provider, [], {
-        nonce: document.body.dataset.nonce, enableHtmlRendering: false, enableColumnReorder: false, rowHeight: 30,
-        explicitInitialization: true, forceFitColumns: false, enableTextSelectionOnCells: true, alwaysShowVerticalScroll: true,
+        nonce: document.body.dataset.nonce,
+        enableHtmlRendering: false,
+        enableColumnReorder: false,
+        rowHeight: 30,
+        explicitInitialization: true,
+        forceFitColumns: false,
+        enableTextSelectionOnCells: true,
+        alwaysShowVerticalScroll: true,
       });
       const { grid } = this;
       grid.onSort.subscribe((event, { sortCol, sortAsc }) => actions.sort((sortAsc ? "" : "-") + sortCol.id));
@@ -109,15 +143,36 @@
       grid.init();
       element.setAttribute("aria-label", "Latents");
       element.setAttribute("aria-multiselectable", "true");
-      // one stop for the Tab key, at the rows; SlickGrid makes many
-      for (const one of element.querySelectorAll("[tabindex='0']:not(.slick-header-column)")) one.tabIndex = -1;
-      this.canvas = grid.getCanvasNode();
-      this.canvas.tabIndex = 0;
-      this.canvas.addEventListener("focus", () => {
-        if (this.rows.length && !grid.getActiveCell()) grid.setActiveCell(grid.getViewport().top, 1);
-      });
+      this.holdFocus();
       this.watcher = new ResizeObserver(() => grid.resizeCanvas());
       this.watcher.observe(element);
+    }
+
+    // The Tab key stops once at the rows, where the cell that has the focus is what screen readers read; SlickGrid has many
+    // stops, keeps the focus in an element without content and would go through all cells.
+    holdFocus() {
+      const { grid, element } = this,
+        canvas = grid.getCanvasNode();
+      for (const one of element.querySelectorAll("[tabindex='0']:not(.slick-header-column)")) one.tabIndex = -1;
+      canvas.tabIndex = 0;
+      grid.setFocus = () => grid.getActiveCellNode()?.focus({ preventScroll: true });
+      canvas.addEventListener("focus", () => {
+        if (this.rows.length && !grid.getActiveCell()) grid.setActiveCell(grid.getViewport().top, 1);
+        grid.setFocus();
+      });
+      canvas.addEventListener("focusin", () => {
+        canvas.tabIndex = -1;
+      });
+      canvas.addEventListener("focusout", ({ relatedTarget }) => {
+        if (!canvas.contains(relatedTarget)) canvas.tabIndex = 0;
+      });
+      element.addEventListener(
+        "keydown",
+        (event) => {
+          if (event.key === "Tab") event.stopPropagation();
+        },
+        true,
+      );
     }
 
     destroy() {
@@ -127,12 +182,14 @@
 
     /** {columns: names, data: Map of loaded columns, rows: latents, sort: "-cds", selected: Set}. */
     show({ columns, data, rows, sort, selected }) {
-      const { grid } = this, isNew = columns.join() !== this.columns?.join();
+      const { grid } = this,
+        isNew = columns.join() !== this.columns?.join();
       Object.assign(this, { columns, data, selected, sort });
       if (this.rows !== rows) {
         this.rows = rows;
         this.element.setAttribute("aria-rowcount", rows.length + 1);
         grid.resetActiveCell();
+        grid.getCanvasNode().tabIndex = 0;
         if (!isNew) grid.invalidate();
         grid.scrollRowToTop(0);
       }
@@ -143,22 +200,36 @@
     }
 
     picker() {
-      return { id: "+picked", name: make("span", { className: "sr", textContent: "selected" }), width: 34, resizable: false,
-        formatter: () => make("input", { type: "checkbox", tabIndex: -1 }) };
+      return {
+        id: "+picked",
+        name: make("span", { className: "sr", textContent: "selected" }),
+        width: 34,
+        resizable: false,
+        formatter: () => make("input", { type: "checkbox", tabIndex: -1 }),
+      };
     }
 
     number() {
-      const formatter = (row, cell, value, column, { latent }) => make("a", { textContent: latent, tabIndex: -1,
-        href: infoscope.address({ page: "latent", latent }) });
-      return { id: "latent", name: make("span", { textContent: "latent" }), toolTip: "number of the latent in the SAE; opens its page",
-        width: 76, sortable: true, cssClass: "is-number", formatter };
+      const formatter = (row, cell, value, column, { latent }) =>
+        make("a", { textContent: latent, tabIndex: -1, href: infoscope.address({ page: "latent", latent }) });
+      return {
+        id: "latent",
+        name: make("span", { textContent: "latent" }),
+        toolTip: "number of the latent in the SAE; opens its page",
+        width: 76,
+        sortable: true,
+        cssClass: "is-number",
+        formatter,
+      };
     }
 
     column(name) {
-      const column = this.view.columns.find((one) => one.name === name), isText = column.kind === "text";
+      const column = this.view.columns.find((one) => one.name === name),
+        isText = column.kind === "text";
       const hasInterval = name === "cds" && this.data.has("cds_low") && this.data.has("cds_high");
       const formatter = (row, cell, value, _, { latent }) => {
-        const found = this.data.get(name), text = infoscope.cellText(found, column.kind, latent);
+        const found = this.data.get(name),
+          text = infoscope.cellText(found, column.kind, latent);
         if (name === "group") return this.group(text);
         const span = make("span", isText ? { textContent: text, title: text } : { textContent: text });
         if (!hasInterval || text === "") return span;
@@ -166,9 +237,23 @@
         return ends[0] ? make("span", {}, span, make("small", { textContent: ` ${ends[0]} to ${ends[1]}` })) : span;
       };
       const label = infoscope.columnLabel(column) + (hasInterval ? " (95% interval)" : "");
-      const width = hasInterval ? 186 : isText ? (name === "name" ? 190 : 120) : Math.max(88, Math.min(130, 24 + 4.5 * label.length));
-      return { id: name, name: make("span", { textContent: label }), toolTip: infoscope.columnTitle(column), width, sortable: true,
-        defaultSortAsc: isText, cssClass: column.kind === "number" && !hasInterval ? "is-number" : "", formatter };
+      const width = hasInterval
+        ? 186
+        : isText
+          ? name === "name"
+            ? 190
+            : 120
+          : Math.max(88, Math.min(130, 24 + 4.5 * label.length));
+      return {
+        id: name,
+        name: make("span", { textContent: label }),
+        toolTip: infoscope.columnTitle(column),
+        width,
+        sortable: true,
+        defaultSortAsc: isText,
+        cssClass: column.kind === "number" && !hasInterval ? "is-number" : "",
+        formatter,
+      };
     }
 
     group(text) {
@@ -190,14 +275,17 @@
     }
 
     dressSort(node) {
-      const { sort = "" } = this, isBy = node.dataset.id === sort.replace(/^-/, "");
+      const { sort = "" } = this,
+        isBy = node.dataset.id === sort.replace(/^-/, "");
       node.parentElement?.setAttribute("role", "row");
-      if (node.tabIndex === 0) node.setAttribute("aria-sort", isBy ? (sort.startsWith("-") ? "descending" : "ascending") : "none");
+      if (node.tabIndex === 0)
+        node.setAttribute("aria-sort", isBy ? (sort.startsWith("-") ? "descending" : "ascending") : "none");
     }
 
     mark() {
       for (const node of this.element.querySelectorAll(".slick-row")) {
-        const row = Number(node.dataset.row), isSelected = this.selected.has(this.rows[row]);
+        const row = Number(node.dataset.row),
+          isSelected = this.selected.has(this.rows[row]);
         node.classList.toggle("is-selected", isSelected);
         node.setAttribute("aria-selected", isSelected);
         node.setAttribute("aria-rowindex", row + 2);
@@ -228,8 +316,12 @@
     }
 
     extend(row, isAdded) {
-      const from = this.rows.indexOf(this.anchor), [first, last] = from < 0 ? [row, row] : [Math.min(from, row), Math.max(from, row)];
-      this.select([...(isAdded ? this.selected : []), ...this.rows.subarray(first, Math.min(last + 1, first + MOST_SELECTED))]);
+      const from = this.rows.indexOf(this.anchor),
+        [first, last] = from < 0 ? [row, row] : [Math.min(from, row), Math.max(from, row)];
+      this.select([
+        ...(isAdded ? this.selected : []),
+        ...this.rows.subarray(first, Math.min(last + 1, first + MOST_SELECTED)),
+      ]);
     }
 
     select(latents) {
@@ -237,8 +329,8 @@
     }
 
     press(event, row) {
-      const { key, shiftKey } = event.getNativeEvent(), latent = this.rows[row];
-      if (key === "Tab") event.stopImmediatePropagation(); // the browser goes on, out of the table
+      const { key, shiftKey } = event.getNativeEvent(),
+        latent = this.rows[row];
       if (latent === undefined) return;
       if (key === "Enter") this.actions.open(latent);
       if (key === " ") {
@@ -255,12 +347,16 @@
 
   /** LatentTable({view, columns, data, rows, sort, selected, actions}): see LatentGrid. */
   infoscope.LatentTable = ({ view, actions, ...shown }) => {
-    const element = infoscope.useRef(null), grid = infoscope.useRef(null);
+    const element = infoscope.useRef(null),
+      grid = infoscope.useRef(null);
     infoscope.useEffect(() => {
       grid.current = new LatentGrid(element.current, view, actions);
       return () => grid.current.destroy();
     }, [view.id]);
-    infoscope.useEffect(() => grid.current.show(shown), [view.id, shown.columns, shown.data, shown.rows, shown.sort, shown.selected]);
+    infoscope.useEffect(
+      () => grid.current.show(shown),
+      [view.id, shown.columns, shown.data, shown.rows, shown.sort, shown.selected],
+    );
     return infoscope.html`<div class="latents" ref=${element}></div>`;
   };
 })();

@@ -1,0 +1,158 @@
+"use strict";
+// The two plots of the overview, with what chooses in them.
+(() => {
+  const { html, useMemo } = infoscope;
+
+  /** A hook: the groups of a view, {groups: [{name, colour, n}], groupOf: the group of each latent}. */
+  infoscope.useGroups = (view, column) =>
+    useMemo(() => {
+      const groupOf = new Uint8Array(view.d_sae),
+        named = view.groups?.names ?? [];
+      if (!column?.texts)
+        return { groups: [{ name: "latents", colour: infoscope.groupColour("low"), n: view.d_sae }], groupOf };
+      const names = [...named, ...column.texts.filter((text) => !named.includes(text))];
+      const groups = names.map((name) => ({
+        name: name || "without a group",
+        colour: infoscope.groupColour(name, named),
+        n: 0,
+      }));
+      const places = column.texts.map((text) => names.indexOf(text));
+      for (let i = 0; i < view.d_sae; i++) groups[(groupOf[i] = places[column.values[i]])].n += 1;
+      return { groups, groupOf };
+    }, [view.id, column]);
+
+  const Legend = ({ groups }) => {
+    const there = groups.filter(({ n }) => n > 0);
+    return html`<ul class="legend" aria-label="Groups">${there.map(
+      ({ name, colour, n }) => html`<li>
+        <span class="swatch" style=${{ background: colour }}></span>${name} <small>${infoscope.show(n)}</small>
+      </li>`,
+    )}</ul>`;
+  };
+
+  const RangeField = ({ label, value, onValue }) => html`<label
+    >${label} <input type="number" step="any" value=${Number.isFinite(value) ? value : ""}
+      onChange=${(event) => onValue(event.target.value)}
+  /></label>`;
+
+  const findLandmarks = ({ landmarks, groups }) => {
+    const gamma = Number.isFinite(groups?.gamma) ? [{ name: "gamma", value: groups.gamma }] : [];
+    return [...(landmarks ?? []).filter((one) => Number.isFinite(one.value)), ...gamma];
+  };
+
+  const countUnknown = (values) => values.reduce((n, one) => n + (Number.isNaN(one) ? 1 : 0), 0);
+
+  /** The histogram of the CDS and the range that is chosen in it; `mask`: the latents that it counts. */
+  infoscope.ScopeFigure = ({ view, shown, data, groups, groupOf, mask }) => {
+    const { values } = data.get("cds"),
+      landmarks = useMemo(() => findLandmarks(view), [view.id]);
+    const range = useMemo(() => {
+      const found = infoscope.extent(values) ?? { low: 0, high: 1 };
+      return {
+        low: Math.min(0, found.low),
+        high: 1.02 * Math.max(found.high, ...landmarks.map((one) => one.value)) || 1,
+      };
+    }, [values, landmarks]);
+    const bins = useMemo(
+      () => infoscope.countBins(values, groupOf, groups.length, mask, range),
+      [values, groupOf, mask, range],
+    );
+    const nUnscored = useMemo(() => countUnknown(values), [values]);
+    const { brush } = infoscope.readTable(view, shown);
+    const setBrush = (numbers) => {
+      infoscope.go({ brush: numbers?.some(Number.isFinite) ? infoscope.writeNumbers(numbers) : "" });
+    };
+    const setEnd = (at, none) => (text) => {
+      const numbers = brush ? [...brush] : [-Infinity, Infinity];
+      numbers[at] = text === "" ? none : Number(text);
+      setBrush(numbers);
+    };
+    const said = landmarks.map(({ name, value }) => `${name}: ${infoscope.show(value)}`).join(", ");
+    const description =
+      `Histogram of the CDS of ${infoscope.count(view.d_sae - nUnscored, "latent")}, from ` +
+      `${infoscope.show(range.low)} to ${infoscope.show(range.high)}. ${said}`;
+    const column = view.columns.find((one) => one.name === "cds");
+    const label = column.heading + (column.unit ? ` (${column.unit})` : "");
+    const isOne = nUnscored === 1;
+    return html`<figure>
+      <figcaption><h2>Scope</h2> <span>Drag over the histogram to choose a range of the CDS.</span></figcaption>
+      <${infoscope.Histogram} ...${{ label, bins, groups, landmarks, range: brush, onRange: setBrush, description }} />
+      <${Legend} groups=${groups} />
+      <p class="controls"><span>CDS</span>
+        <${RangeField} label="from" value=${brush?.[0]} onValue=${setEnd(0, -Infinity)} />
+        <${RangeField} label="to" value=${brush?.[1]} onValue=${setEnd(1, Infinity)} />
+        ${brush && html`<button type="button" onClick=${() => setBrush(null)}>Clear the range</button>`}
+        <span class="quiet">${
+          nUnscored > 0 &&
+          `${infoscope.count(nUnscored, "latent")} ${isOne ? "has" : "have"} no CDS and cannot be drawn. `
+        }
+        ${view.groups?.rule && `Groups: ${view.groups.rule}.`}</span></p>
+    </figure>`;
+  };
+
+  const nameColumn = (name) => infoscope.columnLabel({ name });
+
+  const useAxis = (view, data, name, scale) =>
+    useMemo(() => {
+      const column = view.columns.find((one) => one.name === name),
+        { values } = data.get(name);
+      const extent = infoscope.extent(values),
+        canBeLog = extent !== null && extent.positive !== null;
+      const isLog = canBeLog && (scale === "log" || (scale === "" && infoscope.isLogBetter(extent)));
+      let nHidden = 0;
+      for (let i = 0; i < values.length; i++) if (Number.isNaN(values[i]) || (isLog && values[i] <= 0)) nHidden += 1;
+      const label = nameColumn(name),
+        unit = column.unit && column.unit !== "1" ? ` (${column.unit})` : "";
+      return {
+        name,
+        values,
+        extent,
+        isLog,
+        canBeLog,
+        nHidden,
+        label: label.length + unit.length > 40 ? label : label + unit,
+      };
+    }, [view.id, name, data.get(name), scale]);
+
+  const AxisField = ({ axis, label, found, numbers }) => {
+    const choose = (event) => infoscope.go({ [axis]: event.target.value, [`${axis}Scale`]: "", box: "" });
+    const turn = (event) => infoscope.go({ [`${axis}Scale`]: event.target.checked ? "log" : "linear" });
+    return html`<label>${label} <select value=${found.name} onChange=${choose}>
+        ${numbers.map((name) => html`<option value=${name}>${nameColumn(name)}</option>`)}</select></label>
+      <label><input type="checkbox" checked=${found.isLog} disabled=${!found.canBeLog} onChange=${turn}
+        aria-label=${`logarithmic, ${label}`} /> log</label>`;
+  };
+
+  /** The scatter of two columns and the box that is chosen in it; `mask`: the latents that it shows. */
+  infoscope.ScatterFigure = ({ view, shown, table, data, groups, groupOf, mask, selected }) => {
+    const x = useAxis(view, data, table.x, shown.xScale),
+      y = useAxis(view, data, table.y, shown.yScale);
+    const axes = x.name === y.name ? [x] : [x, y],
+      names = data.get("name"),
+      { box } = infoscope.readTable(view, shown);
+    const hidden = axes
+      .filter((one) => one.nHidden)
+      .map(
+        (one) =>
+          `${infoscope.count(one.nHidden, "latent")} without ${nameColumn(one.name)}${one.isLog ? " above 0" : ""}`,
+      );
+    const tell = (latent) => {
+      const values = axes.map((one) => `${nameColumn(one.name)} ${infoscope.show(one.values[latent])}`);
+      return [`latent ${latent}`, names?.texts?.[names.values[latent]], ...values].filter(Boolean).join(", ");
+    };
+    const description =
+      `Scatter of ${y.label} against ${x.label}, a point per latent. ` +
+      "With the keyboard, filters and the table do the same.";
+    const onBox = (numbers) => infoscope.go({ box: infoscope.writeNumbers(numbers) });
+    const onOpen = (latent) => infoscope.go({ page: "latent", latent });
+    return html`<figure>
+      <figcaption><h2>Scatter</h2> <span>Drag a box to choose latents; click a point to open it.</span></figcaption>
+      <${infoscope.Scatter} ...${{ x, y, groups, groupOf, mask, selected, box, tell, description, onBox, onOpen }} />
+      <p class="controls">
+        <${AxisField} axis="y" label="up" found=${y} numbers=${table.numbers} />
+        <${AxisField} axis="x" label="across" found=${x} numbers=${table.numbers} />
+        ${box && html`<button type="button" onClick=${() => onBox(null)}>Clear the box</button>`}
+        <span class="quiet">${hidden.length > 0 && `Not drawn: ${hidden.join("; ")}.`}</span></p>
+    </figure>`;
+  };
+})();

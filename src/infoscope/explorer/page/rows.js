@@ -1,0 +1,159 @@
+"use strict";
+// Which latents the table and the plots show: what the address asks for, made rows.
+(() => {
+  const { useEffect, useMemo, useRef, useState } = infoscope;
+
+  /** A hook: {data: Map of the columns that are loaded, isReady: whether all of `names` are, error}. */
+  const useColumns = (view, names) => {
+    const [state, set] = useState({ id: null, data: new Map(), error: null });
+    useEffect(() => {
+      let isCurrent = true;
+      loadColumns(view, names).then(
+        (data) => isCurrent && set({ id: view.id, data, error: null }),
+        (error) => isCurrent && set({ id: view.id, data: new Map(), error: error.message }),
+      );
+      return () => {
+        isCurrent = false;
+      };
+    }, [view.id, names.join()]);
+    const isReady = state.id === view.id && names.every((name) => state.data.has(name));
+    return { data: state.data, isReady, error: state.id === view.id ? state.error : null };
+  };
+
+  /** What filters may ask for: the columns of the table, and whether a latent is selected. */
+  infoscope.filterColumns = (view) => [
+    ...view.columns,
+    { name: "selected", kind: "switch", heading: "in the selection" },
+  ];
+
+  const markSelected = (selected, n) => {
+    const mask = new Uint8Array(n);
+    for (const latent of selected) mask[latent] = 1;
+    return mask;
+  };
+
+  const both = (a, b) => a.map((one, i) => one & b[i]);
+
+  const within = (n, ...ranges) => {
+    const mask = new Uint8Array(n).fill(1);
+    for (const [values, [low, high]] of ranges) {
+      for (let i = 0; i < n; i++) if (!(values[i] >= low && values[i] <= high)) mask[i] = 0;
+    }
+    return mask;
+  };
+
+  const readNumbers = (text, n) => {
+    const parts = text.split(",").map((part, i) => (part.trim() === "" ? [-Infinity, Infinity][i % 2] : Number(part)));
+    return text && parts.length === n && !parts.some(Number.isNaN) ? parts : null;
+  };
+
+  /** The text of a range or a box in the address: five digits, nothing where there is no end. */
+  infoscope.writeNumbers = (numbers) =>
+    (numbers ?? []).map((one) => (Number.isFinite(one) ? Number(one.toPrecision(5)) : "")).join(",");
+
+  const readFilter = (view, text) => {
+    try {
+      return infoscope.parseFilter(text, infoscope.filterColumns(view));
+    } catch {
+      return infoscope.parseFilter("", []); // the field says why
+    }
+  };
+
+  /** What the address asks for, made whole: columns that there are, ranges as numbers, the filter. */
+  infoscope.readTable = (view, shown) => {
+    const numbers = view.columns.filter((one) => one.kind === "number" && one.n_known !== 0).map((one) => one.name);
+    const find = (name, otherwise) => (numbers.includes(name) ? name : otherwise);
+    const y = find(shown.y, find("cds", numbers[0]));
+    const x = find(shown.x, find("firing_rate", numbers.find((name) => name !== y) ?? y));
+    const known = new Set(["latent", ...view.columns.map((one) => one.name)]);
+    const columns = shown.columns.split(",").filter((name) => name !== "latent" && known.has(name));
+    const by = shown.sort.replace(/^-/, ""),
+      sort = known.has(by) ? shown.sort : "latent";
+    return {
+      x,
+      y,
+      sort,
+      by: sort.replace(/^-/, ""),
+      isDown: sort.startsWith("-"),
+      numbers,
+      columns: columns.length ? columns : infoscope.defaultColumns(view),
+
+      brush: known.has("cds") ? readNumbers(shown.brush, 2) : null,
+      box: x ? readNumbers(shown.box, 4) : null,
+      filter: readFilter(view, shown.filter),
+      selected: infoscope.readSelected(shown.selected, view.d_sae),
+    };
+  };
+
+  const listNeeded = ({ filter, by, brush, box, x, y }) =>
+    [...new Set([...filter.needs, by, ...(brush ? ["cds"] : []), ...(box ? [x, y] : [])])].filter(
+      (name) => name !== "latent" && name !== "selected",
+    );
+
+  const loadColumns = async (view, names) => {
+    const found = await Promise.all(names.map((name) => infoscope.column(view.id, name)));
+    const data = new Map(found.map((column, i) => [names[i], column]));
+    return data.set("latent", { values: Uint32Array.from({ length: view.d_sae }, (_, i) => i), texts: null });
+  };
+
+  /**
+   * Return the latents that a table (`readTable`) shows, in its order, as {rows}; and masks of those that all but the
+   * brush let pass, {forHistogram}, and all but the box, {forScatter}.
+   */
+  infoscope.chooseRows = (view, table, data) => {
+    const n = view.d_sae,
+      { filter, brush, box, x, y } = table;
+    const passed = filter.mask(
+      new Map(data).set("selected", { values: markSelected(table.selected, n), texts: null }),
+      n,
+    );
+    const inBrush = brush ? within(n, [data.get("cds").values, brush]) : passed;
+    const inBox = box ? within(n, [data.get(x).values, box.slice(0, 2)], [data.get(y).values, box.slice(2)]) : passed;
+    const forHistogram = both(passed, inBox),
+      forScatter = both(passed, inBrush);
+    const order = infoscope.orderBy(data.get(table.by), n, table.isDown);
+    return { forHistogram, forScatter, rows: infoscope.pick(order, both(forHistogram, forScatter)) };
+  };
+
+  /** Return a promise of the latents of a view that the table shows, in its order. */
+  infoscope.order = async (view) => {
+    const table = infoscope.readTable(view, infoscope.state());
+    return infoscope.chooseRows(view, table, await loadColumns(view, listNeeded(table))).rows;
+  };
+
+  /**
+   * A hook: {table, data, forHistogram, forScatter, rows} of a view, the last ones until all that is asked for is
+   * loaded, null before; {error} where a column cannot be read.
+   */
+  infoscope.useRows = (view, shown) => {
+    const table = useMemo(() => infoscope.readTable(view, shown), [view.id, shown]);
+    const there = new Set(view.columns.map((one) => one.name));
+    const names = [
+      ...new Set([
+        ...["cds", "cds_low", "cds_high", "group", "name"].filter((name) => there.has(name)),
+        ...table.columns,
+        ...listNeeded(table),
+        ...[table.x, table.y].filter(Boolean),
+      ]),
+    ];
+    const { data, isReady, error } = useColumns(view, names),
+      last = useRef(null);
+    const isBySelection = table.filter.needs.includes("selected");
+    last.current = useMemo(
+      () => (isReady ? { view, table, data, ...infoscope.chooseRows(view, table, data) } : last.current),
+      [
+        isReady,
+        data,
+        shown.filter,
+        shown.brush,
+        shown.box,
+        shown.sort,
+        shown.columns,
+        table.x,
+        table.y,
+        isBySelection && shown.selected,
+      ],
+    );
+    return error ? { error } : last.current?.view === view ? last.current : null;
+  };
+})();
