@@ -8,7 +8,16 @@ import torch
 
 from infoscope.analyses import levels
 from infoscope.analyses.image_codes import ImageCodes
-from infoscope.analyses.levels import AT, N_RANDOM, Levels, choose_rows, draw_sample, measure_levels
+from infoscope.analyses.levels import (
+    AT,
+    N_BINS,
+    N_RANDOM,
+    Levels,
+    choose_rows,
+    compute_spread,
+    draw_sample,
+    measure_levels,
+)
 from infoscope.runtime import parts
 from infoscope.sae import passes
 from infoscope.sae.model import TokenNorm
@@ -137,3 +146,17 @@ def test_an_interrupted_measurement_ends_the_same(tmp_path: Path) -> None:
     assert [row for batch in tokens.read for row in batch] == [*sample[8:16], *sample[16:20]]
     np.testing.assert_array_equal(again.rows, whole.rows)
     np.testing.assert_array_equal(np.asarray(again.maps), np.asarray(whole.maps))
+
+
+def test_the_spread_is_the_histogram_of_what_fires() -> None:
+    peaks = np.random.default_rng(2).gamma(0.4, 2, (200, 6)) * (np.random.default_rng(3).random((200, 6)) < 0.5)
+    peaks[:, 4], peaks[:, 5] = 0, 0
+    peaks[7, 5] = 3.0
+    found = compute_spread(make_codes(peaks.tolist()))
+    for latent in range(6):
+        fires = peaks[:, latent][peaks[:, latent] > 0]
+        expected = np.histogram(fires, N_BINS, (0, fires.max(initial=0) or 1))[0]
+        assert found.counts[latent].tolist() == expected.tolist()
+        assert found.n_firing[latent] == len(fires)
+        assert found.largest[latent] == np.float32(fires.max(initial=0))
+    assert found.counts[5].tolist() == [0] * (N_BINS - 1) + [1]

@@ -49,6 +49,7 @@ KINDS = {
         "steering",
         "suppression",
         "explore",
+        "levels",
     ),
 }
 EXPLAINED = "tiny"

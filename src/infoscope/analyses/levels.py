@@ -12,11 +12,11 @@ from functools import partial
 from itertools import pairwise
 from math import isqrt
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, Int32, Int64
+from jaxtyping import Float, Float32, Int, Int32, Int64
 from torch import Tensor
 
 from infoscope.analyses.image_codes import ImageCodes, measure_image_codes
@@ -34,6 +34,8 @@ AT = (0.95, 0.75, 0.5, 0.25, 0.05)
 N_RANDOM = 4
 """Images of each latent that are drawn without regard to what it does there."""
 N_SLOTS = len(AT) + N_RANDOM
+N_BINS = 10
+"""Of the histogram of a latent's peaks."""
 _PAIRS_AT_ONCE = 2**14
 """Maps that are dense at a time: 16 MiB of 16 x 16 patches."""
 
@@ -73,6 +75,32 @@ class Levels:
         """Open what `save` wrote; maps and codes are read from the disk where they are used."""
         codes = ImageCodes.load(folder / "codes")
         return cls(codes, np.load(folder / "rows.npy"), SparseMaps.load(folder, isqrt(codes.n_patches), n_crops=1))
+
+
+class Spread(NamedTuple):
+    """How strongly each latent fires in the images of a sample in which it fires, by its peak there.
+
+    largest: of all its peaks; 0 where it never fires.
+    counts: images in each of `N_BINS` bins of equal width from 0 to `largest`, which is in the last.
+    n_firing: images in which it fires.
+    """
+
+    largest: Float32[np.ndarray, " d_sae"]
+    counts: Int64[np.ndarray, "d_sae n_bins"]
+
+    @property
+    def n_firing(self) -> Int64[np.ndarray, " d_sae"]:
+        return self.counts.sum(axis=1)
+
+
+def compute_spread(codes: ImageCodes) -> Spread:
+    """Return how strongly each latent fires, see `Spread`."""
+    latents, peaks = np.asarray(codes.latents, dtype=np.int64), np.asarray(codes.peaks, dtype=np.float32)
+    largest = np.zeros(codes.d_sae, dtype=np.float32)
+    np.maximum.at(largest, latents, peaks)
+    bins = np.minimum((peaks / largest[latents] * N_BINS).astype(np.int64), N_BINS - 1)
+    counts = np.bincount(latents * N_BINS + bins, minlength=codes.d_sae * N_BINS)
+    return Spread(largest, counts.reshape(codes.d_sae, N_BINS))
 
 
 class Rows(TokenRows):

@@ -13,6 +13,8 @@ from infoscope.explorer.format import pack_maps, put
 from infoscope.pipeline.context import Context
 from infoscope.scope.ranking import Ranking
 from infoscope.scope.scores import Scores
+from infoscope.stages.explore.facts import LatentFacts
+from infoscope.stages.levels import LevelMaps
 from infoscope.stages.rank import Rank
 from infoscope.stages.score.stage import Score
 
@@ -21,12 +23,13 @@ BLOCK_LATENTS = 64
 
 
 def find_shown(ctx: Context, seed: int) -> Int[np.ndarray, " n"]:
-    """Return the training images that the ranks of any latent show, ascending."""
-    shown = np.unique(Rank.at(ctx, seed).load().top_images[:, : ctx.config.explore.n_images])
+    """Return the training images that the ranks or the levels of any latent show, ascending."""
+    ranked = Rank.at(ctx, seed).load().top_images[:, : ctx.config.explore.n_images]
+    shown = np.union1d(ranked, LevelMaps.at(ctx, seed).load().images)
     return shown[shown >= 0]
 
 
-def write_latents(ctx: Context, folder: Path, view: str, seed: int) -> None:
+def write_latents(ctx: Context, folder: Path, view: str, seed: int, facts: LatentFacts) -> None:
     """Write the details of all latents, a file for each block of them; maps are read as they are written."""
     scores, ranking, n_ranks = Score.at(ctx, seed).load(), Rank.at(ctx, seed).load(), ctx.config.explore.n_images
     d_sae = ranking.d_sae
@@ -34,6 +37,8 @@ def write_latents(ctx: Context, folder: Path, view: str, seed: int) -> None:
         for start in range(0, d_sae, BLOCK_LATENTS):
             block = range(start, min(start + BLOCK_LATENTS, d_sae))
             found = list_ranks(scores, ranking, block, n_ranks)
+            for about, others in zip(found.values(), facts.of_latents(block), strict=True):
+                about |= others
             put(folder, f"{view}/latents/{start // BLOCK_LATENTS}", found)
             advance(block.stop)
 

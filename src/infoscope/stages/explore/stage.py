@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Int
 from PIL import features
 
+from infoscope.analyses.levels import N_SLOTS
 from infoscope.explorer.format import put
 from infoscope.explorer.page_files import write_page
 from infoscope.pipeline.context import Context
@@ -22,11 +23,13 @@ from infoscope.runtime.files import write_json
 from infoscope.runtime.progress import format_bytes
 from infoscope.runtime.store import Workspace
 from infoscope.scope.sparse_maps import ACTIVE_SHARE
+from infoscope.stages.explore.facts import LatentFacts, make_matchable, needs_of_facts
 from infoscope.stages.explore.latents import find_shown, write_latents
 from infoscope.stages.explore.pictures import PART_IMAGES, take_pictures, write_names, write_thumbnails
 from infoscope.stages.explore.views import name_view, write_view
 from infoscope.stages.images import count_images, open_split, scenes_of
 from infoscope.stages.latents import Latents
+from infoscope.stages.levels import LevelMaps
 from infoscope.stages.publish import describe_experiment
 from infoscope.stages.rank import Rank
 from infoscope.stages.sae import count_latents, has_maps
@@ -89,7 +92,11 @@ class Explore(SingleStage[ExplorerFacts]):
             return Needs()
         of_seeds: dict[str, Any] = {}
         for seed in ctx.config.seeds:
-            nodes = {"latents": Latents.at(ctx, seed), **vars(needs_of_groups(ctx, seed))}
+            nodes = {
+                "latents": Latents.at(ctx, seed),
+                **vars(needs_of_groups(ctx, seed)),
+                **vars(needs_of_facts(ctx, seed)),
+            }
             of_seeds |= {f"{role}_seed{seed}": node for role, node in nodes.items()}
         return Needs(**of_seeds, tokens=Tokens.at(ctx, "train"), **vars(scenes_of(ctx, ctx.config.data)))
 
@@ -116,10 +123,13 @@ class Explore(SingleStage[ExplorerFacts]):
     def build(self, ctx: Context, up: Needs, work: Workspace) -> ExplorerFacts:
         shown = {"train": np.unique(np.concatenate([find_shown(ctx, seed) for seed in ctx.config.seeds]))}
         missing = write_thumbnails(ctx, work.progress, shown)
-        views = []
+        views, matchable = [], {name_view(seed): make_matchable(ctx, seed) for seed in ctx.config.seeds}
         for seed in ctx.config.seeds:
-            views.append(write_view(ctx, work.folder, seed))
-            write_latents(ctx, work.folder, name_view(seed), seed)
+            view = name_view(seed)
+            facts = LatentFacts.read(ctx, seed, {other: of for other, of in matchable.items() if other != view})
+            views.append(write_view(ctx, work.folder, seed) | facts.of_view)
+            facts.write_matches(work.folder, view)
+            write_latents(ctx, work.folder, view, seed, facts)
         sets = {split: _write_set(ctx, work.folder, split, images, missing[split]) for split, images in shown.items()}
         found = ExplorerFacts(
             n_views=len(views),
@@ -206,17 +216,18 @@ class _ShownCount:
 
 def _count_shown(ctx: Context) -> _ShownCount:
     """Return how many images will be shown; before there are rankings, how many at most."""
-    ranked = [Rank.at(ctx, seed) for seed in ctx.config.seeds]
-    if all(handle.find() is not None for handle in ranked):
+    known = [stage.at(ctx, seed) for seed in ctx.config.seeds for stage in (Rank, LevelMaps)]
+    if all(handle.find() is not None for handle in known):
         return _ShownCount(len(np.unique(np.concatenate([find_shown(ctx, seed) for seed in ctx.config.seeds]))), False)
-    n_pairs = len(ranked) * count_latents(ctx) * min(ctx.config.explore.n_images, ctx.config.scope.n_ranks)
+    n_each = min(ctx.config.explore.n_images, ctx.config.scope.n_ranks) + N_SLOTS
+    n_pairs = len(ctx.config.seeds) * count_latents(ctx) * n_each
     return _ShownCount(min(count_images(ctx, "train"), n_pairs), True)
 
 
 def _count_latent_bytes(n_ranks: int, grid: int) -> int:
-    """Return about what a latent takes: its maps, what else is known of its ranks, its row of the table."""
+    """Return about what a latent takes: its maps, what else is known of its ranks, its facts, its row of the table."""
     of_maps = 2 * grid**2 * ACTIVE_SHARE * (2 + 2) * 4 / 3  # place and value of each active patch, in base64
-    return round(n_ranks * (of_maps + 60) + 300 + 400)
+    return round(n_ranks * (of_maps + 60) + N_SLOTS * of_maps / 2 + 2000 + 300 + 400)
 
 
 def _count_bytes(folder: Path) -> int:

@@ -50,7 +50,6 @@ def write_view(ctx: Context, folder: Path, seed: int) -> dict[str, Any]:
         "columns": [_write_column(folder, view, column) for column in table],
         "block_size": BLOCK_LATENTS,
         "images": {},
-        "matched_by": {},
         "predictions": None,
     }
 
