@@ -150,7 +150,7 @@ def test_what_was_not_measured_is_told(open_page, sample, tmp_path):
     )
     page.wait_for_selector(".absent")
     said = " ".join(page.locator(".absent").all_inner_texts())
-    for words in ("explore.n_images", "stage=levels", "explore.beside"):
+    for words in ("explore.n_images", "Co-activation was not measured", "explore.beside"):
         assert words in said
     assert page.evaluate("document.documentElement.scrollWidth") == 390
     page.get_by_text("All else that the table knows of it").click()

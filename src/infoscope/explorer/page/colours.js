@@ -22,7 +22,4 @@
   /** All of the colours of activation, from left to right, as a CSS image. */
   infoscope.heatGradient = () =>
     `linear-gradient(to right, ${Array.from({ length: 17 }, (_, i) => infoscope.heat(i / 16)).join(", ")})`;
-
-  /** Of two things that are compared: the colour of each (Okabe and Ito's blue and orange). */
-  infoscope.PAIR_COLOURS = ["#0072B2", "#E69F00"];
 })();

@@ -75,14 +75,18 @@
     const { views } = infoscope.manifest;
     const choose = (key) => (event) => infoscope.go({ [key]: event.target.value, pair: "" });
     const change = (key) => (event) => infoscope.go({ [key]: event.target.value.trim() }, true);
-    const gamma = (key, one) => html`<label>threshold gamma <input type="number" min="0" max="1" step="any" value=${shown[key]} onInput=${change(key)}
+    const gamma = (key, one) => html`<label>threshold gamma <input type="number" min="0" max="1" step="any"
+      value=${shown[key]} onInput=${change(key)}
       placeholder=${one.groups?.gamma === null || one.groups?.gamma === undefined ? "its own groups" : `its own: ${infoscope.show(one.groups.gamma)}`} /></label>`;
     const select = (key, value, label) => html`<label>${label} <select value=${value} onChange=${choose(key)}>
       ${views.map((one) => html`<option value=${one.id}>${one.title}</option>`)}</select></label>`;
     return html`<div class="compare-controls">
-      <fieldset><legend><span class="swatch" style=${{ background: infoscope.PAIR_COLOURS[0] }}></span>first</legend>${select("view", view.id, "SAE")} ${gamma("gamma", view)}</fieldset>
-      <fieldset><legend><span class="swatch" style=${{ background: infoscope.PAIR_COLOURS[1] }}></span>second</legend>${select("other", other.id, "SAE")} ${gamma("otherGamma", other)}</fieldset>
-      ${isMatched && html`<label>least match <input type="number" min="-1" max="1" step="0.05" value=${shown.minimal} placeholder="any" onInput=${change("minimal")} /></label>`}
+      <fieldset><legend><span
+        class="swatch of-first"></span>first</legend>${select("view", view.id, "SAE")} ${gamma("gamma", view)}</fieldset>
+      <fieldset><legend><span
+        class="swatch of-second"></span>second</legend>${select("other", other.id, "SAE")} ${gamma("otherGamma", other)}</fieldset>
+      ${isMatched && html`<label>least match <input type="number" min="-1" max="1" step="0.05" value=${shown.minimal}
+        placeholder="any" onInput=${change("minimal")} /></label>`}
     </div>`;
   };
 
@@ -94,7 +98,8 @@
 
   const nameGamma = (sides, i, scales) => {
     const { cut } = sides[i], isRight = cut > (sides[1 - i].cut ?? cut) || (i === 1 && cut === sides[0].cut);
-    return html`<text x=${scales.x(cut) + (isRight ? 3 : -3)} y=${scales.top - 4} text-anchor=${isRight ? "start" : "end"}>gamma ${i + 1}</text>`;
+    return html`<text x=${scales.x(cut) + (isRight ? 3 : -3)} y=${scales.top - 4}
+      text-anchor=${isRight ? "start" : "end"}>gamma ${i + 1}</text>`;
   };
 
   const Histograms = ({ sides }) => {
@@ -107,10 +112,14 @@
       return `${i ? "Second" : "First"}, ${view.title}: ${infoscope.count(known.length, "scored latent")}, median ${infoscope.show(known[known.length >> 1] ?? null)}`
         + (cut === null ? "" : `, gamma ${infoscope.show(cut)}`);
     }).join(". ") + ".";
-    return html`<div class="plot-with-key"><${infoscope.Plot} scales=${scales} xName="CDS" yName="share of scored latents" label=${label}>
-      <polygon class="first" points=${`${scales.left},${scales.bottom} ${step(one.shares)} ${scales.right},${scales.bottom}`} />
-      <polyline class="second" points=${`${scales.left},${scales.bottom} ${step(other.shares)} ${scales.right},${scales.bottom}`} />
-      ${sides.map(({ cut }, i) => cut !== null && cut <= most && html`<line class=${i ? "gamma-second" : "gamma-first"} x1=${scales.x(cut)} x2=${scales.x(cut)} y1=${scales.bottom} y2=${scales.top} />
+    return html`<div class="plot-with-key"><${infoscope.Plot} scales=${scales} xName="CDS"
+      yName="share of scored latents" label=${label}>
+      <polygon class="first"
+        points=${`${scales.left},${scales.bottom} ${step(one.shares)} ${scales.right},${scales.bottom}`} />
+      <polyline class="second"
+        points=${`${scales.left},${scales.bottom} ${step(other.shares)} ${scales.right},${scales.bottom}`} />
+      ${sides.map(({ cut }, i) => cut !== null && cut <= most && html`<line class=${i ? "gamma-second" : "gamma-first"}
+        x1=${scales.x(cut)} x2=${scales.x(cut)} y1=${scales.bottom} y2=${scales.top} />
         ${nameGamma(sides, i, scales)}`)}
     </${infoscope.Plot}>
     <p class="key">Filled: first. Line: second.</p></div>`;
@@ -123,13 +132,18 @@
     const names = one.grouped.names, hasNone = names.some((name) => cells[name]?.[NONE]);
     const others = [...other.grouped.names, ...(hasNone ? [NONE] : [])];
     const sum = (list) => list.reduce((all, cell) => ({ n: all.n + (cell?.n ?? 0), mass: all.mass + (cell?.mass ?? 0) }), { n: 0, mass: 0 });
-    const show = (cell, key) => html`<td key=${key} class="number">${infoscope.show(cell?.n ?? 0)}${mass && html` <span class="unit">${infoscope.show(100 * (cell?.mass ?? 0), 2)}%</span>`}</td>`;
-    return html`<div class="wide"><table class="crossed"><caption>Latents of the first by their group (rows) and the group of ${matches.values === null
+    const show = (cell, key) => html`<td key=${key} class="number">${infoscope.show(cell?.n ?? 0)}${mass && html` <span
+      class="unit">${infoscope.show(100 * (cell?.mass ?? 0), 2)}%</span>`}</td>`;
+    return html`<div class="wide"><table
+      class="crossed"><caption>Latents of the first by their group (rows) and the group of ${matches.values === null
       ? "the same latent" : "their best match"} in the second (columns)${mass ? "; per cent of the first's activation mass" : ""}</caption>
-      <thead><tr><th scope="col">first \\ second</th>${others.map((name) => html`<th scope="col">${name}</th>`)}<th scope="col">all</th></tr></thead>
-      <tbody>${names.map((name) => html`<tr key=${name} data-group=${name}><th scope="row"><${infoscope.GroupMark} view=${one.view} group=${name} /></th>
+      <thead><tr><th scope="col">first \\ second</th>${others.map((name) => html`<th scope="col">${name}</th>`)}<th
+        scope="col">all</th></tr></thead>
+      <tbody>${names.map((name) => html`<tr key=${name} data-group=${name}><th scope="row"><${infoscope.GroupMark}
+        view=${one.view} group=${name} /></th>
         ${others.map((to) => show(cells[name]?.[to], to))}${show(sum(others.map((to) => cells[name]?.[to])), "all")}</tr>`)}
-        <tr data-group="all"><th scope="row">all</th>${others.map((to) => show(sum(names.map((name) => cells[name]?.[to])), to))}
+        <tr data-group="all"><th
+          scope="row">all</th>${others.map((to) => show(sum(names.map((name) => cells[name]?.[to])), to))}
         ${show(sum(names.flatMap((name) => others.map((to) => cells[name]?.[to]))), "all")}</tr></tbody></table></div>`;
   };
 
@@ -157,10 +171,12 @@
       canvas.current.width = 2 * width;
       canvas.current.height = 2 * height;
       context.scale(2, 2);
+      const style = getComputedStyle(canvas.current);
+      const colours = ["--grey", "--other"].map((name) => style.getPropertyValue(name));
       for (const pair of [...known.filter(({ isSame }) => isSame), ...known.filter(({ isSame }) => !isSame)]) {
         const [x, y] = place(pair);
-        context.fillStyle = infoscope.PAIR_COLOURS[pair.isSame ? 0 : 1];
-        context.globalAlpha = pair.isSame ? 0.5 : 0.8;
+        context.fillStyle = colours[pair.isSame ? 0 : 1];
+        context.globalAlpha = 0.7;
         context.beginPath();
         if (pair.isSame) context.arc(x, y, 2.5, 0, 2 * Math.PI); else context.rect(x - 2.5, y - 2.5, 5, 5);
         context.fill();
@@ -178,12 +194,16 @@
     };
     const words = `${infoscope.count(known.length, "pair")} with a CDS in both${rho === null ? "" : `, Spearman ${infoscope.show(rho)}`}`;
     const percent = (part, all) => `${(100 * part) / all}%`;
-    return html`<div class="plot-with-key"><div class="scatter"><${infoscope.Plot} scales=${scales} xName="CDS in the first" yName="CDS in the second"
+    return html`<div class="plot-with-key"><div class="scatter"><${infoscope.Plot} scales=${scales}
+      xName="CDS in the first" yName="CDS in the second"
         label=${`CDS of matched latents: ${words}.`}>
         <line class="level" x1=${scales.x(0)} y1=${scales.y(0)} x2=${scales.x(most)} y2=${scales.y(most)} />
-        ${sides[0].cut !== null && sides[0].cut <= most && html`<line class="mark" x1=${scales.x(sides[0].cut)} x2=${scales.x(sides[0].cut)} y1=${scales.bottom} y2=${scales.top} />`}
-        ${sides[1].cut !== null && sides[1].cut <= most && html`<line class="mark" y1=${scales.y(sides[1].cut)} y2=${scales.y(sides[1].cut)} x1=${scales.left} x2=${scales.right} />`}
-      </${infoscope.Plot}><canvas ref=${canvas} onClick=${open} aria-hidden="true" style=${{ left: percent(scales.left, scales.width), top: percent(scales.top, scales.height),
+        ${sides[0].cut !== null && sides[0].cut <= most && html`<line class="mark" x1=${scales.x(sides[0].cut)}
+          x2=${scales.x(sides[0].cut)} y1=${scales.bottom} y2=${scales.top} />`}
+        ${sides[1].cut !== null && sides[1].cut <= most && html`<line class="mark" y1=${scales.y(sides[1].cut)}
+          y2=${scales.y(sides[1].cut)} x1=${scales.left} x2=${scales.right} />`}
+      </${infoscope.Plot}><canvas ref=${canvas} onClick=${open} aria-hidden="true"
+        style=${{ left: percent(scales.left, scales.width), top: percent(scales.top, scales.height),
         width: percent(width, scales.width), height: percent(height, scales.height) }}></canvas></div>
       <p class="key">${words}. Circles: the same group in both; squares: another. Dotted: gamma. A click opens the pair, as the list does.</p></div>`;
   };
@@ -198,26 +218,36 @@
       return sign * (a[key] - b[key]) || a.latent - b.latent;
     }), [pairs, key, sign]);
     const headings = Object.entries(HEADINGS).filter(([name]) => name !== "match" || matches.values !== null);
-    const link = (view, latent, columns) => html`<a href=${infoscope.address({ page: "latent", view: view.id, latent })}>${latent}</a> ${infoscope.valueOf(columns.name, latent) ?? ""}`;
-    return html`<div class="wide"><table class="matches"><caption>${infoscope.count(pairs.length, "pair")}, matched by ${matches.how}</caption>
-      <thead><tr>${headings.map(([name, heading]) => html`<th key=${name} scope="col" aria-sort=${name === key ? (sign > 0 ? "ascending" : "descending") : "none"}>
-        <button class="sort" onClick=${() => infoscope.go({ order: name === key && sign < 0 ? name : `-${name}` }, true)}>${heading}${name === key ? (sign > 0 ? " ↑" : " ↓") : ""}</button></th>`)}
+    const link = (view, latent, columns) => html`<a
+      href=${infoscope.address({ page: "latent", view: view.id, latent })}>${latent}</a> ${infoscope.valueOf(columns.name, latent) ?? ""}`;
+    return html`<div class="wide"><table
+      class="matches"><caption>${infoscope.count(pairs.length, "pair")}, matched by ${matches.how}</caption>
+      <thead><tr>${headings.map(([name, heading]) => html`<th key=${name} scope="col"
+        aria-sort=${name === key ? (sign > 0 ? "ascending" : "descending") : "none"}>
+        <button class="sort"
+          onClick=${() => infoscope.go({ order: name === key && sign < 0 ? name : `-${name}` }, true)}>${heading}${name === key ? (sign > 0 ? " ↑" : " ↓") : ""}</button></th>`)}
         <th scope="col"></th></tr></thead>
-      <tbody>${sorted.slice(0, nRows).map((pair) => html`<tr key=${pair.latent}><td>${link(sides[0].view, pair.latent, sides[0].columns)}</td><td>${link(sides[1].view, pair.other, sides[1].columns)}</td>
+      <tbody>${sorted.slice(0, nRows).map((pair) => html`<tr
+        key=${pair.latent}><td>${link(sides[0].view, pair.latent, sides[0].columns)}</td><td>${link(sides[1].view, pair.other, sides[1].columns)}</td>
         ${matches.values !== null && html`<td class="number">${infoscope.show(pair.match)}</td>`}
         <td class="number">${infoscope.show(pair.cds)}</td><td class="number">${infoscope.show(pair.otherCds)}</td>
         <td class="number">${pair.difference > 0 ? "+" : ""}${infoscope.show(pair.difference)}</td>
-        <td><a href=${infoscope.address({ pair: `${pair.latent}-${pair.other}` })} aria-label=${`latent ${pair.latent} and latent ${pair.other} side by side`}>side by side</a></td></tr>`)}</tbody></table>
-      ${nRows < sorted.length && html`<button onClick=${() => setRows(nRows + 4 * N_ROWS)}>Show more of them</button>`}</div>`;
+        <td><a href=${infoscope.address({ pair: `${pair.latent}-${pair.other}` })}
+          aria-label=${`latent ${pair.latent} and latent ${pair.other} side by side`}>side by side</a></td></tr>`)}</tbody></table>
+      ${nRows < sorted.length && html`<button
+        onClick=${() => setRows(nRows + 4 * N_ROWS)}>Show more of them</button>`}</div>`;
   };
 
   const Half = ({ view, latent, columns, shown }) => {
     const { value: detail, error } = infoscope.useDetail(view, latent);
-    return html`<section aria-label=${`${view.title}, latent ${latent}`}><h4>${view.title}: <a href=${infoscope.address({ page: "latent", view: view.id, latent })}>latent ${latent}</a>
+    return html`<section aria-label=${`${view.title}, latent ${latent}`}><h4>${view.title}: <a
+      href=${infoscope.address({ page: "latent", view: view.id, latent })}>latent ${latent}</a>
         ${" "}${infoscope.valueOf(columns.name, latent) ?? ""}</h4>
-      <p>CDS ${infoscope.show(infoscope.valueOf(columns.cds, latent)) || "none"} · <${infoscope.GroupMark} view=${view} group=${infoscope.valueOf(columns.group, latent)} /></p>
+      <p>CDS ${infoscope.show(infoscope.valueOf(columns.cds, latent)) || "none"} · <${infoscope.GroupMark} view=${view}
+        group=${infoscope.valueOf(columns.group, latent)} /></p>
       ${error && html`<p class="warning" role="alert">${error}</p>`}
-      ${detail && (detail.ranks ? html`<${infoscope.Pairs} view=${view} shown=${shown} ranks=${detail.ranks} scale=${detail.ranks.maps.scale} limit=${4} />`
+      ${detail && (detail.ranks ? html`<${infoscope.Pairs} view=${view} shown=${shown} ranks=${detail.ranks}
+        scale=${detail.ranks.maps.scale} limit=${4} />`
         : html`<p class="absent">There are no pictures of this latent here.</p>`)}</section>`;
   };
 
@@ -226,10 +256,12 @@
     infoscope.useEffect(() => heading.current.focus(), []);
     const isPair = matches?.latents && matches.latents[latent] === other;
     const value = isPair && matches.values ? matches.values[latent] : null;
-    return html`<div class="opened"><h3 ref=${heading} tabindex="-1">Latent ${latent} beside latent ${other}${value === null ? "" : `, ${matches.how} ${infoscope.show(value)}`}
+    return html`<div class="opened"><h3 ref=${heading}
+      tabindex="-1">Latent ${latent} beside latent ${other}${value === null ? "" : `, ${matches.how} ${infoscope.show(value)}`}
         ${" "}<a class="close" href=${infoscope.address({ pair: "" })}>close</a></h3>
       <${infoscope.MapControls} shown=${shown} scale=${null} hasFlow />
-      <div class="halves">${sides.map(({ view, columns }, i) => html`<${Half} key=${`${i}/${view.id}/${pair[i]}`} view=${view} latent=${pair[i]} columns=${columns} shown=${shown} />`)}</div></div>`;
+      <div class="halves">${sides.map(({ view, columns }, i) => html`<${Half} key=${`${i}/${view.id}/${pair[i]}`}
+        view=${view} latent=${pair[i]} columns=${columns} shown=${shown} />`)}</div></div>`;
   };
 
   infoscope.ComparePage = ({ view, shown }) => {
@@ -251,18 +283,25 @@
     const canCross = sides && matches?.latents && sides.every(({ grouped }) => grouped);
     return html`<div class="in-depth"><h2>Side by side</h2>
       <${Controls} view=${view} other=${other} shown=${shown} isMatched=${matches?.values} />
-      ${infoscope.manifest.views.length === 1 && html`<p class="absent">There is one SAE here: it can be seen under two thresholds. More of them: <code>seeds=[0,1]</code>, or other explorers
+      ${infoscope.manifest.views.length === 1 && html`<p
+        class="absent">There is one SAE here: it can be seen under two thresholds. More of them:
+        <code>seeds=[0,1]</code>, or other explorers
         in <code>explore.beside</code>, then <code>infoscope stage=explore</code>.</p>`}
       ${error && html`<p class="warning" role="alert">Their matches cannot be read: ${error}</p>`}
       ${matches?.why && html`<p class="absent" role="status">${matches.why} What stands below needs no matches.</p>`}
       ${matches?.how && html`<p>Matched by: ${matches.how}${matches.values && Number.isFinite(minimal) ? `, at least ${infoscope.show(minimal)}` : ""}.</p>`}
-      ${sides && opened && html`<${Opened} key=${shown.pair} sides=${sides} shown=${shown} pair=${opened} matches=${matches} />`}
+      ${sides && opened && html`<${Opened} key=${shown.pair} sides=${sides} shown=${shown} pair=${opened}
+        matches=${matches} />`}
       ${sides && html`<div class="columns">
-        ${sides.every(({ columns }) => columns.cds) ? html`<section aria-labelledby="both-cds"><h3 id="both-cds">CDS of both</h3><${Histograms} sides=${sides} /></section>`
+        ${sides.every(({ columns }) => columns.cds) ? html`<section aria-labelledby="both-cds"><h3
+          id="both-cds">CDS of both</h3><${Histograms} sides=${sides} /></section>`
           : html`<${infoscope.Absent} what="The CDS of one of them was" how="infoscope stage=score" />`}
-        ${canCross && html`<section aria-labelledby="crossed"><h3 id="crossed">Groups crossed</h3><${Crossed} sides=${sides} matches=${matches} minimal=${minimal} /></section>`}
-        ${pairs && view.id !== other.id && html`<section aria-labelledby="scatter"><h3 id="scatter">CDS of matched latents</h3><${Scatter} pairs=${pairs} sides=${sides} /></section>`}
+        ${canCross && html`<section aria-labelledby="crossed"><h3 id="crossed">Groups crossed</h3><${Crossed}
+          sides=${sides} matches=${matches} minimal=${minimal} /></section>`}
+        ${pairs && view.id !== other.id && html`<section aria-labelledby="scatter"><h3
+          id="scatter">CDS of matched latents</h3><${Scatter} pairs=${pairs} sides=${sides} /></section>`}
       </div>
-      ${pairs && html`<section aria-labelledby="matches"><h3 id="matches">Matched latents</h3><${Matches} pairs=${pairs} shown=${shown} sides=${sides} matches=${matches} /></section>`}`}</div>`;
+      ${pairs && html`<section aria-labelledby="matches"><h3 id="matches">Matched latents</h3><${Matches} pairs=${pairs}
+        shown=${shown} sides=${sides} matches=${matches} /></section>`}`}</div>`;
   };
 })();

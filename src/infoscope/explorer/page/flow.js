@@ -159,11 +159,14 @@
       : ` Drawn: the ${drawn.length} largest of ${moves.length} moves, ${infoscope.show(100 * share, 2)}% of what moves.`;
     return html`<${infoscope.Picture} view=${view} set=${set} image=${image} crop="shared" size=${size}
       alt=${`${alt}. ${infoscope.describeFlow(pair)}${words}`}>
-      <svg class="flow" viewBox=${`0 0 ${side} ${side}`} aria-hidden="true" data-moves=${moves.length} data-moved=${moved}>
+      <svg class="flow" viewBox=${`0 0 ${side} ${side}`} aria-hidden="true" data-moves=${moves.length}
+        data-moved=${moved}>
         <title>${infoscope.describeFlow(pair) + words}</title>
-        ${Array.from(kept, (mass, at) => mass > most / 400 && html`<circle cx=${(at % side) + 0.5} cy=${Math.floor(at / side) + 0.5}
+        ${Array.from(kept, (mass, at) => mass > most / 400 && html`<circle cx=${(at % side) + 0.5}
+          cy=${Math.floor(at / side) + 0.5}
           r=${0.42 * Math.sqrt(mass / most)} />`)}
-        ${drawn.map((move) => html`<polygon points=${drawArrow(move, side, 0.05 + (0.35 * move.mass) / most)} data-mass=${move.mass} />`)}
+        ${drawn.map((move) => html`<polygon points=${drawArrow(move, side, 0.05 + (0.35 * move.mass) / most)}
+          data-mass=${move.mass} />`)}
       </svg>
     </${infoscope.Picture}>`;
   };

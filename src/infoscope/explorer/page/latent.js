@@ -18,12 +18,14 @@
 
   const Facts = ({ view, columns, latent }) => {
     const of = (name) => infoscope.valueOf(columns[name], latent), show = (name) => infoscope.show(of(name));
-    const interval = of("cds_low") !== null ? html` <span class="unit">interval ${show("cds_low")} to ${show("cds_high")}</span>` : null;
+    const interval = of("cds_low") !== null ? html` <span
+      class="unit">interval ${show("cds_low")} to ${show("cds_high")}</span>` : null;
     const unit = (name) => html` <span class="unit">${columns[name]?.unit === "1" ? "" : columns[name]?.unit}</span>`;
     return html`<dl class="facts">
       <${Fact} name="group" value=${of("group") && html`<${infoscope.GroupMark} view=${view} group=${of("group")} />`}>
         ${of("undecided") ? html` <span class="unit">undecided: its pairs leave its group open</span>` : ""}</${Fact}>
-      ${columns.cds && html`<${Fact} name="CDS" value=${of("cds") === null ? "none: too few of its pairs have a distance" : show("cds")}>${interval}</${Fact}>`}
+      ${columns.cds && html`<${Fact} name="CDS"
+        value=${of("cds") === null ? "none: too few of its pairs have a distance" : show("cds")}>${interval}</${Fact}>`}
       <${Fact} name="CDS - chance" value=${show("cds_minus_chance")} />
       <${Fact} name="firing rate" value=${show("firing_rate")}>${unit("firing_rate")}</${Fact}>
       <${Fact} name="mass" value=${show("mass")}>${unit("mass")}</${Fact}>
@@ -33,15 +35,18 @@
   const OtherColumns = ({ view, latent }) => {
     const columns = infoscope.useColumns(view, view.columns.map(({ name }) => name));
     if (!columns) return html`<p role="status">Loading ...</p>`;
-    return html`<div class="wide"><table class="all-columns"><thead><tr><th scope="col">what</th><th scope="col">value</th><th scope="col">unit</th></tr></thead>
+    return html`<div class="wide"><table class="all-columns"><thead><tr><th scope="col">what</th><th
+      scope="col">value</th><th scope="col">unit</th></tr></thead>
       <tbody>${view.columns.filter(({ name }) => !MAIN.includes(name) || name === "chance").map(({ name, heading, unit }) => html`<tr key=${name}>
-        <th scope="row" title=${name}>${heading || name}</th><td class="number">${infoscope.showValue(infoscope.valueOf(columns[name], latent)) || "not known"}</td>
+        <th scope="row" title=${name}>${heading || name}</th><td
+          class="number">${infoscope.showValue(infoscope.valueOf(columns[name], latent)) || "not known"}</td>
         <td class="unit">${unit === "1" ? "" : unit}</td></tr>`)}</tbody></table></div>`;
   };
 
   const FoldedColumns = ({ view, latent }) => {
     const [isOpen, setOpen] = infoscope.useState(false);
-    return html`<details onToggle=${(event) => setOpen(event.currentTarget.open)}><summary>All else that the table knows of it</summary>
+    return html`<details
+      onToggle=${(event) => setOpen(event.currentTarget.open)}><summary>All else that the table knows of it</summary>
       ${isOpen && html`<${OtherColumns} view=${view} latent=${latent} />`}</details>`;
   };
 
@@ -75,7 +80,8 @@
     const step = (latent, words) => latent === null ? html`<span class="step off">${words}</span>`
       : html`<a class="step" href=${infoscope.address({ page: "latent", latent })}>${words}</a>`;
     return html`<nav class="steps" aria-label="Latents">${step(before, "← previous")} ${step(after, "next →")}
-      <form onSubmit=${submit}><label>Latent <input name="latent" type="number" min="0" max=${view.d_sae - 1} defaultValue=${shown.latent} key=${shown.latent} required /></label>
+      <form onSubmit=${submit}><label>Latent <input name="latent" type="number" min="0" max=${view.d_sae - 1}
+        defaultValue=${shown.latent} key=${shown.latent} required /></label>
         <button>Go</button></form>
       <span class="unit">${isListed ? `${infoscope.show(place + 1)} of ${infoscope.show(n)} in the order of the table` : isFiltered
         ? "not among those that the table shows: steps are by number" : "steps are by number"}; keys ← and →</span></nav>`;
@@ -86,7 +92,8 @@
     const size = infoscope.useNarrow() ? 108 : 128;
     const name = infoscope.valueOf(columns?.name, latent), ranks = detail?.ranks;
     const scale = Math.max(0, ...["ranks", "levels", "random"].map((part) => detail?.[part]?.maps.scale ?? 0));
-    return html`<div class="latent-head"><h2>Latent ${latent}${name ? html` <span class="latent-name">${name}</span>` : ""}</h2>
+    return html`<div class="latent-head"><h2>Latent ${latent}${name ? html` <span
+      class="latent-name">${name}</span>` : ""}</h2>
       ${columns && html`<${Facts} view=${view} columns=${columns} latent=${latent} />`}
       <${FoldedColumns} view=${view} latent=${latent} /></div>
       ${error && html`<p class="warning" role="alert">Its pictures cannot be shown: ${error}</p>`}
@@ -96,13 +103,17 @@
           ${ranks ? html`<p>The images in which it fires most, best first, each in two crops that are shifted by ${infoscope.count(view.shift, "patch", "patches")}; the
             outlined region is the same part of the image in both. EMD: how far its activation moves there, as a share of the largest distance.</p>
           <${infoscope.MapControls} shown=${shown} scale=${scale} hasFlow />
-          ${shown.flow === "on" && html`<p class="key">What moves, from crop 1 to crop 2: arrows, as wide as the mass that moves; dots: mass that stays.</p>`}
+          ${shown.flow === "on" && html`<p
+            class="key">What moves, from crop 1 to crop 2: arrows, as wide as the mass that moves; dots: mass that stays.</p>`}
           <${infoscope.Pairs} view=${view} shown=${shown} ranks=${ranks} scale=${scale} />`
-          : html`<p class="absent">There are no pictures of this latent here: set <code>explore.n_images</code> above 0, then <code>infoscope stage=explore</code>.</p>`}
+          : html`<p class="absent">There are no pictures of this latent here: set
+            <code>explore.n_images</code> above 0, then <code>infoscope stage=explore</code>.</p>`}
         </section>
         ${ranks && html`<section aria-labelledby="by-rank"><h3 id="by-rank">CDS by rank</h3>
-          <${infoscope.RankPlot} view=${view} ranks=${ranks} chance=${infoscope.valueOf(columns?.chance, latent)} /></section>`}
-        <${infoscope.Profile} view=${view} shown=${shown} latent=${latent} detail=${detail} scale=${scale} size=${size} />`}`;
+          <${infoscope.RankPlot} view=${view} ranks=${ranks} chance=${infoscope.valueOf(columns?.chance, latent)}
+            /></section>`}
+        <${infoscope.Profile} view=${view} shown=${shown} latent=${latent} detail=${detail} scale=${scale} size=${size}
+          />`}`;
   };
 
   infoscope.LatentPage = ({ view, shown }) => {

@@ -80,7 +80,8 @@
       <p><b>${rank}</b> <${infoscope.ImageName} view=${view} set=${view.set} image=${image} /><br />
         <span class="numbers">EMD ${emd === null ? "none" : infoscope.show(emd)} · activation ${infoscope.show(activation)}</span></p>
       <div class="crops">${crop(1)}${crop(2)}
-        ${isFlowShown && pair?.flow && html`<figure><${infoscope.FlowPicture} view=${view} set=${view.set} image=${image}
+        ${isFlowShown && pair?.flow && html`<figure><${infoscope.FlowPicture} view=${view} set=${view.set}
+          image=${image}
           pair=${pair} size=${size} alt=${`Rank ${rank}, the region that both crops share`} />
           <figcaption>what moves</figcaption></figure>`}</div>
       ${emd === null && html`<p class="why">No EMD: ${why || "none was measured"}.</p>`}
@@ -96,9 +97,11 @@
     const silent = at.filter((i) => ranks.emd[i] === null);
     if (at.length === 0) return html`<p class="absent">It fires in no image of this set.</p>`;
     return html`
-      ${silent.length > 0 && html`<p class="silent-pairs">${infoscope.count(silent.length, "pair")} of ${at.length} ${silent.length === 1
+      ${silent.length > 0 && html`<p
+        class="silent-pairs">${infoscope.count(silent.length, "pair")} of ${at.length} ${silent.length === 1
         ? "has" : "have"} no EMD, for the latent is silent on what both crops share: rank ${silent.map((i) => i + 1).join(", ")}.</p>`}
-      <ol class="pairs">${at.map((i) => html`<${Pair} key=${i} view=${view} shown=${shown} rank=${i + 1} image=${ranks.images[i]}
+      <ol class="pairs">${at.map((i) => html`<${Pair} key=${i} view=${view} shown=${shown} rank=${i + 1}
+        image=${ranks.images[i]}
         maps=${[ranks.unpacked[2 * i], ranks.unpacked[2 * i + 1]]} emd=${ranks.emd[i]} activation=${ranks.activation[i]}
         scale=${scale} step=${ranks.maps.scale / 65535} size=${size} />`)}</ol>`;
   };

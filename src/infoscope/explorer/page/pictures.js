@@ -51,13 +51,16 @@
     const isRaw = shown.maps !== "normalised";
     const set = (name) => (event) => infoscope.go({ [name]: event.target.value }, true);
     return html`<div class="map-controls" role="group" aria-label="How maps are drawn">
-      <label>Opacity of maps <input type="range" min="0" max="1" step="0.05" value=${shown.opacity} onInput=${set("opacity")}
+      <label>Opacity of maps <input type="range" min="0" max="1" step="0.05" value=${shown.opacity}
+        onInput=${set("opacity")}
         aria-valuetext=${`${Math.round(100 * shown.opacity)}%`} /></label>
       <label>Maps <select value=${isRaw ? "raw" : "normalised"} onChange=${set("maps")}>
-        <option value="raw">raw: one scale for all</option><option value="normalised">normalised: each by its largest</option>
+        <option value="raw">raw: one scale for all</option><option
+          value="normalised">normalised: each by its largest</option>
       </select></label>
       ${hasFlow && html`<label><input type="checkbox" checked=${shown.flow === "on"}
-        onChange=${(event) => infoscope.go({ flow: event.target.checked ? "on" : "off" }, true)} /> what moves between the crops</label>`}
+        onChange=${(event) => infoscope.go({ flow: event.target.checked ? "on" : "off" }, true)}
+          /> what moves between the crops</label>`}
       <span class="colour-bar" role="img" aria-label=${isRaw
         ? `Colours run from 0 to ${scale === null ? "the largest activation of each latent" : `an activation of ${infoscope.show(scale)}`}` : "Colours run from 0 to the largest activation of each map"}>0
         <span class="ramp" style=${{ backgroundImage: infoscope.heatGradient() }}></span>
