@@ -50,6 +50,7 @@ KINDS = {
         "suppression",
         "explore",
         "levels",
+        "thumbnails",
     ),
 }
 EXPLAINED = "tiny"

@@ -91,6 +91,17 @@ def test_report_is_whole(page: Page, tmp_path: Path) -> None:
     assert str(files.summary) in printed
 
 
+def test_a_page_links_the_explorer_that_lies_beside_it(tmp_path: Path) -> None:
+    page = Page("Linked", explorer=tmp_path / "explore" / "clip on a-1" / "index.html")
+    files = write_report(page, tmp_path / "report" / "clip-2")
+    assert "](../../explore/clip%20on%20a-1/index.html)" in files.page.read_text(encoding="utf-8")
+    console = Console(width=100, file=io.StringIO(), color_system=None)
+    print_report(page, files, console)
+    assert str(page.explorer) in console.file.getvalue()  # type: ignore[attr-defined]
+    write_report(Page("Alone"), tmp_path / "report" / "clip-2")
+    assert "explore" not in files.page.read_text(encoding="utf-8")
+
+
 @pytest.mark.long
 def test_the_same_numbers_give_the_same_files(tmp_path: Path) -> None:
     folders = [tmp_path / "a", tmp_path / "b"]

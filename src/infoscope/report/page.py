@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from rich.console import Console
 from rich.text import Text
@@ -48,6 +50,7 @@ class Page:
         note: a sentence at the top, if there is anything to say.
         leads: what stands at the top without headings: all their tables, then all their figures.
         sections: what follows, in the order of the page.
+        explorer: the page of the experiment's explorer, which lies beside the report; None: there is none.
     """
 
     title: str
@@ -55,6 +58,7 @@ class Page:
     note: str = ""
     leads: Sequence[ReportSection] = ()
     sections: Sequence[ReportSection] = ()
+    explorer: Path | None = None
 
     @cached_property
     def tables(self) -> dict[str, Table]:
@@ -90,7 +94,7 @@ def write_report(page: Page, folder: Path) -> ReportFiles:
         save_figure(figure.draw, name, folder / "figures", ("png", "pdf"))
     summary = json.dumps(_to_plain(page.summary), indent=2, allow_nan=False)
     (folder / "summary.json").write_text(summary + "\n", encoding="utf-8")
-    (folder / "report.md").write_text(_make_markdown(page), encoding="utf-8")
+    (folder / "report.md").write_text(_make_markdown(page, folder), encoding="utf-8")
     return ReportFiles.find(folder)
 
 
@@ -128,15 +132,19 @@ def print_report(page: Page, files: ReportFiles, console: Console) -> None:
         for finding in page.sections[0].findings if page.sections else ():
             console.print(Text(finding))
     paths = {"report": files.page, "summary": files.summary, "tables": files.folder / "tables"}
+    paths |= {} if page.explorer is None else {"explorer": page.explorer}
     paths |= {f"figure {name.replace('_', ' ')}": found["png"] for name, found in files.figures.items()}
     width = max(map(len, paths)) + 2
     for name, path in paths.items():  # a broken path could not be copied
         console.print(Text(f"{name:<{width}}{path}"), soft_wrap=True)
 
 
-def _make_markdown(page: Page) -> str:
+def _make_markdown(page: Page, folder: Path) -> str:
     context = "\n".join(f"- {name}: {value}" for name, value in page.context.items())
     parts = [f"# {page.title}", *filter(None, (context, page.note))]
+    if page.explorer is not None:
+        link = Path(os.path.relpath(page.explorer, folder)).as_posix()
+        parts.append(f"Every feature with its images and maps, in a browser: [the explorer]({quote(link)}).")
 
     def show_tables(section: ReportSection) -> None:
         for name, table in section.tables.items():

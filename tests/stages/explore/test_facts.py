@@ -20,7 +20,7 @@ from infoscope.explorer.format import put
 from infoscope.pipeline.context import Context
 from infoscope.scope.sparse_maps import SparseMaps
 from infoscope.stages.explore.facts import LatentFacts, make_matchable
-from infoscope.stages.explore.latents import find_shown
+from infoscope.stages.explore.pictures import find_shown
 from infoscope.stages.image_codes import Codes
 from infoscope.stages.images import open_split
 from infoscope.stages.levels import LevelMaps

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,13 @@ from infoscope.data.images import ImageError
 from infoscope.pipeline.context import Context
 from infoscope.pipeline.run import check, plan_stage
 from infoscope.runtime.errors import InputError
-from infoscope.stages.explore.pictures import take_pictures, write_thumbnails
+from infoscope.stages.explore.pictures import Thumbnails, write_thumbnails
 from infoscope.stages.explore.stage import Explore, ExplorerFacts, say_explorer
 from infoscope.stages.explore.views import name_view
 from infoscope.stages.images import open_split
 from infoscope.stages.latents import Latents
 from infoscope.stages.rank import Rank
+from infoscope.stages.report.stage import NO_EXPLORER, Report
 from infoscope.stages.score.stage import scope_of
 from infoscope.stages.tokens import find_sizes
 from tests.support.pipeline_samples import Recorder, copy_run, finish_tiny_run, make_tiny_config, run_tiny
@@ -74,6 +76,19 @@ def read_thumbnail(folder: Path, split: str, image: int) -> np.ndarray:
 
 def list_thumbnails(folder: Path, split: str) -> list[int]:
     return sorted(int(path.stem) for path in (folder / "data/images" / split).rglob("*.js"))
+
+
+def lose(load: Callable[..., np.ndarray], lost: int, asked: list[int] | None = None) -> Callable[..., np.ndarray]:
+    """Return what loads images but for one that is gone; `asked` gets all that are asked for."""
+
+    def load_others(self: Any, index: int, size_px: int) -> np.ndarray:
+        if asked is not None:
+            asked.append(index)
+        if index == lost:
+            raise ImageError(f"{lost}.png", "gone")
+        return load(self, index, size_px)
+
+    return load_others
 
 
 def test_the_manifest_says_what_is_there(ctx: Context, folder: Path) -> None:
@@ -163,24 +178,15 @@ def test_what_was_written_is_not_written_again_and_what_is_lost_is_told(
 ) -> None:
     monkeypatch.setattr("infoscope.stages.explore.pictures.PART_IMAGES", 2)
     images, shown = open_split(ctx, "train"), np.array([0, 1, 2, 3, 4])
-    load, asked = type(images).load, []
-
-    def lose(self: Any, index: int, size_px: int) -> np.ndarray:
-        asked.append(index)
-        if index == 3:
-            raise ImageError("3.png", "gone")
-        return load(self, index, size_px)
-
-    monkeypatch.setattr(type(images), "load", lose)
+    asked: list[int] = []
+    monkeypatch.setattr(type(images), "load", lose(type(images).load, 3, asked))
     monkeypatch.setattr(ctx.config.data, "n_workers", 0)
     assert write_thumbnails(ctx, tmp_path, {"train": shown}) == {"train": [3]}
     assert asked == shown.tolist()
-    (tmp_path / "thumbnails-train-00002.json").unlink()  # as if it had been killed in the last part
+    (tmp_path / "train-00002.json").unlink()  # as if it had been killed in the last part
     assert write_thumbnails(ctx, tmp_path, {"train": shown}) == {"train": [3]}
     assert asked == [*shown.tolist(), 4]
-    take_pictures(tmp_path, tmp_path / "made")
-    assert list_thumbnails(tmp_path / "made", "train") == [0, 1, 2, 4]
-    assert list(tmp_path.glob("*.json")) == []
+    assert list_thumbnails(tmp_path, "train") == [0, 1, 2, 4]
 
 
 def test_the_end_says_what_to_open_how_large_it_is_and_what_is_lost(made: tuple[Path, Recorder], folder: Path) -> None:
@@ -192,8 +198,45 @@ def test_the_end_says_what_to_open_how_large_it_is_and_what_is_lost(made: tuple[
     assert "cannot be read" not in said
     large = ExplorerFacts(1, 65536, 200_000, 3, 2 * 10**9, 10**9)
     told = " ".join(say_explorer(folder, large))
-    assert "3 images cannot be read" in told
+    assert "3 images cannot be read any more; a grey tile stands for each." in told
     assert f"infoscope view {folder}" in told
+
+
+def test_a_lost_image_is_counted_and_named_on_the_page(
+    made: tuple[Path, Recorder], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output_dir = copy_run(made[0], tmp_path, but=("explore", "thumbnails"))
+    config = make_tiny_config(output_dir, STAGE, "data.n_workers=0")
+    scenes = type(open_split(Context(config, Recorder()), "train"))
+    lost = int(Rank.at(Context(config, Recorder()), 0).load().top_images.max())
+    monkeypatch.setattr(scenes, "load", lose(scenes.load, lost))
+    said = run_tiny(output_dir, STAGE, "data.n_workers=0")
+    assert said.stages("built") == ["thumbnails", "explore"]
+    assert "1 image cannot be read any more; a grey tile stands for it." in said.text
+    folder = Explore.at(Context(config, Recorder())).folder
+    assert read(folder, "manifest")["sets"]["train"]["n_missing"] == 1
+    assert read(folder, "sets/train/names/0")[str(lost)]["is_missing"] is True
+    assert lost not in list_thumbnails(folder, "train")
+
+
+def test_another_threshold_shows_the_same_files_of_images(made: tuple[Path, Recorder], folder: Path) -> None:
+    said = run_tiny(made[0], STAGE, "partition.gamma=0.2")
+    assert said.stages("built") == ["latents", "explore"]
+    other = Explore.at(Context(make_tiny_config(made[0], STAGE, "partition.gamma=0.2"), Recorder())).folder
+    assert read(other, "manifest")["views"][0]["groups"]["gamma"] == 0.2
+    (first, *_), (second, *_) = (sorted((of / "data/images").rglob("*.js")) for of in (folder, other))
+    assert first.samefile(second)
+
+
+def test_the_report_links_it(made: tuple[Path, Recorder], folder: Path, tmp_path: Path) -> None:
+    ctx = Context(make_tiny_config(made[0]), Recorder())
+    page, key = Report().make_page(ctx), Report().report_key(ctx)
+    assert page.explorer == folder / "index.html"
+    assert key["explorer"] == Explore.at(ctx).hash
+    assert NO_EXPLORER not in page.note
+    alone = Context(make_tiny_config(copy_run(made[0], tmp_path, but=("explore",))), Recorder())
+    assert Report().report_key(alone) == {name: of for name, of in key.items() if name != "explorer"}
+    assert NO_EXPLORER in Report().make_page(alone).note
 
 
 def test_a_second_run_reuses_it_and_a_setting_that_shows_other_things_does_not(
@@ -203,18 +246,20 @@ def test_a_second_run_reuses_it_and_a_setting_that_shows_other_things_does_not(
     for setting in ("explore.n_images=2", "explore.thumbnail_px=64", "explore.n_near=3"):
         other = Context(make_tiny_config(made[0], STAGE, setting), Recorder())
         assert Explore.at(other).hash != Explore.at(ctx).hash
+        has_other_images = setting != "explore.n_near=3"
+        assert (Thumbnails.at(other).hash != Thumbnails.at(ctx).hash) == has_other_images
 
 
 def test_a_plan_counts_latents_images_and_bytes(made: tuple[Path, Recorder], ctx: Context, folder: Path) -> None:
     again = Context(make_tiny_config(made[0], STAGE, "explore.thumbnail_px=64"), Recorder())
-    (step,) = (step for step in plan_stage(again) if step.what.startswith("explore"))
+    steps = {step.what: step for step in plan_stage(again) if step.n_built}
     found = ExplorerFacts.load(folder)
-    assert step.what == f"explore, {found.n_latents:,} latents, {found.n_images:,} images"
-    assert (step.n_built, step.is_bound) == (1, False)
-    built = found.image_bytes * (64 / read(folder, "manifest")["sets"]["train"]["thumbnail_px"]) ** 2 + found.data_bytes
-    assert 0.3 * built < step.work.disk_bytes < 3 * built
-    (step,) = (step for step in plan_stage(ctx) if step.what.startswith("explore"))
-    assert step.n_reused == 1
+    images, latents = f"thumbnails, {found.n_images:,} images", f"explore, {found.n_latents:,} latents"
+    assert list(steps) == [images, latents]
+    assert not steps[images].is_bound
+    assert 0.3 < steps[images].work.disk_bytes / found.image_bytes < 1.5  # theirs are larger
+    assert 0.3 < steps[latents].work.disk_bytes / found.data_bytes < 3
+    assert [step.what for step in plan_stage(ctx) if step.n_built] == []
 
 
 @pytest.mark.parametrize("setting", ["model.site=pooled", "sae.tokens=cls"])

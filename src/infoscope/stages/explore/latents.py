@@ -7,26 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int
 
 from infoscope.explorer.format import pack_maps, put
 from infoscope.pipeline.context import Context
 from infoscope.scope.ranking import Ranking
 from infoscope.scope.scores import Scores
 from infoscope.stages.explore.facts import LatentFacts
-from infoscope.stages.levels import LevelMaps
 from infoscope.stages.rank import Rank
 from infoscope.stages.score.stage import Score
 
 BLOCK_LATENTS = 64
 """Latents in a file: with 16 ranks of ViT-L/14's maps 3 MB."""
-
-
-def find_shown(ctx: Context, seed: int) -> Int[np.ndarray, " n"]:
-    """Return the training images that the ranks or the levels of any latent show, ascending."""
-    ranked = Rank.at(ctx, seed).load().top_images[:, : ctx.config.explore.n_images]
-    shown = np.union1d(ranked, LevelMaps.at(ctx, seed).load().images)
-    return shown[shown >= 0]
 
 
 def write_latents(ctx: Context, folder: Path, view: str, seed: int, facts: LatentFacts) -> None:

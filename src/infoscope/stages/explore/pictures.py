@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,64 +15,174 @@ from jaxtyping import Int, UInt8
 from PIL import Image
 from torch import Tensor
 
+from infoscope.analyses.levels import N_SLOTS
 from infoscope.data.config import SKIP
 from infoscope.data.images import ImageSet, Truth
 from infoscope.data.reader import open_images
 from infoscope.explorer.format import put, put_thumbnail
 from infoscope.pipeline.context import Context
+from infoscope.pipeline.stage import Handle, Key, Needs, SingleStage, Work
 from infoscope.runtime import processes
 from infoscope.runtime.files import write_json
 from infoscope.runtime.parts import cut
-from infoscope.stages.images import open_split
-from infoscope.stages.tokens import find_sizes
+from infoscope.runtime.store import Workspace
+from infoscope.stages.images import count_images, open_split, scenes_of
+from infoscope.stages.levels import LevelMaps
+from infoscope.stages.rank import Rank
+from infoscope.stages.sae import count_latents
+from infoscope.stages.tokens import Tokens, find_sizes
 
 PART_IMAGES = 1024
 """Images that an interruption costs at most, and names in a file."""
 BATCH_IMAGES = 64
-DONE = "thumbnails-{split}-{number:05d}.json"
+DONE = "{split}-{number:05d}.json"
 """What says that a part is written, in the folder of progress; it holds the images that could not be read."""
+MISSING = "missing.json"
+BYTES_PER_PX, BYTES_PER_IMAGE = 0.3, 600
+"""Of thumbnails of scenes and photographs, roughly: WebP in base64."""
+
+Shown = Mapping[str, Int[np.ndarray, " n"]]
+"""Positions of images in each split, ascending."""
 
 
-def write_thumbnails(ctx: Context, progress: Path, shown: Mapping[str, Int[np.ndarray, " n"]]) -> dict[str, list[int]]:
-    """Write the thumbnails of the images that are shown; return those that cannot be read, by split.
+@dataclass(frozen=True)
+class Pictures:
+    """Thumbnails: where they lie, and which images could not be read, by split."""
 
-    They wait in the folder of progress until `take_pictures`: what an interrupted build has left is not made again.
+    folder: Path
+    missing: Mapping[str, Sequence[int]]
+
+    @classmethod
+    def load(cls, folder: Path) -> Pictures:
+        """Return what lies in a folder."""
+        return cls(folder, json.loads((folder / MISSING).read_text(encoding="utf-8")))
+
+    def link(self, folder: Path) -> None:
+        """Put the thumbnails into an explorer too: the same files where the disk allows that, else copies."""
+        shutil.copytree(self.folder / "data", folder / "data", copy_function=_link, dirs_exist_ok=True)
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # a disk that knows no links
+        shutil.copyfile(source, target)
+
+
+class Thumbnails(SingleStage[Pictures]):
+    """The thumbnails of an explorer: another threshold or another column of the table makes another explorer, and
+    shows the same images."""
+
+    kind, holds = "thumbnails", Pictures
+    is_shared = False
+
+    def name(self, ctx: Context) -> str:
+        return ctx.title
+
+    def describe(self, ctx: Context) -> str:
+        n, is_bound = count_shown(ctx)
+        return f"{self.kind}, {'at most ' if is_bound else ''}{n:,} images"
+
+    def needs(self, ctx: Context) -> Needs:
+        shown = {"ranking": Rank, "levels": LevelMaps}
+        shown_by = {f"{role}_seed{seed}": of.at(ctx, seed) for role, of in shown.items() for seed in ctx.config.seeds}
+        return Needs(**shown_by, tokens=Tokens.at(ctx, "train"), **vars(scenes_of(ctx, ctx.config.data)))
+
+    def key(self, ctx: Context, up: Needs) -> Key:
+        return {
+            "made_from": hash_all(up),
+            "n_images": ctx.config.explore.n_images,
+            "size_px": find_square_px(ctx),
+            "thumbnail_px": find_thumbnail_px(ctx),
+        }
+
+    def build(self, ctx: Context, up: Needs, work: Workspace) -> None:
+        missing = write_thumbnails(ctx, work.progress, list_shown(ctx))
+        for done in work.progress.glob("*.json"):  # before what they speak of is moved
+            done.unlink()
+        if (made := work.progress / "data").exists():
+            shutil.move(made, work.folder / "data")
+        write_json(work.folder / MISSING, missing)
+
+    def work(self, ctx: Context) -> Work:
+        (n, is_bound), side = count_shown(ctx), find_thumbnail_px(ctx)
+        n_bytes = n * round(side**2 * BYTES_PER_PX + BYTES_PER_IMAGE)
+        return Work(n, [ctx.config.data.kind.name, find_square_px(ctx), side], disk_bytes=n_bytes, is_bound=is_bound)
+
+
+def hash_all(up: Needs) -> dict[str, str]:
+    """Return the hash of each artifact by its role; scenes are in those of what was made from them."""
+    return {role: node.hash for role, node in up if isinstance(node, Handle) and not role.startswith("scenes")}
+
+
+def find_square_px(ctx: Context) -> int:
+    """Return the side of the square that both crops are cut from."""
+    sizes = find_sizes(ctx)
+    return (sizes.grid + ctx.config.scope.shift_patches) * sizes.patch_px
+
+
+def find_thumbnail_px(ctx: Context) -> int:
+    """Return the side of a thumbnail, which is never larger than that square."""
+    return min(ctx.config.explore.thumbnail_px, find_square_px(ctx))
+
+
+def list_shown(ctx: Context) -> Shown:
+    """Return the images that any latent of any seed shows, or that can be browsed."""
+    return {"train": np.unique(np.concatenate([find_shown(ctx, seed) for seed in ctx.config.seeds]))}
+
+
+def find_shown(ctx: Context, seed: int) -> Int[np.ndarray, " n"]:
+    """Return the training images that the ranks or the levels of any latent of a seed show."""
+    ranked = Rank.at(ctx, seed).load().top_images[:, : ctx.config.explore.n_images]
+    shown = np.union1d(ranked, LevelMaps.at(ctx, seed).load().images)
+    return shown[shown >= 0]
+
+
+def count_shown(ctx: Context) -> tuple[int, bool]:
+    """Return how many images will be shown, and whether that is a bound, before there are rankings."""
+    if all(stage.at(ctx, seed).find() is not None for seed in ctx.config.seeds for stage in (Rank, LevelMaps)):
+        return sum(map(len, list_shown(ctx).values())), False
+    n_each = min(ctx.config.explore.n_images, ctx.config.scope.n_ranks) + N_SLOTS
+    return min(count_images(ctx, "train"), len(ctx.config.seeds) * count_latents(ctx) * n_each), True
+
+
+def write_thumbnails(ctx: Context, folder: Path, shown: Shown) -> dict[str, list[int]]:
+    """Write the thumbnails of some images; return those that cannot be read, by split.
 
     Args:
-        shown: positions in each split, ascending.
+        folder: that of progress: parts that an interrupted build has left there are not made again.
     """
     missing = {}
     for split, images in shown.items():
         with ctx.display.bar(f"thumbnails of {split} images", len(images), "images") as advance:
             missing[split] = []
-            for n_done, lost in _write_parts(ctx, progress, split, images):
+            for n_done, lost in _write_parts(ctx, folder, split, images):
                 missing[split] += lost
                 advance(n_done)
     return missing
 
 
-def _write_parts(ctx: Context, progress: Path, split: str, images: np.ndarray) -> Iterator[tuple[int, list[int]]]:
+def _write_parts(ctx: Context, folder: Path, split: str, images: np.ndarray) -> Iterator[tuple[int, list[int]]]:
     """Yield how many images are done, and which of the last ones cannot be read."""
-    scope, sizes = ctx.config.scope, find_sizes(ctx)
-    size_px = (sizes.grid + scope.shift_patches) * sizes.patch_px
-    side = min(ctx.config.explore.thumbnail_px, size_px)
-    n_workers, n_threads = ctx.config.data.n_workers, processes.count_cores()
+    n_workers, n_threads, size_px = ctx.config.data.n_workers, processes.count_cores(), find_square_px(ctx)
+    side = find_thumbnail_px(ctx)
+
+    def write(image: int, pixels: Tensor) -> None:
+        put_thumbnail(folder, split, image, _shrink(pixels.permute(1, 2, 0).numpy(), side))
+
     with open_images(open_split(ctx, split), size_px, SKIP, n_workers) as reader, ThreadPoolExecutor(n_threads) as pool:
         for number, part in enumerate(cut(len(images), PART_IMAGES)):
-            done, wanted = progress / DONE.format(split=split, number=number), images[part]
+            done, wanted = folder / DONE.format(split=split, number=number), images[part]
             if done.exists():
                 yield part.stop, json.loads(done.read_text(encoding="utf-8"))
                 continue
-            read, n_before = [], part.start
+            read: list[int] = []
             for batch in reader.read(wanted, BATCH_IMAGES):
                 index = batch.index.tolist()
-
-                def write(image: int, pixels: Tensor) -> None:
-                    put_thumbnail(progress, split, image, _shrink(pixels.permute(1, 2, 0).numpy(), side))
-
-                list(pool.map(write, index, batch.images))
+                for _ in pool.map(write, index, batch.images):  # raises what was raised in a thread
+                    pass
                 read += index
-                yield n_before + len(read), []
+                yield part.start + len(read), []
             lost = np.setdiff1d(wanted, read).tolist()
             write_json(done, lost)
             yield part.stop, lost
@@ -79,15 +191,6 @@ def _write_parts(ctx: Context, progress: Path, split: str, images: np.ndarray) -
 def _shrink(pixels: UInt8[np.ndarray, "size size 3"], side: int) -> Image.Image:
     picture = Image.fromarray(pixels)
     return picture if picture.width <= side else picture.resize((side, side), Image.Resampling.LANCZOS)
-
-
-def take_pictures(progress: Path, folder: Path) -> None:
-    """Move the thumbnails to where the explorer is built, when all else is there: the progress ends with it."""
-    for done in progress.glob("thumbnails-*.json"):
-        done.unlink()
-    made = progress / "data" / "images"
-    if made.exists():
-        shutil.move(made, folder / "data" / "images")
 
 
 def write_names(folder: Path, split: str, image_set: ImageSet, shown: Sequence[int], missing: Collection[int]) -> None:

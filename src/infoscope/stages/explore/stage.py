@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,33 +16,37 @@ from infoscope.analyses.levels import N_SLOTS
 from infoscope.explorer.format import put
 from infoscope.explorer.page_files import write_page
 from infoscope.pipeline.context import Context
-from infoscope.pipeline.stage import Handle, Key, Needs, Shown, SingleStage, Work
+from infoscope.pipeline.stage import Key, Needs, NotBuiltYet, Shown, SingleStage, Work
 from infoscope.runtime.environment import describe_environment
 from infoscope.runtime.errors import InputError
 from infoscope.runtime.files import write_json
 from infoscope.runtime.progress import format_bytes
+from infoscope.runtime.read_only import MissingArtifact
 from infoscope.runtime.store import Workspace
 from infoscope.scope.sparse_maps import ACTIVE_SHARE
 from infoscope.stages.explore.facts import LatentFacts, make_matchable, needs_of_facts
-from infoscope.stages.explore.latents import find_shown, write_latents
-from infoscope.stages.explore.pictures import PART_IMAGES, take_pictures, write_names, write_thumbnails
+from infoscope.stages.explore.latents import write_latents
+from infoscope.stages.explore.pictures import (
+    PART_IMAGES,
+    Thumbnails,
+    find_thumbnail_px,
+    hash_all,
+    list_shown,
+    write_names,
+)
 from infoscope.stages.explore.views import name_view, write_view
-from infoscope.stages.images import count_images, open_split, scenes_of
+from infoscope.stages.images import open_split, scenes_of
 from infoscope.stages.latents import Latents
-from infoscope.stages.levels import LevelMaps
 from infoscope.stages.publish import describe_experiment
-from infoscope.stages.rank import Rank
 from infoscope.stages.sae import count_latents, has_maps
 from infoscope.stages.score.stage import needs_of_groups
 from infoscope.stages.tokens import Tokens, find_sizes
 
-FACTS = "explorer.json"
+INDEX, FACTS = "index.html", "explorer.json"
 FORMAT = 1
 """Of the folder's data: raise it when pages of another version cannot read them."""
 LARGE_BYTES = 10**9
 """From which on a command that serves the folder is named: others may want to look without a copy of it."""
-SAMPLE_BYTES_PER_PX = 0.33
-"""Of a thumbnail of a scene or a photograph, measured: WebP in base64."""
 
 
 @dataclass
@@ -83,27 +87,23 @@ class Explore(SingleStage[ExplorerFacts]):
     def describe(self, ctx: Context) -> str:
         if not has_maps(ctx):
             return self.kind
-        shown = _count_shown(ctx)
-        most = "at most " if shown.is_bound else ""
-        return f"{self.kind}, {len(ctx.config.seeds) * count_latents(ctx):,} latents, {most}{shown.n:,} images"
+        return f"{self.kind}, {len(ctx.config.seeds) * count_latents(ctx):,} latents"
 
     def needs(self, ctx: Context) -> Needs:
         if not has_maps(ctx):  # it is refused
             return Needs()
         of_seeds: dict[str, Any] = {}
         for seed in ctx.config.seeds:
-            nodes = {
-                "latents": Latents.at(ctx, seed),
-                **vars(needs_of_groups(ctx, seed)),
-                **vars(needs_of_facts(ctx, seed)),
-            }
+            groups, facts = needs_of_groups(ctx, seed), needs_of_facts(ctx, seed)
+            nodes = {"latents": Latents.at(ctx, seed), **vars(groups), **vars(facts)}
             of_seeds |= {f"{role}_seed{seed}": node for role, node in nodes.items()}
-        return Needs(**of_seeds, tokens=Tokens.at(ctx, "train"), **vars(scenes_of(ctx, ctx.config.data)))
+        images = vars(scenes_of(ctx, ctx.config.data))
+        return Needs(**of_seeds, tokens=Tokens.at(ctx, "train"), thumbnails=Thumbnails.at(ctx), **images)
 
     def key(self, ctx: Context, up: Needs) -> Key:
         return {
             "format": FORMAT,
-            "made_from": {role: node.hash for role, node in up if isinstance(node, Handle)},
+            "made_from": hash_all(up),
             "explore": ctx.config.explore.cache_key_fields(),
         }
 
@@ -121,8 +121,7 @@ class Explore(SingleStage[ExplorerFacts]):
             )
 
     def build(self, ctx: Context, up: Needs, work: Workspace) -> ExplorerFacts:
-        shown = {"train": np.unique(np.concatenate([find_shown(ctx, seed) for seed in ctx.config.seeds]))}
-        missing = write_thumbnails(ctx, work.progress, shown)
+        shown, pictures = list_shown(ctx), up.thumbnails.load()
         views, matchable = [], {name_view(seed): make_matchable(ctx, seed) for seed in ctx.config.seeds}
         for seed in ctx.config.seeds:
             view = name_view(seed)
@@ -130,13 +129,16 @@ class Explore(SingleStage[ExplorerFacts]):
             views.append(write_view(ctx, work.folder, seed) | facts.of_view)
             facts.write_matches(work.folder, view)
             write_latents(ctx, work.folder, view, seed, facts)
-        sets = {split: _write_set(ctx, work.folder, split, images, missing[split]) for split, images in shown.items()}
+        sets = {
+            split: _write_set(ctx, work.folder, split, images, pictures.missing[split])
+            for split, images in shown.items()
+        }
         found = ExplorerFacts(
             n_views=len(views),
             n_latents=sum(view["d_sae"] for view in views),
             n_images=sum(map(len, shown.values())),
-            n_missing=sum(map(len, missing.values())),
-            image_bytes=_count_bytes(work.progress / "data" / "images"),
+            n_missing=sum(map(len, pictures.missing.values())),
+            image_bytes=_count_bytes(pictures.folder / "data"),
             data_bytes=_count_bytes(work.folder),
         )
         title = f"{ctx.config.model.name} on {ctx.config.data.kind.name}"
@@ -152,48 +154,53 @@ class Explore(SingleStage[ExplorerFacts]):
         }
         put(work.folder, "manifest", manifest)
         write_page(work.folder, title)
-        take_pictures(work.progress, work.folder)
+        pictures.link(work.folder)
         return found
 
     def work(self, ctx: Context) -> Work:
-        shown, d_sae, config = _count_shown(ctx), count_latents(ctx), ctx.config.explore
-        sizes, n_seeds = find_sizes(ctx), len(ctx.config.seeds)
-        side = min(config.thumbnail_px, (sizes.grid + ctx.config.scope.shift_patches) * sizes.patch_px)
-        n_ranks = min(config.n_images, ctx.config.scope.n_ranks)
-        n_bytes = round(shown.n * side**2 * SAMPLE_BYTES_PER_PX) + n_seeds * d_sae * _count_latent_bytes(
-            n_ranks, sizes.grid
-        )
-        like = [ctx.config.model.name, n_ranks, side]
-        # images and latents take about as long each
-        return Work(shown.n + n_seeds * d_sae, like, disk_bytes=n_bytes, is_bound=shown.is_bound)
+        n_latents = len(ctx.config.seeds) * count_latents(ctx)
+        n_ranks, grid = min(ctx.config.explore.n_images, ctx.config.scope.n_ranks), find_sizes(ctx).grid
+        like = [ctx.config.model.name, n_ranks]
+        return Work(n_latents, like, disk_bytes=n_latents * _count_latent_bytes(n_ranks, grid))
 
     def closing(self, ctx: Context) -> Shown:
         handle = self.at(ctx)
         return say_explorer(handle.folder, handle.load())
 
 
+def find_explorer(ctx: Context) -> Path | None:
+    """Return the page of the experiment's explorer, if it was made; its thousands of files are not read for it."""
+    try:
+        name = f"*-{Explore.at(ctx).hash}"
+    except (NotBuiltYet, MissingArtifact):
+        return None
+    pages = sorted((ctx.store.root / Explore.kind).glob(f"{name}/{INDEX}"))
+    return pages[0] if pages else None
+
+
 def say_explorer(folder: Path, found: ExplorerFacts) -> list[str]:
     """Return what an explorer is, in sentences: what to open first."""
     total = found.image_bytes + found.data_bytes
     said = [
-        f"explorer  {folder / 'index.html'}",
+        f"explorer  {folder / INDEX}",
         f"Open it in a browser: {found.n_latents:,} latents in {_say_number(found.n_views, 'view')}"
         f" and {_say_number(found.n_images, 'image')}, {format_bytes(total)} (images"
         f" {format_bytes(found.image_bytes)}, data {format_bytes(found.data_bytes)})."
         " The folder can be copied as it is.",
     ]
     if found.n_missing:
-        said.append(f"{_say_number(found.n_missing, 'image')} cannot be read any more; a grey tile stands for each.")
+        each = "it" if found.n_missing == 1 else "each"
+        said.append(f"{_say_number(found.n_missing, 'image')} cannot be read any more; a grey tile stands for {each}.")
     if total > LARGE_BYTES:
         said.append(f"To look at it from another machine: infoscope view {folder}")
     return said
 
 
 def _write_set(
-    ctx: Context, folder: Path, split: str, shown: Int[np.ndarray, " n"], missing: list[int]
+    ctx: Context, folder: Path, split: str, shown: Int[np.ndarray, " n"], missing: Sequence[int]
 ) -> Mapping[str, Any]:
     """Write what the images of a split are called; return what the manifest says of them."""
-    images, sizes = open_split(ctx, split), find_sizes(ctx)
+    images = open_split(ctx, split)
     write_names(folder, split, images, shown.tolist(), set(missing))
     return {
         "name": split,
@@ -202,26 +209,8 @@ def _write_set(
         "n_missing": len(missing),
         "block_size": PART_IMAGES,
         "classes": list(images.class_names) or None,
-        "thumbnail_px": min(
-            ctx.config.explore.thumbnail_px, (sizes.grid + ctx.config.scope.shift_patches) * sizes.patch_px
-        ),
+        "thumbnail_px": find_thumbnail_px(ctx),
     }
-
-
-@dataclass(frozen=True)
-class _ShownCount:
-    n: int
-    is_bound: bool
-
-
-def _count_shown(ctx: Context) -> _ShownCount:
-    """Return how many images will be shown; before there are rankings, how many at most."""
-    known = [stage.at(ctx, seed) for seed in ctx.config.seeds for stage in (Rank, LevelMaps)]
-    if all(handle.find() is not None for handle in known):
-        return _ShownCount(len(np.unique(np.concatenate([find_shown(ctx, seed) for seed in ctx.config.seeds]))), False)
-    n_each = min(ctx.config.explore.n_images, ctx.config.scope.n_ranks) + N_SLOTS
-    n_pairs = len(ctx.config.seeds) * count_latents(ctx) * n_each
-    return _ShownCount(min(count_images(ctx, "train"), n_pairs), True)
 
 
 def _count_latent_bytes(n_ranks: int, grid: int) -> int:

@@ -9,6 +9,7 @@ from infoscope.pipeline.context import Context
 from infoscope.pipeline.stage import Handle, Key, Node, Row, Stage
 from infoscope.report.page import Page
 from infoscope.scope.outliers import compute_norm_summary
+from infoscope.stages.explore.stage import Explore, find_explorer
 from infoscope.stages.images import scenes_of
 from infoscope.stages.latents import Latents
 from infoscope.stages.probe.stage import Probe, is_probed
@@ -20,6 +21,7 @@ from infoscope.stages.tokens import Tokens
 from infoscope.vision.tokens.source import TokenFacts
 
 NO_PROBES = "No probes: the data set has no labels, so nothing was measured with features removed."
+NO_EXPLORER = "To look at every feature with its images and maps in a browser: the same command with stage=explore."
 
 
 def load_parts(ctx: Context) -> dict[str, Stage]:
@@ -31,7 +33,7 @@ def load_parts(ctx: Context) -> dict[str, Stage]:
 class Report(Published):
     """What an experiment ends with unless another stage is asked for."""
 
-    report_version = 5
+    report_version = 6
 
     def goals(self, ctx: Context) -> list[Node]:
         nodes = [node for part in load_parts(ctx).values() for node in part.goals(ctx)]
@@ -53,18 +55,22 @@ class Report(Published):
             "k_cds": ctx.config.scope.k_cds,
             "partition": ctx.config.partition.cache_key_fields(),
             "stability": {name: getattr(ctx.config.stability, name) for name in READ_AT_HAND},
+            **({} if find_explorer(ctx) is None else {"explorer": Explore.at(ctx).hash}),
         }
 
     def make_page(self, ctx: Context) -> Page:
         found = [section for part in load_parts(ctx).values() if (section := part.section(ctx)) is not None]
         outliers, tokens = ctx.config.outliers, TokenFacts(Tokens.at(ctx, "train").folder)
         about_tokens = make_token_section(compute_norm_summary(tokens.norms, outliers), outliers.rule_in_words)
+        explorer = find_explorer(ctx)
+        notes = (*(() if is_probed(ctx) else (NO_PROBES,)), *(() if explorer else (NO_EXPLORER,)))
         return Page(
             f"Information scope of {ctx.config.model.name} on {ctx.config.data.kind.name}",
             describe_experiment(ctx),
-            "" if is_probed(ctx) else NO_PROBES,
+            " ".join(notes),
             [*(section for section in reversed(found) if section.is_lead), about_tokens],
             [*(section for section in found if not section.is_lead), make_section_at_hand(ctx)],
+            explorer,
         )
 
     def rows(self, ctx: Context, seed: int) -> Iterator[Row]:
