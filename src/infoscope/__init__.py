@@ -6,6 +6,7 @@ The public names are looked up when first used: processes that render scenes, an
 from __future__ import annotations
 
 import os
+import warnings
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 # Threads of torch that wait for each other leave their core to others. By default they spin on it: with other work on
 # the machine, two threads then take many times as long as one. OpenMP reads this when torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+# A library that others load says in every notebook without ipywidgets that bars, which we have of our own, look plain.
+warnings.filterwarnings("ignore", message="IProgress not found")
 
 _HOMES = {
     "InputError": "infoscope.runtime.errors",
