@@ -13,8 +13,9 @@ from jaxtyping import Int
 from PIL import features
 
 from infoscope.analyses.levels import N_SLOTS
-from infoscope.explorer.format import put
+from infoscope.explorer.format import FORMAT, put
 from infoscope.explorer.page_files import write_page
+from infoscope.explorer.tables import write_tables
 from infoscope.pipeline.context import Context
 from infoscope.pipeline.stage import Key, Needs, NotBuiltYet, Shown, SingleStage, Work
 from infoscope.runtime.environment import describe_environment
@@ -43,8 +44,6 @@ from infoscope.stages.score.stage import needs_of_groups
 from infoscope.stages.tokens import Tokens, find_sizes
 
 INDEX, FACTS = "index.html", "explorer.json"
-FORMAT = 1
-"""Of the folder's data: raise it when pages of another version cannot read them."""
 LARGE_BYTES = 10**9
 """From which on a command that serves the folder is named: others may want to look without a copy of it."""
 
@@ -154,6 +153,7 @@ class Explore(SingleStage[ExplorerFacts]):
         }
         put(work.folder, "manifest", manifest)
         write_page(work.folder, title)
+        write_tables(work.folder, manifest)
         pictures.link(work.folder)
         return found
 
