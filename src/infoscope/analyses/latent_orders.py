@@ -7,6 +7,7 @@ are removed, or all but these.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -140,15 +141,23 @@ class EditedImage:
 
     def predict(self, edited: list[Float[Tensor, "n_read d_in"]]) -> Float[Tensor, "n 2"]:
         """Return probability and cosine of the class for versions of the tokens that the SAE reads."""
-        inputs, found = self.inputs, []
+        found = []
+        for embeddings in self._embed(edited):
+            probs = self.head.log_probabilities(embeddings)[:, self.own].exp()
+            found.append(torch.stack([probs, embeddings @ self.head.weights[self.own].to(embeddings)], dim=1))
+        return torch.cat(found)
+
+    def classify(self, edited: list[Float[Tensor, "n_read d_in"]]) -> Float[Tensor, "n n_classes"]:
+        """Return the probability of every class for versions of the tokens that the SAE reads."""
+        return torch.cat([self.head.log_probabilities(embeddings).exp() for embeddings in self._embed(edited)])
+
+    def _embed(self, edited: list[Float[Tensor, "n_read d_in"]]) -> Iterator[Float[Tensor, "batch embed_dim"]]:
+        inputs = self.inputs
         for start in range(0, len(edited), self.n_at_once):
             read = torch.stack(edited[start : start + self.n_at_once])
             whole = Tokens(*(part.expand(len(read), -1, -1) for part in self.tokens))
             with spent_on(Kind.forward):
-                embeddings = inputs.backbone.embed_tokens(put_tokens(whole, read, inputs.reads), inputs.layer).float()
-            probs = self.head.log_probabilities(embeddings)[:, self.own].exp()
-            found.append(torch.stack([probs, embeddings @ self.head.weights[self.own].to(embeddings)], dim=1))
-        return torch.cat(found)
+                yield inputs.backbone.embed_tokens(put_tokens(whole, read, inputs.reads), inputs.layer).float()
 
     def integrate(self) -> Float[Tensor, " d_sae"]:
         """Return the integrated gradients of all latents, from none of them to all at their activations."""
@@ -169,14 +178,17 @@ class EditedImage:
         """Return by how much the cosine falls without each latent alone: exact ablation."""
         if not len(latents):
             return torch.zeros(0, device=latents.device)
+        found = [self.predict(edited)[:, COSINE] for edited in self.remove_each(latents)]
+        return self.predict([self.editor.x[0]])[0, COSINE] - torch.cat(found)
+
+    def remove_each(self, latents: Int64[Tensor, " n"]) -> Iterator[list[Float[Tensor, "n_read d_in"]]]:
+        """Yield the tokens without each latent alone, `n_at_once` versions at a time."""
         sae, x = self.inputs.sae, self.editor.x[0]
         written, indices = self.editor.written
         dense = torch.zeros(len(x), sae.d_sae, dtype=written.dtype, device=x.device).scatter_add_(1, indices, written)
-        found = []
         for some in latents.split(self.n_at_once):
             removed = dense[:, some].T[:, :, None] * (sae.W_dec[some] / sae.scale)[:, None]
-            found.append(self.predict(list(x - removed))[:, COSINE])
-        return self.predict([x])[0, COSINE] - torch.cat(found)
+            yield list(x - removed)
 
     def draw_curves(
         self, places: Int64[Tensor, "n_methods d_sae"], n_latents: int, n_steps: int

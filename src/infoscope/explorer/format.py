@@ -53,10 +53,14 @@ def put_thumbnail(folder: Path, image_set: str, image: int, picture: Image.Image
         image_set: id of the set.
         picture: the whole square that both crops are cut from.
     """
+    return put(folder, f"images/{image_set}/{image // 1000:04d}/{image:07d}", make_picture_url(picture, 75))
+
+
+def make_picture_url(picture: Image.Image, quality: int) -> str:
+    """Return a picture as a data: URL of WebP."""
     data = io.BytesIO()
-    picture.convert("RGB").save(data, "WEBP", quality=75)
-    url = f"data:image/webp;base64,{base64.b64encode(data.getvalue()).decode()}"
-    return put(folder, f"images/{image_set}/{image // 1000:04d}/{image:07d}", url)
+    picture.convert("RGB").save(data, "WEBP", quality=quality)
+    return f"data:image/webp;base64,{base64.b64encode(data.getvalue()).decode()}"
 
 
 def read(folder: Path, key: str) -> Any:

@@ -135,7 +135,7 @@ def explain_prediction(
     picture = load_picture(image, backbone.image_px, convert("resize", resize, Resize))
     tokens = Tokens(*(of.to(device) for of in backbone.tokens(torch.from_numpy(picture).permute(2, 0, 1)[None], layer)))
     inputs = PredictInputs(
-        *(sae, _OneImage(tokens), backbone, layer),
+        *(sae, OneImage(tokens), backbone, layer),
         edits_patches=reads is not TokenChoice.cls,
         edits_prefix=reads is not TokenChoice.patch,
         check_origin=check_origin,
@@ -173,7 +173,7 @@ def _check(texts: Sequence[str], text: int | None, n_latents: int) -> None:
         raise InputError(f"Expected n_latents to be at least 1, got {n_latents}.")
 
 
-class _OneImage(TokenRows):
+class OneImage(TokenRows):
     """The tokens of one picture."""
 
     def __init__(self, tokens: Tokens) -> None:

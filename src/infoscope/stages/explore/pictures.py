@@ -26,6 +26,7 @@ from infoscope.runtime import processes
 from infoscope.runtime.files import write_json
 from infoscope.runtime.parts import cut
 from infoscope.runtime.store import Workspace
+from infoscope.stages.explore.images import count_browsed, key_of_browsed, list_browsed
 from infoscope.stages.images import count_images, open_split, scenes_of
 from infoscope.stages.levels import LevelMaps
 from infoscope.stages.rank import Rank
@@ -92,6 +93,7 @@ class Thumbnails(SingleStage[Pictures]):
         return {
             "made_from": hash_all(up),
             "n_images": ctx.config.explore.n_images,
+            "browsed": key_of_browsed(ctx),
             "size_px": find_square_px(ctx),
             "thumbnail_px": find_thumbnail_px(ctx),
         }
@@ -128,7 +130,9 @@ def find_thumbnail_px(ctx: Context) -> int:
 
 def list_shown(ctx: Context) -> Shown:
     """Return the images that any latent of any seed shows, or that can be browsed."""
-    return {"train": np.unique(np.concatenate([find_shown(ctx, seed) for seed in ctx.config.seeds]))}
+    of_latents, browsed = [find_shown(ctx, seed) for seed in ctx.config.seeds], list_browsed(ctx)
+    of_train = np.concatenate([*of_latents, browsed.get("train", np.zeros(0, np.int64))])
+    return {**browsed, "train": np.unique(of_train)}
 
 
 def find_shown(ctx: Context, seed: int) -> Int[np.ndarray, " n"]:
@@ -143,7 +147,9 @@ def count_shown(ctx: Context) -> tuple[int, bool]:
     if all(stage.at(ctx, seed).find() is not None for seed in ctx.config.seeds for stage in (Rank, LevelMaps)):
         return sum(map(len, list_shown(ctx).values())), False
     n_each = min(ctx.config.explore.n_images, ctx.config.scope.n_ranks) + N_SLOTS
-    return min(count_images(ctx, "train"), len(ctx.config.seeds) * count_latents(ctx) * n_each), True
+    n_of_latents, browsed = len(ctx.config.seeds) * count_latents(ctx) * n_each, count_browsed(ctx)
+    n_train = min(count_images(ctx, "train"), n_of_latents + browsed.get("train", 0))
+    return n_train + browsed.get("test", 0), True
 
 
 def write_thumbnails(ctx: Context, folder: Path, shown: Shown) -> dict[str, list[int]]:

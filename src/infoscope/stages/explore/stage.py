@@ -26,6 +26,14 @@ from infoscope.runtime.read_only import MissingArtifact
 from infoscope.runtime.store import Workspace
 from infoscope.scope.sparse_maps import ACTIVE_SHARE
 from infoscope.stages.explore.facts import LatentFacts, make_matchable, needs_of_facts
+from infoscope.stages.explore.images import (
+    count_browsed_bytes,
+    count_browsed_forwards,
+    key_of_browsed,
+    needs_of_browsed,
+    say_predictions,
+    write_browsed_images,
+)
 from infoscope.stages.explore.latents import write_latents
 from infoscope.stages.explore.pictures import (
     PART_IMAGES,
@@ -94,7 +102,8 @@ class Explore(SingleStage[ExplorerFacts]):
         of_seeds: dict[str, Any] = {}
         for seed in ctx.config.seeds:
             groups, facts = needs_of_groups(ctx, seed), needs_of_facts(ctx, seed)
-            nodes = {"latents": Latents.at(ctx, seed), **vars(groups), **vars(facts)}
+            of_images = needs_of_browsed(ctx, seed)
+            nodes = {"latents": Latents.at(ctx, seed), **vars(groups), **vars(facts), **vars(of_images)}
             of_seeds |= {f"{role}_seed{seed}": node for role, node in nodes.items()}
         images = vars(scenes_of(ctx, ctx.config.data))
         return Needs(**of_seeds, tokens=Tokens.at(ctx, "train"), thumbnails=Thumbnails.at(ctx), **images)
@@ -104,6 +113,7 @@ class Explore(SingleStage[ExplorerFacts]):
             "format": FORMAT,
             "made_from": hash_all(up),
             "explore": ctx.config.explore.cache_key_fields(),
+            "browsed": key_of_browsed(ctx),
         }
 
     def check(self, ctx: Context) -> None:
@@ -125,7 +135,9 @@ class Explore(SingleStage[ExplorerFacts]):
         for seed in ctx.config.seeds:
             view = name_view(seed)
             facts = LatentFacts.read(ctx, seed, {other: of for other, of in matchable.items() if other != view})
-            views.append(write_view(ctx, work.folder, seed) | facts.of_view)
+            browsed = write_browsed_images(ctx, seed, view, work.folder)
+            of_images = {"images": browsed, "predictions": say_predictions(ctx, seed)}
+            views.append(write_view(ctx, work.folder, seed) | facts.of_view | of_images)
             facts.write_matches(work.folder, view)
             write_latents(ctx, work.folder, view, seed, facts)
         sets = {
@@ -161,7 +173,9 @@ class Explore(SingleStage[ExplorerFacts]):
         n_latents = len(ctx.config.seeds) * count_latents(ctx)
         n_ranks, grid = min(ctx.config.explore.n_images, ctx.config.scope.n_ranks), find_sizes(ctx).grid
         like = [ctx.config.model.name, n_ranks]
-        return Work(n_latents, like, disk_bytes=n_latents * _count_latent_bytes(n_ranks, grid))
+        n_bytes = n_latents * _count_latent_bytes(n_ranks, grid) + len(ctx.config.seeds) * count_browsed_bytes(ctx)
+        n_forwards = sum(count_browsed_forwards(ctx, seed) for seed in ctx.config.seeds)
+        return Work(n_latents, like, n_forwards, disk_bytes=n_bytes)
 
     def closing(self, ctx: Context) -> Shown:
         handle = self.at(ctx)

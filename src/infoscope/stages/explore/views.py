@@ -49,8 +49,6 @@ def write_view(ctx: Context, folder: Path, seed: int) -> dict[str, Any]:
         "landmarks": _list_landmarks(scope),
         "columns": [_write_column(folder, view, column) for column in table],
         "block_size": BLOCK_LATENTS,
-        "images": {},
-        "predictions": None,
     }
 
 
