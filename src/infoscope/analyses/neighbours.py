@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -20,8 +21,8 @@ from infoscope.runtime.parts import cut
 from infoscope.runtime.progress import Advance, ignore
 
 CHUNK_VALUES = 2**24
-"""Cosines held at a time (64 MiB), or products of activations, at most."""
-_CONSTANT = 1e-12
+"""Cosines held at a time (64 MiB), or sums of products of activations (256 MiB), at most."""
+_CONSTANT = 1e-9
 """Share of a latent's sum of squares below which its deviations are rounding: it is the same in every image."""
 
 
@@ -177,33 +178,43 @@ def _find_correlated(
     Args:
         is_same: whether the others are the columns themselves; then none is its own neighbour.
     """
-    by_latent, n_images = csr_array(table.T), _size(table)[0]
-    (means, deviations), (other_means, other_deviations) = map(_measure_columns, (table, others))
-    found: list[TopSets] = []
+    (table, levels), (others, other_levels) = map(_standardise, (table, others))
+    by_latent = csr_array(table.T)
+    n_latents = _size(by_latent)[0]
+    found = TopSets(np.full((n_latents, n), -1), np.zeros((n_latents, n)))
     for some in _cut_products(by_latent, others):
         products = csr_array(by_latent[some] @ others)
-        products.sort_indices()
-        columns = np.asarray(products.indices)
-        rows = np.repeat(np.arange(some.start, some.stop), np.diff(np.asarray(products.indptr)))
-        covariances = np.asarray(products.data) - n_images * means[rows] * other_means[columns]
-        scale = deviations[rows] * other_deviations[columns]  # NaN of those that do not count
-        values = np.nan_to_num(np.clip(covariances / scale, 0, 1)).astype(np.float32)  # equal ones are equal now
-        if is_same:
-            values[rows == columns] = 0
-        found.append(find_top(csr_array((values, columns, products.indptr), shape=_size(products)), n))
-        progress(some.stop, _size(by_latent)[0])
-    return _join(found, n)
+        sums, indices = np.asarray(products.data), np.asarray(products.indices)
+        for latent, (start, end) in enumerate(pairwise(np.asarray(products.indptr)), some.start):
+            columns = indices[start:end]
+            values = (sums[start:end] - levels[latent] * other_levels[columns]).astype(np.float32)
+            if is_same:
+                values[columns == latent] = 0
+            least = np.partition(values, len(values) - n)[len(values) - n] if len(values) > n else 0
+            places = np.flatnonzero((values >= least) & (values > 0))
+            places = places[np.lexsort((columns[places], -values[places]))[:n]]
+            found.columns[latent, : len(places)] = columns[places]
+            found.values[latent, : len(places)] = np.minimum(values[places], 1)
+        progress(some.stop, n_latents)
+    return found
 
 
-def _measure_columns(table: csr_array) -> tuple[Float64[np.ndarray, " n"], Float64[np.ndarray, " n"]]:
-    """Return the mean of each column, and the root of its sum of squared deviations: NaN of those that do not count."""
+def _standardise(table: csr_array) -> tuple[csr_array, Float64[np.ndarray, " n"]]:
+    """Return each column over the root of its sum of squared deviations, and its mean over the same, times the root of
+    the number of images: the correlation of two columns is the product of the former less that of the latter.
+
+    Both are 0 of columns that do not count.
+    """
     n_images, n = _size(table)
     columns, values = np.asarray(table.indices), np.asarray(table.data)
     n_firing = np.bincount(columns, minlength=n)
     means = np.bincount(columns, values, n) / n_images
     deviations = np.bincount(columns, (values - means[columns]) ** 2, n) + (n_images - n_firing) * means**2
     counts = (n_firing >= MIN_IMAGES) & (deviations > _CONSTANT * np.bincount(columns, values**2, n))
-    return means, np.sqrt(np.where(counts, deviations, np.nan))
+    scale = np.divide(1, np.sqrt(deviations), out=np.zeros(n), where=counts)
+    scaled = csr_array((values * scale[columns], columns, table.indptr), shape=(n_images, n), copy=True)
+    scaled.eliminate_zeros()
+    return scaled, np.sqrt(n_images) * means * scale
 
 
 def _size(table: csr_array) -> tuple[int, int]:
