@@ -243,7 +243,7 @@ def test_a_second_run_reuses_it_and_a_setting_that_shows_other_things_does_not(
     made: tuple[Path, Recorder], ctx: Context
 ) -> None:
     assert "explore" in run_tiny(made[0], STAGE).stages("reused")
-    for setting in ("explore.n_images=2", "explore.thumbnail_px=64", "explore.n_near=3"):
+    for setting in ("explore.n_images=2", "explore.thumbnail_px=64", "explore.n_near=3", "explore.n_browsed=4"):
         other = Context(make_tiny_config(made[0], STAGE, setting), Recorder())
         assert Explore.at(other).hash != Explore.at(ctx).hash
         has_other_images = setting != "explore.n_near=3"

@@ -144,6 +144,17 @@ class Explore(SingleStage[ExplorerFacts]):
             split: _write_set(ctx, work.folder, split, images, pictures.missing[split])
             for split, images in shown.items()
         }
+        title = f"{ctx.config.model.name} on {ctx.config.data.kind.name}"
+        manifest = {
+            "format": FORMAT,
+            "title": title,
+            "facts": describe_experiment(ctx),
+            "made": f"infoscope {describe_environment()['versions']['infoscope']}",
+            "sets": sets,
+            "views": views,
+        }
+        write_page(work.folder, title)
+        write_tables(work.folder, manifest)
         found = ExplorerFacts(
             n_views=len(views),
             n_latents=sum(view["d_sae"] for view in views),
@@ -152,20 +163,8 @@ class Explore(SingleStage[ExplorerFacts]):
             image_bytes=_count_bytes(pictures.folder / "data"),
             data_bytes=_count_bytes(work.folder),
         )
-        title = f"{ctx.config.model.name} on {ctx.config.data.kind.name}"
         sizes = {"images": found.image_bytes, "data": found.data_bytes, "total": found.image_bytes + found.data_bytes}
-        manifest = {
-            "format": FORMAT,
-            "title": title,
-            "facts": describe_experiment(ctx),
-            "made": f"infoscope {describe_environment()['versions']['infoscope']}",
-            "sets": sets,
-            "views": views,
-            "bytes": sizes,
-        }
-        put(work.folder, "manifest", manifest)
-        write_page(work.folder, title)
-        write_tables(work.folder, manifest)
+        put(work.folder, "manifest", {**manifest, "bytes": sizes})
         pictures.link(work.folder)
         return found
 
