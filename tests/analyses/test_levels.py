@@ -20,9 +20,14 @@ from infoscope.analyses.levels import (
 )
 from infoscope.runtime import parts
 from infoscope.sae import passes
-from infoscope.sae.model import TokenNorm
+from infoscope.sae.activations import TopK
+from infoscope.sae.model import SparseAutoencoder, TokenNorm
+from infoscope.vision.tokens.extract import extract_tokens
+from infoscope.vision.tokens.source import LiveTokens
 from tests.support import imported_samples
 from tests.support.imported_samples import D_SAE, DEAD
+from tests.support.live_samples import N as N_LIVE
+from tests.support.live_samples import PixelBackbone, read_images
 from tests.support.memory_tokens import MemoryTokens
 
 N, GRID = 30, 3
@@ -160,3 +165,16 @@ def test_the_spread_is_the_histogram_of_what_fires() -> None:
         assert found.n_firing[latent] == len(fires)
         assert found.largest[latent] == np.float32(fires.max(initial=0))
     assert found.counts[5].tolist() == [0] * (N_BINS - 1) + [1]
+
+
+def test_images_that_are_encoded_anew_give_the_levels_of_kept_tokens(tmp_path: Path) -> None:
+    (tmp_path / "stored").mkdir()
+    (tmp_path / "live").mkdir()
+    stored = extract_tokens(PixelBackbone(), read_images, N_LIVE, 0, tmp_path / "stored", batch_images=8)
+    extract_tokens(PixelBackbone(), read_images, N_LIVE, 0, tmp_path / "live", None, batch_images=8)
+    live = LiveTokens(tmp_path / "live", PixelBackbone(), read_images)
+    sae = SparseAutoencoder(PixelBackbone().d_in, 12, TopK(2)).requires_grad_(False)
+    kept, anew = (measure_levels(sae, tokens, 21) for tokens in (stored, live))
+    np.testing.assert_array_equal(kept.rows, anew.rows)
+    np.testing.assert_allclose(np.asarray(kept.maps), np.asarray(anew.maps), rtol=1e-5)
+    assert kept.images.max() > 21

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from itertools import pairwise
 from math import isqrt
 from pathlib import Path
@@ -58,7 +58,7 @@ class Levels:
     rows: Int32[np.ndarray, "d_sae n_slots"]
     maps: SparseMaps
 
-    @property
+    @cached_property
     def images(self) -> Int64[np.ndarray, "d_sae n_slots"]:
         """The images of `rows` as positions in the image set; -1 for none."""
         return np.where(self.rows >= 0, np.asarray(self.codes.image_index)[self.rows], -1)
