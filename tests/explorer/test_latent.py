@@ -62,12 +62,12 @@ def test_controls_change_the_maps_and_the_address(open_page, sample):
     weak = int(maps[:8].max(axis=1).argmin())
     raw = _read_canvas(page, weak)
     page.locator(".map-controls select").select_option("normalised")
-    page.wait_for_function("location.hash.includes('maps=normalised')")
-    page.wait_for_function("document.querySelector('.colour-bar').textContent.includes('largest of each map')")
+    page.wait_for_selector(".colour-bar:has-text('largest of each map')")
+    assert "maps=normalised" in page.url
     best = int(maps[weak].argmax())
     assert _read_canvas(page, weak)[best, 3] == 255 > raw[best, 3]
     page.get_by_label("Opacity of maps").fill("0.25")
-    page.wait_for_function("document.querySelector('.pair canvas').style.opacity === '0.25'")
+    page.wait_for_selector(".pair canvas[style*='opacity: 0.25']")
     assert "opacity=0.25" in page.url
 
 
@@ -76,7 +76,8 @@ def test_flow_is_that_of_the_maps(open_page, sample):
     found, maps = _read_maps(page, 7)
     known = [rank for rank, emd in enumerate(found["ranks"]["emd"]) if emd is not None]
     assert 8 < len(known) < 16
-    page.wait_for_function(f"document.querySelectorAll('.flow').length === {len(known)}")
+    page.wait_for_selector(f".flow >> nth={len(known) - 1}")
+    assert page.locator(".flow").count() == len(known)
     assert page.locator(".pair .warning").count() == 0  # kept distances are those of the maps
     ones, others = (_cut(maps[crop - 1 :: 2], crop) for crop in (1, 2))
     for nth, rank in enumerate(known):
@@ -119,7 +120,8 @@ def test_damaged_distance_is_told(open_page, sample, tmp_path):
 
 
 def test_ways_to_other_latents(open_page, sample):
-    page = _open(open_page, sample, "latent/3")
+    page = _open(open_page, sample, "latent/3?sort=latent")
+    page.wait_for_selector("text=4 of 300 in the order of the table")
     assert page.locator("main h2").inner_text() == f"Latent 3 {EVIL}"
     page.keyboard.press("ArrowRight")
     page.wait_for_selector("main h2:has-text('Latent 4')")
@@ -137,9 +139,23 @@ def test_ways_to_other_latents(open_page, sample):
         assert links == [str(latent) for latent in found["near"][kind]["latents"]]
     if found["elsewhere"]:
         page.get_by_role("link", name="side by side", exact=True).last.click()
-        page.wait_for_function(f"location.hash.includes('pair=299-{found['elsewhere'][0]['latent']}')")
+        page.wait_for_url(re.compile(f"pair=299-{found['elsewhere'][0]['latent']}"))
     page.goto(f"{sample.as_uri()}#/latent/300")
     page.wait_for_selector("text=There is no latent 300")
+
+
+def test_steps_follow_the_table(open_page, sample):
+    page = open_page(f"{sample.as_uri()}#/overview?filter=cds+%3E+0.05&sort=-cds")
+    cds = page.evaluate("infoscope.column('seed0', 'cds').then(({ values }) => Array.from(values, (of) => of || 0))")
+    order = np.argsort(-np.array(cds), kind="stable")[: (np.array(cds) > 0.05).sum()]
+    page.evaluate(f"infoscope.go({{ page: 'latent', latent: {order[1]} }})")
+    page.wait_for_selector(f"text=2 of {len(order)} in the order of the table")
+    page.get_by_role("link", name="next").click()
+    page.wait_for_selector(f"main h2:has-text('Latent {order[2]}')")
+    page.keyboard.press("ArrowLeft")
+    page.wait_for_selector(f"main h2:has-text('Latent {order[1]}')")
+    page.evaluate(f"infoscope.go({{ latent: {int(np.argmin(cds))} }})")
+    page.wait_for_selector("text=not among those that the table shows")
 
 
 def test_what_was_not_measured_is_told(open_page, sample, tmp_path):
@@ -150,7 +166,7 @@ def test_what_was_not_measured_is_told(open_page, sample, tmp_path):
     )
     page.wait_for_selector(".absent")
     said = " ".join(page.locator(".absent").all_inner_texts())
-    for words in ("explore.n_images", "Co-activation was not measured", "explore.beside"):
+    for words in ("explore.n_images", "Co-activation was not measured", "Its matches were not measured"):
         assert words in said
     assert page.evaluate("document.documentElement.scrollWidth") == 390
     page.get_by_text("All else that the table knows of it").click()

@@ -77,9 +77,9 @@
   };
 
   /**
-   * An optimal plan that moves one map onto another: {cost, moved, kept, moves}, or null where a map is silent. cost: the
-   * earth mover's distance in patches, each map divided by its sum. moves: [{from, to, mass, distance}], patches counted
-   * row by row, most mass first; moved: their mass; kept: per patch, the mass that stays.
+   * An optimal plan that moves one map onto another: {cost, moved, kept, moves}, or null where a map is silent. cost:
+   * the earth mover's distance in patches, each map divided by its sum. moves: [{from, to, mass, distance}], patches
+   * counted row by row, most mass first; moved: their mass; kept: per patch, the mass that stays.
    *
    * What both maps have in a patch stays there, which is exact: by the triangle inequality mass that came into the
    * patch from A and left it for B can as well go from A to B.
@@ -112,11 +112,11 @@
     return { cost, moved: moves.reduce((sum, move) => sum + move.mass, 0), kept, moves };
   };
 
-  const MOST_ARROWS = 60, WORDS = { 1: "crop 1", 2: "crop 2" };
+  const MOST_ARROWS = 60;
 
   /**
-   * The flow between the maps of both crops on the shared region: {flow, emd (share of the largest distance), slack (by how
-   * much its rounding to steps of `step` can change it), why (in words, where there is none)}.
+   * The flow between the maps of both crops on the shared region: {flow, emd (share of the largest distance), slack (by
+   * how much the rounding of maps to multiples of `step` can change it), why (in words, where there is none)}.
    */
   infoscope.pairFlow = (view, map1, map2, step) => {
     const side = view.grid - view.shift;
@@ -125,7 +125,7 @@
     const silent = [1, 2].filter((crop) => !(sums[crop - 1] > 0));
     if (silent.length) {
       const isOutside = silent.every((crop) => [map1, map2][crop - 1].places.length > 0);
-      const where = silent.length === 2 ? "both crops" : WORDS[silent[0]];
+      const where = silent.length === 2 ? "both crops" : `crop ${silent[0]}`;
       return { flow: null, emd: null, slack: 0,
         why: `silent on the shared region of ${where}${isOutside ? " (it fires beside it)" : ""}` };
     }
@@ -134,39 +134,42 @@
   };
 
   /** The flow in words. */
-  infoscope.describeFlow = ({ flow, emd }) => flow.moved < 1e-9 ? "Nothing moves: both maps are alike."
-    : `${infoscope.show(100 * flow.moved, 2)}% of the mass moves, ${infoscope.show(flow.cost / flow.moved, 2)} patches on average: `
-      + `${infoscope.show(flow.cost)} patches over all of it, ${infoscope.show(emd)} of the largest distance.`;
+  infoscope.describeFlow = ({ flow, emd }) => {
+    if (flow.moved < 1e-9) return "Nothing moves: both maps are alike.";
+    const share = infoscope.show(100 * flow.moved, 2), mean = infoscope.show(flow.cost / flow.moved, 2);
+    const cost = infoscope.show(flow.cost);
+    return `${share}% of the mass moves, ${mean} patches on average: ${cost} patches over all of it, `
+      + `${infoscope.show(emd)} of the largest distance.`;
+  };
 
   const drawArrow = (move, side, width) => {
-    const [x1, y1, x2, y2] = [move.from % side, Math.floor(move.from / side), move.to % side, Math.floor(move.to / side)]
-      .map((at) => at + 0.5);
-    const length = Math.hypot(x2 - x1, y2 - y1), along = [(x2 - x1) / length, (y2 - y1) / length];
+    const [[x1, y1], [x2, y2]] = [move.from, move.to].map((at) => [(at % side) + 0.5, Math.floor(at / side) + 0.5]);
+    const length = Math.hypot(x2 - x1, y2 - y1), [right, down] = [(x2 - x1) / length, (y2 - y1) / length];
     const unit = Math.max(1, side / 9); // heads stay visible on a fine grid
     const head = Math.min(0.5 * unit, 0.6 * length), half = (unit * width) / 2, wing = half + 0.13 * unit;
     const outline = [[0, -half], [length - head, -half], [length - head, -wing], [length, 0], [length - head, wing],
       [length - head, half], [0, half]];
-    return outline.map(([far, aside]) => [x1 + far * along[0] - aside * along[1], y1 + far * along[1] + aside * along[0]]
-      .map((at) => at.toFixed(3)).join(",")).join(" ");
+    const turn = ([far, aside]) => [x1 + far * right - aside * down, y1 + far * down + aside * right];
+    return outline.map((point) => turn(point).map((at) => at.toFixed(3)).join(",")).join(" ");
   };
 
-  /** FlowPicture({view, set, image, pair, alt, size}): the shared region, with arrows for what moves and dots for what stays. */
+  /** FlowPicture({view, set, image, pair, alt, size}): the shared region; arrows: what moves, dots: what stays. */
   infoscope.FlowPicture = ({ view, set, image, pair, alt, size }) => {
     const side = view.grid - view.shift, { kept, moves, moved } = pair.flow;
     const drawn = moves.slice(0, MOST_ARROWS), most = Math.max(...kept, moves[0]?.mass ?? 0);
     const share = drawn.reduce((sum, move) => sum + move.mass, 0) / (moved || 1);
+    const percent = infoscope.show(100 * share, 2);
     const words = drawn.length === moves.length ? ""
-      : ` Drawn: the ${drawn.length} largest of ${moves.length} moves, ${infoscope.show(100 * share, 2)}% of what moves.`;
+      : ` Drawn: the ${drawn.length} largest of ${moves.length} moves, ${percent}% of their mass.`;
     return html`<${infoscope.Picture} view=${view} set=${set} image=${image} crop="shared" size=${size}
       alt=${`${alt}. ${infoscope.describeFlow(pair)}${words}`}>
       <svg class="flow" viewBox=${`0 0 ${side} ${side}`} aria-hidden="true" data-moves=${moves.length}
         data-moved=${moved}>
         <title>${infoscope.describeFlow(pair) + words}</title>
-        ${Array.from(kept, (mass, at) => mass > most / 400 && html`<circle cx=${(at % side) + 0.5}
-          cy=${Math.floor(at / side) + 0.5}
-          r=${0.42 * Math.sqrt(mass / most)} />`)}
-        ${drawn.map((move) => html`<polygon points=${drawArrow(move, side, 0.05 + (0.35 * move.mass) / most)}
-          data-mass=${move.mass} />`)}
+        ${Array.from(kept, (mass, at) => mass > most / 400 && html`
+          <circle cx=${(at % side) + 0.5} cy=${Math.floor(at / side) + 0.5} r=${0.42 * Math.sqrt(mass / most)} />`)}
+        ${drawn.map((move) => html`
+          <polygon points=${drawArrow(move, side, 0.05 + (0.35 * move.mass) / most)} data-mass=${move.mass} />`)}
       </svg>
     </${infoscope.Picture}>`;
   };

@@ -1,8 +1,8 @@
 "use strict";
 // The page of one latent: what is known of it, its top images as pairs of crops, and what it is elsewhere.
 (() => {
-  const { html } = infoscope;
-  const MAIN = ["cds", "cds_low", "cds_high", "cds_minus_chance", "chance", "group", "undecided", "firing_rate", "mass", "name"];
+  const { html, useEffect, useState } = infoscope;
+  const MAIN = ["cds", "cds_low", "cds_high", "cds_minus_chance", "group", "undecided", "firing_rate", "mass", "name"];
 
   /** A hook: {value, error} of all that is known of a latent beside its row, maps unpacked as `unpacked`. */
   infoscope.useDetail = (view, latent) => infoscope.useLoaded(async () => {
@@ -18,14 +18,16 @@
 
   const Facts = ({ view, columns, latent }) => {
     const of = (name) => infoscope.valueOf(columns[name], latent), show = (name) => infoscope.show(of(name));
-    const interval = of("cds_low") !== null ? html` <span
-      class="unit">interval ${show("cds_low")} to ${show("cds_high")}</span>` : null;
     const unit = (name) => html` <span class="unit">${columns[name]?.unit === "1" ? "" : columns[name]?.unit}</span>`;
+    const cds = of("cds") === null ? "none: too few of its pairs have a distance" : show("cds");
     return html`<dl class="facts">
       <${Fact} name="group" value=${of("group") && html`<${infoscope.GroupMark} view=${view} group=${of("group")} />`}>
-        ${of("undecided") ? html` <span class="unit">undecided: its pairs leave its group open</span>` : ""}</${Fact}>
-      ${columns.cds && html`<${Fact} name="CDS"
-        value=${of("cds") === null ? "none: too few of its pairs have a distance" : show("cds")}>${interval}</${Fact}>`}
+        ${of("undecided") ? html` <span class="unit">undecided: its pairs leave its group open</span>` : ""}
+      </${Fact}>
+      ${columns.cds && html`<${Fact} name="CDS" value=${cds}>
+        ${of("cds_low") !== null && html` <span class="unit" title=${columns.cds_low.heading}>
+          interval ${show("cds_low")} to ${show("cds_high")}</span>`}
+      </${Fact}>`}
       <${Fact} name="CDS - chance" value=${show("cds_minus_chance")} />
       <${Fact} name="firing rate" value=${show("firing_rate")}>${unit("firing_rate")}</${Fact}>
       <${Fact} name="mass" value=${show("mass")}>${unit("mass")}</${Fact}>
@@ -35,40 +37,50 @@
   const OtherColumns = ({ view, latent }) => {
     const columns = infoscope.useColumns(view, view.columns.map(({ name }) => name));
     if (!columns) return html`<p role="status">Loading ...</p>`;
-    return html`<div class="wide"><table class="all-columns"><thead><tr><th scope="col">what</th><th
-      scope="col">value</th><th scope="col">unit</th></tr></thead>
-      <tbody>${view.columns.filter(({ name }) => !MAIN.includes(name) || name === "chance").map(({ name, heading, unit }) => html`<tr key=${name}>
-        <th scope="row" title=${name}>${heading || name}</th><td
-          class="number">${infoscope.showValue(infoscope.valueOf(columns[name], latent)) || "not known"}</td>
-        <td class="unit">${unit === "1" ? "" : unit}</td></tr>`)}</tbody></table></div>`;
+    const rows = view.columns.filter(({ name }) => !MAIN.includes(name));
+    return html`<div class="wide"><table class="all-columns">
+      <thead><tr><th scope="col">what</th><th scope="col">value</th><th scope="col">unit</th></tr></thead>
+      <tbody>${rows.map(({ name, heading, unit }) => html`<tr key=${name}>
+        <th scope="row" title=${name}>${heading || name}</th>
+        <td class="number">${infoscope.showValue(infoscope.valueOf(columns[name], latent)) || "not known"}</td>
+        <td class="unit">${unit === "1" ? "" : unit}</td>
+      </tr>`)}</tbody></table></div>`;
   };
 
   const FoldedColumns = ({ view, latent }) => {
-    const [isOpen, setOpen] = infoscope.useState(false);
-    return html`<details
-      onToggle=${(event) => setOpen(event.currentTarget.open)}><summary>All else that the table knows of it</summary>
+    const [isOpen, setOpen] = useState(false);
+    return html`<details onToggle=${(event) => setOpen(event.currentTarget.open)}>
+      <summary>All else that the table knows of it</summary>
       ${isOpen && html`<${OtherColumns} view=${view} latent=${latent} />`}</details>`;
   };
 
-  // the latents that the table shows, in its order; else all of them
+  // which latents come before and after: in what the table shows, else by number; none until that is known
   const useNeighbours = (view, shown) => {
-    const { value } = infoscope.useLoaded(async () => infoscope.order ? infoscope.order(view) : null, [view.id, shown.filter, shown.sort]);
+    const { value, error } = infoscope.useLoaded(() => infoscope.order(view),
+      [view.id, shown.filter, shown.sort, shown.brush, shown.box, shown.selected]);
+    if (!value && !error) return { before: null, after: null, words: "" };
     const place = value ? value.indexOf(shown.latent) : -1, isListed = place >= 0;
-    const order = (step) => isListed ? value[place + step] : shown.latent + step;
-    const check = (latent) => latent >= 0 && latent < view.d_sae ? latent : null;
-    return { before: check(order(-1)), after: check(order(1)), place, n: value?.length ?? view.d_sae, isListed, isFiltered: value && value.length < view.d_sae };
+    const [before, after] = [-1, 1].map((step) => {
+      const latent = isListed ? value[place + step] : shown.latent + step;
+      return latent >= 0 && latent < view.d_sae ? latent : null;
+    });
+    const words = isListed ? `${infoscope.show(place + 1)} of ${infoscope.show(value.length)} in the order of the table`
+      : "not among those that the table shows: steps are by number";
+    return { before, after, words };
   };
 
   const goTo = (latent) => infoscope.go({ page: "latent", latent });
   const isTyping = (event) => event.target.closest("input, select, textarea, [role=grid], [contenteditable]");
 
   const Steps = ({ view, shown }) => {
-    const { before, after, place, n, isListed, isFiltered } = useNeighbours(view, shown);
-    infoscope.useEffect(() => {
+    const { before, after, words } = useNeighbours(view, shown);
+    useEffect(() => {
       const press = (event) => {
         if (event.altKey || event.ctrlKey || event.metaKey || event.shiftKey || isTyping(event)) return;
         const latent = { ArrowLeft: before, ArrowRight: after }[event.key] ?? null;
-        if (latent !== null) { event.preventDefault(); goTo(latent); }
+        if (latent === null) return;
+        event.preventDefault();
+        goTo(latent);
       };
       window.addEventListener("keydown", press);
       return () => window.removeEventListener("keydown", press);
@@ -77,49 +89,54 @@
       event.preventDefault();
       goTo(Number.parseInt(new FormData(event.target).get("latent"), 10) || 0);
     };
-    const step = (latent, words) => latent === null ? html`<span class="step off">${words}</span>`
-      : html`<a class="step" href=${infoscope.address({ page: "latent", latent })}>${words}</a>`;
+    const step = (latent, text) => latent === null ? html`<span class="step off">${text}</span>`
+      : html`<a class="step" href=${infoscope.address({ page: "latent", latent })}>${text}</a>`;
     return html`<nav class="steps" aria-label="Latents">${step(before, "← previous")} ${step(after, "next →")}
       <form onSubmit=${submit}><label>Latent <input name="latent" type="number" min="0" max=${view.d_sae - 1}
-        defaultValue=${shown.latent} key=${shown.latent} required /></label>
-        <button>Go</button></form>
-      <span class="unit">${isListed ? `${infoscope.show(place + 1)} of ${infoscope.show(n)} in the order of the table` : isFiltered
-        ? "not among those that the table shows: steps are by number" : "steps are by number"}; keys ← and →</span></nav>`;
+        key=${shown.latent} defaultValue=${shown.latent} required /></label> <button>Go</button></form>
+      <span class="unit">${words && `${words}; `}keys ← and →</span></nav>`;
   };
 
+  const TopImages = ({ view, shown, ranks, scale }) => html`
+    <p>The images in which it fires most, best first, each in two crops that are shifted by
+      ${" " + infoscope.count(view.shift, "patch", "patches")}; the outlined region is the same part of the image in
+      both. EMD: how far its activation moves there, as a share of the largest distance.</p>
+    <${infoscope.MapControls} shown=${shown} scale=${scale} hasFlow />
+    ${shown.flow === "on" && html`<p class="key">What moves, from crop 1 to crop 2: arrows, as wide as the mass that
+      moves; dots: mass that stays.</p>`}
+    <${infoscope.Pairs} view=${view} shown=${shown} ranks=${ranks} scale=${scale} />`;
+
   const Body = ({ view, shown, latent }) => {
-    const columns = infoscope.useColumns(view, MAIN), { value: detail, error } = infoscope.useDetail(view, latent);
-    const size = infoscope.useNarrow() ? 108 : 128;
+    const columns = infoscope.useColumns(view, [...MAIN, "chance"]);
+    const { value: detail, error } = infoscope.useDetail(view, latent);
     const name = infoscope.valueOf(columns?.name, latent), ranks = detail?.ranks;
+    const chance = infoscope.valueOf(columns?.chance, latent);
     const scale = Math.max(0, ...["ranks", "levels", "random"].map((part) => detail?.[part]?.maps.scale ?? 0));
-    return html`<div class="latent-head"><h2>Latent ${latent}${name ? html` <span
-      class="latent-name">${name}</span>` : ""}</h2>
-      ${columns && html`<${Facts} view=${view} columns=${columns} latent=${latent} />`}
-      <${FoldedColumns} view=${view} latent=${latent} /></div>
+    return html`
+      <div class="latent-head">
+        <h2>Latent ${latent}${name && html` <span class="latent-name">${name}</span>`}</h2>
+        ${columns && html`<${Facts} view=${view} columns=${columns} latent=${latent} />`}
+        <${FoldedColumns} view=${view} latent=${latent} />
+      </div>
       ${error && html`<p class="warning" role="alert">Its pictures cannot be shown: ${error}</p>`}
       ${!detail && !error && html`<p role="status">Loading ...</p>`}
       ${detail && html`
         <section aria-labelledby="pairs"><h3 id="pairs">Top images</h3>
-          ${ranks ? html`<p>The images in which it fires most, best first, each in two crops that are shifted by ${infoscope.count(view.shift, "patch", "patches")}; the
-            outlined region is the same part of the image in both. EMD: how far its activation moves there, as a share of the largest distance.</p>
-          <${infoscope.MapControls} shown=${shown} scale=${scale} hasFlow />
-          ${shown.flow === "on" && html`<p
-            class="key">What moves, from crop 1 to crop 2: arrows, as wide as the mass that moves; dots: mass that stays.</p>`}
-          <${infoscope.Pairs} view=${view} shown=${shown} ranks=${ranks} scale=${scale} />`
-          : html`<p class="absent">There are no pictures of this latent here: set
-            <code>explore.n_images</code> above 0, then <code>infoscope stage=explore</code>.</p>`}
+          ${ranks ? html`<${TopImages} view=${view} shown=${shown} ranks=${ranks} scale=${scale} />`
+            : html`<p class="absent">There are no pictures of this latent here: set <code>explore.n_images</code> above
+              0, then <code>infoscope stage=explore</code>.</p>`}
         </section>
         ${ranks && html`<section aria-labelledby="by-rank"><h3 id="by-rank">CDS by rank</h3>
-          <${infoscope.RankPlot} view=${view} ranks=${ranks} chance=${infoscope.valueOf(columns?.chance, latent)}
-            /></section>`}
-        <${infoscope.Profile} view=${view} shown=${shown} latent=${latent} detail=${detail} scale=${scale} size=${size}
-          />`}`;
+          <${infoscope.RankPlot} view=${view} ranks=${ranks} chance=${chance} /></section>`}
+        <${infoscope.Profile} view=${view} shown=${shown} latent=${latent} detail=${detail} scale=${scale} />`}`;
   };
 
   infoscope.LatentPage = ({ view, shown }) => {
     const { latent } = shown;
-    return html`<div class="in-depth"><${Steps} view=${view} shown=${shown} />${latent >= 0 && latent < view.d_sae
-      ? html`<${Body} key=${`${view.id}/${latent}`} view=${view} shown=${shown} latent=${latent} />`
-      : html`<p>There is no latent ${latent}: this SAE has ${infoscope.show(view.d_sae)}, 0 to ${view.d_sae - 1}.</p>`}</div>`;
+    return html`<div class="in-depth"><${Steps} view=${view} shown=${shown} />
+      ${latent >= 0 && latent < view.d_sae
+        ? html`<${Body} key=${`${view.id}/${latent}`} view=${view} shown=${shown} latent=${latent} />`
+        : html`<p>There is no latent ${latent}: this SAE has ${infoscope.show(view.d_sae)}, 0 to
+          ${" "}${view.d_sae - 1}.</p>`}</div>`;
   };
 })();

@@ -20,7 +20,8 @@
   const useNear = (element) => {
     const [isNear, set] = infoscope.useState(false);
     infoscope.useEffect(() => {
-      const observer = new IntersectionObserver(([entry]) => entry.isIntersecting && set(true), { rootMargin: "300px" });
+      const see = ([entry]) => entry.isIntersecting && set(true);
+      const observer = new IntersectionObserver(see, { rootMargin: "300px" });
       observer.observe(element.current);
       return () => observer.disconnect();
     }, []);
@@ -38,7 +39,7 @@
       ${label !== null && classes?.[label] !== undefined ? ` (${classes[label]})` : ""}</span>`;
   };
 
-  /** MappedPicture({view, set, image, crop, map, shown, scale, size, name}): a picture with a map, which its alt text tells. */
+  /** MappedPicture({view, set, image, crop, map, shown, scale, size, name}): with a map, which its alt text tells. */
   infoscope.MappedPicture = ({ view, set, image, crop = 0, map, shown, scale, size, name }) => {
     const side = view.grid - view.shift, start = crop ? infoscope.sharedStart(view, crop) : null;
     const percent = (patches) => `${(100 * patches) / view.grid}%`;
@@ -50,15 +51,16 @@
     </${infoscope.Picture}>`;
   };
 
-  // why a stored EMD is not that of its maps, in words; "" where they agree
+  // why an EMD that is kept is not that of its maps, in words; "" where they agree
   const findFault = (stored, { emd, slack, why }) => {
     if (emd === null && stored === null) return "";
     if (emd !== null && stored !== null) {
       return Math.abs(emd - stored) <= LARGEST_ERROR + slack ? ""
-        : `The EMD that is kept, ${infoscope.show(stored)}, is not that of these maps, ${infoscope.show(emd)}: the folder is damaged,`
-          + " or of another version. Write it again.";
+        : `The EMD that is kept, ${infoscope.show(stored)}, is not that of these maps, ${infoscope.show(emd)}: the`
+          + " folder is damaged, or of another version. Write it again.";
     }
-    return stored === null ? `No EMD is kept, but these maps have one, ${infoscope.show(emd)}: the folder is damaged. Write it again.`
+    return stored === null
+      ? `No EMD is kept, but these maps have one, ${infoscope.show(emd)}: the folder is damaged. Write it again.`
       : `These maps are ${why}, or too weak to be kept, but an EMD of ${infoscope.show(stored)} is.`;
   };
 
@@ -78,11 +80,12 @@
       <figcaption>crop ${number}</figcaption></figure>`;
     return html`<li class="pair" ref=${element} data-rank=${rank}>
       <p><b>${rank}</b> <${infoscope.ImageName} view=${view} set=${view.set} image=${image} /><br />
-        <span class="numbers">EMD ${emd === null ? "none" : infoscope.show(emd)} · activation ${infoscope.show(activation)}</span></p>
+        <span class="numbers">EMD ${emd === null ? "none" : infoscope.show(emd)} · activation
+          ${" "}${infoscope.show(activation)}</span></p>
       <div class="crops">${crop(1)}${crop(2)}
-        ${isFlowShown && pair?.flow && html`<figure><${infoscope.FlowPicture} view=${view} set=${view.set}
-          image=${image}
-          pair=${pair} size=${size} alt=${`Rank ${rank}, the region that both crops share`} />
+        ${isFlowShown && pair?.flow && html`<figure>
+          <${infoscope.FlowPicture} view=${view} set=${view.set} image=${image} pair=${pair} size=${size}
+            alt=${`Rank ${rank}, the region that both crops share`} />
           <figcaption>what moves</figcaption></figure>`}</div>
       ${emd === null && html`<p class="why">No EMD: ${why || "none was measured"}.</p>`}
       ${isFlowShown && pair?.flow && html`<p class="flow-words">${infoscope.describeFlow(pair)}</p>`}
@@ -90,19 +93,19 @@
     </li>`;
   };
 
-  /** Pairs({view, shown, ranks, scale, limit}): the top images in order of rank; `ranks` of a latent's details, maps unpacked. */
+  /** Pairs({view, shown, ranks, scale, limit}): the top images in order of rank; `ranks` as of useDetail. */
   infoscope.Pairs = ({ view, shown, ranks, scale, limit = Infinity }) => {
     const size = infoscope.useNarrow() ? 108 : 128;
     const at = ranks.images.map((_, i) => i).filter((i) => ranks.images[i] >= 0).slice(0, limit);
     const silent = at.filter((i) => ranks.emd[i] === null);
     if (at.length === 0) return html`<p class="absent">It fires in no image of this set.</p>`;
     return html`
-      ${silent.length > 0 && html`<p
-        class="silent-pairs">${infoscope.count(silent.length, "pair")} of ${at.length} ${silent.length === 1
-        ? "has" : "have"} no EMD, for the latent is silent on what both crops share: rank ${silent.map((i) => i + 1).join(", ")}.</p>`}
-      <ol class="pairs">${at.map((i) => html`<${Pair} key=${i} view=${view} shown=${shown} rank=${i + 1}
-        image=${ranks.images[i]}
-        maps=${[ranks.unpacked[2 * i], ranks.unpacked[2 * i + 1]]} emd=${ranks.emd[i]} activation=${ranks.activation[i]}
-        scale=${scale} step=${ranks.maps.scale / 65535} size=${size} />`)}</ol>`;
+      ${silent.length > 0 && html`<p class="silent-pairs">${infoscope.count(silent.length, "pair")} of ${at.length}
+        ${silent.length === 1 ? " has" : " have"} no EMD, for the latent is silent on what both crops share: rank
+        ${" "}${silent.map((i) => i + 1).join(", ")}.</p>`}
+      <ol class="pairs">${at.map((i) => html`
+        <${Pair} key=${i} view=${view} shown=${shown} rank=${i + 1} image=${ranks.images[i]} emd=${ranks.emd[i]}
+          maps=${[ranks.unpacked[2 * i], ranks.unpacked[2 * i + 1]]} activation=${ranks.activation[i]}
+          scale=${scale} step=${ranks.maps.scale / 65535} size=${size} />`)}</ol>`;
   };
 })();

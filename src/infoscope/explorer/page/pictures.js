@@ -1,5 +1,5 @@
 "use strict";
-// An image, or a crop of it, with an activation map over it. Each thumbnail shows the whole square that both crops are cut from.
+// An image, or a crop of it, with an activation map over it. A thumbnail shows the square that crops are cut from.
 (() => {
   const { html } = infoscope;
   const missing = new Set();
@@ -7,7 +7,7 @@
   /** How many images that were asked for could not be shown. */
   infoscope.countMissing = () => missing.size;
 
-  /** Where a crop lies in the square of the thumbnail: {left, top, share of its side}; 0: all of it, "shared": of both. */
+  /** Where a crop lies in the thumbnail: {left, top, share of its side}; 0: all of it, "shared": what both show. */
   infoscope.cropPlace = (view, crop) => {
     const side = view.grid + view.shift, start = view.shift / side;
     if (crop === 0) return { left: 0, top: 0, share: 1 };
@@ -46,25 +46,29 @@
   /** The activation that is drawn fully: `scale` for all maps, or each map's own largest. */
   infoscope.mapScale = (shown, map, scale) => shown.maps === "normalised" ? Math.max(0, ...map.values) : scale;
 
-  /** MapControls({shown, scale, hasFlow}): how maps are drawn, for all pictures of a page, with the bar of their colours. */
+  // what the colours of maps mean; scale null: each latent has its own
+  const tellColours = (isRaw, scale) => {
+    if (!isRaw) return ["largest of each map", "Colours run from 0 to the largest of each map"];
+    const end = scale === null ? "largest of each latent" : `${infoscope.show(scale)} (activation)`;
+    return [end, `Colours run from 0 to ${end}`];
+  };
+
+  /** MapControls({shown, scale, hasFlow}): how maps are drawn on a page, with the bar of their colours. */
   infoscope.MapControls = ({ shown, scale, hasFlow = false }) => {
     const isRaw = shown.maps !== "normalised";
     const set = (name) => (event) => infoscope.go({ [name]: event.target.value }, true);
+    const setFlow = (event) => infoscope.go({ flow: event.target.checked ? "on" : "off" }, true);
+    const [end, label] = tellColours(isRaw, scale);
     return html`<div class="map-controls" role="group" aria-label="How maps are drawn">
       <label>Opacity of maps <input type="range" min="0" max="1" step="0.05" value=${shown.opacity}
-        onInput=${set("opacity")}
-        aria-valuetext=${`${Math.round(100 * shown.opacity)}%`} /></label>
+        onInput=${set("opacity")} aria-valuetext=${`${Math.round(100 * shown.opacity)}%`} /></label>
       <label>Maps <select value=${isRaw ? "raw" : "normalised"} onChange=${set("maps")}>
-        <option value="raw">raw: one scale for all</option><option
-          value="normalised">normalised: each by its largest</option>
-      </select></label>
-      ${hasFlow && html`<label><input type="checkbox" checked=${shown.flow === "on"}
-        onChange=${(event) => infoscope.go({ flow: event.target.checked ? "on" : "off" }, true)}
-          /> what moves between the crops</label>`}
-      <span class="colour-bar" role="img" aria-label=${isRaw
-        ? `Colours run from 0 to ${scale === null ? "the largest activation of each latent" : `an activation of ${infoscope.show(scale)}`}` : "Colours run from 0 to the largest activation of each map"}>0
-        <span class="ramp" style=${{ backgroundImage: infoscope.heatGradient() }}></span>
-        ${isRaw ? (scale === null ? "largest of each latent" : `${infoscope.show(scale)} (activation)`) : "largest of each map"}</span>
+        <option value="raw">raw: one scale for all</option>
+        <option value="normalised">normalised: each by its largest</option></select></label>
+      ${hasFlow && html`<label><input type="checkbox" checked=${shown.flow === "on"} onChange=${setFlow} />
+        what moves between the crops</label>`}
+      <span class="colour-bar" role="img" aria-label=${label}>0
+        <span class="ramp" style=${{ backgroundImage: infoscope.heatGradient() }}></span>${end}</span>
     </div>`;
   };
 
@@ -80,10 +84,11 @@
   };
 
   /**
-   * Picture({view, set, image, crop, map, scale, opacity, alt, size, children}): crop 0 is the whole square, of which a map
-   * has grid x grid patches too. Children are drawn over it, in per cent of it.
+   * Picture({view, set, image, crop, map, scale, opacity, alt, size, children}): crop 0 is the whole square, of which a
+   * map has grid x grid patches too. Children are drawn over it, in per cent of it.
    */
-  infoscope.Picture = ({ view, set, image, crop = 0, map = null, scale = 0, opacity = 0.6, alt, size = 128, children }) => {
+  infoscope.Picture = (options) => {
+    const { view, set, image, crop = 0, map = null, scale = 0, opacity = 0.6, alt, size = 128, children } = options;
     const [isMissing, setMissing] = infoscope.useState(false), [url, setUrl] = infoscope.useState(null);
     const canvas = infoscope.useRef(null);
     const { left, top, share } = infoscope.cropPlace(view, crop);
