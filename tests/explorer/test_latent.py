@@ -69,6 +69,8 @@ def test_controls_change_the_maps_and_the_address(open_page, sample):
     page.get_by_label("Opacity of maps").fill("0.25")
     page.wait_for_selector(".pair canvas[style*='opacity: 0.25']")
     assert "opacity=0.25" in page.url
+    page.get_by_label("large pictures").check()
+    page.wait_for_selector(".pair .picture[style*='288px']")
 
 
 def test_flow_is_that_of_the_maps(open_page, sample):

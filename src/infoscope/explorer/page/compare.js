@@ -48,7 +48,7 @@
     const gammas = sides.map(({ cut }, i) => cut !== null && cut <= most && html`
       <line class=${i ? "gamma-second" : "gamma-first"} x1=${x(cut)} x2=${x(cut)} y1=${scales.bottom}
         y2=${scales.top} />
-      <text x=${x(cut) + 4} y=${scales.top + 11 * (i - 1)}>gamma ${i + 1}</text>`);
+      <text x=${x(cut) + 4} y=${scales.top - 8 + 11 * i}>gamma ${i + 1}</text>`);
     return html`<div class="plot-with-key">
       <${infoscope.Plot} scales=${scales} xName="CDS" yName="share of scored latents"
         label=${`CDS of both, as shares of the scored latents. ${sides.map(tellScores).join(" ")}`}>
@@ -190,13 +190,13 @@
     </div>`;
   };
 
-  const Half = ({ view, latent, columns, shown }) => {
+  const Half = ({ view, latent, columns, group, shown }) => {
     const { value: detail, error } = infoscope.useDetail(view, latent), ranks = detail?.ranks;
     return html`<section aria-label=${`${view.title}, latent ${latent}`}>
       <h4>${view.title}: <a href=${infoscope.address({ page: "latent", view: view.id, latent })}>latent ${latent}</a>
         ${" "}${infoscope.valueOf(columns.name, latent)}</h4>
       <p>CDS ${infoscope.show(infoscope.valueOf(columns.cds, latent)) || "none"} ·${" "}
-        <${infoscope.GroupMark} view=${view} group=${infoscope.valueOf(columns.group, latent)} /></p>
+        <${infoscope.GroupMark} view=${view} group=${group} /></p>
       ${error && html`<p class="warning" role="alert">Its pictures cannot be shown: ${error}</p>`}
       ${ranks && html`<${infoscope.Pairs} view=${view} shown=${shown} ranks=${ranks} scale=${ranks.maps.scale}
         limit=${4} />`}
@@ -212,8 +212,9 @@
         ${value !== null && `, match ${infoscope.show(value)}`}
         ${" "}<a class="close" href=${infoscope.address({ pair: "" })}>close</a></h3>
       <${infoscope.MapControls} shown=${shown} scale=${null} hasFlow />
-      <div class="halves">${sides.map(({ view, columns }, i) => html`
-        <${Half} key=${i} view=${view} latent=${pair[i]} columns=${columns} shown=${shown} />`)}</div></div>`;
+      <div class="halves">${sides.map(({ view, columns, grouped }, i) => html`
+        <${Half} key=${i} view=${view} latent=${pair[i]} columns=${columns} group=${grouped?.groups[pair[i]]}
+          shown=${shown} />`)}</div></div>`;
   };
 
   const Both = ({ view, other, shown }) => {

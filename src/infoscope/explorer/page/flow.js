@@ -169,7 +169,7 @@
         ${Array.from(kept, (mass, at) => mass > most / 400 && html`
           <circle cx=${(at % side) + 0.5} cy=${Math.floor(at / side) + 0.5} r=${0.42 * Math.sqrt(mass / most)} />`)}
         ${drawn.map((move) => html`
-          <polygon points=${drawArrow(move, side, 0.05 + (0.35 * move.mass) / most)} data-mass=${move.mass} />`)}
+          <polygon points=${drawArrow(move, side, 0.09 + (0.32 * move.mass) / most)} data-mass=${move.mass} />`)}
       </svg>
     </${infoscope.Picture}>`;
   };

@@ -85,7 +85,7 @@
     const label = `Peak activation over ${infoscope.count(nFiring, "image")} in which it fires: ${steps.join(", ")}.`;
     return html`<div class="plot-with-key">
       <${infoscope.Plot} scales=${scales} xName="peak activation" yName="images" label=${label}>
-        ${counts.map((count, i) => html`<rect class="bar" x=${x(edges[i]) + 0.5} y=${y(count)}
+        ${counts.map((count, i) => html`<rect class="count" x=${x(edges[i]) + 0.5} y=${y(count)}
           width=${Math.max(1, x(edges[i + 1]) - x(edges[i]) - 1)} height=${y(0) - y(count)} />`)}
         ${Object.entries(marks).flatMap(([name, all]) => all.filter((value) => value > 0).map((value) => html`
           <path class=${`shown-${name}`} d=${MARKS[name](x(value), y(0))} />`))}

@@ -4,18 +4,6 @@
   const { html } = infoscope;
   const LARGEST_ERROR = 1e-3; // of a stored EMD against that of its maps, beside the rounding of the maps
 
-  /** A hook: is this narrow as a phone? */
-  infoscope.useNarrow = () => {
-    const media = infoscope.useMemo(() => window.matchMedia("(max-width: 480px)"), []);
-    const [isNarrow, set] = infoscope.useState(media.matches);
-    infoscope.useEffect(() => {
-      const follow = () => set(media.matches);
-      media.addEventListener("change", follow);
-      return () => media.removeEventListener("change", follow);
-    }, []);
-    return isNarrow;
-  };
-
   // what is far down the page is computed when it comes near, one after the other
   const useNear = (element) => {
     const [isNear, set] = infoscope.useState(false);
@@ -95,7 +83,7 @@
 
   /** Pairs({view, shown, ranks, scale, limit}): the top images in order of rank; `ranks` as of useDetail. */
   infoscope.Pairs = ({ view, shown, ranks, scale, limit = Infinity }) => {
-    const size = infoscope.useNarrow() ? 108 : 128;
+    const size = infoscope.usePictureSize(shown);
     const at = ranks.images.map((_, i) => i).filter((i) => ranks.images[i] >= 0).slice(0, limit);
     const silent = at.filter((i) => ranks.emd[i] === null);
     if (at.length === 0) return html`<p class="absent">It fires in no image of this set.</p>`;
@@ -103,7 +91,7 @@
       ${silent.length > 0 && html`<p class="silent-pairs">${infoscope.count(silent.length, "pair")} of ${at.length}
         ${silent.length === 1 ? " has" : " have"} no EMD, for the latent is silent on what both crops share: rank
         ${" "}${silent.map((i) => i + 1).join(", ")}.</p>`}
-      <ol class="pairs">${at.map((i) => html`
+      <ol class=${shown.large === "on" ? "pairs large" : "pairs"}>${at.map((i) => html`
         <${Pair} key=${i} view=${view} shown=${shown} rank=${i + 1} image=${ranks.images[i]} emd=${ranks.emd[i]}
           maps=${[ranks.unpacked[2 * i], ranks.unpacked[2 * i + 1]]} activation=${ranks.activation[i]}
           scale=${scale} step=${ranks.maps.scale / 65535} size=${size} />`)}</ol>`;

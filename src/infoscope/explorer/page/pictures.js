@@ -46,6 +46,19 @@
   /** The activation that is drawn fully: `scale` for all maps, or each map's own largest. */
   infoscope.mapScale = (shown, map, scale) => shown.maps === "normalised" ? Math.max(0, ...map.values) : scale;
 
+  /** A hook: the side of a picture in pixels, smaller on a phone, or large. */
+  infoscope.usePictureSize = (shown) => {
+    const media = infoscope.useMemo(() => window.matchMedia("(max-width: 480px)"), []);
+    const [isNarrow, set] = infoscope.useState(media.matches);
+    infoscope.useEffect(() => {
+      const follow = () => set(media.matches);
+      media.addEventListener("change", follow);
+      return () => media.removeEventListener("change", follow);
+    }, []);
+    if (shown.large === "on") return isNarrow ? 340 : 288;
+    return isNarrow ? 108 : 128;
+  };
+
   // what the colours of maps mean; scale null: each latent has its own
   const tellColours = (isRaw, scale) => {
     if (!isRaw) return ["largest of each map", "Colours run from 0 to the largest of each map"];
@@ -57,7 +70,7 @@
   infoscope.MapControls = ({ shown, scale, hasFlow = false }) => {
     const isRaw = shown.maps !== "normalised";
     const set = (name) => (event) => infoscope.go({ [name]: event.target.value }, true);
-    const setFlow = (event) => infoscope.go({ flow: event.target.checked ? "on" : "off" }, true);
+    const check = (name, off) => (event) => infoscope.go({ [name]: event.target.checked ? "on" : off }, true);
     const [end, label] = tellColours(isRaw, scale);
     return html`<div class="map-controls" role="group" aria-label="How maps are drawn">
       <label>Opacity of maps <input type="range" min="0" max="1" step="0.05" value=${shown.opacity}
@@ -65,8 +78,9 @@
       <label>Maps <select value=${isRaw ? "raw" : "normalised"} onChange=${set("maps")}>
         <option value="raw">raw: one scale for all</option>
         <option value="normalised">normalised: each by its largest</option></select></label>
-      ${hasFlow && html`<label><input type="checkbox" checked=${shown.flow === "on"} onChange=${setFlow} />
-        what moves between the crops</label>`}
+      ${hasFlow && html`<label><input type="checkbox" checked=${shown.flow === "on"} onChange=${check("flow", "off")} />
+        what moves between the crops</label>
+        <label><input type="checkbox" checked=${shown.large === "on"} onChange=${check("large", "")} /> large pictures</label>`}
       <span class="colour-bar" role="img" aria-label=${label}>0
         <span class="ramp" style=${{ backgroundImage: infoscope.heatGradient() }}></span>${end}</span>
     </div>`;

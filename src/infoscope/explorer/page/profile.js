@@ -40,9 +40,10 @@
     <section aria-labelledby=${id}><h3 id=${id}>${title}</h3>${children}</section>`;
 
   const Strip = ({ view, shown, of, scale, describe }) => {
-    const size = infoscope.useNarrow() ? 108 : 128;
+    const size = infoscope.usePictureSize(shown);
     if (of.images.length === 0) return html`<p class="absent">It fires in none of these images.</p>`;
-    return html`<ul class="strip">${of.images.map((image, i) => image >= 0 && html`<li key=${i}>
+    return html`<ul class="strip" style=${{ "--side": `${size}px` }}>
+      ${of.images.map((image, i) => image >= 0 && html`<li key=${i}>
       <${infoscope.MappedPicture} view=${view} set=${view.set} image=${image} map=${of.unpacked[i]} shown=${shown}
         scale=${scale} size=${size} name=${describe(i)} />
       <p>${describe(i)}<br /><${infoscope.ImageName} view=${view} set=${view.set} image=${image} /></p>
@@ -64,10 +65,10 @@
     const rest = 1 - values.reduce((sum, value) => sum + value, 0);
     const rows = classes.map((index, i) => ({ name: names[index] ?? `class ${index}`, share: values[i] }));
     if (rows.length && rest > 5e-4) rows.push({ name: "all other classes", share: rest });
-    return html`<table class="bars"><caption>Share of its activation by the class of the image</caption>
+    return html`<table class="lengths"><caption>Share of its activation by the class of the image</caption>
       <tbody>${rows.map(({ name, share }) => html`<tr>
         <th scope="row">${name}</th><td class="number">${infoscope.show(100 * share, 2)}%</td>
-        <td class="bar-cell"><span class="bar" style=${{ width: `${100 * Math.min(1, share)}%` }}></span></td>
+        <td class="bar-cell"><span class="length" style=${{ width: `${100 * Math.min(1, share)}%` }}></span></td>
       </tr>`)}</tbody></table>`;
   };
 
@@ -149,12 +150,12 @@
     }
     return columns && html`<p>Change of each task's loss when this latent alone is removed. Bars: share of the largest
       change of any latent.</p>
-      <table class="bars removal"><tbody>${names.map((name) => {
+      <table class="lengths removal"><tbody>${names.map((name) => {
         const { task, value, unit, share, words } = describeEffect(columns[name], latent);
         const place = { width: `${50 * Math.abs(share)}%`, marginLeft: `${50 * (1 + Math.min(0, share))}%` };
         return html`<tr key=${name}><th scope="row">${task}</th>
           <td class="number">${value > 0 ? "+" : ""}${infoscope.show(value)} <span class="unit">${unit}</span></td>
-          <td class="bar-cell signed"><span class=${share < 0 ? "bar down" : "bar"} style=${place}></span></td>
+          <td class="bar-cell signed"><span class=${share < 0 ? "length down" : "length"} style=${place}></span></td>
           <td>${words}</td></tr>`;
       })}</tbody></table>`;
   };

@@ -15,6 +15,7 @@
     gamma: "", otherGamma: "", // thresholds side by side; "": the view's own groups
     minimal: "", order: "-match", pair: "", // side by side: least match, order of the list, opened latents "3-17"
     opacity: "0.6", maps: "raw", flow: "on", // of pictures: maps over them; raw or normalised; what moves between crops
+    large: "", // "on": larger pictures
   };
   const store = zustandVanilla.createStore(() => ({ ...DEFAULTS }));
 
