@@ -12,6 +12,7 @@ import nbformat
 import pytest
 import torch
 from nbclient import NotebookClient
+from nbformat.v4 import new_code_cell
 
 from tests.support.shown import read_png
 
@@ -76,13 +77,16 @@ def test_a_kernel_shows_what_each_cell_ends_with(folder: Path) -> None:
     kept = [cell.outputs for cell in notebook.cells if cell.cell_type == "code"]
     for cell in notebook.cells:
         cell.source = make_small(cell.source)
+    notebook.cells += [new_code_cell(source) for source in ("%matplotlib inline\nfound.show(0)", "patch")]
     NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(folder)}}).execute()
     made = [cell.outputs for cell in notebook.cells if cell.cell_type == "code"]
-    shown = [list_kinds(outputs) for outputs in made]
+    *shown, inline, of_patch = [list_kinds(outputs) for outputs in made]
     html, png = {"text/plain", "text/html"}, {"text/plain", "image/png"}
     assert shown[1:] == [[html], [html], [html], [png], [png], [png], [html]]
+    assert inline == of_patch == [png]  # once, with matplotlib's own display too
     assert [list_kinds(outputs) for outputs in kept] == shown
-    assert {one.output_type for outputs in made for one in outputs} == {"display_data", "execute_result"}
+    assert {one.output_type for outputs in made[1:] for one in outputs} == {"execute_result"}
+    assert {one.get("name", one.output_type) for one in made[0]} == {"stdout"}
 
 
 def list_kinds(outputs: list[Any]) -> list[set[str]]:
@@ -92,5 +96,5 @@ def list_kinds(outputs: list[Any]) -> list[set[str]]:
 def test_what_it_keeps_is_small_and_of_no_machine() -> None:
     text = NOTEBOOK.read_text(encoding="utf-8")
     assert len(text) < 700_000
-    assert not re.search(r'/(work|home|root|tmp|usr|Users)/|[A-Z]:\\\\Users', text)
+    assert not re.search(r"/(work|home|root|tmp|usr|Users)/|[A-Z]:\\\\Users", text)
     assert all(cell["execution_count"] for cell in json.loads(text)["cells"] if cell["cell_type"] == "code")

@@ -107,10 +107,14 @@ class Display:
 
 
 def _make_console(stderr: bool = False) -> Console:
-    """Return the console of this program: what only looks like a terminal (FORCE_COLOR in CI) gets no bars."""
+    """Return the console of this program: what only looks like a terminal (FORCE_COLOR in CI) gets no bars.
+
+    A notebook gets the text of a log.
+    """
     stream = sys.stderr if stderr else sys.stdout
     is_terminal = stream is not None and stream.isatty()
-    return Terminal(stderr=stderr, highlight=False, force_interactive=None if is_terminal else False)
+    interactive = None if is_terminal else False
+    return Terminal(stderr=stderr, highlight=False, force_jupyter=False, force_interactive=interactive)
 
 
 class CallbackDisplay:

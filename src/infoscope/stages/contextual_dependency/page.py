@@ -80,9 +80,9 @@ def _write_next(scope: ScopeResult) -> str:
     """Return how to go on, with some latents to look at."""
     k = scope.k_cds
     chosen = choose_example_latents(scope.scores.cds(k), scope.partition, scope.undecided, N_EXAMPLES, k)
-    named = [f"{name_group(name)}: {', '.join(map(str, latents))}" for name, latents in chosen.items()]
+    named = [f"{name_group(name)} {', '.join(map(str, latents))}" for name, latents in chosen.items()]
     latent = next((latents[0] for latents in reversed(chosen.values()) if latents), 0)
-    examples = f" Some to look at are, of {'; of '.join(named)}." if named else ""
+    examples = f" Some to look at: {'; '.join(named)}." if named else ""
     return notebook.write_line(
         f"draws a latent's top images.{examples}", f"found.show({latent})"
     ) + notebook.write_line("gives a row per latent; .divide(gamma=0.1) other groups.", "found.to_pandas()")
