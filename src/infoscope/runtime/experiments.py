@@ -54,6 +54,13 @@ def tell_experiments(folders: Sequence[Path], find_scores: Callable[[Path], str 
     return [f"{name} ({', '.join(f'{key}={of.get(key)}' for key in keys)})" for name, of in reversed(found.values())]
 
 
+def list_differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that both have and that differ, with the other's values, those that tell most first."""
+    differing = sorted(key for key in one.keys() & other.keys() if one[key] != other[key])
+    named = [key for key in _NAMED_FIRST if key in differing]
+    return {key: other[key] for key in dict.fromkeys([*named, *differing])}
+
+
 def read_settings(folder: Path) -> dict[str, Any]:
     """Return the configuration that made an artifact, without what changes no number, by dotted key; {}: not there."""
     try:

@@ -22,7 +22,7 @@ FORMAT_VERSION = 2
 
 MANIFEST = "manifest.json"
 CONFIG = "config.yaml"
-NOT_DETERMINING = ("stage", "seeds", "trainer", "logger", "collect", "artifacts", "output_dir", "plan")
+NOT_DETERMINING = ("stage", "seeds", "trainer", "logger", "collect", "artifacts", "explore", "output_dir", "plan")
 """Parts of the whole configuration by which experiments are not told apart: of these only the precision changes
 numbers."""
 

@@ -3,6 +3,7 @@ other views."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -61,11 +62,12 @@ def read_matchable(ctx: Context, levels: Path, sae: Path, ranking: Path, tokens:
     model = {
         name: of for name, of in made["key"]["model"].items() if name != "precision"
     }  # it moves tokens by rounding
+    W_dec = load_frozen(ctx, sae).W_dec.detach()
     return Matchable(
-        sae=_read_made(sae)["hash"],
+        sae=hashlib.sha256(W_dec.cpu().contiguous().numpy().tobytes()).hexdigest(),  # imported again it is the same SAE
         reads=compute_hash({"model": model, "layer": meta["layer"], "site": meta.get("site", RESID_POST)}),
         images=compute_hash(made["key"]["images"]),
-        W_dec=load_frozen(ctx, sae).W_dec.detach(),
+        W_dec=W_dec,
         is_alive=Ranking.load(ranking).firing_rate > 0,
         codes=Levels.load(levels).codes,
     )

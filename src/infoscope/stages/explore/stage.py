@@ -21,10 +21,12 @@ from infoscope.pipeline.stage import Key, Needs, NotBuiltYet, Shown, SingleStage
 from infoscope.runtime.environment import describe_environment
 from infoscope.runtime.errors import InputError
 from infoscope.runtime.files import write_json
+from infoscope.runtime.manifests import compute_hash
 from infoscope.runtime.progress import format_bytes
 from infoscope.runtime.read_only import MissingArtifact
 from infoscope.runtime.store import Workspace
 from infoscope.scope.sparse_maps import ACTIVE_SHARE
+from infoscope.stages.explore.beside import read_besides, read_matchables, refuse_itself, take_views
 from infoscope.stages.explore.facts import LatentFacts, make_matchable, needs_of_facts
 from infoscope.stages.explore.images import (
     count_browsed_bytes,
@@ -44,7 +46,7 @@ from infoscope.stages.explore.pictures import (
     write_names,
 )
 from infoscope.stages.explore.views import name_view, write_view
-from infoscope.stages.images import open_split, scenes_of
+from infoscope.stages.images import fingerprint_images, open_split, scenes_of
 from infoscope.stages.latents import Latents
 from infoscope.stages.publish import describe_experiment
 from infoscope.stages.sae import count_latents, has_maps
@@ -109,11 +111,14 @@ class Explore(SingleStage[ExplorerFacts]):
         return Needs(**of_seeds, tokens=Tokens.at(ctx, "train"), thumbnails=Thumbnails.at(ctx), **images)
 
     def key(self, ctx: Context, up: Needs) -> Key:
+        made_from, besides = hash_all(up), read_besides(ctx)
+        refuse_itself(besides, made_from)
         return {
             "format": FORMAT,
-            "made_from": hash_all(up),
+            "made_from": made_from,
             "explore": ctx.config.explore.cache_key_fields(),
             "browsed": key_of_browsed(ctx),
+            **({"beside": [beside.hash for beside in besides]} if besides else {}),
         }
 
     def check(self, ctx: Context) -> None:
@@ -123,6 +128,7 @@ class Explore(SingleStage[ExplorerFacts]):
                 " tokens, so that its features have no maps and no CDS: stage=describe shows such features, by what"
                 " excites them most."
             )
+        read_besides(ctx)
         if not features.check("webp"):
             raise InputError(
                 "stage=explore keeps thumbnails as WebP, which this Pillow was built without: install Pillow from PyPI"
@@ -130,20 +136,28 @@ class Explore(SingleStage[ExplorerFacts]):
             )
 
     def build(self, ctx: Context, up: Needs, work: Workspace) -> ExplorerFacts:
-        shown, pictures = list_shown(ctx), up.thumbnails.load()
-        views, matchable = [], {name_view(seed): make_matchable(ctx, seed) for seed in ctx.config.seeds}
+        shown, pictures, besides, views = list_shown(ctx), up.thumbnails.load(), read_besides(ctx), []
+        own = {name_view(seed): make_matchable(ctx, seed) for seed in ctx.config.seeds}
+        matchable = own | read_matchables(ctx, besides)
         for seed in ctx.config.seeds:
             view = name_view(seed)
-            facts = LatentFacts.read(ctx, seed, {other: of for other, of in matchable.items() if other != view})
+            others = {other: of for other, of in matchable.items() if other != view}
+            facts = LatentFacts.read(ctx, seed, {other: of for other, of in others.items() if not isinstance(of, str)})
             browsed = write_browsed_images(ctx, seed, view, work.folder)
             of_images = {"images": browsed, "predictions": say_predictions(ctx, seed)}
-            views.append(write_view(ctx, work.folder, seed) | facts.of_view | of_images)
+            about = write_view(ctx, work.folder, seed) | facts.of_view | of_images
+            about["unmatched"] |= {other: why for other, why in others.items() if isinstance(why, str)}
+            views.append(about)
             facts.write_matches(work.folder, view)
             write_latents(ctx, work.folder, view, seed, facts)
         sets = {
             split: _write_set(ctx, work.folder, split, images, pictures.missing[split])
             for split, images in shown.items()
         }
+        pictures.link(work.folder)
+        for beside in besides:
+            with ctx.display.bar(f"views of {beside.folder.name}"):
+                views += take_views(work.folder, beside, sets, matchable)
         title = f"{ctx.config.model.name} on {ctx.config.data.kind.name}"
         manifest = {
             "format": FORMAT,
@@ -155,17 +169,17 @@ class Explore(SingleStage[ExplorerFacts]):
         }
         write_page(work.folder, title)
         write_tables(work.folder, manifest)
+        image_bytes = _count_bytes(work.folder / "data" / "images")
         found = ExplorerFacts(
             n_views=len(views),
             n_latents=sum(view["d_sae"] for view in views),
-            n_images=sum(map(len, shown.values())),
-            n_missing=sum(map(len, pictures.missing.values())),
-            image_bytes=_count_bytes(pictures.folder / "data"),
-            data_bytes=_count_bytes(work.folder),
+            n_images=sum(of["n_shown"] for of in sets.values()),
+            n_missing=sum(of["n_missing"] for of in sets.values()),
+            image_bytes=image_bytes,
+            data_bytes=_count_bytes(work.folder) - image_bytes,
         )
         sizes = {"images": found.image_bytes, "data": found.data_bytes, "total": found.image_bytes + found.data_bytes}
         put(work.folder, "manifest", {**manifest, "bytes": sizes})
-        pictures.link(work.folder)
         return found
 
     def work(self, ctx: Context) -> Work:
@@ -217,6 +231,7 @@ def _write_set(
     write_names(folder, split, images, shown.tolist(), set(missing))
     return {
         "name": split,
+        "fingerprint": compute_hash(fingerprint_images(ctx, split)),
         "n_images": len(images),
         "n_shown": len(shown),
         "n_missing": len(missing),
