@@ -116,7 +116,7 @@ def test_headers_sort_with_unknown_values_last(open_page, sample):
     header = page.locator(".slick-header-column[data-id=cds]")
     assert header.get_attribute("aria-sort") == "descending"
     header.click()
-    page.wait_for_function("infoscope.state().sort === 'cds'")
+    page.wait_for_function("() => infoscope.state().sort === 'cds'")
     page.wait_for_selector(".slick-header-column[data-id=cds][aria-sort=ascending]")
     assert shown_latents(page)[:15] == up[:15].tolist()
     assert order(page, sort="-cds") == down.tolist()
@@ -140,7 +140,7 @@ def test_ranges_that_are_dragged_or_typed_choose_rows(open_page, sample):
     page.mouse.down()
     page.mouse.move(box["x"] + 0.4 * box["width"], box["y"] + 60, steps=3)
     page.mouse.up()
-    page.wait_for_function("infoscope.state().brush !== ''")
+    page.wait_for_function("() => infoscope.state().brush !== ''")
     low, high = map(float, page.evaluate("infoscope.state().brush").split(","))
     inside = (cds >= low) & (cds <= high)
     assert 10 < inside.sum() < 250
@@ -157,7 +157,7 @@ def test_ranges_that_are_dragged_or_typed_choose_rows(open_page, sample):
     page.mouse.down()
     page.mouse.move(box["x"] + 0.9 * box["width"], box["y"] + 0.95 * box["height"], steps=3)
     page.mouse.up()
-    page.wait_for_function("infoscope.state().box !== ''")
+    page.wait_for_function("() => infoscope.state().box !== ''")
     left, right, bottom, top = map(float, page.evaluate("infoscope.state().box").split(","))
     inside &= (rate >= left) & (rate <= right) & (cds >= bottom) & (cds <= top)
     assert inside.sum() > 3
@@ -190,7 +190,7 @@ def test_what_is_shown_is_in_the_address(open_page, sample):
     assert page.evaluate("infoscope.state().selected") == ",".join(map(str, chosen))
 
     page.evaluate("infoscope.go({ filter: 'cds > 0.1', x: 'mass', sort: 'mass', columns: 'mass,cds' })")
-    page.wait_for_function("document.querySelectorAll('.slick-header-column').length === 4")
+    page.wait_for_function("() => document.querySelectorAll('.slick-header-column').length === 4")
     page.go_back()
     wait_for_rows(page, f"{n} of 300 latents, 3 selected")
     assert page.input_value("#filter") == "cds > 0.02"
@@ -209,7 +209,7 @@ def test_what_is_shown_is_in_the_address(open_page, sample):
     page.keyboard.press("Shift+Tab")
     assert page.evaluate("document.activeElement.closest('.latents .slick-viewport') !== null")
     page.keyboard.press("Enter")
-    page.wait_for_function("infoscope.state().page === 'latent'")
+    page.wait_for_function("() => infoscope.state().page === 'latent'")
     assert page.evaluate("infoscope.state().latent") == second
 
 
@@ -250,7 +250,8 @@ def test_files_hold_what_is_chosen(open_page, sample):
 LOOK = """() => {
   const parse = (text) => (text.match(/[\\d.]+/g) ?? []).map(Number);
   const light = (rgb) => rgb.slice(0, 3).map((c) => c / 255)
-    .map((c) => (c <= 0.03928 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4)).reduce((sum, c, i) => sum + c * [0.2126, 0.7152, 0.0722][i], 0);
+    .map((c) => (c <= 0.03928 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4))
+    .reduce((sum, c, i) => sum + c * [0.2126, 0.7152, 0.0722][i], 0);
   const ground = (element) => {
     for (let one = element; one; one = one.parentElement) {
       const found = parse(getComputedStyle(one).backgroundColor);
@@ -261,7 +262,8 @@ LOOK = """() => {
   const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT), found = {};
   while (walker.nextNode()) {
     const element = walker.currentNode.parentElement;
-    if (!walker.currentNode.data.trim() || !element.checkVisibility() || element.closest("button:disabled, option, script")) continue;
+    const isSeen = walker.currentNode.data.trim() && element.checkVisibility();
+    if (!isSeen || element.closest("button:disabled, option, script")) continue;
     const [a, b] = [light(parse(getComputedStyle(element).color)), light(ground(element))].sort((x, y) => y - x);
     found[element.tagName + "." + element.className] = (a + 0.05) / (b + 0.05);
   }

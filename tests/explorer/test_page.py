@@ -24,6 +24,6 @@ def test_policy_refuses_what_is_not_in_the_folder(open_page, sample):
 def test_a_folder_that_is_not_whole_is_named(open_page, sample):
     page = open_page(sample.as_uri())
     page.evaluate("infoscope.load('no/such').catch((error) => { document.title = error.message })")
-    page.wait_for_function("document.title.includes('no/such')")
+    page.wait_for_function("() => document.title.includes('no/such')")
     assert page.title() == "data/no/such.js cannot be read: was the folder copied whole?"
     assert "ERR_FILE_NOT_FOUND" in open_page.said.pop()

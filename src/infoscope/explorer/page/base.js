@@ -5,6 +5,7 @@ const infoscope = {
   html: htm.bind(preact.h),
   useState: preactHooks.useState,
   useEffect: preactHooks.useEffect,
+  useLayoutEffect: preactHooks.useLayoutEffect,
   useMemo: preactHooks.useMemo,
   useRef: preactHooks.useRef,
 

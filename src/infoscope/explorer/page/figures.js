@@ -21,6 +21,8 @@
       return { groups, groupOf };
     }, [view.id, column]);
 
+  const showUnit = ({ unit }) => (unit && unit !== "1" ? ` (${unit})` : "");
+
   const Legend = ({ groups }) => {
     const there = groups.filter(({ n }) => n > 0);
     return html`<ul class="legend" aria-label="Groups">${there.map(
@@ -72,7 +74,7 @@
       `Histogram of the CDS of ${infoscope.count(view.d_sae - nUnscored, "latent")}, from ` +
       `${infoscope.show(range.low)} to ${infoscope.show(range.high)}. ${said}`;
     const column = view.columns.find((one) => one.name === "cds");
-    const label = column.heading + (column.unit ? ` (${column.unit})` : "");
+    const label = column.heading + showUnit(column);
     const isOne = nUnscored === 1;
     return html`<figure>
       <figcaption><h2>Scope</h2> <span>Drag over the histogram to choose a range of the CDS.</span></figcaption>
@@ -98,11 +100,12 @@
         { values } = data.get(name);
       const extent = infoscope.extent(values),
         canBeLog = extent !== null && extent.positive !== null;
-      const isLog = canBeLog && (scale === "log" || (scale === "" && infoscope.isLogBetter(extent)));
+      const isLog =
+        canBeLog && (scale === "log" || (scale === "" && !name.startsWith("cds") && infoscope.isLogBetter(extent)));
       let nHidden = 0;
       for (let i = 0; i < values.length; i++) if (Number.isNaN(values[i]) || (isLog && values[i] <= 0)) nHidden += 1;
       const label = nameColumn(name),
-        unit = column.unit && column.unit !== "1" ? ` (${column.unit})` : "";
+        unit = showUnit(column);
       return {
         name,
         values,

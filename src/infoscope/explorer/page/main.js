@@ -44,7 +44,8 @@
       ${Object.keys(facts ?? {}).length > 0 && html`<h2>All SAEs here</h2><${Facts} facts=${facts} />`}
       <h2>Files</h2>
       <p>${made && `Made by ${made}. `}${sizes && `On the disk: ${sizes}. `}
-        Nothing is loaded from elsewhere, and nothing is sent. The page uses <a href="page/vendor/README.md">libraries of others</a> under the licences MIT and
+        Nothing is loaded from elsewhere, and nothing is sent. The page uses
+        <a href="page/vendor/README.md"> libraries of others</a> under the licences MIT and
         Apache-2.0. <a href="tables.html"> The tables for browsers without JavaScript</a>.</p>
     </details></footer>`;
   };

@@ -1,11 +1,9 @@
 "use strict";
-// Histogram and scatter (uPlot): what is dragged over is a brush, which the rows of the table follow.
+// The histogram (uPlot), and what plots share: what is dragged over is a brush, which the rows of the table follow.
 (() => {
-  const { html } = infoscope;
+  const { html, useEffect, useRef } = infoscope;
   const HEIGHT = 280,
-    N_BINS = 60,
-    POINT = 3,
-    NEAR = 9;
+    N_BINS = 60; // pixels of a plot, bars
 
   const ink = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
@@ -122,71 +120,77 @@
 
   const bars = uPlot.paths.bars({ size: [1, Infinity], align: 1 });
 
-  /**
-   * Histogram({label, bins, groups: [{name, colour}], landmarks: [{name, value}], range: [from, to] or null,
-   * onRange([from, to] or null), description}): groups stand on each other, the first at the bottom.
-   */
-  infoscope.Histogram = ({ label, bins, groups, landmarks, range, onRange, description }) => {
-    const element = infoscope.useRef(null),
-      plot = infoscope.useRef(null),
-      [width, count] = useFrame(element);
-    const follow = infoscope.useRef(null);
-    follow.current = onRange;
-    infoscope.useEffect(() => {
-      if (!width || !bins) return undefined;
-      const nBins = bins.edges.length - 1,
-        sum = new Float64Array(nBins),
-        stacked = [];
-      for (const counts of bins.counts) {
-        for (let i = 0; i < nBins; i++) sum[i] += counts[i];
-        stacked.push(Array.from(sum));
-      }
-      const options = {
+  // the places of the bars, then the heights to which groups stand on each other, the highest first
+  const stack = ({ edges, counts }) => {
+    const sum = new Float64Array(edges.length - 1),
+      stacked = [];
+    for (const group of counts) {
+      for (let i = 0; i < sum.length; i++) sum[i] += group[i];
+      stacked.push(Array.from(sum));
+    }
+    return [Array.from(edges.subarray(0, sum.length)), ...stacked.reverse()];
+  };
+
+  const makeHistogram = (element, { label, bins, groups, landmarks, width, onRange }) => {
+    const [low, high] = [bins.edges[0], bins.edges.at(-1)];
+    const series = groups.map(({ name, colour }) => ({
+      label: name,
+      fill: colour,
+      stroke: ink("--ground"),
+      width: 0.5,
+      paths: bars,
+      points: { show: false },
+    }));
+    const setSelect = (u) => {
+      const { left, width: wide } = u.select;
+      onRange(wide > 2 ? [u.posToVal(left, "x"), u.posToVal(left + wide, "x")] : null);
+    };
+    const top = landmarks.length ? 1.3 : 1.05; // room for their names
+    const u = new uPlot(
+      {
         width,
         height: HEIGHT,
         legend: { show: false },
         padding: [8, 12, 0, 0],
         scales: {
-          x: { time: false, range: () => [bins.edges[0], bins.edges[nBins]] },
-          y: { range: (u, low, high) => [0, Math.max(1, high * (landmarks.length ? 1.3 : 1.05))] },
+          x: { time: false, range: () => [low, high] },
+          y: { range: (_, least, most) => [0, Math.max(1, most * top)] },
         },
         axes: [makeAxis(label), makeAxis("latents", { size: 56 })],
-        series: [
-          {},
-          ...groups
-            .map(({ name, colour }) => ({
-              label: name,
-              fill: colour,
-              stroke: ink("--ground"),
-              width: 0.5,
-              paths: bars,
-              points: { show: false },
-            }))
-            .reverse(),
-        ],
+        series: [{}, ...series.reverse()],
         cursor: { drag: { x: true, y: false, setScale: false }, points: { show: false }, y: false },
-        hooks: {
-          draw: [(u) => drawLandmarks(u, landmarks)],
-          setSelect: [
-            (u) => {
-              const { left, width: wide } = u.select;
-              follow.current(wide > 2 ? [u.posToVal(left, "x"), u.posToVal(left + wide, "x")] : null);
-            },
-          ],
-        },
-      };
-      const u = (plot.current = new uPlot(
-        options,
-        [Array.from(bins.edges.subarray(0, nBins)), ...stacked.reverse()],
-        element.current,
-      ));
-      onClick(u, () => follow.current(null));
+        hooks: { draw: [() => drawLandmarks(u, landmarks)], setSelect: [setSelect] },
+      },
+      stack(bins),
+      element,
+    );
+    onClick(u, () => onRange(null));
+    return u;
+  };
+
+  /**
+   * Histogram({label, bins, groups: [{name, colour}], landmarks: [{name, value}], range: [from, to] or null,
+   * onRange([from, to] or null), description}): groups stand on each other, the first at the bottom.
+   */
+  infoscope.Histogram = ({ label, bins, groups, landmarks, range, onRange, description }) => {
+    const element = useRef(null),
+      plot = useRef(null),
+      drawn = useRef(null),
+      [width, count] = useFrame(element);
+    useEffect(() => {
+      if (!width) return undefined;
+      plot.current = makeHistogram(element.current, { label, bins, groups, landmarks, width, onRange });
+      drawn.current = bins;
       return () => {
-        u.destroy();
+        plot.current.destroy();
         plot.current = null;
       };
-    }, [bins, width, count]);
-    infoscope.useEffect(() => {
+    }, [bins.edges[0], bins.edges.at(-1), groups, landmarks, label, width, count]);
+    useEffect(() => {
+      if (plot.current && drawn.current !== bins) plot.current.setData(stack(bins));
+      drawn.current = bins;
+    }, [bins]);
+    useEffect(() => {
       const u = plot.current;
       if (!u) return;
       const place = (value) => Math.max(0, Math.min(u.over.clientWidth, u.valToPos(value, "x")));
@@ -194,165 +198,9 @@
         const [left, right] = range ? range.map(place) : [0, 0];
         u.setSelect({ left, width: right - left, top: 0, height: range ? u.over.clientHeight : 0 }, false);
       });
-    }, [range?.[0], range?.[1], bins, width, count]);
+    }, [range?.join(), bins.edges[0], bins.edges.at(-1), groups, landmarks, width, count]);
     return html`<div class="chart" ref=${element} role="img" aria-label=${description}></div>`;
   };
 
-  const paintPoints = (canvas, width, height, x, y, colours, groups, mask) => {
-    canvas.width = width;
-    canvas.height = height;
-    const context = canvas.getContext("2d"),
-      image = context.createImageData(width, height);
-    const pixels = new Uint32Array(image.data.buffer),
-      size = Math.round(POINT * devicePixelRatio),
-      half = size >> 1;
-    for (let i = 0; i < x.length; i++) {
-      if (!mask[i]) continue;
-      const left = Math.round(x[i]) - half,
-        top = Math.round(y[i]) - half,
-        colour = colours[groups[i]];
-      if (!(left >= 0 && top >= 0 && left + size <= width && top + size <= height)) continue;
-      for (let row = top; row < top + size; row++) pixels.fill(colour, row * width + left, row * width + left + size);
-    }
-    context.putImageData(image, 0, 0);
-  };
-
-  // a colour as the little-endian pixel of ImageData
-  const toPixel = (colour) => {
-    const context = new OffscreenCanvas(1, 1).getContext("2d");
-    context.fillStyle = colour;
-    context.fillRect(0, 0, 1, 1);
-    const [red, green, blue] = context.getImageData(0, 0, 1, 1).data;
-    return ((255 << 24) | (blue << 16) | (green << 8) | red) >>> 0;
-  };
-
-  const pad = ({ low, high, positive }, isLog) => {
-    if (isLog) return [positive / 1.2, high * 1.2];
-    const room = (high - low || Math.abs(high) || 1) * 0.03;
-    return [low - room, high + room];
-  };
-
-  /**
-   * Scatter({x, y: {label, values, isLog, extent}, groups, groupOf, mask, selected, box: [x0, x1, y0, y1] or null,
-   * onBox(box or null), onOpen(latent), tell(latent): words, description}): a point per latent that `mask` lets pass.
-   */
-  infoscope.Scatter = ({ x, y, groups, groupOf, mask, selected, box, onBox, onOpen, tell, description }) => {
-    const element = infoscope.useRef(null),
-      plot = infoscope.useRef(null),
-      [width, count] = useFrame(element);
-    const act = infoscope.useRef({}),
-      [hovered, setHovered] = infoscope.useState(null),
-      places = infoscope.useRef(null);
-    act.current = { onBox, onOpen };
-    infoscope.useEffect(() => {
-      if (!width || !x.extent || !y.extent) return undefined;
-      const canvas = document.createElement("canvas"),
-        colours = groups.map(({ colour }) => toPixel(colour));
-      const place = (axis, scale, u) =>
-        Float32Array.from(axis.values, (value) =>
-          Number.isFinite(value) && !(axis.isLog && value <= 0) ? u.valToPos(value, scale, true) : NaN,
-        );
-      const draw = (u) => {
-        const { left, top, width: wide, height: high } = u.bbox;
-        const px = place(x, "x", u).map((at) => at - left),
-          py = place(y, "y", u).map((at) => at - top);
-        places.current = { px, py };
-        paintPoints(canvas, wide, high, px, py, colours, groupOf, mask);
-        u.ctx.drawImage(canvas, left, top);
-        drawSelected(u);
-      };
-      const drawSelected = (u) => {
-        const {
-            ctx,
-            bbox: { left, top },
-          } = u,
-          { px, py } = places.current;
-        ctx.save();
-        ctx.lineWidth = 2 * devicePixelRatio;
-        ctx.strokeStyle = ink("--ink");
-        for (const latent of selected) {
-          if (Number.isNaN(px[latent] + py[latent])) continue;
-          ctx.beginPath();
-          ctx.arc(left + px[latent], top + py[latent], 5 * devicePixelRatio, 0, 2 * Math.PI);
-          ctx.stroke();
-        }
-        ctx.restore();
-      };
-      const scale = (axis) => ({ time: false, distr: axis.isLog ? 3 : 1, range: () => pad(axis.extent, axis.isLog) });
-      const write = (u, values) => values.map((value) => (value === null ? "" : String(Number(value.toPrecision(4)))));
-      const options = {
-        width,
-        height: HEIGHT,
-        legend: { show: false },
-        padding: [8, 12, 0, 0],
-        scales: { x: scale(x), y: scale(y) },
-        axes: [makeAxis(x.label, { values: write }), makeAxis(y.label, { size: 62, values: write })],
-        series: [{}, { show: true, paths: () => null, points: { show: false } }],
-        cursor: { drag: { x: true, y: true, uni: 0, setScale: false }, points: { show: false } },
-        hooks: {
-          draw: [draw],
-          setSelect: [
-            (u) => {
-              const { left, top, width: wide, height: high } = u.select;
-              act.current.onBox(
-                wide > 3 && high > 3
-                  ? [
-                      u.posToVal(left, "x"),
-                      u.posToVal(left + wide, "x"),
-                      u.posToVal(top + high, "y"),
-                      u.posToVal(top, "y"),
-                    ]
-                  : null,
-              );
-            },
-          ],
-          setCursor: [(u) => setHovered(findNear(u, u.cursor.left, u.cursor.top))],
-        },
-      };
-      const findNear = (u, left, top) => {
-        if (!places.current || !(left >= 0)) return null;
-        const { px, py } = places.current,
-          ratio = devicePixelRatio;
-        let best = null,
-          least = (NEAR * ratio) ** 2;
-        for (let i = 0; i < px.length; i++) {
-          if (!mask[i]) continue;
-          const distance = (px[i] - left * ratio) ** 2 + (py[i] - top * ratio) ** 2;
-          if (distance < least) {
-            least = distance;
-            best = i;
-          }
-        }
-        return best === null ? null : { latent: best, left: px[best] / ratio, top: py[best] / ratio };
-      };
-      const u = (plot.current = new uPlot(options, [pad(x.extent, x.isLog), pad(y.extent, y.isLog)], element.current));
-      onClick(u, (left, top) => {
-        const found = findNear(u, left, top);
-        if (found) act.current.onOpen(found.latent);
-        else act.current.onBox(null);
-      });
-      return () => {
-        u.destroy();
-        plot.current = null;
-        places.current = null;
-      };
-    }, [x.values, y.values, x.isLog, y.isLog, groupOf, mask, selected, width, count]);
-    infoscope.useEffect(() => {
-      const u = plot.current;
-      if (!u) return;
-      const at = (value, scale, size) => Math.max(0, Math.min(size, u.valToPos(value, scale)));
-      whenReady(u, () => {
-        const { clientWidth: wide, clientHeight: high } = u.over;
-        const [left, right, bottom, top] = box
-          ? [at(box[0], "x", wide), at(box[1], "x", wide), at(box[2], "y", high), at(box[3], "y", high)]
-          : [0, 0, 0, 0];
-        u.setSelect({ left, width: right - left, top, height: bottom - top }, false);
-      });
-    }, [box?.join(), x.values, y.values, x.isLog, y.isLog, mask, selected, width, count]);
-    const isRight = hovered?.left > width / 2,
-      top = `${hovered?.top + 16}px`; // of the middle: then it stands to the left
-    const place = isRight ? { top, right: `${width - 60 - hovered.left}px` } : { top, left: `${hovered?.left + 70}px` };
-    return html`<div class="chart"><div ref=${element} role="img" aria-label=${description}></div>
-      ${hovered && html`<div class="tip" style=${place}>${tell(hovered.latent)}</div>`}</div>`;
-  };
+  infoscope.plotParts = { HEIGHT, ink, useFrame, makeAxis, whenReady, onClick };
 })();

@@ -6,17 +6,19 @@
   /** A hook: {data: Map of the columns that are loaded, isReady: whether all of `names` are, error}. */
   const useColumns = (view, names) => {
     const [state, set] = useState({ id: null, data: new Map(), error: null });
+    const isReady = state.id === view.id && names.every((name) => state.data.has(name));
     useEffect(() => {
       let isCurrent = true;
-      loadColumns(view, names).then(
-        (data) => isCurrent && set({ id: view.id, data, error: null }),
-        (error) => isCurrent && set({ id: view.id, data: new Map(), error: error.message }),
-      );
+      if (!isReady) {
+        loadColumns(view, names).then(
+          (data) => isCurrent && set({ id: view.id, data, error: null }),
+          (error) => isCurrent && set({ id: view.id, data: new Map(), error: error.message }),
+        );
+      }
       return () => {
         isCurrent = false;
       };
     }, [view.id, names.join()]);
-    const isReady = state.id === view.id && names.every((name) => state.data.has(name));
     return { data: state.data, isReady, error: state.id === view.id ? state.error : null };
   };
 
@@ -96,64 +98,54 @@
     return data.set("latent", { values: Uint32Array.from({ length: view.d_sae }, (_, i) => i), texts: null });
   };
 
-  /**
-   * Return the latents that a table (`readTable`) shows, in its order, as {rows}; and masks of those that all but the
-   * brush let pass, {forHistogram}, and all but the box, {forScatter}.
+  /*
+   * Return masks of the latents of a table (`readTable`): those that all but the brush let pass, {forHistogram}, all
+   * but the box, {forScatter}, and all, {passed}.
    */
-  infoscope.chooseRows = (view, table, data) => {
+  const chooseLatents = (view, table, data) => {
     const n = view.d_sae,
-      { filter, brush, box, x, y } = table;
-    const passed = filter.mask(
-      new Map(data).set("selected", { values: markSelected(table.selected, n), texts: null }),
-      n,
-    );
-    const inBrush = brush ? within(n, [data.get("cds").values, brush]) : passed;
-    const inBox = box ? within(n, [data.get(x).values, box.slice(0, 2)], [data.get(y).values, box.slice(2)]) : passed;
-    const forHistogram = both(passed, inBox),
-      forScatter = both(passed, inBrush);
-    const order = infoscope.orderBy(data.get(table.by), n, table.isDown);
-    return { forHistogram, forScatter, rows: infoscope.pick(order, both(forHistogram, forScatter)) };
+      { brush, box, x, y } = table,
+      isSelected = { values: markSelected(table.selected, n), texts: null };
+    const found = table.filter.mask(new Map(data).set("selected", isSelected), n);
+    const inBrush = brush ? within(n, [data.get("cds").values, brush]) : found;
+    const inBox = box ? within(n, [data.get(x).values, box.slice(0, 2)], [data.get(y).values, box.slice(2)]) : found;
+    const forHistogram = both(found, inBox);
+    return { forHistogram, forScatter: both(found, inBrush), passed: both(forHistogram, inBrush) };
   };
+
+  const orderRows = (view, { by, isDown }, data, passed) =>
+    infoscope.pick(infoscope.orderBy(data.get(by), view.d_sae, isDown), passed);
 
   /** Return a promise of the latents of a view that the table shows, in its order. */
   infoscope.order = async (view) => {
-    const table = infoscope.readTable(view, infoscope.state());
-    return infoscope.chooseRows(view, table, await loadColumns(view, listNeeded(table))).rows;
+    const table = infoscope.readTable(view, infoscope.state()),
+      data = await loadColumns(view, listNeeded(table));
+    return orderRows(view, table, data, chooseLatents(view, table, data).passed);
   };
 
   /**
    * A hook: {table, data, forHistogram, forScatter, rows} of a view, the last ones until all that is asked for is
-   * loaded, null before; {error} where a column cannot be read.
+   * loaded, null before; {error} where a column cannot be read. Arrays stay the same until others are asked for.
    */
   infoscope.useRows = (view, shown) => {
-    const table = useMemo(() => infoscope.readTable(view, shown), [view.id, shown]);
-    const there = new Set(view.columns.map((one) => one.name));
-    const names = [
-      ...new Set([
-        ...["cds", "cds_low", "cds_high", "group", "name"].filter((name) => there.has(name)),
-        ...table.columns,
-        ...listNeeded(table),
-        ...[table.x, table.y].filter(Boolean),
-      ]),
-    ];
-    const { data, isReady, error } = useColumns(view, names),
+    const table = useMemo(() => infoscope.readTable(view, shown), [view.id, shown]),
       last = useRef(null);
-    const isBySelection = table.filter.needs.includes("selected");
-    last.current = useMemo(
-      () => (isReady ? { view, table, data, ...infoscope.chooseRows(view, table, data) } : last.current),
-      [
-        isReady,
-        data,
-        shown.filter,
-        shown.brush,
-        shown.box,
-        shown.sort,
-        shown.columns,
-        table.x,
-        table.y,
-        isBySelection && shown.selected,
-      ],
-    );
-    return error ? { error } : last.current?.view === view ? last.current : null;
+    const there = new Set(view.columns.map((one) => one.name)),
+      { x, y, sort, columns } = table;
+    const always = ["cds", "cds_low", "cds_high", "group", "name"].filter((name) => there.has(name));
+    const names = new Set([...always, ...columns, ...listNeeded(table), ...[x, y].filter(Boolean)]);
+    const { data, isReady, error } = useColumns(view, [...names]);
+    const { filter, brush, box, selected } = shown,
+      isBySelection = table.filter.needs.includes("selected");
+    const asked = [view.id, filter, brush, box, box && x, box && y, isBySelection && selected].join("\n");
+    if (isReady) {
+      const { current } = last,
+        isSame = current?.asked === asked;
+      const masks = isSame ? current.masks : chooseLatents(view, table, data);
+      const rows = isSame && current.table.sort === sort ? current.rows : orderRows(view, table, data, masks.passed);
+      last.current = { view, asked, table, data, masks, rows };
+    }
+    if (error) return { error };
+    return last.current?.view === view ? { ...last.current, ...last.current.masks } : null;
   };
 })();

@@ -148,8 +148,8 @@
       this.watcher.observe(element);
     }
 
-    // The Tab key stops once at the rows, where the cell that has the focus is what screen readers read; SlickGrid has many
-    // stops, keeps the focus in an element without content and would go through all cells.
+    // The Tab key stops once at the rows, where the cell that has the focus is what screen readers read. SlickGrid has
+    // many stops, keeps the focus in an element without content and would go through all cells.
     holdFocus() {
       const { grid, element } = this,
         canvas = grid.getCanvasNode();
@@ -349,11 +349,11 @@
   infoscope.LatentTable = ({ view, actions, ...shown }) => {
     const element = infoscope.useRef(null),
       grid = infoscope.useRef(null);
-    infoscope.useEffect(() => {
+    infoscope.useLayoutEffect(() => {
       grid.current = new LatentGrid(element.current, view, actions);
       return () => grid.current.destroy();
     }, [view.id]);
-    infoscope.useEffect(
+    infoscope.useLayoutEffect(
       () => grid.current.show(shown),
       [view.id, shown.columns, shown.data, shown.rows, shown.sort, shown.selected],
     );
