@@ -17,13 +17,22 @@ FLOW = """([ones, others, side]) => ones.map((one, i) => {
 })"""
 
 
+@pytest.fixture(scope="module")
+def page(browser, sample):
+    """One page for all: nothing changes it."""
+    page = browser.new_page()
+    page.goto(sample.as_uri())
+    page.wait_for_selector("main")
+    yield page
+    page.close()
+
+
 def _ask(page, ones, others):
     n, side = len(ones), ones.shape[-1]
     return page.evaluate(FLOW, [ones.reshape(n, -1).tolist(), others.reshape(n, -1).tolist(), side])
 
 
-def test_flow_is_an_optimal_plan(open_page, sample):
-    page = open_page(sample.as_uri())
+def test_flow_is_an_optimal_plan(page):
     for side, share in [(2, 1.0), (7, 0.1), (7, 1.0), (15, 0.12), (24, 0.3)]:
         ones, others = _draw_maps(side, share)
         found = _ask(page, ones, others)
@@ -50,14 +59,14 @@ def _draw_maps(side, share):
     return maps
 
 
-def test_silent_map_has_no_flow(open_page, sample):
+def test_silent_map_has_no_flow(page):
     maps = np.zeros((1, 3, 3))
-    assert _ask(open_page(sample.as_uri()), maps, maps + 1) == [None]
+    assert _ask(page, maps, maps + 1) == [None]
 
 
-def test_distance_of_packed_maps_is_the_kept_one(open_page, sample):
+def test_distance_of_packed_maps_is_the_kept_one(page):
     """Crops are cut to their shared region as scoring cuts them; steps of packed maps cost little."""
-    page, draw, grid, shift = open_page(sample.as_uri()), np.random.default_rng(3), 9, 2
+    draw, grid, shift = np.random.default_rng(3), 9, 2
     for diagonal in Diagonal:
         maps = draw.random((24, grid, grid)) * (draw.random((24, grid, grid)) < 0.2)
         shared = [shared_region(maps[crop - 1 :: 2], shift, crop, diagonal) for crop in (1, 2)]

@@ -160,6 +160,21 @@ def test_steps_follow_the_table(open_page, sample):
     page.wait_for_selector("text=not among those that the table shows")
 
 
+def test_bare_view_breaks_nothing(open_page, sample):
+    page = open_page(sample.as_uri())
+    page.evaluate("""() => {
+        for (const view of infoscope.manifest.views) {
+            Object.assign(view, { columns: [], groups: null, landmarks: [], images: {}, matched_by: undefined });
+        }
+        infoscope.manifest.sets.train.classes = null;
+    }""")
+    for place, n in {"latent/7": 16, "compare?pair=7-3&gamma=0.05": 8}.items():
+        page.evaluate(f"location.hash = '#/{place}'")
+        page.wait_for_selector(f".pair >> nth={n - 1}")
+        assert page.locator(".pair").count() == n
+        assert "not measured" in page.locator("main").inner_text()
+
+
 def test_what_was_not_measured_is_told(open_page, sample, tmp_path):
     folder = shutil.copytree(sample.parent, tmp_path / "copy", ignore=shutil.ignore_patterns("images"))
     put(folder, "seed0/latents/0", {})

@@ -2,6 +2,7 @@
 // The top images of a latent: both crops with their maps, and what moves between them.
 (() => {
   const { html } = infoscope;
+  const MOST_AT_ONCE = 800; // active patches up to which a flow takes a fraction of a second; others must be asked for
   const LARGEST_ERROR = 1e-3; // of a stored EMD against that of its maps, beside the rounding of the maps
 
   // what is far down the page is computed when it comes near, one after the other
@@ -54,12 +55,13 @@
 
   const Pair = ({ view, shown, rank, image, maps, emd, activation, scale, step, size }) => {
     const element = infoscope.useRef(null), isNear = useNear(element), [pair, setPair] = infoscope.useState(null);
+    const [isAsked, ask] = infoscope.useState(maps.every((map) => map.places.length <= MOST_AT_ONCE));
     const isFlowShown = shown.flow === "on";
     infoscope.useEffect(() => {
-      if (!isNear || !isFlowShown || pair) return undefined;
+      if (!isNear || !isFlowShown || !isAsked || pair) return undefined;
       const timer = setTimeout(() => setPair(infoscope.pairFlow(view, ...maps, step)));
       return () => clearTimeout(timer);
-    }, [isNear, isFlowShown]);
+    }, [isNear, isFlowShown, isAsked]);
     const why = infoscope.useMemo(() => emd === null ? infoscope.pairFlow(view, ...maps, step).why : "", []);
     const fault = pair && findFault(emd, pair);
     const crop = (number) => html`<figure>
@@ -75,6 +77,8 @@
           <${infoscope.FlowPicture} view=${view} set=${view.set} image=${image} pair=${pair} size=${size}
             alt=${`Rank ${rank}, the region that both crops share`} />
           <figcaption>what moves</figcaption></figure>`}</div>
+      ${isFlowShown && !isAsked && html`<p><button onClick=${() => ask(true)}>Show what moves</button>
+        ${" "}(it takes seconds: the latent fires on very many patches)</p>`}
       ${emd === null && html`<p class="why">No EMD: ${why || "none was measured"}.</p>`}
       ${isFlowShown && pair?.flow && html`<p class="flow-words">${infoscope.describeFlow(pair)}</p>`}
       ${fault && html`<p class="warning" role="alert">${fault}</p>`}

@@ -80,7 +80,8 @@
         <option value="normalised">normalised: each by its largest</option></select></label>
       ${hasFlow && html`<label><input type="checkbox" checked=${shown.flow === "on"} onChange=${check("flow", "off")} />
         what moves between the crops</label>
-        <label><input type="checkbox" checked=${shown.large === "on"} onChange=${check("large", "")} /> large pictures</label>`}
+        <label><input type="checkbox" checked=${shown.large === "on"} onChange=${check("large", "")} />
+        large pictures</label>`}
       <span class="colour-bar" role="img" aria-label=${label}>0
         <span class="ramp" style=${{ backgroundImage: infoscope.heatGradient() }}></span>${end}</span>
     </div>`;

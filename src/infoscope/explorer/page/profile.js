@@ -2,7 +2,7 @@
 // What a latent is beside its top images: weaker and random images, classes, neighbours, other SAEs, removal.
 (() => {
   const { html } = infoscope;
-  const OF_OTHERS = ["cds", "group", "name"];
+  const OF_OTHERS = ["cds", "group", "name"], SILENT = "It fires in none of the images that this was measured on.";
 
   /** A hook: the columns of a view that there are among `names`, by name; null until they are loaded. */
   infoscope.useColumns = (view, names) => {
@@ -41,7 +41,7 @@
 
   const Strip = ({ view, shown, of, scale, describe }) => {
     const size = infoscope.usePictureSize(shown);
-    if (of.images.length === 0) return html`<p class="absent">It fires in none of these images.</p>`;
+    if (of.images.length === 0) return html`<p class="absent">${SILENT}</p>`;
     return html`<ul class="strip" style=${{ "--side": `${size}px` }}>
       ${of.images.map((image, i) => image >= 0 && html`<li key=${i}>
       <${infoscope.MappedPicture} view=${view} set=${view.set} image=${image} map=${of.unpacked[i]} shown=${shown}
@@ -64,7 +64,8 @@
   const Classes = ({ classes: { classes, values }, names }) => {
     const rest = 1 - values.reduce((sum, value) => sum + value, 0);
     const rows = classes.map((index, i) => ({ name: names[index] ?? `class ${index}`, share: values[i] }));
-    if (rows.length && rest > 5e-4) rows.push({ name: "all other classes", share: rest });
+    if (rows.length === 0) return html`<p class="absent">${SILENT}</p>`;
+    if (rest > 5e-4) rows.push({ name: "all other classes", share: rest });
     return html`<table class="lengths"><caption>Share of its activation by the class of the image</caption>
       <tbody>${rows.map(({ name, share }) => html`<tr>
         <th scope="row">${name}</th><td class="number">${infoscope.show(100 * share, 2)}%</td>
@@ -116,7 +117,7 @@
     const isMatched = Object.keys(view.matched_by ?? {}).length > 0;
     if (isMatched && !detail.elsewhere) return html`<${Absent} what="Its matches were" />`;
     if (elsewhere.length + places.length === 0) {
-      return html`<p class="absent">${isMatched ? "It has no match in the others here."
+      return html`<p class="absent">${isMatched ? "No latent of the others here is like it, or it never fires."
         : html`There is no other SAE, seed or layer here that its latents were matched with: compute more seeds or
           layers, or name other explorers in <code>explore.beside</code>, then <code>infoscope stage=explore</code>.`}
         </p>${others}`;
