@@ -38,6 +38,7 @@ class ContextualDependency:
     images: what was measured on, for `show`: files are read again, pictures that were given as arrays are held.
     patch_px: side of a patch in pixels.
     n_held_out: photographs that the split left out, as on the command line.
+    skipped: images that could not be read, and why: {id: reason}.
     """
 
     ranking: Ranking
@@ -48,6 +49,7 @@ class ContextualDependency:
     images: ImageSet
     patch_px: int
     n_held_out: int
+    skipped: dict[str, str]
 
     def __repr__(self) -> str:
         scored = int(np.isfinite(self.cds).sum())
@@ -80,11 +82,6 @@ class ContextualDependency:
     def image_ids(self) -> list[str]:
         """What the images are called: paths below the folder, keys in tars, files of a list, or numbers."""
         return self.images.image_ids
-
-    @property
-    def skipped(self) -> dict[str, str]:
-        """Images that could not be read, and why: {id: reason}."""
-        return dict(self.images.skipped)
 
     @speaks_python(partition=PartitionConfig)
     def divide(self, **options: Any) -> Partition:

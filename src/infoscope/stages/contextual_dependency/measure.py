@@ -102,6 +102,7 @@ def contextual_dependency(
         images=found.images,
         patch_px=backbone.patch_px,
         n_held_out=found.n_held_out,
+        skipped=dict(found.images.skipped),
     )
 
 
