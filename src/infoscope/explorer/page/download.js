@@ -121,7 +121,9 @@
     context.fillText(`${infoscope.manifest.title}: ${view.title}`, GAP, 20, canvas.width - 2 * GAP);
     context.font = "13px system-ui, sans-serif";
     context.fillText("Crop pairs of the images that activate each most, with its activation over them", GAP, 37);
-    const named = view.columns.filter(({ name }) => ["cds", "group", "firing_rate", "name"].includes(name));
+    const named = ["cds", "group", "firing_rate", "name"]
+      .map((name) => view.columns.find((one) => one.name === name))
+      .filter(Boolean);
     const columns = await Promise.all(named.map(({ name }) => infoscope.column(view.id, name)));
     for (const [i, latent] of shown.entries()) {
       const words = named.map((column, at) => {

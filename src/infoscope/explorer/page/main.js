@@ -38,15 +38,16 @@
     const sizes = Object.entries(bytes ?? {})
       .map(([name, n]) => `${name} ${size(n)}`)
       .join(", ");
+    const others = Object.entries(facts ?? {}).filter(([name, text]) => view.facts?.[name] !== text);
     return html`<footer><details><summary>About this explorer</summary>
       <h2>${view.title}</h2>
       <${Facts} facts=${view.facts} />
-      ${Object.keys(facts ?? {}).length > 0 && html`<h2>All SAEs here</h2><${Facts} facts=${facts} />`}
+      ${others.length > 0 && html`<h2>All SAEs here</h2><${Facts} facts=${Object.fromEntries(others)} />`}
       <h2>Files</h2>
       <p>${made && `Made by ${made}. `}${sizes && `On the disk: ${sizes}. `}
         Nothing is loaded from elsewhere, and nothing is sent. The page uses
-        <a href="page/vendor/README.md"> libraries of others</a> under the licences MIT and
-        Apache-2.0. <a href="tables.html"> The tables for browsers without JavaScript</a>.</p>
+        ${" "}<a href="page/vendor/README.md">libraries of others</a> under the licences MIT and
+        Apache-2.0. <a href="tables.html">The tables for browsers without JavaScript</a>.</p>
     </details></footer>`;
   };
 

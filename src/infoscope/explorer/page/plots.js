@@ -80,7 +80,8 @@
     const ends = []; // of each line of labels, where its last one ends
     for (const { name, value } of [...landmarks].sort((a, b) => a.value - b.value)) {
       const at = plot.valToPos(value, "x", true),
-        room = ctx.measureText(name).width + 10 * ratio;
+        words = `${name} ${infoscope.show(value)}`,
+        room = ctx.measureText(words).width + 10 * ratio;
       if (!(at >= left && at <= left + width)) continue;
       ctx.strokeStyle = ctx.fillStyle = ink("--ink");
       ctx.lineWidth = ratio;
@@ -90,11 +91,17 @@
       ctx.lineTo(at, top + height);
       ctx.stroke();
       const isLeft = at + room > left + width,
-        from = isLeft ? at - room + 4 * ratio : at + 4 * ratio;
+        from = isLeft ? Math.max(left, at - room + 4 * ratio) : at + 4 * ratio;
       let line = ends.findIndex((end) => end <= from);
       if (line < 0) line = ends.length;
       ends[line] = from + room;
-      ctx.fillText(name, from, top + (2 + 15 * line) * ratio);
+      const labelTop = top + (2 + 15 * line) * ratio;
+      ctx.fillStyle = ink("--ground"); // behind words that stand over bars and lines of others
+      ctx.globalAlpha = 0.75;
+      ctx.fillRect(from - 2 * ratio, labelTop, room - 4 * ratio, 14 * ratio);
+      ctx.globalAlpha = 1;
+      ctx.fillStyle = ink("--ink");
+      ctx.fillText(words, from, labelTop);
     }
     ctx.restore();
   };
@@ -119,6 +126,9 @@
   };
 
   const bars = uPlot.paths.bars({ size: [1, Infinity], align: 1 });
+
+  // a label, without the unit in brackets where there is no room for it
+  const fit = (label, width) => (8 * label.length < width - 90 ? label : label.replace(/ \(.*/, ""));
 
   // the places of the bars, then the heights to which groups stand on each other, the highest first
   const stack = ({ edges, counts }) => {
@@ -156,7 +166,7 @@
           x: { time: false, range: () => [low, high] },
           y: { range: (_, least, most) => [0, Math.max(1, most * top)] },
         },
-        axes: [makeAxis(label), makeAxis("latents", { size: 56 })],
+        axes: [makeAxis(fit(label, width)), makeAxis("latents", { size: 56 })],
         series: [{}, ...series.reverse()],
         cursor: { drag: { x: true, y: false, setScale: false }, points: { show: false }, y: false },
         hooks: { draw: [() => drawLandmarks(u, landmarks)], setSelect: [setSelect] },

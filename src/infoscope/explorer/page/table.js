@@ -237,13 +237,8 @@
         return ends[0] ? make("span", {}, span, make("small", { textContent: ` ${ends[0]} to ${ends[1]}` })) : span;
       };
       const label = infoscope.columnLabel(column) + (hasInterval ? " (95% interval)" : "");
-      const width = hasInterval
-        ? 186
-        : isText
-          ? name === "name"
-            ? 190
-            : 120
-          : Math.max(88, Math.min(130, 24 + 4.5 * label.length));
+      const longest = Math.max(...label.split(" ").map((word) => word.length));
+      const width = hasInterval ? 190 : isText ? (name === "name" ? 190 : 120) : Math.max(88, 20 + 8.5 * longest);
       return {
         id: name,
         name: make("span", { textContent: label }),
