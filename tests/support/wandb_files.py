@@ -27,6 +27,8 @@ class WandbRun:
     history: list[dict[str, Any]] = field(default_factory=list)
     summary: dict[str, Any] = field(default_factory=dict)
     step_metrics: dict[str, str] = field(default_factory=dict)
+    artifacts: dict[str, Path] = field(default_factory=dict)
+    """Where the files of the tables' artifacts lie until they are sent, by their names."""
     exit_code: int | None = None
     folder: Path = Path()
 
@@ -38,6 +40,12 @@ class WandbRun:
     def read_table(self, name: str) -> dict[str, Any]:
         """Return the JSON file of a table that the history points to."""
         return json.loads(self.find_file(name).read_text())
+
+    def read_pictures(self, name: str) -> dict[int, Path]:
+        """Return the picture files of a table by the row they are in; the table's JSON file knows none."""
+        table = json.loads(self.artifacts[f"{name}.table.json"].read_text())
+        cells = {number: cell for number, row in enumerate(table["data"]) for cell in row if isinstance(cell, dict)}
+        return {number: self.artifacts[cell["path"]] for number, cell in cells.items()}
 
     def find_file(self, name: str) -> Path:
         (path,) = (row[f"{name}/path"] for row in self.history if f"{name}/path" in row)
@@ -60,6 +68,8 @@ def read_wandb(folder: Path) -> WandbRun:
             run.summary |= _read_items(record.summary.update)
         elif kind == "metric" and record.metric.step_metric:
             run.step_metrics[record.metric.name or record.metric.glob_name] = record.metric.step_metric
+        elif kind == "artifact":
+            run.artifacts |= {file.path: Path(file.local_path) for file in record.artifact.manifest.contents}
         elif kind == "exit":
             run.exit_code = record.exit.exit_code
     run.config.pop("_wandb", None)

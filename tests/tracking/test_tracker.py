@@ -99,6 +99,17 @@ def test_none_writes_nothing(tmp_path: Path):
     assert list(tmp_path.iterdir()) == said == []
 
 
+def test_csv_files_name_the_pictures_beside_them(tmp_path: Path):
+    picture = tmp_path / "latent_3.png"
+    picture.write_bytes(b"a picture")
+    with JobTracking(CSV, NAME, TREE, tmp_path, print) as tracking:
+        tracking.view("explore").log_table("latents", ["latent", "images"], [[3, picture], [5, None]])
+        picture.unlink()
+    folder = tmp_path / "csv" / "demo" / "train_sae-0123"
+    assert read_csv(folder / "explore_latents.csv")[1:] == [["3", "explore_latents/latent_3.png"], ["5", ""]]
+    assert (folder / "explore_latents/latent_3.png").read_bytes() == b"a picture"
+
+
 def test_csv_files_hold_what_was_logged(tmp_path: Path):
     said: list[str] = []
     with JobTracking(CSV, NAME, TREE, tmp_path, said.append) as tracking:

@@ -76,6 +76,7 @@ def output_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
         with make_tracking(output_dir, said, k=1) as tracking:
             tracking.view("report").log_table("groups", COLUMNS, ROWS)
             tracking.view("report").log_figure("scope", picture)
+            tracking.view("explore").log_table("latents", ["latent", "images"], [[3, picture], [5, None]])
         for first_step, error in ((10, KeyboardInterrupt()), (30, None)):
             try:
                 run_job(make_tracking(output_dir, said, k=2), first_step, error)
@@ -122,6 +123,14 @@ def test_a_run_holds_what_was_logged(runs: list[WandbRun]):
     assert interrupted.read_curve("train_sae/seed0/loss") == [(10, 0.1), (20, 0.05)]
     assert interrupted.step_metrics == {"train_sae/seed0/*": "train_sae/seed0/step"}
     assert interrupted.summary["train_sae/seed0/fvu"] == 0.125
+
+
+def test_a_cell_may_be_a_picture(runs: list[WandbRun]):
+    assert [row[0] for row in runs[0].read_table("explore/latents")["data"]] == [3, 5]
+    pictures = runs[0].read_pictures("explore/latents")
+    assert list(pictures) == [0]
+    with Image.open(pictures[0]) as picture:
+        assert picture.size == (4, 4)
 
 
 def test_a_run_that_goes_on_logs_where_it_was(runs: list[WandbRun]):

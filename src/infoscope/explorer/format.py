@@ -127,6 +127,14 @@ def pack_maps(maps: Float[np.ndarray, "n grid grid"]) -> dict[str, Any]:
     }
 
 
+def unpack_maps(packed: dict[str, Any], grid: int) -> Float[np.ndarray, "n grid grid"]:
+    """Return the maps that `pack_maps` has made JSON of."""
+    maps = np.zeros((packed["n"], grid * grid))
+    which = np.repeat(np.arange(packed["n"]), unpack(packed["counts"]))
+    maps[which, unpack(packed["places"])] = unpack(packed["values"]) / LEVELS * packed["scale"]
+    return maps.reshape(-1, grid, grid)
+
+
 def pack_texts(texts: Shaped[np.ndarray, " n"]) -> dict[str, Any]:
     """Return texts as JSON: the different ones, and of each place which it is."""
     found, codes = np.unique(texts, return_inverse=True)

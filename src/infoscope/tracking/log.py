@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ class Log:
         """Log points of the curves whose names begin with `curve`; its steps are `<curve>/step`."""
 
     def log_table(self, name: str, columns: list[str], rows: list[list[Any]]) -> None:
-        """Log a table."""
+        """Log a table; a cell that is a path is the picture of that file, which need not outlive the call."""
 
     def log_figure(self, name: str, path: Path) -> None:
         """Log a picture file."""
@@ -36,7 +37,8 @@ class Log:
 
 
 class CsvLog(Log):
-    """Writes `metrics.csv` (step, name, value), `<table>.csv` and `config.json` into a folder; goes on where it was.
+    """Writes `metrics.csv` (step, name, value), `<table>.csv`, its pictures into `<table>`, and `config.json` into a
+    folder; goes on where it was.
 
     The last row named "error" says how the run ended: no value if well.
     """
@@ -57,10 +59,20 @@ class CsvLog(Log):
         self._write([[step, name, value] for name, value in numbers.items()])
 
     def log_table(self, name: str, columns: list[str], rows: list[list[Any]]) -> None:
-        with (self.folder / f"{name.replace('/', '_')}.csv").open("w", newline="", encoding="utf-8") as file:
+        name = name.replace("/", "_")
+        with (self.folder / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(columns)
-            writer.writerows(rows)
+            writer.writerows([self._keep(name, cell) for cell in row] for row in rows)
+
+    def _keep(self, table: str, cell: Any) -> Any:
+        """Return a cell; of a picture, which is copied into the table's folder, where it lies."""
+        if not isinstance(cell, Path):
+            return cell
+        kept = self.folder / table / cell.name
+        kept.parent.mkdir(exist_ok=True)
+        shutil.copyfile(cell, kept)
+        return f"{table}/{cell.name}"
 
     def finish(self, error: str) -> None:
         with self._file:

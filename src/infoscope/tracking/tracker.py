@@ -116,7 +116,7 @@ class Tracker:
             self.write(lambda log: log.log_point(self.prefix, named, step))
 
     def log_table(self, name: str, columns: list[str], rows: list[list[Any]]) -> None:
-        """Log a table; its cells are numbers, texts and None."""
+        """Log a table; its cells are numbers, texts, None and pictures, which are the paths of their files."""
         self.write(lambda log: log.log_table(f"{self.prefix}/{name}", columns, rows))
 
     def log_figure(self, name: str, path: Path) -> None:

@@ -119,8 +119,12 @@ class WandbLog(Log):
         self._do(log)
 
     def log_table(self, name: str, columns: list[str], rows: list[list[Any]]) -> None:
-        names, cells = list[Any](columns), list[Any](rows)  # its annotations take no lists of str and of lists
+        names = list[Any](columns)  # its annotations take no lists of str and of lists
+        cells: list[Any] = [[_show(cell) for cell in row] for row in rows]
         table = wandb.Table(columns=names, data=cells, allow_mixed_types=True)
+        for number, column in enumerate(columns):
+            if any(isinstance(row[number], Path) for row in rows):  # else it would be the picture's name in Python
+                table.cast(column, wandb.Image, optional=True)
         self._do(lambda run: run.log({name: table}))
 
     def log_figure(self, name: str, path: Path) -> None:
@@ -154,6 +158,10 @@ class WandbLog(Log):
                 _stop_service()
                 self._open()
                 action(self._run)
+
+
+def _show(cell: Any) -> Any:
+    return wandb.Image(str(cell)) if isinstance(cell, Path) else cell
 
 
 @contextmanager

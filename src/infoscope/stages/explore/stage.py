@@ -27,6 +27,7 @@ from infoscope.runtime.read_only import MissingArtifact
 from infoscope.runtime.store import Workspace
 from infoscope.scope.sparse_maps import ACTIVE_SHARE
 from infoscope.stages.explore.beside import read_besides, read_matchables, refuse_itself, take_views
+from infoscope.stages.explore.extremes import log_latents
 from infoscope.stages.explore.facts import LatentFacts, make_matchable, needs_of_facts
 from infoscope.stages.explore.images import (
     count_browsed_bytes,
@@ -52,6 +53,7 @@ from infoscope.stages.publish import describe_experiment
 from infoscope.stages.sae import count_latents, has_maps
 from infoscope.stages.score.stage import needs_of_groups
 from infoscope.stages.tokens import Tokens, find_sizes
+from infoscope.tracking.config import LoggerKind
 
 INDEX, FACTS = "index.html", "explorer.json"
 LARGE_BYTES = 10**9
@@ -180,6 +182,9 @@ class Explore(SingleStage[ExplorerFacts]):
         )
         sizes = {"images": found.image_bytes, "data": found.data_bytes, "total": found.image_bytes + found.data_bytes}
         put(work.folder, "manifest", {**manifest, "bytes": sizes})
+        if ctx.config.logger.kind is not LoggerKind.none:
+            with ctx.track(self.kind) as tracker, ctx.display.bar("logging the latents"):
+                log_latents(tracker, work.folder, manifest)
         return found
 
     def work(self, ctx: Context) -> Work:
