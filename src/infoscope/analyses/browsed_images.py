@@ -43,30 +43,37 @@ class CropLatents(NamedTuple):
 @torch.inference_mode()
 def encode_image(
     backbone: Backbone,
-    sae: SparseAutoencoder,
     layer: int,
     whole: UInt8[Tensor, "3 image_px image_px"],
     square: UInt8[Tensor, "3 size_px size_px"],
     shift_patches: int,
     diagonal: Diagonal = Diagonal.main,
-    n_latents: int = N_LATENTS,
-) -> tuple[list[CropLatents], Tokens]:
-    """Return what fires in the whole image, in crop 1 and in crop 2, and the tokens of the whole image.
-
-    One choice of latents for all three, so that one that is missing in one crop and not in the other is silent there:
-    those whose largest activation in any of them, times the norm of the decoder row, is largest.
+) -> Tokens:
+    """Return the tokens of a whole image, of crop 1 and of crop 2, in a batch of three.
 
     Args:
         whole, square: the image as the backbone takes it, and as it is cropped (`scc_size_px`).
-        n_latents: kept at most.
 
     Raises:
         InputError: as `shifted_crops`, and as `Backbone.tokens`.
     """
     crops = shifted_crops(square[None], backbone.patch_px, backbone.grid, shift_patches, diagonal)
-    tokens = backbone.tokens(torch.cat([whole[None].to(square), *crops]), layer)
+    return backbone.tokens(torch.cat([whole[None].to(square), *crops]), layer)
+
+
+@torch.inference_mode()
+def list_latents(sae: SparseAutoencoder, tokens: Tokens, grid: int, n_latents: int = N_LATENTS) -> list[CropLatents]:
+    """Return what fires in the whole image, in crop 1 and in crop 2.
+
+    One choice of latents for all three, so that one that is missing in one crop and not in the other is silent there:
+    those whose largest activation in any of them, times the norm of the decoder row, is largest.
+
+    Args:
+        tokens: of these, as `encode_image` gives them.
+        n_latents: kept at most.
+    """
     patches = tokens.patches.to(sae.W_enc.device)
-    n_patches, grid = patches.shape[1], backbone.grid
+    n_patches = patches.shape[1]
     codes = sae.encode_entries(patches.reshape(-1, sae.d_in))
     fires = codes.values > 0
     places, latents, values = (of[fires].cpu().numpy() for of in (codes.tokens, codes.latents, codes.values.float()))
@@ -84,7 +91,7 @@ def encode_image(
         is_on = maps[:, crop].any(axis=(1, 2))
         listed = is_on & is_kept
         found.append(CropLatents(firing[listed], maps[listed, crop], int((is_on & ~is_kept).sum())))
-    return found, Tokens(*(part[:1].to(sae.W_enc.device) for part in tokens))
+    return found
 
 
 class ImagePredictions(NamedTuple):
@@ -118,7 +125,8 @@ def predict_image(
     """Return the predictions of one image: exact ablations, each its own forward.
 
     Args:
-        tokens: of this image alone. groups: latents removed together. label: its class, where it is known.
+        tokens: of this image alone, where the SAE lies. groups: latents removed together.
+        label: its class, where it is known.
         n_at_once: versions of the image sent through the remaining blocks together.
         n_removed: latents removed one by one, at most.
     """

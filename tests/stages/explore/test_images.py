@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from infoscope import explain_patch, explain_prediction
-from infoscope.analyses.browsed_images import N_REMOVED, encode_image, predict_image
+from infoscope.analyses.browsed_images import N_REMOVED, encode_image, list_latents, predict_image
 from infoscope.data.config import SKIP
 from infoscope.data.images import ImageError
 from infoscope.data.scenes.scene_set import SceneSet
@@ -24,10 +24,12 @@ from infoscope.predictions.zero_shot import make_zero_shot_head
 from infoscope.sae.edit import EditMode
 from infoscope.scope.config import Diagonal, ScopeConfig
 from infoscope.scope.maps import CropEncoder, WantedMaps
+from infoscope.stages.backbone import load_backbone
 from infoscope.stages.explore.images import count_browsed_forwards, has_predictions, list_browsed, write_browsed_images
 from infoscope.stages.images import open_split
 from infoscope.stages.predict.stage import Predict
 from infoscope.stages.rank import Rank
+from infoscope.vision.backbone import Tokens
 from tests.support.pipeline_samples import Recorder, make_tiny_config, run_tiny
 from tests.support.prediction_samples import LAYER, SceneInputs, make_scene_inputs
 
@@ -44,7 +46,9 @@ def encode(scenes: SceneInputs, diagonal: Diagonal = Diagonal.main, n_latents: i
     square_px = (backbone.grid + SHIFT) * backbone.patch_px
     pictures = [torch.from_numpy(scenes.images.load(IMAGE, px)) for px in (backbone.image_px, square_px)]
     whole, square = (picture.permute(2, 0, 1) for picture in pictures)
-    return encode_image(backbone, scenes.inputs.sae, LAYER, whole, square, SHIFT, diagonal, n_latents)
+    tokens = encode_image(backbone, LAYER, whole, square, SHIFT, diagonal)
+    alone = Tokens(*(part[:1] for part in tokens))
+    return list_latents(scenes.inputs.sae, tokens, backbone.grid, n_latents), alone
 
 
 @pytest.mark.parametrize("diagonal", Diagonal)
@@ -152,7 +156,10 @@ def read(path: Path) -> dict[str, Any]:
 def test_browsed_images_are_predicted_as_the_predict_stage_does(predicted: Context, tmp_path: Path) -> None:
     (seed,) = predicted.config.seeds
     assert (has_predictions(predicted, seed), has_predictions(predicted, seed + 1)) == (True, False)
-    written = write_browsed_images(predicted, seed, "a", tmp_path)
+    backbone = load_backbone(predicted)
+    n_before = backbone.n_images_encoded
+    written = write_browsed_images(predicted, {seed: "a"}, tmp_path)
+    assert backbone.n_images_encoded == n_before + 3 * 6
     assert {split: len(images) for split, images in written.items()} == {"train": 3, "test": 3}
     of_files = {path.stem: read(path) for path in (tmp_path / "data/a/images").iterdir()}
     assert set(of_files) == {f"{split}-{image}" for split, images in written.items() for image in images}
@@ -176,7 +183,7 @@ def test_browsed_images_are_predicted_as_the_predict_stage_does(predicted: Conte
             )  # tokens are kept as float16
             n_compared += 1
     assert n_compared >= 4
-    assert count_browsed_forwards(predicted, seed) == 6 * (3 + 3 + 1 + 2 + N_REMOVED)
+    assert count_browsed_forwards(predicted) == 6 * (3 + 3 + 1 + 2 + N_REMOVED)
 
 
 def test_half_of_the_training_images_are_first_images_of_latents(predicted: Context) -> None:

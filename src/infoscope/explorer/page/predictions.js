@@ -2,7 +2,10 @@
 // What the model predicts of an image, before and after a group or a single latent is switched off.
 (() => {
   const { html } = infoscope;
-  const percent = (share) => `${(100 * share).toFixed(2)}%`;
+  const percent = (share) => {
+    if (share > 0 && share < 5e-5) return "<0.01%";
+    return share < 1 && share > 0.99995 ? ">99.99%" : `${(100 * share).toFixed(2)}%`;
+  };
   const best = (values) => values.indexOf(Math.max(...values));
 
   const listSwitches = ({ before, groups, latents }) => [

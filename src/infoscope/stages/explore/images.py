@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from jaxtyping import Int64, UInt8
 from PIL import Image
 from torch import Tensor
 
-from infoscope.analyses.browsed_images import count_forwards, encode_image, predict_image
+from infoscope.analyses.browsed_images import count_forwards, encode_image, list_latents, predict_image
 from infoscope.data.config import SKIP
 from infoscope.data.images import CHECK_PX, ImageError, ImageSet, Truth
 from infoscope.data.reader import iterate_images
@@ -114,12 +114,12 @@ def key_of_browsed(ctx: Context) -> Key:
     return {"images": images, "n_browsed": ctx.config.explore.n_browsed, "seed": ctx.config.explore.seed}
 
 
-def count_browsed_forwards(ctx: Context, seed: int) -> int:
+def count_browsed_forwards(ctx: Context) -> int:
     """Return how many images go through the backbone, or a part of it, at most."""
     rule, number = ctx.config.partition.chosen
     n_groups = int(number or 0) if rule is Rule.bands else 2
-    each = 3 + (count_forwards(n_groups) if has_predictions(ctx, seed) else 0)
-    return each * sum(count_browsed(ctx).values())
+    n_predicted = sum(has_predictions(ctx, seed) for seed in ctx.config.seeds)
+    return (3 + n_predicted * count_forwards(n_groups)) * sum(count_browsed(ctx).values())
 
 
 def count_browsed_bytes(ctx: Context) -> int:
@@ -130,35 +130,36 @@ def count_browsed_bytes(ctx: Context) -> int:
     return round(sum(count_browsed(ctx).values()) * (of_maps + 0.5 * side**2 + 4000))
 
 
-def write_browsed_images(ctx: Context, seed: int, view_id: str, folder: Path) -> dict[str, list[int]]:
+def write_browsed_images(ctx: Context, views: Mapping[int, str], folder: Path) -> dict[str, list[int]]:
     """Write what fires in each browsed image, `data/<view>/images/<set>-<image>.js`, and return which images these are.
 
+    Each image and each of its crops is encoded once, for all SAEs.
+
     Args:
+        views: the id of the view of each SAE seed.
         folder: of the explorer.
     """
-    browsed, sae, backbone = list_browsed(ctx), sae_of(ctx, seed).load(), load_backbone(ctx)
-    layer, scope = hook_of(ctx).layer, ctx.config.scope
+    browsed, backbone, scope = list_browsed(ctx), load_backbone(ctx), ctx.config.scope
     square_px = scc_size_px(backbone.grid, backbone.patch_px, scope.shift_patches)
+    saes = {seed: sae_of(ctx, seed).load() for seed in views}
     n, n_done = sum(map(len, browsed.values())), 0
-    with ctx.display.bar(f"browsed images, seed {seed}", n, "images") as advance:
+    with ctx.display.bar("browsed images", n, "images") as advance:
         for split, positions in browsed.items():
-            images, predict = open_split(ctx, split), _make_predictor(ctx, seed, split)
+            images, predictors = open_split(ctx, split), {seed: _make_predictor(ctx, seed, split) for seed in views}
             both = [
                 iterate_images(images, size_px, 1, positions, device=ctx.device)
                 for size_px in (backbone.image_px, square_px)
             ]
             for position, whole, square in zip(positions.tolist(), *both, strict=True):
-                crops, tokens = encode_image(
-                    *(backbone, sae, layer, whole.images[0], square.images[0]),
-                    *(scope.shift_patches, scope.diagonal),
-                )
-                content: dict[str, Any] = {
-                    "picture": _draw(square.images[0]),
-                    "crops": [_show_crop(*crop) for crop in crops],
-                }
-                if predict is not None:
-                    content["predictions"] = predict(tokens, position)
-                put(folder, f"{view_id}/images/{split}-{position}", content)
+                pictures = whole.images[0], square.images[0]
+                tokens = encode_image(backbone, hook_of(ctx).layer, *pictures, scope.shift_patches, scope.diagonal)
+                picture = _draw(square.images[0])
+                for seed, view in views.items():
+                    crops = [_show_crop(*crop) for crop in list_latents(saes[seed], tokens, backbone.grid)]
+                    content: dict[str, Any] = {"picture": picture, "crops": crops}
+                    if (predict := predictors[seed]) is not None:
+                        content["predictions"] = predict(tokens, position)
+                    put(folder, f"{view}/images/{split}-{position}", content)
                 n_done += 1
                 advance(n_done, n)
     return {split: positions.tolist() for split, positions in browsed.items()}
@@ -179,7 +180,8 @@ def _show_crop(latents: np.ndarray, maps: np.ndarray, n_left_out: int) -> dict[s
 
 
 def _make_predictor(ctx: Context, seed: int, split: str) -> Callable[[Tokens, int], dict[str, Any]] | None:
-    """Return what predicts an image of a split, as the page reads it; None where no predictions were made."""
+    """Return what predicts an image of a split from its tokens, whole first, and its place in the split, as the page
+    reads it; None where no predictions were made."""
     if not has_predictions(ctx, seed):
         return None
     sae, backbone, head = sae_of(ctx, seed).load(), load_backbone(ctx), EmbeddedClasses.at(ctx).load()
@@ -188,13 +190,14 @@ def _make_predictor(ctx: Context, seed: int, split: str) -> Callable[[Tokens, in
     labels = images.labels(ctx.config.predict.target) if Truth.labels in images.truths else None
 
     def predict(tokens: Tokens, position: int) -> dict[str, Any]:
+        alone = Tokens(*(part[:1].to(sae.W_dec.device) for part in tokens))
         inputs = PredictInputs(
-            *(sae, OneImage(tokens), backbone, hook_of(ctx).layer),
+            *(sae, OneImage(alone), backbone, hook_of(ctx).layer),
             edits_patches=reads is not TokenChoice.cls,
             edits_prefix=reads is not TokenChoice.patch,
         )
         label = None if labels is None else int(labels[position])
-        found = predict_image(inputs, head, tokens, groups, label, ctx.config.predict.batch_images)
+        found = predict_image(inputs, head, alone, groups, label, ctx.config.predict.batch_images)
         return {
             "classes": found.classes,
             "texts": [head.class_names[place] for place in found.classes],

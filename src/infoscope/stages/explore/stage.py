@@ -141,11 +141,11 @@ class Explore(SingleStage[ExplorerFacts]):
         shown, pictures, besides, views = list_shown(ctx), up.thumbnails.load(), read_besides(ctx), []
         own = {name_view(seed): make_matchable(ctx, seed) for seed in ctx.config.seeds}
         matchable = own | read_matchables(ctx, besides)
+        browsed = write_browsed_images(ctx, {seed: name_view(seed) for seed in ctx.config.seeds}, work.folder)
         for seed in ctx.config.seeds:
             view = name_view(seed)
             others = {other: of for other, of in matchable.items() if other != view}
             facts = LatentFacts.read(ctx, seed, {other: of for other, of in others.items() if not isinstance(of, str)})
-            browsed = write_browsed_images(ctx, seed, view, work.folder)
             of_images = {"images": browsed, "predictions": say_predictions(ctx, seed)}
             about = write_view(ctx, work.folder, seed) | facts.of_view | of_images
             about["unmatched"] |= {other: why for other, why in others.items() if isinstance(why, str)}
@@ -192,8 +192,7 @@ class Explore(SingleStage[ExplorerFacts]):
         n_ranks, grid = min(ctx.config.explore.n_images, ctx.config.scope.n_ranks), find_sizes(ctx).grid
         like = [ctx.config.model.name, n_ranks]
         n_bytes = n_latents * _count_latent_bytes(n_ranks, grid) + len(ctx.config.seeds) * count_browsed_bytes(ctx)
-        n_forwards = sum(count_browsed_forwards(ctx, seed) for seed in ctx.config.seeds)
-        return Work(n_latents, like, n_forwards, disk_bytes=n_bytes)
+        return Work(n_latents, like, count_browsed_forwards(ctx), disk_bytes=n_bytes)
 
     def closing(self, ctx: Context) -> Shown:
         handle = self.at(ctx)
