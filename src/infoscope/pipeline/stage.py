@@ -340,7 +340,8 @@ class Handle(Node, Generic[R]):
     def exists(self) -> bool:
         """Whether it exists, as the main process sees it; a caller that gets False must build it."""
         if not self.is_known_to_exist:
-            self.is_known_to_exist = True  # when somebody asks again
+            # when somebody asks again; of what one process asked alone the others know nothing, and will ask together
+            self.is_known_to_exist = not processes.is_apart()
             with suppress(NotBuiltYet, MissingArtifact):
                 _ = self.spec  # a key may need artifacts, which all processes make together
             return processes.broadcast(processes.is_main() and self.find() is not None)

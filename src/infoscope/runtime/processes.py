@@ -75,6 +75,11 @@ def alone() -> Iterator[None]:
         _n_alone -= 1
 
 
+def is_apart() -> bool:
+    """Whether there are other processes that do not take part in what this one does, see `alone`."""
+    return _n_alone > 0 and _world.size > 1
+
+
 def barrier() -> None:
     """Wait until every process has come here."""
     gather(None)

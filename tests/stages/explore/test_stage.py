@@ -16,7 +16,9 @@ from PIL import Image
 from infoscope.data.images import ImageError
 from infoscope.pipeline.context import Context
 from infoscope.pipeline.run import check, plan_stage
+from infoscope.runtime import processes
 from infoscope.runtime.errors import InputError
+from infoscope.runtime.places import World
 from infoscope.stages.explore.pictures import Thumbnails, write_thumbnails
 from infoscope.stages.explore.stage import Explore, ExplorerFacts, say_explorer
 from infoscope.stages.explore.views import name_view
@@ -25,8 +27,9 @@ from infoscope.stages.latents import Latents
 from infoscope.stages.rank import Rank
 from infoscope.stages.report.stage import NO_EXPLORER, Report
 from infoscope.stages.score.stage import scope_of
-from infoscope.stages.tokens import find_sizes
-from tests.support.pipeline_samples import Recorder, copy_run, finish_tiny_run, make_tiny_config, run_tiny
+from infoscope.stages.tokens import Tokens, find_sizes
+from tests.support.pipeline_samples import Recorder, copy_run, find_folder, finish_tiny_run, make_tiny_config, run_tiny
+from tests.support.quick_processes import quick_sharing
 
 STAGE = "stage=explore"
 
@@ -228,6 +231,19 @@ def test_another_threshold_shows_the_same_files_of_images(made: tuple[Path, Reco
     assert first.samefile(second)
 
 
+@pytest.mark.long  # starts a process
+def test_two_processes_make_what_one_makes(made: tuple[Path, Recorder], folder: Path, tmp_path: Path) -> None:
+    apart = ("latents", "levels", "thumbnails", "explore")
+    output_dir = copy_run(made[0], tmp_path, but=apart)
+    with quick_sharing():
+        said = run_tiny(output_dir, STAGE, "trainer.n_processes=2")
+    assert said.stages("built") == list(apart)
+    files, others = (
+        json.loads((of / "manifest.json").read_text())["files"] for of in (folder, find_folder(output_dir, "explore"))
+    )
+    assert {name for name in files if files[name] != others.get(name)} <= {"config.yaml"}
+
+
 def test_the_report_links_it(made: tuple[Path, Recorder], folder: Path, tmp_path: Path) -> None:
     ctx = Context(make_tiny_config(made[0]), Recorder())
     page, key = Report().make_page(ctx), Report().report_key(ctx)
@@ -268,3 +284,17 @@ def test_features_without_a_place_in_the_picture_are_refused_early(tmp_path: Pat
     with pytest.raises(InputError, match="no maps and no CDS: stage=describe shows such features"):
         check(ctx)
     assert not (tmp_path / "artifacts").exists()
+
+
+def test_what_one_process_has_asked_alone_all_ask_together(
+    made: tuple[Path, Recorder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokens = Tokens.at(Context(make_tiny_config(made[0], STAGE), Recorder()), "train")
+    together: list[bool] = []
+    monkeypatch.setattr(processes, "_world", World(rank=0, size=2))
+    monkeypatch.setattr(processes, "broadcast", lambda value: together.append(not processes.is_apart()) or value)
+    with processes.alone():
+        assert tokens.exists()
+    assert tokens.exists()
+    assert tokens.exists()
+    assert together == [False, True]

@@ -20,6 +20,7 @@ from infoscope.explorer.format import make_picture_url, pack, pack_maps, put
 from infoscope.pipeline.context import Context, once
 from infoscope.pipeline.stage import Key, Needs
 from infoscope.predictions.inputs import PredictInputs
+from infoscope.runtime import processes
 from infoscope.sae.config import TokenChoice
 from infoscope.scope.config import Rule
 from infoscope.scope.crops import scc_size_px
@@ -92,7 +93,8 @@ def has_predictions(ctx: Context, seed: int) -> bool:
     if not has_prompts(ctx):
         return False
     stages = (Predict, Attribute)
-    return any(stage.is_goal(ctx) or stage.at(ctx.reading(), seed).find() is not None for stage in stages)
+    with processes.alone():  # each process of several looks for itself: their keys read scores
+        return any(stage.is_goal(ctx) or stage.at(ctx.reading(), seed).find() is not None for stage in stages)
 
 
 def say_predictions(ctx: Context, seed: int) -> str | None:
