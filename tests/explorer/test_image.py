@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from infoscope.explorer.format import pack, pack_maps
 from tests.support.explorer_sample import EVIL, GRID, SHIFT
 
 ROWS = """() => [...document.querySelectorAll(".patch-latents tbody tr[data-latent]")].map((row) => {
@@ -202,3 +203,34 @@ def test_a_finger_on_a_phone(open_page, sample):
     assert page.evaluate("document.documentElement.scrollWidth") == 390
     page.locator("tr[data-latent]").first.tap(position={"x": 150, "y": 10})
     assert page.locator(".patch-latents .picture canvas").count() == 2
+
+
+def test_what_the_stage_writes_beyond_the_sample(open_page, sample):
+    """Maps as shares of peaks of very different size, latents that are left out, and the other diagonal."""
+    page = open_image(open_page, sample)
+    square, maps = np.random.default_rng(0).random((2, 6, 6)) * np.array([1e-3, 5e3])[:, None, None], []
+    for row, column in ((0, 0), (0, 2), (2, 0)):  # whole (not of the square, in truth), crop 1 and crop 2 of "anti"
+        maps.append(square[:, row : row + 4, column : column + 4])
+    crops = []
+    for of in maps:
+        peaks = of.max((1, 2)).astype(np.float32)
+        shares = of / peaks[:, None, None]
+        crops.append({"latents": [3, 8], "peaks": pack(peaks), "maps": pack_maps(shares), "n_left_out": 5})
+    view = {"grid": 4, "shift": 2, "diagonal": "anti"}
+    box = {"top": 1, "bottom": 3, "left": 0, "right": 1, "isAll": False}
+    found = page.evaluate(
+        """([view, crops, box]) => {
+            const read = crops.map(infoscope.readCrop), found = infoscope.measureBox(view, read, 1, box);
+            const moved = [infoscope.movePatch(view, [1, 3], 1, 0), infoscope.movePatch(view, [2, 1], 0, 2)];
+            return [found, read[1].nLeftOut, ...moved];
+        }""",
+        [view, crops, box],
+    )
+    own, both = maps[1][:, 1:4, 0:2], square[:, 2:4, 2:4]  # what crop 2 also shows of it, by the square
+    assert (found[0]["nPatches"], found[0]["nShared"], found[1]) == (6, 4, 5)
+    for i, row in enumerate(sorted(found[0]["rows"], key=lambda row: row["latent"])):
+        assert row["mean"] == pytest.approx(own[i].mean(), rel=1e-4)
+        assert row["peak"] == pytest.approx(own[i].max(), rel=1e-4)
+        assert row["one"] == pytest.approx(both[i].mean(), rel=1e-4)
+        assert row["two"] == pytest.approx(both[i].mean(), rel=1e-4)
+    assert found[2:] == [[1, 3], [1, 2]]  # (1.5, 5.5) of 6 is (1, 3.7) of 4; (2.5, 1.5) of 4 is (3.75, 2.25) of 6
