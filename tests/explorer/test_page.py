@@ -27,3 +27,27 @@ def test_a_folder_that_is_not_whole_is_named(open_page, sample):
     page.wait_for_function("() => document.title.includes('no/such')")
     assert page.title() == "data/no/such.js cannot be read: was the folder copied whole?"
     assert "ERR_FILE_NOT_FOUND" in open_page.said.pop()
+
+
+def test_an_address_of_nothing_is_said(open_page, sample):
+    page = open_page(sample.as_uri() + "#/overview?view=seed7&filter=cds+%3E&brush=a,b&sort=-none&columns=none&x=none")
+    page.wait_for_selector(".slick-row")
+    assert page.inner_text(".warning").startswith('There is no SAE "seed7" in this explorer: this is TopK, SAE seed0')
+    assert page.inner_text(".error").endswith('after ">", but the filter ends. Nothing is filtered.')
+    assert page.inner_text("#n-rows") == "300 latents"
+
+
+def test_a_link_to_a_latent_has_its_group_and_name(open_page, sample):
+    page = open_page(sample.as_uri())
+    page.wait_for_selector(".slick-row")
+    page.evaluate(
+        "preact.render(infoscope.html`<${infoscope.LatentLink} view=${infoscope.view()} latent=${3} />`,"
+        " document.body.appendChild(document.createElement('p')))"
+    )
+    link = page.locator("a.latent-link")
+    link.get_by_text(EVIL).wait_for()
+    assert link.inner_text().split()[0] == "3"
+    assert link.locator(".swatch").get_attribute("aria-label").startswith("group ")
+    link.click()
+    page.wait_for_function("() => infoscope.state().page === 'latent' && infoscope.state().latent === 3")
+    assert page.evaluate("document.activeElement.id") == "content"

@@ -66,6 +66,11 @@
       image: infoscope.ImagePage,
       compare: infoscope.ComparePage,
     }[shown.page];
+    const isFirst = infoscope.useRef(true);
+    infoscope.useEffect(() => {
+      if (!isFirst.current) document.getElementById("content").focus({ preventScroll: true });
+      isFirst.current = false;
+    }, [shown.page]);
     const choose = (id) => infoscope.go({ view: id, selected: "", box: "" }); // latents of another SAE are others
     return html`
       <a class="skip" href="#content" onClick=${(event) => {
@@ -85,6 +90,12 @@
         nMissing > 0 &&
         html`<p class="warning" role="status">${infoscope.count(nMissing, "image")} could not be shown:
         the files are not where the explorer was written.</p>`
+      }
+      ${
+        shown.view &&
+        shown.view !== view.id &&
+        html`<p class="warning" role="status">There is no SAE "${shown.view}" in this
+        explorer: this is ${view.title}.</p>`
       }
       <main id="content" tabindex="-1">${
         Page

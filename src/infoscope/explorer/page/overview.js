@@ -16,8 +16,9 @@
     )}</dl>
   </details>`;
 
-  const FilterError = ({ text, error }) => html`
-    <p class="error">${error.message} The last filter that could be read still holds.</p>
+  const FilterError = ({ text, error, holds }) => html`
+    <p class="error">${error.message}${" "}
+      ${holds ? "The last filter that could be read still holds." : "Nothing is filtered."}</p>
     <pre aria-hidden="true">${`${text}\n${" ".repeat(error.at)}${"^".repeat(Math.max(1, error.length))}`}</pre>`;
 
   const findError = (view, text) => {
@@ -37,6 +38,7 @@
       if (!isEditing.current) setText(filter);
     }, [filter]);
     const error = useMemo(() => findError(view, text), [text, view.id]);
+    const holds = filter !== "" && !findError(view, filter);
     const apply = (value) => {
       clearTimeout(timer.current);
       if (value === infoscope.state().filter || findError(view, value)) return; // the last valid filter stays
@@ -67,7 +69,7 @@
         autocomplete="off" autocapitalize="off" placeholder="cds > 0.1 & rate < 0.01" aria-invalid=${Boolean(error)}
         aria-describedby="filter-error" />
       ${text && html`<button type="button" onClick=${clear}>Clear</button>`}
-      <div id="filter-error" role="status">${error && html`<${FilterError} text=${text} error=${error} />`}</div>
+      <div id="filter-error" role="status">${error && html`<${FilterError} ...${{ text, error, holds }} />`}</div>
       <${FilterHelp} view=${view} />
     </form>`;
   };
@@ -149,7 +151,11 @@
     const selectNone = () => infoscope.go({ selected: "", filter: shown.filter === "selected" ? "" : shown.filter });
     return html`<div class="overview">
       <div class="plots">
-        ${data.has("cds") && html`<${infoscope.ScopeFigure} ...${parts} mask=${found.forHistogram} />`}
+        ${
+          data.has("cds")
+            ? html`<${infoscope.ScopeFigure} ...${parts} mask=${found.forHistogram} />`
+            : html`<p>The scope of these latents was not measured: <code>infoscope stage=score</code> does.</p>`
+        }
         ${table.x && html`<${infoscope.ScatterFigure} ...${parts} mask=${found.forScatter} />`}
       </div>
       <section aria-labelledby="latents-heading"><h2 id="latents-heading">Latents</h2>

@@ -19,10 +19,18 @@
   };
   const store = zustandVanilla.createStore(() => ({ ...DEFAULTS }));
 
+  const decode = (part) => {
+    try {
+      return decodeURIComponent(part);
+    } catch {
+      return part; // an address that was cut off within a letter
+    }
+  };
+
   const read = () => {
     const [path, query] = location.hash.replace(/^#\/?/, "").split("?");
     const found = { ...DEFAULTS };
-    const [page, ...parts] = path.split("/").map(decodeURIComponent);
+    const [page, ...parts] = path.split("/").map(decode);
     if (page) found.page = page;
     if (page === "latent") found.latent = Number.parseInt(parts[0], 10) || 0;
     if (page === "image") [found.set, found.image] = [parts[0] ?? "", Number.parseInt(parts[1], 10) || 0];
