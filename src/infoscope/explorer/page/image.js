@@ -11,8 +11,8 @@
     mean: "mean", peak: "peak", one: "crop 1", two: "crop 2", difference: "crop 2 − crop 1", cds: "CDS",
   };
 
-  /** GroupMark({view, group}): the colour of a group; its name stands beside it. */
-  infoscope.GroupMark = ({ view, group }) => group && html`<span class="swatch"
+  /** GroupSwatch({view, group}): the colour of a group; its name stands beside it. */
+  infoscope.GroupSwatch = ({ view, group }) => group && html`<span class="swatch"
     style=${{ background: infoscope.groupColour(group, view.groups.names) }} aria-hidden="true"></span>`;
 
   /** What the table of latents says of a latent, by functions of it: "" where it says nothing. */
@@ -58,7 +58,7 @@
           <th scope="row">
             <a href=${infoscope.address({ page: "latent", latent: row.latent, view: view.id })}>${row.latent}</a>
             ${" "}<span class="of-latent">${facts.name(row.latent)}</span></th>
-          <td><${infoscope.GroupMark} view=${view} group=${facts.group(row.latent)} />${facts.group(row.latent)}</td>
+          <td><${infoscope.GroupSwatch} view=${view} group=${facts.group(row.latent)} />${facts.group(row.latent)}</td>
           ${names.map((name) => html`<td class="number" data-column=${name}>${say(row, name)}</td>`)}</tr>
         ${maps && row.latent === looked && html`<tr key="maps"><td colspan=${2 + names.length}>${maps}</td></tr>`}
       `)}</tbody>

@@ -49,7 +49,7 @@
     <tbody>${switches.map((one) => html`<tr key=${one.id} class=${one === chosen ? "is-chosen" : ""}>
       <td><label><input type="radio" name="off" value=${one.id} checked=${one === chosen}
           onChange=${() => onChoose(one.id)} /> ${one.group !== undefined
-            && html`<${infoscope.GroupMark} view=${view} group=${one.group} />`}${one.id}</label>
+            && html`<${infoscope.GroupSwatch} view=${view} group=${one.group} />`}${one.id}</label>
         ${one.latent !== undefined && html` <span class="of-latent">${facts.name(one.latent)}</span> <a
           href=${infoscope.address({ page: "latent", latent: one.latent, view: view.id })}
           aria-label=${`page of latent ${one.latent}`}>page</a>`}</td>
