@@ -32,6 +32,7 @@ MATCHED = "demo/removal_matched/variant=without {}-scope, matched frequency"
 SCOPE = "demo/scope/quantity="
 BLOCK = "demo/summary/outliers/by_block"
 DECODING, RANKING = "benchmarks/decoding-224-cpu/rows/side=", "benchmarks/ranking-1281167-49152-cpu"
+EXPLORER = "benchmarks/explorer-50000-cpu/rows/side="
 EXTRACTION = "benchmarks/extraction-{}/rows/side={}/images_per_s"
 
 WIDE_STEP = "benchmarks/sae_step-768-49152-32-cuda/rows/step"
@@ -731,6 +732,22 @@ EXPERIMENTS = (
             f"{RANKING}/checked_latents",
             f"{RANKING}/checked_latents",
             f"{RANKING}/all_latents_would_be_gb",
+        ],
+    ),
+    Claim(
+        "the page's process at its peak | {} ms from the disk, {} ms served; {} ms; {} ms; {} MB |",
+        [
+            f"{EXPLORER}from the disk/rows_ms",
+            f"{EXPLORER}served/rows_ms",
+            *(f"{EXPLORER}from the disk/{key}" for key in ("sort_ms", "filter_ms", "peak_mb")),
+        ],
+    ),
+    Claim(
+        "the slowest sort took {} ms, the slowest filter {} ms. The first paint came after {} ms from the disk, {} ms"
+        " served.",
+        [
+            *(f"{EXPLORER}from the disk/{key}" for key in ("slowest_sort_ms", "slowest_filter_ms", "first_paint_ms")),
+            f"{EXPLORER}served/first_paint_ms",
         ],
     ),
     Claim("scenes (3 SAE seeds, {} features with a CDS;", [f"{SCOPE}scored/mean"]),

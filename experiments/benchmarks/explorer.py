@@ -10,7 +10,7 @@ the call to the page until the change is painted:
     filter, brush  the text applied (without the 150 ms that the field waits for further letters), a range of the CDS
 
 At 60 frames a second some 30 of these milliseconds are waiting for frames. peak_mb: resident memory of the page's own
-process at its peak (VmHWM), after all of it, an empty page of which has some 200 MB; heap_mb: of its JavaScript.
+process at its peak (VmHWM), after all of it, most of which is the browser itself; heap_mb: of its JavaScript.
 
     python experiments/benchmarks/explorer.py --save
 """

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
+
+from infoscope.explorer.page_files import PAGE
 from tests.support.explorer_sample import EVIL
 
 
@@ -51,3 +55,18 @@ def test_a_link_to_a_latent_has_its_group_and_name(open_page, sample):
     link.click()
     page.wait_for_function("() => infoscope.state().page === 'latent' && infoscope.state().latent === 3")
     assert page.evaluate("document.activeElement.id") == "content"
+
+
+def test_scripts_share_each_name_once_and_make_no_markup_of_text():
+    scripts = {path.name: path.read_text() for path in PAGE.glob("*.js")}
+    names = Counter(
+        name for text in scripts.values() for name in re.findall(r"^ *infoscope\.(\w+) = ", text, re.MULTILINE)
+    )
+    assert len(names) > 30
+    assert [name for name, n in names.items() if n > 1] == []
+    forbidden = re.compile(
+        r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\(|new Function|setAttribute\(.on"
+    )
+    assert {name: forbidden.findall(text) for name, text in scripts.items() if forbidden.search(text)} == {}
+    listed = re.findall(r'src="page/(\w+\.js)"', (PAGE / "index.html").read_text())
+    assert sorted(listed) == sorted(scripts)
