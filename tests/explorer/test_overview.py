@@ -292,3 +292,19 @@ def test_texts_can_be_read_and_fit_a_phone(open_page, sample, scheme):
     page.locator(".slick-viewport-top.slick-viewport-left").evaluate("(one) => { one.scrollLeft = 700 }")
     page.locator(".slick-row").get_by_text(EVIL).wait_for()
     assert page.title() == "scenes_clip on scenes <b>sample</b>"
+
+
+def test_a_point_of_the_scatter_is_named_and_opens_its_latent(open_page, sample):
+    page = open_page(sample.as_uri())
+    page.wait_for_selector(".slick-row")
+    cds, rate = read(sample, "cds"), np.log10(read(sample, "firing_rate"))
+    latent = int(np.nanargmax(cds))
+    share = (rate[latent] - rate.min() + np.log10(1.2)) / (np.ptp(rate) + 2 * np.log10(1.2))
+    box = page.locator(".chart .u-over").nth(1).bounding_box()
+    top = 1 - 1.03 / 1.06  # the largest CDS, 3% of the range below the upper edge
+    page.mouse.move(box["x"] + share * box["width"], box["y"] + top * box["height"] + 1)
+    assert page.inner_text(".chart .tip").startswith(f"latent {latent}, name {latent % 50}, firing rate ")
+    page.mouse.down()
+    page.mouse.up()
+    page.wait_for_function("() => infoscope.state().page === 'latent'")
+    assert page.evaluate("infoscope.state().latent") == latent

@@ -131,11 +131,11 @@
   };
 
   const countRows = (view, rows, selected) => {
-    const all = infoscope.count(view.d_sae, "latent");
-    return (
-      (rows.length === view.d_sae ? all : `${infoscope.show(rows.length)} of ${all}`) +
-      (selected.size ? `, ${infoscope.show(selected.size)} selected` : "")
-    );
+    const all = infoscope.count(view.d_sae, "latent"),
+      chosen = `, ${infoscope.show(selected.size)} selected`;
+    const isFull = selected.size >= infoscope.MOST_SELECTED ? ", the most that can be" : "";
+    const passed = rows.length === view.d_sae ? all : `${infoscope.show(rows.length)} of ${all}`;
+    return passed + (selected.size ? chosen + isFull : "");
   };
 
   /** The overview of a view. */

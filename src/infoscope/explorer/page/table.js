@@ -15,7 +15,7 @@
     ["outlier_share", "outlier_ratio", "on_outlier"],
   ];
   const LABELS = { cds: "CDS", cds_low: "CDS from", cds_high: "CDS to", cds_minus_chance: "CDS − chance", ms: "MS" };
-  const MOST_SELECTED = 2000; // what an address holds
+  const MOST_SELECTED = (infoscope.MOST_SELECTED = 2000); // what an address holds
 
   /** The columns of the table that are shown unless others are chosen, of those that there are. */
   infoscope.defaultColumns = (view) => {
@@ -201,6 +201,9 @@
       });
       canvas.addEventListener("focusout", ({ relatedTarget }) => {
         if (!canvas.contains(relatedTarget)) canvas.tabIndex = 0;
+      });
+      element.addEventListener("mousedown", (event) => {
+        if (event.shiftKey) event.preventDefault(); // it selects rows, not texts
       });
       element.addEventListener(
         "keydown",
