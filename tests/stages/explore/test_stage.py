@@ -278,10 +278,19 @@ def test_a_plan_counts_latents_images_and_bytes(made: tuple[Path, Recorder], ctx
     assert [step.what for step in plan_stage(ctx) if step.n_built] == []
 
 
-@pytest.mark.parametrize("setting", ["model.site=pooled", "sae.tokens=cls"])
-def test_features_without_a_place_in_the_picture_are_refused_early(tmp_path: Path, setting: str) -> None:
-    ctx = Context(make_tiny_config(tmp_path, STAGE, "model=scenes_clip", setting), Recorder())
-    with pytest.raises(InputError, match="no maps and no CDS: stage=describe shows such features"):
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (["model.site=pooled"], "no maps and no CDS: stage=describe shows such features"),
+        (["data=captions", "data.root=captions.txt", "model.site=pooled"], "no maps and no CDS: stage=describe shows"),
+        (["sae.tokens=cls"], "An SAE of CLS tokens has no activation maps"),
+    ],
+)
+def test_features_without_a_place_in_the_picture_are_refused_early(
+    tmp_path: Path, settings: list[str], said: str
+) -> None:
+    ctx = Context(make_tiny_config(tmp_path, STAGE, "model=scenes_clip", *settings), Recorder())
+    with pytest.raises(InputError, match=said):
         check(ctx)
     assert not (tmp_path / "artifacts").exists()
 

@@ -25,6 +25,7 @@ from infoscope.runtime.manifests import compute_hash
 from infoscope.runtime.progress import format_bytes
 from infoscope.runtime.read_only import MissingArtifact
 from infoscope.runtime.store import Workspace
+from infoscope.sae.origin import check_reads_patches
 from infoscope.scope.sparse_maps import ACTIVE_SHARE
 from infoscope.stages.explore.beside import read_besides, read_matchables, refuse_itself, take_views
 from infoscope.stages.explore.extremes import log_latents
@@ -50,7 +51,7 @@ from infoscope.stages.explore.views import name_view, write_view
 from infoscope.stages.images import fingerprint_images, open_split, scenes_of
 from infoscope.stages.latents import Latents
 from infoscope.stages.publish import describe_experiment
-from infoscope.stages.sae import count_latents, has_maps
+from infoscope.stages.sae import count_latents, has_maps, origin_of
 from infoscope.stages.score.stage import needs_of_groups
 from infoscope.stages.tokens import Tokens, find_sizes
 from infoscope.tracking.config import LoggerKind
@@ -124,13 +125,13 @@ class Explore(SingleStage[ExplorerFacts]):
         }
 
     def check(self, ctx: Context) -> None:
+        check_reads_patches(origin_of(ctx))
         if not has_maps(ctx):
             raise InputError(
-                "stage=explore shows where in a picture features fire, but this SAE reads pooled embeddings or CLS"
-                " tokens, so that its features have no maps and no CDS: stage=describe shows such features, by what"
-                " excites them most."
+                "stage=explore shows where in a picture features fire, but this SAE reads one embedding of each image"
+                " or caption (model.site=pooled), so that its features have no maps and no CDS: stage=describe shows such"
+                " features, by what excites them most."
             )
-        read_besides(ctx)
         if not features.check("webp"):
             raise InputError(
                 "stage=explore keeps thumbnails as WebP, which this Pillow was built without: install Pillow from PyPI"
