@@ -129,8 +129,8 @@ class Explore(SingleStage[ExplorerFacts]):
         if not has_maps(ctx):
             raise InputError(
                 "stage=explore shows where in a picture features fire, but this SAE reads one embedding of each image"
-                " or caption (model.site=pooled), so that its features have no maps and no CDS: stage=describe shows such"
-                " features, by what excites them most."
+                " or caption (model.site=pooled), so that its features have no maps and no CDS: stage=describe shows"
+                " such features, by what excites them most."
             )
         if not features.check("webp"):
             raise InputError(
