@@ -230,7 +230,7 @@ def test_files_hold_what_is_chosen(open_page, sample):
       const view = { id: "made", columns: [{ name: "name", kind: "text" }] }, texts = ["=1+1", "@x", "a,\\"b\\"", "-2"];
       const { load } = infoscope;
       infoscope.load = async () => ({ texts, codes: { dtype: "int32", base64: "AAAAAAEAAAACAAAAAwAAAA==" } });
-      const text = await infoscope.makeCsv(view, [0, 1, 2, 3]);
+      const text = await (await infoscope.makeCsv(view, [0, 1, 2, 3])).text();
       infoscope.load = load;
       return text;
     })()"""

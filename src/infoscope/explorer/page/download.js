@@ -1,6 +1,7 @@
 "use strict";
 // Files that the page makes: the table as csv, chosen latents as a picture. Nothing is sent anywhere.
 (() => {
+  const ROWS = 1000; // of a table, that are written at once
   const PAIRS = 4,
     SIDE = 112,
     GAP = 8,
@@ -37,14 +38,21 @@
     return Number.isNaN(value) ? "" : String(value);
   };
 
-  /** Return a promise of all columns of some latents as csv (RFC 4180), every number with all its digits. */
+  /**
+   * Return a promise of a csv (RFC 4180, a blob) of all columns of some latents, every number with all its digits. It
+   * is made in parts, so that a large table never stands in memory as one text.
+   */
   infoscope.makeCsv = async (view, latents) => {
     const columns = await Promise.all(view.columns.map(({ name }) => infoscope.column(view.id, name)));
-    const lines = [["latent", ...view.columns.map(({ name }) => quote(name))].join(",")];
-    for (const latent of latents) {
-      lines.push([latent, ...columns.map((column, i) => toCell(column, view.columns[i].kind, latent))].join(","));
+    const toLine = (latent) =>
+      [latent, ...columns.map((column, i) => toCell(column, view.columns[i].kind, latent))].join(",");
+    const parts = [["latent", ...view.columns.map(({ name }) => quote(name))].join(",") + "\r\n"];
+    for (let start = 0; start < latents.length; start += ROWS) {
+      const lines = Array.from(latents.slice(start, start + ROWS), toLine);
+      parts.push(new Blob([lines.join("\r\n") + "\r\n"]));
+      await new Promise((resolve) => setTimeout(resolve)); // the page stays alive meanwhile
     }
-    return lines.join("\r\n") + "\r\n";
+    return new Blob(parts, { type: "text/csv;charset=utf-8" });
   };
 
   const loadPicture = async (set, image) => {

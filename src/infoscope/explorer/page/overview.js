@@ -107,10 +107,7 @@
         say(error.message);
       }
     };
-    const saveCsv = () => {
-      const make = async () => new Blob([await infoscope.makeCsv(view, latents)], { type: "text/csv;charset=utf-8" });
-      return save(make, "csv", "");
-    };
+    const saveCsv = () => save(() => infoscope.makeCsv(view, latents), "csv", "");
     const savePng = () => {
       const most = infoscope.MOST_DRAWN,
         done = selected.size > most ? `The picture shows the first ${most}.` : "";
