@@ -13,7 +13,6 @@ from PIL import Image
 from torch import Tensor
 
 from infoscope.analyses.browsed_images import count_forwards, encode_image, list_latents, predict_image
-from infoscope.data.config import SKIP
 from infoscope.data.images import CHECK_PX, ImageError, ImageSet, Truth
 from infoscope.data.reader import iterate_images
 from infoscope.explorer.format import make_picture_url, pack, pack_maps, put
@@ -55,10 +54,7 @@ def list_browsed(ctx: Context) -> dict[str, Int64[np.ndarray, " n"]]:
     """Return the images of each split that are browsed, ascending positions, drawn by `explore.seed`.
 
     Half of those of the training set are the first images of latents of the first SAE seed, so that something is seen
-    in them. Images that cannot be read are left out where they are skipped.
-
-    Raises:
-        ImageError: one cannot be read, and `data.on_error` is "raise".
+    in them. Images that cannot be read (any more) are left out.
     """
     counts, found = count_browsed(ctx), {}
     for place, split in enumerate(SPLITS):
@@ -81,7 +77,7 @@ def _take(images: ImageSet, positions: Int64[np.ndarray, " n"], n: int) -> list[
     for position in positions.tolist():
         if len(taken) == n:
             break
-        with suppress(*[ImageError] if images.on_error is SKIP else []):
+        with suppress(ImageError):
             images.load(position, CHECK_PX)
             taken.append(position)
     return taken
