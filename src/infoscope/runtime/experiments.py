@@ -12,6 +12,7 @@ from infoscope.runtime.manifests import CONFIG, flatten_determining
 
 _NAMED_FIRST = (
     "model.name",
+    "model.pretrained",
     "model.layer",
     "model.site",
     "sae.kind",
