@@ -85,6 +85,10 @@ def test_a_filter_that_is_none_is_said_and_the_last_one_holds(open_page, sample)
         "group > 3": 'Expected =, != or ~ (contains), for group holds text, after "group", but found ">".',
         "cds > 1x": 'Expected a number such as 0.01, 1e-3 or 5%, but found "1x".',
         'name = "x': 'Expected " at the end of the text that begins here.',
+        "toString": 'Expected a column, but there is none called "toString": the names are those under Columns.',
+        "(" * 3000: 'Expected at most 100 of ! and ( within each other after "(", but found "(".',
+        "!" * 3000: 'Expected at most 100 of ! and ( within each other after "!", but found "!".',
+        "cds<1&" * 1000: "Expected at most 4000 letters, but there are 6000.",
         "ring > 1": 'Expected a column, but there is none called "ring": did you mean firing_rate?',
     }
     ask = "([text, columns]) => { try { infoscope.parseFilter(text, columns) } catch (error) { return error.message } }"

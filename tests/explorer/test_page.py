@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections import Counter
+from urllib.parse import urlencode
 
+from infoscope.explorer.format import put
 from infoscope.explorer.page_files import PAGE
 from tests.support.explorer_sample import EVIL
 
@@ -39,6 +42,83 @@ def test_an_address_of_nothing_is_said(open_page, sample):
     assert page.inner_text(".warning").startswith('There is no SAE "seed7" in this explorer: this is TopK, SAE seed0')
     assert page.inner_text(".error").endswith('after ">", but the filter ends. Nothing is filtered.')
     assert page.inner_text("#n-rows") == "300 latents"
+
+
+# words that every object in JavaScript knows, numbers that are none, and what is text in an address alone
+ODD = [
+    "constructor",
+    "__proto__",
+    "toString",
+    "<img src=x onerror=alert(1)>",
+    "%ff",
+    "NaN",
+    "1e999",
+    "-1",
+    "0-49999",
+    ",",
+]
+
+
+def test_an_address_that_somebody_wrote_by_hand_breaks_no_page(open_page, sample):
+    page = open_page(sample.as_uri())
+    keys = "view other patches side filter sort columns selected x y xScale brush box gamma minimal order pair opacity"
+    go = """(address) => {
+        location.hash = `#/${address}`;
+        return new Promise((done) => requestAnimationFrame(() => setTimeout(done)));
+    }"""
+    for word in ODD:
+        every = urlencode(dict.fromkeys([*keys.split(), word], word))
+        paths = (word, f"latent/{word}", f"image/{word}/0", f"image/{word}")
+        for address in (*paths, *(f"{path}?{every}" for path in ("overview", "latent/3", "image", "compare"))):
+            page.evaluate(go, address)
+            page.wait_for_function("() => document.querySelector('main').innerText.length > 30")
+            assert page.locator("main [role=alert]").count() == 0, address
+            # "There is no SAE ..." alone, and never a page that failed
+            assert all(text.startswith("There is no SAE") for text in page.locator(".warning").all_inner_texts()), (
+                address
+            )
+
+
+def test_a_page_that_fails_says_so_until_another_is_asked_for(open_page, sample):
+    page = open_page(sample.as_uri() + "#/latent/3")
+    page.wait_for_selector(".pairs")
+    page.evaluate("infoscope.view().columns[0].heading = null; infoscope.view().images = { train: 3 }")
+    page.evaluate("infoscope.go({ page: 'image' })")
+    page.wait_for_selector("main .warning")
+    assert page.inner_text("main").startswith("This page failed (")
+    assert open_page.said.pop().startswith("error: ")
+    page.get_by_role("link", name="The overview").click()
+    page.wait_for_selector(".slick-row")
+
+
+def test_files_that_are_large_are_kept_for_a_while_alone(open_page, sample, tmp_path):
+    folder = tmp_path / "explorer"
+    shutil.copytree(sample.parent, folder)
+    page = open_page((folder / "index.html").as_uri())
+    load = "async (keys) => { for (const key of keys) await infoscope.load(key) }"
+    keys = {kind: [f"x/{kind}/{i}" for i in range(60)] for kind in ("latents", "columns")}
+    for kind in keys.values():
+        for key in kind:
+            put(folder, key, "as it was")
+        page.evaluate(load, kind)
+        for key in kind:
+            put(folder, key, "as it is")
+    find = "(keys) => Promise.all(keys.map(infoscope.load))"
+    ends = [keys["latents"][0], keys["latents"][-1], keys["columns"][0]]
+    assert page.evaluate(find, ends) == ["as it is", "as it was", "as it was"]
+
+
+def test_letters_that_turn_a_line_around_stay_within_their_name(open_page, sample, tmp_path):
+    folder = tmp_path / "explorer"
+    shutil.copytree(sample.parent, folder)
+    names = {i: {"id": "\u202egnp.exe", "label": 1} for i in range(40)}
+    put(folder, "sets/train/names/0", names)
+    page = open_page((folder / "index.html").as_uri() + "#/latent/3")
+    page.wait_for_selector(".pair .image-name bdi:nth-of-type(2)")
+    name = page.locator(".pair .image-name").first
+    assert name.inner_text() == "\u202egnp.exe (boat)"
+    first, second = (name.locator("bdi").nth(i).bounding_box() for i in (0, 1))
+    assert first["x"] + first["width"] < second["x"]
 
 
 def test_a_link_to_a_latent_has_its_group_and_name(open_page, sample):

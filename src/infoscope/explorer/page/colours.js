@@ -6,9 +6,10 @@
 
   /** The colour of a group; bands run through viridis in their order. */
   infoscope.groupColour = (name, names = []) => {
-    const bands = names.filter((one) => !(one in GROUPS));
+    const bands = names.filter((one) => !Object.hasOwn(GROUPS, one));
     const place = bands.indexOf(name);
-    return GROUPS[name] ?? infoscope.heat(bands.length > 1 ? (0.9 * place) / (bands.length - 1) : 0.5);
+    if (Object.hasOwn(GROUPS, name)) return GROUPS[name];
+    return infoscope.heat(bands.length > 1 ? (0.9 * place) / (bands.length - 1) : 0.5);
   };
 
   /** Red, green and blue (0 to 255) of a value, 0 to 1. */

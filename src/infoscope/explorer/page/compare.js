@@ -13,8 +13,9 @@
       onChange=${(event) => infoscope.go({ [key]: event.target.value, pair: "" })}>
       ${infoscope.manifest.views.map((one) => html`<option value=${one.id}>${one.title}</option>`)}</select></label>`;
     const change = (key) => (event) => infoscope.go({ [key]: event.target.value.trim() }, true);
+    const numberOf = (key) => readNumber(shown[key]) === null ? "" : shown[key]; // the address is anybody's
     const gamma = (key, one) => html`<label>threshold gamma <input type="number" min="0" max="1" step="any"
-      value=${shown[key]} onInput=${change(key)}
+      value=${numberOf(key)} onInput=${change(key)}
       placeholder=${`its own${known(one.groups?.gamma ?? NaN) === null ? "" : `: ${infoscope.show(one.groups.gamma)}`}`}
       /></label>`;
     return html`<div class="compare-controls">
@@ -23,7 +24,7 @@
       <fieldset><legend><span class="swatch of-second"></span>second</legend>
         ${select("other", other.id)} ${gamma("otherGamma", other)}</fieldset>
       ${isMatched && html`<label>least match <input type="number" min="-1" max="1" step="0.05" placeholder="any"
-        value=${shown.minimal} onInput=${change("minimal")} /></label>`}
+        value=${numberOf("minimal")} onInput=${change("minimal")} /></label>`}
     </div>`;
   };
 

@@ -5,9 +5,10 @@
     float64: Float64Array, float32: Float32Array, int32: Int32Array, uint32: Uint32Array, uint16: Uint16Array,
     uint8: Uint8Array,
   };
-  const kept = new Map(); // key -> promise of its value, the longest unused first
+  const LARGE = /^(?!images\/)[^/]+\/(latents|images)\//; // up to 3 MB each: blocks of latents, browsed images
+  const kept = { large: new Map(), small: new Map() }; // key -> promise of its value, the longest unused first
+  const MOST_KEPT = { large: 24, small: 400 }; // that may be asked for again
   const waiting = new Map(); // key -> what takes the value that arrives
-  const MOST_KEPT = 400; // files that may be asked for again; columns and the manifest are among them
 
   infoscope.put = (key, value) => {
     const take = waiting.get(key);
@@ -17,23 +18,27 @@
 
   /** Return a promise of the value of `data/<key>.js`, which is loaded once. */
   infoscope.load = (key) => {
-    if (kept.has(key)) {
-      const found = kept.get(key);
-      kept.delete(key);
-      kept.set(key, found);
+    const size = LARGE.test(key) ? "large" : "small", those = kept[size];
+    if (those.has(key)) {
+      const found = those.get(key);
+      those.delete(key);
+      those.set(key, found);
       return found;
     }
     const promise = new Promise((resolve, reject) => {
       const script = document.createElement("script");
-      const fail = (why) => { waiting.delete(key); kept.delete(key); reject(new Error(`data/${key}.js ${why}`)); };
+      const fail = (why) => { waiting.delete(key); those.delete(key); reject(new Error(`data/${key}.js ${why}`)); };
       waiting.set(key, resolve);
       script.onload = () => { script.remove(); if (waiting.has(key)) fail("is damaged: write the explorer again."); };
       script.onerror = () => { script.remove(); fail("cannot be read: was the folder copied whole?"); };
       script.src = `data/${key.split("/").map(encodeURIComponent).join("/")}.js`;
       document.head.append(script);
     });
-    kept.set(key, promise);
-    if (kept.size > MOST_KEPT) kept.delete(kept.keys().next().value);
+    those.set(key, promise);
+    for (const old of those.keys()) {
+      if (those.size <= MOST_KEPT[size]) break;
+      if (!waiting.has(old)) those.delete(old); // what is on its way would be asked for twice, and come once
+    }
     return promise;
   };
 

@@ -14,6 +14,8 @@
     NUMBER = /[+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?%?/iy;
   const SIGNS = ["<=", ">=", "==", "!=", "&&", "||", "<", ">", "=", "~", "&", "|", "!", "(", ")"];
   const SAME = { "==": "=", "&&": "&", "||": "|", and: "&", or: "|", not: "!" };
+  const LONGEST = 4000,
+    DEEPEST = 100; // letters, and parentheses within each other: what people write has fewer, and all of it is fast
   const COMPARISONS = ["<", "<=", ">", ">=", "=", "!=", "~"];
 
   /** Why a text is no filter: `message` is a sentence, `at` the place in the text, `length` how much of it is meant. */
@@ -26,6 +28,8 @@
 
   const split = (text) => {
     const words = [];
+    if (text.length > LONGEST)
+      throw new FilterError(`Expected at most ${LONGEST} letters, but there are ${text.length}.`, 0, 1);
     const match = (pattern, at) => {
       pattern.lastIndex = at;
       return pattern.exec(text)?.[0];
@@ -84,7 +88,7 @@
     const key = word.value.toLowerCase();
     const named = columns.filter((one) => one.name.toLowerCase() === key);
     if (named.length) return named.find((one) => one.name === word.value) ?? named[0];
-    for (const name of SHORT[key] ?? []) {
+    for (const name of Object.hasOwn(SHORT, key) ? SHORT[key] : []) {
       const found = columns.find((one) => one.name === name);
       if (found) return found;
     }
@@ -157,7 +161,7 @@
 
   class Parser {
     constructor(text, columns) {
-      Object.assign(this, { text, columns, words: split(text), place: 0, needs: new Set() });
+      Object.assign(this, { text, columns, words: split(text), place: 0, depth: 0, needs: new Set() });
     }
 
     get next() {
@@ -215,16 +219,24 @@
     }
 
     single() {
-      if (this.take("!")) {
-        const of = this.single();
-        return (data, n) => of(data, n).map((one) => 1 - one);
-      }
-      if (this.take("(")) {
-        const found = this.either();
-        if (!this.take(")")) this.fail(")");
-        return found;
-      }
-      return this.comparison();
+      if (this.depth === DEEPEST) this.fail(`at most ${DEEPEST} of ! and ( within each other`);
+      this.depth += 1;
+      const found = this.negation() ?? this.parentheses() ?? this.comparison();
+      this.depth -= 1;
+      return found;
+    }
+
+    negation() {
+      if (!this.take("!")) return null;
+      const of = this.single();
+      return (data, n) => of(data, n).map((one) => 1 - one);
+    }
+
+    parentheses() {
+      if (!this.take("(")) return null;
+      const found = this.either();
+      if (!this.take(")")) this.fail(")");
+      return found;
     }
 
     comparison() {

@@ -179,8 +179,9 @@
   const Title = ({ set, image }) => {
     const name = infoscope.useLoaded(() => infoscope.imageName(set, image), [set, image]).value;
     const label = infoscope.manifest.sets[set].classes?.[name?.label];
-    return html`<h2 class="image-title">${name && !name.is_missing ? name.id : `image ${image}`}
-      ${" "}<span class="quiet">${set} image ${image}${label !== undefined && ` · class ${label}`}</span></h2>`;
+    return html`<h2 class="image-title"><bdi>${name && !name.is_missing ? name.id : `image ${image}`}</bdi>
+      ${" "}<span class="quiet">${set} image ${image}${label !== undefined
+        && html` · class <bdi>${label}</bdi>`}</span></h2>`;
   };
 
   const Browsed = ({ view, shown, set, image, facts }) => {
@@ -199,7 +200,7 @@
       return html`<h2>Images</h2><p>No image was written with all that fires in it:
         <code>infoscope stage=explore explore.n_browsed=24</code> writes some.</p>`;
     }
-    const { set, image } = shown.set ? shown : all[0], isKnown = set in infoscope.manifest.sets;
+    const { set, image } = shown.set ? shown : all[0], isKnown = Object.hasOwn(infoscope.manifest.sets, set);
     const more = html`<code>infoscope stage=explore explore.n_browsed=${2 * all.length}</code> writes more of them.`;
     return html`<div class="image-page">
       <${Chooser} view=${view} set=${set} image=${image} />

@@ -51,6 +51,17 @@
     </details></footer>`;
   };
 
+  /** Guard({shown, children}): what was expected to be shown, or that it failed, until something else is asked for. */
+  const Guard = ({ shown, children }) => {
+    const [error, tryAgain] = preactHooks.useErrorBoundary(console.error);
+    infoscope.useEffect(() => {
+      if (error) tryAgain();
+    }, [shown]);
+    if (!error) return children;
+    return html`<p class="warning" role="alert">This page failed (${error.message}): the folder is damaged or of another
+      version, or the address is none of this explorer. <a href="#/overview">The overview</a>.</p>`;
+  };
+
   const Frame = () => {
     const shown = infoscope.useShown(),
       view = infoscope.view();
@@ -60,12 +71,13 @@
       window.addEventListener("infoscope-missing", count);
       return () => window.removeEventListener("infoscope-missing", count);
     }, []);
-    const Page = {
+    const pages = {
       overview: infoscope.Overview,
       latent: infoscope.LatentPage,
       image: infoscope.ImagePage,
       compare: infoscope.ComparePage,
-    }[shown.page];
+    };
+    const Page = Object.hasOwn(pages, shown.page) ? pages[shown.page] : null; // the address is anybody's
     const isFirst = infoscope.useRef(true);
     infoscope.useEffect(() => {
       if (!isFirst.current) document.getElementById("content").focus({ preventScroll: true });
@@ -99,7 +111,7 @@
       }
       <main id="content" tabindex="-1">${
         Page
-          ? html`<${Page} view=${view} shown=${shown} />`
+          ? html`<${Guard} shown=${shown}><${Page} view=${view} shown=${shown} /></${Guard}>`
           : html`<p>There is no page of this name: <a href="#/overview">the overview</a>.</p>`
       }</main>
       <${About} view=${view} />`;

@@ -23,9 +23,10 @@
     const classes = infoscope.manifest.sets[set]?.classes;
     const name = value ? value.id : `image ${image}`, label = value?.label ?? null;
     const isBrowsed = view.images?.[set]?.includes(image);
-    return html`<span class="image-name">${isBrowsed
-      ? html`<a href=${infoscope.address({ page: "image", set, image, view: view.id })}>${name}</a>` : name}
-      ${label !== null && classes?.[label] !== undefined ? ` (${classes[label]})` : ""}</span>`;
+    const words = html`<bdi>${name}</bdi>`; // letters that turn what follows around stay within the name
+    return html`<span class="image-name" title=${name}>${isBrowsed
+      ? html`<a href=${infoscope.address({ page: "image", set, image, view: view.id })}>${words}</a>` : words}
+      ${label !== null && classes?.[label] !== undefined && html` (<bdi>${classes[label]}</bdi>)`}</span>`;
   };
 
   /** MappedPicture({view, set, image, crop, map, shown, scale, size, name}): with a map, which its alt text tells. */

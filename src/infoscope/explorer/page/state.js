@@ -35,7 +35,7 @@
     if (page === "latent") found.latent = Number.parseInt(parts[0], 10) || 0;
     if (page === "image") [found.set, found.image] = [parts[0] ?? "", Number.parseInt(parts[1], 10) || 0];
     for (const [key, value] of new URLSearchParams(query ?? "")) {
-      if (key in DEFAULTS && !["page", "latent", "set", "image"].includes(key)) found[key] = value;
+      if (Object.hasOwn(DEFAULTS, key) && !["page", "latent", "set", "image"].includes(key)) found[key] = value;
     }
     return found;
   };

@@ -25,7 +25,7 @@
   };
 
   /** What a column is called where there is little room; what it is in words is in its tooltip. */
-  infoscope.columnLabel = (column) => LABELS[column.name] ?? column.name.replaceAll("_", " ");
+  infoscope.columnLabel = ({ name }) => (Object.hasOwn(LABELS, name) ? LABELS[name] : name.replaceAll("_", " "));
 
   /** What a column is in words: heading, unit, source and its name in filters. */
   infoscope.columnTitle = (column) =>
