@@ -9,8 +9,9 @@ the call to the page until the change is painted:
     sort           a click on a header: the first one sorts a column anew, the second one turns it round
     filter, brush  the text applied (without the 150 ms that the field waits for further letters), a range of the CDS
 
-At 60 frames a second some 30 of these milliseconds are waiting for frames. peak_mb: resident memory of the page's own
-process at its peak (VmHWM), after all of it, most of which is the browser itself; heap_mb: of its JavaScript.
+Medians of the runs; slowest: of the kind's changes the one whose median is largest. At 60 frames a second some 30 of
+these milliseconds are waiting for frames. peak_mb: resident memory of the page's own process at its peak (VmHWM), after
+all of it, most of which is the browser itself; heap_mb: of its JavaScript.
 
     python experiments/benchmarks/explorer.py --save
 """
@@ -144,7 +145,7 @@ def read_peak_mb(pid: int) -> float:
 
 
 def measure_once(address: str) -> dict[str, float]:
-    """Open the page in a new browser; return milliseconds, and MB of memory."""
+    """Open the page in a new browser; return milliseconds, of each change by its number, and MB of memory."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
@@ -161,7 +162,7 @@ def measure_once(address: str) -> dict[str, float]:
             ("brush", [{"brush": text, "filter": ""} for text in BRUSHES]),
         ):
             times = [page.evaluate(CHANGE, change) for change in changes]
-            found |= {f"{kind}_ms": statistics.median(times), f"slowest_{kind}_ms": max(times)}
+            found |= {f"{kind}_ms {n}": one for n, one in enumerate(times)}
         session = browser.new_browser_cdp_session()
         processes = session.send("SystemInfo.getProcessInfo")["processInfo"]
         found["peak_mb"] = max(read_peak_mb(one["id"]) for one in processes if one["type"] == "renderer")
@@ -171,6 +172,16 @@ def measure_once(address: str) -> dict[str, float]:
         found["heap_mb"] = (metrics["usedSize"] + metrics.get("backingStorageSize", 0)) / 1e6
         browser.close()
         return found
+
+
+def summarize(runs: list[dict[str, float]]) -> dict[str, float]:
+    """Medians over the runs; of the changes of a kind their median, and the slowest one's."""
+    values = {name: statistics.median(one[name] for one in runs) for name in runs[0]}
+    row: dict[str, float] = {}
+    for name in dict.fromkeys(name.split()[0] for name in values):
+        of = [value for key, value in values.items() if key.split()[0] == name]
+        row |= {name: statistics.median(of)} | ({f"slowest_{name}": max(of)} if len(of) > 1 else {})
+    return row
 
 
 def measure(options: Any) -> list[dict[str, Any]]:
@@ -183,13 +194,7 @@ def measure(options: Any) -> list[dict[str, Any]]:
             for _ in range(options.repeats):
                 for side, address in addresses.items():
                     runs[side].append(thread.submit(measure_once, address).result())
-    rows = []
-    for side, found in runs.items():
-        values = {name: [one[name] for one in found] for name in found[0]}
-        worst = [name for name in values if name.startswith(("slowest", "peak"))]
-        rows.append(
-            {"side": side} | {name: (max if name in worst else statistics.median)(of) for name, of in values.items()}
-        )
+    rows = [{"side": side} | summarize(found) for side, found in runs.items()]
     print_rows(rows, f"{options.d_sae:,} latents, {13 + N_OTHERS} columns, {n_bytes / 1e6:.0f} MB on the disk")
     return rows
 
