@@ -173,12 +173,13 @@ def test_predictions_switch(open_page, sample):
     page.locator(f"input[value='latent {found['latent']}']").check()
     assert after.all_inner_texts() == [f"{100 * p:.2f}%" for p in found["probabilities"]]
     assert EVIL in page.inner_text(".class-bars")
-    assert page.title() == "scenes_clip on scenes <b>sample</b>"  # the class is called what would change it
+    title = page.title()  # the class is called what would change it
+    assert title == "Image 1 of train · scenes_clip on scenes <b>sample</b>"
 
 
 def test_what_is_missing_is_told(open_page, sample):
     page = open_image(open_page, sample, "#/image/train/0")
-    assert page.inner_text("h2").startswith(EVIL)
+    assert page.inner_text(".image-title").startswith(EVIL)
     page.evaluate("infoscope.go({ image: 7 })")
     page.wait_for_selector("text=explore.n_browsed=6")
     assert "only what fires in the 3 images above" in page.inner_text(".image-page")

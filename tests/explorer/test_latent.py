@@ -90,7 +90,7 @@ def test_flow_is_that_of_the_maps(open_page, sample):
         assert len(masses) == int(flow.get_attribute("data-moves"))
         assert sum(masses) == pytest.approx(moved, abs=1e-6)
         assert flow.locator("circle").count() > 0
-        emd = page.locator(f".pair[data-rank='{rank + 1}'] .flow-words").inner_text()
+        emd = flow.locator("title").text_content()
         assert float(re.search(r"([\d.]+) of the largest", emd)[1]) == pytest.approx(
             found["ranks"]["emd"][rank], rel=0.006
         )

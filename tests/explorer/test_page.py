@@ -36,6 +36,25 @@ def test_a_folder_that_is_not_whole_is_named(open_page, sample):
     assert "ERR_FILE_NOT_FOUND" in open_page.said.pop()
 
 
+def test_what_fails_is_said_and_the_rest_lives(open_page, sample):
+    page = open_page(sample.as_uri() + "#/latent/3")
+    page.evaluate("infoscope.RankPlot = () => { throw new Error('of <b>one</b> plot') }; infoscope.go({ latent: 4 })")
+    page.wait_for_function("() => document.querySelector('h2').textContent.startsWith('Latent 4')")
+    alert = page.locator("[aria-labelledby=by-rank] [role=alert]")
+    alert.wait_for()
+    assert alert.inner_text().startswith("This part failed (of <b>one</b> plot): the folder is damaged")
+    assert page.locator(".pair").count() == 16
+    assert page.locator("#removal").count() == 1
+    assert page.title().startswith("Latent 4 · ")
+    assert page.inner_text("main ~ [role=status]") == "Latent 4"
+    page.evaluate("infoscope.ImagePage = () => { throw new Error('of a page') }; infoscope.go({ page: 'image' })")
+    page.wait_for_selector("text=This page failed (of a page)")
+    page.locator("header nav a").first.click()
+    page.wait_for_selector(".slick-row")
+    assert ["of" in said for said in open_page.said] == [True, True]
+    open_page.said.clear()
+
+
 def test_an_address_of_nothing_is_said(open_page, sample):
     page = open_page(sample.as_uri() + "#/overview?view=seed7&filter=cds+%3E&brush=a,b&sort=-none&columns=none&x=none")
     page.wait_for_selector(".slick-row")

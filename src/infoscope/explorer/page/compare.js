@@ -2,7 +2,7 @@
 // Two SAEs side by side, or one under two thresholds: their scores, groups crossed, and pairs of matched latents.
 (() => {
   const { html, useEffect, useMemo, useRef, useState } = infoscope;
-  const COLUMNS = ["cds", "group", "mass", "name"], N_BINS = 40, N_ROWS = 50;
+  const { Section } = infoscope, COLUMNS = ["cds", "group", "mass", "name"], N_BINS = 40, N_ROWS = 50;
 
   const readNumber = (text) => text.trim() !== "" && Number.isFinite(Number(text)) ? Number(text) : null;
   const known = (value) => value === undefined || Number.isNaN(value) ? null : value;
@@ -15,8 +15,7 @@
     const change = (key) => (event) => infoscope.go({ [key]: event.target.value.trim() }, true);
     const numberOf = (key) => readNumber(shown[key]) === null ? "" : shown[key]; // the address is anybody's
     const gamma = (key, one) => html`<label>threshold gamma <input type="number" min="0" max="1" step="any"
-      value=${numberOf(key)} onInput=${change(key)}
-      placeholder=${`its own${known(one.groups?.gamma ?? NaN) === null ? "" : `: ${infoscope.show(one.groups.gamma)}`}`}
+      value=${numberOf(key)} onInput=${change(key)} placeholder=${infoscope.show(one.groups?.gamma) || "its own"}
       /></label>`;
     return html`<div class="compare-controls">
       <fieldset><legend><span class="swatch of-first"></span>first</legend>
@@ -76,11 +75,12 @@
     return html`<p id="crossed-words" class="key">Latents of the first by their group (rows) and the group of
       ${matches.values === null ? " the same latent" : " their best match"} in the second
       (columns)${mass && "; per cent of the first's activation mass"}.</p>
-      <div class="wide"><table class="crossed" aria-labelledby="crossed-words">
+      <${infoscope.Wide} label="Groups crossed"><table class="crossed" aria-labelledby="crossed-words">
         <thead><tr><th scope="col">first \\ second</th>
           ${[...columns, "all"].map((name) => html`<th scope="col">${name}</th>`)}</tr></thead>
         <tbody>${rows.map((name) => row(name, mark(name), columns.map((to) => cells[name]?.[to])))}
-          ${row("all", "all", columns.map((to) => sum(rows.map((name) => cells[name]?.[to]))))}</tbody></table></div>`;
+          ${row("all", "all", columns.map((to) => sum(rows.map((name) => cells[name]?.[to]))))}</tbody></table>
+      </${infoscope.Wide}>`;
   };
 
   const listPairs = (sides, matches, minimal) => {
@@ -181,14 +181,14 @@
       return isUnknown || (a[by] === null ? 0 : sign * (a[by] - b[by])) || a.latent - b.latent;
     }), [pairs, by, sign]);
     const headings = Object.entries(HEADINGS).filter(([name]) => name !== "match" || hasMatch);
-    return html`<div class="wide"><table class="matches">
-      <caption>${infoscope.count(pairs.length, "pair")}, matched by ${matches.how}</caption>
+    return html`<${infoscope.Wide} label="Matched latents"><table class="matches">
+      <caption>${infoscope.count(pairs.length, "pair")}</caption>
       <thead><tr>${headings.map(([name, text]) => html`
         <${Heading} name=${name} text=${text} by=${by} sign=${sign} />`)}<td></td></tr></thead>
       <tbody>${sorted.slice(0, nRows).map((pair) => html`
         <${PairRow} key=${pair.latent} pair=${pair} sides=${sides} hasMatch=${hasMatch} />`)}</tbody></table>
       ${nRows < sorted.length && html`<button onClick=${() => setRows(nRows + 4 * N_ROWS)}>Show more of them</button>`}
-    </div>`;
+    </${infoscope.Wide}>`;
   };
 
   const Half = ({ view, latent, columns, group, shown }) => {
@@ -243,19 +243,17 @@
         ? `, at least ${infoscope.show(minimal)}` : ""}.</p>`}
       ${sides && isOpen && html`
         <${Opened} key=${shown.pair} sides=${sides} shown=${shown} pair=${numbers} matches=${matches} />`}
-      ${sides && html`<div class="columns">
+      ${!sides && html`<${infoscope.Loading} what="What is known of both" />`}
+      ${sides && html`<div class="parts">
         ${!hasScores ? html`<${infoscope.Absent} what="The CDS of one of them was" how="infoscope stage=score" />`
-          : html`<section aria-labelledby="both-cds"><h3 id="both-cds">CDS of both</h3>
-            <${Histograms} sides=${sides} /></section>`}
-        ${pairs && sides.every((side) => side.grouped) && html`
-          <section aria-labelledby="crossed"><h3 id="crossed">Groups crossed</h3>
-            <${Crossed} sides=${sides} matches=${matches} minimal=${minimal} /></section>`}
-        ${pairs && hasScores && view.id !== other.id && html`
-          <section aria-labelledby="scatter"><h3 id="scatter">CDS of matched latents</h3>
-            <${Scatter} pairs=${pairs} sides=${sides} /></section>`}
-      </div>`}
-      ${pairs && html`<section aria-labelledby="matches"><h3 id="matches">Matched latents</h3>
-        <${Matches} pairs=${pairs} shown=${shown} sides=${sides} matches=${matches} /></section>`}`;
+          : html`<${Section} id="both-cds" title="CDS of both"><${Histograms} sides=${sides} /></${Section}>`}
+        ${pairs && sides.every((side) => side.grouped) && html`<${Section} id="crossed" title="Groups crossed">
+          <${Crossed} sides=${sides} matches=${matches} minimal=${minimal} /></${Section}>`}
+        ${pairs && hasScores && view.id !== other.id && html`<${Section} id="scatter" title="CDS of matched latents">
+          <${Scatter} pairs=${pairs} sides=${sides} /></${Section}>`}
+        ${pairs && html`<${Section} id="matches" title="Matched latents">
+          <${Matches} pairs=${pairs} shown=${shown} sides=${sides} matches=${matches} /></${Section}>`}
+      </div>`}`;
   };
 
   infoscope.ComparePage = ({ view, shown }) => {

@@ -89,12 +89,12 @@
   };
 
   /**
-   * Return a promise of the thumbnail of an image as a data: URL; each is there once, whoever shows it. It lies in a script
-   * as all data do, for the pixels of an image file cannot be read by a page that was opened from the disk.
+   * Return a promise of the thumbnail of an image as a data: URL; each is there once, whoever shows it. It lies in a
+   * script as all data do, for the pixels of an image file cannot be read by a page that was opened from the disk.
    */
   infoscope.thumbnail = (set, image) => {
-    const [thousand, name] = [[Math.floor(image / 1000), 4], [image, 7]].map(([n, digits]) => String(n).padStart(digits, "0"));
-    return infoscope.load(`images/${set}/${thousand}/${name}`);
+    const pad = (n, digits) => String(n).padStart(digits, "0");
+    return infoscope.load(`images/${set}/${pad(Math.floor(image / 1000), 4)}/${pad(image, 7)}`);
   };
 
   /** A hook: {value, error} of a promise that `ask` returns, asked again when one of `when` changes. */

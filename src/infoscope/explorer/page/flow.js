@@ -133,14 +133,16 @@
     return { flow, emd: flow.cost / (Math.SQRT2 * (side - 1)), slack, why: "" };
   };
 
-  /** The flow in words. */
-  infoscope.describeFlow = ({ flow, emd }) => {
+  /** The flow in a few words: how much moves, and how far. */
+  infoscope.tellMoved = ({ flow }) => {
     if (flow.moved < 1e-9) return "Nothing moves: both maps are alike.";
     const share = infoscope.show(100 * flow.moved, 2), mean = infoscope.show(flow.cost / flow.moved, 2);
-    const cost = infoscope.show(flow.cost);
-    return `${share}% of the mass moves, ${mean} patches on average: ${cost} patches over all of it, `
-      + `${infoscope.show(emd)} of the largest distance.`;
+    return `${share}% moves, ${mean} ${mean === "1" ? "patch" : "patches"} on average.`;
   };
+
+  /** The flow in words, with the distance that it makes. */
+  infoscope.describeFlow = ({ flow, emd }) => `${infoscope.tellMoved({ flow })} Over all of the mass: `
+    + `${infoscope.show(flow.cost)} patches, ${infoscope.show(emd)} of the largest distance.`;
 
   const drawArrow = (move, side, width) => {
     const [[x1, y1], [x2, y2]] = [move.from, move.to].map((at) => [(at % side) + 0.5, Math.floor(at / side) + 0.5]);

@@ -3,17 +3,12 @@
 (() => {
   const { html, show, count } = infoscope;
   const ROWS = 50; // of the table, before it is asked for more
-  const WIDE_PX = 1200; // from which on the table stands beside the pictures
-  const NARROW_PX = 700; // below which a latent's maps stand under its row, for the large pictures are out of sight
+  const WIDE_PX = 1200, BESIDE_PX = 700; // from which on two pictures, or one above the other, stand beside the table
   const COMMIT_MS = 150; // a drag or a held key becomes one address, not a hundred
   const FACTS = ["cds", "group", "name"];
   const HEADINGS = {
     mean: "mean", peak: "peak", one: "crop 1", two: "crop 2", difference: "crop 2 − crop 1", cds: "CDS",
   };
-
-  /** GroupSwatch({view, group}): the colour of a group; its name stands beside it. */
-  infoscope.GroupSwatch = ({ view, group }) => group && html`<span class="swatch"
-    style=${{ background: infoscope.groupColour(group, view.groups.names) }} aria-hidden="true"></span>`;
 
   /** What the table of latents says of a latent, by functions of it: "" where it says nothing. */
   const useFacts = (view) => {
@@ -46,10 +41,11 @@
       return (name === "difference" && value > 0 ? "+" : "") + show(value);
     };
     const nMore = rows.length - nShown;
-    return html`<div class="wide-table"><table class="patch-latents">
+    return html`<${infoscope.Wide} label="Latents that fire there"><table class="patch-latents">
       <thead><tr><th scope="col">latent</th><th scope="col">group</th>
         ${names.map((name) => html`<th scope="col" class="number" aria-sort=${by === name ? "descending" : null}>
-          <button type="button" onClick=${() => setSort(name)}>${HEADINGS[name]}${by === name ? " ▾" : ""}</button>
+          <button type="button" onClick=${() => setSort(name)}>
+            ${HEADINGS[name]}${by === name ? "\u00a0▾" : ""}</button>
         </th>`)}
       </tr></thead>
       <tbody>${rows.slice(0, nShown).map((row) => html`
@@ -58,21 +54,23 @@
           <th scope="row">
             <a href=${infoscope.address({ page: "latent", latent: row.latent, view: view.id })}>${row.latent}</a>
             ${" "}<span class="of-latent">${facts.name(row.latent)}</span></th>
-          <td><${infoscope.GroupSwatch} view=${view} group=${facts.group(row.latent)} />${facts.group(row.latent)}</td>
+          <td><${infoscope.GroupMark} view=${view} group=${facts.group(row.latent)} /></td>
           ${names.map((name) => html`<td class="number" data-column=${name}>${say(row, name)}</td>`)}</tr>
         ${maps && row.latent === looked && html`<tr key="maps"><td colspan=${2 + names.length}>${maps}</td></tr>`}
       `)}</tbody>
     </table>
     ${nMore > 0 && html`<button type="button" onClick=${() => setShown(nShown + 4 * ROWS)}>
-      Show ${Math.min(4 * ROWS, nMore)} of ${count(nMore, "more latent")}</button>`}</div>`;
+      Show ${Math.min(4 * ROWS, nMore)} of ${count(nMore, "more latent")}</button>`}</${infoscope.Wide}>`;
   };
 
-  /** {size: the side of the large pictures, of which two stand beside the table where there is room, isNarrow}. */
+  // {size: the side of the large pictures, nAcross: how many stand beside each other, 0: as many as there is room for,
+  // above the table, so that a latent's row has its own}
   const usePictureSize = () => {
     const find = () => {
       const width = document.documentElement.clientWidth - 32;
-      if (width >= WIDE_PX) return { size: Math.min(400, Math.floor((width - 690) / 2)), isNarrow: false };
-      return { size: Math.max(200, Math.min(360, width)), isNarrow: width < NARROW_PX };
+      if (width >= WIDE_PX) return { size: Math.min(440, Math.floor((width - 690) / 2)), nAcross: 2 };
+      if (width >= BESIDE_PX) return { size: Math.max(200, Math.min(260, width - 640)), nAcross: 1 };
+      return { size: Math.max(200, Math.min(360, width)), nAcross: 0 };
     };
     const [found, set] = infoscope.useState(find);
     infoscope.useEffect(() => {
@@ -123,7 +121,7 @@
   };
 
   const Patches = ({ view, shown, set, image, content, facts }) => {
-    const { size, isNarrow } = usePictureSize(), [chosen, choose] = useChoice(shown);
+    const { size, nAcross } = usePictureSize(), [chosen, choose] = useChoice(shown);
     const [looked, setLooked] = infoscope.useState(null);
     const crops = infoscope.useMemo(() => content.crops.map(infoscope.readCrop), [content]);
     const side = ["0", "1", "2"].includes(chosen.side) ? Number(chosen.side) : 1, seen = side === 0 ? [0] : [1, 2];
@@ -144,19 +142,23 @@
     };
     const pick = (crop) => (anchor, head) =>
       choose({ side: String(crop), patches: anchor ? infoscope.writePatches(anchor, head) : "" });
-    const small = isNarrow && looked !== null && html`<div class="patch-pictures">${seen.map((crop) => html`
+    const across = Math.min(nAcross, seen.length);
+    const tellMap = (crop) => {
+      if (looked !== null) return `Latent ${looked} is ${infoscope.describeMap(maps[crop], view.grid)}.`;
+      return crop === seen[0] && `${nAcross === 0 ? "Touch" : "Point at or focus"} a row to see the map of its latent.`;
+    };
+    const small = nAcross === 0 && looked !== null && html`<div class="patch-pictures">${seen.map((crop) => html`
       <${infoscope.Picture} ...${drawn(crop)} size=${150} alt=${`${nameOf(crop)}, latent ${looked}`} />`)}</div>`;
     return html`<${SideChooser} side=${side} onChoose=${look} />
       <div class="patch-parts">
-        <div class="patch-shown" style=${{ maxWidth: `${seen.length * (size + 24)}px` }}><div class="patch-pictures">${seen.map((crop) => html`
+        <div class="patch-shown" style=${{ width: across ? `${across * (size + 24) - 24}px` : null }}>
+          <div class="patch-pictures">${seen.map((crop) => html`
           <figure key=${crop} style=${{ width: `${size}px` }}>
           <figcaption>${nameOf(crop)}${crop === side && side > 0 ? " (patches chosen here)" : ""}</figcaption>
           <${infoscope.PatchPicker} ...${drawn(crop)} url=${content.picture} size=${size}
             box=${crop === side ? box : infoscope.moveBox(view, box, side, crop)}
             choice=${crop === side ? choice : null} label=${`${nameOf(crop)}: choose patches`} onChoose=${pick(crop)} />
-          <p class="quiet map-words">${looked === null
-            ? "The map of the latent whose row is hovered or focused is drawn here."
-            : `Latent ${looked} is ${infoscope.describeMap(maps[crop], view.grid)}.`}</p>
+          <p class="quiet map-words">${tellMap(crop)}</p>
         </figure>`)}</div>
         <${infoscope.MapControls} shown=${shown} scale=${scale} /></div>
         <div class="patch-found">
@@ -169,7 +171,7 @@
 
   const Chooser = ({ view, set, image }) => html`<nav class="image-chooser" aria-label="Images">
     ${Object.entries(view.images).filter(([, images]) => images.length > 0).map(([id, images]) => html`<div key=${id}>
-      <h3>${infoscope.manifest.sets[id]?.name ?? id}: ${count(images.length, "image")}</h3>
+      <h2>${infoscope.manifest.sets[id]?.name ?? id}: ${count(images.length, "image")}</h2>
       <div class="choices">${images.map((one) => html`<a key=${one}
         aria-current=${id === set && one === image ? "true" : null}
         href=${infoscope.address({ page: "image", set: id, image: one, patches: "" })}>
@@ -187,10 +189,13 @@
   const Browsed = ({ view, shown, set, image, facts }) => {
     const ask = () => infoscope.load(`${view.id}/images/${set}-${image}`);
     const { value, error } = infoscope.useLoaded(ask, [view.id, set, image]);
-    if (error) return html`<p class="warning">What fires in this image cannot be shown: ${error}</p>`;
-    if (!value) return html`<p>Loading …</p>`;
-    return html`<${Patches} ...${{ view, shown, set, image, facts }} content=${value} />
-      <${infoscope.ImagePredictions} view=${view} set=${set} predictions=${value.predictions} facts=${facts} />`;
+    if (error) return html`<p class="warning" role="alert">What fires in this image cannot be shown: ${error}</p>`;
+    if (!value) return html`<${infoscope.Loading} what="What fires in this image" />`;
+    return html`<${infoscope.Guard} what="What fires in this image">
+        <${Patches} ...${{ view, shown, set, image, facts }} content=${value} /></${infoscope.Guard}>
+      <${infoscope.Guard} what="What is predicted">
+        <${infoscope.ImagePredictions} view=${view} set=${set} predictions=${value.predictions} facts=${facts} />
+      </${infoscope.Guard}>`;
   };
 
   infoscope.ImagePage = ({ view, shown }) => {

@@ -36,15 +36,15 @@
 
   const OtherColumns = ({ view, latent }) => {
     const columns = infoscope.useColumns(view, view.columns.map(({ name }) => name));
-    if (!columns) return html`<p role="status">Loading ...</p>`;
+    if (!columns) return html`<${infoscope.Loading} what="The row" />`;
     const rows = view.columns.filter(({ name }) => !MAIN.includes(name));
-    return html`<div class="wide"><table class="all-columns">
+    return html`<${infoscope.Wide} label="Columns of the table"><table class="all-columns">
       <thead><tr><th scope="col">what</th><th scope="col">value</th><th scope="col">unit</th></tr></thead>
       <tbody>${rows.map(({ name, heading, unit }) => html`<tr key=${name}>
         <th scope="row" title=${name}>${heading || name}</th>
         <td class="number">${infoscope.showValue(infoscope.valueOf(columns[name], latent)) || "not known"}</td>
         <td class="unit">${unit === "1" ? "" : unit}</td>
-      </tr>`)}</tbody></table></div>`;
+      </tr>`)}</tbody></table></${infoscope.Wide}>`;
   };
 
   const FoldedColumns = ({ view, latent }) => {
@@ -70,7 +70,7 @@
   };
 
   const goTo = (latent) => infoscope.go({ page: "latent", latent });
-  const isTyping = (event) => event.target.closest("input, select, textarea, [role=grid], [contenteditable]");
+  const isTyping = (event) => event.target.closest("input, select, textarea, [role=grid], .wide[tabindex]");
 
   const Steps = ({ view, shown }) => {
     const { before, after, words } = useNeighbours(view, shown);
@@ -115,20 +115,22 @@
     return html`
       <div class="latent-head">
         <h2>Latent ${latent}${name && html` <span class="latent-name">${name}</span>`}</h2>
-        ${columns && html`<${Facts} view=${view} columns=${columns} latent=${latent} />`}
+        ${columns ? html`<${Facts} view=${view} columns=${columns} latent=${latent} />` : html`<dl class="facts"></dl>`}
         <${FoldedColumns} view=${view} latent=${latent} />
       </div>
       ${error && html`<p class="warning" role="alert">Its pictures cannot be shown: ${error}</p>`}
-      ${!detail && !error && html`<p role="status">Loading ...</p>`}
+      ${!detail && !error && html`<${infoscope.Loading} what="What is known of this latent" />`}
       ${detail && html`
-        <section aria-labelledby="pairs"><h3 id="pairs">Top images</h3>
+        <${infoscope.Section} id="pairs" title="Top images">
           ${ranks ? html`<${TopImages} view=${view} shown=${shown} ranks=${ranks} scale=${scale} />`
             : html`<p class="absent">There are no pictures of this latent here: set <code>explore.n_images</code> above
               0, then <code>infoscope stage=explore</code>.</p>`}
-        </section>
-        ${ranks && html`<section aria-labelledby="by-rank"><h3 id="by-rank">CDS by rank</h3>
-          <${infoscope.RankPlot} view=${view} ranks=${ranks} chance=${chance} /></section>`}
-        <${infoscope.Profile} view=${view} shown=${shown} latent=${latent} detail=${detail} scale=${scale} />`}`;
+        </${infoscope.Section}>
+        <div class="parts">
+          ${ranks && html`<${infoscope.Section} id="by-rank" title="CDS by rank">
+            <${infoscope.RankPlot} view=${view} ranks=${ranks} chance=${chance} /></${infoscope.Section}>`}
+          <${infoscope.Profile} view=${view} shown=${shown} latent=${latent} detail=${detail} scale=${scale} />
+        </div>`}`;
   };
 
   infoscope.LatentPage = ({ view, shown }) => {

@@ -51,20 +51,17 @@
     </details></footer>`;
   };
 
-  /** Guard({shown, children}): what was expected to be shown, or that it failed, until something else is asked for. */
-  const Guard = ({ shown, children }) => {
-    const [error, tryAgain] = preactHooks.useErrorBoundary(console.error);
-    infoscope.useEffect(() => {
-      if (error) tryAgain();
-    }, [shown]);
-    if (!error) return children;
-    return html`<p class="warning" role="alert">This page failed (${error.message}): the folder is damaged or of another
-      version, or the address is none of this explorer. <a href="#/overview">The overview</a>.</p>`;
+  // what is shown, in words, for the title of the window and for those who hear the page
+  const nameOf = ({ page, latent, set, image }) => {
+    if (page === "latent") return `Latent ${latent}`;
+    if (page === "image" && set) return `Image ${image} of ${set}`;
+    return Object.hasOwn(PAGES, page) ? PAGES[page] : "No such page";
   };
 
   const Frame = () => {
     const shown = infoscope.useShown(),
-      view = infoscope.view();
+      view = infoscope.view(),
+      { title } = infoscope.manifest;
     const [nMissing, setMissing] = infoscope.useState(0);
     infoscope.useEffect(() => {
       const count = () => setMissing(infoscope.countMissing());
@@ -78,11 +75,17 @@
       compare: infoscope.ComparePage,
     };
     const Page = Object.hasOwn(pages, shown.page) ? pages[shown.page] : null; // the address is anybody's
-    const isFirst = infoscope.useRef(true);
+    const isFirst = infoscope.useRef(true),
+      [said, say] = infoscope.useState(""),
+      place = nameOf(shown);
     infoscope.useEffect(() => {
       if (!isFirst.current) document.getElementById("content").focus({ preventScroll: true });
-      isFirst.current = false;
     }, [shown.page]);
+    infoscope.useEffect(() => {
+      document.title = shown.page === "overview" ? title : `${place} · ${title}`;
+      if (!isFirst.current) say(place);
+      isFirst.current = false;
+    }, [place]);
     const choose = (id) => infoscope.go({ view: id, selected: "", box: "" }); // latents of another SAE are others
     return html`
       <a class="skip" href="#content" onClick=${(event) => {
@@ -90,7 +93,7 @@
         document.getElementById("content").focus();
       }}>Skip to the content</a>
       <header>
-        <h1>${infoscope.manifest.title}</h1>
+        <h1>${title}</h1>
         <nav aria-label="Pages">${Object.entries(PAGES).map(
           ([page, name]) => html`
           <a href=${infoscope.address({ page })} aria-current=${shown.page === page ? "page" : null}>${name}</a>`,
@@ -111,22 +114,21 @@
       }
       <main id="content" tabindex="-1">${
         Page
-          ? html`<${Guard} shown=${shown}><${Page} view=${view} shown=${shown} /></${Guard}>`
+          ? html`<${infoscope.Guard} what="This page" of=${shown}>
+              <${Page} view=${view} shown=${shown} /></${infoscope.Guard}>`
           : html`<p>There is no page of this name: <a href="#/overview">the overview</a>.</p>`
       }</main>
+      <p class="sr" role="status">${said}</p>
       <${About} view=${view} />`;
   };
 
   const root = document.getElementById("app");
-  infoscope
-    .load("manifest")
-    .then((manifest) => {
-      infoscope.manifest = manifest;
-      document.title = manifest.title;
-      root.replaceChildren();
-      preact.render(html`<${Frame} />`, root);
-    })
-    .catch((error) => {
-      root.textContent = `The explorer's folder is not whole: ${error.message}`;
-    });
+  const start = (manifest) => {
+    infoscope.manifest = manifest;
+    root.replaceChildren();
+    preact.render(html`<${infoscope.Guard} what="The explorer"><${Frame} /></${infoscope.Guard}>`, root);
+  };
+  infoscope.load("manifest").then(start, (error) => {
+    root.textContent = `The explorer's folder is not whole: ${error.message}`;
+  });
 })();

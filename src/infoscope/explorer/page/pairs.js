@@ -81,7 +81,7 @@
       ${isFlowShown && !isAsked && html`<p><button onClick=${() => ask(true)}>Show what moves</button>
         ${" "}(it takes seconds: the latent fires on very many patches)</p>`}
       ${emd === null && html`<p class="why">No EMD: ${why || "none was measured"}.</p>`}
-      ${isFlowShown && pair?.flow && html`<p class="flow-words">${infoscope.describeFlow(pair)}</p>`}
+      ${isFlowShown && emd !== null && html`<p class="flow-words">${pair?.flow && infoscope.tellMoved(pair)}</p>`}
       ${fault && html`<p class="warning" role="alert">${fault}</p>`}
     </li>`;
   };

@@ -127,8 +127,8 @@
 
   /**
    * PatchPicker({url, size, box, choice, label, onChoose, ...what Picture takes}): a picture on which patches are
-   * chosen by a click, a drag, or arrow keys: onChoose(anchor, head), or onChoose(null) for all of them. url: of a larger
-   * picture than the thumbnail; box: the chosen patches; choice: their corners, where they are chosen in this crop.
+   * chosen by a click, a drag, or arrow keys: onChoose(anchor, head), or onChoose(null) for all of them. url: of a
+   * larger picture than the thumbnail; box: the chosen patches; choice: their corners, where chosen in this crop.
    */
   infoscope.PatchPicker = ({ url, size, box, choice, label, onChoose, ...picture }) => {
     const start = infoscope.useRef(null), { view, crop } = picture, { grid } = view;
@@ -142,10 +142,11 @@
       if (event.button !== 0) return;
       event.currentTarget.setPointerCapture(event.pointerId);
       start.current = event.shiftKey && choice ? choice.anchor : find(event);
-      onChoose(start.current, find(event));
+      if (event.pointerType !== "touch") onChoose(start.current, find(event)); // a finger may be about to scroll
     };
     const drag = (event) => start.current && onChoose(start.current, find(event));
-    const release = () => { start.current = null; };
+    const leave = () => { start.current = null; };
+    const release = (event) => { drag(event); leave(); };
     const step = (event) => {
       if (event.key === "Escape") onChoose(null);
       const move = MOVES[event.key];
@@ -158,7 +159,7 @@
     const place = { width: `${100 / share}%`, left: `${(-100 * left) / share}%`, top: `${(-100 * top) / share}%` };
     return html`<div class="patch-picker" role="application" tabindex="0" aria-label=${label}
       aria-describedby="patch-keys" style=${{ width: `${size}px`, height: `${size}px` }} onKeyDown=${step}
-      onPointerDown=${press} onPointerMove=${drag} onPointerUp=${release} onPointerCancel=${release}>
+      onPointerDown=${press} onPointerMove=${drag} onPointerUp=${release} onPointerCancel=${leave}>
       <${infoscope.Picture} ...${picture} size=${size} alt=${label}>
         ${url && html`<img class="large" src=${url} alt="" style=${place} draggable=${false} />`}
         <${Overlay} view=${view} crop=${crop} box=${box} />

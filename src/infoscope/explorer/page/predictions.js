@@ -27,7 +27,7 @@
   const Bars = ({ predictions, names, after }) => {
     const { before, n_classes: n } = predictions, label = predictions.classes.indexOf(predictions.label);
     const rest = (values) => percent(Math.max(0, 1 - values.reduce((a, b) => a + b, 0))), nOthers = n - names.length;
-    return html`<div class="wide-table"><table class="class-bars">
+    return html`<${infoscope.Wide} label="Probabilities"><table class="class-bars">
       <caption>Probability of each class${nOthers > 0
         && ` (${names.length} of ${n}; the others together ${rest(before)} before, ${rest(after)} after)`}</caption>
       <thead><tr><th scope="col">class</th><th scope="col"><span class="bar-key before"></span>before</th>
@@ -38,25 +38,25 @@
           <span class="bar before" style=${{ width: `${100 * before[i]}%` }}></span>
           <span class="bar after" style=${{ width: `${100 * after[i]}%` }}></span></th>
         <td class="number">${percent(before[i])}</td><td class="number">${percent(after[i])}</td></tr>`)}</tbody>
-    </table></div>`;
+    </table></${infoscope.Wide}>`;
   };
 
   const Switches = ({ view, facts, names, top, switches, chosen, onChoose }) => html`
-    <div class="wide-table switches"><table>
+    <${infoscope.Wide} label="What is switched off"><table class="switches">
     <caption>Switch off: nothing, a group of latents, or one of those that matter most here</caption>
     <thead><tr><th scope="col">without</th><th scope="col" class="number">${names[top]}</th>
       <th scope="col">most probable then</th></tr></thead>
     <tbody>${switches.map((one) => html`<tr key=${one.id} class=${one === chosen ? "is-chosen" : ""}>
       <td><label><input type="radio" name="off" value=${one.id} checked=${one === chosen}
-          onChange=${() => onChoose(one.id)} /> ${one.group !== undefined
-            && html`<${infoscope.GroupSwatch} view=${view} group=${one.group} />`}${one.id}</label>
+          onChange=${() => onChoose(one.id)} /> ${one.group === undefined ? one.id
+            : html`group <${infoscope.GroupMark} view=${view} group=${one.group} />`}</label>
         ${one.latent !== undefined && html` <span class="of-latent">${facts.name(one.latent)}</span> <a
           href=${infoscope.address({ page: "latent", latent: one.latent, view: view.id })}
           aria-label=${`page of latent ${one.latent}`}>page</a>`}</td>
       <td class="number">${percent(one.probabilities[top])}</td>
       <td>${best(one.probabilities) === top ? "the same"
         : html`<strong>${names[best(one.probabilities)]}</strong>`}</td></tr>`)}</tbody>
-  </table></div>`;
+  </table></${infoscope.Wide}>`;
 
   /** ImagePredictions({view, set, predictions, facts}): of one image; what makes them where there are none. */
   infoscope.ImagePredictions = ({ view, set, predictions, facts }) => {

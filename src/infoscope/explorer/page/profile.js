@@ -23,24 +23,20 @@
   /** A value in words: numbers as people read them, switches as yes and no. */
   infoscope.showValue = (value) => typeof value === "boolean" ? (value ? "yes" : "no") : infoscope.show(value);
 
-  /** GroupMark({view, group}): its colour and its name. */
-  infoscope.GroupMark = ({ view, group }) => {
-    const colour = infoscope.groupColour(group, view.groups?.names ?? []);
-    return group && html`<span class="group"><span class="dot" aria-hidden="true" style=${{ background: colour }}></span
-      >${group}</span>`;
-  };
-
   /** Absent({what, how}): what was not measured, and the command that measures it before that of the explorer. */
   infoscope.Absent = ({ what, how = "" }) => html`<p class="absent">${what} not measured: run${" "}
     ${how && html`<code>${how}</code>, then `}<code>infoscope stage=explore</code>${how ? "" : " again"}.</p>`;
 
-  const { Absent, GroupMark } = infoscope;
+  const { Absent, GroupMark, Wide } = infoscope;
 
-  const Section = ({ id, title, children }) => html`
-    <section aria-labelledby=${id}><h3 id=${id}>${title}</h3>${children}</section>`;
+  /** Section({id, title, children}): a part of the page under its heading; where it fails, the others stay. */
+  infoscope.Section = ({ id, title, children }) => html`<section aria-labelledby=${id}><h3 id=${id}>${title}</h3>
+    <${infoscope.Guard} what="This part">${children}</${infoscope.Guard}></section>`;
+
+  const { Section } = infoscope, STRIP_PX = 110; // of a picture, so that five of them lie in half of a usual window
 
   const Strip = ({ view, shown, of, scale, describe }) => {
-    const size = infoscope.usePictureSize(shown);
+    const usual = infoscope.usePictureSize(shown), size = shown.large === "on" ? usual : Math.min(usual, STRIP_PX);
     if (of.images.length === 0) return html`<p class="absent">${SILENT}</p>`;
     return html`<ul class="strip" style=${{ "--side": `${size}px` }}>
       ${of.images.map((image, i) => image >= 0 && html`<li key=${i}>
@@ -122,12 +118,13 @@
           layers, or name other explorers in <code>explore.beside</code>, then <code>infoscope stage=explore</code>.`}
         </p>${others}`;
     }
-    return html`<table class="near"><caption>Its best match in other SAEs, seeds and layers</caption>
+    return html`<${Wide} label="Its best matches"><table class="near">
+      <caption>Its best match in other SAEs, seeds and layers</caption>
       <thead><tr><th scope="col">where</th><th scope="col">latent</th><th scope="col">match</th>
         <th scope="col">CDS</th><th scope="col">group</th><td></td></tr></thead>
       <tbody>${elsewhere.map((one) => html`
         <${Elsewhere} key=${one.view} view=${view} other=${byId[one.view]} latent=${latent} one=${one} />`)}
-      ${places.map((one) => html`<${Place} key=${one.of} view=${view} one=${one} />`)}</tbody></table>
+      ${places.map((one) => html`<${Place} key=${one.of} view=${view} one=${one} />`)}</tbody></table></${Wide}>
       ${hows.size > 0 && html`<p class="key">Match: ${[...hows].join("; ")}.</p>`}${others}`;
   };
 
@@ -150,14 +147,14 @@
       return html`<${Absent} what="Effects of single latents were" how="infoscope stage=effects" />`;
     }
     return columns && html`<p>Change of each task's loss when this latent alone is removed. Bars: share of the largest
-      change of any latent.</p>
+      change of any latent; to the right where the loss rises.</p>
       <table class="lengths removal"><tbody>${names.map((name) => {
         const { task, value, unit, share, words } = describeEffect(columns[name], latent);
         const place = { width: `${50 * Math.abs(share)}%`, marginLeft: `${50 * (1 + Math.min(0, share))}%` };
+        const said = html`<b>${value > 0 ? "+" : ""}${infoscope.show(value)}</b> <span class="unit">${unit}</span>`;
         return html`<tr key=${name}><th scope="row">${task}</th>
-          <td class="number">${value > 0 ? "+" : ""}${infoscope.show(value)} <span class="unit">${unit}</span></td>
-          <td class="bar-cell signed"><span class=${share < 0 ? "length down" : "length"} style=${place}></span></td>
-          <td>${words}</td></tr>`;
+          <td><span class="signed"><span class=${share < 0 ? "length down" : "length"} style=${place}></span></span>
+            ${value !== undefined && html`${said}: `}${words}</td></tr>`;
       })}</tbody></table>`;
   };
 
@@ -166,15 +163,15 @@
     const { ranks, levels, random, spread, near, classes } = detail, names = infoscope.manifest.sets[view.set]?.classes;
     const marks = { top: ranks?.activation ?? [], levels: levels?.activation ?? [], random: random?.activation ?? [] };
     return html`
+      <${Section} id="spread" title="How strongly it fires">
+        ${spread ? html`<${infoscope.SpreadPlot} spread=${spread} marks=${marks} />`
+          : html`<${Absent} what="The spread of its activation was" />`}</${Section}>
       <${Section} id="levels" title="Weaker images">
         ${levels ? html`<${Levels} view=${view} shown=${shown} levels=${levels} scale=${scale} />`
           : html`<${Absent} what="Images at activation quantiles were" />`}</${Section}>
       <${Section} id="random" title="Random images">
         ${random ? html`<${Random} view=${view} shown=${shown} random=${random} scale=${scale} />`
           : html`<${Absent} what="Random images were" />`}</${Section}>
-      <${Section} id="spread" title="How strongly it fires">
-        ${spread ? html`<${infoscope.SpreadPlot} spread=${spread} marks=${marks} />`
-          : html`<${Absent} what="The spread of its activation was" />`}</${Section}>
       <${Section} id="classes" title="Classes">
         ${!names ? html`<p class="absent">These images have no classes.</p>`
           : classes ? html`<${Classes} classes=${classes} names=${names} />`

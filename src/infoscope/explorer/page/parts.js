@@ -1,0 +1,38 @@
+"use strict";
+// What all pages are made of: what is loading, what failed, what is wider than the screen, the mark of a group.
+(() => {
+  const { html, useEffect, useRef, useState } = infoscope;
+
+  /** Loading({what}): keeps room for what is loading, and says so when that takes more than a moment. */
+  infoscope.Loading = ({ what = "It" }) => html`
+    <div class="loading"><p role="status">${what} is loading ...</p></div>`;
+
+  /** Guard({what, of, children}): what was to be shown, or that it failed and why, until `of` is something else. */
+  infoscope.Guard = ({ what, of, children }) => {
+    const [error, tryAgain] = preactHooks.useErrorBoundary(console.error);
+    useEffect(() => {
+      if (error) tryAgain();
+    }, [of]);
+    if (!error) return children;
+    return html`<p class="warning" role="alert">${what} failed (${error.message}): the folder is damaged or of another
+      version, or the address is none of this explorer. <a href="#/overview">The overview</a>.</p>`;
+  };
+
+  /** Wide({label, children}): what may be wider or longer than its place: scrolled by keys too, then. */
+  infoscope.Wide = ({ label, children }) => {
+    const element = useRef(null), [isCut, setCut] = useState(false);
+    useEffect(() => {
+      const box = element.current;
+      const see = () => setCut(box.scrollWidth > box.clientWidth + 1 || box.scrollHeight > box.clientHeight + 1);
+      const watcher = new ResizeObserver(see);
+      for (const one of [box, ...box.children]) watcher.observe(one);
+      return () => watcher.disconnect();
+    }, []);
+    const scrolled = isCut ? { tabindex: 0, role: "region", "aria-label": label } : {};
+    return html`<div class="wide" ref=${element} ...${scrolled}>${children}</div>`;
+  };
+
+  /** GroupMark({view, group}): its colour and its name. */
+  infoscope.GroupMark = ({ view, group }) => group && html`<span class="group"><span class="swatch" aria-hidden="true"
+    style=${{ background: infoscope.groupColour(group, view.groups?.names) }}></span>${group}</span>`;
+})();
