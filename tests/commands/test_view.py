@@ -156,9 +156,11 @@ def test_a_port_is_a_number(view, explorer: Path, port: str):
             "data/manifest.js cannot be read (it is no data of",
         ),
         (lambda data: put(data.parent, "manifest", {"format": 2}), "has format 2, and this infoscope knows 1"),
-        (lambda data: put(data.parent, "manifest", {"format": 1}), "is damaged, 'views' is missing"),
+        (lambda data: put(data.parent, "manifest", {"format": 1}), "is damaged, 'sets' is missing"),
         (
-            lambda data: put(data.parent, "manifest", read(data.parent, "manifest") | {"sets": {"../..": {}}}),
+            lambda data: put(
+                data.parent, "manifest", read(data.parent, "manifest") | {"sets": {"../..": {}, "train": {}}}
+            ),
             "has names that lead elsewhere ('../..')",
         ),
     ],

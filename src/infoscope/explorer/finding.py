@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -58,12 +59,10 @@ def read_explorer(folder: Path) -> dict[str, Any]:
             " stage=explore, or use the version that made it."
         )
     try:
-        views = {str(view["id"]): view for view in manifest["views"]}
-        names = [*views, *map(str, manifest["sets"])]
-        names += [str(column["name"]) for view in views.values() for column in view["columns"]]
+        names = dict.fromkeys(_list_names(manifest))
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(
-            f"The manifest of the explorer in {folder} is damaged, {error} is missing: make it again with"
+            f"The manifest of the explorer in {folder} is damaged, {error} is missing or none: make it again with"
             " stage=explore."
         ) from error
     if wrong := [name for name in names if not _NAME.fullmatch(name)]:
@@ -72,3 +71,21 @@ def read_explorer(folder: Path) -> dict[str, Any]:
             " no such ones, do not trust it."
         )
     return manifest
+
+
+def _list_names(manifest: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what stands in paths; what the pages and explore.beside cannot do without is asked for.
+
+    Raises:
+        KeyError, TypeError, AttributeError: something of it is missing, or of another kind.
+    """
+    for name, about in manifest["sets"].items():
+        yield from (str(name), str(about.get("name", name)), str(about.get("fingerprint") or name))
+    for view in manifest["views"]:
+        if not all(type(view[count]) is int and view[count] > 0 for count in ("d_sae", "block_size")):
+            raise KeyError("d_sae, block_size")
+        if not isinstance(view["title"], str):
+            raise KeyError("title")
+        for name in (view["set"], *(view.get("images") or {})):
+            manifest["sets"][name]
+        yield from (str(view["id"]), *(str(column["name"]) for column in view["columns"]))

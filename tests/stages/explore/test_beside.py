@@ -162,6 +162,28 @@ def test_broken_ones_are_refused(made: Made, tmp_path: Path) -> None:
     assert refuse(made, copy).startswith(f"The explorer in {copy} lacks its manifest.json")
 
 
+def test_names_that_lead_elsewhere_are_refused(made: Made, tmp_path: Path) -> None:
+    copy = shutil.copytree(made.sae, tmp_path / "copy")
+    whole, about = read(copy, "manifest"), json.loads((copy / "manifest.json").read_text())
+    for name, value in {"name": "../../../x", "fingerprint": "../../x"}.items():
+        sets = {split: of | {name: value} for split, of in whole["sets"].items()}
+        put(copy, "manifest", whole | {"sets": sets})
+        assert "has names that lead elsewhere" in refuse(made, copy)
+    put(copy, "manifest", whole)
+    (copy / "manifest.json").write_text(json.dumps(about | {"hash": "../../.."}))
+    assert "lacks its manifest.json, or has that of something else" in refuse(made, copy)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("d_sae", "many"), ("block_size", 0), ("title", None), ("set", "none"), ("images", {"x": [1]})]
+)
+def test_a_manifest_that_lacks_something_is_refused(made: Made, tmp_path: Path, name: str, value: Any) -> None:
+    copy = shutil.copytree(made.sae, tmp_path / "copy")
+    whole = read(copy, "manifest")
+    put(copy, "manifest", whole | {"views": [{**whole["views"][0], name: value}]})
+    assert "is missing or none: make it again with stage=explore" in refuse(made, copy)
+
+
 def test_an_explorer_beside_itself_is_refused(made: Made) -> None:
     plain = made.make()
     with pytest.raises(InputError, match="is the explorer of these same settings: give one of another layer"):
@@ -260,3 +282,19 @@ def test_the_same_sources_are_the_same_explorer(tmp_path: Path) -> None:
     refuse_itself([beside], {"tokens": "1" * 16})
     with pytest.raises(InputError, match="these same settings"):
         refuse_itself([beside], {"tokens": "0" * 16})
+
+
+def test_a_script_of_somebody_else_is_no_data_and_not_taken(tmp_path: Path) -> None:
+    beside = write_other(tmp_path / "other", {}, "f" * 16)
+    (tmp_path / "other/data/images/train/0000/0000019.js").write_text("location = 'http://example.org'")
+    sets: dict[str, Any] = {"train": {"name": "train", "fingerprint": "f" * 16, "n_shown": 3, "block_size": 1024}}
+    with pytest.raises(InputError, match=r"0000019\.js cannot be read"):
+        take(tmp_path / "here", beside, sets)
+    assert not (tmp_path / "here/data/images/train/0000/0000019.js").exists()
+
+
+def test_details_of_another_shape_are_refused(tmp_path: Path) -> None:
+    beside = write_other(tmp_path / "other", {}, None)
+    put(tmp_path / "other", "seed0/latents/0", {"0": {"elsewhere": [3]}})
+    with pytest.raises(InputError, match=r"are damaged \(TypeError"):
+        take(tmp_path / "here", beside, {})

@@ -79,6 +79,9 @@
     <td><${GroupMark} view=${view} group=${infoscope.valueOf(columns?.group, latent)} /></td>
     ${last}</tr>`;
 
+  const NotNear = ({ what }) => html`<p class="absent">${what} not measured: set <code>explore.n_near</code> above 0, then
+    ${" "}<code>infoscope stage=explore</code>.</p>`;
+
   const Near = ({ view, of, caption, unit }) => {
     const columns = infoscope.useColumns(view, OF_OTHERS);
     if (of.latents.length === 0) return html`<p class="absent">${caption}: none.</p>`;
@@ -178,9 +181,9 @@
           : html`<${Absent} what="Its activation by class was" />`}</${Section}>
       <${Section} id="near" title="Nearest latents"><div class="columns">
         ${near?.decoder ? html`<${Near} view=${view} of=${near.decoder} caption="By decoder: what they write"
-          unit="cosine" />` : html`<${Absent} what="Nearest decoder rows were" />`}
+          unit="cosine" />` : html`<${NotNear} what="Nearest decoder rows were" />`}
         ${near?.coactive ? html`<${Near} view=${view} of=${near.coactive} caption="By co-activation: when they fire"
-          unit="correlation" />` : html`<${Absent} what="Co-activation was" />`}</div></${Section}>
+          unit="correlation" />` : html`<${NotNear} what="Co-activation was" />`}</div></${Section}>
       <${Section} id="elsewhere" title="Over layers, seeds and other SAEs">
         <${Places} view=${view} latent=${latent} detail=${detail} /></${Section}>
       <${Section} id="removal" title="Without it"><${Removal} view=${view} latent=${latent} /></${Section}>`;

@@ -277,7 +277,7 @@
       };
       const label = infoscope.columnLabel(column) + (hasInterval ? " (95% interval)" : "");
       const longest = Math.max(...label.split(" ").map((word) => word.length));
-      const width = hasInterval ? 190 : isText ? (name === "name" ? 190 : 120) : Math.max(88, 20 + 8.5 * longest);
+      const width = hasInterval ? 190 : isText ? this.textWidth(name) : Math.max(88, 20 + 8.5 * longest);
       return {
         id: name,
         name: make("span", { textContent: label }),
@@ -288,6 +288,12 @@
         cssClass: column.kind === "number" && !hasInterval ? "is-number" : "",
         formatter,
       };
+    }
+
+    textWidth(name) {
+      const groups = this.view.groups?.names ?? [];
+      if (name === "group") return Math.max(120, ...groups.map((one) => Math.min(240, 44 + 8 * one.length)));
+      return name === "name" ? 190 : 120;
     }
 
     group(text) {

@@ -81,7 +81,7 @@ def read_besides(ctx: Context) -> list[Beside]:
             )
         about = read_manifest(folder)
         made_from = about["key"].get("made_from") if about is not None and about["stage"] == "explore" else None
-        if about is None or not isinstance(made_from, dict):
+        if about is None or not isinstance(made_from, dict) or not _HASH.fullmatch(about["hash"]):
             raise InputError(
                 f"The explorer in {folder} lacks its manifest.json, or has that of something else: give the folder that"
                 " stage=explore has made, or a whole copy of it."
@@ -152,7 +152,22 @@ def take_views(
         folder: of this explorer, being written.
         sets: of its manifest so far; what is taken is added.
         matchable: of all views of this explorer.
+
+    Raises:
+        InputError: its data are not whole.
     """
+    try:
+        return _take_views(folder, beside, sets, matchable)
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(
+            f"The data of the explorer in {beside.folder} are damaged ({type(error).__name__}: {error}): make it again"
+            " with stage=explore."
+        ) from error
+
+
+def _take_views(
+    folder: Path, beside: Beside, sets: dict[str, Any], matchable: Mapping[str, Matchable | str]
+) -> list[dict[str, Any]]:
     renamed = {view["id"]: beside.name_view(view["id"]) for view in beside.views}
     of_sets = {name: _take_set(folder, beside, name, about, sets) for name, about in beside.manifest["sets"].items()}
     taken: list[dict[str, Any]] = []
@@ -246,13 +261,20 @@ def _read_names(folder: Path, name: str, about: Mapping[str, Any]) -> dict[str, 
 
 
 def _copy(folder: Path, beside: Beside, old: str, new: str) -> None:
-    """Take a file of data: the same file where its key stays and the disk allows it, else a copy under the new key."""
-    target = folder / "data" / f"{new}.js"
-    if old == new:
+    """Take a file of data: the same file where its key stays and the disk allows it, else a copy under the new key.
+
+    Either is read before: what is no data, but a script of somebody else, would be run by the page.
+    """
+    source, target, value = (
+        beside.folder / "data" / f"{old}.js",
+        folder / "data" / f"{new}.js",
+        read(beside.folder, old),
+    )
+    if old == new and not source.is_symlink():
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
-            os.link(beside.folder / "data" / f"{old}.js", target)
+            os.link(source, target)
             return
         except OSError:  # another disk, or one that knows no links
             pass
-    put(folder, new, read(beside.folder, old))
+    put(folder, new, value)
