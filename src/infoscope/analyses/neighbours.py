@@ -91,39 +91,43 @@ class ViewMatches(NamedTuple):
 
     latents: -1 for none.
     values: by which they were matched, above 0 and at most 1; NaN without a match.
-    how: by what, or why nothing was matched, in words.
-    is_matched: whether there was something to match by.
+    how: by what, in words.
     """
 
     latents: Int32[np.ndarray, " d_sae"]
     values: Float32[np.ndarray, " d_sae"]
     how: str
-    is_matched: bool = True
 
 
-def match_latents(one: Matchable, other: Matchable, progress: Advance = ignore) -> ViewMatches:
-    """Return for each latent of one SAE the latent of the other that is most like it.
+def find_matches(one: Matchable | str, other: Matchable | str, progress: Advance = ignore) -> ViewMatches | str:
+    """Return for each latent of one SAE the latent of the other that is most like it; or why nothing can be matched.
 
     Of the same SAE it is the latent itself. Of SAEs of the same tokens, that of the largest cosine of decoder rows, see
     `find_decoder_neighbours`: rows are directions among the tokens, whatever images the SAEs were trained on. Else, of
     SAEs that saw the same images, that of the largest correlation of activation over them, see `find_coactive`. Else
     there is none.
+
+    Args:
+        one, other: a sentence: why that SAE can be matched with none.
     """
-    n = len(one.W_dec)
+    if isinstance(one, str) or isinstance(other, str):
+        return one if isinstance(one, str) else str(other)
     if one.sae == other.sae:
+        n = len(one.W_dec)
         return ViewMatches(np.arange(n, dtype=np.int32), np.ones(n, np.float32), "the same SAE: each latent is itself")
     if one.reads == other.reads and one.W_dec.shape[1] == other.W_dec.shape[1]:
         rows = _make_unit(one.W_dec, one.is_alive)
         found = _find_nearest_rows(rows, _make_unit(other.W_dec, other.is_alive).to(rows.device), 1, progress=progress)
         return _take_best(found, "largest cosine of decoder rows, for both SAEs read the same tokens")
     if one.images != other.images:
-        why = "the SAEs read other tokens, and other images were shown to each"
-        return _say_unmatched(n, why)
+        return "not matched: the SAEs read other tokens, and other images were shown to each"
     here, there = (np.asarray(of.codes.image_index) for of in (one, other))
     shared, rows_here, rows_there = np.intersect1d(here, there, assume_unique=True, return_indices=True)
     if len(shared) < MIN_IMAGES:
-        why = f"the SAEs read other tokens, and only {len(shared)} images were shown to both, of {MIN_IMAGES} at least"
-        return _say_unmatched(n, why)
+        return (
+            f"not matched: the SAEs read other tokens, and only {len(shared)} images were shown to both, of"
+            f" {MIN_IMAGES} at least"
+        )
     tables = [csr_array(of.codes.matrix("means")[rows]) for of, rows in ((one, rows_here), (other, rows_there))]
     found = _find_correlated(tables[0], tables[1], 1, progress=progress)
     return _take_best(found, f"largest correlation of mean activation over {len(shared):,} images that both were shown")
@@ -132,10 +136,6 @@ def match_latents(one: Matchable, other: Matchable, progress: Advance = ignore) 
 def _take_best(found: TopSets, how: str) -> ViewMatches:
     latents = found.columns[:, 0].astype(np.int32)
     return ViewMatches(latents, np.where(latents >= 0, found.values[:, 0], np.nan).astype(np.float32), how)
-
-
-def _say_unmatched(n: int, why: str) -> ViewMatches:
-    return ViewMatches(np.full(n, -1, np.int32), np.full(n, np.nan, np.float32), f"not matched: {why}", False)
 
 
 def _make_unit(W_dec: Tensor, is_alive: np.ndarray) -> Tensor:

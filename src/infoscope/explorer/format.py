@@ -141,6 +141,12 @@ def pack_texts(texts: Shaped[np.ndarray, " n"]) -> dict[str, Any]:
     return {"texts": [str(text) for text in found], "codes": pack(codes.astype(np.int32))}
 
 
+def shorten(values: Any) -> Any:
+    """Return numbers to six significant digits: more are no information, and half of a file."""
+    values = np.asarray(values, dtype=np.float64)
+    return np.array([float(f"{value:.6g}") for value in values.ravel()]).reshape(values.shape)
+
+
 def _make_plain(value: Any) -> Any:
     match value:
         case dict():

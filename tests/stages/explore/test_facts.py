@@ -19,7 +19,8 @@ from infoscope.analyses.top_sets import TopSets
 from infoscope.explorer.format import put
 from infoscope.pipeline.context import Context
 from infoscope.scope.sparse_maps import SparseMaps
-from infoscope.stages.explore.facts import LatentFacts, make_matchable
+from infoscope.stages.explore.facts import LatentFacts
+from infoscope.stages.explore.matches import make_matchable, write_matches
 from infoscope.stages.explore.pictures import find_shown
 from infoscope.stages.image_codes import Codes
 from infoscope.stages.images import open_split
@@ -151,7 +152,7 @@ def test_latents_are_found_elsewhere(
         assert match["view"] == "permuted"
         assert order[match["latent"]] == latent
         assert match["value"] == pytest.approx(1, abs=1e-5)
-    facts.write_matches(tmp_path, "seed0")
+    write_matches(tmp_path, "seed0", facts.matches)
     assert [path.name for path in (tmp_path / "data" / "seed0" / "columns").iterdir()] == ["match_permuted.js"]
     found = read(tmp_path, "seed0/columns/match_permuted")
     np.testing.assert_array_equal(unpack(found["latents"]), facts.matches["permuted"].latents)

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from infoscope.analyses.neighbours import Matchable, ViewMatches, match_latents
+from infoscope.analyses.neighbours import Matchable, find_matches
 from infoscope.explorer.finding import find_explorer, read_explorer
-from infoscope.explorer.format import pack, put, read
+from infoscope.explorer.format import put, read
 from infoscope.pipeline.context import Context
 from infoscope.runtime.errors import InputError
 from infoscope.runtime.experiments import list_differing, read_settings
 from infoscope.runtime.manifests import flatten_determining, read_manifest
-from infoscope.stages.explore.facts import read_matchable
+from infoscope.stages.explore.matches import Matches, list_matches, read_matchable, say_matches, write_matches
 
 _HASH = re.compile(r"[0-9a-f]{16}")
 _READ = {"levels": "levels_seed{seed}", "sae": "sae_seed{seed}", "ranking": "ranking_seed{seed}", "tokens": "tokens"}
@@ -128,19 +128,6 @@ def _read_matchable(ctx: Context, beside: Beside, view: Mapping[str, Any]) -> Ma
     return read_matchable(ctx, **folders)
 
 
-def match_all(views: Mapping[str, Matchable | str], view: str, others: Sequence[str]) -> dict[str, ViewMatches | str]:
-    """Return the matches of one view with others; a sentence where there are none."""
-    one, found = views[view], dict[str, ViewMatches | str]()
-    for other in others:
-        there = views[other]
-        if isinstance(one, str) or isinstance(there, str):
-            found[other] = one if isinstance(one, str) else str(there)
-        else:
-            matches = match_latents(one, there)
-            found[other] = matches if matches.is_matched else matches.how
-    return found
-
-
 def take_views(
     folder: Path, beside: Beside, sets: dict[str, Any], matchable: Mapping[str, Matchable | str]
 ) -> list[dict[str, Any]]:
@@ -173,12 +160,13 @@ def _take_views(
     taken: list[dict[str, Any]] = []
     for view in beside.views:
         new = renamed[view["id"]]
-        matches = match_all(matchable, new, [other for other in matchable if other not in renamed.values()])
+        others = [other for other in matchable if other not in renamed.values()]
+        matches = {other: find_matches(matchable[new], matchable[other]) for other in others}
         _take_data(folder, beside, view, renamed, of_sets, matches)
         own = {name: view.get(name) or {} for name in ("matched_by", "unmatched", "same_as")}
         kept = {name: {renamed[old]: of for old, of in about.items() if old in renamed} for name, about in own.items()}
-        kept["matched_by"] |= {other: of.how for other, of in matches.items() if isinstance(of, ViewMatches)}
-        kept["unmatched"] |= {other: of for other, of in matches.items() if isinstance(of, str)}
+        for name, of in say_matches(matches).items():
+            kept[name] |= of
         about = {
             "id": new,
             "title": f"{view['title']} ({beside.words})",
@@ -196,7 +184,7 @@ def _take_data(
     view: Mapping[str, Any],
     renamed: Mapping[str, str],
     sets: Mapping[str, str],
-    matches: Mapping[str, ViewMatches | str],
+    matches: Matches,
 ) -> None:
     """Take columns, details of latents and browsed images, under the view's new id; write its matches."""
     old, new = view["id"], renamed[view["id"]]
@@ -205,10 +193,7 @@ def _take_data(
     for other in view.get("matched_by") or {}:
         if other in renamed:
             _copy(folder, beside, f"{old}/columns/match_{other}", f"{new}/columns/match_{renamed[other]}")
-    for other, found in matches.items():
-        if isinstance(found, ViewMatches):
-            about = {"latents": pack(found.latents), "values": pack(found.values)}
-            put(folder, f"{new}/columns/match_{other}", about)
+    write_matches(folder, new, matches)
     for name, images in view["images"].items():
         for image in images:
             _copy(folder, beside, f"{old}/images/{name}-{int(image)}", f"{new}/images/{sets[name]}-{int(image)}")
@@ -218,16 +203,8 @@ def _take_data(
             here = [
                 {**one, "view": renamed[one["view"]]} for one in detail.get("elsewhere", ()) if one["view"] in renamed
             ]
-            detail["elsewhere"] = here + list(_list_matches(int(latent), matches))
+            detail["elsewhere"] = here + list_matches(int(latent), matches)
         put(folder, f"{new}/latents/{block}", details)
-
-
-def _list_matches(latent: int, matches: Mapping[str, ViewMatches | str]) -> list[dict[str, Any]]:
-    return [
-        {"view": other, "latent": int(found.latents[latent]), "value": float(f"{found.values[latent]:.6g}")}
-        for other, found in matches.items()
-        if isinstance(found, ViewMatches) and found.latents[latent] >= 0
-    ]
 
 
 def _take_set(folder: Path, beside: Beside, name: str, about: Mapping[str, Any], sets: dict[str, Any]) -> str:

@@ -3,11 +3,8 @@ other views."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,23 +16,18 @@ from infoscope.analyses.neighbours import (
     compute_class_shares,
     find_coactive,
     find_decoder_neighbours,
-    match_latents,
+    find_matches,
 )
 from infoscope.analyses.top_sets import TopSets
 from infoscope.data.images import Truth
-from infoscope.explorer.format import pack, pack_maps, put
+from infoscope.explorer.format import pack_maps, shorten
 from infoscope.pipeline.context import Context
 from infoscope.pipeline.stage import Needs
-from infoscope.runtime.manifests import compute_hash, read_manifest
-from infoscope.scope.ranking import Ranking
+from infoscope.stages.explore.matches import Matches, list_matches, make_matchable, say_matches
 from infoscope.stages.images import open_split
 from infoscope.stages.levels import LevelMaps
-from infoscope.stages.precision import load_frozen
 from infoscope.stages.rank import Rank
 from infoscope.stages.sae import sae_of
-from infoscope.stages.tokens import Tokens
-from infoscope.vision.hooks import RESID_POST
-from infoscope.vision.tokens.source import META_FILE
 
 N_CLASSES = 5
 """Classes that are named of a latent, at most."""
@@ -46,39 +38,6 @@ def needs_of_facts(ctx: Context, seed: int) -> Needs:
     return Needs(levels=LevelMaps.at(ctx, seed), sae=sae_of(ctx, seed), ranking=Rank.at(ctx, seed))
 
 
-def make_matchable(ctx: Context, seed: int) -> Matchable:
-    """Return what the latents of a seed are matched by with those of other views."""
-    up = needs_of_facts(ctx, seed)
-    return read_matchable(ctx, up.levels.folder, up.sae.folder, up.ranking.folder, Tokens.at(ctx, "train").folder)
-
-
-def read_matchable(ctx: Context, levels: Path, sae: Path, ranking: Path, tokens: Path) -> Matchable:
-    """Return what the latents of an SAE are matched by, of this experiment or another: from its artifacts' folders.
-
-    Args:
-        tokens: of the training images, of which levels and ranking are.
-    """
-    made, meta = _read_made(tokens), json.loads((tokens / META_FILE).read_text(encoding="utf-8"))
-    model = {
-        name: of for name, of in made["key"]["model"].items() if name != "precision"
-    }  # it moves tokens by rounding
-    W_dec = load_frozen(ctx, sae).W_dec.detach()
-    return Matchable(
-        sae=hashlib.sha256(W_dec.cpu().contiguous().numpy().tobytes()).hexdigest(),  # imported again it is the same SAE
-        reads=compute_hash({"model": model, "layer": meta["layer"], "site": meta.get("site", RESID_POST)}),
-        images=compute_hash(made["key"]["images"]),
-        W_dec=W_dec,
-        is_alive=Ranking.load(ranking).firing_rate > 0,
-        codes=Levels.load(levels).codes,
-    )
-
-
-def _read_made(folder: Path) -> dict[str, Any]:
-    manifest = read_manifest(folder)
-    assert manifest is not None, f"{folder} is no artifact"
-    return manifest
-
-
 @dataclass(frozen=True)
 class LatentFacts:
     """What is said of the latents of one SAE beside their top images.
@@ -86,7 +45,7 @@ class LatentFacts:
     levels: images at quantiles of activation and at random, with maps.
     decoder, coactive: the nearest other latents, see `find_decoder_neighbours`, `find_coactive`; None: not asked for.
     classes: shares of activation by class, see `compute_class_shares`; None: the images have no classes.
-    matches: by other view, see `match_latents`.
+    matches: by other view, see `find_matches`.
     n_all: training images that could be read, of which the levels' are a sample.
     """
 
@@ -95,15 +54,15 @@ class LatentFacts:
     decoder: TopSets | None
     coactive: TopSets | None
     classes: TopSets | None
-    matches: Mapping[str, ViewMatches]
+    matches: Matches
     n_all: int
 
     @classmethod
-    def read(cls, ctx: Context, seed: int, others: Mapping[str, Matchable]) -> LatentFacts:
+    def read(cls, ctx: Context, seed: int, others: Mapping[str, Matchable | str]) -> LatentFacts:
         """Return what is said of the latents of a seed; what is like them is computed here.
 
         Args:
-            others: the other views of the explorer by id, see `make_matchable`.
+            others: the other views of the explorer by id, see `make_matchable`; a sentence: why one is not matched.
         """
         levels, one, n_near = LevelMaps.at(ctx, seed).load(), make_matchable(ctx, seed), ctx.config.explore.n_near
         decoder = coactive = None
@@ -112,10 +71,10 @@ class LatentFacts:
                 decoder = find_decoder_neighbours(one.W_dec, one.is_alive, n_near, advance)
             with ctx.display.bar(f"latents that fire together, seed {seed}", len(one.W_dec), "latents") as advance:
                 coactive = find_coactive(levels.codes, n_near, advance)
-        matches = {}
+        matches = dict[str, ViewMatches | str]()
         for view, other in others.items():
             with ctx.display.bar(f"matching the latents of seed {seed}", len(one.W_dec), "latents") as advance:
-                matches[view] = match_latents(one, other, advance)
+                matches[view] = find_matches(one, other, advance)
         images, classes = open_split(ctx, "train"), None
         if Truth.labels in images.truths:
             labels = images.labels("class")[np.asarray(levels.codes.image_index)]
@@ -131,18 +90,7 @@ class LatentFacts:
         sample = (
             f"{n:,} of {self.n_all:,} training images, drawn at random" if n < self.n_all else "all training images"
         )
-        return {
-            "levels_of": sample,
-            "matched_by": {view: found.how for view, found in self.matches.items() if found.is_matched},
-            "unmatched": {view: found.how for view, found in self.matches.items() if not found.is_matched},
-        }
-
-    def write_matches(self, folder: Path, view: str) -> None:
-        """Write the matches of all latents of this view, a file for each other view that it is matched with."""
-        for other, found in self.matches.items():
-            if found.is_matched:
-                about = {"latents": pack(found.latents), "values": pack(found.values)}
-                put(folder, f"{view}/columns/match_{other}", about)
+        return {"levels_of": sample, **say_matches(self.matches)}
 
     def of_latents(self, latents: range) -> list[dict[str, Any]]:
         """Return the facts of consecutive latents, one after the other, as their pages want them; maps are read now."""
@@ -157,7 +105,7 @@ class LatentFacts:
             "levels": {"at": [AT[slot] for slot in at], **_show(images[at], maps[at])},
             "random": _show(images[drawn], maps[drawn]),
             "spread": {
-                "edges": _shorten(np.linspace(0, self.spread.largest[latent], N_BINS + 1)),
+                "edges": shorten(np.linspace(0, self.spread.largest[latent], N_BINS + 1)),
                 "counts": self.spread.counts[latent],
                 "n_firing": self.spread.n_firing[latent],
                 "n_images": self.levels.codes.n_images,
@@ -167,26 +115,16 @@ class LatentFacts:
         found["near"] = {name: _list(of, latent, "latents") for name, of in near.items() if of is not None}
         if self.classes is not None:
             found["classes"] = _list(self.classes, latent, "classes")
-        found["elsewhere"] = [
-            {"view": view, "latent": of.latents[latent], "value": _shorten(of.values[latent])}
-            for view, of in self.matches.items()
-            if of.latents[latent] >= 0
-        ]
+        found["elsewhere"] = list_matches(latent, self.matches)
         return found
 
 
 def _show(images: np.ndarray, maps: np.ndarray) -> dict[str, Any]:
     """Return images with what the latent does in them: its largest activation on a patch, and its map."""
     peaks = maps.reshape(len(maps), maps.shape[1] * maps.shape[2]).max(axis=1)
-    return {"images": images, "activation": _shorten(peaks), "maps": pack_maps(maps)}
+    return {"images": images, "activation": shorten(peaks), "maps": pack_maps(maps)}
 
 
 def _list(found: TopSets, row: int, name: str) -> dict[str, Any]:
     known = found.columns[row] >= 0
-    return {name: found.columns[row, known], "values": _shorten(found.values[row, known])}
-
-
-def _shorten(values: Any) -> Any:
-    """Return numbers to six significant digits: more are no information, and half of a file."""
-    values = np.asarray(values, dtype=np.float64)
-    return np.array([float(f"{value:.6g}") for value in values.ravel()]).reshape(values.shape)
+    return {name: found.columns[row, known], "values": shorten(found.values[row, known])}

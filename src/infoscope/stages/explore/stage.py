@@ -29,7 +29,7 @@ from infoscope.sae.origin import check_reads_patches
 from infoscope.scope.sparse_maps import ACTIVE_SHARE
 from infoscope.stages.explore.beside import read_besides, read_matchables, refuse_itself, take_views
 from infoscope.stages.explore.extremes import log_latents
-from infoscope.stages.explore.facts import LatentFacts, make_matchable, needs_of_facts
+from infoscope.stages.explore.facts import LatentFacts, needs_of_facts
 from infoscope.stages.explore.images import (
     count_browsed_bytes,
     count_browsed_forwards,
@@ -39,6 +39,7 @@ from infoscope.stages.explore.images import (
     write_browsed_images,
 )
 from infoscope.stages.explore.latents import write_latents
+from infoscope.stages.explore.matches import make_matchable, write_matches
 from infoscope.stages.explore.pictures import (
     PART_IMAGES,
     Thumbnails,
@@ -145,13 +146,10 @@ class Explore(SingleStage[ExplorerFacts]):
         browsed = write_browsed_images(ctx, {seed: name_view(seed) for seed in ctx.config.seeds}, work.folder)
         for seed in ctx.config.seeds:
             view = name_view(seed)
-            others = {other: of for other, of in matchable.items() if other != view}
-            facts = LatentFacts.read(ctx, seed, {other: of for other, of in others.items() if not isinstance(of, str)})
+            facts = LatentFacts.read(ctx, seed, {other: of for other, of in matchable.items() if other != view})
             of_images = {"images": browsed, "predictions": say_predictions(ctx, seed)}
-            about = write_view(ctx, work.folder, seed) | facts.of_view | of_images
-            about["unmatched"] |= {other: why for other, why in others.items() if isinstance(why, str)}
-            views.append(about)
-            facts.write_matches(work.folder, view)
+            views.append(write_view(ctx, work.folder, seed) | facts.of_view | of_images)
+            write_matches(work.folder, view, facts.matches)
             write_latents(ctx, work.folder, view, seed, facts)
         sets = {
             split: _write_set(ctx, work.folder, split, images, pictures.missing[split])
