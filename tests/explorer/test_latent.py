@@ -9,7 +9,7 @@ import shutil
 import numpy as np
 import pytest
 
-from infoscope.explorer.format import put
+from infoscope.explorer.format import put, read
 from tests.support.explorer_sample import EVIL, GRID, SHIFT
 
 DETAIL = """(latent) => infoscope.latent(infoscope.view(), latent).then((found) => ({
@@ -54,6 +54,39 @@ def test_maps_lie_where_it_fires(open_page, sample):
     assert words.endswith(f"in row {best // GRID + 1}, column {best % GRID + 1}")
     shared = page.locator(".pair .shared").nth(1).evaluate("(box) => [box.style.left, box.style.top, box.style.width]")
     assert shared == ["0%", "0%", f"{100 * (GRID - SHIFT) / GRID}%"]
+
+
+def _change(sample, folder, **of_view):
+    """Return the sample with other words about its first view."""
+    changed = shutil.copytree(sample.parent, folder / "changed")
+    manifest = read(changed, "manifest")
+    manifest["views"][0] |= of_view
+    put(changed, "manifest", manifest)
+    return changed / "index.html"
+
+
+def test_what_images_were_ranked_by_is_said(open_page, sample, tmp_path):
+    page = _open(open_page, _change(sample, tmp_path, ranked_by="drawn"), "latent/7")
+    assert "drawn from all in which it fires" in page.locator("[aria-labelledby=pairs]").inner_text()
+    assert "fires most" not in page.locator("[aria-labelledby=pairs]").inner_text()
+    found = page.evaluate("""(latent) => infoscope.latent(infoscope.view(), latent)""", 7)
+    of_page = page.locator(".pair .numbers").nth(0)
+    assert f"activation {page.evaluate('infoscope.show', found['ranks']['activation'][0])}" in of_page.inner_text()
+    ranks = {**found["ranks"], "activation": None, "mean_activation": [0.25] * 16}
+    block = read(tmp_path / "changed", "seed0/latents/0") | {"7": {**found, "ranks": ranks}}
+    put(tmp_path / "changed", "seed0/latents/0", block)
+    page.reload()
+    assert of_page.inner_text().endswith("mean activation 0.25")
+
+
+def test_an_emd_by_sinkhorn_is_no_damage(open_page, sample, tmp_path):
+    changed = _change(sample, tmp_path, emd="sinkhorn")
+    detail = read(changed.parent, "seed0/latents/0")
+    detail["7"]["ranks"]["emd"][0] += 0.1
+    put(changed.parent, "seed0/latents/0", detail)
+    page = _open(open_page, changed, "latent/7")
+    page.wait_for_selector(".pair .flow")
+    assert page.locator(".pair .warning").count() == 0
 
 
 def test_controls_change_the_maps_and_the_address(open_page, sample):

@@ -6,6 +6,7 @@ import base64
 import io
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from infoscope.pipeline.run import check, plan_stage
 from infoscope.runtime import processes
 from infoscope.runtime.errors import InputError
 from infoscope.runtime.places import World
+from infoscope.scope.config import RankBy
+from infoscope.stages.explore.latents import list_ranks
 from infoscope.stages.explore.pictures import Thumbnails, write_thumbnails
 from infoscope.stages.explore.stage import Explore, ExplorerFacts, say_explorer
 from infoscope.stages.explore.views import name_view
@@ -105,6 +108,7 @@ def test_the_manifest_says_what_is_there(ctx: Context, folder: Path) -> None:
         scope.scores.shift_patches,
     )
     assert (view["k_cds"], view["k_max"], view["set"], view["diagonal"]) == (2, 3, "train", "main")
+    assert (view["ranked_by"], view["emd"]) == ("max", "exact")
     assert view["groups"] == {"names": ["low", "high"], "rule": scope.rule, "gamma": scope.partition.gamma}
     marks = {mark["name"]: mark["value"] for mark in view["landmarks"]}
     assert marks["position-locked feature"] == scope.locked
@@ -150,6 +154,15 @@ def test_ranks_are_those_of_the_artifacts(ctx: Context, folder: Path) -> None:
             assert error <= 1e-5 * maps.max(initial=0)
             n_seen += 1
     assert n_seen == view["d_sae"]
+
+
+@pytest.mark.parametrize(("by", "name"), [("max", "activation"), ("mean", "mean_activation"), ("drawn", None)])
+def test_the_value_that_ranks_is_called_what_it_is(ctx: Context, by: str, name: str | None) -> None:
+    scores, ranking = scope_of(ctx, 0).scores, replace(Rank.at(ctx, 0).load(), rank_by=RankBy[by])
+    ranks = list_ranks(scores, ranking, range(4), 3)[2]["ranks"]
+    assert set(ranks) == {"images", "emd", "maps", *([name] if name else [])}
+    if name:
+        np.testing.assert_array_equal(ranks[name], ranking.top_values[2, : len(ranks["images"])])
 
 
 def test_each_image_that_is_shown_is_there_once(ctx: Context, folder: Path) -> None:

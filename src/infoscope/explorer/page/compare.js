@@ -27,8 +27,14 @@
     </div>`;
   };
 
+  const findMedian = (sorted) => {
+    const half = sorted.length >> 1;
+    if (sorted.length === 0) return null;
+    return sorted.length % 2 ? sorted[half] : (sorted[half - 1] + sorted[half]) / 2;
+  };
+
   const tellScores = ({ view, columns, cut }, i) => {
-    const cds = sortKnown(columns.cds.values), median = cds.length ? cds[cds.length >> 1] : null;
+    const cds = sortKnown(columns.cds.values), median = findMedian(cds);
     return `${i ? "Second" : "First"}, ${view.title}: ${infoscope.count(cds.length, "scored latent")}, median `
       + `${infoscope.show(median) || "none"}${cut === null ? "" : `, gamma ${infoscope.show(cut)}`}.`;
   };

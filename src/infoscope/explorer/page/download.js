@@ -128,7 +128,7 @@
     context.font = "bold 16px system-ui, sans-serif";
     context.fillText(`${infoscope.manifest.title}: ${view.title}`, GAP, 20, canvas.width - 2 * GAP);
     context.font = "13px system-ui, sans-serif";
-    context.fillText("Crop pairs of the images that activate each most, with its activation over them", GAP, 37);
+    context.fillText(`Crop pairs, with its activation over them. ${infoscope.sayRanked(view)}.`, GAP, 37);
     const named = ["cds", "group", "firing_rate", "name"]
       .map((name) => view.columns.find((one) => one.name === name))
       .filter(Boolean);

@@ -98,7 +98,7 @@
   };
 
   const TopImages = ({ view, shown, ranks, scale }) => html`
-    <p>The images in which it fires most, best first, each in two crops that are shifted by
+    <p>${infoscope.sayRanked(view)}, each in two crops that are shifted by
       ${" " + infoscope.count(view.shift, "patch", "patches")}; the outlined region is the same part of the image in
       both. EMD: how far its activation moves there, as a share of the largest distance.</p>
     <${infoscope.MapControls} shown=${shown} scale=${scale} hasFlow />
@@ -109,7 +109,7 @@
   const Body = ({ view, shown, latent }) => {
     const columns = infoscope.useColumns(view, [...MAIN, "chance"]);
     const { value: detail, error } = infoscope.useDetail(view, latent);
-    const name = infoscope.valueOf(columns?.name, latent), ranks = detail?.ranks;
+    const name = infoscope.valueOf(columns?.name, latent), ranks = detail?.ranks, isDrawn = view.ranked_by === "drawn";
     const chance = infoscope.valueOf(columns?.chance, latent);
     const scale = Math.max(0, ...["ranks", "levels", "random"].map((part) => detail?.[part]?.maps.scale ?? 0));
     return html`
@@ -121,7 +121,7 @@
       ${error && html`<p class="warning" role="alert">Its pictures cannot be shown: ${error}</p>`}
       ${!detail && !error && html`<${infoscope.Loading} what="What is known of this latent" />`}
       ${detail && html`
-        <${infoscope.Section} id="pairs" title="Top images">
+        <${infoscope.Section} id="pairs" title=${isDrawn ? "Images in which it fires" : "Top images"}>
           ${ranks ? html`<${TopImages} view=${view} shown=${shown} ranks=${ranks} scale=${scale} />`
             : html`<p class="absent">There are no pictures of this latent here: set <code>explore.n_images</code> above
               0, then <code>infoscope stage=explore</code>.</p>`}

@@ -42,8 +42,9 @@
   };
 
   // why an EMD that is kept is not that of its maps, in words; "" where they agree
-  const findFault = (stored, { emd, slack, why }) => {
+  const findFault = (stored, { emd, slack, why }, isExact) => {
     if (emd === null && stored === null) return "";
+    if (emd !== null && stored !== null && !isExact) return ""; // Sinkhorn's is another number, near it
     if (emd !== null && stored !== null) {
       return Math.abs(emd - stored) <= LARGEST_ERROR + slack ? ""
         : `The EMD that is kept, ${infoscope.show(stored)}, is not that of these maps, ${infoscope.show(emd)}: the`
@@ -52,6 +53,17 @@
     return stored === null
       ? `No EMD is kept, but these maps have one, ${infoscope.show(emd)}: the folder is damaged. Write it again.`
       : `These maps are ${why}, or too weak to be kept, but an EMD of ${infoscope.show(stored)} is.`;
+  };
+
+  /** By what the images of the ranks were chosen, in words. */
+  infoscope.sayRanked = ({ ranked_by: by }) => ({
+    drawn: "Images drawn from all in which it fires, whether weakly or strongly",
+    mean: "The images in which its mean activation over the patches is largest, best first",
+  })[by] ?? "The images in which it fires most, best first";
+
+  const sayActivation = (ranks, i) => {
+    if (ranks.activation) return ` · activation ${infoscope.show(ranks.activation[i])}`;
+    return ranks.mean_activation ? ` · mean activation ${infoscope.show(ranks.mean_activation[i])}` : "";
   };
 
   const Pair = ({ view, shown, rank, image, maps, emd, activation, scale, step, size }) => {
@@ -64,15 +76,14 @@
       return () => clearTimeout(timer);
     }, [isNear, isFlowShown, isAsked]);
     const why = infoscope.useMemo(() => emd === null ? infoscope.pairFlow(view, ...maps, step).why : "", []);
-    const fault = pair && findFault(emd, pair);
+    const fault = pair && findFault(emd, pair, view.emd !== "sinkhorn");
     const crop = (number) => html`<figure>
       <${infoscope.MappedPicture} view=${view} set=${view.set} image=${image} crop=${number} map=${maps[number - 1]}
         shown=${shown} scale=${scale} size=${size} name=${`Rank ${rank}, crop ${number}`} />
       <figcaption>crop ${number}</figcaption></figure>`;
     return html`<li class="pair" ref=${element} data-rank=${rank}>
       <p><b>${rank}</b> <${infoscope.ImageName} view=${view} set=${view.set} image=${image} /><br />
-        <span class="numbers">EMD ${emd === null ? "none" : infoscope.show(emd)} · activation
-          ${" "}${infoscope.show(activation)}</span></p>
+        <span class="numbers">EMD ${emd === null ? "none" : infoscope.show(emd)}${activation}</span></p>
       <div class="crops">${crop(1)}${crop(2)}
         ${isFlowShown && pair?.flow && html`<figure>
           <${infoscope.FlowPicture} view=${view} set=${view.set} image=${image} pair=${pair} size=${size}
@@ -98,7 +109,7 @@
         ${" "}${silent.map((i) => i + 1).join(", ")}.</p>`}
       <ol class=${shown.large === "on" ? "pairs large" : "pairs"}>${at.map((i) => html`
         <${Pair} key=${i} view=${view} shown=${shown} rank=${i + 1} image=${ranks.images[i]} emd=${ranks.emd[i]}
-          maps=${[ranks.unpacked[2 * i], ranks.unpacked[2 * i + 1]]} activation=${ranks.activation[i]}
+          maps=${[ranks.unpacked[2 * i], ranks.unpacked[2 * i + 1]]} activation=${sayActivation(ranks, i)}
           scale=${scale} step=${ranks.maps.scale / 65535} size=${size} />`)}</ol>`;
   };
 })();

@@ -10,6 +10,7 @@ import numpy as np
 
 from infoscope.explorer.format import pack_maps, put
 from infoscope.pipeline.context import Context
+from infoscope.scope.config import RankBy
 from infoscope.scope.ranking import Ranking
 from infoscope.scope.scores import Scores
 from infoscope.stages.explore.facts import LatentFacts
@@ -18,6 +19,8 @@ from infoscope.stages.score.stage import Score
 
 BLOCK_LATENTS = 64
 """Latents in a file: with 16 ranks of ViT-L/14's maps 3 MB."""
+RANKED_BY = {RankBy.max: "activation", RankBy.mean: "mean_activation"}
+"""What the value by which images are ranked is called; one that was drawn says nothing of the image."""
 
 
 def write_latents(ctx: Context, folder: Path, view: str, seed: int, facts: LatentFacts) -> None:
@@ -35,8 +38,9 @@ def write_latents(ctx: Context, folder: Path, view: str, seed: int, facts: Laten
 
 
 def list_ranks(scores: Scores, ranking: Ranking, latents: range, n_ranks: int) -> dict[int, dict[str, Any]]:
-    """Return {latent: {"ranks": ...}} of consecutive latents: images, distances, activations and maps of the ranks that
-    have an image."""
+    """Return {latent: {"ranks": ...}} of consecutive latents: images, distances, activations (see `RANKED_BY`) and maps
+    of the ranks that have an image."""
+    by = RANKED_BY.get(ranking.rank_by)
     some = slice(latents.start, latents.stop)
     maps = np.asarray(scores.maps[some, :n_ranks])
     found: dict[int, dict[str, Any]] = {}
@@ -45,7 +49,7 @@ def list_ranks(scores: Scores, ranking: Ranking, latents: range, n_ranks: int) -
         about: Mapping[str, Any] = {
             "images": ranking.top_images[latent, ranks],
             "emd": scores.emd[latent, ranks],
-            "activation": ranking.top_values[latent, ranks],
+            **({by: ranking.top_values[latent, ranks]} if by else {}),
             "maps": pack_maps(of_ranks[ranks].reshape(-1, scores.grid, scores.grid)),
         }
         found[latent] = {"ranks": about}

@@ -44,6 +44,8 @@ def write_view(ctx: Context, folder: Path, seed: int) -> dict[str, Any]:
         "diagonal": scope.scores.diagonal.name,
         "k_cds": scope.k_cds,
         "k_max": min(scope.scores.k_max, ctx.config.explore.n_images),
+        "ranked_by": ctx.config.scope.rank_by.name,
+        "emd": ctx.config.scope.emd.name,
         "set": "train",
         "groups": _describe_groups(scope),
         "landmarks": _list_landmarks(scope),
