@@ -12,6 +12,8 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
+PAGE = ROOT / "src/infoscope/explorer/page"
+"""Of the explorer, with the libraries of others and their licences."""
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +34,7 @@ def test_the_wheel_holds_code_configuration_and_weights(wheel: Path):
     expected = {file.relative_to(source).as_posix() for file in source.rglob("*.py")}
     conf = {f"infoscope/conf/{file.relative_to(ROOT / 'conf')}" for file in (ROOT / "conf").rglob("*.yaml")}
     expected |= {name for name in conf if "/local/" not in name}  # one's own paths
+    expected |= {file.relative_to(source).as_posix() for file in PAGE.rglob("*") if file.is_file()}
     shipped = ("open_clip_config.json", "open_clip_model.safetensors", "vocabulary.json")
     expected |= {f"infoscope/vision/open_clip/scenes_clip/{name}" for name in shipped}
     assert sorted(expected - names) == []

@@ -27,6 +27,10 @@ LEVELS = 65535
 """Steps between 0 and the largest activation in which maps are kept."""
 
 
+BYTES_PER_PATCH = (2 + 2) * 4 / 3
+"""Of an active patch in packed maps: its place and its value, in base64."""
+
+
 def put(folder: Path, key: str, value: Any) -> int:
     """Write a value as `data/<key>.js` below the explorer's folder, and return its size in bytes.
 
@@ -43,8 +47,13 @@ def put(folder: Path, key: str, value: Any) -> int:
     return len(text)
 
 
+def name_thumbnail(image_set: str, image: int) -> str:
+    """Return the key of an image's thumbnail, `images/<set>/<thousand>/<image>`; `page/data.js` makes the same."""
+    return f"images/{image_set}/{image // 1000:04d}/{image:07d}"
+
+
 def put_thumbnail(folder: Path, image_set: str, image: int, picture: Image.Image) -> int:
-    """Write a thumbnail (WebP, quality 75) as `data/images/<set>/<thousand>/<image>.js`; return its size in bytes.
+    """Write a thumbnail (WebP, quality 75) under its key, see `name_thumbnail`; return its size in bytes.
 
     A page that was opened from the disk may show an image file but never read its pixels, so it could save no picture
     of what it shows. As a data: URL in a script each image still lies there once, a third larger.
@@ -53,7 +62,7 @@ def put_thumbnail(folder: Path, image_set: str, image: int, picture: Image.Image
         image_set: id of the set.
         picture: the whole square that both crops are cut from.
     """
-    return put(folder, f"images/{image_set}/{image // 1000:04d}/{image:07d}", make_picture_url(picture, 75))
+    return put(folder, name_thumbnail(image_set, image), make_picture_url(picture, 75))
 
 
 def make_picture_url(picture: Image.Image, quality: int) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +25,7 @@ from infoscope.stages.images import open_split
 from infoscope.stages.levels import LevelMaps
 from infoscope.stages.rank import Rank
 from infoscope.stages.sae import sae_of
+from tests.support.explorer_files import read_array, read_value
 from tests.support.pipeline_samples import N_TRAIN, Recorder, copy_run, finish_tiny_run, make_tiny_config
 
 N_SAMPLE, N_NEAR = 25, 4
@@ -66,22 +65,11 @@ def peaks(ctx: Context) -> np.ndarray:
     return codes.matrix("peaks").toarray()
 
 
-def unpack(packed: dict[str, Any]) -> np.ndarray:
-    return np.frombuffer(base64.b64decode(packed["base64"]), packed["dtype"])
-
-
 def unpack_maxima(packed: dict[str, Any]) -> list[float]:
     """The largest value of each packed map."""
-    of_maps = np.split(unpack(packed["values"]), np.cumsum(unpack(packed["counts"]))[:-1])
+    of_maps = np.split(read_array(packed["values"]), np.cumsum(read_array(packed["counts"]))[:-1])
     assert len(of_maps) == packed["n"]
     return [packed["scale"] * of.max(initial=0) / 65535 for of in of_maps]
-
-
-def read(folder: Path, key: str) -> Any:
-    text = (folder / "data" / f"{key}.js").read_text(encoding="ascii")
-    found, value = json.loads(f"[{text.removeprefix('infoscope.put(').removesuffix(');' + chr(10))}]")
-    assert found == key
-    return value
 
 
 def test_levels_show_what_a_latent_does_there(
@@ -154,9 +142,9 @@ def test_latents_are_found_elsewhere(
         assert match["value"] == pytest.approx(1, abs=1e-5)
     write_matches(tmp_path, "seed0", facts.matches)
     assert [path.name for path in (tmp_path / "data" / "seed0" / "columns").iterdir()] == ["match_permuted.js"]
-    found = read(tmp_path, "seed0/columns/match_permuted")
-    np.testing.assert_array_equal(unpack(found["latents"]), facts.matches["permuted"].latents)
-    np.testing.assert_array_equal(unpack(found["values"]), facts.matches["permuted"].values)
+    found = read_value(tmp_path, "seed0/columns/match_permuted")
+    np.testing.assert_array_equal(read_array(found["latents"]), facts.matches["permuted"].latents)
+    np.testing.assert_array_equal(read_array(found["values"]), facts.matches["permuted"].values)
 
 
 def test_of_a_latent_that_never_fires_there_is_nothing_to_show(facts: LatentFacts, tmp_path: Path) -> None:
@@ -173,7 +161,7 @@ def test_of_a_latent_that_never_fires_there_is_nothing_to_show(facts: LatentFact
         matches={"other": ViewMatches(np.full(8, -1, np.int32), np.full(8, np.nan, np.float32), "decoder rows")},
     )
     put(tmp_path, "latent", silent.of_latents(range(5, 6))[0])
-    told, nobody = read(tmp_path, "latent"), {"latents": [], "values": []}
+    told, nobody = read_value(tmp_path, "latent"), {"latents": [], "values": []}
     assert told["levels"]["images"] == told["levels"]["at"] == told["levels"]["activation"] == []
     assert told["levels"]["maps"]["n"] == 0
     assert told["random"]["images"] == facts.levels.images[5, len(AT) :].tolist()

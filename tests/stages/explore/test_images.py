@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -29,6 +27,7 @@ from infoscope.stages.images import open_split
 from infoscope.stages.predict.stage import Predict
 from infoscope.stages.rank import Rank
 from infoscope.vision.backbone import Tokens
+from tests.support.explorer_files import read_value
 from tests.support.pipeline_samples import Recorder, make_tiny_config, run_tiny
 from tests.support.prediction_samples import LAYER, SceneInputs, make_scene_inputs
 
@@ -148,10 +147,6 @@ def predicted(tmp_path_factory: pytest.TempPathFactory) -> Context:
     return Context(make_tiny_config(output_dir, "stage=explore", *small, "explore.n_browsed=6"), Recorder())
 
 
-def read(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="ascii").split(", ", 1)[1].removesuffix(");\n"))
-
-
 def test_browsed_images_are_predicted_as_the_predict_stage_does(predicted: Context, tmp_path: Path) -> None:
     (seed,) = predicted.config.seeds
     assert (has_predictions(predicted, seed), has_predictions(predicted, seed + 1)) == (True, False)
@@ -160,7 +155,9 @@ def test_browsed_images_are_predicted_as_the_predict_stage_does(predicted: Conte
     written = write_browsed_images(predicted, {seed: "a"}, tmp_path)
     assert backbone.n_images_encoded == n_before + 3 * 6
     assert {split: len(images) for split, images in written.items()} == {"train": 3, "test": 3}
-    of_files = {path.stem: read(path) for path in (tmp_path / "data/a/images").iterdir()}
+    of_files = {
+        path.stem: read_value(tmp_path, f"a/images/{path.stem}") for path in (tmp_path / "data/a/images").iterdir()
+    }
     assert set(of_files) == {f"{split}-{image}" for split, images in written.items() for image in images}
     result, labels = Predict.at(predicted, seed).load(), open_split(predicted, "test").labels("class")
     places = {

@@ -31,6 +31,7 @@ from infoscope.stages.rank import Rank
 from infoscope.stages.report.stage import NO_EXPLORER, Report
 from infoscope.stages.score.stage import scope_of
 from infoscope.stages.tokens import Tokens, find_sizes
+from tests.support.explorer_files import read_array, read_maps, read_value
 from tests.support.pipeline_samples import Recorder, copy_run, find_folder, finish_tiny_run, make_tiny_config, run_tiny
 from tests.support.quick_processes import quick_sharing
 
@@ -54,29 +55,8 @@ def folder(ctx: Context) -> Path:
     return Explore.at(ctx).folder
 
 
-def read(folder: Path, key: str) -> Any:
-    """Return the value of a data file, by what a browser would do with it: one call with a key and JSON."""
-    text = (folder / "data" / f"{key}.js").read_text(encoding="ascii")
-    assert text.startswith("infoscope.put("), key
-    assert text.endswith(");\n"), key
-    found, value = json.loads(f"[{text[len('infoscope.put(') : -3]}]")
-    assert found == key
-    return value
-
-
-def unpack(packed: dict[str, Any]) -> np.ndarray:
-    return np.frombuffer(base64.b64decode(packed["base64"]), packed["dtype"]).reshape(packed["shape"])
-
-
-def unpack_maps(packed: dict[str, Any], grid: int) -> np.ndarray:
-    maps = np.zeros((packed["n"], grid * grid))
-    which = np.repeat(np.arange(packed["n"]), unpack(packed["counts"]))
-    maps[which, unpack(packed["places"])] = unpack(packed["values"]) / 65535 * packed["scale"]
-    return maps.reshape(-1, grid, grid)
-
-
 def read_thumbnail(folder: Path, split: str, image: int) -> np.ndarray:
-    url = read(folder, f"images/{split}/{image // 1000:04d}/{image:07d}")
+    url = read_value(folder, f"images/{split}/{image // 1000:04d}/{image:07d}")
     return np.array(Image.open(io.BytesIO(base64.b64decode(url.removeprefix("data:image/webp;base64,")))))
 
 
@@ -98,7 +78,7 @@ def lose(load: Callable[..., np.ndarray], lost: int, asked: list[int] | None = N
 
 
 def test_the_manifest_says_what_is_there(ctx: Context, folder: Path) -> None:
-    manifest = read(folder, "manifest")
+    manifest = read_value(folder, "manifest")
     (view,) = manifest["views"]
     scope, table = scope_of(ctx, 0), Latents.at(ctx, 0).load()
     assert (view["id"], view["d_sae"], view["grid"], view["shift"]) == (
@@ -122,15 +102,15 @@ def test_the_manifest_says_what_is_there(ctx: Context, folder: Path) -> None:
 
 def test_columns_are_those_of_the_table_of_latents(ctx: Context, folder: Path) -> None:
     table = Latents.at(ctx, 0).load()
-    (view,) = read(folder, "manifest")["views"]
+    (view,) = read_value(folder, "manifest")["views"]
     assert [column["name"] for column in view["columns"]] == [column.name for column in table]
     assert {"cds", "cds_low", "cds_high", "group", "label_entropy", "ms", "support"} <= {c.name for c in table}
     for said, column in zip(view["columns"], table, strict=True):
-        packed = read(folder, f"{view['id']}/columns/{column.name}")
+        packed = read_value(folder, f"{view['id']}/columns/{column.name}")
         if said["kind"] == "text":
-            np.testing.assert_array_equal(np.array(packed["texts"])[unpack(packed["codes"])], column.values)
+            np.testing.assert_array_equal(np.array(packed["texts"])[read_array(packed["codes"])], column.values)
         else:
-            np.testing.assert_array_equal(unpack(packed).astype(column.values.dtype), column.values)
+            np.testing.assert_array_equal(read_array(packed).astype(column.values.dtype), column.values)
             assert said["kind"] == ("switch" if column.values.dtype == bool else "number")
         assert (said["heading"], said["unit"], said["source"]) == (column.heading, column.unit, column.source)
         assert said["n_known"] == column.n_known
@@ -138,10 +118,10 @@ def test_columns_are_those_of_the_table_of_latents(ctx: Context, folder: Path) -
 
 def test_ranks_are_those_of_the_artifacts(ctx: Context, folder: Path) -> None:
     scores, ranking = scope_of(ctx, 0).scores, Rank.at(ctx, 0).load()
-    (view,) = read(folder, "manifest")["views"]
+    (view,) = read_value(folder, "manifest")["views"]
     n_seen = 0
     for block in range(-(-view["d_sae"] // view["block_size"])):
-        for latent, about in read(folder, f"{view['id']}/latents/{block}").items():
+        for latent, about in read_value(folder, f"{view['id']}/latents/{block}").items():
             latent, ranks = int(latent), about["ranks"]
             known = np.flatnonzero(ranking.top_images[latent] >= 0)
             assert latent // view["block_size"] == block
@@ -150,7 +130,7 @@ def test_ranks_are_those_of_the_artifacts(ctx: Context, folder: Path) -> None:
             emd = np.array(ranks["emd"], dtype=float)  # null: there is no distance
             np.testing.assert_array_equal(emd, scores.emd[latent, known])
             maps = np.asarray(scores.maps[latent, known]).reshape(-1, view["grid"], view["grid"])
-            error = np.abs(unpack_maps(ranks["maps"], view["grid"]) - maps).max(initial=0)
+            error = np.abs(read_maps(ranks["maps"], view["grid"]) - maps).max(initial=0)
             assert error <= 1e-5 * maps.max(initial=0)
             n_seen += 1
     assert n_seen == view["d_sae"]
@@ -169,9 +149,9 @@ def test_each_image_that_is_shown_is_there_once(ctx: Context, folder: Path) -> N
     shown = np.unique(Rank.at(ctx, 0).load().top_images)
     shown = shown[shown >= 0].tolist()
     assert set(shown) <= set(list_thumbnails(folder, "train"))
-    about = read(folder, "manifest")["sets"]["train"]
+    about = read_value(folder, "manifest")["sets"]["train"]
     images, sizes = open_split(ctx, "train"), find_sizes(ctx)
-    names = read(folder, "sets/train/names/0")
+    names = read_value(folder, "sets/train/names/0")
     assert sorted(map(int, names)) == list_thumbnails(folder, "train")
     assert len(names) == about["n_shown"]
     for image in shown[:4]:
@@ -230,8 +210,8 @@ def test_a_lost_image_is_counted_and_named_on_the_page(
     assert said.stages("built") == ["thumbnails", "explore"]
     assert "1 image cannot be read any more; a grey tile stands for it." in said.text
     folder = Explore.at(Context(config, Recorder())).folder
-    assert read(folder, "manifest")["sets"]["train"]["n_missing"] == 1
-    assert read(folder, "sets/train/names/0")[str(lost)]["is_missing"] is True
+    assert read_value(folder, "manifest")["sets"]["train"]["n_missing"] == 1
+    assert read_value(folder, "sets/train/names/0")[str(lost)]["is_missing"] is True
     assert lost not in list_thumbnails(folder, "train")
 
 
@@ -239,7 +219,7 @@ def test_another_threshold_shows_the_same_files_of_images(made: tuple[Path, Reco
     said = run_tiny(made[0], STAGE, "partition.gamma=0.2")
     assert said.stages("built") == ["latents", "explore"]
     other = Explore.at(Context(make_tiny_config(made[0], STAGE, "partition.gamma=0.2"), Recorder())).folder
-    assert read(other, "manifest")["views"][0]["groups"]["gamma"] == 0.2
+    assert read_value(other, "manifest")["views"][0]["groups"]["gamma"] == 0.2
     (first, *_), (second, *_) = (sorted((of / "data/images").rglob("*.js")) for of in (folder, other))
     assert first.samefile(second)
 

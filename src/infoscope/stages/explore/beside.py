@@ -11,7 +11,7 @@ from typing import Any
 
 from infoscope.analyses.neighbours import Matchable, find_matches
 from infoscope.explorer.finding import find_explorer, read_explorer
-from infoscope.explorer.format import put, read
+from infoscope.explorer.format import name_thumbnail, put, read
 from infoscope.pipeline.context import Context
 from infoscope.runtime.errors import InputError
 from infoscope.runtime.experiments import list_differing, read_settings
@@ -217,8 +217,7 @@ def _take_set(folder: Path, beside: Beside, name: str, about: Mapping[str, Any],
     names = {image: of for image, of in _read_names(beside.folder, name, about).items() if image not in here}
     for image, of in names.items():
         if not of.get("is_missing"):
-            place = f"{int(image) // 1000:04d}/{int(image):07d}"
-            _copy(folder, beside, f"images/{name}/{place}", f"images/{new}/{place}")
+            _copy(folder, beside, name_thumbnail(name, int(image)), name_thumbnail(new, int(image)))
     names = known | names
     size, blocks = about["block_size"], dict[int, dict[str, Any]]()
     for image, of in names.items():

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
-from infoscope.explorer.format import read, unpack_maps
+from infoscope.explorer.format import name_thumbnail, read, unpack_maps
 from infoscope.explorer.tables import read_latents
 from infoscope.runtime.errors import InputError
 from infoscope.sae.latent_table import LatentTable
@@ -127,7 +127,7 @@ def _join(pictures: list[UInt8[np.ndarray, "height width 3"]], gap_px: int = _GA
 def _read_square(folder: Path, image_set: str, image: int, side_px: int) -> UInt8[np.ndarray, "side side 3"]:
     """Return the square of an image that both crops are cut from; grey where there is none."""
     try:
-        url = read(folder, f"images/{image_set}/{image // 1000:04d}/{image:07d}")
+        url = read(folder, name_thumbnail(image_set, image))
     except InputError:
         return np.full((side_px, side_px, 3), _GREY, np.uint8)
     with Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))) as picture:

@@ -15,7 +15,7 @@ from torch import Tensor
 from infoscope.analyses.browsed_images import count_forwards, encode_image, list_latents, predict_image
 from infoscope.data.images import CHECK_PX, ImageError, ImageSet, Truth
 from infoscope.data.reader import iterate_images
-from infoscope.explorer.format import make_picture_url, pack, pack_maps, put
+from infoscope.explorer.format import BYTES_PER_PATCH, make_picture_url, pack, pack_maps, put
 from infoscope.pipeline.context import Context, once
 from infoscope.pipeline.stage import Key, Needs
 from infoscope.predictions.inputs import PredictInputs
@@ -124,7 +124,7 @@ def count_browsed_bytes(ctx: Context) -> int:
     """Return about what the files of the browsed images of one seed take."""
     sizes, k = find_sizes(ctx), getattr(ctx.config.sae, "k", None) or USUAL_K
     side = min(PICTURE_PX, (sizes.grid + ctx.config.scope.shift_patches) * sizes.patch_px)
-    of_maps = 3 * sizes.n_patches * k * (2 + 2) * 4 / 3  # place and value of each active patch, in base64
+    of_maps = 3 * sizes.n_patches * k * BYTES_PER_PATCH
     return round(sum(count_browsed(ctx).values()) * (of_maps + 0.5 * side**2 + 4000))
 
 

@@ -13,7 +13,9 @@ from jaxtyping import Int
 from PIL import features
 
 from infoscope.analyses.levels import N_SLOTS
-from infoscope.explorer.format import FORMAT, put
+from infoscope.analyses.neighbours import Matchable
+from infoscope.explorer.finding import INDEX
+from infoscope.explorer.format import BYTES_PER_PATCH, FORMAT, put
 from infoscope.explorer.page_files import write_page
 from infoscope.explorer.tables import write_tables
 from infoscope.pipeline.context import Context
@@ -57,7 +59,7 @@ from infoscope.stages.score.stage import needs_of_groups
 from infoscope.stages.tokens import Tokens, find_sizes
 from infoscope.tracking.config import LoggerKind
 
-INDEX, FACTS = "index.html", "explorer.json"
+FACTS = "explorer.json"
 LARGE_BYTES = 10**9
 """From which on a command that serves the folder is named: others may want to look without a copy of it."""
 
@@ -77,6 +79,10 @@ class ExplorerFacts:
     n_missing: int
     image_bytes: int
     data_bytes: int
+
+    @property
+    def n_bytes(self) -> int:
+        return self.image_bytes + self.data_bytes
 
     def save(self, folder: Path) -> None:
         """Write explorer.json into an existing folder."""
@@ -140,20 +146,13 @@ class Explore(SingleStage[ExplorerFacts]):
             )
 
     def build(self, ctx: Context, up: Needs, work: Workspace) -> ExplorerFacts:
-        shown, pictures, besides, views = list_shown(ctx), up.thumbnails.load(), read_besides(ctx), []
+        pictures, besides = up.thumbnails.load(), read_besides(ctx)
         own = {name_view(seed): make_matchable(ctx, seed) for seed in ctx.config.seeds}
         matchable = own | read_matchables(ctx, besides)
-        browsed = write_browsed_images(ctx, {seed: name_view(seed) for seed in ctx.config.seeds}, work.folder)
-        for seed in ctx.config.seeds:
-            view = name_view(seed)
-            facts = LatentFacts.read(ctx, seed, {other: of for other, of in matchable.items() if other != view})
-            of_images = {"images": browsed, "predictions": say_predictions(ctx, seed)}
-            views.append(write_view(ctx, work.folder, seed) | facts.of_view | of_images)
-            write_matches(work.folder, view, facts.matches)
-            write_latents(ctx, work.folder, view, seed, facts)
+        views = _write_views(ctx, work.folder, matchable)
         sets = {
             split: _write_set(ctx, work.folder, split, images, pictures.missing[split])
-            for split, images in shown.items()
+            for split, images in list_shown(ctx).items()
         }
         pictures.link(work.folder)
         for beside in besides:
@@ -170,16 +169,8 @@ class Explore(SingleStage[ExplorerFacts]):
         }
         write_page(work.folder, title)
         write_tables(work.folder, manifest)
-        image_bytes = _count_bytes(work.folder / "data" / "images")
-        found = ExplorerFacts(
-            n_views=len(views),
-            n_latents=sum(view["d_sae"] for view in views),
-            n_images=sum(of["n_shown"] for of in sets.values()),
-            n_missing=sum(of["n_missing"] for of in sets.values()),
-            image_bytes=image_bytes,
-            data_bytes=_count_bytes(work.folder) - image_bytes,
-        )
-        sizes = {"images": found.image_bytes, "data": found.data_bytes, "total": found.image_bytes + found.data_bytes}
+        found = _count_all(work.folder, manifest)
+        sizes = {"images": found.image_bytes, "data": found.data_bytes, "total": found.n_bytes}
         put(work.folder, "manifest", {**manifest, "bytes": sizes})
         if ctx.config.logger.kind is not LoggerKind.none:
             with ctx.track(self.kind) as tracker, ctx.display.bar("logging the latents"):
@@ -198,7 +189,7 @@ class Explore(SingleStage[ExplorerFacts]):
         return say_explorer(handle.folder, handle.load())
 
 
-def find_explorer(ctx: Context) -> Path | None:
+def find_page(ctx: Context) -> Path | None:
     """Return the page of the experiment's explorer, if it was made; its thousands of files are not read for it."""
     try:
         name = f"*-{Explore.at(ctx).hash}"
@@ -210,20 +201,36 @@ def find_explorer(ctx: Context) -> Path | None:
 
 def say_explorer(folder: Path, found: ExplorerFacts) -> list[str]:
     """Return what an explorer is, in sentences: what to open first."""
-    total = found.image_bytes + found.data_bytes
     said = [
         f"explorer  {folder / INDEX}",
         f"Open it in a browser: {found.n_latents:,} latents in {_say_number(found.n_views, 'view')}"
-        f" and {_say_number(found.n_images, 'image')}, {format_bytes(total)} (images"
+        f" and {_say_number(found.n_images, 'image')}, {format_bytes(found.n_bytes)} (images"
         f" {format_bytes(found.image_bytes)}, data {format_bytes(found.data_bytes)})."
         " The folder can be copied as it is.",
     ]
     if found.n_missing:
         each = "it" if found.n_missing == 1 else "each"
         said.append(f"{_say_number(found.n_missing, 'image')} cannot be read any more; a grey tile stands for {each}.")
-    if total > LARGE_BYTES:
+    if found.n_bytes > LARGE_BYTES:
         said.append(f"To look at it from another machine: infoscope view {folder}")
     return said
+
+
+def _write_views(ctx: Context, folder: Path, matchable: Mapping[str, Matchable | str]) -> list[dict[str, Any]]:
+    """Write the views of all SAE seeds; return what the manifest says of them.
+
+    Args:
+        matchable: by what the latents of all views of the explorer are matched, see `find_matches`.
+    """
+    names, views = {seed: name_view(seed) for seed in ctx.config.seeds}, []
+    browsed = write_browsed_images(ctx, names, folder)
+    for seed, view in names.items():
+        facts = LatentFacts.read(ctx, seed, {other: of for other, of in matchable.items() if other != view})
+        of_images = {"images": browsed, "predictions": say_predictions(ctx, seed)}
+        views.append(write_view(ctx, folder, seed) | facts.of_view | of_images)
+        write_matches(folder, view, facts.matches)
+        write_latents(ctx, folder, view, seed, facts)
+    return views
 
 
 def _write_set(
@@ -246,8 +253,22 @@ def _write_set(
 
 def _count_latent_bytes(n_ranks: int, grid: int) -> int:
     """Return about what a latent takes: its maps, what else is known of its ranks, its facts, its row of the table."""
-    of_maps = 2 * grid**2 * ACTIVE_SHARE * (2 + 2) * 4 / 3  # place and value of each active patch, in base64
+    of_maps = 2 * grid**2 * ACTIVE_SHARE * BYTES_PER_PATCH
     return round(n_ranks * (of_maps + 60) + N_SLOTS * of_maps / 2 + 2000 + 300 + 400)
+
+
+def _count_all(folder: Path, manifest: Mapping[str, Any]) -> ExplorerFacts:
+    """Return what lies in an explorer's folder, but for its manifest."""
+    views, sets = manifest["views"], manifest["sets"].values()
+    image_bytes = _count_bytes(folder / "data" / "images")
+    return ExplorerFacts(
+        n_views=len(views),
+        n_latents=sum(view["d_sae"] for view in views),
+        n_images=sum(of["n_shown"] for of in sets),
+        n_missing=sum(of["n_missing"] for of in sets),
+        image_bytes=image_bytes,
+        data_bytes=_count_bytes(folder) - image_bytes,
+    )
 
 
 def _count_bytes(folder: Path) -> int:

@@ -9,7 +9,7 @@ from infoscope.pipeline.context import Context
 from infoscope.pipeline.stage import Handle, Key, Node, Row, Stage
 from infoscope.report.page import Page
 from infoscope.scope.outliers import compute_norm_summary
-from infoscope.stages.explore.stage import Explore, find_explorer
+from infoscope.stages.explore.stage import Explore, find_page
 from infoscope.stages.images import scenes_of
 from infoscope.stages.latents import Latents
 from infoscope.stages.probe.stage import Probe, is_probed
@@ -55,14 +55,14 @@ class Report(Published):
             "k_cds": ctx.config.scope.k_cds,
             "partition": ctx.config.partition.cache_key_fields(),
             "stability": {name: getattr(ctx.config.stability, name) for name in READ_AT_HAND},
-            **({} if find_explorer(ctx) is None else {"explorer": Explore.at(ctx).hash}),
+            **({} if find_page(ctx) is None else {"explorer": Explore.at(ctx).hash}),
         }
 
     def make_page(self, ctx: Context) -> Page:
         found = [section for part in load_parts(ctx).values() if (section := part.section(ctx)) is not None]
         outliers, tokens = ctx.config.outliers, TokenFacts(Tokens.at(ctx, "train").folder)
         about_tokens = make_token_section(compute_norm_summary(tokens.norms, outliers), outliers.rule_in_words)
-        explorer = find_explorer(ctx)
+        explorer = find_page(ctx)
         notes = (*(() if is_probed(ctx) else (NO_PROBES,)), *(() if explorer else (NO_EXPLORER,)))
         return Page(
             f"Information scope of {ctx.config.model.name} on {ctx.config.data.kind.name}",
