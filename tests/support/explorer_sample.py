@@ -177,7 +177,6 @@ def _make_latent(latent, emd, maps, d_sae, n_images, matches, draw):
             for other, (latents, cosines) in matches.items()
             if latents[latent] >= 0
         ],
-        "places": [{"of": "layer 0", "latent": latent // 2, "value": 0.7, "cds": 0.05, "group": "low"}],
     }
 
 

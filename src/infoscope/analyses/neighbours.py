@@ -120,13 +120,13 @@ def find_matches(one: Matchable | str, other: Matchable | str, progress: Advance
         found = _find_nearest_rows(rows, _make_unit(other.W_dec, other.is_alive).to(rows.device), 1, progress=progress)
         return _take_best(found, "largest cosine of decoder rows, for both SAEs read the same tokens")
     if one.images != other.images:
-        return "not matched: the SAEs read other tokens, and other images were shown to each"
+        return "They read different tokens, and each was shown different images."
     here, there = (np.asarray(of.codes.image_index) for of in (one, other))
     shared, rows_here, rows_there = np.intersect1d(here, there, assume_unique=True, return_indices=True)
     if len(shared) < MIN_IMAGES:
         return (
-            f"not matched: the SAEs read other tokens, and only {len(shared)} images were shown to both, of"
-            f" {MIN_IMAGES} at least"
+            f"They read different tokens, and only {len(shared)} images were shown to both, of at least {MIN_IMAGES}"
+            " that it takes."
         )
     tables = [csr_array(of.codes.matrix("means")[rows]) for of, rows in ((one, rows_here), (other, rows_there))]
     found = _find_correlated(tables[0], tables[1], 1, progress=progress)

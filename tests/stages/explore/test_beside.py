@@ -210,8 +210,8 @@ def write_other(folder: Path, made_from: dict[str, str], fingerprint: str | None
 def take(folder: Path, beside: Beside, sets: dict[str, Any]) -> list[dict[str, Any]]:
     (folder / "data").mkdir(parents=True, exist_ok=True)
     matchable = {
-        "seed0": "not matched: no SAE",
-        **{beside.name_view(of["id"]): "not matched: gone" for of in beside.views},
+        "seed0": "It has no SAE.",
+        **{beside.name_view(of["id"]): "It is gone." for of in beside.views},
     }
     return take_views(folder, beside, sets, matchable)
 
@@ -240,7 +240,7 @@ def test_views_of_one_explorer_stay_matched_and_the_others_say_why_not(tmp_path:
     views = take(tmp_path / "here", beside, {})
     one, two = (view["id"] for view in views)
     assert views[0]["matched_by"] == {two: beside.views[0]["matched_by"]["seed1"]}
-    assert views[0]["unmatched"] == {"seed0": "not matched: gone"}
+    assert views[0]["unmatched"] == {"seed0": "It is gone."}
     assert read(tmp_path / "here", f"{one}/columns/match_{two}") == read(
         tmp_path / "other", "seed0/columns/match_seed1"
     )
@@ -272,8 +272,8 @@ def test_an_explorer_that_has_lost_its_artifacts_says_which(tmp_path: Path) -> N
     )
     ctx = Context(make_tiny_config(tmp_path, STAGE), Recorder())
     assert read_matchables(ctx, [beside]) == {
-        beside.name_view("seed0"): "not matched: what the explorer beside was made from (levels_seed0) is not in its"
-        " output folder any more"
+        beside.name_view("seed0"): "What the explorer beside was made from (levels_seed0) is not in its"
+        " output folder any more."
     }
 
 

@@ -21,10 +21,9 @@
    * latents), how (in words)}, or {why} there are none.
    */
   infoscope.findMatches = async (one, other) => {
-    if (one.id === other.id || one.same_as?.[other.id]) {
-      const latents = Int32Array.from({ length: one.d_sae }, (_, i) => i < other.d_sae ? i : -1);
-      const how = one.id === other.id ? "the same latents" : `the same latents: ${one.same_as[other.id]}`;
-      return { latents, values: null, how };
+    if (one.id === other.id) {
+      const latents = Int32Array.from({ length: one.d_sae }, (_, i) => i);
+      return { latents, values: null, how: "the same latents" };
     }
     const how = one.matched_by?.[other.id];
     if (!how) {

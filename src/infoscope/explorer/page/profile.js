@@ -101,21 +101,15 @@
       last=${html`<td><a href=${beside}>side by side</a></td>`} />`;
   };
 
-  const Place = ({ view, one }) => html`<tr>
-    <th scope="row">${one.of}</th><td>${infoscope.show(one.latent)}</td>
-    <td class="number">${infoscope.show(one.value)}</td>
-    <td class="number">${infoscope.show(one.cds)}</td><td><${GroupMark} view=${view} group=${one.group} /></td>
-    <td>${one.why}</td></tr>`;
-
   const Places = ({ view, latent, detail }) => {
     const byId = Object.fromEntries(infoscope.manifest.views.map((one) => [one.id, one]));
-    const elsewhere = (detail.elsewhere ?? []).filter((one) => one.view in byId), places = detail.places ?? [];
+    const elsewhere = (detail.elsewhere ?? []).filter((one) => one.view in byId);
     const hows = new Set(elsewhere.map((one) => view.matched_by?.[one.view]).filter(Boolean));
     const others = Object.entries(view.unmatched ?? {}).map(([id, why]) => html`
       <p class="absent">${byId[id]?.title ?? id}: its latents were not matched. ${why}</p>`);
     const isMatched = Object.keys(view.matched_by ?? {}).length > 0;
     if (isMatched && !detail.elsewhere) return html`<${Absent} what="Its matches were" />`;
-    if (elsewhere.length + places.length === 0) {
+    if (elsewhere.length === 0) {
       return html`<p class="absent">${isMatched ? "No latent of the others here is like it, or it never fires."
         : html`There is no other SAE, seed or layer here that its latents were matched with: compute more seeds or
           layers, or name other explorers in <code>explore.beside</code>, then <code>infoscope stage=explore</code>.`}
@@ -126,8 +120,7 @@
       <thead><tr><th scope="col">where</th><th scope="col">latent</th><th scope="col">match</th>
         <th scope="col">CDS</th><th scope="col">group</th><td></td></tr></thead>
       <tbody>${elsewhere.map((one) => html`
-        <${Elsewhere} key=${one.view} view=${view} other=${byId[one.view]} latent=${latent} one=${one} />`)}
-      ${places.map((one) => html`<${Place} key=${one.of} view=${view} one=${one} />`)}</tbody></table></${Wide}>
+        <${Elsewhere} key=${one.view} view=${view} other=${byId[one.view]} latent=${latent} one=${one} />`)}</tbody></table></${Wide}>
       ${hows.size > 0 && html`<p class="key">Match: ${[...hows].join("; ")}.</p>`}${others}`;
   };
 

@@ -121,8 +121,8 @@ def _read_matchable(ctx: Context, beside: Beside, view: Mapping[str, Any]) -> Ma
         places = list(root.glob(f"*/*-{made}")) if _HASH.fullmatch(made) else []
         if not places:
             return (
-                f"not matched: what the explorer beside was made from ({role.format(seed=view.get('seed'))}) is not in"
-                " its output folder any more"
+                f"What the explorer beside was made from ({role.format(seed=view.get('seed'))}) is not in"
+                " its output folder any more."
             )
         folders[name] = places[0]
     return read_matchable(ctx, **folders)
@@ -163,7 +163,7 @@ def _take_views(
         others = [other for other in matchable if other not in renamed.values()]
         matches = {other: find_matches(matchable[new], matchable[other]) for other in others}
         _take_data(folder, beside, view, renamed, of_sets, matches)
-        own = {name: view.get(name) or {} for name in ("matched_by", "unmatched", "same_as")}
+        own = {name: view.get(name) or {} for name in ("matched_by", "unmatched")}
         kept = {name: {renamed[old]: of for old, of in about.items() if old in renamed} for name, about in own.items()}
         for name, of in say_matches(matches).items():
             kept[name] |= of
