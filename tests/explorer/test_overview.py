@@ -149,10 +149,10 @@ def test_ranges_that_are_dragged_or_typed_choose_rows(open_page, sample):
     inside = (cds >= low) & (cds <= high)
     assert 10 < inside.sum() < 250
     wait_for_rows(page, f"{inside.sum()} of 300 latents")
-    assert float(page.get_by_label("from", exact=True).input_value()) == low
+    assert float(page.get_by_role("spinbutton", name="CDS from").input_value()) == low
 
-    page.get_by_label("from", exact=True).fill("0.05")
-    page.get_by_label("from", exact=True).press("Enter")
+    page.get_by_role("spinbutton", name="CDS from").fill("0.05")
+    page.get_by_role("spinbutton", name="CDS from").press("Enter")
     inside = (cds >= 0.05) & (cds <= high)
     wait_for_rows(page, f"{inside.sum()} of 300 latents")
 

@@ -83,7 +83,7 @@
       (columns)${mass && "; per cent of the first's activation mass"}.</p>
       <${infoscope.Wide} label="Groups crossed"><table class="crossed" aria-labelledby="crossed-words">
         <thead><tr><th scope="col">first \\ second</th>
-          ${[...columns, "all"].map((name) => html`<th scope="col">${name}</th>`)}</tr></thead>
+          ${[...columns, "all"].map((name) => html`<th scope="col" class="number">${name}</th>`)}</tr></thead>
         <tbody>${rows.map((name) => row(name, mark(name), columns.map((to) => cells[name]?.[to])))}
           ${row("all", "all", columns.map((to) => sum(rows.map((name) => cells[name]?.[to]))))}</tbody></table>
       </${infoscope.Wide}>`;
@@ -162,7 +162,8 @@
 
   const Heading = ({ name, text, by, sign }) => {
     const isBy = name === by, order = isBy && sign < 0 ? name : `-${name}`;
-    return html`<th scope="col" aria-sort=${isBy ? (sign > 0 ? "ascending" : "descending") : "none"}>
+    return html`<th scope="col" class=${["latent", "other"].includes(name) ? "" : "number"}
+      aria-sort=${isBy ? (sign > 0 ? "ascending" : "descending") : "none"}>
       <button class="sort" onClick=${() => infoscope.go({ order }, true)}>
         ${text}${isBy ? (sign > 0 ? " ↑" : " ↓") : ""}</button></th>`;
   };
@@ -250,7 +251,7 @@
       ${sides && isOpen && html`
         <${Opened} key=${shown.pair} sides=${sides} shown=${shown} pair=${numbers} matches=${matches} />`}
       ${!sides && html`<${infoscope.Loading} what="What is known of both" />`}
-      ${sides && html`<div class="parts">
+      ${sides && html`<div class="parts two">
         ${!hasScores ? html`<${infoscope.Absent} what="The CDS of one of them was" how="infoscope stage=score" />`
           : html`<${Section} id="both-cds" title="CDS of both"><${Histograms} sides=${sides} /></${Section}>`}
         ${pairs && sides.every((side) => side.grouped) && html`<${Section} id="crossed" title="Groups crossed">

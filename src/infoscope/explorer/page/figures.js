@@ -77,12 +77,12 @@
     const label = column.heading + showUnit(column);
     const isOne = nUnscored === 1;
     return html`<figure>
-      <figcaption><h2>Scope</h2> <span>Drag over the histogram to choose a range of the CDS.</span></figcaption>
+      <figcaption><h2>Scope</h2> <span>Drag over the histogram, or write a range below it.</span></figcaption>
       <${infoscope.Histogram} ...${{ label, bins, groups, landmarks, range: brush, onRange: setBrush, description }} />
       <${Legend} groups=${groups} />
-      <p class="controls"><span>CDS</span>
-        <${RangeField} label="from" value=${brush?.[0]} onValue=${setEnd(0, -Infinity)} />
-        <${RangeField} label="to" value=${brush?.[1]} onValue=${setEnd(1, Infinity)} />
+      <p class="controls">
+        <${RangeField} label="CDS from" value=${brush?.[0]} onValue=${setEnd(0, -Infinity)} />
+        <${RangeField} label="CDS to" value=${brush?.[1]} onValue=${setEnd(1, Infinity)} />
         ${brush && html`<button type="button" onClick=${() => setBrush(null)}>Clear the range</button>`}
         <span class="quiet">${
           nUnscored > 0 &&
@@ -120,10 +120,10 @@
   const AxisField = ({ axis, label, found, numbers }) => {
     const choose = (event) => infoscope.go({ [axis]: event.target.value, [`${axis}Scale`]: "", box: "" });
     const turn = (event) => infoscope.go({ [`${axis}Scale`]: event.target.checked ? "log" : "linear" });
-    return html`<label>${label} <select value=${found.name} onChange=${choose}>
+    return html`<span class="axis-field"><label>${label} <select value=${found.name} onChange=${choose}>
         ${numbers.map((name) => html`<option value=${name}>${nameColumn(name)}</option>`)}</select></label>
       <label><input type="checkbox" checked=${found.isLog} disabled=${!found.canBeLog} onChange=${turn}
-        aria-label=${`logarithmic, ${label}`} /> log</label>`;
+        aria-label=${`${label}: log scale`} /> log</label></span>`;
   };
 
   /** The scatter of two columns and the box that is chosen in it; `mask`: the latents that it shows. */
@@ -149,11 +149,12 @@
     const onBox = (numbers) => infoscope.go({ box: infoscope.writeNumbers(numbers) });
     const onOpen = (latent) => infoscope.go({ page: "latent", latent });
     return html`<figure>
-      <figcaption><h2>Scatter</h2> <span>Drag a box to choose latents; click a point to open it.</span></figcaption>
+      <figcaption><h2>Scatter</h2> <span>Drag a box to choose latents, or write a filter; click a point to open
+        it.</span></figcaption>
       <${infoscope.Scatter} ...${{ x, y, groups, groupOf, mask, selected, box, tell, description, onBox, onOpen }} />
       <p class="controls">
-        <${AxisField} axis="y" label="up" found=${y} numbers=${table.numbers} />
-        <${AxisField} axis="x" label="across" found=${x} numbers=${table.numbers} />
+        <${AxisField} axis="y" label="Vertical" found=${y} numbers=${table.numbers} />
+        <${AxisField} axis="x" label="Horizontal" found=${x} numbers=${table.numbers} />
         ${box && html`<button type="button" onClick=${() => onBox(null)}>Clear the box</button>`}
         <span class="quiet">${hidden.length > 0 && `Not drawn: ${hidden.join("; ")}.`}</span></p>
     </figure>`;

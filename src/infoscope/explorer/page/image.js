@@ -169,7 +169,13 @@
       </div>`;
   };
 
+  const skip = (event) => {
+    event.preventDefault();
+    document.querySelector(".patch-side input, .image-title")?.focus();
+  };
+
   const Chooser = ({ view, set, image }) => html`<nav class="image-chooser" aria-label="Images">
+    <a class="skip" href="#content" onClick=${skip}>Skip to the chosen image</a>
     ${Object.entries(view.images).filter(([, images]) => images.length > 0).map(([id, images]) => html`<div key=${id}>
       <h2>${infoscope.manifest.sets[id]?.name ?? id}: ${count(images.length, "image")}</h2>
       <div class="choices">${images.map((one) => html`<a key=${one}

@@ -26,9 +26,9 @@
       </${Fact}>
       ${columns.cds && html`<${Fact} name="CDS" value=${cds}>
         ${of("cds_low") !== null && html` <span class="unit" title=${columns.cds_low.heading}>
-          interval ${show("cds_low")} to ${show("cds_high")}</span>`}
+          95% interval ${show("cds_low")} to ${show("cds_high")}</span>`}
       </${Fact}>`}
-      <${Fact} name="CDS - chance" value=${show("cds_minus_chance")} />
+      <${Fact} name="CDS − chance" value=${show("cds_minus_chance")} />
       <${Fact} name="firing rate" value=${show("firing_rate")}>${unit("firing_rate")}</${Fact}>
       <${Fact} name="mass" value=${show("mass")}>${unit("mass")}</${Fact}>
     </dl>`;
@@ -39,7 +39,8 @@
     if (!columns) return html`<${infoscope.Loading} what="The row" />`;
     const rows = view.columns.filter(({ name }) => !MAIN.includes(name));
     return html`<${infoscope.Wide} label="Columns of the table"><table class="all-columns">
-      <thead><tr><th scope="col">what</th><th scope="col">value</th><th scope="col">unit</th></tr></thead>
+      <thead><tr><th scope="col">what</th><th scope="col" class="number">value</th>
+        <th scope="col">unit</th></tr></thead>
       <tbody>${rows.map(({ name, heading, unit }) => html`<tr key=${name}>
         <th scope="row" title=${name}>${heading || name}</th>
         <td class="number">${infoscope.showValue(infoscope.valueOf(columns[name], latent)) || "not known"}</td>
@@ -115,7 +116,8 @@
     return html`
       <div class="latent-head">
         <h2>Latent ${latent}${name && html` <span class="latent-name">${name}</span>`}</h2>
-        ${columns ? html`<${Facts} view=${view} columns=${columns} latent=${latent} />` : html`<dl class="facts"></dl>`}
+        ${columns ? html`<${Facts} view=${view} columns=${columns} latent=${latent} />`
+          : html`<div class="facts"></div>`}
         <${FoldedColumns} view=${view} latent=${latent} />
       </div>
       ${error && html`<p class="warning" role="alert">Its pictures cannot be shown: ${error}</p>`}

@@ -10,10 +10,10 @@
       stand in quotes; <code>name ~ "dog"</code> finds those that contain it, in capitals or not. Switches stand alone:
       <code>!undecided</code>. <code>known(ms)</code> asks whether there is a value; comparisons with one that is not
       known are false. The beginning of a name will do where no other begins alike.</p>
-    <dl>${infoscope.filterColumns(view).map(
+    <${infoscope.Wide} label="Columns that filters may name"><dl>${infoscope.filterColumns(view).map(
       (column) => html`<dt><code>${column.name}</code></dt>
         <dd>${column.heading}${column.unit && column.unit !== "1" ? `, ${column.unit}` : ""}</dd>`,
-    )}</dl>
+    )}</dl></${infoscope.Wide}>
   </details>`;
 
   const FilterError = ({ text, error, holds }) => html`
@@ -141,7 +141,7 @@
     const selected = useMemo(() => infoscope.readSelected(shown.selected, view.d_sae), [shown.selected, view.id]);
     const { groups, groupOf } = infoscope.useGroups(view, found?.data?.get("group"));
     if (found?.error) return html`<p class="warning" role="alert">${found.error}</p>`;
-    if (!found) return html`<p role="status">The table is being read ...</p>`;
+    if (!found) return html`<${infoscope.Loading} what="The table" />`;
     const { table, data, rows } = found,
       parts = { view, shown, table, data, groups, groupOf, selected };
     const showSelected = () => infoscope.go({ filter: "selected", brush: "", box: "" });

@@ -28,7 +28,7 @@
       for (const one of [box, ...box.children]) watcher.observe(one);
       return () => watcher.disconnect();
     }, []);
-    const scrolled = isCut ? { tabindex: 0, role: "region", "aria-label": label } : {};
+    const scrolled = isCut ? { tabindex: 0, role: "group", "aria-label": label } : {};
     return html`<div class="wide" ref=${element} ...${scrolled}>${children}</div>`;
   };
 

@@ -86,7 +86,8 @@
     const columns = infoscope.useColumns(view, OF_OTHERS);
     if (of.latents.length === 0) return html`<p class="absent">${caption}: none.</p>`;
     return html`<table class="near"><caption>${caption}</caption>
-      <thead><tr><th scope="col">latent</th><th scope="col">${unit}</th><th scope="col">CDS</th>
+      <thead><tr><th scope="col">latent</th><th scope="col" class="number">${unit}</th>
+        <th scope="col" class="number">CDS</th>
         <th scope="col">group</th></tr></thead>
       <tbody>${of.latents.map((latent, i) => html`
         <${Other} key=${i} view=${view} latent=${latent} value=${of.values[i]} columns=${columns} />`)}</tbody>
@@ -117,8 +118,8 @@
     }
     return html`<${Wide} label="Its best matches"><table class="near">
       <caption>Its best match in other SAEs, seeds and layers</caption>
-      <thead><tr><th scope="col">where</th><th scope="col">latent</th><th scope="col">match</th>
-        <th scope="col">CDS</th><th scope="col">group</th><td></td></tr></thead>
+      <thead><tr><th scope="col">where</th><th scope="col">latent</th><th scope="col" class="number">match</th>
+        <th scope="col" class="number">CDS</th><th scope="col">group</th><td></td></tr></thead>
       <tbody>${elsewhere.map((one) => html`
         <${Elsewhere} key=${one.view} view=${view} other=${byId[one.view]} latent=${latent} one=${one} />`)}</tbody></table></${Wide}>
       ${hows.size > 0 && html`<p class="key">Match: ${[...hows].join("; ")}.</p>`}${others}`;
@@ -144,7 +145,7 @@
     }
     return columns && html`<p>Change of each task's loss when this latent alone is removed. Bars: share of the largest
       change of any latent; to the right where the loss rises.</p>
-      <table class="lengths removal"><tbody>${names.map((name) => {
+      <table class="lengths removal" aria-labelledby="removal"><tbody>${names.map((name) => {
         const { task, value, unit, share, words } = describeEffect(columns[name], latent);
         const place = { width: `${50 * Math.abs(share)}%`, marginLeft: `${50 * (1 + Math.min(0, share))}%` };
         const said = html`<b>${value > 0 ? "+" : ""}${infoscope.show(value)}</b> <span class="unit">${unit}</span>`;

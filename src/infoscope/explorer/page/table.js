@@ -189,8 +189,10 @@
     holdFocus() {
       const { grid, element } = this,
         canvas = grid.getCanvasNode();
-      for (const one of element.querySelectorAll("[tabindex='0']:not(.slick-header-column)")) one.tabIndex = -1;
+      for (const one of element.querySelectorAll("[tabindex='0']:not(.slick-header-column)"))
+        one.removeAttribute("tabindex");
       canvas.tabIndex = 0;
+      canvas.setAttribute("role", "rowgroup");
       grid.setFocus = () => grid.getActiveCellNode()?.focus({ preventScroll: true });
       canvas.addEventListener("focus", () => {
         if (this.rows.length && !grid.getActiveCell()) grid.setActiveCell(grid.getViewport().top, 1);
@@ -232,10 +234,19 @@
         if (!isNew) grid.invalidate();
         grid.scrollRowToTop(0);
       }
-      if (isNew) grid.setColumns([this.picker(), this.number(), ...columns.map((name) => this.column(name))]);
+      const list = () => this.fill([this.picker(), this.number(), ...columns.map((name) => this.column(name))]);
+      if (isNew) grid.setColumns(list());
       grid.setSortColumns([{ columnId: sort.replace(/^-/, ""), sortAsc: !sort.startsWith("-") }]);
       for (const node of this.element.querySelectorAll(".slick-header-column")) this.dressSort(node);
       this.mark();
+    }
+
+    // columns that leave room share it
+    fill([picker, ...columns]) {
+      const total = columns.reduce((sum, { width }) => sum + width, picker.width),
+        room = this.element.clientWidth - 20 - total; // beside the scroll bar
+      if (room > 0) for (const one of columns) one.width += Math.floor(Math.min(room / columns.length, one.width));
+      return [picker, ...columns];
     }
 
     picker() {
@@ -258,6 +269,7 @@
         width: 76,
         sortable: true,
         cssClass: "is-number",
+        headerCssClass: "is-number",
         formatter,
       };
     }
@@ -277,6 +289,7 @@
       };
       const label = infoscope.columnLabel(column) + (hasInterval ? " (95% interval)" : "");
       const longest = Math.max(...label.split(" ").map((word) => word.length));
+      const cssClass = column.kind === "number" && !hasInterval ? "is-number" : "";
       const width = hasInterval ? 190 : isText ? this.textWidth(name) : Math.max(88, 20 + 8.5 * longest);
       return {
         id: name,
@@ -285,7 +298,8 @@
         width,
         sortable: true,
         defaultSortAsc: isText,
-        cssClass: column.kind === "number" && !hasInterval ? "is-number" : "",
+        cssClass,
+        headerCssClass: cssClass,
         formatter,
       };
     }
