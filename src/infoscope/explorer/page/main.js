@@ -2,7 +2,12 @@
 // The frame of all pages: which view, which page, what is missing; then the page itself.
 (() => {
   const { html } = infoscope;
-  const PAGES = { overview: "Overview", latent: "Latent", image: "Image", compare: "Side by side" };
+  const PAGES = {
+    overview: { name: "Overview", component: "Overview" },
+    latent: { name: "Latent", component: "LatentPage" },
+    image: { name: "Image", component: "ImagePage" },
+    compare: { name: "Side by side", component: "ComparePage" },
+  };
 
   /** LatentLink({view, latent}): its number, the mark of its group, its name, where there are these; to its page. */
   infoscope.LatentLink = ({ view, latent }) => {
@@ -55,7 +60,7 @@
   const nameOf = ({ page, latent, set, image }) => {
     if (page === "latent") return `Latent ${latent}`;
     if (page === "image" && set) return `Image ${image} of ${set}`;
-    return Object.hasOwn(PAGES, page) ? PAGES[page] : "No such page";
+    return Object.hasOwn(PAGES, page) ? PAGES[page].name : "No such page";
   };
 
   const Frame = () => {
@@ -68,13 +73,8 @@
       window.addEventListener("infoscope-missing", count);
       return () => window.removeEventListener("infoscope-missing", count);
     }, []);
-    const pages = {
-      overview: infoscope.Overview,
-      latent: infoscope.LatentPage,
-      image: infoscope.ImagePage,
-      compare: infoscope.ComparePage,
-    };
-    const Page = Object.hasOwn(pages, shown.page) ? pages[shown.page] : null; // the address is anybody's
+    // the address is anybody's
+    const Page = Object.hasOwn(PAGES, shown.page) ? infoscope[PAGES[shown.page].component] : null;
     const isFirst = infoscope.useRef(true),
       [said, say] = infoscope.useState(""),
       place = nameOf(shown);
@@ -95,7 +95,7 @@
       <header>
         <h1>${title}</h1>
         <nav aria-label="Pages">${Object.entries(PAGES).map(
-          ([page, name]) => html`
+          ([page, { name }]) => html`
           <a href=${infoscope.address({ page })} aria-current=${shown.page === page ? "page" : null}>${name}</a>`,
         )}</nav>
         <label>SAE <select value=${view.id} onChange=${(event) => choose(event.target.value)}>
