@@ -29,6 +29,7 @@ def folder(sample: Path, tmp_path: Path) -> Path:
     (folder / ".hidden.js").write_text("secret")
     (folder / "data" / "link.js").symlink_to(tmp_path / "secret.js")
     (folder / "linked").symlink_to(tmp_path)
+    (folder / "data" / "loop.js").symlink_to(folder / "data" / "loop.js")
     (folder / "page" / "inner.js").symlink_to(folder / "page" / "main.js")
     return folder
 
@@ -92,6 +93,7 @@ def test_files_of_the_explorer_are_sent_as_what_they_are(server: ExplorerServer,
         "/etc/passwd",
         "/%2fetc/passwd",
         "/data/link.js",
+        "/data/loop.js",
         "/linked/secret.js",
         "/.hidden.js",
         "/config.yaml",

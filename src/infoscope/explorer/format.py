@@ -123,6 +123,7 @@ def pack_maps(maps: Float[np.ndarray, "n grid grid"]) -> dict[str, Any]:
     Args:
         maps: not negative; all are scaled by the largest value among them.
     """
+    assert not np.any(maps < 0), "activation maps are not negative"
     n = len(maps)
     scale = float(maps.max()) if maps.size else 0.0
     steps = np.rint(maps.reshape(n, math.prod(maps.shape[1:])) / (scale or 1.0) * LEVELS).astype(np.uint16)

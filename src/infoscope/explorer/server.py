@@ -137,7 +137,7 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             file = find_file(self.server.folder, self.path)
             handle = None if file is None else file.open("rb")
-        except (OSError, ValueError):  # a name that is no text, or that no file system takes
+        except (OSError, ValueError, RuntimeError):  # a name that is no text or too long, a link to itself
             file = handle = None
         if file is None or handle is None:
             self.send_error(HTTPStatus.NOT_FOUND)
