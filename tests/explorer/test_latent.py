@@ -87,6 +87,7 @@ def test_an_emd_by_sinkhorn_is_no_damage(open_page, sample, tmp_path):
     page = _open(open_page, changed, "latent/7")
     page.wait_for_selector(".pair .flow")
     assert page.locator(".pair .warning").count() == 0
+    assert "by Sinkhorn's approximation" in page.locator("[aria-labelledby=pairs]").inner_text()
 
 
 def test_controls_change_the_maps_and_the_address(open_page, sample):

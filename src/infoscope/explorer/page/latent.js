@@ -101,7 +101,8 @@
   const TopImages = ({ view, shown, ranks, scale }) => html`
     <p>${infoscope.sayRanked(view)}, each in two crops that are shifted by
       ${" " + infoscope.count(view.shift, "patch", "patches")}; the outlined region is the same part of the image in
-      both. EMD: how far its activation moves there, as a share of the largest distance.</p>
+      both. EMD: how far its activation moves there, as a share of the largest
+      distance${view.emd === "sinkhorn" ? " (by Sinkhorn's approximation; what moves is exact)" : ""}.</p>
     <${infoscope.MapControls} shown=${shown} scale=${scale} hasFlow />
     ${shown.flow === "on" && html`<p class="key">What moves, from crop 1 to crop 2: arrows, as wide as the mass that
       moves; dots: mass that stays.</p>`}

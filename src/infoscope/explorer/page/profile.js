@@ -133,7 +133,7 @@
     const most = sizes.reduce((found, size) => Math.max(found, size), 0);
     const change = value > 0 ? "the loss rises: it is missed" : "the loss falls: the task is better without it";
     const words = value === 0 ? "nothing changes"
-      : `${change}; more than for ${Math.floor((100 * nSmaller) / sizes.length)}% of latents`;
+      : `${change}; a larger change than without ${Math.floor((100 * nSmaller) / sizes.length)}% of latents`;
     return { task, value, unit: column.unit, share: value / (most || 1), words };
   };
 
