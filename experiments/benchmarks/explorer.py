@@ -105,22 +105,20 @@ def write_explorer(folder: Path, d_sae: int) -> Path:
     view: dict[str, Any] = {
         "id": "seed0",
         "title": "made-up latents",
-        "d_sae": d_sae,
-        "set": "train",
-        "columns": listed,
-    }
-    view |= {
         "facts": {},
-        "set": "train",
+        "d_sae": d_sae,
         "grid": 16,
         "shift": 1,
         "diagonal": "main",
         "k_cds": 8,
         "k_max": 16,
+        "set": "train",
+        "groups": {"names": ["low", "high"], "rule": "half of the mass", "gamma": 0.06},
+        "landmarks": [{"name": "chance", "value": 0.11}, {"name": "position-locked", "value": 0.14}],
+        "columns": listed,
         "block_size": 64,
+        "images": {},
     }
-    view |= {"groups": {"names": ["low", "high"], "rule": "half of the mass", "gamma": 0.06}, "images": {}}
-    view |= {"landmarks": [{"name": "chance", "value": 0.11}, {"name": "position-locked", "value": 0.14}]}
     put(folder, "manifest", {"format": 1, "title": "benchmark", "facts": {}, "sets": {}, "views": [view]})
     return write_page(folder, "benchmark")
 

@@ -1,4 +1,4 @@
-"""An explorer of invented latents, of any number: what the pages are tested and measured on."""
+"""An explorer of invented latents: what the pages are tested on."""
 
 from __future__ import annotations
 
@@ -18,24 +18,19 @@ EVIL = "<img src=x onerror=\"document.title='run'\">.png"
 """What an image, a class and a latent are called in the sample: shown as it is, run by nobody."""
 
 
-def write_sample(
-    folder: Path, d_sae: int = 300, n_images: int = 40, n_views: int = 2, n_detailed: int | None = None, seed: int = 0
-) -> Path:
+def write_sample(folder: Path, d_sae: int = 300, n_images: int = 40, n_views: int = 2) -> Path:
     """Write an explorer into a folder and return its index.html.
 
     Args:
         n_views: SAEs, which are matched with each other.
-        n_detailed: latents that have pictures; None: all.
     """
-    draw = np.random.default_rng(seed)
+    draw = np.random.default_rng(0)
     names = {i: {"id": f"photo_{i:03d}.jpg", "label": i % 4} for i in range(n_images)}
     names[0]["id"] = EVIL
     put(folder, "sets/train/names/0", names)
     for i in range(n_images):
         put_thumbnail(folder, "train", i, Image.fromarray(draw.integers(0, 256, (72, 72, 3), dtype=np.uint8)))
-    views = [
-        _write_view(folder, f"seed{n}", d_sae, n_images, n_views, n_detailed or d_sae, draw) for n in range(n_views)
-    ]
+    views = [_write_view(folder, f"seed{n}", d_sae, n_images, n_views, draw) for n in range(n_views)]
     classes = ["bird", "boat", EVIL, "house"]
     sets = {"train": {"name": "train", "n_images": n_images, "block_size": 1024, "classes": classes, "n_missing": 0}}
     title = "scenes_clip on scenes <b>sample</b>"
@@ -44,9 +39,9 @@ def write_sample(
     return folder / "index.html"
 
 
-def _write_view(folder, view, d_sae, n_images, n_views, n_detailed, draw):
-    maps = _draw_pairs(n_detailed, draw)
-    emd = np.concatenate([_measure_pairs(maps), draw.beta(1.2, 18, (d_sae - n_detailed, K_MAX))])
+def _write_view(folder, view, d_sae, n_images, n_views, draw):
+    maps = _draw_pairs(d_sae, draw)
+    emd = _measure_pairs(maps)
     cds = compute_cds(emd, 8).values
     group = np.where(np.isnan(cds), "unscored", np.where(cds > 0.06, "high", "low"))
     rate = 10 ** draw.uniform(-5, -0.5, d_sae)
@@ -80,8 +75,8 @@ def _write_view(folder, view, d_sae, n_images, n_views, n_detailed, draw):
     matches = {other: _draw_matches(d_sae, draw) for other in others}
     for other, (latents, cosines) in matches.items():
         put(folder, f"{view}/columns/match_{other}", {"latents": pack(latents), "values": pack(cosines)})
-    for start in range(0, n_detailed, BLOCK):
-        block = range(start, min(start + BLOCK, n_detailed))
+    for start in range(0, d_sae, BLOCK):
+        block = range(start, min(start + BLOCK, d_sae))
         put(
             folder,
             f"{view}/latents/{start // BLOCK}",

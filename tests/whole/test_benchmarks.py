@@ -7,7 +7,6 @@ import math
 import os
 import re
 import runpy
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,11 +15,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.support.chromium import CHROMIUM, MISSING
 from tests.support.experiment_samples import FOLDER
 
 BENCHMARKS = FOLDER / "benchmarks"
 NAMES = sorted({path.stem for path in BENCHMARKS.glob("*.py")} - {"harness"})
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 NUMBER = re.compile(r"(?<![\w.])[-+]?(?:\d[\d,]*\.?\d*(?:e[-+]?\d+)?|nan|inf(?:inity)?)(?!\w)", re.IGNORECASE)
 
 
@@ -41,7 +40,7 @@ def _own_cores() -> Iterator[None]:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_benchmark_runs(name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     if name == "explorer" and CHROMIUM is None:
-        pytest.skip("there is no Chromium: apt install chromium")
+        pytest.skip(MISSING)
     before = read_results()
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     monkeypatch.setattr(sys, "argv", [f"{name}.py", "--tiny"])

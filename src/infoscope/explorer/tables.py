@@ -102,7 +102,7 @@ def read_latents(folder: Path, view: Mapping[str, Any]) -> LatentTable:
         )
         for about in view["columns"]
     ]
-    return LatentTable(view.get("seed", 0), columns)
+    return LatentTable(view.get("seed"), columns)
 
 
 def _read_column(folder: Path, key: str, n: int, kind: str) -> Shaped[np.ndarray, " n"]:

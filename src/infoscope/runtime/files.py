@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,15 @@ def read_text(file: Path, expected: str, advice: str) -> str:
 def write_json(path: Path, value: Any) -> None:
     """Write plain JSON types into a file of a folder that nobody else reads yet."""
     path.write_text(json.dumps(value, indent=2), encoding="utf-8")
+
+
+def count_file_bytes(folder: Path) -> int:
+    """Return how large all files below a folder are together, which others may be moving meanwhile."""
+    n_bytes = 0
+    for path in folder.rglob("*"):
+        with suppress(FileNotFoundError):
+            n_bytes += path.stat().st_size if path.is_file() else 0
+    return n_bytes
 
 
 @contextmanager

@@ -30,7 +30,7 @@ import yaml
 
 from infoscope.runtime import processes
 from infoscope.runtime.errors import explaining_writes
-from infoscope.runtime.files import atomic_write, write_json
+from infoscope.runtime.files import atomic_write, count_file_bytes, write_json
 from infoscope.runtime.locks import Locks
 from infoscope.runtime.manifests import (
     CONFIG,
@@ -62,15 +62,7 @@ class Workspace:
     @property
     def progress_bytes(self) -> int:
         """What an interrupted build has left."""
-        return _count_bytes(self.progress)
-
-
-def _count_bytes(folder: Path) -> int:
-    n_bytes = 0
-    for path in folder.rglob("*"):
-        with suppress(FileNotFoundError):  # another process has just finished it
-            n_bytes += path.stat().st_size
-    return n_bytes
+        return count_file_bytes(self.progress)
 
 
 Build = Callable[[Workspace], None]
@@ -365,7 +357,7 @@ class Store:
 
     def _reading(self, spec: Spec, folder: Path) -> AbstractContextManager[Advance]:
         """Show how far the files of a folder are read, where that takes more than a moment."""
-        show_bar = self._show_bar if _count_bytes(folder) > SHOWN_BYTES else show_nothing
+        show_bar = self._show_bar if count_file_bytes(folder) > SHOWN_BYTES else show_nothing
         return show_bar(f"reading {spec.stage}/{spec.name}, file by file")
 
     def _refuse_newer(self, stage: str) -> None:

@@ -22,7 +22,7 @@ from infoscope.pipeline.context import Context
 from infoscope.pipeline.stage import Key, Needs, NotBuiltYet, Shown, SingleStage, Work
 from infoscope.runtime.environment import describe_environment
 from infoscope.runtime.errors import InputError
-from infoscope.runtime.files import write_json
+from infoscope.runtime.files import count_file_bytes, write_json
 from infoscope.runtime.manifests import compute_hash
 from infoscope.runtime.progress import format_bytes
 from infoscope.runtime.read_only import MissingArtifact
@@ -260,19 +260,15 @@ def _count_latent_bytes(n_ranks: int, grid: int) -> int:
 def _count_all(folder: Path, manifest: Mapping[str, Any]) -> ExplorerFacts:
     """Return what lies in an explorer's folder, but for its manifest."""
     views, sets = manifest["views"], manifest["sets"].values()
-    image_bytes = _count_bytes(folder / "data" / "images")
+    image_bytes = count_file_bytes(folder / "data" / "images")
     return ExplorerFacts(
         n_views=len(views),
         n_latents=sum(view["d_sae"] for view in views),
         n_images=sum(of["n_shown"] for of in sets),
         n_missing=sum(of["n_missing"] for of in sets),
         image_bytes=image_bytes,
-        data_bytes=_count_bytes(folder) - image_bytes,
+        data_bytes=count_file_bytes(folder) - image_bytes,
     )
-
-
-def _count_bytes(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def _say_number(n: int, what: str) -> str:
