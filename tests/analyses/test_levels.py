@@ -18,7 +18,7 @@ from infoscope.analyses.levels import (
     draw_sample,
     measure_levels,
 )
-from infoscope.runtime import parts, processes
+from infoscope.runtime import parts
 from infoscope.sae import passes
 from infoscope.sae.activations import TopK
 from infoscope.sae.model import SparseAutoencoder, TokenNorm
@@ -29,7 +29,6 @@ from tests.support.imported_samples import D_SAE, DEAD
 from tests.support.live_samples import N as N_LIVE
 from tests.support.live_samples import PixelBackbone, read_images
 from tests.support.memory_tokens import MemoryTokens
-from tests.support.quick_processes import quick_sharing
 
 N, GRID = 30, 3
 
@@ -56,17 +55,6 @@ def make_codes(peaks: list[list[float]]) -> ImageCodes:
     ones, index = np.ones(len(rows), np.uint16), np.arange(len(table)) + 100
     values = table[rows, latents]
     return ImageCodes(starts, latents.astype(np.int32), values / 4, values, ones, ones, index, table.shape[1], 4, 0.0)
-
-
-def measure_in_parts(folder: Path) -> Levels:
-    """What every process does; it keeps what it found in a folder of its own."""
-    parts.PART_IMAGES, passes.BATCH_IMAGES = (8, 8), 5
-    sae = imported_samples.make_sae("topk", TokenNorm.none)
-    found = measure_levels(sae, MemoryTokens(make_patches()), 20, folder=folder)
-    own = folder / f"found-{processes.current().rank}"
-    own.mkdir()
-    found.save(own)
-    return found
 
 
 def choose_by_hand(peaks: np.ndarray) -> list[int]:
@@ -177,20 +165,6 @@ def test_the_spread_is_the_histogram_of_what_fires() -> None:
         assert found.n_firing[latent] == len(fires)
         assert found.largest[latent] == np.float32(fires.max(initial=0))
     assert found.counts[5].tolist() == [0] * (N_BINS - 1) + [1]
-
-
-@pytest.mark.long
-def test_two_processes_find_what_one_does(tmp_path: Path) -> None:
-    for name in ("alone", "together"):
-        (tmp_path / name).mkdir()
-    alone = measure_in_parts(tmp_path / "alone")
-    with quick_sharing(), processes.sharing(2, measure_in_parts, tmp_path / "together"):
-        measure_in_parts(tmp_path / "together")
-    for rank in range(2):
-        found = Levels.load(tmp_path / "together" / f"found-{rank}")
-        np.testing.assert_array_equal(found.rows, alone.rows)
-        np.testing.assert_array_equal(np.asarray(found.maps), np.asarray(alone.maps))
-        np.testing.assert_array_equal(found.codes.means, alone.codes.means)
 
 
 def test_images_that_are_encoded_anew_give_the_levels_of_kept_tokens(tmp_path: Path) -> None:
