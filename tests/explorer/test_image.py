@@ -169,6 +169,9 @@ def test_predictions_switch(open_page, sample):
     assert after.all_inner_texts() == ["4.00%", "6.00%", "20.00%", "70.00%"]
     widths = page.eval_on_selector_all(".class-bars .bar.after", "(all) => all.map((one) => one.style.width)")
     assert widths == ["4%", "6%", "20%", "70%"]
+    page.reload()  # a link holds what is switched off
+    page.wait_for_selector(".switches")
+    assert said.inner_text() == f"Without all latents of the group high, {change}"
     found = read_image(sample, 1)["predictions"]["latents"][1]
     page.locator(f"input[value='latent {found['latent']}']").check()
     assert after.all_inner_texts() == [f"{100 * p:.2f}%" for p in found["probabilities"]]

@@ -15,6 +15,7 @@ const infoscope = {
     if (typeof value !== "number") return String(value);
     if (Number.isInteger(value)) return value.toLocaleString("en-US");
     const size = Math.abs(value);
+    if (size < 1e-13) return "0"; // what rounding left of a difference
     return size >= 1e-4 && size < 1e6 ? String(Number(value.toPrecision(digits))) : value.toExponential(digits - 1);
   },
 

@@ -86,7 +86,8 @@
         ${brush && html`<button type="button" onClick=${() => setBrush(null)}>Clear the range</button>`}
         <span class="quiet">${
           nUnscored > 0 &&
-          `${infoscope.count(nUnscored, "latent")} ${isOne ? "has" : "have"} no CDS and cannot be drawn. `
+          `${infoscope.count(nUnscored, "latent")} ${isOne ? "has" : "have"} no CDS: ` +
+            "too few pairs of crops have a distance. "
         }
         ${view.groups?.rule && `Groups: ${view.groups.rule}.`}</span></p>
     </figure>`;

@@ -84,12 +84,17 @@
   /** The choice of patches, which is shown at once, and written into the address when it stays. */
   const useChoice = (shown) => {
     const [draft, setDraft] = infoscope.useState(null), timer = infoscope.useRef(null);
-    infoscope.useEffect(() => setDraft(null), [shown.side, shown.patches]);
+    infoscope.useEffect(() => {
+      if (timer.current === null) setDraft(null); // else a newer choice waits to be written
+    }, [shown.side, shown.patches]);
     infoscope.useEffect(() => () => clearTimeout(timer.current), []);
     const choose = (changes) => {
       setDraft(changes);
       clearTimeout(timer.current);
-      timer.current = setTimeout(() => infoscope.go(changes, true), COMMIT_MS);
+      timer.current = setTimeout(() => {
+        timer.current = null;
+        infoscope.go(changes, true);
+      }, COMMIT_MS);
     };
     return [draft ?? { side: shown.side, patches: shown.patches }, choose];
   };
@@ -109,8 +114,10 @@
     const where = side === 0 ? "the whole image" : `crop ${side}`;
     const firing = count(found.rows.filter((row) => row.peak > 0).length, "latent fires", "latents fire");
     const on = box.isAll ? "" : ` on ${nPatches === 1 ? "this patch" : `these ${nPatches} patches`}`;
+    const nOther = found.rows.filter((row) => row.peak <= 0).length;
     return html`
-      <p role="status" class="patch-said">${infoscope.nameBox(box)} of ${where}: ${firing}${on}.</p>
+      <p role="status" class="patch-said">${infoscope.nameBox(box)} of ${where}: ${firing}${on}${nOther > 0
+        && `; ${count(nOther, "other fires", "others fire")} there in crop ${3 - side} alone`}.</p>
       ${side > 0 && nShared === 0 && html`<p class="quiet">Crop ${3 - side} does not
         show ${nPatches === 1 ? "this patch" : "any of these patches"}: there is nothing to compare.</p>`}
       ${side > 0 && nShared > 0 && nShared < nPatches && html`<p class="quiet">Crop ${3 - side} does not

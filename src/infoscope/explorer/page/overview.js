@@ -5,11 +5,12 @@
 
   const FilterHelp = ({ view }) => html`<details class="help">
     <summary>How filters are written</summary>
-    <p>Columns are compared with <code>${"< <= > >= = !="}</code>, joined by <code>&</code>, <code>|</code>,
-      <code>!</code> (or <code>and or not</code>) and parentheses: <code>${"cds > 0.1 & rate < 1%"}</code>. Texts
-      stand in quotes; <code>name ~ "dog"</code> finds those that contain it, in capitals or not. Switches stand alone:
-      <code>!undecided</code>. <code>known(ms)</code> asks whether there is a value; comparisons with one that is not
-      known are false. The beginning of a name will do where no other begins alike.</p>
+    <p>Columns are compared with <code>${"< <= > >= = !="}</code>, joined by <code>&</code> (and), <code>|</code>
+      ${" (or), "}<code>!</code> (not) and parentheses: <code>${"cds > 0.1 & rate < 1%"}</code>. Texts stand in
+      quotes: <code>name ~ "dog"</code> finds those that contain it, in capitals or not. Yes and no stand alone:${" "}
+      <code>undecided</code>, <code>!undecided</code>. The number of a latent is <code>latent</code>.${" "}
+      <code>known(ms)</code> asks whether there is a value; comparisons with one that is not known are false. The
+      beginning of a name will do where no other begins alike.</p>
     <${infoscope.Wide} label="Columns that filters may name"><dl>${infoscope.filterColumns(view).map(
       (column) => html`<dt><code>${column.name}</code></dt>
         <dd>${column.heading}${column.unit && column.unit !== "1" ? `, ${column.unit}` : ""}</dd>`,

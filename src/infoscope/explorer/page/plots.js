@@ -40,6 +40,8 @@
     ...more,
   });
 
+  const keepWhole = (_, ticks) => ticks.map((tick) => (Number.isInteger(tick) ? tick : null)); // of counts
+
   /** {low, high, positive: the smallest above 0, or null} of the values that are known; null: none is. */
   infoscope.extent = (values) => {
     let low = Infinity,
@@ -166,7 +168,7 @@
           x: { time: false, range: () => [low, high] },
           y: { range: (_, least, most) => [0, Math.max(1, most * top)] },
         },
-        axes: [makeAxis(fit(label, width)), makeAxis("latents", { size: 56 })],
+        axes: [makeAxis(fit(label, width)), makeAxis("latents", { size: 56, filter: keepWhole })],
         series: [{}, ...series.reverse()],
         cursor: { drag: { x: true, y: false, setScale: false }, points: { show: false }, y: false },
         hooks: { draw: [() => drawLandmarks(u, landmarks)], setSelect: [setSelect] },

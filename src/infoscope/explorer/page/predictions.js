@@ -43,7 +43,8 @@
 
   const Switches = ({ view, facts, names, top, switches, chosen, onChoose }) => html`
     <${infoscope.Wide} label="What is switched off"><table class="switches">
-    <caption>Switch off: nothing, a group of latents, or one of those that matter most here</caption>
+    <caption>Switch off: nothing, a group of latents, or one latent: those of largest attribution, the
+      largest first</caption>
     <thead><tr><th scope="col">without</th><th scope="col" class="number">${names[top]}</th>
       <th scope="col">most probable then</th></tr></thead>
     <tbody>${switches.map((one) => html`<tr key=${one.id} class=${one === chosen ? "is-chosen" : ""}>
@@ -60,12 +61,13 @@
 
   /** ImagePredictions({view, set, predictions, facts}): of one image; what makes them where there are none. */
   infoscope.ImagePredictions = ({ view, set, predictions, facts }) => {
-    const [off, setOff] = infoscope.useState("nothing");
+    const { off } = infoscope.useShown();
     const switches = infoscope.useMemo(() => predictions ? listSwitches(predictions) : [], [predictions]);
     if (!predictions) {
       return html`<section class="predictions"><h3>Predictions</h3>
         <p>No predictions were made with this SAE. A model with a text tower makes them, on data with class
-        names: <code>infoscope stage=predict</code>, then <code>infoscope stage=explore</code> again.</p></section>`;
+        names: <code>infoscope stage=predict</code>, then <code>infoscope stage=explore</code>, both
+        with the settings of this explorer.</p></section>`;
     }
     const names = predictions.classes.map((place, i) => predictions.texts?.[i]
       ?? infoscope.manifest.sets[set]?.classes?.[place] ?? `class ${place}`);
@@ -76,7 +78,8 @@
       <p role="status" class="prediction-said">${sayChange(names, predictions.before, chosen)}</p>
       <div class="prediction-parts">
         <${Bars} predictions=${predictions} names=${names} after=${chosen.probabilities} />
-        <${Switches} ...${{ view, facts, names, top, switches, chosen }} onChoose=${setOff} />
+        <${Switches} ...${{ view, facts, names, top, switches, chosen }} 
+          onChoose=${(id) => infoscope.go({ off: id === "nothing" ? "" : id }, true)} />
       </div></section>`;
   };
 })();

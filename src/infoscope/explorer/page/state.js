@@ -9,6 +9,7 @@
     set: "", image: 0, // of the image page
     patches: "", // chosen patches of it: "row,column" or "row,column-row,column"
     side: "1", // which crop of it
+    off: "", // what it is predicted without: "group high", "latent 17"; "": nothing
     filter: "", sort: "-cds", columns: "", selected: "", // of the table
     x: "", y: "", xScale: "", yScale: "", // of the scatter: columns; log, linear or what suits them
     brush: "", box: "", // ranges that are chosen in the histogram ("0.1,0.2") and the scatter (x, x, y, y)
