@@ -203,7 +203,7 @@ def test_what_is_shown_is_in_the_address(open_page, sample):
     # the table by keys: one stop, arrows, Space and Enter
     page.evaluate("infoscope.go({ selected: '', filter: '' })")
     wait_for_rows(page, "300 latents")
-    page.focus(".grid-canvas-top.grid-canvas-left")
+    page.focus(".slick-viewport-top.slick-viewport-left")
     page.keyboard.press("ArrowDown")
     page.keyboard.press("Space")
     wait_for_rows(page, "300 latents, 1 selected")

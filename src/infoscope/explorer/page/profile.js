@@ -79,7 +79,8 @@
     <td><${GroupMark} view=${view} group=${infoscope.valueOf(columns?.group, latent)} /></td>
     ${last}</tr>`;
 
-  const NotNear = ({ what }) => html`<p class="absent">${what} not measured: set <code>explore.n_near</code> above 0, then
+  const NotNear = ({ what }) => html`<p class="absent">${what} not measured: set
+    ${" "}<code>explore.n_near</code> above 0, then
     ${" "}<code>infoscope stage=explore</code>.</p>`;
 
   const Near = ({ view, of, caption, unit }) => {
@@ -121,7 +122,8 @@
       <thead><tr><th scope="col">where</th><th scope="col">latent</th><th scope="col" class="number">match</th>
         <th scope="col" class="number">CDS</th><th scope="col">group</th><td></td></tr></thead>
       <tbody>${elsewhere.map((one) => html`
-        <${Elsewhere} key=${one.view} view=${view} other=${byId[one.view]} latent=${latent} one=${one} />`)}</tbody></table></${Wide}>
+        <${Elsewhere} key=${one.view} view=${view} other=${byId[one.view]} latent=${latent} one=${one} />`)}
+      </tbody></table></${Wide}>
       ${hows.size > 0 && html`<p class="key">Match: ${[...hows].join("; ")}.</p>`}${others}`;
   };
 

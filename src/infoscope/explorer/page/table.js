@@ -185,24 +185,26 @@
     }
 
     // The Tab key stops once at the rows, where the cell that has the focus is what screen readers read. SlickGrid has
-    // many stops, keeps the focus in an element without content and would go through all cells.
+    // many stops, keeps the focus in an element without content and would go through all cells. What scrolls is
+    // the stop, for Firefox would stop there anyway.
     holdFocus() {
       const { grid, element } = this,
-        canvas = grid.getCanvasNode();
+        viewport = grid.getViewportNode();
       for (const one of element.querySelectorAll("[tabindex='0']:not(.slick-header-column)"))
         one.removeAttribute("tabindex");
-      canvas.tabIndex = 0;
-      canvas.setAttribute("role", "rowgroup");
+      viewport.tabIndex = 0;
+      viewport.setAttribute("role", "rowgroup");
       grid.setFocus = () => grid.getActiveCellNode()?.focus({ preventScroll: true });
-      canvas.addEventListener("focus", () => {
-        if (this.rows.length && !grid.getActiveCell()) grid.setActiveCell(grid.getViewport().top, 1);
+      viewport.addEventListener("focus", () => {
+        const first = Math.max(0, Math.min(this.rows.length - 1, grid.getViewport().top));
+        if (this.rows.length && !grid.getActiveCell()) grid.setActiveCell(first, 1);
         grid.setFocus();
       });
-      canvas.addEventListener("focusin", () => {
-        canvas.tabIndex = -1;
+      viewport.addEventListener("focusin", () => {
+        viewport.tabIndex = -1;
       });
-      canvas.addEventListener("focusout", ({ relatedTarget }) => {
-        if (!canvas.contains(relatedTarget)) canvas.tabIndex = 0;
+      viewport.addEventListener("focusout", ({ relatedTarget }) => {
+        if (!viewport.contains(relatedTarget)) viewport.tabIndex = 0;
       });
       element.addEventListener("mousedown", (event) => {
         if (event.shiftKey) event.preventDefault(); // it selects rows, not texts
@@ -230,7 +232,7 @@
         this.rows = rows;
         this.element.setAttribute("aria-rowcount", rows.length + 1);
         grid.resetActiveCell();
-        grid.getCanvasNode().tabIndex = 0;
+        grid.getViewportNode().tabIndex = 0;
         if (!isNew) grid.invalidate();
         grid.scrollRowToTop(0);
       }
