@@ -49,20 +49,21 @@ class Beside:
     @property
     def words(self) -> str:
         """What differs, in words."""
-        some = [(key.rpartition(".")[2], _shorten(value)) for key, value in list(self.differing.items())[:3]]
-        return ", ".join(f"{key} {value}" for key, value in some) or f"hash {self.hash[:8]}"
+        return ", ".join(f"{key} {value}" for key, value in self._told[:3]) or f"hash {self.hash[:8]}"
 
     def name_view(self, view: str) -> str:
         """Return the id of a view in this explorer: what differs, and its own."""
-        shown = [(key.rpartition(".")[2], _shorten(value)) for key, value in list(self.differing.items())[:2]]
-        told = [value if isinstance(value, str) else f"{key}{value}" for key, value in shown]
+        told = [value if isinstance(value, str) else f"{key}{value}" for key, value in self._told[:2]]
         slugs = [re.sub(r"[^A-Za-z0-9.]+", "_", one)[-30:].strip("._") for one in told]
         return "-".join([*filter(None, slugs), self.hash[:8], view])
 
-
-def _shorten(value: Any) -> Any:
-    """Return a setting; of a path its last part: where it lies is nobody's business."""
-    return value.rpartition("/")[2] if isinstance(value, str) else value
+    @property
+    def _told(self) -> list[tuple[str, Any]]:
+        """The settings that differ by their last names; of a path its last part: where it lies is nobody's business."""
+        return [
+            (key.rpartition(".")[2], value.rpartition("/")[2] if isinstance(value, str) else value)
+            for key, value in self.differing.items()
+        ]
 
 
 def read_besides(ctx: Context) -> list[Beside]:
