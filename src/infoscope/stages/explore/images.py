@@ -41,6 +41,12 @@ USUAL_K = 32
 """Latents that fire on a patch, about, where the settings do not say."""
 
 
+def find_square_px(ctx: Context) -> int:
+    """Return the side of the square that both crops are cut from."""
+    sizes = find_sizes(ctx)
+    return scc_size_px(sizes.grid, sizes.patch_px, ctx.config.scope.shift_patches)
+
+
 def count_browsed(ctx: Context) -> dict[str, int]:
     """Return how many images of each split are browsed: half of them of the test set, where there is one."""
     n = ctx.config.explore.n_browsed
@@ -123,7 +129,7 @@ def count_browsed_forwards(ctx: Context) -> int:
 def count_browsed_bytes(ctx: Context) -> int:
     """Return about what the files of the browsed images of one seed take."""
     sizes, k = find_sizes(ctx), getattr(ctx.config.sae, "k", None) or USUAL_K
-    side = min(PICTURE_PX, (sizes.grid + ctx.config.scope.shift_patches) * sizes.patch_px)
+    side = min(PICTURE_PX, find_square_px(ctx))
     of_maps = 3 * sizes.n_patches * k * BYTES_PER_PATCH
     return round(sum(count_browsed(ctx).values()) * (of_maps + 0.5 * side**2 + 4000))
 
@@ -138,7 +144,6 @@ def write_browsed_images(ctx: Context, views: Mapping[int, str], folder: Path) -
         folder: of the explorer.
     """
     browsed, backbone, scope = list_browsed(ctx), load_backbone(ctx), ctx.config.scope
-    square_px = scc_size_px(backbone.grid, backbone.patch_px, scope.shift_patches)
     saes = {seed: sae_of(ctx, seed).load() for seed in views}
     n, n_done = sum(map(len, browsed.values())), 0
     with ctx.display.bar("browsed images", n, "images") as advance:
@@ -146,7 +151,7 @@ def write_browsed_images(ctx: Context, views: Mapping[int, str], folder: Path) -
             images, predictors = open_split(ctx, split), {seed: _make_predictor(ctx, seed, split) for seed in views}
             both = [
                 iterate_images(images, size_px, 1, positions, device=ctx.device)
-                for size_px in (backbone.image_px, square_px)
+                for size_px in (backbone.image_px, find_square_px(ctx))
             ]
             for position, whole, square in zip(positions.tolist(), *both, strict=True):
                 pictures = whole.images[0], square.images[0]

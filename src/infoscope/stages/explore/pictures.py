@@ -26,12 +26,12 @@ from infoscope.runtime import processes
 from infoscope.runtime.files import write_json
 from infoscope.runtime.parts import cut
 from infoscope.runtime.store import Workspace
-from infoscope.stages.explore.images import count_browsed, key_of_browsed, list_browsed
+from infoscope.stages.explore.images import count_browsed, find_square_px, key_of_browsed, list_browsed
 from infoscope.stages.images import count_images, open_split, scenes_of
 from infoscope.stages.levels import LevelMaps
 from infoscope.stages.rank import Rank
 from infoscope.stages.sae import count_latents
-from infoscope.stages.tokens import Tokens, find_sizes
+from infoscope.stages.tokens import Tokens
 
 PART_IMAGES = 1024
 """Images that an interruption costs at most, and names in a file."""
@@ -115,12 +115,6 @@ class Thumbnails(SingleStage[Pictures]):
 def hash_all(up: Needs) -> dict[str, str]:
     """Return the hash of each artifact by its role; scenes are in those of what was made from them."""
     return {role: node.hash for role, node in up if isinstance(node, Handle) and not role.startswith("scenes")}
-
-
-def find_square_px(ctx: Context) -> int:
-    """Return the side of the square that both crops are cut from."""
-    sizes = find_sizes(ctx)
-    return (sizes.grid + ctx.config.scope.shift_patches) * sizes.patch_px
 
 
 def find_thumbnail_px(ctx: Context) -> int:
