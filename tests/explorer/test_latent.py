@@ -79,6 +79,13 @@ def test_what_images_were_ranked_by_is_said(open_page, sample, tmp_path):
     assert of_page.inner_text().endswith("mean activation 0.25")
 
 
+def test_a_score_over_more_ranks_than_are_kept_is_said(open_page, sample, tmp_path):
+    page = _open(open_page, _change(sample, tmp_path, k_cds=32), "latent/7")
+    assert "CDS is over 32, of which 16 are kept" in page.locator("[aria-labelledby=by-rank]").inner_text()
+    page = _open(open_page, sample, "latent/7")
+    assert "are kept" not in page.locator("[aria-labelledby=by-rank]").inner_text()
+
+
 def test_an_emd_by_sinkhorn_is_no_damage(open_page, sample, tmp_path):
     changed = _change(sample, tmp_path, emd="sinkhorn")
     detail = read(changed.parent, "seed0/latents/0")

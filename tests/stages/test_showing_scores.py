@@ -18,7 +18,7 @@ from infoscope.sae.activations import TopK
 from infoscope.sae.config import TokenChoice
 from infoscope.sae.model import SparseAutoencoder
 from infoscope.sae.origin import Origin
-from infoscope.scope.config import Diagonal
+from infoscope.scope.config import Diagonal, RankBy
 from infoscope.scope.crops import shifted_crops
 from infoscope.scope.partition import Partition
 from infoscope.stages.contextual_dependency.found import ContextualDependency
@@ -165,6 +165,9 @@ def test_a_notebook_shows_numbers_a_histogram_and_how_to_go_on(found: Contextual
     low = found.divide().low
     assert f"{low.sum()}</td>" in shown
     assert repr(found).startswith(f"ContextualDependency({scored} of 40 latents scored on 12 images")
+    drawn = replace(found, ranking=replace(found.ranking, rank_by=RankBy.drawn))._repr_html_()
+    assert "images that excite a latent most (k_cds)" in shown
+    assert "images drawn from those on which a latent fires (k_cds)" in drawn
 
 
 def test_names_of_strangers_are_escaped(found: ContextualDependency) -> None:

@@ -66,7 +66,8 @@
           : html`<circle class="rank" cx=${x(i + 1)} cy=${y(value)} r="3.5" />`)}
         <polyline class="running" points=${path} />
       </${infoscope.Plot}>
-      <p class="key">Dots: the EMD at each rank (×: none). Line: CDS over the first k ranks.</p></div>`;
+      <p class="key">Dots: the EMD at each rank (×: none). Line: CDS over the first k ranks.${view.k_max < view.k_cds
+        && ` The latent's CDS is over ${view.k_cds}, of which ${view.k_max} are kept here.`}</p></div>`;
   };
 
   const MARKS = { // of the images that are shown, by what they are shown for

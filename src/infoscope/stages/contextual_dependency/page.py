@@ -8,6 +8,7 @@ import numpy as np
 
 from infoscope.report.figure_style import house_style, write_png
 from infoscope.runtime import notebook
+from infoscope.scope.config import RankBy
 from infoscope.scope.examples import choose_example_latents
 from infoscope.scope.partition import name_group
 from infoscope.stages.score.figures import draw_cds_histograms
@@ -19,6 +20,11 @@ if TYPE_CHECKING:
 
 N_EXAMPLES = 6
 HISTOGRAM_PX = 720
+CHOSEN_BY = {
+    RankBy.max: "that excite a latent most",
+    RankBy.mean: "of a latent's largest mean activation",
+    RankBy.drawn: "drawn from those on which a latent fires",
+}
 
 
 def write_found(found: ContextualDependency, scope: ScopeResult) -> str:
@@ -48,7 +54,7 @@ def _list_facts(found: ContextualDependency) -> dict[str, str]:
         "by chance": _summarise(found.chance),
         "images": images,
         "SAE reads": f"the tokens after block {found.layer}",
-        "score": f"mean over the {found.k_cds} images that excite a latent most (k_cds)",
+        "score": f"mean over the {found.k_cds} images {CHOSEN_BY[found.ranking.rank_by]} (k_cds)",
     }
 
 
